@@ -1,0 +1,231 @@
+"""The types every other module speaks in: a loss, directions, a landscape, and how to execute.
+
+Nothing here computes; see ``data``, ``directions``, ``landscape`` and ``execution`` for the verbs.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+
+PyTree = Any
+Batch = Any
+Path = str
+FilterAxis = int | Callable[[Path, Any], int | tuple[int, ...] | None]
+Select = str | Sequence[str] | Callable[[Path, Any], bool] | Any
+"""A glob (``"**/kernel"``), compiled regular expression, predicate ``(path, leaf) -> bool``, or a sequence of these."""
+
+
+def _identity_of(f: Any) -> Hashable:
+    """What makes two callables the same to a compiler: a function's code, defaults and captured values."""
+    if isinstance(f, functools.partial):
+        return (
+            _identity_of(f.func),
+            tuple(map(_identity_of, f.args)),
+            tuple((k, _identity_of(v)) for k, v in f.keywords.items()),
+        )
+    if isinstance(f, types.FunctionType):
+        captured = tuple(_identity_of(cell.cell_contents) for cell in f.__closure__ or ())
+        named = tuple((k, _identity_of(v)) for k, v in (f.__kwdefaults__ or {}).items())
+        return (f.__code__, f.__module__, tuple(map(_identity_of, f.__defaults__ or ())), named, captured)
+    hash(f)
+    return (type(f), f)
+
+
+class Static:
+    """A callable that compares by value where it can: one lambda written in a loop compiles once, not every time."""
+
+    def __init__(self, f: Callable[..., Any]):
+        self.f = f
+        try:
+            self.identity: Hashable = _identity_of(f)
+        except (TypeError, ValueError):  # captured arrays or lists, empty cells: only the object itself is the same
+            self.identity = id(f)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.f(*args, **kwargs)
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self.identity == other.identity
+
+    def __repr__(self) -> str:
+        return f"Static({self.f!r})"
+
+
+def static(f: Any) -> Any:
+    """A plain function or partial wrapped as ``Static``; anything else (classes with their own equality) as it is."""
+    return Static(f) if isinstance(f, types.FunctionType | functools.partial) else f
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """A loss over a data set: the mean of per-example losses, plus an optional penalty on the parameters.
+
+        L(theta) = sum_i w_i l_i(theta) / sum_i w_i  +  penalty(theta)
+
+    A ``Loss`` is a pytree whose leaves are ``state`` and ``key``; everything else is static and compared by value, so
+    two adapters of one architecture share compiled code.
+
+    Args:
+      apply: ``apply(params, state, batch, train) -> (outputs, new_state)``, pure. ``train`` is a Python bool and
+        selects batch statistics in normalization layers. If ``key`` is set, a fifth argument is passed: per-example
+        keys ``(B,)``.
+      criterion: ``criterion(outputs, batch) -> losses`` with leading axis B (entries of further axes, such as tokens,
+        count with weight 1 each), or ``(losses, weights)`` of equal shapes. With ``per_example=False`` it returns a
+        scalar.
+      state: non-trained variables (BatchNorm statistics), a pytree or None.
+      key: a ``jax.random`` key for losses that draw noise; folded with each example's index, so that the draw depends
+        neither on the batching nor on the point of the landscape.
+      penalty: ``penalty(params) -> scalar`` added to the mean, e.g. weight decay.
+      per_example: False for losses that couple the examples of a batch (contrastive, batch-normalised scores). Then a
+        batch is never cut or padded, the data set's value is the size-weighted mean over batches, and no standard error
+        is given.
+      filter_axis: which axes of a weight tensor index its filters: an int, or ``(path, leaf) -> axes`` where None says
+        that the tensor is one-dimensional. None lets ``directions.normalize`` decide from the kind of parameter tree.
+    """
+
+    apply: Callable[..., tuple[Any, PyTree]] = field(metadata={"static": True})
+    criterion: Callable[[Any, Batch], Any] = field(metadata={"static": True})
+    state: PyTree = None
+    key: Any = None
+    penalty: Callable[[PyTree], Any] | None = field(default=None, metadata={"static": True})
+    per_example: bool = field(default=True, metadata={"static": True})
+    filter_axis: FilterAxis | None = field(default=None, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        for name in ("apply", "criterion", "penalty", "filter_axis"):
+            object.__setattr__(self, name, static(getattr(self, name)))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a factory hands to the command line: ``lla-jax landscape --problem module:factory``.
+
+    Args:
+      loss: a ``Loss`` or a plain ``f(params, batch) -> scalar``.
+      params: the trained parameters, a pytree of floating arrays.
+      data: one data set (array pytree with leading axis N) or ``lla.stream(...)``.
+      opt_state: optax state, needed for Adam axes.
+      metrics: ``{name: f(outputs, batch) -> (B,)}``.
+      extra_data: ``{name: data set}`` evaluated at the same points, e.g. ``{"test": ...}``.
+      checkpoints: other parameter trees of the same structure, for lines and planes between solutions.
+    """
+
+    loss: Any
+    params: PyTree
+    data: Any
+    opt_state: Any = None
+    metrics: Mapping[str, Callable[[Any, Batch], Any]] = field(default_factory=dict)
+    extra_data: Mapping[str, Any] = field(default_factory=dict)
+    checkpoints: Sequence[PyTree] = ()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Directions in parameter space, the axes of a landscape.
+
+    Args:
+      tree: the parameters' structure; every leaf has a leading axis k, one entry per direction.
+      recipe: how they were made, JSON-able: ``{"kind": ..., ..., "normalize": [...]}``. Static: it is no part of the
+        computation, and it compares equal to every other recipe so that new seeds compile nothing.
+    """
+
+    tree: PyTree
+    recipe: Recipe = field(metadata={"static": True})
+
+    @property
+    def num(self) -> int:
+        """Number of directions k."""
+        return int(jax.tree_util.tree_leaves(self.tree)[0].shape[0])
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> Directions:
+        """A subset: ``axes[0]``, ``axes[:2]``, ``axes[[3, 0]]``; an int keeps the leading axis (k = 1)."""
+        picked = np.atleast_1d(np.arange(self.num)[index])
+        recipe = Recipe(self.recipe)
+        recipe["chosen"] = [int(i) for i in np.asarray(recipe.get("chosen", range(self.num)))[picked]]
+        if "names" in recipe:
+            recipe["names"] = [recipe["names"][i] for i in picked]
+        if "marks" in recipe:  # a point with a part along a direction left out is not in this plane
+            left_out = sorted(set(range(self.num)) - {int(i) for i in picked})
+            recipe["marks"] = [
+                [name, [at[i] for i in picked]] for name, at in recipe["marks"] if not np.any(np.asarray(at)[left_out])
+            ]
+        return Directions(jax.tree_util.tree_map(lambda leaf: leaf[picked], self.tree), recipe)
+
+
+class Recipe(dict):
+    """A JSON-able description that never takes part in compilation: all recipes hash and compare alike under jit."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+@dataclass(frozen=True, eq=False)
+class Landscape:
+    """Losses (and metrics) on a grid of points around a network.
+
+    Args:
+      coords: one 1-D float64 array per axis, in units of the direction.
+      values: ``{name: (n1, ..., nk)}`` float64; ``values["loss"][i, j]`` is the loss at
+        ``rule(params, directions, (coords[0][i], coords[1][j]))``. NaN or inf where the network gave it.
+      stderr: ``{name: (n1, ..., nk)}``: standard errors over the examples; absent where not defined.
+      recipe: directions, rule, batch_stats policy, data fingerprint, plan, precision, versions; JSON-able.
+    """
+
+    coords: tuple[np.ndarray, ...]
+    values: dict[str, np.ndarray]
+    stderr: dict[str, np.ndarray]
+    recipe: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Points per axis (n1, ..., nk)."""
+        return tuple(len(c) for c in self.coords)
+
+    @property
+    def dims(self) -> int:
+        """Number of axes k."""
+        return len(self.coords)
+
+
+class UpdateRule(Protocol):
+    """``rule(params, directions, coord) -> params``: the parameters at a point; ``directions`` is the stacked tree."""
+
+    def __call__(self, params: PyTree, directions: PyTree, coord: Any, /) -> PyTree: ...
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a kernel is driven. The values do not depend on it beyond rounding; "auto" is timed on the first chunk.
+
+    Args:
+      chunk: points evaluated per call and device.
+      microbatch: examples per block (per-example losses with frozen statistics only; otherwise the batch is whole).
+      loop: how the points of a chunk are run: "vmap" (batched) or "map" (on-device loop). With ``chunk=1`` there is
+        neither: one compiled point is called from the host.
+      share: compute what is affine in the coordinates (the first layer) once per block instead of once per point.
+      devices: "all" local devices, their number, or a sequence of ``jax.Device``; points are split over them.
+    """
+
+    chunk: int | Literal["auto"] = "auto"
+    microbatch: int | Literal["auto"] = "auto"
+    loop: Literal["auto", "vmap", "map"] = "auto"
+    share: bool | Literal["auto"] = "auto"
+    devices: int | Literal["all"] | Sequence[Any] = "all"

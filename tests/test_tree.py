@@ -1,0 +1,145 @@
+"""Paths, selection, and the arithmetic of trees."""
+
+from __future__ import annotations
+
+import re
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lla_jax import _tree
+
+TREE = {
+    "Conv_0": {"kernel": np.ones((2, 3), np.float32), "bias": np.zeros(3, np.float32)},
+    "head": [np.full((2,), 2, np.float32), {"kernel": np.float32(3)}],
+}
+PATHS = ["Conv_0/bias", "Conv_0/kernel", "head/0", "head/1/kernel"]
+
+
+class TestPaths:
+    def test_plain_and_frozen(self):
+        assert _tree.paths(TREE) == PATHS
+        assert _tree.paths(flax.core.freeze({"a": TREE["Conv_0"]})) == ["a/bias", "a/kernel"]
+
+    def test_nnx_without_value(self):
+        state = nnx.State({"conv": {"kernel": nnx.Param(np.ones(2))}, "ll": {0: {"bias": nnx.Param(np.ones(3))}}})
+        assert _tree.paths(state) == ["conv/kernel", "ll/0/bias"]
+
+    def test_single_leaf(self):
+        assert _tree.paths(np.ones(3)) == [""]
+
+
+class TestSelected:
+    @pytest.mark.parametrize(
+        ("select", "expected"),
+        [
+            (None, PATHS),
+            ("**", PATHS),
+            ("**/kernel", ["Conv_0/kernel", "head/1/kernel"]),
+            ("*/kernel", ["Conv_0/kernel"]),
+            ("Conv_?/*", ["Conv_0/bias", "Conv_0/kernel"]),
+            ("head/**", ["head/0", "head/1/kernel"]),
+            ("head/**/kernel", ["head/1/kernel"]),
+            ("head/0", ["head/0"]),
+            (re.compile("bias|^head"), ["Conv_0/bias", "head/0", "head/1/kernel"]),
+            (lambda path, leaf: np.ndim(leaf) == 1, ["Conv_0/bias", "head/0"]),
+            (["head/0", re.compile("bias$")], ["Conv_0/bias", "head/0"]),
+        ],
+    )
+    def test_kinds(self, select, expected):
+        assert [p for p, chosen in zip(PATHS, _tree.selected(select, TREE)) if chosen] == expected
+
+    def test_double_star_includes_no_level(self):
+        assert _tree.selected("**/kernel", {"kernel": 1.0, "x": 2.0}) == [True, False]
+
+    @pytest.mark.parametrize("select", ["kernel", "Conv", [], "conv_0/*"])
+    def test_nothing_matches(self, select):
+        with pytest.raises(ValueError, match=r"matches no leaf.*Conv_0/bias, Conv_0/kernel"):
+            _tree.selected(select, TREE)
+
+    def test_unknown_kind(self):
+        with pytest.raises(ValueError, match="neither a glob"):
+            _tree.selected(3, TREE)
+
+
+class TestArithmetic:
+    def setup_method(self):
+        rng = np.random.default_rng(0)
+        self.a, self.b, self.c = (
+            {"x": rng.normal(size=(3, 2)).astype("f4"), "y": [rng.normal(size=4).astype("f4")]} for _ in range(3)
+        )
+
+    @staticmethod
+    def flat(tree):
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]).astype("f8")
+
+    def test_dot_norm_axpy(self):
+        a, b = self.flat(self.a), self.flat(self.b)
+        np.testing.assert_allclose(_tree.dot(self.a, self.b), a @ b, rtol=1e-6)
+        np.testing.assert_allclose(_tree.norm(self.a), np.linalg.norm(a), rtol=1e-6)
+        np.testing.assert_allclose(_tree.norm(self.a, 1), np.abs(a).sum(), rtol=1e-6)
+        np.testing.assert_allclose(self.flat(_tree.axpy(2.5, self.a, self.b)), 2.5 * a + b, rtol=1e-5)
+
+    def test_stack_and_back(self):
+        stacked = _tree.stack([self.a, self.b])
+        assert stacked["x"].shape == (2, 3, 2)
+        for got, want in zip(_tree.unstack(stacked), (self.a, self.b)):
+            jax.tree.map(np.testing.assert_array_equal, got, want)
+
+    def test_orthonormalize(self):
+        dependent = jax.tree.map(lambda x, y: x - 2 * y, self.a, self.b)
+        vectors = _tree.unstack(_tree.orthonormalize(_tree.stack([self.a, self.b, dependent, self.c])))
+        flat = np.stack([self.flat(v) for v in vectors])
+        np.testing.assert_allclose(flat @ flat.T, np.diag([1, 1, 0, 1]), atol=1e-6)
+        np.testing.assert_allclose(flat[0], self.flat(self.a) / np.linalg.norm(self.flat(self.a)), rtol=1e-5)
+
+    def test_half_precision_sums_are_wide(self):
+        tree = [np.ones(4096, jnp.bfloat16)]
+        assert _tree.norm(tree, 1) == 4096
+        assert _tree.dot(tree, tree).dtype == np.float32
+
+
+class TestChecks:
+    @pytest.mark.parametrize(
+        ("leaf", "message"),
+        [
+            (np.arange(3), r"params\['a/b'\] has dtype int"),
+            (np.ones(2, np.complex64), r"params\['a/b'\] has dtype complex64"),
+            (np.array([1, np.nan], "f4"), r"params\['a/b'\] has 1 NaN or infinite entries of 2"),
+            (np.array([1, np.inf], jnp.bfloat16), r"params\['a/b'\] has 1 NaN"),
+            (jax.nn.relu, r"params\['a/b'\] is .* not an array"),
+        ],
+    )
+    def test_bad_leaf(self, leaf, message):
+        with pytest.raises(ValueError, match=message):
+            _tree.check_real({"a": {"b": leaf, "c": np.ones(2)}})
+
+    def test_empty(self):
+        with pytest.raises(ValueError, match="no array leaves"):
+            _tree.check_real({})
+
+    def test_numbers_pass(self):
+        _tree.check_real([1.0, np.float16(2), np.ones(2, jnp.bfloat16)])
+
+    def test_align_by_path(self):
+        aligned = _tree.align(flax.core.freeze({"b": np.ones(2), "a": np.zeros(3)}), {"a": np.ones(3), "b": np.ones(2)})
+        assert isinstance(aligned, dict)
+        np.testing.assert_array_equal(aligned["a"], np.zeros(3))
+
+    @pytest.mark.parametrize(
+        ("tree", "stacked", "message"),
+        [
+            ({"a": np.ones(3)}, False, r"lacks \['b'\]"),
+            ({"a": np.ones(3), "b": np.ones(2), "c": 1.0}, False, r"has \['c'\] besides"),
+            ({"a": np.ones(3), "b": np.ones(4)}, False, r"tree\['b'\] has shape \(4,\)"),
+            ({"a": np.ones((2, 3)), "b": np.ones((1, 2))}, True, r"tree\['b'\] has shape \(1, 2\)"),
+            ({"a": np.ones(()), "b": np.ones(2)}, True, r"tree\['a'\] has shape \(\)"),
+        ],
+    )
+    def test_align_refuses(self, tree, stacked, message):
+        with pytest.raises(ValueError, match=message):
+            _tree.align(tree, {"a": np.ones(3), "b": np.ones(2)}, stacked=stacked)
