@@ -1,0 +1,262 @@
+"""How a kernel is driven: which plan, over which devices, in which chunks, and what happens when it is interrupted.
+
+Nothing here knows what a loss is. A plan is chosen by timing a few candidates on the first chunk, because no fixed rule
+holds across models (on a CPU, batching over weights gains on small nets and loses on large ones), and is remembered.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lla_jax._types import Execution, PyTree
+from lla_jax.data import Stream, cuts, num_examples, pad_rows, rows_of
+
+GRID = "grid"
+BLOCKS_PER_CALL = 256
+ENOUGH_S = 1.0  # below this estimate of the whole job, looking for a better plan costs more than it can save
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to run a kernel: points per call and device, rows per block, "vmap" or "map" over points, shared affine
+    part, and whether one call scans over many blocks."""
+
+    chunk: int
+    microbatch: int
+    loop: str
+    share: bool
+    scan: bool = False
+
+    def smaller(self) -> Plan | None:
+        """Half the chunk (then half the microbatch), or None when nothing is left to halve."""
+        if self.chunk > 1:
+            return replace(self, chunk=self.chunk // 2)
+        if self.microbatch > 1:
+            return replace(self, microbatch=self.microbatch // 2)
+        return None
+
+
+def devices_of(execution: Execution) -> tuple[Any, ...]:
+    """The devices an execution names.
+
+    Raises:
+      ValueError: more devices than there are, or an unknown value.
+    """
+    chosen, local = execution.devices, jax.local_devices()
+    if chosen == "all":
+        return tuple(local)
+    if isinstance(chosen, int) and not isinstance(chosen, bool):
+        if not 1 <= chosen <= len(local):
+            raise ValueError(f"devices: {chosen} asked for; the rule is 1 to {len(local)}, the local devices {local}")
+        return tuple(local[:chosen])
+    if isinstance(chosen, Sequence) and not isinstance(chosen, str) and len(chosen):
+        return tuple(chosen)
+    raise ValueError(f'devices: {chosen!r} given; the rule is "all", a number, or a sequence of jax devices')
+
+
+def check(execution: Execution) -> None:
+    """Raise a ValueError naming the first field that is out of its range."""
+    for name in ("chunk", "microbatch"):
+        value = getattr(execution, name)
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f'execution.{name}: {value!r} given; the rule is "auto" or a positive integer')
+    if execution.loop not in ("auto", "vmap", "map"):
+        raise ValueError(f'execution.loop: {execution.loop!r} given; the rule is "auto", "vmap" or "map"')
+    if execution.share not in ("auto", True, False):
+        raise ValueError(f'execution.share: {execution.share!r} given; the rule is "auto", True or False')
+
+
+def mesh_of(devices: Sequence[Any]) -> Mesh:
+    """A one-axis mesh over which the points are split."""
+    return Mesh(np.array(devices), (GRID,), axis_types=(AxisType.Auto,))
+
+
+def over_points(step: Callable, mesh: Mesh, split: Sequence[bool]) -> Callable:
+    """``step`` with the arguments marked in ``split`` (and the result) cut along their leading axis over the mesh."""
+    if mesh.size == 1:
+        return step
+    specs = tuple(PartitionSpec(GRID) if s else PartitionSpec() for s in split)
+    return jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(GRID), check_vma=False)
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The tree on every device of the mesh: what all points share is moved once, not at every call."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else mesh.devices.flat[0])
+
+
+def map_points(f: Callable[[Any], Any], coords: PyTree, loop: str) -> Any:
+    """``f`` at every entry of the leading axis of ``coords``: batched ("vmap") or one after another ("map")."""
+    if loop == "vmap":
+        return jax.vmap(f)(coords)
+    if jax.tree_util.tree_leaves(coords)[0].shape[0] == 1:  # no loop at all: convolutions keep XLA's fast path
+        only = f(jax.tree_util.tree_map(lambda c: c[0], coords))
+        return jax.tree_util.tree_map(lambda x: x[None], only)
+    return jax.lax.map(f, coords)
+
+
+def candidates(
+    execution: Execution,
+    *,
+    points: int,
+    rows: int,
+    row_bytes: int,
+    whole: bool,
+    sharable: bool,
+    scannable: bool,
+    on_cpu: bool,
+) -> list[Plan]:
+    """The plans worth timing, best guess first.
+
+    Args:
+      execution: what the user fixed; "auto" fields are free.
+      points: points per device in the whole job.
+      rows: examples in a batch.
+      row_bytes: bytes of the largest intermediate value per example and point.
+      whole: the batch may not be cut (batch statistics, batch-coupled losses).
+      sharable: the affine part can be shared between points.
+      scannable: no convolution, so blocks may be looped over on the device.
+      on_cpu: caches matter more than occupancy.
+    """
+    budget = 2**23 if on_cpu else 2**29
+    proposals = []
+    if on_cpu:
+        batched = min(rows, 256)
+        proposals.append(("vmap", batched, min(128, budget // max(1, row_bytes * batched))))
+        proposals.append(("map", 32, 64))
+        proposals.append(("map", 256, 1))
+    else:
+        batched = min(rows, 4096)
+        proposals.append(("vmap", batched, min(256, budget // max(1, row_bytes * batched))))
+        proposals.append(("vmap", min(rows, 512), min(256, budget // max(1, row_bytes * min(rows, 512)))))
+    plans = []
+    for loop, microbatch, chunk in proposals:
+        chunk = chunk if execution.chunk == "auto" else execution.chunk
+        microbatch = microbatch if execution.microbatch == "auto" else execution.microbatch
+        if execution.loop != "auto":
+            loop = execution.loop
+        if chunk < 1 or (loop == "vmap" and chunk == 1 and execution.loop == "auto"):
+            continue
+        chunk = min(chunk, points)
+        if execution.chunk == "auto":
+            chunk = -(-points // -(-points // chunk))  # equal chunks: the last one is padded, and padding is work
+        share = sharable and (chunk > 1 if execution.share == "auto" else bool(execution.share))
+        microbatch = rows if whole else min(microbatch, rows)
+        plan = Plan(chunk, microbatch, "map" if chunk == 1 else loop, share, scannable or not on_cpu)
+        if plan not in plans:
+            plans.append(plan)
+    return plans
+
+
+_REMEMBERED: dict[Hashable, Plan] = {}
+
+
+def choose(
+    remember: Hashable, plans: Callable[[], Sequence[Plan]], seconds: Callable[[Plan], float], total: float
+) -> Plan:
+    """The fastest plan; timed once per key and process.
+
+    Args:
+      remember: key under which the choice is kept.
+      plans: gives the candidates, best guess first; called only if nothing is remembered.
+      seconds: seconds per unit of work under a plan; raises out of memory where the plan does not fit.
+      total: units of work in the whole job: a plan that is good enough stops the search.
+    """
+    if remember in _REMEMBERED:
+        return _REMEMBERED[remember]
+    proposed = plans()
+    best, best_seconds = proposed[-1], np.inf
+    for plan in proposed if len(proposed) > 1 else ():
+        if best_seconds * total < ENOUGH_S:
+            break
+        try:
+            taken = seconds(plan)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            continue
+        if taken < best_seconds:
+            best, best_seconds = plan, taken
+    _REMEMBERED[remember] = best
+    return best
+
+
+def timed(call: Callable[[], Any], repeats: int = 2) -> tuple[float, list[Any]]:
+    """(least seconds, all results) of a call after a first one that compiles."""
+    results, best = [jax.block_until_ready(call())], np.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        results.append(jax.block_until_ready(call()))
+        best = min(best, time.perf_counter() - start)
+    return best, results
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a device or the host ran out of memory."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+
+
+def pad_points(points: np.ndarray, size: int) -> np.ndarray:
+    """The points lengthened to ``size`` by repeating the last one: another shape would compile again."""
+    return np.concatenate([points, np.repeat(points[-1:], size - len(points), 0)]) if len(points) < size else points
+
+
+def chunks(compute: Callable[[Plan, int, int], None], first: int, last: int, plan: Plan, width: int) -> Plan:
+    """Run ``compute(plan, lo, hi)`` over [first, last), ``plan.chunk`` points for each of ``width`` devices at a time.
+
+    Out of device memory halves the chunk and goes on from where it was. Returns the plan that was in force at the end.
+    """
+    lo = first
+    while lo < last:
+        hi = min(lo + plan.chunk * width, last)
+        try:
+            compute(plan, lo, hi)
+        except Exception as error:
+            less = plan.smaller() if out_of_memory(error) else None
+            if less is None:
+                raise
+            plan = less
+        else:
+            lo = hi
+    return plan
+
+
+def batches(data: Any, mesh: Mesh, whole: bool) -> Iterator[tuple[Any, int, int]]:
+    """(batch on the devices, rows that count, number of its first row): one for data that are on the devices already.
+
+    Streamed batches are brought to the first one's length (a longer one cut, a shorter one padded), so that one shape
+    compiles; unless they must stay ``whole``.
+    """
+    if not isinstance(data, Stream):
+        yield data, num_examples(data), 0
+        return
+    rows, offset = 0, 0
+    for batch in data:
+        count = num_examples(batch)
+        rows = count if whole or not rows else rows
+        for start, size in cuts(count, rows):
+            piece = pad_rows(rows_of(batch, start, size), rows)
+            yield replicate(piece, mesh), size, offset + start
+        offset += count
+
+
+def calls(plan: Plan, rows: int, count: int, batch_size: int | None, whole: bool) -> Iterator[tuple[Plan, np.ndarray]]:
+    """(plan with its microbatch, block starts) of every call over one batch: few shapes, every row in exactly one
+    block.
+    """
+    if whole:
+        for start, size in cuts(count, batch_size):
+            yield replace(plan, microbatch=size), np.array([start], np.int32)
+        return
+    size = min(plan.microbatch, rows)
+    starts = np.arange(0, rows, size, dtype=np.int32)
+    per_call = -(-len(starts) // -(-len(starts) // BLOCKS_PER_CALL)) if plan.scan else 1
+    beyond = np.full(-len(starts) % per_call, rows, np.int32)  # a block that starts past the end counts nothing
+    for group in np.concatenate([starts, beyond]).reshape(-1, per_call):
+        yield replace(plan, microbatch=size), group

@@ -1,0 +1,200 @@
+"""Work saved by structure: what is affine in the coordinates is computed once and shared by all points.
+
+On the plane theta + a d1 + b d2 every linear image of the weights is affine in (a, b): the first layer's output is
+u0 + a u1 + b u2 with u_i = x @ d_i (and u0 = x @ theta). ``affine`` finds all such values in the jaxpr of a function of
+the parameters, whatever framework wrote it, computes their k + 1 parts once per block of data, and leaves for each
+point only what follows the first nonlinearity. Values are equal to rounding, and exactly equal at the centre.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from lla_jax._types import PyTree
+
+# linear in the first operand while all others do not depend on the coordinates
+_LINEAR = {
+    "reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "neg", "reduce_sum", "slice", "rev", "copy",
+    "cumsum", "reduce_window_sum", "gather", "dynamic_slice", "div", "sharding_constraint", "optimization_barrier",
+}  # fmt: skip
+# linear in all operands together
+_JOINT = {"add", "sub", "add_any", "concatenate", "pad"}
+_SHIFTS = {"add", "sub", "add_any"}
+# linear in either of two operands while the other does not depend on the coordinates
+_BILINEAR = {"mul", "dot_general", "conv_general_dilated"}
+_CALLS = {  # calls to inline, by the parameter that holds their jaxpr
+    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr",
+    "checkpoint": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr",
+}  # fmt: skip
+
+
+class _Affine:
+    """Parts (v0, v1, ..., vk) of a value v0 + sum_i c_i v_i."""
+
+    def __init__(self, parts: Sequence[Any]):
+        self.parts = tuple(parts)
+
+    def at(self, coord: Any) -> Any:
+        value = self.parts[0]
+        for c, part in zip(coord, self.parts[1:], strict=True):
+            value = value + c.astype(part.dtype) * part
+        return value
+
+
+class _Fixed:
+    """A factor, index or predicate: the same in every part."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+class _Later:
+    """A value that is known only at a point."""
+
+
+def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _flatten_calls(closed: Any) -> tuple[list[tuple[Any, list[Any], list[Any]]], list[Any], dict[Any, Any]]:
+    """Equations of a jaxpr with calls inlined, as (eqn, inputs, outputs) over fresh ids; outputs; constants by id."""
+    equations: list[tuple[Any, list[Any], list[Any]]] = []
+    constants: dict[Any, Any] = {}
+
+    def walk(jaxpr: Any, consts: Sequence[Any], names: dict[Any, Any]) -> list[Any]:
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            names[var] = object()
+            constants[names[var]] = const
+
+        def name(var: Any) -> Any:
+            if isinstance(var, core.Literal):
+                key = object()
+                constants[key] = var.val
+                return key
+            return names[var]
+
+        for eqn in jaxpr.eqns:
+            inputs = [name(v) for v in eqn.invars]
+            inner = eqn.params.get(_CALLS[eqn.primitive.name]) if eqn.primitive.name in _CALLS else None
+            if inner is not None:
+                closed_inner = inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
+                scope = dict(zip(closed_inner.jaxpr.invars, inputs, strict=True))
+                outputs = walk(closed_inner.jaxpr, closed_inner.consts, scope)
+            else:
+                outputs = [object() for _ in eqn.outvars]
+                equations.append((eqn, inputs, outputs))
+            names.update(zip(eqn.outvars, outputs, strict=True))
+        return [name(v) for v in jaxpr.outvars]
+
+    top = {var: i for i, var in enumerate(closed.jaxpr.invars)}
+    outputs = walk(closed.jaxpr, closed.consts, top)
+    return equations, outputs, constants
+
+
+def _propagate(eqn: Any, values: list[Any]) -> list[Any] | None:
+    """Affine results of an equation with affine inputs, or None where it is not linear in them."""
+    name = eqn.primitive.name
+    varying = [isinstance(v, _Affine) for v in values]
+    linear = name in _LINEAR or (name == "convert_element_type" and _widens(eqn))
+    if name in _SHIFTS and varying[0] and not varying[1]:  # only the centre's part is shifted
+        return [_Affine([_bind(eqn, [values[0].parts[0], values[1]])[0], *values[0].parts[1:]])]
+    if name in _JOINT:
+        inputs = values
+    elif (linear and varying[0] and not any(varying[1:])) or (name in _BILINEAR and sum(varying) == 1):
+        inputs = [v if isinstance(v, _Affine) else _Fixed(v) for v in values]
+    elif name == "select_n" and not varying[0]:
+        inputs = [_Fixed(values[0]), *values[1:]]
+    else:
+        return None
+    num_parts = next(len(v.parts) for v in values if isinstance(v, _Affine))
+    results = [_bind(eqn, [_part(v, i) for v in inputs]) for i in range(num_parts)]
+    return [_Affine(parts) for parts in zip(*results, strict=True)]
+
+
+def _part(value: Any, i: int) -> Any:
+    """Part i of an operand: what does not depend on the coordinates is its own part 0 and zero beyond, unless fixed."""
+    if isinstance(value, _Fixed):
+        return value.value
+    if isinstance(value, _Affine):
+        return value.parts[i]
+    return jnp.zeros_like(value) if i else value
+
+
+def _widens(eqn: Any) -> bool:
+    old, new = eqn.invars[0].aval.dtype, eqn.params["new_dtype"]
+    return jnp.issubdtype(old, jnp.floating) and jnp.promote_types(old, new) == new
+
+
+def affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Callable[[Any], Any]:
+    """``h(coord) = f(params + sum_i coord_i d_i)`` with all that is affine in ``coord`` computed now, once.
+
+    Args:
+      f: a traceable function of the parameters.
+      params: the centre.
+      directions: the stacked tree, leading axis k.
+
+    Returns:
+      ``h(coord)`` with ``coord`` of shape (k,), to be mapped over points inside the same trace. Only for evaluation:
+      custom derivative rules are inlined.
+    """
+    closed, shape = jax.make_jaxpr(f, return_shape=True)(params)
+    equations, outputs, constants = _flatten_calls(closed)
+    leaves = jax.tree_util.tree_leaves(params)
+    moves = jax.tree_util.tree_leaves(directions)
+    env: dict[Any, Any] = dict(constants)
+    for i, (leaf, move) in enumerate(zip(leaves, moves, strict=True)):
+        env[i] = _Affine([leaf, *move])
+    later: list[tuple[Any, list[Any], list[Any]]] = []
+    for eqn, inputs, outs in equations:
+        values = [env[v] for v in inputs]
+        results: list[Any] | None
+        if any(isinstance(v, _Later) for v in values):
+            results = None
+        elif any(isinstance(v, _Affine) for v in values):
+            results = _propagate(eqn, values)
+        else:
+            results = _bind(eqn, values)
+        if results is None:
+            later.append((eqn, inputs, outs))
+            results = [_Later()] * len(outs)
+        env.update(zip(outs, results, strict=True))
+
+    def at(coord: Any) -> Any:
+        local: dict[Any, Any] = {}
+
+        def value(key: Any) -> Any:
+            if key not in local:
+                known = env[key]
+                local[key] = known.at(coord) if isinstance(known, _Affine) else known
+            return local[key]
+
+        for eqn, inputs, outs in later:
+            local.update(zip(outs, _bind(eqn, [value(v) for v in inputs]), strict=True))
+        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shape), [value(v) for v in outputs])
+
+    return at
+
+
+def profile(f: Callable[..., Any], *args: Any) -> tuple[int, set[str]]:
+    """(bytes of the largest intermediate value, names of the primitives) of ``f``; traced, not run."""
+    equations = list(_equations(jax.make_jaxpr(f)(*args).jaxpr))
+    sizes = [v.aval.size * v.aval.dtype.itemsize for eqn in equations for v in eqn.outvars if hasattr(v.aval, "size")]
+    return max(sizes, default=0), {eqn.primitive.name for eqn in equations}
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations, those of nested jaxprs included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for item in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(item, "jaxpr", item)
+                if hasattr(inner, "eqns"):
+                    yield from _equations(inner)

@@ -1,0 +1,113 @@
+"""What is affine in the coordinates is shared between points, and the values stay the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lla_jax import landscape, lowering
+
+RNG = np.random.default_rng(0)
+
+
+def draw(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+X, IMAGE, IDS = draw(7, 5), draw(3, 8, 8, 2), RNG.integers(0, 6, (7, 4))
+
+
+def conv(x, w):
+    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+CASES = {
+    "dense": ({"w": draw(5, 6), "b": draw(6)}, lambda p: jnp.tanh(X @ p["w"] + p["b"]).sum(0)),
+    "linear": ({"w": draw(5, 6), "b": draw(6)}, lambda p: X @ p["w"] + p["b"]),
+    "two layers": ({"w": draw(5, 6), "v": draw(6, 2)}, lambda p: jax.nn.relu(X @ p["w"]) @ p["v"]),
+    "convolution": (
+        {"w": draw(3, 3, 2, 4), "b": draw(4)},
+        lambda p: jax.nn.relu(conv(IMAGE, p["w"]) + p["b"]).sum((1, 2)),
+    ),
+    "embedding": ({"e": draw(6, 3), "w": draw(3, 2)}, lambda p: jax.nn.gelu(p["e"][IDS].mean(1) @ p["w"])),
+    "shapes": (
+        {"w": draw(4, 6)},
+        lambda p: jnp.sin(jnp.concatenate([-p["w"].T.reshape(2, 12)[:, ::-1], 1 - p["w"].reshape(2, 12)], 1)),
+    ),
+    "division and selection": (
+        {"w": draw(5)},
+        lambda p: jnp.exp(jnp.where(X > 0, p["w"] / (2 + X**2), jnp.pad(p["w"][1:], (0, 1)) * 3 - 1)),
+    ),
+    "constants divided by weights": ({"w": 3 + draw(5) ** 2}, lambda p: 1 / p["w"] + jnp.square(p["w"])),
+    "pooling": ({"w": draw(3, 3, 2, 4)}, lambda p: jnp.abs(pooled(conv(IMAGE, p["w"])))),
+    "scan": (
+        {"w": draw(5, 5)},
+        lambda p: jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["w"]), None), jnp.asarray(X), None, 3)[0],
+    ),
+    "cond and custom rules": (
+        {"w": draw(5, 4)},
+        lambda p: jax.lax.cond(True, lambda z: jax.nn.softmax(z), lambda z: z, X @ p["w"]),
+    ),
+    "unused and constant": ({"w": draw(5), "unused": draw(3)}, lambda p: (jnp.ones(2), p["w"], X.sum())),
+    "remat": ({"w": draw(5, 4)}, jax.checkpoint(lambda p: jnp.sin(X @ p["w"]))),
+}
+
+
+def pooled(x):
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_shared_values_equal_those_at_each_point(name):
+    params, f = CASES[name]
+    directions = jax.tree_util.tree_map(lambda x: np.stack([0.3 * draw(*x.shape), 0.3 * draw(*x.shape)]), params)
+    coords = np.array([[0, 0], [1, 0], [-0.5, 2]], np.float32)
+
+    @jax.jit
+    def shared(p, d, c):
+        return jax.vmap(lowering.affine(f, p, d))(c)
+
+    @jax.jit
+    def separate(p, d, c):
+        return jax.lax.map(lambda at: f(landscape.add(p, d, at)), c)
+
+    left, right = shared(params, directions, coords), separate(params, directions, coords)
+    assert jax.tree_util.tree_structure(left) == jax.tree_util.tree_structure(right)
+    jax.tree_util.tree_map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), left, right)
+    centre = jax.jit(lambda p, d: lowering.affine(f, p, d)(jnp.zeros(2)))(params, directions)
+    jax.tree_util.tree_map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), centre, f(params))
+
+
+def test_the_first_layer_is_computed_once_per_part_and_not_per_point():
+    params, f = CASES["two layers"]
+    directions = jax.tree_util.tree_map(lambda x: np.stack([x, x]), params)
+
+    def products(points):
+        def run(p, d, c):
+            h = lowering.affine(f, p, d)
+            return [h(at) for at in c]
+
+        jaxpr = jax.make_jaxpr(run)(params, directions, [jnp.zeros(2)] * points)
+        return str(jaxpr).count("dot_general")
+
+    assert products(5) - products(4) == 1  # one more point, one more second layer
+    assert products(4) == 3 + 4
+
+
+def test_half_precision_is_not_shared_where_it_would_round_the_parts():
+    params = {"w": jnp.asarray(draw(5, 4))}
+
+    def f(p):
+        return (X.astype(jnp.bfloat16) @ p["w"].astype(jnp.bfloat16)).astype(jnp.float32)
+
+    directions = jax.tree_util.tree_map(lambda x: np.stack([0.1 * x]), params)
+    at = jnp.array([0.7])
+    exact = jax.jit(lambda: f(landscape.add(params, directions, at)))()
+    np.testing.assert_array_equal(jax.jit(lambda: lowering.affine(f, params, directions)(at))(), exact)
+
+
+def test_profile_sees_nested_equations():
+    params, f = CASES["scan"]
+    nbytes, names = lowering.profile(f, params)
+    assert "dot_general" in names
+    assert nbytes == 7 * 5 * 4
