@@ -1,0 +1,266 @@
+"""Figures of landscapes, drawn with matplotlib's ``Figure`` alone: no pyplot, no global state, works headless.
+
+Every function returns a ``Figure`` (``fig.savefig("plane.png")``), sized for one column (3.5 in) or two (7 in). The x
+axis is ``coords[0]`` and the y axis ``coords[1]``, in units of the directions: ``values[i, j]`` is drawn at
+``(coords[0][i], coords[1][j])``. ``cap`` and ``log`` act on the picture only, and its label says so. Non-finite cells
+are hatched, or holes in a surface. A landscape that was interrupted is titled "incomplete".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lla_jax._pictures import (
+    _COLOURS,
+    _DASHES,
+    _DRAW,
+    _SIZE,
+    _SMALL,
+    Kind,
+    Levels,
+    _assemble,
+    _canvas,
+    _curve,
+    _finish_line,
+    _finite,
+    _listed,
+    _marks,
+    _picture,
+    _plane,
+    _planes,
+    _pretty,
+    _read,
+)
+from lla_jax._types import Landscape
+
+
+def surface(
+    landscape: Landscape,
+    value: str = "loss",
+    *,
+    cap: float | None = None,
+    log: bool = False,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """A 3-D surface of a landscape of two axes, the trained network and the recipe's marks (checkpoints) on it.
+
+    Quadrilaterals with a non-finite corner are holes. More than 121 points along an axis are thinned evenly.
+
+    Args:
+      landscape: a landscape of two axes, values ``(n1, n2)``.
+      value: a name in ``landscape.values``.
+      cap: values above are drawn at ``cap``; the colour bar says so if there are any.
+      log: heights are logarithmic, the ticks show the values themselves.
+      title: text above.
+      ax: 3-D axes to draw into, ``fig.add_subplot(projection="3d")``; by default a new figure.
+
+    Returns:
+      the figure.
+
+    Raises:
+      ValueError: another number of axes, an unknown ``value``, no finite cell, a cap that is not a finite number, or
+        ``log`` with values <= 0.
+    """
+    return _picture("surface", {"": _plane(landscape, value, "surface")}, value, cap=cap, log=log, title=title, ax=ax)
+
+
+def contour(
+    landscape: Landscape | Mapping[str, Landscape],
+    value: str = "loss",
+    *,
+    levels: Levels = 20,
+    log: bool = False,
+    cap: float | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Filled contours with lines, the trained network and the recipe's marks (checkpoints) on top.
+
+    Args:
+      landscape: a landscape of two axes, or ``{name: landscape}`` for a panel each with the same levels and colours.
+      value: a name in ``landscape.values``.
+      levels: about how many, at round values (evenly spaced in the logarithm if ``log``); or the levels, increasing.
+      log: logarithmic levels.
+      cap: no level lies above it; everything beyond has the last colour, and the colour bar says so.
+      title: text above.
+      ax: axes to draw into (one landscape only); by default a new figure.
+
+    Returns:
+      the figure.
+
+    Raises:
+      ValueError: as ``surface``; levels that are not increasing; ``ax`` with several landscapes.
+    """
+    if isinstance(landscape, Mapping):
+        planes = _planes(landscape, value, "contour")
+    else:
+        planes = {"": _plane(landscape, value, "contour")}
+    return _picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title, ax=ax)
+
+
+def heatmap(
+    landscape: Landscape,
+    value: str = "loss",
+    *,
+    cap: float | None = None,
+    log: bool = False,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Every cell as it was computed: a rectangle around its coordinates, reaching half way to its neighbours.
+
+    Args, Returns, Raises: as ``surface``; ``ax`` are plain axes.
+    """
+    planes = {"": _plane(landscape, value, "heatmap", least=1)}
+    return _picture("heatmap", planes, value, cap=cap, log=log, title=title, ax=ax)
+
+
+def panels(
+    landscapes: Mapping[str, Landscape],
+    value: str = "loss",
+    *,
+    kind: Kind = "surface",
+    shared: bool = False,
+    cap: float | None = None,
+    log: bool = False,
+    title: str | None = None,
+) -> Figure:
+    """Landscapes side by side, e.g. the comparison of all modes: 4, 8 or 10 panels on a page's width.
+
+    Args:
+      landscapes: ``{name: landscape}``, each of two axes; the names become titles.
+      value: a name in every landscape's ``values``.
+      kind: "surface", "contour" or "heatmap".
+      shared: one scale and one colour bar for all; otherwise each panel has its own, and the title says so.
+      cap, log, title: as in ``surface``.
+
+    Returns:
+      the figure. A panel without any finite cell says so.
+
+    Raises:
+      ValueError: as ``surface`` (no finite cell: in all of them together); no landscapes; an unknown ``kind``.
+    """
+    if kind not in _DRAW:
+        raise ValueError(f"kind={kind!r} is unknown; use one of {_listed(_DRAW)}")
+    return _picture(kind, _planes(landscapes, value, kind), value, shared=shared, cap=cap, log=log, title=title)
+
+
+def volume(
+    landscape: Landscape,
+    value: str = "loss",
+    *,
+    slices: int = 9,
+    levels: Levels = 20,
+    log: bool = False,
+    cap: float | None = None,
+    title: str | None = None,
+) -> Figure:
+    """A landscape of three axes as slices across the third: contour panels with the same levels.
+
+    Args:
+      landscape: a landscape of three axes, values ``(n1, n2, n3)``.
+      slices: the most panels. Every k-th coordinate is taken, the one nearest 0 among them.
+      value, levels, log, cap, title: as in ``contour``.
+
+    Returns:
+      the figure. The trained network is marked on the slice at 0, a checkpoint on the slice nearest to it.
+
+    Raises:
+      ValueError: as ``contour``; fewer than one slice.
+    """
+    if slices < 1:
+        raise ValueError(f"slices={slices!r} leaves nothing to draw; use at least 1")
+    (x, y, cut), z = _read(landscape, value, 3, "volume")
+    step = -(-len(cut) // slices)
+    kept = list(range(int(np.argmin(abs(cut))) % step, len(cut), step))
+    heads = [f"c = {round(cut[k], 9) + 0.0:.6g}" for k in kept]  # no -0, no 1e-17
+    planes = {head: _assemble(landscape, x, y, z[:, :, k], 2, "volume") for head, k in zip(heads, kept)}
+    for k, (name, plane) in zip(kept, planes.items()):
+        near = [at for at in _marks(landscape, 3) if k == min(kept, key=lambda j: abs(cut[j] - at[3]))]
+        here = [mark for mark in plane.marks if mark in [at[:3] for at in near]]
+        planes[name] = plane._replace(marks=here, origin=plane.origin if np.isclose(cut[k], 0, atol=1e-9) else None)
+    return _picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title)
+
+
+def line(
+    landscape: Landscape,
+    value: str | Sequence[str] = "loss",
+    *,
+    log: bool = False,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Values along a landscape of one axis, with a band of +- 1 standard error over the examples where there is one.
+
+    Args:
+      landscape: a landscape of one axis, values ``(n,)``.
+      value: a name in ``landscape.values``, or several to be drawn on one axis.
+      log: logarithmic axis.
+      title: text above.
+      ax: axes to draw into; by default a new figure.
+
+    Returns:
+      the figure. Coordinates where a value is not finite are hatched.
+
+    Raises:
+      ValueError: as ``surface``.
+    """
+    names = [value] if isinstance(value, str) else list(value)
+    if not names:
+        raise ValueError(f"value={value!r} names nothing to draw; this landscape has {_listed(landscape.values)}")
+    fig, canvas = _canvas(ax, names, landscape, log, "line")
+    for k, name in enumerate(names):
+        _curve(canvas, landscape, name, _pretty(name), _COLOURS[k % 7], _DASHES[k // 7 % 4])
+    canvas.set_ylabel(_pretty(names[0]) if len(names) == 1 else "value", fontsize=_SIZE)
+    _finish_line(fig, [canvas], landscape, names, log, title, outside=ax is None)
+    return fig
+
+
+def train_test(
+    landscape: Landscape,
+    *,
+    loss: str = "loss",
+    accuracy: str | None = "accuracy",
+    other: str = "test",
+    log: bool = False,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Train (solid) and test (dashed) along one axis: loss on the left axis, accuracy on the right, a colour for each.
+
+    The figure of Li et al. 2018 (arXiv 1712.09913), with bands of +- 1 standard error where there are any.
+
+    Args:
+      landscape: a landscape of one axis with ``values`` of the names ``loss``, ``f"{other}_{loss}"``, ``accuracy`` and
+        ``f"{other}_{accuracy}"``.
+      accuracy: the metric on the right axis; None leaves it out.
+      other: the name of the second data set, as in ``evaluate(extra_data={other: ...})``.
+      log: logarithmic loss axis.
+      title: text above.
+      ax: axes to draw into; by default a new figure.
+
+    Returns:
+      the figure; its axes are the left and the right one.
+
+    Raises:
+      ValueError: as ``surface``.
+    """
+    pairs = [(metric, f"{other}_{metric}") for metric in (loss, accuracy) if metric is not None]
+    fig, left = _canvas(ax, pairs[0], landscape, log, "train_test")
+    axes = [left]
+    if accuracy is not None:
+        for name in pairs[1]:
+            _finite([_read(landscape, name, 1, "train_test")[1]], name, False)
+        axes.append(left.twinx())
+    for axis, (train, test), colour in zip(axes, pairs, _COLOURS):
+        _curve(axis, landscape, train, f"train {_pretty(train)}", colour, "-")
+        _curve(axis, landscape, test, _pretty(test), colour, "--")
+        axis.set_ylabel(_pretty(train), fontsize=_SIZE, color=colour)
+        axis.tick_params(axis="y", colors=colour, labelsize=_SMALL)
+    _finish_line(fig, axes, landscape, [name for pair in pairs for name in pair], log, title, outside=ax is None)
+    return fig
