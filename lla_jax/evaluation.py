@@ -355,7 +355,7 @@ def _plan(job: Job, tree: PyTree) -> Plan:
     key = (structure, shapes, rows, bucket, job.how, job.momenta is None, job.whole, settings, job.mesh)
 
     def candidates() -> list[Plan]:
-        few = min(8, rows)
+        few = min(256, rows)  # enough for the values of the examples to be larger than the weights
         nbytes, primitives = lowering.profile(
             lambda p, b: points_sums(
                 job.loss,
@@ -375,6 +375,7 @@ def _plan(job: Job, tree: PyTree) -> Plan:
             points=points,
             rows=rows,
             row_bytes=nbytes // few,
+            param_bytes=sum(x.nbytes for x in jax.tree_util.tree_leaves(job.params)),
             whole=job.whole,
             sharable=job.affine and job.momenta is None and _single_or_double(job.params),
             scannable="conv_general_dilated" not in primitives,

@@ -107,48 +107,56 @@ def candidates(
     points: int,
     rows: int,
     row_bytes: int,
+    param_bytes: int,
     whole: bool,
     sharable: bool,
     scannable: bool,
     on_cpu: bool,
 ) -> list[Plan]:
-    """The plans worth timing, best guess first.
+    """The plans worth timing, best guess first; at most three, since each has to be compiled.
 
     Args:
       execution: what the user fixed; "auto" fields are free.
       points: points per device in the whole job.
       rows: examples in a batch.
       row_bytes: bytes of the largest intermediate value per example and point.
+      param_bytes: bytes of the parameters.
       whole: the batch may not be cut (batch statistics, batch-coupled losses).
       sharable: the affine part can be shared between points.
       scannable: no convolution, so blocks may be looped over on the device.
       on_cpu: caches matter more than occupancy.
     """
     budget = 2**23 if on_cpu else 2**29
-    proposals = []
-    if on_cpu:
-        batched = min(rows, 256)
-        proposals.append(("vmap", batched, min(128, budget // max(1, row_bytes * batched))))
-        proposals.append(("map", 32, 64))
-        proposals.append(("map", 256, 1))
+
+    def batched(microbatch: int, most: int) -> tuple[str, int, int]:
+        microbatch = min(rows, microbatch)
+        return "vmap", microbatch, min(most, budget // max(1, row_bytes * microbatch + param_bytes))
+
+    if not on_cpu:
+        proposals = [batched(4096, 256), batched(512, 256), ("map", 4096, 1)]
+    elif scannable:
+        proposals = [batched(64, 128), batched(256, 128), ("map", 256, 1)]
     else:
-        batched = min(rows, 4096)
-        proposals.append(("vmap", batched, min(256, budget // max(1, row_bytes * batched))))
-        proposals.append(("vmap", min(rows, 512), min(256, budget // max(1, row_bytes * min(rows, 512)))))
-    plans = []
+        proposals = [batched(64, 128), ("map", 32, 64), ("map", 256, 1)]
+    plans: list[Plan] = []
     for loop, microbatch, chunk in proposals:
-        chunk = chunk if execution.chunk == "auto" else execution.chunk
-        microbatch = microbatch if execution.microbatch == "auto" else execution.microbatch
-        if execution.loop != "auto":
-            loop = execution.loop
-        if chunk < 1 or (loop == "vmap" and chunk == 1 and execution.loop == "auto"):
+        if execution.chunk != "auto":
+            chunk = execution.chunk
+        elif chunk < 1 or (loop == "vmap" and chunk == 1):
             continue
-        chunk = min(chunk, points)
-        if execution.chunk == "auto":
+        else:
+            chunk = min(chunk, points)
             chunk = -(-points // -(-points // chunk))  # equal chunks: the last one is padded, and padding is work
+        microbatch = microbatch if execution.microbatch == "auto" else execution.microbatch
+        loop = loop if execution.loop == "auto" else execution.loop
         share = sharable and (chunk > 1 if execution.share == "auto" else bool(execution.share))
-        microbatch = rows if whole else min(microbatch, rows)
-        plan = Plan(chunk, microbatch, "map" if chunk == 1 else loop, share, scannable or not on_cpu)
+        plan = Plan(
+            chunk,
+            rows if whole else min(microbatch, rows),
+            "map" if chunk == 1 else loop,
+            share,
+            scannable or not on_cpu,
+        )
         if plan not in plans:
             plans.append(plan)
     return plans

@@ -171,7 +171,7 @@ def test_the_fastest_plan_is_chosen_once_and_one_that_does_not_fit_is_passed_ove
 
 
 def test_candidates_obey_what_the_user_fixed_and_the_batch_that_must_stay_whole():
-    job = {"points": 200, "rows": 500, "row_bytes": 1000, "sharable": True, "scannable": False}
+    job = {"points": 200, "rows": 500, "row_bytes": 1000, "param_bytes": 1000, "sharable": True, "scannable": False}
     for on_cpu in (True, False):
         free = execution.candidates(lla.Execution(), **job, whole=False, on_cpu=on_cpu)
         assert 1 <= len(free) <= 3
