@@ -138,7 +138,8 @@ def check_real(tree: PyTree, name: str = "params") -> None:
             ) from None
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"{where} has dtype {dtype}; every parameter must be real floating. Keep other variables in the loss's "
+                f"{where} has dtype {dtype}; every parameter must be real floating. From an nnx model take "
+                "nnx.state(model, nnx.Param), from variables variables['params']; keep other arrays in the loss's "
                 "state, or split a complex parameter into its real and imaginary parts"
             )
         bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf)).sum())
@@ -168,10 +169,12 @@ def align(
     structure: Any = tree_util.tree_structure(like)
     if tree_util.tree_structure(tree) != structure:
         missing, extra = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
-        if missing or extra or len(got) != len(expected):
+        variables = any(path.startswith("params/") for path in (*missing, *extra))
+        hint = "; did you mean variables['params']?" if variables else ""
+        if missing or extra or len(got) != len(expected) or len(set(got)) != len(got):
             raise ValueError(
                 f"{name} and {like_name} have different structures: {name} lacks {missing} and has {extra} besides; "
-                f"pass a tree with the leaves of {like_name}"
+                f"pass a tree with the leaves of {like_name}{hint}"
             )
         by_path = dict(zip(got, tree_util.tree_leaves(tree), strict=True))
         tree = tree_util.tree_unflatten(structure, [by_path[p] for p in expected])

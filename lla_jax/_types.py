@@ -5,16 +5,17 @@ Nothing here computes; see ``data``, ``directions``, ``landscape`` and ``executi
 
 from __future__ import annotations
 
-import functools
-import types
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
 
+from lla_jax._static import static
+
 PyTree = Any
+Recipe = dict[str, Any]
 Batch = Any
 Path = str
 FilterAxis = int | Callable[[Path, Any], int | tuple[int, ...] | None]
@@ -22,59 +23,16 @@ Select = str | Sequence[str] | Callable[[Path, Any], bool] | Any
 """A glob (``"**/kernel"``), compiled regular expression, predicate ``(path, leaf) -> bool``, or a sequence of these."""
 
 
-def _identity_of(f: Any) -> Hashable:
-    """What makes two callables the same to a compiler: a function's code, defaults and captured values."""
-    if isinstance(f, functools.partial):
-        return (
-            _identity_of(f.func),
-            tuple(map(_identity_of, f.args)),
-            tuple((k, _identity_of(v)) for k, v in f.keywords.items()),
-        )
-    if isinstance(f, types.FunctionType):
-        captured = tuple(_identity_of(cell.cell_contents) for cell in f.__closure__ or ())
-        named = tuple((k, _identity_of(v)) for k, v in (f.__kwdefaults__ or {}).items())
-        return (f.__code__, f.__module__, tuple(map(_identity_of, f.__defaults__ or ())), named, captured)
-    hash(f)
-    return (type(f), f)
-
-
-class Static:
-    """A callable that compares by value where it can: one lambda written in a loop compiles once, not every time."""
-
-    def __init__(self, f: Callable[..., Any]):
-        self.f = f
-        try:
-            self.identity: Hashable = _identity_of(f)
-        except (TypeError, ValueError):  # captured arrays or lists, empty cells: only the object itself is the same
-            self.identity = id(f)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.f(*args, **kwargs)
-
-    def __hash__(self) -> int:
-        return hash(self.identity)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and self.identity == other.identity
-
-    def __repr__(self) -> str:
-        return f"Static({self.f!r})"
-
-
-def static(f: Any) -> Any:
-    """A plain function or partial wrapped as ``Static``; anything else (classes with their own equality) as it is."""
-    return Static(f) if isinstance(f, types.FunctionType | functools.partial) else f
-
-
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Loss:
     """A loss over a data set: the mean of per-example losses, plus an optional penalty on the parameters.
 
         L(theta) = sum_i w_i l_i(theta) / sum_i w_i  +  penalty(theta)
 
     A ``Loss`` is a pytree whose leaves are ``state`` and ``key``; everything else is static and compared by value, so
-    two adapters of one architecture share compiled code.
+    two adapters of one architecture share compiled code. As under ``jax.jit``, its functions are traced once: after
+    changing an object that they read, build new functions.
 
     Args:
       apply: ``apply(params, state, batch, train) -> (outputs, new_state)``, pure. ``train`` is a Python bool and
@@ -101,6 +59,11 @@ class Loss:
     penalty: Callable[[PyTree], Any] | None = field(default=None, metadata={"static": True})
     per_example: bool = field(default=True, metadata={"static": True})
     filter_axis: FilterAxis | None = field(default=None, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        state = len(jax.tree_util.tree_leaves(self.state))
+        kind = "per example" if self.per_example else "per batch"
+        return f"Loss({self.apply!r}, {self.criterion!r}, {kind}, {state} state arrays)"
 
     def __post_init__(self) -> None:
         for name in ("apply", "criterion", "penalty", "filter_axis"):
@@ -130,24 +93,29 @@ class Problem:
     checkpoints: Sequence[PyTree] = ()
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Directions:
     """Directions in parameter space, the axes of a landscape.
 
     Args:
       tree: the parameters' structure; every leaf has a leading axis k, one entry per direction.
-      recipe: how they were made, JSON-able: ``{"kind": ..., ..., "normalize": [...]}``. Static: it is no part of the
-        computation, and it compares equal to every other recipe so that new seeds compile nothing.
+      recipe: how they were made, JSON-able: ``{"kind": ..., ..., "normalize": [...]}``. It passes through jax's
+        transformations untouched and is no part of the computation: a new seed compiles nothing.
     """
 
     tree: PyTree
-    recipe: Recipe = field(metadata={"static": True})
+    recipe: Recipe
 
     @property
     def num(self) -> int:
         """Number of directions k."""
         return int(jax.tree_util.tree_leaves(self.tree)[0].shape[0])
+
+    def __repr__(self) -> str:
+        size = sum(leaf[0].size for leaf in jax.tree_util.tree_leaves(self.tree))
+        steps = ", ".join(f"{step['by']}-normalized" for step in self.recipe.get("normalize", []))
+        made = ", ".join(filter(None, [self.recipe.get("kind"), steps]))
+        return f"Directions({self.num} x {size:,} parameters, {made})"
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> Directions:
         """A subset: ``axes[0]``, ``axes[:2]``, ``axes[[3, 0]]``; an int keeps the leading axis (k = 1)."""
@@ -164,20 +132,27 @@ class Directions:
         return Directions(jax.tree_util.tree_map(lambda leaf: leaf[picked], self.tree), recipe)
 
 
-class Recipe(dict):
-    """A JSON-able description that never takes part in compilation: all recipes hash and compare alike under jit."""
+class _Carried:
+    """A recipe on its way through jax: alike for every recipe, so that it never makes a compilation."""
 
-    def __hash__(self) -> int:  # type: ignore[override]
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+
+    def __hash__(self) -> int:
         return 0
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Recipe)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
+        return isinstance(other, _Carried)
 
 
-@dataclass(frozen=True, eq=False)
+jax.tree_util.register_pytree_with_keys(
+    Directions,
+    lambda d: (((jax.tree_util.GetAttrKey("tree"), d.tree),), _Carried(d.recipe)),
+    lambda carried, children: Directions(next(iter(children)), carried.recipe),
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Landscape:
     """Losses (and metrics) on a grid of points around a network.
 
@@ -193,6 +168,14 @@ class Landscape:
     values: dict[str, np.ndarray]
     stderr: dict[str, np.ndarray]
     recipe: dict[str, Any]
+
+    def __repr__(self) -> str:
+        kind = self.recipe.get("directions", {}).get("kind", "")
+        ranges = [
+            f"{name} {np.nanmin(v):.4g} .. {np.nanmax(v):.4g}" if np.isfinite(v).any() else f"{name} not finite"
+            for name, v in self.values.items()
+        ]
+        return f"Landscape({' x '.join(map(str, self.shape))} {kind}, {', '.join(ranges)})"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -46,10 +46,14 @@ def arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
     """The model's positional arguments in a batch; an input that is itself a plain tuple is spread."""
     if callable(inputs):
         found = inputs(batch)
-    elif type(inputs) is tuple:
-        found = tuple(batch[i] for i in inputs)
     elif inputs is not None:
-        found = batch[inputs]
+        try:
+            found = tuple(batch[i] for i in inputs) if type(inputs) is tuple else batch[inputs]
+        except (TypeError, KeyError, IndexError) as error:
+            has = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__} of {len(batch)}"
+            raise ValueError(
+                f"inputs: {inputs!r} is not in the batch, which is {has}; name or number what is"
+            ) from error
     elif isinstance(batch, Mapping):
         raise ValueError(
             f"inputs=None, but the batch is a dict with the entries {sorted(map(str, batch))}, so the model's input is "

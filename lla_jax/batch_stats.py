@@ -24,16 +24,25 @@ from lla_jax._types import Batch, Loss, PyTree
 
 @functools.partial(jax.jit, static_argnames="size")
 def _probe(loss: Loss, params: PyTree, batch: Batch, *, size: int) -> tuple[PyTree, ...]:
-    """The state after one train-mode batch of ``size`` rows, started from itself and from 0, 1 and 2."""
+    """The state after one train-mode batch of ``size`` rows, started from itself, 0, S and 2S; and the scales S.
+
+    S is as large as what the batch gives, so that differences keep their digits.
+    """
     block = _data.block_at(batch, 0, size, size, 0)
-    starts = (loss.state, *(_fill(loss.state, value) for value in (0, 1, 2)))
-    return tuple(_data.outputs_of(loss, params, state, block, True)[1] for state in starts)
 
+    def after(state: PyTree) -> PyTree:
+        return _data.outputs_of(loss, params, state, block, True)[1]
 
-def _fill(state: PyTree, value: float) -> PyTree:
-    return jax.tree_util.tree_map(
-        lambda x: jnp.full_like(x, value) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
+    from_zero = after(jax.tree_util.tree_map(lambda x: _filled(x, 0), loss.state))
+    scales = jax.tree_util.tree_map(lambda x: jnp.maximum(1, 10 * jnp.abs(x).max(initial=0)), from_zero)
+    once, twice = (
+        after(jax.tree_util.tree_map(lambda x, s, k=k: _filled(x, k * s), loss.state, scales)) for k in (1, 2)
     )
+    return after(loss.state), from_zero, once, twice, scales
+
+
+def _filled(x: Any, value: Any) -> Any:
+    return jnp.full_like(x, value) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float | None]:
@@ -49,14 +58,16 @@ def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float |
       ValueError: no leaf changes in train mode, or one changes but not as a running average.
     """
     start = _leaves(loss.state)
-    after, zero, one, two = map(_leaves, _probe(loss, params, batch, size=size))
+    probed = map(_leaves, _probe(loss, params, batch, size=size))
     found: list[float | None] = []
-    for path, old, new, from0, from1, from2 in zip(_tree.paths(loss.state), start, after, zero, one, two, strict=True):
+    for path, old, new, from0, from1, from2, scale in zip(_tree.paths(loss.state), start, *probed, strict=True):
         if not np.issubdtype(old.dtype, np.floating) or np.array_equal(old, new):
             found.append(None)
             continue
-        slopes = np.stack([from1 - from0, from2 - from1]).astype(np.float64)
-        m = float(np.round(slopes.mean(), 6))  # 1 - m is needed more exactly than a float32 difference tells it
+        slopes = np.diff(np.stack([from0, from1, from2]).astype(np.float64), axis=0) / scale
+        m = float(slopes.mean())
+        if abs(m - round(m, 6)) < 2e-7:  # 1 - m is needed more exactly than float32 tells it
+            m = round(m, 6)
         if not 0 <= m < 1 or not np.allclose(slopes, m, atol=1e-4):
             raise ValueError(
                 f"batch_stats: 'reestimate' needs running averages, but state leaf {path!r} is not updated as "

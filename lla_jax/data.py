@@ -7,6 +7,7 @@ and a row that is not to be counted is masked out.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,12 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax import _tree
+from lla_jax._static import static
 from lla_jax._types import Batch, Loss, PyTree
 
 NUM_SUMS = 6
 """Per-example sums of a quantity: n, sum w, sum s, sum w^2, sum w s, sum s^2, with s_i the weighted sum of example i.
 
-A block gives them as ``block_sums`` does, about a shift of its own, so that float32 loses nothing to cancellation;
+A block gives them as ``example_sums`` does, about a shift of its own, so that float32 loses nothing to cancellation;
 ``total`` adds blocks up in float64.
 """
 
@@ -44,9 +46,13 @@ class Stream:
         if empty:
             raise ValueError("data: the stream yielded no batch; pass a loader or factory that yields at least one")
 
-    def __len__(self) -> int:
-        """Number of batches where the source knows it; raises TypeError like any unsized iterable where not."""
-        return len(self.source)  # type: ignore[arg-type]
+    @property
+    def num_batches(self) -> int | None:
+        """Number of batches where the source knows it."""
+        try:
+            return len(self.source)  # type: ignore[arg-type]
+        except TypeError:  # some loaders have a __len__ that raises
+            return None
 
 
 def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -> Stream:
@@ -74,7 +80,7 @@ def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -
 
 
 def to_numpy(batch: Batch) -> Batch:
-    """The same pytree with numpy leaves (torch tensors and lists of numbers included), checked for a common length."""
+    """The same pytree with numpy leaves (torch tensors included), checked for a common length."""
     batch = jax.tree_util.tree_map(np.asarray, batch)
     num_examples(batch)
     return batch
@@ -149,7 +155,7 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
         return loss
     if not callable(loss):
         raise ValueError(f"loss: expected lla.Loss or f(params, batch) -> scalar, got {type(loss).__name__}")
-    return Loss(_Scalar(loss), _identity, per_example=False)
+    return Loss(_Scalar(static(loss)), _identity, per_example=False)
 
 
 class Block(NamedTuple):
@@ -181,16 +187,42 @@ def pad_rows(batch: Batch, rows: int) -> Batch:
 
 def outputs_of(loss: Loss, params: PyTree, state: PyTree, block: Block, train: bool) -> tuple[Any, PyTree]:
     """``loss.apply`` on a block, with per-example keys when the loss draws noise: (outputs, new state)."""
-    if loss.key is None:
-        return loss.apply(params, state, block.batch, train)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(loss.key, block.index)
-    return loss.apply(params, state, block.batch, train, keys)
+    keys = () if loss.key is None else (jax.vmap(jax.random.fold_in, (None, 0))(loss.key, block.index),)
+    with noting("the model", "apply(params, state, batch, train)", block):
+        result = loss.apply(params, state, block.batch, train, *keys)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(
+            f"loss: apply returned a {type(result).__name__}; the rule is a pair, apply(params, state, batch, train) "
+            "-> (outputs, new_state), with the state as it came if there is none"
+        )
+    return result
+
+
+@contextlib.contextmanager
+def noting(what: str, call: str, block: Block) -> Iterator[None]:
+    """Tell the author of a function that failed how it was called; the error and its type stay theirs."""
+    try:
+        yield
+    except (TypeError, IndexError, KeyError, AttributeError) as error:
+        shapes = jax.tree_util.tree_map(lambda x: tuple(x.shape), block.batch)
+        error.add_note(
+            f"{what} failed; it is called as {call} with a batch of these shapes (leading axis: examples): {shapes}. A "
+            "list of batches is no data set: wrap it, lla.stream(batches)"
+        )
+        raise
+
+
+def _real(name: str, values: Any) -> Any:
+    values = jnp.asarray(values)
+    if jnp.issubdtype(values.dtype, jnp.complexfloating):
+        raise ValueError(f"{name}: is complex ({values.dtype}); the rule is real values, e.g. take its absolute value")
+    return values
 
 
 def _per_example(name: str, result: Any, mask: Any) -> tuple[Any, Any]:
     """(s, w): weighted sum and weight of every example, zero where masked."""
     values, weights = result if isinstance(result, tuple) else (result, None)
-    values = jnp.asarray(values)
+    values = _real(name, values)
     size = mask.shape[0]
     if values.ndim == 0 or values.shape[0] != size:
         hint = "set per_example=False if the loss couples the examples of a batch" if name == "loss" else "return (B,)"
@@ -198,16 +230,14 @@ def _per_example(name: str, result: Any, mask: Any) -> tuple[Any, Any]:
             f"{name}: returned shape {values.shape} for a batch of {size} examples; the rule is one value per example, "
             f"leading axis {size}; {hint}"
         )
-    dtype = jnp.promote_types(values.dtype, jnp.float32)
+    dtype, shape = jnp.promote_types(values.dtype, jnp.float32), values.shape
     values = values.astype(dtype).reshape(size, -1)
     if weights is None:
         entries = values.shape[1]
         return jnp.where(mask, values.sum(1), 0), mask.astype(dtype) * entries
     weights = jnp.asarray(weights)
-    if weights.size != values.size:
-        raise ValueError(
-            f"{name}: losses have shape {values.shape}, their weights {weights.shape}; the shapes must be equal"
-        )
+    if weights.shape != shape:
+        raise ValueError(f"{name}: losses have shape {shape}, their weights {weights.shape}; the shapes must be equal")
     weights = weights.astype(dtype).reshape(size, -1)
     # a token of weight 0 may carry any loss, NaN included
     total = jnp.where(weights != 0, weights * values, 0).sum(1)
@@ -229,7 +259,7 @@ def example_sums(name: str, result: Any, mask: Any) -> Any:
 def batch_sums(result: Any, mask: Any) -> Any:
     """The same for a batch-coupled loss: its scalar, weighted by the number of examples (or ``(scalar, weight)``)."""
     value, weight = result if isinstance(result, tuple) else (result, mask.shape[0])
-    value = jnp.asarray(value)
+    value = _real("loss", value)
     if value.ndim:
         raise ValueError(
             f"loss: returned shape {value.shape}; the rule for a batch-coupled or plain loss is a scalar per batch. "
@@ -238,7 +268,9 @@ def batch_sums(result: Any, mask: Any) -> Any:
     value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
     weight = jnp.asarray(weight, value.dtype)
     zero = jnp.zeros_like(value)
-    return jnp.stack([jnp.ones_like(value), weight, zero, weight * value, zero, zero, zero])
+    # a batch of weight 0 may have any loss, NaN included
+    weighted = jnp.where(weight != 0, weight * value, zero)
+    return jnp.stack([jnp.ones_like(value), weight, zero, weighted, zero, zero, zero])
 
 
 def total(blocks: Any) -> np.ndarray:
@@ -250,7 +282,8 @@ def total(blocks: Any) -> np.ndarray:
 
 def loss_sums(loss: Loss, outputs: Any, block: Block) -> Any:
     """The sums of the loss itself over a block."""
-    result = loss.criterion(outputs, block.batch)
+    with noting("the criterion", "criterion(outputs, batch)", block):
+        result = loss.criterion(outputs, block.batch)
     return example_sums("loss", result, block.mask) if loss.per_example else batch_sums(result, block.mask)
 
 
@@ -272,7 +305,7 @@ def standard_error(sums: np.ndarray) -> np.ndarray:
         return np.asarray(np.sqrt(squares) / w)
 
 
-def batches(data: Batch | Stream, batch_size: int | None) -> Iterator[tuple[Batch, int]]:
+def host_batches(data: Batch | Stream, batch_size: int | None) -> Iterator[tuple[Batch, int]]:
     """(batch, offset of its first example) in order; the last one may be smaller. Streams keep their own batches."""
     if isinstance(data, Stream):
         offset = 0
@@ -342,7 +375,7 @@ def mean_gradient(
     total = jax.tree_util.tree_map(lambda p: np.zeros(p.shape, p.dtype), params)
     weight: Any = np.zeros((), np.float32)
     rows = 0
-    for batch, offset in batches(data, batch_size):
+    for batch, offset in host_batches(data, batch_size):
         count = num_examples(batch)
         rows = max(rows, count)
         if loss.per_example:  # one shape for all batches

@@ -50,7 +50,9 @@ def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | Non
       key: a ``jax.random`` key.
       params: the parameters, a pytree of real floating arrays.
       num: number of directions k.
-      select: the leaves that move (see ``Select``); all others are exactly 0. None moves all.
+      select: the leaves that move, by path; all others are exactly 0. A glob such as "**/kernel" (``*`` and ``?`` stay
+        within a level, ``**`` spans levels), a compiled regular expression, a predicate ``(path, leaf) -> bool``, or a
+        sequence of these, of which any may match. None moves all.
 
     Returns:
       Directions of the shapes ``(k, *leaf.shape)`` and the dtypes of ``params``. The recipe keeps the key and a few
@@ -63,10 +65,10 @@ def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | Non
       Li et al. 2018, arXiv:1712.09913. Difference from LLA (arXiv:2412.10146): (1) its directions are uniform on
       [0, 1], so that every two of them, and the weights' mean, are strongly correlated; these are Gaussian.
     """
+    key = _single_key(key)
     _tree.check_real(params)
     if isinstance(num, bool) or not isinstance(num, int | np.integer) or num < 1:
         raise ValueError(f"num={num!r} must be a positive integer: the number of directions")
-    key = _single_key(key)
     chosen = _tree.selected(select, params)
     tree, fingerprint, dtype = _draw(key, params, int(num), chosen)
     recipe = Recipe(
@@ -145,7 +147,8 @@ def _single_key(key: Any) -> jax.Array:
     if dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.prng_key) and dtype == np.uint32 and key.ndim == 1:
         key, dtype = (wrapped := jax.random.wrap_key_data(key)), wrapped.dtype  # a key of the old kind
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
-        raise ValueError(f"key={key!r} must be one jax.random key, such as jax.random.key(0)")
+        got = repr(key) if np.ndim(key) == 0 else type(key).__name__
+        raise ValueError(f"key: got {got}; the rule is one jax.random key first, such as jax.random.key(0)")
     return key
 
 
@@ -202,7 +205,8 @@ def select(axes: Directions, pattern: Select) -> Directions:
 
     Args:
       axes: the directions.
-      pattern: which leaves still move (see ``Select``); a predicate sees shape and dtype of the leaf, not its values.
+      pattern: which leaves still move, as ``select`` of ``random``; a predicate sees shape and dtype of the leaf, not
+        its values.
 
     Returns:
       Directions of the same shapes; ``recipe["restrict"]`` records the paths.

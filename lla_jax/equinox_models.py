@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax._types import Batch, FilterAxis, Loss, PyTree, static
+from lla_jax._static import static
+from lla_jax._types import Batch, FilterAxis, Loss, PyTree
 from lla_jax.adapters import (
     ByValue,
     Inputs,
@@ -179,6 +180,10 @@ def from_equinox(
     """
     import equinox as eqx
 
+    if not isinstance(model, eqx.Module):
+        raise ValueError(
+            f"model: got {type(model).__name__}; the rule is an equinox.Module. See lla.from_linen, from_nnx"
+        )
     is_index = lambda node: isinstance(node, eqx.nn.StateIndex)  # noqa: E731
     stateful = state is not None
     if not stateful and any(is_index(node) for node in jax.tree_util.tree_leaves(model, is_leaf=is_index)):

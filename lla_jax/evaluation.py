@@ -6,106 +6,29 @@ cut.
 
 from __future__ import annotations
 
-import functools
+import math
 import platform
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lla_jax import _tree, lowering
+from lla_jax import _tree, checks, kernels, lowering
 from lla_jax import batch_stats as _batch_stats
 from lla_jax import data as _data
 from lla_jax import execution as _execution
-from lla_jax._types import Batch, Directions, Execution, Landscape, Loss, PyTree, static
+from lla_jax._static import static
+from lla_jax._types import Batch, Directions, Execution, Landscape, Loss, PyTree
 from lla_jax._version import __version__
 from lla_jax.data import Stream
 from lla_jax.execution import Plan
 
 Progress = Callable[[float, float | None], None]
-POLICIES = ("frozen", "batch", "reestimate")
 STATE_BYTES = 2**28  # re-estimated statistics held at a time while a stream is read
 UNSTEADY = 1e-5  # relative difference between two runs of one block that rounding does not explain
-
-
-@dataclass(frozen=True)
-class How:
-    """The static part of what is computed at a point; compares by value."""
-
-    rule: Any
-    train: bool
-    metrics: tuple[tuple[str, Any], ...]
-
-
-def points_sums(
-    loss: Loss,
-    params: PyTree,
-    directions: PyTree,
-    coords: Any,
-    states: PyTree,
-    block: _data.Block,
-    how: How,
-    plan: Plan,
-) -> dict[str, Any]:
-    """{name: (C, 7)}: the sums of one block at every point; ``states`` has a leading axis C, or is None."""
-
-    def sums(p: PyTree, state: PyTree) -> dict[str, Any]:
-        outputs, _ = _data.outputs_of(loss, p, state, block, how.train)
-        found = {"loss": _data.loss_sums(loss, outputs, block)}
-        for name, metric in how.metrics:
-            found[name] = _data.example_sums(name, metric(outputs, block.batch), block.mask)
-        return found
-
-    if plan.share and states is None:
-        shared = lowering.affine(lambda p: sums(p, loss.state), params, directions)
-        return _execution.map_points(shared, coords, plan.loop)
-    if states is None:
-        return _execution.map_points(lambda c: sums(how.rule(params, directions, c), loss.state), coords, plan.loop)
-    return _execution.map_points(
-        lambda cs: sums(how.rule(params, directions, cs[0]), cs[1]), (coords, states), plan.loop
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("how", "plan", "mesh"))
-def _sums_step(loss, params, directions, coords, states, data, starts, count, offset, *, how, plan, mesh):
-    """{name: (C, S, 7)} over S blocks of ``data`` starting at ``starts``."""
-
-    def run(loss, params, directions, coords, states, data, starts, count, offset):
-        def one(start):
-            block = _data.block_at(data, start, plan.microbatch, count, offset)
-            return points_sums(loss, params, directions, coords, states, block, how, plan)
-
-        found = _execution.map_points(one, starts, "map")
-        return jax.tree_util.tree_map(lambda x: jnp.moveaxis(x, 0, 1), found)
-
-    split = (False, False, False, True, True, False, False, False, False)
-    return _execution.over_points(run, mesh, split)(
-        loss, params, directions, coords, states, data, starts, count, offset
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("how", "loop", "mesh", "point_metrics"))
-def _point_step(loss, params, directions, coords, key, *, how, loop, mesh, point_metrics):
-    """{name: (C,)}: what depends on the parameters alone, the penalty under the name ''."""
-
-    def run(loss, params, directions, coords, key):
-        def one(c):
-            p = how.rule(params, directions, c)
-            found = {name: jnp.asarray(f(p, key)) for name, f in point_metrics}
-            for name, value in found.items():
-                if value.ndim:
-                    raise ValueError(
-                        f"point_metrics: {name!r} returned shape {value.shape}; the rule is a scalar per point"
-                    )
-            return found if loss.penalty is None else found | {"": jnp.asarray(loss.penalty(p))}
-
-        return _execution.map_points(one, coords, loop)
-
-    return _execution.over_points(run, mesh, (False, False, False, True, False))(loss, params, directions, coords, key)
 
 
 class Job(NamedTuple):
@@ -116,8 +39,7 @@ class Job(NamedTuple):
     sources: dict[str, Any]  # by the prefix of their values: data on the devices, or a Stream
     coords: tuple[np.ndarray, ...]
     first: tuple[Batch, int, int]  # batch, rows that count, offset: to plan and to probe with
-    points: np.ndarray  # (n, k)
-    how: How
+    how: kernels.How
     point_metrics: tuple[tuple[str, Any], ...]
     key: Any
     whole: bool  # what a batch is matters to the result: it is never cut or padded
@@ -126,7 +48,13 @@ class Job(NamedTuple):
     mesh: Any
     execution: Execution
     affine: bool  # the rule is params + sum_i c_i d_i
+    adam: bool  # the rule needs Adam's moments
     recipe: dict[str, Any]
+
+    @property
+    def num(self) -> int:
+        """Points of the grid; their coordinates are made chunk by chunk and never held together."""
+        return math.prod(map(len, self.coords))
 
     @property
     def streamed(self) -> bool:
@@ -134,38 +62,44 @@ class Job(NamedTuple):
 
 
 def prepare(
-    loss, params, data, coords, batch_size, rule_name, rule, affine, batch_stats, metrics, point_metrics, extra_data,
-    key, execution,
+    loss, params, data, coords, batch_size, rule_name, rule, affine, adam, batch_stats, metrics, point_metrics,
+    extra_data, key, execution,
 ) -> Job:  # fmt: skip
     """Check everything, describe it for the recipe, and bring it to the devices once."""
     _execution.check(execution)
     _tree.check_real(params)
     if batch_size is not None:
         _data.check_batch_size(batch_size)
-    metrics, point_metrics = _check_metrics(metrics, point_metrics, loss)
-    _check_policy(batch_stats, loss)
+    metrics, point_metrics = checks.check_metrics(metrics, point_metrics, loss)
+    checks.check_policy(batch_stats, loss)
     loss = _data.as_loss(loss)
     mesh = _execution.mesh_of(_execution.devices_of(execution))
     sets = {"": data} | {f"{name}_": d for name, d in _data.check_extra(extra_data).items()}
-    leaves = jax.tree_util.tree_leaves(params)
-    recipe = {
+    sets = {prefix: d if isinstance(d, Stream) else _arrays(d) for prefix, d in sets.items()}
+    checks.names(list(sets), [name for name, _ in metrics], [name for name, _ in point_metrics])
+    recipe: dict[str, Any] = {
         "rule": rule_name,
         "batch_stats": batch_stats,
         "batch_size": batch_size,
         "metrics": [name for name, _ in metrics],
         "point_metrics": [name for name, _ in point_metrics],
         "data": {prefix.rstrip("_") or "data": _describe(d) for prefix, d in sets.items()},
-        "params": {"fingerprint": _data.fingerprint(params), "size": sum(x.size for x in leaves)},
+        "params": {"fingerprint": _data.fingerprint(params)},
+        "state": _data.fingerprint(loss.state),
+        "noise": _data.fingerprint(loss.key),
+        "key": _data.fingerprint(key),
         "precision": {
-            "params": sorted({str(x.dtype) for x in leaves}),
             "matmul": str(jax.config.values["jax_default_matmul_precision"] or "default"),
             "x64": bool(jax.config.values["jax_enable_x64"]),
         },
     }
     sources = {p: d if isinstance(d, Stream) else _execution.replicate(d, mesh) for p, d in sets.items()}
     params, loss = _execution.replicate(params, mesh), _execution.replicate(loss, mesh)
+    leaves = jax.tree_util.tree_leaves(params)
+    recipe["params"]["size"] = sum(x.size for x in leaves)
+    recipe["precision"]["params"] = sorted({str(x.dtype) for x in leaves})
     momenta = None
-    first = next(_execution.batches(sources[""], mesh, whole=True))
+    first = next(_execution.device_batches(sources[""], mesh, whole=True))
     if batch_stats == "reestimate":
         batch, count, _ = first
         momenta = _batch_stats.momenta(loss, params, batch, _data.cuts(count, batch_size)[0][1])
@@ -175,8 +109,7 @@ def prepare(
         sources=sources,
         coords=coords,
         first=first,
-        points=np.stack([c.reshape(-1) for c in np.meshgrid(*coords, indexing="ij")], -1),
-        how=How(static(rule), batch_stats == "batch", metrics),
+        how=kernels.How(static(rule), batch_stats == "batch", metrics),
         point_metrics=point_metrics,
         key=jax.random.key(0) if key is None and point_metrics else key,
         whole=batch_stats == "batch" or not loss.per_example,
@@ -185,8 +118,18 @@ def prepare(
         mesh=mesh,
         execution=execution,
         affine=affine,
+        adam=adam,
         recipe=recipe,
     )
+
+
+def _arrays(data: Batch) -> Batch:
+    """Torch tensors and the like as numpy; what jax takes as it is stays."""
+
+    def convert(leaf: Any) -> Any:
+        return np.asarray(leaf) if hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array) else leaf
+
+    return jax.tree_util.tree_map(convert, data)
 
 
 def _describe(data: Any) -> dict[str, Any]:
@@ -197,37 +140,66 @@ def _describe(data: Any) -> dict[str, Any]:
 
 def run(job: Job, directions: Directions, progress: Any, on_partial: Any, resume: Landscape | None) -> Landscape:
     """One landscape, group after group of points: a chunk for data in memory, all points for a stream (read once)."""
-    tree = _aligned(directions, job)
+    tree = checks.aligned(directions, job.params, len(job.coords), job.adam)
     recipe = job.recipe | {
         "directions": dict(directions.recipe) | {"contents": _data.fingerprint(directions.tree)},
         "versions": {"lla_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
     }
-    table, done = _resumed(job, recipe, resume)
+    table, done = _started(job, recipe, resume)
     tree = _execution.replicate(tree, job.mesh)
     plan: Plan | None = None
     sums: dict[str, np.ndarray] = {}
     values: dict[str, np.ndarray] = {}
     try:
-        plan = _plan(job, tree)
-        recipe["deterministic"] = _steady(job, tree, plan)
-        while done < len(job.points):
-            last = min(done + _group_size(job, plan), len(job.points))
-            sums.clear()
+        plan = _plan(job, tree) if resume is None else _plan_of(resume.recipe)
+        recipe["probe"], difference, plan = _probe(job, tree, plan)
+        recipe["deterministic"] = difference <= UNSTEADY
+        if resume is not None and recipe["deterministic"]:
+            checks.same_probe(resume, recipe["probe"])
+        if not recipe["deterministic"]:
+            _warn_unsteady(difference)
+        while done < job.num:
+            last = min(done + _group_size(job, plan), job.num)
             values, plan = _of_params(job, tree, plan, done, last)
-            plan = _of_data(job, tree, plan, done, last, sums, span(progress, done, last - done, len(job.points)))
+            plan = _of_data(job, tree, plan, done, last, sums, span(progress, done, last - done, job.num))
             _store(table, job, sums, values, done)
-            done = last
+            sums.clear()
+            values, done = {}, last
             if progress is not None:
-                progress(done, len(job.points))
+                progress(done, job.num)
     except BaseException:
-        if on_partial is not None and (done or (sums and job.streamed)):
-            if job.streamed:  # every cell has a mean over the batches read so far
-                _store(table, job, sums, values, done)
+        unfinished = job.streamed and bool(sums)  # a stream: every cell has a mean over the batches read so far
+        if unfinished:
+            _store(table, job, sums, values, done)
+        if on_partial is not None and (done or unfinished):
             on_partial(_landscape(job, table, recipe, plan, done))
         raise
     result = _landscape(job, table, recipe, plan, done)
     _warn(result)
     return result
+
+
+def _started(
+    job: Job, recipe: dict[str, Any], resume: Landscape | None
+) -> tuple[dict[str, dict[str, np.ndarray]], int]:
+    """Flat arrays and the number of points finished: of the landscape to continue, or none."""
+    if resume is None:
+        return {"values": {}, "stderr": {}}, 0
+    checks.resumable(resume, recipe, job.coords)
+    kinds = {"values": resume.values, "stderr": resume.stderr}
+    table = {
+        kind: {name: np.array(found, np.float64).reshape(-1) for name, found in arrays.items()}
+        for kind, arrays in kinds.items()
+    }
+    return table, int(resume.recipe.get("points_done", 0))
+
+
+PLAN = ("chunk", "microbatch", "loop", "share", "scan")
+
+
+def _plan_of(recipe: dict[str, Any]) -> Plan:
+    """The plan that a landscape was begun with, and is finished with."""
+    return Plan(**{name: recipe["plan"][name] for name in PLAN})
 
 
 def span(progress: Any, first: int, length: int, total: int) -> Any:
@@ -246,9 +218,16 @@ def _group_size(job: Job, plan: Plan) -> int:
     if not job.streamed:
         return plan.chunk * job.mesh.size
     if job.momenta is None:
-        return len(job.points)
+        return job.num
     state = sum(x.nbytes for x in jax.tree_util.tree_leaves(job.loss.state))
     return max(plan.chunk * job.mesh.size, STATE_BYTES // max(1, state))
+
+
+def _points(job: Job, lo: int, hi: int, plan: Plan) -> np.ndarray:
+    """Coordinates (C, k) of the points [lo, hi) in row-major order, lengthened to a full chunk."""
+    indices = np.unravel_index(np.arange(lo, hi), tuple(map(len, job.coords)))
+    coords = np.stack([c[i] for c, i in zip(job.coords, indices, strict=True)], -1)
+    return _execution.pad_points(coords, plan.chunk * job.mesh.size)
 
 
 def _padded(array: Any, lo: int, hi: int, plan: Plan, job: Job) -> Any:
@@ -264,9 +243,9 @@ def _of_params(job: Job, tree: PyTree, plan: Plan, first: int, last: int) -> tup
         return values, plan
 
     def compute(plan: Plan, lo: int, hi: int) -> None:
-        coords = _padded(job.points, lo, hi, plan, job)
+        coords = _points(job, lo, hi, plan)
         static = {"how": job.how, "loop": plan.loop, "mesh": job.mesh, "point_metrics": job.point_metrics}
-        for name, found in _point_step(job.loss, job.params, tree, coords, job.key, **static).items():
+        for name, found in kernels.point_step(job.loss, job.params, tree, coords, job.key, **static).items():
             values.setdefault(name, np.zeros(last - first))[lo - first : hi - first] = np.asarray(found)[: hi - lo]
 
     plan = _execution.chunks(compute, first, last, plan, job.mesh.size)
@@ -280,12 +259,13 @@ def _of_data(
     states = None
     if job.momenta is not None:
         states, plan = _reestimated(job, tree, plan, first, last)
+    read = 0
     for i, (prefix, data) in enumerate(job.sources.items()):
-        length = len(data) if isinstance(data, Stream) and hasattr(data.source, "__len__") else None
-        for j, (batch, count, offset) in enumerate(_execution.batches(data, job.mesh, job.whole)):
+        length = data.num_batches if isinstance(data, Stream) else None
+        for j, (batch, count, offset) in enumerate(_execution.device_batches(data, job.mesh, job.whole)):
 
             def compute(plan: Plan, lo: int, hi: int, batch=batch, count=count, offset=offset, prefix=prefix) -> None:
-                coords = _padded(job.points, lo, hi, plan, job)
+                coords = _points(job, lo, hi, plan)
                 at = None if states is None else _padded(states, lo - first, hi - first, plan, job)
                 results = [
                     _call(job, tree, coords, at, batch, call, starts, count, offset)
@@ -297,9 +277,10 @@ def _of_data(
                     into[lo - first : hi - first] += total[: hi - lo]
 
             plan = _execution.chunks(compute, first, last, plan, job.mesh.size)
+            read += 1
             if progress is not None and isinstance(data, Stream):
-                fraction = None if length is None else (i + (j + 1) / length) / len(job.sources)
-                progress(*((last - first) * np.array([fraction, 1])) if fraction else ((j + 1), None))
+                fraction = 0.0 if length is None else (i + (j + 1) / length) / len(job.sources)
+                progress(*((read, None) if length is None else (fraction * (last - first), last - first)))
     return plan
 
 
@@ -308,7 +289,7 @@ def _rows(batch: Batch) -> int:
 
 
 def _call(job: Job, tree, coords, states, batch, plan: Plan, starts, count: int, offset: int) -> dict[str, Any]:
-    return _sums_step(
+    return kernels.sums_step(
         job.loss, job.params, tree, coords, states, batch, starts, np.int32(count), np.int32(offset),
         how=job.how, plan=plan, mesh=job.mesh,
     )  # fmt: skip
@@ -321,10 +302,10 @@ def _reestimated(job: Job, tree: PyTree, plan: Plan, first: int, last: int) -> t
     sums: list[np.ndarray] = []
     weight = 0
     averaged = tuple(m is not None for m in job.momenta or ())
-    for batch, count, offset in _execution.batches(job.sources[""], job.mesh, whole=True):
+    for batch, count, offset in _execution.device_batches(job.sources[""], job.mesh, whole=True):
 
         def compute(plan: Plan, lo: int, hi: int, batch=batch, count=count, offset=offset) -> None:
-            coords = _padded(job.points, lo, hi, plan, job)
+            coords = _points(job, lo, hi, plan)
             total: Any = None
             for start, size in _data.cuts(count, job.batch_size):
                 static = {"how": job.how, "size": size, "loop": plan.loop, "mesh": job.mesh, "averaged": averaged}
@@ -347,7 +328,7 @@ def _plan(job: Job, tree: PyTree) -> Plan:
     """The plan of the run: what the user fixed, and the fastest of the candidates for the rest."""
     batch, count, offset = job.first
     rows = min(_rows(batch), job.batch_size or _rows(batch))
-    points = -(-len(job.points) // job.mesh.size)
+    points = -(-job.num // job.mesh.size)
     bucket = 1 << (min(points, 1024) - 1).bit_length()
     leaves, structure = jax.tree_util.tree_flatten((job.loss, job.params, tree, batch))
     shapes = tuple((x.shape, str(x.dtype)) for x in leaves)
@@ -355,13 +336,15 @@ def _plan(job: Job, tree: PyTree) -> Plan:
     key = (structure, shapes, rows, bucket, job.how, job.momenta is None, job.whole, settings, job.mesh)
 
     def candidates() -> list[Plan]:
-        few = min(256, rows)  # enough for the values of the examples to be larger than the weights
+        few = (
+            rows if job.whole else min(256, rows)
+        )  # enough for the values of the examples to be larger than the weights
         nbytes, primitives = lowering.profile(
-            lambda p, b: points_sums(
+            lambda p, b: kernels.points_sums(
                 job.loss,
                 p,
                 tree,
-                job.points[:1],
+                np.zeros((1, len(job.coords)), np.float32),
                 None,
                 _data.block_at(b, 0, few, few, 0),
                 job.how,
@@ -384,10 +367,10 @@ def _plan(job: Job, tree: PyTree) -> Plan:
 
     def seconds(plan: Plan) -> float:
         call, starts = next(_execution.calls(plan, _rows(batch), count, job.batch_size, job.whole))
-        taken, _ = _execution.timed(lambda: _first_call(job, tree, plan, batch, count, offset, call, starts))
+        taken = _execution.timed(lambda: _first_call(job, tree, plan, batch, count, offset, call, starts))
         return taken / (plan.chunk * job.mesh.size * call.microbatch * len(starts))
 
-    total = len(job.points) * count
+    total = job.num * count
     return _execution.choose(key, candidates, seconds, total)
 
 
@@ -398,28 +381,39 @@ def _single_or_double(params: PyTree) -> bool:
 def _first_call(
     job: Job, tree: PyTree, plan: Plan, batch: Batch, count: int, offset: int, call: Plan, starts: Any
 ) -> Any:
-    coords = _padded(job.points, 0, len(job.points), plan, job)[: plan.chunk * job.mesh.size]
+    coords = _points(job, 0, min(plan.chunk * job.mesh.size, job.num), plan)
     states = None
     if job.momenta is not None:
         states = jax.tree_util.tree_map(lambda x: np.broadcast_to(x, (len(coords), *x.shape)), job.loss.state)
     return _call(job, tree, coords, states, batch, call, starts, count, offset)
 
 
-def _steady(job: Job, tree: PyTree, plan: Plan) -> bool:
-    """Whether two runs of the first block agree; warns where they do not."""
-    batch, count, offset = job.first
-    call, starts = next(_execution.calls(plan, _rows(batch), count, job.batch_size, job.whole))
-    runs = [_first_call(job, tree, plan, batch, count, offset, call, starts)["loss"] for _ in range(2)]
-    first, second = (_data.mean(_data.total(x)) for x in runs)
-    agree = np.allclose(first, second, rtol=UNSTEADY, atol=0, equal_nan=True)
-    if not agree:
-        worst = np.nanmax(np.abs(first - second) / np.abs(first))
-        warnings.warn(
-            f"loss: two evaluations of the same batch at the same points differ by {worst:.1e} relative (the rule is "
-            f"at most {UNSTEADY}); the landscape holds this noise. Turn off dropout, or pass its key to the Loss",
-            stacklevel=4,
-        )
-    return bool(agree)
+def _probe(job: Job, tree: PyTree, plan: Plan) -> tuple[dict[str, float], float, Plan]:
+    """The first block at the first points, run twice: values at the first point, largest relative difference, plan."""
+    runs: list[dict[str, np.ndarray]] = []
+
+    def compute(plan: Plan, lo: int, hi: int) -> None:
+        if lo == 0:
+            batch, count, offset = job.first
+            call, starts = next(_execution.calls(plan, _rows(batch), count, job.batch_size, job.whole))
+            found = [_first_call(job, tree, plan, batch, count, offset, call, starts) for _ in range(2)]
+            runs[:] = [{name: _data.mean(_data.total(x)) for name, x in f.items()} for f in found]
+
+    width = job.mesh.size
+    plan = _execution.chunks(compute, 0, min(plan.chunk * width, job.num), plan, width)
+    values, plan = _of_params(job, tree, plan, 0, 1)
+    one, two = (run["loss"][np.isfinite(runs[0]["loss"])] for run in runs)
+    scale = np.maximum(np.abs(one), np.finfo(np.float32).tiny)
+    difference = float(np.nan_to_num(np.abs(one - two) / scale, nan=np.inf).max(initial=0))
+    return {name: float(found[0]) for name, found in (runs[0] | values).items()}, difference, plan
+
+
+def _warn_unsteady(difference: float) -> None:
+    warnings.warn(
+        f"loss: two evaluations of the same batch at the same points differ by {difference:.1e} relative (the rule is "
+        f"at most {UNSTEADY}); the landscape holds this noise. Turn off dropout, or pass its key to the Loss",
+        stacklevel=4,
+    )
 
 
 def _store(
@@ -428,7 +422,7 @@ def _store(
     """Means and standard errors of the points from ``first`` on into the flat arrays of the table."""
 
     def put(kind: str, name: str, found: np.ndarray) -> None:
-        flat = table[kind].setdefault(name, np.full(len(job.points), np.nan))
+        flat = table[kind].setdefault(name, np.full(job.num, np.nan))
         flat[first : first + len(found)] = found
 
     for name, total in sums.items():
@@ -446,47 +440,14 @@ def _landscape(
     job: Job, table: dict[str, dict[str, np.ndarray]], recipe: dict[str, Any], plan: Plan | None, done: int
 ) -> Landscape:
     shape = tuple(map(len, job.coords))
-    complete = done == len(job.points)
+    complete = done == job.num
     recipe = recipe | {"complete": complete, "points_done": done}
     if plan is not None:
-        recipe["plan"] = {"chunk": plan.chunk, "microbatch": plan.microbatch, "loop": plan.loop, "share": plan.share}
+        recipe["plan"] = {name: getattr(plan, name) for name in PLAN}
         recipe["plan"]["devices"] = job.mesh.size
         recipe["plan"]["platform"] = job.mesh.devices.flat[0].platform
     arrays = {kind: {name: flat.reshape(shape) for name, flat in found.items()} for kind, found in table.items()}
     return Landscape(job.coords, arrays["values"], arrays["stderr"], recipe)
-
-
-IDENTITY = ("rule", "batch_stats", "batch_size", "metrics", "point_metrics", "data", "params", "directions")
-
-
-def _resumed(
-    job: Job, recipe: dict[str, Any], resume: Landscape | None
-) -> tuple[dict[str, dict[str, np.ndarray]], int]:
-    """Flat arrays and the number of points finished, of a partial landscape of the same recipe or of none."""
-    if resume is None:
-        return {"values": {}, "stderr": {}}, 0
-    changed = [k for k in IDENTITY if _json(resume.recipe.get(k)) != _json(recipe[k])]
-    if len(resume.coords) != len(job.coords) or any(
-        not np.array_equal(a, b) for a, b in zip(resume.coords, job.coords, strict=True)
-    ):
-        changed.append("grid")
-    if changed:
-        raise ValueError(
-            f"resume: the partial landscape differs in {', '.join(changed)}; the rule is the same recipe and grid. "
-            "Repeat the arguments it was made with, or start anew without resume"
-        )
-    table = {
-        kind: {name: np.array(found, np.float64).reshape(-1) for name, found in arrays.items()}
-        for kind, arrays in (("values", resume.values), ("stderr", resume.stderr))
-    }
-    return table, int(resume.recipe.get("points_done", 0))
-
-
-def _json(value: Any) -> Any:
-    """As it would come back from a file: tuples are lists."""
-    if isinstance(value, Mapping):
-        return {str(k): _json(v) for k, v in value.items()}
-    return [_json(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _warn(landscape: Landscape) -> None:
@@ -504,78 +465,3 @@ def _warn(landscape: Landscape) -> None:
                 "holes. A smaller extent avoids them",
                 stacklevel=4,
             )
-
-
-# -- checks ------------------------------------------------------------------------------------------------------------
-
-
-def check_grid(grid: Sequence[Any]) -> tuple[np.ndarray, ...]:
-    try:
-        coords = tuple(np.asarray(c, np.float64) for c in grid)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"grid: expected one 1-D array of coordinates per axis, e.g. lla.grid(); got {grid!r}"
-        ) from error
-    for i, c in enumerate(coords):
-        if c.ndim != 1 or not len(c) or not np.isfinite(c).all():
-            raise ValueError(
-                f"grid: axis {i} has shape {c.shape}; the rule is a non-empty 1-D array of finite coordinates"
-            )
-    if not coords:
-        raise ValueError("grid: has no axis; pass e.g. lla.grid(extent=1.0, points=41, dims=2)")
-    return coords
-
-
-def _check_policy(batch_stats: str, loss: Any) -> None:
-    if batch_stats not in POLICIES:
-        raise ValueError(f"batch_stats: {batch_stats!r} given; the rule is one of {', '.join(POLICIES)}")
-    if batch_stats == "frozen":
-        return
-    if not isinstance(loss, Loss):
-        raise ValueError(
-            f"batch_stats: {batch_stats!r} needs a model whose normalization layers are visible; a plain function has "
-            "only 'frozen'. Use lla.from_linen, from_nnx, from_equinox or lla.Loss(apply, criterion, state=...)"
-        )
-    if batch_stats == "reestimate" and not jax.tree_util.tree_leaves(loss.state):
-        raise ValueError("batch_stats: 'reestimate' given, but the loss has no state to re-estimate; use 'frozen'")
-
-
-def _check_metrics(metrics: Any, point_metrics: Any, loss: Any) -> tuple[tuple, tuple]:
-    metrics, point_metrics = dict(metrics or {}), dict(point_metrics or {})
-    for argument, functions in (("metrics", metrics), ("point_metrics", point_metrics)):
-        for name, f in functions.items():
-            if not isinstance(name, str) or not name or name == "loss" or not callable(f):
-                raise ValueError(
-                    f"{argument}: entry {name!r}: {f!r}; the rule is a name other than 'loss' and a function"
-                )
-    if both := set(metrics) & set(point_metrics):
-        raise ValueError(f"point_metrics: {sorted(both)} are names of metrics already; rename them")
-    if metrics and not isinstance(loss, Loss):
-        raise ValueError(
-            "metrics: need the model's outputs, which a plain function hides; use lla.Loss(apply, criterion)"
-        )
-    return tuple((k, static(f)) for k, f in metrics.items()), tuple((k, static(f)) for k, f in point_metrics.items())
-
-
-def _aligned(directions: Directions, job: Job) -> PyTree:
-    """The directions' tree in the structure of the parameters.
-
-    Raises:
-      ValueError: another structure, shape or number than the grid's, or not what the rule needs.
-    """
-    tree = _tree.align(directions.tree, job.params, "directions", stacked=True)
-    if directions.num != len(job.coords):
-        raise ValueError(
-            f"grid: {len(job.coords)} axes for {directions.num} directions; the rule is one axis per direction, e.g. "
-            f"lla.grid(dims={directions.num}) or axes[:{len(job.coords)}]"
-        )
-    recipe = directions.recipe
-    raw = (
-        recipe.get("kind") == "adam_moments" and not recipe.get("normalize") and recipe.get("chosen", [0, 1]) == [0, 1]
-    )
-    if job.recipe["rule"].startswith("adam") and not raw:
-        raise ValueError(
-            f"directions: the adam rule needs Adam's raw moments (m, v), got {dict(recipe)}; use "
-            "lla.directions.adam_moments(opt_state, params) without normalize"
-        )
-    return tree

@@ -20,6 +20,7 @@ from lla_jax.data import Stream, cuts, num_examples, pad_rows, rows_of
 
 GRID = "grid"
 BLOCKS_PER_CALL = 256
+MOST_REMEMBERED = 256
 ENOUGH_S = 1.0  # below this estimate of the whole job, looking for a better plan costs more than it can save
 
 
@@ -63,9 +64,11 @@ def devices_of(execution: Execution) -> tuple[Any, ...]:
 
 def check(execution: Execution) -> None:
     """Raise a ValueError naming the first field that is out of its range."""
+    if not isinstance(execution, Execution):
+        raise ValueError(f"execution: {execution!r} given; the rule is an lla.Execution, e.g. lla.Execution(chunk=8)")
     for name in ("chunk", "microbatch"):
         value = getattr(execution, name)
-        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if value != "auto" and (not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1):
             raise ValueError(f'execution.{name}: {value!r} given; the rule is "auto" or a positive integer')
     if execution.loop not in ("auto", "vmap", "map"):
         raise ValueError(f'execution.loop: {execution.loop!r} given; the rule is "auto", "vmap" or "map"')
@@ -192,17 +195,20 @@ def choose(
         if taken < best_seconds:
             best, best_seconds = plan, taken
     _REMEMBERED[remember] = best
+    if len(_REMEMBERED) > MOST_REMEMBERED:  # keys hold the functions they compare
+        del _REMEMBERED[next(iter(_REMEMBERED))]
     return best
 
 
-def timed(call: Callable[[], Any], repeats: int = 2) -> tuple[float, list[Any]]:
-    """(least seconds, all results) of a call after a first one that compiles."""
-    results, best = [jax.block_until_ready(call())], np.inf
+def timed(call: Callable[[], Any], repeats: int = 2) -> float:
+    """Least seconds of a call, after a first one that compiles."""
+    jax.block_until_ready(call())
+    best = np.inf
     for _ in range(repeats):
         start = time.perf_counter()
-        results.append(jax.block_until_ready(call()))
+        jax.block_until_ready(call())
         best = min(best, time.perf_counter() - start)
-    return best, results
+    return best
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -235,7 +241,7 @@ def chunks(compute: Callable[[Plan, int, int], None], first: int, last: int, pla
     return plan
 
 
-def batches(data: Any, mesh: Mesh, whole: bool) -> Iterator[tuple[Any, int, int]]:
+def device_batches(data: Any, mesh: Mesh, whole: bool) -> Iterator[tuple[Any, int, int]]:
     """(batch on the devices, rows that count, number of its first row): one for data that are on the devices already.
 
     Streamed batches are brought to the first one's length (a longer one cut, a shorter one padded), so that one shape

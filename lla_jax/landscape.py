@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax import checks as _checks
 from lla_jax import data as _data
 from lla_jax import evaluation as _evaluation
 from lla_jax import execution as _execution
-from lla_jax._types import Batch, Directions, Execution, Landscape, Loss, PyTree, UpdateRule, static
+from lla_jax import kernels as _kernels
+from lla_jax._static import static
+from lla_jax._types import Batch, Directions, Execution, Landscape, Loss, PyTree, UpdateRule
 from lla_jax.data import Stream
 from lla_jax.evaluation import Progress
+
+Policy = Literal["frozen", "batch", "reestimate"]
 
 
 def grid(
@@ -51,6 +57,16 @@ def grid(
     The reference's grid covers half the stated range, and has no cell on the centre for odd sizes (LLA, arXiv
     2412.10146, its implementation); this one is symmetric.
     """
+    try:
+        return _grid(extent, points, dims, ranges)
+    except TypeError as error:
+        raise ValueError(
+            f"grid: extent={extent!r}, points={points!r}, dims={dims!r}, ranges={ranges!r} given; the rule is a "
+            "number, an int or one int per axis, an int, and one (lo, hi) per axis"
+        ) from error
+
+
+def _grid(extent: Any, points: Any, dims: Any, ranges: Any) -> tuple[np.ndarray, ...]:
     if ranges is None:
         dims = dims if isinstance(points, int | np.integer) else len(points)
         if not math.isfinite(extent) or extent <= 0:
@@ -58,12 +74,12 @@ def grid(
                 f"extent: {extent!r} given; the rule is a finite number above 0, or ranges=[(lo, hi), ...]"
             )
         ranges = [(-float(extent), float(extent))] * dims
-    counts = [int(points)] * len(ranges) if isinstance(points, int | np.integer) else [int(n) for n in points]
+    counts = [points] * len(ranges) if isinstance(points, int | np.integer) else [operator.index(n) for n in points]
     if len(counts) != len(ranges) or not counts:
         raise ValueError(
             f"grid: {len(counts)} numbers of points for {len(ranges)} ranges; give one per axis, at least one axis"
         )
-    return tuple(_axis(float(lo), float(hi), n) for (lo, hi), n in zip(ranges, counts, strict=True))
+    return tuple(_axis(float(lo), float(hi), int(n)) for (lo, hi), n in zip(ranges, counts, strict=True))
 
 
 def _axis(lo: float, hi: float, n: int) -> np.ndarray:
@@ -161,14 +177,60 @@ def losses(
       (C,) losses.
     """
     loss = _data.as_loss(loss)
-    how = _evaluation.How(static(rule), False, ())
+    if share and rule is not add:
+        raise ValueError("share: only the add rule is affine in the coordinates; use share=False with another rule")
+    how = _kernels.How(static(rule), False, ())
     plan = _execution.Plan(coords.shape[0], _data.num_examples(data), loop, share)
     block = _data.block_at(data, 0, plan.microbatch, plan.microbatch, 0)
-    sums = _evaluation.points_sums(loss, params, directions, coords, None, block, how, plan)["loss"]
+    sums = _kernels.points_sums(loss, params, directions, coords, None, block, how, plan)["loss"]
     value = sums[:, 2] + sums[:, 3] / sums[:, 1]
     if (penalty := loss.penalty) is not None:
         value = value + _execution.map_points(lambda c: penalty(rule(params, directions, c)), coords, loop)
     return value
+
+
+@overload
+def evaluate(
+    loss: Loss | Callable[[PyTree, Batch], Any],
+    params: PyTree,
+    data: Batch | Stream,
+    directions: Directions,
+    grid: Sequence[Any],
+    *,
+    batch_size: int | None = ...,
+    rule: str | UpdateRule = ...,
+    batch_stats: Policy = ...,
+    metrics: Mapping[str, Callable[[Any, Batch], Any]] | None = ...,
+    point_metrics: Mapping[str, Callable[[PyTree, Any], Any]] | None = ...,
+    extra_data: Mapping[str, Any] | None = ...,
+    key: Any = ...,
+    execution: Execution = ...,
+    progress: Progress | None = ...,
+    on_partial: Callable[[Landscape], None] | None = ...,
+    resume: Landscape | None = ...,
+) -> Landscape: ...
+
+
+@overload
+def evaluate(
+    loss: Loss | Callable[[PyTree, Batch], Any],
+    params: PyTree,
+    data: Batch | Stream,
+    directions: Sequence[Directions],
+    grid: Sequence[Any],
+    *,
+    batch_size: int | None = ...,
+    rule: str | UpdateRule = ...,
+    batch_stats: Policy = ...,
+    metrics: Mapping[str, Callable[[Any, Batch], Any]] | None = ...,
+    point_metrics: Mapping[str, Callable[[PyTree, Any], Any]] | None = ...,
+    extra_data: Mapping[str, Any] | None = ...,
+    key: Any = ...,
+    execution: Execution = ...,
+    progress: Progress | None = ...,
+    on_partial: Callable[[Landscape], None] | None = ...,
+    resume: Landscape | None = ...,
+) -> list[Landscape]: ...
 
 
 def evaluate(
@@ -180,7 +242,7 @@ def evaluate(
     *,
     batch_size: int | None = None,
     rule: str | UpdateRule = "add",
-    batch_stats: str = "frozen",
+    batch_stats: Policy = "frozen",
     metrics: Mapping[str, Callable[[Any, Batch], Any]] | None = None,
     point_metrics: Mapping[str, Callable[[PyTree, Any], Any]] | None = None,
     extra_data: Mapping[str, Any] | None = None,
@@ -189,7 +251,7 @@ def evaluate(
     progress: Progress | None = None,
     on_partial: Callable[[Landscape], None] | None = None,
     resume: Landscape | None = None,
-) -> Any:
+) -> Landscape | list[Landscape]:
     """The landscape: loss and metrics over the whole data set at every point of a grid.
 
         values[i, j] = L(rule(params, directions, (coords[0][i], coords[1][j])))
@@ -228,6 +290,11 @@ def evaluate(
     Warns:
       UserWarning: non-finite cells (their share), a loss that is not deterministic.
 
+    Example:
+      >>> axes = lla.directions.normalize(lla.directions.random(jax.random.key(0), params), params)
+      >>> plane = lla.evaluate(loss, params, (x, y), axes, lla.grid(extent=1.0, points=41))
+      >>> lla.plotting.surface(plane).savefig("plane.png")
+
     References: Li et al. 2018, arXiv 1712.09913, equation 1; Gabdullin 2024, arXiv 2412.10146.
 
     Where we differ from the reference implementations: (1) each point is computed from the centre, not walked in place,
@@ -235,11 +302,11 @@ def evaluate(
     not that of one minibatch. (3) The network is in evaluation mode unless asked otherwise, and nothing of the user's
     is changed.
     """
-    coords = _evaluation.check_grid(grid)
-    name, rule = _check_rule(rule, coords)
+    coords = _checks.check_grid(grid)
+    name, base, rule = _check_rule(rule, coords)
     job = _evaluation.prepare(
-        loss, params, data, coords, batch_size, name, rule, rule is add, batch_stats, metrics, point_metrics,
-        extra_data, key, execution,
+        loss, params, data, coords, batch_size, name, rule, rule is add, base is adam, batch_stats, metrics,
+        point_metrics, extra_data, key, execution,
     )  # fmt: skip
     if isinstance(directions, Directions):
         return _evaluation.run(job, directions, progress, on_partial, resume)
@@ -250,30 +317,29 @@ def evaluate(
         )
     if resume is not None:
         raise ValueError("resume: continues one landscape; call evaluate once per Directions")
-    total = len(directions) * len(job.points)
-    return [
-        _evaluation.run(
-            job, axes, _evaluation.span(progress, i * len(job.points), len(job.points), total), on_partial, None
-        )
-        for i, axes in enumerate(directions)
-    ]
+    total, planes = len(directions) * job.num, []
+    for i, axes in enumerate(directions):  # a loop, so that warnings name the caller's line
+        report = _evaluation.span(progress, i * job.num, job.num, total)
+        planes.append(_evaluation.run(job, axes, report, on_partial, None))
+    return planes
 
 
-def _check_rule(rule: Any, coords: tuple[np.ndarray, ...]) -> tuple[str, Any]:
+def _check_rule(rule: Any, coords: tuple[np.ndarray, ...]) -> tuple[str, Any, Any]:
+    """(name in the recipe, the function without its options, the function)."""
     if isinstance(rule, str):
         if rule not in RULES:
             raise ValueError(
                 f"rule: {rule!r} given; the rule is one of {', '.join(RULES)}, or a function (params, directions, "
                 "coord)"
             )
-        name, rule = rule, RULES[rule]
+        name, base, rule = rule, RULES[rule], RULES[rule]
     elif callable(rule):
         base = rule.func if isinstance(rule, functools.partial) else rule
         name = next((n for n, r in RULES.items() if r is base), getattr(base, "__qualname__", repr(base)))
-        name += f"({rule.keywords})" if isinstance(rule, functools.partial) else ""
+        name += f"({rule.args}, {rule.keywords})" if isinstance(rule, functools.partial) else ""
     else:
         raise ValueError(f"rule: got {type(rule).__name__}; the rule is one of {', '.join(RULES)}, or a function")
-    if name.startswith("adam"):
+    if base is adam:
         if len(coords) != 2:
             raise ValueError(
                 f"grid: {len(coords)} axes; the adam rule needs two, a and b (lla.grid(ranges=[(-1, 1), (0.1, 2)]))"
@@ -283,4 +349,4 @@ def _check_rule(rule: Any, coords: tuple[np.ndarray, ...]) -> tuple[str, Any]:
                 f"grid: b goes down to {coords[1].min()}; the adam rule divides by sqrt(b), so b > 0, e.g. "
                 "lla.grid(ranges=[(-1, 1), (0.1, 2)])"
             )
-    return name, rule
+    return name, base, rule

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from lla_jax._types import PyTree
@@ -102,9 +103,12 @@ def _propagate(eqn: Any, values: list[Any]) -> list[Any] | None:
     """Affine results of an equation with affine inputs, or None where it is not linear in them."""
     name = eqn.primitive.name
     varying = [isinstance(v, _Affine) for v in values]
+    if (name == "gather" and eqn.params["fill_value"]) or (name == "div" and not _nonzero(values[1])):
+        return None
     linear = name in _LINEAR or (name == "convert_element_type" and _widens(eqn))
     if name in _SHIFTS and varying[0] and not varying[1]:  # only the centre's part is shifted
-        return [_Affine([_bind(eqn, [values[0].parts[0], values[1]])[0], *values[0].parts[1:]])]
+        (centre,) = _bind(eqn, [values[0].parts[0], values[1]])
+        return [_Affine([centre, *(jnp.broadcast_to(part, centre.shape) for part in values[0].parts[1:])])]
     if name in _JOINT:
         inputs = values
     elif (linear and varying[0] and not any(varying[1:])) or (name in _BILINEAR and sum(varying) == 1):
@@ -125,6 +129,11 @@ def _part(value: Any, i: int) -> Any:
     if isinstance(value, _Affine):
         return value.parts[i]
     return jnp.zeros_like(value) if i else value
+
+
+def _nonzero(divisor: Any) -> bool:
+    """Whether a divisor is known not to be zero: 0 * (x / 0) is no part of a sum."""
+    return not isinstance(divisor, jax.core.Tracer | _Affine) and bool(np.all(np.asarray(divisor) != 0))
 
 
 def _widens(eqn: Any) -> bool:

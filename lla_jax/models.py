@@ -20,7 +20,8 @@ from typing import Any
 
 import jax
 
-from lla_jax._types import Batch, FilterAxis, Loss, PyTree, static
+from lla_jax._static import static
+from lla_jax._types import Batch, FilterAxis, Loss, PyTree
 from lla_jax.adapters import (
     TRAIN_FLAGS,
     ByValue,

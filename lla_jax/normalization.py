@@ -19,7 +19,8 @@ import numpy as np
 from jax import tree_util
 
 from lla_jax import _tree
-from lla_jax._types import Directions, FilterAxis, Loss, Path, PyTree, Recipe, Select, Static
+from lla_jax._static import Static
+from lla_jax._types import Directions, FilterAxis, Loss, Path, PyTree, Recipe, Select
 
 _BY = ("none", "weight", "layer", "filter", "model")
 _ONE_DIM = ("vector", "entry", "zero")
@@ -73,6 +74,8 @@ def normalize(
       (arXiv:2412.10146): (1) order 1 sums absolute values, LLA the signed values; (2) "model" uses one factor for the
       whole network, LLA recomputes it tensor by tensor. Difference from Li's code: (3) no 1e-10 is added to |d|.
     """
+    if not isinstance(axes, Directions):
+        raise ValueError(f"axes: got {type(axes).__name__}; the rule is lla.Directions first, then the parameters")
     _check_option("by", by, _BY)
     _check_option("order", order, (1, 2))
     _check_option("one_dim", one_dim, _ONE_DIM)

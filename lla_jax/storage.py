@@ -118,10 +118,12 @@ def _plain(value: Any) -> Any:
 
 def _write(target: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Into a temporary file of the same folder, forced to disk, then renamed: no reader ever sees half a file."""
+    if objects := [name for name, array in arrays.items() if array.dtype == object]:
+        raise ValueError(f"x: {objects} hold objects, which only pickle could save; the rule is arrays of numbers")
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
@@ -151,7 +153,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"path: {path} was not written by lla_jax.save; pass a file that was")
-    if header["version"] > VERSION:
+    if header.get("version", 0) > VERSION:
         raise ValueError(
             f"path: {path} has format version {header['version']}, this lla_jax reads up to {VERSION}; update lla_jax "
             "to read it"

@@ -121,6 +121,14 @@ def test_the_users_statistics_are_not_changed(trained, axis):
     jax.tree_util.tree_map(np.testing.assert_array_equal, before, trained)
 
 
+@pytest.mark.parametrize(("mean", "scale"), [(1000.0, 10.0), (0.0, 1e3), (0.0, 1e-3)])
+def test_reestimation_keeps_its_digits_for_inputs_of_any_scale(trained, axis, mean, scale):
+    x = (mean + scale * X).astype(np.float32)
+    found = run(trained, axis, "reestimate", (x, Y), batch_size=None)
+    whole = run(trained, axis, "batch", (x, Y), batch_size=None)
+    np.testing.assert_allclose(found.values["loss"], whole.values["loss"], rtol=2e-4 if mean else 5e-5)
+
+
 def test_what_is_no_running_average_is_refused(axis, trained):
     def apply(params, state, batch, train):
         new = {"count": state["count"] + 1.0} if train else state

@@ -74,6 +74,27 @@ def test_streams_read_factories_dicts_and_lists_and_compile_one_shape(axis, whol
     np.testing.assert_allclose(streamed.values["loss"], whole.values["loss"], rtol=1e-6)
 
 
+def test_torch_loaders_with_and_without_a_length_beside_data_in_memory(axis, whole):
+    torch = pytest.importorskip("torch")
+    x, y = (torch.tensor(a) for a in DATA)
+
+    class Rows(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(zip(x, y, strict=True))
+
+    sized = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
+    unsized = torch.utils.data.DataLoader(Rows(), batch_size=5)
+    for loader in (sized, unsized):
+        seen = []
+        extra = {"test": lla.stream(unsized), "memory": DATA}
+        found = run(axis, lla.stream(loader), extra_data=extra, progress=lambda *at, to=seen: to.append(at))
+        for name in ("loss", "test_loss", "memory_loss"):
+            np.testing.assert_allclose(found.values[name], whole.values["loss"], rtol=1e-6)
+        done = [d for d, total in seen if (total is None) is (seen[0][1] is None)]
+        assert done == sorted(done)
+        assert seen[-1] == (3, 3)
+
+
 def test_a_stream_is_read_once_whatever_the_number_of_points(axis):
     reads = []
 
@@ -152,10 +173,23 @@ def test_losses_per_token_without_weights_count_every_token(axis):
     assert run(axis, data, loss).values["loss"][1] == pytest.approx(expected, rel=1e-6)
 
 
-def test_weights_of_another_shape_are_refused(axis):
-    loss = lla.Loss(outputs_gain, lambda o, b: (b["x"][:, 0], b["mask"]))
+@pytest.mark.parametrize("weights", [lambda b: b["mask"], lambda b: b["mask"].T[:, :1], lambda b: b["mask"][:, :1].T])
+def test_weights_of_another_shape_are_refused(axis, weights):
+    loss = lla.Loss(outputs_gain, lambda o, b: (b["x"][:, 0] + 0 * o, weights(b)))
     with pytest.raises(ValueError, match="their weights"):
         run(axis, tokens(), loss)
+
+
+def test_a_batch_of_weight_zero_counts_nothing_whatever_its_loss(axis):
+    def criterion(outputs, batch):
+        weight = batch["mask"].sum()
+        return jnp.where(weight > 0, (batch["x"] * batch["mask"]).sum() * outputs[0] / weight, jnp.nan), weight
+
+    data = tokens(n=8) | {}
+    data["mask"][4:] = 0
+    loss = lla.Loss(outputs_gain, criterion, per_example=False)
+    expected = 1.5 * (data["x"] * data["mask"]).sum() / data["mask"].sum()
+    assert run(axis, data, loss, batch_size=4).values["loss"][1] == pytest.approx(expected, rel=1e-5)
 
 
 # -- losses that couple a batch ----------------------------------------------------------------------------------------

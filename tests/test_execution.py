@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import evaluation, execution
+from lla_jax import execution, kernels
 from tests.helpers import FIXED, dataset, mlp_loss, params
 
 DATA = dataset()
@@ -49,11 +49,12 @@ def test_progress_over_a_list_and_over_streams(axes):
 class Interrupt:
     """A progress callback that interrupts after some points, like Ctrl-C."""
 
-    def __init__(self, after):
-        self.after = after
+    def __init__(self, after, times=1):
+        self.after, self.times = after, times
 
     def __call__(self, done, total):
-        if done >= self.after:
+        self.times -= done >= self.after
+        if not self.times:
             raise KeyboardInterrupt
 
 
@@ -112,6 +113,52 @@ def test_an_interrupted_stream_keeps_the_means_over_the_batches_it_read(axes):
     assert kept[0].recipe["complete"] is False
 
 
+def test_an_interrupt_at_the_end_of_a_stream_keeps_it_whole(axes, finished):
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        lla.evaluate(
+            mlp_loss(), params(), lla.stream([DATA]), axes, GRID,
+            execution=FIXED, progress=Interrupt(20, times=2), on_partial=kept.append,
+        )  # fmt: skip
+    np.testing.assert_allclose(kept[0].values["loss"], finished.values["loss"], rtol=1e-6)
+    assert kept[0].recipe["complete"] is True
+
+
+def test_a_resumed_run_obeys_the_plan_it_was_begun_with(axes, finished):
+    kept = []
+    arguments = (mlp_loss(), params(), DATA, axes, GRID)
+    with pytest.raises(KeyboardInterrupt):
+        lla.evaluate(*arguments, execution=FIXED, progress=Interrupt(8), on_partial=kept.append)
+    other = lla.Execution(chunk=3, microbatch=23, loop="vmap", share=True, devices=1)
+    whole = lla.evaluate(*arguments, execution=other, resume=kept[0])
+    np.testing.assert_array_equal(whole.values["loss"], finished.values["loss"])
+    assert whole.recipe["plan"] == finished.recipe["plan"]
+
+
+@pytest.mark.parametrize("what", ["state", "noise", "key", "criterion", "penalty", "rule", "point metric"])
+def test_resuming_with_other_functions_or_noise_is_refused(axes, what):
+    def arguments(k):
+        loss = mlp_loss(penalty=lambda p: p["gain"] * 2.0**k)
+        loss = {
+            "state": lla.Loss(loss.apply, loss.criterion, state={"s": np.full(2, k, np.float32)}),
+            "noise": lla.Loss(lambda p, s, b, t, keys: (b[0], s), lambda o, b: o[:, 0], key=jax.random.key(k)),
+            "criterion": lla.Loss(loss.apply, lambda o, b: o[:, 0] * (k + 1.0)),
+            "penalty": loss,
+        }.get(what, mlp_loss())
+        metric = {"m": lambda p, key: p["gain"] + 1.0 * k * (what == "point metric")}
+        rule = (lambda p, d, c: lla.landscape.add(p, d, c * (k + 1.0))) if what == "rule" else "add"
+        seed = jax.random.key(k if what == "key" else 0)
+        return {"loss": loss, "point_metrics": metric, "rule": rule, "key": seed}
+
+    common = {"params": params(), "data": DATA, "directions": axes, "grid": GRID, "execution": FIXED}
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        lla.evaluate(**common, **arguments(0), progress=Interrupt(4), on_partial=kept.append)
+    lla.evaluate(**common, **arguments(0), resume=kept[0])
+    with pytest.raises(ValueError, match="resume: "):
+        lla.evaluate(**common, **arguments(1), resume=kept[0])
+
+
 @pytest.mark.parametrize("what", ["params", "grid", "rule", "data", "directions"])
 def test_resuming_another_recipe_is_refused_and_says_what_changed(axes, finished, what):
     changed = {
@@ -127,7 +174,7 @@ def test_resuming_another_recipe_is_refused_and_says_what_changed(axes, finished
 
 
 def test_out_of_device_memory_halves_the_chunk_and_goes_on(axes, finished, monkeypatch):
-    real, chunks = evaluation._sums_step, []
+    real, chunks = kernels.sums_step, []
 
     def limited(*arguments, plan, **static):
         coords = arguments[3]
@@ -136,18 +183,17 @@ def test_out_of_device_memory_halves_the_chunk_and_goes_on(axes, finished, monke
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
         return real(*arguments, plan=plan, **static)
 
-    monkeypatch.setattr(evaluation, "_steady", lambda *_: True)
-    monkeypatch.setattr(evaluation, "_sums_step", limited)
+    monkeypatch.setattr(kernels, "sums_step", limited)
     small = lla.Execution(chunk=8, microbatch=8, loop="map", share=False, devices=1)
     result = lla.evaluate(mlp_loss(), params(), DATA, axes, GRID, execution=small)
     np.testing.assert_allclose(result.values["loss"], finished.values["loss"], rtol=1e-6)
     assert result.recipe["plan"]["chunk"] == 2
-    assert chunks[:3] == [8, 4, 2]
+    assert chunks[:3] == [8, 4, 2]  # found when the first block is probed
 
     def never(*arguments, **static):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(evaluation, "_sums_step", never)
+    monkeypatch.setattr(kernels, "sums_step", never)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
         lla.evaluate(mlp_loss(), params(), DATA, axes, GRID, execution=small)
 

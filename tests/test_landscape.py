@@ -389,3 +389,106 @@ def test_the_cross_entropy_reference_itself():
 
     outputs, _ = apply(params(), None, DATA, False)
     np.testing.assert_allclose(cross_entropy(outputs, DATA), reference_losses(params(), DATA), rtol=1e-5)
+
+
+# -- found in review ---------------------------------------------------------------------------------------------------
+
+
+def test_names_that_would_collide_are_refused(axes):
+    arguments = (mlp_loss(), params(), DATA, axes[:1], lla.grid(points=3, dims=1))
+    for options in (
+        {"metrics": {"test_loss": accuracy}, "extra_data": {"test": DATA}},
+        {"point_metrics": {"test_loss": lambda p, k: 0.0}, "extra_data": {"test": DATA}},
+        {"metrics": {"b_c": accuracy, "c": accuracy}, "extra_data": {"a": DATA, "a_b": DATA}},
+    ):
+        with pytest.raises(ValueError, match="would name two values"):
+            lla.evaluate(*arguments, execution=FIXED, **options)
+
+
+def test_sharing_is_for_the_add_rule_only(axes):
+    with pytest.raises(ValueError, match="only the add rule is affine"):
+        lla.landscape.losses(
+            mlp_loss(), params(), axes[:2].tree, np.ones((1, 2)), DATA, rule=lla.landscape.adam, share=True
+        )
+
+
+def test_a_batch_coupled_loss_is_only_ever_traced_on_whole_batches():
+    matrix = np.random.default_rng(0).standard_normal((300, 300)).astype(np.float32)
+    x = np.ones((300, 4), np.float32)
+    line = lla.directions.given(np.ones(4, np.float32))
+    found = lla.evaluate(lambda w, b: ((matrix @ b @ w) ** 2).mean(), np.ones(4, np.float32), x, line, lla.grid(dims=1))
+    assert found.values["loss"][20] == pytest.approx(((matrix @ x @ np.ones(4)) ** 2).mean(), rel=1e-5)
+
+
+def test_a_rule_of_the_users_may_have_any_name(axes):
+    def adamw_like(p, directions, coord):
+        return lla.landscape.add(p, directions, coord)
+
+    coords = lla.grid(points=3)
+    found = lla.evaluate(mlp_loss(), params(), DATA, axes[:2], coords, rule=adamw_like, execution=FIXED)
+    np.testing.assert_allclose(found.values["loss"], reference(params(), axes[:2], coords, DATA)[0], rtol=RTOL)
+
+
+def test_torch_tensors_are_data_in_memory(axes):
+    torch = pytest.importorskip("torch")
+    tensors = tuple(torch.tensor(x) for x in DATA)
+    line = (mlp_loss(), params()), (axes[:1], lla.grid(points=3, dims=1))
+    found = [lla.evaluate(*line[0], data, *line[1], execution=FIXED).values["loss"] for data in (DATA, tensors)]
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": accuracy}, "metrics: got function"),
+        ({"execution": "auto"}, "execution: 'auto' given"),
+        ({"resume": "plane.npz"}, "resume: got str"),
+        ({"loss": lla.Loss(lambda p, s, b, t: b[0], cross_entropy)}, "apply returned a"),
+        ({"loss": lambda p, b: b[0].mean() * 1j}, "loss: is complex"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(axes, change, message):
+    arguments = {
+        "loss": mlp_loss(),
+        "params": params(),
+        "data": DATA,
+        "directions": axes[:2],
+        "grid": lla.grid(points=3),
+    }
+    with pytest.raises(ValueError, match=message):
+        lla.evaluate(**(arguments | {"execution": FIXED} | change))
+
+
+def test_an_error_in_the_users_function_says_how_it_was_called(axes):
+    loss = lla.Loss(lambda p, s, b, t: (b[0], s), lambda outputs: outputs)
+    with pytest.raises(TypeError) as caught:
+        lla.evaluate(loss, params(), DATA, axes[:1], lla.grid(points=3, dims=1), execution=FIXED)
+    assert "criterion(outputs, batch)" in "".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize("arguments", [{"points": 2.5}, {"dims": "2"}, {"ranges": (-1, 1)}, {"extent": "1"}])
+def test_grids_of_the_wrong_kind(arguments):
+    with pytest.raises(ValueError, match="grid: extent="):
+        lla.grid(**arguments)
+
+
+def test_reprs_are_one_short_line(axes):
+    plane = lla.evaluate(mlp_loss(), params(), DATA, axes[:2], lla.grid(points=3), execution=FIXED)
+    assert repr(plane).startswith("Landscape(3 x 3 random, loss ")
+    assert repr(axes) == "Directions(3 x 58 parameters, random, filter-normalized)"
+    assert all(len(repr(x)) < 200 for x in (plane, axes, mlp_loss()))
+
+
+@pytest.mark.parametrize("rule", ["add", "adam"])
+@pytest.mark.parametrize(("chunk", "microbatch", "loop"), [(1, 23, "map"), (3, 7, "vmap"), (5, 10, "map")])
+@pytest.mark.parametrize("by", ["none", "weight", "layer", "filter", "model"])
+def test_every_rule_and_normalization_under_every_plan(by, chunk, microbatch, loop, rule, moments):
+    how = lla.Execution(chunk=chunk, microbatch=microbatch, loop=loop, share="auto")
+    coords = lla.grid(ranges=[(-0.02, 0.02), (0.1, 1)], points=(3, 4))
+    pair = lla.directions.random(jax.random.key(0), params())
+    pair = moments if rule == "adam" else lla.directions.normalize(pair, params(), by=by)
+    found, usual = (
+        lla.evaluate(mlp_loss(), params(), DATA, pair, coords, rule=rule, execution=e).values["loss"]
+        for e in (how, FIXED)
+    )
+    np.testing.assert_allclose(found, usual, rtol=RTOL)

@@ -49,6 +49,23 @@ CASES = {
         lambda p: jax.lax.cond(True, lambda z: jax.nn.softmax(z), lambda z: z, X @ p["w"]),
     ),
     "unused and constant": ({"w": draw(5), "unused": draw(3)}, lambda p: (jnp.ones(2), p["w"], X.sum())),
+    "scalar shift": ({"s": draw(), "w": draw(5, 4)}, lambda p: jnp.tanh((p["s"] + X).sum(1) - (X - p["s"]) @ X[0])),
+    "scalar shift before a product": ({"s": draw(), "w": draw(5, 4)}, lambda p: ((p["s"] + X) @ X.T).T ** 2),
+    "gather that fills": (
+        {"e": draw(6)},
+        lambda p: jnp.take(p["e"], np.array([0, 3, 9]), mode="fill", fill_value=2.0) ** 2,
+    ),
+    "gather that clips": ({"e": draw(6)}, lambda p: jnp.take(p["e"], np.array([0, 3, 9]), mode="clip") ** 2),
+    "division by zero": ({"w": draw(5)}, lambda p: jnp.arctan(p["w"].sum() / jnp.asarray([0.0, 1.0, 2.0]))),
+    "batched product": (
+        {"w": draw(7, 5, 2)},
+        lambda p: jnp.einsum("bi,bij->bj", X, p["w"]) ** 3,
+    ),
+    "attention": (
+        {"q": draw(5, 4), "k": draw(5, 4), "v": draw(5, 3)},
+        lambda p: jax.nn.softmax((X @ p["q"]) @ (X @ p["k"]).T) @ (X @ p["v"]),
+    ),
+    "cumulative sums": ({"w": draw(5, 4)}, lambda p: jnp.cos(jnp.cumsum(X @ p["w"], 0))),
     "remat": ({"w": draw(5, 4)}, jax.checkpoint(lambda p: jnp.sin(X @ p["w"]))),
 }
 

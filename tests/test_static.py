@@ -1,0 +1,151 @@
+"""Functions compare equal exactly when they are sure to compute the same."""
+
+import functools
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lla_jax as lla
+from lla_jax._static import Static, static
+from tests.helpers import FIXED, apply, dataset, params
+
+SCALE = 2.0
+
+
+def same(f, g):
+    assert (Static(f) == Static(g)) is (hash(Static(f)) == hash(Static(g)))
+    return Static(f) == Static(g)
+
+
+def test_one_lambda_written_in_a_loop_is_one_function():
+    for make in (
+        lambda: lambda x: x + 1,
+        lambda: lambda x, b: optax.softmax_cross_entropy_with_integer_labels(x, b[1]),
+        lambda: lambda x: jnp.sum(jax.nn.relu(x)) * SCALE,
+        lambda: functools.partial(math.pow, 2.0),
+        lambda: lambda x: [y for y in x if y],
+        lambda: lambda x: (lambda y: y * SCALE)(x),
+        lambda: lambda x: helper(x),
+    ):
+        assert same(make(), make())
+
+
+def helper(x):
+    return SCALE * x
+
+
+def captured(value):
+    return lambda x: (value, x)
+
+
+def defaulted(value):
+    return lambda x, y=value: (y, x)
+
+
+@pytest.mark.parametrize("make", [captured, defaulted, lambda v: functools.partial(helper, v)])
+def test_values_count_with_their_types_and_signs(make):
+    values = [1, 1.0, True, 0.0, -0.0, "1", b"1", None, (1, 2), (1.0, 2.0), (True, 2), np.float32(1), 1 + 0j]
+    for i, a in enumerate(values):
+        for j, b in enumerate(values):
+            assert same(make(a), make(b)) is (i == j)
+    nan = float("nan")
+    assert same(make(nan), make(nan))
+
+
+class Mutable:
+    scale = 1.0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[1], {"a": 1}, Mutable(), np.ones(2), jnp.ones(2), types.SimpleNamespace(a=1)],
+    ids=lambda v: type(v).__name__,
+)
+def test_what_may_change_makes_only_the_object_itself_equal(value):
+    f, g = captured(value), captured(value)
+    assert not same(f, g)
+    assert same(f, f)
+    assert not same(functools.partial(helper, value), functools.partial(helper, value))
+
+
+def in_a_module(source, **names):
+    """A function f as another module's, or a notebook cell, would define it."""
+    scope = {"__name__": "elsewhere", **names}
+    exec(source, scope)
+    return scope["f"], scope
+
+
+def test_globals_are_part_of_a_function():
+    source = "def f(x): return K * x"
+    one, scope = in_a_module(source, K=2.0)
+    first = Static(one)
+    scope["K"] = 3.0
+    exec(source, scope)
+    assert first != Static(scope["f"])
+    scope["K"] = 2.0
+    exec(source, scope)
+    assert first == Static(scope["f"])
+    nested = "def f(x): return (lambda: K * x)()"
+    one, scope = in_a_module(nested, K=[2.0])
+    exec(nested, scope)
+    assert not same(one, scope["f"])
+    other, _ = in_a_module(source, K=2.0)
+    assert not same(in_a_module(source, K=2.0)[0], other)  # of two modules
+
+
+def test_functions_that_are_reached_count_too():
+    source = "def g(x): return K * x\ndef f(x): return g(x)"
+    one, scope = in_a_module(source, K=1.0)
+    first = Static(one)
+    exec(source, scope)
+    assert first == Static(scope["f"])
+    scope["K"] = 5.0
+    exec(source, scope)
+    assert first != Static(scope["f"])
+
+
+def test_recursion_ends_and_empty_cells_are_not_trusted():
+    def make():
+        def f(x):
+            return f(x - 1) if x else x
+
+        return f
+
+    assert same(make(), make())
+    one, _ = in_a_module("def g(n): return f(n)\ndef f(n): return n and g(n - 1)")
+    assert same(one, one)
+
+
+def test_modules_of_the_users_may_change():
+    mine = types.ModuleType("mine")
+    mine.__file__ = "/home/me/mine.py"
+    source = "def f(x): return mine.K * x"
+    one, scope = in_a_module(source, mine=mine)
+    exec(source, scope)
+    assert not same(one, scope["f"])
+
+
+def test_only_functions_and_partials_are_wrapped():
+    assert isinstance(static(helper), Static)
+    assert static(math.sin) is math.sin
+    assert static(None) is None
+    assert static(helper)(3.0) == 6.0
+
+
+def test_no_landscape_comes_from_a_stale_program():
+    line = lla.directions.random(jax.random.key(0), params(), num=1)
+    found = {}
+    for temperature in (1.0, 2.0):
+        source = "def f(o, b): return -jnp.take_along_axis(jax.nn.log_softmax(o / T), b[1][:, None], 1)[:, 0]"
+        criterion, _ = in_a_module(source, T=temperature, jax=jax, jnp=jnp)
+        grid = lla.grid(points=3, dims=1)
+        plane = lla.evaluate(lla.Loss(apply, criterion), params(), dataset(), line, grid, execution=FIXED)
+        logits = apply(params(), None, dataset(), False)[0]
+        found[temperature] = plane.values["loss"][1], np.mean(criterion(logits, dataset()))
+    for value, expected in found.values():
+        assert value == pytest.approx(float(expected), rel=1e-5)
