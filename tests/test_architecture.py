@@ -16,19 +16,23 @@ PACKAGE = ROOT / "lla_jax"
 MODULES = [*sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem not in ("__init__", "_version")), "demo"]
 
 LEVELS = [
+    {"_static"},
     {"_types"},
     {"_tree"},
     {"data", "lowering"},
-    {"execution", "adapters", "normalization"},
-    {"equinox_models", "batch_stats"},
+    {"execution", "adapters", "normalization", "checks"},
+    {"equinox_models", "batch_stats", "kernels"},
     {"evaluation"},
     {"models", "directions", "landscape"},
-    {"storage", "_pictures"},
+    {"storage", "_labels"},
+    {"_scales"},
+    {"_pictures"},
     {"plotting"},
     {"runs"},
     {"_terminal"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 """A module imports only from levels above it (to its left in the design)."""
 
@@ -36,7 +40,7 @@ OUTSIDE = {
     "optax": {"directions", "demo"},
     "flax": {"models", "adapters", "demo"},
     "equinox": {"equinox_models", "normalization"},
-    "matplotlib": {"plotting", "_pictures"},
+    "matplotlib": {"plotting", "_pictures", "_scales"},
     "tqdm": {"_terminal", "demo"},
     "tyro": {"cli", "_terminal"},
     "torch": set(),

@@ -492,3 +492,57 @@ def test_every_rule_and_normalization_under_every_plan(by, chunk, microbatch, lo
         for e in (how, FIXED)
     )
     np.testing.assert_allclose(found, usual, rtol=RTOL)
+
+
+def test_a_network_in_float64_agrees_to_1e_12(axes):
+    with jax.enable_x64(True):
+        p, data = params(dtype="float64"), dataset(dtype="float64")
+        pair = lla.directions.random(jax.random.key(0), p)
+        coords = lla.grid(points=(3, 4))
+        for share in (False, True):
+            how = lla.Execution(chunk=4, microbatch=8, loop="map", share=share, devices=1)
+            found = lla.evaluate(mlp_loss(), p, data, pair, coords, execution=how)
+            mean, error = reference(p, pair, coords, data)
+            np.testing.assert_allclose(found.values["loss"], mean, rtol=1e-12)
+            np.testing.assert_allclose(found.stderr["loss"], error, rtol=1e-12)
+
+
+def test_a_second_convolutional_network_compiles_nothing():
+    from lla_jax import demo
+
+    def run(seed):
+        rng = np.random.default_rng(seed)
+        images, labels = rng.standard_normal((12, 8, 8, 1)).astype(np.float32), rng.integers(0, 10, 12)
+        variables = demo.CNN().init(jax.random.key(seed), images)
+        loss = lla.from_linen(demo.CNN(), variables, lambda o, b: (o**2).sum(1))
+        before = jax.tree_util.tree_map(np.array, variables)
+        pair = lla.directions.normalize(
+            lla.directions.random(jax.random.key(seed), variables["params"]), variables["params"]
+        )
+        with compilations() as seen:
+            lla.evaluate(loss, variables["params"], (images, labels), pair, lla.grid(points=3))
+        jax.tree_util.tree_map(np.testing.assert_array_equal, variables, before)
+        return seen.count
+
+    assert run(0) <= 3
+    assert run(1) == 0
+
+
+def test_memory_grows_with_the_points_by_no_more_than_the_result():
+    import tracemalloc
+
+    line = lla.directions.random(jax.random.key(0), {"w": np.ones(3, np.float32)})
+    how = lla.Execution(chunk=4096, microbatch=4, loop="vmap", share=False, devices=1)
+
+    def peak(points):
+        tracemalloc.start()
+        x = np.ones((4, 3), np.float32)
+        loss = lla.Loss(lambda p, s, b, t: (b @ p["w"], s), lambda o, b: o**2)
+        found = lla.evaluate(loss, {"w": np.ones(3, np.float32)}, x, line, lla.grid(points=points), execution=how)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most, found.values["loss"].nbytes + found.stderr["loss"].nbytes
+
+    peak(70)  # compiles
+    (small, result), (large, larger) = peak(70), peak(600)
+    assert large - small < 1.5 * (larger - result)
