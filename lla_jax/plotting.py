@@ -3,7 +3,8 @@
 Every function returns a ``Figure`` (``fig.savefig("plane.png")``), sized for one column (3.5 in) or two (7 in). The x
 axis is ``coords[0]`` and the y axis ``coords[1]``, in units of the directions: ``values[i, j]`` is drawn at
 ``(coords[0][i], coords[1][j])``. ``cap`` and ``log`` act on the picture only, and its label says so. Non-finite cells
-are hatched, or holes in a surface. A landscape that was interrupted is titled "incomplete".
+are hatched, or holes in a surface. A landscape that was interrupted is titled "incomplete". What a, b (and c)
+are is said on the axes or, of surfaces and panels, below the picture.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lla_jax._labels import _common, _listed, _marks, _pretty
 from lla_jax._pictures import (
     _COLOURS,
     _DASHES,
@@ -21,20 +23,16 @@ from lla_jax._pictures import (
     _SIZE,
     _SMALL,
     Kind,
-    Levels,
     _assemble,
     _canvas,
     _curve,
     _finish_line,
-    _finite,
-    _listed,
-    _marks,
     _picture,
     _plane,
     _planes,
-    _pretty,
     _read,
 )
+from lla_jax._scales import Levels, _finite
 from lla_jax._types import Landscape
 
 
@@ -164,7 +162,8 @@ def volume(
 
     Args:
       landscape: a landscape of three axes, values ``(n1, n2, n3)``.
-      slices: the most panels. Every k-th coordinate is taken, the one nearest 0 among them.
+      slices: how many panels (all coordinates if there are fewer), evenly spread with both ends; the coordinate nearest
+        0 is among them if the number is odd.
       value, levels, log, cap, title: as in ``contour``.
 
     Returns:
@@ -173,18 +172,39 @@ def volume(
     Raises:
       ValueError: as ``contour``; fewer than one slice.
     """
-    if slices < 1:
-        raise ValueError(f"slices={slices!r} leaves nothing to draw; use at least 1")
+    if not isinstance(slices, int | np.integer) or slices < 1:
+        raise ValueError(f"slices={slices!r} must be a whole number of 1 or more; give the most panels to draw")
     (x, y, cut), z = _read(landscape, value, 3, "volume")
-    step = -(-len(cut) // slices)
-    kept = list(range(int(np.argmin(abs(cut))) % step, len(cut), step))
-    heads = [f"c = {round(cut[k], 9) + 0.0:.6g}" for k in kept]  # no -0, no 1e-17
+    kept = _slices(cut, slices)
+    heads = _heads(cut[kept])
     planes = {head: _assemble(landscape, x, y, z[:, :, k], 2, "volume") for head, k in zip(heads, kept)}
     for k, (name, plane) in zip(kept, planes.items()):
         near = [at for at in _marks(landscape, 3) if k == min(kept, key=lambda j: abs(cut[j] - at[3]))]
         here = [mark for mark in plane.marks if mark in [at[:3] for at in near]]
         planes[name] = plane._replace(marks=here, origin=plane.origin if np.isclose(cut[k], 0, atol=1e-9) else None)
+    if len(planes) == 1:  # has no title of its own
+        title = ": ".join(filter(None, (title, *planes)))
     return _picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title)
+
+
+def _slices(cut: np.ndarray, number: int) -> list[int]:
+    """Indices of ``number`` evenly spread coordinates, or all."""
+    zero = int(np.argmin(abs(cut)))
+    if number == 1:
+        return [zero]
+    kept = np.linspace(0, len(cut) - 1, min(number, len(cut))).round().astype(int)
+    if number % 2 and number > 2 and zero not in kept:  # the ends stay
+        kept[1 + int(np.argmin(abs(kept[1:-1] - zero)))] = zero
+    return [int(k) for k in kept]
+
+
+def _heads(cut: np.ndarray) -> list[str]:
+    """Titles with 3 significant digits, or as many as tell the slices apart; no -0, no 1e-17."""
+    for digits in range(3, 18):
+        heads = [f"c = {round(c, 12) + 0.0:.{digits}g}" for c in cut]
+        if len(set(heads)) == len(heads):
+            break
+    return heads
 
 
 def line(
@@ -216,7 +236,7 @@ def line(
     fig, canvas = _canvas(ax, names, landscape, log, "line")
     for k, name in enumerate(names):
         _curve(canvas, landscape, name, _pretty(name), _COLOURS[k % 7], _DASHES[k // 7 % 4])
-    canvas.set_ylabel(_pretty(names[0]) if len(names) == 1 else "value", fontsize=_SIZE)
+    canvas.set_ylabel(_common(names), fontsize=_SIZE)
     _finish_line(fig, [canvas], landscape, names, log, title, outside=ax is None)
     return fig
 
@@ -250,6 +270,12 @@ def train_test(
     Raises:
       ValueError: as ``surface``.
     """
+    for argument, metric in (("loss", loss), ("accuracy", accuracy)):
+        if metric is not None and metric not in landscape.values:
+            hint = "; None leaves it out" if argument == "accuracy" else ""
+            raise ValueError(
+                f"{argument}={metric!r} is not in this landscape; it has {_listed(landscape.values)}{hint}"
+            )
     pairs = [(metric, f"{other}_{metric}") for metric in (loss, accuracy) if metric is not None]
     fig, left = _canvas(ax, pairs[0], landscape, log, "train_test")
     axes = [left]
@@ -261,6 +287,6 @@ def train_test(
         _curve(axis, landscape, train, f"train {_pretty(train)}", colour, "-")
         _curve(axis, landscape, test, _pretty(test), colour, "--")
         axis.set_ylabel(_pretty(train), fontsize=_SIZE, color=colour)
-        axis.tick_params(axis="y", colors=colour, labelsize=_SMALL)
+        axis.tick_params(axis="y", which="both", colors=colour, labelsize=_SMALL)
     _finish_line(fig, axes, landscape, [name for pair in pairs for name in pair], log, title, outside=ax is None)
     return fig

@@ -133,7 +133,7 @@ def test_minimum_is_rendered_at_its_place(kind):
     here = abs(colour_at(fig, *MIN, height=0.1) - dark).max(axis=-1).min()
     mirrored = abs(colour_at(fig, *MIN[::-1], height=bowl(*MIN[::-1])) - dark).max(axis=-1).min()
     assert here < 0.06
-    assert mirrored > 0.1
+    assert mirrored > 0.08
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -265,6 +265,10 @@ def test_incomplete_is_said():
         fig = draw(kind, make(complete=False), title="LeNet")
         assert fig.axes[0].get_title() == "LeNet (incomplete)"
     assert plotting.line(line(complete=False)).axes[0].get_title() == "(incomplete)"
+    partial = make(complete=False)
+    partial.recipe["points_done"] = 1200
+    for kind in KINDS:
+        assert draw(kind, partial).axes[0].get_title() == "(incomplete: 1,200 of 221 points)"
     assert "two (incomplete)" in texts(plotting.contour({"one": make(), "two": make(complete=False)}))
 
 
@@ -317,13 +321,27 @@ def test_volume_slices():
     )
     fig = plotting.volume(space, slices=5)
     *axes, _ = fig.axes
-    assert [ax.get_title() for ax in axes] == ["c = -0.6", "c = 0", "c = 0.6"]
+    assert [ax.get_title() for ax in axes] == ["c = -1", "c = -0.6", "c = 0", "c = 0.6", "c = 1"]
     assert len({tuple(drawn(ax).levels) for ax in axes}) == 1
     stars = [ax.get_title() for ax in axes if any(artist.get_marker() == "*" for artist in ax.lines)]
     named = [ax.get_title() for ax in axes if "B" in map(_text, ax.texts)]
     assert stars == ["c = 0"]
     assert named == ["c = 0.6"]
     png(plotting.volume(space, slices=1, log=True, cap=3))
+
+
+@pytest.mark.parametrize("slices", range(1, 14))
+def test_as_many_slices_as_asked_for(slices):
+    cut = np.linspace(-6 / 7, 1.5, 12)
+    fig = plotting.volume(make(lambda a, b, c: a + b + c, (X[:3], Y[:3], cut)), slices=slices)
+    heads = [ax.get_title() for ax in fig.axes[:-1]]
+    assert len(heads) == min(slices, 12)
+    if slices > 1:
+        assert (heads[0], heads[-1]) == ("c = -0.857", "c = 1.5")
+    if slices % 2:
+        assert "c = 0" in heads
+    near = plotting.volume(make(lambda a, b, c: a + b + c, (X[:3], Y[:3], [1, 1.0001, 2])))
+    assert [ax.get_title() for ax in near.axes[:-1]] == ["c = 1", "c = 1.0001", "c = 2"]
 
 
 # --------------------------------------------------------------------------------------------- marks and labels
@@ -333,14 +351,16 @@ def test_volume_slices():
 def test_labels(kind):
     fig = draw(kind, make(), title="a title")
     ax = fig.axes[0]
-    assert ax.get_xlabel().startswith("a (units of d1")
-    assert ax.get_ylabel().startswith("b (units of d2")
+    surface = kind == "surface"
+    assert ax.get_xlabel() == ("a" if surface else "a (units of d1: random, filter-normalized)")
+    assert ax.get_ylabel().startswith("b" if surface else "b (units of d2")
+    assert ("a, b: units of random, filter-normalized directions" in texts(fig)) == surface
     for said in ("random, filter-normalized", "trained network", "a title"):
         assert said in texts(fig)
     assert fig.axes[1].get_ylabel() == "loss"
     assert (ax.get_xlim()[0] <= -1, ax.get_xlim()[1] >= 1, ax.get_ylim()[1] >= 2.5) == (True, True, True)
     bare = draw(kind, Landscape((X, Y), make().values, {}, {}))
-    assert bare.axes[0].get_xlabel() == "a (units of d1)"
+    assert bare.axes[0].get_xlabel() == ("a" if surface else "a (units of d1)")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -349,11 +369,102 @@ def test_marks_are_named_and_placed(kind):
     fig = draw(kind, make(directions={"kind": "between", "names": ["B - A", "C - A"], "marks": marks}))
     said = [t.get_text().strip() for t in fig.axes[0].texts]
     assert said == ["A", "B"]
-    assert "units of B - A" in texts(fig)
+    assert ("a: B - A; b: C - A" if kind == "surface" else "units of B - A") in texts(fig)
     points = [np.ravel(line.get_data_3d() if kind == "surface" else line.get_data()) for line in fig.axes[0].lines]
     assert any(np.allclose(point[:2], (1, 0)) for point in points if len(point) in (2, 3))
     if kind == "surface":
-        np.testing.assert_allclose(next(p for p in points if p[0] == 1 and len(p) == 3)[2], bowl(1, 0), rtol=0.05)
+        heights = [point[2] for point in points if len(point) == 3 and point[0] == 1]
+        np.testing.assert_allclose(sorted(heights), [plotting_floor(fig), bowl(1, 0)], rtol=0.05)
+        stems = [line.get_data_3d() for line in fig.axes[0].lines if len(line.get_data_3d()[0]) == 2]
+        assert [[a[0], b[0]] for a, b, _ in stems] == [[0, 0], [1, 0]]
+
+
+def plotting_floor(fig):
+    return fig.axes[0].get_zlim()[0]
+
+
+def test_marks_behind_the_surface_are_faded():
+    recipe = {"kind": "between", "names": ["B - A", "C - A"], "marks": [["A", [0, 0]], ["B", [0.9, 0.9]]]}
+    axis = np.linspace(-1, 1, 31)
+    hill = make(lambda a, b: np.exp(-8 * ((a - 0.15) ** 2 + (b + 0.25) ** 2)), (axis, axis), directions=recipe)
+    fig = plotting.surface(hill)
+    alphas = {line.get_marker(): line.get_alpha() for line in fig.axes[0].lines if np.size(line.get_data_3d()[2]) == 1}
+    assert alphas == {"*": 0.55, "o": None, "x": None}
+    assert "behind the surface" in texts(fig)
+    hill.values["loss"][:] = axis  # a slope facing the eye
+    assert "behind the surface" not in texts(plotting.surface(hill))
+    ax = Figure().add_subplot(projection="3d", proj_type="ortho")
+    hill.values["loss"][:] = np.exp(-8 * ((axis[:, None] - 0.15) ** 2 + (axis + 0.25) ** 2))
+    assert "behind the surface" in texts(plotting.surface(hill, ax=ax))
+    adam = make(lambda a, b: a**2 / b, (axis, np.linspace(0.1, 2, 20)), rule="adam")
+    (row, ghost) = plotting.surface(adam).axes[0].lines
+    assert 0 < np.isnan(row.get_data_3d()[2]).sum() < 20
+    assert np.isfinite(ghost.get_data_3d()[2]).all()
+
+
+LONG = ["checkpoint 1 after 120 epochs - trained", "checkpoint 2 after 120 epochs - trained"]
+BETWEEN = {"kind": "between", "names": LONG, "marks": [["trained", [0, 0]], ["checkpoint 2", [0, 1]]]}
+
+
+def boxes(fig):
+    """Where the words are: (text, bounding box) of all but mark names, whose place is in the picture."""
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    found = []
+    for ax in fig.axes:
+        axes = [ax.xaxis, ax.yaxis, *([ax.zaxis] if hasattr(ax, "zaxis") else [])]
+        ticks = [tick.label1 for axis in axes for tick in axis.get_major_ticks()]
+        ticks += [tick.label2 for axis in axes for tick in axis.get_major_ticks()]
+        found += [*ticks, *(axis.label for axis in axes), ax.title]
+    for legend in fig.legends:
+        found += [legend.get_title(), *legend.get_texts()]
+    renderer = canvas.get_renderer()
+    words = [t for t in found if t.get_visible() and t.get_text()]
+    return [(t.get_text(), t.get_window_extent(renderer)) for t in words]
+
+
+PAGES = {
+    **{kind: lambda kind=kind: draw(kind, make(directions=BETWEEN), title="long " * 20) for kind in KINDS},
+    **{f"{kind} log": lambda kind=kind: draw(kind, make(coords=(X, Y - Y[0] + 0.1)), log=True) for kind in KINDS},
+    **{
+        f"{kind} panels": lambda kind=kind: plotting.panels(
+            {f"mode {k}": make(directions=BETWEEN if k % 2 else RANDOM) for k in range(4)}, kind=kind, log=True
+        )
+        for kind in KINDS
+    },
+    "eight": lambda: plotting.panels({f"mode {k}": make(coords=(X, X)) for k in range(8)}, log=True, title="eight"),
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_words_do_not_touch(page):
+    fig = PAGES[page]()
+    words = boxes(fig)
+    bars = [("bar", ax.get_window_extent()) for ax in fig.axes if ax.get_label() == "<colorbar>"]
+    for k, (text, box) in enumerate(words):
+        assert box.x0 >= 0, text
+        assert box.y0 >= 0, text
+        assert box.x1 <= fig.bbox.x1 + 1, text
+        assert box.y1 <= fig.bbox.y1 + 1, text
+        for other, its in words[k + 1 :] + bars:
+            inner = its.padded(-1)
+            assert not inner.overlaps(box), (text, other)
+
+
+def test_panels_say_what_their_axes_are():
+    same = plotting.panels({"one": make(), "two": make()}, kind="contour")
+    assert "a, b: units of random, filter-normalized directions" in texts(same)
+    other = make(directions={"kind": "adam_moments", "names": ["m", "v"]})
+    mixed = plotting.contour({"one": make(), "two": other})
+    assert mixed.axes[1].get_title() == "two\na: m; b: v (Adam moment)"
+    joined = {"kind": "join", "names": ["gradient", "random 1", "random 2"]}
+    volume = plotting.volume(make(lambda a, b, c: a + b + c, (X, Y, Z), directions=joined))
+    assert "a: gradient; b, c: random |" in texts(volume)
+
+
+def test_start_of_a_positive_axis_is_labelled():
+    fig = plotting.contour(make(coords=(X, np.linspace(0.05, 2, 9)), rule="adam"))
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["0.05", "0.5", "1", "1.5", "2"]
 
 
 def test_chosen_directions_keep_their_names_and_marks():
@@ -415,6 +526,8 @@ def test_line_band_is_one_standard_error():
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), landscape.values["loss"])
     assert "± 1 standard error" in texts(fig)
     assert ax.get_ylabel() == "loss"
+    assert plotting.line(landscape, ["loss", "test_loss"]).axes[0].get_ylabel() == "loss"
+    assert plotting.line(landscape, ["loss", "accuracy"]).axes[0].get_ylabel() == "loss, accuracy"
     assert ax.get_xlabel() == "a (units of d1: random, filter-normalized)"
     assert "standard error" not in texts(plotting.line(line()))
     png(fig)
@@ -456,12 +569,26 @@ def test_train_test():
     png(fig)
 
 
+def test_log_ticks_of_lines():
+    for fig in (plotting.line(line(), log=True), plotting.train_test(line(), log=True)):
+        ax = fig.axes[0]
+        png(fig)
+        assert [t.get_text() for t in ax.get_yticklabels()] == ["0.1", "0.2", "0.5", "1", "2"]
+        assert not any(t.get_text() for t in ax.get_yticklabels(minor=True))
+        colours = {tick.tick1line.get_color() for which in (True, False) for tick in minor_or_major(ax.yaxis, which)}
+        assert colours == {ax.yaxis.label.get_color()}
+
+
+def minor_or_major(axis, minor):
+    return axis.get_minor_ticks() if minor else axis.get_major_ticks()
+
+
 # ------------------------------------------------------------------------------------------------------ errors
 
 NAN = make(lambda a, b: np.full_like(a, np.nan))
 ERRORS = {
     "line has no plane": (lambda: plotting.surface(line()), r"surface draws 2 axes.*has 1.*use line"),
-    "plane is no line": (lambda: plotting.line(make()), r"line draws 1 axes.*has 2.*use surface"),
+    "plane is no line": (lambda: plotting.line(make()), r"line draws 1 axis,.*has 2.*use surface"),
     "plane is no volume": (lambda: plotting.volume(make()), r"volume draws 3 axes"),
     "unknown value": (lambda: plotting.heatmap(make(), "acc"), r"value='acc'.*it has 'loss'"),
     "unknown other": (lambda: plotting.train_test(line(), other="dev"), r"'dev_loss'.*it has 'loss', 'test_loss'"),
@@ -473,6 +600,14 @@ ERRORS = {
     "log of negative": (lambda: plotting.surface(make(lambda a, b: a + b), log=True), r"log=True.*smallest -1.5"),
     "log line": (lambda: plotting.line(line(loss=np.zeros(21)), log=True), r"log=True.*21 at or below"),
     "cap": (lambda: plotting.contour(make(), cap=np.inf), r"cap=inf must be a finite number"),
+    "cap text": (lambda: plotting.surface(make(), cap="5"), r"cap='5' must be a finite number; give one"),
+    "cap nan": (lambda: plotting.heatmap(make(), cap=np.nan), r"cap=nan must be a finite number"),
+    "list": (lambda: plotting.contour([make()]), r"type list is not a Landscape.*\{name: landscape\}"),
+    "list of panels": (lambda: plotting.panels([make()]), r"landscapes of type list.*\{name: landscape\}"),
+    "list of values": (lambda: plotting.surface(make(), ["loss"]), r"value=\['loss'\].*it has 'loss', give one name"),
+    "metric": (lambda: plotting.train_test(line(), accuracy="f1"), r"accuracy='f1'.*it has .*None leaves it out"),
+    "metric loss": (lambda: plotting.train_test(line(), loss="nll"), r"loss='nll'.*it has 'loss'"),
+    "levels text": (lambda: plotting.contour(make(), levels="20"), r"levels='20'"),
     "log cap": (lambda: plotting.contour(make(), cap=-1, log=True), r"cap=-1 .*above 0"),
     "levels": (lambda: plotting.contour(make(), levels=[2, 1]), r"levels=\[2, 1\].*increasing"),
     "level count": (lambda: plotting.contour(make(), levels=0), r"levels=0"),
