@@ -1,24 +1,45 @@
 """``lla-jax <verb>``: pictures of loss landscapes from the command line.
 
-Each verb is a dataclass of its options and a function of that dataclass. jax and matplotlib are imported inside the
+Each verb is a function of its options, a dataclass in ``_terminal``. jax and matplotlib are imported inside the
 functions, after the environment that jax reads at its start is set, and so that ``lla-jax --help`` is immediate.
 """
 
 from __future__ import annotations
 
-import importlib
-import math
-import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from lla_jax._terminal import Mistake, bar, duration, plain_warnings, prepare_jax, say, where, writable
+from lla_jax._terminal import (
+    DemoOptions,
+    LandscapeOptions,
+    Mistake,
+    Options,
+    PlotOptions,
+    bar,
+    by_us,
+    check_grid,
+    check_normalize,
+    check_pictures,
+    duration,
+    load_problem,
+    normalization,
+    plain_warnings,
+    points,
+    prepare_jax,
+    ranges,
+    say,
+    scale,
+    settings,
+    where,
+    writable,
+)
 from lla_jax._version import __version__
 
 if TYPE_CHECKING:
@@ -26,110 +47,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 MISUSE = 2
-
-
-def _optional(metavar: str, default: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
-
-
-# The verbs and their options. The strings below the fields are the help texts.
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """Train a small network on handwritten digits, in a minute, and draw its loss landscape."""
-
-    out: Path = Path("lla-demo")
-    """Folder for the pictures and results."""
-    seed: int = 0
-    """Of the network, its training and the random directions."""
-    points: int = 41
-    """Points per axis of the line and the plane; an odd number puts one on the trained network."""
-    debug: bool = False
-    """Show the whole traceback of an error."""
-
-
-@dataclass(frozen=True)
-class LandscapeOptions:
-    """Compute and draw the loss landscape around your own network.
-
-    Write a function without arguments that returns lla_jax.Problem(loss, params, data), and name it: --problem
-    my_module:my_function. Or try --problem lla_jax.demo:problem. After Ctrl-C the same command goes on where it was.
-    """
-
-    problem: str
-    """The factory, MODULE:FUNCTION; modules are also looked for in the current folder."""
-    out: Path = Path("run")
-    """Folder for the result (landscape.npz) and the pictures."""
-    axes: Literal["random", "adam", "gradient", "checkpoints"] = "random"
-    """Random Gaussian; Adam's moments m and v; the gradient and an orthogonal one; differences to the checkpoints."""
-    dims: Literal[1, 2, 3] = 2
-    """Number of axes: a line, a plane or a volume."""
-    points: tuple[int, ...] = (41,)
-    """Points per axis: one number, or one for each axis."""
-    extent: Annotated[float | None, _optional("FLOAT", "1")] = None
-    """The axes reach from -extent to extent, in units of the direction."""
-    range: Annotated[
-        tuple[tuple[float, float], ...],
-        _optional("LOW HIGH [LOW HIGH ...]", "by --extent; -0.5 1.5 for checkpoints, where 0 is the network"),
-    ] = ()
-    """The ends of each axis one by one, instead of --extent."""
-    normalize: Annotated[
-        Literal["filter", "layer", "weight", "model", "none"] | None,
-        _optional("{filter,layer,weight,model,none}", "filter; none for checkpoints and --rule adam"),
-    ] = None
-    """How the directions are scaled by the weights they move."""
-    order: Literal[1, 2] = 2
-    """Order of the norms in --normalize."""
-    one_dim: Literal["vector", "entry", "zero"] = "vector"
-    """Biases and normalization layers in --normalize: as one vector, entry by entry, or not moved at all."""
-    select: Annotated[tuple[str, ...], _optional("GLOB [GLOB ...]", "all parameters")] = ()
-    """Move only parameters whose path matches one of these, such as '**/kernel' (quoted); all others stay frozen."""
-    rule: Literal["add", "adam"] = "add"
-    """Parameters at a point: theta + a d1 + b d2, or Adam's step theta + (a / sqrt(b)) m / (sqrt(v) + eps)."""
-    batch_size: Annotated[int | None, _optional("INT", "all at once")] = None
-    """Examples per batch."""
-    batch_stats: Literal["frozen", "batch", "reestimate"] = "frozen"
-    """BatchNorm statistics at each point: those of the trained network, of each batch, or re-estimated at the point."""
-    seed: int = 0
-    """Of the random directions."""
-    devices: Annotated[int | None, _optional("INT", "all; on a CPU, one per core")] = None
-    """Number of devices among which the points are split."""
-    cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
-    """In the pictures, draw values above this as this; the saved values are untouched."""
-    log: bool = False
-    """Logarithmic scale in the pictures."""
-    overwrite: bool = False
-    """Start anew even if the folder has a result, finished or interrupted."""
-    debug: bool = False
-    """Show the whole traceback of an error."""
-
-
-@dataclass(frozen=True)
-class PlotOptions:
-    """Draw a saved result again."""
-
-    file: tyro.conf.Positional[Path]
-    """A landscape saved as .npz."""
-    out: Annotated[Path | None, _optional("PATH", "that of the file")] = None
-    """Folder for the pictures."""
-    value: str = "loss"
-    """What to draw, such as accuracy or test_loss."""
-    cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
-    """Draw values above this as this."""
-    log: bool = False
-    """Logarithmic scale."""
-    format: Literal["png", "pdf", "svg"] = "png"
-    """Kind of picture file."""
-    debug: bool = False
-    """Show the whole traceback of an error."""
-
-
-Options = (
-    Annotated[DemoOptions, tyro.conf.subcommand("demo")]
-    | Annotated[LandscapeOptions, tyro.conf.subcommand("landscape")]
-    | Annotated[PlotOptions, tyro.conf.subcommand("plot")]
-)
+FAILURE = 1
+DECADES = 1000.0  # largest over smallest value from which a linear picture shows nothing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program's name; those of the process by default.
 
     Returns:
-      Exit code: 0, 2 for a mistake of the user, 130 when interrupted.
+      Exit code: 0, 2 for a mistake of the user, 1 for an error in the user's code or ours, 130 when interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv == ["--version"]:
@@ -160,11 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return INTERRUPTED
-    except (Mistake, ValueError, OSError) as error:
+    except Exception as error:
         if options.debug:
             raise
-        say(f"error: {error}\n(--debug shows where it comes from)")
-        return MISUSE
+        told = isinstance(error, Mistake | OSError) or (isinstance(error, ValueError) and by_us(error))
+        say(f"error: {_as_typed(str(error), options) if told else where(error)}\n(--debug shows where it comes from)")
+        return MISUSE if told else FAILURE
     return 0
 
 
@@ -184,23 +104,31 @@ def demo(options: DemoOptions) -> None:
 
 def landscape(options: LandscapeOptions) -> None:
     """Computes the landscape of a user's problem into ``options.out``, or continues an interrupted one."""
-    _check_grid_options(options)
-    out = writable(options.out)
+    check_grid(options)
+    check_normalize(options)
+    check_pictures(options, options.dims)
+    out, made = writable(options.out), settings(options)
     finished, partial = out / "landscape.npz", out / "landscape.partial.npz"
-    from lla_jax import evaluate, grid, load, save
+    from lla_jax import evaluate, grid, save
     from lla_jax._types import Execution
 
-    resume = None
-    for path in (partial, finished):
-        if path.exists() and not options.overwrite:
-            resume = load(path)
-            break
+    _check_devices(options.devices)
+    found = next((path for path in (partial, finished) if path.exists() and not options.overwrite), None)
+    resume = None if found is None else _load(found)
+    if found and resume:
+        _check_same(found, resume, made)
     problem = load_problem(options.problem)
     axes = make_axes(problem, options)
-    coords = grid(points=_points(options), ranges=_ranges(options))
+    if options.axes == "checkpoints" and options.batch_stats == "frozen" and _has_state(problem):
+        say(
+            "note: the model has state; if it is BatchNorm's, that of the checkpoints differs: --batch-stats reestimate"
+        )
 
-    def keep(unfinished: Landscape) -> None:
-        save(unfinished, partial)
+    def keep(result: Landscape, path: Path) -> None:
+        save(replace(result, recipe={**result.recipe, "command": {**made, "problem": options.problem}}), path)
+
+    def keep_unfinished(unfinished: Landscape) -> None:
+        keep(unfinished, partial)
         again = "the same command without --overwrite" if options.overwrite else "the same command"
         say(f"what is finished is kept in {partial}; {again} continues it")
 
@@ -211,7 +139,7 @@ def landscape(options: LandscapeOptions) -> None:
                 problem.params,
                 problem.data,
                 axes,
-                coords,
+                grid(points=points(options), ranges=ranges(options)),
                 batch_size=options.batch_size,
                 rule=options.rule,
                 batch_stats=options.batch_stats,
@@ -219,80 +147,37 @@ def landscape(options: LandscapeOptions) -> None:
                 extra_data=dict(problem.extra_data),
                 execution=Execution(devices="all" if options.devices is None else options.devices),
                 progress=progress,
-                on_partial=keep,
+                on_partial=keep_unfinished,
                 resume=resume,
             )
     except ValueError as error:
-        if resume is None:
+        if found is None or not str(error).startswith("resume: "):
             raise
-        raise Mistake(
-            f"{error}\n{out} has the result of another command: choose another --out, or --overwrite it"
-        ) from error
-    save(result, finished)
-    partial.unlink(missing_ok=True)
+        raise Mistake(f"{found} was made with {_another(str(error))}\n{_ELSEWHERE}") from error
+    keep(result, finished)
+    for path in (partial, *out.glob("landscape.partial-*")):  # with its pictures, by ``plot``
+        path.unlink(missing_ok=True)
     _print_numbers(result)
     _print_results([finished])
-    _print_results(draw(result, out, cap=options.cap, log=options.log), "Pictures")
+    _print_results(draw(result, out, cap=options.cap, log=scale(options)), "Pictures")
 
 
 def plot(options: PlotOptions) -> None:
     """Draws a saved landscape again."""
-    from lla_jax import load
-    from lla_jax._types import Landscape
-
-    saved = load(options.file)
-    if not isinstance(saved, Landscape):
-        raise Mistake(f"{options.file} holds {type(saved).__name__}, not a landscape")
+    saved = _load(options.file)
+    check_pictures(options, saved.dims)
+    if options.value not in saved.values:
+        raise Mistake(f"--value {options.value!r} is not in {options.file}; it has {', '.join(saved.values)}")
     out = writable(options.out or options.file.parent)
-    stem = options.file.stem
-    _print_results(draw(saved, out, stem, options.value, cap=options.cap, log=options.log, suffix=options.format))
+    paths = draw(
+        saved, out, options.file.stem, options.value, cap=options.cap, log=scale(options), suffix=options.format
+    )
+    if not paths:
+        raise Mistake(f"{options.file} could not be drawn")
+    _print_results(paths)
 
 
 # What the verbs are made of
-
-
-def load_problem(spec: str) -> Problem:
-    """Imports ``module:factory``, also from the current folder, and calls the factory.
-
-    Args:
-      spec: module and function, separated by a colon.
-
-    Returns:
-      What the factory returns.
-
-    Raises:
-      Mistake: if there is no such factory, if it fails, or if it returns something else than a ``Problem``.
-    """
-    from lla_jax._types import Problem
-
-    module_name, colon, name = spec.partition(":")
-    if not (colon and module_name and name):
-        raise Mistake(f"--problem {spec!r} must be MODULE:FUNCTION, such as lla_jax.demo:problem")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise Mistake(f"--problem {spec!r}: importing it failed: {where(error)}") from error
-        raise Mistake(f"--problem {spec!r}: no module {module_name!r} in {here} or among the installed ones") from error
-    except Exception as error:
-        raise Mistake(f"--problem {spec!r}: importing it failed: {where(error)}") from error
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise Mistake(f"--problem {spec!r}: {module_name} has no function {name!r}")
-    say(f"building the problem: {spec}()")
-    try:
-        problem = factory()
-    except Exception as error:
-        raise Mistake(f"--problem {spec!r}: the factory failed: {where(error)}") from error
-    if not isinstance(problem, Problem):
-        raise Mistake(
-            f"--problem {spec!r}: the factory returned {type(problem).__name__}; it must return "
-            "lla_jax.Problem(loss, params, data)"
-        )
-    return problem
 
 
 def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
@@ -340,15 +225,15 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
         axes = axes[:dims]
     if options.select:
         axes = directions.select(axes, list(options.select))
-    by = options.normalize or ("none" if options.axes == "checkpoints" or options.rule == "adam" else "filter")
+    by: Any = normalization(options)
     if by == "none":
         return axes
     return directions.normalize(
         axes,
         params,
         by,
-        options.order,
-        one_dim=options.one_dim,
+        options.order or 2,
+        one_dim=options.one_dim or "vector",
         filter_axis=problem.loss if isinstance(problem.loss, Loss) else None,
     )
 
@@ -360,10 +245,10 @@ def draw(
     value: str = "loss",
     *,
     cap: float | None = None,
-    log: bool = False,
+    log: bool | None = None,
     suffix: str = "png",
 ) -> list[Path]:
-    """Saves the pictures that suit a landscape's number of axes.
+    """Saves the pictures that suit a landscape's number of axes; one that cannot be drawn is announced and left out.
 
     Args:
       result: the landscape.
@@ -371,67 +256,124 @@ def draw(
       stem: first part of the file names.
       value: name of the value to draw.
       cap: values above are drawn as this (planes and volumes).
-      log: logarithmic scale.
+      log: logarithmic scale, where values allow it; None decides by their span.
       suffix: kind of picture file.
 
     Returns:
-      The paths: line and, where there are test data, train and test together; surface and contour; slices of a volume.
+      The paths: line and, where there are test data, train and test together; surface and contour (a heat map where an
+      axis has one point); slices of a volume.
     """
     from lla_jax import plotting
 
+    twin = value == "loss" and {"test_loss", "accuracy", "test_accuracy"} <= result.values.keys()
+    log = _logarithmic(result, [value, "test_loss"] if result.dims == 1 and twin else [value], cap, log)
+    pictures: dict[str, Callable[[], Any]]
     if result.dims == 1:
-        figures = {"line": plotting.line(result, value, log=log)}
-        if {"test_loss", "accuracy", "test_accuracy"} <= result.values.keys():
-            figures["train-test"] = plotting.train_test(result, log=log)
+        pictures = {"line": lambda: plotting.line(result, value, log=log)}
+        if twin:
+            pictures["train-test"] = lambda: plotting.train_test(result, log=log)
+    elif result.dims == 2 and min(result.shape) == 1:
+        pictures = {"heatmap": lambda: plotting.heatmap(result, value, cap=cap, log=log)}
     elif result.dims == 2:
-        figures = {
-            "surface": plotting.surface(result, value, cap=cap, log=log),
-            "contour": plotting.contour(result, value, cap=cap, log=log),
+        pictures = {
+            "surface": lambda: plotting.surface(result, value, cap=cap, log=log),
+            "contour": lambda: plotting.contour(result, value, cap=cap, log=log),
         }
     else:
-        figures = {"slices": plotting.volume(result, value, cap=cap, log=log)}
+        pictures = {"slices": lambda: plotting.volume(result, value, cap=cap, log=log)}
     tag = "" if value == "loss" else f"-{value}"
-    paths = {out / f"{stem}{tag}-{name}.{suffix}": figure for name, figure in figures.items()}
-    for path, figure in paths.items():
-        figure.savefig(path)
-    return list(paths)
+    paths = []
+    for name, picture in pictures.items():
+        path = out / f"{stem}{tag}-{name}.{suffix}"
+        try:
+            picture().savefig(path)
+        except ValueError as error:
+            say(f"note: no picture {path.name}: {error}")
+        else:
+            paths.append(path)
+    return paths
 
 
-def _check_grid_options(options: LandscapeOptions) -> None:
-    dims = options.dims
-    if len(options.points) not in (1, dims):
-        raise Mistake(f"--points has {len(options.points)} numbers; give one, or one for each of the {dims} axes")
-    if options.range and options.extent is not None:
-        raise Mistake("--range and --extent both say how far the axes reach: give one of them")
-    if options.range and len(options.range) != dims:
-        raise Mistake(f"--range has {len(options.range)} pairs; give one for each of the {dims} axes")
-    if options.rule == "adam" and (options.axes != "adam" or dims != 2):
-        raise Mistake("--rule adam is a function of Adam's two moments: it needs --axes adam --dims 2")
-    if options.normalize not in (None, "none"):
-        if options.rule == "adam":
-            raise Mistake("--rule adam takes the moments as they are: leave --normalize out")
-        if options.axes == "checkpoints":
-            raise Mistake(
-                "--axes checkpoints has the checkpoints at 1; scaled axes would miss them: leave --normalize out"
-            )
+def _logarithmic(result: Landscape, names: Sequence[str], cap: float | None, log: bool | None) -> bool:
+    """Whether to draw logarithmically: as asked if values are positive, else by their span; says what it decided."""
+    import numpy as np
+
+    values = np.concatenate([result.values[name].ravel() for name in names])
+    values = values[np.isfinite(values)]
+    low, high = (values.min(), values.max()) if values.size else (0.0, 0.0)
+    span = f"{' and '.join(names)}: {low:.4g} to {high:.4g}"
+    if log and low <= 0:
+        say(f"note: --log needs values above 0 ({span}); the pictures are linear")
+        return False
+    if log is None and cap is None and low > 0 and high > DECADES * low:
+        say(f"note: the pictures are logarithmic ({span}); --no-log draws them linearly")
+        return True
+    return bool(log)
 
 
-def _points(options: LandscapeOptions) -> tuple[int, ...]:
-    return options.points * options.dims if len(options.points) == 1 else options.points
+# What is checked before anything is computed
 
 
-def _ranges(options: LandscapeOptions) -> list[tuple[float, float]]:
-    if options.range:
-        return list(options.range)
-    if options.axes == "checkpoints" and options.extent is None:
-        return [(-0.5, 1.5)] * options.dims
-    extent = 1.0 if options.extent is None else options.extent
-    if not (math.isfinite(extent) and extent > 0):
-        raise Mistake(f"--extent {extent} must be a positive number")
-    ranges = [(-extent, extent)] * options.dims
-    if options.rule == "adam":
-        ranges[1] = (0.1 * extent, extent)
-    return ranges
+def _check_devices(devices: int | None) -> None:
+    import jax
+
+    local = jax.local_devices()
+    if devices is not None and not 1 <= devices <= len(local):
+        kind = "CPU cores, one device each" if local[0].platform == "cpu" else f"{local[0].platform.upper()} devices"
+        raise Mistake(f"--devices {devices} must be 1 to {len(local)}, the number of {kind}; or leave it out")
+
+
+_ELSEWHERE = "choose another --out, or --overwrite it"
+_CHANGED = {
+    "params": "parameters",
+    "state": "state (BatchNorm)",
+    "noise": "random key of the loss",
+    "precision": "precision settings of jax",
+    "directions": "checkpoints or optimizer state",
+}
+
+
+def _check_same(path: Path, result: Landscape, made: dict[str, str]) -> None:
+    before = result.recipe.get("command", {})  # absent where the library made it; then ``evaluate`` compares
+    changed = [f"{name} {before[name]} -> {now}" for name, now in made.items() if before.get(name, now) != now]
+    if changed:
+        raise Mistake(f"{path} was made with other options: {', '.join(changed)}\n{_ELSEWHERE}")
+
+
+def _another(refusal: str) -> str:
+    """What ``evaluate`` says has changed, in words; the options are the same, so it comes from the factory."""
+    from lla_jax.checks import IDENTITY
+
+    said = re.findall(r"\w+", refusal.partition(";")[0])
+    changed = [name for name in (*IDENTITY, "grid") if name in said]
+    if "params" in changed:
+        changed = [name for name in changed if name != "directions"]  # these follow
+    return f"other {', '.join(_CHANGED.get(name, name) for name in changed) or 'functions (loss or metrics)'}"
+
+
+def _has_state(problem: Problem) -> bool:
+    import jax
+
+    return bool(jax.tree_util.tree_leaves(getattr(problem.loss, "state", None)))
+
+
+def _load(path: Path) -> Landscape:
+    from lla_jax import load
+    from lla_jax._types import Landscape
+
+    try:
+        saved = load(path)
+    except (ValueError, FileNotFoundError) as error:
+        raise Mistake(str(error).removeprefix("path: ")) from error
+    if not isinstance(saved, Landscape):
+        raise Mistake(f"{path} holds {type(saved).__name__}, not a landscape")
+    return saved
+
+
+def _as_typed(text: str, options: Any) -> str:
+    """A message of the library that begins with the name of an argument, with that of the option."""
+    name, colon, rest = text.partition(":")
+    return f"--{name.replace('_', '-')}{colon}{rest}" if name in vars(options) else text
 
 
 def _print_numbers(result: Landscape) -> None:

@@ -44,6 +44,31 @@ def number():
 def broken():
     return {}["missing"]
 
+def deep():
+    import json
+    json.loads("{")
+
+def leaves():
+    raise SystemExit("usage: train.py")
+
+def needs(data, *, size, seed=0):
+    return make()
+
+def shifted(by=-100.0):
+    problem = make()
+    return lla.Problem(lambda p, b: squares(p, b) + by, problem.params, problem.data)
+
+def with_state():
+    problem = make()
+    loss = lla.Loss(lambda p, s, b, train: (b[0] @ p["layer"]["kernel"], s), lambda o, b: (o - b[1]) ** 2, np.ones(2))
+    return lla.Problem(loss, problem.params, problem.data, checkpoints=problem.checkpoints)
+
+def steep():
+    return shifted(1e-4)
+
+def wrong_shapes():
+    return lla.Problem(lambda p, b: (b[0].T @ p["layer"]["kernel"]).sum(), make().params, make().data)
+
 def diverged():
     problem = make()
     problem.params["layer"]["kernel"] = np.full(3, np.nan, np.float32)
@@ -60,7 +85,8 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(cli, "prepare_jax", lambda devices: None)
     yield tmp_path
-    sys.modules.pop("tiny_problem", None)
+    for name in ("tiny_problem", "problem_tiny_problem"):
+        sys.modules.pop(name, None)
 
 
 def run(*arguments):
@@ -87,14 +113,14 @@ def test_help_is_immediate_and_imports_neither_jax_nor_matplotlib():
 
 def test_environment_is_set_once_and_never_over_the_users(tmp_path, monkeypatch):
     monkeypatch.undo()
-    code = "import json, os; from lla_jax import _terminal as t; t.prepare_jax(3); print(json.dumps(dict(os.environ)))"
+    code = "import json, os; from lla_jax import _terminal as t; t.prepare_jax(1); print(json.dumps(dict(os.environ)))"
 
     def environment(**extra):
         base = {k: v for k, v in os.environ.items() if not k.startswith(("JAX", "XLA", "XDG"))}
         return json.loads(subprocess.check_output([sys.executable, "-c", code], env={**base, **extra}))
 
     ours = environment(HOME=str(tmp_path), XLA_FLAGS="--xla_dump_to=x")
-    assert ours["XLA_FLAGS"] == "--xla_dump_to=x --xla_force_host_platform_device_count=3"
+    assert ours["XLA_FLAGS"] == "--xla_dump_to=x --xla_force_host_platform_device_count=1"
     assert ours["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / ".cache" / "lla_jax")
     assert ours["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0"
     assert environment(XDG_CACHE_HOME="/c")["JAX_COMPILATION_CACHE_DIR"] == "/c/lla_jax"
@@ -156,8 +182,8 @@ def test_adam_axes_need_their_state_and_the_adam_rule_its_moments():
     np.testing.assert_array_equal(moments.tree["w"], [m, v])
     volume = cli.make_axes(problem, cli.LandscapeOptions("", axes="adam", dims=3))
     np.testing.assert_allclose(np.linalg.norm(volume.tree["w"], axis=1), [2, 2, 2], rtol=1e-6)
-    ranges = cli._ranges(cli.LandscapeOptions("", axes="adam", rule="adam", extent=2.0))
-    assert ranges == [(-2.0, 2.0), (0.2, 2.0)]
+    ranges = cli.ranges(cli.LandscapeOptions("", axes="adam", rule="adam", extent=2.0))
+    assert ranges == [(-2.0, 2.0), (0.1, 2.0)]  # b as in runs.all_modes
 
 
 @pytest.mark.parametrize(
@@ -166,10 +192,15 @@ def test_adam_axes_need_their_state_and_the_adam_rule_its_moments():
         (["--problem", "tiny_problem"], "must be MODULE:FUNCTION"),
         (["--problem", "no_such_module:make"], "no module 'no_such_module'"),
         (["--problem", "tiny_problem.part:make"], "no module 'tiny_problem.part'"),
+        (["--problem", "absent.py:make"], "there is no file absent.py"),
+        (["--problem", "needs_missing.py:make"], r"importing it failed: ModuleNotFoundError.*needs_missing.py:1\)"),
+        (["--problem", "tiny_problem:needs"], "must take no arguments, but needs needs data, size; give them defaults"),
+        (["--problem", "tiny_problem:deep"], r"JSONDecodeError: .*tiny_problem.py:\d+\)\n\(--debug shows"),
+        (["--problem", "tiny_problem:leaves"], "the factory failed: SystemExit: usage: train.py"),
         (["--problem", "tiny_problem:nothing"], "has no function 'nothing'"),
         (["--problem", "tiny_problem:number"], "returned int; it must return lla_jax.Problem"),
         (["--problem", "tiny_problem:broken"], r"the factory failed: KeyError: 'missing' \(.*tiny_problem.py:\d+\)"),
-        (["--problem", "needs_missing:make"], r"importing it failed: ModuleNotFoundError.*needs_missing.py:1"),
+        (["--problem", "needs_missing:make"], r"importing it failed: ModuleNotFoundError.*needs_missing.py:1\)"),
         (["--problem", "tiny_problem:diverged"], "params"),
         (["--problem", "tiny_problem:make", "--select", "nothing/*"], "layer/kernel"),
         (["--problem", "tiny_problem:make", "--axes", "adam"], "needs Problem.opt_state"),
@@ -178,12 +209,13 @@ def test_adam_axes_need_their_state_and_the_adam_rule_its_moments():
         (["--problem", "tiny_problem:make", "--axes", "adam", "--rule", "adam", "--normalize", "layer"], "as they"),
         (["--problem", "tiny_problem:make", "--rule", "adam"], "needs --axes adam --dims 2"),
         (["--problem", "tiny_problem:make", "--points", "1", "2", "3"], "--points has 3 numbers"),
-        (["--problem", "tiny_problem:make", "--points", "0"], "0 points"),
+        (["--problem", "tiny_problem:make", "--points", "0"], "--points 0 must be at least 1"),
         (["--problem", "tiny_problem:make", "--range", "0", "1"], "--range has 1 pairs"),
         (["--problem", "tiny_problem:make", "--range", "0", "1", "0", "1", "--extent", "2"], "give one of them"),
         (["--problem", "tiny_problem:make", "--extent", "-1"], "must be a positive number"),
-        (["--problem", "tiny_problem:make", "--batch-stats", "reestimate"], "batch_stats"),
-        (["--problem", "tiny_problem:make", "--devices", "99"], "devices"),
+        (["--problem", "tiny_problem:make", "--batch-stats", "reestimate"], "--batch-stats: 'reestimate' needs"),
+        (["--problem", "tiny_problem:make", "--devices", "99"], r"--devices 99 must be 1 to \d+, the number of CPU"),
+        (["--problem", "tiny_problem:make", "--devices", "0"], "--devices 0 must be 1 to"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_message_and_exit_code_2(arguments, says, capsys):
@@ -192,6 +224,110 @@ def test_mistakes_are_one_message_and_exit_code_2(arguments, says, capsys):
     assert "Traceback" not in said
     assert "lla-jax: error: " in said
     assert re.search(says, said, re.DOTALL), said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--cap", "nan"], "--cap nan must be a finite number"),
+        (["--cap", "0", "--log"], "--cap 0 must be a finite number above 0, with --log"),
+        (["--cap", "3", "--dims", "1"], "--cap 3 does nothing: it caps planes"),
+        (["--log", "--no-log"], "--log and --no-log contradict"),
+        (["--normalize", "none", "--order", "2"], "--order 2 does nothing: --normalize none takes no norm"),
+        (["--normalize", "weight", "--order", "1"], "--order 1 does nothing"),
+        (["--axes", "checkpoints", "--dims", "1", "--order", "1"], "--order 1 does nothing"),
+        (["--normalize", "none", "--one-dim", "zero"], "--one-dim zero does nothing with --normalize none"),
+        (["--normalize", "model", "--one-dim", "entry"], "--one-dim entry does nothing with --normalize model"),
+        (["--axes", "checkpoints", "--dims", "1", "--seed", "3"], "--seed 3 does nothing"),
+        (["--range", "0", "0", "0", "1"], "--range 0 0 must be two finite numbers, the lower one first"),
+        (["--axes", "adam", "--rule", "adam", "--range", "0", "1", "0", "1"], "b, must be above 0"),
+        (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
+    ],
+)  # fmt: skip
+def test_options_without_sense_are_refused_before_anything_is_built(arguments, says, capsys):
+    assert tiny_run("--out", "r", *arguments) == 2
+    assert says in capsys.readouterr().err
+    assert "tiny_problem" not in sys.modules
+
+
+def test_problem_may_be_a_file_with_modules_beside_it(tiny):
+    (tiny / "sub").mkdir()
+    (tiny / "sub" / "my-net.py").write_text("import beside\nmake = beside.make\n")
+    (tiny / "sub" / "beside.py").write_text("import tiny_problem\nmake = tiny_problem.make\n")
+    (tiny / "sub" / "tiny_problem.py").write_text(TINY)
+    for path in ("sub/my-net.py", "./sub/my-net.py", str(tiny / "sub" / "my-net.py"), "tiny_problem.py"):
+        assert run("landscape", "--problem", f"{path}:make", "--dims", 1, "--points", 3, "--out", "r") == 0
+    for name in ("my-net", "beside"):
+        del sys.modules[name]
+    assert tiny_run("--dims", 1, "--points", 3, "--out", "r") == 0  # the same network by another name
+
+
+def test_errors_of_the_users_loss_are_one_message(capsys):
+    assert tiny_run("--points", 3, factory="wrong_shapes") == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert re.search(r"^lla-jax: error: TypeError: .*tiny_problem.py:\d+\)\n\(--debug", said, re.DOTALL | re.MULTILINE)
+    with pytest.raises(TypeError):
+        tiny_run("--points", 3, "--debug", factory="wrong_shapes")
+
+
+def test_scale_of_the_pictures(tiny, capsys, monkeypatch):
+    from lla_jax import plotting
+
+    drawn = []
+    contour, line = plotting.contour, plotting.line
+    monkeypatch.setattr(plotting, "contour", lambda *a, **k: drawn.append(k["log"]) or contour(*a, **k))
+    monkeypatch.setattr(plotting, "line", lambda *a, **k: drawn.append(k["log"]) or line(*a, **k))
+
+    def said(*arguments, factory="steep", shape=(5, 5)):
+        assert tiny_run("--points", 5, "--overwrite", "--out", "r", *arguments, factory=factory) == 0
+        assert lla.load("r/landscape.npz").shape == shape
+        assert len(list((tiny / "r").glob("*.png"))) == len(shape)
+        return drawn.pop(), capsys.readouterr().err
+
+    steep = ("--extent", 50)
+    log, note = said(*steep)
+    assert log
+    assert re.search(r"the pictures are logarithmic \(loss: .* to .*\); --no-log draws them linearly", note)
+    for options in (("--no-log",), ("--cap", 5.0)):
+        log, note = said(*steep, *options)
+        assert not log
+        assert "note" not in note
+    log, note = said(*steep, "--log")
+    assert log
+    assert "note" not in note
+    # values that are not positive have no logarithm; the run is done all the same
+    log, note = said("--log", "--cap", 5.0, factory="shifted")
+    assert not log
+    assert "--log needs values above 0 (loss: -9" in note
+    (tiny / "r/landscape-surface.png").unlink()
+    (tiny / "r/landscape-contour.png").unlink()
+    assert not said("--log", "--dims", 1, factory="shifted", shape=(5,))[0]
+
+
+def test_a_plane_of_one_row_is_a_heat_map_and_a_failed_picture_loses_nothing(tiny, capsys, monkeypatch):
+    assert tiny_run("--points", 5, 1, "--out", "r") == 0
+    assert (tiny / "r/landscape-heatmap.png").exists()
+    from lla_jax import plotting
+
+    def broken(*arguments, **options):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(plotting, "heatmap", broken)
+    assert tiny_run("--points", 5, 1, "--out", "r") == 0
+    assert "no picture landscape-heatmap.png: no ink" in capsys.readouterr().err
+    assert run("plot", "r/landscape.npz") == 2
+
+
+def test_module_can_be_run():
+    done = subprocess.run([sys.executable, "-m", "lla_jax", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"lla-jax {lla.__version__}\n"
+
+
+def test_checkpoints_of_a_model_with_state_ask_for_reestimation(capsys):
+    command = ("landscape", "--problem", "tiny_problem:with_state", "--axes", "checkpoints", "--dims", 1, "--points", 3)
+    assert run(*command) == 0
+    assert "note: the model has state" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback_and_unknown_options_are_refused():
@@ -241,11 +377,14 @@ def test_interrupted_run_goes_on_with_the_same_command(tiny, capsys, monkeypatch
 
     # another command does not mix its points into these
     assert tiny_run(*arguments, "--seed", 1) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert "r/landscape.partial.npz was made with other options: seed 0 -> 1\nchoose" in capsys.readouterr().err
     assert tiny_run(*arguments, factory="another") == 2
+    assert "was made with other data, parameters\nchoose another --out, or --overwrite it" in capsys.readouterr().err
 
+    assert run("plot", "r/landscape.partial.npz") == 0
+    assert (tiny / "r/landscape.partial-surface.png").exists()
     assert tiny_run(*arguments) == 0
-    assert not (tiny / "r/landscape.partial.npz").exists()
+    assert not list((tiny / "r").glob("*partial*"))
     assert tiny_run("--points", 41, "--out", "whole") == 0
     resumed, whole = (lla.load(f"{folder}/landscape.npz").values["loss"] for folder in ("r", "whole"))
     np.testing.assert_array_equal(resumed, whole)
@@ -257,7 +396,34 @@ def test_finished_result_is_kept_unless_overwritten(tiny, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cli, "bar", stopping(after=0))  # would interrupt any computation
         assert tiny_run("--points", 3, "--out", "r", "--log") == 0
-    assert tiny_run("--points", 5, "--out", "r") == 2
+    (tiny / "tiny_problem.py").unlink()  # what differs is found before anything is built
+    del sys.modules["tiny_problem"]
+    capsys.readouterr()
+    other = (
+        "--points",
+        5,
+        5,
+        "--normalize",
+        "layer",
+        "--range",
+        -1,
+        1,
+        0,
+        1,
+        "--select",
+        "**/kernel",
+        "--batch-size",
+        8,
+    )
+    assert tiny_run("--out", "r", *other) == 2
+    assert capsys.readouterr().err == (
+        "lla-jax: error: r/landscape.npz was made with other options: points 3 -> 5, range -1 1 -> -1 1 0 1, "
+        "normalize filter -> layer, select all -> **/kernel, batch-size all -> 8\n"
+        "choose another --out, or --overwrite it\n(--debug shows where it comes from)\n"
+    )
+    (tiny / "tiny_problem.py").write_text(TINY.replace("- y) ** 2", "- y) ** 4"))
+    assert tiny_run("--points", 3, "--out", "r") == 2
+    assert "was made with other functions (loss or metrics)" in capsys.readouterr().err
     np.testing.assert_array_equal(lla.load("r/landscape.npz").values["loss"], before.values["loss"])
     assert tiny_run("--points", 5, "--out", "r", "--overwrite") == 0
     assert lla.load("r/landscape.npz").shape == (5, 5)
@@ -271,7 +437,9 @@ def test_plot_draws_again(tiny, capsys):
     assert run("plot", "r/landscape.npz", "--value", "loss") == 0
     assert "r/landscape-contour.png" in capsys.readouterr().out
     assert run("plot", "r/landscape.npz", "--value", "accuracy") == 2
-    assert "'accuracy'" in capsys.readouterr().err
+    assert "--value 'accuracy' is not in r/landscape.npz; it has loss" in capsys.readouterr().err
+    assert run("plot", "r/landscape.npz", "--cap", "inf") == 2
+    assert "--cap inf" in capsys.readouterr().err
     (tiny / "foreign.npz").write_text("not a zip")
     for file in ("foreign.npz", "absent.npz"):
         assert run("plot", file) == 2

@@ -62,6 +62,12 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
             opt_state=problem.opt_state,
             progress=progress,
         )
+    results = {"line": line, "plane": plane} | {f"mode-{_slug(name)}": mode for name, mode in modes.items()}
+    saved = {out / f"{name}.npz": result for name, result in results.items()}
+    for path, result in saved.items():
+        save(result, path)
+    summary = out / "summary.txt"
+    summary.write_text(summarize(line, plane, modes) + "\n", encoding="utf-8")
     # logarithmic, since the loss spans four orders of magnitude
     figures = {
         "line": plotting.train_test(line, log=True, title="Digits CNN"),
@@ -73,12 +79,6 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
     pictures = {out / f"{name}.png": figure for name, figure in figures.items()}
     for path, figure in pictures.items():
         figure.savefig(path)
-    summary = out / "summary.txt"
-    summary.write_text(summarize(line, plane, modes) + "\n", encoding="utf-8")
-    results = {"line": line, "plane": plane} | {f"mode-{_slug(name)}": mode for name, mode in modes.items()}
-    saved = {out / f"{name}.npz": result for name, result in results.items()}
-    for path, result in saved.items():
-        save(result, path)
     return [*pictures, summary, *saved]
 
 

@@ -1,0 +1,7 @@
+"""``python -m lla_jax`` is ``lla-jax``."""
+
+import sys
+
+from lla_jax.cli import main
+
+sys.exit(main())
