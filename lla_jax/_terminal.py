@@ -1,4 +1,4 @@
-"""Between a command and its user: options, the factory, folders, messages, and the environment that jax starts in.
+"""Between a command and its user: the factory, folders, progress, messages, and the environment that jax starts in.
 
 Importing this imports no jax.
 """
@@ -8,246 +8,24 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
-import math
 import os
 import sys
 import sysconfig
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING
 
-import tyro
+from lla_jax._options import Mistake, cores
 
 if TYPE_CHECKING:
     from lla_jax._types import Problem
 
-ADAM_B = (0.1, 2.0)  # as in runs.all_modes
 Progress = Callable[[float, float | None], None]
 _FORMAT = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}, {remaining} left]"
-
-
-class Mistake(Exception):
-    """Something the user can mend; shown as one message instead of a traceback."""
-
-
-# The verbs' options. The strings below the fields are the help texts.
-
-
-def _optional(metavar: str, default: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """Train a small network on handwritten digits, in a minute, and draw its loss landscape."""
-
-    out: Path = Path("lla-demo")
-    """Folder for the pictures and results."""
-    seed: int = 0
-    """Of the network, its training and the random directions."""
-    points: int = 41
-    """Points per axis of the line and the plane; an odd number puts one on the trained network."""
-    debug: bool = False
-    """Show the whole traceback of an error."""
-
-
-@dataclass(frozen=True)
-class LandscapeOptions:
-    """Compute and draw the loss landscape around your own network.
-
-    Write a function without arguments that returns lla_jax.Problem(loss, params, data), and name it: --problem
-    my_module:my_function. Or try --problem lla_jax.demo:problem. After Ctrl-C the same command goes on where it was.
-    """
-
-    problem: str
-    """The factory, MODULE:FUNCTION or FILE.py:FUNCTION; modules are also looked for in the current folder."""
-    out: Path = Path("run")
-    """Folder for the result (landscape.npz) and the pictures."""
-    axes: Literal["random", "adam", "gradient", "checkpoints"] = "random"
-    """Random Gaussian; Adam's moments m and v; the gradient and an orthogonal one; differences to the checkpoints."""
-    dims: Literal[1, 2, 3] = 2
-    """Number of axes: a line, a plane or a volume."""
-    points: tuple[int, ...] = (41,)
-    """Points per axis: one number, or one for each axis."""
-    extent: Annotated[float | None, _optional("FLOAT", "1")] = None
-    """The axes reach from -extent to extent, in units of the direction."""
-    range: Annotated[
-        tuple[tuple[float, float], ...],
-        _optional("LOW HIGH [LOW HIGH ...]", "by --extent; -0.5 1.5 for checkpoints, 0.1 2 for b of --rule adam"),
-    ] = ()
-    """The ends of each axis one by one, instead of --extent."""
-    normalize: Annotated[
-        Literal["filter", "layer", "weight", "model", "none"] | None,
-        _optional("{filter,layer,weight,model,none}", "filter; none for checkpoints and --rule adam"),
-    ] = None
-    """How the directions are scaled by the weights they move."""
-    order: Annotated[Literal[1, 2] | None, _optional("{1,2}", "2")] = None
-    """Order of the norms in --normalize."""
-    one_dim: Annotated[Literal["vector", "entry", "zero"] | None, _optional("{vector,entry,zero}", "vector")] = None
-    """Biases and normalization layers in --normalize: as one vector, entry by entry, or not moved at all."""
-    select: Annotated[tuple[str, ...], _optional("GLOB [GLOB ...]", "all parameters")] = ()
-    """Move only parameters whose path matches one of these, such as '**/kernel' (quoted); all others stay frozen."""
-    rule: Literal["add", "adam"] = "add"
-    """Parameters at a point: theta + a d1 + b d2, or Adam's step theta + (a / sqrt(b)) m / (sqrt(v) + eps)."""
-    batch_size: Annotated[int | None, _optional("INT", "all at once")] = None
-    """Examples per batch."""
-    batch_stats: Literal["frozen", "batch", "reestimate"] = "frozen"
-    """BatchNorm statistics: as trained, of each batch, or re-estimated at each point (best between checkpoints)."""
-    seed: int = 0
-    """Of the random directions."""
-    devices: Annotated[int | None, _optional("INT", "all; on a CPU, one per core")] = None
-    """Number of devices among which the points are split."""
-    cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
-    """In the pictures, draw values above this as this (planes and volumes); the saved values are untouched."""
-    log: bool = False
-    """Logarithmic scale in the pictures. Without --log, --no-log and --cap: if positive values span over 1000-fold."""
-    no_log: bool = False
-    """Linear scale in the pictures, however far the values spread."""
-    overwrite: bool = False
-    """Start anew even if the folder has a result, finished or interrupted."""
-    debug: bool = False
-    """Show the whole traceback of an error."""
-
-
-@dataclass(frozen=True)
-class PlotOptions:
-    """Draw a saved result again."""
-
-    file: tyro.conf.Positional[Path]
-    """A landscape saved as .npz."""
-    out: Annotated[Path | None, _optional("PATH", "that of the file")] = None
-    """Folder for the pictures."""
-    value: str = "loss"
-    """What to draw, such as accuracy or test_loss."""
-    cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
-    """Draw values above this as this (planes and volumes)."""
-    log: bool = False
-    """Logarithmic scale. Without --log, --no-log and --cap: if positive values span over 1000-fold."""
-    no_log: bool = False
-    """Linear scale, however far the values spread."""
-    format: Literal["png", "pdf", "svg"] = "png"
-    """Kind of picture file."""
-    debug: bool = False
-    """Show the whole traceback of an error."""
-
-
-Options = (
-    Annotated[DemoOptions, tyro.conf.subcommand("demo")]
-    | Annotated[LandscapeOptions, tyro.conf.subcommand("landscape")]
-    | Annotated[PlotOptions, tyro.conf.subcommand("plot")]
-)
-
-
-# What is checked before anything is computed, and what the options mean
-
-
-def check_grid(options: LandscapeOptions) -> None:
-    dims = options.dims
-    if len(options.points) not in (1, dims):
-        raise Mistake(f"--points has {len(options.points)} numbers; give one, or one for each of the {dims} axes")
-    if min(options.points) < 1:
-        raise Mistake(f"--points {min(options.points)} must be at least 1")
-    if options.extent is not None and not (math.isfinite(options.extent) and options.extent > 0):
-        raise Mistake(f"--extent {options.extent} must be a positive number")
-    if options.range and options.extent is not None:
-        raise Mistake("--range and --extent both say how far the axes reach: give one of them")
-    if options.range and len(options.range) != dims:
-        raise Mistake(f"--range has {len(options.range)} pairs; give one for each of the {dims} axes")
-    for low, high in options.range:
-        if not -math.inf < low < high < math.inf:
-            raise Mistake(f"--range {low:g} {high:g} must be two finite numbers, the lower one first")
-    if options.rule == "adam" and (options.axes != "adam" or dims != 2):
-        raise Mistake("--rule adam is a function of Adam's two moments: it needs --axes adam --dims 2")
-    if options.rule == "adam" and ranges(options)[1][0] <= 0:
-        raise Mistake(
-            "--range: the second axis of --rule adam, b, must be above 0: the rule divides by its square root"
-        )
-    if options.batch_size is not None and options.batch_size < 1:
-        raise Mistake(f"--batch-size {options.batch_size} must be at least 1")
-    if options.seed and not _draws(options):
-        raise Mistake(f"--seed {options.seed} does nothing: none of these axes is random; leave it out")
-
-
-def check_normalize(options: LandscapeOptions) -> None:
-    by = normalization(options)
-    if by != "none" and options.rule == "adam":
-        raise Mistake("--rule adam takes the moments as they are: leave --normalize out")
-    if by != "none" and options.axes == "checkpoints":
-        raise Mistake("--axes checkpoints has the checkpoints at 1; scaled axes would miss them: leave --normalize out")
-    if options.order and by in ("none", "weight"):
-        raise Mistake(f"--order {options.order} does nothing: --normalize {by} takes no norm; leave it out")
-    if options.one_dim and (by == "none" or (options.one_dim == "entry" and by in ("weight", "model"))):
-        raise Mistake(f"--one-dim {options.one_dim} does nothing with --normalize {by}; leave it out")
-
-
-def check_pictures(options: LandscapeOptions | PlotOptions, dims: int) -> None:
-    if options.log and options.no_log:
-        raise Mistake("--log and --no-log contradict each other: give one of them")
-    if options.cap is None:
-        return
-    if dims == 1:
-        raise Mistake(f"--cap {options.cap:g} does nothing: it caps planes and volumes, not lines; leave it out")
-    if not math.isfinite(options.cap) or (options.log and options.cap <= 0):
-        raise Mistake(f"--cap {options.cap:g} must be a finite number{' above 0, with --log' if options.log else ''}")
-
-
-def settings(options: LandscapeOptions) -> dict[str, str]:
-    """The options that decide the result, as they would be typed; those without effect are left out."""
-    by = normalization(options)
-    settings = {
-        "axes": options.axes,
-        "dims": str(options.dims),
-        "points": _each(f"{n}" for n in points(options)),
-        "range": _each(f"{low:.12g} {high:.12g}" for low, high in ranges(options)),
-        "normalize": by,
-        "select": " ".join(options.select) or "all",
-        "rule": options.rule,
-        "batch-size": str(options.batch_size or "all"),
-        "batch-stats": options.batch_stats,
-    }
-    if by != "none":
-        settings |= {"order": str(options.order or 2), "one-dim": options.one_dim or "vector"}
-    return settings | ({"seed": str(options.seed)} if _draws(options) else {})
-
-
-def _each(texts: Iterable[str]) -> str:
-    """One for all axes if they are alike."""
-    texts = list(texts)
-    return " ".join(texts[:1] if len(set(texts)) == 1 else texts)
-
-
-def points(options: LandscapeOptions) -> tuple[int, ...]:
-    return options.points * options.dims if len(options.points) == 1 else options.points
-
-
-def ranges(options: LandscapeOptions) -> list[tuple[float, float]]:
-    if options.range:
-        return list(options.range)
-    if options.axes == "checkpoints" and options.extent is None:
-        return [(-0.5, 1.5)] * options.dims
-    extent = 1.0 if options.extent is None else options.extent
-    ranges = [(-extent, extent)] * options.dims
-    if options.rule == "adam":
-        ranges[1] = ADAM_B
-    return ranges
-
-
-def normalization(options: LandscapeOptions) -> str:
-    return options.normalize or ("none" if options.axes == "checkpoints" or options.rule == "adam" else "filter")
-
-
-def _draws(options: LandscapeOptions) -> bool:
-    """Whether an axis is random."""
-    return options.dims > {"random": 0, "gradient": 1, "adam": 2, "checkpoints": 3}[options.axes]
-
-
-def scale(options: LandscapeOptions | PlotOptions) -> bool | None:
-    return True if options.log else False if options.no_log else None
 
 
 # The environment, folders, progress
@@ -260,17 +38,8 @@ def prepare_jax(devices: int | None) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
-        count = f"--xla_force_host_platform_device_count={max(1, min(devices or _cores(), _cores()))}"
+        count = f"--xla_force_host_platform_device_count={max(1, min(devices or cores(), cores()))}"
         os.environ["XLA_FLAGS"] = f"{flags} {count}".strip()
-
-
-def _cores() -> int:
-    """Cores this process may use; a container's quota counts, since affinity does not show it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
 
 
 def writable(folder: Path) -> Path:

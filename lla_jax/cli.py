@@ -1,6 +1,6 @@
 """``lla-jax <verb>``: pictures of loss landscapes from the command line.
 
-Each verb is a function of its options, a dataclass in ``_terminal``. jax and matplotlib are imported inside the
+Each verb is a function of its options, a dataclass in ``_options``. jax and matplotlib are imported inside the
 functions, after the environment that jax reads at its start is set, and so that ``lla-jax --help`` is immediate.
 """
 
@@ -16,30 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from lla_jax._terminal import (
+from lla_jax._options import (
     DemoOptions,
     LandscapeOptions,
     Mistake,
     Options,
     PlotOptions,
-    bar,
-    by_us,
     check_grid,
     check_normalize,
     check_pictures,
-    duration,
-    load_problem,
     normalization,
-    plain_warnings,
     points,
-    prepare_jax,
     ranges,
-    say,
     scale,
     settings,
-    where,
-    writable,
 )
+from lla_jax._terminal import bar, by_us, duration, load_problem, plain_warnings, prepare_jax, say, where, writable
 from lla_jax._version import __version__
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from lla_jax.evaluation import Progress
 
 NORMALIZATIONS: dict[str, Mapping[str, Any]] = {
     "not normalized": {"by": "none"},
-    "weight": {"by": "weight"},
-    "filter, L1": {"by": "filter", "order": 1},
-    "filter, L2": {"by": "filter", "order": 2},
+    "weight-normalized": {"by": "weight"},
+    "filter-normalized (L1)": {"by": "filter", "order": 1},
+    "filter-normalized (L2)": {"by": "filter", "order": 2},
 }
 ADAM_ZOOM = 10.0
 
@@ -50,7 +50,7 @@ def all_modes(
       progress: ``progress(done, total)`` in points over all planes.
 
     Returns:
-      {"random, filter, L2": Landscape, ...} in the order of the panels; draw them with ``lla.plotting.panels``.
+      {"random, filter-normalized (L2)": Landscape, ...} in the order of the panels of ``lla.plotting.panels``.
 
     Raises:
       ValueError: a grid that has not two axes, or no Adam moments in ``opt_state``.

@@ -29,6 +29,7 @@ LEVELS = [
     {"_pictures"},
     {"plotting"},
     {"runs"},
+    {"_options"},
     {"_terminal"},
     {"demo"},
     {"cli"},
@@ -42,7 +43,7 @@ OUTSIDE = {
     "equinox": {"equinox_models", "normalization"},
     "matplotlib": {"plotting", "_pictures", "_scales"},
     "tqdm": {"_terminal", "demo"},
-    "tyro": {"cli", "_terminal"},
+    "tyro": {"cli", "_options"},
     "torch": set(),
     "lla_torch": set(),
 }

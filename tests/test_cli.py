@@ -126,7 +126,7 @@ def test_environment_is_set_once_and_never_over_the_users(tmp_path, monkeypatch)
     assert environment(XDG_CACHE_HOME="/c")["JAX_COMPILATION_CACHE_DIR"] == "/c/lla_jax"
     theirs = {"XLA_FLAGS": "--xla_force_host_platform_device_count=7", "JAX_COMPILATION_CACHE_DIR": "/d"}
     assert theirs.items() <= environment(**theirs).items()
-    assert 1 <= _terminal._cores() <= os.cpu_count()
+    assert 1 <= _terminal.cores() <= os.cpu_count()
 
 
 def test_landscape_saves_values_and_pictures(tiny, capsys):
