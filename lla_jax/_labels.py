@@ -77,6 +77,12 @@ def _caption(landscape: Landscape) -> str:
     return "; ".join(f"{', '.join(group)}: {name}" for name, group in groups) + (f" ({kind})" if kind else "")
 
 
+def _told(title: str, caption: str) -> bool:
+    """Whether a title says already what the caption would."""
+    words = set(re.findall(r"[a-z-]{4,}", caption.lower())) - {"units", "directions"}
+    return bool(words) and all(word in title.lower() for word in words)
+
+
 def _common(names: list[str]) -> str:
     """One label for several values: the words they all end in ("loss"), else all of them if that is short."""
     words = [name.split("_")[::-1] for name in names]

@@ -20,6 +20,7 @@ from lla_jax._labels import (
     _listed,
     _marks,
     _origin,
+    _told,
     _unfinished,
     _wrapped,
 )
@@ -140,7 +141,7 @@ def _picture(
         picture = _DRAW[kind](axis, plane, scale, 8 if solo else 6)
         heading = title if solo else name if drawable else f"{name}: no finite cell"
         heading = _joined(heading, plane.missing if solo or len(missing) > 1 else "")
-        below = _lines(plane.caption, width) if len(captions) > 1 else ""
+        below = _lines(plane.caption, width) if len(captions) > 1 and not _told(name, plane.caption) else ""
         _set_title(axis, "\n".join(filter(None, (heading, below))), width, _SIZE + 1 if solo else _SMALL)
         if drawable and not shared and kind != "surface":  # a surface's own z axis is its scale
             _colour_bar(fig, picture, [axis], scale, kind, label=False)

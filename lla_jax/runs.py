@@ -77,7 +77,7 @@ def all_modes(
     ]
     if opt_state is not None:
         a, b = plane
-        for zoom, name in ((1.0, "adam rule"), (ADAM_ZOOM, f"adam rule, a / {ADAM_ZOOM:g}")):
+        for zoom, name in ((1.0, "adam rule"), (ADAM_ZOOM, f"adam rule, a/{ADAM_ZOOM:g}")):
             steps = landscape.grid(ranges=[(a.min() / zoom, a.max() / zoom), (0.1, 2.0)], points=(len(a), len(b)))
             jobs.append(([f"Adam moments, {name}"], [axes["Adam moments"]], steps, "adam"))
     points = len(plane[0]) * len(plane[1])

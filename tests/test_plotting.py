@@ -639,3 +639,13 @@ def test_one_row_heatmap_and_no_pyplot_state():
     import matplotlib.pyplot as plt
 
     assert not plt.get_fignums()
+
+
+def test_a_panel_whose_name_says_it_all_has_no_caption_beside():
+    def of(kind, by):
+        return make(directions={"kind": kind, "normalize": [{"by": by}]})
+
+    told = {"random, filter-normalized": of("random", "filter"), "random, weight-normalized": of("random", "weight")}
+    assert "units of" not in texts(plotting.panels(told, kind="contour"))
+    untold = {"run 1": of("random", "filter"), "run 2": of("random", "weight")}
+    assert "units of" in texts(plotting.panels(untold, kind="contour"))

@@ -1,0 +1,60 @@
+"""The comparison of all modes: which planes there are, with one compilation for those that share a rule."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import lla_jax as lla
+from tests.helpers import FIXED, accuracy, compilations, dataset, mlp_loss, params
+
+GRID = lla.grid(extent=0.5, points=(3, 5))
+
+
+@pytest.fixture(scope="module")
+def opt_state():
+    tx = optax.adam(1e-2)
+    state = tx.init(params())
+    _, state = tx.update(jax.tree_util.tree_map(lambda x: 0.1 + np.cos(x), params()), state)
+    return state
+
+
+def run(**options):
+    return lla.all_modes(mlp_loss(), params(), dataset(), jax.random.key(0), grid=GRID, execution=FIXED, **options)
+
+
+def test_random_axes_give_four_planes_of_one_draw():
+    planes = run(metrics={"accuracy": accuracy})
+    steps = [plane.recipe["directions"].get("normalize", [{"by": "none", "order": 0}])[0] for plane in planes.values()]
+    assert [(s["by"], s["order"]) for s in steps] == [("none", 0), ("weight", 2), ("filter", 1), ("filter", 2)]
+    assert len({tuple(plane.recipe["directions"]["key"]) for plane in planes.values()}) == 1
+    for plane in planes.values():
+        assert plane.shape == (3, 5)
+        assert set(plane.values) == {"loss", "accuracy"}
+        centre = next(iter(planes.values())).values["loss"][1, 2]
+        assert plane.values["loss"][1, 2] == pytest.approx(centre, rel=1e-6)
+    pair = lla.directions.normalize(lla.directions.random(jax.random.key(0), params()), params(), order=1)
+    alone = lla.evaluate(mlp_loss(), params(), dataset(), pair, GRID, execution=FIXED)
+    np.testing.assert_array_equal(planes["random, filter-normalized (L1)"].values["loss"], alone.values["loss"])
+
+
+def test_adam_moments_make_it_ten_and_progress_covers_all(opt_state):
+    seen = []
+    planes = run(opt_state=opt_state, progress=lambda *at: seen.append(at))
+    assert len(planes) == 10
+    assert [plane.recipe["rule"] for plane in planes.values()] == ["add"] * 8 + ["adam"] * 2
+    wide, narrow = list(planes.values())[8:]
+    np.testing.assert_allclose(wide.coords[0], 10 * narrow.coords[0])
+    assert wide.coords[1][0] == 0.1
+    assert seen[-1] == (150, 150)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    with compilations() as compiled:
+        run(opt_state=opt_state)
+    assert compiled.count == 0
+
+
+def test_it_draws_planes_only_and_needs_moments():
+    with pytest.raises(ValueError, match="draws planes"):
+        lla.all_modes(mlp_loss(), params(), dataset(), jax.random.key(0), grid=lla.grid(points=3, dims=1))
+    with pytest.raises(ValueError, match="Adam"):
+        run(opt_state=optax.sgd(0.1).init(params()))
