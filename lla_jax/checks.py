@@ -14,8 +14,8 @@ from lla_jax._types import Directions, Landscape, Loss, PyTree
 
 POLICIES = ("frozen", "batch", "reestimate")
 IDENTITY = (
-    "rule", "batch_stats", "batch_size", "metrics", "point_metrics", "data", "params", "state", "noise", "key",
-    "precision", "directions",
+    "rule", "batch_stats", "batch_size", "metrics", "point_metrics", "data", "extra_data", "params", "state", "noise",
+    "key", "precision", "directions",
 )  # fmt: skip
 """What two landscapes must share for one to continue the other."""
 
