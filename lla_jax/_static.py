@@ -12,7 +12,7 @@ import functools
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,8 @@ class Static:
         self.f = f
         try:
             self.identity: Hashable = _identity(f, ())
-        except TypeError:
-            self.identity = id(f)  # unique while this object, which holds f, is alive
+        except (TypeError, RecursionError):
+            self.identity = _Same(f)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.f(*args, **kwargs)
@@ -43,6 +43,9 @@ class Static:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Static) and self.identity == other.identity
 
+    def __reduce__(self) -> Any:
+        return (Static, (self.f,))  # identities are of this process
+
     def __repr__(self) -> str:
         return f"Static({self.f!r})"
 
@@ -52,8 +55,26 @@ def static(f: Any) -> Any:
     return Static(f) if isinstance(f, types.FunctionType | functools.partial) else f
 
 
-def _identity(value: Any, above: tuple[Any, ...]) -> Hashable:
-    """A hashable stand-in for a value; ``above`` are the functions it was reached through, to end recursion.
+class _Same:
+    """An object that only it equals; held, so that no other can come by its id."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+
+def _identity(value: Any, above: tuple[Any, ...], names: Sequence[str] = ()) -> Hashable:
+    """A hashable stand-in for a value.
+
+    Args:
+      value: what a function reaches.
+      above: the functions it was reached through, to end recursion.
+      names: what the function may ask of it, if it is a module.
 
     Raises:
       TypeError: the value is mutable, or not known not to be.
@@ -65,42 +86,59 @@ def _identity(value: Any, above: tuple[Any, ...]) -> Hashable:
     if isinstance(value, tuple | frozenset):
         return (type(value), tuple(_identity(v, above) for v in value))
     if isinstance(value, functools.partial):
-        return (
-            functools.partial,
-            *(_identity(v, above) for v in (value.func, value.args, tuple(value.keywords.items()))),
-        )
-    if isinstance(value, types.FunctionType):
-        return _identity_of_function(value, above)
+        parts = (value.func, value.args, tuple(value.keywords.items()))
+        return (functools.partial, *(_identity(part, above) for part in parts))
     if isinstance(value, types.ModuleType):
-        return _library(value, value)
-    if isinstance(value, type | types.BuiltinFunctionType):
-        return (type, id(value))
-    if callable(value) and not hasattr(value, "__array__"):
-        return _library(sys.modules.get(type(value).__module__), value)  # a jitted function, jax.nn.relu, a ufunc
+        return _identity_of_module(value, names)
+    if isinstance(value, types.FunctionType) and not _is_library(value.__module__):
+        return _identity_of_function(value, above)
+    if isinstance(value, types.FunctionType | type) and _is_library(value.__module__):
+        return _Same(value)
+    if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | None):
+        return _Same(value)
+    # what jax caches by the object itself, and compiled code without state
+    if isinstance(value, np.ufunc) or type(value).__name__ == "PjitFunction":
+        return _Same(value)
+    if type(value).__name__ in ("custom_jvp", "custom_vjp") and _is_library(getattr(value, "__module__", "")):
+        return _Same(value)
     raise TypeError(f"{type(value).__name__} may change")
 
 
-def _library(module: Any, value: Any) -> Hashable:
-    file = getattr(module, "__file__", None)
-    if module is None or (file is not None and not file.startswith(_LIBRARY)):
-        raise TypeError(f"{module} may change")
-    return (types.ModuleType, id(value))
+def _is_library(name: str | None) -> bool:
+    """Whether a module is installed, and not the user's own."""
+    file = getattr(sys.modules.get(name or ""), "__file__", None)
+    return name in sys.builtin_module_names or (file is not None and file.startswith(_LIBRARY))
+
+
+def _identity_of_module(module: types.ModuleType, names: Sequence[str]) -> Hashable:
+    """The module and what is asked of it, which somebody may have replaced."""
+    if not _is_library(module.__name__):
+        raise TypeError(f"{module.__name__} may change")
+    found = [(name, getattr(module, name)) for name in names if hasattr(module, name)]
+    inner = [
+        (name, _identity_of_module(value, [n for n in names if n != name]))
+        if isinstance(value, types.ModuleType)
+        else (name, _Same(value))
+        for name, value in found
+    ]
+    return (_Same(module), *inner)
 
 
 def _identity_of_function(f: types.FunctionType, above: tuple[Any, ...]) -> Hashable:
     if f in above:
         return ("above", above.index(f))
-    above = (*above, f)
-    reached = [f.__globals__[name] for name in _names(f.__code__) if name in f.__globals__]
+    above, names = (*above, f), _names(f.__code__)
+    reached = [f.__globals__[name] for name in names if name in f.__globals__]
     try:
         captured = [cell.cell_contents for cell in f.__closure__ or ()]
     except ValueError as error:  # a cell that is filled later
         raise TypeError("an empty cell will change") from error
-    parts = (reached, captured, f.__defaults__ or (), tuple((f.__kwdefaults__ or {}).items()))
-    return (f.__code__, id(f.__globals__), *(tuple(_identity(v, above) for v in part) for part in parts))
+    defaults = (f.__defaults__, tuple((f.__kwdefaults__ or {}).items()), tuple(f.__dict__.items()))
+    parts = (*(_identity(v, above, names) for v in (*reached, *captured)), *(_identity(v, above) for v in defaults))
+    return (f.__code__, _Same(f.__globals__), len(reached), parts)
 
 
 def _names(code: types.CodeType) -> list[str]:
-    """Global names that the code or a function inside it may read, in a fixed order."""
+    """Global and attribute names that the code or a function inside it may read, in a fixed order."""
     inner = [name for c in code.co_consts if isinstance(c, types.CodeType) for name in _names(c)]
     return list(dict.fromkeys([*code.co_names, *inner]))

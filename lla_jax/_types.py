@@ -5,6 +5,7 @@ Nothing here computes; see ``data``, ``directions``, ``landscape`` and ``executi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -99,8 +100,9 @@ class Directions:
 
     Args:
       tree: the parameters' structure; every leaf has a leading axis k, one entry per direction.
-      recipe: how they were made, JSON-able: ``{"kind": ..., ..., "normalize": [...]}``. It passes through jax's
-        transformations untouched and is no part of the computation: a new seed compiles nothing.
+      recipe: how they were made, JSON-able: ``{"kind": ..., ..., "normalize": [...]}``. As a pytree, Directions take
+        the recipe along as static data and mark it "transformed"; pass ``tree`` to what shall not compile anew for
+        every recipe.
     """
 
     tree: PyTree
@@ -132,23 +134,15 @@ class Directions:
         return Directions(jax.tree_util.tree_map(lambda leaf: leaf[picked], self.tree), recipe)
 
 
-class _Carried:
-    """A recipe on its way through jax: alike for every recipe, so that it never makes a compilation."""
-
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Carried)
+def _rebuilt(recipe: str, children: Any) -> Directions:
+    """After a transformation the entries may be others than the recipe says, so it says that."""
+    return Directions(next(iter(children)), json.loads(recipe) | {"transformed": True})
 
 
 jax.tree_util.register_pytree_with_keys(
     Directions,
-    lambda d: (((jax.tree_util.GetAttrKey("tree"), d.tree),), _Carried(d.recipe)),
-    lambda carried, children: Directions(next(iter(children)), carried.recipe),
+    lambda d: (((jax.tree_util.GetAttrKey("tree"), d.tree),), json.dumps(d.recipe, default=repr, sort_keys=True)),
+    _rebuilt,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -127,8 +128,6 @@ def same_probe(resume: Landscape, probe: Mapping[str, float]) -> None:
             )
 
 
-def _json(value: Any) -> Any:
-    """As it would come back from a file: tuples are lists."""
-    if isinstance(value, Mapping):
-        return {str(k): _json(v) for k, v in value.items()}
-    return [_json(v) for v in value] if isinstance(value, list | tuple) else value
+def _json(value: Any) -> str:
+    """As it would be in a file: tuples are lists, and NaN equals itself."""
+    return json.dumps(value, sort_keys=True, default=lambda x: x.tolist() if hasattr(x, "tolist") else repr(x))

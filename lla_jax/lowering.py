@@ -3,7 +3,8 @@
 On the plane theta + a d1 + b d2 every linear image of the weights is affine in (a, b): the first layer's output is
 u0 + a u1 + b u2 with u_i = x @ d_i (and u0 = x @ theta). ``affine`` finds all such values in the jaxpr of a function of
 the parameters, whatever framework wrote it, computes their k + 1 parts once per block of data, and leaves for each
-point only what follows the first nonlinearity. Values are equal to rounding, and exactly equal at the centre.
+point only what follows the first nonlinearity. Values are equal to rounding, and for finite data exactly equal at the
+centre.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lla_jax._types import PyTree
 # linear in the first operand while all others do not depend on the coordinates
 _LINEAR = {
     "reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "neg", "reduce_sum", "slice", "rev", "copy",
-    "cumsum", "reduce_window_sum", "gather", "dynamic_slice", "div", "sharding_constraint", "optimization_barrier",
+    "cumsum", "reduce_window_sum", "gather", "dynamic_slice", "div", "sharding_constraint",
 }  # fmt: skip
 # linear in all operands together
 _JOINT = {"add", "sub", "add_any", "concatenate", "pad"}
@@ -103,9 +104,11 @@ def _propagate(eqn: Any, values: list[Any]) -> list[Any] | None:
     """Affine results of an equation with affine inputs, or None where it is not linear in them."""
     name = eqn.primitive.name
     varying = [isinstance(v, _Affine) for v in values]
+    if not _widens(eqn):
+        return None  # the parts would be rounded, and their sum with them
     if (name == "gather" and eqn.params["fill_value"]) or (name == "div" and not _nonzero(values[1])):
         return None
-    linear = name in _LINEAR or (name == "convert_element_type" and _widens(eqn))
+    linear = name in _LINEAR or name == "convert_element_type"
     if name in _SHIFTS and varying[0] and not varying[1]:  # only the centre's part is shifted
         (centre,) = _bind(eqn, [values[0].parts[0], values[1]])
         return [_Affine([centre, *(jnp.broadcast_to(part, centre.shape) for part in values[0].parts[1:])])]
@@ -137,8 +140,10 @@ def _nonzero(divisor: Any) -> bool:
 
 
 def _widens(eqn: Any) -> bool:
-    old, new = eqn.invars[0].aval.dtype, eqn.params["new_dtype"]
-    return jnp.issubdtype(old, jnp.floating) and jnp.promote_types(old, new) == new
+    """Whether results are at least as precise as the floating operands."""
+    new = eqn.outvars[0].aval.dtype
+    dtypes = [v.aval.dtype for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+    return jnp.issubdtype(new, jnp.floating) and all(jnp.promote_types(old, new) == new for old in dtypes)
 
 
 def affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Callable[[Any], Any]:

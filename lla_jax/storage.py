@@ -100,7 +100,7 @@ def _landscape_parts(x: Landscape) -> tuple[dict[str, Any], dict[str, np.ndarray
 
 
 def _directions_parts(x: Directions) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    if x.recipe.get("kind") == "random":
+    if x.recipe.get("kind") == "random" and not x.recipe.get("transformed"):
         return {"recipe": dict(x.recipe), "leaves": None}, {}
     leaves = [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(x.tree)]
     names = [[path, leaf.dtype.name] for path, leaf in zip(_tree.paths(x.tree), leaves, strict=True)]

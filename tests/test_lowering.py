@@ -65,6 +65,10 @@ CASES = {
         {"q": draw(5, 4), "k": draw(5, 4), "v": draw(5, 3)},
         lambda p: jax.nn.softmax((X @ p["q"]) @ (X @ p["k"]).T) @ (X @ p["v"]),
     ),
+    "barrier": (
+        {"w": draw(5, 4)},
+        lambda p: jnp.tanh((lambda w, x: x @ w)(*jax.lax.optimization_barrier((p["w"], jnp.asarray(X))))),
+    ),
     "cumulative sums": ({"w": draw(5, 4)}, lambda p: jnp.cos(jnp.cumsum(X @ p["w"], 0))),
     "remat": ({"w": draw(5, 4)}, jax.checkpoint(lambda p: jnp.sin(X @ p["w"]))),
 }

@@ -149,3 +149,70 @@ def test_no_landscape_comes_from_a_stale_program():
         found[temperature] = plane.values["loss"][1], np.mean(criterion(logits, dataset()))
     for value, expected in found.values():
         assert value == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_an_object_made_anew_is_another_even_at_the_same_address():
+    for make in (
+        lambda i: type("Settings", (), {"k": i}),
+        lambda i: jax.jit(lambda x: i * x),
+        lambda i: np.vectorize(lambda x: i * x),
+    ):
+        made = []
+        for i in range(20):
+            value = make(float(i))
+            made.append(Static(lambda x, value=value: value(x)))
+            del value
+        assert len(set(made)) == len(made)
+
+
+class Settings:
+    k = 1.0
+
+    def criterion(self, x):
+        return self.k * x
+
+
+def with_attribute(x):
+    return with_attribute.k * x
+
+
+def test_what_hides_its_state_is_not_trusted():
+    settings = Settings()
+    method, getter = settings.criterion, {"k": 1.0}.get
+    cached = functools.lru_cache(helper)
+    for make in (
+        lambda: lambda x: Settings.k * x,
+        lambda: lambda x: method(x),
+        lambda: lambda x: getter("k") * x,
+        lambda: lambda x: cached(x),
+    ):
+        assert not same(make(), make())
+    seen = []
+    for with_attribute.k in (1.0, 2.0):
+        seen.append(Static(lambda x: with_attribute(x)))
+    assert seen[0] != seen[1]
+
+
+def test_a_replaced_library_function_is_noticed(monkeypatch):
+    def make():
+        return Static(lambda x: optax.losses.l2_loss(x))
+
+    before = make()
+    assert before == make()
+    monkeypatch.setattr(optax.losses, "l2_loss", helper)
+    assert before != make()
+
+
+def test_jitted_functions_and_library_ones_imported_by_name_compare_as_objects():
+    relu, jitted = jax.nn.relu, jax.jit(helper)
+    for make in (lambda: lambda x: relu(x), lambda: lambda x: jitted(x), lambda: lambda x: np.add(x, x)):
+        assert same(make(), make())
+
+
+def test_a_loss_can_be_copied_and_sent():
+    import copy
+    import pickle
+
+    loss = lla.Loss(apply, helper)
+    for other in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)):
+        assert jax.tree_util.tree_structure(other) == jax.tree_util.tree_structure(loss)

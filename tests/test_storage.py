@@ -53,6 +53,16 @@ def test_random_directions_are_stored_as_a_recipe_and_drawn_again(tmp_path):
         lla.load(path, like={"Dense_0": {"kernel": 2 + big["Dense_0"]["kernel"]}})
 
 
+def test_directions_that_were_transformed_are_stored_as_arrays(tmp_path):
+    axes = lla.directions.random(jax.random.key(7), params())
+    doubled = jax.tree_util.tree_map(lambda x: 2 * x, axes)
+    same(lla.load(lla.save(doubled, tmp_path / "doubled.npz"), like=params()).tree, doubled.tree)
+    identity = jax.jit(lambda d: d)
+    other = lla.directions.random(jax.random.key(8), params())
+    assert identity(axes).recipe["key"] == axes.recipe["key"]
+    assert identity(other).recipe["key"] == other.recipe["key"]
+
+
 def test_a_changed_generator_is_detected(tmp_path):
     axes = lla.directions.random(jax.random.key(7), params())
     recipe = axes.recipe | {"fingerprint": (1.01 * np.array(axes.recipe["fingerprint"])).tolist()}
