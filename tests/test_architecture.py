@@ -20,7 +20,7 @@ LEVELS = [
     {"_types"},
     {"_tree"},
     {"data", "lowering"},
-    {"execution", "adapters", "normalization", "checks"},
+    {"execution", "adapters", "normalization", "checkpoints", "checks"},
     {"equinox_models", "batch_stats", "kernels"},
     {"evaluation"},
     {"models", "directions", "landscape"},
