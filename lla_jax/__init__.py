@@ -10,22 +10,47 @@ from typing import Any
 
 from lla_jax._version import __version__
 
-_MODULES = ("data", "directions", "execution", "landscape", "models", "plotting", "runs", "storage")
+_MODULES = (
+    "data", "directions", "execution", "landscape", "lanczos", "layers", "measures", "models", "operators", "planes",
+    "plotting", "runs", "spectral", "stochastic", "storage",
+)  # fmt: skip
 _NAMES = {
     "Directions": "_types",
+    "Eigenpairs": "_types",
+    "Estimate": "_types",
     "Execution": "_types",
+    "HostOperator": "linear_operator",
     "Landscape": "_types",
+    "LinearOperator": "linear_operator",
     "Loss": "_types",
     "Problem": "_types",
+    "Spectrum": "_types",
     "all_modes": "runs",
+    "convexity": "planes",
+    "density": "spectral",
+    "diagonal": "stochastic",
+    "eigenpairs": "spectral",
+    "escape_directions": "measures",
     "evaluate": "landscape",
+    "fisher": "operators",
+    "frobenius_norm": "stochastic",
     "from_equinox": "models",
     "from_linen": "models",
     "from_nnx": "models",
+    "ggn": "operators",
     "grid": "landscape",
+    "hessian": "operators",
+    "k_hn": "measures",
     "load": "storage",
+    "per_layer": "layers",
+    "plane_report": "planes",
+    "r_e": "measures",
+    "saddle_index": "measures",
     "save": "storage",
+    "spectrum": "spectral",
+    "spectrum_type": "measures",
     "stream": "data",
+    "trace": "stochastic",
 }
 __all__ = ["__version__", *_MODULES, *_NAMES]
 

@@ -182,6 +182,90 @@ class Landscape:
         return len(self.coords)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A number known up to chance.
+
+    Args:
+      mean: the estimate, a float (or, for ``diagonal``, a parameter tree).
+      sem: its standard error, of the same kind; NaN where one draw leaves it unknown, 0 where the value is exact.
+      num: independent draws (probes, test vectors) behind it.
+      recipe: how it was made: steps, probes, scheme, products, whether it converged; JSON-able.
+    """
+
+    mean: Any
+    sem: Any
+    num: int
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        if np.ndim(self.mean) or not np.isscalar(self.mean):
+            return f"Estimate(of {len(jax.tree_util.tree_leaves(self.mean))} arrays, num={self.num})"
+        return f"Estimate({self.mean:.6g} +- {self.sem:.2g}, num={self.num})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Eigenpairs:
+    """Eigenvalues and eigenvectors of a symmetric operator, each with its error.
+
+    Args:
+      values: (k,) float64, in the order asked for.
+      vectors: k ``Directions`` of unit norm over the whole parameter tree (zero outside of a selection), or None where
+        the operator does not act on parameters.
+      residuals: (k,) float64, ||H v - lambda v||, each computed with a product of its own: an exact eigenvalue lies
+        within it of ``values``.
+      products: Hessian products used in all.
+      recipe: operator, which, tol, whether all converged; JSON-able.
+      state: what continues an interrupted run, a dict of arrays; None in a finished one.
+    """
+
+    values: np.ndarray
+    vectors: Any
+    residuals: np.ndarray
+    products: int
+    recipe: dict[str, Any]
+    state: dict[str, np.ndarray] | None = None
+
+    def __repr__(self) -> str:
+        each = ", ".join(f"{v:.6g} (+- {r:.1g})" for v, r in zip(self.values, self.residuals, strict=True))
+        return f"Eigenpairs({each}; {self.products} products)"
+
+    @property
+    def num(self) -> int:
+        """Number of pairs k."""
+        return len(self.values)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectrum:
+    """A spectral density as stochastic Lanczos quadrature gives it: nodes and weights, one row per probe.
+
+        tr f(H) / n  ~  mean over probes p of  sum_i weights[p, i] f(nodes[p, i])
+
+    Args:
+      nodes: (probes, steps) float64, Ritz values in ascending order. A probe that ended early (an invariant subspace)
+        repeats its last node with weight 0.
+      weights: (probes, steps) float64, not negative; every row sums to 1.
+      recipe: operator, steps, probes, start distribution, scheme, products; JSON-able.
+      state: what continues an interrupted run, a dict of arrays; None in a finished one.
+    """
+
+    nodes: np.ndarray
+    weights: np.ndarray
+    recipe: dict[str, Any]
+    state: dict[str, np.ndarray] | None = None
+
+    def __repr__(self) -> str:
+        probes, steps = self.nodes.shape
+        ends = f"{self.nodes.min():.4g} .. {self.nodes.max():.4g}" if self.nodes.size else "empty"
+        return f"Spectrum({probes} probes x {steps} steps, {ends})"
+
+    @property
+    def probes(self) -> int:
+        """Number of probes (rows)."""
+        return len(self.nodes)
+
+
 class UpdateRule(Protocol):
     """``rule(params, directions, coord) -> params``: the parameters at a point; ``directions`` is the stacked tree."""
 

@@ -86,6 +86,22 @@ def to_numpy(batch: Batch) -> Batch:
     return batch
 
 
+def as_arrays(data: Batch) -> Batch:
+    """Torch tensors and the like as numpy; what jax takes as it is stays."""
+
+    def convert(leaf: Any) -> Any:
+        return np.asarray(leaf) if hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array) else leaf
+
+    return jax.tree_util.tree_map(convert, data)
+
+
+def describe(data: Any) -> dict[str, Any]:
+    """Data as a recipe holds them."""
+    if isinstance(data, Stream):
+        return {"kind": "stream"}
+    return {"kind": "memory", "examples": num_examples(data), "fingerprint": fingerprint(data)}
+
+
 def num_examples(data: Batch) -> int:
     """Length N of the leading axis.
 
@@ -285,6 +301,28 @@ def loss_sums(loss: Loss, outputs: Any, block: Block) -> Any:
     with noting("the criterion", "criterion(outputs, batch)", block):
         result = loss.criterion(outputs, block.batch)
     return example_sums("loss", result, block.mask) if loss.per_example else batch_sums(result, block.mask)
+
+
+def loss_total(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
+    """(sum w l, sum w) of a block: what derivatives are taken of."""
+    with noting("the criterion", "criterion(outputs, batch)", block):
+        result = loss.criterion(outputs, block.batch)
+    if loss.per_example:
+        s, w = _per_example("loss", result, block.mask)
+        return s.sum(), w.sum()
+    sums = batch_sums(result, block.mask)
+    return sums[3], sums[1]
+
+
+def loss_roots(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
+    """((B,) sum sqrt(w) l, sum w): the squares of the first one's gradients weigh w, as a Fisher matrix needs."""
+    with noting("the criterion", "criterion(outputs, batch)", block):
+        result = loss.criterion(outputs, block.batch)
+    if not isinstance(result, tuple):
+        return _per_example("loss", result, block.mask)[0], _per_example("loss", result, block.mask)[1].sum()
+    losses, weights = result
+    roots, _ = _per_example("loss", (losses, jnp.sqrt(jnp.asarray(weights))), block.mask)
+    return roots, _per_example("loss", result, block.mask)[1].sum()
 
 
 def mean(sums: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ def prepare(
     loss = _data.as_loss(loss)
     mesh = _execution.mesh_of(_execution.devices_of(execution))
     sets = {"": data} | {f"{name}_": d for name, d in _data.check_extra(extra_data).items()}
-    sets = {prefix: d if isinstance(d, Stream) else _arrays(d) for prefix, d in sets.items()}
+    sets = {prefix: d if isinstance(d, Stream) else _data.as_arrays(d) for prefix, d in sets.items()}
     checks.names(list(sets), [name for name, _ in metrics], [name for name, _ in point_metrics])
     recipe: dict[str, Any] = {
         "rule": rule_name,
@@ -83,8 +83,8 @@ def prepare(
         "batch_size": batch_size,
         "metrics": [name for name, _ in metrics],
         "point_metrics": [name for name, _ in point_metrics],
-        "data": _describe(sets[""]),
-        "extra_data": {prefix[:-1]: _describe(d) for prefix, d in sets.items() if prefix},
+        "data": _data.describe(sets[""]),
+        "extra_data": {prefix[:-1]: _data.describe(d) for prefix, d in sets.items() if prefix},
         "params": {"fingerprint": _data.fingerprint(params)},
         "state": _data.fingerprint(loss.state),
         "noise": _data.fingerprint(loss.key),
@@ -122,21 +122,6 @@ def prepare(
         adam=adam,
         recipe=recipe,
     )
-
-
-def _arrays(data: Batch) -> Batch:
-    """Torch tensors and the like as numpy; what jax takes as it is stays."""
-
-    def convert(leaf: Any) -> Any:
-        return np.asarray(leaf) if hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array) else leaf
-
-    return jax.tree_util.tree_map(convert, data)
-
-
-def _describe(data: Any) -> dict[str, Any]:
-    if isinstance(data, Stream):
-        return {"kind": "stream"}
-    return {"kind": "memory", "examples": _data.num_examples(data), "fingerprint": _data.fingerprint(data)}
 
 
 def run(job: Job, directions: Directions, progress: Any, on_partial: Any, resume: Landscape | None) -> Landscape:

@@ -6,6 +6,8 @@ holds across models (on a CPU, batching over weights gains on small nets and los
 
 from __future__ import annotations
 
+import contextlib
+import pathlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -214,6 +216,22 @@ def timed(call: Callable[[], Any], repeats: int = 2) -> float:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that a device or the host ran out of memory."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+
+
+def free_bytes(device: Any) -> int:
+    """Memory of a device (for a CPU, of the host) that nothing uses yet."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats["bytes_in_use"])
+    free = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * int(next(x for x in lines if x.startswith("MemAvailable")).split()[1]))
+    with contextlib.suppress(OSError, ValueError):  # a container's limit
+        group = pathlib.Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        free.append(limit - used)
+    return min(free, default=2**32)
 
 
 def pad_points(points: np.ndarray, size: int) -> np.ndarray:

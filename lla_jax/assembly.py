@@ -1,0 +1,266 @@
+"""How a curvature operator is put together: where the data lie, in which blocks, and whether primal values are kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lla_jax import _tree, curvature, lowering, products
+from lla_jax import data as _data
+from lla_jax import execution as _execution
+from lla_jax._types import Batch, Execution, Loss, PyTree
+from lla_jax.curvature import Matrix
+from lla_jax.data import Stream
+from lla_jax.execution import GRID
+from lla_jax.linear_operator import HostOperator, LinearOperator
+from lla_jax.products import Common, How, Rows
+
+log = logging.getLogger("lla_jax")
+
+CONV_ROWS = 128  # examples per block: beyond, convolutions spill the caches of a CPU
+BLOCK_BYTES = {True: 2**25, False: 2**30}  # largest intermediate value of a block, on a CPU or not
+KEPT_SHARE = 0.25  # of the free memory that primal values may take
+UNSTEADY = 1e-5  # relative difference between two runs that rounding does not explain
+CALLBACKS = {"pure_callback", "io_callback"}  # all that can make a jax function differ from run to run
+
+
+def operator(
+    matrix: Matrix,
+    loss: Loss,
+    params: PyTree,
+    data: Any,
+    *,
+    batch_size: int | None,
+    linearize: bool | str,
+    devices: Any,
+    allow_nondeterministic: bool,
+    select: Any,
+    key: Any,
+) -> LinearOperator | HostOperator:
+    """The operator of a matrix over data in memory or a stream; the arguments are checked."""
+    whole = matrix.train or not loss.per_example
+    mesh = _mesh(devices, whole)
+    recipe = _recipe(matrix, loss, params, data, batch_size if whole else None, select)
+    loss, params = _execution.replicate((loss, params), mesh)
+    key = _execution.replicate(jax.random.key(0) if key is None else key, mesh)
+    common = Common(loss, params, None, np.int32(0), np.int32(0), key)
+    if not isinstance(data, Stream):
+        return _in_memory(matrix, common, data, mesh, recipe, whole, batch_size, linearize, allow_nondeterministic)
+    if linearize is True:
+        raise ValueError("linearize: True needs the data in memory, and a stream is read anew for every product")
+    return _streamed(matrix, common, data, mesh, recipe, whole, batch_size, allow_nondeterministic)
+
+
+def _mesh(devices: Any, whole: bool) -> Mesh:
+    chosen = _execution.devices_of(Execution(devices=devices))
+    if not whole:
+        return _execution.mesh_of(chosen)
+    if devices != "all" and len(chosen) > 1:
+        raise ValueError(
+            f"devices: {devices!r} given, but batch statistics or a batch-coupled loss need whole batches, which are "
+            "not split over devices; leave devices out, or use devices=1"
+        )
+    return _execution.mesh_of(chosen[:1])
+
+
+def _recipe(
+    matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: int | None, select: Any
+) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves(params)
+    return {
+        "kind": matrix.kind,
+        "params": {"fingerprint": _data.fingerprint(params), "size": sum(x.size for x in leaves)},
+        "state": _data.fingerprint(loss.state),
+        "noise": _data.fingerprint(loss.key),
+        "data": _data.describe(data if isinstance(data, Stream) else _data.as_arrays(data)),
+        "batch_size": batch_size,
+        "batch_stats": "batch" if matrix.train else "frozen",
+        "select": None if select is None else _tree.describe(select, params, matrix.chosen),
+        "precision": {"params": sorted({str(x.dtype) for x in leaves})},
+    }
+
+
+def _how(matrix: Matrix, params: PyTree, mesh: Mesh, primitives: set[str]) -> How:
+    leaves, structure = jax.tree_util.tree_flatten(curvature.part(params, matrix.chosen))
+    shapes = tuple((tuple(x.shape), jnp.promote_types(x.dtype, jnp.float32)) for x in leaves)
+    on_device = mesh.devices.flat[0].platform != "cpu" or "conv_general_dilated" not in primitives
+    return How(matrix, None, mesh, on_device, structure, shapes)
+
+
+def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[int, set[str]]:
+    """(bytes of the largest intermediate value per row, primitives) of a product; traced, not run."""
+    few = min(rows, 16)
+    one = _execution.mesh_of(jax.local_devices()[:1])
+    how = _how(matrix, common.params, one, set())
+    like = jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct((few, *x.shape[1:]), x.dtype), batch)
+    vector = curvature.part(common.params, matrix.chosen)
+
+    def product(common: Common, v: PyTree) -> Any:
+        return products.block_sums(how, common, Rows(np.zeros(1, np.int32), few), v)
+
+    nbytes, primitives = lowering.profile(product, common._replace(data=like, count=np.int32(few)), vector)
+    weights = sum(x.nbytes for x in jax.tree_util.tree_leaves(vector))
+    return max(1, (nbytes if nbytes > weights else 0) // few), primitives
+
+
+def _blocks(how: How, rows: int, row_bytes: int, batch_size: int | None) -> list[Rows]:
+    """Blocks of one device's rows: one after another from the host, or one loop on the device."""
+    assert how.mesh is not None
+    on_cpu = how.mesh.devices.flat[0].platform == "cpu"
+    size = batch_size or (CONV_ROWS if not how.on_device else max(64, BLOCK_BYTES[on_cpu] // row_bytes))
+    size = -(-rows // -(-rows // min(size, rows)))  # equal blocks: rows that overlap are work for nothing
+    starts = np.arange(0, rows, size, dtype=np.int32)
+    return [Rows(starts, size)] if how.on_device else [Rows(starts[i : i + 1], size) for i in range(len(starts))]
+
+
+def _whole_batches(count: int, batch_size: int | None) -> list[Rows]:
+    return [Rows(np.array([start], np.int32), size) for start, size in _data.cuts(count, batch_size)]
+
+
+def _split(batch: Batch, mesh: Mesh) -> Batch:
+    """The rows over the devices, padded to an equal number for each."""
+    if mesh.size == 1:
+        return _execution.replicate(batch, mesh)
+    rows = _data.num_examples(batch)
+    target = -(-rows // mesh.size) * mesh.size
+    if target > rows:
+        batch = _data.pad_rows(jax.tree_util.tree_map(np.asarray, batch), target)
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(GRID)))
+
+
+def _in_memory(
+    matrix: Matrix,
+    common: Common,
+    data: Batch,
+    mesh: Mesh,
+    recipe: dict[str, Any],
+    whole: bool,
+    batch_size: int | None,
+    linearize: bool | str,
+    allow_nondeterministic: bool,
+) -> LinearOperator:
+    data = _data.as_arrays(data)
+    count = _data.num_examples(data)
+    rows = -(-count // mesh.size)
+    row_bytes, primitives = _profile(matrix, common, data, min(rows, batch_size or rows) if whole else rows)
+    how = _how(matrix, common.params, mesh, primitives)
+    blocks = _whole_batches(count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
+    common = common._replace(data=_split(data, mesh), count=np.int32(count))
+    if primitives & CALLBACKS and not allow_nondeterministic:
+        _check_deterministic(how, common, blocks[0])
+    kept, free = _kept_bytes(how, common, blocks), _execution.free_bytes(mesh.devices.flat[0])
+    keep = kept <= KEPT_SHARE * free if linearize == "auto" else bool(linearize)
+    many = sum(len(block.starts) for block in blocks)
+    text = f"{count:,} examples in {many * mesh.size:,} blocks, primal values " + (
+        f"kept ({_size(kept)})" if keep else f"computed at every product (kept, they would take {_size(kept)})"
+    )
+    recipe["plan"] = {
+        "blocks": many, "rows": blocks[0].size, "devices": mesh.size, "linearized": keep, "bytes": kept if keep else 0,
+        "free_bytes": free, "on_device": how.on_device, "text": text,
+    }  # fmt: skip
+    log.info("%s: %s", recipe["kind"], text)
+    if not keep:
+        return LinearOperator(how, common, tuple(blocks), recipe=recipe)
+    maps = tuple(products.linearize(common, block.starts, how=how, size=block.size) for block in blocks)
+    return LinearOperator(how, common._replace(data=None), maps, recipe=recipe)
+
+
+def _kept_bytes(how: How, common: Common, blocks: list[Rows]) -> int:
+    """Bytes that the primal values of all blocks take, by their shapes."""
+    sizes = {
+        (block.size, len(block.starts)): products.linearize.eval_shape(common, block.starts, how=how, size=block.size)
+        for block in blocks[:1] + blocks[-1:]
+    }
+
+    def nbytes(block: Rows) -> int:
+        found = sizes.get((block.size, len(block.starts)), next(iter(sizes.values())))
+        return sum(x.size * x.dtype.itemsize for x in jax.tree_util.tree_leaves(found))
+
+    return sum(map(nbytes, blocks))
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.1f} MiB"
+
+
+def _check_deterministic(how: How, common: Common, block: Rows) -> None:
+    ones = jax.tree_util.tree_map(jnp.ones_like, curvature.part(common.params, how.matrix.chosen))  # type: ignore
+    runs = [products.add_step(common, None, block, ones, None, how=how) for _ in range(2)]
+    numbers = [np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree_util.tree_leaves(r)]) for r in runs]
+    one, two = numbers
+    if not np.abs(one - two).max() <= UNSTEADY * np.abs(one).max():
+        raise ValueError(
+            f"loss: two runs on the same batch differ by {np.abs(one - two).max() / np.abs(one).max():.1e} relative, "
+            f"and the rule is at most {UNSTEADY}: curvature of a loss that changes from run to run has no meaning. "
+            "Remove the callback that draws noise, pass a key to the Loss, or set allow_nondeterministic=True"
+        )
+
+
+def _streamed(
+    matrix: Matrix,
+    common: Common,
+    data: Stream,
+    mesh: Mesh,
+    recipe: dict[str, Any],
+    whole: bool,
+    batch_size: int | None,
+    allow_nondeterministic: bool,
+) -> HostOperator:
+    first = next(iter(data))
+    row_bytes, primitives = _profile(matrix, common, first, _data.num_examples(first))
+    how = _how(matrix, common.params, mesh, primitives)
+    values: list[float] = []  # the mean loss of the first pass
+
+    def call(v: PyTree) -> PyTree:
+        total = None
+        for piece, count, offset in _pieces(data, mesh, None if whole else 0):
+            rows = _data.num_examples(piece) // mesh.size
+            here = common._replace(data=piece, count=np.int32(count), offset=np.int32(offset))
+            blocks = _whole_batches(count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
+            for block in blocks:
+                total = products.add_step(here, None, block, v, total, how=how)
+        assert total is not None
+        if not allow_nondeterministic:
+            _check_same_pass(values, total[1])
+        return products.finish_step(common, None, v, total, how=how)
+
+    recipe["plan"] = {
+        "devices": mesh.size, "linearized": False, "bytes": 0, "on_device": False,
+        "text": "streamed, one reading per product",
+    }  # fmt: skip
+    return HostOperator(how._replace(on_device=False), call, common.params, recipe=recipe)
+
+
+def _pieces(data: Stream, mesh: Mesh, rows: int | None) -> Iterator[tuple[Batch, int, int]]:
+    """(batch over the devices, rows that count, number of its first row). Batches are brought to the first one's
+    length, so that one shape compiles; with ``rows=None`` they stay as they are."""
+    offset = 0
+    for batch in data:
+        count = _data.num_examples(batch)
+        if rows is not None:
+            rows = rows or count
+            for start, size in _data.cuts(count, rows):
+                yield _split(_data.pad_rows(_data.rows_of(batch, start, size), rows), mesh), size, offset + start
+        else:
+            yield _split(batch, mesh), count, offset
+        offset += count
+
+
+def _check_same_pass(values: list[float], sums: Any) -> None:
+    weight, value = (float(x) for x in sums)
+    now = value / weight
+    if not values:
+        values.append(now)
+    elif not abs(now - values[0]) <= UNSTEADY * max(abs(values[0]), np.finfo(np.float32).tiny):
+        if np.isnan(now) and np.isnan(values[0]):
+            return
+        raise ValueError(
+            f"data: two readings of the stream give the mean losses {values[0]:.8g} and {now:.8g}; the rule is the same "
+            "examples each time. Turn off augmentation and dropping of batches, or set allow_nondeterministic=True"
+        )

@@ -1,0 +1,188 @@
+"""Products of a curvature matrix with a vector: sums over blocks of rows, over devices, then the mean.
+
+A block is either rows of the data, whose primal values are computed at every product, or a linear map that keeps them.
+Pure functions, jitted once per shape and static part.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from lla_jax import _tree, curvature
+from lla_jax import data as _data
+from lla_jax import execution as _execution
+from lla_jax._types import Batch, PyTree
+from lla_jax.curvature import Matrix
+from lla_jax.execution import GRID
+
+
+class How(NamedTuple):
+    """The static part of an operator; compares by value."""
+
+    matrix: Matrix | None  # None: a given product
+    product: Any
+    mesh: Mesh | None
+    on_device: bool
+    structure: Any  # treedef of a vector
+    shapes: tuple[tuple[tuple[int, ...], Any], ...]  # shape and dtype of its leaves
+
+
+class Common(NamedTuple):
+    """What all blocks share."""
+
+    loss: Any
+    params: PyTree
+    data: Batch
+    count: Any  # rows that count
+    offset: Any  # number of the first row in the whole data set
+    key: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """Blocks of rows, recomputed at every product: their first rows ``(S,)`` and their size."""
+
+    starts: Any
+    size: int = field(metadata={"static": True})
+
+
+class Linearized(NamedTuple):
+    """Blocks whose primal values are kept: the linear map, leading axes (devices, S), and the sums beside it."""
+
+    map: Any
+    sums: Any
+
+
+def times(scale: PyTree, v: PyTree) -> PyTree:
+    return jax.tree_util.tree_map(lambda s, x: s * x, scale, v)
+
+
+def _local_block(common: Common, start: Any, size: int, mesh: Mesh) -> _data.Block:
+    """Rows of this device's share of the data."""
+    rows = jax.tree_util.tree_leaves(common.data)[0].shape[0]
+    before = jax.lax.axis_index(GRID) * rows if mesh.size > 1 else 0
+    return _data.block_at(common.data, start, size, jnp.clip(common.count - before, 0, rows), common.offset + before)
+
+
+def _spread(mesh: Mesh, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    if mesh.size == 1:
+        return f
+    return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _common_specs(data: Any = PartitionSpec(GRID)) -> Common:
+    whole = PartitionSpec()
+    return Common(whole, whole, data, whole, whole, whole)
+
+
+def _summed(f: Callable[[Any], Any], over: Any) -> Any:
+    """Sum of f over the leading axis: no loop for one entry, so that convolutions keep XLA's fast path."""
+    first = jax.tree_util.tree_map(lambda x: x[0], over)
+    if jax.tree_util.tree_leaves(over)[0].shape[0] == 1:
+        return f(first)
+    start = jax.tree_util.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, first))
+    return jax.lax.scan(lambda sums, x: (_plus(sums, f(x)), None), start, over)[0]
+
+
+def _plus(a: Any, b: Any) -> Any:
+    return jax.tree_util.tree_map(jnp.add, a, b)
+
+
+def block_sums(how: How, common: Common, block: Any, v: PyTree) -> tuple[PyTree, Any]:
+    """(sum of products, (sum of weights, sum of losses)) over the rows of one block, and over the devices."""
+    matrix, mesh = how.matrix, how.mesh
+    assert matrix is not None
+    assert mesh is not None
+
+    def kept(block: Linearized, v: PyTree) -> Any:
+        local = jax.tree_util.tree_map(lambda x: x[0], block) if mesh.size > 1 else block
+        found = _summed(lambda each: (each.map(v), each.sums), local)
+        return jax.lax.psum(found, GRID) if mesh.size > 1 else found
+
+    def recomputed(common: Common, starts: Any, v: PyTree) -> Any:
+        start_of = curvature.part(common.params, matrix.chosen)
+
+        def one(start: Any) -> Any:
+            rows = _local_block(common, start, block.size, mesh)
+            g = curvature.gradient_map(matrix, common.loss, common.params, rows, common.key)
+            _, product, sums = jax.jvp(g, (start_of,), (v,), has_aux=True)
+            return product, sums
+
+        found = _summed(one, starts)
+        return jax.lax.psum(found, GRID) if mesh.size > 1 else found
+
+    whole, split = PartitionSpec(), PartitionSpec(GRID)
+    if isinstance(block, Linearized):
+        return _spread(mesh, kept, (split, whole), whole)(block, v)
+    return _spread(mesh, recomputed, (_common_specs(), whole, whole), whole)(common, block.starts, v)
+
+
+def add(how: How, common: Any, scale: PyTree, block: Any, v: PyTree, total: Any) -> Any:
+    """``total`` and the sums of one block."""
+    with jax.default_matmul_precision("highest"):
+        if scale is not None:
+            v = times(scale, v)
+        if how.matrix is None:
+            return how.product(v, *common)
+        params = curvature.part(common.params, how.matrix.chosen)
+        v = jax.tree_util.tree_map(lambda x, p: x.astype(p.dtype), v, params)
+        found, sums = block_sums(how, common, block, v)
+        found = (jax.tree_util.tree_map(_tree.wide, found), sums)
+        return found if total is None else _plus(total, found)
+
+
+def finish(how: How, common: Any, scale: PyTree, v: PyTree, total: Any) -> PyTree:
+    """The mean, with the penalty's part."""
+    if how.matrix is None:
+        found = total
+    else:
+        product, (weight, _) = total
+        found = jax.tree_util.tree_map(lambda x: x / weight.astype(x.dtype), product)
+        penalty = common.loss.penalty
+        if penalty is not None and how.matrix.kind != "fisher":
+            moved = v if scale is None else times(scale, v)
+            part = curvature.part(common.params, how.matrix.chosen)
+            moved = jax.tree_util.tree_map(lambda x, p: x.astype(p.dtype), moved, part)
+            chosen = how.matrix.chosen
+            slope = jax.grad(lambda moving: penalty(curvature.merged(common.params, moving, chosen)))
+            found = _plus(found, jax.jvp(slope, (part,), (moved,))[1])
+    found = found if scale is None else times(scale, found)
+    return jax.tree_util.tree_map(lambda x, like: x.astype(like.dtype), found, v)
+
+
+add_step = jax.jit(
+    lambda common, scale, block, v, total, *, how: add(how, common, scale, block, v, total), static_argnames="how"
+)
+finish_step = jax.jit(
+    lambda common, scale, v, total, *, how: finish(how, common, scale, v, total), static_argnames="how"
+)
+
+
+@functools.partial(jax.jit, static_argnames=("how", "size"))
+def linearize(common: Common, starts: Any, *, how: How, size: int) -> Linearized:
+    """The linear map of every block, with what does not depend on the vector computed now."""
+    matrix, mesh = how.matrix, how.mesh
+    assert matrix is not None
+    assert mesh is not None
+
+    def one(common: Common, start: Any) -> Linearized:
+        rows = _local_block(common, start, size, mesh)
+        g = curvature.gradient_map(matrix, common.loss, common.params, rows, common.key)
+        _, linear, sums = jax.linearize(g, curvature.part(common.params, matrix.chosen), has_aux=True)
+        return Linearized(linear, sums)
+
+    def every(common: Common, starts: Any) -> Linearized:
+        found = _execution.map_points(lambda start: one(common, start), starts, "map")
+        return jax.tree_util.tree_map(lambda x: x[None], found) if mesh.size > 1 else found
+
+    with jax.default_matmul_precision("highest"):
+        whole = PartitionSpec()
+        return _spread(mesh, every, (_common_specs(), whole), PartitionSpec(GRID))(common, starts)
