@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parent
 README = ROOT.parent / "README.md"
@@ -45,12 +47,119 @@ def sweep(result: dict) -> str:
     return "\n".join(lines)
 
 
+def hessian(result: dict) -> str:
+    """The section on ``hessian.py``."""
+    where = result["environment"]
+    versions = where["versions"]
+    known = [name for name in ("jax", "torch", "pyhessian", "curvlinops-for-pytorch", "matfree") if name in versions]
+    lines = [
+        f"Curvature: seconds of whole jobs, after compiling; {where['cores']} cores, {where['threads']} threads on all "
+        f"sides, {', '.join(f'{name} {versions[name]}' for name in known)} ({where['date']}, "
+        "`python benchmarks/hessian.py`). In brackets the Hessian products. Top 2 and top 10: the first setting whose "
+        'residuals, all computed by torch\'s double backward, are at most 1e-3 of each eigenvalue; "as shipped" has '
+        "its largest residual instead. Density: 100 steps of one probe, and how often the largest eigenvalue appears.",
+    ]
+    for name, label in (("lenet", "LeNet"), ("resnet", "ResNet-20, eval mode")):
+        if "facts" in result["networks"].get(name, {}):
+            lines += ["", *network(label, result["networks"][name])]
+    return "\n".join(lines)
+
+
+def network(label: str, found: dict) -> list[str]:
+    """One network's table, a row for each rival, and what the targets ask about."""
+    facts = found["facts"]
+    lines = [
+        f"{label}, {facts['parameters']:,} parameters, batch {facts['examples']:,} ({facts['data']}; accuracy "
+        f"{facts['accuracy']:.2f}, loss {facts['loss']:.2f}):",
+        "",
+        "| program | product, gradient (ms) | top 2 (s) | top 10 (s) | density (s) | trace to 2 % (s) | peak (MiB) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rivals = list(dict.fromkeys(rival for part in RIVALRY for rival in found.get(part, {})))
+    for rival in rivals:
+        rows = {part: found.get(part, {}).get(rival, []) for part in RIVALRY}
+        shipped = {
+            part: [row for row in rows[part][:1] if "as shipped" in row["setting"]] for part in ("top2", "top10")
+        }
+        peak = max((row["peak_mib"] for part in RIVALRY for row in rows[part] if "peak_mib" in row), default=None)
+        cells = [one_product(rows["product"]), *(equal(rows[part]) for part in ("top2", "top10"))]
+        cells += [density(rows["density"]), trace(rows["trace"]), "-" if peak is None else f"{peak:,.0f}"]
+        if any(shipped.values()):
+            eager = [as_shipped(shipped[part]) for part in ("top2", "top10")]
+            lines.append(f"| {rival}, as shipped | {cells[0]} | {' | '.join(eager)} | {' | '.join(cells[3:])} |")
+            lines.append(f"| {rival}, tightened | | {cells[1]} | {cells[2]} | | | |")
+        else:
+            lines.append(f"| {rival} | {' | '.join(cells)} |")
+    ours = [row for part in RIVALRY[1:] for row in found.get(part, {}).get("lla_jax", []) if "first_s" in row]
+    if ours:
+        slowest = max(row["compile_s"] for row in ours)
+        lines += ["", f"The first call of lla_jax in a process compiles for up to {slowest:.0f} s on top of these."]
+    (parts,) = found.get("where", {}).get("lla_jax", [{}]) or [{}]
+    if "ms" in parts:
+        kept = parts["plan"]["bytes"] / 2**20
+        lines += [
+            "Where the time of a product goes, in ms: "
+            + ", ".join(f"{name} {ms:.3g}" for name, ms in parts["ms"].items())
+            + f". The primal values take {kept:,.0f} MiB.",
+        ]
+    return lines
+
+
+RIVALRY = ("product", "top2", "top10", "density", "trace")
+
+
+def seconds(row: dict) -> str:
+    """Seconds with the products, what the cap says, or a dash for a failure."""
+    if "over_s" in row:
+        return f"> {row['over_s']:.0f}"
+    if "error" in row:
+        return "fails"
+    return f"{row['seconds']:.3g} [{row['products']}]"
+
+
+def best(rows: list[dict], good: Callable[[dict], bool], say: Callable[[dict], str]) -> str:
+    """The fastest good row; without one, the last."""
+    fit = [row for row in rows if "seconds" in row and good(row)]
+    if fit:
+        return say(min(fit, key=lambda row: row["seconds"]))
+    return seconds(rows[-1]) if rows and "seconds" not in rows[-1] else "not reached" if rows else "-"
+
+
+def equal(rows: list[dict]) -> str:
+    return best(rows, lambda row: row["residual"] <= 1e-3, seconds)
+
+
+def as_shipped(rows: list[dict]) -> str:
+    return best(rows, lambda _: True, lambda row: f"{seconds(row)}, residual {row['residual']:.0e}")
+
+
+def density(rows: list[dict]) -> str:
+    said = [seconds(row) + (f", {row['copies_of_the_largest']} x" if "seconds" in row else "") for row in rows]
+    return "; ".join(said) or "-"
+
+
+def trace(rows: list[dict]) -> str:
+    return best(rows, lambda _: True, seconds)
+
+
+def one_product(rows: list[dict]) -> str:
+    fit = [row for row in rows if "product" in row]
+    if not fit:
+        return "-"
+    row: dict[str, Any] = min(fit, key=lambda row: row["product"]["min_ms"])
+    return f"{row['product']['min_ms']:.3g}, {row['gradient']['min_ms']:.3g}"
+
+
+SECTIONS: dict[str, Callable[[dict], str]] = {"sweep": sweep, "hessian": hessian}
+
+
 def readme(text: str, results: pathlib.Path) -> str:
-    """README with the section between the markers made anew."""
+    """README with the section between the markers made anew, from the results that are there."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    section = sweep(json.loads((results / "sweep.json").read_text()))
-    return f"{before}{BEGIN}\n{section}\n{END}{after}"
+    files = {name: results / f"{name}.json" for name in SECTIONS}
+    said = [SECTIONS[name](json.loads(file.read_text())) for name, file in files.items() if file.exists()]
+    return before + BEGIN + "\n" + "\n\n".join(said) + "\n" + END + after
 
 
 if __name__ == "__main__":

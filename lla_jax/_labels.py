@@ -19,6 +19,11 @@ _KINDS = {
     "pca": "principal component",
     "orthogonal": "orthogonal pair",
 }
+_SYMBOLS = {
+    "convexity": r"$|\lambda_{\min} / \lambda_{\max}|$",
+    "lambda_max": r"$\lambda_{\max}$",
+    "lambda_min": r"$\lambda_{\min}$",
+}
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -26,12 +31,22 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _pretty(name: str) -> str:
-    return name.replace("_", " ")
+    return _SYMBOLS.get(name) or name.replace("_", " ")
 
 
 def _wrapped(text: str, width: int) -> str:
     """Lines of at most ``width`` characters; a formula is left in one piece."""
     return "\n".join(line if "$" in line else fill(line, width, break_on_hyphens=False) for line in text.split("\n"))
+
+
+def _broken(title: str, width: int) -> str:
+    """As ``_wrapped``; a line that is too long is broken at its last comma if its parts are short enough."""
+    lines = []
+    for line in title.split("\n"):
+        head, comma, tail = line.rpartition(", ")
+        fits = comma and len(line) > width >= max(len(head) + 1, len(tail))
+        lines.append(f"{head},\n{tail}" if fits else line)
+    return _wrapped("\n".join(lines), width)
 
 
 def _lines(caption: str, width: int) -> str:
@@ -46,7 +61,13 @@ def _directions(landscape: Landscape) -> Mapping[str, Any]:
 
 
 def _names(landscape: Landscape) -> list[str]:
-    return [str(name) for name in _directions(landscape).get("names") or []]
+    """Names of the directions; those of eigenvectors with a bracket less, and their value on one line."""
+    names = [str(name) for name in _directions(landscape).get("names") or []]
+    return [re.sub(r"^(eigenvector \d+) \(lambda = (\S+)\)$", _eigenvector, name) for name in names]
+
+
+def _eigenvector(found: re.Match[str]) -> str:
+    return f"{found[1]}, λ\xa0=\xa0{found[2].replace('-', chr(0x2212))}"
 
 
 def _kind(landscape: Landscape) -> str:
@@ -54,7 +75,7 @@ def _kind(landscape: Landscape) -> str:
     recipe = _directions(landscape)
     kind, steps = recipe.get("kind"), recipe.get("normalize") or []
     by = [str(step.get("by")) for step in steps if isinstance(step, Mapping)]
-    says = [] if not kind or kind in {"join", *_names(landscape)} else [_KINDS.get(kind, _pretty(kind))]
+    says = [] if not kind or kind in {"join", "eigenvectors", *_names(landscape)} else [_KINDS.get(kind, _pretty(kind))]
     return ", ".join(says + [f"{name}-normalized" for name in by if name.lower() != "none"])
 
 
@@ -85,6 +106,8 @@ def _told(title: str, caption: str) -> bool:
 
 def _common(names: list[str]) -> str:
     """One label for several values: the words they all end in ("loss"), else all of them if that is short."""
+    if len(names) == 1:
+        return _pretty(names[0])
     words = [name.split("_")[::-1] for name in names]
     same = [group[0] for group in zip(*words)]
     count = next((i for i, group in enumerate(zip(*words)) if len(set(group)) > 1), len(same))

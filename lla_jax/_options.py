@@ -61,8 +61,15 @@ class LandscapeOptions:
     """The factory, MODULE:FUNCTION or FILE.py:FUNCTION; modules are also looked for in the current folder."""
     out: Path = Path("run")
     """Folder for the result (landscape.npz) and the pictures."""
-    axes: Literal["random", "adam", "gradient", "checkpoints"] = "random"
-    """Random Gaussian; Adam's moments m and v; the gradient and an orthogonal one; differences to the checkpoints."""
+    axes: Literal["random", "hessian", "adam", "gradient", "checkpoints"] = "random"
+    """Random Gaussian; eigenvectors of the Hessian; Adam's moments m and v; the gradient and an orthogonal one;
+    differences to the checkpoints."""
+    which: Annotated[
+        Literal["magnitude", "largest", "smallest", "ends"] | None,
+        _optional("{magnitude,largest,smallest,ends}", "magnitude"),
+    ] = None
+    """Which eigenvalues --axes hessian takes: of largest magnitude, the largest, the smallest (most negative), or the
+    largest and the smallest one (--dims 2)."""
     dims: Literal[1, 2, 3] = 2
     """Number of axes: a line, a plane or a volume."""
     points: tuple[int, ...] = (41,)
@@ -76,7 +83,7 @@ class LandscapeOptions:
     """The ends of each axis one by one, instead of --extent."""
     normalize: Annotated[
         Literal["filter", "layer", "weight", "model", "none"] | None,
-        _optional("{filter,layer,weight,model,none}", "filter; none for checkpoints and --rule adam"),
+        _optional("{filter,layer,weight,model,none}", "filter; none for hessian, checkpoints and --rule adam"),
     ] = None
     """How the directions are scaled by the weights they move."""
     order: Annotated[Literal[1, 2] | None, _optional("{1,2}", "2")] = None
@@ -108,11 +115,58 @@ class LandscapeOptions:
 
 
 @dataclass(frozen=True)
+class HessianOptions:
+    """Compute the curvature of your own network: eigenvalues, spectral density, trace, criteria, shares of the layers.
+
+    --problem is as for the verb landscape. After Ctrl-C the same command goes on where it was.
+    """
+
+    problem: str
+    """The factory, MODULE:FUNCTION or FILE.py:FUNCTION; modules are also looked for in the current folder."""
+    out: Path = Path("run")
+    """Folder for the results (eigenpairs.npz, spectrum.npz, hessian.json, hessian.txt) and the pictures."""
+    matrix: Literal["hessian", "ggn", "fisher", "empirical-fisher"] = "hessian"
+    """The Hessian; the generalized Gauss-Newton matrix; the Fisher matrix with targets drawn from the model, or from
+    the data."""
+    top: int = 5
+    """Number of eigenpairs."""
+    which: Literal["magnitude", "largest", "smallest"] = "magnitude"
+    """Which eigenpairs: of largest magnitude, the largest, or the smallest (most negative)."""
+    tol: float = 1e-3
+    """Largest residual |Hv - lambda v| of an eigenpair, relative to the largest eigenvalue."""
+    steps: int = 100
+    """Lanczos steps per probe of the spectral density."""
+    probes: int = 4
+    """Random vectors of the spectral density; more than one gives its criteria a standard error."""
+    trace: Literal["xtrace", "hutch++", "hutchinson"] = "xtrace"
+    """How the trace is estimated. The first two hold a vector of the parameters' size for each draw and need far fewer
+    of them; hutchinson holds two."""
+    rtol: float = 0.02
+    """Standard error of the trace, relative to it, at which its estimate stops."""
+    layers: bool = False
+    """Also trace and extreme eigenvalues of every layer's block: some ten products for each layer."""
+    select: Annotated[tuple[str, ...], _optional("GLOB [GLOB ...]", "all parameters")] = ()
+    """Only the block of parameters whose path matches one of these, such as '**/kernel' (quoted)."""
+    batch_size: Annotated[int | None, _optional("INT", "what suits the machine")] = None
+    """Examples per block of a product."""
+    batch_stats: Literal["frozen", "batch"] = "frozen"
+    """BatchNorm statistics: as trained, or of each batch."""
+    seed: int = 0
+    """Of the random vectors."""
+    devices: Annotated[int | None, _optional("INT", "all; on a CPU, one per core")] = None
+    """Number of devices among which the examples are split."""
+    overwrite: bool = False
+    """Start anew even if the folder has results, finished or interrupted."""
+    debug: bool = False
+    """Show the whole traceback of an error."""
+
+
+@dataclass(frozen=True)
 class PlotOptions:
     """Draw a saved result again."""
 
     file: tyro.conf.Positional[Path]
-    """A landscape saved as .npz."""
+    """A result saved as .npz: a landscape, eigenpairs or a spectrum."""
     out: Annotated[Path | None, _optional("PATH", "that of the file")] = None
     """Folder for the pictures."""
     value: str = "loss"
@@ -132,6 +186,7 @@ class PlotOptions:
 Options = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
     | Annotated[LandscapeOptions, tyro.conf.subcommand("landscape")]
+    | Annotated[HessianOptions, tyro.conf.subcommand("hessian")]
     | Annotated[PlotOptions, tyro.conf.subcommand("plot")]
 )
 
@@ -166,6 +221,36 @@ def check_grid(options: LandscapeOptions) -> None:
         raise Mistake(f"--seed {options.seed} does nothing: none of these axes is random; leave it out")
 
 
+def check_axes(options: LandscapeOptions) -> None:
+    if options.which and options.axes != "hessian":
+        raise Mistake(f"--which {options.which} chooses eigenvectors: it needs --axes hessian")
+    if options.which == "ends" and options.dims != 2:
+        raise Mistake("--which ends has two axes, the largest and the smallest eigenvalue's: it needs --dims 2")
+
+
+def check_hessian(options: HessianOptions) -> None:
+    for name, least in (("top", 1), ("steps", 2), ("probes", 1)):
+        if getattr(options, name) < least:
+            raise Mistake(f"--{name} {getattr(options, name)} must be at least {least}")
+    for name in ("tol", "rtol"):
+        if not 0 < getattr(options, name) < 1:
+            raise Mistake(f"--{name} {getattr(options, name)} must lie between 0 and 1")
+    if options.batch_size is not None and options.batch_size < 1:
+        raise Mistake(f"--batch-size {options.batch_size} must be at least 1")
+    if options.layers and (options.matrix != "hessian" or options.select):
+        raise Mistake("--layers has the blocks of the whole Hessian: leave --matrix and --select out")
+
+
+def hessian_settings(options: HessianOptions) -> dict[str, str]:
+    """The options that decide which matrix it is, as they would be typed."""
+    return {
+        "matrix": options.matrix,
+        "select": " ".join(options.select) or "all",
+        "batch-stats": options.batch_stats,
+        "seed": str(options.seed),
+    }
+
+
 def check_normalize(options: LandscapeOptions) -> None:
     by = normalization(options)
     if by != "none" and options.rule == "adam":
@@ -194,6 +279,7 @@ def settings(options: LandscapeOptions) -> dict[str, str]:
     by = normalization(options)
     settings = {
         "axes": options.axes,
+        **({"which": options.which or "magnitude"} if options.axes == "hessian" else {}),
         "dims": str(options.dims),
         "points": _each(f"{n}" for n in points(options)),
         "range": _each(f"{low:.12g} {high:.12g}" for low, high in ranges(options)),
@@ -231,12 +317,13 @@ def ranges(options: LandscapeOptions) -> list[tuple[float, float]]:
 
 
 def normalization(options: LandscapeOptions) -> str:
-    return options.normalize or ("none" if options.axes == "checkpoints" or options.rule == "adam" else "filter")
+    raw = options.axes in ("checkpoints", "hessian") or options.rule == "adam"
+    return options.normalize or ("none" if raw else "filter")
 
 
 def _draws(options: LandscapeOptions) -> bool:
     """Whether an axis is random."""
-    return options.dims > {"random": 0, "gradient": 1, "adam": 2, "checkpoints": 3}[options.axes]
+    return options.dims > {"random": 0, "gradient": 1, "adam": 2, "checkpoints": 3, "hessian": -1}[options.axes]
 
 
 def scale(options: LandscapeOptions | PlotOptions) -> bool | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from lla_jax._labels import (
     Origin,
     _axis_label,
+    _broken,
     _caption,
     _lines,
     _listed,
@@ -121,9 +122,14 @@ def _picture(
     cap: float | None = None,
     title: str | None = None,
     ax: Any = None,
+    least: tuple[float, float] | None = None,
+    extra: Callable[[Any, _Plane, _Scale], None] | None = None,
 ) -> Figure:
-    """Draw each plane on its own scale, or all on one; legend, titles and colour bars around them."""
-    common = _scale([plane.z for plane in planes.values()], value, levels, log, cap)  # also the checks
+    """Draw each plane on its own scale, or all on one; legend, titles and colour bars around them.
+
+    Scales span ``least`` at least; ``extra`` draws on top of each picture.
+    """
+    common = _scale([plane.z for plane in planes.values()], value, levels, log, cap, least)  # also the checks
     if ax is not None and len(planes) > 1:
         raise ValueError(f"ax takes one landscape, not {len(planes)}; leave ax out")
     if ax is not None and (kind == "surface") != hasattr(ax, "plot_surface"):
@@ -136,9 +142,11 @@ def _picture(
     drawn = None
     for axis, (name, plane) in zip(axes, planes.items()):
         drawable = bool(np.isfinite(plane.z).any())
-        scale = common if shared or not drawable else _scale([plane.z], value, levels, log, cap)
+        scale = common if shared or not drawable else _scale([plane.z], value, levels, log, cap, least)
         _frame(axis, plane, scale, kind, solo)
         picture = _DRAW[kind](axis, plane, scale, 8 if solo else 6)
+        if extra is not None:
+            extra(axis, plane, scale)
         heading = title if solo else name if drawable else f"{name}: no finite cell"
         heading = _joined(heading, plane.missing if solo or len(missing) > 1 else "")
         below = _lines(plane.caption, width) if len(captions) > 1 and not _told(name, plane.caption) else ""
@@ -370,7 +378,7 @@ def _page(n: int, kind: Kind) -> tuple[Any, list[Any], int]:
     return (
         fig,
         [fig.add_subplot(rows, columns, k + 1, projection=projection) for k in range(n)],
-        42 if n == 1 else 112 // columns,
+        42 if n == 1 else 108 // columns,
     )
 
 
@@ -408,7 +416,7 @@ def _colour_bar(fig: Any, drawn: Any, axes: Sequence[Any], scale: _Scale, kind: 
         bar.set_label(scale.label, fontsize=_SIZE)
 
 
-def _legend(fig: Any, axes: Sequence[Any], *, outside: bool, title: str = "") -> None:
+def _legend(fig: Any, axes: Sequence[Any], *, outside: bool, title: str = "", columns: int | None = None) -> None:
     """One entry per label over all axes; below the figure where it would hide a picture."""
     entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
     if not (entries or title):
@@ -416,7 +424,7 @@ def _legend(fig: Any, axes: Sequence[Any], *, outside: bool, title: str = "") ->
     text: dict[str, Any] = {"fontsize": _SMALL, "title": title or None, "title_fontsize": _SMALL, "handlelength": 2.4}
     if outside:
         longest = max(map(len, entries), default=0)
-        columns = 4 if len(axes) > 2 else 3 if longest <= 20 else 2
+        columns = columns or (4 if len(axes) > 2 else 3 if longest <= 20 else 2)
         legend = fig.legend(entries.values(), entries, loc="outside lower center", ncols=columns, frameon=False, **text)
     else:
         legend = axes[-1].legend(entries.values(), entries, framealpha=0.8, **text)
@@ -429,4 +437,4 @@ def _joined(*parts: str | None) -> str:
 
 def _set_title(ax: Any, text: str, width: int, size: float) -> None:
     if text:
-        ax.set_title(_wrapped(text, width), fontsize=size, pad=4)
+        ax.set_title(_broken(text, width), fontsize=size, pad=5)

@@ -41,8 +41,18 @@ def _finite(arrays: Iterable[np.ndarray], value: str, log: bool) -> np.ndarray:
     return finite
 
 
-def _scale(arrays: Sequence[np.ndarray], value: str, levels: Levels, log: bool, cap: float | None) -> _Scale:
-    """One scale for all of ``arrays``: limits, contour levels, and the label that says what was done to the values."""
+def _scale(
+    arrays: Sequence[np.ndarray],
+    value: str,
+    levels: Levels,
+    log: bool,
+    cap: float | None,
+    least: tuple[float, float] | None = None,
+) -> _Scale:
+    """One scale for all of ``arrays``: limits, contour levels, and the label that says what was done to the values.
+
+    The limits are those of the values, or beyond them: ``least``.
+    """
     finite = _finite(arrays, value, log)
     number = isinstance(cap, int | float | np.number) and np.isfinite(cap)
     if cap is not None and not (number and (cap > 0 or not log)):
@@ -52,6 +62,8 @@ def _scale(arrays: Sequence[np.ndarray], value: str, levels: Levels, log: bool, 
     notes = (["log scale"] if log else []) + ([f"clipped at {cap:g}"] if clipped else [])
     shown = _shown(finite, log, cap)
     lo, hi = _apart(float(shown.min()), float(shown.max()))
+    if least is not None:
+        lo, hi = min(lo, least[0]), max(hi, least[1])
     steps = _levels(levels, lo, hi, log, clipped)
     full = _shown(finite, log, None)  # contours are not clipped: what lies beyond the levels is coloured like the last
     below, above = full.min() < steps[0], full.max() > steps[-1]

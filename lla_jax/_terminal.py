@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float, float | None], None]
 _FORMAT = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}, {remaining} left]"
+_OPEN = "{desc}: {n_fmt}{unit} [{elapsed}]"  # where nobody knows how many there will be
 
 
 # The environment, folders, progress
@@ -63,11 +64,11 @@ def bar(label: str, unit: str = "points", estimate: bool = False) -> Iterator[Pr
     every = 0.2 if sys.stderr.isatty() else 10.0
     began: tuple[float, float] | None = None
     announced = not estimate
-    with tqdm(desc=label, unit=f" {unit}", mininterval=every, bar_format=_FORMAT, dynamic_ncols=True) as shown:
+    with tqdm(desc=label, unit=f" {unit}", mininterval=every, bar_format=_OPEN, dynamic_ncols=True) as shown:
 
         def progress(done: float, total: float | None) -> None:
             nonlocal began, announced
-            shown.total = total
+            shown.total, shown.bar_format = total, _FORMAT if total else _OPEN
             shown.update(round(done) - shown.n)
             if announced or not total:
                 return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -24,7 +26,8 @@ from lla_jax.products import Common, How, Rows
 log = logging.getLogger("lla_jax")
 
 CONV_ROWS = 128  # examples per block: beyond, convolutions spill the caches of a CPU
-BLOCK_BYTES = {True: 2**25, False: 2**30}  # largest intermediate value of a block, on a CPU or not
+BLOCK_BYTES = {True: 2**22, False: 2**30}  # largest intermediate value of a block, on a CPU or not
+MOST_TRACED = 2**16  # rows; beyond, a count of their entries might not fit an int32
 KEPT_SHARE = 0.25  # of the free memory that primal values may take
 UNSTEADY = 1e-5  # relative difference between two runs that rounding does not explain
 CALLBACKS = {"pure_callback", "io_callback"}  # all that can make a jax function differ from run to run
@@ -90,23 +93,22 @@ def _how(matrix: Matrix, params: PyTree, mesh: Mesh, primitives: set[str]) -> Ho
     leaves, structure = jax.tree_util.tree_flatten(curvature.part(params, matrix.chosen))
     shapes = tuple((tuple(x.shape), jnp.promote_types(x.dtype, jnp.float32)) for x in leaves)
     on_device = mesh.devices.flat[0].platform != "cpu" or "conv_general_dilated" not in primitives
-    return How(matrix, None, mesh, on_device, structure, shapes)
+    return How(replace(matrix, lowered=not on_device), None, mesh, on_device, structure, shapes)
 
 
 def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[int, set[str]]:
-    """(bytes of the largest intermediate value per row, primitives) of a product; traced, not run."""
-    few = min(rows, 16)
-    one = _execution.mesh_of(jax.local_devices()[:1])
-    how = _how(matrix, common.params, one, set())
-    like = jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct((few, *x.shape[1:]), x.dtype), batch)
+    """(bytes of the largest intermediate value per row, primitives) of a product over ``rows``; traced, not run.
+
+    All rows at once, so that the values of the examples are larger than the weights where there are many.
+    """
+    rows = min(rows, MOST_TRACED)
+    how = _how(matrix, common.params, _execution.mesh_of(jax.local_devices()[:1]), set())
+    like = jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
+    common = common._replace(data=like, count=np.int32(rows))
     vector = curvature.part(common.params, matrix.chosen)
-
-    def product(common: Common, v: PyTree) -> Any:
-        return products.block_sums(how, common, Rows(np.zeros(1, np.int32), few), v)
-
-    nbytes, primitives = lowering.profile(product, common._replace(data=like, count=np.int32(few)), vector)
-    weights = sum(x.nbytes for x in jax.tree_util.tree_leaves(vector))
-    return max(1, (nbytes if nbytes > weights else 0) // few), primitives
+    step = functools.partial(products.sums_step, how=how)
+    nbytes, primitives = lowering.profile(step, common, None, Rows(np.zeros(1, np.int32), rows), vector)
+    return max(1, nbytes // rows), primitives
 
 
 def _blocks(how: How, rows: int, row_bytes: int, batch_size: int | None) -> list[Rows]:
@@ -148,27 +150,36 @@ def _in_memory(
     data = _data.as_arrays(data)
     count = _data.num_examples(data)
     rows = -(-count // mesh.size)
-    row_bytes, primitives = _profile(matrix, common, data, min(rows, batch_size or rows) if whole else rows)
+    row_bytes, primitives = _profile(matrix, common, data, _data.cuts(count, batch_size)[0][1] if whole else rows)
     how = _how(matrix, common.params, mesh, primitives)
     blocks = _whole_batches(count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
     common = common._replace(data=_split(data, mesh), count=np.int32(count))
     if primitives & CALLBACKS and not allow_nondeterministic:
         _check_deterministic(how, common, blocks[0])
-    kept, free = _kept_bytes(how, common, blocks), _execution.free_bytes(mesh.devices.flat[0])
-    keep = kept <= KEPT_SHARE * free if linearize == "auto" else bool(linearize)
+    keep, nbytes, said = _keep(how, common, blocks, linearize)
     many = sum(len(block.starts) for block in blocks)
-    text = f"{count:,} examples in {many * mesh.size:,} blocks, primal values " + (
-        f"kept ({_size(kept)})" if keep else f"computed at every product (kept, they would take {_size(kept)})"
-    )
+    cut = f"{many * mesh.size:,} block" + "s" * (many * mesh.size > 1)
     recipe["plan"] = {
-        "blocks": many, "rows": blocks[0].size, "devices": mesh.size, "linearized": keep, "bytes": kept if keep else 0,
-        "free_bytes": free, "on_device": how.on_device, "text": text,
+        "blocks": many, "rows": blocks[0].size, "devices": mesh.size, "linearized": keep, "bytes": nbytes,
+        "on_device": how.on_device, "text": f"{count:,} examples in {cut}, primal values {said}",
     }  # fmt: skip
-    log.info("%s: %s", recipe["kind"], text)
+    log.info("%s: %s", recipe["kind"], recipe["plan"]["text"])
     if not keep:
         return LinearOperator(how, common, tuple(blocks), recipe=recipe)
     maps = tuple(products.linearize(common, block.starts, how=how, size=block.size) for block in blocks)
     return LinearOperator(how, common._replace(data=None), maps, recipe=recipe)
+
+
+def _keep(how: How, common: Common, blocks: list[Rows], linearize: bool | str) -> tuple[bool, int, str]:
+    """(whether primal values are kept, bytes they take, the same in words)."""
+    if linearize is False:
+        return False, 0, "computed at every product"
+    assert how.mesh is not None
+    device, nbytes = how.mesh.devices.flat[0], _kept_bytes(how, common, blocks)
+    free = _execution.free_bytes(device) * (1 if device.platform == "cpu" else how.mesh.size)
+    if linearize is True or nbytes <= KEPT_SHARE * free:
+        return True, nbytes, f"kept ({_size(nbytes)})"
+    return False, 0, f"computed at every product (kept, they would take {_size(nbytes)} of {_size(free)} that are free)"
 
 
 def _kept_bytes(how: How, common: Common, blocks: list[Rows]) -> int:
@@ -191,15 +202,24 @@ def _size(nbytes: int) -> str:
 
 def _check_deterministic(how: How, common: Common, block: Rows) -> None:
     ones = jax.tree_util.tree_map(jnp.ones_like, curvature.part(common.params, how.matrix.chosen))  # type: ignore
-    runs = [products.add_step(common, None, block, ones, None, how=how) for _ in range(2)]
+    runs = [products.sums_step(common, None, block, ones, how=how) for _ in range(2)]
     numbers = [np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree_util.tree_leaves(r)]) for r in runs]
-    one, two = numbers
-    if not np.abs(one - two).max() <= UNSTEADY * np.abs(one).max():
+    difference = _difference(*numbers)
+    if difference > UNSTEADY:
         raise ValueError(
-            f"loss: two runs on the same batch differ by {np.abs(one - two).max() / np.abs(one).max():.1e} relative, "
-            f"and the rule is at most {UNSTEADY}: curvature of a loss that changes from run to run has no meaning. "
-            "Remove the callback that draws noise, pass a key to the Loss, or set allow_nondeterministic=True"
+            f"loss: two runs on the same batch differ by {difference:.1e} relative; the rule is at most {UNSTEADY}, as "
+            "the curvature of a loss that changes from run to run has no meaning. Remove the callback that draws noise "
+            "and pass a key to the Loss, or set allow_nondeterministic=True"
         )
+
+
+def _difference(one: np.ndarray, two: np.ndarray) -> float:
+    """Largest difference relative to the largest entry; inf where one is finite and the other is not."""
+    known = np.isfinite(one)
+    if not np.array_equal(one[~known], two[~known], equal_nan=True):
+        return np.inf
+    largest = np.abs(one[known]).max(initial=np.finfo(np.float32).tiny)
+    return float(np.nan_to_num(np.abs(one[known] - two[known]) / largest, nan=np.inf).max(initial=0))
 
 
 def _streamed(
@@ -213,19 +233,20 @@ def _streamed(
     allow_nondeterministic: bool,
 ) -> HostOperator:
     first = next(iter(data))
-    row_bytes, primitives = _profile(matrix, common, first, _data.num_examples(first))
+    count = _data.num_examples(first)
+    row_bytes, primitives = _profile(matrix, common, first, _data.cuts(count, batch_size)[0][1] if whole else count)
     how = _how(matrix, common.params, mesh, primitives)
-    values: list[float] = []  # the mean loss of the first pass
+    values: list[np.ndarray] = []  # the mean loss of the first pass
 
     def call(v: PyTree) -> PyTree:
-        total = None
+        total: Any = None
         for piece, count, offset in _pieces(data, mesh, None if whole else 0):
             rows = _data.num_examples(piece) // mesh.size
             here = common._replace(data=piece, count=np.int32(count), offset=np.int32(offset))
             blocks = _whole_batches(count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
             for block in blocks:
-                total = products.add_step(here, None, block, v, total, how=how)
-        assert total is not None
+                found = products.sums_step(here, None, block, v, how=how)
+                total = found if total is None else products.plus_step(total, found)
         if not allow_nondeterministic:
             _check_same_pass(values, total[1])
         return products.finish_step(common, None, v, total, how=how)
@@ -252,15 +273,14 @@ def _pieces(data: Stream, mesh: Mesh, rows: int | None) -> Iterator[tuple[Batch,
         offset += count
 
 
-def _check_same_pass(values: list[float], sums: Any) -> None:
-    weight, value = (float(x) for x in sums)
-    now = value / weight
-    if not values:
-        values.append(now)
-    elif not abs(now - values[0]) <= UNSTEADY * max(abs(values[0]), np.finfo(np.float32).tiny):
-        if np.isnan(now) and np.isnan(values[0]):
-            return
+def _check_same_pass(values: list[np.ndarray], sums: Any) -> None:
+    weight, value = (np.asarray(x, np.float64) for x in sums)
+    with np.errstate(invalid="ignore", divide="ignore"):  # no weight at all
+        values.append(np.array([value / weight]))
+    first, now = values[0], values[-1]
+    del values[1:]
+    if _difference(first, now) > UNSTEADY:
         raise ValueError(
-            f"data: two readings of the stream give the mean losses {values[0]:.8g} and {now:.8g}; the rule is the same "
-            "examples each time. Turn off augmentation and dropping of batches, or set allow_nondeterministic=True"
+            f"data: two readings of the stream give the mean losses {first[0]:.8g} and {now[0]:.8g}; the rule is the "
+            "same examples each time. Turn off augmentation and dropping of batches, or set allow_nondeterministic=True"
         )

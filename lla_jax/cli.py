@@ -18,13 +18,17 @@ import tyro
 
 from lla_jax._options import (
     DemoOptions,
+    HessianOptions,
     LandscapeOptions,
     Mistake,
     Options,
     PlotOptions,
+    check_axes,
     check_grid,
+    check_hessian,
     check_normalize,
     check_pictures,
+    hessian_settings,
     normalization,
     points,
     ranges,
@@ -64,7 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     prepare_jax(getattr(options, "devices", None))
-    verbs: dict[type, Callable[[Any], None]] = {DemoOptions: demo, LandscapeOptions: landscape, PlotOptions: plot}
+    verbs: dict[type, Callable[[Any], None]] = {
+        DemoOptions: demo,
+        LandscapeOptions: landscape,
+        HessianOptions: hessian,
+        PlotOptions: plot,
+    }
     try:
         with plain_warnings():
             verbs[type(options)](options)
@@ -97,6 +106,7 @@ def demo(options: DemoOptions) -> None:
 def landscape(options: LandscapeOptions) -> None:
     """Computes the landscape of a user's problem into ``options.out``, or continues an interrupted one."""
     check_grid(options)
+    check_axes(options)
     check_normalize(options)
     check_pictures(options, options.dims)
     out, made = writable(options.out), settings(options)
@@ -106,7 +116,7 @@ def landscape(options: LandscapeOptions) -> None:
 
     _check_devices(options.devices)
     found = next((path for path in (partial, finished) if path.exists() and not options.overwrite), None)
-    resume = None if found is None else _load(found)
+    resume = None if found is None else _load_landscape(found)
     if found and resume:
         _check_same(found, resume, made)
     problem = load_problem(options.problem)
@@ -154,9 +164,28 @@ def landscape(options: LandscapeOptions) -> None:
     _print_results(draw(result, out, cap=options.cap, log=scale(options)), "Pictures")
 
 
+def hessian(options: HessianOptions) -> None:
+    """Computes the curvature of a user's problem into ``options.out``, or continues an interrupted run."""
+    check_hessian(options)
+    out = writable(options.out)
+    from lla_jax import _curvature_run
+
+    _check_devices(options.devices)
+    found, recipe = _curvature_run.run(load_problem(options.problem), options, hessian_settings(options))
+    results = _curvature_run.write(found, recipe, out)
+    print((out / "hessian.txt").read_text(encoding="utf-8"))
+    _print_results([*results, out / "eigenpairs.npz", out / "spectrum.npz"])
+    _print_results(_curvature_run.draw(found, out), "Pictures")
+
+
 def plot(options: PlotOptions) -> None:
-    """Draws a saved landscape again."""
+    """Draws a saved result again."""
+    from lla_jax._types import Landscape
+
     saved = _load(options.file)
+    if not isinstance(saved, Landscape):
+        _plot_curvature(saved, options)
+        return
     check_pictures(options, saved.dims)
     if options.value not in saved.values:
         raise Mistake(f"--value {options.value!r} is not in {options.file}; it has {', '.join(saved.values)}")
@@ -167,6 +196,22 @@ def plot(options: PlotOptions) -> None:
     if not paths:
         raise Mistake(f"{options.file} could not be drawn")
     _print_results(paths)
+
+
+def _plot_curvature(saved: Any, options: PlotOptions) -> None:
+    """Eigenpairs or a spectrum."""
+    from lla_jax import plotting
+    from lla_jax._types import Eigenpairs, Spectrum
+
+    pictures: dict[type, Callable[[Any], Any]] = {Spectrum: plotting.spectral_density, Eigenpairs: plotting.scree}
+    if type(saved) not in pictures:
+        raise Mistake(f"{options.file} holds {type(saved).__name__}, of which there is no picture")
+    useless = {"--value": options.value != "loss", "--cap": options.cap is not None, "--log": options.log}
+    if given := [name for name, yes in (useless | {"--no-log": options.no_log}).items() if yes]:
+        raise Mistake(f"{given[0]} is for landscapes, and {options.file} holds {type(saved).__name__}: leave it out")
+    path = writable(options.out or options.file.parent) / f"{options.file.stem}.{options.format}"
+    pictures[type(saved)](saved).savefig(path)
+    _print_results([path], "Pictures")
 
 
 # What the verbs are made of
@@ -207,6 +252,10 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
                 "--axes adam needs Problem.opt_state, the optax state at the end of training: set it in the factory"
             )
         axes = directions.adam_moments(problem.opt_state, params)
+    elif options.axes == "hessian":
+        from lla_jax import _curvature_run
+
+        axes = _curvature_run.axes(problem, options)
     else:
         axes = directions.gradient(problem.loss, params, problem.data, batch_size=options.batch_size)
         if dims > 1:
@@ -349,14 +398,20 @@ def _has_state(problem: Problem) -> bool:
     return bool(jax.tree_util.tree_leaves(getattr(problem.loss, "state", None)))
 
 
-def _load(path: Path) -> Landscape:
+def _load(path: Path) -> Any:
     from lla_jax import load
-    from lla_jax._types import Landscape
 
     try:
         saved = load(path)
     except (ValueError, FileNotFoundError) as error:
         raise Mistake(str(error).removeprefix("path: ")) from error
+    return saved
+
+
+def _load_landscape(path: Path) -> Landscape:
+    from lla_jax._types import Landscape
+
+    saved = _load(path)
     if not isinstance(saved, Landscape):
         raise Mistake(f"{path} holds {type(saved).__name__}, not a landscape")
     return saved

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from lla_jax import data as _data
+from lla_jax import lowering
 from lla_jax._types import Loss, PyTree
 
 
@@ -33,6 +34,7 @@ class Matrix:
       sample: for the Fisher matrix, ``sample(key, outputs, example) -> example`` with a target drawn from the model;
         None takes the targets of the data.
       samples: draws per example.
+      lowered: whether the model is rewritten for a CPU by ``lowering.lowered``.
     """
 
     kind: str
@@ -40,6 +42,7 @@ class Matrix:
     train: bool = False
     sample: Any = None
     samples: int = 1
+    lowered: bool = False
 
 
 def part(params: PyTree, chosen: tuple[bool, ...]) -> PyTree:
@@ -69,9 +72,10 @@ def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: _data.Block,
     """
     start = part(params, matrix.chosen)
 
-    def outputs(moving: PyTree) -> Any:
+    def model(moving: PyTree) -> Any:
         return _data.outputs_of(loss, merged(params, moving, matrix.chosen), loss.state, block, matrix.train)[0]
 
+    outputs = lowering.lowered(model, start) if matrix.lowered else model
     if matrix.kind == "hessian":
 
         def total(moving: PyTree) -> tuple[Any, Any]:
@@ -90,6 +94,11 @@ def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: _data.Block,
 def _gauss_newton(loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, block: _data.Block) -> Callable:
     def floating(moving: PyTree) -> tuple[list[Any], Any]:
         leaves, structure = jax.tree_util.tree_flatten(outputs(moving))
+        if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in leaves):
+            raise ValueError(
+                "loss: the model's outputs are complex; the rule for ggn is real ones, so let apply return their real "
+                "and imaginary parts"
+            )
         smooth = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
         rest = [None if yes else x for x, yes in zip(leaves, smooth, strict=True)]
 
@@ -113,42 +122,49 @@ def _gauss_newton(loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, b
 def _fisher(
     matrix: Matrix, loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, block: _data.Block, key: Any
 ) -> Callable:
-    def drawn(found: Any, number: Any) -> _data.Block:
-        if matrix.sample is None:
-            return block
+    def drawn(number: Any) -> Any:  # a batch with targets of its own
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, number), block.index)
         with _data.noting("sample", "sample(key, outputs, example) for one example", block):
-            return block._replace(batch=jax.vmap(matrix.sample)(keys, found, block.batch))
+            return jax.vmap(matrix.sample)(keys, jax.lax.stop_gradient(outputs(start)), block.batch)
 
-    targets = [drawn(jax.lax.stop_gradient(outputs(start)), number) for number in range(matrix.samples)]
+    batches = block.batch if matrix.sample is None else jax.vmap(drawn)(jnp.arange(matrix.samples))
 
-    def roots(moving: PyTree) -> tuple[list[Any], Any]:
+    def roots(moving: PyTree) -> tuple[Any, Any]:
+        """((B,), or (samples, B), losses times the root of their weight; sum of weights)."""
         found = outputs(moving)
-        each = [_data.loss_roots(loss, found, target) for target in targets]
-        return [s for s, _ in each], each[0][1]
+        if matrix.sample is None:
+            return _data.loss_roots(loss, found, block)
+        each, weights = jax.vmap(lambda batch: _data.loss_roots(loss, found, block._replace(batch=batch)))(batches)
+        return each, weights[0]
 
     _, pull, _ = jax.vjp(roots, start, has_aux=True)
 
     def gradient(moving: PyTree) -> Any:
         found, weight = roots(moving)
-        slope = [s / matrix.samples for s in found]
-        return pull(slope)[0], (weight, sum(s.sum() for s in slope))
+        slope = found / matrix.samples
+        return pull(slope)[0], (weight, slope.sum())
 
     return gradient
 
 
 def categorical(key: Any, outputs: Any, example: Any) -> Any:
-    """An example ``(inputs, label)`` with its label drawn from softmax(outputs); labels of several axes entry by entry.
+    """An example ``(inputs, label, ...)`` with its label drawn from softmax(outputs), entry by entry.
+
+    Args:
+      key: a ``jax.random`` key.
+      outputs: scores ``(*label.shape, C)`` of one example.
+      example: a tuple or list whose second entry is an integer array; what follows, such as weights, stays.
 
     Raises:
-      ValueError: the example is no pair with integer labels, or the outputs are no scores ``(*labels.shape, C)``.
+      ValueError: the example or the outputs are something else.
     """
-    pair = isinstance(example, tuple | list) and len(example) == 2
-    shape = getattr(example[1], "shape", None) if pair else None
-    whole = pair and jnp.issubdtype(example[1].dtype, jnp.integer)
-    if not whole or not hasattr(outputs, "shape") or outputs.shape[:-1] != shape:
+    several = isinstance(example, tuple | list) and len(example) >= 2
+    label = example[1] if several else None
+    whole = hasattr(label, "dtype") and jnp.issubdtype(label.dtype, jnp.integer)
+    if not whole or not hasattr(outputs, "shape") or outputs.shape[:-1] != label.shape:
         raise ValueError(
-            "sample: by default targets are drawn as classes, which needs batches (inputs, integer labels) and scores "
-            "(..., C) as outputs; pass sample=f(key, outputs, example) -> example with a target drawn from the model"
+            "sample: by default targets are drawn as classes, which needs batches (inputs, integer labels, ...) and "
+            "scores (..., C) as outputs; pass sample=f(key, outputs, example) -> example with a target drawn from the "
+            "model"
         )
-    return (example[0], jax.random.categorical(key, outputs).astype(example[1].dtype))
+    return (example[0], jax.random.categorical(key, outputs).astype(label.dtype), *example[2:])

@@ -19,11 +19,13 @@ from lla_jax import _tree
 from lla_jax import data as _data
 from lla_jax._types import Directions, Path, PyTree, Recipe, Select
 from lla_jax.checkpoints import between
+from lla_jax.eigenvectors import eigenvectors
 from lla_jax.normalization import SAMPLES, checked, equinox_filter_axis, flax_filter_axis, normalize
 
 __all__ = [
     "adam_moments",
     "between",
+    "eigenvectors",
     "equinox_filter_axis",
     "flax_filter_axis",
     "given",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax import products
+from lla_jax import _tree, products
 from lla_jax._types import PyTree
 from lla_jax.products import How
 
@@ -20,6 +21,16 @@ class Space:
 
     how: How
     scale: PyTree
+    recipe: dict[str, Any]
+
+    def __repr__(self) -> str:
+        matrix = self.how.matrix
+        kind = self.recipe.get("kind") or (matrix.kind if matrix is not None else "given")
+        plan = self.recipe.get("plan", {})
+        text = f", {plan['text']}" if "text" in plan else ""
+        traced = any(isinstance(s, jax.core.Tracer) for s in jax.tree_util.tree_leaves(self.scale))
+        size = "masked" if traced else f"{self.shape[0]:,} x {self.shape[0]:,}"
+        return f"{type(self).__name__}({kind}, {size}{text})"
 
     @property
     def structure(self) -> PyTree:
@@ -30,7 +41,7 @@ class Space:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(n, n), the number of parameters it acts on."""
+        """(n, n), the number of parameters it acts on: entries that are not masked (counted outside of jit)."""
         if self.scale is None:
             size = sum(int(np.prod(s)) for s, _ in self.how.shapes)
         else:
@@ -52,12 +63,24 @@ class Space:
         """Whether the product is a user's, so that its symmetry is to be checked."""
         return self.how.matrix is None
 
+    def _vector(self, v: PyTree) -> PyTree:
+        """``v``, checked: a tree of floating arrays of the shapes in ``structure``."""
+        leaves, structure = jax.tree_util.tree_flatten(v)
+        shapes = [s for s, _ in self.how.shapes]
+        if structure != self.how.structure or [np.shape(x) for x in leaves] != shapes:
+            v = _tree.align(v, self.structure, "v", "the operator's vectors")
+        if not all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves):
+            raise ValueError("v: has entries that are not floating; the rule is a tree like the operator's structure")
+        return v
+
     def random(self, key: jax.Array, distribution: str = "rademacher") -> PyTree:
         """A vector of independent entries of variance 1: signs ("rademacher") or Gaussians ("normal"); one flat draw.
 
         Pure; zero where the operator is masked.
         """
-        draw = {"rademacher": jax.random.rademacher, "normal": jax.random.normal}[distribution]
+        if distribution not in ("rademacher", "normal"):
+            raise ValueError(f'distribution: {distribution!r} given; the rule is "rademacher" or "normal"')
+        draw = jax.random.rademacher if distribution == "rademacher" else jax.random.normal
         sizes = [int(np.prod(s)) for s, _ in self.how.shapes]
         flat = draw(key, (sum(sizes),), dtype=jnp.float32)
         pieces = jnp.split(flat, np.cumsum(sizes)[:-1])
@@ -107,26 +130,21 @@ class LinearOperator(Space):
     scale: PyTree = None
     recipe: dict[str, Any] = field(default_factory=dict)
 
-    def __repr__(self) -> str:
-        plan = self.recipe.get("plan", {})
-        said = f", {plan['text']}" if "text" in plan else ""
-        return f"LinearOperator({self.recipe.get('kind', 'given')}, {self.shape[0]:,} x {self.shape[0]:,}{said})"
-
     def mv(self, v: PyTree) -> PyTree:
         """The product A v: a tree like ``v``. Pure and jit-able."""
-        total = None
-        for block in self.blocks:
-            total = products.add(self.how, self.common, self.scale, block, v, total)
-        return products.finish(self.how, self.common, self.scale, v, total)
+        v = self._vector(v)
+        each = (products.sums(self.how, self.common, self.scale, block, v) for block in self.blocks)
+        return products.finish(self.how, self.common, self.scale, v, functools.reduce(products.plus, each))
 
     def product(self, v: PyTree) -> PyTree:
         """The product A v from the host: one compiled step, called for every block."""
-        total = None
-        if self.how.matrix is None:
+        v = self._vector(v)
+        if len(self.blocks) == 1:
             return _product(self, v)
-        for block in self.blocks:
-            total = products.add_step(self.common, self.scale, block, v, total, how=self.how)
-        return products.finish_step(self.common, self.scale, v, total, how=self.how)
+        each = (products.sums_step(self.common, self.scale, block, v, how=self.how) for block in self.blocks)
+        return products.finish_step(
+            self.common, self.scale, v, functools.reduce(products.plus_step, each), how=self.how
+        )
 
     def centre(self) -> PyTree:
         return self.common.params
@@ -157,11 +175,9 @@ class HostOperator(Space):
     scale: PyTree = None
     recipe: dict[str, Any] = field(default_factory=dict)
 
-    def __repr__(self) -> str:
-        return f"HostOperator({self.recipe.get('kind', 'given')}, {self.shape[0]:,} x {self.shape[0]:,})"
-
     def mv(self, v: PyTree) -> PyTree:
         """The product A v: a tree like ``v``. Reads the stream once."""
+        v = self._vector(v)
         if self.scale is None:
             return self.call(v)
         return products.times(self.scale, self.call(products.times(self.scale, v)))

@@ -1,4 +1,5 @@
-"""Work saved by structure: what is affine in the coordinates is computed once and shared by all points.
+"""Work saved by structure: what is affine in the coordinates is computed once and shared by all points, and
+convolutions of the data and max pooling are put in a form whose derivatives are fast on a CPU.
 
 On the plane theta + a d1 + b d2 every linear image of the weights is affine in (a, b): the first layer's output is
 u0 + a u1 + b u2 with u_i = x @ d_i (and u0 = x @ theta). ``affine`` finds all such values in the jaxpr of a function of
@@ -194,6 +195,111 @@ def affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Ca
         return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shape), [value(v) for v in outputs])
 
     return at
+
+
+# --- convolution of the data and max pooling, for repeated products
+
+PATCH_MOST = 75  # entries of a patch, such as 5 x 5 x 3: beyond, XLA's convolution is as fast
+
+
+def lowered(f: Callable[[PyTree], Any], params: PyTree) -> Callable[[PyTree], Any]:
+    """``f`` with two operations that are slow on a CPU, and their derivatives more so, written otherwise.
+
+    Convolutions of the data, those whose input no parameter reaches, become patches times kernel: XLA is slow with one
+    or three input channels, and a linear map that is kept computes the patches once. Max pooling whose windows do not
+    overlap becomes a choice of the first largest entry, a mask that is also kept. Differentiable like ``f``, with which
+    it agrees to rounding; what is inside loops and custom rules stays as it is.
+
+    Args:
+      f: a traceable function of the parameters.
+      params: gives their shapes.
+    """
+    closed, shape = jax.make_jaxpr(f, return_shape=True)(params)
+    structure = jax.tree_util.tree_structure(shape)
+
+    def rewritten(moving: PyTree) -> Any:
+        leaves = jax.tree_util.tree_leaves(moving)
+        outputs = _walk(closed.jaxpr, closed.consts, leaves, [True] * len(leaves))
+        return jax.tree_util.tree_unflatten(structure, [value for value, _ in outputs])
+
+    return rewritten
+
+
+def _walk(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], varies: Sequence[bool]) -> list[tuple[Any, bool]]:
+    """(value, whether it depends on the parameters) of every output."""
+    known: dict[Any, tuple[Any, bool]] = dict(zip(jaxpr.constvars, ((c, False) for c in consts), strict=True))
+    known |= dict(zip(jaxpr.invars, zip(inputs, varies, strict=True), strict=True))
+
+    def read(var: Any) -> tuple[Any, bool]:
+        return (var.val, False) if isinstance(var, core.Literal) else known[var]
+
+    for eqn in jaxpr.eqns:
+        values, moved = zip(*map(read, eqn.invars), strict=True) if eqn.invars else ((), ())
+        if eqn.primitive.name in ("jit", "pjit"):
+            inner = eqn.params["jaxpr"]
+            found = _walk(inner.jaxpr, inner.consts, values, moved)
+        elif eqn.primitive.name == "conv_general_dilated" and not moved[0] and _patchable(eqn):
+            found = [(_patch_product(eqn, *values), moved[1])]
+        elif eqn.primitive.name == "reduce_window_max" and _tiles(eqn):
+            found = [(_pooled(values[0], eqn.params["window_dimensions"]), moved[0])]
+        else:
+            found = [(value, any(moved)) for value in _bind(eqn, values)]
+        known.update(zip(eqn.outvars, found, strict=True))
+    return [read(var) for var in jaxpr.outvars]
+
+
+def _patchable(eqn: Any) -> bool:
+    p, kernel = eqn.params, eqn.invars[1].aval.shape
+    spec = p["dimension_numbers"].rhs_spec  # (output, input, *spatial) axes of the kernel
+    plain = p["feature_group_count"] == p["batch_group_count"] == 1 and set(p["lhs_dilation"]) == {1}
+    return plain and len(spec) == 4 and np.prod(kernel) // kernel[spec[0]] <= PATCH_MOST
+
+
+def _patch_product(eqn: Any, images: Any, kernel: Any) -> Any:
+    p = eqn.params
+    numbers, strides, dilation = p["dimension_numbers"], p["window_strides"], p["rhs_dilation"]
+    x = jnp.transpose(images, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
+    w = jnp.transpose(kernel, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
+    zero = jnp.zeros((), x.dtype)
+    x = jax.lax.pad(x, zero, ((0, 0, 0), *((low, high, 0) for low, high in p["padding"]), (0, 0, 0)))
+    height, width = w.shape[:2]
+    out = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(x.shape[1:3], dilation, w.shape[:2], strides)]
+
+    def shifted(i: int, j: int) -> Any:
+        starts = (i * dilation[0], j * dilation[1])
+        ends = [a + (n - 1) * s + 1 for a, n, s in zip(starts, out, strides)]
+        return jax.lax.slice(x, (0, *starts, 0), (x.shape[0], *ends, x.shape[3]), (1, *strides, 1))
+
+    patches = jnp.concatenate([shifted(i, j) for i in range(height) for j in range(width)], -1)
+    product = jax.lax.dot_general(
+        patches,
+        w.reshape(-1, w.shape[3]),
+        (((3,), (0,)), ((), ())),
+        precision=p["precision"],
+        preferred_element_type=p["preferred_element_type"],
+    )  # (examples, height, width, filters)
+    order = [0, 0, 0, 0]
+    for axis, at in enumerate((numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])):
+        order[at] = axis
+    return jnp.transpose(product, order)
+
+
+def _tiles(eqn: Any) -> bool:
+    """Whether pooling windows cover the array without overlap, gap or padding."""
+    p, shape = eqn.params, eqn.invars[0].aval.shape
+    window = p["window_dimensions"]
+    plain = {*p["base_dilation"], *p["window_dilation"]} == {1} and not np.any(p["padding"])
+    return plain and p["window_strides"] == window and not np.any(np.remainder(shape, window))
+
+
+def _pooled(x: Any, window: Sequence[int]) -> Any:
+    """The largest entry of every window; its derivative goes to the first one of equals, as XLA's does."""
+    split = [size for n, k in zip(x.shape, window, strict=True) for size in (n // k, k)]
+    order = [*range(0, 2 * x.ndim, 2), *range(1, 2 * x.ndim, 2)]
+    tiles = x.reshape(split).transpose(order).reshape(*split[::2], -1)
+    first = jax.lax.argmax(jax.lax.stop_gradient(tiles), x.ndim, np.int32)
+    chosen = first[..., None] == jnp.arange(tiles.shape[-1], dtype=np.int32)
+    return jnp.where(chosen, tiles, 0).sum(-1)
 
 
 def profile(f: Callable[..., Any], *args: Any) -> tuple[int, set[str]]:

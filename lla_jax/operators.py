@@ -50,7 +50,8 @@ def hessian(
 
         H v = d/de grad L(theta + e v) at e = 0,   L = sum_i w_i l_i / sum_i w_i + penalty
 
-    over the whole data set, however it is cut: batches may be unequal and weighted.
+    over the whole data set, however it is cut: batches may be unequal and weighted. Weights are constants: they must
+    not depend on the parameters. An example of weight 0 must still have finite values, since derivatives multiply.
 
     Args:
       loss: a ``Loss``, or a plain ``f(params, batch) -> scalar``.
@@ -76,7 +77,7 @@ def hessian(
     References: Pearlmutter 1994; LLA, arXiv 2412.10146. Where we differ from LLA: (1) the mean over all data, not one
     random batch; (2) normalization layers in eval mode, and nothing of the user's is changed.
     """
-    matrix = _matrix("hessian", params, select, batch_stats)
+    matrix, params = _matrix("hessian", params, select, batch_stats)
     return _operator(matrix, loss, params, data, batch_size, linearize, devices, allow_nondeterministic, select)
 
 
@@ -99,7 +100,7 @@ def ggn(
     Positive semidefinite where the criterion is convex in the outputs; equal to the Hessian for a linear model.
 
     Args:
-      loss: a ``Loss`` with a per-example criterion: a plain function hides the outputs.
+      loss: a ``Loss``; a plain function hides the outputs. Outputs that are not floating, such as masks, are constants.
       params: as for ``hessian``.
       data: as for ``hessian``.
       batch_size: as for ``hessian``.
@@ -113,12 +114,12 @@ def ggn(
       As for ``hessian``.
 
     Raises:
-      ValueError: as for ``hessian``; a plain function as loss.
+      ValueError: as for ``hessian``; a plain function as loss; complex outputs.
 
     References: Schraudolph 2002; Martens 2014, arXiv 1412.1193.
     """
     _needs_outputs("ggn", loss)
-    matrix = _matrix("ggn", params, select, batch_stats)
+    matrix, params = _matrix("ggn", params, select, batch_stats)
     return _operator(matrix, loss, params, data, batch_size, linearize, devices, allow_nondeterministic, select)
 
 
@@ -154,7 +155,7 @@ def fisher(
       kind: "mc" or "empirical".
       samples: targets drawn per example.
       sample: ``sample(key, outputs, example) -> example`` with a target drawn from the model, for one example; by
-        default ``operators.categorical``: examples ``(inputs, label)`` with the label drawn from softmax(outputs).
+        default ``operators.categorical``: examples ``(inputs, label, ...)``, the label drawn from softmax(outputs).
       batch_size: as for ``hessian``.
       select: as for ``hessian``.
       batch_stats: as for ``hessian``.
@@ -180,10 +181,13 @@ def fisher(
         raise ValueError('key: needed for kind="mc", which draws targets; pass jax.random.key(0)')
     if kind == "empirical" and (key is not None or sample is not None or samples != 1):
         raise ValueError('kind: "empirical" draws nothing; leave key, sample and samples out, or use kind="mc"')
-    if not isinstance(samples, int) or samples < 1:
+    if kind == "mc" and not hasattr(key, "dtype"):
+        raise ValueError(f"key: {key!r} given; the rule is a jax.random key, e.g. jax.random.key(0)")
+    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
         raise ValueError(f"samples: {samples!r} given; the rule is a positive integer")
     drawn = None if kind == "empirical" else static(sample or categorical)
-    matrix = replace(_matrix("fisher", params, select, batch_stats), sample=drawn, samples=samples)
+    matrix, params = _matrix("fisher", params, select, batch_stats)
+    matrix = replace(matrix, sample=drawn, samples=samples)
     operator = _operator(
         matrix, loss, params, data, batch_size, linearize, devices, allow_nondeterministic, select, key
     )
@@ -205,16 +209,31 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
       u'(A v) = v'(A u), before they use it.
 
     Raises:
-      ValueError: ``like`` has no floating leaves.
+      ValueError: ``like`` has leaves that are not floating, or none; A v is no tree like ``v``.
     """
     leaves, structure = jax.tree_util.tree_flatten(like)
-    shapes = tuple((tuple(x.shape), jnp.promote_types(x.dtype, jnp.float32)) for x in leaves)
-    if not leaves or not all(jnp.issubdtype(d, jnp.floating) for _, d in shapes):
-        raise ValueError(f"like: {like!r} given; the rule is a pytree of real floating arrays, one vector's structure")
+    dtypes = [getattr(x, "dtype", None) or jnp.result_type(x) for x in leaves]
+    if not leaves or not all(jnp.issubdtype(d, jnp.floating) for d in dtypes):
+        found = ", ".join(map(str, dtypes)) or "no leaves"
+        raise ValueError(f"like: has {found}; the rule is a pytree of real floating arrays, one vector's structure")
+    wide = [jax.dtypes.canonicalize_dtype(jnp.promote_types(d, jnp.float32)) for d in dtypes]
+    shapes = tuple((tuple(np.shape(x)), d) for x, d in zip(leaves, wide, strict=True))
     how = How(None, static(product) if traceable else None, None, traceable, structure, shapes)
     if traceable:
-        return LinearOperator(how, args, ((),), recipe={"kind": "given"})
-    return HostOperator(how, lambda v: product(v, *args), like, recipe={"kind": "given"})
+        operator = LinearOperator(how, args, ((),), recipe={"kind": "given"})
+        try:
+            found = jax.eval_shape(product, operator.structure, *args)
+        except TypeError as error:
+            error.add_note("product: jax could not trace it; a product in numpy or elsewhere needs traceable=False")
+            raise
+        _tree.align(found, operator.structure, "product(v)", "like")
+        return operator
+
+    def call(v: PyTree) -> PyTree:
+        moved = _tree.align(product(v, *args), v, "product(v)", "like")
+        return jax.tree_util.tree_map(lambda x, like: jnp.asarray(x, like.dtype), moved, v)
+
+    return HostOperator(how, call, like, recipe={"kind": "given"})
 
 
 def masked(operator: Any, mask: PyTree) -> Any:
@@ -245,19 +264,25 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
       operator: any operator without a scale.
       second_moment: Adam's v: a tree like ``params``, or ``directions.adam_moments(opt_state, params)``, whose second
         entry is taken.
-      eps: Adam's eps.
-      decay: 1 - beta2^t, the bias correction; optax stores v uncorrected. 1 is right after long training.
+      eps: Adam's eps, at least 0.
+      decay: 1 - beta2^t after t steps, the bias correction, since optax stores v uncorrected; in (0, 1]. After long
+        training it is 1.
 
     Returns:
       The operator, on vectors scaled by P^1/2: a displacement of the parameters is P^-1/2 times one of these.
 
     Raises:
-      ValueError: v negative or of another structure; the operator is masked or preconditioned already.
+      ValueError: v negative, not finite or of another structure; moments that are normalized or not Adam's; eps or
+        decay out of range; zero entries of v with eps = 0; the operator is masked or preconditioned already.
 
     References: Cohen et al. 2022, arXiv 2207.14484, section 2.
     """
+    if not (0 < decay <= 1 and 0 <= eps < np.inf):
+        raise ValueError(f"eps, decay: {eps!r} and {decay!r} given; the rule is eps >= 0 and 0 < decay <= 1")
     if isinstance(second_moment, Directions):
-        if second_moment.recipe.get("kind") != "adam_moments" or second_moment.num != 2:
+        made = second_moment.recipe
+        raw = made.get("kind") == "adam_moments" and not made.get("normalize")
+        if not raw or made.get("chosen", [0, 1]) != [0, 1]:
             raise ValueError(
                 f"second_moment: got {second_moment!r}; the rule is Adam's moments (m, v), raw: "
                 "lla.directions.adam_moments(opt_state, params)"
@@ -266,9 +291,15 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
     if operator.how.matrix is not None and not all(operator.how.matrix.chosen):
         second_moment = _tree.align(second_moment, operator.centre(), "second_moment")
         second_moment = curvature.part(second_moment, operator.how.matrix.chosen)
-    if min(float(np.min(np.asarray(x, np.float64))) for x in jax.tree_util.tree_leaves(second_moment)) < 0:
+    _tree.check_real(second_moment, "second_moment")
+    if min(np.min(np.asarray(x), initial=0) for x in jax.tree_util.tree_leaves(second_moment)) < 0:
         raise ValueError("second_moment: has negative entries; the rule is Adam's v, a mean of squares")
-    scale = jax.tree_util.tree_map(lambda v: 1 / jnp.sqrt(jnp.sqrt(jnp.asarray(v) / decay) + eps), second_moment)
+    with np.errstate(divide="ignore"):
+        scale = jax.tree_util.tree_map(
+            lambda v: 1 / np.sqrt(np.sqrt(np.asarray(v, np.float64) / decay) + eps), second_moment
+        )
+    if not all(np.isfinite(x).all() for x in jax.tree_util.tree_leaves(scale)):
+        raise ValueError("eps: 0 given, and second_moment has zeros; the rule is eps > 0 then, such as Adam's 1e-8")
     recipe = {"preconditioned": {"eps": eps, "decay": decay, "moment": _data.fingerprint(second_moment)}}
     return _scaled(operator, scale, "second_moment", recipe)
 
@@ -312,8 +343,10 @@ def _needs_outputs(name: str, loss: Any) -> None:
         )
 
 
-def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) -> Matrix:
+def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) -> tuple[Matrix, PyTree]:
+    """The matrix, and the parameters as arrays."""
     _tree.check_real(params)
+    params = jax.tree_util.tree_map(lambda x: x if hasattr(x, "dtype") else np.asarray(x, jnp.result_type(x)), params)
     if batch_stats not in ("frozen", "batch"):
         raise ValueError(f'batch_stats: {batch_stats!r} given; the rule is "frozen" or "batch"')
     half = sorted({str(x.dtype) for x in jax.tree_util.tree_leaves(params) if jnp.dtype(x.dtype).itemsize < 4})
@@ -323,7 +356,7 @@ def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) 
             "for more",
             stacklevel=3,
         )
-    return Matrix(kind, tuple(_tree.selected(select, params)), batch_stats == "batch")
+    return Matrix(kind, tuple(_tree.selected(select, params)), batch_stats == "batch"), params
 
 
 def _operator(

@@ -78,9 +78,10 @@ def _spread(mesh: Mesh, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
     return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def _common_specs(data: Any = PartitionSpec(GRID)) -> Common:
+def _common_specs() -> Common:
+    """The data are split over the devices; the rest is on each of them."""
     whole = PartitionSpec()
-    return Common(whole, whole, data, whole, whole, whole)
+    return Common(whole, whole, PartitionSpec(GRID), whole, whole, whole)
 
 
 def _summed(f: Callable[[Any], Any], over: Any) -> Any:
@@ -89,14 +90,14 @@ def _summed(f: Callable[[Any], Any], over: Any) -> Any:
     if jax.tree_util.tree_leaves(over)[0].shape[0] == 1:
         return f(first)
     start = jax.tree_util.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, first))
-    return jax.lax.scan(lambda sums, x: (_plus(sums, f(x)), None), start, over)[0]
+    return jax.lax.scan(lambda sums, x: (plus(sums, f(x)), None), start, over)[0]
 
 
-def _plus(a: Any, b: Any) -> Any:
+def plus(a: Any, b: Any) -> Any:
     return jax.tree_util.tree_map(jnp.add, a, b)
 
 
-def block_sums(how: How, common: Common, block: Any, v: PyTree) -> tuple[PyTree, Any]:
+def _block_sums(how: How, common: Common, block: Any, v: PyTree) -> tuple[PyTree, Any]:
     """(sum of products, (sum of weights, sum of losses)) over the rows of one block, and over the devices."""
     matrix, mesh = how.matrix, how.mesh
     assert matrix is not None
@@ -125,42 +126,45 @@ def block_sums(how: How, common: Common, block: Any, v: PyTree) -> tuple[PyTree,
     return _spread(mesh, recomputed, (_common_specs(), whole, whole), whole)(common, block.starts, v)
 
 
-def add(how: How, common: Any, scale: PyTree, block: Any, v: PyTree, total: Any) -> Any:
-    """``total`` and the sums of one block."""
+def _moved(how: How, common: Common, scale: PyTree, v: PyTree) -> tuple[PyTree, PyTree]:
+    """The chosen parameters, and the vector by which they move: S v, in their dtypes."""
+    assert how.matrix is not None
+    part = curvature.part(common.params, how.matrix.chosen)
+    v = v if scale is None else times(scale, v)
+    return part, jax.tree_util.tree_map(lambda x, p: x.astype(p.dtype), v, part)
+
+
+def sums(how: How, common: Any, scale: PyTree, block: Any, v: PyTree) -> Any:
+    """The sums of one block, in float32 at least: what ``plus`` adds up and ``finish`` makes a product of."""
     with jax.default_matmul_precision("highest"):
-        if scale is not None:
-            v = times(scale, v)
         if how.matrix is None:
-            return how.product(v, *common)
-        params = curvature.part(common.params, how.matrix.chosen)
-        v = jax.tree_util.tree_map(lambda x, p: x.astype(p.dtype), v, params)
-        found, sums = block_sums(how, common, block, v)
-        found = (jax.tree_util.tree_map(_tree.wide, found), sums)
-        return found if total is None else _plus(total, found)
+            return how.product(v if scale is None else times(scale, v), *common)
+        product, rest = _block_sums(how, common, block, _moved(how, common, scale, v)[1])
+        return jax.tree_util.tree_map(_tree.wide, product), rest
 
 
 def finish(how: How, common: Any, scale: PyTree, v: PyTree, total: Any) -> PyTree:
     """The mean, with the penalty's part."""
-    if how.matrix is None:
-        found = total
-    else:
-        product, (weight, _) = total
-        found = jax.tree_util.tree_map(lambda x: x / weight.astype(x.dtype), product)
-        penalty = common.loss.penalty
-        if penalty is not None and how.matrix.kind != "fisher":
-            moved = v if scale is None else times(scale, v)
-            part = curvature.part(common.params, how.matrix.chosen)
-            moved = jax.tree_util.tree_map(lambda x, p: x.astype(p.dtype), moved, part)
-            chosen = how.matrix.chosen
-            slope = jax.grad(lambda moving: penalty(curvature.merged(common.params, moving, chosen)))
-            found = _plus(found, jax.jvp(slope, (part,), (moved,))[1])
+    found = total if how.matrix is None else _mean(how, common, scale, v, total)
     found = found if scale is None else times(scale, found)
     return jax.tree_util.tree_map(lambda x, like: x.astype(like.dtype), found, v)
 
 
-add_step = jax.jit(
-    lambda common, scale, block, v, total, *, how: add(how, common, scale, block, v, total), static_argnames="how"
-)
+def _mean(how: How, common: Common, scale: PyTree, v: PyTree, total: Any) -> PyTree:
+    assert how.matrix is not None
+    product, (weight, _) = total
+    found = jax.tree_util.tree_map(lambda x: x / weight.astype(x.dtype), product)
+    penalty, chosen = common.loss.penalty, how.matrix.chosen
+    if penalty is None or how.matrix.kind == "fisher":
+        return found
+    with jax.default_matmul_precision("highest"):
+        slope = jax.grad(lambda moving: penalty(curvature.merged(common.params, moving, chosen)))
+        part, moved = _moved(how, common, scale, v)
+        return plus(found, jax.jvp(slope, (part,), (moved,))[1])
+
+
+sums_step = jax.jit(lambda common, scale, block, v, *, how: sums(how, common, scale, block, v), static_argnames="how")
+plus_step = jax.jit(plus)
 finish_step = jax.jit(
     lambda common, scale, v, total, *, how: finish(how, common, scale, v, total), static_argnames="how"
 )

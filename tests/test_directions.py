@@ -14,8 +14,10 @@ import pytest
 from flax import nnx
 from flax.core import freeze
 
+import lla_jax as lla
 from lla_jax import _tree, directions
-from lla_jax._types import Directions, Loss, Recipe
+from lla_jax._types import Directions, Eigenpairs, Loss, Recipe
+from tests.helpers import FIXED
 
 KEY = jax.random.key(7)
 COMPILED: list[str] = []
@@ -579,6 +581,107 @@ class TestNormalizeRefusals:
             directions.normalize(zero, params)
         with pytest.raises(ValueError, match="direction 0 has NaN"):
             directions.normalize(Directions({"kernel": np.full((1, 2, 3), np.nan, "f4")}, Recipe()), params)
+
+
+# --- eigenvectors
+
+
+def pairs_of(matrix, indices, dtype=np.float32, **changes):
+    """Exact eigenpairs of a symmetric (6, 6) matrix on ``{"a": (2, 2), "b": (2,)}``."""
+    values, columns = np.linalg.eigh(matrix)
+    vectors = jnp.asarray(columns.T[indices], dtype)
+    tree = {"a": vectors[:, :4].reshape(-1, 2, 2), "b": vectors[:, 4:]}
+    parts = {"values": values[indices], "vectors": Directions(tree, {"kind": "eigenpairs"}), "products": 6}
+    return Eigenpairs(**parts | {"residuals": 1e-3 * np.arange(len(indices)), "recipe": {}} | changes)
+
+
+class TestEigenvectors:
+    def setup_method(self):
+        # a known spectrum, not in the order of the pairs
+        rotation = np.linalg.qr(np.random.default_rng(5).normal(size=(6, 6)))[0]
+        self.matrix = (rotation * [-2.5, -1, 0, 0.5, 3, 12.25]) @ rotation.T
+        self.order = [5, 4, 0, 1]
+
+    def test_chosen_vectors_with_their_names(self):
+        pairs = pairs_of(self.matrix, self.order)
+        axes = directions.eigenvectors(pairs)
+        equal(axes, pairs.vectors[:2])
+        assert axes.recipe["names"] == ["eigenvector 1 (lambda = 12.2)", "eigenvector 2 (lambda = 3)"]
+        ends = directions.eigenvectors(pairs, (np.int64(0), -2))
+        equal(ends, pairs.vectors[[0, 2]])
+        assert ends.recipe["names"][1] == "eigenvector 3 (lambda = -2.5)"
+        assert ends.recipe["indices"] == [0, 2]
+        np.testing.assert_allclose(ends.recipe["values"], [12.25, -2.5])
+        assert ends.recipe["residuals"] == [0, 2e-3]
+        assert json.loads(json.dumps(ends.recipe)) == ends.recipe
+        for vector in rows(ends):
+            assert np.linalg.norm(vector) == pytest.approx(1, rel=1e-6)
+        one = directions.eigenvectors(pairs, 3)
+        assert one.num == 1
+        equal(one, pairs.vectors[3])
+
+    def test_they_join_normalize_and_index_like_all_directions(self):
+        pairs = pairs_of(self.matrix, self.order)
+        params = {"a": np.ones((2, 2), "f4"), "b": np.ones(2, "f4")}
+        axes = directions.eigenvectors(pairs, (0, 2))
+        assert axes[1].recipe["names"] == ["eigenvector 3 (lambda = -2.5)"]
+        joined = directions.join(axes, directions.random(KEY, params, 1))
+        assert joined.recipe["names"][0::2] == ["eigenvector 1 (lambda = 12.2)", "random"]
+        scaled = directions.normalize(axes, params, "model")
+        np.testing.assert_allclose([np.linalg.norm(row) for row in rows(scaled)], np.sqrt(6), rtol=1e-6)
+        assert scaled.recipe["names"] == axes.recipe["names"]
+
+    def test_the_plane_of_a_quadratic_is_its_eigenvalues(self):
+        """Science truth 1, in float64: L0 + (lambda_1 a^2 + lambda_2 b^2) / 2 to 1e-12."""
+        with jax.enable_x64(True):
+            pairs = pairs_of(self.matrix, self.order, np.float64)
+            params = {"a": np.zeros((2, 2)), "b": np.zeros(2)}
+
+            def loss(p, batch):
+                w = jnp.concatenate([p["a"].reshape(-1), p["b"]])
+                return 0.75 + w @ batch[0].mean(0) @ w / 2
+
+            axes = directions.eigenvectors(pairs, (0, -2))
+            assert axes.tree["a"].dtype == np.float64
+            plane = lla.evaluate(loss, params, (self.matrix[None],), axes, lla.grid(points=(5, 3)), execution=FIXED)
+        a, b = np.meshgrid(*plane.coords, indexing="ij")
+        expected = 0.75 + (12.25 * a**2 - 2.5 * b**2) / 2
+        np.testing.assert_allclose(plane.values["loss"], expected, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize(
+        ("which", "message"),
+        [
+            ((0, 4), r"which: \(0, 4\) given; the rule is indices of the 4 pair.*0 to 3 or -1 to -4 .*More pairs"),
+            ((-5,), r"which: \(-5,\) given"),
+            ((1, -3), r"which: \(1, -3\) given; .*each once"),
+            ((), r"which: \(\) given"),
+            ("01", r"which: '01' given"),
+            ((0.0, 1), r"which: \(0.0, 1\) given"),
+            ((True, False), r"which: \(True, False\) given"),
+            (None, r"which: None given"),
+        ],
+    )
+    def test_indices_that_do_not_exist(self, which, message):
+        with pytest.raises(ValueError, match=message):
+            directions.eigenvectors(pairs_of(self.matrix, self.order), which)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"vectors": None}, "pairs: has 4 values and no vectors"),
+            ({"vectors": Directions({"a": 2 * np.eye(4)}, {})}, r"norms \[2.0, 2.0\]; the rule is 1"),
+            ({"vectors": Directions({"a": np.full((4, 2), np.nan)}, {})}, "NaN or infinite"),
+            ({"recipe": {"operator": {"kind": "hessian", "preconditioned": {"eps": 0}}}}, "preconditioned operator"),
+            ({"values": np.zeros(0)}, "holds no pair"),
+        ],
+    )
+    def test_pairs_without_use(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            directions.eigenvectors(pairs_of(self.matrix, self.order, **changes))
+
+    def test_something_else(self):
+        with pytest.raises(ValueError, match=r"pairs: got tuple; the rule is Eigenpairs, as lla.eigenpairs"):
+            directions.eigenvectors((np.ones(2), np.eye(2)))
 
 
 # --- Adam's moments

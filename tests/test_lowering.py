@@ -132,3 +132,88 @@ def test_profile_sees_nested_equations():
     nbytes, names = lowering.profile(f, params)
     assert "dot_general" in names
     assert nbytes == 7 * 5 * 4
+
+
+LAYOUTS = {
+    "NHWC": (("NHWC", "HWIO", "NHWC"), (2, 9, 8, 3), (3, 2, 3, 4)),
+    "NCHW": (("NCHW", "OIHW", "NCHW"), (2, 3, 9, 8), (4, 3, 3, 2)),
+    "mixed": (("NCHW", "HWIO", "NHWC"), (2, 3, 9, 8), (3, 2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "options",
+    [{"window_strides": (2, 1), "padding": [(2, 1), (0, 3)]}, {"rhs_dilation": (1, 2), "padding": [(-1, 0)] * 2}],
+)
+def test_first_convolution_as_patches_is_the_same_with_its_derivatives(layout, options):
+    numbers, data_shape, kernel_shape = LAYOUTS[layout]
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in (data_shape, kernel_shape))
+    options = {"window_strides": (1, 1), "padding": [(1, 1), (1, 1)]} | options
+
+    def f(p):
+        h = jax.lax.conv_general_dilated(x, p["w"], dimension_numbers=numbers, **options)
+        return jax.nn.relu(h) ** 2
+
+    lowered = lowering.lowered(f, {"w": w})
+    names = {e.primitive.name for e in jax.make_jaxpr(lowered)({"w": w}).jaxpr.eqns}
+    assert "conv_general_dilated" not in names
+    np.testing.assert_allclose(lowered({"w": w}), f({"w": w}), rtol=1e-5, atol=1e-5)
+    ones = {"w": jnp.ones_like(w)}
+    one, two = (jax.jvp(jax.grad(lambda p, g=g: g(p).sum()), ({"w": w},), (ones,))[1]["w"] for g in (f, lowered))
+    np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-4 * float(np.abs(one).max()))
+
+
+def test_only_convolutions_of_the_data_become_patches():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 8, 8, 1)), jnp.float32)
+    shapes = {"first": (3, 3, 1, 2), "second": (3, 3, 2, 2)}
+    p = {name: jnp.asarray(rng.normal(size=s), jnp.float32) for name, s in shapes.items()}
+
+    @jax.jit
+    def conv(x, w):
+        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def f(p):
+        return conv(jax.nn.relu(conv(x, p["first"])), p["second"]).sum((1, 2))
+
+    lowered = lowering.lowered(f, p)
+    assert str(jax.make_jaxpr(lowered)(p)).count("conv_general_dilated[") == 1
+    np.testing.assert_allclose(lowered(p), f(p), rtol=1e-5)
+    grouped = {"w": jnp.asarray(rng.normal(size=(3, 3, 1, 4)), jnp.float32)}
+
+    def depthwise(p):
+        two = jnp.concatenate([x, x], -1)
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            two, p["w"], (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=2
+        )
+
+    assert "conv_general_dilated" in str(jax.make_jaxpr(lowering.lowered(depthwise, grouped))(grouped))
+
+
+@pytest.mark.parametrize(("shape", "window"), [((2, 6, 4, 3), (1, 2, 2, 1)), ((2, 3, 6, 6), (1, 1, 3, 2))])
+def test_pooling_without_overlap_is_a_choice_with_the_same_derivatives(shape, window):
+    w = jnp.asarray(np.random.default_rng(1).integers(-2, 3, shape), jnp.float32)  # with ties
+    weight = jnp.asarray(RNG.standard_normal(shape), jnp.float32)
+
+    def f(w):
+        pooled = jax.lax.reduce_window(w * weight.sum() + 0, -jnp.inf, jax.lax.max, window, window, "VALID")
+        return (pooled**2).sum()
+
+    rewritten = lowering.lowered(f, w)
+    assert "reduce_window_max" not in str(jax.make_jaxpr(rewritten)(w))
+    np.testing.assert_allclose(rewritten(w), f(w), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(rewritten)(w), jax.grad(f)(w), rtol=1e-6)
+    products = [jax.jvp(jax.grad(g), (w,), (weight,))[1] for g in (f, rewritten)]
+    np.testing.assert_allclose(products[1], products[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "padding"), [((3, 3), (2, 2), "VALID"), ((2, 2), (2, 2), ((1, 1), (0, 0)))]
+)
+def test_other_pooling_stays_as_it_is(window, stride, padding):
+    x = jnp.ones((4, 6))
+    f = lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, stride, padding).sum()  # noqa: E731
+    assert "reduce_window_max" in str(jax.make_jaxpr(lowering.lowered(f, x))(x))

@@ -1,5 +1,7 @@
 """The comparison of all modes: which planes there are, with one compilation for those that share a rule."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -52,6 +54,54 @@ def test_adam_moments_make_it_ten_and_progress_covers_all(opt_state):
     with compilations() as compiled:
         run(opt_state=opt_state)
     assert compiled.count == 0
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Two orthonormal vectors, said to be eigenvectors at ``params()``."""
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(params()))
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(size, 3)))[0].T.astype("float32")
+    leaves, structure = jax.tree.flatten(params())
+    cuts = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
+    columns = zip(np.split(basis, cuts, axis=1), leaves, strict=True)
+    tree = structure.unflatten([column.reshape(3, *np.shape(leaf)) for column, leaf in columns])
+    H = lla.hessian(mlp_loss(), params(), dataset(), devices=1)
+    recipe = {"operator": H.recipe}
+    return lla.Eigenpairs(np.array([3.0, 2.0, -1.0]), lla.Directions(tree, {}), np.zeros(3), 9, recipe)
+
+
+def test_eigenvectors_make_it_eight_and_with_adam_fourteen(pairs, opt_state):
+    eight = run(pairs=pairs)
+    modes = ["not normalized", "weight-normalized", "filter-normalized (L1)", "filter-normalized (L2)"]
+    kinds = ["random", "Hessian eigenvectors", "Adam moments"]
+    assert list(eight) == [f"{kind}, {mode}" for kind in kinds[:2] for mode in modes]
+    seen = []
+    planes = run(pairs=pairs, opt_state=opt_state, progress=lambda *at: seen.append(at))
+    rules = ["Adam moments, adam rule", "Adam moments, adam rule, a/10"]
+    assert list(planes) == [f"{kind}, {mode}" for kind in kinds for mode in modes] + rules
+    assert seen[-1] == (14 * 15, 14 * 15)
+    axes = lla.directions.eigenvectors(pairs)
+    alone = lla.evaluate(mlp_loss(), params(), dataset(), axes, GRID, execution=FIXED)
+    np.testing.assert_allclose(
+        planes["Hessian eigenvectors, not normalized"].values["loss"], alone.values["loss"], rtol=1e-6
+    )
+    recipes = [planes[f"Hessian eigenvectors, {mode}"].recipe["directions"] for mode in modes]
+    assert {recipe["kind"] for recipe in recipes} == {"eigenvectors"}
+    assert recipes[0]["names"] == ["eigenvector 1 (lambda = 3)", "eigenvector 2 (lambda = 2)"]
+    assert [recipe["normalize"][0]["by"] for recipe in recipes[1:]] == ["weight", "filter", "filter"]
+    ggn = dataclasses.replace(pairs, recipe={"operator": pairs.recipe["operator"] | {"kind": "ggn"}})
+    assert list(run(pairs=ggn))[4] == "GGN eigenvectors, not normalized"
+
+
+def test_pairs_of_other_parameters_or_too_few_are_refused(pairs):
+    elsewhere = {"operator": pairs.recipe["operator"] | {"params": {"fingerprint": "0"}}}
+    with pytest.raises(ValueError, match="pairs: were computed at other parameters"):
+        run(pairs=dataclasses.replace(pairs, recipe=elsewhere))
+    one = dataclasses.replace(
+        pairs, values=pairs.values[:1], vectors=pairs.vectors[0], residuals=pairs.residuals[:1], recipe={}
+    )
+    with pytest.raises(ValueError, match=r"which: \(0, 1\) given; the rule is indices of the 1 pair"):
+        run(pairs=one)
 
 
 def test_it_draws_planes_only_and_needs_moments():

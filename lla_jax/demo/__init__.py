@@ -43,6 +43,7 @@ class Trained(NamedTuple):
       module: the flax module.
       variables: ``{"params": ..., "batch_stats": ...}`` at the end of training.
       opt_state: the optax state at the end of training, with Adam's moments.
+      initial: the variables at initialization.
       checkpoints: the parameters at initialization and halfway through training.
       train: images ``(1437, 8, 8, 1)`` in [0, 1] and labels ``(1437,)``.
       test: images ``(360, 8, 8, 1)`` and labels ``(360,)``.
@@ -51,6 +52,7 @@ class Trained(NamedTuple):
     module: CNN
     variables: dict[str, Any]
     opt_state: Any
+    initial: dict[str, Any]
     checkpoints: tuple[Any, ...]
     train: Arrays
     test: Arrays
@@ -140,7 +142,7 @@ def train(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], Any
     steps = len(labels) // BATCH
     total = epochs * steps
     variables, opt_state = _start(jax.random.key(seed))
-    checkpoints = [variables["params"]]
+    initial, checkpoints = variables, [variables["params"]]
     rng = np.random.default_rng([seed, 1])
     for epoch in range(epochs):
         if epoch == epochs // 2:
@@ -150,7 +152,7 @@ def train(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], Any
             variables, opt_state = _step(variables, opt_state, (moved[rows], labels[rows]), total=total)
             if progress is not None:
                 progress(epoch * steps + i + 1, total)
-    return Trained(CNN(), variables, opt_state, tuple(checkpoints), train_data, test_data)
+    return Trained(CNN(), variables, opt_state, initial, tuple(checkpoints), train_data, test_data)
 
 
 def problem(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], Any] | None = None) -> Problem:
@@ -165,7 +167,11 @@ def problem(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], A
       Loss (cross-entropy), parameters, training data, optimizer state, the metric "accuracy", the test data as
       ``extra_data["test"]``, and as checkpoints the parameters at initialization and halfway through training.
     """
-    trained = train(seed, epochs=epochs, progress=progress)
+    return problem_of(train(seed, epochs=epochs, progress=progress))
+
+
+def problem_of(trained: Trained) -> Problem:
+    """What ``problem`` returns, of a network that is trained already."""
     return Problem(
         loss=models.from_linen(trained.module, trained.variables, cross_entropy),
         params=trained.variables["params"],

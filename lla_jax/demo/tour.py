@@ -13,6 +13,7 @@ import numpy as np
 
 from lla_jax import demo, directions, plotting
 from lla_jax._types import Landscape
+from lla_jax.demo import curvature
 from lla_jax.landscape import evaluate, grid
 from lla_jax.runs import all_modes
 from lla_jax.storage import save
@@ -21,7 +22,7 @@ Bar = Callable[..., AbstractContextManager[Callable[[float, float | None], None]
 
 
 def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Bar) -> list[Path]:
-    """Trains, then computes a line, a plane and the comparison of all modes; everything is saved in ``out``.
+    """Trains, then computes a line, a plane, the curvature and the comparison of all modes; all is saved in ``out``.
 
     Args:
       out: an existing folder.
@@ -34,7 +35,8 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
       The files written: pictures, ``summary.txt``, results.
     """
     with bar("training", "steps") as progress:
-        problem = demo.problem(seed, epochs=epochs, progress=progress)
+        trained = demo.train(seed, epochs=epochs, progress=progress)
+    problem = demo.problem_of(trained)
     loss, params, metrics = problem.loss, problem.params, dict(problem.metrics)
     key = jax.random.key(seed)
     axes = directions.normalize(directions.random(key, params, 2), params, by="filter", filter_axis=loss)
@@ -52,6 +54,7 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
         )
     with bar("plane") as progress:
         plane = evaluate(loss, params, problem.data, axes, grid(points=points), metrics=metrics, progress=progress)
+    found = curvature.run(trained, problem, jax.random.fold_in(key, 1), points=points, bar=bar)
     with bar("all modes") as progress:
         modes = all_modes(
             loss,
@@ -60,14 +63,17 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
             key,
             grid=grid(points=points // 4 * 2 + 1),
             opt_state=problem.opt_state,
+            pairs=found.pairs,
             progress=progress,
         )
-    results = {"line": line, "plane": plane} | {f"mode-{_slug(name)}": mode for name, mode in modes.items()}
+    results = (
+        {"line": line, "plane": plane} | found.results | {f"mode-{_slug(name)}": mode for name, mode in modes.items()}
+    )
     saved = {out / f"{name}.npz": result for name, result in results.items()}
     for path, result in saved.items():
         save(result, path)
     summary = out / "summary.txt"
-    summary.write_text(summarize(line, plane, modes) + "\n", encoding="utf-8")
+    summary.write_text(f"{summarize(line, plane, modes)}\n{found.text}\n", encoding="utf-8")
     # logarithmic, since the loss spans four orders of magnitude
     figures = {
         "line": plotting.train_test(line, log=True, title="Digits CNN"),
@@ -76,7 +82,7 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
         "accuracy": plotting.contour(plane, "accuracy", title="Digits CNN: training accuracy"),
         "modes": plotting.panels(modes, kind="contour", log=True, title="Digits CNN, training"),
     }
-    pictures = {out / f"{name}.png": figure for name, figure in figures.items()}
+    pictures = {out / f"{name}.png": figure for name, figure in (figures | found.figures).items()}
     for path, figure in pictures.items():
         figure.savefig(path)
     return [*pictures, summary, *saved]

@@ -1,0 +1,351 @@
+"""Claim: eigenpairs, densities and traces of the Hessian come sooner here than from its peers, at equal accuracy.
+
+    python benchmarks/hessian.py --lla PATH [--pyhessian PATH] [--only lenet] [--parts top2,density] [--cap 600]
+
+Two trained networks from ``--data``: LeNet at batch 2048 and, in eval mode, ResNet-20 at batch 512. Rivals are LLA
+(checkout at --lla), PyHessian (installed, or at --pyhessian), curvlinops with scipy's Lanczos and matfree (installed).
+Each rival does each part in a process of its own, on the same threads: top 2 and top 10 eigenpairs by magnitude until
+every residual |Hv - lambda v| / |lambda|, computed for all alike by torch's double backward, is at most 1e-3 (first as
+the rival is shipped, then with its tolerance tightened); a density of 100 steps; the trace to 2 % standard error; one
+product and one gradient. Seconds are of a whole job, with the making of its graph or operator, after a warm-up. A run
+is cut at the cap and reported as longer. Every row is written as soon as it is measured; parts can be run apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import measure
+import networks
+import numpy as np
+import peers
+import where
+
+PARTS = ("product", "top2", "top10", "density", "trace", "where")
+RIVALS = ("lla_jax", "LLA", "PyHessian", "curvlinops", "matfree")
+PACKAGES = {"PyHessian": "pyhessian", "curvlinops": "curvlinops", "matfree": "matfree"}
+VERSIONS = ("optax", "scipy", "pyhessian", "curvlinops-for-pytorch", "matfree")
+REPEATS, ENOUGH_S = 3, 10.0  # a job is repeated three times, or until it has taken this long in all
+SLACK = 90.0  # seconds to start a process, compile and warm up, on top of the cap
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lla", type=pathlib.Path, help="checkout of LLA")
+    parser.add_argument("--pyhessian", type=pathlib.Path, help="checkout of PyHessian, if it is not installed")
+    parser.add_argument("--data", type=pathlib.Path, default=measure.RESULTS.parents[2] / "shared/data")
+    parser.add_argument("--only", default=",".join(networks.NAMES), help="networks, by commas")
+    parser.add_argument("--parts", default=",".join(PARTS), help="parts, by commas")
+    parser.add_argument("--rivals", default=",".join(RIVALS), help="rivals, by commas")
+    parser.add_argument("--cap", type=float, default=120.0, help="seconds after which a run of a rival is cut")
+    parser.add_argument("--threads", type=int, default=measure.THREADS)
+    parser.add_argument("--quick", action="store_true", help="small batches and few steps, to see that it runs")
+    parser.add_argument("--out", type=pathlib.Path, help="results/hessian.json, or with --quick a temporary file")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)  # in a process of its own: the job, as JSON
+    options = parser.parse_args()
+    for name, allowed in (("only", networks.NAMES), ("parts", PARTS), ("rivals", RIVALS)):
+        chosen = getattr(options, name).split(",")
+        if not set(chosen) <= set(allowed):
+            parser.error(f"--{name}: {chosen} given; the rule is some of {','.join(allowed)}")
+        setattr(options, name, chosen)
+    return options
+
+
+# -- in a process of its own: one rival, one part ----------------------------------------------------------------------
+
+
+def tell(**event: Any) -> None:
+    print("EVENT " + json.dumps(event, default=float), flush=True)
+
+
+def status_mib(field: str) -> float:
+    """A memory field of this process in MiB."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(x for x in lines if x.startswith(field)).split()[1]) / 1024
+
+
+def make(job: dict[str, Any]) -> peers.Rival:
+    path = pathlib.Path(job["path"])
+    if job["rival"] == "lla_jax":
+        return peers.Ours(path)
+    if job["rival"] == "matfree":
+        return peers.Matfree(path)
+    if job["rival"] == "LLA":
+        return peers.LLA(path, pathlib.Path(job["lla"]))
+    if job["rival"] == "PyHessian":
+        return peers.PyHessian(path, pathlib.Path(job["pyhessian"]) if job["pyhessian"] else None)
+    return peers.Curvlinops(path)
+
+
+def worker(job: dict[str, Any]) -> None:
+    path, part = pathlib.Path(job["path"]), job["part"]
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job["threads"]])
+    measure.start_jax(job["devices"])
+    if job["rival"] not in ("lla_jax", "matfree"):
+        import torch
+
+        torch.set_num_threads(job["threads"])
+    if part == "check":
+        about = networks.prepare(job["network"], pathlib.Path(job["data"]), job["batch"], path)
+        tell(row=networks.check(path) | {"data": about})
+    elif part == "where":
+        tell(start="where")
+        tell(row=where.where(path, 2 if job["quick"] else 5))
+    else:
+        rival = make(job)
+        (one_product if part == "product" else jobs)(rival, job)
+
+
+def one_product(rival: peers.Rival, job: dict[str, Any]) -> None:
+    tell(start="one product")
+    state = rival.build()
+    calls = {"product": rival.product(state), "gradient": rival.gradient()}
+    found = measure.alternate(calls, dict.fromkeys(calls, 1), 2 if job["quick"] else 7)
+    tell(row={"setting": "one product"} | found | rival.more)
+
+
+def jobs(rival: peers.Rival, job: dict[str, Any]) -> None:
+    """A row for each setting, up to the first whose residuals are good, or which the cap cut."""
+    part, before, product = job["part"], status_mib("VmRSS"), None
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is in use now
+    rival.warm_up()
+    for label, call in calls(rival, part, 20 if job["quick"] else peers.STEPS):
+        tell(start=label)
+        row, found = timed(rival, call, job["cap"], 1 if job["quick"] else REPEATS)
+        row = {"setting": label} | row | rival.more
+        if product is None:  # the judge's own graph is not the rival's memory
+            row |= {"peak_mib": status_mib("VmHWM"), "loaded_mib": before}
+        if found is not None and found.vectors is not None:
+            product = product or networks.judge(pathlib.Path(job["path"]))
+            row["values"], row["residuals"] = networks.judged(product, found.vectors)
+            row["reported"], row["residual"] = found.values, max(row["residuals"])
+        elif found is not None and part == "density":
+            nodes = np.asarray(found.values, np.float64)
+            near = nodes > nodes.max() - peers.TOL * abs(nodes.max())
+            row |= {"least": nodes.min(), "largest": nodes.max(), "copies_of_the_largest": int(near.sum())}
+        elif found is not None:
+            row |= {"mean": found.values, "sem": found.sem}
+        tell(row=row)
+        if found is None or row.get("residual", math.inf) <= peers.TOL:
+            break
+
+
+def calls(rival: peers.Rival, part: str, steps: int) -> list[tuple[str, Callable[[Any], peers.Found]]]:
+    """(name of a setting, the job) in the order in which they are tried."""
+    if part.startswith("top"):
+        k = int(part.removeprefix("top"))
+        return [(name, lambda state, o=o: rival.top(state, k, **o)) for name, o in rival.top_settings(k)]
+    if part == "density":
+        return [(name, lambda state, o=o: rival.density(state, steps, **o)) for name, o in rival.density_settings()]
+    return [(name, lambda state, o=o: rival.trace(state, **o)) for name, o in rival.trace_settings()]
+
+
+def timed(
+    rival: peers.Rival, call: Callable[[Any], peers.Found], cap: float, repeats: int
+) -> tuple[dict[str, Any], peers.Found | None]:
+    """Seconds of whole jobs, and what the last one found; nothing where the cap cut it or it failed."""
+    taken: list[float] = []
+    row: dict[str, Any] = {}
+    while len(taken) < repeats and sum(taken) < ENOUGH_S:
+        rival.seed()
+        rival.products, rival.compile_s, start = 0, 0.0, time.perf_counter()
+        rival.deadline = start + cap
+        try:
+            state = rival.build()
+            found = call(state)
+        except peers.TimeUp:
+            return {"over_s": cap, "products": rival.products}, None
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"}, None
+        finally:
+            rival.deadline = math.inf
+        elapsed = time.perf_counter() - start
+        rival.free(state)
+        del state
+        gc.collect()
+        if "first_s" not in row and rival.compiles:
+            row["first_s"] = elapsed
+            if not rival.compile_s:  # not known apart from the rest
+                continue
+        taken.append(elapsed - rival.compile_s)
+    if "first_s" in row:
+        row["compile_s"] = max(0.0, row["first_s"] - min(taken))
+    times = {"seconds": min(taken), "median_s": statistics.median(taken), "repeats": len(taken)}
+    return times | row | {"products": found.products}, found
+
+
+# -- the processes, one after another ----------------------------------------------------------------------------------
+
+
+def run(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows as the worker tells them; it is killed where one takes longer than the cap and some slack."""
+    command = [sys.executable, __file__, "--worker", json.dumps(job)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(job["threads"]), "MPLBACKEND": "Agg"}
+    limit, setting, late = job["cap"] + SLACK, "start", threading.Event()
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process,
+    ):
+
+        def kill() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(limit, kill)
+        timer.start()
+        try:
+            for line in process.stdout or ():
+                if line.startswith("EVENT "):
+                    timer.cancel()
+                    event = json.loads(line.removeprefix("EVENT "))
+                    setting = event.get("start", setting)
+                    if "row" in event:
+                        yield event["row"]
+                    timer = threading.Timer(REPEATS * job["cap"] + SLACK if "start" in event else limit, kill)
+                    timer.start()
+        finally:
+            timer.cancel()
+            process.kill()
+        if late.is_set():
+            yield {"setting": setting, "over_s": job["cap"]}
+        elif process.wait():
+            log.seek(0)
+            yield {"setting": setting, "error": (log.read().strip().splitlines() or ["ended early"])[-1]}
+
+
+def available(options: argparse.Namespace) -> list[str]:
+    """Rivals that are here; the others are skipped with a word."""
+    found = []
+    for name in options.rivals:
+        package = PACKAGES.get(name)
+        if name == "LLA" and not options.lla:
+            print("LLA: no --lla PATH given, skipped")
+        elif package and not importlib.util.find_spec(package) and not (name == "PyHessian" and options.pyhessian):
+            print(f"{name}: not installed, skipped")
+        else:
+            found.append(name)
+    return found
+
+
+def environment(options: argparse.Namespace) -> dict[str, Any]:
+    """As in every benchmark, with the peers' versions."""
+    found = measure.environment(options.threads)
+    for name in VERSIONS:
+        try:
+            found["versions"][name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    for name, path in (("LLA", options.lla), ("pyhessian", options.pyhessian)):
+        if path:
+            command = ["git", "-C", str(path), "rev-parse", "--short", "HEAD"]
+            commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+            found["versions"][name] = commit or "unknown commit"
+    return found
+
+
+def resumed(path: pathlib.Path, now: dict[str, Any]) -> dict[str, Any]:
+    """The result so far, if it was measured in the same environment; otherwise a new one."""
+    blank = {"claim": __doc__.splitlines()[0], "environment": now, "networks": {}}
+    if not path.exists():
+        return blank
+    result = json.loads(path.read_text())
+    then = result["environment"]
+    if {**then, "date": 0, "versions": 0} != {**now, "date": 0, "versions": 0} or any(
+        now["versions"].get(name, version) != version for name, version in then["versions"].items()
+    ):
+        print(f"{path}: was measured in another environment, begun anew")
+        return blank
+    versions = then["versions"] | now["versions"]
+    return result | {"environment": now | {"versions": versions}}
+
+
+def write(path: pathlib.Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(result, indent=1) + "\n")
+    new.replace(path)
+
+
+def told(row: dict[str, Any]) -> str:
+    """A row in a line for the terminal."""
+    if "error" in row:
+        return f"{row['setting']}: {row['error'][:160]}"
+    if "over_s" in row:
+        return f"{row['setting']}: > {row['over_s']:.0f} s"
+    if "product" in row:
+        times = [f"{name} {row[name]['min_ms']:.1f} ms" for name in ("product", "gradient")]
+        return f"{row['setting']}: {', '.join(times)}"
+    said = [f"{row['setting']}: {row['seconds']:.2f} s, {row['products']} products"]
+    for name in ("peak_mib", "first_s", "residual", "copies_of_the_largest", "mean", "sem"):
+        if name in row:
+            said.append(f"{name} {row[name]:.3g}")
+    return ", ".join(said)
+
+
+def measured(options: argparse.Namespace, result: dict[str, Any], path: pathlib.Path, folder: pathlib.Path) -> None:
+    """Run all jobs asked for; every row goes to the file at once."""
+    rivals = available(options)
+    common = {
+        "threads": options.threads, "cap": options.cap, "quick": options.quick, "data": str(options.data),
+        "lla": str(options.lla or ""), "pyhessian": str(options.pyhessian or ""), "devices": 1,
+    }  # fmt: skip
+    for network in options.only:
+        here = result["networks"].setdefault(network, {})
+        batch = networks.BATCH[network] // (8 if options.quick else 1)
+        base = common | {"network": network, "batch": batch, "path": str(folder / f"{network}.npz")}
+        (here["facts"],) = run(base | {"part": "check", "rival": ""})
+        if "error" in here["facts"]:
+            raise SystemExit(f"{network}: {here['facts']['error']}")
+        print(f"{network}: {here['facts']}")
+        for part in options.parts:
+            for rival in rivals if part != "where" else ["lla_jax"]:
+                rows: list[dict[str, Any]] = []
+                for devices in devices_for(here, part, rival, options.threads):
+                    for row in run(base | {"part": part, "rival": rival, "devices": devices}):
+                        rows.append(row)
+                        here.setdefault(part, {})[rival] = rows
+                        write(path, result)
+                        print(f"  {network} {part:8s} {rival:10s} {told(row) if part != 'where' else row}", flush=True)
+
+
+def devices_for(here: dict[str, Any], part: str, rival: str, threads: int) -> list[int]:
+    """Our products are timed on one device and on one for each thread; what follows runs on the better."""
+    if rival != "lla_jax":
+        return [1]
+    if part == "product":
+        return sorted({threads, 1}, reverse=True)
+    rows = [row for row in here.get("product", {}).get("lla_jax", []) if "product" in row]
+    return [min(rows, key=lambda row: row["product"]["min_ms"])["devices"]] if rows else [threads]
+
+
+def main() -> None:
+    options = arguments()
+    if options.worker:
+        worker(json.loads(options.worker))
+        return
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = options.out or (pathlib.Path(tempfile.gettempdir()) if options.quick else measure.RESULTS) / (
+            "hessian-quick.json" if options.quick else "hessian.json"
+        )
+        measured(options, resumed(path, environment(options)), path, pathlib.Path(folder))
+    print(f"written: {path}, after {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Curvature in words and numbers: what the command line and the demo say of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lla_jax import layers, measures
+from lla_jax._types import Eigenpairs, Estimate, Spectrum
+
+
+class Curvature(NamedTuple):
+    """What is known of the curvature of one network."""
+
+    pairs: Eigenpairs
+    spectrum: Spectrum
+    trace: Estimate
+    layers: tuple[Any, ...]
+
+
+def criteria(spec: Spectrum) -> dict[str, Estimate]:
+    """The criteria of a spectrum by name."""
+    return {
+        "r_e": measures.r_e(spec),
+        "K_H0.5": measures.k_hn(spec, 0.5),
+        "K_H1": measures.k_hn(spec, 1.0),
+        "saddle index": measures.saddle_index(spec),
+    }
+
+
+def words(found: Curvature, recipe: Mapping[str, Any]) -> str:
+    """The numbers as text, with their errors and what they mean."""
+    pairs, spec = found.pairs, found.spectrum
+    data = recipe.get("data", {})
+    of = f"over {data['examples']:,} examples" if "examples" in data else "over a stream"
+    kind = measures.spectrum_type(spec)
+    lines = [
+        f"Curvature: {recipe.get('kind', 'matrix')} of {spec.recipe['n']:,} parameters, mean {of}, "
+        f"BatchNorm statistics {recipe.get('batch_stats', 'frozen')}",
+        f"Eigenvalues, {pairs.recipe['which']} first (an exact one lies within +- of each; {pairs.products} products):",
+        *eigenvalue_lines(pairs),
+        f"Spectral density: {spec.probes} probes of {spec.nodes.shape[1]} steps, Ritz values {spec.nodes.min():.4g} to "
+        f"{spec.nodes.max():.4g}",
+        f"  type {kind.kind}: {kind.negative:.1%} of the absolute curvature is negative, {kind.zero:.1%} near zero, "
+        f"{kind.positive:.1%} positive",
+        *(f"  {name:<12} {pm(value)}  {_MEANING[name]}" for name, value in criteria(spec).items()),
+        f"Trace {pm(found.trace)} ({found.trace.recipe['method']}, {found.trace.num} draws)",
+    ]
+    return "\n".join([*lines, *(["Layers:", layers.table(found.layers)] if found.layers else [])])
+
+
+_MEANING = {
+    "r_e": "|lambda_min / lambda_max|: 0 in a minimum",
+    "K_H0.5": "negative over positive curvature, weighed: 0 in a minimum; depends on the number of steps",
+    "K_H1": "negative over positive trace: 0 in a minimum",
+    "saddle index": "share of directions of negative curvature",
+}
+
+
+def eigenvalue_lines(pairs: Eigenpairs) -> list[str]:
+    """One line for each, with its residual."""
+    return [f"  {i + 1:3d}  {v: .6g} +- {r:.1g}" for i, (v, r) in enumerate(zip(pairs.values, pairs.residuals))]
+
+
+def pm(estimate: Estimate) -> str:
+    """A number and its standard error, where that is known."""
+    if np.isnan(estimate.sem):
+        return f"{estimate.mean:.4g}"
+    return f"{estimate.mean:.4g} +- {estimate.sem:.1g}"
+
+
+def numbers(found: Curvature) -> dict[str, Any]:
+    """The same for a program: JSON-able."""
+
+    def plain(estimate: Estimate) -> dict[str, float]:
+        return {"mean": float(estimate.mean), "sem": float(estimate.sem), "num": estimate.num}
+
+    return {
+        "eigenvalues": found.pairs.values.tolist(),
+        "residuals": found.pairs.residuals.tolist(),
+        "criteria": {name: plain(value) for name, value in criteria(found.spectrum).items()},
+        "spectrum_type": measures.spectrum_type(found.spectrum)._asdict(),
+        "trace": plain(found.trace),
+        "layers": [
+            {name: plain(value) if isinstance(value, Estimate) else value for name, value in row._asdict().items()}
+            for row in found.layers
+        ],
+    }

@@ -1,0 +1,108 @@
+"""The tour's second half: the Hessian's spectrum and criteria before and after training, and the plane of its axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from lla_jax import demo, directions, layers, measures, models, operators, planes, plotting
+from lla_jax._types import Eigenpairs, Problem, Spectrum
+from lla_jax._words import criteria, eigenvalue_lines, pm
+from lla_jax.landscape import evaluate, grid
+from lla_jax.spectral import eigenpairs, spectrum
+from lla_jax.stochastic import trace
+
+STEPS, PROBES, TOP = 60, 4, 5
+EXTENT = 0.5  # of the Hessian axes, which have length 1
+CONVEXITY_POINTS = 7
+
+
+class Curvature(NamedTuple):
+    """What the tour saves of it: results and pictures by file name, and the numbers in words."""
+
+    pairs: Eigenpairs
+    results: dict[str, Any]
+    figures: dict[str, Any]
+    text: str
+
+
+def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: Any) -> Curvature:
+    """Spectra at initialization and after training, eigenpairs, trace, layers, the plane of the top two eigenvectors.
+
+    Args:
+      trained: the network, with its variables at initialization.
+      problem: the trained one, as ``demo.problem`` gives it.
+      key: of all random vectors.
+      points: per axis of the plane.
+      bar: as for ``tour.run``.
+    """
+    params, data = problem.params, problem.data
+    start = models.from_linen(trained.module, trained.initial, demo.cross_entropy)
+    networks = {
+        "at initialization": operators.hessian(start, trained.initial["params"], data),
+        "after training": operators.hessian(problem.loss, params, data),
+    }
+    keys = jax.random.split(key, 4)
+    spectra: dict[str, Spectrum] = {}
+    for when, operator in networks.items():
+        with bar(f"spectrum {when}", "products") as progress:
+            spectra[when] = spectrum(operator, keys[0], steps=STEPS, probes=PROBES, progress=progress)
+    operator = networks["after training"]
+    with bar("eigenpairs", "products") as progress:
+        pairs = eigenpairs(operator, keys[1], TOP, progress=progress)
+    with bar("trace", "products") as progress:
+        whole = trace(operator, keys[2], method="xtrace", progress=progress)
+    with bar("layers", "products") as progress:
+        rows = layers.per_layer(problem.loss, params, data, keys[3], progress=progress)
+    axes = directions.eigenvectors(pairs, (0, 1))
+    with bar("Hessian axes") as progress:
+        plane = evaluate(problem.loss, params, data, axes, grid(points=points, extent=EXTENT), progress=progress)
+    report = planes.plane_report(plane, axes, operator, pairs=pairs, trace=whole)
+    with bar("convexity") as progress:
+        coarse = grid(points=CONVEXITY_POINTS, extent=EXTENT)
+        convexity = planes.convexity(problem.loss, params, data, axes, coarse, keys[0], progress=progress)
+    names = {"at initialization": "spectrum-initial", "after training": "spectrum"}
+    return Curvature(
+        pairs,
+        {names[when]: spec for when, spec in spectra.items()}
+        | {"eigenpairs": pairs, "hessian-plane": plane, "convexity": convexity},
+        {
+            "spectrum": plotting.spectral_density(spectra, title="Digits CNN: Hessian spectrum"),
+            "eigenvalues": plotting.scree(pairs, title="Digits CNN: eigenvalues"),
+            "layers": plotting.layers(rows, title="Digits CNN: curvature by layer"),
+            "hessian-plane": plotting.contour(plane, log=True, title="Digits CNN: plane of the top eigenvectors"),
+            "convexity": plotting.convexity(convexity, title="Digits CNN: convexity"),
+        },
+        "\n".join(
+            [
+                compare(spectra),
+                "Largest eigenvalues of the Hessian after training (an exact one lies within +- of each):",
+                *eigenvalue_lines(pairs),
+                f"Its trace: {pm(whole)}. Layer by layer:",
+                *(f"  {line}" for line in layers.table(rows).splitlines()),
+                "The plane of the two top eigenvectors:",
+                *(f"  {line}" for line in str(report).splitlines()),
+            ]
+        ),
+    )
+
+
+def compare(spectra: Mapping[str, Spectrum]) -> str:
+    """The criteria of several spectra in columns, with their errors over the probes."""
+    found = {when: criteria(spec) for when, spec in spectra.items()}
+    width = max(map(len, found)) + 6
+    rows = [
+        f"  {name:<14}" + "".join(f"{pm(each[name]):<{width}}" for each in found.values())
+        for name in next(iter(found.values()))
+    ]
+    kinds = "".join(f"{measures.spectrum_type(spec).kind:<{width}}" for spec in spectra.values())
+    return "\n".join(
+        [
+            f"Curvature criteria, {PROBES} probes of {STEPS} Lanczos steps (0 in a minimum; +- error over the probes):",
+            f"  {'':<14}" + "".join(f"{when:<{width}}" for when in found),
+            *(row.rstrip() for row in rows),
+            f"  {'type':<14}{kinds}".rstrip(),
+        ]
+    )

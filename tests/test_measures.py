@@ -1,0 +1,368 @@
+"""What spectra say: the criteria on problems with known answers, their standard errors, and ways down from a saddle."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lla_jax as lla
+from lla_jax.operators import dense, given
+from tests import helpers
+
+KEY = jax.random.key(0)
+
+
+def spectrum(nodes, weights=None, **recipe):
+    nodes = np.atleast_2d(np.asarray(nodes, float))
+    weights = np.full(nodes.shape, 1 / nodes.shape[1]) if weights is None else np.atleast_2d(weights)
+    return lla.Spectrum(nodes, weights, {"scheme": "full", "dtype": "float64"} | recipe)
+
+
+def exact(A):
+    """The spectrum of a small matrix, each eigenvalue with the same weight."""
+    return spectrum(np.linalg.eigvalsh(np.asarray(A, np.float64)))
+
+
+def probed(values, probes, rng):
+    """As quadrature with all steps gives it: a random vector's own weights."""
+    squares = rng.standard_normal((probes, len(values))) ** 2
+    return spectrum(np.tile(values, (probes, 1)), squares / squares.sum(1, keepdims=True))
+
+
+def ratio(nodes, weights, n):
+    parts = np.abs(nodes * weights) ** n
+    return parts[nodes < 0].sum() / parts[nodes > 0].sum()
+
+
+VALUES = np.r_[-1.0, -0.3, -0.1, np.linspace(0.2, 6, 17)]
+
+
+def times(v, A):
+    return A @ v
+
+
+def rotated(values, seed=0):
+    q = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values), len(values))))[0]
+    A = (q * values) @ q.T
+    return (A + A.T) / 2
+
+
+class TestDeepLinearNet:
+    """1/2 |W2 W1 - Y|^2, Y = diag(3, 2, 1), 4 hidden units, at the balanced point that keeps the first k modes."""
+
+    MODES = np.array([3.0, 2.0, 1.0])
+
+    def point(self, k):
+        root = np.zeros((4, 3))
+        root[range(k), range(k)] = np.sqrt(self.MODES[:k])
+        return {"W1": root, "W2": root.T.copy()}
+
+    def loss(self, p, batch):
+        return 0.5 * jnp.sum((p["W2"] @ p["W1"] - jnp.diag(batch[0])) ** 2)
+
+    def hessian(self, k):
+        with jax.enable_x64(True):
+            return dense(lla.hessian(self.loss, self.point(k), self.MODES[None], devices=1))
+
+    @pytest.mark.parametrize(("k", "loss", "index"), [(0, 7, 12), (1, 2.5, 6), (2, 0.5, 2), (3, 0, 0)])
+    def test_loss_and_index(self, k, loss, index):
+        with jax.enable_x64(True):
+            assert float(self.loss(self.point(k), self.MODES[None])) == pytest.approx(loss, abs=1e-12)
+            slope = jax.grad(self.loss)(self.point(k), self.MODES[None])
+        assert all(np.abs(g).max() < 1e-12 for g in slope.values())
+        found = lla.saddle_index(exact(self.hessian(k)))
+        assert found.mean * 24 == pytest.approx(index, abs=1e-9)
+        assert math.isnan(found.sem)
+        assert found.num == 1
+
+    def test_at_the_origin_both_criteria_are_one(self):
+        spec = exact(self.hessian(0))
+        assert lla.r_e(spec).mean == pytest.approx(1, rel=1e-12)
+        for n in (0.5, 1.0, 2.0):
+            assert lla.k_hn(spec, n).mean == pytest.approx(1, rel=1e-12)
+        assert lla.spectrum_type(spec) == pytest.approx(("mainly positive", 0.5, 0, 0.5))
+
+    def test_directions_out_of_the_saddle(self):
+        """At k = 1 the modes of 2 and 1 are missing: their directions go down with curvature -2 and -1."""
+        A = self.hessian(1)
+        values, vectors = np.linalg.eigh(A)
+        order = np.argsort(-np.abs(values), kind="stable")
+        stacked = vectors[:, order].T
+        tree = {"W1": stacked[:, :12].reshape(-1, 4, 3), "W2": stacked[:, 12:].reshape(-1, 3, 4)}
+        pairs = lla.Eigenpairs(
+            values[order],
+            lla.Directions(tree, {"kind": "eigenvectors"}),
+            np.full(24, 1e-10),
+            24,
+            {"which": "magnitude"},
+        )
+        axes, found = lla.escape_directions(pairs)
+        np.testing.assert_allclose(found, [-2, -2, -2, -1, -1, -1], atol=1e-12)
+        assert axes.num == 6
+        with jax.enable_x64(True):
+            plane = lla.evaluate(self.loss, self.point(1), self.MODES[None], axes[0], ([-1e-2, 0, 1e-2],))
+        step = plane.values["loss"] - plane.values["loss"][1]
+        np.testing.assert_allclose(step, [-1e-4, 0, -1e-4], rtol=1e-2, atol=1e-12)
+
+
+class TestModelsWithKnownCurvature:
+    X = np.random.default_rng(0).standard_normal((40, 6))
+
+    def test_linear_regression(self):
+        y = self.X @ np.arange(6.0) + 0.1
+
+        def loss(w, batch):
+            return jnp.mean((batch[0] @ w - batch[1]) ** 2)
+
+        with jax.enable_x64(True):
+            A = dense(lla.hessian(loss, np.zeros(6), (self.X, y), devices=1))
+        np.testing.assert_allclose(A, 2 * self.X.T @ self.X / 40, rtol=1e-12, atol=1e-12)
+        spec = exact(A)
+        values = np.linalg.eigvalsh(2 * self.X.T @ self.X / 40)
+        assert lla.r_e(spec).mean == pytest.approx(values[0] / values[-1], rel=1e-10)  # all positive: 1 / condition
+        assert lla.k_hn(spec).mean == 0
+
+    def test_logistic_regression(self):
+        y = np.sign(np.random.default_rng(1).standard_normal(40))
+
+        def loss(w, batch):
+            return jnp.mean(jax.nn.softplus(-batch[1] * (batch[0] @ w)))
+
+        w = np.random.default_rng(2).standard_normal(6)
+        with jax.enable_x64(True):
+            A, flipped = (dense(lla.hessian(loss, w, (self.X, sign * y), devices=1)) for sign in (1, -1))
+        np.testing.assert_allclose(A, flipped, rtol=1e-12, atol=1e-13)
+        assert lla.k_hn(exact(A)).mean == 0
+        assert lla.saddle_index(exact(A)).mean == 0
+        assert lla.spectrum_type(exact(A)).kind == "mainly positive"
+
+    def test_softmax_regression(self):
+        params = {"W": np.random.default_rng(3).standard_normal((6, 3))}
+        labels = np.random.default_rng(4).integers(0, 3, 40)
+        loss = lla.Loss(lambda p, state, batch, train: (batch[0] @ p["W"], state), helpers.cross_entropy)
+        with jax.enable_x64(True):
+            A, G = (dense(f(loss, params, (self.X, labels), devices=1)) for f in (lla.hessian, lla.ggn))
+        np.testing.assert_allclose(A, G, rtol=1e-11, atol=1e-13)
+        values = np.linalg.eigvalsh(A)
+        assert (np.abs(values) < 1e-13 * values[-1]).sum() >= 6  # a vector added to all classes changes nothing
+        found = lla.saddle_index(exact(A))
+        assert found.mean == 0
+        assert found.recipe["zero"] >= 6 / 18
+        assert lla.k_hn(exact(A)).mean == 0
+        assert lla.k_hn(exact(A)).recipe["dropped"] >= 6 / 18
+
+    def test_rounding_of_a_convex_problem_in_float32_counts_as_zero(self):
+        X = np.random.default_rng(5).standard_normal((40, 60)).astype(np.float32)  # more weights than examples
+
+        def loss(w, batch):
+            return jnp.mean(jax.nn.softplus(batch @ w))
+
+        spec = lla.spectrum(lla.hessian(loss, np.zeros(60, np.float32), X, devices=1), KEY, steps=60, probes=2)
+        rounded = lla.Spectrum(spec.nodes.copy(), spec.weights.copy(), spec.recipe)
+        rounded.nodes[:, 0], rounded.weights[:, 0] = -2e-7 * spec.nodes.max(), 0.1
+        for each in (spec, rounded):
+            found = lla.k_hn(each)
+            assert (found.mean, found.sem) == (0, 0)
+            assert found.recipe["dropped"] > 0.05
+        with pytest.warns(UserWarning, match="scheme='lla'"):
+            assert lla.k_hn(rounded, definition="lla").mean > 1e-5  # as LLA counts them
+        # of the same nodes in float64 they are no rounding errors
+        assert lla.k_hn(spectrum(rounded.nodes, rounded.weights)).mean > 1e-5
+
+    def test_the_precision_of_the_parameters_says_what_rounding_is(self):
+        nodes = [[-1e-3, 1.0, 2.0]]
+        half = {"operator": {"precision": {"params": ["bfloat16", "float32"]}}, "dtype": "float32"}
+        assert lla.k_hn(spectrum(nodes, **half)).mean == 0
+        assert lla.k_hn(spectrum(nodes, dtype="float32")).mean > 0.01
+        assert lla.k_hn(spectrum([[-0.03, 1.0, 2.0]], **half)).mean > 0.05
+
+
+class TestCriteria:
+    def test_what_a_scale_and_a_sign_do(self):
+        with jax.enable_x64(True):
+            A = jnp.asarray(rotated(VALUES))
+            one, scaled, turned = (
+                lla.spectrum(given(times, jnp.zeros(20), c * A), KEY, steps=12, probes=3) for c in (1.0, 2.7, -1.0)
+            )
+        with pytest.warns(UserWarning, match="r_e: the spectrum is mainly negative .* has no meaning") as seen:
+            turned_r = lla.r_e(turned)
+        assert seen[0].filename == __file__
+        assert turned_r.recipe["applies"] is False
+        assert lla.r_e(one).recipe["applies"] is True
+        assert turned_r.mean == pytest.approx(1 / lla.r_e(one).mean, rel=1e-9)
+        assert lla.r_e(scaled).mean == pytest.approx(lla.r_e(one).mean, rel=1e-9)
+        for n in (0.5, 1.0):
+            found = lla.k_hn(one, n)
+            assert lla.k_hn(scaled, n).mean == pytest.approx(found.mean, rel=1e-8)
+            assert lla.k_hn(scaled, n).sem == pytest.approx(found.sem, rel=1e-6)
+            with pytest.warns(UserWarning, match="k_hn: the spectrum is mainly negative"):
+                assert lla.k_hn(turned, n).mean == pytest.approx(1 / found.mean, rel=1e-8)
+
+    def test_with_exact_weights(self):
+        spec = exact(np.diag(VALUES))
+        assert lla.r_e(spec).mean == pytest.approx(1 / 6)
+        assert lla.k_hn(spec, 1).mean == pytest.approx(1.4 / VALUES[3:].sum())  # tr |H-| / tr H+
+        found = lla.k_hn(spec)
+        assert found.mean == pytest.approx(np.sqrt(-VALUES[:3]).sum() / np.sqrt(VALUES[3:]).sum())
+        assert found.recipe["k_h1"][0] == pytest.approx(1.4 / VALUES[3:].sum())
+        assert math.isnan(found.sem)
+        assert math.isnan(found.recipe["k_h1"][1])
+        assert (found.recipe["n"], found.recipe["definition"], found.recipe["dropped"]) == (0.5, "pooled", 0)
+        assert (found.recipe["steps"], found.recipe["probes"], found.recipe["scheme"]) == (20, 1, "full")
+        json.dumps(found.recipe)
+
+    def test_of_a_spectrum(self):
+        H = given(times, jnp.zeros(20), jnp.asarray(rotated(VALUES), jnp.float32))
+        spec = lla.spectrum(H, KEY, steps=20, probes=8)
+        found = lla.k_hn(spec, 1)
+        assert abs(found.mean - 1.4 / VALUES[3:].sum()) < 4 * found.sem
+        assert lla.r_e(spec).mean == pytest.approx(1 / 6, rel=1e-4)
+        share = lla.saddle_index(spec)
+        assert abs(share.mean - 3 / 20) < 4 * share.sem
+        assert (found.num, found.recipe["size"], found.recipe["start"]) == (8, 20, "rademacher")
+        assert lla.spectrum_type(spec).kind == "mainly positive"
+
+    def test_pooled_and_its_jackknife(self):
+        rng = np.random.default_rng(0)
+        nodes = np.sort(rng.standard_normal((5, 7)) + 1, 1)
+        weights = rng.dirichlet(np.ones(7), 5)
+        spec = spectrum(nodes, weights)
+        cases = (
+            (lla.r_e(spec), lambda t, w: abs(t.min() / t.max())),
+            (lla.k_hn(spec), lambda t, w: ratio(t, w, 0.5)),
+            (lla.k_hn(spec, 1.5), lambda t, w: ratio(t, w, 1.5)),
+        )
+        for found, of in cases:
+            without = [of(np.delete(nodes, i, 0), np.delete(weights, i, 0)) for i in range(5)]
+            assert found.mean == pytest.approx(of(nodes, weights), rel=1e-12)
+            assert found.sem == pytest.approx(np.sqrt(4 / 5 * np.sum((without - np.mean(without)) ** 2)), rel=1e-12)
+            assert found.num == 5
+
+    def test_the_definitions_of_lla(self):
+        rng = np.random.default_rng(1)
+        nodes, weights = rng.standard_normal((4, 9)) + 1, rng.dirichlet(np.ones(9), 4)
+        nodes[0, 0] = -1e-20  # LLA counts it
+        spec = spectrum(nodes, weights, scheme="lla")
+        each = [ratio(t, w, 0.5) for t, w in zip(nodes, weights, strict=True)]
+        found = lla.k_hn(spec, definition="lla")
+        assert found.mean == pytest.approx(np.mean(each), rel=1e-12)
+        assert found.sem == pytest.approx(np.std(each, ddof=1) / 2, rel=1e-12)
+        assert found.recipe["dropped"] == 0
+        extremes = np.abs(nodes.min(1) / nodes.max(1))
+        assert lla.r_e(spec, definition="lla").mean == pytest.approx(extremes.mean(), rel=1e-12)
+        assert lla.r_e(spec, definition="lla").sem == pytest.approx(extremes.std(ddof=1) / 2, rel=1e-12)
+        assert math.isnan(lla.k_hn(spectrum(nodes[0], weights[0], scheme="lla"), definition="lla").sem)
+
+    def test_the_standard_error_covers(self):
+        values = VALUES[::2]
+        squares = np.random.default_rng(0).standard_normal((40_000, len(values))) ** 2
+        parts = np.sqrt(np.abs(values) * squares / squares.sum(1, keepdims=True)).mean(0)
+        truth = parts[values < 0].sum() / parts[values > 0].sum()
+        rng = np.random.default_rng(1)
+        means, sems = np.array([(e.mean, e.sem) for e in (lla.k_hn(probed(values, 8, rng)) for _ in range(200))]).T
+        assert (np.abs(means - truth) < 4 * sems).mean() > 0.97
+        assert 0.7 < means.std() / sems.mean() < 1.4
+
+    def test_pooling_is_less_biased_than_the_mean_of_ratios(self):
+        values = np.array([-1.0, 0.5, 1.0, 2.0, 3.0, 4.0])
+        rng = np.random.default_rng(2)
+        specs = [probed(values, 4, rng) for _ in range(800)]
+        pooled = np.array([lla.k_hn(s, 1).mean for s in specs])
+        with pytest.warns(UserWarning, match="scheme='lla'"):
+            ratios = np.array([lla.k_hn(s, 1, definition="lla").mean for s in specs])
+        truth = 1 / 10.5
+        assert abs(pooled.mean() - truth) < 0.5 * abs(ratios.mean() - truth)
+        assert ratios.mean() - truth > 4 * ratios.std() / np.sqrt(800)  # that bias is no chance
+
+    def test_where_nothing_is_above_zero(self):
+        spec = spectrum([[-2.0, -1.0, 0.0]])
+        with pytest.warns(UserWarning, match=r"mainly negative \(100% of its curvature\)"):
+            assert lla.k_hn(spec).mean == math.inf
+        with pytest.warns(UserWarning, match="mainly negative"):
+            assert lla.r_e(spec).mean == math.inf
+
+    def test_zero(self):
+        spec = spectrum(np.zeros((3, 4)))
+        for call in (lla.r_e, lla.k_hn):
+            with pytest.warns(UserWarning, match="the spectrum is zero"):
+                found = call(spec)
+            assert math.isnan(found.mean)
+            assert math.isnan(found.sem)
+            assert found.recipe["applies"] is False
+        assert lla.spectrum_type(spec) == ("quasi-singular", 0, 1, 0)
+        assert (lla.saddle_index(spec).mean, lla.saddle_index(spec).sem) == (0, 0)
+
+    @pytest.mark.parametrize("n", [0, -0.5, float("nan"), float("inf"), "half"])
+    def test_exponents(self, n):
+        with pytest.raises(ValueError, match=r"n: .* given; the rule is a number above 0"):
+            lla.k_hn(spectrum([[1.0, 2.0]]), n)
+
+    def test_arguments(self):
+        spec = spectrum([[1.0, 2.0]])
+        for call in (lla.r_e, lla.k_hn):
+            with pytest.raises(ValueError, match="definition: 'mean' given"):
+                call(spec, definition="mean")
+        for call in (lla.r_e, lla.k_hn, lla.spectrum_type, lla.saddle_index):
+            with pytest.raises(ValueError, match="1 of its 2 nodes are not finite"):
+                call(spectrum([[1.0, np.nan]]))
+            with pytest.raises(ValueError, match="spec: got ndarray"):
+                call(np.ones((1, 2)))
+
+
+class TestTypes:
+    @pytest.mark.parametrize(
+        ("nodes", "expected"),
+        [
+            ([-1.0, 2.0, 3.0], ("mainly positive", 1 / 6, 0, 5 / 6)),
+            ([-3.0, -2.0, 1.0], ("mainly negative", 5 / 6, 0, 1 / 6)),
+            ([-2.0, 2.0], ("mainly positive", 0.5, 0, 0.5)),
+            ([-0.02, 1.0, -0.005, 0.005], ("mainly positive", 0.02 / 1.03, 0.01 / 1.03, 1 / 1.03)),
+            ([1.0, *[0.01] * 150], ("quasi-singular", 0, 0.6, 0.4)),  # on the threshold: near zero
+            ([-1.0, *[0.009] * 300], ("quasi-singular", 1 / 3.7, 2.7 / 3.7, 0)),
+            ([1.0, *[0.009] * 100], ("mainly positive", 0, 0.9 / 1.9, 1 / 1.9)),
+        ],
+    )
+    def test_by_the_shares(self, nodes, expected):
+        found = lla.spectrum_type(spectrum([nodes]))
+        assert found == pytest.approx(expected, abs=1e-12)
+        assert found.kind == expected[0]
+        assert sum(found[1:]) == pytest.approx(1)
+
+    def test_weights_count(self):
+        nodes = [[-1.0, 1.0], [-1.0, 1.0]]
+        assert lla.spectrum_type(spectrum(nodes, [[0.9, 0.1], [0.5, 0.5]])).negative == pytest.approx(0.7)
+        with pytest.warns(UserWarning, match=r"mainly negative \(70% of its curvature\)"):
+            lla.r_e(spectrum(nodes, [[0.9, 0.1], [0.5, 0.5]]))
+
+
+class TestSaddle:
+    def test_the_share_of_negative_directions(self):
+        weights = np.array([[0.2, 0.3, 0.5], [0.4, 0.3, 0.3], [0.1, 0.4, 0.5]])
+        found = lla.saddle_index(spectrum(np.tile([-1.0, -1e-15, 2.0], (3, 1)), weights))
+        each = weights[:, 0]
+        assert found.mean == pytest.approx(each.mean())
+        assert found.sem == pytest.approx(each.std(ddof=1) / np.sqrt(3))
+        assert found.recipe["zero"] == pytest.approx(1 / 3)
+        assert found.recipe["threshold"] == pytest.approx(200 * np.finfo(float).eps)
+
+    def pairs(self, values, residuals):
+        tree = {"w": np.eye(len(values), 4, dtype=np.float32)}
+        axes = lla.Directions(tree, {"kind": "eigenvectors"})
+        return lla.Eigenpairs(np.array(values), axes, np.array(residuals), 10, {})
+
+    def test_directions_surely_down(self):
+        axes, values = lla.escape_directions(self.pairs([3.0, -1.0, -2.0, -0.1], [0.1, 0.1, 0.1, 0.2]))
+        np.testing.assert_array_equal(values, [-2.0, -1.0])
+        np.testing.assert_array_equal(axes.tree["w"], np.eye(4)[[2, 1]])
+        assert axes.recipe["chosen"] == [2, 1]
+
+    def test_none(self):
+        with pytest.raises(ValueError, match=r"the lowest is -0.1 \+- 0.2.*which='smallest'"):
+            lla.escape_directions(self.pairs([3.0, -0.1], [0.1, 0.2]))
+        with pytest.raises(ValueError, match="with its vectors"):
+            lla.escape_directions(lla.Eigenpairs(np.array([-1.0]), None, np.zeros(1), 1, {}))

@@ -1,0 +1,548 @@
+"""Operators as objects: selection, masks, plans, streams, transformations, what is compiled, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import logging
+import re
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+
+import lla_jax as lla
+from lla_jax import assembly, execution, operators
+from tests import helpers
+
+DATA = helpers.dataset(11)
+LOSS = helpers.mlp_loss()
+KEY = jax.random.key(0)
+MAKERS = {
+    "hessian": lla.hessian,
+    "ggn": lla.ggn,
+    "fisher": lambda *args, **options: lla.fisher(*args, jax.random.key(1), **options),
+}
+
+
+def flat(tree: Any) -> np.ndarray:
+    return np.asarray(ravel_pytree(tree)[0])
+
+
+def error(found: Any, expected: Any) -> float:
+    return float(np.abs(flat(found) - flat(expected)).max() / np.abs(flat(expected)).max())
+
+
+def make(**options: Any) -> Any:
+    return lla.hessian(LOSS, helpers.params(), DATA, **({"devices": 1} | options))
+
+
+@pytest.fixture(scope="module")
+def hessian() -> Any:
+    return make()
+
+
+@pytest.fixture(scope="module")
+def matrix(hessian) -> np.ndarray:
+    return operators.dense(hessian)
+
+
+# --- compiled and traced once
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("linearize", [True, False])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_new_weights_compile_and_trace_nothing(kind, linearize, devices):
+    traced = []
+
+    def criterion(outputs, batch):
+        traced.append(1)
+        return helpers.cross_entropy(outputs, batch)
+
+    apply_hessian = jax.jit(lambda H, v: H.mv(v))
+
+    def product(seed: int) -> Any:
+        loss = lla.Loss(helpers.apply, criterion)
+        H = MAKERS[kind](loss, helpers.params(seed), DATA, devices=devices, linearize=linearize)
+        v = H.random(KEY)
+        return H.product(v), apply_hessian(H, v)
+
+    product(0)
+    first = len(traced)
+    with helpers.compilations() as seen:
+        found = product(1)
+    assert seen.count == 0
+    assert len(traced) == first
+    assert error(*found) < 1e-6
+    assert error(product(0), product(1)) > 0.01
+
+
+def test_another_mask_compiles_nothing(hessian):
+    masks = [
+        jax.tree.map(lambda x, i=i: (np.arange(x.size) % 3 == i).reshape(x.shape), helpers.params()) for i in (0, 1)
+    ]
+    operators.masked(hessian, masks[0]).product(hessian.random(KEY))
+    with helpers.compilations() as seen:
+        operators.masked(hessian, masks[1]).product(hessian.random(KEY))
+    assert seen.count == 0
+
+
+def test_products_are_at_full_matmul_precision():
+    loss = helpers.mlp_loss(penalty=lambda p: jnp.sum((p["Dense_0"]["kernel"].T @ p["Dense_0"]["kernel"]) ** 2))
+    for kind, maker in MAKERS.items():
+        for linearize in (True, False):
+            H = maker(loss, helpers.params(), DATA, devices=1, linearize=linearize, batch_size=4)
+            text = str(jax.make_jaxpr(lambda H, v: H.mv(v))(H, H.random(KEY)))
+            assert text.count("dot_general[") > 0
+            assert text.count("HIGHEST") == 2 * text.count("dot_general["), kind  # one for each operand
+    given = operators.given(lambda v, A: A @ v, np.zeros(3, np.float32), np.eye(3, dtype=np.float32))
+    assert str(jax.make_jaxpr(given.mv)(np.zeros(3, np.float32))).count("HIGHEST") == 2
+
+
+# --- the plan
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 3}, {"devices": 2}, {"devices": 4, "batch_size": 2}], ids=str)
+def test_bytes_said_are_the_bytes_kept(options):
+    H = make(linearize=True, **options)
+    plan = H.recipe["plan"]
+    assert plan["bytes"] == sum(x.nbytes for x in jax.tree.leaves(H.blocks)) > 0
+    assert plan["linearized"]
+    assert plan["devices"] == options.get("devices", 1)
+
+
+def test_primal_values_are_kept_where_memory_allows_and_the_plan_says_so(monkeypatch, caplog):
+    with caplog.at_level(logging.INFO, "lla_jax"):
+        kept = make()
+    assert caplog.messages == ["hessian: 11 examples in 1 block, primal values kept (0.0 MiB)"]
+    assert kept.recipe["plan"]["text"] in repr(kept)
+    monkeypatch.setattr(execution, "free_bytes", lambda device: 4 * kept.recipe["plan"]["bytes"] - 1)
+    recomputed = make()
+    assert not recomputed.recipe["plan"]["linearized"]
+    assert recomputed.recipe["plan"]["bytes"] == 0
+    assert "computed at every product (kept, they would take" in recomputed.recipe["plan"]["text"]
+    assert make(linearize=True).recipe["plan"]["linearized"]
+    v = kept.random(KEY)
+    assert error(kept.product(v), recomputed.product(v)) < 1e-6
+    assert make(linearize=False).recipe["plan"]["text"].endswith("primal values computed at every product")
+
+
+def test_blocks_suit_the_caches_also_where_the_weights_are_large():
+    """A hidden layer of 1024: 4 KiB an example, 1 MiB of weights."""
+    width, n = 1024, 3000
+    shapes = {"in": (4, width), "hidden": (width, 256), "out": (256, 3)}
+    params = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+
+    def wide(p, state, batch, train):
+        return jnp.tanh(jnp.tanh(batch[0] @ p["in"]) @ p["hidden"]) @ p["out"], state
+
+    data = np.zeros((n, 4), np.float32), np.zeros(n, np.int32)
+    H = lla.hessian(lla.Loss(wide, helpers.cross_entropy), params, data, devices=1, linearize=False)
+    most = assembly.BLOCK_BYTES[True] // (4 * width)
+    assert H.recipe["plan"]["rows"] == n // -(-n // most)
+    few = lla.hessian(LOSS, helpers.params(), helpers.dataset(900), devices=1, linearize=False)
+    assert few.recipe["plan"]["blocks"] == 1
+
+
+def test_recipe_is_json_and_tells_operators_apart():
+    loss = helpers.mlp_loss(key=None)
+    draws = lla.fisher(loss, helpers.params(), DATA, KEY, samples=2, devices=1, select="Dense_0/*")
+    recipe = json.loads(json.dumps(draws.recipe))
+    assert recipe["kind"] == "fisher (mc)"
+    assert recipe["samples"] == 2
+    assert recipe["select"]["paths"] == ["Dense_0/bias", "Dense_0/kernel"]
+    again = lla.fisher(loss, helpers.params(), DATA, KEY, samples=2, devices=1, select="Dense_0/*")
+    assert json.dumps(again.recipe) == json.dumps(draws.recipe)
+    base = make().recipe
+    assert base["params"]["size"] == 58
+    assert base == json.loads(json.dumps(base))
+    for changed in (
+        lla.hessian(LOSS, helpers.params(1), DATA, devices=1),
+        lla.hessian(LOSS, helpers.params(), helpers.dataset(11, seed=3), devices=1),
+        make(select="Dense_1/*"),
+        operators.masked(make(), jax.tree.map(np.ones_like, helpers.params())),
+    ):
+        assert {k: v for k, v in changed.recipe.items() if k != "plan"} != {
+            k: v for k, v in base.items() if k != "plan"
+        }
+
+
+# --- as a pytree
+
+
+def test_an_operator_is_a_pytree_and_survives_transformations(hessian):
+    v = hessian.random(KEY)
+    copied = jax.tree.map(lambda x: x, hessian)
+    assert error(copied.product(v), hessian.product(v)) == 0
+    assert copied.recipe == {}
+    half = jax.tree.map(lambda x: (np.arange(x.size) % 2).reshape(x.shape), helpers.params())
+    seen = []
+
+    @jax.jit
+    def inside(H, key):
+        seen.append(repr(H))
+        return H, H.mv(H.random(key))
+
+    for H in (hessian, operators.masked(hessian, half)):
+        after, product = inside(H, KEY)
+        assert error(product, H.product(H.random(KEY))) < 1e-6
+        assert after.shape == H.shape
+    assert seen == ["LinearOperator(hessian, 58 x 58)", "LinearOperator(hessian, masked)"]
+    host = operators.given(lambda v: v, v, traceable=False)
+    assert repr(host) == "HostOperator(given, 58 x 58)"
+    assert not host.on_device
+
+
+def test_structure_random_vectors_and_embedding():
+    H = make(select="**/kernel")
+    assert H.structure["gain"] is None
+    assert H.structure["Dense_0"]["kernel"] == jax.ShapeDtypeStruct((5, 6), np.float32)
+    assert H.shape == (48, 48)
+    assert H.dtype == np.float32
+    signs, normal = (H.random(KEY, kind) for kind in ("rademacher", "normal"))
+    assert set(np.unique(flat(signs))) == {-1.0, 1.0}
+    assert abs(np.std(flat(normal)) - 1) < 0.3
+    assert signs["Dense_1"]["bias"] is None
+    full = H.embed(jax.tree.map(lambda x: jnp.stack([x, 2 * x]), signs))
+    assert jax.tree.structure(full) == jax.tree.structure(helpers.params())
+    assert full["gain"].shape == (2,)
+    assert not np.any(full["gain"])
+    np.testing.assert_array_equal(full["Dense_0"]["kernel"][1], 2 * signs["Dense_0"]["kernel"])
+    with pytest.raises(ValueError, match="distribution: 'uniform' given"):
+        H.random(KEY, "uniform")
+
+
+# --- frameworks and kinds of parameters
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.tanh(nn.Dense(4)(x)))
+
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.layers = nnx.List([nnx.Linear(5, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)])
+
+    def __call__(self, x):
+        return self.layers[1](nnx.tanh(self.layers[0](x)))
+
+
+def linen() -> tuple[Any, Any, str]:
+    variables = jax.jit(Linen().init)(KEY, DATA[0])
+    return lla.from_linen(Linen(), variables, helpers.cross_entropy), variables["params"], "kernel"
+
+
+def nnx_model() -> tuple[Any, Any, str]:
+    model = Nnx(nnx.Rngs(0))
+    return lla.from_nnx(model, helpers.cross_entropy), nnx.state(model, nnx.Param), "kernel"
+
+
+def equinox() -> tuple[Any, Any, str]:
+    model = eqx.nn.MLP(5, 3, 4, 1, activation=jnp.tanh, key=KEY)
+    return lla.from_equinox(model, helpers.cross_entropy), eqx.filter(model, eqx.is_inexact_array), "weight"
+
+
+@pytest.mark.parametrize("framework", [linen, nnx_model, equinox])
+def test_models_of_every_framework_and_their_blocks(framework):
+    loss, params, name = framework()
+    before = jax.tree.map(np.array, params)
+    whole = operators.dense(lla.hessian(loss, params, DATA, devices=1))
+    names = lla.directions._tree.paths(params)
+    sizes = [x.size for x in jax.tree.leaves(params)]
+    ends = np.cumsum(sizes)
+    for select in (f"**/{name}", re.compile(f"{name}$"), lambda path, leaf: leaf.ndim == 2, ["nothing", f"**/{name}"]):
+        H = lla.hessian(loss, params, DATA, devices=1, select=select)
+        chosen = [path.endswith(name) for path in names]
+        at = np.concatenate([np.arange(e - s, e) for e, s, yes in zip(ends, sizes, chosen, strict=True) if yes])
+        assert error(operators.dense(H), whole[np.ix_(at, at)]) < 1e-6
+        vector = H.product(H.random(KEY))
+        assert jax.tree.structure(vector) == jax.tree.structure(H.structure)
+        full = H.embed(jax.tree.map(lambda x: x[None], vector))
+        assert jax.tree.structure(full) == jax.tree.structure(params)
+        lla.directions.given(jax.tree.map(lambda x: x[0], full))
+    jax.tree.map(np.testing.assert_array_equal, params, before)
+
+
+def test_parameters_may_be_numpy_jax_numbers_and_single_arrays(hessian):
+    params, v = helpers.params(), hessian.random(KEY)
+    for other in (jax.tree.map(jnp.asarray, params), jax.tree.map(np.float64, params), params | {"gain": 1.5}):
+        H = lla.hessian(LOSS, other, DATA, devices=1)
+        assert H.dtype == np.float32
+        assert error(H.product(v), hessian.product(v)) < 1e-6
+
+    def square(w, batch):
+        return 0.5 * jnp.mean((batch @ w) ** 2)
+
+    x = DATA[0]
+    found = operators.dense(lla.hessian(square, np.ones(5, np.float32), x))
+    assert error(found, x.T @ x / len(x)) < 1e-6
+    assert operators.dense(lla.hessian(lambda w, b: jnp.mean(b) * w**2, 2.0, np.ones(3, np.float32))) == [[2.0]]
+    for linearize in (True, False):
+        flat_loss = lla.hessian(lambda w, b: jnp.mean(b @ w), np.ones(5, np.float32), x, linearize=linearize)
+        assert not np.any(operators.dense(flat_loss))
+
+
+def test_fewer_examples_than_devices():
+    data = helpers.dataset(3)
+    one, four = (lla.hessian(LOSS, helpers.params(), data, devices=n) for n in (1, 4))
+    v = one.random(KEY)
+    assert error(four.product(v), one.product(v)) < 1e-6
+
+
+def test_half_precision_parameters_warn_and_work(matrix):
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), helpers.params())
+    with pytest.warns(UserWarning, match="params: are bfloat16; curvature is computed in it") as seen:
+        H = lla.hessian(LOSS, params, DATA, devices=1)
+    assert seen[0].filename == __file__
+    assert H.dtype == np.float32
+    assert H.recipe["precision"] == {"params": ["bfloat16"]}
+    assert error(operators.dense(H), matrix) < 0.03
+    assert H.embed(jax.tree.map(lambda x: x[None], H.random(KEY)))["gain"].dtype == jnp.bfloat16
+
+
+# --- scaled and given operators
+
+
+def test_masked_operator_is_zero_outside(hessian, matrix):
+    mask = jax.tree.map(lambda x: (np.arange(x.size) % 3 == 0).reshape(x.shape), helpers.params())
+    M, m = operators.masked(hessian, mask), flat(mask)
+    assert error(operators.dense(M), m[:, None] * matrix * m) < 1e-6
+    assert M.shape == (m.sum(),) * 2
+    assert not np.any(flat(M.random(KEY, "normal"))[~m])
+    assert np.all(flat(M.random(KEY))[m])
+
+
+def _moments(steps: int = 5) -> tuple[Any, Any]:
+    params, optimizer = helpers.params(), optax.adam(1e-2)
+    state = optimizer.init(params)
+    for _ in range(steps):
+        _, state = optimizer.update(lla.data.mean_gradient(LOSS, params, DATA), state)
+    return lla.directions.adam_moments(state, params), state[0].nu
+
+
+def test_preconditioned_operator_is_the_curvature_that_adam_sees(hessian, matrix):
+    moments, v = _moments()
+    for given, eps, decay in ((moments, 1e-8, 1.0), (v, 1e-3, 1 - 0.999**5)):
+        P = operators.preconditioned(hessian, given, eps=eps, decay=decay)
+        root = np.sqrt(np.sqrt(np.asarray(flat(v), np.float64) / decay) + eps)
+        expected = matrix / root[:, None] / root
+        found = operators.dense(P)
+        assert error(found, expected) < 1e-6
+        np.testing.assert_allclose(
+            np.linalg.eigvalsh(found), np.linalg.eigvalsh(expected), rtol=0, atol=2e-6 * np.abs(expected).max()
+        )
+        generalized = np.linalg.eigvals(matrix / root[:, None] ** 2)  # P^-1 H has the same eigenvalues
+        np.testing.assert_allclose(
+            np.sort(generalized.real), np.linalg.eigvalsh(expected), atol=1e-4 * np.abs(found).max()
+        )
+    block = operators.preconditioned(make(select="Dense_1/*"), moments)
+    whole = operators.dense(operators.preconditioned(hessian, moments))
+    at = slice(36, 57)
+    assert error(operators.dense(block), whole[at, at]) < 1e-6
+    stream = lla.hessian(LOSS, helpers.params(), lla.stream([DATA]), devices=1)
+    assert error(operators.dense(operators.preconditioned(stream, moments)), whole) < 1e-6
+
+
+def test_given_operator_traceable_or_not():
+    A = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
+    A = A + A.T
+    like = {"a": np.zeros((2, 2), np.float32), "b": np.zeros(2)}  # float64, which jax makes float32
+
+    def product(v, A):
+        moved = A @ jnp.concatenate([v["a"].ravel(), v["b"]])
+        return {"a": moved[:4].reshape(2, 2), "b": moved[4:]}
+
+    def numpy_product(v, A):
+        moved = A.astype(np.float64) @ np.concatenate([np.ravel(v["a"]), np.asarray(v["b"])])
+        return {"a": moved[:4].reshape(2, 2), "b": moved[4:]}
+
+    mask = {"a": np.eye(2), "b": np.array([1, 0])}
+    for H in (operators.given(product, like, A), operators.given(numpy_product, like, A, traceable=False)):
+        assert H.is_given
+        assert H.shape == (6, 6)
+        assert H.dtype == np.float32
+        assert error(operators.dense(H), A) < 1e-6
+        assert error(operators.dense(operators.masked(H, mask)), A * np.outer(flat(mask), flat(mask))) < 1e-6
+        stacked = jax.tree.map(lambda x: x[None], H.random(KEY))
+        assert H.embed(stacked) is stacked
+        assert H.recipe == {"kind": "given"}
+    traced = operators.given(product, like, A)
+    assert error(jax.jit(lambda H, v: H.mv(v))(traced, traced.random(KEY)), traced.product(traced.random(KEY))) < 1e-6
+    with helpers.compilations() as seen:  # another matrix is other data, not another program
+        operators.given(product, like, 2 * A).product(traced.random(KEY))
+    assert seen.count == 0
+    struct = operators.given(lambda v: 2 * v, jax.ShapeDtypeStruct((2,), np.float32))
+    np.testing.assert_array_equal(operators.dense(struct), 2 * np.eye(2))
+    with pytest.raises(TypeError) as raised:
+        operators.given(lambda v: np.asarray(v), np.zeros(2))
+    assert any("needs traceable=False" in note for note in raised.value.__notes__)
+
+
+def test_a_large_operator_is_not_made_dense():
+    with pytest.raises(
+        ValueError, match=r"operator: 30,000 x 30,000 is too large to be held; the rule is at most 20,000"
+    ):
+        operators.dense(operators.given(lambda v: v, np.zeros(30_000, np.float32)))
+
+
+# --- losses that change
+
+
+class Changing:
+    """A loader whose data drift from pass to pass."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __call__(self):
+        self.passes += 1
+        return [(DATA[0] * (1 + 0.01 * self.passes), DATA[1])]
+
+
+def test_a_stream_that_changes_is_refused_unless_allowed():
+    H = lla.hessian(LOSS, helpers.params(), lla.stream(Changing()), devices=1)
+    v = H.random(KEY)
+    H.mv(v)
+    with pytest.raises(ValueError, match=r"data: two readings of the stream give the mean losses .* allow_nondetermin"):
+        H.mv(v)
+    allowed = lla.hessian(LOSS, helpers.params(), lla.stream(Changing()), devices=1, allow_nondeterministic=True)
+    assert error(allowed.mv(v), allowed.mv(v)) > 1e-3
+    shuffled = [copy.deepcopy((DATA[0][order], DATA[1][order])) for order in (np.arange(11), np.arange(11)[::-1])]
+    passes = iter(shuffled * 2)
+    H = lla.hessian(LOSS, helpers.params(), lla.stream(lambda: [next(passes)]), devices=1)
+    assert error(H.mv(v), H.mv(v)) < 1e-6  # the same examples in another order are the same data
+    assert "streamed" in repr(H)
+    infinite = lla.Loss(helpers.apply, lambda o, b: helpers.cross_entropy(o, b) + jnp.inf)
+    H = lla.hessian(infinite, helpers.params(), lla.stream([DATA]), devices=1)
+    assert np.array_equal(flat(H.mv(v)), flat(H.mv(v)), equal_nan=True)
+
+
+def _called(f) -> lla.Loss:
+    scalar = jax.ShapeDtypeStruct((), np.float32)
+    return lla.Loss(helpers.apply, lambda o, b: helpers.cross_entropy(o, b) * jax.pure_callback(f, scalar))
+
+
+def test_a_callback_that_draws_noise_is_refused_unless_allowed():
+    noise = np.random.default_rng(0)
+    loss = _called(lambda: np.float32(1 + noise.random()))
+    for linearize in (True, False):
+        with pytest.raises(
+            ValueError, match=r"loss: two runs on the same batch differ by .*the callback that draws noise"
+        ):
+            lla.hessian(loss, helpers.params(), DATA, devices=1, linearize=linearize)
+    lla.hessian(loss, helpers.params(), DATA, devices=1, allow_nondeterministic=True)
+    steady = lla.hessian(_called(lambda: np.float32(2)), helpers.params(), DATA, devices=1)
+    v = steady.random(KEY)
+    assert error(steady.product(v), 2 * flat(make().product(v))) < 1e-6
+    lla.hessian(_called(lambda: np.float32(np.nan)), helpers.params(), DATA, devices=1)  # the same each time
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "expected"),
+    [
+        ([1.0, -2.0], [1.0, -2.0], 0.0),
+        ([1.0, -2.0], [1.1, -2.0], 0.05),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([np.nan, 4.0], [np.nan, 4.0], 0.0),
+        ([np.inf, 4.0], [np.inf, 6.0], 0.5),
+        ([np.inf, 4.0], [np.nan, 4.0], np.inf),
+        ([1.0, 4.0], [np.nan, 4.0], np.inf),
+    ],
+)
+def test_difference_between_two_runs(one, two, expected):
+    assert assembly._difference(np.array(one), np.array(two)) == pytest.approx(expected)
+
+
+# --- what is refused
+
+
+def _coupled(outputs, batch):
+    return helpers.cross_entropy(outputs, batch).mean()
+
+
+def _plain(p, batch):
+    return _coupled(helpers.apply(p, None, batch, False)[0], batch)
+
+
+COUPLED = lla.Loss(helpers.apply, _coupled, per_example=False)
+H_ = functools.cache(make)
+ones = jax.tree.map(np.ones_like, helpers.params())
+REFUSED: dict[str, tuple[Any, str]] = {
+    "ggn of a function": (lambda p: lla.ggn(_plain, p, DATA), "loss: ggn needs the model's outputs"),
+    "fisher of a function": (lambda p: lla.fisher(_plain, p, DATA, KEY), "loss: fisher needs the model's outputs"),
+    "fisher of a coupled loss": (lambda p: lla.fisher(COUPLED, p, DATA, KEY), "loss: couples the examples"),
+    "another kind": (lambda p: lla.fisher(LOSS, p, DATA, KEY, kind="exact"), "kind: 'exact' given"),
+    "no key": (lambda p: lla.fisher(LOSS, p, DATA), 'key: needed for kind="mc"'),
+    "no such key": (lambda p: lla.fisher(LOSS, p, DATA, 5), "key: 5 given; the rule is a jax.random key"),
+    "key for nothing": (lambda p: lla.fisher(LOSS, p, DATA, KEY, kind="empirical"), 'kind: "empirical" draws nothing'),
+    "samples for nothing": (lambda p: lla.fisher(LOSS, p, DATA, kind="empirical", samples=2), "draws nothing"),
+    "no samples": (lambda p: lla.fisher(LOSS, p, DATA, KEY, samples=0), "samples: 0 given"),
+    "labels not classes": (lambda p: lla.fisher(LOSS, p, (DATA[0], DATA[1] * 1.0), KEY), "drawn as classes"),
+    "batch statistics of a function": (lambda p: lla.hessian(_plain, p, DATA, batch_stats="batch"), "batch_stats: 'ba"),
+    "another policy": (lambda p: make(batch_stats="reestimate"), "batch_stats: 'reestimate' given"),
+    "linearize": (lambda p: make(linearize="yes"), "linearize: 'yes' given"),
+    "linearize a stream": (lambda p: lla.hessian(LOSS, p, lla.stream([DATA]), linearize=True), "needs the data in"),
+    "batch size": (lambda p: make(batch_size=0), "batch_size: 0 given"),
+    "devices": (lambda p: make(devices=9), "devices: 9 asked for"),
+    "devices of whole batches": (lambda p: lla.hessian(_plain, p, DATA, devices=2), "devices: 2 given, but batch"),
+    "selection": (lambda p: make(select="Conv/*"), "matches no leaf; the leaves are: Dense_0/bias"),
+    "integers": (lambda p: lla.hessian(LOSS, p | {"gain": 3}, DATA), "dtype int32"),
+    "nan": (lambda p: lla.hessian(LOSS, p | {"gain": np.float32(np.nan)}, DATA), "1 NaN or infinite"),
+    "no parameters": (lambda p: lla.hessian(LOSS, {}, DATA), "params has no array leaves"),
+    "no loss": (lambda p: lla.hessian("mlp", p, DATA), "loss: expected lla.Loss"),
+    "ragged data": (lambda p: lla.hessian(LOSS, p, (DATA[0], DATA[1][:3])), "leaves of different length"),
+    "generator": (lambda p: lla.stream(x for x in [DATA]), "one-shot iterator generator"),
+    "empty stream": (lambda p: lla.hessian(LOSS, p, lla.stream([])), "yielded no batch"),
+    "vector of another tree": (lambda p: H_().product({"a": np.ones(3)}), "v and the operator's vectors have"),
+    "vector of another shape": (lambda p: H_().mv(p | {"gain": np.ones(3)}), r"v\['gain'\] has shape \(3,\)"),
+    "vector of integers": (lambda p: H_().product(jax.tree.map(lambda x: np.ones(x.shape, int), p)), "not floating"),
+    "mask of numbers": (lambda p: operators.masked(H_(), p), "mask: the rule is a tree of 0 and 1"),
+    "empty mask": (lambda p: operators.masked(H_(), jax.tree.map(np.zeros_like, p)), "with a 1 somewhere"),
+    "mask of another tree": (lambda p: operators.masked(H_(), {"a": np.ones(3)}), "mask and the operator's vectors"),
+    "masked twice": (lambda p: operators.masked(operators.masked(H_(), ones), ones), "already; the rule is one"),
+    "negative moment": (lambda p: operators.preconditioned(H_(), p), "second_moment: has negative entries"),
+    "moment not finite": (
+        lambda p: operators.preconditioned(H_(), ones | {"gain": np.float32(np.inf)}),
+        r"second_moment\['gain'\] has 1 NaN or infinite",
+    ),
+    "moment of another tree": (lambda p: operators.preconditioned(H_(), {"a": np.ones(3)}), "second_moment and"),
+    "other directions": (
+        lambda p: operators.preconditioned(H_(), lla.directions.given(p, p)), r"second_moment: got .*\(m, v\), raw",
+    ),
+    "normalized moments": (
+        lambda p: operators.preconditioned(H_(), lla.directions.normalize(_moments()[0], p, by="filter")), "raw",
+    ),
+    "swapped moments": (lambda p: operators.preconditioned(H_(), _moments()[0][[1, 0]]), "second_moment: got"),
+    "decay": (lambda p: operators.preconditioned(H_(), ones, decay=0.0), r"the rule is eps >= 0 and 0 < decay"),
+    "zeros without eps": (lambda p: operators.preconditioned(H_(), jax.tree.map(np.zeros_like, p), eps=0.0), "eps: 0"),
+    "given nothing": (lambda p: operators.given(lambda v: v, {}), "like: has no leaves"),
+    "given integers": (lambda p: operators.given(lambda v: v, np.arange(3)), "like: has int64"),
+    "given another shape": (lambda p: operators.given(lambda v: v[:2], np.ones(3)), r"product\(v\).* shape \(2,\)"),
+    "given another shape, on the host": (
+        lambda p: operators.given(lambda v: v[:2], np.ones(3), traceable=False).mv(np.ones(3)), r"has shape \(2,\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_misuse_is_refused_with_what_to_do(name):
+    call, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        call(helpers.params())
+
+
+def test_a_list_of_batches_is_explained():
+    with pytest.raises(TypeError) as raised:
+        lla.hessian(LOSS, helpers.params(), [DATA, DATA])
+    assert "wrap it, lla.stream(batches)" in raised.value.__notes__[0]

@@ -1,0 +1,432 @@
+"""Trace, diagonal and Frobenius norm from random vectors: exact where they should be, and honest where not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lla_jax as lla
+from lla_jax import sketches, stochastic
+from lla_jax.operators import dense, given, masked
+from lla_jax.symmetry import check_symmetric
+from tests import helpers
+
+METHODS = ("hutchinson", "hutch++", "xtrace")
+EACH = {"hutchinson": 1, "hutch++": 3, "xtrace": 2}
+CHECK = 2  # products that the check for symmetry takes
+N = 30
+KEY = jax.random.key(0)
+
+
+def times(v, A):
+    return A @ v
+
+
+def operator(A, **options):
+    return given(times, jnp.zeros(len(A), A.dtype), jnp.asarray(A), **options)
+
+
+def on_host(A, calls=None, spoil=None):
+    """The same product, counted and called from the host; NaN from the product numbered ``spoil``."""
+    calls = [] if calls is None else calls
+
+    def product(v):
+        calls.append(1)
+        return np.full_like(v, np.nan) if spoil is not None and len(calls) >= spoil else A @ np.asarray(v)
+
+    return given(product, jnp.zeros(len(A), A.dtype), traceable=False)
+
+
+def symmetric(n=N, shift=3.0, seed=0, dtype=np.float32):
+    A = np.random.default_rng(seed).standard_normal((n, n))
+    return ((A + A.T) / 2 + shift * np.eye(n)).astype(dtype)
+
+
+def with_spectrum(values, seed=0, dtype=np.float64):
+    q = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values), len(values))))[0]
+    A = (q * values) @ q.T
+    return ((A + A.T) / 2).astype(dtype)
+
+
+@contextlib.contextmanager
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def all_estimates(H, key, max_products):
+    with quiet():
+        yield from (lla.trace(H, key, method=m, rtol=0, max_products=max_products) for m in METHODS)
+        yield lla.frobenius_norm(H, key, rtol=0, max_products=max_products)
+        yield lla.diagonal(H, key, rtol=0, max_products=max_products)
+
+
+def close(a, b, rtol=2e-5):
+    """Two estimates from one key agree to rounding."""
+    atol = rtol * max(np.abs(np.asarray(leaf)).max() for leaf in jax.tree_util.tree_leaves(a.mean))
+    for x, y in ((a.mean, b.mean), (a.sem, b.sem)):
+        jax.tree_util.tree_map(lambda p, q: np.testing.assert_allclose(p, q, rtol=0, atol=atol), x, y)
+    assert a.num == b.num
+
+
+class TestExact:
+    def test_hutchinson_of_a_diagonal_operator_takes_one_probe(self):
+        d = np.random.default_rng(0).standard_normal(N).astype(np.float32)
+        with pytest.warns(UserWarning, match="raise max_products"):
+            one = lla.trace(operator(np.diag(d)), KEY, max_products=1)
+        assert one.mean == pytest.approx(d.sum(), abs=1e-5)
+        assert np.isnan(one.sem)
+        assert (one.num, one.recipe["products"], one.recipe["converged"]) == (1, 1 + CHECK, False)
+        few = lla.trace(operator(np.diag(d)), KEY)
+        assert few.sem < 1e-6
+        assert (few.num, few.recipe["converged"]) == (16, True)
+
+    @pytest.mark.parametrize(
+        ("method", "rank", "products"), [("hutch++", 8, 24), ("xtrace", 7, 16), ("xtrace", 15, 32)]
+    )
+    @pytest.mark.parametrize("dtype", ["float64", "float32"])
+    def test_of_a_rank_that_the_basis_spans(self, method, rank, products, dtype):
+        values = np.r_[np.linspace(-3, 7, rank), np.zeros(N - rank)]
+        with jax.enable_x64(dtype == "float64"):
+            found = lla.trace(operator(with_spectrum(values, dtype=dtype)), KEY, method=method, max_products=products)
+        assert found.mean == pytest.approx(values.sum(), rel=1e-12 if dtype == "float64" else 2e-6)
+        assert found.sem < (1e-12 if dtype == "float64" else 2e-6) * values.sum()
+        assert found.recipe["converged"]
+        assert found.recipe["products"] == products + CHECK == EACH[method] * found.num + CHECK
+
+    @pytest.mark.parametrize(("method", "products"), [("hutch++", 24), ("xtrace", 16)])
+    def test_not_of_a_higher_rank(self, method, products):
+        values = np.r_[np.linspace(-3, 7, 9), np.zeros(N - 9)]
+        with jax.enable_x64(True), quiet():
+            found = lla.trace(operator(with_spectrum(values)), KEY, method=method, max_products=products)
+        assert abs(found.mean - values.sum()) > 1e-4
+        assert found.sem > 1e-4
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_zero(self, method):
+        found = lla.trace(operator(np.zeros((N, N), np.float32)), KEY, method=method)
+        assert found.mean == pytest.approx(0, abs=1e-12)
+        assert found.sem == pytest.approx(0, abs=1e-12)
+        assert found.recipe["converged"]
+
+    def test_other_numbers_of_zero_and_of_a_diagonal(self):
+        zero = operator(np.zeros((N, N), np.float32))
+        norm, diagonal = lla.frobenius_norm(zero, KEY), lla.diagonal(zero, KEY)
+        assert (norm.mean, norm.sem, norm.recipe["converged"]) == (0, 0, True)
+        assert not diagonal.mean.any()
+        assert not diagonal.sem.any()
+        d = np.arange(N, dtype=np.float32)
+        found = lla.diagonal(operator(np.diag(d)), KEY)
+        np.testing.assert_array_equal(found.mean, d)
+        assert not found.sem.any()
+
+
+class TestDefinitions:
+    def test_variance_of_hutchinson(self):
+        A = symmetric(shift=0.0)
+        with quiet():
+            found = lla.trace(operator(A), KEY, rtol=0, max_products=4096)
+        variance = 2 * ((A**2).sum() - (np.diag(A) ** 2).sum())
+        assert found.sem**2 * found.num == pytest.approx(variance, rel=0.1)  # its own error is 2 % or so
+        assert abs(found.mean - np.trace(A)) < 4 * np.sqrt(variance / found.num)
+
+    @pytest.mark.parametrize("mask", [False, True])
+    def test_xtrace_is_the_mean_over_what_is_left_out(self, mask):
+        A = symmetric(dtype=np.float64)
+        with jax.enable_x64(True), quiet():
+            H = operator(A)
+            if mask:
+                keep = np.arange(N) % 3 > 0
+                H, A = masked(H, keep), A * np.outer(keep, keep)
+            found = lla.trace(H, KEY, method="xtrace", rtol=0, max_products=32)
+            omega = np.asarray(sketches.drawn(H, jax.random.split(KEY, 3)[0], np.arange(16, dtype=np.uint32), "normal"))
+        each = []
+        for i in range(16):
+            others = np.delete(omega, i, 0)
+            q = np.linalg.qr(A @ others.T)[0]
+            rest = omega[i] - q @ (q.T @ omega[i])
+            each.append(np.trace(q.T @ A @ q) + (H.shape[0] - 15) * (rest @ A @ rest) / (rest @ rest))
+        assert found.mean == pytest.approx(np.mean(each), rel=1e-9)
+        assert found.sem == pytest.approx(np.std(each, ddof=1) / np.sqrt(16), rel=1e-9)
+        assert found.num == 16
+
+    def test_hutch_is_the_remainder_outside_of_a_basis(self):
+        A = symmetric(dtype=np.float64)
+        with jax.enable_x64(True), quiet():
+            found = lla.trace(operator(A), KEY, method="hutch++", rtol=0, max_products=48)
+            keys = jax.random.split(KEY, 3)
+            numbers = np.arange(16, dtype=np.uint32)
+            S, G = (np.asarray(sketches.drawn(operator(A), k, numbers, "rademacher")) for k in keys[:2])
+        q = np.linalg.qr(A @ S.T)[0]
+        rest = G.T - q @ (q.T @ G.T)
+        each = np.trace(q.T @ A @ q) + np.einsum("ij,ij->j", rest, A @ rest)
+        assert found.mean == pytest.approx(each.mean(), rel=1e-9)
+        assert found.sem == pytest.approx(each.std(ddof=1) / np.sqrt(16), rel=1e-9)
+
+    def test_the_basis_is_orthonormal_however_parallel_the_products_are(self):
+        values = 10.0 ** -np.arange(N)  # in float32 most products are one and the same direction
+        H = operator(with_spectrum(values, dtype=np.float32))
+        counted, sketch = sketches.Counted(H), sketches.empty()
+        for _ in range(3):
+            sketch = sketches.grown_for_xtrace(sketch, counted, jax.random.split(KEY, 3), 8)
+        q = np.concatenate([np.asarray(block) for block in sketch.basis])
+        np.testing.assert_allclose(q @ q.T, np.eye(24), atol=3e-6)
+        assert counted.used == 48
+        assert sketches.xtrace(sketch, N).mean() == pytest.approx(values.sum(), rel=1e-5)
+
+    def test_frobenius_norm(self):
+        A = symmetric()
+        found = lla.frobenius_norm(operator(A), KEY)
+        assert abs(found.mean - np.linalg.norm(A)) < 4 * found.sem
+        assert found.sem <= 0.02 * found.mean
+        with quiet():
+            many = lla.frobenius_norm(operator(A), KEY, rtol=0, max_products=2048)
+        z = np.random.default_rng(1).choice([-1.0, 1.0], (20000, N))
+        spread = ((z @ A) ** 2).sum(1).std() / (2 * np.linalg.norm(A))
+        assert many.sem * np.sqrt(many.num) == pytest.approx(spread, rel=0.1)
+
+
+class TestHonest:
+    @pytest.mark.parametrize("method", [*METHODS, "frobenius_norm"])
+    def test_standard_errors_cover(self, method):
+        """Over keys: the truth within 4 standard errors, and the spread of the means what they say it is."""
+        H, A = operator(symmetric()), symmetric().astype(float)
+        if method == "frobenius_norm":
+            runs, truth = [lla.frobenius_norm(H, jax.random.key(i), rtol=0.5) for i in range(40)], np.linalg.norm(A)
+        else:
+            runs = [lla.trace(H, jax.random.key(i), method=method, rtol=0.5) for i in range(40)]
+            truth = np.trace(A)
+        means, sems = np.array([(r.mean, r.sem) for r in runs]).T
+        assert {r.num for r in runs} == {16}
+        assert all(r.recipe["converged"] for r in runs)
+        assert (np.abs(means - truth) < 4 * sems).all()
+        assert 0.5 < means.std(ddof=1) / sems.mean() < 2
+        assert abs(means.mean() - truth) < 4 * means.std() / np.sqrt(40)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_it_stops_on_its_own_error(self, method):
+        H = operator(symmetric())
+        loose, tight = (lla.trace(H, KEY, method=method, rtol=r, max_products=4000) for r in (0.05, 0.015))
+        for found, rtol in ((loose, 0.05), (tight, 0.015)):
+            assert found.sem <= rtol * abs(found.mean)
+            assert found.num >= 16
+            assert (found.recipe["converged"], found.recipe["stopped"]) == (True, None)
+            assert abs(found.mean - np.trace(symmetric())) < 4 * found.sem or found.sem == 0
+        assert loose.recipe["products"] < tight.recipe["products"]
+
+    def test_where_few_eigenvalues_make_the_trace_fewer_products_do(self):
+        H = operator(with_spectrum(10.0 * 0.5 ** np.arange(N), dtype=np.float32))
+        products = {
+            m: lla.trace(H, KEY, method=m, rtol=1e-3, max_products=100_000).recipe["products"] for m in METHODS[1:]
+        }
+        with pytest.warns(UserWarning, match=r"about .* products would do"):
+            lla.trace(H, KEY, rtol=1e-3, max_products=400)
+        assert max(products.values()) <= 50
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_it_says_when_it_could_not(self, method):
+        A = symmetric(shift=0.0)
+        A -= np.trace(A) / N * np.eye(N, dtype=np.float32)  # the trace is zero: no relative error is small
+        with pytest.warns(UserWarning, match=r"asks for a standard error of") as seen:
+            found = lla.trace(operator(A), KEY, method=method, max_products=48)
+        assert seen[0].filename == __file__
+        assert not found.recipe["converged"]
+        assert found.recipe["products"] <= 48 + CHECK
+        assert abs(found.mean) < 4 * found.sem
+        json.dumps(found.recipe)
+
+    def test_few_draws_are_not_believed(self):
+        with pytest.warns(UserWarning, match="too few draws"):
+            found = lla.trace(operator(symmetric()), KEY, rtol=0.9, max_products=8)
+        assert found.num == 8
+        assert not found.recipe["converged"]
+
+
+class TestDiagonal:
+    def test_within_its_errors_and_they_are_right(self):
+        A = symmetric()
+        with quiet():
+            found = lla.diagonal(operator(A), KEY, rtol=0, max_products=1024)
+        off = np.sqrt(((A**2).sum(1) - np.diag(A) ** 2) / 1024)
+        np.testing.assert_allclose(found.sem, off, rtol=0.15)
+        assert (np.abs(found.mean - np.diag(A)) < 4 * found.sem).all()
+        assert np.linalg.norm(found.sem) == pytest.approx(found.recipe["norm_sem"], rel=1e-5)
+
+    def test_is_a_tree_and_stops_on_the_norms(self):
+        H = lla.hessian(helpers.mlp_loss(), helpers.params(), helpers.dataset(), select="**/kernel", devices=1)
+        found = lla.diagonal(H, KEY, rtol=0.2, max_products=3000)
+        assert found.mean["gain"] is None
+        assert found.mean["Dense_0"]["bias"] is None
+        assert isinstance(found.mean["Dense_0"]["kernel"], np.ndarray)
+        assert jax.tree_util.tree_structure(found.sem) == jax.tree_util.tree_structure(found.mean)
+        mean, sem = (np.concatenate([x.ravel() for x in jax.tree_util.tree_leaves(t)]) for t in (found.mean, found.sem))
+        truth = np.diag(dense(H))
+        assert np.linalg.norm(sem) <= 0.2 * np.linalg.norm(mean)
+        assert np.linalg.norm(mean - truth) < 2 * np.linalg.norm(sem)
+        assert found.recipe["converged"]
+        assert found.recipe["operator"]["kind"] == "hessian"
+
+    def test_masked_entries_are_zero(self):
+        keep = np.arange(N) < 10
+        with quiet():
+            found = lla.diagonal(masked(operator(symmetric()), keep), KEY, max_products=64)
+        assert not found.mean[~keep].any()
+        assert not found.sem[~keep].any()
+        assert (np.abs(found.mean - np.diag(symmetric()))[keep] < 5 * found.sem[keep]).all()
+
+
+class TestDriving:
+    def test_the_kind_of_loop_changes_nothing(self):
+        A = symmetric()
+        for there, here in zip(all_estimates(operator(A), KEY, 48), all_estimates(on_host(A), KEY, 48), strict=True):
+            close(there, here)
+            assert there.recipe["products"] == here.recipe["products"]
+
+    def test_of_a_network_on_one_device_on_two_and_from_the_host(self):
+        loss, params, data = helpers.mlp_loss(), helpers.params(), helpers.dataset(24)
+        H = lla.hessian(loss, params, data, devices=1)
+        truth = np.trace(dense(H))
+
+        def found(H, method):
+            with quiet():
+                return lla.trace(H, KEY, method=method, rtol=0, max_products=8 * EACH[method])
+
+        xtrace, hutchinson = found(H, "xtrace"), found(H, "hutchinson")
+        assert abs(xtrace.mean - truth) < 4 * xtrace.sem
+        assert abs(hutchinson.mean - truth) < 4 * hutchinson.sem
+        on_two = lla.hessian(loss, params, data, devices=2)
+        close(found(on_two, "xtrace"), xtrace, rtol=1e-4)
+        close(found(on_two, "hutchinson"), hutchinson, rtol=1e-4)
+        close(found(replace(H, how=H.how._replace(on_device=False)), "xtrace"), xtrace, rtol=1e-4)
+        streamed = lla.hessian(loss, params, lla.stream(lambda: [data]), devices=1)
+        close(found(streamed, "hutchinson"), hutchinson, rtol=1e-4)
+
+    def test_products_are_counted(self):
+        calls = []
+        H = on_host(symmetric(), calls)
+        for found in all_estimates(H, KEY, 50):
+            assert found.recipe["products"] == len(calls) <= 50 + CHECK
+            calls.clear()
+        reported = []
+        lla.trace(H, KEY, rtol=0.1, progress=lambda done, total: reported.append((done, total, len(calls))))
+        assert reported == sorted(reported)
+        assert all(done == made and total is None for done, total, made in reported)
+
+    def test_a_second_operator_compiles_nothing(self):
+        list(all_estimates(operator(symmetric()), KEY, 48))
+        with helpers.compilations() as seen:
+            list(all_estimates(operator(symmetric(seed=1)), jax.random.key(3), 48))
+        assert seen.count == 0
+
+    def test_masks_give_the_trace_of_a_block(self):
+        H, A = operator(symmetric()), symmetric()
+        for first, method in ((0, "xtrace"), (7, "hutch++")):
+            keep = (np.arange(N) >= first) & (np.arange(N) < first + 16)
+            block = np.trace(A[keep][:, keep])
+            whole = lla.trace(masked(H, keep), KEY, method=method, rtol=1e-9)  # the basis spans the block: exact
+            assert whole.mean == pytest.approx(block, rel=1e-5)
+            assert (whole.sem, whole.num, whole.recipe["products"]) == (0, 16, 16 * EACH[method] + CHECK)
+            found = lla.trace(masked(H, keep), KEY, rtol=0.1)
+            assert abs(found.mean - block) < 4 * found.sem
+
+    def test_out_of_memory_takes_fewer_at_once(self, monkeypatch):
+        expected = list(all_estimates(operator(symmetric()), KEY, 48))
+        for module, name in ((stochastic, "_forms"), (stochastic, "_diagonal_draws"), (sketches, "_products")):
+            real = getattr(module, name)
+
+            def limited(*args, real=real):
+                if len(args[-1]) > 2:
+                    raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+                return real(*args)
+
+            monkeypatch.setattr(module, name, limited)
+        for one, other in zip(expected, all_estimates(operator(symmetric()), KEY, 48), strict=True):
+            close(one, other)
+
+    def test_the_basis_takes_no_more_than_its_share_of_memory(self, monkeypatch):
+        monkeypatch.setattr(stochastic._execution, "free_bytes", lambda device: 4 * 8 * N * 4)  # for 8 vectors
+        with pytest.warns(UserWarning, match="a larger basis takes more than a quarter"):
+            found = lla.trace(operator(symmetric()), KEY, method="xtrace", max_products=100)
+        assert (found.num, found.recipe["products"]) == (8, 16 + CHECK)
+        found = lla.trace(operator(symmetric()), KEY, method="hutch++", rtol=0.03, max_products=1000)
+        assert found.num > 16
+        assert found.recipe["products"] == 16 + found.num + CHECK
+        assert abs(found.mean - np.trace(symmetric())) < 4 * found.sem
+
+
+class TestTrouble:
+    @pytest.mark.parametrize("kind", [*METHODS, "frobenius_norm", "diagonal"])
+    def test_products_that_are_not_finite_end_it(self, kind):
+        def estimate(H):
+            if kind in METHODS:
+                return lla.trace(H, KEY, method=kind, rtol=1e-3)
+            return getattr(lla, kind)(H, KEY, rtol=1e-3)
+
+        with pytest.warns(UserWarning, match=r"ends there, because product 29 is not finite"):
+            found = estimate(on_host(symmetric(), spoil=29))
+        assert found.recipe["stopped"] == "product 29 is not finite"
+        assert found.recipe["products"] >= 29
+        assert not found.recipe["converged"]
+        assert all(np.isfinite(x).all() for x in (found.mean, found.sem))
+        assert found.num == {"hutch++": 8, "xtrace": 8}.get(kind, 26)
+        with pytest.raises(ValueError, match="product 3 is not finite, and there is nothing to keep"):
+            estimate(on_host(symmetric(), spoil=3))
+
+    def test_on_the_device_what_came_before_is_kept(self):
+        def spoilt(v, A, bad):
+            return jnp.where(jnp.vdot(v, bad) == N, jnp.nan, A @ v)
+
+        A = symmetric()
+        H = given(times, jnp.zeros(N), jnp.asarray(A))
+        signs = np.concatenate([stochastic._signs(H, KEY, lo, lo + 8) for lo in (0, 8, 16)])
+        H, kept = given(spoilt, jnp.zeros(N), jnp.asarray(A), signs[19]), signs[:19]
+        for call, draws in ((lla.trace, np.sum(kept * (kept @ A), 1)), (lla.diagonal, kept * (kept @ A))):
+            with pytest.warns(UserWarning, match=f"product {20 + CHECK} is not finite"):
+                found = call(H, KEY, rtol=1e-3)
+            np.testing.assert_allclose(found.mean, draws.mean(0), rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(found.sem, draws.std(0, ddof=1) / np.sqrt(19), rtol=1e-4, atol=1e-5)
+            assert (found.num, found.recipe["products"]) == (19, 24 + CHECK)
+
+    def test_what_is_not_symmetric(self):
+        skew = symmetric()
+        skew[0, 1:] += 3
+        for call in (lla.trace, lla.frobenius_norm, lla.diagonal):
+            with pytest.raises(ValueError, match=r"not symmetric .*the rule is A = A'"):
+                call(operator(skew), KEY)
+        assert check_symmetric(operator(symmetric()), KEY) == CHECK
+        assert check_symmetric(operator(np.zeros((N, N), np.float32)), KEY) == CHECK
+
+    def test_products_that_are_no_vectors(self):
+        with pytest.raises(ValueError, match=r"shape"):
+            lla.trace(given(lambda v: np.asarray(v)[:-1], jnp.zeros(N), traceable=False), KEY)
+        with pytest.raises(ValueError, match="product 1 is not finite"):
+            lla.trace(on_host(symmetric(), spoil=1), KEY)
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"method": "hutch"}, "method: 'hutch' given; the rule is"),
+            ({"rtol": -0.1}, "rtol: -0.1 given"),
+            ({"rtol": float("nan")}, "rtol: nan given"),
+            ({"max_products": 0}, "max_products: 0 given; the rule is an integer of at least 1"),
+            ({"max_products": 2, "method": "hutch++"}, "at least 3"),
+            ({"max_products": 1, "method": "xtrace"}, "at least 2"),
+            ({"max_products": 10.0}, "max_products: 10.0 given"),
+        ],
+    )
+    def test_arguments(self, options, words):
+        with pytest.raises(ValueError, match=words):
+            lla.trace(operator(symmetric()), KEY, **options)
+
+    def test_no_operator(self):
+        for call in (lla.trace, lla.frobenius_norm, lla.diagonal):
+            with pytest.raises(ValueError, match=r"H: got ndarray; the rule is an operator"):
+                call(symmetric(), KEY)
