@@ -33,7 +33,8 @@ from typing import Any
 import measure
 import networks
 import numpy as np
-import peers
+import rivals
+import torch_rivals
 import where
 
 PARTS = ("product", "top2", "top10", "density", "trace", "where")
@@ -41,6 +42,7 @@ RIVALS = ("lla_jax", "LLA", "PyHessian", "curvlinops", "matfree")
 PACKAGES = {"PyHessian": "pyhessian", "curvlinops": "curvlinops", "matfree": "matfree"}
 VERSIONS = ("optax", "scipy", "pyhessian", "curvlinops-for-pytorch", "matfree")
 REPEATS, ENOUGH_S = 3, 10.0  # a job is repeated three times, or until it has taken this long in all
+MOST_TRIES = 6
 SLACK = 90.0  # seconds to start a process, compile and warm up, on top of the cap
 
 
@@ -79,17 +81,17 @@ def status_mib(field: str) -> float:
     return int(next(x for x in lines if x.startswith(field)).split()[1]) / 1024
 
 
-def make(job: dict[str, Any]) -> peers.Rival:
+def make(job: dict[str, Any]) -> rivals.Rival:
     path = pathlib.Path(job["path"])
     if job["rival"] == "lla_jax":
-        return peers.Ours(path)
+        return rivals.Ours(path)
     if job["rival"] == "matfree":
-        return peers.Matfree(path)
+        return rivals.Matfree(path)
     if job["rival"] == "LLA":
-        return peers.LLA(path, pathlib.Path(job["lla"]))
+        return torch_rivals.LLA(path, pathlib.Path(job["lla"]))
     if job["rival"] == "PyHessian":
-        return peers.PyHessian(path, pathlib.Path(job["pyhessian"]) if job["pyhessian"] else None)
-    return peers.Curvlinops(path)
+        return torch_rivals.PyHessian(path, pathlib.Path(job["pyhessian"]) if job["pyhessian"] else None)
+    return torch_rivals.Curvlinops(path)
 
 
 def worker(job: dict[str, Any]) -> None:
@@ -111,7 +113,7 @@ def worker(job: dict[str, Any]) -> None:
         (one_product if part == "product" else jobs)(rival, job)
 
 
-def one_product(rival: peers.Rival, job: dict[str, Any]) -> None:
+def one_product(rival: rivals.Rival, job: dict[str, Any]) -> None:
     tell(start="one product")
     state = rival.build()
     calls = {"product": rival.product(state), "gradient": rival.gradient()}
@@ -119,62 +121,73 @@ def one_product(rival: peers.Rival, job: dict[str, Any]) -> None:
     tell(row={"setting": "one product"} | found | rival.more)
 
 
-def jobs(rival: peers.Rival, job: dict[str, Any]) -> None:
-    """A row for each setting, up to the first whose residuals are good, or which the cap cut."""
-    part, before, product = job["part"], status_mib("VmRSS"), None
+def jobs(rival: rivals.Rival, job: dict[str, Any]) -> None:
+    """A row for each setting of a part."""
+    part, memory = job["part"], {"loaded_mib": status_mib("VmRSS")}
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is in use now
     rival.warm_up()
-    for label, call in calls(rival, part, 20 if job["quick"] else peers.STEPS):
-        tell(start=label)
+
+    def one(setting: str, call: Callable[[Any], rivals.Found]) -> tuple[dict[str, Any], rivals.Found | None]:
+        tell(start=setting)
         row, found = timed(rival, call, job["cap"], 1 if job["quick"] else REPEATS)
-        row = {"setting": label} | row | rival.more
-        if product is None:  # the judge's own graph is not the rival's memory
-            row |= {"peak_mib": status_mib("VmHWM"), "loaded_mib": before}
-        if found is not None and found.vectors is not None:
-            product = product or networks.judge(pathlib.Path(job["path"]))
+        memory.setdefault("peak_mib", status_mib("VmHWM"))  # later, the judge's graph would be counted too
+        return {"setting": setting} | row | rival.more | memory, found
+
+    if part.startswith("top"):
+        eigenpairs(rival, int(part.removeprefix("top")), one, pathlib.Path(job["path"]))
+    elif part == "density":
+        steps = 20 if job["quick"] else rivals.STEPS
+        for setting, options in rival.density_settings():
+            row, found = one(setting, lambda state, o=options: rival.density(state, steps, **o))
+            if found is not None:
+                nodes = np.asarray(found.values, np.float64)
+                near = nodes > nodes.max() - rivals.TOL * abs(nodes.max())
+                row |= {"least": nodes.min(), "largest": nodes.max(), "copies_of_the_largest": int(near.sum())}
+            tell(row=row)
+    else:
+        for setting, options in rival.trace_settings():
+            row, found = one(setting, lambda state, o=options: rival.trace(state, **o))
+            tell(row=row if found is None else row | {"mean": found.values, "sem": found.sem})
+
+
+def eigenpairs(rival: rivals.Rival, k: int, one: Callable, path: pathlib.Path) -> None:
+    """As shipped, then tightened until every residual is good or the cap cuts it."""
+    product, options, tries = None, rival.first(k), 0
+    while options:
+        setting = ", ".join(f"{name} {value:.2g}" for name, value in options.items() if value != rivals.ALWAYS)
+        row, found = one(setting, lambda state, o=options: rival.top(state, k, **o))
+        row["as_shipped"], tries = tries == 0, tries + 1
+        if found is None:
+            options = {}
+        else:
+            product = product or networks.judge(path)
             row["values"], row["residuals"] = networks.judged(product, found.vectors)
             row["reported"], row["residual"] = found.values, max(row["residuals"])
-        elif found is not None and part == "density":
-            nodes = np.asarray(found.values, np.float64)
-            near = nodes > nodes.max() - peers.TOL * abs(nodes.max())
-            row |= {"least": nodes.min(), "largest": nodes.max(), "copies_of_the_largest": int(near.sum())}
-        elif found is not None:
-            row |= {"mean": found.values, "sem": found.sem}
+            met = row["residual"] <= rivals.TOL
+            options = {} if met or tries == MOST_TRIES else rival.tightened(options, row["residual"])
         tell(row=row)
-        if found is None or row.get("residual", math.inf) <= peers.TOL:
-            break
-
-
-def calls(rival: peers.Rival, part: str, steps: int) -> list[tuple[str, Callable[[Any], peers.Found]]]:
-    """(name of a setting, the job) in the order in which they are tried."""
-    if part.startswith("top"):
-        k = int(part.removeprefix("top"))
-        return [(name, lambda state, o=o: rival.top(state, k, **o)) for name, o in rival.top_settings(k)]
-    if part == "density":
-        return [(name, lambda state, o=o: rival.density(state, steps, **o)) for name, o in rival.density_settings()]
-    return [(name, lambda state, o=o: rival.trace(state, **o)) for name, o in rival.trace_settings()]
 
 
 def timed(
-    rival: peers.Rival, call: Callable[[Any], peers.Found], cap: float, repeats: int
-) -> tuple[dict[str, Any], peers.Found | None]:
+    rival: rivals.Rival, call: Callable[[Any], rivals.Found], cap: float, repeats: int
+) -> tuple[dict[str, Any], rivals.Found | None]:
     """Seconds of whole jobs, and what the last one found; nothing where the cap cut it or it failed."""
     taken: list[float] = []
     row: dict[str, Any] = {}
     while len(taken) < repeats and sum(taken) < ENOUGH_S:
         rival.seed()
         rival.products, rival.compile_s, start = 0, 0.0, time.perf_counter()
-        rival.deadline = start + cap
+        rival.cap, rival.deadline = cap, start + cap
         try:
             state = rival.build()
             found = call(state)
-        except peers.TimeUp:
+        except rivals.TimeUp:
             return {"over_s": cap, "products": rival.products}, None
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}, None
         finally:
             rival.deadline = math.inf
-        elapsed = time.perf_counter() - start
+        elapsed = time.perf_counter() - start + found.left_s
         rival.free(state)
         del state
         gc.collect()
@@ -186,6 +199,7 @@ def timed(
     if "first_s" in row:
         row["compile_s"] = max(0.0, row["first_s"] - min(taken))
     times = {"seconds": min(taken), "median_s": statistics.median(taken), "repeats": len(taken)}
+    row |= {"extrapolated_s": found.left_s} if found.left_s else {}
     return times | row | {"products": found.products}, found
 
 
@@ -291,7 +305,7 @@ def told(row: dict[str, Any]) -> str:
         times = [f"{name} {row[name]['min_ms']:.1f} ms" for name in ("product", "gradient")]
         return f"{row['setting']}: {', '.join(times)}"
     said = [f"{row['setting']}: {row['seconds']:.2f} s, {row['products']} products"]
-    for name in ("peak_mib", "first_s", "residual", "copies_of_the_largest", "mean", "sem"):
+    for name in ("peak_mib", "first_s", "extrapolated_s", "residual", "copies_of_the_largest", "mean", "sem"):
         if name in row:
             said.append(f"{name} {row[name]:.3g}")
     return ", ".join(said)
@@ -299,7 +313,7 @@ def told(row: dict[str, Any]) -> str:
 
 def measured(options: argparse.Namespace, result: dict[str, Any], path: pathlib.Path, folder: pathlib.Path) -> None:
     """Run all jobs asked for; every row goes to the file at once."""
-    rivals = available(options)
+    chosen = available(options)
     common = {
         "threads": options.threads, "cap": options.cap, "quick": options.quick, "data": str(options.data),
         "lla": str(options.lla or ""), "pyhessian": str(options.pyhessian or ""), "devices": 1,
@@ -313,7 +327,7 @@ def measured(options: argparse.Namespace, result: dict[str, Any], path: pathlib.
             raise SystemExit(f"{network}: {here['facts']['error']}")
         print(f"{network}: {here['facts']}")
         for part in options.parts:
-            for rival in rivals if part != "where" else ["lla_jax"]:
+            for rival in chosen if part != "where" else ["lla_jax"]:
                 rows: list[dict[str, Any]] = []
                 for devices in devices_for(here, part, rival, options.threads):
                     for row in run(base | {"part": part, "rival": rival, "devices": devices}):

@@ -63,7 +63,8 @@ def eigenpairs(
         return spectral.eigenpairs(operator, key, k, which=which, tol=tol, **options)
 
     made = {**made, "which": which, "tol": f"{tol:g}"}
-    return _part(name, folder, operator, made, compute, enough, like, overwrite=overwrite)
+    found = _part(name, folder, operator, made, compute, enough, like, overwrite=overwrite)
+    return replace(found, values=found.values[:k], residuals=found.residuals[:k], vectors=found.vectors[:k])
 
 
 def axes(problem: Problem, options: LandscapeOptions) -> Directions:

@@ -55,13 +55,15 @@ def operator(
     common = Common(loss, params, None, np.int32(0), np.int32(0), key)
     if not isinstance(data, Stream):
         return _in_memory(matrix, common, data, mesh, recipe, whole, batch_size, linearize, allow_nondeterministic)
-    if linearize is True:
+    if linearize and linearize != "auto":
         raise ValueError("linearize: True needs the data in memory, and a stream is read anew for every product")
     return _streamed(matrix, common, data, mesh, recipe, whole, batch_size, allow_nondeterministic)
 
 
 def _mesh(devices: Any, whole: bool) -> Mesh:
     chosen = _execution.devices_of(Execution(devices=devices))
+    if devices == "all" and chosen[0].platform == "cpu":  # one has all cores
+        return _execution.mesh_of(chosen[:1])
     if not whole:
         return _execution.mesh_of(chosen)
     if devices != "all" and len(chosen) > 1:
@@ -92,8 +94,10 @@ def _recipe(
 def _how(matrix: Matrix, params: PyTree, mesh: Mesh, primitives: set[str]) -> How:
     leaves, structure = jax.tree_util.tree_flatten(curvature.part(params, matrix.chosen))
     shapes = tuple((tuple(x.shape), jnp.promote_types(x.dtype, jnp.float32)) for x in leaves)
-    on_device = mesh.devices.flat[0].platform != "cpu" or "conv_general_dilated" not in primitives
-    return How(replace(matrix, lowered=not on_device), None, mesh, on_device, structure, shapes)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    lowered = on_cpu and "conv_general_dilated" in primitives
+    on_device = not on_cpu or (mesh.size == 1 and not lowered)
+    return How(replace(matrix, lowered=lowered), None, mesh, on_device, structure, shapes)
 
 
 def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[int, set[str]]:
@@ -112,17 +116,24 @@ def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[i
 
 
 def _blocks(how: How, rows: int, row_bytes: int, batch_size: int | None) -> list[Rows]:
-    """Blocks of one device's rows: one after another from the host, or one loop on the device."""
+    """Blocks of one device's rows: one loop on the device, or convolutions one after another from the host."""
     assert how.mesh is not None
+    assert how.matrix is not None
     on_cpu = how.mesh.devices.flat[0].platform == "cpu"
-    size = batch_size or (CONV_ROWS if not how.on_device else max(64, BLOCK_BYTES[on_cpu] // row_bytes))
+    size = batch_size or (CONV_ROWS if how.matrix.lowered else max(64, BLOCK_BYTES[on_cpu] // row_bytes))
     size = -(-rows // -(-rows // min(size, rows)))  # equal blocks: rows that overlap are work for nothing
     starts = np.arange(0, rows, size, dtype=np.int32)
-    return [Rows(starts, size)] if how.on_device else [Rows(starts[i : i + 1], size) for i in range(len(starts))]
+    return [Rows(starts[i : i + 1], size) for i in range(len(starts))] if how.matrix.lowered else [Rows(starts, size)]
 
 
-def _whole_batches(count: int, batch_size: int | None) -> list[Rows]:
-    return [Rows(np.array([start], np.int32), size) for start, size in _data.cuts(count, batch_size)]
+def _whole_batches(how: How, count: int, batch_size: int | None) -> list[Rows]:
+    """The same for batches that must stay as they are: one loop for all of one size."""
+    assert how.matrix is not None
+    cuts = _data.cuts(count, batch_size)
+    if how.matrix.lowered:
+        return [Rows(np.array([start], np.int32), size) for start, size in cuts]
+    sizes = dict.fromkeys(size for _, size in cuts)
+    return [Rows(np.array([start for start, n in cuts if n == size], np.int32), size) for size in sizes]
 
 
 def _split(batch: Batch, mesh: Mesh) -> Batch:
@@ -152,7 +163,7 @@ def _in_memory(
     rows = -(-count // mesh.size)
     row_bytes, primitives = _profile(matrix, common, data, _data.cuts(count, batch_size)[0][1] if whole else rows)
     how = _how(matrix, common.params, mesh, primitives)
-    blocks = _whole_batches(count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
+    blocks = _whole_batches(how, count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
     common = common._replace(data=_split(data, mesh), count=np.int32(count))
     if primitives & CALLBACKS and not allow_nondeterministic:
         _check_deterministic(how, common, blocks[0])
@@ -172,12 +183,12 @@ def _in_memory(
 
 def _keep(how: How, common: Common, blocks: list[Rows], linearize: bool | str) -> tuple[bool, int, str]:
     """(whether primal values are kept, bytes they take, the same in words)."""
-    if linearize is False:
+    if not linearize:
         return False, 0, "computed at every product"
     assert how.mesh is not None
     device, nbytes = how.mesh.devices.flat[0], _kept_bytes(how, common, blocks)
     free = _execution.free_bytes(device) * (1 if device.platform == "cpu" else how.mesh.size)
-    if linearize is True or nbytes <= KEPT_SHARE * free:
+    if linearize != "auto" or nbytes <= KEPT_SHARE * free:
         return True, nbytes, f"kept ({_size(nbytes)})"
     return False, 0, f"computed at every product (kept, they would take {_size(nbytes)} of {_size(free)} that are free)"
 
@@ -243,12 +254,13 @@ def _streamed(
         for piece, count, offset in _pieces(data, mesh, None if whole else 0):
             rows = _data.num_examples(piece) // mesh.size
             here = common._replace(data=piece, count=np.int32(count), offset=np.int32(offset))
-            blocks = _whole_batches(count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
+            blocks = _whole_batches(how, count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
             for block in blocks:
                 found = products.sums_step(here, None, block, v, how=how)
                 total = found if total is None else products.plus_step(total, found)
+        total = products.gathered(how, total)
         if not allow_nondeterministic:
-            _check_same_pass(values, total[1])
+            _check_same_pass(values, products.over_devices(how, total[1]))
         return products.finish_step(common, None, v, total, how=how)
 
     recipe["plan"] = {

@@ -159,7 +159,7 @@ def categorical(key: Any, outputs: Any, example: Any) -> Any:
       ValueError: the example or the outputs are something else.
     """
     several = isinstance(example, tuple | list) and len(example) >= 2
-    label = example[1] if several else None
+    label: Any = example[1] if several else None
     whole = hasattr(label, "dtype") and jnp.issubdtype(label.dtype, jnp.integer)
     if not whole or not hasattr(outputs, "shape") or outputs.shape[:-1] != label.shape:
         raise ValueError(

@@ -2,15 +2,16 @@
 
 One Krylov sequence sees every distinct eigenvalue once. Once the wanted pairs have converged, another therefore begins
 at random in the complement of the vectors multiplied so far, until nothing there can belong to the wanted ones. The
-projected matrix is dense, so that all sequences work together; the remainder in which a sequence ended is let go, and
-what the others find of it later is subtracted from the error that this leaves.
+projected matrix is dense and the remainders of all sequences stay in the basis: the sequences work together, nothing is
+lost, and every residual is known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import numpy as np
 
 from lla_jax import lanczos as _lanczos
 from lla_jax._types import PyTree
-from lla_jax.lanczos import CHUNK
+from lla_jax.lanczos import BREAKDOWN, CHUNK
 from lla_jax.linear_operator import HostOperator, LinearOperator
 
 Operator = LinearOperator | HostOperator
@@ -28,21 +29,19 @@ LEAST = 10  # steps that a sequence may take to rule out, if all others were sho
 
 @dataclass
 class Search:
-    """Where a search stands: rows 0 .. known - 1 of the basis have been multiplied, row ``known`` is next if ``open``.
+    """Where a search stands: rows 0 .. known - 1 of the basis have been multiplied, rows known .. filled - 1 are open.
 
-    A q_j = sum_i T_ij q_i + sum_t lost_tj r_t for j < known, where i runs over the rows and r_t, of norm 1, are
-    remainders that were let go.
+    A q_j = sum_i T_ij q_i over the filled rows i, for j < known. The next row of a sequence is the first open one.
     """
 
     basis: PyTree
-    T: np.ndarray  # (rows, rows); of the open row only its couplings to the known ones
-    lost: np.ndarray  # (t, rows)
+    T: np.ndarray  # (rows, rows); of an open row only its couplings to the known ones
     known: int = 0
-    open: bool = True
+    filled: int = 1
     alphas: np.ndarray = field(default_factory=lambda: np.zeros(0))  # of the present sequence
-    betas: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    betas: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the last is 0 where it broke down
     outside: int = 0  # dimension of the space in which it began
-    wanted: np.ndarray = field(default_factory=lambda: np.zeros(0))  # values then; none in the first sequence
+    wanted: np.ndarray = field(default_factory=lambda: np.zeros(0))  # values then; none where it is to show nothing
     longest: int = 0  # steps of the longest sequence before
     scale: float = 0.0  # largest |A q|
     products: int = 0
@@ -55,8 +54,9 @@ class Search:
         return len(self.T)
 
     @property
-    def filled(self) -> int:
-        return self.known + self.open
+    def ended(self) -> bool:
+        """Whether the present sequence broke down: it has no next row."""
+        return len(self.betas) > 0 and self.betas[-1] == 0
 
     @property
     def gone(self) -> bool:
@@ -65,17 +65,19 @@ class Search:
 
 
 class Ritz(NamedTuple):
-    """Ritz values in the order asked for, their vectors ``(known, r)``, and |A x - theta x| at most."""
+    """Ritz values in the order asked for, their vectors ``(known, r)``, their couplings to the open rows ``(open, r)``,
+    and the norms of these, |A x - theta x|."""
 
     values: np.ndarray
     vectors: np.ndarray
+    couplings: np.ndarray
     errors: np.ndarray
 
 
 def begin(H: Operator, key: jax.Array, rows: int, most: int, used: int) -> Search:
     """A search with a random start vector and nothing multiplied; ``used`` products were made before."""
     basis = _lanczos.begin(_lanczos.random(H, key, 0, "normal"), rows=rows)
-    return Search(basis, np.zeros((rows, rows)), np.zeros((0, rows)), outside=H.shape[0], products=used, most=most)
+    return Search(basis, np.zeros((rows, rows)), outside=H.shape[0], products=used, most=most)
 
 
 def order(values: np.ndarray, which: str) -> np.ndarray:
@@ -83,16 +85,13 @@ def order(values: np.ndarray, which: str) -> np.ndarray:
     return np.argsort({"magnitude": -abs(values), "largest": -values, "smallest": values}[which], kind="stable")
 
 
-def ritz_pairs(s: Search, which: str, n: int) -> Ritz:
+def ritz_pairs(s: Search, which: str) -> Ritz:
     """Rayleigh-Ritz on the rows that were multiplied."""
     values, vectors = np.linalg.eigh(s.T[: s.known, : s.known])
     chosen = order(values, which)
     values, vectors = values[chosen], vectors[:, chosen]
-    errors = np.zeros(len(values))
-    if s.known < n:
-        errors += np.abs(s.lost[:, : s.known] @ vectors).sum(0)
-        errors += np.abs(s.T[s.known, : s.known] @ vectors) if s.open else 0.0
-    return Ritz(values, vectors, errors)
+    couplings = s.T[s.known : s.filled, : s.known] @ vectors
+    return Ritz(values, vectors, couplings, np.linalg.norm(couplings, axis=0))
 
 
 def ruled_out(alphas: np.ndarray, betas: np.ndarray, bound: float, outside: int) -> bool:
@@ -131,11 +130,38 @@ def _settled(s: Search, ritz: Ritz, k: int, which: str, tol: float) -> bool:
 # --- moving on: a search changes at once, so that an interrupt finds it before a step or after
 
 
-_rotated = jax.jit(_lanczos.combine)
+_combined = jax.jit(_lanczos.combine)
 _padded = jax.jit(
     lambda basis, more: jax.tree_util.tree_map(lambda q: jnp.pad(q, [(0, more), *[(0, 0)] * (q.ndim - 1)]), basis),
     static_argnums=1,
 )
+
+
+@partial(jax.jit, donate_argnums=0)
+def _turned(basis: PyTree, turn: jax.Array, first: Any) -> PyTree:
+    """The basis with the rows from ``first`` replaced by ``turn`` times them."""
+    at = first + jnp.arange(len(turn))
+    rows = jax.tree_util.tree_map(lambda q: q.at[at].get(mode="fill", fill_value=0), basis)
+    return jax.tree_util.tree_map(lambda q, x: q.at[at].set(x, mode="drop"), basis, _lanczos.combine(turn, rows))
+
+
+def _turn(s: Search, H: Operator, direction: np.ndarray) -> None:
+    """Turn the open rows so that the first of them points along ``direction``, given in terms of them."""
+    unit = direction / np.linalg.norm(direction)
+    sign = 1.0 if unit[0] >= 0 else -1.0
+    mirror = unit.copy()
+    mirror[0] += sign
+    turn = sign * (
+        2 * np.outer(mirror, mirror) / (mirror @ mirror) - np.eye(len(unit))
+    )  # Householder: turn @ unit = e_1
+    if len(unit) == 1 and turn[0, 0] == 1:
+        return
+    size = max(8, 1 << (len(unit) - 1).bit_length())  # few sizes compile
+    whole = np.eye(size, dtype=H.dtype)
+    whole[: len(unit), : len(unit)] = turn
+    T = s.T.copy()
+    T[s.known : s.filled, : s.known] = turn @ T[s.known : s.filled, : s.known]
+    vars(s).update(basis=_turned(s.basis, whole, np.int32(s.known)), T=T)
 
 
 def _room(s: Search, ritz: Ritz, k: int, on_device: bool) -> None:
@@ -144,88 +170,96 @@ def _room(s: Search, ritz: Ritz, k: int, on_device: bool) -> None:
         _restart(s, ritz, k)
         return
     more = min(s.rows * (3 if on_device else 1), s.most - s.rows)  # on the device a size compiles the product anew
-    vars(s).update(basis=_padded(s.basis, more), T=np.pad(s.T, (0, more)), lost=np.pad(s.lost, ((0, 0), (0, more))))
+    vars(s).update(basis=_padded(s.basis, more), T=np.pad(s.T, (0, more)))
 
 
 def _restart(s: Search, ritz: Ritz, k: int) -> None:
-    """Thick restart: the best Ritz vectors and the open row."""
-    keep = min(k + max(0, (s.rows - k - s.open) // 2), s.known, s.rows - s.open - 1)
-    new = np.zeros((s.rows, s.rows))  # row i: the new row i in terms of the old ones
+    """Thick restart: the best Ritz vectors and the open rows."""
+    still = s.filled - s.known
+    keep = min(k + max(0, (s.rows - k - still) // 2), s.known, s.rows - still - 1)
+    new, T = np.zeros((2, s.rows, s.rows))  # row i of new: the new row i in terms of the old ones
     new[:keep, : s.known] = ritz.vectors[:, :keep].T
-    T = np.zeros_like(s.T)
+    new[np.arange(keep, keep + still), np.arange(s.known, s.filled)] = 1
     T[np.arange(keep), np.arange(keep)] = ritz.values[:keep]
-    if s.open:
-        new[keep, s.known] = 1
-        T[keep, :keep] = s.T[s.known, : s.known] @ ritz.vectors[:, :keep]
-    lost = s.lost @ new.T
-    vars(s).update(basis=_rotated(new, s.basis), T=T, lost=lost, known=keep, restarts=s.restarts + 1)
+    T[keep : keep + still, :keep] = ritz.couplings[:, :keep]
+    vars(s).update(basis=_combined(new, s.basis), T=T, known=keep, filled=keep + still, restarts=s.restarts + 1)
 
 
 def _inject(s: Search, H: Operator, key: jax.Array, values: np.ndarray) -> None:
-    """Begin another sequence, at random in the complement of the known rows; the open row is let go.
+    """Begin another sequence, at random in the complement of the known rows; ``values`` are the wanted ones now.
 
-    ``values`` are the wanted ones as they are.
+    The remainders of the sequences before are in that complement: the start has a part along them.
     """
-    lost, T = s.lost, s.T.copy()
-    if s.open:
-        lost = np.concatenate([lost, np.zeros((1, s.rows))])
-        lost[-1, : s.known] = T[s.known, : s.known]
-        T[s.known] = 0
     vector = _lanczos.random(H, key, s.draws, "normal")
-    vars(s).update(
-        basis=_lanczos.inject(H, s.basis, s.known, vector), T=T, lost=lost, open=True, draws=s.draws + 1,
-        outside=H.shape[0] - s.known, wanted=values, longest=max(s.longest, len(s.alphas)),
-        alphas=np.zeros(0), betas=np.zeros(0),
-    )  # fmt: skip
-
-
-def _found_again(lost: np.ndarray, surprise: np.ndarray) -> np.ndarray:
-    """``lost`` without what a new row has of the remainders: its couplings to the known rows that none expected."""
-    if not len(lost):
-        return lost
-    part = np.linalg.lstsq(lost[:, : len(surprise)].T, surprise, rcond=1e-6)[0]
-    return lost * np.sqrt(np.maximum(0, 1 - part**2))[:, None]
+    found = _lanczos.orthogonalized(H, s.basis, vector, np.inf if s.filled >= H.shape[0] else 0.0)
+    fresh = found.norms[0] > 0
+    start = np.append(found.coefficients[0, s.known : s.filled], found.norms[:1] if fresh else [])
+    begun = {
+        "draws": s.draws + 1, "outside": H.shape[0] - s.known, "wanted": values, "alphas": np.zeros(0),
+        "betas": np.zeros(0), "longest": max(s.longest, len(s.alphas)),
+    }  # fmt: skip
+    if fresh:
+        begun |= {"filled": s.filled + 1, "basis": _lanczos.store(s.basis, found, s.filled)}
+        s.most += s.most < H.shape[0]
+    vars(s).update(begun)
+    _turn(s, H, start)
 
 
 def _multiply(s: Search, H: Operator, most: int) -> bool:
-    """Multiply the open row, and on the device those that follow; False where a product is not finite."""
+    """Multiply the first open row, and on the device those that follow; False where a product is not finite."""
     n = H.shape[0]
-    full = s.filled >= n
-    count = 1 if full or not H.on_device else max(1, min(CHUNK, s.rows - s.filled, n - s.filled, most))
+    full, alone = s.filled >= n, s.filled == s.known + 1
+    count = 1
+    if H.on_device and alone and not full:
+        count = max(1, min(CHUNK, s.rows - s.filled, n - s.filled, most))
     found = _lanczos.advance(H, s.basis, s.known, s.filled, count, np.inf if full else s.scale)
     good = int(np.isfinite(found.sizes).cumprod().sum())
-    T, lost, at = s.T.copy(), s.lost, s.known
+    T, at, filled, alphas, betas = s.T.copy(), s.known, s.filled, s.alphas, s.betas
+    scale = float(found.sizes[:good].max(initial=s.scale))
+    direction = np.zeros(0)
     for h, beta in zip(found.coefficients[:good], found.norms[:good]):
-        lost = _found_again(lost, h[:at] - T[at, :at])
         T[: at + 1, at] = T[at, : at + 1] = h[: at + 1]
-        at += 1
-        if beta > 0:
-            T[at, at - 1] = beta
-    ends = good > 0 and found.norms[good - 1] == 0
-    alphas = [h[s.known + i] for i, h in enumerate(found.coefficients[:good])]
+        direction = np.append(h[at + 1 : filled], beta if beta > 0 else [])
+        T[at + 1 : at + 1 + len(direction), at] = direction
+        at, filled = at + 1, at + 1 + len(direction)
+        size = np.linalg.norm(direction)
+        size = 0.0 if size <= BREAKDOWN * float(jnp.finfo(H.dtype).eps) * scale else size
+        alphas, betas = np.append(alphas, h[at - 1]), np.append(betas, size)
     vars(s).update(
-        basis=_lanczos.store(s.basis, found, s.filled), T=T, lost=lost, known=at, open=not ends,
-        alphas=np.append(s.alphas, alphas), betas=np.append(s.betas, found.norms[:good]),
-        scale=float(found.sizes[:good].max(initial=s.scale)), products=s.products + len(found.norms),
+        basis=_lanczos.store(s.basis, found, s.filled), T=T, known=at, filled=filled, alphas=alphas, betas=betas,
+        scale=scale, products=s.products + len(found.norms),
     )  # fmt: skip
+    if len(direction) > 1 and not s.ended:
+        _turn(s, H, direction)
     return good == len(found.norms)
 
 
 def _choose(s: Search, ritz: Ritz, k: int, n: int, which: str, tol: float) -> str:
     """What to do next, "multiply" or "inject"; or why it is over, "verified" or "unverified"."""
-    further = "multiply" if s.open else "inject"
-    if s.known < k or (ritz.errors[:k] > tol * np.abs(ritz.values).max()).any():
-        return further
-    if s.filled >= n:
-        return further if s.open else "verified"
+    scale = np.abs(ritz.values).max(initial=0.0)
+    if s.known == n:
+        return "verified"
+    if s.known < k or (ritz.errors[:k] > tol * scale).any():
+        return "inject" if s.ended and not ritz.couplings[:, :k].any() else "multiply"
     if len(s.wanted) < k:
         return "inject"
     sign = np.abs if which == "magnitude" else np.asarray
-    if np.abs(sign(ritz.values[:k]) - sign(s.wanted)).max() > tol * np.abs(ritz.values).max():
+    if np.abs(sign(ritz.values[:k]) - sign(s.wanted)).max() > tol * scale:
         return "inject"  # this sequence has brought another copy, and there may be more
-    if not s.open or _settled(s, ritz, k, which, tol):
+    if s.ended or _settled(s, ritz, k, which, tol):
         return "verified"
     return "unverified" if len(s.alphas) >= max(s.longest, LEAST) else "multiply"
+
+
+def _steer(s: Search, H: Operator, ritz: Ritz, k: int, limit: float) -> None:
+    """Turn to the worst residual where most of it is along the remainders of other sequences."""
+    if not s.known or s.filled - s.known < 2 and not s.ended:
+        return
+    worst = ritz.couplings[:, int(ritz.errors[:k].argmax())]
+    size = np.linalg.norm(worst)
+    if size > limit and (s.ended or abs(worst[0]) < 0.5 * size):
+        _turn(s, H, worst)
+        vars(s).update(alphas=np.zeros(0), betas=np.zeros(0), wanted=np.zeros(0))  # no start at random: shows nothing
 
 
 def search(
@@ -235,7 +269,7 @@ def search(
     """Until the pairs are found; says how it ended: "verified", "unverified", "max_products", or what went wrong."""
     n = H.shape[0]
     while True:
-        ritz = ritz_pairs(s, which, n)
+        ritz = ritz_pairs(s, which)
         todo = _choose(s, ritz, k, n, which, tol)
         if todo in ("verified", "unverified"):
             return todo
@@ -246,7 +280,9 @@ def search(
             continue
         if todo == "inject":
             _inject(s, H, key, ritz.values[:k])
-        elif not _multiply(s, H, limit - s.products):
+            continue
+        _steer(s, H, ritz, k, tol * np.abs(ritz.values).max(initial=0.0))
+        if not _multiply(s, H, limit - s.products):
             return f"product {s.products} is not finite"
-        elif progress is not None:
+        if progress is not None:
             progress(s.products, None)

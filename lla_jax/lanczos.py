@@ -238,12 +238,6 @@ def _from_host(basis: PyTree, product: PyTree, scale: Any) -> tuple[Any, ...]:
 
 
 @jax.jit
-def _beside(basis: PyTree, vector: PyTree, row: Any, scale: Any) -> tuple[Any, ...]:
-    others = jax.tree_util.tree_map(lambda q: q.at[row].set(0, mode="drop"), basis)
-    return _from_host(others, vector, scale)
-
-
-@jax.jit
 def _from_host_windowed(basis: PyTree, product: PyTree, row: Any, last: Any, scale: Any) -> tuple[Any, ...]:
     rows = jax.tree_util.tree_leaves(basis)[0].shape[0]
     vector, before = _row(basis, row % rows), _row(basis, (row - 1) % rows)
@@ -286,11 +280,16 @@ def advance(
     assert not batched
     rows = jax.tree_util.tree_leaves(basis)[0].shape[0]
     product = H.product(take(basis, np.int32(row % rows if window else row)))
-    if window:
-        vectors, *rest = _from_host_windowed(basis, product, np.int32(row), last, scale)
-    else:
-        vectors, *rest = _from_host(basis, product, scale)
+    if not window:
+        return orthogonalized(H, basis, product, scale)
+    vectors, *rest = _from_host_windowed(basis, product, np.int32(row), last, scale)
     return Steps(vectors, *(np.asarray(x, np.float64) for x in rest))
+
+
+def orthogonalized(H: Operator, basis: PyTree, vector: PyTree, scale: Any) -> Steps:
+    """The step that a vector makes in place of a product: what of it is orthogonal to the basis, and its coordinates."""
+    unit, *rest = _from_host(basis, vector, np.asarray(scale, H.dtype))
+    return Steps(unit, *(np.asarray(x, np.float64) for x in rest))
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="batched")
@@ -303,14 +302,6 @@ def _stored(basis: PyTree, vectors: PyTree, into: Any, *, batched: bool) -> PyTr
 def store(basis: PyTree, found: Steps, into: int, *, window: bool = False, batched: bool = False) -> PyTree:
     """The basis with the new rows. The old one is given away."""
     return found.vectors if window else _stored(basis, found.vectors, np.int32(into), batched=batched)
-
-
-def inject(H: Operator, basis: PyTree, into: int, vector: PyTree) -> PyTree:
-    """The basis with a row replaced: by the part of a vector that is orthogonal to all others. The old one is given
-    away."""
-    at, zero = np.int32(into), np.asarray(0, H.dtype)
-    unit, *_ = _beside(basis, vector, at, zero)
-    return _stored(basis, unit, at, batched=False)
 
 
 @partial(jax.jit, static_argnames=("how", "distribution"))

@@ -139,12 +139,11 @@ class LinearOperator(Space):
     def product(self, v: PyTree) -> PyTree:
         """The product A v from the host: one compiled step, called for every block."""
         v = self._vector(v)
-        if len(self.blocks) == 1:
+        if len(self.blocks) == 1 and (self.how.mesh is None or self.how.mesh.size == 1):
             return _product(self, v)
         each = (products.sums_step(self.common, self.scale, block, v, how=self.how) for block in self.blocks)
-        return products.finish_step(
-            self.common, self.scale, v, functools.reduce(products.plus_step, each), how=self.how
-        )
+        total = products.gathered(self.how, functools.reduce(products.plus_step, each))
+        return products.finish_step(self.common, self.scale, v, total, how=self.how)
 
     def centre(self) -> PyTree:
         return self.common.params

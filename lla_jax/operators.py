@@ -64,7 +64,8 @@ def hessian(
       batch_stats: "frozen" (running averages, the default) or "batch" (each batch's own statistics).
       linearize: keep the primal values between products (True), compute them at every product (False), or keep them if
         they take at most a quarter of the free memory ("auto"). The choice and its bytes are in ``recipe["plan"]``.
-      devices: "all" local devices, their number, or a sequence; the examples are split over them.
+      devices: "all" local accelerators (on a CPU one device, which has all cores), a number of local devices, or a
+        sequence; the examples are split over them.
       allow_nondeterministic: accept a loss whose value changes from run to run.
 
     Returns:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from lla_jax import _tree, curvature
@@ -98,15 +99,18 @@ def plus(a: Any, b: Any) -> Any:
 
 
 def _block_sums(how: How, common: Common, block: Any, v: PyTree) -> tuple[PyTree, Any]:
-    """(sum of products, (sum of weights, sum of losses)) over the rows of one block, and over the devices."""
+    """(sum of products, (sum of weights, sum of losses)) over the rows of one block; a leading axis of devices, if
+    there are several: CPU devices that talk to each other in two programs at once may wait forever."""
     matrix, mesh = how.matrix, how.mesh
     assert matrix is not None
     assert mesh is not None
 
+    def own(found: Any) -> Any:
+        return jax.tree_util.tree_map(lambda x: x[None], found) if mesh.size > 1 else found
+
     def kept(block: Linearized, v: PyTree) -> Any:
         local = jax.tree_util.tree_map(lambda x: x[0], block) if mesh.size > 1 else block
-        found = _summed(lambda each: (each.map(v), each.sums), local)
-        return jax.lax.psum(found, GRID) if mesh.size > 1 else found
+        return own(_summed(lambda each: (each.map(v), each.sums), local))
 
     def recomputed(common: Common, starts: Any, v: PyTree) -> Any:
         start_of = curvature.part(common.params, matrix.chosen)
@@ -117,13 +121,12 @@ def _block_sums(how: How, common: Common, block: Any, v: PyTree) -> tuple[PyTree
             _, product, sums = jax.jvp(g, (start_of,), (v,), has_aux=True)
             return product, sums
 
-        found = _summed(one, starts)
-        return jax.lax.psum(found, GRID) if mesh.size > 1 else found
+        return own(_summed(one, starts))
 
     whole, split = PartitionSpec(), PartitionSpec(GRID)
     if isinstance(block, Linearized):
-        return _spread(mesh, kept, (split, whole), whole)(block, v)
-    return _spread(mesh, recomputed, (_common_specs(), whole, whole), whole)(common, block.starts, v)
+        return _spread(mesh, kept, (split, whole), split)(block, v)
+    return _spread(mesh, recomputed, (_common_specs(), whole, whole), split)(common, block.starts, v)
 
 
 def _moved(how: How, common: Common, scale: PyTree, v: PyTree) -> tuple[PyTree, PyTree]:
@@ -152,7 +155,7 @@ def finish(how: How, common: Any, scale: PyTree, v: PyTree, total: Any) -> PyTre
 
 def _mean(how: How, common: Common, scale: PyTree, v: PyTree, total: Any) -> PyTree:
     assert how.matrix is not None
-    product, (weight, _) = total
+    product, (weight, _) = over_devices(how, total)
     found = jax.tree_util.tree_map(lambda x: x / weight.astype(x.dtype), product)
     penalty, chosen = common.loss.penalty, how.matrix.chosen
     if penalty is None or how.matrix.kind == "fisher":
@@ -161,6 +164,20 @@ def _mean(how: How, common: Common, scale: PyTree, v: PyTree, total: Any) -> PyT
         slope = jax.grad(lambda moving: penalty(curvature.merged(common.params, moving, chosen)))
         part, moved = _moved(how, common, scale, v)
         return plus(found, jax.jvp(slope, (part,), (moved,))[1])
+
+
+def over_devices(how: How, total: Any) -> Any:
+    """The sums of all devices."""
+    split = how.mesh is not None and how.mesh.size > 1
+    return jax.tree_util.tree_map(lambda x: x.sum(0), total) if split else total
+
+
+def gathered(how: How, total: Any) -> Any:
+    """The same from the host, where devices are cores: a leading axis of 1 remains, and nothing waits for another."""
+    assert how.mesh is not None
+    if how.mesh.size == 1 or how.mesh.devices.flat[0].platform != "cpu":
+        return total
+    return jax.tree_util.tree_map(lambda x: np.asarray(x).sum(0, keepdims=True), total)
 
 
 sums_step = jax.jit(lambda common, scale, block, v, *, how: sums(how, common, scale, block, v), static_argnames="how")

@@ -183,7 +183,7 @@ def _finished(
     s: Search, H: Operator, k: int, which: str, tol: float, ended: str, recipe: Recipe, progress: Progress | None
 ) -> Eigenpairs:
     """The pairs, each judged by a product of its own."""
-    ritz = krylov.ritz_pairs(s, which, H.shape[0])
+    ritz = krylov.ritz_pairs(s, which)
     num = min(k, len(ritz.values))
     vectors, judged = [], []
     for i in range(num):
@@ -223,15 +223,15 @@ def _warn(result: Eigenpairs) -> None:
 
 # --- interrupted and continued
 
-_COUNTS = ("known", "open", "outside", "longest", "products", "draws", "restarts", "rows", "most")
+_COUNTS = ("known", "filled", "outside", "longest", "products", "draws", "restarts", "rows", "most")
 
 
 def _partial(s: Search, H: Operator, k: int, which: str, recipe: Recipe) -> Eigenpairs:
-    ritz = krylov.ritz_pairs(s, which, H.shape[0])
+    ritz = krylov.ritz_pairs(s, which)
     num = min(k, len(ritz.values))
     state = {f"basis/{i}": np.asarray(x[: s.filled]) for i, x in enumerate(jax.tree_util.tree_leaves(s.basis))}
     state |= {
-        "T": s.T[: s.filled, : s.filled], "lost": s.lost[:, : s.filled],
+        "T": s.T[: s.filled, : s.filled],
         "alphas": s.alphas, "betas": s.betas, "wanted": s.wanted, "scale": np.array(s.scale),
         "counts": np.array([getattr(s, name) for name in _COUNTS], np.int64),
     }  # fmt: skip
@@ -242,13 +242,11 @@ def _partial(s: Search, H: Operator, k: int, which: str, recipe: Recipe) -> Eige
 
 def _restored(state: Mapping[str, Any], H: Operator) -> Search:
     counts = dict(zip(_COUNTS, map(int, state["counts"]), strict=True))
-    open_, rows = bool(counts.pop("open")), counts.pop("rows")
-    filled = counts["known"] + open_
+    filled, rows = counts["filled"], counts.pop("rows")
     leaves = [jnp.zeros((rows, *s), d).at[:filled].set(state[f"basis/{i}"]) for i, (s, d) in enumerate(H.how.shapes)]
     basis = _lanczos.placed(H, jax.tree_util.tree_unflatten(H.how.structure, leaves))
-    more = rows - filled
     return Search(
-        basis, np.pad(state["T"], (0, more)), np.pad(state["lost"], ((0, 0), (0, more))), open=open_, alphas=np.array(state["alphas"]),
+        basis, np.pad(state["T"], (0, rows - filled)), alphas=np.array(state["alphas"]),
         betas=np.array(state["betas"]), wanted=np.array(state["wanted"]), scale=float(state["scale"]), **counts,
     )  # fmt: skip
 

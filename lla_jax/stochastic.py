@@ -255,7 +255,7 @@ def _not_finite(trouble: object) -> str:
 @jax.jit
 def _forms(H: LinearOperator, signs: jax.Array) -> jax.Array:
     z = sketches.trees(H, signs)
-    return jax.vmap(_form)(z, jax.vmap(H.mv)(z))
+    return jax.vmap(_form)(z, sketches.times_all(H, z))
 
 
 @jax.jit
@@ -354,7 +354,7 @@ class Moments(NamedTuple):
 @jax.jit
 def _diagonal_draws(H: LinearOperator, signs: jax.Array) -> PyTree:
     z = sketches.trees(H, signs)
-    return jax.tree_util.tree_map(jnp.multiply, z, jax.vmap(H.mv)(z))
+    return jax.tree_util.tree_map(jnp.multiply, z, sketches.times_all(H, z))
 
 
 @jax.jit

@@ -13,7 +13,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import hessian  # noqa: E402
 import networks  # noqa: E402
-import peers  # noqa: E402
+import rivals  # noqa: E402
 import table  # noqa: E402
 
 
@@ -60,7 +60,7 @@ def test_the_table_takes_the_first_good_setting_and_says_what_was_cut_failed_or_
     assert table.readme(text, tmp_path) == f"before\n{table.BEGIN}\n\n{table.END}\nafter"
 
 
-class Sleepless(peers.Rival):
+class Sleepless(rivals.Rival):
     """A rival whose job takes a number of products; the first one compiles."""
 
     def __init__(self, needed, compiles=False):
@@ -73,7 +73,7 @@ class Sleepless(peers.Rival):
     def work(self, state):
         for _ in range(state):
             self.tick()
-        return peers.Found(values=1.0, products=self.products)
+        return rivals.Found(values=1.0, products=self.products)
 
 
 def test_a_run_is_repeated_with_the_first_apart_cut_at_the_cap_and_reported_when_it_fails():

@@ -158,6 +158,11 @@ def test_dense_hessian_equals_jax_hessian(double, model, linearize):
     assert H.recipe["plan"]["blocks"] == 3
     assert H.shape == (ravel_pytree(params)[0].size,) * 2
     assert H.on_device == (model != "convolutions")
+    if model == "convolutions":
+        two = lla.hessian(loss, params, data, batch_size=3, devices=2, linearize=True)
+        v = H.random(jax.random.key(0))
+        assert error(two.product(v), H.product(v)) < DOUBLE
+        assert len(two.blocks) == 2  # called one after another from the host
 
 
 CUTS: dict[str, Any] = {
@@ -276,6 +281,8 @@ def test_batch_statistics_and_coupled_losses_take_whole_batches(double):
     plain = lambda p, batch: coupled(mlp(p, None, batch, False)[0], batch)  # noqa: E731
     halves = [tuple(x[a:b] for x in data) for a, b in ((0, 4), (4, N))]
     each = [reference(lambda p, batch=batch: plain(p, batch), params) for batch in halves]
+    blocks = lla.hessian(one, params, data, batch_size=2, linearize=False).blocks
+    assert [(block.starts.tolist(), block.size) for block in blocks] == [([0, 2, 4], 2), ([6], 1)]
     for f in (one, plain):
         assert (
             error(operators.dense(lla.hessian(f, params, data, batch_size=4)), (4 * each[0] + 3 * each[1]) / N) < DOUBLE

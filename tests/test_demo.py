@@ -92,7 +92,10 @@ def test_tour_saves_results_pictures_and_a_summary(tmp_path):
         yield lambda done, total: None
 
     paths = tour.run(tmp_path, points=5, epochs=2, bar=bar)
-    assert labels == ["training", "line", "plane", "all modes"]
+    assert labels == [
+        "training", "line", "plane", "spectrum at initialization", "spectrum after training", "eigenpairs", "trace",
+        "layers", "Hessian axes", "convexity", "all modes",
+    ]  # fmt: skip
     assert sorted(paths) == sorted(tmp_path.iterdir())
     names = {path.name for path in paths}
     assert {f"{n}.png" for n in ("line", "surface", "contour", "accuracy", "modes")} < names

@@ -182,6 +182,22 @@ class TestDefinitions:
         assert counted.used == 48
         assert sketches.xtrace(sketch, N).mean() == pytest.approx(values.sum(), rel=1e-5)
 
+    def test_the_basis_stays_within_a_mask(self):
+        keep = np.arange(N) >= 10
+        H = masked(operator(with_spectrum(10.0 ** -np.arange(N), dtype=np.float32)), keep)
+        sketch = sketches.grown_for_xtrace(sketches.empty(), sketches.Counted(H), jax.random.split(KEY, 3), 8)
+        basis = np.asarray(sketch.basis[0])
+        assert not basis[:, ~keep].any()
+        np.testing.assert_allclose(basis @ basis.T, np.eye(8), atol=3e-6)
+
+    def test_several_at_once_are_as_one_after_another(self, monkeypatch):
+        H, signs = operator(symmetric()), stochastic._signs(operator(symmetric()), KEY, 0, 8)
+        loop = stochastic._forms(H, signs)
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        batch = jax.jit(lambda H, signs: stochastic._forms.__wrapped__(H, signs))
+        assert "scan" not in str(jax.make_jaxpr(batch)(H, signs))
+        np.testing.assert_allclose(batch(H, signs), loop, rtol=1e-5)
+
     def test_frobenius_norm(self):
         A = symmetric()
         found = lla.frobenius_norm(operator(A), KEY)

@@ -1,0 +1,177 @@
+"""``lla-jax hessian``, ``lla-jax landscape --axes hessian`` and ``lla-jax plot`` of their results, on tiny problems."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import lla_jax as lla
+from lla_jax import _curvature_run, cli
+
+TINY = """
+import numpy as np
+import lla_jax as lla
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(40, 6)).astype(np.float32) * np.array([4, 2, 1, 1, 0.5, 0.1], np.float32)
+
+def squares(params, batch):
+    x, y = batch
+    return ((x @ params["dense"]["kernel"] + params["dense"]["bias"] - y) ** 2).mean()
+
+def make(scale=1.0):
+    kernel = scale * np.ones(6, np.float32)
+    params = {"dense": {"kernel": kernel, "bias": np.zeros(1, np.float32)}}
+    return lla.Problem(squares, params, (X, X @ kernel))
+
+def another():
+    return make(2.0)
+
+def not_finite():
+    return lla.Problem(lambda p, b: squares(p, b) / 0.0, make().params, make().data)
+"""
+ROWS = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32) * np.array([4, 2, 1, 1, 0.5, 0.1], np.float32)
+DESIGN = np.concatenate([np.ones((40, 1)), np.asarray(ROWS, np.float64)], 1)  # bias first, as in the tree
+HESSIAN = 2 * DESIGN.T @ DESIGN / 40
+
+
+@pytest.fixture(autouse=True)
+def tiny(tmp_path, monkeypatch):
+    (tmp_path / "tiny_curvature.py").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(cli, "prepare_jax", lambda devices: None)
+    yield tmp_path
+    sys.modules.pop("tiny_curvature", None)
+
+
+def hessian(*arguments, factory="make"):
+    return cli.main([str(a) for a in ("hessian", "--problem", f"tiny_curvature:{factory}", *arguments)])
+
+
+def landscape(*arguments):
+    return cli.main([str(a) for a in ("landscape", "--problem", "tiny_curvature:make", "--points", 5, *arguments)])
+
+
+QUICK = ("--top", 3, "--steps", 7, "--probes", 2, "--out", "r")
+
+
+def stopping(label, after):
+    """A progress bar that interrupts, as Ctrl-C would, at a number of products of one part."""
+
+    @contextlib.contextmanager
+    def bar(name, **options):
+        def progress(done, total):
+            if name == label and done >= after:
+                raise KeyboardInterrupt
+
+        yield progress
+
+    return bar
+
+
+def test_hessian_saves_numbers_words_and_pictures(tiny, capsys):
+    assert hessian(*QUICK, "--layers") == 0
+    out = capsys.readouterr().out
+    expected = np.sort(np.linalg.eigvalsh(HESSIAN))[::-1]
+    pairs, spec = lla.load("r/eigenpairs.npz"), lla.load("r/spectrum.npz")
+    assert isinstance(pairs, lla.Eigenpairs)
+    assert isinstance(spec, lla.Spectrum)
+    assert (np.abs(pairs.values - expected[:3]) <= pairs.residuals).all()
+    numbers = json.loads((tiny / "r/hessian.json").read_text())
+    np.testing.assert_allclose(numbers["eigenvalues"], pairs.values)
+    assert abs(numbers["trace"]["mean"] - np.trace(HESSIAN)) <= 4 * numbers["trace"]["sem"] + 1e-3
+    np.testing.assert_allclose(numbers["criteria"]["r_e"]["mean"], expected[-1] / expected[0], rtol=1e-3)
+    assert numbers["criteria"]["K_H0.5"]["mean"] == 0
+    assert [row["module"] for row in numbers["layers"]] == ["dense"]
+    text = (tiny / "r/hessian.txt").read_text()
+    assert text.strip() in out
+    assert "mainly positive" in text
+    for name in ("spectrum", "eigenvalues", "layers"):
+        assert (tiny / f"r/{name}.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("part", "after"), [("eigenpairs", 1), ("spectrum", 1)])
+def test_interrupted_run_goes_on_with_the_same_command(part, after, tiny, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(_curvature_run, "bar", stopping(part, after))
+        assert hessian(*QUICK) == 130
+    said = capsys.readouterr().err
+    assert not (tiny / f"r/{part}.npz").exists()
+    assert "the same command continues it" in said
+    assert (tiny / f"r/{part}.partial.npz").exists()
+    assert hessian(*QUICK, "--seed", 1) == 2
+    assert "was made with other options: seed 0 -> 1" in capsys.readouterr().err
+    assert hessian(*QUICK, factory="another") == 2
+    assert "was made with other params" in capsys.readouterr().err
+    assert hessian(*QUICK) == 0
+    assert not list((tiny / "r").glob("*partial*"))
+    assert hessian(*QUICK[:-1], "whole") == 0
+    for name in ("eigenpairs", "spectrum"):
+        resumed, whole = (lla.load(f"{folder}/{name}.npz") for folder in ("r", "whole"))
+        values = "values" if name == "eigenpairs" else "nodes"
+        np.testing.assert_array_equal(getattr(resumed, values), getattr(whole, values))
+
+
+def test_finished_parts_are_taken_and_overwritten_on_request(tiny, capsys, monkeypatch):
+    assert hessian(*QUICK) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(_curvature_run, "bar", stopping("spectrum", 0))
+        assert hessian(*QUICK) == 0  # neither eigenpairs nor spectrum are computed
+        assert "eigenpairs: taken from r/eigenpairs.npz" in capsys.readouterr().err
+        assert hessian(*QUICK, "--overwrite") == 130
+    assert hessian(*QUICK, "--top", 2) == 0  # fewer are there
+    assert len(json.loads((tiny / "r/hessian.json").read_text())["eigenvalues"]) == 2
+
+
+def test_hessian_axes_are_the_eigenvectors(tiny, capsys):
+    assert landscape("--axes", "hessian", "--out", "r") == 0
+    plane, pairs = lla.load("r/landscape.npz"), lla.load("r/eigenpairs.npz")
+    a, b = np.meshgrid(*plane.coords, indexing="ij")
+    np.testing.assert_allclose(
+        plane.values["loss"], (pairs.values[0] * a**2 + pairs.values[1] * b**2) / 2, rtol=2e-3, atol=1e-5
+    )
+    assert landscape("--axes", "hessian", "--out", "r") == 0
+    assert "eigenpairs: taken from r/eigenpairs.npz" in capsys.readouterr().err
+    assert landscape("--axes", "hessian", "--which", "ends", "--out", "ends") == 0
+    values = lla.load("ends/landscape.npz").values["loss"]
+    smallest = np.linalg.eigvalsh(HESSIAN)[0]
+    np.testing.assert_allclose(values[2], smallest * plane.coords[1] ** 2 / 2, atol=2e-3)
+    assert {p.name for p in (tiny / "ends").glob("eigen*")} == {"eigenpairs-largest.npz", "eigenpairs-smallest.npz"}
+
+
+def test_results_are_drawn_again(tiny, capsys):
+    assert hessian(*QUICK) == 0
+    for name in ("eigenpairs", "spectrum"):
+        assert cli.main(["plot", f"r/{name}.npz", "--format", "pdf"]) == 0
+        assert (tiny / f"r/{name}.pdf").exists()
+    assert cli.main(["plot", "r/spectrum.npz", "--log"]) == 2
+    assert "--log is for landscapes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--top", "0"], "--top 0 must be at least 1"),
+        (["--steps", "1"], "--steps 1 must be at least 2"),
+        (["--tol", "2"], "--tol 2.0 must lie between 0 and 1"),
+        (["--layers", "--matrix", "ggn"], "leave --matrix and --select out"),
+        (["--matrix", "ggn"], "--loss: ggn needs the model's outputs|ggn needs the model's outputs"),
+        (["--select", "nothing/*"], "dense/kernel"),
+        (["--devices", "99"], "--devices 99 must be 1 to"),
+    ],
+)
+def test_mistakes_are_one_message(arguments, says, capsys):
+    assert hessian(*arguments) == 2
+    said = capsys.readouterr().err
+    assert any(text in said for text in says.split("|")), said
+    assert "Traceback" not in said
+
+
+def test_a_loss_that_is_not_finite_is_told(capsys):
+    assert hessian(*QUICK, factory="not_finite") == 2
+    assert "product 1 is not finite" in capsys.readouterr().err
