@@ -31,13 +31,15 @@ LEAST = 10  # steps that a sequence may take to rule out, if all others were sho
 class Search:
     """Where a search stands: rows 0 .. known - 1 of the basis have been multiplied, rows known .. filled - 1 are open.
 
-    A q_j = sum_i T_ij q_i over the filled rows i, for j < known. The next row of a sequence is the first open one.
+    A q_j = sum_i T_ij q_i over the filled rows i, for j < known. The next row of a sequence is the first open one, once
+    the open rows are turned so that it points along ``direction``.
     """
 
     basis: PyTree
     T: np.ndarray  # (rows, rows); of an open row only its couplings to the known ones
     known: int = 0
     filled: int = 1
+    direction: np.ndarray = field(default_factory=lambda: np.zeros(0))  # in terms of the open rows; empty: as they are
     alphas: np.ndarray = field(default_factory=lambda: np.zeros(0))  # of the present sequence
     betas: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the last is 0 where it broke down
     outside: int = 0  # dimension of the space in which it began
@@ -145,23 +147,20 @@ def _turned(basis: PyTree, turn: jax.Array, first: Any) -> PyTree:
     return jax.tree_util.tree_map(lambda q, x: q.at[at].set(x, mode="drop"), basis, _lanczos.combine(turn, rows))
 
 
-def _turn(s: Search, H: Operator, direction: np.ndarray) -> None:
-    """Turn the open rows so that the first of them points along ``direction``, given in terms of them."""
-    unit = direction / np.linalg.norm(direction)
+def _turn(s: Search, H: Operator) -> None:
+    """Turn the open rows so that the first of them points along ``s.direction``."""
+    unit = s.direction / np.linalg.norm(s.direction)
     sign = 1.0 if unit[0] >= 0 else -1.0
     mirror = unit.copy()
     mirror[0] += sign
     turn = sign * (
         2 * np.outer(mirror, mirror) / (mirror @ mirror) - np.eye(len(unit))
     )  # Householder: turn @ unit = e_1
-    if len(unit) == 1 and turn[0, 0] == 1:
-        return
-    size = max(8, 1 << (len(unit) - 1).bit_length())  # few sizes compile
-    whole = np.eye(size, dtype=H.dtype)
-    whole[: len(unit), : len(unit)] = turn
     T = s.T.copy()
     T[s.known : s.filled, : s.known] = turn @ T[s.known : s.filled, : s.known]
-    vars(s).update(basis=_turned(s.basis, whole, np.int32(s.known)), T=T)
+    whole = np.eye(max(8, 1 << (len(unit) - 1).bit_length()), dtype=H.dtype)  # few sizes compile
+    whole[: len(unit), : len(unit)] = turn
+    vars(s).update(basis=_turned(s.basis, whole, np.int32(s.known)), T=T, direction=np.zeros(0))
 
 
 def _room(s: Search, ritz: Ritz, k: int, on_device: bool) -> None:
@@ -190,76 +189,62 @@ def _inject(s: Search, H: Operator, key: jax.Array, values: np.ndarray) -> None:
 
     The remainders of the sequences before are in that complement: the start has a part along them.
     """
+    n = H.shape[0]
     vector = _lanczos.random(H, key, s.draws, "normal")
-    found = _lanczos.orthogonalized(H, s.basis, vector, np.inf if s.filled >= H.shape[0] else 0.0)
-    fresh = found.norms[0] > 0
-    start = np.append(found.coefficients[0, s.known : s.filled], found.norms[:1] if fresh else [])
-    begun = {
-        "draws": s.draws + 1, "outside": H.shape[0] - s.known, "wanted": values, "alphas": np.zeros(0),
-        "betas": np.zeros(0), "longest": max(s.longest, len(s.alphas)),
-    }  # fmt: skip
-    if fresh:
-        begun |= {"filled": s.filled + 1, "basis": _lanczos.store(s.basis, found, s.filled)}
-        s.most += s.most < H.shape[0]
-    vars(s).update(begun)
-    _turn(s, H, start)
+    found = _lanczos.orthogonalized(H, s.basis, vector, np.inf if s.filled >= n else 0.0)
+    fresh = found.norms[found.norms > 0]  # none where the basis is complete
+    vars(s).update(
+        basis=_lanczos.store(s.basis, found, s.filled), filled=s.filled + len(fresh), draws=s.draws + 1,
+        direction=np.append(found.coefficients[0, s.known : s.filled], fresh), outside=n - s.known, wanted=values,
+        alphas=np.zeros(0), betas=np.zeros(0), longest=max(s.longest, len(s.alphas)), most=min(s.most + 1, n),
+    )  # fmt: skip
 
 
 def _multiply(s: Search, H: Operator, most: int) -> bool:
     """Multiply the first open row, and on the device those that follow; False where a product is not finite."""
     n = H.shape[0]
     full, alone = s.filled >= n, s.filled == s.known + 1
-    count = 1
-    if H.on_device and alone and not full:
-        count = max(1, min(CHUNK, s.rows - s.filled, n - s.filled, most))
+    count = max(1, min(CHUNK, s.rows - s.filled, n - s.filled, most)) if H.on_device and alone and not full else 1
     found = _lanczos.advance(H, s.basis, s.known, s.filled, count, np.inf if full else s.scale)
     good = int(np.isfinite(found.sizes).cumprod().sum())
-    T, at, filled, alphas, betas = s.T.copy(), s.known, s.filled, s.alphas, s.betas
-    scale = float(found.sizes[:good].max(initial=s.scale))
-    direction = np.zeros(0)
+    T, at, filled, scale = s.T.copy(), s.known, s.filled, float(found.sizes[:good].max(initial=s.scale))
+    direction, alphas, betas = np.zeros(0), list(s.alphas), list(s.betas)
     for h, beta in zip(found.coefficients[:good], found.norms[:good]):
         T[: at + 1, at] = T[at, : at + 1] = h[: at + 1]
-        direction = np.append(h[at + 1 : filled], beta if beta > 0 else [])
-        T[at + 1 : at + 1 + len(direction), at] = direction
-        at, filled = at + 1, at + 1 + len(direction)
-        size = np.linalg.norm(direction)
-        size = 0.0 if size <= BREAKDOWN * float(jnp.finfo(H.dtype).eps) * scale else size
-        alphas, betas = np.append(alphas, h[at - 1]), np.append(betas, size)
+        direction = np.append(h[at + 1 : filled], [beta] if beta > 0 else [])
+        filled = at + 1 + len(direction)
+        T[at + 1 : filled, at] = direction
+        alphas.append(h[at])
+        size = float(np.linalg.norm(direction))
+        betas.append(size if size > BREAKDOWN * float(jnp.finfo(H.dtype).eps) * scale else 0.0)
+        at += 1
     vars(s).update(
-        basis=_lanczos.store(s.basis, found, s.filled), T=T, known=at, filled=filled, alphas=alphas, betas=betas,
-        scale=scale, products=s.products + len(found.norms),
+        basis=_lanczos.store(s.basis, found, s.filled), T=T, known=at, filled=filled, scale=scale,
+        direction=direction if good and len(direction) > 1 and betas[-1] > 0 else np.zeros(0),
+        alphas=np.array(alphas), betas=np.array(betas), products=s.products + len(found.norms),
     )  # fmt: skip
-    if len(direction) > 1 and not s.ended:
-        _turn(s, H, direction)
     return good == len(found.norms)
 
 
 def _choose(s: Search, ritz: Ritz, k: int, n: int, which: str, tol: float) -> str:
-    """What to do next, "multiply" or "inject"; or why it is over, "verified" or "unverified"."""
-    scale = np.abs(ritz.values).max(initial=0.0)
+    """What to do next, "multiply", "steer" or "inject"; or why it is over, "verified" or "unverified"."""
     if s.known == n:
         return "verified"
-    if s.known < k or (ritz.errors[:k] > tol * scale).any():
-        return "inject" if s.ended and not ritz.couplings[:, :k].any() else "multiply"
+    limit = tol * np.abs(ritz.values).max(initial=0.0)
+    if s.known < k or (ritz.errors[:k] > limit).any():
+        worst = ritz.couplings[:, ritz.errors[:k].argmax()] if s.known else np.zeros(1)
+        size = np.linalg.norm(worst)
+        if s.ended:
+            return "steer" if size > limit else "inject"
+        return "steer" if size > limit and abs(worst[0]) < size / 2 else "multiply"
     if len(s.wanted) < k:
         return "inject"
     sign = np.abs if which == "magnitude" else np.asarray
-    if np.abs(sign(ritz.values[:k]) - sign(s.wanted)).max() > tol * scale:
+    if np.abs(sign(ritz.values[:k]) - sign(s.wanted)).max() > limit:
         return "inject"  # this sequence has brought another copy, and there may be more
     if s.ended or _settled(s, ritz, k, which, tol):
         return "verified"
     return "unverified" if len(s.alphas) >= max(s.longest, LEAST) else "multiply"
-
-
-def _steer(s: Search, H: Operator, ritz: Ritz, k: int, limit: float) -> None:
-    """Turn to the worst residual where most of it is along the remainders of other sequences."""
-    if not s.known or s.filled - s.known < 2 and not s.ended:
-        return
-    worst = ritz.couplings[:, int(ritz.errors[:k].argmax())]
-    size = np.linalg.norm(worst)
-    if size > limit and (s.ended or abs(worst[0]) < 0.5 * size):
-        _turn(s, H, worst)
-        vars(s).update(alphas=np.zeros(0), betas=np.zeros(0), wanted=np.zeros(0))  # no start at random: shows nothing
 
 
 def search(
@@ -269,6 +254,8 @@ def search(
     """Until the pairs are found; says how it ended: "verified", "unverified", "max_products", or what went wrong."""
     n = H.shape[0]
     while True:
+        if len(s.direction):
+            _turn(s, H)
         ritz = ritz_pairs(s, which)
         todo = _choose(s, ritz, k, n, which, tol)
         if todo in ("verified", "unverified"):
@@ -277,12 +264,14 @@ def search(
             return "max_products"
         if s.rows <= s.filled < n:
             _room(s, ritz, k, H.on_device)
-            continue
-        if todo == "inject":
+        elif todo == "inject":
             _inject(s, H, key, ritz.values[:k])
-            continue
-        _steer(s, H, ritz, k, tol * np.abs(ritz.values).max(initial=0.0))
-        if not _multiply(s, H, limit - s.products):
+        elif todo == "steer":  # to the worst residual; such a sequence, not begun at random, shows nothing
+            vars(s).update(
+                direction=ritz.couplings[:, ritz.errors[:k].argmax()], wanted=np.zeros(0), alphas=np.zeros(0),
+                betas=np.zeros(0),
+            )  # fmt: skip
+        elif not _multiply(s, H, limit - s.products):
             return f"product {s.products} is not finite"
-        if progress is not None:
+        elif progress is not None:
             progress(s.products, None)

@@ -287,7 +287,7 @@ def advance(
 
 
 def orthogonalized(H: Operator, basis: PyTree, vector: PyTree, scale: Any) -> Steps:
-    """The step that a vector makes in place of a product: what of it is orthogonal to the basis, and its coordinates."""
+    """The step that a vector makes in place of a product: what of it is orthogonal to the basis, and the rest."""
     unit, *rest = _from_host(basis, vector, np.asarray(scale, H.dtype))
     return Steps(unit, *(np.asarray(x, np.float64) for x in rest))
 

@@ -209,8 +209,8 @@ def _per_leaf(z: PyTree, product: PyTree) -> jax.Array:
 
 @jax.jit
 def _forms(H: LinearOperator, key: jax.Array, numbers: Any) -> jax.Array:
-    z = sketches.draw(H, key, numbers, "rademacher")
-    return _per_leaf(z, jax.vmap(H.mv)(z))
+    z = jax.vmap(lambda number: H.random(jax.random.fold_in(key, number), "rademacher"))(numbers)
+    return _per_leaf(z, sketches.times_all(H, z))
 
 
 _drawn = jax.jit(lambda space, key, number: space.random(jax.random.fold_in(key, number), "rademacher"))

@@ -232,7 +232,7 @@ def _partial(s: Search, H: Operator, k: int, which: str, recipe: Recipe) -> Eige
     state = {f"basis/{i}": np.asarray(x[: s.filled]) for i, x in enumerate(jax.tree_util.tree_leaves(s.basis))}
     state |= {
         "T": s.T[: s.filled, : s.filled],
-        "alphas": s.alphas, "betas": s.betas, "wanted": s.wanted, "scale": np.array(s.scale),
+        "alphas": s.alphas, "betas": s.betas, "wanted": s.wanted, "direction": s.direction, "scale": np.array(s.scale),
         "counts": np.array([getattr(s, name) for name in _COUNTS], np.int64),
     }  # fmt: skip
     recipe = recipe | {"complete": False, "converged": False, "verified": False, "stopped": "interrupted"}
@@ -246,8 +246,8 @@ def _restored(state: Mapping[str, Any], H: Operator) -> Search:
     leaves = [jnp.zeros((rows, *s), d).at[:filled].set(state[f"basis/{i}"]) for i, (s, d) in enumerate(H.how.shapes)]
     basis = _lanczos.placed(H, jax.tree_util.tree_unflatten(H.how.structure, leaves))
     return Search(
-        basis, np.pad(state["T"], (0, rows - filled)), alphas=np.array(state["alphas"]),
-        betas=np.array(state["betas"]), wanted=np.array(state["wanted"]), scale=float(state["scale"]), **counts,
+        basis, np.pad(state["T"], (0, rows - filled)), scale=float(state["scale"]), **counts,
+        **{name: np.array(state[name]) for name in ("alphas", "betas", "wanted", "direction")},
     )  # fmt: skip
 
 
