@@ -8,7 +8,8 @@ Each rival does each part in a process of its own, on the same threads: top 2 an
 every residual |Hv - lambda v| / |lambda|, computed for all alike by torch's double backward, is at most 1e-3 (first as
 the rival is shipped, then with its tolerance tightened); a density of 100 steps; the trace to 2 % standard error; one
 product and one gradient. Seconds are of a whole job, with the making of its graph or operator, after a warm-up. A run
-is cut at the cap and reported as longer. Every row is written as soon as it is measured; parts can be run apart.
+is cut at the cap and reported as longer. Every row is written as soon as it is measured; parts can be run apart, and
+what the time did not suffice for is measured by the same command with --missing.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ PACKAGES = {"PyHessian": "pyhessian", "curvlinops": "curvlinops", "matfree": "ma
 VERSIONS = ("optax", "scipy", "pyhessian", "curvlinops-for-pytorch", "matfree")
 REPEATS, ENOUGH_S = 3, 10.0  # a job is repeated three times, or until it has taken this long in all
 MOST_TRIES = 6
+LONG_S = 40.0  # a first run of this length is not repeated, so that its seconds have the compiling in them
+LATER = ("PyHessian", "matfree")  # on the second network: what the others show, once more
 SLACK = 90.0  # seconds to start a process, compile and warm up, on top of the cap
 
 
@@ -54,7 +57,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(networks.NAMES), help="networks, by commas")
     parser.add_argument("--parts", default=",".join(PARTS), help="parts, by commas")
     parser.add_argument("--rivals", default=",".join(RIVALS), help="rivals, by commas")
-    parser.add_argument("--cap", type=float, default=120.0, help="seconds after which a run of a rival is cut")
+    parser.add_argument("--cap", type=float, default=100.0, help="seconds after which a run of a rival is cut")
+    parser.add_argument("--minutes", type=float, default=25.0, help="time after which no further process is begun")
+    parser.add_argument("--missing", action="store_true", help="only what the result does not have yet")
     parser.add_argument("--threads", type=int, default=measure.THREADS)
     parser.add_argument("--quick", action="store_true", help="small batches and few steps, to see that it runs")
     parser.add_argument("--out", type=pathlib.Path, help="results/hessian.json, or with --quick a temporary file")
@@ -152,11 +157,15 @@ def jobs(rival: rivals.Rival, job: dict[str, Any]) -> None:
 
 def eigenpairs(rival: rivals.Rival, k: int, one: Callable, path: pathlib.Path) -> None:
     """As shipped, then tightened until every residual is good or the cap cuts it."""
-    product, options, tries = None, rival.first(k), 0
+    product, options, tries, compile_s = None, rival.first(k), 0, 0.0
     while options:
         setting = ", ".join(f"{name} {value:.2g}" for name, value in options.items() if value != rivals.ALWAYS)
         row, found = one(setting, lambda state, o=options: rival.top(state, k, **o))
-        row["as_shipped"], tries = tries == 0, tries + 1
+        if tries == 0:
+            compile_s = row.get("compile_s", 0.0)
+        elif row.pop("first_s", None):
+            row["compile_s"] = compile_s  # what the first try compiled serves this one too
+        tries += 1
         if found is None:
             options = {}
         else:
@@ -193,10 +202,12 @@ def timed(
         gc.collect()
         if "first_s" not in row and rival.compiles:
             row["first_s"] = elapsed
-            if not rival.compile_s:  # not known apart from the rest
+            if not rival.compile_s and elapsed < LONG_S:  # compiling is not known apart from the rest
                 continue
         taken.append(elapsed - rival.compile_s)
-    if "first_s" in row:
+    if row.get("first_s") in taken:
+        row["compiling_included"] = True
+    elif "first_s" in row:
         row["compile_s"] = max(0.0, row["first_s"] - min(taken))
     times = {"seconds": min(taken), "median_s": statistics.median(taken), "repeats": len(taken)}
     row |= {"extrapolated_s": found.left_s} if found.left_s else {}
@@ -301,6 +312,8 @@ def told(row: dict[str, Any]) -> str:
         return f"{row['setting']}: {row['error'][:160]}"
     if "over_s" in row:
         return f"{row['setting']}: > {row['over_s']:.0f} s"
+    if "ms" in row:
+        return ", ".join(f"{name} {ms:.1f} ms" for name, ms in row["ms"].items())
     if "product" in row:
         times = [f"{name} {row[name]['min_ms']:.1f} ms" for name in ("product", "gradient")]
         return f"{row['setting']}: {', '.join(times)}"
@@ -311,30 +324,49 @@ def told(row: dict[str, Any]) -> str:
     return ", ".join(said)
 
 
+def ordered(options: argparse.Namespace, chosen: list[str]) -> list[tuple[str, str, str]]:
+    """(network, part, rival) of all processes, what matters most first."""
+    every = [
+        (network, part, rival)
+        for network in options.only
+        for part in options.parts
+        for rival in (chosen if part != "where" else ["lla_jax"])
+    ]
+    return sorted(every, key=lambda job: (job[0] != "lenet", job[0] != "lenet" and job[2] in LATER))
+
+
 def measured(options: argparse.Namespace, result: dict[str, Any], path: pathlib.Path, folder: pathlib.Path) -> None:
     """Run all jobs asked for; every row goes to the file at once."""
-    chosen = available(options)
     common = {
         "threads": options.threads, "cap": options.cap, "quick": options.quick, "data": str(options.data),
         "lla": str(options.lla or ""), "pyhessian": str(options.pyhessian or ""), "devices": 1,
     }  # fmt: skip
-    for network in options.only:
+    end, left = time.perf_counter() + 60 * options.minutes, []
+    for network, part, rival in ordered(options, available(options)):
         here = result["networks"].setdefault(network, {})
+        if options.missing and rival in here.get(part, {}):
+            continue
+        if time.perf_counter() > end:
+            left.append(f"{network} {part} {rival}")
+            continue
+        file = folder / f"{network}.npz"
         batch = networks.BATCH[network] // (8 if options.quick else 1)
-        base = common | {"network": network, "batch": batch, "path": str(folder / f"{network}.npz")}
-        (here["facts"],) = run(base | {"part": "check", "rival": ""})
-        if "error" in here["facts"]:
-            raise SystemExit(f"{network}: {here['facts']['error']}")
-        print(f"{network}: {here['facts']}")
-        for part in options.parts:
-            for rival in chosen if part != "where" else ["lla_jax"]:
-                rows: list[dict[str, Any]] = []
-                for devices in devices_for(here, part, rival, options.threads):
-                    for row in run(base | {"part": part, "rival": rival, "devices": devices}):
-                        rows.append(row)
-                        here.setdefault(part, {})[rival] = rows
-                        write(path, result)
-                        print(f"  {network} {part:8s} {rival:10s} {told(row) if part != 'where' else row}", flush=True)
+        job = common | {"network": network, "batch": batch, "path": str(file)}
+        if not file.exists():
+            (facts,) = run(job | {"part": "check", "rival": ""})
+            if "error" in facts:
+                raise SystemExit(f"{network}: {facts['error']}")
+            here["facts"] = facts
+            print(f"{network}: {facts}")
+        rows: list[dict[str, Any]] = []
+        for devices in devices_for(here, part, rival, options.threads):
+            for row in run(job | {"part": part, "rival": rival, "devices": devices}):
+                rows.append(row)
+                here.setdefault(part, {})[rival] = rows
+                write(path, result)
+                print(f"  {network} {part:8s} {rival:10s} {told(row)}", flush=True)
+    if left:
+        print(f"the time is over; with --missing the same command measures the rest: {', '.join(left)}")
 
 
 def devices_for(here: dict[str, Any], part: str, rival: str, threads: int) -> list[int]:

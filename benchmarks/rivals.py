@@ -151,7 +151,7 @@ class Ours(Rival):
         return Found(values=spec.nodes[0], products=steps)
 
     def trace_settings(self) -> list[tuple[str, dict]]:
-        return [(method, {"method": method}) for method in ("xtrace", "hutch++", "hutchinson")]
+        return [(method, {"method": method}) for method in ("xtrace", "hutchinson")]
 
     def trace(self, H: Any, method: str) -> Found:
         import lla_jax as lla

@@ -88,14 +88,18 @@ def network(label: str, found: dict) -> list[str]:
             lines.append(f"| {rival}, tightened | | {cells[1]} | {cells[2]} | | | |")
         else:
             lines.append(f"| {rival} | {' | '.join(cells)} |")
-    ours = [row for part in RIVALRY[1:] for row in found.get(part, {}).get("lla_jax", []) if "first_s" in row]
-    if ours:
-        slowest = max(row["compile_s"] for row in ours)
-        lines += ["", f"The first call of lla_jax in a process compiles for up to {slowest:.0f} s on top of these."]
+    cold = {
+        part: [row["compile_s"] for row in found.get(part, {}).get("lla_jax", []) if "compile_s" in row]
+        for part in RIVALRY
+    }
+    if any(cold.values()):
+        each = ", ".join(f"{part} {max(values):.0f} s" for part, values in cold.items() if values)
+        lines += ["", f"Compiling, in the first call of a process and not counted above: {each}."]
     (parts,) = found.get("where", {}).get("lla_jax", [{}]) or [{}]
     if "ms" in parts:
         kept = parts["plan"]["bytes"] / 2**20
         lines += [
+            "",
             "Where the time of a product goes, in ms: "
             + ", ".join(f"{name} {ms:.3g}" for name, ms in parts["ms"].items())
             + f". The primal values take {kept:,.0f} MiB.",

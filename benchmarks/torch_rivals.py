@@ -58,7 +58,7 @@ class PowerIteration(TorchRival):
 
     def tightened(self, options: dict[str, Any], residual: float) -> dict[str, Any]:
         """An eigenvalue's error goes with the square of the residual."""
-        return {"iterations": ALWAYS, "tol": options["tol"] * min(0.5, 0.8 * (TOL / residual) ** 2)}
+        return {"iterations": ALWAYS, "tol": options["tol"] * min(0.5, 0.6 * (TOL / residual) ** 2)}
 
     def top(self, state: Any, k: int, iterations: int, tol: float) -> Found:
         values, vectors = self.eigenvalues(state, iterations, tol, k)

@@ -103,6 +103,8 @@ def ruled_out(alphas: np.ndarray, betas: np.ndarray, bound: float, outside: int)
     sequence (Christoffel). In n dimensions a random direction has a mass below pi d^2 / (2 n) at a given eigenvector
     with probability d.
     """
+    if not len(alphas):
+        return False
     before, now, total = 0.0, 1.0, 1.0
     with np.errstate(over="ignore", invalid="ignore"):
         for j, (alpha, beta) in enumerate(zip(alphas, betas, strict=True)):
@@ -118,15 +120,30 @@ def ruled_out(alphas: np.ndarray, betas: np.ndarray, bound: float, outside: int)
     return bool(total > 2 * outside / (np.pi * DOUBT**2))
 
 
+def _beyond(s: Search, ritz: Ritz, k: int, bound: float, sign: int) -> bool:
+    """Whether an eigenvalue other than the wanted k may lie above ``bound`` (of -A with ``sign`` -1).
+
+    With the k vectors put aside, A is [[D, C'], [C, B]]: the other Ritz values, their couplings, and what it is on the
+    complement of the known rows. The present sequence bounds B.
+    """
+    if not ruled_out(sign * s.alphas, s.betas, bound, s.outside):
+        return True
+    low, high = float((sign * s.alphas).max()), bound
+    for _ in range(12):  # the least bound that the sequence gives
+        middle = (low + high) / 2
+        low, high = (low, middle) if ruled_out(sign * s.alphas, s.betas, middle, s.outside) else (middle, high)
+    rest, couplings = sign * ritz.values[k:], ritz.couplings[:, k:]
+    whole = np.block([[np.diag(rest), couplings.T], [couplings, high * np.eye(len(couplings))]])
+    return float(np.linalg.eigvalsh(whole)[-1]) > bound
+
+
 def _settled(s: Search, ritz: Ritz, k: int, which: str, tol: float) -> bool:
     """Whether the present sequence shows that nothing wanted was missed."""
-    slack = tol * np.abs(ritz.values).max()
-    last = ritz.values[k - 1]
+    slack, last = tol * np.abs(ritz.values).max(), ritz.values[k - 1]
     if which == "magnitude":
-        bound = abs(last) + slack
-        return all(ruled_out(sign * s.alphas, s.betas, bound, s.outside) for sign in (1, -1))
+        return not any(_beyond(s, ritz, k, abs(last) + slack, sign) for sign in (1, -1))
     sign = 1 if which == "largest" else -1
-    return ruled_out(sign * s.alphas, s.betas, sign * last + slack, s.outside)
+    return not _beyond(s, ritz, k, sign * last + slack, sign)
 
 
 # --- moving on: a search changes at once, so that an interrupt finds it before a step or after
@@ -242,9 +259,9 @@ def _choose(s: Search, ritz: Ritz, k: int, n: int, which: str, tol: float) -> st
     sign = np.abs if which == "magnitude" else np.asarray
     if np.abs(sign(ritz.values[:k]) - sign(s.wanted)).max() > limit:
         return "inject"  # this sequence has brought another copy, and there may be more
-    if s.ended or _settled(s, ritz, k, which, tol):
+    if _settled(s, ritz, k, which, tol):
         return "verified"
-    return "unverified" if len(s.alphas) >= max(s.longest, LEAST) else "multiply"
+    return "unverified" if s.ended or len(s.alphas) >= max(s.longest, LEAST) else "multiply"
 
 
 def search(

@@ -245,7 +245,7 @@ def _restored(state: Mapping[str, Any], H: Operator) -> Search:
     filled, rows = counts["filled"], counts.pop("rows")
     leaves = [jnp.zeros((rows, *s), d).at[:filled].set(state[f"basis/{i}"]) for i, (s, d) in enumerate(H.how.shapes)]
     basis = _lanczos.placed(H, jax.tree_util.tree_unflatten(H.how.structure, leaves))
-    return Search(
+    return Search(  # type: ignore[arg-type]
         basis, np.pad(state["T"], (0, rows - filled)), scale=float(state["scale"]), **counts,
         **{name: np.array(state[name]) for name in ("alphas", "betas", "wanted", "direction")},
     )  # fmt: skip
