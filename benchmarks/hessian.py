@@ -159,7 +159,7 @@ def eigenpairs(rival: rivals.Rival, k: int, one: Callable, path: pathlib.Path) -
     """As shipped, then tightened until every residual is good or the cap cuts it."""
     product, options, tries, compile_s = None, rival.first(k), 0, 0.0
     while options:
-        setting = ", ".join(f"{name} {value:.2g}" for name, value in options.items() if value != rivals.ALWAYS)
+        setting = ", ".join(f"{name} {value:.3g}" for name, value in options.items() if value != rivals.ALWAYS)
         row, found = one(setting, lambda state, o=options: rival.top(state, k, **o))
         if tries == 0:
             compile_s = row.get("compile_s", 0.0)

@@ -79,7 +79,7 @@ class Rival:
 
     def tightened(self, options: dict[str, Any], residual: float) -> dict[str, Any]:
         """Options for another try. Here: residuals go with the tolerance."""
-        return {"tol": options["tol"] * min(0.5, 0.8 * TOL / residual)}
+        return {"tol": options["tol"] * min(0.5, 0.4 * TOL / residual)}
 
     def free(self, state: Any) -> None:
         """Let go of what ``build`` made."""

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax import _tree, assembly, landscape, operators, products, spectral
+from lla_jax import _tree, assembly, checks, landscape, operators, products, spectral
 from lla_jax import data as _data
 from lla_jax import execution as _execution
 from lla_jax._types import Directions, Execution, Landscape, Loss, PyTree
@@ -80,7 +80,7 @@ def convexity(
         raise ValueError(
             f"axes: got {type(axes).__name__}; the rule is lla.Directions, e.g. from lla.directions.random"
         )
-    before = _evaluated(resume, int(steps))
+    key, before = checks.single_key(key), _evaluated(resume, int(steps))
     fixed = Execution(chunk=1, microbatch=256, loop="map", share=False, devices=devices)  # nothing is timed
     plane = landscape.evaluate(
         loss, params, data, axes, grid, batch_size=batch_size, key=key, execution=fixed, resume=before

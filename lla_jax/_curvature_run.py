@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,16 @@ import jax
 from lla_jax import directions, layers, operators, plotting, spectral, stochastic
 from lla_jax._options import HessianOptions, LandscapeOptions, Mistake, hessian_settings
 from lla_jax._terminal import bar, say
-from lla_jax._types import Directions, Eigenpairs, Problem, PyTree, Spectrum
+from lla_jax._types import Directions, Eigenpairs, Estimate, Problem, PyTree, Spectrum
 from lla_jax._words import Curvature, numbers, words
 from lla_jax.storage import load, save
 
 ELSEWHERE = "choose another --out, or --overwrite it"
+ENDS = ("first eigenvector", "last eigenvector")
+PARTS = (
+    "eigenpairs.partial.npz", "eigenpairs.npz", "spectrum.partial.npz", "spectrum.npz", "trace.json", "layers.json",
+    "layers.png",
+)  # fmt: skip
 
 
 def operator_of(problem: Problem, options: HessianOptions) -> Any:
@@ -63,7 +70,8 @@ def eigenpairs(
         return spectral.eigenpairs(operator, key, k, which=which, tol=tol, **options)
 
     made = {**made, "which": which, "tol": f"{tol:g}"}
-    found = _part(name, folder, operator, made, compute, enough, like, overwrite=overwrite)
+    number = {"number of eigenpairs": str(k)}
+    found = _part(name, folder, operator, made, compute, enough, like, overwrite=overwrite, unfinished=number)
     return replace(found, values=found.values[:k], residuals=found.residuals[:k], vectors=found.vectors[:k])
 
 
@@ -89,9 +97,11 @@ def axes(problem: Problem, options: LandscapeOptions) -> Directions:
 
     which = options.which or "magnitude"
     if which == "ends":
-        return directions.join(
+        ends = directions.join(
             vectors("largest", 1, "eigenpairs-largest"), vectors("smallest", 1, "eigenpairs-smallest")
         )
+        names = [re.sub(r"^eigenvector 1", name, old) for name, old in zip(ENDS, ends.recipe["names"])]
+        return replace(ends, recipe={**ends.recipe, "names": names})
     return vectors(which, options.dims, "eigenpairs" if which == "magnitude" else f"eigenpairs-{which}")
 
 
@@ -117,8 +127,13 @@ def _part(
     like: PyTree,
     *,
     overwrite: bool,
+    unfinished: Mapping[str, str] | None = None,
 ) -> Any:
-    """A result of the folder, loaded if finished and made alike, continued if interrupted, else computed and saved."""
+    """A result of the folder, loaded if finished and made alike, continued if interrupted, else computed and saved.
+
+    What is not finished must be alike in ``unfinished`` as well.
+    """
+    whole = {**made, **(unfinished or {})}
     finished, partial = folder / f"{name}.npz", folder / f"{name}.partial.npz"
     resume = None
     if overwrite:
@@ -127,17 +142,17 @@ def _part(
         found = next((path for path in (partial, finished) if path.exists()), None)
         before = None if found is None else _load(found, like)
         if found is not None and before is not None:
-            _check_same(found, before, operator, made)
+            _check_same(found, before.recipe, operator, made if found == finished else whole)
             if found == finished and enough(before):
                 say(f"{name}: taken from {finished}")
                 return before
             resume = before if found == partial else None
 
     def keep(result: Any, path: Path) -> None:
-        save(replace(result, recipe={**result.recipe, "command": dict(made)}), path)
+        save(replace(result, recipe={**result.recipe, "command": whole}), path)
 
-    def keep_unfinished(unfinished: Any) -> None:
-        keep(unfinished, partial)
+    def keep_unfinished(begun: Any) -> None:
+        keep(begun, partial)
         again = "the same command without --overwrite" if overwrite else "the same command"
         say(f"what is finished is kept in {partial}; {again} continues it")
 
@@ -148,6 +163,66 @@ def _part(
     return result
 
 
+def trace(operator: Any, key: Any, options: HessianOptions, made: Mapping[str, str]) -> Estimate:
+    """The trace in the folder, computed if it is missing."""
+
+    def compute(progress: Any) -> dict[str, Any]:
+        found = stochastic.trace(operator, key, method=options.trace, rtol=options.rtol, progress=progress)
+        return asdict(found)
+
+    made = {**made, "trace": options.trace, "rtol": f"{options.rtol:g}"}
+    return Estimate(**_noted("trace", operator, options, made, compute))
+
+
+def by_layer(
+    problem: Problem, operator: Any, key: Any, options: HessianOptions, made: Mapping[str, str]
+) -> tuple[layers.Layer, ...]:
+    """The rows of the layers in the folder, computed if they are missing."""
+
+    def compute(progress: Any) -> list[dict[str, Any]]:
+        rows = layers.per_layer(
+            problem.loss,
+            problem.params,
+            problem.data,
+            key,
+            batch_size=options.batch_size,
+            batch_stats=options.batch_stats,
+            devices="all" if options.devices is None else options.devices,
+            progress=progress,
+        )
+        return [row._asdict() | {"trace": asdict(row.trace)} for row in rows]
+
+    rows = _noted("layers", operator, options, made, compute)
+    return tuple(layers.Layer(**row | {"trace": Estimate(**row["trace"])}) for row in rows)
+
+
+def _noted(
+    name: str, operator: Any, options: HessianOptions, made: Mapping[str, str], compute: Callable[[Any], Any]
+) -> Any:
+    """A result of some numbers in the folder, read if made alike, else computed and saved; only whole ones are."""
+    path = options.out / f"{name}.json"
+    if path.exists() and not options.overwrite:
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            found = kept["result"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise Mistake(f"{path} is not what lla-jax hessian wrote: {error!r}\n{ELSEWHERE}") from error
+        _check_same(path, kept, operator, made)
+        say(f"{name}: taken from {path}")
+        return found
+    with bar(name, unit="products") as progress:
+        found = compute(progress)
+    kept = {"command": dict(made), "operator": _identity(operator.recipe), "result": found}
+    unfinished = path.with_suffix(".json.tmp")
+    unfinished.write_text(json.dumps(kept, indent=1, default=_plain) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
+
+
 def _load(path: Path, like: PyTree) -> Any:
     try:
         return load(path, like=like)
@@ -155,12 +230,12 @@ def _load(path: Path, like: PyTree) -> Any:
         raise Mistake(f"{str(error).removeprefix('path: ')}\n{ELSEWHERE}") from error
 
 
-def _check_same(path: Path, result: Any, operator: Any, made: Mapping[str, str]) -> None:
-    before = result.recipe.get("command", {})
+def _check_same(path: Path, recipe: Mapping[str, Any], operator: Any, made: Mapping[str, str]) -> None:
+    before = recipe.get("command", {})
     changed = [f"{name} {before[name]} -> {now}" for name, now in made.items() if before.get(name, now) != now]
     if changed:
         raise Mistake(f"{path} was made with other options: {', '.join(changed)}\n{ELSEWHERE}")
-    then, now = (_identity(x) for x in (result.recipe.get("operator", {}), operator.recipe))
+    then, now = (_identity(x) for x in (recipe.get("operator", {}), operator.recipe))
     if then != now:
         other = [name for name in now if then.get(name) != now[name]]
         raise Mistake(f"{path} was made with other {', '.join(other)}\n{ELSEWHERE}")
@@ -173,29 +248,21 @@ def _identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def run(problem: Problem, options: HessianOptions, made: Mapping[str, str]) -> tuple[Curvature, dict[str, Any]]:
     """Everything the verb computes, and the operator's recipe; each part is saved in ``options.out`` at once."""
     operator, out, key = operator_of(problem, options), options.out, jax.random.key(options.seed)
+    if options.top > operator.shape[0]:
+        raise Mistake(f"--top {options.top} must be at most {operator.shape[0]}, the number of parameters")
     say(operator.recipe["plan"]["text"])
+    if options.overwrite:  # what is left of an earlier run would not fit to the parts of this one
+        for name in PARTS:
+            (out / name).unlink(missing_ok=True)
     keys = [jax.random.fold_in(key, i) for i in range(4)]
     pairs = eigenpairs(
         operator, options.seed, options.top, options.which, options.tol, out, made, problem.params,
         overwrite=options.overwrite,
     )  # fmt: skip
     spec = spectrum(operator, keys[1], options.steps, options.probes, out, made, overwrite=options.overwrite)
-    with bar("trace", unit="products") as progress:
-        trace = stochastic.trace(operator, keys[2], method=options.trace, rtol=options.rtol, progress=progress)
-    rows: tuple[Any, ...] = ()
-    if options.layers:
-        with bar("layers", unit="products") as progress:
-            rows = layers.per_layer(
-                problem.loss,
-                problem.params,
-                problem.data,
-                keys[3],
-                batch_size=options.batch_size,
-                batch_stats=options.batch_stats,
-                devices="all" if options.devices is None else options.devices,
-                progress=progress,
-            )
-    return Curvature(pairs, spec, trace, rows), operator.recipe
+    whole = trace(operator, keys[2], options, made)
+    rows = by_layer(problem, operator, keys[3], options, made) if options.layers else ()
+    return Curvature(pairs, spec, whole, rows), operator.recipe
 
 
 def draw(found: Curvature, out: Path, suffix: str = "png") -> list[Path]:

@@ -63,7 +63,8 @@ def _directions(landscape: Landscape) -> Mapping[str, Any]:
 def _names(landscape: Landscape) -> list[str]:
     """Names of the directions; those of eigenvectors with a bracket less, and their value on one line."""
     names = [str(name) for name in _directions(landscape).get("names") or []]
-    return [re.sub(r"^(eigenvector \d+) \(lambda = (\S+)\)$", _eigenvector, name) for name in names]
+    which = r"^(eigenvector \d+|(?:first|last) eigenvector) \(lambda = (\S+)\)$"
+    return [re.sub(which, _eigenvector, name) for name in names]
 
 
 def _eigenvector(found: re.Match[str]) -> str:

@@ -153,7 +153,7 @@ class HessianOptions:
     """BatchNorm statistics: as trained, or of each batch."""
     seed: int = 0
     """Of the random vectors."""
-    devices: Annotated[int | None, _optional("INT", "all; on a CPU, one per core")] = None
+    devices: Annotated[int | None, _optional("INT", "all accelerators; on a CPU one, with all cores")] = None
     """Number of devices among which the examples are split."""
     overwrite: bool = False
     """Start anew even if the folder has results, finished or interrupted."""

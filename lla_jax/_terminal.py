@@ -84,6 +84,8 @@ def bar(label: str, unit: str = "points", estimate: bool = False) -> Iterator[Pr
                     say(f"expected time: about {duration(left)} for the other {total - done:.0f} {unit}")
 
         yield progress
+        if shown.total:  # a part that needed fewer than it announced
+            shown.total = shown.n
 
 
 def duration(seconds: float) -> str:

@@ -199,7 +199,7 @@ class Estimate:
     recipe: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        if np.ndim(self.mean) or not np.isscalar(self.mean):
+        if not isinstance(self.mean, float | int | np.number):
             return f"Estimate(of {len(jax.tree_util.tree_leaves(self.mean))} arrays, num={self.num})"
         return f"Estimate({self.mean:.6g} +- {self.sem:.2g}, num={self.num})"
 

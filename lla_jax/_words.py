@@ -9,6 +9,7 @@ import numpy as np
 
 from lla_jax import layers, measures
 from lla_jax._types import Eigenpairs, Estimate, Spectrum
+from lla_jax.data import fingerprint
 
 
 class Curvature(NamedTuple):
@@ -35,13 +36,18 @@ def words(found: Curvature, recipe: Mapping[str, Any]) -> str:
     pairs, spec = found.pairs, found.spectrum
     data = recipe.get("data", {})
     of = f"over {data['examples']:,} examples" if "examples" in data else "over a stream"
+    norm = f", BatchNorm statistics {recipe.get('batch_stats')}" if recipe.get("state") != fingerprint(None) else ""
+    chosen = recipe.get("select")
+    block = f" ({chosen['text']})" if chosen else ""
+    matrix = _MATRIX.get(recipe.get("kind", ""), "matrix")
     kind = measures.spectrum_type(spec)
+    probes = "1 probe" if spec.probes == 1 else f"{spec.probes} probes"
     lines = [
-        f"Curvature: {recipe.get('kind', 'matrix')} of {spec.recipe['n']:,} parameters, mean {of}, "
-        f"BatchNorm statistics {recipe.get('batch_stats', 'frozen')}",
-        f"Eigenvalues, {pairs.recipe['which']} first (an exact one lies within +- of each; {pairs.products} products):",
+        f"Curvature: {matrix} of {spec.recipe['n']:,} parameters{block}, mean {of}{norm}",
+        f"Eigenvalues, {_FIRST[pairs.recipe['which']]} first (an exact one lies within +- of each; "
+        f"{pairs.products} products):",
         *eigenvalue_lines(pairs),
-        f"Spectral density: {spec.probes} probes of {spec.nodes.shape[1]} steps, Ritz values {spec.nodes.min():.4g} to "
+        f"Spectral density: {probes} of {spec.nodes.shape[1]} steps, Ritz values {spec.nodes.min():.4g} to "
         f"{spec.nodes.max():.4g}",
         f"  type {kind.kind}: {kind.negative:.1%} of the absolute curvature is negative, {kind.zero:.1%} near zero, "
         f"{kind.positive:.1%} positive",
@@ -53,9 +59,16 @@ def words(found: Curvature, recipe: Mapping[str, Any]) -> str:
 
 _MEANING = {
     "r_e": "|lambda_min / lambda_max|: 0 in a minimum",
-    "K_H0.5": "negative over positive curvature, weighed: 0 in a minimum; depends on the number of steps",
+    "K_H0.5": "negative over positive curvature, weighted: 0 in a minimum; depends on the number of steps",
     "K_H1": "negative over positive trace: 0 in a minimum",
-    "saddle index": "share of directions of negative curvature",
+    "saddle index": "share of directions of negative curvature; depends on the number of steps",
+}
+_FIRST = {"magnitude": "largest magnitude", "largest": "largest", "smallest": "smallest"}
+_MATRIX = {
+    "hessian": "Hessian",
+    "ggn": "generalized Gauss-Newton matrix",
+    "fisher (mc)": "Fisher matrix (targets drawn from the model)",
+    "fisher (empirical)": "empirical Fisher matrix",
 }
 
 
@@ -68,7 +81,7 @@ def pm(estimate: Estimate) -> str:
     """A number and its standard error, where that is known."""
     if np.isnan(estimate.sem):
         return f"{estimate.mean:.4g}"
-    return f"{estimate.mean:.4g} +- {estimate.sem:.1g}"
+    return f"{estimate.mean:.4g} +- {estimate.sem:.2g}"
 
 
 def numbers(found: Curvature) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lla_jax import _tree
@@ -36,6 +37,17 @@ def check_grid(grid: Sequence[Any]) -> tuple[np.ndarray, ...]:
     if not coords:
         raise ValueError("grid: has no axis; pass e.g. lla.grid(extent=1.0, points=41, dims=2)")
     return coords
+
+
+def single_key(key: Any) -> jax.Array:
+    """The key, if it is one ``jax.random`` key; of the new kind, if it is of the old."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.prng_key) and dtype == np.uint32 and key.ndim == 1:
+        key, dtype = (wrapped := jax.random.wrap_key_data(key)), wrapped.dtype  # a key of the old kind
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
+        got = repr(key) if np.ndim(key) == 0 else type(key).__name__
+        raise ValueError(f"key: got {got}; the rule is one jax.random key first, such as jax.random.key(0)")
+    return key
 
 
 def check_policy(batch_stats: str, loss: Any) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
-from lla_jax import _tree
+from lla_jax import _tree, checks
 from lla_jax import data as _data
 from lla_jax._types import Directions, Path, PyTree, Recipe, Select
 from lla_jax.checkpoints import between
@@ -67,7 +67,7 @@ def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | Non
       Li et al. 2018, arXiv:1712.09913. Difference from LLA (arXiv:2412.10146): (1) its directions are uniform on
       [0, 1], so that every two of them, and the weights' mean, are strongly correlated; these are Gaussian.
     """
-    key = _single_key(key)
+    key = checks.single_key(key)
     _tree.check_real(params)
     if isinstance(num, bool) or not isinstance(num, int | np.integer) or num < 1:
         raise ValueError(f"num={num!r} must be a positive integer: the number of directions")
@@ -142,16 +142,6 @@ def _normalize_again(axes: Directions, params: PyTree, step: Mapping[str, Any]) 
         "the directions were normalized by other weights; pass the params they were made for, or keep the arrays",
     )
     return axes
-
-
-def _single_key(key: Any) -> jax.Array:
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.prng_key) and dtype == np.uint32 and key.ndim == 1:
-        key, dtype = (wrapped := jax.random.wrap_key_data(key)), wrapped.dtype  # a key of the old kind
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
-        got = repr(key) if np.ndim(key) == 0 else type(key).__name__
-        raise ValueError(f"key: got {got}; the rule is one jax.random key first, such as jax.random.key(0)")
-    return key
 
 
 def _draw(key: jax.Array, params: PyTree, num: int, chosen: list[bool]) -> tuple[PyTree, list[list[float]], str]:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax import _tree
+from lla_jax import _tree, checks
 from lla_jax import execution as _execution
 from lla_jax._types import PyTree
 from lla_jax.linear_operator import HostOperator, LinearOperator, Space
@@ -388,8 +388,9 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     References: Lanczos 1950; Giraud et al. 2005 (why twice is enough).
     """
     check_operator(H)
-    steps = clamped("steps", steps, H.shape[0])
+    key = checks.single_key(key)
     check_start(start)
+    steps = clamped("steps", steps, H.shape[0])
     if H.is_given:
         check_symmetric(H, jax.random.fold_in(key, SYMMETRY))
     basis, alphas, betas, products = sequence(H, begin(random(H, key, 0, start), rows=steps + 1), steps)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax import _tree, operators, sketches, spectral
+from lla_jax import _tree, checks, operators, sketches, spectral
 from lla_jax import data as _data
 from lla_jax._types import Estimate, Loss, Path, PyTree
 from lla_jax.evaluation import Progress
@@ -104,6 +104,7 @@ def per_layer(
     eigenvalues are those of the blocks, with residuals.
     """
     _check(steps, rtol, max_products)
+    key = checks.single_key(key)
     names = _names(params, groups)
     H = operators.hessian(
         loss, params, data, batch_size=batch_size, batch_stats=batch_stats, devices=devices,

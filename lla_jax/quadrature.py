@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtr
 
+from lla_jax import checks
 from lla_jax import data as _data
 from lla_jax import execution as _execution
 from lla_jax import lanczos as _lanczos
@@ -96,13 +97,14 @@ def spectrum(
     (arXiv 2412.10146): (1) full re-orthogonalisation, so that no eigenvalue is counted twice; (2) float64 for T.
     """
     _lanczos.check_operator(H)
-    n = H.shape[0]
-    steps = _lanczos.clamped("steps", steps, n)
+    key = checks.single_key(key)
     if not isinstance(probes, int | np.integer) or isinstance(probes, bool) or probes < 1:
         raise ValueError(f"probes: {probes!r} given; the rule is a positive integer")
     _lanczos.check_start(start)
     if scheme not in ("full", "lla"):
         raise ValueError(f'scheme: {scheme!r} given; the rule is "full" or "lla"')
+    n = H.shape[0]
+    steps = _lanczos.clamped("steps", steps, n)
     recipe = {
         "kind": "spectrum", "operator": dict(H.recipe), "n": n, "dtype": str(H.dtype), "steps": steps,
         "probes": int(probes), "start": start, "scheme": scheme, "key": _data.fingerprint(key),
@@ -166,10 +168,8 @@ def _drive(run: _Run, H: Operator, key: jax.Array, recipe: Recipe, progress: Pro
         if run.basis is None:
             starts = [_lanczos.random(H, key, run.first + i, recipe["start"]) for i in range(run.group)]
             run.scale, run.last, run.at = np.zeros(run.group), np.zeros(run.group), 0
-            if H.on_device:
-                run.basis = _lanczos.placed(H, _lanczos.begin_batch(starts, rows=rows))
-            else:
-                run.basis = _lanczos.begin(starts[0], rows=rows)
+            alone = run.group == 1  # no axis of probes: XLA on a CPU is 50 times slower with one of length 1
+            run.basis = _lanczos.begin(starts[0], rows=rows) if alone else _lanczos.begin_batch(starts, rows=rows)
         while run.at < steps and run.trouble is None and (run.at == 0 or (run.last > 0).any()):
             try:
                 _advance(run, H, window)
@@ -188,10 +188,11 @@ def _drive(run: _Run, H: Operator, key: jax.Array, recipe: Recipe, progress: Pro
 
 def _advance(run: _Run, H: Operator, window: bool) -> None:
     """One call's steps of the present probes, into the table."""
-    count = min(CHUNK, run.alphas.shape[1] - run.at) if H.on_device else 1
-    scale, last = (run.scale, run.last) if H.on_device else (run.scale[0], run.last[0])
-    found = _lanczos.advance(H, run.basis, run.at, run.at + 1, count, scale, last, window=window, batched=H.on_device)
-    coefficients, norms, sizes = (x if H.on_device else x[None] for x in found[1:])
+    most, batched = min(CHUNK, run.alphas.shape[1] - run.at) if H.on_device else 1, run.group > 1
+    scale, last = (run.scale, run.last) if batched else (run.scale[0], run.last[0])
+    found = _lanczos.advance(H, run.basis, run.at, run.at + 1, most, scale, last, window=window, batched=batched)
+    coefficients, norms, sizes = (x if batched else x[None] for x in found[1:])
+    count = sizes.shape[1]
     finite = np.isfinite(sizes)
     for p in range(run.group):
         probe, alive = run.first + p, run.at == 0 or run.last[p] > 0
@@ -206,7 +207,7 @@ def _advance(run: _Run, H: Operator, window: bool) -> None:
             if norms[p, i] == 0:
                 break
     vars(run).update(  # at once: an interrupt finds the run before a call or after
-        basis=_lanczos.store(run.basis, found, run.at + 1, window=window, batched=H.on_device),
+        basis=_lanczos.store(run.basis, found, run.at + 1, window=window, batched=batched),
         products=run.products + run.group * count, at=run.at + count, last=norms[:, -1],
         scale=np.maximum(run.scale, np.where(finite, sizes, 0).max(1)),
     )  # fmt: skip

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax import _tree, krylov
+from lla_jax import _tree, checks, krylov
 from lla_jax import data as _data
 from lla_jax import lanczos as _lanczos
 from lla_jax._types import Directions, Eigenpairs, PyTree, Recipe
@@ -89,7 +89,7 @@ def eigenpairs(
     and repeated values are found like any other; (3) a fraction of the products.
     """
     _lanczos.check_operator(H)
-    n = H.shape[0]
+    key, n = checks.single_key(key), H.shape[0]
     k = _lanczos.clamped("k", k, n)
     if which not in ("magnitude", "largest", "smallest"):
         raise ValueError(f'which: {which!r} given; the rule is "magnitude", "largest" or "smallest"')

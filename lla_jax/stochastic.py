@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax import _tree, sketches
+from lla_jax import _tree, checks, sketches
 from lla_jax import data as _data
 from lla_jax import execution as _execution
 from lla_jax._types import Estimate, PyTree
@@ -51,7 +51,7 @@ def trace(
     H: LinearOperator | HostOperator,
     key: jax.Array,
     *,
-    method: str = "hutchinson",
+    method: str = "xtrace",
     rtol: float = 0.02,
     max_products: int = 1000,
     progress: Progress | None = None,
@@ -64,7 +64,8 @@ def trace(
         xtrace       the same with Q from all vectors but one and z that one, averaged over which is left out; the
                      products A S and A Q serve both terms: exact below rank products / 2
 
-    The two later methods pay where few eigenvalues make most of the trace; "hutchinson" needs no memory. Draws are
+    The two later methods pay where few eigenvalues make most of the trace, as in trained networks, and are exact where
+    there are few parameters; they hold a vector for each draw, and "hutchinson" none. Draws are
     added until there are at least 16 and the standard error is at most rtol |mean|.
 
     Args:
@@ -89,6 +90,7 @@ def trace(
     """
     if method not in PRODUCTS_EACH:
         raise ValueError(f'method: {method!r} given; the rule is "hutchinson", "hutch++" or "xtrace"')
+    key = checks.single_key(key)
     checked = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
     if method == "hutchinson":
         rounds = _samples(H, key, max_products, checked, lambda forms: _mean(forms[:, 0]))
@@ -125,6 +127,7 @@ def frobenius_norm(
 
     References: Hutchinson 1990, for the trace of A'A; the standard error by the delta method.
     """
+    key = checks.single_key(key)
     checked = _check(H, key, rtol, max_products, 1)
 
     def summary(forms: np.ndarray) -> tuple[float, float]:
@@ -166,6 +169,7 @@ def diagonal(
 
     References: Bekas et al. 2007.
     """
+    key = checks.single_key(key)
     checked = _check(H, key, rtol, max_products, 1)
     rounds = _diagonals(H, key, max_products, checked)
     return _driven(rounds, H, key, {"kind": "diagonal"}, rtol, max_products, progress)

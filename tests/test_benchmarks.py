@@ -55,6 +55,10 @@ def test_the_table_takes_the_first_good_setting_and_says_what_was_cut_failed_or_
     assert "| lla_jax | - | 3.25 [20] | - | 2.5 [20], 1 x | - | 400 |" in new
     assert "| LLA, as shipped | - | 2.5 [20], residual 2e-02 | - | 2.5 [20], 7 x | fails | 400 |" in new
     assert "| LLA, tightened | | > 120 | - | | | |" in new
+    assert (
+        "Times lla_jax's seconds: top 2 LLA as shipped 0.8, top 2 LLA tightened > 36.9, density LLA as shipped 1.0."
+        in new
+    )
     assert "forward 12" in new
     (tmp_path / "hessian.json").unlink()
     assert table.readme(text, tmp_path) == f"before\n{table.BEGIN}\n\n{table.END}\nafter"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import _curvature_run, cli
+from lla_jax import _curvature_run, _labels, _terminal, cli
 
 TINY = """
 import numpy as np
@@ -140,6 +140,9 @@ def test_hessian_axes_are_the_eigenvectors(tiny, capsys):
     assert landscape("--axes", "hessian", "--which", "ends", "--out", "ends") == 0
     values = lla.load("ends/landscape.npz").values["loss"]
     smallest = np.linalg.eigvalsh(HESSIAN)[0]
+    names = lla.load("ends/landscape.npz").recipe["directions"]["names"]
+    assert [name.split(" (")[0] for name in names] == ["first eigenvector", "last eigenvector"]
+    assert _labels._names(lla.load("ends/landscape.npz"))[0].startswith("first eigenvector, λ\xa0=\xa0")
     np.testing.assert_allclose(values[2], smallest * plane.coords[1] ** 2 / 2, atol=2e-3)
     assert {p.name for p in (tiny / "ends").glob("eigen*")} == {"eigenpairs-largest.npz", "eigenpairs-smallest.npz"}
 
@@ -157,6 +160,7 @@ def test_results_are_drawn_again(tiny, capsys):
     ("arguments", "says"),
     [
         (["--top", "0"], "--top 0 must be at least 1"),
+        (["--top", "8"], "--top 8 must be at most 7, the number of parameters"),
         (["--steps", "1"], "--steps 1 must be at least 2"),
         (["--tol", "2"], "--tol 2.0 must lie between 0 and 1"),
         (["--layers", "--matrix", "ggn"], "leave --matrix and --select out"),
@@ -175,3 +179,71 @@ def test_mistakes_are_one_message(arguments, says, capsys):
 def test_a_loss_that_is_not_finite_is_told(capsys):
     assert hessian(*QUICK, factory="not_finite") == 2
     assert "product 1 is not finite" in capsys.readouterr().err
+
+
+def test_trace_and_layers_are_kept_as_well(tiny, capsys, monkeypatch):
+    for part in ("trace", "layers"):
+        with monkeypatch.context() as patch:
+            patch.setattr(_curvature_run, "bar", stopping(part, 1))
+            assert hessian(*QUICK, "--layers") == 130
+        assert not (tiny / f"r/{part}.json").exists()
+    assert hessian(*QUICK, "--layers") == 0
+    first = capsys.readouterr()
+    assert "trace: taken from r/trace.json" in first.err  # the run that was interrupted in the layers
+    assert "layers: taken" not in first.err
+    with monkeypatch.context() as patch:
+        patch.setattr(_curvature_run, "bar", None)  # nothing is computed
+        assert hessian(*QUICK, "--layers") == 0
+        again = capsys.readouterr()
+        assert "layers: taken from r/layers.json" in again.err
+        assert again.out == first.out
+        assert hessian(*QUICK, "--rtol", 0.1) == 2
+        assert "r/trace.json was made with other options: rtol 0.02 -> 0.1" in capsys.readouterr().err
+        (tiny / "r/trace.json").write_text("[1")
+        assert hessian(*QUICK) == 2
+        said = capsys.readouterr().err
+        assert "r/trace.json is not what lla-jax hessian wrote" in said
+        assert "--overwrite" in said
+
+
+def test_a_run_that_overwrites_can_be_interrupted_and_go_on(tiny, capsys, monkeypatch):
+    assert hessian(*QUICK, "--layers") == 0
+    other = ("--top", 2, "--steps", 5, "--probes", 3, "--rtol", 0.1, "--out", "r")
+    with monkeypatch.context() as patch:
+        patch.setattr(_curvature_run, "bar", stopping("eigenpairs", 1))
+        assert hessian(*other, "--overwrite") == 130
+    assert "without --overwrite continues it" in capsys.readouterr().err
+    assert hessian(*other) == 0
+    assert lla.load("r/spectrum.npz").nodes.shape == (3, 5)
+    assert not (tiny / "r/layers.png").exists()  # of the run before
+
+
+def test_fewer_or_more_pairs_than_an_interrupted_run_was_asked_for(tiny, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(_curvature_run, "bar", stopping("eigenpairs", 1))
+        assert hessian(*QUICK) == 130
+    assert hessian(*QUICK, "--top", 2) == 2
+    assert (
+        "r/eigenpairs.partial.npz was made with other options: number of eigenpairs 3 -> 2" in capsys.readouterr().err
+    )
+    assert hessian(*QUICK) == 0
+    assert hessian(*QUICK, "--top", 4) == 0
+    assert lla.load("r/eigenpairs.npz").num == 4
+
+
+def test_words_name_the_matrix_and_the_block(tiny):
+    assert hessian("--top", 1, "--steps", 3, "--probes", 1, "--select", "**/kernel", "--out", "r") == 0
+    text = (tiny / "r/hessian.txt").read_text()
+    assert text.startswith("Curvature: Hessian of 6 parameters (**/kernel), mean over 40 examples\n")  # no BatchNorm
+    assert "Spectral density: 1 probe of 3 steps" in text
+
+
+def test_a_part_that_needed_less_than_announced_ends_at_100_percent(capsys):
+    with _terminal.bar("layers", unit="products") as progress:
+        progress(0, 188)
+        progress(164, 188)
+    assert capsys.readouterr().err.rstrip().split("\r")[-1].startswith("layers: 100% |")
+    with contextlib.suppress(KeyboardInterrupt), _terminal.bar("layers", unit="products") as progress:
+        progress(94, 188)
+        raise KeyboardInterrupt
+    assert "layers:  50% |" in capsys.readouterr().err.split("\r")[-1]

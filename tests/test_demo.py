@@ -84,11 +84,12 @@ def test_problem_is_complete():
 
 
 def test_tour_saves_results_pictures_and_a_summary(tmp_path):
-    labels = []
+    labels, products = [], set()
 
     @contextlib.contextmanager
     def bar(label, unit="points"):
         labels.append(label)
+        products.update({label} if unit == "products" else ())
         yield lambda done, total: None
 
     paths = tour.run(tmp_path, points=5, epochs=2, bar=bar)
@@ -96,6 +97,7 @@ def test_tour_saves_results_pictures_and_a_summary(tmp_path):
         "training", "line", "plane", "spectrum at initialization", "spectrum after training", "eigenpairs", "trace",
         "layers", "Hessian axes", "convexity", "all modes",
     ]  # fmt: skip
+    assert products == {*labels[3:8], "convexity"}
     assert sorted(paths) == sorted(tmp_path.iterdir())
     names = {path.name for path in paths}
     assert {f"{n}.png" for n in ("line", "surface", "contour", "accuracy", "modes")} < names

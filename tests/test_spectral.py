@@ -4,13 +4,14 @@ import dataclasses
 import logging
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import lla_jax as lla
 from lla_jax import operators, spectral
-from tests.helpers import accuracy, compilations, cross_entropy, dataset, mlp_loss, params
+from tests.helpers import compilations, cross_entropy, dataset, mlp_loss, params
 from tests.test_lanczos import breaking, flat, matrix, operator
 
 KEY = jax.random.key(1)
@@ -18,7 +19,6 @@ N = 300
 COPIES = np.concatenate([[10.0] * 3, [7.03, 7.02, 7.01, 7.0], [-4.0], np.linspace(-0.5, 1, N - 8)])
 """A threefold top value, a cluster, a negative value and a bulk."""
 EPS = {"float32": 1.2e-7, "float64": 2.3e-16}
-del accuracy
 
 
 def plain(a, traceable=True):
@@ -108,9 +108,10 @@ def test_either_end_is_found_as_easily():
 
 def test_products_are_counted_as_they_are_made():
     H, product = counted(matrix(COPIES))
+    seen = []
     for k, which in ((1, "magnitude"), (3, "largest")):
         product.count = 0
-        seen = []
+        seen.clear()
         pairs = lla.eigenpairs(H, KEY, k, which=which, progress=lambda done, total: seen.append((done, total)))
         assert product.count == pairs.products == pairs.recipe["products"]
         assert seen[-1] == (pairs.products, None)
@@ -154,10 +155,9 @@ def test_host_and_device_agree_to_rounding():
         a = matrix(COPIES, "float64")
         device, host = (lla.eigenpairs(plain(a, t), KEY, 5, tol=1e-7) for t in (True, False))
         assert np.allclose(device.values, host.values, atol=1e-11)
-        for t in ("full", "lla"):
-            one, two = (lla.spectrum(plain(a, way), KEY, steps=20, probes=2, scheme=t) for way in (True, False))
-            assert np.allclose(one.nodes, two.nodes, atol=1e-9)
-            assert np.allclose(one.weights, two.weights, atol=1e-9)
+        one, two = (lla.spectrum(plain(a, way), KEY, steps=12, probes=2) for way in (True, False))
+        assert np.allclose(one.nodes, two.nodes, atol=1e-9)
+        assert np.allclose(one.weights, two.weights, atol=1e-9)
 
 
 @pytest.mark.parametrize("traceable", [True, False], ids=["device", "host"])
@@ -239,7 +239,7 @@ def test_a_quadratic_is_exact_with_all_steps():
 
         def loss(p, batch):
             v = jnp.concatenate([p["head"], p["tail"].reshape(-1)])
-            return 0.5 * batch[0] @ (v @ a @ v)[None]
+            return 0.5 * batch[0].mean() * (v @ a @ v)
 
         center = {"head": jnp.ones(30), "tail": jnp.ones((5, 2))}
         H = lla.hessian(loss, center, (np.ones((1, 1)),), devices=1)
@@ -265,7 +265,7 @@ def test_moments_are_exact_up_to_twice_the_steps(traceable):
             power = a @ power
         found = [(weights * nodes**j).sum() for j in range(2 * steps + 1)]
         assert np.allclose(found[:-1], exact[:-1], rtol=0, atol=1e-13)
-        assert abs(found[-1] - exact[-1]) > 1e-9  # and no further
+        assert abs(found[-1] - exact[-1]) > 1e-10  # and no further
 
 
 # --- networks against the dense Hessian
@@ -394,15 +394,14 @@ def test_products_that_are_not_finite_end_the_search_with_what_there_is():
         assert pairs.recipe["converged"] is False
         assert np.isinf(pairs.residuals).all()  # nothing could be multiplied any more
         assert product.count == pairs.products
-    assert np.isclose(pairs.values[0], 9, atol=3)
     H, _ = breaking(3)
     with pytest.raises(ValueError, match="product 3 is not finite, and there is nothing to keep"):
         lla.eigenpairs(H, KEY, 3)
 
 
 def test_products_that_are_not_finite_end_a_spectrum():
-    H, _ = breaking(2 + 10 + 5)
-    whole = lla.spectrum(operator(H.call.a if hasattr(H.call, "a") else breaking(99)[1].a, False), KEY, steps=10)
+    H, product = breaking(2 + 10 + 5)
+    whole = lla.spectrum(operator(product.a, False), KEY, steps=10)
     with pytest.warns(UserWarning, match="product 5 of probe 2 is not finite; the 2 of 4 probes"):
         spec = lla.spectrum(H, KEY, steps=10)
     assert spec.nodes.shape == (2, 10)
@@ -435,7 +434,11 @@ def test_products_that_are_not_finite_end_a_spectrum():
     ],
 )
 def test_bad_arguments(call, change, match):
-    arguments = {"H": plain(matrix(np.arange(20.0))), "key": KEY} | change
+    arguments = {
+        "H": plain(matrix(np.arange(20.0))),
+        "key": KEY,
+        **({"steps": 5} if call == "spectrum" else {}),
+    } | change
     with pytest.raises(ValueError, match=match):
         getattr(lla, call)(**arguments)
 
@@ -548,9 +551,9 @@ def test_an_error_in_the_product_leaves_what_there_was():
     assert np.array_equal(again.values, whole.values)
     assert again.products == whole.products
     parts.clear()
+    failing = dataclasses.replace(H, call=Fails(product.a))
+    failing.call.count = 10
     with pytest.raises(RuntimeError, match="lost connection"):
-        failing = dataclasses.replace(H, call=Fails(product.a))
-        failing.call.count = 10
         lla.eigenpairs(failing, KEY, 3, on_partial=parts.append)
     assert not parts  # nothing was known yet
 
@@ -565,24 +568,23 @@ def made(nodes, weights):
 @pytest.mark.parametrize("scale", ["linear", "symlog"])
 def test_density_has_mass_one_and_keeps_the_tails(scale):
     spec = made([[-3.0, 0.0, 5.0], [-1.0, 0.01, 90.0]], [[0.2, 0.7, 0.1], [0.3, 0.69, 0.01]])
-    for points, width in ((1000, 0.01), (60, 1e-4)):  # the second: Gaussians far narrower than a cell
+    for points, width in ((2000, 1e-3), (60, 1e-5)):  # the second: Gaussians far narrower than a cell
         found = lla.density(spec, points=points, width=width, scale=scale)
         cell = found.t[1] - found.t[0]
         assert np.isclose(found.density.sum() * cell, 1, atol=1e-12)
         assert np.isclose(found.density[found.x > 50].sum() * cell, 0.005, atol=1e-6)
         assert np.isclose(found.density[found.x < -2].sum() * cell, 0.1, atol=1e-6)
         assert (np.diff(found.x) > 0).all()
-        assert found.x[0] < -3
-        assert found.x[-1] > 90
+        ends = np.array([-3.0, 90.0])
+        ends = ends if scale == "linear" else np.sign(ends) * np.log10(1 + np.abs(ends) / found.threshold)
+        assert found.t[0] - cell / 2 < ends[0] < ends[1] < found.t[-1] + cell / 2
         assert (found.density >= 0).all()
     one = lla.density(made([0.0, 1.0], [0.5, 0.5]), points=4001, width=0.02)
     gaussians = 0.5 * (np.exp(-(one.t**2) / 8e-4) + np.exp(-((one.t - 1) ** 2) / 8e-4)) / np.sqrt(2 * np.pi * 4e-4)
     assert np.allclose(one.density, gaussians, atol=1e-3)
     assert np.isnan(one.sem).all()
-    both = lla.density(spec, points=1000)
-    each = [lla.density(made(n, w), points=10) for n, w in zip(spec.nodes, spec.weights, strict=True)]
-    assert len(each) == 2
-    assert np.isclose(both.sem.max(), both.density.max(), rtol=1.5)
+    half = lla.density(made([[0.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.4]]), points=500)
+    assert np.allclose(half.sem, np.where(half.x < 0.5, 0.25, 1) * half.density)  # 1 and 0.6, 0 and 0.4
 
 
 def test_density_on_a_symlog_axis_is_a_change_of_coordinates():

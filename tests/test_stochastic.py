@@ -81,11 +81,11 @@ class TestExact:
     def test_hutchinson_of_a_diagonal_operator_takes_one_probe(self):
         d = np.random.default_rng(0).standard_normal(N).astype(np.float32)
         with pytest.warns(UserWarning, match="raise max_products"):
-            one = lla.trace(operator(np.diag(d)), KEY, max_products=1)
+            one = lla.trace(operator(np.diag(d)), KEY, method="hutchinson", max_products=1)
         assert one.mean == pytest.approx(d.sum(), abs=1e-5)
         assert np.isnan(one.sem)
         assert (one.num, one.recipe["products"], one.recipe["converged"]) == (1, 1 + CHECK, False)
-        few = lla.trace(operator(np.diag(d)), KEY)
+        few = lla.trace(operator(np.diag(d)), KEY, method="hutchinson")
         assert few.sem < 1e-6
         assert (few.num, few.recipe["converged"]) == (16, True)
 
@@ -133,7 +133,7 @@ class TestDefinitions:
     def test_variance_of_hutchinson(self):
         A = symmetric(shift=0.0)
         with quiet():
-            found = lla.trace(operator(A), KEY, rtol=0, max_products=4096)
+            found = lla.trace(operator(A), KEY, method="hutchinson", rtol=0, max_products=4096)
         variance = 2 * ((A**2).sum() - (np.diag(A) ** 2).sum())
         assert found.sem**2 * found.num == pytest.approx(variance, rel=0.1)  # its own error is 2 % or so
         assert abs(found.mean - np.trace(A)) < 4 * np.sqrt(variance / found.num)
@@ -244,7 +244,7 @@ class TestHonest:
             m: lla.trace(H, KEY, method=m, rtol=1e-3, max_products=100_000).recipe["products"] for m in METHODS[1:]
         }
         with pytest.warns(UserWarning, match=r"about .* products would do"):
-            lla.trace(H, KEY, rtol=1e-3, max_products=400)
+            lla.trace(H, KEY, method="hutchinson", rtol=1e-3, max_products=400)
         assert max(products.values()) <= 50
 
     @pytest.mark.parametrize("method", METHODS)
@@ -261,7 +261,7 @@ class TestHonest:
 
     def test_few_draws_are_not_believed(self):
         with pytest.warns(UserWarning, match="too few draws"):
-            found = lla.trace(operator(symmetric()), KEY, rtol=0.9, max_products=8)
+            found = lla.trace(operator(symmetric()), KEY, method="hutchinson", rtol=0.9, max_products=8)
         assert found.num == 8
         assert not found.recipe["converged"]
 
@@ -332,7 +332,13 @@ class TestDriving:
             assert found.recipe["products"] == len(calls) <= 50 + CHECK
             calls.clear()
         reported = []
-        lla.trace(H, KEY, rtol=0.1, progress=lambda done, total: reported.append((done, total, len(calls))))
+        lla.trace(
+            H,
+            KEY,
+            method="hutchinson",
+            rtol=0.1,
+            progress=lambda done, total: reported.append((done, total, len(calls))),
+        )
         assert reported == sorted(reported)
         assert all(done == made and total is None for done, total, made in reported)
 
@@ -350,7 +356,7 @@ class TestDriving:
             whole = lla.trace(masked(H, keep), KEY, method=method, rtol=1e-9)  # the basis spans the block: exact
             assert whole.mean == pytest.approx(block, rel=1e-5)
             assert (whole.sem, whole.num, whole.recipe["products"]) == (0, 16, 16 * EACH[method] + CHECK)
-            found = lla.trace(masked(H, keep), KEY, rtol=0.1)
+            found = lla.trace(masked(H, keep), KEY, method="hutchinson", rtol=0.1)
             assert abs(found.mean - block) < 4 * found.sem
 
     def test_out_of_memory_takes_fewer_at_once(self, monkeypatch):
@@ -422,9 +428,9 @@ class TestTrouble:
 
     def test_products_that_are_no_vectors(self):
         with pytest.raises(ValueError, match=r"shape"):
-            lla.trace(given(lambda v: np.asarray(v)[:-1], jnp.zeros(N), traceable=False), KEY)
+            lla.trace(given(lambda v: np.asarray(v)[:-1], jnp.zeros(N), traceable=False), KEY, method="hutchinson")
         with pytest.raises(ValueError, match="product 1 is not finite"):
-            lla.trace(on_host(symmetric(), spoil=1), KEY)
+            lla.trace(on_host(symmetric(), spoil=1), KEY, method="hutchinson")
 
     @pytest.mark.parametrize(
         ("options", "words"),
@@ -440,7 +446,7 @@ class TestTrouble:
     )
     def test_arguments(self, options, words):
         with pytest.raises(ValueError, match=words):
-            lla.trace(operator(symmetric()), KEY, **options)
+            lla.trace(operator(symmetric()), KEY, **({"method": "hutchinson"} | options))
 
     def test_no_operator(self):
         for call in (lla.trace, lla.frobenius_norm, lla.diagonal):

@@ -60,7 +60,7 @@ def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: 
     with bar("Hessian axes") as progress:
         plane = evaluate(problem.loss, params, data, axes, grid(points=points, extent=EXTENT), progress=progress)
     report = planes.plane_report(plane, axes, operator, pairs=pairs, trace=whole)
-    with bar("convexity") as progress:
+    with bar("convexity", "products") as progress:
         coarse = grid(points=CONVEXITY_POINTS, extent=EXTENT)
         convexity = planes.convexity(problem.loss, params, data, axes, coarse, keys[0], progress=progress)
     names = {"at initialization": "spectrum-initial", "after training": "spectrum"}
