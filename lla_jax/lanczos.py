@@ -406,6 +406,13 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
 # --- arguments
 
 
+def rounding(H: Operator, times: float) -> float:
+    """What rounding makes of a product, relative to the largest eigenvalue: ``times`` eps of the vectors, or eps of the
+    parameters where these are less precise."""
+    computed = H.recipe.get("precision", {}).get("params", [])
+    return max([times * float(jnp.finfo(H.dtype).eps), *(float(jnp.finfo(name).eps) for name in computed)])
+
+
 def check_operator(H: Any) -> None:
     """Raise a ValueError where ``H`` is no operator."""
     if not isinstance(H, Space):

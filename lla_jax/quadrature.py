@@ -230,9 +230,8 @@ def _rule(alphas: np.ndarray, betas: np.ndarray, recipe: Recipe, H: Operator) ->
     nodes, vectors = np.linalg.eigh(_lanczos.tridiagonal(alphas, betas))
     weights = vectors[0] ** 2
     if recipe["scheme"] == "full":
-        eps = float(jnp.finfo(H.dtype).eps)
-        near = CLOSE * eps * np.abs(nodes).max()
-        seen = weights > min(FAINT / recipe["n"], (100 * eps) ** 2)
+        near = _lanczos.rounding(H, CLOSE) * np.abs(nodes).max()
+        seen = weights > min(FAINT / recipe["n"], _lanczos.rounding(H, 100) ** 2)
         nodes, weights = nodes[seen], weights[seen]
         group, begun = np.zeros(len(nodes), int), 0
         for i in range(1, len(nodes)):

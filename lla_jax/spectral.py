@@ -55,7 +55,7 @@ def eigenpairs(
 
     Lanczos with full re-orthogonalisation, done twice, and Rayleigh-Ritz in float64. It ends when the wanted pairs have
     converged and a further sequence, begun at random in the complement, has shown that no copy and no larger value was
-    missed (wrongly with probability 1e-2), or, failing that, has taken as many steps as the first.
+    missed (wrongly with probability 1e-3), or, failing that, has taken as many steps as those before.
 
     Args:
       H: a symmetric operator: ``hessian``, ``ggn``, ``fisher`` or ``operators.given``, whose symmetry is checked.
@@ -75,10 +75,10 @@ def eigenpairs(
 
     Returns:
       ``Eigenpairs``: values in the order asked for (Rayleigh quotients), vectors as ``Directions`` of unit norm whose
-      largest entry is positive, residuals |H v - lambda v| from a product of their own plus 8 eps max |lambda| for
-      rounding, products used. ``recipe``: "converged" (all residuals within tol), "verified" (nothing was missed),
-      "stopped" (why it ended early, or None), "sequences", "restarts". Not converged: a warning, and all pairs with
-      the residuals they have.
+      largest entry is positive, residuals |H v - lambda v| from a product of their own, plus 8 eps max |lambda|, what
+      rounding may hide; products used. ``recipe``: "converged" (all residuals within tol), "verified" (nothing was
+      missed; False: not ruled out), "stopped" (why it ended early, or None), "sequences", "restarts". Not converged: a
+      warning, and all pairs with the residuals they have.
 
     Raises:
       ValueError: an argument out of its range, an operator that is not symmetric, a first product that is not finite,
@@ -195,12 +195,13 @@ def _finished(
     bad = ~np.isfinite(residuals)
     values, residuals = np.where(bad, ritz.values[:num], values), np.where(bad, np.inf, residuals)
     scale = max(np.abs(values).max(), np.abs(ritz.values).max())
-    residuals = residuals + ROUNDING * float(jnp.finfo(H.dtype).eps) * scale
+    rounding = _lanczos.rounding(H, ROUNDING) * scale
+    residuals = residuals + rounding
     chosen = krylov.order(values, which)
     searched = ended in ("verified", "unverified")
     recipe |= {
         "converged": bool(searched and num == k and (residuals <= 1.01 * tol * scale).all()),
-        "verified": ended == "verified", "stopped": None if searched else ended, "scale": float(scale),
+        "verified": ended == "verified", "stopped": None if searched else ended, "scale": float(scale), "rounding": float(rounding),
         "sequences": s.draws, "restarts": s.restarts, "complete": True,
     }  # fmt: skip
     return _pairs([vectors[i] for i in chosen], values[chosen], residuals[chosen], s.products + num, recipe, H, None)
@@ -217,7 +218,8 @@ def _warn(result: Eigenpairs) -> None:
     elif recipe["stopped"]:
         text = f"{found}: it ends there, because {recipe['stopped']}"
     else:
-        text = f"{found}, and {asked}, which is below the rounding of the products in {recipe['dtype']}; raise tol"
+        computed = recipe["operator"].get("precision", {}).get("params", [recipe["dtype"]])
+        text = f"{found}, and {asked}, which is below the rounding of the products in {', '.join(computed)}; raise tol"
     warnings.warn(text, stacklevel=3)
 
 
