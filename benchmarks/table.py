@@ -79,7 +79,7 @@ def network(label: str, found: dict) -> list[str]:
         f"{label}, {facts['parameters']:,} parameters, batch {facts['examples']:,} ({facts['data']}; accuracy "
         f"{facts['accuracy']:.2f}, loss {facts['loss']:.2f}):",
         "",
-        "| program | product, gradient (ms) | top 2 (s) | top 10 (s) | density (s) | trace to 2 % (s) | peak (MiB) |",
+        "| program | product / gradient (ms) | top 2 (s) | top 10 (s) | density (s) | trace to 2 % (s) | peak (MiB) |",
         "|---|---|---|---|---|---|---|",
     ]
     rivals = list(dict.fromkeys(rival for part in RIVALRY for rival in found.get(part, {})))
@@ -172,7 +172,8 @@ def one_product(rows: list[dict]) -> str:
     if not fit:
         return "-"
     row: dict[str, Any] = min(fit, key=lambda row: row["product"]["min_ms"])
-    return f"{short(row['product']['min_ms'])}, {short(row['gradient']['min_ms'])}"
+    product, gradient = row["product"]["min_ms"], row["gradient"]["min_ms"]
+    return f"{short(product)} / {short(gradient)} = {product / gradient:.1f}"
 
 
 SECTIONS: dict[str, Callable[[dict], str]] = {"sweep": sweep, "hessian": hessian}

@@ -49,6 +49,7 @@ class Search:
     products: int = 0
     draws: int = 1
     restarts: int = 0
+    checked: int = 0  # known rows when Ritz pairs last said to go on
     most: int = 0  # rows at most
 
     @property
@@ -170,9 +171,8 @@ def _turn(s: Search, H: Operator) -> None:
     sign = 1.0 if unit[0] >= 0 else -1.0
     mirror = unit.copy()
     mirror[0] += sign
-    turn = sign * (
-        2 * np.outer(mirror, mirror) / (mirror @ mirror) - np.eye(len(unit))
-    )  # Householder: turn @ unit = e_1
+    # Householder's: turn @ unit is the first unit vector
+    turn = sign * (2 * np.outer(mirror, mirror) / (mirror @ mirror) - np.eye(len(unit)))
     T = s.T.copy()
     T[s.known : s.filled, : s.known] = turn @ T[s.known : s.filled, : s.known]
     whole = np.eye(max(8, 1 << (len(unit) - 1).bit_length()), dtype=H.dtype)  # few sizes compile
@@ -198,7 +198,9 @@ def _restart(s: Search, ritz: Ritz, k: int) -> None:
     new[np.arange(keep, keep + still), np.arange(s.known, s.filled)] = 1
     T[np.arange(keep), np.arange(keep)] = ritz.values[:keep]
     T[keep : keep + still, :keep] = ritz.couplings[:, :keep]
-    vars(s).update(basis=_combined(new, s.basis), T=T, known=keep, filled=keep + still, restarts=s.restarts + 1)
+    vars(s).update(
+        basis=_combined(new, s.basis), T=T, known=keep, filled=keep + still, restarts=s.restarts + 1, checked=-1
+    )
 
 
 def _inject(s: Search, H: Operator, key: jax.Array, values: np.ndarray) -> None:
@@ -217,7 +219,7 @@ def _inject(s: Search, H: Operator, key: jax.Array, values: np.ndarray) -> None:
     )  # fmt: skip
 
 
-def _multiply(s: Search, H: Operator, most: int) -> bool:
+def _multiply(s: Search, H: Operator, most: int, checked: int) -> bool:
     """Multiply the first open row, and on the device those that follow; False where a product is not finite."""
     n = H.shape[0]
     full, alone = s.filled >= n, s.filled == s.known + 1
@@ -238,7 +240,7 @@ def _multiply(s: Search, H: Operator, most: int) -> bool:
     vars(s).update(
         basis=_lanczos.store(s.basis, found, s.filled), T=T, known=at, filled=filled, scale=scale,
         direction=direction if good and len(direction) > 1 and betas[-1] > 0 else np.zeros(0),
-        alphas=np.array(alphas), betas=np.array(betas), products=s.products + len(found.norms),
+        alphas=np.array(alphas), betas=np.array(betas), products=s.products + len(found.norms), checked=checked,
     )  # fmt: skip
     return good == len(found.norms)
 
@@ -253,7 +255,7 @@ def _choose(s: Search, ritz: Ritz, k: int, n: int, which: str, tol: float) -> st
         size = np.linalg.norm(worst)
         if s.ended:
             return "steer" if size > limit else "inject"
-        return "steer" if size > limit and abs(worst[0]) < size / 2 else "multiply"
+        return "steer" if size > limit and abs(worst[0]) < size / 2 else "multiply"  # to the worst residual
     if len(s.wanted) < k:
         return "inject"
     sign = np.abs if which == "magnitude" else np.asarray
@@ -273,22 +275,29 @@ def search(
     while True:
         if len(s.direction):
             _turn(s, H)
-        ritz = ritz_pairs(s, which)
-        todo = _choose(s, ritz, k, n, which, tol)
+        if not _due(s, k, limit):
+            todo, ritz = "multiply", None
+        else:
+            ritz = ritz_pairs(s, which)
+            todo = _choose(s, ritz, k, n, which, tol)
         if todo in ("verified", "unverified"):
             return todo
         if s.products >= limit:
             return "max_products"
-        if s.rows <= s.filled < n:
+        if ritz is not None and s.rows <= s.filled < n:
             _room(s, ritz, k, H.on_device)
-        elif todo == "inject":
+        elif ritz is not None and todo == "inject":
             _inject(s, H, key, ritz.values[:k])
-        elif todo == "steer":  # to the worst residual; such a sequence, not begun at random, shows nothing
-            vars(s).update(
-                direction=ritz.couplings[:, ritz.errors[:k].argmax()], wanted=np.zeros(0), alphas=np.zeros(0),
-                betas=np.zeros(0),
-            )  # fmt: skip
-        elif not _multiply(s, H, limit - s.products):
+        elif ritz is not None and todo == "steer":  # such a sequence, not begun at random, shows nothing
+            worst = ritz.couplings[:, ritz.errors[:k].argmax()]
+            vars(s).update(direction=worst, wanted=np.zeros(0), alphas=np.zeros(0), betas=np.zeros(0))
+        elif not _multiply(s, H, limit - s.products, s.checked if ritz is None else s.known):
             return f"product {s.products} is not finite"
         elif progress is not None:
             progress(s.products, None)
+
+
+def _due(s: Search, k: int, limit: int) -> bool:
+    """Whether it is time for Ritz pairs, which cost known^3."""
+    enough = s.known >= k and not 0 <= s.known - s.checked < max(1, s.known // 64)
+    return enough or s.ended or s.filled in (s.known, s.rows) or s.products >= limit

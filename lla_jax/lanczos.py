@@ -95,6 +95,7 @@ def _minus(a: PyTree, b: PyTree) -> PyTree:
 
 
 def _row(basis: PyTree, row: Any) -> PyTree:
+    """One row of a basis, a tree like a vector."""
     return jax.tree_util.tree_map(lambda q: jax.lax.dynamic_index_in_dim(q, row, 0, keepdims=False), basis)
 
 
@@ -423,6 +424,7 @@ def check_operator(H: Any) -> None:
 
 
 def check_start(start: Any) -> None:
+    """Raise a ValueError for a distribution that there is not."""
     if start not in ("rademacher", "normal"):
         raise ValueError(f'start: {start!r} given; the rule is "rademacher" or "normal"')
 
@@ -437,6 +439,7 @@ def clamped(name: str, value: Any, n: int) -> int:
 
 
 def nothing(product: int) -> str:
+    """What to say where not even one step is left."""
     return (
         f"H: product {product} is not finite, and there is nothing to keep; the rule is finite products. Is the loss "
         "finite here?"

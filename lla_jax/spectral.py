@@ -66,8 +66,9 @@ def eigenpairs(
       tol: residual asked for, relative to the largest |lambda| found. An eigenvalue's error is about its residual
         squared over the distance to the next one.
       max_products: products of H with a vector at most, those for the residuals (k) included; default 200 + 20 k.
-      max_vectors: vectors held at most, besides k at the end; beyond, the search is restarted from the best Ritz
-        vectors and takes more products. By default what a quarter of the free memory holds.
+      max_vectors: vectors held at most, besides k at the end and one for every further sequence; beyond, the search is
+        restarted from the best Ritz vectors and takes more products. By default what a quarter of the free memory
+        holds.
       progress: called as ``progress(products, None)``.
       on_partial: called with what is there, and the state to continue from, if the search is interrupted (Ctrl-C, or
         any exception), before the exception is raised again. Its residuals are the search's own estimates.
@@ -196,14 +197,15 @@ def _finished(
     values, residuals = np.where(bad, ritz.values[:num], values), np.where(bad, np.inf, residuals)
     scale = max(np.abs(values).max(), np.abs(ritz.values).max())
     rounding = _lanczos.rounding(H, ROUNDING) * scale
-    residuals = residuals + rounding
+    within = residuals <= 1.01 * tol * scale + min(rounding, tol * scale)
     chosen = krylov.order(values, which)
     searched = ended in ("verified", "unverified")
     recipe |= {
-        "converged": bool(searched and num == k and (residuals <= 1.01 * tol * scale).all()),
-        "verified": ended == "verified", "stopped": None if searched else ended, "scale": float(scale), "rounding": float(rounding),
+        "converged": bool(searched and num == k and within.all()), "verified": ended == "verified",
+        "stopped": None if searched else ended, "scale": float(scale), "rounding": float(rounding),
         "sequences": s.draws, "restarts": s.restarts, "complete": True,
     }  # fmt: skip
+    residuals = residuals + rounding
     return _pairs([vectors[i] for i in chosen], values[chosen], residuals[chosen], s.products + num, recipe, H, None)
 
 
@@ -225,7 +227,7 @@ def _warn(result: Eigenpairs) -> None:
 
 # --- interrupted and continued
 
-_COUNTS = ("known", "filled", "outside", "longest", "products", "draws", "restarts", "rows", "most")
+_COUNTS = ("known", "filled", "outside", "longest", "products", "draws", "restarts", "checked", "rows", "most")
 
 
 def _partial(s: Search, H: Operator, k: int, which: str, recipe: Recipe) -> Eigenpairs:
@@ -243,14 +245,12 @@ def _partial(s: Search, H: Operator, k: int, which: str, recipe: Recipe) -> Eige
 
 
 def _restored(state: Mapping[str, Any], H: Operator) -> Search:
-    counts = dict(zip(_COUNTS, map(int, state["counts"]), strict=True))
-    filled, rows = counts["filled"], counts.pop("rows")
+    numbers: dict[str, Any] = dict(zip(_COUNTS, map(int, state["counts"]), strict=True))
+    filled, rows = numbers["filled"], numbers.pop("rows")
     leaves = [jnp.zeros((rows, *s), d).at[:filled].set(state[f"basis/{i}"]) for i, (s, d) in enumerate(H.how.shapes)]
     basis = _lanczos.placed(H, jax.tree_util.tree_unflatten(H.how.structure, leaves))
-    return Search(  # type: ignore[arg-type]
-        basis, np.pad(state["T"], (0, rows - filled)), scale=float(state["scale"]), **counts,
-        **{name: np.array(state[name]) for name in ("alphas", "betas", "wanted", "direction")},
-    )  # fmt: skip
+    arrays: dict[str, Any] = {name: np.array(state[name]) for name in ("alphas", "betas", "wanted", "direction")}
+    return Search(basis, np.pad(state["T"], (0, rows - filled)), scale=float(state["scale"]), **numbers, **arrays)
 
 
 def _check_resume(resume: Any, recipe: Recipe) -> None:
