@@ -299,5 +299,5 @@ def search(
 
 def _due(s: Search, k: int, limit: int) -> bool:
     """Whether it is time for Ritz pairs, which cost known^3."""
-    enough = s.known >= k and not 0 <= s.known - s.checked < max(1, s.known // 64)
+    enough = s.known >= k and not 0 <= s.known - s.checked < max(1, s.known // 32)
     return enough or s.ended or s.filled in (s.known, s.rows) or s.products >= limit

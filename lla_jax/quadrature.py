@@ -118,7 +118,7 @@ def spectrum(
         _check_resume(resume, recipe)
         if resume.state is None:
             return resume
-        run = _restored(resume.state, H)
+        run = _restored(resume.state, H, _rows(steps, scheme))
     try:
         _drive(run, H, key, recipe, progress)
     except BaseException:
@@ -176,14 +176,14 @@ def _drive(run: _Run, H: Operator, key: jax.Array, recipe: Recipe, progress: Pro
             except Exception as error:
                 if run.at or run.group == 1 or not _execution.out_of_memory(error):
                     raise
-                run.group = max(g for g in range(1, run.group) if run.group % g == 0)
-                log.info("spectrum: out of memory; %d probes at a time", run.group)
+                less = max(g for g in range(1, run.group) if run.group % g == 0)
+                vars(run).update(basis=None, group=less)
+                log.info("spectrum: out of memory; %d probes at a time", less)
                 break
             if progress is not None:
                 progress(run.products, total)
         else:
-            run.first += run.group
-        run.basis = None
+            vars(run).update(basis=None, first=run.first + run.group)
 
 
 def _advance(run: _Run, H: Operator, window: bool) -> None:
@@ -206,7 +206,7 @@ def _advance(run: _Run, H: Operator, window: bool) -> None:
             run.done[probe] = j + 1
             if norms[p, i] == 0:
                 break
-    vars(run).update(  # at once: an interrupt finds the run before a call or after
+    vars(run).update(  # a run changes at once: an interrupt finds it before a call or after
         basis=_lanczos.store(run.basis, found, run.at + 1, window=window, batched=batched),
         products=run.products + run.group * count, at=run.at + count, last=norms[:, -1],
         scale=np.maximum(run.scale, np.where(finite, sizes, 0).max(1)),
@@ -244,26 +244,29 @@ def _rule(alphas: np.ndarray, betas: np.ndarray, recipe: Recipe, H: Operator) ->
 
 # --- interrupted and continued
 
+_TABLE = ("alphas", "betas", "done", "scale", "last")
 _COUNTS = ("group", "products", "first", "at")
 
 
 def _state(run: _Run, scheme: str) -> dict[str, np.ndarray]:
-    state = {
-        "alphas": run.alphas, "betas": run.betas, "done": run.done, "scale": run.scale, "last": run.last,
-        "counts": np.array([getattr(run, name) for name in _COUNTS], np.int64),
-    }  # fmt: skip
-    leaves = [np.asarray(x) for x in jax.tree_util.tree_leaves(run.basis)]
-    return {name: np.array(x) for name, x in state.items()} | {f"basis/{i}": x for i, x in enumerate(leaves)}
+    table = (run.alphas, run.betas, run.done, run.scale, run.last)
+    counts = np.array([getattr(run, name) for name in _COUNTS], np.int64)
+    filled = slice(run.at + 1 if scheme == "full" else WINDOW)
+    at = filled if run.group == 1 else (slice(None), filled)
+    leaves = {f"basis/{i}": np.asarray(x)[at] for i, x in enumerate(jax.tree_util.tree_leaves(run.basis))}
+    return {name: np.array(x) for name, x in zip(_TABLE, table, strict=True)} | {"counts": counts} | leaves
 
 
-def _restored(state: Mapping[str, Any], H: Operator) -> _Run:
-    counts = dict(zip(_COUNTS, map(int, state["counts"]), strict=True))
-    table = {name: np.array(state[name]) for name in ("alphas", "betas", "done", "scale", "last")}
-    basis = None
-    if "basis/0" in state:
-        leaves = [jnp.asarray(state[f"basis/{i}"]) for i in range(len(H.how.shapes))]
-        basis = _lanczos.placed(H, jax.tree_util.tree_unflatten(H.how.structure, leaves))
-    return _Run(**table, **counts, basis=basis)  # type: ignore[arg-type]
+def _restored(state: Mapping[str, Any], H: Operator, rows: int) -> _Run:
+    counts: dict[str, Any] = dict(zip(_COUNTS, map(int, state["counts"]), strict=True))
+    table: dict[str, Any] = {name: np.array(state[name]) for name in _TABLE}
+    if "basis/0" not in state:
+        return _Run(**table, **counts)
+    axis = 0 if counts["group"] == 1 else 1
+    leaves = [np.asarray(state[f"basis/{i}"]) for i in range(len(H.how.shapes))]
+    whole = [np.pad(x, [(0, (rows - x.shape[a]) * (a == axis)) for a in range(x.ndim)]) for x in leaves]
+    basis = jax.tree_util.tree_unflatten(H.how.structure, [jnp.asarray(x) for x in whole])
+    return _Run(**table, **counts, basis=_lanczos.placed(H, basis))
 
 
 def _check_resume(resume: Any, recipe: Recipe) -> None:

@@ -452,6 +452,22 @@ def test_a_spectrum_that_memory_cannot_hold_is_refused(monkeypatch):
     assert lla.spectrum(H, KEY, steps=4, probes=4).nodes.shape == (4, 4)  # one at a time
 
 
+def test_out_of_memory_halves_the_probes_at_once(monkeypatch):
+    H = plain(matrix(np.arange(20.0)))
+    whole = lla.spectrum(H, KEY, steps=4, probes=4)
+    advance = spectral.krylov._lanczos.advance
+
+    def scarce(H, basis, *args, **options):
+        if jax.tree_util.tree_leaves(basis)[0].shape[0] > 2 and options["batched"]:
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return advance(H, basis, *args, **options)
+
+    monkeypatch.setattr(spectral.krylov._lanczos, "advance", scarce)
+    spec = lla.spectrum(H, KEY, steps=4, probes=4)
+    assert np.allclose(spec.nodes, whole.nodes, atol=1e-4)
+    assert spec.recipe["products"] == whole.recipe["products"] == 18
+
+
 def test_memory_is_said_before(caplog):
     H = plain(matrix(COPIES))
     with caplog.at_level(logging.INFO, logger="lla_jax"):
@@ -510,6 +526,20 @@ def test_resumed_eigenpairs_are_the_same_to_the_bit(traceable, tmp_path):
         lla.eigenpairs(H, KEY, 4, tol=1e-3, max_vectors=12, resume=part)
     with pytest.raises(ValueError, match="resume: was made with another key"):
         lla.eigenpairs(H, jax.random.key(2), 5, tol=1e-3, max_vectors=12, resume=part)
+
+
+def test_what_cannot_be_ruled_out_is_not_said_to_be():
+    """Values so close that a second sequence would take longer than the first to tell them apart."""
+    H = plain(matrix(np.linspace(0, 1, N)), False)
+    whole = lla.eigenpairs(H, KEY, 1, tol=1e-4)
+    assert whole.recipe["converged"]
+    assert whole.recipe["verified"] is False
+    assert abs(whole.values[0] - 1) < 1e-5
+    assert whole.products > 100  # many enough that not every step asks for Ritz pairs
+    part = interrupted(lambda **more: lla.eigenpairs(H, KEY, 1, tol=1e-4, **more), 95)
+    again = lla.eigenpairs(H, KEY, 1, tol=1e-4, resume=part)
+    assert np.array_equal(again.vectors.tree, whole.vectors.tree)
+    assert again.recipe == whole.recipe
 
 
 @pytest.mark.parametrize("scheme", ["full", "lla"])
