@@ -212,7 +212,7 @@ class Eigenpairs:
       values: (k,) float64, in the order asked for.
       vectors: k ``Directions`` of unit norm over the whole parameter tree (zero outside of a selection), or None where
         the operator does not act on parameters.
-      residuals: (k,) float64, ||H v - lambda v||, each from a product of its own, plus rounding: an exact eigenvalue lies
+      residuals: (k,) float64, ||H v - lambda v|| from a product of its own, plus rounding: an exact eigenvalue lies
         within it of ``values``.
       products: Hessian products used in all.
       recipe: operator, which, tol, whether all converged; JSON-able.
