@@ -51,6 +51,7 @@ class Rival:
     deadline = math.inf
     compiles = False  # the first job is slower than later ones
     compile_s = 0.0  # of the present job, where it is known apart
+    build: Callable[[], Any]  # each rival's own: what its parts need, an operator or a graph
     more: dict[str, Any]  # what else a reader of the numbers must know
 
     def tick(self) -> None:
@@ -71,9 +72,6 @@ class Rival:
 
     def warm_up(self) -> None:
         """Before the first job."""
-
-    def build(self) -> Any:
-        raise NotImplementedError
 
     def first(self, k: int) -> dict[str, Any]:
         """Options of ``top`` to begin with: as shipped, or as asked for."""

@@ -53,6 +53,8 @@ class TorchRival(Rival):
 class PowerIteration(TorchRival):
     """LLA and PyHessian alike: one vector after another, until its value moves by less than ``tol`` in a step."""
 
+    eigenvalues: Callable[[Any, int, float, int], Any]  # (state, iterations, tol, k) -> (values, vectors)
+
     def first(self, k: int) -> dict[str, Any]:
         return {"iterations": 100, "tol": 1e-3}  # its defaults
 
@@ -63,9 +65,6 @@ class PowerIteration(TorchRival):
     def top(self, state: Any, k: int, iterations: int, tol: float) -> Found:
         values, vectors = self.eigenvalues(state, iterations, tol, k)
         return Found([[part.numpy() for part in vector] for vector in vectors], values, products=self.products)
-
-    def eigenvalues(self, state: Any, iterations: int, tol: float, k: int) -> Any:
-        raise NotImplementedError
 
 
 class LLA(PowerIteration):

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from lla_jax import _tree, assembly, checks, landscape, operators, products, spectral
-from lla_jax import data as _data
 from lla_jax import execution as _execution
 from lla_jax._types import Directions, Execution, Landscape, Loss, PyTree
 from lla_jax.curvature import Matrix
@@ -167,8 +166,8 @@ def _hessians(
 
     def made(p: PyTree) -> Any:
         return assembly.operator(
-            matrix, _data.as_loss(loss), p, data, batch_size=batch_size, linearize=False, devices=devices,
-            allow_nondeterministic=False, select=None, key=None,
+            matrix, loss, p, data, batch_size=batch_size, linearize=False, devices=devices,
+            allow_nondeterministic=False, select=None,
         )  # fmt: skip
 
     if isinstance(first, HostOperator):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,7 @@ CALLBACKS = {"pure_callback", "io_callback"}  # all that can make a jax function
 
 def operator(
     matrix: Matrix,
-    loss: Loss,
+    loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,
     data: Any,
     *,
@@ -44,9 +44,16 @@ def operator(
     devices: Any,
     allow_nondeterministic: bool,
     select: Any,
-    key: Any,
+    key: Any = None,
 ) -> LinearOperator | HostOperator:
-    """The operator of a matrix over data in memory or a stream; the arguments are checked."""
+    """The operator of a matrix over data in memory or a stream; see ``operators.hessian`` and ``fisher``."""
+    if batch_size is not None:
+        _data.check_batch_size(batch_size)
+    if linearize not in (True, False, "auto"):
+        raise ValueError(f'linearize: {linearize!r} given; the rule is True, False or "auto"')
+    if matrix.train and not isinstance(loss, Loss):
+        raise ValueError("batch_stats: 'batch' needs a model whose normalization layers are visible, not a function")
+    loss = _data.as_loss(loss)
     whole = matrix.train or not loss.per_example
     mesh = _mesh(devices, whole)
     recipe = _recipe(matrix, loss, params, data, batch_size if whole else None, select)
@@ -251,7 +258,7 @@ def _streamed(
 
     def call(v: PyTree) -> PyTree:
         total: Any = None
-        for piece, count, offset in _pieces(data, mesh, None if whole else 0):
+        for piece, count, offset in _execution.device_batches(data, mesh, whole, place=_split):
             rows = _data.num_examples(piece) // mesh.size
             here = common._replace(data=piece, count=np.int32(count), offset=np.int32(offset))
             blocks = _whole_batches(how, count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
@@ -268,21 +275,6 @@ def _streamed(
         "text": "streamed, one reading per product",
     }  # fmt: skip
     return HostOperator(how._replace(on_device=False), call, common.params, recipe=recipe)
-
-
-def _pieces(data: Stream, mesh: Mesh, rows: int | None) -> Iterator[tuple[Batch, int, int]]:
-    """(batch over the devices, rows that count, number of its first row). Batches are brought to the first one's
-    length, so that one shape compiles; with ``rows=None`` they stay as they are."""
-    offset = 0
-    for batch in data:
-        count = _data.num_examples(batch)
-        if rows is not None:
-            rows = rows or count
-            for start, size in _data.cuts(count, rows):
-                yield _split(_data.pad_rows(_data.rows_of(batch, start, size), rows), mesh), size, offset + start
-        else:
-            yield _split(batch, mesh), count, offset
-        offset += count
 
 
 def _check_same_pass(values: list[np.ndarray], sums: Any) -> None:

@@ -259,7 +259,9 @@ def chunks(compute: Callable[[Plan, int, int], None], first: int, last: int, pla
     return plan
 
 
-def device_batches(data: Any, mesh: Mesh, whole: bool) -> Iterator[tuple[Any, int, int]]:
+def device_batches(
+    data: Any, mesh: Mesh, whole: bool, place: Callable[[Any, Mesh], Any] = replicate
+) -> Iterator[tuple[Any, int, int]]:
     """(batch on the devices, rows that count, number of its first row): one for data that are on the devices already.
 
     Streamed batches are brought to the first one's length (a longer one cut, a shorter one padded), so that one shape
@@ -274,7 +276,7 @@ def device_batches(data: Any, mesh: Mesh, whole: bool) -> Iterator[tuple[Any, in
         rows = count if whole or not rows else rows
         for start, size in cuts(count, rows):
             piece = pad_rows(rows_of(batch, start, size), rows)
-            yield replicate(piece, mesh), size, offset + start
+            yield place(piece, mesh), size, offset + start
         offset += count
 
 

@@ -18,16 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax import _tree, checks
-from lla_jax import execution as _execution
-from lla_jax._types import PyTree
-from lla_jax.linear_operator import HostOperator, LinearOperator, Space
-from lla_jax.symmetry import check_symmetric
+from lla_jax._types import Eigenpairs, PyTree, Spectrum
+from lla_jax.linear_operator import HostOperator, LinearOperator
+from lla_jax.symmetry import check_given, check_operator
 
 __all__ = ["Lanczos", "Step", "lanczos", "lanczos_step"]
 
 BREAKDOWN = 10.0  # a remainder below this times eps |A q| is rounding
 CHUNK = 8  # steps of one call on the device
-SYMMETRY = 2**31  # number of the key that the check for symmetry takes
 WINDOW = 11  # vectors that LLA re-orthogonalises against
 
 Operator = LinearOperator | HostOperator
@@ -305,19 +303,14 @@ def store(basis: PyTree, found: Steps, into: int, *, window: bool = False, batch
     return found.vectors if window else _stored(basis, found.vectors, np.int32(into), batched=batched)
 
 
-@partial(jax.jit, static_argnames=("how", "distribution"))
-def _random(scale: PyTree, key: jax.Array, number: Any, *, how: Any, distribution: str) -> PyTree:
-    return LinearOperator(how, None, (), scale).random(jax.random.fold_in(key, number), distribution)
+@partial(jax.jit, static_argnames="distribution")
+def _random(space: LinearOperator, key: jax.Array, number: Any, *, distribution: str) -> PyTree:
+    return space.random(jax.random.fold_in(key, number), distribution)
 
 
 def random(H: Operator, key: jax.Array, number: int, distribution: str) -> PyTree:
     """The random vector of a number, where the operator's vectors live."""
-    return placed(H, _random(H.scale, key, np.uint32(number), how=H.how, distribution=distribution))
-
-
-def placed(H: Operator, tree: PyTree) -> PyTree:
-    """The tree on the operator's devices: arrays here and there would compile the same program twice."""
-    return tree if H.how.mesh is None else _execution.replicate(tree, H.how.mesh)
+    return H.placed(_random(H.space, key, np.uint32(number), distribution=distribution))
 
 
 @partial(jax.jit, static_argnames="rows")
@@ -332,12 +325,6 @@ def begin(vector: PyTree, *, rows: int) -> PyTree:
 def begin_batch(vectors: list[PyTree], *, rows: int) -> PyTree:
     """The same of several vectors, with a leading axis."""
     return jax.vmap(partial(begin, rows=rows))(_tree.stack(vectors))
-
-
-def memory(H: Operator) -> tuple[int, int]:
-    """(bytes of one vector, bytes free on its device)."""
-    device = H.how.mesh.devices.flat[0] if H.how.mesh is not None else jax.local_devices()[0]
-    return sum(int(np.prod(s)) * np.dtype(d).itemsize for s, d in H.how.shapes), _execution.free_bytes(device)
 
 
 def tridiagonal(alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
@@ -392,8 +379,7 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     key = checks.single_key(key)
     check_start(start)
     steps = clamped("steps", steps, H.shape[0])
-    if H.is_given:
-        check_symmetric(H, jax.random.fold_in(key, SYMMETRY))
+    check_given(H, key)
     basis, alphas, betas, products = sequence(H, begin(random(H, key, 0, start), rows=steps + 1), steps)
     if not len(alphas):
         raise ValueError(nothing(products))
@@ -412,15 +398,6 @@ def rounding(H: Operator, times: float) -> float:
     parameters where these are less precise."""
     computed = H.recipe.get("precision", {}).get("params", [])
     return max([times * float(jnp.finfo(H.dtype).eps), *(float(jnp.finfo(name).eps) for name in computed)])
-
-
-def check_operator(H: Any) -> None:
-    """Raise a ValueError where ``H`` is no operator."""
-    if not isinstance(H, Space):
-        raise ValueError(
-            f"H: got {type(H).__name__}; the rule is an operator: lla.hessian(loss, params, data), or "
-            "lla.operators.given(product, like) for one of your own"
-        )
 
 
 def check_start(start: Any) -> None:
@@ -454,3 +431,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         return json.loads(json.dumps(value, default=repr))
 
     return [name for name, value in now.items() if plain(before.get(name)) != plain(value)]
+
+
+def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs | Spectrum]) -> None:
+    """Raise a ValueError where ``resume`` is not what ``on_partial`` got from the call that the recipe describes."""
+    if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
+        raise ValueError(f"resume: {resume!r} given; the rule is what {recipe['kind']} gave to on_partial")
+    if differs := differences(resume.recipe, recipe):
+        raise ValueError(
+            f"resume: was made with another {', '.join(differs)}; the rule is the same operator and arguments"
+        )

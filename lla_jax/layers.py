@@ -209,25 +209,22 @@ def _per_leaf(z: PyTree, product: PyTree) -> jax.Array:
 
 
 @jax.jit
-def _forms(H: LinearOperator, key: jax.Array, numbers: Any) -> jax.Array:
-    z = jax.vmap(lambda number: H.random(jax.random.fold_in(key, number), "rademacher"))(numbers)
+def _forms(H: LinearOperator, signs: jax.Array) -> jax.Array:
+    z = sketches.trees(H, signs)
     return _per_leaf(z, sketches.times_all(H, z))
-
-
-_drawn = jax.jit(lambda space, key, number: space.random(jax.random.fold_in(key, number), "rademacher"))
 
 
 def _of_probes(H: Any, key: jax.Array, lo: int, hi: int) -> np.ndarray:
     """(hi - lo, leaves) quadratic forms of the probes of these numbers, float64."""
 
     def compute(lo: int, hi: int) -> np.ndarray:
+        signs = sketches.drawn(H, key, np.arange(lo, hi, dtype=np.uint32), "rademacher")
         if H.on_device:
-            return np.asarray(_forms(H, key, np.arange(lo, hi, dtype=np.uint32)), np.float64)
-        space, found = sketches.space_of(H), []
-        for number in range(lo, hi):
-            z = _drawn(space, key, np.uint32(number))
-            product = H.product(z)
-            one = [jax.tree_util.tree_map(lambda x: x[None], vector) for vector in (z, product)]
+            return np.asarray(_forms(H, signs), np.float64)
+        found = []
+        for i in range(hi - lo):
+            z = sketches.row(H, signs, i)
+            one = [jax.tree_util.tree_map(lambda x: x[None], vector) for vector in (z, H.product(z))]
             found.append(np.asarray(_per_leaf(*one), np.float64))
         return np.concatenate(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax import _tree, products
+from lla_jax import execution as _execution
 from lla_jax._types import PyTree
 from lla_jax.products import How
 
 
-class Space:
+class Space(abc.ABC):
     """What both kinds of operator say of the space they act on."""
 
     how: How
@@ -104,9 +106,24 @@ class Space:
         ]
         return jax.tree_util.tree_unflatten(structure, full)
 
+    @property
+    def space(self) -> LinearOperator:
+        """The vectors' space, without what acts on it: one program draws for all operators of a shape."""
+        how = self.how._replace(matrix=None, product=None, mesh=None, on_device=True)
+        return LinearOperator(how, None, (), self.scale)
+
+    def placed(self, tree: PyTree) -> PyTree:
+        """The tree on the operator's devices: arrays here and there would compile the same program twice."""
+        return tree if self.how.mesh is None else _execution.replicate(tree, self.how.mesh)
+
+    def memory(self) -> tuple[int, int]:
+        """(bytes of one vector, bytes free on its device)."""
+        device = jax.local_devices()[0] if self.how.mesh is None else self.how.mesh.devices.flat[0]
+        return sum(int(np.prod(s)) * np.dtype(d).itemsize for s, d in self.how.shapes), _execution.free_bytes(device)
+
+    @abc.abstractmethod
     def centre(self) -> PyTree:
         """The parameters at which the curvature is taken."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False, repr=False)

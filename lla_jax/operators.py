@@ -79,7 +79,10 @@ def hessian(
     random batch; (2) normalization layers in eval mode, and nothing of the user's is changed.
     """
     matrix, params = _matrix("hessian", params, select, batch_stats)
-    return _operator(matrix, loss, params, data, batch_size, linearize, devices, allow_nondeterministic, select)
+    return assembly.operator(
+        matrix, loss, params, data, batch_size=batch_size, linearize=linearize, devices=devices,
+        allow_nondeterministic=allow_nondeterministic, select=select,
+    )  # fmt: skip
 
 
 def ggn(
@@ -121,7 +124,10 @@ def ggn(
     """
     _needs_outputs("ggn", loss)
     matrix, params = _matrix("ggn", params, select, batch_stats)
-    return _operator(matrix, loss, params, data, batch_size, linearize, devices, allow_nondeterministic, select)
+    return assembly.operator(
+        matrix, loss, params, data, batch_size=batch_size, linearize=linearize, devices=devices,
+        allow_nondeterministic=allow_nondeterministic, select=select,
+    )  # fmt: skip
 
 
 def fisher(
@@ -189,9 +195,10 @@ def fisher(
     drawn = None if kind == "empirical" else static(sample or categorical)
     matrix, params = _matrix("fisher", params, select, batch_stats)
     matrix = replace(matrix, sample=drawn, samples=samples)
-    operator = _operator(
-        matrix, loss, params, data, batch_size, linearize, devices, allow_nondeterministic, select, key
-    )
+    operator = assembly.operator(
+        matrix, loss, params, data, batch_size=batch_size, linearize=linearize, devices=devices,
+        allow_nondeterministic=allow_nondeterministic, select=select, key=key,
+    )  # fmt: skip
     operator.recipe.update(kind=f"fisher ({kind})", samples=samples, targets=_data.fingerprint(key))
     return operator
 
@@ -358,27 +365,3 @@ def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) 
             stacklevel=3,
         )
     return Matrix(kind, tuple(_tree.selected(select, params)), batch_stats == "batch"), params
-
-
-def _operator(
-    matrix: Matrix,
-    loss: Any,
-    params: PyTree,
-    data: Any,
-    batch_size: int | None,
-    linearize: bool | str,
-    devices: Any,
-    allow_nondeterministic: bool,
-    select: Any,
-    key: Any = None,
-) -> LinearOperator | HostOperator:
-    if batch_size is not None:
-        _data.check_batch_size(batch_size)
-    if linearize not in (True, False, "auto"):
-        raise ValueError(f'linearize: {linearize!r} given; the rule is True, False or "auto"')
-    if matrix.train and not isinstance(loss, Loss):
-        raise ValueError("batch_stats: 'batch' needs a model whose normalization layers are visible, not a function")
-    return assembly.operator(
-        matrix, _data.as_loss(loss), params, data, batch_size=batch_size, linearize=linearize, devices=devices,
-        allow_nondeterministic=allow_nondeterministic, select=select, key=key,
-    )  # fmt: skip

@@ -13,7 +13,6 @@ import numpy as np
 
 from lla_jax import _tree, curvature
 from lla_jax import data as _data
-from lla_jax import execution as _execution
 from lla_jax._convexity import convexity
 from lla_jax._types import Directions, Eigenpairs, Estimate, Landscape, PyTree
 from lla_jax.linear_operator import HostOperator, LinearOperator
@@ -293,7 +292,7 @@ def _aligned(axes: Directions, H: Any) -> PyTree:
             "selection, e.g. lla.directions.select(axes, ...), or an operator over all parameters"
         )
     tree = jax.tree_util.tree_map(lambda x, like: jnp.asarray(x, like.dtype), tree, H.structure)
-    return tree if H.how.mesh is None else _execution.replicate(tree, H.how.mesh)
+    return H.placed(tree)
 
 
 def _projected(H: Any, tree: PyTree, num: int) -> tuple[np.ndarray, np.ndarray]:

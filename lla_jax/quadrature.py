@@ -20,7 +20,7 @@ from lla_jax import lanczos as _lanczos
 from lla_jax._types import PyTree, Recipe, Spectrum
 from lla_jax.lanczos import CHUNK, WINDOW
 from lla_jax.linear_operator import HostOperator, LinearOperator
-from lla_jax.symmetry import check_symmetric
+from lla_jax.symmetry import check_given, check_operator
 
 __all__ = ["Density", "density", "spectrum"]
 
@@ -96,7 +96,7 @@ def spectrum(
     References: Golub and Meurant 1994; Ghorbani et al. 2019, arXiv 1901.10159. Where we differ from LLA
     (arXiv 2412.10146): (1) full re-orthogonalisation, so that no eigenvalue is counted twice; (2) float64 for T.
     """
-    _lanczos.check_operator(H)
+    check_operator(H)
     key = checks.single_key(key)
     if not isinstance(probes, int | np.integer) or isinstance(probes, bool) or probes < 1:
         raise ValueError(f"probes: {probes!r} given; the rule is a positive integer")
@@ -111,11 +111,11 @@ def spectrum(
     }  # fmt: skip
     if resume is None:
         group = _group(H, steps, int(probes), scheme)
-        used = check_symmetric(H, jax.random.fold_in(key, _lanczos.SYMMETRY)) if H.is_given else 0
+        used = check_given(H, key)
         table = np.zeros((2, probes, steps))
         run = _Run(table[0], table[1], np.zeros(probes, np.int64), group, used)
     else:
-        _check_resume(resume, recipe)
+        _lanczos.check_resume(resume, recipe, Spectrum)
         if resume.state is None:
             return resume
         run = _restored(resume.state, H, _rows(steps, scheme))
@@ -143,7 +143,7 @@ def _rows(steps: int, scheme: str) -> int:
 
 def _group(H: Operator, steps: int, probes: int, scheme: str) -> int:
     """How many probes run at once: a divisor, so that one shape compiles."""
-    nbytes, free = _lanczos.memory(H)
+    nbytes, free = H.memory()
     each = nbytes * _rows(steps, scheme)
     if each > free:
         raise ValueError(
@@ -266,16 +266,7 @@ def _restored(state: Mapping[str, Any], H: Operator, rows: int) -> _Run:
     leaves = [np.asarray(state[f"basis/{i}"]) for i in range(len(H.how.shapes))]
     whole = [np.pad(x, [(0, (rows - x.shape[a]) * (a == axis)) for a in range(x.ndim)]) for x in leaves]
     basis = jax.tree_util.tree_unflatten(H.how.structure, [jnp.asarray(x) for x in whole])
-    return _Run(**table, **counts, basis=_lanczos.placed(H, basis))
-
-
-def _check_resume(resume: Any, recipe: Recipe) -> None:
-    if not isinstance(resume, Spectrum) or (resume.state is None and resume.recipe.get("complete") is not True):
-        raise ValueError(f"resume: {resume!r} given; the rule is what spectrum gave to on_partial")
-    if differs := _lanczos.differences(resume.recipe, recipe):
-        raise ValueError(
-            f"resume: was made with another {', '.join(differs)}; the rule is the same operator and arguments"
-        )
+    return _Run(**table, **counts, basis=H.placed(basis))
 
 
 # --- the density

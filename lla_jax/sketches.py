@@ -34,12 +34,6 @@ NOISE = 100  # times eps: added to a product, so that the basis is well defined 
 # --- vectors: drawn, multiplied; trees outside, rows (b, n) inside
 
 
-def space_of(H: Operator) -> LinearOperator:
-    """The space an operator acts on, without what acts on it: one program draws for all operators of a shape."""
-    how = H.how._replace(matrix=None, product=None, mesh=None, on_device=True)
-    return LinearOperator(how, None, (), H.scale)
-
-
 def halved(compute: Callable[[int, int], Any], lo: int, hi: int) -> list[Any]:
     """``[compute(lo, hi)]``; out of memory takes it in two halves, and so on."""
     try:
@@ -73,7 +67,7 @@ def _drawn(space: LinearOperator, key: jax.Array, numbers: Any, *, distribution:
 
 def drawn(H: Operator, key: jax.Array, numbers: np.ndarray, distribution: str) -> jax.Array:
     """The random vectors of these numbers, "normal" or "rademacher", as rows (b, n)."""
-    return _drawn(space_of(H), key, numbers, distribution=distribution)
+    return _drawn(H.space, key, numbers, distribution=distribution)
 
 
 def times_all(H: LinearOperator, vectors: PyTree) -> PyTree:
@@ -96,7 +90,7 @@ def _row(space: LinearOperator, flat: jax.Array, i: Any) -> PyTree:
 
 def row(H: Operator, flat: jax.Array, i: int) -> PyTree:
     """A row as a vector."""
-    return _row(space_of(H), flat, i)
+    return _row(H.space, flat, i)
 
 
 @jax.jit
@@ -217,7 +211,7 @@ def widened(
       test: key of the test vectors.
       kind: distribution of the test vectors.
     """
-    space = space_of(times.H)
+    space = times.H.space
     noisy = new = _noisy(images, drawn(times.H, noise, numbers, "normal"))
     for _ in range(2):  # once leaves an error of eps times the condition number; twice is enough (Kahan)
         for block in sketch.basis:

@@ -22,7 +22,7 @@ from lla_jax._types import Directions, Eigenpairs, PyTree, Recipe
 from lla_jax.krylov import Ritz, Search
 from lla_jax.linear_operator import HostOperator, LinearOperator
 from lla_jax.quadrature import Density, density, spectrum
-from lla_jax.symmetry import check_symmetric
+from lla_jax.symmetry import check_given, check_operator
 
 __all__ = ["Density", "Extremes", "density", "eigenpairs", "extremes", "spectrum"]
 
@@ -89,7 +89,7 @@ def eigenpairs(
     deflation, arXiv 2412.10146): (1) it ends on the residual, not on two values that happen to be close; (2) negative
     and repeated values are found like any other; (3) a fraction of the products.
     """
-    _lanczos.check_operator(H)
+    check_operator(H)
     key, n = checks.single_key(key), H.shape[0]
     k = _lanczos.clamped("k", k, n)
     if which not in ("magnitude", "largest", "smallest"):
@@ -97,7 +97,7 @@ def eigenpairs(
     if not isinstance(tol, float | int | np.floating) or not 0 < tol < 1:
         raise ValueError(f"tol: {tol!r} given; the rule is a number between 0 and 1, such as 1e-3")
     limit = _at_least("max_products", max_products, 2 * k + 2, 200 + 20 * k)
-    nbytes, free = _lanczos.memory(H)
+    nbytes, free = H.memory()
     most = _at_least("max_vectors", max_vectors, min(n, k + SPARE), max(k + SPARE, int(SHARE * free) // nbytes))
     recipe = {
         "kind": "eigenpairs", "operator": dict(H.recipe), "n": n, "dtype": str(H.dtype), "k": k, "which": which,
@@ -105,10 +105,10 @@ def eigenpairs(
     }  # fmt: skip
     if resume is None:
         rows = min(max(ROWS[H.on_device], 2 * k), most, n)
-        used = check_symmetric(H, jax.random.fold_in(key, _lanczos.SYMMETRY)) if H.is_given else 0
+        used = check_given(H, key)
         s = krylov.begin(H, key, rows, min(most, n), used)
     else:
-        _check_resume(resume, recipe)
+        _lanczos.check_resume(resume, recipe, Eigenpairs)
         if resume.state is None:
             return resume
         s = _restored(resume.state, H)
@@ -248,18 +248,9 @@ def _restored(state: Mapping[str, Any], H: Operator) -> Search:
     numbers: dict[str, Any] = dict(zip(_COUNTS, map(int, state["counts"]), strict=True))
     filled, rows = numbers["filled"], numbers.pop("rows")
     leaves = [jnp.zeros((rows, *s), d).at[:filled].set(state[f"basis/{i}"]) for i, (s, d) in enumerate(H.how.shapes)]
-    basis = _lanczos.placed(H, jax.tree_util.tree_unflatten(H.how.structure, leaves))
+    basis = H.placed(jax.tree_util.tree_unflatten(H.how.structure, leaves))
     arrays: dict[str, Any] = {name: np.array(state[name]) for name in ("alphas", "betas", "wanted", "direction")}
     return Search(basis, np.pad(state["T"], (0, rows - filled)), scale=float(state["scale"]), **numbers, **arrays)
-
-
-def _check_resume(resume: Any, recipe: Recipe) -> None:
-    if not isinstance(resume, Eigenpairs) or (resume.state is None and resume.recipe.get("complete") is not True):
-        raise ValueError(f"resume: {resume!r} given; the rule is what eigenpairs gave to on_partial")
-    if differs := _lanczos.differences(resume.recipe, recipe):
-        raise ValueError(
-            f"resume: was made with another {', '.join(differs)}; the rule is the same operator and arguments"
-        )
 
 
 class Extremes(NamedTuple):
@@ -293,7 +284,7 @@ def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3)
     Returns:
       ``Extremes``.
     """
-    _lanczos.check_operator(H)
+    check_operator(H)
     ends = Extremes(np.nan, np.nan, np.nan, 0)
 
     def known(alphas: np.ndarray, betas: np.ndarray) -> bool:

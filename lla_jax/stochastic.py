@@ -18,11 +18,10 @@ import numpy as np
 
 from lla_jax import _tree, checks, sketches
 from lla_jax import data as _data
-from lla_jax import execution as _execution
 from lla_jax._types import Estimate, PyTree
-from lla_jax.linear_operator import HostOperator, LinearOperator, Space
+from lla_jax.linear_operator import HostOperator, LinearOperator
 from lla_jax.sketches import AT_ONCE, Operator
-from lla_jax.symmetry import check_symmetric
+from lla_jax.symmetry import check_given, check_operator
 
 __all__ = ["diagonal", "frobenius_norm", "trace"]
 
@@ -180,16 +179,12 @@ def diagonal(
 
 def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: int) -> int:
     """Check the arguments and a given operator's symmetry; the products that took."""
-    if not isinstance(H, Space):
-        raise ValueError(
-            f"H: got {type(H).__name__}; the rule is an operator: lla.hessian(loss, params, data), or "
-            "lla.operators.given(product, like) for one of your own"
-        )
+    check_operator(H)
     if not isinstance(rtol, int | float) or not 0 <= rtol < math.inf:
         raise ValueError(f"rtol: {rtol!r} given; the rule is a number from 0, relative to the mean, such as 0.02")
     if not isinstance(max_products, int | np.integer) or isinstance(max_products, bool) or max_products < least:
         raise ValueError(f"max_products: {max_products!r} given; the rule is an integer of at least {least}")
-    return check_symmetric(H, jax.random.fold_in(key, 2**31)) if H.is_given else 0
+    return check_given(H, key)
 
 
 def _mean(draws: np.ndarray) -> tuple[float, float]:
@@ -310,8 +305,8 @@ def _samples(
 def _sketches(H: Operator, key: jax.Array, max_products: int, used: int, method: str) -> Iterator[Round]:
     """Rounds in which the basis and the test vectors grow together."""
     n, each = H.shape[0], PRODUCTS_EACH[method]
-    nbytes = sum(int(np.prod(s)) for s, _ in H.how.shapes) * H.dtype.itemsize
-    room = max(1, int(SHARE * _execution.free_bytes(jax.local_devices()[0])) // nbytes)
+    nbytes, free = H.memory()
+    room = max(1, int(SHARE * free) // nbytes)
     most = min(max_products // each, n, room)
     log.info("%s: a basis of at most %d vectors, %.1f MiB", method, most, most * nbytes / 2**20)
     keys, times = jax.random.split(key, 3), sketches.Counted(H, used)

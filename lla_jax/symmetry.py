@@ -1,15 +1,19 @@
-"""Whether an operator of a user's is symmetric, as everything that is done with operators takes for granted."""
+"""Whether what is given is an operator, and a user's symmetric, as all that is done with them takes for granted."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import numpy as np
 
 from lla_jax import _tree
 from lla_jax._types import PyTree
-from lla_jax.linear_operator import HostOperator, LinearOperator
+from lla_jax.linear_operator import HostOperator, LinearOperator, Space
 
-__all__ = ["check_symmetric"]
+__all__ = ["check_given", "check_operator", "check_symmetric"]
+
+NUMBER = 2**31  # of the key that the check takes
 
 ASYMMETRY = 1e-2  # relative; products in half precision stay below, mistakes (another batch, one-sided scales) do not
 
@@ -30,8 +34,7 @@ def check_symmetric(H: LinearOperator | HostOperator, key: jax.Array) -> int:
     Raises:
       ValueError: it is not symmetric; a product has another structure than its vector, or is not finite.
     """
-    space = H.how._replace(matrix=None, product=None, mesh=None, on_device=True)
-    u, v = _pair(LinearOperator(space, None, (), H.scale), key)
+    u, v = _pair(H.space, key)
     of_u, of_v = (_tree.align(H.product(x), H.structure, "A v", "its vector v") for x in (u, v))
     one, two, *sizes = (float(x) for x in _compared(u, v, of_u, of_v))
     for number, size in enumerate(sizes):
@@ -44,6 +47,20 @@ def check_symmetric(H: LinearOperator | HostOperator, key: jax.Array) -> int:
             "lla.operators.preconditioned does"
         )
     return 2
+
+
+def check_operator(H: Any) -> None:
+    """Raise a ValueError where ``H`` is no operator."""
+    if not isinstance(H, Space):
+        raise ValueError(
+            f"H: got {type(H).__name__}; the rule is an operator: lla.hessian(loss, params, data), or "
+            "lla.operators.given(product, like) for one of your own"
+        )
+
+
+def check_given(H: LinearOperator | HostOperator, key: jax.Array) -> int:
+    """``check_symmetric`` for a user's product; the products used, 0 for all others."""
+    return check_symmetric(H, jax.random.fold_in(key, NUMBER)) if H.is_given else 0
 
 
 @jax.jit

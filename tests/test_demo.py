@@ -92,7 +92,7 @@ def test_tour_saves_results_pictures_and_a_summary(tmp_path):
         products.update({label} if unit == "products" else ())
         yield lambda done, total: None
 
-    paths = tour.run(tmp_path, points=5, epochs=2, bar=bar)
+    paths = tour.run(tmp_path, points=5, epochs=5, bar=bar)
     assert labels == [
         "training", "line", "plane", "spectrum at initialization", "spectrum after training", "eigenpairs", "trace",
         "layers", "Hessian axes", "convexity", "all modes",
@@ -100,13 +100,21 @@ def test_tour_saves_results_pictures_and_a_summary(tmp_path):
     assert products == {*labels[3:8], "convexity"}
     assert sorted(paths) == sorted(tmp_path.iterdir())
     names = {path.name for path in paths}
-    assert {f"{n}.png" for n in ("line", "surface", "contour", "accuracy", "modes")} < names
+    pictures = ("line", "surface", "contour", "accuracy", "modes", "spectrum", "eigenvalues", "layers", "hessian-plane")
+    assert {f"{n}.png" for n in (*pictures, "convexity")} < names
     summary = (tmp_path / "summary.txt").read_text()
     line, plane = lla.load(tmp_path / "line.npz"), lla.load(tmp_path / "plane.npz")
     assert (line.shape, plane.shape) == ((5,), (5, 5))
     # the line is the plane's row b = 0
     np.testing.assert_allclose(line.values["loss"], plane.values["loss"][:, 2], rtol=1e-5)
     assert f"test loss     {line.values['test_loss'][2]:.4f} +- {line.stderr['test_loss'][2]:.4f}" in summary
+    before, after = (lla.load(tmp_path / f"{name}.npz") for name in ("spectrum-initial", "spectrum"))
+    for criterion in (lla.r_e, lla.k_hn):  # training leaves less negative curvature, beyond doubt
+        high, low = criterion(before), criterion(after)
+        assert high.mean - 3 * high.sem > 2 * (low.mean + 3 * low.sem)
+        assert np.isfinite([high.sem, low.sem]).all()
+    assert "Plane report" in summary
+    assert lla.load(tmp_path / "eigenpairs.npz").recipe["verified"]
     modes = [name for name in names if name.startswith("mode-")]
     assert len(modes) >= 4
     assert all(lla.load(tmp_path / name).shape == (3, 3) for name in modes)

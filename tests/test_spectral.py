@@ -8,6 +8,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 
 import lla_jax as lla
 from lla_jax import operators, spectral
@@ -347,6 +348,30 @@ def test_every_pair_is_within_its_residual_of_the_dense_hessian(name):
             assert jax.tree_util.tree_structure(pairs.vectors.tree) == jax.tree_util.tree_structure(p)
 
 
+LAPACK = 1e-13  # what rounding makes of the reference itself at this size
+
+
+@pytest.mark.slow
+def test_pairs_of_five_thousand_parameters_are_within_their_residuals():
+    rng = np.random.default_rng(0)
+    p = {"in": 0.2 * rng.standard_normal((44, 90)), "out": 0.2 * rng.standard_normal((90, 11))}
+    data = rng.standard_normal((64, 44)), rng.integers(0, 11, 64)
+    apply = lambda p, state, batch, train: (jnp.tanh(batch[0] @ p["in"]) @ p["out"], state)  # noqa: E731
+    loss = lla.Loss(apply, cross_entropy)
+    exact = scipy.linalg.eigvalsh(dense_hessian(loss, p, data))
+    assert len(exact) == 4950
+    scale = np.abs(exact).max()
+    for dtype, tol in (("float64", 1e-7), ("float32", 1e-3)):
+        with jax.enable_x64(dtype == "float64"):
+            cast = lambda x, dtype=dtype: x.astype(dtype) if x.dtype.kind == "f" else x  # noqa: E731
+            pairs = lla.eigenpairs(
+                lla.hessian(loss, *jax.tree_util.tree_map(cast, (p, data)), devices=1), KEY, 10, tol=tol
+            )
+        wanted = exact[np.argsort(-np.abs(exact))][:10]
+        assert (np.abs(exact[:, None] - pairs.values).min(0) <= pairs.residuals + LAPACK * scale).all()
+        assert np.abs(np.sort(pairs.values) - np.sort(wanted)).max() <= (1e-8 if dtype == "float64" else 1e-3) * scale
+
+
 def test_new_weights_compile_nothing():
     for name in ("mlp", "cnn"):  # in a loop on the device, and step by step from the host
         loss, p, data = network(name, "float32")
@@ -444,7 +469,7 @@ def test_bad_arguments(call, change, match):
 
 
 def test_a_spectrum_that_memory_cannot_hold_is_refused(monkeypatch):
-    monkeypatch.setattr(lla.lanczos._execution, "free_bytes", lambda device: 20 * 4 * 15)
+    monkeypatch.setattr(lla.execution, "free_bytes", lambda device: 20 * 4 * 15)
     H = plain(matrix(np.arange(20.0)))
     with pytest.raises(ValueError, match="At most 15 steps fit"):
         lla.spectrum(H, KEY, steps=16, probes=1)

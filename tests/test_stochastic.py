@@ -375,7 +375,7 @@ class TestDriving:
             close(one, other)
 
     def test_the_basis_takes_no_more_than_its_share_of_memory(self, monkeypatch):
-        monkeypatch.setattr(stochastic._execution, "free_bytes", lambda device: 4 * 8 * N * 4)  # for 8 vectors
+        monkeypatch.setattr(lla.execution, "free_bytes", lambda device: 4 * 8 * N * 4)  # for 8 vectors
         with pytest.warns(UserWarning, match="a larger basis takes more than a quarter"):
             found = lla.trace(operator(symmetric()), KEY, method="xtrace", max_products=100)
         assert (found.num, found.recipe["products"]) == (8, 16 + CHECK)
