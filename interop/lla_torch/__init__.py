@@ -1,0 +1,35 @@
+"""PyTorch in: a torch module, its weights, its loss and its optimizer as pure JAX functions and a Flax tree."""
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "lla_torch needs PyTorch, which is not installed. Install it as its own instructions say for your machine, or "
+        "with: pip install 'lla-jax[torch]'. Everything in lla_jax works without it."
+    ) from error
+
+from lla_torch.certificate import Certificate, certify
+from lla_torch.checkpoint import load_checkpoint, to_state_dict
+from lla_torch.exporting import ConversionError
+from lla_torch.lowering import lowering
+from lla_torch.moments import adam_moments, optax_state
+from lla_torch.net import Net, convert, convert_loss
+from lla_torch.problems import problem, stream
+from lla_torch.recording import record
+
+__all__ = [
+    "Certificate",
+    "ConversionError",
+    "Net",
+    "adam_moments",
+    "certify",
+    "convert",
+    "convert_loss",
+    "load_checkpoint",
+    "lowering",
+    "optax_state",
+    "problem",
+    "record",
+    "stream",
+    "to_state_dict",
+]

@@ -1,0 +1,233 @@
+"""torch's loss modules as per-example losses whose weighted mean over a data set is torch's own mean over all of it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+Kind = Literal["entries", "classes", "examples", "coupled"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """criterion(outputs, labels) of a converted loss module; compares by value.
+
+    Args:
+      function: the converted module, unreduced where it can be: ``function(outputs, labels)``.
+      kind: "entries": its values are the losses, shape (B, ...). "classes": they are losses times the weight of the
+        target class, and torch's mean divides by the sum of these weights; ``(losses, weights)`` is returned.
+        "examples": they are summed over all axes but the first. "coupled": a scalar for the batch as a whole.
+      weight: weights of the classes, or None, for kind "classes".
+      ignore_index: the label without a loss, for kind "classes".
+    """
+
+    function: Callable[[Any, Any], Any]
+    kind: Kind = "entries"
+    weight: tuple[float, ...] | None = None
+    ignore_index: int = -100
+
+    def __call__(self, outputs: Any, labels: Any) -> Any:
+        losses = self.function(outputs, labels)
+        if self.kind == "coupled":
+            return jnp.mean(losses)
+        if self.kind == "examples":
+            return jnp.sum(losses, axis=tuple(range(1, losses.ndim)))
+        if self.kind == "classes" and jnp.shape(labels) != jnp.shape(outputs):  # else probabilities: torch divides by N
+            weights = self._weights(labels, losses.dtype)
+            return jnp.where(weights == 0, 0, losses / jnp.where(weights == 0, 1, weights)), weights
+        return losses
+
+    def _weights(self, labels: Any, dtype: Any) -> jax.Array:
+        """The weight of each label's class, 0 where it is ignored."""
+        labels = jnp.asarray(labels)
+        valid = labels != self.ignore_index
+        if self.weight is None:
+            return valid.astype(dtype)
+        return jnp.where(valid, jnp.asarray(self.weight, dtype)[jnp.where(valid, labels, 0)], 0)
+
+
+def criterion_of(
+    loss_module: nn.Module,
+    convert_callable: Callable[[nn.Module, Any, Any], Callable[[Any, Any], Any]],
+    example_outputs: Any,
+    example_labels: Any,
+) -> tuple[Criterion, bool]:
+    """A JAX criterion of a loss module of torch, and whether it gives one loss per example.
+
+        sum_i w_i l_i / sum_i w_i  =  module(all outputs, all labels)
+
+    A module with ``reduction="mean"`` (or KLDivLoss with "batchmean") is converted unreduced, one with "none" as it is.
+    Cross entropies with class labels come with weights: of their class, and 0 for ``ignore_index``, as torch divides by
+    their sum. For modules that are not torch's own the example is used to see whether their mean is that of independent
+    losses; where it is not (contrastive losses, means over the positives of a batch), and for modules without
+    ``reduction`` that return a scalar, the batch is one coupled loss.
+
+    Args:
+      loss_module: the module; ``module(outputs, labels)``. It is not changed.
+      convert_callable: ``(module, example_outputs, example_labels) -> f(outputs, labels)``, the conversion of a module
+        with these two inputs.
+      example_outputs: what the net returns for a batch: a tensor or nested tensors with leading axis B.
+      example_labels: the labels of this batch, likewise.
+
+    Returns:
+      (criterion, per_example).
+
+    Raises:
+      ValueError: if the loss is a sum, takes other inputs than (outputs, labels), has weights of its own to train, or
+        returns neither a scalar nor one entry per example.
+    """
+    _check(loss_module)
+    reduction = getattr(loss_module, "reduction", None)
+    unreduced: Any = copy.deepcopy(loss_module)
+    if reduction is not None:
+        unreduced.reduction = "none"
+    example = (example_outputs, example_labels)
+    with torch.no_grad():
+        kind = _kind(loss_module, unreduced, *example)
+    if kind == "coupled":
+        return Criterion(convert_callable(copy.deepcopy(loss_module), *example), kind), False
+    function = convert_callable(unreduced, *example)
+    if kind != "classes":
+        return Criterion(function, kind), True
+    assert isinstance(loss_module, nn.CrossEntropyLoss | nn.NLLLoss)
+    soft = isinstance(example_labels, torch.Tensor) and example_labels.is_floating_point()
+    return Criterion(function, kind, _class_weights(loss_module, soft), int(loss_module.ignore_index)), True
+
+
+def _check(module: nn.Module) -> None:
+    """Raises for losses that no mean over examples can give."""
+    name = type(module).__name__
+    reduction = getattr(module, "reduction", None)
+    if reduction == "sum":
+        raise ValueError(
+            f'{name} has reduction="sum", whose value would depend on the size of the data set; use reduction="mean"'
+        )
+    allowed = ("mean", "none", "batchmean") if isinstance(module, nn.KLDivLoss) else ("mean", "none")
+    if reduction is not None and reduction not in allowed:
+        raise ValueError(f"{name} has reduction={reduction!r}, which is not one of {allowed}")
+    needed = [
+        p.name
+        for p in inspect.signature(module.forward).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(needed) > 2:
+        raise ValueError(
+            f"{name} takes {', '.join(needed)}, but a criterion is called with (outputs, labels); write a module whose "
+            "forward(outputs, labels) passes these on"
+        )
+    trained = [n for n, p in module.named_parameters() if p.requires_grad]
+    if trained:
+        raise ValueError(
+            f"{name} has weights of its own to train ({', '.join(trained)}), which the landscape would leave out; make "
+            "them part of the net, or freeze them by requires_grad_(False)"
+        )
+
+
+def _kind(module: nn.Module, unreduced: nn.Module, outputs: Any, labels: Any) -> Kind:
+    reduction = getattr(module, "reduction", None)
+    if _is_own(module):
+        if reduction == "batchmean":
+            return "examples"
+        return "classes" if isinstance(module, nn.CrossEntropyLoss | nn.NLLLoss) and reduction == "mean" else "entries"
+    losses = unreduced(outputs, labels)
+    if not isinstance(losses, torch.Tensor):
+        raise ValueError(f"{type(module).__name__} returns {type(losses).__name__}, but a loss is one tensor")
+    if losses.ndim == 0:
+        return "coupled"
+    size = _batch_size(labels if _batch_size(labels) is not None else outputs)
+    if losses.shape[0] != size:
+        raise ValueError(
+            f"{type(module).__name__} returns shape {tuple(losses.shape)} for a batch of {size}, but a loss is a "
+            "scalar or has the batch as its leading axis"
+        )
+    if size == 1:
+        raise ValueError(
+            f"the example for {type(module).__name__} is a batch of 1, which does not show whether its losses depend "
+            "on each other; give at least 2 examples"
+        )
+    independent = _is_local(unreduced, losses, outputs, labels) and all(
+        _mean_is_of_entries(module, unreduced, outputs, varied) for varied in _variants(module, labels)
+    )
+    return "entries" if independent else "coupled"
+
+
+def is_separate(module: nn.Module) -> bool:
+    """Whether a module is expected to give one loss per example: all that have a reduction, and torch's own do.
+
+    Raises:
+      ValueError: as ``criterion_of``, for what can be told without an example.
+    """
+    _check(module)
+    return hasattr(module, "reduction") or _is_own(module)
+
+
+def _is_own(module: nn.Module) -> bool:
+    """Whether a module is torch's, or differs by nothing that computes; one with parameters counts as foreign."""
+    return not list(module.parameters()) and any(
+        base.__module__ == "torch.nn.modules.loss" and type(module).forward is vars(base)["forward"]
+        for base in type(module).__mro__
+        if "forward" in vars(base)
+    )
+
+
+def _batch_size(value: Any) -> int | None:
+    shapes = [v.shape for v in pytree.tree_leaves(value) if isinstance(v, torch.Tensor) and v.ndim > 0]
+    return shapes[0][0] if shapes else None
+
+
+def _variants(module: nn.Module, labels: Any) -> Iterator[Any]:
+    """The labels, and with the first one ignored or of another class: means may weight by class or leave out some."""
+    yield labels
+    if isinstance(labels, torch.Tensor) and labels.ndim > 0 and not labels.is_floating_point():
+        for value in (getattr(module, "ignore_index", None), 1):
+            if isinstance(value, int):
+                changed = labels.clone()
+                changed[0] = value
+                yield changed
+
+
+def _mean_is_of_entries(module: nn.Module, unreduced: nn.Module, outputs: Any, labels: Any) -> bool:
+    """Whether the module's own mean is the plain mean of its unreduced losses."""
+    if getattr(module, "reduction", None) != "mean":
+        return True
+    try:
+        mean, losses = module(outputs, labels), unreduced(outputs, labels)
+    except (RuntimeError, ValueError, IndexError):  # a variant that is no valid label
+        return True
+    return mean.ndim == 0 and torch.allclose(mean, losses.mean(), rtol=1e-4, atol=1e-7)
+
+
+def _is_local(unreduced: nn.Module, losses: torch.Tensor, outputs: Any, labels: Any) -> bool:
+    """Whether the first example's loss stays when it is alone."""
+    size = losses.shape[0]
+
+    def first(value: Any) -> Any:
+        return value[:1] if isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == size else value
+
+    try:
+        alone = unreduced(pytree.tree_map(first, outputs), pytree.tree_map(first, labels))
+    except (RuntimeError, ValueError, IndexError):  # it cannot be had alone
+        return False
+    return alone.shape == losses[:1].shape and torch.allclose(alone, losses[:1], rtol=1e-4, atol=1e-7)
+
+
+def _class_weights(module: nn.CrossEntropyLoss | nn.NLLLoss, soft: bool) -> tuple[float, ...] | None:
+    if module.weight is None:
+        return None
+    weight = tuple(float(w) for w in module.weight.detach().cpu())
+    smoothing = getattr(module, "label_smoothing", 0.0)
+    if smoothing > 0 and 0.0 in weight and not soft:
+        raise ValueError(
+            f"{type(module).__name__} has label_smoothing={smoothing} and a class of weight 0: the smoothing of its "
+            "examples counts, but they do not count in torch's mean; give the class a small positive weight"
+        )
+    return weight

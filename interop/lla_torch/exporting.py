@@ -1,0 +1,302 @@
+"""torch.export with care: stop-gradients kept, the user's module untouched, failures told with module and line.
+
+Stop-gradients are marked before torch decomposes the graph, which would drop them without a word.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import os
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram, default_decompositions
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as torch_pytree
+
+KEPT = frozenset(
+    """
+    _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d _weight_norm adaptive_avg_pool1d
+    adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d addcdiv
+    addcmul addmm alpha_dropout avg_pool1d avg_pool2d avg_pool3d baddbmm bernoulli bilinear binary_cross_entropy
+    binary_cross_entropy_with_logits cat cdist celu channel_shuffle col2im conv1d conv2d conv3d conv_transpose1d
+    conv_transpose2d conv_transpose3d cross cumprod cumsum dropout einsum elu embedding embedding_bag
+    feature_alpha_dropout feature_dropout gelu grid_sampler_2d group_norm gru hardsigmoid hardswish hardtanh
+    huber_loss im2col index_add index_copy index_fill instance_norm layer_norm leaky_relu lerp linalg_vector_norm
+    linear log_sigmoid log_softmax logcumsumexp logsumexp lstm masked_fill matmul max_pool1d max_pool2d max_pool3d
+    mish mse_loss native_dropout pixel_shuffle pixel_unshuffle prelu relu6 repeat_interleave rms_norm rnn_relu
+    rnn_tanh roll scaled_dot_product_attention scatter scatter_add scatter_reduce selu silu smooth_l1_loss softmax
+    softplus stack std tril triu upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean
+    """.split()  # noqa: SIM905
+)
+"""Operators that torch is not to decompose: whole, they are faster, shorter or kinder to derivatives."""
+
+_LOCK = threading.RLock()
+
+
+class ConversionError(ValueError):
+    """A module, or a part of it, that cannot be converted; the message says where and what to do."""
+
+
+@torch.library.custom_op("lla_torch::stop_gradient", mutates_args=())
+def _stop_gradient(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
+@_stop_gradient.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A module's call with its tensors as a flat list: ``structure`` is what ``Slot(i)`` are to be put into."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def leaves(self) -> list[Any]:
+        """All leaves of the arguments, tensors and others."""
+        return torch_pytree.tree_flatten((self.args, self.kwargs))[0]
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors among the leaves."""
+        return [x for x in self.leaves if isinstance(x, torch.Tensor)]
+
+
+class _Flat(nn.Module):
+    """A module that takes its tensors as positional arguments; ``forward`` may be any function of the module."""
+
+    def __init__(self, module: nn.Module, call: Call, function: Callable[..., Any] | None):
+        super().__init__()
+        self.module = module
+        self._leaves, self._spec = torch_pytree.tree_flatten((call.args, call.kwargs))
+        self._function = function
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(x, torch.Tensor) else x for x in self._leaves]
+        args, kwargs = torch_pytree.tree_unflatten(leaves, self._spec)
+        return self.module(*args, **kwargs) if self._function is None else self._function(self.module, *args, **kwargs)
+
+
+class _Sentinel(TorchFunctionMode):
+    """Raises where a module does what the graph would silently not have."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = {
+            torch.Tensor.data.__get__: ".data is read",  # type: ignore[attr-defined]
+            torch.Tensor.data.__set__: ".data is written",  # type: ignore[attr-defined]
+            torch.autograd.grad: "torch.autograd.grad is called",
+            torch.Tensor.backward: "backward is called",
+        }.get(func)
+        if found is not None and (found.endswith("called") or _called_by_user()):
+            instead = "x.detach()" if "data" in found else "jax.grad around the converted function"
+            raise _Refused(f"{found}, which leaves no trace in the graph. Use {instead} instead")
+        return func(*args, **(kwargs or {}))
+
+
+def _called_by_user() -> bool:
+    """Whether the innermost frame that is no function mode is outside of torch."""
+    frames = [f for f in reversed(traceback.extract_stack()[:-2]) if f.name != "__torch_function__"]
+    return not _is_library(frames[0].filename)
+
+
+class _Refused(Exception):
+    pass
+
+
+@contextmanager
+def untouched(module: nn.Module, train: bool | None = None) -> Iterator[None]:
+    """The module in eval or train mode for a while; it and torch's global state are as before afterwards."""
+    with _LOCK, torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        modes = [(m, m.training) for m in module.modules()]
+        try:
+            for m, _ in modes:
+                if train is not None:
+                    m.training = train
+            yield
+        finally:
+            for m, mode in modes:
+                m.training = mode
+
+
+def export(
+    module: nn.Module, call: Call, *, train: bool = False, function: Callable[..., Any] | None = None
+) -> ExportedProgram:
+    """The functional graph of a module's call, with stop-gradients marked; see ``convert``.
+
+    Raises:
+      ConversionError: what torch.export cannot trace, with the module and the source line.
+    """
+    _check_module(module)
+    flat = _Flat(module, call, function)
+    with untouched(module, train):
+        flat.training = train
+        tensors = tuple(x.detach() for x in call.tensors)
+        try:
+            exported = _export(flat, tensors)
+            _mark_stop_gradients(exported.graph_module)
+            return exported.run_decompositions(_decompositions(module))
+        except Exception as error:
+            raise _explained(error, module) from error
+
+
+def _check_module(module: nn.Module) -> None:
+    for name, m in module.named_modules():
+        if isinstance(m, torch.jit.ScriptModule):
+            raise ConversionError(
+                f"module {name or '(the whole)'!r} is a TorchScript {type(m).__name__}, whose Python source is gone; "
+                "convert the eager module that it was made from"
+            )
+    lazy = [n for n, p in module.named_parameters() if isinstance(p, nn.UninitializedParameter)]
+    if lazy:
+        raise ConversionError(f"parameters {lazy} of lazy modules have no shape yet; run the module once before")
+
+
+def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...]) -> ExportedProgram:
+    """Exported with leading axes of any length, as far as the module allows it."""
+    rows = {x.shape[0] for x in tensors if x.ndim}
+    if rows == {1}:  # torch takes a length of 1 to be fixed
+        tensors = tuple(torch.cat([x, x]) if x.ndim else x for x in tensors)
+    dynamic = tuple({0: Dim.AUTO} if x.ndim and x.shape[0] > 1 else None for x in tensors)
+    with _Sentinel():
+        return torch.export.export(flat, tensors, dynamic_shapes=(dynamic,), strict=False)
+
+
+def _decompositions(module: nn.Module) -> Any:
+    table = default_decompositions()
+    tracking = any(isinstance(m, nn.modules.instancenorm._InstanceNorm) and m.track_running_stats
+                   for m in module.modules())  # fmt: skip
+    for op in list(table):
+        namespace, name = op.name().split("::")
+        base = name.split(".")[0]
+        if namespace == "aten" and base == "instance_norm" and tracking:
+            continue  # whole, it would lose the update of its running statistics
+        if namespace != "aten" or base in KEPT:
+            table.pop(op)
+    return table
+
+
+def _mark_stop_gradients(graph_module: torch.fx.GraphModule) -> None:
+    """``detach`` and the results of ``no_grad`` become an operator that decompositions leave alone."""
+    stop = torch.ops.lla_torch.stop_gradient.default
+    nodes: list[Any] = list(graph_module.graph.nodes)
+    for node in nodes:
+        if node.target is torch.ops.aten.detach.default:
+            node.target = stop
+        elif node.target is torch.ops.aten.detach_.default:
+            node.target = stop
+            node.args[0].replace_all_uses_with(node, delete_user_cb=lambda user, node=node: _later(node, user))
+        elif node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
+            enabled, inner = node.args[0], getattr(graph_module, node.args[1].target)
+            _mark_stop_gradients(inner)
+            if not enabled:
+                _stop_outputs(inner, stop)
+    graph_module.recompile()
+
+
+def _later(node: torch.fx.Node, user: torch.fx.Node) -> bool:
+    """Whether ``user`` comes after ``node``."""
+    return user is not node and node < user
+
+
+def _stop_outputs(graph_module: torch.fx.GraphModule, stop: Any) -> None:
+    output: Any = next(n for n in graph_module.graph.nodes if n.op == "output")
+
+    def stopped(x: Any) -> Any:
+        if not isinstance(x, torch.fx.Node) or not isinstance(x.meta.get("val"), torch.Tensor):
+            return x
+        if x.op == "placeholder":  # handed through: nothing was computed without gradient
+            return x
+        source: Any = x.args[0] if x.target is operator.getitem else x
+        within = torch.ops.higher_order.wrap_with_set_grad_enabled
+        if source.target is within and source.args[0]:  # enable_grad inside of no_grad
+            return x
+        with graph_module.graph.inserting_before(output):
+            node = graph_module.graph.call_function(stop, (x,))
+            node.meta = dict(x.meta)
+            return node
+
+    output.args = (torch.fx.map_arg(output.args[0], stopped),)
+    graph_module.recompile()
+
+
+# --- what went wrong
+
+
+def _is_library(file: str) -> bool:
+    here = os.path.dirname(os.path.abspath(__file__))
+    return file.startswith((os.path.dirname(torch.__file__), here, "<")) or "contextlib" in file
+
+
+def _explained(error: Exception, module: nn.Module) -> ConversionError:
+    if isinstance(error, ConversionError):
+        return error
+    where = _place(error.__traceback__, module)
+    if isinstance(error, _Refused):
+        return ConversionError(f"{where}: {error}.")
+    kind = type(error).__name__
+    if "DataDependent" in kind or "data-dependent" in str(error):
+        return ConversionError(
+            f"{where}: the forward pass depends on the values of a tensor (an `if`, a loop, .item(), an index that is "
+            "computed, BatchNorm(momentum=None)), so it is no single graph. Write it with torch.where, or fix the "
+            f"choice before converting. torch says: {_first_line(error)}"
+        )
+    if "fake tensor in the exported program" in str(error):
+        return ConversionError(
+            f"{where}: a tensor is made in a way that leaves no trace in the graph (.data, torch.autograd.grad, "
+            f"numpy); write it with differentiable operators. torch says: {_first_line(error)}"
+        )
+    return ConversionError(f"{where}: torch.export cannot trace this module ({kind}): {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _place(trace: TracebackType | None, module: nn.Module) -> str:
+    """The innermost module and the innermost line of the user's that a traceback went through."""
+    names = {id(m): name for name, m in module.named_modules()}
+    found, line = "", ""
+    for frame, number in traceback.walk_tb(trace):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and id(owner) in names:
+            found = f"module {names[id(owner)] or '(the whole)'!r} ({type(owner).__name__})"
+        file = frame.f_code.co_filename
+        if not _is_library(file):
+            text = traceback.FrameSummary(file, number, frame.f_code.co_name).line
+            line = f"{file}:{number}: {text}"
+    return ", ".join(filter(None, [found or f"module {type(module).__name__}", line]))
+
+
+def where(node: torch.fx.Node) -> str:
+    """The module and the innermost source line outside of torch that a node comes from."""
+    stack = node.meta.get("nn_module_stack") or {}
+    owner = ""
+    if stack:
+        path, kind = list(stack.values())[-1]
+        path = path.removeprefix("module").removeprefix(".")
+        kind = kind if isinstance(kind, str) else kind.__name__
+        owner = f"module {path or '(the whole)'!r} ({kind.rsplit('.', 1)[-1]})"
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    places = [(a, b) for a, b in itertools.pairwise(lines) if a.startswith("File ") and not _is_library(a[6:])]
+    if not places:
+        return owner
+    file, text = places[-1]
+    name, number = file.split('"')[1], file.split("line ")[1].split(",")[0]
+    return ", ".join(filter(None, [owner, f"{name}:{number}: {text}"]))

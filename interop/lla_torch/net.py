@@ -1,0 +1,221 @@
+"""A converted network: its variables as a Flax tree, its function and its loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import torch
+from torch import nn
+from torch.utils import _pytree as torch_pytree
+
+from lla_jax import Loss
+from lla_torch.conversion import Parts, as_arrays, convert_callable, converted
+from lla_torch.function import Function
+from lla_torch.loss import Apply, OnLabels, Step, outputs_of, torch_criterion
+from lla_torch.trees import FilterAxis, NameMap, filter_axis, references
+
+
+@dataclass(frozen=True)
+class ApplyFunction:
+    """A network's function without its weights: what ``net.apply`` is."""
+
+    function: Function
+
+    def __call__(
+        self,
+        variables: Mapping[str, Any],
+        *inputs: Any,
+        train: bool = False,
+        key: Any = None,
+        draws: Sequence[Any] | None = None,
+        **named: Any,
+    ) -> Any:
+        """The network's outputs, a pure function of the variables and the inputs.
+
+        Args:
+          variables: as ``net.variables``; other arrays of the same shapes may stand in their places.
+          inputs: arrays in torch's layout (N, C, H, W), nested as the example inputs were. The leading axis may be of
+            another length, unless the module fixes it.
+          train: the module as ``module.train()`` has it; it must have been converted with ``train=True``.
+          key: a ``jax.random`` key for what the module draws (noise, dropout in train mode). Without it, dropout is
+            off, and a module that samples raises.
+          draws: the draws to use instead, as ``record`` returns them.
+          named: inputs by name, as at conversion.
+
+        Returns:
+          The outputs, nested as torch's; with ``train=True`` (outputs, state), where the state holds the collections
+          of ``variables`` without "params", with running statistics as torch updates them.
+
+        Raises:
+          ValueError: inputs nested otherwise than at conversion; missing randomness; train mode not converted.
+        """
+        outputs, state = self.function(variables, inputs, named, train=train, key=key, draws=draws)
+        return (outputs, state) if train else outputs
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Net:
+    """A torch network as JAX has it.
+
+    Args:
+      function: its pure functions; static, equal for all networks of one architecture.
+      variables: {"params": ..., "batch_stats": ..., "buffers": ..., "constants": ...}, nested by module; collections
+        without arrays are left out (except "params").
+      tree_map: the torch names and layouts of all arrays, see ``trees.NameMap``.
+      filter_axis: which axes of a parameter index its filters.
+    """
+
+    function: Function
+    variables: dict[str, Any]
+    tree_map: NameMap
+    filter_axis: FilterAxis
+    _refs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        size = sum(x.size for x in jax.tree_util.tree_leaves(self.variables["params"]))
+        modes = "eval and train" if self.function.train is not None else "eval"
+        return f"Net({size:,} parameters, {modes}, {len(self.function.eval.instructions)} operators)"
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Every torch name and the path of its array: {"fc.weight": "params/fc/kernel"}; tied names share one path."""
+        by_name = self.tree_map.by_name
+        return {name: by_name(name).full_path for name in self.tree_map.aliases}
+
+    def replace(self, **changes: Any) -> Net:
+        """A copy with other fields."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def apply(self) -> ApplyFunction:
+        """``apply(variables, *inputs, train=False, key=None, draws=None, **named)``: the network as a pure function,
+        which compares by value, so that ``jax.jit(net.apply)`` of two checkpoints shares a program; see
+        ``ApplyFunction``."""
+        return ApplyFunction(self.function)
+
+    def loss(
+        self,
+        criterion: Callable[..., Any] | nn.Module,
+        *,
+        inputs: Callable[[Any], Any] | None = None,
+        labels: Callable[[Any], Any] | None = None,
+        key: Any = None,
+        penalty: Callable[[Any], Any] | None = None,
+        per_example: bool | None = None,
+    ) -> Loss:
+        """The loss of the network over data (inputs, labels); pass ``net.variables["params"]`` along with it.
+
+            L(theta) = sum_i w_i l_i / sum_i w_i,  l = criterion(net(x), y)
+
+        Args:
+          criterion: a JAX function (outputs, labels) -> losses (B, ...) or (losses, weights), or a torch loss module;
+            of the latter the value per example is taken, so that the mean over the data set is what torch's
+            reduction="mean" gives over the whole of it, with class weights and ignored labels as torch counts them.
+          inputs: function of the batch that gives the network's inputs; None: its first entry (the batch itself if it
+            is one array). A tuple is spread over the positional arguments, a dict over those by name.
+          labels: function of the batch that gives the labels; None: its second entry, a tuple if there are several.
+          key: for a stochastic loss (dropout, sampling): every example is run with its own key.
+          penalty: ``penalty(params)`` added to the mean.
+          per_example: False for criteria that couple the examples of a batch; None: False for torch modules that
+            return a scalar.
+
+        Returns:
+          A ``lla_jax.Loss`` with the running statistics as state.
+
+        Raises:
+          ValueError: a torch loss with reduction="sum"; one that cannot be converted.
+        """
+        if isinstance(criterion, nn.Module):
+            criterion = torch_criterion(criterion, per_example, convert_callable)
+            per_example = criterion.per_example
+        state = {name: tree for name, tree in self.variables.items() if name != "params"}
+        apply = Apply(self.function, inputs, key is not None)
+        on_labels = OnLabels(criterion, labels)
+        separate = True if per_example is None else per_example
+        return Loss(apply, on_labels, state or None, key, penalty, separate, self.filter_axis)
+
+
+def _net(parts: Parts) -> Net:
+    rule, references_ = filter_axis(parts.names), references(parts.module)
+    return Net(parts.function, parts.variables, parts.names, rule, references_)
+
+
+def convert(
+    module: nn.Module,
+    example_inputs: Any,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    train: bool = False,
+    dtype: Any = None,
+) -> Net:
+    """A torch module as a pure JAX function with a Flax tree of variables.
+
+    The module and torch's global state are left as they are; the weights are copied.
+
+    Args:
+      module: any module that torch.export can trace.
+      example_inputs: a tensor, or a tuple of the module's positional arguments. Leading axes may have another length
+        later; other axes are fixed, and so is what is no tensor.
+      example_kwargs: arguments by name.
+      train: convert ``module.train()`` as well, for batch statistics and dropout.
+      dtype: precision of the weights, such as "float32" or "bfloat16"; None: the module's own. The function follows
+        its weights, so ``net.variables`` may be cast later too.
+
+    Returns:
+      The network, see ``Net``.
+
+    Raises:
+      ConversionError: an operator without a lowering, or what torch.export cannot trace; with module and source line.
+      ValueError: float64 weights where jax has none.
+    """
+    return _net(converted(module, example_inputs, example_kwargs or {}, train, dtype))
+
+
+def convert_loss(
+    step: Callable[[nn.Module, Any], Any],
+    module: nn.Module,
+    example_batch: Any,
+    *,
+    train: bool = False,
+    key: Any = None,
+    dtype: Any = None,
+) -> tuple[Loss, Any]:
+    """Any loss written in torch as a JAX loss: several outputs, inner layers, auxiliary heads, penalties.
+
+    Args:
+      step: ``step(module, batch)`` in torch. It returns a scalar, the mean over the batch (then the value over several
+        batches is their mean weighted by size, which is exact for losses that are means over examples), or one loss
+        per example (B,), which also allows microbatches and gives standard errors.
+      module: the module, converted in eval mode as ``convert`` does.
+      example_batch: a batch as the loader gives it, nested.
+      train: convert train mode as well (``batch_stats="batch"``).
+      key: a ``jax.random`` key for losses that sample. With a scalar loss the batch shares it.
+      dtype: precision of the weights; None: the module's own.
+
+    Returns:
+      (loss, params): a ``lla_jax.Loss`` over batches nested as the example, and the parameters, in the same tree as
+      ``convert`` gives.
+
+    Raises:
+      ConversionError, ValueError: as ``convert``; a loss that is neither a scalar nor (B,).
+    """
+    net = _net(converted(module, (example_batch,), {}, train, dtype, step))
+    examples = torch_pytree.tree_leaves(example_batch)
+    rows = next((x.shape[0] for x in examples if isinstance(x, torch.Tensor) and x.ndim), None)
+    shape = jax.eval_shape(
+        lambda v, k: net.function(v, (as_arrays(example_batch),), {}, key=k)[0], net.variables, jax.random.key(0)
+    )
+    if not hasattr(shape, "shape") or shape.shape not in ((), (rows,)):
+        raise ValueError(f"step: returned {shape}; the rule is a scalar, or one loss per example ({rows},)")
+    state = {name: tree for name, tree in net.variables.items() if name != "params"}
+    coupled = shape.shape == ()
+    if coupled and key is not None:
+        state["key"] = jax.random.key_data(key)
+    loss = Loss(
+        Step(net.function), outputs_of, state or None, None if coupled else key, None, not coupled, net.filter_axis
+    )
+    return loss, net.variables["params"]

@@ -1,0 +1,246 @@
+"""torch's data and whole training set-ups as lla_jax has them: loaders as streams, and a ``Problem`` in one call."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import data as torch_data
+
+import lla_jax
+from lla_torch.trees import to_array, to_tensor
+
+_SHUFFLING = (torch_data.RandomSampler, torch_data.SubsetRandomSampler, torch_data.WeightedRandomSampler)
+_LOADED = lla_jax.data.Stream
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A source of torch batches as a source of numpy batches; a class because a stream wants its length, too."""
+
+    source: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        return (arrays(batch) for batch in _opened(self.source))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+def stream(loader: Iterable[Any] | Callable[[], Iterable[Any]], *, shuffle_ok: bool = False) -> lla_jax.data.Stream:
+    """A torch ``DataLoader``, or anything that yields batches of tensors, as data for lla_jax, batch by batch.
+
+    Args:
+      loader: an iterable that starts anew each time, or a function that returns one. Its batches are tensors nested in
+        tuples, lists and dicts; lists become tuples, and tensors on the CPU share their memory with the arrays.
+      shuffle_ok: whether the examples may come in another order, or randomly augmented, each time. Every result is a
+        mean over the whole data set, but is then only equal to rounding (or to the augmentation) from run to run.
+
+    Returns:
+      ``lla_jax.stream`` of numpy batches.
+
+    Raises:
+      ValueError: a bare iterator; a loader that shuffles, or whose first batch is not the same twice, unless
+        ``shuffle_ok``; a batch with something else than tensors, arrays and numbers.
+    """
+    lla_jax.stream(loader)  # refuses what can be read only once
+    if not shuffle_ok:
+        _check_order(loader)
+    _check_left_out(loader)
+    return loader if isinstance(loader, _LOADED) else lla_jax.stream(Batches(loader))
+
+
+def arrays(batch: Any) -> Any:
+    """A nested torch batch with numpy arrays, in the tensors' own memory where torch allows it; lists as tuples."""
+    return _nested(batch, "batch")
+
+
+def problem(
+    module: nn.Module,
+    criterion: Callable[..., Any] | nn.Module,
+    loader: Any,
+    optimizer: Any = None,
+    *,
+    metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+    extra_data: Mapping[str, Any] | None = None,
+    checkpoints: Sequence[str | os.PathLike[str] | Mapping[str, Any]] = (),
+    example_inputs: Any = None,
+    train: bool = False,
+    inputs: Callable[[Any], Any] | None = None,
+    labels: Callable[[Any], Any] | None = None,
+    optimizer_params: Sequence[str] | None = None,
+    shuffle_ok: bool = False,
+) -> lla_jax.Problem:
+    """A trained torch network with its loss and data as a ``lla_jax.Problem``: what a factory for ``lla-jax`` returns.
+
+    Args:
+      module: the trained module.
+      criterion: a torch loss module such as ``nn.CrossEntropyLoss()``, or a JAX function; see ``Net.loss``.
+      loader: a tuple or dict of tensors or arrays, or a ``TensorDataset``, which is held in memory; or a ``DataLoader``
+        or any iterable of batches, which is streamed, see ``stream``.
+      optimizer: Adam or one of its kin, or its ``state_dict()``, for Adam axes; see ``optax_state``.
+      metrics: ``{name: f(outputs, batch) -> (B,)}`` of JAX functions.
+      extra_data: ``{name: data}`` such as {"test": test_loader}, of the same kinds as ``loader``.
+      checkpoints: files or state_dicts of the same module at other times; see ``load_checkpoint``.
+      example_inputs: the module's inputs for the conversion; None: those of the first two examples at hand.
+      train: convert train mode as well, for batch statistics of the batch.
+      inputs: function of a batch that gives the module's inputs; None: the batch's first entry.
+      labels: function of a batch that gives the labels; None: its second entry.
+      optimizer_params: torch names for an optimizer state without names.
+      shuffle_ok: see ``stream``.
+
+    Returns:
+      The problem, with weights in the module's precision.
+
+    Raises:
+      ValueError: what the parts raise; arguments that are needed only with another one.
+    """
+    from lla_torch.checkpoint import load_checkpoint
+    from lla_torch.moments import optax_state
+    from lla_torch.net import convert
+
+    if optimizer is None and optimizer_params is not None:
+        raise ValueError("optimizer_params: given without optimizer; pass both or none")
+    data = _data(loader, "loader", shuffle_ok)
+    args, kwargs = _example(data, inputs) if example_inputs is None else (example_inputs, {})
+    net = convert(module, args, example_kwargs=kwargs, train=train)
+    solutions = [load_checkpoint(each, net, dtype="net").variables["params"] for each in checkpoints]
+    return lla_jax.Problem(
+        loss=net.loss(criterion, inputs=inputs, labels=labels),
+        params=net.variables["params"],
+        data=data,
+        opt_state=None if optimizer is None else optax_state(optimizer, net, optimizer_params),
+        metrics=dict(metrics or {}),
+        extra_data={name: _data(d, f"extra_data[{name!r}]", shuffle_ok) for name, d in (extra_data or {}).items()},
+        checkpoints=tuple(solutions),
+    )
+
+
+# --- batches
+
+
+def _nested(value: Any, name: str) -> Any:
+    if isinstance(value, torch.Tensor):
+        return _array(value, name)
+    if isinstance(value, Mapping):
+        return {key: _nested(v, f"{name}[{key!r}]") for key, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_nested(v, f"{name}.{key}") for key, v in zip(value._fields, value)))
+    if isinstance(value, tuple | list):
+        return tuple(_nested(v, f"{name}[{i}]") for i, v in enumerate(value))
+    if value is None or isinstance(value, np.ndarray | np.generic | jax.Array | int | float):
+        return value
+    raise ValueError(
+        f"{name}: is a {type(value).__name__}; batches are tensors nested in tuples, lists and dicts. Leave it out in "
+        "the loader's collate_fn, or wrap the loader in a function that yields (inputs, labels)"
+    )
+
+
+def _array(tensor: torch.Tensor, name: str) -> np.ndarray:
+    """A tensor's entries; its own memory where it lies on the CPU and numpy has the type."""
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else tensor.layout
+        raise ValueError(f"{name}: is a {kind} tensor; the rule is dense ones: use .to_dense() or .dequantize()")
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    if tensor.is_conj() or tensor.is_neg() or str(tensor.dtype).startswith("torch.float8"):
+        return to_array(tensor)
+    return tensor.numpy()
+
+
+def _opened(source: Any) -> Iterable[Any]:
+    return source() if callable(source) and not isinstance(source, Iterable) else source
+
+
+# --- order
+
+
+def _check_order(loader: Any) -> None:
+    advice = (
+        "lla_jax reads the data many times and wants the same examples in the same order: pass a loader with "
+        "shuffle=False and no random augmentation, or shuffle_ok=True"
+    )
+    for sampler in _samplers(loader):
+        if isinstance(sampler, _SHUFFLING):
+            raise ValueError(f"loader: has shuffle=True or the like ({type(sampler).__name__}); {advice}")
+    with torch.random.fork_rng(devices=[]):
+        first, second = (_first_batch(loader) for _ in range(2))
+    if lla_jax.data.fingerprint(first) != lla_jax.data.fingerprint(second):
+        raise ValueError(f"loader: its first batch is another one when it is read again; {advice}")
+
+
+def _samplers(loader: Any) -> list[Any]:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    return [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+
+
+def _first_batch(source: Any) -> Any:
+    for batch in itertools.islice(Batches(source), 1):
+        return lla_jax.data.to_numpy(batch)
+    raise ValueError("loader: yielded no batch; pass a loader with at least one (drop_last=True drops a short one)")
+
+
+def _check_left_out(loader: Any) -> None:
+    batches: Any = getattr(loader, "batch_sampler", None)
+    if not getattr(batches, "drop_last", False):
+        return
+    try:
+        count, size = len(batches.sampler), int(batches.batch_size)
+    except (TypeError, AttributeError):  # a data set or sampler without length
+        warnings.warn("loader: drop_last=True may leave out examples of the last batch; use False", stacklevel=3)
+        return
+    if left_out := count % size:
+        warnings.warn(
+            f"loader: drop_last=True leaves out {left_out} of {count} examples; use drop_last=False (batches of other "
+            "sizes are weighted rightly)",
+            stacklevel=3,
+        )
+
+
+# --- problems
+
+
+def _data(source: Any, name: str, shuffle_ok: bool) -> Any:
+    if isinstance(source, _LOADED):
+        return source
+    if isinstance(source, torch_data.TensorDataset):
+        return arrays(source.tensors)
+    if isinstance(source, torch_data.Dataset):
+        raise ValueError(f"{name}: a {type(source).__name__} yields single examples; wrap it, DataLoader(dataset, 256)")
+    if isinstance(source, torch.Tensor | np.ndarray | jax.Array | tuple | Mapping):
+        data = arrays(source)
+        lla_jax.data.num_examples(data)
+        return data
+    if isinstance(source, list) and any(isinstance(x, torch.Tensor | np.ndarray | jax.Array) for x in source):
+        raise ValueError(
+            f"{name}: a list of tensors can mean (inputs, labels) or batches of inputs; pass a tuple for the former, "
+            "lla_torch.stream(list) for the latter"
+        )
+    return stream(source, shuffle_ok=shuffle_ok)
+
+
+def _example(data: Any, inputs: Callable[[Any], Any] | None) -> tuple[Any, dict[str, Any]]:
+    """(positional, by name) inputs of two examples, as tensors."""
+    batch = _first_batch(data) if isinstance(data, _LOADED) else data
+    batch = jax.tree_util.tree_map(lambda x: np.resize(x[:2], (2, *x.shape[1:])), batch)  # a single one twice
+    if inputs is None and isinstance(batch, Mapping):
+        raise ValueError(
+            f"inputs=None, but the batches are dicts with {sorted(map(str, batch))}; pass inputs=lambda batch: ... and "
+            "labels=lambda batch: ..."
+        )
+    select = inputs or (lambda batch: batch[0] if isinstance(batch, tuple) else batch)
+    found = jax.tree_util.tree_map(to_tensor, select(batch))
+    if isinstance(found, Mapping):
+        return (), dict(found)
+    return (tuple(found) if isinstance(found, tuple | list) else (found,)), {}

@@ -1,0 +1,158 @@
+"""A tensor as torch sees it, over an array in whatever order of axes is fast: torch's transposes cost nothing here.
+
+torch computes images as (N, C, H, W) and keeps matrices as (out, in); XLA and Flax want (N, H, W, C) and (in, out). An
+array that stays in one order and a note of how torch's axes lie in it let a whole network run in the fast order, with
+a transpose only where an operation really needs torch's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A logical tensor over a physical array.
+
+        logical = array.reshape(split).transpose(order).reshape(shape)
+
+    Args:
+      array: the physical array.
+      order: logical axis i lies on axis ``order[i]`` of the array (after the split).
+      split: shape to which the array is cut first; None: its own.
+      shape: the logical shape; None: the transposed one. Other than that only where several axes are merged, as by a
+        flatten in front of a linear layer.
+    """
+
+    array: Any
+    order: tuple[int, ...]
+    split: tuple[int, ...] | None = None
+    merged: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The logical shape."""
+        if self.merged is not None:
+            return self.merged
+        return tuple(self.array.shape[i] for i in self.order)
+
+    @property
+    def ndim(self) -> int:
+        """Number of logical axes."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the entries."""
+        return self.array.dtype
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether axes are merged in another order than they lie in."""
+        return self.merged is not None
+
+    def logical(self) -> jax.Array:
+        """The tensor as torch has it."""
+        array = self.array
+        if self.split is not None:
+            array = array.reshape(self.split)
+        if self.order != tuple(range(len(self.order))):
+            array = jnp.transpose(array, self.order)
+        return array if self.merged is None else array.reshape(self.merged)
+
+    def physical(self, order: Sequence[int]) -> jax.Array:
+        """The array whose axis ``order[i]`` is logical axis i; the one at hand if it lies so already."""
+        order = tuple(order)
+        if not self.is_merged and self.order == order:
+            return self.array
+        return jnp.transpose(self.logical(), inverse(order))
+
+    def transposed(self, axes: Sequence[int]) -> View:
+        """torch's ``permute``; nothing is moved."""
+        if self.is_merged:
+            return plain(self.logical()).transposed(axes)
+        return View(self.array, tuple(self.order[a] for a in axes))
+
+    def with_array(self, array: Any) -> View:
+        """The same layout over an array of the same physical shape."""
+        return View(array, self.order, self.split, self.merged)
+
+
+def plain(array: Any) -> View:
+    """A view in the array's own order."""
+    return View(array, tuple(range(jnp.ndim(array))))
+
+
+def as_view(x: Any) -> View:
+    """``x`` itself if it is one, and otherwise the array in its own order."""
+    return x if isinstance(x, View) else plain(jnp.asarray(x))
+
+
+def inverse(order: Sequence[int]) -> tuple[int, ...]:
+    """The permutation that undoes ``order``."""
+    result = [0] * len(order)
+    for i, axis in enumerate(order):
+        result[axis] = i
+    return tuple(result)
+
+
+def channels_last(ndim: int) -> tuple[int, ...]:
+    """The order of an image batch: logical (N, C, *spatial) lying as (N, *spatial, C)."""
+    return (0, ndim - 1, *range(1, ndim - 1))
+
+
+def aligned(values: Sequence[Any]) -> tuple[list[Any], View | None]:
+    """Physical arrays that broadcast against each other as the logical tensors do, and a view with their layout.
+
+    Args:
+      values: views, or Python scalars, which stay as they are.
+
+    Returns:
+      The arrays, and the view whose ``with_array`` wraps a result; None if there is no view among the values.
+    """
+    views = [v for v in values if isinstance(v, View)]
+    if not views:
+        return list(values), None
+    ndim = max(v.ndim for v in views)
+    full = [v for v in views if v.ndim == ndim]
+    lead = max(full, key=lambda v: (math.prod(v.shape), v.is_merged or v.order != tuple(range(len(v.order)))))
+    same = lambda v: (v.order, v.split, v.merged) == (lead.order, lead.split, lead.merged)  # noqa: E731
+    if lead.is_merged and not all(same(v) or math.prod(v.shape) == 1 for v in views):
+        lead = plain(lead.logical())
+    if lead.is_merged:  # what is left besides are single numbers
+        scalar = lambda v: v.logical().reshape((1,) * lead.array.ndim)  # noqa: E731
+        return [v if not isinstance(v, View) else v.array if same(v) else scalar(v) for v in values], lead
+
+    def lay(v: Any) -> Any:
+        if not isinstance(v, View):
+            return v
+        if not v.is_merged and v.order == lead.order:
+            return v.array
+        if v is not lead and v.ndim < ndim:
+            if v.ndim == 0:
+                return v.array
+            v = plain(v.logical().reshape((1,) * (ndim - v.ndim) + v.shape))
+        return v.physical(lead.order)
+
+    return [lay(v) for v in values], lead
+
+
+def merge_tail(x: View, start: int) -> View | None:
+    """``x.flatten(start)`` without moving anything, or None where that cannot be said as a view.
+
+    Only the flatten of axes that lie, in another order, at the end of the array: (N, C, H, W) lying as (N, H, W, C).
+    """
+    if x.is_merged or sorted(x.order[start:]) != list(range(start, x.ndim)) or x.order[:start] != tuple(range(start)):
+        return None
+    shape = (*x.shape[:start], math.prod(x.shape[start:]))
+    physical = x.array.shape
+    array = x.array.reshape(shape)
+    if sum(n > 1 for n in x.shape[start:]) <= 1 or x.order == tuple(range(x.ndim)):
+        return plain(array)  # nothing to reorder
+    return View(array, x.order, physical, shape)
