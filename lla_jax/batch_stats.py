@@ -23,26 +23,29 @@ from lla_jax._types import Batch, Loss, PyTree
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def _probe(loss: Loss, params: PyTree, batch: Batch, *, size: int) -> tuple[PyTree, ...]:
-    """The state after one train-mode batch of ``size`` rows, started from itself, 0, S and 2S; and the scales S.
-
-    S is as large as what the batch gives, so that differences keep their digits.
-    """
+def _after(loss: Loss, params: PyTree, state: PyTree, batch: Batch, *, size: int) -> PyTree:
+    """The state after one train-mode batch of ``size`` rows."""
     block = _data.block_at(batch, 0, size, size, 0)
-
-    def after(state: PyTree) -> PyTree:
-        return _data.outputs_of(loss, params, state, block, True)[1]
-
-    from_zero = after(jax.tree_util.tree_map(lambda x: _filled(x, 0), loss.state))
-    scales = jax.tree_util.tree_map(lambda x: jnp.maximum(1, 10 * jnp.abs(x).max(initial=0)), from_zero)
-    once, twice = (
-        after(jax.tree_util.tree_map(lambda x, s, k=k: _filled(x, k * s), loss.state, scales)) for k in (1, 2)
-    )
-    return after(loss.state), from_zero, once, twice, scales
+    return _data.outputs_of(loss, params, state, block, True)[1]
 
 
-def _filled(x: Any, value: Any) -> Any:
-    return jnp.full_like(x, value) if jnp.issubdtype(x.dtype, jnp.floating) else x
+@functools.partial(jax.jit, static_argnames=("size", "changing"))
+def _probe(loss: Loss, params: PyTree, batch: Batch, *, size: int, changing: tuple[bool, ...]) -> tuple[list[Any], ...]:
+    """Leaves after one train-mode batch, the ``changing`` ones started from 0, S and 2S; and the scales S.
+
+    S is as large as what the batch gives, so that differences keep their digits. The other leaves stay as they are:
+    what the network computes from them is part of the statistics.
+    """
+    leaves, structure = jax.tree_util.tree_flatten(loss.state)
+
+    def after(values: list[Any]) -> list[Any]:
+        state = [jnp.full_like(x, v) if c else x for x, v, c in zip(leaves, values, changing, strict=True)]
+        new = _after(loss, params, jax.tree_util.tree_unflatten(structure, state), batch, size=size)
+        return jax.tree_util.tree_leaves(new)
+
+    from_zero = after([0] * len(leaves))
+    scales = [jnp.maximum(1, 10 * jnp.abs(x).max(initial=0)) for x in from_zero]
+    return from_zero, after(scales), after([2 * s for s in scales]), scales
 
 
 def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float | None]:
@@ -57,11 +60,14 @@ def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float |
     Raises:
       ValueError: no leaf changes in train mode, or one changes but not as a running average.
     """
-    start = _leaves(loss.state)
-    probed = map(_leaves, _probe(loss, params, batch, size=size))
+    start, once = _leaves(loss.state), _leaves(_after(loss, params, loss.state, batch, size=size))
+    changing = tuple(
+        np.issubdtype(old.dtype, np.floating) and not np.array_equal(old, new) for old, new in zip(start, once)
+    )
+    probed = map(_leaves, _probe(loss, params, batch, size=size, changing=changing))
     found: list[float | None] = []
-    for path, old, new, from0, from1, from2, scale in zip(_tree.paths(loss.state), start, *probed, strict=True):
-        if not np.issubdtype(old.dtype, np.floating) or np.array_equal(old, new):
+    for path, changes, from0, from1, from2, scale in zip(_tree.paths(loss.state), changing, *probed, strict=True):
+        if not changes:
             found.append(None)
             continue
         slopes = np.diff(np.stack([from0, from1, from2]).astype(np.float64), axis=0) / scale

@@ -36,7 +36,7 @@ from lla_jax.adapters import (
 from lla_jax.data import as_loss
 from lla_jax.equinox_models import from_equinox
 
-__all__ = ["as_loss", "from_equinox", "from_linen", "from_nnx"]
+__all__ = ["as_loss", "from_equinox", "from_linen", "from_nnx", "static"]
 
 
 # Flax linen

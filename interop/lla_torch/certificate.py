@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from lla_torch.conversion import unwrapped
 from lla_torch.exporting import untouched
 from lla_torch.function import arguments
 from lla_torch.net import Net
+from lla_torch.recording import Recorder
 from lla_torch.trees import to_array
 
 TOLERANCES = {"outputs": 1e-12, "loss": 1e-12, "gradient": 1e-10, "Hessian product": 1e-9, "statistics": 1e-12}
@@ -105,6 +106,7 @@ def certify(
     Raises:
       ValueError: a network of another module; batches that the module does not take.
 
+    Modules that sample in eval mode are compared with torch's draws replayed (their statistics are not compared).
     Where torch has no or a wrong second derivative (EmbeddingBag, weight_norm), the Hessian product is compared with
     central differences of torch's gradients, and the row says so.
     """
@@ -140,7 +142,7 @@ def _vector(net: Net, seed: int) -> dict[str, np.ndarray]:
 
 
 def _rows(setting: _Setting, dtype: str, theirs: dict[str, Any], exact: dict[str, Any]) -> list[Row]:
-    ours = _jax_side(setting, dtype)
+    ours = _jax_side(setting, dtype, theirs["draws"])
     rows = []
     for quantity, least in TOLERANCES.items():
         if quantity not in ours or (theirs[quantity] is None and dtype != "float64"):
@@ -175,7 +177,7 @@ def difference(ours: Any, theirs: Any) -> float:
     return worst / scale if scale else worst
 
 
-@contextmanager
+@contextlib.contextmanager
 def torch_reference(module: nn.Module) -> Iterator[None]:
     """torch in eval mode with exact second derivatives: no fused attention, no oneDNN."""
     with untouched(module, train=False), sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
@@ -222,16 +224,28 @@ def _held(module: nn.Module, dtype: str) -> tuple[dict[str, torch.Tensor], dict[
     return parameters, {name: _cast(b, dtype).clone() for name, b in module.named_buffers()}
 
 
-def _torch_gradient(setting: _Setting, dtype: str, step: float) -> tuple[Any, Any, list[torch.Tensor], list[Any]]:
-    """(loss, outputs, parameters, gradient) at the weights moved by ``step`` times the vector."""
+class _Slope(NamedTuple):
+    loss: Any
+    outputs: Any
+    parameters: list[torch.Tensor]
+    gradient: list[torch.Tensor]
+    draws: tuple[np.ndarray, ...] | None
+
+
+def _torch_gradient(setting: _Setting, dtype: str, step: float) -> _Slope:
+    """torch's loss and gradient at the weights moved by ``step`` times the vector, with the draws of what samples."""
+    samples, recorder = bool(setting.net.function.eval.random), Recorder()
     parameters, buffers = _held(setting.module, dtype)
     with torch.no_grad():
         for name, v in setting.vector.items():
             parameters[name] += step * torch.as_tensor(v, dtype=parameters[name].dtype)
-    loss, outputs = _torch_loss(setting, {**parameters, **buffers}, dtype)
+    torch.manual_seed(0)  # within untouched: the user's generator is put back
+    with recorder if samples else contextlib.nullcontext():
+        loss, outputs = _torch_loss(setting, {**parameters, **buffers}, dtype)
     wanted = [parameters[name] for name in setting.vector]
     found = torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True)
-    return loss, outputs, wanted, [torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found)]
+    gradient = [torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found)]
+    return _Slope(loss, outputs, wanted, gradient, tuple(recorder.draws) if samples else None)
 
 
 def _torch_side(setting: _Setting, dtype: str) -> dict[str, Any]:
@@ -240,10 +254,11 @@ def _torch_side(setting: _Setting, dtype: str) -> dict[str, Any]:
 
 
 def _torch_numbers(setting: _Setting, dtype: str) -> dict[str, Any]:
-    loss, outputs, wanted, gradient = _torch_gradient(setting, dtype, 0.0)
+    loss, outputs, wanted, gradient, draws = _torch_gradient(setting, dtype, 0.0)
     vector = setting.vector
     try:
-        dot = sum((g * torch.as_tensor(v, dtype=g.dtype)).sum() for g, v in zip(gradient, vector.values()))
+        parts = [(g * torch.as_tensor(v, dtype=g.dtype)).sum() for g, v in zip(gradient, vector.values())]
+        dot = torch.stack(parts).sum() if parts else torch.zeros(())
         found = torch.autograd.grad(dot, wanted, allow_unused=True) if dot.requires_grad else [None] * len(wanted)
         product = [to_array(torch.zeros_like(p) if h is None else h) for p, h in zip(wanted, found)]
     except (RuntimeError, NotImplementedError):  # no second derivative in torch
@@ -254,12 +269,13 @@ def _torch_numbers(setting: _Setting, dtype: str) -> dict[str, Any]:
         "gradient": [to_array(g) for g in gradient],
         "Hessian product": product,
         "statistics": _torch_statistics(setting, dtype),
+        "draws": draws,
     }
 
 
 def _central(setting: _Setting) -> list[np.ndarray]:
     with torch_reference(setting.module):
-        up, down = (_torch_gradient(setting, "float64", step)[3] for step in (STEP, -STEP))
+        up, down = (_torch_gradient(setting, "float64", step).gradient for step in (STEP, -STEP))
     return [to_array((a - b) / (2 * STEP)) for a, b in zip(up, down)]
 
 
@@ -284,7 +300,7 @@ def _as_arrays(batch: Any, dtype: str | None) -> Any:
     return jax.tree_util.tree_map(convert, batch)
 
 
-def _jax_side(setting: _Setting, dtype: str) -> dict[str, Any]:
+def _jax_side(setting: _Setting, dtype: str, draws: tuple[np.ndarray, ...] | None) -> dict[str, Any]:
     _, net, batch, criterion, inputs, vector = setting
     loss = net.loss(_half_mean_square if criterion is None else criterion, inputs=inputs, labels=_label_of(criterion))
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
@@ -297,7 +313,7 @@ def _jax_side(setting: _Setting, dtype: str) -> dict[str, Any]:
                        ("params",))["params"] if vector else {}  # fmt: skip
 
         def value(params: Any, state: Any, data: Any) -> tuple[Any, Any]:
-            outputs = net.function({"params": params, **state}, *arguments(inputs, data))[0]
+            outputs = net.function({"params": params, **state}, *arguments(inputs, data), draws=draws)[0]
             per_example = loss.criterion(outputs, data)
             if isinstance(per_example, tuple):
                 losses, weights = per_example
@@ -319,7 +335,7 @@ def _jax_side(setting: _Setting, dtype: str) -> dict[str, Any]:
             "gradient": by_name(gradient),
             "Hessian product": by_name(product),
         }
-        if net.function.train is not None and net.function.train.mutates:
+        if net.function.train is not None and net.function.train.mutates and draws is None:
             args, kwargs = arguments(inputs, data)
             new = jax.jit(lambda v, a, k: net.function(v, a, k, train=True)[1])(variables, args, kwargs)
             held = [leaf for leaf in names.leaves if leaf.collection in ("batch_stats", "buffers")]

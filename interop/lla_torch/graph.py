@@ -70,7 +70,11 @@ class _Builder:
         for node, spec in zip(placeholders, signature.input_specs, strict=True):
             self.slots[node] = len(inputs)
             if spec.kind == InputKind.USER_INPUT:
-                inputs.append(Input("input", number, dtype=self.dtype_of(node.meta.get("val"))))
+                value = node.meta.get("val")
+                shape = (
+                    tuple(n if isinstance(n, int) else None for n in value.shape) if torch.is_tensor(value) else None
+                )
+                inputs.append(Input("input", number, dtype=self.dtype_of(value), shape=shape))
                 number += 1
             else:
                 inputs.append(self.held(spec))

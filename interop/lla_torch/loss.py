@@ -22,7 +22,6 @@ class Apply:
 
     function: Function
     inputs: Callable[[Any], Any] | None
-    noisy: bool
 
     def __call__(self, params: Any, state: Any, batch: Any, train: bool, keys: Any = None) -> tuple[Any, Any]:
         variables = {"params": params, **(state or {})}
@@ -31,16 +30,11 @@ class Apply:
             outputs, new = self.function(variables, args, kwargs, train=train)
             return outputs, (new if train and state else state)
         program = self.function.train
+        noisy = program is not None and bool(program.random)
         if train and program is not None and program.mutates:
             raise ValueError(
                 "the loss has a key, so the network is run one example at a time, and batch statistics (train=True) "
                 'need the whole batch. Use batch_stats="frozen", or build the loss without key'
-            )
-        noisy = program is not None and bool(program.random)
-        if noisy and program.mutates:  # type: ignore[union-attr]
-            raise ValueError(
-                "key: the network has dropout and running statistics, and train mode changes both together; build the "
-                "loss without key, or convert the module with its BatchNorm layers in eval mode for good"
             )
 
         def one(args: Any, kwargs: Any, key: Any) -> Any:
@@ -76,7 +70,7 @@ class Step:
 
     def __call__(self, params: Any, state: Any, batch: Any, train: bool, keys: Any = None) -> tuple[Any, Any]:
         if keys is not None:
-            return Apply(self.function, _whole, True)(params, state, batch, train, keys)
+            return Apply(self.function, _whole)(params, state, batch, train, keys)
         key = jax.random.wrap_key_data(state["key"]) if "key" in (state or {}) else None
         outputs, new = self.function({"params": params, **(state or {})}, (batch,), {}, train=train, key=key)
         return outputs, (new if train and state else state)
@@ -87,6 +81,7 @@ def _whole(batch: Any) -> tuple[Any]:
 
 
 def outputs_of(outputs: Any, batch: Any) -> Any:
+    """The criterion of a ``Step``, whose outputs are the losses."""
     return outputs
 
 

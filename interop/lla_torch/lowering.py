@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Layout = Literal["logical", "pointwise", "views"]
@@ -20,12 +21,14 @@ class Lowering:
         with broadcasting, so that any common order does. "views": tensors arrive as ``views.View``, and the function
         returns such (or arrays).
       random: whether it draws random numbers, through the keyword argument ``draw``.
+      subject: name of the Python module that registered it, for the table in the docs.
     """
 
     name: str
     function: Callable[..., Any]
     layout: Layout = "logical"
     random: bool = False
+    subject: str = field(default="", compare=False)
 
 
 TABLE: dict[str, Lowering] = {}
@@ -67,10 +70,12 @@ def lowering(op: Any, *ops: Any, layout: Layout = "logical", random: bool = Fals
       the former, for modules converted from then on.
     """
 
+    subject = sys._getframe(1).f_globals.get("__name__", "")
+
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         for each in (op, *ops):
             name = full_name(each)
-            TABLE[name] = Lowering(name, function, layout, random)
+            TABLE[name] = Lowering(name, function, layout, random, subject)
         return function
 
     return register

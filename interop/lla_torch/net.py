@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as torch_pytree
 
 from lla_jax import Loss
+from lla_jax.models import static
 from lla_torch.conversion import Parts, as_arrays, convert_callable, converted
 from lla_torch.function import Function
 from lla_torch.loss import Apply, OnLabels, Step, outputs_of, torch_criterion
@@ -129,14 +130,30 @@ class Net:
         Raises:
           ValueError: a torch loss with reduction="sum"; one that cannot be converted.
         """
+        if key is not None:
+            _check_noise(self.function)
         if isinstance(criterion, nn.Module):
             criterion = torch_criterion(criterion, per_example, convert_callable)
             per_example = criterion.per_example
         state = {name: tree for name, tree in self.variables.items() if name != "params"}
-        apply = Apply(self.function, inputs, key is not None)
-        on_labels = OnLabels(criterion, labels)
+        apply = Apply(self.function, static(inputs))
+        on_labels = OnLabels(static(criterion), static(labels))
         separate = True if per_example is None else per_example
         return Loss(apply, on_labels, state or None, key, penalty, separate, self.filter_axis)
+
+
+def _check_noise(function: Function) -> None:
+    """Raise a ValueError where a key would do nothing, or could not be used for one example at a time."""
+    train = function.train
+    if train is not None and train.random and train.mutates:
+        raise ValueError(
+            "key: the network has dropout and running statistics, and train mode switches both together, so dropout "
+            "cannot be had with the running statistics. Build the loss without key, or with convert_loss write a step "
+            "that keeps the normalization layers in eval mode"
+        )
+    if not function.eval.random and (train is None or not train.random):
+        advice = "" if train is not None else "; convert(..., train=True) brings dropout along"
+        raise ValueError(f"key: given, but the network draws no random numbers{advice}. Build the loss without key")
 
 
 def _net(parts: Parts) -> Net:

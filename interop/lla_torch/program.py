@@ -50,7 +50,8 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Input:
-    """What fills a slot before the run: ``kind`` "params", "state" or "input", and the path or number within."""
+    """What fills a slot before the run: ``kind`` "params", "state" or "input", and the path or number within. An input
+    has the ``shape`` of the export, with None for axes of any length."""
 
     kind: str
     path: tuple[str, ...] | int
@@ -58,6 +59,7 @@ class Input:
     split: tuple[int, ...] | None = None
     merged: tuple[int, ...] | None = None
     dtype: DType | None = None
+    shape: tuple[int | None, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,12 +189,24 @@ def _fill(spec: Input, trees: Mapping[str, Any], inputs: Sequence[Any], own: np.
         if spec.dtype is None:  # not a tensor
             return value
         array = jnp.asarray(value)
+        _check_shape(spec, array.shape)
         if spec.dtype.own and jnp.issubdtype(array.dtype, jnp.floating):
             array = array.astype(own)
         return plain(array)
     assert isinstance(spec.path, tuple)
     array = jnp.asarray(_at(trees[spec.kind], spec.path))
     return plain(array) if spec.order is None else View(array, spec.order, spec.split, spec.merged)
+
+
+def _check_shape(spec: Input, shape: tuple[int, ...]) -> None:
+    wanted = spec.shape
+    if wanted is None or (len(shape) == len(wanted) and all(w in (None, n) for n, w in zip(shape, wanted))):
+        return
+    rule = ", ".join("any" if w is None else str(w) for w in wanted)
+    raise ValueError(
+        f"inputs: tensor number {spec.path} has shape {shape}; the module was converted for ({rule}), in torch's order "
+        "of axes (N, C, H, W for images). Pass it so, or convert the module for this shape"
+    )
 
 
 def _at(tree: Any, path: tuple[str, ...]) -> Any:

@@ -41,14 +41,14 @@ def record(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Any, tuple[n
     """
     if not isinstance(module, nn.Module):
         raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    recorder = _Recorder()
+    recorder = Recorder()
     with _restored(module), recorder.generators(), torch.no_grad(), recorder:
         outputs = module(*inputs, **kwargs)
         result = _numpy(outputs)
     return result, tuple(recorder.draws)
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
     """Sees every operator below autograd; a mode has to be a class."""
 
     def __init__(self) -> None:

@@ -142,6 +142,11 @@ def _upsampled():
     yield aten.upsample_bilinear2d.vec, T(1, 2, 5, 4), [1, 1], True, None
     yield aten.upsample_bilinear2d.default, T(1, 2, 5, 4), [6, 5], False, 1.3, None
     yield aten.upsample_nearest2d.default, T(1, 2, 5, 4), [6, 5], 1.3, None
+    for op in (aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa):  # smaller, larger; with scale factors
+        yield op.vec, T(2, 1, 7, 4), [3, 6], False, None
+        yield op.vec, T(1, 2, 7, 5), None, True, [0.4, 1.7]
+        yield op.default, T(1, 2, 7, 5), [3, 2], False, 0.45, None
+        yield op.default, T(1, 2, 5, 5), [1, 5], True, None, None
     yield aten.upsample_nearest2d.vec, T(1, 1, 5, 3), None, [2.1, 1.1]  # twice as many, and as many
 
 

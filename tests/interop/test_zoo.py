@@ -141,12 +141,7 @@ def case(name, x64) -> Case:
     return case_of(name)
 
 
-@pytest.fixture
-def training(case) -> Run:
-    """The run in train mode, where there is one."""
-    if not case.entry.has_train:
-        pytest.skip("the same in train mode")
-    return run_of(case.entry.name, True)
+TRAINED = [entry.name for entry in ZOO if entry.has_train]
 
 
 def by_torch_name(case: Case, tree: Any) -> dict[str, np.ndarray]:
@@ -206,20 +201,16 @@ def test_a_stack_of_weights_is_run_by_vmap(case):
     assert_outputs(pick(1), expected, 1e-12, "second of the stack")
 
 
-def test_outputs_in_train_mode(training):
-    assert_outputs(training.outputs, training.torch.outputs, 1e-12, "outputs")
-
-
-def test_gradient_in_train_mode(case, training):
-    assert_named(by_torch_name(case, training.grads), training.torch.grads, 1e-10, "gradient")
-
-
-def test_statistics_in_train_mode(case, training):
+@pytest.mark.parametrize("name", TRAINED, indirect=True, scope="module")
+def test_train_mode_gives_outputs_gradient_and_statistics(case):
+    run = run_of(case.entry.name, True)
+    assert_outputs(run.outputs, run.torch.outputs, 1e-12, "outputs")
+    assert_named(by_torch_name(case, run.grads), run.torch.grads, 1e-10, "gradient")
     rest = {name: tree for name, tree in case.net.variables.items() if name != "params"}
-    assert jax.tree_util.tree_structure(training.state) == jax.tree_util.tree_structure(rest)
-    state = lla_torch.to_state_dict(case.net, state=training.state)
+    assert jax.tree_util.tree_structure(run.state) == jax.tree_util.tree_structure(rest)
+    state = lla_torch.to_state_dict(case.net, state=run.state)
     after = {name: t.numpy() for name, t in state.items()}
-    assert_named(after, training.torch.state, 1e-12, "statistics")
+    assert_named(after, run.torch.state, 1e-12, "statistics")
 
 
 def test_record_leaves_the_module_and_the_generator_alone():

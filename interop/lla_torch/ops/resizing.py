@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -64,6 +65,22 @@ def _cubic_weights(t: Any) -> list[Any]:
     return [far(t + 1), near(t), near(1 - t), far(2 - t)]
 
 
+def _antialiased_matrix(width: int, n: int, size: int, scale: float | None, align_corners: bool) -> np.ndarray:
+    """Rows of the hat (width 2) or of Keys' kernel with a = -0.5 (width 4), widened where the image shrinks."""
+    step = 1 / scale if scale else n / size
+    if align_corners:
+        step = (n - 1) / (size - 1) if size > 1 else 0.0
+    centre, widened = step * (np.arange(size) + 0.5), max(step, 1.0)
+    low = np.maximum((centre - width / 2 * widened + 0.5).astype(int), 0)
+    high = np.minimum((centre + width / 2 * widened + 0.5).astype(int), n)
+    at = np.arange(n)
+    x = np.abs((at + 0.5 - centre[:, None]) / widened)
+    keys = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
+    weights = np.where(x < width / 2, 1 - x if width == 2 else keys, 0.0)
+    weights *= (at >= low[:, None]) & (at < high[:, None])
+    return weights / weights.sum(1, keepdims=True)
+
+
 def _matrix(n: int, taps: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> np.ndarray:
     """(outputs, n): row i has weights[k][i] at taps[k][i]; equal taps add up."""
     matrix = np.zeros((len(taps[0]), n))
@@ -103,16 +120,14 @@ def _through_tables(x: jax.Array, tables: Sequence[np.ndarray]) -> jax.Array:
     return x
 
 
-def _upsample(kind: str, dims: int) -> None:
-    make = _cubic_matrix if kind == "bicubic" else _linear_matrix
-
-    @lowering(f"aten.upsample_{kind}{dims}d.vec", layout="views")
+def _upsample(name: str, dims: int, make: Callable[..., np.ndarray]) -> None:
+    @lowering(f"aten.{name}.vec", layout="views")
     def upsample(input: View, output_size: Any, align_corners: bool, scale_factors: Any) -> View:
         images, batch = to_images(input, dims)
         sizes = _sizes(images.shape[1:-1], output_size, scale_factors)
         return from_images(_through_matrices(images, [make(*each, align_corners) for each in sizes]), batch)
 
-    @lowering(f"aten.upsample_{kind}{dims}d.default", layout="views")
+    @lowering(f"aten.{name}.default", layout="views")
     def upsample_sized(
         x: View, output_size: Any, align_corners: bool, *scales: float | None, **named: float | None
     ) -> View:
@@ -149,8 +164,11 @@ def _sized(
     return [(n, size, given.get(name)) for n, size, name in zip(spatial, sizes, SCALE_NAMES[dims], strict=True)]
 
 
-for _dims, _kind in ((1, "linear"), (2, "bilinear"), (2, "bicubic"), (3, "trilinear")):
-    _upsample(_kind, _dims)
+for _dims, _kind in ((1, "linear"), (2, "bilinear"), (3, "trilinear")):
+    _upsample(f"upsample_{_kind}{_dims}d", _dims, _linear_matrix)
+_upsample("upsample_bicubic2d", 2, _cubic_matrix)
+_upsample("_upsample_bilinear2d_aa", 2, partial(_antialiased_matrix, 2))
+_upsample("_upsample_bicubic2d_aa", 2, partial(_antialiased_matrix, 4))
 for _dims in (1, 2, 3):
     _upsample_nearest("upsample_nearest", _dims, False)
     _upsample_nearest("_upsample_nearest_exact", _dims, True)
