@@ -10,12 +10,12 @@ except ImportError as error:
 
 from lla_torch.certificate import Certificate, certify
 from lla_torch.checkpoint import load_checkpoint, to_state_dict
-from lla_torch.exporting import ConversionError
 from lla_torch.lowering import lowering
 from lla_torch.moments import adam_moments, optax_state
 from lla_torch.net import Net, convert, convert_loss
 from lla_torch.problems import problem, stream
 from lla_torch.recording import record
+from lla_torch.tracing import ConversionError
 
 __all__ = [
     "Certificate",

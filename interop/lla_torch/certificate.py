@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lla_torch.conversion import unwrapped
-from lla_torch.exporting import untouched
 from lla_torch.function import arguments
 from lla_torch.net import Net
-from lla_torch.recording import Recorder
+from lla_torch.program import DType
+from lla_torch.reference import Task, central_differences, named_arrays, output_weights, torch_numbers
 from lla_torch.trees import to_array
 
-TOLERANCES = {"outputs": 1e-12, "loss": 1e-12, "gradient": 1e-10, "Hessian product": 1e-9, "statistics": 1e-12}
+TOLERANCES = {
+    "outputs": 1e-12,
+    "loss": 1e-12,
+    "gradient": 1e-10,
+    "Hessian product": 1e-9,
+    "outputs, train mode": 1e-12,
+    "statistics": 1e-12,
+}
 """Allowed in float64."""
 SLACK = 10.0
 """In lower precision, times as much as torch itself is away from its float64 numbers: at the kink of a ReLU, a rounding
 error decides a sign, and two correct programs differ by more than rounding."""
-STEP = 1e-5  # of the central differences
-CENTRAL = 1e-6  # allowed against them
+CAP = 0.1
+"""Never more than this: beyond, agreement says nothing."""
+CENTRAL = 1e-6  # allowed against central differences
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def certify(
     inputs: Callable[[Any], Any] | None = None,
     seed: int = 0,
 ) -> Certificate:
-    """Compare a torch module with its converted network: outputs, loss, gradient, a Hessian product, statistics.
+    """Compare a torch module with its converted network: outputs, loss, gradient, a Hessian product, train mode.
 
     In the module's own precision, and, since rounding hides small mistakes there, in float64 as well: the same program
     and the same weights, cast. Neither the module nor torch's global state nor jax's configuration changes.
@@ -96,7 +102,8 @@ def certify(
       module: the torch module, with the weights that the network is to have.
       net: what ``convert`` (or ``load_checkpoint``) gave.
       batch: (inputs, labels), torch tensors or arrays; without a criterion the inputs alone will do.
-      criterion: a torch loss module with reduction="mean"; None: half the mean square of the outputs.
+      criterion: a torch loss module with reduction="mean"; None: mean(w o + o^2 / 2) of the outputs o, with fixed
+        random weights w, summed over the arrays of outputs.
       inputs: function of the batch that gives the inputs; None: the first entry.
       seed: of the vector that the Hessian is applied to.
 
@@ -104,243 +111,265 @@ def certify(
       A ``Certificate``; ``print`` shows the table, ``.ok`` says whether all errors are within rounding.
 
     Raises:
-      ValueError: a network of another module; batches that the module does not take.
+      ValueError: a network of another module; batches that the module does not take; complex parameters.
 
-    Modules that sample in eval mode are compared with torch's draws replayed (their statistics are not compared).
-    Where torch has no or a wrong second derivative (EmbeddingBag, weight_norm), the Hessian product is compared with
-    central differences of torch's gradients, and the row says so.
+    Networks converted with ``train=True`` are compared in train mode too: by the outputs, or, where buffers change
+    ("statistics"), by these and the outputs. What draws random numbers is compared with torch's draws replayed. Whole
+    numbers among the outputs must be equal. Where torch has no or a wrong second derivative (EmbeddingBag,
+    weight_norm), the Hessian product is compared with central differences of torch's gradients, in float64 only. Where
+    the module itself computes in a lower type (autocast), float64 is compared to that type's rounding. Modules with
+    parameters of several floating types are compared as they are, without float64. Rows say so in their notes.
     """
     module = unwrapped(module)
-    missing = set(net.tree_map.aliases) ^ {*net.tree_map.aliases, *dict(module.named_parameters())}
+    task = _task(module, net, batch, criterion, inputs, seed)
+    own, exact = task.types[0], torch_numbers(task, "float64")
+    if own == "float64":
+        rows = _rows(task, net, own, exact, exact)
+    elif len(task.types) > 1:
+        rows = _rows(task, net, own, torch_numbers(task, own), exact)
+    else:
+        high = _rows(task, net, "float64", exact, exact)
+        if any(_by_differences(row) for row in high):
+            exact["Hessian product"] = None
+        rows = [*_rows(task, net, own, torch_numbers(task, own), exact), *high]
+    return Certificate(tuple(rows), _examples(batch))
+
+
+def _task(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: Any, seed: int) -> Task:
+    named = dict(module.named_parameters())
+    missing = sorted(named.keys() - net.tree_map.aliases.keys())
     if missing:
-        raise ValueError(f"net: lacks the module's parameters {sorted(missing)}; convert this very module")
+        raise ValueError(f"net: lacks the module's parameters {missing}; convert this very module")
+    complex_ones = [name for name, p in named.items() if p.is_complex()]
+    if complex_ones:
+        raise ValueError(
+            f"module: the parameters {complex_ones} are complex, and derivatives are compared for real ones only. Hold "
+            "each as real numbers (..., 2) and use torch.view_as_complex of it in forward"
+        )
     own = net.function.eval.own.name
-    setting = _Setting(module, net, batch, criterion, inputs, _vector(net, seed))
-    exact = _torch_side(setting, "float64")
-    rows = _rows(setting, "float64", exact, exact)
-    if own != "float64":
-        rows = [*_rows(setting, own, _torch_side(setting, own), exact), *rows]
-    first = jax.tree_util.tree_leaves(_as_arrays(batch, None))[0]
-    return Certificate(tuple(rows), int(first.shape[0]))
-
-
-class _Setting(NamedTuple):
-    """What is compared: ``vector`` has the entries, by name, of what the Hessian is applied to."""
-
-    module: nn.Module
-    net: Net
-    batch: Any
-    criterion: nn.Module | None
-    inputs: Any
-    vector: dict[str, np.ndarray]
-
-
-def _vector(net: Net, seed: int) -> dict[str, np.ndarray]:
+    found = [str(p.dtype).removeprefix("torch.") for p in named.values() if p.is_floating_point()]
     rng = np.random.default_rng(seed)
     params = [leaf for leaf in net.tree_map.leaves if leaf.collection == "params" and _is_float(leaf.dtype)]
-    return {leaf.name: rng.standard_normal(leaf.shape) for leaf in params}
+    vector = {leaf.name: rng.standard_normal(leaf.shape) for leaf in params}
+    types = tuple(dict.fromkeys([own, *found]))
+    samples, trains = bool(net.function.eval.random), net.function.train is not None
+    return Task(module, batch, criterion, inputs, vector, types, samples, trains)
 
 
-def _rows(setting: _Setting, dtype: str, theirs: dict[str, Any], exact: dict[str, Any]) -> list[Row]:
-    ours = _jax_side(setting, dtype, theirs["draws"])
+def _examples(batch: Any) -> int:
+    shapes = [np.shape(x) for x in jax.tree_util.tree_leaves(batch) if hasattr(x, "shape")]
+    return next((shape[0] for shape in shapes if shape), 1)
+
+
+def _is_float(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
+
+
+# --- rows
+
+
+def _rows(task: Task, net: Net, dtype: str, theirs: dict[str, Any], exact: dict[str, Any]) -> list[Row]:
+    ours = _jax_numbers(task, net, dtype, theirs)
+    changes = task.trains and net.function.train.mutates  # type: ignore[union-attr]
+    parts = {name: (name,) for name in ("outputs", "loss", "gradient", "Hessian product")}
+    parts |= {"statistics": ("train", "state")} if changes else {"outputs, train mode": ("train",)}
     rows = []
-    for quantity, least in TOLERANCES.items():
-        if quantity not in ours or (theirs[quantity] is None and dtype != "float64"):
-            continue
-        error, note = difference(ours[quantity], theirs[quantity]), ""
-        allowed = least if dtype == "float64" else max(
-            _eps(dtype) * 100, SLACK * difference(theirs[quantity], exact[quantity])
-        )  # fmt: skip
-        if quantity == "Hessian product" and dtype == "float64" and not error <= allowed:
-            by_differences = difference(ours[quantity], _central(setting))
-            if by_differences < CENTRAL:
-                error, allowed = by_differences, CENTRAL
-                note = "against central differences; torch's own second derivative is missing or wrong"
-        rows.append(Row(quantity, dtype, error, allowed, note))
-    return rows
+    for quantity, names in parts.items():
+        if all(name in ours and name in theirs for name in names):
+            row = _row(quantity, dtype, *([x[name] for name in names] for x in (ours, theirs, exact)), net)
+            if quantity == "Hessian product" and dtype == "float64" and not row.ok:
+                row = _against_differences(task, row, ours[quantity])
+            rows.append(row)
+    return [row for row in rows if row.quantity != "Hessian product" or dtype == "float64" or _is_there(theirs, exact)]
+
+
+def _is_there(theirs: dict[str, Any], exact: dict[str, Any]) -> bool:
+    return theirs["Hessian product"] is not None and exact["Hessian product"] is not None
+
+
+def _row(quantity: str, dtype: str, ours: list[Any], theirs: list[Any], exact: list[Any], net: Net) -> Row:
+    program = net.function.eval if quantity not in ("statistics", "outputs, train mode") else net.function.train
+    lowest = _lowest(program)
+    notes = []
+    if dtype == "float64":
+        allowed = TOLERANCES[quantity]
+        if lowest is not None:
+            allowed = _rounding(lowest)
+            notes.append(f"the module itself computes in {lowest} in places")
+    else:
+        if any(_unsure(a, b) for a, b in zip(theirs, exact, strict=True)):
+            ours, theirs, exact = ([_without_integers(x) for x in y] for y in (ours, theirs, exact))
+            notes.append("whole numbers are not compared: torch's own differ from its float64 ones")
+        off = _worst(theirs, exact)
+        allowed = min(max(_rounding(dtype), SLACK * off if off == off else CAP), CAP)
+        if not off <= CAP:
+            notes.append(f"torch's own {dtype} numbers are off by {off:.0e} from its float64 ones")
+    return Row(quantity, dtype, _worst(ours, theirs), allowed, "; ".join(notes))
+
+
+def _against_differences(task: Task, row: Row, ours: Any) -> Row:
+    """The row against central differences, if it holds against these."""
+    error = float("nan") if task.samples else difference(ours, central_differences(task))
+    if not error <= CENTRAL:
+        return row
+    note = "against central differences; torch's own second derivative is missing or wrong"
+    return Row(row.quantity, row.dtype, error, CENTRAL, note + ("" if task.types[0] == "float64" else _ONLY))
+
+
+_ONLY = ", so it is compared in float64 only"
+
+
+def _by_differences(row: Row) -> bool:
+    return row.quantity == "Hessian product" and row.note.endswith(_ONLY)
+
+
+def _lowest(program: Any) -> str | None:
+    """The floating type of fewest bits that a program names besides the weights' own; None if float64 or none."""
+    found = {d.name for i in program.instructions for d in i.dtypes if isinstance(d, DType) and not d.own}
+    found = {name for name in found if _is_float(name) and name != "float64"}
+    return max(found, key=_eps) if found else None
 
 
 def _eps(dtype: str) -> float:
-    return float(jax.numpy.finfo(dtype).eps)
+    return float(jnp.finfo(dtype).eps)
 
 
-def difference(ours: Any, theirs: Any) -> float:
-    """Largest difference over the largest entry, over all arrays; NaN where there is nothing to compare with."""
-    if theirs is None:
+def _rounding(dtype: str) -> float:
+    """What many roundings one after the other come to; of 16 bits only a few are taken, or any number would pass."""
+    return _eps(dtype) * (100 if jnp.finfo(dtype).bits >= 32 else 10)
+
+
+def _unsure(theirs: Any, exact: Any) -> bool:
+    """Whether torch's whole numbers depend on the precision."""
+    return any(not _inexact(x) and not np.array_equal(x, exact[name]) for name, x in (theirs or {}).items())
+
+
+def _without_integers(arrays: Any) -> Any:
+    return arrays and {name: x for name, x in arrays.items() if _inexact(x)}
+
+
+def _inexact(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
+
+
+def _worst(ours: list[Any], theirs: list[Any]) -> float:
+    return float(np.max([difference(a, b) for a, b in zip(ours, theirs, strict=True)]))
+
+
+def difference(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> float:
+    """Largest difference over the largest entry, over all arrays; NaN where there is nothing to compare with.
+
+    Infinite where names or shapes differ, or entries of arrays of whole numbers; equal infinities agree.
+    """
+    if ours is None or theirs is None:
         return float("nan")
-    pairs = list(zip(jax.tree_util.tree_leaves(ours), jax.tree_util.tree_leaves(theirs), strict=True))
-    pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs if np.size(b)]
-    if any(a.shape != b.shape for a, b in pairs):
+    if {n: np.shape(x) for n, x in ours.items()} != {n: np.shape(x) for n, x in theirs.items()}:
         return float("inf")
-    scale = max([float(np.abs(b).max()) for _, b in pairs], default=0.0)
-    worst = max([float(np.abs(a - b).max()) for a, b in pairs], default=0.0)
+    scale = worst = 0.0
+    for name in theirs:
+        a, b = np.asarray(ours[name]), np.asarray(theirs[name])
+        if not _inexact(b):
+            worst = worst if np.array_equal(a, b) else float("inf")
+        elif b.size:
+            a, b = a.astype(np.complex128), b.astype(np.complex128)
+            distance = np.abs(np.where(a == b, 0, a - b))
+            scale = max(scale, float(np.abs(np.where(np.isfinite(b), b, 0)).max()))
+            worst = float(np.maximum(worst, distance.max()))
     return worst / scale if scale else worst
 
 
-@contextlib.contextmanager
-def torch_reference(module: nn.Module) -> Iterator[None]:
-    """torch in eval mode with exact second derivatives: no fused attention, no oneDNN."""
-    with untouched(module, train=False), sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
-        yield
+# --- JAX's side
 
 
-def _is_float(dtype: str) -> bool:
-    return bool(jax.numpy.issubdtype(jax.numpy.dtype(dtype), jax.numpy.floating))
-
-
-def _half_mean_square(outputs: Any, _: Any) -> Any:
-    leaves = [x for x in jax.tree_util.tree_leaves(outputs) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating)]
-    rows = leaves[0].shape[0]
-    return sum((x.reshape(rows, -1) ** 2).mean(1) for x in leaves) / 2
-
-
-def _label_of(criterion: nn.Module | None) -> Callable[[Any], Any] | None:
-    return _nothing if criterion is None else None
-
-
-def _nothing(batch: Any) -> None:
-    return None
-
-
-def _cast(x: torch.Tensor, dtype: str) -> torch.Tensor:
-    return x.detach().to(getattr(torch, dtype)) if x.is_floating_point() else x.detach().clone()
-
-
-def _torch_loss(setting: _Setting, tensors: Mapping[str, Any], dtype: str) -> tuple[Any, Any]:
-    """(loss, outputs) of the module with the given tensors in place of its own."""
-    module, _, batch, criterion, inputs, _ = setting
-    batch = torch.utils._pytree.tree_map(lambda x: _cast(torch.as_tensor(x), dtype), batch)
-    args, kwargs = arguments(inputs, batch)
-    outputs = torch.func.functional_call(module, dict(tensors), args, kwargs)
-    if criterion is not None:
-        held = {n: _cast(x, dtype) for n, x in (*criterion.named_parameters(), *criterion.named_buffers())}
-        return torch.func.functional_call(criterion, held, (outputs, batch[1])), outputs
-    leaves = [x for x in torch.utils._pytree.tree_leaves(outputs) if torch.is_tensor(x) and x.is_floating_point()]
-    return sum((x.flatten(1) ** 2).mean() if x.ndim > 1 else (x**2).mean() for x in leaves) / 2, outputs
-
-
-def _held(module: nn.Module, dtype: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    parameters = {name: _cast(p, dtype).requires_grad_(p.is_floating_point()) for name, p in module.named_parameters()}
-    return parameters, {name: _cast(b, dtype).clone() for name, b in module.named_buffers()}
-
-
-class _Slope(NamedTuple):
-    loss: Any
-    outputs: Any
-    parameters: list[torch.Tensor]
-    gradient: list[torch.Tensor]
-    draws: tuple[np.ndarray, ...] | None
-
-
-def _torch_gradient(setting: _Setting, dtype: str, step: float) -> _Slope:
-    """torch's loss and gradient at the weights moved by ``step`` times the vector, with the draws of what samples."""
-    samples, recorder = bool(setting.net.function.eval.random), Recorder()
-    parameters, buffers = _held(setting.module, dtype)
-    with torch.no_grad():
-        for name, v in setting.vector.items():
-            parameters[name] += step * torch.as_tensor(v, dtype=parameters[name].dtype)
-    torch.manual_seed(0)  # within untouched: the user's generator is put back
-    with recorder if samples else contextlib.nullcontext():
-        loss, outputs = _torch_loss(setting, {**parameters, **buffers}, dtype)
-    wanted = [parameters[name] for name in setting.vector]
-    found = torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True)
-    gradient = [torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found)]
-    return _Slope(loss, outputs, wanted, gradient, tuple(recorder.draws) if samples else None)
-
-
-def _torch_side(setting: _Setting, dtype: str) -> dict[str, Any]:
-    with torch_reference(setting.module):
-        return _torch_numbers(setting, dtype)
-
-
-def _torch_numbers(setting: _Setting, dtype: str) -> dict[str, Any]:
-    loss, outputs, wanted, gradient, draws = _torch_gradient(setting, dtype, 0.0)
-    vector = setting.vector
-    try:
-        parts = [(g * torch.as_tensor(v, dtype=g.dtype)).sum() for g, v in zip(gradient, vector.values())]
-        dot = torch.stack(parts).sum() if parts else torch.zeros(())
-        found = torch.autograd.grad(dot, wanted, allow_unused=True) if dot.requires_grad else [None] * len(wanted)
-        product = [to_array(torch.zeros_like(p) if h is None else h) for p, h in zip(wanted, found)]
-    except (RuntimeError, NotImplementedError):  # no second derivative in torch
-        product = None
-    return {
-        "outputs": [to_array(x) for x in torch.utils._pytree.tree_leaves(outputs) if torch.is_tensor(x)],
-        "loss": to_array(loss),
-        "gradient": [to_array(g) for g in gradient],
-        "Hessian product": product,
-        "statistics": _torch_statistics(setting, dtype),
-        "draws": draws,
-    }
-
-
-def _central(setting: _Setting) -> list[np.ndarray]:
-    with torch_reference(setting.module):
-        up, down = (_torch_gradient(setting, "float64", step).gradient for step in (STEP, -STEP))
-    return [to_array((a - b) / (2 * STEP)) for a, b in zip(up, down)]
-
-
-def _torch_statistics(setting: _Setting, dtype: str) -> dict[str, np.ndarray]:
-    """Buffers after one call with the normalization layers in train mode."""
-    norms = [m for m in setting.module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    for m in norms:
-        m.training = True
-    parameters, buffers = _held(setting.module, dtype)
-    with torch.no_grad():
-        _torch_loss(setting._replace(criterion=None), {**parameters, **buffers}, dtype)
-    for m in norms:
-        m.training = False
-    return {name: to_array(x) for name, x in buffers.items()}
-
-
-def _as_arrays(batch: Any, dtype: str | None) -> Any:
-    def convert(x: Any) -> np.ndarray:
-        array = to_array(x) if isinstance(x, torch.Tensor) else np.asarray(x)
-        return array.astype(jax.numpy.dtype(dtype)) if dtype is not None and _is_float(array.dtype.name) else array
-
-    return jax.tree_util.tree_map(convert, batch)
-
-
-def _jax_side(setting: _Setting, dtype: str, draws: tuple[np.ndarray, ...] | None) -> dict[str, Any]:
-    _, net, batch, criterion, inputs, vector = setting
-    loss = net.loss(_half_mean_square if criterion is None else criterion, inputs=inputs, labels=_label_of(criterion))
+def _jax_numbers(task: Task, net: Net, dtype: str, theirs: dict[str, Any]) -> dict[str, Any]:
+    """The same quantities as ``torch_numbers`` gives, by the converted network, with torch's draws."""
+    names, function = net.tree_map, net.function
+    loss = _loss_of(task, net)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        cast = lambda x: x.astype(dtype) if _is_float(x.dtype.name) else x  # noqa: E731
-        variables = jax.tree_util.tree_map(cast, net.variables)
-        params, state = variables["params"], {n: t for n, t in variables.items() if n != "params"}
-        data = _as_arrays(batch, dtype)
-        names = net.tree_map
-        v = names.tree({n: jax.numpy.asarray(names.to_jax(names.by_name(n), x), dtype) for n, x in vector.items()},
-                       ("params",))["params"] if vector else {}  # fmt: skip
-
-        def value(params: Any, state: Any, data: Any) -> tuple[Any, Any]:
-            outputs = net.function({"params": params, **state}, *arguments(inputs, data), draws=draws)[0]
-            per_example = loss.criterion(outputs, data)
-            if isinstance(per_example, tuple):
-                losses, weights = per_example
-                return (losses * weights).sum() / weights.sum(), outputs
-            return per_example.mean(), outputs
-
-        def all_of(params: Any, v: Any, state: Any, data: Any) -> tuple[Any, ...]:
-            gradient = jax.grad(lambda p: value(p, state, data)[0])
-            g, product = jax.jvp(gradient, (params,), (v,))
-            return (*value(params, state, data), g, product)
-
-        result, outputs, gradient, product = jax.jit(all_of)(params, v, state, data)
-        by_name = lambda tree: [  # noqa: E731
-            names.to_torch(names.by_name(n), _at(tree, names.by_name(n).path)) for n in vector
-        ]
-        found = {
-            "outputs": [np.asarray(x) for x in jax.tree_util.tree_leaves(outputs)],
-            "loss": np.asarray(result),
-            "gradient": by_name(gradient),
-            "Hessian product": by_name(product),
+        held = {
+            leaf.name: jnp.asarray(_at(net.variables[leaf.collection], leaf.path), task.type_of(leaf.dtype, dtype))
+            for leaf in names.leaves
         }
-        if net.function.train is not None and net.function.train.mutates and draws is None:
-            args, kwargs = arguments(inputs, data)
-            new = jax.jit(lambda v, a, k: net.function(v, a, k, train=True)[1])(variables, args, kwargs)
-            held = [leaf for leaf in names.leaves if leaf.collection in ("batch_stats", "buffers")]
-            found["statistics"] = {x.name: names.to_torch(x, _at(new[x.collection], x.path)) for x in held}
-        return jax.tree_util.tree_map(np.asarray, found)
+        params = {name: held.pop(name) for name in task.vector}
+        vector = {n: jnp.asarray(names.to_jax(names.by_name(n), v), params[n].dtype) for n, v in task.vector.items()}
+        leaves, structure = jax.tree_util.tree_flatten(_data(task, dtype))
+        arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, np.ndarray)}
+
+        def run(params: Any, vector: Any, held: Any, arrays: Any, draws: Any, train_draws: Any) -> dict[str, Any]:
+            data = jax.tree_util.tree_unflatten(structure, [arrays.get(i, x) for i, x in enumerate(leaves)])
+            args, kwargs = arguments(task.inputs, data)
+
+            def value(params: Any) -> tuple[Any, Any]:
+                outputs, _ = function(names.tree({**held, **params}), args, kwargs, draws=draws)
+                return loss(outputs, data), named_arrays(outputs)
+
+            found: dict[str, Any] = {}
+            if "gradient" in theirs:
+                both = jax.value_and_grad(value, has_aux=True)
+
+                def slope(params: Any) -> tuple[Any, Any]:
+                    values, gradient = both(params)
+                    return gradient, values
+
+                gradient, product, (found["loss"], found["outputs"]) = jax.jvp(
+                    slope, (params,), (vector,), has_aux=True
+                )
+                found |= {"gradient": gradient, "Hessian product": product}
+            else:
+                found["loss"], found["outputs"] = value(params)
+            if task.trains:
+                outputs, state = function(names.tree({**held, **params}), args, kwargs, train=True, draws=train_draws)
+                found |= {"train": named_arrays(outputs), "state": state}
+            return found
+
+        found = jax.jit(run)(params, vector, held, arrays, theirs["draws"], theirs.get("train draws"))
+        found = jax.tree_util.tree_map(np.asarray, found)
+    for quantity in {"gradient", "Hessian product"} & found.keys():
+        found[quantity] = {n: names.to_torch(names.by_name(n), x) for n, x in found[quantity].items()}
+    if "state" in found:
+        buffers = [leaf for leaf in names.leaves if leaf.collection in ("batch_stats", "buffers")]
+        found["state"] = {
+            f"state {x.name}": names.to_torch(x, _at(found["state"][x.collection], x.path)) for x in buffers
+        }
+    found["loss"] = {"": found["loss"]}
+    return found
+
+
+def _data(task: Task, dtype: str) -> Any:
+    """The batch with numpy arrays in the tested precision; what is no array stays."""
+
+    def convert(x: Any) -> Any:
+        if not hasattr(x, "shape"):
+            return x
+        array = to_array(x) if hasattr(x, "detach") else np.asarray(x)
+        return array.astype(jnp.dtype(task.type_of_data(array.dtype.name, dtype)))
+
+    return jax.tree_util.tree_map(convert, task.batch)
+
+
+def _loss_of(task: Task, net: Net) -> Callable[[Any, Any], Any]:
+    if task.criterion is None:
+        return lambda outputs, data: _mean_loss(outputs)
+    criterion = net.loss(task.criterion, inputs=task.inputs).criterion
+
+    def value(outputs: Any, data: Any) -> Any:
+        losses = criterion(outputs, data)
+        if isinstance(losses, tuple):
+            losses, weights = losses
+            return (losses * weights).sum() / weights.sum()
+        return losses.mean()
+
+    return value
+
+
+def _mean_loss(outputs: Any) -> Any:
+    """What ``mean_loss`` is in torch."""
+    terms = []
+    for path, x in named_arrays(outputs).items():
+        x = jnp.stack([x.real, x.imag], -1) if jnp.issubdtype(x.dtype, jnp.complexfloating) else x
+        if _is_float(x.dtype) and x.size:
+            terms.append((jnp.asarray(output_weights(path, x.shape), x.dtype) * x + x**2 / 2).mean())
+    return sum(terms) if terms else jnp.zeros(())
 
 
 def _at(tree: Any, path: tuple[str, ...]) -> Any:

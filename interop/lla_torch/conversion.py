@@ -17,6 +17,7 @@ from lla_torch.exporting import Call, export
 from lla_torch.function import Function, pattern
 from lla_torch.graph import Graph, graph_of, tensors_of
 from lla_torch.program import Instruction, Program, Ref
+from lla_torch.tracing import ConversionError
 from lla_torch.trees import NameMap, as_jax, to_array
 from lla_torch.views import View
 
@@ -115,7 +116,11 @@ def _rows(graphs: Sequence[Graph], names: NameMap, own: torch.dtype, call: Call)
         def run(trees: Any, inputs: Any, key: Any) -> Any:
             return program(trees["params"], trees, inputs, key=key, observe=observe)
 
-        jax.eval_shape(run, trees, inputs, jax.random.key(0))
+        try:
+            jax.eval_shape(run, trees, inputs, jax.random.key(0))
+        except (ValueError, NotImplementedError) as error:
+            notes = [note for note in getattr(error, "__notes__", []) if note.startswith("in ")]
+            raise ConversionError("; ".join([str(error), *notes])) from error
 
     for graph in graphs:
         examine(graph.program(names, own))

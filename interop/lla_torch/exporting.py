@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import itertools
 import operator
-import os
-import threading
 import traceback
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -20,8 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram, default_decompositions
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as torch_pytree
+
+from lla_torch.lowering import TABLE
+from lla_torch.tracing import ConversionError, Refused, is_library, traceable, untouched
 
 KEPT = frozenset(
     """
@@ -33,19 +31,14 @@ KEPT = frozenset(
     feature_alpha_dropout feature_dropout gelu grid_sampler_2d group_norm gru hardsigmoid hardswish hardtanh
     huber_loss im2col index_add index_copy index_fill instance_norm layer_norm leaky_relu lerp linalg_vector_norm
     linear log_sigmoid log_softmax logcumsumexp logsumexp lstm masked_fill matmul max_pool1d max_pool2d max_pool3d
-    mish mse_loss native_dropout pixel_shuffle pixel_unshuffle prelu relu6 repeat_interleave rms_norm rnn_relu
-    rnn_tanh roll scaled_dot_product_attention scatter scatter_add scatter_reduce selu silu smooth_l1_loss softmax
-    softplus stack std tril triu upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
-    upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean
+    mish mse_loss multilabel_margin_loss multilabel_margin_loss_forward native_dropout pixel_shuffle
+    pixel_unshuffle prelu relu6 repeat_interleave rms_norm rnn_relu rnn_tanh roll scaled_dot_product_attention
+    scatter scatter_add scatter_reduce selu silu smooth_l1_loss softmax softplus stack std tril triu
+    upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d upsample_trilinear3d var var_mean
     """.split()  # noqa: SIM905
 )
 """Operators that torch is not to decompose: whole, they are faster, shorter or kinder to derivatives."""
-
-_LOCK = threading.RLock()
-
-
-class ConversionError(ValueError):
-    """A module, or a part of it, that cannot be converted; the message says where and what to do."""
 
 
 @torch.library.custom_op("lla_torch::stop_gradient", mutates_args=())
@@ -92,48 +85,6 @@ class _Flat(nn.Module):
         return self.module(*args, **kwargs) if self._function is None else self._function(self.module, *args, **kwargs)
 
 
-class _Sentinel(TorchFunctionMode):
-    """Raises where a module does what the graph would silently not have."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = {
-            torch.Tensor.data.__get__: ".data is read",  # type: ignore[attr-defined]
-            torch.Tensor.data.__set__: ".data is written",  # type: ignore[attr-defined]
-            torch.autograd.grad: "torch.autograd.grad is called",
-            torch.Tensor.backward: "backward is called",
-        }.get(func)
-        if found is not None and (found.endswith("called") or _called_by_user()):
-            instead = "x.detach()" if "data" in found else "jax.grad around the converted function"
-            raise _Refused(f"{found}, which leaves no trace in the graph. Use {instead} instead")
-        return func(*args, **(kwargs or {}))
-
-
-def _called_by_user() -> bool:
-    """Whether the innermost frame that is no function mode is outside of torch."""
-    frames = [f for f in reversed(traceback.extract_stack()[:-2]) if f.name != "__torch_function__"]
-    return not _is_library(frames[0].filename)
-
-
-class _Refused(Exception):
-    pass
-
-
-@contextmanager
-def untouched(module: nn.Module, train: bool | None = None) -> Iterator[None]:
-    """The module in eval or train mode for a while; it and torch's global state are as before afterwards."""
-    with _LOCK, torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        modes = [(m, m.training) for m in module.modules()]
-        try:
-            for m, _ in modes:
-                if train is not None:
-                    m.training = train
-            yield
-        finally:
-            for m, mode in modes:
-                m.training = mode
-
-
 def export(
     module: nn.Module, call: Call, *, train: bool = False, function: Callable[..., Any] | None = None
 ) -> ExportedProgram:
@@ -149,6 +100,8 @@ def export(
         tensors = tuple(x.detach() for x in call.tensors)
         try:
             exported = _export(flat, tensors)
+            buffers = set(exported.graph_signature.inputs_to_buffers)
+            _check_writes(exported.graph_module, _named(buffers), True)
             _mark_stop_gradients(exported.graph_module)
             return exported.run_decompositions(_decompositions(module))
         except Exception as error:
@@ -162,6 +115,12 @@ def _check_module(module: nn.Module) -> None:
                 f"module {name or '(the whole)'!r} is a TorchScript {type(m).__name__}, whose Python source is gone; "
                 "convert the eager module that it was made from"
             )
+    for name, m in module.named_modules():
+        if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm is not None:
+            raise ConversionError(
+                f"module {name!r} ({type(m).__name__}) has max_norm, which rewrites its weight in the forward pass; "
+                "renormalize the weight once and set max_norm=None"
+            )
     lazy = [n for n, p in module.named_parameters() if isinstance(p, nn.UninitializedParameter)]
     if lazy:
         raise ConversionError(f"parameters {lazy} of lazy modules have no shape yet; run the module once before")
@@ -173,7 +132,7 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...]) -> ExportedProgr
     if rows == {1}:  # torch takes a length of 1 to be fixed
         tensors = tuple(torch.cat([x, x]) if x.ndim else x for x in tensors)
     dynamic = tuple({0: Dim.AUTO} if x.ndim and x.shape[0] > 1 else None for x in tensors)
-    with _Sentinel():
+    with traceable():
         return torch.export.export(flat, tensors, dynamic_shapes=(dynamic,), strict=False)
 
 
@@ -186,9 +145,60 @@ def _decompositions(module: nn.Module) -> Any:
         base = name.split(".")[0]
         if namespace == "aten" and base == "instance_norm" and tracking:
             continue  # whole, it would lose the update of its running statistics
-        if namespace != "aten" or base in KEPT:
+        whole = base in KEPT or (base.startswith("linalg_") and str(op) in TABLE)
+        if namespace != "aten" or whole:
             table.pop(op)
     return table
+
+
+def _check_writes(
+    graph_module: torch.fx.GraphModule, is_buffer: Callable[[torch.fx.Node], bool], enabled: bool
+) -> None:
+    """Refuse writes in place whose gradient, or whose effect, the functional graph would not have as torch has them.
+
+    Through a detached alias the values change and not the gradient; under ``no_grad``, likewise.
+    """
+    nodes: list[Any] = list(graph_module.graph.nodes)
+    placeholders = [n for n in nodes if n.op == "placeholder"]
+    for node in nodes:
+        if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
+            inner, given = getattr(graph_module, node.args[1].target), node.args[2:]
+            names = [n.name for n in inner.graph.nodes if n.op == "placeholder"]
+            held = {name for name, outer in zip(names, given) if is_buffer(outer)}
+            _check_writes(inner, _named(held), bool(node.args[0]))
+        for written in _written(node):
+            base, detached = _base(written)
+            outside = not enabled and base in placeholders and not is_buffer(base)
+            if (detached or outside) and node.target is not torch.ops.aten.detach_.default:
+                how = "through a detached alias" if detached else "under no_grad"
+                raise ConversionError(
+                    f"{where(node)}: a tensor is written to {how} ({node.target}), which changes its values and not "
+                    "its gradient; that is not supported. Make a new tensor instead: x + (f(x) - x).detach()"
+                )
+
+
+def _named(names: set[str]) -> Callable[[torch.fx.Node], bool]:
+    return lambda node: node.name in names
+
+
+def _written(node: Any) -> list[Any]:
+    """The nodes that an operator writes to in place."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return []
+    pairs = zip(schema.arguments, node.args)
+    return [x for a, x in pairs if a.alias_info is not None and a.alias_info.is_write and isinstance(x, torch.fx.Node)]
+
+
+def _base(node: Any) -> tuple[Any, bool]:
+    """The tensor that a node is a view of, and whether it was detached on the way."""
+    detached = False
+    while True:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.arguments or schema.arguments[0].alias_info is None or not node.args:
+            return node, detached
+        detached = detached or node.target is torch.ops.aten.detach.default
+        node = node.args[0]
 
 
 def _mark_stop_gradients(graph_module: torch.fx.GraphModule) -> None:
@@ -238,16 +248,11 @@ def _stop_outputs(graph_module: torch.fx.GraphModule, stop: Any) -> None:
 # --- what went wrong
 
 
-def _is_library(file: str) -> bool:
-    here = os.path.dirname(os.path.abspath(__file__))
-    return file.startswith((os.path.dirname(torch.__file__), here, "<")) or "contextlib" in file
-
-
 def _explained(error: Exception, module: nn.Module) -> ConversionError:
     if isinstance(error, ConversionError):
         return error
     where = _place(error.__traceback__, module)
-    if isinstance(error, _Refused):
+    if isinstance(error, Refused):
         return ConversionError(f"{where}: {error}.")
     kind = type(error).__name__
     if "DataDependent" in kind or "data-dependent" in str(error):
@@ -278,7 +283,7 @@ def _place(trace: TracebackType | None, module: nn.Module) -> str:
         if isinstance(owner, nn.Module) and id(owner) in names:
             found = f"module {names[id(owner)] or '(the whole)'!r} ({type(owner).__name__})"
         file = frame.f_code.co_filename
-        if not _is_library(file):
+        if not is_library(file):
             text = traceback.FrameSummary(file, number, frame.f_code.co_name).line
             line = f"{file}:{number}: {text}"
     return ", ".join(filter(None, [found or f"module {type(module).__name__}", line]))
@@ -294,7 +299,7 @@ def where(node: torch.fx.Node) -> str:
         kind = kind if isinstance(kind, str) else kind.__name__
         owner = f"module {path or '(the whole)'!r} ({kind.rsplit('.', 1)[-1]})"
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    places = [(a, b) for a, b in itertools.pairwise(lines) if a.startswith("File ") and not _is_library(a[6:])]
+    places = [(a, b) for a, b in itertools.pairwise(lines) if a.startswith("File ") and not is_library(a[6:])]
     if not places:
         return owner
     file, text = places[-1]

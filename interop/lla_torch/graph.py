@@ -14,15 +14,19 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as torch_pytree
 
 import lla_torch.ops  # noqa: F401  (fills the table)
-from lla_torch.exporting import ConversionError, where
+from lla_torch.exporting import where
 from lla_torch.lowering import TABLE, Lowering
 from lla_torch.program import DType, Input, Instruction, Program, Ref
+from lla_torch.tracing import ConversionError
 from lla_torch.trees import NameMap, names_of
 
 IGNORED = frozenset(["device", "layout", "pin_memory", "memory_format", "non_blocking", "requires_grad"])
+COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+VALUE_SHAPED = frozenset(["nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "unique_dim"])
 ASSERTIONS = ("aten._assert_tensor_metadata.", "aten.sym_constrain_range", "aten._assert_async.")
 
 
@@ -72,7 +76,9 @@ class _Builder:
             if spec.kind == InputKind.USER_INPUT:
                 value = node.meta.get("val")
                 shape = (
-                    tuple(n if isinstance(n, int) else None for n in value.shape) if torch.is_tensor(value) else None
+                    tuple(int(n) if is_concrete_int(n) else None for n in value.shape)
+                    if torch.is_tensor(value)
+                    else None
                 )
                 inputs.append(Input("input", number, dtype=self.dtype_of(value), shape=shape))
                 number += 1
@@ -170,7 +176,7 @@ class _Builder:
         raise ConversionError(f"an argument of type {type(x).__name__} ({x!r}) is not supported")
 
     def dtype(self, dtype: torch.dtype) -> DType:
-        return DType(_dtype_name(dtype), dtype == self.own)
+        return DType(_dtype_name(dtype), dtype in (self.own, COMPLEX.get(self.own)))
 
     def dtype_of(self, value: Any) -> DType | None:
         return self.dtype(value.dtype) if isinstance(value, torch.Tensor) else None
@@ -202,6 +208,12 @@ def _by(value: Any) -> str:
 def _unknown_message(unknown: dict[str, list[str]]) -> str:
     lines = [f"  {name}  in {places[0]}" + (f" and {len(places) - 1} more" * (len(places) > 1))
              for name, places in sorted(unknown.items())]  # fmt: skip
+    shapeless = [name for name in unknown if name.split(".")[1] in VALUE_SHAPED]
+    if shapeless:
+        raise ConversionError(
+            f"{unknown[shapeless[0]][0]}: the shape of {shapeless[0]}'s result depends on the values of a tensor, "
+            "which no single graph can have. Write it with torch.where, masks or weights of 0"
+        )
     return (
         "these operators are not in the table:\n" + "\n".join(lines) + "\nAdd each with a JAX function:\n"
         f'  @lla_torch.lowering("{next(iter(sorted(unknown)))}")\n  def f(x, ...): return ...  # arrays as torch has '
@@ -218,6 +230,8 @@ def _structure(spec: Any) -> Any:
             return x
         if isinstance(x, dict):
             return ("dict", tuple(x), *(described(v) for v in x.values()))
+        if isinstance(x, tuple) and hasattr(x, "_fields"):
+            return ("namedtuple", type(x), *(described(v) for v in x))
         if isinstance(x, tuple | list):
             return ("list" if isinstance(x, list) else "tuple", *(described(v) for v in x))
         raise ConversionError(f"the module returns a {type(x).__name__}; return tensors, tuples, lists or dicts")

@@ -24,15 +24,17 @@ class Ref:
 
 @dataclass(frozen=True)
 class DType:
-    """An argument that is a type of entries. ``own`` marks the one that the module's weights had when exported: it
-    follows the weights, so that the same program runs in float32 and float64."""
+    """An argument that is a type of entries. ``own`` marks the one that the module's weights had when exported (and its
+    complex one): it follows the weights, so that the same program runs in float32 and float64."""
 
     name: str
     own: bool = False
 
     def resolve(self, own: Any) -> np.dtype:
         """The numpy dtype, of which jax has no more bits than its configuration allows."""
-        return np.dtype(own) if self.own else jax.dtypes.canonicalize_dtype(jnp.dtype(self.name))
+        if not self.own:
+            return jax.dtypes.canonicalize_dtype(jnp.dtype(self.name))
+        return np.result_type(own, np.complex64) if self.name.startswith("complex") else np.dtype(own)
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,8 @@ def _check_shape(spec: Input, shape: tuple[int, ...]) -> None:
     rule = ", ".join("any" if w is None else str(w) for w in wanted)
     raise ValueError(
         f"inputs: tensor number {spec.path} has shape {shape}; the module was converted for ({rule}), in torch's order "
-        "of axes (N, C, H, W for images). Pass it so, or convert the module for this shape"
+        "of axes (N, C, H, W for images). Pass it so, or convert the module for this shape. A leading axis is fixed "
+        "where the forward pass takes its length as a number, by len(x) or int(x.shape[0]); x.shape[0] leaves it open"
     )
 
 
@@ -286,12 +289,14 @@ def _typed(result: Any, dtypes: tuple[DType | None, ...], own: np.dtype) -> Any:
 
 def unflatten(structure: Any, leaves: Sequence[Any]) -> Any:
     """Outputs in torch's nesting: ``structure`` is an index of ``leaves``, or ("tuple" | "list", ...) or ("dict",
-    (name, ...), ...), nested, or None."""
+    (name, ...), ...) or ("namedtuple", type, ...), nested, or None."""
     if structure is None or isinstance(structure, int):
         return None if structure is None else leaves[structure]
     kind, *rest = structure
     if kind == "dict":
         names, *children = rest
         return {name: unflatten(child, leaves) for name, child in zip(names, children, strict=True)}
+    if kind == "namedtuple":
+        return rest[0](*(unflatten(child, leaves) for child in rest[1:]))
     children = [unflatten(child, leaves) for child in rest]
     return tuple(children) if kind == "tuple" else children

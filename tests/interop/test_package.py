@@ -23,14 +23,15 @@ lla_torch = pytest.importorskip("lla_torch")
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "interop" / "lla_torch"
 LEVELS = [
-    {"views", "lowering"},
+    {"views", "lowering", "tracing"},
     {"program", "ops"},
     {"trees", "exporting"},
     {"graph"},
     {"function", "criteria", "table"},
     {"conversion", "loss"},
     {"net", "recording"},
-    {"certificate", "checkpoint"},
+    {"reference", "checkpoint"},
+    {"certificate"},
     {"moments"},
     {"problems"},
     {"__init__"},

@@ -2,6 +2,7 @@
 
 One derivative differs on purpose: where a scale factor leaves all sizes as they are, torch's backward of bicubic
 upsampling passes the gradient through, though the forward interpolates. Here it is the derivative of the forward.
+One value too: torch's antialiased resizing to width 1 and another height repeats its first row. Here it is resized.
 """
 
 from __future__ import annotations
