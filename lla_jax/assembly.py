@@ -114,7 +114,8 @@ def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[i
     """
     rows = min(rows, MOST_TRACED)
     how = _how(matrix, common.params, _execution.mesh_of(jax.local_devices()[:1]), set())
-    like = jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
+    typed = jax.dtypes.canonicalize_dtype
+    like = jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), typed(x.dtype)), batch)
     common = common._replace(data=like, count=np.int32(rows))
     vector = curvature.part(common.params, matrix.chosen)
     step = functools.partial(products.sums_step, how=how)

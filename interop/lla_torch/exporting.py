@@ -5,6 +5,7 @@ Stop-gradients are marked before torch decomposes the graph, which would drop th
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 import traceback
@@ -82,7 +83,15 @@ class _Flat(nn.Module):
         given = iter(tensors)
         leaves = [next(given) if isinstance(x, torch.Tensor) else x for x in self._leaves]
         args, kwargs = torch_pytree.tree_unflatten(leaves, self._spec)
-        return self.module(*args, **kwargs) if self._function is None else self._function(self.module, *args, **kwargs)
+        buffers = [(m, n, b) for m in self.module.modules() for n, b in m._buffers.items() if b is not None]
+        call = self.module if self._function is None else functools.partial(self._function, self.module)
+        outputs = call(*args, **kwargs)
+        for m, name, buffer in buffers:  # torch.export sees writes in place, but no assignments below its root
+            new = m._buffers.get(name)
+            if new is not None and new is not buffer:
+                buffer.copy_(new)
+                m._buffers[name] = buffer
+        return outputs
 
 
 def export(

@@ -148,8 +148,8 @@ def _check_noise(function: Function) -> None:
     if train is not None and train.random and train.mutates:
         raise ValueError(
             "key: the network has dropout and running statistics, and train mode switches both together, so dropout "
-            "cannot be had with the running statistics. Build the loss without key, or with convert_loss write a step "
-            "that keeps the normalization layers in eval mode"
+            "cannot be had with the running statistics. Build the loss without key, or write the step yourself: "
+            "lla_torch.convert_loss(step, module, batch, train=True, key=key)"
         )
     if not function.eval.random and (train is None or not train.random):
         advice = "" if train is not None else "; convert(..., train=True) brings dropout along"

@@ -162,14 +162,17 @@ def untouched(module: nn.Module, train: bool | None = None) -> Iterator[None]:
     """
     with _LOCK, torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        modes = [(m, m.training) for m in module.modules()]
+        before = [(m, dict(vars(m)), dict(m._buffers)) for m in module.modules()]
         try:
             if train is not None:
                 _set_mode(module, train)
             yield
         finally:
-            for m, mode in modes:
-                m.training = mode
+            for m, attributes, buffers in before:  # modes, and what a forward pass sets: caches, weights of hooks
+                vars(m).clear()
+                vars(m).update(attributes)
+                m._buffers.clear()
+                m._buffers.update(buffers)
 
 
 def _set_mode(module: nn.Module, train: bool) -> None:

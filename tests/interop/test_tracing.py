@@ -116,6 +116,22 @@ def test_what_would_be_lost_is_refused_with_its_line(function):
     assert torch.autograd.Function.__dict__["apply"] is before
 
 
+def test_an_assigned_buffer_is_updated_and_nothing_stays_on_the_module():
+    def assigns(net, x):
+        net.kept, net.last = net.kept * 0.9 + x.mean(0), x
+        return net.linear(x) + net.kept
+
+    inner = Net(assigns)
+    module, x = nn.Sequential(inner), torch.ones(3, 4)
+    kept = inner.kept
+    net = lla_torch.convert(module, x, train=True)
+    assert inner.kept is kept
+    assert not hasattr(inner, "last")
+    _, state = net.apply(net.variables, x.numpy(), train=True)
+    np.testing.assert_allclose(state["buffers"]["0"]["kept"], 1)
+    assert lla_torch.certify(module, net, x).ok
+
+
 def test_an_embedding_that_rewrites_itself_is_refused():
     with pytest.raises(lla_torch.ConversionError, match="max_norm"):
         lla_torch.convert(nn.Embedding(5, 3, max_norm=1.0), torch.arange(3))

@@ -1,0 +1,272 @@
+"""The certificate of a conversion: what it compares, and that correct conversions pass it while wrong ones do not."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+lla_torch = pytest.importorskip("lla_torch")
+
+from lla_torch.certificate import difference  # noqa: E402
+from lla_torch.reference import Follow  # noqa: E402
+from torch import nn  # noqa: E402
+
+Two = collections.namedtuple("Two", "first second")
+
+
+class Module(nn.Module):
+    """A linear layer, and what a test does with it."""
+
+    def __init__(self, function, size=3):
+        super().__init__()
+        self.linear = nn.Linear(size, size)
+        self.function = function
+
+    def forward(self, *inputs, **named):
+        return self.function(self.linear, *inputs, **named)
+
+
+def inputs(*shape, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def certified(module, *examples, train=False, **options):
+    net = lla_torch.convert(module, examples, train=train)
+    return lla_torch.certify(module, net, (examples,), **options)
+
+
+def rows(certificate):
+    return {(r.quantity, r.dtype): r for r in certificate.rows}
+
+
+@pytest.fixture(autouse=True)
+def same_weights_and_float64():
+    with torch.random.fork_rng(), jax.enable_x64(True):
+        torch.manual_seed(0)
+        yield
+
+
+def test_types_that_a_module_writes_out_follow_its_weights():
+    def written(linear, x):
+        ramp = torch.arange(3, dtype=torch.float32) + torch.zeros(3, dtype=torch.float32)
+        y = (linear(x).to(torch.float32) * ramp).float()
+        angle = torch.polar(torch.ones(3), ramp / 3)
+        turned = torch.view_as_real(y.type(torch.complex64) * angle).sum(-1)
+        return torch.softmax(turned, -1, dtype=torch.float32)
+
+    certificate = certified(Module(written), inputs(4, 3, dtype=torch.float32))
+    assert certificate.ok, str(certificate)
+    assert rows(certificate)["outputs", "float64"].tolerance == 1e-12
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_only_the_types_asked_for_follow():
+    with Follow({torch.float32: torch.float64}):
+        x = torch.zeros(2, dtype=torch.float32)
+        kinds = [x.dtype, x.float().dtype, x.half().dtype, x.to(dtype=torch.bfloat16).dtype, x.long().dtype]
+    assert kinds == [torch.float64, torch.float64, torch.float16, torch.bfloat16, torch.int64]
+
+
+def test_a_wrong_second_derivative_of_torch_is_compared_in_float64_only():
+    certificate = certified(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), inputs(4, 3, dtype=torch.float32))
+    assert certificate.ok, str(certificate)
+    found = rows(certificate)
+    assert ("Hessian product", "float32") not in found
+    assert "central differences" in found["Hessian product", "float64"].note
+    assert "float64 only" in found["Hessian product", "float64"].note
+
+
+def test_normalized_outputs_have_a_gradient():
+    module = Module(lambda linear, x: nn.functional.normalize(linear(x)))
+    net = lla_torch.convert(module, inputs(4, 3, dtype=torch.float32))
+    good = lla_torch.certify(module, net, inputs(4, 3, dtype=torch.float32))
+    assert good.ok, str(good)
+    assert max(r.tolerance for r in good.rows) <= 0.1
+    wrong = dict(net.variables["params"]["linear"], bias=net.variables["params"]["linear"]["bias"] + 1e-2)
+    bad = lla_torch.certify(
+        module, net.replace(variables={"params": {"linear": wrong}}), inputs(4, 3, dtype=torch.float32)
+    )
+    assert not any(r.ok for r in bad.rows if r.dtype == "float64")
+
+
+def test_what_low_precision_cannot_tell_does_not_pass_in_silence():
+    module = Module(lambda linear, x: (linear(x) + 1e9) - 1e9)
+    certificate = certified(module, inputs(4, 3, dtype=torch.float32))
+    row = rows(certificate)["outputs", "float32"]
+    assert row.tolerance == 0.1
+    assert "off by" in row.note
+
+
+def test_outputs_are_compared_by_their_place():
+    def nested(linear, x, extra=None):
+        y = linear(x)
+        return {"z": y, "a": (y[:, :1] * 2, None), "pair": Two(y.sum(), y.argmax(1)), "sign": y > 0, "b": [y.exp()]}
+
+    module = Module(nested).double()
+    certificate = certified(module, inputs(4, 3), None)
+    assert certificate.ok, str(certificate)
+    assert {r.dtype for r in certificate.rows} == {"float64"}
+
+
+def test_modules_that_return_their_loss_or_whole_numbers():
+    scalar = Module(lambda linear, x: linear(x).square().mean()).double()
+    certificate = certified(scalar, inputs(4, 3))
+    assert certificate.ok, str(certificate)
+    assert ("gradient", "float64") in rows(certificate)
+    whole = certified(Module(lambda linear, x: linear(x).argmax(1)).double(), inputs(4, 3))
+    assert whole.ok, str(whole)
+    assert set(rows(whole)) == {("outputs", "float64")}
+
+
+def test_a_module_without_parameters():
+    certificate = certified(nn.Softmax(1), inputs(4, 3, dtype=torch.float32))
+    assert certificate.ok, str(certificate)
+    assert {r.dtype for r in certificate.rows} == {"float32", "float64"}
+    assert {r.quantity for r in certificate.rows} == {"outputs", "loss"}
+
+
+class Average(nn.Module):
+    """A buffer that is written in train mode, behind dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x):
+        y = nn.functional.dropout(self.linear(x), 0.5, self.training)
+        if self.training:
+            with torch.no_grad():
+                self.mean.mul_(0.9).add_(y.mean(0), alpha=0.1)
+        self.last = y
+        return y - self.mean
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        Average,
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)),
+        lambda: nn.utils.spectral_norm(nn.Linear(3, 3)),
+    ],
+    ids=["average", "spectral norm", "spectral norm by hooks"],
+)
+def test_train_mode_is_compared_as_it_is(factory):
+    module = factory().double()
+    state = {name: x.clone() for name, x in module.state_dict().items()}
+    net = lla_torch.convert(module, inputs(4, 3), train=True)
+    attributes = dict(vars(module))
+    certificate = lla_torch.certify(module, net, inputs(4, 3))
+    assert certificate.ok, str(certificate)
+    assert "statistics" in {r.quantity for r in certificate.rows}
+    assert all(torch.equal(x, state[name]) for name, x in module.state_dict().items())
+    assert {name: id(x) for name, x in vars(module).items()} == {name: id(x) for name, x in attributes.items()}
+    assert module.training
+
+
+def test_a_lost_update_fails():
+    module = Average().double()
+    net = lla_torch.convert(module, inputs(4, 3), train=True)
+    train = dataclasses.replace(net.function.train, updates=())
+    forgetful = net.replace(function=dataclasses.replace(net.function, train=train))
+    certificate = lla_torch.certify(module, forgetful, inputs(4, 3))
+    assert [r.quantity for r in certificate.rows if not r.ok] == ["statistics"]
+
+
+def test_dropout_is_compared_with_its_draws():
+    module = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).double()
+    certificate = certified(module, inputs(4, 3), train=True)
+    assert certificate.ok, str(certificate)
+    assert ("outputs, train mode", "float64") in rows(certificate)
+
+
+def test_draws_that_depend_on_the_precision():
+    module = Module(lambda linear, x: linear(x) * (torch.rand(4, 1) > 0.5) + torch.rand(4, 3))
+    certificate = certified(module, inputs(4, 3, dtype=torch.float32))
+    assert certificate.ok, str(certificate)
+    assert max(r.tolerance for r in certificate.rows) < 1e-4
+    assert not any(r.note for r in certificate.rows)
+
+
+def test_checkpoints_run_again_with_the_tested_weights():
+    module = Module(lambda linear, x: torch.utils.checkpoint.checkpoint(linear, x.tanh(), use_reentrant=False).sin())
+    certificate = certified(module, inputs(4, 3, dtype=torch.float32))
+    assert certificate.ok, str(certificate)
+
+
+def test_complex_parameters_are_refused():
+    module = Module(lambda linear, x: linear(x)).double()
+    net = lla_torch.convert(module, inputs(4, 3))
+    module.register_parameter("spectrum", nn.Parameter(torch.ones(2, dtype=torch.complex64)))
+    with pytest.raises(ValueError, match="convert this very module"):
+        lla_torch.certify(module, net, inputs(4, 3))
+    aliases = {**net.tree_map.aliases, "spectrum": "spectrum"}
+    net = net.replace(tree_map=type(net.tree_map)(net.tree_map.leaves, aliases))
+    with pytest.raises(ValueError, match=r"\['spectrum'\] are complex.*view_as_complex"):
+        lla_torch.certify(module, net, inputs(4, 3))
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 4).bfloat16(), nn.LayerNorm(4)
+
+    def forward(self, x):
+        return self.norm(self.linear(x).float()).to(x.dtype)
+
+
+def test_weights_of_several_types_are_compared_as_they_are():
+    certificate = certified(Mixed(), inputs(4, 4, dtype=torch.bfloat16))
+    assert certificate.ok, str(certificate)
+    assert {r.dtype for r in certificate.rows} == {"bfloat16"}
+    assert max(r.tolerance for r in certificate.rows) <= 0.1
+    assert "bfloat16 and float32" in rows(certificate)["outputs", "bfloat16"].note
+
+
+def test_half_precision_with_float32_inside():
+    module = Module(lambda linear, x: torch.softmax(linear(x), -1, dtype=torch.float32).to(x.dtype)).half()
+    certificate = certified(module, inputs(4, 3, dtype=torch.float16))
+    assert certificate.ok, str(certificate)
+    assert "float32 in places" in rows(certificate)["outputs", "float64"].note
+    assert rows(certificate)["outputs", "float16"].tolerance < 0.05
+
+
+def test_a_module_in_bfloat16():
+    certificate = certified(nn.Sequential(nn.Linear(3, 3), nn.Tanh()).bfloat16(), inputs(4, 3, dtype=torch.bfloat16))
+    assert certificate.ok, str(certificate)
+    assert rows(certificate)["outputs", "float64"].tolerance == 1e-12
+
+
+def test_inputs_by_name_and_labels():
+    module = Module(lambda linear, x, scale=None: linear(x)).double()
+    net = lla_torch.convert(module, (), example_kwargs={"x": inputs(4, 3), "scale": None})
+    batch = {"x": inputs(4, 3).numpy(), "scale": None}
+    options = {"criterion": nn.CrossEntropyLoss(), "inputs": lambda batch: batch[0]}
+    certificate = lla_torch.certify(module, net, (batch, np.array([0, 1, 2, 1])), **options)
+    assert certificate.ok, str(certificate)
+    assert "4 examples" in str(certificate)
+
+
+def test_autocast_is_told():
+    def function(linear, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return linear(x).float().tanh()
+
+    certificate = certified(Module(function), inputs(4, 3, dtype=torch.float32))
+    assert certificate.ok, str(certificate)
+    assert all("bfloat16 in places" in r.note for r in certificate.rows)
+
+
+def test_a_difference_sees_places_and_whole_numbers():
+    a = {"x": np.array([1.0, np.inf]), "n": np.array([1, 2])}
+    assert difference(a, a) == 0
+    assert difference({"x": a["x"] * 1.5}, {"x": a["x"]}) == 0.5
+    assert difference({**a, "n": np.array([1, 3])}, a) == np.inf
+    assert difference({"y": a["x"]}, {"x": a["x"]}) == np.inf
+    assert np.isnan(difference({"x": np.array([np.nan])}, {"x": np.array([np.nan])}))
+    assert np.isnan(difference(a, None))
