@@ -176,7 +176,44 @@ def one_product(rows: list[dict]) -> str:
     return f"{short(product)} / {short(gradient)} = {product / gradient:.1f}"
 
 
-SECTIONS: dict[str, Callable[[dict], str]] = {"sweep": sweep, "hessian": hessian}
+def interop(result: dict) -> str:
+    """The section on ``interop.py``."""
+    where = result["environment"]
+    versions = where["versions"]
+    lines = [
+        "A converted torch network beside the same one written in Flax, and torch in eager mode: milliseconds over one "
+        f"batch, the least of several runs taken in turns; {where['cores']} cores, {where['threads']} threads, jax "
+        f"{versions['jax']}, torch {versions['torch']} ({where['date']}, `python benchmarks/interop.py`). The last two "
+        "rows of a network are as lla_jax drives it, in blocks and with what points share computed once.",
+        "",
+        "| network | work | converted | native Flax | times native | torch |",
+        "|---|---|---|---|---|---|",
+    ]
+    labels = {"lenet": "LeNet", "resnet": "ResNet-20"}
+    for key, found in result["networks"].items():
+        for work, row in found["ms"].items():
+            torch = short(row["torch"]) if "torch" in row else ""
+            lines.append(
+                f"| {labels[key]}, batch {found['batch']:,} | {work} | {short(row['converted'])} | "
+                f"{short(row['native Flax'])} | {row['times native']:.2f} | {torch} |"
+            )
+    conversions = ", ".join(
+        f"{labels[key]} {found['conversion_s']['again']:.1f} s" for key, found in result["networks"].items()
+    )
+    anew = max(found["compilations_of_a_second_checkpoint"] for found in result["networks"].values())
+    exact = max(
+        error for found in result["networks"].values() for name, error in found["certificate"].items() if "64" in name
+    )
+    lines += [
+        "",
+        f"Converting takes {conversions} (the first in a process a second or two more); a second checkpoint of one "
+        f"architecture compiles {anew} programs. In float64 outputs, loss, gradient and Hessian product differ from "
+        f"torch's by at most {exact:.0e} of the largest entry.",
+    ]
+    return "\n".join(lines)
+
+
+SECTIONS: dict[str, Callable[[dict], str]] = {"sweep": sweep, "hessian": hessian, "interop": interop}
 
 
 def readme(text: str, results: pathlib.Path) -> str:
