@@ -18,7 +18,7 @@ from lla_torch.function import Function, pattern
 from lla_torch.graph import Graph, graph_of, tensors_of
 from lla_torch.program import Instruction, Program, Ref
 from lla_torch.tracing import ConversionError
-from lla_torch.trees import NameMap, as_jax, to_array
+from lla_torch.trees import NameMap, as_jax, to_array, to_tensor
 from lla_torch.views import View
 
 
@@ -38,8 +38,10 @@ def converted(
     train: bool,
     dtype: Any,
     function: Callable[..., Any] | None = None,
+    like: NameMap | None = None,
 ) -> Parts:
-    """The parts of a ``Net``; see ``convert``. ``function(module, *inputs)`` is what is converted, if not its call."""
+    """The parts of a ``Net``; see ``convert``. ``function(module, *inputs)`` is what is converted, if not its call;
+    ``like`` is a map whose layouts are kept."""
     module = unwrapped(module)
     args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     call = Call(tuple(map(as_tensors, args)), {name: as_tensors(x) for name, x in example_kwargs.items()})
@@ -47,7 +49,7 @@ def converted(
     graphs = [graph_of(export(module, call, train=m == "train", function=function), m) for m in modes]
     names, tensors = tensors_of(module, graphs)
     own = _own(tensors, call)
-    names = names.with_rows(_rows(graphs, names, own, call))
+    names = names.with_rows(_rows(graphs, names, own, call)) if like is None else names.laid_out_like(like)
     programs = [g.program(names, own) for g in graphs]
     arrays = {
         leaf.name: as_jax(names.to_jax(leaf, to_array(tensors[leaf.name])), leaf.name, dtype) for leaf in names.leaves
@@ -72,7 +74,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def as_tensors(x: Any) -> Any:
     """Arrays among nested arguments as tensors."""
     is_array = lambda leaf: isinstance(leaf, np.ndarray | jax.Array)  # noqa: E731
-    convert = lambda leaf: torch.from_numpy(np.array(leaf)) if is_array(leaf) else leaf  # noqa: E731
+    convert = lambda leaf: to_tensor(leaf) if is_array(leaf) else leaf  # noqa: E731
     return torch_pytree.tree_map(convert, x, is_leaf=is_array)
 
 
@@ -103,9 +105,10 @@ def _rows(graphs: Sequence[Graph], names: NameMap, own: torch.dtype, call: Call)
             uses = [(i, by_slot[a.index]) for i, a in enumerate(instruction.args)
                     if isinstance(a, Ref) and a.index in by_slot]  # fmt: skip
             for position, path in uses:
+                if instruction.lowering.name != "aten.linear.default" or position != 1:
+                    continue  # a penalty on the weight, say: it sees the tensor as torch has it, wherever rows lie
                 name = by_path[path]  # type: ignore[index]
-                x = args[0] if instruction.lowering.name == "aten.linear.default" and position == 1 else None
-                x = x if isinstance(x, View) and x.is_merged else None
+                x = args[0] if isinstance(args[0], View) and args[0].is_merged else None
                 same = x is not None and (before := found.get(name, x)) is not None and _rows_of(before) == _rows_of(x)
                 found[name] = x if same else None
 

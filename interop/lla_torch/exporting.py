@@ -22,25 +22,6 @@ from torch.utils import _pytree as torch_pytree
 from lla_torch.lowering import TABLE
 from lla_torch.tracing import ConversionError, Refused, is_library, traceable, untouched
 
-KEPT = frozenset(
-    """
-    _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d _weight_norm adaptive_avg_pool1d
-    adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d addcdiv
-    addcmul addmm alpha_dropout avg_pool1d avg_pool2d avg_pool3d baddbmm bernoulli bilinear binary_cross_entropy
-    binary_cross_entropy_with_logits cat cdist celu channel_shuffle col2im conv1d conv2d conv3d conv_transpose1d
-    conv_transpose2d conv_transpose3d cross cumprod cumsum dropout einsum elu embedding embedding_bag
-    feature_alpha_dropout feature_dropout gelu grid_sampler_2d group_norm gru hardsigmoid hardswish hardtanh
-    huber_loss im2col index_add index_copy index_fill instance_norm layer_norm leaky_relu lerp linalg_vector_norm
-    linear log_sigmoid log_softmax logcumsumexp logsumexp lstm masked_fill matmul max_pool1d max_pool2d max_pool3d
-    mish mse_loss multilabel_margin_loss multilabel_margin_loss_forward native_dropout pixel_shuffle
-    pixel_unshuffle prelu relu6 repeat_interleave rms_norm rnn_relu rnn_tanh roll scaled_dot_product_attention
-    scatter scatter_add scatter_reduce selu silu smooth_l1_loss softmax softplus stack std tril triu
-    upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
-    upsample_nearest3d upsample_trilinear3d var var_mean
-    """.split()  # noqa: SIM905
-)
-"""Operators that torch is not to decompose: whole, they are faster, shorter or kinder to derivatives."""
-
 
 @torch.library.custom_op("lla_torch::stop_gradient", mutates_args=())
 def _stop_gradient(x: torch.Tensor) -> torch.Tensor:
@@ -54,7 +35,7 @@ def _(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Call:
-    """A module's call with its tensors as a flat list: ``structure`` is what ``Slot(i)`` are to be put into."""
+    """A module's call: its arguments, by position and by name, nested."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -146,18 +127,21 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...]) -> ExportedProgr
 
 
 def _decompositions(module: nn.Module) -> Any:
+    """torch's table without the operators that have a lowering: whole, they are faster and kinder to derivatives."""
     table = default_decompositions()
-    tracking = any(isinstance(m, nn.modules.instancenorm._InstanceNorm) and m.track_running_stats
-                   for m in module.modules())  # fmt: skip
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.instancenorm._InstanceNorm)]
+    tracking = any(m.track_running_stats for m in norms)
     for op in list(table):
-        namespace, name = op.name().split("::")
-        base = name.split(".")[0]
-        if namespace == "aten" and base == "instance_norm" and tracking:
-            continue  # whole, it would lose the update of its running statistics
-        whole = base in KEPT or (base.startswith("linalg_") and str(op) in TABLE)
-        if namespace != "aten" or whole:
+        # views stay with torch, which has to know what writes in place reach; instance_norm loses its running
+        # statistics when it is whole
+        known = str(op) in TABLE and not _is_view(op) and not (tracking and "instance_norm" in str(op))
+        if known or not op.name().startswith("aten::"):
             table.pop(op)
     return table
+
+
+def _is_view(op: Any) -> bool:
+    return any(r.alias_info is not None for r in op._schema.returns)
 
 
 def _check_writes(

@@ -35,6 +35,16 @@ class Function:
     train: Program | None
     call: tuple[Any, Any]
 
+    @property
+    def draws(self) -> bool:
+        """Whether any mode draws random numbers."""
+        return bool(self.eval.random) or (self.train is not None and bool(self.train.random))
+
+    @property
+    def noisy_in_train(self) -> bool:
+        """Whether train mode draws what eval mode does not: dropout."""
+        return self.train is not None and len(self.train.random) > len(self.eval.random)
+
     def __call__(
         self,
         variables: Mapping[str, Any],

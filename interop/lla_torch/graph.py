@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +107,16 @@ class _Builder:
         structure = _structure(self.exported.call_spec.out_spec)
         slots = len(self.slots)
         own = DType(_dtype_name(self.own), True)
-        return Program(tuple(inputs), tuple(instructions), tuple(outputs), tuple(updates), structure, own, slots)
+        return Program(
+            inputs=tuple(inputs),
+            instructions=tuple(instructions),
+            outputs=tuple(outputs),
+            updates=tuple(updates),
+            structure=structure,
+            own=own,
+            num_slots=slots,
+            guards=_guards(self.exported),
+        )
 
     def held(self, spec: Any) -> Input:
         """The input that a parameter, a buffer or a constant fills."""
@@ -118,8 +128,8 @@ class _Builder:
         path = leaf.path if is_param else (leaf.collection, *leaf.path)
         kind, dtype = "params" if is_param else "state", self.dtype(getattr(torch, leaf.dtype))
         if leaf.order == tuple(range(len(leaf.order))):
-            return Input(kind, path, dtype=dtype)
-        return Input(kind, path, leaf.order, leaf.split, leaf.merged, dtype)
+            return Input(kind, path, dtype=dtype, shape=leaf.stored_shape)
+        return Input(kind, path, leaf.order, leaf.split, leaf.merged, dtype, leaf.stored_shape)
 
     def live(self, graph: torch.fx.Graph) -> set[torch.fx.Node]:
         """Nodes that an output depends on, those that draw (their order counts) and those that assert."""
@@ -203,6 +213,17 @@ def _by(value: Any) -> str:
     """The source line of a node, for a message."""
     place = where(value) if isinstance(value, torch.fx.Node) else ""
     return f" ({place})" if place else ""
+
+
+def _guards(exported: ExportedProgram) -> tuple[str, ...]:
+    """The conditions on sizes under which the graph was traced, in terms of the inputs' shapes ``s``."""
+    found = []
+    for guard in getattr(exported, "_guards_code", None) or ():
+        written = re.sub(r"L\['\w+'\]\[(\d+)\]\.size\(\)\[(\d+)\]", r"s[\1][\2]", guard)
+        if "L[" in written:
+            raise ConversionError(f"the module depends on sizes in a way that is not supported: {guard}")
+        found.append(written)
+    return tuple(found)
 
 
 def _unknown_message(unknown: dict[str, list[str]]) -> str:

@@ -29,9 +29,8 @@ class Apply:
         if keys is None:
             outputs, new = self.function(variables, args, kwargs, train=train)
             return outputs, (new if train and state else state)
-        program = self.function.train
-        noisy = program is not None and bool(program.random)
-        if train and program is not None and program.mutates:
+        program, noisy = self.function.train, self.function.noisy_in_train
+        if (train or noisy) and program is not None and program.mutates:
             raise ValueError(
                 "the loss has a key, so the network is run one example at a time, and batch statistics (train=True) "
                 'need the whole batch. Use batch_stats="frozen", or build the loss without key'

@@ -14,7 +14,7 @@ from torch.utils import _pytree as torch_pytree
 
 from lla_jax import Loss
 from lla_jax.models import static
-from lla_torch.conversion import Parts, as_arrays, convert_callable, converted
+from lla_torch.conversion import Parts, as_arrays, as_tensors, convert_callable, converted
 from lla_torch.function import Function
 from lla_torch.loss import Apply, OnLabels, Step, outputs_of, torch_criterion
 from lla_torch.trees import FilterAxis, NameMap, filter_axis, references
@@ -145,13 +145,13 @@ class Net:
 def _check_noise(function: Function) -> None:
     """Raise a ValueError where a key would do nothing, or could not be used for one example at a time."""
     train = function.train
-    if train is not None and train.random and train.mutates:
+    if train is not None and function.noisy_in_train and train.mutates:
         raise ValueError(
             "key: the network has dropout and running statistics, and train mode switches both together, so dropout "
-            "cannot be had with the running statistics. Build the loss without key, or write the step yourself: "
-            "lla_torch.convert_loss(step, module, batch, train=True, key=key)"
+            "cannot be had with the running statistics. Build the loss without key, or write a step that "
+            "returns a scalar: lla_torch.convert_loss(step, module, batch, train=True, key=key)"
         )
-    if not function.eval.random and (train is None or not train.random):
+    if not function.draws:
         advice = "" if train is not None else "; convert(..., train=True) brings dropout along"
         raise ValueError(f"key: given, but the network draws no random numbers{advice}. Build the loss without key")
 
@@ -187,8 +187,10 @@ def convert(
 
     Raises:
       ConversionError: an operator without a lowering, or what torch.export cannot trace; with module and source line.
-      ValueError: float64 weights where jax has none.
+      ValueError: float64 weights where jax has none; arguments by the names that ``Net.apply`` has for itself.
     """
+    if taken := {"train", "key", "draws"} & set(example_kwargs or {}):
+        raise ValueError(f"example_kwargs: {sorted(taken)} are arguments of net.apply itself; pass them by position")
     return _net(converted(module, example_inputs, example_kwargs or {}, train, dtype))
 
 
@@ -200,6 +202,7 @@ def convert_loss(
     train: bool = False,
     key: Any = None,
     dtype: Any = None,
+    net: Net | None = None,
 ) -> tuple[Loss, Any]:
     """Any loss written in torch as a JAX loss: several outputs, inner layers, auxiliary heads, penalties.
 
@@ -210,17 +213,22 @@ def convert_loss(
       module: the module, converted in eval mode as ``convert`` does.
       example_batch: a batch as the loader gives it, nested.
       train: convert train mode as well (``batch_stats="batch"``).
-      key: a ``jax.random`` key for losses that sample. With a scalar loss the batch shares it.
+      key: a ``jax.random`` key for losses that sample. With a scalar loss the batch shares it, and dropout is on where
+        batch statistics are (``batch_stats="batch"`` or "reestimate").
       dtype: precision of the weights; None: the module's own.
+      net: the module's network as ``convert`` gives it, whose tree is kept. Without it, a Linear behind a flatten that
+        the step does not run has its rows in torch's order.
 
     Returns:
-      (loss, params): a ``lla_jax.Loss`` over batches nested as the example, and the parameters, in the same tree as
-      ``convert`` gives.
+      (loss, params): a ``lla_jax.Loss`` over batches nested as the example, and the parameters, in the tree that
+      ``convert`` gives for the layers that the step runs.
 
     Raises:
-      ConversionError, ValueError: as ``convert``; a loss that is neither a scalar nor (B,).
+      ConversionError, ValueError: as ``convert``; a loss that is neither a scalar nor (B,); a key for what draws
+        nothing, or with batch statistics and losses per example.
     """
-    net = _net(converted(module, (example_batch,), {}, train, dtype, step))
+    example_batch = as_tensors(example_batch)
+    net = _net(converted(module, (example_batch,), {}, train, dtype, step, None if net is None else net.tree_map))
     examples = torch_pytree.tree_leaves(example_batch)
     rows = next((x.shape[0] for x in examples if isinstance(x, torch.Tensor) and x.ndim), None)
     shape = jax.eval_shape(
@@ -230,6 +238,8 @@ def convert_loss(
         raise ValueError(f"step: returned {shape}; the rule is a scalar, or one loss per example ({rows},)")
     state = {name: tree for name, tree in net.variables.items() if name != "params"}
     coupled = shape.shape == ()
+    if key is not None and (not coupled or not net.function.draws):
+        _check_noise(net.function)
     if coupled and key is not None:
         state["key"] = jax.random.key_data(key)
     loss = Loss(

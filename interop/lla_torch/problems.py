@@ -74,6 +74,7 @@ def problem(
     checkpoints: Sequence[str | os.PathLike[str] | Mapping[str, Any]] = (),
     example_inputs: Any = None,
     train: bool = False,
+    key: Any = None,
     inputs: Callable[[Any], Any] | None = None,
     labels: Callable[[Any], Any] | None = None,
     optimizer_params: Sequence[str] | None = None,
@@ -92,6 +93,7 @@ def problem(
       checkpoints: files or state_dicts of the same module at other times; see ``load_checkpoint``.
       example_inputs: the module's inputs for the conversion; None: those of the first two examples at hand.
       train: convert train mode as well, for batch statistics of the batch.
+      key: a ``jax.random`` key for dropout or sampling; see ``Net.loss``.
       inputs: function of a batch that gives the module's inputs; None: the batch's first entry.
       labels: function of a batch that gives the labels; None: its second entry.
       optimizer_params: torch names for an optimizer state without names.
@@ -114,7 +116,7 @@ def problem(
     net = convert(module, args, example_kwargs=kwargs, train=train)
     solutions = [load_checkpoint(each, net, dtype="net").variables["params"] for each in checkpoints]
     return lla_jax.Problem(
-        loss=net.loss(criterion, inputs=inputs, labels=labels),
+        loss=net.loss(criterion, inputs=inputs, labels=labels, key=key),
         params=net.variables["params"],
         data=data,
         opt_state=None if optimizer is None else optax_state(optimizer, net, optimizer_params),

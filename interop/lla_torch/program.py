@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +77,8 @@ class Program:
       own: the dtype of the weights at export.
       structure: a function-free description of the output's nesting, see ``unflatten``.
       num_slots: slots in all.
+      guards: what the inputs' shapes ``s`` must fulfil, as Python expressions such as "s[0][0] > 3": the module takes
+        another path where they do not.
     """
 
     inputs: tuple[Input, ...]
@@ -85,12 +88,20 @@ class Program:
     structure: Any
     own: DType
     num_slots: int
+    guards: tuple[str, ...] = ()
 
     @functools.cached_property
     def _content(self) -> tuple[Any, ...]:
         # by repr, because 1, 1.0 and True are equal in Python and make different programs
         steps = tuple((i.lowering, repr((i.args, i.kwargs)), i.out, i.dtypes) for i in self.instructions)
-        return (steps, self.inputs, repr((self.outputs, self.updates, self.structure)), self.own, self.num_slots)
+        return (
+            steps,
+            self.inputs,
+            repr((self.outputs, self.updates, self.structure)),
+            self.own,
+            self.num_slots,
+            self.guards,
+        )
 
     @functools.cached_property
     def _hash(self) -> int:
@@ -118,6 +129,7 @@ class Program:
         slots: list[Any] = [None] * self.num_slots
         for slot, spec in enumerate(self.inputs):
             slots[slot] = _fill(spec, {"params": params, "state": state}, inputs, own)
+        self._check_guards(inputs)
         for instruction in self.instructions:
             args = [_read(a, slots, own) for a in instruction.args]
             if observe is not None:
@@ -139,13 +151,28 @@ class Program:
         """The instructions that draw random numbers, in order."""
         return tuple(i for i in self.instructions if i.lowering.random)
 
+    def _check_guards(self, inputs: Sequence[Any]) -> None:
+        shapes = [np.shape(x) for x in inputs]
+        for guard in self.guards:
+            if not eval(
+                guard, {"__builtins__": {}, "math": math, "max": max, "min": min}, {"s": shapes}
+            ):  # written by torch.export
+                raise ValueError(
+                    f"inputs: of shapes {shapes}, for which the module takes another path than at conversion (it needs "
+                    f"{guard}, with s the shapes); convert it with example inputs of this batch size"
+                )
+
     def _own(self, params: Mapping[str, Any]) -> np.dtype:
         found = [
             _at(params, spec.path).dtype  # type: ignore[arg-type]
             for spec in self.inputs
             if spec.kind == "params" and spec.dtype is not None and spec.dtype.own
         ]
-        return np.dtype(jnp.result_type(*found)) if found else DType(self.own.name).resolve(None)
+        return (
+            np.dtype(jnp.result_type(*map(jax.dtypes.canonicalize_dtype, found)))
+            if found
+            else DType(self.own.name).resolve(None)
+        )
 
 
 class Noise:
@@ -192,12 +219,31 @@ def _fill(spec: Input, trees: Mapping[str, Any], inputs: Sequence[Any], own: np.
             return value
         array = jnp.asarray(value)
         _check_shape(spec, array.shape)
-        if spec.dtype.own and jnp.issubdtype(array.dtype, jnp.floating):
-            array = array.astype(own)
-        return plain(array)
+        return plain(_of_kind(array, spec, own))
     assert isinstance(spec.path, tuple)
     array = jnp.asarray(_at(trees[spec.kind], spec.path))
+    if array.shape != spec.shape:
+        raise ValueError(
+            f"variables: {'/'.join(spec.path)} has shape {array.shape}; the rule is {spec.shape}, as in net.variables"
+        )
     return plain(array) if spec.order is None else View(array, spec.order, spec.split, spec.merged)
+
+
+def _of_kind(array: Any, spec: Input, own: np.dtype) -> Any:
+    """The array in the module's own precision; integers where it takes floats are cast, other kinds are refused."""
+    assert spec.dtype is not None
+    wanted = spec.dtype.resolve(own)
+    kinds = [next(k for k in KINDS if jnp.issubdtype(d, KINDS[k])) for d in (array.dtype, wanted)]
+    if kinds[0] != kinds[1] and kinds != ["integer", "floating"]:
+        raise ValueError(
+            f"inputs: tensor number {spec.path} is {array.dtype}; the module was converted for {wanted}. Pass it so"
+        )
+    return array.astype(wanted) if kinds[1] == "floating" and (spec.dtype.own or kinds[0] == "integer") else array
+
+
+KINDS = {
+    "bool": jnp.bool_, "integer": jnp.integer, "floating": jnp.floating, "complex": jnp.complexfloating
+}  # fmt: skip
 
 
 def _check_shape(spec: Input, shape: tuple[int, ...]) -> None:
@@ -214,6 +260,8 @@ def _check_shape(spec: Input, shape: tuple[int, ...]) -> None:
 
 def _at(tree: Any, path: tuple[str, ...]) -> Any:
     for name in path:
+        if not isinstance(tree, Mapping) or name not in tree:
+            raise ValueError(f"variables: {'/'.join(path)} is missing; pass all collections, as in net.variables")
         tree = tree[name]
     return tree
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lla_torch.tracing import LOCK
 from lla_torch.trees import to_array
 
 _FAMILIES = ("uniform", "normal", "exponential", "random", "log_normal", "cauchy", "geometric")
@@ -42,7 +43,7 @@ def record(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Any, tuple[n
     if not isinstance(module, nn.Module):
         raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     recorder = Recorder()
-    with _restored(module), recorder.generators(), torch.no_grad(), recorder:
+    with LOCK, _restored(module), recorder.generators(), torch.no_grad(), recorder:
         outputs = module(*inputs, **kwargs)
         result = _numpy(outputs)
     return result, tuple(recorder.draws)

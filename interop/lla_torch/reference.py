@@ -211,7 +211,7 @@ def _types(task: Task, dtype: str) -> dict[torch.dtype, torch.dtype]:
 
 
 def _run(module: nn.Module, held: dict[str, torch.Tensor], run: Callable[[], Any]) -> Any:
-    torch.manual_seed(0)  # within untouched: the user's generator is put back
+    torch.default_generator.manual_seed(0)  # within untouched: the user's generator is put back
     return torch.func.functional_call(_Within(module), {f"module.{n}": x for n, x in held.items()}, (run,))
 
 

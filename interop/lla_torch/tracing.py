@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch.nn import functional
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
-_LOCK = threading.RLock()
+LOCK = threading.RLock()
+"""Held while a module or torch's global state is changed for a while."""
 
 
 class ConversionError(ValueError):
@@ -29,8 +31,8 @@ class Refused(Exception):
 
 def is_library(file: str) -> bool:
     """Whether a source file is torch's or this package's, and not the user's."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    return file.startswith((os.path.dirname(torch.__file__), here, "<")) or "contextlib" in file
+    folders = (os.path.dirname(torch.__file__), os.path.dirname(os.path.abspath(__file__)))
+    return file.startswith((*(folder + os.sep for folder in folders), "<")) or file == contextlib.__file__
 
 
 DATA = "x.detach()"
@@ -126,14 +128,16 @@ DROPOUTS: dict[Any, Callable[..., torch.Tensor]] = {
 """Kinds of dropout that torch traces as bare random numbers, by the one that stays dropout, so that all can be off."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def traceable() -> Iterator[None]:
     """torch with the checks of values left out that only guard against misuse, and lost gradients refused."""
     apply, detect = torch.autograd.Function.__dict__["apply"], transformer._detect_is_causal_mask
     validate = torch.distributions.Distribution._validate_args
 
+    here = threading.get_ident()
+
     def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if cls.__module__.split(".")[0] == "torch":
+        if cls.__module__.split(".")[0] == "torch" or threading.get_ident() != here:
             return apply.__get__(None, cls)(*args, **kwargs)
         raise Refused(
             f"{cls.__name__}.apply is called, an autograd.Function, whose backward leaves no trace in the graph. Write "
@@ -153,26 +157,32 @@ def traceable() -> Iterator[None]:
         torch.distributions.Distribution.set_default_validate_args(validate)
 
 
-@contextmanager
+@contextlib.contextmanager
 def untouched(module: nn.Module, train: bool | None = None) -> Iterator[None]:
     """The module in eval or train mode for a while; it and torch's global state are as before afterwards.
 
     Raises:
       ConversionError: the module's own ``train`` changes its weights.
     """
-    with _LOCK, torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+    with LOCK, torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        before = [(m, dict(vars(m)), dict(m._buffers)) for m in module.modules()]
+        before = [(m, dict(vars(m)), _contents(m)) for m in module.modules()]
         try:
             if train is not None:
                 _set_mode(module, train)
             yield
         finally:
-            for m, attributes, buffers in before:  # modes, and what a forward pass sets: caches, weights of hooks
+            for m, attributes, contents in before:  # modes, and what a forward pass sets: caches, weights of hooks
                 vars(m).clear()
                 vars(m).update(attributes)
-                m._buffers.clear()
-                m._buffers.update(buffers)
+                for container, content in contents:
+                    container.clear()
+                    container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    """A module's lists, dicts and sets (its buffers among them) with copies of what is in them."""
+    return [(x, copy.copy(x)) for x in vars(module).values() if isinstance(x, list | dict | set)]
 
 
 def _set_mode(module: nn.Module, train: bool) -> None:

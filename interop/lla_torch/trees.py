@@ -141,6 +141,11 @@ class NameMap:
                 node[leaf.path[-1]] = arrays[leaf.name]
         return result
 
+    def laid_out_like(self, other: NameMap) -> NameMap:
+        """The same tensors, those that ``other`` has too in its layout."""
+        known = {(leaf.name, leaf.shape): leaf for leaf in other.leaves if leaf.collection != "constants"}
+        return replace(self, leaves=tuple(known.get((leaf.name, leaf.shape), leaf) for leaf in self.leaves))
+
     def with_rows(self, rows: Mapping[str, View]) -> NameMap:
         """Linear weights (by leaf name) whose rows are to lie as the merged axes of the given inputs do."""
 
@@ -266,6 +271,12 @@ def as_jax(array: np.ndarray, name: str, dtype: Any = None) -> jax.Array:
         raise ValueError(
             f"{name} is {target.name}, which jax has only after jax.config.update('jax_enable_x64', True); do that "
             "before, or pass dtype='float32'"
+        )
+    typed = jax.dtypes.canonicalize_dtype(target)
+    if np.issubdtype(target, np.integer) and not np.array_equal(array.astype(typed), array):
+        raise ValueError(
+            f"{name} has {target.name} entries beyond {typed.name}, which jax has only after "
+            "jax.config.update('jax_enable_x64', True); do that before"
         )
     return jax.numpy.array(array.astype(target, copy=False), copy=True)
 

@@ -26,7 +26,7 @@ class View:
       array: the physical array.
       order: logical axis i lies on axis ``order[i]`` of the array (after the split).
       split: shape to which the array is cut first; None: its own.
-      shape: the logical shape; None: the transposed one. Other than that only where several axes are merged, as by a
+      merged: the logical shape; None: the transposed one. Other than that only where several axes are merged, as by a
         flatten in front of a linear layer.
     """
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 import lla_torch  # noqa: E402
-from torch import nn  # noqa: E402
 
 import lla_jax as lla  # noqa: E402
 
@@ -94,8 +94,9 @@ def test_modules_of_the_checkpoints_convert(name: str, shape: tuple[int, ...]) -
     module = example("torch_checkpoints").CASES[name].module().eval()
     x = torch.randn(4, *shape)
     net = lla_torch.convert(module, x[:2])
-    certificate = lla_torch.certify(module, net, (x, torch.arange(4)), nn.CrossEntropyLoss())
-    assert certificate.ok, str(certificate)
+    with torch.no_grad():
+        expected = module(x).numpy()
+    np.testing.assert_allclose(jax.jit(net.apply)(net.variables, x.numpy()), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_enlarged_digits_are_centred() -> None:

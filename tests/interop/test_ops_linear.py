@@ -305,12 +305,8 @@ EMBEDDING: dict[str, Callable[[], tuple]] = {
 DROPOUT: dict[str, Callable[[], tuple]] = {
     "dropout": lambda: (aten.dropout.default, (r(2, 3, 4), 0.4, True)),
     "dropout off": lambda: (aten.dropout.default, (r(2, 3), 0.4, False)),
-    "dropout 0": lambda: (aten.alpha_dropout.default, (r(2, 3), 0.0, True)),
     "native": lambda: (aten.native_dropout.default, (r(2, 3), 0.4, True)),
     "native off": lambda: (aten.native_dropout.default, (r(2, 3), 0.4, False)),
-    "feature": lambda: (aten.feature_dropout.default, (r(2, 3, 2, 2), 0.4, True)),
-    "alpha": lambda: (aten.alpha_dropout.default, (r(2, 3, 2), 0.4, True)),
-    "feature alpha": lambda: (aten.feature_alpha_dropout.default, (r(2, 3, 2, 2), 0.4, True)),
 }
 
 CLASSES = T([1, 0, -100, 3])
@@ -462,9 +458,6 @@ def test_masks_lie_as_the_tensor_does():
     close(ours, kept, 1e-12)
     (ours,) = lowered("dropout", (merge_tail(view, 1), 0.4, True), {}, (kept,), [mask.flatten(1).numpy()])
     close(ours, kept.flatten(1), 1e-12)
-    channels = torch.where(mask[..., :1, :1], image / 0.6, 0)
-    (ours,) = lowered("feature_dropout", (view, 0.4, True), {}, (channels,), [mask[..., :1, :1].numpy()])
-    close(ours, channels, 1e-12)
 
 
 @pytest.mark.parametrize("name", [*DROPOUT, "sdpa dropout", "gru deep"])
@@ -514,5 +507,3 @@ def test_misuse_is_named():
         linear.lu_factor_ex(jnp.eye(2), pivot=False)
     with pytest.raises(ValueError, match="params has 3 arrays"):
         recurrent.lstm(q, (q, q), (q, q, q), True, 1, 0.0, False, False, False, draw=None)
-    with pytest.raises(ValueError, match="at least"):
-        dropout.feature_dropout(jnp.ones(3), 0.5, True, draw=None)

@@ -338,6 +338,35 @@ def test_a_step_written_in_torch_is_a_loss(small, reduced):
         lla_torch.convert_loss(lambda module, batch: module(batch[0]), module, (x[:3], y[:3]))
 
 
+def test_a_step_keeps_the_tree_of_the_network(small):
+    module, net, x, y = small
+
+    def penalized(module, batch):
+        return torch.nn.functional.cross_entropy(module(batch[0]), batch[1]) + module.head.weight.square().sum()
+
+    def body_only(module, batch):
+        return module.conv(batch[0]).square().mean()
+
+    for step, options in ((penalized, {}), (body_only, {"net": net})):
+        loss, params = lla_torch.convert_loss(step, module, (x[:3].numpy(), y[:3].numpy()), **options)
+        jax.tree.map(np.testing.assert_array_equal, params, net.variables["params"])
+        found = loss.apply(params, loss.state, (x.numpy(), y.numpy()), False)[0]
+        np.testing.assert_allclose(found, step(module, (x, y)).item(), rtol=1e-5)
+
+
+def test_a_key_that_does_nothing_is_refused(small):
+    module, _, x, y = small
+
+    def step(module, batch):
+        return torch.nn.functional.cross_entropy(module(batch[0]), batch[1], reduction="none")
+
+    key, batch = jax.random.key(0), (x[:3], y[:3])
+    with pytest.raises(ValueError, match="draws no random numbers"):
+        lla_torch.convert_loss(step, module, batch, key=key)
+    with pytest.raises(ValueError, match="returns a scalar"):
+        lla_torch.convert_loss(step, module, batch, key=key, train=True)
+
+
 def test_precision_is_kept_or_cast(small):
     _, _, x, _ = small
     half = lla_torch.convert(Small().bfloat16(), x[:3].bfloat16())

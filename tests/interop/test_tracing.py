@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import pathlib
+import threading
 
 import jax
 import numpy as np
@@ -270,3 +271,93 @@ def test_every_dropout_replays_and_can_be_off(layer, shape):
     np.testing.assert_array_equal(net.apply(net.variables, x.numpy(), train=True)[0], x.numpy())
     drawn, _ = net.apply(net.variables, x.numpy(), train=True, key=jax.random.key(0))
     assert np.abs(np.asarray(drawn) - x.numpy()).max() > 0.1
+
+
+def test_another_path_for_another_batch_size_is_refused():
+    net = lla_torch.convert(Net(lambda net, x: net.linear(x) * (100 if x.shape[0] > 3 else 1)), torch.ones(8, 4))
+    net.apply(net.variables, np.ones((5, 4), np.float32))
+    with pytest.raises(ValueError, match="another path"):
+        net.apply(net.variables, np.ones((3, 4), np.float32))
+    pair = lla_torch.convert(nn.Bilinear(4, 4, 2), (torch.ones(8, 4), torch.ones(8, 4)))
+    pair.apply(pair.variables, np.ones((2, 4), np.float32), np.ones((2, 4), np.float32))
+
+
+def test_threads_convert_and_train_side_by_side():
+    x, errors = torch.ones(3, 4), []
+
+    def work(function):
+        try:
+            for _ in range(3):
+                function()
+        except Exception as error:
+            errors.append(error)
+
+    module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    jobs = [
+        lambda: lla_torch.convert(module, x, train=True),
+        lambda: lla_torch.record(module, x),
+        lambda: Sign.apply(x.clone().requires_grad_()).sum().backward(),
+    ]
+    threads = [threading.Thread(target=work, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert all(m.training for m in module.modules())
+
+
+def test_lists_of_the_module_stay_as_they_are():
+    def remembers(net, x):
+        net.seen.append(x)
+        return net.linear(x)
+
+    module = Net(remembers)
+    module.seen = []
+    lla_torch.convert(module, torch.ones(3, 4))
+    assert module.seen == []
+
+
+def test_inputs_of_another_kind_are_refused_or_cast():
+    masked = lla_torch.convert(Net(lambda net, m: net.linear((~m).float())), torch.ones(3, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="converted for bool"):
+        masked.apply(masked.variables, np.ones((3, 4), np.int32))
+    scaled = lla_torch.convert(Net(lambda net, x: net.linear(x * 2 - 1)), torch.ones(3, 4))
+    images = np.full((3, 4), 200, np.uint8)
+    expected = scaled.apply(scaled.variables, images.astype(np.float32))
+    np.testing.assert_array_equal(scaled.apply(scaled.variables, images), expected)
+    with pytest.raises(ValueError, match="is missing"):
+        scaled.apply({"params": {}}, images)
+    turned = scaled.variables | {"params": {"linear": {"kernel": np.ones((5, 4)), "bias": np.ones(4)}}}
+    with pytest.raises(ValueError, match=r"\(4, 4\)"):
+        scaled.apply(turned, images)
+
+
+def test_a_registered_lowering_is_used_where_torch_would_decompose():
+    from lla_torch.lowering import TABLE
+
+    called = []
+
+    @lla_torch.lowering("aten.logit.default")
+    def logit(x, eps=None):
+        called.append(1)
+        return jax.scipy.special.logit(x)
+
+    try:
+        net = lla_torch.convert(Net(lambda net, x: torch.logit(x)), torch.full((3, 4), 0.3))
+        assert called
+        assert net.apply(net.variables, np.full((2, 4), 0.3, np.float32)).shape == (2, 4)
+    finally:
+        del TABLE["aten.logit.default"]
+
+
+def test_reserved_names_are_refused():
+    with pytest.raises(ValueError, match="by position"):
+        lla_torch.convert(nn.MultiheadAttention(4, 2), torch.ones(3, 1, 4), example_kwargs={"key": torch.ones(3, 1, 4)})
+
+
+def test_whole_numbers_that_do_not_fit_are_refused():
+    net = Net(lambda net, x: net.linear(x) + net.big)
+    net.register_buffer("big", torch.tensor(2**40))
+    with pytest.raises(ValueError, match="jax_enable_x64"):
+        lla_torch.convert(net, torch.ones(3, 4))

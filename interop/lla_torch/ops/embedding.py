@@ -27,7 +27,7 @@ def embedding(
       sparse: in torch, how the gradient is stored; a gradient here is always a full array.
     """
     del sparse
-    rows = jnp.take(weight, indices, axis=0)
+    rows = jnp.take(weight, jnp.where(indices < 0, weight.shape[0], indices), axis=0)  # NaN where torch raises
     if scale_grad_by_freq:
         counts = jnp.zeros(weight.shape[:1], weight.dtype).at[indices].add(1)[indices]
         fixed = lax.stop_gradient(rows)

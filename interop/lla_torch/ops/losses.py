@@ -39,8 +39,9 @@ def _along_classes(weight: Array, x: Array) -> Array:
 
 
 def _picked(x: Array, target: Array) -> Array:
-    """x at the target classes."""
+    """x at the target classes; NaN at those that there are not, negative ones too, where torch raises."""
     axis = _class_axis(x)
+    target = jnp.where(target < 0, x.shape[axis], target)
     return jnp.squeeze(jnp.take_along_axis(x, jnp.expand_dims(target, axis), axis), axis)
 
 
