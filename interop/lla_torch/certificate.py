@@ -14,9 +14,9 @@ from torch import nn
 from lla_torch.conversion import unwrapped
 from lla_torch.function import Function, arguments
 from lla_torch.net import Net
-from lla_torch.program import DType
+from lla_torch.program import DType, at
 from lla_torch.reference import Task, central_differences, named_arrays, output_weights, torch_numbers
-from lla_torch.trees import to_array
+from lla_torch.trees import is_float, to_array
 
 TOLERANCES = {
     "outputs": 1e-12,
@@ -152,7 +152,7 @@ def _task(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: Any, 
     own = net.function.eval.own.name
     found = [str(p.dtype).removeprefix("torch.") for p in named.values() if p.is_floating_point()]
     rng = np.random.default_rng(seed)
-    params = [leaf for leaf in net.tree_map.leaves if leaf.collection == "params" and _is_float(leaf.dtype)]
+    params = [leaf for leaf in net.tree_map.leaves if leaf.collection == "params" and is_float(leaf.dtype)]
     vector = {leaf.name: rng.standard_normal(leaf.shape) for leaf in params}
     types = tuple(dict.fromkeys([own, *found]))
     samples, trains = bool(net.function.eval.random), net.function.train is not None
@@ -168,10 +168,6 @@ def _same_draws(low: dict[str, Any], exact: dict[str, Any]) -> bool:
 def _examples(batch: Any) -> int:
     shapes = [np.shape(x) for x in jax.tree_util.tree_leaves(batch) if hasattr(x, "shape")]
     return next((shape[0] for shape in shapes if shape), 1)
-
-
-def _is_float(dtype: Any) -> bool:
-    return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
 
 
 # --- rows
@@ -237,7 +233,7 @@ def _by_differences(row: Row) -> bool:
 def _lowest(program: Any) -> str | None:
     """The floating type of fewest bits that a program names besides the weights' own; None if float64 or none."""
     found = {d.name for i in program.instructions for d in i.dtypes if isinstance(d, DType) and not d.own}
-    found = {name for name in found if _is_float(name) and name != "float64"}
+    found = {name for name in found if is_float(name) and name != "float64"}
     return max(found, key=_eps) if found else None
 
 
@@ -298,7 +294,7 @@ def _jax_numbers(task: Task, net: Net, dtype: str, theirs: dict[str, Any]) -> di
     loss = _loss_of(task, net)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         held = {
-            leaf.name: jnp.asarray(_at(net.variables[leaf.collection], leaf.path), task.type_of(leaf.dtype, dtype))
+            leaf.name: jnp.asarray(at(net.variables[leaf.collection], leaf.path), task.type_of(leaf.dtype, dtype))
             for leaf in names.leaves
         }
         params = {name: held.pop(name) for name in task.vector}
@@ -340,7 +336,7 @@ def _jax_numbers(task: Task, net: Net, dtype: str, theirs: dict[str, Any]) -> di
     if "state" in found:
         buffers = [leaf for leaf in names.leaves if leaf.collection in ("batch_stats", "buffers")]
         found["state"] = {
-            f"state {x.name}": names.to_torch(x, _at(found["state"][x.collection], x.path)) for x in buffers
+            f"state {x.name}": names.to_torch(x, at(found["state"][x.collection], x.path)) for x in buffers
         }
     found["loss"] = {"": found["loss"]}
     return found
@@ -385,12 +381,6 @@ def _mean_loss(outputs: Any) -> Any:
     terms = []
     for path, x in named_arrays(outputs).items():
         x = jnp.stack([x.real, x.imag], -1) if jnp.issubdtype(x.dtype, jnp.complexfloating) else x
-        if _is_float(x.dtype) and x.size:
+        if is_float(x.dtype) and x.size:
             terms.append((jnp.asarray(output_weights(path, x.shape), x.dtype) * x + x**2 / 2).mean())
     return sum(terms) if terms else jnp.zeros(())
-
-
-def _at(tree: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        tree = tree[name]
-    return tree

@@ -121,7 +121,7 @@ def _rows(graphs: Sequence[Graph], names: NameMap, own: torch.dtype, call: Call)
 
         try:
             jax.eval_shape(run, trees, inputs, jax.random.key(0))
-        except (ValueError, NotImplementedError) as error:
+        except ValueError as error:
             notes = [note for note in getattr(error, "__notes__", []) if note.startswith("in ")]
             raise ConversionError("; ".join([str(error), *notes])) from error
 

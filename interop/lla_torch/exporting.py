@@ -93,7 +93,7 @@ def export(
             buffers = set(exported.graph_signature.inputs_to_buffers)
             _check_writes(exported.graph_module, _named(buffers), True)
             _mark_stop_gradients(exported.graph_module)
-            return exported.run_decompositions(_decompositions(module))
+            return exported.run_decompositions(_decompositions(exported.graph_module))
         except Exception as error:
             raise _explained(error, module) from error
 
@@ -126,18 +126,23 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...]) -> ExportedProgr
         return torch.export.export(flat, tensors, dynamic_shapes=(dynamic,), strict=False)
 
 
-def _decompositions(module: nn.Module) -> Any:
+def _decompositions(graph_module: torch.fx.GraphModule) -> Any:
     """torch's table without the operators that have a lowering: whole, they are faster and kinder to derivatives."""
     table = default_decompositions()
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.instancenorm._InstanceNorm)]
-    tracking = any(m.track_running_stats for m in norms)
+    tracking = _tracks(graph_module)
     for op in list(table):
-        # views stay with torch, which has to know what writes in place reach; instance_norm loses its running
-        # statistics when it is whole
+        # views stay with torch, which has to know what writes in place reach
         known = str(op) in TABLE and not _is_view(op) and not (tracking and "instance_norm" in str(op))
         if known or not op.name().startswith("aten::"):
             table.pop(op)
     return table
+
+
+def _tracks(graph_module: torch.fx.GraphModule) -> bool:
+    """Whether an instance_norm updates running statistics, which it would not return if it were left whole."""
+    graphs = [m.graph for m in graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    norms = [n for graph in graphs for n in graph.nodes if n.target is torch.ops.aten.instance_norm.default]
+    return any(n.args[3] is not None and n.args[5] for n in norms)
 
 
 def _is_view(op: Any) -> bool:

@@ -128,7 +128,8 @@ def arguments(inputs: Callable[[Any], Any] | None, batch: Any) -> tuple[tuple[An
         found = inputs(batch)
     elif isinstance(batch, Mapping):
         raise ValueError(
-            f"inputs=None, but the batch is a dict with {sorted(map(str, batch))}; pass inputs=lambda batch: ..."
+            f"inputs=None, but the batches are dicts with {sorted(map(str, batch))}; pass inputs=lambda batch: ... and "
+            "labels=lambda batch: ..."
         )
     else:
         found = batch[0] if isinstance(batch, tuple | list) else batch

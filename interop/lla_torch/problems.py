@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils import data as torch_data
 
 import lla_jax
+from lla_torch.function import arguments
 from lla_torch.trees import to_array, to_tensor
 
 _SHUFFLING = (torch_data.RandomSampler, torch_data.SubsetRandomSampler, torch_data.WeightedRandomSampler)
@@ -151,14 +152,7 @@ def _array(tensor: torch.Tensor, name: str) -> np.ndarray:
     if tensor.layout != torch.strided or tensor.is_quantized:
         kind = "quantized" if tensor.is_quantized else tensor.layout
         raise ValueError(f"{name}: is a {kind} tensor; the rule is dense ones: use .to_dense() or .dequantize()")
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        import ml_dtypes
-
-        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    if tensor.is_conj() or tensor.is_neg() or str(tensor.dtype).startswith("torch.float8"):
-        return to_array(tensor)
-    return tensor.numpy()
+    return to_array(tensor, copy=False)
 
 
 def _opened(source: Any) -> Iterable[Any]:
@@ -236,13 +230,4 @@ def _example(data: Any, inputs: Callable[[Any], Any] | None) -> tuple[Any, dict[
     """(positional, by name) inputs of two examples, as tensors."""
     batch = _first_batch(data) if isinstance(data, _LOADED) else data
     batch = jax.tree_util.tree_map(lambda x: np.resize(x[:2], (2, *x.shape[1:])), batch)  # a single one twice
-    if inputs is None and isinstance(batch, Mapping):
-        raise ValueError(
-            f"inputs=None, but the batches are dicts with {sorted(map(str, batch))}; pass inputs=lambda batch: ... and "
-            "labels=lambda batch: ..."
-        )
-    select = inputs or (lambda batch: batch[0] if isinstance(batch, tuple) else batch)
-    found = jax.tree_util.tree_map(to_tensor, select(batch))
-    if isinstance(found, Mapping):
-        return (), dict(found)
-    return (tuple(found) if isinstance(found, tuple | list) else (found,)), {}
+    return jax.tree_util.tree_map(to_tensor, arguments(inputs, batch))

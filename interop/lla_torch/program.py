@@ -164,7 +164,7 @@ class Program:
 
     def _own(self, params: Mapping[str, Any]) -> np.dtype:
         found = [
-            _at(params, spec.path).dtype  # type: ignore[arg-type]
+            at(params, spec.path).dtype  # type: ignore[arg-type]
             for spec in self.inputs
             if spec.kind == "params" and spec.dtype is not None and spec.dtype.own
         ]
@@ -221,7 +221,7 @@ def _fill(spec: Input, trees: Mapping[str, Any], inputs: Sequence[Any], own: np.
         _check_shape(spec, array.shape)
         return plain(_of_kind(array, spec, own))
     assert isinstance(spec.path, tuple)
-    array = jnp.asarray(_at(trees[spec.kind], spec.path))
+    array = jnp.asarray(at(trees[spec.kind], spec.path))
     if array.shape != spec.shape:
         raise ValueError(
             f"variables: {'/'.join(spec.path)} has shape {array.shape}; the rule is {spec.shape}, as in net.variables"
@@ -258,7 +258,8 @@ def _check_shape(spec: Input, shape: tuple[int, ...]) -> None:
     )
 
 
-def _at(tree: Any, path: tuple[str, ...]) -> Any:
+def at(tree: Any, path: tuple[str, ...]) -> Any:
+    """The leaf of nested dicts at a path."""
     for name in path:
         if not isinstance(tree, Mapping) or name not in tree:
             raise ValueError(f"variables: {'/'.join(path)} is missing; pass all collections, as in net.variables")

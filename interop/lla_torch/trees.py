@@ -238,16 +238,18 @@ def references(module: nn.Module) -> dict[str, weakref.ref[nn.Parameter]]:
     return {name: weakref.ref(parameter) for name, parameter in module.named_parameters()}
 
 
-def to_array(tensor: torch.Tensor) -> np.ndarray:
-    """A copy of a tensor's entries, bfloat16 and float8 included."""
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+def to_array(tensor: torch.Tensor, copy: bool = True) -> np.ndarray:
+    """A tensor's entries, bfloat16 and float8 included; a copy, or where possible the tensor's own memory."""
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     name = str(tensor.dtype).removeprefix("torch.")
     if name == "bfloat16" or name.startswith("float8"):
         import ml_dtypes
 
         bits = tensor.view(torch.uint16 if name == "bfloat16" else torch.uint8).numpy()
-        return bits.view(getattr(ml_dtypes, name)).copy()
-    return tensor.numpy().copy()
+        array = bits.view(getattr(ml_dtypes, name))
+    else:
+        array = tensor.numpy()
+    return array.copy() if copy else array
 
 
 def to_tensor(array: Any) -> torch.Tensor:
@@ -266,7 +268,7 @@ def as_jax(array: np.ndarray, name: str, dtype: Any = None) -> jax.Array:
     Raises:
       ValueError: 64-bit floats where jax has none.
     """
-    target = np.dtype(array.dtype if dtype is None or not _is_float(array.dtype) else jax.numpy.dtype(dtype))
+    target = np.dtype(array.dtype if dtype is None or not is_float(array.dtype) else jax.numpy.dtype(dtype))
     if target in (np.dtype("float64"), np.dtype("complex128")) and jax.dtypes.canonicalize_dtype(target) != target:
         raise ValueError(
             f"{name} is {target.name}, which jax has only after jax.config.update('jax_enable_x64', True); do that "
@@ -281,5 +283,6 @@ def as_jax(array: np.ndarray, name: str, dtype: Any = None) -> jax.Array:
     return jax.numpy.array(array.astype(target, copy=False), copy=True)
 
 
-def _is_float(dtype: Any) -> bool:
-    return bool(jax.numpy.issubdtype(dtype, jax.numpy.floating))
+def is_float(dtype: Any) -> bool:
+    """Whether a type, or its name, is a real floating one, bfloat16 and float8 included."""
+    return bool(jax.numpy.issubdtype(jax.numpy.dtype(dtype), jax.numpy.floating))

@@ -133,6 +133,22 @@ def test_an_assigned_buffer_is_updated_and_nothing_stays_on_the_module():
     assert lla_torch.certify(module, net, x).ok
 
 
+def test_running_statistics_of_a_functional_instance_norm_are_updated():
+    def normed(net, x):
+        y = nn.functional.instance_norm(net.linear(x)[:, None], net.mean, net.var, use_input_stats=True, momentum=0.5)
+        return y[:, 0]
+
+    module = Net(normed)
+    module.register_buffer("mean", torch.zeros(1))
+    module.register_buffer("var", torch.ones(1))
+    x = torch.arange(12.0).reshape(3, 4)
+    net = lla_torch.convert(module, x, train=True)
+    found, state = net.apply(net.variables, x.numpy(), train=True)
+    np.testing.assert_allclose(found, module.train()(x).detach(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(state["buffers"]["mean"], module.mean, rtol=1e-5)
+    np.testing.assert_allclose(state["buffers"]["var"], module.var, rtol=1e-5)
+
+
 def test_an_embedding_that_rewrites_itself_is_refused():
     with pytest.raises(lla_torch.ConversionError, match="max_norm"):
         lla_torch.convert(nn.Embedding(5, 3, max_norm=1.0), torch.arange(3))

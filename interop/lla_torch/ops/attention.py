@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lla_torch.lowering import lowering
+from lla_torch.ops.dropout import dropped
 
 Array = jax.Array
 
@@ -62,13 +63,4 @@ def scaled_dot_product_attention(
     if attn_mask is not None:
         scores = jnp.where(attn_mask, scores, -jnp.inf) if attn_mask.dtype == bool else scores + attn_mask
     weights = jax.nn.softmax(scores, axis=-1) if attn_mask is None else safe_softmax(scores, -1)
-    return jnp.matmul(_dropped(weights, dropout_p, draw), value)
-
-
-def _dropped(weights: Array, p: float, draw: Callable[..., Any]) -> Array:
-    if p == 0:
-        return weights
-    if p == 1:
-        return jnp.zeros_like(weights)
-    keep = draw(lambda key: jax.random.bernoulli(key, 1 - p, weights.shape), optional=True)
-    return weights if keep is None else jnp.where(keep, weights / (1 - p), 0)
+    return jnp.matmul(dropped(weights, dropout_p, draw), value)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lla_torch.lowering import lowering
-from lla_torch.views import View, as_view, inverse
+from lla_torch.views import View, as_view, inverse, plain
 
 Draw = Callable[..., Any]
 
@@ -26,37 +26,29 @@ def _laid(mask: jax.Array, x: View) -> jax.Array:
     return jnp.transpose(full, inverse(x.order)).reshape(x.array.shape)
 
 
-def _keep(x: View, shape: tuple[int, ...], p: float, draw: Draw) -> jax.Array | None:
-    mask = draw(lambda key: jax.random.bernoulli(key, 1 - p, shape), optional=True)
-    return None if mask is None else _laid(mask, x)
+def dropped(x: jax.Array, p: float, draw: Draw) -> jax.Array:
+    """Entries of an array in torch's order times mask / (1 - p)."""
+    return _dropped(plain(x), p, draw)[0].array
 
 
-def _dropped(x: View, shape: tuple[int, ...], p: float, train: bool, draw: Draw) -> View:
-    if not train or p == 0:
-        return x
+def _dropped(x: View, p: float, draw: Draw) -> tuple[View, View]:
+    """(entries times mask / (1 - p), mask)."""
     if p == 1:
-        return x.with_array(jnp.zeros_like(x.array))
-    keep = _keep(x, shape, p, draw)
-    return x if keep is None else x.with_array(jnp.where(keep, x.array / (1 - p), 0))
+        return x.with_array(jnp.zeros_like(x.array)), x.with_array(jnp.zeros(x.array.shape, bool))
+    mask = None if p == 0 else draw(lambda key: jax.random.bernoulli(key, 1 - p, x.shape), optional=True)
+    if mask is None:
+        return x, x.with_array(jnp.ones(x.array.shape, bool))
+    keep = _laid(mask, x)
+    return x.with_array(jnp.where(keep, x.array / (1 - p), 0)), x.with_array(keep)
 
 
 @lowering("aten.dropout.default", layout="views", random=True)
 def dropout(x: Any, p: float, train: bool, *, draw: Draw) -> View:
     """Entries times mask / (1 - p)."""
-    x = as_view(x)
-    return _dropped(x, x.shape, p, train, draw)
+    return _dropped(as_view(x), p if train else 0, draw)[0]
 
 
 @lowering("aten.native_dropout.default", layout="views", random=True)
 def native_dropout(x: Any, p: float, train: bool | None, *, draw: Draw) -> tuple[View, View]:
     """(``dropout``, the mask of what is kept)."""
-    x = as_view(x)
-    ones = x.with_array(jnp.ones(x.array.shape, bool))
-    if train is False or p == 0:
-        return x, ones
-    if p == 1:
-        return x.with_array(jnp.zeros_like(x.array)), x.with_array(jnp.zeros(x.array.shape, bool))
-    keep = _keep(x, x.shape, p, draw)
-    if keep is None:
-        return x, ones
-    return x.with_array(jnp.where(keep, x.array / (1 - p), 0)), x.with_array(keep)
+    return _dropped(as_view(x), 0 if train is False else p, draw)

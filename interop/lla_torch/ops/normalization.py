@@ -138,7 +138,7 @@ def instance_norm(
             raise ValueError("use_input_stats=False needs running_mean and running_var; pass True or both of them")
         return _normalized(input, weight, bias, running_mean, running_var, eps)
     if running_mean is not None or running_var is not None:
-        raise NotImplementedError(
+        raise ValueError(
             f"instance_norm updates running statistics (momentum={momentum}), which the operator does not return; "
             "convert the module in eval mode, or with track_running_stats=False"
         )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lla_torch.lowering import lowering
+from lla_torch.ops.dropout import dropped
 
 Array = jax.Array
 Carry = tuple[Array, ...]
@@ -103,20 +104,11 @@ def _layers(
             ends.append(end)
         x = outputs[0] if directions == 1 else jnp.concatenate(outputs, axis=-1)
         if layer < num_layers - 1:
-            x = _dropped(x, dropout if train else 0.0, draw)
+            x = dropped(x, dropout if train else 0.0, draw)
     last = tuple(jnp.stack(each) for each in zip(*ends, strict=True))
     if not batched:
         return (x[:, 0], *(s[:, 0] for s in last))
     return (jnp.swapaxes(x, 0, 1) if batch_first else x, *last)
-
-
-def _dropped(x: Array, p: float, draw: Callable[..., Any]) -> Array:
-    if p == 0:
-        return x
-    if p == 1:
-        return jnp.zeros_like(x)
-    keep = draw(lambda key: jax.random.bernoulli(key, 1 - p, x.shape), optional=True)
-    return x if keep is None else jnp.where(keep, x / (1 - p), 0)
 
 
 @lowering("aten.lstm.input", random=True)

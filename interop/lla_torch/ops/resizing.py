@@ -186,9 +186,7 @@ def grid_sampler(input: View, grid: View, interpolation_mode: int, padding_mode:
     """torch.nn.functional.grid_sample: bilinear, nearest, or bicubic for images."""
     dims = input.ndim - 2
     if interpolation_mode == BICUBIC and dims != 2:
-        raise NotImplementedError(
-            f"bicubic grid_sample of an input of shape {input.shape}: torch has it for images only"
-        )
+        raise ValueError(f"bicubic grid_sample of an input of shape {input.shape}: torch has it for images only")
     images, points = to_images(input, dims)[0], as_view(grid).logical()
     taps: list[Any] = []
     weights: list[Any] = []
