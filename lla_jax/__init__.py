@@ -25,7 +25,7 @@ _NAMES = {
     "Loss": "_types",
     "Problem": "_types",
     "Spectrum": "_types",
-    "all_modes": "runs",
+    "all_modes": "modes",
     "convexity": "planes",
     "density": "spectral",
     "diagonal": "stochastic",
@@ -50,6 +50,7 @@ _NAMES = {
     "spectrum": "spectral",
     "spectrum_type": "measures",
     "stream": "data",
+    "sweep": "runs",
     "trace": "stochastic",
 }
 __all__ = ["__version__", *_MODULES, *_NAMES]

@@ -36,12 +36,13 @@ from lla_jax.measures import spectrum_type as spectrum_type
 from lla_jax.models import from_equinox as from_equinox
 from lla_jax.models import from_linen as from_linen
 from lla_jax.models import from_nnx as from_nnx
+from lla_jax.modes import all_modes as all_modes
 from lla_jax.operators import fisher as fisher
 from lla_jax.operators import ggn as ggn
 from lla_jax.operators import hessian as hessian
 from lla_jax.planes import convexity as convexity
 from lla_jax.planes import plane_report as plane_report
-from lla_jax.runs import all_modes as all_modes
+from lla_jax.runs import sweep as sweep
 from lla_jax.spectral import density as density
 from lla_jax.spectral import eigenpairs as eigenpairs
 from lla_jax.spectral import spectrum as spectrum

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-ADAM_B = (0.1, 2.0)  # as in runs.all_modes
+ADAM_B = (0.1, 2.0)  # as in modes.all_modes
 
 
 class Mistake(Exception):
@@ -54,13 +55,14 @@ class LandscapeOptions:
     """Compute and draw the loss landscape around your own network.
 
     Write a function without arguments that returns lla_jax.Problem(loss, params, data), and name it: --problem
-    my_module:my_function. Or try --problem lla_jax.demo:problem. After Ctrl-C the same command goes on where it was.
+    my_module:my_function. Or try --problem lla_jax.demo:problem. However it was interrupted (Ctrl-C, a kill, a full
+    disk), the same command goes on; with a wider or denser grid it reuses the points there are.
     """
 
     problem: str
     """The factory, MODULE:FUNCTION or FILE.py:FUNCTION; modules are also looked for in the current folder."""
     out: Path = Path("run")
-    """Folder for the result (landscape.npz) and the pictures."""
+    """Folder for the chunks that are finished, the result (landscape.npz) and the pictures."""
     axes: Literal["random", "hessian", "adam", "gradient", "checkpoints"] = "random"
     """Random Gaussian; eigenvectors of the Hessian; Adam's moments m and v; the gradient and an orthogonal one;
     differences to the checkpoints."""
@@ -102,6 +104,8 @@ class LandscapeOptions:
     """Of the random directions."""
     devices: Annotated[int | None, _optional("INT", "all; on a CPU, one per core")] = None
     """Number of devices among which the points are split."""
+    shard: Annotated[str | None, _optional("I/N", "all")] = None
+    """Compute only share I of N, such as 3/16, beside other processes with the same --out; then lla-jax merge."""
     cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
     """In the pictures, draw values above this as this (planes and volumes); the saved values are untouched."""
     log: bool = False
@@ -183,10 +187,43 @@ class PlotOptions:
     """Show the whole traceback of an error."""
 
 
+@dataclass(frozen=True)
+class MergeOptions:
+    """Put together what several processes computed: the result and its pictures, from the chunks in a folder.
+
+    A sweep made with lla_jax.sweep gives a landscape.npz in each of its folders, and table.csv.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """The --out of lla-jax landscape, or the store= of lla_jax.evaluate and sweep."""
+    partial: bool = False
+    """Take what there is, even if chunks are missing: landscape.partial.npz."""
+    cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
+    """Draw values above this as this (planes and volumes)."""
+    log: bool = False
+    """Logarithmic scale. Without --log, --no-log and --cap: if positive values span over 1000-fold."""
+    no_log: bool = False
+    """Linear scale, however far the values spread."""
+    debug: bool = False
+    """Show the whole traceback of an error."""
+
+
+@dataclass(frozen=True)
+class StatusOptions:
+    """Say how far the runs over a folder are: chunks, writers, damage, time left."""
+
+    folder: tyro.conf.Positional[Path]
+    """The --out of lla-jax landscape, or the store= of lla_jax.evaluate and sweep."""
+    debug: bool = False
+    """Show the whole traceback of an error."""
+
+
 Options = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
     | Annotated[LandscapeOptions, tyro.conf.subcommand("landscape")]
     | Annotated[HessianOptions, tyro.conf.subcommand("hessian")]
+    | Annotated[MergeOptions, tyro.conf.subcommand("merge")]
+    | Annotated[StatusOptions, tyro.conf.subcommand("status")]
     | Annotated[PlotOptions, tyro.conf.subcommand("plot")]
 )
 
@@ -263,7 +300,7 @@ def check_normalize(options: LandscapeOptions) -> None:
         raise Mistake(f"--one-dim {options.one_dim} does nothing with --normalize {by}; leave it out")
 
 
-def check_pictures(options: LandscapeOptions | PlotOptions, dims: int) -> None:
+def check_pictures(options: LandscapeOptions | MergeOptions | PlotOptions, dims: int) -> None:
     if options.log and options.no_log:
         raise Mistake("--log and --no-log contradict each other: give one of them")
     if options.cap is None:
@@ -272,6 +309,19 @@ def check_pictures(options: LandscapeOptions | PlotOptions, dims: int) -> None:
         raise Mistake(f"--cap {options.cap:g} does nothing: it caps planes and volumes, not lines; leave it out")
     if not math.isfinite(options.cap) or (options.log and options.cap <= 0):
         raise Mistake(f"--cap {options.cap:g} must be a finite number{' above 0, with --log' if options.log else ''}")
+
+
+def shard(options: LandscapeOptions) -> tuple[int, int] | None:
+    """--shard as numbers."""
+    if options.shard is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", options.shard)
+    i, n = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= i <= n:
+        raise Mistake(f"--shard {options.shard} must be I/N with I from 1 to N, such as 3/16")
+    if options.overwrite:
+        raise Mistake("--overwrite would remove what the other shards did: start with an empty --out instead")
+    return i, n
 
 
 def settings(options: LandscapeOptions) -> dict[str, str]:
@@ -326,5 +376,5 @@ def _draws(options: LandscapeOptions) -> bool:
     return options.dims > {"random": 0, "gradient": 1, "adam": 2, "checkpoints": 3, "hessian": -1}[options.axes]
 
 
-def scale(options: LandscapeOptions | PlotOptions) -> bool | None:
+def scale(options: LandscapeOptions | MergeOptions | PlotOptions) -> bool | None:
     return True if options.log else False if options.no_log else None

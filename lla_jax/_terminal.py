@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
+import logging
 import os
 import sys
 import sysconfig
@@ -103,6 +104,21 @@ def plain_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: say(f"warning: {message}")
         yield
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """What the library logs as messages to the user: plans, memory, expected times."""
+    log, handler = logging.getLogger("lla_jax"), logging.Handler(logging.INFO)
+    handler.emit = lambda record: say(record.getMessage())  # type: ignore[method-assign]
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def load_problem(spec: str) -> Problem:

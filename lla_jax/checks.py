@@ -129,14 +129,14 @@ def resumable(resume: Landscape, recipe: Mapping[str, Any], coords: Sequence[np.
         )
 
 
-def same_probe(resume: Landscape, probe: Mapping[str, float]) -> None:
+def same_probe(recipe: Mapping[str, Any], probe: Mapping[str, float], argument: str) -> None:
     """Raise unless the values at the first point are what they were: this sees functions that changed."""
-    then = resume.recipe.get("probe", {})
+    then = recipe.get("probe", {})
     for name, value in probe.items():
         if not np.isclose(value, then.get(name, value), rtol=1e-5, atol=1e-30, equal_nan=True):
             raise ValueError(
-                f"resume: {name or 'the penalty'!r} at the first point is {value}, and was {then[name]} in the partial "
-                "landscape; the rule is the same loss and functions. Restore them, or start anew without resume"
+                f"{argument}: {name or 'the penalty'!r} at the first point is {value}, and was {then[name]} when the "
+                "landscape was begun; the rule is the same loss and functions. Restore them, or start anew"
             )
 
 

@@ -6,11 +6,9 @@ functions, after the environment that jax reads at its start is set, and so that
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +18,11 @@ from lla_jax._options import (
     DemoOptions,
     HessianOptions,
     LandscapeOptions,
+    MergeOptions,
     Mistake,
     Options,
     PlotOptions,
+    StatusOptions,
     check_axes,
     check_grid,
     check_hessian,
@@ -34,8 +34,20 @@ from lla_jax._options import (
     ranges,
     scale,
     settings,
+    shard,
 )
-from lla_jax._terminal import bar, by_us, duration, load_problem, plain_warnings, prepare_jax, say, where, writable
+from lla_jax._terminal import (
+    bar,
+    by_us,
+    duration,
+    load_problem,
+    plain_warnings,
+    prepare_jax,
+    say,
+    told,
+    where,
+    writable,
+)
 from lla_jax._version import __version__
 
 if TYPE_CHECKING:
@@ -72,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         DemoOptions: demo,
         LandscapeOptions: landscape,
         HessianOptions: hessian,
+        MergeOptions: merge,
+        StatusOptions: status,
         PlotOptions: plot,
     }
     try:
@@ -109,33 +123,21 @@ def landscape(options: LandscapeOptions) -> None:
     check_axes(options)
     check_normalize(options)
     check_pictures(options, options.dims)
-    out, made = writable(options.out), settings(options)
-    finished, partial = out / "landscape.npz", out / "landscape.partial.npz"
-    from lla_jax import evaluate, grid, save
+    share, made = shard(options), settings(options)
+    out = writable(options.out)
+    from lla_jax import _store_run, evaluate, grid, save
     from lla_jax._types import Execution
 
     _check_devices(options.devices)
-    found = next((path for path in (partial, finished) if path.exists() and not options.overwrite), None)
-    resume = None if found is None else _load_landscape(found)
-    if found and resume:
-        _check_same(found, resume, made)
+    _store_run.begin(out, made, options.problem, options.overwrite)
     problem = load_problem(options.problem)
     axes = make_axes(problem, options)
     if options.axes == "checkpoints" and options.batch_stats == "frozen" and _has_state(problem):
         say(
             "note: the model has state; if it is BatchNorm's, that of the checkpoints differs: --batch-stats reestimate"
         )
-
-    def keep(result: Landscape, path: Path) -> None:
-        save(replace(result, recipe={**result.recipe, "command": {**made, "problem": options.problem}}), path)
-
-    def keep_unfinished(unfinished: Landscape) -> None:
-        keep(unfinished, partial)
-        again = "the same command without --overwrite" if options.overwrite else "the same command"
-        say(f"what is finished is kept in {partial}; {again} continues it")
-
     try:
-        with bar("landscape", estimate=True) as progress:
+        with bar("landscape") as progress, told():
             result = evaluate(
                 problem.loss,
                 problem.params,
@@ -149,16 +151,20 @@ def landscape(options: LandscapeOptions) -> None:
                 extra_data=dict(problem.extra_data),
                 execution=Execution(devices="all" if options.devices is None else options.devices),
                 progress=progress,
-                on_partial=keep_unfinished,
-                resume=resume,
+                store=out,
+                shard=share,
             )
     except ValueError as error:
-        if found is None or not str(error).startswith("resume: "):
-            raise
-        raise Mistake(f"{found} was made with {_another(str(error))}\n{_ELSEWHERE}") from error
-    keep(result, finished)
-    for path in (partial, *out.glob("landscape.partial-*")):  # with its pictures, by ``plot``
-        path.unlink(missing_ok=True)
+        raise _store_run.refused(out, error) from error
+    except KeyboardInterrupt:
+        _store_run.tell_kept(out)
+        raise
+    if not result.recipe["complete"]:
+        print(f"Shard {options.shard} is finished.\n{_store_run.status(out)}\nWhen all are: lla-jax merge {out}")
+        return
+    finished = save(result, out / "landscape.npz")
+    for path in out.glob("landscape.partial*"):
+        path.unlink()
     _print_numbers(result)
     _print_results([finished])
     _print_results(draw(result, out, cap=options.cap, log=scale(options)), "Pictures")
@@ -176,6 +182,30 @@ def hessian(options: HessianOptions) -> None:
     print((out / "hessian.txt").read_text(encoding="utf-8"))
     _print_results([*results, out / "eigenpairs.npz", out / "spectrum.npz"])
     _print_results(_curvature_run.draw(found, out), "Pictures")
+
+
+def merge(options: MergeOptions) -> None:
+    """Puts together what is in a store, and draws it."""
+    from lla_jax import _store_run
+    from lla_jax._types import Landscape
+
+    found, paths = _store_run.merge(options.folder, options.partial)
+    if not isinstance(found, Landscape):
+        print(found)
+        _print_results(paths[-1:])
+        return
+    check_pictures(options, found.dims)
+    _print_numbers(found)
+    _print_results(paths)
+    stem = paths[0].name.removesuffix(".npz")
+    _print_results(draw(found, options.folder, stem, cap=options.cap, log=scale(options)), "Pictures")
+
+
+def status(options: StatusOptions) -> None:
+    """Says how far a store is."""
+    from lla_jax import _store_run
+
+    print(_store_run.status(options.folder))
 
 
 def plot(options: PlotOptions) -> None:
@@ -364,34 +394,6 @@ def _check_devices(devices: int | None) -> None:
         raise Mistake(f"--devices {devices} must be 1 to {len(local)}, the number of {kind}; or leave it out")
 
 
-_ELSEWHERE = "choose another --out, or --overwrite it"
-_CHANGED = {
-    "params": "parameters",
-    "state": "state (BatchNorm)",
-    "noise": "random key of the loss",
-    "precision": "precision settings of jax",
-    "directions": "checkpoints or optimizer state",
-}
-
-
-def _check_same(path: Path, result: Landscape, made: dict[str, str]) -> None:
-    before = result.recipe.get("command", {})  # absent where the library made it; then ``evaluate`` compares
-    changed = [f"{name} {before[name]} -> {now}" for name, now in made.items() if before.get(name, now) != now]
-    if changed:
-        raise Mistake(f"{path} was made with other options: {', '.join(changed)}\n{_ELSEWHERE}")
-
-
-def _another(refusal: str) -> str:
-    """What ``evaluate`` says has changed, in words; the options are the same, so it comes from the factory."""
-    from lla_jax.checks import IDENTITY
-
-    said = re.findall(r"\w+", refusal.partition(";")[0])
-    changed = [name for name in (*IDENTITY, "grid") if name in said]
-    if "params" in changed:
-        changed = [name for name in changed if name != "directions"]  # these follow
-    return f"other {', '.join(_CHANGED.get(name, name) for name in changed) or 'functions (loss or metrics)'}"
-
-
 def _has_state(problem: Problem) -> bool:
     import jax
 
@@ -405,15 +407,6 @@ def _load(path: Path) -> Any:
         saved = load(path)
     except (ValueError, FileNotFoundError) as error:
         raise Mistake(str(error).removeprefix("path: ")) from error
-    return saved
-
-
-def _load_landscape(path: Path) -> Landscape:
-    from lla_jax._types import Landscape
-
-    saved = _load(path)
-    if not isinstance(saved, Landscape):
-        raise Mistake(f"{path} holds {type(saved).__name__}, not a landscape")
     return saved
 
 

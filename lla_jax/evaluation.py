@@ -1,4 +1,4 @@
-"""How ``landscape.evaluate`` runs: check, plan, run group after group, record.
+"""What ``landscape.evaluate`` computes: a checked job, and the means of its losses at any points.
 
 Only weighted sums leave the devices, and are added up in float64: the values do not depend on how points and data are
 cut.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lla_jax import _tree, checks, kernels, lowering
+from lla_jax import _tree, checks, kernels
 from lla_jax import batch_stats as _batch_stats
 from lla_jax import data as _data
 from lla_jax import execution as _execution
@@ -27,8 +27,10 @@ from lla_jax.data import Stream
 from lla_jax.execution import Plan
 
 Progress = Callable[[float, float | None], None]
+Sums = dict[str, np.ndarray]  # by name, a row of weighted sums for every point
+Values = dict[str, np.ndarray]  # by name, a number for every point
+Table = dict[str, dict[str, np.ndarray]]  # "values" and "stderr" by name, flat
 STATE_BYTES = 2**28  # re-estimated statistics held at a time while a stream is read
-UNSTEADY = 1e-5  # relative difference between two runs of one block that rounding does not explain
 
 
 class Job(NamedTuple):
@@ -38,6 +40,7 @@ class Job(NamedTuple):
     params: PyTree
     sources: dict[str, Any]  # by the prefix of their values: data on the devices, or a Stream
     coords: tuple[np.ndarray, ...]
+    probed: tuple[np.ndarray, ...]  # the grid at whose first points plans are timed and functions recognized
     first: tuple[Batch, int, int]  # batch, rows that count, offset: to plan and to probe with
     how: kernels.How
     point_metrics: tuple[tuple[str, Any], ...]
@@ -109,6 +112,7 @@ def prepare(
         params=params,
         sources=sources,
         coords=coords,
+        probed=coords,
         first=first,
         how=kernels.How(static(rule), batch_stats == "batch", metrics),
         point_metrics=point_metrics,
@@ -124,68 +128,30 @@ def prepare(
     )
 
 
-def run(job: Job, directions: Directions, progress: Any, on_partial: Any, resume: Landscape | None) -> Landscape:
-    """One landscape, group after group of points: a chunk for data in memory, all points for a stream (read once)."""
+def recentred(job: Job, params: PyTree, state: PyTree) -> Job:
+    """The same job around other parameters; the data stay where they are."""
+    _tree.check_real(params)
+    recipe = job.recipe | {
+        "params": job.recipe["params"] | {"fingerprint": _data.fingerprint(params)},
+        "state": _data.fingerprint(state),
+    }
+    loss = _execution.replicate(replace(job.loss, state=state), job.mesh)
+    return job._replace(params=_execution.replicate(params, job.mesh), loss=loss, recipe=recipe)
+
+
+def described(job: Job, directions: Directions) -> tuple[PyTree, dict[str, Any]]:
+    """The directions' tree on the devices, and the recipe of their landscape."""
     tree = checks.aligned(directions, job.params, len(job.coords), job.adam)
     recipe = job.recipe | {
         "directions": dict(directions.recipe) | {"contents": _data.fingerprint(directions.tree)},
-        "versions": {"lla_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }
-    table, done = _started(job, recipe, resume)
-    tree = _execution.replicate(tree, job.mesh)
-    plan: Plan | None = None
-    sums: dict[str, np.ndarray] = {}
-    values: dict[str, np.ndarray] = {}
-    try:
-        plan = _plan(job, tree) if resume is None else _plan_of(resume.recipe)
-        recipe["probe"], difference, plan = _probe(job, tree, plan)
-        recipe["deterministic"] = difference <= UNSTEADY
-        if resume is not None and recipe["deterministic"]:
-            checks.same_probe(resume, recipe["probe"])
-        if not recipe["deterministic"]:
-            _warn_unsteady(difference)
-        while done < job.num:
-            last = min(done + _group_size(job, plan), job.num)
-            values, plan = _of_params(job, tree, plan, done, last)
-            plan = _of_data(job, tree, plan, done, last, sums, span(progress, done, last - done, job.num))
-            _store(table, job, sums, values, done)
-            sums.clear()
-            values, done = {}, last
-            if progress is not None:
-                progress(done, job.num)
-    except BaseException:
-        unfinished = job.streamed and bool(sums)  # a stream: every cell has a mean over the batches read so far
-        if unfinished:
-            _store(table, job, sums, values, done)
-        if on_partial is not None and (done or unfinished):
-            on_partial(_landscape(job, table, recipe, plan, done))
-        raise
-    result = _landscape(job, table, recipe, plan, done)
-    _warn(result)
-    return result
+    return _execution.replicate(tree, job.mesh), recipe
 
 
-def _started(
-    job: Job, recipe: dict[str, Any], resume: Landscape | None
-) -> tuple[dict[str, dict[str, np.ndarray]], int]:
-    """Flat arrays and the number of points finished: of the landscape to continue, or none."""
-    if resume is None:
-        return {"values": {}, "stderr": {}}, 0
-    checks.resumable(resume, recipe, job.coords)
-    kinds = {"values": resume.values, "stderr": resume.stderr}
-    table = {
-        kind: {name: np.array(found, np.float64).reshape(-1) for name, found in arrays.items()}
-        for kind, arrays in kinds.items()
-    }
-    return table, int(resume.recipe.get("points_done", 0))
-
-
-PLAN = ("chunk", "microbatch", "loop", "share", "scan")
-
-
-def _plan_of(recipe: dict[str, Any]) -> Plan:
-    """The plan that a landscape was begun with, and is finished with."""
-    return Plan(**{name: recipe["plan"][name] for name in PLAN})
+def versions() -> dict[str, str]:
+    """Of what the values depend on beyond the recipe."""
+    return {"lla_jax": __version__, "jax": jax.__version__, "python": platform.python_version()}
 
 
 def span(progress: Any, first: int, length: int, total: int) -> Any:
@@ -199,7 +165,7 @@ def span(progress: Any, first: int, length: int, total: int) -> Any:
     return report
 
 
-def _group_size(job: Job, plan: Plan) -> int:
+def group_size(job: Job, plan: Plan) -> int:
     """Points finished together."""
     if not job.streamed:
         return plan.chunk * job.mesh.size
@@ -209,11 +175,10 @@ def _group_size(job: Job, plan: Plan) -> int:
     return max(plan.chunk * job.mesh.size, STATE_BYTES // max(1, state))
 
 
-def _points(job: Job, lo: int, hi: int, plan: Plan) -> np.ndarray:
-    """Coordinates (C, k) of the points [lo, hi) in row-major order, lengthened to a full chunk."""
-    indices = np.unravel_index(np.arange(lo, hi), tuple(map(len, job.coords)))
-    coords = np.stack([c[i] for c, i in zip(job.coords, indices, strict=True)], -1)
-    return _execution.pad_points(coords, plan.chunk * job.mesh.size)
+def grid_points(grid: tuple[np.ndarray, ...], lo: int, hi: int) -> np.ndarray:
+    """Coordinates (C, k) of the points [lo, hi) in row-major order."""
+    indices = np.unravel_index(np.arange(lo, hi), tuple(map(len, grid)))
+    return np.stack([c[i] for c, i in zip(grid, indices, strict=True)], -1)
 
 
 def _padded(array: Any, lo: int, hi: int, plan: Plan, job: Job) -> Any:
@@ -222,66 +187,74 @@ def _padded(array: Any, lo: int, hi: int, plan: Plan, job: Job) -> Any:
     return jax.tree_util.tree_map(lambda x: _execution.pad_points(x[lo:hi], size), array)
 
 
-def _of_params(job: Job, tree: PyTree, plan: Plan, first: int, last: int) -> tuple[dict[str, np.ndarray], Plan]:
-    """Point metrics and, under the name '', the penalty at the points [first, last)."""
-    values: dict[str, np.ndarray] = {}
+def evaluated(
+    job: Job, tree: PyTree, plan: Plan, coords: np.ndarray, sums: Sums, values: Values, progress: Any
+) -> Plan:
+    """What depends on the parameters alone into ``values``, the sums over the data into ``sums``, at the points of
+    ``coords`` (C, k). Returns the plan in force at the end: less memory than expected makes it smaller."""
+    found, plan = of_params(job, tree, plan, coords)
+    values.update(found)
+    return _of_data(job, tree, plan, coords, sums, progress)
+
+
+def of_params(job: Job, tree: PyTree, plan: Plan, points: np.ndarray) -> tuple[Values, Plan]:
+    """Point metrics and, under the name '', the penalty at the points (C, k)."""
+    values: Values = {}
     if not job.point_metrics and job.loss.penalty is None:
         return values, plan
 
     def compute(plan: Plan, lo: int, hi: int) -> None:
-        coords = _points(job, lo, hi, plan)
+        coords = _padded(points, lo, hi, plan, job)
         static = {"how": job.how, "loop": plan.loop, "mesh": job.mesh, "point_metrics": job.point_metrics}
         for name, found in kernels.point_step(job.loss, job.params, tree, coords, job.key, **static).items():
-            values.setdefault(name, np.zeros(last - first))[lo - first : hi - first] = np.asarray(found)[: hi - lo]
+            values.setdefault(name, np.zeros(len(points)))[lo:hi] = np.asarray(found)[: hi - lo]
 
-    plan = _execution.chunks(compute, first, last, plan, job.mesh.size)
+    plan = _execution.chunks(compute, 0, len(points), plan, job.mesh.size)
     return values, plan
 
 
-def _of_data(
-    job: Job, tree: PyTree, plan: Plan, first: int, last: int, sums: dict[str, np.ndarray], progress: Any
-) -> Plan:
-    """Add the sums over every data set to ``sums`` {name: (last - first, 6)} at the points [first, last)."""
-    states = None
+def _of_data(job: Job, tree: PyTree, plan: Plan, points: np.ndarray, sums: Sums, progress: Any) -> Plan:
+    """Add the sums over every data set to ``sums`` {name: (C, 6)} at the points (C, k)."""
+    states, num = None, len(points)
     if job.momenta is not None:
-        states, plan = _reestimated(job, tree, plan, first, last)
+        states, plan = _reestimated(job, tree, plan, points)
     read = 0
     for i, (prefix, data) in enumerate(job.sources.items()):
         length = data.num_batches if isinstance(data, Stream) else None
         for j, (batch, count, offset) in enumerate(_execution.device_batches(data, job.mesh, job.whole)):
 
             def compute(plan: Plan, lo: int, hi: int, batch=batch, count=count, offset=offset, prefix=prefix) -> None:
-                coords = _points(job, lo, hi, plan)
-                at = None if states is None else _padded(states, lo - first, hi - first, plan, job)
+                coords = _padded(points, lo, hi, plan, job)
+                at = None if states is None else _padded(states, lo, hi, plan, job)
                 results = [
-                    _call(job, tree, coords, at, batch, call, starts, count, offset)
-                    for call, starts in _execution.calls(plan, _rows(batch), count, job.batch_size, job.whole)
+                    call(job, tree, coords, at, batch, step, starts, count, offset)
+                    for step, starts in _execution.calls(plan, rows_in(batch), count, job.batch_size, job.whole)
                 ]
                 totals = jax.tree_util.tree_map(lambda *blocks: sum(map(_data.total, blocks)), *results)
                 for name, total in totals.items():
-                    into = sums.setdefault(prefix + name, np.zeros((last - first, _data.NUM_SUMS)))
-                    into[lo - first : hi - first] += total[: hi - lo]
+                    into = sums.setdefault(prefix + name, np.zeros((num, _data.NUM_SUMS)))
+                    into[lo:hi] += total[: hi - lo]
 
-            plan = _execution.chunks(compute, first, last, plan, job.mesh.size)
+            plan = _execution.chunks(compute, 0, num, plan, job.mesh.size)
             read += 1
             if progress is not None and isinstance(data, Stream):
                 fraction = 0.0 if length is None else (i + (j + 1) / length) / len(job.sources)
-                progress(*((read, None) if length is None else (fraction * (last - first), last - first)))
+                progress(*((read, None) if length is None else (fraction * num, num)))
     return plan
 
 
-def _rows(batch: Batch) -> int:
+def rows_in(batch: Batch) -> int:
     return jax.tree_util.tree_leaves(batch)[0].shape[0]
 
 
-def _call(job: Job, tree, coords, states, batch, plan: Plan, starts, count: int, offset: int) -> dict[str, Any]:
+def call(job: Job, tree, coords, states, batch, plan: Plan, starts, count: int, offset: int) -> dict[str, Any]:
     return kernels.sums_step(
         job.loss, job.params, tree, coords, states, batch, starts, np.int32(count), np.int32(offset),
         how=job.how, plan=plan, mesh=job.mesh,
     )  # fmt: skip
 
 
-def _reestimated(job: Job, tree: PyTree, plan: Plan, first: int, last: int) -> tuple[PyTree, Plan]:
+def _reestimated(job: Job, tree: PyTree, plan: Plan, points: np.ndarray) -> tuple[PyTree, Plan]:
     """The state with re-estimated averages at the points [first, last), from the first data set: leading axis the
     points.
     """
@@ -291,7 +264,7 @@ def _reestimated(job: Job, tree: PyTree, plan: Plan, first: int, last: int) -> t
     for batch, count, offset in _execution.device_batches(job.sources[""], job.mesh, whole=True):
 
         def compute(plan: Plan, lo: int, hi: int, batch=batch, count=count, offset=offset) -> None:
-            coords = _points(job, lo, hi, plan)
+            coords = _padded(points, lo, hi, plan, job)
             total: Any = None
             for start, size in _data.cuts(count, job.batch_size):
                 static = {"how": job.how, "size": size, "loop": plan.loop, "mesh": job.mesh, "averaged": averaged}
@@ -301,142 +274,28 @@ def _reestimated(job: Job, tree: PyTree, plan: Plan, first: int, last: int) -> t
                 found = [size * np.asarray(x, np.float64)[: hi - lo] for x in found]
                 total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
             if not sums:
-                sums.extend(np.zeros((last - first, *x.shape[1:])) for x in total)
+                sums.extend(np.zeros((len(points), *x.shape[1:])) for x in total)
             for into, x in zip(sums, total, strict=True):
-                into[lo - first : hi - first] += x
+                into[lo:hi] += x
 
-        plan = _execution.chunks(compute, first, last, plan, job.mesh.size)
+        plan = _execution.chunks(compute, 0, len(points), plan, job.mesh.size)
         weight += count
     return _batch_stats.restored(job.loss.state, sums, job.momenta or [], weight), plan
 
 
-def _plan(job: Job, tree: PyTree) -> Plan:
-    """The plan of the run: what the user fixed, and the fastest of the candidates for the rest."""
-    batch, count, offset = job.first
-    rows = min(_rows(batch), job.batch_size or _rows(batch))
-    points = -(-job.num // job.mesh.size)
-    bucket = 1 << (min(points, 1024) - 1).bit_length()
-    leaves, structure = jax.tree_util.tree_flatten((job.loss, job.params, tree, batch))
-    shapes = tuple((x.shape, str(x.dtype)) for x in leaves)
-    settings = replace(job.execution, devices=job.mesh.size)
-    key = (structure, shapes, rows, bucket, job.how, job.momenta is None, job.whole, settings, job.mesh)
-
-    def candidates() -> list[Plan]:
-        few = (
-            rows if job.whole else min(256, rows)
-        )  # enough for the values of the examples to be larger than the weights
-        nbytes, primitives = lowering.profile(
-            lambda p, b: kernels.points_sums(
-                job.loss,
-                p,
-                tree,
-                np.zeros((1, len(job.coords)), np.float32),
-                None,
-                _data.block_at(b, 0, few, few, 0),
-                job.how,
-                Plan(1, few, "map", False),
-            ),
-            job.params,
-            batch,
-        )
-        return _execution.candidates(
-            job.execution,
-            points=points,
-            rows=rows,
-            row_bytes=nbytes // few,
-            param_bytes=sum(x.nbytes for x in jax.tree_util.tree_leaves(job.params)),
-            whole=job.whole,
-            sharable=job.affine and job.momenta is None and _single_or_double(job.params),
-            scannable="conv_general_dilated" not in primitives,
-            on_cpu=job.mesh.devices.flat[0].platform == "cpu",
-        )
-
-    def seconds(plan: Plan) -> float:
-        call, starts = next(_execution.calls(plan, _rows(batch), count, job.batch_size, job.whole))
-        taken = _execution.timed(lambda: _first_call(job, tree, plan, batch, count, offset, call, starts))
-        return taken / (plan.chunk * job.mesh.size * call.microbatch * len(starts))
-
-    total = job.num * count
-    return _execution.choose(key, candidates, seconds, total)
-
-
-def _single_or_double(params: PyTree) -> bool:
-    return all(x.dtype in (np.float32, np.float64) for x in jax.tree_util.tree_leaves(params))
-
-
-def _first_call(
-    job: Job, tree: PyTree, plan: Plan, batch: Batch, count: int, offset: int, call: Plan, starts: Any
-) -> Any:
-    coords = _points(job, 0, min(plan.chunk * job.mesh.size, job.num), plan)
-    states = None
-    if job.momenta is not None:
-        states = jax.tree_util.tree_map(lambda x: np.broadcast_to(x, (len(coords), *x.shape)), job.loss.state)
-    return _call(job, tree, coords, states, batch, call, starts, count, offset)
-
-
-def _probe(job: Job, tree: PyTree, plan: Plan) -> tuple[dict[str, float], float, Plan]:
-    """The first block at the first points, run twice: values at the first point, largest relative difference, plan."""
-    runs: list[dict[str, np.ndarray]] = []
-
-    def compute(plan: Plan, lo: int, hi: int) -> None:
-        if lo == 0:
-            batch, count, offset = job.first
-            call, starts = next(_execution.calls(plan, _rows(batch), count, job.batch_size, job.whole))
-            found = [_first_call(job, tree, plan, batch, count, offset, call, starts) for _ in range(2)]
-            runs[:] = [{name: _data.mean(_data.total(x)) for name, x in f.items()} for f in found]
-
-    width = job.mesh.size
-    plan = _execution.chunks(compute, 0, min(plan.chunk * width, job.num), plan, width)
-    values, plan = _of_params(job, tree, plan, 0, 1)
-    one, two = (run["loss"][np.isfinite(runs[0]["loss"])] for run in runs)
-    scale = np.maximum(np.abs(one), np.finfo(np.float32).tiny)
-    difference = float(np.nan_to_num(np.abs(one - two) / scale, nan=np.inf).max(initial=0))
-    return {name: float(found[0]) for name, found in (runs[0] | values).items()}, difference, plan
-
-
-def _warn_unsteady(difference: float) -> None:
-    warnings.warn(
-        f"loss: two evaluations of the same batch at the same points differ by {difference:.1e} relative (the rule is "
-        f"at most {UNSTEADY}); the landscape holds this noise. Turn off dropout, or pass its key to the Loss",
-        stacklevel=4,
-    )
-
-
-def _store(
-    table: dict[str, dict[str, np.ndarray]], job: Job, sums: Any, values: dict[str, np.ndarray], first: int
-) -> None:
-    """Means and standard errors of the points from ``first`` on into the flat arrays of the table."""
-
-    def put(kind: str, name: str, found: np.ndarray) -> None:
-        flat = table[kind].setdefault(name, np.full(job.num, np.nan))
-        flat[first : first + len(found)] = found
-
+def means(job: Job, sums: Sums, values: Values) -> Table:
+    """Means and standard errors of the points that sums and values are of."""
+    table: Table = {"values": {}, "stderr": {}}
     for name, total in sums.items():
         is_loss = name in {prefix + "loss" for prefix in job.sources}
-        penalty = values.get("", 0.0) if is_loss else 0.0
-        put("values", name, _data.mean(total) + penalty)
+        table["values"][name] = _data.mean(total) + (values.get("", 0.0) if is_loss else 0.0)
         if not is_loss or job.loss.per_example:
-            put("stderr", name, _data.standard_error(total))
-    for name, found in values.items():
-        if name:
-            put("values", name, found)
+            table["stderr"][name] = _data.standard_error(total)
+    table["values"] |= {name: found for name, found in values.items() if name}
+    return table
 
 
-def _landscape(
-    job: Job, table: dict[str, dict[str, np.ndarray]], recipe: dict[str, Any], plan: Plan | None, done: int
-) -> Landscape:
-    shape = tuple(map(len, job.coords))
-    complete = done == job.num
-    recipe = recipe | {"complete": complete, "points_done": done}
-    if plan is not None:
-        recipe["plan"] = {name: getattr(plan, name) for name in PLAN}
-        recipe["plan"]["devices"] = job.mesh.size
-        recipe["plan"]["platform"] = job.mesh.devices.flat[0].platform
-    arrays = {kind: {name: flat.reshape(shape) for name, flat in found.items()} for kind, found in table.items()}
-    return Landscape(job.coords, arrays["values"], arrays["stderr"], recipe)
-
-
-def _warn(landscape: Landscape) -> None:
+def warn(landscape: Landscape) -> None:
     """Raise if the loss is finite nowhere; warn of the share of cells where a value is not finite."""
     if not np.isfinite(landscape.values["loss"]).any():
         raise ValueError(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
@@ -20,7 +22,9 @@ from lla_jax import checks as _checks
 from lla_jax import data as _data
 from lla_jax import evaluation as _evaluation
 from lla_jax import execution as _execution
+from lla_jax import in_memory as _in_memory
 from lla_jax import kernels as _kernels
+from lla_jax import stored as _stored
 from lla_jax._static import static
 from lla_jax._types import Batch, Directions, Execution, Landscape, Loss, PyTree, UpdateRule
 from lla_jax.data import Stream
@@ -208,6 +212,8 @@ def evaluate(
     progress: Progress | None = ...,
     on_partial: Callable[[Landscape], None] | None = ...,
     resume: Landscape | None = ...,
+    store: str | os.PathLike[str] | None = ...,
+    shard: tuple[int, int] | None = ...,
 ) -> Landscape: ...
 
 
@@ -230,6 +236,8 @@ def evaluate(
     progress: Progress | None = ...,
     on_partial: Callable[[Landscape], None] | None = ...,
     resume: Landscape | None = ...,
+    store: str | os.PathLike[str] | None = ...,
+    shard: tuple[int, int] | None = ...,
 ) -> list[Landscape]: ...
 
 
@@ -251,6 +259,8 @@ def evaluate(
     progress: Progress | None = None,
     on_partial: Callable[[Landscape], None] | None = None,
     resume: Landscape | None = None,
+    store: str | os.PathLike[str] | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> Landscape | list[Landscape]:
     """The landscape: loss and metrics over the whole data set at every point of a grid.
 
@@ -280,15 +290,22 @@ def evaluate(
       on_partial: called with what is finished (other cells NaN, ``recipe["complete"]`` False) if the run is interrupted
         or fails; the exception is then re-raised.
       resume: such a partial landscape of the same recipe, to be continued.
+      store: a folder that keeps what is finished, chunk by chunk, and survives any interruption (``kill -9`` too): a
+        second call continues, or returns the finished landscape. Several processes may work on one store at once. A
+        wider or denser grid reuses the points there are. In ``docs/scaling.md``.
+      shard: (i, n) for the i-th of n processes over one store: it computes its share, and the others' points are NaN
+        until they are there (``recipe["complete"]`` False); ``lla.runs.merge(store)`` then gives the whole.
 
     Returns:
       A ``Landscape``, or a list of them for a list of directions. Values in float64, whatever the network's precision.
 
     Raises:
-      ValueError: arguments that do not fit together, naming the argument; a loss that is finite at no point.
+      ValueError: arguments that do not fit together, naming the argument; a loss that is finite at no point; a store
+        that holds a landscape of another recipe, saying what differs.
+      OSError: a store that cannot be written or a disk that is full; finished chunks are kept.
 
     Warns:
-      UserWarning: non-finite cells (their share), a loss that is not deterministic.
+      UserWarning: non-finite cells (their share), a loss that is not deterministic, damaged chunks of a store.
 
     Example:
       >>> axes = lla.directions.normalize(lla.directions.random(jax.random.key(0), params), params)
@@ -303,29 +320,40 @@ def evaluate(
     is changed.
     """
     coords = _checks.check_grid(grid)
-    name, base, rule = _check_rule(rule, coords)
+    name, base, rule = check_rule(rule, coords)
     job = _evaluation.prepare(
         loss, params, data, coords, batch_size, name, rule, rule is add, base is adam, batch_stats, metrics,
         point_metrics, extra_data, key, execution,
     )  # fmt: skip
+    if resume is not None and (store is not None or not isinstance(directions, Directions)):
+        raise ValueError("resume: continues one landscape held in memory; leave store out, and pass one Directions")
+    if (share := _stored.check_shard(shard)) is not None and store is None:
+        raise ValueError(f"shard: {shard!r} given without a store, where the shards meet; pass store=folder")
     if isinstance(directions, Directions):
-        return _evaluation.run(job, directions, progress, on_partial, resume)
+        if store is not None:
+            return _stored.run(job, directions, pathlib.Path(store), progress, on_partial, share)
+        return _in_memory.run(job, directions, progress, on_partial, resume)
     if not isinstance(directions, Sequence) or not directions:
         raise ValueError(
             f"directions: got {type(directions).__name__}; the rule is lla.Directions (from lla.directions.random, "
             ".given, ...) or a non-empty list of them"
         )
-    if resume is not None:
-        raise ValueError("resume: continues one landscape; call evaluate once per Directions")
     total, planes = len(directions) * job.num, []
     for i, axes in enumerate(directions):  # a loop, so that warnings name the caller's line
         report = _evaluation.span(progress, i * job.num, job.num, total)
-        planes.append(_evaluation.run(job, axes, report, on_partial, None))
+        if store is not None:
+            planes.append(_stored.run(job, axes, pathlib.Path(store) / f"{i:03d}", report, on_partial, share))
+        else:
+            planes.append(_in_memory.run(job, axes, report, on_partial, None))
     return planes
 
 
-def _check_rule(rule: Any, coords: tuple[np.ndarray, ...]) -> tuple[str, Any, Any]:
-    """(name in the recipe, the function without its options, the function)."""
+def check_rule(rule: Any, coords: tuple[np.ndarray, ...]) -> tuple[str, Any, Any]:
+    """(name in the recipe, the function without its options, the function) of an update rule given by name or itself.
+
+    Raises:
+      ValueError: an unknown name, no function, or a grid on which the rule is not defined.
+    """
     if isinstance(rule, str):
         if rule not in RULES:
             raise ValueError(

@@ -1,118 +1,391 @@
-"""Many landscapes of one network in one call."""
+"""Many landscapes in one call, and what there is of them in a store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import csv
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from lla_jax import data as _data
-from lla_jax import directions, evaluation, landscape
-from lla_jax._types import Directions, Eigenpairs, Execution, Landscape, Loss, PyTree
+import jax
+import numpy as np
+
+from lla_jax import _files, checks, chunk_store, directions, evaluation, in_memory, landscape, planning, stored
+from lla_jax._types import Directions, Execution, Landscape, Loss, PyTree, UpdateRule
+from lla_jax.chunk_store import Damaged, Store
 from lla_jax.evaluation import Progress
 
-NORMALIZATIONS: dict[str, Mapping[str, Any]] = {
-    "not normalized": {"by": "none"},
-    "weight-normalized": {"by": "weight"},
-    "filter-normalized (L1)": {"by": "filter", "order": 1},
-    "filter-normalized (L2)": {"by": "filter", "order": 2},
-}
-ADAM_ZOOM = 10.0
-_MATRICES = {"ggn": "GGN", "fisher (mc)": "Fisher", "fisher (empirical)": "Empirical Fisher"}
+WINDOW_S = 600.0  # writers that wrote nothing for so long count as gone
+SWEEP = "lla_jax sweep"
+# --- sweeps: checkpoints x axes x seeds
+
+Axes = Callable[[Any, PyTree], Directions]
+Cell = tuple[int, str, int | None]
 
 
-def all_modes(
-    loss: Loss | Callable[[PyTree, Any], Any],
-    params: PyTree,
-    data: Any,
-    key: Any,
-    *,
-    grid: Sequence[Any] | None = None,
-    pairs: Eigenpairs | None = None,
-    opt_state: PyTree = None,
-    batch_size: int | None = None,
-    metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
-    execution: Execution = Execution(),  # noqa: B008 (frozen)
-    progress: Progress | None = None,
-) -> dict[str, Landscape]:
-    """The predefined comparison: one pair of axes under every normalization and update rule.
-
-    Random axes give 4 planes: not normalized, weight, filter L1, filter L2. With eigenpairs, the first two eigenvectors
-    of the Hessian give the same 4. With an optimizer state, Adam's moments (m, v) give these 4 and 2 under the adam
-    rule. So there are 4, 8 (random and Hessian), 10 (random and Adam) or 14 planes.
+@dataclass(frozen=True, eq=False, repr=False)
+class Table:
+    """The landscapes of a sweep.
 
     Args:
-      loss: a ``Loss`` or a plain function.
-      params: the centre.
-      data: one data set or a stream.
-      key: draws the random axes, the same ones for all normalizations.
-      grid: two axes; default ``lla.grid(points=21)``. The adam rule takes its ``a`` axis, in units of the step, and as
-        many b from 0.1 to 2; its second plane spans a tenth of that ``a``.
-      pairs: two ``lla.eigenpairs`` or more at ``params``, or None.
-      opt_state: optax state with Adam moments, or None.
-      batch_size: as for ``evaluate``.
-      metrics: as for ``evaluate``.
-      execution: as for ``evaluate``.
-      progress: ``progress(done, total)`` in points over all planes.
+      landscapes: {(number of the checkpoint, name of the axes, seed): Landscape}, in the order of the sweep. The seed
+        is None for axes that are given and not drawn.
+    """
+
+    landscapes: dict[Cell, Landscape]
+
+    def __getitem__(self, cell: Cell) -> Landscape:
+        return self.landscapes[cell]
+
+    def __len__(self) -> int:
+        return len(self.landscapes)
+
+    def __iter__(self) -> Iterator[Cell]:
+        return iter(self.landscapes)
+
+    def rows(self, value: str = "loss") -> list[dict[str, Any]]:
+        """One dict per landscape: checkpoint, axes, seed, and of the finite values: at the point nearest to the
+        checkpoint (``centre``), least, mean and largest; ``finite`` is the share of such cells."""
+        found = []
+        for (checkpoint, name, seed), plane in self.landscapes.items():
+            z = plane.values[value]
+            finite = z[np.isfinite(z)]
+            low, mean, high = (finite.min(), finite.mean(), finite.max()) if finite.size else (np.nan,) * 3
+            centre = z[tuple(int(abs(c).argmin()) for c in plane.coords)]
+            found.append({
+                "checkpoint": checkpoint, "axes": name, "seed": seed, "centre": float(centre), "least": float(low),
+                "mean": float(mean), "largest": float(high), "finite": finite.size / z.size,
+            })  # fmt: skip
+        return found
+
+    def to_csv(self, path: str | os.PathLike[str], value: str = "loss") -> Path:
+        """Write ``rows`` as comma-separated values; returns the path."""
+        rows = self.rows(value)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        return Path(path)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{'checkpoint':>10}  {'axes':<24} {'seed':>5} {'centre':>11} {'least':>11} {'mean':>11} {'largest':>11}"
+        ]
+        for row in self.rows():
+            numbers = " ".join(f"{row[name]:11.5g}" for name in ("centre", "least", "mean", "largest"))
+            seed = "" if row["seed"] is None else row["seed"]
+            lines.append(f"{row['checkpoint']:>10}  {row['axes']:<24} {seed:>5} {numbers}")
+        return "\n".join(lines)
+
+
+def sweep(
+    loss: Loss | Callable[[PyTree, Any], Any],
+    checkpoints: Sequence[PyTree],
+    data: Any,
+    *,
+    axes: Axes | Directions | Mapping[str, Axes | Directions] | None = None,
+    grid: Sequence[Any] | None = None,
+    seeds: Iterable[int] = (0,),
+    states: Sequence[PyTree] | None = None,
+    batch_size: int | None = None,
+    rule: str | UpdateRule = "add",
+    batch_stats: landscape.Policy = "frozen",
+    metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+    point_metrics: Mapping[str, Callable[[PyTree, Any], Any]] | None = None,
+    extra_data: Mapping[str, Any] | None = None,
+    key: Any = None,
+    execution: Execution = Execution(),  # noqa: B008 (frozen)
+    progress: Progress | None = None,
+    store: str | os.PathLike[str] | None = None,
+    shard: tuple[int, int] | None = None,
+) -> Table:
+    """Landscapes of many checkpoints, on planes of many kinds, with many seeds: one copy of the data, one compilation.
+
+    Args:
+      loss: a ``Loss`` or a plain function, the same for all.
+      checkpoints: parameter trees of one structure, each the centre of its landscapes.
+      data: one data set or a stream (read once per landscape).
+      axes: what the landscapes span: ``f(key, params) -> Directions``, called for every checkpoint and seed; or
+        ``Directions``, taken as they are for every checkpoint; or a dict of these by name. Default: Gaussian
+        directions, filter-normalized, as many as the grid has axes.
+      grid: one 1-D array per axis; default ``lla.grid(points=21)``.
+      seeds: axes are drawn with ``jax.random.key(seed)``.
+      states: the ``Loss.state`` of every checkpoint (BatchNorm statistics); default: that of ``loss`` for all.
+      batch_size: as for ``evaluate``, like all that follow.
+      rule: update rule.
+      batch_stats: policy of normalization statistics.
+      metrics: per-example metrics.
+      point_metrics: functions of the parameters.
+      extra_data: further data sets.
+      key: for ``point_metrics``.
+      execution: how it is run.
+      progress: ``progress(done, total)`` in points over all landscapes.
+      store: a folder with a chunk store for every landscape; a second call continues, or returns what is finished.
+        Other seeds, axes or checkpoints, a wider or denser grid are added to what is there. Checkpoints are recognized
+        by their place in the list.
+      shard: (i, n) for the i-th of n processes over one store.
 
     Returns:
-      {"random, filter-normalized (L2)": Landscape, "Hessian eigenvectors, not normalized": ..., ...}: random, Hessian,
-      Adam, in the order of the panels of ``lla.plotting.panels``. Pairs of another operator are called by its name.
+      A ``Table``. With a shard, points that fall to others are NaN until they are there.
 
     Raises:
-      ValueError: a grid that has not two axes; fewer than two pairs, or pairs of other parameters; no Adam moments in
-        ``opt_state``.
+      ValueError: as for ``evaluate``; no checkpoints or seeds; checkpoints of different structure; names of axes that
+        give one folder.
+      OSError: a store that cannot be written.
 
-    References: Gabdullin 2024, arXiv 2412.10146 ("all_modes"): 4 panels, 8 with Hessian axes, 10 with Adam axes.
-
-    Where we differ from the reference: (1) its tenth panel applies the adam rule to filter-normalized moments, whose
-    ratio m / sqrt(v) has lost its meaning; here it is the raw rule over a tenth of the range. (2) Its second random
-    axis is made orthogonal to the first; two Gaussian draws are so already to 1 / sqrt(size). (3) It draws
-    Hessian or Adam axes beside the random ones; here both may be, and then there are 14.
+    Example:
+      >>> table = lla.sweep(loss, [early, late], data, grid=lla.grid(points=21), seeds=range(16), store="runs/exp2")
+      >>> print(table)
     """
-    plane = landscape.grid(points=21) if grid is None else tuple(grid)
-    if len(plane) != 2:
-        raise ValueError(f"grid: {len(plane)} axes given; the comparison of modes draws planes, so the rule is two")
-    axes = {"random": directions.random(key, params, num=2)}
-    if pairs is not None:
-        vectors = directions.eigenvectors(pairs)
-        _check_centre(pairs, params)
-        axes[f"{_MATRICES.get(vectors.recipe['operator'], 'Hessian')} eigenvectors"] = vectors
-    if opt_state is not None:
-        axes["Adam moments"] = directions.adam_moments(opt_state, params)
-    named = {
-        f"{kind}, {name}": _normalized(pair, params, options)
-        for kind, pair in axes.items()
-        for name, options in NORMALIZATIONS.items()
-    }
-    jobs: list[tuple[list[str], list[Directions], tuple[Any, ...], str]] = [
-        (list(named), list(named.values()), plane, "add")
-    ]
-    if opt_state is not None:
-        a, b = plane
-        for zoom, name in ((1.0, "adam rule"), (ADAM_ZOOM, f"adam rule, a/{ADAM_ZOOM:g}")):
-            steps = landscape.grid(ranges=[(a.min() / zoom, a.max() / zoom), (0.1, 2.0)], points=(len(a), len(b)))
-            jobs.append(([f"Adam moments, {name}"], [axes["Adam moments"]], steps, "adam"))
-    points = len(plane[0]) * len(plane[1])
-    total = points * sum(len(names) for names, *_ in jobs)
-    found: dict[str, Landscape] = {}
-    for names, axes_of, coords, rule in jobs:
-        report = evaluation.span(progress, points * len(found), points * len(names), total)
-        planes = landscape.evaluate(
-            loss, params, data, axes_of, coords,
-            batch_size=batch_size, rule=rule, metrics=metrics, execution=execution, progress=report,
-        )  # fmt: skip
-        found.update(zip(names, planes, strict=True))
-    return found
-
-
-def _check_centre(pairs: Eigenpairs, params: PyTree) -> None:
-    there = pairs.recipe.get("operator", {}).get("params")
-    if there is not None and there["fingerprint"] != _data.fingerprint(params):
+    if not isinstance(checkpoints, Sequence) or not checkpoints:
         raise ValueError(
-            "pairs: were computed at other parameters than params; the rule is the same ones, "
-            "lla.eigenpairs(lla.hessian(loss, params, data), key, k=2)"
+            f"checkpoints: got {type(checkpoints).__name__}; the rule is a non-empty list of parameter trees"
         )
+    if states is not None and len(states) != len(checkpoints):
+        raise ValueError(f"states: {len(states)} for {len(checkpoints)} checkpoints; the rule is one each")
+    coords = checks.check_grid(landscape.grid(points=21) if grid is None else grid)
+    name, base, rule = landscape.check_rule(rule, coords)
+    kinds = _kinds(axes, loss, len(coords))
+    seeds = [int(seed) for seed in seeds]
+    cells = _cells(len(checkpoints), kinds, seeds)
+    share = stored.check_shard(shard)
+    if share is not None and store is None:
+        raise ValueError(f"shard: {shard!r} given without a store, where the shards meet; pass store=folder")
+    job = evaluation.prepare(
+        loss, checkpoints[0], data, coords, batch_size, name, rule, rule is landscape.add, base is landscape.adam,
+        batch_stats, metrics, point_metrics, extra_data, key, execution,
+    )  # fmt: skip
+    folder = None if store is None else Path(store)
+    plan = None
+    if folder is not None:
+        chunk_store.check_writable(folder)
+        _announce(folder, cells, job.num)
+        plan = next((planning.plan_of(known.manifest["recipe"]) for known in _stores(folder, cells)), None)
+    found: dict[Cell, Landscape] = {}
+    here = 0
+    for i, cell in enumerate(cells):
+        checkpoint, kind, seed = cell
+        if i == 0 or checkpoint != here:
+            here, params = checkpoint, checkpoints[checkpoint]
+            job = evaluation.recentred(job, params, job.loss.state if states is None else states[checkpoint])
+        made = kinds[kind]
+        drawn = made if isinstance(made, Directions) else made(jax.random.key(seed or 0), checkpoints[checkpoint])
+        report = evaluation.span(progress, i * job.num, job.num, len(cells) * job.num)
+        if folder is None:
+            found[cell] = in_memory.run(job, drawn, report, None, None)
+        else:
+            found[cell] = stored.run(job, drawn, folder / folder_of(cell), report, None, share, plan, (i, len(cells)))
+        plan = plan or planning.plan_of(found[cell].recipe)
+    return Table(found)
 
 
-def _normalized(axes: Directions, params: PyTree, options: Mapping[str, Any]) -> Directions:
-    return axes if options["by"] == "none" else directions.normalize(axes, params, **options)
+def _kinds(axes: Any, loss: Any, dims: int) -> dict[str, Any]:
+    """The axes by name."""
+    if axes is None:
+
+        def gaussian(key: Any, params: PyTree) -> Directions:
+            drawn = directions.random(key, params, num=dims)
+            return directions.normalize(drawn, params, filter_axis=loss if isinstance(loss, Loss) else None)
+
+        axes = {"filter-normalized": gaussian}
+    if not isinstance(axes, Mapping):
+        axes = {"axes": axes}
+    for name, made in axes.items():
+        if not isinstance(name, str) or not name or not (callable(made) or isinstance(made, Directions)):
+            raise ValueError(
+                f"axes: entry {name!r}: {made!r}; the rule is a function (key, params) -> lla.Directions, or "
+                "Directions, or a dict of these by name"
+            )
+    return dict(axes)
+
+
+def _cells(checkpoints: int, kinds: Mapping[str, Any], seeds: Sequence[int]) -> list[Cell]:
+    cells: list[Cell] = [
+        (checkpoint, kind, seed)
+        for checkpoint in range(checkpoints)
+        for kind, made in kinds.items()
+        for seed in ([None] if isinstance(made, Directions) else seeds)
+    ]
+    folders = Counter(map(folder_of, cells))
+    if not cells or max(folders.values()) > 1:
+        raise ValueError(
+            f"seeds, axes: {seeds} and {list(kinds)} give {len(cells)} landscapes in {len(folders)} folders; the rule "
+            "is at least one, and different seeds and names (letters and digits count)"
+        )
+    return cells
+
+
+def folder_of(cell: Cell) -> str:
+    """The folder of a landscape in the store of a sweep."""
+    checkpoint, kind, seed = cell
+    name = re.sub(r"[^A-Za-z0-9]+", "-", kind).strip("-")
+    return f"{checkpoint:03d}-{name}" + ("" if seed is None else f"-seed-{seed}")
+
+
+def _announce(folder: Path, cells: Sequence[Cell], points: int) -> None:
+    """Say in the folder what is going to be there, for ``status`` and ``merge``."""
+    text = {"format": SWEEP, "version": 1, "points": points, "cells": [list(cell) for cell in cells]}
+    path = folder / f"sweep-{chunk_store.identity_hash(text, list(text))[:12]}.json"
+    if not path.exists():
+        _files.write_first(path, text)
+
+
+def _announced(folder: Path) -> dict[Cell, int]:
+    """The cells of all sweeps over a folder, and their points."""
+    found: dict[Cell, int] = {}
+    for path in sorted(folder.glob("sweep-*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
+        text = chunk_store.read_json(path)
+        for checkpoint, kind, seed in text["cells"]:
+            cell = (int(checkpoint), str(kind), None if seed is None else int(seed))
+            found[cell] = max(found.get(cell, 0), int(text["points"]))
+    return dict(sorted(found.items(), key=lambda item: (item[0][0], item[0][1], item[0][2] or 0)))
+
+
+def _stores(folder: Path, cells: Iterable[Cell]) -> Iterator[Store]:
+    for cell in cells:
+        store = chunk_store.read(folder / folder_of(cell))
+        if store is not None:
+            yield store
+
+
+# --- what there is in a store
+
+
+def _members(folder: Path) -> dict[Cell | None, Path]:
+    """The landscapes of a store: one alone under None, those of a sweep or of a list of directions by their cells."""
+    if chunk_store.exists(folder):
+        return {None: folder}
+    members: dict[Cell | None, Path] = {cell: folder / folder_of(cell) for cell in _announced(folder)}
+    if not members:
+        parts = sorted(path.parent for path in folder.glob(f"*/{chunk_store.MANIFEST}"))
+        members = {(0, path.name, None): path for path in parts}
+    if not members:
+        raise ValueError(
+            f"store: {folder} holds no store; pass the folder that was given as store= (or --out to lla-jax landscape)"
+        )
+    return members
+
+
+def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape | Table:
+    """The result that the chunks of a store make up, whoever computed them; nothing is computed.
+
+    Args:
+      store: the folder given as ``store=`` to ``evaluate`` or ``sweep``. Of several grids, the one that came last.
+      partial: accept missing chunks: their points are NaN, and ``recipe["complete"]`` is False.
+
+    Returns:
+      A ``Landscape``; for a sweep, or a list of directions, a ``Table``.
+
+    Raises:
+      ValueError: no store, missing chunks (unless ``partial``), damaged chunks, naming them.
+    """
+    found: dict[Any, Landscape] = {}
+    lacks: list[str] = []
+    for cell, folder in _members(Path(store)).items():
+        one = chunk_store.read(folder)
+        if one is None:
+            lacks.append(f"all of {folder.name}")
+            continue
+        table, done, damaged = chunk_store.collected(one, one.grids[-1])
+        plane = chunk_store.landscape(one, one.grids[-1], table, done)
+        lacks += [f"{error.path} (damaged: {error})" for error in damaged]
+        if missing := _missing(one):
+            lacks.append(f"{len(missing)} chunks of {folder} ({plane.values['loss'].size - done:,} points)")
+        found[cell] = plane
+    if lacks and not partial:
+        raise ValueError(
+            f"store: {store} is not complete, it lacks {'; '.join(lacks[:5])}{' and more' if len(lacks) > 5 else ''}. "
+            "Run what computes it again, which goes on from here, or take what there is with partial=True"
+        )
+    if None in found:
+        return found[None]
+    return Table(found)
+
+
+def _missing(store: Store) -> list[chunk_store.Chunk]:
+    parts = chunk_store.parts(store, store.grids[-1])
+    return [part.chunk for part in parts if not chunk_store.path_of(store, part.chunk).exists()]
+
+
+class Status(NamedTuple):
+    """How far a store is.
+
+    Args:
+      landscapes: how many.
+      points: of all their grids.
+      done: points whose chunks are there.
+      chunks: as far as their number is known: those of landscapes that were begun.
+      written: chunks that are there.
+      damaged: those that cannot be read, by path and reason; the next writer computes them again.
+      writers: {"host:process": chunks it wrote in the last ten minutes}.
+      last: seconds since the last chunk was written; None if there is none.
+      rate: points per second in the last ten minutes; 0 if none.
+    """
+
+    landscapes: int
+    points: int
+    done: int
+    chunks: int
+    written: int
+    damaged: dict[str, str]
+    writers: dict[str, int]
+    last: float | None
+    rate: float
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that the rest takes at this rate; None if nobody writes."""
+        if self.done == self.points:
+            return 0.0
+        return (self.points - self.done) / self.rate if self.rate else None
+
+
+def status(store: str | os.PathLike[str]) -> Status:
+    """How far a store is: every chunk is read, nothing is computed or changed.
+
+    Args:
+      store: the folder given as ``store=`` to ``evaluate`` or ``sweep``.
+
+    Returns:
+      A ``Status``.
+
+    Raises:
+      ValueError: no store.
+    """
+    folder, now = Path(store), time.time()
+    planned = {folder_of(cell): points for cell, points in _announced(folder).items()}
+    members = _members(folder)
+    points = done = chunks = written = recent = 0
+    damaged: dict[str, str] = {}
+    writers: Counter[str] = Counter()
+    last, began = None, now
+    for path in members.values():
+        one = chunk_store.read(path)
+        if one is None:
+            points += planned[path.name]
+            continue
+        points += max(planned.get(path.name, 0), int(np.prod([len(axis) for axis in one.grids[-1]])))
+        for part in chunk_store.parts(one, one.grids[-1]):
+            chunks += 1
+            file = chunk_store.path_of(one, part.chunk)
+            try:
+                _, _, header = chunk_store.load(one, part.chunk)
+                age = now - file.stat().st_mtime
+            except FileNotFoundError:
+                continue
+            except Damaged as error:
+                damaged[str(file)] = str(error)
+                continue
+            written, done = written + 1, done + len(part.at)
+            last = age if last is None else min(last, age)
+            if age < WINDOW_S:
+                recent += len(part.at)
+                writers[header["writer"]] += 1
+                began = min(began, now - age - header["seconds"])
+    rate = recent / max(now - began, 1e-3) if recent else 0.0
+    return Status(len(members), points, done, chunks, written, damaged, dict(writers), last, rate)

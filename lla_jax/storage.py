@@ -6,9 +6,7 @@ weights are detected there. Everything else is stored as arrays, and what contin
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax import _tree
+from lla_jax import _files, _tree
 from lla_jax import directions as _directions
 from lla_jax._types import Directions, Eigenpairs, Landscape, PyTree, Recipe, Spectrum
 
@@ -53,9 +51,8 @@ def save(x: Landscape | Directions | Eigenpairs | Spectrum, path: str | os.PathL
         raise ValueError(f"x: a {kind.__name__} that {wrong}; load would refuse it, so mend it first")
     target = Path(path)
     target = target if target.suffix == ".npz" else target.with_name(target.name + ".npz")
-    text = json.dumps({"format": FORMAT, "version": VERSION, "type": kind.__name__, **header}, default=_plain)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _write(target, {"header": np.array(text)} | arrays)
+    _files.write_npz(target, {"format": FORMAT, "version": VERSION, "type": kind.__name__, **header}, arrays)
     return target
 
 
@@ -234,46 +231,12 @@ def _misfit(x: Any) -> str:
 # --- files
 
 
-def _plain(value: Any) -> Any:
-    """Numpy numbers and arrays as JSON."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise ValueError(
-        f"recipe: holds a {type(value).__name__}, which is not JSON; keep recipes to numbers, strings, lists and dicts"
-    )
-
-
-def _write(target: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Into a temporary file of the same folder, forced to disk, then renamed: no reader ever sees half a file."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _read(path: Path) -> Any:
     """The result that a file holds; directions in it have a flat dict of paths as their tree."""
     if not path.exists():
         raise FileNotFoundError(f"path: {path} does not exist")
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            if sum(member.file_size for member in file.zip.infolist()) > path.stat().st_size:
-                raise ValueError("it is compressed, as lla_jax never writes them")
-            arrays = {name: file[name] for name in file.files}
-        header = json.loads(str(arrays.pop("header")[()]))
+        header, arrays = _files.read_npz(path)
         ours = isinstance(header, dict) and header.get("format") == FORMAT
         version, kind = (int(header.get("version", 0)), str(header["type"])) if ours else (0, "")
     except Exception as error:  # a broken file makes the readers raise anything

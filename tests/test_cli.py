@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import _terminal, cli
+from lla_jax import _terminal, cli, stored
 
 TINY = """
 import numpy as np
@@ -366,22 +366,30 @@ def test_interrupted_run_goes_on_with_the_same_command(tiny, capsys, monkeypatch
     arguments = ("--points", 41, "--out", "r")
     with monkeypatch.context() as patch:
         patch.setattr(cli, "bar", stopping(after=500))
+        patch.setattr(stored, "CHUNK_S", 1e-3)
         assert tiny_run(*arguments) == 130
     said = capsys.readouterr().err
-    assert "the same command continues it" in said
+    assert "lla-jax: plan: 41 x 41 points" in said
+    assert "expected time" in said
+    assert "of 1,681 points are kept in r; the same command continues it" in said
     assert not (tiny / "r/landscape.npz").exists()
-    partial = lla.load("r/landscape.partial.npz")
-    done = np.isfinite(partial.values["loss"]).sum()
+    assert not list((tiny / "r").rglob("*.tmp"))
+    assert run("status", "r") == 0
+    done = int(capsys.readouterr().out.split(" of ")[0].split()[-1].replace(",", ""))
     assert 500 <= done < 1681
-    assert not partial.recipe["complete"]
 
     # another command does not mix its points into these
     assert tiny_run(*arguments, "--seed", 1) == 2
-    assert "r/landscape.partial.npz was made with other options: seed 0 -> 1\nchoose" in capsys.readouterr().err
+    assert "r was made with other options: seed 0 -> 1\nchoose" in capsys.readouterr().err
     assert tiny_run(*arguments, factory="another") == 2
     assert "was made with other data, parameters\nchoose another --out, or --overwrite it" in capsys.readouterr().err
 
-    assert run("plot", "r/landscape.partial.npz") == 0
+    assert run("merge", "r") == 2
+    assert "r is not complete, it lacks" in capsys.readouterr().err
+    assert run("merge", "r", "--partial") == 0
+    partial = lla.load("r/landscape.partial.npz")
+    assert np.isfinite(partial.values["loss"]).sum() == done
+    assert not partial.recipe["complete"]
     assert (tiny / "r/landscape.partial-surface.png").exists()
     assert tiny_run(*arguments) == 0
     assert not list((tiny / "r").glob("*partial*"))
@@ -399,26 +407,11 @@ def test_finished_result_is_kept_unless_overwritten(tiny, capsys, monkeypatch):
     (tiny / "tiny_problem.py").unlink()  # what differs is found before anything is built
     del sys.modules["tiny_problem"]
     capsys.readouterr()
-    other = (
-        "--points",
-        5,
-        5,
-        "--normalize",
-        "layer",
-        "--range",
-        -1,
-        1,
-        0,
-        1,
-        "--select",
-        "**/kernel",
-        "--batch-size",
-        8,
-    )
+    other = ("--points", 5, 5, "--normalize", "layer", "--select", "**/kernel", "--batch-size", 8)
     assert tiny_run("--out", "r", *other) == 2
     assert capsys.readouterr().err == (
-        "lla-jax: error: r/landscape.npz was made with other options: points 3 -> 5, range -1 1 -> -1 1 0 1, "
-        "normalize filter -> layer, select all -> **/kernel, batch-size all -> 8\n"
+        "lla-jax: error: r was made with other options: normalize filter -> layer, select all -> **/kernel, "
+        "batch-size all -> 8\n"
         "choose another --out, or --overwrite it\n(--debug shows where it comes from)\n"
     )
     (tiny / "tiny_problem.py").write_text(TINY.replace("- y) ** 2", "- y) ** 4"))
@@ -427,6 +420,44 @@ def test_finished_result_is_kept_unless_overwritten(tiny, capsys, monkeypatch):
     np.testing.assert_array_equal(lla.load("r/landscape.npz").values["loss"], before.values["loss"])
     assert tiny_run("--points", 5, "--out", "r", "--overwrite") == 0
     assert lla.load("r/landscape.npz").shape == (5, 5)
+    (tiny / "r/manifest.json").unlink()
+    assert tiny_run("--points", 5, "--out", "r") == 2
+    assert "r/landscape.npz is there without the chunks it was made of" in capsys.readouterr().err
+
+
+def test_shards_meet_in_a_folder_and_a_denser_grid_reuses_their_points(tiny, capsys):
+    assert tiny_run("--points", 9, "--out", "whole") == 0
+    capsys.readouterr()
+    for i in (2, 1):
+        assert tiny_run("--points", 9, "--out", "r", "--shard", f"{i}/3") == 0
+        said = capsys.readouterr().out
+        assert f"Shard {i}/3 is finished" in said
+        assert "lla-jax merge r" in said
+        assert not (tiny / "r/landscape.npz").exists()
+    assert run("status", "r") == 0
+    assert "writer " in capsys.readouterr().out
+    assert tiny_run("--points", 9, "--out", "r", "--shard", "3/3") == 0
+    assert run("merge", "r") == 0
+    merged, whole = (lla.load(f"{folder}/landscape.npz") for folder in ("r", "whole"))
+    np.testing.assert_allclose(merged.values["loss"], whole.values["loss"], rtol=1e-6)
+    capsys.readouterr()
+    assert tiny_run("--points", 17, "--out", "r") == 0
+    assert "r has or leaves to others 81 of 289 points" in capsys.readouterr().err
+    np.testing.assert_array_equal(lla.load("r/landscape.npz").values["loss"][::2, ::2], merged.values["loss"])
+
+
+@pytest.mark.parametrize("wrong", ["3", "0/3", "4/3", "a/b"])
+def test_a_shard_that_is_none_is_refused(wrong, tiny, capsys):
+    assert tiny_run("--shard", wrong) == 2
+    assert f"--shard {wrong} must be I/N" in capsys.readouterr().err
+
+
+def test_status_and_merge_of_no_store_say_so(tiny, capsys):
+    for verb in ("status", "merge"):
+        assert run(verb, ".") == 2
+        assert "holds no store" in capsys.readouterr().err
+    assert tiny_run("--shard", "1/2", "--overwrite") == 2
+    assert "--overwrite would remove what the other shards did" in capsys.readouterr().err
 
 
 def test_plot_draws_again(tiny, capsys):

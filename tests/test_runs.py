@@ -1,111 +1,174 @@
-"""The comparison of all modes: which planes there are, with one compilation for those that share a rule."""
+"""Sweeps over checkpoints, axes and seeds: one compilation, one copy of the data, a store that grows; merge, status."""
 
-import dataclasses
+import csv
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 import lla_jax as lla
+from lla_jax import runs, stored
 from tests.helpers import FIXED, accuracy, compilations, dataset, mlp_loss, params
 
-GRID = lla.grid(extent=0.5, points=(3, 5))
+GRID = lla.grid(extent=0.5, points=(3, 4))
+KINDS = {
+    "filter": lambda key, p: lla.directions.normalize(lla.directions.random(key, p, num=2), p),
+    "raw, L2": lambda key, p: lla.directions.random(key, p, num=2),
+}
 
 
-@pytest.fixture(scope="module")
-def opt_state():
-    tx = optax.adam(1e-2)
-    state = tx.init(params())
-    _, state = tx.update(jax.tree_util.tree_map(lambda x: 0.1 + np.cos(x), params()), state)
-    return state
+def sweep(checkpoints=2, **options):
+    options = {"axes": KINDS, "grid": GRID, "seeds": range(2), "execution": FIXED} | options
+    return lla.sweep(mlp_loss(), [params(i) for i in range(checkpoints)], dataset(), **options)
 
 
-def run(**options):
-    return lla.all_modes(mlp_loss(), params(), dataset(), jax.random.key(0), grid=GRID, execution=FIXED, **options)
+def alone(checkpoint, kind, seed, **options):
+    axes = KINDS[kind](jax.random.key(seed), params(checkpoint))
+    return lla.evaluate(mlp_loss(), params(checkpoint), dataset(), axes, GRID, execution=FIXED, **options)
 
 
-def test_random_axes_give_four_planes_of_one_draw():
-    planes = run(metrics={"accuracy": accuracy})
-    steps = [plane.recipe["directions"].get("normalize", [{"by": "none", "order": 0}])[0] for plane in planes.values()]
-    assert [(s["by"], s["order"]) for s in steps] == [("none", 0), ("weight", 2), ("filter", 1), ("filter", 2)]
-    assert len({tuple(plane.recipe["directions"]["key"]) for plane in planes.values()}) == 1
-    for plane in planes.values():
-        assert plane.shape == (3, 5)
-        assert set(plane.values) == {"loss", "accuracy"}
-        centre = next(iter(planes.values())).values["loss"][1, 2]
-        assert plane.values["loss"][1, 2] == pytest.approx(centre, rel=1e-6)
-    pair = lla.directions.normalize(lla.directions.random(jax.random.key(0), params()), params(), order=1)
-    alone = lla.evaluate(mlp_loss(), params(), dataset(), pair, GRID, execution=FIXED)
-    found = planes["random, filter-normalized (L1)"].values["loss"]
-    np.testing.assert_allclose(found, alone.values["loss"], rtol=1e-6)  # compiled with a metric, and without
+def assert_same(found, expected):
+    for name, z in expected.values.items():
+        np.testing.assert_array_equal(found.values[name], z, strict=True)
 
 
-def test_adam_moments_make_it_ten_and_progress_covers_all(opt_state):
-    seen = []
-    planes = run(opt_state=opt_state, progress=lambda *at: seen.append(at))
-    assert len(planes) == 10
-    assert [plane.recipe["rule"] for plane in planes.values()] == ["add"] * 8 + ["adam"] * 2
-    wide, narrow = list(planes.values())[8:]
-    np.testing.assert_allclose(wide.coords[0], 10 * narrow.coords[0])
-    assert wide.coords[1][0] == 0.1
-    assert seen[-1] == (150, 150)
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    with compilations() as compiled:
-        run(opt_state=opt_state)
-    assert compiled.count == 0
+def test_a_sweep_is_its_landscapes_one_by_one():
+    table = sweep(metrics={"accuracy": accuracy})
+    assert list(table) == [(c, k, s) for c in range(2) for k in KINDS for s in range(2)]
+    for cell in table:
+        expected = alone(*cell, metrics={"accuracy": accuracy})
+        assert_same(table[cell], expected)
+        assert table[cell].recipe == expected.recipe
 
 
-@pytest.fixture(scope="module")
-def pairs():
-    """Two orthonormal vectors, said to be eigenvectors at ``params()``."""
-    size = sum(np.size(leaf) for leaf in jax.tree.leaves(params()))
-    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(size, 3)))[0].T.astype("float32")
-    leaves, structure = jax.tree.flatten(params())
-    cuts = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
-    columns = zip(np.split(basis, cuts, axis=1), leaves, strict=True)
-    tree = structure.unflatten([column.reshape(3, *np.shape(leaf)) for column, leaf in columns])
-    H = lla.hessian(mlp_loss(), params(), dataset(), devices=1)
-    recipe = {"operator": H.recipe}
-    return lla.Eigenpairs(np.array([3.0, 2.0, -1.0]), lla.Directions(tree, {}), np.zeros(3), 9, recipe)
+def test_a_sweep_compiles_what_one_landscape_compiles_and_holds_the_data_once():
+    data = (np.arange(37 * 5, dtype=np.float32).reshape(37, 5) / 99, np.arange(37) % 3)
+    call = {"axes": KINDS, "grid": GRID, "execution": FIXED}
+    with compilations() as first:
+        lla.sweep(mlp_loss(), [params(0)], data, seeds=[0], **call)
+    held = []
+
+    def count(done, total):
+        held.append(sum(x.shape == (37, 5) for x in jax.live_arrays()))
+
+    with compilations() as rest:
+        lla.sweep(mlp_loss(), [params(i) for i in range(4)], data, seeds=range(3), progress=count, **call)
+    assert first.count > 0
+    assert rest.count == 0
+    assert set(held) == {1}
+    assert len(held) >= 24
 
 
-def test_eigenvectors_make_it_eight_and_with_adam_fourteen(pairs, opt_state):
-    eight = run(pairs=pairs)
-    modes = ["not normalized", "weight-normalized", "filter-normalized (L1)", "filter-normalized (L2)"]
-    kinds = ["random", "Hessian eigenvectors", "Adam moments"]
-    assert list(eight) == [f"{kind}, {mode}" for kind in kinds[:2] for mode in modes]
-    seen = []
-    planes = run(pairs=pairs, opt_state=opt_state, progress=lambda *at: seen.append(at))
-    rules = ["Adam moments, adam rule", "Adam moments, adam rule, a/10"]
-    assert list(planes) == [f"{kind}, {mode}" for kind in kinds for mode in modes] + rules
-    assert seen[-1] == (14 * 15, 14 * 15)
-    axes = lla.directions.eigenvectors(pairs)
-    alone = lla.evaluate(mlp_loss(), params(), dataset(), axes, GRID, execution=FIXED)
-    np.testing.assert_allclose(
-        planes["Hessian eigenvectors, not normalized"].values["loss"], alone.values["loss"], rtol=1e-6
+def test_given_axes_states_and_defaults(tmp_path):
+    given = lla.directions.random(jax.random.key(5), params(), num=2)
+    table = lla.sweep(
+        mlp_loss(), [params(0), params(1)], dataset(), axes={"given": given}, grid=GRID, seeds=range(9), execution=FIXED
     )
-    recipes = [planes[f"Hessian eigenvectors, {mode}"].recipe["directions"] for mode in modes]
-    assert {recipe["kind"] for recipe in recipes} == {"eigenvectors"}
-    assert recipes[0]["names"] == ["eigenvector 1 (lambda = 3)", "eigenvector 2 (lambda = 2)"]
-    assert [recipe["normalize"][0]["by"] for recipe in recipes[1:]] == ["weight", "filter", "filter"]
-    ggn = dataclasses.replace(pairs, recipe={"operator": pairs.recipe["operator"] | {"kind": "ggn"}})
-    assert list(run(pairs=ggn))[4] == "GGN eigenvectors, not normalized"
+    assert list(table) == [(0, "given", None), (1, "given", None)]
+    default = lla.sweep(mlp_loss(), [params(0)], dataset(), grid=lla.grid(points=3, dims=1), execution=FIXED)
+    ((cell, line),) = default.landscapes.items()
+    assert cell == (0, "filter-normalized", 0)
+    assert line.recipe["directions"]["normalize"][0]["by"] == "filter"
+
+    def apply(p, state, batch, train):
+        outputs, _ = mlp_loss().apply(p, None, batch, train)
+        return state["gain"] * outputs, state
+
+    loss = lla.Loss(apply, mlp_loss().criterion, state={"gain": np.float32(1)})
+    scaled = lla.sweep(
+        loss, [params(0)] * 2, dataset(), axes=given, grid=GRID, execution=FIXED,
+        states=[{"gain": np.float32(1)}, {"gain": np.float32(2)}],
+    )  # fmt: skip
+    one, two = scaled.landscapes.values()
+    np.testing.assert_allclose(one.values["loss"], table[0, "given", None].values["loss"], rtol=1e-6)
+    assert (two.values["loss"] != one.values["loss"]).all()
+    assert one.recipe["state"] != two.recipe["state"]
 
 
-def test_pairs_of_other_parameters_or_too_few_are_refused(pairs):
-    elsewhere = {"operator": pairs.recipe["operator"] | {"params": {"fingerprint": "0"}}}
-    with pytest.raises(ValueError, match="pairs: were computed at other parameters"):
-        run(pairs=dataclasses.replace(pairs, recipe=elsewhere))
-    one = dataclasses.replace(
-        pairs, values=pairs.values[:1], vectors=pairs.vectors[0], residuals=pairs.residuals[:1], recipe={}
-    )
-    with pytest.raises(ValueError, match=r"which: \(0, 1\) given; the rule is indices of the 1 pair"):
-        run(pairs=one)
+def test_the_table_has_rows_a_text_and_a_file(tmp_path):
+    table = sweep()
+    rows = table.rows()
+    for row, plane in zip(rows, table.landscapes.values(), strict=True):
+        z = plane.values["loss"]
+        assert (row["least"], row["largest"], row["finite"]) == (z.min(), z.max(), 1.0)
+        assert row["centre"] in z[1, 1:3]  # four points: two are nearest to 0
+    with open(table.to_csv(tmp_path / "t.csv"), newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [(int(r["checkpoint"]), r["axes"], int(r["seed"])) for r in read] == list(table)
+    assert float(read[3]["mean"]) == rows[3]["mean"]
+    assert str(table).count("\n") == len(table) == 8
 
 
-def test_it_draws_planes_only_and_needs_moments():
-    with pytest.raises(ValueError, match="draws planes"):
-        lla.all_modes(mlp_loss(), params(), dataset(), jax.random.key(0), grid=lla.grid(points=3, dims=1))
-    with pytest.raises(ValueError, match="Adam"):
-        run(opt_state=optax.sgd(0.1).init(params()))
+def test_a_stored_sweep_survives_and_grows(tmp_path, monkeypatch):
+    counted, real = [], stored.evaluated
+
+    def counting(job, tree, plan, coords, *rest):
+        counted.append(len(coords))
+        return real(job, tree, plan, coords, *rest)
+
+    monkeypatch.setattr(stored, "evaluated", counting)
+
+    def interrupt(done, total):
+        if done >= 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(store=tmp_path, progress=interrupt)
+    assert 0 < sum(counted) < 96
+    there = runs.status(tmp_path)
+    assert (there.landscapes, there.points, there.done) == (8, 96, sum(counted))
+    with pytest.raises(ValueError, match=r"lacks .* all of 001-filter-seed-0"):
+        runs.merge(tmp_path)
+    table = sweep(store=tmp_path)
+    assert sum(counted) == 96
+    for cell in table:
+        assert_same(table[cell], alone(*cell))
+    counted.clear()
+    more = sweep(checkpoints=3, seeds=range(3), store=tmp_path)
+    assert sum(counted) == (18 - 8) * 12
+    assert runs.status(tmp_path).left == 0
+    merged = runs.merge(tmp_path)
+    assert set(merged) == set(more)
+    for cell in merged:
+        assert_same(merged[cell], more[cell])
+    with pytest.raises(ValueError, match=r"store: .*000-filter-seed-0 holds a landscape that differs in params"):
+        lla.sweep(mlp_loss(), [params(7)], dataset(), axes=KINDS, grid=GRID, execution=FIXED, store=tmp_path)
+
+
+def test_shards_of_a_sweep_make_up_the_whole(tmp_path):
+    seen = []
+    for i in (1, 2, 3):
+        part = sweep(store=tmp_path, shard=(i, 3))
+        seen.append(sum(plane.recipe["complete"] for plane in part.landscapes.values()))
+    assert seen == [3, 6, 8]
+    merged = runs.merge(tmp_path)
+    for cell, plane in sweep().landscapes.items():
+        np.testing.assert_allclose(merged[cell].values["loss"], plane.values["loss"], rtol=1e-6)
+
+
+def test_a_list_of_directions_may_be_stored_too(tmp_path):
+    axes = [KINDS["filter"](jax.random.key(i), params()) for i in range(2)]
+    planes = lla.evaluate(mlp_loss(), params(), dataset(), axes, GRID, execution=FIXED, store=tmp_path)
+    merged = runs.merge(tmp_path)
+    for plane, found in zip(planes, merged.landscapes.values(), strict=True):
+        assert_same(found, plane)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"checkpoints": 0}, "checkpoints: got list"),
+        ({"seeds": []}, "seeds, axes:"),
+        ({"seeds": [1, 1]}, "seeds, axes:"),
+        ({"axes": {"a": 3}}, "axes: entry 'a': 3"),
+        ({"axes": {"a b": KINDS["filter"], "a-b": KINDS["filter"]}}, "seeds, axes:"),
+        ({"states": [None]}, "states: 1 for 2 checkpoints"),
+        ({"shard": (1, 2)}, "shard: .* without a store"),
+        ({"rule": "multiply"}, "rule: 'multiply'"),
+    ],
+)
+def test_mistakes_are_named(options, said):
+    with pytest.raises(ValueError, match=said):
+        sweep(**options)
+    with pytest.raises(ValueError, match="holds no store"):
+        runs.status("tests")

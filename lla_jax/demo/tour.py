@@ -15,7 +15,7 @@ from lla_jax import demo, directions, plotting
 from lla_jax._types import Landscape
 from lla_jax.demo import curvature
 from lla_jax.landscape import evaluate, grid
-from lla_jax.runs import all_modes
+from lla_jax.modes import all_modes
 from lla_jax.storage import save
 
 Bar = Callable[..., AbstractContextManager[Callable[[float, float | None], None]]]

@@ -1,0 +1,406 @@
+"""The chunk store: one landscape as a folder that any number of processes write into, and that outlives all of them.
+
+    manifest.json       recipe, hash, plan, points a chunk, first grid: by the first writer, obeyed by all later ones
+    grid-001.json       the coordinates of a second grid, wider or denser
+    grid-000/00012.npz  values at a chunk of points, written whole or not at all
+
+A chunk holds points of one grid, in row-major order, that no earlier grid has. Which points these are follows from the
+folder alone, so that it does not matter who computes a chunk, when, or how often.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lla_jax import _files
+from lla_jax._types import Landscape
+
+FORMAT = "lla_jax chunk store"
+VERSION = 1
+MANIFEST = "manifest.json"
+SNAP = 1e-12  # coordinates of two grids that are so close, relative to the largest, are one
+LEFTOVER_S = 60.0  # a temporary file that old was left by a writer that was killed
+PATIENCE_S = 5.0  # for a manifest that another writer is just making
+
+Coords = tuple[np.ndarray, ...]
+
+
+class Store(NamedTuple):
+    """What a folder says before any chunk is read."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    grids: tuple[Coords, ...]
+    fresh: tuple[Any, ...]  # for each grid the flat indices of its points that no earlier grid has, in order
+
+
+class Chunk(NamedTuple):
+    """A chunk: number of its grid, its own number there."""
+
+    grid: int
+    number: int
+
+
+class Damaged(ValueError):
+    """A chunk file that cannot be read, or is of another run."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(reason)
+        self.path = path
+
+
+# --- the folder
+
+
+def check_writable(folder: Path, nbytes: int = 0) -> None:
+    """Make the folder, and raise an OSError unless files of ``nbytes`` in all can be written into it."""
+    probe = folder / f".probe-{platform.node()}-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"store: {folder} is not a folder that can be written to ({error.strerror}); pass another one"
+        ) from error
+    if free < nbytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"store: the results need about {nbytes / 2**20:.0f} MiB, and the disk of {folder} has "
+            f"{free / 2**20:.0f} MiB left; free some, or pass a folder on another disk",
+        )
+
+
+def exists(folder: Path) -> bool:
+    return (folder / MANIFEST).exists()
+
+
+def read(folder: Path) -> Store | None:
+    """The store in a folder; None if there is none.
+
+    Raises:
+      ValueError: what is there is no readable store, or that of a newer version.
+    """
+    if not exists(folder):
+        return None
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT or manifest.get("version", 0) > VERSION:
+        raise ValueError(
+            f"store: {folder / MANIFEST} is of format {manifest.get('format')!r}, version {manifest.get('version')}; "
+            f"the rule is {FORMAT!r}, at most {VERSION}. Pass another folder, or update lla_jax"
+        )
+    if manifest["hash"] != identity_hash(manifest["recipe"], manifest["identity"]):
+        raise ValueError(f"store: the recipe in {folder / MANIFEST} was changed by hand; restore it, or start anew")
+    grids = [_coords(manifest)]
+    while (path := folder / f"grid-{len(grids):03d}.json").exists():
+        grids.append(_coords(read_json(path)))
+    return Store(folder, manifest, tuple(grids), tuple(_fresh(grid, grids[:i]) for i, grid in enumerate(grids)))
+
+
+def _coords(record: Mapping[str, Any]) -> Coords:
+    return tuple(np.array(axis, np.float64) for axis in record["coords"])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that another writer may be just making."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(value, dict):
+                return value
+            reason = "no JSON object"
+        except (ValueError, OSError) as error:
+            reason = str(error)
+        if time.monotonic() > end:
+            raise ValueError(f"store: {path} is not readable ({reason}); restore it, or start anew in another folder")
+        time.sleep(0.05)
+
+
+def create(folder: Path, recipe: Mapping[str, Any], identity: Sequence[str], coords: Coords, size: int) -> Store:
+    """The store of a recipe, which has the plan, ``size`` points a chunk; of several writers the first one decides."""
+    manifest = {
+        "format": FORMAT, "version": VERSION, "hash": identity_hash(recipe, identity), "identity": list(identity),
+        "points": size, "coords": [axis.tolist() for axis in coords], "recipe": recipe,
+    }  # fmt: skip
+    with _reported(folder / MANIFEST, "nothing is computed yet"):
+        _files.write_first(folder / MANIFEST, manifest)
+    store = read(folder)
+    assert store is not None
+    return store
+
+
+def identity_hash(recipe: Mapping[str, Any], identity: Sequence[str]) -> str:
+    """Hash of the entries that decide the values; 32 hex digits."""
+    return hashlib.blake2b(_text({k: recipe.get(k) for k in identity}).encode(), digest_size=16).hexdigest()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=_files.plain)
+
+
+def check_same(store: Store, recipe: Mapping[str, Any]) -> None:
+    """Raise a ValueError that says what changed unless ``recipe`` is the store's, as far as a recipe tells.
+
+    Drawn directions may differ by rounding: another machine draws the same numbers a little differently.
+    """
+    then = store.manifest["recipe"]
+    names = [k for k in store.manifest["identity"] if not _alike(_comparable(k, then), _comparable(k, recipe))]
+    if names:
+        said = "; ".join(f"{name} ({_difference(then.get(name), recipe.get(name))})" for name in names)
+        raise ValueError(
+            f"store: {store.folder} holds a landscape that differs in {said}. The rule is the same recipe: repeat the "
+            "arguments it was made with, or pass another folder"
+        )
+
+
+def _comparable(name: str, recipe: Mapping[str, Any]) -> Any:
+    entry = recipe.get(name)
+    if name == "directions" and isinstance(entry, Mapping) and entry.get("kind") == "random":
+        return {k: v for k, v in entry.items() if k != "contents"}  # to the bit; the recipe says how to draw them
+    return entry
+
+
+def _alike(one: Any, two: Any) -> bool:
+    """Equal, floating numbers to rounding."""
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        return one.keys() == two.keys() and all(_alike(one[k], two[k]) for k in one)
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        return len(one) == len(two) and all(map(_alike, one, two))
+    if isinstance(one, float) and isinstance(two, float):
+        return math.isclose(one, two, rel_tol=1e-5, abs_tol=1e-7)
+    return _text(one) == _text(two)
+
+
+def _difference(then: Any, now: Any) -> str:
+    """What differs, entry by entry where both are dicts."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        names = [k for k in {**then, **now} if not _alike(then.get(k), now.get(k))]
+        return ", ".join(f"{k}: {_difference(then.get(k), now.get(k))}" for k in names)
+    return f"{_short(then)} -> {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = _text(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- grids: which chunks there are, and which a grid needs
+
+
+def extended(store: Store, coords: Coords) -> tuple[Store, Coords]:
+    """The store with a grid added, unless it is there already, and the grid's coordinates as the store has them.
+
+    Coordinates that differ from known ones by rounding alone are taken for these, so that their values are reused.
+    """
+    while True:
+        coords = tuple(_snapped(axis, [grid[k] for grid in store.grids]) for k, axis in enumerate(coords))
+        if any(_same(grid, coords) for grid in store.grids):
+            return store, coords
+        path = store.folder / f"grid-{len(store.grids):03d}.json"
+        with _reported(path, "nothing is computed yet"):
+            _files.write_first(path, {"coords": [axis.tolist() for axis in coords]})
+        again = read(store.folder)  # of several writers the first one decides, and the others come after it
+        assert again is not None
+        store = again
+
+
+def _snapped(axis: np.ndarray, known: list[np.ndarray]) -> np.ndarray:
+    if not known:
+        return axis
+    there = np.unique(np.concatenate(known))
+    right = np.clip(np.searchsorted(there, axis), 0, len(there) - 1)
+    left = np.maximum(right - 1, 0)
+    nearest = np.where(abs(there[left] - axis) < abs(there[right] - axis), there[left], there[right])
+    return np.where(abs(nearest - axis) <= SNAP * abs(axis).max(), nearest, axis)
+
+
+def _same(one: Coords, two: Coords) -> bool:
+    return len(one) == len(two) and all(map(np.array_equal, one, two))
+
+
+def _shape(grid: Coords) -> tuple[int, ...]:
+    return tuple(map(len, grid))
+
+
+def _fresh(grid: Coords, earlier: Sequence[Coords]) -> np.ndarray | range:
+    if not earlier:
+        return range(math.prod(_shape(grid)))
+    new = np.ones(_shape(grid), bool)
+    for other in earlier:
+        new &= ~_product([np.isin(a, b) for a, b in zip(grid, other)])
+    return np.flatnonzero(new)
+
+
+def _product(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """The outer product of one mask per axis."""
+    found = masks[0]
+    for mask in masks[1:]:
+        found = found[..., None] & mask
+    return found
+
+
+def _indices(store: Store, chunk: Chunk) -> tuple[np.ndarray, ...]:
+    """Where the points of a chunk are in its grid, one index array (C,) per axis."""
+    size = int(store.manifest["points"])
+    flat = np.asarray(store.fresh[chunk.grid][chunk.number * size : (chunk.number + 1) * size])
+    return np.unravel_index(flat, _shape(store.grids[chunk.grid]))
+
+
+def points(store: Store, chunk: Chunk) -> np.ndarray:
+    """Coordinates (C, k) of the points of a chunk."""
+    return np.stack([axis[i] for axis, i in zip(store.grids[chunk.grid], _indices(store, chunk))], -1)
+
+
+class Part(NamedTuple):
+    """What a chunk holds of a grid: which of its points the grid has (C,), and their flat indices in the grid."""
+
+    chunk: Chunk
+    shared: np.ndarray
+    at: np.ndarray
+
+
+def parts(store: Store, coords: Coords) -> Iterator[Part]:
+    """The chunks that a grid of the store needs, in order; one that holds none of its points is left out."""
+    size = int(store.manifest["points"])
+    for number, here in enumerate(store.grids):
+        places = [_places(axis, wanted) for axis, wanted in zip(here, coords)]
+        if all((place >= 0).any() for place in places):
+            for i in range(-(-len(store.fresh[number]) // size)):
+                chunk = Chunk(number, i)
+                there = np.stack([place[j] for place, j in zip(places, _indices(store, chunk))])
+                shared = np.asarray((there >= 0).all(0))
+                if shared.any():
+                    yield Part(chunk, shared, np.ravel_multi_index(tuple(there[:, shared]), _shape(coords)))
+        if _same(here, coords):
+            return  # later grids hold none of its points
+
+
+def _places(axis: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each coordinate of an axis is among the wanted ones; -1 where it is not."""
+    order = np.argsort(wanted, kind="stable")
+    found = np.clip(np.searchsorted(wanted[order], axis), 0, len(wanted) - 1)
+    return np.where(wanted[order][found] == axis, order[found], -1)
+
+
+# --- chunks
+
+
+def path_of(store: Store, chunk: Chunk) -> Path:
+    return store.folder / f"grid-{chunk.grid:03d}" / f"{chunk.number:05d}.npz"
+
+
+def write(store: Store, chunk: Chunk, values: Mapping[str, Any], stderr: Mapping[str, Any], about: Any) -> None:
+    """Write a chunk's values {name: (C,)}; ``about`` goes into its header.
+
+    Raises:
+      OSError: it cannot be written; chunks written before are kept.
+    """
+    header = {"hash": store.manifest["hash"], "chunk": list(chunk), "values": list(values), "stderr": list(stderr)}
+    header |= {"writer": f"{platform.node()}:{os.getpid()}"} | about
+    arrays = {f"value{i}": x for i, x in enumerate(values.values())}
+    arrays |= {f"stderr{i}": x for i, x in enumerate(stderr.values())}
+    target = path_of(store, chunk)
+    with _reported(target, "every chunk written before is kept"):
+        target.parent.mkdir(exist_ok=True)
+        _files.write_npz(target, header, arrays)
+
+
+@contextlib.contextmanager
+def _reported(path: Path, kept: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"store: {path} could not be written ({error.strerror}); {kept}. Mend that (free space on the disk, the "
+            "folder's permissions) and repeat the call: it goes on from there",
+        ) from error
+
+
+def load(store: Store, chunk: Chunk) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
+    """(values, stderr, header) of a chunk.
+
+    Raises:
+      FileNotFoundError: there is none.
+      Damaged: it is truncated, corrupt or of another run.
+    """
+    path = path_of(store, chunk)
+    try:
+        header, arrays = _files.read_npz(path)
+        if header["hash"] != store.manifest["hash"] or header["chunk"] != list(chunk):
+            raise ValueError("it is of another run")
+        values = {name: arrays[f"value{i}"] for i, name in enumerate(header["values"])}
+        stderr = {name: arrays[f"stderr{i}"] for i, name in enumerate(header["stderr"])}
+        length = len(_indices(store, chunk)[0])
+        if odd := [x for x in arrays.values() if x.shape != (length,) or x.dtype != np.float64]:
+            raise ValueError(f"it has {odd[0].dtype} of shape {odd[0].shape} for {length} points")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a broken file makes the readers raise anything
+        raise Damaged(path, f"{type(error).__name__}: {error}") from error
+    return values, stderr, header
+
+
+def collected(store: Store, coords: Coords) -> tuple[dict[str, dict[str, np.ndarray]], int, list[Damaged]]:
+    """What the chunks hold of a grid: ({"values": {name: flat array}, "stderr": ...}, points there, damaged chunks).
+
+    Points that are missing are NaN.
+    """
+    num = math.prod(_shape(coords))
+    table: dict[str, dict[str, np.ndarray]] = {"values": {}, "stderr": {}}
+    done, damaged = 0, list[Damaged]()
+    for part in parts(store, coords):
+        try:
+            values, stderr, _ = load(store, part.chunk)
+        except FileNotFoundError:
+            continue
+        except Damaged as error:
+            damaged.append(error)
+            continue
+        done += len(part.at)
+        for kind, found in (("values", values), ("stderr", stderr)):
+            for name, x in found.items():
+                flat = table[kind].setdefault(name, np.full(num, np.nan))
+                flat[part.at] = x[part.shared]
+    if not done:
+        table["values"]["loss"] = np.full(num, np.nan)
+    return table, done, damaged
+
+
+def landscape(store: Store, coords: Coords, table: Mapping[str, Mapping[str, np.ndarray]], done: int) -> Landscape:
+    """A landscape of the store's recipe."""
+    complete = done == math.prod(_shape(coords))
+    recipe = store.manifest["recipe"] | {"complete": complete, "points_done": done}
+    arrays = {kind: {name: x.reshape(_shape(coords)) for name, x in found.items()} for kind, found in table.items()}
+    return Landscape(coords, arrays["values"], arrays["stderr"], recipe)
+
+
+def sweep_up(folder: Path) -> None:
+    """Remove temporary files that killed writers left."""
+    for path in folder.rglob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_S:
+                path.unlink()
+
+
+def remove(folder: Path) -> None:
+    """Remove the store in a folder, and nothing else there: first what makes it one."""
+    for path in [folder / MANIFEST, *folder.glob("grid-[0-9][0-9][0-9].json")]:
+        path.unlink(missing_ok=True)
+    for path in folder.glob("grid-[0-9][0-9][0-9]"):
+        shutil.rmtree(path)

@@ -1,0 +1,166 @@
+"""How a job is going to run: the plan, timed on the first chunk; the probe that recognizes functions; both in words."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from lla_jax import data as _data
+from lla_jax import execution as _execution
+from lla_jax import kernels, lowering
+from lla_jax._types import Batch, PyTree
+from lla_jax.data import Stream
+from lla_jax.evaluation import Job, Sums, call, grid_points, of_params, rows_in
+from lla_jax.execution import Plan
+
+UNSTEADY = 1e-5  # relative difference between two runs of one block that rounding does not explain
+PLAN = ("chunk", "microbatch", "loop", "share", "scan")
+
+
+def plan_of(recipe: dict[str, Any]) -> Plan:
+    """The plan that a landscape was begun with, and is finished with."""
+    return Plan(**{name: recipe["plan"][name] for name in PLAN})
+
+
+def recipe_of(job: Job, plan: Plan) -> dict[str, Any]:
+    """The plan as a recipe holds it."""
+    device = job.mesh.devices.flat[0]
+    return {name: getattr(plan, name) for name in PLAN} | {"devices": job.mesh.size, "platform": device.platform}
+
+
+def _plan(job: Job, tree: PyTree, most: int) -> Plan:
+    """The plan of the run: what the user fixed, and the fastest of the candidates for the rest; of use for at most
+    ``most`` points at a time."""
+    batch, count, offset = job.first
+    rows = min(rows_in(batch), job.batch_size or rows_in(batch))
+    points = -(-min(job.num, most) // job.mesh.size)
+    bucket = 1 << (min(points, 1024) - 1).bit_length()
+    leaves, structure = jax.tree_util.tree_flatten((job.loss, job.params, tree, batch))
+    shapes = tuple((x.shape, str(x.dtype)) for x in leaves)
+    settings = replace(job.execution, devices=job.mesh.size)
+    key = (structure, shapes, rows, bucket, job.how, job.momenta is None, job.whole, settings, job.mesh)
+
+    def candidates() -> list[Plan]:
+        few = (
+            rows if job.whole else min(256, rows)
+        )  # enough for the values of the examples to be larger than the weights
+        nbytes, primitives = lowering.profile(
+            lambda p, b: kernels.points_sums(
+                job.loss,
+                p,
+                tree,
+                np.zeros((1, len(job.coords)), np.float32),
+                None,
+                _data.block_at(b, 0, few, few, 0),
+                job.how,
+                Plan(1, few, "map", False),
+            ),
+            job.params,
+            batch,
+        )
+        return _execution.candidates(
+            job.execution,
+            points=points,
+            rows=rows,
+            row_bytes=nbytes // few,
+            param_bytes=sum(x.nbytes for x in jax.tree_util.tree_leaves(job.params)),
+            whole=job.whole,
+            sharable=job.affine and job.momenta is None and _single_or_double(job.params),
+            scannable="conv_general_dilated" not in primitives,
+            on_cpu=job.mesh.devices.flat[0].platform == "cpu",
+        )
+
+    def seconds(plan: Plan) -> float:
+        call, starts = next(_execution.calls(plan, rows_in(batch), count, job.batch_size, job.whole))
+        taken = _execution.timed(lambda: _first_call(job, tree, plan, batch, count, offset, call, starts))
+        return taken / (plan.chunk * job.mesh.size * call.microbatch * len(starts))
+
+    total = job.num * count
+    return _execution.choose(key, candidates, seconds, total)
+
+
+def _single_or_double(params: PyTree) -> bool:
+    return all(x.dtype in (np.float32, np.float64) for x in jax.tree_util.tree_leaves(params))
+
+
+def _first_call(
+    job: Job, tree: PyTree, plan: Plan, batch: Batch, count: int, offset: int, step: Plan, starts: Any
+) -> Any:
+    width = plan.chunk * job.mesh.size
+    coords = grid_points(job.probed, 0, min(width, math.prod(map(len, job.probed))))
+    coords, states = _execution.pad_points(coords, width), None
+    if job.momenta is not None:
+        states = jax.tree_util.tree_map(lambda x: np.broadcast_to(x, (len(coords), *x.shape)), job.loss.state)
+    return call(job, tree, coords, states, batch, step, starts, count, offset)
+
+
+def planned(
+    job: Job, tree: PyTree, recipe: dict[str, Any], plan: Plan | None, most: int | None = None
+) -> tuple[Plan, dict[str, Any], float | None]:
+    """(plan, recipe, seconds per point): the plan given or the fastest one, and its first block at the first points,
+    run twice: for the values at the first point, by which functions are recognized, and to see noise.
+
+    ``most`` points at a time are going to be asked for, by default all. The seconds are None where nobody knows how
+    many examples there are.
+    """
+    plan = _plan(job, tree, most or job.num) if plan is None else plan
+    runs: list[Sums] = []
+    seconds = 0.0
+
+    def compute(plan: Plan, lo: int, hi: int) -> None:
+        nonlocal seconds
+        batch, count, offset = job.first
+        call, starts = next(_execution.calls(plan, rows_in(batch), count, job.batch_size, job.whole))
+        for _ in range(2):
+            start = time.perf_counter()
+            found = jax.block_until_ready(_first_call(job, tree, plan, batch, count, offset, call, starts))
+            seconds = (time.perf_counter() - start) / (call.microbatch * len(starts) * plan.chunk * job.mesh.size)
+            runs.append({name: _data.mean(_data.total(x)) for name, x in found.items()})
+
+    plan = _execution.chunks(compute, 0, 1, plan, 1)
+    values, plan = of_params(job, tree, plan, grid_points(job.probed, 0, 1))
+    one, two = (run["loss"][np.isfinite(runs[-2]["loss"])] for run in runs[-2:])
+    scale = np.maximum(np.abs(one), np.finfo(np.float32).tiny)
+    difference = float(np.nan_to_num(np.abs(one - two) / scale, nan=np.inf).max(initial=0))
+    recipe = recipe | {
+        "probe": {name: float(found[0]) for name, found in (runs[-2] | values).items()},
+        "deterministic": difference <= UNSTEADY,
+    }
+    if difference > UNSTEADY:
+        _warn_unsteady(difference)
+    rows = [None if isinstance(d, Stream) else _data.num_examples(d) for d in job.sources.values()]
+    return plan, recipe, None if None in rows else seconds * sum(rows)  # type: ignore[arg-type]
+
+
+def text(job: Job, plan: Plan, seconds: float | None) -> str:
+    """The plan for people, with the time it is going to take."""
+    said = [
+        f"{' x '.join(map(str, map(len, job.coords)))} points",
+        f"{plan.chunk} a call" + (f" on each of {job.mesh.size} devices" if job.mesh.size > 1 else ""),
+        "as a batch" if plan.loop == "vmap" else "one by one",
+        "whole batches" if job.whole else f"{plan.microbatch} examples a block",
+    ]
+    said += ["blocks looped over on the device"] if plan.scan else []
+    said += ["first layer shared"] if plan.share else []
+    text = f"plan: {', '.join(said)}"
+    return text if seconds is None else f"{text}; expected time {_duration(seconds)}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _warn_unsteady(difference: float) -> None:
+    warnings.warn(
+        f"loss: two evaluations of the same batch at the same points differ by {difference:.1e} relative (the rule is "
+        f"at most {UNSTEADY}); the landscape holds this noise. Turn off dropout, or pass its key to the Loss",
+        stacklevel=4,
+    )

@@ -1,0 +1,371 @@
+"""The chunk store: what survives what, bit for bit; who is refused; what a second grid reuses."""
+
+import contextlib
+import errno
+import itertools
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import lla_jax as lla
+from lla_jax import chunk_store, stored
+from tests.helpers import FIXED, accuracy, compilations, dataset, mlp_loss, params
+
+GRID = lla.grid(extent=0.5, points=(9, 8))
+CHUNKS = 6  # of 12 points, with the plan FIXED and CHUNK_S as below
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(stored, "_chunk_points", lambda job, plan, seconds, most, shards: 12)
+
+
+def axes(seed=0):
+    return lla.directions.random(jax.random.key(seed), params(), num=2)
+
+
+def run(folder=None, grid=GRID, seed=0, **options):
+    options = {"execution": FIXED, "metrics": {"accuracy": accuracy}} | options
+    return lla.evaluate(mlp_loss(), params(), dataset(), axes(seed), grid, store=folder, **options)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return run()
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in pathlib.Path(folder).rglob("*.npz"))
+
+
+def assert_same(found, expected):
+    assert found.recipe["complete"]
+    for kind in ("values", "stderr"):
+        there, wanted = getattr(found, kind), getattr(expected, kind)
+        assert there.keys() == wanted.keys()
+        for name, z in wanted.items():
+            np.testing.assert_array_equal(there[name], z, strict=True)
+
+
+def interrupting(after):
+    def progress(done, total):
+        if done >= after:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+# --- continuing
+
+
+def test_a_stored_landscape_is_that_in_memory_and_a_second_call_computes_no_point(tmp_path, whole, monkeypatch):
+    assert_same(run(tmp_path), whole)
+    assert files(tmp_path) == [f"grid-000/{i:05d}.npz" for i in range(CHUNKS)]
+    monkeypatch.setattr(stored, "evaluated", None)  # would raise if a point were computed
+    with compilations() as compiled:
+        again = run(tmp_path)
+    assert compiled.count == 0
+    assert_same(again, whole)
+    assert again.recipe["plan"] == whole.recipe["plan"]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_interrupted_at_any_chunk_it_is_the_same_to_the_bit(tmp_path, whole, times):
+    kept = []
+    for i in range(times):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, progress=interrupting(24 * (i + 1) - 12), on_partial=kept.append)
+        assert not list(tmp_path.rglob("*.tmp"))
+        assert np.isfinite(kept[-1].values["loss"]).sum() == 12 * len(files(tmp_path))
+        assert not kept[-1].recipe["complete"]
+    assert 0 < len(files(tmp_path)) < CHUNKS
+    assert_same(run(tmp_path), whole)
+
+
+def test_a_later_writer_obeys_the_plan_of_the_first_one(tmp_path, whole):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, progress=interrupting(12))
+    found = run(tmp_path, execution=lla.Execution(chunk=7, microbatch=5, loop="vmap", devices=1))
+    assert_same(found, whole)
+    assert (found.recipe["plan"]["chunk"], found.recipe["plan"]["microbatch"]) == (4, 8)
+
+
+def test_a_changed_recipe_is_refused_and_the_message_says_what_changed(tmp_path):
+    run(tmp_path)
+    with pytest.raises(ValueError, match=r"store: .* differs in directions \(key: \[0, 0\] -> \[0, 1\]"):
+        run(tmp_path, seed=1)
+    with pytest.raises(ValueError, match=r"differs in metrics \(\[\"accuracy\"\] -> \[\]\)"):
+        run(tmp_path, metrics=None)
+    with pytest.raises(ValueError, match=r"differs in batch_size \(null -> 5\)"):
+        run(tmp_path, batch_size=5)
+    with pytest.raises(ValueError, match=r"differs in data \(examples: 23 -> 22, fingerprint: "):
+        lla.evaluate(mlp_loss(), params(), dataset(22), axes(), GRID, store=tmp_path, metrics={"accuracy": accuracy})
+    with pytest.raises(ValueError, match=r"differs in params \(fingerprint: .* -> "):
+        lla.evaluate(mlp_loss(), params(3), dataset(), axes(), GRID, store=tmp_path, metrics={"accuracy": accuracy})
+    doubled = lla.Loss(mlp_loss().apply, lambda outputs, batch: 2 * mlp_loss().criterion(outputs, batch))
+    with pytest.raises(ValueError, match=r"store: 'loss' at the first point is .*, and was .* same loss and functions"):
+        lla.evaluate(doubled, params(), dataset(), axes(), GRID, store=tmp_path, metrics={"accuracy": accuracy})
+
+
+def test_directions_drawn_a_rounding_apart_are_the_same(tmp_path, whole, monkeypatch):
+    run(tmp_path)
+    drawn = axes()
+    moved = jax.tree_util.tree_map(lambda d: np.nextafter(np.asarray(d), np.inf, dtype=d.dtype), drawn.tree)
+    near = lla.Directions(moved, drawn.recipe | {"fingerprint": np.nextafter(drawn.recipe["fingerprint"], 9).tolist()})
+    again = lla.evaluate(
+        mlp_loss(), params(), dataset(), near, GRID, store=tmp_path, execution=FIXED, metrics={"accuracy": accuracy}
+    )
+    assert_same(again, whole)
+
+
+# --- damage, disks, folders
+
+
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "empty", "foreign"])
+def test_a_damaged_chunk_is_found_named_and_computed_again(tmp_path, whole, harm):
+    run(tmp_path)
+    victim = tmp_path / "grid-000/00003.npz"
+    contents = victim.read_bytes()
+    middle = len(contents) // 2
+    if harm == "foreign":
+        shutil.copy(tmp_path / "grid-000/00002.npz", victim)
+    else:
+        flipped = contents[:middle] + bytes([contents[middle] ^ 1]) + contents[middle + 1 :]
+        victim.write_bytes({"truncated": contents[:middle], "flipped": flipped, "empty": b""}[harm])
+    assert list(lla.runs.status(tmp_path).damaged) == [str(victim)]
+    with pytest.raises(ValueError, match=r"not complete, it lacks .*00003.npz \(damaged"):
+        lla.runs.merge(tmp_path)
+    with pytest.warns(UserWarning, match=r"00003.npz was damaged .* computed again"):
+        again = run(tmp_path)
+    assert_same(again, whole)
+    assert lla.runs.status(tmp_path).damaged == {}
+
+
+def test_a_full_disk_keeps_what_is_finished_and_says_so(tmp_path, whole, monkeypatch):
+    left, real = itertools.count(4, -1), os.fsync
+
+    def fsync(handle):
+        if next(left) <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match=r"store: .*npz could not be written \(No space left on device\); every") as e:
+            run(tmp_path)
+    assert e.value.errno == errno.ENOSPC
+    assert len(files(tmp_path)) == 3  # the manifest was the fourth
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert_same(run(tmp_path), whole)
+
+
+def test_a_disk_too_small_and_a_folder_that_is_none_are_reported_before_computing(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "described", None)  # would raise if it came so far
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"store: .*file is not a folder that can be written to"):
+        run(tmp_path / "file")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, 1000))
+    with pytest.raises(OSError, match=r"store: the results need about 0 MiB, and the disk of"):
+        run(tmp_path / "new")
+
+
+def test_a_manifest_that_is_none_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(chunk_store, "PATIENCE_S", 0.1)
+    run(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    text = manifest.read_text()
+    for wrong, said in (
+        (text[:100], "is not readable"),
+        (text.replace('"version": 1', '"version": 9', 1), "version 9"),
+        (text.replace('"batch_size": null', '"batch_size": 5', 1), "was changed by hand"),
+    ):
+        manifest.write_text(wrong)
+        with pytest.raises(ValueError, match=said):
+            run(tmp_path)
+
+
+# --- several grids
+
+
+def test_a_wider_or_denser_grid_reuses_the_points_there_are(tmp_path, monkeypatch):
+    counted, real = [], stored.evaluated
+
+    def counting(job, tree, plan, coords, *rest):
+        counted.append(len(coords))
+        return real(job, tree, plan, coords, *rest)
+
+    monkeypatch.setattr(stored, "evaluated", counting)
+    for grid, fresh in (
+        (lla.grid(0.3, 4), 16),
+        (lla.grid(0.3, 7), 49 - 16),  # denser
+        (lla.grid(0.7, 15), 225 - 49),  # wider, where coordinates differ by rounding
+        (lla.grid(0.3, 4), 0),
+        (lla.grid(ranges=[(-0.3, 0.3), (0.0, 0.1)], points=(7, 2)), 0),  # a part
+        (lla.grid(ranges=[(-0.3, 0.3), (0.0, 0.05)], points=(7, 2)), 7),
+    ):
+        counted.clear()
+        found = run(tmp_path, grid)
+        assert sum(counted) == fresh
+        assert_same_to_rounding(found, run(grid=grid))
+        if fresh:  # of several grids, the one that came last
+            assert_same(lla.runs.merge(tmp_path), found)
+
+
+def assert_same_to_rounding(found, expected):
+    assert found.recipe["complete"]
+    for name, z in expected.values.items():
+        np.testing.assert_allclose(found.values[name], z, rtol=2e-6)
+    for mine, theirs in zip(found.coords, expected.coords, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_chunks_of_any_grids_hold_every_point_once(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    store = chunk_store.create(tmp_path, {"a": 1}, ["a"], lla.grid(points=(3, 4, 2), dims=3), 5)
+    for _ in range(4):
+        grid = tuple(np.sort(rng.choice(np.linspace(-1, 1, 7), rng.integers(1, 6), replace=False)) for _ in range(3))
+        store, coords = chunk_store.extended(store, grid)
+        seen = np.zeros(int(np.prod([len(c) for c in coords])), int)
+        mesh = np.stack([c.ravel() for c in np.meshgrid(*coords, indexing="ij")], -1)
+        for part in chunk_store.parts(store, coords):
+            np.testing.assert_array_equal(chunk_store.points(store, part.chunk)[part.shared], mesh[part.at])
+            seen[part.at] += 1
+        np.testing.assert_array_equal(seen, 1)
+    every = np.concatenate(
+        [np.stack([a[i] for a, i in zip(g, np.unravel_index(np.asarray(f), [len(a) for a in g]))], -1)
+         for g, f in zip(store.grids, store.fresh)]
+    )  # fmt: skip
+    assert len(np.unique(every, axis=0)) == len(every)
+
+
+# --- several writers
+
+
+def test_shards_make_up_the_whole_and_a_shard_is_checked(tmp_path, whole):
+    parts = [run(tmp_path, shard=(i, 3)) for i in (3, 1)]
+    assert [part.recipe["complete"] for part in parts] == [False, False]
+    assert [part.recipe["points_done"] for part in parts] == [24, 48]
+    with pytest.raises(ValueError, match=r"lacks 2 chunks of .* \(24 points\)"):
+        lla.runs.merge(tmp_path)
+    assert np.isnan(lla.runs.merge(tmp_path, partial=True).values["loss"]).sum() == 24
+    assert_same(run(tmp_path, shard=(2, 3)), whole)
+    assert_same(lla.runs.merge(tmp_path), whole)
+    for wrong in (3, (0, 3), (4, 3), (1.0, 2), (1, 2, 3)):
+        with pytest.raises(ValueError, match=r"shard: .* given; the rule is"):
+            run(tmp_path, shard=wrong)
+    with pytest.raises(ValueError, match=r"without a store"):
+        run(shard=(1, 2))
+    with pytest.raises(ValueError, match=r"resume: continues one landscape held in memory"):
+        run(tmp_path, resume=whole)
+
+
+def test_two_writers_of_one_chunk_leave_one_good_chunk(tmp_path, whole, monkeypatch):
+    real, once = stored.evaluated, []
+
+    def overtaken(job, tree, plan, coords, *rest):
+        if not once:  # another process begins the same chunk and is sooner
+            once.append(True)
+            assert_same(run(tmp_path), whole)
+        return real(job, tree, plan, coords, *rest)
+
+    monkeypatch.setattr(stored, "evaluated", overtaken)
+    assert_same(run(tmp_path), whole)
+    assert files(tmp_path) == [f"grid-000/{i:05d}.npz" for i in range(CHUNKS)]
+
+
+def test_of_two_first_writers_one_decides(tmp_path, whole, monkeypatch):
+    real = chunk_store.create
+
+    def slower(*arguments):
+        monkeypatch.setattr(chunk_store, "create", real)
+        assert_same(run(tmp_path), whole)
+        return real(*arguments)
+
+    monkeypatch.setattr(chunk_store, "create", slower)
+    late = run(tmp_path, execution=lla.Execution(chunk=3, microbatch=5, loop="vmap", devices=1))
+    assert_same(late, whole)
+    assert late.recipe["plan"]["chunk"] == 4
+
+
+PLAN = lla.Execution(chunk=4, microbatch=8, loop="map", share=False, devices=1)
+WRITER = """
+import logging, sys, time
+from lla_jax import stored
+from tests.test_chunk_store import GRIDS, PLAN, run
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+logging.getLogger("lla_jax").setLevel(logging.DEBUG)
+stored._chunk_points = lambda *_: 30
+real = stored.evaluated
+stored.evaluated = lambda *a: time.sleep(0.2) or real(*a)  # so that a kill finds it at work
+run(sys.argv[1], GRIDS, execution=PLAN)
+"""
+GRIDS = lla.grid(0.5, 60)
+
+
+@contextlib.contextmanager
+def writing(folder, log):
+    """A process that writes into a store; ended at the end."""
+    with (
+        open(log, "w") as file,
+        subprocess.Popen([sys.executable, "-u", "-c", WRITER, str(folder)], stdout=file, stderr=file) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_twelve_kills_over_three_writers_lose_at_most_a_chunk_each_and_change_no_bit(tmp_path):
+    rng, store, logs, kills = random.Random(0), tmp_path / "store", [], 0
+    with contextlib.ExitStack() as stack:
+
+        def start():
+            logs.append(tmp_path / f"log{len(logs)}")
+            return logs[-1], stack.enter_context(writing(store, logs[-1]))
+
+        writers, end = [start() for _ in range(3)], time.monotonic() + 120
+        while kills < 12:
+            time.sleep(rng.uniform(0, 0.5))
+            at_work = [i for i, (log, _) in enumerate(writers) if " begun" in log.read_text()]
+            assert time.monotonic() < end
+            if not at_work:
+                continue
+            log, victim = writers[at := rng.choice(at_work)]
+            before = files(store)
+            assert victim.poll() is None, log.read_text()
+            victim.kill()
+            victim.wait()
+            assert set(before) <= set(files(store))  # what was finished stays
+            kills, writers[at] = kills + 1, start()
+        assert [writer.wait(timeout=120) for _, writer in writers] == [0, 0, 0]
+    for log in logs:
+        said = log.read_text().splitlines()
+        begun, written = (sum(line.endswith(word) for line in said) for word in ("begun", "written"))
+        assert 0 <= begun - written <= 1  # a kill costs the chunk in hand, and no other
+    assert_same(lla.runs.merge(store), run(tmp_path / "alone", GRIDS, execution=PLAN))
+
+
+def test_ctrl_c_leaves_a_clean_store(tmp_path):
+    log, store, end = tmp_path / "log", tmp_path / "store", time.monotonic() + 60
+    with writing(store, log) as writer:
+        while " written" not in log.read_text() and time.monotonic() < end:
+            time.sleep(0.02)
+        writer.send_signal(signal.SIGINT)
+        assert writer.wait(timeout=60) != 0
+    assert "KeyboardInterrupt" in log.read_text()
+    there = lla.runs.status(store)
+    assert 0 < there.written < there.chunks == 120
+    assert there.damaged == {}
+    assert there.left > 0
+    assert not list(tmp_path.rglob("*.tmp"))
