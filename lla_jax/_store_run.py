@@ -27,33 +27,41 @@ _CHANGED = {
 }
 
 
-def begin(out: Path, made: Mapping[str, str], problem: str, overwrite: bool) -> None:
+def begin(out: Path, made: Mapping[str, str], overwrite: bool) -> None:
     """Clear the folder, or check that what is there was made with the same options, as far as they decide values.
 
     Raises:
-      Mistake: other options, or a result that is not that of a store.
+      Mistake: other options, a result that is not that of a store, or another program's store.
     """
     from lla_jax import chunk_store
 
     result = out / "landscape.npz"
     if overwrite:
-        chunk_store.remove(out)
-        result.unlink(missing_ok=True)
+        try:
+            chunk_store.remove(out)
+        except ValueError as error:
+            raise Mistake(str(error).removeprefix("store: ")) from error
+        for path in (result, out / COMMAND):
+            path.unlink(missing_ok=True)
     if not chunk_store.exists(out):
         if result.exists():
             raise Mistake(f"{result} is there without the chunks it was made of\n{ELSEWHERE}")
-        text = json.dumps({**made, "problem": problem}, indent=1)
-        (out / COMMAND).write_text(text + "\n", encoding="utf-8")
-        return
-    if not (out / COMMAND).exists():  # made by the library; then ``evaluate`` compares
+        (out / COMMAND).unlink(missing_ok=True)
         return
     try:
         before = json.loads((out / COMMAND).read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError):  # made by the library, or killed before it was written: ``evaluate`` compares
         before = {}
     changed = [f"{k} {before[k]} -> {now}" for k, now in made.items() if k not in GRID and before.get(k, now) != now]
     if changed:
         raise Mistake(f"{out} was made with other options: {', '.join(changed)}\n{ELSEWHERE}")
+
+
+def note(out: Path, made: Mapping[str, str], problem: str) -> None:
+    """Keep the options beside a store that was begun with them."""
+    from lla_jax import _files
+
+    _files.write_first(out / COMMAND, {**made, "problem": problem})
 
 
 def refused(out: Path, error: ValueError) -> ValueError | Mistake:
@@ -70,7 +78,7 @@ def refused(out: Path, error: ValueError) -> ValueError | Mistake:
     return Mistake(f"{out} was made with other {what}\n{ELSEWHERE}")
 
 
-def tell_kept(out: Path) -> None:
+def tell_kept(out: Path, made: Mapping[str, str], problem: str) -> None:
     """Say what an interrupted run leaves."""
     from lla_jax import runs
 
@@ -78,6 +86,7 @@ def tell_kept(out: Path) -> None:
         there = runs.status(out)
     except ValueError:
         return
+    note(out, made, problem)
     say(f"{there.done:,} of {there.points:,} points are kept in {out}; the same command continues it")
 
 
@@ -95,7 +104,8 @@ def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
     name = "landscape.partial.npz" if partial else "landscape.npz"
     if isinstance(found, Landscape):
         return found, [save(found, folder / name)]
-    paths = [save(plane, folder / runs.folder_of(cell) / name) for cell, plane in found.landscapes.items()]
+    members = runs.members(folder)
+    paths = [save(plane, members[cell] / name) for cell, plane in found.landscapes.items()]
     return found, [*paths, found.to_csv(folder / "table.csv")]
 
 
@@ -113,13 +123,15 @@ def status(folder: Path) -> str:
         f"{found.written:,} of {found.chunks:,} chunks"
     ]
     lines += [f"  damaged, will be computed again: {path} ({reason})" for path, reason in found.damaged.items()]
-    if found.last is not None:
-        lines.append(f"  last chunk written {duration(found.last)} ago")
+    what = "last chunk written" if found.written else "no chunk yet; begun"
+    lines.append(f"  {what} {duration(found.last)} ago" if found.chunks else "  not begun")
     lines += [f"  writer {name}: {count} chunks in the last 10 min" for name, count in sorted(found.writers.items())]
     if found.done == found.points:
         lines.append(f"  finished; lla-jax merge {folder} writes the result")
-    elif found.left is None:
+    elif found.left is None and found.last > runs.WINDOW_S:
         lines.append("  nobody has written for 10 min; repeat the command that computes it to go on")
+    elif found.left is None:
+        lines.append("  nothing to tell the time left by")
     else:
         lines.append(f"  {found.rate:.3g} points/s, about {duration(found.left)} left if writers go on")
     return "\n".join(lines)

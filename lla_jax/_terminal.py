@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import logging
 import os
+import platform
 import sys
 import sysconfig
 import time
@@ -46,11 +47,11 @@ def prepare_jax(devices: int | None) -> None:
 
 def writable(folder: Path) -> Path:
     """The folder, made if needed, after a file could be written into it: found before computing, not after."""
-    probe = folder / f".lla-jax-{os.getpid()}"
+    probe = folder / f".lla-jax-{platform.node()}-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise Mistake(f"--out {folder} is not a folder that can be written to: {error}") from error
     return folder

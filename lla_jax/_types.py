@@ -282,11 +282,16 @@ class Execution:
       loop: how the points of a chunk are run: "vmap" (batched) or "map" (on-device loop). With ``chunk=1`` there is
         neither: one compiled point is called from the host.
       share: compute what is affine in the coordinates (the first layer) once per block instead of once per point.
+      scan: one call loops over many blocks of data on the device (True), or the host calls for each (False).
       devices: "all" local devices, their number, or a sequence of ``jax.Device``; points are split over them.
+      data_shards: number of devices over which the examples are split, a divisor of that of the devices; the points are
+        split over the rest. "auto": 1, more where points are fewer than devices or the data too large for each of them.
     """
 
     chunk: int | Literal["auto"] = "auto"
     microbatch: int | Literal["auto"] = "auto"
     loop: Literal["auto", "vmap", "map"] = "auto"
     share: bool | Literal["auto"] = "auto"
+    scan: bool | Literal["auto"] = "auto"
     devices: int | Literal["all"] | Sequence[Any] = "all"
+    data_shards: int | Literal["auto"] = "auto"

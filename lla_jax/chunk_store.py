@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import math
 import os
 import platform
@@ -25,15 +24,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lla_jax import _files
+from lla_jax import _files, _manifest
 from lla_jax._types import Landscape
 
-FORMAT = "lla_jax chunk store"
-VERSION = 1
-MANIFEST = "manifest.json"
 SNAP = 1e-12  # coordinates of two grids that are so close, relative to the largest, are one
 LEFTOVER_S = 60.0  # a temporary file that old was left by a writer that was killed
-PATIENCE_S = 5.0  # for a manifest that another writer is just making
+LEFT = (".manifest-*.tmp", ".grid-[0-9][0-9][0-9]-*.tmp", "grid-[0-9][0-9][0-9]/.[0-9]*-*.tmp")
 
 Coords = tuple[np.ndarray, ...]
 
@@ -71,7 +67,7 @@ def check_writable(folder: Path, nbytes: int = 0) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise type(error)(
@@ -86,7 +82,7 @@ def check_writable(folder: Path, nbytes: int = 0) -> None:
 
 
 def exists(folder: Path) -> bool:
-    return (folder / MANIFEST).exists()
+    return (folder / _manifest.NAME).exists()
 
 
 def read(folder: Path) -> Store | None:
@@ -97,106 +93,35 @@ def read(folder: Path) -> Store | None:
     """
     if not exists(folder):
         return None
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT or manifest.get("version", 0) > VERSION:
-        raise ValueError(
-            f"store: {folder / MANIFEST} is of format {manifest.get('format')!r}, version {manifest.get('version')}; "
-            f"the rule is {FORMAT!r}, at most {VERSION}. Pass another folder, or update lla_jax"
-        )
-    if manifest["hash"] != identity_hash(manifest["recipe"], manifest["identity"]):
-        raise ValueError(f"store: the recipe in {folder / MANIFEST} was changed by hand; restore it, or start anew")
+    manifest = _manifest.read(folder / _manifest.NAME)
     grids = [_coords(manifest)]
     while (path := folder / f"grid-{len(grids):03d}.json").exists():
-        grids.append(_coords(read_json(path)))
+        try:
+            grid = _coords(_manifest.read_json(path))
+            if len(grid) != len(grids[0]):
+                raise ValueError(f"it has {len(grid)} axes, the first grid {len(grids[0])}")
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"store: {path} is no grid of this store ({error}); remove it, or start anew") from error
+        grids.append(grid)
     return Store(folder, manifest, tuple(grids), tuple(_fresh(grid, grids[:i]) for i, grid in enumerate(grids)))
 
 
 def _coords(record: Mapping[str, Any]) -> Coords:
-    return tuple(np.array(axis, np.float64) for axis in record["coords"])
+    return tuple(np.array(axis, np.float64) for axis in _manifest.coords_of(record))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that another writer may be just making."""
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(value, dict):
-                return value
-            reason = "no JSON object"
-        except (ValueError, OSError) as error:
-            reason = str(error)
-        if time.monotonic() > end:
-            raise ValueError(f"store: {path} is not readable ({reason}); restore it, or start anew in another folder")
-        time.sleep(0.05)
-
-
-def create(folder: Path, recipe: Mapping[str, Any], identity: Sequence[str], coords: Coords, size: int) -> Store:
-    """The store of a recipe, which has the plan, ``size`` points a chunk; of several writers the first one decides."""
-    manifest = {
-        "format": FORMAT, "version": VERSION, "hash": identity_hash(recipe, identity), "identity": list(identity),
-        "points": size, "coords": [axis.tolist() for axis in coords], "recipe": recipe,
-    }  # fmt: skip
-    with _reported(folder / MANIFEST, "nothing is computed yet"):
-        _files.write_first(folder / MANIFEST, manifest)
+def create(folder: Path, manifest: Mapping[str, Any]) -> tuple[Store, bool]:
+    """(the store of a manifest, True); or, if another writer was first, that writer's store, and False."""
+    with _reported(folder / _manifest.NAME, "nothing is computed yet"):
+        first = _files.write_first(folder / _manifest.NAME, manifest)
     store = read(folder)
     assert store is not None
-    return store
-
-
-def identity_hash(recipe: Mapping[str, Any], identity: Sequence[str]) -> str:
-    """Hash of the entries that decide the values; 32 hex digits."""
-    return hashlib.blake2b(_text({k: recipe.get(k) for k in identity}).encode(), digest_size=16).hexdigest()
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=_files.plain)
+    return store, first
 
 
 def check_same(store: Store, recipe: Mapping[str, Any]) -> None:
-    """Raise a ValueError that says what changed unless ``recipe`` is the store's, as far as a recipe tells.
-
-    Drawn directions may differ by rounding: another machine draws the same numbers a little differently.
-    """
-    then = store.manifest["recipe"]
-    names = [k for k in store.manifest["identity"] if not _alike(_comparable(k, then), _comparable(k, recipe))]
-    if names:
-        said = "; ".join(f"{name} ({_difference(then.get(name), recipe.get(name))})" for name in names)
-        raise ValueError(
-            f"store: {store.folder} holds a landscape that differs in {said}. The rule is the same recipe: repeat the "
-            "arguments it was made with, or pass another folder"
-        )
-
-
-def _comparable(name: str, recipe: Mapping[str, Any]) -> Any:
-    entry = recipe.get(name)
-    if name == "directions" and isinstance(entry, Mapping) and entry.get("kind") == "random":
-        return {k: v for k, v in entry.items() if k != "contents"}  # to the bit; the recipe says how to draw them
-    return entry
-
-
-def _alike(one: Any, two: Any) -> bool:
-    """Equal, floating numbers to rounding."""
-    if isinstance(one, Mapping) and isinstance(two, Mapping):
-        return one.keys() == two.keys() and all(_alike(one[k], two[k]) for k in one)
-    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        return len(one) == len(two) and all(map(_alike, one, two))
-    if isinstance(one, float) and isinstance(two, float):
-        return math.isclose(one, two, rel_tol=1e-5, abs_tol=1e-7)
-    return _text(one) == _text(two)
-
-
-def _difference(then: Any, now: Any) -> str:
-    """What differs, entry by entry where both are dicts."""
-    if isinstance(then, Mapping) and isinstance(now, Mapping):
-        names = [k for k in {**then, **now} if not _alike(then.get(k), now.get(k))]
-        return ", ".join(f"{k}: {_difference(then.get(k), now.get(k))}" for k in names)
-    return f"{_short(then)} -> {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = _text(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    """Raise a ValueError that says what changed unless ``recipe`` is the store's, as far as a recipe tells."""
+    _manifest.check_same(store.folder, store.manifest, recipe)
 
 
 # --- grids: which chunks there are, and which a grid needs
@@ -206,9 +131,13 @@ def extended(store: Store, coords: Coords) -> tuple[Store, Coords]:
     """The store with a grid added, unless it is there already, and the grid's coordinates as the store has them.
 
     Coordinates that differ from known ones by rounding alone are taken for these, so that their values are reused.
+
+    Raises:
+      ValueError: a coordinate that an axis has twice.
     """
     while True:
         coords = tuple(_snapped(axis, [grid[k] for grid in store.grids]) for k, axis in enumerate(coords))
+        check_distinct(coords)
         if any(_same(grid, coords) for grid in store.grids):
             return store, coords
         path = store.folder / f"grid-{len(store.grids):03d}.json"
@@ -217,6 +146,13 @@ def extended(store: Store, coords: Coords) -> tuple[Store, Coords]:
         again = read(store.folder)  # of several writers the first one decides, and the others come after it
         assert again is not None
         store = again
+
+
+def check_distinct(coords: Coords) -> None:
+    """Raise a ValueError unless all coordinates of an axis are different: points are known by them."""
+    for i, axis in enumerate(coords):
+        if len(np.unique(axis)) < len(axis):
+            raise ValueError(f"grid: axis {i} has a coordinate twice; the rule with a store is different ones")
 
 
 def _snapped(axis: np.ndarray, known: list[np.ndarray]) -> np.ndarray:
@@ -304,14 +240,19 @@ def path_of(store: Store, chunk: Chunk) -> Path:
     return store.folder / f"grid-{chunk.grid:03d}" / f"{chunk.number:05d}.npz"
 
 
+def _points_hash(store: Store, chunk: Chunk) -> str:
+    """Of the coordinates: a chunk of another grid is none of this store."""
+    return hashlib.blake2b(points(store, chunk).tobytes(), digest_size=16).hexdigest()
+
+
 def write(store: Store, chunk: Chunk, values: Mapping[str, Any], stderr: Mapping[str, Any], about: Any) -> None:
     """Write a chunk's values {name: (C,)}; ``about`` goes into its header.
 
     Raises:
       OSError: it cannot be written; chunks written before are kept.
     """
-    header = {"hash": store.manifest["hash"], "chunk": list(chunk), "values": list(values), "stderr": list(stderr)}
-    header |= {"writer": f"{platform.node()}:{os.getpid()}"} | about
+    header = {"hash": store.manifest["hash"], "chunk": list(chunk), "points": _points_hash(store, chunk)}
+    header |= {"values": list(values), "stderr": list(stderr), "writer": f"{platform.node()}:{os.getpid()}"} | about
     arrays = {f"value{i}": x for i, x in enumerate(values.values())}
     arrays |= {f"stderr{i}": x for i, x in enumerate(stderr.values())}
     target = path_of(store, chunk)
@@ -337,70 +278,104 @@ def load(store: Store, chunk: Chunk) -> tuple[dict[str, np.ndarray], dict[str, n
 
     Raises:
       FileNotFoundError: there is none.
+      OSError: it cannot be read now, which says nothing of what it holds.
       Damaged: it is truncated, corrupt or of another run.
     """
     path = path_of(store, chunk)
     try:
         header, arrays = _files.read_npz(path)
-        if header["hash"] != store.manifest["hash"] or header["chunk"] != list(chunk):
-            raise ValueError("it is of another run")
+        if wrong := _misfit(store, chunk, header, arrays):
+            raise ValueError(wrong)
         values = {name: arrays[f"value{i}"] for i, name in enumerate(header["values"])}
         stderr = {name: arrays[f"stderr{i}"] for i, name in enumerate(header["stderr"])}
-        length = len(_indices(store, chunk)[0])
-        if odd := [x for x in arrays.values() if x.shape != (length,) or x.dtype != np.float64]:
-            raise ValueError(f"it has {odd[0].dtype} of shape {odd[0].shape} for {length} points")
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # which zipfile meets where lengths are damaged
+            raise
+        raise Damaged(path, f"{type(error).__name__}: {error}") from error
+    except MemoryError:
         raise
     except Exception as error:  # a broken file makes the readers raise anything
         raise Damaged(path, f"{type(error).__name__}: {error}") from error
     return values, stderr, header
 
 
-def collected(store: Store, coords: Coords) -> tuple[dict[str, dict[str, np.ndarray]], int, list[Damaged]]:
-    """What the chunks hold of a grid: ({"values": {name: flat array}, "stderr": ...}, points there, damaged chunks).
+def _misfit(store: Store, chunk: Chunk, header: Any, arrays: Mapping[str, np.ndarray]) -> str:
+    """Why a file is not this chunk of this store, or ""."""
+    names, length = store.manifest["names"], len(_indices(store, chunk)[0])
+    of = (header["hash"], header["chunk"], header["points"])
+    if of != (store.manifest["hash"], list(chunk), _points_hash(store, chunk)):
+        return "it is of another run, grid or place"
+    if sorted(header["values"]) != sorted(names) or not set(header["stderr"]) <= set(names):
+        return f"it has values of {header['values']}, not of {names}"
+    if odd := [x for x in arrays.values() if x.shape != (length,) or x.dtype != np.float64]:
+        return f"it has {odd[0].dtype} of shape {odd[0].shape} for {length} points"
+    if not isinstance(header["writer"], str) or not isinstance(header["seconds"], float):
+        return "its header is none"
+    return ""
 
-    Points that are missing are NaN.
-    """
+
+class Found(NamedTuple):
+    """What the chunks hold of a grid; points that are missing are NaN."""
+
+    table: dict[str, dict[str, np.ndarray]]  # "values" and "stderr" by name, flat
+    done: int  # points there
+    missing: list[Chunk]
+    damaged: dict[Chunk, Damaged]
+
+
+def collected(store: Store, coords: Coords) -> Found:
+    """Read every chunk that a grid of the store needs."""
     num = math.prod(_shape(coords))
-    table: dict[str, dict[str, np.ndarray]] = {"values": {}, "stderr": {}}
-    done, damaged = 0, list[Damaged]()
+    found = Found({"values": {}, "stderr": {}}, 0, [], {})
     for part in parts(store, coords):
         try:
             values, stderr, _ = load(store, part.chunk)
         except FileNotFoundError:
+            found.missing.append(part.chunk)
             continue
         except Damaged as error:
-            damaged.append(error)
+            found.damaged[part.chunk] = error
             continue
-        done += len(part.at)
-        for kind, found in (("values", values), ("stderr", stderr)):
-            for name, x in found.items():
-                flat = table[kind].setdefault(name, np.full(num, np.nan))
+        found = found._replace(done=found.done + len(part.at))
+        for kind, arrays in (("values", values), ("stderr", stderr)):
+            for name, x in arrays.items():
+                flat = found.table[kind].setdefault(name, np.full(num, np.nan))
                 flat[part.at] = x[part.shared]
-    if not done:
-        table["values"]["loss"] = np.full(num, np.nan)
-    return table, done, damaged
+    if not found.done:
+        found.table["values"] |= {name: np.full(num, np.nan) for name in store.manifest["names"]}
+    return found
 
 
-def landscape(store: Store, coords: Coords, table: Mapping[str, Mapping[str, np.ndarray]], done: int) -> Landscape:
+def landscape(store: Store, coords: Coords, found: Found) -> Landscape:
     """A landscape of the store's recipe."""
-    complete = done == math.prod(_shape(coords))
-    recipe = store.manifest["recipe"] | {"complete": complete, "points_done": done}
-    arrays = {kind: {name: x.reshape(_shape(coords)) for name, x in found.items()} for kind, found in table.items()}
+    complete = found.done == math.prod(_shape(coords))
+    recipe = store.manifest["recipe"] | {"complete": complete, "points_done": found.done}
+    arrays = {kind: {name: x.reshape(_shape(coords)) for name, x in z.items()} for kind, z in found.table.items()}
     return Landscape(coords, arrays["values"], arrays["stderr"], recipe)
 
 
 def sweep_up(folder: Path) -> None:
     """Remove temporary files that killed writers left."""
-    for path in folder.rglob(".*.tmp"):
+    for path in (path for pattern in LEFT for path in folder.glob(pattern)):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > LEFTOVER_S:
                 path.unlink()
 
 
 def remove(folder: Path) -> None:
-    """Remove the store in a folder, and nothing else there: first what makes it one."""
-    for path in [folder / MANIFEST, *folder.glob("grid-[0-9][0-9][0-9].json")]:
+    """Remove the store in a folder, and nothing else there: first what makes it one.
+
+    Raises:
+      ValueError: what looks like one is another program's.
+    """
+    manifest = folder / _manifest.NAME
+    if not manifest.exists():
+        return
+    if not _manifest.is_ours(manifest):
+        raise ValueError(
+            f"store: {manifest} is of another program, or damaged; remove it yourself, or pass another folder"
+        )
+    for path in [manifest, *folder.glob("grid-[0-9][0-9][0-9].json")]:
         path.unlink(missing_ok=True)
     for path in folder.glob("grid-[0-9][0-9][0-9]"):
         shutil.rmtree(path)

@@ -129,7 +129,7 @@ def landscape(options: LandscapeOptions) -> None:
     from lla_jax._types import Execution
 
     _check_devices(options.devices)
-    _store_run.begin(out, made, options.problem, options.overwrite)
+    _store_run.begin(out, made, options.overwrite)
     problem = load_problem(options.problem)
     axes = make_axes(problem, options)
     if options.axes == "checkpoints" and options.batch_stats == "frozen" and _has_state(problem):
@@ -157,14 +157,15 @@ def landscape(options: LandscapeOptions) -> None:
     except ValueError as error:
         raise _store_run.refused(out, error) from error
     except KeyboardInterrupt:
-        _store_run.tell_kept(out)
+        _store_run.tell_kept(out, made, options.problem)
         raise
+    _store_run.note(out, made, options.problem)
     if not result.recipe["complete"]:
         print(f"Shard {options.shard} is finished.\n{_store_run.status(out)}\nWhen all are: lla-jax merge {out}")
         return
     finished = save(result, out / "landscape.npz")
     for path in out.glob("landscape.partial*"):
-        path.unlink()
+        path.unlink(missing_ok=True)
     _print_numbers(result)
     _print_results([finished])
     _print_results(draw(result, out, cap=options.cap, log=scale(options)), "Pictures")
@@ -177,7 +178,8 @@ def hessian(options: HessianOptions) -> None:
     from lla_jax import _curvature_run
 
     _check_devices(options.devices)
-    found, recipe = _curvature_run.run(load_problem(options.problem), options, hessian_settings(options))
+    with told():
+        found, recipe = _curvature_run.run(load_problem(options.problem), options, hessian_settings(options))
     results = _curvature_run.write(found, recipe, out)
     print((out / "hessian.txt").read_text(encoding="utf-8"))
     _print_results([*results, out / "eigenpairs.npz", out / "spectrum.npz"])

@@ -39,6 +39,7 @@ class Job(NamedTuple):
     loss: Loss
     params: PyTree
     sources: dict[str, Any]  # by the prefix of their values: data on the devices, or a Stream
+    counts: dict[str, int | None]  # examples in each; on the devices they may be padded
     coords: tuple[np.ndarray, ...]
     probed: tuple[np.ndarray, ...]  # the grid at whose first points plans are timed and functions recognized
     first: tuple[Batch, int, int]  # batch, rows that count, offset: to plan and to probe with
@@ -60,6 +61,11 @@ class Job(NamedTuple):
         return math.prod(map(len, self.coords))
 
     @property
+    def width(self) -> int:
+        """Shares that the points of a call are split into."""
+        return self.mesh.shape[_execution.GRID]
+
+    @property
     def streamed(self) -> bool:
         return any(isinstance(d, Stream) for d in self.sources.values())
 
@@ -76,10 +82,11 @@ def prepare(
     metrics, point_metrics = checks.check_metrics(metrics, point_metrics, loss)
     checks.check_policy(batch_stats, loss)
     loss = _data.as_loss(loss)
-    mesh = _execution.mesh_of(_execution.devices_of(execution))
     sets = {"": data} | {f"{name}_": d for name, d in _data.check_extra(extra_data).items()}
     sets = {prefix: d if isinstance(d, Stream) else _data.as_arrays(d) for prefix, d in sets.items()}
     checks.names(list(sets), [name for name, _ in metrics], [name for name, _ in point_metrics])
+    counts = {prefix: None if isinstance(d, Stream) else _data.num_examples(d) for prefix, d in sets.items()}
+    mesh = _mesh(execution, sets, math.prod(map(len, coords)), batch_stats, loss)
     recipe: dict[str, Any] = {
         "rule": rule_name,
         "batch_stats": batch_stats,
@@ -97,13 +104,13 @@ def prepare(
             "x64": bool(jax.config.values["jax_enable_x64"]),
         },
     }
-    sources = {p: d if isinstance(d, Stream) else _execution.replicate(d, mesh) for p, d in sets.items()}
+    sources = {p: d if isinstance(d, Stream) else _execution.split_rows(d, mesh) for p, d in sets.items()}
     params, loss = _execution.replicate(params, mesh), _execution.replicate(loss, mesh)
     leaves = jax.tree_util.tree_leaves(params)
     recipe["params"]["size"] = sum(x.size for x in leaves)
     recipe["precision"]["params"] = sorted({str(x.dtype) for x in leaves})
     momenta = None
-    first = next(_execution.device_batches(sources[""], mesh, whole=True))
+    first = next(_batches(sources[""], counts[""], mesh, whole=True))
     if batch_stats == "reestimate":
         batch, count, _ = first
         momenta = _batch_stats.momenta(loss, params, batch, _data.cuts(count, batch_size)[0][1])
@@ -111,6 +118,7 @@ def prepare(
         loss=loss,
         params=params,
         sources=sources,
+        counts=counts,
         coords=coords,
         probed=coords,
         first=first,
@@ -128,9 +136,31 @@ def prepare(
     )
 
 
+def _mesh(execution: Execution, sets: dict[str, Any], points: int, batch_stats: str, loss: Loss) -> Any:
+    """The devices, by their shares of the points and of the examples."""
+    whole = "" if loss.per_example else "the loss couples the examples of a batch"
+    whole = whole if batch_stats == "frozen" else f"batch_stats={batch_stats!r} needs whole batches"
+    devices = _execution.devices_of(execution)
+    held = [d for d in sets.values() if not isinstance(d, Stream)]
+    nbytes = sum(x.nbytes for x in jax.tree_util.tree_leaves(held))
+    return _execution.mesh_of(devices, _execution.data_shards(execution, devices, points, nbytes, whole))
+
+
+def _batches(data: Any, count: int | None, mesh: Any, whole: bool) -> Any:
+    """(batch on the devices, rows that count, number of its first row) of a data set that is there, or of a stream."""
+    if count is None:
+        return _execution.device_batches(data, mesh, whole, place=_execution.split_rows)
+    return iter([(data, count, 0)])
+
+
 def recentred(job: Job, params: PyTree, state: PyTree) -> Job:
-    """The same job around other parameters; the data stay where they are."""
+    """The same job around other parameters; the data stay where they are.
+
+    Raises:
+      ValueError: parameters of another structure or shape.
+    """
     _tree.check_real(params)
+    params = _tree.align(params, job.params, "checkpoints", "the first of them")
     recipe = job.recipe | {
         "params": job.recipe["params"] | {"fingerprint": _data.fingerprint(params)},
         "state": _data.fingerprint(state),
@@ -168,11 +198,11 @@ def span(progress: Any, first: int, length: int, total: int) -> Any:
 def group_size(job: Job, plan: Plan) -> int:
     """Points finished together."""
     if not job.streamed:
-        return plan.chunk * job.mesh.size
+        return plan.chunk * job.width
     if job.momenta is None:
         return job.num
     state = sum(x.nbytes for x in jax.tree_util.tree_leaves(job.loss.state))
-    return max(plan.chunk * job.mesh.size, STATE_BYTES // max(1, state))
+    return max(plan.chunk * job.width, STATE_BYTES // max(1, state))
 
 
 def grid_points(grid: tuple[np.ndarray, ...], lo: int, hi: int) -> np.ndarray:
@@ -183,7 +213,7 @@ def grid_points(grid: tuple[np.ndarray, ...], lo: int, hi: int) -> np.ndarray:
 
 def _padded(array: Any, lo: int, hi: int, plan: Plan, job: Job) -> Any:
     """Rows [lo, hi) of every leaf, lengthened to a full chunk."""
-    size = plan.chunk * job.mesh.size
+    size = plan.chunk * job.width
     return jax.tree_util.tree_map(lambda x: _execution.pad_points(x[lo:hi], size), array)
 
 
@@ -209,7 +239,7 @@ def of_params(job: Job, tree: PyTree, plan: Plan, points: np.ndarray) -> tuple[V
         for name, found in kernels.point_step(job.loss, job.params, tree, coords, job.key, **static).items():
             values.setdefault(name, np.zeros(len(points)))[lo:hi] = np.asarray(found)[: hi - lo]
 
-    plan = _execution.chunks(compute, 0, len(points), plan, job.mesh.size)
+    plan = _execution.chunks(compute, 0, len(points), plan, job.width)
     return values, plan
 
 
@@ -221,21 +251,22 @@ def _of_data(job: Job, tree: PyTree, plan: Plan, points: np.ndarray, sums: Sums,
     read = 0
     for i, (prefix, data) in enumerate(job.sources.items()):
         length = data.num_batches if isinstance(data, Stream) else None
-        for j, (batch, count, offset) in enumerate(_execution.device_batches(data, job.mesh, job.whole)):
+        batches = _batches(data, job.counts[prefix], job.mesh, job.whole)
+        for j, (batch, count, offset) in enumerate(batches):
 
             def compute(plan: Plan, lo: int, hi: int, batch=batch, count=count, offset=offset, prefix=prefix) -> None:
                 coords = _padded(points, lo, hi, plan, job)
                 at = None if states is None else _padded(states, lo, hi, plan, job)
                 results = [
                     call(job, tree, coords, at, batch, step, starts, count, offset)
-                    for step, starts in _execution.calls(plan, rows_in(batch), count, job.batch_size, job.whole)
+                    for step, starts in _execution.calls(plan, rows_in(job, batch), count, job.batch_size, job.whole)
                 ]
                 totals = jax.tree_util.tree_map(lambda *blocks: sum(map(_data.total, blocks)), *results)
                 for name, total in totals.items():
                     into = sums.setdefault(prefix + name, np.zeros((num, _data.NUM_SUMS)))
                     into[lo:hi] += total[: hi - lo]
 
-            plan = _execution.chunks(compute, 0, num, plan, job.mesh.size)
+            plan = _execution.chunks(compute, 0, num, plan, job.width)
             read += 1
             if progress is not None and isinstance(data, Stream):
                 fraction = 0.0 if length is None else (i + (j + 1) / length) / len(job.sources)
@@ -243,8 +274,9 @@ def _of_data(job: Job, tree: PyTree, plan: Plan, points: np.ndarray, sums: Sums,
     return plan
 
 
-def rows_in(batch: Batch) -> int:
-    return jax.tree_util.tree_leaves(batch)[0].shape[0]
+def rows_in(job: Job, batch: Batch) -> int:
+    """Rows of a batch on one device."""
+    return jax.tree_util.tree_leaves(batch)[0].shape[0] // job.mesh.shape[_execution.DATA]
 
 
 def call(job: Job, tree, coords, states, batch, plan: Plan, starts, count: int, offset: int) -> dict[str, Any]:
@@ -261,7 +293,7 @@ def _reestimated(job: Job, tree: PyTree, plan: Plan, points: np.ndarray) -> tupl
     sums: list[np.ndarray] = []
     weight = 0
     averaged = tuple(m is not None for m in job.momenta or ())
-    for batch, count, offset in _execution.device_batches(job.sources[""], job.mesh, whole=True):
+    for batch, count, offset in _batches(job.sources[""], job.counts[""], job.mesh, whole=True):
 
         def compute(plan: Plan, lo: int, hi: int, batch=batch, count=count, offset=offset) -> None:
             coords = _padded(points, lo, hi, plan, job)
@@ -278,7 +310,7 @@ def _reestimated(job: Job, tree: PyTree, plan: Plan, points: np.ndarray) -> tupl
             for into, x in zip(sums, total, strict=True):
                 into[lo:hi] += x
 
-        plan = _execution.chunks(compute, 0, len(points), plan, job.mesh.size)
+        plan = _execution.chunks(compute, 0, len(points), plan, job.width)
         weight += count
     return _batch_stats.restored(job.loss.state, sums, job.momenta or [], weight), plan
 

@@ -20,10 +20,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lla_jax._types import Execution, PyTree
 from lla_jax.data import Stream, cuts, num_examples, pad_rows, rows_of
 
-GRID = "grid"
+GRID, DATA = "grid", "data"  # axes of a mesh: points and examples
 BLOCKS_PER_CALL = 256
 MOST_REMEMBERED = 256
 ENOUGH_S = 1.0  # below this estimate of the whole job, looking for a better plan costs more than it can save
+LONG_S = 0.5  # a call that takes longer is timed well enough the first time
+CLEARLY = 0.9  # of the seconds of a better guess: timings of short calls are no more exact than that
+SHORT_S = 0.05  # spent on repeating a shorter one
+MOST_REPEATS = 10
 
 
 @dataclass(frozen=True)
@@ -74,26 +78,68 @@ def check(execution: Execution) -> None:
             raise ValueError(f'execution.{name}: {value!r} given; the rule is "auto" or a positive integer')
     if execution.loop not in ("auto", "vmap", "map"):
         raise ValueError(f'execution.loop: {execution.loop!r} given; the rule is "auto", "vmap" or "map"')
-    if execution.share not in ("auto", True, False):
-        raise ValueError(f'execution.share: {execution.share!r} given; the rule is "auto", True or False')
+    for name in ("share", "scan"):
+        if getattr(execution, name) not in ("auto", True, False):
+            raise ValueError(f'execution.{name}: {getattr(execution, name)!r} given; the rule is "auto", True or False')
 
 
-def mesh_of(devices: Sequence[Any]) -> Mesh:
-    """A one-axis mesh over which the points are split."""
-    return Mesh(np.array(devices), (GRID,), axis_types=(AxisType.Auto,))
+def mesh_of(devices: Sequence[Any], data_shards: int = 1) -> Mesh:
+    """A mesh over which points are split, and examples over ``data_shards`` of its devices for each share of points."""
+    return Mesh(np.array(devices).reshape(-1, data_shards), (GRID, DATA), axis_types=(AxisType.Auto,) * 2)
 
 
-def over_points(step: Callable, mesh: Mesh, split: Sequence[bool]) -> Callable:
-    """``step`` with the arguments marked in ``split`` (and the result) cut along their leading axis over the mesh."""
+def data_shards(execution: Execution, devices: Sequence[Any], points: int, nbytes: int, whole: str) -> int:
+    """Over how many devices the examples are split, for each share of the points.
+
+    Args:
+      execution: what the user fixed.
+      devices: all of them.
+      points: of the job; where they are fewer than the devices, examples are split too.
+      nbytes: of the data in memory; split where half of a device's memory does not hold them.
+      whole: why batches may not be cut, or "".
+
+    Raises:
+      ValueError: a number that does not divide that of the devices, or batches that may not be cut.
+    """
+    chosen, many = execution.data_shards, len(devices)
+    divisors = [d for d in range(1, many + 1) if many % d == 0]
+    if chosen != "auto":
+        if isinstance(chosen, bool) or chosen not in divisors:
+            raise ValueError(f'execution.data_shards: {chosen!r} given; the rule is "auto" or one of {divisors}')
+        if chosen > 1 and whole:
+            raise ValueError(f"execution.data_shards: {chosen} given, but {whole}; the rule is 1 then, or leave it out")
+        return chosen
+    if whole:
+        return 1
+    least = many // max(d for d in divisors if d <= points)
+    if devices[0].platform == "cpu":  # all share one memory
+        return least
+    half = free_bytes(devices[0]) / 2
+    return next((d for d in divisors if d >= least and nbytes / d <= half), many)
+
+
+def over_points(step: Callable, mesh: Mesh, split: Sequence[bool | str]) -> Callable:
+    """``step`` with arguments cut along their leading axis over the mesh: those marked True over the points, and so the
+    result; those marked DATA over the examples, and then the result's second axis has what each share gave."""
     if mesh.size == 1:
         return step
-    specs = tuple(PartitionSpec(GRID) if s else PartitionSpec() for s in split)
-    return jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(GRID), check_vma=False)
+    named = {False: PartitionSpec(), True: PartitionSpec(GRID), DATA: PartitionSpec(DATA)}
+    out = PartitionSpec(GRID, DATA) if DATA in split else PartitionSpec(GRID)
+    return jax.shard_map(step, mesh=mesh, in_specs=tuple(named[s] for s in split), out_specs=out, check_vma=False)
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """The tree on every device of the mesh: what all points share is moved once, not at every call."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else mesh.devices.flat[0])
+
+
+def split_rows(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Rows spread over the mesh's data axis, padded to a multiple of its size; whole on every device if that is 1."""
+    shards = mesh.shape[DATA]
+    if shards == 1:
+        return replicate(tree, mesh)
+    rows = -(-num_examples(tree) // shards) * shards
+    return jax.device_put(pad_rows(tree, rows), NamedSharding(mesh, PartitionSpec(DATA)))
 
 
 def map_points(f: Callable[[Any], Any], coords: PyTree, loop: str) -> Any:
@@ -132,6 +178,8 @@ def candidates(
       on_cpu: caches matter more than occupancy.
     """
     budget = 2**23 if on_cpu else 2**29
+    # a chunk computes its shared part once; by the cost of a row, because a chunk is also what an interrupt can lose
+    many = min(256, max(64, 2**22 // max(1, row_bytes)))
 
     def batched(microbatch: int, most: int) -> tuple[str, int, int]:
         microbatch = min(rows, microbatch)
@@ -140,9 +188,11 @@ def candidates(
     if not on_cpu:
         proposals = [batched(4096, 256), batched(512, 256), ("map", 4096, 1)]
     elif scannable:
-        proposals = [batched(64, 128), batched(256, 128), ("map", 256, 1)]
-    else:
-        proposals = [batched(64, 128), ("map", 32, 64), ("map", 256, 1)]
+        proposals = [batched(64, 512), batched(256, 128), ("map", 256, 1)]
+    elif execution.loop == "vmap":
+        proposals = [batched(64, 128)]
+    else:  # over several weights at once, convolutions are grouped ones, and slow
+        proposals = [("map", 32, many), ("map", 256, 1)]
     plans: list[Plan] = []
     for loop, microbatch, chunk in proposals:
         if execution.chunk != "auto":
@@ -160,7 +210,7 @@ def candidates(
             rows if whole else min(microbatch, rows),
             "map" if chunk == 1 else loop,
             share,
-            scannable or not on_cpu,
+            (scannable or not on_cpu) if execution.scan == "auto" else bool(execution.scan),
         )
         if plan not in plans:
             plans.append(plan)
@@ -173,7 +223,7 @@ _REMEMBERED: dict[Hashable, Plan] = {}
 def choose(
     remember: Hashable, plans: Callable[[], Sequence[Plan]], seconds: Callable[[Plan], float], total: float
 ) -> Plan:
-    """The fastest plan; timed once per key and process.
+    """The fastest plan, or a better guess that is nearly as fast; timed once per key and process.
 
     Args:
       remember: key under which the choice is kept.
@@ -194,7 +244,7 @@ def choose(
             if not out_of_memory(error):
                 raise
             continue
-        if taken < best_seconds:
+        if taken < CLEARLY * best_seconds:
             best, best_seconds = plan, taken
     _REMEMBERED[remember] = best
     if len(_REMEMBERED) > MOST_REMEMBERED:  # keys hold the functions they compare
@@ -202,14 +252,17 @@ def choose(
     return best
 
 
-def timed(call: Callable[[], Any], repeats: int = 2) -> float:
-    """Least seconds of a call, after a first one that compiles."""
+def timed(call: Callable[[], Any]) -> float:
+    """Least seconds of a call, after a first one that compiles: the shorter it is, the more often it is repeated."""
     jax.block_until_ready(call())
-    best = np.inf
-    for _ in range(repeats):
+    best, spent, repeats = np.inf, 0.0, 0
+    while repeats < 2 or (spent < SHORT_S and repeats < MOST_REPEATS):
         start = time.perf_counter()
         jax.block_until_ready(call())
-        best = min(best, time.perf_counter() - start)
+        taken = time.perf_counter() - start
+        best, spent, repeats = min(best, taken), spent + taken, repeats + 1
+        if taken > LONG_S:
+            break
     return best
 
 

@@ -39,8 +39,8 @@ def run(job: Job, directions: Directions, progress: Any, on_partial: Any, resume
             job, tree, recipe, None if resume is None else planning.plan_of(resume.recipe)
         )
         log.info("%s", planning.text(job, plan, None if seconds is None else seconds * (job.num - done)))
-        if resume is not None and recipe["deterministic"]:
-            checks.same_probe(resume.recipe, recipe["probe"], "resume")
+        if resume is not None:
+            checks.same_probe(resume.recipe, recipe, "resume")
         while done < job.num:
             last = min(done + group_size(job, plan), job.num)
             coords = grid_points(job.coords, done, last)

@@ -36,8 +36,12 @@ def points_sums(
     block: _data.Block,
     how: How,
     plan: Plan,
+    values_only: bool = False,
 ) -> dict[str, Any]:
-    """{name: (C, 7)}: the sums of one block at every point; ``states`` has a leading axis C, or is None."""
+    """{name: (C, 7)}: the sums of one block at every point; ``states`` has a leading axis C, or is None.
+
+    With ``values_only`` (as with a shared affine part) nobody differentiates them.
+    """
 
     def sums(p: PyTree, state: PyTree) -> dict[str, Any]:
         outputs, _ = _data.outputs_of(loss, p, state, block, how.train)
@@ -51,28 +55,32 @@ def points_sums(
     if plan.share and states is None:
         shared = lowering.affine(lambda p: sums(p, loss.state), params, directions)
         return execution.map_points(shared, coords, plan.loop)
+    at = lowering.values_only(sums) if values_only else sums
     if states is None:
-        return execution.map_points(lambda c: sums(how.rule(params, directions, c), loss.state), coords, plan.loop)
-    return execution.map_points(
-        lambda cs: sums(how.rule(params, directions, cs[0]), cs[1]), (coords, states), plan.loop
-    )
+        return execution.map_points(lambda c: at(how.rule(params, directions, c), loss.state), coords, plan.loop)
+    return execution.map_points(lambda cs: at(how.rule(params, directions, cs[0]), cs[1]), (coords, states), plan.loop)
 
 
 @functools.partial(jax.jit, static_argnames=("how", "plan", "mesh"))
 def sums_step(
     loss, params, directions, coords, states, data, starts, count, offset, *, how, plan, mesh
 ) -> dict[str, Any]:
-    """{name: (C, S, 7)} over S blocks of ``data`` starting at ``starts``."""
+    """{name: (C, S, 7)} over S blocks of ``data`` starting at ``starts``, and over the shares of the data."""
+    spread = mesh.shape[execution.DATA] > 1
 
     def run(loss, params, directions, coords, states, data, starts, count, offset):
+        rows = jax.tree_util.tree_leaves(data)[0].shape[0]
+        before = jax.lax.axis_index(execution.DATA) * rows if spread else 0
+
         def one(start):
-            block = _data.block_at(data, start, plan.microbatch, count, offset)
-            return points_sums(loss, params, directions, coords, states, block, how, plan)
+            mine = jnp.clip(count - before, 0, rows) if spread else count
+            block = _data.block_at(data, start, plan.microbatch, mine, offset + before)
+            return points_sums(loss, params, directions, coords, states, block, how, plan, values_only=True)
 
         found = execution.map_points(one, starts, "map")
         return jax.tree_util.tree_map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
-    split = (False, False, False, True, True, False, False, False, False)
+    split = (False, False, False, True, True, execution.DATA if spread else False, False, False, False)
     return execution.over_points(run, mesh, split)(
         loss, params, directions, coords, states, data, starts, count, offset
     )

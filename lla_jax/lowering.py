@@ -1,5 +1,5 @@
 """Work saved by structure: what is affine in the coordinates is computed once and shared by all points, and
-convolutions of the data and max pooling are put in a form whose derivatives are fast on a CPU.
+convolutions and max pooling are put in a form that is fast on a CPU: one for values, another for derivatives.
 
 On the plane theta + a d1 + b d2 every linear image of the weights is affine in (a, b): the first layer's output is
 u0 + a u1 + b u2 with u_i = x @ d_i (and u0 = x @ theta). ``affine`` finds all such values in the jaxpr of a function of
@@ -10,6 +10,7 @@ centre.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -191,13 +192,88 @@ def affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Ca
             return local[key]
 
         for eqn, inputs, outs in later:
-            local.update(zip(outs, _bind(eqn, [value(v) for v in inputs]), strict=True))
+            local.update(zip(outs, _evaluated(eqn, [value(v) for v in inputs]), strict=True))
         return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shape), [value(v) for v in outputs])
 
     return at
 
 
-# --- convolution of the data and max pooling, for repeated products
+# --- max pooling and convolution where only values matter
+
+SLICES_MOST = 16  # entries of a pooling window
+
+
+def values_only(f: Callable[..., Any]) -> Callable[..., Any]:
+    """``f`` with max pooling and convolutions in a form that is fast on a CPU, for evaluation: custom derivative rules
+    are inlined.
+
+    A function that has it already stays as it is.
+    """
+
+    def g(*args: Any) -> Any:
+        closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
+        equations, outputs, known = _flatten_calls(closed)
+        if not any(_sliceable(eqn) or _channels_elsewhere(eqn) for eqn, _, _ in equations):
+            return f(*args)
+        known.update(enumerate(jax.tree_util.tree_leaves(args)))
+        for eqn, inputs, outs in equations:
+            known.update(zip(outs, _evaluated(eqn, [known[v] for v in inputs]), strict=True))
+        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shape), [known[v] for v in outputs])
+
+    return g
+
+
+def _sliceable(eqn: Any) -> bool:
+    name, window = eqn.primitive.name, eqn.params.get("window_dimensions")
+    return name == "reduce_window_max" and np.prod(window) <= SLICES_MOST and _tiles(eqn)
+
+
+def _evaluated(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """``_bind``, but the channels of convolutions come last, and max pooling is the largest of strided slices: one loop
+    together with what comes before it, over several entries at a time.
+    """
+    if _channels_elsewhere(eqn):
+        return [_channels_last(eqn, *values)]
+    if not _sliceable(eqn):
+        return _bind(eqn, values)
+    window, (x,) = eqn.params["window_dimensions"], values
+    return [functools.reduce(jax.lax.max, (jax.lax.slice(x, at, x.shape, window) for at in np.ndindex(*window)))]
+
+
+def _channels_elsewhere(eqn: Any) -> bool:
+    """Whether a convolution would gain by channels on the last axes; one per channel and one over volumes would not."""
+    if eqn.primitive.name != "conv_general_dilated" or eqn.params.get("out_sharding") is not None:
+        return False
+    p, last = eqn.params, eqn.invars[0].aval.ndim - 1
+    numbers, kernel = p["dimension_numbers"], eqn.invars[1].aval.shape
+    if p["batch_group_count"] > 1 or last > 3 or (p["feature_group_count"] > 1 and kernel[numbers.rhs_spec[1]] == 1):
+        return False
+    return (numbers.lhs_spec[1], numbers.out_spec[1], numbers.rhs_spec[:2]) != (last, last, (last, last - 1))
+
+
+def _channels_last(eqn: Any, images: Any, kernel: Any) -> Any:
+    """A convolution with the channels on the last axes, where XLA puts them itself on a CPU, but not in loops."""
+    numbers, axes = eqn.params["dimension_numbers"], range(1, images.ndim - 1)
+    last = jax.lax.ConvDimensionNumbers(
+        (0, images.ndim - 1, *axes),
+        (images.ndim - 1, images.ndim - 2, *(i - 1 for i in axes)),
+        (0, images.ndim - 1, *axes),
+    )
+    with eqn.ctx.manager:
+        product = eqn.primitive.bind(
+            jnp.transpose(images, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])),
+            jnp.transpose(kernel, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])),
+            **(eqn.params | {"dimension_numbers": last}),
+        )
+    return _from_channels_last(product, numbers.out_spec)
+
+
+def _from_channels_last(x: Any, spec: Sequence[int]) -> Any:
+    """(examples, *space, channels) in the order of ``spec``, the axes of examples, channels, *space."""
+    return jnp.transpose(x, np.argsort((spec[0], *spec[2:], spec[1])).tolist())
+
+
+# --- max pooling and convolution of the data, for repeated products
 
 PATCH_MOST = 75  # entries of a patch, such as 5 x 5 x 3: beyond, XLA's convolution is as fast
 
@@ -278,10 +354,7 @@ def _patch_product(eqn: Any, images: Any, kernel: Any) -> Any:
         precision=p["precision"],
         preferred_element_type=p["preferred_element_type"],
     )  # (examples, height, width, filters)
-    order = [0, 0, 0, 0]
-    for axis, at in enumerate((numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])):
-        order[at] = axis
-    return jnp.transpose(product, order)
+    return _from_channels_last(product, numbers.out_spec)
 
 
 def _tiles(eqn: Any) -> bool:

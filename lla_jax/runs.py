@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 import time
@@ -15,7 +16,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lla_jax import _files, checks, chunk_store, directions, evaluation, in_memory, landscape, planning, stored
+from lla_jax import (
+    _files,
+    _manifest,
+    checks,
+    chunk_store,
+    directions,
+    evaluation,
+    in_memory,
+    landscape,
+    planning,
+    stored,
+)
 from lla_jax._types import Directions, Execution, Landscape, Loss, PyTree, UpdateRule
 from lla_jax.chunk_store import Damaged, Store
 from lla_jax.evaluation import Progress
@@ -151,7 +163,7 @@ def sweep(
     coords = checks.check_grid(landscape.grid(points=21) if grid is None else grid)
     name, base, rule = landscape.check_rule(rule, coords)
     kinds = _kinds(axes, loss, len(coords))
-    seeds = [int(seed) for seed in seeds]
+    seeds = _seeds(seeds)
     cells = _cells(len(checkpoints), kinds, seeds)
     share = stored.check_shard(shard)
     if share is not None and store is None:
@@ -161,27 +173,55 @@ def sweep(
         batch_stats, metrics, point_metrics, extra_data, key, execution,
     )  # fmt: skip
     folder = None if store is None else Path(store)
-    plan = None
-    if folder is not None:
-        chunk_store.check_writable(folder)
-        _announce(folder, cells, job.num)
-        plan = next((planning.plan_of(known.manifest["recipe"]) for known in _stores(folder, cells)), None)
+    announced = None if folder is None else _announced_now(folder, cells, job.num)
+    try:
+        return Table(_swept(job, cells, kinds, checkpoints, states, folder, share, progress))
+    except ValueError:
+        if announced is not None:  # what is refused is not going to be there
+            announced.unlink(missing_ok=True)
+        raise
+
+
+def _swept(
+    job: evaluation.Job, cells: Sequence[Cell], kinds: Mapping[str, Any], checkpoints: Sequence[PyTree],
+    states: Sequence[PyTree] | None, folder: Path | None, shard: stored.Shard, progress: Progress | None,
+) -> dict[Cell, Landscape]:  # fmt: skip
+    known = () if folder is None else _stores(folder, cells)
+    plan = next((planning.plan_of(store.manifest["recipe"]) for store in known), None)
     found: dict[Cell, Landscape] = {}
-    here = 0
+    here = -1
     for i, cell in enumerate(cells):
         checkpoint, kind, seed = cell
-        if i == 0 or checkpoint != here:
-            here, params = checkpoint, checkpoints[checkpoint]
+        params = checkpoints[checkpoint]
+        if checkpoint != here:
+            here = checkpoint
             job = evaluation.recentred(job, params, job.loss.state if states is None else states[checkpoint])
-        made = kinds[kind]
-        drawn = made if isinstance(made, Directions) else made(jax.random.key(seed or 0), checkpoints[checkpoint])
+        axes = _drawn(kinds[kind], kind, seed, params)
         report = evaluation.span(progress, i * job.num, job.num, len(cells) * job.num)
         if folder is None:
-            found[cell] = in_memory.run(job, drawn, report, None, None)
+            found[cell] = in_memory.run(job, axes, report, None, None)
         else:
-            found[cell] = stored.run(job, drawn, folder / folder_of(cell), report, None, share, plan, (i, len(cells)))
+            place = (i, len(cells))
+            found[cell] = stored.run(job, axes, folder / folder_of(cell), report, None, shard, plan, place)
         plan = plan or planning.plan_of(found[cell].recipe)
-    return Table(found)
+    return found
+
+
+def _drawn(made: Any, kind: str, seed: int | None, params: PyTree) -> Directions:
+    axes = made if isinstance(made, Directions) else made(jax.random.key(seed or 0), params)
+    if not isinstance(axes, Directions):
+        raise ValueError(f"axes: {kind!r} gave a {type(axes).__name__}; the rule is lla.Directions")
+    return axes
+
+
+def _seeds(seeds: Any) -> list[int]:
+    try:
+        found = list(seeds)
+    except TypeError:
+        found = [None]
+    if not all(isinstance(seed, int | np.integer) and not isinstance(seed, bool) for seed in found):
+        raise ValueError(f"seeds: {seeds!r} given; the rule is a sequence of integers, such as range(16)")
+    return [int(seed) for seed in found]
 
 
 def _kinds(axes: Any, loss: Any, dims: int) -> dict[str, Any]:
@@ -223,26 +263,32 @@ def _cells(checkpoints: int, kinds: Mapping[str, Any], seeds: Sequence[int]) -> 
 def folder_of(cell: Cell) -> str:
     """The folder of a landscape in the store of a sweep."""
     checkpoint, kind, seed = cell
-    name = re.sub(r"[^A-Za-z0-9]+", "-", kind).strip("-")
+    name = re.sub(r"\W+", "-", kind).strip("-")
     return f"{checkpoint:03d}-{name}" + ("" if seed is None else f"-seed-{seed}")
 
 
-def _announce(folder: Path, cells: Sequence[Cell], points: int) -> None:
-    """Say in the folder what is going to be there, for ``status`` and ``merge``."""
-    text = {"format": SWEEP, "version": 1, "points": points, "cells": [list(cell) for cell in cells]}
-    path = folder / f"sweep-{chunk_store.identity_hash(text, list(text))[:12]}.json"
-    if not path.exists():
-        _files.write_first(path, text)
+def _announced_now(folder: Path, cells: Sequence[Cell], points: int) -> Path | None:
+    """Say in the folder what is going to be there, for ``status`` and ``merge``; the file, if it is new."""
+    if chunk_store.exists(folder):
+        raise ValueError(f"store: {folder} holds a single landscape; the rule for a sweep is a folder of its own")
+    chunk_store.check_writable(folder)
+    said = {"format": SWEEP, "version": 1, "points": points, "cells": [list(cell) for cell in cells]}
+    path = folder / f"sweep-{_manifest.digest(said)[:12]}.json"
+    return path if not path.exists() and _files.write_first(path, said) else None
 
 
 def _announced(folder: Path) -> dict[Cell, int]:
     """The cells of all sweeps over a folder, and their points."""
     found: dict[Cell, int] = {}
     for path in sorted(folder.glob("sweep-*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
-        text = chunk_store.read_json(path)
-        for checkpoint, kind, seed in text["cells"]:
-            cell = (int(checkpoint), str(kind), None if seed is None else int(seed))
-            found[cell] = max(found.get(cell, 0), int(text["points"]))
+        said = _manifest.read_json(path)
+        if said.get("format") != SWEEP:
+            continue
+        try:
+            for checkpoint, kind, seed in said["cells"]:
+                found[int(checkpoint), str(kind), None if seed is None else int(seed)] = int(said["points"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"store: {path} was changed or damaged; remove it, and repeat the sweep") from error
     return dict(sorted(found.items(), key=lambda item: (item[0][0], item[0][1], item[0][2] or 0)))
 
 
@@ -256,19 +302,24 @@ def _stores(folder: Path, cells: Iterable[Cell]) -> Iterator[Store]:
 # --- what there is in a store
 
 
-def _members(folder: Path) -> dict[Cell | None, Path]:
-    """The landscapes of a store: one alone under None, those of a sweep or of a list of directions by their cells."""
+def members(folder: Path) -> dict[Cell | None, Path]:
+    """The folders of the landscapes in a store: one alone under None, those of a sweep or of a list of directions by
+    their cells.
+
+    Raises:
+      ValueError: there is none.
+    """
     if chunk_store.exists(folder):
         return {None: folder}
-    members: dict[Cell | None, Path] = {cell: folder / folder_of(cell) for cell in _announced(folder)}
-    if not members:
-        parts = sorted(path.parent for path in folder.glob(f"*/{chunk_store.MANIFEST}"))
-        members = {(0, path.name, None): path for path in parts}
-    if not members:
+    found: dict[Cell | None, Path] = {cell: folder / folder_of(cell) for cell in _announced(folder)}
+    if not found:
+        parts = sorted(path.parent for path in folder.glob(f"*/{_manifest.NAME}") if _manifest.is_ours(path))
+        found = {(0, path.name, None): path for path in parts}
+    if not found:
         raise ValueError(
             f"store: {folder} holds no store; pass the folder that was given as store= (or --out to lla-jax landscape)"
         )
-    return members
+    return found
 
 
 def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape | Table:
@@ -282,34 +333,34 @@ def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape 
       A ``Landscape``; for a sweep, or a list of directions, a ``Table``.
 
     Raises:
-      ValueError: no store, missing chunks (unless ``partial``), damaged chunks, naming them.
+      ValueError: no store, missing chunks (unless ``partial``), damaged chunks, naming them; a loss that is finite
+        nowhere.
+
+    Warns:
+      UserWarning: non-finite cells.
     """
     found: dict[Any, Landscape] = {}
     lacks: list[str] = []
-    for cell, folder in _members(Path(store)).items():
+    for cell, folder in members(Path(store)).items():
         one = chunk_store.read(folder)
         if one is None:
             lacks.append(f"all of {folder.name}")
             continue
-        table, done, damaged = chunk_store.collected(one, one.grids[-1])
-        plane = chunk_store.landscape(one, one.grids[-1], table, done)
-        lacks += [f"{error.path} (damaged: {error})" for error in damaged]
-        if missing := _missing(one):
-            lacks.append(f"{len(missing)} chunks of {folder} ({plane.values['loss'].size - done:,} points)")
+        there = chunk_store.collected(one, one.grids[-1])
+        plane = chunk_store.landscape(one, one.grids[-1], there)
+        lacks += [f"{error.path} (damaged: {error})" for error in there.damaged.values()]
+        if there.missing:
+            left = plane.values["loss"].size - there.done
+            lacks.append(f"{len(there.missing)} chunks of {folder} ({left:,} points)")
+        elif not there.damaged:
+            evaluation.warn(plane)
         found[cell] = plane
-    if lacks and not partial:
+    if (lacks and not partial) or not found:
         raise ValueError(
             f"store: {store} is not complete, it lacks {'; '.join(lacks[:5])}{' and more' if len(lacks) > 5 else ''}. "
             "Run what computes it again, which goes on from here, or take what there is with partial=True"
         )
-    if None in found:
-        return found[None]
-    return Table(found)
-
-
-def _missing(store: Store) -> list[chunk_store.Chunk]:
-    parts = chunk_store.parts(store, store.grids[-1])
-    return [part.chunk for part in parts if not chunk_store.path_of(store, part.chunk).exists()]
+    return found[None] if None in found else Table(found)
 
 
 class Status(NamedTuple):
@@ -323,7 +374,7 @@ class Status(NamedTuple):
       written: chunks that are there.
       damaged: those that cannot be read, by path and reason; the next writer computes them again.
       writers: {"host:process": chunks it wrote in the last ten minutes}.
-      last: seconds since the last chunk was written; None if there is none.
+      last: seconds since the last chunk was written, or since the store was begun.
       rate: points per second in the last ten minutes; 0 if none.
     """
 
@@ -334,7 +385,7 @@ class Status(NamedTuple):
     written: int
     damaged: dict[str, str]
     writers: dict[str, int]
-    last: float | None
+    last: float
     rate: float
 
     @property
@@ -359,17 +410,18 @@ def status(store: str | os.PathLike[str]) -> Status:
     """
     folder, now = Path(store), time.time()
     planned = {folder_of(cell): points for cell, points in _announced(folder).items()}
-    members = _members(folder)
+    every = members(folder)
     points = done = chunks = written = recent = 0
     damaged: dict[str, str] = {}
     writers: Counter[str] = Counter()
-    last, began = None, now
-    for path in members.values():
+    last, began = math.inf, now
+    for path in every.values():
         one = chunk_store.read(path)
         if one is None:
             points += planned[path.name]
             continue
-        points += max(planned.get(path.name, 0), int(np.prod([len(axis) for axis in one.grids[-1]])))
+        points += math.prod(len(axis) for axis in one.grids[-1])
+        last = min(last, now - (path / _manifest.NAME).stat().st_mtime)
         for part in chunk_store.parts(one, one.grids[-1]):
             chunks += 1
             file = chunk_store.path_of(one, part.chunk)
@@ -382,10 +434,10 @@ def status(store: str | os.PathLike[str]) -> Status:
                 damaged[str(file)] = str(error)
                 continue
             written, done = written + 1, done + len(part.at)
-            last = age if last is None else min(last, age)
+            last = min(last, age)
             if age < WINDOW_S:
                 recent += len(part.at)
                 writers[header["writer"]] += 1
                 began = min(began, now - age - header["seconds"])
     rate = recent / max(now - began, 1e-3) if recent else 0.0
-    return Status(len(members), points, done, chunks, written, damaged, dict(writers), last, rate)
+    return Status(len(every), points, done, chunks, written, damaged, dict(writers), last, rate)

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from lla_jax import checks, chunk_store, planning
+from lla_jax import _manifest, checks, chunk_store, planning
 from lla_jax._types import Directions, Landscape, PyTree
-from lla_jax.chunk_store import Chunk, Store
+from lla_jax.chunk_store import Chunk, Damaged, Store
 from lla_jax.evaluation import Job, Sums, Values, described, evaluated, group_size, means, span, versions, warn
 from lla_jax.execution import Plan
 
@@ -64,63 +64,86 @@ def run(
       plan: for a new store, instead of one timed now.
       place: (number of this landscape, how many there are) where the shards divide several.
     """
-    count = len(job.sources) * (1 + len(job.how.metrics)) + len(job.point_metrics)
-    chunk_store.check_writable(folder, 16 * count * job.num + OVERHEAD)
     tree, recipe = described(job, directions)
-    store = chunk_store.read(folder)
+    shards = 1 if shard is None else -(-shard[1] // place[1])
+    store, begun = chunk_store.read(folder), None
     if store is None:
-        store, seconds, plan = _begun(job, tree, recipe, folder, plan, 1 if shard is None else -(-shard[1] // place[1]))
-    else:
+        store, begun = _begun(job, tree, recipe, folder, plan, shards)
+    job = job._replace(probed=store.grids[0])
+    if begun is None:
         chunk_store.check_same(store, recipe)
-        job = job._replace(probed=store.grids[0])
-        plan, recipe, seconds = planning.planned(job, tree, recipe, planning.plan_of(store.manifest["recipe"]))
-        if recipe["deterministic"]:
-            checks.same_probe(store.manifest["recipe"], recipe["probe"], "store")
+        first = store.manifest["recipe"]
+        begun = planning.planned(job, tree, recipe, planning.plan_of(first))
+        checks.same_probe(first, begun[1], "store")
+        log.info("store: %s was begun before; its plan is obeyed", folder)
+    plan, recipe, seconds = begun
     store, coords = chunk_store.extended(store, job.coords)
     job = job._replace(coords=coords)
     parts = {part.chunk: len(part.at) for part in chunk_store.parts(store, coords)}
-    mine = [c for i, c in enumerate(parts) if shard is None or (place[0] + i) % shard[1] == shard[0] - 1]
-    missing = [c for c in mine if not chunk_store.path_of(store, c).exists()]
+    mine = {c for i, c in enumerate(parts) if shard is None or (place[0] + i) % shard[1] == shard[0] - 1}
+    missing = [c for c in parts if c in mine and not chunk_store.path_of(store, c).exists()]
     left = sum(parts[c] for c in missing)
     log.info("%s", planning.text(job, plan, None if seconds is None else seconds * left))
     if left < job.num:
         log.info("store: %s has or leaves to others %d of %d points", folder, job.num - left, job.num)
+    told: set[Chunk] = set()
     try:
         while True:
-            _compute(job, tree, plan, store, missing, parts, progress)
-            table, done, damaged = chunk_store.collected(store, coords)
-            for error in damaged:
-                warnings.warn(f"store: {error.path} was damaged ({error}), is removed and computed again", stacklevel=4)
-                error.path.unlink(missing_ok=True)
-            missing = [c for c in mine if not chunk_store.path_of(store, c).exists()]
+            if missing:
+                chunk_store.check_writable(folder, _bytes(store, left, len(missing)))
+                _compute(job, tree, plan, store, missing, parts, progress)
+            found = chunk_store.collected(store, coords)
+            _report({c: error for c, error in found.damaged.items() if c in mine or c not in told}, mine)
+            told |= set(found.damaged)
+            missing = [c for c in (*found.missing, *found.damaged) if c in mine]
             if not missing:
                 break
     except BaseException:
         if on_partial is not None:
-            table, done, _ = chunk_store.collected(store, coords)
-            if done:
-                on_partial(chunk_store.landscape(store, coords, table, done))
+            found = chunk_store.collected(store, coords)
+            if found.done:
+                on_partial(chunk_store.landscape(store, coords, found))
         raise
-    result = chunk_store.landscape(store, coords, table, done)
+    result = chunk_store.landscape(store, coords, found)
     if result.recipe["complete"]:
         chunk_store.sweep_up(folder)
         warn(result)
     return result
 
 
+def _bytes(store: Store, points: int, chunks: int) -> int:
+    """Of so many points in so many files, values and standard errors."""
+    return 16 * len(store.manifest["names"]) * points + OVERHEAD * chunks
+
+
+def _report(damaged: dict[Chunk, Damaged], mine: set[Chunk]) -> None:
+    """Name damaged chunks, and remove those that are going to be computed again."""
+    for chunk, error in damaged.items():
+        again = chunk in mine
+        what = "removed and computed again" if again else "left to the process whose share it is"
+        warnings.warn(f"store: {error.path} was damaged ({error}) and is {what}", stacklevel=5)
+        if again:
+            error.path.unlink(missing_ok=True)
+
+
 def _begun(
     job: Job, tree: PyTree, recipe: dict[str, Any], folder: Path, plan: Plan | None, shards: int
-) -> tuple[Store, float | None, Plan]:
-    """A new store for so many writers, unless another one is first; its plan."""
+) -> tuple[Store, Any]:
+    """A new store for so many writers, and what ``planned`` gave; None if another writer was first."""
+    chunk_store.check_distinct(job.coords)
+    chunk_store.check_writable(folder, OVERHEAD)
+    if taken := next(folder.glob("sweep-*.json"), None):
+        raise ValueError(f"store: {folder} holds a sweep ({taken.name}); the rule is a folder of its own")
     most = -(-job.num // (PER_SHARD * shards)) if shards > 1 else job.num
     plan, recipe, seconds = planning.planned(job, tree, recipe, plan, most)
     size = _chunk_points(job, plan, seconds, most, shards)
-    recipe = recipe | {"plan": planning.recipe_of(job, plan)}
-    store = chunk_store.create(folder, recipe, checks.IDENTITY, job.coords, size)
-    chunk_store.check_same(store, recipe)
-    if recipe["deterministic"] and np.array_equal(store.grids[0][0][:1], job.coords[0][:1]):
-        checks.same_probe(store.manifest["recipe"], recipe["probe"], "store")
-    return store, seconds, planning.plan_of(store.manifest["recipe"])
+    metrics = [name for name, _ in job.how.metrics]
+    names = [prefix + name for prefix in job.sources for name in ("loss", *metrics)]
+    names += [name for name, _ in job.point_metrics]
+    recipe["plan"] = planning.recipe_of(job, plan)
+    coords = [axis.tolist() for axis in job.coords]
+    store, first = chunk_store.create(folder, _manifest.made(recipe, checks.IDENTITY, coords, names, size))
+    return store, (plan, recipe, seconds) if first else None
 
 
 def _chunk_points(job: Job, plan: Plan, seconds: float | None, most: int, shards: int) -> int:

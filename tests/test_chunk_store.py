@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import itertools
+import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import chunk_store, stored
+from lla_jax import _files, _manifest, chunk_store, stored
 from tests.helpers import FIXED, accuracy, compilations, dataset, mlp_loss, params
 
 GRID = lla.grid(extent=0.5, points=(9, 8))
@@ -169,7 +171,7 @@ def test_a_full_disk_keeps_what_is_finished_and_says_so(tmp_path, whole, monkeyp
 
 
 def test_a_disk_too_small_and_a_folder_that_is_none_are_reported_before_computing(tmp_path, monkeypatch):
-    monkeypatch.setattr(stored, "described", None)  # would raise if it came so far
+    monkeypatch.setattr(stored, "_compute", None)  # would raise if it came so far
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"store: .*file is not a folder that can be written to"):
         run(tmp_path / "file")
@@ -178,19 +180,102 @@ def test_a_disk_too_small_and_a_folder_that_is_none_are_reported_before_computin
         run(tmp_path / "new")
 
 
-def test_a_manifest_that_is_none_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunk_store, "PATIENCE_S", 0.1)
+def test_a_finished_store_is_returned_from_a_disk_that_is_full(tmp_path, whole, monkeypatch):
     run(tmp_path)
-    manifest = tmp_path / "manifest.json"
-    text = manifest.read_text()
-    for wrong, said in (
-        (text[:100], "is not readable"),
-        (text.replace('"version": 1', '"version": 9', 1), "version 9"),
-        (text.replace('"batch_size": null', '"batch_size": 5', 1), "was changed by hand"),
-    ):
-        manifest.write_text(wrong)
-        with pytest.raises(ValueError, match=said):
+    monkeypatch.setattr(chunk_store, "check_writable", None)  # would raise if it were asked
+    assert_same(run(tmp_path), whole)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.ESTALE])
+def test_a_chunk_that_cannot_be_read_now_is_not_thrown_away(tmp_path, whole, monkeypatch, code):
+    run(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(_files, "read_npz", lambda path: (_ for _ in ()).throw(OSError(code, os.strerror(code))))
+        with pytest.raises(OSError, match=re.escape(os.strerror(code))):
             run(tmp_path)
+    assert len(files(tmp_path)) == CHUNKS
+    assert_same(run(tmp_path), whole)
+
+
+def test_a_chunk_of_the_same_recipe_and_another_grid_is_none_of_this_store(tmp_path, whole):
+    run(tmp_path / "a", lla.grid(extent=0.9, points=(9, 8)))
+    run(tmp_path / "b")
+    shutil.copy(tmp_path / "a/grid-000/00001.npz", tmp_path / "b/grid-000/00001.npz")
+    assert len(lla.runs.status(tmp_path / "b").damaged) == 1
+    with pytest.warns(UserWarning, match="computed again"):
+        assert_same(run(tmp_path / "b"), whole)
+
+
+def changed(*path, to):
+    """A change of an entry of the manifest."""
+
+    def change(manifest):
+        for name in path[:-1]:
+            manifest = manifest[name]
+        manifest[path[-1]] = to
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (changed("version", to=9), "version 9"),
+        (changed("version", to="1"), "version '1'"),
+        (changed("format", to="a web app"), "format 'a web app'"),
+        (changed("recipe", "batch_size", to=5), "its hash is that of another one"),
+        (changed("points", to=-3), "not positive integers"),
+        (changed("points", to=13), "its hash is that of another one"),
+        (changed("recipe", "plan", "chunk", to=0), "not positive integers"),
+        (changed("recipe", "plan", "loop", to="foo"), "its plan is none"),
+        (changed("recipe", to=[]), "TypeError"),
+        (changed("recipe", "probe", to=None), "no probe"),
+        (changed("hash", to=None), "its hash"),
+        (changed("coords", to=[[0.0, float("nan")]]), "not lists of finite numbers"),
+        (changed("coords", to=[[0.0] * 2000] * 6), "too many points"),
+        (changed("names", to=[]), "names and identity"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(tmp_path, monkeypatch, change, said):
+    monkeypatch.setattr(_manifest, "PATIENCE_S", 0.0)
+    manifest = _manifest.made(
+        {"plan": {"chunk": 2, "microbatch": 3, "loop": "map", "share": True, "scan": True, "devices": 1,
+                  "data_shards": 1}, "probe": {"loss": 1.0}, "batch_size": None},
+        ["batch_size"], [[0.0, 1.0]], ["loss"], 12,
+    )  # fmt: skip
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(manifest))
+    assert chunk_store.read(tmp_path).manifest == manifest
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    for call in (chunk_store.read, lla.runs.status, lla.runs.merge):
+        with pytest.raises(ValueError, match=f"store: .*{said}"):
+            call(tmp_path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"store: .* is not readable"):
+        lla.runs.merge(tmp_path)
+
+
+def test_grids_that_are_none_are_refused_and_files_of_others_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(_manifest, "PATIENCE_S", 0.0)
+    run(tmp_path)
+    for wrong in ("{}", '{"coords": [[1]]}', '{"coords": "abc"}'):
+        (tmp_path / "grid-001.json").write_text(wrong)
+        with pytest.raises(ValueError, match=r"grid-001.json is no grid of this store"):
+            run(tmp_path)
+    theirs = tmp_path / "mine" / ".precious.tmp"
+    theirs.parent.mkdir()
+    theirs.write_text("")
+    left = tmp_path / "grid-000" / ".00001-abc.tmp"
+    left.write_text("")
+    for path in (theirs, left):
+        os.utime(path, (1, 1))
+    (tmp_path / "grid-001.json").unlink()
+    run(tmp_path)
+    assert theirs.exists()
+    assert not left.exists()
+    chunk_store.remove(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
 # --- several grids
@@ -231,7 +316,12 @@ def assert_same_to_rounding(found, expected):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_chunks_of_any_grids_hold_every_point_once(tmp_path, seed):
     rng = np.random.default_rng(seed)
-    store = chunk_store.create(tmp_path, {"a": 1}, ["a"], lla.grid(points=(3, 4, 2), dims=3), 5)
+    plan = {"chunk": 1, "microbatch": 1, "loop": "map", "share": True, "scan": True, "devices": 1, "data_shards": 1}
+    coords = [axis.tolist() for axis in lla.grid(points=(3, 4, 2), dims=3)]
+    manifest = _manifest.made({"plan": plan, "probe": {}}, [], coords, ["loss"], 5)
+    store, first = chunk_store.create(tmp_path, manifest)
+    assert first
+    assert not chunk_store.create(tmp_path, manifest)[1]
     for _ in range(4):
         grid = tuple(np.sort(rng.choice(np.linspace(-1, 1, 7), rng.integers(1, 6), replace=False)) for _ in range(3))
         store, coords = chunk_store.extended(store, grid)
@@ -283,7 +373,8 @@ def test_two_writers_of_one_chunk_leave_one_good_chunk(tmp_path, whole, monkeypa
     assert files(tmp_path) == [f"grid-000/{i:05d}.npz" for i in range(CHUNKS)]
 
 
-def test_of_two_first_writers_one_decides(tmp_path, whole, monkeypatch):
+@pytest.mark.parametrize("other", [GRID, lla.grid(ranges=[(-0.5, 0.5), (0.0, 0.3)], points=(9, 3)), lla.grid(0.7, 5)])
+def test_of_two_first_writers_one_decides(tmp_path, whole, monkeypatch, other):
     real = chunk_store.create
 
     def slower(*arguments):
@@ -292,9 +383,72 @@ def test_of_two_first_writers_one_decides(tmp_path, whole, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(chunk_store, "create", slower)
-    late = run(tmp_path, execution=lla.Execution(chunk=3, microbatch=5, loop="vmap", devices=1))
-    assert_same(late, whole)
+    late = run(tmp_path, other, execution=lla.Execution(chunk=3, microbatch=5, loop="vmap", devices=1))
+    assert_same_to_rounding(late, run(grid=other))
     assert late.recipe["plan"]["chunk"] == 4
+
+
+def test_a_first_writer_that_was_too_late_and_has_another_loss_is_refused(tmp_path, monkeypatch):
+    real = chunk_store.create
+
+    def slower(*arguments):
+        monkeypatch.setattr(chunk_store, "create", real)
+        run(tmp_path, lla.grid(0.7, 5))
+        return real(*arguments)
+
+    monkeypatch.setattr(
+        chunk_store, "create", lambda *a: monkeypatch.setattr(chunk_store, "create", real) or slower(*a)
+    )
+    doubled = lla.Loss(mlp_loss().apply, lambda outputs, batch: 2 * mlp_loss().criterion(outputs, batch))
+    with pytest.raises(ValueError, match=r"store: 'loss' at the first point"):
+        lla.evaluate(
+            doubled, params(), dataset(), axes(), GRID, store=tmp_path, execution=FIXED, metrics={"accuracy": accuracy}
+        )
+
+
+def test_another_split_of_the_data_continues_a_store(tmp_path, whole):
+    split = {"chunk": 2, "microbatch": 4, "loop": "map", "share": False, "scan": False}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, progress=interrupting(12), execution=lla.Execution(devices=1, **split))
+    found = run(tmp_path, execution=lla.Execution(devices=4, data_shards=2, **split))
+    assert_same_to_rounding(found, whole)
+
+
+def test_a_chunk_that_another_writer_restores_in_between_is_not_missed(tmp_path, whole, monkeypatch):
+    run(tmp_path)
+    victim, real, kept = tmp_path / "grid-000/00003.npz", chunk_store.collected, []
+    kept.append(victim.read_bytes())
+    victim.write_bytes(b"")
+
+    def collected(*arguments):
+        found = real(*arguments)
+        if kept:
+            victim.write_bytes(kept.pop())
+        return found
+
+    monkeypatch.setattr(chunk_store, "collected", collected)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert_same(run(tmp_path), whole)
+
+
+def test_a_shard_leaves_the_damage_of_others_and_says_so(tmp_path, whole):
+    run(tmp_path)
+    for number in (0, 1):
+        (tmp_path / f"grid-000/{number:05d}.npz").write_bytes(b"")
+    with pytest.warns(UserWarning, match="was damaged") as said:
+        part = run(tmp_path, shard=(1, 2))
+    assert sorted("left to the process whose share it is" in str(w.message) for w in said) == [False, True]
+    assert not part.recipe["complete"]
+    with pytest.warns(UserWarning, match="removed and computed again"):
+        assert_same(run(tmp_path, shard=(2, 2)), whole)
+
+
+def test_a_coordinate_that_comes_twice_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="axis 0 has a coordinate twice"):
+        run(tmp_path, ([0.0, 0.0, 0.3], [0.1, 0.5]))
+    run(tmp_path)
+    with pytest.raises(ValueError, match="axis 1 has a coordinate twice"):
+        run(tmp_path, ([0.0, 0.3], [0.5, 0.1, 0.5]))
 
 
 PLAN = lla.Execution(chunk=4, microbatch=8, loop="map", share=False, devices=1)

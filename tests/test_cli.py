@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -363,20 +364,20 @@ def stopping(after):
 
 
 def test_interrupted_run_goes_on_with_the_same_command(tiny, capsys, monkeypatch):
-    arguments = ("--points", 41, "--out", "r")
+    arguments = ("--points", 61, "--out", "r")
     with monkeypatch.context() as patch:
         patch.setattr(cli, "bar", stopping(after=500))
         patch.setattr(stored, "CHUNK_S", 1e-3)
         assert tiny_run(*arguments) == 130
     said = capsys.readouterr().err
-    assert "lla-jax: plan: 41 x 41 points" in said
+    assert "lla-jax: plan: 61 x 61 points" in said
     assert "expected time" in said
-    assert "of 1,681 points are kept in r; the same command continues it" in said
+    assert "of 3,721 points are kept in r; the same command continues it" in said
     assert not (tiny / "r/landscape.npz").exists()
     assert not list((tiny / "r").rglob("*.tmp"))
     assert run("status", "r") == 0
     done = int(capsys.readouterr().out.split(" of ")[0].split()[-1].replace(",", ""))
-    assert 500 <= done < 1681
+    assert 500 <= done < 3721
 
     # another command does not mix its points into these
     assert tiny_run(*arguments, "--seed", 1) == 2
@@ -393,7 +394,7 @@ def test_interrupted_run_goes_on_with_the_same_command(tiny, capsys, monkeypatch
     assert (tiny / "r/landscape.partial-surface.png").exists()
     assert tiny_run(*arguments) == 0
     assert not list((tiny / "r").glob("*partial*"))
-    assert tiny_run("--points", 41, "--out", "whole") == 0
+    assert tiny_run("--points", 61, "--out", "whole") == 0
     resumed, whole = (lla.load(f"{folder}/landscape.npz").values["loss"] for folder in ("r", "whole"))
     np.testing.assert_array_equal(resumed, whole)
 
@@ -420,6 +421,9 @@ def test_finished_result_is_kept_unless_overwritten(tiny, capsys, monkeypatch):
     np.testing.assert_array_equal(lla.load("r/landscape.npz").values["loss"], before.values["loss"])
     assert tiny_run("--points", 5, "--out", "r", "--overwrite") == 0
     assert lla.load("r/landscape.npz").shape == (5, 5)
+    (tiny / "r/manifest.json").write_text('{"name": "an app of mine"}')
+    assert tiny_run("--points", 5, "--out", "r", "--overwrite") == 2
+    assert "r/manifest.json is of another program" in capsys.readouterr().err
     (tiny / "r/manifest.json").unlink()
     assert tiny_run("--points", 5, "--out", "r") == 2
     assert "r/landscape.npz is there without the chunks it was made of" in capsys.readouterr().err
@@ -444,6 +448,22 @@ def test_shards_meet_in_a_folder_and_a_denser_grid_reuses_their_points(tiny, cap
     assert tiny_run("--points", 17, "--out", "r") == 0
     assert "r has or leaves to others 81 of 289 points" in capsys.readouterr().err
     np.testing.assert_array_equal(lla.load("r/landscape.npz").values["loss"][::2, ::2], merged.values["loss"])
+
+
+def test_the_array_job_of_the_documentation_runs(tiny):
+    text = (pathlib.Path(__file__).parent.parent / "docs" / "scaling.md").read_text()
+    (script,) = (block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "#SBATCH --array" in block)
+    (tiny / "job.sh").write_text(script.replace("my_module:my_function", "tiny_problem:make"))
+    scripts = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    jobs = []
+    for task in ("1", "2"):  # at once, as SLURM does
+        task = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": "2", "PATH": scripts}
+        jobs.append(subprocess.Popen(["bash", "-eu", "job.sh"], env=os.environ | task, cwd=tiny))
+    assert [job.wait(timeout=300) for job in jobs] == [0, 0]
+    assert run("merge", "runs/exp1") == 0
+    plane = lla.load("runs/exp1/landscape.npz")
+    assert plane.shape == (101, 101)
+    assert plane.recipe["complete"]
 
 
 @pytest.mark.parametrize("wrong", ["3", "0/3", "4/3", "a/b"])

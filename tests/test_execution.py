@@ -212,8 +212,23 @@ def test_the_fastest_plan_is_chosen_once_and_one_that_does_not_fit_is_passed_ove
         assert execution.choose(("a test",), lambda: plans, seconds, 100.0).chunk == 4
     assert timed == [64, 16, 4]
     del execution._REMEMBERED[("a test",)]
+    assert execution.choose(("a test",), lambda: plans, lambda p: 1 + p.chunk / 1000, 100.0).chunk == 64  # nearly equal
+    del execution._REMEMBERED[("a test",)]
     assert execution.choose(("a test",), lambda: plans[1:], seconds, 0.1).chunk == 16  # quick enough: no more timing
     del execution._REMEMBERED[("a test",)]
+
+
+def test_a_long_call_is_timed_once_and_a_short_one_often(monkeypatch):
+    for lasts, calls in ((1e-4, 11), (0.02, 4), (0.1, 3), (2.0, 2)):  # the first one compiles
+        clock, made = [0.0], []
+
+        def call(lasts=lasts, clock=clock, made=made):
+            made.append(None)
+            clock[0] += lasts
+
+        monkeypatch.setattr(execution.time, "perf_counter", lambda clock=clock: clock[0])
+        assert execution.timed(call) == pytest.approx(lasts)
+        assert len(made) == calls
 
 
 def test_candidates_obey_what_the_user_fixed_and_the_batch_that_must_stay_whole():
@@ -226,6 +241,16 @@ def test_candidates_obey_what_the_user_fixed_and_the_batch_that_must_stay_whole(
         )
         assert [(p.chunk, p.microbatch, p.loop, p.share) for p in fixed] == [(5, 7, "map", False)]
         assert {p.microbatch for p in execution.candidates(lla.Execution(), **job, whole=True, on_cpu=on_cpu)} == {500}
+
+
+def test_candidates_for_convolutions_loop_over_points_and_chunk_by_the_cost_of_a_row():
+    job = {"points": 5000, "rows": 500, "param_bytes": 1000, "sharable": True, "scannable": False, "whole": False}
+    for row_bytes, chunk in ((10, 250), (2**15, 128), (2**20, 64)):
+        plans = execution.candidates(lla.Execution(), **job, row_bytes=row_bytes, on_cpu=True)
+        assert {p.loop for p in plans} == {"map"}
+        assert abs(plans[0].chunk - chunk) <= 4
+        asked = execution.candidates(lla.Execution(loop="vmap"), **job, row_bytes=row_bytes, on_cpu=True)
+        assert all(p.chunk == 1 or (p.loop == "vmap" and p.chunk * p.microbatch * row_bytes <= 2**23) for p in asked)
 
 
 def test_every_row_is_in_exactly_one_block():

@@ -217,3 +217,83 @@ def test_other_pooling_stays_as_it_is(window, stride, padding):
     x = jnp.ones((4, 6))
     f = lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, stride, padding).sum()  # noqa: E731
     assert "reduce_window_max" in str(jax.make_jaxpr(lowering.lowered(f, x))(x))
+
+
+def maximum(x, window, stride=None, padding="VALID"):
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, stride or window, padding)
+
+
+POOLED = {
+    "2 x 2": ((2, 6, 4, 3), {"window": (1, 2, 2, 1)}, True),
+    "3 x 2, channels first": ((2, 3, 6, 6), {"window": (1, 1, 3, 2)}, True),
+    "overlap": ((1, 6, 6, 2), {"window": (1, 3, 3, 1), "stride": (1, 1, 1, 1)}, False),
+    "padding": ((1, 4, 4, 2), {"window": (1, 2, 2, 1), "padding": ((0, 0), (1, 1), (1, 1), (0, 0))}, False),
+    "rows that are left over": ((1, 5, 4, 2), {"window": (1, 2, 2, 1)}, False),
+    "a large window": ((1, 8, 4, 2), {"window": (1, 8, 4, 1)}, False),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_pooling_for_values_only_is_made_of_slices(name):
+    shape, options, sliced = POOLED[name]
+    x, w = draw(*shape), draw(shape[-1])
+    x[0, 1, 2, 1] = np.nan
+
+    @jax.jit
+    def f(w, shift):  # inside a call, behind a custom rule
+        return {"y": maximum(jax.nn.relu(x * w + shift["s"]), **options) ** 2}
+
+    g, arguments = lowering.values_only(f), (w, {"s": np.float32(0.1)})
+    np.testing.assert_allclose(g(*arguments)["y"], f(*arguments)["y"], rtol=1e-6)
+    assert ("reduce_window_max" not in str(jax.make_jaxpr(g)(*arguments))) is sliced
+    directions = np.stack([draw(*w.shape), draw(*w.shape)])
+
+    def along(c, h):
+        return h(w + c[0] * directions[0] + c[1] * directions[1])["y"]
+
+    def shared(c):
+        return lowering.affine(lambda w: f(w, arguments[1]), w, directions)(c)["y"]
+
+    at = jnp.array([0.5, -0.3])
+    np.testing.assert_allclose(shared(at), along(at, lambda w: f(w, arguments[1])), rtol=2e-6, atol=1e-7)
+    assert ("reduce_window_max" not in str(jax.make_jaxpr(shared)(at))) is sliced
+
+
+def test_a_function_without_pooling_keeps_its_custom_rules_for_values_only():
+    f = lambda x: jax.nn.relu(x).sum()  # noqa: E731
+    assert "custom_jvp_call" in str(jax.make_jaxpr(lowering.values_only(f))(draw(3)))
+
+
+LAST = {
+    **{name: (numbers, data, kernel, {}, True) for name, (numbers, data, kernel) in LAYOUTS.items()},
+    "kernel first": (("NHWC", "OIHW", "NHWC"), (2, 9, 8, 3), (4, 3, 3, 2), {}, True),
+    "groups": (("NCHW", "OIHW", "NCHW"), (2, 4, 9, 8), (6, 2, 3, 2), {"feature_group_count": 2}, True),
+    "one dimension, dilated": (("NCH", "OIH", "NCH"), (2, 3, 9), (4, 3, 3), {"lhs_dilation": (2,)}, True),
+    "one per channel": (("NCHW", "OIHW", "NCHW"), (2, 4, 9, 8), (4, 1, 3, 2), {"feature_group_count": 4}, False),
+    "volumes": (("NCDHW", "OIDHW", "NCDHW"), (2, 3, 5, 4, 3), (4, 3, 2, 2, 2), {}, False),
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_convolutions_for_values_only_have_their_channels_last(name):
+    numbers, data_shape, kernel_shape, options, moved = LAST[name]
+    x, w = draw(*data_shape), draw(*kernel_shape)
+    options = {"padding": [(1, 1)] * (x.ndim - 2), "window_strides": (1,) * (x.ndim - 2)} | options
+
+    @jax.jit
+    def f(w, x):
+        return jax.lax.conv_general_dilated(jnp.tanh(x * w[0, 0, 0].sum()), w, dimension_numbers=numbers, **options)
+
+    g = lowering.values_only(f)
+    np.testing.assert_allclose(g(w, x), f(w, x), rtol=1e-5, atol=1e-5)
+    (spec,) = (
+        e.params["dimension_numbers"]
+        for e in lowering._equations(jax.make_jaxpr(g)(w, x).jaxpr)
+        if e.primitive.name == "conv_general_dilated"
+    )
+    last = x.ndim - 1
+    is_last = (spec.lhs_spec[1], spec.out_spec[1], spec.rhs_spec[:2]) == (last, last, (last, last - 1))
+    assert is_last is moved
+    directions = np.stack([0.1 * draw(*w.shape)])
+    shared = jax.jit(lambda c: lowering.affine(lambda w: f(w, x), w, directions)(c))(np.array([0.5]))
+    np.testing.assert_allclose(shared, f(w + 0.5 * directions[0], x), rtol=1e-4, atol=1e-4)

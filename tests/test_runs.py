@@ -132,7 +132,23 @@ def test_a_stored_sweep_survives_and_grows(tmp_path, monkeypatch):
     for cell in merged:
         assert_same(merged[cell], more[cell])
     with pytest.raises(ValueError, match=r"store: .*000-filter-seed-0 holds a landscape that differs in params"):
-        lla.sweep(mlp_loss(), [params(7)], dataset(), axes=KINDS, grid=GRID, execution=FIXED, store=tmp_path)
+        lla.sweep(
+            mlp_loss(),
+            [params(7)] * 9,
+            dataset(),
+            axes=KINDS,
+            grid=GRID,
+            seeds=range(9),
+            execution=FIXED,
+            store=tmp_path,
+        )
+    assert set(runs.merge(tmp_path)) == set(more)  # what was refused is not waited for
+    sweep(seeds=[0], grid=lla.grid(extent=0.5, points=(3, 2)), store=tmp_path)  # another grid of some of them
+    assert runs.status(tmp_path).left == 0
+    with pytest.raises(ValueError, match="holds a sweep"):
+        alone(0, "filter", 0, store=tmp_path)
+    (tmp_path / "sweep-config.json").write_text('{"of": "another program"}')
+    assert set(runs.merge(tmp_path)) == set(more)
 
 
 def test_shards_of_a_sweep_make_up_the_whole(tmp_path):
@@ -152,6 +168,23 @@ def test_a_list_of_directions_may_be_stored_too(tmp_path):
     merged = runs.merge(tmp_path)
     for plane, found in zip(planes, merged.landscapes.values(), strict=True):
         assert_same(found, plane)
+    assert [path.name for path in runs.members(tmp_path).values()] == ["000", "001"]
+    alone(0, "filter", 0, store=tmp_path / "one")
+    with pytest.raises(ValueError, match="holds a single landscape; the rule for a sweep"):
+        sweep(store=tmp_path / "one")
+
+
+def test_merge_says_what_evaluate_says_of_values_that_are_not_finite(tmp_path):
+    def nowhere(p, batch):
+        return p["gain"] * np.nan
+
+    with pytest.raises(ValueError, match="not finite at any point"):
+        lla.evaluate(
+            nowhere, params(), dataset(), KINDS["filter"](jax.random.key(0), params()), GRID, execution=FIXED,
+            store=tmp_path,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="not finite at any point"):
+        runs.merge(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +193,9 @@ def test_a_list_of_directions_may_be_stored_too(tmp_path):
         ({"checkpoints": 0}, "checkpoints: got list"),
         ({"seeds": []}, "seeds, axes:"),
         ({"seeds": [1, 1]}, "seeds, axes:"),
+        ({"seeds": [1.7]}, r"seeds: \[1.7\] given"),
+        ({"seeds": 3}, "seeds: 3 given"),
+        ({"axes": lambda key, p: p}, "axes: 'axes' gave a dict"),
         ({"axes": {"a": 3}}, "axes: entry 'a': 3"),
         ({"axes": {"a b": KINDS["filter"], "a-b": KINDS["filter"]}}, "seeds, axes:"),
         ({"states": [None]}, "states: 1 for 2 checkpoints"),
@@ -172,3 +208,6 @@ def test_mistakes_are_named(options, said):
         sweep(**options)
     with pytest.raises(ValueError, match="holds no store"):
         runs.status("tests")
+    wider = {**params(), "gain": np.ones(2, np.float32)}
+    with pytest.raises(ValueError, match="checkpoints"):
+        lla.sweep(mlp_loss(), [params(), wider], dataset(), axes=KINDS, grid=GRID, execution=FIXED)
