@@ -1,9 +1,10 @@
 """Claim: eigenpairs, densities and traces of the Hessian come sooner here than from its peers, at equal accuracy.
 
-    python benchmarks/hessian.py --lla PATH [--pyhessian PATH] [--only lenet] [--parts top2,density] [--cap 600]
+    python benchmarks/hessian.py --lla PATH [--pyhessian PATH] [--eigenthings PATH] [--only lenet] [--parts top2]
 
 Two trained networks from ``--data``: LeNet at batch 2048 and, in eval mode, ResNet-20 at batch 512. Rivals are LLA
-(checkout at --lla), PyHessian (installed, or at --pyhessian), curvlinops with scipy's Lanczos and matfree (installed).
+(checkout at --lla), PyHessian (installed, or at --pyhessian), hessian-eigenthings (likewise, --eigenthings), curvlinops
+with scipy's Lanczos and matfree (installed).
 Each rival does each part in a process of its own, on the same threads: top 2 and top 10 eigenpairs by magnitude until
 every residual |Hv - lambda v| / |lambda|, computed for all alike by torch's double backward, is at most 1e-3 (first as
 the rival is shipped, then with its tolerance tightened); a density of 100 steps; the trace to 2 % standard error; one
@@ -39,9 +40,12 @@ import torch_rivals
 import where
 
 PARTS = ("product", "top2", "top10", "density", "trace", "where")
-RIVALS = ("lla_jax", "LLA", "PyHessian", "curvlinops", "matfree")
-PACKAGES = {"PyHessian": "pyhessian", "curvlinops": "curvlinops", "matfree": "matfree"}
-VERSIONS = ("optax", "scipy", "pyhessian", "curvlinops-for-pytorch", "matfree")
+RIVALS = ("lla_jax", "LLA", "PyHessian", "hessian-eigenthings", "curvlinops", "matfree")
+PACKAGES = {
+    "PyHessian": "pyhessian", "hessian-eigenthings": "hessian_eigenthings", "curvlinops": "curvlinops",
+    "matfree": "matfree",
+}  # fmt: skip
+VERSIONS = ("optax", "scipy", "pyhessian", "hessian-eigenthings", "curvlinops-for-pytorch", "matfree")
 REPEATS, ENOUGH_S = 3, 10.0  # a job is repeated three times, or until it has taken this long in all
 MOST_TRIES = 6
 LONG_S = 40.0  # a first run of this length is not repeated, so that its seconds have the compiling in them
@@ -54,6 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lla", type=pathlib.Path, help="checkout of LLA")
     parser.add_argument("--pyhessian", type=pathlib.Path, help="checkout of PyHessian, if it is not installed")
     parser.add_argument("--data", type=pathlib.Path, default=measure.RESULTS.parents[2] / "shared/data")
+    parser.add_argument("--eigenthings", type=pathlib.Path, help="checkout of hessian-eigenthings, likewise")
     parser.add_argument("--only", default=",".join(networks.NAMES), help="networks, by commas")
     parser.add_argument("--parts", default=",".join(PARTS), help="parts, by commas")
     parser.add_argument("--rivals", default=",".join(RIVALS), help="rivals, by commas")
@@ -80,12 +85,6 @@ def tell(**event: Any) -> None:
     print("EVENT " + json.dumps(event, default=float), flush=True)
 
 
-def status_mib(field: str) -> float:
-    """A memory field of this process in MiB."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return int(next(x for x in lines if x.startswith(field)).split()[1]) / 1024
-
-
 def make(job: dict[str, Any]) -> rivals.Rival:
     path = pathlib.Path(job["path"])
     if job["rival"] == "lla_jax":
@@ -96,6 +95,8 @@ def make(job: dict[str, Any]) -> rivals.Rival:
         return torch_rivals.LLA(path, pathlib.Path(job["lla"]))
     if job["rival"] == "PyHessian":
         return torch_rivals.PyHessian(path, pathlib.Path(job["pyhessian"]) if job["pyhessian"] else None)
+    if job["rival"] == "hessian-eigenthings":
+        return torch_rivals.Eigenthings(path, pathlib.Path(job["eigenthings"]) if job["eigenthings"] else None)
     return torch_rivals.Curvlinops(path)
 
 
@@ -129,14 +130,14 @@ def one_product(rival: rivals.Rival, job: dict[str, Any]) -> None:
 
 def jobs(rival: rivals.Rival, job: dict[str, Any]) -> None:
     """A row for each setting of a part."""
-    part, memory = job["part"], {"loaded_mib": status_mib("VmRSS")}
+    part, memory = job["part"], {"loaded_mib": measure.status_mib("VmRSS")}
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is in use now
     rival.warm_up()
 
     def one(setting: str, call: Callable[[Any], rivals.Found]) -> tuple[dict[str, Any], rivals.Found | None]:
         tell(start=setting)
         row, found = timed(rival, call, job["cap"], 1 if job["quick"] else REPEATS)
-        memory.setdefault("peak_mib", status_mib("VmHWM"))  # later, the judge's graph would be counted too
+        memory.setdefault("peak_mib", measure.status_mib("VmHWM"))  # later, the judge's graph would be counted too
         return {"setting": setting} | row | rival.more | memory, found
 
     if part.startswith("top"):
@@ -262,11 +263,16 @@ def available(options: argparse.Namespace) -> list[str]:
         package = PACKAGES.get(name)
         if name == "LLA" and not options.lla:
             print("LLA: no --lla PATH given, skipped")
-        elif package and not importlib.util.find_spec(package) and not (name == "PyHessian" and options.pyhessian):
+        elif package and not importlib.util.find_spec(package) and not checkouts(options).get(package):
             print(f"{name}: not installed, skipped")
         else:
             found.append(name)
     return found
+
+
+def checkouts(options: argparse.Namespace) -> dict[str, pathlib.Path | None]:
+    """Where packages lie that need not be installed."""
+    return {"pyhessian": options.pyhessian, "hessian_eigenthings": options.eigenthings}
 
 
 def environment(options: argparse.Namespace) -> dict[str, Any]:
@@ -277,35 +283,12 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
             found["versions"][name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    for name, path in (("LLA", options.lla), ("pyhessian", options.pyhessian)):
+    for name, path in {"LLA": options.lla, **checkouts(options)}.items():
         if path:
             command = ["git", "-C", str(path), "rev-parse", "--short", "HEAD"]
             commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
             found["versions"][name] = commit or "unknown commit"
     return found
-
-
-def resumed(path: pathlib.Path, now: dict[str, Any]) -> dict[str, Any]:
-    """The result so far, if it was measured in the same environment; otherwise a new one."""
-    blank = {"claim": __doc__.splitlines()[0], "environment": now, "networks": {}}
-    if not path.exists():
-        return blank
-    result = json.loads(path.read_text())
-    then = result["environment"]
-    if {**then, "date": 0, "versions": 0} != {**now, "date": 0, "versions": 0} or any(
-        now["versions"].get(name, version) != version for name, version in then["versions"].items()
-    ):
-        print(f"{path}: was measured in another environment, begun anew")
-        return blank
-    versions = then["versions"] | now["versions"]
-    return result | {"environment": now | {"versions": versions}}
-
-
-def write(path: pathlib.Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(result, indent=1) + "\n")
-    new.replace(path)
 
 
 def told(row: dict[str, Any]) -> str:
@@ -341,7 +324,8 @@ def measured(options: argparse.Namespace, result: dict[str, Any], path: pathlib.
     """Run all jobs asked for; every row goes to the file at once."""
     common = {
         "threads": options.threads, "cap": options.cap, "quick": options.quick, "data": str(options.data),
-        "lla": str(options.lla or ""), "pyhessian": str(options.pyhessian or ""), "devices": 1,
+        "lla": str(options.lla or ""), "pyhessian": str(options.pyhessian or ""),
+        "eigenthings": str(options.eigenthings or ""), "devices": 1,
     }  # fmt: skip
     end, left = time.perf_counter() + 60 * options.minutes, []
     for network, part, rival in ordered(options, available(options)):
@@ -365,7 +349,7 @@ def measured(options: argparse.Namespace, result: dict[str, Any], path: pathlib.
             for row in run(job | {"part": part, "rival": rival, "devices": devices}):
                 rows.append(row)
                 here.setdefault(part, {})[rival] = rows
-                write(path, result)
+                measure.keep(path, result)
                 print(f"  {network} {part:8s} {rival:10s} {told(row)}", flush=True)
     if left:
         print(f"the time is over; with --missing the same command measures the rest: {', '.join(left)}")
@@ -388,10 +372,9 @@ def main() -> None:
         return
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        path = options.out or (pathlib.Path(tempfile.gettempdir()) if options.quick else measure.RESULTS) / (
-            "hessian-quick.json" if options.quick else "hessian.json"
-        )
-        measured(options, resumed(path, environment(options)), path, pathlib.Path(folder))
+        path = measure.place(options, "hessian")
+        blank = {"claim": __doc__.splitlines()[0], "environment": environment(options), "networks": {}}
+        measured(options, measure.resumed(path, blank), path, pathlib.Path(folder))
     print(f"written: {path}, after {time.perf_counter() - start:.0f} s")
 
 

@@ -172,7 +172,8 @@ def main() -> None:
         found[name] = network(name, options.data, options.batch or networks.BATCH[name], options.repeats)
         for what, row in found[name]["ms"].items():
             print(name, what, {side: round(value, 3) for side, value in row.items()}, flush=True)
-    print(measure.write("interop", {"environment": measure.environment(measure.THREADS), "networks": found}))
+    result = {"environment": measure.environment(measure.THREADS), "networks": found}
+    print(measure.keep(measure.RESULTS / "interop.json", result))
 
 
 if __name__ == "__main__":

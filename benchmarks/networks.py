@@ -16,6 +16,7 @@ import numpy as np
 NAMES = ("lenet", "resnet")
 BATCH = {"lenet": 2048, "resnet": 512}
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+EMBEDDINGS = ("token", "position")  # a row for each entry, in torch and in Flax alike
 Arrays = list[np.ndarray]
 
 
@@ -242,6 +243,7 @@ def to_flax(weights: dict[str, np.ndarray]) -> dict[str, Any]:
             kept[kind.removeprefix("running_")] = array
             continue
         name = "bias" if kind == "bias" else "scale" if array.ndim == 1 else "kernel"
+        name = "embedding" if layer in EMBEDDINGS else name
         variables["params"].setdefault(layer, {})[name] = _flax_layout(layer, array)
     return variables
 
@@ -253,6 +255,8 @@ def _layer(key: str) -> tuple[str, str]:
 
 
 def _flax_layout(layer: str, array: np.ndarray) -> np.ndarray:
+    if layer in EMBEDDINGS:
+        return array
     if array.ndim == 4:
         return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
     if layer == "fc1" and array.ndim == 2:  # the rows behind the flatten: channels first in torch, last in Flax
@@ -266,6 +270,9 @@ def to_torch(tree: Any, keys: list[str]) -> Arrays:
     for key in keys:
         layer, kind = _layer(key)
         leaves = tree[layer]
+        if layer in EMBEDDINGS:
+            arrays.append(np.asarray(leaves["embedding"]))
+            continue
         array = np.asarray(leaves["bias"] if kind == "bias" else leaves.get("kernel", leaves.get("scale")))
         if array.ndim == 4:
             array = array.transpose(3, 2, 0, 1)

@@ -1,138 +1,73 @@
-"""Claim: planes of small and middle networks are faster here than a lean torch loop, at constant memory.
+"""Claim: planes of small and middle networks come sooner here than from a lean torch loop, LLA and loss-landscapes.
 
-    python benchmarks/sweep.py [--lla PATH] [--quick]
+    python benchmarks/sweep.py [--lla PATH] [--only mlp,lenet,whole] [--quick]
 
-(a) an MLP of 2,410 parameters on 1,797 digits: steady state over 100,000 points beside a lean torch loop and, given the
-path of its checkout, LLA's own loop; then one 1000 x 1000 plane. (b) LeNet at batch 2048 on Fashion-MNIST (Debian's
-dataset-fashion-mnist; random images without it) beside torch at batch 2048, as LLA runs it, and at its best microbatch.
-Same number of threads on both sides. Peak memory is read in a process of its own for each size of the grid.
+Five networks: an MLP of 2,410 parameters on 1,797 digits (steady state over 100,000 points), LeNet at batch 2048 on
+Fashion-MNIST (Debian's dataset-fashion-mnist; random images without it), the trained ResNet-20 of --data at batch 512,
+a small ViT and a small GPT. Beside us a lean torch loop, on the whole batch and at its best microbatch, and two
+libraries' own loops: LLA's (path of its checkout) and loss-landscapes' (installed), slow ones on about 50 points. Same
+number of threads on both sides, in turns. Then the whole job on LeNet, 41 x 41 points, in a process of its own: seconds
+from the call until the result, with compiling and choosing a plan, without a compilation cache and with an empty one;
+the rivals' whole job is their milliseconds a point times 1681 and the seconds to set them up.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
+import importlib.util
+import os
 import pathlib
-import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
 
 import measure
 import numpy as np
+import problems
 
-FASHION = pathlib.Path("/usr/share/datasets/fashion-mnist")
 STEP = 0.5
+WHOLE = 41
+# a call: points per side of ours, of torch's loop, per side of the libraries'; how often; torch's microbatches
+SIZES: dict[str, dict[str, Any]] = {
+    "mlp": {"ours": 317, "torch": 10_000, "library": 30, "repeats": 5, "blocks": [512, 256]},
+    "lenet": {"ours": 17, "torch": 50, "library": 7, "repeats": 3, "blocks": [1024, 512, 256, 128, 64, 32, 16]},
+    "resnet": {"ours": 5, "torch": 16, "library": 4, "repeats": 3, "blocks": [256, 128, 64, 32]},
+    "vit": {"ours": 11, "torch": 50, "library": 7, "repeats": 3, "blocks": [64, 32, 16, 8]},
+    "gpt": {"ours": 11, "torch": 50, "library": 7, "repeats": 3, "blocks": [64, 32, 16, 8]},
+}
+QUICK = {"ours": 4, "torch": 3, "library": 2, "repeats": 1}
+QUICK_BATCH = {"lenet": 128, "resnet": 32, "vit": 16, "gpt": 16}
+TARGETS = {("mlp", "torch"): 5.0, ("resnet", "LLA"): 1.3}
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__, minutes=10)
     parser.add_argument("--lla", type=pathlib.Path, help="checkout of LLA, to time its own loop beside")
-    parser.add_argument("--quick", action="store_true", help="small grids, to see that it runs; writes no result")
-    parser.add_argument("--threads", type=int, default=measure.THREADS)
-    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)  # in a process of its own: points per side
-    return parser.parse_args()
+    parser.add_argument("--only", default=",".join((*problems.NAMES, "whole")), help="parts, by commas")
+    options = parser.parse_args()
+    options.only = options.only.split(",")
+    if not set(options.only) <= {*problems.NAMES, "whole"}:
+        parser.error(f"--only: {options.only} given; the rule is some of {','.join(problems.NAMES)},whole")
+    return options
 
 
-# -- the two problems, in jax and in torch -----------------------------------------------------------------------------
-
-
-def mlp_problem():
-    """(loss, params, data): 64 - 32 - 10 on the 1,797 digits."""
-    import flax.linen as nn
-    import jax
-    import optax
-
-    import lla_jax as lla
-    from lla_jax import demo
-
-    (x, y), (xt, yt) = demo.load_digits(0)
-    x, y = np.concatenate([x, xt]).reshape(-1, 64), np.concatenate([y, yt])
-    module = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(10)])
-    variables = module.init(jax.random.key(0), x[:1])
-    loss = lla.from_linen(module, variables, lambda o, b: optax.softmax_cross_entropy_with_integer_labels(o, b[1]))
-    return loss, variables["params"], (x, y)
-
-
-def lenet_problem():
-    """(loss, params, data, name of the data): LeNet-5 at batch 2048."""
-    import flax.linen as nn
-    import jax
-    import optax
-
-    import lla_jax as lla
-
-    class LeNet(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            for features, padding in ((6, 2), (16, 0)):
-                x = nn.relu(nn.Conv(features, (5, 5), padding=padding)(x))
-                x = nn.max_pool(x, (2, 2), (2, 2))
-            x = x.reshape(x.shape[0], -1)
-            for units in (120, 84):
-                x = nn.relu(nn.Dense(units)(x))
-            return nn.Dense(10)(x)
-
-    images, labels, name = fashion() if FASHION.exists() else random_images()
-    module = LeNet()
-    variables = module.init(jax.random.key(0), images[:1])
-    loss = lla.from_linen(module, variables, lambda o, b: optax.softmax_cross_entropy_with_integer_labels(o, b[1]))
-    return loss, variables["params"], (images, labels), name
-
-
-def fashion():
-    with gzip.open(FASHION / "train-images-idx3-ubyte.gz") as file:
-        images = np.frombuffer(file.read(16 + 2048 * 784), np.uint8)[16:].reshape(2048, 28, 28, 1)
-    with gzip.open(FASHION / "train-labels-idx1-ubyte.gz") as file:
-        labels = np.frombuffer(file.read(8 + 2048), np.uint8)[8:]
-    return images.astype(np.float32) / 255, labels.astype(np.int32), "Fashion-MNIST"
-
-
-def random_images():
-    rng = np.random.default_rng(0)
-    return rng.random((2048, 28, 28, 1), np.float32), rng.integers(0, 10, 2048).astype(np.int32), "random images"
-
-
-def torch_mlp():
-    import torch
-
-    return torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
-
-
-def torch_lenet():
-    from torch import nn
-
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
-    )  # fmt: skip
-
-
-def torch_arrays(tree: dict) -> list:
-    """A Flax tree as torch parameters in order: kernels transposed, the row order after the flatten CHW."""
-    import torch
-
-    convolutional, arrays = "Conv_0" in tree, []
-    for name in sorted(tree, key=lambda n: (n.startswith("Dense"), n.startswith("layers"), n)):
-        kernel = np.asarray(tree[name]["kernel"])
-        if kernel.ndim == 4:
-            kernel = kernel.transpose(3, 2, 0, 1)
-        elif convolutional and name == "Dense_0":
-            kernel = kernel.reshape(5, 5, 16, -1).transpose(2, 0, 1, 3).reshape(400, -1).T
-        else:
-            kernel = kernel.T
-        arrays += [torch.tensor(np.ascontiguousarray(kernel)), torch.tensor(np.asarray(tree[name]["bias"]))]
-    return arrays
+# -- rivals ------------------------------------------------------------------------------------------------------------
 
 
 class LeanTorch:
     """The least a torch sweep can do: weights written in place, forward in inference mode, one number out."""
 
-    def __init__(self, net, params, axes, x, y, microbatch):
-        import jax
+    def __init__(self, case: problems.Case, axes: Any, microbatch: int):
+        import copy
 
-        self.net, self.x, self.y, self.microbatch = net.eval(), x, y, microbatch
-        self.start = torch_arrays(params)
-        self.axes = [torch_arrays(jax.tree_util.tree_map(lambda d, i=i: d[i], axes.tree)) for i in range(2)]
+        import jax
+        import torch
+
+        self.net, self.x, self.y, self.microbatch = copy.deepcopy(case.net), case.x, case.y, microbatch
+        self.start = [p.detach().clone() for p in case.net.parameters()]
+        each = (jax.tree_util.tree_map(lambda d, i=i: d[i], axes.tree) for i in range(2))
+        self.axes = [[torch.tensor(np.array(part)) for part in case.to_torch(tree)] for tree in each]
 
     def loss(self, a: float, b: float) -> float:
         import torch
@@ -143,154 +78,231 @@ class LeanTorch:
             total = 0.0
             for x, y in zip(self.x.split(self.microbatch), self.y.split(self.microbatch), strict=True):
                 total += torch.nn.functional.cross_entropy(self.net(x), y, reduction="sum").item()
-        return total / len(self.y)
+        return total / self.y.numel()
 
     def sweep(self, points: int) -> None:
         for i in range(points):
             self.loss(STEP * (i / points - 0.5), 0.1)
 
 
-def lla_loop(path: pathlib.Path, net, x, y, steps: int):
-    """LLA's random_plane with given axes, steps x steps points, as LLA ships it (one batch)."""
-    sys.path.insert(0, str(path / "src"))
+def lla_loop(path: pathlib.Path, case: problems.Case) -> Callable[[int], Any]:
+    """LLA's plane of random directions, steps x steps points, as LLA ships it (one batch)."""
     import torch
+
+    sys.path.insert(0, str(path / "src"))
     from src_lla import loss_landscapes, metrics
 
-    metric = metrics.Loss(torch.nn.CrossEntropyLoss(), x, y, "cpu")
-    return lambda: loss_landscapes.random_plane(net, metric, distance=1, steps=steps, normalization="filter")
+    metric = metrics.Loss(torch.nn.CrossEntropyLoss(), case.x, case.y, "cpu")
+    return lambda steps: loss_landscapes.random_plane(case.net, metric, distance=1, steps=steps, normalization="filter")
 
 
-# -- measurements ------------------------------------------------------------------------------------------------------
-
-
-def compare(name, problem, net, options, sides, points, microbatches):
-    """Milliseconds per point of each rival and how far our values are from torch's."""
+def loss_landscapes_loop(case: problems.Case) -> Callable[[int], Any]:
+    """The same plane of the package loss-landscapes; by layer, because by filter it divides by a bias that is zero."""
+    import loss_landscapes
     import torch
+    from loss_landscapes.metrics import Loss
 
-    import lla_jax as lla
+    metric = Loss(torch.nn.CrossEntropyLoss(), case.x, case.y)
+    return lambda steps: loss_landscapes.random_plane(
+        case.net, metric, distance=1, steps=steps, normalization="layer", deepcopy_model=True
+    )
 
-    loss, params, data = problem
-    axes = axes_of(params)
-    layout = (0, 3, 1, 2) if data[0].ndim == 4 else (0, 1)
-    x, y = torch.tensor(data[0].transpose(layout).copy()), torch.tensor(data[1].astype(np.int64))
 
-    def ours(side):
-        return lla.evaluate(loss, params, data, axes, lla.grid(extent=STEP, points=side))
+def libraries(lla: str, case: problems.Case) -> dict[str, Callable[[int], Any]]:
+    """The loops of the libraries that are here."""
+    found: dict[str, Callable[[int], Any]] = {}
+    if lla:
+        found["LLA"] = lla_loop(pathlib.Path(lla), case)
+    if importlib.util.find_spec("loss_landscapes"):
+        found["loss-landscapes"] = loss_landscapes_loop(case)
+    return found
 
-    planes: list = []
-    cold = measure.seconds(lambda: planes.append(ours(sides["first"])))
-    (plane,) = planes
-    whole = LeanTorch(net, params, axes, x, y, len(y))
-    best = min(microbatches, key=lambda m: best_of(LeanTorch(net, params, axes, x, y, m), points["search"]))
-    calls = {"lla_jax": lambda: ours(sides["steady"]), f"torch, batch {len(y)}": lambda: whole.sweep(points["torch"])}
-    units = {"lla_jax": sides["steady"] ** 2, f"torch, batch {len(y)}": points["torch"]}
-    if best != len(y):
-        lean = LeanTorch(net, params, axes, x, y, best)
-        calls[f"torch, microbatch {best}"] = lambda: lean.sweep(points["torch"])
-        units[f"torch, microbatch {best}"] = points["torch"]
-    if options.lla:
-        calls["LLA"] = lla_loop(options.lla, net, x, y, points["lla"])
-        units["LLA"] = points["lla"] ** 2
-    else:
-        print("  LLA: no --lla PATH given, skipped")
-    found = measure.alternate(calls, units, repeats=1 if options.quick else 3)
+
+# -- steady state ------------------------------------------------------------------------------------------------------
+
+
+def compare(name: str, case: problems.Case, lla: str, quick: bool) -> dict[str, Any]:
+    """Milliseconds per point of each rival and how far our values are from torch's."""
+    import lla_jax as ours_lla
+
+    size = SIZES[name] | (QUICK if quick else {})
+    loss, params, data = case.problem
+    axes = problems.axes_of(params)
+    rows = len(case.y)
+
+    def ours(side: int = size["ours"]) -> Any:
+        return ours_lla.evaluate(loss, params, data, axes, ours_lla.grid(extent=STEP, points=side))
+
+    first_s, plane = measure.timed(ours)
+    whole = LeanTorch(case, axes, rows)
+    few = max(2, size["torch"] // 10)
+    times = {block: best_of(LeanTorch(case, axes, block), few) for block in (rows, *size["blocks"]) if block <= rows}
+    best = min(times, key=lambda block: times[block])
+    calls: dict[str, Callable[[], Any]] = {"lla_jax": ours, f"torch, batch {rows}": lambda: whole.sweep(size["torch"])}
+    units = {"lla_jax": size["ours"] ** 2, f"torch, batch {rows}": size["torch"]}
+    setup, failures = {}, {}
+    if best != rows:
+        lean = LeanTorch(case, axes, best)
+        calls[f"torch, microbatch {best}"] = lambda: lean.sweep(size["torch"])
+        units[f"torch, microbatch {best}"] = size["torch"]
+    for rival, loop in libraries(lla, case).items():
+        setup[rival], failed = measure.timed(lambda loop=loop: error_of(lambda: loop(1)))  # directions, and one point
+        if failed:
+            failures[rival] = failed
+            continue
+        calls[rival], units[rival] = lambda loop=loop: loop(size["library"]), size["library"] ** 2
+    found = measure.alternate(calls, units, size["repeats"], warm=True)  # each one has run above
     base = found["lla_jax"]["min_ms"]
     for rival, row in found.items():
         row["times_lla_jax"] = row["min_ms"] / base
-        times = f"{row['min_ms']:9.4f} ms a point (median {row['median_ms']:.4f})"
-        print(f"  {name}: {rival:24s} {times}, {row['times_lla_jax']:5.2f} x")
+        if rival in setup:
+            row["setup_s"] = max(0.0, setup[rival] - row["min_ms"] / 1e3)
     coords = plane.coords
-    sample = [(i, j) for i in range(0, len(coords[0]), 5) for j in range(0, len(coords[1]), 7)]
+    sample = [(i, j) for i in range(0, len(coords[0]), 5) for j in range(0, len(coords[1]), 7)][:60]
     errors = [abs(plane.values["loss"][i, j] / whole.loss(coords[0][i], coords[1][j]) - 1) for i, j in sample]
     return {
-        "parameters": sum(p.numel() for p in torch_arrays(params)),
-        "examples": len(y),
+        "parameters": sum(p.numel() for p in case.net.parameters()),
+        "examples": rows,
+        "data": case.about,
         "rivals": found,
+        "failures": failures,
         "best_microbatch_of_torch": best,
         "largest_relative_difference_from_torch": max(errors),
         "points_compared": len(errors),
-        "first_call_s": cold,
-        "first_call_points": sides["first"] ** 2,
-        "compile_and_plan_s": cold - sides["first"] ** 2 * base / 1e3,
+        "first_call_s": first_s,
+        "compile_and_plan_s": first_s - size["ours"] ** 2 * base / 1e3,
         "plan": plane.recipe["plan"],
     }
 
 
 def best_of(rival: LeanTorch, points: int) -> float:
-    rival.sweep(2)
-    return min(measure.seconds(lambda: rival.sweep(points)) for _ in range(3))
+    rival.sweep(1)
+    return min(measure.seconds(lambda: rival.sweep(points)) for _ in range(2))
 
 
-def axes_of(params):
+def error_of(call: Callable[[], Any]) -> str:
+    """What a rival's failure says, or nothing."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+# -- the whole job -----------------------------------------------------------------------------------------------------
+
+
+def whole(job: dict[str, Any]) -> dict[str, Any]:
+    """In a process of its own: seconds from the call of ``evaluate`` until the result, and those of them compiling."""
     import jax
 
     import lla_jax as lla
 
-    return lla.directions.normalize(lla.directions.random(jax.random.key(1), params), params)
-
-
-def status_mib(field: str) -> float:
-    """A memory field of this process in MiB."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return int(next(x for x in lines if x.startswith(field)).split()[1]) / 1024
-
-
-def peak(side: int) -> dict:
-    """In a process of its own: a plane of side x side points of the MLP, its seconds and the peak memory."""
-    import lla_jax as lla
-
-    loss, params, data = mlp_problem()
-    axes = axes_of(params)
-    lla.evaluate(loss, params, data, axes, lla.grid(points=50))  # compile before the memory is read
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is in use now
-    before = status_mib("VmRSS")
-    planes = []
-    taken = measure.seconds(
-        lambda: planes.append(lla.evaluate(loss, params, data, axes, lla.grid(extent=STEP, points=side)))
-    )
-    after = status_mib("VmHWM")
-    arrays = [*planes[0].values.values(), *planes[0].stderr.values()]
+    compiling = measure.compiling()
+    loss, params, data, about = problems.lenet(job["batch"])
+    axes = jax.block_until_ready(problems.axes_of(params))
+    before = len(compiling)
+    grid = lla.grid(extent=STEP, points=job["side"])
+    taken, plane = measure.timed(lambda: lla.evaluate(loss, params, data, axes, grid))
     return {
-        "points": side**2,
-        "seconds": taken,
-        "ms_per_point": 1e3 * taken / side**2,
-        "peak_mib": after,
-        "growth_mib": after - before,
-        "result_mib": sum(a.nbytes for a in arrays) / 2**20,
+        "seconds": taken, "points": job["side"] ** 2, "compile_s": sum(compiling[before:]),
+        "programs": len(compiling) - before, "plan": plane.recipe["plan"], "data": about,
+    }  # fmt: skip
+
+
+def whole_jobs(options: argparse.Namespace, steady: dict[str, Any]) -> dict[str, Any]:
+    """Ours without a cache and with an empty one, and what the rivals' times a point make of it."""
+    job = {"threads": options.threads, "batch": 256 if options.quick else 2048, "side": 5 if options.quick else WHOLE}
+    points = job["side"] ** 2
+    ours = {}
+    for cache in ("none", "empty"):
+        with tempfile.TemporaryDirectory() as folder:
+            more = {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+            none = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+            ours[cache] = measure.child(__file__, {"part": "whole"} | job, more=more if cache == "empty" else none)
+        print(f"  whole job, cache: {cache}: {ours[cache]}", flush=True)
+    theirs = {
+        rival: {"seconds": points * row["min_ms"] / 1e3 + row.get("setup_s", 0.0)}
+        for rival, row in steady["rivals"].items()
+        if rival != "lla_jax"
     }
+    slowest = max(row.get("seconds", 0.0) for row in ours.values())
+    found: dict[str, Any] = {
+        "points": points, "cache": ours, "rivals": theirs,
+        "how": "rivals: their milliseconds a point times the points, plus the seconds to set them up",
+    }  # fmt: skip
+    if slowest:
+        torch_s = min(row["seconds"] for rival, row in theirs.items() if rival.startswith("torch"))
+        found["targets"] = [measure.against("whole job, torch at its best / lla_jax", torch_s / slowest, 1.15)]
+        if "LLA" in theirs:
+            times = theirs["LLA"]["seconds"] / slowest
+            found["targets"].append(measure.against("whole job, LLA / lla_jax", times, 2.5))
+    return found
+
+
+# -- all of it ---------------------------------------------------------------------------------------------------------
+
+
+def worker(job: dict[str, Any]) -> None:
+    if job["part"] == "whole":
+        measure.start_jax(job["threads"])
+        measure.tell(whole(job))
+        return
+    os.environ["OMP_NUM_THREADS"] = str(job["threads"])
+    measure.start_jax(job["threads"])
+    import torch
+
+    torch.set_num_threads(job["threads"])
+    name = job["part"]
+    case = problems.case(name, pathlib.Path(job["data"]), QUICK_BATCH.get(name) if job["quick"] else None)
+    measure.tell(compare(name, case, job["lla"], job["quick"]))
 
 
 def main() -> None:
     options = arguments()
-    measure.start_jax(options.threads)
-    if options.peak:
-        print(json.dumps(peak(options.peak)))
-        return
-    import torch
+    if options.worker:
+        import json
 
-    torch.set_num_threads(options.threads)
-    result = {"claim": __doc__.splitlines()[0], "environment": measure.environment(options.threads)}
-    quick = options.quick
-    print("(a) MLP, 1,797 digits")
-    sides = {"first": 21, "steady": 40 if quick else 317}
-    points = {"search": 50, "torch": 100 if quick else 20_000, "lla": 5 if quick else 40}
-    result["mlp"] = compare("MLP", mlp_problem(), torch_mlp(), options, sides, points, [1797, 512, 256])
-    print("(b) LeNet, batch 2048")
-    loss, params, data, name = lenet_problem()
-    sides = {"first": 5 if quick else 41, "steady": 5 if quick else 25}
-    points = {"search": 5, "torch": 3 if quick else 100, "lla": 3 if quick else 7}
-    blocks = [2048, 1024, 512, 256, 128, 64, 32, 16]
-    result["lenet"] = compare("LeNet", (loss, params, data), torch_lenet(), options, sides, points, blocks) | {
-        "data": name
-    }
-    print("memory and one million points, each in a process of its own")
-    result["planes"] = []
-    for side in (50, 100) if quick else (100, 316, 1000):
-        command = [sys.executable, __file__, "--peak", str(side), "--threads", str(options.threads)]
-        result["planes"].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-        print(f"  {result['planes'][-1]}")
-    if not quick:
-        print(f"written: {measure.write('sweep', result)}")
+        worker(json.loads(options.worker))
+        return
+    left, path = measure.clock(options.minutes), measure.place(options, "sweep")
+    result = measure.resumed(path, measure.begun(__doc__, options.threads) | {"networks": {}})
+    job = {"threads": options.threads, "data": options.data, "lla": options.lla or "", "quick": options.quick}
+    if not options.lla:
+        print("  LLA: no --lla PATH given, skipped")
+    if not importlib.util.find_spec("loss_landscapes"):
+        print("  loss-landscapes: not installed, skipped")
+    for name in [name for name in options.only if name != "whole"]:
+        if left() < 0:
+            print(f"  {name}: the time is over, skipped")
+            continue
+        found = measure.child(__file__, job | {"part": name})
+        result["networks"][name] = found
+        if "error" in found:
+            print(f"  {name}: {found['error']}")
+            continue
+        for rival, why in found["failures"].items():
+            print(f"  {name}: {rival} fails: {why}")
+        for rival, row in found["rivals"].items():
+            times = f"{row['min_ms']:9.4f} ms a point (median {row['median_ms']:.4f})"
+            print(f"  {name}: {rival:24s} {times}, {row['times_lla_jax']:5.2f} x", flush=True)
+        targets = [
+            measure.against(f"{problems.LABELS[name]}, {rival} / lla_jax", row["times_lla_jax"], TARGETS[name, rival])
+            for rival, row in fastest(found["rivals"]).items()
+            if (name, rival) in TARGETS
+        ]
+        result["networks"][name]["targets"] = targets
+        measure.keep(path, result)
+    if "whole" in options.only and "rivals" in result["networks"].get("lenet", {}) and left() > 0:
+        result["whole"] = whole_jobs(options, result["networks"]["lenet"])
+    print(f"written: {measure.keep(path, result)}")
+
+
+def fastest(rivals: dict[str, Any]) -> dict[str, Any]:
+    """torch at its better batch, under one name, and the others."""
+    lean = [row for rival, row in rivals.items() if rival.startswith("torch")]
+    best = min(lean, key=lambda row: row["min_ms"])
+    return {"torch": best} | {rival: row for rival, row in rivals.items() if not rival.startswith("torch")}
 
 
 if __name__ == "__main__":

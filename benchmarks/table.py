@@ -15,50 +15,187 @@ README = ROOT.parent / "README.md"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 TARGETS = (
     ("top2", "LLA", "as shipped"), ("top2", "LLA", "tightened"), ("top10", "PyHessian", "tightened"),
+    ("top10", "hessian-eigenthings", "tightened"), ("top10", "curvlinops", "tightened"),
     ("density", "LLA", "as shipped"),
 )  # fmt: skip
 SHIPPED = ("LLA", "PyHessian")  # their first setting is not meant to be this accurate
 RIVALRY = ("product", "top2", "top10", "density", "trace")
+LABELS = {"mlp": "MLP", "lenet": "LeNet", "resnet": "ResNet-20", "vit": "ViT", "gpt": "GPT"}
+WORDS = {
+    "none": "no compilation cache", "empty": "an empty one", "plane_ms": "plane", "product_ms": "Hessian product",
+}  # fmt: skip
 NAMES = {"top2": "top 2", "top10": "top 10", "density": "density", "trace": "trace", "product": "product"}
+
+
+def made(result: dict, script: str) -> str:
+    """On what, with what, and when something was measured."""
+    where = result["environment"]
+    versions = where["versions"]
+    used = ", ".join(f"{name} {versions[name]}" for name in ("jax", "torch") if name in versions)
+    return (
+        f"{where['cores']} cores, {where['threads']} threads on all sides, {used} ({where['date']}, "
+        f"`python benchmarks/{script}.py`)"
+    )
 
 
 def sweep(result: dict) -> str:
     """The section on ``sweep.py``."""
-    where = result["environment"]
-    versions = where["versions"]
+    networks = {name: found for name, found in result["networks"].items() if "rivals" in found}
+    heads = {"torch, its whole batch": whole_batch, "torch, best microbatch": microbatch}
+    for library in ("LLA", "loss-landscapes"):
+        if any(library in found["rivals"] for found in networks.values()):
+            heads[library] = lambda found, library=library: found["rivals"].get(library)
     lines = [
-        f"Milliseconds a point, the least of several runs taken in turns; {where['cores']} cores, {where['threads']} "
-        f"threads on both sides, jax {versions['jax']}, torch {versions['torch']} ({where['date']}, "
-        "`python benchmarks/sweep.py`).",
+        f"Planes: milliseconds a point, the least of several runs taken in turns, and times lla_jax's; "
+        f"{made(result, 'sweep')}.",
         "",
-        "| network | program | ms a point | times lla_jax |",
-        "|---|---|---|---|",
+        f"| network | lla_jax | {' | '.join(heads)} |",
+        "|---|---|" + "---|" * len(heads),
     ]
-    networks = {
-        "mlp": f"MLP, {result['mlp']['parameters']:,} parameters, {result['mlp']['examples']:,} digits",
-        "lenet": f"LeNet, batch {result['lenet']['examples']:,}, {result['lenet']['data']}",
-    }
-    for key, label in networks.items():
-        for rival, row in result[key]["rivals"].items():
-            lines.append(f"| {label} | {rival} | {row['min_ms']:.3g} | {row['times_lla_jax']:.2f} |")
-    million, small = result["planes"][-1], result["planes"][0]
-    worst = max(result[key]["largest_relative_difference_from_torch"] for key in networks)
-    lines += [
-        "",
-        f"One plane of {million['points']:,} points of the MLP took {million['seconds']:.0f} s. Memory grew by "
-        f"{million['growth_mib']:.0f} MiB while it was computed ({small['growth_mib']:.0f} MiB for "
-        f"{small['points']:,} points); the result itself is {million['result_mib']:.0f} MiB. Values differ from "
-        f"torch's by at most {worst:.0e} relative. "
-        "The speed on GPUs and TPUs has not been measured.",
-    ]
+    for name, found in networks.items():
+        about = f", {found['data']}" if found.get("data") else ""
+        label = f"{LABELS[name]}, {found['parameters']:,} parameters, batch {found['examples']:,}{about}"
+        cells = [rival(row(found)) for row in heads.values()]
+        lines.append(f"| {label} | {short(found['rivals']['lla_jax']['min_ms'])} | {' | '.join(cells)} |")
+    worst = max(found["largest_relative_difference_from_torch"] for found in networks.values())
+    lines += ["", f"Values differ from torch's by at most {worst:.0e} relative."]
+    jobs = {cache: row for cache, row in result.get("whole", {}).get("cache", {}).items() if "seconds" in row}
+    if jobs:
+        ours = ", ".join(f"{short(row['seconds'])} s with {WORDS[cache]}" for cache, row in jobs.items())
+        theirs = ", ".join(f"{name} {short(row['seconds'])} s" for name, row in result["whole"]["rivals"].items())
+        lines[-1] += (
+            f" The whole job on LeNet, {result['whole']['points']:,} points in a new process, with compiling and "
+            f"choosing a plan: {ours}; the others, from their time a point: {theirs}."
+        )
+    lines[-1] += " The speed on GPUs and TPUs has not been measured."
     return "\n".join(lines)
+
+
+def rival(row: dict | None) -> str:
+    return "-" if row is None else f"{short(row['min_ms'])} ({row['times_lla_jax']:.2f} x)"
+
+
+def whole_batch(found: dict) -> dict | None:
+    return found["rivals"].get(f"torch, batch {found['examples']}")
+
+
+def microbatch(found: dict) -> dict | None:
+    return found["rivals"].get(f"torch, microbatch {found['best_microbatch_of_torch']}")
+
+
+def bundle(result: dict) -> str:
+    """The section on ``bundle.py``."""
+    parts = ("plane", "eigenpairs", "density", "criteria")
+    lines = [
+        f"What LLA is used for, all together, on the trained LeNet, from nothing, compiling included: seconds of a "
+        f"plane of {result['points']} points, top 2 eigenpairs (largest residual), density of {result['steps']} steps "
+        "(how often the largest eigenvalue appears), criteria, and their sum; the trace apart, as LLA's stops with an "
+        f"error under numpy 2; {made(result, 'bundle')}.",
+        "",
+        "| program | plane | top 2 | density | criteria | sum | trace |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in result["sides"].items():
+        if "error" in found:
+            lines.append(f"| {name} | fails: {found['error']} | | | | | |")
+            continue
+        taken = {part: short(found["seconds"][part]) for part in parts}
+        taken["eigenpairs"] += f" ({max(found['residuals']):.0e})"
+        taken["density"] += f" ({found['density']['copies_of_the_largest']} x)"
+        total = short(found["total_s"]) + (f", {short(found['compile_s'])} compiling" if "compile_s" in found else "")
+        trace, error = found["seconds"].get("trace"), found["trace"].get("sem")
+        told = "fails" if trace is None else f"{short(trace)} (+- {100 * error / abs(found['trace']['mean']):.1f} %)"
+        lines.append(f"| {name} | {' | '.join(taken.values())} | {total} | {told} |")
+    return "\n".join(lines)
+
+
+def growth(result: dict) -> str:
+    """The section on ``growth.py``."""
+    curves = result["curves"]
+    told = []
+    for name, label in (("points", "points"), ("parameters", "parameters"), ("examples", "examples")):
+        rows, slopes = curves[name]["rows"], curves[name]["slopes"]
+        each = ", ".join(f"{WORDS[cost]} {slope['all']:.2f}" for cost, slope in slopes.items())
+        told.append(f"{label} ({rows[0]['size']:,} to {rows[-1]['size']:,}) {each}")
+    line = f"- Growth of cost, as exponents (1: in proportion), MLP: {'; '.join(told)}."
+    if "devices" in curves:
+        rows = curves["devices"]["rows"]
+        each = ", ".join(f"{row['size']}: {short(row['plane_ms'])} and {short(row['product_ms'])} ms" for row in rows)
+        line += f" LeNet on CPU devices, a plane of 256 points and a Hessian product: {each}."
+    return f"{line} [Figure](benchmarks/results/growth.png)."
+
+
+def memory(result: dict) -> str:
+    """The section on ``memory.py``."""
+    told = []
+    for name, label in (("points", "points"), ("batches", "batches of a stream")):
+        rows = [row for row in result.get(name, []) if "growth_mib" in row]
+        if rows:
+            each = ", ".join(f"{row['growth_mib']:.0f} MiB for {row[name]:,} {label}" for row in rows)
+            told.append(each + (f" (result {rows[-1]['result_mib']:.0f} MiB)" if name == "points" else ""))
+    for row in result.get("lanczos", []):
+        if "stated_mib" in row:
+            told.append(
+                f"{row['what']} with a basis of {row['basis_gb']:.2f} GB {row['growth_mib']:,.0f} MiB, "
+                f"{row['stated_mib']:,.0f} stated before"
+            )
+    return f"- Growth of memory during a call: {'; '.join(told)}."
+
+
+def cold(result: dict) -> str:
+    """The section on ``cold.py``."""
+    runs = ", ".join(
+        f"{name} {row['seconds']:.0f} s ({row['compile_s']:.1f} s of compiling, {row['from_the_cache']} of "
+        f"{row['programs']} programs from the cache)"
+        for name, row in result["demo"].items()
+        if "seconds" in row and "compile_s" in row
+    )
+    return f"- Cold start: `lla-jax --help` {result['help']['median_s']:.2f} s; `lla-jax demo` {runs}."
+
+
+def many(result: dict) -> str:
+    """The section on ``many.py``."""
+    told = []
+    for name, found in result["networks"].items():
+        if "points_per_second" in found:
+            rates = ", ".join(f"{what} {short(rate)}" for what, rate in found["points_per_second"].items())
+            told.append(f"{LABELS[name]}, {found['landscapes']} planes of {found['points']:,} points: {rates}")
+    return f"- Many planes in one call, points per second: {'; '.join(told)}."
+
+
+def kill(result: dict) -> str:
+    """The section on ``kill.py``."""
+    if "error" in result:
+        return f"- Kills: {result['error']}."
+    same = all(result.get("equal_to_the_bit", {"nothing": False}).values())
+    return (
+        f"- {result['kills']} kills over {result['writers']} writers of one store with {result['chunks']} chunks: "
+        f"{'the same bits' if same else 'NOT the same bits'} as undisturbed; chunks lost by a kill: at most "
+        f"{result['most_lost_by_a_kill']}, {sum(result['lost_by_kill'])} in all."
+    )
+
+
+def targets(results: dict[str, dict]) -> str:
+    """What was asked for, beside what was measured, over all scripts."""
+    rows = []
+    for script, result in results.items():
+        found = [*result.get("targets", []), *result.get("whole", {}).get("targets", [])]
+        for network in result.get("networks", {}).values():
+            found += network.get("targets", [])
+        for row in found:
+            met = "" if row["met"] else ", **missed**"
+            rows.append(f"| {row['what']} | {short(row['value'])}{met} | {row['rule']} {row['target']:g} | {script} |")
+    if not rows:
+        return ""
+    return "\n".join(["What was asked for:", "", "| what | measured | target | script |", "|---|---|---|---|", *rows])
 
 
 def hessian(result: dict) -> str:
     """The section on ``hessian.py``."""
     where = result["environment"]
     versions = where["versions"]
-    known = [name for name in ("jax", "torch", "pyhessian", "curvlinops-for-pytorch", "matfree") if name in versions]
+    peers = ("jax", "torch", "pyhessian", "hessian_eigenthings", "curvlinops-for-pytorch", "matfree")
+    known = [name for name in peers if name in versions]
     lines = [
         f"Curvature: seconds of whole jobs, after compiling; {where['cores']} cores, {where['threads']} threads on all "
         f"sides, {', '.join(f'{name} {versions[name]}' for name in known)} ({where['date']}, "
@@ -213,7 +350,11 @@ def interop(result: dict) -> str:
     return "\n".join(lines)
 
 
-SECTIONS: dict[str, Callable[[dict], str]] = {"sweep": sweep, "hessian": hessian, "interop": interop}
+SECTIONS: dict[str, Callable[[dict], str]] = {
+    "sweep": sweep, "bundle": bundle, "hessian": hessian, "interop": interop,
+    "growth": growth, "memory": memory, "many": many, "kill": kill, "cold": cold,
+}  # fmt: skip
+SENTENCES = ("growth", "memory", "many", "kill", "cold")
 
 
 def readme(text: str, results: pathlib.Path) -> str:
@@ -221,8 +362,10 @@ def readme(text: str, results: pathlib.Path) -> str:
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     files = {name: results / f"{name}.json" for name in SECTIONS}
-    said = [SECTIONS[name](json.loads(file.read_text())) for name, file in files.items() if file.exists()]
-    return before + BEGIN + "\n" + "\n\n".join(said) + "\n" + END + after
+    found = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    said = [SECTIONS[name](result) for name, result in found.items() if name not in SENTENCES]
+    said += ["\n".join(SECTIONS[name](found[name]) for name in SENTENCES if name in found), targets(found)]
+    return before + BEGIN + "\n" + "\n\n".join(filter(None, said)) + "\n" + END + after
 
 
 if __name__ == "__main__":

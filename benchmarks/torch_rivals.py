@@ -1,4 +1,4 @@
-"""The rivals in torch: LLA, PyHessian and curvlinops, each called as its own documentation shows.
+"""The rivals in torch: LLA, PyHessian, hessian-eigenthings and curvlinops, each called as its own documentation shows.
 
 They are imported from where they lie and not changed; products are counted by wrapping their product function from
 outside, or the batches that it reads.
@@ -14,10 +14,13 @@ from typing import Any
 
 import networks
 import numpy as np
+from networks import Arrays
 from rivals import ALWAYS, TOL, Found, Rival
 
 
 class TorchRival(Rival):
+    data: Batches  # of those that read batches
+
     def __init__(self, path: pathlib.Path):
         import torch
 
@@ -44,6 +47,11 @@ class TorchRival(Rival):
         import torch
 
         return [torch.randn(p.shape) for p in self.params]
+
+    def shaped(self, rows: np.ndarray) -> list[Arrays]:
+        """Flat vectors, one a row, as lists in torch's order."""
+        cuts = np.cumsum([p.numel() for p in self.params])[:-1]
+        return [[part.reshape(p.shape) for part, p in zip(np.split(row, cuts), self.params)] for row in rows]
 
     def free(self, state: Any) -> None:
         for p in self.params:
@@ -148,22 +156,81 @@ class Batches(list):
         return super().__iter__()
 
 
+def cut(rival: TorchRival) -> dict[str, Any]:
+    """Give a rival the data in the better of two batch sizes, by the time of a product; says which."""
+    times = {}
+    for size in (len(rival.y), 256):
+        rival.data = Batches(zip(rival.x.split(size), rival.y.split(size), strict=True))
+        product = rival.product(rival.build())
+        product()
+        start = time.perf_counter()
+        product()
+        times[size] = time.perf_counter() - start
+    best = min(times, key=lambda size: times[size])
+    rival.data = Batches(zip(rival.x.split(best), rival.y.split(best), strict=True))
+    return {"batch": best}
+
+
+class Eigenthings(TorchRival):
+    """hessian-eigenthings: Lanczos of a fixed number of steps, twice the pairs as shipped."""
+
+    def __init__(self, path: pathlib.Path, checkout: pathlib.Path | None):
+        super().__init__(path)
+        if checkout:
+            sys.path.insert(0, str(checkout))
+        self.more |= cut(self)
+
+    def build(self) -> Any:
+        import hessian_eigenthings as module
+
+        self.data.tick = lambda: None
+        operator = module.HessianOperator(self.net, self.data, module.supervised_loss(self.criterion))
+        self.data.tick = self.tick
+        return operator
+
+    def product(self, operator: Any) -> Callable[[], Any]:
+        import torch
+
+        v = torch.randn(operator.size)
+        return lambda: operator.matvec(v)
+
+    def first(self, k: int) -> dict[str, Any]:
+        return {"steps": 2 * k}
+
+    def tightened(self, options: dict[str, Any], residual: float) -> dict[str, Any]:
+        return {"steps": 2 * options["steps"]}
+
+    def top(self, operator: Any, k: int, steps: int) -> Found:
+        from hessian_eigenthings import lanczos
+
+        found = lanczos(operator, k=k, max_iter=steps, reorthogonalize=True, seed=0)
+        return Found(self.shaped(found.eigenvectors.numpy()), found.eigenvalues.tolist(), products=self.products)
+
+    def density_settings(self) -> list[tuple[str, dict]]:
+        return [("full re-orthogonalisation, once", {})]
+
+    def density(self, operator: Any, steps: int) -> Found:
+        from hessian_eigenthings import spectral_density
+
+        found = spectral_density(operator, num_runs=1, lanczos_steps=steps, seed=0)
+        return Found(values=np.sort(found.raw_eigenvalues[0].numpy()), products=self.products)
+
+    def trace_settings(self) -> list[tuple[str, dict]]:
+        return [("Hutch++, 99 products as shipped", {})]
+
+    def trace(self, operator: Any) -> Found:
+        from hessian_eigenthings import trace
+
+        found = trace(operator, num_matvecs=99, seed=0)
+        return Found(values=found.estimate, sem=found.stderr, products=self.products)
+
+
 class Curvlinops(TorchRival):
     """curvlinops with scipy's Lanczos (ARPACK), at the better of two batch sizes."""
 
     def __init__(self, path: pathlib.Path):
         super().__init__(path)
-        times = {}
-        for size in (len(self.y), 256):
-            self.data = Batches(zip(self.x.split(size), self.y.split(size), strict=True))
-            product = self.product(self.build())
-            product()
-            start = time.perf_counter()
-            product()
-            times[size] = time.perf_counter() - start
-        best = min(times, key=lambda size: times[size])
-        self.data = Batches(zip(self.x.split(best), self.y.split(best), strict=True))
-        self.more["batch"] = best
+        self.more |= cut(self)
 
     def build(self) -> Any:
         from curvlinops import HessianLinearOperator
@@ -183,10 +250,7 @@ class Curvlinops(TorchRival):
         from scipy.sparse.linalg import eigsh
 
         values, vectors = eigsh(operator.to_scipy(), k=k, which="LM", tol=tol)
-        cuts = np.cumsum([p.numel() for p in self.params])[:-1]
-        parts = [np.split(v, cuts) for v in vectors.T]
-        shaped = [[part.reshape(p.shape) for part, p in zip(each, self.params, strict=True)] for each in parts]
-        return Found(shaped, values.tolist(), products=self.products)
+        return Found(self.shaped(vectors.T), values.tolist(), products=self.products)
 
     def density_settings(self) -> list[tuple[str, dict]]:
         return [("no re-orthogonalisation", {})]

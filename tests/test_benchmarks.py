@@ -1,9 +1,11 @@
 """README's benchmark numbers are those of the JSON files, and the benchmark's own parts measure what they say."""
 
+import importlib
 import json
 import math
 import pathlib
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,9 +13,15 @@ import pytest
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import attention  # noqa: E402
+import growth  # noqa: E402
 import hessian  # noqa: E402
+import kill  # noqa: E402
+import measure  # noqa: E402
 import networks  # noqa: E402
+import problems  # noqa: E402
 import rivals  # noqa: E402
+import sweep  # noqa: E402
 import table  # noqa: E402
 
 
@@ -62,6 +70,84 @@ def test_the_table_takes_the_first_good_setting_and_says_what_was_cut_failed_or_
     assert "forward 12" in new
     (tmp_path / "hessian.json").unlink()
     assert table.readme(text, tmp_path) == f"before\n{table.BEGIN}\n\n{table.END}\nafter"
+
+
+MADE = {"environment": RESULT["environment"]}
+ROW = {"min_ms": 4.0, "times_lla_jax": 2.0}
+TARGET = {"what": "torch / lla_jax", "value": 2.0, "target": 5.0, "rule": "at least", "met": False}
+RESULTS = {
+    "sweep": MADE | {
+        "networks": {
+            "vit": {
+                "parameters": 1234, "examples": 64, "data": "images", "best_microbatch_of_torch": 16,
+                "largest_relative_difference_from_torch": 2e-7, "targets": [TARGET],
+                "rivals": {
+                    "lla_jax": {"min_ms": 2.0, "times_lla_jax": 1.0}, "torch, batch 64": ROW,
+                    "torch, microbatch 16": ROW | {"min_ms": 3.0, "times_lla_jax": 1.5},
+                    "loss-landscapes": ROW | {"min_ms": 250.0, "times_lla_jax": 125.0},
+                },
+            },
+            "gpt": {"error": "MemoryError: no"},
+        },
+        "whole": {
+            "points": 1681, "cache": {"none": {"seconds": 50.25}, "empty": {"error": "no"}},
+            "rivals": {"LLA": {"seconds": 126.0}}, "targets": [TARGET | {"what": "whole job", "met": True}],
+        },
+    },
+    "bundle": MADE | {
+        "points": 441, "steps": 100, "sides": {
+            "lla_jax": {
+                "seconds": {"plane": 13.0, "eigenpairs": 5.0, "density": 33.0, "criteria": 0.01, "trace": 14.0},
+                "residuals": [1e-5, 5e-4], "density": {"copies_of_the_largest": 1}, "total_s": 51.0, "compile_s": 19.0,
+                "trace": {"mean": -200.0, "sem": 3.0},
+            },
+            "LLA": {
+                "seconds": {"plane": 33.0, "density": 46.0, "criteria": 0.01, "eigenpairs": 13.0},
+                "residuals": [0.012], "density": {"copies_of_the_largest": 7}, "total_s": 92.0,
+                "trace": {"error": "ValueError: empty"},
+            },
+        },
+    },
+    "growth": {
+        "curves": {
+            name: {"rows": [{"size": 10, "plane_ms": 1.0}, {"size": 1000, "plane_ms": 90.0}],
+                   "slopes": {"plane_ms": {"all": 0.977, "last": 1.0}}}
+            for name in ("points", "parameters", "examples")
+        }
+    },
+    "memory": {
+        "points": [{"points": 10, "growth_mib": 1.0, "result_mib": 0.1},
+                   {"points": 1000, "growth_mib": 20.0, "result_mib": 15.0}],
+        "lanczos": [{"what": "spectrum", "basis_gb": 1.28, "growth_mib": 1300.0, "stated_mib": 1290.0},
+                    {"what": "eigenpairs", "error": "nothing was stated"}],
+    },
+    "many": {"networks": {"mlp": {"landscapes": 64, "points": 1681, "targets": [],
+                                  "points_per_second": {"single": 20000.0, "sweep": 19000.0}}}},
+    "kill": {"kills": 40, "writers": 3, "chunks": 200, "most_lost_by_a_kill": 1, "lost_by_kill": [0, 1, 1],
+             "equal_to_the_bit": {"values loss": True, "stderr loss": False}},
+    "cold": {"help": {"median_s": 0.231}, "demo": {
+        "empty cache": {"seconds": 60.0, "compile_s": 30.0, "programs": 123, "from_the_cache": 0},
+        "again": {"error": "no"},
+    }},
+}  # fmt: skip
+
+
+def test_every_script_has_its_place_in_the_readme_and_missed_targets_are_marked(tmp_path):
+    for name, result in RESULTS.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    new = table.readme(f"{table.BEGIN}{table.END}", tmp_path)
+    assert "| network | lla_jax | torch, its whole batch | torch, best microbatch | loss-landscapes |" in new
+    assert "| ViT, 1,234 parameters, batch 64, images | 2 | 4 (2.00 x) | 3 (1.50 x) | 250 (125.00 x) |\n\nValues" in new
+    assert "50.2 s with no compilation cache; the others, from their time a point: LLA 126 s." in new
+    assert "| lla_jax | 13 | 5 (5e-04) | 33 (1 x) | 0.01 | 51, 19 compiling | 14 (+- 1.5 %) |" in new
+    assert "| LLA | 33 | 13 (1e-02) | 46 (7 x) | 0.01 | 92 | fails |" in new
+    assert "points (10 to 1,000) plane 0.98; parameters (10 to 1,000)" in new
+    assert "1 MiB for 10 points, 20 MiB for 1,000 points (result 15 MiB); spectrum with a basis of 1.28 GB 1,300" in new
+    assert "MLP, 64 planes of 1,681 points: single 20,000, sweep 19,000." in new
+    assert "200 chunks: NOT the same bits as undisturbed; chunks lost by a kill: at most 1, 2 in all." in new
+    assert "`lla-jax --help` 0.23 s; `lla-jax demo` empty cache 60 s (30.0 s of compiling, 0 of 123" in new
+    assert "| torch / lla_jax | 2, **missed** | at least 5 | sweep |\n" in new
+    assert "| whole job | 2 | at least 5 | sweep |" in new
 
 
 class Sleepless(rivals.Rival):
@@ -127,6 +213,100 @@ def test_the_networks_are_equal_in_torch_and_in_flax(name, tmp_path):
     assert facts["parameters"] == {"lenet": 61706, "resnet": 269722}[name]
     assert facts["examples"] == 4
     assert math.isfinite(facts["loss"])
+
+
+@pytest.mark.parametrize("name", ["vit", "gpt"])
+def test_the_transformers_are_equal_in_torch_and_in_flax(name):
+    torch = pytest.importorskip("torch")
+
+    net = attention.torch_transformer(name)
+    with torch.no_grad():
+        for p in net.parameters():  # no weight stays 0 or 1, so that each one counts
+            p.add_(0.1 * torch.randn_like(p))
+    rng = np.random.default_rng(0)
+    inputs, labels, _ = attention.letters(3)
+    if name == "vit":
+        inputs, labels = rng.random((3, 32, 32, 3), np.float32), np.arange(3, dtype=np.int32)
+    loss, params, data = attention.problem(name, net, inputs, labels)
+    x, y = problems.torch_inputs(inputs, labels)
+    with torch.no_grad():
+        scores = net(x)
+    found = np.moveaxis(np.asarray(loss.apply(params, loss.state, data, False)[0]), -1, 1)
+    assert found == pytest.approx(scores.numpy(), abs=1e-5)
+    mean = float(np.mean(loss.criterion(np.moveaxis(found, 1, -1), data)))
+    assert mean == pytest.approx(float(torch.nn.functional.cross_entropy(scores, y)), rel=1e-5)
+    keys = [key for key, _ in net.named_parameters()]
+    for array, p in zip(networks.to_torch(params, keys), net.parameters(), strict=True):
+        assert np.array_equal(array, p.detach().numpy())
+
+
+def test_the_lean_torch_loop_has_the_losses_of_our_plane():
+    pytest.importorskip("torch")
+    import lla_jax as lla
+
+    case = problems.case("mlp", pathlib.Path(), 40)
+    loss, params, data = case.problem
+    axes = problems.axes_of(params)
+    plane = lla.evaluate(loss, params, data, axes, lla.grid(extent=0.5, points=3))
+    lean = sweep.LeanTorch(case, axes, microbatch=16)
+    assert lean.loss(-0.5, 0.5) == pytest.approx(plane.values["loss"][0, 2], rel=1e-5)
+    assert lean.loss(0.5, 0.0) == pytest.approx(plane.values["loss"][2, 1], rel=1e-5)
+
+
+def test_torch_counts_at_its_better_batch():
+    rows = {name: {"min_ms": ms} for name, ms in (("torch, batch 9", 3), ("torch, microbatch 4", 2), ("LLA", 5))}
+    assert sweep.fastest(rows) == {"torch": {"min_ms": 2}, "LLA": {"min_ms": 5}}
+
+
+def test_growth_is_the_exponent_of_a_power():
+    assert measure.slope([1, 10, 100], [2, 20, 200]) == pytest.approx(1)
+    rows = [{"size": n, "plane_ms": 3 * n**0.5} for n in (2, 8, 32)]
+    assert growth.slopes(rows) == {"plane_ms": {"all": pytest.approx(0.5), "last": pytest.approx(0.5)}}
+
+
+def test_memory_growth_is_that_of_the_call():
+    found, array = measure.growth_mib(lambda: np.ones(2**23))
+    assert array.nbytes == 2**26
+    assert 60 < found["growth_mib"] < 80
+
+
+def test_a_worker_tells_its_result_and_a_failure_its_last_line(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(
+        f"import json, os, sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import measure\n"
+        "job = json.loads(sys.argv[2]); print('noise')\n"
+        "if job['n'] == 0: raise ValueError('no n')\n"
+        "measure.tell({'n': job['n'], 'flag': os.environ['FLAG']})\n"
+    )
+    assert measure.child(str(script), {"n": 3}, more={"FLAG": "x"}) == {"n": 3, "flag": "x"}
+    assert measure.child(str(script), {"n": 0}) == {"error": "ValueError: no n"}
+
+
+def test_a_result_is_continued_only_in_the_same_environment(tmp_path):
+    path, blank = tmp_path / "sweep.json", measure.begun("Claim.", 2) | {"networks": {}}
+    assert measure.resumed(path, blank) == blank
+    measure.keep(path, blank | {"networks": {"mlp": 1}})
+    assert measure.resumed(path, blank)["networks"] == {"mlp": 1}
+    other = measure.begun("Claim.", 1) | {"networks": {}}
+    assert measure.resumed(path, other) == other
+
+
+def test_a_part_that_takes_too_long_is_ended_with_all_its_processes(tmp_path):
+    every = importlib.import_module("all")
+    mark = tmp_path / "alive"
+    call = ["sh", "-c", f"(sleep 1; touch {mark}) & wait"]
+    assert every.run(call, limit=0.2) == "ended after 0 s"
+    time.sleep(1.2)
+    assert not mark.exists()
+    assert every.run(["sh", "-c", "exit 3"], limit=30) == "ended with status 3"
+
+
+def test_what_a_kill_cost_is_read_from_the_logs(tmp_path):
+    one, two = tmp_path / "1.log", tmp_path / "2.log"
+    one.write_text("1.0 begun a.npz\n1.1 written a.npz\n1.2 begun b.npz\n")
+    two.write_text("1.05 begun a.npz\n1.3 begun b.npz\n1.4 written b.npz\n9.0 begun a.npz\n")
+    assert kill.unfinished(one) == {"b.npz"}
+    assert kill.repeated([one, two]) == 1
 
 
 def test_a_process_that_ends_early_or_late_says_so_and_rows_before_are_kept(monkeypatch, tmp_path):

@@ -1,0 +1,159 @@
+"""Claim: memory does not grow with the points or, streamed, with the batches; Lanczos takes what it says beforehand.
+
+    python benchmarks/memory.py [--quick]
+
+Growth of the resident set (the peak, started anew after compiling, less what was in use), each number in a process of
+its own: planes of an MLP of 10,000 points, 10 and 100 times as many; a plane and Hessian products of a stream of 10
+batches, 10 and 100 times as many; the bytes that ``eigenpairs`` and ``spectrum`` state before they begin, on a basis of
+at least 1 GB (a diagonal operator), against what they took.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import measure
+import numpy as np
+import problems
+
+SIDES, NUM_BATCHES = (100, 316, 1000), (10, 100, 1000)
+SIZE, VECTORS = 8_000_000, 40  # a basis of 1.28 GB in float32
+ROWS = 512
+MIB = 2**20
+
+
+def points(side: int) -> dict[str, Any]:
+    """A plane of side x side points of the MLP: its seconds and memory."""
+    import lla_jax as lla
+
+    loss, params, data, _ = problems.mlp()
+    axes = problems.axes_of(params)
+    lla.evaluate(loss, params, data, axes, lla.grid(points=50))  # compile before the memory is read
+    found, plane = measure.growth_mib(lambda: lla.evaluate(loss, params, data, axes, lla.grid(extent=0.5, points=side)))
+    arrays = [*plane.values.values(), *plane.stderr.values()]
+    return found | {
+        "points": side**2,
+        "ms_per_point": 1e3 * found["seconds"] / side**2,
+        "result_mib": sum(a.nbytes for a in arrays) / MIB,
+    }
+
+
+def batches(num: int) -> dict[str, Any]:
+    """A plane of 3 x 3 points and two Hessian products over a stream, whose batches are made as they are read."""
+    import jax
+
+    import lla_jax as lla
+
+    loss, params, (x, y), _ = problems.mlp()
+
+    def stream(count: int) -> Any:
+        def made() -> Iterator[Any]:
+            for i in range(count):
+                rows = np.random.default_rng(i).integers(0, len(y), ROWS)
+                yield x[rows], y[rows]
+
+        return lla.stream(made)
+
+    axes, key = problems.axes_of(params), jax.random.key(0)
+
+    def work(count: int) -> None:
+        lla.evaluate(loss, params, stream(count), axes, lla.grid(extent=0.5, points=3))
+        H = lla.hessian(loss, params, stream(count))
+        v = H.random(key)
+        for _ in range(2):
+            jax.block_until_ready(H.mv(v))
+
+    work(3)  # compile before the memory is read
+    found, _ = measure.growth_mib(lambda: work(num))
+    data_mib = num * ROWS * (x[0].nbytes + y[0].nbytes) / MIB
+    return found | {"batches": num, "data_mib": data_mib}
+
+
+def lanczos(what: str, size: int, vectors: int) -> dict[str, Any]:
+    """``eigenpairs`` or ``spectrum`` of a diagonal operator: bytes as stated before, and as taken."""
+    import jax
+    import jax.numpy as jnp
+
+    import lla_jax as lla
+
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("lla_jax")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    H, small = (
+        lla.operators.given(lambda v, d: d * v, jax.ShapeDtypeStruct((n,), jnp.float32), jnp.linspace(-1.0, 2.0, n))
+        for n in (size, 1000)
+    )
+    key = jax.random.key(0)
+
+    def run(operator: Any) -> Any:  # eigenpairs that never converge, so that the basis fills and is restarted once
+        if what == "spectrum":
+            return lla.spectrum(operator, key, steps=vectors, probes=1)
+        return lla.eigenpairs(operator, key, k=2, tol=1e-7, max_vectors=vectors, max_products=vectors + vectors // 4)
+
+    run(small)  # what every process loads once is not the basis
+    said.clear()
+    found, result = measure.growth_mib(lambda: run(H))
+    stated = result.recipe.get("memory")
+    row = found | {"what": what, "size": size, "basis_gb": 4 * size * vectors / 1e9, "said": said[:1]}
+    if not stated:
+        return row | {"error": 'recipe["memory"] is not there: nothing was stated'}
+    stated_mib = stated["bytes"] / MIB
+    return row | {
+        "vectors": stated["vectors"], "stated_mib": stated_mib, "taken_over_stated": found["growth_mib"] / stated_mib,
+    }  # fmt: skip
+
+
+def worker(job: dict[str, Any]) -> None:
+    measure.start_jax(job["threads"] if job["part"] == "points" else 1)
+    if job["part"] == "lanczos":
+        measure.tell(lanczos(job["what"], job["size"], job["vectors"]))
+    else:
+        measure.tell((points if job["part"] == "points" else batches)(job["num"]))
+
+
+def main() -> None:
+    options = measure.parser(__doc__, minutes=4).parse_args()
+    if options.worker:
+        worker(json.loads(options.worker))
+        return
+    path, left = measure.place(options, "memory"), measure.clock(options.minutes)
+    result: dict[str, Any] = measure.begun(__doc__, options.threads) | {"targets": []}
+
+    def ask(into: str, **job: Any) -> dict[str, Any] | None:
+        if left() < 0:
+            print(f"  {into} {job}: the time is over, skipped")
+            return None
+        row = measure.child(__file__, {"part": into, "threads": options.threads} | job)
+        print(f"  {into}: {row}", flush=True)
+        result.setdefault(into, []).append(row)
+        measure.keep(path, result)
+        return row
+
+    size, vectors = (200_000, 20) if options.quick else (SIZE, VECTORS)
+    for what in ("eigenpairs", "spectrum"):
+        row = ask("lanczos", what=what, size=size, vectors=vectors)
+        if row and "taken_over_stated" in row:
+            away = abs(row["taken_over_stated"] - 1)
+            result["targets"].append(measure.against(f"{what}, memory taken / stated - 1", away, 0.15, least=False))
+    for num in NUM_BATCHES[:2] if options.quick else NUM_BATCHES:
+        ask("batches", num=num)
+    for side in SIDES[:2] if options.quick else SIDES:
+        ask("points", num=side)
+    for name, label in (("points", "points"), ("batches", "batches")):
+        rows = [row for row in result.get(name, []) if "growth_mib" in row]
+        if len(rows) > 1:
+            beyond = rows[-1]["growth_mib"] - rows[0]["growth_mib"] - rows[-1].get("result_mib", 0.0)
+            times = rows[-1][name] / rows[0][name]
+            what = f"MiB more for {times:.0f} times the {label}, besides the result"
+            result["targets"].append(measure.against(what, beyond, 16.0, least=False))
+    print(f"written: {measure.keep(path, result)}")
+
+
+if __name__ == "__main__":
+    main()
