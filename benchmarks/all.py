@@ -23,7 +23,7 @@ GRACE = 1.5  # times its minutes: a part that takes longer is ended, and keeps w
 # in the order of their weight: minutes after which a part begins nothing more, and its own options
 PARTS: dict[str, tuple[float, list[str]]] = {
     "sweep": (10, []),
-    "bundle": (4, []),
+    "bundle": (5, []),
     "hessian": (7, [
         "--only", "lenet", "--parts", "top10", "--cap", "60",
         "--rivals", "lla_jax,PyHessian,hessian-eigenthings,curvlinops",
