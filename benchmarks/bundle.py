@@ -3,10 +3,10 @@
     python benchmarks/bundle.py --lla PATH [--quick]
 
 The trained LeNet of --data at batch 2048: a plane of 41 x 41 points (LLA's own examples take 40 x 40), the top 2
-eigenpairs, a density of 100 steps, and the criteria r_e and K_Hn; here also the trace to 2 % standard error (LLA's fails
-under numpy 2: its sum and the ratio are without it). Each side in a process of its own, once, from
-nothing: compiling and choosing a plan are counted. The eigenpairs' residuals |Hv - lambda v| / |lambda| of both sides
-are computed by torch's double backward.
+eigenpairs, a density of 100 steps, and the criteria r_e and K_Hn; here also the trace to 2 % standard error (LLA's
+fails under numpy 2: its sum and the ratio are without it). Each side in a process of its own, once, from nothing:
+compiling and choosing a plan are counted. The eigenpairs' residuals |Hv - lambda v| / |lambda| of both sides are
+computed by torch's double backward.
 """
 
 from __future__ import annotations
