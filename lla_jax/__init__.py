@@ -11,8 +11,8 @@ from typing import Any
 from lla_jax._version import __version__
 
 _MODULES = (
-    "data", "directions", "execution", "landscape", "lanczos", "layers", "measures", "models", "operators", "planes",
-    "plotting", "runs", "spectral", "stochastic", "storage",
+    "data", "directions", "execution", "hosts", "landscape", "lanczos", "layers", "measures", "models", "operators",
+    "planes", "plotting", "runs", "spectral", "stochastic", "storage",
 )  # fmt: skip
 _NAMES = {
     "Directions": "_types",

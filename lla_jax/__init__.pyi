@@ -1,6 +1,7 @@
 from lla_jax import data as data
 from lla_jax import directions as directions
 from lla_jax import execution as execution
+from lla_jax import hosts as hosts
 from lla_jax import lanczos as lanczos
 from lla_jax import landscape as landscape
 from lla_jax import layers as layers

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from lla_jax import directions, layers, operators, plotting, spectral, stochastic
+from lla_jax import directions, hosts, layers, operators, plotting, spectral, stochastic
 from lla_jax._options import HessianOptions, LandscapeOptions, Mistake, hessian_settings
 from lla_jax._terminal import bar, say
 from lla_jax._types import Directions, Eigenpairs, Estimate, Problem, PyTree, Spectrum
@@ -20,6 +20,7 @@ from lla_jax._words import Curvature, numbers, words
 from lla_jax.storage import load, save
 
 ELSEWHERE = "choose another --out, or --overwrite it"
+SAVE_EVERY_S = 60.0  # what a kill may cost
 ENDS = ("first eigenvector", "last eigenvector")
 PARTS = (
     "eigenpairs.partial.npz", "eigenpairs.npz", "spectrum.partial.npz", "spectrum.npz", "trace.json", "layers.json",
@@ -135,11 +136,13 @@ def _part(
     """
     whole = {**made, **(unfinished or {})}
     finished, partial = folder / f"{name}.npz", folder / f"{name}.partial.npz"
-    resume = None
+    resume, writes = None, first()
     if overwrite:
-        partial.unlink(missing_ok=True)
+        if writes:
+            partial.unlink(missing_ok=True)
     else:
         found = next((path for path in (partial, finished) if path.exists()), None)
+        _agreed(found, name)
         before = None if found is None else _load(found, like)
         if found is not None and before is not None:
             _check_same(found, before.recipe, operator, made if found == finished else whole)
@@ -149,18 +152,37 @@ def _part(
             resume = before if found == partial else None
 
     def keep(result: Any, path: Path) -> None:
-        save(replace(result, recipe={**result.recipe, "command": whole}), path)
+        if writes:
+            save(replace(result, recipe={**result.recipe, "command": whole}), path)
 
     def keep_unfinished(begun: Any) -> None:
         keep(begun, partial)
+        if not writes or begun.recipe["stopped"] == "running":
+            return
         again = "the same command without --overwrite" if overwrite else "the same command"
         say(f"what is finished is kept in {partial}; {again} continues it")
 
     with bar(name, unit="products", estimate=True) as progress:
-        result = compute(progress=progress, on_partial=keep_unfinished, resume=resume)
+        result = compute(
+            progress=progress, on_partial=keep_unfinished, save_every=SAVE_EVERY_S if writes else None, resume=resume
+        )
     keep(result, finished)
-    partial.unlink(missing_ok=True)
+    if writes:
+        partial.unlink(missing_ok=True)
     return result
+
+
+def first() -> bool:
+    """Whether this is the process that writes, where several compute one thing."""
+    return jax.process_index() == 0
+
+
+def _agreed(found: Path | None, name: str) -> None:
+    """Processes that found different files would wait for each other forever."""
+    try:
+        hosts.agree(**{f"{name} in --out": found.name if found else "nothing"})
+    except ValueError as error:
+        raise Mistake(f"{error}\n--out must be one folder that all processes see") from error
 
 
 def trace(operator: Any, key: Any, options: HessianOptions, made: Mapping[str, str]) -> Estimate:
@@ -201,7 +223,9 @@ def _noted(
 ) -> Any:
     """A result of some numbers in the folder, read if made alike, else computed and saved; only whole ones are."""
     path = options.out / f"{name}.json"
-    if path.exists() and not options.overwrite:
+    kept_there = path.exists() and not options.overwrite
+    _agreed(path if kept_there else None, name)
+    if kept_there:
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
             found = kept["result"]
@@ -212,6 +236,8 @@ def _noted(
         return found
     with bar(name, unit="products") as progress:
         found = compute(progress)
+    if not first():
+        return found
     kept = {"command": dict(made), "operator": _identity(operator.recipe), "result": found}
     unfinished = path.with_suffix(".json.tmp")
     unfinished.write_text(json.dumps(kept, indent=1, default=_plain) + "\n", encoding="utf-8")
@@ -251,7 +277,7 @@ def run(problem: Problem, options: HessianOptions, made: Mapping[str, str]) -> t
     if options.top > operator.shape[0]:
         raise Mistake(f"--top {options.top} must be at most {operator.shape[0]}, the number of parameters")
     say(operator.recipe["plan"]["text"])
-    if options.overwrite:  # what is left of an earlier run would not fit to the parts of this one
+    if options.overwrite and first():  # what is left of an earlier run would not fit to the parts of this one
         for name in PARTS:
             (out / name).unlink(missing_ok=True)
     keys = [jax.random.fold_in(key, i) for i in range(4)]
@@ -275,13 +301,16 @@ def draw(found: Curvature, out: Path, suffix: str = "png") -> list[Path]:
         figures["layers"] = plotting.layers(found.layers)
     paths = [out / f"{name}.{suffix}" for name in figures]
     for path, figure in zip(paths, figures.values()):
-        figure.savefig(path)
+        if first():
+            figure.savefig(path)
     return paths
 
 
 def write(found: Curvature, recipe: Mapping[str, Any], out: Path) -> Sequence[Path]:
     """hessian.txt and hessian.json."""
     text, data = out / "hessian.txt", out / "hessian.json"
-    text.write_text(words(found, recipe) + "\n", encoding="utf-8")
-    data.write_text(json.dumps(numbers(found), indent=1, default=float) + "\n", encoding="utf-8")
+    if first():
+        text.write_text(words(found, recipe) + "\n", encoding="utf-8")
+        data.write_text(json.dumps(numbers(found), indent=1, default=float) + "\n", encoding="utf-8")
+    _agreed(text, "what is written")  # no process goes on to read it before it is there
     return text, data

@@ -1,4 +1,4 @@
-"""Files of plain arrays: written whole or not at all, by any number of writers; read without pickle."""
+"""Files of plain arrays: written whole or not at all, by any number of writers, and never pickled."""
 
 from __future__ import annotations
 

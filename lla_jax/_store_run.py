@@ -92,8 +92,9 @@ def tell_kept(out: Path, made: Mapping[str, str], problem: str) -> None:
 
 def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
     """The result of a store, and the files it was written to."""
-    from lla_jax import runs, save
+    from lla_jax import runs
     from lla_jax._types import Landscape
+    from lla_jax.storage import save
 
     if not folder.is_dir():
         raise Mistake(f"{folder} is no folder")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lla_jax import _tree, curvature, lowering, products
+from lla_jax import _tree, curvature, hosts, lowering, products, shards
 from lla_jax import data as _data
 from lla_jax import execution as _execution
 from lla_jax._types import Batch, Execution, Loss, PyTree
@@ -44,6 +45,7 @@ def operator(
     devices: Any,
     allow_nondeterministic: bool,
     select: Any,
+    processes: str = "own",
     key: Any = None,
 ) -> LinearOperator | HostOperator:
     """The operator of a matrix over data in memory or a stream; see ``operators.hessian`` and ``fisher``."""
@@ -54,17 +56,36 @@ def operator(
     if matrix.train and not isinstance(loss, Loss):
         raise ValueError("batch_stats: 'batch' needs a model whose normalization layers are visible, not a function")
     loss = _data.as_loss(loss)
+    if processes not in ("all", "own"):
+        raise ValueError(f'processes: {processes!r} given; the rule is "all" or "own"')
+    together = processes == "all" and jax.process_count() > 1
     whole = matrix.train or not loss.per_example
-    mesh = _mesh(devices, whole)
+    model = shards.mesh_of(params)
+    mesh = _mesh(devices, whole) if model is None else _model_mesh(model, devices, together)
     recipe = _recipe(matrix, loss, params, data, batch_size if whole else None, select)
-    loss, params = _execution.replicate((loss, params), mesh)
-    key = _execution.replicate(jax.random.key(0) if key is None else key, mesh)
-    common = Common(loss, params, None, np.int32(0), np.int32(0), key)
+    key = jax.random.key(0) if key is None else key
+    first = _among(recipe, data, key, matrix) if together else 0
+    loss, params, key = _placed((loss, params, key), mesh, model, "loss, params")
+    common = Common(loss, params, None, np.int32(0), np.int32(first), key)
+    settings = Settings(matrix, mesh, model, whole, batch_size, allow_nondeterministic, together)
     if not isinstance(data, Stream):
-        return _in_memory(matrix, common, data, mesh, recipe, whole, batch_size, linearize, allow_nondeterministic)
+        found = _in_memory(settings, common, data, recipe, linearize)
+        return _over_processes(found) if together else found
     if linearize and linearize != "auto":
         raise ValueError("linearize: True needs the data in memory, and a stream is read anew for every product")
-    return _streamed(matrix, common, data, mesh, recipe, whole, batch_size, allow_nondeterministic)
+    return _streamed(settings, common, data, recipe)
+
+
+class Settings(NamedTuple):
+    """What both kinds of data need to know."""
+
+    matrix: Matrix
+    mesh: Mesh  # over which the rows are split
+    model: Mesh | None  # over which the parameters are spread, if they are
+    whole: bool  # batches must not be cut
+    batch_size: int | None
+    allow_nondeterministic: bool
+    together: bool  # with the other processes
 
 
 def _mesh(devices: Any, whole: bool) -> Mesh:
@@ -81,16 +102,72 @@ def _mesh(devices: Any, whole: bool) -> Mesh:
     return _execution.mesh_of(chosen[:1])
 
 
+def _model_mesh(model: Mesh, devices: Any, together: bool) -> Mesh:
+    """For rows that are split by nobody but the user and the compiler."""
+    if devices != "all":
+        raise ValueError(
+            f"devices: {devices!r} given, but the parameters are spread over {model.size} devices, which do the work; "
+            'leave devices out, or use devices="all"'
+        )
+    if together:
+        raise ValueError(
+            "params: are spread over devices, and there are several processes, which is not supported together; the "
+            'rule is a copy of the parameters in every process, or processes="own"'
+        )
+    return _execution.mesh_of([model.devices.flat[0]])
+
+
+def _placed(tree: PyTree, mesh: Mesh, model: Mesh | None, name: str) -> PyTree:
+    return _execution.replicate(tree, mesh) if model is None else shards.kept(tree, model, name)
+
+
+def _among(recipe: dict[str, Any], data: Any, key: Any, matrix: Matrix) -> int:
+    """The number of this process's first row; the recipe's data are those of all, the rest is the same in all."""
+    same = {name: json.dumps(x, sort_keys=True, default=repr) for name, x in recipe.items() if name != "data"}
+    drawn = {"samples": str(matrix.samples), "key": _data.fingerprint(key)}
+    hosts.agree(**same, kind_of_data=str(recipe["data"]["kind"]), **drawn)
+    recipe["data"] = recipe["data"] | {"processes": jax.process_count()}
+    if isinstance(data, Stream):  # its length is known only by reading it
+        return hosts.cut(sum(_data.num_examples(batch) for batch in data))[0]
+    first, count = hosts.cut(recipe["data"]["examples"])
+    recipe["data"] |= {"examples": count, "fingerprint": hosts.combined(recipe["data"]["fingerprint"])}
+    return first
+
+
+def _over_processes(own: LinearOperator) -> HostOperator:
+    """The mean over the rows of all processes, from the sums of each."""
+    how, common = own.how, own.common
+
+    def call(v: PyTree) -> PyTree:
+        total = _exchanged(how, v, products.gathered(how, products.total(how, common, None, own.blocks, v)))
+        return products.finish_step(common, None, v, total, how=how)
+
+    text = f"{own.recipe['plan']['text']}, in each of {jax.process_count()} processes"
+    plan = own.recipe["plan"] | {"on_device": False, "text": text}
+    how_driven = how._replace(on_device=False)
+    return HostOperator(how_driven, call, common.params, recipe=own.recipe | {"plan": plan}, together=True)
+
+
+def _exchanged(how: How, v: PyTree, total: Any) -> Any:
+    """The sums of all processes in place of this one's."""
+    assert how.mesh is not None
+    found = hosts.total_of(v, products.over_devices(how, total))
+    found = found if how.mesh.size == 1 else jax.tree_util.tree_map(lambda x: x[None], found)
+    return _execution.replicate(found, how.mesh)
+
+
 def _recipe(
     matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: int | None, select: Any
 ) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves(params)
+    spread = any(map(shards.spread, leaves))
     return {
         "kind": matrix.kind,
-        "params": {"fingerprint": _data.fingerprint(params), "size": sum(x.size for x in leaves)},
-        "state": _data.fingerprint(loss.state),
+        "params": {"fingerprint": _data.fingerprint(shards.viewed(params)), "size": sum(x.size for x in leaves)},
+        "state": _data.fingerprint(shards.viewed(loss.state)),
         "noise": _data.fingerprint(loss.key),
-        "data": _data.describe(data if isinstance(data, Stream) else _data.as_arrays(data)),
+        "data": _data.describe(data if isinstance(data, Stream) else shards.viewed(_data.as_arrays(data))),
+        **({"draw": "per leaf"} if spread else {}),
         "batch_size": batch_size,
         "batch_stats": "batch" if matrix.train else "frozen",
         "select": None if select is None else _tree.describe(select, params, matrix.chosen),
@@ -98,10 +175,12 @@ def _recipe(
     }
 
 
-def _how(matrix: Matrix, params: PyTree, mesh: Mesh, primitives: set[str]) -> How:
+def _how(matrix: Matrix, params: PyTree, mesh: Mesh, primitives: set[str], model: Mesh | None = None) -> How:
     leaves, structure = jax.tree_util.tree_flatten(curvature.part(params, matrix.chosen))
     shapes = tuple((tuple(x.shape), jnp.promote_types(x.dtype, jnp.float32)) for x in leaves)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
+    if model is not None:  # step by step from the host: nothing is lost where one product takes long
+        return How(matrix, None, mesh, False, structure, shapes, tuple(shards.of(x, model) for x in leaves))
     lowered = on_cpu and "conv_general_dilated" in primitives
     on_device = not on_cpu or (mesh.size == 1 and not lowered)
     return How(replace(matrix, lowered=lowered), None, mesh, on_device, structure, shapes)
@@ -156,31 +235,31 @@ def _split(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def _in_memory(
-    matrix: Matrix,
-    common: Common,
-    data: Batch,
-    mesh: Mesh,
-    recipe: dict[str, Any],
-    whole: bool,
-    batch_size: int | None,
-    linearize: bool | str,
-    allow_nondeterministic: bool,
+    settings: Settings, common: Common, data: Batch, recipe: dict[str, Any], linearize: bool | str
 ) -> LinearOperator:
+    matrix, mesh, model, whole, batch_size, allow_nondeterministic, _ = settings
     data = _data.as_arrays(data)
     count = _data.num_examples(data)
     rows = -(-count // mesh.size)
     row_bytes, primitives = _profile(matrix, common, data, _data.cuts(count, batch_size)[0][1] if whole else rows)
-    how = _how(matrix, common.params, mesh, primitives)
+    how = _how(matrix, common.params, mesh, primitives, model)
+    if model is not None and not whole and any(map(shards.spread, jax.tree_util.tree_leaves(data))):
+        batch_size = batch_size or rows  # a part of rows that are spread would have to be brought together
     blocks = _whole_batches(how, count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
-    common = common._replace(data=_split(data, mesh), count=np.int32(count))
+    placed = _split(data, mesh) if model is None else shards.kept(data, model, "data")
+    common = common._replace(data=placed, count=np.int32(count))
     if primitives & CALLBACKS and not allow_nondeterministic:
         _check_deterministic(how, common, blocks[0])
-    keep, nbytes, said = _keep(how, common, blocks, linearize)
+    if model is not None and linearize == "auto":
+        keep, nbytes, said = False, 0, "computed at every product"  # kept, the compiler might gather them
+    else:
+        keep, nbytes, said = _keep(how, common, blocks, linearize)
     many = sum(len(block.starts) for block in blocks)
     cut = f"{many * mesh.size:,} block" + "s" * (many * mesh.size > 1)
+    spread = "" if model is None else f", parameters spread over {model.size} devices"
     recipe["plan"] = {
-        "blocks": many, "rows": blocks[0].size, "devices": mesh.size, "linearized": keep, "bytes": nbytes,
-        "on_device": how.on_device, "text": f"{count:,} examples in {cut}, primal values {said}",
+        "blocks": many, "rows": blocks[0].size, "devices": (model or mesh).size, "linearized": keep, "bytes": nbytes,
+        "on_device": how.on_device, "text": f"{count:,} examples in {cut}, primal values {said}{spread}",
     }  # fmt: skip
     log.info("%s: %s", recipe["kind"], recipe["plan"]["text"])
     if not keep:
@@ -241,41 +320,42 @@ def _difference(one: np.ndarray, two: np.ndarray) -> float:
     return float(np.nan_to_num(np.abs(one[known] - two[known]) / largest, nan=np.inf).max(initial=0))
 
 
-def _streamed(
-    matrix: Matrix,
-    common: Common,
-    data: Stream,
-    mesh: Mesh,
-    recipe: dict[str, Any],
-    whole: bool,
-    batch_size: int | None,
-    allow_nondeterministic: bool,
-) -> HostOperator:
+def _streamed(settings: Settings, common: Common, data: Stream, recipe: dict[str, Any]) -> HostOperator:
+    matrix, mesh, model, whole, batch_size, allow_nondeterministic, together = settings
     first = next(iter(data))
     count = _data.num_examples(first)
     row_bytes, primitives = _profile(matrix, common, first, _data.cuts(count, batch_size)[0][1] if whole else count)
-    how = _how(matrix, common.params, mesh, primitives)
+    how = _how(matrix, common.params, mesh, primitives, model)
     values: list[np.ndarray] = []  # the mean loss of the first pass
+
+    def place(piece: Batch, mesh: Mesh) -> Batch:
+        return _split(piece, mesh) if model is None else shards.kept(piece, model, "data")
 
     def call(v: PyTree) -> PyTree:
         total: Any = None
-        for piece, count, offset in _execution.device_batches(data, mesh, whole, place=_split):
+        for piece, count, offset in _execution.device_batches(data, mesh, whole, place=place):
             rows = _data.num_examples(piece) // mesh.size
-            here = common._replace(data=piece, count=np.int32(count), offset=np.int32(offset))
+            here = common._replace(data=piece, count=np.int32(count), offset=common.offset + np.int32(offset))
             blocks = _whole_batches(how, count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
             for block in blocks:
                 found = products.sums_step(here, None, block, v, how=how)
                 total = found if total is None else products.plus_step(total, found)
+                if model is not None:
+                    total = shards.settled(total)
         total = products.gathered(how, total)
+        total = _exchanged(how, v, total) if together else total
         if not allow_nondeterministic:
             _check_same_pass(values, products.over_devices(how, total[1]))
-        return products.finish_step(common, None, v, total, how=how)
+        found = products.finish_step(common, None, v, total, how=how)
+        return found if model is None else shards.settled(found)
 
+    text = "streamed, one reading per product"
     recipe["plan"] = {
-        "devices": mesh.size, "linearized": False, "bytes": 0, "on_device": False,
-        "text": "streamed, one reading per product",
+        "devices": (model or mesh).size, "linearized": False, "bytes": 0, "on_device": False,
+        "text": f"{text}, in each of {jax.process_count()} processes" if together else text,
     }  # fmt: skip
-    return HostOperator(how._replace(on_device=False), call, common.params, recipe=recipe)
+    driven = how._replace(on_device=False)
+    return HostOperator(driven, call, common.params, recipe=recipe, together=together)
 
 
 def _check_same_pass(values: list[np.ndarray], sums: Any) -> None:

@@ -181,6 +181,8 @@ def hessian(options: HessianOptions) -> None:
     with told():
         found, recipe = _curvature_run.run(load_problem(options.problem), options, hessian_settings(options))
     results = _curvature_run.write(found, recipe, out)
+    if not _curvature_run.first():  # of several processes one speaks
+        return
     print((out / "hessian.txt").read_text(encoding="utf-8"))
     _print_results([*results, out / "eigenpairs.npz", out / "spectrum.npz"])
     _print_results(_curvature_run.draw(found, out), "Pictures")
@@ -388,10 +390,12 @@ def _logarithmic(result: Landscape, names: Sequence[str], cap: float | None, log
 
 
 def _check_devices(devices: int | None) -> None:
+    if devices is None:  # and a problem that joins a group of processes does so before jax starts
+        return
     import jax
 
     local = jax.local_devices()
-    if devices is not None and not 1 <= devices <= len(local):
+    if not 1 <= devices <= len(local):
         kind = "CPU cores, one device each" if local[0].platform == "cpu" else f"{local[0].platform.upper()} devices"
         raise Mistake(f"--devices {devices} must be 1 to {len(local)}, the number of {kind}; or leave it out")
 

@@ -8,7 +8,11 @@ lost, and every residual is known.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,12 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax import lanczos as _lanczos
+from lla_jax import shards
 from lla_jax._types import PyTree
 from lla_jax.lanczos import BREAKDOWN, CHUNK
 from lla_jax.linear_operator import HostOperator, LinearOperator
 
+log = logging.getLogger("lla_jax")
+
 Operator = LinearOperator | HostOperator
 DOUBT = 1e-3  # probability that a sequence rules out an eigenvalue that is there
+PIECE = 2**16  # entries of a vector that are turned at once
 LEAST = 10  # steps that a sequence may take to rule out, if all others were shorter
 
 
@@ -51,6 +59,8 @@ class Search:
     restarts: int = 0
     checked: int = 0  # known rows when Ritz pairs last said to go on
     most: int = 0  # rows at most
+    saved: bool = False  # whether it is copied on the way
+    needed: int = 0  # bytes that it has said to need
 
     @property
     def rows(self) -> int:
@@ -79,7 +89,7 @@ class Ritz(NamedTuple):
 
 def begin(H: Operator, key: jax.Array, rows: int, most: int, used: int) -> Search:
     """A search with a random start vector and nothing multiplied; ``used`` products were made before."""
-    basis = _lanczos.begin(_lanczos.random(H, key, 0, "normal"), rows=rows)
+    basis = _lanczos.begin(_lanczos.random(H, key, 0, "normal"), rows=rows, spread=H.how.shards)
     return Search(basis, np.zeros((rows, rows)), outside=H.shape[0], products=used, most=most)
 
 
@@ -150,19 +160,50 @@ def _settled(s: Search, ritz: Ritz, k: int, which: str, tol: float) -> bool:
 # --- moving on: a search changes at once, so that an interrupt finds it before a step or after
 
 
-_combined = jax.jit(_lanczos.combine)
-_padded = jax.jit(
-    lambda basis, more: jax.tree_util.tree_map(lambda q: jnp.pad(q, [(0, more), *[(0, 0)] * (q.ndim - 1)]), basis),
-    static_argnums=1,
-)
+@partial(jax.jit, static_argnames=("more", "spread"))
+def _padded(basis: PyTree, *, more: int, spread: Any) -> PyTree:
+    longer = jax.tree_util.tree_map(lambda q: jnp.pad(q, [(0, more), *[(0, 0)] * (q.ndim - 1)]), basis)
+    return shards.pinned(longer, spread)
 
 
-@partial(jax.jit, donate_argnums=0)
-def _turned(basis: PyTree, turn: jax.Array, first: Any) -> PyTree:
+@partial(jax.jit, donate_argnums=0, static_argnames="spread")
+def _combined(basis: PyTree, new: jax.Array, *, spread: Any) -> PyTree:
+    """The basis with ``new`` times its rows in their place."""
+    return _piecewise(lambda q: _lanczos.combine(new, q), basis, spread)
+
+
+@partial(jax.jit, donate_argnums=0, static_argnames="spread")
+def _turned(basis: PyTree, turn: jax.Array, first: Any, *, spread: Any) -> PyTree:
     """The basis with the rows from ``first`` replaced by ``turn`` times them."""
     at = first + jnp.arange(len(turn))
-    rows = jax.tree_util.tree_map(lambda q: q.at[at].get(mode="fill", fill_value=0), basis)
-    return jax.tree_util.tree_map(lambda q, x: q.at[at].set(x, mode="drop"), basis, _lanczos.combine(turn, rows))
+
+    def turned(q: jax.Array) -> jax.Array:
+        rows = q.at[at].get(mode="fill", fill_value=0)
+        return q.at[at].set(_lanczos.combine(turn, rows), mode="drop")
+
+    return _piecewise(turned, basis, spread)
+
+
+def _piecewise(f: Callable[[jax.Array], jax.Array], basis: PyTree, spread: Any) -> PyTree:
+    """``f``, which mixes rows, of the columns of every leaf: a piece at a time, in place, not a second basis."""
+    if spread is not None:
+        return shards.pinned(jax.tree_util.tree_map(f, basis), spread)
+
+    def leaf(q: jax.Array) -> jax.Array:
+        if q.size <= q.shape[0] * PIECE:
+            return f(q)
+        axis = 1 + int(np.argmax(q.shape[1:]))
+        size = max(1, PIECE * q.shape[0] * q.shape[axis] // q.size)
+        whole, rest = divmod(q.shape[axis], size)
+
+        def one(q: jax.Array, start: Any, size: int) -> jax.Array:
+            piece = f(jax.lax.dynamic_slice_in_dim(q, start, size, axis))
+            return jax.lax.dynamic_update_slice_in_dim(q, piece, start, axis)
+
+        q = jax.lax.fori_loop(0, whole, lambda i, q: one(q, i * size, size), q)
+        return one(q, whole * size, rest) if rest else q
+
+    return jax.tree_util.tree_map(leaf, basis)
 
 
 def _turn(s: Search, H: Operator) -> None:
@@ -177,19 +218,38 @@ def _turn(s: Search, H: Operator) -> None:
     T[s.known : s.filled, : s.known] = turn @ T[s.known : s.filled, : s.known]
     whole = np.eye(max(8, 1 << (len(unit) - 1).bit_length()), dtype=H.dtype)  # few sizes compile
     whole[: len(unit), : len(unit)] = turn
-    vars(s).update(basis=_turned(s.basis, whole, np.int32(s.known)), T=T, direction=np.zeros(0))
+    vars(s).update(basis=_turned(s.basis, whole, np.int32(s.known), spread=H.how.shards), T=T, direction=np.zeros(0))
 
 
-def _room(s: Search, ritz: Ritz, k: int, on_device: bool) -> None:
+def _room(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
     """Make room for another row: a larger buffer, or a restart from the best Ritz vectors."""
     if s.rows >= s.most:
-        _restart(s, ritz, k)
+        _restart(s, ritz, k, H)
         return
-    more = min(s.rows * (3 if on_device else 1), s.most - s.rows)  # on the device a size compiles the product anew
-    vars(s).update(basis=_padded(s.basis, more), T=np.pad(s.T, (0, more)))
+    more = min(s.rows * (3 if H.on_device else 1), s.most - s.rows)  # on the device a size compiles the product anew
+    s.needed = max(s.needed, _lanczos.needed(H, s.rows + more, saved=s.saved, grown_from=s.rows))
+    log.info("eigenpairs: %d vectors from here on, %.1f MiB", s.rows + more, s.needed / 2**20)
+    vars(s).update(basis=_padded(s.basis, more=more, spread=H.how.shards), T=np.pad(s.T, (0, more)))
 
 
-def _restart(s: Search, ritz: Ritz, k: int) -> None:
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block is done: in between, the old basis is gone and the new one not yet known."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if seen:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _restart(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
     """Thick restart: the best Ritz vectors and the open rows."""
     still = s.filled - s.known
     keep = min(k + max(0, (s.rows - k - still) // 2), s.known, s.rows - still - 1)
@@ -198,9 +258,11 @@ def _restart(s: Search, ritz: Ritz, k: int) -> None:
     new[np.arange(keep, keep + still), np.arange(s.known, s.filled)] = 1
     T[np.arange(keep), np.arange(keep)] = ritz.values[:keep]
     T[keep : keep + still, :keep] = ritz.couplings[:, :keep]
-    vars(s).update(
-        basis=_combined(new, s.basis), T=T, known=keep, filled=keep + still, restarts=s.restarts + 1, checked=-1
-    )
+    with _uninterrupted():
+        vars(s).update(
+            basis=_combined(s.basis, new, spread=H.how.shards), T=T, known=keep, filled=keep + still,
+            restarts=s.restarts + 1, checked=-1,
+        )  # fmt: skip
 
 
 def _inject(s: Search, H: Operator, key: jax.Array, values: np.ndarray) -> None:
@@ -285,7 +347,7 @@ def search(
         if s.products >= limit:
             return "max_products"
         if ritz is not None and s.rows <= s.filled < n:
-            _room(s, ritz, k, H.on_device)
+            _room(s, ritz, k, H)
         elif ritz is not None and todo == "inject":
             _inject(s, H, key, ritz.values[:k])
         elif ritz is not None and todo == "steer":  # such a sequence, not begun at random, shows nothing

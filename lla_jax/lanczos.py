@@ -8,6 +8,7 @@ from the host, around one jitted update.
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax import _tree, checks
+from lla_jax import _tree, checks, shards
 from lla_jax._types import Eigenpairs, PyTree, Spectrum
 from lla_jax.linear_operator import HostOperator, LinearOperator
 from lla_jax.symmetry import check_given, check_operator
@@ -26,9 +27,12 @@ __all__ = ["Lanczos", "Step", "lanczos", "lanczos_step"]
 
 BREAKDOWN = 10.0  # a remainder below this times eps |A q| is rounding
 CHUNK = 8  # steps of one call on the device
+BESIDE = {True: 10, False: 3}  # vectors beside a basis while it is driven: on the device, with CHUNK new ones, or not
+FIXED = 190 * 2**20  # bytes on a CPU for compiled programs and their threads, measured
 WINDOW = 11  # vectors that LLA re-orthogonalises against
 
 Operator = LinearOperator | HostOperator
+Progress = Callable[[float, float | None], None]
 
 
 class Step(NamedTuple):
@@ -230,9 +234,10 @@ def _on_device(
 take = jax.jit(_row)
 
 
-@jax.jit
-def _from_host(basis: PyTree, product: PyTree, scale: Any) -> tuple[Any, ...]:
+@partial(jax.jit, static_argnames="spread")
+def _from_host(basis: PyTree, product: PyTree, scale: Any, *, spread: Any) -> tuple[Any, ...]:
     unit, (h,), beta, size = orthogonal((basis,), product, scale)
+    unit = shards.pinned(unit, spread)
     return jax.tree_util.tree_map(lambda x: x[None], (unit, h, beta, size))
 
 
@@ -287,7 +292,7 @@ def advance(
 
 def orthogonalized(H: Operator, basis: PyTree, vector: PyTree, scale: Any) -> Steps:
     """The step that a vector makes in place of a product: what of it is orthogonal to the basis, and the rest."""
-    unit, *rest = _from_host(basis, vector, np.asarray(scale, H.dtype))
+    unit, *rest = _from_host(basis, vector, np.asarray(scale, H.dtype), spread=H.how.shards)
     return Steps(unit, *(np.asarray(x, np.float64) for x in rest))
 
 
@@ -310,21 +315,27 @@ def _random(space: LinearOperator, key: jax.Array, number: Any, *, distribution:
 
 def random(H: Operator, key: jax.Array, number: int, distribution: str) -> PyTree:
     """The random vector of a number, where the operator's vectors live."""
-    return H.placed(_random(H.space, key, np.uint32(number), distribution=distribution))
+    return H.settled(H.placed(_random(H.space, key, np.uint32(number), distribution=distribution)))
 
 
-@partial(jax.jit, static_argnames="rows")
-def begin(vector: PyTree, *, rows: int) -> PyTree:
+@partial(jax.jit, static_argnames=("rows", "spread"))
+def begin(vector: PyTree, *, rows: int, spread: Any = None) -> PyTree:
     """A basis of ``rows`` rows, the first the vector made of norm 1, the others zero."""
     unit, _ = _normalized(vector, _tree.norm(vector), 0)
     blank = jax.tree_util.tree_map(lambda x: jnp.zeros((rows, *x.shape), _tree.wide(x).dtype), unit)
-    return _put(blank, 0, unit)
+    return shards.pinned(_put(shards.pinned(blank, spread), 0, unit), spread)
 
 
 @partial(jax.jit, static_argnames="rows")
 def begin_batch(vectors: list[PyTree], *, rows: int) -> PyTree:
     """The same of several vectors, with a leading axis."""
     return jax.vmap(partial(begin, rows=rows))(_tree.stack(vectors))
+
+
+def from_host(H: Operator, leaves: list[np.ndarray]) -> PyTree:
+    """A basis of numpy leaves where the operator's vectors live."""
+    leaves = leaves if H.how.shards is not None else [jnp.asarray(x) for x in leaves]  # type: ignore[misc]
+    return H.placed(jax.tree_util.tree_unflatten(H.how.structure, leaves))
 
 
 def tridiagonal(alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
@@ -380,17 +391,31 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     check_start(start)
     steps = clamped("steps", steps, H.shape[0])
     check_given(H, key)
-    basis, alphas, betas, products = sequence(H, begin(random(H, key, 0, start), rows=steps + 1), steps)
+    basis = begin(random(H, key, 0, start), rows=steps + 1, spread=H.how.shards)
+    basis, alphas, betas, products = sequence(H, basis, steps)
     if not len(alphas):
         raise ValueError(nothing(products))
     if products > len(alphas):
         warnings.warn(f"H: product {products} is not finite; the {len(alphas)} steps before it are kept", stacklevel=2)
     done = len(alphas)
     rest = jax.tree_util.tree_map(lambda q: q[done] * betas[-1].astype(q.dtype), basis)
-    return Lanczos(jax.tree_util.tree_map(lambda q: q[:done], basis), alphas, betas, rest)
+    return Lanczos(H.placed(jax.tree_util.tree_map(lambda q: q[:done], basis)), alphas, betas, H.placed(rest))
 
 
 # --- arguments
+
+
+def needed(H: Operator, rows: int, *, group: int = 1, saved: bool = False, grown_from: int = 0, kept: int = 0) -> int:
+    """Bytes at most of ``group`` bases of ``rows`` vectors and what is computed beside them.
+
+    A basis that is saved on the way is copied; ``grown_from`` rows of a smaller one are there while they are copied;
+    ``kept`` vectors come on top at the end.
+    """
+    nbytes, rows = H.vector_bytes, 2 * rows if saved else rows
+    beside = group * BESIDE[H.on_device]
+    growing = grown_from + beside // 2 if grown_from else 0
+    fixed = FIXED if jax.default_backend() == "cpu" else 0
+    return nbytes * rows * group + max(nbytes * max(beside, growing) + fixed, nbytes * kept + fixed // 2)
 
 
 def rounding(H: Operator, times: float) -> float:
@@ -404,6 +429,27 @@ def check_start(start: Any) -> None:
     """Raise a ValueError for a distribution that there is not."""
     if start not in ("rademacher", "normal"):
         raise ValueError(f'start: {start!r} given; the rule is "rademacher" or "normal"')
+
+
+def saving(progress: Progress | None, every: Any, on_partial: Any, save: Callable[[], None]) -> Progress | None:
+    """``progress``, which also saves about every so many seconds."""
+    if every is None:
+        return progress
+    if not isinstance(every, int | float) or isinstance(every, bool) or not every > 0:
+        raise ValueError(f"save_every: {every!r} given; the rule is seconds above 0, such as 60, or None")
+    if on_partial is None:
+        raise ValueError(f"save_every: {every!r} given without on_partial, which would be called; pass it as well")
+    last = time.monotonic()
+
+    def both(done: float, total: float | None) -> None:
+        nonlocal last
+        if progress is not None:
+            progress(done, total)
+        if time.monotonic() - last >= every:
+            save()
+            last = time.monotonic()
+
+    return both
 
 
 def clamped(name: str, value: Any, n: int) -> int:

@@ -1,4 +1,4 @@
-"""The two kinds of symmetric operators: over data in memory, a pytree; over streams, driven from the host."""
+"""The two kinds of symmetric operators: over data in memory, a pytree; over streams or processes, run on the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax import _tree, products
+from lla_jax import _tree, hosts, products, shards
 from lla_jax import execution as _execution
 from lla_jax._types import PyTree
 from lla_jax.products import How
@@ -76,18 +76,22 @@ class Space(abc.ABC):
         return v
 
     def random(self, key: jax.Array, distribution: str = "rademacher") -> PyTree:
-        """A vector of independent entries of variance 1: signs ("rademacher") or Gaussians ("normal"); one flat draw.
+        """A vector of independent entries of variance 1: signs ("rademacher") or Gaussians ("normal").
 
-        Pure; zero where the operator is masked.
+        One flat draw; for parameters that are spread over devices, one for each leaf. Pure; zero where the operator is
+        masked.
         """
         if distribution not in ("rademacher", "normal"):
             raise ValueError(f'distribution: {distribution!r} given; the rule is "rademacher" or "normal"')
         draw = jax.random.rademacher if distribution == "rademacher" else jax.random.normal
-        sizes = [int(np.prod(s)) for s, _ in self.how.shapes]
-        flat = draw(key, (sum(sizes),), dtype=jnp.float32)
-        pieces = jnp.split(flat, np.cumsum(sizes)[:-1])
+        shapes = [s for s, _ in self.how.shapes]
+        if self.how.shards is not None:  # a piece of a flat draw would have to be brought to where its leaf is
+            pieces = [draw(jax.random.fold_in(key, i), s, dtype=jnp.float32) for i, s in enumerate(shapes)]
+        else:
+            sizes = [int(np.prod(s)) for s in shapes]
+            pieces = jnp.split(draw(key, (sum(sizes),), dtype=jnp.float32), np.cumsum(sizes)[:-1])
         leaves = [piece.reshape(s).astype(d) for piece, (s, d) in zip(pieces, self.how.shapes, strict=True)]
-        vector = jax.tree_util.tree_unflatten(self.how.structure, leaves)
+        vector = shards.pinned(jax.tree_util.tree_unflatten(self.how.structure, leaves), self.how.shards)
         if self.scale is None:
             return vector
         return jax.tree_util.tree_map(lambda x, s: jnp.where(s != 0, x, 0), vector, self.scale)
@@ -101,7 +105,7 @@ class Space(abc.ABC):
         leaves, structure = jax.tree_util.tree_flatten(self.centre())
         chosen = self.how.matrix.chosen
         full = [
-            next(moving).astype(x.dtype) if yes else jnp.zeros((num, *x.shape), x.dtype)
+            next(moving).astype(x.dtype) if yes else shards.zeros(num, x, self.how.shards)
             for x, yes in zip(leaves, chosen, strict=True)
         ]
         return jax.tree_util.tree_unflatten(structure, full)
@@ -114,12 +118,27 @@ class Space(abc.ABC):
 
     def placed(self, tree: PyTree) -> PyTree:
         """The tree on the operator's devices: arrays here and there would compile the same program twice."""
+        if self.how.shards is not None:
+            return shards.placed(tree, self.how.shards)
         return tree if self.how.mesh is None else _execution.replicate(tree, self.how.mesh)
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of one vector; of those that are spread, the share of one device."""
+        shapes = [s for s, _ in self.how.shapes]
+        if self.how.shards is not None:
+            shapes = shards.shapes(shapes, self.how.shards)
+        return sum(int(np.prod(s)) * np.dtype(d).itemsize for s, (_, d) in zip(shapes, self.how.shapes, strict=True))
 
     def memory(self) -> tuple[int, int]:
         """(bytes of one vector, bytes free on its device)."""
         device = jax.local_devices()[0] if self.how.mesh is None else self.how.mesh.devices.flat[0]
-        return sum(int(np.prod(s)) * np.dtype(d).itemsize for s, d in self.how.shapes), _execution.free_bytes(device)
+        return self.vector_bytes, _execution.free_bytes(device)
+
+    def settled(self, tree: PyTree) -> PyTree:
+        """The tree, once it is there where devices are cores that hold shards: there two programs that both talk from
+        device to device may wait for each other forever."""
+        return tree if self.how.shards is None else shards.settled(tree)
 
     @abc.abstractmethod
     def centre(self) -> PyTree:
@@ -157,10 +176,9 @@ class LinearOperator(Space):
         """The product A v from the host: one compiled step, called for every block."""
         v = self._vector(v)
         if len(self.blocks) == 1 and (self.how.mesh is None or self.how.mesh.size == 1):
-            return _product(self, v)
-        each = (products.sums_step(self.common, self.scale, block, v, how=self.how) for block in self.blocks)
-        total = products.gathered(self.how, functools.reduce(products.plus_step, each))
-        return products.finish_step(self.common, self.scale, v, total, how=self.how)
+            return self.settled(_product(self, v))
+        total = products.gathered(self.how, products.total(self.how, self.common, self.scale, self.blocks, v))
+        return self.settled(products.finish_step(self.common, self.scale, v, total, how=self.how))
 
     def centre(self) -> PyTree:
         return self.common.params
@@ -175,7 +193,8 @@ jax.tree_util.register_pytree_node(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HostOperator(Space):
-    """A symmetric operator over a stream, or of a product that jax cannot trace: ``mv`` runs on the host.
+    """A symmetric operator over a stream or several processes, or of a product that jax cannot trace: ``mv`` runs on
+    the host.
 
     Args:
       how: the static part.
@@ -183,6 +202,7 @@ class HostOperator(Space):
       params: the parameters, or the like of a vector.
       scale: as for ``LinearOperator``.
       recipe: as for ``LinearOperator``.
+      together: whether all processes of the group take part in every product.
     """
 
     how: How
@@ -190,9 +210,10 @@ class HostOperator(Space):
     params: PyTree
     scale: PyTree = None
     recipe: dict[str, Any] = field(default_factory=dict)
+    together: bool = False
 
     def mv(self, v: PyTree) -> PyTree:
-        """The product A v: a tree like ``v``. Reads the stream once."""
+        """The product A v: a tree like ``v``. Reads the stream once; of several processes, waits for all."""
         v = self._vector(v)
         if self.scale is None:
             return self.call(v)
@@ -201,6 +222,10 @@ class HostOperator(Space):
     def product(self, v: PyTree) -> PyTree:
         """The same as ``mv``."""
         return self.mv(v)
+
+    def memory(self) -> tuple[int, int]:
+        nbytes, free = super().memory()
+        return nbytes, hosts.least(free) if self.together else free
 
     def centre(self) -> PyTree:
         return self.params

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax import _tree, assembly, curvature
+from lla_jax import _tree, assembly, curvature, shards
 from lla_jax import data as _data
 from lla_jax._static import static
 from lla_jax._types import Directions, Loss, PyTree, Select
@@ -44,6 +44,7 @@ def hessian(
     batch_stats: str = "frozen",
     linearize: bool | str = "auto",
     devices: Any = "all",
+    processes: str = "all",
     allow_nondeterministic: bool = False,
 ) -> LinearOperator | HostOperator:
     """The Hessian of the loss, as a product with vectors.
@@ -65,15 +66,21 @@ def hessian(
       linearize: keep the primal values between products (True), compute them at every product (False), or keep them if
         they take at most a quarter of the free memory ("auto"). The choice and its bytes are in ``recipe["plan"]``.
       devices: "all" local accelerators (on a CPU one device, which has all cores), a number of local devices, or a
-        sequence; the examples are split over them.
+        sequence; the examples are split over them. Parameters that are spread over devices themselves stay as they
+        are, and so do all vectors: leave it out then.
+      processes: in a group of processes (``lla.hosts.start``, ``jax.distributed``), "all" takes ``data`` as this
+        process's own part of the examples and means over those of all, which must call with the same other arguments
+        (parts may be unequal; batches of a stream and of a batch-coupled loss are each process's own); "own" keeps the
+        operator to this process.
       allow_nondeterministic: accept a loss whose value changes from run to run.
 
     Returns:
-      A ``LinearOperator``, for streams a ``HostOperator``. Products are in float32 at least, at full matmul precision.
+      A ``LinearOperator``, for streams and groups of processes a ``HostOperator``. Products are in float32 at least,
+      at full matmul precision.
 
     Raises:
       ValueError: parameters that are not real, floating and finite; a selection without match; a loss that is not
-        deterministic; data as for ``evaluate``.
+        deterministic; data as for ``evaluate``; arguments that differ between the processes.
 
     References: Pearlmutter 1994; LLA, arXiv 2412.10146. Where we differ from LLA: (1) the mean over all data, not one
     random batch; (2) normalization layers in eval mode, and nothing of the user's is changed.
@@ -81,7 +88,7 @@ def hessian(
     matrix, params = _matrix("hessian", params, select, batch_stats)
     return assembly.operator(
         matrix, loss, params, data, batch_size=batch_size, linearize=linearize, devices=devices,
-        allow_nondeterministic=allow_nondeterministic, select=select,
+        allow_nondeterministic=allow_nondeterministic, select=select, processes=processes,
     )  # fmt: skip
 
 
@@ -95,6 +102,7 @@ def ggn(
     batch_stats: str = "frozen",
     linearize: bool | str = "auto",
     devices: Any = "all",
+    processes: str = "all",
     allow_nondeterministic: bool = False,
 ) -> LinearOperator | HostOperator:
     """The generalized Gauss-Newton matrix of the loss, as a product with vectors.
@@ -112,6 +120,7 @@ def ggn(
       batch_stats: as for ``hessian``.
       linearize: as for ``hessian``.
       devices: as for ``hessian``.
+      processes: as for ``hessian``.
       allow_nondeterministic: as for ``hessian``.
 
     Returns:
@@ -126,7 +135,7 @@ def ggn(
     matrix, params = _matrix("ggn", params, select, batch_stats)
     return assembly.operator(
         matrix, loss, params, data, batch_size=batch_size, linearize=linearize, devices=devices,
-        allow_nondeterministic=allow_nondeterministic, select=select,
+        allow_nondeterministic=allow_nondeterministic, select=select, processes=processes,
     )  # fmt: skip
 
 
@@ -144,6 +153,7 @@ def fisher(
     batch_stats: str = "frozen",
     linearize: bool | str = "auto",
     devices: Any = "all",
+    processes: str = "all",
     allow_nondeterministic: bool = False,
 ) -> LinearOperator | HostOperator:
     """The Fisher matrix of the model, as a product with vectors.
@@ -168,6 +178,7 @@ def fisher(
       batch_stats: as for ``hessian``.
       linearize: as for ``hessian``.
       devices: as for ``hessian``.
+      processes: as for ``hessian``.
       allow_nondeterministic: as for ``hessian``.
 
     Returns:
@@ -197,7 +208,7 @@ def fisher(
     matrix = replace(matrix, sample=drawn, samples=samples)
     operator = assembly.operator(
         matrix, loss, params, data, batch_size=batch_size, linearize=linearize, devices=devices,
-        allow_nondeterministic=allow_nondeterministic, select=select, key=key,
+        allow_nondeterministic=allow_nondeterministic, select=select, processes=processes, key=key,
     )  # fmt: skip
     operator.recipe.update(kind=f"fisher ({kind})", samples=samples, targets=_data.fingerprint(key))
     return operator
@@ -208,7 +219,8 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
 
     Args:
       product: ``product(v, *args) -> A v``, a tree like ``v``.
-      like: a vector's structure: a pytree of real floating arrays or ``jax.ShapeDtypeStruct``.
+      like: a vector's structure: a pytree of real floating arrays or ``jax.ShapeDtypeStruct``. Arrays that are spread
+        over devices give vectors that are spread in the same way.
       args: arrays that the product reads, such as a matrix. Passed on, not compiled in.
       traceable: False for a product that jax cannot trace (numpy, a remote service): it is called on the host.
 
@@ -226,7 +238,9 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
         raise ValueError(f"like: has {found}; the rule is a pytree of real floating arrays, one vector's structure")
     wide = [jax.dtypes.canonicalize_dtype(jnp.promote_types(d, jnp.float32)) for d in dtypes]
     shapes = tuple((tuple(np.shape(x)), d) for x, d in zip(leaves, wide, strict=True))
-    how = How(None, static(product) if traceable else None, None, traceable, structure, shapes)
+    model = shards.mesh_of(like)
+    spread = None if model is None else tuple(shards.of(x, model) for x in leaves)
+    how = How(None, static(product) if traceable else None, None, traceable and not spread, structure, shapes, spread)
     if traceable:
         operator = LinearOperator(how, args, ((),), recipe={"kind": "given"})
         try:
@@ -340,6 +354,7 @@ def _scaled(operator: Any, scale: PyTree, name: str, recipe: dict[str, Any]) -> 
         raise ValueError(f"operator: {operator!r} is masked or preconditioned already; the rule is one of them, once")
     scale = _tree.align(scale, operator.structure, name, "the operator's vectors")
     scale = jax.tree_util.tree_map(lambda s, x: jnp.asarray(s, x.dtype), scale, operator.structure)
+    scale = scale if operator.how.shards is None else operator.placed(scale)
     return replace(operator, scale=scale, recipe=operator.recipe | recipe)
 
 
@@ -353,7 +368,7 @@ def _needs_outputs(name: str, loss: Any) -> None:
 
 def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) -> tuple[Matrix, PyTree]:
     """The matrix, and the parameters as arrays."""
-    _tree.check_real(params)
+    _tree.check_real(shards.viewed(params))
     params = jax.tree_util.tree_map(lambda x: x if hasattr(x, "dtype") else np.asarray(x, jnp.result_type(x)), params)
     if batch_stats not in ("frozen", "batch"):
         raise ValueError(f'batch_stats: {batch_stats!r} given; the rule is "frozen" or "batch"')

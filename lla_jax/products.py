@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from lla_jax import _tree, curvature
+from lla_jax import _tree, curvature, shards
 from lla_jax import data as _data
 from lla_jax import execution as _execution
 from lla_jax._types import Batch, PyTree
@@ -33,6 +33,7 @@ class How(NamedTuple):
     on_device: bool
     structure: Any  # treedef of a vector
     shapes: tuple[tuple[tuple[int, ...], Any], ...]  # shape and dtype of its leaves
+    shards: tuple[Any, ...] | None = None  # their shardings, where the parameters are spread over devices
 
 
 class Common(NamedTuple):
@@ -143,14 +144,15 @@ def sums(how: How, common: Any, scale: PyTree, block: Any, v: PyTree) -> Any:
         if how.matrix is None:
             return how.product(v if scale is None else times(scale, v), *common)
         product, rest = _block_sums(how, common, block, _moved(how, common, scale, v)[1])
-        return jax.tree_util.tree_map(_tree.wide, product), rest
+        return shards.pinned(jax.tree_util.tree_map(_tree.wide, product), how.shards), rest
 
 
 def finish(how: How, common: Any, scale: PyTree, v: PyTree, total: Any) -> PyTree:
     """The mean, with the penalty's part."""
     found = total if how.matrix is None else _mean(how, common, scale, v, total)
     found = found if scale is None else times(scale, found)
-    return jax.tree_util.tree_map(lambda x, like: x.astype(like.dtype), found, v)
+    found = jax.tree_util.tree_map(lambda x, like: x.astype(like.dtype), found, v)
+    return shards.pinned(found, how.shards)
 
 
 def _mean(how: How, common: Common, scale: PyTree, v: PyTree, total: Any) -> PyTree:
@@ -185,6 +187,11 @@ plus_step = jax.jit(plus)
 finish_step = jax.jit(
     lambda common, scale, v, total, *, how: finish(how, common, scale, v, total), static_argnames="how"
 )
+
+
+def total(how: How, common: Any, scale: PyTree, blocks: Any, v: PyTree) -> Any:
+    """The sums of all blocks, from the host: one compiled step, called for each."""
+    return functools.reduce(plus_step, (sums_step(common, scale, block, v, how=how) for block in blocks))
 
 
 @functools.partial(jax.jit, static_argnames=("how", "size"))

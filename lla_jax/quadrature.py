@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtr
 
@@ -18,7 +17,7 @@ from lla_jax import data as _data
 from lla_jax import execution as _execution
 from lla_jax import lanczos as _lanczos
 from lla_jax._types import PyTree, Recipe, Spectrum
-from lla_jax.lanczos import CHUNK, WINDOW
+from lla_jax.lanczos import CHUNK, WINDOW, Progress
 from lla_jax.linear_operator import HostOperator, LinearOperator
 from lla_jax.symmetry import check_given, check_operator
 
@@ -27,7 +26,6 @@ __all__ = ["Density", "density", "spectrum"]
 log = logging.getLogger("lla_jax")
 
 Operator = LinearOperator | HostOperator
-Progress = Callable[[float, float | None], None]
 SHARE = 0.25  # of the free memory that the bases of the probes take
 AT_ONCE = 16  # probes at once: more gain nothing
 CLOSE = 32.0  # nodes nearer than this times eps max|node| are one: the products are no better than that
@@ -61,6 +59,7 @@ def spectrum(
     scheme: Literal["full", "lla"] = "full",
     progress: Progress | None = None,
     on_partial: Callable[[Spectrum], None] | None = None,
+    save_every: float | None = None,
     resume: Spectrum | None = None,
 ) -> Spectrum:
     """The spectrum of an operator by stochastic Lanczos quadrature.
@@ -83,6 +82,8 @@ def spectrum(
       progress: called as ``progress(products, probes * steps)``.
       on_partial: called with the probes there are and the state to continue from, if the run is interrupted (Ctrl-C,
         or any exception), before the exception is raised again.
+      save_every: seconds after which ``on_partial`` is called on the way as well, again and again, so that a killed
+        process can be continued too. Its recipe then says "running" as "stopped".
       resume: what ``on_partial`` got; continues, and gives the same to the bit as a run that was not interrupted.
 
     Returns:
@@ -119,16 +120,22 @@ def spectrum(
         if resume.state is None:
             return resume
         run = _restored(resume.state, H, _rows(steps, scheme))
+    memory = _memory(H, run, _rows(steps, scheme), save_every is not None)
+
+    def hand_over(stopped: str) -> None:
+        gone = any(x.is_deleted() for x in jax.tree_util.tree_leaves(run.basis))
+        if on_partial is not None and run.done.any() and not gone:
+            on_partial(_result(run, recipe | {"complete": False, "stopped": stopped}, H, _state(run, scheme)))
+
+    progress = _lanczos.saving(progress, save_every, on_partial, lambda: hand_over("running"))
     try:
         _drive(run, H, key, recipe, progress)
     except BaseException:
-        gone = any(x.is_deleted() for x in jax.tree_util.tree_leaves(run.basis))
-        if on_partial is not None and run.done.any() and not gone:
-            on_partial(_result(run, recipe | {"complete": False, "stopped": "interrupted"}, H, _state(run, scheme)))
+        hand_over("interrupted")
         raise
     if not run.done.any():
         raise ValueError(_lanczos.nothing(run.products))
-    result = _result(run, recipe | {"complete": True, "stopped": run.trouble}, H, None)
+    result = _result(run, recipe | {"complete": True, "stopped": run.trouble, "memory": memory}, H, None)
     if run.trouble:
         warnings.warn(
             f"spectrum: {run.trouble}; the {result.probes} of {probes} probes that have steps before it are kept",
@@ -152,11 +159,18 @@ def _group(H: Operator, steps: int, probes: int, scheme: str) -> int:
         )
     room = min(AT_ONCE, max(1, int(SHARE * free) // each)) if H.on_device else 1
     group = max(g for g in range(1, probes + 1) if probes % g == 0 and g <= room)
-    log.info(
-        "spectrum: %d of %d probes at a time, %.1f MiB of vectors (%.0f MiB free)",
-        group, probes, group * each / 2**20, free / 2**20,
-    )  # fmt: skip
     return group
+
+
+def _memory(H: Operator, run: _Run, rows: int, saved: bool) -> dict[str, int]:
+    """What a recipe says of the memory needed at most, and the log before the run."""
+    vectors = run.group * rows
+    nbytes = _lanczos.needed(H, rows, group=run.group, saved=saved)
+    log.info(
+        "spectrum: %d of %d probes at a time: %d vectors, %.1f MiB with what is computed beside them (%.0f MiB free)",
+        run.group, len(run.alphas), vectors, nbytes / 2**20, H.memory()[1] / 2**20,
+    )  # fmt: skip
+    return {"vectors": vectors, "bytes": nbytes}
 
 
 def _drive(run: _Run, H: Operator, key: jax.Array, recipe: Recipe, progress: Progress | None) -> None:
@@ -169,7 +183,13 @@ def _drive(run: _Run, H: Operator, key: jax.Array, recipe: Recipe, progress: Pro
             starts = [_lanczos.random(H, key, run.first + i, recipe["start"]) for i in range(run.group)]
             run.scale, run.last, run.at = np.zeros(run.group), np.zeros(run.group), 0
             alone = run.group == 1  # no axis of probes: XLA on a CPU is 50 times slower with one of length 1
-            run.basis = _lanczos.begin(starts[0], rows=rows) if alone else _lanczos.begin_batch(starts, rows=rows)
+            spread = H.how.shards
+            run.basis = (
+                _lanczos.begin(starts[0], rows=rows, spread=spread)
+                if alone
+                else _lanczos.begin_batch(starts, rows=rows)
+            )
+            del starts
         while run.at < steps and run.trouble is None and (run.at == 0 or (run.last > 0).any()):
             try:
                 _advance(run, H, window)
@@ -265,8 +285,7 @@ def _restored(state: Mapping[str, Any], H: Operator, rows: int) -> _Run:
     axis = 0 if counts["group"] == 1 else 1
     leaves = [np.asarray(state[f"basis/{i}"]) for i in range(len(H.how.shapes))]
     whole = [np.pad(x, [(0, (rows - x.shape[a]) * (a == axis)) for a in range(x.ndim)]) for x in leaves]
-    basis = jax.tree_util.tree_unflatten(H.how.structure, [jnp.asarray(x) for x in whole])
-    return _Run(**table, **counts, basis=H.placed(basis))
+    return _Run(**table, **counts, basis=_lanczos.from_host(H, whole))
 
 
 # --- the density

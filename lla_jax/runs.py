@@ -152,7 +152,7 @@ def sweep(
 
     Example:
       >>> table = lla.sweep(loss, [early, late], data, grid=lla.grid(points=21), seeds=range(16), store="runs/exp2")
-      >>> print(table)
+      >>> table  # one line per landscape
     """
     if not isinstance(checkpoints, Sequence) or not checkpoints:
         raise ValueError(

@@ -1,7 +1,10 @@
 """The trace of an operator from what it does on the span of a few products: the algebra of Hutch++ and XTrace.
 
 A sketch holds an orthonormal basis Q of products A s, and k x k numbers; n-sized vectors other than Q are drawn again
-from their numbers when they are needed. With T the test vectors of the remainder, tr A = tr (Q'A Q) + the mean of
+from their numbers when they are needed. Vectors are the rows of one array (b, n); where the parameters are spread over
+devices they stay a stacked tree, in a tuple, and no leaf is brought together.
+
+With T the test vectors of the remainder, tr A = tr (Q'A Q) + the mean of
 t'(I - Q Q') A (I - Q Q') t, and everything follows from
 
     core = Q'A Q,   inside = Q'T,   product = Q'A T,   whole = diag(T'A T),   squares = diag(T'T).
@@ -21,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax import execution as _execution
+from lla_jax import shards
 from lla_jax._types import PyTree
 from lla_jax.linear_operator import HostOperator, LinearOperator
 
@@ -31,7 +35,7 @@ PIECE = 4096  # entries of a vector in one matrix product
 NOISE = 100  # times eps: added to a product, so that the basis is well defined where the products are dependent
 
 
-# --- vectors: drawn, multiplied; trees outside, rows (b, n) inside
+# --- vectors: drawn, multiplied; trees outside, rows (b, n) inside (or stacked trees, if the space is spread)
 
 
 def halved(compute: Callable[[int, int], Any], lo: int, hi: int) -> list[Any]:
@@ -45,15 +49,19 @@ def halved(compute: Callable[[int, int], Any], lo: int, hi: int) -> list[Any]:
     return halved(compute, lo, middle) + halved(compute, middle, hi)
 
 
-def rows(vectors: PyTree) -> jax.Array:
+def rows(vectors: PyTree, space: Operator) -> Any:
     """Stacked vectors as rows (b, n)."""
+    if space.how.shards is not None:
+        return (shards.pinned(vectors, space.how.shards),)
     leaves = jax.tree_util.tree_leaves(vectors)
     dtype = jnp.result_type(*leaves)
     return jnp.concatenate([x.reshape(x.shape[0], -1).astype(dtype) for x in leaves], 1)
 
 
-def trees(space: Operator, flat: jax.Array) -> PyTree:
+def trees(space: Operator, flat: Any) -> PyTree:
     """Rows (b, n) as stacked vectors."""
+    if space.how.shards is not None:
+        return flat[0]
     sizes = [int(np.prod(s)) for s, _ in space.how.shapes]
     pieces = jnp.split(flat, np.cumsum(sizes)[:-1], axis=1)
     leaves = [x.reshape(len(flat), *s).astype(d) for x, (s, d) in zip(pieces, space.how.shapes, strict=True)]
@@ -61,13 +69,22 @@ def trees(space: Operator, flat: jax.Array) -> PyTree:
 
 
 @partial(jax.jit, static_argnames="distribution")
-def _drawn(space: LinearOperator, key: jax.Array, numbers: Any, *, distribution: str) -> jax.Array:
-    return rows(jax.vmap(lambda number: space.random(jax.random.fold_in(key, number), distribution))(numbers))
+def _drawn(space: LinearOperator, key: jax.Array, numbers: Any, *, distribution: str) -> Any:
+    return rows(jax.vmap(lambda number: space.random(jax.random.fold_in(key, number), distribution))(numbers), space)
 
 
-def drawn(H: Operator, key: jax.Array, numbers: np.ndarray, distribution: str) -> jax.Array:
+def drawn(H: Operator, key: jax.Array, numbers: np.ndarray, distribution: str) -> Any:
     """The random vectors of these numbers, "normal" or "rademacher", as rows (b, n)."""
-    return _drawn(H.space, key, numbers, distribution=distribution)
+    return H.settled(_drawn(H.space, key, numbers, distribution=distribution))
+
+
+def count(flat: Any) -> int:
+    """How many rows there are."""
+    return int(jax.tree_util.tree_leaves(flat)[0].shape[0])
+
+
+def _each(f: Callable, *flats: Any) -> Any:
+    return jax.tree_util.tree_map(f, *flats)
 
 
 def times_all(H: LinearOperator, vectors: PyTree) -> PyTree:
@@ -78,25 +95,31 @@ def times_all(H: LinearOperator, vectors: PyTree) -> PyTree:
 
 
 @jax.jit
-def _products(H: LinearOperator, flat: jax.Array) -> tuple[jax.Array, jax.Array]:
-    found = rows(times_all(H, trees(H, flat)))
-    return found, jnp.isfinite(found).all(1)
+def _products(H: LinearOperator, flat: Any) -> tuple[Any, jax.Array]:
+    found = rows(times_all(H, trees(H, flat)), H)
+    return found, _finite(found)
+
+
+def _finite(flat: Any) -> jax.Array:
+    """Which rows are."""
+    found = [jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in jax.tree_util.tree_leaves(flat)]
+    return jnp.stack(found).all(0)
 
 
 @jax.jit
-def _row(space: LinearOperator, flat: jax.Array, i: Any) -> PyTree:
-    return jax.tree_util.tree_map(lambda x: x[0], trees(space, flat[i][None]))
+def _row(space: LinearOperator, flat: Any, i: Any) -> PyTree:
+    return _each(lambda x: x[0], trees(space, _each(lambda x: x[i][None], flat)))
 
 
-def row(H: Operator, flat: jax.Array, i: int) -> PyTree:
+def row(H: Operator, flat: Any, i: int) -> PyTree:
     """A row as a vector."""
     return _row(H.space, flat, i)
 
 
 @jax.jit
-def _stacked(vectors: list[PyTree]) -> tuple[jax.Array, jax.Array]:
-    found = rows(jax.tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *vectors))
-    return found, jnp.isfinite(found).all(1)
+def _stacked(space: LinearOperator, vectors: list[PyTree]) -> tuple[Any, jax.Array]:
+    found = rows(_each(lambda *leaves: jnp.stack(leaves), *vectors), space)
+    return found, _finite(found)
 
 
 class NotFinite(Exception):
@@ -110,45 +133,62 @@ class Counted:
     H: Operator
     used: int = 0
 
-    def __call__(self, flat: jax.Array) -> jax.Array:
+    def __call__(self, flat: Any) -> Any:
         """A times every row.
 
         Raises:
           NotFinite: a product is not finite; it says which, counted from the first.
         """
 
-        def part(lo: int, hi: int) -> tuple[jax.Array, np.ndarray]:
-            return self._of(flat if hi - lo == len(flat) else flat[lo:hi])
+        num = count(flat)
 
-        found, finite = zip(*halved(part, 0, len(flat)), strict=True)
+        def part(lo: int, hi: int) -> tuple[Any, np.ndarray]:
+            return self._of(flat if hi - lo == num else _each(lambda x: x[lo:hi], flat))
+
+        found, finite = zip(*halved(part, 0, num), strict=True)
         bad = np.flatnonzero(~np.concatenate(finite))
-        before, self.used = self.used, self.used + len(flat)
+        before, self.used = self.used, self.used + num
         if len(bad):
             raise NotFinite(f"product {before + int(bad[0]) + 1} is not finite")
-        return found[0] if len(found) == 1 else jnp.concatenate(found)
+        return found[0] if len(found) == 1 else _each(lambda *x: jnp.concatenate(x), *found)
 
-    def _of(self, flat: jax.Array) -> tuple[jax.Array, np.ndarray]:
+    def _of(self, flat: Any) -> tuple[Any, np.ndarray]:
         if self.H.on_device and isinstance(self.H, LinearOperator):
             found, finite = _products(self.H, flat)
         else:
-            found, finite = _stacked([self.H.product(row(self.H, flat, i)) for i in range(len(flat))])
+            space = self.H.space
+            found, finite = _stacked(space, [self.H.product(row(self.H, flat, i)) for i in range(count(flat))])
         return found, np.asarray(finite)
 
 
 # --- the basis
 
 
+def _sizes(flat: Any) -> jax.Array:
+    """The norm of every row, (b,)."""
+    squares = (jnp.sum(x * x, tuple(range(1, x.ndim))) for x in jax.tree_util.tree_leaves(flat))
+    return jnp.sqrt(sum(squares))  # type: ignore[arg-type]
+
+
+def _by_row(factor: jax.Array, x: jax.Array) -> jax.Array:
+    return factor.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) * x
+
+
 @jax.jit
-def _noisy(flat: jax.Array, noise: jax.Array) -> jax.Array:
+def _noisy(flat: Any, noise: Any) -> Any:
     """Every row with a random one added, small enough to change nothing but the directions of rounding errors."""
-    size = jnp.linalg.norm(flat, axis=1, keepdims=True)
-    small = NOISE * jnp.finfo(flat.dtype).eps / jnp.linalg.norm(noise, axis=1, keepdims=True)
-    return flat + small * jnp.where(size > 0, size, 1) * noise
+    size = _sizes(flat)
+    small = NOISE * jnp.finfo(size.dtype).eps / _sizes(noise) * jnp.where(size > 0, size, 1)
+    return _each(lambda x, y: x + _by_row(small, y), flat, noise)
 
 
 @jax.jit
-def _gram(a: jax.Array, b: jax.Array) -> jax.Array:
+def _gram(a: Any, b: Any) -> jax.Array:
     """A B', summed in pieces: over 10^7 entries XLA's product with one row on a CPU loses all but three digits."""
+    if isinstance(a, tuple):  # no axis is cut, and each device sums its own part
+        pairs = zip(*map(jax.tree_util.tree_leaves, (a, b)), strict=True)
+        each = (jnp.sum(x[:, None] * y[None], tuple(range(2, x.ndim + 1))) for x, y in pairs)
+        return sum(each)  # type: ignore[return-value]
     n = a.shape[1]
     piece = min(n, PIECE)
     split = (jnp.pad(x, ((0, 0), (0, -n % piece))).reshape(len(x), -1, piece) for x in (a, b))
@@ -157,21 +197,38 @@ def _gram(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _without(basis: jax.Array, flat: jax.Array) -> jax.Array:
+def _without(basis: Any, flat: Any) -> Any:
     """The part of the rows orthogonal to the rows of ``basis``."""
+    inner = _gram(flat, basis)
     with jax.default_matmul_precision("highest"):
-        return flat - _gram(flat, basis) @ basis
+        return _each(lambda x, q: x - jnp.tensordot(inner.astype(q.dtype), q, 1), flat, basis)
 
 
 @jax.jit
-def _orthonormal(space: LinearOperator, flat: jax.Array) -> jax.Array:
+def _orthonormal(space: LinearOperator, flat: Any) -> Any:
+    if space.how.shards is not None:
+        return rows(_one_by_one(flat)[0], space)
     found = jnp.linalg.qr(flat.T)[0].T
     if space.scale is None:
         return found
-    return jnp.where(rows(jax.tree_util.tree_map(lambda s: s[None], space.scale)) != 0, found, 0)
+    return jnp.where(rows(_each(lambda s: s[None], space.scale), space) != 0, found, 0)
 
 
-def gram(a: jax.Array, b: jax.Array) -> np.ndarray:
+def _one_by_one(flat: Any) -> Any:
+    """Gram and Schmidt's rows, each made orthogonal to those before it twice."""
+
+    def one(i: Any, q: Any) -> Any:
+        vector = _each(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0), flat)
+        for _ in range(2):
+            vector = _without(q, vector)
+        size = _sizes(vector)
+        unit = _each(lambda x: _by_row(1 / jnp.where(size > 0, size, 1), x), vector)
+        return _each(lambda x, u: jax.lax.dynamic_update_index_in_dim(x, u[0], i, 0), q, unit)
+
+    return jax.lax.fori_loop(0, count(flat), one, _each(jnp.zeros_like, flat))
+
+
+def gram(a: Any, b: Any) -> np.ndarray:
     return np.asarray(_gram(a, b), np.float64)
 
 
@@ -181,7 +238,7 @@ def gram(a: jax.Array, b: jax.Array) -> np.ndarray:
 class Sketch(NamedTuple):
     """What is known of an operator; see the module. ``factor`` is R of Y = Q R, Y the products that make the basis."""
 
-    basis: tuple[jax.Array, ...]  # blocks of rows
+    basis: tuple[Any, ...]  # blocks of rows
     core: np.ndarray
     factor: np.ndarray
     tests: tuple[np.ndarray, ...]  # their numbers, in blocks
@@ -198,7 +255,7 @@ def empty() -> Sketch:
 
 
 def widened(
-    sketch: Sketch, times: Counted, images: jax.Array, numbers: np.ndarray, noise: jax.Array, test: jax.Array, kind: str
+    sketch: Sketch, times: Counted, images: Any, numbers: np.ndarray, noise: jax.Array, test: jax.Array, kind: str
 ) -> Sketch:
     """The sketch with the span of more products in its basis, which takes as many products again.
 
@@ -215,14 +272,14 @@ def widened(
     noisy = new = _noisy(images, drawn(times.H, noise, numbers, "normal"))
     for _ in range(2):  # once leaves an error of eps times the condition number; twice is enough (Kahan)
         for block in sketch.basis:
-            new = _without(block, new)
-        new = _orthonormal(space, new)
+            new = times.H.settled(_without(block, new))
+        new = times.H.settled(_orthonormal(space, new))
     image = times(new)
-    none = np.zeros((0, len(new)))
+    none = np.zeros((0, count(new)))
     cross = np.concatenate([none, *(gram(block, image) for block in sketch.basis)])
     above = np.concatenate([none, *(gram(block, noisy) for block in sketch.basis)])
     own = gram(new, image)
-    inside, product = (np.zeros((len(new), 0)) for _ in range(2))
+    inside, product = (np.zeros((count(new), 0)) for _ in range(2))
     for each in sketch.tests:
         tests = drawn(times.H, test, each, kind)
         inside = np.concatenate([inside, gram(new, tests)], 1)
@@ -236,9 +293,9 @@ def widened(
     )
 
 
-def tested(sketch: Sketch, tests: jax.Array, of_tests: jax.Array, numbers: np.ndarray) -> Sketch:
+def tested(sketch: Sketch, tests: Any, of_tests: Any, numbers: np.ndarray) -> Sketch:
     """The sketch with more test vectors: rows (b, n), their products and their numbers."""
-    none = np.zeros((0, len(tests)))
+    none = np.zeros((0, count(tests)))
     inside = np.concatenate([none, *(gram(block, tests) for block in sketch.basis)])
     product = np.concatenate([none, *(gram(block, of_tests) for block in sketch.basis)])
     return sketch._replace(

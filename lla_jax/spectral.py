@@ -9,17 +9,19 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax import _tree, checks, krylov
+from lla_jax import _tree, checks, krylov, shards
 from lla_jax import data as _data
 from lla_jax import lanczos as _lanczos
 from lla_jax._types import Directions, Eigenpairs, PyTree, Recipe
 from lla_jax.krylov import Ritz, Search
+from lla_jax.lanczos import Progress
 from lla_jax.linear_operator import HostOperator, LinearOperator
 from lla_jax.quadrature import Density, density, spectrum
 from lla_jax.symmetry import check_given, check_operator
@@ -29,7 +31,6 @@ __all__ = ["Density", "Extremes", "density", "eigenpairs", "extremes", "spectrum
 log = logging.getLogger("lla_jax")
 
 Operator = LinearOperator | HostOperator
-Progress = Callable[[float, float | None], None]
 SHARE = 0.25  # of the free memory that the basis takes by default
 SPARE = 4  # vectors beyond k that a restart needs
 ROWS = {True: 64, False: 32}  # rows of the first buffer, on the device or not
@@ -47,6 +48,7 @@ def eigenpairs(
     max_vectors: int | None = None,
     progress: Progress | None = None,
     on_partial: Callable[[Eigenpairs], None] | None = None,
+    save_every: float | None = None,
     resume: Eigenpairs | None = None,
 ) -> Eigenpairs:
     """Eigenvalues and eigenvectors at an end of the spectrum, each with its residual; repeated ones repeatedly.
@@ -72,6 +74,8 @@ def eigenpairs(
       progress: called as ``progress(products, None)``.
       on_partial: called with what is there, and the state to continue from, if the search is interrupted (Ctrl-C, or
         any exception), before the exception is raised again. Its residuals are the search's own estimates.
+      save_every: seconds after which ``on_partial`` is called on the way as well, again and again, so that a killed
+        process can be continued too. Its recipe then says "running" as "stopped".
       resume: what ``on_partial`` got; continues, and gives the same to the bit as a search that was not interrupted.
 
     Returns:
@@ -112,15 +116,27 @@ def eigenpairs(
         if resume.state is None:
             return resume
         s = _restored(resume.state, H)
-    log.info("eigenpairs: at most %d vectors of %.1f MiB (%.0f MiB free)", s.most, nbytes / 2**20, free / 2**20)
+    s.saved = save_every is not None
+    s.needed = max(s.needed, _lanczos.needed(H, s.rows, saved=s.saved, kept=2 * k))
+    log.info(
+        "eigenpairs: %d vectors of %.1f MiB to begin with, %.1f MiB with what is computed beside them; at most %d, "
+        "%.1f MiB (%.0f MiB free)",
+        s.rows, nbytes / 2**20, s.needed / 2**20, s.most,
+        _lanczos.needed(H, s.most, saved=s.saved, grown_from=s.rows) / 2**20, free / 2**20,
+    )  # fmt: skip
+
+    def hand_over(stopped: str) -> None:
+        if on_partial is not None and s.known and not s.gone:
+            on_partial(_partial(s, H, k, which, recipe, stopped))
+
+    progress = _lanczos.saving(progress, save_every, on_partial, lambda: hand_over("running"))
     try:
         ended = krylov.search(s, H, key, k, which, tol, limit - k, progress)
         if not s.known:
             raise ValueError(_lanczos.nothing(s.products))
         result = _finished(s, H, k, which, tol, ended, recipe, progress)
     except BaseException:
-        if on_partial is not None and s.known and not s.gone:
-            on_partial(_partial(s, H, k, which, recipe))
+        hand_over("interrupted")
         raise
     _warn(result)
     return result
@@ -137,15 +153,15 @@ def _at_least(name: str, value: Any, least: int, default: int) -> int:
 # --- from the basis to pairs
 
 
-@jax.jit
-def _vector(coefficients: jax.Array, basis: PyTree) -> PyTree:
+@partial(jax.jit, static_argnames="spread")
+def _vector(coefficients: jax.Array, basis: PyTree, *, spread: Any) -> PyTree:
     """A Ritz vector, of norm 1 and with its largest entry positive."""
     vector = _lanczos.combine(coefficients, basis)
-    flat = [x.reshape(-1) for x in jax.tree_util.tree_leaves(vector)]
-    largest = jnp.stack([x[jnp.abs(x).argmax()].astype(jnp.result_type(*flat)) for x in flat])
+    leaves = jax.tree_util.tree_leaves(vector)
+    high, low = (jnp.stack([_tree.wide(f(x)) for x in leaves]) for f in (jnp.max, jnp.min))  # no leaf is reshaped
     size = _tree.norm(vector)
-    factor = jnp.sign(largest[jnp.abs(largest).argmax()]) / jnp.where(size > 0, size, 1)
-    return jax.tree_util.tree_map(lambda x: x * factor.astype(x.dtype), vector)
+    factor = jnp.where(high.max() >= -low.min(), 1, -1) / jnp.where(size > 0, size, 1)
+    return shards.pinned(jax.tree_util.tree_map(lambda x: x * factor.astype(x.dtype), vector), spread)
 
 
 @jax.jit
@@ -159,7 +175,7 @@ def _judged(vector: PyTree, product: PyTree) -> jax.Array:
 def _ritz_vector(s: Search, ritz: Ritz, i: int, H: Operator) -> PyTree:
     coefficients = np.zeros(s.rows, H.dtype)
     coefficients[: s.known] = ritz.vectors[:, i]
-    return _vector(coefficients, s.basis)
+    return H.settled(_vector(coefficients, s.basis, spread=H.how.shards))
 
 
 def _pairs(
@@ -177,7 +193,9 @@ def _pairs(
         operator=H.recipe.get("kind", "given"),
     )  # fmt: skip
     recipe["products"] = products
-    return Eigenpairs(values, Directions(H.embed(_tree.stack(vectors)), about), residuals, products, recipe, state)
+    return Eigenpairs(
+        values, Directions(H.embed(H.placed(_tree.stack(vectors))), about), residuals, products, recipe, state
+    )
 
 
 def _finished(
@@ -204,6 +222,7 @@ def _finished(
         "converged": bool(searched and num == k and within.all()), "verified": ended == "verified",
         "stopped": None if searched else ended, "scale": float(scale), "rounding": float(rounding),
         "sequences": s.draws, "restarts": s.restarts, "complete": True,
+        "memory": {"vectors": s.rows, "bytes": s.needed},
     }  # fmt: skip
     residuals = residuals + rounding
     return _pairs([vectors[i] for i in chosen], values[chosen], residuals[chosen], s.products + num, recipe, H, None)
@@ -227,10 +246,12 @@ def _warn(result: Eigenpairs) -> None:
 
 # --- interrupted and continued
 
-_COUNTS = ("known", "filled", "outside", "longest", "products", "draws", "restarts", "checked", "rows", "most")
+_COUNTS = (
+    "known", "filled", "outside", "longest", "products", "draws", "restarts", "checked", "rows", "most", "needed",
+)  # fmt: skip
 
 
-def _partial(s: Search, H: Operator, k: int, which: str, recipe: Recipe) -> Eigenpairs:
+def _partial(s: Search, H: Operator, k: int, which: str, recipe: Recipe, stopped: str) -> Eigenpairs:
     ritz = krylov.ritz_pairs(s, which)
     num = min(k, len(ritz.values))
     state = {f"basis/{i}": np.asarray(x[: s.filled]) for i, x in enumerate(jax.tree_util.tree_leaves(s.basis))}
@@ -239,16 +260,17 @@ def _partial(s: Search, H: Operator, k: int, which: str, recipe: Recipe) -> Eige
         "alphas": s.alphas, "betas": s.betas, "wanted": s.wanted, "direction": s.direction, "scale": np.array(s.scale),
         "counts": np.array([getattr(s, name) for name in _COUNTS], np.int64),
     }  # fmt: skip
-    recipe = recipe | {"complete": False, "converged": False, "verified": False, "stopped": "interrupted"}
+    recipe = recipe | {"complete": False, "converged": False, "verified": False, "stopped": stopped}
     vectors = [_ritz_vector(s, ritz, i, H) for i in range(num)]
     return _pairs(vectors, ritz.values[:num], ritz.errors[:num], s.products, recipe, H, state)
 
 
 def _restored(state: Mapping[str, Any], H: Operator) -> Search:
-    numbers: dict[str, Any] = dict(zip(_COUNTS, map(int, state["counts"]), strict=True))
+    numbers: dict[str, Any] = dict(zip(_COUNTS, map(int, state["counts"])))
     filled, rows = numbers["filled"], numbers.pop("rows")
-    leaves = [jnp.zeros((rows, *s), d).at[:filled].set(state[f"basis/{i}"]) for i, (s, d) in enumerate(H.how.shapes)]
-    basis = H.placed(jax.tree_util.tree_unflatten(H.how.structure, leaves))
+    kept = (np.asarray(state[f"basis/{i}"]) for i in range(len(H.how.shapes)))
+    leaves = [np.pad(x, [(0, rows - filled), *[(0, 0)] * (x.ndim - 1)]) for x in kept]
+    basis = _lanczos.from_host(H, leaves)
     arrays: dict[str, Any] = {name: np.array(state[name]) for name in ("alphas", "betas", "wanted", "direction")}
     return Search(basis, np.pad(state["T"], (0, rows - filled)), scale=float(state["scale"]), **numbers, **arrays)
 
@@ -296,7 +318,7 @@ def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3)
         ends = Extremes(float(theta[0]), float(theta[-1]), residual, 0)
         return residual <= tol * np.abs(theta[[0, -1]]).max()
 
-    basis = _lanczos.begin(_lanczos.random(H, key, 0, "rademacher"), rows=steps + 1)
+    basis = _lanczos.begin(_lanczos.random(H, key, 0, "rademacher"), rows=steps + 1, spread=H.how.shards)
     _, alphas, betas, products = _lanczos.sequence(H, basis, min(steps, H.shape[0]), ends=known)
     known(alphas, betas)
     return ends._replace(products=products)

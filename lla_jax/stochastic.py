@@ -252,7 +252,7 @@ def _not_finite(trouble: object) -> str:
 
 
 @jax.jit
-def _forms(H: LinearOperator, signs: jax.Array) -> jax.Array:
+def _forms(H: LinearOperator, signs: Any) -> jax.Array:
     z = sketches.trees(H, signs)
     return jax.vmap(_form)(z, sketches.times_all(H, z))
 
@@ -263,7 +263,7 @@ def _form(z: PyTree, product: PyTree) -> jax.Array:
     return jnp.stack([_tree.dot(z, product), _tree.norm(product)])
 
 
-def _signs(H: Operator, key: jax.Array, lo: int, hi: int) -> jax.Array:
+def _signs(H: Operator, key: jax.Array, lo: int, hi: int) -> Any:
     """The probes of these numbers, rows."""
     return sketches.drawn(H, key, np.arange(lo, hi, dtype=np.uint32), "rademacher")
 
@@ -351,7 +351,7 @@ class Moments(NamedTuple):
 
 
 @jax.jit
-def _diagonal_draws(H: LinearOperator, signs: jax.Array) -> PyTree:
+def _diagonal_draws(H: LinearOperator, signs: Any) -> PyTree:
     z = sketches.trees(H, signs)
     return jax.tree_util.tree_map(jnp.multiply, z, sketches.times_all(H, z))
 
@@ -365,7 +365,7 @@ def _diagonal_draw(z: PyTree, product: PyTree) -> PyTree:
 def _merged(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
     """(moments with those of the draws before the first that is not finite, their number, (|mean|^2, |sem|^2 num))."""
     leaves = jax.tree_util.tree_leaves(draws)
-    finite = jnp.stack([jnp.isfinite(x).reshape(x.shape[0], -1).all(1) for x in leaves]).all(0)
+    finite = jnp.stack([jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in leaves]).all(0)
     good = jnp.cumprod(finite)
     count = good.sum(dtype=jnp.int32)
     num = so_far.num + count
@@ -388,7 +388,7 @@ def _merged(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
 def _diagonals(H: Operator, key: jax.Array, max_products: int, used: int) -> Iterator[Round]:
     """Rounds of independent probes, of which only the moments are kept."""
     done = 0
-    zeros = jax.tree_util.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), H.structure)
+    zeros = H.placed(jax.tree_util.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), H.structure))
     moments = Moments(jnp.int32(0), zeros, zeros)
 
     def compute(lo: int, hi: int) -> PyTree:

@@ -18,10 +18,10 @@ MODULES = [*sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem not in ("__ini
 LEVELS = [
     {"_static"},
     {"_types"},
-    {"_tree"},
+    {"_tree", "shards"},
     {"data", "lowering", "_files"},
     {"execution", "adapters", "normalization", "checkpoints", "checks", "_manifest"},
-    {"equinox_models", "batch_stats", "kernels", "curvature", "eigenvectors", "chunk_store"},
+    {"equinox_models", "batch_stats", "kernels", "curvature", "eigenvectors", "chunk_store", "hosts"},
     {"evaluation", "products"},
     {"linear_operator", "planning"},
     {"assembly", "symmetry", "sketches", "in_memory", "stored"},
