@@ -164,7 +164,7 @@ def candidates(
     scannable: bool,
     on_cpu: bool,
 ) -> list[Plan]:
-    """The plans worth timing, best guess first; at most three, since each has to be compiled.
+    """The plans worth timing, best guess first; few, since each has to be compiled.
 
     Args:
       execution: what the user fixed; "auto" fields are free.
@@ -178,6 +178,8 @@ def candidates(
       on_cpu: caches matter more than occupancy.
     """
     budget = 2**23 if on_cpu else 2**29
+    # as many rows as the largest value of a block has room for in a core's cache
+    fit = 1 << max(3, min(8, (2**20 // max(1, row_bytes)).bit_length() - 1))
     # a chunk computes its shared part once; by the cost of a row, because a chunk is also what an interrupt can lose
     many = min(256, max(64, 2**22 // max(1, row_bytes)))
 
@@ -188,11 +190,11 @@ def candidates(
     if not on_cpu:
         proposals = [batched(4096, 256), batched(512, 256), ("map", 4096, 1)]
     elif scannable:
-        proposals = [batched(64, 512), batched(256, 128), ("map", 256, 1)]
+        proposals = [batched(64, 512), ("map", fit, 1)]
     elif execution.loop == "vmap":
         proposals = [batched(64, 128)]
     else:  # over several weights at once, convolutions are grouped ones, and slow
-        proposals = [("map", 32, many), ("map", 256, 1)]
+        proposals = [("map", fit, many), ("map", 256, 1)]
     plans: list[Plan] = []
     for loop, microbatch, chunk in proposals:
         if execution.chunk != "auto":

@@ -140,7 +140,7 @@ def planned(
             seconds = (time.perf_counter() - start) / (call.microbatch * len(starts) * plan.chunk * job.mesh.size)
             runs.append({name: _data.mean(_data.total(x)) for name, x in found.items()})
         # of a call over several blocks, or shares of the data, the first one: it is the same for other layouts
-        probe.update({name: float(_data.mean(_data.total(x[:1, :1]))[0]) for name, x in found.items()})
+        probe.update({name: float(_data.mean(_data.total(np.asarray(x)[:1, :1]))[0]) for name, x in found.items()})
         recipe["probe_rows"] = min(call.microbatch, rows_in(job, batch), count)
 
     plan = _execution.chunks(compute, 0, 1, plan, 1)
