@@ -194,7 +194,7 @@ def candidates(
     elif execution.loop == "vmap":
         proposals = [batched(64, 128)]
     else:  # over several weights at once, convolutions are grouped ones, and slow
-        proposals = [("map", fit, many), ("map", 256, 1)]
+        proposals = [("map", max(32, fit), many), ("map", 256, 1)]
     plans: list[Plan] = []
     for loop, microbatch, chunk in proposals:
         if execution.chunk != "auto":
