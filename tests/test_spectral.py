@@ -528,6 +528,7 @@ print(found.recipe["memory"]["bytes"] / (now("VmHWM") - before))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel does not count")
 def test_memory_is_what_is_said():
     """Within 15 %, for 17 vectors of 61 MiB, 1.0 GiB in all."""
