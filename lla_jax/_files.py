@@ -5,12 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+
+def try_writing(folder: Path) -> None:
+    """Make the folder and a file in it, which is removed again; an OSError where that cannot be."""
+    probe = folder / f".lla-jax-{platform.node()}-{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    probe.touch()
+    probe.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import importlib.util
 import inspect
 import logging
 import os
-import platform
 import sys
 import sysconfig
 import time
@@ -47,11 +46,10 @@ def prepare_jax(devices: int | None) -> None:
 
 def writable(folder: Path) -> Path:
     """The folder, made if needed, after a file could be written into it: found before computing, not after."""
-    probe = folder / f".lla-jax-{platform.node()}-{os.getpid()}"
+    from lla_jax import _files
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink(missing_ok=True)
+        _files.try_writing(folder)
     except OSError as error:
         raise Mistake(f"--out {folder} is not a folder that can be written to: {error}") from error
     return folder

@@ -63,11 +63,8 @@ class Damaged(ValueError):
 
 def check_writable(folder: Path, nbytes: int = 0) -> None:
     """Make the folder, and raise an OSError unless files of ``nbytes`` in all can be written into it."""
-    probe = folder / f".probe-{platform.node()}-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink(missing_ok=True)
+        _files.try_writing(folder)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise type(error)(

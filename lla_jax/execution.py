@@ -315,16 +315,13 @@ def chunks(compute: Callable[[Plan, int, int], None], first: int, last: int, pla
 
 
 def device_batches(
-    data: Any, mesh: Mesh, whole: bool, place: Callable[[Any, Mesh], Any] = replicate
+    data: Stream, mesh: Mesh, whole: bool, place: Callable[[Any, Mesh], Any]
 ) -> Iterator[tuple[Any, int, int]]:
-    """(batch on the devices, rows that count, number of its first row): one for data that are on the devices already.
+    """(batch on the devices, rows that count, number of its first row) of a stream.
 
-    Streamed batches are brought to the first one's length (a longer one cut, a shorter one padded), so that one shape
-    compiles; unless they must stay ``whole``.
+    Batches are brought to the first one's length (a longer one cut, a shorter one padded), so that one shape compiles;
+    unless they must stay ``whole``.
     """
-    if not isinstance(data, Stream):
-        yield data, num_examples(data), 0
-        return
     rows, offset = 0, 0
     for batch in data:
         count = num_examples(batch)

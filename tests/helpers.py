@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lla_jax as lla
+from lla_jax import stored
 
 FIXED = lla.Execution(chunk=4, microbatch=8, loop="map", share=False, devices=1)
 """A plan that times nothing, for tests that are not about plans."""
@@ -100,3 +101,16 @@ def moved(p: dict, axes: lla.Directions, coord) -> dict:
         return np.asarray(leaf, np.float64) + np.tensordot(np.asarray(coord, np.float64), np.asarray(d, np.float64), 1)
 
     return jax.tree_util.tree_map(move, p, axes.tree)
+
+
+def points_computed(monkeypatch) -> list[int]:
+    """The numbers of points that stored landscapes compute from now on, one for each chunk."""
+    counted: list[int] = []
+    real = stored.evaluated
+
+    def counting(job, tree, plan, coords, *rest):
+        counted.append(len(coords))
+        return real(job, tree, plan, coords, *rest)
+
+    monkeypatch.setattr(stored, "evaluated", counting)
+    return counted

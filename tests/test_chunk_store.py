@@ -20,7 +20,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax import _files, _manifest, chunk_store, stored
-from tests.helpers import FIXED, accuracy, compilations, dataset, mlp_loss, params
+from tests.helpers import FIXED, accuracy, compilations, dataset, mlp_loss, params, points_computed
 
 GRID = lla.grid(extent=0.5, points=(9, 8))
 CHUNKS = 6  # of 12 points, with the plan FIXED and CHUNK_S as below
@@ -282,13 +282,7 @@ def test_grids_that_are_none_are_refused_and_files_of_others_stay(tmp_path, monk
 
 
 def test_a_wider_or_denser_grid_reuses_the_points_there_are(tmp_path, monkeypatch):
-    counted, real = [], stored.evaluated
-
-    def counting(job, tree, plan, coords, *rest):
-        counted.append(len(coords))
-        return real(job, tree, plan, coords, *rest)
-
-    monkeypatch.setattr(stored, "evaluated", counting)
+    counted = points_computed(monkeypatch)
     for grid, fresh in (
         (lla.grid(0.3, 4), 16),
         (lla.grid(0.3, 7), 49 - 16),  # denser

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import runs, stored
-from tests.helpers import FIXED, accuracy, compilations, dataset, mlp_loss, params
+from lla_jax import runs
+from tests.helpers import FIXED, accuracy, compilations, dataset, mlp_loss, params, points_computed
 
 GRID = lla.grid(extent=0.5, points=(3, 4))
 KINDS = {
@@ -100,13 +100,7 @@ def test_the_table_has_rows_a_text_and_a_file(tmp_path):
 
 
 def test_a_stored_sweep_survives_and_grows(tmp_path, monkeypatch):
-    counted, real = [], stored.evaluated
-
-    def counting(job, tree, plan, coords, *rest):
-        counted.append(len(coords))
-        return real(job, tree, plan, coords, *rest)
-
-    monkeypatch.setattr(stored, "evaluated", counting)
+    counted = points_computed(monkeypatch)
 
     def interrupt(done, total):
         if done >= 30:
