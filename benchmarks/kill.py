@@ -35,7 +35,7 @@ BUSY = 0.8  # of the kills, those that take a writer with chunks behind it where
 def writer(job: dict[str, Any]) -> None:
     """One writer: fills the store, and logs begun and written chunks with their times."""
     import lla_jax as lla
-    from lla_jax import stored
+    from lla_jax.landscape.store import writing as stored
 
     stored.CHUNK_S = CHUNK_S
     log = open(job["log"], "a", buffering=1)  # noqa: SIM115 (until the process ends, however it does)

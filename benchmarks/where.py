@@ -22,7 +22,7 @@ def block_pass(problem: tuple, what: str, rows: int, rewritten: bool) -> Callabl
     import numpy as np
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-    from lla_jax import lowering
+    from lla_jax.execution import rewriting as lowering
 
     loss, params, (x, y) = problem
     mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(AxisType.Auto,))
@@ -60,7 +60,7 @@ def where(path: pathlib.Path, repeats: int) -> dict[str, Any]:
     import jax
 
     import lla_jax as lla
-    from lla_jax import lowering
+    from lla_jax.execution import rewriting as lowering
 
     problem = networks.jax_problem(path)
     kept, anew = (lla.hessian(*problem, linearize=choice) for choice in (True, False))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lla_jax as lla
-from lla_jax import stored
+from lla_jax.landscape.store import writing as stored
 
 FIXED = lla.Execution(chunk=4, microbatch=8, loop="map", share=False, devices=1)
 """A plan that times nothing, for tests that are not about plans."""

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 import lla_jax as lla
-from lla_jax import hosts, lanczos
+from lla_jax.curvature import lanczos
+from lla_jax.execution import processes as hosts
 from tests import helpers
 
 SEED = 3  # no key here: jax must not begin before the group does

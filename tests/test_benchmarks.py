@@ -13,16 +13,16 @@ import pytest
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import attention  # noqa: E402
-import growth  # noqa: E402
-import hessian  # noqa: E402
-import kill  # noqa: E402
-import measure  # noqa: E402
-import networks  # noqa: E402
-import problems  # noqa: E402
-import rivals  # noqa: E402
-import sweep  # noqa: E402
-import table  # noqa: E402
+import attention
+import growth
+import hessian
+import kill
+import measure
+import networks
+import problems
+import rivals
+import sweep
+import table
 
 
 def test_the_readme_table_is_generated_from_the_results():

@@ -19,7 +19,10 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import _files, _manifest, chunk_store, stored
+from lla_jax.core import files as _files
+from lla_jax.landscape.store import chunks as chunk_store
+from lla_jax.landscape.store import manifest as _manifest
+from lla_jax.landscape.store import writing as stored
 from tests.helpers import FIXED, accuracy, compilations, dataset, mlp_loss, params, points_computed
 
 GRID = lla.grid(extent=0.5, points=(9, 8))

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import _terminal, cli, stored
+from lla_jax.cli import main as cli
+from lla_jax.cli import terminal as _terminal
+from lla_jax.landscape.store import writing as stored
 
 TINY = """
 import numpy as np
@@ -273,7 +275,7 @@ def test_errors_of_the_users_loss_are_one_message(capsys):
 
 
 def test_scale_of_the_pictures(tiny, capsys, monkeypatch):
-    from lla_jax import plotting
+    from lla_jax.output import plotting
 
     drawn = []
     contour, line = plotting.contour, plotting.line
@@ -309,7 +311,7 @@ def test_scale_of_the_pictures(tiny, capsys, monkeypatch):
 def test_a_plane_of_one_row_is_a_heat_map_and_a_failed_picture_loses_nothing(tiny, capsys, monkeypatch):
     assert tiny_run("--points", 5, 1, "--out", "r") == 0
     assert (tiny / "r/landscape-heatmap.png").exists()
-    from lla_jax import plotting
+    from lla_jax.output import plotting
 
     def broken(*arguments, **options):
         raise ValueError("no ink")

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import _curvature_run, _labels, _terminal, cli
+from lla_jax.cli import curvature as _curvature_run
+from lla_jax.cli import main as cli
+from lla_jax.cli import terminal as _terminal
+from lla_jax.output.plotting import reading as _labels
 
 TINY = """
 import numpy as np

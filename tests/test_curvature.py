@@ -13,7 +13,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import lla_jax as lla
-from lla_jax import operators
+from lla_jax.curvature import operators
 
 N, C = 7, 3
 DOUBLE, SINGLE = 1e-12, 1e-6  # "equal to rounding", relative to the largest entry

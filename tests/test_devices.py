@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import execution
+from lla_jax.execution import plans as execution
 from tests.helpers import FIXED, accuracy, apply, cross_entropy, dataset, mlp_loss, params
 
 GRID = lla.grid(extent=0.5, points=(3, 4))

@@ -15,8 +15,9 @@ from flax import nnx
 from flax.core import freeze
 
 import lla_jax as lla
-from lla_jax import _tree, directions
-from lla_jax._types import Directions, Eigenpairs, Loss, Recipe
+from lla_jax import directions
+from lla_jax.core import tree as _tree
+from lla_jax.core.types import Directions, Eigenpairs, Loss, Recipe
 from tests.helpers import FIXED
 
 KEY = jax.random.key(7)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import execution, kernels
+from lla_jax.execution import plans as execution
+from lla_jax.landscape import kernels
 from tests.helpers import FIXED, dataset, mlp_loss, params
 
 DATA = dataset()

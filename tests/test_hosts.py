@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import hosts
+from lla_jax.execution import processes as hosts
 from tests import helpers, host_process
 
 SCRIPT = pathlib.Path(host_process.__file__)

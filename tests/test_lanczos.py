@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import lanczos as core
-from lla_jax import operators
+from lla_jax.curvature import lanczos as core
+from lla_jax.curvature import operators
 from tests.helpers import compilations
 
 N = 40

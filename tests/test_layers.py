@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import layers, operators
+from lla_jax.curvature import operators
+from lla_jax.measures import layers
 from tests.helpers import compilations, cross_entropy, dataset, mlp_loss, params
 
 KEY = jax.random.key(0)

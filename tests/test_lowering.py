@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lla_jax import landscape, lowering
+from lla_jax import landscape
+from lla_jax.execution import rewriting as lowering
 
 RNG = np.random.default_rng(0)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.operators import dense, given
+from lla_jax.curvature.operators import dense, given
 from tests import helpers
 
 KEY = jax.random.key(0)

@@ -20,7 +20,8 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 import lla_jax as lla
-from lla_jax import assembly, execution, operators
+from lla_jax.curvature import assembly, operators
+from lla_jax.execution import plans as execution
 from tests import helpers
 
 DATA = helpers.dataset(11)

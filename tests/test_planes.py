@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import operators
+from lla_jax.curvature import operators
 from tests.helpers import FIXED, compilations, cross_entropy, dataset, mlp_loss, params
 
 KEY = jax.random.key(0)

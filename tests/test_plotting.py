@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import proj3d
 
-from lla_jax import plotting
-from lla_jax._types import Directions, Landscape, Recipe
+from lla_jax.core.types import Directions, Landscape, Recipe
+from lla_jax.output import plotting
 
 X, Y, Z = np.linspace(-1, 1, 17), np.linspace(-0.5, 2.5, 13), np.linspace(-1, 2, 7)
 MIN = (0.5, -0.25)  # on the grid; its mirror image (-0.25, 0.5) is on the page too

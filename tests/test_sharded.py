@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import lla_jax as lla
-from lla_jax import lanczos, operators, sketches
+from lla_jax.curvature import lanczos, operators, sketches
 from tests import helpers
 
 KEY = jax.random.key(4)

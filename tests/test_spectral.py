@@ -16,7 +16,10 @@ import pytest
 import scipy.linalg
 
 import lla_jax as lla
-from lla_jax import _curvature_run, krylov, operators, spectral
+from lla_jax.cli import curvature as _curvature_run
+from lla_jax.curvature import eigen as spectral
+from lla_jax.curvature import eigensearch as krylov
+from lla_jax.curvature import operators
 from tests.helpers import compilations, cross_entropy, dataset, mlp_loss, params
 from tests.test_lanczos import breaking, flat, matrix, operator
 

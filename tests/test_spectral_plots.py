@@ -10,8 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from lla_jax import directions, plotting, spectral
-from lla_jax._types import Directions, Eigenpairs, Estimate, Landscape, Spectrum
+from lla_jax import curvature as spectral
+from lla_jax import directions
+from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, Spectrum
+from lla_jax.output import plotting
 from tests.test_plotting import drawn, png, texts
 
 HESSIAN = {"which": "magnitude", "operator": {"kind": "hessian"}}

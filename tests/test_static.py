@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import lla_jax as lla
-from lla_jax._static import Static, static
+from lla_jax.core.static import Static, static
 from tests.helpers import FIXED, apply, dataset, params
 
 SCALE = 2.0

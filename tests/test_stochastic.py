@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax import sketches, stochastic
-from lla_jax.operators import dense, given, masked
-from lla_jax.symmetry import check_symmetric
+from lla_jax.curvature import estimates as stochastic
+from lla_jax.curvature import sketches
+from lla_jax.curvature.operators import dense, given, masked
+from lla_jax.curvature.symmetry import check_symmetric
 from tests import helpers
 
 METHODS = ("hutchinson", "hutch++", "xtrace")

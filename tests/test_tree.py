@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lla_jax import _tree
+from lla_jax.core import tree as _tree
 
 TREE = {
     "Conv_0": {"kernel": np.ones((2, 3), np.float32), "bias": np.zeros(3, np.float32)},

@@ -8,14 +8,14 @@ except ImportError as error:
         "with: pip install 'lla-jax[torch]'. Everything in lla_jax works without it."
     ) from error
 
-from lla_torch.certificate import Certificate, certify
-from lla_torch.checkpoint import load_checkpoint, to_state_dict
-from lla_torch.lowering import lowering
-from lla_torch.moments import adam_moments, optax_state
+from lla_torch.certify.certificate import Certificate, certify
 from lla_torch.net import Net, convert, convert_loss
 from lla_torch.problems import problem, stream
-from lla_torch.recording import record
-from lla_torch.tracing import ConversionError
+from lla_torch.program.operators import lowering
+from lla_torch.tracing.guards import ConversionError
+from lla_torch.tracing.recording import record
+from lla_torch.weights.checkpoint import load_checkpoint, to_state_dict
+from lla_torch.weights.moments import adam_moments, optax_state
 
 __all__ = [
     "Certificate",

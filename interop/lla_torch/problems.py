@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils import data as torch_data
 
 import lla_jax
-from lla_torch.function import arguments
-from lla_torch.trees import to_array, to_tensor
+from lla_torch.conversion.function import arguments
+from lla_torch.weights.names import to_array, to_tensor
 
 _SHUFFLING = (torch_data.RandomSampler, torch_data.SubsetRandomSampler, torch_data.WeightedRandomSampler)
 _LOADED = lla_jax.data.Stream
@@ -106,9 +106,9 @@ def problem(
     Raises:
       ValueError: what the parts raise; arguments that are needed only with another one.
     """
-    from lla_torch.checkpoint import load_checkpoint
-    from lla_torch.moments import optax_state
     from lla_torch.net import convert
+    from lla_torch.weights.checkpoint import load_checkpoint
+    from lla_torch.weights.moments import optax_state
 
     if optimizer is None and optimizer_params is not None:
         raise ValueError("optimizer_params: given without optimizer; pass both or none")

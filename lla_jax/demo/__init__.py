@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from lla_jax import models
-from lla_jax._types import Problem
+from lla_jax.core.types import Problem
 
 Arrays = tuple[np.ndarray, np.ndarray]
 NUM_TEST = 360

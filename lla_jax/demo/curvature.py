@@ -7,12 +7,19 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lla_jax import demo, directions, layers, measures, models, operators, planes, plotting
-from lla_jax._types import Eigenpairs, Problem, Spectrum
-from lla_jax._words import criteria, eigenvalue_lines, pm
-from lla_jax.landscape import evaluate, grid
-from lla_jax.spectral import eigenpairs, spectrum
-from lla_jax.stochastic import trace
+from lla_jax import demo
+from lla_jax.core.types import Eigenpairs, Problem, Spectrum
+from lla_jax.curvature import operators
+from lla_jax.curvature.eigen import eigenpairs
+from lla_jax.curvature.estimates import trace
+from lla_jax.curvature.quadrature import spectrum
+from lla_jax.directions import eigenvectors
+from lla_jax.landscape.evaluation import evaluate, grid
+from lla_jax.measures import convexity_map, layers, planes
+from lla_jax.measures import spectra as _spectra
+from lla_jax.models import linen
+from lla_jax.output.plotting import lines
+from lla_jax.output.words import criteria, eigenvalue_lines, pm
 
 STEPS, PROBES, TOP = 60, 4, 5
 EXTENT = 0.5  # of the Hessian axes, which have length 1
@@ -39,7 +46,7 @@ def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: 
       bar: as for ``tour.run``.
     """
     params, data = problem.params, problem.data
-    start = models.from_linen(trained.module, trained.initial, demo.cross_entropy)
+    start = linen.from_linen(trained.module, trained.initial, demo.cross_entropy)
     networks = {
         "at initialization": operators.hessian(start, trained.initial["params"], data),
         "after training": operators.hessian(problem.loss, params, data),
@@ -56,24 +63,24 @@ def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: 
         whole = trace(operator, keys[2], method="xtrace", progress=progress)
     with bar("layers", "products") as progress:
         rows = layers.per_layer(problem.loss, params, data, keys[3], progress=progress)
-    axes = directions.eigenvectors(pairs, (0, 1))
+    axes = eigenvectors.eigenvectors(pairs, (0, 1))
     with bar("Hessian axes") as progress:
         plane = evaluate(problem.loss, params, data, axes, grid(points=points, extent=EXTENT), progress=progress)
     report = planes.plane_report(plane, axes, operator, pairs=pairs, trace=whole)
     with bar("convexity", "products") as progress:
         coarse = grid(points=CONVEXITY_POINTS, extent=EXTENT)
-        convexity = planes.convexity(problem.loss, params, data, axes, coarse, keys[0], progress=progress)
+        convexity = convexity_map.convexity(problem.loss, params, data, axes, coarse, keys[0], progress=progress)
     names = {"at initialization": "spectrum-initial", "after training": "spectrum"}
     return Curvature(
         pairs,
         {names[when]: spec for when, spec in spectra.items()}
         | {"eigenpairs": pairs, "hessian-plane": plane, "convexity": convexity},
         {
-            "spectrum": plotting.spectral_density(spectra, title="Digits CNN: Hessian spectrum"),
-            "eigenvalues": plotting.scree(pairs, title="Digits CNN: eigenvalues"),
-            "layers": plotting.layers(rows, title="Digits CNN: curvature by layer"),
-            "hessian-plane": plotting.contour(plane, log=True, title="Digits CNN: plane of the top eigenvectors"),
-            "convexity": plotting.convexity(convexity, title="Digits CNN: convexity"),
+            "spectrum": lines.spectral_density(spectra, title="Digits CNN: Hessian spectrum"),
+            "eigenvalues": lines.scree(pairs, title="Digits CNN: eigenvalues"),
+            "layers": lines.layers(rows, title="Digits CNN: curvature by layer"),
+            "hessian-plane": lines.contour(plane, log=True, title="Digits CNN: plane of the top eigenvectors"),
+            "convexity": lines.convexity(convexity, title="Digits CNN: convexity"),
         },
         "\n".join(
             [
@@ -97,7 +104,7 @@ def compare(spectra: Mapping[str, Spectrum]) -> str:
         f"  {name:<14}" + "".join(f"{pm(each[name]):<{width}}" for each in found.values())
         for name in next(iter(found.values()))
     ]
-    kinds = "".join(f"{measures.spectrum_type(spec).kind:<{width}}" for spec in spectra.values())
+    kinds = "".join(f"{_spectra.spectrum_type(spec).kind:<{width}}" for spec in spectra.values())
     return "\n".join(
         [
             f"Curvature criteria, {PROBES} probes of {STEPS} Lanczos steps (0 in a minimum; +- error over the probes):",

@@ -11,12 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax import demo, directions, plotting
-from lla_jax._types import Landscape
+from lla_jax import demo
+from lla_jax.core.types import Landscape
 from lla_jax.demo import curvature
-from lla_jax.landscape import evaluate, grid
-from lla_jax.modes import all_modes
-from lla_jax.storage import save
+from lla_jax.directions import draws, normalization
+from lla_jax.landscape.evaluation import evaluate, grid
+from lla_jax.landscape.modes import all_modes
+from lla_jax.output.plotting import lines
+from lla_jax.output.storage import save
 
 Bar = Callable[..., AbstractContextManager[Callable[[float, float | None], None]]]
 
@@ -39,7 +41,7 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
     problem = demo.problem_of(trained)
     loss, params, metrics = problem.loss, problem.params, dict(problem.metrics)
     key = jax.random.key(seed)
-    axes = directions.normalize(directions.random(key, params, 2), params, by="filter", filter_axis=loss)
+    axes = normalization.normalize(draws.random(key, params, 2), params, by="filter", filter_axis=loss)
 
     with bar("line") as progress:
         line = evaluate(
@@ -76,11 +78,11 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
     summary.write_text(f"{summarize(line, plane, modes)}\n{found.text}\n", encoding="utf-8")
     # logarithmic, since the loss spans four orders of magnitude
     figures = {
-        "line": plotting.train_test(line, log=True, title="Digits CNN"),
-        "surface": plotting.surface(plane, log=True, title="Digits CNN: training loss"),
-        "contour": plotting.contour(plane, log=True, title="Digits CNN: training loss"),
-        "accuracy": plotting.contour(plane, "accuracy", title="Digits CNN: training accuracy"),
-        "modes": plotting.panels(modes, kind="contour", log=True, title="Digits CNN, training"),
+        "line": lines.train_test(line, log=True, title="Digits CNN"),
+        "surface": lines.surface(plane, log=True, title="Digits CNN: training loss"),
+        "contour": lines.contour(plane, log=True, title="Digits CNN: training loss"),
+        "accuracy": lines.contour(plane, "accuracy", title="Digits CNN: training accuracy"),
+        "modes": lines.panels(modes, kind="contour", log=True, title="Digits CNN, training"),
     }
     pictures = {out / f"{name}.png": figure for name, figure in (figures | found.figures).items()}
     for path, figure in pictures.items():

@@ -12,9 +12,9 @@ import pytest
 torch = pytest.importorskip("torch")
 lla_torch = pytest.importorskip("lla_torch")
 
-from lla_torch.certificate import difference  # noqa: E402
-from lla_torch.reference import Follow  # noqa: E402
-from torch import nn  # noqa: E402
+from lla_torch.certify.certificate import difference
+from lla_torch.certify.reference import Follow
+from torch import nn
 
 Two = collections.namedtuple("Two", "first second")
 

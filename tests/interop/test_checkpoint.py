@@ -1,5 +1,4 @@
 """Checkpoints into a converted network and back: every kind of file, and what must not be loaded."""
-# ruff: noqa: E402 (torch is optional)
 
 import argparse
 import os
@@ -13,9 +12,9 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from lla_torch.checkpoint import load_checkpoint, to_state_dict
 from lla_torch.net import Net, convert
-from lla_torch.trees import as_jax, filter_axis, names_of, references, to_array
+from lla_torch.weights.checkpoint import load_checkpoint, to_state_dict
+from lla_torch.weights.names import as_jax, filter_axis, names_of, references, to_array
 from torch import nn
 
 

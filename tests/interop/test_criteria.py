@@ -12,9 +12,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lla_torch.criteria import Criterion, criterion_of  # noqa: E402
-from lla_torch.ops import losses  # noqa: E402
-from torch import nn  # noqa: E402
+from lla_torch.losses.criteria import Criterion, criterion_of
+from lla_torch.program.ops import losses
+from torch import nn
 
 
 @pytest.fixture(autouse=True)

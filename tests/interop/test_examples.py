@@ -14,9 +14,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import lla_torch  # noqa: E402
+import lla_torch
 
-import lla_jax as lla  # noqa: E402
+import lla_jax as lla
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -1,5 +1,4 @@
 """Adam's moments: live and saved optimizers, by identity and by name, in the layout of the weights."""
-# ruff: noqa: E402 (torch is optional)
 
 import gc
 
@@ -10,10 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lla_torch.checkpoint import to_state_dict
-from lla_torch.moments import adam_moments, optax_state
 from lla_torch.net import Net, convert
-from lla_torch.trees import as_jax, filter_axis, names_of, references, to_array
+from lla_torch.weights.checkpoint import to_state_dict
+from lla_torch.weights.moments import adam_moments, optax_state
+from lla_torch.weights.names import as_jax, filter_axis, names_of, references, to_array
 from torch import nn
 
 

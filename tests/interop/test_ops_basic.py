@@ -12,8 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lla_torch.lowering import TABLE, full_name  # noqa: E402
-from lla_torch.ops import (  # noqa: E402, F401
+from lla_torch.program.operators import TABLE, full_name
+from lla_torch.program.ops import (  # noqa: F401
     activations,
     creation,
     indexing,
@@ -24,8 +24,8 @@ from lla_torch.ops import (  # noqa: E402, F401
     reductions,
     shapes,
 )
-from lla_torch.program import DType, Instruction, Noise, _run  # noqa: E402
-from lla_torch.views import View, channels_last, inverse, merge_tail, plain  # noqa: E402
+from lla_torch.program.program import DType, Instruction, Noise, _run
+from lla_torch.program.views import View, channels_last, inverse, merge_tail, plain
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 3, 4))

@@ -9,10 +9,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lla_torch import program  # noqa: E402
-from lla_torch.lowering import TABLE, full_name  # noqa: E402
-from lla_torch.ops import convolution, normalization, pooling, resizing  # noqa: E402, F401
-from lla_torch.views import View, channels_last, inverse  # noqa: E402
+from lla_torch.program import program
+from lla_torch.program.operators import TABLE, full_name
+from lla_torch.program.ops import (  # noqa: F401
+    convolution,
+    normalization,
+    pooling,
+    resizing,
+)
+from lla_torch.program.views import View, channels_last, inverse
 
 aten = torch.ops.aten
 

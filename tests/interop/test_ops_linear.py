@@ -13,12 +13,19 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lla_torch.lowering import TABLE, full_name  # noqa: E402
-from lla_torch.ops import attention, dropout, embedding, linear, losses, recurrent  # noqa: E402, F401
-from lla_torch.program import DType, Instruction, Noise, _run  # noqa: E402
-from lla_torch.views import View, merge_tail, plain  # noqa: E402
-from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from lla_torch.program.operators import TABLE, full_name
+from lla_torch.program.ops import (  # noqa: F401
+    attention,
+    dropout,
+    embedding,
+    linear,
+    losses,
+    recurrent,
+)
+from lla_torch.program.program import DType, Instruction, Noise, _run
+from lla_torch.program.views import View, merge_tail, plain
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 

@@ -14,7 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import lla_torch  # noqa: E402
+import lla_torch
 
 INSTALL = "pip install --no-deps facenet-pytorch==2.6.0 torchcrepe==0.0.24 Resemblyzer==0.1.4"
 

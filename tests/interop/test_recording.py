@@ -1,5 +1,4 @@
 """Draws of torch modules: what is recorded makes up torch's own outputs, and nothing of the module changes."""
-# ruff: noqa: E402 (torch is optional)
 
 from collections import namedtuple
 
@@ -11,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 import lla_torch
 import torch.nn.functional as F
-from lla_torch.recording import record
+from lla_torch.tracing.recording import record
 from torch import nn
 
 X = torch.linspace(-1, 2, 2 * 3 * 4 * 4).reshape(2, 3, 4, 4)

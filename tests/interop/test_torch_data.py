@@ -1,5 +1,4 @@
 """torch's loaders as streams, and whole problems."""
-# ruff: noqa: E402 (torch is optional)
 
 from collections import namedtuple
 

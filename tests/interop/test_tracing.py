@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 lla_torch = pytest.importorskip("lla_torch")
-from torch import nn  # noqa: E402
+from torch import nn
 
 Outputs = collections.namedtuple("Outputs", "logits inner")
 
@@ -350,7 +350,7 @@ def test_inputs_of_another_kind_are_refused_or_cast():
 
 
 def test_a_registered_lowering_is_used_where_torch_would_decompose():
-    from lla_torch.lowering import TABLE
+    from lla_torch.program.operators import TABLE
 
     called = []
 

@@ -13,11 +13,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import lla_torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
+import lla_torch
+import torch.nn.functional as F
+from torch import nn
 
-from tests.interop.parity import (  # noqa: E402
+from tests.interop.parity import (
     arrays,
     assert_named,
     assert_outputs,
@@ -477,7 +477,7 @@ def test_criteria_that_do_not_convert(criterion):
 @pytest.fixture
 def bump():
     """A custom operator x^2 sin(x) that no table knows, and the table as it was afterwards."""
-    from lla_torch.lowering import TABLE
+    from lla_torch.program.operators import TABLE
 
     if not hasattr(torch.ops.lla_tests, "bump"):
 

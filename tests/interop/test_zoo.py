@@ -12,10 +12,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import lla_torch  # noqa: E402
+import lla_torch
 
-from tests import helpers  # noqa: E402
-from tests.interop.parity import (  # noqa: E402
+from tests import helpers
+from tests.interop.parity import (
     Reference,
     arrays,
     assert_named,
@@ -27,7 +27,7 @@ from tests.interop.parity import (  # noqa: E402
     plain_torch,
     reference,
 )
-from tests.interop.zoo import ZOO, Entry  # noqa: E402
+from tests.interop.zoo import ZOO, Entry
 
 EXPORTED, CHECKED = 7, 4
 BY_NAME = {entry.name: entry for entry in ZOO}

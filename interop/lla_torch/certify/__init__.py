@@ -1,0 +1,1 @@
+"""Proof that both sides compute the same."""

@@ -1,0 +1,315 @@
+"""From an exported graph to a ``Program``, operator by operator."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.utils import _pytree as torch_pytree
+
+import lla_torch.program.ops  # noqa: F401  (fills the table)
+from lla_torch.program.operators import TABLE, Lowering
+from lla_torch.program.program import DType, Input, Instruction, Program, Ref
+from lla_torch.tracing.exporting import where
+from lla_torch.tracing.guards import ConversionError
+from lla_torch.weights.names import NameMap, names_of
+
+IGNORED = frozenset(["device", "layout", "pin_memory", "memory_format", "non_blocking", "requires_grad"])
+COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+VALUE_SHAPED = frozenset(["nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "unique_dim"])
+ASSERTIONS = ("aten._assert_tensor_metadata.", "aten.sym_constrain_range", "aten._assert_async.")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An exported program ready to become a ``Program`` as soon as all tensors have their place in a tree."""
+
+    exported: ExportedProgram
+    constants: dict[str, torch.Tensor]
+    mode: str
+
+    def program(self, names: NameMap, own: torch.dtype) -> Program:
+        """The program over the tree that ``names`` describes; ``own`` is the weights' type.
+
+        Raises:
+          ConversionError: operators without a lowering, all of them.
+        """
+        return _Builder(self, names, own).build()
+
+
+def graph_of(exported: ExportedProgram, mode: str) -> Graph:
+    """The graph with its constants: tensors that are neither parameters nor buffers, by mode ("eval") and name."""
+    specs = exported.graph_signature.input_specs
+    targets = [s.target for s in specs if s.kind == InputKind.CONSTANT_TENSOR and s.target is not None]
+    return Graph(exported, {f"{mode}.{_own_name(t)}": exported.constants[t].detach() for t in targets}, mode)
+
+
+def _own_name(target: str) -> str:
+    return target.removeprefix("module.")
+
+
+class _Builder:
+    """Numbers the values of a graph and turns its nodes into instructions."""
+
+    def __init__(self, graph: Graph, names: NameMap, own: torch.dtype):
+        self.exported, self.mode, self.names, self.own = graph.exported, graph.mode, names, own
+        self.slots: dict[torch.fx.Node, int] = {}
+        self.unknown: dict[str, list[str]] = {}
+
+    def build(self) -> Program:
+        signature, graph = self.exported.graph_signature, self.exported.graph
+        inputs: list[Input] = []
+        number = 0
+        placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+        for node, spec in zip(placeholders, signature.input_specs, strict=True):
+            self.slots[node] = len(inputs)
+            if spec.kind == InputKind.USER_INPUT:
+                value = node.meta.get("val")
+                shape = (
+                    tuple(int(n) if is_concrete_int(n) else None for n in value.shape)
+                    if torch.is_tensor(value)
+                    else None
+                )
+                inputs.append(Input("input", number, dtype=self.dtype_of(value), shape=shape))
+                number += 1
+            else:
+                inputs.append(self.held(spec))
+        wanted = self.live(graph)
+        made = [self.instruction(n) for n in graph.nodes if n.op == "call_function" and n in wanted]
+        instructions = [i for i in made if i is not None]
+        if self.unknown:
+            raise ConversionError(_unknown_message(self.unknown))
+        results = next(n for n in graph.nodes if n.op == "output").args[0]
+        outputs, updates = [], []
+        for spec, value in zip(signature.output_specs, results, strict=True):
+            if spec.kind == OutputKind.USER_OUTPUT:
+                outputs.append(self.value(value))
+            elif spec.kind == OutputKind.BUFFER_MUTATION:
+                leaf = self.names.by_name(_own_name(spec.target))
+                updates.append(((leaf.collection, *leaf.path), self.value(value)))
+            else:
+                what = "one of its inputs" if "USER_INPUT" in spec.kind.name else f"parameter {spec.target!r}"
+                raise ConversionError(
+                    f"module {'(the whole)'!r}: the forward pass writes in place to {what}{_by(value)}; only buffers "
+                    "may be written. Write to a copy (x.clone()) instead"
+                )
+        structure = _structure(self.exported.call_spec.out_spec)
+        slots = len(self.slots)
+        own = DType(_dtype_name(self.own), True)
+        return Program(
+            inputs=tuple(inputs),
+            instructions=tuple(instructions),
+            outputs=tuple(outputs),
+            updates=tuple(updates),
+            structure=structure,
+            own=own,
+            num_slots=slots,
+            guards=_guards(self.exported),
+        )
+
+    def held(self, spec: Any) -> Input:
+        """The input that a parameter, a buffer or a constant fills."""
+        if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            raise ConversionError(f"the graph takes {spec.target!r}, a {spec.kind.name}, which is not supported")
+        prefix = f"{self.mode}." if spec.kind == InputKind.CONSTANT_TENSOR else ""
+        leaf = self.names.by_name(prefix + _own_name(spec.target))
+        is_param = leaf.collection == "params"
+        path = leaf.path if is_param else (leaf.collection, *leaf.path)
+        kind, dtype = "params" if is_param else "state", self.dtype(getattr(torch, leaf.dtype))
+        if leaf.order == tuple(range(len(leaf.order))):
+            return Input(kind, path, dtype=dtype, shape=leaf.stored_shape)
+        return Input(kind, path, leaf.order, leaf.split, leaf.merged, dtype, leaf.stored_shape)
+
+    def live(self, graph: torch.fx.Graph) -> set[torch.fx.Node]:
+        """Nodes that an output depends on, those that draw (their order counts) and those that assert."""
+        wanted: set[torch.fx.Node] = set()
+        for node in reversed(graph.nodes):
+            name = str(node.target)
+            if name.startswith(ASSERTIONS):
+                continue
+            known = TABLE.get(name)
+            asserts = name.startswith("aten._assert_scalar.")
+            if node.op == "output" or node in wanted or asserts or (known is not None and known.random):
+                wanted.update((node, *node.all_input_nodes))
+        return wanted
+
+    def instruction(self, node: torch.fx.Node) -> Instruction | None:
+        out = self.slots.setdefault(node, len(self.slots))
+        found = _python_operator(node.target) or TABLE.get(str(node.target))
+        if found is None:
+            self.unknown.setdefault(str(node.target), []).append(where(node))
+            return None
+        if "as_strided" in str(node.target):
+            _check_strides(node)
+        args, kwargs = list(node.args), dict(node.kwargs)
+        names = _argument_names(node.target)
+        args = [None if name in IGNORED else a for a, name in zip(args, [*names, *[""] * len(args)])]
+        while args and len(args) <= len(names) and names[len(args) - 1] in IGNORED:
+            args.pop()
+        kwargs = {name: a for name, a in kwargs.items() if name not in IGNORED}
+        value = node.meta.get("val")
+        values = value if isinstance(value, tuple | list) else (value,)
+        return Instruction(
+            found,
+            tuple(self.value(a) for a in args),
+            tuple((name, self.value(a)) for name, a in sorted(kwargs.items())),
+            out,
+            tuple(self.dtype_of(v) for v in values),
+            where(node),
+        )
+
+    def value(self, x: Any) -> Any:
+        """A hashable form of an argument."""
+        if isinstance(x, torch.fx.Node):
+            if x.op == "get_attr":
+                raise ConversionError(f"{where(x)}: a nested graph ({x.target}) is not supported")
+            return Ref(self.slots[x])
+        if isinstance(x, torch.dtype):
+            return self.dtype(x)
+        if isinstance(x, list | tuple):
+            return tuple(self.value(v) for v in x)
+        if isinstance(x, torch.device | torch.layout | torch.memory_format):
+            return None
+        if x is None or isinstance(x, bool | int | float | complex | str):
+            return x
+        raise ConversionError(f"an argument of type {type(x).__name__} ({x!r}) is not supported")
+
+    def dtype(self, dtype: torch.dtype) -> DType:
+        return DType(_dtype_name(dtype), dtype in (self.own, COMPLEX.get(self.own)))
+
+    def dtype_of(self, value: Any) -> DType | None:
+        return self.dtype(value.dtype) if isinstance(value, torch.Tensor) else None
+
+
+def _check_strides(node: torch.fx.Node) -> None:
+    base = node.args[0].meta["val"]  # type: ignore[union-attr]
+    if not base.is_contiguous():
+        raise ConversionError(
+            f"{where(node)}: as_strided of a tensor that does not lie contiguously in memory; use view, permute or "
+            "unfold, or x.contiguous() before"
+        )
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _argument_names(op: Any) -> list[str]:
+    return [a.name for a in op._schema.arguments] if hasattr(op, "_schema") else []
+
+
+def _by(value: Any) -> str:
+    """The source line of a node, for a message."""
+    place = where(value) if isinstance(value, torch.fx.Node) else ""
+    return f" ({place})" if place else ""
+
+
+def _guards(exported: ExportedProgram) -> tuple[str, ...]:
+    """The conditions on sizes under which the graph was traced, in terms of the inputs' shapes ``s``."""
+    found = []
+    for guard in getattr(exported, "_guards_code", None) or ():
+        written = re.sub(r"L\['\w+'\]\[(\d+)\]\.size\(\)\[(\d+)\]", r"s[\1][\2]", guard)
+        if "L[" in written:
+            raise ConversionError(f"the module depends on sizes in a way that is not supported: {guard}")
+        found.append(written)
+    return tuple(found)
+
+
+def _unknown_message(unknown: dict[str, list[str]]) -> str:
+    lines = [f"  {name}  in {places[0]}" + (f" and {len(places) - 1} more" * (len(places) > 1))
+             for name, places in sorted(unknown.items())]  # fmt: skip
+    shapeless = [name for name in unknown if name.split(".")[1] in VALUE_SHAPED]
+    if shapeless:
+        raise ConversionError(
+            f"{unknown[shapeless[0]][0]}: the shape of {shapeless[0]}'s result depends on the values of a tensor, "
+            "which no single graph can have. Write it with torch.where, masks or weights of 0"
+        )
+    return (
+        "these operators are not in the table:\n" + "\n".join(lines) + "\nAdd each with a JAX function:\n"
+        f'  @lla_torch.lowering("{next(iter(sorted(unknown)))}")\n  def f(x, ...): return ...  # arrays as torch has '
+        "them"
+    )
+
+
+def _structure(spec: Any) -> Any:
+    """The nesting of a torch pytree as ``program.unflatten`` reads it."""
+    nested = torch_pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+
+    def described(x: Any) -> Any:
+        if isinstance(x, int):
+            return x
+        if isinstance(x, dict):
+            return ("dict", tuple(x), *(described(v) for v in x.values()))
+        if isinstance(x, tuple) and hasattr(x, "_fields"):
+            return ("namedtuple", type(x), *(described(v) for v in x))
+        if isinstance(x, tuple | list):
+            return ("list" if isinstance(x, list) else "tuple", *(described(v) for v in x))
+        raise ConversionError(f"the module returns a {type(x).__name__}; return tensors, tuples, lists or dicts")
+
+    return described(nested)
+
+
+def tensors_of(module: nn.Module, graphs: Sequence[Graph]) -> tuple[NameMap, dict[str, torch.Tensor]]:
+    """The map of all tensors that a module and its graphs hold, and the tensors by leaf name."""
+    constants = {name: x for graph in graphs for name, x in graph.constants.items()}
+    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    return names_of(module, constants), {**constants, **held}
+
+
+# --- numbers in the graph: sizes are Python ints when the program runs
+
+
+def _numbers(name: str, function: Callable[..., Any]) -> Lowering:
+    return Lowering(name, function, "views")
+
+
+def _assert_scalar(condition: Any, message: str) -> None:
+    if not bool(condition):
+        raise ValueError(f"the graph does not hold for inputs of these shapes: {message}")
+
+
+_PYTHON = {
+    f: _numbers(f"{f.__module__}.{f.__name__}", f)
+    for f in (
+        *(operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv),
+        *(operator.mod, operator.neg, operator.pow, operator.eq, operator.ne, operator.lt, operator.le, operator.gt),
+        *(operator.ge, operator.and_, operator.or_, operator.not_, math.ceil, math.floor, math.trunc, math.sqrt),
+        *(round, int, float, bool, abs, min, max),
+    )
+} | {
+    torch.sym_float: _numbers("torch.sym_float", float),
+    torch.sym_int: _numbers("torch.sym_int", int),
+    torch.sym_max: _numbers("torch.sym_max", max),
+    torch.sym_min: _numbers("torch.sym_min", min),
+    torch.sym_not: _numbers("torch.sym_not", operator.not_),
+    torch.sym_ite: _numbers("torch.sym_ite", lambda condition, a, b: a if condition else b),
+}
+
+TABLE.update(
+    {
+        "aten.sym_size.int": _numbers("aten.sym_size.int", lambda x, axis: x.shape[axis]),
+        "aten.sym_numel.default": _numbers("aten.sym_numel.default", lambda x: int(np.prod(x.shape))),
+        "lla_torch.stop_gradient.default": Lowering(
+            "lla_torch.stop_gradient.default", jax.lax.stop_gradient, "pointwise"
+        ),
+        "aten._assert_scalar.default": _numbers("aten._assert_scalar.default", _assert_scalar),
+    }
+)
+
+
+def _python_operator(target: Any) -> Lowering | None:
+    try:
+        return _PYTHON.get(target)
+    except TypeError:
+        return None

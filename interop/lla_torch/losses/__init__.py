@@ -1,0 +1,1 @@
+"""torch's criteria and steps as losses."""

@@ -1,0 +1,1 @@
+"""The converted graph and its operators; imports no torch."""

@@ -1,0 +1,128 @@
+"""Activation functions, with torch's derivatives at the kinks."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from lla_torch.program.operators import lowering
+from lla_torch.program.ops.axes import axis_of, unmerged
+from lla_torch.program.views import View
+
+lowering("aten.relu", layout="pointwise")(jax.nn.relu)
+lowering("aten.silu", layout="pointwise")(jax.nn.silu)
+lowering("aten.sigmoid", "aten.special_expit", layout="pointwise")(jax.nn.sigmoid)
+lowering("aten.tanh", layout="pointwise")(jnp.tanh)
+lowering("aten.mish", layout="pointwise")(lambda x: x * jnp.tanh(jax.nn.softplus(x)))
+lowering("aten.log_sigmoid", layout="pointwise")(jax.nn.log_sigmoid)
+
+
+@lowering("aten.log_sigmoid_forward", layout="pointwise")
+def log_sigmoid_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """log sigmoid(x), and torch's buffer exp(-|x|)."""
+    return jax.nn.log_sigmoid(x), jnp.exp(-jnp.abs(x))
+
+
+@lowering("aten.gelu", layout="pointwise")
+def gelu(x: jax.Array, *, approximate: str = "none") -> jax.Array:
+    """x Phi(x), or its approximation by a tanh."""
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate is {approximate!r}; gelu takes 'none' or 'tanh'")
+    return jax.nn.gelu(x, approximate=approximate == "tanh")
+
+
+@lowering("aten.softplus", layout="pointwise")
+def softplus(x: jax.Array, beta: float = 1, threshold: float = 20) -> jax.Array:
+    """log(1 + exp(beta x)) / beta, and x itself where beta x is above the threshold."""
+    return jnp.where(x * beta > threshold, x, jax.nn.softplus(x * beta) / beta)
+
+
+@lowering("aten.elu", layout="pointwise")
+def elu(x: jax.Array, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> jax.Array:
+    """scale x above 0, scale alpha (exp(input_scale x) - 1) elsewhere; at 0 the derivative is the lower one."""
+    low = jnp.where(x > 0, 0, x)  # no overflow in the branch that is not taken
+    return jnp.where(x > 0, x * scale, jnp.expm1(low * input_scale) * (alpha * scale))
+
+
+@lowering("aten.celu", layout="pointwise")
+def celu(x: jax.Array, alpha: float = 1.0) -> jax.Array:
+    """The elu with the slope 1 on both sides of 0."""
+    return elu(x, alpha, 1, 1 / alpha)
+
+
+@lowering("aten.selu", layout="pointwise")
+def selu(x: jax.Array) -> jax.Array:
+    """The elu with the constants of Klambauer et al. (2017)."""
+    return elu(x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
+
+
+@lowering("aten.leaky_relu", layout="pointwise")
+def leaky_relu(x: jax.Array, negative_slope: float = 0.01) -> jax.Array:
+    """x above 0, negative_slope x elsewhere; at 0 the derivative is the lower one."""
+    return jnp.where(x > 0, x, x * negative_slope)
+
+
+@lowering("aten._prelu_kernel", layout="pointwise")
+def prelu_kernel(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x above 0, weight x elsewhere."""
+    return jnp.where(x > 0, x, x * weight)
+
+
+@lowering("aten.prelu", layout="views")
+def prelu(x: View, weight: View) -> View:
+    """x above 0, weight x elsewhere, with one weight, or one for each entry of axis 1."""
+    x, slopes = unmerged(x), weight.logical()
+    shape = [1] * x.ndim
+    if slopes.size > 1:
+        shape[x.order[1]] = -1
+    return x.with_array(prelu_kernel(x.array, slopes.reshape(shape)))
+
+
+@lowering("aten.hardtanh", layout="pointwise")
+def hardtanh(x: jax.Array, min_val: float = -1, max_val: float = 1) -> jax.Array:
+    """x kept to an interval; the derivative at its ends is 0."""
+    return jnp.where(x <= min_val, min_val, jnp.where(x >= max_val, max_val, x))
+
+
+@lowering("aten.relu6", layout="pointwise")
+def relu6(x: jax.Array) -> jax.Array:
+    """x kept to [0, 6]; the derivative at the ends is 0."""
+    return hardtanh(x, 0, 6)
+
+
+@lowering("aten.hardsigmoid", layout="pointwise")
+def hardsigmoid(x: jax.Array) -> jax.Array:
+    """x / 6 + 1/2 kept to [0, 1]; the derivative at the ends is 0."""
+    return jnp.where(x <= -3, 0.0, jnp.where(x >= 3, 1.0, x / 6 + 0.5))
+
+
+@lowering("aten.hardswish", layout="pointwise")
+def hardswish(x: jax.Array) -> jax.Array:
+    """x hardsigmoid(x); at 3 the derivative is 1 and at -3 it is 0."""
+    return jnp.where(x <= -3, 0.0, jnp.where(x >= 3, x, x * (x + 3) / 6))
+
+
+@lowering("aten.hardshrink", layout="pointwise")
+def hardshrink(x: jax.Array, lambd: float = 0.5) -> jax.Array:
+    """0 in [-lambd, lambd], else x."""
+    return jnp.where((x >= -lambd) & (x <= lambd), 0, x)
+
+
+@lowering("aten.softshrink", layout="pointwise")
+def softshrink(x: jax.Array, lambd: float = 0.5) -> jax.Array:
+    """x moved by lambd towards 0, and 0 in [-lambd, lambd]."""
+    return jnp.where(x > lambd, x - lambd, jnp.where(x < -lambd, x + lambd, 0))
+
+
+@lowering("aten.threshold", layout="pointwise")
+def threshold(x: jax.Array, threshold: float, value: float) -> jax.Array:
+    """x above the threshold, else ``value``."""
+    return jnp.where(x <= threshold, value, x)
+
+
+@lowering("aten.glu", layout="views")
+def glu(x: View, dim: int = -1) -> View:
+    """The first half of an axis times the sigmoid of its second half."""
+    x = unmerged(x)
+    first, second = jnp.split(x.array, 2, x.order[axis_of(dim, x.ndim)])
+    return View(first * jax.nn.sigmoid(second), x.order)

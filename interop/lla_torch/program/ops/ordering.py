@@ -1,0 +1,189 @@
+"""Running sums and extrema, sorting, order statistics and searches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lla_torch.program.operators import lowering
+from lla_torch.program.ops.axes import along, picked
+from lla_torch.program.views import View
+
+
+def _cast(array: jax.Array, dtype: Any) -> jax.Array:
+    return array.astype(int if dtype is None and array.dtype == bool else array.dtype if dtype is None else dtype)
+
+
+@lowering("aten.cumsum", layout="views")
+def cumsum(x: View, dim: int, *, dtype: Any = None) -> View:
+    """Running sums along an axis."""
+    return along(x, dim, lambda array, axis: jnp.cumsum(_cast(array, dtype), axis))
+
+
+@lowering("aten.cumprod", layout="views")
+def cumprod(x: View, dim: int, *, dtype: Any = None) -> View:
+    """Running products along an axis."""
+    return along(x, dim, lambda array, axis: jnp.cumprod(_cast(array, dtype), axis))
+
+
+@lowering("aten.logcumsumexp", layout="views")
+def logcumsumexp(x: View, dim: int) -> View:
+    """Running log sum exp along an axis."""
+    return along(x, dim, lambda array, axis: jax.lax.cumlogsumexp(array, axis))
+
+
+def _running(x: View, dim: int, later: Callable[[jax.Array, jax.Array], jax.Array]) -> tuple[View, View]:
+    def join(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        new = later(b[0], a[0]) | jnp.isnan(b[0])
+        return jnp.where(new, b[0], a[0]), jnp.where(new, b[1], a[1])
+
+    def run(array: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+        places = jax.lax.broadcasted_iota(int, array.shape, axis)
+        _, index = jax.lax.associative_scan(join, (jax.lax.stop_gradient(array), places), axis=axis)
+        return jnp.take_along_axis(array, index, axis), index
+
+    return along(x, dim, run)
+
+
+@lowering("aten.cummax", layout="views")
+def cummax(x: View, dim: int) -> tuple[View, View]:
+    """(running maximum, its last index)."""
+    return _running(x, dim, jnp.greater_equal)
+
+
+@lowering("aten.cummin", layout="views")
+def cummin(x: View, dim: int) -> tuple[View, View]:
+    """(running minimum, its last index)."""
+    return _running(x, dim, jnp.less_equal)
+
+
+def _sorted(x: View, dim: int, descending: bool) -> tuple[View, View]:
+    return picked(x, dim, True, lambda array, axis: jnp.argsort(array, axis, stable=True, descending=descending))
+
+
+@lowering("aten.sort", layout="views")
+def sort(x: View, dim: int = -1, descending: bool = False) -> tuple[View, View]:
+    """(sorted entries, their indices); equal ones keep their order."""
+    return _sorted(x, dim, descending)
+
+
+@lowering("aten.sort.stable", layout="views")
+def sort_stable(x: View, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> tuple[View, View]:
+    """(sorted entries, their indices); always stable."""
+    del stable
+    return _sorted(x, dim, descending)
+
+
+@lowering("aten.argsort", layout="views")
+def argsort(x: View, dim: int = -1, descending: bool = False) -> View:
+    """The indices that sort; equal entries keep their order."""
+    return _sorted(x, dim, descending)[1]
+
+
+@lowering("aten.argsort.stable", layout="views")
+def argsort_stable(x: View, *, stable: bool, dim: int = -1, descending: bool = False) -> View:
+    """The indices that sort; always stable."""
+    del stable
+    return _sorted(x, dim, descending)[1]
+
+
+@lowering("aten.msort", layout="views")
+def msort(x: View) -> View:
+    """The entries sorted along axis 0."""
+    return _sorted(x, 0, False)[0]
+
+
+@lowering("aten.topk", layout="views")
+def topk(x: View, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[View, View]:
+    """(the k largest or smallest entries of an axis, their indices), always sorted, equal ones by index."""
+    del sorted
+
+    def index(array: jax.Array, axis: int) -> jax.Array:
+        if largest:
+            return jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(array, axis, -1), k)[1], -1, axis)
+        return jax.lax.slice_in_dim(jnp.argsort(array, axis, stable=True), 0, k, axis=axis)
+
+    return picked(x, dim, True, index)
+
+
+def _nth(n: Callable[[int], int]) -> Callable[[jax.Array, int], jax.Array]:
+    def index(array: jax.Array, axis: int) -> jax.Array:
+        place = n(array.shape[axis])
+        return jax.lax.slice_in_dim(jnp.argsort(array, axis, stable=True), place, place + 1, axis=axis)
+
+    return index
+
+
+@lowering("aten.kthvalue", layout="views")
+def kthvalue(x: View, k: int, dim: int = -1, keepdim: bool = False) -> tuple[View, View]:
+    """(the k-th smallest entry of an axis, counted from 1, its index)."""
+    return picked(x, dim, keepdim, _nth(lambda n: k - 1))
+
+
+@lowering("aten.median.dim", layout="views")
+def median_dim(x: View, dim: int, keepdim: bool = False) -> tuple[View, View]:
+    """(the lower median of an axis, its index)."""
+
+    def index(array: jax.Array, axis: int) -> jax.Array:
+        middle = _nth(lambda n: (n - 1) // 2)(array, axis)
+        bad = jnp.isnan(array)
+        return jnp.where(jnp.any(bad, axis, keepdims=True), jnp.argmax(bad, axis, keepdims=True), middle)
+
+    return picked(x, dim, keepdim, index)
+
+
+@lowering("aten.median", layout="logical")
+def median(x: jax.Array) -> jax.Array:
+    """The lower median; equal entries share the derivative evenly."""
+    flat = x.reshape(-1)
+    fixed = jax.lax.stop_gradient(flat)
+    middle = jnp.sort(fixed)[(flat.size - 1) // 2]
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return middle
+    middle = jnp.where(jnp.any(jnp.isnan(fixed)), jnp.nan, middle)
+    equal = fixed == middle
+    change = jnp.where(equal & jnp.isfinite(fixed), flat - fixed, 0.0)  # 0, but for its derivative
+    return middle + jnp.sum(change) / jnp.maximum(jnp.sum(equal), 1)
+
+
+def _search(boundaries: jax.Array, x: jax.Array, right: bool, side: str | None = None) -> jax.Array:
+    if side is not None and side not in ("left", "right"):
+        raise ValueError(f"side is {side!r}; searchsorted takes 'left' or 'right'")
+    side = "right" if right or side == "right" else "left"
+    find = lambda row, values: jnp.searchsorted(row, values, side=side)  # noqa: E731
+    for _ in range(boundaries.ndim - 1):
+        find = jax.vmap(find)
+    return find(boundaries, x)
+
+
+@lowering("aten.searchsorted.Tensor", "aten.searchsorted.Scalar")
+def searchsorted(
+    boundaries: jax.Array,
+    x: Any,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: jax.Array | None = None,
+) -> jax.Array:
+    """Where the entries of x would stand in sorted rows. The graph's types say what ``out_int32`` does."""
+    del out_int32
+    if sorter is not None:
+        boundaries = jnp.take_along_axis(boundaries, sorter, -1)
+    return _search(boundaries, jnp.asarray(x), right, side)
+
+
+@lowering("aten.bucketize.Tensor", "aten.bucketize.Scalar")
+def bucketize(x: Any, boundaries: jax.Array, *, out_int32: bool = False, right: bool = False) -> jax.Array:
+    """The interval between sorted boundaries in which each entry lies. The graph's types say what out_int32 does."""
+    del out_int32
+    return _search(boundaries, jnp.asarray(x), right)
+
+
+@lowering(*(f"aten.isin.{kind}" for kind in ("Tensor_Tensor", "Scalar_Tensor", "Tensor_Scalar")))
+def isin(x: Any, test: Any, *, assume_unique: bool = False, invert: bool = False) -> jax.Array:
+    """Whether entries are among those of ``test``."""
+    return jnp.isin(jnp.asarray(x), jnp.asarray(test), assume_unique=assume_unique, invert=invert)

@@ -1,0 +1,132 @@
+"""Operators on parts of a tensor that a reshape cannot name: windows, diagonals, triangles, strides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lla_torch.program.operators import lowering
+from lla_torch.program.ops.axes import axis_of
+
+
+@lowering("aten.unfold", "aten.unfold_copy")
+def unfold(x: jax.Array, dimension: int, size: int, step: int) -> jax.Array:
+    """All windows of an axis, their entries along a new last axis."""
+    if x.ndim == 0:
+        return x.reshape(1)[:size]
+    axis = axis_of(dimension, x.ndim)
+    count = (x.shape[axis] - size) // step + 1
+    if step == size:  # windows side by side
+        cut = jax.lax.slice_in_dim(x, 0, count * size, axis=axis)
+        windows = cut.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
+    else:
+        windows = jnp.take(x, np.arange(count)[:, None] * step + np.arange(size), axis=axis)
+    return jnp.moveaxis(windows, axis + 1, -1)
+
+
+@lowering("aten.diagonal", "aten.diagonal_copy", "aten.linalg_diagonal")
+def diagonal(x: jax.Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> jax.Array:
+    """Diagonals of a plane, along a new last axis."""
+    return jnp.diagonal(x, offset, axis_of(dim1, x.ndim), axis_of(dim2, x.ndim))
+
+
+@lowering("aten.diag")
+def diag(x: jax.Array, diagonal: int = 0) -> jax.Array:
+    """The diagonal of a matrix, or the matrix with this diagonal."""
+    return jnp.diag(x, diagonal)
+
+
+@lowering("aten.diag_embed")
+def diag_embed(x: jax.Array, offset: int = 0, dim1: int = -2, dim2: int = -1) -> jax.Array:
+    """Matrices with these diagonals, in the plane of two new axes."""
+    size = x.shape[-1] + abs(offset)
+    rows = np.arange(x.shape[-1]) + max(-offset, 0)
+    columns = np.arange(x.shape[-1]) + max(offset, 0)
+    full = jnp.zeros((*x.shape[:-1], size, size), x.dtype).at[..., rows, columns].set(x)
+    return jnp.moveaxis(full, (-2, -1), (axis_of(dim1, x.ndim + 1), axis_of(dim2, x.ndim + 1)))
+
+
+@lowering("aten.trace")
+def trace(x: jax.Array) -> jax.Array:
+    """The sum of a matrix's diagonal."""
+    return jnp.trace(x)
+
+
+@lowering("aten.tril")
+def tril(x: jax.Array, diagonal: int = 0) -> jax.Array:
+    """Zeros above a diagonal."""
+    return jnp.tril(x, diagonal)
+
+
+@lowering("aten.triu")
+def triu(x: jax.Array, diagonal: int = 0) -> jax.Array:
+    """Zeros below a diagonal."""
+    return jnp.triu(x, diagonal)
+
+
+def _strided(size: Sequence[int], stride: Sequence[int], offset: int | None) -> np.ndarray:
+    places = np.full((), offset or 0)
+    for n, step in zip(size, stride):
+        places = places[..., None] + np.arange(n) * step
+    return places
+
+
+@lowering("aten.as_strided", "aten.as_strided_copy")
+def as_strided(x: jax.Array, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Any:
+    """Entries at places of the storage, which is taken to be the tensor itself, contiguous and from its first entry.
+
+    Raises:
+      ValueError: if a place lies beyond the tensor, as it does where the storage is another one.
+    """
+    return x.reshape(-1)[_within(_strided(size, stride, storage_offset), x)]
+
+
+@lowering("aten.as_strided_scatter")
+def as_strided_scatter(
+    x: jax.Array, src: jax.Array, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> jax.Array:
+    """``x`` with the entries of its ``as_strided`` replaced."""
+    places = _within(_strided(size, stride, storage_offset), x)
+    return x.reshape(-1).at[places].set(src.astype(x.dtype)).reshape(x.shape)
+
+
+def _within(places: np.ndarray, x: jax.Array) -> np.ndarray:
+    if places.size and (places.min() < 0 or places.max() >= x.size):
+        raise ValueError(
+            f"as_strided reaches entry {places.max()} of a tensor of {x.size}: it looks beyond the tensor into shared "
+            "storage; call .contiguous() before it, or write it with slices or unfold"
+        )
+    return places
+
+
+@lowering("aten.select_scatter")
+def select_scatter(x: jax.Array, src: jax.Array, dim: int, index: int) -> jax.Array:
+    """``x`` with one entry of an axis replaced."""
+    where = [slice(None)] * x.ndim
+    where[axis_of(dim, x.ndim)] = index  # type: ignore[call-overload]
+    return x.at[tuple(where)].set(src.astype(x.dtype))
+
+
+@lowering("aten.slice_scatter")
+def slice_scatter(
+    x: jax.Array, src: jax.Array, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> jax.Array:
+    """``x`` with a slice of an axis replaced."""
+    axis = axis_of(dim, x.ndim)
+    where = [slice(None)] * x.ndim
+    first, last, _ = slice(start, end).indices(x.shape[axis])
+    where[axis] = slice(first, max(first, last), step)
+    return x.at[tuple(where)].set(src.astype(x.dtype))
+
+
+@lowering("aten.diagonal_scatter")
+def diagonal_scatter(x: jax.Array, src: jax.Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> jax.Array:
+    """``x`` with diagonals of a plane replaced."""
+    places = np.arange(math.prod(x.shape)).reshape(x.shape)
+    places = np.diagonal(places, offset, axis_of(dim1, x.ndim), axis_of(dim2, x.ndim))
+    return x.reshape(-1).at[places].set(src.astype(x.dtype)).reshape(x.shape)

@@ -1,0 +1,406 @@
+"""Operators that work entry by entry: arithmetic, comparisons, logic, elementary and special functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy import special
+
+from lla_torch.program.operators import lowering
+from lla_torch.program.ops.axes import magnitude
+from lla_torch.program.views import View
+
+
+def _real(x: Any) -> jax.Array:
+    """``x`` with whole numbers turned into jax's default float."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
+
+
+def _register(table: dict[str, Callable[..., Any]], *overloads: str) -> None:
+    for names, function in table.items():
+        for name in names.split():
+            lowering(*(f"aten.{name}.{overload}" for overload in overloads), layout="pointwise")(function)
+
+
+def _copysign(x: jax.Array, y: Any) -> jax.Array:
+    size = magnitude(_real(x))
+    return jnp.where(jnp.signbit(jnp.asarray(_real(y))), -size, size)
+
+
+def _frac(x: jax.Array) -> jax.Array:
+    return x - jnp.trunc(x)
+
+
+def _entr(x: jax.Array) -> jax.Array:
+    zero = x == 0
+    safe = jnp.where(x > 0, x, 1)
+    return jnp.where(zero, 0.0, jnp.where(x < 0, -jnp.inf, -x * jnp.log(safe)))
+
+
+_register(
+    {
+        "abs absolute": magnitude,
+        "neg negative": jnp.negative,
+        "positive": lambda x: x,
+        "sign sgn": jnp.sign,
+        "floor": jnp.floor,
+        "ceil": jnp.ceil,
+        "trunc fix": jnp.trunc,
+        "round": jnp.round,
+        "frac": _frac,
+        "exp": jnp.exp,
+        "exp2 special_exp2": jnp.exp2,
+        "expm1 special_expm1": jnp.expm1,
+        "log": jnp.log,
+        "log2": jnp.log2,
+        "log10": jnp.log10,
+        "log1p special_log1p": jnp.log1p,
+        "sqrt": jnp.sqrt,
+        "rsqrt": lambda x: jax.lax.rsqrt(_real(x)),
+        "square": jnp.square,
+        "reciprocal": lambda x: 1 / _real(x),
+        "sin": jnp.sin,
+        "cos": jnp.cos,
+        "tan": jnp.tan,
+        "asin arcsin": jnp.arcsin,
+        "acos arccos": jnp.arccos,
+        "atan arctan": jnp.arctan,
+        "sinh": jnp.sinh,
+        "cosh": jnp.cosh,
+        "asinh arcsinh": jnp.arcsinh,
+        "acosh arccosh": jnp.arccosh,
+        "atanh arctanh": jnp.arctanh,
+        "sinc special_sinc": jnp.sinc,
+        "deg2rad": jnp.deg2rad,
+        "rad2deg": jnp.rad2deg,
+        "erf special_erf": lambda x: special.erf(_real(x)),
+        "erfc special_erfc": lambda x: special.erfc(_real(x)),
+        "erfinv special_erfinv": lambda x: special.erfinv(_real(x)),
+        "lgamma special_gammaln": lambda x: special.gammaln(_real(x)),
+        "digamma special_digamma special_psi": lambda x: special.digamma(_real(x)),
+        "special_ndtr": lambda x: special.ndtr(_real(x)),
+        "special_ndtri": lambda x: special.ndtri(_real(x)),
+        "special_log_ndtr": lambda x: special.log_ndtr(_real(x)),
+        "special_entr": lambda x: _entr(_real(x)),
+        "i0 special_i0": lambda x: special.i0(_real(x)),
+        "special_i0e": lambda x: special.i0e(_real(x)),
+        "special_i1": lambda x: special.i1(_real(x)),
+        "special_i1e": lambda x: special.i1e(_real(x)),
+        "logical_not": jnp.logical_not,
+        "bitwise_not": jnp.bitwise_not,
+        "isnan": jnp.isnan,
+        "isinf": jnp.isinf,
+        "isfinite": jnp.isfinite,
+        "isposinf": jnp.isposinf,
+        "isneginf": jnp.isneginf,
+        "signbit": jnp.signbit,
+        "real": jnp.real,
+        "imag": jnp.imag,
+        "conj _conj conj_physical _conj_physical": jnp.conj,
+        "resolve_conj resolve_neg": lambda x: x,
+        "angle": jnp.angle,
+    },
+    "default",
+)
+
+_register(
+    {
+        "maximum": jnp.maximum,
+        "minimum": jnp.minimum,
+        "atan2 arctan2": jnp.arctan2,
+        "hypot": jnp.hypot,
+        "logaddexp": jnp.logaddexp,
+        "logaddexp2": jnp.logaddexp2,
+        "logical_and": jnp.logical_and,
+        "logical_or": jnp.logical_or,
+        "logical_xor": jnp.logical_xor,
+        "heaviside": jnp.heaviside,
+        "floor_divide": lambda x, y: _floor_divide(x, y),
+        "igamma special_gammainc": lambda a, x: special.gammainc(a, x),
+        "igammac special_gammaincc": lambda a, x: special.gammaincc(a, x),
+        "complex": jax.lax.complex,
+    },
+    "default",
+)
+_register({"max": jnp.maximum, "min": jnp.minimum}, "other")
+
+_register(
+    {
+        "mul multiply": jnp.multiply,
+        "eq": jnp.equal,
+        "ne not_equal": jnp.not_equal,
+        "lt less": jnp.less,
+        "le less_equal": jnp.less_equal,
+        "gt greater": jnp.greater,
+        "ge greater_equal": jnp.greater_equal,
+        "bitwise_and __and__": jnp.bitwise_and,
+        "bitwise_or __or__": jnp.bitwise_or,
+        "bitwise_xor __xor__": jnp.bitwise_xor,
+        "fmod": lambda x, y: jnp.fmod(x, y),
+        "remainder": jnp.remainder,
+        "copysign": _copysign,
+    },
+    "Tensor",
+    "Scalar",
+)
+_register(
+    {
+        "bitwise_left_shift": jnp.left_shift,
+        "bitwise_right_shift": jnp.right_shift,
+    },
+    "Tensor",
+    "Tensor_Scalar",
+)
+_register({"__lshift__": jnp.left_shift, "__rshift__": jnp.right_shift}, "Tensor", "Scalar")
+lowering("aten.remainder.Scalar_Tensor", layout="pointwise")(jnp.remainder)
+lowering("aten.floor_divide.Scalar", layout="pointwise")(lambda x, y: _floor_divide(x, y))
+
+
+@lowering("aten.add.Tensor", "aten.add.Scalar", layout="pointwise")
+def add(x: Any, y: Any, alpha: Any = 1) -> jax.Array:
+    """x + alpha y."""
+    return jnp.add(x, _times(y, alpha))
+
+
+@lowering("aten.sub.Tensor", "aten.sub.Scalar", "aten.subtract.Tensor", "aten.subtract.Scalar", layout="pointwise")
+def sub(x: Any, y: Any, alpha: Any = 1) -> jax.Array:
+    """x - alpha y."""
+    return jnp.subtract(x, _times(y, alpha))
+
+
+@lowering("aten.rsub.Tensor", "aten.rsub.Scalar", layout="pointwise")
+def rsub(x: Any, y: Any, alpha: Any = 1) -> jax.Array:
+    """y - alpha x."""
+    return jnp.subtract(y, _times(x, alpha))
+
+
+def _times(x: Any, factor: Any) -> Any:
+    return x if isinstance(factor, int | float) and factor == 1 else x * factor
+
+
+def _floor_divide(x: Any, y: Any) -> jax.Array:
+    return jnp.floor_divide(jax.lax.stop_gradient(x), jax.lax.stop_gradient(y))
+
+
+@lowering(
+    *(f"aten.{name}.{kind}" for name in ("div", "divide", "true_divide") for kind in ("Tensor", "Scalar")),
+    layout="pointwise",
+)
+def div(x: Any, y: Any) -> jax.Array:
+    """x / y, a float also for whole numbers."""
+    return jnp.true_divide(x, y)
+
+
+@lowering(
+    *(f"aten.{name}.{kind}_mode" for name in ("div", "divide") for kind in ("Tensor", "Scalar")), layout="pointwise"
+)
+def div_mode(x: Any, y: Any, rounding_mode: str | None = None) -> jax.Array:
+    """x / y, rounded to -inf ("floor"), to 0 ("trunc") or not (None); the derivative of the rounded ones is 0."""
+    if rounding_mode is None:
+        return div(x, y)
+    if rounding_mode == "floor":
+        return _floor_divide(x, y)
+    if rounding_mode != "trunc":
+        raise ValueError(f"rounding_mode is {rounding_mode!r}; div takes None, 'floor' or 'trunc'")
+    x, y = jax.lax.stop_gradient(jnp.asarray(x)), jax.lax.stop_gradient(jnp.asarray(y))
+    if jnp.issubdtype(jnp.result_type(x, y), jnp.inexact):
+        return jnp.trunc(x / y)
+    return jnp.sign(x) * jnp.sign(y) * jnp.floor_divide(jnp.abs(x), jnp.abs(y))
+
+
+@lowering(
+    *(f"aten.pow.{kind}" for kind in ("Tensor_Tensor", "Tensor_Scalar", "Scalar")),
+    *(f"aten.float_power.{kind}" for kind in ("Tensor_Tensor", "Tensor_Scalar", "Scalar")),
+    layout="pointwise",
+)
+def power(x: Any, y: Any) -> jax.Array:
+    """x to the y; whole exponents by multiplication."""
+    if isinstance(y, float) and y == 0.5:
+        return jnp.sqrt(x)
+    if isinstance(y, int | float) and not isinstance(y, bool) and math.isfinite(y) and y == int(y) and abs(y) <= 64:
+        if isinstance(y, float) or y < 0:
+            x = _real(x)
+        return jax.lax.integer_pow(x, int(y))
+    if not isinstance(y, int | float) and jnp.issubdtype(y.dtype, jnp.floating):
+        x = jnp.where((jnp.asarray(x) == 0) & (y == 0), 1, x)  # jax's derivative of 0 to the 0 is NaN, torch's 0
+    return jnp.power(x, y)
+
+
+@lowering("aten.round.decimals", "aten.special_round.decimals", layout="pointwise")
+def round_decimals(x: jax.Array, *, decimals: int = 0) -> jax.Array:
+    """x rounded half to even at a decimal place."""
+    scale = 10.0 ** abs(decimals)
+    return jnp.round(x * scale) / scale if decimals >= 0 else jnp.round(x / scale) * scale
+
+
+@lowering("aten.clamp", "aten.clamp.Tensor", "aten.clip", "aten.clip.Tensor", layout="pointwise")
+def clamp(x: jax.Array, min: Any = None, max: Any = None) -> jax.Array:
+    """min(max(x, lo), hi); the derivative passes at the bounds."""
+    y = x if min is None else jnp.where(x < min, min, x)
+    if max is None:
+        return y
+    above = x > max if min is None else (x > max) | jnp.less(max, min)
+    return jnp.where(above, max, y)
+
+
+@lowering("aten.clamp_min", "aten.clamp_min.Tensor", layout="pointwise")
+def clamp_min(x: jax.Array, min: Any) -> jax.Array:
+    """max(x, lo); the derivative passes at the bound."""
+    return clamp(x, min)
+
+
+@lowering("aten.clamp_max", "aten.clamp_max.Tensor", layout="pointwise")
+def clamp_max(x: jax.Array, max: Any) -> jax.Array:
+    """min(x, hi); the derivative passes at the bound."""
+    return clamp(x, None, max)
+
+
+@lowering("aten.fmin", layout="pointwise")
+def fmin(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The smaller; the other one where one is NaN; at equality the derivative is x's."""
+    return jnp.where((x <= y) | jnp.isnan(y), x, y)
+
+
+@lowering("aten.fmax", layout="pointwise")
+def fmax(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The larger; the other one where one is NaN; at equality the derivative is x's."""
+    return jnp.where((x >= y) | jnp.isnan(y), x, y)
+
+
+@lowering(
+    *(f"aten.xlogy.{kind}" for kind in ("Tensor", "Scalar_Self", "Scalar_Other")),
+    *(f"aten.special_xlogy.{kind}" for kind in ("default", "self_scalar", "other_scalar")),
+    layout="pointwise",
+)
+def xlogy(x: Any, y: Any) -> jax.Array:
+    """x log y, which is 0 where x is, unless y is NaN."""
+    x, y = _real(x), _real(y)
+    zero = (x == 0) & ((y <= 0) | jnp.isposinf(y))
+    return jnp.where(zero, 0.0, x * jnp.log(jnp.where(zero, 1.0, y)))
+
+
+@lowering(*(f"aten.special_xlog1py.{kind}" for kind in ("default", "self_scalar", "other_scalar")), layout="pointwise")
+def xlog1py(x: Any, y: Any) -> jax.Array:
+    """x log(1 + y), which is 0 where x is, unless y is NaN."""
+    x, y = _real(x), _real(y)
+    zero = (x == 0) & ((y <= -1) | jnp.isposinf(y))
+    return jnp.where(zero, 0.0, x * jnp.log1p(jnp.where(zero, 0.0, y)))
+
+
+@lowering("aten.polygamma", "aten.special_polygamma", layout="pointwise")
+def polygamma(n: int, x: jax.Array) -> jax.Array:
+    """The n-th derivative of digamma."""
+    return special.digamma(_real(x)) if n == 0 else special.polygamma(n, _real(x))
+
+
+@lowering("aten.logit", "aten.special_logit", layout="pointwise")
+def logit(x: jax.Array, eps: float | None = None) -> jax.Array:
+    """log(p / (1 - p)) with p = x, kept to [eps, 1 - eps]."""
+    p = _real(x) if eps is None else clamp(_real(x), eps, 1 - eps)
+    return jnp.log(p / (1 - p))
+
+
+@lowering("aten.lerp.Scalar", "aten.lerp.Tensor", layout="pointwise")
+def lerp(start: jax.Array, end: jax.Array, weight: Any) -> jax.Array:
+    """start + weight (end - start)."""
+    return start + weight * (end - start)
+
+
+@lowering("aten.addcmul", layout="pointwise")
+def addcmul(x: jax.Array, a: jax.Array, b: jax.Array, *, value: Any = 1) -> jax.Array:
+    """x + value a b."""
+    return x + _times(a, value) * b
+
+
+@lowering("aten.addcdiv", layout="pointwise")
+def addcdiv(x: jax.Array, a: jax.Array, b: jax.Array, *, value: Any = 1) -> jax.Array:
+    """x + value a / b."""
+    return x + _times(a, value) / b
+
+
+@lowering(*(f"aten.where.{kind}" for kind in ("self", "Scalar", "ScalarOther", "ScalarSelf")), layout="pointwise")
+def where(condition: jax.Array, x: Any, y: Any) -> jax.Array:
+    """x where the condition holds, else y."""
+    return jnp.where(jnp.asarray(condition, bool), x, y)
+
+
+@lowering("aten.masked_fill.Scalar", "aten.masked_fill.Tensor", layout="pointwise")
+def masked_fill(x: jax.Array, mask: jax.Array, value: Any) -> jax.Array:
+    """``value`` where the mask is set, else x."""
+    return jnp.where(jnp.asarray(mask, bool), jnp.asarray(value, jnp.asarray(x).dtype), x)
+
+
+@lowering("aten.nan_to_num", layout="pointwise")
+def nan_to_num(x: jax.Array, nan: Any = None, posinf: Any = None, neginf: Any = None) -> jax.Array:
+    """NaN and infinities replaced, by 0 and the largest numbers where nothing is given."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x
+    info = jnp.finfo(x.dtype)
+    for bad, value, default in (
+        (jnp.isnan(x), nan, 0.0),
+        (jnp.isposinf(x), posinf, info.max),
+        (jnp.isneginf(x), neginf, info.min),
+    ):
+        x = jnp.where(bad, jnp.asarray(default if value is None else value, x.dtype), x)
+    return x
+
+
+def _same(x: View) -> View:
+    return x
+
+
+lowering(
+    *(f"aten.{name}.default" for name in ("alias", "clone", "contiguous", "lift", "lift_fresh", "lift_fresh_copy")),
+    "aten.alias_copy",
+    layout="views",
+)(_same)
+
+
+@lowering("aten.detach", "aten.detach_copy", layout="views")
+def detach(x: View) -> View:
+    """x as a constant of differentiation."""
+    return x.with_array(jax.lax.stop_gradient(x.array))
+
+
+@lowering("aten._to_copy", "aten.to.dtype", "aten.to.dtype_layout", layout="views")
+def to_dtype(x: View, dtype: Any = None, copy: bool = False) -> View:
+    """x in another type; ``copy`` means nothing here, where arrays never change."""
+    del copy
+    return x if dtype is None else x.with_array(x.array.astype(dtype))
+
+
+@lowering("aten.to.device", "aten.to.prim_Device", layout="views")
+def to_device(x: View, dtype: Any = None, copy: bool = False) -> View:
+    """x in another type."""
+    return to_dtype(x, dtype, copy)
+
+
+@lowering("aten.type_as", "aten.to.other", layout="views")
+def type_as(x: View, other: View, copy: bool = False) -> View:
+    """x in the type of ``other``."""
+    return to_dtype(x, other.dtype, copy)
+
+
+@lowering("aten.copy", layout="views")
+def copy(x: View, source: View) -> View:
+    """``source`` broadcast to the shape of x and in its type."""
+    array = jnp.broadcast_to(source.logical(), x.shape) if source.shape != x.shape else None
+    source = source if array is None else View(array, tuple(range(array.ndim)))
+    return to_dtype(source, x.dtype)
+
+
+@lowering("aten.view_as_real", "aten.view_as_real_copy")
+def view_as_real(x: jax.Array) -> jax.Array:
+    """Real and imaginary part along a new last axis."""
+    return jnp.stack((x.real, x.imag), -1)
+
+
+@lowering("aten.view_as_complex", "aten.view_as_complex_copy")
+def view_as_complex(x: jax.Array) -> jax.Array:
+    """The last axis, of length 2, as real and imaginary part."""
+    return jax.lax.complex(x[..., 0], x[..., 1])

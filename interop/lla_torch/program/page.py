@@ -1,0 +1,68 @@
+"""The supported operators as a page: ``python -m lla_torch.program.page > docs/operators.md``."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+
+from lla_torch.program.operators import TABLE  # filled by importing lla_torch
+
+SUBJECTS = {
+    "linear": "Linear algebra and Fourier transforms",
+    "attention": "Attention",
+    "recurrent": "Recurrent layers",
+    "embedding": "Embeddings",
+    "convolution": "Convolutions",
+    "pooling": "Pooling",
+    "normalization": "Normalization",
+    "resizing": "Resizing, padding, unfolding",
+    "activations": "Activations",
+    "pointwise": "Entry by entry",
+    "reductions": "Reductions",
+    "ordering": "Sorting, searching, cumulative sums",
+    "shapes": "Shapes",
+    "parts": "Parts of a tensor",
+    "indexing": "Indexing and scattering",
+    "creation": "Making tensors",
+    "random": "Random numbers",
+    "dropout": "Dropout",
+    "losses": "Losses",
+    "graph": "Sizes and marks",
+}
+"""Modules of ``lla_torch.program.ops`` in the order of the page."""
+
+INTRODUCTION = """# Supported PyTorch operators
+
+`lla_torch` converts a module by `torch.export`, which reduces it to the operators of ATen; these are the ones it knows
+(`python -m lla_torch.program.page > docs/operators.md` makes this page, and a test keeps it true). Most of what is not
+listed is decomposed into these by torch before. What is left over is refused at conversion, with the module and the
+source line, and can be added:
+
+```python
+@lla_torch.lowering("aten.erfinv.default")
+def erfinv(x):
+    return jax.scipy.special.erfinv(x)
+```
+"""
+
+
+def page() -> str:
+    """The page as Markdown."""
+    subjects: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name, found in TABLE.items():
+        module = found.subject.rsplit(".", 1)[-1]
+        namespace, op, overload = name.split(".")
+        subject = module if module in SUBJECTS else "graph"
+        subjects[subject][op if namespace == "aten" else f"{namespace}.{op}"].append(overload)
+    parts = [INTRODUCTION]
+    for subject, title in SUBJECTS.items():
+        ops = [
+            f"`{op}`" if overloads == ["default"] else f"`{op}` ({', '.join(sorted(overloads))})"
+            for op, overloads in sorted(subjects[subject].items())
+        ]
+        parts.append(f"\n## {title}\n\n{', '.join(ops)}\n")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

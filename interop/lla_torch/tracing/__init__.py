@@ -1,0 +1,1 @@
+"""torch.export of a module, and what it must not lose."""

@@ -1,0 +1,202 @@
+"""The conditions under which torch traces a module: nothing of the user's changes; what would be lost is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules import transformer
+from torch.overrides import TorchFunctionMode
+
+LOCK = threading.RLock()
+"""Held while a module or torch's global state is changed for a while."""
+
+
+class ConversionError(ValueError):
+    """A module, or a part of it, that cannot be converted; the message says where and what to do."""
+
+
+class Refused(Exception):
+    """What a module does that its graph would silently not have."""
+
+
+def is_library(file: str) -> bool:
+    """Whether a source file is torch's or this package's, and not the user's."""
+    folders = (os.path.dirname(torch.__file__), str(Path(__file__).parents[1]))
+    return file.startswith((*(folder + os.sep for folder in folders), "<")) or file == contextlib.__file__
+
+
+DATA = "x.detach()"
+GRAD = "jax.grad around the converted function"
+REFUSED: dict[Any, tuple[str, str, bool]] = {
+    torch.Tensor.data.__get__: (".data is read", DATA, True),  # type: ignore[attr-defined]
+    torch.Tensor.data.__set__: (".data is written", DATA, True),  # type: ignore[attr-defined]
+    torch.Tensor.register_hook: ("a hook on a gradient is registered", "x + (f(x) - x).detach()", True),
+    torch.autograd.grad: ("torch.autograd.grad is called (torch.func calls it too)", GRAD, False),
+    torch.Tensor.backward: ("backward is called", GRAD, False),
+}
+"""Functions that leave no trace: what is said, what to use instead, and whether torch itself may call them."""
+
+
+class Watch(TorchFunctionMode):
+    """Raises where a module does what the graph would silently not have."""
+
+    def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in REFUSED:
+            what, instead, internal = REFUSED[func]
+            if not internal or _called_by_user():
+                raise Refused(f"{what}, which leaves no trace in the graph. Use {instead} instead")
+        name = getattr(func, "__name__", "")
+        if name == "_pack_padded_sequence":
+            raise Refused(
+                "pack_padded_sequence depends on the lengths' values. Give the recurrent layer the padded sequence, "
+                "and pick the last steps by torch.gather"
+            )
+        if func in DROPOUTS:
+            return DROPOUTS[func](*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _called_by_user() -> bool:
+    """Whether the innermost frame that is no function mode is outside of torch."""
+    through = ("__torch_function__", "handle_torch_function", "register_hook")
+    frames = [f for f in reversed(traceback.extract_stack()[:-2]) if f.name not in through]
+    return not is_library(frames[0].filename)
+
+
+def _feature_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    return _into(input, input * torch.dropout(_per_channel(input), p, training), inplace)
+
+
+def _batched_dropout(batched: int) -> Callable[..., torch.Tensor]:
+    """Of inputs that have ``batched`` axes, or one less without the batch."""
+
+    def dropout(input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        single = input.ndim < batched
+        result = _feature_dropout(input[None] if single else input, *args, **kwargs)
+        return result[0] if single else result
+
+    return dropout
+
+
+def _alpha_dropout(input: torch.Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> torch.Tensor:
+    return _into(input, _alpha(input, torch.ones_like(input), p, training), inplace)
+
+
+def _feature_alpha_dropout(
+    input: torch.Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
+) -> torch.Tensor:
+    return _into(input, _alpha(input, _per_channel(input), p, training), inplace)
+
+
+def _per_channel(x: torch.Tensor) -> torch.Tensor:
+    return x.new_ones((*x.shape[:2], *[1] * (x.ndim - 2)))
+
+
+def _into(x: torch.Tensor, result: torch.Tensor, inplace: bool) -> torch.Tensor:
+    return x.copy_(result) if inplace else result
+
+
+def _alpha(x: torch.Tensor, ones: torch.Tensor, p: float, train: bool) -> torch.Tensor:
+    """Dropout that keeps mean and variance of SELU's outputs; 1 as the mask says that dropout is off."""
+    if not train or p == 0:
+        return x
+    alpha = 1.7580993408473766
+    scale = ((alpha**2 * p + 1) * (1 - p)) ** -0.5 if p < 1 else 0.0
+    kept = torch.dropout(ones, p, train)
+    dropped = torch.full_like(x, -alpha * scale * (1 - p))
+    return torch.where(kept == 0, dropped, torch.where(kept == 1, x, x * scale + alpha * scale * p))
+
+
+DROPOUTS: dict[Any, Callable[..., torch.Tensor]] = {
+    functional.dropout1d: _batched_dropout(3),
+    functional.dropout2d: _feature_dropout,
+    functional.dropout3d: _batched_dropout(5),
+    functional.alpha_dropout: _alpha_dropout,
+    functional.feature_alpha_dropout: _feature_alpha_dropout,
+}
+"""Kinds of dropout that torch traces as bare random numbers, by the one that stays dropout, so that all can be off."""
+
+
+@contextlib.contextmanager
+def traceable() -> Iterator[None]:
+    """torch with the checks of values left out that only guard against misuse, and lost gradients refused."""
+    apply, detect = torch.autograd.Function.__dict__["apply"], transformer._detect_is_causal_mask
+    validate = torch.distributions.Distribution._validate_args
+
+    here = threading.get_ident()
+
+    def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if cls.__module__.split(".")[0] == "torch" or threading.get_ident() != here:
+            return apply.__get__(None, cls)(*args, **kwargs)
+        raise Refused(
+            f"{cls.__name__}.apply is called, an autograd.Function, whose backward leaves no trace in the graph. Write "
+            "it with operators: a straight-through f(x) as x + (f(x) - x).detach(), a reversed gradient as "
+            "2 * x.detach() - x"
+        )
+
+    torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[method-assign,assignment]
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:  # opt_einsum would turn symbolic sizes into numbers
+        with torch.backends.opt_einsum.flags(enabled=False), Watch():
+            yield
+    finally:
+        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+        transformer._detect_is_causal_mask = detect
+        torch.distributions.Distribution.set_default_validate_args(validate)
+
+
+@contextlib.contextmanager
+def untouched(module: nn.Module, train: bool | None = None) -> Iterator[None]:
+    """The module in eval or train mode for a while; it and torch's global state are as before afterwards.
+
+    Raises:
+      ConversionError: the module's own ``train`` changes its weights.
+    """
+    with LOCK, torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = [(m, dict(vars(m)), _contents(m)) for m in module.modules()]
+        try:
+            if train is not None:
+                _set_mode(module, train)
+            yield
+        finally:
+            for m, attributes, contents in before:  # modes, and what a forward pass sets: caches, weights of hooks
+                vars(m).clear()
+                vars(m).update(attributes)
+                for container, content in contents:
+                    container.clear()
+                    container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    """A module's lists, dicts and sets (its buffers among them) with copies of what is in them."""
+    return [(x, copy.copy(x)) for x in vars(module).values() if isinstance(x, list | dict | set)]
+
+
+def _set_mode(module: nn.Module, train: bool) -> None:
+    """As ``module.train(train)``, whose own version (frozen normalization layers) is respected."""
+    own = [m for m in module.modules() if type(m).train is not nn.Module.train or type(m).eval is not nn.Module.eval]
+    before = [(x, x.detach().clone()) for x in (*module.parameters(), *module.buffers())] if own else []
+    module.train() if train else module.eval()
+    changed = [x for x, values in before if not torch.equal(x, values)]
+    if changed:
+        with torch.no_grad():
+            for x, values in before:
+                x.copy_(values)
+        raise ConversionError(
+            f"module {type(own[0]).__name__}: {'train' if train else 'eval'}() changes its weights (merged adapters?); "
+            "put the module into this mode yourself, and convert it then"
+        )

@@ -1,0 +1,153 @@
+"""torch's own random draws, written down in order, so that a converted module can replay them exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lla_torch.tracing.guards import LOCK
+from lla_torch.weights.names import to_array
+
+_FAMILIES = ("uniform", "normal", "exponential", "random", "log_normal", "cauchy", "geometric")
+_VALUES = {"rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "normal_functional"}
+_VALUES |= {*_FAMILIES, *(f"{name}_" for name in _FAMILIES)}
+"""Operators whose result is the draw."""
+_MASKS = {"bernoulli", "bernoulli_"}
+"""Operators whose result is 0 or 1. Every dropout on the CPU is one of these and a product; only the mask is drawn."""
+
+
+def record(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Any, tuple[np.ndarray, ...]]:
+    """Run a torch module in its present mode, and write down every random draw that it makes.
+
+    Args:
+      module: the torch module; ``module.train()`` turns its dropout on.
+      inputs: the arguments of its forward.
+      kwargs: further arguments by name.
+
+    Returns:
+      (outputs, draws). Outputs are nested as torch's, with numpy arrays. Draws are arrays in the order in which torch
+      made them: boolean masks of what is kept for dropout (of the attention probabilities for attention, of shape (N,
+      C, 1, ...) for feature dropout) and for Bernoulli draws, the values drawn for ``rand``, ``randn``, ``randint``,
+      ``randperm``, ``normal`` and the like. Pass them as ``draws`` to the converted module to get the same outputs.
+      Afterwards the module's buffers and training flags and torch's generators are as before; no gradients are kept.
+
+    Raises:
+      ValueError: an operator whose draws cannot be replayed, such as ``multinomial``; it is named.
+    """
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    recorder = Recorder()
+    with LOCK, _restored(module), recorder.generators(), torch.no_grad(), recorder:
+        outputs = module(*inputs, **kwargs)
+        result = _numpy(outputs)
+    return result, tuple(recorder.draws)
+
+
+class Recorder(TorchDispatchMode):
+    """Sees every operator below autograd; a mode has to be a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draws: list[np.ndarray] = []
+        self._found: dict[torch.Generator, torch.Tensor] = {}
+
+    @contextmanager
+    def generators(self) -> Iterator[None]:
+        """Puts the generators that were passed to operators back to where they were."""
+        try:
+            yield
+        finally:
+            for generator, state in self._found.items():
+                generator.set_state(state)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Generator) and value not in self._found:
+                self._found[value] = value.get_state()
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        draws = random and _is_drawing(func, args, kwargs)
+        name = func.overloadpacket.__name__
+        if draws and name not in _VALUES | _MASKS and name != "native_dropout":
+            raise ValueError(
+                f"module: draws random numbers by {func}, whose draws are not at hand to be replayed. Write it with "
+                "torch.rand, randn or bernoulli; attention and recurrent layers with dropout run on the CPU, where "
+                "their masks can be seen; or run the module in evaluation mode"
+            )
+        result = func(*args, **kwargs)
+        if draws:
+            self._note(name, result)
+        return result
+
+    def _note(self, name: str, result: Any) -> None:
+        if name == "native_dropout":
+            self.draws.append(to_array(result[1]).astype(bool))
+        else:
+            values = to_array(result)
+            self.draws.append(values.astype(bool) if name in _MASKS else values)
+
+
+def _is_drawing(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the operator really draws: fused attention, recurrent and activation kernels only do so in training."""
+    named = dict(zip((a.name for a in func._schema.arguments), args)) | dict(kwargs)
+    given = {a.name: named.get(a.name, a.default_value) for a in func._schema.arguments}
+    chance = [given[name] for name in ("dropout_p", "dropout", "p") if name in given]
+    training = [given[name] for name in ("train", "training") if name in given]
+    name = func.overloadpacket.__name__
+    if name == "_fused_sdp_choice":  # asks which kernel there is
+        return False
+    if name.startswith("_scaled_dot_product") or name.endswith("_rnn") or "attention" in name:
+        return bool(chance and chance[0]) and all(training)
+    if name.startswith("rrelu") or name == "native_dropout":
+        return all(t is None or t for t in training) and (name != "native_dropout" or 0 < given["p"] < 1)
+    return True
+
+
+@contextmanager
+def _restored(module: nn.Module) -> Iterator[None]:
+    """Afterwards buffers, training flags, the gradient mode and the generators are as they were."""
+    buffers = [
+        (owner, name, tensor, None if tensor is None else tensor.detach().clone())
+        for owner in module.modules()
+        for name, tensor in owner._buffers.items()
+    ]
+    names = [(owner, tuple(owner._buffers)) for owner in module.modules()]
+    flags = [(owner, owner.training) for owner in module.modules()]
+    grad = torch.is_grad_enabled()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        torch.set_grad_enabled(grad)
+        for owner, known in names:
+            for name in [name for name in owner._buffers if name not in known]:
+                del owner._buffers[name]
+        with torch.no_grad():
+            for owner, name, tensor, values in buffers:
+                if (
+                    tensor is not None and values is not None and not torch.equal(tensor, values)
+                ):  # an expanded one cannot be written to
+                    tensor.copy_(values)
+                owner._buffers[name] = tensor
+        for owner, training in flags:
+            owner.training = training
+
+
+def _numpy(value: Any) -> Any:
+    """The same nesting with numpy arrays of their own memory."""
+    if torch.is_tensor(value):
+        return to_array(value)
+    if isinstance(value, Mapping):
+        return {name: _numpy(v) for name, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_numpy, value))
+    if isinstance(value, tuple | list):
+        return type(value)(map(_numpy, value))
+    return value

@@ -1,0 +1,1 @@
+"""Names, checkpoints and optimizer moments as Flax trees."""

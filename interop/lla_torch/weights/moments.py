@@ -1,0 +1,185 @@
+"""Adam's moments out of a torch optimizer, in the layout of the converted weights: the Adam axes of a landscape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import torch
+
+from lla_jax import Directions
+from lla_jax.directions import draws
+from lla_torch.weights.checkpoint import unwrapped
+from lla_torch.weights.names import to_array
+
+_NEEDED = ("exp_avg", "exp_avg_sq")
+
+
+def adam_moments(optimizer_or_state: Any, net: Any, params: Sequence[str] | None = None) -> Directions:
+    """First and second moment (m, v) of Adam as two directions, raw as torch keeps them; see ``optax_state``.
+
+    Args:
+      optimizer_or_state: the optimizer, or what its ``state_dict()`` returned.
+      net: the converted network.
+      params: torch names of the optimizer's parameters in its order, where they cannot be found out.
+
+    Returns:
+      What ``lla_jax.directions.adam_moments`` returns: two directions named m and v, not corrected for bias.
+
+    Raises:
+      ValueError: those of ``optax_state``; an optimizer that has taken no step.
+    """
+    return draws.adam_moments(optax_state(optimizer_or_state, net, params), net.variables["params"])
+
+
+def optax_state(optimizer_or_state: Any, net: Any, params: Sequence[str] | None = None) -> optax.ScaleByAdamState:
+    """The state of Adam, AdamW, NAdam, RAdam or any optimizer with exp_avg and exp_avg_sq, as optax keeps it.
+
+    Args:
+      optimizer_or_state: the optimizer, whose parameters are found in the network by identity, or what its
+        ``state_dict()`` returned (the entry "optimizer" or so of a training checkpoint).
+      net: the converted network. For an optimizer without ``params`` its module must still exist.
+      params: torch names of the optimizer's parameters in its order, that of its groups: ``[name for name, _ in
+        module.named_parameters()]`` as a rule. None: by identity, or the names that the saved state itself has
+        (torch 2.6 and later keep them if the optimizer was given ``module.named_parameters()``).
+
+    Returns:
+      ``optax.ScaleByAdamState``, for ``Problem.opt_state``: mu and nu with zeros where the optimizer has no state
+      (frozen or unused parameters), in the moments' own precision; count is the largest step.
+
+    Raises:
+      ValueError: another optimizer; parameters that cannot be matched or have moments of another shape; moments that
+        are sparse or complex.
+    """
+    if isinstance(optimizer_or_state, torch.optim.Optimizer):
+        what = f"optimizer {type(optimizer_or_state).__name__}"
+        if isinstance(optimizer_or_state, torch.optim.SparseAdam):
+            raise ValueError(f"{what}: its moments lag behind for rows without gradient; Adam or AdamW is needed")
+        groups = optimizer_or_state.param_groups
+        states = [optimizer_or_state.state.get(p, {}) for group in groups for p in group["params"]]
+        tensors = [p for group in groups for p in group["params"]]
+        names = (
+            _by_identity(tensors, states, net, what) if params is None else _by_order(params, len(states), net, what)
+        )
+    else:
+        what = "optimizer state"
+        groups, states = _saved(optimizer_or_state)
+        names = _by_order(_saved_names(groups) if params is None else params, len(states), net, what)
+    _check_kind(groups, states, what)
+    return _assembled(names, states, net, what)
+
+
+def _saved(state: Any) -> tuple[list[Any], list[Any]]:
+    if not isinstance(state, Mapping) or not {"state", "param_groups"} <= set(state):
+        got = f"a dict with {sorted(map(str, state))[:20]}" if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(
+            f"optimizer_or_state: expected a torch optimizer or its state_dict() with 'state' and 'param_groups', got "
+            f"{got}; of a training checkpoint pass the entry, such as checkpoint['optimizer']"
+        )
+    groups = list(state["param_groups"])
+    return groups, [state["state"].get(index, {}) for group in groups for index in group["params"]]
+
+
+def _saved_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not all("param_names" in group for group in groups):
+        raise ValueError(
+            "optimizer state: numbers its parameters and holds no names; pass params=[...], the torch names in the "
+            "order in which the optimizer got them, such as [name for name, _ in module.named_parameters()]"
+        )
+    return [name for group in groups for name in group["param_names"]]
+
+
+def _by_order(params: Sequence[str], count: int, net: Any, what: str) -> list[str | None]:
+    """Leaf names for torch names in the optimizer's order."""
+    params = list(params)
+    if len(params) != count:
+        raise ValueError(f"params: {len(params)} names given, but the {what} has {count} parameters; give one each")
+    aliases = net.tree_map.aliases
+    names = [aliases.get(name, aliases.get(unwrapped(name))) for name in params]
+    weights = {leaf.name for leaf in net.tree_map.leaves if leaf.collection == "params"}
+    if unknown := [name for name, leaf in zip(params, names) if leaf not in weights]:
+        raise ValueError(f"params: {unknown} are not parameters of the network; it has {sorted(weights)}")
+    if double := sorted({name for name, leaf in zip(params, names) if names.count(leaf) > 1}):
+        raise ValueError(f"params: {double} name a parameter twice (tied ones are one parameter); give each once")
+    return list(names)
+
+
+def _by_identity(tensors: Sequence[Any], states: Sequence[Any], net: Any, what: str) -> list[str | None]:
+    """Leaf names of the optimizer's own parameters; None for strangers that never moved."""
+    living = {id(p): name for name, ref in net._refs.items() if (p := ref()) is not None}
+    names = [living.get(id(tensor)) for tensor in tensors]
+    advice = (
+        "pass params=[...], the torch names in the order in which the optimizer got them, such as "
+        "[name for name, _ in module.named_parameters()]"
+    )
+    if not living:
+        raise ValueError(
+            f"{what}: the module that was converted no longer exists, so its parameters cannot be told; {advice}"
+        )
+    if not any(names):
+        raise ValueError(
+            f"{what}: none of its parameters is of the module that was converted (another copy of it?); convert the "
+            f"module it trains, or {advice}"
+        )
+    for i, (tensor, name, state) in enumerate(zip(tensors, names, states)):
+        if name is None and any(torch.is_tensor(state.get(k)) and bool(state[k].any()) for k in _NEEDED):
+            raise ValueError(
+                f"{what}: its parameter {i}, of shape {tuple(tensor.shape)}, has moments but is none of the network's; "
+                "convert a module that holds all it trains"
+            )
+    return names
+
+
+def _check_kind(groups: Sequence[Mapping[str, Any]], states: Sequence[Any], what: str) -> None:
+    """Raises unless the states are Adam's or there are none yet."""
+    for state in states:
+        if state and not all(torch.is_tensor(state.get(name)) for name in _NEEDED):
+            raise ValueError(
+                f"{what}: keeps {sorted(map(str, state))}, not the two moments exp_avg and exp_avg_sq; Adam axes need "
+                "Adam, AdamW, NAdam or RAdam"
+            )
+        for name in _NEEDED if state else ():
+            if state[name].layout != torch.strided or state[name].is_complex():
+                kind = "complex" if state[name].is_complex() else str(state[name].layout)
+                raise ValueError(f"{what}: {name} is {kind}; the rule is dense real moments")
+    if "Adamax" in what or (not any(states) and not all("betas" in group for group in groups)):
+        raise ValueError(f"{what}: keeps no moments exp_avg and exp_avg_sq; Adam axes need Adam, AdamW, NAdam or RAdam")
+
+
+def _assembled(names: Sequence[str | None], states: Sequence[Any], net: Any, what: str) -> optax.ScaleByAdamState:
+    by_name = {name: state for name, state in zip(names, states) if name is not None and state}
+    steps = [int(state.get("step", 0)) for state in by_name.values()]
+    trees = [_tree(by_name, part, net, what) for part in _NEEDED]
+    return optax.ScaleByAdamState(count=np.asarray(max(steps, default=0), np.int32), mu=trees[0], nu=trees[1])
+
+
+def _tree(states: Mapping[str, Any], part: str, net: Any, what: str) -> Any:
+    wrong = [
+        f"{name} has {tuple(states[name][part].shape)} instead of {leaf.shape}"
+        for name, leaf in ((leaf.name, leaf) for leaf in net.tree_map.leaves)
+        if name in states and tuple(states[name][part].shape) != leaf.shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{what}: {part} of other shapes than the weights: {'; '.join(wrong)}; check the order in params"
+        )
+    arrays = {f"{'/'.join(leaf.path)}": leaf for leaf in net.tree_map.leaves if leaf.collection == "params"}
+
+    def filled(path: str, like: Any) -> np.ndarray:
+        leaf = arrays[path]
+        if leaf.name not in states:
+            return np.zeros(like.shape, like.dtype)
+        array = net.tree_map.to_jax(leaf, to_array(states[leaf.name][part]))
+        return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+
+    return dict(_mapped(net.variables["params"], filled, ""))
+
+
+def _mapped(tree: Mapping[str, Any], function: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, child in tree.items():
+        path = prefix + name
+        is_tree = isinstance(child, Mapping)
+        yield name, dict(_mapped(child, function, path + "/")) if is_tree else function(path, child)

@@ -1,0 +1,288 @@
+"""torch's names and layouts on one side, a Flax tree on the other: one map for weights, statistics and moments.
+
+    torch                          Flax path (collection first)             stored as
+    Linear.weight (out, in)        params/.../kernel                        (in, out)
+    Conv.weight (O, I/g, *k)       params/.../kernel                        (*k, I/g, O)
+    ConvTranspose.weight           params/.../kernel                        (*k, O/g, I), Flax's transpose_kernel=True
+      (I, O/g, *k)
+    norm layers' weight            params/.../scale                         as it is
+    Embedding.weight               params/.../embedding                     as it is
+    RNN, LSTM, GRU weight_*        params/.../kernel_*                      transposed
+    MultiheadAttention *_weight    params/.../*_kernel                      transposed
+    running_mean, running_var      batch_stats/.../mean, var                as they are
+    other buffers                  buffers/...                              as they are
+    other tensors of the graph     constants/...                            as they are
+
+The rows of a Linear behind a flatten of images are in Flax's order (H, W, C) instead of (C, H, W). Whatever else a
+module holds keeps its name and layout. Nothing is computed, so that the way back gives the same bits.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch import nn
+
+from lla_torch.program.views import View, inverse
+
+NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
+)
+COLLECTIONS = ("params", "batch_stats", "buffers", "constants")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor of a module and where it is in the tree.
+
+    Args:
+      name: its torch name, the first one if it has several.
+      collection: "params", "batch_stats", "buffers" or "constants".
+      path: its path within the collection.
+      shape: its shape in torch.
+      order, split, merged: how torch's axes lie in the stored array, see ``views.View``.
+      filter_axis: axes of the stored array that index its filters; None for one-dimensional ones.
+      persistent: whether it is in the module's ``state_dict``.
+      dtype: its type of entries in torch, such as "float32".
+    """
+
+    name: str
+    collection: str
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    split: tuple[int, ...] | None = None
+    merged: tuple[int, ...] | None = None
+    filter_axis: int | None = None
+    persistent: bool = True
+    dtype: str = "float32"
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of the stored array."""
+        if self.merged is not None:
+            return (*self._rows, self.shape[0])
+        return tuple(self.shape[axis] for axis in inverse(self.order))
+
+    @property
+    def _rows(self) -> tuple[int, ...]:
+        return (int(np.prod(self.shape[1:])),)
+
+    @property
+    def full_path(self) -> str:
+        """The path with its collection: "params/layer1/0/conv1/kernel"."""
+        return "/".join((self.collection, *self.path))
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """All tensors of a module, in the order of its ``state_dict``.
+
+    Args:
+      leaves: every distinct tensor once.
+      aliases: every torch name and the name of the leaf that it stands for (another one where tensors are tied).
+    """
+
+    leaves: tuple[Leaf, ...]
+    aliases: Mapping[str, str] = field(hash=False)
+
+    def by_name(self, name: str) -> Leaf:
+        """The leaf of a torch name."""
+        if name not in self.aliases:
+            raise ValueError(f"name {name!r} is not in the module; its tensors are {list(self.aliases)}")
+        return self._by_name[self.aliases[name]]
+
+    @property
+    def _by_name(self) -> dict[str, Leaf]:
+        found = self.__dict__.get("_table")
+        if found is None:
+            found = {leaf.name: leaf for leaf in self.leaves}
+            object.__setattr__(self, "_table", found)
+        return found
+
+    @staticmethod
+    def to_jax(leaf: Leaf, array: np.ndarray) -> np.ndarray:
+        """torch's layout to the stored one; the same entries."""
+        array = np.asarray(array)
+        if array.shape != leaf.shape:
+            raise ValueError(f"{leaf.name}: shape {array.shape} given; the module's has {leaf.shape}")
+        if leaf.merged is not None:
+            assert leaf.split is not None
+            array = array.reshape(tuple(leaf.split[i] for i in leaf.order))
+        return np.ascontiguousarray(array.transpose(inverse(leaf.order))).reshape(leaf.stored_shape)
+
+    @staticmethod
+    def to_torch(leaf: Leaf, array: Any) -> np.ndarray:
+        """The stored layout to torch's; the same entries."""
+        array = np.asarray(array)
+        if array.shape != leaf.stored_shape:
+            raise ValueError(f"{leaf.full_path}: shape {array.shape} given; the rule is {leaf.stored_shape}")
+        if leaf.split is not None:
+            array = array.reshape(leaf.split)
+        return np.array(array.transpose(leaf.order).reshape(leaf.shape), order="C")
+
+    def tree(self, arrays: Mapping[str, Any], collections: Sequence[str] = COLLECTIONS) -> dict[str, Any]:
+        """Stored arrays by leaf name as nested dicts {collection: {...}}; collections without leaves are left out."""
+        result: dict[str, Any] = {}
+        for leaf in self.leaves:
+            if leaf.collection in collections:
+                node = result.setdefault(leaf.collection, {})
+                for part in leaf.path[:-1]:
+                    node = node.setdefault(part, {})
+                node[leaf.path[-1]] = arrays[leaf.name]
+        return result
+
+    def laid_out_like(self, other: NameMap) -> NameMap:
+        """The same tensors, those that ``other`` has too in its layout."""
+        known = {(leaf.name, leaf.shape): leaf for leaf in other.leaves if leaf.collection != "constants"}
+        return replace(self, leaves=tuple(known.get((leaf.name, leaf.shape), leaf) for leaf in self.leaves))
+
+    def with_rows(self, rows: Mapping[str, View]) -> NameMap:
+        """Linear weights (by leaf name) whose rows are to lie as the merged axes of the given inputs do."""
+
+        def ordered(leaf: Leaf) -> Leaf:
+            x = rows.get(leaf.name)
+            if x is None:
+                return leaf
+            assert x.split is not None
+            split = (*x.split[1:], leaf.shape[0])
+            return replace(leaf, split=split, order=(len(split) - 1, *(i - 1 for i in x.order[1:])), merged=leaf.shape)
+
+        return replace(self, leaves=tuple(ordered(leaf) for leaf in self.leaves))
+
+
+@dataclass(frozen=True)
+class FilterAxis:
+    """Which axes of a parameter index its filters, by path: what ``Loss.filter_axis`` asks."""
+
+    axes: tuple[tuple[str, int | None], ...]
+
+    def __call__(self, path: str, leaf: Any) -> int | None:
+        return dict(self.axes)[path]
+
+
+def filter_axis(names: NameMap) -> FilterAxis:
+    """The rule for a module: the axis of the outputs, as in torch."""
+    return FilterAxis(tuple(("/".join(x.path), x.filter_axis) for x in names.leaves if x.collection == "params"))
+
+
+def _renamed(owner: nn.Module, name: str, tensor: torch.Tensor) -> tuple[str, bool, int | None]:
+    """(name in the tree, whether the axes are turned round, filter axis of the stored array) of a parameter."""
+    own, ndim = owner._parameters, tensor.ndim
+    free = lambda new: new if new == name or new not in own else name  # noqa: E731
+    one_dim = sum(n > 1 for n in tensor.shape) <= 1
+    if isinstance(owner, nn.Linear | nn.modules.conv._ConvNd) and name == "weight" and ndim >= 2:
+        transposed = isinstance(owner, nn.modules.conv._ConvTransposeNd)
+        return free("kernel"), True, ndim - 2 if transposed else ndim - 1
+    if isinstance(owner, nn.RNNBase | nn.RNNCellBase) and name.startswith("weight") and ndim == 2:
+        return free("kernel" + name.removeprefix("weight")), True, 1
+    if isinstance(owner, nn.MultiheadAttention) and name.endswith("weight") and ndim == 2:
+        return free(name.removesuffix("weight") + "kernel"), True, 1
+    if isinstance(owner, nn.Embedding | nn.EmbeddingBag) and name == "weight":
+        return free("embedding"), False, 0
+    if isinstance(owner, NORMS) and name == "weight":
+        return free("scale"), False, None if one_dim else 0
+    return name, False, None if one_dim else 0
+
+
+def names_of(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = None) -> NameMap:
+    """The map of a module's parameters and buffers, and of further tensors that its graph holds.
+
+    Args:
+      module: the torch module.
+      constants: tensors by name that are neither parameters nor buffers.
+    """
+    leaves: list[Leaf] = []
+    aliases: dict[str, str] = {}
+    seen: dict[int, str] = {}
+    statistics = {"running_mean": "mean", "running_var": "var"}
+
+    def add(name: str, tensor: torch.Tensor, collection: str, path: tuple[str, ...], **more: Any) -> None:
+        aliases[name] = seen.setdefault(id(tensor), name)
+        if aliases[name] == name:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            order = more.pop("order", tuple(range(tensor.ndim)))
+            leaves.append(Leaf(name, collection, path, tuple(tensor.shape), order, dtype=dtype, **more))
+
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        parts = tuple(prefix.split(".")) if prefix else ()
+        for name, tensor in owner._parameters.items():
+            if tensor is not None:
+                new, turned, axis = _renamed(owner, name, tensor)
+                n = tensor.ndim
+                order = (n - 1, n - 2, *range(n - 2)) if turned else tuple(range(n))
+                add(".".join((*parts, name)), tensor, "params", (*parts, new), order=order, filter_axis=axis)
+        for name, tensor in owner._buffers.items():
+            if tensor is not None:
+                is_norm = isinstance(owner, nn.modules.batchnorm._NormBase) and name in statistics
+                where = ("batch_stats", (*parts, statistics[name])) if is_norm else ("buffers", (*parts, name))
+                persistent = name not in owner._non_persistent_buffers_set
+                add(".".join((*parts, name)), tensor, *where, persistent=persistent)
+    for name, tensor in (constants or {}).items():
+        if name not in aliases:
+            add(name, tensor, "constants", tuple(name.split(".")), persistent=False)
+    return NameMap(tuple(leaves), aliases)
+
+
+def references(module: nn.Module) -> dict[str, weakref.ref[nn.Parameter]]:
+    """Parameters by leaf name, without keeping them alive."""
+    return {name: weakref.ref(parameter) for name, parameter in module.named_parameters()}
+
+
+def to_array(tensor: torch.Tensor, copy: bool = True) -> np.ndarray:
+    """A tensor's entries, bfloat16 and float8 included; a copy, or where possible the tensor's own memory."""
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name == "bfloat16" or name.startswith("float8"):
+        import ml_dtypes
+
+        bits = tensor.view(torch.uint16 if name == "bfloat16" else torch.uint8).numpy()
+        array = bits.view(getattr(ml_dtypes, name))
+    else:
+        array = tensor.numpy()
+    return array.copy() if copy else array
+
+
+def to_tensor(array: Any) -> torch.Tensor:
+    """A tensor with a copy of an array's entries."""
+    array = np.array(array, order="C")
+    name = array.dtype.name
+    if name == "bfloat16" or name.startswith("float8"):
+        bits = torch.from_numpy(array.view(np.uint16 if name == "bfloat16" else np.uint8))
+        return bits.view(getattr(torch, name))
+    return torch.from_numpy(array)
+
+
+def as_jax(array: np.ndarray, name: str, dtype: Any = None) -> jax.Array:
+    """A jax array of its own memory, in the same precision or the one asked for.
+
+    Raises:
+      ValueError: 64-bit floats where jax has none.
+    """
+    target = np.dtype(array.dtype if dtype is None or not is_float(array.dtype) else jax.numpy.dtype(dtype))
+    if target in (np.dtype("float64"), np.dtype("complex128")) and jax.dtypes.canonicalize_dtype(target) != target:
+        raise ValueError(
+            f"{name} is {target.name}, which jax has only after jax.config.update('jax_enable_x64', True); do that "
+            "before, or pass dtype='float32'"
+        )
+    typed = jax.dtypes.canonicalize_dtype(target)
+    if np.issubdtype(target, np.integer) and not np.array_equal(array.astype(typed), array):
+        raise ValueError(
+            f"{name} has {target.name} entries beyond {typed.name}, which jax has only after "
+            "jax.config.update('jax_enable_x64', True); do that before"
+        )
+    return jax.numpy.array(array.astype(target, copy=False), copy=True)
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether a type, or its name, is a real floating one, bfloat16 and float8 included."""
+    return bool(jax.numpy.issubdtype(jax.numpy.dtype(dtype), jax.numpy.floating))

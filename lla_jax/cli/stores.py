@@ -1,0 +1,139 @@
+"""What the command line does with a chunk store: begin or continue it, put it together, say how far it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lla_jax.cli.options import Mistake
+from lla_jax.cli.terminal import duration, say
+
+if TYPE_CHECKING:
+    from lla_jax.core.types import Landscape
+    from lla_jax.landscape.sweeps import Table
+
+
+COMMAND = "command.json"  # the options that the store in this folder was begun with
+GRID = ("points", "range")  # of these a store may have several
+ELSEWHERE = "choose another --out, or --overwrite it"
+_CHANGED = {
+    "params": "parameters",
+    "state": "state (BatchNorm)",
+    "noise": "random key of the loss",
+    "precision": "precision settings of jax",
+    "directions": "checkpoints or optimizer state",
+}
+
+
+def begin(out: Path, made: Mapping[str, str], overwrite: bool) -> None:
+    """Clear the folder, or check that what is there was made with the same options, as far as they decide values.
+
+    Raises:
+      Mistake: other options, a result that is not that of a store, or another program's store.
+    """
+    from lla_jax.landscape.store import chunks as chunk_store
+
+    result = out / "landscape.npz"
+    if overwrite:
+        try:
+            chunk_store.remove(out)
+        except ValueError as error:
+            raise Mistake(str(error).removeprefix("store: ")) from error
+        for path in (result, out / COMMAND):
+            path.unlink(missing_ok=True)
+    if not chunk_store.exists(out):
+        if result.exists():
+            raise Mistake(f"{result} is there without the chunks it was made of\n{ELSEWHERE}")
+        (out / COMMAND).unlink(missing_ok=True)
+        return
+    try:
+        before = json.loads((out / COMMAND).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # made by the library, or killed before it was written: ``evaluate`` compares
+        before = {}
+    changed = [f"{k} {before[k]} -> {now}" for k, now in made.items() if k not in GRID and before.get(k, now) != now]
+    if changed:
+        raise Mistake(f"{out} was made with other options: {', '.join(changed)}\n{ELSEWHERE}")
+
+
+def note(out: Path, made: Mapping[str, str], problem: str) -> None:
+    """Keep the options beside a store that was begun with them."""
+    from lla_jax.core import files as _files
+
+    _files.write_first(out / COMMAND, {**made, "problem": problem})
+
+
+def refused(out: Path, error: ValueError) -> ValueError | Mistake:
+    """A refusal of the library in terms of the command line; another error as it is."""
+    from lla_jax.core.recipes import IDENTITY
+
+    text = str(error)
+    if not text.startswith(f"store: {out} holds a landscape") and "when the landscape was begun" not in text:
+        return error
+    changed = [name for name in IDENTITY if name in re.findall(r"(\w+) \(", text)]
+    if "params" in changed:
+        changed = [name for name in changed if name != "directions"]  # these follow
+    what = ", ".join(_CHANGED.get(name, name) for name in changed) or "functions (loss or metrics)"
+    return Mistake(f"{out} was made with other {what}\n{ELSEWHERE}")
+
+
+def tell_kept(out: Path, made: Mapping[str, str], problem: str) -> None:
+    """Say what an interrupted run leaves."""
+    from lla_jax.landscape import sweeps as runs
+
+    try:
+        there = runs.status(out)
+    except ValueError:
+        return
+    note(out, made, problem)
+    say(f"{there.done:,} of {there.points:,} points are kept in {out}; the same command continues it")
+
+
+def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
+    """The result of a store, and the files it was written to."""
+    from lla_jax.core.types import Landscape
+    from lla_jax.landscape import sweeps as runs
+    from lla_jax.output.storage import save
+
+    if not folder.is_dir():
+        raise Mistake(f"{folder} is no folder")
+    try:
+        found = runs.merge(folder, partial=partial)
+    except ValueError as error:
+        raise Mistake(str(error).removeprefix("store: ").replace("partial=True", "--partial")) from error
+    name = "landscape.partial.npz" if partial else "landscape.npz"
+    if isinstance(found, Landscape):
+        return found, [save(found, folder / name)]
+    members = runs.members(folder)
+    paths = [save(plane, members[cell] / name) for cell, plane in found.landscapes.items()]
+    return found, [*paths, found.to_csv(folder / "table.csv")]
+
+
+def status(folder: Path) -> str:
+    """How far a store is, in a few lines."""
+    from lla_jax.landscape import sweeps as runs
+
+    try:
+        found = runs.status(folder)
+    except ValueError as error:
+        raise Mistake(str(error).removeprefix("store: ")) from error
+    many = f"{found.landscapes} landscapes, " if found.landscapes > 1 else ""
+    lines = [
+        f"{folder}: {many}{found.done:,} of {found.points:,} points ({found.done / max(1, found.points):.0%}) in "
+        f"{found.written:,} of {found.chunks:,} chunks"
+    ]
+    lines += [f"  damaged, will be computed again: {path} ({reason})" for path, reason in found.damaged.items()]
+    what = "last chunk written" if found.written else "no chunk yet; begun"
+    lines.append(f"  {what} {duration(found.last)} ago" if found.chunks else "  not begun")
+    lines += [f"  writer {name}: {count} chunks in the last 10 min" for name, count in sorted(found.writers.items())]
+    if found.done == found.points:
+        lines.append(f"  finished; lla-jax merge {folder} writes the result")
+    elif found.left is None and found.last > runs.WINDOW_S:
+        lines.append("  nobody has written for 10 min; repeat the command that computes it to go on")
+    elif found.left is None:
+        lines.append("  nothing to tell the time left by")
+    else:
+        lines.append(f"  {found.rate:.3g} points/s, about {duration(found.left)} left if writers go on")
+    return "\n".join(lines)

@@ -1,0 +1,5 @@
+"""What all rooms stand on: types, trees, data, losses, recipes, argument checks, files."""
+
+from lla_jax import _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(__name__)

@@ -1,0 +1,237 @@
+"""Vector-space arithmetic on pytrees, and the selection of leaves by path.
+
+A vector is a pytree of arrays; a stacked tree holds k vectors, one per entry of a leading axis of every leaf. The
+arithmetic is jitted, so that it costs one compilation per structure, and may be used inside other jitted functions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import tree_util
+
+from lla_jax.core.types import Path, PyTree, Select
+
+
+def paths(tree: PyTree) -> list[Path]:
+    """Names of the leaves, in leaf order: keys joined by "/", without the ".value" that nnx variables end in.
+
+    Args:
+      tree: any pytree; linen, nnx, Equinox, Haiku and plain containers alike.
+
+    Returns:
+      One string per leaf, such as ``"Conv_0/kernel"``; ``""`` for a tree that is a single leaf.
+    """
+    return [_name(keys) for keys, _ in tree_util.tree_leaves_with_path(tree)]
+
+
+def _name(keys: tuple[Any, ...]) -> Path:
+    if len(keys) > 1 and keys[-1] in (tree_util.GetAttrKey("value"), tree_util.GetAttrKey("raw_value")):
+        keys = keys[:-1]
+    return tree_util.keystr(keys, simple=True, separator="/")
+
+
+def selected(select: Select | None, tree: PyTree) -> list[bool]:
+    """Which leaves a selection names.
+
+    Args:
+      select: None for all leaves; a glob over the whole path (``*`` and ``?`` stay within one level, ``**`` spans any
+        number of levels, none included); a compiled regular expression, searched for in the path; a predicate
+        ``(path, leaf) -> bool``; or a sequence of these, of which any may match.
+      tree: the tree to select from.
+
+    Returns:
+      One bool per leaf, in leaf order.
+
+    Raises:
+      ValueError: nothing matches (the paths that exist are listed), or ``select`` is of another kind.
+    """
+    leaves = tree_util.tree_leaves(tree)
+    if select is None:
+        return [True] * len(leaves)
+    matches, names = _matcher(select), paths(tree)
+    chosen = [bool(matches(path, leaf)) for path, leaf in zip(names, leaves, strict=True)]
+    if not any(chosen):
+        raise ValueError(f"select={select!r} matches no leaf; the leaves are: {', '.join(names)}")
+    return chosen
+
+
+def describe(select: Select, tree: PyTree, chosen: Sequence[bool]) -> dict[str, Any]:
+    """A selection as a recipe holds it: its text, and the paths it chose (which say all, whatever the text was)."""
+    parts = select if isinstance(select, Sequence) and not isinstance(select, str) else [select]
+    text = ", ".join(p if isinstance(p, str) else getattr(p, "pattern", type(p).__name__) for p in parts)
+    return {"text": text, "paths": [path for path, yes in zip(paths(tree), chosen, strict=True) if yes]}
+
+
+def _matcher(select: Select) -> Callable[[Path, Any], bool]:
+    if isinstance(select, str):
+        select = _glob(select)
+    if isinstance(select, re.Pattern):
+        return lambda path, leaf: select.search(path) is not None
+    if callable(select):
+        return select
+    if isinstance(select, Sequence):
+        each = [_matcher(s) for s in select]
+        return lambda path, leaf: any(match(path, leaf) for match in each)
+    raise ValueError(
+        f"select={select!r} is neither a glob, a compiled regular expression, a predicate (path, leaf) -> bool, "
+        "nor a sequence of these"
+    )
+
+
+_WILDCARDS = {"**/": r"(?:[^/]+/)*", "/**": r"(?:/[^/]+)*", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    pieces = re.split(r"(\*\*/|/\*\*$|\*\*|\*|\?)", pattern)
+    return re.compile(r"\A" + "".join(_WILDCARDS.get(p) or re.escape(p) for p in pieces) + r"\Z")
+
+
+def shape_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and jax dtype of a leaf (arrays, numpy arrays and Python numbers), without moving it."""
+    return tuple(np.shape(leaf)), np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
+
+
+def check_real(tree: PyTree, name: str = "params") -> None:
+    """Check that every leaf is a finite real floating array.
+
+    Args:
+      tree: a pytree of arrays.
+      name: the argument's name, for the error.
+
+    Raises:
+      ValueError: the tree is empty, or a leaf is no array, not real floating, or not finite; it names the leaf.
+    """
+    named = tree_util.tree_leaves_with_path(tree)
+    if not named:
+        raise ValueError(f"{name} has no array leaves; pass the tree of trained parameters, e.g. variables['params']")
+    for keys, leaf in named:
+        where = f"{name}[{_name(keys)!r}]"
+        try:
+            dtype = jnp.result_type(leaf)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{where} is {leaf!r}, not an array; pass only trained arrays, e.g. "
+                "eqx.filter(model, eqx.is_inexact_array)"
+            ) from None
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{where} has dtype {dtype}; every parameter must be real floating. From an nnx model take "
+                "nnx.state(model, nnx.Param), from variables variables['params']; keep other arrays in the loss's "
+                "state, or split a complex parameter into its real and imaginary parts"
+            )
+        bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf)).sum())
+        if bad:
+            raise ValueError(f"{where} has {bad} NaN or infinite entries of {np.size(leaf)}; all must be finite")
+
+
+def align(
+    tree: PyTree, like: PyTree, name: str = "tree", like_name: str = "params", *, stacked: bool = False
+) -> PyTree:
+    """The leaves of ``tree`` in the structure of ``like``; leaves are matched by path when the containers differ.
+
+    Args:
+      tree: leaves of the shapes of ``like``, or ``(k, *shape)`` with ``stacked``.
+      like: the reference tree.
+      name: the argument's name, for the error.
+      like_name: the reference's name, for the error.
+      stacked: whether ``tree`` has a leading axis k, the same for every leaf.
+
+    Returns:
+      A tree of the structure of ``like`` (``tree`` itself where the structures agree).
+
+    Raises:
+      ValueError: a leaf is missing, left over, or of another shape; it names the leaf.
+    """
+    expected, got = paths(like), paths(tree)
+    structure: Any = tree_util.tree_structure(like)
+    if tree_util.tree_structure(tree) != structure:
+        missing, extra = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
+        variables = any(path.startswith("params/") for path in (*missing, *extra))
+        hint = "; did you mean variables['params']?" if variables else ""
+        if missing or extra or len(got) != len(expected) or len(set(got)) != len(got):
+            raise ValueError(
+                f"{name} and {like_name} have different structures: {name} lacks {missing} and has {extra} besides; "
+                f"pass a tree with the leaves of {like_name}{hint}"
+            )
+        by_path = dict(zip(got, tree_util.tree_leaves(tree), strict=True))
+        tree = tree_util.tree_unflatten(structure, [by_path[p] for p in expected])
+    leaves = tree_util.tree_leaves(tree)
+    lead = np.shape(leaves[0])[:1] if stacked and leaves else ()
+    for path, leaf, ref in zip(expected, leaves, tree_util.tree_leaves(like), strict=True):
+        if tuple(np.shape(leaf)) != (*lead, *np.shape(ref)) or (stacked and not lead):
+            want = f"(k, *{np.shape(ref)}) with one k for all leaves" if stacked else f"{np.shape(ref)}"
+            raise ValueError(f"{name}[{path!r}] has shape {np.shape(leaf)}, but {like_name} asks for {want}")
+    return tree
+
+
+@jax.jit
+def stack(trees: Sequence[PyTree]) -> PyTree:
+    """Stack k trees of one structure along a new leading axis of every leaf."""
+    return tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@jax.jit
+def unstack(tree: PyTree) -> list[PyTree]:
+    """The k trees of a stacked tree; the inverse of ``stack``."""
+    num = tree_util.tree_leaves(tree)[0].shape[0]
+    return [tree_util.tree_map(lambda leaf, i=i: leaf[i], tree) for i in range(num)]
+
+
+def wide(x: Any) -> jax.Array:
+    """``x`` in float32 at least: sums of half-precision entries lose their value otherwise."""
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
+@jax.jit
+def dot(a: PyTree, b: PyTree) -> jax.Array:
+    """Inner product sum_i a_i b_i over all leaves; a scalar, in float32 at least and at full matmul precision."""
+    # multiply and sum, not vdot: an accelerator's matmul unit would round, and sharded leaves stay sharded
+    return jnp.asarray(sum(jnp.sum(wide(x) * wide(y)) for x, y in _pairs(a, b)))
+
+
+def _pairs(a: PyTree, b: PyTree) -> list[tuple[Any, Any]]:
+    return list(zip(tree_util.tree_leaves(a), tree_util.tree_leaves(b), strict=True))
+
+
+@partial(jax.jit, static_argnames="order")
+def norm(tree: PyTree, order: int = 2) -> jax.Array:
+    """Norm over all leaves: sum |x| for order 1, sqrt(sum x^2) for order 2; a scalar, in float32 at least."""
+    if order == 1:
+        return jnp.asarray(sum(jnp.sum(jnp.abs(wide(x))) for x in tree_util.tree_leaves(tree)))
+    return jnp.sqrt(dot(tree, tree))
+
+
+@jax.jit
+def axpy(alpha: Any, x: PyTree, y: PyTree) -> PyTree:
+    """alpha x + y, leaf by leaf, in the dtype of y; ``alpha`` is a scalar."""
+    return tree_util.tree_map(lambda a, b: (alpha * wide(a) + b).astype(jnp.result_type(b)), x, y)
+
+
+@jax.jit
+def orthonormalize(tree: PyTree) -> PyTree:
+    """Orthonormal vectors with the span of the first, the first two, ... (modified Gram-Schmidt, done twice).
+
+    Args:
+      tree: k stacked vectors.
+
+    Returns:
+      A stacked tree of the same shapes. A vector that depends on those before it, to rounding, becomes zero.
+    """
+    done: list[PyTree] = []
+    for vector in unstack(tree):
+        start = norm(vector)
+        for _ in range(2):  # once leaves an error of eps times the condition number; twice is enough (Kahan)
+            for q in done:
+                vector = axpy(-dot(q, vector), q, vector)
+        size = norm(vector)
+        keep = size > 100 * jnp.finfo(size.dtype).eps * start
+        scale = jnp.where(keep, 1 / jnp.where(keep, size, 1), 0)
+        done.append(tree_util.tree_map(lambda x, s=scale: (wide(x) * s).astype(x.dtype), vector))
+    return stack(done)

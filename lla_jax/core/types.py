@@ -1,0 +1,297 @@
+"""The types every other module speaks in: a loss, directions, a landscape, and how to execute.
+
+Nothing here computes; see ``data``, ``directions``, ``landscape`` and ``execution`` for the verbs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+
+from lla_jax.core.static import static
+
+PyTree = Any
+Recipe = dict[str, Any]
+Batch = Any
+Path = str
+FilterAxis = int | Callable[[Path, Any], int | tuple[int, ...] | None]
+Select = str | Sequence[str] | Callable[[Path, Any], bool] | Any
+"""A glob (``"**/kernel"``), compiled regular expression, predicate ``(path, leaf) -> bool``, or a sequence of these."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False, repr=False)
+class Loss:
+    """A loss over a data set: the mean of per-example losses, plus an optional penalty on the parameters.
+
+        L(theta) = sum_i w_i l_i(theta) / sum_i w_i  +  penalty(theta)
+
+    A ``Loss`` is a pytree whose leaves are ``state`` and ``key``; everything else is static and compared by value, so
+    two adapters of one architecture share compiled code. As under ``jax.jit``, its functions are traced once: after
+    changing an object that they read, build new functions.
+
+    Args:
+      apply: ``apply(params, state, batch, train) -> (outputs, new_state)``, pure. ``train`` is a Python bool and
+        selects batch statistics in normalization layers. If ``key`` is set, a fifth argument is passed: per-example
+        keys ``(B,)``.
+      criterion: ``criterion(outputs, batch) -> losses`` with leading axis B (entries of further axes, such as tokens,
+        count with weight 1 each), or ``(losses, weights)`` of equal shapes. With ``per_example=False`` it returns a
+        scalar.
+      state: non-trained variables (BatchNorm statistics), a pytree or None.
+      key: a ``jax.random`` key for losses that draw noise; folded with each example's index, so that the draw depends
+        neither on the batching nor on the point of the landscape.
+      penalty: ``penalty(params) -> scalar`` added to the mean, e.g. weight decay.
+      per_example: False for losses that couple the examples of a batch (contrastive, batch-normalised scores). Then a
+        batch is never cut or padded, the data set's value is the size-weighted mean over batches, and no standard error
+        is given.
+      filter_axis: which axes of a weight tensor index its filters: an int, or ``(path, leaf) -> axes`` where None says
+        that the tensor is one-dimensional. None lets ``directions.normalize`` decide from the kind of parameter tree.
+    """
+
+    apply: Callable[..., tuple[Any, PyTree]] = field(metadata={"static": True})
+    criterion: Callable[[Any, Batch], Any] = field(metadata={"static": True})
+    state: PyTree = None
+    key: Any = None
+    penalty: Callable[[PyTree], Any] | None = field(default=None, metadata={"static": True})
+    per_example: bool = field(default=True, metadata={"static": True})
+    filter_axis: FilterAxis | None = field(default=None, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        state = len(jax.tree_util.tree_leaves(self.state))
+        kind = "per example" if self.per_example else "per batch"
+        return f"Loss({self.apply!r}, {self.criterion!r}, {kind}, {state} state arrays)"
+
+    def __post_init__(self) -> None:
+        for name in ("apply", "criterion", "penalty", "filter_axis"):
+            object.__setattr__(self, name, static(getattr(self, name)))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a factory hands to the command line: ``lla-jax landscape --problem module:factory``.
+
+    Args:
+      loss: a ``Loss`` or a plain ``f(params, batch) -> scalar``.
+      params: the trained parameters, a pytree of floating arrays.
+      data: one data set (array pytree with leading axis N) or ``lla.stream(...)``.
+      opt_state: optax state, needed for Adam axes.
+      metrics: ``{name: f(outputs, batch) -> (B,)}``.
+      extra_data: ``{name: data set}`` evaluated at the same points, e.g. ``{"test": ...}``.
+      checkpoints: other parameter trees of the same structure, for lines and planes between solutions.
+    """
+
+    loss: Any
+    params: PyTree
+    data: Any
+    opt_state: Any = None
+    metrics: Mapping[str, Callable[[Any, Batch], Any]] = field(default_factory=dict)
+    extra_data: Mapping[str, Any] = field(default_factory=dict)
+    checkpoints: Sequence[PyTree] = ()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Directions:
+    """Directions in parameter space, the axes of a landscape.
+
+    Args:
+      tree: the parameters' structure; every leaf has a leading axis k, one entry per direction.
+      recipe: how they were made, JSON-able: ``{"kind": ..., ..., "normalize": [...]}``. As a pytree, Directions take
+        the recipe along as static data and mark it "transformed"; pass ``tree`` to what shall not compile anew for
+        every recipe.
+    """
+
+    tree: PyTree
+    recipe: Recipe
+
+    @property
+    def num(self) -> int:
+        """Number of directions k."""
+        return int(jax.tree_util.tree_leaves(self.tree)[0].shape[0])
+
+    def __repr__(self) -> str:
+        size = sum(leaf[0].size for leaf in jax.tree_util.tree_leaves(self.tree))
+        steps = ", ".join(f"{step['by']}-normalized" for step in self.recipe.get("normalize", []))
+        made = ", ".join(filter(None, [self.recipe.get("kind"), steps]))
+        return f"Directions({self.num} x {size:,} parameters, {made})"
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> Directions:
+        """A subset: ``axes[0]``, ``axes[:2]``, ``axes[[3, 0]]``; an int keeps the leading axis (k = 1)."""
+        picked = np.atleast_1d(np.arange(self.num)[index])
+        recipe = Recipe(self.recipe)
+        recipe["chosen"] = [int(i) for i in np.asarray(recipe.get("chosen", range(self.num)))[picked]]
+        if "names" in recipe:
+            recipe["names"] = [recipe["names"][i] for i in picked]
+        if "marks" in recipe:  # a point with a part along a direction left out is not in this plane
+            left_out = sorted(set(range(self.num)) - {int(i) for i in picked})
+            recipe["marks"] = [
+                [name, [at[i] for i in picked]] for name, at in recipe["marks"] if not np.any(np.asarray(at)[left_out])
+            ]
+        return Directions(jax.tree_util.tree_map(lambda leaf: leaf[picked], self.tree), recipe)
+
+
+def _rebuilt(recipe: str, children: Any) -> Directions:
+    """After a transformation the entries may be others than the recipe says, so it says that."""
+    return Directions(next(iter(children)), json.loads(recipe) | {"transformed": True})
+
+
+jax.tree_util.register_pytree_with_keys(
+    Directions,
+    lambda d: (((jax.tree_util.GetAttrKey("tree"), d.tree),), json.dumps(d.recipe, default=repr, sort_keys=True)),
+    _rebuilt,
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Landscape:
+    """Losses (and metrics) on a grid of points around a network.
+
+    Args:
+      coords: one 1-D float64 array per axis, in units of the direction.
+      values: ``{name: (n1, ..., nk)}`` float64; ``values["loss"][i, j]`` is the loss at
+        ``rule(params, directions, (coords[0][i], coords[1][j]))``. NaN or inf where the network gave it.
+      stderr: ``{name: (n1, ..., nk)}``: standard errors over the examples; absent where not defined.
+      recipe: directions, rule, batch_stats policy, data fingerprint, plan, precision, versions; JSON-able.
+    """
+
+    coords: tuple[np.ndarray, ...]
+    values: dict[str, np.ndarray]
+    stderr: dict[str, np.ndarray]
+    recipe: dict[str, Any]
+
+    def __repr__(self) -> str:
+        kind = self.recipe.get("directions", {}).get("kind", "")
+        ranges = [
+            f"{name} {np.nanmin(v):.4g} .. {np.nanmax(v):.4g}" if np.isfinite(v).any() else f"{name} not finite"
+            for name, v in self.values.items()
+        ]
+        return f"Landscape({' x '.join(map(str, self.shape))} {kind}, {', '.join(ranges)})"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Points per axis (n1, ..., nk)."""
+        return tuple(len(c) for c in self.coords)
+
+    @property
+    def dims(self) -> int:
+        """Number of axes k."""
+        return len(self.coords)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number known up to chance.
+
+    Args:
+      mean: the estimate, a float (or, for ``diagonal``, a parameter tree).
+      sem: its standard error, of the same kind; NaN where one draw leaves it unknown, 0 where the value is exact.
+      num: independent draws (probes, test vectors) behind it.
+      recipe: how it was made: steps, probes, scheme, products, whether it converged; JSON-able.
+    """
+
+    mean: Any
+    sem: Any
+    num: int
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        if not isinstance(self.mean, float | int | np.number):
+            return f"Estimate(of {len(jax.tree_util.tree_leaves(self.mean))} arrays, num={self.num})"
+        return f"Estimate({self.mean:.6g} +- {self.sem:.2g}, num={self.num})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Eigenpairs:
+    """Eigenvalues and eigenvectors of a symmetric operator, each with its error.
+
+    Args:
+      values: (k,) float64, in the order asked for.
+      vectors: k ``Directions`` of unit norm over the whole parameter tree (zero outside of a selection), or None where
+        the operator does not act on parameters.
+      residuals: (k,) float64, ||H v - lambda v|| from a product of its own, plus rounding: an exact eigenvalue lies
+        within it of ``values``.
+      products: Hessian products used in all.
+      recipe: operator, which, tol, whether all converged; JSON-able.
+      state: what continues an interrupted run, a dict of arrays; None in a finished one.
+    """
+
+    values: np.ndarray
+    vectors: Any
+    residuals: np.ndarray
+    products: int
+    recipe: dict[str, Any]
+    state: dict[str, np.ndarray] | None = None
+
+    def __repr__(self) -> str:
+        each = ", ".join(f"{v:.6g} (+- {r:.1g})" for v, r in zip(self.values, self.residuals, strict=True))
+        return f"Eigenpairs({each}; {self.products} products)"
+
+    @property
+    def num(self) -> int:
+        """Number of pairs k."""
+        return len(self.values)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectrum:
+    """A spectral density as stochastic Lanczos quadrature gives it: nodes and weights, one row per probe.
+
+        tr f(H) / n  ~  mean over probes p of  sum_i weights[p, i] f(nodes[p, i])
+
+    Args:
+      nodes: (probes, steps) float64, Ritz values in ascending order. A probe that ended early (an invariant subspace)
+        repeats its last node with weight 0.
+      weights: (probes, steps) float64, not negative; every row sums to 1.
+      recipe: operator, steps, probes, start distribution, scheme, products; JSON-able.
+      state: what continues an interrupted run, a dict of arrays; None in a finished one.
+    """
+
+    nodes: np.ndarray
+    weights: np.ndarray
+    recipe: dict[str, Any]
+    state: dict[str, np.ndarray] | None = None
+
+    def __repr__(self) -> str:
+        probes, steps = self.nodes.shape
+        ends = f"{self.nodes.min():.4g} .. {self.nodes.max():.4g}" if self.nodes.size else "empty"
+        return f"Spectrum({probes} probes x {steps} steps, {ends})"
+
+    @property
+    def probes(self) -> int:
+        """Number of probes (rows)."""
+        return len(self.nodes)
+
+
+class UpdateRule(Protocol):
+    """``rule(params, directions, coord) -> params``: the parameters at a point; ``directions`` is the stacked tree."""
+
+    def __call__(self, params: PyTree, directions: PyTree, coord: Any, /) -> PyTree: ...
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a kernel is driven. The values do not depend on it beyond rounding; "auto" is timed on the first chunk.
+
+    Args:
+      chunk: points evaluated per call and device.
+      microbatch: examples per block (per-example losses with frozen statistics only; otherwise the batch is whole).
+      loop: how the points of a chunk are run: "vmap" (batched) or "map" (on-device loop). With ``chunk=1`` there is
+        neither: one compiled point is called from the host.
+      share: compute what is affine in the coordinates (the first layer) once per block instead of once per point.
+      scan: one call loops over many blocks of data on the device (True), or the host calls for each (False).
+      devices: "all" local devices, their number, or a sequence of ``jax.Device``; points are split over them.
+      data_shards: number of devices over which the examples are split, a divisor of that of the devices; the points are
+        split over the rest. "auto": 1, more where points are fewer than devices or the data too large for each of them.
+    """
+
+    chunk: int | Literal["auto"] = "auto"
+    microbatch: int | Literal["auto"] = "auto"
+    loop: Literal["auto", "vmap", "map"] = "auto"
+    share: bool | Literal["auto"] = "auto"
+    scan: bool | Literal["auto"] = "auto"
+    devices: int | Literal["all"] | Sequence[Any] = "all"
+    data_shards: int | Literal["auto"] = "auto"

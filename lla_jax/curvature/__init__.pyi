@@ -1,0 +1,12 @@
+from lla_jax.curvature.eigen import eigenpairs as eigenpairs
+from lla_jax.curvature.estimates import diagonal as diagonal
+from lla_jax.curvature.estimates import frobenius_norm as frobenius_norm
+from lla_jax.curvature.estimates import trace as trace
+from lla_jax.curvature.linear_operator import HostOperator as HostOperator
+from lla_jax.curvature.linear_operator import LinearOperator as LinearOperator
+from lla_jax.curvature.operators import fisher as fisher
+from lla_jax.curvature.operators import ggn as ggn
+from lla_jax.curvature.operators import hessian as hessian
+from lla_jax.curvature.quadrature import Density as Density
+from lla_jax.curvature.quadrature import density as density
+from lla_jax.curvature.quadrature import spectrum as spectrum

@@ -1,0 +1,373 @@
+"""How a curvature operator is put together: where the data lie, in which blocks, and whether primal values are kept."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lla_jax.core import data as _data
+from lla_jax.core import tree as _tree
+from lla_jax.core.data import Stream
+from lla_jax.core.types import Batch, Execution, Loss, PyTree
+from lla_jax.curvature import matrices, products
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
+from lla_jax.curvature.matrices import Matrix
+from lla_jax.curvature.products import Common, How, Rows
+from lla_jax.execution import plans, rewriting, sharding
+from lla_jax.execution import processes as _processes
+from lla_jax.execution.plans import GRID
+
+log = logging.getLogger("lla_jax")
+
+CONV_ROWS = 128  # examples per block: beyond, convolutions spill the caches of a CPU
+BLOCK_BYTES = {True: 2**22, False: 2**30}  # largest intermediate value of a block, on a CPU or not
+MOST_TRACED = 2**16  # rows; beyond, a count of their entries might not fit an int32
+KEPT_SHARE = 0.25  # of the free memory that primal values may take
+UNSTEADY = 1e-5  # relative difference between two runs that rounding does not explain
+CALLBACKS = {"pure_callback", "io_callback"}  # all that can make a jax function differ from run to run
+
+
+def operator(
+    matrix: Matrix,
+    loss: Loss | Callable[[PyTree, Any], Any],
+    params: PyTree,
+    data: Any,
+    *,
+    batch_size: int | None,
+    linearize: bool | str,
+    devices: Any,
+    allow_nondeterministic: bool,
+    select: Any,
+    processes: str = "own",
+    key: Any = None,
+) -> LinearOperator | HostOperator:
+    """The operator of a matrix over data in memory or a stream; see ``operators.hessian`` and ``fisher``."""
+    if batch_size is not None:
+        _data.check_batch_size(batch_size)
+    if linearize not in (True, False, "auto"):
+        raise ValueError(f'linearize: {linearize!r} given; the rule is True, False or "auto"')
+    if matrix.train and not isinstance(loss, Loss):
+        raise ValueError("batch_stats: 'batch' needs a model whose normalization layers are visible, not a function")
+    loss = _data.as_loss(loss)
+    if processes not in ("all", "own"):
+        raise ValueError(f'processes: {processes!r} given; the rule is "all" or "own"')
+    together = processes == "all" and jax.process_count() > 1
+    whole = matrix.train or not loss.per_example
+    model = sharding.mesh_of(params)
+    mesh = _mesh(devices, whole) if model is None else _model_mesh(model, devices, together)
+    recipe = _recipe(matrix, loss, params, data, batch_size if whole else None, select)
+    key = jax.random.key(0) if key is None else key
+    first = _among(recipe, data, key, matrix) if together else 0
+    loss, params, key = _placed((loss, params, key), mesh, model, "loss, params")
+    common = Common(loss, params, None, np.int32(0), np.int32(first), key)
+    settings = Settings(matrix, mesh, model, whole, batch_size, allow_nondeterministic, together)
+    if not isinstance(data, Stream):
+        found = _in_memory(settings, common, data, recipe, linearize)
+        return _over_processes(found) if together else found
+    if linearize and linearize != "auto":
+        raise ValueError("linearize: True needs the data in memory, and a stream is read anew for every product")
+    return _streamed(settings, common, data, recipe)
+
+
+class Settings(NamedTuple):
+    """What both kinds of data need to know."""
+
+    matrix: Matrix
+    mesh: Mesh  # over which the rows are split
+    model: Mesh | None  # over which the parameters are spread, if they are
+    whole: bool  # batches must not be cut
+    batch_size: int | None
+    allow_nondeterministic: bool
+    together: bool  # with the other processes
+
+
+def _mesh(devices: Any, whole: bool) -> Mesh:
+    chosen = plans.devices_of(Execution(devices=devices))
+    if devices == "all" and chosen[0].platform == "cpu":  # one has all cores
+        return plans.mesh_of(chosen[:1])
+    if not whole:
+        return plans.mesh_of(chosen)
+    if devices != "all" and len(chosen) > 1:
+        raise ValueError(
+            f"devices: {devices!r} given, but batch statistics or a batch-coupled loss need whole batches, which are "
+            "not split over devices; leave devices out, or use devices=1"
+        )
+    return plans.mesh_of(chosen[:1])
+
+
+def _model_mesh(model: Mesh, devices: Any, together: bool) -> Mesh:
+    """For rows that are split by nobody but the user and the compiler."""
+    if devices != "all":
+        raise ValueError(
+            f"devices: {devices!r} given, but the parameters are spread over {model.size} devices, which do the work; "
+            'leave devices out, or use devices="all"'
+        )
+    if together:
+        raise ValueError(
+            "params: are spread over devices, and there are several processes, which is not supported together; the "
+            'rule is a copy of the parameters in every process, or processes="own"'
+        )
+    return plans.mesh_of([model.devices.flat[0]])
+
+
+def _placed(tree: PyTree, mesh: Mesh, model: Mesh | None, name: str) -> PyTree:
+    return plans.replicate(tree, mesh) if model is None else sharding.kept(tree, model, name)
+
+
+def _among(recipe: dict[str, Any], data: Any, key: Any, matrix: Matrix) -> int:
+    """The number of this process's first row; the recipe's data are those of all, the rest is the same in all."""
+    same = {name: json.dumps(x, sort_keys=True, default=repr) for name, x in recipe.items() if name != "data"}
+    drawn = {"samples": str(matrix.samples), "key": _data.fingerprint(key)}
+    _processes.agree(**same, kind_of_data=str(recipe["data"]["kind"]), **drawn)
+    recipe["data"] = recipe["data"] | {"processes": jax.process_count()}
+    if isinstance(data, Stream):  # its length is known only by reading it
+        return _processes.cut(sum(_data.num_examples(batch) for batch in data))[0]
+    first, count = _processes.cut(recipe["data"]["examples"])
+    recipe["data"] |= {"examples": count, "fingerprint": _processes.combined(recipe["data"]["fingerprint"])}
+    return first
+
+
+def _over_processes(own: LinearOperator) -> HostOperator:
+    """The mean over the rows of all processes, from the sums of each."""
+    how, common = own.how, own.common
+
+    def call(v: PyTree) -> PyTree:
+        total = _exchanged(how, v, products.gathered(how, products.total(how, common, None, own.blocks, v)))
+        return products.finish_step(common, None, v, total, how=how)
+
+    text = f"{own.recipe['plan']['text']}, in each of {jax.process_count()} processes"
+    plan = own.recipe["plan"] | {"on_device": False, "text": text}
+    how_driven = how._replace(on_device=False)
+    return HostOperator(how_driven, call, common.params, recipe=own.recipe | {"plan": plan}, together=True)
+
+
+def _exchanged(how: How, v: PyTree, total: Any) -> Any:
+    """The sums of all processes in place of this one's."""
+    assert how.mesh is not None
+    found = _processes.total_of(v, products.over_devices(how, total))
+    found = found if how.mesh.size == 1 else jax.tree_util.tree_map(lambda x: x[None], found)
+    return plans.replicate(found, how.mesh)
+
+
+def _recipe(
+    matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: int | None, select: Any
+) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves(params)
+    spread = any(map(sharding.spread, leaves))
+    return {
+        "kind": matrix.kind,
+        "params": {"fingerprint": _data.fingerprint(sharding.viewed(params)), "size": sum(x.size for x in leaves)},
+        "state": _data.fingerprint(sharding.viewed(loss.state)),
+        "noise": _data.fingerprint(loss.key),
+        "data": _data.describe(data if isinstance(data, Stream) else sharding.viewed(_data.as_arrays(data))),
+        **({"draw": "per leaf"} if spread else {}),
+        "batch_size": batch_size,
+        "batch_stats": "batch" if matrix.train else "frozen",
+        "select": None if select is None else _tree.describe(select, params, matrix.chosen),
+        "precision": {"params": sorted({str(x.dtype) for x in leaves})},
+    }
+
+
+def _how(matrix: Matrix, params: PyTree, mesh: Mesh, primitives: set[str], model: Mesh | None = None) -> How:
+    leaves, structure = jax.tree_util.tree_flatten(matrices.part(params, matrix.chosen))
+    shapes = tuple((tuple(x.shape), jnp.promote_types(x.dtype, jnp.float32)) for x in leaves)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    if model is not None:  # step by step from the host: nothing is lost where one product takes long
+        return How(matrix, None, mesh, False, structure, shapes, tuple(sharding.of(x, model) for x in leaves))
+    lowered = on_cpu and "conv_general_dilated" in primitives
+    on_device = not on_cpu or (mesh.size == 1 and not lowered)
+    return How(replace(matrix, lowered=lowered), None, mesh, on_device, structure, shapes)
+
+
+def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[int, set[str]]:
+    """(bytes of the largest intermediate value per row, primitives) of a product over ``rows``; traced, not run.
+
+    All rows at once, so that the values of the examples are larger than the weights where there are many.
+    """
+    rows = min(rows, MOST_TRACED)
+    how = _how(matrix, common.params, plans.mesh_of(jax.local_devices()[:1]), set())
+    typed = jax.dtypes.canonicalize_dtype
+    like = jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), typed(x.dtype)), batch)
+    common = common._replace(data=like, count=np.int32(rows))
+    vector = matrices.part(common.params, matrix.chosen)
+    step = functools.partial(products.sums_step, how=how)
+    nbytes, primitives = rewriting.profile(step, common, None, Rows(np.zeros(1, np.int32), rows), vector)
+    return max(1, nbytes // rows), primitives
+
+
+def _blocks(how: How, rows: int, row_bytes: int, batch_size: int | None) -> list[Rows]:
+    """Blocks of one device's rows: one loop on the device, or convolutions one after another from the host."""
+    assert how.mesh is not None
+    assert how.matrix is not None
+    on_cpu = how.mesh.devices.flat[0].platform == "cpu"
+    size = batch_size or (CONV_ROWS if how.matrix.lowered else max(64, BLOCK_BYTES[on_cpu] // row_bytes))
+    size = -(-rows // -(-rows // min(size, rows)))  # equal blocks: rows that overlap are work for nothing
+    starts = np.arange(0, rows, size, dtype=np.int32)
+    return [Rows(starts[i : i + 1], size) for i in range(len(starts))] if how.matrix.lowered else [Rows(starts, size)]
+
+
+def _whole_batches(how: How, count: int, batch_size: int | None) -> list[Rows]:
+    """The same for batches that must stay as they are: one loop for all of one size."""
+    assert how.matrix is not None
+    cuts = _data.cuts(count, batch_size)
+    if how.matrix.lowered:
+        return [Rows(np.array([start], np.int32), size) for start, size in cuts]
+    sizes = dict.fromkeys(size for _, size in cuts)
+    return [Rows(np.array([start for start, n in cuts if n == size], np.int32), size) for size in sizes]
+
+
+def _split(batch: Batch, mesh: Mesh) -> Batch:
+    """The rows over the devices, padded to an equal number for each."""
+    if mesh.size == 1:
+        return plans.replicate(batch, mesh)
+    rows = _data.num_examples(batch)
+    target = -(-rows // mesh.size) * mesh.size
+    if target > rows:
+        batch = _data.pad_rows(jax.tree_util.tree_map(np.asarray, batch), target)
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(GRID)))
+
+
+def _in_memory(
+    settings: Settings, common: Common, data: Batch, recipe: dict[str, Any], linearize: bool | str
+) -> LinearOperator:
+    matrix, mesh, model, whole, batch_size, allow_nondeterministic, _ = settings
+    data = _data.as_arrays(data)
+    count = _data.num_examples(data)
+    rows = -(-count // mesh.size)
+    row_bytes, primitives = _profile(matrix, common, data, _data.cuts(count, batch_size)[0][1] if whole else rows)
+    how = _how(matrix, common.params, mesh, primitives, model)
+    if model is not None and not whole and any(map(sharding.spread, jax.tree_util.tree_leaves(data))):
+        batch_size = batch_size or rows  # a part of rows that are spread would have to be brought together
+    blocks = _whole_batches(how, count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
+    placed = _split(data, mesh) if model is None else sharding.kept(data, model, "data")
+    common = common._replace(data=placed, count=np.int32(count))
+    if primitives & CALLBACKS and not allow_nondeterministic:
+        _check_deterministic(how, common, blocks[0])
+    if model is not None and linearize == "auto":
+        keep, nbytes, said = False, 0, "computed at every product"  # kept, the compiler might gather them
+    else:
+        keep, nbytes, said = _keep(how, common, blocks, linearize)
+    many = sum(len(block.starts) for block in blocks)
+    cut = f"{many * mesh.size:,} block" + "s" * (many * mesh.size > 1)
+    spread = "" if model is None else f", parameters spread over {model.size} devices"
+    recipe["plan"] = {
+        "blocks": many, "rows": blocks[0].size, "devices": (model or mesh).size, "linearized": keep, "bytes": nbytes,
+        "on_device": how.on_device, "text": f"{count:,} examples in {cut}, primal values {said}{spread}",
+    }  # fmt: skip
+    log.info("%s: %s", recipe["kind"], recipe["plan"]["text"])
+    if not keep:
+        return LinearOperator(how, common, tuple(blocks), recipe=recipe)
+    maps = tuple(products.linearize(common, block.starts, how=how, size=block.size) for block in blocks)
+    return LinearOperator(how, common._replace(data=None), maps, recipe=recipe)
+
+
+def _keep(how: How, common: Common, blocks: list[Rows], linearize: bool | str) -> tuple[bool, int, str]:
+    """(whether primal values are kept, bytes they take, the same in words)."""
+    if not linearize:
+        return False, 0, "computed at every product"
+    assert how.mesh is not None
+    device, nbytes = how.mesh.devices.flat[0], _kept_bytes(how, common, blocks)
+    free = plans.free_bytes(device) * (1 if device.platform == "cpu" else how.mesh.size)
+    if linearize != "auto" or nbytes <= KEPT_SHARE * free:
+        return True, nbytes, f"kept ({_size(nbytes)})"
+    return False, 0, f"computed at every product (kept, they would take {_size(nbytes)} of {_size(free)} that are free)"
+
+
+def _kept_bytes(how: How, common: Common, blocks: list[Rows]) -> int:
+    """Bytes that the primal values of all blocks take, by their shapes."""
+    sizes = {
+        (block.size, len(block.starts)): products.linearize.eval_shape(common, block.starts, how=how, size=block.size)
+        for block in blocks[:1] + blocks[-1:]
+    }
+
+    def nbytes(block: Rows) -> int:
+        found = sizes.get((block.size, len(block.starts)), next(iter(sizes.values())))
+        return sum(x.size * x.dtype.itemsize for x in jax.tree_util.tree_leaves(found))
+
+    return sum(map(nbytes, blocks))
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.1f} MiB"
+
+
+def _check_deterministic(how: How, common: Common, block: Rows) -> None:
+    ones = jax.tree_util.tree_map(jnp.ones_like, matrices.part(common.params, how.matrix.chosen))  # type: ignore
+    runs = [products.sums_step(common, None, block, ones, how=how) for _ in range(2)]
+    numbers = [np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree_util.tree_leaves(r)]) for r in runs]
+    difference = _difference(*numbers)
+    if difference > UNSTEADY:
+        raise ValueError(
+            f"loss: two runs on the same batch differ by {difference:.1e} relative; the rule is at most {UNSTEADY}, as "
+            "the curvature of a loss that changes from run to run has no meaning. Remove the callback that draws noise "
+            "and pass a key to the Loss, or set allow_nondeterministic=True"
+        )
+
+
+def _difference(one: np.ndarray, two: np.ndarray) -> float:
+    """Largest difference relative to the largest entry; inf where one is finite and the other is not."""
+    known = np.isfinite(one)
+    if not np.array_equal(one[~known], two[~known], equal_nan=True):
+        return np.inf
+    largest = np.abs(one[known]).max(initial=np.finfo(np.float32).tiny)
+    return float(np.nan_to_num(np.abs(one[known] - two[known]) / largest, nan=np.inf).max(initial=0))
+
+
+def _streamed(settings: Settings, common: Common, data: Stream, recipe: dict[str, Any]) -> HostOperator:
+    matrix, mesh, model, whole, batch_size, allow_nondeterministic, together = settings
+    first = next(iter(data))
+    count = _data.num_examples(first)
+    row_bytes, primitives = _profile(matrix, common, first, _data.cuts(count, batch_size)[0][1] if whole else count)
+    how = _how(matrix, common.params, mesh, primitives, model)
+    values: list[np.ndarray] = []  # the mean loss of the first pass
+
+    def place(piece: Batch, mesh: Mesh) -> Batch:
+        return _split(piece, mesh) if model is None else sharding.kept(piece, model, "data")
+
+    def call(v: PyTree) -> PyTree:
+        total: Any = None
+        for piece, count, offset in plans.device_batches(data, mesh, whole, place=place):
+            rows = _data.num_examples(piece) // mesh.size
+            here = common._replace(data=piece, count=np.int32(count), offset=common.offset + np.int32(offset))
+            blocks = _whole_batches(how, count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
+            for block in blocks:
+                found = products.sums_step(here, None, block, v, how=how)
+                total = found if total is None else products.plus_step(total, found)
+                if model is not None:
+                    total = sharding.settled(total)
+        total = products.gathered(how, total)
+        total = _exchanged(how, v, total) if together else total
+        if not allow_nondeterministic:
+            _check_same_pass(values, products.over_devices(how, total[1]))
+        found = products.finish_step(common, None, v, total, how=how)
+        return found if model is None else sharding.settled(found)
+
+    text = "streamed, one reading per product"
+    recipe["plan"] = {
+        "devices": (model or mesh).size, "linearized": False, "bytes": 0, "on_device": False,
+        "text": f"{text}, in each of {jax.process_count()} processes" if together else text,
+    }  # fmt: skip
+    driven = how._replace(on_device=False)
+    return HostOperator(driven, call, common.params, recipe=recipe, together=together)
+
+
+def _check_same_pass(values: list[np.ndarray], sums: Any) -> None:
+    weight, value = (np.asarray(x, np.float64) for x in sums)
+    with np.errstate(invalid="ignore", divide="ignore"):  # no weight at all
+        values.append(np.array([value / weight]))
+    first, now = values[0], values[-1]
+    del values[1:]
+    if _difference(first, now) > UNSTEADY:
+        raise ValueError(
+            f"data: two readings of the stream give the mean losses {first[0]:.8g} and {now[0]:.8g}; the rule is the "
+            "same examples each time. Turn off augmentation and dropping of batches, or set allow_nondeterministic=True"
+        )

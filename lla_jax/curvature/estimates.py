@@ -1,0 +1,426 @@
+"""Numbers of an operator from random vectors: trace, diagonal, Frobenius norm. Each stops on its own standard error.
+
+The vectors are numbered, and each is drawn from the key and its number: neither the blocks in which they are taken nor
+the kind of loop change the result beyond rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lla_jax.core import data as _data
+from lla_jax.core import recipes
+from lla_jax.core import tree as _tree
+from lla_jax.core.types import Estimate, PyTree
+from lla_jax.curvature import sketches
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
+from lla_jax.curvature.sketches import AT_ONCE, Operator
+from lla_jax.curvature.symmetry import check_given, check_operator
+
+log = logging.getLogger("lla_jax")
+
+ENOUGH = 2 * AT_ONCE  # draws before a standard error is believed: of fewer, one in forty comes out at half or less
+SHARE = 0.25  # of the free memory that the basis of a sketch may take
+PRODUCTS_EACH = {"hutchinson": 1, "hutch++": 3, "xtrace": 2}
+
+Progress = Callable[[float, float | None], None]
+
+
+class Round(NamedTuple):
+    """Where an estimate stands after a block of draws."""
+
+    mean: float  # of a tree, its norm
+    sem: float
+    num: int
+    products: int
+    value: Callable[[], tuple[Any, Any]] | None = None  # (mean, sem) where they are trees
+    exact: bool = False
+    trouble: str | None = None  # why there can be no more
+
+
+def trace(
+    H: LinearOperator | HostOperator,
+    key: jax.Array,
+    *,
+    method: str = "xtrace",
+    rtol: float = 0.02,
+    max_products: int = 1000,
+    progress: Progress | None = None,
+) -> Estimate:
+    """The trace of an operator, with its standard error.
+
+        hutchinson   mean of z'A z, z random signs: variance 2 (|A|_F^2 - sum_i A_ii^2); exact for a diagonal operator
+        hutch++      tr Q'A Q + mean of z'(I - Q Q') A (I - Q Q') z, Q a basis of A S for random signs S; a third of the
+                     products each for A S, A Q and A z: exact up to rank products / 3
+        xtrace       the same with Q from all vectors but one and z that one, averaged over which is left out; the
+                     products A S and A Q serve both terms: exact below rank products / 2
+
+    The two later methods pay where few eigenvalues make most of the trace, as in trained networks, and are exact where
+    there are few parameters; they hold a vector for each draw, and "hutchinson" none. Draws are
+    added until there are at least 16 and the standard error is at most rtol |mean|.
+
+    Args:
+      H: a symmetric operator: ``hessian``, ``ggn``, ``fisher`` or ``operators.given``, whose symmetry is checked.
+      key: draws the vectors.
+      method: "hutchinson", "hutch++" or "xtrace".
+      rtol: standard error asked for, relative to the mean; 0 uses all products.
+      max_products: most products to use; the 2 that check a given operator's symmetry come on top.
+      progress: called with (products so far, None).
+
+    Returns:
+      ``Estimate`` of floats; ``num`` draws. The recipe has ``products`` (all of them), ``converged`` and ``stopped``
+      (why there was no more, or None). Not converged: a warning.
+
+    Raises:
+      ValueError: another method; ``rtol`` or ``max_products`` out of range; an operator that is not symmetric; nothing
+        to keep before a product was not finite (later ones end the estimate, with a warning).
+
+    References: Hutchinson 1990; Meyer et al. 2020, arXiv 2010.09649 (Hutch++; here the three thirds grow together, and
+    the test vectors' products serve every later basis); Epperly et al. 2023, arXiv 2301.07825 (XTrace). Where we differ
+    from LLA: (1) it stops on the standard error, not on two means that happen to be close; (2) the error is reported.
+    """
+    if method not in PRODUCTS_EACH:
+        raise ValueError(f'method: {method!r} given; the rule is "hutchinson", "hutch++" or "xtrace"')
+    key = recipes.single_key(key)
+    checked = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
+    if method == "hutchinson":
+        rounds = _samples(H, key, max_products, checked, lambda forms: _mean(forms[:, 0]))
+    else:
+        rounds = _sketches(H, key, max_products, checked, method)
+    recipe = {"kind": "trace", "method": method}
+    return _driven(rounds, H, key, recipe, rtol, max_products, progress)
+
+
+def frobenius_norm(
+    H: LinearOperator | HostOperator,
+    key: jax.Array,
+    *,
+    rtol: float = 0.02,
+    max_products: int = 1000,
+    progress: Progress | None = None,
+) -> Estimate:
+    """The Frobenius norm of an operator, with its standard error.
+
+        |A|_F = sqrt(E |A z|^2), z random signs;   sem = sem of |A z|^2 / (2 |A|_F)
+
+    Args:
+      H: as for ``trace``.
+      key: draws the vectors.
+      rtol: as for ``trace``.
+      max_products: as for ``trace``.
+      progress: as for ``trace``.
+
+    Returns:
+      As for ``trace``.
+
+    Raises:
+      ValueError: as for ``trace``.
+
+    References: Hutchinson 1990, for the trace of A'A; the standard error by the delta method.
+    """
+    key = recipes.single_key(key)
+    checked = _check(H, key, rtol, max_products, 1)
+
+    def summary(forms: np.ndarray) -> tuple[float, float]:
+        mean, sem = _mean(forms[:, 1] ** 2)
+        root = math.sqrt(mean)
+        return root, sem / (2 * root) if root > 0 else sem
+
+    rounds = _samples(H, key, max_products, checked, summary)
+    return _driven(rounds, H, key, {"kind": "frobenius_norm"}, rtol, max_products, progress)
+
+
+def diagonal(
+    H: LinearOperator | HostOperator,
+    key: jax.Array,
+    *,
+    rtol: float = 0.1,
+    max_products: int = 1000,
+    progress: Progress | None = None,
+) -> Estimate:
+    """The diagonal of an operator, with the standard error of every entry.
+
+        diag A = E z * (A z), z random signs;   variance of entry i: sum over j != i of A_ij^2
+
+    Memory is constant: running means. Draws are added until |sem| <= rtol |mean| over all entries (2-norms).
+
+    Args:
+      H: as for ``trace``.
+      key: draws the vectors.
+      rtol: standard error asked for, in norm, relative to that of the mean; 0 uses all products.
+      max_products: as for ``trace``.
+      progress: as for ``trace``.
+
+    Returns:
+      ``Estimate`` whose mean and sem are trees like a vector (``H.structure``: None in leaves that are not selected),
+      of numpy arrays; entries that are masked are 0. Its recipe is as for ``trace``, with ``norm`` and ``norm_sem``.
+
+    Raises:
+      ValueError: as for ``trace``.
+
+    References: Bekas et al. 2007.
+    """
+    key = recipes.single_key(key)
+    checked = _check(H, key, rtol, max_products, 1)
+    rounds = _diagonals(H, key, max_products, checked)
+    return _driven(rounds, H, key, {"kind": "diagonal"}, rtol, max_products, progress)
+
+
+# --- until it is known well enough
+
+
+def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: int) -> int:
+    """Check the arguments and a given operator's symmetry; the products that took."""
+    check_operator(H)
+    if not isinstance(rtol, int | float) or not 0 <= rtol < math.inf:
+        raise ValueError(f"rtol: {rtol!r} given; the rule is a number from 0, relative to the mean, such as 0.02")
+    if not isinstance(max_products, int | np.integer) or isinstance(max_products, bool) or max_products < least:
+        raise ValueError(f"max_products: {max_products!r} given; the rule is an integer of at least {least}")
+    return check_given(H, key)
+
+
+def _mean(draws: np.ndarray) -> tuple[float, float]:
+    """Mean and its standard error; NaN for one draw."""
+    spread = draws.std(ddof=1) / math.sqrt(len(draws)) if len(draws) > 1 else math.nan
+    return float(draws.mean()), float(spread)
+
+
+def _done(now: Round, rtol: float, rounding: float) -> bool:
+    if now.exact:
+        return True
+    if not now.sem <= rtol * abs(now.mean):
+        return False
+    return now.num >= ENOUGH or (now.num >= AT_ONCE and now.sem <= rounding * abs(now.mean))
+
+
+def _driven(
+    rounds: Iterator[Round],
+    H: Operator,
+    key: jax.Array,
+    recipe: dict[str, Any],
+    rtol: float,
+    max_products: int,
+    progress: Progress | None,
+) -> Estimate:
+    """Rounds until the standard error is small enough; says so if it never is."""
+    # fewer draws without any spread are believed where that cannot be luck, as it can with signs on a sparse matrix
+    sketch = recipe.get("method", "hutchinson") != "hutchinson"
+    rounding = 100 * float(jnp.finfo(H.dtype).eps) if sketch else -1.0
+    for now in rounds:
+        if progress is not None:
+            progress(now.products, None)
+        if now.trouble or _done(now, rtol, rounding):
+            break
+    converged = _done(now, rtol, rounding)
+    recipe |= {
+        "products": now.products, "converged": converged, "stopped": now.trouble, "rtol": rtol,
+        "max_products": int(max_products), "key": _data.fingerprint(key), "operator": dict(H.recipe),
+    }  # fmt: skip
+    if now.value is not None:
+        recipe |= {"norm": now.mean, "norm_sem": now.sem}
+    if now.trouble or not converged:
+        warnings.warn(_complaint(recipe, now, rtol), stacklevel=3)
+    mean, sem = now.value() if now.value else (now.mean, now.sem)
+    return Estimate(mean, sem, now.num, recipe)
+
+
+def _complaint(recipe: dict[str, Any], now: Round, rtol: float) -> str:
+    found = f"{recipe['kind']}: {now.mean:.6g} +- {now.sem:.2g} from {now.num} draws ({now.products} products)"
+    if now.trouble:
+        return f"{found}: it ends there, because {now.trouble}"
+    if now.sem <= rtol * abs(now.mean):
+        return f"{found}: too few draws to believe their standard error; raise max_products (at least {ENOUGH} draws)"
+    asked = f"{found}, and rtol={rtol:g} asks for a standard error of {rtol * abs(now.mean):.2g}"
+    if rtol > 0 and now.mean and now.sem < math.inf and recipe.get("method", "hutchinson") == "hutchinson":
+        return f"{asked}; about {now.num * (now.sem / (rtol * now.mean)) ** 2:.2g} products would do (max_products)"
+    return f"{asked}; raise max_products or rtol"
+
+
+def _not_finite(trouble: object) -> str:
+    return f"H: {trouble}, and there is nothing to keep; the rule is finite products. Is the loss finite here?"
+
+
+# --- draws whose mean is asked for
+
+
+@jax.jit
+def _forms(H: LinearOperator, signs: Any) -> jax.Array:
+    z = sketches.trees(H, signs)
+    return jax.vmap(_form)(z, sketches.times_all(H, z))
+
+
+@jax.jit
+def _form(z: PyTree, product: PyTree) -> jax.Array:
+    """(z'A z, |A z|)."""
+    return jnp.stack([_tree.dot(z, product), _tree.norm(product)])
+
+
+def _signs(H: Operator, key: jax.Array, lo: int, hi: int) -> Any:
+    """The probes of these numbers, rows."""
+    return sketches.drawn(H, key, np.arange(lo, hi, dtype=np.uint32), "rademacher")
+
+
+def _samples(
+    H: Operator, key: jax.Array, max_products: int, used: int, summary: Callable[[np.ndarray], tuple[float, float]]
+) -> Iterator[Round]:
+    """Rounds of independent probes; ``summary`` makes (mean, sem) of their forms (num, 2)."""
+    forms = np.zeros((0, 2))
+
+    def compute(lo: int, hi: int) -> np.ndarray:
+        if H.on_device and isinstance(H, LinearOperator):
+            return np.asarray(_forms(H, _signs(H, key, lo, hi)), np.float64)
+        found: list[np.ndarray] = []
+        for number in range(lo, hi):
+            z = sketches.row(H, _signs(H, key, number, number + 1), 0)
+            found.append(np.asarray(_form(z, H.product(z)), np.float64))
+            if not np.isfinite(found[-1]).all():
+                break
+        return np.stack(found)
+
+    while len(forms) < max_products:
+        lo, hi = len(forms), min(len(forms) + AT_ONCE, max_products)
+        new = np.concatenate(sketches.halved(compute, lo, hi))
+        bad = np.flatnonzero(~np.isfinite(new).all(1))
+        trouble = f"product {used + int(bad[0]) + 1} is not finite" if len(bad) else None
+        used += len(new)
+        forms = np.concatenate([forms, new[: bad[0]] if len(bad) else new])
+        if not len(forms):
+            raise ValueError(_not_finite(trouble))
+        yield Round(*summary(forms), len(forms), used, trouble=trouble)
+        if trouble:
+            return
+
+
+# --- draws against a basis
+
+
+def _sketches(H: Operator, key: jax.Array, max_products: int, used: int, method: str) -> Iterator[Round]:
+    """Rounds in which the basis and the test vectors grow together."""
+    n, each = H.shape[0], PRODUCTS_EACH[method]
+    nbytes, free = H.memory()
+    room = max(1, int(SHARE * free) // nbytes)
+    most = min(max_products // each, n, room)
+    log.info("%s: a basis of at most %d vectors, %.1f MiB", method, most, most * nbytes / 2**20)
+    keys, times = jax.random.split(key, 3), sketches.Counted(H, used)
+    grow = sketches.grown_for_xtrace if method == "xtrace" else sketches.grown_for_hutch
+    sketch, now = sketches.empty(), None
+    while len(sketch.core) < n:
+        left, wide = max_products + used - times.used, len(sketch.core)
+        size = min(AT_ONCE, n - wide, left // each, room - wide)
+        try:
+            if size:
+                sketch = grow(sketch, times, keys, size)
+            elif left < each:
+                return
+            elif method == "hutch++":  # no room: the rest goes into test vectors
+                sketch = sketches.more_tests(sketch, times, keys[1], min(AT_ONCE, left))
+            elif now is not None:
+                reason = "a larger basis takes more than a quarter of the free memory; method='hutchinson' needs none"
+                yield now._replace(trouble=reason)
+                return
+        except sketches.NotFinite as error:
+            if now is None:
+                raise ValueError(_not_finite(error)) from None
+            yield now._replace(products=times.used, trouble=str(error))
+            return
+        if len(sketch.core) == n:  # the basis spans everything
+            now = Round(float(np.trace(sketch.core)), 0.0, len(sketch.whole), times.used, exact=True)
+        else:
+            draws = sketches.xtrace(sketch, n) if method == "xtrace" else sketches.hutch_plus_plus(sketch)
+            now = Round(*_mean(draws), len(draws), times.used)
+        yield now
+
+
+# --- the diagonal
+
+
+class Moments(NamedTuple):
+    """Running mean of trees, and the sum of squared deviations from it."""
+
+    num: Any
+    mean: PyTree
+    squares: PyTree
+
+
+@jax.jit
+def _diagonal_draws(H: LinearOperator, signs: Any) -> PyTree:
+    z = sketches.trees(H, signs)
+    return jax.tree_util.tree_map(jnp.multiply, z, sketches.times_all(H, z))
+
+
+@jax.jit
+def _diagonal_draw(z: PyTree, product: PyTree) -> PyTree:
+    return jax.tree_util.tree_map(lambda x, y: (x * y)[None], z, product)
+
+
+@jax.jit
+def _merged(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
+    """(moments with those of the draws before the first that is not finite, their number, (|mean|^2, |sem|^2 num))."""
+    leaves = jax.tree_util.tree_leaves(draws)
+    finite = jnp.stack([jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in leaves]).all(0)
+    good = jnp.cumprod(finite)
+    count = good.sum(dtype=jnp.int32)
+    num = so_far.num + count
+
+    def each(mean: Any, squares: Any, x: Any) -> tuple[Any, Any]:
+        keep = good.reshape(-1, *[1] * (x.ndim - 1)) > 0
+        share, total = (jnp.maximum(c, 1).astype(x.dtype) for c in (count, num))
+        here = jnp.where(keep, x, 0).sum(0) / share
+        around = jnp.where(keep, x - here, 0)
+        step = here - mean
+        moved = step * count.astype(x.dtype) / total
+        return mean + moved, squares + (around**2).sum(0) + step * moved * so_far.num.astype(x.dtype)
+
+    found = jax.tree_util.tree_map(each, so_far.mean, so_far.squares, draws)
+    mean, squares = (jax.tree_util.tree_map(lambda _, pair, i=i: pair[i], so_far.mean, found) for i in (0, 1))
+    norms = _tree.dot(mean, mean), sum(jnp.sum(_tree.wide(x)) for x in jax.tree_util.tree_leaves(squares))
+    return Moments(num, mean, squares), count, norms
+
+
+def _diagonals(H: Operator, key: jax.Array, max_products: int, used: int) -> Iterator[Round]:
+    """Rounds of independent probes, of which only the moments are kept."""
+    done = 0
+    zeros = H.placed(jax.tree_util.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), H.structure))
+    moments = Moments(jnp.int32(0), zeros, zeros)
+
+    def compute(lo: int, hi: int) -> PyTree:
+        return jax.block_until_ready(_diagonal_draws(H, _signs(H, key, lo, hi)))
+
+    def pieces(lo: int, hi: int) -> Iterator[PyTree]:
+        if H.on_device and isinstance(H, LinearOperator):
+            yield from sketches.halved(compute, lo, hi)
+            return
+        for number in range(lo, hi):
+            z = sketches.row(H, _signs(H, key, number, number + 1), 0)
+            yield _diagonal_draw(z, H.product(z))
+
+    def value() -> tuple[PyTree, PyTree]:
+        num = int(moments.num)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            sem = [np.sqrt(np.asarray(x) / num / (num - 1)) for x in jax.tree_util.tree_leaves(moments.squares)]
+        return jax.tree_util.tree_map(np.asarray, moments.mean), jax.tree_util.tree_unflatten(H.how.structure, sem)
+
+    trouble = None
+    while done < max_products and not trouble:
+        hi = min(done + AT_ONCE, max_products)
+        for piece in pieces(done, hi):
+            size = len(jax.tree_util.tree_leaves(piece)[0])
+            moments, count, (mean, squares) = _merged(moments, piece)
+            if count < size:
+                trouble = f"product {used + int(count) + 1} is not finite"
+            used += size
+            if trouble:
+                break
+        done, num = hi, int(moments.num)
+        if not num:
+            raise ValueError(_not_finite(trouble))
+        sem = math.sqrt(float(squares) / num / (num - 1)) if num > 1 else math.nan
+        yield Round(math.sqrt(float(mean)), sem, num, used, value, trouble=trouble)

@@ -1,0 +1,489 @@
+"""The Lanczos process: an orthonormal basis of the space that a symmetric operator makes of a start vector.
+
+Vectors stay trees; a basis is a stacked tree with zeros in the rows not yet filled, so that projecting on the whole
+buffer is right. Operators that run well on the device are driven there, several steps to a call; others step by step
+from the host, around one jitted update.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lla_jax.core import recipes
+from lla_jax.core import tree as _tree
+from lla_jax.core.types import Eigenpairs, PyTree, Spectrum
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
+from lla_jax.curvature.symmetry import check_given, check_operator
+from lla_jax.execution import sharding
+
+BREAKDOWN = 10.0  # a remainder below this times eps |A q| is rounding
+CHUNK = 8  # steps of one call on the device
+BESIDE = {True: 10, False: 3}  # vectors beside a basis while it is driven: on the device, with CHUNK new ones, or not
+FIXED = 190 * 2**20  # bytes on a CPU for compiled programs and their threads, measured
+WINDOW = 11  # vectors that LLA re-orthogonalises against
+
+Operator = LinearOperator | HostOperator
+Progress = Callable[[float, float | None], None]
+
+
+class Step(NamedTuple):
+    """One step: the basis with its new row, h = Q'A q ``(m,)``, beta = |A q - Q h| (0 where it is rounding), |A q|."""
+
+    basis: PyTree
+    coefficients: jax.Array
+    norm: jax.Array
+    size: jax.Array
+
+
+class Steps(NamedTuple):
+    """Several steps, one after another. The arrays are float64 on the host, with an axis of probes first if batched.
+
+    Args:
+      vectors: the new rows, stacked; with a window the whole ring.
+      coefficients: (steps, m), Q'A q.
+      norms: (steps,), |A q - Q Q'A q|, 0 where it is rounding: the last step is the first with 0.
+      sizes: (steps,), |A q|.
+    """
+
+    vectors: PyTree
+    coefficients: np.ndarray
+    norms: np.ndarray
+    sizes: np.ndarray
+
+
+class Lanczos(NamedTuple):
+    """A Q - Q T = r e_s', Q'Q = I, T tridiagonal.
+
+    Args:
+      basis: Q, a stacked tree of s vectors.
+      alphas: (s,) float64, the diagonal of T.
+      betas: (s,) float64; the first s - 1 are beside the diagonal of T, the last is |r|.
+      remainder: r, a tree; zero where the space is invariant under A.
+    """
+
+    basis: PyTree
+    alphas: np.ndarray
+    betas: np.ndarray
+    remainder: PyTree
+
+
+# --- pure functions on trees
+
+
+def inner(basis: PyTree, vector: PyTree) -> jax.Array:
+    """Q'w: the inner products ``(m,)`` of a vector with the rows of a basis, in float32 at least."""
+    leaves = zip(jax.tree_util.tree_leaves(basis), jax.tree_util.tree_leaves(vector), strict=True)
+    # multiply and sum, not a matrix product: over 10^7 entries XLA's on a CPU loses all but three digits, this none
+    return sum(jnp.sum(_tree.wide(q) * _tree.wide(w), tuple(range(1, q.ndim))) for q, w in leaves)  # type: ignore
+
+
+def combine(coefficients: jax.Array, basis: PyTree) -> PyTree:
+    """Q c: the rows of a basis with the weights ``(m,)``; stacked vectors for weights ``(k, m)``."""
+    with jax.default_matmul_precision("highest"):
+        return jax.tree_util.tree_map(lambda q: jnp.tensordot(coefficients.astype(q.dtype), q, 1), basis)
+
+
+def _minus(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree_util.tree_map(jnp.subtract, a, b)
+
+
+def _row(basis: PyTree, row: Any) -> PyTree:
+    """One row of a basis, a tree like a vector."""
+    return jax.tree_util.tree_map(lambda q: jax.lax.dynamic_index_in_dim(q, row, 0, keepdims=False), basis)
+
+
+def _put(basis: PyTree, rows: Any, vectors: PyTree) -> PyTree:
+    """The basis with these rows; those beyond its end are dropped."""
+    return jax.tree_util.tree_map(lambda q, x: q.at[rows].set(x.astype(q.dtype), mode="drop"), basis, vectors)
+
+
+def _normalized(vector: PyTree, size: jax.Array, least: Any) -> tuple[PyTree, jax.Array]:
+    """(vector / size, size); zeros where the size is not above ``least``, or not finite."""
+    good = (size > least) & jnp.isfinite(size)
+    factor = 1 / jnp.where(good, size, 1)
+    unit = jax.tree_util.tree_map(lambda x: jnp.where(good, x * factor, 0).astype(x.dtype), vector)
+    return unit, jnp.where(good, size, 0)
+
+
+def orthogonal(
+    bases: tuple[PyTree, ...], product: PyTree, scale: Any
+) -> tuple[PyTree, list[jax.Array], jax.Array, jax.Array]:
+    """(unit remainder, inner products with each of the bases, norm of the remainder, norm of the product)."""
+    size, rest = _tree.norm(product), product
+    least = BREAKDOWN * jnp.finfo(size.dtype).eps * jnp.maximum(size, scale)
+    total: list[Any] = [0] * len(bases)
+    for _ in range(2):  # once leaves an error of eps |A q| / beta
+        found = [inner(basis, rest) for basis in bases]
+        for h, basis in zip(found, bases):
+            rest = _minus(rest, combine(h, basis))
+        total = [a + b for a, b in zip(total, found)]
+    unit, beta = _normalized(rest, _tree.norm(rest), least)
+    return unit, total, beta, size
+
+
+def lanczos_step(basis: PyTree, product: PyTree, into: Any, scale: Any = 0.0) -> Step:
+    """One step of Lanczos with full re-orthogonalisation, done twice. Pure, to be jitted.
+
+        h = Q'A q,   w = A q - Q h,   beta = |w|,   q_new = w / beta
+
+    Args:
+      basis: Q, a stacked tree ``(m, ...)`` of orthonormal rows, zero where not filled.
+      product: A q for a row q of the basis. Any other vector is made orthogonal to the basis and of norm 1.
+      into: the row of the new vector.
+      scale: the norm of A where it is known: beta below 10 eps max(scale, |A q|) is rounding and counts as 0.
+
+    Returns:
+      The ``Step``; its new row is zero where beta is 0 or not finite.
+    """
+    unit, (h,), beta, size = orthogonal((basis,), product, scale)
+    return Step(_put(basis, into, unit), h, beta, size)
+
+
+def _windowed(
+    ring: PyTree, product: PyTree, vector: PyTree, before: PyTree, last: Any, scale: Any
+) -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:
+    """LLA's step: (unit remainder, alpha, beta, size). The three-term recurrence and its norm beta; only then is the
+    remainder re-orthogonalised, once and against the ring, and normalised."""
+    size, alpha = _tree.norm(product), _tree.dot(product, vector)
+    rest = jax.tree_util.tree_map(lambda x, y, z: x - alpha * y - last * z, product, vector, before)
+    least = BREAKDOWN * jnp.finfo(size.dtype).eps * jnp.maximum(size, scale)
+    _, beta = _normalized(rest, _tree.norm(rest), least)
+    rest = _minus(rest, combine(inner(ring, rest), ring))
+    unit, _ = _normalized(rest, _tree.norm(rest), jnp.where(beta > 0, 0, jnp.inf))
+    return unit, alpha, beta, size
+
+
+# --- the drivers
+
+
+class _Carry(NamedTuple):
+    done: Any
+    new: PyTree  # the new rows; the ring
+    vector: PyTree  # to be multiplied
+    before: PyTree
+    last: Any
+    scale: Any
+    coefficients: Any
+    norms: Any
+    sizes: Any
+
+
+def _loop(
+    H: LinearOperator, basis: PyTree, row: Any, into: Any, count: Any, scale: Any, last: Any,
+    *, window: bool, stop: bool,
+) -> _Carry:  # fmt: skip
+    """At most CHUNK steps in one program: the first from ``row``, each next from the row made before.
+
+    The basis is only read, so that it outlives an error; the new rows are carried beside it.
+    """
+    leaves = jax.tree_util.tree_leaves(basis)
+    rows, dtype = leaves[0].shape[0], jnp.result_type(*leaves)
+
+    def goes_on(c: _Carry) -> Any:
+        more = c.done < count
+        return more & ((c.done == 0) | (c.last > 0)) if stop else more
+
+    def body(c: _Carry) -> _Carry:
+        product, here = H.mv(c.vector), into + c.done
+        if window:
+            unit, alpha, beta, size = _windowed(c.new, product, c.vector, c.before, c.last, c.scale)
+            h = jnp.zeros(rows, dtype).at[(here - 1) % rows].set(alpha)
+            new = _put(c.new, here % rows, unit)
+        else:
+            unit, (h, fresh), beta, size = orthogonal((basis, c.new), product, c.scale)
+            h = h.at[into + jnp.arange(CHUNK)].add(fresh, mode="drop")
+            new = _put(c.new, c.done, unit)
+        return _Carry(
+            c.done + 1, new, unit, c.vector if window else None, beta, jnp.maximum(c.scale, size),
+            c.coefficients.at[c.done].set(h), c.norms.at[c.done].set(beta), c.sizes.at[c.done].set(size),
+        )  # fmt: skip
+
+    blank, zero = jnp.zeros((CHUNK, rows), dtype), jnp.zeros(CHUNK, dtype)
+    if window:
+        new, vector, before = basis, _row(basis, row % rows), _row(basis, (row - 1) % rows)
+    else:
+        new = jax.tree_util.tree_map(lambda q: jnp.zeros((CHUNK, *q.shape[1:]), q.dtype), basis)
+        vector, before = _row(basis, row), None
+    first = _Carry(jnp.int32(0), new, vector, before, last.astype(dtype), scale.astype(dtype), blank, zero, zero)
+    return jax.lax.while_loop(goes_on, body, first)
+
+
+@partial(jax.jit, static_argnames=("window", "batched"))
+def _on_device(
+    H: LinearOperator, basis: PyTree, row: Any, into: Any, count: Any, scale: Any, last: Any,
+    *, window: bool, batched: bool,
+) -> tuple[Any, ...]:  # fmt: skip
+    if batched:
+        # the number of steps is common, so that the loop stays one; after a breakdown a probe multiplies zeros
+        each = partial(_loop, window=window, stop=False)
+        found = jax.vmap(each, in_axes=(None, 0, None, None, None, 0, 0))(H, basis, row, into, count, scale, last)
+    else:
+        found = _loop(H, basis, row, into, count, scale, last, window=window, stop=True)
+    return found.done, found.new, found.coefficients, found.norms, found.sizes
+
+
+take = jax.jit(_row)
+
+
+@partial(jax.jit, static_argnames="spread")
+def _from_host(basis: PyTree, product: PyTree, scale: Any, *, spread: Any) -> tuple[Any, ...]:
+    unit, (h,), beta, size = orthogonal((basis,), product, scale)
+    unit = sharding.pinned(unit, spread)
+    return jax.tree_util.tree_map(lambda x: x[None], (unit, h, beta, size))
+
+
+@jax.jit
+def _from_host_windowed(basis: PyTree, product: PyTree, row: Any, last: Any, scale: Any) -> tuple[Any, ...]:
+    rows = jax.tree_util.tree_leaves(basis)[0].shape[0]
+    vector, before = _row(basis, row % rows), _row(basis, (row - 1) % rows)
+    unit, alpha, beta, size = _windowed(basis, product, vector, before, last, scale)
+    h = jnp.zeros((1, rows), size.dtype).at[0, row % rows].set(alpha)
+    return _put(basis, (row + 1) % rows, unit), h, beta[None], size[None]
+
+
+def advance(
+    H: Operator, basis: PyTree, row: int, into: int, count: int, scale: Any = 0.0, last: Any = 0.0,
+    *, window: bool = False, batched: bool = False,
+) -> Steps:  # fmt: skip
+    """Steps of Lanczos: the first multiplies ``row``, its remainder is multiplied next, and so on.
+
+    Ends early at a remainder of 0 (a breakdown, or a product that is not finite) unless batched.
+
+    Args:
+      H: the operator.
+      basis: the rows; with ``batched`` (only where ``H.on_device``) a leading axis of probes besides.
+      row: where to begin.
+      into: the row that the first new vector is to have (see ``store``); with ``window`` it is ``row + 1``, and rows
+        are counted round the ring.
+      count: steps, at most CHUNK on the device, 1 from the host.
+      scale: the largest |A q| so far, one for each probe where batched; inf where no remainder can be more than
+        rounding.
+      last: the norm before ``row``, likewise; read with ``window``.
+      window: LLA's re-orthogonalisation against a ring.
+      batched: several probes at once.
+    """
+    scale, last = np.asarray(scale, H.dtype), np.asarray(last, H.dtype)
+    if H.on_device:
+        assert isinstance(H, LinearOperator)
+        numbers = (np.int32(row), np.int32(into), np.int32(count))
+        done, *found = _on_device(H, basis, *numbers, scale, last, window=window, batched=batched)
+        steps = int(np.max(done))
+        coefficients, norms, sizes = (np.asarray(x, np.float64) for x in found[1:])
+        cut = (slice(None), slice(steps)) if batched else (slice(steps),)
+        return Steps(found[0], coefficients[cut], norms[cut], sizes[cut])
+    assert count == 1
+    assert not batched
+    rows = jax.tree_util.tree_leaves(basis)[0].shape[0]
+    product = H.product(take(basis, np.int32(row % rows if window else row)))
+    if not window:
+        return orthogonalized(H, basis, product, scale)
+    vectors, *rest = _from_host_windowed(basis, product, np.int32(row), last, scale)
+    return Steps(vectors, *(np.asarray(x, np.float64) for x in rest))
+
+
+def orthogonalized(H: Operator, basis: PyTree, vector: PyTree, scale: Any) -> Steps:
+    """The step that a vector makes in place of a product: what of it is orthogonal to the basis, and the rest."""
+    unit, *rest = _from_host(basis, vector, np.asarray(scale, H.dtype), spread=H.how.shards)
+    return Steps(unit, *(np.asarray(x, np.float64) for x in rest))
+
+
+@partial(jax.jit, donate_argnums=0, static_argnames="batched")
+def _stored(basis: PyTree, vectors: PyTree, into: Any, *, batched: bool) -> PyTree:
+    count = jax.tree_util.tree_leaves(vectors)[0].shape[1 if batched else 0]
+    put = jax.vmap(_put, in_axes=(0, None, 0)) if batched else _put
+    return put(basis, into + jnp.arange(count), vectors)
+
+
+def store(basis: PyTree, found: Steps, into: int, *, window: bool = False, batched: bool = False) -> PyTree:
+    """The basis with the new rows. The old one is given away."""
+    return found.vectors if window else _stored(basis, found.vectors, np.int32(into), batched=batched)
+
+
+@partial(jax.jit, static_argnames="distribution")
+def _random(space: LinearOperator, key: jax.Array, number: Any, *, distribution: str) -> PyTree:
+    return space.random(jax.random.fold_in(key, number), distribution)
+
+
+def random(H: Operator, key: jax.Array, number: int, distribution: str) -> PyTree:
+    """The random vector of a number, where the operator's vectors live."""
+    return H.settled(H.placed(_random(H.space, key, np.uint32(number), distribution=distribution)))
+
+
+@partial(jax.jit, static_argnames=("rows", "spread"))
+def begin(vector: PyTree, *, rows: int, spread: Any = None) -> PyTree:
+    """A basis of ``rows`` rows, the first the vector made of norm 1, the others zero."""
+    unit, _ = _normalized(vector, _tree.norm(vector), 0)
+    blank = jax.tree_util.tree_map(lambda x: jnp.zeros((rows, *x.shape), _tree.wide(x).dtype), unit)
+    return sharding.pinned(_put(sharding.pinned(blank, spread), 0, unit), spread)
+
+
+@partial(jax.jit, static_argnames="rows")
+def begin_batch(vectors: list[PyTree], *, rows: int) -> PyTree:
+    """The same of several vectors, with a leading axis."""
+    return jax.vmap(partial(begin, rows=rows))(_tree.stack(vectors))
+
+
+def from_host(H: Operator, leaves: list[np.ndarray]) -> PyTree:
+    """A basis of numpy leaves where the operator's vectors live."""
+    leaves = leaves if H.how.shards is not None else [jnp.asarray(x) for x in leaves]  # type: ignore[misc]
+    return H.placed(jax.tree_util.tree_unflatten(H.how.structure, leaves))
+
+
+def tridiagonal(alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
+    """T, (s, s), from its diagonal (s,) and the norms beside it (s,), of which the last is not in it."""
+    return np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)
+
+
+def sequence(
+    H: Operator, basis: PyTree, steps: int, *, ends: Callable[[np.ndarray, np.ndarray], bool] | None = None
+) -> tuple[PyTree, np.ndarray, np.ndarray, int]:
+    """(basis, alphas, betas, products) of at most ``steps`` steps from row 0, up to a breakdown.
+
+    ``ends(alphas, betas)`` is asked between calls whether to stop. A product that is not finite ends it too, and its
+    step is left out.
+    """
+    alphas, betas, scale, products = np.zeros(0), np.zeros(0), 0.0, 0
+    while len(alphas) < steps and not (len(betas) and betas[-1] == 0):
+        j = len(alphas)
+        count = min(CHUNK, steps - j) if H.on_device else 1
+        found = advance(H, basis, j, j + 1, count, scale)
+        basis, products = store(basis, found, j + 1), products + len(found.norms)
+        good = int(np.isfinite(found.sizes).cumprod().sum())
+        alphas = np.append(alphas, [found.coefficients[i, j + i] for i in range(good)])
+        betas = np.append(betas, found.norms[:good])
+        scale = float(found.sizes[:good].max(initial=scale))
+        if good < len(found.norms) or (ends is not None and ends(alphas, betas)):
+            break
+    return basis, alphas, betas, products
+
+
+def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher") -> Lanczos:
+    """Lanczos with full re-orthogonalisation, done twice.
+
+        A Q - Q T = r e_s',   Q'Q = I,   Q'r = 0,   T = Q'A Q tridiagonal
+
+    Args:
+      H: a symmetric operator: ``hessian``, ``ggn``, ``fisher`` or ``operators.given``.
+      key: draws the start vector.
+      steps: number of products s. Fewer are done, and returned, where the space becomes invariant before.
+      start: distribution of the start vector's entries, "rademacher" (signs) or "normal".
+
+    Returns:
+      ``Lanczos``: basis, alphas, betas, remainder.
+
+    Raises:
+      ValueError: ``steps`` below 1, another ``start``, an operator that is not symmetric, a first product that is not
+        finite.
+
+    References: Lanczos 1950; Giraud et al. 2005 (why twice is enough).
+    """
+    check_operator(H)
+    key = recipes.single_key(key)
+    check_start(start)
+    steps = clamped("steps", steps, H.shape[0])
+    check_given(H, key)
+    basis = begin(random(H, key, 0, start), rows=steps + 1, spread=H.how.shards)
+    basis, alphas, betas, products = sequence(H, basis, steps)
+    if not len(alphas):
+        raise ValueError(nothing(products))
+    if products > len(alphas):
+        warnings.warn(f"H: product {products} is not finite; the {len(alphas)} steps before it are kept", stacklevel=2)
+    done = len(alphas)
+    rest = jax.tree_util.tree_map(lambda q: q[done] * betas[-1].astype(q.dtype), basis)
+    return Lanczos(H.placed(jax.tree_util.tree_map(lambda q: q[:done], basis)), alphas, betas, H.placed(rest))
+
+
+# --- arguments
+
+
+def needed(H: Operator, rows: int, *, group: int = 1, saved: bool = False, grown_from: int = 0, kept: int = 0) -> int:
+    """Bytes at most of ``group`` bases of ``rows`` vectors and what is computed beside them.
+
+    A basis that is saved on the way is copied; ``grown_from`` rows of a smaller one are there while they are copied;
+    ``kept`` vectors come on top at the end.
+    """
+    nbytes, rows = H.vector_bytes, 2 * rows if saved else rows
+    beside = group * BESIDE[H.on_device]
+    growing = grown_from + beside // 2 if grown_from else 0
+    fixed = FIXED if jax.default_backend() == "cpu" else 0
+    return nbytes * rows * group + max(nbytes * max(beside, growing) + fixed, nbytes * kept + fixed // 2)
+
+
+def rounding(H: Operator, times: float) -> float:
+    """What rounding makes of a product, relative to the largest eigenvalue: ``times`` eps of the vectors, or eps of the
+    parameters where these are less precise."""
+    computed = H.recipe.get("precision", {}).get("params", [])
+    return max([times * float(jnp.finfo(H.dtype).eps), *(float(jnp.finfo(name).eps) for name in computed)])
+
+
+def check_start(start: Any) -> None:
+    """Raise a ValueError for a distribution that there is not."""
+    if start not in ("rademacher", "normal"):
+        raise ValueError(f'start: {start!r} given; the rule is "rademacher" or "normal"')
+
+
+def saving(progress: Progress | None, every: Any, on_partial: Any, save: Callable[[], None]) -> Progress | None:
+    """``progress``, which also saves about every so many seconds."""
+    if every is None:
+        return progress
+    if not isinstance(every, int | float) or isinstance(every, bool) or not every > 0:
+        raise ValueError(f"save_every: {every!r} given; the rule is seconds above 0, such as 60, or None")
+    if on_partial is None:
+        raise ValueError(f"save_every: {every!r} given without on_partial, which would be called; pass it as well")
+    last = time.monotonic()
+
+    def both(done: float, total: float | None) -> None:
+        nonlocal last
+        if progress is not None:
+            progress(done, total)
+        if time.monotonic() - last >= every:
+            save()
+            last = time.monotonic()
+
+    return both
+
+
+def clamped(name: str, value: Any, n: int) -> int:
+    """A positive integer, and at most n: with a warning where it is more."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: {value!r} given; the rule is an integer from 1 to the number of parameters, {n}")
+    if value > n:
+        warnings.warn(f"{name}: {value} asked for, but there are only {n} parameters; {n} are done", stacklevel=3)
+    return min(int(value), n)
+
+
+def nothing(product: int) -> str:
+    """What to say where not even one step is left."""
+    return (
+        f"H: product {product} is not finite, and there is nothing to keep; the rule is finite products. Is the loss "
+        "finite here?"
+    )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names under which two recipes differ, of those in ``now``; the operator's plan is no difference."""
+
+    def plain(value: Any) -> Any:
+        value = {k: v for k, v in value.items() if k != "plan"} if isinstance(value, Mapping) else value
+        return json.loads(json.dumps(value, default=repr))
+
+    return [name for name, value in now.items() if plain(before.get(name)) != plain(value)]
+
+
+def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs | Spectrum]) -> None:
+    """Raise a ValueError where ``resume`` is not what ``on_partial`` got from the call that the recipe describes."""
+    if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
+        raise ValueError(f"resume: {resume!r} given; the rule is what {recipe['kind']} gave to on_partial")
+    if differs := differences(resume.recipe, recipe):
+        raise ValueError(
+            f"resume: was made with another {', '.join(differs)}; the rule is the same operator and arguments"
+        )

@@ -1,0 +1,384 @@
+"""Symmetric linear operators: the Hessian, the Gauss-Newton and the Fisher matrix as products with vectors.
+
+Nothing of size n x n is ever formed. A product is the mean over all data, however they are cut, spread or streamed.
+Data in memory give a ``LinearOperator``, a pytree whose ``mv`` can be jitted; streamed data a ``HostOperator``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lla_jax.core import data as _data
+from lla_jax.core import tree as _tree
+from lla_jax.core.static import static
+from lla_jax.core.types import Directions, Loss, PyTree, Select
+from lla_jax.curvature import assembly, matrices
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
+from lla_jax.curvature.matrices import Matrix, categorical
+from lla_jax.curvature.products import How
+from lla_jax.execution import sharding
+
+__all__ = [
+    "HostOperator", "LinearOperator", "categorical", "dense", "fisher", "ggn", "given", "hessian", "masked",
+    "preconditioned",
+]  # fmt: skip
+
+DENSE_MOST = 20_000
+
+
+# --- the matrices
+
+
+def hessian(
+    loss: Loss | Callable[[PyTree, Any], Any],
+    params: PyTree,
+    data: Any,
+    *,
+    batch_size: int | None = None,
+    select: Select | None = None,
+    batch_stats: str = "frozen",
+    linearize: bool | str = "auto",
+    devices: Any = "all",
+    processes: str = "all",
+    allow_nondeterministic: bool = False,
+) -> LinearOperator | HostOperator:
+    """The Hessian of the loss, as a product with vectors.
+
+        H v = d/de grad L(theta + e v) at e = 0,   L = sum_i w_i l_i / sum_i w_i + penalty
+
+    over the whole data set, however it is cut: batches may be unequal and weighted. Weights are constants: they must
+    not depend on the parameters. An example of weight 0 must still have finite values, since derivatives multiply.
+
+    Args:
+      loss: a ``Loss``, or a plain ``f(params, batch) -> scalar``.
+      params: theta, a pytree of real floating arrays. Half precision is computed in half precision, with a warning.
+      data: one data set (a pytree of arrays with leading axis N) or ``lla.stream(...)``, read once per product.
+      batch_size: examples per block. For a loss per example it bounds the memory and changes nothing else; by default
+        the block suits the caches or the accelerator. For a batch-coupled loss, or ``batch_stats="batch"``, it is what
+        a batch is.
+      select: leaves that the operator acts on, by path (glob, regular expression, predicate): a block of the matrix.
+      batch_stats: "frozen" (running averages, the default) or "batch" (each batch's own statistics).
+      linearize: keep the primal values between products (True), compute them at every product (False), or keep them if
+        they take at most a quarter of the free memory ("auto"). The choice and its bytes are in ``recipe["plan"]``.
+      devices: "all" local accelerators (on a CPU one device, which has all cores), a number of local devices, or a
+        sequence; the examples are split over them. Parameters that are spread over devices themselves stay as they
+        are, and so do all vectors: leave it out then.
+      processes: in a group of processes (``lla.hosts.start``, ``jax.distributed``), "all" takes ``data`` as this
+        process's own part of the examples and means over those of all, which must call with the same other arguments
+        (parts may be unequal; batches of a stream and of a batch-coupled loss are each process's own); "own" keeps the
+        operator to this process.
+      allow_nondeterministic: accept a loss whose value changes from run to run.
+
+    Returns:
+      A ``LinearOperator``, for streams and groups of processes a ``HostOperator``. Products are in float32 at least,
+      at full matmul precision.
+
+    Raises:
+      ValueError: parameters that are not real, floating and finite; a selection without match; a loss that is not
+        deterministic; data as for ``evaluate``; arguments that differ between the processes.
+
+    References: Pearlmutter 1994; LLA, arXiv 2412.10146. Where we differ from LLA: (1) the mean over all data, not one
+    random batch; (2) normalization layers in eval mode, and nothing of the user's is changed.
+    """
+    matrix, params = _matrix("hessian", params, select, batch_stats)
+    return assembly.operator(
+        matrix, loss, params, data, batch_size=batch_size, linearize=linearize, devices=devices,
+        allow_nondeterministic=allow_nondeterministic, select=select, processes=processes,
+    )  # fmt: skip
+
+
+def ggn(
+    loss: Loss,
+    params: PyTree,
+    data: Any,
+    *,
+    batch_size: int | None = None,
+    select: Select | None = None,
+    batch_stats: str = "frozen",
+    linearize: bool | str = "auto",
+    devices: Any = "all",
+    processes: str = "all",
+    allow_nondeterministic: bool = False,
+) -> LinearOperator | HostOperator:
+    """The generalized Gauss-Newton matrix of the loss, as a product with vectors.
+
+        G = sum_i w_i J_i' (grad_f^2 l_i) J_i / sum_i w_i + grad^2 penalty,   J_i = d f(x_i) / d theta
+
+    Positive semidefinite where the criterion is convex in the outputs; equal to the Hessian for a linear model.
+
+    Args:
+      loss: a ``Loss``; a plain function hides the outputs. Outputs that are not floating, such as masks, are constants.
+      params: as for ``hessian``.
+      data: as for ``hessian``.
+      batch_size: as for ``hessian``.
+      select: as for ``hessian``.
+      batch_stats: as for ``hessian``.
+      linearize: as for ``hessian``.
+      devices: as for ``hessian``.
+      processes: as for ``hessian``.
+      allow_nondeterministic: as for ``hessian``.
+
+    Returns:
+      As for ``hessian``.
+
+    Raises:
+      ValueError: as for ``hessian``; a plain function as loss; complex outputs.
+
+    References: Schraudolph 2002; Martens 2014, arXiv 1412.1193.
+    """
+    _needs_outputs("ggn", loss)
+    matrix, params = _matrix("ggn", params, select, batch_stats)
+    return assembly.operator(
+        matrix, loss, params, data, batch_size=batch_size, linearize=linearize, devices=devices,
+        allow_nondeterministic=allow_nondeterministic, select=select, processes=processes,
+    )  # fmt: skip
+
+
+def fisher(
+    loss: Loss,
+    params: PyTree,
+    data: Any,
+    key: jax.Array | None = None,
+    *,
+    kind: str = "mc",
+    samples: int = 1,
+    sample: Callable[[Any, Any, Any], Any] | None = None,
+    batch_size: int | None = None,
+    select: Select | None = None,
+    batch_stats: str = "frozen",
+    linearize: bool | str = "auto",
+    devices: Any = "all",
+    processes: str = "all",
+    allow_nondeterministic: bool = False,
+) -> LinearOperator | HostOperator:
+    """The Fisher matrix of the model, as a product with vectors.
+
+        F = sum_i w_i E_y [ g_i g_i' ] / sum_i w_i,   g_i = grad l(f(x_i), y)
+
+    with y drawn from the model ("mc", whose mean is the GGN where l is a negative log-likelihood in its natural
+    parameters) or from the data ("empirical"). The penalty, a prior, is no part of it. An example's several entries
+    (tokens) are one observation. The draws are folded with the example's number: they do not depend on the batches.
+
+    Args:
+      loss: a ``Loss`` whose criterion is a negative log-likelihood per example.
+      params: as for ``hessian``.
+      data: as for ``hessian``.
+      key: draws the targets; needed for "mc".
+      kind: "mc" or "empirical".
+      samples: targets drawn per example.
+      sample: ``sample(key, outputs, example) -> example`` with a target drawn from the model, for one example; by
+        default ``operators.categorical``: examples ``(inputs, label, ...)``, the label drawn from softmax(outputs).
+      batch_size: as for ``hessian``.
+      select: as for ``hessian``.
+      batch_stats: as for ``hessian``.
+      linearize: as for ``hessian``.
+      devices: as for ``hessian``.
+      processes: as for ``hessian``.
+      allow_nondeterministic: as for ``hessian``.
+
+    Returns:
+      As for ``hessian``.
+
+    Raises:
+      ValueError: as for ``hessian``; a plain function or batch-coupled loss; another kind; "mc" without a key;
+        arguments of "mc" given with "empirical"; data that the default ``sample`` cannot label.
+
+    References: Martens 2014, arXiv 1412.1193; Kunstner et al. 2019, arXiv 1905.12558 (how the two kinds differ).
+    """
+    _needs_outputs("fisher", loss)
+    if kind not in ("mc", "empirical"):
+        raise ValueError(f'kind: {kind!r} given; the rule is "mc" or "empirical"')
+    if not loss.per_example:
+        raise ValueError("loss: couples the examples of a batch; a Fisher matrix needs per_example=True")
+    if kind == "mc" and key is None:
+        raise ValueError('key: needed for kind="mc", which draws targets; pass jax.random.key(0)')
+    if kind == "empirical" and (key is not None or sample is not None or samples != 1):
+        raise ValueError('kind: "empirical" draws nothing; leave key, sample and samples out, or use kind="mc"')
+    if kind == "mc" and not hasattr(key, "dtype"):
+        raise ValueError(f"key: {key!r} given; the rule is a jax.random key, e.g. jax.random.key(0)")
+    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
+        raise ValueError(f"samples: {samples!r} given; the rule is a positive integer")
+    drawn = None if kind == "empirical" else static(sample or categorical)
+    matrix, params = _matrix("fisher", params, select, batch_stats)
+    matrix = replace(matrix, sample=drawn, samples=samples)
+    operator = assembly.operator(
+        matrix, loss, params, data, batch_size=batch_size, linearize=linearize, devices=devices,
+        allow_nondeterministic=allow_nondeterministic, select=select, processes=processes, key=key,
+    )  # fmt: skip
+    operator.recipe.update(kind=f"fisher ({kind})", samples=samples, targets=_data.fingerprint(key))
+    return operator
+
+
+def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: bool = True) -> Any:
+    """An operator of your own, from a symmetric product.
+
+    Args:
+      product: ``product(v, *args) -> A v``, a tree like ``v``.
+      like: a vector's structure: a pytree of real floating arrays or ``jax.ShapeDtypeStruct``. Arrays that are spread
+        over devices give vectors that are spread in the same way.
+      args: arrays that the product reads, such as a matrix. Passed on, not compiled in.
+      traceable: False for a product that jax cannot trace (numpy, a remote service): it is called on the host.
+
+    Returns:
+      A ``LinearOperator``, or a ``HostOperator`` where it is not traceable. The spectral functions check its symmetry,
+      u'(A v) = v'(A u), before they use it.
+
+    Raises:
+      ValueError: ``like`` has leaves that are not floating, or none; A v is no tree like ``v``.
+    """
+    leaves, structure = jax.tree_util.tree_flatten(like)
+    dtypes = [getattr(x, "dtype", None) or jnp.result_type(x) for x in leaves]
+    if not leaves or not all(jnp.issubdtype(d, jnp.floating) for d in dtypes):
+        found = ", ".join(map(str, dtypes)) or "no leaves"
+        raise ValueError(f"like: has {found}; the rule is a pytree of real floating arrays, one vector's structure")
+    wide = [jax.dtypes.canonicalize_dtype(jnp.promote_types(d, jnp.float32)) for d in dtypes]
+    shapes = tuple((tuple(np.shape(x)), d) for x, d in zip(leaves, wide, strict=True))
+    model = sharding.mesh_of(like)
+    spread = None if model is None else tuple(sharding.of(x, model) for x in leaves)
+    how = How(None, static(product) if traceable else None, None, traceable and not spread, structure, shapes, spread)
+    if traceable:
+        operator = LinearOperator(how, args, ((),), recipe={"kind": "given"})
+        try:
+            found = jax.eval_shape(product, operator.structure, *args)
+        except TypeError as error:
+            error.add_note("product: jax could not trace it; a product in numpy or elsewhere needs traceable=False")
+            raise
+        _tree.align(found, operator.structure, "product(v)", "like")
+        return operator
+
+    def call(v: PyTree) -> PyTree:
+        moved = _tree.align(product(v, *args), v, "product(v)", "like")
+        return jax.tree_util.tree_map(lambda x, like: jnp.asarray(x, like.dtype), moved, v)
+
+    return HostOperator(how, call, like, recipe={"kind": "given"})
+
+
+def masked(operator: Any, mask: PyTree) -> Any:
+    """The operator restricted to entries: M A M, with M = diag(mask).
+
+    Unlike ``select`` it compiles nothing anew for another mask, and reaches below the leaves.
+
+    Args:
+      operator: any operator without a scale.
+      mask: a tree like a vector, of 0 and 1 (bool).
+
+    Returns:
+      The operator; its ``shape`` counts the entries that are not 0.
+
+    Raises:
+      ValueError: the operator is masked or preconditioned already, or the mask has another structure or values.
+    """
+    entries = [np.asarray(x) for x in jax.tree_util.tree_leaves(mask)]
+    if not all(np.isin(x, (0, 1)).all() for x in entries) or not any(x.any() for x in entries):
+        raise ValueError("mask: the rule is a tree of 0 and 1 (or bool), with a 1 somewhere")
+    return _scaled(operator, mask, "mask", {"masked": _data.fingerprint(mask)})
+
+
+def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: float = 1e-8, decay: float = 1.0) -> Any:
+    """The curvature that Adam sees: P^-1/2 A P^-1/2 with P = diag(sqrt(v / decay) + eps).
+
+    Args:
+      operator: any operator without a scale.
+      second_moment: Adam's v: a tree like ``params``, or ``directions.adam_moments(opt_state, params)``, whose second
+        entry is taken.
+      eps: Adam's eps, at least 0.
+      decay: 1 - beta2^t after t steps, the bias correction, since optax stores v uncorrected; in (0, 1]. After long
+        training it is 1.
+
+    Returns:
+      The operator, on vectors scaled by P^1/2: a displacement of the parameters is P^-1/2 times one of these.
+
+    Raises:
+      ValueError: v negative, not finite or of another structure; moments that are normalized or not Adam's; eps or
+        decay out of range; zero entries of v with eps = 0; the operator is masked or preconditioned already.
+
+    References: Cohen et al. 2022, arXiv 2207.14484, section 2.
+    """
+    if not (0 < decay <= 1 and 0 <= eps < np.inf):
+        raise ValueError(f"eps, decay: {eps!r} and {decay!r} given; the rule is eps >= 0 and 0 < decay <= 1")
+    if isinstance(second_moment, Directions):
+        made = second_moment.recipe
+        raw = made.get("kind") == "adam_moments" and not made.get("normalize")
+        if not raw or made.get("chosen", [0, 1]) != [0, 1]:
+            raise ValueError(
+                f"second_moment: got {second_moment!r}; the rule is Adam's moments (m, v), raw: "
+                "lla.directions.adam_moments(opt_state, params)"
+            )
+        second_moment = jax.tree_util.tree_map(lambda x: x[1], second_moment.tree)
+    if operator.how.matrix is not None and not all(operator.how.matrix.chosen):
+        second_moment = _tree.align(second_moment, operator.centre(), "second_moment")
+        second_moment = matrices.part(second_moment, operator.how.matrix.chosen)
+    _tree.check_real(second_moment, "second_moment")
+    if min(np.min(np.asarray(x), initial=0) for x in jax.tree_util.tree_leaves(second_moment)) < 0:
+        raise ValueError("second_moment: has negative entries; the rule is Adam's v, a mean of squares")
+    with np.errstate(divide="ignore"):
+        scale = jax.tree_util.tree_map(
+            lambda v: 1 / np.sqrt(np.sqrt(np.asarray(v, np.float64) / decay) + eps), second_moment
+        )
+    if not all(np.isfinite(x).all() for x in jax.tree_util.tree_leaves(scale)):
+        raise ValueError("eps: 0 given, and second_moment has zeros; the rule is eps > 0 then, such as Adam's 1e-8")
+    recipe = {"preconditioned": {"eps": eps, "decay": decay, "moment": _data.fingerprint(second_moment)}}
+    return _scaled(operator, scale, "second_moment", recipe)
+
+
+def dense(operator: Any) -> np.ndarray:
+    """The whole matrix (n, n), float64, entries in the order of the raveled leaves: for small models and for tests.
+
+    Raises:
+      ValueError: n above 20,000.
+    """
+    n = sum(int(np.prod(s)) for s, _ in operator.how.shapes)
+    if n > DENSE_MOST:
+        raise ValueError(f"operator: {n:,} x {n:,} is too large to be held; the rule is at most {DENSE_MOST:,}")
+    zero = jax.tree_util.tree_map(lambda x: np.zeros(x.shape, x.dtype), operator.structure)
+    columns = []
+    for leaf in jax.tree_util.tree_leaves(zero):  # numpy leaves: written in place
+        for i in range(leaf.size):
+            leaf.flat[i] = 1
+            found = jax.tree_util.tree_leaves(operator.product(jax.tree_util.tree_map(np.array, zero)))
+            columns.append(np.concatenate([np.asarray(x, np.float64).ravel() for x in found]))
+            leaf.flat[i] = 0
+    return np.stack(columns, 1)
+
+
+# --- how they are made
+
+
+def _scaled(operator: Any, scale: PyTree, name: str, recipe: dict[str, Any]) -> Any:
+    if operator.scale is not None:
+        raise ValueError(f"operator: {operator!r} is masked or preconditioned already; the rule is one of them, once")
+    scale = _tree.align(scale, operator.structure, name, "the operator's vectors")
+    scale = jax.tree_util.tree_map(lambda s, x: jnp.asarray(s, x.dtype), scale, operator.structure)
+    scale = scale if operator.how.shards is None else operator.placed(scale)
+    return replace(operator, scale=scale, recipe=operator.recipe | recipe)
+
+
+def _needs_outputs(name: str, loss: Any) -> None:
+    if not isinstance(loss, Loss):
+        raise ValueError(
+            f"loss: {name} needs the model's outputs, which a plain function hides; use lla.Loss(apply, criterion) or "
+            "an adapter such as lla.from_linen, or lla.hessian"
+        )
+
+
+def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) -> tuple[Matrix, PyTree]:
+    """The matrix, and the parameters as arrays."""
+    _tree.check_real(sharding.viewed(params))
+    params = jax.tree_util.tree_map(lambda x: x if hasattr(x, "dtype") else np.asarray(x, jnp.result_type(x)), params)
+    if batch_stats not in ("frozen", "batch"):
+        raise ValueError(f'batch_stats: {batch_stats!r} given; the rule is "frozen" or "batch"')
+    half = sorted({str(x.dtype) for x in jax.tree_util.tree_leaves(params) if jnp.dtype(x.dtype).itemsize < 4})
+    if half:
+        warnings.warn(
+            f"params: are {', '.join(half)}; curvature is computed in it, to two or three digits. Cast them to float32 "
+            "for more",
+            stacklevel=3,
+        )
+    return Matrix(kind, tuple(_tree.selected(select, params)), batch_stats == "batch"), params

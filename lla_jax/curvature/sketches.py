@@ -1,0 +1,365 @@
+"""The trace of an operator from what it does on the span of a few products: the algebra of Hutch++ and XTrace.
+
+A sketch holds an orthonormal basis Q of products A s, and k x k numbers; n-sized vectors other than Q are drawn again
+from their numbers when they are needed. Vectors are the rows of one array (b, n); where the parameters are spread over
+devices they stay a stacked tree, in a tuple, and no leaf is brought together.
+
+With T the test vectors of the remainder, tr A = tr (Q'A Q) + the mean of
+t'(I - Q Q') A (I - Q Q') t, and everything follows from
+
+    core = Q'A Q,   inside = Q'T,   product = Q'A T,   whole = diag(T'A T),   squares = diag(T'T).
+
+Inner products are taken on the device in the dtype of the vectors, the k x k algebra on the host in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lla_jax.core.types import PyTree
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
+from lla_jax.execution import plans, sharding
+
+Operator = LinearOperator | HostOperator
+
+AT_ONCE = 8  # vectors in a block
+PIECE = 4096  # entries of a vector in one matrix product
+NOISE = 100  # times eps: added to a product, so that the basis is well defined where the products are dependent
+
+
+# --- vectors: drawn, multiplied; trees outside, rows (b, n) inside (or stacked trees, if the space is spread)
+
+
+def halved(compute: Callable[[int, int], Any], lo: int, hi: int) -> list[Any]:
+    """``[compute(lo, hi)]``; out of memory takes it in two halves, and so on."""
+    try:
+        return [compute(lo, hi)]
+    except Exception as error:
+        if hi - lo == 1 or not plans.out_of_memory(error):
+            raise
+    middle = (lo + hi) // 2
+    return halved(compute, lo, middle) + halved(compute, middle, hi)
+
+
+def rows(vectors: PyTree, space: Operator) -> Any:
+    """Stacked vectors as rows (b, n)."""
+    if space.how.shards is not None:
+        return (sharding.pinned(vectors, space.how.shards),)
+    leaves = jax.tree_util.tree_leaves(vectors)
+    dtype = jnp.result_type(*leaves)
+    return jnp.concatenate([x.reshape(x.shape[0], -1).astype(dtype) for x in leaves], 1)
+
+
+def trees(space: Operator, flat: Any) -> PyTree:
+    """Rows (b, n) as stacked vectors."""
+    if space.how.shards is not None:
+        return flat[0]
+    sizes = [int(np.prod(s)) for s, _ in space.how.shapes]
+    pieces = jnp.split(flat, np.cumsum(sizes)[:-1], axis=1)
+    leaves = [x.reshape(len(flat), *s).astype(d) for x, (s, d) in zip(pieces, space.how.shapes, strict=True)]
+    return jax.tree_util.tree_unflatten(space.how.structure, leaves)
+
+
+@partial(jax.jit, static_argnames="distribution")
+def _drawn(space: LinearOperator, key: jax.Array, numbers: Any, *, distribution: str) -> Any:
+    return rows(jax.vmap(lambda number: space.random(jax.random.fold_in(key, number), distribution))(numbers), space)
+
+
+def drawn(H: Operator, key: jax.Array, numbers: np.ndarray, distribution: str) -> Any:
+    """The random vectors of these numbers, "normal" or "rademacher", as rows (b, n)."""
+    return H.settled(_drawn(H.space, key, numbers, distribution=distribution))
+
+
+def count(flat: Any) -> int:
+    """How many rows there are."""
+    return int(jax.tree_util.tree_leaves(flat)[0].shape[0])
+
+
+def _each(f: Callable, *flats: Any) -> Any:
+    return jax.tree_util.tree_map(f, *flats)
+
+
+def times_all(H: LinearOperator, vectors: PyTree) -> PyTree:
+    """A times stacked vectors; pure. At once on an accelerator, one after another on a CPU, where eight networks'
+    tangents spill the caches: there a batch is up to four times slower, except for the smallest networks."""
+    platform = H.how.mesh.devices.flat[0].platform if H.how.mesh is not None else jax.default_backend()
+    return jax.lax.map(H.mv, vectors) if platform == "cpu" else jax.vmap(H.mv)(vectors)
+
+
+@jax.jit
+def _products(H: LinearOperator, flat: Any) -> tuple[Any, jax.Array]:
+    found = rows(times_all(H, trees(H, flat)), H)
+    return found, _finite(found)
+
+
+def _finite(flat: Any) -> jax.Array:
+    """Which rows are."""
+    found = [jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in jax.tree_util.tree_leaves(flat)]
+    return jnp.stack(found).all(0)
+
+
+@jax.jit
+def _row(space: LinearOperator, flat: Any, i: Any) -> PyTree:
+    return _each(lambda x: x[0], trees(space, _each(lambda x: x[i][None], flat)))
+
+
+def row(H: Operator, flat: Any, i: int) -> PyTree:
+    """A row as a vector."""
+    return _row(H.space, flat, i)
+
+
+@jax.jit
+def _stacked(space: LinearOperator, vectors: list[PyTree]) -> tuple[Any, jax.Array]:
+    found = rows(_each(lambda *leaves: jnp.stack(leaves), *vectors), space)
+    return found, _finite(found)
+
+
+class NotFinite(Exception):
+    """A product has NaN or infinite entries."""
+
+
+@dataclass
+class Counted:
+    """An operator's product with rows (b, n), counted."""
+
+    H: Operator
+    used: int = 0
+
+    def __call__(self, flat: Any) -> Any:
+        """A times every row.
+
+        Raises:
+          NotFinite: a product is not finite; it says which, counted from the first.
+        """
+
+        num = count(flat)
+
+        def part(lo: int, hi: int) -> tuple[Any, np.ndarray]:
+            return self._of(flat if hi - lo == num else _each(lambda x: x[lo:hi], flat))
+
+        found, finite = zip(*halved(part, 0, num), strict=True)
+        bad = np.flatnonzero(~np.concatenate(finite))
+        before, self.used = self.used, self.used + num
+        if len(bad):
+            raise NotFinite(f"product {before + int(bad[0]) + 1} is not finite")
+        return found[0] if len(found) == 1 else _each(lambda *x: jnp.concatenate(x), *found)
+
+    def _of(self, flat: Any) -> tuple[Any, np.ndarray]:
+        if self.H.on_device and isinstance(self.H, LinearOperator):
+            found, finite = _products(self.H, flat)
+        else:
+            space = self.H.space
+            found, finite = _stacked(space, [self.H.product(row(self.H, flat, i)) for i in range(count(flat))])
+        return found, np.asarray(finite)
+
+
+# --- the basis
+
+
+def _sizes(flat: Any) -> jax.Array:
+    """The norm of every row, (b,)."""
+    squares = (jnp.sum(x * x, tuple(range(1, x.ndim))) for x in jax.tree_util.tree_leaves(flat))
+    return jnp.sqrt(sum(squares))  # type: ignore[arg-type]
+
+
+def _by_row(factor: jax.Array, x: jax.Array) -> jax.Array:
+    return factor.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) * x
+
+
+@jax.jit
+def _noisy(flat: Any, noise: Any) -> Any:
+    """Every row with a random one added, small enough to change nothing but the directions of rounding errors."""
+    size = _sizes(flat)
+    small = NOISE * jnp.finfo(size.dtype).eps / _sizes(noise) * jnp.where(size > 0, size, 1)
+    return _each(lambda x, y: x + _by_row(small, y), flat, noise)
+
+
+@jax.jit
+def _gram(a: Any, b: Any) -> jax.Array:
+    """A B', summed in pieces: over 10^7 entries XLA's product with one row on a CPU loses all but three digits."""
+    if isinstance(a, tuple):  # no axis is cut, and each device sums its own part
+        pairs = zip(*map(jax.tree_util.tree_leaves, (a, b)), strict=True)
+        each = (jnp.sum(x[:, None] * y[None], tuple(range(2, x.ndim + 1))) for x, y in pairs)
+        return sum(each)  # type: ignore[return-value]
+    n = a.shape[1]
+    piece = min(n, PIECE)
+    split = (jnp.pad(x, ((0, 0), (0, -n % piece))).reshape(len(x), -1, piece) for x in (a, b))
+    with jax.default_matmul_precision("highest"):
+        return jnp.einsum("ipn,jpn->pij", *split).sum(0)
+
+
+@jax.jit
+def _without(basis: Any, flat: Any) -> Any:
+    """The part of the rows orthogonal to the rows of ``basis``."""
+    inner = _gram(flat, basis)
+    with jax.default_matmul_precision("highest"):
+        return _each(lambda x, q: x - jnp.tensordot(inner.astype(q.dtype), q, 1), flat, basis)
+
+
+@jax.jit
+def _orthonormal(space: LinearOperator, flat: Any) -> Any:
+    if space.how.shards is not None:
+        return rows(_one_by_one(flat)[0], space)
+    found = jnp.linalg.qr(flat.T)[0].T
+    if space.scale is None:
+        return found
+    return jnp.where(rows(_each(lambda s: s[None], space.scale), space) != 0, found, 0)
+
+
+def _one_by_one(flat: Any) -> Any:
+    """Gram and Schmidt's rows, each made orthogonal to those before it twice."""
+
+    def one(i: Any, q: Any) -> Any:
+        vector = _each(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0), flat)
+        for _ in range(2):
+            vector = _without(q, vector)
+        size = _sizes(vector)
+        unit = _each(lambda x: _by_row(1 / jnp.where(size > 0, size, 1), x), vector)
+        return _each(lambda x, u: jax.lax.dynamic_update_index_in_dim(x, u[0], i, 0), q, unit)
+
+    return jax.lax.fori_loop(0, count(flat), one, _each(jnp.zeros_like, flat))
+
+
+def gram(a: Any, b: Any) -> np.ndarray:
+    return np.asarray(_gram(a, b), np.float64)
+
+
+# --- sketches
+
+
+class Sketch(NamedTuple):
+    """What is known of an operator; see the module. ``factor`` is R of Y = Q R, Y the products that make the basis."""
+
+    basis: tuple[Any, ...]  # blocks of rows
+    core: np.ndarray
+    factor: np.ndarray
+    tests: tuple[np.ndarray, ...]  # their numbers, in blocks
+    inside: np.ndarray
+    product: np.ndarray
+    whole: np.ndarray
+    squares: np.ndarray
+
+
+def empty() -> Sketch:
+    """Nothing known yet."""
+    nothing, none = np.zeros((0, 0)), np.zeros(0)
+    return Sketch((), nothing, nothing, (), nothing, nothing, none, none)
+
+
+def widened(
+    sketch: Sketch, times: Counted, images: Any, numbers: np.ndarray, noise: jax.Array, test: jax.Array, kind: str
+) -> Sketch:
+    """The sketch with the span of more products in its basis, which takes as many products again.
+
+    Args:
+      sketch: what is known so far.
+      times: the operator.
+      images: the products, rows (b, n).
+      numbers: their numbers.
+      noise: key of what is added to them.
+      test: key of the test vectors.
+      kind: distribution of the test vectors.
+    """
+    space = times.H.space
+    noisy = new = _noisy(images, drawn(times.H, noise, numbers, "normal"))
+    for _ in range(2):  # once leaves an error of eps times the condition number; twice is enough (Kahan)
+        for block in sketch.basis:
+            new = times.H.settled(_without(block, new))
+        new = times.H.settled(_orthonormal(space, new))
+    image = times(new)
+    none = np.zeros((0, count(new)))
+    cross = np.concatenate([none, *(gram(block, image) for block in sketch.basis)])
+    above = np.concatenate([none, *(gram(block, noisy) for block in sketch.basis)])
+    own = gram(new, image)
+    inside, product = (np.zeros((count(new), 0)) for _ in range(2))
+    for each in sketch.tests:
+        tests = drawn(times.H, test, each, kind)
+        inside = np.concatenate([inside, gram(new, tests)], 1)
+        product = np.concatenate([product, gram(image, tests)], 1)
+    return sketch._replace(
+        basis=(*sketch.basis, new),
+        core=np.block([[sketch.core, cross], [cross.T, (own + own.T) / 2]]),
+        factor=np.block([[sketch.factor, above], [np.zeros_like(above.T), np.triu(gram(new, noisy))]]),
+        inside=np.concatenate([sketch.inside, inside]),
+        product=np.concatenate([sketch.product, product]),
+    )
+
+
+def tested(sketch: Sketch, tests: Any, of_tests: Any, numbers: np.ndarray) -> Sketch:
+    """The sketch with more test vectors: rows (b, n), their products and their numbers."""
+    none = np.zeros((0, count(tests)))
+    inside = np.concatenate([none, *(gram(block, tests) for block in sketch.basis)])
+    product = np.concatenate([none, *(gram(block, of_tests) for block in sketch.basis)])
+    return sketch._replace(
+        tests=(*sketch.tests, numbers),
+        inside=np.concatenate([sketch.inside, inside], 1),
+        product=np.concatenate([sketch.product, product], 1),
+        whole=np.concatenate([sketch.whole, np.diag(gram(tests, of_tests))]),
+        squares=np.concatenate([sketch.squares, np.diag(gram(tests, tests))]),
+    )
+
+
+def _numbers(sketch: Sketch, size: int) -> np.ndarray:
+    """Of the next vectors."""
+    return np.arange(len(sketch.whole), len(sketch.whole) + size, dtype=np.uint32)
+
+
+def grown_for_xtrace(sketch: Sketch, times: Counted, keys: jax.Array, size: int) -> Sketch:
+    """The vectors whose products make the basis are the test vectors."""
+    numbers = _numbers(sketch, size)
+    found = drawn(times.H, keys[0], numbers, "normal")
+    images = times(found)
+    sketch = widened(sketch, times, images, numbers, keys[2], keys[0], "normal")
+    return tested(sketch, found, images, numbers)
+
+
+def grown_for_hutch(sketch: Sketch, times: Counted, keys: jax.Array, size: int) -> Sketch:
+    """The test vectors are others than those whose products make the basis."""
+    numbers = _numbers(sketch, size)
+    images = times(drawn(times.H, keys[0], numbers, "rademacher"))
+    sketch = widened(sketch, times, images, numbers, keys[2], keys[1], "rademacher")
+    return more_tests(sketch, times, keys[1], size)
+
+
+def more_tests(sketch: Sketch, times: Counted, key: jax.Array, size: int) -> Sketch:
+    """More test vectors, signs, against the basis as it is."""
+    numbers = _numbers(sketch, size)
+    found = drawn(times.H, key, numbers, "rademacher")
+    return tested(sketch, found, times(found), numbers)
+
+
+def _remainders(sketch: Sketch, inside: np.ndarray) -> np.ndarray:
+    """(t - Q x)'A (t - Q x) for every test vector t, with x the columns of ``inside``."""
+    return (
+        sketch.whole
+        - 2 * np.einsum("ij,ij->j", inside, sketch.product)
+        + np.einsum("ij,ij->j", inside, sketch.core @ inside)
+    )
+
+
+def hutch_plus_plus(sketch: Sketch) -> np.ndarray:
+    """One estimate of the trace for each test vector."""
+    return np.trace(sketch.core) + _remainders(sketch, sketch.inside)
+
+
+def xtrace(sketch: Sketch, n: int) -> np.ndarray:
+    """One estimate of the trace for each test vector i, from a basis that leaves the product of vector i out.
+
+    That basis is Q (I - s s'), s the unit vector orthogonal to the other columns of R: a column of R^-T. The remainder
+    is taken over a sphere: the part of a Gaussian outside of the basis has a uniform direction, so its squared length
+    is replaced by the dimension.
+    """
+    s = np.linalg.inv(sketch.factor).T
+    s /= np.linalg.norm(s, axis=0)
+    k = len(s)
+    inside = sketch.inside - s * np.einsum("ij,ij->j", s, sketch.inside)
+    outside = sketch.squares - np.einsum("ij,ij->j", inside, inside)
+    left_out = np.einsum("ij,ij->j", s, sketch.core @ s)
+    return np.trace(sketch.core) - left_out + (n - k + 1) / outside * _remainders(sketch, inside)

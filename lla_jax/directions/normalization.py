@@ -1,0 +1,283 @@
+"""Scaling directions to the weights they move: weight, layer, filter and model normalization, and what a filter is.
+
+A direction drawn without regard to the weights shows mostly their scale. Which axes of a tensor index its filters
+depends on the framework's layout; the rules for Flax, Haiku and Equinox are here, and an adapter may bring its own.
+
+References: Li et al. 2018, arXiv 1712.09913, section 4.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import tree_util
+
+from lla_jax.core import tree as _tree
+from lla_jax.core.static import Static
+from lla_jax.core.types import Directions, FilterAxis, Loss, Path, PyTree, Recipe, Select
+
+_BY = ("none", "weight", "layer", "filter", "model")
+_ONE_DIM = ("vector", "entry", "zero")
+SAMPLES = 8  # entries kept of a draw or of the weights, to notice another one
+
+
+def normalize(
+    axes: Directions,
+    params: PyTree,
+    by: Literal["none", "weight", "layer", "filter", "model"] = "filter",
+    order: int = 2,
+    *,
+    one_dim: Literal["vector", "entry", "zero"] = "vector",
+    unit: bool = False,
+    filter_axis: FilterAxis | Loss | None = None,
+    exclude: Select | None = None,
+) -> Directions:
+    """Scale directions by the size of the weights they move.
+
+        weight   d * w                   entry by entry
+        filter   d_f |w_f| / |d_f|       for each filter f of each tensor
+        layer    d_l |w_l| / |d_l|       for each tensor l
+        model    d |w| / |d|             one factor over all leaves that move
+        none     d
+
+    A norm of 0, of weights or direction, gives 0. One-dimensional tensors (biases, norm layers, scalars) have no
+    filters: ``one_dim`` treats each as one vector, entry by entry (d becomes sign(d) |w|), or zeroes it (then it moves
+    under no rule, and is no part of the model's norm). A scalar is its own filter. Norms are in float32 at least.
+
+    Args:
+      axes: the directions.
+      params: the weights, of the same structure and leaf shapes.
+      by: "none", "weight", "layer", "filter" or "model".
+      order: norm order, 1 (sum of absolute values) or 2 (Euclidean).
+      one_dim: "vector", "entry" or "zero" for one-dimensional tensors; the first two differ for "filter" and "layer".
+      unit: divide by |d| only, without the factor |w| (Li's dfilter and dlayer); for "filter", "layer" and "model".
+      filter_axis: which axes of a tensor index its filters: an int for all tensors of two or more dimensions; a rule
+        ``(path, leaf) -> axes`` where None means one-dimensional; a ``Loss``, whose rule is taken; or None to decide by
+        the tree: ``equinox_filter_axis`` for Equinox modules, ``flax_filter_axis`` for all others.
+      exclude: leaves left exactly as they are, no part of any norm either.
+
+    Returns:
+      The scaled directions; the settings are appended to ``recipe["normalize"]``.
+
+    Raises:
+      ValueError: an unknown option; directions of another structure or shape (the leaf is named); a filter axis out of
+        range; a direction that is zero, before or after; entries that are not finite.
+
+    References:
+      Li et al. 2018, arXiv:1712.09913 (filter, layer, weight; one_dim="zero" is its "biasbn"). Differences from LLA
+      (arXiv:2412.10146): (1) order 1 sums absolute values, LLA the signed values; (2) "model" uses one factor for the
+      whole network, LLA recomputes it tensor by tensor. Difference from Li's code: (3) no 1e-10 is added to |d|.
+    """
+    if not isinstance(axes, Directions):
+        raise ValueError(f"axes: got {type(axes).__name__}; the rule is lla.Directions first, then the parameters")
+    _check_option("by", by, _BY)
+    _check_option("order", order, (1, 2))
+    _check_option("one_dim", one_dim, _ONE_DIM)
+    if unit and by in ("none", "weight"):
+        raise ValueError(f"unit=True divides by a norm, but by={by!r} has none; use by='filter', 'layer' or 'model'")
+    _tree.check_real(params)
+    tree = _tree.align(axes.tree, params, "axes", stacked=True)
+    weights, structure = tree_util.tree_flatten(params)
+    rule, rule_name = _filter_rule(filter_axis, params)
+    names = _tree.paths(params)
+    filters = [_filter_axes(rule, path, leaf) for path, leaf in zip(names, weights)]
+    excluded = [False] * len(names) if exclude is None else _tree.selected(exclude, params)
+    plan = tuple(
+        _treatment(by, one_dim, axes_of, np.ndim(leaf), kept) for axes_of, leaf, kept in zip(filters, weights, excluded)
+    )
+    scaled = _scale(tree_util.tree_leaves(tree), weights, plan, int(order), bool(unit))
+    step = {
+        "by": by,
+        "order": int(order),
+        "one_dim": one_dim,
+        "unit": bool(unit),
+        "filter_axis": _axes_table(names, filters) if rule_name is None else rule_name,
+        "exclude": None if exclude is None else _tree.describe(exclude, params, excluded),
+        "weights": _recognise(weights),
+    }
+    recipe = Recipe(axes.recipe, normalize=[*axes.recipe.get("normalize", []), step])
+    recipe.pop("marks", None)  # the checkpoints are elsewhere on scaled axes, or not in their plane
+    hint = f"the normalization by {by!r} (one_dim={one_dim!r}) leaves nothing of it"
+    return checked(tree_util.tree_unflatten(structure, scaled), recipe, hint)
+
+
+def flax_filter_axis(path: Path, leaf: Any) -> int | tuple[int, ...] | None:
+    """Axes that index the filters in Flax (linen, nnx) and Haiku layouts; None for one-dimensional tensors.
+
+    The last axis of ``kernel``, ``w`` and ``weight`` (the output channels; the last but one for Haiku's transposed
+    convolutions); the first of ``embedding`` and ``embeddings``; (heads, k) of the (d, heads, k) kernels of an
+    attention's query, key and value, whose (heads, k) biases are one-dimensional. Any other tensor is one-dimensional
+    if at most one of its axes is longer than 1, as Haiku's (1, 1, 1, C) scales, and has its filters last otherwise.
+
+    Args:
+      path: the leaf's path, such as ``"Conv_0/kernel"``.
+      leaf: the array (only its shape is read).
+
+    Returns:
+      An axis, a tuple of axes, or None.
+    """
+    *parents, name = path.split("/")
+    parent, ndim = parents[-1] if parents else "", np.ndim(leaf)
+    if parent in ("query", "key", "value") and (name, ndim) in (("kernel", 3), ("bias", 2)):
+        return (1, 2) if name == "kernel" else None
+    if name == "w" and "transpose" in parent and ndim > 2:
+        return -2
+    if name in ("embedding", "embeddings") and ndim > 1:
+        return 0
+    return None if _is_one_dimensional(name, leaf) else -1
+
+
+def equinox_filter_axis(path: Path, leaf: Any) -> int | None:
+    """Axes that index the filters in Equinox (and torch) layouts: the first; None for one-dimensional tensors.
+
+    A tensor is one-dimensional if at most one of its axes is longer than 1, as Equinox's (C, 1, 1) convolution biases;
+    a ``weight`` of two or more axes never is.
+
+    Args:
+      path: the leaf's path, such as ``"layers/0/weight"``.
+      leaf: the array (only its shape is read).
+
+    Returns:
+      An axis, or None.
+    """
+    return None if _is_one_dimensional(path.split("/")[-1], leaf) else 0
+
+
+def _is_one_dimensional(name: str, leaf: Any) -> bool:
+    shape = np.shape(leaf)
+    matrix = name in ("kernel", "weight", "w") and len(shape) > 1
+    return not matrix and sum(n != 1 for n in shape) <= 1
+
+
+def _filter_rule(filter_axis: Any, params: PyTree) -> tuple[Any, str | int | None]:
+    """The rule, and its name in the recipe (None where only its results can be written down)."""
+    if isinstance(filter_axis, Loss):
+        filter_axis = filter_axis.filter_axis
+    if isinstance(filter_axis, Static):  # as a Loss keeps plain functions
+        filter_axis = filter_axis.f
+    if filter_axis is None:
+        filter_axis = equinox_filter_axis if _is_equinox(params) else flax_filter_axis
+    if isinstance(filter_axis, int | np.integer) and not isinstance(filter_axis, bool):
+        axis = int(filter_axis)
+        return (lambda path, leaf: None if _is_one_dimensional(path.split("/")[-1], leaf) else axis), axis
+    if not callable(filter_axis):
+        raise ValueError(f"filter_axis={filter_axis!r} must be an int, a rule (path, leaf) -> axes, a Loss, or None")
+    names = {"flax": flax_filter_axis, "equinox": equinox_filter_axis}
+    return filter_axis, next((name for name, rule in names.items() if rule is filter_axis), None)
+
+
+def _is_equinox(params: PyTree) -> bool:
+    equinox = sys.modules.get("equinox")  # a tree of modules cannot exist before equinox was imported
+    if equinox is None:
+        return False
+    is_module = lambda node: isinstance(node, equinox.Module)  # noqa: E731
+    return any(map(is_module, tree_util.tree_leaves(params, is_leaf=is_module)))
+
+
+def _axes_table(names: Sequence[Path], filters: Sequence[tuple[int, ...] | None]) -> dict[Path, list[int] | None]:
+    return {name: None if axes is None else list(axes) for name, axes in zip(names, filters)}
+
+
+def _filter_axes(rule: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
+    axes, ndim = rule(path, leaf), np.ndim(leaf)
+    if axes is None:
+        return None
+    axes = tuple(axes) if isinstance(axes, tuple | list) else (axes,)
+    if not all(isinstance(a, int | np.integer) and -ndim <= a < ndim for a in axes):
+        raise ValueError(
+            f"filter_axis gives {axes!r} for {path!r} of shape {np.shape(leaf)}; axes must be integers from {-ndim} to "
+            f"{ndim - 1}, or None for a one-dimensional tensor"
+        )
+    return tuple(sorted({int(a) % ndim for a in axes}))
+
+
+def _treatment(by: str, one_dim: str, filters: tuple[int, ...] | None, ndim: int, kept: bool) -> str | tuple[int, ...]:
+    """What happens to one tensor: a word, or the axes over which its norms are taken."""
+    if kept:
+        return "keep"
+    if filters is None and one_dim == "zero":
+        return "zero"
+    if by in ("none", "weight", "model"):
+        return by
+    everything = tuple(range(ndim))
+    if filters is None:
+        return () if one_dim == "entry" else everything
+    return everything if by == "layer" else tuple(a for a in everything if a not in filters)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _scale(d: list[Any], w: list[Any], plan: tuple, order: int, unit: bool) -> list[jax.Array]:
+    """Scale the leaves, each as the plan says."""
+    wide_d, wide_w = [_tree.wide(x) for x in d], [_tree.wide(x) for x in w]
+    factor = _model_factor(wide_d, wide_w, plan, order, unit) if "model" in plan else jnp.ones(())
+    scaled = []
+    for x, weight, how in zip(wide_d, wide_w, plan):
+        if how == "zero":
+            x = jnp.zeros_like(x)
+        elif how == "weight":
+            x = x * weight
+        elif how == "model":
+            x = x * factor.reshape(-1, *[1] * weight.ndim)
+        elif not isinstance(how, str):
+            size = jnp.ones(()) if unit else _norms(weight, how, order)
+            x = x * _ratio(size, _norms(x, tuple(a + 1 for a in how), order))
+        scaled.append(x)
+    return [x.astype(jnp.result_type(old)) for x, old in zip(scaled, d)]
+
+
+def _recognise(weights: Sequence[Any]) -> list[float]:
+    """The norm and a few entries of the weights: enough to notice others."""
+    arrays = [np.asarray(x).ravel().astype(np.float64) for x in weights if np.size(x)]
+    norm = np.sqrt(sum(np.vdot(x, x) for x in arrays))
+    return [float(norm), *(float(x[len(x) // 2]) for x in arrays[:SAMPLES])]
+
+
+def _norms(x: jax.Array, axes: tuple[int, ...], order: int) -> jax.Array:
+    if order == 1 or not axes:
+        return jnp.sum(jnp.abs(x), axis=axes, keepdims=True)
+    # relative to the largest entry: squares of small second moments would vanish
+    top = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
+    return top * jnp.sqrt(jnp.sum(jnp.square(x / jnp.where(top > 0, top, 1)), axis=axes, keepdims=True))
+
+
+def _ratio(size: jax.Array, length: jax.Array) -> jax.Array:
+    return jnp.where(length > 0, size / jnp.where(length > 0, length, 1), 0)
+
+
+def _model_factor(d: list[jax.Array], w: list[jax.Array], plan: tuple, order: int, unit: bool) -> jax.Array:
+    """|w| / |d| per direction over the leaves that move: those of the plan on which the direction is not zero."""
+    parts_d, parts_w = [], []
+    for x, weight in ((x, weight) for x, weight, how in zip(d, w, plan) if how == "model"):
+        length = _norms(x, tuple(range(1, x.ndim)), order).reshape(-1)
+        parts_d.append(length)
+        parts_w.append(jnp.where(length > 0, _norms(weight, tuple(range(weight.ndim)), order).reshape(()), 0))
+    length, size = (_norms(jnp.stack(parts), (0,), order)[0] for parts in (parts_d, parts_w))
+    return _ratio(jnp.ones_like(size) if unit else size, length)
+
+
+def _check_option(name: str, value: Any, allowed: tuple) -> None:
+    if value not in allowed or isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, allowed))}")
+
+
+def checked(tree: PyTree, recipe: Recipe, hint: str) -> Directions:
+    """Directions, after making sure that each of them moves and is finite."""
+    moving, finite = (np.asarray(flags) for flags in _health(tree_util.tree_leaves(tree)))
+    if not finite.all():
+        raise ValueError(f"direction {int(np.argmin(finite))} has NaN or infinite entries; every entry must be finite")
+    if not moving.all():
+        raise ValueError(f"direction {int(np.argmin(moving))} is zero everywhere: {hint}")
+    return Directions(tree, recipe)
+
+
+@jax.jit
+def _health(leaves: list[Any]) -> tuple[jax.Array, jax.Array]:
+    flat = [jnp.reshape(leaf, (leaf.shape[0], -1)) for leaf in leaves]
+    moving = jnp.any(jnp.stack([jnp.any(x != 0, axis=1) for x in flat]), axis=0)
+    return moving, jnp.all(jnp.stack([jnp.all(jnp.isfinite(x), axis=1) for x in flat]), axis=0)

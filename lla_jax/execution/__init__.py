@@ -1,0 +1,5 @@
+"""How kernels are driven: plans, devices, shards, processes, jaxpr rewriting, progress."""
+
+from lla_jax import _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(__name__)

@@ -1,0 +1,11 @@
+from lla_jax.landscape.evaluation import evaluate as evaluate
+from lla_jax.landscape.evaluation import grid as grid
+from lla_jax.landscape.evaluation import losses as losses
+from lla_jax.landscape.modes import all_modes as all_modes
+from lla_jax.landscape.evaluation import adam as adam
+from lla_jax.landscape.evaluation import add as add
+from lla_jax.landscape.sweeps import Status as Status
+from lla_jax.landscape.sweeps import merge as merge
+from lla_jax.landscape.sweeps import status as status
+from lla_jax.landscape.sweeps import Table as Table
+from lla_jax.landscape.sweeps import sweep as sweep

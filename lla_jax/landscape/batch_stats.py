@@ -1,0 +1,123 @@
+"""Normalization statistics re-estimated at every point of a landscape.
+
+Moving the weights makes the running averages of BatchNorm stale. Here they are replaced, point by point, by the mean
+over the batches of the statistics that the moved network really has. No framework is asked how it stores them: a
+running average is recognised by how train mode changes it, new = m old + (1 - m) batch, and started from 0 it gives (1
+- m) batch.
+
+References: Izmailov et al. 2018, arXiv 1803.05407, section 3.2 (statistics recomputed after averaging weights).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lla_jax.core import data as _data
+from lla_jax.core import tree as _tree
+from lla_jax.core.types import Batch, Loss, PyTree
+from lla_jax.execution import plans
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _after(loss: Loss, params: PyTree, state: PyTree, batch: Batch, *, size: int) -> PyTree:
+    """The state after one train-mode batch of ``size`` rows."""
+    block = _data.block_at(batch, 0, size, size, 0)
+    return _data.outputs_of(loss, params, state, block, True)[1]
+
+
+@functools.partial(jax.jit, static_argnames=("size", "changing"))
+def _probe(loss: Loss, params: PyTree, batch: Batch, *, size: int, changing: tuple[bool, ...]) -> tuple[list[Any], ...]:
+    """Leaves after one train-mode batch, the ``changing`` ones started from 0, S and 2S; and the scales S.
+
+    S is as large as what the batch gives, so that differences keep their digits. The other leaves stay as they are:
+    what the network computes from them is part of the statistics.
+    """
+    leaves, structure = jax.tree_util.tree_flatten(loss.state)
+
+    def after(values: list[Any]) -> list[Any]:
+        state = [jnp.full_like(x, v) if c else x for x, v, c in zip(leaves, values, changing, strict=True)]
+        new = _after(loss, params, jax.tree_util.tree_unflatten(structure, state), batch, size=size)
+        return jax.tree_util.tree_leaves(new)
+
+    from_zero = after([0] * len(leaves))
+    scales = [jnp.maximum(1, 10 * jnp.abs(x).max(initial=0)) for x in from_zero]
+    return from_zero, after(scales), after([2 * s for s in scales]), scales
+
+
+def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float | None]:
+    """Momentum m of each state leaf that is a running average, new = m old + (1 - m) batch; None for any other leaf.
+
+    Args:
+      loss: its state is probed in train mode on the first ``size`` rows of ``batch`` at ``params``.
+      params: the centre.
+      batch: rows to probe with.
+      size: how many of them.
+
+    Raises:
+      ValueError: no leaf changes in train mode, or one changes but not as a running average.
+    """
+    start, once = _leaves(loss.state), _leaves(_after(loss, params, loss.state, batch, size=size))
+    changing = tuple(
+        np.issubdtype(old.dtype, np.floating) and not np.array_equal(old, new) for old, new in zip(start, once)
+    )
+    probed = map(_leaves, _probe(loss, params, batch, size=size, changing=changing))
+    found: list[float | None] = []
+    for path, changes, from0, from1, from2, scale in zip(_tree.paths(loss.state), changing, *probed, strict=True):
+        if not changes:
+            found.append(None)
+            continue
+        slopes = np.diff(np.stack([from0, from1, from2]).astype(np.float64), axis=0) / scale
+        m = float(slopes.mean())
+        if abs(m - round(m, 6)) < 2e-7:  # 1 - m is needed more exactly than float32 tells it
+            m = round(m, 6)
+        if not 0 <= m < 1 or not np.allclose(slopes, m, atol=1e-4):
+            raise ValueError(
+                f"batch_stats: 'reestimate' needs running averages, but state leaf {path!r} is not updated as "
+                "m*old + (1-m)*batch; use batch_stats='frozen' or 'batch'"
+            )
+        found.append(m)
+    if not any(m is not None for m in found):
+        raise ValueError(
+            "batch_stats: 'reestimate' given, but no leaf of Loss.state changes in train mode: there is nothing to "
+            "re-estimate; use batch_stats='frozen'"
+        )
+    return found
+
+
+@functools.partial(jax.jit, static_argnames=("how", "size", "loop", "mesh", "averaged"))
+def batch_step(loss, params, directions, coords, data, start, offset, *, how, size, loop, mesh, averaged) -> list[Any]:
+    """(C, state): (1 - m) x the batch statistics of one batch at every point, in the leaves marked ``averaged``."""
+
+    def run(loss, params, directions, coords, data, start, offset):
+        block = _data.block_at(data, start, size, start + size, offset)
+        leaves, structure = jax.tree_util.tree_flatten(loss.state)
+        zeroed = [jnp.zeros_like(x) if a else x for x, a in zip(leaves, averaged, strict=True)]
+        zeroed = jax.tree_util.tree_unflatten(structure, zeroed)
+
+        def one(c):
+            new = _data.outputs_of(loss, how.rule(params, directions, c), zeroed, block, True)[1]
+            return [x for x, a in zip(jax.tree_util.tree_leaves(new), averaged, strict=True) if a]
+
+        return plans.map_points(one, coords, loop)
+
+    split = (False, False, False, True, False, False, False)
+    return plans.over_points(run, mesh, split)(loss, params, directions, coords, data, start, offset)
+
+
+def _leaves(tree: PyTree) -> list[np.ndarray]:
+    return [np.asarray(x) for x in jax.tree_util.tree_leaves(tree)]
+
+
+def restored(state: PyTree, sums: list[np.ndarray], momenta: list[float | None], weight: float) -> PyTree:
+    """The state with a leading axis C: ``sums`` over batches of batch_step x rows, divided by rows and by 1 - m."""
+    points, averages = len(sums[0]), iter(sums)
+    new = [
+        np.broadcast_to(x, (points, *x.shape)) if m is None else (next(averages) / (weight * (1 - m))).astype(x.dtype)
+        for x, m in zip(_leaves(state), momenta, strict=True)
+    ]
+    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(state), new)

@@ -1,0 +1,1 @@
+"""Chunk stores: landscapes that survive a kill, shared by any number of processes."""

@@ -1,0 +1,183 @@
+"""The manifest of a chunk store: the recipe, plan and layout that all writers of a folder share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lla_jax.core import files as _files
+
+FORMAT = "lla_jax chunk store"
+VERSION = 1
+NAME = "manifest.json"
+PATIENCE_S = 5.0  # for a file that another writer is just making
+MOST_POINTS = 2**40
+LOOPS = ("vmap", "map")
+
+
+def made(
+    recipe: Mapping[str, Any],
+    identity: Sequence[str],
+    coords: Sequence[Sequence[float]],
+    names: Sequence[str],
+    size: int,
+) -> dict[str, Any]:
+    """A manifest.
+
+    Args:
+      recipe: of the landscape, with the plan.
+      identity: its entries that decide the values.
+      coords: of the first grid.
+      names: of the values in every chunk.
+      size: points a chunk.
+    """
+    manifest = {
+        "format": FORMAT, "version": VERSION, "identity": list(identity), "names": list(names), "points": size,
+        "coords": [list(axis) for axis in coords], "recipe": dict(recipe),
+    }  # fmt: skip
+    return manifest | {"hash": _hash(manifest)}
+
+
+def _hash(manifest: Mapping[str, Any]) -> str:
+    """Of what decides what a chunk holds; 32 hex digits."""
+    identity = {k: manifest["recipe"].get(k) for k in manifest["identity"]}
+    return digest([identity, manifest["names"], manifest["points"], manifest["coords"]])
+
+
+def digest(value: Any) -> str:
+    """Hash of a JSON value; 32 hex digits."""
+    return hashlib.blake2b(text(value).encode(), digest_size=16).hexdigest()
+
+
+def text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=_files.plain)
+
+
+# --- reading: a file may be half made, of another program, or hostile
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that another writer may be just making."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(value, dict):
+                return value
+            reason = "no JSON object"
+        except (ValueError, OSError) as error:
+            reason = str(error)
+        if time.monotonic() > end:
+            raise ValueError(f"store: {path} is not readable ({reason}); restore it, or start anew in another folder")
+        time.sleep(0.05)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a manifest of this program, of any version."""
+    try:
+        return read_json(path).get("format") == FORMAT
+    except ValueError:
+        return False
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A manifest, every entry of which is what it should be.
+
+    Raises:
+      ValueError: it is not readable, of another program or a newer version, or was changed.
+    """
+    manifest = read_json(path)
+    version = manifest.get("version")
+    if manifest.get("format") != FORMAT or not isinstance(version, int) or version > VERSION:
+        raise ValueError(
+            f"store: {path} is of format {manifest.get('format')!r}, version {version!r}; the rule is {FORMAT!r}, at "
+            f"most {VERSION}. Pass another folder, or update lla_jax"
+        )
+    try:
+        wrong = _wrong(manifest)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        wrong = f"{type(error).__name__}: {error}"
+    if wrong:
+        raise ValueError(f"store: {path} was changed or damaged ({wrong}); restore it, or start anew in another folder")
+    return manifest
+
+
+def _wrong(manifest: Mapping[str, Any]) -> str:
+    coords_of(manifest)
+    recipe, plan = manifest["recipe"], manifest["recipe"]["plan"]
+    counts = [manifest["points"], plan["chunk"], plan["microbatch"], plan["devices"], plan["data_shards"]]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < MOST_POINTS for n in counts):
+        return f"points, chunk, microbatch, devices and data_shards are {counts}, not positive integers"
+    if plan["loop"] not in LOOPS or not all(isinstance(plan[name], bool) for name in ("share", "scan")):
+        return "its plan is none"
+    names = [*manifest["names"], *manifest["identity"]]
+    if not manifest["names"] or not all(isinstance(name, str) for name in names):
+        return "names and identity are not lists of strings"
+    if not isinstance(recipe.get("probe"), dict):
+        return "its recipe has no probe"
+    return "" if manifest["hash"] == _hash(manifest) else "its hash is that of another one"
+
+
+def coords_of(record: Mapping[str, Any]) -> list[list[float]]:
+    """Coordinates in a manifest or a further grid, checked."""
+    coords = record["coords"]
+    numbers = isinstance(coords, list) and all(isinstance(axis, list) and axis for axis in coords)
+    if not numbers or not coords or not all(isinstance(c, float | int) and math.isfinite(c) for x in coords for c in x):
+        raise ValueError("its coordinates are not lists of finite numbers")
+    if math.prod(map(len, coords)) > MOST_POINTS:
+        raise ValueError("it has too many points")
+    return coords
+
+
+# --- comparing
+
+
+def check_same(path: Path, manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+    """Raise a ValueError that says what changed unless ``recipe`` is the manifest's, as far as a recipe tells.
+
+    Drawn directions may differ by rounding: another machine draws the same numbers a little differently.
+    """
+    then = manifest["recipe"]
+    names = [k for k in manifest["identity"] if not _alike(_comparable(k, then), _comparable(k, recipe))]
+    if names:
+        said = "; ".join(f"{name} ({_difference(then.get(name), recipe.get(name))})" for name in names)
+        raise ValueError(
+            f"store: {path} holds a landscape that differs in {said}. The rule is the same recipe: repeat the "
+            "arguments it was made with, or pass another folder"
+        )
+
+
+def _comparable(name: str, recipe: Mapping[str, Any]) -> Any:
+    entry = recipe.get(name)
+    if name == "directions" and isinstance(entry, Mapping) and entry.get("kind") == "random":
+        return {k: v for k, v in entry.items() if k != "contents"}  # to the bit; the recipe says how to draw them
+    return entry
+
+
+def _alike(one: Any, two: Any) -> bool:
+    """Equal, floating numbers to rounding."""
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        return one.keys() == two.keys() and all(_alike(one[k], two[k]) for k in one)
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        return len(one) == len(two) and all(map(_alike, one, two))
+    if isinstance(one, float) and isinstance(two, float):
+        return math.isclose(one, two, rel_tol=1e-5, abs_tol=1e-7)
+    return text(one) == text(two)
+
+
+def _difference(then: Any, now: Any) -> str:
+    """What differs, entry by entry where both are dicts."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        names = [k for k in {**then, **now} if not _alike(then.get(k), now.get(k))]
+        return ", ".join(f"{k}: {_difference(then.get(k), now.get(k))}" for k in names)
+    return f"{_short(then)} -> {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    said = text(value)
+    return said if len(said) <= 40 else said[:37] + "..."

@@ -1,0 +1,438 @@
+"""Many landscapes in one call, and what there is of them in a store."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lla_jax.core import files as _files
+from lla_jax.core import recipes
+from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree, UpdateRule
+from lla_jax.directions import draws, normalization
+from lla_jax.landscape import evaluation, in_memory, jobs, planning
+from lla_jax.landscape.jobs import Progress
+from lla_jax.landscape.store import chunks as _chunks
+from lla_jax.landscape.store import manifest as _manifest
+from lla_jax.landscape.store import writing
+from lla_jax.landscape.store.chunks import Damaged, Store
+
+WINDOW_S = 600.0  # writers that wrote nothing for so long count as gone
+SWEEP = "lla_jax sweep"
+# --- sweeps: checkpoints x axes x seeds
+
+Axes = Callable[[Any, PyTree], Directions]
+Cell = tuple[int, str, int | None]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Table:
+    """The landscapes of a sweep.
+
+    Args:
+      landscapes: {(number of the checkpoint, name of the axes, seed): Landscape}, in the order of the sweep. The seed
+        is None for axes that are given and not drawn.
+    """
+
+    landscapes: dict[Cell, Landscape]
+
+    def __getitem__(self, cell: Cell) -> Landscape:
+        return self.landscapes[cell]
+
+    def __len__(self) -> int:
+        return len(self.landscapes)
+
+    def __iter__(self) -> Iterator[Cell]:
+        return iter(self.landscapes)
+
+    def rows(self, value: str = "loss") -> list[dict[str, Any]]:
+        """One dict per landscape: checkpoint, axes, seed, and of the finite values: at the point nearest to the
+        checkpoint (``centre``), least, mean and largest; ``finite`` is the share of such cells."""
+        found = []
+        for (checkpoint, name, seed), plane in self.landscapes.items():
+            z = plane.values[value]
+            finite = z[np.isfinite(z)]
+            low, mean, high = (finite.min(), finite.mean(), finite.max()) if finite.size else (np.nan,) * 3
+            centre = z[tuple(int(abs(c).argmin()) for c in plane.coords)]
+            found.append({
+                "checkpoint": checkpoint, "axes": name, "seed": seed, "centre": float(centre), "least": float(low),
+                "mean": float(mean), "largest": float(high), "finite": finite.size / z.size,
+            })  # fmt: skip
+        return found
+
+    def to_csv(self, path: str | os.PathLike[str], value: str = "loss") -> Path:
+        """Write ``rows`` as comma-separated values; returns the path."""
+        rows = self.rows(value)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        return Path(path)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{'checkpoint':>10}  {'axes':<24} {'seed':>5} {'centre':>11} {'least':>11} {'mean':>11} {'largest':>11}"
+        ]
+        for row in self.rows():
+            numbers = " ".join(f"{row[name]:11.5g}" for name in ("centre", "least", "mean", "largest"))
+            seed = "" if row["seed"] is None else row["seed"]
+            lines.append(f"{row['checkpoint']:>10}  {row['axes']:<24} {seed:>5} {numbers}")
+        return "\n".join(lines)
+
+
+def sweep(
+    loss: Loss | Callable[[PyTree, Any], Any],
+    checkpoints: Sequence[PyTree],
+    data: Any,
+    *,
+    axes: Axes | Directions | Mapping[str, Axes | Directions] | None = None,
+    grid: Sequence[Any] | None = None,
+    seeds: Iterable[int] = (0,),
+    states: Sequence[PyTree] | None = None,
+    batch_size: int | None = None,
+    rule: str | UpdateRule = "add",
+    batch_stats: evaluation.Policy = "frozen",
+    metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+    point_metrics: Mapping[str, Callable[[PyTree, Any], Any]] | None = None,
+    extra_data: Mapping[str, Any] | None = None,
+    key: Any = None,
+    execution: Execution = Execution(),  # noqa: B008 (frozen)
+    progress: Progress | None = None,
+    store: str | os.PathLike[str] | None = None,
+    shard: tuple[int, int] | None = None,
+) -> Table:
+    """Landscapes of many checkpoints, on planes of many kinds, with many seeds: one copy of the data, one compilation.
+
+    Args:
+      loss: a ``Loss`` or a plain function, the same for all.
+      checkpoints: parameter trees of one structure, each the centre of its landscapes.
+      data: one data set or a stream (read once per landscape).
+      axes: what the landscapes span: ``f(key, params) -> Directions``, called for every checkpoint and seed; or
+        ``Directions``, taken as they are for every checkpoint; or a dict of these by name. Default: Gaussian
+        directions, filter-normalized, as many as the grid has axes.
+      grid: one 1-D array per axis; default ``lla.grid(points=21)``.
+      seeds: axes are drawn with ``jax.random.key(seed)``.
+      states: the ``Loss.state`` of every checkpoint (BatchNorm statistics); default: that of ``loss`` for all.
+      batch_size: as for ``evaluate``, like all that follow.
+      rule: update rule.
+      batch_stats: policy of normalization statistics.
+      metrics: per-example metrics.
+      point_metrics: functions of the parameters.
+      extra_data: further data sets.
+      key: for ``point_metrics``.
+      execution: how it is run.
+      progress: ``progress(done, total)`` in points over all landscapes.
+      store: a folder with a chunk store for every landscape; a second call continues, or returns what is finished.
+        Other seeds, axes or checkpoints, a wider or denser grid are added to what is there. Checkpoints are recognized
+        by their place in the list.
+      shard: (i, n) for the i-th of n processes over one store.
+
+    Returns:
+      A ``Table``. With a shard, points that fall to others are NaN until they are there.
+
+    Raises:
+      ValueError: as for ``evaluate``; no checkpoints or seeds; checkpoints of different structure; names of axes that
+        give one folder.
+      OSError: a store that cannot be written.
+
+    Example:
+      >>> table = lla.sweep(loss, [early, late], data, grid=lla.grid(points=21), seeds=range(16), store="runs/exp2")
+      >>> table  # one line per landscape
+    """
+    if not isinstance(checkpoints, Sequence) or not checkpoints:
+        raise ValueError(
+            f"checkpoints: got {type(checkpoints).__name__}; the rule is a non-empty list of parameter trees"
+        )
+    if states is not None and len(states) != len(checkpoints):
+        raise ValueError(f"states: {len(states)} for {len(checkpoints)} checkpoints; the rule is one each")
+    coords = recipes.check_grid(evaluation.grid(points=21) if grid is None else grid)
+    name, base, rule = evaluation.check_rule(rule, coords)
+    kinds = _kinds(axes, loss, len(coords))
+    seeds = _seeds(seeds)
+    cells = _cells(len(checkpoints), kinds, seeds)
+    share = writing.check_shard(shard)
+    if share is not None and store is None:
+        raise ValueError(f"shard: {shard!r} given without a store, where the shards meet; pass store=folder")
+    job = jobs.prepare(
+        loss, checkpoints[0], data, coords, batch_size, name, rule, rule is evaluation.add, base is evaluation.adam,
+        batch_stats, metrics, point_metrics, extra_data, key, execution,
+    )  # fmt: skip
+    folder = None if store is None else Path(store)
+    announced = None if folder is None else _announced_now(folder, cells, job.num)
+    try:
+        return Table(_swept(job, cells, kinds, checkpoints, states, folder, share, progress))
+    except ValueError:
+        if announced is not None:  # what is refused is not going to be there
+            announced.unlink(missing_ok=True)
+        raise
+
+
+def _swept(
+    job: jobs.Job, cells: Sequence[Cell], kinds: Mapping[str, Any], checkpoints: Sequence[PyTree],
+    states: Sequence[PyTree] | None, folder: Path | None, shard: writing.Shard, progress: Progress | None,
+) -> dict[Cell, Landscape]:  # fmt: skip
+    known = () if folder is None else _stores(folder, cells)
+    plan = next((planning.plan_of(store.manifest["recipe"]) for store in known), None)
+    found: dict[Cell, Landscape] = {}
+    here = -1
+    for i, cell in enumerate(cells):
+        checkpoint, kind, seed = cell
+        params = checkpoints[checkpoint]
+        if checkpoint != here:
+            here = checkpoint
+            job = jobs.recentred(job, params, job.loss.state if states is None else states[checkpoint])
+        axes = _drawn(kinds[kind], kind, seed, params)
+        report = jobs.span(progress, i * job.num, job.num, len(cells) * job.num)
+        if folder is None:
+            found[cell] = in_memory.run(job, axes, report, None, None)
+        else:
+            place = (i, len(cells))
+            found[cell] = writing.run(job, axes, folder / folder_of(cell), report, None, shard, plan, place)
+        plan = plan or planning.plan_of(found[cell].recipe)
+    return found
+
+
+def _drawn(made: Any, kind: str, seed: int | None, params: PyTree) -> Directions:
+    axes = made if isinstance(made, Directions) else made(jax.random.key(seed or 0), params)
+    if not isinstance(axes, Directions):
+        raise ValueError(f"axes: {kind!r} gave a {type(axes).__name__}; the rule is lla.Directions")
+    return axes
+
+
+def _seeds(seeds: Any) -> list[int]:
+    try:
+        found = list(seeds)
+    except TypeError:
+        found = [None]
+    if not all(isinstance(seed, int | np.integer) and not isinstance(seed, bool) for seed in found):
+        raise ValueError(f"seeds: {seeds!r} given; the rule is a sequence of integers, such as range(16)")
+    return [int(seed) for seed in found]
+
+
+def _kinds(axes: Any, loss: Any, dims: int) -> dict[str, Any]:
+    """The axes by name."""
+    if axes is None:
+
+        def gaussian(key: Any, params: PyTree) -> Directions:
+            drawn = draws.random(key, params, num=dims)
+            return normalization.normalize(drawn, params, filter_axis=loss if isinstance(loss, Loss) else None)
+
+        axes = {"filter-normalized": gaussian}
+    if not isinstance(axes, Mapping):
+        axes = {"axes": axes}
+    for name, made in axes.items():
+        if not isinstance(name, str) or not name or not (callable(made) or isinstance(made, Directions)):
+            raise ValueError(
+                f"axes: entry {name!r}: {made!r}; the rule is a function (key, params) -> lla.Directions, or "
+                "Directions, or a dict of these by name"
+            )
+    return dict(axes)
+
+
+def _cells(checkpoints: int, kinds: Mapping[str, Any], seeds: Sequence[int]) -> list[Cell]:
+    cells: list[Cell] = [
+        (checkpoint, kind, seed)
+        for checkpoint in range(checkpoints)
+        for kind, made in kinds.items()
+        for seed in ([None] if isinstance(made, Directions) else seeds)
+    ]
+    folders = Counter(map(folder_of, cells))
+    if not cells or max(folders.values()) > 1:
+        raise ValueError(
+            f"seeds, axes: {seeds} and {list(kinds)} give {len(cells)} landscapes in {len(folders)} folders; the rule "
+            "is at least one, and different seeds and names (letters and digits count)"
+        )
+    return cells
+
+
+def folder_of(cell: Cell) -> str:
+    """The folder of a landscape in the store of a sweep."""
+    checkpoint, kind, seed = cell
+    name = re.sub(r"\W+", "-", kind).strip("-")
+    return f"{checkpoint:03d}-{name}" + ("" if seed is None else f"-seed-{seed}")
+
+
+def _announced_now(folder: Path, cells: Sequence[Cell], points: int) -> Path | None:
+    """Say in the folder what is going to be there, for ``status`` and ``merge``; the file, if it is new."""
+    if _chunks.exists(folder):
+        raise ValueError(f"store: {folder} holds a single landscape; the rule for a sweep is a folder of its own")
+    _chunks.check_writable(folder)
+    said = {"format": SWEEP, "version": 1, "points": points, "cells": [list(cell) for cell in cells]}
+    path = folder / f"sweep-{_manifest.digest(said)[:12]}.json"
+    return path if not path.exists() and _files.write_first(path, said) else None
+
+
+def _announced(folder: Path) -> dict[Cell, int]:
+    """The cells of all sweeps over a folder, and their points."""
+    found: dict[Cell, int] = {}
+    for path in sorted(folder.glob("sweep-*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
+        said = _manifest.read_json(path)
+        if said.get("format") != SWEEP:
+            continue
+        try:
+            for checkpoint, kind, seed in said["cells"]:
+                found[int(checkpoint), str(kind), None if seed is None else int(seed)] = int(said["points"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"store: {path} was changed or damaged; remove it, and repeat the sweep") from error
+    return dict(sorted(found.items(), key=lambda item: (item[0][0], item[0][1], item[0][2] or 0)))
+
+
+def _stores(folder: Path, cells: Iterable[Cell]) -> Iterator[Store]:
+    for cell in cells:
+        store = _chunks.read(folder / folder_of(cell))
+        if store is not None:
+            yield store
+
+
+# --- what there is in a store
+
+
+def members(folder: Path) -> dict[Cell | None, Path]:
+    """The folders of the landscapes in a store: one alone under None, those of a sweep or of a list of directions by
+    their cells.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if _chunks.exists(folder):
+        return {None: folder}
+    found: dict[Cell | None, Path] = {cell: folder / folder_of(cell) for cell in _announced(folder)}
+    if not found:
+        parts = sorted(path.parent for path in folder.glob(f"*/{_manifest.NAME}") if _manifest.is_ours(path))
+        found = {(0, path.name, None): path for path in parts}
+    if not found:
+        raise ValueError(
+            f"store: {folder} holds no store; pass the folder that was given as store= (or --out to lla-jax landscape)"
+        )
+    return found
+
+
+def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape | Table:
+    """The result that the chunks of a store make up, whoever computed them; nothing is computed.
+
+    Args:
+      store: the folder given as ``store=`` to ``evaluate`` or ``sweep``. Of several grids, the one that came last.
+      partial: accept missing chunks: their points are NaN, and ``recipe["complete"]`` is False.
+
+    Returns:
+      A ``Landscape``; for a sweep, or a list of directions, a ``Table``.
+
+    Raises:
+      ValueError: no store, missing chunks (unless ``partial``), damaged chunks, naming them; a loss that is finite
+        nowhere.
+
+    Warns:
+      UserWarning: non-finite cells.
+    """
+    found: dict[Any, Landscape] = {}
+    lacks: list[str] = []
+    for cell, folder in members(Path(store)).items():
+        one = _chunks.read(folder)
+        if one is None:
+            lacks.append(f"all of {folder.name}")
+            continue
+        there = _chunks.collected(one, one.grids[-1])
+        plane = _chunks.landscape(one, one.grids[-1], there)
+        lacks += [f"{error.path} (damaged: {error})" for error in there.damaged.values()]
+        if there.missing:
+            left = plane.values["loss"].size - there.done
+            lacks.append(f"{len(there.missing)} chunks of {folder} ({left:,} points)")
+        elif not there.damaged:
+            jobs.warn(plane)
+        found[cell] = plane
+    if (lacks and not partial) or not found:
+        raise ValueError(
+            f"store: {store} is not complete, it lacks {'; '.join(lacks[:5])}{' and more' if len(lacks) > 5 else ''}. "
+            "Run what computes it again, which goes on from here, or take what there is with partial=True"
+        )
+    return found[None] if None in found else Table(found)
+
+
+class Status(NamedTuple):
+    """How far a store is.
+
+    Args:
+      landscapes: how many.
+      points: of all their grids.
+      done: points whose chunks are there.
+      chunks: as far as their number is known: those of landscapes that were begun.
+      written: chunks that are there.
+      damaged: those that cannot be read, by path and reason; the next writer computes them again.
+      writers: {"host:process": chunks it wrote in the last ten minutes}.
+      last: seconds since the last chunk was written, or since the store was begun.
+      rate: points per second in the last ten minutes; 0 if none.
+    """
+
+    landscapes: int
+    points: int
+    done: int
+    chunks: int
+    written: int
+    damaged: dict[str, str]
+    writers: dict[str, int]
+    last: float
+    rate: float
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that the rest takes at this rate; None if nobody writes."""
+        if self.done == self.points:
+            return 0.0
+        return (self.points - self.done) / self.rate if self.rate else None
+
+
+def status(store: str | os.PathLike[str]) -> Status:
+    """How far a store is: every chunk is read, nothing is computed or changed.
+
+    Args:
+      store: the folder given as ``store=`` to ``evaluate`` or ``sweep``.
+
+    Returns:
+      A ``Status``.
+
+    Raises:
+      ValueError: no store.
+    """
+    folder, now = Path(store), time.time()
+    planned = {folder_of(cell): points for cell, points in _announced(folder).items()}
+    every = members(folder)
+    points = done = chunks = written = recent = 0
+    damaged: dict[str, str] = {}
+    writers: Counter[str] = Counter()
+    last, began = math.inf, now
+    for path in every.values():
+        one = _chunks.read(path)
+        if one is None:
+            points += planned[path.name]
+            continue
+        points += math.prod(len(axis) for axis in one.grids[-1])
+        last = min(last, now - (path / _manifest.NAME).stat().st_mtime)
+        for part in _chunks.parts(one, one.grids[-1]):
+            chunks += 1
+            file = _chunks.path_of(one, part.chunk)
+            try:
+                _, _, header = _chunks.load(one, part.chunk)
+                age = now - file.stat().st_mtime
+            except FileNotFoundError:
+                continue
+            except Damaged as error:
+                damaged[str(file)] = str(error)
+                continue
+            written, done = written + 1, done + len(part.at)
+            last = min(last, age)
+            if age < WINDOW_S:
+                recent += len(part.at)
+                writers[header["writer"]] += 1
+                began = min(began, now - age - header["seconds"])
+    rate = recent / max(now - began, 1e-3) if recent else 0.0
+    return Status(len(every), points, done, chunks, written, damaged, dict(writers), last, rate)

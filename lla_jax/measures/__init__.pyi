@@ -1,0 +1,11 @@
+from lla_jax.measures.convexity_map import convexity as convexity
+from lla_jax.measures.layers import Layer as Layer
+from lla_jax.measures.layers import per_layer as per_layer
+from lla_jax.measures.planes import PlaneReport as PlaneReport
+from lla_jax.measures.planes import plane_report as plane_report
+from lla_jax.measures.spectra import SpectrumType as SpectrumType
+from lla_jax.measures.spectra import escape_directions as escape_directions
+from lla_jax.measures.spectra import k_hn as k_hn
+from lla_jax.measures.spectra import r_e as r_e
+from lla_jax.measures.spectra import saddle_index as saddle_index
+from lla_jax.measures.spectra import spectrum_type as spectrum_type

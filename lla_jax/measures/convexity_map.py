@@ -1,0 +1,190 @@
+"""The curvature over a plane: extreme eigenvalues of the Hessian at every point; public as ``planes.convexity``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from lla_jax.core import recipes
+from lla_jax.core import tree as _tree
+from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree
+from lla_jax.curvature import assembly, eigen, operators, products
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
+from lla_jax.curvature.matrices import Matrix
+from lla_jax.execution import plans
+from lla_jax.landscape import evaluation
+from lla_jax.landscape.jobs import Progress
+
+CURVATURES = ("lambda_min", "lambda_max", "residual")
+
+
+def convexity(
+    loss: Loss | Callable[[PyTree, Any], Any],
+    params: PyTree,
+    data: Any,
+    axes: Directions,
+    grid: Sequence[Any],
+    key: jax.Array,
+    *,
+    steps: int = 20,
+    batch_size: int | None = None,
+    devices: Any = "all",
+    progress: Progress | None = None,
+    on_partial: Callable[[Landscape], None] | None = None,
+    resume: Landscape | None = None,
+) -> Landscape:
+    """How convex the loss is at every point of a plane: the extreme eigenvalues of the Hessian over all parameters.
+
+        c(a, b) = |lambda_min / lambda_max| of the Hessian at theta + a d1 + b d2
+
+    where a plane looks convex, this tells whether the directions that it hides are. By Lanczos with full
+    re-orthogonalisation, from the same start vector at every point, until both residuals are below 1e-3 of the larger
+    one's magnitude. Ritz values lie inside the spectrum: the true lambda_max is at least, the true lambda_min at most
+    what is given; more ``steps`` bring them closer. The ratio is near 0 where negative curvature is negligible. It has
+    no sign: where lambda_min > 0, as for a strongly convex loss, it is the inverse condition number.
+
+    Args:
+      loss: as for ``hessian``.
+      params: the centre.
+      data: one data set, or a stream, read once per step.
+      axes: one, two or three directions.
+      grid: one 1-D array of coordinates per axis, e.g. ``lla.grid(points=9)``.
+      key: draws the start vector.
+      steps: Lanczos steps, Hessian products, per point, at most.
+      batch_size: as for ``hessian``.
+      devices: as for ``hessian``.
+      progress: called as ``progress(done, total)`` in products, ``steps`` per point, after every point.
+      on_partial: called with the points finished (the eigenvalues of others NaN, ``recipe["complete"]`` False) if the
+        run is interrupted or fails; the exception is then re-raised.
+      resume: such a partial landscape of the same recipe, to be continued to the same bits.
+
+    Returns:
+      A ``Landscape`` with the values "lambda_min", "lambda_max", "residual" (an exact eigenvalue lies within it of
+      either), "convexity" and "loss", for pictures, ``lla.save`` and ``plane_report``. NaN where the loss or the
+      Hessian is not finite. ``recipe["curvature"]`` has steps, products and the plan.
+
+    Raises:
+      ValueError: as for ``evaluate`` and ``hessian``; ``steps`` < 1.
+
+    Warns:
+      UserWarning: points without finite loss or curvature (their share).
+
+    References: Li et al. 2018, arXiv 1712.09913, section 6 (figure 7).
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"steps: {steps!r} given; the rule is a positive integer, e.g. 20")
+    if not isinstance(axes, Directions):
+        raise ValueError(
+            f"axes: got {type(axes).__name__}; the rule is lla.Directions, e.g. from lla.directions.random"
+        )
+    key, before = recipes.single_key(key), _evaluated(resume, int(steps))
+    fixed = Execution(chunk=1, microbatch=256, loop="map", share=False, devices=devices)  # nothing is timed
+    plane = evaluation.evaluate(
+        loss, params, data, axes, grid, batch_size=batch_size, key=key, execution=fixed, resume=before
+    )
+    total, done = plane.values["loss"].size, 0
+    table = {name: np.full(total, np.nan) for name in CURVATURES}
+    about: dict[str, Any] = {"kind": "hessian", "steps": int(steps), "start": "rademacher", "products": 0}
+    if resume is not None:
+        table = {name: resume.values[name].ravel().copy() for name in table}
+        done, about = int(resume.recipe["points_done"]), dict(resume.recipe["curvature"])
+    try:
+        at, moved, about["plan"] = _hessians(loss, params, data, axes, batch_size, devices, about.get("plan"))
+        while done < total:
+            cell = np.unravel_index(done, plane.shape)
+            if np.isfinite(plane.values["loss"][cell]):
+                H = at(moved(np.array([c[i] for c, i in zip(plane.coords, cell, strict=True)])))
+                found = eigen.extremes(H, key, int(steps))
+                for name, value in zip(CURVATURES, (found.smallest, found.largest, found.residual), strict=True):
+                    table[name][done] = value
+                about["products"] += found.products
+                del H  # its primal values, before those of the next point are computed
+            done += 1
+            if progress is not None:
+                progress(done * int(steps), total * int(steps))
+    except BaseException:
+        if on_partial is not None and done:
+            on_partial(_map(plane, table, about, done))
+        raise
+    result = _map(plane, table, about, done)
+    missing = np.isfinite(plane.values["loss"]) & ~np.isfinite(result.values["lambda_max"])
+    if missing.any():
+        warnings.warn(
+            f"lambda_max: the Hessian is not finite at {missing.mean():.1%} of the points, where the loss is; they are "
+            "kept as NaN. A smaller extent avoids them",
+            stacklevel=2,
+        )
+    return result
+
+
+def _evaluated(resume: Landscape | None, steps: int) -> Landscape | None:
+    """The losses of a partial map as a finished landscape, so that ``evaluate`` checks that it is the same one."""
+    if resume is None:
+        return None
+    before = resume.recipe.get("curvature", {}) if isinstance(resume, Landscape) else {}
+    if "products" not in before or not {"loss", *CURVATURES} <= set(resume.values):
+        raise ValueError(f"resume: {resume!r} given; the rule is what convexity gave to on_partial")
+    if before["steps"] != steps:
+        raise ValueError(
+            f"resume: the partial landscape has steps={before['steps']}, and {steps} are asked for; the rule is the "
+            "same number. Repeat it, or start anew without resume"
+        )
+    recipe = resume.recipe | {"complete": True, "points_done": resume.values["loss"].size}
+    return replace(resume, values={"loss": resume.values["loss"]}, recipe=recipe)
+
+
+def _map(plane: Landscape, table: Mapping[str, np.ndarray], about: dict[str, Any], done: int) -> Landscape:
+    values = {name: flat.reshape(plane.shape).copy() for name, flat in table.items()}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.abs(values["lambda_min"] / values["lambda_max"])
+    values["convexity"] = np.where(np.isfinite(ratio), ratio, np.nan)
+    progress = {"complete": done == values["convexity"].size, "points_done": done}
+    recipe = plane.recipe | {"curvature": dict(about)} | progress
+    return Landscape(plane.coords, values | {"loss": plane.values["loss"]}, plane.stderr, recipe)
+
+
+def _hessians(
+    loss: Any, params: PyTree, data: Any, axes: Directions, batch_size: int | None, devices: Any, plan: Any
+) -> tuple[Callable[[PyTree], Any], Callable[[np.ndarray], PyTree], dict[str, Any]]:
+    """(parameters -> the Hessian there, coordinates -> parameters, plan): all of one shape, compiled once.
+
+    With ``plan``, that of a run to be continued, primal values are kept or not as they were then.
+    """
+    first = operators.hessian(
+        loss, params, data, batch_size=batch_size, devices=devices,
+        linearize="auto" if plan is None else bool(plan["linearized"]),
+    )  # fmt: skip
+    mesh, plan, centre = first.how.mesh, first.recipe["plan"], first.centre()
+    assert mesh is not None
+    matrix = Matrix("hessian", (True,) * len(jax.tree_util.tree_leaves(params)))
+    tree = plans.replicate(_tree.align(axes.tree, params, "axes", stacked=True), mesh)
+
+    def moved(coord: np.ndarray) -> PyTree:
+        return plans.replicate(_moved(centre, tree, coord), mesh)
+
+    def made(p: PyTree) -> Any:
+        return assembly.operator(
+            matrix, loss, p, data, batch_size=batch_size, linearize=False, devices=devices,
+            allow_nondeterministic=False, select=None,
+        )  # fmt: skip
+
+    if isinstance(first, HostOperator):
+        return made, moved, plan
+    rows = made(params) if plan["linearized"] else first
+
+    def at(p: PyTree) -> LinearOperator:
+        common = rows.common._replace(params=p)
+        if not plan["linearized"]:
+            return replace(rows, common=common)
+        maps = (products.linearize(common, block.starts, how=rows.how, size=block.size) for block in rows.blocks)
+        return replace(rows, common=common._replace(data=None), blocks=tuple(maps))
+
+    return at, moved, plan
+
+
+_moved = jax.jit(evaluation.add)

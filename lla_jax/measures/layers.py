@@ -1,0 +1,268 @@
+"""The curvature layer by layer: trace, share of it and extreme eigenvalues of every diagonal block of the Hessian."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lla_jax.core import data as _data
+from lla_jax.core import recipes
+from lla_jax.core import tree as _tree
+from lla_jax.core.types import Estimate, Loss, Path, PyTree
+from lla_jax.curvature import eigen, operators, sketches
+from lla_jax.curvature.linear_operator import LinearOperator
+from lla_jax.landscape.jobs import Progress
+
+LEAST = 16  # probes before a standard error is believed
+COVERS = 2  # standard errors within which a trace may be zero
+
+
+class Layer(NamedTuple):
+    """One diagonal block H_bb of the Hessian, a row of the table.
+
+    Args:
+      module: the block's name, by default the path of the module whose parameters it holds.
+      size: parameters.
+      trace: tr H_bb. ``recipe`` has what all rows share: probes, and the "total" trace with its standard error.
+      share: tr H_bb / sum of all rows' traces; NaN where that sum is zero within 2 standard errors. Shares sum to 1;
+        one may be negative.
+      lambda_max: largest eigenvalue of H_bb, from below.
+      lambda_min: smallest eigenvalue of H_bb, from above.
+      residual: an exact eigenvalue of H_bb lies within it of each of the two.
+      products: Hessian products for the two eigenvalues; those for the traces, ``trace.num``, are common to all rows.
+    """
+
+    module: str
+    size: int
+    trace: Estimate
+    share: float
+    lambda_max: float
+    lambda_min: float
+    residual: float
+    products: int
+
+
+def per_layer(
+    loss: Loss | Callable[[PyTree, Any], Any],
+    params: PyTree,
+    data: Any,
+    key: jax.Array,
+    *,
+    batch_size: int | None = None,
+    steps: int = 20,
+    rtol: float = 0.05,
+    max_products: int = 1000,
+    groups: Callable[[Path], str | None] | None = None,
+    batch_stats: str = "frozen",
+    progress: Progress | None = None,
+    devices: Any = "all",
+) -> tuple[Layer, ...]:
+    """Where in the network the curvature is: trace, share and extreme eigenvalues of every module's diagonal block.
+
+        tr H_bb = E[z_b' (H z)_b],   z of independent signs
+
+    for all blocks b from the same products: the parts of z outside of b have mean zero and are independent of z_b, so
+    that they only add to the variance, 2 sum of H_ij^2 over i != j in b + sum of H_ij^2 over i in b, j outside. The
+    extreme eigenvalues come from Lanczos on each block, M_b H M_b: masks are data, so that one program serves all.
+
+    Args:
+      loss: as for ``hessian``.
+      params: as for ``hessian``.
+      data: as for ``hessian``.
+      key: draws the probes and the start vector of Lanczos.
+      batch_size: as for ``hessian``.
+      steps: Lanczos steps per block at most, a product each; it ends where the residuals are below 1e-3 of the larger
+        eigenvalue. Memory: ``steps`` + 1 vectors of the parameters' size.
+      rtol: probes are drawn until the standard error of the total and of every block is at most ``rtol`` times the sum
+        of the blocks' absolute traces. (A block's own trace is no measure: a small one would take all the products.)
+      max_products: most products for the traces. ``steps`` per block come on top.
+      groups: ``path -> name`` for blocks of your own; leaves for which it gives None are left out of the Hessian, and
+        of the total. By default a block is a module, the leaves with one parent; a leaf at the root is its own.
+      batch_stats: as for ``hessian``.
+      progress: ``progress(done, total)`` in products; ``total`` is None while traces are estimated.
+      devices: as for ``hessian``.
+
+    Returns:
+      A ``Layer`` per block, in the order of the leaves; ``table`` prints them.
+
+    Raises:
+      ValueError: as for ``hessian``; ``steps``, ``rtol`` or ``max_products`` out of range; ``groups`` that give no
+        block, or something else than a name or None.
+
+    Warns:
+      UserWarning: ``max_products`` were not enough for ``rtol``; products are not finite.
+
+    References: Yao et al. 2020, arXiv 1912.07145 (traces of layers); Dong et al. 2019, arXiv 1911.03852.
+
+    Where we differ from LLA and PyHessian: (1) all traces come from one set of products, not one set per layer. (2) The
+    eigenvalues are those of the blocks, with residuals.
+    """
+    _check(steps, rtol, max_products)
+    key = recipes.single_key(key)
+    names = _names(params, groups)
+    H = operators.hessian(
+        loss, params, data, batch_size=batch_size, batch_stats=batch_stats, devices=devices,
+        select=None if groups is None else _Named({p for p, name in zip(_tree.paths(params), names) if name}),
+    )  # fmt: skip
+    block_of = [name for name in names if name is not None]
+    blocks = list(dict.fromkeys(block_of))
+    keys = jax.random.split(key)
+    member = np.array([[name == block for name in block_of] for block in blocks])
+    traces, total = _traces(H, keys[0], member, rtol, max_products, progress)
+    rows, done = [], traces[0].num
+    leaves, structure = jax.tree_util.tree_flatten(H.structure)
+    sure = abs(total.mean) > COVERS * total.sem
+    for block, inside, trace in zip(blocks, member, traces, strict=True):
+        mask = [np.full(x.shape, yes) for x, yes in zip(leaves, inside, strict=True)]
+        part = operators.masked(H, jax.tree_util.tree_unflatten(structure, mask))
+        ends = eigen.extremes(part, keys[1], int(steps))
+        done += ends.products
+        if progress is not None:
+            progress(done, traces[0].num + int(steps) * len(blocks))
+        rows.append(
+            Layer(
+                block, sum(x.size for x, yes in zip(leaves, inside, strict=True) if yes), trace,
+                float(trace.mean / total.mean) if sure else math.nan,
+                ends.largest, ends.smallest, ends.residual, ends.products,
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def table(rows: Sequence[Layer]) -> str:
+    """The rows of ``per_layer`` as text with aligned columns, the total and the cost below."""
+    if not rows:
+        raise ValueError("rows: empty; the rule is what lla.per_layer returned")
+    total = rows[0].trace.recipe["total"]
+    body = [("module", "size", "trace", "share", "lambda_max", "lambda_min", "residual")]
+    for row in rows:
+        share = "-" if math.isnan(row.share) else f"{row.share:.1%}"
+        ends = f"{row.lambda_max:.4g}", f"{row.lambda_min:.3g}", f"{row.residual:.1g}"
+        body.append((row.module, f"{row.size:,}", _with_error(row.trace.mean, row.trace.sem), share, *ends))
+    size = sum(row.size for row in rows)
+    body.append(("total", f"{size:,}", _with_error(total["mean"], total["sem"]), "", "", "", ""))
+    widths = [max(map(len, column)) for column in zip(*body, strict=True)]
+    lines = []
+    for name, *cells in body:
+        right = (cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join([name.ljust(widths[0]), *right]).rstrip())
+    probes, lanczos = rows[0].trace.num, sum(row.products for row in rows)
+    lines.append(f"{probes} products for the traces, {lanczos} for the eigenvalues")
+    return "\n".join(lines)
+
+
+def _with_error(mean: float, sem: float) -> str:
+    return f"{mean:.4g} +- {sem:.1g}"
+
+
+def _check(steps: Any, rtol: Any, max_products: Any) -> None:
+    for name, value, least in (("steps", steps, 1), ("max_products", max_products, 2)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name}: {value!r} given; the rule is an integer of at least {least}")
+    if not isinstance(rtol, int | float | np.floating) or not 0 < rtol < math.inf:
+        raise ValueError(f"rtol: {rtol!r} given; the rule is a positive number, e.g. 0.05")
+
+
+class _Named:
+    """The selection of leaves by their exact paths; its text in a recipe is "groups"."""
+
+    pattern = "groups"
+
+    def __init__(self, paths: set[Path]):
+        self.paths = paths
+
+    def __call__(self, path: Path, leaf: Any) -> bool:
+        return path in self.paths
+
+
+def _names(params: PyTree, groups: Any) -> list[str | None]:
+    """The block of every leaf, in leaf order."""
+    _tree.check_real(params)
+    paths = _tree.paths(params)
+    if groups is None:
+        return [path.rpartition("/")[0] or path or "params" for path in paths]
+    if not callable(groups):
+        raise ValueError(f"groups: {groups!r} given; the rule is a function, path -> name of a block, or None")
+    names = [groups(path) for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        if name is not None and (not isinstance(name, str) or not name):
+            raise ValueError(f"groups: gave {name!r} for {path!r}; the rule is a name, or None to leave it out")
+    if not any(names):
+        raise ValueError(f"groups: leaves everything out; the rule is a name for one at least of {', '.join(paths)}")
+    return names
+
+
+# --- traces
+
+
+@jax.jit
+def _per_leaf(z: PyTree, product: PyTree) -> jax.Array:
+    """z'(H z) leaf by leaf, (probes, leaves)."""
+    pairs = zip(jax.tree_util.tree_leaves(z), jax.tree_util.tree_leaves(product), strict=True)
+    return jnp.stack([(x * y).reshape(len(x), -1).sum(1) for x, y in pairs], 1)
+
+
+@jax.jit
+def _forms(H: LinearOperator, signs: jax.Array) -> jax.Array:
+    z = sketches.trees(H, signs)
+    return _per_leaf(z, sketches.times_all(H, z))
+
+
+def _of_probes(H: Any, key: jax.Array, lo: int, hi: int) -> np.ndarray:
+    """(hi - lo, leaves) quadratic forms of the probes of these numbers, float64."""
+
+    def compute(lo: int, hi: int) -> np.ndarray:
+        signs = sketches.drawn(H, key, np.arange(lo, hi, dtype=np.uint32), "rademacher")
+        if H.on_device:
+            return np.asarray(_forms(H, signs), np.float64)
+        found = []
+        for i in range(hi - lo):
+            z = sketches.row(H, signs, i)
+            one = [jax.tree_util.tree_map(lambda x: x[None], vector) for vector in (z, H.product(z))]
+            found.append(np.asarray(_per_leaf(*one), np.float64))
+        return np.concatenate(found)
+
+    return np.concatenate(sketches.halved(compute, lo, hi))
+
+
+def _traces(
+    H: Any, key: jax.Array, member: np.ndarray, rtol: float, most: int, progress: Progress | None
+) -> tuple[list[Estimate], Estimate]:
+    """The trace of every block (the rows of ``member``, (blocks, leaves)), and of all together."""
+    forms, used, reached = np.zeros((0, member.shape[1])), 0, False
+    while used < most and not reached and len(forms) == used:
+        new = _of_probes(H, key, used, min(used + sketches.AT_ONCE, most))
+        used += len(new)
+        forms = np.concatenate([forms, new[np.isfinite(new).all(1).cumprod().astype(bool)]])
+        if not len(forms):
+            raise ValueError(
+                "loss: a Hessian product is not finite; the rule is finite products. Is the loss finite here?"
+            )
+        if progress is not None:
+            progress(used, None)
+        each = np.concatenate([forms @ member.T, forms.sum(1, keepdims=True)], 1)
+        mean, sem = each.mean(0), np.full(each.shape[1], np.nan)
+        if len(each) > 1:
+            sem = each.std(0, ddof=1) / math.sqrt(len(each))
+        reached = len(forms) >= min(LEAST, most) and bool(sem.max() <= rtol * np.abs(mean[:-1]).sum())
+    num = len(forms)
+    if not reached:
+        why = f"product {num + 1} is not finite" if num < used else "raise max_products or rtol"
+        warnings.warn(
+            f"trace: after {num} products the largest error is {sem.max():.2g}, and rtol={rtol:g} of the traces' sum, "
+            f"{rtol * np.abs(mean[:-1]).sum():.2g}, is asked for: {why}",
+            stacklevel=3,
+        )
+    about = {
+        "kind": "block trace", "method": "hutchinson", "products": used, "rtol": float(rtol), "converged": reached,
+        "total": {"mean": float(mean[-1]), "sem": float(sem[-1])}, "key": _data.fingerprint(key),
+        "operator": dict(H.recipe),
+    }  # fmt: skip
+    found = [Estimate(float(m), float(s), num, about) for m, s in zip(mean, sem, strict=True)]
+    return found[:-1], found[-1]

@@ -1,0 +1,436 @@
+"""What a plane shows of the curvature at its centre (the report), and curvature over a plane (the convexity map)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lla_jax.core import data as _data
+from lla_jax.core import tree as _tree
+from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, PyTree
+from lla_jax.curvature import matrices
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
+
+ON_CENTRE = 1e-9  # of an axis' range: a coordinate this close to 0 is the centre
+DEPENDENT = 1e-10  # squared sine of the angle between axes that span no plane
+COVERS = 2  # standard errors within which a number may be zero
+APART = 0.02  # relative difference of two curvatures that is worth a word, beyond their error
+
+
+# --- the report
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PlaneReport:
+    """What a landscape shows of the curvature at its centre; ``print`` it.
+
+    Args:
+      names: of the k axes.
+      lengths: (k,) |d_i|.
+      projected: (k, k) d_i' H d_j, by Hessian products.
+      grid_curvature: (k,) second differences of the loss at the centre, from the nearest grid points; NaN where the
+        grid has no cell at the centre or none beside it.
+      grid_error: (k,) what they are uncertain by: truncation, from the next points, and rounding; NaN if unknown.
+      slope: (k,) first differences of the loss at the centre, d_i' grad L; NaN as above.
+      slope_error: (k,) what they are uncertain by, likewise.
+      eigenvalues: curvatures within the plane, per unit length, descending: those of the Hessian projected on
+        orthonormal axes. Fewer than k where axes depend on each other.
+      share_lambda_max: the largest of them over the largest eigenvalue; None where that is not known.
+      share_trace: their sum over the trace, an ``Estimate``; None where that is not known.
+      centre: loss at the centre; NaN where the grid has no cell there.
+      lowest: lowest finite loss.
+      lowest_at: its coordinates.
+      distance: from the centre to there, in parameter space.
+      nonfinite: share of the cells whose loss is not finite.
+      matrix: of the products, "hessian".
+      products: used.
+      warnings: in words; empty if nothing is wrong.
+    """
+
+    names: tuple[str, ...]
+    lengths: np.ndarray
+    projected: np.ndarray
+    grid_curvature: np.ndarray
+    grid_error: np.ndarray
+    slope: np.ndarray
+    slope_error: np.ndarray
+    eigenvalues: np.ndarray
+    share_lambda_max: float | None
+    share_trace: Estimate | None
+    centre: float
+    lowest: float
+    lowest_at: tuple[float, ...]
+    distance: float
+    nonfinite: float
+    matrix: str
+    products: int
+    warnings: tuple[str, ...]
+
+    @property
+    def curvature(self) -> np.ndarray:
+        """(k,) d_i' H d_i: the second derivative of the loss by the coordinate."""
+        return np.diag(self.projected).copy()
+
+    @property
+    def per_length(self) -> np.ndarray:
+        """(k,) d_i' H d_i / |d_i|^2: the curvature along the axis; NaN for an axis of length 0."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.curvature / self.lengths**2
+
+    @property
+    def centre_is_lowest(self) -> bool:
+        """Whether no cell is lower than the centre; False where the grid has no cell there."""
+        return bool(self.centre <= self.lowest)
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{name} {c:.4g}" for name, c in zip(self.names, self.curvature, strict=True))
+        return f"PlaneReport(curvature: {found}; {len(self.warnings)} warnings)"
+
+    def __str__(self) -> str:
+        rows = [("axis", "length", "d'Hd", "by the grid", "d'Hd/|d|^2", "slope")]
+        for i, name in enumerate(self.names):
+            grid = _with_error(self.grid_curvature[i], self.grid_error[i])
+            slope = _with_error(self.slope[i], self.slope_error[i])
+            row = f"{self.lengths[i]:.4g}", f"{self.curvature[i]:.5g}", grid, f"{self.per_length[i]:.4g}", slope
+            rows.append((name, *row))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        text = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        pairs = [(i, j) for i in range(len(self.names)) for j in range(i)]
+        text += [f"d'Hd between {self.names[j]} and {self.names[i]}: {self.projected[i, j]:.5g}" for i, j in pairs]
+        text.append(f"curvatures in the plane, per unit length: {', '.join(f'{x:.4g}' for x in self.eigenvalues)}")
+        text.append(f"share of lambda_max: {_share(self.share_lambda_max, 'eigenpairs')}")
+        text.append(f"share of the trace: {_share(self.share_trace, 'its estimate')}")
+        at = ", ".join(f"{x:.4g}" for x in self.lowest_at)
+        if not np.isfinite(self.centre):
+            text.append(f"centre: no finite cell there; lowest loss {self.lowest:.6g} at ({at})")
+        elif self.centre_is_lowest:
+            text.append(f"centre: loss {self.centre:.6g}, the lowest cell")
+        else:
+            less = self.centre - self.lowest
+            text.append(
+                f"centre: loss {self.centre:.6g}; the lowest cell, {self.lowest:.6g} at ({at}), is lower by {less:.3g} "
+                f"and {self.distance:.3g} away"
+            )
+        text.append(f"cells that are not finite: {self.nonfinite:.1%}")
+        text += [f"warning: {w}" for w in self.warnings]
+        return "\n".join([f"Plane report ({self.products} products of the {self.matrix})", *text])
+
+
+def _with_error(value: float, error: float) -> str:
+    if np.isnan(value):
+        return "-"
+    return f"{value:.5g}" if np.isnan(error) else f"{value:.5g} +- {error:.1g}"
+
+
+def _share(share: float | Estimate | None, argument: str) -> str:
+    if share is None:
+        return f"not known, for want of {argument}"
+    if isinstance(share, Estimate):
+        if np.isnan(share.mean):
+            return "not known, since the trace is zero within its error"
+        return f"{100 * share.mean:.3g}% +- {100 * share.sem:.1g}%"
+    return f"{100 * share:.3g}%"
+
+
+def plane_report(
+    plane: Landscape,
+    axes: Directions,
+    H: Any,
+    *,
+    pairs: Eigenpairs | None = None,
+    trace: Estimate | None = None,
+) -> PlaneReport:
+    """What a line, plane or volume shows of the curvature at its centre, and whether the picture can be trusted.
+
+        curvature along axis i   d_i' H d_i           against  2 (L+ / h+ - L0 (1/h+ + 1/h-) + L- / h-) / (h+ + h-)
+        within the plane         eigenvalues of Q' H Q, Q an orthonormal basis of the axes
+        shares of the Hessian    max eig(Q'HQ) / lambda_max,  tr(Q'HQ) / tr H
+
+    with L+-, h+- the losses at and distances to the nearest grid points on the axis. A random plane of n parameters
+    sees about k/n of the trace: what it shows of the sharpest directions is next to nothing, and the shares say so.
+
+    Args:
+      plane: what ``evaluate`` gave for these axes, under the add rule. It may be incomplete.
+      axes: the directions it was evaluated along.
+      H: the curvature at its centre, ``lla.hessian(loss, params, data)``; one restricted by ``select`` or a mask is
+        taken if the axes move nothing else.
+      pairs: the largest eigenpairs of ``H`` (``which="largest"`` or "magnitude"), for the share of lambda_max.
+      trace: ``lla.trace(H, key)``, for its share.
+
+    Returns:
+      A ``PlaneReport``. One Hessian product per axis is used.
+
+    Raises:
+      ValueError: a landscape under another rule or without a loss, of other axes or of other parameters than ``H``;
+        axes that leave what ``H`` acts on; a preconditioned ``H``.
+
+    References: Li et al. 2018, arXiv 1712.09913, section 6 (what a plane hides); Gabdullin 2024, arXiv 2412.10146.
+    """
+    _check_plane(plane, axes)
+    notes = _check_same_centre(plane, H)
+    tree = _aligned(axes, H)
+    names = tuple(map(str, axes.recipe.get("names") or (f"d{i + 1}" for i in range(axes.num))))
+    projected, gram = _projected(H, tree, axes.num)
+    lengths = np.sqrt(np.diag(gram))
+    inside = _generalized(projected, gram)
+    if len(inside) < axes.num:
+        notes.append(f"the {axes.num} axes span {len(inside)} dimensions only: they depend on each other")
+    loss = np.asarray(plane.values["loss"], np.float64)
+    finite = np.isfinite(loss)
+    if not finite.any():
+        raise ValueError("plane: its loss is finite at no cell; the rule is a landscape with a finite loss somewhere")
+    if plane.recipe.get("complete") is False:
+        notes.append("the landscape is incomplete; its other cells count as not finite")
+    zero = _centre_cell(plane)
+    slope, second, slope_error, error = _differences(plane, loss, zero)
+    flat = int(np.argmin(np.where(finite, loss, np.inf)))
+    cell = np.unravel_index(flat, loss.shape)
+    at = tuple(float(c[i]) for c, i in zip(plane.coords, cell, strict=True))
+    centre = math.nan if zero is None else float(loss[zero])
+    if zero is None:
+        notes.append("the grid has no cell at the centre; an odd number of points over a symmetric range has one")
+    else:
+        notes += _notes_on_grid(names, np.diag(projected), second, error, slope, slope_error, centre)
+    if centre - float(loss[cell]) > 10 * _eps(plane) * abs(centre):
+        notes.append("the centre is not the lowest cell: the network is not at a minimum of this picture")
+    if (share := 1 - float(finite.mean())) > 0:
+        notes.append(f"{share:.1%} of the cells are not finite; a smaller extent avoids them")
+    return PlaneReport(
+        names, lengths, projected, second, error, slope, slope_error, inside,
+        share_lambda_max=_share_lambda_max(inside, pairs, H, notes),
+        share_trace=_share_trace(inside, trace, H, notes),
+        centre=centre,
+        lowest=float(loss[cell]),
+        lowest_at=at,
+        distance=float(np.sqrt(max(0.0, np.asarray(at) @ gram @ np.asarray(at)))),
+        nonfinite=share,
+        matrix=str(H.recipe.get("kind", "operator")),
+        products=axes.num,
+        warnings=tuple(notes),
+    )  # fmt: skip
+
+
+def _check_plane(plane: Landscape, axes: Directions) -> None:
+    if not isinstance(plane, Landscape) or "loss" not in plane.values:
+        raise ValueError(f"plane: {plane!r} given; the rule is a Landscape with values['loss'], from lla.evaluate")
+    if (rule := plane.recipe.get("rule")) != "add":
+        raise ValueError(
+            f"plane: was made by the rule {rule!r}; the rule is 'add', whose axes are directions in parameter space"
+        )
+    if not isinstance(axes, Directions) or axes.num != plane.dims:
+        raise ValueError(f"axes: {axes!r} given; the rule is the {plane.dims} directions of the landscape's axes")
+    contents = plane.recipe.get("directions", {}).get("contents")
+    if contents != _data.fingerprint(axes.tree):
+        raise ValueError(
+            f"axes: {axes!r} are not what the landscape was evaluated along; pass the directions that were given to "
+            "lla.evaluate, in the same order"
+        )
+
+
+def _check_same_centre(plane: Landscape, H: Any) -> list[str]:
+    """What differs between the landscape and the operator, in words.
+
+    Raises:
+      ValueError: other parameters, or a preconditioned operator.
+    """
+    if not isinstance(H, LinearOperator | HostOperator):
+        raise ValueError(f"H: got {type(H).__name__}; the rule is an operator, e.g. lla.hessian(loss, params, data)")
+    if H.scale is not None and "masked" not in H.recipe:
+        raise ValueError(
+            "H: is preconditioned, and acts on scaled vectors, not on directions in parameter space; pass the plain "
+            "operator"
+        )
+    if "params" not in H.recipe:  # given, or transformed by jax
+        return ["the operator does not say at which parameters it was taken"]
+    if plane.recipe.get("params", {}).get("fingerprint") != H.recipe["params"]["fingerprint"]:
+        raise ValueError(
+            "H: was taken at other parameters than the landscape's centre; make it with the params given to "
+            "lla.evaluate"
+        )
+    said = {
+        "data": "other data",
+        "state": "another state (normalization statistics)",
+        "noise": "another noise key",
+        "batch_stats": f"batch_stats={H.recipe['batch_stats']!r}, the landscape {plane.recipe.get('batch_stats')!r}",
+    }
+    notes = [f"the operator has {text}" for name, text in said.items() if H.recipe[name] != plane.recipe.get(name)]
+    if H.recipe["batch_size"] not in (None, plane.recipe.get("batch_size")):
+        notes.append(f"the operator has batches of {H.recipe['batch_size']}, which are part of this loss")
+    if H.recipe["kind"] != "hessian":
+        notes.append(f"the products are those of the {H.recipe['kind']}, the grid's differences those of the loss")
+    return notes
+
+
+def _aligned(axes: Directions, H: Any) -> PyTree:
+    """The axes as stacked vectors of the operator.
+
+    Raises:
+      ValueError: another structure, or axes that move what the operator does not act on.
+    """
+    whole = H.structure if H.is_given else H.centre()
+    tree = _tree.align(axes.tree, whole, "axes", "the operator's parameters", stacked=True)
+    left_out: list[str] = []
+    if not H.is_given:
+        chosen = H.how.matrix.chosen
+        named = zip(_tree.paths(tree), jax.tree_util.tree_leaves(tree), chosen, strict=True)
+        left_out = [path for path, leaf, yes in named if not yes and np.any(np.asarray(leaf))]
+        tree = matrices.part(tree, chosen)
+    if H.scale is not None:
+        named = zip(_tree.paths(tree), jax.tree_util.tree_leaves(tree), jax.tree_util.tree_leaves(H.scale), strict=True)
+        left_out += [path for path, leaf, s in named if np.any(np.asarray(leaf) * (np.asarray(s) == 0))]
+    if left_out:
+        raise ValueError(
+            f"axes: move {', '.join(left_out)}, on which the operator does not act; the rule is axes within its "
+            "selection, e.g. lla.directions.select(axes, ...), or an operator over all parameters"
+        )
+    tree = jax.tree_util.tree_map(lambda x, like: jnp.asarray(x, like.dtype), tree, H.structure)
+    return H.placed(tree)
+
+
+def _projected(H: Any, tree: PyTree, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """(D' H D, D' D), float64."""
+    vectors = _tree.unstack(tree)
+    moved = [H.product(v) for v in vectors]
+    projected = np.array([[float(_tree.dot(v, h)) for h in moved] for v in vectors])
+    gram = np.array([[float(_tree.dot(v, w)) for w in vectors] for v in vectors])
+    return (projected + projected.T) / 2, gram.reshape(num, num)
+
+
+def _generalized(projected: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """Eigenvalues of the projected Hessian in orthonormal axes, descending; (rank,)."""
+    lengths = np.sqrt(np.diag(gram))
+    scale = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    sizes, basis = np.linalg.eigh(scale[:, None] * gram * scale)
+    keep = sizes > DEPENDENT
+    q = scale[:, None] * basis[:, keep] / np.sqrt(sizes[keep])
+    if not np.isfinite(projected).all():
+        return np.full(keep.sum(), np.nan)
+    return np.linalg.eigvalsh(q.T @ projected @ q)[::-1]
+
+
+def _centre_cell(plane: Landscape) -> tuple[int, ...] | None:
+    cell = []
+    for c in plane.coords:
+        i = int(np.argmin(np.abs(c)))
+        if abs(c[i]) > ON_CENTRE * max(np.ptp(c), np.finfo(np.float64).tiny):
+            return None
+        cell.append(i)
+    return tuple(cell)
+
+
+def _differences(plane: Landscape, loss: np.ndarray, zero: tuple[int, ...] | None) -> np.ndarray:
+    """(4, k): slopes and second differences at the centre, and the errors of both; NaN where unknown."""
+    found = np.full((4, plane.dims), np.nan)
+    for axis in range(plane.dims) if zero is not None else ():
+        assert zero is not None
+        order = np.argsort(plane.coords[axis], kind="stable")
+        x = plane.coords[axis][order]
+        line = loss[tuple(slice(None) if i == axis else j for i, j in enumerate(zero))][order]
+        at = int(np.flatnonzero(order == zero[axis])[0])
+        near, far = (_three_points(x, line, at, reach) for reach in (1, 2))
+        rounding = _eps(plane) * near.terms
+        found[:2, axis] = near.slope, near.curvature
+        found[2, axis] = abs(far.slope - near.slope) / 3 + rounding * near.step
+        found[3, axis] = abs(far.curvature - near.curvature) / (3 if near.even else 1) + rounding
+    return found
+
+
+class _Parabola(NamedTuple):
+    """Through three points: its derivatives in the middle, the absolute terms of the second, mean step, equal steps."""
+
+    slope: float = math.nan
+    curvature: float = math.nan
+    terms: float = math.nan
+    step: float = math.nan
+    even: bool = False
+
+
+def _three_points(x: np.ndarray, y: np.ndarray, at: int, reach: int) -> _Parabola:
+    """The parabola through a point and those ``reach`` away."""
+    if at - reach < 0 or at + reach >= len(x):
+        return _Parabola()
+    left, right = x[at] - x[at - reach], x[at + reach] - x[at]
+    before, here, after = (float(y[i]) for i in (at - reach, at, at + reach))
+    if not (left > 0 and right > 0 and np.isfinite([before, here, after]).all()):
+        return _Parabola()
+    up, down, mean = (after - here) / right, (here - before) / left, (left + right) / 2
+    terms = abs(before) / left + abs(here) * (1 / left + 1 / right) + abs(after) / right
+    slope = (left * up + right * down) / (left + right)
+    return _Parabola(slope, (up - down) / mean, terms / mean, mean, bool(np.isclose(left, right, rtol=1e-6)))
+
+
+def _eps(plane: Landscape) -> float:
+    precise = plane.recipe.get("precision", {}).get("params") == ["float64"]
+    return float(np.finfo(np.float64 if precise else np.float32).eps)
+
+
+def _notes_on_grid(
+    names: Sequence[str],
+    by_product: np.ndarray,
+    by_grid: np.ndarray,
+    error: np.ndarray,
+    slope: np.ndarray,
+    slope_error: np.ndarray,
+    centre: float,
+) -> list[str]:
+    if not np.isfinite(centre):
+        return ["the loss at the centre is not finite"]
+    notes = []
+    for i, name in enumerate(names):
+        exact, found = float(by_product[i]), float(by_grid[i])
+        if np.isnan(found):
+            notes.append(f"along {name} the cells beside the centre are missing or not finite")
+            continue
+        if abs(found - exact) > APART * max(abs(exact), abs(found)) + 3 * np.nan_to_num(error[i]):
+            notes.append(
+                f"along {name} the product gives {exact:.4g} and the grid {_with_error(found, error[i])}: the cells "
+                "are too far apart to show the curvature at the centre, the loss has kinks (ReLU), or it is another "
+                "loss"
+            )
+        sure = abs(slope[i]) > 3 * np.nan_to_num(slope_error[i])
+        if sure and exact > 0 and slope[i] ** 2 / (2 * exact) > APART * abs(centre):
+            notes.append(
+                f"along {name} the centre is no stationary point: slope {slope[i]:.3g}; the parabola has its minimum "
+                f"at {-slope[i] / exact:.3g}"
+            )
+    return notes
+
+
+def _share_lambda_max(inside: np.ndarray, pairs: Eigenpairs | None, H: Any, notes: list[str]) -> float | None:
+    if pairs is None:
+        return None
+    if not isinstance(pairs, Eigenpairs) or pairs.recipe.get("which") == "smallest":
+        raise ValueError(f'pairs: {pairs!r} given; the rule is lla.eigenpairs(H, key, which="largest" or "magnitude")')
+    _check_same_operator(pairs.recipe, H, "pairs", "lla.eigenpairs(H, key)")
+    top = float(np.max(pairs.values, initial=-np.inf))
+    if not top > 0:
+        notes.append("no eigenvalue among the pairs is positive, so that the largest is not known or not positive")
+        return None
+    return float(np.max(inside, initial=0)) / top if len(inside) else 0.0
+
+
+def _share_trace(inside: np.ndarray, trace: Estimate | None, H: Any, notes: list[str]) -> Estimate | None:
+    if trace is None:
+        return None
+    if not isinstance(trace, Estimate) or np.ndim(trace.mean):
+        raise ValueError(f"trace: {trace!r} given; the rule is lla.trace(H, key)")
+    _check_same_operator(trace.recipe, H, "trace", "lla.trace(H, key)")
+    if not abs(trace.mean) > COVERS * np.nan_to_num(trace.sem):
+        notes.append("the trace is zero within its error: no share of it can be given")
+        return Estimate(math.nan, math.nan, trace.num)
+    share = float(inside.sum()) / float(trace.mean)
+    return Estimate(share, abs(share * float(trace.sem) / float(trace.mean)), trace.num)
+
+
+def _check_same_operator(recipe: dict[str, Any], H: Any, argument: str, call: str) -> None:
+    """Raise if a result says that it belongs to another matrix."""
+    there = recipe.get("operator", {})
+    same = ("kind", "params", "data", "select", "masked")
+    if differs := [name for name in same if there and there.get(name) != H.recipe.get(name)]:
+        raise ValueError(f"{argument}: of an operator of other {', '.join(differs)}; the rule is the same one, {call}")

@@ -1,0 +1,131 @@
+"""What the adapters share: where a batch has the input, which mode flags a call has, noise per example."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import jax
+import numpy as np
+
+from lla_jax.core.types import Batch
+
+Inputs = str | int | tuple[str | int, ...] | Callable[[Batch], Any] | None
+"""Where a batch has the model's input; see ``from_linen``."""
+
+TRAIN_FLAGS = ("train", "training", "is_training")
+
+
+class ByValue:
+    """Compares and hashes by its fields; by identity where a field cannot be hashed (costs a compilation, no more)."""
+
+    def _content(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+
+    def __hash__(self) -> int:
+        try:
+            return hash((type(self), self._content()))
+        except TypeError:
+            return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other):
+            return False
+        try:
+            hash(self._content()), hash(other._content())
+            return bool(self._content() == other._content())
+        except (TypeError, ValueError):
+            return False
+
+
+def arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
+    """The model's positional arguments in a batch; an input that is itself a plain tuple is spread."""
+    if callable(inputs):
+        found = inputs(batch)
+    elif inputs is not None:
+        try:
+            found = tuple(batch[i] for i in inputs) if type(inputs) is tuple else batch[inputs]
+        except (TypeError, KeyError, IndexError) as error:
+            has = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__} of {len(batch)}"
+            raise ValueError(
+                f"inputs: {inputs!r} is not in the batch, which is {has}; name or number what is"
+            ) from error
+    elif isinstance(batch, Mapping):
+        raise ValueError(
+            f"inputs=None, but the batch is a dict with the entries {sorted(map(str, batch))}, so the model's input is "
+            'not known. Pass inputs="name", a tuple of names for several arguments, or inputs=lambda batch: ...'
+        )
+    else:
+        found = batch[0] if isinstance(batch, tuple | list) else batch
+    return found if type(found) is tuple else (found,)
+
+
+def parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(call).parameters
+    except (TypeError, ValueError):  # some callables tell nothing of their arguments
+        return {}
+
+
+Kwargs = tuple[tuple[str, Any], ...]
+
+
+def modes(
+    names: Mapping[str, Any],
+    keyed: bool,
+    coupled: bool,
+    train_kwargs: Mapping[str, Any] | None,
+    eval_kwargs: Mapping[str, Any] | None,
+) -> tuple[Kwargs, Kwargs]:
+    """Keyword arguments of the model's call in (eval, train) mode, by the flags that its signature has."""
+    train_flags = [name for name in TRAIN_FLAGS if name in names]
+    deterministic, running = "deterministic" in names, "use_running_average" in names
+    one_switch = bool(train_flags) + deterministic + running == 1
+    if keyed and coupled and one_switch and not running and eval_kwargs is None:
+        flag = train_flags[0] if train_flags else "deterministic"
+        raise ValueError(
+            f"key is given and the model has batch statistics, but its call has the one flag {flag!r} for both noise "
+            "and batch statistics, so noise cannot be had with running averages. Give the model two flags "
+            "(deterministic and use_running_average), or say with eval_kwargs={...} how to call it."
+        )
+
+    def flags(train: bool) -> dict[str, Any]:
+        values: dict[str, Any] = dict.fromkeys(train_flags, train or (keyed and not deterministic))
+        if deterministic:
+            values["deterministic"] = not (keyed or (train and coupled and one_switch))
+        if running:
+            values["use_running_average"] = not train
+        return values
+
+    in_eval, in_train = {**flags(False), **(eval_kwargs or {})}, {**flags(True), **(train_kwargs or {})}
+    return tuple(sorted(in_eval.items())), tuple(sorted(in_train.items()))
+
+
+def refuse_noisy_statistics(train: bool, coupled: bool) -> None:
+    if train and coupled:
+        raise ValueError(
+            "the loss has a key, so the model is run one example at a time, and batch statistics (train=True) need the "
+            'whole batch. Use batch_stats="frozen", or build the loss without key.'
+        )
+
+
+def each_example(call: Callable[..., Any], args: tuple[Any, ...], keys: Any) -> Any:
+    """A model that takes batches, run per example with its own key: noise then does not depend on the batching."""
+
+    def unbatch(leaf: Any) -> Any:
+        if np.shape(leaf)[:1] != (1,):
+            raise ValueError(
+                f"the loss has a key, so the model is run on single examples (batches of 1), and an output has shape "
+                f"{np.shape(leaf)}; every output must have the examples as its leading axis."
+            )
+        return leaf[0]
+
+    def one(args: tuple[Any, ...], key: Any) -> Any:
+        outputs = call(jax.tree_util.tree_map(lambda leaf: leaf[None], args), key)
+        return jax.tree_util.tree_map(unbatch, outputs)
+
+    return jax.vmap(one)(args, keys)

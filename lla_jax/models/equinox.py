@@ -1,0 +1,205 @@
+"""The Equinox adapter of ``models``: models of single examples, vmapped; their ``State`` and their two BatchNorms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from lla_jax.core.static import static
+from lla_jax.core.types import Batch, FilterAxis, Loss, PyTree
+from lla_jax.models.calling import ByValue, Inputs, Kwargs, arguments, modes, parameters, refuse_noisy_statistics
+
+
+@dataclass(frozen=True, eq=False)
+class _Static(ByValue):
+    """A pytree without arrays, compared by structure, leaves and their types (1 is not True here)."""
+
+    structure: Any
+    leaves: tuple[Any, ...]
+    types: tuple[type, ...]
+
+    @classmethod
+    def of(cls, tree: PyTree) -> _Static:
+        leaves, structure = jax.tree_util.tree_flatten(tree)
+        return cls(structure, tuple(leaves), tuple(map(type, leaves)))
+
+    def tree(self) -> PyTree:
+        return jax.tree_util.tree_unflatten(self.structure, self.leaves)
+
+
+@dataclass(frozen=True, eq=False)
+class _EquinoxApply(ByValue):
+    static: tuple[_Static, _Static]
+    inputs: Inputs
+    method: str
+    kwargs: tuple[Kwargs, Kwargs]
+    axis_name: str
+    takes: frozenset[str]
+    stateful: bool
+    coupled: bool
+
+    def __call__(
+        self, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any = None
+    ) -> tuple[Any, PyTree]:
+        import equinox as eqx
+
+        if keys is not None:
+            refuse_noisy_statistics(train, self.coupled)
+        rest = state["arrays"] if state is not None else None
+        model = eqx.combine(params, *([] if rest is None else [rest]), self.static[train].tree())
+        call, kwargs = getattr(model, self.method), dict(self.kwargs[train])
+        held = _fill_from_batch(model, state["state"]) if self.stateful and train else state and state["state"]
+
+        def one(args: tuple[Any, ...], key: Any) -> Any:
+            extra = {"key": key} if "key" in self.takes else {}
+            if not self.stateful:
+                return call(*args, **extra, **kwargs)
+            own = jax.tree_util.tree_map(lambda leaf: leaf, held)  # State.set makes the object it is called on unusable
+            if "state" in self.takes:
+                return call(*args, state=own, **extra, **kwargs)
+            return call(*args, own, **extra, **kwargs)
+
+        out_axes = (0, None) if self.stateful else 0
+        in_axes = (0, None if keys is None else 0)
+        mapped = jax.vmap(one, in_axes=in_axes, out_axes=out_axes, axis_name=self.axis_name)
+        results = mapped(arguments(self.inputs, batch), keys)
+        if not self.stateful:
+            return results, state
+        outputs, new = results
+        if not train:
+            return outputs, state
+        # counters stay, see from_equinox
+        new = jax.tree_util.tree_map(lambda a, b: b if eqx.is_inexact_array(a) else a, state["state"], new)
+        return outputs, {**state, "state": new}
+
+
+def _equinox_norms(model: PyTree) -> list[Any]:
+    import equinox as eqx
+
+    is_norm = lambda node: isinstance(node, eqx.nn.BatchNorm)  # noqa: E731
+    return [node for node in jax.tree_util.tree_leaves(model, is_leaf=is_norm) if is_norm(node)]
+
+
+def _fill_from_batch(model: PyTree, state: Any) -> Any:
+    """For ``BatchNorm(mode="ema")``: train mode normalizes by this batch, not by the updated average."""
+    state = jax.tree_util.tree_map(lambda leaf: leaf, state)
+    for norm in _equinox_norms(model):
+        if getattr(norm, "ema_first_time_index", None) is not None:
+            state = state.set(norm.ema_first_time_index, np.array(True))
+    return state
+
+
+def _debiased(model: PyTree, state: Any) -> Any:
+    """For ``BatchNorm(mode="batch")``: statistics divided by 1 - momentum^counter as inference does, counter 0."""
+    state = jax.tree_util.tree_map(lambda leaf: leaf, state)
+    number = jax.numpy.result_type(float).type
+    for norm in _equinox_norms(model):
+        index = getattr(norm, "batch_counter", None)
+        count = 0 if index is None else int(state.get(index))
+        if count:
+            scale = number(1) - number(norm.momentum) ** number(count)
+            mean, var = (np.asarray(a) for a in state.get(norm.batch_state_index))
+            debiased = (mean / scale).astype(mean.dtype), (var / scale).astype(var.dtype)
+            state = state.set(norm.batch_state_index, debiased)
+            state = state.set(index, state.get(index) * 0)  # of the same (weak) type
+    return state
+
+
+def _equinox_mode(model: PyTree, train: bool, keyed: bool) -> PyTree:
+    """The model with ``inference`` set: of layers that own a state by ``train``, of all others by ``keyed``."""
+    import equinox as eqx
+
+    def owns_state(node: Any) -> bool:
+        return hasattr(node, "inference") and any(isinstance(v, eqx.nn.StateIndex) for v in vars(node).values())
+
+    def flags(tree: PyTree) -> list[Any]:
+        nodes = jax.tree_util.tree_leaves(tree, is_leaf=owns_state)
+        return [node.inference for node in nodes if owns_state(node)]
+
+    model = eqx.nn.inference_mode(model, value=not keyed)
+    return eqx.tree_at(flags, model, replace_fn=lambda _: not train) if flags(model) else model
+
+
+def from_equinox(
+    model: Any,
+    criterion: Callable[[Any, Batch], Any],
+    *,
+    state: Any = None,
+    inputs: Inputs = None,
+    key: Any = None,
+    penalty: Callable[[PyTree], Any] | None = None,
+    per_example: bool = True,
+    filter_axis: FilterAxis | None = None,
+    train_kwargs: Mapping[str, Any] | None = None,
+    eval_kwargs: Mapping[str, Any] | None = None,
+    method: str = "__call__",
+    axis_name: str = "batch",
+) -> Loss:
+    """The loss of an Equinox model; the parameters are ``equinox.filter(model, equinox.is_inexact_array)``.
+
+        l_i(theta) = criterion(vmap(combine(theta, rest))(x), batch)_i
+
+    The model takes one example and is vmapped. ``inference`` is set layer by layer: layers that own a state (BatchNorm,
+    SpectralNorm) have ``inference = not train``, all others (Dropout) ``inference = (key is None)``.
+
+    Args:
+      model: an Equinox model that takes one example: ``model(x)``, or ``model(x, state)`` if it has a state; it gets
+        ``key=`` if its call has such an argument.
+      criterion: ``criterion(outputs, batch) -> losses (B,)`` or ``(losses, weights)``; see ``Loss``.
+      state: the ``equinox.nn.State`` of a model with stateful layers, from ``equinox.nn.make_with_state``.
+      key: a ``jax.random`` key for a stochastic loss: every example gets its own key.
+      inputs, penalty, per_example, filter_axis, train_kwargs, eval_kwargs: as in ``from_linen``.
+      method: name of the model's method to call.
+      axis_name: the name that its BatchNorm layers were given for the batch axis.
+
+    Returns:
+      A ``Loss`` whose state is ``{"arrays": integer and boolean arrays, "state": State}`` (None if both are empty).
+
+    Raises:
+      ValueError: if the model has stateful layers and no state is given, a key is given that the model cannot take, or
+        one flag of the call drives noise and batch statistics.
+
+    Differences from calling the model in training mode yourself:
+      1. ``BatchNorm(mode="ema")`` normalizes by the statistics of the batch, not by its updated running averages: that
+         is what train mode means here, and the new averages then do not depend on the old ones.
+      2. ``BatchNorm(mode="batch")`` divides its statistics by 1 - momentum^counter at inference. That is done once,
+         here, and the counter is 0 and stays so: train mode gives new = momentum * old + (1 - momentum) * batch for
+         statistics that inference uses as they are. Values at inference are the same.
+    """
+    import equinox as eqx
+
+    if not isinstance(model, eqx.Module):
+        raise ValueError(
+            f"model: got {type(model).__name__}; the rule is an equinox.Module. See lla.from_linen, from_nnx"
+        )
+    is_index = lambda node: isinstance(node, eqx.nn.StateIndex)  # noqa: E731
+    stateful = state is not None
+    if not stateful and any(is_index(node) for node in jax.tree_util.tree_leaves(model, is_leaf=is_index)):
+        raise ValueError(
+            "state=None, but the model has stateful layers. Make it with "
+            "model, state = equinox.nn.make_with_state(Model)(...) and pass state=state."
+        )
+    names = parameters(getattr(model, method))
+    takes = frozenset(name for name in ("key", "state") if name in names)
+    if key is not None and "key" not in takes:
+        raise ValueError(
+            "key is given, but the model's call has no argument named key, so it cannot draw noise from it. "
+            "Write the model as __call__(self, x, *, key=None), or leave key out."
+        )
+    coupled = bool(_equinox_norms(model))
+    kwargs = modes(names, key is not None, coupled, train_kwargs, eval_kwargs)
+
+    def static_part(train: bool) -> _Static:
+        return _Static.of(eqx.filter(_equinox_mode(model, train, key is not None), eqx.is_array, inverse=True))
+
+    statics = static_part(False), static_part(True)
+    arrays = eqx.filter(model, lambda leaf: eqx.is_array(leaf) and not eqx.is_inexact_array(leaf))
+    held: dict[str, Any] | None = {"arrays": arrays, "state": _debiased(model, state) if stateful else None}
+    apply = _EquinoxApply(statics, static(inputs), method, kwargs, axis_name, takes, stateful, coupled)
+    if not stateful and not jax.tree_util.tree_leaves(arrays):
+        held = None
+    return Loss(apply, criterion, held, key, penalty, per_example, filter_axis)

@@ -1,0 +1,11 @@
+from lla_jax.output.plotting.lines import convexity as convexity
+from lla_jax.output.plotting.lines import layers as layers
+from lla_jax.output.plotting.lines import scree as scree
+from lla_jax.output.plotting.lines import spectral_density as spectral_density
+from lla_jax.output.plotting.lines import line as line
+from lla_jax.output.plotting.lines import train_test as train_test
+from lla_jax.output.plotting.lines import contour as contour
+from lla_jax.output.plotting.lines import heatmap as heatmap
+from lla_jax.output.plotting.lines import panels as panels
+from lla_jax.output.plotting.lines import surface as surface
+from lla_jax.output.plotting.lines import volume as volume

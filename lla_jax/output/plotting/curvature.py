@@ -1,0 +1,319 @@
+"""How ``plotting`` draws spectra, eigenvalues, layers and convexity: everything that is not a user's to call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from lla_jax.core.types import Eigenpairs, Landscape, Spectrum
+from lla_jax.curvature import quadrature
+from lla_jax.curvature.quadrature import Density
+from lla_jax.output.plotting.planes import (
+    _COLOURS,
+    _DASHES,
+    _DOUBLE,
+    _DPI,
+    _HATCH,
+    _POINT,
+    _SINGLE,
+    _SIZE,
+    _SMALL,
+    _joined,
+    _legend,
+    _Plane,
+    _read,
+    _set_title,
+)
+from lla_jax.output.plotting.reading import _listed, _pretty, _wrapped
+from lla_jax.output.plotting.scales import _NICE, _Scale, _ticks
+
+_MATRICES = {"hessian": "Hessian", "ggn": "GGN", "fisher (mc)": "Fisher", "fisher (empirical)": "empirical Fisher"}
+_ROUNDING = 1e-5  # of lambda_max: a smaller lambda_min is zero in float32
+_KNEE = 0.01  # of the largest |node|: below it the nodes of 100 steps are too far apart for a logarithmic axis
+_POSITIVE, _NEGATIVE, _TRACE, _ERROR = _COLOURS[0], _COLOURS[1], _COLOURS[2], "0.25"
+
+
+def _matrix(recipe: Mapping[str, Any]) -> str:
+    """E.g. "Hessian ", with which a label begins; empty where the recipe does not say."""
+    operator = recipe.get("operator")
+    about = operator if isinstance(operator, Mapping) else {}
+    name = _MATRICES.get(str(about.get("kind")), "")
+    return f"{'preconditioned ' * ('preconditioned' in about)}{name} " if name else ""
+
+
+def _figure(ax: Any, height: float) -> tuple[Any, Any]:
+    if ax is not None:
+        if hasattr(ax, "plot_surface"):
+            raise ValueError(f"ax of type {type(ax).__name__} does not suit a curve; use plain 2-D axes")
+        return ax.figure, ax
+    fig = Figure(figsize=(_SINGLE, height), dpi=_DPI, layout="constrained")
+    return fig, fig.add_subplot()
+
+
+# ---------------------------------------------------------------------------------------------------------- density
+
+
+class _Curve(NamedTuple):
+    """One spectrum of a picture."""
+
+    spec: Spectrum
+    density: Density
+    ticks: np.ndarray
+    called: str  # what the ticks are
+    label: str
+    colour: str
+
+
+def _draw_density(
+    spec: Any, pairs: Any, scale: Any, threshold: float | None, width: float, title: str | None, ax: Any
+) -> Figure:
+    curves = _curves(spec, pairs, scale, threshold, width)
+    fig, canvas = _figure(ax, 2.9)
+    log_x = curves[0].density.scale == "symlog"
+    if log_x:
+        _symlog_axis(canvas, curves)
+    strip = 0.05
+    for row, curve in enumerate(curves):
+        x, y, sem = curve.density.x, curve.density.density, curve.density.sem
+        canvas.plot(x, y, color=curve.colour, linestyle=_DASHES[row % 4], linewidth=1.1, label=curve.label)
+        if curve.spec.probes > 1:
+            canvas.fill_between(x, y - sem, y + sem, color=curve.colour, alpha=0.25, linewidth=0)
+        low, high = strip * row, strip * (row + 0.8)
+        at = canvas.get_xaxis_transform()
+        canvas.vlines(curve.ticks, low, high, color=curve.colour, linewidth=1, transform=at, zorder=3)
+    bottom, top = min(map(_floor, curves)), 2 * max(float(curve.density.density.max()) for curve in curves)
+    canvas.set_yscale("log", nonpositive="clip")
+    canvas.set_ylim(bottom * (bottom / top) ** (strip * len(curves)), top)  # the ticks have a strip of their own
+    canvas.yaxis.set_major_locator(LogLocator(numticks=7))
+    canvas.yaxis.set_minor_formatter(NullFormatter())
+    canvas.set_xlim(min(c.density.x[0] for c in curves), max(c.density.x[-1] for c in curves))
+    below = f" (linear below {curves[0].density.threshold:.2g})" if log_x else ""
+    canvas.set_xlabel(rf"{_matrix(curves[0].spec.recipe)}eigenvalue $\lambda$" + below, fontsize=_SIZE)
+    canvas.set_ylabel(
+        "spectral density per decade" if log_x else r"spectral density per unit of $\lambda$", fontsize=_SIZE
+    )
+    canvas.tick_params(labelsize=_SMALL)
+    called = " or ".join(dict.fromkeys(curve.called for curve in curves))
+    neutral = curves[0].colour if len(curves) == 1 else "0.4"
+    canvas.plot([], [], marker="|", color=neutral, linestyle="none", label=called)
+    if any(curve.spec.probes > 1 for curve in curves):
+        canvas.plot([], [], color=neutral, alpha=0.4, linewidth=6, label="± 1 standard error")
+    _legend(fig, [canvas], outside=ax is None, title=_said_once(curves, width), columns=2)
+    _set_title(canvas, _joined(title, "" if curves[0].label else _incomplete(curves[0].spec)), 42, _SIZE + 1)
+    return fig
+
+
+def _curves(spec: Any, pairs: Any, scale: Any, threshold: float | None, width: float) -> list[_Curve]:
+    """The spectra with their densities on one kind of axis, after the checks."""
+    named = dict(spec) if isinstance(spec, Mapping) else {"": spec}
+    if not named:
+        raise ValueError("spec: is empty; the rule is what lla.spectrum returned, or {name: spectrum}")
+    found = dict(pairs) if isinstance(pairs, Mapping) else {} if pairs is None else {"": pairs}
+    if unknown := [name for name in found if name not in named]:
+        rule = "Eigenpairs for one spectrum, and {name: Eigenpairs} with its names for several"
+        raise ValueError(
+            f"pairs: given for {_listed(unknown)}, but the spectra are {_listed(named)}; the rule is {rule}"
+        )
+    for name, one in named.items():
+        if not isinstance(one, Spectrum) or not one.nodes.size or not np.isfinite(one.nodes).all():
+            what = f"spec[{name!r}]" if name else "spec"
+            given = one if isinstance(one, Spectrum) else type(one).__name__
+            rule = "what lla.spectrum returned, with finite nodes of a probe at least"
+            raise ValueError(f"{what}: got {given}; the rule is {rule}")
+    if scale == "symlog" and threshold is None:
+        threshold = _KNEE * max(float(np.abs(one.nodes).max()) for one in named.values()) or None
+    curves = []
+    for k, (name, one) in enumerate(named.items()):
+        points = max(1000, int(12 / width)) if isinstance(width, float | int) and width > 0 else 1000
+        density = quadrature.density(one, points=points, width=width, scale=scale, threshold=threshold)
+        ticks, called = one.nodes[:, [0, -1]].ravel(), "extreme Ritz values"
+        if name in found:
+            ticks, called = _known_pairs(found[name], "pairs")[0], "eigenvalues"
+        label = _joined(str(name), _incomplete(one)) if name else ""
+        curves.append(_Curve(one, density, ticks[np.isfinite(ticks)], called, label, _COLOURS[k % 7]))
+    return curves
+
+
+def _floor(curve: _Curve) -> float:
+    """A density under which there is nothing to see: some way below what one eigenvalue makes."""
+    at, ends = curve.density, curve.spec.nodes[:, [0, -1]]
+    heights = np.interp([ends.min(), ends.max()], at.x, at.density)
+    one = 1 / (np.sqrt(2 * np.pi) * at.sigma * curve.spec.recipe.get("n", np.inf))
+    return float(max(0.2 * heights.min(), 0.02 * one, 1e-12 * at.density.max()))
+
+
+def _symlog_axis(ax: Any, curves: Sequence[_Curve]) -> None:
+    """The coordinate of ``spectral.density``, with decades as ticks."""
+    knee = curves[0].density.threshold
+
+    def coordinate(x: np.ndarray) -> np.ndarray:
+        return np.asarray(np.sign(x) * np.log10(1 + np.abs(x) / knee))
+
+    def back(t: np.ndarray) -> np.ndarray:
+        return np.asarray(np.sign(t) * knee * (10 ** np.abs(t) - 1))
+
+    ax.set_xscale("function", functions=(coordinate, back))
+    ends = min(c.density.x[0] for c in curves), max(c.density.x[-1] for c in curves)
+    low, high = coordinate(np.array(ends))
+    decades = 10.0 ** np.arange(np.floor(np.log10(max(map(abs, ends)))), np.log10(knee) - 1e-9, -1)
+    decades = decades[:: int(np.ceil(0.12 * (high - low)))]
+    decades = decades[coordinate(decades) > 0.1 * (high - low)]
+    at = np.r_[-decades, 0, decades[::-1]]
+    at = at[(at >= ends[0]) & (at <= ends[1])]
+    ax.set_xticks(at, [f"{x:g}".replace("-", "\N{MINUS SIGN}") for x in at])
+
+
+def _said_once(curves: Sequence[_Curve], width: float) -> str:
+    """E.g. "4 probes of 100 Lanczos steps, Gaussians of 1% of the range"."""
+    counts = [(c.spec.probes, c.spec.recipe.get("steps", c.spec.nodes.shape[1])) for c in curves]
+    each = [f"{probes} probe{'s' * (probes > 1)} of {steps} Lanczos steps" for probes, steps in counts]
+    return f"{'; '.join(dict.fromkeys(each))}, Gaussians of {100 * width:.3g}% of the range"
+
+
+def _incomplete(result: Any) -> str:
+    return "(incomplete)" if result.state is not None or result.recipe.get("complete") is False else ""
+
+
+# ------------------------------------------------------------------------------------------------------------ scree
+
+
+def _draw_scree(pairs: Eigenpairs, log: bool, title: str | None, ax: Any) -> Figure:
+    values, residuals = _known_pairs(pairs, "pairs")
+    known = np.isfinite(values)
+    if not known.any():
+        raise ValueError(f"pairs: has no finite value among {len(values)}: there is nothing to draw")
+    if log and values[known].min() <= 0:
+        raise ValueError(
+            f"log=True needs values above 0, but {int((values <= 0).sum())} of {len(values)} are at or below it "
+            f"(smallest {values[known].min():.4g}); use log=False"
+        )
+    fig, canvas = _figure(ax, 2.5)
+    rank = 1 + np.arange(len(values))
+    for inside, name, marker, colour in (
+        (values > 0, r"$\lambda > 0$", "o", _POSITIVE),
+        (values < 0, r"$\lambda < 0$", "v", _NEGATIVE),
+        (values == 0, r"$\lambda = 0$", "s", _COLOURS[2]),
+    ):
+        if inside.any():
+            canvas.plot(rank[inside], values[inside], marker, markersize=4, color=colour, label=name)
+    said = f"± residual (≤ {_above(residuals.max())})"
+    thin: dict[str, Any] = {"ecolor": _ERROR, "elinewidth": 0.8, "capsize": 2.5, "capthick": 0.8}
+    canvas.errorbar(rank, values, residuals, fmt="none", label=said, zorder=1.5, **thin)
+    for at in rank[~known]:
+        canvas.axvspan(at - 0.5, at + 0.5, zorder=0, label="not finite", **_HATCH)
+    if log:
+        _log_axis(canvas)
+    else:
+        canvas.axhline(0, color="0.4", linewidth=0.6, zorder=0)
+    canvas.set_xlim(0.5, len(values) + 0.5)
+    canvas.xaxis.set_major_locator(MaxNLocator(min(len(values), 10), integer=True, min_n_ticks=1))
+    order = {"magnitude": ", by magnitude", "largest": ", largest first", "smallest": ", smallest first"}
+    canvas.set_xlabel("rank" + order.get(str(pairs.recipe.get("which")), ""), fontsize=_SIZE)
+    canvas.set_ylabel(rf"{_matrix(pairs.recipe)}eigenvalue $\lambda$", fontsize=_SIZE)
+    canvas.tick_params(labelsize=_SMALL)
+    canvas.yaxis.get_offset_text().set_fontsize(_SMALL)
+    _legend(fig, [canvas], outside=ax is None)
+    _set_title(canvas, _joined(title, _incomplete(pairs)), 42, _SIZE + 1)
+    return fig
+
+
+def _above(x: float) -> str:
+    """The least number of two digits that is not below ``x``."""
+    if x <= 0:
+        return "0"
+    unit = 10.0 ** (np.floor(np.log10(x)) - 1)
+    return f"{np.ceil(x / unit - 1e-9) * unit:.2g}"
+
+
+def _known_pairs(pairs: object, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values and residuals; one that is not finite has no bar."""
+    if not isinstance(pairs, Eigenpairs):
+        raise ValueError(f"{name}: got {type(pairs).__name__}; the rule is Eigenpairs, as lla.eigenpairs returns them")
+    residuals = np.asarray(pairs.residuals, float)
+    return np.asarray(pairs.values, float), np.where(np.isfinite(residuals), abs(residuals), 0)
+
+
+def _log_axis(ax: Any) -> None:
+    ax.set_yscale("log")
+    low, high = np.log10(ax.get_ylim())
+    at, labels = _ticks(low, high, True, 6)
+    ax.set_yticks(10**at, labels)
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+# ----------------------------------------------------------------------------------------------------------- layers
+
+
+def _draw_layers(rows: Sequence[Any], title: str | None) -> Figure:
+    needed = ("module", "size", "trace", "share", "lambda_max", "lambda_min", "residual")
+    rows = list(rows) if isinstance(rows, Sequence) and not isinstance(rows, str) else []
+    if not rows or not all(hasattr(row, name) for row in rows for name in needed):
+        raise ValueError(f"rows: the rule is one row or more with {', '.join(needed)}, as lla.per_layer returns them")
+    names = [f"{row.module} ({row.size:,})" for row in rows]
+    width = float(np.clip(2.3 + 0.055 * max(map(len, names)), _SINGLE, _DOUBLE))
+    fig = Figure(figsize=(width, 1.15 + 0.17 * len(rows)), dpi=_DPI, layout="constrained")
+    left, right = fig.subplots(1, 2, sharey=True)
+    thin: dict[str, Any] = {"fmt": "none", "ecolor": _ERROR, "elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8}
+    y = np.arange(len(rows))
+    means, errors = (np.array([getattr(row.trace, name) for row in rows], float) for name in ("mean", "sem"))
+    errors = np.nan_to_num(errors)
+    left.barh(y, means, 0.7, color=_TRACE)
+    left.errorbar(means, y, xerr=errors, label="± standard error, residual", **thin)
+    for at, row, end in zip(y, rows, np.fmax(means + errors, 0)):
+        side: dict[str, Any] = {"xytext": (2, 0), "textcoords": "offset points", "va": "center"}
+        left.annotate(_share(row), (np.nan_to_num(end), at), fontsize=_SMALL - 1, **side)
+    for name, colour in (("lambda_max", _POSITIVE), ("lambda_min", _NEGATIVE)):
+        values = np.array([getattr(row, name) for row in rows], float)
+        right.barh(y, values, 0.7, color=colour, label=_pretty(name))
+        right.errorbar(values, y, xerr=np.nan_to_num([row.residual for row in rows]), **thin)
+    left.margins(x=0.02)
+    for ax, label, room in ((left, "trace and share", 0.3), (right, "eigenvalues", 0.05)):
+        low, high = ax.get_xlim()
+        ax.set_xlim(low, high + room * (high - low))
+        ax.axvline(0, color="0.4", linewidth=0.6)
+        ax.xaxis.set_major_locator(MaxNLocator(4, steps=_NICE))
+        ax.set_xlabel(label, fontsize=_SIZE)
+        ax.tick_params(labelsize=_SMALL)
+        ax.tick_params(axis="y", length=0)
+    left.set_yticks(y, names)
+    left.set_ylim(len(rows) - 0.5, -0.5)
+    _legend(fig, [right, left], outside=True, columns=3)
+    if title:
+        fig.suptitle(_wrapped(title, int(12 * width)), fontsize=_SIZE + 1)
+    return fig
+
+
+def _share(row: Any) -> str:
+    if not np.isfinite(row.trace.mean):
+        return "not finite"
+    if not np.isfinite(row.share):  # the whole is zero within its error
+        return ""
+    said = f"{row.share:.0%}" if abs(row.share) >= 0.01 or row.share == 0 else f"{100 * row.share:.1g}%"
+    return said.replace("-", "\N{MINUS SIGN}")
+
+
+# -------------------------------------------------------------------------------------------------------- convexity
+
+
+def _over_convexity(ax: Any, plane: _Plane, scale: _Scale, landscape: Landscape) -> None:
+    """Lines of equal ratio with their values, and where the loss is convex, so that the ratio says something else."""
+    z = np.ma.masked_invalid(plane.z).T
+    steps = np.asarray(MaxNLocator(5, steps=_NICE).tick_values(scale.lo, scale.hi))
+    steps = steps[(steps > max(scale.lo, z.min())) & (steps < min(scale.hi, z.max()))]
+    if len(steps) and min(z.shape) > 1:
+        lines = ax.contour(plane.x, plane.y, z, levels=steps, colors="white", linewidths=0.7)
+        lines.set_path_effects([withStroke(linewidth=1.5, foreground="0.2")])
+        for text in ax.clabel(lines, fontsize=_SMALL - 1, fmt=lambda level: f"{level:.3g}"):
+            text.set_path_effects([withStroke(linewidth=1.2, foreground="0.2")])
+    if not {"lambda_min", "lambda_max"} <= set(landscape.values):
+        return
+    low, high = (_read(landscape, name, 2, "convexity")[1] for name in ("lambda_min", "lambda_max"))
+    i, j = np.nonzero(low > _ROUNDING * abs(high))
+    if len(i):
+        label = r"convex: $\lambda_{\min} > 0$"
+        ax.plot(plane.x[i], plane.y[j], marker="P", markersize=4, label=label, **_POINT)

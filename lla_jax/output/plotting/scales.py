@@ -1,0 +1,139 @@
+"""How values become heights, colours, contour levels and ticks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from lla_jax.output.plotting.reading import _pretty
+
+Levels = int | Sequence[float] | np.ndarray
+
+_NICE = (1, 2, 2.5, 5, 10)
+
+
+class _Scale(NamedTuple):
+    """How values become heights and colours; ``lo``, ``hi`` and ``levels`` are log10 of the values if ``log``."""
+
+    lo: float
+    hi: float
+    levels: np.ndarray
+    extend: Literal["neither", "min", "max", "both"]
+    log: bool
+    cap: float | None
+    label: str
+
+
+def _finite(arrays: Iterable[np.ndarray], value: str, log: bool) -> np.ndarray:
+    """All finite entries; there must be one, and none <= 0 under a logarithm."""
+    everything = np.concatenate([np.ravel(z) for z in arrays])
+    finite = everything[np.isfinite(everything)]
+    if not finite.size:
+        raise ValueError(f"value={value!r} has no finite cell among {everything.size}: there is nothing to draw")
+    if log and finite.min() <= 0:
+        raise ValueError(
+            f"log=True needs values above 0, but {value!r} has {int((finite <= 0).sum())} at or below it "
+            f"(smallest {finite.min():.4g}); use log=False"
+        )
+    return finite
+
+
+def _scale(
+    arrays: Sequence[np.ndarray],
+    value: str,
+    levels: Levels,
+    log: bool,
+    cap: float | None,
+    least: tuple[float, float] | None = None,
+) -> _Scale:
+    """One scale for all of ``arrays``: limits, contour levels, and the label that says what was done to the values.
+
+    The limits are those of the values, or beyond them: ``least``.
+    """
+    finite = _finite(arrays, value, log)
+    number = isinstance(cap, int | float | np.number) and np.isfinite(cap)
+    if cap is not None and not (number and (cap > 0 or not log)):
+        need = "a finite number" + (" above 0, for log=True" if log else "")
+        raise ValueError(f"cap={cap!r} must be {need}; give one, or None to draw every value as it is")
+    clipped = cap is not None and bool(finite.max() > cap)
+    notes = (["log scale"] if log else []) + ([f"clipped at {cap:g}"] if clipped else [])
+    shown = _shown(finite, log, cap)
+    lo, hi = _apart(float(shown.min()), float(shown.max()))
+    if least is not None:
+        lo, hi = min(lo, least[0]), max(hi, least[1])
+    steps = _levels(levels, lo, hi, log, clipped)
+    full = _shown(finite, log, None)  # contours are not clipped: what lies beyond the levels is coloured like the last
+    below, above = full.min() < steps[0], full.max() > steps[-1]
+    extend: Any = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[int(below), int(above)]
+    return _Scale(lo, hi, steps, extend, log, cap, _pretty(value) + (f" ({', '.join(notes)})" if notes else ""))
+
+
+def _shown(z: np.ndarray, log: bool, cap: float | None) -> np.ndarray:
+    """Heights of the picture: ``min(z, cap)``, and its log10 if ``log``. A new array; values are never touched."""
+    z = z if cap is None else np.minimum(z, cap)
+    return np.log10(z) if log else z
+
+
+def _apart(lo: float, hi: float) -> tuple[float, float]:
+    """The limits, moved apart for a constant: its rounding noise is not magnified into a landscape."""
+    pad = 0.0 if hi - lo > 1e-12 * max(abs(lo), abs(hi)) else 0.05 * max(abs(lo), 1e-6)
+    return lo - pad, hi + pad
+
+
+def _levels(levels: Levels, lo: float, hi: float, log: bool, clipped: bool) -> np.ndarray:
+    """Contour levels on the picture's scale: the caller's, or about ``levels`` of them over [lo, hi]."""
+    if np.ndim(levels):
+        given = np.asarray(levels, float)
+        if given.ndim != 1 or len(given) < 2 or not (np.diff(given) > 0).all() or (log and given[0] <= 0):
+            need = "2 or more increasing numbers" + (" above 0, for log=True" if log else "")
+            raise ValueError(f"levels={levels!r} must be {need}, or how many")
+        return np.log10(given) if log else given
+    if not isinstance(levels, int | float | np.number) or not levels >= 1:
+        raise ValueError(f"levels={levels!r} must be 1 or more, or an increasing array")
+    if log:
+        return np.linspace(lo, hi, int(levels) + 1)
+    steps: np.ndarray = np.asarray(MaxNLocator(int(levels), steps=_NICE).tick_values(lo, hi))
+    return np.append(steps[steps < hi], hi) if clipped else steps
+
+
+def _ticks(lo: float, hi: float, log: bool, most: int) -> tuple[np.ndarray, list[str]]:
+    """At most ``most`` round values in [lo, hi] with labels; on a log10 scale the positions are their logarithms."""
+    near = 1e-9 * (hi - lo)
+
+    def inside(at: np.ndarray) -> np.ndarray:
+        return at[(at >= lo - near) & (at <= hi + near)]
+
+    if log:
+        decades = np.arange(np.floor(lo), np.ceil(hi) + 1)
+        for step in range(1, len(decades)):
+            for subs in ((1, 2, 5), (1, 3), (1,), (2,), (5,)) if step == 1 else ((1,),):
+                at = inside(np.ravel(np.add.outer(decades[::step], np.log10(subs))))
+                if 3 <= len(at) <= most or (len(at) == 2 and len(subs) == 1):
+                    return at, [f"{10**t:.6g}" for t in at]
+    for bins in range(most, 0, -1):
+        values = np.asarray(MaxNLocator(bins, steps=_NICE).tick_values(*((10**lo, 10**hi) if log else (lo, hi))))
+        at = inside(np.log10(values[values > 0]) if log else values)
+        if len(at) <= most:
+            break
+    return at, _labels(10**at if log else np.where(abs(at) > near, at, 0.0))
+
+
+def _coordinate_ticks(c: np.ndarray, most: int) -> tuple[np.ndarray, list[str]]:
+    """As ``_ticks``, with the start of a positive axis: what the least b of an Adam plane is matters."""
+    at, labels = _ticks(c[0], c[-1], False, most)
+    if c[0] <= 0:
+        return at, labels
+    at = np.r_[c[0], at[at - c[0] > 0.12 * (c[-1] - c[0])]]
+    return at, [f"{t:.3g}" for t in at]  # all above 0
+
+
+def _labels(values: np.ndarray) -> list[str]:
+    """As many decimals as tell the values apart, the same for all; exponents for the very large and small."""
+    if not len(values) or not 1e-4 <= abs(values).max() < 1e5:
+        return [f"{v:.6g}" for v in values]
+    wrong = (1e-3 * np.ptp(values) / len(values)) or 1e-9
+    digits = next((d for d in range(12) if (abs(values.round(d) - values) < wrong).all()), 12)
+    return [f"{v:.{digits}f}".replace("-", "\N{MINUS SIGN}") for v in values]
