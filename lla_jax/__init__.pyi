@@ -33,7 +33,7 @@ from lla_jax.curvature.quadrature import density as density
 from lla_jax.curvature.quadrature import spectrum as spectrum
 from lla_jax.execution import processes as hosts
 from lla_jax.landscape.evaluation import evaluate as evaluate
-from lla_jax.landscape.evaluation import grid as grid
+from lla_jax.landscape.grids import grid as grid
 from lla_jax.landscape.modes import all_modes as all_modes
 from lla_jax.landscape.sweeps import sweep as sweep
 from lla_jax.measures import layers as layers
@@ -47,7 +47,7 @@ from lla_jax.measures.spectra import saddle_index as saddle_index
 from lla_jax.measures.spectra import spectrum_type as spectrum_type
 from lla_jax.models.equinox import from_equinox as from_equinox
 from lla_jax.models.linen import from_linen as from_linen
-from lla_jax.models.linen import from_nnx as from_nnx
+from lla_jax.models.nnx import from_nnx as from_nnx
 from lla_jax.output import plotting as plotting
 from lla_jax.output import storage as storage
 from lla_jax.output.storage import load as load

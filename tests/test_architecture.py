@@ -1,6 +1,11 @@
-"""Who may import whom, what importing the package costs, and that its public names are documented and typed."""
+"""Who may import whom, what importing the package costs, and that its public names are documented and typed.
+
+The rule: a module imports from its own room, without circles, and from rooms on lower floors; never upward, never from
+another room of its floor. Imports inside functions and under ``TYPE_CHECKING`` count.
+"""
 
 import ast
+import importlib
 import inspect
 import pathlib
 import re
@@ -10,97 +15,107 @@ import sys
 import pytest
 
 import lla_jax as lla
+from tests.arrows import modules, places, wrong_ways
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "lla_jax"
-MODULES = [*sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem not in ("__init__", "_version")), "demo"]
 
-LEVELS = [
-    {"_static"},
-    {"_types"},
-    {"_tree", "shards"},
-    {"data", "lowering", "_files"},
-    {"execution", "adapters", "normalization", "checkpoints", "checks", "_manifest"},
-    {"equinox_models", "batch_stats", "kernels", "curvature", "eigenvectors", "chunk_store", "hosts"},
-    {"evaluation", "products"},
-    {"linear_operator", "planning"},
-    {"assembly", "symmetry", "sketches", "in_memory", "stored"},
-    {"models", "directions", "landscape", "operators", "lanczos"},
-    {"krylov", "quadrature", "stochastic"},
-    {"spectral"},
-    {"_convexity"},
-    {"measures", "layers", "planes"},
-    {"storage", "_labels", "_words"},
-    {"_scales"},
-    {"_pictures"},
-    {"_spectral_pictures"},
-    {"plotting"},
-    {"modes", "runs"},
-    {"_options"},
-    {"_terminal"},
-    {"_curvature_run", "_store_run"},
+FLOORS = [
+    {"_lazy", "_version"},
+    {"__init__"},
+    {"core"},
+    {"execution", "models", "directions"},
+    {"landscape", "curvature"},
+    {"measures", "paths"},
+    {"training", "output"},
+    {"studies"},
     {"demo"},
     {"cli"},
     {"__main__"},
 ]
-"""A module imports only from levels above it (to its left in the design)."""
+"""The rooms of ``lla_jax``, from the ground up; rooms of one floor never import each other."""
 
 OUTSIDE = {
-    "optax": {"directions", "demo"},
-    "flax": {"models", "adapters", "demo"},
-    "equinox": {"equinox_models", "normalization"},
-    "matplotlib": {"plotting", "_pictures", "_spectral_pictures", "_scales"},
-    "tqdm": {"_terminal", "demo"},
-    "tyro": {"cli", "_options"},
-    "torch": set(),
-    "lla_torch": set(),
+    "optax": ("directions/derived", "training", "paths", "studies", "demo"),
+    "flax": ("models/linen", "models/nnx", "models/calling", "demo"),
+    "equinox": ("models/equinox", "directions/normalization"),
+    "matplotlib": ("output/plotting",),
+    "tqdm": ("cli/terminal", "demo"),
+    "tyro": ("cli/main", "cli/options"),
+    "torch": (),
+    "lla_torch": (),
 }
-"""Which modules may import these packages."""
+"""Where these packages may be imported: rooms, or modules of rooms."""
+
+DOORS = ("_lazy", "core/display", "cli/terminal")
+"""Which modules may import by a string: the lazy public names, what results need of higher rooms to show themselves
+(core/display, where there is such), and the user's factory."""
 
 
-def sources(module):
-    path = PACKAGE / module
-    return sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+IMPORTS = modules(PACKAGE)
+ARROWS = places(PACKAGE, IMPORTS)
+WRONG = list(wrong_ways(PACKAGE, FLOORS))
 
 
-def imports(module):
-    """Names a module imports: "lla_jax.x" for its own package's, the top level otherwise."""
-    for path in sources(module):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                assert node.level == 0, f"{path}: relative import"
-                if node.module == "lla_jax":
-                    yield from (f"lla_jax.{alias.name}" for alias in node.names)
-                else:
-                    yield node.module
+def test_imports_go_down_the_floors_and_one_way_in_a_room():
+    assert not WRONG
 
 
-def level(name):
-    return next(i for i, names in enumerate(LEVELS) if name in names)
+@pytest.mark.parametrize("module", sorted(ARROWS))
+def test_a_module_imports_only_from_below(module):
+    assert any(module.split("/")[0] in rooms for rooms in FLOORS), f"{module} is in no room"
+    assert not [wrong for wrong in WRONG if wrong.startswith(f"{module} ")]
 
 
-def test_every_module_has_a_level():
-    assert sorted(name for names in LEVELS for name in names) == sorted(MODULES)
+@pytest.mark.parametrize(
+    ("file", "line", "wrong"),
+    [
+        ("core/types.py", "from lla.output import words", "core/types imports output/words"),
+        ("core/types.py", "def f():\n    import lla.output.words", "core/types imports output/words"),
+        ("curvature/products.py", "from lla.landscape import grids", "curvature/products imports landscape/grids"),
+        (
+            "landscape/grids.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from lla.curvature.products import x",
+            "landscape/grids imports curvature/products",
+        ),
+        ("core/types.py", "from lla import shown", "core/types imports output/words"),
+        ("landscape/rules.py", "from lla.landscape import grids", "landscape/grids imports landscape/rules"),
+        ("landscape/grids.py", "from lla.core.types import y\nimport lla.landscape.rules", None),
+    ],
+)
+def test_an_import_upward_sideways_or_in_a_circle_is_found(tmp_path, file, line, wrong):
+    package = tmp_path / "lla"
+    for name in ("core/types", "landscape/grids", "landscape/rules", "curvature/products", "output/words"):
+        path = package / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("from lla.core import types\n" if name != "core/types" else "x = y = 1\n")
+    (package / "landscape/grids.py").write_text("from lla.landscape.rules import add\n")
+    (package / "__init__.pyi").write_text("from lla.output.words import words as shown\n")
+    (package / file).write_text(line)
+    found = list(wrong_ways(package, FLOORS))
+    assert any(wrong in each for each in found) if wrong else not found, found
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_its_left(module):
-    for name in imports(module):
-        if not name.startswith("lla_jax."):
-            continue
-        other = name.split(".")[1]
-        if other in ("_version", "__version__") or other == module or module in ("cli", "demo"):
-            continue
-        assert level(other) < level(module), f"{module} imports {other}"
-
-
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", sorted(ARROWS))
 def test_packages_are_imported_only_where_they_are_needed(module):
-    for name in imports(module):
+    for name in IMPORTS[module]:
         allowed = OUTSIDE.get(name.split(".")[0])
-        assert allowed is None or module in allowed, f"{module} imports {name}"
+        assert allowed is None or module.startswith(allowed), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", sorted(ARROWS))
+def test_no_other_door_leads_upward(module):
+    path = PACKAGE / f"{module}.py"
+    text = (path if path.exists() else PACKAGE / module / "__init__.py").read_text()
+    assert module in DOORS or not re.search(r"import_module\(|__import__\(", text), f"{module} imports by a string"
+
+
+def test_no_module_bears_the_name_of_a_public_function():
+    """``import lla_jax.measures.sharpness`` would put the module in the place of the function."""
+    for room in rooms_with_public_names():
+        package = importlib.import_module(".".join(room.relative_to(ROOT).parts))
+        objects = {name for name in dir(package) if not inspect.ismodule(getattr(package, name))}
+        assert not objects & {path.stem for path in room.iterdir()}, room.name
 
 
 def test_importing_the_package_imports_no_jax():
@@ -119,25 +134,34 @@ def test_importing_the_library_changes_no_configuration_and_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_stub_names_what_the_package_has():
-    tree = ast.parse((PACKAGE / "__init__.pyi").read_text())
+def rooms_with_public_names():
+    return sorted(path.parent for path in PACKAGE.rglob("__init__.pyi"))
+
+
+@pytest.mark.parametrize("room", rooms_with_public_names(), ids=lambda room: room.name)
+def test_a_stub_names_what_its_package_has(room):
+    tree = ast.parse((room / "__init__.pyi").read_text())
     stub = {alias.asname for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert stub == set(lla.__all__)
-    assert set(dir(lla)) == set(lla.__all__)
+    package = importlib.import_module(".".join(room.relative_to(ROOT).parts))
+    assert stub == set(package.__all__) == set(dir(package))
+    assert all(hasattr(package, name) for name in stub)
     with pytest.raises(AttributeError, match="it has"):
-        _ = lla.nonsense
+        _ = package.nonsense
 
 
 def public():
+    """Names without an underscore, made in a module of a room that a user may meet, or handed on by the package."""
     for name in lla.__all__:
-        item = getattr(lla, name)
-        if inspect.ismodule(item):
-            for inner, value in vars(item).items():
-                own = getattr(value, "__module__", None) == item.__name__
-                if own and not inner.startswith("_") and callable(value):
-                    yield f"{name}.{inner}", value
-        elif callable(item):
+        if not inspect.ismodule(item := getattr(lla, name)) and callable(item):
             yield name, item
+    for module in sorted(ARROWS):
+        if module.split("/")[0] in ("__init__", "__main__", "cli", "demo"):
+            continue
+        place = importlib.import_module(f"lla_jax.{module.replace('/', '.')}")
+        for name, item in vars(place).items():
+            own = getattr(item, "__module__", None) == place.__name__ and item.__name__ == name
+            if own and not name.startswith("_") and callable(item):
+                yield f"{module}.{name}", item
 
 
 @pytest.mark.parametrize(("name", "item"), list(public()))
@@ -157,9 +181,8 @@ def test_files_stay_short():
 
 
 def test_the_library_neither_prints_nor_configures_nor_unpickles():
-    for module in MODULES:
-        if module in ("cli", "demo", "_terminal"):
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] in ("cli", "demo"):
             continue
-        for path in sources(module):
-            for pattern in (r"\bprint\(", r"config\.update", r"allow_pickle=True", r"\bpickle\."):
-                assert not re.search(pattern, path.read_text()), f"{path.name}: {pattern}"
+        for pattern in (r"\bprint\(", r"config\.update", r"allow_pickle=True", r"\bpickle\."):
+            assert not re.search(pattern, path.read_text()), f"{path.name}: {pattern}"

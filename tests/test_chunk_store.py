@@ -451,7 +451,7 @@ def test_a_coordinate_that_comes_twice_is_refused(tmp_path):
 PLAN = lla.Execution(chunk=4, microbatch=8, loop="map", share=False, devices=1)
 WRITER = """
 import logging, sys, time
-from lla_jax import stored
+from lla_jax.landscape.store import writing as stored
 from tests.test_chunk_store import GRIDS, PLAN, run
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 logging.getLogger("lla_jax").setLevel(logging.DEBUG)

@@ -18,6 +18,7 @@ import pytest
 import lla_jax as lla
 from lla_jax.cli import main as cli
 from lla_jax.cli import terminal as _terminal
+from lla_jax.core import text as _text
 from lla_jax.landscape.store import writing as stored
 
 TINY = """
@@ -102,7 +103,7 @@ def tiny_run(*arguments, factory="make"):
 
 def test_help_is_immediate_and_imports_neither_jax_nor_matplotlib():
     code = (
-        "import sys\nfrom lla_jax import cli\n"
+        "import sys\nfrom lla_jax.cli import main as cli\n"
         "try:\n    cli.main(sys.argv[1:])\nexcept SystemExit as e:\n    assert not e.code\n"
         "assert not {'jax', 'numpy', 'matplotlib', 'flax'} & sys.modules.keys(), sys.modules.keys()"
     )
@@ -116,7 +117,9 @@ def test_help_is_immediate_and_imports_neither_jax_nor_matplotlib():
 
 def test_environment_is_set_once_and_never_over_the_users(tmp_path, monkeypatch):
     monkeypatch.undo()
-    code = "import json, os; from lla_jax import _terminal as t; t.prepare_jax(1); print(json.dumps(dict(os.environ)))"
+    code = (
+        "import json, os; from lla_jax.cli import terminal as t; t.prepare_jax(1); print(json.dumps(dict(os.environ)))"
+    )
 
     def environment(**extra):
         base = {k: v for k, v in os.environ.items() if not k.startswith(("JAX", "XLA", "XDG"))}
@@ -507,4 +510,4 @@ def test_progress_announces_a_long_run(capsys, monkeypatch):
             progress(done, 100)
     said = capsys.readouterr().err
     assert said.count("expected time: about 18 s for the other 90 points") == 1
-    assert [_terminal.duration(s) for s in (40, 100, 7200)] == ["40 s", "2 min", "2.0 h"]
+    assert [_text.duration(s) for s in (40, 100, 7200)] == ["40 s", "2 min", "2.0 h"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.execution import plans as execution
+from lla_jax.execution import devices as _devices
 from tests.helpers import FIXED, accuracy, apply, cross_entropy, dataset, mlp_loss, params
 
 GRID = lla.grid(extent=0.5, points=(3, 4))
@@ -55,8 +55,8 @@ def test_examples_are_split_over_devices_beside_points(axes, devices, shards, ch
 
 
 def test_each_device_holds_its_share_of_the_examples_only():
-    mesh = execution.mesh_of(jax.local_devices()[:4], 2)
-    x = execution.split_rows(dataset(NUM), mesh)[0]
+    mesh = _devices.mesh_of(jax.local_devices()[:4], 2)
+    x = _devices.split_rows(dataset(NUM), mesh)[0]
     assert {shard.data.shape[0] for shard in x.addressable_shards} == {12}
 
 
@@ -90,8 +90,8 @@ def test_data_that_a_device_does_not_hold_are_split(monkeypatch):
     class Accelerator:
         platform = "gpu"
 
-    monkeypatch.setattr(execution, "free_bytes", lambda device: 100)
-    shards = [execution.data_shards(lla.Execution(), [Accelerator()] * 8, 99, n, "") for n in (50, 51, 100, 200, 9999)]
+    monkeypatch.setattr(_devices, "free_bytes", lambda device: 100)
+    shards = [_devices.data_shards(lla.Execution(), [Accelerator()] * 8, 99, n, "") for n in (50, 51, 100, 200, 9999)]
     assert shards == [1, 2, 2, 4, 8]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
+from lla_jax.execution import plans
 from tests.helpers import (
     FIXED,
     accuracy,
@@ -243,7 +244,7 @@ def test_compilations_first_the_timed_candidates_then_none():
         return lla.evaluate(fresh_adapter(), p, dataset(19, seed), pair, coords)
 
     run(7, lla.grid(points=2))  # the draw of directions is not what is counted
-    lla.execution._REMEMBERED.clear()
+    plans._REMEMBERED.clear()
     jax.clear_caches()
     lla.directions.random(jax.random.key(0), {"Dense_0": {"kernel": params()["Dense_0"]["kernel"]}})
     jax.random.key(0)

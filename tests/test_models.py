@@ -18,10 +18,11 @@ import pytest
 from flax import nnx
 from flax.core import FrozenDict
 
-from lla_jax.core.data import as_loss
+from lla_jax.core.losses import as_loss
 from lla_jax.core.types import Loss
 from lla_jax.models.equinox import from_equinox
-from lla_jax.models.linen import from_linen, from_nnx
+from lla_jax.models.linen import from_linen
+from lla_jax.models.nnx import from_nnx
 
 N, D, C = 7, 3, 2
 

@@ -20,8 +20,9 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 import lla_jax as lla
+from lla_jax.core import tree as _tree
 from lla_jax.curvature import assembly, operators
-from lla_jax.execution import plans as execution
+from lla_jax.execution import devices as _devices
 from tests import helpers
 
 DATA = helpers.dataset(11)
@@ -126,7 +127,7 @@ def test_primal_values_are_kept_where_memory_allows_and_the_plan_says_so(monkeyp
         kept = make()
     assert caplog.messages == ["hessian: 11 examples in 1 block, primal values kept (0.0 MiB)"]
     assert kept.recipe["plan"]["text"] in repr(kept)
-    monkeypatch.setattr(execution, "free_bytes", lambda device: 4 * kept.recipe["plan"]["bytes"] - 1)
+    monkeypatch.setattr(_devices, "free_bytes", lambda device: 4 * kept.recipe["plan"]["bytes"] - 1)
     recomputed = make()
     assert not recomputed.recipe["plan"]["linearized"]
     assert recomputed.recipe["plan"]["bytes"] == 0
@@ -259,7 +260,7 @@ def test_models_of_every_framework_and_their_blocks(framework):
     loss, params, name = framework()
     before = jax.tree.map(np.array, params)
     whole = operators.dense(lla.hessian(loss, params, DATA, devices=1))
-    names = lla.directions._tree.paths(params)
+    names = _tree.paths(params)
     sizes = [x.size for x in jax.tree.leaves(params)]
     ends = np.cumsum(sizes)
     for select in (f"**/{name}", re.compile(f"{name}$"), lambda path, leaf: leaf.ndim == 2, ["nothing", f"**/{name}"]):

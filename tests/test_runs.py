@@ -8,7 +8,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax import landscape as runs
-from lla_jax.landscape import sweeps
+from lla_jax.landscape.store import reading
 from tests.helpers import FIXED, accuracy, compilations, dataset, mlp_loss, params, points_computed
 
 GRID = lla.grid(extent=0.5, points=(3, 4))
@@ -163,7 +163,7 @@ def test_a_list_of_directions_may_be_stored_too(tmp_path):
     merged = runs.merge(tmp_path)
     for plane, found in zip(planes, merged.landscapes.values(), strict=True):
         assert_same(found, plane)
-    assert [path.name for path in sweeps.members(tmp_path).values()] == ["000", "001"]
+    assert [path.name for path in reading.members(tmp_path).values()] == ["000", "001"]
     alone(0, "filter", 0, store=tmp_path / "one")
     with pytest.raises(ValueError, match="holds a single landscape; the rule for a sweep"):
         sweep(store=tmp_path / "one")

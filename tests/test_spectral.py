@@ -20,6 +20,7 @@ from lla_jax.cli import curvature as _curvature_run
 from lla_jax.curvature import eigen as spectral
 from lla_jax.curvature import eigensearch as krylov
 from lla_jax.curvature import operators
+from lla_jax.execution import devices
 from tests.helpers import compilations, cross_entropy, dataset, mlp_loss, params
 from tests.test_lanczos import breaking, flat, matrix, operator
 
@@ -154,8 +155,8 @@ def test_a_sequence_rules_out_only_what_it_would_have_seen():
                 w = w - np.array(q).T @ (np.array(q) @ w)
             betas.append(np.linalg.norm(w))
             q.append(w / betas[-1])
-            wrong += spectral.krylov.ruled_out(np.array(alphas), np.array(betas), 9.9, N)
-        assert spectral.krylov.ruled_out(np.array(alphas), np.array(betas), values.max() + 2, N)
+            wrong += krylov.ruled_out(np.array(alphas), np.array(betas), 9.9, N)
+        assert krylov.ruled_out(np.array(alphas), np.array(betas), values.max() + 2, N)
     assert wrong == 0
 
 
@@ -477,7 +478,7 @@ def test_bad_arguments(call, change, match):
 
 
 def test_a_spectrum_that_memory_cannot_hold_is_refused(monkeypatch):
-    monkeypatch.setattr(lla.execution, "free_bytes", lambda device: 20 * 4 * 15)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 20 * 4 * 15)
     H = plain(matrix(np.arange(20.0)))
     with pytest.raises(ValueError, match="At most 15 steps fit"):
         lla.spectrum(H, KEY, steps=16, probes=1)
@@ -488,14 +489,14 @@ def test_a_spectrum_that_memory_cannot_hold_is_refused(monkeypatch):
 def test_out_of_memory_halves_the_probes_at_once(monkeypatch):
     H = plain(matrix(np.arange(20.0)))
     whole = lla.spectrum(H, KEY, steps=4, probes=4)
-    advance = spectral.krylov._lanczos.advance
+    advance = krylov._lanczos.advance
 
     def scarce(H, basis, *args, **options):
         if jax.tree_util.tree_leaves(basis)[0].shape[0] > 2 and options["batched"]:
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return advance(H, basis, *args, **options)
 
-    monkeypatch.setattr(spectral.krylov._lanczos, "advance", scarce)
+    monkeypatch.setattr(krylov._lanczos, "advance", scarce)
     spec = lla.spectrum(H, KEY, steps=4, probes=4)
     assert np.allclose(spec.nodes, whole.nodes, atol=1e-4)
     assert spec.recipe["products"] == whole.recipe["products"] == 18
@@ -515,7 +516,7 @@ def test_memory_is_said_before(caplog):
 
 NEEDED = """
 import pathlib, jax, lla_jax as lla
-from lla_jax import operators
+from lla_jax.curvature import operators
 
 def now(name):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()

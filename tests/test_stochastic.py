@@ -16,8 +16,9 @@ import pytest
 import lla_jax as lla
 from lla_jax.curvature import estimates as stochastic
 from lla_jax.curvature import sketches
+from lla_jax.curvature.linear_operator import check_symmetric
 from lla_jax.curvature.operators import dense, given, masked
-from lla_jax.curvature.symmetry import check_symmetric
+from lla_jax.execution import devices
 from tests import helpers
 
 METHODS = ("hutchinson", "hutch++", "xtrace")
@@ -376,7 +377,7 @@ class TestDriving:
             close(one, other)
 
     def test_the_basis_takes_no_more_than_its_share_of_memory(self, monkeypatch):
-        monkeypatch.setattr(lla.execution, "free_bytes", lambda device: 4 * 8 * N * 4)  # for 8 vectors
+        monkeypatch.setattr(devices, "free_bytes", lambda device: 4 * 8 * N * 4)  # for 8 vectors
         with pytest.warns(UserWarning, match="a larger basis takes more than a quarter"):
             found = lla.trace(operator(symmetric()), KEY, method="xtrace", max_products=100)
         assert (found.num, found.recipe["products"]) == (8, 16 + CHECK)

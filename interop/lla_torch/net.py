@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as torch_pytree
 
 from lla_jax import Loss
-from lla_jax.core.static import static
+from lla_jax.models import static
 from lla_torch.conversion.function import Function
 from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, converted
 from lla_torch.losses.losses import Apply, OnLabels, Step, outputs_of, torch_criterion

@@ -16,10 +16,10 @@ from lla_jax.cli.options import HessianOptions, LandscapeOptions, Mistake, hessi
 from lla_jax.cli.terminal import bar, say
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Problem, PyTree, Spectrum
 from lla_jax.curvature import eigen, estimates, operators, quadrature
-from lla_jax.directions import draws, eigenvectors
+from lla_jax.directions import combining, derived
 from lla_jax.execution import processes
 from lla_jax.measures import layers
-from lla_jax.output.plotting import lines
+from lla_jax.output.plotting import curvature
 from lla_jax.output.storage import load, save
 from lla_jax.output.words import Curvature, numbers, words
 
@@ -98,11 +98,13 @@ def axes(problem: Problem, options: LandscapeOptions) -> Directions:
             operator, options.seed, num, which, HessianOptions.tol, options.out, made, problem.params,
             overwrite=options.overwrite, name=name,
         )  # fmt: skip
-        return eigenvectors.eigenvectors(pairs, tuple(range(num)))
+        return derived.eigenvectors(pairs, tuple(range(num)))
 
     which = options.which or "magnitude"
     if which == "ends":
-        ends = draws.join(vectors("largest", 1, "eigenpairs-largest"), vectors("smallest", 1, "eigenpairs-smallest"))
+        ends = combining.join(
+            vectors("largest", 1, "eigenpairs-largest"), vectors("smallest", 1, "eigenpairs-smallest")
+        )
         names = [re.sub(r"^eigenvector 1", name, old) for name, old in zip(ENDS, ends.recipe["names"])]
         return replace(ends, recipe={**ends.recipe, "names": names})
     return vectors(which, options.dims, "eigenpairs" if which == "magnitude" else f"eigenpairs-{which}")
@@ -118,6 +120,87 @@ def spectrum(
 
     made = {**made, "steps": str(steps), "probes": str(probes)}
     return _part("spectrum", folder, operator, made, compute, lambda found: True, None, overwrite=overwrite)
+
+
+def trace(operator: Any, key: Any, options: HessianOptions, made: Mapping[str, str]) -> Estimate:
+    """The trace in the folder, computed if it is missing."""
+
+    def compute(progress: Any) -> dict[str, Any]:
+        found = estimates.trace(operator, key, method=options.trace, rtol=options.rtol, progress=progress)
+        return asdict(found)
+
+    made = {**made, "trace": options.trace, "rtol": f"{options.rtol:g}"}
+    return Estimate(**_noted("trace", operator, options, made, compute))
+
+
+def by_layer(
+    problem: Problem, operator: Any, key: Any, options: HessianOptions, made: Mapping[str, str]
+) -> tuple[layers.Layer, ...]:
+    """The rows of the layers in the folder, computed if they are missing."""
+
+    def compute(progress: Any) -> list[dict[str, Any]]:
+        rows = layers.per_layer(
+            problem.loss,
+            problem.params,
+            problem.data,
+            key,
+            batch_size=options.batch_size,
+            batch_stats=options.batch_stats,
+            devices="all" if options.devices is None else options.devices,
+            progress=progress,
+        )
+        return [row._asdict() | {"trace": asdict(row.trace)} for row in rows]
+
+    rows = _noted("layers", operator, options, made, compute)
+    return tuple(layers.Layer(**row | {"trace": Estimate(**row["trace"])}) for row in rows)
+
+
+def run(problem: Problem, options: HessianOptions, made: Mapping[str, str]) -> tuple[Curvature, dict[str, Any]]:
+    """Everything the verb computes, and the operator's recipe; each part is saved in ``options.out`` at once."""
+    operator, out, key = operator_of(problem, options), options.out, jax.random.key(options.seed)
+    if options.top > operator.shape[0]:
+        raise Mistake(f"--top {options.top} must be at most {operator.shape[0]}, the number of parameters")
+    say(operator.recipe["plan"]["text"])
+    if options.overwrite and first():  # what is left of an earlier run would not fit to the parts of this one
+        for name in PARTS:
+            (out / name).unlink(missing_ok=True)
+    keys = [jax.random.fold_in(key, i) for i in range(4)]
+    pairs = eigenpairs(
+        operator, options.seed, options.top, options.which, options.tol, out, made, problem.params,
+        overwrite=options.overwrite,
+    )  # fmt: skip
+    spec = spectrum(operator, keys[1], options.steps, options.probes, out, made, overwrite=options.overwrite)
+    whole = trace(operator, keys[2], options, made)
+    rows = by_layer(problem, operator, keys[3], options, made) if options.layers else ()
+    return Curvature(pairs, spec, whole, rows), operator.recipe
+
+
+def draw(found: Curvature, out: Path, suffix: str = "png") -> list[Path]:
+    """Pictures of density, eigenvalues and layers."""
+    figures = {
+        "spectrum": curvature.spectral_density(found.spectrum, pairs=found.pairs),
+        "eigenvalues": curvature.scree(found.pairs),
+    }
+    if found.layers:
+        figures["layers"] = curvature.layers(found.layers)
+    paths = [out / f"{name}.{suffix}" for name in figures]
+    for path, figure in zip(paths, figures.values()):
+        if first():
+            figure.savefig(path)
+    return paths
+
+
+def write(found: Curvature, recipe: Mapping[str, Any], out: Path) -> Sequence[Path]:
+    """hessian.txt and hessian.json."""
+    text, data = out / "hessian.txt", out / "hessian.json"
+    if first():
+        text.write_text(words(found, recipe) + "\n", encoding="utf-8")
+        data.write_text(json.dumps(numbers(found), indent=1, default=float) + "\n", encoding="utf-8")
+    _agreed(text, "what is written")  # no process goes on to read it before it is there
+    return text, data
+
+
+# --- a part in the folder: read, continued, or computed and kept
 
 
 def _part(
@@ -187,39 +270,6 @@ def _agreed(found: Path | None, name: str) -> None:
         raise Mistake(f"{error}\n--out must be one folder that all processes see") from error
 
 
-def trace(operator: Any, key: Any, options: HessianOptions, made: Mapping[str, str]) -> Estimate:
-    """The trace in the folder, computed if it is missing."""
-
-    def compute(progress: Any) -> dict[str, Any]:
-        found = estimates.trace(operator, key, method=options.trace, rtol=options.rtol, progress=progress)
-        return asdict(found)
-
-    made = {**made, "trace": options.trace, "rtol": f"{options.rtol:g}"}
-    return Estimate(**_noted("trace", operator, options, made, compute))
-
-
-def by_layer(
-    problem: Problem, operator: Any, key: Any, options: HessianOptions, made: Mapping[str, str]
-) -> tuple[layers.Layer, ...]:
-    """The rows of the layers in the folder, computed if they are missing."""
-
-    def compute(progress: Any) -> list[dict[str, Any]]:
-        rows = layers.per_layer(
-            problem.loss,
-            problem.params,
-            problem.data,
-            key,
-            batch_size=options.batch_size,
-            batch_stats=options.batch_stats,
-            devices="all" if options.devices is None else options.devices,
-            progress=progress,
-        )
-        return [row._asdict() | {"trace": asdict(row.trace)} for row in rows]
-
-    rows = _noted("layers", operator, options, made, compute)
-    return tuple(layers.Layer(**row | {"trace": Estimate(**row["trace"])}) for row in rows)
-
-
 def _noted(
     name: str, operator: Any, options: HessianOptions, made: Mapping[str, str], compute: Callable[[Any], Any]
 ) -> Any:
@@ -271,48 +321,3 @@ def _check_same(path: Path, recipe: Mapping[str, Any], operator: Any, made: Mapp
 
 def _identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({name: value for name, value in recipe.items() if name != "plan"}, default=repr))
-
-
-def run(problem: Problem, options: HessianOptions, made: Mapping[str, str]) -> tuple[Curvature, dict[str, Any]]:
-    """Everything the verb computes, and the operator's recipe; each part is saved in ``options.out`` at once."""
-    operator, out, key = operator_of(problem, options), options.out, jax.random.key(options.seed)
-    if options.top > operator.shape[0]:
-        raise Mistake(f"--top {options.top} must be at most {operator.shape[0]}, the number of parameters")
-    say(operator.recipe["plan"]["text"])
-    if options.overwrite and first():  # what is left of an earlier run would not fit to the parts of this one
-        for name in PARTS:
-            (out / name).unlink(missing_ok=True)
-    keys = [jax.random.fold_in(key, i) for i in range(4)]
-    pairs = eigenpairs(
-        operator, options.seed, options.top, options.which, options.tol, out, made, problem.params,
-        overwrite=options.overwrite,
-    )  # fmt: skip
-    spec = spectrum(operator, keys[1], options.steps, options.probes, out, made, overwrite=options.overwrite)
-    whole = trace(operator, keys[2], options, made)
-    rows = by_layer(problem, operator, keys[3], options, made) if options.layers else ()
-    return Curvature(pairs, spec, whole, rows), operator.recipe
-
-
-def draw(found: Curvature, out: Path, suffix: str = "png") -> list[Path]:
-    """Pictures of density, eigenvalues and layers."""
-    figures = {
-        "spectrum": lines.spectral_density(found.spectrum, pairs=found.pairs),
-        "eigenvalues": lines.scree(found.pairs),
-    }
-    if found.layers:
-        figures["layers"] = lines.layers(found.layers)
-    paths = [out / f"{name}.{suffix}" for name in figures]
-    for path, figure in zip(paths, figures.values()):
-        if first():
-            figure.savefig(path)
-    return paths
-
-
-def write(found: Curvature, recipe: Mapping[str, Any], out: Path) -> Sequence[Path]:
-    """hessian.txt and hessian.json."""
-    text, data = out / "hessian.txt", out / "hessian.json"
-    if first():
-        text.write_text(words(found, recipe) + "\n", encoding="utf-8")
-        data.write_text(json.dumps(numbers(found), indent=1, default=float) + "\n", encoding="utf-8")
-    _agreed(text, "what is written")  # no process goes on to read it before it is there
-    return text, data

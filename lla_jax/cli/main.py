@@ -37,18 +37,8 @@ from lla_jax.cli.options import (
     settings,
     shard,
 )
-from lla_jax.cli.terminal import (
-    bar,
-    by_us,
-    duration,
-    load_problem,
-    plain_warnings,
-    prepare_jax,
-    say,
-    told,
-    where,
-    writable,
-)
+from lla_jax.cli.terminal import bar, by_us, load_problem, plain_warnings, prepare_jax, say, told, where, writable
+from lla_jax.core.text import duration
 
 if TYPE_CHECKING:
     from lla_jax.core.types import Directions, Landscape, Problem
@@ -237,9 +227,9 @@ def plot(options: PlotOptions) -> None:
 def _plot_curvature(saved: Any, options: PlotOptions) -> None:
     """Eigenpairs or a spectrum."""
     from lla_jax.core.types import Eigenpairs, Spectrum
-    from lla_jax.output.plotting import lines as plotting
+    from lla_jax.output.plotting import curvature
 
-    pictures: dict[type, Callable[[Any], Any]] = {Spectrum: plotting.spectral_density, Eigenpairs: plotting.scree}
+    pictures: dict[type, Callable[[Any], Any]] = {Spectrum: curvature.spectral_density, Eigenpairs: curvature.scree}
     if type(saved) not in pictures:
         raise Mistake(f"{options.file} holds {type(saved).__name__}, of which there is no picture")
     useless = {"--value": options.value != "loss", "--cap": options.cap is not None, "--log": options.log}
@@ -269,7 +259,8 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
     import jax
 
     from lla_jax.core.types import Loss
-    from lla_jax.directions import checkpoints
+    from lla_jax.directions import combining, derived
+    from lla_jax.directions import derived as checkpoints
     from lla_jax.directions import draws as directions
     from lla_jax.directions import normalization as _normalization
 
@@ -289,21 +280,21 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
             raise Mistake(
                 "--axes adam needs Problem.opt_state, the optax state at the end of training: set it in the factory"
             )
-        axes = directions.adam_moments(problem.opt_state, params)
+        axes = derived.adam_moments(problem.opt_state, params)
     elif options.axes == "hessian":
         from lla_jax.cli import curvature as _curvature_run
 
         axes = _curvature_run.axes(problem, options)
     else:
-        axes = directions.gradient(problem.loss, params, problem.data, batch_size=options.batch_size)
+        axes = derived.gradient(problem.loss, params, problem.data, batch_size=options.batch_size)
         if dims > 1:
             axes = directions.orthogonal(key, params, axes)
     if axes.num < dims:
-        axes = directions.join(axes, directions.random(jax.random.fold_in(key, 1), params, dims - axes.num))
+        axes = combining.join(axes, directions.random(jax.random.fold_in(key, 1), params, dims - axes.num))
     elif axes.num > dims:
         axes = axes[:dims]
     if options.select:
-        axes = directions.select(axes, list(options.select))
+        axes = combining.select(axes, list(options.select))
     by: Any = normalization(options)
     if by == "none":
         return axes
@@ -343,6 +334,7 @@ def draw(
       axis has one point); slices of a volume.
     """
     from lla_jax.output.plotting import lines as plotting
+    from lla_jax.output.plotting import planes
 
     twin = value == "loss" and {"test_loss", "accuracy", "test_accuracy"} <= result.values.keys()
     log = _logarithmic(result, [value, "test_loss"] if result.dims == 1 and twin else [value], cap, log)
@@ -352,14 +344,14 @@ def draw(
         if twin:
             pictures["train-test"] = lambda: plotting.train_test(result, log=log)
     elif result.dims == 2 and min(result.shape) == 1:
-        pictures = {"heatmap": lambda: plotting.heatmap(result, value, cap=cap, log=log)}
+        pictures = {"heatmap": lambda: planes.heatmap(result, value, cap=cap, log=log)}
     elif result.dims == 2:
         pictures = {
-            "surface": lambda: plotting.surface(result, value, cap=cap, log=log),
-            "contour": lambda: plotting.contour(result, value, cap=cap, log=log),
+            "surface": lambda: planes.surface(result, value, cap=cap, log=log),
+            "contour": lambda: planes.contour(result, value, cap=cap, log=log),
         }
     else:
-        pictures = {"slices": lambda: plotting.volume(result, value, cap=cap, log=log)}
+        pictures = {"slices": lambda: planes.volume(result, value, cap=cap, log=log)}
     tag = "" if value == "loss" else f"-{value}"
     paths = []
     for name, picture in pictures.items():

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lla_jax.cli.options import Mistake
-from lla_jax.cli.terminal import duration, say
+from lla_jax.cli.terminal import say
+from lla_jax.core.text import duration
 
 if TYPE_CHECKING:
     from lla_jax.core.types import Landscape
@@ -81,10 +82,10 @@ def refused(out: Path, error: ValueError) -> ValueError | Mistake:
 
 def tell_kept(out: Path, made: Mapping[str, str], problem: str) -> None:
     """Say what an interrupted run leaves."""
-    from lla_jax.landscape import sweeps as runs
+    from lla_jax.landscape.store import reading
 
     try:
-        there = runs.status(out)
+        there = reading.status(out)
     except ValueError:
         return
     note(out, made, problem)
@@ -95,6 +96,7 @@ def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
     """The result of a store, and the files it was written to."""
     from lla_jax.core.types import Landscape
     from lla_jax.landscape import sweeps as runs
+    from lla_jax.landscape.store import reading
     from lla_jax.output.storage import save
 
     if not folder.is_dir():
@@ -106,17 +108,17 @@ def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
     name = "landscape.partial.npz" if partial else "landscape.npz"
     if isinstance(found, Landscape):
         return found, [save(found, folder / name)]
-    members = runs.members(folder)
+    members = reading.members(folder)
     paths = [save(plane, members[cell] / name) for cell, plane in found.landscapes.items()]
     return found, [*paths, found.to_csv(folder / "table.csv")]
 
 
 def status(folder: Path) -> str:
     """How far a store is, in a few lines."""
-    from lla_jax.landscape import sweeps as runs
+    from lla_jax.landscape.store import reading
 
     try:
-        found = runs.status(folder)
+        found = reading.status(folder)
     except ValueError as error:
         raise Mistake(str(error).removeprefix("store: ")) from error
     many = f"{found.landscapes} landscapes, " if found.landscapes > 1 else ""
@@ -130,7 +132,7 @@ def status(folder: Path) -> str:
     lines += [f"  writer {name}: {count} chunks in the last 10 min" for name, count in sorted(found.writers.items())]
     if found.done == found.points:
         lines.append(f"  finished; lla-jax merge {folder} writes the result")
-    elif found.left is None and found.last > runs.WINDOW_S:
+    elif found.left is None and found.last > reading.WINDOW_S:
         lines.append("  nobody has written for 10 min; repeat the command that computes it to go on")
     elif found.left is None:
         lines.append("  nothing to tell the time left by")

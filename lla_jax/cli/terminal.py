@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING
 
 import lla_jax
 from lla_jax.cli.options import Mistake, cores
+from lla_jax.core.text import duration
 
 if TYPE_CHECKING:
     from lla_jax.core.types import Problem
 
+LIBRARY = Path(str(lla_jax.__file__)).parent
 Progress = Callable[[float, float | None], None]
 _FORMAT = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}, {remaining} left]"
-LIBRARY = Path(str(lla_jax.__file__)).parent
 _OPEN = "{desc}: {n_fmt}{unit} [{elapsed}]"  # where nobody knows how many there will be
 
 
@@ -88,15 +89,6 @@ def bar(label: str, unit: str = "points", estimate: bool = False) -> Iterator[Pr
         yield progress
         if shown.total:  # a part that needed fewer than it announced
             shown.total = shown.n
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit in which it is easily read."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 @contextlib.contextmanager

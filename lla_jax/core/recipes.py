@@ -2,118 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax._version import __version__
+from lla_jax.core import files as _files
 from lla_jax.core import tree as _tree
-from lla_jax.core.static import static
-from lla_jax.core.types import Directions, Landscape, Loss, PyTree
+from lla_jax.core.data import Stream, num_examples
+from lla_jax.core.types import Eigenpairs, Landscape, PyTree, Spectrum
 
-POLICIES = ("frozen", "batch", "reestimate")
 IDENTITY = (
     "rule", "batch_stats", "batch_size", "metrics", "point_metrics", "data", "extra_data", "params", "state", "noise",
     "key", "precision", "directions",
 )  # fmt: skip
 """What two landscapes must share for one to continue the other."""
-
-
-def check_grid(grid: Sequence[Any]) -> tuple[np.ndarray, ...]:
-    try:
-        coords = tuple(np.asarray(c, np.float64) for c in grid)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"grid: expected one 1-D array of coordinates per axis, e.g. lla.grid(); got {grid!r}"
-        ) from error
-    for i, c in enumerate(coords):
-        if c.ndim != 1 or not len(c) or not np.isfinite(c).all():
-            raise ValueError(
-                f"grid: axis {i} has shape {c.shape}; the rule is a non-empty 1-D array of finite coordinates"
-            )
-    if not coords:
-        raise ValueError("grid: has no axis; pass e.g. lla.grid(extent=1.0, points=41, dims=2)")
-    return coords
-
-
-def single_key(key: Any) -> jax.Array:
-    """The key, if it is one ``jax.random`` key; of the new kind, if it is of the old."""
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.prng_key) and dtype == np.uint32 and key.ndim == 1:
-        key, dtype = (wrapped := jax.random.wrap_key_data(key)), wrapped.dtype  # a key of the old kind
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
-        got = repr(key) if np.ndim(key) == 0 else type(key).__name__
-        raise ValueError(f"key: got {got}; the rule is one jax.random key first, such as jax.random.key(0)")
-    return key
-
-
-def check_policy(batch_stats: str, loss: Any) -> None:
-    if batch_stats not in POLICIES:
-        raise ValueError(f"batch_stats: {batch_stats!r} given; the rule is one of {', '.join(POLICIES)}")
-    if batch_stats == "frozen":
-        return
-    if not isinstance(loss, Loss):
-        raise ValueError(
-            f"batch_stats: {batch_stats!r} needs a model whose normalization layers are visible; a plain function has "
-            "only 'frozen'. Use lla.from_linen, from_nnx, from_equinox or lla.Loss(apply, criterion, state=...)"
-        )
-    if batch_stats == "reestimate" and not jax.tree_util.tree_leaves(loss.state):
-        raise ValueError("batch_stats: 'reestimate' given, but the loss has no state to re-estimate; use 'frozen'")
-
-
-def check_metrics(metrics: Any, point_metrics: Any, loss: Any) -> tuple[tuple, tuple]:
-    for argument, functions in (("metrics", metrics), ("point_metrics", point_metrics)):
-        if functions is not None and not isinstance(functions, Mapping):
-            raise ValueError(f"{argument}: got {type(functions).__name__}; the rule is {{name: function}}")
-    metrics, point_metrics = dict(metrics or {}), dict(point_metrics or {})
-    for argument, functions in (("metrics", metrics), ("point_metrics", point_metrics)):
-        for name, f in functions.items():
-            if not isinstance(name, str) or not name or name == "loss" or not callable(f):
-                raise ValueError(
-                    f"{argument}: entry {name!r}: {f!r}; the rule is a name other than 'loss' and a function"
-                )
-    if both := set(metrics) & set(point_metrics):
-        raise ValueError(f"point_metrics: {sorted(both)} are names of metrics already; rename them")
-    if metrics and not isinstance(loss, Loss):
-        raise ValueError(
-            "metrics: need the model's outputs, which a plain function hides; use lla.Loss(apply, criterion)"
-        )
-    return tuple((k, static(f)) for k, f in metrics.items()), tuple((k, static(f)) for k, f in point_metrics.items())
-
-
-def names(prefixes: Sequence[str], metrics: Sequence[str], point_metrics: Sequence[str]) -> None:
-    """Raise if two values would have the same name, such as a metric "test_loss" beside a data set "test"."""
-    all_names = [prefix + name for prefix in prefixes for name in ("loss", *metrics)] + list(point_metrics)
-    if twice := sorted({name for name in all_names if all_names.count(name) > 1}):
-        raise ValueError(
-            f"metrics: {twice} would name two values each; the rule is one value a name, and a data set's name is put "
-            "before its values. Rename a metric or an entry of extra_data"
-        )
-
-
-def aligned(directions: Directions, params: PyTree, axes: int, adam: bool) -> PyTree:
-    """The directions' tree in the structure of the parameters.
-
-    Raises:
-      ValueError: another structure, shape or number than the grid's, or not what the rule needs.
-    """
-    tree = _tree.align(directions.tree, params, "directions", stacked=True)
-    if directions.num != axes:
-        raise ValueError(
-            f"grid: {axes} axes for {directions.num} directions; the rule is one axis per direction, e.g. "
-            f"lla.grid(dims={directions.num}) or axes[:{axes}]"
-        )
-    recipe = directions.recipe
-    raw = recipe.get("kind") == "adam_moments" and not recipe.get("normalize")
-    if adam and not (raw and recipe.get("chosen", [0, 1]) == [0, 1]):
-        raise ValueError(
-            f"directions: the adam rule needs Adam's raw moments (m, v), got {dict(recipe)}; use "
-            "lla.directions.adam_moments(opt_state, params) without normalize"
-        )
-    return tree
 
 
 def resumable(resume: Landscape, recipe: Mapping[str, Any], coords: Sequence[np.ndarray]) -> None:
@@ -148,3 +59,109 @@ def same_probe(then: Mapping[str, Any], now: Mapping[str, Any], argument: str) -
 def _json(value: Any) -> str:
     """As it would be in a file: tuples are lists, and NaN equals itself."""
     return json.dumps(value, sort_keys=True, default=lambda x: x.tolist() if hasattr(x, "tolist") else repr(x))
+
+
+def versions() -> dict[str, str]:
+    """Of what the values depend on beyond the recipe."""
+    return {"lla_jax": __version__, "jax": jax.__version__, "python": platform.python_version()}
+
+
+def digest(value: Any) -> str:
+    """Hash of a JSON value; 32 hex digits."""
+    return hashlib.blake2b(text(value).encode(), digest_size=16).hexdigest()
+
+
+def text(value: Any) -> str:
+    """A JSON value as text, the same for equal values."""
+    return json.dumps(value, sort_keys=True, default=_files.plain)
+
+
+# --- comparing
+
+
+def check_same(path: Path, manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+    """Raise a ValueError that says what changed unless ``recipe`` is the manifest's, as far as a recipe tells.
+
+    Drawn directions may differ by rounding: another machine draws the same numbers a little differently.
+    """
+    then = manifest["recipe"]
+    names = [k for k in manifest["identity"] if not _alike(_comparable(k, then), _comparable(k, recipe))]
+    if names:
+        said = "; ".join(f"{name} ({_difference(then.get(name), recipe.get(name))})" for name in names)
+        raise ValueError(
+            f"store: {path} holds a landscape that differs in {said}. The rule is the same recipe: repeat the "
+            "arguments it was made with, or pass another folder"
+        )
+
+
+def _comparable(name: str, recipe: Mapping[str, Any]) -> Any:
+    entry = recipe.get(name)
+    if name == "directions" and isinstance(entry, Mapping) and entry.get("kind") == "random":
+        return {k: v for k, v in entry.items() if k != "contents"}  # to the bit; the recipe says how to draw them
+    return entry
+
+
+def _alike(one: Any, two: Any) -> bool:
+    """Equal, floating numbers to rounding."""
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        return one.keys() == two.keys() and all(_alike(one[k], two[k]) for k in one)
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        return len(one) == len(two) and all(map(_alike, one, two))
+    if isinstance(one, float) and isinstance(two, float):
+        return math.isclose(one, two, rel_tol=1e-5, abs_tol=1e-7)
+    return text(one) == text(two)
+
+
+def _difference(then: Any, now: Any) -> str:
+    """What differs, entry by entry where both are dicts."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        names = [k for k in {**then, **now} if not _alike(then.get(k), now.get(k))]
+        return ", ".join(f"{k}: {_difference(then.get(k), now.get(k))}" for k in names)
+    return f"{_short(then)} -> {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    said = text(value)
+    return said if len(said) <= 40 else said[:37] + "..."
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names under which two recipes differ, of those in ``now``; the operator's plan is no difference."""
+
+    def plain(value: Any) -> Any:
+        value = {k: v for k, v in value.items() if k != "plan"} if isinstance(value, Mapping) else value
+        return json.loads(json.dumps(value, default=repr))
+
+    return [name for name, value in now.items() if plain(before.get(name)) != plain(value)]
+
+
+def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs | Spectrum]) -> None:
+    """Raise a ValueError where ``resume`` is not what ``on_partial`` got from the call that the recipe describes."""
+    if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
+        raise ValueError(f"resume: {resume!r} given; the rule is what {recipe['kind']} gave to on_partial")
+    if differs := differences(resume.recipe, recipe):
+        raise ValueError(
+            f"resume: was made with another {', '.join(differs)}; the rule is the same operator and arguments"
+        )
+
+
+def describe(data: Any) -> dict[str, Any]:
+    """Data as a recipe holds them."""
+    if isinstance(data, Stream):
+        return {"kind": "stream"}
+    return {"kind": "memory", "examples": num_examples(data), "fingerprint": fingerprint(data)}
+
+
+def fingerprint(tree: PyTree) -> str:
+    """Hash of names, shapes, dtypes and contents (above 64 MB a fixed sample of the contents); 16 hex digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path, leaf in zip(_tree.paths(tree), jax.tree_util.tree_leaves(tree), strict=True):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.asarray(leaf)
+        digest.update(f"{path}:{array.shape}:{array.dtype}".encode())
+        rows = array.reshape(-1)
+        if array.nbytes > 64_000_000:
+            rows = rows[:: -(-array.nbytes // 64_000_000)]
+        digest.update(np.ascontiguousarray(rows).tobytes())
+    return digest.hexdigest()

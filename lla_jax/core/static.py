@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -142,3 +143,27 @@ def _names(code: types.CodeType) -> list[str]:
     """Global and attribute names that the code or a function inside it may read, in a fixed order."""
     inner = [name for c in code.co_consts if isinstance(c, types.CodeType) for name in _names(c)]
     return list(dict.fromkeys([*code.co_names, *inner]))
+
+
+class ByValue:
+    """Compares and hashes by its fields; by identity where a field cannot be hashed (costs a compilation, no more)."""
+
+    def _content(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+
+    def __hash__(self) -> int:
+        try:
+            return hash((type(self), self._content()))
+        except TypeError:
+            return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other):
+            return False
+        try:
+            hash(self._content()), hash(other._content())
+            return bool(self._content() == other._content())
+        except (TypeError, ValueError):
+            return False

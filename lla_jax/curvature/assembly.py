@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lla_jax.core import data as _data
+from lla_jax.core import losses, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.data import Stream
 from lla_jax.core.types import Batch, Execution, Loss, PyTree
@@ -22,9 +23,10 @@ from lla_jax.curvature import matrices, products
 from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.products import Common, How, Rows
-from lla_jax.execution import plans, rewriting, sharding
+from lla_jax.execution import devices as _devices
 from lla_jax.execution import processes as _processes
-from lla_jax.execution.plans import GRID
+from lla_jax.execution import rewriting, sharding
+from lla_jax.execution.devices import GRID
 
 log = logging.getLogger("lla_jax")
 
@@ -57,7 +59,7 @@ def operator(
         raise ValueError(f'linearize: {linearize!r} given; the rule is True, False or "auto"')
     if matrix.train and not isinstance(loss, Loss):
         raise ValueError("batch_stats: 'batch' needs a model whose normalization layers are visible, not a function")
-    loss = _data.as_loss(loss)
+    loss = losses.as_loss(loss)
     if processes not in ("all", "own"):
         raise ValueError(f'processes: {processes!r} given; the rule is "all" or "own"')
     together = processes == "all" and jax.process_count() > 1
@@ -91,17 +93,17 @@ class Settings(NamedTuple):
 
 
 def _mesh(devices: Any, whole: bool) -> Mesh:
-    chosen = plans.devices_of(Execution(devices=devices))
+    chosen = _devices.devices_of(Execution(devices=devices))
     if devices == "all" and chosen[0].platform == "cpu":  # one has all cores
-        return plans.mesh_of(chosen[:1])
+        return _devices.mesh_of(chosen[:1])
     if not whole:
-        return plans.mesh_of(chosen)
+        return _devices.mesh_of(chosen)
     if devices != "all" and len(chosen) > 1:
         raise ValueError(
             f"devices: {devices!r} given, but batch statistics or a batch-coupled loss need whole batches, which are "
             "not split over devices; leave devices out, or use devices=1"
         )
-    return plans.mesh_of(chosen[:1])
+    return _devices.mesh_of(chosen[:1])
 
 
 def _model_mesh(model: Mesh, devices: Any, together: bool) -> Mesh:
@@ -116,17 +118,17 @@ def _model_mesh(model: Mesh, devices: Any, together: bool) -> Mesh:
             "params: are spread over devices, and there are several processes, which is not supported together; the "
             'rule is a copy of the parameters in every process, or processes="own"'
         )
-    return plans.mesh_of([model.devices.flat[0]])
+    return _devices.mesh_of([model.devices.flat[0]])
 
 
 def _placed(tree: PyTree, mesh: Mesh, model: Mesh | None, name: str) -> PyTree:
-    return plans.replicate(tree, mesh) if model is None else sharding.kept(tree, model, name)
+    return _devices.replicate(tree, mesh) if model is None else sharding.kept(tree, model, name)
 
 
 def _among(recipe: dict[str, Any], data: Any, key: Any, matrix: Matrix) -> int:
     """The number of this process's first row; the recipe's data are those of all, the rest is the same in all."""
     same = {name: json.dumps(x, sort_keys=True, default=repr) for name, x in recipe.items() if name != "data"}
-    drawn = {"samples": str(matrix.samples), "key": _data.fingerprint(key)}
+    drawn = {"samples": str(matrix.samples), "key": recipes.fingerprint(key)}
     _processes.agree(**same, kind_of_data=str(recipe["data"]["kind"]), **drawn)
     recipe["data"] = recipe["data"] | {"processes": jax.process_count()}
     if isinstance(data, Stream):  # its length is known only by reading it
@@ -155,7 +157,7 @@ def _exchanged(how: How, v: PyTree, total: Any) -> Any:
     assert how.mesh is not None
     found = _processes.total_of(v, products.over_devices(how, total))
     found = found if how.mesh.size == 1 else jax.tree_util.tree_map(lambda x: x[None], found)
-    return plans.replicate(found, how.mesh)
+    return _devices.replicate(found, how.mesh)
 
 
 def _recipe(
@@ -165,10 +167,10 @@ def _recipe(
     spread = any(map(sharding.spread, leaves))
     return {
         "kind": matrix.kind,
-        "params": {"fingerprint": _data.fingerprint(sharding.viewed(params)), "size": sum(x.size for x in leaves)},
-        "state": _data.fingerprint(sharding.viewed(loss.state)),
-        "noise": _data.fingerprint(loss.key),
-        "data": _data.describe(data if isinstance(data, Stream) else sharding.viewed(_data.as_arrays(data))),
+        "params": {"fingerprint": recipes.fingerprint(sharding.viewed(params)), "size": sum(x.size for x in leaves)},
+        "state": recipes.fingerprint(sharding.viewed(loss.state)),
+        "noise": recipes.fingerprint(loss.key),
+        "data": recipes.describe(data if isinstance(data, Stream) else sharding.viewed(_data.as_arrays(data))),
         **({"draw": "per leaf"} if spread else {}),
         "batch_size": batch_size,
         "batch_stats": "batch" if matrix.train else "frozen",
@@ -194,7 +196,7 @@ def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[i
     All rows at once, so that the values of the examples are larger than the weights where there are many.
     """
     rows = min(rows, MOST_TRACED)
-    how = _how(matrix, common.params, plans.mesh_of(jax.local_devices()[:1]), set())
+    how = _how(matrix, common.params, _devices.mesh_of(jax.local_devices()[:1]), set())
     typed = jax.dtypes.canonicalize_dtype
     like = jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), typed(x.dtype)), batch)
     common = common._replace(data=like, count=np.int32(rows))
@@ -228,7 +230,7 @@ def _whole_batches(how: How, count: int, batch_size: int | None) -> list[Rows]:
 def _split(batch: Batch, mesh: Mesh) -> Batch:
     """The rows over the devices, padded to an equal number for each."""
     if mesh.size == 1:
-        return plans.replicate(batch, mesh)
+        return _devices.replicate(batch, mesh)
     rows = _data.num_examples(batch)
     target = -(-rows // mesh.size) * mesh.size
     if target > rows:
@@ -276,7 +278,7 @@ def _keep(how: How, common: Common, blocks: list[Rows], linearize: bool | str) -
         return False, 0, "computed at every product"
     assert how.mesh is not None
     device, nbytes = how.mesh.devices.flat[0], _kept_bytes(how, common, blocks)
-    free = plans.free_bytes(device) * (1 if device.platform == "cpu" else how.mesh.size)
+    free = _devices.free_bytes(device) * (1 if device.platform == "cpu" else how.mesh.size)
     if linearize != "auto" or nbytes <= KEPT_SHARE * free:
         return True, nbytes, f"kept ({_size(nbytes)})"
     return False, 0, f"computed at every product (kept, they would take {_size(nbytes)} of {_size(free)} that are free)"
@@ -335,7 +337,7 @@ def _streamed(settings: Settings, common: Common, data: Stream, recipe: dict[str
 
     def call(v: PyTree) -> PyTree:
         total: Any = None
-        for piece, count, offset in plans.device_batches(data, mesh, whole, place=place):
+        for piece, count, offset in _devices.device_batches(data, mesh, whole, place=place):
             rows = _data.num_examples(piece) // mesh.size
             here = common._replace(data=piece, count=np.int32(count), offset=common.offset + np.int32(offset))
             blocks = _whole_batches(how, count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)

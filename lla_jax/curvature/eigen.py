@@ -16,17 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import data as _data
-from lla_jax.core import recipes
+from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Directions, Eigenpairs, PyTree, Recipe
 from lla_jax.curvature import eigensearch
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Ritz, Search
-from lla_jax.curvature.lanczos import Progress
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
-from lla_jax.curvature.symmetry import check_given, check_operator
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, check_given, check_operator
+from lla_jax.execution import progress as _progress
 from lla_jax.execution import sharding
+from lla_jax.execution.progress import Progress
 
 log = logging.getLogger("lla_jax")
 
@@ -94,8 +93,8 @@ def eigenpairs(
     and repeated values are found like any other; (3) a fraction of the products.
     """
     check_operator(H)
-    key, n = recipes.single_key(key), H.shape[0]
-    k = _lanczos.clamped("k", k, n)
+    key, n = arguments.single_key(key), H.shape[0]
+    k = arguments.clamped("k", k, n)
     if which not in ("magnitude", "largest", "smallest"):
         raise ValueError(f'which: {which!r} given; the rule is "magnitude", "largest" or "smallest"')
     if not isinstance(tol, float | int | np.floating) or not 0 < tol < 1:
@@ -105,14 +104,14 @@ def eigenpairs(
     most = _at_least("max_vectors", max_vectors, min(n, k + SPARE), max(k + SPARE, int(SHARE * free) // nbytes))
     recipe = {
         "kind": "eigenpairs", "operator": dict(H.recipe), "n": n, "dtype": str(H.dtype), "k": k, "which": which,
-        "tol": float(tol), "max_vectors": max_vectors, "key": _data.fingerprint(key),
+        "tol": float(tol), "max_vectors": max_vectors, "key": recipes.fingerprint(key),
     }  # fmt: skip
     if resume is None:
         rows = min(max(ROWS[H.on_device], 2 * k), most, n)
         used = check_given(H, key)
         s = eigensearch.begin(H, key, rows, min(most, n), used)
     else:
-        _lanczos.check_resume(resume, recipe, Eigenpairs)
+        recipes.check_resume(resume, recipe, Eigenpairs)
         if resume.state is None:
             return resume
         s = _restored(resume.state, H)
@@ -129,7 +128,7 @@ def eigenpairs(
         if on_partial is not None and s.known and not s.gone:
             on_partial(_partial(s, H, k, which, recipe, stopped))
 
-    progress = _lanczos.saving(progress, save_every, on_partial, lambda: hand_over("running"))
+    progress = _progress.saving(progress, save_every, on_partial, lambda: hand_over("running"))
     try:
         ended = eigensearch.search(s, H, key, k, which, tol, limit - k, progress)
         if not s.known:

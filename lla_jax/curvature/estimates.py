@@ -16,14 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import data as _data
-from lla_jax.core import recipes
+from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Estimate, PyTree
 from lla_jax.curvature import sketches
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, check_given, check_operator
 from lla_jax.curvature.sketches import AT_ONCE, Operator
-from lla_jax.curvature.symmetry import check_given, check_operator
 
 log = logging.getLogger("lla_jax")
 
@@ -89,7 +87,7 @@ def trace(
     """
     if method not in PRODUCTS_EACH:
         raise ValueError(f'method: {method!r} given; the rule is "hutchinson", "hutch++" or "xtrace"')
-    key = recipes.single_key(key)
+    key = arguments.single_key(key)
     checked = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
     if method == "hutchinson":
         rounds = _samples(H, key, max_products, checked, lambda forms: _mean(forms[:, 0]))
@@ -126,7 +124,7 @@ def frobenius_norm(
 
     References: Hutchinson 1990, for the trace of A'A; the standard error by the delta method.
     """
-    key = recipes.single_key(key)
+    key = arguments.single_key(key)
     checked = _check(H, key, rtol, max_products, 1)
 
     def summary(forms: np.ndarray) -> tuple[float, float]:
@@ -168,7 +166,7 @@ def diagonal(
 
     References: Bekas et al. 2007.
     """
-    key = recipes.single_key(key)
+    key = arguments.single_key(key)
     checked = _check(H, key, rtol, max_products, 1)
     rounds = _diagonals(H, key, max_products, checked)
     return _driven(rounds, H, key, {"kind": "diagonal"}, rtol, max_products, progress)
@@ -222,7 +220,7 @@ def _driven(
     converged = _done(now, rtol, rounding)
     recipe |= {
         "products": now.products, "converged": converged, "stopped": now.trouble, "rtol": rtol,
-        "max_products": int(max_products), "key": _data.fingerprint(key), "operator": dict(H.recipe),
+        "max_products": int(max_products), "key": recipes.fingerprint(key), "operator": dict(H.recipe),
     }  # fmt: skip
     if now.value is not None:
         recipe |= {"norm": now.mean, "norm_sem": now.sem}

@@ -7,10 +7,8 @@ from the host, around one jitted update.
 
 from __future__ import annotations
 
-import json
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import recipes
+from lla_jax.core import arguments
 from lla_jax.core import tree as _tree
-from lla_jax.core.types import Eigenpairs, PyTree, Spectrum
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
-from lla_jax.curvature.symmetry import check_given, check_operator
+from lla_jax.core.arguments import clamped
+from lla_jax.core.types import PyTree
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, check_given, check_operator
 from lla_jax.execution import sharding
 
 BREAKDOWN = 10.0  # a remainder below this times eps |A q| is rounding
@@ -32,7 +30,6 @@ FIXED = 190 * 2**20  # bytes on a CPU for compiled programs and their threads, m
 WINDOW = 11  # vectors that LLA re-orthogonalises against
 
 Operator = LinearOperator | HostOperator
-Progress = Callable[[float, float | None], None]
 
 
 class Step(NamedTuple):
@@ -387,7 +384,7 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     References: Lanczos 1950; Giraud et al. 2005 (why twice is enough).
     """
     check_operator(H)
-    key = recipes.single_key(key)
+    key = arguments.single_key(key)
     check_start(start)
     steps = clamped("steps", steps, H.shape[0])
     check_given(H, key)
@@ -431,59 +428,9 @@ def check_start(start: Any) -> None:
         raise ValueError(f'start: {start!r} given; the rule is "rademacher" or "normal"')
 
 
-def saving(progress: Progress | None, every: Any, on_partial: Any, save: Callable[[], None]) -> Progress | None:
-    """``progress``, which also saves about every so many seconds."""
-    if every is None:
-        return progress
-    if not isinstance(every, int | float) or isinstance(every, bool) or not every > 0:
-        raise ValueError(f"save_every: {every!r} given; the rule is seconds above 0, such as 60, or None")
-    if on_partial is None:
-        raise ValueError(f"save_every: {every!r} given without on_partial, which would be called; pass it as well")
-    last = time.monotonic()
-
-    def both(done: float, total: float | None) -> None:
-        nonlocal last
-        if progress is not None:
-            progress(done, total)
-        if time.monotonic() - last >= every:
-            save()
-            last = time.monotonic()
-
-    return both
-
-
-def clamped(name: str, value: Any, n: int) -> int:
-    """A positive integer, and at most n: with a warning where it is more."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: {value!r} given; the rule is an integer from 1 to the number of parameters, {n}")
-    if value > n:
-        warnings.warn(f"{name}: {value} asked for, but there are only {n} parameters; {n} are done", stacklevel=3)
-    return min(int(value), n)
-
-
 def nothing(product: int) -> str:
     """What to say where not even one step is left."""
     return (
         f"H: product {product} is not finite, and there is nothing to keep; the rule is finite products. Is the loss "
         "finite here?"
     )
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names under which two recipes differ, of those in ``now``; the operator's plan is no difference."""
-
-    def plain(value: Any) -> Any:
-        value = {k: v for k, v in value.items() if k != "plan"} if isinstance(value, Mapping) else value
-        return json.loads(json.dumps(value, default=repr))
-
-    return [name for name, value in now.items() if plain(before.get(name)) != plain(value)]
-
-
-def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs | Spectrum]) -> None:
-    """Raise a ValueError where ``resume`` is not what ``on_partial`` got from the call that the recipe describes."""
-    if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
-        raise ValueError(f"resume: {resume!r} given; the rule is what {recipe['kind']} gave to on_partial")
-    if differs := differences(resume.recipe, recipe):
-        raise ValueError(
-            f"resume: was made with another {', '.join(differs)}; the rule is the same operator and arguments"
-        )

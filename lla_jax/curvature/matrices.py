@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lla_jax.core import data as _data
+from lla_jax.core import losses
 from lla_jax.core.types import Loss, PyTree
 from lla_jax.execution import rewriting
 
@@ -60,7 +60,7 @@ def merged(params: PyTree, moving: PyTree, chosen: tuple[bool, ...]) -> PyTree:
     )
 
 
-def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: _data.Block, key: Any) -> Callable[[PyTree], Any]:
+def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: losses.Block, key: Any) -> Callable[[PyTree], Any]:
     """``g(part) -> (gradient-like part, (sum of weights, sum of weighted losses))``; see the module.
 
     Args:
@@ -73,13 +73,13 @@ def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: _data.Block,
     start = part(params, matrix.chosen)
 
     def model(moving: PyTree) -> Any:
-        return _data.outputs_of(loss, merged(params, moving, matrix.chosen), loss.state, block, matrix.train)[0]
+        return losses.outputs_of(loss, merged(params, moving, matrix.chosen), loss.state, block, matrix.train)[0]
 
     outputs = rewriting.lowered(model, start) if matrix.lowered else model
     if matrix.kind == "hessian":
 
         def total(moving: PyTree) -> tuple[Any, Any]:
-            return _data.loss_total(loss, outputs(moving), block)
+            return losses.loss_total(loss, outputs(moving), block)
 
         def gradient(moving: PyTree) -> Any:
             (value, weight), found = jax.value_and_grad(total, has_aux=True)(moving)
@@ -91,7 +91,7 @@ def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: _data.Block,
     return _fisher(matrix, loss, outputs, start, block, key)
 
 
-def _gauss_newton(loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, block: _data.Block) -> Callable:
+def _gauss_newton(loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, block: losses.Block) -> Callable:
     def floating(moving: PyTree) -> tuple[list[Any], Any]:
         leaves, structure = jax.tree_util.tree_flatten(outputs(moving))
         if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in leaves):
@@ -105,7 +105,7 @@ def _gauss_newton(loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, b
         def total(found: list[Any]) -> tuple[Any, Any]:
             new = iter(found)
             whole = [next(new) if yes else x for x, yes in zip(rest, smooth, strict=True)]
-            return _data.loss_total(loss, jax.tree_util.tree_unflatten(structure, whole), block)
+            return losses.loss_total(loss, jax.tree_util.tree_unflatten(structure, whole), block)
 
         return [x for x, yes in zip(leaves, smooth, strict=True) if yes], total
 
@@ -120,11 +120,11 @@ def _gauss_newton(loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, b
 
 
 def _fisher(
-    matrix: Matrix, loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, block: _data.Block, key: Any
+    matrix: Matrix, loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, block: losses.Block, key: Any
 ) -> Callable:
     def drawn(number: Any) -> Any:  # a batch with targets of its own
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, number), block.index)
-        with _data.noting("sample", "sample(key, outputs, example) for one example", block):
+        with losses.noting("sample", "sample(key, outputs, example) for one example", block):
             return jax.vmap(matrix.sample)(keys, jax.lax.stop_gradient(outputs(start)), block.batch)
 
     batches = block.batch if matrix.sample is None else jax.vmap(drawn)(jnp.arange(matrix.samples))
@@ -133,8 +133,8 @@ def _fisher(
         """((B,), or (samples, B), losses times the root of their weight; sum of weights)."""
         found = outputs(moving)
         if matrix.sample is None:
-            return _data.loss_roots(loss, found, block)
-        each, weights = jax.vmap(lambda batch: _data.loss_roots(loss, found, block._replace(batch=batch)))(batches)
+            return losses.loss_roots(loss, found, block)
+        each, weights = jax.vmap(lambda batch: losses.loss_roots(loss, found, block._replace(batch=batch)))(batches)
         return each, weights[0]
 
     _, pull, _ = jax.vjp(roots, start, has_aux=True)

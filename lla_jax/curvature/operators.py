@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import data as _data
+from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
@@ -212,7 +212,7 @@ def fisher(
         matrix, loss, params, data, batch_size=batch_size, linearize=linearize, devices=devices,
         allow_nondeterministic=allow_nondeterministic, select=select, processes=processes, key=key,
     )  # fmt: skip
-    operator.recipe.update(kind=f"fisher ({kind})", samples=samples, targets=_data.fingerprint(key))
+    operator.recipe.update(kind=f"fisher ({kind})", samples=samples, targets=recipes.fingerprint(key))
     return operator
 
 
@@ -278,7 +278,7 @@ def masked(operator: Any, mask: PyTree) -> Any:
     entries = [np.asarray(x) for x in jax.tree_util.tree_leaves(mask)]
     if not all(np.isin(x, (0, 1)).all() for x in entries) or not any(x.any() for x in entries):
         raise ValueError("mask: the rule is a tree of 0 and 1 (or bool), with a 1 somewhere")
-    return _scaled(operator, mask, "mask", {"masked": _data.fingerprint(mask)})
+    return _scaled(operator, mask, "mask", {"masked": recipes.fingerprint(mask)})
 
 
 def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: float = 1e-8, decay: float = 1.0) -> Any:
@@ -324,7 +324,7 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
         )
     if not all(np.isfinite(x).all() for x in jax.tree_util.tree_leaves(scale)):
         raise ValueError("eps: 0 given, and second_moment has zeros; the rule is eps > 0 then, such as Adam's 1e-8")
-    recipe = {"preconditioned": {"eps": eps, "decay": decay, "moment": _data.fingerprint(second_moment)}}
+    recipe = {"preconditioned": {"eps": eps, "decay": decay, "moment": recipes.fingerprint(second_moment)}}
     return _scaled(operator, scale, "second_moment", recipe)
 
 

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from lla_jax.core import data as _data
+from lla_jax.core import losses
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Batch, PyTree
 from lla_jax.curvature import matrices
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.execution import plans, sharding
-from lla_jax.execution.plans import GRID
+from lla_jax.execution.devices import GRID
 
 
 class How(NamedTuple):
@@ -65,14 +65,15 @@ class Linearized(NamedTuple):
 
 
 def times(scale: PyTree, v: PyTree) -> PyTree:
+    """S v, entry by entry."""
     return jax.tree_util.tree_map(lambda s, x: s * x, scale, v)
 
 
-def _local_block(common: Common, start: Any, size: int, mesh: Mesh) -> _data.Block:
+def _local_block(common: Common, start: Any, size: int, mesh: Mesh) -> losses.Block:
     """Rows of this device's share of the data."""
     rows = jax.tree_util.tree_leaves(common.data)[0].shape[0]
     before = jax.lax.axis_index(GRID) * rows if mesh.size > 1 else 0
-    return _data.block_at(common.data, start, size, jnp.clip(common.count - before, 0, rows), common.offset + before)
+    return losses.block_at(common.data, start, size, jnp.clip(common.count - before, 0, rows), common.offset + before)
 
 
 def _spread(mesh: Mesh, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
@@ -97,6 +98,7 @@ def _summed(f: Callable[[Any], Any], over: Any) -> Any:
 
 
 def plus(a: Any, b: Any) -> Any:
+    """a + b, leaf by leaf."""
     return jax.tree_util.tree_map(jnp.add, a, b)
 
 

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from scipy.special import ndtr
 
-from lla_jax.core import data as _data
-from lla_jax.core import recipes
+from lla_jax.core import arguments, recipes
 from lla_jax.core.types import PyTree, Recipe, Spectrum
 from lla_jax.curvature import lanczos as _lanczos
-from lla_jax.curvature.lanczos import CHUNK, WINDOW, Progress
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
-from lla_jax.curvature.symmetry import check_given, check_operator
-from lla_jax.execution import plans
+from lla_jax.curvature.lanczos import CHUNK, WINDOW
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, check_given, check_operator
+from lla_jax.execution import devices
+from lla_jax.execution import progress as _progress
+from lla_jax.execution.progress import Progress
 
 log = logging.getLogger("lla_jax")
 
@@ -96,17 +96,17 @@ def spectrum(
     (arXiv 2412.10146): (1) full re-orthogonalisation, so that no eigenvalue is counted twice; (2) float64 for T.
     """
     check_operator(H)
-    key = recipes.single_key(key)
+    key = arguments.single_key(key)
     if not isinstance(probes, int | np.integer) or isinstance(probes, bool) or probes < 1:
         raise ValueError(f"probes: {probes!r} given; the rule is a positive integer")
     _lanczos.check_start(start)
     if scheme not in ("full", "lla"):
         raise ValueError(f'scheme: {scheme!r} given; the rule is "full" or "lla"')
     n = H.shape[0]
-    steps = _lanczos.clamped("steps", steps, n)
+    steps = arguments.clamped("steps", steps, n)
     recipe = {
         "kind": "spectrum", "operator": dict(H.recipe), "n": n, "dtype": str(H.dtype), "steps": steps,
-        "probes": int(probes), "start": start, "scheme": scheme, "key": _data.fingerprint(key),
+        "probes": int(probes), "start": start, "scheme": scheme, "key": recipes.fingerprint(key),
     }  # fmt: skip
     if resume is None:
         group = _group(H, steps, int(probes), scheme)
@@ -114,7 +114,7 @@ def spectrum(
         table = np.zeros((2, probes, steps))
         run = _Run(table[0], table[1], np.zeros(probes, np.int64), group, used)
     else:
-        _lanczos.check_resume(resume, recipe, Spectrum)
+        recipes.check_resume(resume, recipe, Spectrum)
         if resume.state is None:
             return resume
         run = _restored(resume.state, H, _rows(steps, scheme))
@@ -125,7 +125,7 @@ def spectrum(
         if on_partial is not None and run.done.any() and not gone:
             on_partial(_result(run, recipe | {"complete": False, "stopped": stopped}, H, _state(run, scheme)))
 
-    progress = _lanczos.saving(progress, save_every, on_partial, lambda: hand_over("running"))
+    progress = _progress.saving(progress, save_every, on_partial, lambda: hand_over("running"))
     try:
         _drive(run, H, key, recipe, progress)
     except BaseException:
@@ -192,7 +192,7 @@ def _drive(run: _Run, H: Operator, key: jax.Array, recipe: Recipe, progress: Pro
             try:
                 _advance(run, H, window)
             except Exception as error:
-                if run.at or run.group == 1 or not plans.out_of_memory(error):
+                if run.at or run.group == 1 or not devices.out_of_memory(error):
                     raise
                 less = max(g for g in range(1, run.group) if run.group % g == 0)
                 vars(run).update(basis=None, group=less)

@@ -25,7 +25,7 @@ import numpy as np
 
 from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
-from lla_jax.execution import plans, sharding
+from lla_jax.execution import devices, sharding
 
 Operator = LinearOperator | HostOperator
 
@@ -42,7 +42,7 @@ def halved(compute: Callable[[int, int], Any], lo: int, hi: int) -> list[Any]:
     try:
         return [compute(lo, hi)]
     except Exception as error:
-        if hi - lo == 1 or not plans.out_of_memory(error):
+        if hi - lo == 1 or not devices.out_of_memory(error):
             raise
     middle = (lo + hi) // 2
     return halved(compute, lo, middle) + halved(compute, middle, hi)
@@ -228,6 +228,7 @@ def _one_by_one(flat: Any) -> Any:
 
 
 def gram(a: Any, b: Any) -> np.ndarray:
+    """The inner products A B' of rows, float64."""
     return np.asarray(_gram(a, b), np.float64)
 
 

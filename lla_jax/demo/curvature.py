@@ -8,18 +8,21 @@ from typing import Any, NamedTuple
 import jax
 
 from lla_jax import demo
+from lla_jax.core.text import pm
 from lla_jax.core.types import Eigenpairs, Problem, Spectrum
 from lla_jax.curvature import operators
 from lla_jax.curvature.eigen import eigenpairs
 from lla_jax.curvature.estimates import trace
 from lla_jax.curvature.quadrature import spectrum
-from lla_jax.directions import eigenvectors
-from lla_jax.landscape.evaluation import evaluate, grid
+from lla_jax.directions import derived
+from lla_jax.landscape.evaluation import evaluate
+from lla_jax.landscape.grids import grid
 from lla_jax.measures import convexity_map, layers, planes
 from lla_jax.measures import spectra as _spectra
 from lla_jax.models import linen
-from lla_jax.output.plotting import lines
-from lla_jax.output.words import criteria, eigenvalue_lines, pm
+from lla_jax.output.plotting import curvature
+from lla_jax.output.plotting import planes as _planes
+from lla_jax.output.words import criteria, eigenvalue_lines
 
 STEPS, PROBES, TOP = 60, 4, 5
 EXTENT = 0.5  # of the Hessian axes, which have length 1
@@ -63,7 +66,7 @@ def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: 
         whole = trace(operator, keys[2], method="xtrace", progress=progress)
     with bar("layers", "products") as progress:
         rows = layers.per_layer(problem.loss, params, data, keys[3], progress=progress)
-    axes = eigenvectors.eigenvectors(pairs, (0, 1))
+    axes = derived.eigenvectors(pairs, (0, 1))
     with bar("Hessian axes") as progress:
         plane = evaluate(problem.loss, params, data, axes, grid(points=points, extent=EXTENT), progress=progress)
     report = planes.plane_report(plane, axes, operator, pairs=pairs, trace=whole)
@@ -76,11 +79,11 @@ def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: 
         {names[when]: spec for when, spec in spectra.items()}
         | {"eigenpairs": pairs, "hessian-plane": plane, "convexity": convexity},
         {
-            "spectrum": lines.spectral_density(spectra, title="Digits CNN: Hessian spectrum"),
-            "eigenvalues": lines.scree(pairs, title="Digits CNN: eigenvalues"),
-            "layers": lines.layers(rows, title="Digits CNN: curvature by layer"),
-            "hessian-plane": lines.contour(plane, log=True, title="Digits CNN: plane of the top eigenvectors"),
-            "convexity": lines.convexity(convexity, title="Digits CNN: convexity"),
+            "spectrum": curvature.spectral_density(spectra, title="Digits CNN: Hessian spectrum"),
+            "eigenvalues": curvature.scree(pairs, title="Digits CNN: eigenvalues"),
+            "layers": curvature.layers(rows, title="Digits CNN: curvature by layer"),
+            "hessian-plane": _planes.contour(plane, log=True, title="Digits CNN: plane of the top eigenvectors"),
+            "convexity": curvature.convexity(convexity, title="Digits CNN: convexity"),
         },
         "\n".join(
             [

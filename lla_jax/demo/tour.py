@@ -15,9 +15,10 @@ from lla_jax import demo
 from lla_jax.core.types import Landscape
 from lla_jax.demo import curvature
 from lla_jax.directions import draws, normalization
-from lla_jax.landscape.evaluation import evaluate, grid
+from lla_jax.landscape.evaluation import evaluate
+from lla_jax.landscape.grids import grid
 from lla_jax.landscape.modes import all_modes
-from lla_jax.output.plotting import lines
+from lla_jax.output.plotting import lines, planes
 from lla_jax.output.storage import save
 
 Bar = Callable[..., AbstractContextManager[Callable[[float, float | None], None]]]
@@ -79,10 +80,10 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
     # logarithmic, since the loss spans four orders of magnitude
     figures = {
         "line": lines.train_test(line, log=True, title="Digits CNN"),
-        "surface": lines.surface(plane, log=True, title="Digits CNN: training loss"),
-        "contour": lines.contour(plane, log=True, title="Digits CNN: training loss"),
-        "accuracy": lines.contour(plane, "accuracy", title="Digits CNN: training accuracy"),
-        "modes": lines.panels(modes, kind="contour", log=True, title="Digits CNN, training"),
+        "surface": planes.surface(plane, log=True, title="Digits CNN: training loss"),
+        "contour": planes.contour(plane, log=True, title="Digits CNN: training loss"),
+        "accuracy": planes.contour(plane, "accuracy", title="Digits CNN: training accuracy"),
+        "modes": planes.panels(modes, kind="contour", log=True, title="Digits CNN, training"),
     }
     pictures = {out / f"{name}.png": figure for name, figure in (figures | found.figures).items()}
     for path, figure in pictures.items():

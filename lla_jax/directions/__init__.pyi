@@ -1,10 +1,10 @@
-from lla_jax.directions.draws import given as given
-from lla_jax.directions.draws import join as join
-from lla_jax.directions.draws import select as select
-from lla_jax.directions.draws import adam_moments as adam_moments
-from lla_jax.directions.checkpoints import between as between
-from lla_jax.directions.eigenvectors import eigenvectors as eigenvectors
-from lla_jax.directions.draws import gradient as gradient
+from lla_jax.directions.combining import given as given
+from lla_jax.directions.combining import join as join
+from lla_jax.directions.combining import select as select
+from lla_jax.directions.derived import adam_moments as adam_moments
+from lla_jax.directions.derived import between as between
+from lla_jax.directions.derived import eigenvectors as eigenvectors
+from lla_jax.directions.derived import gradient as gradient
 from lla_jax.directions.draws import orthogonal as orthogonal
 from lla_jax.directions.draws import random as random
 from lla_jax.directions.draws import rebuild as rebuild

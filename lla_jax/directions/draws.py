@@ -6,7 +6,7 @@ All draws and norms run in jitted functions with static shapes, so that a new se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
-from lla_jax.core import data as _data
-from lla_jax.core import recipes
+from lla_jax.core import arguments
 from lla_jax.core import tree as _tree
-from lla_jax.core.types import Directions, Path, PyTree, Recipe, Select
+from lla_jax.core.types import Directions, PyTree, Recipe, Select
+from lla_jax.directions.combining import _exactly, _names, given, select
 from lla_jax.directions.normalization import SAMPLES, checked, equinox_filter_axis, flax_filter_axis, normalize
 
 # --- random
@@ -49,7 +49,7 @@ def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | Non
       Li et al. 2018, arXiv:1712.09913. Difference from LLA (arXiv:2412.10146): (1) its directions are uniform on
       [0, 1], so that every two of them, and the weights' mean, are strongly correlated; these are Gaussian.
     """
-    key = recipes.single_key(key)
+    key = arguments.single_key(key)
     _tree.check_real(params)
     if isinstance(num, bool) or not isinstance(num, int | np.integer) or num < 1:
         raise ValueError(f"num={num!r} must be a positive integer: the number of directions")
@@ -164,157 +164,8 @@ def _compare(what: str, now: Any, then: Any, why: str) -> None:
         raise ValueError(f"{what} does not agree with the recipe's fingerprint {then.tolist()}: {why}")
 
 
-def _exactly(names: Sequence[Path]) -> Any:
-    return lambda path, leaf: path in names
-
-
 def _chosen_again(described: Mapping[str, Any] | None, params: PyTree) -> list[bool]:
     return _tree.selected(None if described is None else _exactly(described["paths"]), params)
-
-
-def select(axes: Directions, pattern: Select) -> Directions:
-    """Keep the selected leaves of every direction, and set all others to exactly 0.
-
-    This freezes layers, and makes head-only, per-block or LoRA-only landscapes.
-
-    Args:
-      axes: the directions.
-      pattern: which leaves still move, as ``select`` of ``random``; a predicate sees shape and dtype of the leaf, not
-        its values.
-
-    Returns:
-      Directions of the same shapes; ``recipe["restrict"]`` records the paths.
-
-    Raises:
-      ValueError: the pattern matches no leaf (the paths are listed), or leaves a direction without any motion.
-    """
-    leaves, structure = tree_util.tree_flatten(axes.tree)
-    shapes = [jax.ShapeDtypeStruct(shape[1:], dtype) for shape, dtype in map(_tree.shape_dtype, leaves)]
-    like = tree_util.tree_unflatten(structure, shapes)
-    chosen = _tree.selected(pattern, like)
-    after = len(axes.recipe.get("normalize", []))
-    step = {**_tree.describe(pattern, like, chosen), "after": after}
-    recipe = Recipe(axes.recipe, restrict=[*axes.recipe.get("restrict", []), step])
-    recipe.pop("marks", None)  # a checkpoint is not in the plane of some of its leaves
-    hint = f"the selection {pattern!r} keeps none of the leaves it moves"
-    return checked(tree_util.tree_unflatten(structure, _keep(leaves, tuple(chosen))), recipe, hint)
-
-
-@partial(jax.jit, static_argnums=1)
-def _keep(leaves: list[Any], chosen: tuple[bool, ...]) -> list[jax.Array]:
-    return [jnp.asarray(leaf) if moves else jnp.zeros_like(leaf) for leaf, moves in zip(leaves, chosen)]
-
-
-# --- of the network's own making
-
-
-def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
-    """First and second moment (m, v) of Adam, raw as the optimizer keeps them, as two directions.
-
-    Args:
-      opt_state: an optax state that holds Adam's anywhere inside: chain, masked, inject_hyperparams, partition,
-        MultiSteps; or an object with such an ``opt_state`` (``nnx.Optimizer``, ``TrainState``).
-      params: the parameters. Leaves without moments (masked) get zeros; several Adams on different leaves are merged.
-
-    Returns:
-      Two directions named m and v. They are not corrected for bias.
-
-    Raises:
-      ValueError: no Adam state (the states found are listed); two Adams on one leaf; moments of other leaves or shapes
-        than ``params``; an optimizer that has taken no step (both moments zero).
-
-    References:
-      Kingma and Ba 2014, arXiv:1412.6980; as axes: arXiv:2412.10146.
-    """
-    import optax
-
-    opt_state = getattr(opt_state, "opt_state", opt_state)
-    adam = (optax.ScaleByAdamState, optax.ScaleByAmsgradState)
-    seen: list[str] = []
-
-    def is_adam(node: Any) -> bool:
-        if hasattr(node, "_fields"):
-            seen.append(type(node).__name__)
-        return isinstance(node, adam)
-
-    states = [node for node in tree_util.tree_leaves(opt_state, is_leaf=is_adam) if isinstance(node, adam)]
-    if not states:
-        found = ", ".join(dict.fromkeys(seen)) or type(opt_state).__name__
-        raise ValueError(
-            f"opt_state holds no Adam moments; its states are: {found}. Pass the state of an Adam optimizer"
-        )
-    names, (leaves, structure) = _tree.paths(params), tree_util.tree_flatten(params)
-    moments = []
-    for what in ("mu", "nu"):
-        merged = _merge([getattr(state, what) for state in states], what)
-        if unknown := sorted(set(merged) - set(names)):
-            raise ValueError(f"opt_state's {what} has leaves {unknown} that params lack; pass the params it trained")
-        filled = [merged.get(p, np.zeros(*_tree.shape_dtype(leaf))) for p, leaf in zip(names, leaves)]
-        moments.append(_tree.align(tree_util.tree_unflatten(structure, filled), params, f"opt_state's {what}"))
-    recipe = Recipe(kind="adam_moments", names=["m", "v"])
-    return checked(_tree.stack(moments), recipe, "the optimizer has taken no step yet")
-
-
-def _merge(trees: Sequence[PyTree], what: str) -> dict[Path, Any]:
-    merged: dict[Path, Any] = {}
-    for tree in trees:  # the holes of a mask are nodes without leaves, so they do not appear
-        for path, leaf in zip(_tree.paths(tree), tree_util.tree_leaves(tree)):
-            if path in merged:
-                raise ValueError(
-                    f"opt_state has several Adam states with {what} for {path!r}; pass the one you mean, such as "
-                    "opt_state[0]"
-                )
-            merged[path] = leaf
-    return merged
-
-
-def gradient(loss: Any, params: PyTree, data: Any, *, batch_size: int | None = None) -> Directions:
-    """The gradient of the mean loss over the whole data set, g = dL/dtheta, as one direction (uphill).
-
-    Args:
-      loss: a ``Loss`` or a plain ``f(params, batch) -> scalar``.
-      params: the parameters at which it is taken.
-      data: an array pytree with leading axis N, or ``lla.stream(...)``.
-      batch_size: examples per batch for an array pytree; None takes all at once.
-
-    Returns:
-      One direction named gradient.
-
-    Raises:
-      ValueError: parameters that are not real, floating and finite; a gradient that is zero or not finite.
-    """
-    _tree.check_real(params)
-    tree = _tree.align(_data.mean_gradient(loss, params, data, batch_size=batch_size), params, "the gradient")
-    recipe = Recipe(kind="gradient", names=["gradient"])
-    return checked(_tree.stack([tree]), recipe, "the parameters are a stationary point, or the loss ignores them")
-
-
-# --- of the user's making
-
-
-def given(*trees: PyTree, names: Sequence[str] | None = None) -> Directions:
-    """The user's own trees as directions: eigenvectors, LoRA updates, steps of an optimizer, anything.
-
-    Args:
-      *trees: one tree per direction, of the parameters' structure and shapes.
-      names: one name per direction, for the axes of pictures.
-
-    Returns:
-      The directions, stacked in this order.
-
-    Raises:
-      ValueError: no tree; trees of different structure or shape; entries that are not real, floating and finite; a zero
-        direction; as many names as trees are needed.
-    """
-    if not trees:
-        raise ValueError("given() needs at least one tree")
-    if names is not None and (isinstance(names, str) or len(names) != len(trees)):
-        raise ValueError(f"names={names!r} must have one name per tree, {len(trees)}")
-    for i, tree in enumerate(trees):
-        _tree.check_real(tree, f"trees[{i}]")
-    aligned = [_tree.align(tree, trees[0], f"trees[{i}]", "trees[0]") for i, tree in enumerate(trees)]
-    recipe = Recipe(kind="given", **({} if names is None else {"names": [str(name) for name in names]}))
-    return checked(_tree.stack(aligned), recipe, "pass a tree that moves some parameter")
 
 
 def orthogonal(
@@ -366,37 +217,3 @@ def _orthogonal_pair(first: list[Any], second: list[Any]) -> list[jax.Array]:
     size = _tree.norm(rest)
     factor = jnp.where(size > 1e-5 * before, jnp.sqrt(square) / size, 0)
     return [jnp.concatenate([x, (factor * y).astype(x.dtype)]) for x, y in zip(first, rest)]
-
-
-def join(*axes: Directions) -> Directions:
-    """Several ``Directions`` side by side, in this order: a gradient and a random axis, eigenvectors and moments, ...
-
-    Args:
-      *axes: directions of one structure.
-
-    Returns:
-      All of them as one ``Directions``; ``recipe["parts"]`` has the recipes.
-
-    Raises:
-      ValueError: nothing to join, or directions of different structure or leaf shapes.
-    """
-    if not axes:
-        raise ValueError("join() needs at least one Directions")
-    like = tree_util.tree_map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype), axes[0].tree)
-    trees = [_tree.align(a.tree, like, f"axes[{i}]", "axes[0]", stacked=True) for i, a in enumerate(axes)]
-    names = [name for a in axes for name in _names(a)]
-    return Directions(_concatenate(trees), Recipe(kind="join", names=names, parts=[a.recipe for a in axes]))
-
-
-@jax.jit
-def _concatenate(trees: Sequence[PyTree]) -> PyTree:
-    return tree_util.tree_map(lambda *leaves: jnp.concatenate(leaves), *trees)
-
-
-def _names(axes: Directions) -> list[str]:
-    """One name per direction: the recipe's, or the kind and a number."""
-    names = axes.recipe.get("names") or []
-    if len(names) == axes.num:
-        return list(names)
-    kind = str(axes.recipe.get("kind", "direction"))
-    return [kind if axes.num == 1 else f"{kind} {i + 1}" for i in range(axes.num)]

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lla_jax.core.types import PyTree
-from lla_jax.execution import plans
+from lla_jax.execution import devices
 
 HEARTBEAT_S = 10  # silence after which jax counts a process as lost
 PROBE_S = 2.0  # for an answer of a process that may be gone
@@ -116,7 +116,7 @@ def _total(tree: PyTree) -> PyTree:
     try:
         found = jax.block_until_ready(_summed(jax.tree_util.tree_map(part, tree), mesh=mesh))
     except Exception as error:  # jax gives it one of several types
-        if plans.out_of_memory(error):
+        if devices.out_of_memory(error):
             raise
         _STATE["failed"] = True
         raise Lost(_who(wait=3.0)) from error

@@ -17,17 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import data as _data
+from lla_jax.core import losses
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Batch, Loss, PyTree
-from lla_jax.execution import plans
+from lla_jax.execution import devices, plans
 
 
 @functools.partial(jax.jit, static_argnames="size")
 def _after(loss: Loss, params: PyTree, state: PyTree, batch: Batch, *, size: int) -> PyTree:
     """The state after one train-mode batch of ``size`` rows."""
-    block = _data.block_at(batch, 0, size, size, 0)
-    return _data.outputs_of(loss, params, state, block, True)[1]
+    block = losses.block_at(batch, 0, size, size, 0)
+    return losses.outputs_of(loss, params, state, block, True)[1]
 
 
 @functools.partial(jax.jit, static_argnames=("size", "changing"))
@@ -94,19 +94,19 @@ def batch_step(loss, params, directions, coords, data, start, offset, *, how, si
     """(C, state): (1 - m) x the batch statistics of one batch at every point, in the leaves marked ``averaged``."""
 
     def run(loss, params, directions, coords, data, start, offset):
-        block = _data.block_at(data, start, size, start + size, offset)
+        block = losses.block_at(data, start, size, start + size, offset)
         leaves, structure = jax.tree_util.tree_flatten(loss.state)
         zeroed = [jnp.zeros_like(x) if a else x for x, a in zip(leaves, averaged, strict=True)]
         zeroed = jax.tree_util.tree_unflatten(structure, zeroed)
 
         def one(c):
-            new = _data.outputs_of(loss, how.rule(params, directions, c), zeroed, block, True)[1]
+            new = losses.outputs_of(loss, how.rule(params, directions, c), zeroed, block, True)[1]
             return [x for x, a in zip(jax.tree_util.tree_leaves(new), averaged, strict=True) if a]
 
         return plans.map_points(one, coords, loop)
 
     split = (False, False, False, True, False, False, False)
-    return plans.over_points(run, mesh, split)(loss, params, directions, coords, data, start, offset)
+    return devices.over_points(run, mesh, split)(loss, params, directions, coords, data, start, offset)
 
 
 def _leaves(tree: PyTree) -> list[np.ndarray]:

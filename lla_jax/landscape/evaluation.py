@@ -6,191 +6,28 @@ and nothing accumulates. ``losses`` is the pure kernel, ``evaluate`` the host fu
 
 from __future__ import annotations
 
-import functools
-import math
-import operator
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import data as _data
 from lla_jax.core import recipes
 from lla_jax.core.data import Stream
-from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Directions, Execution, Landscape, Loss, PyTree, UpdateRule
-from lla_jax.execution import plans
-from lla_jax.landscape import in_memory as _in_memory
-from lla_jax.landscape import jobs
-from lla_jax.landscape import kernels as _kernels
-from lla_jax.landscape.jobs import Progress
+from lla_jax.execution import progress as _progress
+from lla_jax.execution.plans import Plan
+from lla_jax.execution.progress import Progress, span
+from lla_jax.landscape import grids, jobs, planning
+from lla_jax.landscape.grids import grid_points
+from lla_jax.landscape.jobs import Job, described, group_size
+from lla_jax.landscape.points import Sums, Table, Values, evaluated, means, warn
+from lla_jax.landscape.rules import adam, add, check_rule
 from lla_jax.landscape.store import writing
 
 Policy = Literal["frozen", "batch", "reestimate"]
-
-
-def grid(
-    extent: float = 1.0,
-    points: int | Sequence[int] = 41,
-    dims: int = 2,
-    *,
-    ranges: Sequence[tuple[float, float]] | None = None,
-) -> tuple[np.ndarray, ...]:
-    """Coordinates of a grid: ``points`` values per axis, from -extent to extent or over explicit ranges.
-
-        c_i = (lo + hi) / 2 + (hi - lo) / 2 * (2 i - (n - 1)) / (n - 1)
-
-    An odd number of points over a symmetric range puts one exactly on 0, the centre.
-
-    Args:
-      extent: half the range of every axis, in units of the direction.
-      points: number of values per axis, one int for all or one per axis.
-      dims: number of axes; ignored when ``ranges`` (or a sequence of ``points``) gives it.
-      ranges: ``(lo, hi)`` per axis instead of ``extent``.
-
-    Returns:
-      A tuple of 1-D float64 arrays, one per axis.
-
-    Raises:
-      ValueError: fewer than one point, lo >= hi with several points, non-finite ends, numbers of axes that disagree.
-
-    The reference's grid covers half the stated range, and has no cell on the centre for odd sizes (LLA, arXiv
-    2412.10146, its implementation); this one is symmetric.
-    """
-    try:
-        return _grid(extent, points, dims, ranges)
-    except TypeError as error:
-        raise ValueError(
-            f"grid: extent={extent!r}, points={points!r}, dims={dims!r}, ranges={ranges!r} given; the rule is a "
-            "number, an int or one int per axis, an int, and one (lo, hi) per axis"
-        ) from error
-
-
-def _grid(extent: Any, points: Any, dims: Any, ranges: Any) -> tuple[np.ndarray, ...]:
-    if ranges is None:
-        dims = dims if isinstance(points, int | np.integer) else len(points)
-        if not math.isfinite(extent) or extent <= 0:
-            raise ValueError(
-                f"extent: {extent!r} given; the rule is a finite number above 0, or ranges=[(lo, hi), ...]"
-            )
-        ranges = [(-float(extent), float(extent))] * dims
-    counts = [points] * len(ranges) if isinstance(points, int | np.integer) else [operator.index(n) for n in points]
-    if len(counts) != len(ranges) or not counts:
-        raise ValueError(
-            f"grid: {len(counts)} numbers of points for {len(ranges)} ranges; give one per axis, at least one axis"
-        )
-    return tuple(_axis(float(lo), float(hi), int(n)) for (lo, hi), n in zip(ranges, counts, strict=True))
-
-
-def _axis(lo: float, hi: float, n: int) -> np.ndarray:
-    if n < 1 or not (math.isfinite(lo) and math.isfinite(hi)) or (n > 1 and lo >= hi):
-        raise ValueError(f"grid: {n} points from {lo} to {hi}; the rule is at least one point and finite lo < hi")
-    if n == 1:
-        return np.array([(lo + hi) / 2])
-    axis = (lo + hi) / 2 + (hi - lo) / 2 * (2 * np.arange(n) - (n - 1)) / (n - 1)
-    axis[[0, -1]] = lo, hi
-    return axis
-
-
-def add(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
-    """theta + sum_i c_i d_i; exactly theta at c = 0. Half-precision leaves are added up in float32.
-
-    Args:
-      params: theta.
-      directions: the stacked tree, leading axis k.
-      coord: (k,).
-
-    Returns:
-      A tree like ``params``.
-
-    References: Goodfellow et al. 2014, arXiv 1412.6544; Li et al. 2018, arXiv 1712.09913, section 2.
-    """
-
-    def move(p: Any, d: Any) -> Any:
-        wide = jnp.promote_types(p.dtype, jnp.float32)
-        q = p.astype(wide)
-        for i in range(d.shape[0]):
-            q = q + coord[i].astype(wide) * d[i].astype(wide)
-        return q.astype(p.dtype)
-
-    return jax.tree_util.tree_map(move, params, directions)
-
-
-def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> PyTree:
-    """Adam's own step as the update: theta + (a / sqrt(b)) m / (sqrt(v) + eps).
-
-    A function of the one number a / sqrt(b); the row a = 0 is theta.
-
-    Args:
-      params: theta.
-      directions: Adam's raw moments (m, v) stacked, from ``directions.adam_moments``, not normalized.
-      coord: (a, b) with b > 0.
-      eps: Adam's epsilon; another one by ``functools.partial(lla.landscape.adam, eps=...)``.
-
-    Returns:
-      A tree like ``params``.
-
-    References: Gabdullin 2024, arXiv 2412.10146 ("adameq").
-
-    Where we differ from the reference: (1) every point is computed from theta; there, offsets accumulate along rows and
-    depend on the number of steps. (2) b <= 0 is refused.
-    """
-
-    def move(p: Any, d: Any) -> Any:
-        wide = jnp.promote_types(p.dtype, jnp.float32)
-        a, b = coord[0].astype(wide), coord[1].astype(wide)
-        m, v = d[0].astype(wide), d[1].astype(wide)
-        return (p.astype(wide) + a / jnp.sqrt(b) * m / (jnp.sqrt(v) + eps)).astype(p.dtype)
-
-    return jax.tree_util.tree_map(move, params, directions)
-
-
-RULES: dict[str, Callable[..., PyTree]] = {"add": add, "adam": adam}
-
-
-def losses(
-    loss: Loss | Callable[[PyTree, Batch], Any],
-    params: PyTree,
-    directions: PyTree,
-    coords: Any,
-    data: Batch,
-    *,
-    rule: UpdateRule = add,
-    loop: str = "map",
-    share: bool = False,
-) -> Any:
-    """The kernel: the loss over one in-memory data set at each of C points; pure, to be jitted by the user.
-
-        L(c) = sum_i w_i l_i(rule(params, directions, c)) / sum_i w_i + penalty
-
-    Args:
-      loss: a ``Loss`` (frozen statistics) or a plain function.
-      params: the centre.
-      directions: the stacked tree (``axes.tree``), leading axis k.
-      coords: (C, k).
-      data: one data set, evaluated in one block.
-      rule: ``add``, ``adam`` or any ``(params, directions, coord) -> params``.
-      loop: "map" for one point after another, "vmap" for all at once.
-      share: compute what is affine in the coordinates once for all points (rule ``add`` only; not differentiable).
-
-    Returns:
-      (C,) losses.
-    """
-    loss = _data.as_loss(loss)
-    if share and rule is not add:
-        raise ValueError("share: only the add rule is affine in the coordinates; use share=False with another rule")
-    how = _kernels.How(static(rule), False, ())
-    plan = plans.Plan(coords.shape[0], _data.num_examples(data), loop, share)
-    block = _data.block_at(data, 0, plan.microbatch, plan.microbatch, 0)
-    sums = _kernels.points_sums(loss, params, directions, coords, None, block, how, plan)["loss"]
-    value = sums[:, 2] + sums[:, 3] / sums[:, 1]
-    if (penalty := loss.penalty) is not None:
-        value = value + plans.map_points(lambda c: penalty(rule(params, directions, c)), coords, loop)
-    return value
 
 
 @overload
@@ -319,7 +156,7 @@ def evaluate(
     not that of one minibatch. (3) The network is in evaluation mode unless asked otherwise, and nothing of the user's
     is changed.
     """
-    coords = recipes.check_grid(grid)
+    coords = grids.check_grid(grid)
     name, base, rule = check_rule(rule, coords)
     job = jobs.prepare(
         loss, params, data, coords, batch_size, name, rule, rule is add, base is adam, batch_stats, metrics,
@@ -332,7 +169,7 @@ def evaluate(
     if isinstance(directions, Directions):
         if store is not None:
             return writing.run(job, directions, pathlib.Path(store), progress, on_partial, share)
-        return _in_memory.run(job, directions, progress, on_partial, resume)
+        return run(job, directions, progress, on_partial, resume)
     if not isinstance(directions, Sequence) or not directions:
         raise ValueError(
             f"directions: got {type(directions).__name__}; the rule is lla.Directions (from lla.directions.random, "
@@ -340,41 +177,79 @@ def evaluate(
         )
     total, planes = len(directions) * job.num, []
     for i, axes in enumerate(directions):  # a loop, so that warnings name the caller's line
-        report = jobs.span(progress, i * job.num, job.num, total)
+        report = _progress.span(progress, i * job.num, job.num, total)
         if store is not None:
             planes.append(writing.run(job, axes, pathlib.Path(store) / f"{i:03d}", report, on_partial, share))
         else:
-            planes.append(_in_memory.run(job, axes, report, on_partial, None))
+            planes.append(run(job, axes, report, on_partial, None))
     return planes
 
 
-def check_rule(rule: Any, coords: tuple[np.ndarray, ...]) -> tuple[str, Any, Any]:
-    """(name in the recipe, the function without its options, the function) of an update rule given by name or itself.
+log = logging.getLogger("lla_jax")
 
-    Raises:
-      ValueError: an unknown name, no function, or a grid on which the rule is not defined.
-    """
-    if isinstance(rule, str):
-        if rule not in RULES:
-            raise ValueError(
-                f"rule: {rule!r} given; the rule is one of {', '.join(RULES)}, or a function (params, directions, "
-                "coord)"
-            )
-        name, base, rule = rule, RULES[rule], RULES[rule]
-    elif callable(rule):
-        base = rule.func if isinstance(rule, functools.partial) else rule
-        name = next((n for n, r in RULES.items() if r is base), getattr(base, "__qualname__", repr(base)))
-        name += f"({rule.args}, {rule.keywords})" if isinstance(rule, functools.partial) else ""
-    else:
-        raise ValueError(f"rule: got {type(rule).__name__}; the rule is one of {', '.join(RULES)}, or a function")
-    if base is adam:
-        if len(coords) != 2:
-            raise ValueError(
-                f"grid: {len(coords)} axes; the adam rule needs two, a and b (lla.grid(ranges=[(-1, 1), (0.1, 2)]))"
-            )
-        if coords[1].min() <= 0:
-            raise ValueError(
-                f"grid: b goes down to {coords[1].min()}; the adam rule divides by sqrt(b), so b > 0, e.g. "
-                "lla.grid(ranges=[(-1, 1), (0.1, 2)])"
-            )
-    return name, base, rule
+
+def run(job: Job, directions: Directions, progress: Any, on_partial: Any, resume: Landscape | None) -> Landscape:
+    """One landscape, group after group of points: a chunk for data in memory, all points for a stream (read once)."""
+    tree, recipe = described(job, directions)
+    table, done = _started(job, recipe, resume)
+    plan: Plan | None = None
+    sums: Sums = {}
+    values: Values = {}
+    try:
+        plan, recipe, seconds = planning.planned(
+            job, tree, recipe, None if resume is None else planning.plan_of(resume.recipe)
+        )
+        log.info("%s", planning.text(job, plan, None if seconds is None else seconds * (job.num - done)))
+        if resume is not None:
+            recipes.same_probe(resume.recipe, recipe, "resume")
+        while done < job.num:
+            last = min(done + group_size(job, plan), job.num)
+            coords = grid_points(job.coords, done, last)
+            plan = evaluated(job, tree, plan, coords, sums, values, span(progress, done, last - done, job.num))
+            _put(table, job.num, done, means(job, sums, values))
+            sums.clear()
+            values.clear()
+            done = last
+            if progress is not None:
+                progress(done, job.num)
+    except BaseException:
+        unfinished = job.streamed and bool(sums)  # a stream: every cell has a mean over the batches read so far
+        if unfinished:
+            _put(table, job.num, done, means(job, sums, values))
+        if on_partial is not None and (done or unfinished):
+            on_partial(_landscape(job, table, recipe, plan, done))
+        raise
+    result = _landscape(job, table, recipe, plan, done)
+    warn(result)
+    return result
+
+
+def _started(job: Job, recipe: dict[str, Any], resume: Landscape | None) -> tuple[Table, int]:
+    """Flat arrays and the number of points finished: of the landscape to continue, or none."""
+    if resume is None:
+        return {"values": {}, "stderr": {}}, 0
+    recipes.resumable(resume, recipe, job.coords)
+    kinds = {"values": resume.values, "stderr": resume.stderr}
+    table = {
+        kind: {name: np.array(found, np.float64).reshape(-1) for name, found in arrays.items()}
+        for kind, arrays in kinds.items()
+    }
+    return table, int(resume.recipe.get("points_done", 0))
+
+
+def _put(table: Table, num: int, first: int, found: Table) -> None:
+    """Into the flat arrays of the whole grid, from the point ``first`` on."""
+    for kind, arrays in found.items():
+        for name, x in arrays.items():
+            flat = table[kind].setdefault(name, np.full(num, np.nan))
+            flat[first : first + len(x)] = x
+
+
+def _landscape(job: Job, table: Table, recipe: dict[str, Any], plan: Plan | None, done: int) -> Landscape:
+    shape = tuple(map(len, job.coords))
+    complete = done == job.num
+    recipe = recipe | {"complete": complete, "points_done": done}
+    if plan is not None:
+        recipe["plan"] = planning.recipe_of(job, plan)
+    arrays = {kind: {name: flat.reshape(shape) for name, flat in found.items()} for kind, found in table.items()}
+    return Landscape(job.coords, arrays["values"], arrays["stderr"], recipe)

@@ -7,31 +7,26 @@ cut.
 from __future__ import annotations
 
 import math
-import platform
-import warnings
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lla_jax._version import __version__
 from lla_jax.core import data as _data
-from lla_jax.core import recipes
+from lla_jax.core import losses, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.data import Stream
+from lla_jax.core.recipes import versions
 from lla_jax.core.static import static
-from lla_jax.core.types import Batch, Directions, Execution, Landscape, Loss, PyTree
+from lla_jax.core.types import Batch, Directions, Execution, Loss, PyTree
+from lla_jax.execution import devices as _devices
 from lla_jax.execution import plans
 from lla_jax.execution.plans import Plan
 from lla_jax.landscape import batch_stats as _batch_stats
 from lla_jax.landscape import kernels
 
-Progress = Callable[[float, float | None], None]
-Sums = dict[str, np.ndarray]  # by name, a row of weighted sums for every point
-Values = dict[str, np.ndarray]  # by name, a number for every point
-Table = dict[str, dict[str, np.ndarray]]  # "values" and "stderr" by name, flat
 STATE_BYTES = 2**28  # re-estimated statistics held at a time while a stream is read
 
 
@@ -65,7 +60,7 @@ class Job(NamedTuple):
     @property
     def width(self) -> int:
         """Shares that the points of a call are split into."""
-        return self.mesh.shape[plans.GRID]
+        return self.mesh.shape[_devices.GRID]
 
     @property
     def streamed(self) -> bool:
@@ -73,20 +68,21 @@ class Job(NamedTuple):
 
 
 def prepare(
-    loss, params, data, coords, batch_size, rule_name, rule, affine, adam, batch_stats, metrics, point_metrics,
-    extra_data, key, execution,
+    loss: Any, params: PyTree, data: Any, coords: tuple[np.ndarray, ...], batch_size: Any, rule_name: str, rule: Any,
+    affine: bool, adam: bool, batch_stats: str, metrics: Any, point_metrics: Any, extra_data: Any, key: Any,
+    execution: Any,
 ) -> Job:  # fmt: skip
     """Check everything, describe it for the recipe, and bring it to the devices once."""
     plans.check(execution)
     _tree.check_real(params)
     if batch_size is not None:
         _data.check_batch_size(batch_size)
-    metrics, point_metrics = recipes.check_metrics(metrics, point_metrics, loss)
-    recipes.check_policy(batch_stats, loss)
-    loss = _data.as_loss(loss)
+    metrics, point_metrics = check_metrics(metrics, point_metrics, loss)
+    check_policy(batch_stats, loss)
+    loss = losses.as_loss(loss)
     sets = {"": data} | {f"{name}_": d for name, d in _data.check_extra(extra_data).items()}
     sets = {prefix: d if isinstance(d, Stream) else _data.as_arrays(d) for prefix, d in sets.items()}
-    recipes.names(list(sets), [name for name, _ in metrics], [name for name, _ in point_metrics])
+    names(list(sets), [name for name, _ in metrics], [name for name, _ in point_metrics])
     counts = {prefix: None if isinstance(d, Stream) else _data.num_examples(d) for prefix, d in sets.items()}
     mesh = _mesh(execution, sets, math.prod(map(len, coords)), batch_stats, loss)
     recipe: dict[str, Any] = {
@@ -95,19 +91,19 @@ def prepare(
         "batch_size": batch_size,
         "metrics": [name for name, _ in metrics],
         "point_metrics": [name for name, _ in point_metrics],
-        "data": _data.describe(sets[""]),
-        "extra_data": {prefix[:-1]: _data.describe(d) for prefix, d in sets.items() if prefix},
-        "params": {"fingerprint": _data.fingerprint(params)},
-        "state": _data.fingerprint(loss.state),
-        "noise": _data.fingerprint(loss.key),
-        "key": _data.fingerprint(key),
+        "data": recipes.describe(sets[""]),
+        "extra_data": {prefix[:-1]: recipes.describe(d) for prefix, d in sets.items() if prefix},
+        "params": {"fingerprint": recipes.fingerprint(params)},
+        "state": recipes.fingerprint(loss.state),
+        "noise": recipes.fingerprint(loss.key),
+        "key": recipes.fingerprint(key),
         "precision": {
             "matmul": str(jax.config.values["jax_default_matmul_precision"] or "default"),
             "x64": bool(jax.config.values["jax_enable_x64"]),
         },
     }
-    sources = {p: d if isinstance(d, Stream) else plans.split_rows(d, mesh) for p, d in sets.items()}
-    params, loss = plans.replicate(params, mesh), plans.replicate(loss, mesh)
+    sources = {p: d if isinstance(d, Stream) else _devices.split_rows(d, mesh) for p, d in sets.items()}
+    params, loss = _devices.replicate(params, mesh), _devices.replicate(loss, mesh)
     leaves = jax.tree_util.tree_leaves(params)
     recipe["params"]["size"] = sum(x.size for x in leaves)
     recipe["precision"]["params"] = sorted({str(x.dtype) for x in leaves})
@@ -142,16 +138,16 @@ def _mesh(execution: Execution, sets: dict[str, Any], points: int, batch_stats: 
     """The devices, by their shares of the points and of the examples."""
     whole = "" if loss.per_example else "the loss couples the examples of a batch"
     whole = whole if batch_stats == "frozen" else f"batch_stats={batch_stats!r} needs whole batches"
-    devices = plans.devices_of(execution)
+    devices = _devices.devices_of(execution)
     held = [d for d in sets.values() if not isinstance(d, Stream)]
     nbytes = sum(x.nbytes for x in jax.tree_util.tree_leaves(held))
-    return plans.mesh_of(devices, plans.data_shards(execution, devices, points, nbytes, whole))
+    return _devices.mesh_of(devices, _devices.data_shards(execution, devices, points, nbytes, whole))
 
 
 def _batches(data: Any, count: int | None, mesh: Any, whole: bool) -> Any:
     """(batch on the devices, rows that count, number of its first row) of a data set that is there, or of a stream."""
     if count is None:
-        return plans.device_batches(data, mesh, whole, place=plans.split_rows)
+        return _devices.device_batches(data, mesh, whole, place=_devices.split_rows)
     return iter([(data, count, 0)])
 
 
@@ -164,37 +160,21 @@ def recentred(job: Job, params: PyTree, state: PyTree) -> Job:
     _tree.check_real(params)
     params = _tree.align(params, job.params, "checkpoints", "the first of them")
     recipe = job.recipe | {
-        "params": job.recipe["params"] | {"fingerprint": _data.fingerprint(params)},
-        "state": _data.fingerprint(state),
+        "params": job.recipe["params"] | {"fingerprint": recipes.fingerprint(params)},
+        "state": recipes.fingerprint(state),
     }
-    loss = plans.replicate(replace(job.loss, state=state), job.mesh)
-    return job._replace(params=plans.replicate(params, job.mesh), loss=loss, recipe=recipe)
+    loss = _devices.replicate(replace(job.loss, state=state), job.mesh)
+    return job._replace(params=_devices.replicate(params, job.mesh), loss=loss, recipe=recipe)
 
 
 def described(job: Job, directions: Directions) -> tuple[PyTree, dict[str, Any]]:
     """The directions' tree on the devices, and the recipe of their landscape."""
-    tree = recipes.aligned(directions, job.params, len(job.coords), job.adam)
+    tree = aligned(directions, job.params, len(job.coords), job.adam)
     recipe = job.recipe | {
-        "directions": dict(directions.recipe) | {"contents": _data.fingerprint(directions.tree)},
+        "directions": dict(directions.recipe) | {"contents": recipes.fingerprint(directions.tree)},
         "versions": versions(),
     }
-    return plans.replicate(tree, job.mesh), recipe
-
-
-def versions() -> dict[str, str]:
-    """Of what the values depend on beyond the recipe."""
-    return {"lla_jax": __version__, "jax": jax.__version__, "python": platform.python_version()}
-
-
-def span(progress: Any, first: int, length: int, total: int) -> Any:
-    """A progress callback for ``length`` points from ``first`` within a longer run; None stays None."""
-    if progress is None:
-        return None
-
-    def report(done: float, of: float | None) -> None:
-        progress(first + done if of is None else first + length * done / of, None if of is None else total)
-
-    return report
+    return _devices.replicate(tree, job.mesh), recipe
 
 
 def group_size(job: Job, plan: Plan) -> int:
@@ -207,140 +187,77 @@ def group_size(job: Job, plan: Plan) -> int:
     return max(plan.chunk * job.width, STATE_BYTES // max(1, state))
 
 
-def grid_points(grid: tuple[np.ndarray, ...], lo: int, hi: int) -> np.ndarray:
-    """Coordinates (C, k) of the points [lo, hi) in row-major order."""
-    indices = np.unravel_index(np.arange(lo, hi), tuple(map(len, grid)))
-    return np.stack([c[i] for c, i in zip(grid, indices, strict=True)], -1)
-
-
-def _padded(array: Any, lo: int, hi: int, plan: Plan, job: Job) -> Any:
-    """Rows [lo, hi) of every leaf, lengthened to a full chunk."""
-    size = plan.chunk * job.width
-    return jax.tree_util.tree_map(lambda x: plans.pad_points(x[lo:hi], size), array)
-
-
-def evaluated(
-    job: Job, tree: PyTree, plan: Plan, coords: np.ndarray, sums: Sums, values: Values, progress: Any
-) -> Plan:
-    """What depends on the parameters alone into ``values``, the sums over the data into ``sums``, at the points of
-    ``coords`` (C, k). Returns the plan in force at the end: less memory than expected makes it smaller."""
-    found, plan = of_params(job, tree, plan, coords)
-    values.update(found)
-    return _of_data(job, tree, plan, coords, sums, progress)
-
-
-def of_params(job: Job, tree: PyTree, plan: Plan, points: np.ndarray) -> tuple[Values, Plan]:
-    """Point metrics and, under the name '', the penalty at the points (C, k)."""
-    values: Values = {}
-    if not job.point_metrics and job.loss.penalty is None:
-        return values, plan
-
-    def compute(plan: Plan, lo: int, hi: int) -> None:
-        coords = _padded(points, lo, hi, plan, job)
-        static = {"how": job.how, "loop": plan.loop, "mesh": job.mesh, "point_metrics": job.point_metrics}
-        for name, found in kernels.point_step(job.loss, job.params, tree, coords, job.key, **static).items():
-            values.setdefault(name, np.zeros(len(points)))[lo:hi] = np.asarray(found)[: hi - lo]
-
-    plan = plans.chunks(compute, 0, len(points), plan, job.width)
-    return values, plan
-
-
-def _of_data(job: Job, tree: PyTree, plan: Plan, points: np.ndarray, sums: Sums, progress: Any) -> Plan:
-    """Add the sums over every data set to ``sums`` {name: (C, 6)} at the points (C, k)."""
-    states, num = None, len(points)
-    if job.momenta is not None:
-        states, plan = _reestimated(job, tree, plan, points)
-    read = 0
-    for i, (prefix, data) in enumerate(job.sources.items()):
-        length = data.num_batches if isinstance(data, Stream) else None
-        batches = _batches(data, job.counts[prefix], job.mesh, job.whole)
-        for j, (batch, count, offset) in enumerate(batches):
-
-            def compute(plan: Plan, lo: int, hi: int, batch=batch, count=count, offset=offset, prefix=prefix) -> None:
-                coords = _padded(points, lo, hi, plan, job)
-                at = None if states is None else _padded(states, lo, hi, plan, job)
-                results = [
-                    call(job, tree, coords, at, batch, step, starts, count, offset)
-                    for step, starts in plans.calls(plan, rows_in(job, batch), count, job.batch_size, job.whole)
-                ]
-                totals = jax.tree_util.tree_map(lambda *blocks: sum(map(_data.total, blocks)), *results)
-                for name, total in totals.items():
-                    into = sums.setdefault(prefix + name, np.zeros((num, _data.NUM_SUMS)))
-                    into[lo:hi] += total[: hi - lo]
-
-            plan = plans.chunks(compute, 0, num, plan, job.width)
-            read += 1
-            if progress is not None and isinstance(data, Stream):
-                fraction = 0.0 if length is None else (i + (j + 1) / length) / len(job.sources)
-                progress(*((read, None) if length is None else (fraction * num, num)))
-    return plan
-
-
 def rows_in(job: Job, batch: Batch) -> int:
     """Rows of a batch on one device."""
-    return jax.tree_util.tree_leaves(batch)[0].shape[0] // job.mesh.shape[plans.DATA]
+    return jax.tree_util.tree_leaves(batch)[0].shape[0] // job.mesh.shape[_devices.DATA]
 
 
-def call(job: Job, tree, coords, states, batch, plan: Plan, starts, count: int, offset: int) -> dict[str, Any]:
-    return kernels.sums_step(
-        job.loss, job.params, tree, coords, states, batch, starts, np.int32(count), np.int32(offset),
-        how=job.how, plan=plan, mesh=job.mesh,
-    )  # fmt: skip
+POLICIES = ("frozen", "batch", "reestimate")
 
 
-def _reestimated(job: Job, tree: PyTree, plan: Plan, points: np.ndarray) -> tuple[PyTree, Plan]:
-    """The state with re-estimated averages at the points [first, last), from the first data set: leading axis the
-    points.
-    """
-    sums: list[np.ndarray] = []
-    weight = 0
-    averaged = tuple(m is not None for m in job.momenta or ())
-    for batch, count, offset in _batches(job.sources[""], job.counts[""], job.mesh, whole=True):
-
-        def compute(plan: Plan, lo: int, hi: int, batch=batch, count=count, offset=offset) -> None:
-            coords = _padded(points, lo, hi, plan, job)
-            total: Any = None
-            for start, size in _data.cuts(count, job.batch_size):
-                static = {"how": job.how, "size": size, "loop": plan.loop, "mesh": job.mesh, "averaged": averaged}
-                found = _batch_stats.batch_step(
-                    job.loss, job.params, tree, coords, batch, np.int32(start), np.int32(offset), **static
-                )
-                found = [size * np.asarray(x, np.float64)[: hi - lo] for x in found]
-                total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
-            if not sums:
-                sums.extend(np.zeros((len(points), *x.shape[1:])) for x in total)
-            for into, x in zip(sums, total, strict=True):
-                into[lo:hi] += x
-
-        plan = plans.chunks(compute, 0, len(points), plan, job.width)
-        weight += count
-    return _batch_stats.restored(job.loss.state, sums, job.momenta or [], weight), plan
-
-
-def means(job: Job, sums: Sums, values: Values) -> Table:
-    """Means and standard errors of the points that sums and values are of."""
-    table: Table = {"values": {}, "stderr": {}}
-    for name, total in sums.items():
-        is_loss = name in {prefix + "loss" for prefix in job.sources}
-        table["values"][name] = _data.mean(total) + (values.get("", 0.0) if is_loss else 0.0)
-        if not is_loss or job.loss.per_example:
-            table["stderr"][name] = _data.standard_error(total)
-    table["values"] |= {name: found for name, found in values.items() if name}
-    return table
-
-
-def warn(landscape: Landscape) -> None:
-    """Raise if the loss is finite nowhere; warn of the share of cells where a value is not finite."""
-    if not np.isfinite(landscape.values["loss"]).any():
+def check_policy(batch_stats: str, loss: Any) -> None:
+    """Raise unless the policy of normalization statistics is known, and the loss can follow it."""
+    if batch_stats not in POLICIES:
+        raise ValueError(f"batch_stats: {batch_stats!r} given; the rule is one of {', '.join(POLICIES)}")
+    if batch_stats == "frozen":
+        return
+    if not isinstance(loss, Loss):
         raise ValueError(
-            "loss: not finite at any point of the grid; check the loss at the trained parameters, the data for NaN, "
-            "and the range of the grid"
+            f"batch_stats: {batch_stats!r} needs a model whose normalization layers are visible; a plain function has "
+            "only 'frozen'. Use lla.from_linen, from_nnx, from_equinox or lla.Loss(apply, criterion, state=...)"
         )
-    for name, found in landscape.values.items():
-        share = 1 - np.isfinite(found).mean()
-        if share:
-            warnings.warn(
-                f"values[{name!r}]: {share:.1%} of the cells are not finite; they are kept as they are and shown as "
-                "holes. A smaller extent avoids them",
-                stacklevel=4,
-            )
+    if batch_stats == "reestimate" and not jax.tree_util.tree_leaves(loss.state):
+        raise ValueError("batch_stats: 'reestimate' given, but the loss has no state to re-estimate; use 'frozen'")
+
+
+def check_metrics(metrics: Any, point_metrics: Any, loss: Any) -> tuple[tuple, tuple]:
+    """Both kinds of metrics as ((name, static function), ...)."""
+    for argument, functions in (("metrics", metrics), ("point_metrics", point_metrics)):
+        if functions is not None and not isinstance(functions, Mapping):
+            raise ValueError(f"{argument}: got {type(functions).__name__}; the rule is {{name: function}}")
+    metrics, point_metrics = dict(metrics or {}), dict(point_metrics or {})
+    for argument, functions in (("metrics", metrics), ("point_metrics", point_metrics)):
+        for name, f in functions.items():
+            if not isinstance(name, str) or not name or name == "loss" or not callable(f):
+                raise ValueError(
+                    f"{argument}: entry {name!r}: {f!r}; the rule is a name other than 'loss' and a function"
+                )
+    if both := set(metrics) & set(point_metrics):
+        raise ValueError(f"point_metrics: {sorted(both)} are names of metrics already; rename them")
+    if metrics and not isinstance(loss, Loss):
+        raise ValueError(
+            "metrics: need the model's outputs, which a plain function hides; use lla.Loss(apply, criterion)"
+        )
+    return tuple((k, static(f)) for k, f in metrics.items()), tuple((k, static(f)) for k, f in point_metrics.items())
+
+
+def names(prefixes: Sequence[str], metrics: Sequence[str], point_metrics: Sequence[str]) -> None:
+    """Raise if two values would have the same name, such as a metric "test_loss" beside a data set "test"."""
+    all_names = [prefix + name for prefix in prefixes for name in ("loss", *metrics)] + list(point_metrics)
+    if twice := sorted({name for name in all_names if all_names.count(name) > 1}):
+        raise ValueError(
+            f"metrics: {twice} would name two values each; the rule is one value a name, and a data set's name is put "
+            "before its values. Rename a metric or an entry of extra_data"
+        )
+
+
+def aligned(directions: Directions, params: PyTree, axes: int, adam: bool) -> PyTree:
+    """The directions' tree in the structure of the parameters.
+
+    Raises:
+      ValueError: another structure, shape or number than the grid's, or not what the rule needs.
+    """
+    tree = _tree.align(directions.tree, params, "directions", stacked=True)
+    if directions.num != axes:
+        raise ValueError(
+            f"grid: {axes} axes for {directions.num} directions; the rule is one axis per direction, e.g. "
+            f"lla.grid(dims={directions.num}) or axes[:{axes}]"
+        )
+    recipe = directions.recipe
+    raw = recipe.get("kind") == "adam_moments" and not recipe.get("normalize")
+    if adam and not (raw and recipe.get("chosen", [0, 1]) == [0, 1]):
+        raise ValueError(
+            f"directions: the adam rule needs Adam's raw moments (m, v), got {dict(recipe)}; use "
+            "lla.directions.adam_moments(opt_state, params) without normalize"
+        )
+    return tree

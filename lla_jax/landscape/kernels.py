@@ -6,6 +6,7 @@ Pure functions, jitted once per shape and static part; nothing here reads, write
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from lla_jax.core import data as _data
-from lla_jax.core.types import Loss, PyTree
-from lla_jax.execution import plans, rewriting
+from lla_jax.core import losses as _losses
+from lla_jax.core.static import static
+from lla_jax.core.types import Batch, Loss, PyTree, UpdateRule
+from lla_jax.execution import devices, plans, rewriting
 from lla_jax.execution.plans import Plan
+from lla_jax.landscape.rules import add
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ def points_sums(
     directions: PyTree,
     coords: Any,
     states: PyTree,
-    block: _data.Block,
+    block: _losses.Block,
     how: How,
     plan: Plan,
     values_only: bool = False,
@@ -44,12 +48,12 @@ def points_sums(
     """
 
     def sums(p: PyTree, state: PyTree) -> dict[str, Any]:
-        outputs, _ = _data.outputs_of(loss, p, state, block, how.train)
-        found = {"loss": _data.loss_sums(loss, outputs, block)}
+        outputs, _ = _losses.outputs_of(loss, p, state, block, how.train)
+        found = {"loss": _losses.loss_sums(loss, outputs, block)}
         for name, metric in how.metrics:
-            with _data.noting(f"the metric {name!r}", "f(outputs, batch)", block):
+            with _losses.noting(f"the metric {name!r}", "f(outputs, batch)", block):
                 result = metric(outputs, block.batch)
-            found[name] = _data.example_sums(name, result, block.mask)
+            found[name] = _losses.example_sums(name, result, block.mask)
         return found
 
     if plan.share and states is None:
@@ -66,22 +70,22 @@ def sums_step(
     loss, params, directions, coords, states, data, starts, count, offset, *, how, plan, mesh
 ) -> dict[str, Any]:
     """{name: (C, S, 7)} over S blocks of ``data`` starting at ``starts``, and over the shares of the data."""
-    spread = mesh.shape[plans.DATA] > 1
+    spread = mesh.shape[devices.DATA] > 1
 
     def run(loss, params, directions, coords, states, data, starts, count, offset):
         rows = jax.tree_util.tree_leaves(data)[0].shape[0]
-        before = jax.lax.axis_index(plans.DATA) * rows if spread else 0
+        before = jax.lax.axis_index(devices.DATA) * rows if spread else 0
 
         def one(start):
             mine = jnp.clip(count - before, 0, rows) if spread else count
-            block = _data.block_at(data, start, plan.microbatch, mine, offset + before)
+            block = _losses.block_at(data, start, plan.microbatch, mine, offset + before)
             return points_sums(loss, params, directions, coords, states, block, how, plan, values_only=True)
 
         found = plans.map_points(one, starts, "map")
         return jax.tree_util.tree_map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
-    split = (False, False, False, True, True, plans.DATA if spread else False, False, False, False)
-    return plans.over_points(run, mesh, split)(loss, params, directions, coords, states, data, starts, count, offset)
+    split = (False, False, False, True, True, devices.DATA if spread else False, False, False, False)
+    return devices.over_points(run, mesh, split)(loss, params, directions, coords, states, data, starts, count, offset)
 
 
 @functools.partial(jax.jit, static_argnames=("how", "loop", "mesh", "point_metrics"))
@@ -101,4 +105,45 @@ def point_step(loss, params, directions, coords, key, *, how, loop, mesh, point_
 
         return plans.map_points(one, coords, loop)
 
-    return plans.over_points(run, mesh, (False, False, False, True, False))(loss, params, directions, coords, key)
+    return devices.over_points(run, mesh, (False, False, False, True, False))(loss, params, directions, coords, key)
+
+
+def losses(
+    loss: Loss | Callable[[PyTree, Batch], Any],
+    params: PyTree,
+    directions: PyTree,
+    coords: Any,
+    data: Batch,
+    *,
+    rule: UpdateRule = add,
+    loop: str = "map",
+    share: bool = False,
+) -> Any:
+    """The kernel: the loss over one in-memory data set at each of C points; pure, to be jitted by the user.
+
+        L(c) = sum_i w_i l_i(rule(params, directions, c)) / sum_i w_i + penalty
+
+    Args:
+      loss: a ``Loss`` (frozen statistics) or a plain function.
+      params: the centre.
+      directions: the stacked tree (``axes.tree``), leading axis k.
+      coords: (C, k).
+      data: one data set, evaluated in one block.
+      rule: ``add``, ``adam`` or any ``(params, directions, coord) -> params``.
+      loop: "map" for one point after another, "vmap" for all at once.
+      share: compute what is affine in the coordinates once for all points (rule ``add`` only; not differentiable).
+
+    Returns:
+      (C,) losses.
+    """
+    loss = _losses.as_loss(loss)
+    if share and rule is not add:
+        raise ValueError("share: only the add rule is affine in the coordinates; use share=False with another rule")
+    how = How(static(rule), False, ())
+    plan = plans.Plan(coords.shape[0], _data.num_examples(data), loop, share)
+    block = _losses.block_at(data, 0, plan.microbatch, plan.microbatch, 0)
+    sums = points_sums(loss, params, directions, coords, None, block, how, plan)["loss"]
+    value = sums[:, 2] + sums[:, 3] / sums[:, 1]
+    if (penalty := loss.penalty) is not None:
+        value = value + plans.map_points(lambda c: penalty(rule(params, directions, c)), coords, loop)
+    return value

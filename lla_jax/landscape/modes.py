@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lla_jax.core import data as _data
+from lla_jax.core import recipes
 from lla_jax.core.types import Directions, Eigenpairs, Execution, Landscape, Loss, PyTree
-from lla_jax.directions import draws, eigenvectors, normalization
-from lla_jax.landscape import evaluation
-from lla_jax.landscape import jobs as _jobs
-from lla_jax.landscape.jobs import Progress
+from lla_jax.directions import derived, draws, normalization
+from lla_jax.execution import progress as _progress
+from lla_jax.execution.progress import Progress
+from lla_jax.landscape import evaluation, grids
 
 NORMALIZATIONS: dict[str, Mapping[str, Any]] = {
     "not normalized": {"by": "none"},
@@ -71,16 +71,16 @@ def all_modes(
     axis is made orthogonal to the first; two Gaussian draws are so already to 1 / sqrt(size). (3) It draws
     Hessian or Adam axes beside the random ones; here both may be, and then there are 14.
     """
-    plane = evaluation.grid(points=21) if grid is None else tuple(grid)
+    plane = grids.grid(points=21) if grid is None else tuple(grid)
     if len(plane) != 2:
         raise ValueError(f"grid: {len(plane)} axes given; the comparison of modes draws planes, so the rule is two")
     axes = {"random": draws.random(key, params, num=2)}
     if pairs is not None:
-        vectors = eigenvectors.eigenvectors(pairs)
+        vectors = derived.eigenvectors(pairs)
         _check_centre(pairs, params)
         axes[f"{_MATRICES.get(vectors.recipe['operator'], 'Hessian')} eigenvectors"] = vectors
     if opt_state is not None:
-        axes["Adam moments"] = draws.adam_moments(opt_state, params)
+        axes["Adam moments"] = derived.adam_moments(opt_state, params)
     named = {
         f"{kind}, {name}": _normalized(pair, params, options)
         for kind, pair in axes.items()
@@ -92,13 +92,13 @@ def all_modes(
     if opt_state is not None:
         a, b = plane
         for zoom, name in ((1.0, "adam rule"), (ADAM_ZOOM, f"adam rule, a/{ADAM_ZOOM:g}")):
-            steps = evaluation.grid(ranges=[(a.min() / zoom, a.max() / zoom), (0.1, 2.0)], points=(len(a), len(b)))
+            steps = grids.grid(ranges=[(a.min() / zoom, a.max() / zoom), (0.1, 2.0)], points=(len(a), len(b)))
             jobs.append(([f"Adam moments, {name}"], [axes["Adam moments"]], steps, "adam"))
     points = len(plane[0]) * len(plane[1])
     total = points * sum(len(names) for names, *_ in jobs)
     found: dict[str, Landscape] = {}
     for names, axes_of, coords, rule in jobs:
-        report = _jobs.span(progress, points * len(found), points * len(names), total)
+        report = _progress.span(progress, points * len(found), points * len(names), total)
         planes = evaluation.evaluate(
             loss, params, data, axes_of, coords,
             batch_size=batch_size, rule=rule, metrics=metrics, execution=execution, progress=report,
@@ -109,7 +109,7 @@ def all_modes(
 
 def _check_centre(pairs: Eigenpairs, params: PyTree) -> None:
     there = pairs.recipe.get("operator", {}).get("params")
-    if there is not None and there["fingerprint"] != _data.fingerprint(params):
+    if there is not None and there["fingerprint"] != recipes.fingerprint(params):
         raise ValueError(
             "pairs: were computed at other parameters than params; the rule is the same ones, "
             "lla.eigenpairs(lla.hessian(loss, params, data), key, k=2)"

@@ -12,12 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax.core import data as _data
+from lla_jax.core import losses
 from lla_jax.core.types import Batch, PyTree
-from lla_jax.execution import plans, rewriting
+from lla_jax.execution import devices, plans, rewriting
 from lla_jax.execution.plans import Plan
 from lla_jax.landscape import kernels
-from lla_jax.landscape.jobs import Job, Sums, call, grid_points, of_params, rows_in
+from lla_jax.landscape.grids import grid_points
+from lla_jax.landscape.jobs import Job, rows_in
+from lla_jax.landscape.points import Sums, call, of_params
 
 UNSTEADY = 1e-5  # relative difference between two runs of one block that rounding does not explain
 _STEADY: dict[Hashable, None] = {}  # programs of this process that gave the same values twice
@@ -34,7 +36,7 @@ def recipe_of(job: Job, plan: Plan) -> dict[str, Any]:
     device = job.mesh.devices.flat[0]
     return {name: getattr(plan, name) for name in PLAN} | {
         "devices": job.mesh.size,
-        "data_shards": job.mesh.shape[plans.DATA],
+        "data_shards": job.mesh.shape[devices.DATA],
         "platform": device.platform,
     }
 
@@ -70,7 +72,7 @@ def _plan(job: Job, tree: PyTree, most: int) -> Plan:
                 tree,
                 np.zeros((1, len(job.coords)), np.float32),
                 None,
-                _data.block_at(b, 0, few, few, 0),
+                losses.block_at(b, 0, few, few, 0),
                 job.how,
                 Plan(1, few, "map", False),
             ),
@@ -138,9 +140,9 @@ def planned(
             start = time.perf_counter()
             found = jax.block_until_ready(_first_call(job, tree, plan, batch, count, offset, call, starts))
             seconds = (time.perf_counter() - start) / (call.microbatch * len(starts) * plan.chunk * job.mesh.size)
-            runs.append({name: _data.mean(_data.total(x)) for name, x in found.items()})
+            runs.append({name: losses.mean(losses.total(x)) for name, x in found.items()})
         # of a call over several blocks, or shares of the data, the first one: it is the same for other layouts
-        probe.update({name: float(_data.mean(_data.total(np.asarray(x)[:1, :1]))[0]) for name, x in found.items()})
+        probe.update({name: float(losses.mean(losses.total(np.asarray(x)[:1, :1]))[0]) for name, x in found.items()})
         recipe["probe_rows"] = min(call.microbatch, rows_in(job, batch), count)
 
     plan = plans.chunks(compute, 0, 1, plan, 1)
@@ -162,7 +164,7 @@ def planned(
 
 def text(job: Job, plan: Plan, seconds: float | None) -> str:
     """The plan for people, with the time it is going to take."""
-    shards = job.mesh.shape[plans.DATA]
+    shards = job.mesh.shape[devices.DATA]
     said = [
         f"{' x '.join(map(str, map(len, job.coords)))} points",
         f"{plan.chunk} a call" + (f" on each of {job.mesh.size} devices" if job.mesh.size > 1 else ""),

@@ -10,15 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax.core import recipes
+from lla_jax.core import arguments
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree
 from lla_jax.curvature import assembly, eigen, operators, products
 from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
 from lla_jax.curvature.matrices import Matrix
-from lla_jax.execution import plans
-from lla_jax.landscape import evaluation
-from lla_jax.landscape.jobs import Progress
+from lla_jax.execution import devices as _devices
+from lla_jax.execution.progress import Progress
+from lla_jax.landscape import evaluation, rules
 
 CURVATURES = ("lambda_min", "lambda_max", "residual")
 
@@ -82,7 +82,7 @@ def convexity(
         raise ValueError(
             f"axes: got {type(axes).__name__}; the rule is lla.Directions, e.g. from lla.directions.random"
         )
-    key, before = recipes.single_key(key), _evaluated(resume, int(steps))
+    key, before = arguments.single_key(key), _evaluated(resume, int(steps))
     fixed = Execution(chunk=1, microbatch=256, loop="map", share=False, devices=devices)  # nothing is timed
     plane = evaluation.evaluate(
         loss, params, data, axes, grid, batch_size=batch_size, key=key, execution=fixed, resume=before
@@ -162,10 +162,10 @@ def _hessians(
     mesh, plan, centre = first.how.mesh, first.recipe["plan"], first.centre()
     assert mesh is not None
     matrix = Matrix("hessian", (True,) * len(jax.tree_util.tree_leaves(params)))
-    tree = plans.replicate(_tree.align(axes.tree, params, "axes", stacked=True), mesh)
+    tree = _devices.replicate(_tree.align(axes.tree, params, "axes", stacked=True), mesh)
 
     def moved(coord: np.ndarray) -> PyTree:
-        return plans.replicate(_moved(centre, tree, coord), mesh)
+        return _devices.replicate(_moved(centre, tree, coord), mesh)
 
     def made(p: PyTree) -> Any:
         return assembly.operator(
@@ -187,4 +187,4 @@ def _hessians(
     return at, moved, plan
 
 
-_moved = jax.jit(evaluation.add)
+_moved = jax.jit(rules.add)

@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import data as _data
-from lla_jax.core import recipes
+from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Estimate, Loss, Path, PyTree
 from lla_jax.curvature import eigen, operators, sketches
 from lla_jax.curvature.linear_operator import LinearOperator
-from lla_jax.landscape.jobs import Progress
+from lla_jax.execution.progress import Progress
 
 LEAST = 16  # probes before a standard error is believed
 COVERS = 2  # standard errors within which a trace may be zero
@@ -104,7 +103,7 @@ def per_layer(
     eigenvalues are those of the blocks, with residuals.
     """
     _check(steps, rtol, max_products)
-    key = recipes.single_key(key)
+    key = arguments.single_key(key)
     names = _names(params, groups)
     H = operators.hessian(
         loss, params, data, batch_size=batch_size, batch_stats=batch_stats, devices=devices,
@@ -261,7 +260,7 @@ def _traces(
         )
     about = {
         "kind": "block trace", "method": "hutchinson", "products": used, "rtol": float(rtol), "converged": reached,
-        "total": {"mean": float(mean[-1]), "sem": float(sem[-1])}, "key": _data.fingerprint(key),
+        "total": {"mean": float(mean[-1]), "sem": float(sem[-1])}, "key": recipes.fingerprint(key),
         "operator": dict(H.recipe),
     }  # fmt: skip
     found = [Estimate(float(m), float(s), num, about) for m, s in zip(mean, sem, strict=True)]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import data as _data
+from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, PyTree
 from lla_jax.curvature import matrices
@@ -226,7 +226,7 @@ def _check_plane(plane: Landscape, axes: Directions) -> None:
     if not isinstance(axes, Directions) or axes.num != plane.dims:
         raise ValueError(f"axes: {axes!r} given; the rule is the {plane.dims} directions of the landscape's axes")
     contents = plane.recipe.get("directions", {}).get("contents")
-    if contents != _data.fingerprint(axes.tree):
+    if contents != recipes.fingerprint(axes.tree):
         raise ValueError(
             f"axes: {axes!r} are not what the landscape was evaluated along; pass the directions that were given to "
             "lla.evaluate, in the same order"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any
 
 import jax
@@ -16,30 +15,6 @@ Inputs = str | int | tuple[str | int, ...] | Callable[[Batch], Any] | None
 """Where a batch has the model's input; see ``from_linen``."""
 
 TRAIN_FLAGS = ("train", "training", "is_training")
-
-
-class ByValue:
-    """Compares and hashes by its fields; by identity where a field cannot be hashed (costs a compilation, no more)."""
-
-    def _content(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
-
-    def __hash__(self) -> int:
-        try:
-            return hash((type(self), self._content()))
-        except TypeError:
-            return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if type(self) is not type(other):
-            return False
-        try:
-            hash(self._content()), hash(other._content())
-            return bool(self._content() == other._content())
-        except (TypeError, ValueError):
-            return False
 
 
 def arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
@@ -65,6 +40,7 @@ def arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
 
 
 def parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a callable by name; none where it does not tell."""
     try:
         return inspect.signature(call).parameters
     except (TypeError, ValueError):  # some callables tell nothing of their arguments
@@ -106,6 +82,7 @@ def modes(
 
 
 def refuse_noisy_statistics(train: bool, coupled: bool) -> None:
+    """Raise where one example at a time would have to give statistics of a batch."""
     if train and coupled:
         raise ValueError(
             "the loss has a key, so the model is run one example at a time, and batch statistics (train=True) need the "

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax.core.static import static
+from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, FilterAxis, Loss, PyTree
-from lla_jax.models.calling import ByValue, Inputs, Kwargs, arguments, modes, parameters, refuse_noisy_statistics
+from lla_jax.models.calling import Inputs, Kwargs, arguments, modes, parameters, refuse_noisy_statistics
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,13 +18,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
-from lla_jax.core.static import static
+from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, FilterAxis, Loss, PyTree
 from lla_jax.models.calling import (
     TRAIN_FLAGS,
-    ByValue,
     Inputs,
     Kwargs,
     arguments,
@@ -161,132 +158,3 @@ def from_linen(
         kwargs = (kwargs[0], None)  # no flag is known: train mode would silently be eval mode
     apply = _LinenApply(module, static(inputs), method, kwargs, coupled)
     return Loss(apply, criterion, state or None, key, penalty, per_example, filter_axis)
-
-
-# Flax nnx
-
-
-@dataclass(frozen=True, eq=False)
-class _NnxApply(ByValue):
-    graphdefs: tuple[Any, Any]
-    inputs: Inputs
-    method: str
-    kwargs: tuple[Kwargs, Kwargs]
-    takes_rngs: bool
-    coupled: bool
-    impl: Any  # of the model's random keys
-
-    def __call__(
-        self, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any = None
-    ) -> tuple[Any, PyTree]:
-        args = arguments(self.inputs, batch)
-        if keys is None:
-            outputs, model = self._call(params, state, args, train)
-            return outputs, _nnx_statistics(model, state) if train else state
-        refuse_noisy_statistics(train, self.coupled)
-        return each_example(lambda a, k: self._call(params, state, a, train, k)[0], args, keys), state
-
-    def _call(
-        self, params: PyTree, state: PyTree, args: tuple[Any, ...], train: bool, key: Any = None
-    ) -> tuple[Any, Any]:
-        from flax import nnx
-
-        rest = {} if state is None else _nnx_streams(state, self.impl, key)
-        model = nnx.merge(self.graphdefs[train], params, rest, copy=True)
-        kwargs = dict(self.kwargs[train])
-        if key is not None and self.takes_rngs:
-            kwargs["rngs"] = nnx.Rngs(key)
-        return getattr(model, self.method)(*args, **kwargs), model
-
-
-def _nnx_streams(state: PyTree, impl: Any, key: Any = None) -> PyTree:
-    """The state with random keys made of their data, or every stream restarted from ``key`` (each in its shape)."""
-    from flax import nnx
-
-    is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
-    leaves, structure = jax.tree_util.tree_flatten(state, is_leaf=is_variable)
-
-    def stream(index: int, leaf: Any) -> Any:
-        if not isinstance(leaf, nnx.RngKey):
-            return leaf
-        data = leaf.get_value()
-        if key is None:
-            return leaf.replace(jax.random.wrap_key_data(data, impl=impl))
-        own, shape = jax.random.fold_in(key, index), data.shape[:-1]
-        return leaf.replace(jax.random.split(own, shape) if shape else own)
-
-    return jax.tree_util.tree_unflatten(structure, [stream(i, leaf) for i, leaf in enumerate(leaves)])
-
-
-def _nnx_statistics(model: Any, state: PyTree) -> PyTree:
-    """The model's variables in the structure of ``state``; random streams as they were, what ``sow`` added left out."""
-    from flax import nnx
-
-    if state is None:
-        return None
-    new = dict(nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.RngState)))))
-    return nnx.from_flat_state([(path, new.get(path, old)) for path, old in nnx.to_flat_state(state)])
-
-
-def from_nnx(
-    model: Any,
-    criterion: Callable[[Any, Batch], Any],
-    *,
-    inputs: Inputs = None,
-    key: Any = None,
-    penalty: Callable[[PyTree], Any] | None = None,
-    per_example: bool = True,
-    filter_axis: FilterAxis | None = None,
-    train_kwargs: Mapping[str, Any] | None = None,
-    eval_kwargs: Mapping[str, Any] | None = None,
-    method: str = "__call__",
-) -> Loss:
-    """The loss of a Flax nnx model; the parameters to pass along with it are ``nnx.state(model, nnx.Param)``.
-
-        l_i(theta) = criterion(merge(graphdef, theta, state)(x_i), batch)_i
-
-    Views of the model are used, with ``use_running_average = not train`` and ``deterministic = (key is None)`` set as
-    ``model.eval()`` and ``model.train()`` would set them; flags in the signature of its call as in ``from_linen``.
-
-    Args:
-      model: an nnx module that takes batches. It is not changed: neither its variables nor its modes nor its counts.
-      criterion: ``criterion(outputs, batch) -> losses (B,)`` or ``(losses, weights)``; see ``Loss``.
-      key: a ``jax.random`` key for a stochastic loss: the model is run per example, its random streams restarted from
-        the example's key (also passed as ``rngs`` if the call has such an argument).
-      inputs, penalty, per_example, filter_axis, train_kwargs, eval_kwargs: as in ``from_linen``.
-      method: name of the model's method to call.
-
-    Returns:
-      A ``Loss`` whose state is an ``nnx.State`` of all variables that are no parameters (None if there are none). The
-      parameters may be given as ``nnx.State`` or as its pure dict.
-
-    Raises:
-      ValueError: if a key is given and one flag of the call drives noise and batch statistics.
-    """
-    from flax import nnx
-
-    keyed = key is not None
-    names = parameters(getattr(model, method))
-
-    def view(train: bool) -> Any:
-        modes = {"use_running_average": not train, "deterministic": not keyed}
-        seen = nnx.view(model, raise_if_not_found=False, **modes)
-        seen = nnx.with_attributes(seen, raise_if_not_found=False, **modes)
-        if keyed:
-            return seen
-        # for models that pass deterministic=not train to their layers: without a key there is no noise
-        seen = nnx.with_attributes(seen, only=nnx.Dropout, raise_if_not_found=False, rate=0.0)
-        return nnx.with_attributes(seen, only=nnx.MultiHeadAttention, raise_if_not_found=False, dropout_rate=0.0)
-
-    graphdefs = nnx.graphdef(view(False)), nnx.graphdef(view(True))
-    # New variables, so that later training does not reach into the loss. Random keys are kept as their integer data:
-    # numpy knows no key arrays, and what handles states (fingerprints, re-estimation) need not know them either.
-    is_key = lambda leaf: jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
-    state: Any = nnx.state(model, nnx.Not(nnx.Param))
-    impl = next((jax.random.key_impl(leaf) for leaf in jax.tree_util.tree_leaves(state) if is_key(leaf)), None)
-    state = jax.tree_util.tree_map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, state)
-    coupled = bool(jax.tree_util.tree_leaves(nnx.state(model, nnx.BatchStat)))
-    kwargs = modes(names, keyed, coupled, train_kwargs, eval_kwargs)
-    apply = _NnxApply(graphdefs, static(inputs), method, kwargs, "rngs" in names, coupled, impl)
-    state = state if jax.tree_util.tree_leaves(state) else None
-    return Loss(apply, criterion, state, key, penalty, per_example, filter_axis)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from lla_jax.core.data import fingerprint
+from lla_jax.core.recipes import fingerprint
+from lla_jax.core.text import pm
 from lla_jax.core.types import Eigenpairs, Estimate, Spectrum
 from lla_jax.measures import layers, spectra
 
@@ -75,13 +74,6 @@ _MATRIX = {
 def eigenvalue_lines(pairs: Eigenpairs) -> list[str]:
     """One line for each, with its residual."""
     return [f"  {i + 1:3d}  {v: .6g} +- {r:.1g}" for i, (v, r) in enumerate(zip(pairs.values, pairs.residuals))]
-
-
-def pm(estimate: Estimate) -> str:
-    """A number and its standard error, where that is known."""
-    if np.isnan(estimate.sem):
-        return f"{estimate.mean:.4g}"
-    return f"{estimate.mean:.4g} +- {estimate.sem:.2g}"
 
 
 def numbers(found: Curvature) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 import inspect
 import pathlib
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
+from tests.arrows import modules, wrong_ways
 from tests.helpers import FIXED, compilations
 
 torch = pytest.importorskip("torch")
@@ -22,51 +22,36 @@ lla_torch = pytest.importorskip("lla_torch")
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "interop" / "lla_torch"
-LEVELS = [
-    {"views", "lowering", "tracing"},
-    {"program", "ops"},
-    {"trees", "exporting"},
-    {"graph"},
-    {"function", "criteria", "table"},
-    {"conversion", "loss"},
-    {"net", "recording"},
-    {"reference", "checkpoint"},
-    {"certificate"},
-    {"moments"},
-    {"problems"},
+FLOORS = [
+    {"program"},
+    {"weights"},
+    {"tracing"},
+    {"conversion"},
+    {"losses"},
+    {"net"},
+    {"certify", "problems"},
     {"__init__"},
 ]
-"""A module imports only from levels above it."""
-WITHOUT_TORCH = {"views", "lowering", "program", "ops"}
+"""Rooms and modules of ``lla_torch`` from the ground up; those of one floor never import each other."""
+
+IMPORTS = modules(PACKAGE)
 
 
-def modules():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        names = []
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                names += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0
-                names += [f"{node.module}.{alias.name}" for alias in node.names]
-        yield path, name, names
+def test_imports_go_down_the_floors_and_one_way_in_a_room():
+    assert {name.split("/")[0] for name in IMPORTS} == {name for floor in FLOORS for name in floor}
+    assert not list(wrong_ways(PACKAGE, FLOORS))
 
 
-def test_a_module_imports_only_from_its_left():
-    level = {name: i for i, names in enumerate(LEVELS) for name in names}
-    for path, name, names in modules():
-        for other in {n.split(".")[1] for n in names if n.startswith("lla_torch.")}:
-            assert other == name or level[other] < level[name], f"{path.name} imports {other}"
-        if name in WITHOUT_TORCH:
-            assert not any(n.split(".")[0] == "torch" for n in names), path.name
+@pytest.mark.parametrize("module", sorted(name for name in IMPORTS if name.startswith("program")))
+def test_the_converted_program_and_its_operators_import_no_torch(module):
+    assert not [name for name in IMPORTS[module] if name.split(".")[0] == "torch"]
 
 
 def test_only_public_names_of_lla_jax_are_used():
-    for path, _, names in modules():
+    for module, names in IMPORTS.items():
         for name in names:
             if name.startswith("lla_jax."):
-                assert name.split(".")[1] in lla.__all__, f"{path.name} imports {name}"
+                assert name.split(".")[1] in lla.__all__, f"{module} imports {name}"
 
 
 def test_without_torch_the_rest_works_and_the_import_says_what_to_install():
@@ -101,7 +86,7 @@ def test_public_names_are_documented_and_typed(name):
 
 
 def test_files_stay_short_and_safe():
-    for path, _, _ in modules():
+    for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
         assert len(text.splitlines()) <= 500, f"{path.name}: is it two concepts?"
         for pattern in (

@@ -10,8 +10,7 @@ import numpy as np
 import optax
 import torch
 
-from lla_jax import Directions
-from lla_jax.directions import draws
+from lla_jax import Directions, directions
 from lla_torch.weights.checkpoint import unwrapped
 from lla_torch.weights.names import to_array
 
@@ -32,7 +31,7 @@ def adam_moments(optimizer_or_state: Any, net: Any, params: Sequence[str] | None
     Raises:
       ValueError: those of ``optax_state``; an optimizer that has taken no step.
     """
-    return draws.adam_moments(optax_state(optimizer_or_state, net, params), net.variables["params"])
+    return directions.adam_moments(optax_state(optimizer_or_state, net, params), net.variables["params"])
 
 
 def optax_state(optimizer_or_state: Any, net: Any, params: Sequence[str] | None = None) -> optax.ScaleByAdamState:

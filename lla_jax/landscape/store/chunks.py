@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lla_jax.core import files as _files
+from lla_jax.core import recipes
 from lla_jax.core.types import Landscape
 from lla_jax.landscape.store import manifest as _manifest
 
@@ -80,6 +81,7 @@ def check_writable(folder: Path, nbytes: int = 0) -> None:
 
 
 def exists(folder: Path) -> bool:
+    """Whether a folder holds a store."""
     return (folder / _manifest.NAME).exists()
 
 
@@ -119,7 +121,7 @@ def create(folder: Path, manifest: Mapping[str, Any]) -> tuple[Store, bool]:
 
 def check_same(store: Store, recipe: Mapping[str, Any]) -> None:
     """Raise a ValueError that says what changed unless ``recipe`` is the store's, as far as a recipe tells."""
-    _manifest.check_same(store.folder, store.manifest, recipe)
+    recipes.check_same(store.folder, store.manifest, recipe)
 
 
 # --- grids: which chunks there are, and which a grid needs
@@ -235,6 +237,7 @@ def _places(axis: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def path_of(store: Store, chunk: Chunk) -> Path:
+    """The file of a chunk."""
     return store.folder / f"grid-{chunk.grid:03d}" / f"{chunk.number:05d}.npz"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -10,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lla_jax.core import files as _files
+from lla_jax.core.recipes import digest
 
 FORMAT = "lla_jax chunk store"
 VERSION = 1
@@ -47,15 +46,6 @@ def _hash(manifest: Mapping[str, Any]) -> str:
     """Of what decides what a chunk holds; 32 hex digits."""
     identity = {k: manifest["recipe"].get(k) for k in manifest["identity"]}
     return digest([identity, manifest["names"], manifest["points"], manifest["coords"]])
-
-
-def digest(value: Any) -> str:
-    """Hash of a JSON value; 32 hex digits."""
-    return hashlib.blake2b(text(value).encode(), digest_size=16).hexdigest()
-
-
-def text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=_files.plain)
 
 
 # --- reading: a file may be half made, of another program, or hostile
@@ -132,52 +122,3 @@ def coords_of(record: Mapping[str, Any]) -> list[list[float]]:
     if math.prod(map(len, coords)) > MOST_POINTS:
         raise ValueError("it has too many points")
     return coords
-
-
-# --- comparing
-
-
-def check_same(path: Path, manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-    """Raise a ValueError that says what changed unless ``recipe`` is the manifest's, as far as a recipe tells.
-
-    Drawn directions may differ by rounding: another machine draws the same numbers a little differently.
-    """
-    then = manifest["recipe"]
-    names = [k for k in manifest["identity"] if not _alike(_comparable(k, then), _comparable(k, recipe))]
-    if names:
-        said = "; ".join(f"{name} ({_difference(then.get(name), recipe.get(name))})" for name in names)
-        raise ValueError(
-            f"store: {path} holds a landscape that differs in {said}. The rule is the same recipe: repeat the "
-            "arguments it was made with, or pass another folder"
-        )
-
-
-def _comparable(name: str, recipe: Mapping[str, Any]) -> Any:
-    entry = recipe.get(name)
-    if name == "directions" and isinstance(entry, Mapping) and entry.get("kind") == "random":
-        return {k: v for k, v in entry.items() if k != "contents"}  # to the bit; the recipe says how to draw them
-    return entry
-
-
-def _alike(one: Any, two: Any) -> bool:
-    """Equal, floating numbers to rounding."""
-    if isinstance(one, Mapping) and isinstance(two, Mapping):
-        return one.keys() == two.keys() and all(_alike(one[k], two[k]) for k in one)
-    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        return len(one) == len(two) and all(map(_alike, one, two))
-    if isinstance(one, float) and isinstance(two, float):
-        return math.isclose(one, two, rel_tol=1e-5, abs_tol=1e-7)
-    return text(one) == text(two)
-
-
-def _difference(then: Any, now: Any) -> str:
-    """What differs, entry by entry where both are dicts."""
-    if isinstance(then, Mapping) and isinstance(now, Mapping):
-        names = [k for k in {**then, **now} if not _alike(then.get(k), now.get(k))]
-        return ", ".join(f"{k}: {_difference(then.get(k), now.get(k))}" for k in names)
-    return f"{_short(then)} -> {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    said = text(value)
-    return said if len(said) <= 40 else said[:37] + "..."

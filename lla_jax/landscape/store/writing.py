@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from lla_jax.core import recipes
+from lla_jax.core.recipes import versions
 from lla_jax.core.types import Directions, Landscape, PyTree
 from lla_jax.execution.plans import Plan
+from lla_jax.execution.progress import span
 from lla_jax.landscape import planning
-from lla_jax.landscape.jobs import Job, Sums, Values, described, evaluated, group_size, means, span, versions, warn
+from lla_jax.landscape.jobs import Job, described, group_size
+from lla_jax.landscape.points import Sums, Values, evaluated, means, warn
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.chunks import Chunk, Damaged, Store

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -13,7 +15,11 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from lla_jax.core.types import Eigenpairs, Landscape, Spectrum
 from lla_jax.curvature import quadrature
 from lla_jax.curvature.quadrature import Density
-from lla_jax.output.plotting.planes import (
+from lla_jax.output.plotting.lines import line
+from lla_jax.output.plotting.planes import _picture, _Plane, _plane
+from lla_jax.output.plotting.reading import _listed, _pretty, _read, _wrapped
+from lla_jax.output.plotting.scales import _NICE, _Scale, _ticks
+from lla_jax.output.plotting.style import (
     _COLOURS,
     _DASHES,
     _DOUBLE,
@@ -25,12 +31,12 @@ from lla_jax.output.plotting.planes import (
     _SMALL,
     _joined,
     _legend,
-    _Plane,
-    _read,
     _set_title,
 )
-from lla_jax.output.plotting.reading import _listed, _pretty, _wrapped
-from lla_jax.output.plotting.scales import _NICE, _Scale, _ticks
+
+if TYPE_CHECKING:
+    from lla_jax.measures.layers import Layer
+
 
 _MATRICES = {"hessian": "Hessian", "ggn": "GGN", "fisher (mc)": "Fisher", "fisher (empirical)": "empirical Fisher"}
 _ROUNDING = 1e-5  # of lambda_max: a smaller lambda_min is zero in float32
@@ -317,3 +323,105 @@ def _over_convexity(ax: Any, plane: _Plane, scale: _Scale, landscape: Landscape)
     if len(i):
         label = r"convex: $\lambda_{\min} > 0$"
         ax.plot(plane.x[i], plane.y[j], marker="P", markersize=4, label=label, **_POINT)
+
+
+def spectral_density(
+    spec: Spectrum | Mapping[str, Spectrum],
+    *,
+    pairs: Eigenpairs | Mapping[str, Eigenpairs] | None = None,
+    scale: Literal["linear", "symlog"] = "linear",
+    threshold: float | None = None,
+    width: float = 0.01,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """The density of all eigenvalues on a logarithmic axis, bulk and outliers alike, with ticks where the ends are.
+
+    The curve has mass 1 in the coordinate of the x axis, and all of it is on the page; the band is +- 1 standard error
+    over the probes.
+
+    Args:
+      spec: what ``lla.spectrum`` returned, or several to compare: ``{"at initialization": ..., "trained": ...}``.
+      pairs: eigenpairs (for several spectra: some under the same names) whose values are the ticks below the curve; by
+        default these are the smallest and the largest node of every probe.
+      scale: "linear", or "symlog", which shows the bulk, where 100 steps or more resolve it.
+      threshold: below it "symlog" is about linear; by default 0.01 of the largest |node| of all.
+      width: standard deviation of the Gaussian around a node, relative to the range of its spectrum.
+      title: text above.
+      ax: axes to draw into; by default a new figure.
+
+    Returns:
+      the figure. The lower limit of its density is below what a single eigenvalue makes.
+
+    Raises:
+      ValueError: no spectrum, or one with nodes that are not finite; pairs of other names; as ``lla.density``.
+    """
+    return _draw_density(spec, pairs, scale, threshold, width, title, ax)
+
+
+def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax: Axes | None = None) -> Figure:
+    """Eigenvalues by rank with bars of +- their residuals; colour and marker say the sign.
+
+    Args:
+      pairs: k eigenpairs, drawn in their order; an exact eigenvalue lies within each bar.
+      log: logarithmic axis, for positive values.
+      title: text above.
+      ax: axes to draw into; by default a new figure.
+
+    Returns:
+      the figure. Ranks whose value is not finite are hatched.
+
+    Raises:
+      ValueError: not ``Eigenpairs``, no finite value, or ``log`` with values <= 0.
+    """
+    return _draw_scree(pairs, log, title, ax)
+
+
+def layers(rows: Sequence[Layer], *, title: str | None = None) -> Figure:
+    """Where in the network the curvature is: trace and extreme eigenvalues of every module side by side.
+
+    Args:
+      rows: what ``lla.per_layer`` returned. Bars of traces have +- 1 standard error, those of eigenvalues their
+        residual. In brackets is the number of parameters.
+      title: text above.
+
+    Returns:
+      the figure, one line per row: one column wide, or more for long names. A trace that is not finite says so.
+
+    Raises:
+      ValueError: no rows, or something else than rows of ``per_layer``.
+    """
+    return _draw_layers(rows, title)
+
+
+def convexity(
+    landscape: Landscape, *, cap: float | None = None, title: str | None = None, ax: Axes | None = None
+) -> Figure:
+    """How much negative curvature there is over a plane: |lambda_min / lambda_max|, the colours starting at 0.
+
+    Every point that was computed is a cell; lines of equal ratio are between them. Where the smallest eigenvalue is
+    positive, the loss is convex and the ratio an inverse condition number: a plus in the cell says so.
+
+    Args:
+      landscape: what ``lla.convexity`` returned, of two axes (a map), or one (a curve).
+      cap: values above are drawn at ``cap``; the colour bar says so if there are any. For maps.
+      title: text above.
+      ax: axes to draw into; by default a new figure.
+
+    Returns:
+      the figure.
+
+    Raises:
+      ValueError: as ``heatmap``; ``cap`` with one axis.
+
+    References: Li et al. 2018, arXiv 1712.09913, section 6.
+    """
+    if isinstance(landscape, Landscape) and landscape.dims == 1:
+        if cap is not None:
+            raise ValueError(f"cap={cap!r} is for maps, and this landscape has one axis; leave it out")
+        fig = line(landscape, "convexity", title=title, ax=ax)
+        (fig.axes[0] if ax is None else ax).set_ylim(bottom=0)
+        return fig
+    plane = _plane(landscape, "convexity", "convexity", least=1)
+    extra = partial(_over_convexity, landscape=landscape)
+    return _picture("heatmap", {"": plane}, "convexity", cap=cap, title=title, ax=ax, least=(0, _ROUNDING), extra=extra)

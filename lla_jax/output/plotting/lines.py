@@ -9,208 +9,33 @@ are is said on the axes or, of surfaces and panels, below the picture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from lla_jax.core.types import Eigenpairs, Landscape, Spectrum
-from lla_jax.output.plotting.curvature import _ROUNDING, _draw_density, _draw_layers, _draw_scree, _over_convexity
-from lla_jax.output.plotting.planes import (
+from lla_jax.core.types import Landscape
+from lla_jax.output.plotting.reading import _axis_label, _common, _listed, _marks, _origin, _pretty, _read, _unfinished
+from lla_jax.output.plotting.scales import _NICE, _finite, _ticks
+from lla_jax.output.plotting.style import (
     _COLOURS,
     _DASHES,
-    _DRAW,
+    _DPI,
+    _HATCH,
+    _NAME,
+    _ORIGIN,
+    _SINGLE,
     _SIZE,
     _SMALL,
-    Kind,
-    _assemble,
-    _canvas,
-    _curve,
-    _finish_line,
-    _picture,
-    _plane,
-    _planes,
-    _read,
+    _edges,
+    _holes,
+    _joined,
+    _legend,
+    _set_title,
 )
-from lla_jax.output.plotting.reading import _common, _listed, _marks, _pretty
-from lla_jax.output.plotting.scales import Levels, _finite
-
-if TYPE_CHECKING:
-    from lla_jax.measures.layers import Layer
-
-
-def surface(
-    landscape: Landscape,
-    value: str = "loss",
-    *,
-    cap: float | None = None,
-    log: bool = False,
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Figure:
-    """A 3-D surface of a landscape of two axes, the trained network and the recipe's marks (checkpoints) on it.
-
-    Quadrilaterals with a non-finite corner are holes. More than 121 points along an axis are thinned evenly.
-
-    Args:
-      landscape: a landscape of two axes, values ``(n1, n2)``.
-      value: a name in ``landscape.values``.
-      cap: values above are drawn at ``cap``; the colour bar says so if there are any.
-      log: heights are logarithmic, the ticks show the values themselves.
-      title: text above.
-      ax: 3-D axes to draw into, ``fig.add_subplot(projection="3d")``; by default a new figure.
-
-    Returns:
-      the figure.
-
-    Raises:
-      ValueError: another number of axes, an unknown ``value``, no finite cell, a cap that is not a finite number, or
-        ``log`` with values <= 0.
-    """
-    return _picture("surface", {"": _plane(landscape, value, "surface")}, value, cap=cap, log=log, title=title, ax=ax)
-
-
-def contour(
-    landscape: Landscape | Mapping[str, Landscape],
-    value: str = "loss",
-    *,
-    levels: Levels = 20,
-    log: bool = False,
-    cap: float | None = None,
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Figure:
-    """Filled contours with lines, the trained network and the recipe's marks (checkpoints) on top.
-
-    Args:
-      landscape: a landscape of two axes, or ``{name: landscape}`` for a panel each with the same levels and colours.
-      value: a name in ``landscape.values``.
-      levels: about how many, at round values (evenly spaced in the logarithm if ``log``); or the levels, increasing.
-      log: logarithmic levels.
-      cap: no level lies above it; everything beyond has the last colour, and the colour bar says so.
-      title: text above.
-      ax: axes to draw into (one landscape only); by default a new figure.
-
-    Returns:
-      the figure.
-
-    Raises:
-      ValueError: as ``surface``; levels that are not increasing; ``ax`` with several landscapes.
-    """
-    if isinstance(landscape, Mapping):
-        planes = _planes(landscape, value, "contour")
-    else:
-        planes = {"": _plane(landscape, value, "contour")}
-    return _picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title, ax=ax)
-
-
-def heatmap(
-    landscape: Landscape,
-    value: str = "loss",
-    *,
-    cap: float | None = None,
-    log: bool = False,
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Figure:
-    """Every cell as it was computed: a rectangle around its coordinates, reaching half way to its neighbours.
-
-    Args, Returns, Raises: as ``surface``; ``ax`` are plain axes.
-    """
-    planes = {"": _plane(landscape, value, "heatmap", least=1)}
-    return _picture("heatmap", planes, value, cap=cap, log=log, title=title, ax=ax)
-
-
-def panels(
-    landscapes: Mapping[str, Landscape],
-    value: str = "loss",
-    *,
-    kind: Kind = "surface",
-    shared: bool = False,
-    cap: float | None = None,
-    log: bool = False,
-    title: str | None = None,
-) -> Figure:
-    """Landscapes side by side, e.g. the comparison of all modes: 4, 8, 10 or 14 panels on a page's width.
-
-    Args:
-      landscapes: ``{name: landscape}``, each of two axes; the names become titles.
-      value: a name in every landscape's ``values``.
-      kind: "surface", "contour" or "heatmap".
-      shared: one scale and one colour bar for all; otherwise each panel has its own, and the title says so.
-      cap, log, title: as in ``surface``.
-
-    Returns:
-      the figure. A panel without any finite cell says so.
-
-    Raises:
-      ValueError: as ``surface`` (no finite cell: in all of them together); no landscapes; an unknown ``kind``.
-    """
-    if kind not in _DRAW:
-        raise ValueError(f"kind={kind!r} is unknown; use one of {_listed(_DRAW)}")
-    return _picture(kind, _planes(landscapes, value, kind), value, shared=shared, cap=cap, log=log, title=title)
-
-
-def volume(
-    landscape: Landscape,
-    value: str = "loss",
-    *,
-    slices: int = 9,
-    levels: Levels = 20,
-    log: bool = False,
-    cap: float | None = None,
-    title: str | None = None,
-) -> Figure:
-    """A landscape of three axes as slices across the third: contour panels with the same levels.
-
-    Args:
-      landscape: a landscape of three axes, values ``(n1, n2, n3)``.
-      slices: how many panels (all coordinates if there are fewer), evenly spread with both ends; the coordinate nearest
-        0 is among them if the number is odd.
-      value, levels, log, cap, title: as in ``contour``.
-
-    Returns:
-      the figure. The trained network is marked on the slice at 0, a checkpoint on the slice nearest to it.
-
-    Raises:
-      ValueError: as ``contour``; fewer than one slice.
-    """
-    if not isinstance(slices, int | np.integer) or slices < 1:
-        raise ValueError(f"slices={slices!r} must be a whole number of 1 or more; give the most panels to draw")
-    (x, y, cut), z = _read(landscape, value, 3, "volume")
-    kept = _slices(cut, slices)
-    heads = _heads(cut[kept])
-    planes = {head: _assemble(landscape, x, y, z[:, :, k], 2, "volume") for head, k in zip(heads, kept)}
-    for k, (name, plane) in zip(kept, planes.items()):
-        near = [at for at in _marks(landscape, 3) if k == min(kept, key=lambda j: abs(cut[j] - at[3]))]
-        here = [mark for mark in plane.marks if mark in [at[:3] for at in near]]
-        planes[name] = plane._replace(marks=here, origin=plane.origin if np.isclose(cut[k], 0, atol=1e-9) else None)
-    if len(planes) == 1:  # has no title of its own
-        title = ": ".join(filter(None, (title, *planes)))
-    return _picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title)
-
-
-def _slices(cut: np.ndarray, number: int) -> list[int]:
-    """Indices of ``number`` evenly spread coordinates, or all."""
-    zero = int(np.argmin(abs(cut)))
-    if number == 1:
-        return [zero]
-    kept = np.linspace(0, len(cut) - 1, min(number, len(cut))).round().astype(int)
-    if number % 2 and number > 2 and zero not in kept:  # the ends stay
-        kept[1 + int(np.argmin(abs(kept[1:-1] - zero)))] = zero
-    return [int(k) for k in kept]
-
-
-def _heads(cut: np.ndarray) -> list[str]:
-    """Titles with 3 significant digits, or as many as tell the slices apart; no -0, no 1e-17."""
-    for digits in range(3, 18):
-        heads = [f"c = {round(c, 12) + 0.0:.{digits}g}" for c in cut]
-        if len(set(heads)) == len(heads):
-            break
-    return heads
 
 
 def line(
@@ -298,103 +123,62 @@ def train_test(
     return fig
 
 
-def spectral_density(
-    spec: Spectrum | Mapping[str, Spectrum],
-    *,
-    pairs: Eigenpairs | Mapping[str, Eigenpairs] | None = None,
-    scale: Literal["linear", "symlog"] = "linear",
-    threshold: float | None = None,
-    width: float = 0.01,
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Figure:
-    """The density of all eigenvalues on a logarithmic axis, bulk and outliers alike, with ticks where the ends are.
-
-    The curve has mass 1 in the coordinate of the x axis, and all of it is on the page; the band is +- 1 standard error
-    over the probes.
-
-    Args:
-      spec: what ``lla.spectrum`` returned, or several to compare: ``{"at initialization": ..., "trained": ...}``.
-      pairs: eigenpairs (for several spectra: some under the same names) whose values are the ticks below the curve; by
-        default these are the smallest and the largest node of every probe.
-      scale: "linear", or "symlog", which shows the bulk, where 100 steps or more resolve it.
-      threshold: below it "symlog" is about linear; by default 0.01 of the largest |node| of all.
-      width: standard deviation of the Gaussian around a node, relative to the range of its spectrum.
-      title: text above.
-      ax: axes to draw into; by default a new figure.
-
-    Returns:
-      the figure. The lower limit of its density is below what a single eigenvalue makes.
-
-    Raises:
-      ValueError: no spectrum, or one with nodes that are not finite; pairs of other names; as ``lla.density``.
-    """
-    return _draw_density(spec, pairs, scale, threshold, width, title, ax)
+# --------------------------------------------------------------------------------------------- lines and pages
 
 
-def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax: Axes | None = None) -> Figure:
-    """Eigenvalues by rank with bars of +- their residuals; colour and marker say the sign.
-
-    Args:
-      pairs: k eigenpairs, drawn in their order; an exact eigenvalue lies within each bar.
-      log: logarithmic axis, for positive values.
-      title: text above.
-      ax: axes to draw into; by default a new figure.
-
-    Returns:
-      the figure. Ranks whose value is not finite are hatched.
-
-    Raises:
-      ValueError: not ``Eigenpairs``, no finite value, or ``log`` with values <= 0.
-    """
-    return _draw_scree(pairs, log, title, ax)
+def _canvas(ax: Any, names: Sequence[str], landscape: Landscape, log: bool, who: str) -> tuple[Any, Any]:
+    """A figure for curves, made once they are known to be drawable."""
+    for name in names:
+        _finite([_read(landscape, name, 1, who)[1]], name, log)
+    if ax is not None:
+        return ax.figure, ax
+    fig = Figure(figsize=(_SINGLE, 2.7), dpi=_DPI, layout="constrained")
+    return fig, fig.add_subplot()
 
 
-def layers(rows: Sequence[Layer], *, title: str | None = None) -> Figure:
-    """Where in the network the curvature is: trace and extreme eigenvalues of every module side by side.
-
-    Args:
-      rows: what ``lla.per_layer`` returned. Bars of traces have +- 1 standard error, those of eigenvalues their
-        residual. In brackets is the number of parameters.
-      title: text above.
-
-    Returns:
-      the figure, one line per row: one column wide, or more for long names. A trace that is not finite says so.
-
-    Raises:
-      ValueError: no rows, or something else than rows of ``per_layer``.
-    """
-    return _draw_layers(rows, title)
+def _curve(ax: Any, landscape: Landscape, name: str, label: str, colour: str, dash: str) -> None:
+    """A line and, where there are standard errors, the band around it."""
+    (x,), y = _read(landscape, name, 1, "line")
+    # a point between non-finite ones makes no line, hence dots on short or broken curves
+    marker = "." if np.isnan(y).any() or len(x) < 12 else ""
+    ax.plot(x, y, color=colour, linestyle=dash, linewidth=1.2, marker=marker, markersize=3, label=label)
+    if name in landscape.stderr:
+        band = np.asarray(landscape.stderr[name], float)[np.argsort(landscape.coords[0])]
+        ax.fill_between(x, y - band, y + band, color=colour, alpha=0.25, linewidth=0)
 
 
-def convexity(
-    landscape: Landscape, *, cap: float | None = None, title: str | None = None, ax: Axes | None = None
-) -> Figure:
-    """How much negative curvature there is over a plane: |lambda_min / lambda_max|, the colours starting at 0.
-
-    Every point that was computed is a cell; lines of equal ratio are between them. Where the smallest eigenvalue is
-    positive, the loss is convex and the ratio an inverse condition number: a plus in the cell says so.
-
-    Args:
-      landscape: what ``lla.convexity`` returned, of two axes (a map), or one (a curve).
-      cap: values above are drawn at ``cap``; the colour bar says so if there are any. For maps.
-      title: text above.
-      ax: axes to draw into; by default a new figure.
-
-    Returns:
-      the figure.
-
-    Raises:
-      ValueError: as ``heatmap``; ``cap`` with one axis.
-
-    References: Li et al. 2018, arXiv 1712.09913, section 6.
-    """
-    if isinstance(landscape, Landscape) and landscape.dims == 1:
-        if cap is not None:
-            raise ValueError(f"cap={cap!r} is for maps, and this landscape has one axis; leave it out")
-        fig = line(landscape, "convexity", title=title, ax=ax)
-        (fig.axes[0] if ax is None else ax).set_ylim(bottom=0)
-        return fig
-    plane = _plane(landscape, "convexity", "convexity", least=1)
-    extra = partial(_over_convexity, landscape=landscape)
-    return _picture("heatmap", {"": plane}, "convexity", cap=cap, title=title, ax=ax, least=(0, _ROUNDING), extra=extra)
+def _finish_line(
+    fig: Any, axes: list[Any], landscape: Landscape, names: Sequence[str], log: bool, title: str | None, outside: bool
+) -> None:
+    """Axis label, the trained network, the recipe's marks, and hatching where a curve is not finite."""
+    ax = axes[0]
+    columns = [_read(landscape, name, 1, "line") for name in names]
+    x, bad = columns[0][0][0], np.isnan(np.stack([y for _, y in columns])).any(axis=0)
+    if log:
+        ax.set_yscale("log")
+        low, high = np.log10(ax.get_ylim())
+        at, labels = _ticks(low, high, True, 6)
+        ax.set_yticks(10**at, labels)
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlim(*(x if len(x) > 1 else _edges(x))[[0, -1]])
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=_NICE))
+    ax.set_xlabel(_axis_label(landscape, 0, 44), fontsize=_SIZE)
+    ax.tick_params(labelsize=_SMALL)
+    for axis in axes:
+        axis.yaxis.get_offset_text().set_fontsize(_SMALL)
+    thin: dict[str, Any] = {"color": "0.4", "linestyle": ":", "linewidth": 1}
+    if x[0] <= 0 <= x[-1] and _origin(landscape):
+        ax.axvline(0, label=_ORIGIN, **thin)
+    if any(name in landscape.stderr for name in names):  # one neutral entry for the bands of all curves
+        ax.plot([], [], color="0.5", alpha=0.4, linewidth=6, label="± 1 standard error")
+    for first, end in np.flatnonzero(np.diff(np.r_[0, bad, 0])).reshape(-1, 2):  # runs of cells
+        ax.axvspan(*_edges(x)[[first, end]], zorder=0, label=_holes(_unfinished(landscape)), **_HATCH)
+    for name, a in _marks(landscape, 1):
+        if x[0] <= a <= x[-1]:
+            ax.axvline(a, **thin)
+            right = a > (x[0] + x[-1]) / 2
+            side: dict[str, Any] = {"xytext": (-2 if right else 2, -2), "ha": "right" if right else "left", "va": "top"}
+            side |= {"xycoords": ax.get_xaxis_transform(), "textcoords": "offset points"}
+            ax.annotate(name, (a, 1), **side, **_NAME)
+    _legend(fig, axes, outside=outside)
+    _set_title(ax, _joined(title, _unfinished(landscape)), 42, _SIZE + 1)

@@ -2,50 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, NullFormatter
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from lla_jax.core.types import Landscape
 from lla_jax.output.plotting.reading import (
     Origin,
     _axis_label,
-    _broken,
     _caption,
     _lines,
     _listed,
     _marks,
     _origin,
+    _read,
     _told,
     _unfinished,
     _wrapped,
 )
-from lla_jax.output.plotting.scales import _NICE, Levels, _coordinate_ticks, _finite, _Scale, _scale, _shown, _ticks
+from lla_jax.output.plotting.scales import Levels, _coordinate_ticks, _Scale, _scale, _shown, _ticks
+from lla_jax.output.plotting.style import (
+    _CMAP,
+    _HATCH,
+    _NAME,
+    _ORIGIN,
+    _POINT,
+    _ROW,
+    _SIZE,
+    _SMALL,
+    Kind,
+    _colour_bar,
+    _edges,
+    _holes,
+    _joined,
+    _legend,
+    _page,
+    _set_title,
+)
 
-Kind = Literal["surface", "contour", "heatmap"]
-
-_CMAP = "viridis"  # perceptually uniform and readable with every colour vision deficiency
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
-_DASHES = ("-", "--", "-.", ":")
-_SIZE, _SMALL = 8, 7  # points, in a figure printed at its own size
-_SINGLE, _DOUBLE, _DPI = 3.5, 7.0, 300
 _MOST = 121  # vertices per axis of a surface; odd, so that a centre cell stays
-_HATCH: dict[str, Any] = {"facecolor": "0.88", "edgecolor": "0.55", "hatch": "/////", "linewidth": 0.0}
-_POINT: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markeredgewidth": 0.6, "linestyle": "none"}
-_ROW: dict[str, Any] = {
-    "color": "white",
-    "linewidth": 1.0,
-    "solid_capstyle": "round",
-    "path_effects": [withStroke(linewidth=2.2, foreground="black")],
-}
-_NAME: dict[str, Any] = {"fontsize": _SMALL, "path_effects": [withStroke(linewidth=1.6, foreground="white")]}
-_ORIGIN = "trained network"
 
 
 class _Plane(NamedTuple):
@@ -59,28 +59,6 @@ class _Plane(NamedTuple):
     marks: list[tuple[str, float, float]]
     origin: Origin  # where the rule gives the network itself: (0, 0), or all of a = 0 (adam)
     missing: str  # "(incomplete: 3 of 9 points)"
-
-
-# ------------------------------------------------------------------------------------------- reading a landscape
-
-
-def _read(landscape: object, value: str, dims: int, who: str) -> tuple[list[np.ndarray], np.ndarray]:
-    """Increasing coordinates, and ``values[value]`` with NaN for what is not finite: a copy."""
-    if not isinstance(landscape, Landscape):
-        several = "; contour takes {name: landscape} too" if who == "contour" else "; panels draws several"
-        raise ValueError(f"landscape of type {type(landscape).__name__} is not a Landscape, give {who} one{several}")
-    if landscape.dims != dims:
-        use = {1: "line or train_test", 2: "surface, contour or heatmap", 3: "volume"}.get(landscape.dims, "a slice")
-        axes = "1 axis" if dims == 1 else f"{dims} axes"
-        raise ValueError(f"{who} draws {axes}, this landscape has {landscape.dims}: {landscape.shape}; use {use}")
-    if not isinstance(value, str) or value not in landscape.values:
-        raise ValueError(f"value={value!r} is not in this landscape; it has {_listed(landscape.values)}, give one name")
-    z = np.asarray(landscape.values[value], dtype=float)
-    if z.shape != landscape.shape:
-        raise ValueError(f"values[{value!r}] has shape {z.shape}, but the coordinates make {landscape.shape}")
-    orders = [np.argsort(c) for c in landscape.coords]
-    coords = [np.asarray(c, float)[order] for c, order in zip(landscape.coords, orders)]
-    return coords, np.where(np.isfinite(z), z, np.nan)[np.ix_(*orders)]
 
 
 def _plane(landscape: Landscape, value: str, who: str, least: int = 2) -> _Plane:
@@ -209,19 +187,6 @@ def _draw_surface(ax: Any, plane: _Plane, scale: _Scale, size: float) -> Any:
 _DRAW = {"surface": _draw_surface, "contour": _draw_contour, "heatmap": _draw_heatmap}
 
 
-def _edges(c: np.ndarray) -> np.ndarray:
-    """Cell borders half way between coordinates; positive coordinates keep positive cells."""
-    if len(c) == 1:
-        return np.array([c[0] - 0.5, c[0] + 0.5])
-    middle = (c[1:] + c[:-1]) / 2
-    first = 2 * c[0] - middle[0]
-    return np.concatenate([[max(first, 0.0) if c[0] > 0 else first], middle, [2 * c[-1] - middle[-1]]])
-
-
-def _holes(missing: str) -> str:
-    return "not finite or not computed" if missing else "not finite"
-
-
 def _hatch(ax: Any, plane: _Plane) -> None:
     """A hatched ground under the picture: it shows through wherever there is no finite cell."""
     if not np.isfinite(plane.z).all():
@@ -307,81 +272,6 @@ def _hidden(ax: Any, plane: _Plane, z: np.ndarray, points: np.ndarray) -> np.nda
     return hidden
 
 
-# --------------------------------------------------------------------------------------------- lines and pages
-
-
-def _canvas(ax: Any, names: Sequence[str], landscape: Landscape, log: bool, who: str) -> tuple[Any, Any]:
-    """A figure for curves, made once they are known to be drawable."""
-    for name in names:
-        _finite([_read(landscape, name, 1, who)[1]], name, log)
-    if ax is not None:
-        return ax.figure, ax
-    fig = Figure(figsize=(_SINGLE, 2.7), dpi=_DPI, layout="constrained")
-    return fig, fig.add_subplot()
-
-
-def _curve(ax: Any, landscape: Landscape, name: str, label: str, colour: str, dash: str) -> None:
-    """A line and, where there are standard errors, the band around it."""
-    (x,), y = _read(landscape, name, 1, "line")
-    # a point between non-finite ones makes no line, hence dots on short or broken curves
-    marker = "." if np.isnan(y).any() or len(x) < 12 else ""
-    ax.plot(x, y, color=colour, linestyle=dash, linewidth=1.2, marker=marker, markersize=3, label=label)
-    if name in landscape.stderr:
-        band = np.asarray(landscape.stderr[name], float)[np.argsort(landscape.coords[0])]
-        ax.fill_between(x, y - band, y + band, color=colour, alpha=0.25, linewidth=0)
-
-
-def _finish_line(
-    fig: Any, axes: list[Any], landscape: Landscape, names: Sequence[str], log: bool, title: str | None, outside: bool
-) -> None:
-    """Axis label, the trained network, the recipe's marks, and hatching where a curve is not finite."""
-    ax = axes[0]
-    columns = [_read(landscape, name, 1, "line") for name in names]
-    x, bad = columns[0][0][0], np.isnan(np.stack([y for _, y in columns])).any(axis=0)
-    if log:
-        ax.set_yscale("log")
-        low, high = np.log10(ax.get_ylim())
-        at, labels = _ticks(low, high, True, 6)
-        ax.set_yticks(10**at, labels)
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlim(*(x if len(x) > 1 else _edges(x))[[0, -1]])
-    ax.xaxis.set_major_locator(MaxNLocator(5, steps=_NICE))
-    ax.set_xlabel(_axis_label(landscape, 0, 44), fontsize=_SIZE)
-    ax.tick_params(labelsize=_SMALL)
-    for axis in axes:
-        axis.yaxis.get_offset_text().set_fontsize(_SMALL)
-    thin: dict[str, Any] = {"color": "0.4", "linestyle": ":", "linewidth": 1}
-    if x[0] <= 0 <= x[-1] and _origin(landscape):
-        ax.axvline(0, label=_ORIGIN, **thin)
-    if any(name in landscape.stderr for name in names):  # one neutral entry for the bands of all curves
-        ax.plot([], [], color="0.5", alpha=0.4, linewidth=6, label="± 1 standard error")
-    for first, end in np.flatnonzero(np.diff(np.r_[0, bad, 0])).reshape(-1, 2):  # runs of cells
-        ax.axvspan(*_edges(x)[[first, end]], zorder=0, label=_holes(_unfinished(landscape)), **_HATCH)
-    for name, a in _marks(landscape, 1):
-        if x[0] <= a <= x[-1]:
-            ax.axvline(a, **thin)
-            right = a > (x[0] + x[-1]) / 2
-            side: dict[str, Any] = {"xytext": (-2 if right else 2, -2), "ha": "right" if right else "left", "va": "top"}
-            side |= {"xycoords": ax.get_xaxis_transform(), "textcoords": "offset points"}
-            ax.annotate(name, (a, 1), **side, **_NAME)
-    _legend(fig, axes, outside=outside)
-    _set_title(ax, _joined(title, _unfinished(landscape)), 42, _SIZE + 1)
-
-
-def _page(n: int, kind: Kind) -> tuple[Any, list[Any], int]:
-    """A single-column figure for one panel, else rows of up to four on a double column; a title's characters."""
-    columns = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 9: 3}.get(n, 4)
-    rows = -(-n // columns)
-    size = (_SINGLE, 2.9) if n == 1 else (_DOUBLE, rows * 0.86 * _DOUBLE / columns + 0.4)
-    fig = Figure(figsize=size, dpi=_DPI, layout="constrained")
-    projection = "3d" if kind == "surface" else None
-    return (
-        fig,
-        [fig.add_subplot(rows, columns, k + 1, projection=projection) for k in range(n)],
-        42 if n == 1 else 108 // columns,
-    )
-
-
 def _frame(ax: Any, plane: _Plane, scale: _Scale, kind: Kind, solo: bool) -> None:
     """Limits, ticks and labels; among panels there is room for few ticks and the axes' letters only."""
     flat = kind != "surface"
@@ -402,39 +292,172 @@ def _frame(ax: Any, plane: _Plane, scale: _Scale, kind: Kind, solo: bool) -> Non
         ax.tick_params(axis=name, labelsize=_SMALL, pad=pad)
 
 
-def _colour_bar(fig: Any, drawn: Any, axes: Sequence[Any], scale: _Scale, kind: Kind, *, label: bool) -> None:
-    lo, hi = (scale.levels[0], scale.levels[-1]) if kind == "contour" else (scale.lo, scale.hi)
-    size: dict[str, Any] = {"fraction": 0.05, "pad": 0.1 if kind == "surface" else 0.03, "aspect": 25}
-    if kind != "contour":
-        size["extend"] = "max" if "clipped" in scale.label else "neither"
-    bar = fig.colorbar(drawn, ax=list(axes), shrink=0.7 if kind == "surface" else 1.0, **size)
-    ticks, names = _ticks(lo, hi, scale.log, 5)
-    bar.set_ticks(ticks, labels=names)
-    bar.minorticks_off()
-    bar.ax.tick_params(labelsize=_SMALL)
-    if label:
-        bar.set_label(scale.label, fontsize=_SIZE)
+def surface(
+    landscape: Landscape,
+    value: str = "loss",
+    *,
+    cap: float | None = None,
+    log: bool = False,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """A 3-D surface of a landscape of two axes, the trained network and the recipe's marks (checkpoints) on it.
+
+    Quadrilaterals with a non-finite corner are holes. More than 121 points along an axis are thinned evenly.
+
+    Args:
+      landscape: a landscape of two axes, values ``(n1, n2)``.
+      value: a name in ``landscape.values``.
+      cap: values above are drawn at ``cap``; the colour bar says so if there are any.
+      log: heights are logarithmic, the ticks show the values themselves.
+      title: text above.
+      ax: 3-D axes to draw into, ``fig.add_subplot(projection="3d")``; by default a new figure.
+
+    Returns:
+      the figure.
+
+    Raises:
+      ValueError: another number of axes, an unknown ``value``, no finite cell, a cap that is not a finite number, or
+        ``log`` with values <= 0.
+    """
+    return _picture("surface", {"": _plane(landscape, value, "surface")}, value, cap=cap, log=log, title=title, ax=ax)
 
 
-def _legend(fig: Any, axes: Sequence[Any], *, outside: bool, title: str = "", columns: int | None = None) -> None:
-    """One entry per label over all axes; below the figure where it would hide a picture."""
-    entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
-    if not (entries or title):
-        return
-    text: dict[str, Any] = {"fontsize": _SMALL, "title": title or None, "title_fontsize": _SMALL, "handlelength": 2.4}
-    if outside:
-        longest = max(map(len, entries), default=0)
-        columns = columns or (4 if len(axes) > 2 else 3 if longest <= 20 else 2)
-        legend = fig.legend(entries.values(), entries, loc="outside lower center", ncols=columns, frameon=False, **text)
+def contour(
+    landscape: Landscape | Mapping[str, Landscape],
+    value: str = "loss",
+    *,
+    levels: Levels = 20,
+    log: bool = False,
+    cap: float | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Filled contours with lines, the trained network and the recipe's marks (checkpoints) on top.
+
+    Args:
+      landscape: a landscape of two axes, or ``{name: landscape}`` for a panel each with the same levels and colours.
+      value: a name in ``landscape.values``.
+      levels: about how many, at round values (evenly spaced in the logarithm if ``log``); or the levels, increasing.
+      log: logarithmic levels.
+      cap: no level lies above it; everything beyond has the last colour, and the colour bar says so.
+      title: text above.
+      ax: axes to draw into (one landscape only); by default a new figure.
+
+    Returns:
+      the figure.
+
+    Raises:
+      ValueError: as ``surface``; levels that are not increasing; ``ax`` with several landscapes.
+    """
+    if isinstance(landscape, Mapping):
+        planes = _planes(landscape, value, "contour")
     else:
-        legend = axes[-1].legend(entries.values(), entries, framealpha=0.8, **text)
-    legend.get_title().set_multialignment("center")
+        planes = {"": _plane(landscape, value, "contour")}
+    return _picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title, ax=ax)
 
 
-def _joined(*parts: str | None) -> str:
-    return " ".join(filter(None, parts))
+def heatmap(
+    landscape: Landscape,
+    value: str = "loss",
+    *,
+    cap: float | None = None,
+    log: bool = False,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Every cell as it was computed: a rectangle around its coordinates, reaching half way to its neighbours.
+
+    Args, Returns, Raises: as ``surface``; ``ax`` are plain axes.
+    """
+    planes = {"": _plane(landscape, value, "heatmap", least=1)}
+    return _picture("heatmap", planes, value, cap=cap, log=log, title=title, ax=ax)
 
 
-def _set_title(ax: Any, text: str, width: int, size: float) -> None:
-    if text:
-        ax.set_title(_broken(text, width), fontsize=size, pad=5)
+def panels(
+    landscapes: Mapping[str, Landscape],
+    value: str = "loss",
+    *,
+    kind: Kind = "surface",
+    shared: bool = False,
+    cap: float | None = None,
+    log: bool = False,
+    title: str | None = None,
+) -> Figure:
+    """Landscapes side by side, e.g. the comparison of all modes: 4, 8, 10 or 14 panels on a page's width.
+
+    Args:
+      landscapes: ``{name: landscape}``, each of two axes; the names become titles.
+      value: a name in every landscape's ``values``.
+      kind: "surface", "contour" or "heatmap".
+      shared: one scale and one colour bar for all; otherwise each panel has its own, and the title says so.
+      cap, log, title: as in ``surface``.
+
+    Returns:
+      the figure. A panel without any finite cell says so.
+
+    Raises:
+      ValueError: as ``surface`` (no finite cell: in all of them together); no landscapes; an unknown ``kind``.
+    """
+    if kind not in _DRAW:
+        raise ValueError(f"kind={kind!r} is unknown; use one of {_listed(_DRAW)}")
+    return _picture(kind, _planes(landscapes, value, kind), value, shared=shared, cap=cap, log=log, title=title)
+
+
+def volume(
+    landscape: Landscape,
+    value: str = "loss",
+    *,
+    slices: int = 9,
+    levels: Levels = 20,
+    log: bool = False,
+    cap: float | None = None,
+    title: str | None = None,
+) -> Figure:
+    """A landscape of three axes as slices across the third: contour panels with the same levels.
+
+    Args:
+      landscape: a landscape of three axes, values ``(n1, n2, n3)``.
+      slices: how many panels (all coordinates if there are fewer), evenly spread with both ends; the coordinate nearest
+        0 is among them if the number is odd.
+      value, levels, log, cap, title: as in ``contour``.
+
+    Returns:
+      the figure. The trained network is marked on the slice at 0, a checkpoint on the slice nearest to it.
+
+    Raises:
+      ValueError: as ``contour``; fewer than one slice.
+    """
+    if not isinstance(slices, int | np.integer) or slices < 1:
+        raise ValueError(f"slices={slices!r} must be a whole number of 1 or more; give the most panels to draw")
+    (x, y, cut), z = _read(landscape, value, 3, "volume")
+    kept = _slices(cut, slices)
+    heads = _heads(cut[kept])
+    planes = {head: _assemble(landscape, x, y, z[:, :, k], 2, "volume") for head, k in zip(heads, kept)}
+    for k, (name, plane) in zip(kept, planes.items()):
+        near = [at for at in _marks(landscape, 3) if k == min(kept, key=lambda j: abs(cut[j] - at[3]))]
+        here = [mark for mark in plane.marks if mark in [at[:3] for at in near]]
+        planes[name] = plane._replace(marks=here, origin=plane.origin if np.isclose(cut[k], 0, atol=1e-9) else None)
+    if len(planes) == 1:  # has no title of its own
+        title = ": ".join(filter(None, (title, *planes)))
+    return _picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title)
+
+
+def _slices(cut: np.ndarray, number: int) -> list[int]:
+    """Indices of ``number`` evenly spread coordinates, or all."""
+    zero = int(np.argmin(abs(cut)))
+    if number == 1:
+        return [zero]
+    kept = np.linspace(0, len(cut) - 1, min(number, len(cut))).round().astype(int)
+    if number % 2 and number > 2 and zero not in kept:  # the ends stay
+        kept[1 + int(np.argmin(abs(kept[1:-1] - zero)))] = zero
+    return [int(k) for k in kept]
+
+
+def _heads(cut: np.ndarray) -> list[str]:
+    """Titles with 3 significant digits, or as many as tell the slices apart; no -0, no 1e-17."""
+    for digits in range(3, 18):
+        heads = [f"c = {round(c, 12) + 0.0:.{digits}g}" for c in cut]
+        if len(set(heads)) == len(heads):
+            break
+    return heads

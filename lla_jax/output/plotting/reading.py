@@ -8,6 +8,8 @@ from itertools import groupby
 from textwrap import fill
 from typing import Any, Literal
 
+import numpy as np
+
 from lla_jax.core.types import Landscape
 
 Origin = Literal["point", "line"] | None
@@ -139,3 +141,25 @@ def _marks(landscape: Landscape, dims: int) -> list[tuple[Any, ...]]:
         if not any(at[landscape.dims :]):  # else it is off the plane
             marks.append((str(name), *[float(t) for t in [*at, 0, 0, 0][:dims]]))
     return marks
+
+
+# ------------------------------------------------------------------------------------------- reading a landscape
+
+
+def _read(landscape: object, value: str, dims: int, who: str) -> tuple[list[np.ndarray], np.ndarray]:
+    """Increasing coordinates, and ``values[value]`` with NaN for what is not finite: a copy."""
+    if not isinstance(landscape, Landscape):
+        several = "; contour takes {name: landscape} too" if who == "contour" else "; panels draws several"
+        raise ValueError(f"landscape of type {type(landscape).__name__} is not a Landscape, give {who} one{several}")
+    if landscape.dims != dims:
+        use = {1: "line or train_test", 2: "surface, contour or heatmap", 3: "volume"}.get(landscape.dims, "a slice")
+        axes = "1 axis" if dims == 1 else f"{dims} axes"
+        raise ValueError(f"{who} draws {axes}, this landscape has {landscape.dims}: {landscape.shape}; use {use}")
+    if not isinstance(value, str) or value not in landscape.values:
+        raise ValueError(f"value={value!r} is not in this landscape; it has {_listed(landscape.values)}, give one name")
+    z = np.asarray(landscape.values[value], dtype=float)
+    if z.shape != landscape.shape:
+        raise ValueError(f"values[{value!r}] has shape {z.shape}, but the coordinates make {landscape.shape}")
+    orders = [np.argsort(c) for c in landscape.coords]
+    coords = [np.asarray(c, float)[order] for c, order in zip(landscape.coords, orders)]
+    return coords, np.where(np.isfinite(z), z, np.nan)[np.ix_(*orders)]

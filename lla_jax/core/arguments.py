@@ -1,0 +1,30 @@
+"""Checks that arguments of many functions share; every error names the argument, its value, the rule and a remedy."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def clamped(name: str, value: Any, n: int) -> int:
+    """A positive integer, and at most n: with a warning where it is more."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: {value!r} given; the rule is an integer from 1 to the number of parameters, {n}")
+    if value > n:
+        warnings.warn(f"{name}: {value} asked for, but there are only {n} parameters; {n} are done", stacklevel=3)
+    return min(int(value), n)
+
+
+def single_key(key: Any) -> jax.Array:
+    """The key, if it is one ``jax.random`` key; of the new kind, if it is of the old."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.prng_key) and dtype == np.uint32 and key.ndim == 1:
+        key, dtype = (wrapped := jax.random.wrap_key_data(key)), wrapped.dtype  # a key of the old kind
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
+        got = repr(key) if np.ndim(key) == 0 else type(key).__name__
+        raise ValueError(f"key: got {got}; the rule is one jax.random key first, such as jax.random.key(0)")
+    return key

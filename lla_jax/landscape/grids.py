@@ -1,0 +1,97 @@
+"""Grids: the coordinates of the points of a landscape."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def grid(
+    extent: float = 1.0,
+    points: int | Sequence[int] = 41,
+    dims: int = 2,
+    *,
+    ranges: Sequence[tuple[float, float]] | None = None,
+) -> tuple[np.ndarray, ...]:
+    """Coordinates of a grid: ``points`` values per axis, from -extent to extent or over explicit ranges.
+
+        c_i = (lo + hi) / 2 + (hi - lo) / 2 * (2 i - (n - 1)) / (n - 1)
+
+    An odd number of points over a symmetric range puts one exactly on 0, the centre.
+
+    Args:
+      extent: half the range of every axis, in units of the direction.
+      points: number of values per axis, one int for all or one per axis.
+      dims: number of axes; ignored when ``ranges`` (or a sequence of ``points``) gives it.
+      ranges: ``(lo, hi)`` per axis instead of ``extent``.
+
+    Returns:
+      A tuple of 1-D float64 arrays, one per axis.
+
+    Raises:
+      ValueError: fewer than one point, lo >= hi with several points, non-finite ends, numbers of axes that disagree.
+
+    The reference's grid covers half the stated range, and has no cell on the centre for odd sizes (LLA, arXiv
+    2412.10146, its implementation); this one is symmetric.
+    """
+    try:
+        return _grid(extent, points, dims, ranges)
+    except TypeError as error:
+        raise ValueError(
+            f"grid: extent={extent!r}, points={points!r}, dims={dims!r}, ranges={ranges!r} given; the rule is a "
+            "number, an int or one int per axis, an int, and one (lo, hi) per axis"
+        ) from error
+
+
+def _grid(extent: Any, points: Any, dims: Any, ranges: Any) -> tuple[np.ndarray, ...]:
+    if ranges is None:
+        dims = dims if isinstance(points, int | np.integer) else len(points)
+        if not math.isfinite(extent) or extent <= 0:
+            raise ValueError(
+                f"extent: {extent!r} given; the rule is a finite number above 0, or ranges=[(lo, hi), ...]"
+            )
+        ranges = [(-float(extent), float(extent))] * dims
+    counts = [points] * len(ranges) if isinstance(points, int | np.integer) else [operator.index(n) for n in points]
+    if len(counts) != len(ranges) or not counts:
+        raise ValueError(
+            f"grid: {len(counts)} numbers of points for {len(ranges)} ranges; give one per axis, at least one axis"
+        )
+    return tuple(_axis(float(lo), float(hi), int(n)) for (lo, hi), n in zip(ranges, counts, strict=True))
+
+
+def _axis(lo: float, hi: float, n: int) -> np.ndarray:
+    if n < 1 or not (math.isfinite(lo) and math.isfinite(hi)) or (n > 1 and lo >= hi):
+        raise ValueError(f"grid: {n} points from {lo} to {hi}; the rule is at least one point and finite lo < hi")
+    if n == 1:
+        return np.array([(lo + hi) / 2])
+    axis = (lo + hi) / 2 + (hi - lo) / 2 * (2 * np.arange(n) - (n - 1)) / (n - 1)
+    axis[[0, -1]] = lo, hi
+    return axis
+
+
+def grid_points(grid: tuple[np.ndarray, ...], lo: int, hi: int) -> np.ndarray:
+    """Coordinates (C, k) of the points [lo, hi) in row-major order."""
+    indices = np.unravel_index(np.arange(lo, hi), tuple(map(len, grid)))
+    return np.stack([c[i] for c, i in zip(grid, indices, strict=True)], -1)
+
+
+def check_grid(grid: Sequence[Any]) -> tuple[np.ndarray, ...]:
+    """The grid as one float64 array of finite coordinates per axis."""
+    try:
+        coords = tuple(np.asarray(c, np.float64) for c in grid)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"grid: expected one 1-D array of coordinates per axis, e.g. lla.grid(); got {grid!r}"
+        ) from error
+    for i, c in enumerate(coords):
+        if c.ndim != 1 or not len(c) or not np.isfinite(c).all():
+            raise ValueError(
+                f"grid: axis {i} has shape {c.shape}; the rule is a non-empty 1-D array of finite coordinates"
+            )
+    if not coords:
+        raise ValueError("grid: has no axis; pass e.g. lla.grid(extent=1.0, points=41, dims=2)")
+    return coords
