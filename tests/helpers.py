@@ -114,3 +114,15 @@ def points_computed(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(stored, "evaluated", counting)
     return counted
+
+
+class Interrupt:
+    """A progress callback that interrupts after some points, like Ctrl-C."""
+
+    def __init__(self, after, times=1):
+        self.after, self.times = after, times
+
+    def __call__(self, done, total):
+        self.times -= done >= self.after
+        if not self.times:
+            raise KeyboardInterrupt

@@ -7,7 +7,7 @@ import pytest
 import lla_jax as lla
 from lla_jax.execution import plans as execution
 from lla_jax.landscape import kernels
-from tests.helpers import FIXED, dataset, mlp_loss, params
+from tests.helpers import FIXED, Interrupt, dataset, mlp_loss, params
 
 DATA = dataset()
 GRID = lla.grid(extent=0.5, points=(4, 5))
@@ -45,18 +45,6 @@ def test_progress_over_a_list_and_over_streams(axes):
         assert done == sorted(done)
         assert seen[-1] == (40, 40)
         assert len(seen) >= 6
-
-
-class Interrupt:
-    """A progress callback that interrupts after some points, like Ctrl-C."""
-
-    def __init__(self, after, times=1):
-        self.after, self.times = after, times
-
-    def __call__(self, done, total):
-        self.times -= done >= self.after
-        if not self.times:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("after", [4, 12])

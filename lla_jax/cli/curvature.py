@@ -14,12 +14,13 @@ import jax
 
 from lla_jax.cli.options import HessianOptions, LandscapeOptions, Mistake, hessian_settings
 from lla_jax.cli.terminal import bar, say
+from lla_jax.core import recipes
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Problem, PyTree, Spectrum
 from lla_jax.curvature import eigen, estimates, operators, quadrature
 from lla_jax.directions import combining, derived
 from lla_jax.execution import processes
 from lla_jax.measures import layers
-from lla_jax.output.plotting import curvature
+from lla_jax.output import plotting
 from lla_jax.output.storage import load, save
 from lla_jax.output.words import Curvature, numbers, words
 
@@ -178,11 +179,11 @@ def run(problem: Problem, options: HessianOptions, made: Mapping[str, str]) -> t
 def draw(found: Curvature, out: Path, suffix: str = "png") -> list[Path]:
     """Pictures of density, eigenvalues and layers."""
     figures = {
-        "spectrum": curvature.spectral_density(found.spectrum, pairs=found.pairs),
-        "eigenvalues": curvature.scree(found.pairs),
+        "spectrum": plotting.spectral_density(found.spectrum, pairs=found.pairs),
+        "eigenvalues": plotting.scree(found.pairs),
     }
     if found.layers:
-        figures["layers"] = curvature.layers(found.layers)
+        figures["layers"] = plotting.layers(found.layers)
     paths = [out / f"{name}.{suffix}" for name in figures]
     for path, figure in zip(paths, figures.values()):
         if first():
@@ -290,7 +291,7 @@ def _noted(
         found = compute(progress)
     if not first():
         return found
-    kept = {"command": dict(made), "operator": _identity(operator.recipe), "result": found}
+    kept = {"command": dict(made), "operator": operator.recipe, "result": found}
     unfinished = path.with_suffix(".json.tmp")
     unfinished.write_text(json.dumps(kept, indent=1, default=_plain) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
@@ -313,11 +314,5 @@ def _check_same(path: Path, recipe: Mapping[str, Any], operator: Any, made: Mapp
     changed = [f"{name} {before[name]} -> {now}" for name, now in made.items() if before.get(name, now) != now]
     if changed:
         raise Mistake(f"{path} was made with other options: {', '.join(changed)}\n{ELSEWHERE}")
-    then, now = (_identity(x) for x in (recipe.get("operator", {}), operator.recipe))
-    if then != now:
-        other = [name for name in now if then.get(name) != now[name]]
+    if other := recipes.differences(recipe.get("operator", {}), operator.recipe, operator.recipe):
         raise Mistake(f"{path} was made with other {', '.join(other)}\n{ELSEWHERE}")
-
-
-def _identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps({name: value for name, value in recipe.items() if name != "plan"}, default=repr))

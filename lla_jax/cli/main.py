@@ -227,9 +227,9 @@ def plot(options: PlotOptions) -> None:
 def _plot_curvature(saved: Any, options: PlotOptions) -> None:
     """Eigenpairs or a spectrum."""
     from lla_jax.core.types import Eigenpairs, Spectrum
-    from lla_jax.output.plotting import curvature
+    from lla_jax.output import plotting
 
-    pictures: dict[type, Callable[[Any], Any]] = {Spectrum: curvature.spectral_density, Eigenpairs: curvature.scree}
+    pictures: dict[type, Callable[[Any], Any]] = {Spectrum: plotting.spectral_density, Eigenpairs: plotting.scree}
     if type(saved) not in pictures:
         raise Mistake(f"{options.file} holds {type(saved).__name__}, of which there is no picture")
     useless = {"--value": options.value != "loss", "--cap": options.cap is not None, "--log": options.log}
@@ -333,8 +333,7 @@ def draw(
       The paths: line and, where there are test data, train and test together; surface and contour (a heat map where an
       axis has one point); slices of a volume.
     """
-    from lla_jax.output.plotting import lines as plotting
-    from lla_jax.output.plotting import planes
+    from lla_jax.output import plotting
 
     twin = value == "loss" and {"test_loss", "accuracy", "test_accuracy"} <= result.values.keys()
     log = _logarithmic(result, [value, "test_loss"] if result.dims == 1 and twin else [value], cap, log)
@@ -344,14 +343,14 @@ def draw(
         if twin:
             pictures["train-test"] = lambda: plotting.train_test(result, log=log)
     elif result.dims == 2 and min(result.shape) == 1:
-        pictures = {"heatmap": lambda: planes.heatmap(result, value, cap=cap, log=log)}
+        pictures = {"heatmap": lambda: plotting.heatmap(result, value, cap=cap, log=log)}
     elif result.dims == 2:
         pictures = {
-            "surface": lambda: planes.surface(result, value, cap=cap, log=log),
-            "contour": lambda: planes.contour(result, value, cap=cap, log=log),
+            "surface": lambda: plotting.surface(result, value, cap=cap, log=log),
+            "contour": lambda: plotting.contour(result, value, cap=cap, log=log),
         }
     else:
-        pictures = {"slices": lambda: planes.volume(result, value, cap=cap, log=log)}
+        pictures = {"slices": lambda: plotting.volume(result, value, cap=cap, log=log)}
     tag = "" if value == "loss" else f"-{value}"
     paths = []
     for name, picture in pictures.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ _CHANGED = {
     "noise": "random key of the loss",
     "precision": "precision settings of jax",
     "directions": "checkpoints or optimizer state",
+    "functions": "functions (loss or metrics)",
 }
 
 
@@ -68,15 +68,12 @@ def note(out: Path, made: Mapping[str, str], problem: str) -> None:
 
 def refused(out: Path, error: ValueError) -> ValueError | Mistake:
     """A refusal of the library in terms of the command line; another error as it is."""
-    from lla_jax.core.recipes import IDENTITY
+    from lla_jax.core.recipes import Differs
 
-    text = str(error)
-    if not text.startswith(f"store: {out} holds a landscape") and "when the landscape was begun" not in text:
+    if not isinstance(error, Differs):
         return error
-    changed = [name for name in IDENTITY if name in re.findall(r"(\w+) \(", text)]
-    if "params" in changed:
-        changed = [name for name in changed if name != "directions"]  # these follow
-    what = ", ".join(_CHANGED.get(name, name) for name in changed) or "functions (loss or metrics)"
+    changed = [name for name in error.changed if name != "directions" or "params" not in error.changed]  # these follow
+    what = ", ".join(_CHANGED.get(name, name) for name in changed)
     return Mistake(f"{out} was made with other {what}\n{ELSEWHERE}")
 
 

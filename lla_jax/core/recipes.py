@@ -1,12 +1,16 @@
-"""What ``evaluate`` is given, checked before anything is computed; every error says what to do."""
+"""Recipes: what a result was made of, in JSON; and the one rule for whether two things are the same.
+
+Two recipes are the same where all their entries are, floating numbers up to rounding (1e-5 relative). Plans and
+versions are no part of what is compared, and of drawn directions not the bits: another machine draws the same numbers a
+little differently, and the recipe says how.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +22,78 @@ from lla_jax._version import __version__
 from lla_jax.core import files as _files
 from lla_jax.core import tree as _tree
 from lla_jax.core.data import Stream, num_examples
-from lla_jax.core.types import Eigenpairs, Landscape, PyTree, Spectrum
+from lla_jax.core.types import Eigenpairs, PyTree, Spectrum
 
-IDENTITY = (
+LANDSCAPE = (
     "rule", "batch_stats", "batch_size", "metrics", "point_metrics", "data", "extra_data", "params", "state", "noise",
     "key", "precision", "directions",
 )  # fmt: skip
-"""What two landscapes must share for one to continue the other."""
+"""What decides the values of a landscape: of these, two must share all for one to continue the other."""
+
+OPERATOR = ("kind", "params", "data", "select", "masked")
+"""What decides which matrix an operator is."""
+
+ROUNDING = 1e-5  # relative difference between machines, orders of summation and plans
+AFRESH = "start anew without resume"
+HOW = ("plan", "versions")  # entries that say how a result was made, and decide no value
 
 
-def resumable(resume: Landscape, recipe: Mapping[str, Any], coords: Sequence[np.ndarray]) -> None:
-    """Raise unless ``resume`` is a landscape of the same recipe and grid, as far as a recipe tells."""
-    if not isinstance(resume, Landscape):
-        raise ValueError(f"resume: got {type(resume).__name__}; the rule is a Landscape, e.g. lla.load(path)")
-    changed = [k for k in IDENTITY if _json(resume.recipe.get(k)) != _json(recipe[k])]
-    same_grid = len(resume.coords) == len(coords) and all(map(np.array_equal, resume.coords, coords))
-    if changed := [*changed, *([] if same_grid else ["grid"])]:
-        raise ValueError(
-            f"resume: the partial landscape differs in {', '.join(changed)}; the rule is the same recipe and grid. "
-            "Repeat the arguments it was made with, or start anew without resume"
-        )
+class Differs(ValueError):
+    """Two things that have to be the same are not.
+
+    Args:
+      argument: of the call, whose value differs.
+      changed: {name of an entry: "then -> now"}.
+      text: the message without the argument's name.
+      path: of the file or folder that holds the older one, if it is kept in one.
+    """
+
+    def __init__(self, argument: str, changed: Mapping[str, str], text: str, path: Path | None = None):
+        super().__init__(f"{argument}: {text}")
+        self.argument, self.changed, self.path = argument, dict(changed), path
 
 
-def same_probe(then: Mapping[str, Any], now: Mapping[str, Any], argument: str) -> None:
-    """Raise unless the values at the first point are what they were: this sees functions that changed.
+def check_same(
+    argument: str,
+    what: str,
+    then: Mapping[str, Any],
+    now: Mapping[str, Any],
+    names: Iterable[str],
+    otherwise: str,
+    path: Path | None = None,
+) -> None:
+    """Raise ``Differs``, which says what changed, unless the entries of these names are the same in both recipes.
+
+    Args:
+      argument: of the call, that brought the older one.
+      what: the older one in words, such as "the partial landscape".
+      then: its recipe.
+      now: the recipe of what it is taken for.
+      names: of the entries that have to be the same.
+      otherwise: what to do where they cannot be made the same.
+      path: where the older one is kept.
+    """
+    if changed := differences(then, now, names):
+        said = "; ".join(f"{name} ({text})" for name, text in changed.items())
+        text = f"{what} differs in {said}. The rule is the same recipe: repeat the arguments it was made with, or"
+        raise Differs(argument, changed, f"{text} {otherwise}", path)
+
+
+def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs | Spectrum]) -> None:
+    """Raise a ValueError where ``resume`` is not what ``on_partial`` got from the call that the recipe describes."""
+    if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
+        raise ValueError(f"resume: {resume!r} given; the rule is what {recipe['kind']} gave to on_partial")
+    check_same("resume", f"the partial run of {recipe['kind']}", resume.recipe, recipe, recipe, AFRESH)
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """{name: "then -> now"} of those entries that are not the same in two recipes."""
+    names = [name for name in names if name not in HOW]
+    return {k: _difference(then.get(k), now.get(k)) for k in names if not same(then.get(k), now.get(k))}
+
+
+def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ``Differs`` unless the values at the first point are what they were: this sees functions that changed.
 
     Of two recipes whose probes are over different examples (a layout that cuts them otherwise), nothing is known.
     """
@@ -49,16 +101,67 @@ def same_probe(then: Mapping[str, Any], now: Mapping[str, Any], argument: str) -
         return
     before = then.get("probe", {})
     for name, value in now["probe"].items():
-        if not np.isclose(value, before.get(name, value), rtol=1e-5, atol=1e-30, equal_nan=True):
-            raise ValueError(
-                f"{argument}: {name or 'the penalty'!r} at the first point is {value}, and was {before[name]} when the "
-                "landscape was begun; the rule is the same loss and functions. Restore them, or start anew"
+        if not same_numbers(before.get(name, value), value):
+            raise Differs(
+                argument,
+                {"functions": f"{before[name]} -> {value}"},
+                f"{name or 'the penalty'!r} at the first point is {value}, and was {before[name]} when the landscape "
+                "was begun; the rule is the same loss and functions. Restore them, or start anew",
             )
 
 
-def _json(value: Any) -> str:
-    """As it would be in a file: tuples are lists, and NaN equals itself."""
+def same(one: Any, two: Any) -> bool:
+    """Whether two entries of recipes are the same."""
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        one, two = _decisive(one), _decisive(two)
+        return one.keys() == two.keys() and all(same(one[k], two[k]) for k in one)
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        return same_numbers(one, two) or (len(one) == len(two) and all(map(same, one, two)))
+    return same_numbers(one, two) or _written(one) == _written(two)
+
+
+def same_numbers(one: Any, two: Any) -> bool:
+    """Whether both are floating numbers, or arrays of such, that differ by rounding of the largest at most."""
+    if isinstance(one, str) or isinstance(two, str):
+        return False
+    try:
+        a, b = np.asarray(one), np.asarray(two)
+    except ValueError:  # lists in lists, of several lengths
+        return False
+    if a.shape != b.shape or a.dtype.kind != "f" or b.dtype.kind != "f":
+        return False
+    finite = np.isfinite(a) & np.isfinite(b)
+    scale = np.abs(b[finite]).max(initial=0)
+    return np.array_equal(a[~finite], b[~finite], equal_nan=True) and bool(
+        np.all(np.abs(a[finite] - b[finite]) <= ROUNDING * scale)
+    )
+
+
+def _decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that decide values."""
+    drawn = ("contents",) if recipe.get("kind") == "random" else ()  # hashed to the bit; the rest says how to draw them
+    return {k: v for k, v in recipe.items() if k not in (*HOW, *drawn)}
+
+
+def _difference(then: Any, now: Any) -> str:
+    """What differs, entry by entry where both are dicts."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        then, now = _decisive(then), _decisive(now)
+        return ", ".join(f"{k}: {text}" for k, text in differences(then, now, {**then, **now}).items())
+    return f"{_short(then)} -> {_short(now)}"
+
+
+def _written(value: Any) -> str:
+    """As it would be in a file; what no file takes, as it shows itself."""
     return json.dumps(value, sort_keys=True, default=lambda x: x.tolist() if hasattr(x, "tolist") else repr(x))
+
+
+def _short(value: Any) -> str:
+    said = _written(value)
+    return said if len(said) <= 40 else said[:37] + "..."
+
+
+# --- what recipes hold
 
 
 def versions() -> dict[str, str]:
@@ -74,75 +177,6 @@ def digest(value: Any) -> str:
 def text(value: Any) -> str:
     """A JSON value as text, the same for equal values."""
     return json.dumps(value, sort_keys=True, default=_files.plain)
-
-
-# --- comparing
-
-
-def check_same(path: Path, manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-    """Raise a ValueError that says what changed unless ``recipe`` is the manifest's, as far as a recipe tells.
-
-    Drawn directions may differ by rounding: another machine draws the same numbers a little differently.
-    """
-    then = manifest["recipe"]
-    names = [k for k in manifest["identity"] if not _alike(_comparable(k, then), _comparable(k, recipe))]
-    if names:
-        said = "; ".join(f"{name} ({_difference(then.get(name), recipe.get(name))})" for name in names)
-        raise ValueError(
-            f"store: {path} holds a landscape that differs in {said}. The rule is the same recipe: repeat the "
-            "arguments it was made with, or pass another folder"
-        )
-
-
-def _comparable(name: str, recipe: Mapping[str, Any]) -> Any:
-    entry = recipe.get(name)
-    if name == "directions" and isinstance(entry, Mapping) and entry.get("kind") == "random":
-        return {k: v for k, v in entry.items() if k != "contents"}  # to the bit; the recipe says how to draw them
-    return entry
-
-
-def _alike(one: Any, two: Any) -> bool:
-    """Equal, floating numbers to rounding."""
-    if isinstance(one, Mapping) and isinstance(two, Mapping):
-        return one.keys() == two.keys() and all(_alike(one[k], two[k]) for k in one)
-    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        return len(one) == len(two) and all(map(_alike, one, two))
-    if isinstance(one, float) and isinstance(two, float):
-        return math.isclose(one, two, rel_tol=1e-5, abs_tol=1e-7)
-    return text(one) == text(two)
-
-
-def _difference(then: Any, now: Any) -> str:
-    """What differs, entry by entry where both are dicts."""
-    if isinstance(then, Mapping) and isinstance(now, Mapping):
-        names = [k for k in {**then, **now} if not _alike(then.get(k), now.get(k))]
-        return ", ".join(f"{k}: {_difference(then.get(k), now.get(k))}" for k in names)
-    return f"{_short(then)} -> {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    said = text(value)
-    return said if len(said) <= 40 else said[:37] + "..."
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names under which two recipes differ, of those in ``now``; the operator's plan is no difference."""
-
-    def plain(value: Any) -> Any:
-        value = {k: v for k, v in value.items() if k != "plan"} if isinstance(value, Mapping) else value
-        return json.loads(json.dumps(value, default=repr))
-
-    return [name for name, value in now.items() if plain(before.get(name)) != plain(value)]
-
-
-def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs | Spectrum]) -> None:
-    """Raise a ValueError where ``resume`` is not what ``on_partial`` got from the call that the recipe describes."""
-    if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
-        raise ValueError(f"resume: {resume!r} given; the rule is what {recipe['kind']} gave to on_partial")
-    if differs := differences(resume.recipe, recipe):
-        raise ValueError(
-            f"resume: was made with another {', '.join(differs)}; the rule is the same operator and arguments"
-        )
 
 
 def describe(data: Any) -> dict[str, Any]:

@@ -20,8 +20,7 @@ from lla_jax.landscape.grids import grid
 from lla_jax.measures import convexity_map, layers, planes
 from lla_jax.measures import spectra as _spectra
 from lla_jax.models import linen
-from lla_jax.output.plotting import curvature
-from lla_jax.output.plotting import planes as _planes
+from lla_jax.output import plotting
 from lla_jax.output.words import criteria, eigenvalue_lines
 
 STEPS, PROBES, TOP = 60, 4, 5
@@ -79,11 +78,11 @@ def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: 
         {names[when]: spec for when, spec in spectra.items()}
         | {"eigenpairs": pairs, "hessian-plane": plane, "convexity": convexity},
         {
-            "spectrum": curvature.spectral_density(spectra, title="Digits CNN: Hessian spectrum"),
-            "eigenvalues": curvature.scree(pairs, title="Digits CNN: eigenvalues"),
-            "layers": curvature.layers(rows, title="Digits CNN: curvature by layer"),
-            "hessian-plane": _planes.contour(plane, log=True, title="Digits CNN: plane of the top eigenvectors"),
-            "convexity": curvature.convexity(convexity, title="Digits CNN: convexity"),
+            "spectrum": plotting.spectral_density(spectra, title="Digits CNN: Hessian spectrum"),
+            "eigenvalues": plotting.scree(pairs, title="Digits CNN: eigenvalues"),
+            "layers": plotting.layers(rows, title="Digits CNN: curvature by layer"),
+            "hessian-plane": plotting.contour(plane, log=True, title="Digits CNN: plane of the top eigenvectors"),
+            "convexity": plotting.convexity(convexity, title="Digits CNN: convexity"),
         },
         "\n".join(
             [

@@ -18,7 +18,7 @@ from lla_jax.directions import draws, normalization
 from lla_jax.landscape.evaluation import evaluate
 from lla_jax.landscape.grids import grid
 from lla_jax.landscape.modes import all_modes
-from lla_jax.output.plotting import lines, planes
+from lla_jax.output import plotting
 from lla_jax.output.storage import save
 
 Bar = Callable[..., AbstractContextManager[Callable[[float, float | None], None]]]
@@ -79,11 +79,11 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
     summary.write_text(f"{summarize(line, plane, modes)}\n{found.text}\n", encoding="utf-8")
     # logarithmic, since the loss spans four orders of magnitude
     figures = {
-        "line": lines.train_test(line, log=True, title="Digits CNN"),
-        "surface": planes.surface(plane, log=True, title="Digits CNN: training loss"),
-        "contour": planes.contour(plane, log=True, title="Digits CNN: training loss"),
-        "accuracy": planes.contour(plane, "accuracy", title="Digits CNN: training accuracy"),
-        "modes": planes.panels(modes, kind="contour", log=True, title="Digits CNN, training"),
+        "line": plotting.train_test(line, log=True, title="Digits CNN"),
+        "surface": plotting.surface(plane, log=True, title="Digits CNN: training loss"),
+        "contour": plotting.contour(plane, log=True, title="Digits CNN: training loss"),
+        "accuracy": plotting.contour(plane, "accuracy", title="Digits CNN: training accuracy"),
+        "modes": plotting.panels(modes, kind="contour", log=True, title="Digits CNN, training"),
     }
     pictures = {out / f"{name}.png": figure for name, figure in (figures | found.figures).items()}
     for path, figure in pictures.items():

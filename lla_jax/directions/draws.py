@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
-from lla_jax.core import arguments
+from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Directions, PyTree, Recipe, Select
 from lla_jax.directions.combining import _exactly, _names, given, select
@@ -159,9 +159,8 @@ def _floats(x: Any) -> Any:
 
 
 def _compare(what: str, now: Any, then: Any, why: str) -> None:
-    now, then = np.asarray(now, np.float64), np.asarray(then, np.float64)
-    if now.shape != then.shape or not np.abs(now - then).max(initial=0) <= 1e-5 * np.abs(then).max(initial=0):
-        raise ValueError(f"{what} does not agree with the recipe's fingerprint {then.tolist()}: {why}")
+    if not recipes.same_numbers(now, then):
+        raise ValueError(f"{what} does not agree with the recipe's fingerprint {then}: {why}")
 
 
 def _chosen_again(described: Mapping[str, Any] | None, params: PyTree) -> list[bool]:

@@ -201,7 +201,7 @@ def run(job: Job, directions: Directions, progress: Any, on_partial: Any, resume
         )
         log.info("%s", planning.text(job, plan, None if seconds is None else seconds * (job.num - done)))
         if resume is not None:
-            recipes.same_probe(resume.recipe, recipe, "resume")
+            recipes.check_same_values("resume", resume.recipe, recipe)
         while done < job.num:
             last = min(done + group_size(job, plan), job.num)
             coords = grid_points(job.coords, done, last)
@@ -228,7 +228,11 @@ def _started(job: Job, recipe: dict[str, Any], resume: Landscape | None) -> tupl
     """Flat arrays and the number of points finished: of the landscape to continue, or none."""
     if resume is None:
         return {"values": {}, "stderr": {}}, 0
-    recipes.resumable(resume, recipe, job.coords)
+    if not isinstance(resume, Landscape):
+        raise ValueError(f"resume: got {type(resume).__name__}; the rule is a Landscape, e.g. lla.load(path)")
+    then, now = ({"grid": [axis.tolist() for axis in coords]} for coords in (resume.coords, job.coords))
+    names = (*recipes.LANDSCAPE, "grid")
+    recipes.check_same("resume", "the partial landscape", resume.recipe | then, recipe | now, names, recipes.AFRESH)
     kinds = {"values": resume.values, "stderr": resume.stderr}
     table = {
         kind: {name: np.array(found, np.float64).reshape(-1) for name, found in arrays.items()}

@@ -109,11 +109,11 @@ def all_modes(
 
 def _check_centre(pairs: Eigenpairs, params: PyTree) -> None:
     there = pairs.recipe.get("operator", {}).get("params")
-    if there is not None and there["fingerprint"] != recipes.fingerprint(params):
-        raise ValueError(
-            "pairs: were computed at other parameters than params; the rule is the same ones, "
-            "lla.eigenpairs(lla.hessian(loss, params, data), key, k=2)"
-        )
+    if there is not None:
+        here = {"params": {"fingerprint": recipes.fingerprint(params)}}
+        then = {"params": {"fingerprint": there["fingerprint"]}}
+        otherwise = "compute others, lla.eigenpairs(lla.hessian(loss, params, data), key, k=2)"
+        recipes.check_same("pairs", "the operator of the pairs", then, here, here, otherwise)
 
 
 def _normalized(axes: Directions, params: PyTree, options: Mapping[str, Any]) -> Directions:

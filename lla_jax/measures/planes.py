@@ -248,18 +248,15 @@ def _check_same_centre(plane: Landscape, H: Any) -> list[str]:
         )
     if "params" not in H.recipe:  # given, or transformed by jax
         return ["the operator does not say at which parameters it was taken"]
-    if plane.recipe.get("params", {}).get("fingerprint") != H.recipe["params"]["fingerprint"]:
-        raise ValueError(
-            "H: was taken at other parameters than the landscape's centre; make it with the params given to "
-            "lla.evaluate"
-        )
+    then, now = ({"params": {"fingerprint": x.recipe.get("params", {}).get("fingerprint")}} for x in (H, plane))
+    recipes.check_same("H", "the operator", then, now, now, "pass the operator at the landscape's centre")
     said = {
         "data": "other data",
         "state": "another state (normalization statistics)",
         "noise": "another noise key",
         "batch_stats": f"batch_stats={H.recipe['batch_stats']!r}, the landscape {plane.recipe.get('batch_stats')!r}",
     }
-    notes = [f"the operator has {text}" for name, text in said.items() if H.recipe[name] != plane.recipe.get(name)]
+    notes = [f"the operator has {said[name]}" for name in recipes.differences(H.recipe, plane.recipe, said)]
     if H.recipe["batch_size"] not in (None, plane.recipe.get("batch_size")):
         notes.append(f"the operator has batches of {H.recipe['batch_size']}, which are part of this loss")
     if H.recipe["kind"] != "hessian":
@@ -430,7 +427,7 @@ def _share_trace(inside: np.ndarray, trace: Estimate | None, H: Any, notes: list
 
 def _check_same_operator(recipe: dict[str, Any], H: Any, argument: str, call: str) -> None:
     """Raise if a result says that it belongs to another matrix."""
-    there = recipe.get("operator", {})
-    same = ("kind", "params", "data", "select", "masked")
-    if differs := [name for name in same if there and there.get(name) != H.recipe.get(name)]:
-        raise ValueError(f"{argument}: of an operator of other {', '.join(differs)}; the rule is the same one, {call}")
+    if there := recipe.get("operator", {}):
+        recipes.check_same(
+            argument, "the operator that it is of", there, H.recipe, recipes.OPERATOR, f"compute it anew, {call}"
+        )

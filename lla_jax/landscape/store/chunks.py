@@ -121,7 +121,9 @@ def create(folder: Path, manifest: Mapping[str, Any]) -> tuple[Store, bool]:
 
 def check_same(store: Store, recipe: Mapping[str, Any]) -> None:
     """Raise a ValueError that says what changed unless ``recipe`` is the store's, as far as a recipe tells."""
-    recipes.check_same(store.folder, store.manifest, recipe)
+    what = f"{store.folder} holds a landscape that"
+    then, names = store.manifest["recipe"], store.manifest["identity"]
+    recipes.check_same("store", what, then, recipe, names, "pass another folder", store.folder)
 
 
 # --- grids: which chunks there are, and which a grid needs

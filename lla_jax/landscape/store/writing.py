@@ -80,7 +80,7 @@ def run(
         _chunks.check_same(store, recipe)
         first = store.manifest["recipe"]
         begun = planning.planned(job, tree, recipe, planning.plan_of(first))
-        recipes.same_probe(first, begun[1], "store")
+        recipes.check_same_values("store", first, begun[1])
         log.info("store: %s was begun before; its plan is obeyed", folder)
     plan, recipe, seconds = begun
     store, coords = _chunks.extended(store, job.coords)
@@ -148,7 +148,7 @@ def _begun(
     names += [name for name, _ in job.point_metrics]
     recipe["plan"] = planning.recipe_of(job, plan)
     coords = [axis.tolist() for axis in job.coords]
-    store, first = _chunks.create(folder, _manifest.made(recipe, recipes.IDENTITY, coords, names, size))
+    store, first = _chunks.create(folder, _manifest.made(recipe, recipes.LANDSCAPE, coords, names, size))
     return store, (plan, recipe, seconds) if first else None
 
 

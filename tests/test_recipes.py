@@ -1,0 +1,107 @@
+"""Whether two recipes are of the same thing: one rule and one message, wherever something is continued or compared."""
+
+from __future__ import annotations
+
+import copy
+
+import jax
+import numpy as np
+import pytest
+
+import lla_jax as lla
+from lla_jax.core import recipes
+from tests.helpers import FIXED, Interrupt, dataset, mlp_loss, params
+
+DATA, GRID = dataset(), lla.grid(points=3)
+
+
+def axes(seed=0):
+    return lla.directions.random(jax.random.key(seed), params())
+
+
+def from_another_machine(drawn):
+    """The same draw, every entry one rounding away, and so the entries that the recipe keeps of it."""
+    tree = jax.tree_util.tree_map(lambda x: np.nextafter(np.asarray(x), np.float32(np.inf)), drawn.tree)
+    recipe = copy.deepcopy(drawn.recipe)
+    recipe["fingerprint"] = [[x * (1 + 1e-7) for x in row] for row in recipe["fingerprint"]]
+    return lla.Directions(tree, recipe)
+
+
+def continued(through, folder, begun, now, **options):
+    """A landscape interrupted after four points and continued with other directions or options."""
+    arguments = {"loss": mlp_loss(), "params": params(), "data": DATA, "grid": GRID, "execution": FIXED}
+    kept = []
+    store = {"store": folder} if through == "store" else {}
+    with pytest.raises(KeyboardInterrupt):
+        lla.evaluate(**arguments, directions=begun, progress=Interrupt(4), on_partial=kept.append, **store)
+    rest = store or {"resume": kept[0]}
+    return lla.evaluate(**(arguments | options), directions=now, **rest)
+
+
+@pytest.mark.parametrize("through", ["store", "resume"])
+def test_axes_that_differ_by_rounding_continue_a_landscape_through_store_and_resume(tmp_path, through, monkeypatch):
+    monkeypatch.setattr("lla_jax.landscape.store.writing.CHUNK_S", 0)  # a chunk as small as can be
+    drawn = axes()
+    found = continued(through, tmp_path, drawn, from_another_machine(drawn))
+    whole = lla.evaluate(mlp_loss(), params(), DATA, drawn, GRID, execution=FIXED)
+    assert found.recipe["complete"]
+    np.testing.assert_allclose(found.values["loss"], whole.values["loss"], rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"params": params(5)}, r"differs in params \(fingerprint: "),
+        ({"batch_size": 5}, r"differs in batch_size \(null -> 5\)"),
+        ({"directions": axes(1)}, r"differs in directions \(key: \[0, 0\] -> \[0, 1\]"),
+        ({"data": dataset(seed=8)}, r"differs in data \(fingerprint: "),
+    ],
+)
+def test_what_changed_is_said_in_the_same_words_through_store_and_resume(tmp_path, changed, said, monkeypatch):
+    monkeypatch.setattr("lla_jax.landscape.store.writing.CHUNK_S", 0)
+    options, errors = dict(changed), {}
+    now = options.pop("directions", axes())
+    for through in ("store", "resume"):
+        with pytest.raises(recipes.Differs, match=said) as refused:
+            continued(through, tmp_path, axes(), now, **options)
+        errors[through] = refused.value
+    one, two = errors["store"], errors["resume"]
+    assert one.changed == two.changed
+    assert (one.argument, two.argument, one.path, two.path) == ("store", "resume", tmp_path, None)
+    words = [str(e).partition(" differs in ")[2].partition(", or ")[0] for e in (one, two)]
+    assert words[0] == words[1]
+    assert words[0].endswith("The rule is the same recipe: repeat the arguments it was made with")
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same"),
+    [
+        (1.0, 1.0 + 1e-7, True),
+        (1e-8, 2e-8, False),
+        (float("nan"), float("nan"), True),
+        (1, 1.0, False),
+        (True, 1, False),
+        ("a", "a", True),
+        (None, 0, False),
+        ((1, 2), [1, 2], True),
+        ([1.0, 1e-9], [1.0, 2e-9], True),  # rounding of the largest
+        ([1.0, 2.0], [1.0, 2.1], False),
+        ([float("inf"), 1.0], [float("inf"), 1.0], True),
+        ([1.0, [2.0, 3.0]], [1.0, [2.0, 3.0]], True),
+        ({"a": 1, "plan": 2}, {"a": 1, "plan": 3}, True),
+        ({"operator": {"plan": 1}}, {"operator": {}}, True),
+        ({"kind": "random", "contents": "x"}, {"kind": "random", "contents": "y"}, True),
+        ({"kind": "given", "contents": "x"}, {"kind": "given", "contents": "y"}, False),
+        ({"a": np.float32(0.1)}, {"a": 0.1}, True),
+        ([], [1], False),
+    ],
+)
+def test_entries_are_the_same_up_to_rounding_plans_and_bits_of_draws(one, two, same):
+    assert recipes.same(one, two) is same
+    assert recipes.same(two, one) is same
+
+
+def test_the_difference_of_nested_entries_is_said_entry_by_entry():
+    then = {"data": {"examples": 3, "fingerprint": "x"}, "rule": "add", "plan": 1}
+    now = {"data": {"examples": 4, "fingerprint": "x"}, "rule": "add", "plan": 2}
+    assert recipes.differences(then, now, now) == {"data": "examples: 3 -> 4"}
