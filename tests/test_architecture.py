@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "lla_jax"
 
 FLOORS = [
-    {"_lazy", "_version"},
+    {"_lazy", "_former", "_version"},
     {"__init__"},
     {"core"},
     {"execution", "models", "directions"},
@@ -116,6 +116,34 @@ def test_no_module_bears_the_name_of_a_public_function():
         package = importlib.import_module(".".join(room.relative_to(ROOT).parts))
         objects = {name for name in dir(package) if not inspect.ismodule(getattr(package, name))}
         assert not objects & {path.stem for path in room.iterdir()}, room.name
+
+
+FORMER = {
+    "data": "Stream", "hosts": "start", "lanczos": "lanczos_step", "layers": "table", "operators": "given",
+    "planes": "PlaneReport", "plotting": "surface", "runs": "merge", "spectral": "Density", "stochastic": "trace",
+    "storage": "save",
+}  # fmt: skip
+"""Public modules of the release before the rooms that stand elsewhere now, and a name of each."""
+
+
+@pytest.mark.parametrize(("module", "name"), FORMER.items())
+def test_a_former_module_path_goes_on_working_with_a_warning(module, name):
+    sys.modules.pop(f"lla_jax.{module}", None)
+    with pytest.warns(
+        DeprecationWarning, match=rf"lla_jax\.{module} is now lla_jax\.\w+.* write lla\.{module}"
+    ) as seen:
+        found = importlib.import_module(f"lla_jax.{module}")
+    assert seen[0].filename == importlib.__file__  # of the import, not of the package
+    assert found is getattr(lla, module) is sys.modules[f"lla_jax.{module}"]
+    assert hasattr(found, name)
+
+
+def test_the_other_public_modules_stand_where_they_stood_and_an_unknown_one_is_not_found():
+    elsewhere = {n for n in lla.__all__ if inspect.ismodule(m := getattr(lla, n)) and m.__name__ != f"lla_jax.{n}"}
+    assert elsewhere == set(FORMER)
+    for name in ("nonsense", "evaluate"):
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(f"lla_jax.{name}")
 
 
 def test_importing_the_package_imports_no_jax():

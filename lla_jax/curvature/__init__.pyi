@@ -1,4 +1,6 @@
+from lla_jax.curvature.eigen import Extremes as Extremes
 from lla_jax.curvature.eigen import eigenpairs as eigenpairs
+from lla_jax.curvature.eigen import extremes as extremes
 from lla_jax.curvature.estimates import diagonal as diagonal
 from lla_jax.curvature.estimates import frobenius_norm as frobenius_norm
 from lla_jax.curvature.estimates import trace as trace

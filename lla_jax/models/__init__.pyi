@@ -1,3 +1,4 @@
+from lla_jax.core.losses import as_loss as as_loss
 from lla_jax.core.static import static as static
 from lla_jax.models.equinox import from_equinox as from_equinox
 from lla_jax.models.linen import from_linen as from_linen

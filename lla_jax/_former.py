@@ -1,0 +1,56 @@
+"""Module paths of the release before the rooms: ``import lla_jax.plotting`` goes on working for one release.
+
+The table is the stub ``__init__.pyi``. Its lines, such as ``from lla_jax.output import plotting as plotting``, tell
+where a module stands now. ``lla.plotting``, the attribute, is the lasting spelling and warns of nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, cast
+
+
+class Former:
+    """Finds ``package.name``, after all other finders, for a public name that is a module standing elsewhere.
+
+    A finder and a loader without the base classes of ``importlib.abc``, whose import takes longer than this package's.
+
+    Args:
+      package: the package's name.
+      names: its public names.
+      load: gives the object of a public name.
+    """
+
+    def __init__(self, package: str, names: Sequence[str], load: Callable[[str], Any]):
+        self.package, self.names, self.load = package, names, load
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """The spec of a former module path, or None."""
+        parent, _, name = fullname.rpartition(".")
+        known = parent == self.package and name in self.names
+        return ModuleSpec(fullname, cast(Any, self)) if known and isinstance(self.load(name), ModuleType) else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """None: an empty module will do until ``exec_module`` replaces it."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put the module that stands elsewhere in the place of the one just made, and say where it stands."""
+        name = module.__name__.rpartition(".")[2]
+        present = self.load(name)
+        warnings.warn(
+            f"{module.__name__} is now {present.__name__}; import lla_jax as lla and write lla.{name}. The former path "
+            "goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        sys.modules[module.__name__] = present
+
+
+def find_former(package: str, names: Sequence[str], load: Callable[[str], Any]) -> None:
+    """Let the former module paths of a package be imported; a package that is loaded anew replaces its finder."""
+    sys.meta_path[:] = [f for f in sys.meta_path if not (isinstance(f, Former) and f.package == package)]
+    sys.meta_path.append(Former(package, names, load))
