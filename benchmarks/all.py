@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 
-import measure
+from harness import measure
 
 HERE = pathlib.Path(__file__).parent
 GRACE = 1.5  # times its minutes: a part that takes longer is ended, and keeps what it has written
@@ -28,10 +28,10 @@ PARTS: dict[str, tuple[float, list[str]]] = {
         "--only", "lenet", "--parts", "top10", "--cap", "60",
         "--rivals", "lla_jax,PyHessian,hessian-eigenthings,curvlinops",
     ]),
-    "many": (4, []),
+    "many_planes": (4, []),
     "memory": (4, []),
     "kill": (5, []),
-    "cold": (4, []),
+    "cold_start": (4, []),
     "growth": (4, []),
     "interop": (4, []),
 }  # fmt: skip
@@ -99,7 +99,7 @@ def main() -> None:
         print(f"== {name}: {taken:.0f} s {wrong}", flush=True)
         failed += [f"{name} {wrong}"] if wrong else []
     if not options.quick:
-        subprocess.run([sys.executable, str(HERE / "table.py")], check=True)
+        subprocess.run([sys.executable, str(HERE / "harness" / "table.py")], check=True)
         print("README.md is written anew")
     if skipped:
         print(f"the time did not suffice for: python benchmarks/all.py --only {','.join(skipped)}")

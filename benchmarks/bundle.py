@@ -18,10 +18,9 @@ import sys
 import tempfile
 from typing import Any
 
-import measure
-import networks
 import numpy as np
-import problems
+from cases import curvature, planes
+from harness import measure
 
 SIDE, STEPS, TOP = 41, 100, 2
 COMMON = ("plane", "eigenpairs", "density", "criteria")
@@ -34,10 +33,10 @@ def ours(path: pathlib.Path, side: int, steps: int) -> dict[str, Any]:
     import lla_jax as lla
 
     compiling = measure.compiling()
-    problem, keys, key = networks.jax_problem(path), networks.trainable(path), jax.random.key(0)
+    problem, keys, key = curvature.jax_problem(path), curvature.trainable(path), jax.random.key(0)
     seconds: dict[str, float] = {}
     seconds["plane"], _ = measure.timed(
-        lambda: lla.evaluate(*problem, problems.axes_of(problem[1]), lla.grid(extent=0.5, points=side))
+        lambda: lla.evaluate(*problem, planes.axes_of(problem[1]), lla.grid(extent=0.5, points=side))
     )
     held: list[Any] = []
 
@@ -54,7 +53,7 @@ def ours(path: pathlib.Path, side: int, steps: int) -> dict[str, Any]:
     trees = [jax.tree_util.tree_map(lambda x, i=i: x[i], pairs.vectors.tree) for i in range(TOP)]
     return {
         "seconds": seconds, "compile_s": compile_s, "values": pairs.values.tolist(),
-        "vectors": [networks.to_torch(tree, keys) for tree in trees], "nodes": spec.nodes[0], "criteria": criteria,
+        "vectors": [curvature.to_torch(tree, keys) for tree in trees], "nodes": spec.nodes[0], "criteria": criteria,
         "trace": {"mean": trace.mean, "sem": trace.sem, "products": trace.recipe["products"]},
         "products": {"eigenpairs": pairs.products, "density": steps},
     }  # fmt: skip
@@ -68,7 +67,7 @@ def theirs(path: pathlib.Path, lla: pathlib.Path, side: int, steps: int) -> dict
     from src_lla import hessian_calc, hessian_criteria, loss_landscapes, metrics
 
     torch.manual_seed(0)
-    net, x, y = networks.torch_problem(path)
+    net, x, y = curvature.torch_problem(path)
     metric = metrics.Loss(torch.nn.CrossEntropyLoss(), x, y, "cpu")
     seconds: dict[str, float] = {}
     seconds["plane"], _ = measure.timed(
@@ -105,7 +104,7 @@ def worker(job: dict[str, Any]) -> None:
         torch.set_num_threads(job["threads"])
         found = theirs(path, pathlib.Path(job["lla"]), job["side"], job["steps"])
     nodes = np.asarray(found.pop("nodes"), np.float64)
-    found["judged"], found["residuals"] = networks.judged(networks.judge(path), found.pop("vectors"))
+    found["judged"], found["residuals"] = curvature.judged(curvature.judge(path), found.pop("vectors"))
     found["density"] = {
         "least": nodes.min(), "largest": nodes.max(),
         "copies_of_the_largest": int((nodes > nodes.max() - 1e-3 * abs(nodes.max())).sum()),
@@ -122,11 +121,11 @@ def main() -> None:
         worker(json.loads(options.worker))
         return
     path, left = measure.place(options, "bundle"), measure.clock(options.minutes)
-    side, steps, batch = (5, 10, 256) if options.quick else (SIDE, STEPS, networks.BATCH["lenet"])
+    side, steps, batch = (5, 10, 256) if options.quick else (SIDE, STEPS, curvature.BATCH["lenet"])
     result = measure.begun(__doc__, options.threads) | {"points": side**2, "steps": steps, "sides": {}}
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "lenet.npz"
-        networks.prepare("lenet", options.data, batch, file)
+        curvature.prepare("lenet", options.data, batch, file)
         job = {"path": file, "side": side, "steps": steps, "threads": options.threads, "lla": options.lla}
         for name in ("lla_jax", "LLA"):
             if name == "LLA" and not options.lla:

@@ -14,8 +14,8 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import measure
-import problems
+from cases import planes
+from harness import measure
 
 POINTS, WIDTHS, BATCHES, DEVICES = (1_024, 10_000, 99_856), (32, 128, 512, 2048), (1797, 7188, 28752), (1, 2, 4)
 SIDE, REPEATS = 16, 3
@@ -26,7 +26,7 @@ def plane_ms(problem: tuple, side: int, repeats: int) -> float:
     """Milliseconds of a whole plane, compiled before."""
     import lla_jax as lla
 
-    axes = problems.axes_of(problem[1])
+    axes = planes.axes_of(problem[1])
     found = measure.alternate(
         {"plane": lambda: lla.evaluate(*problem, axes, lla.grid(extent=0.5, points=side))}, {"plane": 1}, repeats
     )
@@ -63,14 +63,14 @@ def grown(quick: bool) -> dict[str, Any]:
     repeats = 2 if quick else REPEATS
     points = POINTS[:2] if quick else POINTS
     widths, batches = (WIDTHS[:2], BATCHES[:2]) if quick else (WIDTHS, BATCHES)
-    problem = problems.mlp()[:3]
+    problem = planes.mlp()[:3]
     curves: dict[str, Any] = {
         "points": [{"size": n, "plane_ms": plane_ms(problem, round(n**0.5), min(3, repeats))} for n in points],
-        "examples": rows(batches, lambda n: problems.mlp(batch=n)[:3], repeats),
-        "parameters": rows(widths, lambda n: problems.mlp(width=n)[:3], repeats),
+        "examples": rows(batches, lambda n: planes.mlp(batch=n)[:3], repeats),
+        "parameters": rows(widths, lambda n: planes.mlp(width=n)[:3], repeats),
     }
     for row in curves["parameters"]:
-        params = problems.mlp(width=row["size"])[1]
+        params = planes.mlp(width=row["size"])[1]
         row["size"] = sum(x.size for x in jax.tree_util.tree_leaves(params))
     return curves
 
@@ -79,7 +79,7 @@ def on_devices(quick: bool) -> dict[str, float]:
     """LeNet on the devices of this process."""
     import jax
 
-    problem = problems.lenet(128 if quick else 2048)[:3]
+    problem = planes.lenet(128 if quick else 2048)[:3]
     repeats = 1 if quick else 3
     return {
         "size": jax.device_count(),

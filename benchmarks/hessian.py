@@ -32,12 +32,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import measure
-import networks
 import numpy as np
-import rivals
-import torch_rivals
-import where
+import product_profile
+from cases import curvature
+from harness import measure
+from rivals import in_jax, in_torch
 
 PARTS = ("product", "top2", "top10", "density", "trace", "where")
 RIVALS = ("lla_jax", "LLA", "PyHessian", "hessian-eigenthings", "curvlinops", "matfree")
@@ -59,7 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pyhessian", type=pathlib.Path, help="checkout of PyHessian, if it is not installed")
     parser.add_argument("--data", type=pathlib.Path, default=measure.RESULTS.parents[2] / "shared/data")
     parser.add_argument("--eigenthings", type=pathlib.Path, help="checkout of hessian-eigenthings, likewise")
-    parser.add_argument("--only", default=",".join(networks.NAMES), help="networks, by commas")
+    parser.add_argument("--only", default=",".join(curvature.NAMES), help="networks, by commas")
     parser.add_argument("--parts", default=",".join(PARTS), help="parts, by commas")
     parser.add_argument("--rivals", default=",".join(RIVALS), help="rivals, by commas")
     parser.add_argument("--cap", type=float, default=100.0, help="seconds after which a run of a rival is cut")
@@ -70,7 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, help="results/hessian.json, or with --quick a temporary file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)  # in a process of its own: the job, as JSON
     options = parser.parse_args()
-    for name, allowed in (("only", networks.NAMES), ("parts", PARTS), ("rivals", RIVALS)):
+    for name, allowed in (("only", curvature.NAMES), ("parts", PARTS), ("rivals", RIVALS)):
         chosen = getattr(options, name).split(",")
         if not set(chosen) <= set(allowed):
             parser.error(f"--{name}: {chosen} given; the rule is some of {','.join(allowed)}")
@@ -85,19 +84,19 @@ def tell(**event: Any) -> None:
     print("EVENT " + json.dumps(event, default=float), flush=True)
 
 
-def make(job: dict[str, Any]) -> rivals.Rival:
+def make(job: dict[str, Any]) -> in_jax.Rival:
     path = pathlib.Path(job["path"])
     if job["rival"] == "lla_jax":
-        return rivals.Ours(path)
+        return in_jax.Ours(path)
     if job["rival"] == "matfree":
-        return rivals.Matfree(path)
+        return in_jax.Matfree(path)
     if job["rival"] == "LLA":
-        return torch_rivals.LLA(path, pathlib.Path(job["lla"]))
+        return in_torch.LLA(path, pathlib.Path(job["lla"]))
     if job["rival"] == "PyHessian":
-        return torch_rivals.PyHessian(path, pathlib.Path(job["pyhessian"]) if job["pyhessian"] else None)
+        return in_torch.PyHessian(path, pathlib.Path(job["pyhessian"]) if job["pyhessian"] else None)
     if job["rival"] == "hessian-eigenthings":
-        return torch_rivals.Eigenthings(path, pathlib.Path(job["eigenthings"]) if job["eigenthings"] else None)
-    return torch_rivals.Curvlinops(path)
+        return in_torch.Eigenthings(path, pathlib.Path(job["eigenthings"]) if job["eigenthings"] else None)
+    return in_torch.Curvlinops(path)
 
 
 def worker(job: dict[str, Any]) -> None:
@@ -109,18 +108,18 @@ def worker(job: dict[str, Any]) -> None:
 
         torch.set_num_threads(job["threads"])
     if part == "check":
-        about = networks.prepare(job["network"], pathlib.Path(job["data"]), job["batch"], path)
-        tell(row=networks.check(path) | {"data": about})
+        about = curvature.prepare(job["network"], pathlib.Path(job["data"]), job["batch"], path)
+        tell(row=curvature.check(path) | {"data": about})
     elif part == "where":
         tell(start="where")
-        tell(row=where.where(path, 2 if job["quick"] else 5))
+        tell(row=product_profile.where(path, 2 if job["quick"] else 5))
     else:
         rival = make(job)
         (one_product if part == "product" else jobs)(rival, job)
     tell(done=True)
 
 
-def one_product(rival: rivals.Rival, job: dict[str, Any]) -> None:
+def one_product(rival: in_jax.Rival, job: dict[str, Any]) -> None:
     tell(start="one product")
     state = rival.build()
     calls = {"product": rival.product(state), "gradient": rival.gradient()}
@@ -128,13 +127,13 @@ def one_product(rival: rivals.Rival, job: dict[str, Any]) -> None:
     tell(row={"setting": "one product"} | found | rival.more)
 
 
-def jobs(rival: rivals.Rival, job: dict[str, Any]) -> None:
+def jobs(rival: in_jax.Rival, job: dict[str, Any]) -> None:
     """A row for each setting of a part."""
     part, memory = job["part"], {"loaded_mib": measure.status_mib("VmRSS")}
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is in use now
     rival.warm_up()
 
-    def one(setting: str, call: Callable[[Any], rivals.Found]) -> tuple[dict[str, Any], rivals.Found | None]:
+    def one(setting: str, call: Callable[[Any], in_jax.Found]) -> tuple[dict[str, Any], in_jax.Found | None]:
         tell(start=setting)
         row, found = timed(rival, call, job["cap"], 1 if job["quick"] else REPEATS)
         memory.setdefault("peak_mib", measure.status_mib("VmHWM"))  # later, the judge's graph would be counted too
@@ -143,12 +142,12 @@ def jobs(rival: rivals.Rival, job: dict[str, Any]) -> None:
     if part.startswith("top"):
         eigenpairs(rival, int(part.removeprefix("top")), one, pathlib.Path(job["path"]))
     elif part == "density":
-        steps = 20 if job["quick"] else rivals.STEPS
+        steps = 20 if job["quick"] else in_jax.STEPS
         for setting, options in rival.density_settings():
             row, found = one(setting, lambda state, o=options: rival.density(state, steps, **o))
             if found is not None:
                 nodes = np.asarray(found.values, np.float64)
-                near = nodes > nodes.max() - rivals.TOL * abs(nodes.max())
+                near = nodes > nodes.max() - in_jax.TOL * abs(nodes.max())
                 row |= {"least": nodes.min(), "largest": nodes.max(), "copies_of_the_largest": int(near.sum())}
             tell(row=row)
     else:
@@ -157,11 +156,11 @@ def jobs(rival: rivals.Rival, job: dict[str, Any]) -> None:
             tell(row=row if found is None else row | {"mean": found.values, "sem": found.sem})
 
 
-def eigenpairs(rival: rivals.Rival, k: int, one: Callable, path: pathlib.Path) -> None:
+def eigenpairs(rival: in_jax.Rival, k: int, one: Callable, path: pathlib.Path) -> None:
     """As shipped, then tightened until every residual is good or the cap cuts it."""
     product, options, tries, compile_s = None, rival.first(k), 0, 0.0
     while options:
-        setting = ", ".join(f"{name} {value:.3g}" for name, value in options.items() if value != rivals.ALWAYS)
+        setting = ", ".join(f"{name} {value:.3g}" for name, value in options.items() if value != in_jax.ALWAYS)
         row, found = one(setting, lambda state, o=options: rival.top(state, k, **o))
         if tries == 0:
             compile_s = row.get("compile_s", 0.0)
@@ -171,17 +170,17 @@ def eigenpairs(rival: rivals.Rival, k: int, one: Callable, path: pathlib.Path) -
         if found is None:
             options = {}
         else:
-            product = product or networks.judge(path)
-            row["values"], row["residuals"] = networks.judged(product, found.vectors)
+            product = product or curvature.judge(path)
+            row["values"], row["residuals"] = curvature.judged(product, found.vectors)
             row["reported"], row["residual"] = found.values, max(row["residuals"])
-            met = row["residual"] <= rivals.TOL
+            met = row["residual"] <= in_jax.TOL
             options = {} if met or tries == MOST_TRIES else rival.tightened(options, row["residual"])
         tell(row=row)
 
 
 def timed(
-    rival: rivals.Rival, call: Callable[[Any], rivals.Found], cap: float, repeats: int
-) -> tuple[dict[str, Any], rivals.Found | None]:
+    rival: in_jax.Rival, call: Callable[[Any], in_jax.Found], cap: float, repeats: int
+) -> tuple[dict[str, Any], in_jax.Found | None]:
     """Seconds of whole jobs, and what the last one found; nothing where the cap cut it or it failed."""
     taken: list[float] = []
     row: dict[str, Any] = {}
@@ -192,7 +191,7 @@ def timed(
         try:
             state = rival.build()
             found = call(state)
-        except rivals.TimeUp:
+        except in_jax.TimeUp:
             return {"over_s": cap, "products": rival.products}, None
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}, None
@@ -336,7 +335,7 @@ def measured(options: argparse.Namespace, result: dict[str, Any], path: pathlib.
             left.append(f"{network} {part} {rival}")
             continue
         file = folder / f"{network}.npz"
-        batch = networks.BATCH[network] // (8 if options.quick else 1)
+        batch = curvature.BATCH[network] // (8 if options.quick else 1)
         job = common | {"network": network, "batch": batch, "path": str(file)}
         if not file.exists():
             (facts,) = run(job | {"part": "check", "rival": ""})

@@ -15,8 +15,8 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-import measure
-import networks
+from cases import curvature
+from harness import measure
 
 REPEATS = 7
 
@@ -103,9 +103,9 @@ def network(name: str, source: pathlib.Path, batch: int, repeats: int) -> dict[s
 
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / f"{name}.npz"
-        about = networks.prepare(name, source, batch, path)
-        net_torch, x, y = networks.torch_problem(path)
-        native = networks.jax_problem(path)
+        about = curvature.prepare(name, source, batch, path)
+        net_torch, x, y = curvature.torch_problem(path)
+        native = curvature.jax_problem(path)
     first = measure.seconds(lambda: lla_torch.convert(net_torch, x[:8]))
     nets: list[Any] = []
     again = measure.seconds(lambda: nets.append(lla_torch.convert(net_torch, x[:8])))
@@ -158,7 +158,7 @@ def network(name: str, source: pathlib.Path, batch: int, repeats: int) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder with the two checkpoints")
-    parser.add_argument("--only", choices=networks.NAMES, help="one network")
+    parser.add_argument("--only", choices=curvature.NAMES, help="one network")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--batch", type=int, help="another batch size")
     options = parser.parse_args()
@@ -168,8 +168,8 @@ def main() -> None:
     torch.set_num_threads(measure.THREADS)
     torch.manual_seed(0)
     found = {}
-    for name in [options.only] if options.only else networks.NAMES:
-        found[name] = network(name, options.data, options.batch or networks.BATCH[name], options.repeats)
+    for name in [options.only] if options.only else curvature.NAMES:
+        found[name] = network(name, options.data, options.batch or curvature.BATCH[name], options.repeats)
         for what, row in found[name]["ms"].items():
             print(name, what, {side: round(value, 3) for side, value in row.items()}, flush=True)
     result = {"environment": measure.environment(measure.THREADS), "networks": found}

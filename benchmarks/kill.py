@@ -24,8 +24,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import measure
-import problems
+from cases import planes
+from harness import measure
 
 KILLS, WRITERS, SIDE = 40, 3, 450
 CHUNK_S = 0.1  # seconds a chunk takes: short ones, so that many kills fall into the writing
@@ -50,9 +50,9 @@ def writer(job: dict[str, Any]) -> None:
     logger = logging.getLogger("lla_jax")
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
-    loss, params, data, _ = problems.mlp()
+    loss, params, data, _ = planes.mlp()
     grid = lla.grid(extent=0.5, points=job["side"])
-    lla.evaluate(loss, params, data, problems.axes_of(params), grid, store=job["store"])
+    lla.evaluate(loss, params, data, planes.axes_of(params), grid, store=job["store"])
     measure.tell({"done": True})
 
 

@@ -15,9 +15,9 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import measure
 import numpy as np
-import problems
+from cases import planes
+from harness import measure
 
 SIDES, NUM_BATCHES = (100, 316, 1000), (10, 100, 1000)
 SIZE, VECTORS = 8_000_000, 40  # a basis of 1.28 GB in float32
@@ -29,8 +29,8 @@ def points(side: int) -> dict[str, Any]:
     """A plane of side x side points of the MLP: its seconds and memory."""
     import lla_jax as lla
 
-    loss, params, data, _ = problems.mlp()
-    axes = problems.axes_of(params)
+    loss, params, data, _ = planes.mlp()
+    axes = planes.axes_of(params)
     lla.evaluate(loss, params, data, axes, lla.grid(points=50))  # compile before the memory is read
     found, plane = measure.growth_mib(lambda: lla.evaluate(loss, params, data, axes, lla.grid(extent=0.5, points=side)))
     arrays = [*plane.values.values(), *plane.stderr.values()]
@@ -47,7 +47,7 @@ def batches(num: int) -> dict[str, Any]:
 
     import lla_jax as lla
 
-    loss, params, (x, y), _ = problems.mlp()
+    loss, params, (x, y), _ = planes.mlp()
 
     def stream(count: int) -> Any:
         def made() -> Iterator[Any]:
@@ -57,7 +57,7 @@ def batches(num: int) -> dict[str, Any]:
 
         return lla.stream(made)
 
-    axes, key = problems.axes_of(params), jax.random.key(0)
+    axes, key = planes.axes_of(params), jax.random.key(0)
 
     def work(count: int) -> None:
         lla.evaluate(loss, params, stream(count), axes, lla.grid(extent=0.5, points=3))

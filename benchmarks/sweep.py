@@ -22,9 +22,9 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-import measure
 import numpy as np
-import problems
+from cases import planes
+from harness import measure
 
 STEP = 0.5
 WHOLE = 41
@@ -44,11 +44,11 @@ TARGETS = {("mlp", "torch"): 5.0, ("resnet", "LLA"): 1.3}
 def arguments() -> argparse.Namespace:
     parser = measure.parser(__doc__, minutes=10)
     parser.add_argument("--lla", type=pathlib.Path, help="checkout of LLA, to time its own loop beside")
-    parser.add_argument("--only", default=",".join((*problems.NAMES, "whole")), help="parts, by commas")
+    parser.add_argument("--only", default=",".join((*planes.NAMES, "whole")), help="parts, by commas")
     options = parser.parse_args()
     options.only = options.only.split(",")
-    if not set(options.only) <= {*problems.NAMES, "whole"}:
-        parser.error(f"--only: {options.only} given; the rule is some of {','.join(problems.NAMES)},whole")
+    if not set(options.only) <= {*planes.NAMES, "whole"}:
+        parser.error(f"--only: {options.only} given; the rule is some of {','.join(planes.NAMES)},whole")
     return options
 
 
@@ -58,7 +58,7 @@ def arguments() -> argparse.Namespace:
 class LeanTorch:
     """The least a torch sweep can do: weights written in place, forward in inference mode, one number out."""
 
-    def __init__(self, case: problems.Case, axes: Any, microbatch: int):
+    def __init__(self, case: planes.Case, axes: Any, microbatch: int):
         import copy
 
         import jax
@@ -85,7 +85,7 @@ class LeanTorch:
             self.loss(STEP * (i / points - 0.5), 0.1)
 
 
-def lla_loop(path: pathlib.Path, case: problems.Case) -> Callable[[int], Any]:
+def lla_loop(path: pathlib.Path, case: planes.Case) -> Callable[[int], Any]:
     """LLA's plane of random directions, steps x steps points, as LLA ships it (one batch)."""
     import torch
 
@@ -96,7 +96,7 @@ def lla_loop(path: pathlib.Path, case: problems.Case) -> Callable[[int], Any]:
     return lambda steps: loss_landscapes.random_plane(case.net, metric, distance=1, steps=steps, normalization="filter")
 
 
-def loss_landscapes_loop(case: problems.Case) -> Callable[[int], Any]:
+def loss_landscapes_loop(case: planes.Case) -> Callable[[int], Any]:
     """The same plane of the package loss-landscapes; by layer, because by filter it divides by a bias that is zero."""
     import loss_landscapes
     import torch
@@ -108,7 +108,7 @@ def loss_landscapes_loop(case: problems.Case) -> Callable[[int], Any]:
     )
 
 
-def libraries(lla: str, case: problems.Case) -> dict[str, Callable[[int], Any]]:
+def libraries(lla: str, case: planes.Case) -> dict[str, Callable[[int], Any]]:
     """The loops of the libraries that are here."""
     found: dict[str, Callable[[int], Any]] = {}
     if lla:
@@ -121,13 +121,13 @@ def libraries(lla: str, case: problems.Case) -> dict[str, Callable[[int], Any]]:
 # -- steady state ------------------------------------------------------------------------------------------------------
 
 
-def compare(name: str, case: problems.Case, lla: str, quick: bool) -> dict[str, Any]:
+def compare(name: str, case: planes.Case, lla: str, quick: bool) -> dict[str, Any]:
     """Milliseconds per point of each rival and how far our values are from torch's."""
     import lla_jax as ours_lla
 
     size = SIZES[name] | (QUICK if quick else {})
     loss, params, data = case.problem
-    axes = problems.axes_of(params)
+    axes = planes.axes_of(params)
     rows = len(case.y)
 
     def ours(side: int = size["ours"]) -> Any:
@@ -199,8 +199,8 @@ def whole(job: dict[str, Any]) -> dict[str, Any]:
     import lla_jax as lla
 
     compiling = measure.compiling()
-    loss, params, data, about = problems.lenet(job["batch"])
-    axes = jax.block_until_ready(problems.axes_of(params))
+    loss, params, data, about = planes.lenet(job["batch"])
+    axes = jax.block_until_ready(planes.axes_of(params))
     before = len(compiling)
     grid = lla.grid(extent=STEP, points=job["side"])
     taken, plane = measure.timed(lambda: lla.evaluate(loss, params, data, axes, grid))
@@ -254,7 +254,7 @@ def worker(job: dict[str, Any]) -> None:
 
     torch.set_num_threads(job["threads"])
     name = job["part"]
-    case = problems.case(name, pathlib.Path(job["data"]), QUICK_BATCH.get(name) if job["quick"] else None)
+    case = planes.case(name, pathlib.Path(job["data"]), QUICK_BATCH.get(name) if job["quick"] else None)
     measure.tell(compare(name, case, job["lla"], job["quick"]))
 
 
@@ -287,7 +287,7 @@ def main() -> None:
             times = f"{row['min_ms']:9.4f} ms a point (median {row['median_ms']:.4f})"
             print(f"  {name}: {rival:24s} {times}, {row['times_lla_jax']:5.2f} x", flush=True)
         targets = [
-            measure.against(f"{problems.LABELS[name]}, {rival} / lla_jax", row["times_lla_jax"], TARGETS[name, rival])
+            measure.against(f"{planes.LABELS[name]}, {rival} / lla_jax", row["times_lla_jax"], TARGETS[name, rival])
             for rival, row in fastest(found["rivals"]).items()
             if (name, rival) in TARGETS
         ]

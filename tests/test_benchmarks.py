@@ -13,16 +13,13 @@ import pytest
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import attention
 import growth
 import hessian
 import kill
-import measure
-import networks
-import problems
-import rivals
 import sweep
-import table
+from cases import attention, curvature, planes
+from harness import measure, table
+from rivals import in_jax
 
 
 def test_the_readme_table_is_generated_from_the_results():
@@ -121,11 +118,11 @@ RESULTS = {
         "lanczos": [{"what": "spectrum", "basis_gb": 1.28, "growth_mib": 1300.0, "stated_mib": 1290.0},
                     {"what": "eigenpairs", "error": "nothing was stated"}],
     },
-    "many": {"networks": {"mlp": {"landscapes": 64, "points": 1681, "targets": [],
+    "many_planes": {"networks": {"mlp": {"landscapes": 64, "points": 1681, "targets": [],
                                   "points_per_second": {"single": 20000.0, "sweep": 19000.0}}}},
     "kill": {"kills": 40, "writers": 3, "chunks": 200, "most_lost_by_a_kill": 1, "lost_by_kill": [0, 1, 1],
              "equal_to_the_bit": {"values loss": True, "stderr loss": False}},
-    "cold": {"help": {"median_s": 0.231}, "demo": {
+    "cold_start": {"help": {"median_s": 0.231}, "demo": {
         "empty cache": {"seconds": 60.0, "compile_s": 30.0, "programs": 123, "from_the_cache": 0},
         "again": {"error": "no"},
     }},
@@ -150,7 +147,7 @@ def test_every_script_has_its_place_in_the_readme_and_missed_targets_are_marked(
     assert "| whole job | 2 | at least 5 | sweep |" in new
 
 
-class Sleepless(rivals.Rival):
+class Sleepless(in_jax.Rival):
     """A rival whose job takes a number of products; the first one compiles."""
 
     def __init__(self, needed, compiles=False):
@@ -163,7 +160,7 @@ class Sleepless(rivals.Rival):
     def work(self, state):
         for _ in range(state):
             self.tick()
-        return rivals.Found(values=1.0, products=self.products)
+        return in_jax.Found(values=1.0, products=self.products)
 
 
 def test_a_run_is_repeated_with_the_first_apart_cut_at_the_cap_and_reported_when_it_fails():
@@ -188,19 +185,19 @@ def test_draws_are_taken_until_the_standard_error_is_two_percent():
 
 def test_residuals_are_relative_to_each_value_and_vectors_need_no_norm():
     matrix = np.diag([1.0, -4.0, 2.0])
-    values, residuals = networks.judged(
+    values, residuals = curvature.judged(
         lambda v: [(matrix @ v[0]).astype(np.float32)], [[np.array([0, 0, 3.0])], [np.array([0, 1, 1e-3])]]
     )
     assert values == pytest.approx([-4, 2], rel=1e-5)
     assert residuals == pytest.approx([1e-3 * 6 / 4, 0], abs=1e-6)
 
 
-@pytest.mark.parametrize("name", networks.NAMES)
+@pytest.mark.parametrize("name", curvature.NAMES)
 def test_the_networks_are_equal_in_torch_and_in_flax(name, tmp_path):
     torch = pytest.importorskip("torch")
 
     torch.manual_seed(0)
-    net = networks.torch_lenet() if name == "lenet" else networks.torch_resnet()
+    net = curvature.torch_lenet() if name == "lenet" else curvature.torch_resnet()
     weights = {key: w.numpy() for key, w in net.state_dict().items() if not key.endswith("num_batches_tracked")}
     rng = np.random.default_rng(0)
     for key in weights:
@@ -209,7 +206,7 @@ def test_the_networks_are_equal_in_torch_and_in_flax(name, tmp_path):
     shape = (4, 28, 28, 1) if name == "lenet" else (4, 32, 32, 3)
     images = rng.random(shape, np.float32)
     np.savez(tmp_path / "net.npz", images=images, labels=np.arange(4, dtype=np.int32), **weights)
-    facts = networks.check(tmp_path / "net.npz")
+    facts = curvature.check(tmp_path / "net.npz")
     assert facts["parameters"] == {"lenet": 61706, "resnet": 269722}[name]
     assert facts["examples"] == 4
     assert math.isfinite(facts["loss"])
@@ -228,7 +225,7 @@ def test_the_transformers_are_equal_in_torch_and_in_flax(name):
     if name == "vit":
         inputs, labels = rng.random((3, 32, 32, 3), np.float32), np.arange(3, dtype=np.int32)
     loss, params, data = attention.problem(name, net, inputs, labels)
-    x, y = problems.torch_inputs(inputs, labels)
+    x, y = planes.torch_inputs(inputs, labels)
     with torch.no_grad():
         scores = net(x)
     found = np.moveaxis(np.asarray(loss.apply(params, loss.state, data, False)[0]), -1, 1)
@@ -236,7 +233,7 @@ def test_the_transformers_are_equal_in_torch_and_in_flax(name):
     mean = float(np.mean(loss.criterion(np.moveaxis(found, 1, -1), data)))
     assert mean == pytest.approx(float(torch.nn.functional.cross_entropy(scores, y)), rel=1e-5)
     keys = [key for key, _ in net.named_parameters()]
-    for array, p in zip(networks.to_torch(params, keys), net.parameters(), strict=True):
+    for array, p in zip(curvature.to_torch(params, keys), net.parameters(), strict=True):
         assert np.array_equal(array, p.detach().numpy())
 
 
@@ -244,9 +241,9 @@ def test_the_lean_torch_loop_has_the_losses_of_our_plane():
     pytest.importorskip("torch")
     import lla_jax as lla
 
-    case = problems.case("mlp", pathlib.Path(), 40)
+    case = planes.case("mlp", pathlib.Path(), 40)
     loss, params, data = case.problem
-    axes = problems.axes_of(params)
+    axes = planes.axes_of(params)
     plane = lla.evaluate(loss, params, data, axes, lla.grid(extent=0.5, points=3))
     lean = sweep.LeanTorch(case, axes, microbatch=16)
     assert lean.loss(-0.5, 0.5) == pytest.approx(plane.values["loss"][0, 2], rel=1e-5)
@@ -273,7 +270,7 @@ def test_memory_growth_is_that_of_the_call():
 def test_a_worker_tells_its_result_and_a_failure_its_last_line(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(
-        f"import json, os, sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import measure\n"
+        f"import json, os, sys; sys.path.insert(0, {str(BENCHMARKS)!r}); from harness import measure\n"
         "job = json.loads(sys.argv[2]); print('noise')\n"
         "if job['n'] == 0: raise ValueError('no n')\n"
         "measure.tell({'n': job['n'], 'flag': os.environ['FLAG']})\n"

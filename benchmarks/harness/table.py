@@ -1,6 +1,6 @@
 """Write README's benchmark section from the JSON files in results/, so that no number is typed by hand.
 
-python benchmarks/table.py
+python benchmarks/harness/table.py
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-ROOT = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT.parent / "README.md"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 TARGETS = (
@@ -142,8 +142,8 @@ def memory(result: dict) -> str:
     return f"- Growth of memory during a call: {'; '.join(told)}."
 
 
-def cold(result: dict) -> str:
-    """The section on ``cold.py``."""
+def cold_start(result: dict) -> str:
+    """The section on ``cold_start.py``."""
     runs = ", ".join(
         f"{name} {row['seconds']:.0f} s ({row['compile_s']:.1f} s of compiling, {row['from_the_cache']} of "
         f"{row['programs']} programs from the cache)"
@@ -153,8 +153,8 @@ def cold(result: dict) -> str:
     return f"- Cold start: `lla-jax --help` {result['help']['median_s']:.2f} s; `lla-jax demo` {runs}."
 
 
-def many(result: dict) -> str:
-    """The section on ``many.py``."""
+def many_planes(result: dict) -> str:
+    """The section on ``many_planes.py``."""
     told = []
     for name, found in result["networks"].items():
         if "points_per_second" in found:
@@ -352,9 +352,9 @@ def interop(result: dict) -> str:
 
 SECTIONS: dict[str, Callable[[dict], str]] = {
     "sweep": sweep, "bundle": bundle, "hessian": hessian, "interop": interop,
-    "growth": growth, "memory": memory, "many": many, "kill": kill, "cold": cold,
+    "growth": growth, "memory": memory, "many_planes": many_planes, "kill": kill, "cold_start": cold_start,
 }  # fmt: skip
-SENTENCES = ("growth", "memory", "many", "kill", "cold")
+SENTENCES = ("growth", "memory", "many_planes", "kill", "cold_start")
 
 
 def readme(text: str, results: pathlib.Path) -> str:

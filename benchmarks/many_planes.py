@@ -1,6 +1,6 @@
 """Claim: many planes in one ``sweep`` run at the speed of a single one.
 
-    python benchmarks/many.py [--quick]
+    python benchmarks/many_planes.py [--quick]
 
 16 checkpoints x 4 planes in one ``lla.sweep`` against single planes of the same size by ``lla.evaluate``, before and
 after it, everything compiled: points per second. An MLP with planes of 41 x 41 points, also into a chunk store, and
@@ -14,8 +14,8 @@ import statistics
 import tempfile
 from typing import Any
 
-import measure
-import problems
+from cases import planes
+from harness import measure
 
 CHECKPOINTS, PLANES, SHARE = 16, 4, 0.9
 SIDES = {"mlp": 41, "lenet": 7}
@@ -28,7 +28,7 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
 
     import lla_jax as lla
 
-    loss, params, data, _ = problems.mlp() if job["network"] == "mlp" else problems.lenet(job["batch"])
+    loss, params, data, _ = planes.mlp() if job["network"] == "mlp" else planes.lenet(job["batch"])
     checkpoints = [jax.tree_util.tree_map(lambda p, i=i: p * (1 + 0.01 * i), params) for i in range(job["checkpoints"])]
     grid, points = lla.grid(extent=0.5, points=job["side"]), job["side"] ** 2
     compiling = measure.compiling()
@@ -67,7 +67,7 @@ def main() -> None:
         measure.start_jax(job["threads"])
         measure.tell(measured(job))
         return
-    path, left = measure.place(options, "many"), measure.clock(options.minutes)
+    path, left = measure.place(options, "many_planes"), measure.clock(options.minutes)
     result = measure.begun(__doc__, options.threads) | {"networks": {}, "targets": []}
     for network, side in SIDES.items():
         if left() < 0:
@@ -83,7 +83,7 @@ def main() -> None:
         print(f"  {network}: {row}", flush=True)
         if "points_per_second" in row:
             share = row["points_per_second"]["sweep"] / row["points_per_second"]["single"]
-            what = f"{problems.LABELS[network]}, points per second, sweep / single plane"
+            what = f"{planes.LABELS[network]}, points per second, sweep / single plane"
             result["targets"].append(measure.against(what, share, SHARE))
         measure.keep(path, result)
     print(f"written: {measure.keep(path, result)}")

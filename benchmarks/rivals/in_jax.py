@@ -14,10 +14,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import networks
 import numpy as np
-import where
-from networks import Arrays
+import product_profile
+from cases import curvature
+from cases.curvature import Arrays
 
 TOL = 1e-3
 STEPS = 100
@@ -112,7 +112,7 @@ class Ours(Rival):
     def __init__(self, path: pathlib.Path):
         import jax
 
-        self.problem, self.keys, self.key = networks.jax_problem(path), networks.trainable(path), jax.random.key(0)
+        self.problem, self.keys, self.key = curvature.jax_problem(path), curvature.trainable(path), jax.random.key(0)
         self.more = {"devices": jax.device_count()}
 
     def build(self) -> Any:
@@ -129,7 +129,7 @@ class Ours(Rival):
         return lambda: jax.block_until_ready(H.product(v))
 
     def gradient(self) -> Callable[[], Any]:
-        return where.block_pass(self.problem, "gradient", self.rows, rewritten=True)
+        return product_profile.block_pass(self.problem, "gradient", self.rows, rewritten=True)
 
     def top(self, H: Any, k: int, tol: float) -> Found:
         import jax
@@ -138,7 +138,7 @@ class Ours(Rival):
 
         pairs = lla.eigenpairs(H, self.key, k=k, tol=tol)
         trees = [jax.tree_util.tree_map(lambda x, i=i: x[i], pairs.vectors.tree) for i in range(k)]
-        vectors = [networks.to_torch(tree, self.keys) for tree in trees]
+        vectors = [curvature.to_torch(tree, self.keys) for tree in trees]
         return Found(vectors, pairs.values.tolist(), products=pairs.products)
 
     def density_settings(self) -> list[tuple[str, dict]]:
@@ -176,8 +176,8 @@ class Matfree(Rival):
         import optax
         from jax.flatten_util import ravel_pytree
 
-        loss, params, (x, y) = networks.jax_problem(path)
-        self.problem, self.keys, self.key = (loss, params, (x, y)), networks.trainable(path), jax.random.key(0)
+        loss, params, (x, y) = curvature.jax_problem(path)
+        self.problem, self.keys, self.key = (loss, params, (x, y)), curvature.trainable(path), jax.random.key(0)
         self.flat, self.unravel = ravel_pytree(params)
         self.data = (jax.numpy.asarray(x), jax.numpy.asarray(y))
         self.state, self.more = loss.state, {"devices": 1}
@@ -247,7 +247,7 @@ class Matfree(Rival):
         best = np.argsort(-abs(nodes))[:k]
         vectors = small[:, best].T @ np.asarray(basis, np.float64)
         trees = [self.unravel(v.astype(np.float32)) for v in vectors]
-        return Found([networks.to_torch(tree, self.keys) for tree in trees], nodes[best].tolist(), products=steps)
+        return Found([curvature.to_torch(tree, self.keys) for tree in trees], nodes[best].tolist(), products=steps)
 
     def density_settings(self) -> list[tuple[str, dict]]:
         return [("full re-orthogonalisation, twice", {})]

@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import measure
-import networks
+from cases import curvature
+from harness import measure
 
 STEPS = 100
 
@@ -62,7 +62,7 @@ def where(path: pathlib.Path, repeats: int) -> dict[str, Any]:
     import lla_jax as lla
     from lla_jax.execution import rewriting as lowering
 
-    problem = networks.jax_problem(path)
+    problem = curvature.jax_problem(path)
     kept, anew = (lla.hessian(*problem, linearize=choice) for choice in (True, False))
     v = kept.random(jax.random.key(0))
     rows = kept.recipe["plan"]["rows"]
@@ -83,7 +83,7 @@ def where(path: pathlib.Path, repeats: int) -> dict[str, Any]:
     }
     if "conv2" in problem[1]:
         for pool, name in (("none", "without pooling"), ("reshape", "pooling written as a maximum over reshaped axes")):
-            H = lla.hessian(*networks.jax_problem(path, pool), linearize=True)
+            H = lla.hessian(*curvature.jax_problem(path, pool), linearize=True)
             calls[f"product, {name}"] = product(H)
     found = measure.alternate(calls, dict.fromkeys(calls, 1), repeats)
     result: dict[str, Any] = {name: row["min_ms"] for name, row in found.items()}

@@ -9,12 +9,12 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-import networks
 import numpy as np
+from cases import curvature
 
 WIDTH, HEADS, DEPTH, PATCH, LETTERS, LENGTH = 64, 4, 2, 4, 128, 64
 EPS = 1e-5
-TEXT = pathlib.Path(__file__).parent.parent / "LICENSE"
+TEXT = pathlib.Path(__file__).parents[2] / "LICENSE"
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -142,5 +142,5 @@ def problem(name: str, net: Any, inputs: np.ndarray, labels: np.ndarray) -> tupl
         found = optax.softmax_cross_entropy_with_integer_labels(scores, batch[1])
         return found.reshape(found.shape[0], -1).mean(-1)
 
-    variables = networks.to_flax({key: w.numpy() for key, w in net.state_dict().items()})
+    variables = curvature.to_flax({key: w.numpy() for key, w in net.state_dict().items()})
     return lla.from_linen(flax_transformer(name), variables, criterion), variables["params"], (inputs, labels)

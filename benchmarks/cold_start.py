@@ -1,6 +1,6 @@
 """Claim: the command line answers at once, and its second run compiles next to nothing.
 
-    python benchmarks/cold.py [--quick]
+    python benchmarks/cold_start.py [--quick]
 
 Seconds of ``lla-jax --help``; seconds of ``lla-jax demo`` with an empty compilation cache and again with what the first
 left in it, and the seconds that the backend compiled in each, or took from the cache: all the ``backend_compile``
@@ -18,7 +18,7 @@ import sys
 import tempfile
 from typing import Any
 
-import measure
+from harness import measure
 
 HELP_S, SHARE = 0.5, 0.2
 
@@ -60,7 +60,7 @@ def main() -> None:
         job = json.loads(options.worker)
         measure.tell(demo(job["out"], job["points"]))
         return
-    path, left = measure.place(options, "cold"), measure.clock(options.minutes)
+    path, left = measure.place(options, "cold_start"), measure.clock(options.minutes)
     result = measure.begun(__doc__, options.threads) | {"help": helped(2 if options.quick else 5), "demo": {}}
     result["targets"] = [measure.against("seconds of lla-jax --help", result["help"]["median_s"], HELP_S, least=False)]
     measure.keep(path, result)

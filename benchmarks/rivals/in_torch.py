@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import networks
 import numpy as np
-from networks import Arrays
-from rivals import ALWAYS, TOL, Found, Rival
+from cases import curvature
+from cases.curvature import Arrays
+from rivals.in_jax import ALWAYS, TOL, Found, Rival
 
 
 class TorchRival(Rival):
@@ -24,7 +24,7 @@ class TorchRival(Rival):
     def __init__(self, path: pathlib.Path):
         import torch
 
-        self.net, self.x, self.y = networks.torch_problem(path)
+        self.net, self.x, self.y = curvature.torch_problem(path)
         self.criterion = torch.nn.CrossEntropyLoss()
         self.params, self.more = list(self.net.parameters()), {}
 

@@ -44,22 +44,21 @@ def case(name: str, data: pathlib.Path, batch: int | None = None) -> Case:
                 p.copy_(torch.tensor(value))
         x, y = torch_inputs(*arrays)
         return Case((loss, params, arrays), about, net.eval(), x, y, plain_to_torch)
-    import attention
-    import networks
+    from cases import attention, curvature
 
     if name == "resnet":
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "resnet.npz"
-            about = networks.prepare("resnet", data, batch, path)
-            problem, (net, x, y) = networks.jax_problem(path), networks.torch_problem(path)
+            about = curvature.prepare("resnet", data, batch, path)
+            problem, (net, x, y) = curvature.jax_problem(path), curvature.torch_problem(path)
     else:
-        images = networks.cifar(data) if name == "vit" else attention.letters(batch)
+        images = curvature.cifar(data) if name == "vit" else attention.letters(batch)
         inputs, labels, about = images[0][:batch], images[1][:batch].astype(np.int32), images[2]
         net = attention.torch_transformer(name)
         problem = attention.problem(name, net, inputs, labels)
         x, y = torch_inputs(inputs, labels)
     keys = [key for key, _ in net.named_parameters()]
-    return Case(problem, about, net, x, y, lambda tree: networks.to_torch(tree, keys))
+    return Case(problem, about, net, x, y, lambda tree: curvature.to_torch(tree, keys))
 
 
 def torch_inputs(x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
