@@ -1,20 +1,84 @@
-"""What the adapters share: where a batch has the input, which mode flags a call has, noise per example."""
+"""Calling a network as its library wants it: the adapters' common options, the input in a batch, mode flags, noise.
+
+An adapter cuts a model into parameters (which the user passes to every verb), other arrays (``Loss.state``) and a
+static remainder, and calls the pieces as a pure function. What is static compares by value, so two adapters of one
+architecture share compiled code. The model itself is never written to.
+
+How a mode reaches the model (``train`` of ``Loss.apply``, and whether the loss has a ``key``):
+
+    batch statistics  =  train          noise (dropout)  =  the loss has a key
+
+so that ``batch_stats="batch"`` does not bring dropout along, and a stochastic loss keeps its running averages.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
 
-from lla_jax.core.types import Batch
+from lla_jax.core.types import Batch, FilterAxis, Loss, PyTree
 
 Inputs = str | int | tuple[str | int, ...] | Callable[[Batch], Any] | None
 """Where a batch has the model's input; see ``from_linen``."""
 
 TRAIN_FLAGS = ("train", "training", "is_training")
+
+
+class Options(TypedDict, total=False):
+    """The options that ``from_linen``, ``from_nnx`` and ``from_equinox`` have in common.
+
+    Args:
+      inputs: where a batch has the model's input: an index or name, a tuple of these (several arguments), or a
+        function of the batch. None: the first entry of a tuple or list, or the batch itself if it is one array. An
+        input that is a plain tuple is spread over the model's arguments.
+      key: a ``jax.random`` key for a stochastic loss: the model is run per example, each with its own key for all of
+        its random streams, so that a draw depends neither on the batching nor on the point.
+      penalty: ``penalty(params) -> scalar`` added to the mean.
+      per_example: False for criteria that couple the examples and return a scalar; see ``Loss``. Default True.
+      filter_axis: which axes index the filters; None lets ``directions.normalize`` decide.
+      train_kwargs: keyword arguments of the call in train mode, over the flags found in its signature.
+      eval_kwargs: the same in eval mode.
+    """
+
+    inputs: Inputs
+    key: Any
+    penalty: Callable[[PyTree], Any] | None
+    per_example: bool
+    filter_axis: FilterAxis | None
+    train_kwargs: Mapping[str, Any] | None
+    eval_kwargs: Mapping[str, Any] | None
+
+
+DEFAULTS: Options = {
+    "inputs": None,
+    "key": None,
+    "penalty": None,
+    "per_example": True,
+    "filter_axis": None,
+    "train_kwargs": None,
+    "eval_kwargs": None,
+}
+
+
+def complete(adapter: str, options: Options) -> Options:
+    """The options with the defaults of those not given.
+
+    Raises:
+      TypeError: a name that is none of them.
+    """
+    if unknown := sorted(set(options) - set(DEFAULTS)):
+        raise TypeError(f"{adapter}() got an unexpected keyword argument {unknown[0]!r}; it has {', '.join(DEFAULTS)}")
+    return {**DEFAULTS, **options}
+
+
+def loss_of(apply: Callable[..., Any], criterion: Callable[..., Any], state: PyTree, options: Options) -> Loss:
+    """The loss that calls a model by ``apply``."""
+    names = ("key", "penalty", "per_example", "filter_axis")
+    return Loss(apply, criterion, state, **{name: options[name] for name in names})  # type: ignore[literal-required]
 
 
 def arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
@@ -50,14 +114,9 @@ def parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 Kwargs = tuple[tuple[str, Any], ...]
 
 
-def modes(
-    names: Mapping[str, Any],
-    keyed: bool,
-    coupled: bool,
-    train_kwargs: Mapping[str, Any] | None,
-    eval_kwargs: Mapping[str, Any] | None,
-) -> tuple[Kwargs, Kwargs]:
+def modes(names: Mapping[str, Any], coupled: bool, options: Options) -> tuple[Kwargs, Kwargs]:
     """Keyword arguments of the model's call in (eval, train) mode, by the flags that its signature has."""
+    keyed, train_kwargs, eval_kwargs = options["key"] is not None, options["train_kwargs"], options["eval_kwargs"]
     train_flags = [name for name in TRAIN_FLAGS if name in names]
     deterministic, running = "deterministic" in names, "use_running_average" in names
     one_switch = bool(train_flags) + deterministic + running == 1

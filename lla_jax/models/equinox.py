@@ -1,17 +1,27 @@
-"""The Equinox adapter of ``models``: models of single examples, vmapped; their ``State`` and their two BatchNorms."""
+"""A loss from an Equinox model: models of single examples, vmapped; their ``State`` and their two BatchNorms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
 
 from lla_jax.core.static import ByValue, static
-from lla_jax.core.types import Batch, FilterAxis, Loss, PyTree
-from lla_jax.models.calling import Inputs, Kwargs, arguments, modes, parameters, refuse_noisy_statistics
+from lla_jax.core.types import Batch, Loss, PyTree
+from lla_jax.models.calling import (
+    Inputs,
+    Kwargs,
+    Options,
+    arguments,
+    complete,
+    loss_of,
+    modes,
+    parameters,
+    refuse_noisy_statistics,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,15 +139,9 @@ def from_equinox(
     criterion: Callable[[Any, Batch], Any],
     *,
     state: Any = None,
-    inputs: Inputs = None,
-    key: Any = None,
-    penalty: Callable[[PyTree], Any] | None = None,
-    per_example: bool = True,
-    filter_axis: FilterAxis | None = None,
-    train_kwargs: Mapping[str, Any] | None = None,
-    eval_kwargs: Mapping[str, Any] | None = None,
     method: str = "__call__",
     axis_name: str = "batch",
+    **options: Unpack[Options],
 ) -> Loss:
     """The loss of an Equinox model; the parameters are ``equinox.filter(model, equinox.is_inexact_array)``.
 
@@ -151,10 +155,10 @@ def from_equinox(
         ``key=`` if its call has such an argument.
       criterion: ``criterion(outputs, batch) -> losses (B,)`` or ``(losses, weights)``; see ``Loss``.
       state: the ``equinox.nn.State`` of a model with stateful layers, from ``equinox.nn.make_with_state``.
-      key: a ``jax.random`` key for a stochastic loss: every example gets its own key.
-      inputs, penalty, per_example, filter_axis, train_kwargs, eval_kwargs: as in ``from_linen``.
       method: name of the model's method to call.
       axis_name: the name that its BatchNorm layers were given for the batch axis.
+      options: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``, ``train_kwargs``, ``eval_kwargs``, as
+        ``lla.models.Options`` says.
 
     Returns:
       A ``Loss`` whose state is ``{"arrays": integer and boolean arrays, "state": State}`` (None if both are empty).
@@ -184,22 +188,24 @@ def from_equinox(
             "model, state = equinox.nn.make_with_state(Model)(...) and pass state=state."
         )
     names = parameters(getattr(model, method))
+    options = complete("from_equinox", options)
+    keyed = options["key"] is not None
     takes = frozenset(name for name in ("key", "state") if name in names)
-    if key is not None and "key" not in takes:
+    if keyed and "key" not in takes:
         raise ValueError(
             "key is given, but the model's call has no argument named key, so it cannot draw noise from it. "
             "Write the model as __call__(self, x, *, key=None), or leave key out."
         )
     coupled = bool(_equinox_norms(model))
-    kwargs = modes(names, key is not None, coupled, train_kwargs, eval_kwargs)
+    kwargs = modes(names, coupled, options)
 
     def static_part(train: bool) -> _Static:
-        return _Static.of(eqx.filter(_equinox_mode(model, train, key is not None), eqx.is_array, inverse=True))
+        return _Static.of(eqx.filter(_equinox_mode(model, train, keyed), eqx.is_array, inverse=True))
 
     statics = static_part(False), static_part(True)
     arrays = eqx.filter(model, lambda leaf: eqx.is_array(leaf) and not eqx.is_inexact_array(leaf))
     held: dict[str, Any] | None = {"arrays": arrays, "state": _debiased(model, state) if stateful else None}
-    apply = _EquinoxApply(statics, static(inputs), method, kwargs, axis_name, takes, stateful, coupled)
+    apply = _EquinoxApply(statics, static(options["inputs"]), method, kwargs, axis_name, takes, stateful, coupled)
     if not stateful and not jax.tree_util.tree_leaves(arrays):
         held = None
-    return Loss(apply, criterion, held, key, penalty, per_example, filter_axis)
+    return loss_of(apply, criterion, held, options)

@@ -1,37 +1,27 @@
-"""From a model to a ``Loss``: Flax linen, Flax nnx, Equinox and plain functions.
-
-An adapter cuts a model into parameters (which the user passes to every verb), other arrays (``Loss.state``) and a
-static remainder, and calls the pieces as a pure function. What is static compares by value, so two adapters of one
-architecture share compiled code. The model itself is never written to.
-
-How a mode reaches the model (``train`` of ``Loss.apply``, and whether the loss has a ``key``):
-
-    batch statistics  =  train          noise (dropout)  =  the loss has a key
-
-so that ``batch_stats="batch"`` does not bring dropout along, and a stochastic loss keeps its running averages.
-"""
+"""A loss from a Flax linen module."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from lla_jax.core.static import ByValue, static
-from lla_jax.core.types import Batch, FilterAxis, Loss, PyTree
+from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
     TRAIN_FLAGS,
     Inputs,
     Kwargs,
+    Options,
     arguments,
+    complete,
     each_example,
+    loss_of,
     modes,
     parameters,
     refuse_noisy_statistics,
 )
-
-# Flax linen
 
 
 def _without_dropout(next_fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
@@ -101,14 +91,8 @@ def from_linen(
     variables: Mapping[str, Any],
     criterion: Callable[[Any, Batch], Any],
     *,
-    inputs: Inputs = None,
-    key: Any = None,
-    penalty: Callable[[PyTree], Any] | None = None,
-    per_example: bool = True,
-    filter_axis: FilterAxis | None = None,
-    train_kwargs: Mapping[str, Any] | None = None,
-    eval_kwargs: Mapping[str, Any] | None = None,
     method: str | Callable[..., Any] | None = None,
+    **options: Unpack[Options],
 ) -> Loss:
     """The loss of a Flax linen module; the parameters to pass along with it are ``variables["params"]``.
 
@@ -122,17 +106,9 @@ def from_linen(
       module: a linen module that takes batches.
       variables: what ``module.init`` returned or training made of it; the collections besides "params" are the state.
       criterion: ``criterion(outputs, batch) -> losses (B,)`` or ``(losses, weights)``; see ``Loss``.
-      inputs: where a batch has the module's input: an index or name, a tuple of these (several arguments), or a
-        function of the batch. None: the first entry of a tuple or list, or the batch itself if it is one array. An
-        input that is a plain tuple is spread over the module's arguments.
-      key: a ``jax.random`` key for a stochastic loss: the module is run per example, each with its own key for all of
-        its random streams, so that a draw depends neither on the batching nor on the point.
-      penalty: ``penalty(params) -> scalar`` added to the mean.
-      per_example: False for criteria that couple the examples and return a scalar; see ``Loss``.
-      filter_axis: which axes index the filters; None lets ``directions.normalize`` decide.
-      train_kwargs: keyword arguments of the call in train mode, over the detected flags.
-      eval_kwargs: the same in eval mode.
       method: the module's method to call, instead of ``__call__``.
+      options: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``, ``train_kwargs``, ``eval_kwargs``, as
+        ``lla.models.Options`` says.
 
     Returns:
       A ``Loss`` whose state holds the other collections (None if there are none).
@@ -148,13 +124,14 @@ def from_linen(
         )
     import flax.core
 
+    options = complete("from_linen", options)
     # "intermediates" is what sow left over from a call: it would grow with every train step
     plain: dict[str, Any] = flax.core.unfreeze(dict(variables))
     state = {name: plain[name] for name in plain if name not in ("params", "intermediates")}
     coupled = bool(state.get("batch_stats"))
     call = method if callable(method) else getattr(type(module), method or "__call__")
-    kwargs: tuple[Kwargs, Kwargs | None] = modes(parameters(call), key is not None, coupled, train_kwargs, eval_kwargs)
-    if coupled and train_kwargs is None and not kwargs[1]:
+    kwargs: tuple[Kwargs, Kwargs | None] = modes(parameters(call), coupled, options)
+    if coupled and options["train_kwargs"] is None and not kwargs[1]:
         kwargs = (kwargs[0], None)  # no flag is known: train mode would silently be eval mode
-    apply = _LinenApply(module, static(inputs), method, kwargs, coupled)
-    return Loss(apply, criterion, state or None, key, penalty, per_example, filter_axis)
+    apply = _LinenApply(module, static(options["inputs"]), method, kwargs, coupled)
+    return loss_of(apply, criterion, state or None, options)

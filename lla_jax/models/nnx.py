@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 
 from lla_jax.core.static import ByValue, static
-from lla_jax.core.types import Batch, FilterAxis, Loss, PyTree
-from lla_jax.models.calling import Inputs, Kwargs, arguments, each_example, modes, parameters, refuse_noisy_statistics
-
-# Flax nnx
+from lla_jax.core.types import Batch, Loss, PyTree
+from lla_jax.models.calling import (
+    Inputs,
+    Kwargs,
+    Options,
+    arguments,
+    complete,
+    each_example,
+    loss_of,
+    modes,
+    parameters,
+    refuse_noisy_statistics,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +90,8 @@ def from_nnx(
     model: Any,
     criterion: Callable[[Any, Batch], Any],
     *,
-    inputs: Inputs = None,
-    key: Any = None,
-    penalty: Callable[[PyTree], Any] | None = None,
-    per_example: bool = True,
-    filter_axis: FilterAxis | None = None,
-    train_kwargs: Mapping[str, Any] | None = None,
-    eval_kwargs: Mapping[str, Any] | None = None,
     method: str = "__call__",
+    **options: Unpack[Options],
 ) -> Loss:
     """The loss of a Flax nnx model; the parameters to pass along with it are ``nnx.state(model, nnx.Param)``.
 
@@ -100,10 +103,10 @@ def from_nnx(
     Args:
       model: an nnx module that takes batches. It is not changed: neither its variables nor its modes nor its counts.
       criterion: ``criterion(outputs, batch) -> losses (B,)`` or ``(losses, weights)``; see ``Loss``.
-      key: a ``jax.random`` key for a stochastic loss: the model is run per example, its random streams restarted from
-        the example's key (also passed as ``rngs`` if the call has such an argument).
-      inputs, penalty, per_example, filter_axis, train_kwargs, eval_kwargs: as in ``from_linen``.
       method: name of the model's method to call.
+      options: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``, ``train_kwargs``, ``eval_kwargs``, as
+        ``lla.models.Options`` says. With a key, the model's random streams are restarted from each example's key, which
+        is also passed as ``rngs`` if the call has such an argument.
 
     Returns:
       A ``Loss`` whose state is an ``nnx.State`` of all variables that are no parameters (None if there are none). The
@@ -114,7 +117,8 @@ def from_nnx(
     """
     from flax import nnx
 
-    keyed = key is not None
+    options = complete("from_nnx", options)
+    keyed = options["key"] is not None
     names = parameters(getattr(model, method))
 
     def view(train: bool) -> Any:
@@ -135,7 +139,7 @@ def from_nnx(
     impl = next((jax.random.key_impl(leaf) for leaf in jax.tree_util.tree_leaves(state) if is_key(leaf)), None)
     state = jax.tree_util.tree_map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, state)
     coupled = bool(jax.tree_util.tree_leaves(nnx.state(model, nnx.BatchStat)))
-    kwargs = modes(names, keyed, coupled, train_kwargs, eval_kwargs)
-    apply = _NnxApply(graphdefs, static(inputs), method, kwargs, "rngs" in names, coupled, impl)
+    kwargs = modes(names, coupled, options)
+    apply = _NnxApply(graphdefs, static(options["inputs"]), method, kwargs, "rngs" in names, coupled, impl)
     state = state if jax.tree_util.tree_leaves(state) else None
-    return Loss(apply, criterion, state, key, penalty, per_example, filter_axis)
+    return loss_of(apply, criterion, state, options)
