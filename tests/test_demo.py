@@ -83,6 +83,7 @@ def test_problem_is_complete():
     assert lla.directions.between(problem.params, *problem.checkpoints).num == 2
 
 
+@pytest.mark.slow
 def test_tour_saves_results_pictures_and_a_summary(tmp_path):
     labels, products = [], set()
 

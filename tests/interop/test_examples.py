@@ -56,6 +56,7 @@ def written(out: Path, results: dict[str, type], pictures: set[str]) -> str:
     return (out / "summary.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_vae(tmp_path: Path) -> None:
     out = example("torch_vae").main(["--quick", "--out", str(tmp_path / "vae")])
     kinds = {
@@ -74,6 +75,7 @@ def test_vae(tmp_path: Path) -> None:
     assert lla.load(out / "adam-plane.npz").recipe["directions"]["kind"] == "adam_moments"
 
 
+@pytest.mark.slow
 def test_vit(tmp_path: Path) -> None:
     out = example("torch_vit").main(["--quick", "--out", str(tmp_path / "vit")])
     planes = ("plane", "head-plane", "hessian-plane")
