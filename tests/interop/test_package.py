@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import pathlib
 import re
@@ -24,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "interop" / "lla_torch"
 FLOORS = [
     {"program"},
-    {"weights"},
+    {"weights", "views"},
     {"tracing"},
     {"conversion"},
     {"losses"},
@@ -45,6 +46,13 @@ def test_imports_go_down_the_floors_and_one_way_in_a_room():
 @pytest.mark.parametrize("module", sorted(name for name in IMPORTS if name.startswith("program")))
 def test_the_converted_program_and_its_operators_import_no_torch(module):
     assert not [name for name in IMPORTS[module] if name.split(".")[0] == "torch"]
+
+
+def test_the_former_path_of_views_goes_on_working_with_a_warning():
+    sys.modules.pop("lla_torch.views", None)
+    with pytest.warns(DeprecationWarning, match=r"lla_torch\.views is now lla_torch\.program\.views"):
+        found = importlib.import_module("lla_torch.views")
+    assert found.View is lla_torch.program.views.View
 
 
 def test_only_public_names_of_lla_jax_are_used():

@@ -1,0 +1,13 @@
+"""The former path of ``lla_torch.program.views``, which own lowerings import; it goes with the next release."""
+
+import warnings
+
+from lla_torch.program.views import View, aligned, as_view, channels_last, inverse, merge_tail, plain
+
+__all__ = ["View", "aligned", "as_view", "channels_last", "inverse", "merge_tail", "plain"]
+
+warnings.warn(
+    "lla_torch.views is now lla_torch.program.views; import that. The former path goes with the next release",
+    DeprecationWarning,
+    stacklevel=2,
+)
