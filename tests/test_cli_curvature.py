@@ -13,7 +13,7 @@ import lla_jax as lla
 from lla_jax.cli import curvature as _curvature_run
 from lla_jax.cli import main as cli
 from lla_jax.cli import terminal as _terminal
-from lla_jax.output.plotting import reading as _labels
+from lla_jax.output.plotting import reading
 
 TINY = """
 import numpy as np
@@ -145,7 +145,7 @@ def test_hessian_axes_are_the_eigenvectors(tiny, capsys):
     smallest = np.linalg.eigvalsh(HESSIAN)[0]
     names = lla.load("ends/landscape.npz").recipe["directions"]["names"]
     assert [name.split(" (")[0] for name in names] == ["first eigenvector", "last eigenvector"]
-    assert _labels._names(lla.load("ends/landscape.npz"))[0].startswith("first eigenvector, λ\xa0=\xa0")
+    assert reading.direction_names(lla.load("ends/landscape.npz"))[0].startswith("first eigenvector, λ\xa0=\xa0")
     np.testing.assert_allclose(values[2], smallest * plane.coords[1] ** 2 / 2, atol=2e-3)
     assert {p.name for p in (tiny / "ends").glob("eigen*")} == {"eigenpairs-largest.npz", "eigenpairs-smallest.npz"}
 

@@ -1,4 +1,4 @@
-"""How ``plotting`` draws spectra, eigenvalues, layers and convexity: everything that is not a user's to call."""
+"""Pictures of curvature: spectral density, eigenvalues, layers, convexity over a plane."""
 
 from __future__ import annotations
 
@@ -15,24 +15,11 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from lla_jax.core.types import Eigenpairs, Landscape, Spectrum
 from lla_jax.curvature import quadrature
 from lla_jax.curvature.quadrature import Density
+from lla_jax.output.plotting import reading, scales, style
 from lla_jax.output.plotting.lines import line
-from lla_jax.output.plotting.planes import _picture, _Plane, _plane
-from lla_jax.output.plotting.reading import _listed, _pretty, _read, _wrapped
-from lla_jax.output.plotting.scales import _NICE, _Scale, _ticks
-from lla_jax.output.plotting.style import (
-    _COLOURS,
-    _DASHES,
-    _DOUBLE,
-    _DPI,
-    _HATCH,
-    _POINT,
-    _SINGLE,
-    _SIZE,
-    _SMALL,
-    _joined,
-    _legend,
-    _set_title,
-)
+from lla_jax.output.plotting.planes import picture
+from lla_jax.output.plotting.reading import Plane
+from lla_jax.output.plotting.scales import Scale
 
 if TYPE_CHECKING:
     from lla_jax.measures.layers import Layer
@@ -41,7 +28,7 @@ if TYPE_CHECKING:
 _MATRICES = {"hessian": "Hessian", "ggn": "GGN", "fisher (mc)": "Fisher", "fisher (empirical)": "empirical Fisher"}
 _ROUNDING = 1e-5  # of lambda_max: a smaller lambda_min is zero in float32
 _KNEE = 0.01  # of the largest |node|: below it the nodes of 100 steps are too far apart for a logarithmic axis
-_POSITIVE, _NEGATIVE, _TRACE, _ERROR = _COLOURS[0], _COLOURS[1], _COLOURS[2], "0.25"
+_POSITIVE, _NEGATIVE, _TRACE, _ERROR = style.COLOURS[0], style.COLOURS[1], style.COLOURS[2], "0.25"
 
 
 def _matrix(recipe: Mapping[str, Any]) -> str:
@@ -52,16 +39,14 @@ def _matrix(recipe: Mapping[str, Any]) -> str:
     return f"{'preconditioned ' * ('preconditioned' in about)}{name} " if name else ""
 
 
-def _figure(ax: Any, height: float) -> tuple[Any, Any]:
-    if ax is not None:
-        if hasattr(ax, "plot_surface"):
-            raise ValueError(f"ax of type {type(ax).__name__} does not suit a curve; use plain 2-D axes")
-        return ax.figure, ax
-    fig = Figure(figsize=(_SINGLE, height), dpi=_DPI, layout="constrained")
-    return fig, fig.add_subplot()
+def _canvas(ax: Axes | None, height: float) -> tuple[Any, Any]:
+    """As ``style.canvas``, of which axes of a surface are refused."""
+    if hasattr(ax, "plot_surface"):
+        raise ValueError(f"ax of type {type(ax).__name__} does not suit a curve; use plain 2-D axes")
+    return style.canvas(ax, height)
 
 
-# ---------------------------------------------------------------------------------------------------------- density
+# ---- density
 
 
 class _Curve(NamedTuple):
@@ -75,18 +60,46 @@ class _Curve(NamedTuple):
     colour: str
 
 
-def _draw_density(
-    spec: Any, pairs: Any, scale: Any, threshold: float | None, width: float, title: str | None, ax: Any
+def spectral_density(
+    spec: Spectrum | Mapping[str, Spectrum],
+    *,
+    pairs: Eigenpairs | Mapping[str, Eigenpairs] | None = None,
+    scale: Literal["linear", "symlog"] = "linear",
+    threshold: float | None = None,
+    width: float = 0.01,
+    title: str | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
+    """The density of all eigenvalues on a logarithmic axis, bulk and outliers alike, with ticks where the ends are.
+
+    The curve has mass 1 in the coordinate of the x axis, and all of it is on the page; the band is +- 1 standard error
+    over the probes.
+
+    Args:
+      spec: what ``lla.spectrum`` returned, or several to compare: ``{"at initialization": ..., "trained": ...}``.
+      pairs: eigenpairs (for several spectra: some under the same names) whose values are the ticks below the curve; by
+        default these are the smallest and the largest node of every probe.
+      scale: "linear", or "symlog", which shows the bulk, where 100 steps or more resolve it.
+      threshold: below it "symlog" is about linear; by default 0.01 of the largest |node| of all.
+      width: standard deviation of the Gaussian around a node, relative to the range of its spectrum.
+      title: text above.
+      ax: axes to draw into; by default a new figure.
+
+    Returns:
+      the figure. The lower limit of its density is below what a single eigenvalue makes.
+
+    Raises:
+      ValueError: no spectrum, or one with nodes that are not finite; pairs of other names; as ``lla.density``.
+    """
     curves = _curves(spec, pairs, scale, threshold, width)
-    fig, canvas = _figure(ax, 2.9)
+    fig, canvas = _canvas(ax, 2.9)
     log_x = curves[0].density.scale == "symlog"
     if log_x:
         _symlog_axis(canvas, curves)
     strip = 0.05
     for row, curve in enumerate(curves):
         x, y, sem = curve.density.x, curve.density.density, curve.density.sem
-        canvas.plot(x, y, color=curve.colour, linestyle=_DASHES[row % 4], linewidth=1.1, label=curve.label)
+        canvas.plot(x, y, color=curve.colour, linestyle=style.DASHES[row % 4], linewidth=1.1, label=curve.label)
         if curve.spec.probes > 1:
             canvas.fill_between(x, y - sem, y + sem, color=curve.colour, alpha=0.25, linewidth=0)
         low, high = strip * row, strip * (row + 0.8)
@@ -99,18 +112,19 @@ def _draw_density(
     canvas.yaxis.set_minor_formatter(NullFormatter())
     canvas.set_xlim(min(c.density.x[0] for c in curves), max(c.density.x[-1] for c in curves))
     below = f" (linear below {curves[0].density.threshold:.2g})" if log_x else ""
-    canvas.set_xlabel(rf"{_matrix(curves[0].spec.recipe)}eigenvalue $\lambda$" + below, fontsize=_SIZE)
+    canvas.set_xlabel(rf"{_matrix(curves[0].spec.recipe)}eigenvalue $\lambda$" + below, fontsize=style.SIZE)
     canvas.set_ylabel(
-        "spectral density per decade" if log_x else r"spectral density per unit of $\lambda$", fontsize=_SIZE
+        "spectral density per decade" if log_x else r"spectral density per unit of $\lambda$", fontsize=style.SIZE
     )
-    canvas.tick_params(labelsize=_SMALL)
+    canvas.tick_params(labelsize=style.SMALL)
     called = " or ".join(dict.fromkeys(curve.called for curve in curves))
     neutral = curves[0].colour if len(curves) == 1 else "0.4"
     canvas.plot([], [], marker="|", color=neutral, linestyle="none", label=called)
     if any(curve.spec.probes > 1 for curve in curves):
         canvas.plot([], [], color=neutral, alpha=0.4, linewidth=6, label="± 1 standard error")
-    _legend(fig, [canvas], outside=ax is None, title=_said_once(curves, width), columns=2)
-    _set_title(canvas, _joined(title, "" if curves[0].label else _incomplete(curves[0].spec)), 42, _SIZE + 1)
+    style.legend(fig, [canvas], outside=ax is None, title=_said_once(curves, width), columns=2)
+    note = "" if curves[0].label else _incomplete(curves[0].spec)
+    style.set_title(canvas, style.join(title, note), 42, style.SIZE + 1)
     return fig
 
 
@@ -123,7 +137,7 @@ def _curves(spec: Any, pairs: Any, scale: Any, threshold: float | None, width: f
     if unknown := [name for name in found if name not in named]:
         rule = "Eigenpairs for one spectrum, and {name: Eigenpairs} with its names for several"
         raise ValueError(
-            f"pairs: given for {_listed(unknown)}, but the spectra are {_listed(named)}; the rule is {rule}"
+            f"pairs: given for {reading.quote(unknown)}, but the spectra are {reading.quote(named)}; the rule is {rule}"
         )
     for name, one in named.items():
         if not isinstance(one, Spectrum) or not one.nodes.size or not np.isfinite(one.nodes).all():
@@ -139,9 +153,9 @@ def _curves(spec: Any, pairs: Any, scale: Any, threshold: float | None, width: f
         density = quadrature.density(one, points=points, width=width, scale=scale, threshold=threshold)
         ticks, called = one.nodes[:, [0, -1]].ravel(), "extreme Ritz values"
         if name in found:
-            ticks, called = _known_pairs(found[name], "pairs")[0], "eigenvalues"
-        label = _joined(str(name), _incomplete(one)) if name else ""
-        curves.append(_Curve(one, density, ticks[np.isfinite(ticks)], called, label, _COLOURS[k % 7]))
+            ticks, called = _known_pairs(found[name])[0], "eigenvalues"
+        label = style.join(str(name), _incomplete(one)) if name else ""
+        curves.append(_Curve(one, density, ticks[np.isfinite(ticks)], called, label, style.COLOURS[k % 7]))
     return curves
 
 
@@ -185,178 +199,7 @@ def _incomplete(result: Any) -> str:
     return "(incomplete)" if result.state is not None or result.recipe.get("complete") is False else ""
 
 
-# ------------------------------------------------------------------------------------------------------------ scree
-
-
-def _draw_scree(pairs: Eigenpairs, log: bool, title: str | None, ax: Any) -> Figure:
-    values, residuals = _known_pairs(pairs, "pairs")
-    known = np.isfinite(values)
-    if not known.any():
-        raise ValueError(f"pairs: has no finite value among {len(values)}: there is nothing to draw")
-    if log and values[known].min() <= 0:
-        raise ValueError(
-            f"log=True needs values above 0, but {int((values <= 0).sum())} of {len(values)} are at or below it "
-            f"(smallest {values[known].min():.4g}); use log=False"
-        )
-    fig, canvas = _figure(ax, 2.5)
-    rank = 1 + np.arange(len(values))
-    for inside, name, marker, colour in (
-        (values > 0, r"$\lambda > 0$", "o", _POSITIVE),
-        (values < 0, r"$\lambda < 0$", "v", _NEGATIVE),
-        (values == 0, r"$\lambda = 0$", "s", _COLOURS[2]),
-    ):
-        if inside.any():
-            canvas.plot(rank[inside], values[inside], marker, markersize=4, color=colour, label=name)
-    said = f"± residual (≤ {_above(residuals.max())})"
-    thin: dict[str, Any] = {"ecolor": _ERROR, "elinewidth": 0.8, "capsize": 2.5, "capthick": 0.8}
-    canvas.errorbar(rank, values, residuals, fmt="none", label=said, zorder=1.5, **thin)
-    for at in rank[~known]:
-        canvas.axvspan(at - 0.5, at + 0.5, zorder=0, label="not finite", **_HATCH)
-    if log:
-        _log_axis(canvas)
-    else:
-        canvas.axhline(0, color="0.4", linewidth=0.6, zorder=0)
-    canvas.set_xlim(0.5, len(values) + 0.5)
-    canvas.xaxis.set_major_locator(MaxNLocator(min(len(values), 10), integer=True, min_n_ticks=1))
-    order = {"magnitude": ", by magnitude", "largest": ", largest first", "smallest": ", smallest first"}
-    canvas.set_xlabel("rank" + order.get(str(pairs.recipe.get("which")), ""), fontsize=_SIZE)
-    canvas.set_ylabel(rf"{_matrix(pairs.recipe)}eigenvalue $\lambda$", fontsize=_SIZE)
-    canvas.tick_params(labelsize=_SMALL)
-    canvas.yaxis.get_offset_text().set_fontsize(_SMALL)
-    _legend(fig, [canvas], outside=ax is None)
-    _set_title(canvas, _joined(title, _incomplete(pairs)), 42, _SIZE + 1)
-    return fig
-
-
-def _above(x: float) -> str:
-    """The least number of two digits that is not below ``x``."""
-    if x <= 0:
-        return "0"
-    unit = 10.0 ** (np.floor(np.log10(x)) - 1)
-    return f"{np.ceil(x / unit - 1e-9) * unit:.2g}"
-
-
-def _known_pairs(pairs: object, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values and residuals; one that is not finite has no bar."""
-    if not isinstance(pairs, Eigenpairs):
-        raise ValueError(f"{name}: got {type(pairs).__name__}; the rule is Eigenpairs, as lla.eigenpairs returns them")
-    residuals = np.asarray(pairs.residuals, float)
-    return np.asarray(pairs.values, float), np.where(np.isfinite(residuals), abs(residuals), 0)
-
-
-def _log_axis(ax: Any) -> None:
-    ax.set_yscale("log")
-    low, high = np.log10(ax.get_ylim())
-    at, labels = _ticks(low, high, True, 6)
-    ax.set_yticks(10**at, labels)
-    ax.yaxis.set_minor_formatter(NullFormatter())
-
-
-# ----------------------------------------------------------------------------------------------------------- layers
-
-
-def _draw_layers(rows: Sequence[Any], title: str | None) -> Figure:
-    needed = ("module", "size", "trace", "share", "lambda_max", "lambda_min", "residual")
-    rows = list(rows) if isinstance(rows, Sequence) and not isinstance(rows, str) else []
-    if not rows or not all(hasattr(row, name) for row in rows for name in needed):
-        raise ValueError(f"rows: the rule is one row or more with {', '.join(needed)}, as lla.per_layer returns them")
-    names = [f"{row.module} ({row.size:,})" for row in rows]
-    width = float(np.clip(2.3 + 0.055 * max(map(len, names)), _SINGLE, _DOUBLE))
-    fig = Figure(figsize=(width, 1.15 + 0.17 * len(rows)), dpi=_DPI, layout="constrained")
-    left, right = fig.subplots(1, 2, sharey=True)
-    thin: dict[str, Any] = {"fmt": "none", "ecolor": _ERROR, "elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8}
-    y = np.arange(len(rows))
-    means, errors = (np.array([getattr(row.trace, name) for row in rows], float) for name in ("mean", "sem"))
-    errors = np.nan_to_num(errors)
-    left.barh(y, means, 0.7, color=_TRACE)
-    left.errorbar(means, y, xerr=errors, label="± standard error, residual", **thin)
-    for at, row, end in zip(y, rows, np.fmax(means + errors, 0)):
-        side: dict[str, Any] = {"xytext": (2, 0), "textcoords": "offset points", "va": "center"}
-        left.annotate(_share(row), (np.nan_to_num(end), at), fontsize=_SMALL - 1, **side)
-    for name, colour in (("lambda_max", _POSITIVE), ("lambda_min", _NEGATIVE)):
-        values = np.array([getattr(row, name) for row in rows], float)
-        right.barh(y, values, 0.7, color=colour, label=_pretty(name))
-        right.errorbar(values, y, xerr=np.nan_to_num([row.residual for row in rows]), **thin)
-    left.margins(x=0.02)
-    for ax, label, room in ((left, "trace and share", 0.3), (right, "eigenvalues", 0.05)):
-        low, high = ax.get_xlim()
-        ax.set_xlim(low, high + room * (high - low))
-        ax.axvline(0, color="0.4", linewidth=0.6)
-        ax.xaxis.set_major_locator(MaxNLocator(4, steps=_NICE))
-        ax.set_xlabel(label, fontsize=_SIZE)
-        ax.tick_params(labelsize=_SMALL)
-        ax.tick_params(axis="y", length=0)
-    left.set_yticks(y, names)
-    left.set_ylim(len(rows) - 0.5, -0.5)
-    _legend(fig, [right, left], outside=True, columns=3)
-    if title:
-        fig.suptitle(_wrapped(title, int(12 * width)), fontsize=_SIZE + 1)
-    return fig
-
-
-def _share(row: Any) -> str:
-    if not np.isfinite(row.trace.mean):
-        return "not finite"
-    if not np.isfinite(row.share):  # the whole is zero within its error
-        return ""
-    said = f"{row.share:.0%}" if abs(row.share) >= 0.01 or row.share == 0 else f"{100 * row.share:.1g}%"
-    return said.replace("-", "\N{MINUS SIGN}")
-
-
-# -------------------------------------------------------------------------------------------------------- convexity
-
-
-def _over_convexity(ax: Any, plane: _Plane, scale: _Scale, landscape: Landscape) -> None:
-    """Lines of equal ratio with their values, and where the loss is convex, so that the ratio says something else."""
-    z = np.ma.masked_invalid(plane.z).T
-    steps = np.asarray(MaxNLocator(5, steps=_NICE).tick_values(scale.lo, scale.hi))
-    steps = steps[(steps > max(scale.lo, z.min())) & (steps < min(scale.hi, z.max()))]
-    if len(steps) and min(z.shape) > 1:
-        lines = ax.contour(plane.x, plane.y, z, levels=steps, colors="white", linewidths=0.7)
-        lines.set_path_effects([withStroke(linewidth=1.5, foreground="0.2")])
-        for text in ax.clabel(lines, fontsize=_SMALL - 1, fmt=lambda level: f"{level:.3g}"):
-            text.set_path_effects([withStroke(linewidth=1.2, foreground="0.2")])
-    if not {"lambda_min", "lambda_max"} <= set(landscape.values):
-        return
-    low, high = (_read(landscape, name, 2, "convexity")[1] for name in ("lambda_min", "lambda_max"))
-    i, j = np.nonzero(low > _ROUNDING * abs(high))
-    if len(i):
-        label = r"convex: $\lambda_{\min} > 0$"
-        ax.plot(plane.x[i], plane.y[j], marker="P", markersize=4, label=label, **_POINT)
-
-
-def spectral_density(
-    spec: Spectrum | Mapping[str, Spectrum],
-    *,
-    pairs: Eigenpairs | Mapping[str, Eigenpairs] | None = None,
-    scale: Literal["linear", "symlog"] = "linear",
-    threshold: float | None = None,
-    width: float = 0.01,
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Figure:
-    """The density of all eigenvalues on a logarithmic axis, bulk and outliers alike, with ticks where the ends are.
-
-    The curve has mass 1 in the coordinate of the x axis, and all of it is on the page; the band is +- 1 standard error
-    over the probes.
-
-    Args:
-      spec: what ``lla.spectrum`` returned, or several to compare: ``{"at initialization": ..., "trained": ...}``.
-      pairs: eigenpairs (for several spectra: some under the same names) whose values are the ticks below the curve; by
-        default these are the smallest and the largest node of every probe.
-      scale: "linear", or "symlog", which shows the bulk, where 100 steps or more resolve it.
-      threshold: below it "symlog" is about linear; by default 0.01 of the largest |node| of all.
-      width: standard deviation of the Gaussian around a node, relative to the range of its spectrum.
-      title: text above.
-      ax: axes to draw into; by default a new figure.
-
-    Returns:
-      the figure. The lower limit of its density is below what a single eigenvalue makes.
-
-    Raises:
-      ValueError: no spectrum, or one with nodes that are not finite; pairs of other names; as ``lla.density``.
-    """
-    return _draw_density(spec, pairs, scale, threshold, width, title, ax)
+# ---- scree
 
 
 def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax: Axes | None = None) -> Figure:
@@ -374,7 +217,62 @@ def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax:
     Raises:
       ValueError: not ``Eigenpairs``, no finite value, or ``log`` with values <= 0.
     """
-    return _draw_scree(pairs, log, title, ax)
+    values, residuals = _known_pairs(pairs)
+    known = np.isfinite(values)
+    if not known.any():
+        raise ValueError(f"pairs: has no finite value among {len(values)}: there is nothing to draw")
+    if log and values[known].min() <= 0:
+        raise ValueError(
+            f"log=True needs values above 0, but {int((values <= 0).sum())} of {len(values)} are at or below it "
+            f"(smallest {values[known].min():.4g}); use log=False"
+        )
+    fig, canvas = _canvas(ax, 2.5)
+    rank = 1 + np.arange(len(values))
+    for inside, name, marker, colour in (
+        (values > 0, r"$\lambda > 0$", "o", _POSITIVE),
+        (values < 0, r"$\lambda < 0$", "v", _NEGATIVE),
+        (values == 0, r"$\lambda = 0$", "s", style.COLOURS[2]),
+    ):
+        if inside.any():
+            canvas.plot(rank[inside], values[inside], marker, markersize=4, color=colour, label=name)
+    said = f"± residual (≤ {_above(residuals.max())})"
+    thin: dict[str, Any] = {"ecolor": _ERROR, "elinewidth": 0.8, "capsize": 2.5, "capthick": 0.8}
+    canvas.errorbar(rank, values, residuals, fmt="none", label=said, zorder=1.5, **thin)
+    for at in rank[~known]:
+        canvas.axvspan(at - 0.5, at + 0.5, zorder=0, label="not finite", **style.HATCH)
+    if log:
+        scales.set_log(canvas)
+    else:
+        canvas.axhline(0, color="0.4", linewidth=0.6, zorder=0)
+    canvas.set_xlim(0.5, len(values) + 0.5)
+    canvas.xaxis.set_major_locator(MaxNLocator(min(len(values), 10), integer=True, min_n_ticks=1))
+    order = {"magnitude": ", by magnitude", "largest": ", largest first", "smallest": ", smallest first"}
+    canvas.set_xlabel("rank" + order.get(str(pairs.recipe.get("which")), ""), fontsize=style.SIZE)
+    canvas.set_ylabel(rf"{_matrix(pairs.recipe)}eigenvalue $\lambda$", fontsize=style.SIZE)
+    canvas.tick_params(labelsize=style.SMALL)
+    canvas.yaxis.get_offset_text().set_fontsize(style.SMALL)
+    style.legend(fig, [canvas], outside=ax is None)
+    style.set_title(canvas, style.join(title, _incomplete(pairs)), 42, style.SIZE + 1)
+    return fig
+
+
+def _above(x: float) -> str:
+    """The least number of two digits that is not below ``x``."""
+    if x <= 0:
+        return "0"
+    unit = 10.0 ** (np.floor(np.log10(x)) - 1)
+    return f"{np.ceil(x / unit - 1e-9) * unit:.2g}"
+
+
+def _known_pairs(pairs: object) -> tuple[np.ndarray, np.ndarray]:
+    """Values and residuals; one that is not finite has no bar."""
+    if not isinstance(pairs, Eigenpairs):
+        raise ValueError(f"pairs: got {type(pairs).__name__}; the rule is Eigenpairs, as lla.eigenpairs returns them")
+    residuals = np.asarray(pairs.residuals, float)
+    return np.asarray(pairs.values, float), np.where(np.isfinite(residuals), abs(residuals), 0)
+
+
+# ---- layers
 
 
 def layers(rows: Sequence[Layer], *, title: str | None = None) -> Figure:
@@ -391,7 +289,55 @@ def layers(rows: Sequence[Layer], *, title: str | None = None) -> Figure:
     Raises:
       ValueError: no rows, or something else than rows of ``per_layer``.
     """
-    return _draw_layers(rows, title)
+    needed = ("module", "size", "trace", "share", "lambda_max", "lambda_min", "residual")
+    given: Any = rows
+    rows = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
+    if not rows or not all(hasattr(row, name) for row in rows for name in needed):
+        raise ValueError(f"rows: the rule is one row or more with {', '.join(needed)}, as lla.per_layer returns them")
+    names = [f"{row.module} ({row.size:,})" for row in rows]
+    width = float(np.clip(2.3 + 0.055 * max(map(len, names)), style.SINGLE, style.DOUBLE))
+    fig = Figure(figsize=(width, 1.15 + 0.17 * len(rows)), dpi=style.DPI, layout="constrained")
+    left, right = fig.subplots(1, 2, sharey=True)
+    thin: dict[str, Any] = {"fmt": "none", "ecolor": _ERROR, "elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8}
+    y = np.arange(len(rows))
+    means, errors = (np.array([getattr(row.trace, name) for row in rows], float) for name in ("mean", "sem"))
+    errors = np.nan_to_num(errors)
+    left.barh(y, means, 0.7, color=_TRACE)
+    left.errorbar(means, y, xerr=errors, label="± standard error, residual", **thin)
+    for at, row, end in zip(y, rows, np.fmax(means + errors, 0)):
+        side: dict[str, Any] = {"xytext": (2, 0), "textcoords": "offset points", "va": "center"}
+        left.annotate(_share(row), (np.nan_to_num(end), at), fontsize=style.SMALL - 1, **side)
+    for name, colour in (("lambda_max", _POSITIVE), ("lambda_min", _NEGATIVE)):
+        values = np.array([getattr(row, name) for row in rows], float)
+        right.barh(y, values, 0.7, color=colour, label=reading.label(name))
+        right.errorbar(values, y, xerr=np.nan_to_num([row.residual for row in rows]), **thin)
+    left.margins(x=0.02)
+    for ax, label, room in ((left, "trace and share", 0.3), (right, "eigenvalues", 0.05)):
+        low, high = ax.get_xlim()
+        ax.set_xlim(low, high + room * (high - low))
+        ax.axvline(0, color="0.4", linewidth=0.6)
+        ax.xaxis.set_major_locator(MaxNLocator(4, steps=scales.NICE))
+        ax.set_xlabel(label, fontsize=style.SIZE)
+        ax.tick_params(labelsize=style.SMALL)
+        ax.tick_params(axis="y", length=0)
+    left.set_yticks(y, names)
+    left.set_ylim(len(rows) - 0.5, -0.5)
+    style.legend(fig, [right, left], outside=True, columns=3)
+    if title:
+        fig.suptitle(style.wrap(title, int(12 * width)), fontsize=style.SIZE + 1)
+    return fig
+
+
+def _share(row: Any) -> str:
+    if not np.isfinite(row.trace.mean):
+        return "not finite"
+    if not np.isfinite(row.share):  # the whole is zero within its error
+        return ""
+    said = f"{row.share:.0%}" if abs(row.share) >= 0.01 or row.share == 0 else f"{100 * row.share:.1g}%"
+    return said.replace("-", "\N{MINUS SIGN}")
+
+
+# ---- convexity
 
 
 def convexity(
@@ -422,6 +368,25 @@ def convexity(
         fig = line(landscape, "convexity", title=title, ax=ax)
         (fig.axes[0] if ax is None else ax).set_ylim(bottom=0)
         return fig
-    plane = _plane(landscape, "convexity", "convexity", least=1)
+    plane = reading.plane(landscape, "convexity", "convexity", least=1)
     extra = partial(_over_convexity, landscape=landscape)
-    return _picture("heatmap", {"": plane}, "convexity", cap=cap, title=title, ax=ax, least=(0, _ROUNDING), extra=extra)
+    return picture("heatmap", {"": plane}, "convexity", cap=cap, title=title, ax=ax, least=(0, _ROUNDING), extra=extra)
+
+
+def _over_convexity(ax: Any, plane: Plane, scale: Scale, landscape: Landscape) -> None:
+    """Lines of equal ratio with their values, and where the loss is convex, so that the ratio says something else."""
+    z = np.ma.masked_invalid(plane.z).T
+    steps = np.asarray(MaxNLocator(5, steps=scales.NICE).tick_values(scale.lo, scale.hi))
+    steps = steps[(steps > max(scale.lo, z.min())) & (steps < min(scale.hi, z.max()))]
+    if len(steps) and min(z.shape) > 1:
+        lines = ax.contour(plane.x, plane.y, z, levels=steps, colors="white", linewidths=0.7)
+        lines.set_path_effects([withStroke(linewidth=1.5, foreground="0.2")])
+        for text in ax.clabel(lines, fontsize=style.SMALL - 1, fmt=lambda level: f"{level:.3g}"):
+            text.set_path_effects([withStroke(linewidth=1.2, foreground="0.2")])
+    if not {"lambda_min", "lambda_max"} <= set(landscape.values):
+        return
+    low, high = (reading.read(landscape, name, 2, "convexity")[1] for name in ("lambda_min", "lambda_max"))
+    i, j = np.nonzero(low > _ROUNDING * abs(high))
+    if len(i):
+        label = r"convex: $\lambda_{\min} > 0$"
+        ax.plot(plane.x[i], plane.y[j], marker="P", markersize=4, label=label, **style.POINT)

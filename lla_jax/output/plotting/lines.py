@@ -1,11 +1,4 @@
-"""Figures of landscapes and of curvature, drawn with matplotlib's ``Figure`` alone: no pyplot, no global state.
-
-Every function returns a ``Figure`` (``fig.savefig("plane.png")``), sized for one column (3.5 in) or two (7 in). The x
-axis is ``coords[0]`` and the y axis ``coords[1]``, in units of the directions: ``values[i, j]`` is drawn at
-``(coords[0][i], coords[1][j])``. ``cap`` and ``log`` act on the picture only, and its label says so. Non-finite cells
-are hatched, or holes in a surface. A result that was interrupted is titled "incomplete". What a, b (and c)
-are is said on the axes or, of surfaces and panels, below the picture.
-"""
+"""Curves along landscapes of one axis."""
 
 from __future__ import annotations
 
@@ -15,27 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from lla_jax.core.types import Landscape
-from lla_jax.output.plotting.reading import _axis_label, _common, _listed, _marks, _origin, _pretty, _read, _unfinished
-from lla_jax.output.plotting.scales import _NICE, _finite, _ticks
-from lla_jax.output.plotting.style import (
-    _COLOURS,
-    _DASHES,
-    _DPI,
-    _HATCH,
-    _NAME,
-    _ORIGIN,
-    _SINGLE,
-    _SIZE,
-    _SMALL,
-    _edges,
-    _holes,
-    _joined,
-    _legend,
-    _set_title,
-)
+from lla_jax.output.plotting import reading, scales, style
 
 
 def line(
@@ -63,11 +39,11 @@ def line(
     """
     names = [value] if isinstance(value, str) else list(value)
     if not names:
-        raise ValueError(f"value={value!r} names nothing to draw; this landscape has {_listed(landscape.values)}")
+        raise ValueError(f"value={value!r} names nothing to draw; this landscape has {reading.quote(landscape.values)}")
     fig, canvas = _canvas(ax, names, landscape, log, "line")
     for k, name in enumerate(names):
-        _curve(canvas, landscape, name, _pretty(name), _COLOURS[k % 7], _DASHES[k // 7 % 4])
-    canvas.set_ylabel(_common(names), fontsize=_SIZE)
+        _curve(canvas, landscape, name, reading.label(name), style.COLOURS[k % 7], style.DASHES[k // 7 % 4])
+    canvas.set_ylabel(_common_label(names), fontsize=style.SIZE)
     _finish_line(fig, [canvas], landscape, names, log, title, outside=ax is None)
     return fig
 
@@ -105,40 +81,45 @@ def train_test(
         if metric is not None and metric not in landscape.values:
             hint = "; None leaves it out" if argument == "accuracy" else ""
             raise ValueError(
-                f"{argument}={metric!r} is not in this landscape; it has {_listed(landscape.values)}{hint}"
+                f"{argument}={metric!r} is not in this landscape; it has {reading.quote(landscape.values)}{hint}"
             )
     pairs = [(metric, f"{other}_{metric}") for metric in (loss, accuracy) if metric is not None]
     fig, left = _canvas(ax, pairs[0], landscape, log, "train_test")
     axes = [left]
     if accuracy is not None:
         for name in pairs[1]:
-            _finite([_read(landscape, name, 1, "train_test")[1]], name, False)
+            scales.finite([reading.read(landscape, name, 1, "train_test")[1]], name, False)
         axes.append(left.twinx())
-    for axis, (train, test), colour in zip(axes, pairs, _COLOURS):
-        _curve(axis, landscape, train, f"train {_pretty(train)}", colour, "-")
-        _curve(axis, landscape, test, _pretty(test), colour, "--")
-        axis.set_ylabel(_pretty(train), fontsize=_SIZE, color=colour)
-        axis.tick_params(axis="y", which="both", colors=colour, labelsize=_SMALL)
+    for axis, (train, test), colour in zip(axes, pairs, style.COLOURS):
+        _curve(axis, landscape, train, f"train {reading.label(train)}", colour, "-")
+        _curve(axis, landscape, test, reading.label(test), colour, "--")
+        axis.set_ylabel(reading.label(train), fontsize=style.SIZE, color=colour)
+        axis.tick_params(axis="y", which="both", colors=colour, labelsize=style.SMALL)
     _finish_line(fig, axes, landscape, [name for pair in pairs for name in pair], log, title, outside=ax is None)
     return fig
 
 
-# --------------------------------------------------------------------------------------------- lines and pages
+def _common_label(names: list[str]) -> str:
+    """One label for several values: the words they all end in ("loss"), else all of them if that is short."""
+    if len(names) == 1:
+        return reading.label(names[0])
+    words = [name.split("_")[::-1] for name in names]
+    same = [group[0] for group in zip(*words)]
+    count = next((i for i, group in enumerate(zip(*words)) if len(set(group)) > 1), len(same))
+    every = ", ".join(map(reading.label, names))
+    return " ".join(same[:count][::-1]) or (every if len(every) <= 36 else "value")
 
 
 def _canvas(ax: Any, names: Sequence[str], landscape: Landscape, log: bool, who: str) -> tuple[Any, Any]:
     """A figure for curves, made once they are known to be drawable."""
     for name in names:
-        _finite([_read(landscape, name, 1, who)[1]], name, log)
-    if ax is not None:
-        return ax.figure, ax
-    fig = Figure(figsize=(_SINGLE, 2.7), dpi=_DPI, layout="constrained")
-    return fig, fig.add_subplot()
+        scales.finite([reading.read(landscape, name, 1, who)[1]], name, log)
+    return style.canvas(ax, 2.7)
 
 
 def _curve(ax: Any, landscape: Landscape, name: str, label: str, colour: str, dash: str) -> None:
     """A line and, where there are standard errors, the band around it."""
-    (x,), y = _read(landscape, name, 1, "line")
+    (x,), y = reading.read(landscape, name, 1, "line")
     # a point between non-finite ones makes no line, hence dots on short or broken curves
     marker = "." if np.isnan(y).any() or len(x) < 12 else ""
     ax.plot(x, y, color=colour, linestyle=dash, linewidth=1.2, marker=marker, markersize=3, label=label)
@@ -152,33 +133,31 @@ def _finish_line(
 ) -> None:
     """Axis label, the trained network, the recipe's marks, and hatching where a curve is not finite."""
     ax = axes[0]
-    columns = [_read(landscape, name, 1, "line") for name in names]
+    columns = [reading.read(landscape, name, 1, "line") for name in names]
     x, bad = columns[0][0][0], np.isnan(np.stack([y for _, y in columns])).any(axis=0)
     if log:
-        ax.set_yscale("log")
-        low, high = np.log10(ax.get_ylim())
-        at, labels = _ticks(low, high, True, 6)
-        ax.set_yticks(10**at, labels)
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlim(*(x if len(x) > 1 else _edges(x))[[0, -1]])
-    ax.xaxis.set_major_locator(MaxNLocator(5, steps=_NICE))
-    ax.set_xlabel(_axis_label(landscape, 0, 44), fontsize=_SIZE)
-    ax.tick_params(labelsize=_SMALL)
+        scales.set_log(ax)
+    ax.set_xlim(*(x if len(x) > 1 else scales.edges(x))[[0, -1]])
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=scales.NICE))
+    ax.set_xlabel(reading.axis_label(landscape, 0, 44), fontsize=style.SIZE)
+    ax.tick_params(labelsize=style.SMALL)
     for axis in axes:
-        axis.yaxis.get_offset_text().set_fontsize(_SMALL)
+        axis.yaxis.get_offset_text().set_fontsize(style.SMALL)
     thin: dict[str, Any] = {"color": "0.4", "linestyle": ":", "linewidth": 1}
-    if x[0] <= 0 <= x[-1] and _origin(landscape):
-        ax.axvline(0, label=_ORIGIN, **thin)
+    if x[0] <= 0 <= x[-1] and reading.origin(landscape):
+        ax.axvline(0, label=style.ORIGIN, **thin)
     if any(name in landscape.stderr for name in names):  # one neutral entry for the bands of all curves
         ax.plot([], [], color="0.5", alpha=0.4, linewidth=6, label="± 1 standard error")
     for first, end in np.flatnonzero(np.diff(np.r_[0, bad, 0])).reshape(-1, 2):  # runs of cells
-        ax.axvspan(*_edges(x)[[first, end]], zorder=0, label=_holes(_unfinished(landscape)), **_HATCH)
-    for name, a in _marks(landscape, 1):
+        ax.axvspan(
+            *scales.edges(x)[[first, end]], zorder=0, label=style.holes(reading.missing(landscape)), **style.HATCH
+        )
+    for name, a in reading.marks(landscape, 1):
         if x[0] <= a <= x[-1]:
             ax.axvline(a, **thin)
             right = a > (x[0] + x[-1]) / 2
             side: dict[str, Any] = {"xytext": (-2 if right else 2, -2), "ha": "right" if right else "left", "va": "top"}
             side |= {"xycoords": ax.get_xaxis_transform(), "textcoords": "offset points"}
-            ax.annotate(name, (a, 1), **side, **_NAME)
-    _legend(fig, axes, outside=outside)
-    _set_title(ax, _joined(title, _unfinished(landscape)), 42, _SIZE + 1)
+            ax.annotate(name, (a, 1), **side, **style.NAME)
+    style.legend(fig, axes, outside=outside)
+    style.set_title(ax, style.join(title, reading.missing(landscape)), 42, style.SIZE + 1)

@@ -1,295 +1,33 @@
-"""How ``plotting`` reads a landscape and draws it: everything that is not a user's to call."""
+"""Pictures of landscapes of two axes, and of three as slices: surfaces, contours, heat maps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from lla_jax.core.types import Landscape
-from lla_jax.output.plotting.reading import (
-    Origin,
-    _axis_label,
-    _caption,
-    _lines,
-    _listed,
-    _marks,
-    _origin,
-    _read,
-    _told,
-    _unfinished,
-    _wrapped,
-)
-from lla_jax.output.plotting.scales import Levels, _coordinate_ticks, _Scale, _scale, _shown, _ticks
-from lla_jax.output.plotting.style import (
-    _CMAP,
-    _HATCH,
-    _NAME,
-    _ORIGIN,
-    _POINT,
-    _ROW,
-    _SIZE,
-    _SMALL,
-    Kind,
-    _colour_bar,
-    _edges,
-    _holes,
-    _joined,
-    _legend,
-    _page,
-    _set_title,
-)
+from lla_jax.output.plotting import reading, scales, style
+from lla_jax.output.plotting.reading import Plane
+from lla_jax.output.plotting.scales import Levels, Scale
 
+Kind = Literal["surface", "contour", "heatmap"]
+
+_CMAP = "viridis"  # perceptually uniform and readable with every colour vision deficiency
+_ROW: dict[str, Any] = {
+    "color": "white",
+    "linewidth": 1.0,
+    "solid_capstyle": "round",
+    "path_effects": [withStroke(linewidth=2.2, foreground="black")],
+}
 _MOST = 121  # vertices per axis of a surface; odd, so that a centre cell stays
-
-
-class _Plane(NamedTuple):
-    """One 2-axis picture's content: increasing coordinates, values (NaN where not finite), and what to mark."""
-
-    x: np.ndarray
-    y: np.ndarray
-    z: np.ndarray
-    labels: tuple[str, str]  # "a (units of d1: random)"
-    caption: str  # "a, b: units of random directions"
-    marks: list[tuple[str, float, float]]
-    origin: Origin  # where the rule gives the network itself: (0, 0), or all of a = 0 (adam)
-    missing: str  # "(incomplete: 3 of 9 points)"
-
-
-def _plane(landscape: Landscape, value: str, who: str, least: int = 2) -> _Plane:
-    (x, y), z = _read(landscape, value, 2, who)
-    return _assemble(landscape, x, y, z, least, who)
-
-
-def _planes(landscapes: Mapping[str, Landscape], value: str, who: str) -> dict[str, _Plane]:
-    if not isinstance(landscapes, Mapping):
-        raise ValueError(f"landscapes of type {type(landscapes).__name__} has no names; give {{name: landscape}}")
-    if not landscapes:
-        raise ValueError("landscapes is empty; give {name: landscape}")
-    return {str(name): _plane(landscape, value, who) for name, landscape in landscapes.items()}
-
-
-def _assemble(landscape: Landscape, x: np.ndarray, y: np.ndarray, z: np.ndarray, least: int, who: str) -> _Plane:
-    """A plane with what its landscape's recipe says of it; marks outside are dropped."""
-    if min(z.shape) < least:
-        raise ValueError(f"{who} needs {least} points or more per axis, this landscape has {z.shape}; use heatmap")
-    marks = [(n, a, b) for n, a, b, _ in _marks(landscape, 3) if x[0] <= a <= x[-1] and y[0] <= b <= y[-1]]
-    origin = _origin(landscape)
-    if not x[0] <= 0 <= x[-1] or (origin == "point" and not y[0] <= 0 <= y[-1]):
-        origin = None
-    labels = _axis_label(landscape, 0, 44), _axis_label(landscape, 1, 36)
-    return _Plane(x, y, z, labels, _caption(landscape), marks, origin, _unfinished(landscape))
-
-
-# --------------------------------------------------------------------------------------------- 2-axis pictures
-
-
-def _picture(
-    kind: Kind,
-    planes: Mapping[str, _Plane],
-    value: str,
-    *,
-    shared: bool = False,
-    levels: Levels = 20,
-    log: bool = False,
-    cap: float | None = None,
-    title: str | None = None,
-    ax: Any = None,
-    least: tuple[float, float] | None = None,
-    extra: Callable[[Any, _Plane, _Scale], None] | None = None,
-) -> Figure:
-    """Draw each plane on its own scale, or all on one; legend, titles and colour bars around them.
-
-    Scales span ``least`` at least; ``extra`` draws on top of each picture.
-    """
-    common = _scale([plane.z for plane in planes.values()], value, levels, log, cap, least)  # also the checks
-    if ax is not None and len(planes) > 1:
-        raise ValueError(f"ax takes one landscape, not {len(planes)}; leave ax out")
-    if ax is not None and (kind == "surface") != hasattr(ax, "plot_surface"):
-        need = 'fig.add_subplot(projection="3d")' if kind == "surface" else "plain 2-D axes"
-        raise ValueError(f"ax of type {type(ax).__name__} does not suit a {kind}; use {need}")
-    solo, shared = len(planes) == 1, shared or len(planes) == 1
-    fig, axes, width = (ax.figure, [ax], 42) if ax is not None else _page(len(planes), kind)
-    # what all panels have in common is said once, the rest above each of them
-    missing, captions = ({getattr(plane, said) for plane in planes.values()} for said in ("missing", "caption"))
-    drawn = None
-    for axis, (name, plane) in zip(axes, planes.items()):
-        drawable = bool(np.isfinite(plane.z).any())
-        scale = common if shared or not drawable else _scale([plane.z], value, levels, log, cap, least)
-        _frame(axis, plane, scale, kind, solo)
-        picture = _DRAW[kind](axis, plane, scale, 8 if solo else 6)
-        if extra is not None:
-            extra(axis, plane, scale)
-        heading = title if solo else name if drawable else f"{name}: no finite cell"
-        heading = _joined(heading, plane.missing if solo or len(missing) > 1 else "")
-        below = _lines(plane.caption, width) if len(captions) > 1 and not _told(name, plane.caption) else ""
-        _set_title(axis, "\n".join(filter(None, (heading, below))), width, _SIZE + 1 if solo else _SMALL)
-        if drawable and not shared and kind != "surface":  # a surface's own z axis is its scale
-            _colour_bar(fig, picture, [axis], scale, kind, label=False)
-        drawn = picture if drawable else drawn
-    if shared:
-        _colour_bar(fig, drawn, axes, common, kind, label=True)
-    if not solo:
-        own = "" if shared else f"{common.label}, each panel on its own scale"
-        over = _joined(": ".join(filter(None, (title, own))), *missing if len(missing) == 1 else ())
-        if over:
-            fig.suptitle(_wrapped(over, 96), fontsize=_SIZE + 1)
-    said = "".join(captions) if len(captions) == 1 and (kind == "surface" or not solo) else ""
-    _legend(fig, axes, outside=ax is None, title=_lines(said, 56 if solo else 110))
-    return fig
-
-
-def _draw_contour(ax: Any, plane: _Plane, scale: _Scale, size: float) -> Any:
-    _hatch(ax, plane)
-    if not np.isfinite(plane.z).any():
-        return None
-    z = np.ma.masked_invalid(_shown(plane.z, scale.log, None)).T  # not clipped: the last level stays where it is
-    filled = ax.contourf(plane.x, plane.y, z, levels=scale.levels, extend=scale.extend, cmap=_CMAP)
-    lines = scale.levels[(scale.levels > z.min()) & (scale.levels < z.max())]
-    if len(lines):
-        ax.contour(plane.x, plane.y, z, levels=lines, colors="k", linewidths=0.3, linestyles="-", alpha=0.6)
-    _mark_flat(ax, plane, size)
-    return filled
-
-
-def _draw_heatmap(ax: Any, plane: _Plane, scale: _Scale, size: float) -> Any:
-    _hatch(ax, plane)
-    z = np.ma.masked_invalid(_shown(plane.z, scale.log, scale.cap)).T
-    drawn = ax.pcolormesh(
-        _edges(plane.x), _edges(plane.y), z, cmap=_CMAP, vmin=scale.lo, vmax=scale.hi, rasterized=True
-    )
-    _mark_flat(ax, plane, size)
-    return drawn
-
-
-def _draw_surface(ax: Any, plane: _Plane, scale: _Scale, size: float) -> Any:
-    """Whole quadrilaterals only, so that a non-finite vertex leaves a clean hole."""
-    z = _shown(plane.z, scale.log, scale.cap)
-    rows, cols = (np.unique(np.linspace(0, n - 1, min(n, _MOST)).round().astype(int)) for n in z.shape)
-    points = np.stack([*np.meshgrid(plane.x[rows], plane.y[cols], indexing="ij"), z[np.ix_(rows, cols)]], axis=-1)
-    corners = np.stack([points[:-1, :-1], points[1:, :-1], points[1:, 1:], points[:-1, 1:]], axis=2).reshape(-1, 4, 3)
-    corners = corners[np.isfinite(corners).all(axis=(1, 2))]
-    drawn = Poly3DCollection(corners, cmap=_CMAP, linewidths=0.2)
-    drawn.set_array(corners[..., 2].mean(axis=1))
-    drawn.set_clim(scale.lo, scale.hi)
-    ax.computed_zorder = False  # marks stay visible in front of the walls of a bowl, faded
-    ax.add_collection3d(drawn)
-    drawn.set_edgecolor((0, 0, 0, 0.35) if len(corners) < 4000 else "face")  # "face" asks the axes
-    _mark_surface(ax, plane, z, size)
-    return drawn
-
-
-_DRAW = {"surface": _draw_surface, "contour": _draw_contour, "heatmap": _draw_heatmap}
-
-
-def _hatch(ax: Any, plane: _Plane) -> None:
-    """A hatched ground under the picture: it shows through wherever there is no finite cell."""
-    if not np.isfinite(plane.z).all():
-        ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, zorder=0, label=_holes(plane.missing), **_HATCH))
-
-
-def _mark_flat(ax: Any, plane: _Plane, size: float) -> None:
-    if plane.origin == "point":
-        ax.plot(0, 0, marker="*", markersize=size, label=_ORIGIN, clip_on=False, zorder=5, **_POINT)
-    elif plane.origin == "line":
-        ax.axvline(0, label=f"{_ORIGIN} (a = 0)", **_ROW)
-    sides: list[tuple[float, bool]] = []
-    for name, a, b in plane.marks:
-        if (a, b) != (0, 0) or plane.origin != "point":
-            ax.plot(a, b, marker="o", markersize=0.55 * size, clip_on=False, zorder=5, **_POINT)
-        right, top = a > (plane.x[0] + plane.x[-1]) / 2, b > (plane.y[0] + plane.y[-1]) / 2
-        if any(top == other and abs(b - at) < 0.12 * (plane.y[-1] - plane.y[0]) for at, other in sides):
-            top = not top  # else it may run into the name of a neighbour
-        sides.append((b, top))
-        side: dict[str, Any] = {"ha": "right" if right else "left", "va": "top" if top else "bottom"}
-        shift = (-3 if right else 3, -3 if top else 3)  # names lean towards the middle, inside the picture
-        ax.annotate(name, (a, b), xytext=shift, textcoords="offset points", zorder=6, **side, **_NAME)
-
-
-def _mark_surface(ax: Any, plane: _Plane, z: np.ndarray, size: float) -> None:
-    """Points on stems from the floor, so that their (a, b) can be read; faded where the surface hides them."""
-    if not np.isfinite(plane.z).all():
-        square = {"marker": "s", "color": "white", "markeredgecolor": "0.6", "linestyle": "none"}
-        ax.plot([], [], [], label=f"hole: {_holes(plane.missing)}", **square)
-    points = [(name, a, b, "o", 0.55 * size) for name, a, b in plane.marks]
-    if plane.origin == "point":
-        called = "".join(name for name, a, b in plane.marks if (a, b) == (0, 0))
-        points = [(called, 0.0, 0.0, "*", size), *(point for point in points if point[1:3] != (0, 0))]
-    elif plane.origin == "line":
-        at = np.stack([0 * plane.y, plane.y, _heights(plane, z, 0 * plane.y, plane.y)], axis=-1)
-        hidden = _hidden(ax, plane, z, at)[:, None]
-        ax.plot(*np.where(hidden, np.nan, at).T, label=f"{_ORIGIN} (a = 0)", zorder=10, **_ROW)
-        ax.plot(*at.T, color="white", linewidth=0.8, linestyle=":", zorder=9)
-    floor, faded = ax.get_zlim()[0], _POINT | {"alpha": 0.55}
-    for name, a, b, marker, points_size in points:
-        (height,) = _heights(plane, z, np.array([a]), np.array([b]))
-        if not np.isfinite(height):
-            continue
-        (hidden,) = _hidden(ax, plane, z, np.array([[a, b, height]]))
-        ax.plot([a, a], [b, b], [floor, height], color="0.15", linewidth=0.7, linestyle=(0, (2, 1.5)), zorder=9)
-        ax.plot([a], [b], [floor], color="0.15", marker="x", markersize=3, markeredgewidth=0.7, zorder=9)
-        shape = {"marker": marker, "markersize": points_size, "zorder": 10}
-        ax.plot([a], [b], [height], **shape, **(faded if hidden else _POINT))
-        if marker == "*":
-            ax.plot([], [], [], label=_ORIGIN, **shape, **_POINT)
-        if hidden:
-            ax.plot([], [], [], marker="o", markersize=0.55 * size, label="faded: behind the surface", **faded)
-        if name:
-            x, _, _, w = ax.get_proj() @ (a, b, height, 1)  # names lean towards the middle
-            ax.text(a, b, height, f" {name} ", ha="right" if x / w > 0 else "left", zorder=11, **_NAME)
-
-
-def _heights(plane: _Plane, z: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The surface over points (a, b), linear between vertices."""
-    i, j = (np.clip(np.searchsorted(c, t) - 1, 0, len(c) - 2) for c, t in ((plane.x, a), (plane.y, b)))
-    s, t = (a - plane.x[i]) / (plane.x[i + 1] - plane.x[i]), (b - plane.y[j]) / (plane.y[j + 1] - plane.y[j])
-    # a corner without weight may be infinite or not a number
-    parts = [
-        (z[i, j], (1 - s) * (1 - t)),
-        (z[i + 1, j], s * (1 - t)),
-        (z[i, j + 1], (1 - s) * t),
-        (z[i + 1, j + 1], s * t),
-    ]
-    return np.sum([np.where(abs(weight) < 1e-9, 0, corner * weight) for corner, weight in parts], axis=0)
-
-
-def _hidden(ax: Any, plane: _Plane, z: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Whether the surface comes between the eye and points ``(n, 3)`` on it: the line of sight changes its side."""
-    eye = np.linalg.svd(ax.get_proj()[[0, 1, 3]])[2][-1]  # what is projected nowhere, at infinity if orthographic
-    towards = np.sign(eye[3]) if abs(eye[3]) > 1e-12 else np.sign(eye[2] * ax.elev) or 1.0
-    sight = towards * (eye[:3] - points * eye[3])
-    low, high = np.array([ax.get_xlim(), ax.get_ylim(), ax.get_zlim()]).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        leaves = np.nanmin((np.where(sight > 0, high, low) - points) / sight, axis=1)
-    a, b, c = np.moveaxis(points[:, None] + np.linspace(0, 1, 300)[:, None] * (leaves[:, None] * sight)[:, None], -1, 0)
-    above = (c - _heights(plane, z, a, b)) / (high[2] - low[2])
-    hidden: np.ndarray = (above > 0.01).any(axis=1) & (above < -0.01).any(axis=1)
-    return hidden
-
-
-def _frame(ax: Any, plane: _Plane, scale: _Scale, kind: Kind, solo: bool) -> None:
-    """Limits, ticks and labels; among panels there is room for few ticks and the axes' letters only."""
-    flat = kind != "surface"
-    x, y = (_edges(plane.x), _edges(plane.y)) if kind == "heatmap" else (plane.x, plane.y)
-    ax.set_xlim(x[0], x[-1])
-    ax.set_ylim(y[0], y[-1])
-    most = 5 if solo and flat else 3
-    for axis, c, letter, label in zip((ax.xaxis, ax.yaxis), (plane.x, plane.y), "ab", plane.labels):
-        axis.set_ticks(*_coordinate_ticks(c, most))
-        axis.set_label_text(label if solo and flat else letter, fontsize=_SIZE if solo else _SMALL)
-        axis.labelpad = 2 if flat else -6 if solo else -8
-    ax.tick_params(labelsize=_SMALL)
-    if flat:
-        return
-    ax.set_zlim(scale.lo, scale.hi)
-    ax.set_zticks(*_ticks(scale.lo, scale.hi, scale.log, 5 if solo else 3))
-    for name, pad in zip("xyz", (-1, -1, 1) if solo else (-2, -2, -1)):
-        ax.tick_params(axis=name, labelsize=_SMALL, pad=pad)
 
 
 def surface(
@@ -320,7 +58,9 @@ def surface(
       ValueError: another number of axes, an unknown ``value``, no finite cell, a cap that is not a finite number, or
         ``log`` with values <= 0.
     """
-    return _picture("surface", {"": _plane(landscape, value, "surface")}, value, cap=cap, log=log, title=title, ax=ax)
+    return picture(
+        "surface", {"": reading.plane(landscape, value, "surface")}, value, cap=cap, log=log, title=title, ax=ax
+    )
 
 
 def contour(
@@ -353,8 +93,8 @@ def contour(
     if isinstance(landscape, Mapping):
         planes = _planes(landscape, value, "contour")
     else:
-        planes = {"": _plane(landscape, value, "contour")}
-    return _picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title, ax=ax)
+        planes = {"": reading.plane(landscape, value, "contour")}
+    return picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title, ax=ax)
 
 
 def heatmap(
@@ -370,8 +110,8 @@ def heatmap(
 
     Args, Returns, Raises: as ``surface``; ``ax`` are plain axes.
     """
-    planes = {"": _plane(landscape, value, "heatmap", least=1)}
-    return _picture("heatmap", planes, value, cap=cap, log=log, title=title, ax=ax)
+    planes = {"": reading.plane(landscape, value, "heatmap", least=1)}
+    return picture("heatmap", planes, value, cap=cap, log=log, title=title, ax=ax)
 
 
 def panels(
@@ -400,8 +140,8 @@ def panels(
       ValueError: as ``surface`` (no finite cell: in all of them together); no landscapes; an unknown ``kind``.
     """
     if kind not in _DRAW:
-        raise ValueError(f"kind={kind!r} is unknown; use one of {_listed(_DRAW)}")
-    return _picture(kind, _planes(landscapes, value, kind), value, shared=shared, cap=cap, log=log, title=title)
+        raise ValueError(f"kind={kind!r} is unknown; use one of {reading.quote(_DRAW)}")
+    return picture(kind, _planes(landscapes, value, kind), value, shared=shared, cap=cap, log=log, title=title)
 
 
 def volume(
@@ -430,17 +170,25 @@ def volume(
     """
     if not isinstance(slices, int | np.integer) or slices < 1:
         raise ValueError(f"slices={slices!r} must be a whole number of 1 or more; give the most panels to draw")
-    (x, y, cut), z = _read(landscape, value, 3, "volume")
+    (x, y, cut), z = reading.read(landscape, value, 3, "volume")
     kept = _slices(cut, slices)
     heads = _heads(cut[kept])
-    planes = {head: _assemble(landscape, x, y, z[:, :, k], 2, "volume") for head, k in zip(heads, kept)}
+    planes = {head: reading.assemble(landscape, x, y, z[:, :, k], 2, "volume") for head, k in zip(heads, kept)}
     for k, (name, plane) in zip(kept, planes.items()):
-        near = [at for at in _marks(landscape, 3) if k == min(kept, key=lambda j: abs(cut[j] - at[3]))]
+        near = [at for at in reading.marks(landscape, 3) if k == min(kept, key=lambda j: abs(cut[j] - at[3]))]
         here = [mark for mark in plane.marks if mark in [at[:3] for at in near]]
         planes[name] = plane._replace(marks=here, origin=plane.origin if np.isclose(cut[k], 0, atol=1e-9) else None)
     if len(planes) == 1:  # has no title of its own
         title = ": ".join(filter(None, (title, *planes)))
-    return _picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title)
+    return picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title)
+
+
+def _planes(landscapes: Mapping[str, Landscape], value: str, who: str) -> dict[str, Plane]:
+    if not isinstance(landscapes, Mapping):
+        raise ValueError(f"landscapes of type {type(landscapes).__name__} has no names; give {{name: landscape}}")
+    if not landscapes:
+        raise ValueError("landscapes is empty; give {name: landscape}")
+    return {str(name): reading.plane(landscape, value, who) for name, landscape in landscapes.items()}
 
 
 def _slices(cut: np.ndarray, number: int) -> list[int]:
@@ -461,3 +209,278 @@ def _heads(cut: np.ndarray) -> list[str]:
         if len(set(heads)) == len(heads):
             break
     return heads
+
+
+# ---- one picture, or several side by side
+
+
+def picture(
+    kind: Kind,
+    planes: Mapping[str, Plane],
+    value: str,
+    *,
+    shared: bool = False,
+    levels: Levels = 20,
+    log: bool = False,
+    cap: float | None = None,
+    title: str | None = None,
+    ax: Any = None,
+    least: tuple[float, float] | None = None,
+    extra: Callable[[Any, Plane, Scale], None] | None = None,
+) -> Figure:
+    """Draw each plane on its own scale, or all on one; legend, titles and colour bars around them.
+
+    Args:
+      kind: of picture.
+      planes: their contents by name; a single one needs none.
+      value: the name of what is drawn.
+      shared: one scale and one colour bar for all.
+      levels, log, cap, title, ax: as in ``contour``.
+      least: what the scales span at least.
+      extra: ``extra(axes, plane, scale)`` draws on top of each.
+
+    Returns:
+      the figure.
+
+    Raises:
+      ValueError: as ``surface``.
+    """
+    common = scales.scale([plane.z for plane in planes.values()], value, levels, log, cap, least)  # also the checks
+    if ax is not None and len(planes) > 1:
+        raise ValueError(f"ax takes one landscape, not {len(planes)}; leave ax out")
+    if ax is not None and (kind == "surface") != hasattr(ax, "plot_surface"):
+        need = 'fig.add_subplot(projection="3d")' if kind == "surface" else "plain 2-D axes"
+        raise ValueError(f"ax of type {type(ax).__name__} does not suit a {kind}; use {need}")
+    solo, shared = len(planes) == 1, shared or len(planes) == 1
+    fig, axes, width = (ax.figure, [ax], 42) if ax is not None else _page(len(planes), kind)
+    # what all panels have in common is said once, the rest above each of them
+    missing, captions = ({getattr(plane, said) for plane in planes.values()} for said in ("missing", "caption"))
+    drawn = None
+    for axis, (name, plane) in zip(axes, planes.items()):
+        drawable = bool(np.isfinite(plane.z).any())
+        scale = common if shared or not drawable else scales.scale([plane.z], value, levels, log, cap, least)
+        _frame(axis, plane, scale, kind, solo)
+        artist = _DRAW[kind](axis, plane, scale, 8 if solo else 6)
+        if extra is not None:
+            extra(axis, plane, scale)
+        heading = title if solo else name if drawable else f"{name}: no finite cell"
+        heading = style.join(heading, plane.missing if solo or len(missing) > 1 else "")
+        below = _caption_lines(plane.caption, width) if len(captions) > 1 and not _told(name, plane.caption) else ""
+        style.set_title(axis, "\n".join(filter(None, (heading, below))), width, style.SIZE + 1 if solo else style.SMALL)
+        if drawable and not shared and kind != "surface":  # a surface's own z axis is its scale
+            _colour_bar(fig, artist, [axis], scale, kind, label=False)
+        drawn = artist if drawable else drawn
+    if shared:
+        _colour_bar(fig, drawn, axes, common, kind, label=True)
+    if not solo:
+        own = "" if shared else f"{common.label}, each panel on its own scale"
+        over = style.join(": ".join(filter(None, (title, own))), *missing if len(missing) == 1 else ())
+        if over:
+            fig.suptitle(style.wrap(over, 96), fontsize=style.SIZE + 1)
+    said = "".join(captions) if len(captions) == 1 and (kind == "surface" or not solo) else ""
+    style.legend(fig, axes, outside=ax is None, title=_caption_lines(said, 56 if solo else 110))
+    return fig
+
+
+def _page(n: int, kind: Kind) -> tuple[Any, list[Any], int]:
+    """A single-column figure for one panel, else rows of up to four on a double column; a title's characters."""
+    columns = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 9: 3}.get(n, 4)
+    rows = -(-n // columns)
+    size = (style.SINGLE, 2.9) if n == 1 else (style.DOUBLE, rows * 0.86 * style.DOUBLE / columns + 0.4)
+    fig = Figure(figsize=size, dpi=style.DPI, layout="constrained")
+    projection = "3d" if kind == "surface" else None
+    return (
+        fig,
+        [fig.add_subplot(rows, columns, k + 1, projection=projection) for k in range(n)],
+        42 if n == 1 else 108 // columns,
+    )
+
+
+def _frame(ax: Any, plane: Plane, scale: Scale, kind: Kind, solo: bool) -> None:
+    """Limits, ticks and labels; among panels there is room for few ticks and the axes' letters only."""
+    flat = kind != "surface"
+    x, y = (scales.edges(plane.x), scales.edges(plane.y)) if kind == "heatmap" else (plane.x, plane.y)
+    ax.set_xlim(x[0], x[-1])
+    ax.set_ylim(y[0], y[-1])
+    most = 5 if solo and flat else 3
+    for axis, c, letter, label in zip((ax.xaxis, ax.yaxis), (plane.x, plane.y), "ab", plane.labels):
+        axis.set_ticks(*_coordinate_ticks(c, most))
+        axis.set_label_text(label if solo and flat else letter, fontsize=style.SIZE if solo else style.SMALL)
+        axis.labelpad = 2 if flat else -6 if solo else -8
+    ax.tick_params(labelsize=style.SMALL)
+    if flat:
+        return
+    ax.set_zlim(scale.lo, scale.hi)
+    ax.set_zticks(*scales.ticks(scale.lo, scale.hi, scale.log, 5 if solo else 3))
+    for name, pad in zip("xyz", (-1, -1, 1) if solo else (-2, -2, -1)):
+        ax.tick_params(axis=name, labelsize=style.SMALL, pad=pad)
+
+
+def _coordinate_ticks(c: np.ndarray, most: int) -> tuple[np.ndarray, list[str]]:
+    """As ``scales.ticks``, with the start of a positive axis: what the least b of an Adam plane is matters."""
+    at, labels = scales.ticks(c[0], c[-1], False, most)
+    if c[0] <= 0:
+        return at, labels
+    at = np.r_[c[0], at[at - c[0] > 0.12 * (c[-1] - c[0])]]
+    return at, [f"{t:.3g}" for t in at]  # all above 0
+
+
+def _colour_bar(fig: Any, drawn: Any, axes: Sequence[Any], scale: Scale, kind: Kind, *, label: bool) -> None:
+    """A bar beside the axes for what is drawn in them."""
+    lo, hi = (scale.levels[0], scale.levels[-1]) if kind == "contour" else (scale.lo, scale.hi)
+    size: dict[str, Any] = {"fraction": 0.05, "pad": 0.1 if kind == "surface" else 0.03, "aspect": 25}
+    if kind != "contour":
+        size["extend"] = "max" if scale.clipped else "neither"
+    bar = fig.colorbar(drawn, ax=list(axes), shrink=0.7 if kind == "surface" else 1.0, **size)
+    ticks, names = scales.ticks(lo, hi, scale.log, 5)
+    bar.set_ticks(ticks, labels=names)
+    bar.minorticks_off()
+    bar.ax.tick_params(labelsize=style.SMALL)
+    if label:
+        bar.set_label(scale.label, fontsize=style.SIZE)
+
+
+def _caption_lines(caption: str, width: int) -> str:
+    """A caption that is too long has a line for each axis."""
+    apart = caption if len(caption) <= width else caption.replace("; ", ";\n").replace(" (", "\n(")
+    return style.wrap(apart, width)
+
+
+def _told(title: str, caption: str) -> bool:
+    """Whether a title says already what the caption would."""
+    words = set(re.findall(r"[a-z-]{4,}", caption.lower())) - {"units", "directions"}
+    return bool(words) and all(word in title.lower() for word in words)
+
+
+# ---- what is drawn into the axes
+
+
+def _draw_contour(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
+    _hatch(ax, plane)
+    if not np.isfinite(plane.z).any():
+        return None
+    heights = scales.heights(plane.z, scale.log, None)  # not clipped: the last level stays where it is
+    z = np.ma.masked_invalid(heights).T
+    filled = ax.contourf(plane.x, plane.y, z, levels=scale.levels, extend=scale.extend, cmap=_CMAP)
+    lines = scale.levels[(scale.levels > z.min()) & (scale.levels < z.max())]
+    if len(lines):
+        ax.contour(plane.x, plane.y, z, levels=lines, colors="k", linewidths=0.3, linestyles="-", alpha=0.6)
+    _mark_flat(ax, plane, size)
+    return filled
+
+
+def _draw_heatmap(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
+    _hatch(ax, plane)
+    z = np.ma.masked_invalid(scales.heights(plane.z, scale.log, scale.cap)).T
+    drawn = ax.pcolormesh(
+        scales.edges(plane.x), scales.edges(plane.y), z, cmap=_CMAP, vmin=scale.lo, vmax=scale.hi, rasterized=True
+    )
+    _mark_flat(ax, plane, size)
+    return drawn
+
+
+def _draw_surface(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
+    """Whole quadrilaterals only, so that a non-finite vertex leaves a clean hole."""
+    z = scales.heights(plane.z, scale.log, scale.cap)
+    rows, cols = (np.unique(np.linspace(0, n - 1, min(n, _MOST)).round().astype(int)) for n in z.shape)
+    points = np.stack([*np.meshgrid(plane.x[rows], plane.y[cols], indexing="ij"), z[np.ix_(rows, cols)]], axis=-1)
+    corners = np.stack([points[:-1, :-1], points[1:, :-1], points[1:, 1:], points[:-1, 1:]], axis=2).reshape(-1, 4, 3)
+    corners = corners[np.isfinite(corners).all(axis=(1, 2))]
+    drawn = Poly3DCollection(corners, cmap=_CMAP, linewidths=0.2)
+    drawn.set_array(corners[..., 2].mean(axis=1))
+    drawn.set_clim(scale.lo, scale.hi)
+    ax.computed_zorder = False  # marks stay visible in front of the walls of a bowl, faded
+    ax.add_collection3d(drawn)
+    drawn.set_edgecolor((0, 0, 0, 0.35) if len(corners) < 4000 else "face")  # "face" asks the axes
+    _mark_surface(ax, plane, z, size)
+    return drawn
+
+
+_DRAW = {"surface": _draw_surface, "contour": _draw_contour, "heatmap": _draw_heatmap}
+
+
+def _hatch(ax: Any, plane: Plane) -> None:
+    """A hatched ground under the picture: it shows through wherever there is no finite cell."""
+    if not np.isfinite(plane.z).all():
+        ax.add_patch(
+            Rectangle((0, 0), 1, 1, transform=ax.transAxes, zorder=0, label=style.holes(plane.missing), **style.HATCH)
+        )
+
+
+def _mark_flat(ax: Any, plane: Plane, size: float) -> None:
+    if plane.origin == "point":
+        ax.plot(0, 0, marker="*", markersize=size, label=style.ORIGIN, clip_on=False, zorder=5, **style.POINT)
+    elif plane.origin == "line":
+        ax.axvline(0, label=f"{style.ORIGIN} (a = 0)", **_ROW)
+    sides: list[tuple[float, bool]] = []
+    for name, a, b in plane.marks:
+        if (a, b) != (0, 0) or plane.origin != "point":
+            ax.plot(a, b, marker="o", markersize=0.55 * size, clip_on=False, zorder=5, **style.POINT)
+        right, top = a > (plane.x[0] + plane.x[-1]) / 2, b > (plane.y[0] + plane.y[-1]) / 2
+        if any(top == other and abs(b - at) < 0.12 * (plane.y[-1] - plane.y[0]) for at, other in sides):
+            top = not top  # else it may run into the name of a neighbour
+        sides.append((b, top))
+        side: dict[str, Any] = {"ha": "right" if right else "left", "va": "top" if top else "bottom"}
+        shift = (-3 if right else 3, -3 if top else 3)  # names lean towards the middle, inside the picture
+        ax.annotate(name, (a, b), xytext=shift, textcoords="offset points", zorder=6, **side, **style.NAME)
+
+
+def _mark_surface(ax: Any, plane: Plane, z: np.ndarray, size: float) -> None:
+    """Points on stems from the floor, so that their (a, b) can be read; faded where the surface hides them."""
+    if not np.isfinite(plane.z).all():
+        square = {"marker": "s", "color": "white", "markeredgecolor": "0.6", "linestyle": "none"}
+        ax.plot([], [], [], label=f"hole: {style.holes(plane.missing)}", **square)
+    points = [(name, a, b, "o", 0.55 * size) for name, a, b in plane.marks]
+    if plane.origin == "point":
+        called = "".join(name for name, a, b in plane.marks if (a, b) == (0, 0))
+        points = [(called, 0.0, 0.0, "*", size), *(point for point in points if point[1:3] != (0, 0))]
+    elif plane.origin == "line":
+        at = np.stack([0 * plane.y, plane.y, _heights(plane, z, 0 * plane.y, plane.y)], axis=-1)
+        hidden = _hidden(ax, plane, z, at)[:, None]
+        ax.plot(*np.where(hidden, np.nan, at).T, label=f"{style.ORIGIN} (a = 0)", zorder=10, **_ROW)
+        ax.plot(*at.T, color="white", linewidth=0.8, linestyle=":", zorder=9)
+    floor, faded = ax.get_zlim()[0], style.POINT | {"alpha": 0.55}
+    for name, a, b, marker, points_size in points:
+        (height,) = _heights(plane, z, np.array([a]), np.array([b]))
+        if not np.isfinite(height):
+            continue
+        (hidden,) = _hidden(ax, plane, z, np.array([[a, b, height]]))
+        ax.plot([a, a], [b, b], [floor, height], color="0.15", linewidth=0.7, linestyle=(0, (2, 1.5)), zorder=9)
+        ax.plot([a], [b], [floor], color="0.15", marker="x", markersize=3, markeredgewidth=0.7, zorder=9)
+        shape = {"marker": marker, "markersize": points_size, "zorder": 10}
+        ax.plot([a], [b], [height], **shape, **(faded if hidden else style.POINT))
+        if marker == "*":
+            ax.plot([], [], [], label=style.ORIGIN, **shape, **style.POINT)
+        if hidden:
+            ax.plot([], [], [], marker="o", markersize=0.55 * size, label="faded: behind the surface", **faded)
+        if name:
+            x, _, _, w = ax.get_proj() @ (a, b, height, 1)  # names lean towards the middle
+            ax.text(a, b, height, f" {name} ", ha="right" if x / w > 0 else "left", zorder=11, **style.NAME)
+
+
+def _heights(plane: Plane, z: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The surface over points (a, b), linear between vertices."""
+    i, j = (np.clip(np.searchsorted(c, t) - 1, 0, len(c) - 2) for c, t in ((plane.x, a), (plane.y, b)))
+    s, t = (a - plane.x[i]) / (plane.x[i + 1] - plane.x[i]), (b - plane.y[j]) / (plane.y[j + 1] - plane.y[j])
+    # a corner without weight may be infinite or not a number
+    parts = [
+        (z[i, j], (1 - s) * (1 - t)),
+        (z[i + 1, j], s * (1 - t)),
+        (z[i, j + 1], (1 - s) * t),
+        (z[i + 1, j + 1], s * t),
+    ]
+    return np.sum([np.where(abs(weight) < 1e-9, 0, corner * weight) for corner, weight in parts], axis=0)
+
+
+def _hidden(ax: Any, plane: Plane, z: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Whether the surface comes between the eye and points ``(n, 3)`` on it: the line of sight changes its side."""
+    eye = np.linalg.svd(ax.get_proj()[[0, 1, 3]])[2][-1]  # what is projected nowhere, at infinity if orthographic
+    towards = np.sign(eye[3]) if abs(eye[3]) > 1e-12 else np.sign(eye[2] * ax.elev) or 1.0
+    sight = towards * (eye[:3] - points * eye[3])
+    low, high = np.array([ax.get_xlim(), ax.get_ylim(), ax.get_zlim()]).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        leaves = np.nanmin((np.where(sight > 0, high, low) - points) / sight, axis=1)
+    a, b, c = np.moveaxis(points[:, None] + np.linspace(0, 1, 300)[:, None] * (leaves[:, None] * sight)[:, None], -1, 0)
+    above = (c - _heights(plane, z, a, b)) / (high[2] - low[2])
+    hidden: np.ndarray = (above > 0.01).any(axis=1) & (above < -0.01).any(axis=1)
+    return hidden

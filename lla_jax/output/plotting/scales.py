@@ -6,16 +6,18 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from lla_jax.output.plotting.reading import _pretty
+from lla_jax.output.plotting import reading
 
 Levels = int | Sequence[float] | np.ndarray
 
-_NICE = (1, 2, 2.5, 5, 10)
+NICE = (1, 2, 2.5, 5, 10)
+"""The steps between round numbers."""
 
 
-class _Scale(NamedTuple):
+class Scale(NamedTuple):
     """How values become heights and colours; ``lo``, ``hi`` and ``levels`` are log10 of the values if ``log``."""
 
     lo: float
@@ -24,54 +26,68 @@ class _Scale(NamedTuple):
     extend: Literal["neither", "min", "max", "both"]
     log: bool
     cap: float | None
+    clipped: bool  # whether values are above the cap
     label: str
 
 
-def _finite(arrays: Iterable[np.ndarray], value: str, log: bool) -> np.ndarray:
-    """All finite entries; there must be one, and none <= 0 under a logarithm."""
+def finite(arrays: Iterable[np.ndarray], value: str, log: bool) -> np.ndarray:
+    """All finite entries; a ValueError where there is none, or one <= 0 under a logarithm."""
     everything = np.concatenate([np.ravel(z) for z in arrays])
-    finite = everything[np.isfinite(everything)]
-    if not finite.size:
+    known = everything[np.isfinite(everything)]
+    if not known.size:
         raise ValueError(f"value={value!r} has no finite cell among {everything.size}: there is nothing to draw")
-    if log and finite.min() <= 0:
+    if log and known.min() <= 0:
         raise ValueError(
-            f"log=True needs values above 0, but {value!r} has {int((finite <= 0).sum())} at or below it "
-            f"(smallest {finite.min():.4g}); use log=False"
+            f"log=True needs values above 0, but {value!r} has {int((known <= 0).sum())} at or below it "
+            f"(smallest {known.min():.4g}); use log=False"
         )
-    return finite
+    return known
 
 
-def _scale(
+def scale(
     arrays: Sequence[np.ndarray],
     value: str,
     levels: Levels,
     log: bool,
     cap: float | None,
     least: tuple[float, float] | None = None,
-) -> _Scale:
+) -> Scale:
     """One scale for all of ``arrays``: limits, contour levels, and the label that says what was done to the values.
 
-    The limits are those of the values, or beyond them: ``least``.
+    Args:
+      arrays: of values, NaN where there is none.
+      value: their name.
+      levels: of contours, about how many, or which.
+      log: of heights and colours.
+      cap: values above are drawn as this.
+      least: what the limits span at least; otherwise they are those of the values.
+
+    Returns:
+      The scale.
+
+    Raises:
+      ValueError: no finite value, values <= 0 with ``log``, a cap that is no finite number, levels that do not rise.
     """
-    finite = _finite(arrays, value, log)
+    known = finite(arrays, value, log)
     number = isinstance(cap, int | float | np.number) and np.isfinite(cap)
     if cap is not None and not (number and (cap > 0 or not log)):
         need = "a finite number" + (" above 0, for log=True" if log else "")
         raise ValueError(f"cap={cap!r} must be {need}; give one, or None to draw every value as it is")
-    clipped = cap is not None and bool(finite.max() > cap)
+    clipped = cap is not None and bool(known.max() > cap)
     notes = (["log scale"] if log else []) + ([f"clipped at {cap:g}"] if clipped else [])
-    shown = _shown(finite, log, cap)
-    lo, hi = _apart(float(shown.min()), float(shown.max()))
+    drawn = heights(known, log, cap)
+    lo, hi = _apart(float(drawn.min()), float(drawn.max()))
     if least is not None:
         lo, hi = min(lo, least[0]), max(hi, least[1])
     steps = _levels(levels, lo, hi, log, clipped)
-    full = _shown(finite, log, None)  # contours are not clipped: what lies beyond the levels is coloured like the last
+    full = heights(known, log, None)  # contours are not clipped: what lies beyond the levels is coloured like the last
     below, above = full.min() < steps[0], full.max() > steps[-1]
     extend: Any = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[int(below), int(above)]
-    return _Scale(lo, hi, steps, extend, log, cap, _pretty(value) + (f" ({', '.join(notes)})" if notes else ""))
+    label = reading.label(value) + (f" ({', '.join(notes)})" if notes else "")
+    return Scale(lo, hi, steps, extend, log, cap, clipped, label)
 
 
-def _shown(z: np.ndarray, log: bool, cap: float | None) -> np.ndarray:
+def heights(z: np.ndarray, log: bool, cap: float | None) -> np.ndarray:
     """Heights of the picture: ``min(z, cap)``, and its log10 if ``log``. A new array; values are never touched."""
     z = z if cap is None else np.minimum(z, cap)
     return np.log10(z) if log else z
@@ -95,11 +111,11 @@ def _levels(levels: Levels, lo: float, hi: float, log: bool, clipped: bool) -> n
         raise ValueError(f"levels={levels!r} must be 1 or more, or an increasing array")
     if log:
         return np.linspace(lo, hi, int(levels) + 1)
-    steps: np.ndarray = np.asarray(MaxNLocator(int(levels), steps=_NICE).tick_values(lo, hi))
+    steps: np.ndarray = np.asarray(MaxNLocator(int(levels), steps=NICE).tick_values(lo, hi))
     return np.append(steps[steps < hi], hi) if clipped else steps
 
 
-def _ticks(lo: float, hi: float, log: bool, most: int) -> tuple[np.ndarray, list[str]]:
+def ticks(lo: float, hi: float, log: bool, most: int) -> tuple[np.ndarray, list[str]]:
     """At most ``most`` round values in [lo, hi] with labels; on a log10 scale the positions are their logarithms."""
     near = 1e-9 * (hi - lo)
 
@@ -114,20 +130,30 @@ def _ticks(lo: float, hi: float, log: bool, most: int) -> tuple[np.ndarray, list
                 if 3 <= len(at) <= most or (len(at) == 2 and len(subs) == 1):
                     return at, [f"{10**t:.6g}" for t in at]
     for bins in range(most, 0, -1):
-        values = np.asarray(MaxNLocator(bins, steps=_NICE).tick_values(*((10**lo, 10**hi) if log else (lo, hi))))
+        values = np.asarray(MaxNLocator(bins, steps=NICE).tick_values(*((10**lo, 10**hi) if log else (lo, hi))))
         at = inside(np.log10(values[values > 0]) if log else values)
         if len(at) <= most:
             break
     return at, _labels(10**at if log else np.where(abs(at) > near, at, 0.0))
 
 
-def _coordinate_ticks(c: np.ndarray, most: int) -> tuple[np.ndarray, list[str]]:
-    """As ``_ticks``, with the start of a positive axis: what the least b of an Adam plane is matters."""
-    at, labels = _ticks(c[0], c[-1], False, most)
-    if c[0] <= 0:
-        return at, labels
-    at = np.r_[c[0], at[at - c[0] > 0.12 * (c[-1] - c[0])]]
-    return at, [f"{t:.3g}" for t in at]  # all above 0
+def set_log(ax: Axes) -> None:
+    """A logarithmic y axis over what is drawn, with ticks as those of a colour bar."""
+    ax.set_yscale("log")
+    low, high = np.log10(ax.get_ylim())
+    at, names = ticks(low, high, True, 6)
+    ax.set_yticks(10**at, names)
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def edges(c: np.ndarray) -> np.ndarray:
+    """Borders ``(n + 1,)`` of the cells around coordinates ``(n,)``, half way between them; positive coordinates keep
+    positive cells."""
+    if len(c) == 1:
+        return np.array([c[0] - 0.5, c[0] + 0.5])
+    middle = (c[1:] + c[:-1]) / 2
+    first = 2 * c[0] - middle[0]
+    return np.concatenate([[max(first, 0.0) if c[0] > 0 else first], middle, [2 * c[-1] - middle[-1]]])
 
 
 def _labels(values: np.ndarray) -> list[str]:
