@@ -12,12 +12,8 @@ import numpy as np
 from jax import tree_util
 
 from lla_jax.core import tree as _tree
-from lla_jax.core.types import Directions, Path, PyTree, Recipe, Select
+from lla_jax.core.types import Directions, PyTree, Recipe, Select
 from lla_jax.directions.normalization import checked
-
-
-def _exactly(names: Sequence[Path]) -> Any:
-    return lambda path, leaf: path in names
 
 
 def select(axes: Directions, pattern: Select) -> Directions:
@@ -97,7 +93,7 @@ def join(*axes: Directions) -> Directions:
         raise ValueError("join() needs at least one Directions")
     like = tree_util.tree_map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype), axes[0].tree)
     trees = [_tree.align(a.tree, like, f"axes[{i}]", "axes[0]", stacked=True) for i, a in enumerate(axes)]
-    names = [name for a in axes for name in _names(a)]
+    names = [name for a in axes for name in names_of(a)]
     return Directions(_concatenate(trees), Recipe(kind="join", names=names, parts=[a.recipe for a in axes]))
 
 
@@ -106,7 +102,7 @@ def _concatenate(trees: Sequence[PyTree]) -> PyTree:
     return tree_util.tree_map(lambda *leaves: jnp.concatenate(leaves), *trees)
 
 
-def _names(axes: Directions) -> list[str]:
+def names_of(axes: Directions) -> list[str]:
     """One name per direction: the recipe's, or the kind and a number."""
     names = axes.recipe.get("names") or []
     if len(names) == axes.num:

@@ -6,7 +6,7 @@ All draws and norms run in jitted functions with static shapes, so that a new se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,8 @@ from jax import tree_util
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
-from lla_jax.core.types import Directions, PyTree, Recipe, Select
-from lla_jax.directions.combining import _exactly, _names, given, select
+from lla_jax.core.types import Directions, Path, PyTree, Recipe, Select
+from lla_jax.directions import combining
 from lla_jax.directions.normalization import SAMPLES, checked, equinox_filter_axis, flax_filter_axis, normalize
 
 # --- random
@@ -100,7 +100,7 @@ def rebuild(recipe: Mapping[str, Any], params: PyTree) -> Directions:
     restrictions = list(recipe.get("restrict", []))
     for done, step in enumerate([*recipe.get("normalize", []), None]):
         for restriction in [r for r in restrictions if r["after"] == done]:
-            axes = select(axes, _exactly(restriction["paths"]))
+            axes = combining.select(axes, _exactly(restriction["paths"]))
         if step is not None:
             axes = _normalize_again(axes, params, step)
     rows = recipe.get("chosen", range(recipe["num"]))
@@ -167,6 +167,10 @@ def _chosen_again(described: Mapping[str, Any] | None, params: PyTree) -> list[b
     return _tree.selected(None if described is None else _exactly(described["paths"]), params)
 
 
+def _exactly(names: Sequence[Path]) -> Select:
+    return lambda path, leaf: path in names
+
+
 def orthogonal(
     key: jax.Array, params: PyTree, given: PyTree | Directions, *, select: Select | None = None
 ) -> Directions:
@@ -188,21 +192,18 @@ def orthogonal(
       ValueError: ``given`` of another structure or shape, zero, or with k > 1; and those of ``random``. Also if nothing
         is left of the random direction (a single parameter moves).
     """
-    first = given if isinstance(given, Directions) else _given_one(given)
+    first = given if isinstance(given, Directions) else combining.given(given, names=["given"])
     if first.num != 1:
         raise ValueError(f"given has {first.num} directions; pass one of them, such as axes[0]")
     first_tree = _tree.align(first.tree, params, "given", stacked=True)
     second = random(key, params, 1, select=select)
     pair = _orthogonal_pair(tree_util.tree_leaves(first_tree), tree_util.tree_leaves(second.tree))
-    recipe = Recipe(kind="orthogonal", names=[_names(first)[0], "orthogonal"], parts=[first.recipe, second.recipe])
+    names = [combining.names_of(first)[0], "orthogonal"]
+    recipe = Recipe(kind="orthogonal", names=names, parts=[first.recipe, second.recipe])
     tree = tree_util.tree_unflatten(tree_util.tree_structure(params), pair)
     return checked(
         tree, recipe, "the selected leaves leave no room for an orthogonal direction, or the given one is zero"
     )
-
-
-def _given_one(tree: PyTree) -> Directions:
-    return given(tree, names=["given"])
 
 
 @jax.jit
