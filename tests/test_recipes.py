@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pathlib
+import pickle
 
 import jax
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.core import recipes
+from lla_jax.core.arguments import Misuse
+from lla_jax.landscape.store import reading
 from tests.helpers import FIXED, Interrupt, dataset, mlp_loss, params
 
 DATA, GRID = dataset(), lla.grid(points=3)
@@ -105,3 +109,18 @@ def test_the_difference_of_nested_entries_is_said_entry_by_entry():
     then = {"data": {"examples": 3, "fingerprint": "x"}, "rule": "add", "plan": 1}
     now = {"data": {"examples": 4, "fingerprint": "x"}, "rule": "add", "plan": 2}
     assert recipes.differences(then, now, now) == {"data": "examples: 3 -> 4"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Misuse("shard", "(3, 2) given; the rule is 1 <= i <= n", pathlib.Path("folder")),
+        recipes.Differs("store", {"params": "a -> b"}, "differs in params", pathlib.Path("folder")),
+        reading.Incomplete(pathlib.Path("folder"), "2 chunks of folder (8 points)"),
+    ],
+)
+def test_errors_are_value_errors_whose_data_survive_the_way_from_another_process(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(again, ValueError)
+    assert str(again) == str(error) == f"{error.argument}: {error.text}"
+    assert vars(again) == vars(error)

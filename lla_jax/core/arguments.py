@@ -1,13 +1,34 @@
-"""Checks that arguments of many functions share; every error names the argument, its value, the rule and a remedy."""
+"""Arguments that break a rule: the error that says so in data, and the checks that many functions share.
+
+Every error names the argument, its value, the rule and a remedy.
+"""
 
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+class Misuse(ValueError):
+    """An argument breaks a rule, for callers that call it otherwise: the command line has options in their place.
+
+    Args:
+      argument: its name.
+      text: the message without that name: the value, the rule, a remedy.
+      path: the file or folder that is wrong, where it is one.
+    """
+
+    def __init__(self, argument: str, text: str, path: Path | None = None):
+        super().__init__(argument, text, path)
+        self.argument, self.text, self.path = argument, text, path
+
+    def __str__(self) -> str:
+        return f"{self.argument}: {self.text}"
 
 
 def clamped(name: str, value: Any, n: int) -> int:

@@ -7,9 +7,9 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -34,27 +34,36 @@ def _beside(target: Path) -> Iterator[str]:
             os.unlink(name)
 
 
+def _fill(name: str, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a temporary file, force it to disk, and give it the rights of any new file."""
+    with open(name, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(name, 0o666 & ~_umask())
+
+
 def write_npz(target: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Arrays with a JSON header, into a temporary file of the same folder, forced to disk, then renamed: no reader ever
     sees half a file, and of several writers the last one wins."""
     text = json.dumps(header, default=plain)
     with _beside(target) as name:
-        with open(name, "wb") as file:
-            np.savez(file, header=np.array(text), **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        _fill(name, lambda file: np.savez(file, header=np.array(text), **arrays))  # type: ignore[arg-type]
+        os.replace(name, target)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Text, in the same way."""
+    with _beside(target) as name:
+        _fill(name, lambda file: file.write(text.encode()))
         os.replace(name, target)
 
 
 def write_first(target: Path, value: Any) -> bool:
     """JSON into a file that must not exist: True for the one writer who was first, whole for every reader."""
+    text = json.dumps(value, default=plain)
     with _beside(target) as name:
-        with open(name, "w", encoding="utf-8") as file:
-            json.dump(value, file, default=plain)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        _fill(name, lambda file: file.write(text.encode()))
         try:
             os.link(name, target)
         except FileExistsError:

@@ -21,6 +21,7 @@ import numpy as np
 from lla_jax._version import __version__
 from lla_jax.core import files as _files
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream, num_examples
 from lla_jax.core.types import Eigenpairs, PyTree, Spectrum
 
@@ -38,7 +39,7 @@ AFRESH = "start anew without resume"
 HOW = ("plan", "versions")  # entries that say how a result was made, and decide no value
 
 
-class Differs(ValueError):
+class Differs(Misuse):
     """Two things that have to be the same are not.
 
     Args:
@@ -49,8 +50,9 @@ class Differs(ValueError):
     """
 
     def __init__(self, argument: str, changed: Mapping[str, str], text: str, path: Path | None = None):
-        super().__init__(f"{argument}: {text}")
-        self.argument, self.changed, self.path = argument, dict(changed), path
+        super().__init__(argument, text, path)
+        self.changed = dict(changed)
+        self.args = argument, self.changed, text, path
 
 
 def check_same(
@@ -92,10 +94,11 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable
     return {k: _difference(then.get(k), now.get(k)) for k in names if not same(then.get(k), now.get(k))}
 
 
-def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, Any], path: Path | None = None) -> None:
     """Raise ``Differs`` unless the values at the first point are what they were: this sees functions that changed.
 
-    Of two recipes whose probes are over different examples (a layout that cuts them otherwise), nothing is known.
+    Of two recipes whose probes are over different examples (a layout that cuts them otherwise), nothing is known. The
+    arguments are those of ``check_same``.
     """
     if not now["deterministic"] or then.get("probe_rows") != now["probe_rows"]:
         return
@@ -107,6 +110,7 @@ def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, 
                 {"functions": f"{before[name]} -> {value}"},
                 f"{name or 'the penalty'!r} at the first point is {value}, and was {before[name]} when the landscape "
                 "was begun; the rule is the same loss and functions. Restore them, or start anew",
+                path,
             )
 
 

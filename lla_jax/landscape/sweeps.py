@@ -20,7 +20,7 @@ from lla_jax.execution.progress import Progress
 from lla_jax.landscape import evaluation, grids, jobs, planning, points, rules
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import writing
-from lla_jax.landscape.store.reading import Cell, _announced_now, _stores, folder_of, members
+from lla_jax.landscape.store.reading import Cell, Incomplete, _announced_now, _stores, folder_of, members
 
 # --- sweeps: checkpoints x axes x seeds
 
@@ -281,8 +281,5 @@ def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape 
             points.warn(plane)
         found[cell] = plane
     if (lacks and not partial) or not found:
-        raise ValueError(
-            f"store: {store} is not complete, it lacks {'; '.join(lacks[:5])}{' and more' if len(lacks) > 5 else ''}. "
-            "Run what computes it again, which goes on from here, or take what there is with partial=True"
-        )
+        raise Incomplete(Path(store), "; ".join(lacks[:5]) + " and more" * (len(lacks) > 5))
     return found[None] if None in found else Table(found)

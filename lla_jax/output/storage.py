@@ -16,6 +16,7 @@ import numpy as np
 
 from lla_jax.core import files as _files
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Directions, Eigenpairs, Landscape, PyTree, Recipe, Spectrum
 from lla_jax.directions import draws
 
@@ -243,14 +244,14 @@ def _read(path: Path) -> Any:
     except Exception as error:  # a broken file makes the readers raise anything
         raise _unreadable(path, error) from error
     if not ours:
-        raise ValueError(f"path: {path} was not written by lla_jax.save; pass a file that was")
+        raise Misuse("path", f"{path} was not written by lla_jax.save; pass a file that was", path)
     if version > VERSION:
-        raise ValueError(
-            f"path: {path} has format version {version}, this lla_jax reads up to {VERSION}; update lla_jax to read it"
-        )
+        text = f"{path} has format version {version}, this lla_jax reads up to {VERSION}; update lla_jax to read it"
+        raise Misuse("path", text, path)
     build = next((build for known, (_, build) in _FORMS.items() if known.__name__ == kind), None)
     if build is None:
-        raise ValueError(f"path: {path} holds a {kind!r}, which this version of lla_jax does not know; update lla_jax")
+        text = f"{path} holds a {kind!r}, which this version of lla_jax does not know; update lla_jax"
+        raise Misuse("path", text, path)
     try:
         if odd := sorted(name for name, array in arrays.items() if array.dtype.kind not in "biufcV"):
             raise ValueError(f"the arrays {odd} are no numbers")
@@ -264,8 +265,10 @@ def _read(path: Path) -> Any:
     return result
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"path: {path} is not a readable lla_jax result ({type(error).__name__}: {error}); it is truncated, corrupt or "
-        "of another program. Compute it again, or pass a file written by lla_jax.save"
+def _unreadable(path: Path, error: Exception) -> Misuse:
+    return Misuse(
+        "path",
+        f"{path} is not a readable lla_jax result ({type(error).__name__}: {error}); it is truncated, corrupt or of "
+        "another program. Compute it again, or pass a file written by lla_jax.save",
+        path,
     )

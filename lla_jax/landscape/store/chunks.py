@@ -26,6 +26,7 @@ import numpy as np
 
 from lla_jax.core import files as _files
 from lla_jax.core import recipes
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Landscape
 from lla_jax.landscape.store import manifest as _manifest
 
@@ -101,7 +102,8 @@ def read(folder: Path) -> Store | None:
             if len(grid) != len(grids[0]):
                 raise ValueError(f"it has {len(grid)} axes, the first grid {len(grids[0])}")
         except (KeyError, ValueError) as error:
-            raise ValueError(f"store: {path} is no grid of this store ({error}); remove it, or start anew") from error
+            text = f"{path} is no grid of this store ({error}); remove it, or start anew"
+            raise Misuse("store", text, path) from error
         grids.append(grid)
     return Store(folder, manifest, tuple(grids), tuple(_fresh(grid, grids[:i]) for i, grid in enumerate(grids)))
 
@@ -375,9 +377,8 @@ def remove(folder: Path) -> None:
     if not manifest.exists():
         return
     if not _manifest.is_ours(manifest):
-        raise ValueError(
-            f"store: {manifest} is of another program, or damaged; remove it yourself, or pass another folder"
-        )
+        text = f"{manifest} is of another program, or damaged; remove it yourself, or pass another folder"
+        raise Misuse("store", text, manifest)
     for path in [manifest, *folder.glob("grid-[0-9][0-9][0-9].json")]:
         path.unlink(missing_ok=True)
     for path in folder.glob("grid-[0-9][0-9][0-9]"):

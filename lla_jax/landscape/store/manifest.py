@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.recipes import digest
 
 FORMAT = "lla_jax chunk store"
@@ -63,7 +64,8 @@ def read_json(path: Path) -> dict[str, Any]:
         except (ValueError, OSError) as error:
             reason = str(error)
         if time.monotonic() > end:
-            raise ValueError(f"store: {path} is not readable ({reason}); restore it, or start anew in another folder")
+            text = f"{path} is not readable ({reason}); restore it, or start anew in another folder"
+            raise Misuse("store", text, path)
         time.sleep(0.05)
 
 
@@ -84,16 +86,19 @@ def read(path: Path) -> dict[str, Any]:
     manifest = read_json(path)
     version = manifest.get("version")
     if manifest.get("format") != FORMAT or not isinstance(version, int) or version > VERSION:
-        raise ValueError(
-            f"store: {path} is of format {manifest.get('format')!r}, version {version!r}; the rule is {FORMAT!r}, at "
-            f"most {VERSION}. Pass another folder, or update lla_jax"
+        raise Misuse(
+            "store",
+            f"{path} is of format {manifest.get('format')!r}, version {version!r}; the rule is {FORMAT!r}, at most "
+            f"{VERSION}. Pass another folder, or update lla_jax",
+            path,
         )
     try:
         wrong = _wrong(manifest)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         wrong = f"{type(error).__name__}: {error}"
     if wrong:
-        raise ValueError(f"store: {path} was changed or damaged ({wrong}); restore it, or start anew in another folder")
+        text = f"{path} was changed or damaged ({wrong}); restore it, or start anew in another folder"
+        raise Misuse("store", text, path)
     return manifest
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from lla_jax.core import files as _files
 from lla_jax.core import recipes
+from lla_jax.core.arguments import Misuse
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.chunks import Damaged, Store
@@ -20,6 +21,21 @@ from lla_jax.landscape.store.chunks import Damaged, Store
 WINDOW_S = 600.0  # writers that wrote nothing for so long count as gone
 SWEEP = "lla_jax sweep"
 Cell = tuple[int, str, int | None]
+
+
+class Incomplete(Misuse):
+    """A store lacks chunks.
+
+    Args:
+      path: its folder.
+      lacks: the chunks, in words.
+    """
+
+    def __init__(self, path: Path, lacks: str):
+        text = f"{path} is not complete, it lacks {lacks}. Run what computes it again, which goes on from here, or take"
+        super().__init__("store", f"{text} what there is with partial=True", path)
+        self.lacks = lacks
+        self.args = path, lacks
 
 
 def folder_of(cell: Cell) -> str:
@@ -50,7 +66,8 @@ def _announced(folder: Path) -> dict[Cell, int]:
             for checkpoint, kind, seed in said["cells"]:
                 found[int(checkpoint), str(kind), None if seed is None else int(seed)] = int(said["points"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"store: {path} was changed or damaged; remove it, and repeat the sweep") from error
+            text = f"{path} was changed or damaged; remove it, and repeat the sweep"
+            raise Misuse("store", text, path) from error
     return dict(sorted(found.items(), key=lambda item: (item[0][0], item[0][1], item[0][2] or 0)))
 
 
@@ -78,9 +95,8 @@ def members(folder: Path) -> dict[Cell | None, Path]:
         parts = sorted(path.parent for path in folder.glob(f"*/{_manifest.NAME}") if _manifest.is_ours(path))
         found = {(0, path.name, None): path for path in parts}
     if not found:
-        raise ValueError(
-            f"store: {folder} holds no store; pass the folder that was given as store= (or --out to lla-jax landscape)"
-        )
+        text = f"{folder} holds no store; pass the folder that was given as store= (or --out to lla-jax landscape)"
+        raise Misuse("store", text, folder)
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lla_jax.core import recipes
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.recipes import versions
 from lla_jax.core.types import Directions, Landscape, PyTree
 from lla_jax.execution.plans import Plan
@@ -80,7 +81,7 @@ def run(
         _chunks.check_same(store, recipe)
         first = store.manifest["recipe"]
         begun = planning.planned(job, tree, recipe, planning.plan_of(first))
-        recipes.check_same_values("store", first, begun[1])
+        recipes.check_same_values("store", first, begun[1], folder)
         log.info("store: %s was begun before; its plan is obeyed", folder)
     plan, recipe, seconds = begun
     store, coords = _chunks.extended(store, job.coords)
@@ -139,7 +140,7 @@ def _begun(
     _chunks.check_distinct(job.coords)
     _chunks.check_writable(folder, OVERHEAD)
     if taken := next(folder.glob("sweep-*.json"), None):
-        raise ValueError(f"store: {folder} holds a sweep ({taken.name}); the rule is a folder of its own")
+        raise Misuse("store", f"{folder} holds a sweep ({taken.name}); the rule is a folder of its own", folder)
     most = -(-job.num // (PER_SHARD * shards)) if shards > 1 else job.num
     plan, recipe, seconds = planning.planned(job, tree, recipe, plan, most)
     size = _chunk_points(job, plan, seconds, most, shards)
