@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lla_jax.core import data as _data
 from lla_jax.core import losses, recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.types import Batch, Execution, Loss, PyTree
 from lla_jax.curvature import matrices, products
@@ -58,7 +59,7 @@ def operator(
     if linearize not in (True, False, "auto"):
         raise ValueError(f'linearize: {linearize!r} given; the rule is True, False or "auto"')
     if matrix.train and not isinstance(loss, Loss):
-        raise ValueError("batch_stats: 'batch' needs a model whose normalization layers are visible, not a function")
+        raise Misuse("batch_stats", "'batch' needs a model whose normalization layers are visible, not a function")
     loss = losses.as_loss(loss)
     if processes not in ("all", "own"):
         raise ValueError(f'processes: {processes!r} given; the rule is "all" or "own"')

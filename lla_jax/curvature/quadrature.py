@@ -151,9 +151,10 @@ def _group(H: Operator, steps: int, probes: int, scheme: str) -> int:
     nbytes, free = H.memory()
     each = nbytes * _rows(steps, scheme)
     if each > free:
-        raise ValueError(
-            f"steps: {steps} vectors take {each / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; the rule is "
-            f'fewer. At most {free // nbytes} steps fit, or use scheme="lla", which keeps {WINDOW} vectors'
+        raise arguments.Misuse(
+            "steps",
+            f"{steps} vectors take {each / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; the rule is fewer. At "
+            f'most {free // nbytes} steps fit, or use scheme="lla", which keeps {WINDOW} vectors',
         )
     room = min(AT_ONCE, max(1, int(SHARE * free) // each)) if H.on_device else 1
     group = max(g for g in range(1, probes + 1) if probes % g == 0 and g <= room)

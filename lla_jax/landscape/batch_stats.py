@@ -19,6 +19,7 @@ import numpy as np
 
 from lla_jax.core import losses
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.execution import devices, plans
 
@@ -76,15 +77,17 @@ def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float |
         if abs(m - round(m, 6)) < 2e-7:  # 1 - m is needed more exactly than float32 tells it
             m = round(m, 6)
         if not 0 <= m < 1 or not np.allclose(slopes, m, atol=1e-4):
-            raise ValueError(
-                f"batch_stats: 'reestimate' needs running averages, but state leaf {path!r} is not updated as "
-                "m*old + (1-m)*batch; use batch_stats='frozen' or 'batch'"
+            raise Misuse(
+                "batch_stats",
+                f"'reestimate' needs running averages, but state leaf {path!r} is not updated as m*old + (1-m)*batch; "
+                "use batch_stats='frozen' or 'batch'",
             )
         found.append(m)
     if not any(m is not None for m in found):
-        raise ValueError(
-            "batch_stats: 'reestimate' given, but no leaf of Loss.state changes in train mode: there is nothing to "
-            "re-estimate; use batch_stats='frozen'"
+        raise Misuse(
+            "batch_stats",
+            "'reestimate' given, but no leaf of Loss.state changes in train mode: there is nothing to re-estimate; use "
+            "batch_stats='frozen'",
         )
     return found
 

@@ -17,6 +17,7 @@ import numpy as np
 from lla_jax.core import data as _data
 from lla_jax.core import losses, recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.recipes import versions
 from lla_jax.core.static import static
@@ -202,12 +203,13 @@ def check_policy(batch_stats: str, loss: Any) -> None:
     if batch_stats == "frozen":
         return
     if not isinstance(loss, Loss):
-        raise ValueError(
-            f"batch_stats: {batch_stats!r} needs a model whose normalization layers are visible; a plain function has "
-            "only 'frozen'. Use lla.from_linen, from_nnx, from_equinox or lla.Loss(apply, criterion, state=...)"
+        raise Misuse(
+            "batch_stats",
+            f"{batch_stats!r} needs a model whose normalization layers are visible; a plain function has only "
+            "'frozen'. Use lla.from_linen, from_nnx, from_equinox or lla.Loss(apply, criterion, state=...)",
         )
     if batch_stats == "reestimate" and not jax.tree_util.tree_leaves(loss.state):
-        raise ValueError("batch_stats: 'reestimate' given, but the loss has no state to re-estimate; use 'frozen'")
+        raise Misuse("batch_stats", "'reestimate' given, but the loss has no state to re-estimate; use 'frozen'")
 
 
 def check_metrics(metrics: Any, point_metrics: Any, loss: Any) -> tuple[tuple, tuple]:
