@@ -391,7 +391,7 @@ def test_interrupted_run_goes_on_with_the_same_command(tiny, capsys, monkeypatch
     assert "was made with other data, parameters\nchoose another --out, or --overwrite it" in capsys.readouterr().err
 
     assert run("merge", "r") == 2
-    assert "r is not complete, it lacks" in capsys.readouterr().err
+    assert re.search(r"error: r is not complete, it lacks .* with --partial\n", capsys.readouterr().err)
     assert run("merge", "r", "--partial") == 0
     partial = lla.load("r/landscape.partial.npz")
     assert np.isfinite(partial.values["loss"]).sum() == done
@@ -428,7 +428,9 @@ def test_finished_result_is_kept_unless_overwritten(tiny, capsys, monkeypatch):
     assert lla.load("r/landscape.npz").shape == (5, 5)
     (tiny / "r/manifest.json").write_text('{"name": "an app of mine"}')
     assert tiny_run("--points", 5, "--out", "r", "--overwrite") == 2
-    assert "r/manifest.json is of another program" in capsys.readouterr().err
+    assert "error: r/manifest.json is of another program" in capsys.readouterr().err
+    assert tiny_run("--points", 5, "--out", "r") == 2
+    assert "error: r/manifest.json is of format None" in capsys.readouterr().err
     (tiny / "r/manifest.json").unlink()
     assert tiny_run("--points", 5, "--out", "r") == 2
     assert "r/landscape.npz is there without the chunks it was made of" in capsys.readouterr().err
@@ -480,7 +482,7 @@ def test_a_shard_that_is_none_is_refused(wrong, tiny, capsys):
 def test_status_and_merge_of_no_store_say_so(tiny, capsys):
     for verb in ("status", "merge"):
         assert run(verb, ".") == 2
-        assert "holds no store" in capsys.readouterr().err
+        assert "error: . holds no store" in capsys.readouterr().err
     assert tiny_run("--shard", "1/2", "--overwrite") == 2
     assert "--overwrite would remove what the other shards did" in capsys.readouterr().err
 
@@ -497,9 +499,9 @@ def test_plot_draws_again(tiny, capsys):
     assert run("plot", "r/landscape.npz", "--cap", "inf") == 2
     assert "--cap inf" in capsys.readouterr().err
     (tiny / "foreign.npz").write_text("not a zip")
-    for file in ("foreign.npz", "absent.npz"):
+    for file, what in {"foreign.npz": "is not a readable lla_jax result", "absent.npz": "does not exist"}.items():
         assert run("plot", file) == 2
-        assert file in capsys.readouterr().err
+        assert f"error: {file} {what}" in capsys.readouterr().err
 
 
 def test_progress_announces_a_long_run(capsys, monkeypatch):

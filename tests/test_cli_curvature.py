@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.cli import curvature as _curvature_run
+from lla_jax.cli import curvature as verb
 from lla_jax.cli import main as cli
 from lla_jax.cli import terminal as _terminal
 from lla_jax.output.plotting import reading
@@ -101,7 +101,7 @@ def test_hessian_saves_numbers_words_and_pictures(tiny, capsys):
 @pytest.mark.parametrize(("part", "after"), [("eigenpairs", 1), ("spectrum", 1)])
 def test_interrupted_run_goes_on_with_the_same_command(part, after, tiny, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(_curvature_run, "bar", stopping(part, after))
+        patch.setattr(verb, "bar", stopping(part, after))
         assert hessian(*QUICK) == 130
     said = capsys.readouterr().err
     assert not (tiny / f"r/{part}.npz").exists()
@@ -123,7 +123,7 @@ def test_interrupted_run_goes_on_with_the_same_command(part, after, tiny, capsys
 def test_finished_parts_are_taken_and_overwritten_on_request(tiny, capsys, monkeypatch):
     assert hessian(*QUICK) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(_curvature_run, "bar", stopping("spectrum", 0))
+        patch.setattr(verb, "bar", stopping("spectrum", 0))
         assert hessian(*QUICK) == 0  # neither eigenpairs nor spectrum are computed
         assert "eigenpairs: taken from r/eigenpairs.npz" in capsys.readouterr().err
         assert hessian(*QUICK, "--overwrite") == 130
@@ -170,6 +170,7 @@ def test_results_are_drawn_again(tiny, capsys):
         (["--matrix", "ggn"], "--loss: ggn needs the model's outputs|ggn needs the model's outputs"),
         (["--select", "nothing/*"], "dense/kernel"),
         (["--devices", "99"], "--devices 99 must be 1 to"),
+        (["--batch-stats", "batch"], "--batch-stats: 'batch' needs a model whose normalization layers are visible"),
     ],
 )
 def test_mistakes_are_one_message(arguments, says, capsys):
@@ -187,7 +188,7 @@ def test_a_loss_that_is_not_finite_is_told(capsys):
 def test_trace_and_layers_are_kept_as_well(tiny, capsys, monkeypatch):
     for part in ("trace", "layers"):
         with monkeypatch.context() as patch:
-            patch.setattr(_curvature_run, "bar", stopping(part, 1))
+            patch.setattr(verb, "bar", stopping(part, 1))
             assert hessian(*QUICK, "--layers") == 130
         assert not (tiny / f"r/{part}.json").exists()
     assert hessian(*QUICK, "--layers") == 0
@@ -195,7 +196,7 @@ def test_trace_and_layers_are_kept_as_well(tiny, capsys, monkeypatch):
     assert "trace: taken from r/trace.json" in first.err  # the run that was interrupted in the layers
     assert "layers: taken" not in first.err
     with monkeypatch.context() as patch:
-        patch.setattr(_curvature_run, "bar", None)  # nothing is computed
+        patch.setattr(verb, "bar", None)  # nothing is computed
         assert hessian(*QUICK, "--layers") == 0
         again = capsys.readouterr()
         assert "layers: taken from r/layers.json" in again.err
@@ -205,7 +206,7 @@ def test_trace_and_layers_are_kept_as_well(tiny, capsys, monkeypatch):
         (tiny / "r/trace.json").write_text("[1")
         assert hessian(*QUICK) == 2
         said = capsys.readouterr().err
-        assert "r/trace.json is not what lla-jax hessian wrote" in said
+        assert "r/trace.json is not what lla_jax wrote: JSONDecodeError" in said
         assert "--overwrite" in said
 
 
@@ -213,7 +214,7 @@ def test_a_run_that_overwrites_can_be_interrupted_and_go_on(tiny, capsys, monkey
     assert hessian(*QUICK, "--layers") == 0
     other = ("--top", 2, "--steps", 5, "--probes", 3, "--rtol", 0.1, "--out", "r")
     with monkeypatch.context() as patch:
-        patch.setattr(_curvature_run, "bar", stopping("eigenpairs", 1))
+        patch.setattr(verb, "bar", stopping("eigenpairs", 1))
         assert hessian(*other, "--overwrite") == 130
     assert "without --overwrite continues it" in capsys.readouterr().err
     assert hessian(*other) == 0
@@ -223,7 +224,7 @@ def test_a_run_that_overwrites_can_be_interrupted_and_go_on(tiny, capsys, monkey
 
 def test_fewer_or_more_pairs_than_an_interrupted_run_was_asked_for(tiny, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(_curvature_run, "bar", stopping("eigenpairs", 1))
+        patch.setattr(verb, "bar", stopping("eigenpairs", 1))
         assert hessian(*QUICK) == 130
     assert hessian(*QUICK, "--top", 2) == 2
     assert (

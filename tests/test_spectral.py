@@ -16,7 +16,8 @@ import pytest
 import scipy.linalg
 
 import lla_jax as lla
-from lla_jax.cli import curvature as _curvature_run
+from lla_jax.cli import curvature as verb
+from lla_jax.cli.options import HessianOptions
 from lla_jax.curvature import eigen as spectral
 from lla_jax.curvature import eigensearch as krylov
 from lla_jax.curvature import operators
@@ -685,8 +686,9 @@ def test_the_command_line_saves_on_the_way(tmp_path, monkeypatch):
         return jnp.asarray(a @ np.asarray(v))
 
     H = operators.given(product, jnp.zeros(N, a.dtype), traceable=False)
-    monkeypatch.setattr(_curvature_run, "SAVE_EVERY_S", 1e-9)
-    found = _curvature_run.eigenpairs(H, 0, 2, "largest", 1e-3, tmp_path, {}, jnp.zeros(N, a.dtype), overwrite=False)
+    monkeypatch.setattr("lla_jax.output.kept.SAVE_EVERY_S", 1e-9)
+    options = HessianOptions(problem="", out=tmp_path, top=2, which="largest", tol=1e-3)
+    found = verb.eigenpairs(H, jnp.zeros(N, a.dtype), options)
     assert all(seen[4:-1])
     assert not any(seen[:3])
     assert np.allclose(found.values, 10, rtol=1e-4)

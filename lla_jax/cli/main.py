@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from lla_jax._version import __version__
+from lla_jax.cli import errors
 from lla_jax.cli.options import (
     DemoOptions,
     HessianOptions,
@@ -29,7 +30,6 @@ from lla_jax.cli.options import (
     check_hessian,
     check_normalize,
     check_pictures,
-    hessian_settings,
     normalization,
     points,
     ranges,
@@ -37,7 +37,7 @@ from lla_jax.cli.options import (
     settings,
     shard,
 )
-from lla_jax.cli.terminal import bar, by_us, load_problem, plain_warnings, prepare_jax, say, told, where, writable
+from lla_jax.cli.terminal import bar, load_problem, plain_warnings, prepare_jax, say, told, writable
 from lla_jax.core.text import duration
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 MISUSE = 2
 FAILURE = 1
-DECADES = 1000.0  # largest over smallest value from which a linear picture shows nothing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,9 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        told = isinstance(error, Mistake | OSError) or (isinstance(error, ValueError) and by_us(error))
-        say(f"error: {_as_typed(str(error), options) if told else where(error)}\n(--debug shows where it comes from)")
-        return MISUSE if told else FAILURE
+        mistake = errors.by_user(error)
+        text = errors.words(error, options) if mistake else errors.where(error)
+        say(f"error: {text}\n(--debug shows where it comes from)")
+        return MISUSE if mistake else FAILURE
     return 0
 
 
@@ -117,11 +117,11 @@ def landscape(options: LandscapeOptions) -> None:
     share, made = shard(options), settings(options)
     out = writable(options.out)
     from lla_jax import evaluate, grid, save
-    from lla_jax.cli import stores as _store_run
+    from lla_jax.cli import stores
     from lla_jax.core.types import Execution
 
     _check_devices(options.devices)
-    _store_run.begin(out, made, options.overwrite)
+    stores.begin(out, made, options.overwrite)
     problem = load_problem(options.problem)
     axes = make_axes(problem, options)
     if options.axes == "checkpoints" and options.batch_stats == "frozen" and _has_state(problem):
@@ -146,14 +146,12 @@ def landscape(options: LandscapeOptions) -> None:
                 store=out,
                 shard=share,
             )
-    except ValueError as error:
-        raise _store_run.refused(out, error) from error
     except KeyboardInterrupt:
-        _store_run.tell_kept(out, made, options.problem)
+        stores.tell_kept(out, made, options.problem)
         raise
-    _store_run.note(out, made, options.problem)
+    stores.note(out, made, options.problem)
     if not result.recipe["complete"]:
-        print(f"Shard {options.shard} is finished.\n{_store_run.status(out)}\nWhen all are: lla-jax merge {out}")
+        print(f"Shard {options.shard} is finished.\n{stores.status(out)}\nWhen all are: lla-jax merge {out}")
         return
     finished = save(result, out / "landscape.npz")
     for path in out.glob("landscape.partial*"):
@@ -167,25 +165,26 @@ def hessian(options: HessianOptions) -> None:
     """Computes the curvature of a user's problem into ``options.out``, or continues an interrupted run."""
     check_hessian(options)
     out = writable(options.out)
-    from lla_jax.cli import curvature as _curvature_run
+    from lla_jax.cli import curvature
+    from lla_jax.output import kept, pictures
 
     _check_devices(options.devices)
     with told():
-        found, recipe = _curvature_run.run(load_problem(options.problem), options, hessian_settings(options))
-    results = _curvature_run.write(found, recipe, out)
-    if not _curvature_run.first():  # of several processes one speaks
+        found = curvature.run(load_problem(options.problem), options)
+    results = curvature.write(found, out)
+    if not kept.is_writer():  # of several processes one speaks
         return
     print((out / "hessian.txt").read_text(encoding="utf-8"))
     _print_results([*results, out / "eigenpairs.npz", out / "spectrum.npz"])
-    _print_results(_curvature_run.draw(found, out), "Pictures")
+    _print_results(pictures.draw_curvature(found, out), "Pictures")
 
 
 def merge(options: MergeOptions) -> None:
     """Puts together what is in a store, and draws it."""
-    from lla_jax.cli import stores as _store_run
+    from lla_jax.cli import stores
     from lla_jax.core.types import Landscape
 
-    found, paths = _store_run.merge(options.folder, options.partial)
+    found, paths = stores.merge(options.folder, options.partial)
     if not isinstance(found, Landscape):
         print(found)
         _print_results(paths[-1:])
@@ -199,16 +198,19 @@ def merge(options: MergeOptions) -> None:
 
 def status(options: StatusOptions) -> None:
     """Says how far a store is."""
-    from lla_jax.cli import stores as _store_run
+    from lla_jax.cli import stores
 
-    print(_store_run.status(options.folder))
+    print(stores.status(options.folder))
 
 
 def plot(options: PlotOptions) -> None:
     """Draws a saved result again."""
+    from lla_jax import load
     from lla_jax.core.types import Landscape
 
-    saved = _load(options.file)
+    if not options.file.exists():
+        raise Mistake(f"{options.file} does not exist")
+    saved = load(options.file)
     if not isinstance(saved, Landscape):
         _plot_curvature(saved, options)
         return
@@ -227,16 +229,15 @@ def plot(options: PlotOptions) -> None:
 def _plot_curvature(saved: Any, options: PlotOptions) -> None:
     """Eigenpairs or a spectrum."""
     from lla_jax.core.types import Eigenpairs, Spectrum
-    from lla_jax.output import plotting
+    from lla_jax.output import pictures
 
-    pictures: dict[type, Callable[[Any], Any]] = {Spectrum: plotting.spectral_density, Eigenpairs: plotting.scree}
-    if type(saved) not in pictures:
+    if not isinstance(saved, Eigenpairs | Spectrum):
         raise Mistake(f"{options.file} holds {type(saved).__name__}, of which there is no picture")
     useless = {"--value": options.value != "loss", "--cap": options.cap is not None, "--log": options.log}
     if given := [name for name, yes in (useless | {"--no-log": options.no_log}).items() if yes]:
         raise Mistake(f"{given[0]} is for landscapes, and {options.file} holds {type(saved).__name__}: leave it out")
     path = writable(options.out or options.file.parent) / f"{options.file.stem}.{options.format}"
-    pictures[type(saved)](saved).savefig(path)
+    pictures.figure_of(saved).savefig(path)
     _print_results([path], "Pictures")
 
 
@@ -259,14 +260,12 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
     import jax
 
     from lla_jax.core.types import Loss
-    from lla_jax.directions import combining, derived
-    from lla_jax.directions import derived as checkpoints
-    from lla_jax.directions import draws as directions
-    from lla_jax.directions import normalization as _normalization
+    from lla_jax.directions import combining, derived, draws
+    from lla_jax.directions.normalization import normalize
 
     key, params, dims = jax.random.key(options.seed), problem.params, options.dims
     if options.axes == "random":
-        axes = directions.random(key, params, dims)
+        axes = draws.random(key, params, dims)
     elif options.axes == "checkpoints":
         if len(problem.checkpoints) < dims:
             raise Mistake(
@@ -274,7 +273,7 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
                 f"{len(problem.checkpoints)}: add some, or use fewer --dims"
             )
         names = ["trained", *(f"checkpoint {i + 1}" for i in range(len(problem.checkpoints[:dims])))]
-        axes = checkpoints.between(params, *problem.checkpoints[:dims], names=names)
+        axes = derived.between(params, *problem.checkpoints[:dims], names=names)
     elif options.axes == "adam":
         if problem.opt_state is None:
             raise Mistake(
@@ -282,15 +281,15 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
             )
         axes = derived.adam_moments(problem.opt_state, params)
     elif options.axes == "hessian":
-        from lla_jax.cli import curvature as _curvature_run
+        from lla_jax.cli import curvature
 
-        axes = _curvature_run.axes(problem, options)
+        axes = curvature.axes(problem, options)
     else:
         axes = derived.gradient(problem.loss, params, problem.data, batch_size=options.batch_size)
         if dims > 1:
-            axes = directions.orthogonal(key, params, axes)
+            axes = draws.orthogonal(key, params, axes)
     if axes.num < dims:
-        axes = combining.join(axes, directions.random(jax.random.fold_in(key, 1), params, dims - axes.num))
+        axes = combining.join(axes, draws.random(jax.random.fold_in(key, 1), params, dims - axes.num))
     elif axes.num > dims:
         axes = axes[:dims]
     if options.select:
@@ -298,7 +297,7 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
     by: Any = normalization(options)
     if by == "none":
         return axes
-    return _normalization.normalize(
+    return normalize(
         axes,
         params,
         by,
@@ -318,67 +317,19 @@ def draw(
     log: bool | None = None,
     suffix: str = "png",
 ) -> list[Path]:
-    """Saves the pictures that suit a landscape's number of axes; one that cannot be drawn is announced and left out.
+    """The pictures of a landscape, as ``pictures.draw_landscape`` saves them, with messages in terms of options."""
+    from lla_jax.output import pictures
 
-    Args:
-      result: the landscape.
-      out: folder.
-      stem: first part of the file names.
-      value: name of the value to draw.
-      cap: values above are drawn as this (planes and volumes).
-      log: logarithmic scale, where values allow it; None decides by their span.
-      suffix: kind of picture file.
-
-    Returns:
-      The paths: line and, where there are test data, train and test together; surface and contour (a heat map where an
-      axis has one point); slices of a volume.
-    """
-    from lla_jax.output import plotting
-
-    twin = value == "loss" and {"test_loss", "accuracy", "test_accuracy"} <= result.values.keys()
-    log = _logarithmic(result, [value, "test_loss"] if result.dims == 1 and twin else [value], cap, log)
-    pictures: dict[str, Callable[[], Any]]
-    if result.dims == 1:
-        pictures = {"line": lambda: plotting.line(result, value, log=log)}
-        if twin:
-            pictures["train-test"] = lambda: plotting.train_test(result, log=log)
-    elif result.dims == 2 and min(result.shape) == 1:
-        pictures = {"heatmap": lambda: plotting.heatmap(result, value, cap=cap, log=log)}
-    elif result.dims == 2:
-        pictures = {
-            "surface": lambda: plotting.surface(result, value, cap=cap, log=log),
-            "contour": lambda: plotting.contour(result, value, cap=cap, log=log),
-        }
-    else:
-        pictures = {"slices": lambda: plotting.volume(result, value, cap=cap, log=log)}
-    tag = "" if value == "loss" else f"-{value}"
-    paths = []
-    for name, picture in pictures.items():
-        path = out / f"{stem}{tag}-{name}.{suffix}"
-        try:
-            picture().savefig(path)
-        except ValueError as error:
-            say(f"note: no picture {path.name}: {error}")
-        else:
-            paths.append(path)
-    return paths
+    logarithmic, span = pictures.choose_scale(result, value, cap=cap, log=log)
+    if log and not logarithmic:
+        _note(f"--log needs values above 0 ({span}); the pictures are linear")
+    elif log is None and logarithmic:
+        _note(f"the pictures are logarithmic ({span}); --no-log draws them linearly")
+    return pictures.draw_landscape(result, out, stem, value, cap=cap, log=logarithmic, suffix=suffix, say=_note)
 
 
-def _logarithmic(result: Landscape, names: Sequence[str], cap: float | None, log: bool | None) -> bool:
-    """Whether to draw logarithmically: as asked if values are positive, else by their span; says what it decided."""
-    import numpy as np
-
-    values = np.concatenate([result.values[name].ravel() for name in names])
-    values = values[np.isfinite(values)]
-    low, high = (values.min(), values.max()) if values.size else (0.0, 0.0)
-    span = f"{' and '.join(names)}: {low:.4g} to {high:.4g}"
-    if log and low <= 0:
-        say(f"note: --log needs values above 0 ({span}); the pictures are linear")
-        return False
-    if log is None and cap is None and low > 0 and high > DECADES * low:
-        say(f"note: the pictures are logarithmic ({span}); --no-log draws them linearly")
-        return True
-    return bool(log)
+def _note(text: str) -> None:
+    say(f"note: {text}")
 
 
 # What is checked before anything is computed
@@ -399,22 +350,6 @@ def _has_state(problem: Problem) -> bool:
     import jax
 
     return bool(jax.tree_util.tree_leaves(getattr(problem.loss, "state", None)))
-
-
-def _load(path: Path) -> Any:
-    from lla_jax import load
-
-    try:
-        saved = load(path)
-    except (ValueError, FileNotFoundError) as error:
-        raise Mistake(str(error).removeprefix("path: ")) from error
-    return saved
-
-
-def _as_typed(text: str, options: Any) -> str:
-    """A message of the library that begins with the name of an argument, with that of the option."""
-    name, colon, rest = text.partition(":")
-    return f"--{name.replace('_', '-')}{colon}{rest}" if name in vars(options) else text
 
 
 def _print_numbers(result: Landscape) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lla_jax.cli.errors import ELSEWHERE
 from lla_jax.cli.options import Mistake
 from lla_jax.cli.terminal import say
 from lla_jax.core.text import duration
@@ -18,34 +19,25 @@ if TYPE_CHECKING:
 
 COMMAND = "command.json"  # the options that the store in this folder was begun with
 GRID = ("points", "range")  # of these a store may have several
-ELSEWHERE = "choose another --out, or --overwrite it"
-_CHANGED = {
-    "params": "parameters",
-    "state": "state (BatchNorm)",
-    "noise": "random key of the loss",
-    "precision": "precision settings of jax",
-    "directions": "checkpoints or optimizer state",
-    "functions": "functions (loss or metrics)",
-}
 
 
 def begin(out: Path, made: Mapping[str, str], overwrite: bool) -> None:
     """Clear the folder, or check that what is there was made with the same options, as far as they decide values.
 
     Raises:
-      Mistake: other options, a result that is not that of a store, or another program's store.
+      Differs: other options.
+      Misuse: another program's store.
+      Mistake: a result that is not that of a store.
     """
-    from lla_jax.landscape.store import chunks as chunk_store
+    from lla_jax.landscape.store import chunks
+    from lla_jax.output import kept
 
     result = out / "landscape.npz"
     if overwrite:
-        try:
-            chunk_store.remove(out)
-        except ValueError as error:
-            raise Mistake(str(error).removeprefix("store: ")) from error
+        chunks.remove(out)
         for path in (result, out / COMMAND):
             path.unlink(missing_ok=True)
-    if not chunk_store.exists(out):
+    if not chunks.exists(out):
         if result.exists():
             raise Mistake(f"{result} is there without the chunks it was made of\n{ELSEWHERE}")
         (out / COMMAND).unlink(missing_ok=True)
@@ -54,27 +46,14 @@ def begin(out: Path, made: Mapping[str, str], overwrite: bool) -> None:
         before = json.loads((out / COMMAND).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # made by the library, or killed before it was written: ``evaluate`` compares
         before = {}
-    changed = [f"{k} {before[k]} -> {now}" for k, now in made.items() if k not in GRID and before.get(k, now) != now]
-    if changed:
-        raise Mistake(f"{out} was made with other options: {', '.join(changed)}\n{ELSEWHERE}")
+    kept.check_made(out, before, {name: now for name, now in made.items() if name not in GRID})
 
 
 def note(out: Path, made: Mapping[str, str], problem: str) -> None:
     """Keep the options beside a store that was begun with them."""
-    from lla_jax.core import files as _files
+    from lla_jax.core import files
 
-    _files.write_first(out / COMMAND, {**made, "problem": problem})
-
-
-def refused(out: Path, error: ValueError) -> ValueError | Mistake:
-    """A refusal of the library in terms of the command line; another error as it is."""
-    from lla_jax.core.recipes import Differs
-
-    if not isinstance(error, Differs):
-        return error
-    changed = [name for name in error.changed if name != "directions" or "params" not in error.changed]  # these follow
-    what = ", ".join(_CHANGED.get(name, name) for name in changed)
-    return Mistake(f"{out} was made with other {what}\n{ELSEWHERE}")
+    files.write_first(out / COMMAND, {**made, "problem": problem})
 
 
 def tell_kept(out: Path, made: Mapping[str, str], problem: str) -> None:
@@ -92,16 +71,13 @@ def tell_kept(out: Path, made: Mapping[str, str], problem: str) -> None:
 def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
     """The result of a store, and the files it was written to."""
     from lla_jax.core.types import Landscape
-    from lla_jax.landscape import sweeps as runs
+    from lla_jax.landscape import sweeps
     from lla_jax.landscape.store import reading
     from lla_jax.output.storage import save
 
     if not folder.is_dir():
         raise Mistake(f"{folder} is no folder")
-    try:
-        found = runs.merge(folder, partial=partial)
-    except ValueError as error:
-        raise Mistake(str(error).removeprefix("store: ").replace("partial=True", "--partial")) from error
+    found = sweeps.merge(folder, partial=partial)
     name = "landscape.partial.npz" if partial else "landscape.npz"
     if isinstance(found, Landscape):
         return found, [save(found, folder / name)]
@@ -114,10 +90,7 @@ def status(folder: Path) -> str:
     """How far a store is, in a few lines."""
     from lla_jax.landscape.store import reading
 
-    try:
-        found = reading.status(folder)
-    except ValueError as error:
-        raise Mistake(str(error).removeprefix("store: ")) from error
+    found = reading.status(folder)
     many = f"{found.landscapes} landscapes, " if found.landscapes > 1 else ""
     lines = [
         f"{folder}: {many}{found.done:,} of {found.points:,} points ({found.done / max(1, found.points):.0%}) in "

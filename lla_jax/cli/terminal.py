@@ -11,23 +11,20 @@ import inspect
 import logging
 import os
 import sys
-import sysconfig
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import lla_jax
+from lla_jax.cli.errors import where
 from lla_jax.cli.options import Mistake, cores
 from lla_jax.core.text import duration
 
 if TYPE_CHECKING:
     from lla_jax.core.types import Problem
 
-LIBRARY = Path(str(lla_jax.__file__)).parent
 Progress = Callable[[float, float | None], None]
 _FORMAT = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}, {remaining} left]"
 _OPEN = "{desc}: {n_fmt}{unit} [{elapsed}]"  # where nobody knows how many there will be
@@ -189,20 +186,6 @@ def _module(name: str) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         raise Mistake(f"no module {name!r} in {here} or among the installed ones") from error
-
-
-def where(error: BaseException) -> str:
-    """An error in the user's code in a line: what it is, and the last line of theirs that it passed through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    installed = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
-    foreign = (*installed, str(LIBRARY), "<frozen")
-    frame = next((f for f in reversed(frames) if not f.filename.startswith(foreign)), frames[-1])
-    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-
-
-def by_us(error: BaseException) -> bool:
-    """Whether the library raised it, with a message to the user, rather than what it called."""
-    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(str(LIBRARY))
 
 
 def say(text: str) -> None:

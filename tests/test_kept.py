@@ -1,0 +1,129 @@
+"""Results kept in a folder, for users of the library: taken, continued or computed anew, and errors that carry data."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+import lla_jax as lla
+from lla_jax.core.arguments import Misuse
+from lla_jax.core.recipes import Differs
+from lla_jax.output import kept
+from tests.helpers import Interrupt, dataset, mlp_loss, params
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def H():
+    return lla.hessian(mlp_loss(), params(), dataset())
+
+
+def pairs_in(path, H, k=2, made=None, compute=lla.eigenpairs, **options):
+    made = {"seed": "0"} if made is None else made
+    return kept.result(path, H.recipe, partial(compute, H, KEY, k), made, like=params(), **options)
+
+
+def never(*arguments, **options):
+    raise AssertionError("computed again")
+
+
+def stopping(after):
+    """A bar that interrupts after so many products, as Ctrl-C would."""
+    return lambda name: contextlib.nullcontext(Interrupt(after))
+
+
+def test_a_finished_result_is_taken_and_a_new_one_computed_on_request(H, tmp_path, caplog):
+    path = tmp_path / "new" / "eigenpairs.npz"
+    with caplog.at_level(logging.INFO, "lla_jax"):
+        first = pairs_in(path, H)
+        again = pairs_in(str(path), H, compute=never)
+    assert f"eigenpairs: taken from {path}" in caplog.messages
+    np.testing.assert_array_equal(again.values, first.values)
+    np.testing.assert_array_equal(again.vectors.tree["gain"], first.vectors.tree["gain"])
+    assert again.recipe["command"] == {"seed": "0"}
+    assert [file.name for file in path.parent.iterdir()] == ["eigenpairs.npz"]
+    for options in ({"overwrite": True}, {"enough": lambda found: found.num > 2}):
+        with pytest.raises(AssertionError, match="computed again"):
+            pairs_in(path, H, compute=never, **options)
+
+
+def test_an_interrupted_result_is_continued_to_the_same_bits(H, tmp_path):
+    said, path = [], tmp_path / "spectrum.npz"
+    compute, made = partial(lla.spectrum, H, KEY, steps=12, probes=3), {"steps": "12"}
+    with pytest.raises(KeyboardInterrupt):
+        kept.result(path, H.recipe, compute, made, unfinished={"probes": "3"}, bar=stopping(20), say=said.append)
+    unfinished = tmp_path / "spectrum.partial.npz"
+    assert said == [f"what is finished is kept in {unfinished}; the same call continues it"]
+    with pytest.raises(Differs, match=r"made: .*spectrum.partial.npz was made with other options: probes 3 -> 4; the"):
+        kept.result(path, H.recipe, compute, made, unfinished={"probes": "4"})
+    found = kept.result(path, H.recipe, compute, made, unfinished={"probes": "3"})
+    whole = lla.spectrum(H, KEY, steps=12, probes=3)
+    np.testing.assert_array_equal(found.nodes, whole.nodes)
+    assert not unfinished.exists()
+    with pytest.raises(KeyboardInterrupt):
+        kept.result(path, H.recipe, compute, made, overwrite=True, bar=stopping(20), say=said.append)
+    assert said[1:] == [f"what is finished is kept in {unfinished}; the same call without overwrite continues it"]
+
+
+def test_what_was_made_otherwise_is_refused_with_what_changed(H, tmp_path):
+    path = tmp_path / "eigenpairs.npz"
+    pairs_in(path, H)
+    with pytest.raises(Differs, match=r"seed 0 -> 1; the rule is the same ones. Repeat them, or") as refused:
+        pairs_in(path, H, made={"seed": "1", "new": "x"})
+    error = refused.value
+    assert (error.argument, error.changed, error.path) == ("made", {"seed": "0 -> 1"}, path)
+    other = lla.hessian(mlp_loss(), params(), dataset(seed=5))
+    with pytest.raises(Differs, match=r"operator: that of .*eigenpairs.npz differs in data") as refused:
+        pairs_in(path, other)
+    assert (refused.value.argument, list(refused.value.changed), refused.value.path) == ("operator", ["data"], path)
+    path.write_text("no result")
+    with pytest.raises(Misuse, match=r"path: .*eigenpairs.npz is not a readable lla_jax result") as refused:
+        pairs_in(path, H)
+    assert refused.value.path == path
+    with pytest.raises(Misuse, match=r"path: .*eigenpairs given; the rule is a file that ends in .npz"):
+        pairs_in(tmp_path / "eigenpairs", H)
+
+
+def test_numbers_are_kept_whole_or_not_at_all(H, tmp_path):
+    path, said = tmp_path / "new" / "trace.json", []
+
+    def compute(progress):
+        return {"mean": np.float32(0.5), "rows": np.arange(3), "nan": float("nan"), "other": {1}}
+
+    def numbers(compute=compute, made=None, **options):
+        return kept.numbers(path, H.recipe, compute, made or {"rtol": "0.1"}, say=said.append, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        numbers(lambda progress: progress(1, 2), bar=stopping(1))
+    assert not path.exists()
+    assert numbers()["mean"] == 0.5
+    found = numbers(never)
+    assert (found["mean"], found["rows"], found["other"]) == (0.5, [0, 1, 2], "{1}")
+    assert np.isnan(found["nan"])
+    assert said == [f"trace: taken from {path}"]
+    with pytest.raises(Differs, match=r"other options: rtol 0.1 -> 0.2"):
+        numbers(made={"rtol": "0.2"})
+    assert numbers(made={"rtol": "0.2"}, overwrite=True)["mean"] == 0.5
+    assert json.loads(path.read_text())["command"] == {"rtol": "0.2"}
+    assert [file.name for file in path.parent.iterdir()] == ["trace.json"]
+    for broken in ("[1", "[]", '{"a": 1}'):
+        path.write_text(broken)
+        with pytest.raises(Misuse, match=r"path: .*trace.json is not what lla_jax wrote"):
+            numbers()
+
+
+def test_processes_that_see_different_files_are_told_so(H, tmp_path, monkeypatch):
+    def differ(**items):
+        raise ValueError("differ between the processes")
+
+    monkeypatch.setattr(kept.processes, "agree", differ)
+    with pytest.raises(Misuse, match=r"path: .* is not the same to all processes; the rule is one folder") as refused:
+        pairs_in(tmp_path / "eigenpairs.npz", H, compute=never)
+    assert refused.value.path == tmp_path / "eigenpairs.npz"
