@@ -114,6 +114,25 @@ def test_the_page_of_operators_is_that_of_the_code():
     assert (ROOT / "docs" / "operators.md").read_text() == made, "python -m lla_torch.program.page > docs/operators.md"
 
 
+def test_no_operator_is_registered_twice():
+    """The second lowering of a name would silently be the one that counts; only users replace them."""
+    code = (
+        "import importlib, sys, types\n"
+        f"package = types.ModuleType('lla_torch'); package.__path__ = [{str(PACKAGE)!r}]\n"
+        "sys.modules['lla_torch'] = package\n"  # without what its __init__ imports: the table is empty yet
+        "from lla_torch.program import operators\n"
+        "class Once(dict):\n"
+        "    def __setitem__(self, name, lowering):\n"
+        "        assert name not in self, (name, self[name].subject, lowering.subject)\n"
+        "        super().__setitem__(name, lowering)\n"
+        "operators.TABLE = Once()\n"
+        "importlib.import_module('lla_torch.program.ops')\n"
+        "print(len(operators.TABLE))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(done.stdout) > 500
+
+
 def test_the_page_of_docs_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space: dict = {}

@@ -7,6 +7,8 @@ from collections import defaultdict
 
 from lla_torch.program.operators import TABLE  # filled by importing lla_torch
 
+OPS = "lla_torch.program.ops"
+GRAPH = "graph"  # operators that the conversion of a graph registers itself
 SUBJECTS = {
     "linear": "Linear algebra and Fourier transforms",
     "attention": "Attention",
@@ -27,7 +29,7 @@ SUBJECTS = {
     "random": "Random numbers",
     "dropout": "Dropout",
     "losses": "Losses",
-    "graph": "Sizes and marks",
+    GRAPH: "Sizes and marks",
 }
 """Modules of ``lla_torch.program.ops`` in the order of the page."""
 
@@ -51,8 +53,10 @@ def page() -> str:
     subjects: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, found in TABLE.items():
         module = found.subject.rsplit(".", 1)[-1]
+        if module not in SUBJECTS and found.subject.startswith(OPS):
+            raise ValueError(f"{found.subject}: has no title; the rule is one in SUBJECTS for every module of {OPS}")
         namespace, op, overload = name.split(".")
-        subject = module if module in SUBJECTS else "graph"
+        subject = module if module in SUBJECTS else GRAPH
         subjects[subject][op if namespace == "aten" else f"{namespace}.{op}"].append(overload)
     parts = [INTRODUCTION]
     for subject, title in SUBJECTS.items():

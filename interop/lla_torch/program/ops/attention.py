@@ -16,7 +16,6 @@ from lla_torch.program.ops.dropout import dropped
 Array = jax.Array
 
 
-@lowering("aten._safe_softmax.default")
 def safe_softmax(x: Array, dim: int, dtype: Any = None) -> Array:
     """The softmax along an axis, and 0 (with gradient 0) where all of it is -inf."""
     x = x if dtype is None else x.astype(dtype)

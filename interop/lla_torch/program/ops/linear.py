@@ -67,7 +67,6 @@ lowering("aten.vdot.default")(jnp.vdot)
 lowering("aten.inner.default")(jnp.inner)
 lowering("aten.outer.default", "aten.ger.default")(jnp.outer)
 lowering("aten.kron.default")(jnp.kron)
-lowering("aten.trace.default")(jnp.trace)
 
 
 @lowering("aten.linalg_vecdot.default")
@@ -429,33 +428,3 @@ for _name in ("fft", "ifft", "rfft", "irfft"):
 
 lowering("aten.fft_fftshift.default")(jnp.fft.fftshift)
 lowering("aten.fft_ifftshift.default")(jnp.fft.ifftshift)
-lowering("aten.real.default")(jnp.real)
-lowering("aten.imag.default")(jnp.imag)
-lowering("aten.conj.default", "aten._conj.default", "aten.conj_physical.default", "aten._conj_physical.default")(
-    jnp.conj
-)
-lowering("aten.resolve_conj.default")(lambda x: x)  # nothing is conjugated lazily here
-
-
-@lowering("aten.view_as_real.default", "aten.view_as_real_copy.default")
-def view_as_real(x: Array) -> Array:
-    """(real, imaginary) along a new last axis."""
-    return jnp.stack((jnp.real(x), jnp.imag(x)), -1)
-
-
-@lowering("aten.view_as_complex.default", "aten.view_as_complex_copy.default")
-def view_as_complex(x: Array) -> Array:
-    """Complex numbers of the pairs in the last axis."""
-    return lax.complex(x[..., 0], x[..., 1])
-
-
-@lowering("aten.complex.default")
-def make_complex(re: Array, im: Array) -> Array:
-    """re + i im."""
-    return lax.complex(*jnp.broadcast_arrays(re, im))
-
-
-@lowering("aten.polar.default")
-def polar(modulus: Array, angle: Array) -> Array:
-    """modulus exp(i angle)."""
-    return make_complex(modulus * jnp.cos(angle), modulus * jnp.sin(angle))

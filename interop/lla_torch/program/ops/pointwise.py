@@ -404,3 +404,9 @@ def view_as_real(x: jax.Array) -> jax.Array:
 def view_as_complex(x: jax.Array) -> jax.Array:
     """The last axis, of length 2, as real and imaginary part."""
     return jax.lax.complex(x[..., 0], x[..., 1])
+
+
+@lowering("aten.polar")
+def polar(modulus: jax.Array, angle: jax.Array) -> jax.Array:
+    """modulus exp(i angle)."""
+    return jax.lax.complex(*jnp.broadcast_arrays(modulus * jnp.cos(angle), modulus * jnp.sin(angle)))

@@ -315,13 +315,6 @@ def _ends(x: View, pad: Sequence[int]) -> tuple[View, list[tuple[int, int]]]:
     return x, ends
 
 
-@lowering("aten.constant_pad_nd.default", layout="views")
-def constant_pad_nd(x: View, pad: Sequence[int], value: Any = 0) -> View:
-    """Padded by ``value``; negative sizes cut off."""
-    x, ends = _ends(x, pad)
-    return x.with_array(lax.pad(x.array, jnp.asarray(value, x.dtype), [(low, high, 0) for low, high in ends]))
-
-
 def _grown(array: jax.Array, ends: Sequence[tuple[int, int]], mode: str) -> jax.Array:
     return jnp.pad(array, [(max(low, 0), max(high, 0)) for low, high in ends], mode=mode)
 
