@@ -66,7 +66,7 @@ class Net:
       function: its pure functions; static, equal for all networks of one architecture.
       variables: {"params": ..., "batch_stats": ..., "buffers": ..., "constants": ...}, nested by module; collections
         without arrays are left out (except "params").
-      tree_map: the torch names and layouts of all arrays, see ``trees.NameMap``.
+      tree_map: the torch names and layouts of all arrays, see ``weights.names.NameMap``.
       filter_axis: which axes of a parameter index its filters.
     """
 

@@ -1,6 +1,6 @@
-"""``lla-jax <verb>``: pictures of loss landscapes from the command line.
+"""``lla-jax <verb>``: landscapes and curvature from the command line.
 
-Each verb is a function of its options, a dataclass in ``_options``. jax and matplotlib are imported inside the
+Each verb is a function of its options, a dataclass in ``cli.options``. jax and matplotlib are imported inside the
 functions, after the environment that jax reads at its start is set, and so that ``lla-jax --help`` is immediate.
 """
 

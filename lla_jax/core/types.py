@@ -1,6 +1,6 @@
 """The types every other module speaks in: a loss, directions, a landscape, and how to execute.
 
-Nothing here computes; see ``data``, ``directions``, ``landscape`` and ``execution`` for the verbs.
+Nothing here computes; the rooms ``directions``, ``landscape``, ``curvature`` and ``measures`` have the verbs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Directions in parameter space, the axes of landscapes: drawn, derived, combined, normalized."""
+"""Directions in parameter space, the axes of landscapes: drawn, derived, combined, normalized.
+
+Every function returns ``Directions``: the parameters' tree with a leading axis k on every leaf, and a JSON-able recipe.
+"""
 
 from lla_jax import _lazy
 

@@ -13,7 +13,7 @@ from jax import tree_util
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Directions, PyTree, Recipe, Select
-from lla_jax.directions.normalization import checked
+from lla_jax.directions.checks import checked
 
 
 def select(axes: Directions, pattern: Select) -> Directions:
@@ -47,9 +47,6 @@ def select(axes: Directions, pattern: Select) -> Directions:
 @partial(jax.jit, static_argnums=1)
 def _keep(leaves: list[Any], chosen: tuple[bool, ...]) -> list[jax.Array]:
     return [jnp.asarray(leaf) if moves else jnp.zeros_like(leaf) for leaf, moves in zip(leaves, chosen)]
-
-
-# --- of the user's making
 
 
 def given(*trees: PyTree, names: Sequence[str] | None = None) -> Directions:

@@ -13,9 +13,7 @@ from jax import tree_util
 from lla_jax.core import losses
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Directions, Eigenpairs, Path, PyTree, Recipe
-from lla_jax.directions.normalization import checked
-
-# --- of the network's own making
+from lla_jax.directions.checks import checked
 
 
 def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:

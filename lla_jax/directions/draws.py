@@ -1,7 +1,6 @@
-"""Directions in parameter space: where they come from, how they are scaled, which leaves they move.
+"""Random directions: drawn, drawn again from a recipe, or orthogonal to a given one.
 
-Every function returns ``Directions``: the parameters' tree with a leading axis k on every leaf, and a JSON-able recipe.
-All draws and norms run in jitted functions with static shapes, so that a new seed or new weights compile nothing.
+One flat vector is drawn and cut into leaves, in jitted functions with static shapes: a new seed compiles nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Directions, Path, PyTree, Recipe, Select
 from lla_jax.directions import combining
-from lla_jax.directions.normalization import SAMPLES, checked, equinox_filter_axis, flax_filter_axis, normalize
-
-# --- random
+from lla_jax.directions.checks import SAMPLES, checked
+from lla_jax.directions.normalization import equinox_filter_axis, flax_filter_axis, normalize
 
 
 def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | None = None) -> Directions:

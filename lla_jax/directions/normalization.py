@@ -21,10 +21,10 @@ from jax import tree_util
 from lla_jax.core import tree as _tree
 from lla_jax.core.static import Static
 from lla_jax.core.types import Directions, FilterAxis, Loss, Path, PyTree, Recipe, Select
+from lla_jax.directions.checks import SAMPLES, checked
 
 _BY = ("none", "weight", "layer", "filter", "model")
 _ONE_DIM = ("vector", "entry", "zero")
-SAMPLES = 8  # entries kept of a draw or of the weights, to notice another one
 
 
 def normalize(
@@ -264,20 +264,3 @@ def _model_factor(d: list[jax.Array], w: list[jax.Array], plan: tuple, order: in
 def _check_option(name: str, value: Any, allowed: tuple) -> None:
     if value not in allowed or isinstance(value, bool):
         raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, allowed))}")
-
-
-def checked(tree: PyTree, recipe: Recipe, hint: str) -> Directions:
-    """Directions, after making sure that each of them moves and is finite."""
-    moving, finite = (np.asarray(flags) for flags in _health(tree_util.tree_leaves(tree)))
-    if not finite.all():
-        raise ValueError(f"direction {int(np.argmin(finite))} has NaN or infinite entries; every entry must be finite")
-    if not moving.all():
-        raise ValueError(f"direction {int(np.argmin(moving))} is zero everywhere: {hint}")
-    return Directions(tree, recipe)
-
-
-@jax.jit
-def _health(leaves: list[Any]) -> tuple[jax.Array, jax.Array]:
-    flat = [jnp.reshape(leaf, (leaf.shape[0], -1)) for leaf in leaves]
-    moving = jnp.any(jnp.stack([jnp.any(x != 0, axis=1) for x in flat]), axis=0)
-    return moving, jnp.all(jnp.stack([jnp.all(jnp.isfinite(x), axis=1) for x in flat]), axis=0)

@@ -1,4 +1,5 @@
-"""How a kernel is driven: which plan, over which devices, in which chunks, and what happens when it is interrupted.
+"""Plans: how many points and rows a call takes, chosen by timing a few candidates; chunks, and smaller ones when out of
+memory.
 
 Nothing here knows what a loss is. A plan is chosen by timing a few candidates on the first chunk, because no fixed rule
 holds across models (on a CPU, batching over weights gains on small nets and loses on large ones), and is remembered.

@@ -1,4 +1,5 @@
-"""The conditions under which torch traces a module: nothing of the user's changes; what would be lost is refused."""
+"""The conditions under which torch traces a module: nothing of the user's changes, dropout stays visible,
+and what would be lost is refused."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def _floor(curve: _Curve) -> float:
 
 
 def _symlog_axis(ax: Any, curves: Sequence[_Curve]) -> None:
-    """The coordinate of ``spectral.density``, with decades as ticks."""
+    """The coordinate of ``lla.density``, with decades as ticks."""
     knee = curves[0].density.threshold
 
     def coordinate(x: np.ndarray) -> np.ndarray:

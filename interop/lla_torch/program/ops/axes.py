@@ -1,4 +1,4 @@
-"""Logical axes and where they lie in a view's array."""
+"""Logical axes and where they lie in a view's array; sums, choices and magnitudes along them."""
 
 from __future__ import annotations
 

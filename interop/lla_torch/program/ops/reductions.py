@@ -1,4 +1,4 @@
-"""Operators along axes: sums, extrema, variances, norms, softmax, running sums, sorting."""
+"""Operators along axes: sums, extrema, variances, norms, softmax."""
 
 from __future__ import annotations
 
