@@ -51,7 +51,8 @@ def numbers(process, sizes):
     )
     return {
         "product": flat(H.product(v)), "basis": flat(run.basis, 1), "alphas": run.alphas, "betas": run.betas,
-        "streamed": flat(streamed.product(v)),
+        "streamed": flat(streamed.product(v)), "elsewhere": flat(H.at(helpers.params(5)).product(v)),
+        "streamed elsewhere": flat(streamed.at(helpers.params(5)).product(v)),
     }  # fmt: skip
 
 
@@ -59,10 +60,12 @@ def refusals(process):
     """Messages of what processes may not have each for itself."""
     data, said = own(process, SIZES), []
     params = helpers.params(seed=process)
+    H = lla.hessian(loss(), helpers.params(), data)
     for call in (
         lambda: lla.hessian(loss(), params, data),
         lambda: lla.ggn(loss(), helpers.params(), data, select="*/kernel" if process else "*/bias"),
-        lambda: lla.hessian(loss(), helpers.params(), data).product(params),
+        lambda: H.product(params),
+        lambda: H.at(params),
     ):
         try:
             call()

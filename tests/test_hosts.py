@@ -66,10 +66,11 @@ def test_two_processes_are_one(tmp_path):
         tolerance = 1e-4 if name in ("basis", "betas") else 1e-5
         assert np.abs(both[0][name] - expected).max() < tolerance * np.abs(expected).max(), name
     for found in both:
-        params, selection, vector = found["said"]
+        params, selection, vector, elsewhere = found["said"]
         assert "params: differ between the processes: process 0 has others than [1]" in params
         assert "select: differ between the processes" in selection
         assert "v: process 0 multiplies another vector than [1]" in vector
+        assert "params: differ between the processes: process 0 has others than [1]" in elsewhere
 
 
 def test_killed_and_continued(tmp_path):

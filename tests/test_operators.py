@@ -6,7 +6,9 @@ import copy
 import functools
 import json
 import logging
+import operator
 import re
+import weakref
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +20,7 @@ import optax
 import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lla_jax as lla
 from lla_jax.core import tree as _tree
@@ -28,6 +31,7 @@ from tests import helpers
 DATA = helpers.dataset(11)
 LOSS = helpers.mlp_loss()
 KEY = jax.random.key(0)
+ones = jax.tree.map(np.ones_like, helpers.params())
 MAKERS = {
     "hessian": lla.hessian,
     "ggn": lla.ggn,
@@ -108,6 +112,94 @@ def test_products_are_at_full_matmul_precision():
             assert text.count("HIGHEST") == 2 * text.count("dot_general["), kind  # one for each operand
     given = operators.given(lambda v, A: A @ v, np.zeros(3, np.float32), np.eye(3, dtype=np.float32))
     assert str(jax.make_jaxpr(given.mv)(np.zeros(3, np.float32))).count("HIGHEST") == 2
+
+
+# --- around other parameters
+
+
+def _coupled(outputs, batch):
+    return helpers.cross_entropy(outputs, batch).mean()
+
+
+COUPLED = lla.Loss(helpers.apply, _coupled, per_example=False)
+PENALIZED = helpers.mlp_loss(penalty=lambda p: jnp.sum(p["Dense_0"]["kernel"] ** 4))
+BATCHES = lla.stream([tuple(x[i : i + 4] for x in DATA) for i in range(0, 11, 4)])
+HALF = jax.tree.map(lambda x: (np.arange(x.size) % 2 == 0).reshape(x.shape), helpers.params())
+
+
+def _spread(p: Any) -> Any:
+    over = Mesh(np.array(jax.devices()[:2]), ("model",))
+    kernel = jax.device_put(p["Dense_0"]["kernel"], NamedSharding(over, PartitionSpec(None, "model")))
+    return p | {"Dense_0": p["Dense_0"] | {"kernel": kernel}}
+
+
+MADE: dict[str, Any] = {
+    "recomputed": lambda p: lla.hessian(PENALIZED, p, DATA, devices=1, batch_size=4, linearize=False),
+    "kept": lambda p: lla.hessian(PENALIZED, p, DATA, devices=1, linearize=True),
+    "kept in blocks on two devices": lambda p: lla.ggn(LOSS, p, DATA, devices=2, batch_size=2, linearize=True),
+    "recomputed on two devices": lambda p: lla.ggn(LOSS, p, DATA, devices=2, linearize=False),
+    "drawn targets": lambda p: lla.fisher(LOSS, p, DATA, KEY, samples=2, devices=1),
+    "streamed": lambda p: lla.hessian(PENALIZED, p, BATCHES, devices=1),
+    "streamed over two devices": lambda p: lla.hessian(LOSS, p, BATCHES, devices=2),
+    "selected": lambda p: lla.hessian(LOSS, p, DATA, select="**/kernel", devices=1),
+    "selected and streamed": lambda p: lla.hessian(LOSS, p, BATCHES, select="**/kernel", devices=1),
+    "coupled": lambda p: lla.hessian(COUPLED, p, DATA, batch_size=4),
+    "coupled and streamed": lambda p: lla.hessian(COUPLED, p, BATCHES),
+    "masked": lambda p: operators.masked(lla.hessian(LOSS, p, DATA, devices=1), HALF),
+    "masked and streamed": lambda p: operators.masked(lla.hessian(LOSS, p, BATCHES, devices=1), HALF),
+    "preconditioned": lambda p: operators.preconditioned(lla.hessian(LOSS, p, DATA, devices=1), ones),
+    "spread over devices": lambda p: lla.hessian(LOSS, _spread(p), DATA),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_around_other_parameters_it_is_the_operator_made_there_and_compiles_nothing(name):
+    first, there = helpers.params(), helpers.params(7)
+    H = MADE[name](first)
+    v = H.random(KEY)
+    at_first = H.product(v)
+    with helpers.compilations() as seen:
+        moved = H.at(there)
+        found = moved.product(v)
+    assert seen.count == 0
+    anew = MADE[name](there)
+    np.testing.assert_array_equal(flat(found), flat(anew.product(v)))
+    assert error(found, at_first) > 0.01
+    assert moved.recipe == anew.recipe != H.recipe
+    assert repr(moved) == repr(H)
+    np.testing.assert_array_equal(flat(moved.at(first).product(v)), flat(at_first))
+    np.testing.assert_array_equal(flat(H.product(v)), flat(at_first))
+    assert [x.sharding for x in jax.tree.leaves(moved.centre())] == [x.sharding for x in jax.tree.leaves(H.centre())]
+
+
+def test_around_other_parameters_the_data_stay_where_they_are(monkeypatch):
+    kept, anew = make(linearize=True), make(linearize=False)
+
+    def refuse(*args):
+        raise AssertionError("the data are moved")
+
+    monkeypatch.setattr(assembly, "_split", refuse)
+    monkeypatch.setattr(assembly, "_profile", refuse)
+    for H in (kept, anew):
+        assert H.at(helpers.params(1)).recipe["plan"] == H.recipe["plan"]
+    there, here = (jax.tree.leaves(op.common.data) for op in (anew.at(helpers.params(1)), anew))
+    assert all(map(operator.is_, there, here))
+    held = weakref.ref(here[0])
+    del anew, H, there, here
+    assert held() is None  # at once: an operator that holds itself would wait for the garbage collector
+
+
+def test_a_stream_may_change_between_parameters_but_not_at_them():
+    passes = [DATA, DATA, tuple(x[:7] for x in DATA), tuple(x[:7] for x in DATA), DATA]
+    reading = iter(passes)
+    H = lla.hessian(LOSS, helpers.params(), lla.stream(lambda: [next(reading)]), devices=1)  # reads once
+    v = H.random(KEY)
+    H.product(v)
+    there = H.at(helpers.params(1))
+    there.product(v)
+    there.product(v)
+    with pytest.raises(ValueError, match="two readings of the stream give the mean losses"):
+        there.product(v)
 
 
 # --- the plan
@@ -474,17 +566,11 @@ def test_difference_between_two_runs(one, two, expected):
 # --- what is refused
 
 
-def _coupled(outputs, batch):
-    return helpers.cross_entropy(outputs, batch).mean()
-
-
 def _plain(p, batch):
     return _coupled(helpers.apply(p, None, batch, False)[0], batch)
 
 
-COUPLED = lla.Loss(helpers.apply, _coupled, per_example=False)
 H_ = functools.cache(make)
-ones = jax.tree.map(np.ones_like, helpers.params())
 REFUSED: dict[str, tuple[Any, str]] = {
     "ggn of a function": (lambda p: lla.ggn(_plain, p, DATA), "loss: ggn needs the model's outputs"),
     "fisher of a function": (lambda p: lla.fisher(_plain, p, DATA, KEY), "loss: fisher needs the model's outputs"),
@@ -514,6 +600,23 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "vector of another tree": (lambda p: H_().product({"a": np.ones(3)}), "v and the operator's vectors have"),
     "vector of another shape": (lambda p: H_().mv(p | {"gain": np.ones(3)}), r"v\['gain'\] has shape \(3,\)"),
     "vector of integers": (lambda p: H_().product(jax.tree.map(lambda x: np.ones(x.shape, int), p)), "not floating"),
+    "parameters of another tree": (lambda p: H_().at({"w": np.ones(3)}), "params and the operator's param"),
+    "parameters of another shape": (lambda p: H_().at(p | {"gain": np.ones(3)}), r"params\['gain'\] has shape \(3,\)"),
+    "parameters not finite": (lambda p: H_().at(p | {"gain": np.float32(np.inf)}), r"params\['gain'\] has 1 NaN"),
+    "parameters of another type": (
+        lambda p: H_().at(p | {"gain": jnp.bfloat16(1)}), r"params\['gain'\] has dtype bfloat16, and .* float32; the",
+    ),
+    "parameters of a product": (
+        lambda p: operators.given(lambda v: v, np.zeros(3, np.float32)).at(np.ones(3, np.float32)),
+        r"H: LinearOperator\(given, 3 x 3\) is a product of your own and has no parameters",
+    ),
+    "parameters of a product on the host": (
+        lambda p: operators.given(lambda v: v, np.zeros(3, np.float32), traceable=False).at(np.ones(3, np.float32)),
+        "has no parameters; the rule is an operator of lla.hessian",
+    ),
+    "parameters after a transformation": (
+        lambda p: jax.tree.map(lambda x: x, H_()).at(p), r"H: LinearOperator\(hessian, 58 x 58\) came out of a transf",
+    ),
     "mask of numbers": (lambda p: operators.masked(H_(), p), "mask: the rule is a tree of 0 and 1"),
     "empty mask": (lambda p: operators.masked(H_(), jax.tree.map(np.zeros_like, p)), "with a 1 somewhere"),
     "mask of another tree": (lambda p: operators.masked(H_(), {"a": np.ones(3)}), "mask and the operator's vectors"),

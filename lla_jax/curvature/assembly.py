@@ -19,9 +19,9 @@ from lla_jax.core import losses, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
-from lla_jax.core.types import Batch, Execution, Loss, PyTree
+from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe
 from lla_jax.curvature import matrices, products
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, describe_params
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.products import Common, How, Rows
 from lla_jax.execution import devices as _devices
@@ -75,7 +75,7 @@ def operator(
     settings = Settings(matrix, mesh, model, whole, batch_size, allow_nondeterministic, together)
     if not isinstance(data, Stream):
         found = _in_memory(settings, common, data, recipe, linearize)
-        return _over_processes(found) if together else found
+        return _over_processes(found, _plan_together(recipe)) if together else found
     if linearize and linearize != "auto":
         raise ValueError("linearize: True needs the data in memory, and a stream is read anew for every product")
     return _streamed(settings, common, data, recipe)
@@ -126,7 +126,7 @@ def _placed(tree: PyTree, mesh: Mesh, model: Mesh | None, name: str) -> PyTree:
     return _devices.replicate(tree, mesh) if model is None else sharding.kept(tree, model, name)
 
 
-def _among(recipe: dict[str, Any], data: Any, key: Any, matrix: Matrix) -> int:
+def _among(recipe: Recipe, data: Any, key: Any, matrix: Matrix) -> int:
     """The number of this process's first row; the recipe's data are those of all, the rest is the same in all."""
     same = {name: json.dumps(x, sort_keys=True, default=repr) for name, x in recipe.items() if name != "data"}
     drawn = {"samples": str(matrix.samples), "key": recipes.fingerprint(key)}
@@ -139,7 +139,14 @@ def _among(recipe: dict[str, Any], data: Any, key: Any, matrix: Matrix) -> int:
     return first
 
 
-def _over_processes(own: LinearOperator) -> HostOperator:
+def _plan_together(recipe: Recipe) -> Recipe:
+    """The recipe of one process's operator as that of all."""
+    plan = recipe["plan"]
+    text = f"{plan['text']}, in each of {jax.process_count()} processes"
+    return recipe | {"plan": plan | {"on_device": False, "text": text}}
+
+
+def _over_processes(own: LinearOperator, recipe: Recipe) -> HostOperator:
     """The mean over the rows of all processes, from the sums of each."""
     how, common = own.how, own.common
 
@@ -147,10 +154,12 @@ def _over_processes(own: LinearOperator) -> HostOperator:
         total = _exchanged(how, v, products.gathered(how, products.total(how, common, None, own.blocks, v)))
         return products.finish_step(common, None, v, total, how=how)
 
-    text = f"{own.recipe['plan']['text']}, in each of {jax.process_count()} processes"
-    plan = own.recipe["plan"] | {"on_device": False, "text": text}
+    def around(params: PyTree, recipe: Recipe) -> HostOperator:
+        assert own.around is not None
+        return _over_processes(own.around(params, recipe), recipe)
+
     how_driven = how._replace(on_device=False)
-    return HostOperator(how_driven, call, common.params, recipe=own.recipe | {"plan": plan}, together=True)
+    return HostOperator(how_driven, call, common.params, recipe=recipe, around=around, together=True)
 
 
 def _exchanged(how: How, v: PyTree, total: Any) -> Any:
@@ -161,14 +170,12 @@ def _exchanged(how: How, v: PyTree, total: Any) -> Any:
     return _devices.replicate(found, how.mesh)
 
 
-def _recipe(
-    matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: int | None, select: Any
-) -> dict[str, Any]:
+def _recipe(matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: int | None, select: Any) -> Recipe:
     leaves = jax.tree_util.tree_leaves(params)
     spread = any(map(sharding.spread, leaves))
     return {
         "kind": matrix.kind,
-        "params": {"fingerprint": recipes.fingerprint(sharding.viewed(params)), "size": sum(x.size for x in leaves)},
+        "params": describe_params(params),
         "state": recipes.fingerprint(sharding.viewed(loss.state)),
         "noise": recipes.fingerprint(loss.key),
         "data": recipes.describe(data if isinstance(data, Stream) else sharding.viewed(_data.as_arrays(data))),
@@ -240,7 +247,7 @@ def _split(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def _in_memory(
-    settings: Settings, common: Common, data: Batch, recipe: dict[str, Any], linearize: bool | str
+    settings: Settings, common: Common, data: Batch, recipe: Recipe, linearize: bool | str
 ) -> LinearOperator:
     matrix, mesh, model, whole, batch_size, allow_nondeterministic, _ = settings
     data = _data.as_arrays(data)
@@ -267,10 +274,19 @@ def _in_memory(
         "on_device": how.on_device, "text": f"{count:,} examples in {cut}, primal values {said}{spread}",
     }  # fmt: skip
     log.info("%s: %s", recipe["kind"], recipe["plan"]["text"])
+    return _linear(how, common._replace(params=None), tuple(blocks), keep, common.params, recipe)
+
+
+def _linear(
+    how: How, shared: Common, blocks: tuple[Rows, ...], keep: bool, params: PyTree, recipe: Recipe
+) -> LinearOperator:
+    """The operator around these parameters, with primal values computed now if they are to be kept."""
+    around = functools.partial(_linear, how, shared, blocks, keep)  # no closure: one that holds itself frees no data
+    common = shared._replace(params=params)
     if not keep:
-        return LinearOperator(how, common, tuple(blocks), recipe=recipe)
+        return LinearOperator(how, common, blocks, recipe=recipe, around=around)
     maps = tuple(products.linearize(common, block.starts, how=how, size=block.size) for block in blocks)
-    return LinearOperator(how, common._replace(data=None), maps, recipe=recipe)
+    return LinearOperator(how, common._replace(data=None), maps, recipe=recipe, around=around)
 
 
 def _keep(how: How, common: Common, blocks: list[Rows], linearize: bool | str) -> tuple[bool, int, str]:
@@ -325,12 +341,26 @@ def _difference(one: np.ndarray, two: np.ndarray) -> float:
     return float(np.nan_to_num(np.abs(one[known] - two[known]) / largest, nan=np.inf).max(initial=0))
 
 
-def _streamed(settings: Settings, common: Common, data: Stream, recipe: dict[str, Any]) -> HostOperator:
-    matrix, mesh, model, whole, batch_size, allow_nondeterministic, together = settings
+def _streamed(settings: Settings, common: Common, data: Stream, recipe: Recipe) -> HostOperator:
+    matrix, mesh, model, whole, batch_size, _, together = settings
     first = next(iter(data))
     count = _data.num_examples(first)
     row_bytes, primitives = _profile(matrix, common, first, _data.cuts(count, batch_size)[0][1] if whole else count)
     how = _how(matrix, common.params, mesh, primitives, model)
+    text = "streamed, one reading per product"
+    recipe["plan"] = {
+        "devices": (model or mesh).size, "linearized": False, "bytes": 0, "on_device": False,
+        "text": f"{text}, in each of {jax.process_count()} processes" if together else text,
+    }  # fmt: skip
+    return _reading(settings, how, row_bytes, data, common._replace(params=None), common.params, recipe)
+
+
+def _reading(
+    settings: Settings, how: How, row_bytes: int, data: Stream, shared: Common, params: PyTree, recipe: Recipe
+) -> HostOperator:
+    """The operator around these parameters, whose products read the stream."""
+    _, mesh, model, whole, batch_size, allow_nondeterministic, together = settings
+    common = shared._replace(params=params)
     values: list[np.ndarray] = []  # the mean loss of the first pass
 
     def place(piece: Batch, mesh: Mesh) -> Batch:
@@ -354,13 +384,9 @@ def _streamed(settings: Settings, common: Common, data: Stream, recipe: dict[str
         found = products.finish_step(common, None, v, total, how=how)
         return found if model is None else sharding.settled(found)
 
-    text = "streamed, one reading per product"
-    recipe["plan"] = {
-        "devices": (model or mesh).size, "linearized": False, "bytes": 0, "on_device": False,
-        "text": f"{text}, in each of {jax.process_count()} processes" if together else text,
-    }  # fmt: skip
+    around = functools.partial(_reading, settings, how, row_bytes, data, shared)
     driven = how._replace(on_device=False)
-    return HostOperator(driven, call, common.params, recipe=recipe, together=together)
+    return HostOperator(driven, call, params, recipe=recipe, around=around, together=together)
 
 
 def _check_same_pass(values: list[np.ndarray], sums: Any) -> None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
-from lla_jax.core.types import PyTree
+from lla_jax.core.types import PyTree, Recipe
 from lla_jax.curvature import products
 from lla_jax.curvature.products import How
 from lla_jax.execution import devices, processes, sharding
+
+Around = Callable[[PyTree, Recipe], Any]
+"""``around(params, recipe)``: an operator over the same data, without its scale, around parameters that lie where the
+old ones do."""
 
 
 class Space(abc.ABC):
@@ -24,7 +29,9 @@ class Space(abc.ABC):
 
     how: How
     scale: PyTree
-    recipe: dict[str, Any]
+    recipe: Recipe
+    around: Around | None
+    together: bool = False
 
     def __repr__(self) -> str:
         matrix = self.how.matrix
@@ -134,7 +141,8 @@ class Space(abc.ABC):
     def memory(self) -> tuple[int, int]:
         """(bytes of one vector, bytes free on its device)."""
         device = jax.local_devices()[0] if self.how.mesh is None else self.how.mesh.devices.flat[0]
-        return self.vector_bytes, devices.free_bytes(device)
+        free = devices.free_bytes(device)
+        return self.vector_bytes, processes.least(free) if self.together else free
 
     def settled(self, tree: PyTree) -> PyTree:
         """The tree, once it is there where devices are cores that hold shards: there two programs that both talk from
@@ -144,6 +152,68 @@ class Space(abc.ABC):
     @abc.abstractmethod
     def centre(self) -> PyTree:
         """The parameters at which the curvature is taken."""
+
+    def at(self, params: PyTree) -> Any:
+        """The same operator around other parameters.
+
+            H = lla.hessian(loss, params, data);   H.at(others) v = (grad^2 L)(others) v
+
+        The data stay where they are on the devices, and nothing is compiled anew. What was decided for this operator
+        holds for the other one too: its matrix, blocks and selection, and whether primal values are kept; if they are,
+        those at ``params`` are computed now. Delete this operator, if its own are no longer needed. So does a mask, and
+        a preconditioner: it is made of moments, not of parameters. For other moments take the plain operator,
+        ``lla.operators.preconditioned(H.at(params), moments)``. Called on the host, by all processes that share the
+        operator.
+
+        Args:
+          params: a tree like the operator's parameters: the same structure, shapes and dtypes. It is put on the devices
+            where those are.
+
+        Returns:
+          An operator of the same kind. Its recipe says at which parameters it is, and is the same otherwise.
+
+        Raises:
+          ValueError: parameters of another structure, shape or dtype, or not finite, or other ones in another process;
+            an operator of ``operators.given``, which has no parameters, or one that jax has transformed.
+        """
+        if self.around is None:
+            raise ValueError(
+                f"H: {self!r} is a product of your own and has no parameters; the rule is an operator of lla.hessian, "
+                "lla.ggn or lla.fisher. Make another one with lla.operators.given"
+                if self.is_given
+                else f"H: {self!r} came out of a transformation of jax, which keeps no more than products need; the "
+                "rule is an operator as lla.hessian, lla.ggn or lla.fisher gave it"
+            )
+        params = self._like_centre(params)
+        recipe = self.recipe | {"params": describe_params(params)}
+        if self.together:
+            processes.agree(params=str(recipe["params"]))
+        return replace(self.around(params, recipe), scale=self.scale)
+
+    def _like_centre(self, params: PyTree) -> PyTree:
+        """The parameters, checked, where those of the operator are."""
+        _tree.check_real(sharding.viewed(params))
+        centre = self.centre()
+        params = _tree.align(params, centre, "params", "the operator's parameters")
+        pairs = zip(*map(jax.tree_util.tree_leaves, (params, centre)), strict=True)
+        for path, (new, old) in zip(_tree.paths(centre), pairs, strict=True):
+            if (dtype := _tree.shape_dtype(new)[1]) != old.dtype:
+                raise ValueError(
+                    f"params[{path!r}] has dtype {dtype}, and the operator's parameters {old.dtype}; the rule is the "
+                    "same dtypes. Cast it, or make another operator"
+                )
+
+        def place(new: Any, old: jax.Array) -> jax.Array:
+            new = new.astype(old.dtype) if isinstance(new, jax.Array) else np.asarray(new, old.dtype)
+            return jax.device_put(new, old.sharding)
+
+        return jax.tree_util.tree_map(place, params, centre)
+
+
+def describe_params(params: PyTree) -> Recipe:
+    """Parameters as an operator's recipe holds them."""
+    size = sum(x.size for x in jax.tree_util.tree_leaves(params))
+    return {"fingerprint": recipes.fingerprint(sharding.viewed(params)), "size": size}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -159,13 +229,15 @@ class LinearOperator(Space):
       blocks: of rows, or of linear maps whose primal values are kept.
       scale: S of S A S, a mask or a preconditioner; None for A.
       recipe: matrix, selection, data, plan; JSON-able. Lost under a transformation.
+      around: makes the operator around other parameters, see ``at``. Lost under a transformation.
     """
 
     how: How
     common: Any
     blocks: tuple[Any, ...]
     scale: PyTree = None
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe = field(default_factory=dict)
+    around: Around | None = None
 
     def mv(self, v: PyTree) -> PyTree:
         """The product A v: a tree like ``v``. Pure and jit-able."""
@@ -203,6 +275,7 @@ class HostOperator(Space):
       params: the parameters, or the like of a vector.
       scale: as for ``LinearOperator``.
       recipe: as for ``LinearOperator``.
+      around: as for ``LinearOperator``.
       together: whether all processes of the group take part in every product.
     """
 
@@ -210,7 +283,8 @@ class HostOperator(Space):
     call: Callable[[PyTree], PyTree]
     params: PyTree
     scale: PyTree = None
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe = field(default_factory=dict)
+    around: Around | None = None
     together: bool = False
 
     def mv(self, v: PyTree) -> PyTree:
@@ -223,10 +297,6 @@ class HostOperator(Space):
     def product(self, v: PyTree) -> PyTree:
         """The same as ``mv``."""
         return self.mv(v)
-
-    def memory(self) -> tuple[int, int]:
-        nbytes, free = super().memory()
-        return nbytes, processes.least(free) if self.together else free
 
     def centre(self) -> PyTree:
         return self.params
