@@ -432,8 +432,10 @@ def test_a_point_without_curvature_is_nan_and_the_run_goes_on():
     np.testing.assert_allclose(found.values["lambda_min"][:2, 2], [2 - 0.25 / 0.7**1.5] * 2, rtol=1e-4)
 
 
-def test_no_point_compiles_anew():
-    p, data = params(), dataset()
+def test_no_point_compiles_anew(monkeypatch):
+    p, data, made = params(), dataset(), []
+    real = lla.LinearOperator.at
+    monkeypatch.setattr(lla.LinearOperator, "at", lambda H, params: made.append(1) or real(H, params))
     axes = lla.directions.normalize(lla.directions.random(jax.random.key(3), p), p)
 
     def compiled(points, steps, **options):
@@ -443,6 +445,7 @@ def test_no_point_compiles_anew():
         return seen.count
 
     assert compiled(3, 4, devices=1) == compiled(5, 4, devices=1) > 0
+    assert len(made) == 3**2 + 5**2
     other = lla.directions.random(jax.random.key(4), p)
     with compilations() as seen:  # nor do other weights, axes, grids and data
         lla.convexity(mlp_loss(), params(seed=5), dataset(seed=6), other, lla.grid(points=3), KEY, steps=4, devices=1)

@@ -13,10 +13,8 @@ import numpy as np
 from lla_jax.core import arguments
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree
-from lla_jax.curvature import assembly, eigen, operators, products
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
-from lla_jax.curvature.matrices import Matrix
-from lla_jax.execution import devices as _devices
+from lla_jax.curvature import eigen, operators
+from lla_jax.curvature.linear_operator import LinearOperator
 from lla_jax.execution.progress import Progress
 from lla_jax.landscape import evaluation, rules
 
@@ -94,16 +92,24 @@ def convexity(
         table = {name: resume.values[name].ravel().copy() for name in table}
         done, about = int(resume.recipe["points_done"]), dict(resume.recipe["curvature"])
     try:
-        at, moved, about["plan"] = _hessians(loss, params, data, axes, batch_size, devices, about.get("plan"))
+        H = operators.hessian(
+            loss, params, data, batch_size=batch_size, devices=devices, processes="own",
+            linearize=bool(about["plan"]["linearized"]) if "plan" in about else "auto",  # to be the same to the bit
+        )  # fmt: skip
+        about["plan"] = H.recipe["plan"]
+        if isinstance(H, LinearOperator):
+            H = replace(H, blocks=())  # without the primal values at the centre
+        tree = H.placed(_tree.align(axes.tree, params, "axes", stacked=True))
         while done < total:
             cell = np.unravel_index(done, plane.shape)
             if np.isfinite(plane.values["loss"][cell]):
-                H = at(moved(np.array([c[i] for c, i in zip(plane.coords, cell, strict=True)])))
-                found = eigen.extremes(H, key, int(steps))
+                coord = np.array([c[i] for c, i in zip(plane.coords, cell, strict=True)])
+                here = H.at(_moved(H.centre(), tree, coord))
+                found = eigen.extremes(here, key, int(steps))
                 for name, value in zip(CURVATURES, (found.smallest, found.largest, found.residual), strict=True):
                     table[name][done] = value
                 about["products"] += found.products
-                del H  # its primal values, before those of the next point are computed
+                del here  # its primal values, before those of the next point are computed
             done += 1
             if progress is not None:
                 progress(done * int(steps), total * int(steps))
@@ -146,45 +152,6 @@ def _map(plane: Landscape, table: Mapping[str, np.ndarray], about: dict[str, Any
     progress = {"complete": done == values["convexity"].size, "points_done": done}
     recipe = plane.recipe | {"curvature": dict(about)} | progress
     return Landscape(plane.coords, values | {"loss": plane.values["loss"]}, plane.stderr, recipe)
-
-
-def _hessians(
-    loss: Any, params: PyTree, data: Any, axes: Directions, batch_size: int | None, devices: Any, plan: Any
-) -> tuple[Callable[[PyTree], Any], Callable[[np.ndarray], PyTree], dict[str, Any]]:
-    """(parameters -> the Hessian there, coordinates -> parameters, plan): all of one shape, compiled once.
-
-    With ``plan``, that of a run to be continued, primal values are kept or not as they were then.
-    """
-    first = operators.hessian(
-        loss, params, data, batch_size=batch_size, devices=devices,
-        linearize="auto" if plan is None else bool(plan["linearized"]),
-    )  # fmt: skip
-    mesh, plan, centre = first.how.mesh, first.recipe["plan"], first.centre()
-    assert mesh is not None
-    matrix = Matrix("hessian", (True,) * len(jax.tree_util.tree_leaves(params)))
-    tree = _devices.replicate(_tree.align(axes.tree, params, "axes", stacked=True), mesh)
-
-    def moved(coord: np.ndarray) -> PyTree:
-        return _devices.replicate(_moved(centre, tree, coord), mesh)
-
-    def made(p: PyTree) -> Any:
-        return assembly.operator(
-            matrix, loss, p, data, batch_size=batch_size, linearize=False, devices=devices,
-            allow_nondeterministic=False, select=None,
-        )  # fmt: skip
-
-    if isinstance(first, HostOperator):
-        return made, moved, plan
-    rows = made(params) if plan["linearized"] else first
-
-    def at(p: PyTree) -> LinearOperator:
-        common = rows.common._replace(params=p)
-        if not plan["linearized"]:
-            return replace(rows, common=common)
-        maps = (products.linearize(common, block.starts, how=rows.how, size=block.size) for block in rows.blocks)
-        return replace(rows, common=common._replace(data=None), blocks=tuple(maps))
-
-    return at, moved, plan
 
 
 _moved = jax.jit(rules.add)
