@@ -260,7 +260,7 @@ def test_blocks_equal_slices_of_the_dense_hessian(double, select):
 
 
 def _chosen(H: Any, params: Any) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(params), H.how.matrix.chosen)
+    return jax.tree.unflatten(jax.tree.structure(params), H.chosen)
 
 
 def test_batch_statistics_and_coupled_losses_take_whole_batches(double):

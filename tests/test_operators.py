@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lla_jax as lla
 from lla_jax.core import tree as _tree
-from lla_jax.curvature import assembly, operators
+from lla_jax.curvature import assembly, operators, space
 from lla_jax.execution import devices as _devices
 from tests import helpers
 
@@ -315,6 +315,77 @@ def test_structure_random_vectors_and_embedding():
         H.random(KEY, "uniform")
 
 
+@pytest.mark.parametrize("name", MADE)
+def test_products_are_the_product_row_by_row(name):
+    _check_products(MADE[name](helpers.params()))
+
+
+def test_products_of_given_operators_are_the_product_row_by_row():
+    A = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
+    _check_products(operators.given(lambda v, A: A @ v, A[0], A))
+    _check_products(operators.given(lambda v, A: A @ np.asarray(v), A[0], A, traceable=False))
+
+
+def _check_products(H: Any) -> None:
+    each = [H.random(jax.random.fold_in(KEY, i), "normal") for i in range(3)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *each)
+    found = H.products(stacked)
+    assert jax.tree.structure(found) == jax.tree.structure(stacked)
+    for i, v in enumerate(each):
+        assert error(jax.tree.map(lambda x, i=i: x[i], found), H.mv(v)) < 1e-6
+    alone = H.products(jax.tree.map(lambda x: x[:1], stacked))
+    assert [x.shape[0] for x in jax.tree.leaves(alone)] == [1] * len(H.space.shapes)
+
+
+def test_a_vector_of_a_number_is_the_same_alone_and_among_others():
+    for H in (
+        make(),
+        make(select="**/kernel"),
+        operators.masked(make(), HALF),
+        MADE["spread over devices"](helpers.params()),
+    ):
+        numbers = np.array([5, 0, 7], np.uint32)
+        for kind in ("rademacher", "normal"):
+            drawn = space.draw(H.space, KEY, numbers, distribution=kind)
+            for i, number in enumerate(numbers):
+                alone = H.random(jax.random.fold_in(KEY, number), kind)
+                np.testing.assert_array_equal(flat(jax.tree.map(lambda x, i=i: x[i], drawn)), flat(alone))
+
+
+def test_one_program_draws_for_all_operators_of_a_shape():
+    numbers = np.arange(3, dtype=np.uint32)
+    masks = [operators.masked(make(), mask).space for mask in (HALF, ones)]
+    for first, *others in (
+        [
+            make().space,
+            make(devices=2).space,
+            MADE["streamed"](helpers.params(1)).space,
+            MADE["kept"](helpers.params()).space,
+        ],
+        masks,
+    ):
+        space.draw(first, KEY, numbers, distribution="normal")
+        with helpers.compilations() as seen:
+            for other in others:
+                space.draw(other, KEY, numbers, distribution="normal")
+        assert seen.count == 0
+
+
+def test_a_space_knows_its_vectors():
+    H = make(select="Dense_0/*")
+    masked = operators.masked(H, jax.tree.map(lambda x: np.arange(x.size).reshape(x.shape) < 2, H.random(KEY)))
+    assert (H.space.size, H.space.dim, H.space.nbytes, H.space.dtype) == (36, 36, 144, np.float32)
+    assert (masked.space.size, masked.space.dim, masked.shape) == (36, 4, (4, 4))
+    assert repr(H.space) == "Space(36 entries in 2 leaves)"
+    assert H.memory()[0] == 144
+    assert H.chosen == (True, True, False, False, False)
+    spread = MADE["spread over devices"](helpers.params())
+    assert spread.space.nbytes == 2 * 4 * 43  # devices that are cores share their memory: what all hold
+    v = H.random(KEY)
+    assert H.space.check(v) is v
+    assert H.space.tree(jax.tree.leaves(v))["gain"] is None
+
+
 # --- frameworks and kinds of parameters
 
 
@@ -599,6 +670,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "empty stream": (lambda p: lla.hessian(LOSS, p, lla.stream([])), "yielded no batch"),
     "vector of another tree": (lambda p: H_().product({"a": np.ones(3)}), "v and the operator's vectors have"),
     "vector of another shape": (lambda p: H_().mv(p | {"gain": np.ones(3)}), r"v\['gain'\] has shape \(3,\)"),
+    "stacked vectors of another tree": (lambda p: H_().products({"a": np.ones((2, 3))}), "stacked and the operator"),
+    "one vector for several": (lambda p: H_().products(p), r"stacked\['Dense_0/bias'\] has shape"),
+    "no vectors": (lambda p: H_().products(jax.tree.map(lambda x: x[None][:0], p)), "stacked: has a leading axis of 0"),
+    "stacked integers": (
+        lambda p: H_().products(jax.tree.map(lambda x: np.ones((2, *x.shape), int), p)), "stacked: has entries that",
+    ),
     "vector of integers": (lambda p: H_().product(jax.tree.map(lambda x: np.ones(x.shape, int), p)), "not floating"),
     "parameters of another tree": (lambda p: H_().at({"w": np.ones(3)}), "params and the operator's param"),
     "parameters of another shape": (lambda p: H_().at(p | {"gain": np.ones(3)}), r"params\['gain'\] has shape \(3,\)"),

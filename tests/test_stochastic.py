@@ -15,7 +15,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.curvature import estimates as stochastic
-from lla_jax.curvature import sketches
+from lla_jax.curvature import linear_operator, sketches
 from lla_jax.curvature.linear_operator import check_symmetric
 from lla_jax.curvature.operators import dense, given, masked
 from lla_jax.execution import devices
@@ -194,12 +194,12 @@ class TestDefinitions:
         np.testing.assert_allclose(basis @ basis.T, np.eye(8), atol=3e-6)
 
     def test_several_at_once_are_as_one_after_another(self, monkeypatch):
-        H, signs = operator(symmetric()), stochastic._signs(operator(symmetric()), KEY, 0, 8)
-        loop = stochastic._forms(H, signs)
+        H, signs = operator(symmetric()), stochastic.probes(operator(symmetric()), KEY, 0, 8)
+        loop = H.products(signs)
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-        batch = jax.jit(lambda H, signs: stochastic._forms.__wrapped__(H, signs))
+        batch = jax.jit(lambda H, signs: linear_operator._products.__wrapped__(H, signs))
         assert "scan" not in str(jax.make_jaxpr(batch)(H, signs))
-        np.testing.assert_allclose(batch(H, signs), loop, rtol=1e-5)
+        np.testing.assert_allclose(batch(H, signs), loop, rtol=1e-5, atol=1e-5)
 
     def test_frobenius_norm(self):
         A = symmetric()
@@ -324,7 +324,8 @@ class TestDriving:
         on_two = lla.hessian(loss, params, data, devices=2)
         close(found(on_two, "xtrace"), xtrace, rtol=1e-4)
         close(found(on_two, "hutchinson"), hutchinson, rtol=1e-4)
-        close(found(replace(H, how=H.how._replace(on_device=False)), "xtrace"), xtrace, rtol=1e-4)
+        driven = replace(H, multiplier=H.multiplier._replace(on_device=False))
+        close(found(driven, "xtrace"), xtrace, rtol=1e-4)
         streamed = lla.hessian(loss, params, lla.stream(lambda: [data]), devices=1)
         close(found(streamed, "hutchinson"), hutchinson, rtol=1e-4)
 
@@ -362,19 +363,45 @@ class TestDriving:
             found = lla.trace(masked(H, keep), KEY, method="hutchinson", rtol=0.1)
             assert abs(found.mean - block) < 4 * found.sem
 
-    def test_out_of_memory_takes_fewer_at_once(self, monkeypatch):
-        expected = list(all_estimates(operator(symmetric()), KEY, 48))
-        for module, name in ((stochastic, "_forms"), (stochastic, "_diagonal_draws"), (sketches, "_products")):
+    @pytest.mark.parametrize(
+        "scarce", [((linear_operator, "_products"),), ((stochastic, "_forms"), (stochastic, "_times"))]
+    )
+    def test_out_of_memory_takes_fewer_at_once(self, monkeypatch, scarce):
+        expected, sizes = list(all_estimates(operator(symmetric()), KEY, 48)), []
+        for module, name in scarce:
             real = getattr(module, name)
 
             def limited(*args, real=real):
-                if len(args[-1]) > 2:
+                sizes.append(len(args[-1]))
+                if sizes[-1] > 2:
                     raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
                 return real(*args)
 
             monkeypatch.setattr(module, name, limited)
         for one, other in zip(expected, all_estimates(operator(symmetric()), KEY, 48), strict=True):
             close(one, other)
+        assert sizes[:7] == [8, 4, 2, 2, 4, 2, 2]
+
+    def test_every_product_of_an_estimate_goes_through_one_method(self, monkeypatch):
+        made, real = [], linear_operator.Operator.products
+
+        def counted(H, stacked):
+            found = real(H, stacked)
+            made.append(len(jax.tree_util.tree_leaves(found)[0]))
+            return found
+
+        monkeypatch.setattr(linear_operator.Operator, "products", counted)
+        loss, params, data = helpers.mlp_loss(), helpers.params(), helpers.dataset()
+        for source, most in ((data, 8), (lla.stream([data]), 8)):
+            H = lla.hessian(loss, params, source, devices=1)
+            for found in all_estimates(H, KEY, 48):
+                assert sum(made) == found.recipe["products"] > 40
+                one_by_one = found.recipe.get("method", "hutchinson") == "hutchinson" and not H.on_device
+                assert max(made) == (1 if one_by_one else most)
+                made.clear()
+            rows = lla.per_layer(loss, params, source, KEY, steps=3, rtol=1.0, devices=1)
+            assert sum(made) == rows[0].trace.num >= 16
+            made.clear()
 
     def test_the_basis_takes_no_more_than_its_share_of_memory(self, monkeypatch):
         monkeypatch.setattr(devices, "free_bytes", lambda device: 4 * 8 * N * 4)  # for 8 vectors
@@ -411,7 +438,7 @@ class TestTrouble:
 
         A = symmetric()
         H = given(times, jnp.zeros(N), jnp.asarray(A))
-        signs = np.concatenate([stochastic._signs(H, KEY, lo, lo + 8) for lo in (0, 8, 16)])
+        signs = np.concatenate([stochastic.probes(H, KEY, lo, lo + 8) for lo in (0, 8, 16)])
         H, kept = given(spoilt, jnp.zeros(N), jnp.asarray(A), signs[19]), signs[:19]
         hutchinson = functools.partial(lla.trace, method="hutchinson")
         for call, draws in ((hutchinson, np.sum(kept * (kept @ A), 1)), (lla.diagonal, kept * (kept @ A))):

@@ -23,7 +23,8 @@ from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe
 from lla_jax.curvature import matrices, products
 from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, describe_params
 from lla_jax.curvature.matrices import Matrix
-from lla_jax.curvature.products import Common, How, Rows
+from lla_jax.curvature.products import Common, Multiplier, Rows
+from lla_jax.curvature.space import Space
 from lla_jax.execution import devices as _devices
 from lla_jax.execution import processes as _processes
 from lla_jax.execution import rewriting, sharding
@@ -148,26 +149,26 @@ def _plan_together(recipe: Recipe) -> Recipe:
 
 def _over_processes(own: LinearOperator, recipe: Recipe) -> HostOperator:
     """The mean over the rows of all processes, from the sums of each."""
-    how, common = own.how, own.common
+    by, space, common = own.multiplier, own.space, own.common
 
     def call(v: PyTree) -> PyTree:
-        total = _exchanged(how, v, products.gathered(how, products.total(how, common, None, own.blocks, v)))
-        return products.finish_step(common, None, v, total, how=how)
+        total = _exchanged(by, v, products.gathered(by, products.total(by, common, space, own.blocks, v)))
+        return products.finish_step(common, space, v, total, by=by)
 
     def around(params: PyTree, recipe: Recipe) -> HostOperator:
         assert own.around is not None
         return _over_processes(own.around(params, recipe), recipe)
 
-    how_driven = how._replace(on_device=False)
-    return HostOperator(how_driven, call, common.params, recipe=recipe, around=around, together=True)
+    driven = by._replace(on_device=False)
+    return HostOperator(driven, space, call, common.params, recipe=recipe, around=around, together=True)
 
 
-def _exchanged(how: How, v: PyTree, total: Any) -> Any:
+def _exchanged(by: Multiplier, v: PyTree, total: Any) -> Any:
     """The sums of all processes in place of this one's."""
-    assert how.mesh is not None
-    found = _processes.total_of(v, products.over_devices(how, total))
-    found = found if how.mesh.size == 1 else jax.tree_util.tree_map(lambda x: x[None], found)
-    return _devices.replicate(found, how.mesh)
+    assert by.mesh is not None
+    found = _processes.total_of(v, products.over_devices(by, total))
+    found = found if by.mesh.size == 1 else jax.tree_util.tree_map(lambda x: x[None], found)
+    return _devices.replicate(found, by.mesh)
 
 
 def _recipe(matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: int | None, select: Any) -> Recipe:
@@ -187,15 +188,19 @@ def _recipe(matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: i
     }
 
 
-def _how(matrix: Matrix, params: PyTree, mesh: Mesh, primitives: set[str], model: Mesh | None = None) -> How:
-    leaves, structure = jax.tree_util.tree_flatten(matrices.part(params, matrix.chosen))
+def _space(matrix: Matrix, params: PyTree, model: Mesh | None) -> Space:
+    leaves, treedef = jax.tree_util.tree_flatten(matrices.part(params, matrix.chosen))
     shapes = tuple((tuple(x.shape), jnp.promote_types(x.dtype, jnp.float32)) for x in leaves)
+    return Space(treedef, shapes, None if model is None else tuple(sharding.of(x, model) for x in leaves))
+
+
+def _multiplier(matrix: Matrix, mesh: Mesh, primitives: set[str], model: Mesh | None) -> Multiplier:
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     if model is not None:  # step by step from the host: nothing is lost where one product takes long
-        return How(matrix, None, mesh, False, structure, shapes, tuple(sharding.of(x, model) for x in leaves))
+        return Multiplier(matrix, None, mesh, on_device=False)
     lowered = on_cpu and "conv_general_dilated" in primitives
     on_device = not on_cpu or (mesh.size == 1 and not lowered)
-    return How(replace(matrix, lowered=lowered), None, mesh, on_device, structure, shapes)
+    return Multiplier(replace(matrix, lowered=lowered), None, mesh, on_device)
 
 
 def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[int, set[str]]:
@@ -204,32 +209,32 @@ def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[i
     All rows at once, so that the values of the examples are larger than the weights where there are many.
     """
     rows = min(rows, MOST_TRACED)
-    how = _how(matrix, common.params, _devices.mesh_of(jax.local_devices()[:1]), set())
+    by = _multiplier(matrix, _devices.mesh_of(jax.local_devices()[:1]), set(), None)
     typed = jax.dtypes.canonicalize_dtype
     like = jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), typed(x.dtype)), batch)
     common = common._replace(data=like, count=np.int32(rows))
     vector = matrices.part(common.params, matrix.chosen)
-    step = functools.partial(products.sums_step, how=how)
-    nbytes, primitives = rewriting.profile(step, common, None, Rows(np.zeros(1, np.int32), rows), vector)
+    step, space = functools.partial(products.sums_step, by=by), _space(matrix, common.params, None)
+    nbytes, primitives = rewriting.profile(step, common, space, Rows(np.zeros(1, np.int32), rows), vector)
     return max(1, nbytes // rows), primitives
 
 
-def _blocks(how: How, rows: int, row_bytes: int, batch_size: int | None) -> list[Rows]:
+def _blocks(by: Multiplier, rows: int, row_bytes: int, batch_size: int | None) -> list[Rows]:
     """Blocks of one device's rows: one loop on the device, or convolutions one after another from the host."""
-    assert how.mesh is not None
-    assert how.matrix is not None
-    on_cpu = how.mesh.devices.flat[0].platform == "cpu"
-    size = batch_size or (CONV_ROWS if how.matrix.lowered else max(64, BLOCK_BYTES[on_cpu] // row_bytes))
+    assert by.mesh is not None
+    assert by.matrix is not None
+    on_cpu = by.mesh.devices.flat[0].platform == "cpu"
+    size = batch_size or (CONV_ROWS if by.matrix.lowered else max(64, BLOCK_BYTES[on_cpu] // row_bytes))
     size = -(-rows // -(-rows // min(size, rows)))  # equal blocks: rows that overlap are work for nothing
     starts = np.arange(0, rows, size, dtype=np.int32)
-    return [Rows(starts[i : i + 1], size) for i in range(len(starts))] if how.matrix.lowered else [Rows(starts, size)]
+    return [Rows(starts[i : i + 1], size) for i in range(len(starts))] if by.matrix.lowered else [Rows(starts, size)]
 
 
-def _whole_batches(how: How, count: int, batch_size: int | None) -> list[Rows]:
+def _whole_batches(by: Multiplier, count: int, batch_size: int | None) -> list[Rows]:
     """The same for batches that must stay as they are: one loop for all of one size."""
-    assert how.matrix is not None
+    assert by.matrix is not None
     cuts = _data.cuts(count, batch_size)
-    if how.matrix.lowered:
+    if by.matrix.lowered:
         return [Rows(np.array([start], np.int32), size) for start, size in cuts]
     sizes = dict.fromkeys(size for _, size in cuts)
     return [Rows(np.array([start for start, n in cuts if n == size], np.int32), size) for size in sizes]
@@ -254,57 +259,59 @@ def _in_memory(
     count = _data.num_examples(data)
     rows = -(-count // mesh.size)
     row_bytes, primitives = _profile(matrix, common, data, _data.cuts(count, batch_size)[0][1] if whole else rows)
-    how = _how(matrix, common.params, mesh, primitives, model)
+    by, space = _multiplier(matrix, mesh, primitives, model), _space(matrix, common.params, model)
     if model is not None and not whole and any(map(sharding.spread, jax.tree_util.tree_leaves(data))):
         batch_size = batch_size or rows  # a part of rows that are spread would have to be brought together
-    blocks = _whole_batches(how, count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
+    blocks = _whole_batches(by, count, batch_size) if whole else _blocks(by, rows, row_bytes, batch_size)
     placed = _split(data, mesh) if model is None else sharding.kept(data, model, "data")
     common = common._replace(data=placed, count=np.int32(count))
     if primitives & CALLBACKS and not allow_nondeterministic:
-        _check_deterministic(how, common, blocks[0])
+        _check_deterministic(by, space, common, blocks[0])
     if model is not None and linearize == "auto":
         keep, nbytes, said = False, 0, "computed at every product"  # kept, the compiler might gather them
     else:
-        keep, nbytes, said = _keep(how, common, blocks, linearize)
+        keep, nbytes, said = _keep(by, common, blocks, linearize)
     many = sum(len(block.starts) for block in blocks)
     cut = f"{many * mesh.size:,} block" + "s" * (many * mesh.size > 1)
     spread = "" if model is None else f", parameters spread over {model.size} devices"
     recipe["plan"] = {
         "blocks": many, "rows": blocks[0].size, "devices": (model or mesh).size, "linearized": keep, "bytes": nbytes,
-        "on_device": how.on_device, "text": f"{count:,} examples in {cut}, primal values {said}{spread}",
+        "on_device": by.on_device, "text": f"{count:,} examples in {cut}, primal values {said}{spread}",
     }  # fmt: skip
     log.info("%s: %s", recipe["kind"], recipe["plan"]["text"])
-    return _linear(how, common._replace(params=None), tuple(blocks), keep, common.params, recipe)
+    return _linear(by, space, common._replace(params=None), tuple(blocks), keep, common.params, recipe)
 
 
 def _linear(
-    how: How, shared: Common, blocks: tuple[Rows, ...], keep: bool, params: PyTree, recipe: Recipe
+    by: Multiplier, space: Space, shared: Common, blocks: tuple[Rows, ...], keep: bool, params: PyTree, recipe: Recipe
 ) -> LinearOperator:
     """The operator around these parameters, with primal values computed now if they are to be kept."""
-    around = functools.partial(_linear, how, shared, blocks, keep)  # no closure: one that holds itself frees no data
+    around = functools.partial(
+        _linear, by, space, shared, blocks, keep
+    )  # no closure: one that holds itself frees no data
     common = shared._replace(params=params)
     if not keep:
-        return LinearOperator(how, common, blocks, recipe=recipe, around=around)
-    maps = tuple(products.linearize(common, block.starts, how=how, size=block.size) for block in blocks)
-    return LinearOperator(how, common._replace(data=None), maps, recipe=recipe, around=around)
+        return LinearOperator(by, space, common, blocks, recipe=recipe, around=around)
+    maps = tuple(products.linearize(common, block.starts, by=by, size=block.size) for block in blocks)
+    return LinearOperator(by, space, common._replace(data=None), maps, recipe=recipe, around=around)
 
 
-def _keep(how: How, common: Common, blocks: list[Rows], linearize: bool | str) -> tuple[bool, int, str]:
+def _keep(by: Multiplier, common: Common, blocks: list[Rows], linearize: bool | str) -> tuple[bool, int, str]:
     """(whether primal values are kept, bytes they take, the same in words)."""
     if not linearize:
         return False, 0, "computed at every product"
-    assert how.mesh is not None
-    device, nbytes = how.mesh.devices.flat[0], _kept_bytes(how, common, blocks)
-    free = _devices.free_bytes(device) * (1 if device.platform == "cpu" else how.mesh.size)
+    assert by.mesh is not None
+    device, nbytes = by.mesh.devices.flat[0], _kept_bytes(by, common, blocks)
+    free = _devices.free_bytes(device) * (1 if device.platform == "cpu" else by.mesh.size)
     if linearize != "auto" or nbytes <= KEPT_SHARE * free:
         return True, nbytes, f"kept ({_size(nbytes)})"
     return False, 0, f"computed at every product (kept, they would take {_size(nbytes)} of {_size(free)} that are free)"
 
 
-def _kept_bytes(how: How, common: Common, blocks: list[Rows]) -> int:
+def _kept_bytes(by: Multiplier, common: Common, blocks: list[Rows]) -> int:
     """Bytes that the primal values of all blocks take, by their shapes."""
     sizes = {
-        (block.size, len(block.starts)): products.linearize.eval_shape(common, block.starts, how=how, size=block.size)
+        (block.size, len(block.starts)): products.linearize.eval_shape(common, block.starts, by=by, size=block.size)
         for block in blocks[:1] + blocks[-1:]
     }
 
@@ -319,9 +326,9 @@ def _size(nbytes: int) -> str:
     return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.1f} MiB"
 
 
-def _check_deterministic(how: How, common: Common, block: Rows) -> None:
-    ones = jax.tree_util.tree_map(jnp.ones_like, matrices.part(common.params, how.matrix.chosen))  # type: ignore
-    runs = [products.sums_step(common, None, block, ones, how=how) for _ in range(2)]
+def _check_deterministic(by: Multiplier, space: Space, common: Common, block: Rows) -> None:
+    ones = jax.tree_util.tree_map(jnp.ones_like, matrices.part(common.params, by.matrix.chosen))  # type: ignore
+    runs = [products.sums_step(common, space, block, ones, by=by) for _ in range(2)]
     numbers = [np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree_util.tree_leaves(r)]) for r in runs]
     difference = _difference(*numbers)
     if difference > UNSTEADY:
@@ -346,17 +353,24 @@ def _streamed(settings: Settings, common: Common, data: Stream, recipe: Recipe) 
     first = next(iter(data))
     count = _data.num_examples(first)
     row_bytes, primitives = _profile(matrix, common, first, _data.cuts(count, batch_size)[0][1] if whole else count)
-    how = _how(matrix, common.params, mesh, primitives, model)
+    by, space = _multiplier(matrix, mesh, primitives, model), _space(matrix, common.params, model)
     text = "streamed, one reading per product"
     recipe["plan"] = {
         "devices": (model or mesh).size, "linearized": False, "bytes": 0, "on_device": False,
         "text": f"{text}, in each of {jax.process_count()} processes" if together else text,
     }  # fmt: skip
-    return _reading(settings, how, row_bytes, data, common._replace(params=None), common.params, recipe)
+    return _reading(settings, by, space, row_bytes, data, common._replace(params=None), common.params, recipe)
 
 
 def _reading(
-    settings: Settings, how: How, row_bytes: int, data: Stream, shared: Common, params: PyTree, recipe: Recipe
+    settings: Settings,
+    by: Multiplier,
+    space: Space,
+    row_bytes: int,
+    data: Stream,
+    shared: Common,
+    params: PyTree,
+    recipe: Recipe,
 ) -> HostOperator:
     """The operator around these parameters, whose products read the stream."""
     _, mesh, model, whole, batch_size, allow_nondeterministic, together = settings
@@ -371,22 +385,22 @@ def _reading(
         for piece, count, offset in _devices.device_batches(data, mesh, whole, place=place):
             rows = _data.num_examples(piece) // mesh.size
             here = common._replace(data=piece, count=np.int32(count), offset=common.offset + np.int32(offset))
-            blocks = _whole_batches(how, count, batch_size) if whole else _blocks(how, rows, row_bytes, batch_size)
+            blocks = _whole_batches(by, count, batch_size) if whole else _blocks(by, rows, row_bytes, batch_size)
             for block in blocks:
-                found = products.sums_step(here, None, block, v, how=how)
+                found = products.sums_step(here, space, block, v, by=by)
                 total = found if total is None else products.plus_step(total, found)
                 if model is not None:
                     total = sharding.settled(total)
-        total = products.gathered(how, total)
-        total = _exchanged(how, v, total) if together else total
+        total = products.gathered(by, total)
+        total = _exchanged(by, v, total) if together else total
         if not allow_nondeterministic:
-            _check_same_pass(values, products.over_devices(how, total[1]))
-        found = products.finish_step(common, None, v, total, how=how)
-        return found if model is None else sharding.settled(found)
+            _check_same_pass(values, products.over_devices(by, total[1]))
+        found = products.finish_step(common, space, v, total, by=by)
+        return space.settle(found)
 
-    around = functools.partial(_reading, settings, how, row_bytes, data, shared)
-    driven = how._replace(on_device=False)
-    return HostOperator(driven, call, params, recipe=recipe, around=around, together=together)
+    around = functools.partial(_reading, settings, by, space, row_bytes, data, shared)
+    driven = by._replace(on_device=False)
+    return HostOperator(driven, space, call, params, recipe=recipe, around=around, together=together)
 
 
 def _check_same_pass(values: list[np.ndarray], sums: Any) -> None:

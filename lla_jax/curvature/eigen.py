@@ -22,14 +22,13 @@ from lla_jax.core.types import Directions, Eigenpairs, PyTree, Recipe
 from lla_jax.curvature import eigensearch
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Ritz, Search
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, check_given, check_operator
+from lla_jax.curvature.linear_operator import Operator, check_given, check_operator
 from lla_jax.execution import progress as _progress
 from lla_jax.execution import sharding
 from lla_jax.execution.progress import Progress
 
 log = logging.getLogger("lla_jax")
 
-Operator = LinearOperator | HostOperator
 SHARE = 0.25  # of the free memory that the basis takes by default
 SPARE = 4  # vectors beyond k that a restart needs
 ROWS = {True: 64, False: 32}  # rows of the first buffer, on the device or not
@@ -174,7 +173,7 @@ def _judged(vector: PyTree, product: PyTree) -> jax.Array:
 def _ritz_vector(s: Search, ritz: Ritz, i: int, H: Operator) -> PyTree:
     coefficients = np.zeros(s.rows, H.dtype)
     coefficients[: s.known] = ritz.vectors[:, i]
-    return H.settled(_vector(coefficients, s.basis, spread=H.how.shards))
+    return H.space.settle(_vector(coefficients, s.basis, spread=H.space.shards))
 
 
 def _pairs(
@@ -193,7 +192,7 @@ def _pairs(
     )  # fmt: skip
     recipe["products"] = products
     return Eigenpairs(
-        values, Directions(H.embed(H.placed(_tree.stack(vectors))), about), residuals, products, recipe, state
+        values, Directions(H.embed(H.place(_tree.stack(vectors))), about), residuals, products, recipe, state
     )
 
 
@@ -267,7 +266,7 @@ def _partial(s: Search, H: Operator, k: int, which: str, recipe: Recipe, stopped
 def _restored(state: Mapping[str, Any], H: Operator) -> Search:
     numbers: dict[str, Any] = dict(zip(_COUNTS, map(int, state["counts"])))
     filled, rows = numbers["filled"], numbers.pop("rows")
-    kept = (np.asarray(state[f"basis/{i}"]) for i in range(len(H.how.shapes)))
+    kept = (np.asarray(state[f"basis/{i}"]) for i in range(len(H.space.shapes)))
     leaves = [np.pad(x, [(0, rows - filled), *[(0, 0)] * (x.ndim - 1)]) for x in kept]
     basis = _lanczos.from_host(H, leaves)
     arrays: dict[str, Any] = {name: np.array(state[name]) for name in ("alphas", "betas", "wanted", "direction")}
@@ -317,7 +316,7 @@ def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3)
         ends = Extremes(float(theta[0]), float(theta[-1]), residual, 0)
         return residual <= tol * np.abs(theta[[0, -1]]).max()
 
-    basis = _lanczos.begin(_lanczos.random(H, key, 0, "rademacher"), rows=steps + 1, spread=H.how.shards)
+    basis = _lanczos.begin(_lanczos.random(H, key, 0, "rademacher"), rows=steps + 1, spread=H.space.shards)
     _, alphas, betas, products = _lanczos.sequence(H, basis, min(steps, H.shape[0]), ends=known)
     known(alphas, betas)
     return ends._replace(products=products)

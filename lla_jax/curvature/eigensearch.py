@@ -24,12 +24,11 @@ import numpy as np
 from lla_jax.core.types import PyTree
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.lanczos import BREAKDOWN, CHUNK
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
+from lla_jax.curvature.linear_operator import Operator
 from lla_jax.execution import sharding
 
 log = logging.getLogger("lla_jax")
 
-Operator = LinearOperator | HostOperator
 DOUBT = 1e-3  # probability that a sequence rules out an eigenvalue that is there
 PIECE = 2**16  # entries of a vector that are turned at once
 LEAST = 10  # steps that a sequence may take to rule out, if all others were shorter
@@ -89,7 +88,7 @@ class Ritz(NamedTuple):
 
 def begin(H: Operator, key: jax.Array, rows: int, most: int, used: int) -> Search:
     """A search with a random start vector and nothing multiplied; ``used`` products were made before."""
-    basis = _lanczos.begin(_lanczos.random(H, key, 0, "normal"), rows=rows, spread=H.how.shards)
+    basis = _lanczos.begin(_lanczos.random(H, key, 0, "normal"), rows=rows, spread=H.space.shards)
     return Search(basis, np.zeros((rows, rows)), outside=H.shape[0], products=used, most=most)
 
 
@@ -218,7 +217,7 @@ def _turn(s: Search, H: Operator) -> None:
     T[s.known : s.filled, : s.known] = turn @ T[s.known : s.filled, : s.known]
     whole = np.eye(max(8, 1 << (len(unit) - 1).bit_length()), dtype=H.dtype)  # few sizes compile
     whole[: len(unit), : len(unit)] = turn
-    vars(s).update(basis=_turned(s.basis, whole, np.int32(s.known), spread=H.how.shards), T=T, direction=np.zeros(0))
+    vars(s).update(basis=_turned(s.basis, whole, np.int32(s.known), spread=H.space.shards), T=T, direction=np.zeros(0))
 
 
 def _room(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
@@ -229,7 +228,7 @@ def _room(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
     more = min(s.rows * (3 if H.on_device else 1), s.most - s.rows)  # on the device a size compiles the product anew
     s.needed = max(s.needed, _lanczos.needed(H, s.rows + more, saved=s.saved, grown_from=s.rows))
     log.info("eigenpairs: %d vectors from here on, %.1f MiB", s.rows + more, s.needed / 2**20)
-    vars(s).update(basis=_padded(s.basis, more=more, spread=H.how.shards), T=np.pad(s.T, (0, more)))
+    vars(s).update(basis=_padded(s.basis, more=more, spread=H.space.shards), T=np.pad(s.T, (0, more)))
 
 
 @contextlib.contextmanager
@@ -260,7 +259,7 @@ def _restart(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
     T[keep : keep + still, :keep] = ritz.couplings[:, :keep]
     with _uninterrupted():
         vars(s).update(
-            basis=_combined(s.basis, new, spread=H.how.shards), T=T, known=keep, filled=keep + still,
+            basis=_combined(s.basis, new, spread=H.space.shards), T=T, known=keep, filled=keep + still,
             restarts=s.restarts + 1, checked=-1,
         )  # fmt: skip
 

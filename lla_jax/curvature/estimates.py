@@ -10,7 +10,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,9 @@ from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Estimate, PyTree
 from lla_jax.curvature import sketches
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, check_given, check_operator
-from lla_jax.curvature.sketches import AT_ONCE, Operator
+from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, halve
+from lla_jax.curvature.sketches import AT_ONCE
+from lla_jax.curvature.space import draw
 
 log = logging.getLogger("lla_jax")
 
@@ -30,6 +31,7 @@ SHARE = 0.25  # of the free memory that the basis of a sketch may take
 PRODUCTS_EACH = {"hutchinson": 1, "hutch++": 3, "xtrace": 2}
 
 Progress = Callable[[float, float | None], None]
+T = TypeVar("T")
 
 
 class Round(NamedTuple):
@@ -45,7 +47,7 @@ class Round(NamedTuple):
 
 
 def trace(
-    H: LinearOperator | HostOperator,
+    H: Operator,
     key: jax.Array,
     *,
     method: str = "xtrace",
@@ -98,7 +100,7 @@ def trace(
 
 
 def frobenius_norm(
-    H: LinearOperator | HostOperator,
+    H: Operator,
     key: jax.Array,
     *,
     rtol: float = 0.02,
@@ -137,7 +139,7 @@ def frobenius_norm(
 
 
 def diagonal(
-    H: LinearOperator | HostOperator,
+    H: Operator,
     key: jax.Array,
     *,
     rtol: float = 0.1,
@@ -249,21 +251,39 @@ def _not_finite(trouble: object) -> str:
 # --- draws whose mean is asked for
 
 
-@jax.jit
-def _forms(H: LinearOperator, signs: Any) -> jax.Array:
-    z = sketches.trees(H, signs)
-    return jax.vmap(_form)(z, sketches.times_all(H, z))
+def map_probes(f: Callable[[PyTree, PyTree], T], H: Operator, key: jax.Array, lo: int, hi: int) -> Iterator[T]:
+    """``f(z, A z)`` of the probes numbered ``lo`` to ``hi``, stacked: of all of them on the device, in halves if memory
+    runs out; of one after another from the host, where several would take memory for nothing.
+
+    Args:
+      f: of stacked vectors (k, ...) and their products.
+      H: the operator.
+      key: each probe, a vector of signs, is drawn from it and its number.
+      lo: number of the first.
+      hi: number behind the last.
+    """
+
+    def compute(lo: int, hi: int) -> T:
+        z = probes(H, key, lo, hi)
+        return jax.block_until_ready(f(z, H.products(z)))
+
+    if H.on_device:
+        yield from halve(compute, lo, hi)
+        return
+    for number in range(lo, hi):
+        yield compute(number, number + 1)
+
+
+def probes(H: Operator, key: jax.Array, lo: int, hi: int) -> PyTree:
+    """The probes of these numbers, stacked vectors of signs."""
+    numbers = np.arange(lo, hi, dtype=np.uint32)
+    return H.space.settle(H.place(draw(H.space, key, numbers, distribution="rademacher")))
 
 
 @jax.jit
-def _form(z: PyTree, product: PyTree) -> jax.Array:
-    """(z'A z, |A z|)."""
-    return jnp.stack([_tree.dot(z, product), _tree.norm(product)])
-
-
-def _signs(H: Operator, key: jax.Array, lo: int, hi: int) -> Any:
-    """The probes of these numbers, rows."""
-    return sketches.drawn(H, key, np.arange(lo, hi, dtype=np.uint32), "rademacher")
+def _forms(z: PyTree, product: PyTree) -> jax.Array:
+    """(z'A z, |A z|) of every probe, (k, 2)."""
+    return jax.vmap(lambda x, y: jnp.stack([_tree.dot(x, y), _tree.norm(y)]))(z, product)
 
 
 def _samples(
@@ -271,21 +291,14 @@ def _samples(
 ) -> Iterator[Round]:
     """Rounds of independent probes; ``summary`` makes (mean, sem) of their forms (num, 2)."""
     forms = np.zeros((0, 2))
-
-    def compute(lo: int, hi: int) -> np.ndarray:
-        if H.on_device and isinstance(H, LinearOperator):
-            return np.asarray(_forms(H, _signs(H, key, lo, hi)), np.float64)
-        found: list[np.ndarray] = []
-        for number in range(lo, hi):
-            z = sketches.row(H, _signs(H, key, number, number + 1), 0)
-            found.append(np.asarray(_form(z, H.product(z)), np.float64))
-            if not np.isfinite(found[-1]).all():
-                break
-        return np.stack(found)
-
     while len(forms) < max_products:
         lo, hi = len(forms), min(len(forms) + AT_ONCE, max_products)
-        new = np.concatenate(sketches.halved(compute, lo, hi))
+        pieces: list[np.ndarray] = []
+        for piece in map_probes(_forms, H, key, lo, hi):
+            pieces.append(np.asarray(piece, np.float64))
+            if not np.isfinite(pieces[-1]).all():
+                break
+        new = np.concatenate(pieces)
         bad = np.flatnonzero(~np.isfinite(new).all(1))
         trouble = f"product {used + int(bad[0]) + 1} is not finite" if len(bad) else None
         used += len(new)
@@ -349,14 +362,8 @@ class Moments(NamedTuple):
 
 
 @jax.jit
-def _diagonal_draws(H: LinearOperator, signs: Any) -> PyTree:
-    z = sketches.trees(H, signs)
-    return jax.tree_util.tree_map(jnp.multiply, z, sketches.times_all(H, z))
-
-
-@jax.jit
-def _diagonal_draw(z: PyTree, product: PyTree) -> PyTree:
-    return jax.tree_util.tree_map(lambda x, y: (x * y)[None], z, product)
+def _times(z: PyTree, product: PyTree) -> PyTree:
+    return jax.tree_util.tree_map(jnp.multiply, z, product)
 
 
 @jax.jit
@@ -386,30 +393,19 @@ def _merged(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
 def _diagonals(H: Operator, key: jax.Array, max_products: int, used: int) -> Iterator[Round]:
     """Rounds of independent probes, of which only the moments are kept."""
     done = 0
-    zeros = H.placed(jax.tree_util.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), H.structure))
-    moments = Moments(jnp.int32(0), zeros, zeros)
-
-    def compute(lo: int, hi: int) -> PyTree:
-        return jax.block_until_ready(_diagonal_draws(H, _signs(H, key, lo, hi)))
-
-    def pieces(lo: int, hi: int) -> Iterator[PyTree]:
-        if H.on_device and isinstance(H, LinearOperator):
-            yield from sketches.halved(compute, lo, hi)
-            return
-        for number in range(lo, hi):
-            z = sketches.row(H, _signs(H, key, number, number + 1), 0)
-            yield _diagonal_draw(z, H.product(z))
+    zeros = H.place(jax.tree_util.tree_map(lambda x: np.zeros(x.shape, x.dtype), H.structure))
+    moments = Moments(np.int32(0), zeros, zeros)
 
     def value() -> tuple[PyTree, PyTree]:
         num = int(moments.num)
         with np.errstate(invalid="ignore", divide="ignore"):
             sem = [np.sqrt(np.asarray(x) / num / (num - 1)) for x in jax.tree_util.tree_leaves(moments.squares)]
-        return jax.tree_util.tree_map(np.asarray, moments.mean), jax.tree_util.tree_unflatten(H.how.structure, sem)
+        return jax.tree_util.tree_map(np.asarray, moments.mean), H.space.tree(sem)
 
     trouble = None
     while done < max_products and not trouble:
         hi = min(done + AT_ONCE, max_products)
-        for piece in pieces(done, hi):
+        for piece in map_probes(_times, H, key, done, hi):
             size = len(jax.tree_util.tree_leaves(piece)[0])
             moments, count, (mean, squares) = _merged(moments, piece)
             if count < size:

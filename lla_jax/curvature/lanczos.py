@@ -20,7 +20,8 @@ from lla_jax.core import arguments
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import clamped
 from lla_jax.core.types import PyTree
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, check_given, check_operator
+from lla_jax.curvature.linear_operator import LinearOperator, Operator, check_given, check_operator
+from lla_jax.curvature.space import draw_one, take, vector_at
 from lla_jax.execution import sharding
 
 BREAKDOWN = 10.0  # a remainder below this times eps |A q| is rounding
@@ -28,8 +29,6 @@ CHUNK = 8  # steps of one call on the device
 BESIDE = {True: 10, False: 3}  # vectors beside a basis while it is driven: on the device, with CHUNK new ones, or not
 FIXED = 190 * 2**20  # bytes on a CPU for compiled programs and their threads, measured
 WINDOW = 11  # vectors that LLA re-orthogonalises against
-
-Operator = LinearOperator | HostOperator
 
 
 class Step(NamedTuple):
@@ -91,11 +90,6 @@ def combine(coefficients: jax.Array, basis: PyTree) -> PyTree:
 
 def _minus(a: PyTree, b: PyTree) -> PyTree:
     return jax.tree_util.tree_map(jnp.subtract, a, b)
-
-
-def _row(basis: PyTree, row: Any) -> PyTree:
-    """One row of a basis, a tree like a vector."""
-    return jax.tree_util.tree_map(lambda q: jax.lax.dynamic_index_in_dim(q, row, 0, keepdims=False), basis)
 
 
 def _put(basis: PyTree, rows: Any, vectors: PyTree) -> PyTree:
@@ -206,10 +200,10 @@ def _loop(
 
     blank, zero = jnp.zeros((CHUNK, rows), dtype), jnp.zeros(CHUNK, dtype)
     if window:
-        new, vector, before = basis, _row(basis, row % rows), _row(basis, (row - 1) % rows)
+        new, vector, before = basis, vector_at(basis, row % rows), vector_at(basis, (row - 1) % rows)
     else:
         new = jax.tree_util.tree_map(lambda q: jnp.zeros((CHUNK, *q.shape[1:]), q.dtype), basis)
-        vector, before = _row(basis, row), None
+        vector, before = vector_at(basis, row), None
     first = _Carry(jnp.int32(0), new, vector, before, last.astype(dtype), scale.astype(dtype), blank, zero, zero)
     return jax.lax.while_loop(goes_on, body, first)
 
@@ -228,9 +222,6 @@ def _on_device(
     return found.done, found.new, found.coefficients, found.norms, found.sizes
 
 
-take = jax.jit(_row)
-
-
 @partial(jax.jit, static_argnames="spread")
 def _from_host(basis: PyTree, product: PyTree, scale: Any, *, spread: Any) -> tuple[Any, ...]:
     unit, (h,), beta, size = orthogonal((basis,), product, scale)
@@ -241,7 +232,7 @@ def _from_host(basis: PyTree, product: PyTree, scale: Any, *, spread: Any) -> tu
 @jax.jit
 def _from_host_windowed(basis: PyTree, product: PyTree, row: Any, last: Any, scale: Any) -> tuple[Any, ...]:
     rows = jax.tree_util.tree_leaves(basis)[0].shape[0]
-    vector, before = _row(basis, row % rows), _row(basis, (row - 1) % rows)
+    vector, before = vector_at(basis, row % rows), vector_at(basis, (row - 1) % rows)
     unit, alpha, beta, size = _windowed(basis, product, vector, before, last, scale)
     h = jnp.zeros((1, rows), size.dtype).at[0, row % rows].set(alpha)
     return _put(basis, (row + 1) % rows, unit), h, beta[None], size[None]
@@ -289,7 +280,7 @@ def advance(
 
 def orthogonalized(H: Operator, basis: PyTree, vector: PyTree, scale: Any) -> Steps:
     """The step that a vector makes in place of a product: what of it is orthogonal to the basis, and the rest."""
-    unit, *rest = _from_host(basis, vector, np.asarray(scale, H.dtype), spread=H.how.shards)
+    unit, *rest = _from_host(basis, vector, np.asarray(scale, H.dtype), spread=H.space.shards)
     return Steps(unit, *(np.asarray(x, np.float64) for x in rest))
 
 
@@ -305,14 +296,9 @@ def store(basis: PyTree, found: Steps, into: int, *, window: bool = False, batch
     return found.vectors if window else _stored(basis, found.vectors, np.int32(into), batched=batched)
 
 
-@partial(jax.jit, static_argnames="distribution")
-def _random(space: LinearOperator, key: jax.Array, number: Any, *, distribution: str) -> PyTree:
-    return space.random(jax.random.fold_in(key, number), distribution)
-
-
 def random(H: Operator, key: jax.Array, number: int, distribution: str) -> PyTree:
     """The random vector of a number, where the operator's vectors live."""
-    return H.settled(H.placed(_random(H.space, key, np.uint32(number), distribution=distribution)))
+    return H.space.settle(H.place(draw_one(H.space, key, np.uint32(number), distribution=distribution)))
 
 
 @partial(jax.jit, static_argnames=("rows", "spread"))
@@ -331,8 +317,8 @@ def begin_batch(vectors: list[PyTree], *, rows: int) -> PyTree:
 
 def from_host(H: Operator, leaves: list[np.ndarray]) -> PyTree:
     """A basis of numpy leaves where the operator's vectors live."""
-    leaves = leaves if H.how.shards is not None else [jnp.asarray(x) for x in leaves]  # type: ignore[misc]
-    return H.placed(jax.tree_util.tree_unflatten(H.how.structure, leaves))
+    leaves = leaves if H.space.shards is not None else [jnp.asarray(x) for x in leaves]  # type: ignore[misc]
+    return H.place(H.space.tree(leaves))
 
 
 def tridiagonal(alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
@@ -388,7 +374,7 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     check_start(start)
     steps = clamped("steps", steps, H.shape[0])
     check_given(H, key)
-    basis = begin(random(H, key, 0, start), rows=steps + 1, spread=H.how.shards)
+    basis = begin(random(H, key, 0, start), rows=steps + 1, spread=H.space.shards)
     basis, alphas, betas, products = sequence(H, basis, steps)
     if not len(alphas):
         raise ValueError(nothing(products))
@@ -396,7 +382,7 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
         warnings.warn(f"H: product {products} is not finite; the {len(alphas)} steps before it are kept", stacklevel=2)
     done = len(alphas)
     rest = jax.tree_util.tree_map(lambda q: q[done] * betas[-1].astype(q.dtype), basis)
-    return Lanczos(H.placed(jax.tree_util.tree_map(lambda q: q[:done], basis)), alphas, betas, H.placed(rest))
+    return Lanczos(H.place(jax.tree_util.tree_map(lambda q: q[:done], basis)), alphas, betas, H.place(rest))
 
 
 # --- arguments
@@ -408,7 +394,7 @@ def needed(H: Operator, rows: int, *, group: int = 1, saved: bool = False, grown
     A basis that is saved on the way is copied; ``grown_from`` rows of a smaller one are there while they are copied;
     ``kept`` vectors come on top at the end.
     """
-    nbytes, rows = H.vector_bytes, 2 * rows if saved else rows
+    nbytes, rows = H.space.nbytes, 2 * rows if saved else rows
     beside = group * BESIDE[H.on_device]
     growing = grown_from + beside // 2 if grown_from else 0
     fixed = FIXED if jax.default_backend() == "cpu" else 0

@@ -16,7 +16,8 @@ from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.curvature import products
-from lla_jax.curvature.products import How
+from lla_jax.curvature.products import Multiplier
+from lla_jax.curvature.space import Space, stack, take
 from lla_jax.execution import devices, processes, sharding
 
 Around = Callable[[PyTree, Recipe], Any]
@@ -24,17 +25,17 @@ Around = Callable[[PyTree, Recipe], Any]
 old ones do."""
 
 
-class Space(abc.ABC):
-    """What both kinds of operator say of the space they act on."""
+class Operator(abc.ABC):
+    """What both kinds of operators have in common."""
 
-    how: How
-    scale: PyTree
+    multiplier: Multiplier
+    space: Space
     recipe: Recipe
     around: Around | None
     together: bool = False
 
     def __repr__(self) -> str:
-        matrix = self.how.matrix
+        matrix = self.multiplier.matrix
         kind = self.recipe.get("kind") or (matrix.kind if matrix is not None else "given")
         plan = self.recipe.get("plan", {})
         text = f", {plan['text']}" if "text" in plan else ""
@@ -45,43 +46,38 @@ class Space(abc.ABC):
     @property
     def structure(self) -> PyTree:
         """A vector's tree of ``jax.ShapeDtypeStruct``; leaves that are not selected are None."""
-        return jax.tree_util.tree_unflatten(
-            self.how.structure, [jax.ShapeDtypeStruct(s, d) for s, d in self.how.shapes]
-        )
+        return self.space.structure
 
     @property
     def shape(self) -> tuple[int, int]:
         """(n, n), the number of parameters it acts on: entries that are not masked (counted outside of jit)."""
-        if self.scale is None:
-            size = sum(int(np.prod(s)) for s, _ in self.how.shapes)
-        else:
-            size = sum(int(np.count_nonzero(np.asarray(x))) for x in jax.tree_util.tree_leaves(self.scale))
-        return size, size
+        return self.space.dim, self.space.dim
 
     @property
     def dtype(self) -> np.dtype:
         """The widest dtype of a vector's leaves."""
-        return np.dtype(jnp.result_type(*(d for _, d in self.how.shapes)))
+        return self.space.dtype
+
+    @property
+    def scale(self) -> PyTree:
+        """S of S A S, a mask or a preconditioner; None for A."""
+        return self.space.scale
 
     @property
     def on_device(self) -> bool:
         """Whether a loop of products runs well inside one compiled program, and several vectors at once as a batch."""
-        return self.how.on_device
+        return self.multiplier.on_device
 
     @property
     def is_given(self) -> bool:
         """Whether the product is a user's, so that its symmetry is to be checked."""
-        return self.how.matrix is None
+        return self.multiplier.matrix is None
 
-    def _vector(self, v: PyTree) -> PyTree:
-        """``v``, checked: a tree of floating arrays of the shapes in ``structure``."""
-        leaves, structure = jax.tree_util.tree_flatten(v)
-        shapes = [s for s, _ in self.how.shapes]
-        if structure != self.how.structure or [np.shape(x) for x in leaves] != shapes:
-            v = _tree.align(v, self.structure, "v", "the operator's vectors")
-        if not all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves):
-            raise ValueError("v: has entries that are not floating; the rule is a tree like the operator's structure")
-        return v
+    @property
+    def chosen(self) -> tuple[bool, ...]:
+        """Which leaves of the parameters a vector has."""
+        matrix = self.multiplier.matrix
+        return (True,) * len(self.space.shapes) if matrix is None else matrix.chosen
 
     def random(self, key: jax.Array, distribution: str = "rademacher") -> PyTree:
         """A vector of independent entries of variance 1: signs ("rademacher") or Gaussians ("normal").
@@ -89,65 +85,68 @@ class Space(abc.ABC):
         One flat draw; for parameters that are spread over devices, one for each leaf. Pure; zero where the operator is
         masked.
         """
-        if distribution not in ("rademacher", "normal"):
-            raise ValueError(f'distribution: {distribution!r} given; the rule is "rademacher" or "normal"')
-        draw = jax.random.rademacher if distribution == "rademacher" else jax.random.normal
-        shapes = [s for s, _ in self.how.shapes]
-        if self.how.shards is not None:  # a piece of a flat draw would have to be brought to where its leaf is
-            pieces = [draw(jax.random.fold_in(key, i), s, dtype=jnp.float32) for i, s in enumerate(shapes)]
-        else:
-            sizes = [int(np.prod(s)) for s in shapes]
-            pieces = jnp.split(draw(key, (sum(sizes),), dtype=jnp.float32), np.cumsum(sizes)[:-1])
-        leaves = [piece.reshape(s).astype(d) for piece, (s, d) in zip(pieces, self.how.shapes, strict=True)]
-        vector = sharding.pinned(jax.tree_util.tree_unflatten(self.how.structure, leaves), self.how.shards)
-        if self.scale is None:
-            return vector
-        return jax.tree_util.tree_map(lambda x, s: jnp.where(s != 0, x, 0), vector, self.scale)
+        return self.space.random(key, distribution)
+
+    @abc.abstractmethod
+    def mv(self, v: PyTree) -> PyTree:
+        """The product A v: a tree like ``v``."""
+
+    @abc.abstractmethod
+    def product(self, v: PyTree) -> PyTree:
+        """The product A v from the host: a tree like ``v``."""
+
+    def products(self, stacked: PyTree) -> PyTree:
+        """The products with several vectors, from the host.
+
+        On the device all of them in one program: at once on an accelerator, one after another on a CPU, where eight
+        networks' tangents spill the caches (up to four times slower, except for the smallest networks); if memory runs
+        out, in halves. Where the host drives the operator, one by one.
+
+        Args:
+          stacked: vectors, a tree whose leaves have a leading axis k.
+
+        Returns:
+          The stacked products, a tree like ``stacked``.
+
+        Raises:
+          ValueError: vectors of another structure or shape, or none at all.
+        """
+        stacked = self.space.check(stacked, "stacked", stacked=True)
+        num = len(jax.tree_util.tree_leaves(stacked)[0])
+        if not num:
+            raise ValueError("stacked: has a leading axis of 0; the rule is one vector at least")
+        if not self.on_device:
+            return stack(self.space, [self.product(take(stacked, np.int32(i))) for i in range(num)])
+
+        def compute(lo: int, hi: int) -> PyTree:
+            some = stacked if hi - lo == num else jax.tree_util.tree_map(lambda x: x[lo:hi], stacked)
+            return jax.block_until_ready(_products(self, some))
+
+        found = halve(compute, 0, num)
+        return found[0] if len(found) == 1 else jax.tree_util.tree_map(lambda *x: jnp.concatenate(x), *found)
 
     def embed(self, vectors: PyTree) -> PyTree:
         """Stacked vectors ``(k, ...)`` as stacked parameter trees: zero in leaves that are not selected."""
-        if self.how.matrix is None:
+        if self.is_given:
             return vectors
         moving = iter(jax.tree_util.tree_leaves(vectors))
         num = jax.tree_util.tree_leaves(vectors)[0].shape[0]
         leaves, structure = jax.tree_util.tree_flatten(self.centre())
-        chosen = self.how.matrix.chosen
         full = [
-            next(moving).astype(x.dtype) if yes else sharding.zeros(num, x, self.how.shards)
-            for x, yes in zip(leaves, chosen, strict=True)
+            next(moving).astype(x.dtype) if yes else sharding.zeros(num, x, self.space.shards)
+            for x, yes in zip(leaves, self.chosen, strict=True)
         ]
         return jax.tree_util.tree_unflatten(structure, full)
 
-    @property
-    def space(self) -> LinearOperator:
-        """The vectors' space, without what acts on it: one program draws for all operators of a shape."""
-        how = self.how._replace(matrix=None, product=None, mesh=None, on_device=True)
-        return LinearOperator(how, None, (), self.scale)
-
-    def placed(self, tree: PyTree) -> PyTree:
-        """The tree on the operator's devices: arrays here and there would compile the same program twice."""
-        if self.how.shards is not None:
-            return sharding.placed(tree, self.how.shards)
-        return tree if self.how.mesh is None else devices.replicate(tree, self.how.mesh)
-
-    @property
-    def vector_bytes(self) -> int:
-        """Bytes of one vector; of those that are spread, the share of one device."""
-        shapes = [s for s, _ in self.how.shapes]
-        if self.how.shards is not None:
-            shapes = sharding.shapes(shapes, self.how.shards)
-        return sum(int(np.prod(s)) * np.dtype(d).itemsize for s, (_, d) in zip(shapes, self.how.shapes, strict=True))
+    def place(self, tree: PyTree) -> PyTree:
+        """Vectors on the operator's devices: arrays here and there would compile the same program twice."""
+        return self.space.place(tree, self.multiplier.mesh)
 
     def memory(self) -> tuple[int, int]:
         """(bytes of one vector, bytes free on its device)."""
-        device = jax.local_devices()[0] if self.how.mesh is None else self.how.mesh.devices.flat[0]
-        free = devices.free_bytes(device)
-        return self.vector_bytes, processes.least(free) if self.together else free
-
-    def settled(self, tree: PyTree) -> PyTree:
-        """The tree, once it is there where devices are cores that hold shards: there two programs that both talk from
-        device to device may wait for each other forever."""
-        return tree if self.how.shards is None else sharding.settled(tree)
+        mesh = self.multiplier.mesh
+        free = devices.free_bytes(jax.local_devices()[0] if mesh is None else mesh.devices.flat[0])
+        return self.space.nbytes, processes.least(free) if self.together else free
 
     @abc.abstractmethod
     def centre(self) -> PyTree:
@@ -188,7 +187,7 @@ class Space(abc.ABC):
         recipe = self.recipe | {"params": describe_params(params)}
         if self.together:
             processes.agree(params=str(recipe["params"]))
-        return replace(self.around(params, recipe), scale=self.scale)
+        return replace(self.around(params, recipe), space=self.space)
 
     def _like_centre(self, params: PyTree) -> PyTree:
         """The parameters, checked, where those of the operator are."""
@@ -217,41 +216,41 @@ def describe_params(params: PyTree) -> Recipe:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LinearOperator(Space):
+class LinearOperator(Operator):
     """A symmetric operator over data in memory; a pytree, to be passed to jitted functions.
 
     Made by ``hessian``, ``ggn``, ``fisher`` and ``given``. ``mv`` is pure; ``product`` is the same from the host, the
     fastest way on this machine. Vectors are trees like the parameters (``structure``), in float32 at least.
 
     Args:
-      how: the static part.
+      multiplier: the static part.
+      space: of its vectors, with S of S A S.
       common: what all blocks share.
       blocks: of rows, or of linear maps whose primal values are kept.
-      scale: S of S A S, a mask or a preconditioner; None for A.
       recipe: matrix, selection, data, plan; JSON-able. Lost under a transformation.
       around: makes the operator around other parameters, see ``at``. Lost under a transformation.
     """
 
-    how: How
+    multiplier: Multiplier
+    space: Space
     common: Any
     blocks: tuple[Any, ...]
-    scale: PyTree = None
     recipe: Recipe = field(default_factory=dict)
     around: Around | None = None
 
     def mv(self, v: PyTree) -> PyTree:
         """The product A v: a tree like ``v``. Pure and jit-able."""
-        v = self._vector(v)
-        each = (products.sums(self.how, self.common, self.scale, block, v) for block in self.blocks)
-        return products.finish(self.how, self.common, self.scale, v, functools.reduce(products.plus, each))
+        v = self.space.check(v)
+        each = (products.sums(self.multiplier, self.common, self.space, block, v) for block in self.blocks)
+        return products.finish(self.multiplier, self.common, self.space, v, functools.reduce(products.plus, each))
 
     def product(self, v: PyTree) -> PyTree:
         """The product A v from the host: one compiled step, called for every block."""
-        v = self._vector(v)
-        if len(self.blocks) == 1 and (self.how.mesh is None or self.how.mesh.size == 1):
-            return self.settled(_product(self, v))
-        total = products.gathered(self.how, products.total(self.how, self.common, self.scale, self.blocks, v))
-        return self.settled(products.finish_step(self.common, self.scale, v, total, how=self.how))
+        v, by = self.space.check(v), self.multiplier
+        if len(self.blocks) == 1 and (by.mesh is None or by.mesh.size == 1):
+            return self.space.settle(_product(self, v))
+        total = products.gathered(by, products.total(by, self.common, self.space, self.blocks, v))
+        return self.space.settle(products.finish_step(self.common, self.space, v, total, by=by))
 
     def centre(self) -> PyTree:
         return self.common.params
@@ -259,37 +258,37 @@ class LinearOperator(Space):
 
 jax.tree_util.register_pytree_node(
     LinearOperator,
-    lambda op: ((op.common, op.blocks, op.scale), op.how),
-    lambda how, children: LinearOperator(how, *children),
+    lambda op: ((op.space, op.common, op.blocks), op.multiplier),
+    lambda multiplier, children: LinearOperator(multiplier, *children),
 )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HostOperator(Space):
+class HostOperator(Operator):
     """A symmetric operator over a stream or several processes, or of a product that jax cannot trace: ``mv`` runs on
     the host.
 
     Args:
-      how: the static part.
+      multiplier: the static part.
+      space: of its vectors, with S of S A S.
       call: ``call(v) -> A v`` without the scale.
       params: the parameters, or the like of a vector.
-      scale: as for ``LinearOperator``.
       recipe: as for ``LinearOperator``.
       around: as for ``LinearOperator``.
       together: whether all processes of the group take part in every product.
     """
 
-    how: How
+    multiplier: Multiplier
+    space: Space
     call: Callable[[PyTree], PyTree]
     params: PyTree
-    scale: PyTree = None
     recipe: Recipe = field(default_factory=dict)
     around: Around | None = None
     together: bool = False
 
     def mv(self, v: PyTree) -> PyTree:
         """The product A v: a tree like ``v``. Reads the stream once; of several processes, waits for all."""
-        v = self._vector(v)
+        v = self.space.check(v)
         if self.scale is None:
             return self.call(v)
         return products.times(self.scale, self.call(products.times(self.scale, v)))
@@ -302,6 +301,24 @@ class HostOperator(Space):
         return self.params
 
 
+def halve(compute: Callable[[int, int], Any], lo: int, hi: int) -> list[Any]:
+    """``[compute(lo, hi)]``; out of memory takes it in two halves, and so on."""
+    try:
+        return [compute(lo, hi)]
+    except Exception as error:
+        if hi - lo == 1 or not devices.out_of_memory(error):
+            raise
+    middle = (lo + hi) // 2
+    return halve(compute, lo, middle) + halve(compute, middle, hi)
+
+
+@jax.jit
+def _products(H: LinearOperator, stacked: PyTree) -> PyTree:
+    mesh = H.multiplier.mesh
+    platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
+    return jax.lax.map(H.mv, stacked) if platform == "cpu" else jax.vmap(H.mv)(stacked)
+
+
 _product = jax.jit(lambda operator, v: operator.mv(v))
 
 NUMBER = 2**31  # of the key that the check takes
@@ -309,7 +326,7 @@ NUMBER = 2**31  # of the key that the check takes
 ASYMMETRY = 1e-2  # relative; products in half precision stay below, mistakes (another batch, one-sided scales) do not
 
 
-def check_symmetric(H: LinearOperator | HostOperator, key: jax.Array) -> int:
+def check_symmetric(H: Operator, key: jax.Array) -> int:
     """Check u'(A v) = v'(A u) for two random vectors, up to 1e-2 (|A u| + |A v|).
 
     The two sides differ by about |A - A'|_F, and either product has the norm |A|_F or so, whatever the size: a part of
@@ -342,20 +359,20 @@ def check_symmetric(H: LinearOperator | HostOperator, key: jax.Array) -> int:
 
 def check_operator(H: Any) -> None:
     """Raise a ValueError where ``H`` is no operator."""
-    if not isinstance(H, Space):
+    if not isinstance(H, Operator):
         raise ValueError(
             f"H: got {type(H).__name__}; the rule is an operator: lla.hessian(loss, params, data), or "
             "lla.operators.given(product, like) for one of your own"
         )
 
 
-def check_given(H: LinearOperator | HostOperator, key: jax.Array) -> int:
+def check_given(H: Operator, key: jax.Array) -> int:
     """``check_symmetric`` for a user's product; the products used, 0 for all others."""
     return check_symmetric(H, jax.random.fold_in(key, NUMBER)) if H.is_given else 0
 
 
 @jax.jit
-def _pair(space: LinearOperator, key: jax.Array) -> list[PyTree]:
+def _pair(space: Space, key: jax.Array) -> list[PyTree]:
     return [space.random(jax.random.fold_in(key, number), "normal") for number in range(2)]
 
 

@@ -20,9 +20,10 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
 from lla_jax.curvature import assembly, matrices
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, Operator
 from lla_jax.curvature.matrices import Matrix, categorical
-from lla_jax.curvature.products import How
+from lla_jax.curvature.products import Multiplier
+from lla_jax.curvature.space import Space
 from lla_jax.execution import sharding
 
 __all__ = [
@@ -48,7 +49,7 @@ def hessian(
     devices: Any = "all",
     processes: str = "all",
     allow_nondeterministic: bool = False,
-) -> LinearOperator | HostOperator:
+) -> Operator:
     """The Hessian of the loss, as a product with vectors.
 
         H v = d/de grad L(theta + e v) at e = 0,   L = sum_i w_i l_i / sum_i w_i + penalty
@@ -106,7 +107,7 @@ def ggn(
     devices: Any = "all",
     processes: str = "all",
     allow_nondeterministic: bool = False,
-) -> LinearOperator | HostOperator:
+) -> Operator:
     """The generalized Gauss-Newton matrix of the loss, as a product with vectors.
 
         G = sum_i w_i J_i' (grad_f^2 l_i) J_i / sum_i w_i + grad^2 penalty,   J_i = d f(x_i) / d theta
@@ -157,7 +158,7 @@ def fisher(
     devices: Any = "all",
     processes: str = "all",
     allow_nondeterministic: bool = False,
-) -> LinearOperator | HostOperator:
+) -> Operator:
     """The Fisher matrix of the model, as a product with vectors.
 
         F = sum_i w_i E_y [ g_i g_i' ] / sum_i w_i,   g_i = grad l(f(x_i), y)
@@ -242,9 +243,10 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
     shapes = tuple((tuple(np.shape(x)), d) for x, d in zip(leaves, wide, strict=True))
     model = sharding.mesh_of(like)
     spread = None if model is None else tuple(sharding.of(x, model) for x in leaves)
-    how = How(None, static(product) if traceable else None, None, traceable and not spread, structure, shapes, spread)
+    by = Multiplier(None, static(product) if traceable else None, None, traceable and not spread)
+    space = Space(structure, shapes, spread)
     if traceable:
-        operator = LinearOperator(how, args, ((),), recipe={"kind": "given"})
+        operator = LinearOperator(by, space, args, ((),), recipe={"kind": "given"})
         try:
             found = jax.eval_shape(product, operator.structure, *args)
         except TypeError as error:
@@ -257,7 +259,7 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
         moved = _tree.align(product(v, *args), v, "product(v)", "like")
         return jax.tree_util.tree_map(lambda x, like: jnp.asarray(x, like.dtype), moved, v)
 
-    return HostOperator(how, call, like, recipe={"kind": "given"})
+    return HostOperator(by, space, call, like, recipe={"kind": "given"})
 
 
 def masked(operator: Any, mask: PyTree) -> Any:
@@ -312,9 +314,9 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
                 "lla.directions.adam_moments(opt_state, params)"
             )
         second_moment = jax.tree_util.tree_map(lambda x: x[1], second_moment.tree)
-    if operator.how.matrix is not None and not all(operator.how.matrix.chosen):
+    if not all(operator.chosen):
         second_moment = _tree.align(second_moment, operator.centre(), "second_moment")
-        second_moment = matrices.part(second_moment, operator.how.matrix.chosen)
+        second_moment = matrices.part(second_moment, operator.chosen)
     _tree.check_real(second_moment, "second_moment")
     if min(np.min(np.asarray(x), initial=0) for x in jax.tree_util.tree_leaves(second_moment)) < 0:
         raise ValueError("second_moment: has negative entries; the rule is Adam's v, a mean of squares")
@@ -334,7 +336,7 @@ def dense(operator: Any) -> np.ndarray:
     Raises:
       ValueError: n above 20,000.
     """
-    n = sum(int(np.prod(s)) for s, _ in operator.how.shapes)
+    n = operator.space.size
     if n > DENSE_MOST:
         raise ValueError(f"operator: {n:,} x {n:,} is too large to be held; the rule is at most {DENSE_MOST:,}")
     zero = jax.tree_util.tree_map(lambda x: np.zeros(x.shape, x.dtype), operator.structure)
@@ -356,8 +358,8 @@ def _scaled(operator: Any, scale: PyTree, name: str, recipe: dict[str, Any]) -> 
         raise ValueError(f"operator: {operator!r} is masked or preconditioned already; the rule is one of them, once")
     scale = _tree.align(scale, operator.structure, name, "the operator's vectors")
     scale = jax.tree_util.tree_map(lambda s, x: jnp.asarray(s, x.dtype), scale, operator.structure)
-    scale = scale if operator.how.shards is None else operator.placed(scale)
-    return replace(operator, scale=scale, recipe=operator.recipe | recipe)
+    scale = scale if operator.space.shards is None else operator.place(scale)
+    return replace(operator, space=replace(operator.space, scale=scale), recipe=operator.recipe | recipe)
 
 
 def _needs_outputs(name: str, loss: Any) -> None:

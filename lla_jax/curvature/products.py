@@ -21,20 +21,18 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.types import Batch, PyTree
 from lla_jax.curvature import matrices
 from lla_jax.curvature.matrices import Matrix
-from lla_jax.execution import plans, sharding
+from lla_jax.curvature.space import Space
+from lla_jax.execution import plans
 from lla_jax.execution.devices import GRID
 
 
-class How(NamedTuple):
-    """The static part of an operator; compares by value."""
+class Multiplier(NamedTuple):
+    """What an operator multiplies vectors by, and on which devices: the static part, which compares by value."""
 
     matrix: Matrix | None  # None: a given product
     product: Any
     mesh: Mesh | None
     on_device: bool
-    structure: Any  # treedef of a vector
-    shapes: tuple[tuple[tuple[int, ...], Any], ...]  # shape and dtype of its leaves
-    shards: tuple[Any, ...] | None = None  # their shardings, where the parameters are spread over devices
 
 
 class Common(NamedTuple):
@@ -102,10 +100,10 @@ def plus(a: Any, b: Any) -> Any:
     return jax.tree_util.tree_map(jnp.add, a, b)
 
 
-def _block_sums(how: How, common: Common, block: Any, v: PyTree) -> tuple[PyTree, Any]:
+def _block_sums(by: Multiplier, common: Common, block: Any, v: PyTree) -> tuple[PyTree, Any]:
     """(sum of products, (sum of weights, sum of losses)) over the rows of one block; a leading axis of devices, if
     there are several: CPU devices that talk to each other in two programs at once may wait forever."""
-    matrix, mesh = how.matrix, how.mesh
+    matrix, mesh = by.matrix, by.mesh
     assert matrix is not None
     assert mesh is not None
 
@@ -133,74 +131,72 @@ def _block_sums(how: How, common: Common, block: Any, v: PyTree) -> tuple[PyTree
     return _spread(mesh, recomputed, (_common_specs(), whole, whole), split)(common, block.starts, v)
 
 
-def _moved(how: How, common: Common, scale: PyTree, v: PyTree) -> tuple[PyTree, PyTree]:
+def _moved(by: Multiplier, common: Common, space: Space, v: PyTree) -> tuple[PyTree, PyTree]:
     """The chosen parameters, and the vector by which they move: S v, in their dtypes."""
-    assert how.matrix is not None
-    part = matrices.part(common.params, how.matrix.chosen)
-    v = v if scale is None else times(scale, v)
+    assert by.matrix is not None
+    part = matrices.part(common.params, by.matrix.chosen)
+    v = v if space.scale is None else times(space.scale, v)
     return part, jax.tree_util.tree_map(lambda x, p: x.astype(p.dtype), v, part)
 
 
-def sums(how: How, common: Any, scale: PyTree, block: Any, v: PyTree) -> Any:
+def sums(by: Multiplier, common: Any, space: Space, block: Any, v: PyTree) -> Any:
     """The sums of one block, in float32 at least: what ``plus`` adds up and ``finish`` makes a product of."""
     with jax.default_matmul_precision("highest"):
-        if how.matrix is None:
-            return how.product(v if scale is None else times(scale, v), *common)
-        product, rest = _block_sums(how, common, block, _moved(how, common, scale, v)[1])
-        return sharding.pinned(jax.tree_util.tree_map(_tree.wide, product), how.shards), rest
+        if by.matrix is None:
+            return by.product(v if space.scale is None else times(space.scale, v), *common)
+        product, rest = _block_sums(by, common, block, _moved(by, common, space, v)[1])
+        return space.pin(jax.tree_util.tree_map(_tree.wide, product)), rest
 
 
-def finish(how: How, common: Any, scale: PyTree, v: PyTree, total: Any) -> PyTree:
+def finish(by: Multiplier, common: Any, space: Space, v: PyTree, total: Any) -> PyTree:
     """The mean, with the penalty's part."""
-    found = total if how.matrix is None else _mean(how, common, scale, v, total)
-    found = found if scale is None else times(scale, found)
+    found = total if by.matrix is None else _mean(by, common, space, v, total)
+    found = found if space.scale is None else times(space.scale, found)
     found = jax.tree_util.tree_map(lambda x, like: x.astype(like.dtype), found, v)
-    return sharding.pinned(found, how.shards)
+    return space.pin(found)
 
 
-def _mean(how: How, common: Common, scale: PyTree, v: PyTree, total: Any) -> PyTree:
-    assert how.matrix is not None
-    product, (weight, _) = over_devices(how, total)
+def _mean(by: Multiplier, common: Common, space: Space, v: PyTree, total: Any) -> PyTree:
+    assert by.matrix is not None
+    product, (weight, _) = over_devices(by, total)
     found = jax.tree_util.tree_map(lambda x: x / weight.astype(x.dtype), product)
-    penalty, chosen = common.loss.penalty, how.matrix.chosen
-    if penalty is None or how.matrix.kind == "fisher":
+    penalty, chosen = common.loss.penalty, by.matrix.chosen
+    if penalty is None or by.matrix.kind == "fisher":
         return found
     with jax.default_matmul_precision("highest"):
         slope = jax.grad(lambda moving: penalty(matrices.merged(common.params, moving, chosen)))
-        part, moved = _moved(how, common, scale, v)
+        part, moved = _moved(by, common, space, v)
         return plus(found, jax.jvp(slope, (part,), (moved,))[1])
 
 
-def over_devices(how: How, total: Any) -> Any:
+def over_devices(by: Multiplier, total: Any) -> Any:
     """The sums of all devices."""
-    split = how.mesh is not None and how.mesh.size > 1
+    split = by.mesh is not None and by.mesh.size > 1
     return jax.tree_util.tree_map(lambda x: x.sum(0), total) if split else total
 
 
-def gathered(how: How, total: Any) -> Any:
+def gathered(by: Multiplier, total: Any) -> Any:
     """The same from the host, where devices are cores: a leading axis of 1 remains, and nothing waits for another."""
-    assert how.mesh is not None
-    if how.mesh.size == 1 or how.mesh.devices.flat[0].platform != "cpu":
+    assert by.mesh is not None
+    if by.mesh.size == 1 or by.mesh.devices.flat[0].platform != "cpu":
         return total
     return jax.tree_util.tree_map(lambda x: np.asarray(x).sum(0, keepdims=True), total)
 
 
-sums_step = jax.jit(lambda common, scale, block, v, *, how: sums(how, common, scale, block, v), static_argnames="how")
+sums_step = jax.jit(lambda common, space, block, v, *, by: sums(by, common, space, block, v), static_argnames="by")
 plus_step = jax.jit(plus)
-finish_step = jax.jit(
-    lambda common, scale, v, total, *, how: finish(how, common, scale, v, total), static_argnames="how"
-)
+finish_step = jax.jit(lambda common, space, v, total, *, by: finish(by, common, space, v, total), static_argnames="by")
 
 
-def total(how: How, common: Any, scale: PyTree, blocks: Any, v: PyTree) -> Any:
+def total(by: Multiplier, common: Any, space: Space, blocks: Any, v: PyTree) -> Any:
     """The sums of all blocks, from the host: one compiled step, called for each."""
-    return functools.reduce(plus_step, (sums_step(common, scale, block, v, how=how) for block in blocks))
+    return functools.reduce(plus_step, (sums_step(common, space, block, v, by=by) for block in blocks))
 
 
-@functools.partial(jax.jit, static_argnames=("how", "size"))
-def linearize(common: Common, starts: Any, *, how: How, size: int) -> Linearized:
+@functools.partial(jax.jit, static_argnames=("by", "size"))
+def linearize(common: Common, starts: Any, *, by: Multiplier, size: int) -> Linearized:
     """The linear map of every block, with what does not depend on the vector computed now."""
-    matrix, mesh = how.matrix, how.mesh
+    matrix, mesh = by.matrix, by.mesh
     assert matrix is not None
     assert mesh is not None
 

@@ -16,14 +16,13 @@ from lla_jax.core import arguments, recipes
 from lla_jax.core.types import PyTree, Recipe, Spectrum
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.lanczos import CHUNK, WINDOW
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, check_given, check_operator
+from lla_jax.curvature.linear_operator import Operator, check_given, check_operator
 from lla_jax.execution import devices
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.progress import Progress
 
 log = logging.getLogger("lla_jax")
 
-Operator = LinearOperator | HostOperator
 SHARE = 0.25  # of the free memory that the bases of the probes take
 AT_ONCE = 16  # probes at once: more gain nothing
 CLOSE = 32.0  # nodes nearer than this times eps max|node| are one: the products are no better than that
@@ -182,7 +181,7 @@ def _drive(run: _Run, H: Operator, key: jax.Array, recipe: Recipe, progress: Pro
             starts = [_lanczos.random(H, key, run.first + i, recipe["start"]) for i in range(run.group)]
             run.scale, run.last, run.at = np.zeros(run.group), np.zeros(run.group), 0
             alone = run.group == 1  # no axis of probes: XLA on a CPU is 50 times slower with one of length 1
-            spread = H.how.shards
+            spread = H.space.shards
             run.basis = (
                 _lanczos.begin(starts[0], rows=rows, spread=spread)
                 if alone
@@ -282,7 +281,7 @@ def _restored(state: Mapping[str, Any], H: Operator, rows: int) -> _Run:
     if "basis/0" not in state:
         return _Run(**table, **counts)
     axis = 0 if counts["group"] == 1 else 1
-    leaves = [np.asarray(state[f"basis/{i}"]) for i in range(len(H.how.shapes))]
+    leaves = [np.asarray(state[f"basis/{i}"]) for i in range(len(H.space.shapes))]
     whole = [np.pad(x, [(0, (rows - x.shape[a]) * (a == axis)) for a in range(x.ndim)]) for x in leaves]
     return _Run(**table, **counts, basis=_lanczos.from_host(H, whole))
 

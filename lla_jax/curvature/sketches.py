@@ -24,10 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core.types import PyTree
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
-from lla_jax.execution import devices, sharding
-
-Operator = LinearOperator | HostOperator
+from lla_jax.curvature.linear_operator import Operator
+from lla_jax.curvature.space import Space, draw
 
 AT_ONCE = 8  # vectors in a block
 PIECE = 4096  # entries of a vector in one matrix product
@@ -37,44 +35,33 @@ NOISE = 100  # times eps: added to a product, so that the basis is well defined 
 # --- vectors: drawn, multiplied; trees outside, rows (b, n) inside (or stacked trees, if the space is spread)
 
 
-def halved(compute: Callable[[int, int], Any], lo: int, hi: int) -> list[Any]:
-    """``[compute(lo, hi)]``; out of memory takes it in two halves, and so on."""
-    try:
-        return [compute(lo, hi)]
-    except Exception as error:
-        if hi - lo == 1 or not devices.out_of_memory(error):
-            raise
-    middle = (lo + hi) // 2
-    return halved(compute, lo, middle) + halved(compute, middle, hi)
-
-
-def rows(vectors: PyTree, space: Operator) -> Any:
+def rows(vectors: PyTree, space: Space) -> Any:
     """Stacked vectors as rows (b, n)."""
-    if space.how.shards is not None:
-        return (sharding.pinned(vectors, space.how.shards),)
+    if space.shards is not None:
+        return (space.pin(vectors),)
     leaves = jax.tree_util.tree_leaves(vectors)
     dtype = jnp.result_type(*leaves)
     return jnp.concatenate([x.reshape(x.shape[0], -1).astype(dtype) for x in leaves], 1)
 
 
-def trees(space: Operator, flat: Any) -> PyTree:
+@jax.jit
+def trees(space: Space, flat: Any) -> PyTree:
     """Rows (b, n) as stacked vectors."""
-    if space.how.shards is not None:
+    if space.shards is not None:
         return flat[0]
-    sizes = [int(np.prod(s)) for s, _ in space.how.shapes]
+    sizes = [int(np.prod(s)) for s, _ in space.shapes]
     pieces = jnp.split(flat, np.cumsum(sizes)[:-1], axis=1)
-    leaves = [x.reshape(len(flat), *s).astype(d) for x, (s, d) in zip(pieces, space.how.shapes, strict=True)]
-    return jax.tree_util.tree_unflatten(space.how.structure, leaves)
+    return space.tree([x.reshape(len(flat), *s).astype(d) for x, (s, d) in zip(pieces, space.shapes, strict=True)])
 
 
 @partial(jax.jit, static_argnames="distribution")
-def _drawn(space: LinearOperator, key: jax.Array, numbers: Any, *, distribution: str) -> Any:
-    return rows(jax.vmap(lambda number: space.random(jax.random.fold_in(key, number), distribution))(numbers), space)
+def _drawn(space: Space, key: jax.Array, numbers: Any, *, distribution: str) -> Any:
+    return rows(draw(space, key, numbers, distribution=distribution), space)
 
 
 def drawn(H: Operator, key: jax.Array, numbers: np.ndarray, distribution: str) -> Any:
     """The random vectors of these numbers, "normal" or "rademacher", as rows (b, n)."""
-    return H.settled(_drawn(H.space, key, numbers, distribution=distribution))
+    return H.space.settle(H.place(_drawn(H.space, key, numbers, distribution=distribution)))
 
 
 def count(flat: Any) -> int:
@@ -86,39 +73,11 @@ def _each(f: Callable, *flats: Any) -> Any:
     return jax.tree_util.tree_map(f, *flats)
 
 
-def times_all(H: LinearOperator, vectors: PyTree) -> PyTree:
-    """A times stacked vectors; pure. At once on an accelerator, one after another on a CPU, where eight networks'
-    tangents spill the caches: there a batch is up to four times slower, except for the smallest networks."""
-    platform = H.how.mesh.devices.flat[0].platform if H.how.mesh is not None else jax.default_backend()
-    return jax.lax.map(H.mv, vectors) if platform == "cpu" else jax.vmap(H.mv)(vectors)
-
-
 @jax.jit
-def _products(H: LinearOperator, flat: Any) -> tuple[Any, jax.Array]:
-    found = rows(times_all(H, trees(H, flat)), H)
-    return found, _finite(found)
-
-
-def _finite(flat: Any) -> jax.Array:
-    """Which rows are."""
-    found = [jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in jax.tree_util.tree_leaves(flat)]
-    return jnp.stack(found).all(0)
-
-
-@jax.jit
-def _row(space: LinearOperator, flat: Any, i: Any) -> PyTree:
-    return _each(lambda x: x[0], trees(space, _each(lambda x: x[i][None], flat)))
-
-
-def row(H: Operator, flat: Any, i: int) -> PyTree:
-    """A row as a vector."""
-    return _row(H.space, flat, i)
-
-
-@jax.jit
-def _stacked(space: LinearOperator, vectors: list[PyTree]) -> tuple[Any, jax.Array]:
-    found = rows(_each(lambda *leaves: jnp.stack(leaves), *vectors), space)
-    return found, _finite(found)
+def _checked(vectors: PyTree, space: Space) -> tuple[Any, jax.Array]:
+    """(stacked vectors as rows, which of them are finite)."""
+    finite = [jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in jax.tree_util.tree_leaves(vectors)]
+    return rows(vectors, space), jnp.stack(finite).all(0)
 
 
 class NotFinite(Exception):
@@ -139,25 +98,13 @@ class Counted:
           NotFinite: a product is not finite; it says which, counted from the first.
         """
 
-        num = count(flat)
-
-        def part(lo: int, hi: int) -> tuple[Any, np.ndarray]:
-            return self._of(flat if hi - lo == num else _each(lambda x: x[lo:hi], flat))
-
-        found, finite = zip(*halved(part, 0, num), strict=True)
-        bad = np.flatnonzero(~np.concatenate(finite))
-        before, self.used = self.used, self.used + num
+        space = self.H.space
+        found, finite = _checked(self.H.products(trees(space, flat)), space)
+        bad = np.flatnonzero(~np.asarray(finite))
+        before, self.used = self.used, self.used + count(flat)
         if len(bad):
             raise NotFinite(f"product {before + int(bad[0]) + 1} is not finite")
-        return found[0] if len(found) == 1 else _each(lambda *x: jnp.concatenate(x), *found)
-
-    def _of(self, flat: Any) -> tuple[Any, np.ndarray]:
-        if self.H.on_device and isinstance(self.H, LinearOperator):
-            found, finite = _products(self.H, flat)
-        else:
-            space = self.H.space
-            found, finite = _stacked(space, [self.H.product(row(self.H, flat, i)) for i in range(count(flat))])
-        return found, np.asarray(finite)
+        return found
 
 
 # --- the basis
@@ -204,8 +151,8 @@ def _without(basis: Any, flat: Any) -> Any:
 
 
 @jax.jit
-def _orthonormal(space: LinearOperator, flat: Any) -> Any:
-    if space.how.shards is not None:
+def _orthonormal(space: Space, flat: Any) -> Any:
+    if space.shards is not None:
         return rows(_one_by_one(flat)[0], space)
     found = jnp.linalg.qr(flat.T)[0].T
     if space.scale is None:
@@ -272,8 +219,8 @@ def widened(
     noisy = new = _noisy(images, drawn(times.H, noise, numbers, "normal"))
     for _ in range(2):  # once leaves an error of eps times the condition number; twice is enough (Kahan)
         for block in sketch.basis:
-            new = times.H.settled(_without(block, new))
-        new = times.H.settled(_orthonormal(space, new))
+            new = space.settle(_without(block, new))
+        new = space.settle(_orthonormal(space, new))
     image = times(new)
     none = np.zeros((0, count(new)))
     cross = np.concatenate([none, *(gram(block, image) for block in sketch.basis)])

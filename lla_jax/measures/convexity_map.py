@@ -99,7 +99,7 @@ def convexity(
         about["plan"] = H.recipe["plan"]
         if isinstance(H, LinearOperator):
             H = replace(H, blocks=())  # without the primal values at the centre
-        tree = H.placed(_tree.align(axes.tree, params, "axes", stacked=True))
+        tree = H.place(_tree.align(axes.tree, params, "axes", stacked=True))
         while done < total:
             cell = np.unravel_index(done, plane.shape)
             if np.isfinite(plane.values["loss"][cell]):

@@ -14,8 +14,7 @@ import numpy as np
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Estimate, Loss, Path, PyTree
-from lla_jax.curvature import eigen, operators, sketches
-from lla_jax.curvature.linear_operator import LinearOperator
+from lla_jax.curvature import eigen, estimates, operators
 from lla_jax.execution.progress import Progress
 
 LEAST = 16  # probes before a standard error is believed
@@ -207,36 +206,14 @@ def _per_leaf(z: PyTree, product: PyTree) -> jax.Array:
     return jnp.stack([(x * y).reshape(len(x), -1).sum(1) for x, y in pairs], 1)
 
 
-@jax.jit
-def _forms(H: LinearOperator, signs: jax.Array) -> jax.Array:
-    z = sketches.trees(H, signs)
-    return _per_leaf(z, sketches.times_all(H, z))
-
-
-def _of_probes(H: Any, key: jax.Array, lo: int, hi: int) -> np.ndarray:
-    """(hi - lo, leaves) quadratic forms of the probes of these numbers, float64."""
-
-    def compute(lo: int, hi: int) -> np.ndarray:
-        signs = sketches.drawn(H, key, np.arange(lo, hi, dtype=np.uint32), "rademacher")
-        if H.on_device:
-            return np.asarray(_forms(H, signs), np.float64)
-        found = []
-        for i in range(hi - lo):
-            z = sketches.row(H, signs, i)
-            one = [jax.tree_util.tree_map(lambda x: x[None], vector) for vector in (z, H.product(z))]
-            found.append(np.asarray(_per_leaf(*one), np.float64))
-        return np.concatenate(found)
-
-    return np.concatenate(sketches.halved(compute, lo, hi))
-
-
 def _traces(
     H: Any, key: jax.Array, member: np.ndarray, rtol: float, most: int, progress: Progress | None
 ) -> tuple[list[Estimate], Estimate]:
     """The trace of every block (the rows of ``member``, (blocks, leaves)), and of all together."""
     forms, used, reached = np.zeros((0, member.shape[1])), 0, False
     while used < most and not reached and len(forms) == used:
-        new = _of_probes(H, key, used, min(used + sketches.AT_ONCE, most))
+        pieces = estimates.map_probes(_per_leaf, H, key, used, min(used + estimates.AT_ONCE, most))
+        new = np.concatenate([np.asarray(piece, np.float64) for piece in pieces])
         used += len(new)
         forms = np.concatenate([forms, new[np.isfinite(new).all(1).cumprod().astype(bool)]])
         if not len(forms):

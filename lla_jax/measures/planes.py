@@ -15,7 +15,7 @@ from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, PyTree
 from lla_jax.curvature import matrices
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
+from lla_jax.curvature.linear_operator import Operator
 
 ON_CENTRE = 1e-9  # of an axis' range: a coordinate this close to 0 is the centre
 DEPENDENT = 1e-10  # squared sine of the angle between axes that span no plane
@@ -239,7 +239,7 @@ def _check_same_centre(plane: Landscape, H: Any) -> list[str]:
     Raises:
       ValueError: other parameters, or a preconditioned operator.
     """
-    if not isinstance(H, LinearOperator | HostOperator):
+    if not isinstance(H, Operator):
         raise ValueError(f"H: got {type(H).__name__}; the rule is an operator, e.g. lla.hessian(loss, params, data)")
     if H.scale is not None and "masked" not in H.recipe:
         raise ValueError(
@@ -272,12 +272,9 @@ def _aligned(axes: Directions, H: Any) -> PyTree:
     """
     whole = H.structure if H.is_given else H.centre()
     tree = _tree.align(axes.tree, whole, "axes", "the operator's parameters", stacked=True)
-    left_out: list[str] = []
-    if not H.is_given:
-        chosen = H.how.matrix.chosen
-        named = zip(_tree.paths(tree), jax.tree_util.tree_leaves(tree), chosen, strict=True)
-        left_out = [path for path, leaf, yes in named if not yes and np.any(np.asarray(leaf))]
-        tree = matrices.part(tree, chosen)
+    named = zip(_tree.paths(tree), jax.tree_util.tree_leaves(tree), H.chosen, strict=True)
+    left_out = [path for path, leaf, yes in named if not yes and np.any(np.asarray(leaf))]
+    tree = matrices.part(tree, H.chosen)
     if H.scale is not None:
         named = zip(_tree.paths(tree), jax.tree_util.tree_leaves(tree), jax.tree_util.tree_leaves(H.scale), strict=True)
         left_out += [path for path, leaf, s in named if np.any(np.asarray(leaf) * (np.asarray(s) == 0))]
@@ -287,7 +284,7 @@ def _aligned(axes: Directions, H: Any) -> PyTree:
             "selection, e.g. lla.directions.select(axes, ...), or an operator over all parameters"
         )
     tree = jax.tree_util.tree_map(lambda x, like: jnp.asarray(x, like.dtype), tree, H.structure)
-    return H.placed(tree)
+    return H.place(tree)
 
 
 def _projected(H: Any, tree: PyTree, num: int) -> tuple[np.ndarray, np.ndarray]:

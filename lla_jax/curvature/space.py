@@ -1,0 +1,150 @@
+"""The space that an operator acts on: trees like the parameters, how they are drawn and checked, and where they lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lla_jax.core import tree as _tree
+from lla_jax.core.types import PyTree
+from lla_jax.execution import devices, sharding
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False, repr=False)
+class Space:
+    """The vectors of an operator. Its only leaves are ``scale``: functions jitted with a space serve all of its shape.
+
+    Args:
+      treedef: of a vector; leaves that are not selected are None, and no leaves.
+      shapes: shape and dtype of every leaf.
+      shards: the sharding of every leaf, where the parameters are spread over devices; None where they are not.
+      scale: S of S A S, a mask or a preconditioner, a vector; None for A. Random vectors are zero where it is.
+    """
+
+    treedef: Any = field(metadata={"static": True})
+    shapes: tuple[tuple[tuple[int, ...], Any], ...] = field(metadata={"static": True})
+    shards: sharding.Shards | None = field(default=None, metadata={"static": True})
+    scale: PyTree = None
+
+    def __repr__(self) -> str:
+        return f"Space({self.size:,} entries in {len(self.shapes)} leaves)"
+
+    @property
+    def structure(self) -> PyTree:
+        """A vector's tree of ``jax.ShapeDtypeStruct``; leaves that are not selected are None."""
+        return self.tree([jax.ShapeDtypeStruct(s, d) for s, d in self.shapes])
+
+    @property
+    def size(self) -> int:
+        """The number of entries of a vector, masked ones included."""
+        return sum(int(np.prod(s)) for s, _ in self.shapes)
+
+    @property
+    def dim(self) -> int:
+        """The number of entries that are not masked (counted outside of jit)."""
+        if self.scale is None:
+            return self.size
+        return sum(int(np.count_nonzero(np.asarray(x))) for x in jax.tree_util.tree_leaves(self.scale))
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The widest dtype of a vector's leaves."""
+        return np.dtype(jnp.result_type(*(d for _, d in self.shapes)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one vector; of those that are spread, the share of one device."""
+        shapes = [s for s, _ in self.shapes]
+        if self.shards is not None:
+            shapes = sharding.shapes(shapes, self.shards)
+        return sum(int(np.prod(s)) * np.dtype(d).itemsize for s, (_, d) in zip(shapes, self.shapes, strict=True))
+
+    def tree(self, leaves: Any) -> PyTree:
+        """Leaves as a vector, or as stacked vectors."""
+        return jax.tree_util.tree_unflatten(self.treedef, leaves)
+
+    def check(self, v: PyTree, name: str = "v", *, stacked: bool = False) -> PyTree:
+        """The vector, or stacked vectors (k, ...), if it is a tree of floating arrays of the space's shapes.
+
+        Raises:
+          ValueError: it is not; it names the leaf.
+        """
+        leaves, treedef = jax.tree_util.tree_flatten(v)
+        lead = np.shape(leaves[0])[:1] if stacked and leaves else ()
+        shapes = [(*lead, *s) for s, _ in self.shapes]
+        if treedef != self.treedef or [np.shape(x) for x in leaves] != shapes or (stacked and not lead):
+            v = _tree.align(v, self.structure, name, "the operator's vectors", stacked=stacked)
+        if not all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves):
+            raise ValueError(
+                f"{name}: has entries that are not floating; the rule is a tree like the operator's structure"
+            )
+        return v
+
+    def random(self, key: jax.Array, distribution: str = "rademacher") -> PyTree:
+        """A vector of independent entries of variance 1: signs ("rademacher") or Gaussians ("normal").
+
+        One flat draw; for parameters that are spread over devices, one for each leaf. Pure; zero where the operator is
+        masked.
+        """
+        if distribution not in ("rademacher", "normal"):
+            raise ValueError(f'distribution: {distribution!r} given; the rule is "rademacher" or "normal"')
+        draw = jax.random.rademacher if distribution == "rademacher" else jax.random.normal
+        shapes = [s for s, _ in self.shapes]
+        if self.shards is not None:  # a piece of a flat draw would have to be brought to where its leaf is
+            pieces = [draw(jax.random.fold_in(key, i), s, dtype=jnp.float32) for i, s in enumerate(shapes)]
+        else:
+            sizes = [int(np.prod(s)) for s in shapes]
+            pieces = jnp.split(draw(key, (sum(sizes),), dtype=jnp.float32), np.cumsum(sizes)[:-1])
+        leaves = [piece.reshape(s).astype(d) for piece, (s, d) in zip(pieces, self.shapes, strict=True)]
+        vector = self.pin(self.tree(leaves))
+        if self.scale is None:
+            return vector
+        return jax.tree_util.tree_map(lambda x, s: jnp.where(s != 0, x, 0), vector, self.scale)
+
+    def pin(self, tree: PyTree) -> PyTree:
+        """The same vector, or stacked vectors, for the compiler to spread like the parameters; within jit."""
+        return sharding.pinned(tree, self.shards)
+
+    def place(self, tree: PyTree, mesh: Mesh | None) -> PyTree:
+        """The vectors where they belong: spread like the parameters, or on every device of a mesh."""
+        if self.shards is not None:
+            return sharding.placed(tree, self.shards)
+        return tree if mesh is None else devices.replicate(tree, mesh)
+
+    def settle(self, tree: PyTree) -> PyTree:
+        """The vectors, once they are there where devices are cores that hold shards: there two programs that both talk
+        from device to device may wait for each other forever."""
+        return tree if self.shards is None else sharding.settled(tree)
+
+
+@partial(jax.jit, static_argnames="distribution")
+def draw(space: Space, key: jax.Array, numbers: Any, *, distribution: str) -> PyTree:
+    """The random vectors of these numbers, stacked (k, ...): each drawn from the key folded with its number. Pure."""
+    return space.pin(jax.vmap(lambda number: space.random(jax.random.fold_in(key, number), distribution))(numbers))
+
+
+@partial(jax.jit, static_argnames="distribution")
+def draw_one(space: Space, key: jax.Array, number: Any, *, distribution: str) -> PyTree:
+    """The random vector of a number. Pure."""
+    return space.random(jax.random.fold_in(key, number), distribution)
+
+
+def vector_at(stacked: PyTree, i: Any) -> PyTree:
+    """One of stacked vectors. Pure; ``take`` is the same, jitted."""
+    return jax.tree_util.tree_map(lambda q: jax.lax.dynamic_index_in_dim(q, i, 0, keepdims=False), stacked)
+
+
+take = jax.jit(vector_at)
+
+
+@jax.jit
+def stack(space: Space, vectors: list[PyTree]) -> PyTree:
+    """Vectors as stacked vectors (k, ...). Pure."""
+    return space.pin(jax.tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *vectors))
