@@ -108,9 +108,9 @@ def points_computed(monkeypatch) -> list[int]:
     counted: list[int] = []
     real = stored.evaluated
 
-    def counting(job, tree, plan, coords, *rest):
+    def counting(job, plan, coords, *rest):
         counted.append(len(coords))
-        return real(job, tree, plan, coords, *rest)
+        return real(job, plan, coords, *rest)
 
     monkeypatch.setattr(stored, "evaluated", counting)
     return counted

@@ -165,12 +165,11 @@ def test_resuming_another_recipe_is_refused_and_says_what_changed(axes, finished
 def test_out_of_device_memory_halves_the_chunk_and_goes_on(axes, finished, monkeypatch):
     real, chunks = kernels.sums_step, []
 
-    def limited(*arguments, plan, **static):
-        coords = arguments[3]
-        chunks.append(len(coords))
-        if len(coords) > 2:
+    def limited(loss, points, blocks, **static):
+        chunks.append(len(points.coords))
+        if len(points.coords) > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
-        return real(*arguments, plan=plan, **static)
+        return real(loss, points, blocks, **static)
 
     monkeypatch.setattr(kernels, "sums_step", limited)
     small = lla.Execution(chunk=8, microbatch=8, loop="map", share=False, devices=1)

@@ -9,6 +9,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.execution import plans
+from lla_jax.landscape import grids, rules, tasks
 from tests.helpers import (
     FIXED,
     accuracy,
@@ -301,6 +302,7 @@ def test_nothing_of_the_users_is_changed(axes):
         ({"execution": lla.Execution(chunk=0)}, "execution.chunk: 0 given"),
         ({"execution": lla.Execution(devices=99)}, "devices: 99 asked for"),
         ({"directions": params()}, "directions: got dict"),
+        ({"directions": []}, "directions: got list; the rule is .* a non-empty list of them"),
         ({"loss": lla.Loss(lambda p, s, b, t: (0.0, s), lambda o, b: o)}, "loss: returned shape"),
         ({"loss": lambda p, b: b[0]}, "rule for a batch-coupled or plain loss is a scalar"),
         ({"loss": 3}, "loss: expected lla.Loss"),
@@ -330,11 +332,7 @@ def test_directions_of_another_structure_or_shape(axes):
 
 
 def test_nonfinite_cells_are_kept_and_their_share_is_warned_of():
-    def hole(w, batch):
-        return jax.numpy.log(w[0]) + 0 * batch.sum()
-
-    line = lla.directions.given(np.array([1.0], np.float32))
-    call = functools.partial(lla.evaluate, hole, np.array([0.0], np.float32), np.zeros((2, 1), np.float32), line)
+    call = functools.partial(lla.evaluate, hole, *HOLE, ALONG)
     with pytest.warns(UserWarning, match=r"60.0% of the cells are not finite"):
         result = call(lla.grid(points=5, dims=1), execution=FIXED)
     np.testing.assert_array_equal(np.isfinite(result.values["loss"]), [False, False, False, True, True])
@@ -471,6 +469,79 @@ def test_an_error_in_the_users_function_says_how_it_was_called(axes):
 def test_grids_of_the_wrong_kind(arguments):
     with pytest.raises(ValueError, match="grid: extent="):
         lla.grid(**arguments)
+
+
+def test_a_checked_rule_says_what_it_needs_and_allows():
+    plane, positive = lla.grid(points=3), lla.grid(ranges=[(-1, 1), (0.1, 1)], points=3)
+    half = functools.partial(lla.landscape.adam, eps=0.5)
+
+    def mine(p, directions, coord):
+        return lla.landscape.add(p, directions, coord)
+
+    found = [
+        (rule.name, rule.affine, rule.moments)
+        for rule in (
+            rules.check_rule("add", plane),
+            rules.check_rule(lla.landscape.add, plane),
+            rules.check_rule("adam", positive),
+            rules.check_rule(half, positive),
+            rules.check_rule(mine, plane),
+        )
+    ]
+    assert found[:2] == [("add", True, False)] * 2
+    assert found[2] == ("adam", False, True)
+    assert found[3] == ("adam((), {'eps': 0.5})", False, True)
+    assert found[4][0].endswith("mine")
+    assert found[4][1:] == (False, False)
+    again = functools.partial(lla.landscape.adam, eps=0.5)
+    assert rules.check_rule(half, positive) == rules.check_rule(again, positive)  # by value: nothing compiles anew
+    assert rules.check_rule(half, positive) != rules.check_rule("adam", positive)
+    for rule, message in ((3, "rule: got int"), (mine, "has no axis")):
+        with pytest.raises(ValueError, match=message):
+            rules.check_rule(rule, grids.check_grid(() if rule is mine else plane))
+
+
+def test_a_checked_task_has_one_form(axes):
+    add = rules.check_rule("add", lla.grid(points=3))
+
+    def task(**changed):
+        options = {"loss": mlp_loss(), "data": DATA, "batch_size": None, "batch_stats": "frozen", "metrics": None}
+        rest = {"point_metrics": None, "extra_data": None, "key": None, "execution": FIXED}
+        return tasks.check(tasks.Task(rule=add, **(options | rest | changed)))
+
+    full = task(metrics={"hits": accuracy}, extra_data={"test": DATA}, point_metrics={"gain": lambda p, key: p["gain"]})
+    assert list(full.sets) == ["", "test_"]
+    assert full.names == ["loss", "hits", "test_loss", "test_hits", "gain"]
+    assert full.formula == task(metrics={"hits": accuracy}).formula
+    assert full.formula != task().formula
+    assert task(loss=lambda p, b: 0.0).whole
+    assert (task().whole, task(batch_stats="batch").whole) == (False, True)
+
+
+def hole(w, batch):
+    return jax.numpy.log(w[0]) + 0 * batch.sum()
+
+
+HOLE = (np.array([0.0], np.float32), np.zeros((2, 1), np.float32))
+ALONG = lla.directions.given(np.array([1.0], np.float32))
+LINE = {"grid": lla.grid(points=5, dims=1), "execution": FIXED}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda folder: lla.evaluate(hole, *HOLE, ALONG, **LINE),
+        lambda folder: lla.evaluate(hole, *HOLE, [ALONG], **LINE),
+        lambda folder: lla.evaluate(hole, *HOLE, ALONG, **LINE, store=folder),
+        lambda folder: lla.evaluate(hole, *HOLE, [ALONG], **LINE, store=folder),
+        lambda folder: lla.sweep(hole, [HOLE[0]], HOLE[1], axes=ALONG, **LINE),
+        lambda folder: lla.sweep(hole, [HOLE[0]], HOLE[1], axes=ALONG, **LINE, store=folder),
+    ],
+)
+def test_a_warning_names_the_line_that_called_the_library(call, tmp_path):
+    with pytest.warns(UserWarning, match="are not finite") as seen:
+        call(tmp_path)
+    assert [(w.filename, w.lineno) for w in seen] == [(__file__, call.__code__.co_firstlineno)]
 
 
 def test_reprs_are_one_short_line(axes):

@@ -1,6 +1,7 @@
 """Sweeps over checkpoints, axes and seeds: one compilation, one copy of the data, a store that grows; merge, status."""
 
 import csv
+import functools
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import lla_jax as lla
 from lla_jax import landscape as runs
 from lla_jax.landscape.store import reading
-from tests.helpers import FIXED, accuracy, compilations, dataset, mlp_loss, params, points_computed
+from tests.helpers import FIXED, Interrupt, accuracy, compilations, dataset, mlp_loss, params, points_computed
 
 GRID = lla.grid(extent=0.5, points=(3, 4))
 KINDS = {
@@ -167,6 +168,21 @@ def test_a_list_of_directions_may_be_stored_too(tmp_path):
     alone(0, "filter", 0, store=tmp_path / "one")
     with pytest.raises(ValueError, match="holds a single landscape; the rule for a sweep"):
         sweep(store=tmp_path / "one")
+
+
+def test_a_list_of_directions_is_interrupted_and_shared_like_a_sweep(tmp_path):
+    axes = [KINDS["filter"](jax.random.key(i), params()) for i in range(3)]
+    call = functools.partial(lla.evaluate, mlp_loss(), params(), dataset(), axes, GRID, execution=FIXED)
+    planes, kept = call(), []
+    with pytest.raises(KeyboardInterrupt):
+        call(progress=Interrupt(16), on_partial=kept.append)
+    assert [plane.recipe["points_done"] for plane in kept] == [4]  # of the second one
+    for i in (1, 2):
+        parts = call(store=tmp_path, shard=(i, 2))
+        assert len(parts) == 3
+    for found, plane in zip(parts, planes, strict=True):
+        assert found.recipe["complete"]
+        np.testing.assert_allclose(found.values["loss"], plane.values["loss"], rtol=1e-6)
 
 
 def test_merge_says_what_evaluate_says_of_values_that_are_not_finite(tmp_path):

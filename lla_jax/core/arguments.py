@@ -5,6 +5,7 @@ Every error names the argument, its value, the rule and a remedy.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,11 @@ def single_key(key: Any) -> jax.Array:
         got = repr(key) if np.ndim(key) == 0 else type(key).__name__
         raise ValueError(f"key: got {got}; the rule is one jax.random key first, such as jax.random.key(0)")
     return key
+
+
+def warn_caller(text: str) -> None:
+    """Warn at the line that called the library, through however many of its own functions."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "lla_jax":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)

@@ -16,12 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lla_jax.core import losses
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.execution import devices, plans
+from lla_jax.landscape.kernels import Blocks, Formula, Points
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -92,24 +94,29 @@ def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float |
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("how", "size", "loop", "mesh", "averaged"))
-def batch_step(loss, params, directions, coords, data, start, offset, *, how, size, loop, mesh, averaged) -> list[Any]:
-    """(C, state): (1 - m) x the batch statistics of one batch at every point, in the leaves marked ``averaged``."""
+@functools.partial(jax.jit, static_argnames=("formula", "size", "loop", "mesh", "averaged"))
+def batch_step(
+    loss: Loss, points: Points, rows: Blocks, *, formula: Formula, size: int, loop: str, mesh: Mesh, averaged: Any
+) -> list[Any]:
+    """(C, state): (1 - m) x the batch statistics of one batch at every point, in the leaves marked ``averaged``.
 
-    def run(loss, params, directions, coords, data, start, offset):
+    The batch is the ``size`` rows from ``rows.starts`` on, all of which count.
+    """
+
+    def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, data: Batch, start: Any, offset: Any) -> Any:
         block = losses.block_at(data, start, size, start + size, offset)
         leaves, structure = jax.tree_util.tree_flatten(loss.state)
         zeroed = [jnp.zeros_like(x) if a else x for x, a in zip(leaves, averaged, strict=True)]
         zeroed = jax.tree_util.tree_unflatten(structure, zeroed)
 
-        def one(c):
-            new = losses.outputs_of(loss, how.rule(params, directions, c), zeroed, block, True)[1]
+        def one(c: Any) -> list[Any]:
+            new = losses.outputs_of(loss, formula.rule(params, directions, c), zeroed, block, True)[1]
             return [x for x, a in zip(jax.tree_util.tree_leaves(new), averaged, strict=True) if a]
 
         return plans.map_points(one, coords, loop)
 
     split = (False, False, False, True, False, False, False)
-    return devices.over_points(run, mesh, split)(loss, params, directions, coords, data, start, offset)
+    return devices.over_points(run, mesh, split)(loss, *points[:3], rows.data, rows.starts, rows.offset)
 
 
 def _leaves(tree: PyTree) -> list[np.ndarray]:

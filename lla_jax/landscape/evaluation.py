@@ -6,28 +6,35 @@ and nothing accumulates. ``losses`` is the pure kernel, ``evaluate`` the host fu
 
 from __future__ import annotations
 
-import logging
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any, TypedDict, Unpack, overload
 
-import numpy as np
-
-from lla_jax.core import recipes
 from lla_jax.core.data import Stream
 from lla_jax.core.types import Batch, Directions, Execution, Landscape, Loss, PyTree, UpdateRule
-from lla_jax.execution import progress as _progress
-from lla_jax.execution.plans import Plan
-from lla_jax.execution.progress import Progress, span
-from lla_jax.landscape import grids, jobs, planning
-from lla_jax.landscape.grids import grid_points
-from lla_jax.landscape.jobs import Job, described, group_size
-from lla_jax.landscape.points import Sums, Table, Values, evaluated, means, warn
-from lla_jax.landscape.rules import adam, add, check_rule
+from lla_jax.execution.progress import Progress
+from lla_jax.landscape import grids, jobs, memory, rules, sweeps
 from lla_jax.landscape.store import writing
+from lla_jax.landscape.tasks import Policy, Task
 
-Policy = Literal["frozen", "batch", "reestimate"]
+
+class Options(TypedDict, total=False):
+    """The options of ``evaluate``, for type checkers: whatever they are, a list of directions gives a list."""
+
+    batch_size: int | None
+    rule: str | UpdateRule
+    batch_stats: Policy
+    metrics: Mapping[str, Callable[[Any, Batch], Any]] | None
+    point_metrics: Mapping[str, Callable[[PyTree, Any], Any]] | None
+    extra_data: Mapping[str, Any] | None
+    key: Any
+    execution: Execution
+    progress: Progress | None
+    on_partial: Callable[[Landscape], None] | None
+    resume: Landscape | None
+    store: str | os.PathLike[str] | None
+    shard: tuple[int, int] | None
 
 
 @overload
@@ -37,20 +44,7 @@ def evaluate(
     data: Batch | Stream,
     directions: Directions,
     grid: Sequence[Any],
-    *,
-    batch_size: int | None = ...,
-    rule: str | UpdateRule = ...,
-    batch_stats: Policy = ...,
-    metrics: Mapping[str, Callable[[Any, Batch], Any]] | None = ...,
-    point_metrics: Mapping[str, Callable[[PyTree, Any], Any]] | None = ...,
-    extra_data: Mapping[str, Any] | None = ...,
-    key: Any = ...,
-    execution: Execution = ...,
-    progress: Progress | None = ...,
-    on_partial: Callable[[Landscape], None] | None = ...,
-    resume: Landscape | None = ...,
-    store: str | os.PathLike[str] | None = ...,
-    shard: tuple[int, int] | None = ...,
+    **options: Unpack[Options],
 ) -> Landscape: ...
 
 
@@ -61,20 +55,7 @@ def evaluate(
     data: Batch | Stream,
     directions: Sequence[Directions],
     grid: Sequence[Any],
-    *,
-    batch_size: int | None = ...,
-    rule: str | UpdateRule = ...,
-    batch_stats: Policy = ...,
-    metrics: Mapping[str, Callable[[Any, Batch], Any]] | None = ...,
-    point_metrics: Mapping[str, Callable[[PyTree, Any], Any]] | None = ...,
-    extra_data: Mapping[str, Any] | None = ...,
-    key: Any = ...,
-    execution: Execution = ...,
-    progress: Progress | None = ...,
-    on_partial: Callable[[Landscape], None] | None = ...,
-    resume: Landscape | None = ...,
-    store: str | os.PathLike[str] | None = ...,
-    shard: tuple[int, int] | None = ...,
+    **options: Unpack[Options],
 ) -> list[Landscape]: ...
 
 
@@ -157,103 +138,32 @@ def evaluate(
     is changed.
     """
     coords = grids.check_grid(grid)
-    name, base, rule = check_rule(rule, coords)
-    job = jobs.prepare(
-        loss, params, data, coords, batch_size, name, rule, rule is add, base is adam, batch_stats, metrics,
-        point_metrics, extra_data, key, execution,
-    )  # fmt: skip
+    task = Task(
+        loss,
+        data,
+        rules.check_rule(rule, coords),
+        batch_size=batch_size,
+        batch_stats=batch_stats,
+        metrics=metrics,
+        point_metrics=point_metrics,
+        extra_data=extra_data,
+        key=key,
+        execution=execution,
+    )
+    job = jobs.prepare(task, params, coords)
     if resume is not None and (store is not None or not isinstance(directions, Directions)):
         raise ValueError("resume: continues one landscape held in memory; leave store out, and pass one Directions")
-    if (share := writing.check_shard(shard)) is not None and store is None:
-        raise ValueError(f"shard: {shard!r} given without a store, where the shards meet; pass store=folder")
+    share = writing.check_shard(shard, store)
+    folder = None if store is None else pathlib.Path(store)
     if isinstance(directions, Directions):
-        if store is not None:
-            return writing.run(job, directions, pathlib.Path(store), progress, on_partial, share)
-        return run(job, directions, progress, on_partial, resume)
+        job = jobs.along(job, directions)
+        if folder is None:
+            return memory.run(job, progress, on_partial, resume)
+        return writing.run(job, folder, progress, on_partial, share)
     if not isinstance(directions, Sequence) or not directions:
         raise ValueError(
             f"directions: got {type(directions).__name__}; the rule is lla.Directions (from lla.directions.random, "
             ".given, ...) or a non-empty list of them"
         )
-    total, planes = len(directions) * job.num, []
-    for i, axes in enumerate(directions):  # a loop, so that warnings name the caller's line
-        report = _progress.span(progress, i * job.num, job.num, total)
-        if store is not None:
-            planes.append(writing.run(job, axes, pathlib.Path(store) / f"{i:03d}", report, on_partial, share))
-        else:
-            planes.append(run(job, axes, report, on_partial, None))
-    return planes
-
-
-log = logging.getLogger("lla_jax")
-
-
-def run(job: Job, directions: Directions, progress: Any, on_partial: Any, resume: Landscape | None) -> Landscape:
-    """One landscape, group after group of points: a chunk for data in memory, all points for a stream (read once)."""
-    tree, recipe = described(job, directions)
-    table, done = _started(job, recipe, resume)
-    plan: Plan | None = None
-    sums: Sums = {}
-    values: Values = {}
-    try:
-        plan, recipe, seconds = planning.planned(
-            job, tree, recipe, None if resume is None else planning.plan_of(resume.recipe)
-        )
-        log.info("%s", planning.text(job, plan, None if seconds is None else seconds * (job.num - done)))
-        if resume is not None:
-            recipes.check_same_values("resume", resume.recipe, recipe)
-        while done < job.num:
-            last = min(done + group_size(job, plan), job.num)
-            coords = grid_points(job.coords, done, last)
-            plan = evaluated(job, tree, plan, coords, sums, values, span(progress, done, last - done, job.num))
-            _put(table, job.num, done, means(job, sums, values))
-            sums.clear()
-            values.clear()
-            done = last
-            if progress is not None:
-                progress(done, job.num)
-    except BaseException:
-        unfinished = job.streamed and bool(sums)  # a stream: every cell has a mean over the batches read so far
-        if unfinished:
-            _put(table, job.num, done, means(job, sums, values))
-        if on_partial is not None and (done or unfinished):
-            on_partial(_landscape(job, table, recipe, plan, done))
-        raise
-    result = _landscape(job, table, recipe, plan, done)
-    warn(result)
-    return result
-
-
-def _started(job: Job, recipe: dict[str, Any], resume: Landscape | None) -> tuple[Table, int]:
-    """Flat arrays and the number of points finished: of the landscape to continue, or none."""
-    if resume is None:
-        return {"values": {}, "stderr": {}}, 0
-    if not isinstance(resume, Landscape):
-        raise ValueError(f"resume: got {type(resume).__name__}; the rule is a Landscape, e.g. lla.load(path)")
-    then, now = ({"grid": [axis.tolist() for axis in coords]} for coords in (resume.coords, job.coords))
-    names = (*recipes.LANDSCAPE, "grid")
-    recipes.check_same("resume", "the partial landscape", resume.recipe | then, recipe | now, names, recipes.AFRESH)
-    kinds = {"values": resume.values, "stderr": resume.stderr}
-    table = {
-        kind: {name: np.array(found, np.float64).reshape(-1) for name, found in arrays.items()}
-        for kind, arrays in kinds.items()
-    }
-    return table, int(resume.recipe.get("points_done", 0))
-
-
-def _put(table: Table, num: int, first: int, found: Table) -> None:
-    """Into the flat arrays of the whole grid, from the point ``first`` on."""
-    for kind, arrays in found.items():
-        for name, x in arrays.items():
-            flat = table[kind].setdefault(name, np.full(num, np.nan))
-            flat[first : first + len(x)] = x
-
-
-def _landscape(job: Job, table: Table, recipe: dict[str, Any], plan: Plan | None, done: int) -> Landscape:
-    shape = tuple(map(len, job.coords))
-    complete = done == job.num
-    recipe = recipe | {"complete": complete, "points_done": done}
-    if plan is not None:
-        recipe["plan"] = planning.recipe_of(job, plan)
-    arrays = {kind: {name: flat.reshape(shape) for name, flat in found.items()} for kind, found in table.items()}
-    return Landscape(job.coords, arrays["values"], arrays["stderr"], recipe)
+    each = ((jobs.along(job, axes), folder and folder / f"{i:03d}") for i, axes in enumerate(directions))
+    return list(sweeps.one_by_one(each, len(directions), progress, on_partial, share))

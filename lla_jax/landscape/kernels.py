@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from lla_jax.core import data as _data
 from lla_jax.core import losses as _losses
@@ -23,34 +24,65 @@ from lla_jax.landscape.rules import add
 
 
 @dataclass(frozen=True)
-class How:
-    """The static part of what is computed at a point; compares by value."""
+class Formula:
+    """What is computed at a point, as far as a program is compiled for it; compares by value.
+
+    Args:
+      rule: ``(params, directions, coord) -> params``.
+      train: normalization layers use the statistics of each batch.
+      metrics: ((name, function), ...) of the outputs, beside the loss.
+    """
 
     rule: Any
     train: bool
     metrics: tuple[tuple[str, Any], ...]
 
 
+class Points(NamedTuple):
+    """C points around a centre.
+
+    Args:
+      params: the centre.
+      directions: the stacked tree, leading axis k.
+      coords: (C, k).
+      states: the loss's state at each of them, leading axis C; None where it is that of the loss.
+    """
+
+    params: PyTree
+    directions: PyTree
+    coords: Any
+    states: PyTree = None
+
+
+class Blocks(NamedTuple):
+    """Blocks of rows of a batch.
+
+    Args:
+      data: the batch.
+      starts: first row of each block, (S,).
+      rows: how many of the batch's rows count, from its first one on; None for all.
+      offset: number of its first row in the whole data set.
+    """
+
+    data: Batch
+    starts: Any
+    rows: Any
+    offset: Any
+
+
 def points_sums(
-    loss: Loss,
-    params: PyTree,
-    directions: PyTree,
-    coords: Any,
-    states: PyTree,
-    block: _losses.Block,
-    how: How,
-    plan: Plan,
-    values_only: bool = False,
+    loss: Loss, points: Points, block: _losses.Block, formula: Formula, plan: Plan, values_only: bool = False
 ) -> dict[str, Any]:
-    """{name: (C, 7)}: the sums of one block at every point; ``states`` has a leading axis C, or is None.
+    """{name: (C, 7)}: the packed sums of one block at every point.
 
     With ``values_only`` (as with a shared affine part) nobody differentiates them.
     """
+    params, directions, coords, states = points
 
     def sums(p: PyTree, state: PyTree) -> dict[str, Any]:
-        outputs, _ = _losses.outputs_of(loss, p, state, block, how.train)
+        outputs, _ = _losses.outputs_of(loss, p, state, block, formula.train)
         found = {"loss": _losses.loss_sums(loss, outputs, block)}
-        for name, metric in how.metrics:
+        for name, metric in formula.metrics:
             with _losses.noting(f"the metric {name!r}", "f(outputs, batch)", block):
                 result = metric(outputs, block.batch)
             found[name] = _losses.example_sums(name, result, block.mask)
@@ -61,40 +93,44 @@ def points_sums(
         return plans.map_points(shared, coords, plan.loop)
     at = rewriting.values_only(sums) if values_only else sums
     if states is None:
-        return plans.map_points(lambda c: at(how.rule(params, directions, c), loss.state), coords, plan.loop)
-    return plans.map_points(lambda cs: at(how.rule(params, directions, cs[0]), cs[1]), (coords, states), plan.loop)
+        return plans.map_points(lambda c: at(formula.rule(params, directions, c), loss.state), coords, plan.loop)
+    moved = functools.partial(formula.rule, params, directions)
+    return plans.map_points(lambda cs: at(moved(cs[0]), cs[1]), (coords, states), plan.loop)
 
 
-@functools.partial(jax.jit, static_argnames=("how", "plan", "mesh"))
+@functools.partial(jax.jit, static_argnames=("formula", "plan", "mesh"))
 def sums_step(
-    loss, params, directions, coords, states, data, starts, count, offset, *, how, plan, mesh
+    loss: Loss, points: Points, blocks: Blocks, *, formula: Formula, plan: Plan, mesh: Mesh
 ) -> dict[str, Any]:
-    """{name: (C, S, 7)} over S blocks of ``data`` starting at ``starts``, and over the shares of the data."""
+    """{name: (C, S, 7)}: the packed sums of S blocks, and of the shares of the data, at every point."""
     spread = mesh.shape[devices.DATA] > 1
 
-    def run(loss, params, directions, coords, states, data, starts, count, offset):
+    def run(loss: Loss, *parts: Any) -> dict[str, Any]:
+        points, (data, starts, count, offset) = Points(*parts[:4]), parts[4:]
         rows = jax.tree_util.tree_leaves(data)[0].shape[0]
         before = jax.lax.axis_index(devices.DATA) * rows if spread else 0
 
-        def one(start):
+        def one(start: Any) -> dict[str, Any]:
             mine = jnp.clip(count - before, 0, rows) if spread else count
             block = _losses.block_at(data, start, plan.microbatch, mine, offset + before)
-            return points_sums(loss, params, directions, coords, states, block, how, plan, values_only=True)
+            return points_sums(loss, points, block, formula, plan, values_only=True)
 
         found = plans.map_points(one, starts, "map")
         return jax.tree_util.tree_map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
     split = (False, False, False, True, True, devices.DATA if spread else False, False, False, False)
-    return devices.over_points(run, mesh, split)(loss, params, directions, coords, states, data, starts, count, offset)
+    return devices.over_points(run, mesh, split)(loss, *points, *blocks)
 
 
-@functools.partial(jax.jit, static_argnames=("how", "loop", "mesh", "point_metrics"))
-def point_step(loss, params, directions, coords, key, *, how, loop, mesh, point_metrics) -> dict[str, Any]:
+@functools.partial(jax.jit, static_argnames=("formula", "loop", "mesh", "point_metrics"))
+def point_step(
+    loss: Loss, points: Points, key: Any, *, formula: Formula, loop: str, mesh: Mesh, point_metrics: Any
+) -> dict[str, Any]:
     """{name: (C,)}: what depends on the parameters alone, the penalty under the name ''."""
 
-    def run(loss, params, directions, coords, key):
-        def one(c):
-            p = how.rule(params, directions, c)
+    def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, key: Any) -> dict[str, Any]:
+        def one(c: Any) -> dict[str, Any]:
+            p = formula.rule(params, directions, c)
             found = {name: jnp.asarray(f(p, key)) for name, f in point_metrics}
             for name, value in found.items():
                 if value.ndim:
@@ -105,7 +141,7 @@ def point_step(loss, params, directions, coords, key, *, how, loop, mesh, point_
 
         return plans.map_points(one, coords, loop)
 
-    return devices.over_points(run, mesh, (False, False, False, True, False))(loss, params, directions, coords, key)
+    return devices.over_points(run, mesh, (False, False, False, True, False))(loss, *points[:3], key)
 
 
 def losses(
@@ -139,10 +175,10 @@ def losses(
     loss = _losses.as_loss(loss)
     if share and rule is not add:
         raise ValueError("share: only the add rule is affine in the coordinates; use share=False with another rule")
-    how = How(static(rule), False, ())
+    formula = Formula(static(rule), False, ())
     plan = plans.Plan(coords.shape[0], _data.num_examples(data), loop, share)
     block = _losses.block_at(data, 0, plan.microbatch, plan.microbatch, 0)
-    sums = points_sums(loss, params, directions, coords, None, block, how, plan)["loss"]
+    sums = points_sums(loss, Points(params, directions, coords), block, formula, plan)["loss"]
     value = sums[:, 2] + sums[:, 3] / sums[:, 1]
     if (penalty := loss.penalty) is not None:
         value = value + plans.map_points(lambda c: penalty(rule(params, directions, c)), coords, loop)

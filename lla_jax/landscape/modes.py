@@ -10,7 +10,7 @@ from lla_jax.core.types import Directions, Eigenpairs, Execution, Landscape, Los
 from lla_jax.directions import derived, draws, normalization
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.progress import Progress
-from lla_jax.landscape import evaluation, grids
+from lla_jax.landscape import grids, sweeps
 
 NORMALIZATIONS: dict[str, Mapping[str, Any]] = {
     "not normalized": {"by": "none"},
@@ -86,24 +86,29 @@ def all_modes(
         for kind, pair in axes.items()
         for name, options in NORMALIZATIONS.items()
     }
-    jobs: list[tuple[list[str], list[Directions], tuple[Any, ...], str]] = [
-        (list(named), list(named.values()), plane, "add")
-    ]
+    sweeps_of: list[tuple[dict[str, Directions], tuple[Any, ...], str]] = [(named, plane, "add")]
     if opt_state is not None:
         a, b = plane
         for zoom, name in ((1.0, "adam rule"), (ADAM_ZOOM, f"adam rule, a/{ADAM_ZOOM:g}")):
             steps = grids.grid(ranges=[(a.min() / zoom, a.max() / zoom), (0.1, 2.0)], points=(len(a), len(b)))
-            jobs.append(([f"Adam moments, {name}"], [axes["Adam moments"]], steps, "adam"))
+            sweeps_of.append(({f"Adam moments, {name}": axes["Adam moments"]}, steps, "adam"))
     points = len(plane[0]) * len(plane[1])
-    total = points * sum(len(names) for names, *_ in jobs)
+    total = points * sum(len(drawn) for drawn, *_ in sweeps_of)
     found: dict[str, Landscape] = {}
-    for names, axes_of, coords, rule in jobs:
-        report = _progress.span(progress, points * len(found), points * len(names), total)
-        planes = evaluation.evaluate(
-            loss, params, data, axes_of, coords,
-            batch_size=batch_size, rule=rule, metrics=metrics, execution=execution, progress=report,
-        )  # fmt: skip
-        found.update(zip(names, planes, strict=True))
+    for drawn, coords, rule in sweeps_of:
+        table = sweeps.sweep(
+            loss,
+            [params],
+            data,
+            axes=drawn,
+            grid=coords,
+            batch_size=batch_size,
+            rule=rule,
+            metrics=metrics,
+            execution=execution,
+            progress=_progress.span(progress, points * len(found), points * len(drawn), total),
+        )
+        found |= {name: plane for (_, name, _), plane in table.landscapes.items()}
     return found
 
 

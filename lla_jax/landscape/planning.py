@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
@@ -13,12 +12,14 @@ import jax
 import numpy as np
 
 from lla_jax.core import losses
-from lla_jax.core.types import Batch, PyTree
+from lla_jax.core.arguments import warn_caller
+from lla_jax.core.types import Batch, PyTree, Recipe
 from lla_jax.execution import devices, plans, rewriting
 from lla_jax.execution.plans import Plan
 from lla_jax.landscape import kernels
 from lla_jax.landscape.grids import grid_points
 from lla_jax.landscape.jobs import Job, rows_in
+from lla_jax.landscape.kernels import Points
 from lla_jax.landscape.points import Sums, call, of_params
 
 UNSTEADY = 1e-5  # relative difference between two runs of one block that rounding does not explain
@@ -41,83 +42,75 @@ def recipe_of(job: Job, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _key(job: Job, tree: PyTree, rows: int) -> Hashable:
+def _key(job: Job, rows: int) -> Hashable:
     """What a program is compiled for, apart from the plan."""
-    leaves, structure = jax.tree_util.tree_flatten((job.loss, job.params, tree, job.first[0]))
+    leaves, structure = jax.tree_util.tree_flatten((job.loss, job.params, job.directions, job.first.batch))
     shapes = tuple((x.shape, str(x.dtype)) for x in leaves)
-    return structure, shapes, rows, job.how, job.momenta is None, job.whole, job.mesh
+    return structure, shapes, rows, job.task.formula, job.momenta is None, job.task.whole, job.mesh
 
 
 def _rows(job: Job) -> int:
-    rows = rows_in(job, job.first[0])
-    return min(rows, job.batch_size or rows)
+    rows = rows_in(job, job.first.batch)
+    return min(rows, job.task.batch_size or rows)
 
 
-def _plan(job: Job, tree: PyTree, most: int) -> Plan:
+def _plan(job: Job, most: int) -> Plan:
     """The plan of the run: what the user fixed, and the fastest of the candidates for the rest; of use for at most
     ``most`` points at a time."""
-    batch, count, offset = job.first
+    task, count = job.task, job.first.rows
     rows, points = _rows(job), -(-min(job.num, most) // job.width)
     bucket = 1 << (min(points, 1024) - 1).bit_length()
-    key = (_key(job, tree, rows), bucket, replace(job.execution, devices=job.mesh.size))
+    key = (_key(job, rows), bucket, replace(task.execution, devices=job.mesh.size))
 
     def candidates() -> list[Plan]:
-        few = (
-            rows if job.whole else min(256, rows)
-        )  # enough for the values of the examples to be larger than the weights
-        nbytes, primitives = rewriting.profile(
-            lambda p, b: kernels.points_sums(
-                job.loss,
-                p,
-                tree,
-                np.zeros((1, len(job.coords)), np.float32),
-                None,
-                losses.block_at(b, 0, few, few, 0),
-                job.how,
-                Plan(1, few, "map", False),
-            ),
-            job.params,
-            batch,
-        )
+        few = rows if task.whole else min(256, rows)  # enough for the examples' values to be larger than the weights
+
+        def one(params: PyTree, batch: Batch) -> Any:
+            centre = Points(params, job.directions, np.zeros((1, len(job.coords)), np.float32))
+            block = losses.block_at(batch, 0, few, few, 0)
+            return kernels.points_sums(job.loss, centre, block, task.formula, Plan(1, few, "map", False))
+
+        nbytes, primitives = rewriting.profile(one, job.params, job.first.batch)
         return plans.candidates(
-            job.execution,
+            task.execution,
             points=points,
             rows=rows,
             row_bytes=nbytes // few,
             param_bytes=sum(x.nbytes for x in jax.tree_util.tree_leaves(job.params)),
-            whole=job.whole,
-            sharable=job.affine and job.momenta is None and _single_or_double(job.params),
+            whole=task.whole,
+            sharable=task.rule.affine and job.momenta is None and _single_or_double(job.params),
             scannable="conv_general_dilated" not in primitives,
             on_cpu=job.mesh.devices.flat[0].platform == "cpu",
         )
 
     def seconds(plan: Plan) -> float:
-        call, starts = next(plans.calls(plan, rows_in(job, batch), count, job.batch_size, job.whole))
-        taken = plans.timed(lambda: _first_call(job, tree, plan, batch, count, offset, call, starts))
-        return taken / (plan.chunk * job.mesh.size * call.microbatch * len(starts))
+        step, starts = _first_blocks(job, plan)
+        taken = plans.timed(lambda: _first_call(job, plan, step, starts))
+        return taken / (plan.chunk * job.mesh.size * step.microbatch * len(starts))
 
-    total = job.num * count
-    return plans.choose(key, candidates, seconds, total)
+    return plans.choose(key, candidates, seconds, job.num * count)
 
 
 def _single_or_double(params: PyTree) -> bool:
     return all(x.dtype in (np.float32, np.float64) for x in jax.tree_util.tree_leaves(params))
 
 
-def _first_call(
-    job: Job, tree: PyTree, plan: Plan, batch: Batch, count: int, offset: int, step: Plan, starts: Any
-) -> Any:
+def _first_blocks(job: Job, plan: Plan) -> tuple[Plan, np.ndarray]:
+    """The plan with its microbatch, and the block starts, of the first call over the first batch."""
+    rows = rows_in(job, job.first.batch)
+    return next(plans.calls(plan, rows, job.first.rows, job.task.batch_size, job.task.whole))
+
+
+def _first_call(job: Job, plan: Plan, step: Plan, starts: np.ndarray) -> dict[str, Any]:
     width = plan.chunk * job.width
     coords = grid_points(job.probed, 0, min(width, math.prod(map(len, job.probed))))
     coords, states = plans.pad_points(coords, width), None
     if job.momenta is not None:
         states = jax.tree_util.tree_map(lambda x: np.broadcast_to(x, (len(coords), *x.shape)), job.loss.state)
-    return call(job, tree, coords, states, batch, step, starts, count, offset)
+    return call(job, Points(job.params, job.directions, coords, states), job.first, step, starts)
 
 
-def planned(
-    job: Job, tree: PyTree, recipe: dict[str, Any], plan: Plan | None, most: int | None = None
-) -> tuple[Plan, dict[str, Any], float | None]:
+def planned(job: Job, plan: Plan | None, most: int | None = None) -> tuple[Plan, Recipe, float | None]:
     """(plan, recipe, seconds per point): the plan given or the fastest one, and its first call at the first points, run
     twice to see noise (once, where the same program was seen to have none). The mean over the first block at the first
     point is the probe, by which functions are recognized.
@@ -125,28 +118,27 @@ def planned(
     ``most`` points at a time are going to be asked for, by default all. The seconds are None where nobody knows how
     many examples there are.
     """
-    plan = _plan(job, tree, most or job.num) if plan is None else plan
-    program = (_key(job, tree, _rows(job)), plan)
+    plan = _plan(job, most or job.num) if plan is None else plan
+    program = (_key(job, _rows(job)), plan)
     runs: list[Sums] = []
     probe: dict[str, float] = {}
-    seconds, recipe = 0.0, dict(recipe)
+    seconds, recipe = 0.0, dict(job.recipe)
 
     def compute(plan: Plan, lo: int, hi: int) -> None:
         nonlocal seconds
         runs.clear()  # of an attempt that ran out of memory
-        batch, count, offset = job.first
-        call, starts = next(plans.calls(plan, rows_in(job, batch), count, job.batch_size, job.whole))
+        step, starts = _first_blocks(job, plan)
         for _ in range(1 if program in _STEADY else 2):
             start = time.perf_counter()
-            found = jax.block_until_ready(_first_call(job, tree, plan, batch, count, offset, call, starts))
-            seconds = (time.perf_counter() - start) / (call.microbatch * len(starts) * plan.chunk * job.mesh.size)
+            found = jax.block_until_ready(_first_call(job, plan, step, starts))
+            seconds = (time.perf_counter() - start) / (step.microbatch * len(starts) * plan.chunk * job.mesh.size)
             runs.append({name: losses.mean(losses.total(x)) for name, x in found.items()})
         # of a call over several blocks, or shares of the data, the first one: it is the same for other layouts
         probe.update({name: float(losses.mean(losses.total(np.asarray(x)[:1, :1]))[0]) for name, x in found.items()})
-        recipe["probe_rows"] = min(call.microbatch, rows_in(job, batch), count)
+        recipe["probe_rows"] = min(step.microbatch, rows_in(job, job.first.batch), job.first.rows)
 
     plan = plans.chunks(compute, 0, 1, plan, 1)
-    values, plan = of_params(job, tree, plan, grid_points(job.probed, 0, 1))
+    values, plan = of_params(job, plan, grid_points(job.probed, 0, 1))
     one, two = (run["loss"][np.isfinite(runs[0]["loss"])] for run in (runs[0], runs[-1]))
     scale = np.maximum(np.abs(one), np.finfo(np.float32).tiny)
     difference = float(np.nan_to_num(np.abs(one - two) / scale, nan=np.inf).max(initial=0))
@@ -170,7 +162,7 @@ def text(job: Job, plan: Plan, seconds: float | None) -> str:
         f"{plan.chunk} a call" + (f" on each of {job.mesh.size} devices" if job.mesh.size > 1 else ""),
         *([f"examples in {shards} shares"] if shards > 1 else []),
         "as a batch" if plan.loop == "vmap" else "one by one",
-        "whole batches" if job.whole else f"{plan.microbatch} examples a block",
+        "whole batches" if job.task.whole else f"{plan.microbatch} examples a block",
         *(["blocks looped over on the device"] if plan.scan else []),
         *(["first layer shared"] if plan.share else []),
     ]
@@ -185,8 +177,7 @@ def _duration(seconds: float) -> str:
 
 
 def _warn_unsteady(difference: float) -> None:
-    warnings.warn(
+    warn_caller(
         f"loss: two evaluations of the same batch at the same points differ by {difference:.1e} relative (the rule is "
-        f"at most {UNSTEADY}); the landscape holds this noise. Turn off dropout, or pass its key to the Loss",
-        stacklevel=4,
+        f"at most {UNSTEADY}); the landscape holds this noise. Turn off dropout, or pass its key to the Loss"
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core.static import static
 from lla_jax.core.types import PyTree
 
 
@@ -69,8 +70,24 @@ def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> P
 RULES: dict[str, Callable[..., PyTree]] = {"add": add, "adam": adam}
 
 
-def check_rule(rule: Any, coords: tuple[np.ndarray, ...]) -> tuple[str, Any, Any]:
-    """(name in the recipe, the function without its options, the function) of an update rule given by name or itself.
+class Rule(NamedTuple):
+    """An update rule, checked.
+
+    Args:
+      name: in the recipe.
+      function: ``(params, directions, coord) -> params``; compares by value.
+      affine: it is params + sum_i c_i d_i.
+      moments: its directions are Adam's raw moments (m, v).
+    """
+
+    name: str
+    function: Callable[..., PyTree]
+    affine: bool = False
+    moments: bool = False
+
+
+def check_rule(rule: Any, coords: tuple[np.ndarray, ...]) -> Rule:
+    """The update rule that is given by its name or as a function.
 
     Raises:
       ValueError: an unknown name, no function, or a grid on which the rule is not defined.
@@ -98,4 +115,4 @@ def check_rule(rule: Any, coords: tuple[np.ndarray, ...]) -> tuple[str, Any, Any
                 f"grid: b goes down to {coords[1].min()}; the adam rule divides by sqrt(b), so b > 0, e.g. "
                 "lla.grid(ranges=[(-1, 1), (0.1, 2)])"
             )
-    return name, base, rule
+    return Rule(name, static(rule), affine=rule is add, moments=base is adam)

@@ -16,11 +16,14 @@ import numpy as np
 from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree, UpdateRule
 from lla_jax.directions import draws, normalization
 from lla_jax.execution import progress as _progress
+from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress
-from lla_jax.landscape import evaluation, grids, jobs, planning, points, rules
+from lla_jax.landscape import grids, jobs, memory, planning, points, rules
+from lla_jax.landscape.jobs import Job
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import writing
 from lla_jax.landscape.store.reading import Cell, Incomplete, _announced_now, _stores, folder_of, members
+from lla_jax.landscape.tasks import Policy, Task
 
 # --- sweeps: checkpoints x axes x seeds
 
@@ -93,7 +96,7 @@ def sweep(
     states: Sequence[PyTree] | None = None,
     batch_size: int | None = None,
     rule: str | UpdateRule = "add",
-    batch_stats: evaluation.Policy = "frozen",
+    batch_stats: Policy = "frozen",
     metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
     point_metrics: Mapping[str, Callable[[PyTree, Any], Any]] | None = None,
     extra_data: Mapping[str, Any] | None = None,
@@ -148,50 +151,84 @@ def sweep(
     if states is not None and len(states) != len(checkpoints):
         raise ValueError(f"states: {len(states)} for {len(checkpoints)} checkpoints; the rule is one each")
     coords = grids.check_grid(grids.grid(points=21) if grid is None else grid)
-    name, base, rule = rules.check_rule(rule, coords)
+    checked = rules.check_rule(rule, coords)
     kinds = _kinds(axes, loss, len(coords))
     seeds = _seeds(seeds)
     cells = _cells(len(checkpoints), kinds, seeds)
-    share = writing.check_shard(shard)
-    if share is not None and store is None:
-        raise ValueError(f"shard: {shard!r} given without a store, where the shards meet; pass store=folder")
-    job = jobs.prepare(
-        loss, checkpoints[0], data, coords, batch_size, name, rule, rule is rules.add, base is rules.adam,
-        batch_stats, metrics, point_metrics, extra_data, key, execution,
-    )  # fmt: skip
+    share = writing.check_shard(shard, store)
+    task = Task(
+        loss,
+        data,
+        checked,
+        batch_size=batch_size,
+        batch_stats=batch_stats,
+        metrics=metrics,
+        point_metrics=point_metrics,
+        extra_data=extra_data,
+        key=key,
+        execution=execution,
+    )
+    job = jobs.prepare(task, checkpoints[0], coords)
     folder = None if store is None else Path(store)
     announced = None if folder is None else _announced_now(folder, cells, job.num)
+    each = _jobs(job, cells, kinds, checkpoints, states, folder)
     try:
-        return Table(_swept(job, cells, kinds, checkpoints, states, folder, share, progress))
+        known = () if folder is None else _stores(folder, cells)
+        plan = next((planning.plan_of(kept.manifest["recipe"]) for kept in known), None)
+        planes = one_by_one(each, len(cells), progress, shard=share, plan=plan)
+        return Table(dict(zip(cells, planes, strict=True)))
     except ValueError:
         if announced is not None:  # what is refused is not going to be there
             announced.unlink(missing_ok=True)
         raise
 
 
-def _swept(
-    job: jobs.Job, cells: Sequence[Cell], kinds: Mapping[str, Any], checkpoints: Sequence[PyTree],
-    states: Sequence[PyTree] | None, folder: Path | None, shard: writing.Shard, progress: Progress | None,
-) -> dict[Cell, Landscape]:  # fmt: skip
-    known = () if folder is None else _stores(folder, cells)
-    plan = next((planning.plan_of(store.manifest["recipe"]) for store in known), None)
-    found: dict[Cell, Landscape] = {}
+def one_by_one(
+    each: Iterable[tuple[Job, Path | None]],
+    num: int,
+    progress: Progress | None,
+    on_partial: Callable[[Landscape], None] | None = None,
+    shard: writing.Shard = None,
+    plan: Plan | None = None,
+) -> Iterator[Landscape]:
+    """The landscapes of several jobs, each when it is asked for.
+
+    Args:
+      each: jobs along their axes, on grids of one shape, each with the folder of its store, or None.
+      num: how many they are.
+      progress: called in points over all of them.
+      on_partial: as for ``evaluate``.
+      shard: (i, n): of the chunks of all stores, only those that fall to process i of n.
+      plan: of all stores; by default that of the first one.
+    """
+    for i, (job, folder) in enumerate(each):
+        report = _progress.span(progress, i * job.num, job.num, num * job.num)
+        if folder is None:
+            found = memory.run(job, report, on_partial)
+        else:
+            found = writing.run(job, folder, report, on_partial, shard, plan, place=(i, num))
+        plan = plan or planning.plan_of(found.recipe)
+        yield found
+
+
+def _jobs(
+    job: Job,
+    cells: Sequence[Cell],
+    kinds: Mapping[str, Any],
+    checkpoints: Sequence[PyTree],
+    states: Sequence[PyTree] | None,
+    folder: Path | None,
+) -> Iterator[tuple[Job, Path | None]]:
+    """The job around the checkpoint of each cell, along its axes, and the cell's folder."""
     here = -1
-    for i, cell in enumerate(cells):
+    for cell in cells:
         checkpoint, kind, seed = cell
         params = checkpoints[checkpoint]
         if checkpoint != here:
             here = checkpoint
             job = jobs.recentred(job, params, job.loss.state if states is None else states[checkpoint])
         axes = _drawn(kinds[kind], kind, seed, params)
-        report = _progress.span(progress, i * job.num, job.num, len(cells) * job.num)
-        if folder is None:
-            found[cell] = evaluation.run(job, axes, report, None, None)
-        else:
-            place = (i, len(cells))
-            found[cell] = writing.run(job, axes, folder / folder_of(cell), report, None, shard, plan, place)
-        plan = plan or planning.plan_of(found[cell].recipe)
-    return found
+        yield jobs.along(job, axes), folder and folder / folder_of(cell)
 
 
 def _drawn(made: Any, kind: str, seed: int | None, params: PyTree) -> Directions:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lla_jax.core import recipes
-from lla_jax.core.arguments import Misuse
+from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.recipes import versions
-from lla_jax.core.types import Directions, Landscape, PyTree
+from lla_jax.core.types import Landscape
 from lla_jax.execution.plans import Plan
-from lla_jax.execution.progress import span
+from lla_jax.execution.progress import Progress, span
 from lla_jax.landscape import planning
-from lla_jax.landscape.jobs import Job, described, group_size
+from lla_jax.landscape.jobs import Job, group_size
 from lla_jax.landscape.points import Sums, Values, evaluated, means, warn
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import manifest as _manifest
@@ -36,34 +36,35 @@ OVERHEAD = 4096  # bytes of a chunk beside its values
 Shard = tuple[int, int] | None
 
 
-def check_shard(shard: Any) -> Shard:
-    """``shard`` as (i, n), if it is one."""
+def check_shard(shard: Any, store: Any) -> Shard:
+    """``shard`` as (i, n), if it is one, and there is a store where the shards meet."""
     if shard is None:
         return None
     try:
         i, n = shard
-        if all(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in (i, n)) and 1 <= i <= n:
-            return int(i), int(n)
+        good = all(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in (i, n)) and 1 <= i <= n
     except (TypeError, ValueError):
-        pass
-    raise ValueError(f"shard: {shard!r} given; the rule is (i, n) with 1 <= i <= n, the i-th of n processes")
+        good = False
+    if not good:
+        raise ValueError(f"shard: {shard!r} given; the rule is (i, n) with 1 <= i <= n, the i-th of n processes")
+    if store is None:
+        raise ValueError(f"shard: {shard!r} given without a store, where the shards meet; pass store=folder")
+    return int(i), int(n)
 
 
 def run(
     job: Job,
-    directions: Directions,
     folder: Path,
-    progress: Any,
-    on_partial: Any,
+    progress: Progress | None,
+    on_partial: Callable[[Landscape], None] | None,
     shard: Shard,
     plan: Plan | None = None,
     place: tuple[int, int] = (0, 1),
 ) -> Landscape:
-    """One landscape in the store ``folder``, which is made or continued.
+    """The landscape of a job along its axes, in the store ``folder``, which is made or continued.
 
     Args:
       job: what is computed.
-      directions: the axes.
       folder: of the store.
       progress: as for ``evaluate``.
       on_partial: as for ``evaluate``.
@@ -71,19 +72,18 @@ def run(
       plan: for a new store, instead of one timed now.
       place: (number of this landscape, how many there are) where the shards divide several.
     """
-    tree, recipe = described(job, directions)
     shards = 1 if shard is None else -(-shard[1] // place[1])
     store, begun = _chunks.read(folder), None
     if store is None:
-        store, begun = _begun(job, tree, recipe, folder, plan, shards)
+        store, begun = _begun(job, folder, plan, shards)
     job = job._replace(probed=store.grids[0])
     if begun is None:
-        _chunks.check_same(store, recipe)
+        _chunks.check_same(store, job.recipe)
         first = store.manifest["recipe"]
-        begun = planning.planned(job, tree, recipe, planning.plan_of(first))
+        begun = planning.planned(job, planning.plan_of(first))
         recipes.check_same_values("store", first, begun[1], folder)
         log.info("store: %s was begun before; its plan is obeyed", folder)
-    plan, recipe, seconds = begun
+    plan, _, seconds = begun
     store, coords = _chunks.extended(store, job.coords)
     job = job._replace(coords=coords)
     parts = {part.chunk: len(part.at) for part in _chunks.parts(store, coords)}
@@ -98,7 +98,7 @@ def run(
         while True:
             if missing:
                 _chunks.check_writable(folder, _bytes(store, left, len(missing)))
-                _compute(job, tree, plan, store, missing, parts, progress)
+                _compute(job, plan, store, missing, parts, progress)
             found = _chunks.collected(store, coords)
             _report({c: error for c, error in found.damaged.items() if c in mine or c not in told}, mine)
             told |= set(found.damaged)
@@ -128,28 +128,23 @@ def _report(damaged: dict[Chunk, Damaged], mine: set[Chunk]) -> None:
     for chunk, error in damaged.items():
         again = chunk in mine
         what = "removed and computed again" if again else "left to the process whose share it is"
-        warnings.warn(f"store: {error.path} was damaged ({error}) and is {what}", stacklevel=5)
+        warn_caller(f"store: {error.path} was damaged ({error}) and is {what}")
         if again:
             error.path.unlink(missing_ok=True)
 
 
-def _begun(
-    job: Job, tree: PyTree, recipe: dict[str, Any], folder: Path, plan: Plan | None, shards: int
-) -> tuple[Store, Any]:
+def _begun(job: Job, folder: Path, plan: Plan | None, shards: int) -> tuple[Store, Any]:
     """A new store for so many writers, and what ``planned`` gave; None if another writer was first."""
     _chunks.check_distinct(job.coords)
     _chunks.check_writable(folder, OVERHEAD)
     if taken := next(folder.glob("sweep-*.json"), None):
         raise Misuse("store", f"{folder} holds a sweep ({taken.name}); the rule is a folder of its own", folder)
     most = -(-job.num // (PER_SHARD * shards)) if shards > 1 else job.num
-    plan, recipe, seconds = planning.planned(job, tree, recipe, plan, most)
+    plan, recipe, seconds = planning.planned(job, plan, most)
     size = _chunk_points(job, plan, seconds, most, shards)
-    metrics = [name for name, _ in job.how.metrics]
-    names = [prefix + name for prefix in job.sources for name in ("loss", *metrics)]
-    names += [name for name, _ in job.point_metrics]
     recipe["plan"] = planning.recipe_of(job, plan)
     coords = [axis.tolist() for axis in job.coords]
-    store, first = _chunks.create(folder, _manifest.made(recipe, recipes.LANDSCAPE, coords, names, size))
+    store, first = _chunks.create(folder, _manifest.made(recipe, recipes.LANDSCAPE, coords, job.task.names, size))
     return store, (plan, recipe, seconds) if first else None
 
 
@@ -164,7 +159,7 @@ def _chunk_points(job: Job, plan: Plan, seconds: float | None, most: int, shards
 
 
 def _compute(
-    job: Job, tree: PyTree, plan: Plan, store: Store, missing: list[Chunk], parts: dict[Chunk, int], progress: Any
+    job: Job, plan: Plan, store: Store, missing: list[Chunk], parts: dict[Chunk, int], progress: Progress | None
 ) -> None:
     """The chunks that are missing and not written by another in the meantime."""
     rest = sum(parts[c] for c in missing)
@@ -178,7 +173,7 @@ def _compute(
             log.debug("store: %s begun", _chunks.path_of(store, chunk))
             sums: Sums = {}
             values: Values = {}
-            plan = evaluated(job, tree, plan, coords, sums, values, span(progress, done, parts[chunk], job.num))
+            plan = evaluated(job, plan, coords, sums, values, span(progress, done, parts[chunk], job.num))
             found = means(job, sums, values)
             about = {
                 "plan": planning.recipe_of(job, plan),
