@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
+from lla_jax.core import losses
 from tests.helpers import FIXED, accuracy, compilations, dataset, mlp_loss, params, reference_losses
 
 DATA = dataset()
@@ -119,6 +120,61 @@ def test_standard_error_keeps_its_digits_when_the_mean_is_large(axis):
     found = run(axis, DATA, loss).stderr["loss"][1]
     assert found == pytest.approx(values.std(ddof=1) / np.sqrt(N), rel=1e-4)
     assert found == pytest.approx(noise.std(ddof=1) / np.sqrt(N), rel=1e-2)
+
+
+# -- sums --------------------------------------------------------------------------------------------------------------
+
+
+def sums_about(shift, s, w):
+    """The definition, in float64."""
+    e = s - shift * w
+    return lla.data.Sums((w != 0).sum(), w.sum(), shift, e.sum(), (w * w).sum(), (w * e).sum(), (e * e).sum())
+
+
+def test_sums_of_known_numbers():
+    found = sums_about(0.0, np.array([1.0, 2.0, 6.0]), np.ones(3))
+    assert (found.mean, found.standard_error) == (3.0, pytest.approx(np.sqrt(7 / 3), rel=1e-15))
+    weighted = sums_about(0.0, np.array([1.0, 6.0]), np.array([1.0, 3.0]))  # losses 1 and 2, the second thrice as heavy
+    assert weighted.mean == 7 / 4
+    squares = (1 - 7 / 4) ** 2 + (6 - 3 * 7 / 4) ** 2
+    assert weighted.standard_error == pytest.approx(np.sqrt(squares * 2 / 1) / 4, rel=1e-15)
+    assert np.isnan(sums_about(0.0, np.ones(1), np.ones(1)).standard_error)
+    assert np.isnan(sums_about(0.0, np.zeros(2), np.zeros(2)).mean)
+
+
+@pytest.mark.parametrize("shift", [-7.0, 0.1, 3.0, 1e3])
+def test_means_and_standard_errors_do_not_depend_on_the_shift(shift):
+    rng = np.random.default_rng(0)
+    w = rng.integers(0, 4, 50).astype(float)
+    s = w * (3 + rng.standard_normal(50))
+    expected, found = sums_about(0.0, s, w), sums_about(shift, s, w)
+    for one in (found, found.about_zero()):
+        assert one.mean == pytest.approx(expected.mean, rel=1e-12)
+        assert one.standard_error == pytest.approx(expected.standard_error, rel=1e-8)
+    np.testing.assert_allclose(found.about_zero(), expected, rtol=1e-8)
+
+
+def test_blocks_add_up_to_the_sums_of_all_their_examples():
+    rng = np.random.default_rng(1)
+    values = (1e4 + rng.standard_normal((2, 30))).astype(np.float32)  # of two points
+    mask = np.arange(30) < 27
+    blocks = [
+        [losses.pack(losses.example_sums("loss", jnp.asarray(x[i : i + 10]), mask[i : i + 10])) for i in (0, 10, 20)]
+        for x in values
+    ]
+    found = losses.unpack(losses.total(np.array(blocks)))
+    assert found.mean.shape == (2,)
+    kept = values[:, :27].astype(np.float64)
+    np.testing.assert_array_equal(found.n, 27)
+    np.testing.assert_array_equal(found.m, 0)
+    np.testing.assert_allclose(found.mean, kept.mean(1), rtol=1e-9)
+    np.testing.assert_allclose(found.standard_error, kept.std(1, ddof=1) / np.sqrt(27), rtol=1e-4)
+
+
+def test_sums_of_a_batch_coupled_loss_have_a_mean():
+    parts = [losses.batch_sums(jnp.float32(value), np.ones(rows, bool)) for value, rows in ((2.0, 3), (6.0, 1))]
+    found = losses.unpack(losses.total(np.array([losses.pack(part) for part in parts])))
+    assert found.mean == 3.0
 
 
 # -- tokens and weights ------------------------------------------------------------------------------------------------

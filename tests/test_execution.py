@@ -6,7 +6,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.execution import plans as execution
-from lla_jax.landscape import kernels
+from lla_jax.landscape import grids, kernels
 from tests.helpers import FIXED, Interrupt, dataset, mlp_loss, params
 
 DATA = dataset()
@@ -100,6 +100,27 @@ def test_an_interrupted_stream_keeps_the_means_over_the_batches_it_read(axes):
     part = lla.evaluate(mlp_loss(), params(), tuple(x[:15] for x in DATA), axes, GRID, execution=FIXED)
     np.testing.assert_allclose(kept[0].values["loss"], part.values["loss"], rtol=1e-6)
     assert kept[0].recipe["complete"] is False
+
+
+def test_a_stream_interrupted_within_its_first_batch_keeps_the_points_it_came_to(axes, finished, monkeypatch):
+    real, ninth = kernels.sums_step, grids.grid_points(GRID, 8, 9)[0]
+
+    def interrupted(loss, points, blocks, **static):
+        if np.array_equal(points.coords[0], ninth):
+            raise KeyboardInterrupt
+        return real(loss, points, blocks, **static)
+
+    monkeypatch.setattr(kernels, "sums_step", interrupted)
+    kept = []
+    for source in (lla.stream([DATA]), DATA):
+        with pytest.raises(KeyboardInterrupt):
+            lla.evaluate(mlp_loss(), params(), source, axes, GRID, execution=FIXED, on_partial=kept.append)
+    for partial, done in zip(kept, (0, 8), strict=True):
+        assert partial.recipe["points_done"] == done
+        for kind in ("values", "stderr"):
+            flat, whole = (getattr(plane, kind)["loss"].reshape(-1) for plane in (partial, finished))
+            np.testing.assert_array_equal(np.isnan(flat), np.arange(20) >= 8)
+            np.testing.assert_allclose(flat[:8], whole[:8], rtol=1e-6)
 
 
 def test_an_interrupt_at_the_end_of_a_stream_keeps_it_whole(axes, finished):

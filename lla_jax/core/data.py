@@ -1,8 +1,7 @@
-"""Data sets and streams, and the weighted sums over their examples that every mean and standard error is made of.
+"""Data sets and streams, and how they are cut into batches.
 
 An array pytree (tuple, dict, ...) is ONE data set with a leading axis N; anything that yields batches is wrapped by
-``stream``. A loss over the data set is (sum w l) / (sum w) however the data are cut, because only sums are accumulated
-and a row that is not to be counted is masked out.
+``stream``.
 """
 
 from __future__ import annotations

@@ -81,11 +81,11 @@ def points_sums(
 
     def sums(p: PyTree, state: PyTree) -> dict[str, Any]:
         outputs, _ = _losses.outputs_of(loss, p, state, block, formula.train)
-        found = {"loss": _losses.loss_sums(loss, outputs, block)}
+        found = {"loss": _losses.pack(_losses.loss_sums(loss, outputs, block))}
         for name, metric in formula.metrics:
             with _losses.noting(f"the metric {name!r}", "f(outputs, batch)", block):
                 result = metric(outputs, block.batch)
-            found[name] = _losses.example_sums(name, result, block.mask)
+            found[name] = _losses.pack(_losses.example_sums(name, result, block.mask))
         return found
 
     if plan.share and states is None:
@@ -179,7 +179,7 @@ def losses(
     plan = plans.Plan(coords.shape[0], _data.num_examples(data), loop, share)
     block = _losses.block_at(data, 0, plan.microbatch, plan.microbatch, 0)
     sums = points_sums(loss, Points(params, directions, coords), block, formula, plan)["loss"]
-    value = sums[:, 2] + sums[:, 3] / sums[:, 1]
+    value = _losses.unpack(sums).mean
     if (penalty := loss.penalty) is not None:
         value = value + plans.map_points(lambda c: penalty(rule(params, directions, c)), coords, loop)
     return value

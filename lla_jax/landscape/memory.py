@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from lla_jax.core import recipes
-from lla_jax.core.types import Landscape
+from lla_jax.core.types import Landscape, Recipe
 from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress, span
 from lla_jax.landscape import planning
 from lla_jax.landscape.grids import grid_points
 from lla_jax.landscape.jobs import Job, group_size
-from lla_jax.landscape.points import Sums, Table, Values, evaluated, means, warn
+from lla_jax.landscape.means import Means
+from lla_jax.landscape.points import evaluated, warn
 
 log = logging.getLogger("lla_jax")
 
@@ -39,8 +39,7 @@ def run(
     table, done = _started(job, resume)
     recipe = job.recipe
     plan: Plan | None = None
-    sums: Sums = {}
-    values: Values = {}
+    unfinished: list[Means] = []  # of a stream: every cell has a mean over the batches read so far
     try:
         plan, recipe, seconds = planning.planned(job, None if resume is None else planning.plan_of(resume.recipe))
         log.info("%s", planning.text(job, plan, None if seconds is None else seconds * (job.num - done)))
@@ -49,17 +48,15 @@ def run(
         while done < job.num:
             last = min(done + group_size(job, plan), job.num)
             coords = grid_points(job.coords, done, last)
-            plan = evaluated(job, plan, coords, sums, values, span(progress, done, last - done, job.num))
-            _put(table, job.num, done, means(job, sums, values))
-            sums.clear()
-            values.clear()
+            report = span(progress, done, last - done, job.num)
+            found, plan = evaluated(job, plan, coords, report, unfinished.append if job.streamed else None)
+            table.put(found, slice(done, last), job.num)
             done = last
             if progress is not None:
                 progress(done, job.num)
     except BaseException:
-        unfinished = job.streamed and bool(sums)  # a stream: every cell has a mean over the batches read so far
-        if unfinished:
-            _put(table, job.num, done, means(job, sums, values))
+        for found in unfinished:
+            table.put(found, slice(done, last), job.num)
         if on_partial is not None and (done or unfinished):
             on_partial(_landscape(job, table, recipe, plan, done))
         raise
@@ -68,36 +65,24 @@ def run(
     return result
 
 
-def _started(job: Job, resume: Landscape | None) -> tuple[Table, int]:
-    """Flat arrays and the number of points finished: of the landscape to continue, or none."""
+def _started(job: Job, resume: Landscape | None) -> tuple[Means, int]:
+    """What there is, and the number of points finished: of the landscape to continue, or none."""
     if resume is None:
-        return {"values": {}, "stderr": {}}, 0
+        return Means({}, {}), 0
     if not isinstance(resume, Landscape):
         raise ValueError(f"resume: got {type(resume).__name__}; the rule is a Landscape, e.g. lla.load(path)")
     then, now = ({"grid": [axis.tolist() for axis in coords]} for coords in (resume.coords, job.coords))
     names = (*recipes.LANDSCAPE, "grid")
     recipes.check_same("resume", "the partial landscape", resume.recipe | then, job.recipe | now, names, recipes.AFRESH)
-    kinds = {"values": resume.values, "stderr": resume.stderr}
-    table = {
-        kind: {name: np.array(found, np.float64).reshape(-1) for name, found in arrays.items()}
-        for kind, arrays in kinds.items()
-    }
-    return table, int(resume.recipe.get("points_done", 0))
+    values, stderr = (
+        {name: np.array(z, np.float64).reshape(-1) for name, z in part.items()}
+        for part in (resume.values, resume.stderr)
+    )
+    return Means(values, stderr), int(resume.recipe.get("points_done", 0))
 
 
-def _put(table: Table, num: int, first: int, found: Table) -> None:
-    """Into the flat arrays of the whole grid, from the point ``first`` on."""
-    for kind, arrays in found.items():
-        for name, x in arrays.items():
-            flat = table[kind].setdefault(name, np.full(num, np.nan))
-            flat[first : first + len(x)] = x
-
-
-def _landscape(job: Job, table: Table, recipe: dict[str, Any], plan: Plan | None, done: int) -> Landscape:
-    shape = tuple(map(len, job.coords))
-    complete = done == job.num
-    recipe = recipe | {"complete": complete, "points_done": done}
+def _landscape(job: Job, table: Means, recipe: Recipe, plan: Plan | None, done: int) -> Landscape:
+    recipe = recipe | {"complete": done == job.num, "points_done": done}
     if plan is not None:
         recipe["plan"] = planning.recipe_of(job, plan)
-    arrays = {kind: {name: flat.reshape(shape) for name, flat in found.items()} for kind, found in table.items()}
-    return Landscape(job.coords, arrays["values"], arrays["stderr"], recipe)
+    return table.landscape(job.coords, recipe)

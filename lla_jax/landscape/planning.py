@@ -20,7 +20,7 @@ from lla_jax.landscape import kernels
 from lla_jax.landscape.grids import grid_points
 from lla_jax.landscape.jobs import Job, rows_in
 from lla_jax.landscape.kernels import Points
-from lla_jax.landscape.points import Sums, call, of_params
+from lla_jax.landscape.points import call, of_params
 
 UNSTEADY = 1e-5  # relative difference between two runs of one block that rounding does not explain
 _STEADY: dict[Hashable, None] = {}  # programs of this process that gave the same values twice
@@ -120,7 +120,7 @@ def planned(job: Job, plan: Plan | None, most: int | None = None) -> tuple[Plan,
     """
     plan = _plan(job, most or job.num) if plan is None else plan
     program = (_key(job, _rows(job)), plan)
-    runs: list[Sums] = []
+    runs: list[dict[str, np.ndarray]] = []
     probe: dict[str, float] = {}
     seconds, recipe = 0.0, dict(job.recipe)
 
@@ -132,9 +132,9 @@ def planned(job: Job, plan: Plan | None, most: int | None = None) -> tuple[Plan,
             start = time.perf_counter()
             found = jax.block_until_ready(_first_call(job, plan, step, starts))
             seconds = (time.perf_counter() - start) / (step.microbatch * len(starts) * plan.chunk * job.mesh.size)
-            runs.append({name: losses.mean(losses.total(x)) for name, x in found.items()})
+            runs.append({name: _mean(x) for name, x in found.items()})
         # of a call over several blocks, or shares of the data, the first one: it is the same for other layouts
-        probe.update({name: float(losses.mean(losses.total(np.asarray(x)[:1, :1]))[0]) for name, x in found.items()})
+        probe.update({name: float(_mean(np.asarray(x)[:1, :1])[0]) for name, x in found.items()})
         recipe["probe_rows"] = min(step.microbatch, rows_in(job, job.first.batch), job.first.rows)
 
     plan = plans.chunks(compute, 0, 1, plan, 1)
@@ -152,6 +152,10 @@ def planned(job: Job, plan: Plan | None, most: int | None = None) -> tuple[Plan,
             del _STEADY[next(iter(_STEADY))]
     known = [count for count in job.counts.values() if count is not None]
     return plan, recipe, seconds * sum(known) if len(known) == len(job.counts) else None
+
+
+def _mean(blocks: Any) -> np.ndarray:
+    return losses.unpack(losses.total(blocks)).mean
 
 
 def text(job: Job, plan: Plan, seconds: float | None) -> str:

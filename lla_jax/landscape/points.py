@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,14 +16,14 @@ from lla_jax.core.data import Stream
 from lla_jax.core.types import Landscape, PyTree
 from lla_jax.execution import plans
 from lla_jax.execution.plans import Plan
+from lla_jax.execution.progress import Progress
 from lla_jax.landscape import batch_stats as _batch_stats
 from lla_jax.landscape import kernels
 from lla_jax.landscape.jobs import Job, Piece, pieces, rows_in
 from lla_jax.landscape.kernels import Blocks, Points
+from lla_jax.landscape.means import Means
 
-Sums = dict[str, np.ndarray]  # by name, a row of weighted sums for every point
 Values = dict[str, np.ndarray]  # by name, a number for every point
-Table = dict[str, dict[str, np.ndarray]]  # "values" and "stderr" by name, flat
 
 
 def _points(job: Job, plan: Plan, coords: np.ndarray, states: PyTree, lo: int, hi: int) -> Points:
@@ -31,12 +33,65 @@ def _points(job: Job, plan: Plan, coords: np.ndarray, states: PyTree, lo: int, h
     return Points(job.params, job.directions, coords, states)
 
 
-def evaluated(job: Job, plan: Plan, coords: np.ndarray, sums: Sums, values: Values, progress: Any) -> Plan:
-    """What depends on the parameters alone into ``values``, the sums over the data into ``sums``, at the points of
-    ``coords`` (C, k). Returns the plan in force at the end: less memory than expected makes it smaller."""
-    found, plan = of_params(job, plan, coords)
-    values.update(found)
-    return _of_data(job, plan, coords, sums, progress)
+def evaluated(
+    job: Job,
+    plan: Plan,
+    coords: np.ndarray,
+    progress: Progress | None = None,
+    on_partial: Callable[[Means], None] | None = None,
+) -> tuple[Means, Plan]:
+    """Means of everything the job asks for.
+
+    Args:
+      job: what is computed.
+      plan: how.
+      coords: (C, k), the points.
+      progress: called in points as streams are read.
+      on_partial: called with the means over the data read so far if reading is interrupted or fails.
+
+    Returns:
+      The means at the points, and the plan in force at the end: less memory than expected makes it smaller.
+    """
+    values, plan = of_params(job, plan, coords)
+    states: PyTree = None
+    if job.momenta is not None:
+        states, plan = _reestimated(job, plan, coords)
+    sums: dict[str, np.ndarray] = {}  # packed
+    try:
+        for prefix, piece in _read(job, len(coords), progress):
+
+            def compute(plan: Plan, lo: int, hi: int, prefix: str = prefix, piece: Piece = piece) -> None:
+                points = _points(job, plan, coords, states, lo, hi)
+                for name, total in _of_piece(job, plan, points, piece).items():
+                    into = sums.setdefault(prefix + name, np.zeros((len(coords), total.shape[-1])))
+                    into[lo:hi] += total[: hi - lo]
+
+            plan = plans.chunks(compute, 0, len(coords), plan, job.width)
+    except BaseException:
+        if on_partial is not None and sums:
+            on_partial(means(job, sums, values))
+        raise
+    return means(job, sums, values), plan
+
+
+def _read(job: Job, num: int, progress: Progress | None) -> Iterator[tuple[str, Piece]]:
+    """Every piece of every data set, with the prefix of its values; after one of a stream, the progress in points."""
+    sets, read = job.task.sets, 0
+    for i, (prefix, data) in enumerate(sets.items()):
+        length = data.num_batches if isinstance(data, Stream) else None
+        for j, piece in enumerate(pieces(data, job.counts[prefix], job.mesh, job.task.whole)):
+            yield prefix, piece
+            read += 1
+            if progress is not None and isinstance(data, Stream):
+                fraction = 0.0 if length is None else (i + (j + 1) / length) / len(sets)
+                progress(*((read, None) if length is None else (fraction * num, num)))
+
+
+def _of_piece(job: Job, plan: Plan, points: Points, piece: Piece) -> dict[str, np.ndarray]:
+    """{name: (C, 7)}: packed sums over one piece of data at the points of one call."""
+    calls = plans.calls(plan, rows_in(job, piece.batch), piece.rows, job.task.batch_size, job.task.whole)
+    results = [call(job, points, piece, step, starts) for step, starts in calls]
+    return {name: functools.reduce(np.add, [losses.total(found[name]) for found in results]) for name in results[0]}
 
 
 def of_params(job: Job, plan: Plan, coords: np.ndarray) -> tuple[Values, Plan]:
@@ -64,35 +119,8 @@ def of_params(job: Job, plan: Plan, coords: np.ndarray) -> tuple[Values, Plan]:
     return values, plan
 
 
-def _of_data(job: Job, plan: Plan, coords: np.ndarray, sums: Sums, progress: Any) -> Plan:
-    """Add the sums over every data set to ``sums`` {name: (C, 6)} at the points (C, k)."""
-    states, num = None, len(coords)
-    if job.momenta is not None:
-        states, plan = _reestimated(job, plan, coords)
-    read = 0
-    for i, (prefix, data) in enumerate(job.task.sets.items()):
-        length = data.num_batches if isinstance(data, Stream) else None
-        for j, piece in enumerate(pieces(data, job.counts[prefix], job.mesh, job.task.whole)):
-
-            def compute(plan: Plan, lo: int, hi: int, piece: Piece = piece, prefix: str = prefix) -> None:
-                points = _points(job, plan, coords, states, lo, hi)
-                calls = plans.calls(plan, rows_in(job, piece.batch), piece.rows, job.task.batch_size, job.task.whole)
-                results = [call(job, points, piece, step, starts) for step, starts in calls]
-                totals = jax.tree_util.tree_map(lambda *blocks: sum(map(losses.total, blocks)), *results)
-                for name, total in totals.items():
-                    into = sums.setdefault(prefix + name, np.zeros((num, losses.NUM_SUMS)))
-                    into[lo:hi] += total[: hi - lo]
-
-            plan = plans.chunks(compute, 0, num, plan, job.width)
-            read += 1
-            if progress is not None and isinstance(data, Stream):
-                fraction = 0.0 if length is None else (i + (j + 1) / length) / len(job.task.sets)
-                progress(*((read, None) if length is None else (fraction * num, num)))
-    return plan
-
-
 def call(job: Job, points: Points, piece: Piece, plan: Plan, starts: np.ndarray) -> dict[str, Any]:
-    """The sums over blocks of one piece of data at the points of one call."""
+    """The packed sums of some of a piece's blocks at the points of one call."""
     blocks = Blocks(piece.batch, starts, np.int32(piece.rows), np.int32(piece.offset))
     return kernels.sums_step(job.loss, points, blocks, formula=job.task.formula, plan=plan, mesh=job.mesh)
 
@@ -130,16 +158,15 @@ def _reestimated(job: Job, plan: Plan, coords: np.ndarray) -> tuple[PyTree, Plan
     return _batch_stats.restored(job.loss.state, sums, job.momenta or [], weight), plan
 
 
-def means(job: Job, sums: Sums, values: Values) -> Table:
-    """Means and standard errors of the points that sums and values are of."""
-    table: Table = {"values": {}, "stderr": {}}
-    for name, total in sums.items():
-        is_loss = name in {prefix + "loss" for prefix in job.task.sets}
-        table["values"][name] = losses.mean(total) + (values.get("", 0.0) if is_loss else 0.0)
-        if not is_loss or job.loss.per_example:
-            table["stderr"][name] = losses.standard_error(total)
-    table["values"] |= {name: found for name, found in values.items() if name}
-    return table
+def means(job: Job, packed: Mapping[str, np.ndarray], values: Values) -> Means:
+    """Means and standard errors of the points that packed sums and values are of."""
+    of_loss = {prefix + "loss" for prefix in job.task.sets}
+    penalty = values.get("", 0.0)
+    sums = {name: losses.unpack(x) for name, x in packed.items()}
+    known = [name for name in sums if name not in of_loss or job.loss.per_example]
+    found = {name: x.mean + penalty if name in of_loss else x.mean for name, x in sums.items()}
+    rest = {name: x for name, x in values.items() if name}
+    return Means(found | rest, {name: sums[name].standard_error for name in known})
 
 
 def warn(landscape: Landscape) -> None:

@@ -28,6 +28,7 @@ from lla_jax.core import files as _files
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Landscape
+from lla_jax.landscape.means import Means
 from lla_jax.landscape.store import manifest as _manifest
 
 SNAP = 1e-12  # coordinates of two grids that are so close, relative to the largest, are one
@@ -250,16 +251,17 @@ def _points_hash(store: Store, chunk: Chunk) -> str:
     return hashlib.blake2b(points(store, chunk).tobytes(), digest_size=16).hexdigest()
 
 
-def write(store: Store, chunk: Chunk, values: Mapping[str, Any], stderr: Mapping[str, Any], about: Any) -> None:
-    """Write a chunk's values {name: (C,)}; ``about`` goes into its header.
+def write(store: Store, chunk: Chunk, found: Means, about: Mapping[str, Any]) -> None:
+    """Write what was found at a chunk's points; ``about`` goes into its header.
 
     Raises:
       OSError: it cannot be written; chunks written before are kept.
     """
     header = {"hash": store.manifest["hash"], "chunk": list(chunk), "points": _points_hash(store, chunk)}
-    header |= {"values": list(values), "stderr": list(stderr), "writer": f"{platform.node()}:{os.getpid()}"} | about
-    arrays = {f"value{i}": x for i, x in enumerate(values.values())}
-    arrays |= {f"stderr{i}": x for i, x in enumerate(stderr.values())}
+    header |= {"values": list(found.values), "stderr": list(found.stderr)}
+    header |= {"writer": f"{platform.node()}:{os.getpid()}", **about}
+    arrays = {f"value{i}": x for i, x in enumerate(found.values.values())}
+    arrays |= {f"stderr{i}": x for i, x in enumerate(found.stderr.values())}
     target = path_of(store, chunk)
     with _reported(target, "every chunk written before is kept"):
         target.parent.mkdir(exist_ok=True)
@@ -278,8 +280,8 @@ def _reported(path: Path, kept: str) -> Iterator[None]:
         ) from error
 
 
-def load(store: Store, chunk: Chunk) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
-    """(values, stderr, header) of a chunk.
+def load(store: Store, chunk: Chunk) -> tuple[Means, dict[str, Any]]:
+    """(what was found at its points, header) of a chunk.
 
     Raises:
       FileNotFoundError: there is none.
@@ -301,7 +303,7 @@ def load(store: Store, chunk: Chunk) -> tuple[dict[str, np.ndarray], dict[str, n
         raise
     except Exception as error:  # a broken file makes the readers raise anything
         raise Damaged(path, f"{type(error).__name__}: {error}") from error
-    return values, stderr, header
+    return Means(values, stderr), header
 
 
 def _misfit(store: Store, chunk: Chunk, header: Any, arrays: Mapping[str, np.ndarray]) -> str:
@@ -322,7 +324,7 @@ def _misfit(store: Store, chunk: Chunk, header: Any, arrays: Mapping[str, np.nda
 class Found(NamedTuple):
     """What the chunks hold of a grid; points that are missing are NaN."""
 
-    table: dict[str, dict[str, np.ndarray]]  # "values" and "stderr" by name, flat
+    table: Means
     done: int  # points there
     missing: list[Chunk]
     damaged: dict[Chunk, Damaged]
@@ -331,10 +333,10 @@ class Found(NamedTuple):
 def collected(store: Store, coords: Coords) -> Found:
     """Read every chunk that a grid of the store needs."""
     num = math.prod(_shape(coords))
-    found = Found({"values": {}, "stderr": {}}, 0, [], {})
+    found = Found(Means({}, {}), 0, [], {})
     for part in parts(store, coords):
         try:
-            values, stderr, _ = load(store, part.chunk)
+            there, _ = load(store, part.chunk)
         except FileNotFoundError:
             found.missing.append(part.chunk)
             continue
@@ -342,12 +344,10 @@ def collected(store: Store, coords: Coords) -> Found:
             found.damaged[part.chunk] = error
             continue
         found = found._replace(done=found.done + len(part.at))
-        for kind, arrays in (("values", values), ("stderr", stderr)):
-            for name, x in arrays.items():
-                flat = found.table[kind].setdefault(name, np.full(num, np.nan))
-                flat[part.at] = x[part.shared]
+        shared = Means(*({name: x[part.shared] for name, x in kind.items()} for kind in there))
+        found.table.put(shared, part.at, num)
     if not found.done:
-        found.table["values"] |= {name: np.full(num, np.nan) for name in store.manifest["names"]}
+        found.table.values.update({name: np.full(num, np.nan) for name in store.manifest["names"]})
     return found
 
 
@@ -355,8 +355,7 @@ def landscape(store: Store, coords: Coords, found: Found) -> Landscape:
     """A landscape of the store's recipe."""
     complete = found.done == math.prod(_shape(coords))
     recipe = store.manifest["recipe"] | {"complete": complete, "points_done": found.done}
-    arrays = {kind: {name: x.reshape(_shape(coords)) for name, x in z.items()} for kind, z in found.table.items()}
-    return Landscape(coords, arrays["values"], arrays["stderr"], recipe)
+    return found.table.landscape(coords, recipe)
 
 
 def sweep_up(folder: Path) -> None:

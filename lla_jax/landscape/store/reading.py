@@ -163,7 +163,7 @@ def status(store: str | os.PathLike[str]) -> Status:
             chunks += 1
             file = _chunks.path_of(one, part.chunk)
             try:
-                _, _, header = _chunks.load(one, part.chunk)
+                _, header = _chunks.load(one, part.chunk)
                 age = now - file.stat().st_mtime
             except FileNotFoundError:
                 continue

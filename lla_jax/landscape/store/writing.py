@@ -22,7 +22,7 @@ from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress, span
 from lla_jax.landscape import planning
 from lla_jax.landscape.jobs import Job, group_size
-from lla_jax.landscape.points import Sums, Values, evaluated, means, warn
+from lla_jax.landscape.points import evaluated, warn
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.chunks import Chunk, Damaged, Store
@@ -171,16 +171,13 @@ def _compute(
         if not _chunks.path_of(store, chunk).exists():
             start, coords = time.perf_counter(), _chunks.points(store, chunk)
             log.debug("store: %s begun", _chunks.path_of(store, chunk))
-            sums: Sums = {}
-            values: Values = {}
-            plan = evaluated(job, plan, coords, sums, values, span(progress, done, parts[chunk], job.num))
-            found = means(job, sums, values)
+            found, plan = evaluated(job, plan, coords, span(progress, done, parts[chunk], job.num))
             about = {
                 "plan": planning.recipe_of(job, plan),
                 "seconds": time.perf_counter() - start,
                 "versions": versions(),
             }
-            _chunks.write(store, chunk, found["values"], found["stderr"], about)
+            _chunks.write(store, chunk, found, about)
             log.debug("store: %s written", _chunks.path_of(store, chunk))
         done += parts[chunk]
         if progress is not None:
