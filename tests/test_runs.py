@@ -43,6 +43,18 @@ def test_a_sweep_is_its_landscapes_one_by_one():
         assert table[cell].recipe == expected.recipe
 
 
+def test_a_sweep_lets_go_of_the_axes_in_use_before_it_draws_others():
+    held = []
+
+    def drawn(key, p):
+        held.append(sum(x.shape == (2, 5, 6) for x in jax.live_arrays()))
+        return KINDS["raw, L2"](key, p)
+
+    sweep(checkpoints=1, axes=drawn, seeds=range(4))
+    assert np.ptp(held[1:]) == 0
+    assert held[1] <= held[0] + 1  # those that were drawn last, and not their copy on the devices
+
+
 def test_a_sweep_compiles_what_one_landscape_compiles_and_holds_the_data_once():
     data = (np.arange(37 * 5, dtype=np.float32).reshape(37, 5) / 99, np.arange(37) % 3)
     call = {"axes": KINDS, "grid": GRID, "execution": FIXED}

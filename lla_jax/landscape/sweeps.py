@@ -184,7 +184,7 @@ def sweep(
 
 
 def one_by_one(
-    each: Iterable[tuple[Job, Path | None]],
+    each: Iterator[tuple[Job, Path | None]],
     num: int,
     progress: Progress | None,
     on_partial: Callable[[Landscape], None] | None = None,
@@ -201,13 +201,15 @@ def one_by_one(
       shard: (i, n): of the chunks of all stores, only those that fall to process i of n.
       plan: of all stores; by default that of the first one.
     """
-    for i, (job, folder) in enumerate(each):
+    for i in range(num):
+        job, folder = next(each)
         report = _progress.span(progress, i * job.num, job.num, num * job.num)
         if folder is None:
             found = memory.run(job, report, on_partial)
         else:
             found = writing.run(job, folder, report, on_partial, shard, plan, place=(i, num))
         plan = plan or planning.plan_of(found.recipe)
+        del job  # its axes, before others are drawn
         yield found
 
 
