@@ -1,4 +1,4 @@
-"""Losses over a block of examples, and the weighted sums that every mean and standard error is made of.
+"""Losses over a block of examples, the weighted sums that every mean and standard error is made of, the mean gradient.
 
 A loss over a data set is (sum w l) / (sum w) however the data are cut, because only sums are added up, and a row that
 is not to be counted is masked out.

@@ -1,7 +1,7 @@
 """Losses on a grid of points around a network: line, plane and volume by one function.
 
 The parameters of a point are always computed from the centre, ``rule(params, directions, coord)``; nothing is walked
-and nothing accumulates. ``losses`` is the pure kernel, ``evaluate`` the host function that plans, runs and records.
+and nothing accumulates. ``kernels.losses`` is the pure kernel, ``evaluate`` the host function.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Many landscapes in one call, and what there is of them in a store."""
+"""Many landscapes in one call, checkpoints x axes x seeds; and their values put together from a store."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from lla_jax.landscape import grids, jobs, memory, planning, points, rules
 from lla_jax.landscape.jobs import Job
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import writing
-from lla_jax.landscape.store.reading import Cell, Incomplete, _announced_now, _stores, folder_of, members
+from lla_jax.landscape.store.announcing import Cell, announce, folder_of, stores_of
+from lla_jax.landscape.store.reading import Incomplete, members
 from lla_jax.landscape.tasks import Policy, Task
-
-# --- sweeps: checkpoints x axes x seeds
 
 Axes = Callable[[Any, PyTree], Directions]
 
@@ -170,10 +169,10 @@ def sweep(
     )
     job = jobs.prepare(task, checkpoints[0], coords)
     folder = None if store is None else Path(store)
-    announced = None if folder is None else _announced_now(folder, cells, job.num)
+    announced = None if folder is None else announce(folder, cells, job.num)
     each = _jobs(job, cells, kinds, checkpoints, states, folder)
     try:
-        known = () if folder is None else _stores(folder, cells)
+        known = () if folder is None else stores_of(folder, cells)
         plan = next((planning.plan_of(kept.manifest["recipe"]) for kept in known), None)
         planes = one_by_one(each, len(cells), progress, shard=share, plan=plan)
         return Table(dict(zip(cells, planes, strict=True)))

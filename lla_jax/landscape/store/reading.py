@@ -1,26 +1,21 @@
-"""What there is in a store: its landscapes, how far they are, and their values put together."""
+"""What there is in a store: the folders of its landscapes, and how far they are."""
 
 from __future__ import annotations
 
 import math
 import os
-import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lla_jax.core import files as _files
-from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import manifest as _manifest
-from lla_jax.landscape.store.chunks import Damaged, Store
+from lla_jax.landscape.store.announcing import Cell, announced, folder_of
+from lla_jax.landscape.store.chunks import Damaged
 
 WINDOW_S = 600.0  # writers that wrote nothing for so long count as gone
-SWEEP = "lla_jax sweep"
-Cell = tuple[int, str, int | None]
 
 
 class Incomplete(Misuse):
@@ -38,49 +33,6 @@ class Incomplete(Misuse):
         self.args = path, lacks
 
 
-def folder_of(cell: Cell) -> str:
-    """The folder of a landscape in the store of a sweep."""
-    checkpoint, kind, seed = cell
-    name = re.sub(r"\W+", "-", kind).strip("-")
-    return f"{checkpoint:03d}-{name}" + ("" if seed is None else f"-seed-{seed}")
-
-
-def _announced_now(folder: Path, cells: Sequence[Cell], points: int) -> Path | None:
-    """Say in the folder what is going to be there, for ``status`` and ``merge``; the file, if it is new."""
-    if _chunks.exists(folder):
-        raise ValueError(f"store: {folder} holds a single landscape; the rule for a sweep is a folder of its own")
-    _chunks.check_writable(folder)
-    said = {"format": SWEEP, "version": 1, "points": points, "cells": [list(cell) for cell in cells]}
-    path = folder / f"sweep-{recipes.digest(said)[:12]}.json"
-    return path if not path.exists() and _files.write_first(path, said) else None
-
-
-def _announced(folder: Path) -> dict[Cell, int]:
-    """The cells of all sweeps over a folder, and their points."""
-    found: dict[Cell, int] = {}
-    for path in sorted(folder.glob("sweep-*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
-        said = _manifest.read_json(path)
-        if said.get("format") != SWEEP:
-            continue
-        try:
-            for checkpoint, kind, seed in said["cells"]:
-                found[int(checkpoint), str(kind), None if seed is None else int(seed)] = int(said["points"])
-        except (KeyError, TypeError, ValueError) as error:
-            text = f"{path} was changed or damaged; remove it, and repeat the sweep"
-            raise Misuse("store", text, path) from error
-    return dict(sorted(found.items(), key=lambda item: (item[0][0], item[0][1], item[0][2] or 0)))
-
-
-def _stores(folder: Path, cells: Iterable[Cell]) -> Iterator[Store]:
-    for cell in cells:
-        store = _chunks.read(folder / folder_of(cell))
-        if store is not None:
-            yield store
-
-
-# --- what there is in a store
-
-
 def members(folder: Path) -> dict[Cell | None, Path]:
     """The folders of the landscapes in a store: one alone under None, those of a sweep or of a list of directions by
     their cells.
@@ -90,7 +42,7 @@ def members(folder: Path) -> dict[Cell | None, Path]:
     """
     if _chunks.exists(folder):
         return {None: folder}
-    found: dict[Cell | None, Path] = {cell: folder / folder_of(cell) for cell in _announced(folder)}
+    found: dict[Cell | None, Path] = {cell: folder / folder_of(cell) for cell in announced(folder)}
     if not found:
         parts = sorted(path.parent for path in folder.glob(f"*/{_manifest.NAME}") if _manifest.is_ours(path))
         found = {(0, path.name, None): path for path in parts}
@@ -146,7 +98,7 @@ def status(store: str | os.PathLike[str]) -> Status:
       ValueError: no store.
     """
     folder, now = Path(store), time.time()
-    planned = {folder_of(cell): points for cell, points in _announced(folder).items()}
+    planned = {folder_of(cell): points for cell, points in announced(folder).items()}
     every = members(folder)
     points = done = chunks = written = recent = 0
     damaged: dict[str, str] = {}

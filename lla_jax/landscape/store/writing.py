@@ -1,4 +1,4 @@
-"""A landscape kept in a chunk store: computed chunk by chunk by any number of processes, and continued by any of them.
+"""A landscape kept in a chunk store: what is missing of it is computed, chunk by chunk, by any number of processes.
 
 Nothing but files is shared. A writer takes the chunks that are missing, one after another in an order of its own (so
 that several writers rarely meet, and what is there early is a coarse picture of the whole); with a shard, every n-th.
