@@ -63,7 +63,8 @@ def where(path: pathlib.Path, repeats: int) -> dict[str, Any]:
     from lla_jax.execution import rewriting as lowering
 
     problem = curvature.jax_problem(path)
-    kept, anew = (lla.hessian(*problem, linearize=choice) for choice in (True, False))
+    keep, repeat = (lla.Execution(linearize=choice) for choice in (True, False))
+    kept, anew = (lla.hessian(*problem, execution=how) for how in (keep, repeat))
     v = kept.random(jax.random.key(0))
     rows = kept.recipe["plan"]["rows"]
 
@@ -77,19 +78,19 @@ def where(path: pathlib.Path, repeats: int) -> dict[str, Any]:
         "gradient, model as written": block_pass(problem, "gradient", rows, False),
         "product, primal values kept": product(kept),
         "product, primal values recomputed": product(anew),
-        "keeping them (once)": lambda: jax.block_until_ready(lla.hessian(*problem, linearize=True).blocks),
-        "making the operator without": lambda: lla.hessian(*problem, linearize=False),
+        "keeping them (once)": lambda: jax.block_until_ready(lla.hessian(*problem, execution=keep).blocks),
+        "making the operator without": lambda: lla.hessian(*problem, execution=repeat),
         "re-orthogonalisation, 100 vectors": update(kept),
     }
     if "conv2" in problem[1]:
         for pool, name in (("none", "without pooling"), ("reshape", "pooling written as a maximum over reshaped axes")):
-            H = lla.hessian(*curvature.jax_problem(path, pool), linearize=True)
+            H = lla.hessian(*curvature.jax_problem(path, pool), execution=keep)
             calls[f"product, {name}"] = product(H)
     found = measure.alternate(calls, dict.fromkeys(calls, 1), repeats)
     result: dict[str, Any] = {name: row["min_ms"] for name, row in found.items()}
     lowering.lowered = lambda f, params: f
     jax.clear_caches()
-    plain = product(lla.hessian(*problem, linearize=True))
+    plain = product(lla.hessian(*problem, execution=keep))
     name = "product, model as written"
     result[name] = measure.alternate({name: plain}, {name: 1}, repeats)[name]["min_ms"]
     return {"ms": result, "plan": kept.recipe["plan"] | {"devices": jax.device_count()}}

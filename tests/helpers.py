@@ -16,6 +16,11 @@ from lla_jax.landscape.store import writing as stored
 FIXED = lla.Execution(chunk=4, microbatch=8, loop="map", share=False, devices=1)
 """A plan that times nothing, for tests that are not about plans."""
 
+ONE = lla.Execution(devices=1)
+KEPT = lla.Execution(devices=1, linearize=True)
+ANEW = lla.Execution(devices=1, linearize=False)
+"""How operators run on one device: as they choose, with primal values kept, and with them computed at every product."""
+
 
 @dataclasses.dataclass
 class Compilations:

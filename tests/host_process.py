@@ -71,7 +71,7 @@ def refusals(process):
             call()
         except ValueError as error:
             said.append(str(error))
-    alone = lla.hessian(loss(), params, data, processes="own")
+    alone = lla.hessian(loss(), params, data, execution=lla.Execution(processes="own"))
     assert isinstance(alone, lla.LinearOperator)
     return {"said": np.array(said)}
 

@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 import lla_jax as lla
 from lla_jax.curvature import operators
+from tests.helpers import ANEW, KEPT, ONE
 
 N, C = 7, 3
 DOUBLE, SINGLE = 1e-12, 1e-6  # "equal to rounding", relative to the largest entry
@@ -153,13 +154,13 @@ def pieces(data: Any, *cuts: int) -> Any:
 @pytest.mark.parametrize(("model", "linearize"), [("mlp", True), ("convolutions", False), ("attention", True)])
 def test_dense_hessian_equals_jax_hessian(double, model, linearize):
     loss, params, data = MODELS[model]()
-    H = lla.hessian(loss, params, data, batch_size=3, devices=1, linearize=linearize)
+    H = lla.hessian(loss, params, data, batch_size=3, execution=KEPT if linearize else ANEW)
     assert error(operators.dense(H), reference(mean_loss(loss, data), params)) < DOUBLE
     assert H.recipe["plan"]["blocks"] == 3
     assert H.shape == (ravel_pytree(params)[0].size,) * 2
     assert H.on_device == (model != "convolutions")
     if model == "convolutions":
-        two = lla.hessian(loss, params, data, batch_size=3, devices=2, linearize=True)
+        two = lla.hessian(loss, params, data, batch_size=3, execution=lla.Execution(devices=2, linearize=True))
         v = H.random(jax.random.key(0))
         assert error(two.product(v), H.product(v)) < DOUBLE
         assert len(two.blocks) == 2  # called one after another from the host
@@ -169,19 +170,19 @@ CUTS: dict[str, Any] = {
     "batches of 3": {"batch_size": 3},
     "batches of 4": {"batch_size": 4},
     "a batch larger than the data": {"batch_size": 100},
-    "recomputed": {"linearize": False},
-    "recomputed in batches": {"linearize": False, "batch_size": 3},
-    "2 devices": {"devices": 2},
-    "4 devices": {"devices": 4},
-    "2 devices in batches, recomputed": {"devices": 2, "batch_size": 3, "linearize": False},
+    "recomputed": {"execution": ANEW},
+    "recomputed in batches": {"execution": ANEW, "batch_size": 3},
+    "2 devices": {"execution": lla.Execution(devices=2)},
+    "4 devices": {"execution": lla.Execution(devices=4)},
+    "2 devices in batches, recomputed": {"execution": lla.Execution(devices=2, linearize=False), "batch_size": 3},
     "streamed": {"data": (2, 7, 8)},
-    "streamed in batches over 2 devices": {"data": (5,), "batch_size": 2, "devices": 2},
+    "streamed in batches over 2 devices": {"data": (5,), "batch_size": 2, "execution": lla.Execution(devices=2)},
 }
 
 
 def cut(make, data: Any, how: dict) -> Any:
     """An operator over the same data, cut and driven another way."""
-    options = {"devices": 1} | how
+    options = {"execution": ONE} | how
     return make(pieces(data, *options.pop("data")) if "data" in options else data, **options)
 
 
@@ -192,7 +193,7 @@ def test_product_is_linear_symmetric_and_the_same_however_it_is_computed(dtype):
     params, data = cast(mlp_params(), dtype), cast((*rows(11), weights(11)), dtype)
     loss = lla.Loss(mlp, weighted_entropy, penalty=lambda p: 0.1 * jnp.sum(p["last"]["kernel"] ** 4))
     with jax.enable_x64(dtype == "float64"):
-        H = lla.hessian(loss, params, data, devices=1)
+        H = lla.hessian(loss, params, data, execution=ONE)
         u, v = (H.random(jax.random.key(i), "normal") for i in (0, 1))
         Hu, Hv = H.product(u), H.product(v)
         both = jax.tree.map(lambda x, y: 2 * x - 3 * y, u, v)
@@ -218,7 +219,7 @@ def inner(u, v) -> float:
 
 def test_finite_differences_of_the_gradient_converge_to_the_product_with_order_two(double):
     params, data = mlp_params(), rows()
-    H = lla.hessian(MLP, params, data, devices=1)
+    H = lla.hessian(MLP, params, data, execution=ONE)
     v = H.random(jax.random.key(3), "normal")
     exact = H.product(v)
 
@@ -240,18 +241,26 @@ def test_weighted_tokens_and_the_penalty_are_those_of_the_loss(double):
     expected = reference(mean_loss(loss, data), params)
     for devices, size in ((1, None), (2, 2)):
         assert (
-            error(operators.dense(lla.hessian(loss, params, data, devices=devices, batch_size=size)), expected) < DOUBLE
+            error(
+                operators.dense(
+                    lla.hessian(loss, params, data, batch_size=size, execution=lla.Execution(devices=devices))
+                ),
+                expected,
+            )
+            < DOUBLE
         )
     missing = data[1].copy()
     missing[data[2] == 0] = -100  # how an ignored label is often marked
-    assert error(operators.dense(lla.hessian(loss, params, (data[0], missing, data[2]), devices=1)), expected) < DOUBLE
+    assert (
+        error(operators.dense(lla.hessian(loss, params, (data[0], missing, data[2]), execution=ONE)), expected) < DOUBLE
+    )
 
 
 @pytest.mark.parametrize("select", ["first/*", "**/kernel", ["shift", "last/*"]])
 def test_blocks_equal_slices_of_the_dense_hessian(double, select):
     params, data = mlp_params(), rows()
-    whole = operators.dense(lla.hessian(MLP, params, data, devices=1))
-    H = lla.hessian(MLP, params, data, devices=1, select=select)
+    whole = operators.dense(lla.hessian(MLP, params, data, execution=ONE))
+    H = lla.hessian(MLP, params, data, execution=ONE, select=select)
     marked = jax.tree.map(lambda x, yes: np.full(x.shape, yes), params, _chosen(H, params))
     chosen = np.flatnonzero(ravel_pytree(marked)[0])
     assert 0 < len(chosen) < len(whole)
@@ -271,7 +280,7 @@ def test_batch_statistics_and_coupled_losses_take_whole_batches(double):
     for given, size in ((data, 4), (lla.stream(batches), None)):
         H = lla.hessian(loss, params, given, batch_stats="batch", batch_size=size)
         assert error(operators.dense(H), expected) < 1e-11
-    assert error(operators.dense(lla.hessian(loss, params, data, devices=1)), expected) > 0.01
+    assert error(operators.dense(lla.hessian(loss, params, data, execution=ONE)), expected) > 0.01
 
     def coupled(outputs, batch):
         return jnp.log(jnp.mean(jnp.exp(cross_entropy(outputs, batch))))
@@ -281,7 +290,7 @@ def test_batch_statistics_and_coupled_losses_take_whole_batches(double):
     plain = lambda p, batch: coupled(mlp(p, None, batch, False)[0], batch)  # noqa: E731
     halves = [tuple(x[a:b] for x in data) for a, b in ((0, 4), (4, N))]
     each = [reference(lambda p, batch=batch: plain(p, batch), params) for batch in halves]
-    blocks = lla.hessian(one, params, data, batch_size=2, linearize=False).blocks
+    blocks = lla.hessian(one, params, data, batch_size=2, execution=lla.Execution(linearize=False)).blocks
     assert [(block.starts.tolist(), block.size) for block in blocks] == [([0, 2, 4], 2), ([6], 1)]
     for f in (one, plain):
         assert (
@@ -307,7 +316,7 @@ def test_scale_invariant_weights(double):
     gradient = jax.grad(mean_loss(loss, data))
 
     def block(p):
-        return operators.dense(lla.hessian(loss, p, data, select="first/kernel", devices=1))
+        return operators.dense(lla.hessian(loss, p, data, select="first/kernel", execution=ONE))
 
     _check_scale_invariance(params, lambda p: p["first"]["kernel"], gradient, block, ("first", "kernel"))
 
@@ -320,7 +329,7 @@ def test_weights_before_batch_statistics_are_scale_invariant(double):
         return operators.dense(lla.hessian(loss, p, data, select="Dense_0/*", batch_stats="batch"))
 
     _check_scale_invariance(params, lambda p: p["Dense_0"]["kernel"], gradient, block, ("Dense_0", "kernel"))
-    frozen = operators.dense(lla.hessian(loss, params, data, select="Dense_0/*", devices=1))
+    frozen = operators.dense(lla.hessian(loss, params, data, select="Dense_0/*", execution=ONE))
     w = params["Dense_0"]["kernel"].ravel()
     assert np.abs(frozen @ w + np.ravel(jax.grad(mean_loss(loss, data))(params)["Dense_0"]["kernel"])).max() > 1e-3
 
@@ -346,7 +355,7 @@ def test_loss_along_an_eigenvector_is_quadratic_up_to_third_order(double):
     unravel = ravel_pytree(params)[1]
     values, vectors = np.linalg.eigh(reference(mean_loss(MLP, data), params))
     u = unravel(jnp.asarray(vectors[:, -1]))
-    H = lla.hessian(MLP, params, data, devices=1)
+    H = lla.hessian(MLP, params, data, execution=ONE)
     assert error(H.product(u), values[-1] * vectors[:, -1]) < 1e-11
     t = np.geomspace(3e-3, 3e-2, 7)
     line = lla.evaluate(
@@ -379,8 +388,8 @@ def linear_params() -> dict:
 
 def test_ggn_equals_the_hessian_of_a_linear_model(double):
     params, data = linear_params(), rows()
-    H = operators.dense(lla.hessian(LINEAR, params, data, devices=1))
-    assert error(operators.dense(lla.ggn(LINEAR, params, data, devices=1)), H) < DOUBLE
+    H = operators.dense(lla.hessian(LINEAR, params, data, execution=ONE))
+    assert error(operators.dense(lla.ggn(LINEAR, params, data, execution=ONE)), H) < DOUBLE
     values = np.linalg.eigvalsh(H)
     assert values[0] > -1e-14
     assert np.sum(np.abs(values) < 1e-12 * values[-1]) == 4 + 1  # softmax: moving all classes alike changes nothing
@@ -393,14 +402,16 @@ def test_ggn_equals_its_formula_for_a_network(double):
     s = np.asarray(jax.nn.softmax(mlp(params, None, data, False)[0]))
     middle = np.einsum("ij,jk->ijk", s, np.eye(C)) - s[:, :, None] * s[:, None, :]
     expected = np.einsum("i,iap,iab,ibq->pq", data[2], J, middle, J) / data[2].sum()
-    found = operators.dense(lla.ggn(WEIGHTED, params, data, devices=1))
+    found = operators.dense(lla.ggn(WEIGHTED, params, data, execution=ONE))
     assert error(found, expected) < DOUBLE
     assert error(found, reference(mean_loss(WEIGHTED, data), params)) > 0.01
     penalized = dataclasses.replace(WEIGHTED, penalty=lambda p: 0.5 * jnp.sum(p["first"]["kernel"] ** 2))
     diagonal = ravel_pytree(
         jax.tree.map(jnp.zeros_like, params) | {"first": {"bias": jnp.zeros(5), "kernel": jnp.ones((4, 5))}}
     )
-    found = operators.dense(lla.ggn(penalized, params, data, devices=2, linearize=False, batch_size=2))
+    found = operators.dense(
+        lla.ggn(penalized, params, data, batch_size=2, execution=lla.Execution(devices=2, linearize=False))
+    )
     assert error(found, expected + np.diag(diagonal[0])) < DOUBLE
 
 
@@ -412,12 +423,12 @@ def test_outputs_may_be_a_tree_with_entries_that_are_not_floating(double):
         return {"scores": scores, "class": scores.argmax(-1), "nothing": None}, state
 
     loss = lla.Loss(several, lambda outputs, batch: cross_entropy(outputs["scores"], batch) + 0 * outputs["class"])
-    G = operators.dense(lla.ggn(loss, params, data, devices=1))
-    assert error(G, operators.dense(lla.ggn(MLP, params, data, devices=1))) < DOUBLE
+    G = operators.dense(lla.ggn(loss, params, data, execution=ONE))
+    assert error(G, operators.dense(lla.ggn(MLP, params, data, execution=ONE))) < DOUBLE
     key = jax.random.key(0)
     draw = lambda key, outputs, example: (example[0], jax.random.categorical(key, outputs["scores"]))  # noqa: E731
-    F = operators.dense(lla.fisher(loss, params, data, key, sample=draw, devices=1))
-    assert error(F, operators.dense(lla.fisher(MLP, params, data, key, devices=1))) < DOUBLE
+    F = operators.dense(lla.fisher(loss, params, data, key, sample=draw, execution=ONE))
+    assert error(F, operators.dense(lla.fisher(MLP, params, data, key, execution=ONE))) < DOUBLE
     twisted = lla.Loss(lambda *a: (mlp(*a)[0] * jnp.exp(1j), None), lambda o, b: jnp.abs(o).sum(-1))
     with pytest.raises(ValueError, match="outputs are complex"):
         lla.ggn(twisted, params, data)
@@ -426,9 +437,12 @@ def test_outputs_may_be_a_tree_with_entries_that_are_not_floating(double):
 def test_monte_carlo_fisher_agrees_with_the_ggn_within_its_standard_error(double):
     params, data = linear_params(), (*rows(), weights())
     loss = lla.Loss(linear, weighted_entropy)
-    G = operators.dense(lla.ggn(loss, params, data, devices=1))
+    G = operators.dense(lla.ggn(loss, params, data, execution=ONE))
     draws = np.stack(
-        [operators.dense(lla.fisher(loss, params, data, jax.random.key(i), samples=50, devices=1)) for i in range(40)]
+        [
+            operators.dense(lla.fisher(loss, params, data, jax.random.key(i), samples=50, execution=ONE))
+            for i in range(40)
+        ]
     )
     sem = draws.std(0, ddof=1) / np.sqrt(len(draws))
     assert sem.max() < 0.03 * np.abs(G).max()
@@ -444,8 +458,8 @@ def test_targets_that_are_not_classes_are_drawn_by_a_function_of_the_users(doubl
     def normal(key, outputs, example):
         return example[0], outputs + jax.random.normal(key, outputs.shape)
 
-    F = lla.fisher(squares, params, data, jax.random.key(0), sample=normal, samples=400, devices=1)
-    G = lla.ggn(squares, params, data, devices=1)
+    F = lla.fisher(squares, params, data, jax.random.key(0), sample=normal, samples=400, execution=ONE)
+    G = lla.ggn(squares, params, data, execution=ONE)
     assert error(operators.dense(F), operators.dense(G)) < 0.1
     with pytest.raises(ValueError, match="sample: by default targets are drawn as classes"):
         lla.fisher(squares, params, data, jax.random.key(0))
@@ -463,11 +477,13 @@ def test_empirical_fisher_is_the_mean_of_outer_products_of_gradients(double, sha
     each = np.stack([jax.grad(root_weighted)(flat, i) for i in range(N)])
     expected = sum(np.outer(g, g) for g in each) / data[2].sum()
     loss = dataclasses.replace(WEIGHTED, penalty=lambda p: jnp.sum(p["first"]["kernel"] ** 2))  # a prior: no part of it
-    for how in ({}, {"devices": 2, "linearize": False}, {"batch_size": 3}):
-        F = lla.fisher(loss, params, data, kind="empirical", **({"devices": 1} | how))
+    for how, size in ((ONE, None), (lla.Execution(devices=2, linearize=False), None), (ONE, 3)):
+        F = lla.fisher(loss, params, data, kind="empirical", batch_size=size, execution=how)
         assert error(operators.dense(F), expected) < DOUBLE
-    plain = operators.dense(lla.fisher(MLP, params, data[:2], kind="empirical", devices=1))
-    ones = operators.dense(lla.fisher(WEIGHTED, params, (*data[:2], np.ones((N, *shape))), kind="empirical", devices=1))
+    plain = operators.dense(lla.fisher(MLP, params, data[:2], kind="empirical", execution=ONE))
+    ones = operators.dense(
+        lla.fisher(WEIGHTED, params, (*data[:2], np.ones((N, *shape))), kind="empirical", execution=ONE)
+    )
     assert error(plain, ones) < DOUBLE
 
 
@@ -485,20 +501,23 @@ def test_noise_and_drawn_targets_belong_to_the_example_however_the_data_are_cut(
         "hessian": lambda d, **options: lla.hessian(loss, params, d, **options),
         "fisher": lambda d, **options: lla.fisher(loss, params, d, key, samples=2, **options),
     }
-    u = lla.hessian(loss, params, data, devices=1).random(jax.random.key(0))
+    u = lla.hessian(loss, params, data, execution=ONE).random(jax.random.key(0))
     ways = {
         "hessian": ("batches of 3", "recomputed in batches", "4 devices", "streamed in batches over 2 devices"),
         "fisher": ("batches of 3", "streamed in batches over 2 devices"),
     }
     for name, make in makers.items():
-        whole = make(data, devices=1).product(u)
+        whole = make(data, execution=ONE).product(u)
         for how in ways[name]:
             assert error(cut(make, data, CUTS[how]).product(u), whole) < SINGLE, (name, how)
     other = dataclasses.replace(loss, key=jax.random.key(4))
     assert (
-        error(lla.hessian(other, params, data, devices=1).product(u), makers["hessian"](data, devices=1).product(u))
+        error(
+            lla.hessian(other, params, data, execution=ONE).product(u),
+            makers["hessian"](data, execution=ONE).product(u),
+        )
         > 0.01
     )
     legacy = dataclasses.replace(loss, key=jax.random.PRNGKey(3))
-    found = lla.fisher(legacy, params, data, jax.random.PRNGKey(1), samples=2, devices=1).product(u)
-    assert error(found, makers["fisher"](data, devices=1).product(u)) < SINGLE
+    found = lla.fisher(legacy, params, data, jax.random.PRNGKey(1), samples=2, execution=ONE).product(u)
+    assert error(found, makers["fisher"](data, execution=ONE).product(u)) < SINGLE

@@ -274,3 +274,17 @@ def test_every_row_is_in_exactly_one_block():
         assert len({len(s) for _, s in calls}) == 1  # one shape
     whole = list(execution.calls(execution.Plan(1, 4, "map", False), 10, 10, 4, True))
     assert [(p.microbatch, s.tolist()) for p, s in whole] == [(4, [0]), (4, [4]), (2, [8])]
+
+
+@pytest.mark.parametrize(("name", "value"), [("linearize", True), ("linearize", False), ("processes", "own")])
+def test_what_a_landscape_does_not_read_is_refused(axes, name, value):
+    how, message = (
+        lla.Execution(**{name: value}),
+        f"execution.{name}: {value!r} given, and a landscape does not read it",
+    )
+    for call in (
+        lambda: lla.evaluate(mlp_loss(), params(), DATA, axes, GRID, execution=how),
+        lambda: lla.sweep(mlp_loss(), [params()], DATA, axes=axes, grid=GRID, execution=how),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

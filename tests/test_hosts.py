@@ -112,6 +112,6 @@ def test_misuse_of_start_and_of_processes():
         with pytest.raises(ValueError, match=message):
             hosts.start(**arguments)
     with pytest.raises(ValueError, match='processes: 2 given; the rule is "all" or "own"'):
-        lla.hessian(helpers.mlp_loss(), helpers.params(), helpers.dataset(), processes=2)
+        lla.hessian(helpers.mlp_loss(), helpers.params(), helpers.dataset(), execution=lla.Execution(processes=2))
     assert jax.process_count() == 1
     assert isinstance(lla.hessian(helpers.mlp_loss(), helpers.params(), helpers.dataset()), lla.LinearOperator)

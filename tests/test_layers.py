@@ -10,7 +10,7 @@ import pytest
 import lla_jax as lla
 from lla_jax.curvature import operators
 from lla_jax.measures import layers
-from tests.helpers import compilations, cross_entropy, dataset, mlp_loss, params
+from tests.helpers import ONE, compilations, cross_entropy, dataset, mlp_loss, params
 
 KEY = jax.random.key(0)
 MODULES = ["Dense_0", "Dense_1", "gain"]
@@ -37,7 +37,7 @@ def cnn(dtype):
 
 def blocks_of(loss, p, data, names=None):
     """{module: diagonal block} of the dense Hessian."""
-    whole = operators.dense(lla.hessian(loss, p, data, devices=1))
+    whole = operators.dense(lla.hessian(loss, p, data, execution=ONE))
     sizes = [x.size for x in jax.tree_util.tree_leaves(p)]
     names = names or [str(path[0].key) for path, _ in jax.tree_util.tree_leaves_with_path(p)]
     at = np.repeat(names, sizes)
@@ -65,7 +65,7 @@ def check(rows, blocks, rtol):
 def test_an_mlp_against_its_dense_blocks(dtype, rtol):
     with jax.enable_x64(dtype == "float64"):
         p, data = params(dtype=dtype), dataset(dtype=dtype)
-        rows = lla.per_layer(mlp_loss(), p, data, KEY, steps=36, rtol=0.1, devices=1)
+        rows = lla.per_layer(mlp_loss(), p, data, KEY, steps=36, rtol=0.1, execution=ONE)
         blocks = blocks_of(mlp_loss(), p, data)
     assert list(blocks) == MODULES
     check(rows, blocks, rtol)
@@ -79,7 +79,7 @@ def test_an_mlp_against_its_dense_blocks(dtype, rtol):
 def test_a_cnn_against_its_dense_blocks(dtype, rtol):
     with jax.enable_x64(dtype == "float64"):
         loss, p, data = cnn(dtype)
-        rows = lla.per_layer(loss, p, data, KEY, steps=20, rtol=0.2, devices=1)
+        rows = lla.per_layer(loss, p, data, KEY, steps=20, rtol=0.2, execution=ONE)
         blocks = blocks_of(loss, p, data)
     assert list(blocks) == ["conv", "head"]
     check(rows, blocks, rtol)
@@ -87,7 +87,7 @@ def test_a_cnn_against_its_dense_blocks(dtype, rtol):
 
 def test_few_steps_bound_the_ends_from_inside():
     p, data = params(), dataset()
-    rows = lla.per_layer(mlp_loss(), p, data, KEY, steps=4, rtol=0.5, devices=1)
+    rows = lla.per_layer(mlp_loss(), p, data, KEY, steps=4, rtol=0.5, execution=ONE)
     for row, block in zip(rows, blocks_of(mlp_loss(), p, data).values(), strict=True):
         eigenvalues = np.linalg.eigvalsh(block)
         slack = 1e-5 * np.abs(eigenvalues).max()
@@ -111,7 +111,7 @@ def test_the_error_is_that_of_the_formula():
     a = np.random.default_rng(0).standard_normal((5, 5))
     a = a + a.T
     with pytest.warns(UserWarning, match="trace: after 2000 products"):
-        rows = lla.per_layer(*matrix_loss(a), KEY, rtol=1e-6, max_products=2000, devices=1)
+        rows = lla.per_layer(*matrix_loss(a), KEY, rtol=1e-6, max_products=2000, execution=ONE)
     squares = a**2 * (1 - np.eye(5))
     for row, inside in zip(rows, ([0, 1], [2, 3, 4]), strict=True):
         outside = [i for i in range(5) if i not in inside]
@@ -122,7 +122,7 @@ def test_the_error_is_that_of_the_formula():
 
 
 def test_a_diagonal_hessian_is_exact_and_so_are_shares_with_a_negative_block():
-    rows = lla.per_layer(*matrix_loss(np.diag([1.0, 2, -1, 3, -0.5])), KEY, devices=1)
+    rows = lla.per_layer(*matrix_loss(np.diag([1.0, 2, -1, 3, -0.5])), KEY, execution=ONE)
     assert [(row.trace.mean, row.trace.sem) for row in rows] == [(3, 0), (1.5, 0)]
     assert [row.share for row in rows] == pytest.approx([2 / 3, 1 / 3])
     assert rows[1].lambda_min == pytest.approx(-1)
@@ -131,7 +131,7 @@ def test_a_diagonal_hessian_is_exact_and_so_are_shares_with_a_negative_block():
 
 @pytest.mark.parametrize("diagonal", [[1.0, 1, -2, 0, 0], [0.0] * 5])
 def test_a_total_of_zero_has_no_shares(diagonal):
-    rows = lla.per_layer(*matrix_loss(np.diag(diagonal)), KEY, devices=1)
+    rows = lla.per_layer(*matrix_loss(np.diag(diagonal)), KEY, execution=ONE)
     assert [row.trace.mean for row in rows] == [sum(diagonal[:2]), sum(diagonal[2:])]
     assert all(math.isnan(row.share) for row in rows)
     assert rows[1].lambda_min == pytest.approx(min(diagonal[2:]))
@@ -142,13 +142,13 @@ def test_all_blocks_share_one_program():
     def compiled(groups):
         jax.clear_caches()
         with compilations() as seen:
-            lla.per_layer(mlp_loss(), params(), dataset(), KEY, steps=4, rtol=1, groups=groups, devices=1)
+            lla.per_layer(mlp_loss(), params(), dataset(), KEY, steps=4, rtol=1, groups=groups, execution=ONE)
         return seen.count
 
     assert compiled(lambda path: "all") == compiled(lambda path: path) > 0
     with compilations() as seen:  # nor do other weights and data compile
         lla.per_layer(
-            mlp_loss(), params(seed=4), dataset(seed=5), KEY, steps=4, rtol=1, groups=lambda path: path, devices=1
+            mlp_loss(), params(seed=4), dataset(seed=5), KEY, steps=4, rtol=1, groups=lambda path: path, execution=ONE
         )
     assert seen.count == 0
 
@@ -156,7 +156,7 @@ def test_all_blocks_share_one_program():
 def test_groups_are_blocks_of_ones_own():
     p, data = params(), dataset()
     names = {"Dense_0/bias": "biases", "Dense_0/kernel": "first", "Dense_1/bias": "biases", "Dense_1/kernel": "last"}
-    rows = lla.per_layer(mlp_loss(), p, data, KEY, steps=36, rtol=0.1, groups=names.get, devices=1)
+    rows = lla.per_layer(mlp_loss(), p, data, KEY, steps=36, rtol=0.1, groups=names.get, execution=ONE)
     blocks = blocks_of(mlp_loss(), p, data, [*names.values(), "left out"])
     del blocks["left out"]
     check(rows, blocks, 2e-6)
@@ -168,7 +168,7 @@ def test_names_of_leaves_at_the_root_and_of_a_single_leaf():
         return sum((x**2).sum() for x in jax.tree_util.tree_leaves(p)) / 2
 
     def modules(p):
-        return [(row.module, row.size) for row in lla.per_layer(loss, p, np.zeros((1, 1)), KEY, devices=1)]
+        return [(row.module, row.size) for row in lla.per_layer(loss, p, np.zeros((1, 1)), KEY, execution=ONE)]
 
     one = np.ones(3, np.float32)
     assert modules(one) == [("params", 3)]
@@ -180,12 +180,12 @@ def test_names_of_leaves_at_the_root_and_of_a_single_leaf():
 def test_neither_streams_nor_devices_change_the_probes(how):
     p, (x, y) = params(), dataset()
     options = {"steps": 4, "rtol": 1.0}
-    expected = lla.per_layer(mlp_loss(), p, (x, y), KEY, devices=1, **options)
+    expected = lla.per_layer(mlp_loss(), p, (x, y), KEY, execution=ONE, **options)
     if how == "stream":
         batches = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 23, 8)]
-        found = lla.per_layer(mlp_loss(), p, lla.stream(batches), KEY, devices=1, **options)
+        found = lla.per_layer(mlp_loss(), p, lla.stream(batches), KEY, execution=ONE, **options)
     else:
-        found = lla.per_layer(mlp_loss(), p, (x, y), KEY, batch_size=3, devices=4, **options)
+        found = lla.per_layer(mlp_loss(), p, (x, y), KEY, batch_size=3, execution=lla.Execution(devices=4), **options)
     for row, other in zip(found, expected, strict=True):
         assert row.trace.mean == pytest.approx(other.trace.mean, rel=1e-4)
         assert row.lambda_max == pytest.approx(other.lambda_max, rel=1e-4)
@@ -194,7 +194,7 @@ def test_neither_streams_nor_devices_change_the_probes(how):
 def test_progress_counts_products():
     seen = []
     rows = lla.per_layer(
-        mlp_loss(), params(), dataset(), KEY, steps=4, rtol=1, devices=1, progress=lambda *at: seen.append(at)
+        mlp_loss(), params(), dataset(), KEY, steps=4, rtol=1, execution=ONE, progress=lambda *at: seen.append(at)
     )
     probes = rows[0].trace.num
     assert seen[:2] == [(8, None), (16, None)]
@@ -204,7 +204,7 @@ def test_progress_counts_products():
 
 
 def test_the_table_is_aligned_and_says_what_it_cost():
-    rows = lla.per_layer(mlp_loss(), params(), dataset(), KEY, steps=4, rtol=0.2, devices=1)
+    rows = lla.per_layer(mlp_loss(), params(), dataset(), KEY, steps=4, rtol=0.2, execution=ONE)
     lines = layers.table(rows).splitlines()
     assert [line.split()[0] for line in lines[:-1]] == ["module", *MODULES, "total"]
     ends = lines[0].index("trace") + len("trace")
@@ -236,7 +236,23 @@ def test_the_table_is_aligned_and_says_what_it_cost():
 def test_bad_input_is_refused(options, message):
     given = {"params": params(), "data": dataset()} | options
     with pytest.raises(ValueError, match=message):
-        lla.per_layer(mlp_loss(), key=KEY, devices=1, **given)
+        lla.per_layer(mlp_loss(), key=KEY, execution=ONE, **given)
+
+
+def test_the_old_keyword_works_and_says_the_new_spelling():
+    options = {"steps": 3, "rtol": 1e-9, "max_products": 4}
+
+    def shown(**how):
+        with pytest.warns() as seen:
+            rows = lla.per_layer(mlp_loss(), params(), dataset(), KEY, **options, **how)
+        return rows, [(w.category, str(w.message), w.filename) for w in seen]
+
+    (old, warned), (new, others) = shown(devices=2), shown(execution=lla.Execution(devices=2))
+    assert warned[0] == (DeprecationWarning, "devices: use execution=lla.Execution(devices=2)", __file__)
+    assert warned[1:] == others
+    assert [(category, file) for category, _, file in others] == [(UserWarning, __file__)]  # of the traces
+    assert old[0].trace.recipe["operator"]["plan"]["devices"] == 2
+    assert [row.trace.mean for row in old] == [row.trace.mean for row in new]
 
 
 def test_products_that_are_not_finite_are_refused():
@@ -244,4 +260,4 @@ def test_products_that_are_not_finite_are_refused():
         return jnp.sqrt(p["w"]).sum()  # at 0
 
     with pytest.raises(ValueError, match="Hessian product is not finite"):
-        lla.per_layer(loss, {"w": np.zeros(3, np.float32)}, np.zeros((1, 1)), KEY, devices=1)
+        lla.per_layer(loss, {"w": np.zeros(3, np.float32)}, np.zeros((1, 1)), KEY, execution=ONE)

@@ -13,6 +13,7 @@ import pytest
 import lla_jax as lla
 from lla_jax.curvature.operators import dense, given
 from tests import helpers
+from tests.helpers import ONE
 
 KEY = jax.random.key(0)
 
@@ -67,7 +68,7 @@ class TestDeepLinearNet:
 
     def hessian(self, k):
         with jax.enable_x64(True):
-            return dense(lla.hessian(self.loss, self.point(k), self.MODES[None], devices=1))
+            return dense(lla.hessian(self.loss, self.point(k), self.MODES[None], execution=ONE))
 
     @pytest.mark.parametrize(("k", "loss", "index"), [(0, 7, 12), (1, 2.5, 6), (2, 0.5, 2), (3, 0, 0)])
     def test_loss_and_index(self, k, loss, index):
@@ -120,7 +121,7 @@ class TestModelsWithKnownCurvature:
             return jnp.mean((batch[0] @ w - batch[1]) ** 2)
 
         with jax.enable_x64(True):
-            A = dense(lla.hessian(loss, np.zeros(6), (self.X, y), devices=1))
+            A = dense(lla.hessian(loss, np.zeros(6), (self.X, y), execution=ONE))
         np.testing.assert_allclose(A, 2 * self.X.T @ self.X / 40, rtol=1e-12, atol=1e-12)
         spec = exact(A)
         values = np.linalg.eigvalsh(2 * self.X.T @ self.X / 40)
@@ -135,7 +136,7 @@ class TestModelsWithKnownCurvature:
 
         w = np.random.default_rng(2).standard_normal(6)
         with jax.enable_x64(True):
-            A, flipped = (dense(lla.hessian(loss, w, (self.X, sign * y), devices=1)) for sign in (1, -1))
+            A, flipped = (dense(lla.hessian(loss, w, (self.X, sign * y), execution=ONE)) for sign in (1, -1))
         np.testing.assert_allclose(A, flipped, rtol=1e-12, atol=1e-13)
         assert lla.k_hn(exact(A)).mean == 0
         assert lla.saddle_index(exact(A)).mean == 0
@@ -146,7 +147,7 @@ class TestModelsWithKnownCurvature:
         labels = np.random.default_rng(4).integers(0, 3, 40)
         loss = lla.Loss(lambda p, state, batch, train: (batch[0] @ p["W"], state), helpers.cross_entropy)
         with jax.enable_x64(True):
-            A, G = (dense(f(loss, params, (self.X, labels), devices=1)) for f in (lla.hessian, lla.ggn))
+            A, G = (dense(f(loss, params, (self.X, labels), execution=ONE)) for f in (lla.hessian, lla.ggn))
         np.testing.assert_allclose(A, G, rtol=1e-11, atol=1e-13)
         values = np.linalg.eigvalsh(A)
         assert (np.abs(values) < 1e-13 * values[-1]).sum() >= 6  # a vector added to all classes changes nothing
@@ -162,7 +163,7 @@ class TestModelsWithKnownCurvature:
         def loss(w, batch):
             return jnp.mean(jax.nn.softplus(batch @ w))
 
-        spec = lla.spectrum(lla.hessian(loss, np.zeros(60, np.float32), X, devices=1), KEY, steps=60, probes=2)
+        spec = lla.spectrum(lla.hessian(loss, np.zeros(60, np.float32), X, execution=ONE), KEY, steps=60, probes=2)
         rounded = lla.Spectrum(spec.nodes.copy(), spec.weights.copy(), spec.recipe)
         rounded.nodes[:, 0], rounded.weights[:, 0] = -2e-7 * spec.nodes.max(), 0.1
         for each in (spec, rounded):

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import lla_jax as lla
-from tests.helpers import FIXED, accuracy, compilations, dataset, mlp_loss, params
+from tests.helpers import FIXED, ONE, accuracy, compilations, dataset, mlp_loss, params
 
 GRID = lla.grid(extent=0.5, points=(3, 5))
 
@@ -65,7 +65,7 @@ def pairs():
     cuts = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
     columns = zip(np.split(basis, cuts, axis=1), leaves, strict=True)
     tree = structure.unflatten([column.reshape(3, *np.shape(leaf)) for column, leaf in columns])
-    H = lla.hessian(mlp_loss(), params(), dataset(), devices=1)
+    H = lla.hessian(mlp_loss(), params(), dataset(), execution=ONE)
     recipe = {"operator": H.recipe}
     return lla.Eigenpairs(np.array([3.0, 2.0, -1.0]), lla.Directions(tree, {}), np.zeros(3), 9, recipe)
 

@@ -27,6 +27,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.curvature import assembly, operators, space
 from lla_jax.execution import devices as _devices
 from tests import helpers
+from tests.helpers import ANEW, KEPT, ONE
 
 DATA = helpers.dataset(11)
 LOSS = helpers.mlp_loss()
@@ -47,8 +48,9 @@ def error(found: Any, expected: Any) -> float:
     return float(np.abs(flat(found) - flat(expected)).max() / np.abs(flat(expected)).max())
 
 
-def make(**options: Any) -> Any:
-    return lla.hessian(LOSS, helpers.params(), DATA, **({"devices": 1} | options))
+def make(devices: Any = 1, linearize: Any = "auto", **options: Any) -> Any:
+    how = lla.Execution(devices=devices, linearize=linearize)
+    return lla.hessian(LOSS, helpers.params(), DATA, execution=how, **options)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,8 @@ def test_new_weights_compile_and_trace_nothing(kind, linearize, devices):
 
     def product(seed: int) -> Any:
         loss = lla.Loss(helpers.apply, criterion)
-        H = MAKERS[kind](loss, helpers.params(seed), DATA, devices=devices, linearize=linearize)
+        how = lla.Execution(devices=devices, linearize=linearize)
+        H = MAKERS[kind](loss, helpers.params(seed), DATA, execution=how)
         v = H.random(KEY)
         return H.product(v), apply_hessian(H, v)
 
@@ -105,8 +108,8 @@ def test_another_mask_compiles_nothing(hessian):
 def test_products_are_at_full_matmul_precision():
     loss = helpers.mlp_loss(penalty=lambda p: jnp.sum((p["Dense_0"]["kernel"].T @ p["Dense_0"]["kernel"]) ** 2))
     for kind, maker in MAKERS.items():
-        for linearize in (True, False):
-            H = maker(loss, helpers.params(), DATA, devices=1, linearize=linearize, batch_size=4)
+        for how in (KEPT, ANEW):
+            H = maker(loss, helpers.params(), DATA, execution=how, batch_size=4)
             text = str(jax.make_jaxpr(lambda H, v: H.mv(v))(H, H.random(KEY)))
             assert text.count("dot_general[") > 0
             assert text.count("HIGHEST") == 2 * text.count("dot_general["), kind  # one for each operand
@@ -134,20 +137,22 @@ def _spread(p: Any) -> Any:
 
 
 MADE: dict[str, Any] = {
-    "recomputed": lambda p: lla.hessian(PENALIZED, p, DATA, devices=1, batch_size=4, linearize=False),
-    "kept": lambda p: lla.hessian(PENALIZED, p, DATA, devices=1, linearize=True),
-    "kept in blocks on two devices": lambda p: lla.ggn(LOSS, p, DATA, devices=2, batch_size=2, linearize=True),
-    "recomputed on two devices": lambda p: lla.ggn(LOSS, p, DATA, devices=2, linearize=False),
-    "drawn targets": lambda p: lla.fisher(LOSS, p, DATA, KEY, samples=2, devices=1),
-    "streamed": lambda p: lla.hessian(PENALIZED, p, BATCHES, devices=1),
-    "streamed over two devices": lambda p: lla.hessian(LOSS, p, BATCHES, devices=2),
-    "selected": lambda p: lla.hessian(LOSS, p, DATA, select="**/kernel", devices=1),
-    "selected and streamed": lambda p: lla.hessian(LOSS, p, BATCHES, select="**/kernel", devices=1),
+    "recomputed": lambda p: lla.hessian(PENALIZED, p, DATA, execution=ANEW, batch_size=4),
+    "kept": lambda p: lla.hessian(PENALIZED, p, DATA, execution=KEPT),
+    "kept in blocks on two devices": lambda p: lla.ggn(
+        LOSS, p, DATA, execution=lla.Execution(devices=2, linearize=True), batch_size=2
+    ),
+    "recomputed on two devices": lambda p: lla.ggn(LOSS, p, DATA, execution=lla.Execution(devices=2, linearize=False)),
+    "drawn targets": lambda p: lla.fisher(LOSS, p, DATA, KEY, samples=2, execution=ONE),
+    "streamed": lambda p: lla.hessian(PENALIZED, p, BATCHES, execution=ONE),
+    "streamed over two devices": lambda p: lla.hessian(LOSS, p, BATCHES, execution=lla.Execution(devices=2)),
+    "selected": lambda p: lla.hessian(LOSS, p, DATA, select="**/kernel", execution=ONE),
+    "selected and streamed": lambda p: lla.hessian(LOSS, p, BATCHES, select="**/kernel", execution=ONE),
     "coupled": lambda p: lla.hessian(COUPLED, p, DATA, batch_size=4),
     "coupled and streamed": lambda p: lla.hessian(COUPLED, p, BATCHES),
-    "masked": lambda p: operators.masked(lla.hessian(LOSS, p, DATA, devices=1), HALF),
-    "masked and streamed": lambda p: operators.masked(lla.hessian(LOSS, p, BATCHES, devices=1), HALF),
-    "preconditioned": lambda p: operators.preconditioned(lla.hessian(LOSS, p, DATA, devices=1), ones),
+    "masked": lambda p: operators.masked(lla.hessian(LOSS, p, DATA, execution=ONE), HALF),
+    "masked and streamed": lambda p: operators.masked(lla.hessian(LOSS, p, BATCHES, execution=ONE), HALF),
+    "preconditioned": lambda p: operators.preconditioned(lla.hessian(LOSS, p, DATA, execution=ONE), ones),
     "spread over devices": lambda p: lla.hessian(LOSS, _spread(p), DATA),
 }
 
@@ -192,7 +197,7 @@ def test_around_other_parameters_the_data_stay_where_they_are(monkeypatch):
 def test_a_stream_may_change_between_parameters_but_not_at_them():
     passes = [DATA, DATA, tuple(x[:7] for x in DATA), tuple(x[:7] for x in DATA), DATA]
     reading = iter(passes)
-    H = lla.hessian(LOSS, helpers.params(), lla.stream(lambda: [next(reading)]), devices=1)  # reads once
+    H = lla.hessian(LOSS, helpers.params(), lla.stream(lambda: [next(reading)]), execution=ONE)  # reads once
     v = H.random(KEY)
     H.product(v)
     there = H.at(helpers.params(1))
@@ -240,28 +245,28 @@ def test_blocks_suit_the_caches_also_where_the_weights_are_large():
         return jnp.tanh(jnp.tanh(batch[0] @ p["in"]) @ p["hidden"]) @ p["out"], state
 
     data = np.zeros((n, 4), np.float32), np.zeros(n, np.int32)
-    H = lla.hessian(lla.Loss(wide, helpers.cross_entropy), params, data, devices=1, linearize=False)
+    H = lla.hessian(lla.Loss(wide, helpers.cross_entropy), params, data, execution=ANEW)
     most = assembly.BLOCK_BYTES[True] // (4 * width)
     assert H.recipe["plan"]["rows"] == n // -(-n // most)
-    few = lla.hessian(LOSS, helpers.params(), helpers.dataset(900), devices=1, linearize=False)
+    few = lla.hessian(LOSS, helpers.params(), helpers.dataset(900), execution=ANEW)
     assert few.recipe["plan"]["blocks"] == 1
 
 
 def test_recipe_is_json_and_tells_operators_apart():
     loss = helpers.mlp_loss(key=None)
-    draws = lla.fisher(loss, helpers.params(), DATA, KEY, samples=2, devices=1, select="Dense_0/*")
+    draws = lla.fisher(loss, helpers.params(), DATA, KEY, samples=2, execution=ONE, select="Dense_0/*")
     recipe = json.loads(json.dumps(draws.recipe))
     assert recipe["kind"] == "fisher (mc)"
     assert recipe["samples"] == 2
     assert recipe["select"]["paths"] == ["Dense_0/bias", "Dense_0/kernel"]
-    again = lla.fisher(loss, helpers.params(), DATA, KEY, samples=2, devices=1, select="Dense_0/*")
+    again = lla.fisher(loss, helpers.params(), DATA, KEY, samples=2, execution=ONE, select="Dense_0/*")
     assert json.dumps(again.recipe) == json.dumps(draws.recipe)
     base = make().recipe
     assert base["params"]["size"] == 58
     assert base == json.loads(json.dumps(base))
     for changed in (
-        lla.hessian(LOSS, helpers.params(1), DATA, devices=1),
-        lla.hessian(LOSS, helpers.params(), helpers.dataset(11, seed=3), devices=1),
+        lla.hessian(LOSS, helpers.params(1), DATA, execution=ONE),
+        lla.hessian(LOSS, helpers.params(), helpers.dataset(11, seed=3), execution=ONE),
         make(select="Dense_1/*"),
         operators.masked(make(), jax.tree.map(np.ones_like, helpers.params())),
     ):
@@ -422,12 +427,12 @@ def equinox() -> tuple[Any, Any, str]:
 def test_models_of_every_framework_and_their_blocks(framework):
     loss, params, name = framework()
     before = jax.tree.map(np.array, params)
-    whole = operators.dense(lla.hessian(loss, params, DATA, devices=1))
+    whole = operators.dense(lla.hessian(loss, params, DATA, execution=ONE))
     names = _tree.paths(params)
     sizes = [x.size for x in jax.tree.leaves(params)]
     ends = np.cumsum(sizes)
     for select in (f"**/{name}", re.compile(f"{name}$"), lambda path, leaf: leaf.ndim == 2, ["nothing", f"**/{name}"]):
-        H = lla.hessian(loss, params, DATA, devices=1, select=select)
+        H = lla.hessian(loss, params, DATA, execution=ONE, select=select)
         chosen = [path.endswith(name) for path in names]
         at = np.concatenate([np.arange(e - s, e) for e, s, yes in zip(ends, sizes, chosen, strict=True) if yes])
         assert error(operators.dense(H), whole[np.ix_(at, at)]) < 1e-6
@@ -442,7 +447,7 @@ def test_models_of_every_framework_and_their_blocks(framework):
 def test_parameters_may_be_numpy_jax_numbers_and_single_arrays(hessian):
     params, v = helpers.params(), hessian.random(KEY)
     for other in (jax.tree.map(jnp.asarray, params), jax.tree.map(np.float64, params), params | {"gain": 1.5}):
-        H = lla.hessian(LOSS, other, DATA, devices=1)
+        H = lla.hessian(LOSS, other, DATA, execution=ONE)
         assert H.dtype == np.float32
         assert error(H.product(v), hessian.product(v)) < 1e-6
 
@@ -453,8 +458,8 @@ def test_parameters_may_be_numpy_jax_numbers_and_single_arrays(hessian):
     found = operators.dense(lla.hessian(square, np.ones(5, np.float32), x))
     assert error(found, x.T @ x / len(x)) < 1e-6
     assert operators.dense(lla.hessian(lambda w, b: jnp.mean(b) * w**2, 2.0, np.ones(3, np.float32))) == [[2.0]]
-    for linearize in (True, False):
-        flat_loss = lla.hessian(lambda w, b: jnp.mean(b @ w), np.ones(5, np.float32), x, linearize=linearize)
+    for how in (KEPT, ANEW):
+        flat_loss = lla.hessian(lambda w, b: jnp.mean(b @ w), np.ones(5, np.float32), x, execution=how)
         assert not np.any(operators.dense(flat_loss))
 
 
@@ -469,7 +474,7 @@ def test_devices_are_one_on_a_cpu_unless_named_and_blocks_loop_on_each():
 
 def test_fewer_examples_than_devices():
     data = helpers.dataset(3)
-    one, four = (lla.hessian(LOSS, helpers.params(), data, devices=n) for n in (1, 4))
+    one, four = (lla.hessian(LOSS, helpers.params(), data, execution=lla.Execution(devices=n)) for n in (1, 4))
     v = one.random(KEY)
     assert error(four.product(v), one.product(v)) < 1e-6
 
@@ -477,7 +482,7 @@ def test_fewer_examples_than_devices():
 def test_half_precision_parameters_warn_and_work(matrix):
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), helpers.params())
     with pytest.warns(UserWarning, match="params: are bfloat16; curvature is computed in it") as seen:
-        H = lla.hessian(LOSS, params, DATA, devices=1)
+        H = lla.hessian(LOSS, params, DATA, execution=ONE)
     assert seen[0].filename == __file__
     assert H.dtype == np.float32
     assert H.recipe["precision"] == {"params": ["bfloat16"]}
@@ -524,7 +529,7 @@ def test_preconditioned_operator_is_the_curvature_that_adam_sees(hessian, matrix
     whole = operators.dense(operators.preconditioned(hessian, moments))
     at = slice(36, 57)
     assert error(operators.dense(block), whole[at, at]) < 1e-6
-    stream = lla.hessian(LOSS, helpers.params(), lla.stream([DATA]), devices=1)
+    stream = lla.hessian(LOSS, helpers.params(), lla.stream([DATA]), execution=ONE)
     assert error(operators.dense(operators.preconditioned(stream, moments)), whole) < 1e-6
 
 
@@ -585,20 +590,20 @@ class Changing:
 
 
 def test_a_stream_that_changes_is_refused_unless_allowed():
-    H = lla.hessian(LOSS, helpers.params(), lla.stream(Changing()), devices=1)
+    H = lla.hessian(LOSS, helpers.params(), lla.stream(Changing()), execution=ONE)
     v = H.random(KEY)
     H.mv(v)
     with pytest.raises(ValueError, match=r"data: two readings of the stream give the mean losses .* allow_nondetermin"):
         H.mv(v)
-    allowed = lla.hessian(LOSS, helpers.params(), lla.stream(Changing()), devices=1, allow_nondeterministic=True)
+    allowed = lla.hessian(LOSS, helpers.params(), lla.stream(Changing()), execution=ONE, allow_nondeterministic=True)
     assert error(allowed.mv(v), allowed.mv(v)) > 1e-3
     shuffled = [copy.deepcopy((DATA[0][order], DATA[1][order])) for order in (np.arange(11), np.arange(11)[::-1])]
     passes = iter(shuffled * 2)
-    H = lla.hessian(LOSS, helpers.params(), lla.stream(lambda: [next(passes)]), devices=1)
+    H = lla.hessian(LOSS, helpers.params(), lla.stream(lambda: [next(passes)]), execution=ONE)
     assert error(H.mv(v), H.mv(v)) < 1e-6  # the same examples in another order are the same data
     assert "streamed" in repr(H)
     infinite = lla.Loss(helpers.apply, lambda o, b: helpers.cross_entropy(o, b) + jnp.inf)
-    H = lla.hessian(infinite, helpers.params(), lla.stream([DATA]), devices=1)
+    H = lla.hessian(infinite, helpers.params(), lla.stream([DATA]), execution=ONE)
     assert np.array_equal(flat(H.mv(v)), flat(H.mv(v)), equal_nan=True)
 
 
@@ -611,9 +616,9 @@ def test_a_callback_that_draws_noise_is_refused_unless_allowed():
     noise = np.random.default_rng(0)
     loss = _called(lambda: np.float32(1 + noise.random()))
     with pytest.raises(ValueError, match=r"loss: two runs on the same batch differ by .*callback that draws noise"):
-        lla.hessian(loss, helpers.params(), DATA, devices=1, linearize=False)
-    lla.hessian(loss, helpers.params(), DATA, devices=1, linearize=False, allow_nondeterministic=True)
-    steady = lla.hessian(_called(lambda: np.float32(2)), helpers.params(), DATA, devices=1, linearize=False)
+        lla.hessian(loss, helpers.params(), DATA, execution=ANEW)
+    lla.hessian(loss, helpers.params(), DATA, execution=ANEW, allow_nondeterministic=True)
+    steady = lla.hessian(_called(lambda: np.float32(2)), helpers.params(), DATA, execution=ANEW)
     v = steady.random(KEY)
     assert error(steady.product(v), 2 * flat(make().product(v))) < 1e-6
 
@@ -632,6 +637,55 @@ def test_a_callback_that_draws_noise_is_refused_unless_allowed():
 )
 def test_difference_between_two_runs(one, two, expected):
     assert assembly._difference(np.array(one), np.array(two)) == pytest.approx(expected)
+
+
+# --- how it runs
+
+
+@pytest.mark.parametrize(("name", "value"), [("devices", 2), ("linearize", False), ("processes", "own")])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_an_old_keyword_works_and_says_the_new_spelling(kind, name, value):
+    with pytest.warns(DeprecationWarning, match=rf"^{name}: use execution=lla\.Execution\({name}={value!r}\)$") as seen:
+        old = MAKERS[kind](LOSS, helpers.params(), DATA, **{name: value})
+    assert [w.filename for w in seen] == [__file__]
+    new = MAKERS[kind](LOSS, helpers.params(), DATA, execution=lla.Execution(**{name: value}))
+    assert old.recipe == new.recipe
+    with pytest.raises(ValueError, match=rf"^{name}: {value!r} given beside execution; the rule is one of them"):
+        MAKERS[kind](LOSS, helpers.params(), DATA, **{name: value}, execution=lla.Execution())
+
+
+def test_old_keywords_warn_each_for_itself():
+    with pytest.warns(DeprecationWarning, match="use execution=") as seen:
+        H = lla.hessian(LOSS, helpers.params(), DATA, devices=2, linearize=True)
+    assert [str(w.message) for w in seen] == [
+        "devices: use execution=lla.Execution(devices=2)", "linearize: use execution=lla.Execution(linearize=True)",
+    ]  # fmt: skip
+    assert (H.recipe["plan"]["devices"], H.recipe["plan"]["linearized"]) == (2, True)
+
+
+OF_LANDSCAPES = {"chunk": 4, "microbatch": 8, "loop": "map", "share": False, "scan": True, "data_shards": 1}
+
+
+@pytest.mark.parametrize("name", OF_LANDSCAPES)
+def test_what_an_operator_does_not_read_is_refused(name):
+    p, how = helpers.params(), lla.Execution(**{name: OF_LANDSCAPES[name]})
+    axes = lla.directions.random(KEY, p, 1)
+    for call in (
+        lambda: lla.hessian(LOSS, p, DATA, execution=how),
+        lambda: lla.fisher(LOSS, p, lla.stream([DATA]), KEY, execution=how),
+        lambda: lla.per_layer(LOSS, p, DATA, KEY, execution=how),
+        lambda: lla.convexity(LOSS, p, DATA, axes, lla.grid(points=3, dims=1), KEY, execution=how),
+    ):
+        with pytest.raises(ValueError, match=rf"execution\.{name}: .* given, and an operator does not read it"):
+            call()
+
+
+def test_an_option_that_there_is_not_is_named():
+    with pytest.raises(TypeError, match=r"ggn\(\) got an unexpected keyword argument 'device'; it takes batch_size"):
+        lla.ggn(LOSS, helpers.params(), DATA, device=1)
+    for wrong in ({"devices": 2}, None, "all"):
+        with pytest.raises(ValueError, match=r"execution: .* given; the rule is an lla.Execution"):
+            lla.hessian(LOSS, helpers.params(), DATA, execution=wrong)
 
 
 # --- what is refused
@@ -656,10 +710,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "batch statistics of a function": (lambda p: lla.hessian(_plain, p, DATA, batch_stats="batch"), "batch_stats: 'ba"),
     "another policy": (lambda p: make(batch_stats="reestimate"), "batch_stats: 'reestimate' given"),
     "linearize": (lambda p: make(linearize="yes"), "linearize: 'yes' given"),
-    "linearize a stream": (lambda p: lla.hessian(LOSS, p, lla.stream([DATA]), linearize=True), "needs the data in"),
+    "linearize a stream": (lambda p: lla.hessian(LOSS, p, lla.stream([DATA]), execution=KEPT), "needs the data in"),
     "batch size": (lambda p: make(batch_size=0), "batch_size: 0 given"),
     "devices": (lambda p: make(devices=9), "devices: 9 asked for"),
-    "devices of whole batches": (lambda p: lla.hessian(_plain, p, DATA, devices=2), "devices: 2 given, but batch"),
+    "devices of whole batches": (
+        lambda p: lla.hessian(_plain, p, DATA, execution=lla.Execution(devices=2)), "devices: 2 given, but batch",
+    ),
     "selection": (lambda p: make(select="Conv/*"), "matches no leaf; the leaves are: Dense_0/bias"),
     "integers": (lambda p: lla.hessian(LOSS, p | {"gain": 3}, DATA), "dtype int32"),
     "nan": (lambda p: lla.hessian(LOSS, p | {"gain": np.float32(np.nan)}, DATA), "1 NaN or infinite"),

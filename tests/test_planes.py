@@ -10,7 +10,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.curvature import operators
-from tests.helpers import FIXED, compilations, cross_entropy, dataset, mlp_loss, params
+from tests.helpers import FIXED, ONE, compilations, cross_entropy, dataset, mlp_loss, params
 
 KEY = jax.random.key(0)
 NO_DATA = np.zeros((3, 1))
@@ -49,7 +49,7 @@ class Quadratic:
 
 def report(loss, p, axes, grid, *, data=NO_DATA, select=None, **options):
     plane = lla.evaluate(loss, p, data, axes, grid, execution=FIXED)
-    return plane, lla.plane_report(plane, axes, lla.hessian(loss, p, data, select=select, devices=1), **options)
+    return plane, lla.plane_report(plane, axes, lla.hessian(loss, p, data, select=select, execution=ONE), **options)
 
 
 # --- the report
@@ -124,7 +124,7 @@ def test_cells_that_are_not_finite_are_counted_and_those_beside_the_centre_misse
     axes = axes_of(np.eye(N, dtype=np.float32)[:2])
     with pytest.warns(UserWarning, match="not finite"):
         plane = lla.evaluate(loss, tree(np.zeros(N, np.float32)), NO_DATA, axes, lla.grid(points=5), execution=FIXED)
-    found = lla.plane_report(plane, axes, lla.hessian(loss, tree(np.zeros(N, np.float32)), NO_DATA, devices=1))
+    found = lla.plane_report(plane, axes, lla.hessian(loss, tree(np.zeros(N, np.float32)), NO_DATA, execution=ONE))
     assert found.nonfinite == pytest.approx(2 / 5)
     assert np.isnan(found.grid_curvature[0])
     assert found.grid_curvature[1] == pytest.approx(2)
@@ -133,7 +133,7 @@ def test_cells_that_are_not_finite_are_counted_and_those_beside_the_centre_misse
     assert "40.0% of the cells" in said
     assert "along d1 the cells beside the centre" in said
     plane.values["loss"][2, 2] = np.inf
-    found = lla.plane_report(plane, axes, lla.hessian(loss, tree(np.zeros(N, np.float32)), NO_DATA, devices=1))
+    found = lla.plane_report(plane, axes, lla.hessian(loss, tree(np.zeros(N, np.float32)), NO_DATA, execution=ONE))
     assert "the loss at the centre is not finite" in found.warnings
     assert not found.centre_is_lowest
     assert found.lowest == pytest.approx(0.25)
@@ -163,7 +163,7 @@ def test_shares_of_the_whole_matrix():
     p, loss = tree(np.zeros(N, np.float32)), Quadratic(a)
     axes = axes_of(q.T[[1, 2]].astype("f"))
     plane = lla.evaluate(loss, p, NO_DATA, axes, lla.grid(points=3), execution=FIXED)
-    H = lla.hessian(loss, p, NO_DATA, devices=1)
+    H = lla.hessian(loss, p, NO_DATA, execution=ONE)
 
     def pairs(values, **recipe):
         return lla.Eigenpairs(np.array(values), None, np.zeros(len(values)), 9, recipe)
@@ -206,7 +206,7 @@ def network():
         loss, p, data = lla.Loss(apply, cross_entropy), params(dtype="float64"), dataset(dtype="float64")
         axes = lla.directions.normalize(lla.directions.random(jax.random.key(3), p), p)
         plane = lla.evaluate(loss, p, data, axes, lla.grid(extent=0.1, points=9), execution=FIXED)
-        return loss, p, data, axes, plane, lla.hessian(loss, p, data, devices=1)
+        return loss, p, data, axes, plane, lla.hessian(loss, p, data, execution=ONE)
 
 
 def test_the_product_and_the_grid_agree_to_the_grids_own_error(network):
@@ -225,7 +225,7 @@ def test_kinks_are_told(network):
     p, data = params(), dataset()
     axes = lla.directions.normalize(lla.directions.random(jax.random.key(3), p), p)
     plane = lla.evaluate(mlp_loss(), p, data, axes, lla.grid(extent=1, points=9), execution=FIXED)
-    found = lla.plane_report(plane, axes, lla.hessian(mlp_loss(), p, data, devices=1))
+    found = lla.plane_report(plane, axes, lla.hessian(mlp_loss(), p, data, execution=ONE))
     assert any("kinks" in w for w in found.warnings)
 
 
@@ -249,7 +249,7 @@ def test_what_does_not_belong_together_is_refused_or_told(network):
     with jax.enable_x64(True):
         moved = jax.tree_util.tree_map(lambda x: 1.1 * x, p)
         with pytest.raises(ValueError, match=r"H: the operator differs in params \(fingerprint: .* -> .*\)"):
-            lla.plane_report(plane, axes, lla.hessian(loss, moved, data, devices=1))
+            lla.plane_report(plane, axes, lla.hessian(loss, moved, data, execution=ONE))
         with pytest.raises(ValueError, match=r"axes: .* not what the landscape was evaluated along"):
             lla.plane_report(plane, axes[[1, 0]], H)
         with pytest.raises(ValueError, match=r"axes: .* 2 directions"):
@@ -268,9 +268,9 @@ def test_what_does_not_belong_together_is_refused_or_told(network):
             lla.plane_report(empty, axes, H)
         part = lla.Landscape(plane.coords, plane.values, {}, plane.recipe | {"complete": False})
         assert "the landscape is incomplete" in str(lla.plane_report(part, axes, H))
-        half = lla.plane_report(plane, axes, lla.hessian(loss, p, (data[0][:9], data[1][:9]), devices=1))
+        half = lla.plane_report(plane, axes, lla.hessian(loss, p, (data[0][:9], data[1][:9]), execution=ONE))
         assert "the operator has other data" in half.warnings
-        ggn = lla.plane_report(plane, axes, lla.ggn(loss, p, data, devices=1))
+        ggn = lla.plane_report(plane, axes, lla.ggn(loss, p, data, execution=ONE))
         assert any("products are those of the ggn" in w for w in ggn.warnings)
         assert "products of the ggn" in str(ggn)
 
@@ -278,7 +278,7 @@ def test_what_does_not_belong_together_is_refused_or_told(network):
 def test_an_operator_on_some_leaves_takes_axes_that_move_only_these(network):
     loss, p, data, axes, plane, whole = network
     with jax.enable_x64(True):
-        H = lla.hessian(loss, p, data, select="**/kernel", devices=1)
+        H = lla.hessian(loss, p, data, select="**/kernel", execution=ONE)
         with pytest.raises(ValueError, match="axes: move Dense_0/bias, Dense_1/bias, gain"):
             lla.plane_report(plane, axes, H)
         kernels = lla.directions.select(axes, "**/kernel")
@@ -304,7 +304,7 @@ def test_a_given_operator_and_a_stream(network):
         lost = lla.plane_report(plane, axes, jax.tree_util.tree_map(lambda x: x, H))
         assert "does not say at which parameters" in lost.warnings[0]
         batches = [(data[0][i : i + 8], data[1][i : i + 8]) for i in range(0, 23, 8)]
-        streamed = lla.plane_report(plane, axes, lla.hessian(loss, p, lla.stream(batches), devices=1))
+        streamed = lla.plane_report(plane, axes, lla.hessian(loss, p, lla.stream(batches), execution=ONE))
         np.testing.assert_allclose(streamed.projected, expected, rtol=1e-12)
 
 
@@ -335,7 +335,7 @@ def test_the_map_has_the_extremes_at_every_point(points, tmp_path):
         seen = []
         found = lla.convexity(
             quartic, tree(np.zeros(N)), NO_DATA, axes, coords, KEY,
-            steps=N, devices=1, progress=lambda done, total: seen.append((done, total)),
+            steps=N, execution=ONE, progress=lambda done, total: seen.append((done, total)),
         )  # fmt: skip
     low, high = known(coords, axes)
     residual = found.values["residual"]
@@ -351,7 +351,7 @@ def test_the_map_has_the_extremes_at_every_point(points, tmp_path):
     assert again.recipe == json.loads(json.dumps(found.recipe))
     for name, values in found.values.items():
         np.testing.assert_array_equal(again.values[name], values)
-    lla.plane_report(found, axes, lla.hessian(quartic, tree(np.zeros(N)), NO_DATA, devices=1))
+    lla.plane_report(found, axes, lla.hessian(quartic, tree(np.zeros(N)), NO_DATA, execution=ONE))
 
 
 def same(one, two):
@@ -368,7 +368,9 @@ def test_an_interrupted_map_is_continued_to_the_same_bits(streamed, tmp_path):
 
     def run(**options):
         source = lla.stream(batches) if streamed else data
-        return lla.convexity(mlp_loss(), p, source, axes, lla.grid(points=(3, 2)), KEY, steps=6, devices=1, **options)
+        return lla.convexity(
+            mlp_loss(), p, source, axes, lla.grid(points=(3, 2)), KEY, steps=6, execution=ONE, **options
+        )
 
     def stop(done, total):
         if done == 4 * 6:
@@ -397,7 +399,9 @@ def test_what_a_map_is_not_continued_from():
     axes = axes_of(np.eye(N, dtype=np.float32)[:1])
 
     def run(f=quartic, key=KEY, steps=3, **options):
-        return lla.convexity(f, p, NO_DATA, axes, lla.grid(points=3, dims=1), key, steps=steps, devices=1, **options)
+        return lla.convexity(
+            f, p, NO_DATA, axes, lla.grid(points=3, dims=1), key, steps=steps, execution=ONE, **options
+        )
 
     found = run()
     with pytest.raises(ValueError, match="steps=3, and 4 are asked for"):
@@ -421,8 +425,9 @@ def test_a_point_without_curvature_is_nan_and_the_run_goes_on():
     p = tree(np.zeros(N, np.float32))
     axes = axes_of(np.eye(N, dtype=np.float32)[:2])
     with pytest.warns(UserWarning, match="not finite") as warned:
-        found = lla.convexity(loss, p, NO_DATA, axes, lla.grid(points=3), KEY, steps=3, devices=1)
+        found = lla.convexity(loss, p, NO_DATA, axes, lla.grid(points=3), KEY, steps=3, execution=ONE)
     said = [str(w.message) for w in warned]
+    assert [w.filename for w in warned if "Hessian" in str(w.message)] == [__file__]
     assert any("values['loss']: 33.3%" in text for text in said)
     assert any("the Hessian is not finite at" in text for text in said)
     good = np.isfinite(found.values["lambda_max"])
@@ -444,11 +449,13 @@ def test_no_point_compiles_anew(monkeypatch):
             lla.convexity(mlp_loss(), p, data, axes, lla.grid(points=points), KEY, steps=steps, **options)
         return seen.count
 
-    assert compiled(3, 4, devices=1) == compiled(5, 4, devices=1) > 0
+    assert compiled(3, 4, execution=ONE) == compiled(5, 4, execution=ONE) > 0
     assert len(made) == 3**2 + 5**2
     other = lla.directions.random(jax.random.key(4), p)
     with compilations() as seen:  # nor do other weights, axes, grids and data
-        lla.convexity(mlp_loss(), params(seed=5), dataset(seed=6), other, lla.grid(points=3), KEY, steps=4, devices=1)
+        lla.convexity(
+            mlp_loss(), params(seed=5), dataset(seed=6), other, lla.grid(points=3), KEY, steps=4, execution=ONE
+        )
     assert seen.count == 0
 
 
@@ -460,9 +467,21 @@ def test_a_map_over_devices_and_blocks_is_the_same(batch_size):
     def run(**options):
         return lla.convexity(mlp_loss(), p, data, axes, lla.grid(points=3, dims=1), KEY, steps=8, **options)
 
-    one, many = run(devices=1), run(devices=4, batch_size=batch_size)
+    one, many = run(execution=ONE), run(execution=lla.Execution(devices=4), batch_size=batch_size)
     for name in ("lambda_min", "lambda_max", "loss"):
         np.testing.assert_allclose(many.values[name], one.values[name], rtol=1e-4, err_msg=name)
+
+
+def test_the_old_keyword_of_the_map_works_and_says_the_new_spelling():
+    p, axes = tree(np.zeros(N, np.float32)), axes_of(np.eye(N, dtype=np.float32)[:1])
+
+    def run(**how):
+        return lla.convexity(quartic, p, NO_DATA, axes, lla.grid(points=3, dims=1), KEY, steps=3, **how)
+
+    with pytest.warns(DeprecationWarning, match=r"^devices: use execution=lla\.Execution\(devices=1\)$") as seen:
+        old = run(devices=1)
+    assert [w.filename for w in seen] == [__file__]
+    same(old, run(execution=ONE))
 
 
 @pytest.mark.parametrize(
@@ -481,14 +500,14 @@ def test_bad_input_to_the_map_is_refused(options, message):
     axes = axes_of(np.eye(N, dtype=np.float32)[:1])
     given = {"params": p, "data": NO_DATA, "axes": axes, "grid": lla.grid(points=3, dims=1), "steps": 2} | options
     with pytest.raises(ValueError, match=message):
-        lla.convexity(quartic, key=KEY, devices=1, **given)
+        lla.convexity(quartic, key=KEY, execution=ONE, **given)
 
 
 def test_a_loss_without_curvature():
     p = tree(np.zeros(N, np.float32))
     axes = axes_of(np.eye(N, dtype=np.float32)[:1])
     found = lla.convexity(
-        lambda p, batch: flat(p).sum() + 1, p, NO_DATA, axes, lla.grid(points=3, dims=1), KEY, steps=3, devices=1
+        lambda p, batch: flat(p).sum() + 1, p, NO_DATA, axes, lla.grid(points=3, dims=1), KEY, steps=3, execution=ONE
     )
     np.testing.assert_array_equal(found.values["lambda_max"], 0)
     assert np.isnan(found.values["convexity"]).all()  # 0 / 0

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import lla_jax as lla
 from lla_jax.curvature import lanczos, operators, sketches
 from tests import helpers
+from tests.helpers import ONE
 
 KEY = jax.random.key(4)
 SHAPES = {"b1": (8,), "b2": (3,), "w1": (5, 8), "w2": (8, 3)}
@@ -44,7 +45,7 @@ def spread(devices: int, kind: AxisType = AxisType.Auto) -> dict:
 @functools.cache
 def matrix() -> np.ndarray:
     """The Hessian as one device has it."""
-    return operators.dense(lla.hessian(LOSS, plain(), DATA, devices=1))
+    return operators.dense(lla.hessian(LOSS, plain(), DATA, execution=ONE))
 
 
 def check_spread(tree: dict, devices: int, *lead: int) -> None:
@@ -140,7 +141,7 @@ def test_selection_spread_data_and_explicit_meshes():
     split = tuple(jax.device_put(x, NamedSharding(over, PartitionSpec("model"))) for x in data)
     H = lla.ggn(LOSS, p, split, select="w*")
     v = H.random(KEY)
-    reference = lla.ggn(LOSS, plain(), data, select="w*", devices=1)
+    reference = lla.ggn(LOSS, plain(), data, select="w*", execution=ONE)
     product = H.product(v)
     assert error(flat(product), flat(reference.product(jax.tree.map(np.asarray, v)))) < 1e-5
     stacked = H.embed(jax.tree.map(lambda x: x[None], product))
@@ -165,7 +166,7 @@ def test_a_given_operator_on_arrays_that_are_spread():
 
 def test_what_parameters_that_are_spread_do_not_go_with():
     with pytest.raises(ValueError, match="devices: 2 given, but the parameters are spread over 4 devices"):
-        lla.hessian(LOSS, spread(4), DATA, devices=2)
+        lla.hessian(LOSS, spread(4), DATA, execution=lla.Execution(devices=2))
     mixed = spread(4) | {"w1": spread(2)["w1"]}
     with pytest.raises(ValueError, match="params: are spread over 2 meshes"):
         lla.hessian(LOSS, mixed, DATA)

@@ -22,7 +22,7 @@ from lla_jax.curvature import eigen as spectral
 from lla_jax.curvature import eigensearch as krylov
 from lla_jax.curvature import operators
 from lla_jax.execution import devices
-from tests.helpers import compilations, cross_entropy, dataset, mlp_loss, params
+from tests.helpers import ONE, compilations, cross_entropy, dataset, mlp_loss, params
 from tests.test_lanczos import breaking, flat, matrix, operator
 
 KEY = jax.random.key(1)
@@ -253,7 +253,7 @@ def test_a_quadratic_is_exact_with_all_steps():
             return 0.5 * batch[0].mean() * (v @ a @ v)
 
         center = {"head": jnp.ones(30), "tail": jnp.ones((5, 2))}
-        H = lla.hessian(loss, center, (np.ones((1, 1)),), devices=1)
+        H = lla.hessian(loss, center, (np.ones((1, 1)),), execution=ONE)
         spec = lla.spectrum(H, KEY, steps=40, probes=1)
         pairs = lla.eigenpairs(H, KEY, 2, which="smallest", tol=1e-9)
     assert np.allclose(spec.nodes[0], np.linspace(-2, 5, 40), atol=1e-12)
@@ -344,7 +344,7 @@ def test_every_pair_is_within_its_residual_of_the_dense_hessian(name):
     for dtype, tol in (("float64", 1e-7), ("float32", 1e-3)):
         with jax.enable_x64(dtype == "float64"):
             loss, p, data = network(name, dtype)
-            H = lla.hessian(loss, p, data, devices=1)
+            H = lla.hessian(loss, p, data, execution=ONE)
             found = {w: lla.eigenpairs(H, KEY, 4, which=w, tol=tol) for w in ("magnitude", "smallest")}
         if exact is None:
             exact = np.linalg.eigvalsh(dense_hessian(loss, p, data))
@@ -375,7 +375,7 @@ def test_pairs_of_five_thousand_parameters_are_within_their_residuals():
         with jax.enable_x64(dtype == "float64"):
             cast = lambda x, dtype=dtype: x.astype(dtype) if x.dtype.kind == "f" else x  # noqa: E731
             pairs = lla.eigenpairs(
-                lla.hessian(loss, *jax.tree_util.tree_map(cast, (p, data)), devices=1), KEY, 10, tol=tol
+                lla.hessian(loss, *jax.tree_util.tree_map(cast, (p, data)), execution=ONE), KEY, 10, tol=tol
             )
         wanted = exact[np.argsort(-np.abs(exact))][:10]
         assert (np.abs(exact[:, None] - pairs.values).min(0) <= pairs.residuals + LAPACK * scale).all()
@@ -387,7 +387,7 @@ def test_new_weights_compile_nothing():
         loss, p, data = network(name, "float32")
 
         def every(p, seed, loss=loss, data=data):
-            H, key = lla.hessian(loss, p, data, devices=1), jax.random.key(seed)
+            H, key = lla.hessian(loss, p, data, execution=ONE), jax.random.key(seed)
             lla.eigenpairs(H, key, 2 + seed, tol=1e-2)
             lla.spectrum(H, key, steps=10, probes=2)
             leaves = jax.tree_util.tree_leaves(p)
@@ -404,12 +404,12 @@ def test_new_weights_compile_nothing():
 
 def test_several_devices_give_the_same():
     loss, p, data = network("mlp", "float32")
-    one, two = (lla.hessian(loss, p, data, devices=d) for d in (1, 2))
+    one, two = (lla.hessian(loss, p, data, execution=lla.Execution(devices=d)) for d in (1, 2))
     a, b = (lla.eigenpairs(H, KEY, 3) for H in (one, two))
     assert np.allclose(a.values, b.values, rtol=1e-5)
     s, t = (lla.spectrum(H, KEY, steps=8, probes=2) for H in (one, two))
     assert np.allclose(s.nodes, t.nodes, atol=1e-5)
-    low, high = lla.hessian(loss, p, lla.stream([data]), devices=1), one
+    low, high = lla.hessian(loss, p, lla.stream([data]), execution=ONE), one
     c = lla.eigenpairs(low, KEY, 3)
     assert np.allclose(a.values, c.values, rtol=1e-5)
     assert not low.on_device

@@ -20,6 +20,7 @@ from lla_jax.curvature.linear_operator import check_symmetric
 from lla_jax.curvature.operators import dense, given, masked
 from lla_jax.execution import devices
 from tests import helpers
+from tests.helpers import ONE
 
 METHODS = ("hutchinson", "hutch++", "xtrace")
 EACH = {"hutchinson": 1, "hutch++": 3, "xtrace": 2}
@@ -280,7 +281,7 @@ class TestDiagonal:
         assert np.linalg.norm(found.sem) == pytest.approx(found.recipe["norm_sem"], rel=1e-5)
 
     def test_is_a_tree_and_stops_on_the_norms(self):
-        H = lla.hessian(helpers.mlp_loss(), helpers.params(), helpers.dataset(), select="**/kernel", devices=1)
+        H = lla.hessian(helpers.mlp_loss(), helpers.params(), helpers.dataset(), select="**/kernel", execution=ONE)
         found = lla.diagonal(H, KEY, rtol=0.2, max_products=3000)
         assert found.mean["gain"] is None
         assert found.mean["Dense_0"]["bias"] is None
@@ -311,7 +312,7 @@ class TestDriving:
 
     def test_of_a_network_on_one_device_on_two_and_from_the_host(self):
         loss, params, data = helpers.mlp_loss(), helpers.params(), helpers.dataset(24)
-        H = lla.hessian(loss, params, data, devices=1)
+        H = lla.hessian(loss, params, data, execution=ONE)
         truth = np.trace(dense(H))
 
         def found(H, method):
@@ -321,12 +322,12 @@ class TestDriving:
         xtrace, hutchinson = found(H, "xtrace"), found(H, "hutchinson")
         assert abs(xtrace.mean - truth) < 4 * xtrace.sem
         assert abs(hutchinson.mean - truth) < 4 * hutchinson.sem
-        on_two = lla.hessian(loss, params, data, devices=2)
+        on_two = lla.hessian(loss, params, data, execution=lla.Execution(devices=2))
         close(found(on_two, "xtrace"), xtrace, rtol=1e-4)
         close(found(on_two, "hutchinson"), hutchinson, rtol=1e-4)
         driven = replace(H, multiplier=H.multiplier._replace(on_device=False))
         close(found(driven, "xtrace"), xtrace, rtol=1e-4)
-        streamed = lla.hessian(loss, params, lla.stream(lambda: [data]), devices=1)
+        streamed = lla.hessian(loss, params, lla.stream(lambda: [data]), execution=ONE)
         close(found(streamed, "hutchinson"), hutchinson, rtol=1e-4)
 
     def test_products_are_counted(self):
@@ -393,13 +394,13 @@ class TestDriving:
         monkeypatch.setattr(linear_operator.Operator, "products", counted)
         loss, params, data = helpers.mlp_loss(), helpers.params(), helpers.dataset()
         for source, most in ((data, 8), (lla.stream([data]), 8)):
-            H = lla.hessian(loss, params, source, devices=1)
+            H = lla.hessian(loss, params, source, execution=ONE)
             for found in all_estimates(H, KEY, 48):
                 assert sum(made) == found.recipe["products"] > 40
                 one_by_one = found.recipe.get("method", "hutchinson") == "hutchinson" and not H.on_device
                 assert max(made) == (1 if one_by_one else most)
                 made.clear()
-            rows = lla.per_layer(loss, params, source, KEY, steps=3, rtol=1.0, devices=1)
+            rows = lla.per_layer(loss, params, source, KEY, steps=3, rtol=1.0, execution=ONE)
             assert sum(made) == rows[0].trace.num >= 16
             made.clear()
 

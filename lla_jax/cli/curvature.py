@@ -13,7 +13,7 @@ import jax
 
 from lla_jax.cli.options import HessianOptions, LandscapeOptions, Mistake, hessian_settings
 from lla_jax.cli.terminal import bar, say
-from lla_jax.core.types import Directions, Eigenpairs, Estimate, Problem, PyTree, Spectrum
+from lla_jax.core.types import Directions, Eigenpairs, Estimate, Execution, Problem, PyTree, Spectrum
 from lla_jax.curvature import eigen, estimates, operators, quadrature
 from lla_jax.directions import combining, derived
 from lla_jax.execution import processes
@@ -43,7 +43,7 @@ def operator_of(problem: Problem, options: HessianOptions) -> Any:
         batch_size=options.batch_size,
         select=list(options.select) or None,
         batch_stats=options.batch_stats,
-        devices="all" if options.devices is None else options.devices,
+        execution=Execution(devices="all" if options.devices is None else options.devices),
         **drawn,
     )
 
@@ -76,12 +76,12 @@ def write(found: CurvatureResults, out: Path) -> list[Path]:
 
 def axes(problem: Problem, options: LandscapeOptions) -> Directions:
     """The eigenvectors that ``lla-jax landscape --axes hessian`` asks for, kept in the folder as well."""
-    devices = "all" if options.devices is None else options.devices
+    execution = Execution(devices="all" if options.devices is None else options.devices)
     select = list(options.select) or None
     batch_stats = options.batch_stats if options.batch_stats == "batch" else "frozen"
     operator = operators.hessian(
         problem.loss, problem.params, problem.data,
-        batch_size=options.batch_size, select=select, batch_stats=batch_stats, devices=devices,
+        batch_size=options.batch_size, select=select, batch_stats=batch_stats, execution=execution,
     )  # fmt: skip
     which = options.which or "magnitude"
     asked = HessianOptions(
@@ -157,7 +157,7 @@ def by_layer(problem: Problem, operator: Any, options: HessianOptions) -> tuple[
             _key(options, 3),
             batch_size=options.batch_size,
             batch_stats=options.batch_stats,
-            devices="all" if options.devices is None else options.devices,
+            execution=Execution(devices="all" if options.devices is None else options.devices),
             progress=progress,
         )
         return [row._asdict() | {"trace": asdict(row.trace)} for row in rows]

@@ -274,7 +274,11 @@ class UpdateRule(Protocol):
 
 @dataclass(frozen=True)
 class Execution:
-    """How a kernel is driven. The values do not depend on it beyond rounding; "auto" is timed on the first chunk.
+    """How a call runs. The values do not depend on it beyond rounding.
+
+    A landscape (``evaluate``, ``sweep``, ``all_modes``) reads all fields but the last two, and times what is "auto" on
+    the first chunk. An operator (``hessian``, ``ggn``, ``fisher``), and with it ``per_layer`` and ``convexity``, reads
+    ``devices`` and the last two. A field that a call does not read is refused unless it has its default.
 
     Args:
       chunk: points evaluated per call and device.
@@ -283,9 +287,14 @@ class Execution:
         neither: one compiled point is called from the host.
       share: compute what is affine in the coordinates (the first layer) once per block instead of once per point.
       scan: one call loops over many blocks of data on the device (True), or the host calls for each (False).
-      devices: "all" local devices, their number, or a sequence of ``jax.Device``; points are split over them.
+      devices: "all" local devices, their number, or a sequence of ``jax.Device``. A landscape's points are split over
+        them; an operator's examples are, and there "all" on a CPU is one device, which has all cores.
       data_shards: number of devices over which the examples are split, a divisor of that of the devices; the points are
         split over the rest. "auto": 1, more where points are fewer than devices or the data too large for each of them.
+      linearize: keep the primal values between an operator's products (True), compute them at every product (False), or
+        keep them if they take at most a quarter of the free memory ("auto").
+      processes: in a group of processes (``lla.hosts.start``, ``jax.distributed``), "all" takes an operator's data as
+        this process's own part of the examples and means over those of all, "own" keeps the operator to this process.
     """
 
     chunk: int | Literal["auto"] = "auto"
@@ -295,3 +304,5 @@ class Execution:
     scan: bool | Literal["auto"] = "auto"
     devices: int | Literal["all"] | Sequence[Any] = "all"
     data_shards: int | Literal["auto"] = "auto"
+    linearize: bool | Literal["auto"] = "auto"
+    processes: Literal["all", "own"] = "all"

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,15 @@ from lla_jax.core import losses, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
-from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe
+from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe, Select
 from lla_jax.curvature import matrices, products
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, describe_params
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, Operator, describe_params
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.products import Common, Multiplier, Rows
 from lla_jax.curvature.space import Space
 from lla_jax.execution import devices as _devices
+from lla_jax.execution import plans, rewriting, sharding
 from lla_jax.execution import processes as _processes
-from lla_jax.execution import rewriting, sharding
 from lla_jax.execution.devices import GRID
 
 log = logging.getLogger("lla_jax")
@@ -45,41 +45,51 @@ def operator(
     loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,
     data: Any,
-    *,
-    batch_size: int | None,
-    linearize: bool | str,
-    devices: Any,
-    allow_nondeterministic: bool,
-    select: Any,
-    processes: str = "own",
+    options: Options,
     key: Any = None,
-) -> LinearOperator | HostOperator:
+) -> Operator:
     """The operator of a matrix over data in memory or a stream; see ``operators.hessian`` and ``fisher``."""
+    batch_size, execution = options["batch_size"], options["execution"]
     if batch_size is not None:
         _data.check_batch_size(batch_size)
-    if linearize not in (True, False, "auto"):
-        raise ValueError(f'linearize: {linearize!r} given; the rule is True, False or "auto"')
+    plans.check_for_operator(execution)
     if matrix.train and not isinstance(loss, Loss):
         raise Misuse("batch_stats", "'batch' needs a model whose normalization layers are visible, not a function")
     loss = losses.as_loss(loss)
-    if processes not in ("all", "own"):
-        raise ValueError(f'processes: {processes!r} given; the rule is "all" or "own"')
-    together = processes == "all" and jax.process_count() > 1
+    together = execution.processes == "all" and jax.process_count() > 1
     whole = matrix.train or not loss.per_example
     model = sharding.mesh_of(params)
-    mesh = _mesh(devices, whole) if model is None else _model_mesh(model, devices, together)
-    recipe = _recipe(matrix, loss, params, data, batch_size if whole else None, select)
+    mesh = _mesh(execution, whole) if model is None else _model_mesh(model, execution, together)
+    recipe = _recipe(matrix, loss, params, data, batch_size if whole else None, options["select"])
     key = jax.random.key(0) if key is None else key
     first = _among(recipe, data, key, matrix) if together else 0
     loss, params, key = _placed((loss, params, key), mesh, model, "loss, params")
     common = Common(loss, params, None, np.int32(0), np.int32(first), key)
-    settings = Settings(matrix, mesh, model, whole, batch_size, allow_nondeterministic, together)
+    settings = Settings(matrix, mesh, model, whole, batch_size, options["allow_nondeterministic"], together)
     if not isinstance(data, Stream):
-        found = _in_memory(settings, common, data, recipe, linearize)
+        found = _in_memory(settings, common, data, recipe, execution.linearize)
         return _over_processes(found, _plan_together(recipe)) if together else found
-    if linearize and linearize != "auto":
-        raise ValueError("linearize: True needs the data in memory, and a stream is read anew for every product")
+    if execution.linearize and execution.linearize != "auto":
+        raise ValueError(
+            "execution.linearize: True given, which needs the data in memory, and a stream is read anew for every "
+            'product; leave it out, or use "auto" or False'
+        )
     return _streamed(settings, common, data, recipe)
+
+
+class Options(TypedDict, total=False):
+    """The options that ``hessian``, ``ggn`` and ``fisher`` share; ``hessian`` explains them."""
+
+    batch_size: int | None
+    select: Select | None
+    batch_stats: str
+    execution: Execution
+    allow_nondeterministic: bool
+
+
+DEFAULTS = Options(
+    batch_size=None, select=None, batch_stats="frozen", execution=Execution(), allow_nondeterministic=False
+)
 
 
 class Settings(NamedTuple):
@@ -94,31 +104,31 @@ class Settings(NamedTuple):
     together: bool  # with the other processes
 
 
-def _mesh(devices: Any, whole: bool) -> Mesh:
-    chosen = _devices.devices_of(Execution(devices=devices))
+def _mesh(execution: Execution, whole: bool) -> Mesh:
+    devices, chosen = execution.devices, _devices.devices_of(execution)
     if devices == "all" and chosen[0].platform == "cpu":  # one has all cores
         return _devices.mesh_of(chosen[:1])
     if not whole:
         return _devices.mesh_of(chosen)
     if devices != "all" and len(chosen) > 1:
         raise ValueError(
-            f"devices: {devices!r} given, but batch statistics or a batch-coupled loss need whole batches, which are "
-            "not split over devices; leave devices out, or use devices=1"
+            f"execution.devices: {devices!r} given, but batch statistics or a batch-coupled loss need whole batches, "
+            "which are not split over devices; leave devices out, or use lla.Execution(devices=1)"
         )
     return _devices.mesh_of(chosen[:1])
 
 
-def _model_mesh(model: Mesh, devices: Any, together: bool) -> Mesh:
+def _model_mesh(model: Mesh, execution: Execution, together: bool) -> Mesh:
     """For rows that are split by nobody but the user and the compiler."""
-    if devices != "all":
+    if execution.devices != "all":
         raise ValueError(
-            f"devices: {devices!r} given, but the parameters are spread over {model.size} devices, which do the work; "
-            'leave devices out, or use devices="all"'
+            f"execution.devices: {execution.devices!r} given, but the parameters are spread over {model.size} devices, "
+            'which do the work; leave devices out, or use "all"'
         )
     if together:
         raise ValueError(
             "params: are spread over devices, and there are several processes, which is not supported together; the "
-            'rule is a copy of the parameters in every process, or processes="own"'
+            'rule is a copy of the parameters in every process, or execution=lla.Execution(processes="own")'
         )
     return _devices.mesh_of([model.devices.flat[0]])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,13 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
 from lla_jax.curvature import assembly, matrices
+from lla_jax.curvature.assembly import DEFAULTS, Options
 from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, Operator
 from lla_jax.curvature.matrices import Matrix, categorical
 from lla_jax.curvature.products import Multiplier
 from lla_jax.curvature.space import Space
 from lla_jax.execution import sharding
+from lla_jax.execution.keywords import accept_old
 
 __all__ = [
     "HostOperator", "LinearOperator", "categorical", "dense", "fisher", "ggn", "given", "hessian", "masked",
@@ -37,18 +39,12 @@ DENSE_MOST = 20_000
 # --- the matrices
 
 
+@accept_old("devices", "linearize", "processes")
 def hessian(
     loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,
     data: Any,
-    *,
-    batch_size: int | None = None,
-    select: Select | None = None,
-    batch_stats: str = "frozen",
-    linearize: bool | str = "auto",
-    devices: Any = "all",
-    processes: str = "all",
-    allow_nondeterministic: bool = False,
+    **options: Unpack[Options],
 ) -> Operator:
     """The Hessian of the loss, as a product with vectors.
 
@@ -65,17 +61,14 @@ def hessian(
         the block suits the caches or the accelerator. For a batch-coupled loss, or ``batch_stats="batch"``, it is what
         a batch is.
       select: leaves that the operator acts on, by path (glob, regular expression, predicate): a block of the matrix.
+        By default all.
       batch_stats: "frozen" (running averages, the default) or "batch" (each batch's own statistics).
-      linearize: keep the primal values between products (True), compute them at every product (False), or keep them if
-        they take at most a quarter of the free memory ("auto"). The choice and its bytes are in ``recipe["plan"]``.
-      devices: "all" local accelerators (on a CPU one device, which has all cores), a number of local devices, or a
-        sequence; the examples are split over them. Parameters that are spread over devices themselves stay as they
-        are, and so do all vectors: leave it out then.
-      processes: in a group of processes (``lla.hosts.start``, ``jax.distributed``), "all" takes ``data`` as this
-        process's own part of the examples and means over those of all, which must call with the same other arguments
-        (parts may be unequal; batches of a stream and of a batch-coupled loss are each process's own); "own" keeps the
-        operator to this process.
-      allow_nondeterministic: accept a loss whose value changes from run to run.
+      execution: how it runs, an ``lla.Execution``. Of its fields an operator reads ``devices``, over which the examples
+        are split (parameters that are spread over devices themselves stay as they are, and so do all vectors: leave it
+        out then); ``linearize``, whose choice and bytes are in ``recipe["plan"]``; and ``processes``: those of a group
+        must call with the same other arguments (parts may be unequal; batches of a stream and of a batch-coupled loss
+        are each process's own).
+      allow_nondeterministic: accept a loss whose value changes from run to run; by default it is refused.
 
     Returns:
       A ``LinearOperator``, for streams and groups of processes a ``HostOperator``. Products are in float32 at least,
@@ -88,25 +81,15 @@ def hessian(
     References: Pearlmutter 1994; LLA, arXiv 2412.10146. Where we differ from LLA: (1) the mean over all data, not one
     random batch; (2) normalization layers in eval mode, and nothing of the user's is changed.
     """
-    matrix, params = _matrix("hessian", params, select, batch_stats)
-    return assembly.operator(
-        matrix, loss, params, data, batch_size=batch_size, linearize=linearize, devices=devices,
-        allow_nondeterministic=allow_nondeterministic, select=select, processes=processes,
-    )  # fmt: skip
+    return _operator("hessian", loss, params, data, options)
 
 
+@accept_old("devices", "linearize", "processes")
 def ggn(
     loss: Loss,
     params: PyTree,
     data: Any,
-    *,
-    batch_size: int | None = None,
-    select: Select | None = None,
-    batch_stats: str = "frozen",
-    linearize: bool | str = "auto",
-    devices: Any = "all",
-    processes: str = "all",
-    allow_nondeterministic: bool = False,
+    **options: Unpack[Options],
 ) -> Operator:
     """The generalized Gauss-Newton matrix of the loss, as a product with vectors.
 
@@ -118,13 +101,7 @@ def ggn(
       loss: a ``Loss``; a plain function hides the outputs. Outputs that are not floating, such as masks, are constants.
       params: as for ``hessian``.
       data: as for ``hessian``.
-      batch_size: as for ``hessian``.
-      select: as for ``hessian``.
-      batch_stats: as for ``hessian``.
-      linearize: as for ``hessian``.
-      devices: as for ``hessian``.
-      processes: as for ``hessian``.
-      allow_nondeterministic: as for ``hessian``.
+      options: as for ``hessian``: batch_size, select, batch_stats, execution, allow_nondeterministic.
 
     Returns:
       As for ``hessian``.
@@ -135,13 +112,10 @@ def ggn(
     References: Schraudolph 2002; Martens 2014, arXiv 1412.1193.
     """
     _needs_outputs("ggn", loss)
-    matrix, params = _matrix("ggn", params, select, batch_stats)
-    return assembly.operator(
-        matrix, loss, params, data, batch_size=batch_size, linearize=linearize, devices=devices,
-        allow_nondeterministic=allow_nondeterministic, select=select, processes=processes,
-    )  # fmt: skip
+    return _operator("ggn", loss, params, data, options)
 
 
+@accept_old("devices", "linearize", "processes")
 def fisher(
     loss: Loss,
     params: PyTree,
@@ -151,13 +125,7 @@ def fisher(
     kind: str = "mc",
     samples: int = 1,
     sample: Callable[[Any, Any, Any], Any] | None = None,
-    batch_size: int | None = None,
-    select: Select | None = None,
-    batch_stats: str = "frozen",
-    linearize: bool | str = "auto",
-    devices: Any = "all",
-    processes: str = "all",
-    allow_nondeterministic: bool = False,
+    **options: Unpack[Options],
 ) -> Operator:
     """The Fisher matrix of the model, as a product with vectors.
 
@@ -176,13 +144,7 @@ def fisher(
       samples: targets drawn per example.
       sample: ``sample(key, outputs, example) -> example`` with a target drawn from the model, for one example; by
         default ``operators.categorical``: examples ``(inputs, label, ...)``, the label drawn from softmax(outputs).
-      batch_size: as for ``hessian``.
-      select: as for ``hessian``.
-      batch_stats: as for ``hessian``.
-      linearize: as for ``hessian``.
-      devices: as for ``hessian``.
-      processes: as for ``hessian``.
-      allow_nondeterministic: as for ``hessian``.
+      options: as for ``hessian``: batch_size, select, batch_stats, execution, allow_nondeterministic.
 
     Returns:
       As for ``hessian``.
@@ -207,12 +169,7 @@ def fisher(
     if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
         raise ValueError(f"samples: {samples!r} given; the rule is a positive integer")
     drawn = None if kind == "empirical" else static(sample or categorical)
-    matrix, params = _matrix("fisher", params, select, batch_stats)
-    matrix = replace(matrix, sample=drawn, samples=samples)
-    operator = assembly.operator(
-        matrix, loss, params, data, batch_size=batch_size, linearize=linearize, devices=devices,
-        allow_nondeterministic=allow_nondeterministic, select=select, processes=processes, key=key,
-    )  # fmt: skip
+    operator = _operator("fisher", loss, params, data, options, key=key, sample=drawn, samples=samples)
     operator.recipe.update(kind=f"fisher ({kind})", samples=samples, targets=recipes.fingerprint(key))
     return operator
 
@@ -370,6 +327,25 @@ def _needs_outputs(name: str, loss: Any) -> None:
         )
 
 
+def _operator(
+    kind: str,
+    loss: Any,
+    params: PyTree,
+    data: Any,
+    options: Options,
+    *,
+    key: Any = None,
+    sample: Any = None,
+    samples: int = 1,
+) -> Operator:
+    """The operator of a kind of matrix, with the options that all kinds share."""
+    if unknown := options.keys() - DEFAULTS.keys():
+        raise TypeError(f"{kind}() got an unexpected keyword argument {min(unknown)!r}; it takes {', '.join(DEFAULTS)}")
+    options = DEFAULTS | options
+    matrix, params = _matrix(kind, params, options["select"], options["batch_stats"])
+    return assembly.operator(replace(matrix, sample=sample, samples=samples), loss, params, data, options, key)
+
+
 def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) -> tuple[Matrix, PyTree]:
     """The matrix, and the parameters as arrays."""
     _tree.check_real(sharding.viewed(params))
@@ -381,6 +357,6 @@ def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) 
         warnings.warn(
             f"params: are {', '.join(half)}; curvature is computed in it, to two or three digits. Cast them to float32 "
             "for more",
-            stacklevel=3,
+            stacklevel=5,
         )
     return Matrix(kind, tuple(_tree.selected(select, params)), batch_stats == "batch"), params

@@ -27,6 +27,9 @@ CLEARLY = 0.9  # of the seconds of a better guess: timings of short calls are no
 SHORT_S = 0.05  # spent on repeating a shorter one
 MOST_REPEATS = 10
 
+OF_LANDSCAPES = ("chunk", "microbatch", "loop", "share", "scan", "data_shards")  # what operators do not read
+OF_OPERATORS = ("linearize", "processes")  # what landscapes do not read
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -49,9 +52,9 @@ class Plan:
 
 
 def check(execution: Execution) -> None:
-    """Raise a ValueError naming the first field that is out of its range."""
-    if not isinstance(execution, Execution):
-        raise ValueError(f"execution: {execution!r} given; the rule is an lla.Execution, e.g. lla.Execution(chunk=8)")
+    """Raise a ValueError naming the first field that is out of its range, or that a landscape does not read."""
+    readers = "operators (lla.hessian, lla.ggn, lla.fisher, lla.per_layer, lla.convexity)"
+    _check_read(execution, OF_OPERATORS, "a landscape", readers)
     for name in ("chunk", "microbatch"):
         value = getattr(execution, name)
         if value != "auto" and (not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1):
@@ -61,6 +64,29 @@ def check(execution: Execution) -> None:
     for name in ("share", "scan"):
         if getattr(execution, name) not in ("auto", True, False):
             raise ValueError(f'execution.{name}: {getattr(execution, name)!r} given; the rule is "auto", True or False')
+
+
+def check_for_operator(execution: Execution) -> None:
+    """Raise a ValueError naming the first field that is out of its range, or that an operator does not read."""
+    readers = "landscapes (lla.evaluate, lla.sweep, lla.all_modes)"
+    _check_read(execution, OF_LANDSCAPES, "an operator", readers)
+    if execution.linearize not in ("auto", True, False):
+        raise ValueError(f'execution.linearize: {execution.linearize!r} given; the rule is "auto", True or False')
+    if execution.processes not in ("all", "own"):
+        raise ValueError(f'execution.processes: {execution.processes!r} given; the rule is "all" or "own"')
+
+
+def _check_read(execution: Execution, others: tuple[str, ...], what: str, readers: str) -> None:
+    """Raise unless it is an Execution, with the defaults of the fields that only ``readers`` read."""
+    if not isinstance(execution, Execution):
+        raise ValueError(f"execution: {execution!r} given; the rule is an lla.Execution, e.g. lla.Execution(devices=2)")
+    for name in others:
+        value, default = getattr(execution, name), getattr(Execution, name)
+        if value != default:
+            raise ValueError(
+                f"execution.{name}: {value!r} given, and {what} does not read it; the rule is the default here, "
+                f"{default!r}, since only {readers} read it. Leave it out"
+            )
 
 
 def map_points(f: Callable[[Any], Any], coords: PyTree, loop: str) -> Any:

@@ -145,7 +145,8 @@ def agree(**items: str) -> None:
         if others := np.flatnonzero((table[:, i] != table[0, i]).any(-1)).tolist():
             raise ValueError(
                 f"{name}: differ between the processes: process 0 has others than {others}; the rule is the same in "
-                'all of them, and only the data are their own. For an operator of one process pass processes="own"'
+                "all of them, and only the data are their own. For an operator of one process pass "
+                'execution=lla.Execution(processes="own")'
             )
 
 

@@ -15,12 +15,15 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree
 from lla_jax.curvature import eigen, operators
 from lla_jax.curvature.linear_operator import LinearOperator
+from lla_jax.execution import plans
+from lla_jax.execution.keywords import accept_old
 from lla_jax.execution.progress import Progress
 from lla_jax.landscape import evaluation, rules
 
 CURVATURES = ("lambda_min", "lambda_max", "residual")
 
 
+@accept_old("devices")
 def convexity(
     loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,
@@ -31,7 +34,7 @@ def convexity(
     *,
     steps: int = 20,
     batch_size: int | None = None,
-    devices: Any = "all",
+    execution: Execution = Execution(),  # noqa: B008 (frozen)
     progress: Progress | None = None,
     on_partial: Callable[[Landscape], None] | None = None,
     resume: Landscape | None = None,
@@ -55,7 +58,7 @@ def convexity(
       key: draws the start vector.
       steps: Lanczos steps, Hessian products, per point, at most.
       batch_size: as for ``hessian``.
-      devices: as for ``hessian``.
+      execution: as for ``hessian``, but that every process computes for itself.
       progress: called as ``progress(done, total)`` in products, ``steps`` per point, after every point.
       on_partial: called with the points finished (the eigenvalues of others NaN, ``recipe["complete"]`` False) if the
         run is interrupted or fails; the exception is then re-raised.
@@ -81,7 +84,8 @@ def convexity(
             f"axes: got {type(axes).__name__}; the rule is lla.Directions, e.g. from lla.directions.random"
         )
     key, before = arguments.single_key(key), _evaluated(resume, int(steps))
-    fixed = Execution(chunk=1, microbatch=256, loop="map", share=False, devices=devices)  # nothing is timed
+    plans.check_for_operator(execution)
+    fixed = Execution(chunk=1, microbatch=256, loop="map", share=False, devices=execution.devices)  # nothing is timed
     plane = evaluation.evaluate(
         loss, params, data, axes, grid, batch_size=batch_size, key=key, execution=fixed, resume=before
     )
@@ -92,10 +96,10 @@ def convexity(
         table = {name: resume.values[name].ravel().copy() for name in table}
         done, about = int(resume.recipe["points_done"]), dict(resume.recipe["curvature"])
     try:
-        H = operators.hessian(
-            loss, params, data, batch_size=batch_size, devices=devices, processes="own",
-            linearize=bool(about["plan"]["linearized"]) if "plan" in about else "auto",  # to be the same to the bit
-        )  # fmt: skip
+        own = replace(execution, processes="own")
+        if "plan" in about:  # primal values are kept or not as they were then, to be the same to the bit
+            own = replace(own, linearize=bool(about["plan"]["linearized"]))
+        H = operators.hessian(loss, params, data, batch_size=batch_size, execution=own)
         about["plan"] = H.recipe["plan"]
         if isinstance(H, LinearOperator):
             H = replace(H, blocks=())  # without the primal values at the centre
@@ -123,7 +127,7 @@ def convexity(
         warnings.warn(
             f"lambda_max: the Hessian is not finite at {missing.mean():.1%} of the points, where the loss is; they are "
             "kept as NaN. A smaller extent avoids them",
-            stacklevel=2,
+            stacklevel=3,
         )
     return result
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
-from lla_jax.core.types import Estimate, Loss, Path, PyTree
+from lla_jax.core.types import Estimate, Execution, Loss, Path, PyTree
 from lla_jax.curvature import eigen, estimates, operators
+from lla_jax.execution.keywords import accept_old
 from lla_jax.execution.progress import Progress
 
 LEAST = 16  # probes before a standard error is believed
@@ -46,6 +47,7 @@ class Layer(NamedTuple):
     products: int
 
 
+@accept_old("devices")
 def per_layer(
     loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,
@@ -59,7 +61,7 @@ def per_layer(
     groups: Callable[[Path], str | None] | None = None,
     batch_stats: str = "frozen",
     progress: Progress | None = None,
-    devices: Any = "all",
+    execution: Execution = Execution(),  # noqa: B008 (frozen)
 ) -> tuple[Layer, ...]:
     """Where in the network the curvature is: trace, share and extreme eigenvalues of every module's diagonal block.
 
@@ -84,7 +86,7 @@ def per_layer(
         of the total. By default a block is a module, the leaves with one parent; a leaf at the root is its own.
       batch_stats: as for ``hessian``.
       progress: ``progress(done, total)`` in products; ``total`` is None while traces are estimated.
-      devices: as for ``hessian``.
+      execution: as for ``hessian``.
 
     Returns:
       A ``Layer`` per block, in the order of the leaves; ``table`` prints them.
@@ -105,7 +107,7 @@ def per_layer(
     key = arguments.single_key(key)
     names = _names(params, groups)
     H = operators.hessian(
-        loss, params, data, batch_size=batch_size, batch_stats=batch_stats, devices=devices,
+        loss, params, data, batch_size=batch_size, batch_stats=batch_stats, execution=execution,
         select=None if groups is None else _Named({p for p, name in zip(_tree.paths(params), names) if name}),
     )  # fmt: skip
     block_of = [name for name in names if name is not None]
@@ -233,7 +235,7 @@ def _traces(
         warnings.warn(
             f"trace: after {num} products the largest error is {sem.max():.2g}, and rtol={rtol:g} of the traces' sum, "
             f"{rtol * np.abs(mean[:-1]).sum():.2g}, is asked for: {why}",
-            stacklevel=3,
+            stacklevel=4,
         )
     about = {
         "kind": "block trace", "method": "hutchinson", "products": used, "rtol": float(rtol), "converged": reached,

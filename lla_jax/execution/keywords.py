@@ -1,0 +1,37 @@
+"""Old keywords for how a call runs: each is a field of ``Execution`` now, and is taken for one more release."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from lla_jax.core.types import Execution
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def accept_old(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator for a function that takes ``execution``: it takes fields of these names as keywords too, and warns.
+
+    The warning names the line that calls the function. A keyword beside ``execution`` is a ValueError.
+    """
+
+    def decorate(f: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(f)
+        def call(*args: Any, **options: Any) -> R:
+            old = {name: options.pop(name) for name in names if name in options}
+            for name, value in old.items():
+                new = f"execution=lla.Execution({name}={value!r})"
+                if "execution" in options:
+                    raise ValueError(f"{name}: {value!r} given beside execution; the rule is one of them: use {new}")
+                warnings.warn(f"{name}: use {new}", DeprecationWarning, stacklevel=2)
+            if old:
+                options["execution"] = Execution(**old)
+            return f(*args, **options)
+
+        return call
+
+    return decorate
