@@ -21,7 +21,7 @@ from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe, Select
 from lla_jax.curvature import matrices, products
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, Operator, describe_params
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, describe_params
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.products import Common, Multiplier, Rows
 from lla_jax.curvature.space import Space
@@ -47,7 +47,7 @@ def operator(
     data: Any,
     options: Options,
     key: Any = None,
-) -> Operator:
+) -> LinearOperator | HostOperator:
     """The operator of a matrix over data in memory or a stream; see ``operators.hessian`` and ``fisher``."""
     batch_size, execution = options["batch_size"], options["execution"]
     if batch_size is not None:

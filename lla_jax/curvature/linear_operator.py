@@ -51,7 +51,8 @@ class Operator(abc.ABC):
     @property
     def shape(self) -> tuple[int, int]:
         """(n, n), the number of parameters it acts on: entries that are not masked (counted outside of jit)."""
-        return self.space.dim, self.space.dim
+        n = self.space.dim
+        return n, n
 
     @property
     def dtype(self) -> np.dtype:

@@ -21,7 +21,7 @@ from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
 from lla_jax.curvature import assembly, matrices
 from lla_jax.curvature.assembly import DEFAULTS, Options
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, Operator
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
 from lla_jax.curvature.matrices import Matrix, categorical
 from lla_jax.curvature.products import Multiplier
 from lla_jax.curvature.space import Space
@@ -45,7 +45,7 @@ def hessian(
     params: PyTree,
     data: Any,
     **options: Unpack[Options],
-) -> Operator:
+) -> LinearOperator | HostOperator:
     """The Hessian of the loss, as a product with vectors.
 
         H v = d/de grad L(theta + e v) at e = 0,   L = sum_i w_i l_i / sum_i w_i + penalty
@@ -90,7 +90,7 @@ def ggn(
     params: PyTree,
     data: Any,
     **options: Unpack[Options],
-) -> Operator:
+) -> LinearOperator | HostOperator:
     """The generalized Gauss-Newton matrix of the loss, as a product with vectors.
 
         G = sum_i w_i J_i' (grad_f^2 l_i) J_i / sum_i w_i + grad^2 penalty,   J_i = d f(x_i) / d theta
@@ -126,7 +126,7 @@ def fisher(
     samples: int = 1,
     sample: Callable[[Any, Any, Any], Any] | None = None,
     **options: Unpack[Options],
-) -> Operator:
+) -> LinearOperator | HostOperator:
     """The Fisher matrix of the model, as a product with vectors.
 
         F = sum_i w_i E_y [ g_i g_i' ] / sum_i w_i,   g_i = grad l(f(x_i), y)
@@ -337,7 +337,7 @@ def _operator(
     key: Any = None,
     sample: Any = None,
     samples: int = 1,
-) -> Operator:
+) -> LinearOperator | HostOperator:
     """The operator of a kind of matrix, with the options that all kinds share."""
     if unknown := options.keys() - DEFAULTS.keys():
         raise TypeError(f"{kind}() got an unexpected keyword argument {min(unknown)!r}; it takes {', '.join(DEFAULTS)}")
