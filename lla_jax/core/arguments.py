@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Options = TypeVar("Options", bound=Mapping[str, Any])
+"""A TypedDict of options that several functions share."""
 
 
 class Misuse(ValueError):
@@ -37,7 +41,7 @@ def clamped(name: str, value: Any, n: int) -> int:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: {value!r} given; the rule is an integer from 1 to the number of parameters, {n}")
     if value > n:
-        warnings.warn(f"{name}: {value} asked for, but there are only {n} parameters; {n} are done", stacklevel=3)
+        warn_caller(f"{name}: {value} asked for, but there are only {n} parameters; {n} are done")
     return min(int(value), n)
 
 
@@ -50,6 +54,18 @@ def single_key(key: Any) -> jax.Array:
         got = repr(key) if np.ndim(key) == 0 else type(key).__name__
         raise ValueError(f"key: got {got}; the rule is one jax.random key first, such as jax.random.key(0)")
     return key
+
+
+def complete(function: str, options: Options, defaults: Options) -> Options:
+    """The options of a function, with the defaults of those not given.
+
+    Raises:
+      TypeError: a name that is none of them, as Python says it of a keyword.
+    """
+    if unknown := sorted(set(options) - set(defaults)):
+        said = f"{function}() got an unexpected keyword argument {unknown[0]!r}"
+        raise TypeError(f"{said}; it takes {', '.join(defaults)}")
+    return cast(Options, {**defaults, **options})
 
 
 def warn_caller(text: str) -> None:

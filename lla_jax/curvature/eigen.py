@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -18,6 +17,7 @@ import numpy as np
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import warn_caller
 from lla_jax.core.types import Directions, Eigenpairs, PyTree, Recipe
 from lla_jax.curvature import eigensearch
 from lla_jax.curvature import lanczos as _lanczos
@@ -239,7 +239,7 @@ def _warn(result: Eigenpairs) -> None:
     else:
         computed = recipe["operator"].get("precision", {}).get("params", [recipe["dtype"]])
         text = f"{found}, and {asked}, which is below the rounding of the products in {', '.join(computed)}; raise tol"
-    warnings.warn(text, stacklevel=3)
+    warn_caller(text)
 
 
 # --- interrupted and continued

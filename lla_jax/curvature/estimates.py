@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import warn_caller
 from lla_jax.core.types import Estimate, PyTree
 from lla_jax.curvature import sketches
 from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, halve
@@ -227,7 +227,7 @@ def _driven(
     if now.value is not None:
         recipe |= {"norm": now.mean, "norm_sem": now.sem}
     if now.trouble or not converged:
-        warnings.warn(_complaint(recipe, now, rtol), stacklevel=3)
+        warn_caller(_complaint(recipe, now, rtol))
     mean, sem = now.value() if now.value else (now.mean, now.sem)
     return Estimate(mean, sem, now.num, recipe)
 

@@ -7,7 +7,6 @@ from the host, around one jitted update.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 
 from lla_jax.core import arguments
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import clamped
+from lla_jax.core.arguments import clamped, warn_caller
 from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import LinearOperator, Operator, check_given, check_operator
 from lla_jax.curvature.space import draw_one, take, vector_at
@@ -379,7 +378,7 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     if not len(alphas):
         raise ValueError(nothing(products))
     if products > len(alphas):
-        warnings.warn(f"H: product {products} is not finite; the {len(alphas)} steps before it are kept", stacklevel=2)
+        warn_caller(f"H: product {products} is not finite; the {len(alphas)} steps before it are kept")
     done = len(alphas)
     rest = jax.tree_util.tree_map(lambda q: q[done] * betas[-1].astype(q.dtype), basis)
     return Lanczos(H.place(jax.tree_util.tree_map(lambda q: q[:done], basis)), alphas, betas, H.place(rest))

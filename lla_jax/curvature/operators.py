@@ -6,7 +6,6 @@ Data in memory give a ``LinearOperator``, a pytree whose ``mv`` can be jitted; s
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Unpack
@@ -17,6 +16,7 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import complete, warn_caller
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
 from lla_jax.curvature import assembly, matrices
@@ -339,9 +339,7 @@ def _operator(
     samples: int = 1,
 ) -> LinearOperator | HostOperator:
     """The operator of a kind of matrix, with the options that all kinds share."""
-    if unknown := options.keys() - DEFAULTS.keys():
-        raise TypeError(f"{kind}() got an unexpected keyword argument {min(unknown)!r}; it takes {', '.join(DEFAULTS)}")
-    options = DEFAULTS | options
+    options = complete(kind, options, DEFAULTS)
     matrix, params = _matrix(kind, params, options["select"], options["batch_stats"])
     return assembly.operator(replace(matrix, sample=sample, samples=samples), loss, params, data, options, key)
 
@@ -354,9 +352,8 @@ def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) 
         raise ValueError(f'batch_stats: {batch_stats!r} given; the rule is "frozen" or "batch"')
     half = sorted({str(x.dtype) for x in jax.tree_util.tree_leaves(params) if jnp.dtype(x.dtype).itemsize < 4})
     if half:
-        warnings.warn(
+        warn_caller(
             f"params: are {', '.join(half)}; curvature is computed in it, to two or three digits. Cast them to float32 "
-            "for more",
-            stacklevel=5,
+            "for more"
         )
     return Matrix(kind, tuple(_tree.selected(select, params)), batch_stats == "batch"), params

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from lla_jax.core import arguments, recipes
+from lla_jax.core.arguments import warn_caller
 from lla_jax.core.types import PyTree, Recipe, Spectrum
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.lanczos import CHUNK, WINDOW
@@ -134,9 +134,8 @@ def spectrum(
         raise ValueError(_lanczos.nothing(run.products))
     result = _result(run, recipe | {"complete": True, "stopped": run.trouble, "memory": memory}, H, None)
     if run.trouble:
-        warnings.warn(
-            f"spectrum: {run.trouble}; the {result.probes} of {probes} probes that have steps before it are kept",
-            stacklevel=2,
+        warn_caller(
+            f"spectrum: {run.trouble}; the {result.probes} of {probes} probes that have steps before it are kept"
         )
     return result
 

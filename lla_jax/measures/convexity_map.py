@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from lla_jax.core import arguments
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import warn_caller
 from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree
 from lla_jax.curvature import eigen, operators
 from lla_jax.curvature.linear_operator import LinearOperator
@@ -124,10 +124,9 @@ def convexity(
     result = _map(plane, table, about, done)
     missing = np.isfinite(plane.values["loss"]) & ~np.isfinite(result.values["lambda_max"])
     if missing.any():
-        warnings.warn(
+        warn_caller(
             f"lambda_max: the Hessian is not finite at {missing.mean():.1%} of the points, where the loss is; they are "
-            "kept as NaN. A smaller extent avoids them",
-            stacklevel=3,
+            "kept as NaN. A smaller extent avoids them"
         )
     return result
 

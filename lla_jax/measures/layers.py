@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import warn_caller
 from lla_jax.core.types import Estimate, Execution, Loss, Path, PyTree
 from lla_jax.curvature import eigen, estimates, operators
 from lla_jax.execution.keywords import accept_old
@@ -232,10 +232,9 @@ def _traces(
     num = len(forms)
     if not reached:
         why = f"product {num + 1} is not finite" if num < used else "raise max_products or rtol"
-        warnings.warn(
+        warn_caller(
             f"trace: after {num} products the largest error is {sem.max():.2g}, and rtol={rtol:g} of the traces' sum, "
-            f"{rtol * np.abs(mean[:-1]).sum():.2g}, is asked for: {why}",
-            stacklevel=4,
+            f"{rtol * np.abs(mean[:-1]).sum():.2g}, is asked for: {why}"
         )
     about = {
         "kind": "block trace", "method": "hutchinson", "products": used, "rtol": float(rtol), "converged": reached,

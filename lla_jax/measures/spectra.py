@@ -7,13 +7,13 @@ eps of the precision in which the products were computed.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core.arguments import warn_caller
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Spectrum
 
 ROUNDING = 100.0  # times eps max|theta|: a node nearer to zero counts as zero
@@ -115,10 +115,9 @@ def k_hn(spec: Spectrum, n: float = 0.5, *, definition: Definition = "pooled") -
 
     recipe = _recipe("k_hn", spec, definition)
     if definition == "lla" and spec.recipe.get("scheme") != "lla":
-        warnings.warn(
+        warn_caller(
             "k_hn: definition='lla' of a spectrum with full re-orthogonalisation is not LLA's number, whose ghost "
-            "eigenvalues count; use spectrum(..., scheme='lla')",
-            stacklevel=2,
+            "eigenvalues count; use spectrum(..., scheme='lla')"
         )
     recipe |= {"n": float(n), "k_h1": list(value(1.0)), "dropped": float(weights[zero].sum() / spec.probes)}
     return Estimate(*value(float(n)), spec.probes, recipe)
@@ -275,5 +274,5 @@ def _recipe(kind: str, spec: Spectrum, definition: str) -> dict[str, Any]:
     applies = found.kind != "mainly negative" and not zero
     if not applies:
         trouble = "zero" if zero else f"mainly negative ({found.negative:.0%} of its curvature)"
-        warnings.warn(f"{kind}: the spectrum is {trouble}, where this criterion has no meaning", stacklevel=3)
+        warn_caller(f"{kind}: the spectrum is {trouble}, where this criterion has no meaning")
     return _made(kind, spec) | {"definition": definition, "type": found._asdict(), "applies": applies}

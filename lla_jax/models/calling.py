@@ -64,17 +64,6 @@ DEFAULTS: Options = {
 }
 
 
-def complete(adapter: str, options: Options) -> Options:
-    """The options with the defaults of those not given.
-
-    Raises:
-      TypeError: a name that is none of them.
-    """
-    if unknown := sorted(set(options) - set(DEFAULTS)):
-        raise TypeError(f"{adapter}() got an unexpected keyword argument {unknown[0]!r}; it has {', '.join(DEFAULTS)}")
-    return {**DEFAULTS, **options}
-
-
 def loss_of(apply: Callable[..., Any], criterion: Callable[..., Any], state: PyTree, options: Options) -> Loss:
     """The loss that calls a model by ``apply``."""
     names = ("key", "penalty", "per_example", "filter_axis")

@@ -9,14 +9,15 @@ from typing import Any, Unpack
 import jax
 import numpy as np
 
+from lla_jax.core.arguments import complete
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
+    DEFAULTS,
     Inputs,
     Kwargs,
     Options,
     arguments,
-    complete,
     loss_of,
     modes,
     parameters,
@@ -188,7 +189,7 @@ def from_equinox(
             "model, state = equinox.nn.make_with_state(Model)(...) and pass state=state."
         )
     names = parameters(getattr(model, method))
-    options = complete("from_equinox", options)
+    options = complete("from_equinox", options, DEFAULTS)
     keyed = options["key"] is not None
     takes = frozenset(name for name in ("key", "state") if name in names)
     if keyed and "key" not in takes:

@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+from lla_jax.core.arguments import complete
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
+    DEFAULTS,
     TRAIN_FLAGS,
     Inputs,
     Kwargs,
     Options,
     arguments,
-    complete,
     each_example,
     loss_of,
     modes,
@@ -124,7 +125,7 @@ def from_linen(
         )
     import flax.core
 
-    options = complete("from_linen", options)
+    options = complete("from_linen", options, DEFAULTS)
     # "intermediates" is what sow left over from a call: it would grow with every train step
     plain: dict[str, Any] = flax.core.unfreeze(dict(variables))
     state = {name: plain[name] for name in plain if name not in ("params", "intermediates")}

@@ -8,14 +8,15 @@ from typing import Any, Unpack
 
 import jax
 
+from lla_jax.core.arguments import complete
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
+    DEFAULTS,
     Inputs,
     Kwargs,
     Options,
     arguments,
-    complete,
     each_example,
     loss_of,
     modes,
@@ -117,7 +118,7 @@ def from_nnx(
     """
     from flax import nnx
 
-    options = complete("from_nnx", options)
+    options = complete("from_nnx", options, DEFAULTS)
     keyed = options["key"] is not None
     names = parameters(getattr(model, method))
 
