@@ -16,7 +16,7 @@ STEPS = 100
 def block_pass(problem: tuple, what: str, rows: int, rewritten: bool) -> Callable[[], Any]:
     """One pass of the model over all data, "forward" or "gradient", laid out as the products are.
 
-    Blocks of ``rows`` examples on every device, called from the host; ``rewritten`` applies ``lowering.lowered``.
+    Blocks of ``rows`` examples on every device, called from the host; ``rewritten`` applies ``rewriting.lowered``.
     """
     import jax
     import numpy as np

@@ -55,8 +55,8 @@ def words(error: Exception, options: Any) -> str:
             return f"{error.text}\n{ELSEWHERE}"
         case Misuse(path=Path()):
             return error.text
-        case Misuse() if error.argument in vars(options):
-            return f"--{error.argument.replace('_', '-')}: {error.text}"
+        case Misuse() if (option := error.argument.removeprefix("execution.")) in vars(options):
+            return f"--{option.replace('_', '-')}: {error.text}"
     return str(error)
 
 

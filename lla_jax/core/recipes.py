@@ -125,14 +125,11 @@ def same(one: Any, two: Any) -> bool:
 
 
 def same_numbers(one: Any, two: Any) -> bool:
-    """Whether both are floating numbers, or arrays of such, that differ by rounding of the largest at most."""
-    if isinstance(one, str) or isinstance(two, str):
+    """Whether both are floating numbers, or lists of such, that differ by rounding of the largest at most."""
+    if not (_are_floats(one) and _are_floats(two)):
         return False
-    try:
-        a, b = np.asarray(one), np.asarray(two)
-    except ValueError:  # lists in lists, of several lengths
-        return False
-    if a.shape != b.shape or a.dtype.kind != "f" or b.dtype.kind != "f":
+    a, b = np.asarray(one, np.float64), np.asarray(two, np.float64)
+    if a.shape != b.shape:
         return False
     finite = np.isfinite(a) & np.isfinite(b)
     scale = np.abs(b[finite]).max(initial=0)
@@ -141,9 +138,15 @@ def same_numbers(one: Any, two: Any) -> bool:
     )
 
 
+def _are_floats(value: Any) -> bool:
+    each = value if isinstance(value, list | tuple) else [value]
+    return bool(each) and all(isinstance(x, float | np.floating) for x in each)
+
+
 def _decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that decide values."""
-    drawn = ("contents",) if recipe.get("kind") == "random" else ()  # hashed to the bit; the rest says how to draw them
+    told = recipe.get("kind") == "random" and not recipe.get("transformed")  # by the rest, which says how to draw them
+    drawn = ("contents",) if told else ()  # hashed to the bit
     return {k: v for k, v in recipe.items() if k not in (*HOW, *drawn)}
 
 

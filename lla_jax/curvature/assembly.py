@@ -111,9 +111,10 @@ def _mesh(execution: Execution, whole: bool) -> Mesh:
     if not whole:
         return _devices.mesh_of(chosen)
     if devices != "all" and len(chosen) > 1:
-        raise ValueError(
-            f"execution.devices: {devices!r} given, but batch statistics or a batch-coupled loss need whole batches, "
-            "which are not split over devices; leave devices out, or use lla.Execution(devices=1)"
+        raise Misuse(
+            "execution.devices",
+            f"{devices!r} given, but batch statistics or a batch-coupled loss need whole batches, which are not split "
+            "over devices; the rule is 1 then, or leave it out",
         )
     return _devices.mesh_of(chosen[:1])
 
@@ -121,9 +122,10 @@ def _mesh(execution: Execution, whole: bool) -> Mesh:
 def _model_mesh(model: Mesh, execution: Execution, together: bool) -> Mesh:
     """For rows that are split by nobody but the user and the compiler."""
     if execution.devices != "all":
-        raise ValueError(
-            f"execution.devices: {execution.devices!r} given, but the parameters are spread over {model.size} devices, "
-            'which do the work; leave devices out, or use "all"'
+        raise Misuse(
+            "execution.devices",
+            f"{execution.devices!r} given, but the parameters are spread over {model.size} devices, which do the work; "
+            'leave it out, or use "all"',
         )
     if together:
         raise ValueError(
@@ -261,6 +263,11 @@ def _split(batch: Batch, mesh: Mesh) -> Batch:
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(GRID)))
 
 
+def _place_data(data: Batch, mesh: Mesh, model: Mesh | None) -> Batch:
+    """The rows on the devices, as the caller holds them."""
+    return _split(data, mesh) if model is None else sharding.kept(data, model, "data")
+
+
 def _in_memory(
     settings: Settings, common: Common, data: Batch, recipe: Recipe, linearize: bool | str
 ) -> LinearOperator:
@@ -273,8 +280,8 @@ def _in_memory(
     if model is not None and not whole and any(map(sharding.spread, jax.tree_util.tree_leaves(data))):
         batch_size = batch_size or rows  # a part of rows that are spread would have to be brought together
     blocks = _whole_batches(by, count, batch_size) if whole else _blocks(by, rows, row_bytes, batch_size)
-    placed = _split(data, mesh) if model is None else sharding.kept(data, model, "data")
-    common = common._replace(data=placed, count=np.int32(count))
+    place = functools.partial(_place_data, data, mesh, model)
+    common = common._replace(data=place(), count=np.int32(count))
     if primitives & CALLBACKS and not allow_nondeterministic:
         _check_deterministic(by, space, common, blocks[0])
     if model is not None and linearize == "auto":
@@ -289,21 +296,31 @@ def _in_memory(
         "on_device": by.on_device, "text": f"{count:,} examples in {cut}, primal values {said}{spread}",
     }  # fmt: skip
     log.info("%s: %s", recipe["kind"], recipe["plan"]["text"])
-    return _linear(by, space, common._replace(params=None), tuple(blocks), keep, common.params, recipe)
+    make = _linearized if keep else _recomputed
+    shared = common._replace(params=None)
+    return make(by, space, shared, tuple(blocks), place, common.params, recipe)
 
 
-def _linear(
-    by: Multiplier, space: Space, shared: Common, blocks: tuple[Rows, ...], keep: bool, params: PyTree, recipe: Recipe
+# Neither is a closure, of which one that holds itself would free no data.
+
+
+def _recomputed(
+    by: Multiplier, space: Space, shared: Common, blocks: tuple[Rows, ...], place: Any, params: PyTree, recipe: Recipe
 ) -> LinearOperator:
-    """The operator around these parameters, with primal values computed now if they are to be kept."""
-    around = functools.partial(
-        _linear, by, space, shared, blocks, keep
-    )  # no closure: one that holds itself frees no data
-    common = shared._replace(params=params)
-    if not keep:
-        return LinearOperator(by, space, common, blocks, recipe=recipe, around=around)
+    """The operator around these parameters, its primal values computed at every product."""
+    around = functools.partial(_recomputed, by, space, shared, blocks, place)
+    return LinearOperator(by, space, shared._replace(params=params), blocks, recipe=recipe, around=around)
+
+
+def _linearized(
+    by: Multiplier, space: Space, shared: Common, blocks: tuple[Rows, ...], place: Any, params: PyTree, recipe: Recipe
+) -> LinearOperator:
+    """The operator around these parameters, its primal values computed now and kept; of the data nothing stays."""
+    without = shared._replace(data=None)
+    around = functools.partial(_linearized, by, space, without, blocks, place)
+    common = shared._replace(params=params, data=place() if shared.data is None else shared.data)
     maps = tuple(products.linearize(common, block.starts, by=by, size=block.size) for block in blocks)
-    return LinearOperator(by, space, common._replace(data=None), maps, recipe=recipe, around=around)
+    return LinearOperator(by, space, without._replace(params=params), maps, recipe=recipe, around=around)
 
 
 def _keep(by: Multiplier, common: Common, blocks: list[Rows], linearize: bool | str) -> tuple[bool, int, str]:

@@ -158,7 +158,8 @@ class Operator(abc.ABC):
 
             H = lla.hessian(loss, params, data);   H.at(others) v = (grad^2 L)(others) v
 
-        The data stay where they are on the devices, and nothing is compiled anew. What was decided for this operator
+        The data stay where they are on the devices, and nothing is compiled anew; where primal values are kept, nothing
+        else does, and the data are brought there again. What was decided for this operator
         holds for the other one too: its matrix, blocks and selection, and whether primal values are kept; if they are,
         those at ``params`` are computed now. Delete this operator, if its own are no longer needed. So does a mask, and
         a preconditioner: it is made of moments, not of parameters. For other moments take the plain operator,
@@ -185,14 +186,20 @@ class Operator(abc.ABC):
                 "rule is an operator as lla.hessian, lla.ggn or lla.fisher gave it"
             )
         params = self._like_centre(params)
-        recipe = self.recipe | {"params": describe_params(params)}
+        recipe = self.recipe | {"params": describe_params(params)}  # as they came: what a landscape of them says
         if self.together:
             processes.agree(params=str(recipe["params"]))
-        return replace(self.around(params, recipe), space=self.space)
+
+        def place(new: Any, old: jax.Array) -> jax.Array:
+            new = new.astype(old.dtype) if isinstance(new, jax.Array) else np.asarray(new, old.dtype)
+            return jax.device_put(new, old.sharding)
+
+        placed = jax.tree_util.tree_map(place, params, self.centre())
+        return replace(self.around(placed, recipe), space=self.space)
 
     def _like_centre(self, params: PyTree) -> PyTree:
-        """The parameters, checked, where those of the operator are."""
-        _tree.check_real(sharding.viewed(params))
+        """The parameters as arrays, if they are like the operator's."""
+        params = as_arrays(params)
         centre = self.centre()
         params = _tree.align(params, centre, "params", "the operator's parameters")
         pairs = zip(*map(jax.tree_util.tree_leaves, (params, centre)), strict=True)
@@ -202,12 +209,17 @@ class Operator(abc.ABC):
                     f"params[{path!r}] has dtype {dtype}, and the operator's parameters {old.dtype}; the rule is the "
                     "same dtypes. Cast it, or make another operator"
                 )
+        return params
 
-        def place(new: Any, old: jax.Array) -> jax.Array:
-            new = new.astype(old.dtype) if isinstance(new, jax.Array) else np.asarray(new, old.dtype)
-            return jax.device_put(new, old.sharding)
 
-        return jax.tree_util.tree_map(place, params, centre)
+def as_arrays(params: PyTree) -> PyTree:
+    """Parameters, numbers among them as arrays.
+
+    Raises:
+      ValueError: a leaf that is not real, floating and finite.
+    """
+    _tree.check_real(sharding.viewed(params))
+    return jax.tree_util.tree_map(lambda x: x if hasattr(x, "dtype") else np.asarray(x, jnp.result_type(x)), params)
 
 
 def describe_params(params: PyTree) -> Recipe:

@@ -34,7 +34,7 @@ class Matrix:
       sample: for the Fisher matrix, ``sample(key, outputs, example) -> example`` with a target drawn from the model;
         None takes the targets of the data.
       samples: draws per example.
-      lowered: whether the model is rewritten for a CPU by ``lowering.lowered``.
+      lowered: whether the model is rewritten for a CPU by ``rewriting.lowered``.
     """
 
     kind: str

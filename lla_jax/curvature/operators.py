@@ -21,7 +21,7 @@ from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
 from lla_jax.curvature import assembly, matrices
 from lla_jax.curvature.assembly import DEFAULTS, Options
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, as_arrays
 from lla_jax.curvature.matrices import Matrix, categorical
 from lla_jax.curvature.products import Multiplier
 from lla_jax.curvature.space import Space
@@ -346,8 +346,7 @@ def _operator(
 
 def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) -> tuple[Matrix, PyTree]:
     """The matrix, and the parameters as arrays."""
-    _tree.check_real(sharding.viewed(params))
-    params = jax.tree_util.tree_map(lambda x: x if hasattr(x, "dtype") else np.asarray(x, jnp.result_type(x)), params)
+    params = as_arrays(params)
     if batch_stats not in ("frozen", "batch"):
         raise ValueError(f'batch_stats: {batch_stats!r} given; the rule is "frozen" or "batch"')
     half = sorted({str(x.dtype) for x in jax.tree_util.tree_leaves(params) if jnp.dtype(x.dtype).itemsize < 4})

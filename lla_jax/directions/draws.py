@@ -157,7 +157,7 @@ def _floats(x: Any) -> Any:
 
 
 def _compare(what: str, now: Any, then: Any, why: str) -> None:
-    if not recipes.same_numbers(now, then):
+    if not recipes.same(now, then):
         raise ValueError(f"{what} does not agree with the recipe's fingerprint {then}: {why}")
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream, cuts, num_examples, pad_rows, rows_of
 from lla_jax.core.types import Execution, PyTree
 
@@ -28,11 +29,13 @@ def devices_of(execution: Execution) -> tuple[Any, ...]:
         return tuple(local)
     if isinstance(chosen, int) and not isinstance(chosen, bool):
         if not 1 <= chosen <= len(local):
-            raise ValueError(f"devices: {chosen} asked for; the rule is 1 to {len(local)}, the local devices {local}")
+            raise Misuse(
+                "execution.devices", f"{chosen} asked for; the rule is 1 to {len(local)}, the local devices {local}"
+            )
         return tuple(local[:chosen])
     if isinstance(chosen, Sequence) and not isinstance(chosen, str) and len(chosen):
         return tuple(chosen)
-    raise ValueError(f'devices: {chosen!r} given; the rule is "all", a number, or a sequence of jax devices')
+    raise Misuse("execution.devices", f'{chosen!r} given; the rule is "all", a number, or a sequence of jax devices')
 
 
 def mesh_of(devices: Sequence[Any], data_shards: int = 1) -> Mesh:

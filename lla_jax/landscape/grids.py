@@ -79,6 +79,16 @@ def grid_points(grid: tuple[np.ndarray, ...], lo: int, hi: int) -> np.ndarray:
     return np.stack([c[i] for c, i in zip(grid, indices, strict=True)], -1)
 
 
+SNAP = 1e-12  # coordinates of one axis that are so close, relative to the largest, are one
+
+
+def same_grid(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> bool:
+    """Whether two grids have the same points, axis by axis and up to rounding."""
+    return len(one) == len(two) and all(
+        len(a) == len(b) and np.all(abs(a - b) <= SNAP * abs(a).max()) for a, b in zip(one, two, strict=True)
+    )
+
+
 def check_grid(grid: Sequence[Any]) -> tuple[np.ndarray, ...]:
     """The grid as one float64 array of finite coordinates per axis."""
     try:

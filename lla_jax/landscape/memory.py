@@ -12,7 +12,7 @@ from lla_jax.core.types import Landscape, Recipe
 from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress, span
 from lla_jax.landscape import planning
-from lla_jax.landscape.grids import grid_points
+from lla_jax.landscape.grids import grid_points, same_grid
 from lla_jax.landscape.jobs import Job, group_size
 from lla_jax.landscape.means import Means
 from lla_jax.landscape.points import evaluated, warn
@@ -71,9 +71,14 @@ def _started(job: Job, resume: Landscape | None) -> tuple[Means, int]:
         return Means({}, {}), 0
     if not isinstance(resume, Landscape):
         raise ValueError(f"resume: got {type(resume).__name__}; the rule is a Landscape, e.g. lla.load(path)")
-    then, now = ({"grid": [axis.tolist() for axis in coords]} for coords in (resume.coords, job.coords))
+    then, now = resume.recipe, job.recipe
+    if not same_grid(resume.coords, job.coords):
+        then, now = (
+            recipe | {"grid": str([axis.tolist() for axis in coords])}
+            for recipe, coords in ((then, resume.coords), (now, job.coords))
+        )
     names = (*recipes.LANDSCAPE, "grid")
-    recipes.check_same("resume", "the partial landscape", resume.recipe | then, job.recipe | now, names, recipes.AFRESH)
+    recipes.check_same("resume", "the partial landscape", then, now, names, recipes.AFRESH)
     values, stderr = (
         {name: np.array(z, np.float64).reshape(-1) for name, z in part.items()}
         for part in (resume.values, resume.stderr)

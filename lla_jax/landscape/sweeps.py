@@ -228,8 +228,8 @@ def _jobs(
         if checkpoint != here:
             here = checkpoint
             job = jobs.recentred(job, params, job.loss.state if states is None else states[checkpoint])
-        axes = _drawn(kinds[kind], kind, seed, params)
-        yield jobs.along(job, axes), folder and folder / folder_of(cell)
+        # the axes have no name here, so that they are gone before the next ones are drawn
+        yield jobs.along(job, _drawn(kinds[kind], kind, seed, params)), folder and folder / folder_of(cell)
 
 
 def _drawn(made: Any, kind: str, seed: int | None, params: PyTree) -> Directions:

@@ -225,8 +225,8 @@ def _check_plane(plane: Landscape, axes: Directions) -> None:
         )
     if not isinstance(axes, Directions) or axes.num != plane.dims:
         raise ValueError(f"axes: {axes!r} given; the rule is the {plane.dims} directions of the landscape's axes")
-    contents = plane.recipe.get("directions", {}).get("contents")
-    if contents != recipes.fingerprint(axes.tree):
+    there = plane.recipe.get("directions", {})
+    if not recipes.same(there, dict(axes.recipe) | {"contents": recipes.fingerprint(axes.tree)}):
         raise ValueError(
             f"axes: {axes!r} are not what the landscape was evaluated along; pass the directions that were given to "
             "lla.evaluate, in the same order"
@@ -289,8 +289,7 @@ def _aligned(axes: Directions, H: Any) -> PyTree:
 
 def _projected(H: Any, tree: PyTree, num: int) -> tuple[np.ndarray, np.ndarray]:
     """(D' H D, D' D), float64."""
-    vectors = _tree.unstack(tree)
-    moved = [H.product(v) for v in vectors]
+    vectors, moved = _tree.unstack(tree), _tree.unstack(H.products(tree))
     projected = np.array([[float(_tree.dot(v, h)) for h in moved] for v in vectors])
     gram = np.array([[float(_tree.dot(v, w)) for w in vectors] for v in vectors])
     return (projected + projected.T) / 2, gram.reshape(num, num)

@@ -28,10 +28,10 @@ from lla_jax.core import files as _files
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Landscape
+from lla_jax.landscape.grids import SNAP
 from lla_jax.landscape.means import Means
 from lla_jax.landscape.store import manifest as _manifest
 
-SNAP = 1e-12  # coordinates of two grids that are so close, relative to the largest, are one
 LEFTOVER_S = 60.0  # a temporary file that old was left by a writer that was killed
 LEFT = (".manifest-*.tmp", ".grid-[0-9][0-9][0-9]-*.tmp", "grid-[0-9][0-9][0-9]/.[0-9]*-*.tmp")
 
@@ -58,8 +58,11 @@ class Damaged(ValueError):
     """A chunk file that cannot be read, or is of another run."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(reason)
+        super().__init__(path, reason)
         self.path = path
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 # --- the folder
