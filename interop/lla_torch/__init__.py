@@ -8,7 +8,7 @@ except ImportError as error:
         "with: pip install 'lla-jax[torch]'. Everything in lla_jax works without it."
     ) from error
 
-from lla_torch.certify.certificate import Certificate, certify
+from lla_torch.certification.certificate import Certificate, certify
 from lla_torch.net import Net, convert, convert_loss
 from lla_torch.problems import problem, stream
 from lla_torch.program.operators import lowering

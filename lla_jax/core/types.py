@@ -278,8 +278,8 @@ class Execution:
 
     A landscape (``evaluate``, ``sweep``, ``all_modes``) reads all fields but the last two, and times what is "auto" on
     the first chunk. An operator (``hessian``, ``ggn``, ``fisher``), and with it ``per_layer`` and ``convexity``, reads
-    ``devices`` and the last two. A field that a call does not read is refused unless it has its default. ``convexity`` is
-    of one process whatever ``processes`` says; continued, it keeps primal values or not as it began.
+    ``devices`` and the last two. A field that a call does not read is refused unless it has its default.
+    ``convexity`` is of one process whatever ``processes`` says; continued, it keeps primal values or not as it began.
 
     Args:
       chunk: points evaluated per call and device.

@@ -12,8 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 lla_torch = pytest.importorskip("lla_torch")
 
-from lla_torch.certify.certificate import difference
-from lla_torch.certify.reference import Follow
+from lla_torch.certification.certificate import difference
+from lla_torch.certification.reference import Follow
 from torch import nn
 
 Two = collections.namedtuple("Two", "first second")

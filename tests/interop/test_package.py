@@ -30,7 +30,7 @@ FLOORS = [
     {"conversion"},
     {"losses"},
     {"net"},
-    {"certify", "problems"},
+    {"certification", "problems"},
     {"__init__"},
 ]
 """Rooms and modules of ``lla_torch`` from the ground up; those of one floor never import each other."""
@@ -53,6 +53,10 @@ def test_the_former_path_of_views_goes_on_working_with_a_warning():
     with pytest.warns(DeprecationWarning, match=r"lla_torch\.views is now lla_torch\.program\.views"):
         found = importlib.import_module("lla_torch.views")
     assert found.View is lla_torch.program.views.View
+
+
+def test_no_module_bears_the_name_of_a_public_function():
+    assert not set(lla_torch.__all__) & {path.stem for path in PACKAGE.iterdir()}
 
 
 def test_only_public_names_of_lla_jax_are_used():

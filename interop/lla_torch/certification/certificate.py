@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from lla_torch.certify.reference import Task, central_differences, named_arrays, output_weights, torch_numbers
+from lla_torch.certification.reference import Task, central_differences, named_arrays, output_weights, torch_numbers
 from lla_torch.conversion.function import Function, arguments
 from lla_torch.conversion.module import unwrapped
 from lla_torch.net import Net
