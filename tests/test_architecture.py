@@ -214,3 +214,18 @@ def test_the_library_neither_prints_nor_configures_nor_unpickles():
             continue
         for pattern in (r"\bprint\(", r"config\.update", r"allow_pickle=True", r"\bpickle\."):
             assert not re.search(pattern, path.read_text()), f"{path.name}: {pattern}"
+
+
+@pytest.mark.parametrize("name", ["hessian", "ggn", "fisher", "from_linen", "from_nnx", "from_equinox"])
+def test_shared_options_show_in_the_signature(name):
+    shown = inspect.signature(getattr(lla, name)).parameters
+    assert all(p.kind is not p.VAR_KEYWORD and p.annotation is not p.empty for p in shown.values())
+    some = {"inputs": None, "per_example": True} if name.startswith("from_") else {"execution": lla.Execution()}
+    assert {option: shown[option].default for option in some} == some
+
+
+def test_the_options_of_evaluate_for_type_checkers_are_those_of_its_signature():
+    from lla_jax.landscape.evaluation import Options
+
+    options = [p.name for p in inspect.signature(lla.evaluate).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert list(Options.__annotations__) == options

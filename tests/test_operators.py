@@ -178,20 +178,45 @@ def test_around_other_parameters_it_is_the_operator_made_there_and_compiles_noth
 
 
 def test_around_other_parameters_the_data_stay_where_they_are(monkeypatch):
-    kept, anew = make(linearize=True), make(linearize=False)
+    H = make(linearize=False)
 
     def refuse(*args):
         raise AssertionError("the data are moved")
 
     monkeypatch.setattr(assembly, "_split", refuse)
     monkeypatch.setattr(assembly, "_profile", refuse)
-    for H in (kept, anew):
-        assert H.at(helpers.params(1)).recipe["plan"] == H.recipe["plan"]
-    there, here = (jax.tree.leaves(op.common.data) for op in (anew.at(helpers.params(1)), anew))
+    assert H.at(helpers.params(1)).recipe["plan"] == H.recipe["plan"]
+    there, here = (jax.tree.leaves(op.common.data) for op in (H.at(helpers.params(1)), H))
     assert all(map(operator.is_, there, here))
     held = weakref.ref(here[0])
-    del anew, H, there, here
+    del H, there, here
     assert held() is None  # at once: an operator that holds itself would wait for the garbage collector
+
+
+def test_where_primal_values_are_kept_the_data_are_not_here_or_elsewhere(monkeypatch):
+    placed, split = [], assembly._split
+
+    def watched(*args):
+        found = split(*args)
+        placed.extend(map(weakref.ref, jax.tree.leaves(found)))
+        return found
+
+    monkeypatch.setattr(assembly, "_split", watched)
+    H = make(linearize=True)
+    there = H.at(helpers.params(1))
+    assert there.recipe["plan"] == H.recipe["plan"]
+    assert len(placed) == 4  # inputs and labels, for each of the two
+    assert not [array for array in placed if array() is not None]
+
+
+def test_around_other_parameters_the_recipe_is_that_of_an_operator_made_there():
+    """Parameters of a wider type are known by their own bits, as a landscape around them says."""
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), helpers.params(1))
+    there, anew = make().at(wide), lla.hessian(LOSS, wide, DATA, execution=ONE)
+    assert there.recipe["params"] == anew.recipe["params"]
+    axes = lla.directions.random(KEY, wide)
+    plane = lla.evaluate(LOSS, wide, DATA, axes, lla.grid(points=3), execution=helpers.FIXED)
+    assert lla.plane_report(plane, axes, there).products
 
 
 def test_a_stream_may_change_between_parameters_but_not_at_them():

@@ -77,6 +77,36 @@ def test_what_changed_is_said_in_the_same_words_through_store_and_resume(tmp_pat
     assert words[0].endswith("The rule is the same recipe: repeat the arguments it was made with")
 
 
+def interrupted(grid, drawn):
+    """A landscape of which four points are there."""
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        lla.evaluate(
+            mlp_loss(), params(), DATA, drawn, grid, execution=FIXED, progress=Interrupt(4), on_partial=kept.append
+        )
+    return kept[0]
+
+
+@pytest.mark.parametrize("change", [1e-5, 5e-3])
+def test_another_grid_is_refused_however_long_the_other_axis_is(change):
+    a, b = np.array([-1.0, 0.0, 1.0]), np.array([1e-4, 1e-3, 2e-3])
+    begun = interrupted((a, b), axes())
+    with pytest.raises(recipes.Differs, match=r"differs in grid \(") as refused:
+        lla.evaluate(mlp_loss(), params(), DATA, axes(), (a, b * (1 + change)), execution=FIXED, resume=begun)
+    assert list(refused.value.changed) == ["grid"]
+    again = lla.evaluate(mlp_loss(), params(), DATA, axes(), (a, b * (1 + 1e-15)), execution=FIXED, resume=begun)
+    assert again.recipe["complete"]
+
+
+def test_of_directions_that_jax_transformed_the_recipe_says_too_little():
+    grid = lla.grid(ranges=[(0, 1)] * 2, points=3)  # begins at the centre, where all directions look alike
+    doubled, trebled = (jax.tree_util.tree_map(lambda x, c=c: c * x, axes()) for c in (2, 3))
+    begun = interrupted(grid, doubled)
+    with pytest.raises(recipes.Differs, match=r"differs in directions \(contents: "):
+        lla.evaluate(mlp_loss(), params(), DATA, trebled, grid, execution=FIXED, resume=begun)
+    assert lla.evaluate(mlp_loss(), params(), DATA, doubled, grid, execution=FIXED, resume=begun).recipe["complete"]
+
+
 @pytest.mark.parametrize(
     ("one", "two", "same"),
     [

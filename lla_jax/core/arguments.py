@@ -5,9 +5,10 @@ Every error names the argument, its value, the rule and a remedy.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Options = TypeVar("Options", bound=Mapping[str, Any])
 """A TypedDict of options that several functions share."""
 
@@ -54,6 +56,28 @@ def single_key(key: Any) -> jax.Array:
         got = repr(key) if np.ndim(key) == 0 else type(key).__name__
         raise ValueError(f"key: got {got}; the rule is one jax.random key first, such as jax.random.key(0)")
     return key
+
+
+def show_options(kind: type, defaults: Mapping[str, Any]) -> Callable[[Function], Function]:
+    """A decorator that shows shared options, taken as ``**options``, in a function's signature with their defaults.
+
+    Args:
+      kind: the TypedDict of the options.
+      defaults: of each of them.
+    """
+
+    def decorate(f: Function) -> Function:
+        signature = inspect.signature(f)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        types = {name: getattr(each, "__forward_arg__", each) for name, each in kind.__annotations__.items()}
+        shared = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=types[name])
+            for name, value in defaults.items()
+        ]
+        f.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+        return f
+
+    return decorate
 
 
 def complete(function: str, options: Options, defaults: Options) -> Options:

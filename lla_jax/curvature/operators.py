@@ -16,7 +16,7 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import complete, warn_caller
+from lla_jax.core.arguments import complete, show_options, warn_caller
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
 from lla_jax.curvature import assembly, matrices
@@ -40,6 +40,7 @@ DENSE_MOST = 20_000
 
 
 @accept_old("devices", "linearize", "processes")
+@show_options(Options, DEFAULTS)
 def hessian(
     loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,
@@ -85,6 +86,7 @@ def hessian(
 
 
 @accept_old("devices", "linearize", "processes")
+@show_options(Options, DEFAULTS)
 def ggn(
     loss: Loss,
     params: PyTree,
@@ -116,6 +118,7 @@ def ggn(
 
 
 @accept_old("devices", "linearize", "processes")
+@show_options(Options, DEFAULTS)
 def fisher(
     loss: Loss,
     params: PyTree,

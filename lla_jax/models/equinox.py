@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import jax
 import numpy as np
 
-from lla_jax.core.arguments import complete
+from lla_jax.core.arguments import complete, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
@@ -135,6 +135,7 @@ def _equinox_mode(model: PyTree, train: bool, keyed: bool) -> PyTree:
     return eqx.tree_at(flags, model, replace_fn=lambda _: not train) if flags(model) else model
 
 
+@show_options(Options, DEFAULTS)
 def from_equinox(
     model: Any,
     criterion: Callable[[Any, Batch], Any],

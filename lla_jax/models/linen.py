@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from lla_jax.core.arguments import complete
+from lla_jax.core.arguments import complete, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
@@ -87,6 +87,7 @@ class _LinenApply(ByValue):
             ) from error
 
 
+@show_options(Options, DEFAULTS)
 def from_linen(
     module: Any,
     variables: Mapping[str, Any],

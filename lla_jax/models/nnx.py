@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 import jax
 
-from lla_jax.core.arguments import complete
+from lla_jax.core.arguments import complete, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
@@ -87,6 +87,7 @@ def _nnx_statistics(model: Any, state: PyTree) -> PyTree:
     return nnx.from_flat_state([(path, new.get(path, old)) for path, old in nnx.to_flat_state(state)])
 
 
+@show_options(Options, DEFAULTS)
 def from_nnx(
     model: Any,
     criterion: Callable[[Any, Batch], Any],
