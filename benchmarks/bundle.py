@@ -50,7 +50,7 @@ def ours(path: pathlib.Path, side: int, steps: int) -> dict[str, Any]:
     compile_s = sum(compiling)
     seconds["criteria"], criteria = measure.timed(lambda: (lla.r_e(spec).mean, lla.k_hn(spec).mean))
     seconds["trace"], trace = measure.timed(lambda: lla.trace(H, key))
-    trees = [jax.tree_util.tree_map(lambda x, i=i: x[i], pairs.vectors.tree) for i in range(TOP)]
+    trees = [jax.tree.map(lambda x, i=i: x[i], pairs.vectors.tree) for i in range(TOP)]
     return {
         "seconds": seconds, "compile_s": compile_s, "values": pairs.values.tolist(),
         "vectors": [curvature.to_torch(tree, keys) for tree in trees], "nodes": spec.nodes[0], "criteria": criteria,

@@ -71,7 +71,7 @@ def grown(quick: bool) -> dict[str, Any]:
     }
     for row in curves["parameters"]:
         params = planes.mlp(width=row["size"])[1]
-        row["size"] = sum(x.size for x in jax.tree_util.tree_leaves(params))
+        row["size"] = sum(x.size for x in jax.tree.leaves(params))
     return curves
 
 

@@ -115,7 +115,7 @@ def network(name: str, source: pathlib.Path, batch: int, repeats: int) -> dict[s
     ms: dict[str, Any] = {}
     plain = {}
     for side, (side_loss, params, side_data) in sides.items():
-        v = jax.tree_util.tree_map(lambda p: jax.numpy.ones_like(p), params)
+        v = jax.tree.map(lambda p: jax.numpy.ones_like(p), params)
         args = jax.device_put((params, v, side_loss.state, side_data))
         for what, f in functions(side_loss).items():
             plain[what, side] = lambda f=f, args=args: jax.block_until_ready(f(*args))

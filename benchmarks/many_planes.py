@@ -29,7 +29,7 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
     import lla_jax as lla
 
     loss, params, data, _ = planes.mlp() if job["network"] == "mlp" else planes.lenet(job["batch"])
-    checkpoints = [jax.tree_util.tree_map(lambda p, i=i: p * (1 + 0.01 * i), params) for i in range(job["checkpoints"])]
+    checkpoints = [jax.tree.map(lambda p, i=i: p * (1 + 0.01 * i), params) for i in range(job["checkpoints"])]
     grid, points = lla.grid(extent=0.5, points=job["side"]), job["side"] ** 2
     compiling = measure.compiling()
 

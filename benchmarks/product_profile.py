@@ -36,12 +36,12 @@ def block_pass(problem: tuple, what: str, rows: int, rewritten: bool) -> Callabl
 
     def each(*args: Any) -> Any:  # a leading axis of devices: no collectives, which may deadlock between CPU devices
         found = (jax.grad(total) if what == "gradient" else total)(*args)
-        return jax.tree_util.tree_map(lambda x: x[None], found)
+        return jax.tree.map(lambda x: x[None], found)
 
     step = jax.jit(
         jax.shard_map(each, mesh=mesh, in_specs=(whole, whole, split, split), out_specs=split, check_vma=False)
     )
-    plus = jax.jit(lambda a, b: jax.tree_util.tree_map(jax.numpy.add, a, b))
+    plus = jax.jit(lambda a, b: jax.tree.map(jax.numpy.add, a, b))
     size = next(n for n in range(min(rows * mesh.size, len(y)), 0, -1) if len(y) % n == 0 and n % mesh.size == 0)
     blocks = [
         jax.device_put((x[i : i + size], np.asarray(y[i : i + size])), NamedSharding(mesh, split))
@@ -103,7 +103,7 @@ def update(H: Any) -> Callable[[], Any]:
     import lla_jax as lla
 
     basis = lla.lanczos.lanczos(H, jax.random.key(1), 2).basis
-    held = [jax.tree_util.tree_map(lambda q: jax.numpy.tile(q, (STEPS // 2, *[1] * (q.ndim - 1))), basis)]
+    held = [jax.tree.map(lambda q: jax.numpy.tile(q, (STEPS // 2, *[1] * (q.ndim - 1))), basis)]
     product = H.random(jax.random.key(2))
     step = jax.jit(lla.lanczos.lanczos_step, donate_argnums=0)
 

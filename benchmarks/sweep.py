@@ -66,7 +66,7 @@ class LeanTorch:
 
         self.net, self.x, self.y, self.microbatch = copy.deepcopy(case.net), case.x, case.y, microbatch
         self.start = [p.detach().clone() for p in case.net.parameters()]
-        each = (jax.tree_util.tree_map(lambda d, i=i: d[i], axes.tree) for i in range(2))
+        each = (jax.tree.map(lambda d, i=i: d[i], axes.tree) for i in range(2))
         self.axes = [[torch.tensor(np.array(part)) for part in case.to_torch(tree)] for tree in each]
 
     def loss(self, a: float, b: float) -> float:

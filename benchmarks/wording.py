@@ -1,4 +1,4 @@
-"""Claim: the source reads in plain words. Counts of its wording, of any revisions side by side; the standard library only.
+"""Claim: the source reads in plain words. Counts of its wording, of any revisions; the standard library only.
 
     python benchmarks/wording.py [--list] [REVISION ...]
 
@@ -22,21 +22,23 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("lla_jax", "interop/lla_torch")
 FOLDERS = (*PACKAGES, "tests", "benchmarks", "examples")
 
-IRREGULAR = set(
-    "begun broken brought built chosen done drawn driven found given gone grown held hidden kept known laid left lost "
-    "made said sent shown sought spent taken told undone written rewritten redrawn unknown".split()
+IRREGULAR = re.compile(
+    r"begun|broken|brought|built|chosen|done|drawn|driven|found|given|gone|grown|held|hidden|"
+    r"kept|known|laid|left|lost|made|redrawn|rewritten|said|sent|shown|sought|spent|taken|"
+    r"told|undone|unknown|written"
 )
-ED_NOUNS = set("embed feed need seed shed speed unembed".split())
-ING_NOUNS = set("embedding padding planning reading rounding spacing string timing warning".split())
-LITTLE = set("again anew as at by for from in into like of off on once out to together up with".split())
-SCHEMA = set("as_strided empty_strided new_empty_strided as_strided_scatter searchsorted".split())  # torch's names
+ED_NOUNS = re.compile(r"embed|feed|need|seed|shed|speed|unembed")
+ING_NOUNS = re.compile(r"embedding|padding|planning|reading|rounding|spacing|string|timing|warning")
+LITTLE = re.compile(r"again|anew|as|at|by|for|from|in|into|like|of|off|on|once|out|to|together|up|with")
+SCHEMA = re.compile(r"as_strided|as_strided_scatter|empty_strided|new_empty_strided|searchsorted")  # torch's names
 
 REMEDY = re.compile(
-    r"\b(such as|e\.g\.|give|pass|use|take|leave|try|raise|lower it|ask|set|make|wrap|install|choose|check|or None|start|"
-    r"delete|remove|call|keep|put|name|write|convert|cast|rename|move|save|load|run|read|replace|draw|add|say|wait|see|"
-    r"lla\.|jax\.|torch\.|one of|any of|known|there (is|are)|has|it takes|are:|from \d|between|at least|at most|above 0|"
-    r"Is the|free|select|fit|exclude|freeze|drop|split|compute|create|open|change|train|evaluate)\b|lla\.|--\w"
+    r"\b(such as|e\.g\.|give|pass|use|take|leave|try|raise|lower it|ask|set|make|wrap|install|choose|check|or None|"
+    r"delete|remove|call|keep|put|name|write|convert|cast|rename|move|save|load|run|read|replace|draw|add|say|wait|"
+    r"start|see|lla\.|jax\.|torch\.|one of|any of|known|there (is|are)|has|it takes|are:|from \d|between|at least|"
+    r"at most|above 0|Is the|free|select|fit|exclude|freeze|drop|split|compute|create|open|change|train|evaluate)\b|lla\.|--\w"
 )
+MISUSE = {"ValueError", "TypeError", "Misuse", "Mistake", "ConversionError", "Refused"}
 Found = Iterator[str]
 
 
@@ -55,20 +57,21 @@ def public_names(root: pathlib.Path) -> set[str]:
 
 def is_participle(word: str) -> bool:
     """Whether a word is a past or present participle, as English spells most of them."""
-    past = word.endswith("ed") and word not in ED_NOUNS or word in IRREGULAR
-    return past or word.endswith("ing") and len(word) > 4 and word not in ING_NOUNS
+    past = bool(IRREGULAR.fullmatch(word)) or (word.endswith("ed") and not ED_NOUNS.fullmatch(word))
+    return past or (word.endswith("ing") and len(word) > 4 and not ING_NOUNS.fullmatch(word))
 
 
 def participle_names(root: pathlib.Path) -> Found:
     """Functions that end with a participle, or begin with one that governs the rest ("laid_out_like")."""
-    public = public_names(root) | SCHEMA
+    public = public_names(root)
     for path, text in sources(root, PACKAGES):
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef) and node.name not in public:
+            if isinstance(node, ast.FunctionDef) and node.name not in public and not SCHEMA.fullmatch(node.name):
                 words = node.name.strip("_").split("_")
                 if words[0] in ("is", "has", "was", "are", "check", "tell"):
                     continue
-                if is_participle(words[-1]) or len(words) > 1 and is_participle(words[0]) and words[1] in LITTLE:
+                governs = len(words) > 1 and is_participle(words[0]) and LITTLE.fullmatch(words[1])
+                if governs or is_participle(words[-1]):
                     yield f"{path}:{node.lineno} {node.name}"
 
 
@@ -108,9 +111,8 @@ def raises(root: pathlib.Path) -> Iterator[tuple[str, str]]:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                 kind = ast.unparse(node.exc.func).rpartition(".")[2]
-                if kind in ("ValueError", "TypeError", "Misuse", "Mistake", "ConversionError", "Refused"):
-                    if message := message_of(node):
-                        yield f"{path}:{node.lineno}", message
+                if kind in MISUSE and (message := message_of(node)):
+                    yield f"{path}:{node.lineno}", message
 
 
 def messages_without_remedy(root: pathlib.Path) -> Found:
@@ -133,7 +135,8 @@ def imports_between_tests(root: pathlib.Path) -> Found:
 
 def test_lengths(root: pathlib.Path) -> list[tuple[int, str]]:
     """(lines, path) of the test files, the longest first."""
-    return sorted(((text.count("\n"), path) for path, text in sources(root, ("tests",)) if "test_" in path), reverse=True)
+    lengths = [(text.count("\n"), path) for path, text in sources(root, ("tests",)) if "test_" in path]
+    return sorted(lengths, reverse=True)
 
 
 COUNTERS: dict[str, Callable[[pathlib.Path], Found]] = {
@@ -151,7 +154,8 @@ COUNTERS: dict[str, Callable[[pathlib.Path], Found]] = {
 def unpack(revision: str, folder: pathlib.Path) -> pathlib.Path:
     """The tree of a revision, written into a folder."""
     archive = subprocess.run(["git", "archive", revision], cwd=ROOT, check=True, capture_output=True).stdout
-    tarfile.open(fileobj=io.BytesIO(archive)).extractall(folder, filter="data")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(folder, filter="data")
     return folder
 
 

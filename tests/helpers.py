@@ -91,7 +91,7 @@ def mlp_loss(**options) -> lla.Loss:
 
 def reference_losses(p: dict, data) -> np.ndarray:
     """The same per-example losses in plain numpy, float64."""
-    p = jax.tree_util.tree_map(lambda x: np.asarray(x, np.float64), p)
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), p)
     x, y = data
     hidden = np.maximum(np.asarray(x, np.float64) @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"], 0)
     z = p["gain"] * (hidden @ p["Dense_1"]["kernel"] + p["Dense_1"]["bias"])
@@ -105,7 +105,7 @@ def moved(p: dict, axes: lla.Directions, coord) -> dict:
     def move(leaf, d):
         return np.asarray(leaf, np.float64) + np.tensordot(np.asarray(coord, np.float64), np.asarray(d, np.float64), 1)
 
-    return jax.tree_util.tree_map(move, p, axes.tree)
+    return jax.tree.map(move, p, axes.tree)
 
 
 def points_computed(monkeypatch) -> list[int]:

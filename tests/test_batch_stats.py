@@ -42,7 +42,7 @@ def axis(trained):
 
 def hand(params, x, y, statistics=None):
     """(mean loss, hidden mean, hidden variance) in numpy float64; statistics of the batch itself if not given."""
-    p = jax.tree_util.tree_map(lambda a: np.asarray(a, np.float64), params)
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     h = x @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"]
     mean, var = (h.mean(0), h.var(0)) if statistics is None else statistics
     norm = p["BatchNorm_0"]
@@ -53,9 +53,7 @@ def hand(params, x, y, statistics=None):
 
 
 def at(params, axis, c):
-    return jax.tree_util.tree_map(
-        lambda p, d: np.asarray(p, np.float64) + c * np.asarray(d[0], np.float64), params, axis.tree
-    )
+    return jax.tree.map(lambda p, d: np.asarray(p, np.float64) + c * np.asarray(d[0], np.float64), params, axis.tree)
 
 
 def run(trained, axis, policy, data=(X, Y), **options):
@@ -127,16 +125,16 @@ def test_policies_do_not_depend_on_the_plan(trained, axis, loop, devices):
 
 def test_reestimating_at_new_weights_compiles_nothing(trained, axis):
     run(trained, axis, "reestimate")
-    moved = {**trained, "params": jax.tree_util.tree_map(lambda p: np.asarray(p) * 1.1, trained["params"])}
+    moved = {**trained, "params": jax.tree.map(lambda p: np.asarray(p) * 1.1, trained["params"])}
     with compilations() as seen:
         run(moved, axis, "reestimate")
     assert seen.count == 0
 
 
 def test_the_users_statistics_are_not_changed(trained, axis):
-    before = jax.tree_util.tree_map(np.array, trained)
+    before = jax.tree.map(np.array, trained)
     run(trained, axis, "reestimate")
-    jax.tree_util.tree_map(np.testing.assert_array_equal, before, trained)
+    jax.tree.map(np.testing.assert_array_equal, before, trained)
 
 
 @pytest.mark.parametrize(("mean", "scale"), [(1000.0, 10.0), (0.0, 1e3), (0.0, 1e-3)])

@@ -124,7 +124,7 @@ def test_a_changed_recipe_is_refused_and_the_message_says_what_changed(tmp_path)
 def test_directions_drawn_a_rounding_apart_are_the_same(tmp_path, whole, monkeypatch):
     run(tmp_path)
     drawn = axes()
-    moved = jax.tree_util.tree_map(lambda d: np.nextafter(np.asarray(d), np.inf, dtype=d.dtype), drawn.tree)
+    moved = jax.tree.map(lambda d: np.nextafter(np.asarray(d), np.inf, dtype=d.dtype), drawn.tree)
     near = lla.Directions(moved, drawn.recipe | {"fingerprint": np.nextafter(drawn.recipe["fingerprint"], 9).tolist()})
     again = lla.evaluate(
         mlp_loss(), params(), dataset(), near, GRID, store=tmp_path, execution=FIXED, metrics={"accuracy": accuracy}

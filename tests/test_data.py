@@ -27,7 +27,7 @@ def cut(data, sizes):
     for size in itertools.cycle(sizes):
         if start >= len(data[1]):
             return batches
-        batches.append(jax.tree_util.tree_map(lambda x, s=start, n=size: x[s : s + n], data))
+        batches.append(jax.tree.map(lambda x, s=start, n=size: x[s : s + n], data))
         start += size
 
 
@@ -302,7 +302,7 @@ def test_noise_is_common_to_all_points_and_independent_of_the_batching(axis):
     one = run(axis, DATA, loss)
     for source in (lla.stream(cut(DATA, (3, 4))), lla.stream(cut(DATA, (9,)))):
         np.testing.assert_allclose(run(axis, source, loss).values["loss"], one.values["loss"], rtol=1e-6)
-    still = lla.directions.given(jax.tree_util.tree_map(lambda x: 1e-30 * np.ones_like(x), params()))
+    still = lla.directions.given(jax.tree.map(lambda x: 1e-30 * np.ones_like(x), params()))
     same = lla.evaluate(loss, params(), DATA, still, LINE, execution=FIXED).values["loss"]
     np.testing.assert_allclose(same, same[1], rtol=1e-6)
     other = lla.Loss(noisy, cross_entropy, key=jax.random.key(5))
@@ -322,7 +322,7 @@ def test_mean_gradient_of_weighted_batches_and_penalty():
     loss = mlp_loss(penalty=lambda p: p["gain"] ** 2)
     for source, size in ((DATA, None), (DATA, 4), (lla.stream(cut(DATA, (3, 4))), None)):
         found = lla.data.mean_gradient(loss, params(), source, batch_size=size)
-        jax.tree_util.tree_map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
     axis = lla.directions.gradient(loss, params(), DATA, batch_size=6)
     np.testing.assert_allclose(axis.tree["gain"][0], expected["gain"], rtol=1e-5)
 

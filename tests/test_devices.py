@@ -123,8 +123,8 @@ for devices, shards in ((1, 1), (2, 1), (4, 2), (8, 1), (8, 4), (8, 8)):
     how = lla.Execution(chunk=2, microbatch=4, loop="map", share=True, devices=devices, data_shards=shards)
     plane = lla.evaluate(mlp_loss(), params(), dataset(23), axes, lla.grid(0.5, 5), execution=how)
     H = lla.hessian(mlp_loss(), params(), dataset(23), execution=lla.Execution(devices=devices))
-    product = H.product(jax.tree_util.tree_map(np.ones_like, params()))
-    found.append([plane.values["loss"], *map(np.asarray, jax.tree_util.tree_leaves(product))])
+    product = H.product(jax.tree.map(np.ones_like, params()))
+    found.append([plane.values["loss"], *map(np.asarray, jax.tree.leaves(product))])
 for one in found[1:]:
     for a, b in zip(one, found[0], strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6 * abs(b).max())

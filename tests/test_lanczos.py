@@ -39,7 +39,7 @@ def operator(a, traceable=True):
 
 def flat(tree, lead=0):
     """A vector, or stacked vectors, as float64 array."""
-    leaves = [np.asarray(x, np.float64) for x in jax.tree_util.tree_leaves(tree)]
+    leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
     return np.concatenate([x.reshape(*x.shape[:lead], -1) for x in leaves], -1)
 
 
@@ -194,7 +194,7 @@ class Breaks:
     def __call__(self, v):
         self.count += 1
         out = times(v, self.a)
-        return jax.tree_util.tree_map(lambda x: x * np.nan, out) if self.count >= self.at else out
+        return jax.tree.map(lambda x: x * np.nan, out) if self.count >= self.at else out
 
 
 def breaking(at, a=None):

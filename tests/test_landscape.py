@@ -96,7 +96,7 @@ def test_the_centre_is_the_loss_and_the_add_rule_returns_the_weights_exactly(axe
     assert plane.coords[0][2] == plane.coords[1][2] == 0
     assert plane.values["loss"][2, 2] == pytest.approx(reference_losses(params(), DATA).mean(), rel=1e-6)
     same = lla.landscape.add(params(), axes.tree, np.zeros(3, np.float32))
-    jax.tree_util.tree_map(np.testing.assert_array_equal, same, params())
+    jax.tree.map(np.testing.assert_array_equal, same, params())
 
 
 def test_a_quadratic_in_float64_along_its_eigenvectors_is_exact():
@@ -127,7 +127,7 @@ def moments():
     tx = optax.adam(1e-2)
     state = tx.init(params())
     for seed in range(3):
-        grads = jax.tree_util.tree_map(lambda x, s=seed: 0.1 * np.cos(np.asarray(x) + s), params())
+        grads = jax.tree.map(lambda x, s=seed: 0.1 * np.cos(np.asarray(x) + s), params())
         _, state = tx.update(grads, state)
     return lla.directions.adam_moments(state, params())
 
@@ -141,7 +141,7 @@ def test_the_adam_rule_against_its_formula_and_its_row_zero(moments):
             m, v = np.asarray(d, np.float64)
             return p + a / np.sqrt(b) * m / (np.sqrt(v) + 1e-8)
 
-        at = jax.tree_util.tree_map(step, params(), moments.tree)
+        at = jax.tree.map(step, params(), moments.tree)
         assert plane.values["loss"][i, j] == pytest.approx(reference_losses(at, DATA).mean(), rel=1e-5)
     assert plane.values["loss"][1] == pytest.approx(reference_losses(params(), DATA).mean(), rel=1e-6)
 
@@ -149,7 +149,7 @@ def test_the_adam_rule_against_its_formula_and_its_row_zero(moments):
 def test_the_adam_rule_is_constant_on_a_over_root_b_and_takes_its_eps(moments):
     adam, tree, p = lla.landscape.adam, moments.tree, params()
     one, other = (adam(p, tree, np.array(c, np.float32)) for c in ((0.1, 1.0), (0.2, 4.0)))
-    jax.tree_util.tree_map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), one, other)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), one, other)
     coords = lla.grid(ranges=[(-0.02, 0.02), (0.1, 2)], points=3)
     large = functools.partial(adam, eps=1e6)
     plane = lla.evaluate(mlp_loss(), params(), DATA, moments, coords, rule=large, execution=FIXED)
@@ -273,9 +273,9 @@ def test_the_kernel_is_jittable_and_differentiable(axes):
 
 def test_nothing_of_the_users_is_changed(axes):
     mine, data = params(), dataset()
-    before = jax.tree_util.tree_map(np.copy, (mine, data))
+    before = jax.tree.map(np.copy, (mine, data))
     lla.evaluate(mlp_loss(), mine, data, axes[:2], lla.grid(points=3), execution=FIXED)
-    jax.tree_util.tree_map(np.testing.assert_array_equal, (mine, data), before)
+    jax.tree.map(np.testing.assert_array_equal, (mine, data), before)
 
 
 # -- what can go wrong -------------------------------------------------------------------------------------------------
@@ -599,13 +599,13 @@ def test_a_second_convolutional_network_compiles_nothing():
         images, labels = rng.standard_normal((12, 8, 8, 1)).astype(np.float32), rng.integers(0, 10, 12)
         variables = demo.CNN().init(jax.random.key(seed), images)
         loss = lla.from_linen(demo.CNN(), variables, lambda o, b: (o**2).sum(1))
-        before = jax.tree_util.tree_map(np.array, variables)
+        before = jax.tree.map(np.array, variables)
         pair = lla.directions.normalize(
             lla.directions.random(jax.random.key(seed), variables["params"]), variables["params"]
         )
         with compilations() as seen:
             lla.evaluate(loss, variables["params"], (images, labels), pair, lla.grid(points=3))
-        jax.tree_util.tree_map(np.testing.assert_array_equal, variables, before)
+        jax.tree.map(np.testing.assert_array_equal, variables, before)
         return seen.count
 
     assert run(0) <= 3

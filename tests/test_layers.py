@@ -38,8 +38,8 @@ def cnn(dtype):
 def blocks_of(loss, p, data, names=None):
     """{module: diagonal block} of the dense Hessian."""
     whole = operators.dense(lla.hessian(loss, p, data, execution=ONE))
-    sizes = [x.size for x in jax.tree_util.tree_leaves(p)]
-    names = names or [str(path[0].key) for path, _ in jax.tree_util.tree_leaves_with_path(p)]
+    sizes = [x.size for x in jax.tree.leaves(p)]
+    names = names or [str(path[0].key) for path, _ in jax.tree.leaves_with_path(p)]
     at = np.repeat(names, sizes)
     return {name: whole[np.ix_(at == name, at == name)] for name in dict.fromkeys(names)}
 
@@ -165,7 +165,7 @@ def test_groups_are_blocks_of_ones_own():
 
 def test_names_of_leaves_at_the_root_and_of_a_single_leaf():
     def loss(p, batch):
-        return sum((x**2).sum() for x in jax.tree_util.tree_leaves(p)) / 2
+        return sum((x**2).sum() for x in jax.tree.leaves(p)) / 2
 
     def modules(p):
         return [(row.module, row.size) for row in lla.per_layer(loss, p, np.zeros((1, 1)), KEY, execution=ONE)]

@@ -82,7 +82,7 @@ def pooled(x):
 @pytest.mark.parametrize("name", CASES)
 def test_shared_values_equal_those_at_each_point(name):
     params, f = CASES[name]
-    directions = jax.tree_util.tree_map(lambda x: np.stack([0.3 * draw(*x.shape), 0.3 * draw(*x.shape)]), params)
+    directions = jax.tree.map(lambda x: np.stack([0.3 * draw(*x.shape), 0.3 * draw(*x.shape)]), params)
     coords = np.array([[0, 0], [1, 0], [-0.5, 2]], np.float32)
 
     @jax.jit
@@ -94,15 +94,15 @@ def test_shared_values_equal_those_at_each_point(name):
         return jax.lax.map(lambda at: f(landscape.add(p, d, at)), c)
 
     left, right = shared(params, directions, coords), separate(params, directions, coords)
-    assert jax.tree_util.tree_structure(left) == jax.tree_util.tree_structure(right)
-    jax.tree_util.tree_map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), left, right)
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), left, right)
     centre = jax.jit(lambda p, d: lowering.affine(f, p, d)(jnp.zeros(2)))(params, directions)
-    jax.tree_util.tree_map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), centre, f(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), centre, f(params))
 
 
 def test_the_first_layer_is_computed_once_per_part_and_not_per_point():
     params, f = CASES["two layers"]
-    directions = jax.tree_util.tree_map(lambda x: np.stack([x, x]), params)
+    directions = jax.tree.map(lambda x: np.stack([x, x]), params)
 
     def products(points):
         def run(p, d, c):
@@ -122,7 +122,7 @@ def test_half_precision_is_not_shared_where_it_would_round_the_parts():
     def f(p):
         return (X.astype(jnp.bfloat16) @ p["w"].astype(jnp.bfloat16)).astype(jnp.float32)
 
-    directions = jax.tree_util.tree_map(lambda x: np.stack([0.1 * x]), params)
+    directions = jax.tree.map(lambda x: np.stack([0.1 * x]), params)
     at = jnp.array([0.7])
     exact = jax.jit(lambda: f(landscape.add(params, directions, at)))()
     np.testing.assert_array_equal(jax.jit(lambda: lowering.affine(f, params, directions)(at))(), exact)

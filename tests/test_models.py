@@ -703,7 +703,7 @@ def test_the_page():
         haiku.apply(params, jax.tree.map(functools.partial(fill, v=v), space["state"]), None, x, True)[1]
         for v in (0.0, 1.0)
     )
-    for path, gap in jax.tree_util.tree_leaves_with_path(jax.tree.map(jnp.subtract, one, zero)):
+    for path, gap in jax.tree.leaves_with_path(jax.tree.map(jnp.subtract, one, zero)):
         np.testing.assert_allclose(gap, 0 if path[-1].key == "counter" else 0.9, rtol=1e-5)
 
 

@@ -17,7 +17,7 @@ GRID = lla.grid(extent=0.5, points=(3, 5))
 def opt_state():
     tx = optax.adam(1e-2)
     state = tx.init(params())
-    _, state = tx.update(jax.tree_util.tree_map(lambda x: 0.1 + np.cos(x), params()), state)
+    _, state = tx.update(jax.tree.map(lambda x: 0.1 + np.cos(x), params()), state)
     return state
 
 

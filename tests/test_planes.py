@@ -247,7 +247,7 @@ def test_the_plane_of_the_top_eigenvectors_sees_lambda_max(network):
 def test_what_does_not_belong_together_is_refused_or_told(network):
     loss, p, data, axes, plane, H = network
     with jax.enable_x64(True):
-        moved = jax.tree_util.tree_map(lambda x: 1.1 * x, p)
+        moved = jax.tree.map(lambda x: 1.1 * x, p)
         with pytest.raises(ValueError, match=r"H: the operator differs in params \(fingerprint: .* -> .*\)"):
             lla.plane_report(plane, axes, lla.hessian(loss, moved, data, execution=ONE))
         with pytest.raises(ValueError, match=r"axes: .* not what the landscape was evaluated along"):
@@ -260,7 +260,7 @@ def test_what_does_not_belong_together_is_refused_or_told(network):
             lla.plane_report(lla.Landscape(plane.coords, {}, {}, plane.recipe), axes, H)
         with pytest.raises(ValueError, match=r"H: .* rule is an operator"):
             lla.plane_report(plane, axes, np.eye(3))
-        scaled = operators.preconditioned(H, jax.tree_util.tree_map(np.ones_like, p))
+        scaled = operators.preconditioned(H, jax.tree.map(np.ones_like, p))
         with pytest.raises(ValueError, match="preconditioned"):
             lla.plane_report(plane, axes, scaled)
         empty = lla.Landscape(plane.coords, {"loss": np.full(plane.shape, np.nan)}, {}, plane.recipe)
@@ -285,7 +285,7 @@ def test_an_operator_on_some_leaves_takes_axes_that_move_only_these(network):
         part = lla.evaluate(loss, p, data, kernels, lla.grid(extent=0.1, points=3), execution=FIXED)
         found, same = (lla.plane_report(part, kernels, op) for op in (H, whole))
         np.testing.assert_allclose(found.projected, same.projected, rtol=1e-12)
-        mask = jax.tree_util.tree_map(lambda x: np.ones(x.shape, bool), p)
+        mask = jax.tree.map(lambda x: np.ones(x.shape, bool), p)
         mask["gain"] = np.zeros((), bool)
         masked = operators.masked(whole, mask)
         with pytest.raises(ValueError, match="axes: move gain,"):
@@ -301,7 +301,7 @@ def test_a_given_operator_and_a_stream(network):
         found = lla.plane_report(plane, axes, own)
         np.testing.assert_allclose(found.projected, expected, rtol=1e-12)
         assert "does not say at which parameters" in found.warnings[0]
-        lost = lla.plane_report(plane, axes, jax.tree_util.tree_map(lambda x: x, H))
+        lost = lla.plane_report(plane, axes, jax.tree.map(lambda x: x, H))
         assert "does not say at which parameters" in lost.warnings[0]
         batches = [(data[0][i : i + 8], data[1][i : i + 8]) for i in range(0, 23, 8)]
         streamed = lla.plane_report(plane, axes, lla.hessian(loss, p, lla.stream(batches), execution=ONE))
@@ -319,7 +319,7 @@ def quartic(p, batch):
 
 def known(coords, axes):
     """(lambda_min, lambda_max) of the quartic at every point of a grid around the origin."""
-    d = np.concatenate([np.asarray(x).reshape(axes.num, -1) for x in jax.tree_util.tree_leaves(axes.tree)], 1)
+    d = np.concatenate([np.asarray(x).reshape(axes.num, -1) for x in jax.tree.leaves(axes.tree)], 1)
     found = []
     for point in itertools.product(*coords):
         diagonal = 12 * np.arange(1, N + 1) * (np.array(point) @ d) ** 2 - 2

@@ -25,7 +25,7 @@ def axes(seed=0):
 
 def from_another_machine(drawn):
     """The same draw, every entry one rounding away, and so the entries that the recipe keeps of it."""
-    tree = jax.tree_util.tree_map(lambda x: np.nextafter(np.asarray(x), np.float32(np.inf)), drawn.tree)
+    tree = jax.tree.map(lambda x: np.nextafter(np.asarray(x), np.float32(np.inf)), drawn.tree)
     recipe = copy.deepcopy(drawn.recipe)
     recipe["fingerprint"] = [[x * (1 + 1e-7) for x in row] for row in recipe["fingerprint"]]
     return lla.Directions(tree, recipe)
@@ -100,7 +100,7 @@ def test_another_grid_is_refused_however_long_the_other_axis_is(change):
 
 def test_of_directions_that_jax_transformed_the_recipe_says_too_little():
     grid = lla.grid(ranges=[(0, 1)] * 2, points=3)  # begins at the centre, where all directions look alike
-    doubled, trebled = (jax.tree_util.tree_map(lambda x, c=c: c * x, axes()) for c in (2, 3))
+    doubled, trebled = (jax.tree.map(lambda x, c=c: c * x, axes()) for c in (2, 3))
     begun = interrupted(grid, doubled)
     with pytest.raises(recipes.Differs, match=r"differs in directions \(contents: "):
         lla.evaluate(mlp_loss(), params(), DATA, trebled, grid, execution=FIXED, resume=begun)

@@ -59,7 +59,7 @@ def check_spread(tree: dict, devices: int, *lead: int) -> None:
 
 
 def flat(tree, lead=0):
-    leaves = [np.asarray(x, np.float64) for x in jax.tree_util.tree_leaves(tree)]
+    leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
     return np.concatenate([x.reshape(*x.shape[:lead], -1) for x in leaves], -1)
 
 

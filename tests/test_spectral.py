@@ -325,15 +325,15 @@ def network(name, dtype):
     p = make(rng)
     data = rng.standard_normal(shape).astype(dtype), rng.integers(0, 4, len(np.empty(shape)))
     state = {"mean": np.full(6, 0.1, dtype), "var": np.full(6, 0.7, dtype)} if name == "cnn" else None
-    return lla.Loss(apply, cross_entropy, state=state), jax.tree_util.tree_map(lambda x: x.astype(dtype), p), data
+    return lla.Loss(apply, cross_entropy, state=state), jax.tree.map(lambda x: x.astype(dtype), p), data
 
 
 def dense_hessian(loss, p, data):
     """By jax.hessian, in float64."""
     with jax.enable_x64(True):
-        p, data = jax.tree_util.tree_map(lambda x: np.asarray(x, np.float64) if x.dtype.kind == "f" else x, (p, data))
+        p, data = jax.tree.map(lambda x: np.asarray(x, np.float64) if x.dtype.kind == "f" else x, (p, data))
         vector, unravel = jax.flatten_util.ravel_pytree(p)
-        state = jax.tree_util.tree_map(lambda x: np.asarray(x, np.float64), loss.state)
+        state = jax.tree.map(lambda x: np.asarray(x, np.float64), loss.state)
         mean = lambda v: cross_entropy(loss.apply(unravel(v), state, data, False)[0], data).mean()  # noqa: E731
         return np.asarray(jax.jit(jax.hessian(mean))(vector))
 
@@ -355,7 +355,7 @@ def test_every_pair_is_within_its_residual_of_the_dense_hessian(name):
             assert np.abs(pairs.values - wanted).max() <= (1e-8 if dtype == "float64" else 1e-3) * scale
             assert pairs.recipe["converged"]
             assert pairs.vectors.recipe["kind"] == "eigenvectors"
-            assert jax.tree_util.tree_structure(pairs.vectors.tree) == jax.tree_util.tree_structure(p)
+            assert jax.tree.structure(pairs.vectors.tree) == jax.tree.structure(p)
 
 
 LAPACK = 1e-13  # what rounding makes of the reference itself at this size
@@ -374,9 +374,7 @@ def test_pairs_of_five_thousand_parameters_are_within_their_residuals():
     for dtype, tol in (("float64", 1e-7), ("float32", 1e-3)):
         with jax.enable_x64(dtype == "float64"):
             cast = lambda x, dtype=dtype: x.astype(dtype) if x.dtype.kind == "f" else x  # noqa: E731
-            pairs = lla.eigenpairs(
-                lla.hessian(loss, *jax.tree_util.tree_map(cast, (p, data)), execution=ONE), KEY, 10, tol=tol
-            )
+            pairs = lla.eigenpairs(lla.hessian(loss, *jax.tree.map(cast, (p, data)), execution=ONE), KEY, 10, tol=tol)
         wanted = exact[np.argsort(-np.abs(exact))][:10]
         assert (np.abs(exact[:, None] - pairs.values).min(0) <= pairs.residuals + LAPACK * scale).all()
         assert np.abs(np.sort(pairs.values) - np.sort(wanted)).max() <= (1e-8 if dtype == "float64" else 1e-3) * scale
@@ -390,15 +388,15 @@ def test_new_weights_compile_nothing():
             H, key = lla.hessian(loss, p, data, execution=ONE), jax.random.key(seed)
             lla.eigenpairs(H, key, 2 + seed, tol=1e-2)
             lla.spectrum(H, key, steps=10, probes=2)
-            leaves = jax.tree_util.tree_leaves(p)
+            leaves = jax.tree.leaves(p)
             mask = [np.full(x.shape, i != seed) for i, x in enumerate(leaves)]
-            masked = operators.masked(H, jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(p), mask))
+            masked = operators.masked(H, jax.tree.unflatten(jax.tree.structure(p), mask))
             spectral.extremes(masked, key, 10)
 
         every(p, 0)
         every(p, 1)  # another number of pairs is another number of vectors to be stacked
         with compilations() as seen:
-            every(jax.tree_util.tree_map(lambda x: 1.1 * x, p), 1)
+            every(jax.tree.map(lambda x: 1.1 * x, p), 1)
         assert seen.count == 0
 
 
@@ -493,7 +491,7 @@ def test_out_of_memory_halves_the_probes_at_once(monkeypatch):
     advance = krylov._lanczos.advance
 
     def scarce(H, basis, *args, **options):
-        if jax.tree_util.tree_leaves(basis)[0].shape[0] > 2 and options["batched"]:
+        if jax.tree.leaves(basis)[0].shape[0] > 2 and options["batched"]:
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return advance(H, basis, *args, **options)
 

@@ -215,4 +215,4 @@ def test_a_loss_can_be_copied_and_sent():
 
     loss = lla.Loss(apply, helper)
     for other in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)):
-        assert jax.tree_util.tree_structure(other) == jax.tree_util.tree_structure(loss)
+        assert jax.tree.structure(other) == jax.tree.structure(loss)

@@ -75,9 +75,9 @@ def all_estimates(H, key, max_products):
 
 def close(a, b, rtol=2e-5):
     """Two estimates from one key agree to rounding."""
-    atol = rtol * max(np.abs(np.asarray(leaf)).max() for leaf in jax.tree_util.tree_leaves(a.mean))
+    atol = rtol * max(np.abs(np.asarray(leaf)).max() for leaf in jax.tree.leaves(a.mean))
     for x, y in ((a.mean, b.mean), (a.sem, b.sem)):
-        jax.tree_util.tree_map(lambda p, q: np.testing.assert_allclose(p, q, rtol=0, atol=atol), x, y)
+        jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=0, atol=atol), x, y)
     assert a.num == b.num
 
 
@@ -286,8 +286,8 @@ class TestDiagonal:
         assert found.mean["gain"] is None
         assert found.mean["Dense_0"]["bias"] is None
         assert isinstance(found.mean["Dense_0"]["kernel"], np.ndarray)
-        assert jax.tree_util.tree_structure(found.sem) == jax.tree_util.tree_structure(found.mean)
-        mean, sem = (np.concatenate([x.ravel() for x in jax.tree_util.tree_leaves(t)]) for t in (found.mean, found.sem))
+        assert jax.tree.structure(found.sem) == jax.tree.structure(found.mean)
+        mean, sem = (np.concatenate([x.ravel() for x in jax.tree.leaves(t)]) for t in (found.mean, found.sem))
         truth = np.diag(dense(H))
         assert np.linalg.norm(sem) <= 0.2 * np.linalg.norm(mean)
         assert np.linalg.norm(mean - truth) < 2 * np.linalg.norm(sem)
@@ -388,7 +388,7 @@ class TestDriving:
 
         def counted(H, stacked):
             found = real(H, stacked)
-            made.append(len(jax.tree_util.tree_leaves(found)[0]))
+            made.append(len(jax.tree.leaves(found)[0]))
             return found
 
         monkeypatch.setattr(linear_operator.Operator, "products", counted)

@@ -20,7 +20,7 @@ def plane():
 
 
 def same(a, b):
-    jax.tree_util.tree_map(np.testing.assert_array_equal, a, b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_a_landscape_comes_back_as_it_was(plane, tmp_path):
@@ -55,7 +55,7 @@ def test_random_directions_are_stored_as_a_recipe_and_drawn_again(tmp_path):
 
 def test_directions_that_were_transformed_are_stored_as_arrays(tmp_path):
     axes = lla.directions.random(jax.random.key(7), params())
-    doubled = jax.tree_util.tree_map(lambda x: 2 * x, axes)
+    doubled = jax.tree.map(lambda x: 2 * x, axes)
     same(lla.load(lla.save(doubled, tmp_path / "doubled.npz"), like=params()).tree, doubled.tree)
     identity = jax.jit(lambda d: d)
     other = lla.directions.random(jax.random.key(8), params())
@@ -76,7 +76,7 @@ def test_other_directions_are_stored_as_arrays(tmp_path):
     path = lla.save(lla.directions.given(tree, names=["mine"]), tmp_path / "given.npz")
     for again in (lla.load(path), lla.load(path, like=tree)):
         assert again.tree["a"]["kernel"].dtype == jnp.bfloat16
-        same(again.tree, jax.tree_util.tree_map(lambda x: x[None], tree))
+        same(again.tree, jax.tree.map(lambda x: x[None], tree))
         assert again.recipe["names"] == ["mine"]
     with pytest.raises(ValueError, match="different structures"):
         lla.load(path, like={"other": np.zeros(3)})

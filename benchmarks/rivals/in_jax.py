@@ -137,7 +137,7 @@ class Ours(Rival):
         import lla_jax as lla
 
         pairs = lla.eigenpairs(H, self.key, k=k, tol=tol)
-        trees = [jax.tree_util.tree_map(lambda x, i=i: x[i], pairs.vectors.tree) for i in range(k)]
+        trees = [jax.tree.map(lambda x, i=i: x[i], pairs.vectors.tree) for i in range(k)]
         vectors = [curvature.to_torch(tree, self.keys) for tree in trees]
         return Found(vectors, pairs.values.tolist(), products=pairs.products)
 

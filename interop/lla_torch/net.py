@@ -77,7 +77,7 @@ class Net:
     _refs: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        size = sum(x.size for x in jax.tree_util.tree_leaves(self.variables["params"]))
+        size = sum(x.size for x in jax.tree.leaves(self.variables["params"]))
         modes = "eval and train" if self.function.train is not None else "eval"
         return f"Net({size:,} parameters, {modes}, {len(self.function.eval.instructions)} operators)"
 

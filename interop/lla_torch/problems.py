@@ -229,5 +229,5 @@ def _data(source: Any, name: str, shuffle_ok: bool) -> Any:
 def _example(data: Any, inputs: Callable[[Any], Any] | None) -> tuple[Any, dict[str, Any]]:
     """(positional, by name) inputs of two examples, as tensors."""
     batch = _first_batch(data) if isinstance(data, _LOADED) else data
-    batch = jax.tree_util.tree_map(lambda x: np.resize(x[:2], (2, *x.shape[1:])), batch)  # a single one twice
-    return jax.tree_util.tree_map(to_tensor, arguments(inputs, batch))
+    batch = jax.tree.map(lambda x: np.resize(x[:2], (2, *x.shape[1:])), batch)  # a single one twice
+    return jax.tree.map(to_tensor, arguments(inputs, batch))

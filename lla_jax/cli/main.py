@@ -349,7 +349,7 @@ def _check_devices(devices: int | None) -> None:
 def _has_state(problem: Problem) -> bool:
     import jax
 
-    return bool(jax.tree_util.tree_leaves(getattr(problem.loss, "state", None)))
+    return bool(jax.tree.leaves(getattr(problem.loss, "state", None)))
 
 
 def _print_numbers(result: Landscape) -> None:

@@ -68,7 +68,7 @@ def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -
 
 def to_numpy(batch: Batch) -> Batch:
     """The same pytree with numpy leaves (torch tensors included), checked for a common length."""
-    batch = jax.tree_util.tree_map(np.asarray, batch)
+    batch = jax.tree.map(np.asarray, batch)
     num_examples(batch)
     return batch
 
@@ -79,7 +79,7 @@ def as_arrays(data: Batch) -> Batch:
     def convert(leaf: Any) -> Any:
         return np.asarray(leaf) if hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array) else leaf
 
-    return jax.tree_util.tree_map(convert, data)
+    return jax.tree.map(convert, data)
 
 
 def num_examples(data: Batch) -> int:
@@ -88,7 +88,7 @@ def num_examples(data: Batch) -> int:
     Raises:
       ValueError: no leaves, a scalar or object leaf, leaves of different length, or N = 0.
     """
-    paths, leaves = _tree.paths(data), jax.tree_util.tree_leaves(data)
+    paths, leaves = _tree.paths(data), jax.tree.leaves(data)
     if not leaves:
         raise ValueError(
             "data: holds no array; pass e.g. (inputs, labels) with a common leading axis, or lla.stream(loader)"
@@ -115,7 +115,7 @@ def num_examples(data: Batch) -> int:
 def pad_rows(batch: Batch, rows: int) -> Batch:
     """A numpy batch lengthened to ``rows`` by repeating its first example (real values: no new NaN can arise)."""
     missing = rows - num_examples(batch)
-    return jax.tree_util.tree_map(lambda x: np.concatenate([x, np.repeat(x[:1], missing, 0)]) if missing else x, batch)
+    return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], missing, 0)]) if missing else x, batch)
 
 
 def host_batches(data: Batch | Stream, batch_size: int | None) -> Iterator[tuple[Batch, int]]:
@@ -132,7 +132,7 @@ def host_batches(data: Batch | Stream, batch_size: int | None) -> Iterator[tuple
 
 def rows_of(batch: Batch, start: int, size: int) -> Batch:
     """Rows [start, start + size) of every leaf."""
-    return jax.tree_util.tree_map(lambda x: x[start : start + size], batch)
+    return jax.tree.map(lambda x: x[start : start + size], batch)
 
 
 def cuts(count: int, batch_size: int | None) -> list[tuple[int, int]]:

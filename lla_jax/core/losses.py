@@ -133,9 +133,9 @@ def block_at(data: Batch, start: Any, size: int, count: Any, offset: Any) -> Blo
     At the end of the data the window is moved back to fit and the rows that an earlier block had are masked out: no
     padding and no second copy of the data.
     """
-    rows = jax.tree_util.tree_leaves(data)[0].shape[0]
+    rows = jax.tree.leaves(data)[0].shape[0]
     first = jnp.minimum(start, rows - size)
-    batch = jax.tree_util.tree_map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, size), data)
+    batch = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, size), data)
     row = first + jnp.arange(size)
     return Block(batch, (row >= start) & (row < count), offset + row)
 
@@ -159,7 +159,7 @@ def noting(what: str, call: str, block: Block) -> Iterator[None]:
     try:
         yield
     except (TypeError, IndexError, KeyError, AttributeError) as error:
-        shapes = jax.tree_util.tree_map(lambda x: tuple(x.shape), block.batch)
+        shapes = jax.tree.map(lambda x: tuple(x.shape), block.batch)
         error.add_note(
             f"{what} failed; it is called as {call} with a batch of these shapes (leading axis: examples): {shapes}. A "
             "list of batches is no data set: wrap it, lla.stream(batches)"
@@ -271,7 +271,7 @@ def _add_gradient(
 
 @jax.jit
 def _finish_gradient(total: PyTree, weight: Any, loss: Loss, params: PyTree) -> PyTree:
-    grads = jax.tree_util.tree_map(lambda g: g / weight.astype(g.dtype), total)
+    grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), total)
     return grads if loss.penalty is None else _tree.axpy(1.0, jax.grad(loss.penalty)(params), grads)
 
 
@@ -290,7 +290,7 @@ def mean_gradient(
       A tree like ``params``.
     """
     loss = as_loss(loss)
-    total = jax.tree_util.tree_map(lambda p: np.zeros(p.shape, p.dtype), params)
+    total = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), params)
     weight: Any = np.zeros((), np.float32)
     rows = 0
     for batch, offset in host_batches(data, batch_size):

@@ -196,7 +196,7 @@ def describe(data: Any) -> dict[str, Any]:
 def fingerprint(tree: PyTree) -> str:
     """Hash of names, shapes, dtypes and contents (above 64 MB a fixed sample of the contents); 16 hex digits."""
     digest = hashlib.blake2b(digest_size=8)
-    for path, leaf in zip(_tree.paths(tree), jax.tree_util.tree_leaves(tree), strict=True):
+    for path, leaf in zip(_tree.paths(tree), jax.tree.leaves(tree), strict=True):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)

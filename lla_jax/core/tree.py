@@ -28,7 +28,7 @@ def paths(tree: PyTree) -> list[Path]:
     Returns:
       One string per leaf, such as ``"Conv_0/kernel"``; ``""`` for a tree that is a single leaf.
     """
-    return [_name(keys) for keys, _ in tree_util.tree_leaves_with_path(tree)]
+    return [_name(keys) for keys, _ in jax.tree.leaves_with_path(tree)]
 
 
 def _name(keys: tuple[Any, ...]) -> Path:
@@ -52,7 +52,7 @@ def selected(select: Select | None, tree: PyTree) -> list[bool]:
     Raises:
       ValueError: nothing matches (the paths that exist are listed), or ``select`` is of another kind.
     """
-    leaves = tree_util.tree_leaves(tree)
+    leaves = jax.tree.leaves(tree)
     if select is None:
         return [True] * len(leaves)
     matches, names = _matcher(select), paths(tree)
@@ -108,7 +108,7 @@ def check_real(tree: PyTree, name: str = "params") -> None:
     Raises:
       ValueError: the tree is empty, or a leaf is no array, not real floating, or not finite; it names the leaf.
     """
-    named = tree_util.tree_leaves_with_path(tree)
+    named = jax.tree.leaves_with_path(tree)
     if not named:
         raise ValueError(f"{name} has no array leaves; pass the tree of trained parameters, e.g. variables['params']")
     for keys, leaf in named:
@@ -150,8 +150,8 @@ def align(
       ValueError: a leaf is missing, left over, or of another shape; it names the leaf.
     """
     expected, got = paths(like), paths(tree)
-    structure: Any = tree_util.tree_structure(like)
-    if tree_util.tree_structure(tree) != structure:
+    structure: Any = jax.tree.structure(like)
+    if jax.tree.structure(tree) != structure:
         missing, extra = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
         variables = any(path.startswith("params/") for path in (*missing, *extra))
         hint = "; did you mean variables['params']?" if variables else ""
@@ -160,11 +160,11 @@ def align(
                 f"{name} and {like_name} have different structures: {name} lacks {missing} and has {extra} besides; "
                 f"pass a tree with the leaves of {like_name}{hint}"
             )
-        by_path = dict(zip(got, tree_util.tree_leaves(tree), strict=True))
-        tree = tree_util.tree_unflatten(structure, [by_path[p] for p in expected])
-    leaves = tree_util.tree_leaves(tree)
+        by_path = dict(zip(got, jax.tree.leaves(tree), strict=True))
+        tree = jax.tree.unflatten(structure, [by_path[p] for p in expected])
+    leaves = jax.tree.leaves(tree)
     lead = np.shape(leaves[0])[:1] if stacked and leaves else ()
-    for path, leaf, ref in zip(expected, leaves, tree_util.tree_leaves(like), strict=True):
+    for path, leaf, ref in zip(expected, leaves, jax.tree.leaves(like), strict=True):
         if tuple(np.shape(leaf)) != (*lead, *np.shape(ref)) or (stacked and not lead):
             want = f"(k, *{np.shape(ref)}) with one k for all leaves" if stacked else f"{np.shape(ref)}"
             raise ValueError(f"{name}[{path!r}] has shape {np.shape(leaf)}, but {like_name} asks for {want}")
@@ -174,14 +174,14 @@ def align(
 @jax.jit
 def stack(trees: Sequence[PyTree]) -> PyTree:
     """Stack k trees of one structure along a new leading axis of every leaf."""
-    return tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *trees)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 @jax.jit
 def unstack(tree: PyTree) -> list[PyTree]:
     """The k trees of a stacked tree; the inverse of ``stack``."""
-    num = tree_util.tree_leaves(tree)[0].shape[0]
-    return [tree_util.tree_map(lambda leaf, i=i: leaf[i], tree) for i in range(num)]
+    num = jax.tree.leaves(tree)[0].shape[0]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(num)]
 
 
 def wide(x: Any) -> jax.Array:
@@ -197,21 +197,21 @@ def dot(a: PyTree, b: PyTree) -> jax.Array:
 
 
 def _pairs(a: PyTree, b: PyTree) -> list[tuple[Any, Any]]:
-    return list(zip(tree_util.tree_leaves(a), tree_util.tree_leaves(b), strict=True))
+    return list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 @partial(jax.jit, static_argnames="order")
 def norm(tree: PyTree, order: int = 2) -> jax.Array:
     """Norm over all leaves: sum |x| for order 1, sqrt(sum x^2) for order 2; a scalar, in float32 at least."""
     if order == 1:
-        return jnp.asarray(sum(jnp.sum(jnp.abs(wide(x))) for x in tree_util.tree_leaves(tree)))
+        return jnp.asarray(sum(jnp.sum(jnp.abs(wide(x))) for x in jax.tree.leaves(tree)))
     return jnp.sqrt(dot(tree, tree))
 
 
 @jax.jit
 def axpy(alpha: Any, x: PyTree, y: PyTree) -> PyTree:
     """alpha x + y, leaf by leaf, in the dtype of y; ``alpha`` is a scalar."""
-    return tree_util.tree_map(lambda a, b: (alpha * wide(a) + b).astype(jnp.result_type(b)), x, y)
+    return jax.tree.map(lambda a, b: (alpha * wide(a) + b).astype(jnp.result_type(b)), x, y)
 
 
 @jax.jit
@@ -233,5 +233,5 @@ def orthonormalize(tree: PyTree) -> PyTree:
         size = norm(vector)
         keep = size > 100 * jnp.finfo(size.dtype).eps * start
         scale = jnp.where(keep, 1 / jnp.where(keep, size, 1), 0)
-        done.append(tree_util.tree_map(lambda x, s=scale: (wide(x) * s).astype(x.dtype), vector))
+        done.append(jax.tree.map(lambda x, s=scale: (wide(x) * s).astype(x.dtype), vector))
     return stack(done)

@@ -62,7 +62,7 @@ class Loss:
     filter_axis: FilterAxis | None = field(default=None, metadata={"static": True})
 
     def __repr__(self) -> str:
-        state = len(jax.tree_util.tree_leaves(self.state))
+        state = len(jax.tree.leaves(self.state))
         kind = "per example" if self.per_example else "per batch"
         return f"Loss({self.apply!r}, {self.criterion!r}, {kind}, {state} state arrays)"
 
@@ -111,10 +111,10 @@ class Directions:
     @property
     def num(self) -> int:
         """Number of directions k."""
-        return int(jax.tree_util.tree_leaves(self.tree)[0].shape[0])
+        return int(jax.tree.leaves(self.tree)[0].shape[0])
 
     def __repr__(self) -> str:
-        size = sum(leaf[0].size for leaf in jax.tree_util.tree_leaves(self.tree))
+        size = sum(leaf[0].size for leaf in jax.tree.leaves(self.tree))
         steps = ", ".join(f"{step['by']}-normalized" for step in self.recipe.get("normalize", []))
         made = ", ".join(filter(None, [self.recipe.get("kind"), steps]))
         return f"Directions({self.num} x {size:,} parameters, {made})"
@@ -131,7 +131,7 @@ class Directions:
             recipe["marks"] = [
                 [name, [at[i] for i in picked]] for name, at in recipe["marks"] if not np.any(np.asarray(at)[left_out])
             ]
-        return Directions(jax.tree_util.tree_map(lambda leaf: leaf[picked], self.tree), recipe)
+        return Directions(jax.tree.map(lambda leaf: leaf[picked], self.tree), recipe)
 
 
 def _rebuilt(recipe: str, children: Any) -> Directions:
@@ -200,7 +200,7 @@ class Estimate:
 
     def __repr__(self) -> str:
         if not isinstance(self.mean, float | int | np.number):
-            return f"Estimate(of {len(jax.tree_util.tree_leaves(self.mean))} arrays, num={self.num})"
+            return f"Estimate(of {len(jax.tree.leaves(self.mean))} arrays, num={self.num})"
         return f"Estimate({self.mean:.6g} +- {self.sem:.2g}, num={self.num})"
 
 

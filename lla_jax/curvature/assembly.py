@@ -179,12 +179,12 @@ def _exchanged(by: Multiplier, v: PyTree, total: Any) -> Any:
     """The sums of all processes in place of this one's."""
     assert by.mesh is not None
     found = _processes.total_of(v, products.over_devices(by, total))
-    found = found if by.mesh.size == 1 else jax.tree_util.tree_map(lambda x: x[None], found)
+    found = found if by.mesh.size == 1 else jax.tree.map(lambda x: x[None], found)
     return _devices.replicate(found, by.mesh)
 
 
 def _recipe(matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: int | None, select: Any) -> Recipe:
-    leaves = jax.tree_util.tree_leaves(params)
+    leaves = jax.tree.leaves(params)
     spread = any(map(sharding.spread, leaves))
     return {
         "kind": matrix.kind,
@@ -201,7 +201,7 @@ def _recipe(matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: i
 
 
 def _space(matrix: Matrix, params: PyTree, model: Mesh | None) -> Space:
-    leaves, treedef = jax.tree_util.tree_flatten(matrices.part(params, matrix.chosen))
+    leaves, treedef = jax.tree.flatten(matrices.part(params, matrix.chosen))
     shapes = tuple((tuple(x.shape), jnp.promote_types(x.dtype, jnp.float32)) for x in leaves)
     return Space(treedef, shapes, None if model is None else tuple(sharding.of(x, model) for x in leaves))
 
@@ -223,7 +223,7 @@ def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[i
     rows = min(rows, MOST_TRACED)
     by = _multiplier(matrix, _devices.mesh_of(jax.local_devices()[:1]), set(), None)
     typed = jax.dtypes.canonicalize_dtype
-    like = jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), typed(x.dtype)), batch)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), typed(x.dtype)), batch)
     common = common._replace(data=like, count=np.int32(rows))
     vector = matrices.part(common.params, matrix.chosen)
     step, space = functools.partial(products.sums_step, by=by), _space(matrix, common.params, None)
@@ -259,7 +259,7 @@ def _split(batch: Batch, mesh: Mesh) -> Batch:
     rows = _data.num_examples(batch)
     target = -(-rows // mesh.size) * mesh.size
     if target > rows:
-        batch = _data.pad_rows(jax.tree_util.tree_map(np.asarray, batch), target)
+        batch = _data.pad_rows(jax.tree.map(np.asarray, batch), target)
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(GRID)))
 
 
@@ -277,7 +277,7 @@ def _in_memory(
     rows = -(-count // mesh.size)
     row_bytes, primitives = _profile(matrix, common, data, _data.cuts(count, batch_size)[0][1] if whole else rows)
     by, space = _multiplier(matrix, mesh, primitives, model), _space(matrix, common.params, model)
-    if model is not None and not whole and any(map(sharding.spread, jax.tree_util.tree_leaves(data))):
+    if model is not None and not whole and any(map(sharding.spread, jax.tree.leaves(data))):
         batch_size = batch_size or rows  # a part of rows that are spread would have to be brought together
     blocks = _whole_batches(by, count, batch_size) if whole else _blocks(by, rows, row_bytes, batch_size)
     place = functools.partial(_place_data, data, mesh, model)
@@ -344,7 +344,7 @@ def _kept_bytes(by: Multiplier, common: Common, blocks: list[Rows]) -> int:
 
     def nbytes(block: Rows) -> int:
         found = sizes.get((block.size, len(block.starts)), next(iter(sizes.values())))
-        return sum(x.size * x.dtype.itemsize for x in jax.tree_util.tree_leaves(found))
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(found))
 
     return sum(map(nbytes, blocks))
 
@@ -354,9 +354,9 @@ def _size(nbytes: int) -> str:
 
 
 def _check_deterministic(by: Multiplier, space: Space, common: Common, block: Rows) -> None:
-    ones = jax.tree_util.tree_map(jnp.ones_like, matrices.part(common.params, by.matrix.chosen))  # type: ignore
+    ones = jax.tree.map(jnp.ones_like, matrices.part(common.params, by.matrix.chosen))  # type: ignore
     runs = [products.sums_step(common, space, block, ones, by=by) for _ in range(2)]
-    numbers = [np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree_util.tree_leaves(r)]) for r in runs]
+    numbers = [np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(r)]) for r in runs]
     difference = _difference(*numbers)
     if difference > UNSTEADY:
         raise ValueError(

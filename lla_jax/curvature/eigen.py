@@ -155,18 +155,18 @@ def _at_least(name: str, value: Any, least: int, default: int) -> int:
 def _vector(coefficients: jax.Array, basis: PyTree, *, spread: Any) -> PyTree:
     """A Ritz vector, of norm 1 and with its largest entry positive."""
     vector = _lanczos.combine(coefficients, basis)
-    leaves = jax.tree_util.tree_leaves(vector)
+    leaves = jax.tree.leaves(vector)
     high, low = (jnp.stack([_tree.wide(f(x)) for x in leaves]) for f in (jnp.max, jnp.min))  # no leaf is reshaped
     size = _tree.norm(vector)
     factor = jnp.where(high.max() >= -low.min(), 1, -1) / jnp.where(size > 0, size, 1)
-    return sharding.pinned(jax.tree_util.tree_map(lambda x: x * factor.astype(x.dtype), vector), spread)
+    return sharding.pinned(jax.tree.map(lambda x: x * factor.astype(x.dtype), vector), spread)
 
 
 @jax.jit
 def _judged(vector: PyTree, product: PyTree) -> jax.Array:
     """(Rayleigh quotient, residual)."""
     value = _tree.dot(vector, product) / _tree.dot(vector, vector)
-    rest = jax.tree_util.tree_map(lambda a, v: a - value * v, product, vector)
+    rest = jax.tree.map(lambda a, v: a - value * v, product, vector)
     return jnp.stack([value, _tree.norm(rest) / _tree.norm(vector)])
 
 
@@ -252,7 +252,7 @@ _COUNTS = (
 def _partial(s: Search, H: Operator, k: int, which: str, recipe: Recipe, stopped: str) -> Eigenpairs:
     ritz = eigensearch.ritz_pairs(s, which)
     num = min(k, len(ritz.values))
-    state = {f"basis/{i}": np.asarray(x[: s.filled]) for i, x in enumerate(jax.tree_util.tree_leaves(s.basis))}
+    state = {f"basis/{i}": np.asarray(x[: s.filled]) for i, x in enumerate(jax.tree.leaves(s.basis))}
     state |= {
         "T": s.T[: s.filled, : s.filled],
         "alphas": s.alphas, "betas": s.betas, "wanted": s.wanted, "direction": s.direction, "scale": np.array(s.scale),

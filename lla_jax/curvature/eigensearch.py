@@ -73,7 +73,7 @@ class Search:
     @property
     def gone(self) -> bool:
         """Whether an interrupted call took the basis with it."""
-        return any(x.is_deleted() for x in jax.tree_util.tree_leaves(self.basis))
+        return any(x.is_deleted() for x in jax.tree.leaves(self.basis))
 
 
 class Ritz(NamedTuple):
@@ -161,7 +161,7 @@ def _settled(s: Search, ritz: Ritz, k: int, which: str, tol: float) -> bool:
 
 @partial(jax.jit, static_argnames=("more", "spread"))
 def _padded(basis: PyTree, *, more: int, spread: Any) -> PyTree:
-    longer = jax.tree_util.tree_map(lambda q: jnp.pad(q, [(0, more), *[(0, 0)] * (q.ndim - 1)]), basis)
+    longer = jax.tree.map(lambda q: jnp.pad(q, [(0, more), *[(0, 0)] * (q.ndim - 1)]), basis)
     return sharding.pinned(longer, spread)
 
 
@@ -186,7 +186,7 @@ def _turned(basis: PyTree, turn: jax.Array, first: Any, *, spread: Any) -> PyTre
 def _piecewise(f: Callable[[jax.Array], jax.Array], basis: PyTree, spread: Any) -> PyTree:
     """``f``, which mixes rows, of the columns of every leaf: a piece at a time, in place, not a second basis."""
     if spread is not None:
-        return sharding.pinned(jax.tree_util.tree_map(f, basis), spread)
+        return sharding.pinned(jax.tree.map(f, basis), spread)
 
     def leaf(q: jax.Array) -> jax.Array:
         if q.size <= q.shape[0] * PIECE:
@@ -202,7 +202,7 @@ def _piecewise(f: Callable[[jax.Array], jax.Array], basis: PyTree, spread: Any) 
         q = jax.lax.fori_loop(0, whole, lambda i, q: one(q, i * size, size), q)
         return one(q, whole * size, rest) if rest else q
 
-    return jax.tree_util.tree_map(leaf, basis)
+    return jax.tree.map(leaf, basis)
 
 
 def _turn(s: Search, H: Operator) -> None:

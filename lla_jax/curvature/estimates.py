@@ -363,13 +363,13 @@ class Moments(NamedTuple):
 
 @jax.jit
 def _times(z: PyTree, product: PyTree) -> PyTree:
-    return jax.tree_util.tree_map(jnp.multiply, z, product)
+    return jax.tree.map(jnp.multiply, z, product)
 
 
 @jax.jit
 def _merged(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
     """(moments with those of the draws before the first that is not finite, their number, (|mean|^2, |sem|^2 num))."""
-    leaves = jax.tree_util.tree_leaves(draws)
+    leaves = jax.tree.leaves(draws)
     finite = jnp.stack([jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in leaves]).all(0)
     good = jnp.cumprod(finite)
     count = good.sum(dtype=jnp.int32)
@@ -384,29 +384,29 @@ def _merged(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
         moved = step * count.astype(x.dtype) / total
         return mean + moved, squares + (around**2).sum(0) + step * moved * so_far.num.astype(x.dtype)
 
-    found = jax.tree_util.tree_map(each, so_far.mean, so_far.squares, draws)
-    mean, squares = (jax.tree_util.tree_map(lambda _, pair, i=i: pair[i], so_far.mean, found) for i in (0, 1))
-    norms = _tree.dot(mean, mean), sum(jnp.sum(_tree.wide(x)) for x in jax.tree_util.tree_leaves(squares))
+    found = jax.tree.map(each, so_far.mean, so_far.squares, draws)
+    mean, squares = (jax.tree.map(lambda _, pair, i=i: pair[i], so_far.mean, found) for i in (0, 1))
+    norms = _tree.dot(mean, mean), sum(jnp.sum(_tree.wide(x)) for x in jax.tree.leaves(squares))
     return Moments(num, mean, squares), count, norms
 
 
 def _diagonals(H: Operator, key: jax.Array, max_products: int, used: int) -> Iterator[Round]:
     """Rounds of independent probes, of which only the moments are kept."""
     done = 0
-    zeros = H.place(jax.tree_util.tree_map(lambda x: np.zeros(x.shape, x.dtype), H.structure))
+    zeros = H.place(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), H.structure))
     moments = Moments(np.int32(0), zeros, zeros)
 
     def value() -> tuple[PyTree, PyTree]:
         num = int(moments.num)
         with np.errstate(invalid="ignore", divide="ignore"):
-            sem = [np.sqrt(np.asarray(x) / num / (num - 1)) for x in jax.tree_util.tree_leaves(moments.squares)]
-        return jax.tree_util.tree_map(np.asarray, moments.mean), H.space.tree(sem)
+            sem = [np.sqrt(np.asarray(x) / num / (num - 1)) for x in jax.tree.leaves(moments.squares)]
+        return jax.tree.map(np.asarray, moments.mean), H.space.tree(sem)
 
     trouble = None
     while done < max_products and not trouble:
         hi = min(done + AT_ONCE, max_products)
         for piece in map_probes(_times, H, key, done, hi):
-            size = len(jax.tree_util.tree_leaves(piece)[0])
+            size = len(jax.tree.leaves(piece)[0])
             moments, count, (mean, squares) = _merged(moments, piece)
             if count < size:
                 trouble = f"product {used + int(count) + 1} is not finite"

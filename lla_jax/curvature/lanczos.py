@@ -76,7 +76,7 @@ class Lanczos(NamedTuple):
 
 def inner(basis: PyTree, vector: PyTree) -> jax.Array:
     """Q'w: the inner products ``(m,)`` of a vector with the rows of a basis, in float32 at least."""
-    leaves = zip(jax.tree_util.tree_leaves(basis), jax.tree_util.tree_leaves(vector), strict=True)
+    leaves = zip(jax.tree.leaves(basis), jax.tree.leaves(vector), strict=True)
     # multiply and sum, not a matrix product: over 10^7 entries XLA's on a CPU loses all but three digits, this none
     return sum(jnp.sum(_tree.wide(q) * _tree.wide(w), tuple(range(1, q.ndim))) for q, w in leaves)  # type: ignore
 
@@ -84,23 +84,23 @@ def inner(basis: PyTree, vector: PyTree) -> jax.Array:
 def combine(coefficients: jax.Array, basis: PyTree) -> PyTree:
     """Q c: the rows of a basis with the weights ``(m,)``; stacked vectors for weights ``(k, m)``."""
     with jax.default_matmul_precision("highest"):
-        return jax.tree_util.tree_map(lambda q: jnp.tensordot(coefficients.astype(q.dtype), q, 1), basis)
+        return jax.tree.map(lambda q: jnp.tensordot(coefficients.astype(q.dtype), q, 1), basis)
 
 
 def _minus(a: PyTree, b: PyTree) -> PyTree:
-    return jax.tree_util.tree_map(jnp.subtract, a, b)
+    return jax.tree.map(jnp.subtract, a, b)
 
 
 def _put(basis: PyTree, rows: Any, vectors: PyTree) -> PyTree:
     """The basis with these rows; those beyond its end are dropped."""
-    return jax.tree_util.tree_map(lambda q, x: q.at[rows].set(x.astype(q.dtype), mode="drop"), basis, vectors)
+    return jax.tree.map(lambda q, x: q.at[rows].set(x.astype(q.dtype), mode="drop"), basis, vectors)
 
 
 def _normalized(vector: PyTree, size: jax.Array, least: Any) -> tuple[PyTree, jax.Array]:
     """(vector / size, size); zeros where the size is not above ``least``, or not finite."""
     good = (size > least) & jnp.isfinite(size)
     factor = 1 / jnp.where(good, size, 1)
-    unit = jax.tree_util.tree_map(lambda x: jnp.where(good, x * factor, 0).astype(x.dtype), vector)
+    unit = jax.tree.map(lambda x: jnp.where(good, x * factor, 0).astype(x.dtype), vector)
     return unit, jnp.where(good, size, 0)
 
 
@@ -144,7 +144,7 @@ def _windowed(
     """LLA's step: (unit remainder, alpha, beta, size). The three-term recurrence and its norm beta; only then is the
     remainder re-orthogonalised, once and against the ring, and normalised."""
     size, alpha = _tree.norm(product), _tree.dot(product, vector)
-    rest = jax.tree_util.tree_map(lambda x, y, z: x - alpha * y - last * z, product, vector, before)
+    rest = jax.tree.map(lambda x, y, z: x - alpha * y - last * z, product, vector, before)
     least = BREAKDOWN * jnp.finfo(size.dtype).eps * jnp.maximum(size, scale)
     _, beta = _normalized(rest, _tree.norm(rest), least)
     rest = _minus(rest, combine(inner(ring, rest), ring))
@@ -175,7 +175,7 @@ def _loop(
 
     The basis is only read, so that it outlives an error; the new rows are carried beside it.
     """
-    leaves = jax.tree_util.tree_leaves(basis)
+    leaves = jax.tree.leaves(basis)
     rows, dtype = leaves[0].shape[0], jnp.result_type(*leaves)
 
     def goes_on(c: _Carry) -> Any:
@@ -201,7 +201,7 @@ def _loop(
     if window:
         new, vector, before = basis, vector_at(basis, row % rows), vector_at(basis, (row - 1) % rows)
     else:
-        new = jax.tree_util.tree_map(lambda q: jnp.zeros((CHUNK, *q.shape[1:]), q.dtype), basis)
+        new = jax.tree.map(lambda q: jnp.zeros((CHUNK, *q.shape[1:]), q.dtype), basis)
         vector, before = vector_at(basis, row), None
     first = _Carry(jnp.int32(0), new, vector, before, last.astype(dtype), scale.astype(dtype), blank, zero, zero)
     return jax.lax.while_loop(goes_on, body, first)
@@ -225,12 +225,12 @@ def _on_device(
 def _from_host(basis: PyTree, product: PyTree, scale: Any, *, spread: Any) -> tuple[Any, ...]:
     unit, (h,), beta, size = orthogonal((basis,), product, scale)
     unit = sharding.pinned(unit, spread)
-    return jax.tree_util.tree_map(lambda x: x[None], (unit, h, beta, size))
+    return jax.tree.map(lambda x: x[None], (unit, h, beta, size))
 
 
 @jax.jit
 def _from_host_windowed(basis: PyTree, product: PyTree, row: Any, last: Any, scale: Any) -> tuple[Any, ...]:
-    rows = jax.tree_util.tree_leaves(basis)[0].shape[0]
+    rows = jax.tree.leaves(basis)[0].shape[0]
     vector, before = vector_at(basis, row % rows), vector_at(basis, (row - 1) % rows)
     unit, alpha, beta, size = _windowed(basis, product, vector, before, last, scale)
     h = jnp.zeros((1, rows), size.dtype).at[0, row % rows].set(alpha)
@@ -269,7 +269,7 @@ def advance(
         return Steps(found[0], coefficients[cut], norms[cut], sizes[cut])
     assert count == 1
     assert not batched
-    rows = jax.tree_util.tree_leaves(basis)[0].shape[0]
+    rows = jax.tree.leaves(basis)[0].shape[0]
     product = H.product(take(basis, np.int32(row % rows if window else row)))
     if not window:
         return orthogonalized(H, basis, product, scale)
@@ -285,7 +285,7 @@ def orthogonalized(H: Operator, basis: PyTree, vector: PyTree, scale: Any) -> St
 
 @partial(jax.jit, donate_argnums=0, static_argnames="batched")
 def _stored(basis: PyTree, vectors: PyTree, into: Any, *, batched: bool) -> PyTree:
-    count = jax.tree_util.tree_leaves(vectors)[0].shape[1 if batched else 0]
+    count = jax.tree.leaves(vectors)[0].shape[1 if batched else 0]
     put = jax.vmap(_put, in_axes=(0, None, 0)) if batched else _put
     return put(basis, into + jnp.arange(count), vectors)
 
@@ -304,7 +304,7 @@ def random(H: Operator, key: jax.Array, number: int, distribution: str) -> PyTre
 def begin(vector: PyTree, *, rows: int, spread: Any = None) -> PyTree:
     """A basis of ``rows`` rows, the first the vector made of norm 1, the others zero."""
     unit, _ = _normalized(vector, _tree.norm(vector), 0)
-    blank = jax.tree_util.tree_map(lambda x: jnp.zeros((rows, *x.shape), _tree.wide(x).dtype), unit)
+    blank = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), _tree.wide(x).dtype), unit)
     return sharding.pinned(_put(sharding.pinned(blank, spread), 0, unit), spread)
 
 
@@ -380,8 +380,8 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     if products > len(alphas):
         warn_caller(f"H: product {products} is not finite; the {len(alphas)} steps before it are kept")
     done = len(alphas)
-    rest = jax.tree_util.tree_map(lambda q: q[done] * betas[-1].astype(q.dtype), basis)
-    return Lanczos(H.place(jax.tree_util.tree_map(lambda q: q[:done], basis)), alphas, betas, H.place(rest))
+    rest = jax.tree.map(lambda q: q[done] * betas[-1].astype(q.dtype), basis)
+    return Lanczos(H.place(jax.tree.map(lambda q: q[:done], basis)), alphas, betas, H.place(rest))
 
 
 # --- arguments

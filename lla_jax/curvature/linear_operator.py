@@ -39,7 +39,7 @@ class Operator(abc.ABC):
         kind = self.recipe.get("kind") or (matrix.kind if matrix is not None else "given")
         plan = self.recipe.get("plan", {})
         text = f", {plan['text']}" if "text" in plan else ""
-        traced = any(isinstance(s, jax.core.Tracer) for s in jax.tree_util.tree_leaves(self.scale))
+        traced = any(isinstance(s, jax.core.Tracer) for s in jax.tree.leaves(self.scale))
         size = "masked" if traced else f"{self.shape[0]:,} x {self.shape[0]:,}"
         return f"{type(self).__name__}({kind}, {size}{text})"
 
@@ -113,31 +113,31 @@ class Operator(abc.ABC):
           ValueError: vectors of another structure or shape, or none at all.
         """
         stacked = self.space.check(stacked, "stacked", stacked=True)
-        num = len(jax.tree_util.tree_leaves(stacked)[0])
+        num = len(jax.tree.leaves(stacked)[0])
         if not num:
             raise ValueError("stacked: has a leading axis of 0; the rule is one vector at least")
         if not self.on_device:
             return stack(self.space, [self.product(take(stacked, np.int32(i))) for i in range(num)])
 
         def compute(lo: int, hi: int) -> PyTree:
-            some = stacked if hi - lo == num else jax.tree_util.tree_map(lambda x: x[lo:hi], stacked)
+            some = stacked if hi - lo == num else jax.tree.map(lambda x: x[lo:hi], stacked)
             return jax.block_until_ready(_products(self, some))
 
         found = halve(compute, 0, num)
-        return found[0] if len(found) == 1 else jax.tree_util.tree_map(lambda *x: jnp.concatenate(x), *found)
+        return found[0] if len(found) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *found)
 
     def embed(self, vectors: PyTree) -> PyTree:
         """Stacked vectors ``(k, ...)`` as stacked parameter trees: zero in leaves that are not selected."""
         if self.is_given:
             return vectors
-        moving = iter(jax.tree_util.tree_leaves(vectors))
-        num = jax.tree_util.tree_leaves(vectors)[0].shape[0]
-        leaves, structure = jax.tree_util.tree_flatten(self.centre())
+        moving = iter(jax.tree.leaves(vectors))
+        num = jax.tree.leaves(vectors)[0].shape[0]
+        leaves, structure = jax.tree.flatten(self.centre())
         full = [
             next(moving).astype(x.dtype) if yes else sharding.zeros(num, x, self.space.shards)
             for x, yes in zip(leaves, self.chosen, strict=True)
         ]
-        return jax.tree_util.tree_unflatten(structure, full)
+        return jax.tree.unflatten(structure, full)
 
     def place(self, tree: PyTree) -> PyTree:
         """Vectors on the operator's devices: arrays here and there would compile the same program twice."""
@@ -194,7 +194,7 @@ class Operator(abc.ABC):
             new = new.astype(old.dtype) if isinstance(new, jax.Array) else np.asarray(new, old.dtype)
             return jax.device_put(new, old.sharding)
 
-        placed = jax.tree_util.tree_map(place, params, self.centre())
+        placed = jax.tree.map(place, params, self.centre())
         return replace(self.around(placed, recipe), space=self.space)
 
     def _like_centre(self, params: PyTree) -> PyTree:
@@ -202,7 +202,7 @@ class Operator(abc.ABC):
         params = as_arrays(params)
         centre = self.centre()
         params = _tree.align(params, centre, "params", "the operator's parameters")
-        pairs = zip(*map(jax.tree_util.tree_leaves, (params, centre)), strict=True)
+        pairs = zip(*map(jax.tree.leaves, (params, centre)), strict=True)
         for path, (new, old) in zip(_tree.paths(centre), pairs, strict=True):
             if (dtype := _tree.shape_dtype(new)[1]) != old.dtype:
                 raise ValueError(
@@ -219,12 +219,12 @@ def as_arrays(params: PyTree) -> PyTree:
       ValueError: a leaf that is not real, floating and finite.
     """
     _tree.check_real(sharding.viewed(params))
-    return jax.tree_util.tree_map(lambda x: x if hasattr(x, "dtype") else np.asarray(x, jnp.result_type(x)), params)
+    return jax.tree.map(lambda x: x if hasattr(x, "dtype") else np.asarray(x, jnp.result_type(x)), params)
 
 
 def describe_params(params: PyTree) -> Recipe:
     """Parameters as an operator's recipe holds them."""
-    size = sum(x.size for x in jax.tree_util.tree_leaves(params))
+    size = sum(x.size for x in jax.tree.leaves(params))
     return {"fingerprint": recipes.fingerprint(sharding.viewed(params)), "size": size}
 
 

@@ -47,17 +47,15 @@ class Matrix:
 
 def part(params: PyTree, chosen: tuple[bool, ...]) -> PyTree:
     """The chosen leaves; None, which is no leaf, in place of the others."""
-    leaves, structure = jax.tree_util.tree_flatten(params)
-    return jax.tree_util.tree_unflatten(structure, [x if yes else None for x, yes in zip(leaves, chosen, strict=True)])
+    leaves, structure = jax.tree.flatten(params)
+    return jax.tree.unflatten(structure, [x if yes else None for x, yes in zip(leaves, chosen, strict=True)])
 
 
 def merged(params: PyTree, moving: PyTree, chosen: tuple[bool, ...]) -> PyTree:
     """The parameters with the chosen leaves replaced."""
-    leaves, structure = jax.tree_util.tree_flatten(params)
-    new = iter(jax.tree_util.tree_leaves(moving))
-    return jax.tree_util.tree_unflatten(
-        structure, [next(new) if yes else x for x, yes in zip(leaves, chosen, strict=True)]
-    )
+    leaves, structure = jax.tree.flatten(params)
+    new = iter(jax.tree.leaves(moving))
+    return jax.tree.unflatten(structure, [next(new) if yes else x for x, yes in zip(leaves, chosen, strict=True)])
 
 
 def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: losses.Block, key: Any) -> Callable[[PyTree], Any]:
@@ -93,7 +91,7 @@ def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: losses.Block
 
 def _gauss_newton(loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, block: losses.Block) -> Callable:
     def floating(moving: PyTree) -> tuple[list[Any], Any]:
-        leaves, structure = jax.tree_util.tree_flatten(outputs(moving))
+        leaves, structure = jax.tree.flatten(outputs(moving))
         if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in leaves):
             raise ValueError(
                 "loss: the model's outputs are complex; the rule for ggn is real ones, so let apply return their real "
@@ -105,7 +103,7 @@ def _gauss_newton(loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, b
         def total(found: list[Any]) -> tuple[Any, Any]:
             new = iter(found)
             whole = [next(new) if yes else x for x, yes in zip(rest, smooth, strict=True)]
-            return losses.loss_total(loss, jax.tree_util.tree_unflatten(structure, whole), block)
+            return losses.loss_total(loss, jax.tree.unflatten(structure, whole), block)
 
         return [x for x, yes in zip(leaves, smooth, strict=True) if yes], total
 

@@ -194,7 +194,7 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
     Raises:
       ValueError: ``like`` has leaves that are not floating, or none; A v is no tree like ``v``.
     """
-    leaves, structure = jax.tree_util.tree_flatten(like)
+    leaves, structure = jax.tree.flatten(like)
     dtypes = [getattr(x, "dtype", None) or jnp.result_type(x) for x in leaves]
     if not leaves or not all(jnp.issubdtype(d, jnp.floating) for d in dtypes):
         found = ", ".join(map(str, dtypes)) or "no leaves"
@@ -217,7 +217,7 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
 
     def call(v: PyTree) -> PyTree:
         moved = _tree.align(product(v, *args), v, "product(v)", "like")
-        return jax.tree_util.tree_map(lambda x, like: jnp.asarray(x, like.dtype), moved, v)
+        return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), moved, v)
 
     return HostOperator(by, space, call, like, recipe={"kind": "given"})
 
@@ -237,7 +237,7 @@ def masked(operator: Any, mask: PyTree) -> Any:
     Raises:
       ValueError: the operator is masked or preconditioned already, or the mask has another structure or values.
     """
-    entries = [np.asarray(x) for x in jax.tree_util.tree_leaves(mask)]
+    entries = [np.asarray(x) for x in jax.tree.leaves(mask)]
     if not all(np.isin(x, (0, 1)).all() for x in entries) or not any(x.any() for x in entries):
         raise ValueError("mask: the rule is a tree of 0 and 1 (or bool), with a 1 somewhere")
     return _scaled(operator, mask, "mask", {"masked": recipes.fingerprint(mask)})
@@ -273,18 +273,16 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
                 f"second_moment: got {second_moment!r}; the rule is Adam's moments (m, v), raw: "
                 "lla.directions.adam_moments(opt_state, params)"
             )
-        second_moment = jax.tree_util.tree_map(lambda x: x[1], second_moment.tree)
+        second_moment = jax.tree.map(lambda x: x[1], second_moment.tree)
     if not all(operator.chosen):
         second_moment = _tree.align(second_moment, operator.centre(), "second_moment")
         second_moment = matrices.part(second_moment, operator.chosen)
     _tree.check_real(second_moment, "second_moment")
-    if min(np.min(np.asarray(x), initial=0) for x in jax.tree_util.tree_leaves(second_moment)) < 0:
+    if min(np.min(np.asarray(x), initial=0) for x in jax.tree.leaves(second_moment)) < 0:
         raise ValueError("second_moment: has negative entries; the rule is Adam's v, a mean of squares")
     with np.errstate(divide="ignore"):
-        scale = jax.tree_util.tree_map(
-            lambda v: 1 / np.sqrt(np.sqrt(np.asarray(v, np.float64) / decay) + eps), second_moment
-        )
-    if not all(np.isfinite(x).all() for x in jax.tree_util.tree_leaves(scale)):
+        scale = jax.tree.map(lambda v: 1 / np.sqrt(np.sqrt(np.asarray(v, np.float64) / decay) + eps), second_moment)
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(scale)):
         raise ValueError("eps: 0 given, and second_moment has zeros; the rule is eps > 0 then, such as Adam's 1e-8")
     recipe = {"preconditioned": {"eps": eps, "decay": decay, "moment": recipes.fingerprint(second_moment)}}
     return _scaled(operator, scale, "second_moment", recipe)
@@ -299,12 +297,12 @@ def dense(operator: Any) -> np.ndarray:
     n = operator.space.size
     if n > DENSE_MOST:
         raise ValueError(f"operator: {n:,} x {n:,} is too large to be held; the rule is at most {DENSE_MOST:,}")
-    zero = jax.tree_util.tree_map(lambda x: np.zeros(x.shape, x.dtype), operator.structure)
+    zero = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), operator.structure)
     columns = []
-    for leaf in jax.tree_util.tree_leaves(zero):  # numpy leaves: written in place
+    for leaf in jax.tree.leaves(zero):  # numpy leaves: written in place
         for i in range(leaf.size):
             leaf.flat[i] = 1
-            found = jax.tree_util.tree_leaves(operator.product(jax.tree_util.tree_map(np.array, zero)))
+            found = jax.tree.leaves(operator.product(jax.tree.map(np.array, zero)))
             columns.append(np.concatenate([np.asarray(x, np.float64).ravel() for x in found]))
             leaf.flat[i] = 0
     return np.stack(columns, 1)
@@ -317,7 +315,7 @@ def _scaled(operator: Any, scale: PyTree, name: str, recipe: dict[str, Any]) -> 
     if operator.scale is not None:
         raise ValueError(f"operator: {operator!r} is masked or preconditioned already; the rule is one of them, once")
     scale = _tree.align(scale, operator.structure, name, "the operator's vectors")
-    scale = jax.tree_util.tree_map(lambda s, x: jnp.asarray(s, x.dtype), scale, operator.structure)
+    scale = jax.tree.map(lambda s, x: jnp.asarray(s, x.dtype), scale, operator.structure)
     scale = scale if operator.space.shards is None else operator.place(scale)
     return replace(operator, space=replace(operator.space, scale=scale), recipe=operator.recipe | recipe)
 
@@ -352,7 +350,7 @@ def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) 
     params = as_arrays(params)
     if batch_stats not in ("frozen", "batch"):
         raise ValueError(f'batch_stats: {batch_stats!r} given; the rule is "frozen" or "batch"')
-    half = sorted({str(x.dtype) for x in jax.tree_util.tree_leaves(params) if jnp.dtype(x.dtype).itemsize < 4})
+    half = sorted({str(x.dtype) for x in jax.tree.leaves(params) if jnp.dtype(x.dtype).itemsize < 4})
     if half:
         warn_caller(
             f"params: are {', '.join(half)}; curvature is computed in it, to two or three digits. Cast them to float32 "

@@ -64,12 +64,12 @@ class Linearized(NamedTuple):
 
 def times(scale: PyTree, v: PyTree) -> PyTree:
     """S v, entry by entry."""
-    return jax.tree_util.tree_map(lambda s, x: s * x, scale, v)
+    return jax.tree.map(lambda s, x: s * x, scale, v)
 
 
 def _local_block(common: Common, start: Any, size: int, mesh: Mesh) -> losses.Block:
     """Rows of this device's share of the data."""
-    rows = jax.tree_util.tree_leaves(common.data)[0].shape[0]
+    rows = jax.tree.leaves(common.data)[0].shape[0]
     before = jax.lax.axis_index(GRID) * rows if mesh.size > 1 else 0
     return losses.block_at(common.data, start, size, jnp.clip(common.count - before, 0, rows), common.offset + before)
 
@@ -88,16 +88,16 @@ def _common_specs() -> Common:
 
 def _summed(f: Callable[[Any], Any], over: Any) -> Any:
     """Sum of f over the leading axis: no loop for one entry, so that convolutions keep XLA's fast path."""
-    first = jax.tree_util.tree_map(lambda x: x[0], over)
-    if jax.tree_util.tree_leaves(over)[0].shape[0] == 1:
+    first = jax.tree.map(lambda x: x[0], over)
+    if jax.tree.leaves(over)[0].shape[0] == 1:
         return f(first)
-    start = jax.tree_util.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, first))
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, first))
     return jax.lax.scan(lambda sums, x: (plus(sums, f(x)), None), start, over)[0]
 
 
 def plus(a: Any, b: Any) -> Any:
     """a + b, leaf by leaf."""
-    return jax.tree_util.tree_map(jnp.add, a, b)
+    return jax.tree.map(jnp.add, a, b)
 
 
 def _block_sums(by: Multiplier, common: Common, block: Any, v: PyTree) -> tuple[PyTree, Any]:
@@ -108,10 +108,10 @@ def _block_sums(by: Multiplier, common: Common, block: Any, v: PyTree) -> tuple[
     assert mesh is not None
 
     def own(found: Any) -> Any:
-        return jax.tree_util.tree_map(lambda x: x[None], found) if mesh.size > 1 else found
+        return jax.tree.map(lambda x: x[None], found) if mesh.size > 1 else found
 
     def kept(block: Linearized, v: PyTree) -> Any:
-        local = jax.tree_util.tree_map(lambda x: x[0], block) if mesh.size > 1 else block
+        local = jax.tree.map(lambda x: x[0], block) if mesh.size > 1 else block
         return own(_summed(lambda each: (each.map(v), each.sums), local))
 
     def recomputed(common: Common, starts: Any, v: PyTree) -> Any:
@@ -136,7 +136,7 @@ def _moved(by: Multiplier, common: Common, space: Space, v: PyTree) -> tuple[PyT
     assert by.matrix is not None
     part = matrices.part(common.params, by.matrix.chosen)
     v = v if space.scale is None else times(space.scale, v)
-    return part, jax.tree_util.tree_map(lambda x, p: x.astype(p.dtype), v, part)
+    return part, jax.tree.map(lambda x, p: x.astype(p.dtype), v, part)
 
 
 def sums(by: Multiplier, common: Any, space: Space, block: Any, v: PyTree) -> Any:
@@ -145,21 +145,21 @@ def sums(by: Multiplier, common: Any, space: Space, block: Any, v: PyTree) -> An
         if by.matrix is None:
             return by.product(v if space.scale is None else times(space.scale, v), *common)
         product, rest = _block_sums(by, common, block, _moved(by, common, space, v)[1])
-        return space.pin(jax.tree_util.tree_map(_tree.wide, product)), rest
+        return space.pin(jax.tree.map(_tree.wide, product)), rest
 
 
 def finish(by: Multiplier, common: Any, space: Space, v: PyTree, total: Any) -> PyTree:
     """The mean, with the penalty's part."""
     found = total if by.matrix is None else _mean(by, common, space, v, total)
     found = found if space.scale is None else times(space.scale, found)
-    found = jax.tree_util.tree_map(lambda x, like: x.astype(like.dtype), found, v)
+    found = jax.tree.map(lambda x, like: x.astype(like.dtype), found, v)
     return space.pin(found)
 
 
 def _mean(by: Multiplier, common: Common, space: Space, v: PyTree, total: Any) -> PyTree:
     assert by.matrix is not None
     product, (weight, _) = over_devices(by, total)
-    found = jax.tree_util.tree_map(lambda x: x / weight.astype(x.dtype), product)
+    found = jax.tree.map(lambda x: x / weight.astype(x.dtype), product)
     penalty, chosen = common.loss.penalty, by.matrix.chosen
     if penalty is None or by.matrix.kind == "fisher":
         return found
@@ -172,7 +172,7 @@ def _mean(by: Multiplier, common: Common, space: Space, v: PyTree, total: Any) -
 def over_devices(by: Multiplier, total: Any) -> Any:
     """The sums of all devices."""
     split = by.mesh is not None and by.mesh.size > 1
-    return jax.tree_util.tree_map(lambda x: x.sum(0), total) if split else total
+    return jax.tree.map(lambda x: x.sum(0), total) if split else total
 
 
 def gathered(by: Multiplier, total: Any) -> Any:
@@ -180,7 +180,7 @@ def gathered(by: Multiplier, total: Any) -> Any:
     assert by.mesh is not None
     if by.mesh.size == 1 or by.mesh.devices.flat[0].platform != "cpu":
         return total
-    return jax.tree_util.tree_map(lambda x: np.asarray(x).sum(0, keepdims=True), total)
+    return jax.tree.map(lambda x: np.asarray(x).sum(0, keepdims=True), total)
 
 
 sums_step = jax.jit(lambda common, space, block, v, *, by: sums(by, common, space, block, v), static_argnames="by")
@@ -208,7 +208,7 @@ def linearize(common: Common, starts: Any, *, by: Multiplier, size: int) -> Line
 
     def every(common: Common, starts: Any) -> Linearized:
         found = plans.map_points(lambda start: one(common, start), starts, "map")
-        return jax.tree_util.tree_map(lambda x: x[None], found) if mesh.size > 1 else found
+        return jax.tree.map(lambda x: x[None], found) if mesh.size > 1 else found
 
     with jax.default_matmul_precision("highest"):
         whole = PartitionSpec()

@@ -120,7 +120,7 @@ def spectrum(
     memory = _memory(H, run, _rows(steps, scheme), save_every is not None)
 
     def hand_over(stopped: str) -> None:
-        gone = any(x.is_deleted() for x in jax.tree_util.tree_leaves(run.basis))
+        gone = any(x.is_deleted() for x in jax.tree.leaves(run.basis))
         if on_partial is not None and run.done.any() and not gone:
             on_partial(_result(run, recipe | {"complete": False, "stopped": stopped}, H, _state(run, scheme)))
 
@@ -270,7 +270,7 @@ def _state(run: _Run, scheme: str) -> dict[str, np.ndarray]:
     counts = np.array([getattr(run, name) for name in _COUNTS], np.int64)
     filled = slice(run.at + 1 if scheme == "full" else WINDOW)
     at = filled if run.group == 1 else (slice(None), filled)
-    leaves = {f"basis/{i}": np.asarray(x)[at] for i, x in enumerate(jax.tree_util.tree_leaves(run.basis))}
+    leaves = {f"basis/{i}": np.asarray(x)[at] for i, x in enumerate(jax.tree.leaves(run.basis))}
     return {name: np.array(x) for name, x in zip(_TABLE, table, strict=True)} | {"counts": counts} | leaves
 
 

@@ -39,7 +39,7 @@ def rows(vectors: PyTree, space: Space) -> Any:
     """Stacked vectors as rows (b, n)."""
     if space.shards is not None:
         return (space.pin(vectors),)
-    leaves = jax.tree_util.tree_leaves(vectors)
+    leaves = jax.tree.leaves(vectors)
     dtype = jnp.result_type(*leaves)
     return jnp.concatenate([x.reshape(x.shape[0], -1).astype(dtype) for x in leaves], 1)
 
@@ -66,17 +66,17 @@ def drawn(H: Operator, key: jax.Array, numbers: np.ndarray, distribution: str) -
 
 def count(flat: Any) -> int:
     """How many rows there are."""
-    return int(jax.tree_util.tree_leaves(flat)[0].shape[0])
+    return int(jax.tree.leaves(flat)[0].shape[0])
 
 
 def _each(f: Callable, *flats: Any) -> Any:
-    return jax.tree_util.tree_map(f, *flats)
+    return jax.tree.map(f, *flats)
 
 
 @jax.jit
 def _checked(vectors: PyTree, space: Space) -> tuple[Any, jax.Array]:
     """(stacked vectors as rows, which of them are finite)."""
-    finite = [jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in jax.tree_util.tree_leaves(vectors)]
+    finite = [jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in jax.tree.leaves(vectors)]
     return rows(vectors, space), jnp.stack(finite).all(0)
 
 
@@ -112,7 +112,7 @@ class Counted:
 
 def _sizes(flat: Any) -> jax.Array:
     """The norm of every row, (b,)."""
-    squares = (jnp.sum(x * x, tuple(range(1, x.ndim))) for x in jax.tree_util.tree_leaves(flat))
+    squares = (jnp.sum(x * x, tuple(range(1, x.ndim))) for x in jax.tree.leaves(flat))
     return jnp.sqrt(sum(squares))  # type: ignore[arg-type]
 
 
@@ -132,7 +132,7 @@ def _noisy(flat: Any, noise: Any) -> Any:
 def _gram(a: Any, b: Any) -> jax.Array:
     """A B', summed in pieces: over 10^7 entries XLA's product with one row on a CPU loses all but three digits."""
     if isinstance(a, tuple):  # no axis is cut, and each device sums its own part
-        pairs = zip(*map(jax.tree_util.tree_leaves, (a, b)), strict=True)
+        pairs = zip(*map(jax.tree.leaves, (a, b)), strict=True)
         each = (jnp.sum(x[:, None] * y[None], tuple(range(2, x.ndim + 1))) for x, y in pairs)
         return sum(each)  # type: ignore[return-value]
     n = a.shape[1]

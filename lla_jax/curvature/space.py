@@ -51,7 +51,7 @@ class Space:
         """The number of entries that are not masked (counted outside of jit)."""
         if self.scale is None:
             return self.size
-        return sum(int(np.count_nonzero(np.asarray(x))) for x in jax.tree_util.tree_leaves(self.scale))
+        return sum(int(np.count_nonzero(np.asarray(x))) for x in jax.tree.leaves(self.scale))
 
     @property
     def dtype(self) -> np.dtype:
@@ -68,7 +68,7 @@ class Space:
 
     def tree(self, leaves: Any) -> PyTree:
         """Leaves as a vector, or as stacked vectors."""
-        return jax.tree_util.tree_unflatten(self.treedef, leaves)
+        return jax.tree.unflatten(self.treedef, leaves)
 
     def check(self, v: PyTree, name: str = "v", *, stacked: bool = False) -> PyTree:
         """The vector, or stacked vectors (k, ...), if it is a tree of floating arrays of the space's shapes.
@@ -76,7 +76,7 @@ class Space:
         Raises:
           ValueError: it is not; it names the leaf.
         """
-        leaves, treedef = jax.tree_util.tree_flatten(v)
+        leaves, treedef = jax.tree.flatten(v)
         lead = np.shape(leaves[0])[:1] if stacked and leaves else ()
         shapes = [(*lead, *s) for s, _ in self.shapes]
         if treedef != self.treedef or [np.shape(x) for x in leaves] != shapes or (stacked and not lead):
@@ -106,7 +106,7 @@ class Space:
         vector = self.pin(self.tree(leaves))
         if self.scale is None:
             return vector
-        return jax.tree_util.tree_map(lambda x, s: jnp.where(s != 0, x, 0), vector, self.scale)
+        return jax.tree.map(lambda x, s: jnp.where(s != 0, x, 0), vector, self.scale)
 
     def pin(self, tree: PyTree) -> PyTree:
         """The same vector, or stacked vectors, for the compiler to spread like the parameters; within jit."""
@@ -138,7 +138,7 @@ def draw_one(space: Space, key: jax.Array, number: Any, *, distribution: str) ->
 
 def vector_at(stacked: PyTree, i: Any) -> PyTree:
     """One of stacked vectors. Pure; ``take`` is the same, jitted."""
-    return jax.tree_util.tree_map(lambda q: jax.lax.dynamic_index_in_dim(q, i, 0, keepdims=False), stacked)
+    return jax.tree.map(lambda q: jax.lax.dynamic_index_in_dim(q, i, 0, keepdims=False), stacked)
 
 
 take = jax.jit(vector_at)
@@ -147,4 +147,4 @@ take = jax.jit(vector_at)
 @jax.jit
 def stack(space: Space, vectors: list[PyTree]) -> PyTree:
     """Vectors as stacked vectors (k, ...). Pure."""
-    return space.pin(jax.tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *vectors))
+    return space.pin(jax.tree.map(lambda *leaves: jnp.stack(leaves), *vectors))

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import tree_util
 
 from lla_jax.core.types import Directions, PyTree, Recipe
 
@@ -16,7 +15,7 @@ SAMPLES = 8  # entries kept of a draw or of the weights, to notice another one
 
 def checked(tree: PyTree, recipe: Recipe, hint: str) -> Directions:
     """Directions, after making sure that each of them moves and is finite."""
-    moving, finite = (np.asarray(flags) for flags in _health(tree_util.tree_leaves(tree)))
+    moving, finite = (np.asarray(flags) for flags in _health(jax.tree.leaves(tree)))
     if not finite.all():
         raise ValueError(f"direction {int(np.argmin(finite))} has NaN or infinite entries; every entry must be finite")
     if not moving.all():

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import tree_util
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Directions, PyTree, Recipe, Select
@@ -32,16 +31,16 @@ def select(axes: Directions, pattern: Select) -> Directions:
     Raises:
       ValueError: the pattern matches no leaf (the paths are listed), or leaves a direction without any motion.
     """
-    leaves, structure = tree_util.tree_flatten(axes.tree)
+    leaves, structure = jax.tree.flatten(axes.tree)
     shapes = [jax.ShapeDtypeStruct(shape[1:], dtype) for shape, dtype in map(_tree.shape_dtype, leaves)]
-    like = tree_util.tree_unflatten(structure, shapes)
+    like = jax.tree.unflatten(structure, shapes)
     chosen = _tree.selected(pattern, like)
     after = len(axes.recipe.get("normalize", []))
     step = {**_tree.describe(pattern, like, chosen), "after": after}
     recipe = Recipe(axes.recipe, restrict=[*axes.recipe.get("restrict", []), step])
     recipe.pop("marks", None)  # a checkpoint is not in the plane of some of its leaves
     hint = f"the selection {pattern!r} keeps none of the leaves it moves"
-    return checked(tree_util.tree_unflatten(structure, _keep(leaves, tuple(chosen))), recipe, hint)
+    return checked(jax.tree.unflatten(structure, _keep(leaves, tuple(chosen))), recipe, hint)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -88,7 +87,7 @@ def join(*axes: Directions) -> Directions:
     """
     if not axes:
         raise ValueError("join() needs at least one Directions")
-    like = tree_util.tree_map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype), axes[0].tree)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype), axes[0].tree)
     trees = [_tree.align(a.tree, like, f"axes[{i}]", "axes[0]", stacked=True) for i, a in enumerate(axes)]
     names = [name for a in axes for name in names_of(a)]
     return Directions(_concatenate(trees), Recipe(kind="join", names=names, parts=[a.recipe for a in axes]))
@@ -96,7 +95,7 @@ def join(*axes: Directions) -> Directions:
 
 @jax.jit
 def _concatenate(trees: Sequence[PyTree]) -> PyTree:
-    return tree_util.tree_map(lambda *leaves: jnp.concatenate(leaves), *trees)
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
 
 
 def names_of(axes: Directions) -> list[str]:

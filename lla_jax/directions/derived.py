@@ -6,9 +6,9 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import tree_util
 
 from lla_jax.core import losses
 from lla_jax.core import tree as _tree
@@ -45,20 +45,20 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
             seen.append(type(node).__name__)
         return isinstance(node, adam)
 
-    states = [node for node in tree_util.tree_leaves(opt_state, is_leaf=is_adam) if isinstance(node, adam)]
+    states = [node for node in jax.tree.leaves(opt_state, is_leaf=is_adam) if isinstance(node, adam)]
     if not states:
         found = ", ".join(dict.fromkeys(seen)) or type(opt_state).__name__
         raise ValueError(
             f"opt_state holds no Adam moments; its states are: {found}. Pass the state of an Adam optimizer"
         )
-    names, (leaves, structure) = _tree.paths(params), tree_util.tree_flatten(params)
+    names, (leaves, structure) = _tree.paths(params), jax.tree.flatten(params)
     moments = []
     for what in ("mu", "nu"):
         merged = _merge([getattr(state, what) for state in states], what)
         if unknown := sorted(set(merged) - set(names)):
             raise ValueError(f"opt_state's {what} has leaves {unknown} that params lack; pass the params it trained")
         filled = [merged.get(p, np.zeros(*_tree.shape_dtype(leaf))) for p, leaf in zip(names, leaves)]
-        moments.append(_tree.align(tree_util.tree_unflatten(structure, filled), params, f"opt_state's {what}"))
+        moments.append(_tree.align(jax.tree.unflatten(structure, filled), params, f"opt_state's {what}"))
     recipe = Recipe(kind="adam_moments", names=["m", "v"])
     return checked(_tree.stack(moments), recipe, "the optimizer has taken no step yet")
 
@@ -66,7 +66,7 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
 def _merge(trees: Sequence[PyTree], what: str) -> dict[Path, Any]:
     merged: dict[Path, Any] = {}
     for tree in trees:  # the holes of a mask are nodes without leaves, so they do not appear
-        for path, leaf in zip(_tree.paths(tree), tree_util.tree_leaves(tree)):
+        for path, leaf in zip(_tree.paths(tree), jax.tree.leaves(tree)):
             if path in merged:
                 raise ValueError(
                     f"opt_state has several Adam states with {what} for {path!r}; pass the one you mean, such as "
@@ -191,7 +191,7 @@ def between(
         raise ValueError(f"names: {len(names)} given for {len(points)} checkpoints; give one each, that of a first")
     for name, point in zip(names, points):
         _tree.check_real(point, name)
-    leaves = [tree_util.tree_leaves(_tree.align(p, a, name, names[0])) for name, p in zip(names, points)]
+    leaves = [jax.tree.leaves(_tree.align(p, a, name, names[0])) for name, p in zip(names, points)]
     diffs = [[np.asarray(x, np.float64) - np.asarray(y, np.float64) for x, y in zip(p, leaves[0])] for p in leaves[1:]]
     lengths = [_host_dot(d, d) ** 0.5 for d in diffs]
     if 0 in lengths:
@@ -213,7 +213,7 @@ def between(
         jnp.asarray(np.stack(column), jnp.promote_types(_tree.shape_dtype(ref)[1], jnp.float32))
         for column, ref in zip(zip(*axes), leaves[0])
     ]
-    return Directions(tree_util.tree_unflatten(tree_util.tree_structure(a), stacked), recipe)
+    return Directions(jax.tree.unflatten(jax.tree.structure(a), stacked), recipe)
 
 
 def _host_dot(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import tree_util
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
@@ -125,11 +124,11 @@ def _normalize_again(axes: Directions, params: PyTree, step: Mapping[str, Any]) 
 
 
 def _draw(key: jax.Array, params: PyTree, num: int, chosen: list[bool]) -> tuple[PyTree, list[list[float]], str]:
-    leaves, structure = tree_util.tree_flatten(params)
+    leaves, structure = jax.tree.flatten(params)
     layout = tuple((*_tree.shape_dtype(leaf), moves) for leaf, moves in zip(leaves, chosen))
     dtype = jnp.result_type(jnp.float32, *(leaf_dtype for _, leaf_dtype, _ in layout))
     drawn, samples = _draw_leaves(key, num, layout, np.dtype(dtype))
-    return tree_util.tree_unflatten(structure, drawn), _floats(samples), np.dtype(dtype).name
+    return jax.tree.unflatten(structure, drawn), _floats(samples), np.dtype(dtype).name
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -195,10 +194,10 @@ def orthogonal(
         raise ValueError(f"given has {first.num} directions; pass one of them, such as axes[0]")
     first_tree = _tree.align(first.tree, params, "given", stacked=True)
     second = random(key, params, 1, select=select)
-    pair = _orthogonal_pair(tree_util.tree_leaves(first_tree), tree_util.tree_leaves(second.tree))
+    pair = _orthogonal_pair(jax.tree.leaves(first_tree), jax.tree.leaves(second.tree))
     names = [combining.names_of(first)[0], "orthogonal"]
     recipe = Recipe(kind="orthogonal", names=names, parts=[first.recipe, second.recipe])
-    tree = tree_util.tree_unflatten(tree_util.tree_structure(params), pair)
+    tree = jax.tree.unflatten(jax.tree.structure(params), pair)
     return checked(
         tree, recipe, "the selected leaves leave no room for an orthogonal direction, or the given one is zero"
     )

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import tree_util
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.static import Static
@@ -83,7 +82,7 @@ def normalize(
         raise ValueError(f"unit=True divides by a norm, but by={by!r} has none; use by='filter', 'layer' or 'model'")
     _tree.check_real(params)
     tree = _tree.align(axes.tree, params, "axes", stacked=True)
-    weights, structure = tree_util.tree_flatten(params)
+    weights, structure = jax.tree.flatten(params)
     rule, rule_name = _filter_rule(filter_axis, params)
     names = _tree.paths(params)
     filters = [_filter_axes(rule, path, leaf) for path, leaf in zip(names, weights)]
@@ -91,7 +90,7 @@ def normalize(
     plan = tuple(
         _treatment(by, one_dim, axes_of, np.ndim(leaf), kept) for axes_of, leaf, kept in zip(filters, weights, excluded)
     )
-    scaled = _scale(tree_util.tree_leaves(tree), weights, plan, int(order), bool(unit))
+    scaled = _scale(jax.tree.leaves(tree), weights, plan, int(order), bool(unit))
     step = {
         "by": by,
         "order": int(order),
@@ -104,7 +103,7 @@ def normalize(
     recipe = Recipe(axes.recipe, normalize=[*axes.recipe.get("normalize", []), step])
     recipe.pop("marks", None)  # the checkpoints are elsewhere on scaled axes, or not in their plane
     hint = f"the normalization by {by!r} (one_dim={one_dim!r}) leaves nothing of it"
-    return checked(tree_util.tree_unflatten(structure, scaled), recipe, hint)
+    return checked(jax.tree.unflatten(structure, scaled), recipe, hint)
 
 
 def flax_filter_axis(path: Path, leaf: Any) -> int | tuple[int, ...] | None:
@@ -177,7 +176,7 @@ def _is_equinox(params: PyTree) -> bool:
     if equinox is None:
         return False
     is_module = lambda node: isinstance(node, equinox.Module)  # noqa: E731
-    return any(map(is_module, tree_util.tree_leaves(params, is_leaf=is_module)))
+    return any(map(is_module, jax.tree.leaves(params, is_leaf=is_module)))
 
 
 def _axes_table(names: Sequence[Path], filters: Sequence[tuple[int, ...] | None]) -> dict[Path, list[int] | None]:

@@ -93,9 +93,9 @@ def map_points(f: Callable[[Any], Any], coords: PyTree, loop: str) -> Any:
     """``f`` at every entry of the leading axis of ``coords``: batched ("vmap") or one after another ("map")."""
     if loop == "vmap":
         return jax.vmap(f)(coords)
-    if jax.tree_util.tree_leaves(coords)[0].shape[0] == 1:  # no loop at all: convolutions keep XLA's fast path
-        only = f(jax.tree_util.tree_map(lambda c: c[0], coords))
-        return jax.tree_util.tree_map(lambda x: x[None], only)
+    if jax.tree.leaves(coords)[0].shape[0] == 1:  # no loop at all: convolutions keep XLA's fast path
+        only = f(jax.tree.map(lambda c: c[0], coords))
+        return jax.tree.map(lambda x: x[None], only)
     return jax.lax.map(f, coords)
 
 

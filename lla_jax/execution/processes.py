@@ -89,7 +89,7 @@ def _mesh() -> Mesh:
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _summed(tree: PyTree, *, mesh: Mesh) -> PyTree:
-    found = jax.tree_util.tree_map(lambda x: x.sum(0, dtype=x.dtype), tree)
+    found = jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), tree)
     return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, PartitionSpec()))
 
 
@@ -114,13 +114,13 @@ def _total(tree: PyTree) -> PyTree:
         return jax.make_array_from_single_device_arrays(shape, split, [jax.device_put(x, d) for d in own])
 
     try:
-        found = jax.block_until_ready(_summed(jax.tree_util.tree_map(part, tree), mesh=mesh))
+        found = jax.block_until_ready(_summed(jax.tree.map(part, tree), mesh=mesh))
     except Exception as error:  # jax gives it one of several types
         if devices.out_of_memory(error):
             raise
         _STATE["failed"] = True
         raise Lost(_who(wait=3.0)) from error
-    return jax.tree_util.tree_map(lambda x: x.addressable_data(0), found)
+    return jax.tree.map(lambda x: x.addressable_data(0), found)
 
 
 def gathered(numbers: Any) -> np.ndarray:
@@ -164,7 +164,7 @@ def cut(rows: int) -> tuple[int, int]:
 
 @jax.jit
 def _checksum(tree: PyTree) -> jax.Array:
-    bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) for x in jax.tree_util.tree_leaves(tree))
+    bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) for x in jax.tree.leaves(tree))
     return jnp.stack([x.sum(dtype=jnp.uint32) for x in bits])
 
 
@@ -174,7 +174,7 @@ def total_of(vector: PyTree, tree: PyTree) -> PyTree:
     Raises:
       ValueError: they have not: they were called with other arguments, or have come apart.
     """
-    table = np.zeros((jax.process_count(), len(jax.tree_util.tree_leaves(vector))), np.uint32)
+    table = np.zeros((jax.process_count(), len(jax.tree.leaves(vector))), np.uint32)
     table[jax.process_index()] = np.asarray(_checksum(vector))
     table, found = total((table, tree))
     others = np.flatnonzero((np.asarray(table) != np.asarray(table)[0]).any(1)).tolist()

@@ -162,8 +162,8 @@ def affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Ca
     """
     closed, shape = jax.make_jaxpr(f, return_shape=True)(params)
     equations, outputs, constants = _flatten_calls(closed)
-    leaves = jax.tree_util.tree_leaves(params)
-    moves = jax.tree_util.tree_leaves(directions)
+    leaves = jax.tree.leaves(params)
+    moves = jax.tree.leaves(directions)
     env: dict[Any, Any] = dict(constants)
     for i, (leaf, move) in enumerate(zip(leaves, moves, strict=True)):
         env[i] = _Affine([leaf, *move])
@@ -193,7 +193,7 @@ def affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Ca
 
         for eqn, inputs, outs in later:
             local.update(zip(outs, _evaluated(eqn, [value(v) for v in inputs]), strict=True))
-        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shape), [value(v) for v in outputs])
+        return jax.tree.unflatten(jax.tree.structure(shape), [value(v) for v in outputs])
 
     return at
 
@@ -215,10 +215,10 @@ def values_only(f: Callable[..., Any]) -> Callable[..., Any]:
         equations, outputs, known = _flatten_calls(closed)
         if not any(_sliceable(eqn) or _channels_elsewhere(eqn) for eqn, _, _ in equations):
             return f(*args)
-        known.update(enumerate(jax.tree_util.tree_leaves(args)))
+        known.update(enumerate(jax.tree.leaves(args)))
         for eqn, inputs, outs in equations:
             known.update(zip(outs, _evaluated(eqn, [known[v] for v in inputs]), strict=True))
-        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shape), [known[v] for v in outputs])
+        return jax.tree.unflatten(jax.tree.structure(shape), [known[v] for v in outputs])
 
     return g
 
@@ -291,12 +291,12 @@ def lowered(f: Callable[[PyTree], Any], params: PyTree) -> Callable[[PyTree], An
       params: gives their shapes.
     """
     closed, shape = jax.make_jaxpr(f, return_shape=True)(params)
-    structure = jax.tree_util.tree_structure(shape)
+    structure = jax.tree.structure(shape)
 
     def rewritten(moving: PyTree) -> Any:
-        leaves = jax.tree_util.tree_leaves(moving)
+        leaves = jax.tree.leaves(moving)
         outputs = _walk(closed.jaxpr, closed.consts, leaves, [True] * len(leaves))
-        return jax.tree_util.tree_unflatten(structure, [value for value, _ in outputs])
+        return jax.tree.unflatten(structure, [value for value, _ in outputs])
 
     return rewritten
 

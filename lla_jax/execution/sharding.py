@@ -33,7 +33,7 @@ def mesh_of(tree: PyTree) -> Mesh | None:
     Raises:
       ValueError: leaves over different meshes, in another way than by names of axes, or over several processes.
     """
-    found = [x for x in jax.tree_util.tree_leaves(tree) if spread(x)]
+    found = [x for x in jax.tree.leaves(tree) if spread(x)]
     if not found:
         return None
     if not all(isinstance(x.sharding, NamedSharding) for x in found):
@@ -56,14 +56,14 @@ def kept(tree: PyTree, mesh: Mesh, name: str) -> PyTree:
     Raises:
       ValueError: a leaf is spread over other devices than the mesh's, or by names that it does not have.
     """
-    for leaf in jax.tree_util.tree_leaves(tree):
+    for leaf in jax.tree.leaves(tree):
         sharding = leaf.sharding if spread(leaf) else None
         if sharding is not None and (not isinstance(sharding, NamedSharding) or sharding.mesh.shape != mesh.shape):
             raise ValueError(
                 f"{name}: has a leaf spread as {sharding}, and the parameters are over {mesh.shape}; the rule is one "
                 "mesh for parameters and data"
             )
-    return jax.tree_util.tree_map(lambda x: jax.device_put(x, of(x, mesh)), tree)
+    return jax.tree.map(lambda x: jax.device_put(x, of(x, mesh)), tree)
 
 
 def of(leaf: Any, mesh: Mesh) -> NamedSharding:
@@ -78,10 +78,8 @@ def _behind(ndim: int, shard: NamedSharding) -> NamedSharding:
 
 
 def _each(f: Any, tree: PyTree, shards: Shards) -> PyTree:
-    leaves, structure = jax.tree_util.tree_flatten(tree)
-    return jax.tree_util.tree_unflatten(
-        structure, [f(x, _behind(np.ndim(x), s)) for x, s in zip(leaves, shards, strict=True)]
-    )
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, [f(x, _behind(np.ndim(x), s)) for x, s in zip(leaves, shards, strict=True)])
 
 
 def pinned(tree: PyTree, shards: Shards | None) -> PyTree:
@@ -96,7 +94,7 @@ def placed(tree: PyTree, shards: Shards) -> PyTree:
 
 def settled(tree: PyTree) -> PyTree:
     """The tree, once it is there, where devices are cores."""
-    on_cpu = next(iter(jax.tree_util.tree_leaves(tree)[0].devices())).platform == "cpu"
+    on_cpu = next(iter(jax.tree.leaves(tree)[0].devices())).platform == "cpu"
     return jax.block_until_ready(tree) if on_cpu else tree
 
 
@@ -132,4 +130,4 @@ class _OnHost:
 
 def viewed(tree: PyTree) -> PyTree:
     """The tree for functions that read it on the host, one leaf after another: nothing of it stays there."""
-    return jax.tree_util.tree_map(lambda x: _OnHost(x) if spread(x) else x, tree)
+    return jax.tree.map(lambda x: _OnHost(x) if spread(x) else x, tree)

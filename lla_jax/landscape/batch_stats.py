@@ -40,12 +40,12 @@ def _probe(loss: Loss, params: PyTree, batch: Batch, *, size: int, changing: tup
     S is as large as what the batch gives, so that differences keep their digits. The other leaves stay as they are:
     what the network computes from them is part of the statistics.
     """
-    leaves, structure = jax.tree_util.tree_flatten(loss.state)
+    leaves, structure = jax.tree.flatten(loss.state)
 
     def after(values: list[Any]) -> list[Any]:
         state = [jnp.full_like(x, v) if c else x for x, v, c in zip(leaves, values, changing, strict=True)]
-        new = _after(loss, params, jax.tree_util.tree_unflatten(structure, state), batch, size=size)
-        return jax.tree_util.tree_leaves(new)
+        new = _after(loss, params, jax.tree.unflatten(structure, state), batch, size=size)
+        return jax.tree.leaves(new)
 
     from_zero = after([0] * len(leaves))
     scales = [jnp.maximum(1, 10 * jnp.abs(x).max(initial=0)) for x in from_zero]
@@ -105,13 +105,13 @@ def batch_step(
 
     def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, data: Batch, start: Any, offset: Any) -> Any:
         block = losses.block_at(data, start, size, start + size, offset)
-        leaves, structure = jax.tree_util.tree_flatten(loss.state)
+        leaves, structure = jax.tree.flatten(loss.state)
         zeroed = [jnp.zeros_like(x) if a else x for x, a in zip(leaves, averaged, strict=True)]
-        zeroed = jax.tree_util.tree_unflatten(structure, zeroed)
+        zeroed = jax.tree.unflatten(structure, zeroed)
 
         def one(c: Any) -> list[Any]:
             new = losses.outputs_of(loss, formula.rule(params, directions, c), zeroed, block, True)[1]
-            return [x for x, a in zip(jax.tree_util.tree_leaves(new), averaged, strict=True) if a]
+            return [x for x, a in zip(jax.tree.leaves(new), averaged, strict=True) if a]
 
         return plans.map_points(one, coords, loop)
 
@@ -120,7 +120,7 @@ def batch_step(
 
 
 def _leaves(tree: PyTree) -> list[np.ndarray]:
-    return [np.asarray(x) for x in jax.tree_util.tree_leaves(tree)]
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
 def restored(state: PyTree, sums: list[np.ndarray], momenta: list[float | None], weight: float) -> PyTree:
@@ -130,4 +130,4 @@ def restored(state: PyTree, sums: list[np.ndarray], momenta: list[float | None],
         np.broadcast_to(x, (points, *x.shape)) if m is None else (next(averages) / (weight * (1 - m))).astype(x.dtype)
         for x, m in zip(_leaves(state), momenta, strict=True)
     ]
-    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(state), new)
+    return jax.tree.unflatten(jax.tree.structure(state), new)

@@ -102,7 +102,7 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
     mesh = _mesh(task, math.prod(map(len, coords)))
     recipe = _recipe(task, params)
     task, params = _on_devices(task, mesh), _devices.replicate(params, mesh)
-    leaves = jax.tree_util.tree_leaves(params)
+    leaves = jax.tree.leaves(params)
     recipe["params"]["size"] = sum(x.size for x in leaves)
     recipe["precision"]["params"] = sorted({str(x.dtype) for x in leaves})
     momenta = None
@@ -153,7 +153,7 @@ def _mesh(task: Task, points: int) -> Mesh:
     whole = whole if task.batch_stats == "frozen" else f"batch_stats={task.batch_stats!r} needs whole batches"
     devices = _devices.devices_of(task.execution)
     held = [data for data in task.sets.values() if not isinstance(data, Stream)]
-    nbytes = sum(x.nbytes for x in jax.tree_util.tree_leaves(held))
+    nbytes = sum(x.nbytes for x in jax.tree.leaves(held))
     return _devices.mesh_of(devices, _devices.data_shards(task.execution, devices, points, nbytes, whole))
 
 
@@ -202,13 +202,13 @@ def group_size(job: Job, plan: Plan) -> int:
         return plan.chunk * job.width
     if job.momenta is None:
         return job.num
-    state = sum(x.nbytes for x in jax.tree_util.tree_leaves(job.loss.state))
+    state = sum(x.nbytes for x in jax.tree.leaves(job.loss.state))
     return max(plan.chunk * job.width, STATE_BYTES // max(1, state))
 
 
 def rows_in(job: Job, batch: Batch) -> int:
     """Rows of a batch on one device."""
-    return jax.tree_util.tree_leaves(batch)[0].shape[0] // job.mesh.shape[_devices.DATA]
+    return jax.tree.leaves(batch)[0].shape[0] // job.mesh.shape[_devices.DATA]
 
 
 def aligned(directions: Directions, params: PyTree, axes: int, moments: bool) -> PyTree:

@@ -107,7 +107,7 @@ def sums_step(
 
     def run(loss: Loss, *parts: Any) -> dict[str, Any]:
         points, (data, starts, count, offset) = Points(*parts[:4]), parts[4:]
-        rows = jax.tree_util.tree_leaves(data)[0].shape[0]
+        rows = jax.tree.leaves(data)[0].shape[0]
         before = jax.lax.axis_index(devices.DATA) * rows if spread else 0
 
         def one(start: Any) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def sums_step(
             return points_sums(loss, points, block, formula, plan, values_only=True)
 
         found = plans.map_points(one, starts, "map")
-        return jax.tree_util.tree_map(lambda x: jnp.moveaxis(x, 0, 1), found)
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
     split = (False, False, False, True, True, devices.DATA if spread else False, False, False, False)
     return devices.over_points(run, mesh, split)(loss, *points, *blocks)

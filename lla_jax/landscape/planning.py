@@ -44,7 +44,7 @@ def recipe_of(job: Job, plan: Plan) -> dict[str, Any]:
 
 def _key(job: Job, rows: int) -> Hashable:
     """What a program is compiled for, apart from the plan."""
-    leaves, structure = jax.tree_util.tree_flatten((job.loss, job.params, job.directions, job.first.batch))
+    leaves, structure = jax.tree.flatten((job.loss, job.params, job.directions, job.first.batch))
     shapes = tuple((x.shape, str(x.dtype)) for x in leaves)
     return structure, shapes, rows, job.task.formula, job.momenta is None, job.task.whole, job.mesh
 
@@ -76,7 +76,7 @@ def _plan(job: Job, most: int) -> Plan:
             points=points,
             rows=rows,
             row_bytes=nbytes // few,
-            param_bytes=sum(x.nbytes for x in jax.tree_util.tree_leaves(job.params)),
+            param_bytes=sum(x.nbytes for x in jax.tree.leaves(job.params)),
             whole=task.whole,
             sharable=task.rule.affine and job.momenta is None and _single_or_double(job.params),
             scannable="conv_general_dilated" not in primitives,
@@ -92,7 +92,7 @@ def _plan(job: Job, most: int) -> Plan:
 
 
 def _single_or_double(params: PyTree) -> bool:
-    return all(x.dtype in (np.float32, np.float64) for x in jax.tree_util.tree_leaves(params))
+    return all(x.dtype in (np.float32, np.float64) for x in jax.tree.leaves(params))
 
 
 def _first_blocks(job: Job, plan: Plan) -> tuple[Plan, np.ndarray]:
@@ -106,7 +106,7 @@ def _first_call(job: Job, plan: Plan, step: Plan, starts: np.ndarray) -> dict[st
     coords = grid_points(job.probed, 0, min(width, math.prod(map(len, job.probed))))
     coords, states = plans.pad_points(coords, width), None
     if job.momenta is not None:
-        states = jax.tree_util.tree_map(lambda x: np.broadcast_to(x, (len(coords), *x.shape)), job.loss.state)
+        states = jax.tree.map(lambda x: np.broadcast_to(x, (len(coords), *x.shape)), job.loss.state)
     return call(job, Points(job.params, job.directions, coords, states), job.first, step, starts)
 
 

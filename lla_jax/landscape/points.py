@@ -29,7 +29,7 @@ Values = dict[str, np.ndarray]  # by name, a number for every point
 def _points(job: Job, plan: Plan, coords: np.ndarray, states: PyTree, lo: int, hi: int) -> Points:
     """The points [lo, hi), lengthened to a full chunk."""
     size = plan.chunk * job.width
-    coords, states = jax.tree_util.tree_map(lambda x: plans.pad_points(x[lo:hi], size), (coords, states))
+    coords, states = jax.tree.map(lambda x: plans.pad_points(x[lo:hi], size), (coords, states))
     return Points(job.params, job.directions, coords, states)
 
 

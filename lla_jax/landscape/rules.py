@@ -35,7 +35,7 @@ def add(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
             q = q + coord[i].astype(wide) * d[i].astype(wide)
         return q.astype(p.dtype)
 
-    return jax.tree_util.tree_map(move, params, directions)
+    return jax.tree.map(move, params, directions)
 
 
 def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> PyTree:
@@ -64,7 +64,7 @@ def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> P
         m, v = d[0].astype(wide), d[1].astype(wide)
         return (p.astype(wide) + a / jnp.sqrt(b) * m / (jnp.sqrt(v) + eps)).astype(p.dtype)
 
-    return jax.tree_util.tree_map(move, params, directions)
+    return jax.tree.map(move, params, directions)
 
 
 RULES: dict[str, Callable[..., PyTree]] = {"add": add, "adam": adam}

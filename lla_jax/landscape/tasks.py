@@ -109,7 +109,7 @@ def check_policy(batch_stats: str, loss: Any) -> None:
             f"{batch_stats!r} needs a model whose normalization layers are visible; a plain function has only "
             "'frozen'. Use lla.from_linen, from_nnx, from_equinox or lla.Loss(apply, criterion, state=...)",
         )
-    if batch_stats == "reestimate" and not jax.tree_util.tree_leaves(loss.state):
+    if batch_stats == "reestimate" and not jax.tree.leaves(loss.state):
         raise Misuse("batch_stats", "'reestimate' given, but the loss has no state to re-estimate; use 'frozen'")
 
 

@@ -116,11 +116,11 @@ def per_layer(
     member = np.array([[name == block for name in block_of] for block in blocks])
     traces, total = _traces(H, keys[0], member, rtol, max_products, progress)
     rows, done = [], traces[0].num
-    leaves, structure = jax.tree_util.tree_flatten(H.structure)
+    leaves, structure = jax.tree.flatten(H.structure)
     sure = abs(total.mean) > COVERS * total.sem
     for block, inside, trace in zip(blocks, member, traces, strict=True):
         mask = [np.full(x.shape, yes) for x, yes in zip(leaves, inside, strict=True)]
-        part = operators.masked(H, jax.tree_util.tree_unflatten(structure, mask))
+        part = operators.masked(H, jax.tree.unflatten(structure, mask))
         ends = eigen.extremes(part, keys[1], int(steps))
         done += ends.products
         if progress is not None:
@@ -204,7 +204,7 @@ def _names(params: PyTree, groups: Any) -> list[str | None]:
 @jax.jit
 def _per_leaf(z: PyTree, product: PyTree) -> jax.Array:
     """z'(H z) leaf by leaf, (probes, leaves)."""
-    pairs = zip(jax.tree_util.tree_leaves(z), jax.tree_util.tree_leaves(product), strict=True)
+    pairs = zip(jax.tree.leaves(z), jax.tree.leaves(product), strict=True)
     return jnp.stack([(x * y).reshape(len(x), -1).sum(1) for x, y in pairs], 1)
 
 

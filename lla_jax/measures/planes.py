@@ -272,18 +272,18 @@ def _aligned(axes: Directions, H: Any) -> PyTree:
     """
     whole = H.structure if H.is_given else H.centre()
     tree = _tree.align(axes.tree, whole, "axes", "the operator's parameters", stacked=True)
-    named = zip(_tree.paths(tree), jax.tree_util.tree_leaves(tree), H.chosen, strict=True)
+    named = zip(_tree.paths(tree), jax.tree.leaves(tree), H.chosen, strict=True)
     left_out = [path for path, leaf, yes in named if not yes and np.any(np.asarray(leaf))]
     tree = matrices.part(tree, H.chosen)
     if H.scale is not None:
-        named = zip(_tree.paths(tree), jax.tree_util.tree_leaves(tree), jax.tree_util.tree_leaves(H.scale), strict=True)
+        named = zip(_tree.paths(tree), jax.tree.leaves(tree), jax.tree.leaves(H.scale), strict=True)
         left_out += [path for path, leaf, s in named if np.any(np.asarray(leaf) * (np.asarray(s) == 0))]
     if left_out:
         raise ValueError(
             f"axes: move {', '.join(left_out)}, on which the operator does not act; the rule is axes within its "
             "selection, e.g. lla.directions.select(axes, ...), or an operator over all parameters"
         )
-    tree = jax.tree_util.tree_map(lambda x, like: jnp.asarray(x, like.dtype), tree, H.structure)
+    tree = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), tree, H.structure)
     return H.place(tree)
 
 

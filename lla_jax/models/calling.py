@@ -150,7 +150,7 @@ def each_example(call: Callable[..., Any], args: tuple[Any, ...], keys: Any) -> 
         return leaf[0]
 
     def one(args: tuple[Any, ...], key: Any) -> Any:
-        outputs = call(jax.tree_util.tree_map(lambda leaf: leaf[None], args), key)
-        return jax.tree_util.tree_map(unbatch, outputs)
+        outputs = call(jax.tree.map(lambda leaf: leaf[None], args), key)
+        return jax.tree.map(unbatch, outputs)
 
     return jax.vmap(one)(args, keys)

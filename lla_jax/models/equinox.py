@@ -35,11 +35,11 @@ class _Static(ByValue):
 
     @classmethod
     def of(cls, tree: PyTree) -> _Static:
-        leaves, structure = jax.tree_util.tree_flatten(tree)
+        leaves, structure = jax.tree.flatten(tree)
         return cls(structure, tuple(leaves), tuple(map(type, leaves)))
 
     def tree(self) -> PyTree:
-        return jax.tree_util.tree_unflatten(self.structure, self.leaves)
+        return jax.tree.unflatten(self.structure, self.leaves)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class _EquinoxApply(ByValue):
             extra = {"key": key} if "key" in self.takes else {}
             if not self.stateful:
                 return call(*args, **extra, **kwargs)
-            own = jax.tree_util.tree_map(lambda leaf: leaf, held)  # State.set makes the object it is called on unusable
+            own = jax.tree.map(lambda leaf: leaf, held)  # State.set makes the object it is called on unusable
             if "state" in self.takes:
                 return call(*args, state=own, **extra, **kwargs)
             return call(*args, own, **extra, **kwargs)
@@ -84,7 +84,7 @@ class _EquinoxApply(ByValue):
         if not train:
             return outputs, state
         # counters stay, see from_equinox
-        new = jax.tree_util.tree_map(lambda a, b: b if eqx.is_inexact_array(a) else a, state["state"], new)
+        new = jax.tree.map(lambda a, b: b if eqx.is_inexact_array(a) else a, state["state"], new)
         return outputs, {**state, "state": new}
 
 
@@ -92,12 +92,12 @@ def _equinox_norms(model: PyTree) -> list[Any]:
     import equinox as eqx
 
     is_norm = lambda node: isinstance(node, eqx.nn.BatchNorm)  # noqa: E731
-    return [node for node in jax.tree_util.tree_leaves(model, is_leaf=is_norm) if is_norm(node)]
+    return [node for node in jax.tree.leaves(model, is_leaf=is_norm) if is_norm(node)]
 
 
 def _fill_from_batch(model: PyTree, state: Any) -> Any:
     """For ``BatchNorm(mode="ema")``: train mode normalizes by this batch, not by the updated average."""
-    state = jax.tree_util.tree_map(lambda leaf: leaf, state)
+    state = jax.tree.map(lambda leaf: leaf, state)
     for norm in _equinox_norms(model):
         if getattr(norm, "ema_first_time_index", None) is not None:
             state = state.set(norm.ema_first_time_index, np.array(True))
@@ -106,7 +106,7 @@ def _fill_from_batch(model: PyTree, state: Any) -> Any:
 
 def _debiased(model: PyTree, state: Any) -> Any:
     """For ``BatchNorm(mode="batch")``: statistics divided by 1 - momentum^counter as inference does, counter 0."""
-    state = jax.tree_util.tree_map(lambda leaf: leaf, state)
+    state = jax.tree.map(lambda leaf: leaf, state)
     number = jax.numpy.result_type(float).type
     for norm in _equinox_norms(model):
         index = getattr(norm, "batch_counter", None)
@@ -128,7 +128,7 @@ def _equinox_mode(model: PyTree, train: bool, keyed: bool) -> PyTree:
         return hasattr(node, "inference") and any(isinstance(v, eqx.nn.StateIndex) for v in vars(node).values())
 
     def flags(tree: PyTree) -> list[Any]:
-        nodes = jax.tree_util.tree_leaves(tree, is_leaf=owns_state)
+        nodes = jax.tree.leaves(tree, is_leaf=owns_state)
         return [node.inference for node in nodes if owns_state(node)]
 
     model = eqx.nn.inference_mode(model, value=not keyed)
@@ -184,7 +184,7 @@ def from_equinox(
         )
     is_index = lambda node: isinstance(node, eqx.nn.StateIndex)  # noqa: E731
     stateful = state is not None
-    if not stateful and any(is_index(node) for node in jax.tree_util.tree_leaves(model, is_leaf=is_index)):
+    if not stateful and any(is_index(node) for node in jax.tree.leaves(model, is_leaf=is_index)):
         raise ValueError(
             "state=None, but the model has stateful layers. Make it with "
             "model, state = equinox.nn.make_with_state(Model)(...) and pass state=state."
@@ -208,6 +208,6 @@ def from_equinox(
     arrays = eqx.filter(model, lambda leaf: eqx.is_array(leaf) and not eqx.is_inexact_array(leaf))
     held: dict[str, Any] | None = {"arrays": arrays, "state": _debiased(model, state) if stateful else None}
     apply = _EquinoxApply(statics, static(options["inputs"]), method, kwargs, axis_name, takes, stateful, coupled)
-    if not stateful and not jax.tree_util.tree_leaves(arrays):
+    if not stateful and not jax.tree.leaves(arrays):
         held = None
     return loss_of(apply, criterion, held, options)

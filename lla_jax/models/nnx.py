@@ -63,7 +63,7 @@ def _nnx_streams(state: PyTree, impl: Any, key: Any = None) -> PyTree:
     from flax import nnx
 
     is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
-    leaves, structure = jax.tree_util.tree_flatten(state, is_leaf=is_variable)
+    leaves, structure = jax.tree.flatten(state, is_leaf=is_variable)
 
     def stream(index: int, leaf: Any) -> Any:
         if not isinstance(leaf, nnx.RngKey):
@@ -74,7 +74,7 @@ def _nnx_streams(state: PyTree, impl: Any, key: Any = None) -> PyTree:
         own, shape = jax.random.fold_in(key, index), data.shape[:-1]
         return leaf.replace(jax.random.split(own, shape) if shape else own)
 
-    return jax.tree_util.tree_unflatten(structure, [stream(i, leaf) for i, leaf in enumerate(leaves)])
+    return jax.tree.unflatten(structure, [stream(i, leaf) for i, leaf in enumerate(leaves)])
 
 
 def _nnx_statistics(model: Any, state: PyTree) -> PyTree:
@@ -138,10 +138,10 @@ def from_nnx(
     # numpy knows no key arrays, and what handles states (fingerprints, re-estimation) need not know them either.
     is_key = lambda leaf: jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
     state: Any = nnx.state(model, nnx.Not(nnx.Param))
-    impl = next((jax.random.key_impl(leaf) for leaf in jax.tree_util.tree_leaves(state) if is_key(leaf)), None)
-    state = jax.tree_util.tree_map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, state)
-    coupled = bool(jax.tree_util.tree_leaves(nnx.state(model, nnx.BatchStat)))
+    impl = next((jax.random.key_impl(leaf) for leaf in jax.tree.leaves(state) if is_key(leaf)), None)
+    state = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, state)
+    coupled = bool(jax.tree.leaves(nnx.state(model, nnx.BatchStat)))
     kwargs = modes(names, coupled, options)
     apply = _NnxApply(graphdefs, static(options["inputs"]), method, kwargs, "rngs" in names, coupled, impl)
-    state = state if jax.tree_util.tree_leaves(state) else None
+    state = state if jax.tree.leaves(state) else None
     return loss_of(apply, criterion, state, options)

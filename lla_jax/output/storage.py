@@ -173,7 +173,7 @@ _FORMS: dict[type, tuple[Callable[[Any], tuple[Header, Arrays]], Callable[[Heade
 
 
 def _leaves(x: Directions) -> dict[str, Any]:
-    names, leaves = _tree.paths(x.tree), jax.tree_util.tree_leaves(x.tree)
+    names, leaves = _tree.paths(x.tree), jax.tree.leaves(x.tree)
     if len(set(names)) < len(names):
         raise ValueError(f"x: two of its leaves have one path among {names}; rename one of their keys")
     return dict(zip(names, leaves, strict=True))
@@ -213,7 +213,7 @@ def _misfit(x: Any) -> str:
         fits = all(np.ndim(c) == 1 for c in x.coords) and all(s == shape for s in shapes)
         return "" if fits else f"has coordinates for {shape} and values of shapes {shapes}"
     if isinstance(x, Directions):
-        shapes = [np.shape(leaf) for leaf in jax.tree_util.tree_leaves(x.tree)]
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x.tree)]
         fits = x.tree is None or (() not in shapes and len({s[0] for s in shapes}) == 1)
         return "" if fits else f"has leaves of shapes {shapes}, not one number of directions"
     if isinstance(x, Spectrum):

@@ -176,7 +176,7 @@ def computed(apply, variables, args, kwargs, weights, tangent, draws, *, train=F
 def direction(params: Any, seed: int = 5) -> Any:
     """A random tree like ``params``."""
     rng = np.random.default_rng(seed)
-    return jax.tree_util.tree_map(lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape)), params)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape)), params)
 
 
 def arrays(tree: Any) -> Any:

@@ -226,8 +226,8 @@ def test_tied_weights(tmp_path):
 
 
 def test_other_trees_as_state_dicts(net):
-    params = jax.tree_util.tree_map(lambda x: 2 * x, net.variables["params"])
-    state = {"batch_stats": jax.tree_util.tree_map(lambda x: x + 1, net.variables["batch_stats"])}
+    params = jax.tree.map(lambda x: 2 * x, net.variables["params"])
+    state = {"batch_stats": jax.tree.map(lambda x: x + 1, net.variables["batch_stats"])}
     back, own = to_state_dict(net, params, state), to_state_dict(net)
     assert torch.equal(back["conv.weight"], 2 * own["conv.weight"])
     assert torch.equal(back["bn.running_mean"], own["bn.running_mean"] + 1)
@@ -238,7 +238,7 @@ def test_other_trees_as_state_dicts(net):
     with pytest.raises(ValueError, match="params/conv/kernel is missing"):
         to_state_dict(net, params={})
     with pytest.raises(ValueError, match=r"params/conv/kernel: shape \(1, 3, 3, 2, 3\)"):
-        to_state_dict(net, jax.tree_util.tree_map(lambda x: x[None], params))
+        to_state_dict(net, jax.tree.map(lambda x: x[None], params))
 
 
 class Hostile:

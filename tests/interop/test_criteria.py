@@ -155,7 +155,7 @@ def test_mean_over_the_data_is_that_of_torch(name: str):
     value, ours = jax.value_and_grad(lambda x: mean(criterion(x, targets)))(jnp.asarray(outputs.detach().numpy()))
     np.testing.assert_allclose(value, theirs.item(), rtol=1e-12)
     np.testing.assert_allclose(ours, grad, rtol=0, atol=1e-12)
-    leading = jax.tree_util.tree_leaves(criterion(jnp.asarray(outputs.detach().numpy()), targets))
+    leading = jax.tree.leaves(criterion(jnp.asarray(outputs.detach().numpy()), targets))
     assert all(leaf.shape[0] == 7 for leaf in leading)
 
 

@@ -87,9 +87,9 @@ def test_live_optimizers(kind):
     axes = adam_moments(optimizer, net)
     assert axes.recipe["kind"] == "adam_moments"
     assert axes.recipe["names"] == ["m", "v"]
-    first = jax.tree_util.tree_map(lambda x: x[1], axes.tree)
+    first = jax.tree.map(lambda x: x[1], axes.tree)
     check(first, module, optimizer, "exp_avg_sq")
-    assert jax.tree_util.tree_structure(first) == jax.tree_util.tree_structure(net.variables["params"])
+    assert jax.tree.structure(first) == jax.tree.structure(net.variables["params"])
 
 
 class Flattens(nn.Module):

@@ -172,7 +172,7 @@ def test_problem(trained, tmp_path):
     assert found.values["test_loss"][1] == pytest.approx(float(loss(now[:6], Y[:6])), rel=1e-5)
     assert found.values["accuracy"][1] == pytest.approx(float((now.argmax(-1) == Y).float().mean()), rel=1e-6)
     assert moments.num == 2
-    assert all(jax.tree_util.tree_leaves(jax.tree_util.tree_map(np.array_equal, *made.checkpoints)))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, *made.checkpoints)))
 
 
 @pytest.mark.parametrize("data", [(X, Y), DATA, (X.numpy(), Y.numpy())])

@@ -230,7 +230,7 @@ class TiedTransposed(nn.Module):
 def test_tied_embedding_is_one_leaf():
     module = build(TiedEmbedding)
     net = check(module, torch.randint(0, 6, (7, 5), generator=torch.Generator().manual_seed(0)))
-    assert len(jax.tree_util.tree_leaves(net.variables["params"])) == 1
+    assert len(jax.tree.leaves(net.variables["params"])) == 1
     back = lla_torch.to_state_dict(net)
     assert list(back) == ["embedding.weight", "out.weight"]
     assert torch.equal(back["out.weight"], module.out.weight)
@@ -240,7 +240,7 @@ def test_tied_embedding_is_one_leaf():
 def test_tied_parameters_are_one_leaf(kind, leaves):
     module = build(kind)
     net = check(module, real(7, 3))
-    assert len(jax.tree_util.tree_leaves(net.variables["params"])) == leaves
+    assert len(jax.tree.leaves(net.variables["params"])) == leaves
     assert list(lla_torch.to_state_dict(net)) == list(module.state_dict())
 
 

@@ -189,14 +189,14 @@ def test_a_stack_of_weights_is_run_by_vmap(case):
         return case.net.apply({"params": params, **rest}, *args, draws=draws, **kwargs)
 
     params = case.net.variables["params"]
-    stack = jax.tree_util.tree_map(lambda leaf: jnp.stack([leaf, 1.1 * leaf]), params)
+    stack = jax.tree.map(lambda leaf: jnp.stack([leaf, 1.1 * leaf]), params)
     both = jax.jit(jax.vmap(forward, in_axes=(0, None, None, None, None)))(stack, args, kwargs, rest, run.draws)
     with torch.no_grad():
         scaled = case.entry.factory(0)
         for parameter in scaled.parameters():
             parameter.mul_(1.1)
     expected = reference(scaled, case.args, case.kwargs).outputs
-    pick = lambda i: jax.tree_util.tree_map(lambda leaf: leaf[i], both)  # noqa: E731
+    pick = lambda i: jax.tree.map(lambda leaf: leaf[i], both)  # noqa: E731
     assert_outputs(pick(0), run.torch.outputs, 1e-12, "first of the stack")
     assert_outputs(pick(1), expected, 1e-12, "second of the stack")
 
@@ -207,7 +207,7 @@ def test_train_mode_gives_outputs_gradient_and_statistics(case):
     assert_outputs(run.outputs, run.torch.outputs, 1e-12, "outputs")
     assert_named(by_torch_name(case, run.grads), run.torch.grads, 1e-10, "gradient")
     rest = {name: tree for name, tree in case.net.variables.items() if name != "params"}
-    assert jax.tree_util.tree_structure(run.state) == jax.tree_util.tree_structure(rest)
+    assert jax.tree.structure(run.state) == jax.tree.structure(rest)
     state = lla_torch.to_state_dict(case.net, state=run.state)
     after = {name: t.numpy() for name, t in state.items()}
     assert_named(after, run.torch.state, 1e-12, "statistics")

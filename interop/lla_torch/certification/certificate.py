@@ -166,7 +166,7 @@ def _same_draws(low: dict[str, Any], exact: dict[str, Any]) -> bool:
 
 
 def _examples(batch: Any) -> int:
-    shapes = [np.shape(x) for x in jax.tree_util.tree_leaves(batch) if hasattr(x, "shape")]
+    shapes = [np.shape(x) for x in jax.tree.leaves(batch) if hasattr(x, "shape")]
     return next((shape[0] for shape in shapes if shape), 1)
 
 
@@ -299,11 +299,11 @@ def _jax_numbers(task: Task, net: Net, dtype: str, theirs: dict[str, Any]) -> di
         }
         params = {name: held.pop(name) for name in task.vector}
         vector = {n: jnp.asarray(names.to_jax(names.by_name(n), v), params[n].dtype) for n, v in task.vector.items()}
-        leaves, structure = jax.tree_util.tree_flatten(_data(task, dtype))
+        leaves, structure = jax.tree.flatten(_data(task, dtype))
         arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, np.ndarray)}
 
         def run(params: Any, vector: Any, held: Any, arrays: Any, draws: Any, train_draws: Any) -> dict[str, Any]:
-            data = jax.tree_util.tree_unflatten(structure, [arrays.get(i, x) for i, x in enumerate(leaves)])
+            data = jax.tree.unflatten(structure, [arrays.get(i, x) for i, x in enumerate(leaves)])
             args, kwargs = arguments(task.inputs, data)
 
             def value(params: Any) -> tuple[Any, Any]:
@@ -330,7 +330,7 @@ def _jax_numbers(task: Task, net: Net, dtype: str, theirs: dict[str, Any]) -> di
             return found
 
         found = jax.jit(run)(params, vector, held, arrays, theirs["draws"], theirs.get("train draws"))
-        found = jax.tree_util.tree_map(np.asarray, found)
+        found = jax.tree.map(np.asarray, found)
     for quantity in {"gradient", "Hessian product"} & found.keys():
         found[quantity] = {n: names.to_torch(names.by_name(n), x) for n, x in found[quantity].items()}
     if "state" in found:
@@ -358,7 +358,7 @@ def _data(task: Task, dtype: str) -> Any:
         array = to_array(x) if hasattr(x, "detach") else np.asarray(x)
         return array.astype(jnp.dtype(task.type_of_data(array.dtype.name, dtype)))
 
-    return jax.tree_util.tree_map(convert, task.batch)
+    return jax.tree.map(convert, task.batch)
 
 
 def _loss_of(task: Task, net: Net) -> Callable[[Any, Any], Any]:

@@ -147,7 +147,7 @@ def convert_callable(module: nn.Module, *examples: Any) -> Callable[..., Any]:
       examples: arrays or tensors.
     """
     parts = converted(module, tuple(examples), {}, False, None)
-    leaves, structure = jax.tree_util.tree_flatten(parts.variables)
+    leaves, structure = jax.tree.flatten(parts.variables)
     return Held(parts.function, structure, tuple(np.asarray(x) for x in leaves))
 
 
@@ -170,4 +170,4 @@ class Held:
         return isinstance(other, Held) and self._content == other._content
 
     def __call__(self, *args: Any) -> Any:
-        return self.function(jax.tree_util.tree_unflatten(self.structure, self.leaves), args, {})[0]
+        return self.function(jax.tree.unflatten(self.structure, self.leaves), args, {})[0]

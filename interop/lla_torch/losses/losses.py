@@ -37,9 +37,9 @@ class Apply:
             )
 
         def one(args: Any, kwargs: Any, key: Any) -> Any:
-            batched = jax.tree_util.tree_map(lambda x: x[None], (args, kwargs))
+            batched = jax.tree.map(lambda x: x[None], (args, kwargs))
             outputs, _ = self.function(variables, *batched, train=noisy, key=key)
-            return jax.tree_util.tree_map(lambda x: x[0], outputs)
+            return jax.tree.map(lambda x: x[0], outputs)
 
         return jax.vmap(one)(args, kwargs, keys), state
 
@@ -122,11 +122,11 @@ class TorchCriterion:
         return isinstance(other, TorchCriterion) and self._content == other._content
 
     def __call__(self, outputs: Any, labels: Any) -> Any:
-        leaves, structure = jax.tree_util.tree_flatten((outputs, labels))
+        leaves, structure = jax.tree.flatten((outputs, labels))
         kinds = (structure, tuple((x.shape[1:], x.dtype.name) for x in leaves))
         if kinds not in self._converted:
             with jax.ensure_compile_time_eval():
-                examples = jax.tree_util.tree_map(_example, (outputs, labels))
+                examples = jax.tree.map(_example, (outputs, labels))
                 found, separate = criterion_of(self.module, self.convert, *examples)
             if separate != self.per_example:
                 raise ValueError(
