@@ -36,7 +36,8 @@ REMEDY = re.compile(
     r"\b(such as|e\.g\.|give|pass|use|take|leave|try|raise|lower it|ask|set|make|wrap|install|choose|check|or None|"
     r"delete|remove|call|keep|put|name|write|convert|cast|rename|move|save|load|run|read|replace|draw|add|say|wait|"
     r"start|see|lla\.|jax\.|torch\.|one of|any of|known|there (is|are)|has|it takes|are:|from \d|between|at least|"
-    r"at most|above 0|Is the|free|select|fit|exclude|freeze|drop|split|compute|create|open|change|train|evaluate)\b|lla\.|--\w"
+    r"at most|above 0|Is the|free|select|fit|exclude|freeze|drop|split|compute|create|open|change|train|evaluate)\b|"
+    r"lla\.|--\w"
 )
 MISUSE = {"ValueError", "TypeError", "Misuse", "Mistake", "ConversionError", "Refused"}
 Found = Iterator[str]

@@ -14,7 +14,7 @@ from lla_jax import curvature as spectral
 from lla_jax import directions
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, Spectrum
 from lla_jax.output import plotting
-from tests.test_plotting import drawn, png, texts
+from tests.output.plotting.test_planes import drawn, png, texts
 
 HESSIAN = {"which": "magnitude", "operator": {"kind": "hessian"}}
 VALUES = np.array([30.0, 12.0, 5.5, -4.0, 3.0, -0.5])

@@ -458,7 +458,7 @@ def test_shards_meet_in_a_folder_and_a_denser_grid_reuses_their_points(tiny, cap
 
 
 def test_the_array_job_of_the_documentation_runs(tiny):
-    text = (pathlib.Path(__file__).parent.parent / "docs" / "scaling.md").read_text()
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
     (script,) = (block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "#SBATCH --array" in block)
     (tiny / "job.sh").write_text(script.replace("my_module:my_function", "tiny_problem:make"))
     scripts = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

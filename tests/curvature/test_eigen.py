@@ -22,8 +22,8 @@ from lla_jax.curvature import eigen as spectral
 from lla_jax.curvature import eigensearch as krylov
 from lla_jax.curvature import operators
 from lla_jax.execution import devices
+from tests.curvature.test_lanczos import breaking, flat, matrix, operator
 from tests.helpers import ONE, compilations, cross_entropy, dataset, mlp_loss, params
-from tests.test_lanczos import breaking, flat, matrix, operator
 
 KEY = jax.random.key(1)
 N = 300

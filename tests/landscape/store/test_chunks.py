@@ -452,7 +452,7 @@ PLAN = lla.Execution(chunk=4, microbatch=8, loop="map", share=False, devices=1)
 WRITER = """
 import logging, sys, time
 from lla_jax.landscape.store import writing as stored
-from tests.test_chunk_store import GRIDS, PLAN, run
+from tests.landscape.store.test_chunks import GRIDS, PLAN, run
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 logging.getLogger("lla_jax").setLevel(logging.DEBUG)
 stored._chunk_points = lambda *_: 30

@@ -14,7 +14,8 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.execution import processes as hosts
-from tests import helpers, host_process
+from tests import helpers
+from tests.execution import host_process
 
 SCRIPT = pathlib.Path(host_process.__file__)
 ENVIRONMENT = {  # of a process; compiling is what takes the time there

@@ -677,7 +677,7 @@ def test_errors():
 def test_the_page():
     """Every example of docs/models.md runs, and its losses give one number per example (or per batch)."""
     pytest.importorskip("haiku")
-    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(N, 64)).astype(np.float32), rng.integers(0, 10, N)
     space: dict[str, Any] = {"x": x}

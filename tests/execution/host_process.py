@@ -1,11 +1,12 @@
-"""One of several processes of tests/test_hosts.py: joins the group, computes, saves what it found; may kill itself."""
+"""One of several processes of test_processes.py: joins the group, computes, saves what it found; may kill itself."""
 
 import os
+import pathlib
 import signal
 import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 import jax
 import numpy as np
