@@ -39,7 +39,7 @@ REMEDY = re.compile(
     r"at most|above 0|Is the|free|select|fit|exclude|freeze|drop|split|compute|create|open|change|train|evaluate)\b|"
     r"lla\.|--\w"
 )
-MISUSE = {"ValueError", "TypeError", "Misuse", "Mistake", "ConversionError", "Refused"}
+MISUSE = {"misuse", "ValueError", "TypeError", "Misuse", "Mistake", "ConversionError", "Refused"}
 Found = Iterator[str]
 
 

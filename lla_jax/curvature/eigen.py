@@ -93,7 +93,7 @@ def eigenpairs(
     """
     check_operator(H)
     key, n = arguments.single_key(key), H.shape[0]
-    k = arguments.clamped("k", k, n)
+    k = arguments.clamp_count("k", k, n)
     if which not in ("magnitude", "largest", "smallest"):
         raise ValueError(f'which: {which!r} given; the rule is "magnitude", "largest" or "smallest"')
     if not isinstance(tol, float | int | np.floating) or not 0 < tol < 1:

@@ -17,7 +17,7 @@ import numpy as np
 
 from lla_jax.core import arguments
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import clamped, warn_caller
+from lla_jax.core.arguments import clamp_count, warn_caller
 from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import LinearOperator, Operator, check_given, check_operator
 from lla_jax.curvature.space import draw_one, take, vector_at
@@ -371,7 +371,7 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     check_operator(H)
     key = arguments.single_key(key)
     check_start(start)
-    steps = clamped("steps", steps, H.shape[0])
+    steps = clamp_count("steps", steps, H.shape[0])
     check_given(H, key)
     basis = begin(random(H, key, 0, start), rows=steps + 1, spread=H.space.shards)
     basis, alphas, betas, products = sequence(H, basis, steps)

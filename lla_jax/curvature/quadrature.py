@@ -102,7 +102,7 @@ def spectrum(
     if scheme not in ("full", "lla"):
         raise ValueError(f'scheme: {scheme!r} given; the rule is "full" or "lla"')
     n = H.shape[0]
-    steps = arguments.clamped("steps", steps, n)
+    steps = arguments.clamp_count("steps", steps, n)
     recipe = {
         "kind": "spectrum", "operator": dict(H.recipe), "n": n, "dtype": str(H.dtype), "steps": steps,
         "probes": int(probes), "start": start, "scheme": scheme, "key": recipes.fingerprint(key),

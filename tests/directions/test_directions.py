@@ -466,7 +466,7 @@ class TestRandom:
         [
             ({"num": 0}, "num=0 must be a positive integer"),
             ({"num": 1.5}, "num=1.5"),
-            ({"key": 3}, "key: got 3; the rule is one jax.random key"),
+            ({"key": 3}, "key: 3 given; it must be one jax.random key"),
             ({"params": {"n": np.arange(3)}}, r"params\['n'\] has dtype int"),
             ({"params": {"z": np.ones(2, np.complex64)}}, r"params\['z'\] has dtype complex64"),
             ({"params": {"w": np.array([np.nan, 1], "f4")}}, r"params\['w'\] has 1 NaN"),
