@@ -1,6 +1,6 @@
-"""Directions in parameter space, the axes of landscapes: drawn, derived, combined, normalized.
+"""Makes directions in parameter space, the axes of landscapes: random, derived, combined and normalized ones.
 
-Every function returns ``Directions``: the parameters' tree with a leading axis k on every leaf, and a JSON-able recipe.
+Every function returns ``Directions``: the parameters' tree with a leading axis k on every leaf, and a recipe for JSON.
 """
 
 from lla_jax import _lazy

@@ -1,4 +1,4 @@
-"""What all directions have to be, whoever makes them: finite, and none of them zero."""
+"""Checks that directions are finite and that none of them is zero."""
 
 from __future__ import annotations
 
@@ -10,16 +10,28 @@ import numpy as np
 
 from lla_jax.core.types import Directions, PyTree, Recipe
 
-SAMPLES = 8  # entries kept of a draw or of the weights, to notice another one
+SAMPLES = 8  # entries of a draw or of the weights that a recipe keeps, to notice if they change
 
 
-def checked(tree: PyTree, recipe: Recipe, hint: str) -> Directions:
-    """Directions, after making sure that each of them moves and is finite."""
+def check_directions(tree: PyTree, recipe: Recipe, hint: str) -> Directions:
+    """Directions of a tree, if each of them is finite and moves some parameter.
+
+    Args:
+      tree: stacked, with a leading axis k on every leaf.
+      recipe: of the directions.
+      hint: ends the message about a direction that is zero: the likely cause, and what to do.
+
+    Raises:
+      ValueError: a direction that is zero, or has entries that are NaN or infinite.
+    """
     moving, finite = (np.asarray(flags) for flags in _health(jax.tree.leaves(tree)))
     if not finite.all():
-        raise ValueError(f"direction {int(np.argmin(finite))} has NaN or infinite entries; every entry must be finite")
+        raise ValueError(
+            f"directions: direction {int(np.argmin(finite))} has NaN or infinite entries; every entry must be finite, "
+            "so check what it was made from"
+        )
     if not moving.all():
-        raise ValueError(f"direction {int(np.argmin(moving))} is zero everywhere: {hint}")
+        raise ValueError(f"directions: direction {int(np.argmin(moving))} is zero everywhere; {hint}")
     return Directions(tree, recipe)
 
 

@@ -1,4 +1,4 @@
-"""Directions from given trees, joined, or restricted to selected leaves."""
+"""Combines directions: takes the user's own trees, joins several directions, and restricts them to selected leaves."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.types import Directions, PyTree, Recipe, Select
-from lla_jax.directions.checks import checked
+from lla_jax.directions.checks import check_directions
 
 
 def select(axes: Directions, pattern: Select) -> Directions:
@@ -22,14 +23,14 @@ def select(axes: Directions, pattern: Select) -> Directions:
 
     Args:
       axes: the directions.
-      pattern: which leaves still move, as ``select`` of ``random``; a predicate sees shape and dtype of the leaf, not
-        its values.
+      pattern: the leaves that still move, as ``select`` of ``random``; a predicate is given the shape and dtype of a
+        leaf, not its values.
 
     Returns:
       Directions of the same shapes; ``recipe["restrict"]`` records the paths.
 
     Raises:
-      ValueError: the pattern matches no leaf (the paths are listed), or leaves a direction without any motion.
+      ValueError: the pattern matches no leaf (the paths are listed), or a direction moves none of the leaves kept.
     """
     leaves, structure = jax.tree.flatten(axes.tree)
     shapes = [jax.ShapeDtypeStruct(shape[1:], dtype) for shape, dtype in map(_tree.shape_dtype, leaves)]
@@ -39,8 +40,8 @@ def select(axes: Directions, pattern: Select) -> Directions:
     step = {**_tree.describe(pattern, like, chosen), "after": after}
     recipe = Recipe(axes.recipe, restrict=[*axes.recipe.get("restrict", []), step])
     recipe.pop("marks", None)  # a checkpoint is not in the plane of some of its leaves
-    hint = f"the selection {pattern!r} keeps none of the leaves it moves"
-    return checked(jax.tree.unflatten(structure, _keep(leaves, tuple(chosen))), recipe, hint)
+    hint = f"the selection {pattern!r} keeps none of the leaves that it moves: select some of these"
+    return check_directions(jax.tree.unflatten(structure, _keep(leaves, tuple(chosen))), recipe, hint)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -60,21 +61,21 @@ def given(*trees: PyTree, names: Sequence[str] | None = None) -> Directions:
 
     Raises:
       ValueError: no tree; trees of different structure or shape; entries that are not real, floating and finite; a zero
-        direction; as many names as trees are needed.
+        direction; more or fewer names than trees.
     """
     if not trees:
-        raise ValueError("given() needs at least one tree")
+        raise Misuse("trees", "none given; pass at least one tree like the parameters")
     if names is not None and (isinstance(names, str) or len(names) != len(trees)):
-        raise ValueError(f"names={names!r} must have one name per tree, {len(trees)}")
+        raise misuse("names", names, f"one name per tree, a list of {len(trees)}")
     for i, tree in enumerate(trees):
         _tree.check_real(tree, f"trees[{i}]")
     aligned = [_tree.align(tree, trees[0], f"trees[{i}]", "trees[0]") for i, tree in enumerate(trees)]
     recipe = Recipe(kind="given", **({} if names is None else {"names": [str(name) for name in names]}))
-    return checked(_tree.stack(aligned), recipe, "pass a tree that moves some parameter")
+    return check_directions(_tree.stack(aligned), recipe, "pass a tree with entries other than 0")
 
 
 def join(*axes: Directions) -> Directions:
-    """Several ``Directions`` side by side, in this order: a gradient and a random axis, eigenvectors and moments, ...
+    """Several ``Directions`` as one, in this order: a gradient and a random axis, eigenvectors and moments, ...
 
     Args:
       *axes: directions of one structure.
@@ -86,7 +87,7 @@ def join(*axes: Directions) -> Directions:
       ValueError: nothing to join, or directions of different structure or leaf shapes.
     """
     if not axes:
-        raise ValueError("join() needs at least one Directions")
+        raise Misuse("axes", "none given; pass at least one lla.Directions")
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype), axes[0].tree)
     trees = [_tree.align(a.tree, like, f"axes[{i}]", "axes[0]", stacked=True) for i, a in enumerate(axes)]
     names = [name for a in axes for name in names_of(a)]
@@ -99,7 +100,7 @@ def _concatenate(trees: Sequence[PyTree]) -> PyTree:
 
 
 def names_of(axes: Directions) -> list[str]:
-    """One name per direction: the recipe's, or the kind and a number."""
+    """One name per direction: that in the recipe, or the kind of the directions and a number."""
     names = axes.recipe.get("names") or []
     if len(names) == axes.num:
         return list(names)

@@ -1,4 +1,4 @@
-"""Directions that training or the Hessian give: Adam's moments, gradients, differences of checkpoints, eigenvectors."""
+"""Derives directions from training and curvature: Adam's moments, gradients, checkpoints and eigenvectors."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import numpy as np
 
 from lla_jax.core import losses
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse, is_integer, misuse
 from lla_jax.core.types import Directions, Eigenpairs, Path, PyTree, Recipe
-from lla_jax.directions.checks import checked
+from lla_jax.directions.checks import check_directions
 
 
 def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
     """First and second moment (m, v) of Adam, raw as the optimizer keeps them, as two directions.
 
     Args:
-      opt_state: an optax state that holds Adam's anywhere inside: chain, masked, inject_hyperparams, partition,
+      opt_state: an optax state that holds Adam's state somewhere inside: chain, masked, inject_hyperparams, partition,
         MultiSteps; or an object with such an ``opt_state`` (``nnx.Optimizer``, ``TrainState``).
       params: the parameters. Leaves without moments (masked) get zeros; several Adams on different leaves are merged.
 
@@ -38,52 +39,55 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
 
     opt_state = getattr(opt_state, "opt_state", opt_state)
     adam = (optax.ScaleByAdamState, optax.ScaleByAmsgradState)
-    seen: list[str] = []
+    others: list[str] = []
 
     def is_adam(node: Any) -> bool:
         if hasattr(node, "_fields"):
-            seen.append(type(node).__name__)
+            others.append(type(node).__name__)
         return isinstance(node, adam)
 
     states = [node for node in jax.tree.leaves(opt_state, is_leaf=is_adam) if isinstance(node, adam)]
     if not states:
-        found = ", ".join(dict.fromkeys(seen)) or type(opt_state).__name__
-        raise ValueError(
-            f"opt_state holds no Adam moments; its states are: {found}. Pass the state of an Adam optimizer"
+        kinds = ", ".join(dict.fromkeys(others)) or type(opt_state).__name__
+        raise Misuse(
+            "opt_state", f"holds no Adam moments; its states are: {kinds}. Pass the state of an Adam optimizer"
         )
     names, (leaves, structure) = _tree.paths(params), jax.tree.flatten(params)
     moments = []
-    for what in ("mu", "nu"):
-        merged = _merge([getattr(state, what) for state in states], what)
+    for moment in ("mu", "nu"):
+        merged = _merge([getattr(state, moment) for state in states], moment)
         if unknown := sorted(set(merged) - set(names)):
-            raise ValueError(f"opt_state's {what} has leaves {unknown} that params lack; pass the params it trained")
+            raise Misuse("opt_state", f"its {moment} has leaves {unknown} that params lack; pass the params it trained")
         filled = [merged.get(p, np.zeros(*_tree.shape_dtype(leaf))) for p, leaf in zip(names, leaves)]
-        moments.append(_tree.align(jax.tree.unflatten(structure, filled), params, f"opt_state's {what}"))
+        moments.append(_tree.align(jax.tree.unflatten(structure, filled), params, f"opt_state's {moment}"))
     recipe = Recipe(kind="adam_moments", names=["m", "v"])
-    return checked(_tree.stack(moments), recipe, "the optimizer has taken no step yet")
+    return check_directions(
+        _tree.stack(moments), recipe, "the optimizer has taken no step yet, so pass the state after one"
+    )
 
 
-def _merge(trees: Sequence[PyTree], what: str) -> dict[Path, Any]:
+def _merge(trees: Sequence[PyTree], moment: str) -> dict[Path, Any]:
+    """The leaves of several trees by path, of which no two may have the same."""
     merged: dict[Path, Any] = {}
     for tree in trees:  # the holes of a mask are nodes without leaves, so they do not appear
         for path, leaf in zip(_tree.paths(tree), jax.tree.leaves(tree)):
             if path in merged:
-                raise ValueError(
-                    f"opt_state has several Adam states with {what} for {path!r}; pass the one you mean, such as "
-                    "opt_state[0]"
+                raise Misuse(
+                    "opt_state",
+                    f"has several Adam states with {moment} for {path!r}; pass the one you mean, such as opt_state[0]",
                 )
             merged[path] = leaf
     return merged
 
 
 def gradient(loss: Any, params: PyTree, data: Any, *, batch_size: int | None = None) -> Directions:
-    """The gradient of the mean loss over the whole data set, g = dL/dtheta, as one direction (uphill).
+    """The gradient of the mean loss over all examples, g = dL/dtheta, as one direction (uphill).
 
     Args:
       loss: a ``Loss`` or a plain ``f(params, batch) -> scalar``.
-      params: the parameters at which it is taken.
+      params: the parameters at which the gradient is taken.
       data: an array pytree with leading axis N, or ``lla.stream(...)``.
-      batch_size: examples per batch for an array pytree; None takes all at once.
+      batch_size: examples per batch for an array pytree; None takes all examples at once.
 
     Returns:
       One direction named gradient.
@@ -94,7 +98,9 @@ def gradient(loss: Any, params: PyTree, data: Any, *, batch_size: int | None = N
     _tree.check_real(params)
     tree = _tree.align(losses.mean_gradient(loss, params, data, batch_size=batch_size), params, "the gradient")
     recipe = Recipe(kind="gradient", names=["gradient"])
-    return checked(_tree.stack([tree]), recipe, "the parameters are a stationary point, or the loss ignores them")
+    return check_directions(
+        _tree.stack([tree]), recipe, "params are a stationary point, or the loss ignores them: pass others"
+    )
 
 
 def eigenvectors(pairs: Eigenpairs, which: int | Sequence[int] = (0, 1)) -> Directions:
@@ -105,31 +111,30 @@ def eigenvectors(pairs: Eigenpairs, which: int | Sequence[int] = (0, 1)) -> Dire
     A coordinate of 1 is a distance of 1 in parameter space. The sign of an eigenvector is arbitrary.
 
     Args:
-      pairs: what ``lla.eigenpairs`` returned.
+      pairs: eigenpairs, as ``lla.eigenpairs`` returns them.
       which: indices into ``pairs.values``, each once; negative ones count from the end.
 
     Returns:
-      The vectors as ``pairs`` has them, named such as "eigenvector 1 (lambda = 12.3)"; the recipe has the chosen
-      values and residuals.
+      The vectors as ``pairs`` has them, with names such as "eigenvector 1 (lambda = 12.3)"; the recipe has the
+      eigenvalues and residuals.
 
     Raises:
-      ValueError: not ``Eigenpairs``, without vectors, or of a preconditioned operator; an index that does not exist or
-        comes twice; a vector that is not finite or not of unit norm.
+      ValueError: ``pairs`` that are no ``Eigenpairs``, have no vectors, or belong to a preconditioned operator; an
+        index that does not exist or comes twice; a vector that is not finite or not of unit norm.
 
     References:
       Böttcher and Wheeler 2022, arXiv:2208.13219.
     """
     if not isinstance(pairs, Eigenpairs):
-        raise ValueError(f"pairs: got {type(pairs).__name__}; the rule is Eigenpairs, as lla.eigenpairs returns them")
+        raise misuse("pairs", pairs, "Eigenpairs, as lla.eigenpairs returns them")
     if pairs.vectors is None:
-        raise ValueError(
-            f"pairs: has {pairs.num} values and no vectors; the rule is pairs of an operator on parameters"
-        )
+        raise Misuse("pairs", f"has {pairs.num} values and no vectors; pass the pairs of an operator on parameters")
     operator = pairs.recipe.get("operator", {})
     if "preconditioned" in operator:
-        raise ValueError(
-            "pairs: of a preconditioned operator, whose vectors are scaled: no directions in parameter space; pass the "
-            "pairs of the plain operator"
+        raise Misuse(
+            "pairs",
+            "belong to a preconditioned operator, whose vectors are scaled and no directions in parameter space; pass "
+            "the pairs of the operator itself",
         )
     chosen = _indices(which, pairs.num)
     tree = pairs.vectors[chosen].tree
@@ -137,25 +142,27 @@ def eigenvectors(pairs: Eigenpairs, which: int | Sequence[int] = (0, 1)) -> Dire
     names = [f"eigenvector {i + 1} (lambda = {value:.3g})" for i, value in zip(chosen, values)]
     recipe = Recipe(kind="eigenvectors", names=names, indices=chosen, values=values, residuals=residuals)
     recipe["operator"] = operator.get("kind", "given")
-    axes = checked(tree, recipe, "an eigenvector has norm 1; compute the pairs again")
+    axes = check_directions(tree, recipe, "an eigenvector has norm 1, so compute the pairs again")
     lengths = [float(_tree.norm(vector)) for vector in _tree.unstack(tree)]
     if max(abs(length - 1) for length in lengths) > 0.01:  # bfloat16 keeps 0.2 %
-        raise ValueError(f"pairs: its vectors {chosen} have norms {lengths}; the rule is 1, as lla.eigenpairs has them")
+        raise Misuse(
+            "pairs", f"its vectors {chosen} have norms {lengths}; every norm must be 1, as lla.eigenpairs gives them"
+        )
     return axes
 
 
 def _indices(which: int | Sequence[int], num: int) -> list[int]:
-    """Indices from 0, after making sure that each exists, and once."""
+    """The indices, counted from 0, if each of them exists and none comes twice."""
     if not num:
-        raise ValueError("pairs: holds no pair; compute some with lla.eigenpairs(operator, key, k=...)")
+        raise Misuse("pairs", "holds no pair; compute some with lla.eigenpairs(operator, key, k=...)")
     given: list[Any] = [which] if np.ndim(which) == 0 else list(which)  # type: ignore[arg-type]
-    rule = f"the rule is indices of the {num} pair(s), 0 to {num - 1} or -1 to -{num} from the end, each once"
-    if not given or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in given):
-        raise ValueError(f"which: {which!r} given; {rule}")
+    rule = f"indices of the {num} pair(s), 0 to {num - 1} or -1 to -{num} from the end, each once"
+    if not given or not all(map(is_integer, given)):
+        raise misuse("which", which, rule)
     if not all(-num <= i < num for i in given):
-        raise ValueError(f"which: {which!r} given; {rule}. More pairs: lla.eigenpairs(operator, key, k=...)")
+        raise misuse("which", which, f"{rule}; for more pairs, call lla.eigenpairs(operator, key, k=...)")
     if len({i % num for i in given}) < len(given):
-        raise ValueError(f"which: {which!r} given; {rule}")
+        raise misuse("which", which, rule)
     return [int(i) % num for i in given]
 
 
@@ -180,7 +187,7 @@ def between(
 
     Raises:
       ValueError: checkpoints of different structure or shape, with entries that are not finite, equal to ``a``, or
-        (with ``orthogonal``) on one line or plane with those before.
+        (with ``orthogonal``) on the line or plane of the checkpoints before.
 
     References:
       Goodfellow et al. 2014, arXiv:1412.6544 (line); Garipov et al. 2018, arXiv:1802.10026 (plane through three).
@@ -188,19 +195,16 @@ def between(
     points = [a, b, *more]
     names = [string.ascii_uppercase[i % 26] for i in range(len(points))] if names is None else [str(n) for n in names]
     if len(names) != len(points):
-        raise ValueError(f"names: {len(names)} given for {len(points)} checkpoints; give one each, that of a first")
+        raise misuse("names", names, f"one name for each of the {len(points)} checkpoints, that of a first")
     for name, point in zip(names, points):
         _tree.check_real(point, name)
     leaves = [jax.tree.leaves(_tree.align(p, a, name, names[0])) for name, p in zip(names, points)]
     diffs = [[np.asarray(x, np.float64) - np.asarray(y, np.float64) for x, y in zip(p, leaves[0])] for p in leaves[1:]]
-    lengths = [_host_dot(d, d) ** 0.5 for d in diffs]
+    lengths = [_dot(d, d) ** 0.5 for d in diffs]
     if 0 in lengths:
-        raise ValueError(f"{names[1 + lengths.index(0)]} equals {names[0]}; pass checkpoints that differ")
+        raise ValueError(f"checkpoints: {names[1 + lengths.index(0)]} equals {names[0]}; pass checkpoints that differ")
     axes = _equal_orthogonal(diffs, lengths, names[1:]) if orthogonal else diffs
-    if orthogonal:
-        coords = np.array([[_host_dot(d, e) / _host_dot(e, e) for e in axes] for d in diffs])
-    else:
-        coords = np.eye(len(diffs))
+    coords = np.array([[_dot(d, e) / _dot(e, e) for e in axes] for d in diffs]) if orthogonal else np.eye(len(diffs))
     recipe = Recipe(
         kind="between",
         names=[
@@ -216,26 +220,29 @@ def between(
     return Directions(jax.tree.unflatten(jax.tree.structure(a), stacked), recipe)
 
 
-def _host_dot(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
+def _dot(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
+    """The inner product of two lists of leaves, in float64 on the host."""
     return float(sum(np.vdot(x, y) for x, y in zip(a, b)))
 
 
 def _equal_orthogonal(diffs: list[list[np.ndarray]], lengths: list[float], names: list[str]) -> list[list[np.ndarray]]:
+    """Gram-Schmidt: the differences made orthogonal in turn, and all of them as long as the first."""
     axes: list[list[np.ndarray]] = []
     for name, diff, length in zip(names, diffs, lengths):
         rest = _remove(diff, axes)
-        size = _host_dot(rest, rest) ** 0.5
-        if size <= 1e-6 * length:  # parameters are float32: less than that is their rounding
+        size = _dot(rest, rest) ** 0.5
+        if size <= 1e-6 * length:  # float32 parameters: anything smaller is rounding
             raise ValueError(
-                f"{name} lies on the line or plane of the checkpoints before it; use orthogonal=False or leave it out"
+                f"checkpoints: {name} lies on the line or plane of the checkpoints before it; use orthogonal=False or "
+                "leave it out"
             )
         axes.append([x * (lengths[0] / size) for x in rest])
     return axes
 
 
 def _remove(vector: list[np.ndarray], axes: list[list[np.ndarray]]) -> list[np.ndarray]:
-    """The part of ``vector`` orthogonal to ``axes``; done twice, since once leaves rounding errors."""
+    """The part of ``vector`` orthogonal to ``axes``; projected twice, since once leaves rounding errors."""
     for axis in [*axes, *axes]:
-        share = _host_dot(axis, vector) / _host_dot(axis, axis)
-        vector = [x - share * y for x, y in zip(vector, axis)]
+        factor = _dot(axis, vector) / _dot(axis, axis)
+        vector = [x - factor * y for x, y in zip(vector, axis)]
     return vector

@@ -1,6 +1,6 @@
-"""Random directions: drawn, drawn again from a recipe, or orthogonal to a given one.
+"""Draws random directions, draws them again from a recipe, and draws one orthogonal to a given direction.
 
-One flat vector is drawn and cut into leaves, in jitted functions with static shapes: a new seed compiles nothing.
+One flat vector is drawn and cut into leaves, in jitted functions with static shapes, so a new seed compiles nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Directions, Path, PyTree, Recipe, Select
 from lla_jax.directions import combining
-from lla_jax.directions.checks import SAMPLES, checked
+from lla_jax.directions.checks import SAMPLES, check_directions
 from lla_jax.directions.normalization import equinox_filter_axis, flax_filter_axis, normalize
 
 
@@ -37,28 +37,29 @@ def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | Non
 
     Returns:
       Directions of the shapes ``(k, *leaf.shape)`` and the dtypes of ``params``. The recipe keeps the key and a few
-      entries of the draw, enough for ``rebuild``.
+      entries of the draw, which is enough for ``rebuild``.
 
     Raises:
-      ValueError: ``num < 1``; a leaf that is not real, floating and finite; a selection without match; not one key.
+      ValueError: ``num < 1``; a leaf that is not real, floating and finite; a selection that matches no leaf; a ``key``
+        that is not one key.
 
     References:
       Li et al. 2018, arXiv:1712.09913. Difference from LLA (arXiv:2412.10146): (1) its directions are uniform on
-      [0, 1], so that every two of them, and the weights' mean, are strongly correlated; these are Gaussian.
+      [0, 1], so that any two of them are strongly correlated, and each moves the mean of the weights; these are
+      Gaussian.
     """
     key = arguments.single_key(key)
     _tree.check_real(params)
-    if isinstance(num, bool) or not isinstance(num, int | np.integer) or num < 1:
-        raise ValueError(f"num={num!r} must be a positive integer: the number of directions")
+    num = arguments.check_integer("num", num, remedy="the number of directions, such as 2")
     chosen = _tree.selected(select, params)
-    tree, fingerprint, dtype = _draw(key, params, int(num), chosen)
+    tree, fingerprint, dtype = _draw(key, params, num, chosen)
     recipe = Recipe(
         kind="random",
         key=np.asarray(jax.random.key_data(key)).ravel().tolist(),
         impl=str(jax.random.key_impl(key)),
         draw="flat",
         dtype=dtype,
-        num=int(num),
+        num=num,
         select=None if select is None else _tree.describe(select, params, chosen),
         fingerprint=fingerprint,
     )
@@ -69,24 +70,25 @@ def rebuild(recipe: Mapping[str, Any], params: PyTree) -> Directions:
     """Draw random directions again from their recipe, and repeat their selections and normalizations.
 
     Args:
-      recipe: of ``random`` directions, possibly normalized, restricted by ``select`` or indexed.
+      recipe: the recipe of ``random`` directions, which may be normalized, restricted by ``select`` or indexed.
       params: the parameters for which they were made.
 
     Returns:
       The same directions, with the same recipe.
 
     Raises:
-      ValueError: another kind of directions; or the draw, or the weights that normalized it, differ from the recipe's
-        by more than 1e-5 relative (another generator, key implementation, x64 setting, or network).
+      ValueError: directions that are not random; or a draw, or weights that normalized it, that differ by more than
+        1e-5 relative from those of the recipe (another generator, key implementation, x64 setting, or network).
     """
     if recipe.get("kind") != "random":
-        raise ValueError(
-            f"recipe['kind'] is {recipe.get('kind')!r}: only 'random' directions can be drawn again; keep the arrays"
+        raise arguments.Misuse(
+            "recipe",
+            f"its kind is {recipe.get('kind')!r}: only 'random' directions can be drawn again; keep the arrays",
         )
     key = jax.random.wrap_key_data(jnp.asarray(np.asarray(recipe["key"], np.uint32)), impl=recipe["impl"])
     _tree.check_real(params)
-    tree, fingerprint, _ = _draw(key, params, recipe["num"], _chosen_again(recipe["select"], params))
-    _compare(
+    tree, fingerprint, _ = _draw(key, params, recipe["num"], _selection_again(recipe["select"], params))
+    _check_fingerprint(
         "the random draw",
         fingerprint,
         recipe["fingerprint"],
@@ -95,26 +97,27 @@ def rebuild(recipe: Mapping[str, Any], params: PyTree) -> Directions:
     )
     axes = Directions(tree, Recipe(kind="random"))
     restrictions = list(recipe.get("restrict", []))
-    for done, step in enumerate([*recipe.get("normalize", []), None]):
-        for restriction in [r for r in restrictions if r["after"] == done]:
-            axes = combining.select(axes, _exactly(restriction["paths"]))
+    for normalizations, step in enumerate([*recipe.get("normalize", []), None]):
+        for restriction in [r for r in restrictions if r["after"] == normalizations]:
+            axes = combining.select(axes, _select_paths(restriction["paths"]))
         if step is not None:
             axes = _normalize_again(axes, params, step)
-    rows = recipe.get("chosen", range(recipe["num"]))
-    return Directions(axes[list(rows)].tree, Recipe(recipe))
+    indices = recipe.get("chosen", range(recipe["num"]))
+    return Directions(axes[list(indices)].tree, Recipe(recipe))
 
 
 def _normalize_again(axes: Directions, params: PyTree, step: Mapping[str, Any]) -> Directions:
-    rule = step["filter_axis"]
-    if isinstance(rule, str):
-        rule = {"flax": flax_filter_axis, "equinox": equinox_filter_axis}[rule]
-    elif isinstance(rule, Mapping):
-        table = rule
-        rule = lambda path, leaf: None if table[path] is None else tuple(table[path])  # noqa: E731
+    """Repeat a normalization, as an entry of ``recipe["normalize"]`` describes it."""
+    filter_axis = step["filter_axis"]
+    if isinstance(filter_axis, str):
+        filter_axis = {"flax": flax_filter_axis, "equinox": equinox_filter_axis}[filter_axis]
+    elif isinstance(filter_axis, Mapping):
+        table = filter_axis
+        filter_axis = lambda path, leaf: None if table[path] is None else tuple(table[path])  # noqa: E731
     options = {name: step[name] for name in ("by", "order", "one_dim", "unit")}
-    exclude = None if step["exclude"] is None else _exactly(step["exclude"]["paths"])
-    axes = normalize(axes, params, **options, filter_axis=rule, exclude=exclude)
-    _compare(
+    exclude = None if step["exclude"] is None else _select_paths(step["exclude"]["paths"])
+    axes = normalize(axes, params, **options, filter_axis=filter_axis, exclude=exclude)
+    _check_fingerprint(
         "the weights",
         axes.recipe["normalize"][-1]["weights"],
         step["weights"],
@@ -124,6 +127,7 @@ def _normalize_again(axes: Directions, params: PyTree, step: Mapping[str, Any]) 
 
 
 def _draw(key: jax.Array, params: PyTree, num: int, chosen: list[bool]) -> tuple[PyTree, list[list[float]], str]:
+    """(stacked tree, a few entries of each flat vector, dtype of the draw) of Gaussian directions."""
     leaves, structure = jax.tree.flatten(params)
     layout = tuple((*_tree.shape_dtype(leaf), moves) for leaf, moves in zip(leaves, chosen))
     dtype = jnp.result_type(jnp.float32, *(leaf_dtype for _, leaf_dtype, _ in layout))
@@ -155,23 +159,23 @@ def _floats(x: Any) -> Any:
     return np.asarray(x, np.float64).tolist()
 
 
-def _compare(what: str, now: Any, then: Any, why: str) -> None:
+def _check_fingerprint(subject: str, now: Any, then: Any, remedy: str) -> None:
     if not recipes.same(now, then):
-        raise ValueError(f"{what} does not agree with the recipe's fingerprint {then}: {why}")
+        raise arguments.Misuse("recipe", f"{subject} does not agree with the recipe's fingerprint {then}: {remedy}")
 
 
-def _chosen_again(described: Mapping[str, Any] | None, params: PyTree) -> list[bool]:
-    return _tree.selected(None if described is None else _exactly(described["paths"]), params)
+def _selection_again(description: Mapping[str, Any] | None, params: PyTree) -> list[bool]:
+    return _tree.selected(None if description is None else _select_paths(description["paths"]), params)
 
 
-def _exactly(names: Sequence[Path]) -> Select:
+def _select_paths(names: Sequence[Path]) -> Select:
     return lambda path, leaf: path in names
 
 
 def orthogonal(
     key: jax.Array, params: PyTree, given: PyTree | Directions, *, select: Select | None = None
 ) -> Directions:
-    """A given direction, and a random one orthogonal to it and as long.
+    """A given direction, and a random direction that is orthogonal to it and of the same norm.
 
     The second is Gaussian minus its projection on the first in the flat inner product sum_i x_i y_i, scaled to the norm
     of the first so that one unit is the same distance on both axes. Normalizing afterwards changes the angle.
@@ -180,37 +184,39 @@ def orthogonal(
       key: a ``jax.random`` key.
       params: the parameters.
       given: the first direction: a tree like ``params``, or ``Directions`` with k = 1.
-      select: the leaves that the random direction moves, all by default; see ``random``.
+      select: the leaves that the random direction moves, by default all; see ``random``.
 
     Returns:
       Two directions, the given one unchanged and first.
 
     Raises:
-      ValueError: ``given`` of another structure or shape, zero, or with k > 1; and those of ``random``. Also if nothing
-        is left of the random direction (a single parameter moves).
+      ValueError: ``given`` of another structure or shape, zero, or with k > 1; a random direction of which nothing is
+        left (a single parameter moves); and as for ``random``.
     """
-    first = given if isinstance(given, Directions) else combining.given(given, names=["given"])
-    if first.num != 1:
-        raise ValueError(f"given has {first.num} directions; pass one of them, such as axes[0]")
-    first_tree = _tree.align(first.tree, params, "given", stacked=True)
-    second = random(key, params, 1, select=select)
-    pair = _orthogonal_pair(jax.tree.leaves(first_tree), jax.tree.leaves(second.tree))
-    names = [combining.names_of(first)[0], "orthogonal"]
-    recipe = Recipe(kind="orthogonal", names=names, parts=[first.recipe, second.recipe])
+    fixed = given if isinstance(given, Directions) else combining.given(given, names=["given"])
+    if fixed.num != 1:
+        raise arguments.Misuse("given", f"has {fixed.num} directions; pass one of them, such as axes[0]")
+    fixed_tree = _tree.align(fixed.tree, params, "given", stacked=True)
+    drawn = random(key, params, 1, select=select)
+    pair = _orthogonal_pair(jax.tree.leaves(fixed_tree), jax.tree.leaves(drawn.tree))
+    names = [combining.names_of(fixed)[0], "orthogonal"]
+    recipe = Recipe(kind="orthogonal", names=names, parts=[fixed.recipe, drawn.recipe])
     tree = jax.tree.unflatten(jax.tree.structure(params), pair)
-    return checked(
-        tree, recipe, "the selected leaves leave no room for an orthogonal direction, or the given one is zero"
+    return check_directions(
+        tree,
+        recipe,
+        "the selected leaves leave no room for an orthogonal direction, or the given one is zero: select more leaves",
     )
 
 
 @jax.jit
-def _orthogonal_pair(first: list[Any], second: list[Any]) -> list[jax.Array]:
-    along = [_tree.wide(x) for x in first]
-    rest = [_tree.wide(x) for x in second]
+def _orthogonal_pair(fixed: list[Any], drawn: list[Any]) -> list[jax.Array]:
+    along = [_tree.wide(x) for x in fixed]
+    rest = [_tree.wide(x) for x in drawn]
     before = _tree.norm(rest)
     square = _tree.dot(along, along)
     for _ in range(2):
         rest = _tree.axpy(-_tree.dot(along, rest) / square, along, rest)
     size = _tree.norm(rest)
     factor = jnp.where(size > 1e-5 * before, jnp.sqrt(square) / size, 0)
-    return [jnp.concatenate([x, (factor * y).astype(x.dtype)]) for x, y in zip(first, rest)]
+    return [jnp.concatenate([x, (factor * y).astype(x.dtype)]) for x, y in zip(fixed, rest)]

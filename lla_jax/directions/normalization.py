@@ -1,7 +1,7 @@
-"""Scaling directions to the weights they move: weight, layer, filter and model normalization, and what a filter is.
+"""Scales directions to the weights they move, by weight, layer, filter or model; knows the filters of each layout.
 
 A direction drawn without regard to the weights shows mostly their scale. Which axes of a tensor index its filters
-depends on the framework's layout; the rules for Flax, Haiku and Equinox are here, and an adapter may bring its own.
+depends on the framework's layout; Flax, Haiku and Equinox are known here, and an adapter may bring its own function.
 
 References: Li et al. 2018, arXiv 1712.09913, section 4.
 """
@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse, check_choice, is_integer, misuse
 from lla_jax.core.static import Static
 from lla_jax.core.types import Directions, FilterAxis, Loss, Path, PyTree, Recipe, Select
-from lla_jax.directions.checks import SAMPLES, checked
+from lla_jax.directions.checks import SAMPLES, check_directions
 
 _BY = ("none", "weight", "layer", "filter", "model")
 _ONE_DIM = ("vector", "entry", "zero")
@@ -37,7 +38,7 @@ def normalize(
     filter_axis: FilterAxis | Loss | None = None,
     exclude: Select | None = None,
 ) -> Directions:
-    """Scale directions by the size of the weights they move.
+    """Scale directions to the size of the weights they move.
 
         weight   d * w                   entry by entry
         filter   d_f |w_f| / |d_f|       for each filter f of each tensor
@@ -45,9 +46,10 @@ def normalize(
         model    d |w| / |d|             one factor over all leaves that move
         none     d
 
-    A norm of 0, of weights or direction, gives 0. One-dimensional tensors (biases, norm layers, scalars) have no
-    filters: ``one_dim`` treats each as one vector, entry by entry (d becomes sign(d) |w|), or zeroes it (then it moves
-    under no rule, and is no part of the model's norm). A scalar is its own filter. Norms are in float32 at least.
+    Where the norm of the weights or of the direction is 0, the result is 0. One-dimensional tensors (biases, norm
+    layers, scalars) have no filters: ``one_dim`` treats each as one vector, treats it entry by entry (d becomes
+    sign(d) |w|), or sets it to 0 (then it never moves, and is no part of the norm of the model). A scalar is its own
+    filter. Norms are in float32 at least.
 
     Args:
       axes: the directions.
@@ -56,17 +58,17 @@ def normalize(
       order: norm order, 1 (sum of absolute values) or 2 (Euclidean).
       one_dim: "vector", "entry" or "zero" for one-dimensional tensors; the first two differ for "filter" and "layer".
       unit: divide by |d| only, without the factor |w| (Li's dfilter and dlayer); for "filter", "layer" and "model".
-      filter_axis: which axes of a tensor index its filters: an int for all tensors of two or more dimensions; a rule
-        ``(path, leaf) -> axes`` where None means one-dimensional; a ``Loss``, whose rule is taken; or None to decide by
-        the tree: ``equinox_filter_axis`` for Equinox modules, ``flax_filter_axis`` for all others.
-      exclude: leaves left exactly as they are, no part of any norm either.
+      filter_axis: which axes of a tensor index its filters: an int for all tensors of two or more dimensions; a
+        function ``(path, leaf) -> axes`` where None means one-dimensional; a ``Loss``, whose ``filter_axis`` is taken;
+        or None to decide by the tree: ``equinox_filter_axis`` for Equinox modules, ``flax_filter_axis`` for all others.
+      exclude: leaves that stay exactly as they are, and are no part of any norm.
 
     Returns:
       The scaled directions; the settings are appended to ``recipe["normalize"]``.
 
     Raises:
       ValueError: an unknown option; directions of another structure or shape (the leaf is named); a filter axis out of
-        range; a direction that is zero, before or after; entries that are not finite.
+        range; a direction that is zero, before or after the scaling; entries that are not finite.
 
     References:
       Li et al. 2018, arXiv:1712.09913 (filter, layer, weight; one_dim="zero" is its "biasbn"). Differences from LLA
@@ -74,36 +76,39 @@ def normalize(
       whole network, LLA recomputes it tensor by tensor. Difference from Li's code: (3) no 1e-10 is added to |d|.
     """
     if not isinstance(axes, Directions):
-        raise ValueError(f"axes: got {type(axes).__name__}; the rule is lla.Directions first, then the parameters")
-    _check_option("by", by, _BY)
-    _check_option("order", order, (1, 2))
-    _check_option("one_dim", one_dim, _ONE_DIM)
+        raise misuse("axes", axes, "lla.Directions; pass the directions first, then the parameters")
+    check_choice("by", by, _BY)
+    check_choice("order", order, (1, 2))
+    check_choice("one_dim", one_dim, _ONE_DIM)
     if unit and by in ("none", "weight"):
-        raise ValueError(f"unit=True divides by a norm, but by={by!r} has none; use by='filter', 'layer' or 'model'")
+        raise misuse(
+            "unit", unit, f"False, since by={by!r} has no norm to divide by; use by='filter', 'layer' or 'model'"
+        )
     _tree.check_real(params)
     tree = _tree.align(axes.tree, params, "axes", stacked=True)
     weights, structure = jax.tree.flatten(params)
-    rule, rule_name = _filter_rule(filter_axis, params)
+    axes_of, axes_name = _filter_function(filter_axis, params)
     names = _tree.paths(params)
-    filters = [_filter_axes(rule, path, leaf) for path, leaf in zip(names, weights)]
+    filters = [_filter_axes(axes_of, path, leaf) for path, leaf in zip(names, weights)]
     excluded = [False] * len(names) if exclude is None else _tree.selected(exclude, params)
-    plan = tuple(
-        _treatment(by, one_dim, axes_of, np.ndim(leaf), kept) for axes_of, leaf, kept in zip(filters, weights, excluded)
+    treatments = tuple(
+        _treatment(by, one_dim, leaf_axes, np.ndim(leaf), keep)
+        for leaf_axes, leaf, keep in zip(filters, weights, excluded)
     )
-    scaled = _scale(jax.tree.leaves(tree), weights, plan, int(order), bool(unit))
+    scaled = _scale(jax.tree.leaves(tree), weights, treatments, int(order), bool(unit))
     step = {
         "by": by,
         "order": int(order),
         "one_dim": one_dim,
         "unit": bool(unit),
-        "filter_axis": _axes_table(names, filters) if rule_name is None else rule_name,
+        "filter_axis": _axes_table(names, filters) if axes_name is None else axes_name,
         "exclude": None if exclude is None else _tree.describe(exclude, params, excluded),
-        "weights": _recognise(weights),
+        "weights": _sample_weights(weights),
     }
     recipe = Recipe(axes.recipe, normalize=[*axes.recipe.get("normalize", []), step])
-    recipe.pop("marks", None)  # the checkpoints are elsewhere on scaled axes, or not in their plane
-    hint = f"the normalization by {by!r} (one_dim={one_dim!r}) leaves nothing of it"
-    return checked(jax.tree.unflatten(structure, scaled), recipe, hint)
+    recipe.pop("marks", None)  # checkpoints have other coordinates on scaled axes, or are not in their plane
+    hint = f"the normalization by {by!r} (one_dim={one_dim!r}) leaves nothing of it: use another one"
+    return check_directions(jax.tree.unflatten(structure, scaled), recipe, hint)
 
 
 def flax_filter_axis(path: Path, leaf: Any) -> int | tuple[int, ...] | None:
@@ -154,25 +159,25 @@ def _is_one_dimensional(name: str, leaf: Any) -> bool:
     return not matrix and sum(n != 1 for n in shape) <= 1
 
 
-def _filter_rule(filter_axis: Any, params: PyTree) -> tuple[Any, str | int | None]:
-    """The rule, and its name in the recipe (None where only its results can be written down)."""
+def _filter_function(filter_axis: Any, params: PyTree) -> tuple[Any, str | int | None]:
+    """(``(path, leaf) -> axes``, its name in the recipe), None where the recipe has to list the axes it gives."""
     if isinstance(filter_axis, Loss):
         filter_axis = filter_axis.filter_axis
     if isinstance(filter_axis, Static):  # as a Loss keeps plain functions
         filter_axis = filter_axis.f
     if filter_axis is None:
         filter_axis = equinox_filter_axis if _is_equinox(params) else flax_filter_axis
-    if isinstance(filter_axis, int | np.integer) and not isinstance(filter_axis, bool):
+    if is_integer(filter_axis):
         axis = int(filter_axis)
         return (lambda path, leaf: None if _is_one_dimensional(path.split("/")[-1], leaf) else axis), axis
     if not callable(filter_axis):
-        raise ValueError(f"filter_axis={filter_axis!r} must be an int, a rule (path, leaf) -> axes, a Loss, or None")
+        raise misuse("filter_axis", filter_axis, "an int, a function (path, leaf) -> axes, an lla.Loss, or None")
     names = {"flax": flax_filter_axis, "equinox": equinox_filter_axis}
-    return filter_axis, next((name for name, rule in names.items() if rule is filter_axis), None)
+    return filter_axis, next((name for name, known in names.items() if known is filter_axis), None)
 
 
 def _is_equinox(params: PyTree) -> bool:
-    equinox = sys.modules.get("equinox")  # a tree of modules cannot exist before equinox was imported
+    equinox = sys.modules.get("equinox")  # a tree of its modules exists only after it was imported
     if equinox is None:
         return False
     is_module = lambda node: isinstance(node, equinox.Module)  # noqa: E731
@@ -183,22 +188,24 @@ def _axes_table(names: Sequence[Path], filters: Sequence[tuple[int, ...] | None]
     return {name: None if axes is None else list(axes) for name, axes in zip(names, filters)}
 
 
-def _filter_axes(rule: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
-    axes, ndim = rule(path, leaf), np.ndim(leaf)
+def _filter_axes(axes_of: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
+    """The axes that index the filters of a leaf, counted from 0; None for a one-dimensional tensor."""
+    axes, ndim = axes_of(path, leaf), np.ndim(leaf)
     if axes is None:
         return None
     axes = tuple(axes) if isinstance(axes, tuple | list) else (axes,)
-    if not all(isinstance(a, int | np.integer) and -ndim <= a < ndim for a in axes):
-        raise ValueError(
-            f"filter_axis gives {axes!r} for {path!r} of shape {np.shape(leaf)}; axes must be integers from {-ndim} to "
-            f"{ndim - 1}, or None for a one-dimensional tensor"
+    if not all(is_integer(a) and -ndim <= a < ndim for a in axes):
+        raise Misuse(
+            "filter_axis",
+            f"gives {axes!r} for {path!r} of shape {np.shape(leaf)}; it must give integers from {-ndim} to {ndim - 1}, "
+            "or None for a one-dimensional tensor",
         )
     return tuple(sorted({int(a) % ndim for a in axes}))
 
 
-def _treatment(by: str, one_dim: str, filters: tuple[int, ...] | None, ndim: int, kept: bool) -> str | tuple[int, ...]:
-    """What happens to one tensor: a word, or the axes over which its norms are taken."""
-    if kept:
+def _treatment(by: str, one_dim: str, filters: tuple[int, ...] | None, ndim: int, keep: bool) -> str | tuple[int, ...]:
+    """How ``_scale`` treats one tensor: a word, or the axes over which its norms are taken."""
+    if keep:
         return "keep"
     if filters is None and one_dim == "zero":
         return "zero"
@@ -211,27 +218,27 @@ def _treatment(by: str, one_dim: str, filters: tuple[int, ...] | None, ndim: int
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
-def _scale(d: list[Any], w: list[Any], plan: tuple, order: int, unit: bool) -> list[jax.Array]:
-    """Scale the leaves, each as the plan says."""
+def _scale(d: list[Any], w: list[Any], treatments: tuple, order: int, unit: bool) -> list[jax.Array]:
+    """Scale the leaves d of directions to the weights w, each by its treatment."""
     wide_d, wide_w = [_tree.wide(x) for x in d], [_tree.wide(x) for x in w]
-    factor = _model_factor(wide_d, wide_w, plan, order, unit) if "model" in plan else jnp.ones(())
+    factor = _model_factor(wide_d, wide_w, treatments, order, unit) if "model" in treatments else jnp.ones(())
     scaled = []
-    for x, weight, how in zip(wide_d, wide_w, plan):
-        if how == "zero":
+    for x, weight, treatment in zip(wide_d, wide_w, treatments):
+        if treatment == "zero":
             x = jnp.zeros_like(x)
-        elif how == "weight":
+        elif treatment == "weight":
             x = x * weight
-        elif how == "model":
+        elif treatment == "model":
             x = x * factor.reshape(-1, *[1] * weight.ndim)
-        elif not isinstance(how, str):
-            size = jnp.ones(()) if unit else _norms(weight, how, order)
-            x = x * _ratio(size, _norms(x, tuple(a + 1 for a in how), order))
+        elif not isinstance(treatment, str):
+            size = jnp.ones(()) if unit else _norms(weight, treatment, order)
+            x = x * _ratio(size, _norms(x, tuple(a + 1 for a in treatment), order))
         scaled.append(x)
     return [x.astype(jnp.result_type(old)) for x, old in zip(scaled, d)]
 
 
-def _recognise(weights: Sequence[Any]) -> list[float]:
-    """The norm and a few entries of the weights: enough to notice others."""
+def _sample_weights(weights: Sequence[Any]) -> list[float]:
+    """The norm and a few entries of the weights: enough to notice when they change."""
     arrays = [np.asarray(x).ravel().astype(np.float64) for x in weights if np.size(x)]
     norm = np.sqrt(sum(np.vdot(x, x) for x in arrays))
     return [float(norm), *(float(x[len(x) // 2]) for x in arrays[:SAMPLES])]
@@ -240,7 +247,7 @@ def _recognise(weights: Sequence[Any]) -> list[float]:
 def _norms(x: jax.Array, axes: tuple[int, ...], order: int) -> jax.Array:
     if order == 1 or not axes:
         return jnp.sum(jnp.abs(x), axis=axes, keepdims=True)
-    # relative to the largest entry: squares of small second moments would vanish
+    # relative to the largest entry, since squares of small second moments would be 0
     top = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
     return top * jnp.sqrt(jnp.sum(jnp.square(x / jnp.where(top > 0, top, 1)), axis=axes, keepdims=True))
 
@@ -249,17 +256,12 @@ def _ratio(size: jax.Array, length: jax.Array) -> jax.Array:
     return jnp.where(length > 0, size / jnp.where(length > 0, length, 1), 0)
 
 
-def _model_factor(d: list[jax.Array], w: list[jax.Array], plan: tuple, order: int, unit: bool) -> jax.Array:
-    """|w| / |d| per direction over the leaves that move: those of the plan on which the direction is not zero."""
+def _model_factor(d: list[jax.Array], w: list[jax.Array], treatments: tuple, order: int, unit: bool) -> jax.Array:
+    """|w| / |d| of each direction, over the leaves of treatment "model" on which the direction is not zero."""
     parts_d, parts_w = [], []
-    for x, weight in ((x, weight) for x, weight, how in zip(d, w, plan) if how == "model"):
+    for x, weight in ((x, weight) for x, weight, treatment in zip(d, w, treatments) if treatment == "model"):
         length = _norms(x, tuple(range(1, x.ndim)), order).reshape(-1)
         parts_d.append(length)
         parts_w.append(jnp.where(length > 0, _norms(weight, tuple(range(weight.ndim)), order).reshape(()), 0))
     length, size = (_norms(jnp.stack(parts), (0,), order)[0] for parts in (parts_d, parts_w))
     return _ratio(jnp.ones_like(size) if unit else size, length)
-
-
-def _check_option(name: str, value: Any, allowed: tuple) -> None:
-    if value not in allowed or isinstance(value, bool):
-        raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, allowed))}")

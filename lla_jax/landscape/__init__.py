@@ -1,4 +1,4 @@
-"""The loss and metrics on grids of points around a network."""
+"""Computes the loss and metrics on grids of points around a network: landscapes, one or many."""
 
 from lla_jax import _lazy
 

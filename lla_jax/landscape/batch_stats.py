@@ -1,9 +1,9 @@
-"""Normalization statistics re-estimated at every point of a landscape.
+"""Re-estimates normalization statistics at every point of a landscape.
 
 Moving the weights makes the running averages of BatchNorm stale. Here they are replaced, point by point, by the mean
-over the batches of the statistics that the moved network really has. No framework is asked how it stores them: a
-running average is recognised by how train mode changes it, new = m old + (1 - m) batch, and started from 0 it gives (1
-- m) batch.
+over the batches of the statistics that the network has at that point. No framework is asked where it keeps them: a
+running average is recognised by its update in train mode, new = m old + (1 - m) batch, which started from 0 gives
+(1 - m) batch.
 
 References: Izmailov et al. 2018, arXiv 1803.05407, section 3.2 (statistics recomputed after averaging weights).
 """
@@ -27,56 +27,58 @@ from lla_jax.landscape.kernels import Blocks, Formula, Points
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def _after(loss: Loss, params: PyTree, state: PyTree, batch: Batch, *, size: int) -> PyTree:
+def _state_after(loss: Loss, params: PyTree, state: PyTree, batch: Batch, *, size: int) -> PyTree:
     """The state after one train-mode batch of ``size`` rows."""
     block = losses.block_at(batch, 0, size, size, 0)
     return losses.outputs_of(loss, params, state, block, True)[1]
 
 
 @functools.partial(jax.jit, static_argnames=("size", "changing"))
-def _probe(loss: Loss, params: PyTree, batch: Batch, *, size: int, changing: tuple[bool, ...]) -> tuple[list[Any], ...]:
-    """Leaves after one train-mode batch, the ``changing`` ones started from 0, S and 2S; and the scales S.
+def _updates(
+    loss: Loss, params: PyTree, batch: Batch, *, size: int, changing: tuple[bool, ...]
+) -> tuple[list[Any], ...]:
+    """State leaves after one train-mode batch, the ``changing`` ones started from 0, S and 2S; and the scales S.
 
-    S is as large as what the batch gives, so that differences keep their digits. The other leaves stay as they are:
-    what the network computes from them is part of the statistics.
+    S is of the size of the batch's own statistics, so that differences keep their digits. The other leaves keep their
+    values, since the statistics may depend on them.
     """
     leaves, structure = jax.tree.flatten(loss.state)
 
-    def after(values: list[Any]) -> list[Any]:
+    def update(values: list[Any]) -> list[Any]:
         state = [jnp.full_like(x, v) if c else x for x, v, c in zip(leaves, values, changing, strict=True)]
-        new = _after(loss, params, jax.tree.unflatten(structure, state), batch, size=size)
+        new = _state_after(loss, params, jax.tree.unflatten(structure, state), batch, size=size)
         return jax.tree.leaves(new)
 
-    from_zero = after([0] * len(leaves))
+    from_zero = update([0] * len(leaves))
     scales = [jnp.maximum(1, 10 * jnp.abs(x).max(initial=0)) for x in from_zero]
-    return from_zero, after(scales), after([2 * s for s in scales]), scales
+    return from_zero, update(scales), update([2 * s for s in scales]), scales
 
 
 def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float | None]:
     """Momentum m of each state leaf that is a running average, new = m old + (1 - m) batch; None for any other leaf.
 
     Args:
-      loss: its state is probed in train mode on the first ``size`` rows of ``batch`` at ``params``.
+      loss: the loss, whose state is updated in train mode to see how each leaf changes.
       params: the centre.
-      batch: rows to probe with.
-      size: how many of them.
+      batch: examples to update it with.
+      size: number of examples taken, from the first on.
 
     Raises:
       ValueError: no leaf changes in train mode, or one changes but not as a running average.
     """
-    start, once = _leaves(loss.state), _leaves(_after(loss, params, loss.state, batch, size=size))
+    start, once = _leaves(loss.state), _leaves(_state_after(loss, params, loss.state, batch, size=size))
     changing = tuple(
         np.issubdtype(old.dtype, np.floating) and not np.array_equal(old, new) for old, new in zip(start, once)
     )
-    probed = map(_leaves, _probe(loss, params, batch, size=size, changing=changing))
-    found: list[float | None] = []
-    for path, changes, from0, from1, from2, scale in zip(_tree.paths(loss.state), changing, *probed, strict=True):
+    updates = map(_leaves, _updates(loss, params, batch, size=size, changing=changing))
+    by_leaf: list[float | None] = []
+    for path, changes, from0, from1, from2, scale in zip(_tree.paths(loss.state), changing, *updates, strict=True):
         if not changes:
-            found.append(None)
+            by_leaf.append(None)
             continue
         slopes = np.diff(np.stack([from0, from1, from2]).astype(np.float64), axis=0) / scale
         m = float(slopes.mean())
-        if abs(m - round(m, 6)) < 2e-7:  # 1 - m is needed more exactly than float32 tells it
+        if abs(m - round(m, 6)) < 2e-7:  # float32 gives m to about 1e-7, and 1 - m is needed more exactly
             m = round(m, 6)
         if not 0 <= m < 1 or not np.allclose(slopes, m, atol=1e-4):
             raise Misuse(
@@ -84,34 +86,45 @@ def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float |
                 f"'reestimate' needs running averages, but state leaf {path!r} is not updated as m*old + (1-m)*batch; "
                 "use batch_stats='frozen' or 'batch'",
             )
-        found.append(m)
-    if not any(m is not None for m in found):
+        by_leaf.append(m)
+    if not any(m is not None for m in by_leaf):
         raise Misuse(
             "batch_stats",
-            "'reestimate' given, but no leaf of Loss.state changes in train mode: there is nothing to re-estimate; use "
+            "'reestimate' given, but no leaf of Loss.state changes in train mode, so nothing can be re-estimated; use "
             "batch_stats='frozen'",
         )
-    return found
+    return by_leaf
 
 
-@functools.partial(jax.jit, static_argnames=("formula", "size", "loop", "mesh", "averaged"))
-def batch_step(
-    loss: Loss, points: Points, rows: Blocks, *, formula: Formula, size: int, loop: str, mesh: Mesh, averaged: Any
+@functools.partial(jax.jit, static_argnames=("formula", "size", "loop", "mesh", "is_average"))
+def batch_statistics(
+    loss: Loss, points: Points, rows: Blocks, *, formula: Formula, size: int, loop: str, mesh: Mesh, is_average: Any
 ) -> list[Any]:
-    """(C, state): (1 - m) x the batch statistics of one batch at every point, in the leaves marked ``averaged``.
+    """(1 - m) times the statistics of one batch at every point, for the state leaves that ``is_average`` marks.
 
-    The batch is the ``size`` rows from ``rows.starts`` on, all of which count.
+    Args:
+      loss: the loss.
+      points: C of them.
+      rows: the data; the batch is the ``size`` rows from ``rows.starts`` on, all of which count.
+      formula: gives the rule.
+      size: rows of the batch.
+      loop: "map" or "vmap" over the points.
+      mesh: the devices.
+      is_average: of each leaf of the state, whether it is a running average.
+
+    Returns:
+      One array for each running average, with a leading axis C.
     """
 
     def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, data: Batch, start: Any, offset: Any) -> Any:
         block = losses.block_at(data, start, size, start + size, offset)
         leaves, structure = jax.tree.flatten(loss.state)
-        zeroed = [jnp.zeros_like(x) if a else x for x, a in zip(leaves, averaged, strict=True)]
+        zeroed = [jnp.zeros_like(x) if a else x for x, a in zip(leaves, is_average, strict=True)]
         zeroed = jax.tree.unflatten(structure, zeroed)
 
         def one(c: Any) -> list[Any]:
             new = losses.outputs_of(loss, formula.rule(params, directions, c), zeroed, block, True)[1]
-            return [x for x, a in zip(jax.tree.leaves(new), averaged, strict=True) if a]
+            return [x for x, a in zip(jax.tree.leaves(new), is_average, strict=True) if a]
 
         return plans.map_points(one, coords, loop)
 
@@ -123,8 +136,15 @@ def _leaves(tree: PyTree) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
-def restored(state: PyTree, sums: list[np.ndarray], momenta: list[float | None], weight: float) -> PyTree:
-    """The state with a leading axis C: ``sums`` over batches of batch_step x rows, divided by rows and by 1 - m."""
+def restore_state(state: PyTree, sums: list[np.ndarray], momenta: list[float | None], weight: float) -> PyTree:
+    """The state at C points, with a leading axis C on every leaf, its running averages being re-estimated.
+
+    Args:
+      state: of the loss.
+      sums: of each running average, the sum over batches of ``batch_statistics`` times the rows of the batch.
+      momenta: m of each leaf of the state; None for a leaf that is no running average.
+      weight: number of rows in all.
+    """
     points, averages = len(sums[0]), iter(sums)
     new = [
         np.broadcast_to(x, (points, *x.shape)) if m is None else (next(averages) / (weight * (1 - m))).astype(x.dtype)

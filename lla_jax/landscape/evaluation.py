@@ -1,7 +1,7 @@
-"""Losses on a grid of points around a network: line, plane and volume by one function.
+"""Evaluates the loss on a grid of points around a network: a line, a plane or a volume, by one function.
 
-The parameters of a point are always computed from the centre, ``rule(params, directions, coord)``; nothing is walked
-and nothing accumulates. ``kernels.losses`` is the pure kernel, ``evaluate`` the host function.
+The parameters of a point are always computed from the centre, ``rule(params, directions, coord)``, never from the point
+before, so that no error accumulates. ``kernels.losses`` is the pure kernel, ``evaluate`` the host function.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, Unpack, overload
 
+from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.types import Batch, Directions, Execution, Landscape, Loss, PyTree, UpdateRule
 from lla_jax.execution.progress import Progress
@@ -20,7 +21,7 @@ from lla_jax.landscape.tasks import Policy, Task
 
 
 class Options(TypedDict, total=False):
-    """The options of ``evaluate``, for type checkers: whatever they are, a list of directions gives a list."""
+    """The options of ``evaluate``, stated for type checkers once for both of its overloads."""
 
     batch_size: int | None
     rule: str | UpdateRule
@@ -80,7 +81,7 @@ def evaluate(
     store: str | os.PathLike[str] | None = None,
     shard: tuple[int, int] | None = None,
 ) -> Landscape | list[Landscape]:
-    """The landscape: loss and metrics over the whole data set at every point of a grid.
+    """The landscape: loss and metrics, averaged over all examples, at every point of a grid.
 
         values[i, j] = L(rule(params, directions, (coords[0][i], coords[1][j])))
 
@@ -89,30 +90,30 @@ def evaluate(
         error).
       params: the centre, a pytree of finite floating arrays.
       data: one data set, an array pytree with leading axis N, or ``lla.stream(loader)``, read once per landscape
-        (re-estimated statistics read it twice).
+        (with re-estimated statistics, twice).
       directions: the axes, one per grid dimension; a list of them gives a list of landscapes with one compilation.
       grid: one 1-D array of coordinates per axis, e.g. ``lla.grid()``.
       batch_size: examples per batch. Where batches matter (``batch_stats`` other than "frozen", ``per_example=False``)
-        it is part of the result; otherwise an upper bound on the block that is held at a time. Default: the whole data
-        set.
+        it is part of the result; otherwise an upper bound on the block that is held at a time. Default: all examples.
       rule: "add", "adam" or any ``(params, directions, coord) -> params``.
       batch_stats: normalization statistics at a point: "frozen" as trained, "batch" of each batch, or "reestimate": the
         mean over the batches of the statistics at that point, then used as frozen ones.
-      metrics: ``{name: f(outputs, batch) -> (B,)}`` (or values and weights), averaged like the loss in the same pass.
+      metrics: ``{name: f(outputs, batch) -> (B,)}`` (or values and weights), averaged as the loss is, in the same pass.
       point_metrics: ``{name: f(params, key) -> scalar}``; the key is common to all points.
-      extra_data: ``{name: data}`` evaluated at the same points; its values are called ``name_loss``, ``name_<metric>``.
+      extra_data: ``{name: data}``, further data sets; their values are called ``name_loss`` and ``name_<metric>``.
       key: for ``point_metrics``; default ``jax.random.key(0)``.
-      execution: how it is run; "auto" is timed on the first chunk.
+      execution: chunks, blocks and devices; what is "auto" is timed on the first chunk.
       progress: called as ``progress(done, total)`` in points after every chunk; ``total`` is None while unknown
         (streams without a length).
-      on_partial: called with what is finished (other cells NaN, ``recipe["complete"]`` False) if the run is interrupted
-        or fails; the exception is then re-raised.
-      resume: such a partial landscape of the same recipe, to be continued.
-      store: a folder that keeps what is finished, chunk by chunk, and survives any interruption (``kill -9`` too): a
-        second call continues, or returns the finished landscape. Several processes may work on one store at once. A
-        wider or denser grid reuses the points there are. In ``docs/scaling.md``.
-      shard: (i, n) for the i-th of n processes over one store: it computes its share, and the others' points are NaN
-        until they are there (``recipe["complete"]`` False); ``lla.runs.merge(store)`` then gives the whole.
+      on_partial: called with the unfinished landscape (cells without a value NaN, ``recipe["complete"]`` False) if the
+        call is interrupted or fails; the exception is then re-raised.
+      resume: an unfinished landscape of the same recipe, which is continued.
+      store: a folder that keeps finished chunks of points, and survives any interruption (``kill -9`` too): a second
+        call continues, or returns the finished landscape. Several processes may write to one store at once. A wider or
+        denser grid reuses the points that the store has. See ``docs/scaling.md``.
+      shard: (i, n) for the i-th of n processes that write to one store. It computes every n-th chunk; points of other
+        processes are NaN until these have written them (``recipe["complete"]`` is False until then). When all are done,
+        ``lla.runs.merge(store)`` gives the landscape.
 
     Returns:
       A ``Landscape``, or a list of them for a list of directions. Values in float64, whatever the network's precision.
@@ -123,7 +124,7 @@ def evaluate(
       OSError: a store that cannot be written or a disk that is full; finished chunks are kept.
 
     Warns:
-      UserWarning: non-finite cells (their share), a loss that is not deterministic, damaged chunks of a store.
+      UserWarning: non-finite cells (their fraction), a loss that is not deterministic, damaged chunks of a store.
 
     Example:
       >>> axes = lla.directions.normalize(lla.directions.random(jax.random.key(0), params), params)
@@ -133,8 +134,8 @@ def evaluate(
     References: Li et al. 2018, arXiv 1712.09913, equation 1; Gabdullin 2024, arXiv 2412.10146.
 
     Where we differ from the reference implementations: (1) each point is computed from the centre, not walked in place,
-    so that no rounding or shift accumulates. (2) The loss is the mean over the whole data set with its standard error,
-    not that of one minibatch. (3) The network is in evaluation mode unless asked otherwise, and nothing of the user's
+    so that no rounding or shift accumulates. (2) The loss is the mean over all examples with its standard error, not
+    the mean over one minibatch. (3) The network is in evaluation mode unless asked otherwise, and nothing of the user's
     is changed.
     """
     coords = grids.check_grid(grid)
@@ -152,18 +153,19 @@ def evaluate(
     )
     job = jobs.prepare(task, params, coords)
     if resume is not None and (store is not None or not isinstance(directions, Directions)):
-        raise ValueError("resume: continues one landscape held in memory; leave store out, and pass one Directions")
-    share = writing.check_shard(shard, store)
+        raise Misuse("resume", "continues one landscape held in memory; leave store out, and pass one Directions")
+    shard = writing.check_shard(shard, store)
     folder = None if store is None else pathlib.Path(store)
     if isinstance(directions, Directions):
-        job = jobs.along(job, directions)
+        job = jobs.set_axes(job, directions)
         if folder is None:
-            return memory.run(job, progress, on_partial, resume)
-        return writing.run(job, folder, progress, on_partial, share)
+            return memory.compute(job, progress, on_partial, resume)
+        return writing.compute(job, folder, progress, on_partial, shard)
     if not isinstance(directions, Sequence) or not directions:
-        raise ValueError(
-            f"directions: got {type(directions).__name__}; the rule is lla.Directions (from lla.directions.random, "
-            ".given, ...) or a non-empty list of them"
+        raise misuse(
+            "directions",
+            directions,
+            "lla.Directions (from lla.directions.random, .given, ...) or a list with at least one of them",
         )
-    each = ((jobs.along(job, axes), folder and folder / f"{i:03d}") for i, axes in enumerate(directions))
-    return list(sweeps.one_by_one(each, len(directions), progress, on_partial, share))
+    each = ((jobs.set_axes(job, axes), folder and folder / f"{i:03d}") for i, axes in enumerate(directions))
+    return list(sweeps.compute_each(each, len(directions), progress, on_partial, shard))

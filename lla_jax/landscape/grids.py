@@ -1,4 +1,4 @@
-"""Grids: the coordinates of the points of a landscape."""
+"""Makes, checks and compares grids: the coordinates of the points of a landscape."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from lla_jax.core.arguments import Misuse, misuse
 
 
 def grid(
@@ -41,9 +43,10 @@ def grid(
     try:
         return _grid(extent, points, dims, ranges)
     except TypeError as error:
-        raise ValueError(
-            f"grid: extent={extent!r}, points={points!r}, dims={dims!r}, ranges={ranges!r} given; the rule is a "
-            "number, an int or one int per axis, an int, and one (lo, hi) per axis"
+        raise Misuse(
+            "grid",
+            f"extent={extent!r}, points={points!r}, dims={dims!r}, ranges={ranges!r} given; they must be a number, an "
+            "int or one int per axis, an int, and one (lo, hi) per axis, such as lla.grid(extent=1.0, points=41)",
         ) from error
 
 
@@ -51,21 +54,21 @@ def _grid(extent: Any, points: Any, dims: Any, ranges: Any) -> tuple[np.ndarray,
     if ranges is None:
         dims = dims if isinstance(points, int | np.integer) else len(points)
         if not math.isfinite(extent) or extent <= 0:
-            raise ValueError(
-                f"extent: {extent!r} given; the rule is a finite number above 0, or ranges=[(lo, hi), ...]"
-            )
+            raise misuse("extent", extent, "a finite number above 0; for other ends use ranges=[(lo, hi), ...]")
         ranges = [(-float(extent), float(extent))] * dims
     counts = [points] * len(ranges) if isinstance(points, int | np.integer) else [operator.index(n) for n in points]
     if len(counts) != len(ranges) or not counts:
-        raise ValueError(
-            f"grid: {len(counts)} numbers of points for {len(ranges)} ranges; give one per axis, at least one axis"
+        raise Misuse(
+            "grid", f"{len(counts)} numbers of points for {len(ranges)} ranges; give one of each for at least one axis"
         )
     return tuple(_axis(float(lo), float(hi), int(n)) for (lo, hi), n in zip(ranges, counts, strict=True))
 
 
 def _axis(lo: float, hi: float, n: int) -> np.ndarray:
     if n < 1 or not (math.isfinite(lo) and math.isfinite(hi)) or (n > 1 and lo >= hi):
-        raise ValueError(f"grid: {n} points from {lo} to {hi}; the rule is at least one point and finite lo < hi")
+        raise Misuse(
+            "grid", f"{n} points from {lo} to {hi} given; an axis must have at least one point, and finite lo < hi"
+        )
     if n == 1:
         return np.array([(lo + hi) / 2])
     axis = (lo + hi) / 2 + (hi - lo) / 2 * (2 * np.arange(n) - (n - 1)) / (n - 1)
@@ -74,15 +77,15 @@ def _axis(lo: float, hi: float, n: int) -> np.ndarray:
 
 
 def grid_points(grid: tuple[np.ndarray, ...], lo: int, hi: int) -> np.ndarray:
-    """Coordinates (C, k) of the points [lo, hi) in row-major order."""
+    """Coordinates (C, k) of the points with indices [lo, hi), in row-major order."""
     indices = np.unravel_index(np.arange(lo, hi), tuple(map(len, grid)))
     return np.stack([c[i] for c, i in zip(grid, indices, strict=True)], -1)
 
 
-SNAP = 1e-12  # coordinates of one axis that are so close, relative to the largest, are one
+SNAP = 1e-12  # coordinates of an axis that differ by less, relative to the largest, are the same
 
 
-def same_grid(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> bool:
+def is_same_grid(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> bool:
     """Whether two grids have the same points, axis by axis and up to rounding."""
     return len(one) == len(two) and all(
         len(a) == len(b) and np.all(abs(a - b) <= SNAP * abs(a).max()) for a, b in zip(one, two, strict=True)
@@ -94,14 +97,14 @@ def check_grid(grid: Sequence[Any]) -> tuple[np.ndarray, ...]:
     try:
         coords = tuple(np.asarray(c, np.float64) for c in grid)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"grid: expected one 1-D array of coordinates per axis, e.g. lla.grid(); got {grid!r}"
-        ) from error
+        raise misuse("grid", grid, "one 1-D array of coordinates per axis, such as lla.grid()") from error
     for i, c in enumerate(coords):
         if c.ndim != 1 or not len(c) or not np.isfinite(c).all():
-            raise ValueError(
-                f"grid: axis {i} has shape {c.shape}; the rule is a non-empty 1-D array of finite coordinates"
+            raise Misuse(
+                "grid",
+                f"axis {i} has shape {c.shape}; it must be a 1-D array of one or more finite coordinates, such as "
+                "np.linspace(-1, 1, 41)",
             )
     if not coords:
-        raise ValueError("grid: has no axis; pass e.g. lla.grid(extent=1.0, points=41, dims=2)")
+        raise Misuse("grid", "has no axis; pass one such as lla.grid(extent=1.0, points=41, dims=2)")
     return coords

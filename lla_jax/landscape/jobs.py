@@ -1,4 +1,4 @@
-"""A task made ready: its arrays are on the devices, its recipe is written; around a centre, and along axes."""
+"""Prepares a task for its points: puts its arrays on the devices, writes its recipe, gives it a centre and axes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from lla_jax.core import data as _data
 from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.recipes import versions
 from lla_jax.core.types import Batch, Directions, Loss, PyTree, Recipe
@@ -24,16 +25,16 @@ from lla_jax.landscape import batch_stats as _batch_stats
 from lla_jax.landscape import tasks
 from lla_jax.landscape.tasks import Task
 
-STATE_BYTES = 2**28  # re-estimated statistics held at a time while a stream is read
+STATE_BYTES = 2**28  # of re-estimated statistics that are held while a stream is read
 
 
 class Piece(NamedTuple):
-    """A batch on the devices, where it may be padded.
+    """Examples that are read at once: a data set in memory, or a batch of a stream.
 
     Args:
-      batch: its arrays.
-      rows: how many of its rows count.
-      offset: number of its first row in the data set.
+      batch: the arrays on the devices, where they may be padded.
+      rows: number of rows that are examples; the rows after them are padding.
+      offset: index of the first row in the data set.
     """
 
     batch: Batch
@@ -45,24 +46,24 @@ class Job(NamedTuple):
     """A task at the points of a grid around a centre.
 
     Args:
-      task: what is computed; its loss and its data are on the devices.
+      task: the task, with its loss and its data on the devices.
       params: the centre, on the devices.
       coords: the grid.
-      probed: the grid at whose first points plans are timed and functions recognized.
-      counts: examples in each of the data sets, which may be padded on the devices; None for a stream.
-      first: what plans are timed and functions recognized with.
-      momenta: of the state's leaves, where they are re-estimated.
-      mesh: the devices, by their shares of the points and of the examples.
+      reference_grid: the grid at whose first points plans are timed and functions recognized.
+      counts: number of examples of each data set, without padding; None for a stream.
+      first_piece: the examples with which plans are timed and functions recognized.
+      momenta: of the leaves of the state, where they are re-estimated; None where they are not.
+      mesh: the devices, by shards of the points and of the data.
       recipe: of the landscape.
-      directions: the axes' stacked tree on the devices; None until ``along`` gives it.
+      directions: the stacked tree of the axes, on the devices; None until ``set_axes`` gives it.
     """
 
     task: Task
     params: PyTree
     coords: tuple[np.ndarray, ...]
-    probed: tuple[np.ndarray, ...]
+    reference_grid: tuple[np.ndarray, ...]
     counts: dict[str, int | None]
-    first: Piece
+    first_piece: Piece
     momenta: list[float | None] | None
     mesh: Mesh
     recipe: Recipe
@@ -70,27 +71,27 @@ class Job(NamedTuple):
 
     @property
     def loss(self) -> Loss:
-        """The task's loss."""
+        """The loss of the task."""
         return self.task.loss
 
     @property
     def num(self) -> int:
-        """Points of the grid; their coordinates are made chunk by chunk and never held together."""
+        """Number of points of the grid, whose coordinates are made chunk by chunk and never held together."""
         return math.prod(map(len, self.coords))
 
     @property
-    def width(self) -> int:
-        """Shares that the points of a call are split into."""
+    def point_shards(self) -> int:
+        """Number of shards that the points of a call are split into."""
         return self.mesh.shape[_devices.GRID]
 
     @property
-    def streamed(self) -> bool:
-        """Whether data are streamed."""
+    def has_stream(self) -> bool:
+        """Whether one of the data sets is a stream."""
         return any(isinstance(data, Stream) for data in self.task.sets.values())
 
 
 def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
-    """Check everything, describe it for the recipe, and bring it to the devices once.
+    """The job of a task around a centre: checked, described in a recipe, and on the devices.
 
     Raises:
       ValueError: arguments that do not fit together, naming the argument.
@@ -106,11 +107,11 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
     recipe["params"]["size"] = sum(x.size for x in leaves)
     recipe["precision"]["params"] = sorted({str(x.dtype) for x in leaves})
     momenta = None
-    first = next(pieces(task.data, counts[""], mesh, whole=True))
+    first_piece = next(pieces(task.data, counts[""], mesh, padded=False))
     if task.batch_stats == "reestimate":
-        size = _data.cuts(first.rows, task.batch_size)[0][1]
-        momenta = _batch_stats.momenta(task.loss, params, first.batch, size)
-    return Job(task, params, coords, coords, counts, first, momenta, mesh, recipe)
+        size = _data.cuts(first_piece.rows, task.batch_size)[0][1]
+        momenta = _batch_stats.momenta(task.loss, params, first_piece.batch, size)
+    return Job(task, params, coords, coords, counts, first_piece, momenta, mesh, recipe)
 
 
 def _recipe(task: Task, params: PyTree) -> Recipe:
@@ -134,7 +135,7 @@ def _recipe(task: Task, params: PyTree) -> Recipe:
 
 
 def _on_devices(task: Task, mesh: Mesh) -> Task:
-    """The task with its loss and its data on the devices, and a key where one is used."""
+    """The task with its loss and its data on the devices, and with a key where point metrics need one."""
 
     def place(data: Any) -> Any:
         return data if isinstance(data, Stream) else _devices.split_rows(data, mesh)
@@ -148,25 +149,32 @@ def _on_devices(task: Task, mesh: Mesh) -> Task:
 
 
 def _mesh(task: Task, points: int) -> Mesh:
-    """The devices, by their shares of the points and of the examples."""
-    whole = "" if task.loss.per_example else "the loss couples the examples of a batch"
-    whole = whole if task.batch_stats == "frozen" else f"batch_stats={task.batch_stats!r} needs whole batches"
+    """The devices, by shards of the points and of the data."""
+    uncut = "" if task.loss.per_example else "the loss couples the examples of a batch"  # why data have one shard
+    uncut = uncut if task.batch_stats == "frozen" else f"batch_stats={task.batch_stats!r} needs whole batches"
     devices = _devices.devices_of(task.execution)
     held = [data for data in task.sets.values() if not isinstance(data, Stream)]
     nbytes = sum(x.nbytes for x in jax.tree.leaves(held))
-    return _devices.mesh_of(devices, _devices.data_shards(task.execution, devices, points, nbytes, whole))
+    return _devices.mesh_of(devices, _devices.data_shards(task.execution, devices, points, nbytes, uncut))
 
 
-def pieces(data: Any, count: int | None, mesh: Mesh, whole: bool) -> Iterator[Piece]:
-    """What there is to read of a data set that is on the devices (all of it at once), or of a stream."""
+def pieces(data: Any, count: int | None, mesh: Mesh, padded: bool) -> Iterator[Piece]:
+    """The pieces of a data set: the one of data that are on the devices, or a stream's batches as it is read.
+
+    Args:
+      data: the data set.
+      count: its number of examples; None for a stream.
+      mesh: the devices.
+      padded: whether batches of a stream may be padded to equal lengths.
+    """
     if count is None:
-        batches = _devices.device_batches(data, mesh, whole, place=_devices.split_rows)
+        batches = _devices.device_batches(data, mesh, not padded, place=_devices.split_rows)
         return (Piece(*batch) for batch in batches)
     return iter([Piece(data, count, 0)])
 
 
-def recentred(job: Job, params: PyTree, state: PyTree) -> Job:
-    """The same job around other parameters; the data stay where they are.
+def recentre(job: Job, params: PyTree, state: PyTree) -> Job:
+    """The same job around other parameters, with the data left on the devices.
 
     Raises:
       ValueError: parameters of another structure or shape.
@@ -181,14 +189,14 @@ def recentred(job: Job, params: PyTree, state: PyTree) -> Job:
     return job._replace(task=job.task._replace(loss=loss), params=_devices.replicate(params, job.mesh), recipe=recipe)
 
 
-def along(job: Job, directions: Directions) -> Job:
+def set_axes(job: Job, directions: Directions) -> Job:
     """The same job along these axes, with the recipe of their landscape.
 
     Raises:
-      ValueError: directions of another structure or shape, more or fewer than the grid's axes, or not those that the
-        rule needs.
+      ValueError: directions of another structure or shape, more or fewer of them than axes of the grid, or not those
+        that the rule needs.
     """
-    tree = aligned(directions, job.params, len(job.coords), job.task.rule.moments)
+    tree = align_directions(directions, job.params, len(job.coords), job.task.rule.moments)
     recipe = job.recipe | {
         "directions": dict(directions.recipe) | {"contents": recipes.fingerprint(directions.tree)},
         "versions": versions(),
@@ -197,37 +205,45 @@ def along(job: Job, directions: Directions) -> Job:
 
 
 def group_size(job: Job, plan: Plan) -> int:
-    """Points finished together."""
-    if not job.streamed:
-        return plan.chunk * job.width
+    """Number of points that are finished together."""
+    if not job.has_stream:
+        return plan.chunk * job.point_shards
     if job.momenta is None:
         return job.num
     state = sum(x.nbytes for x in jax.tree.leaves(job.loss.state))
-    return max(plan.chunk * job.width, STATE_BYTES // max(1, state))
+    return max(plan.chunk * job.point_shards, STATE_BYTES // max(1, state))
 
 
-def rows_in(job: Job, batch: Batch) -> int:
-    """Rows of a batch on one device."""
+def rows_per_device(job: Job, batch: Batch) -> int:
+    """Number of rows of a batch on one device."""
     return jax.tree.leaves(batch)[0].shape[0] // job.mesh.shape[_devices.DATA]
 
 
-def aligned(directions: Directions, params: PyTree, axes: int, moments: bool) -> PyTree:
-    """The directions' tree in the structure of the parameters; with ``moments`` they have to be Adam's raw (m, v).
+def align_directions(directions: Directions, params: PyTree, axes: int, moments: bool) -> PyTree:
+    """The tree of the directions in the structure of the parameters.
+
+    Args:
+      directions: the axes.
+      params: the centre.
+      axes: number of axes of the grid.
+      moments: whether the directions have to be Adam's raw moments (m, v).
 
     Raises:
-      ValueError: another structure, shape or number than the grid's, or not what the rule needs.
+      ValueError: directions of another structure or shape, more or fewer of them than axes, or not Adam's moments.
     """
     tree = _tree.align(directions.tree, params, "directions", stacked=True)
     if directions.num != axes:
-        raise ValueError(
-            f"grid: {axes} axes for {directions.num} directions; the rule is one axis per direction, e.g. "
-            f"lla.grid(dims={directions.num}) or axes[:{axes}]"
+        raise Misuse(
+            "grid",
+            f"{axes} axes given for {directions.num} directions; there must be one axis per direction, such as "
+            f"lla.grid(dims={directions.num}) or axes[:{axes}]",
         )
     recipe = directions.recipe
     raw = recipe.get("kind") == "adam_moments" and not recipe.get("normalize")
     if moments and not (raw and recipe.get("chosen", [0, 1]) == [0, 1]):
-        raise ValueError(
-            f"directions: the adam rule needs Adam's raw moments (m, v), got {dict(recipe)}; use "
-            "lla.directions.adam_moments(opt_state, params) without normalize"
+        raise Misuse(
+            "directions",
+            f"{dict(recipe)} given; the adam rule needs Adam's raw moments (m, v): use "
+            "lla.directions.adam_moments(opt_state, params) without normalize",
         )
     return tree

@@ -1,6 +1,6 @@
-"""What runs on the devices: the sums over a block of data, and what depends on the parameters alone, at many points.
+"""Computes on the devices, at many points at once: the sums over blocks of examples, and values of the parameters.
 
-Pure functions, jitted once per shape and static part; nothing here reads, writes or prints.
+These are pure functions, jitted once per shape and static part; nothing here reads, writes or prints.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from lla_jax.core import data as _data
 from lla_jax.core import losses as _losses
+from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Loss, PyTree, UpdateRule
 from lla_jax.execution import devices, plans, rewriting
@@ -25,12 +28,12 @@ from lla_jax.landscape.rules import add
 
 @dataclass(frozen=True)
 class Formula:
-    """What is computed at a point, as far as a program is compiled for it; compares by value.
+    """The part of a task for which programs are compiled; it compares by value.
 
     Args:
       rule: ``(params, directions, coord) -> params``.
-      train: normalization layers use the statistics of each batch.
-      metrics: ((name, function), ...) of the outputs, beside the loss.
+      train: whether normalization layers use the statistics of each batch.
+      metrics: ((name, function), ...), metrics of the outputs.
     """
 
     rule: Any
@@ -45,7 +48,7 @@ class Points(NamedTuple):
       params: the centre.
       directions: the stacked tree, leading axis k.
       coords: (C, k).
-      states: the loss's state at each of them, leading axis C; None where it is that of the loss.
+      states: the state of the loss at each point, leading axis C; None to take that of the loss at all points.
     """
 
     params: PyTree
@@ -55,13 +58,13 @@ class Points(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Blocks of rows of a batch.
+    """S blocks of rows of a batch.
 
     Args:
       data: the batch.
-      starts: first row of each block, (S,).
-      rows: how many of the batch's rows count, from its first one on; None for all.
-      offset: number of its first row in the whole data set.
+      starts: (S,), index of the row at which each block starts.
+      rows: number of rows of the batch that are examples; the rows after them are padding. None if all are examples.
+      offset: index of the batch's first row in the data set.
     """
 
     data: Batch
@@ -70,74 +73,87 @@ class Blocks(NamedTuple):
     offset: Any
 
 
-def points_sums(
+def _check_points(points: Points) -> None:
+    """Check the shapes of points while a program is traced; a compiled program does not check again."""
+    chex.assert_rank(points.coords, 2)
+    num, axes = points.coords.shape
+    chex.assert_tree_shape_prefix(points.directions, (axes,))
+    chex.assert_tree_shape_prefix(points.states, (num,))
+
+
+def sums_at_points(
     loss: Loss, points: Points, block: _losses.Block, formula: Formula, plan: Plan, values_only: bool = False
 ) -> dict[str, Any]:
-    """{name: (C, 7)}: the packed sums of one block at every point.
+    """{name: (C, 7)}: the packed sums of one block at C points.
 
-    With ``values_only`` (as with a shared affine part) nobody differentiates them.
+    With ``values_only``, as with ``plan.share``, they cannot be differentiated.
     """
+    _check_points(points)
     params, directions, coords, states = points
 
     def sums(p: PyTree, state: PyTree) -> dict[str, Any]:
         outputs, _ = _losses.outputs_of(loss, p, state, block, formula.train)
-        found = {"loss": _losses.pack(_losses.loss_sums(loss, outputs, block))}
+        packed = {"loss": _losses.pack(_losses.loss_sums(loss, outputs, block))}
         for name, metric in formula.metrics:
             with _losses.noting(f"the metric {name!r}", "f(outputs, batch)", block):
                 result = metric(outputs, block.batch)
-            found[name] = _losses.pack(_losses.example_sums(name, result, block.mask))
-        return found
+            packed[name] = _losses.pack(_losses.example_sums(name, result, block.mask))
+        return packed
 
     if plan.share and states is None:
         shared = rewriting.affine(lambda p: sums(p, loss.state), params, directions)
         return plans.map_points(shared, coords, plan.loop)
-    at = rewriting.values_only(sums) if values_only else sums
+    sums_of = rewriting.values_only(sums) if values_only else sums
     if states is None:
-        return plans.map_points(lambda c: at(formula.rule(params, directions, c), loss.state), coords, plan.loop)
-    moved = functools.partial(formula.rule, params, directions)
-    return plans.map_points(lambda cs: at(moved(cs[0]), cs[1]), (coords, states), plan.loop)
+        return plans.map_points(lambda c: sums_of(formula.rule(params, directions, c), loss.state), coords, plan.loop)
+    params_at = functools.partial(formula.rule, params, directions)
+    return plans.map_points(lambda point: sums_of(params_at(point[0]), point[1]), (coords, states), plan.loop)
 
 
 @functools.partial(jax.jit, static_argnames=("formula", "plan", "mesh"))
 def sums_step(
     loss: Loss, points: Points, blocks: Blocks, *, formula: Formula, plan: Plan, mesh: Mesh
 ) -> dict[str, Any]:
-    """{name: (C, S, 7)}: the packed sums of S blocks, and of the shares of the data, at every point."""
-    spread = mesh.shape[devices.DATA] > 1
+    """{name: (C, S, 7)}: the packed sums of S blocks of every data shard, at C points; S counts those of all shards."""
+    sharded = mesh.shape[devices.DATA] > 1
 
     def run(loss: Loss, *parts: Any) -> dict[str, Any]:
         points, (data, starts, count, offset) = Points(*parts[:4]), parts[4:]
         rows = jax.tree.leaves(data)[0].shape[0]
-        before = jax.lax.axis_index(devices.DATA) * rows if spread else 0
+        before = jax.lax.axis_index(devices.DATA) * rows if sharded else 0
 
         def one(start: Any) -> dict[str, Any]:
-            mine = jnp.clip(count - before, 0, rows) if spread else count
-            block = _losses.block_at(data, start, plan.microbatch, mine, offset + before)
-            return points_sums(loss, points, block, formula, plan, values_only=True)
+            examples = jnp.clip(count - before, 0, rows) if sharded else count
+            block = _losses.block_at(data, start, plan.microbatch, examples, offset + before)
+            return sums_at_points(loss, points, block, formula, plan, values_only=True)
 
-        found = plans.map_points(one, starts, "map")
-        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
+        sums = plans.map_points(one, starts, "map")
+        num_sums = len(_losses.Sums._fields)
+        chex.assert_shape(jax.tree.leaves(sums), (len(starts), len(points.coords), num_sums))
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), sums)
 
-    split = (False, False, False, True, True, devices.DATA if spread else False, False, False, False)
+    split = (False, False, False, True, True, devices.DATA if sharded else False, False, False, False)
     return devices.over_points(run, mesh, split)(loss, *points, *blocks)
 
 
 @functools.partial(jax.jit, static_argnames=("formula", "loop", "mesh", "point_metrics"))
-def point_step(
+def point_values(
     loss: Loss, points: Points, key: Any, *, formula: Formula, loop: str, mesh: Mesh, point_metrics: Any
 ) -> dict[str, Any]:
-    """{name: (C,)}: what depends on the parameters alone, the penalty under the name ''."""
+    """{name: (C,)}: the point metrics at C points and, under the name '', the penalty."""
+    _check_points(points)
 
     def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, key: Any) -> dict[str, Any]:
         def one(c: Any) -> dict[str, Any]:
             p = formula.rule(params, directions, c)
-            found = {name: jnp.asarray(f(p, key)) for name, f in point_metrics}
-            for name, value in found.items():
+            values = {name: jnp.asarray(f(p, key)) for name, f in point_metrics}
+            for name, value in values.items():
                 if value.ndim:
-                    raise ValueError(
-                        f"point_metrics: {name!r} returned shape {value.shape}; the rule is a scalar per point"
+                    raise Misuse(
+                        "point_metrics",
+                        f"{name!r} returned shape {value.shape}; it must return a scalar per point, such as a mean",
                     )
-            return found if loss.penalty is None else found | {"": jnp.asarray(loss.penalty(p))}
+            return values if loss.penalty is None else values | {"": jnp.asarray(loss.penalty(p))}
 
         return plans.map_points(one, coords, loop)
 
@@ -164,21 +180,31 @@ def losses(
       params: the centre.
       directions: the stacked tree (``axes.tree``), leading axis k.
       coords: (C, k).
-      data: one data set, evaluated in one block.
+      data: one data set, taken as one block.
       rule: ``add``, ``adam`` or any ``(params, directions, coord) -> params``.
       loop: "map" for one point after another, "vmap" for all at once.
-      share: compute what is affine in the coordinates once for all points (rule ``add`` only; not differentiable).
+      share: compute the layers that are affine in the coordinates once for all points (rule ``add`` only; the result
+        cannot be differentiated then).
 
     Returns:
       (C,) losses.
     """
     loss = _losses.as_loss(loss)
     if share and rule is not add:
-        raise ValueError("share: only the add rule is affine in the coordinates; use share=False with another rule")
+        raise misuse(
+            "share", share, "False with this rule, since only the add rule is affine in the coordinates; use rule=add"
+        )
+    axes = len(jax.tree.leaves(directions)[0])
+    if np.ndim(coords) != 2 or coords.shape[1] != axes:
+        raise misuse(
+            "coords",
+            coords,
+            f"an array of shape (C, {axes}) for C points along {axes} directions, such as jnp.zeros((1, {axes}))",
+        )
     formula = Formula(static(rule), False, ())
     plan = plans.Plan(coords.shape[0], _data.num_examples(data), loop, share)
     block = _losses.block_at(data, 0, plan.microbatch, plan.microbatch, 0)
-    sums = points_sums(loss, Points(params, directions, coords), block, formula, plan)["loss"]
+    sums = sums_at_points(loss, Points(params, directions, coords), block, formula, plan)["loss"]
     value = _losses.unpack(sums).mean
     if (penalty := loss.penalty) is not None:
         value = value + plans.map_points(lambda c: penalty(rule(params, directions, c)), coords, loop)

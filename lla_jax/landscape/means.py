@@ -1,4 +1,4 @@
-"""Means over the data and their standard errors, at the points of a grid or at some of them."""
+"""Holds the means of a landscape and their standard errors, at all points of its grid or at some of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lla_jax.core.types import Landscape, Recipe
 
 
 class Means(NamedTuple):
-    """Means and their standard errors by name, a number for each of C points.
+    """Means and their standard errors by name, a number of each for every one of C points.
 
     Args:
       values: {name: (C,)} float64.
@@ -20,14 +20,20 @@ class Means(NamedTuple):
     values: dict[str, np.ndarray]
     stderr: dict[str, np.ndarray]
 
-    def put(self, found: Means, at: Any, num: int) -> None:
-        """Take in what was found at the points ``at`` (a slice, or indices) of ``num``; the others are NaN at first."""
-        for flat, part in zip(self, found, strict=True):
-            for name, x in part.items():
-                flat.setdefault(name, np.full(num, np.nan))[at] = x
+    def put(self, new: Means, at: Any, num: int) -> None:
+        """Write new means over those at some of the points.
+
+        Args:
+          new: the means.
+          at: their points, a slice or indices.
+          num: number of points in all; a name that is new is NaN at the others.
+        """
+        for numbers, new_numbers in zip(self, new, strict=True):
+            for name, x in new_numbers.items():
+                numbers.setdefault(name, np.full(num, np.nan))[at] = x
 
     def landscape(self, coords: tuple[np.ndarray, ...], recipe: Recipe) -> Landscape:
-        """On the grid whose points they are of, in row-major order."""
+        """The landscape on the grid ``coords``, of whose points these are the means, in row-major order."""
         shape = tuple(map(len, coords))
-        values, stderr = ({name: flat.reshape(shape) for name, flat in part.items()} for part in self)
+        values, stderr = ({name: x.reshape(shape) for name, x in numbers.items()} for numbers in self)
         return Landscape(coords, values, stderr, recipe)

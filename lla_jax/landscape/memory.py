@@ -1,4 +1,4 @@
-"""A landscape held in memory: computed group after group of points, kept when it is interrupted, and continued."""
+"""Computes a landscape in memory, by groups of points; hands on an unfinished one, and continues it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Callable
 import numpy as np
 
 from lla_jax.core import recipes
+from lla_jax.core.arguments import misuse
 from lla_jax.core.types import Landscape, Recipe
 from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress, span
 from lla_jax.landscape import planning
-from lla_jax.landscape.grids import grid_points, same_grid
+from lla_jax.landscape.grids import grid_points, is_same_grid
 from lla_jax.landscape.jobs import Job, group_size
 from lla_jax.landscape.means import Means
-from lla_jax.landscape.points import evaluated, warn
+from lla_jax.landscape.points import check_finite, evaluated
 
 log = logging.getLogger("lla_jax")
 
 
-def run(
+def compute(
     job: Job,
     progress: Progress | None,
     on_partial: Callable[[Landscape], None] | None = None,
@@ -28,51 +29,53 @@ def run(
 ) -> Landscape:
     """The landscape of a job along its axes.
 
-    A group of points is a chunk where data are in memory, and all points for a stream, which is read once.
+    Where data are in memory, a group of points is a chunk; for a stream, which is read once, it is all points.
 
     Args:
-      job: what is computed.
+      job: the job, with its axes.
       progress: as for ``evaluate``.
       on_partial: as for ``evaluate``.
       resume: as for ``evaluate``.
     """
-    table, done = _started(job, resume)
+    table, done = _resume(job, resume)
     recipe = job.recipe
     plan: Plan | None = None
-    unfinished: list[Means] = []  # of a stream: every cell has a mean over the batches read so far
+    unfinished: list[Means] = []  # of a stream: means over the batches read so far, at every point
     try:
-        plan, recipe, seconds = planning.planned(job, None if resume is None else planning.plan_of(resume.recipe))
-        log.info("%s", planning.text(job, plan, None if seconds is None else seconds * (job.num - done)))
+        plan, recipe, seconds = planning.choose_plan(
+            job, None if resume is None else planning.plan_from_recipe(resume.recipe)
+        )
+        log.info("%s", planning.describe(job, plan, None if seconds is None else seconds * (job.num - done)))
         if resume is not None:
             recipes.check_same_values("resume", resume.recipe, recipe)
         while done < job.num:
             last = min(done + group_size(job, plan), job.num)
             coords = grid_points(job.coords, done, last)
             report = span(progress, done, last - done, job.num)
-            found, plan = evaluated(job, plan, coords, report, unfinished.append if job.streamed else None)
-            table.put(found, slice(done, last), job.num)
+            means, plan = evaluated(job, plan, coords, report, unfinished.append if job.has_stream else None)
+            table.put(means, slice(done, last), job.num)
             done = last
             if progress is not None:
                 progress(done, job.num)
     except BaseException:
-        for found in unfinished:
-            table.put(found, slice(done, last), job.num)
+        for means in unfinished:
+            table.put(means, slice(done, last), job.num)
         if on_partial is not None and (done or unfinished):
             on_partial(_landscape(job, table, recipe, plan, done))
         raise
     result = _landscape(job, table, recipe, plan, done)
-    warn(result)
+    check_finite(result)
     return result
 
 
-def _started(job: Job, resume: Landscape | None) -> tuple[Means, int]:
-    """What there is, and the number of points finished: of the landscape to continue, or none."""
+def _resume(job: Job, resume: Landscape | None) -> tuple[Means, int]:
+    """(means, number of points finished) of the landscape to continue; nothing of both if there is none."""
     if resume is None:
         return Means({}, {}), 0
     if not isinstance(resume, Landscape):
-        raise ValueError(f"resume: got {type(resume).__name__}; the rule is a Landscape, e.g. lla.load(path)")
+        raise misuse("resume", resume, "a Landscape, such as lla.load(path) gives")
     then, now = resume.recipe, job.recipe
-    if not same_grid(resume.coords, job.coords):
+    if not is_same_grid(resume.coords, job.coords):
         then, now = (
             recipe | {"grid": str([axis.tolist() for axis in coords])}
             for recipe, coords in ((then, resume.coords), (now, job.coords))
@@ -89,5 +92,5 @@ def _started(job: Job, resume: Landscape | None) -> tuple[Means, int]:
 def _landscape(job: Job, table: Means, recipe: Recipe, plan: Plan | None, done: int) -> Landscape:
     recipe = recipe | {"complete": done == job.num, "points_done": done}
     if plan is not None:
-        recipe["plan"] = planning.recipe_of(job, plan)
+        recipe["plan"] = planning.plan_recipe(job, plan)
     return table.landscape(job.coords, recipe)

@@ -1,4 +1,4 @@
-"""One network on the planes of all kinds of axes, in one call."""
+"""Compares the planes of one network under all normalizations and update rules, in one call."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lla_jax.core import recipes
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Directions, Eigenpairs, Execution, Landscape, Loss, PyTree
 from lla_jax.directions import derived, draws, normalization
 from lla_jax.execution import progress as _progress
@@ -36,7 +37,7 @@ def all_modes(
     execution: Execution = Execution(),  # noqa: B008 (frozen)
     progress: Progress | None = None,
 ) -> dict[str, Landscape]:
-    """The predefined comparison: one pair of axes under every normalization and update rule.
+    """A predefined comparison of planes: each pair of axes under every normalization and update rule.
 
     Random axes give 4 planes: not normalized, weight, filter L1, filter L2. With eigenpairs, the first two eigenvectors
     of the Hessian give the same 4. With an optimizer state, Adam's moments (m, v) give these 4 and 2 under the adam
@@ -46,9 +47,10 @@ def all_modes(
       loss: a ``Loss`` or a plain function.
       params: the centre.
       data: one data set or a stream.
-      key: draws the random axes, the same ones for all normalizations.
-      grid: two axes; default ``lla.grid(points=21)``. The adam rule takes its ``a`` axis, in units of the step, and as
-        many b from 0.1 to 2; its second plane spans a tenth of that ``a``.
+      key: of the random axes, which are the same for all normalizations.
+      grid: two axes; default ``lla.grid(points=21)``. Under the adam rule its first axis is ``a``, in units of the
+        step, and ``b`` goes from 0.1 to 2 in as many points as the second axis has; the second plane under this rule
+        spans a tenth of that ``a``.
       pairs: two ``lla.eigenpairs`` or more at ``params``, or None.
       opt_state: optax state with Adam moments, or None.
       batch_size: as for ``evaluate``.
@@ -57,23 +59,26 @@ def all_modes(
       progress: ``progress(done, total)`` in points over all planes.
 
     Returns:
-      {"random, filter-normalized (L2)": Landscape, "Hessian eigenvectors, not normalized": ..., ...}: random, Hessian,
-      Adam, in the order of the panels of ``lla.plotting.panels``. Pairs of another operator are called by its name.
+      {"random, filter-normalized (L2)": Landscape, "Hessian eigenvectors, not normalized": ..., ...}: first the planes
+      of random axes, then Hessian, then Adam, in the order of the panels of ``lla.plotting.panels``. Eigenvectors of
+      another operator have its name in place of "Hessian".
 
     Raises:
-      ValueError: a grid that has not two axes; fewer than two pairs, or pairs of other parameters; no Adam moments in
-        ``opt_state``.
+      ValueError: a grid of one axis, or of more than two; fewer than two pairs, or pairs of other parameters; no Adam
+        moments in ``opt_state``.
 
     References: Gabdullin 2024, arXiv 2412.10146 ("all_modes"): 4 panels, 8 with Hessian axes, 10 with Adam axes.
 
     Where we differ from the reference: (1) its tenth panel applies the adam rule to filter-normalized moments, whose
     ratio m / sqrt(v) has lost its meaning; here it is the raw rule over a tenth of the range. (2) Its second random
-    axis is made orthogonal to the first; two Gaussian draws are so already to 1 / sqrt(size). (3) It draws
-    Hessian or Adam axes beside the random ones; here both may be, and then there are 14.
+    axis is made orthogonal to the first; two Gaussian draws already are, up to 1 / sqrt(size). (3) It compares
+    random axes with Hessian or with Adam axes; here both may be given, which makes 14 planes.
     """
     plane = grids.grid(points=21) if grid is None else tuple(grid)
     if len(plane) != 2:
-        raise ValueError(f"grid: {len(plane)} axes given; the comparison of modes draws planes, so the rule is two")
+        raise Misuse(
+            "grid", f"{len(plane)} axes given; modes are compared on planes, so it must have two, such as lla.grid()"
+        )
     axes = {"random": draws.random(key, params, num=2)}
     if pairs is not None:
         vectors = derived.eigenvectors(pairs)
@@ -81,45 +86,46 @@ def all_modes(
         axes[f"{_MATRICES.get(vectors.recipe['operator'], 'Hessian')} eigenvectors"] = vectors
     if opt_state is not None:
         axes["Adam moments"] = derived.adam_moments(opt_state, params)
-    named = {
-        f"{kind}, {name}": _normalized(pair, params, options)
+    normalized = {
+        f"{kind}, {name}": _normalize(pair, params, options)
         for kind, pair in axes.items()
         for name, options in NORMALIZATIONS.items()
     }
-    sweeps_of: list[tuple[dict[str, Directions], tuple[Any, ...], str]] = [(named, plane, "add")]
+    comparisons: list[tuple[dict[str, Directions], tuple[Any, ...], str]] = [(normalized, plane, "add")]
     if opt_state is not None:
         a, b = plane
         for zoom, name in ((1.0, "adam rule"), (ADAM_ZOOM, f"adam rule, a/{ADAM_ZOOM:g}")):
             steps = grids.grid(ranges=[(a.min() / zoom, a.max() / zoom), (0.1, 2.0)], points=(len(a), len(b)))
-            sweeps_of.append(({f"Adam moments, {name}": axes["Adam moments"]}, steps, "adam"))
+            comparisons.append(({f"Adam moments, {name}": axes["Adam moments"]}, steps, "adam"))
     points = len(plane[0]) * len(plane[1])
-    total = points * sum(len(drawn) for drawn, *_ in sweeps_of)
-    found: dict[str, Landscape] = {}
-    for drawn, coords, rule in sweeps_of:
+    total = points * sum(len(by_name) for by_name, *_ in comparisons)
+    planes: dict[str, Landscape] = {}
+    for by_name, coords, rule in comparisons:
         table = sweeps.sweep(
             loss,
             [params],
             data,
-            axes=drawn,
+            axes=by_name,
             grid=coords,
             batch_size=batch_size,
             rule=rule,
             metrics=metrics,
             execution=execution,
-            progress=_progress.span(progress, points * len(found), points * len(drawn), total),
+            progress=_progress.span(progress, points * len(planes), points * len(by_name), total),
         )
-        found |= {name: plane for (_, name, _), plane in table.landscapes.items()}
-    return found
+        planes |= {name: plane for (_, name, _), plane in table.landscapes.items()}
+    return planes
 
 
 def _check_centre(pairs: Eigenpairs, params: PyTree) -> None:
-    there = pairs.recipe.get("operator", {}).get("params")
-    if there is not None:
-        here = {"params": {"fingerprint": recipes.fingerprint(params)}}
-        then = {"params": {"fingerprint": there["fingerprint"]}}
-        otherwise = "compute others, lla.eigenpairs(lla.hessian(loss, params, data), key, k=2)"
-        recipes.check_same("pairs", "the operator of the pairs", then, here, here, otherwise)
+    """Raise a ValueError if the pairs were computed at other parameters, as far as their recipe tells."""
+    centre = pairs.recipe.get("operator", {}).get("params")
+    if centre is not None:
+        then = {"params": {"fingerprint": centre["fingerprint"]}}
+        now = {"params": {"fingerprint": recipes.fingerprint(params)}}
+        remedy = "compute others, lla.eigenpairs(lla.hessian(loss, params, data), key, k=2)"
+        recipes.check_same("pairs", "the operator of the pairs", then, now, now, remedy)
 
 
-def _normalized(axes: Directions, params: PyTree, options: Mapping[str, Any]) -> Directions:
+def _normalize(axes: Directions, params: PyTree, options: Mapping[str, Any]) -> Directions:
     return axes if options["by"] == "none" else normalization.normalize(axes, params, **options)

@@ -1,4 +1,4 @@
-"""Means of the loss and the metrics at any points, from weighted sums added up in float64."""
+"""Computes the means of the loss and the metrics at any points, from weighted sums added up in float64."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress
 from lla_jax.landscape import batch_stats as _batch_stats
 from lla_jax.landscape import kernels
-from lla_jax.landscape.jobs import Job, Piece, pieces, rows_in
+from lla_jax.landscape.jobs import Job, Piece, pieces, rows_per_device
 from lla_jax.landscape.kernels import Blocks, Points
 from lla_jax.landscape.means import Means
 
-Values = dict[str, np.ndarray]  # by name, a number for every point
+Values = dict[str, np.ndarray]
+"""By name, a number for every point."""
 
 
 def _points(job: Job, plan: Plan, coords: np.ndarray, states: PyTree, lo: int, hi: int) -> Points:
-    """The points [lo, hi), lengthened to a full chunk."""
-    size = plan.chunk * job.width
+    """The points with indices [lo, hi), padded to a full chunk."""
+    size = plan.chunk * job.point_shards
     coords, states = jax.tree.map(lambda x: plans.pad_points(x[lo:hi], size), (coords, states))
     return Points(job.params, job.directions, coords, states)
 
@@ -40,46 +41,50 @@ def evaluated(
     progress: Progress | None = None,
     on_partial: Callable[[Means], None] | None = None,
 ) -> tuple[Means, Plan]:
-    """Means of everything the job asks for.
+    """The means of all values of a job at C points.
 
     Args:
-      job: what is computed.
-      plan: how.
+      job: the job, with its axes.
+      plan: the plan to start with.
       coords: (C, k), the points.
       progress: called in points as streams are read.
       on_partial: called with the means over the data read so far if reading is interrupted or fails.
 
     Returns:
-      The means at the points, and the plan in force at the end: less memory than expected makes it smaller.
+      (means, plan at the end); out of memory, a smaller plan takes the place of the one to start with.
     """
-    values, plan = of_params(job, plan, coords)
+    values, plan = compute_point_values(job, plan, coords)
     states: PyTree = None
     if job.momenta is not None:
-        states, plan = _reestimated(job, plan, coords)
+        states, plan = _reestimate_states(job, plan, coords)
     sums: dict[str, np.ndarray] = {}  # packed
     try:
         for prefix, piece in _read(job, len(coords), progress):
 
             def compute(plan: Plan, lo: int, hi: int, prefix: str = prefix, piece: Piece = piece) -> None:
                 points = _points(job, plan, coords, states, lo, hi)
-                for name, total in _of_piece(job, plan, points, piece).items():
-                    into = sums.setdefault(prefix + name, np.zeros((len(coords), total.shape[-1])))
-                    into[lo:hi] += total[: hi - lo]
+                for name, total in _sum_piece(job, plan, points, piece).items():
+                    packed = sums.setdefault(prefix + name, np.zeros((len(coords), total.shape[-1])))
+                    packed[lo:hi] += total[: hi - lo]
 
-            plan = plans.chunks(compute, 0, len(coords), plan, job.width)
+            plan = plans.chunks(compute, 0, len(coords), plan, job.point_shards)
     except BaseException:
         if on_partial is not None and sums:
-            on_partial(means(job, sums, values))
+            on_partial(_means_of(job, sums, values))
         raise
-    return means(job, sums, values), plan
+    return _means_of(job, sums, values), plan
 
 
 def _read(job: Job, num: int, progress: Progress | None) -> Iterator[tuple[str, Piece]]:
-    """Every piece of every data set, with the prefix of its values; after one of a stream, the progress in points."""
+    """(prefix of the names of its values, piece) for all pieces of all data sets; reports progress in ``num`` points.
+
+    Progress is reported after each batch of a stream: the fraction of the batches that are read, or their number where
+    the stream has no length.
+    """
     sets, read = job.task.sets, 0
     for i, (prefix, data) in enumerate(sets.items()):
         length = data.num_batches if isinstance(data, Stream) else None
-        for j, piece in enumerate(pieces(data, job.counts[prefix], job.mesh, job.task.whole)):
+        for j, piece in enumerate(pieces(data, job.counts[prefix], job.mesh, not job.task.couples_examples)):
             yield prefix, piece
             read += 1
             if progress is not None and isinstance(data, Stream):
@@ -87,15 +92,17 @@ def _read(job: Job, num: int, progress: Progress | None) -> Iterator[tuple[str, 
                 progress(*((read, None) if length is None else (fraction * num, num)))
 
 
-def _of_piece(job: Job, plan: Plan, points: Points, piece: Piece) -> dict[str, np.ndarray]:
-    """{name: (C, 7)}: packed sums over one piece of data at the points of one call."""
-    calls = plans.calls(plan, rows_in(job, piece.batch), piece.rows, job.task.batch_size, job.task.whole)
-    results = [call(job, points, piece, step, starts) for step, starts in calls]
-    return {name: functools.reduce(np.add, [losses.total(found[name]) for found in results]) for name in results[0]}
+def _sum_piece(job: Job, plan: Plan, points: Points, piece: Piece) -> dict[str, np.ndarray]:
+    """{name: (C, 7)}: the packed sums of one piece at the points of one call."""
+    calls = plans.calls(
+        plan, rows_per_device(job, piece.batch), piece.rows, job.task.batch_size, job.task.couples_examples
+    )
+    results = [sum_blocks(job, points, piece, step, starts) for step, starts in calls]
+    return {name: functools.reduce(np.add, [losses.total(sums[name]) for sums in results]) for name in results[0]}
 
 
-def of_params(job: Job, plan: Plan, coords: np.ndarray) -> tuple[Values, Plan]:
-    """Point metrics and, under the name '', the penalty at the points (C, k)."""
+def compute_point_values(job: Job, plan: Plan, coords: np.ndarray) -> tuple[Values, Plan]:
+    """(values, plan at the end): the point metrics and, under the name '', the penalty, at the points (C, k)."""
     values: Values = {}
     task = job.task
     if not task.point_metrics and job.loss.penalty is None:
@@ -103,7 +110,7 @@ def of_params(job: Job, plan: Plan, coords: np.ndarray) -> tuple[Values, Plan]:
 
     def compute(plan: Plan, lo: int, hi: int) -> None:
         points = _points(job, plan, coords, None, lo, hi)
-        found = kernels.point_step(
+        computed = kernels.point_values(
             job.loss,
             points,
             task.key,
@@ -112,31 +119,31 @@ def of_params(job: Job, plan: Plan, coords: np.ndarray) -> tuple[Values, Plan]:
             mesh=job.mesh,
             point_metrics=task.point_metrics,
         )
-        for name, x in found.items():
+        for name, x in computed.items():
             values.setdefault(name, np.zeros(len(coords)))[lo:hi] = np.asarray(x)[: hi - lo]
 
-    plan = plans.chunks(compute, 0, len(coords), plan, job.width)
+    plan = plans.chunks(compute, 0, len(coords), plan, job.point_shards)
     return values, plan
 
 
-def call(job: Job, points: Points, piece: Piece, plan: Plan, starts: np.ndarray) -> dict[str, Any]:
-    """The packed sums of some of a piece's blocks at the points of one call."""
+def sum_blocks(job: Job, points: Points, piece: Piece, plan: Plan, starts: np.ndarray) -> dict[str, Any]:
+    """The packed sums of some blocks of a piece at the points of one call."""
     blocks = Blocks(piece.batch, starts, np.int32(piece.rows), np.int32(piece.offset))
     return kernels.sums_step(job.loss, points, blocks, formula=job.task.formula, plan=plan, mesh=job.mesh)
 
 
-def _reestimated(job: Job, plan: Plan, coords: np.ndarray) -> tuple[PyTree, Plan]:
-    """The state with re-estimated averages at the points (C, k), from the first data set: leading axis C."""
+def _reestimate_states(job: Job, plan: Plan, coords: np.ndarray) -> tuple[PyTree, Plan]:
+    """(states, plan at the end): the state at the points (C, k), its averages re-estimated on the main data set."""
     sums: list[np.ndarray] = []
     weight = 0
-    averaged = tuple(m is not None for m in job.momenta or ())
-    for piece in pieces(job.task.data, job.counts[""], job.mesh, whole=True):
+    is_average = tuple(m is not None for m in job.momenta or ())
+    for piece in pieces(job.task.data, job.counts[""], job.mesh, padded=False):
 
         def compute(plan: Plan, lo: int, hi: int, piece: Piece = piece) -> None:
             points = _points(job, plan, coords, None, lo, hi)
             total: Any = None
             for start, size in _data.cuts(piece.rows, job.task.batch_size):
-                found = _batch_stats.batch_step(
+                statistics = _batch_stats.batch_statistics(
                     job.loss,
                     points,
                     Blocks(piece.batch, np.int32(start), None, np.int32(piece.offset)),
@@ -144,42 +151,49 @@ def _reestimated(job: Job, plan: Plan, coords: np.ndarray) -> tuple[PyTree, Plan
                     size=size,
                     loop=plan.loop,
                     mesh=job.mesh,
-                    averaged=averaged,
+                    is_average=is_average,
                 )
-                found = [size * np.asarray(x, np.float64)[: hi - lo] for x in found]
-                total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+                weighted = [size * np.asarray(x, np.float64)[: hi - lo] for x in statistics]
+                total = weighted if total is None else [a + b for a, b in zip(total, weighted, strict=True)]
             if not sums:
                 sums.extend(np.zeros((len(coords), *x.shape[1:])) for x in total)
-            for into, x in zip(sums, total, strict=True):
-                into[lo:hi] += x
+            for x, y in zip(sums, total, strict=True):
+                x[lo:hi] += y
 
-        plan = plans.chunks(compute, 0, len(coords), plan, job.width)
+        plan = plans.chunks(compute, 0, len(coords), plan, job.point_shards)
         weight += piece.rows
-    return _batch_stats.restored(job.loss.state, sums, job.momenta or [], weight), plan
+    return _batch_stats.restore_state(job.loss.state, sums, job.momenta or [], weight), plan
 
 
-def means(job: Job, packed: Mapping[str, np.ndarray], values: Values) -> Means:
-    """Means and standard errors of the points that packed sums and values are of."""
-    of_loss = {prefix + "loss" for prefix in job.task.sets}
+def _means_of(job: Job, packed: Mapping[str, np.ndarray], values: Values) -> Means:
+    """The means and standard errors that packed sums give, and the values that have no standard error."""
+    loss_names = {prefix + "loss" for prefix in job.task.sets}
     penalty = values.get("", 0.0)
     sums = {name: losses.unpack(x) for name, x in packed.items()}
-    known = [name for name in sums if name not in of_loss or job.loss.per_example]
-    found = {name: x.mean + penalty if name in of_loss else x.mean for name, x in sums.items()}
-    rest = {name: x for name, x in values.items() if name}
-    return Means(found | rest, {name: sums[name].standard_error for name in known})
+    with_error = [name for name in sums if name not in loss_names or job.loss.per_example]
+    means = {name: x.mean + penalty if name in loss_names else x.mean for name, x in sums.items()}
+    point_metrics = {name: x for name, x in values.items() if name}
+    return Means(means | point_metrics, {name: sums[name].standard_error for name in with_error})
 
 
-def warn(landscape: Landscape) -> None:
-    """Raise if the loss is finite nowhere; warn of the share of cells where a value is not finite."""
+def check_finite(landscape: Landscape) -> None:
+    """Check that the loss is finite somewhere, and warn of cells that are not finite.
+
+    Raises:
+      ValueError: a loss that is finite at no point.
+
+    Warns:
+      UserWarning: cells that are not finite, with their fraction, for each value that has some.
+    """
     if not np.isfinite(landscape.values["loss"]).any():
         raise ValueError(
             "loss: not finite at any point of the grid; check the loss at the trained parameters, the data for NaN, "
             "and the range of the grid"
         )
-    for name, found in landscape.values.items():
-        share = 1 - np.isfinite(found).mean()
-        if share:
+    for name, cells in landscape.values.items():
+        fraction = 1 - np.isfinite(cells).mean()
+        if fraction:
             warn_caller(
-                f"values[{name!r}]: {share:.1%} of the cells are not finite; they are kept as they are and shown as "
+                f"values[{name!r}]: {fraction:.1%} of the cells are not finite; they are kept as they are and shown as "
                 "holes. A smaller extent avoids them"
             )

@@ -1,4 +1,4 @@
-"""Update rules: the parameters at a point of a grid."""
+"""Computes the parameters at the coordinates of a point, by update rules: ``add``, ``adam`` or a user's own."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core.arguments import Misuse, check_choice
 from lla_jax.core.static import static
 from lla_jax.core.types import PyTree
 
 
 def add(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
-    """theta + sum_i c_i d_i; exactly theta at c = 0. Half-precision leaves are added up in float32.
+    """The sum theta + sum_i c_i d_i, exactly theta at c = 0; half-precision leaves are added up in float32.
 
     Args:
       params: theta.
@@ -41,13 +42,13 @@ def add(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
 def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> PyTree:
     """Adam's own step as the update: theta + (a / sqrt(b)) m / (sqrt(v) + eps).
 
-    A function of the one number a / sqrt(b); the row a = 0 is theta.
+    This is a function of the one number a / sqrt(b); at a = 0 it is theta.
 
     Args:
       params: theta.
       directions: Adam's raw moments (m, v) stacked, from ``directions.adam_moments``, not normalized.
       coord: (a, b) with b > 0.
-      eps: Adam's epsilon; another one by ``functools.partial(lla.landscape.adam, eps=...)``.
+      eps: Adam's epsilon; to change it, pass ``functools.partial(lla.landscape.adam, eps=...)`` as the rule.
 
     Returns:
       A tree like ``params``.
@@ -71,13 +72,13 @@ RULES: dict[str, Callable[..., PyTree]] = {"add": add, "adam": adam}
 
 
 class Rule(NamedTuple):
-    """An update rule, checked.
+    """An update rule that was checked.
 
     Args:
-      name: in the recipe.
+      name: its name in the recipe.
       function: ``(params, directions, coord) -> params``; compares by value.
-      affine: it is params + sum_i c_i d_i.
-      moments: its directions are Adam's raw moments (m, v).
+      affine: whether it is params + sum_i c_i d_i.
+      moments: whether its directions have to be Adam's raw moments (m, v).
     """
 
     name: str
@@ -87,32 +88,29 @@ class Rule(NamedTuple):
 
 
 def check_rule(rule: Any, coords: tuple[np.ndarray, ...]) -> Rule:
-    """The update rule that is given by its name or as a function.
+    """The update rule of a name, or of a function.
 
     Raises:
       ValueError: an unknown name, no function, or a grid on which the rule is not defined.
     """
-    if isinstance(rule, str):
-        if rule not in RULES:
-            raise ValueError(
-                f"rule: {rule!r} given; the rule is one of {', '.join(RULES)}, or a function (params, directions, "
-                "coord)"
-            )
-        name, base, rule = rule, RULES[rule], RULES[rule]
-    elif callable(rule):
+    if callable(rule):
         base = rule.func if isinstance(rule, functools.partial) else rule
-        name = next((n for n, r in RULES.items() if r is base), getattr(base, "__qualname__", repr(base)))
+        name = next((name for name, f in RULES.items() if f is base), getattr(base, "__qualname__", repr(base)))
         name += f"({rule.args}, {rule.keywords})" if isinstance(rule, functools.partial) else ""
     else:
-        raise ValueError(f"rule: got {type(rule).__name__}; the rule is one of {', '.join(RULES)}, or a function")
+        check_choice("rule", rule, RULES, "or a function (params, directions, coord) -> params")
+        name, base, rule = rule, RULES[rule], RULES[rule]
     if base is adam:
         if len(coords) != 2:
-            raise ValueError(
-                f"grid: {len(coords)} axes; the adam rule needs two, a and b (lla.grid(ranges=[(-1, 1), (0.1, 2)]))"
+            raise Misuse(
+                "grid",
+                f"{len(coords)} axes given; the adam rule needs two, a and b, such as "
+                "lla.grid(ranges=[(-1, 1), (0.1, 2)])",
             )
         if coords[1].min() <= 0:
-            raise ValueError(
-                f"grid: b goes down to {coords[1].min()}; the adam rule divides by sqrt(b), so b > 0, e.g. "
-                "lla.grid(ranges=[(-1, 1), (0.1, 2)])"
+            raise Misuse(
+                "grid",
+                f"b goes down to {coords[1].min()}; the adam rule divides by sqrt(b), so it must be b > 0, such as "
+                "lla.grid(ranges=[(-1, 1), (0.1, 2)])",
             )
     return Rule(name, static(rule), affine=rule is add, moments=base is adam)

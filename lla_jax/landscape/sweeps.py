@@ -1,4 +1,4 @@
-"""Many landscapes in one call, checkpoints x axes x seeds; and their values put together from a store."""
+"""Computes many landscapes in one call, checkpoints x axes x seeds, and reads the landscapes of a store."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lla_jax.core.arguments import Misuse, is_integer, misuse, show_value
 from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree, UpdateRule
 from lla_jax.directions import draws, normalization
 from lla_jax.execution import progress as _progress
@@ -21,9 +22,8 @@ from lla_jax.execution.progress import Progress
 from lla_jax.landscape import grids, jobs, memory, planning, points, rules
 from lla_jax.landscape.jobs import Job
 from lla_jax.landscape.store import chunks as _chunks
-from lla_jax.landscape.store import writing
-from lla_jax.landscape.store.announcing import Cell, announce, folder_of, stores_of
-from lla_jax.landscape.store.reading import Incomplete, members
+from lla_jax.landscape.store import reading, writing
+from lla_jax.landscape.store.announcing import Member, announce, existing_stores, folder_of
 from lla_jax.landscape.tasks import Policy, Task
 
 Axes = Callable[[Any, PyTree], Directions]
@@ -34,35 +34,42 @@ class Table:
     """The landscapes of a sweep.
 
     Args:
-      landscapes: {(number of the checkpoint, name of the axes, seed): Landscape}, in the order of the sweep. The seed
-        is None for axes that are given and not drawn.
+      landscapes: {(index of the checkpoint, name of the axes, seed): Landscape}, in the order of the sweep. The seed is
+        None for axes that are given and not drawn.
     """
 
-    landscapes: dict[Cell, Landscape]
+    landscapes: dict[Member, Landscape]
 
-    def __getitem__(self, cell: Cell) -> Landscape:
-        return self.landscapes[cell]
+    def __getitem__(self, member: Member) -> Landscape:
+        return self.landscapes[member]
 
     def __len__(self) -> int:
         return len(self.landscapes)
 
-    def __iter__(self) -> Iterator[Cell]:
+    def __iter__(self) -> Iterator[Member]:
         return iter(self.landscapes)
 
     def rows(self, value: str = "loss") -> list[dict[str, Any]]:
-        """One dict per landscape: checkpoint, axes, seed, and of the finite values: at the point nearest to the
-        checkpoint (``centre``), least, mean and largest; ``finite`` is the share of such cells."""
-        found = []
+        """A summary of each landscape.
+
+        Args:
+          value: name of the value, such as a metric.
+
+        Returns:
+          A dict for each landscape: ``checkpoint``, ``axes``, ``seed``; ``centre``, the value at the point nearest to
+          the checkpoint; ``least``, ``mean`` and ``largest`` of the finite values; ``finite``, the fraction of cells
+          that are finite.
+        """
+        rows: list[dict[str, Any]] = []
         for (checkpoint, name, seed), plane in self.landscapes.items():
             z = plane.values[value]
             finite = z[np.isfinite(z)]
-            low, mean, high = (finite.min(), finite.mean(), finite.max()) if finite.size else (np.nan,) * 3
-            centre = z[tuple(int(abs(c).argmin()) for c in plane.coords)]
-            found.append({
-                "checkpoint": checkpoint, "axes": name, "seed": seed, "centre": float(centre), "least": float(low),
-                "mean": float(mean), "largest": float(high), "finite": finite.size / z.size,
-            })  # fmt: skip
-        return found
+            least, mean, largest = (finite.min(), finite.mean(), finite.max()) if finite.size else (np.nan,) * 3
+            row = {"checkpoint": checkpoint, "axes": name, "seed": seed}
+            row["centre"] = float(z[tuple(int(abs(c).argmin()) for c in plane.coords)])
+            row |= {"least": float(least), "mean": float(mean), "largest": float(largest)}
+            rows.append(row | {"finite": finite.size / z.size})
+        return rows
 
     def to_csv(self, path: str | os.PathLike[str], value: str = "loss") -> Path:
         """Write ``rows`` as comma-separated values; returns the path."""
@@ -105,38 +112,38 @@ def sweep(
     store: str | os.PathLike[str] | None = None,
     shard: tuple[int, int] | None = None,
 ) -> Table:
-    """Landscapes of many checkpoints, on planes of many kinds, with many seeds: one copy of the data, one compilation.
+    """The landscapes of many checkpoints along many axes, with one copy of the data and one compilation.
 
     Args:
       loss: a ``Loss`` or a plain function, the same for all.
       checkpoints: parameter trees of one structure, each the centre of its landscapes.
       data: one data set or a stream (read once per landscape).
-      axes: what the landscapes span: ``f(key, params) -> Directions``, called for every checkpoint and seed; or
-        ``Directions``, taken as they are for every checkpoint; or a dict of these by name. Default: Gaussian
-        directions, filter-normalized, as many as the grid has axes.
+      axes: ``f(key, params) -> Directions``, called for every checkpoint and seed; or ``Directions``, the same for
+        every checkpoint; or a dict of these by name. Default: Gaussian directions, filter-normalized, as many as the
+        grid has axes.
       grid: one 1-D array per axis; default ``lla.grid(points=21)``.
       seeds: axes are drawn with ``jax.random.key(seed)``.
       states: the ``Loss.state`` of every checkpoint (BatchNorm statistics); default: that of ``loss`` for all.
-      batch_size: as for ``evaluate``, like all that follow.
+      batch_size: as for ``evaluate``, like the options down to ``execution``.
       rule: update rule.
       batch_stats: policy of normalization statistics.
       metrics: per-example metrics.
       point_metrics: functions of the parameters.
       extra_data: further data sets.
       key: for ``point_metrics``.
-      execution: how it is run.
+      execution: chunks, blocks and devices.
       progress: ``progress(done, total)`` in points over all landscapes.
-      store: a folder with a chunk store for every landscape; a second call continues, or returns what is finished.
-        Other seeds, axes or checkpoints, a wider or denser grid are added to what is there. Checkpoints are recognized
-        by their place in the list.
-      shard: (i, n) for the i-th of n processes over one store.
+      store: a folder with a chunk store for every landscape; a second call continues, or returns the finished sweep.
+        More seeds, axes or checkpoints, and a wider or denser grid, are added to the landscapes in the store.
+        Checkpoints are recognized by their place in the list.
+      shard: (i, n) for the i-th of n processes that write to one store.
 
     Returns:
-      A ``Table``. With a shard, points that fall to others are NaN until they are there.
+      A ``Table``. With a shard, points of other processes are NaN until these have written them.
 
     Raises:
-      ValueError: as for ``evaluate``; no checkpoints or seeds; checkpoints of different structure; names of axes that
-        give one folder.
+      ValueError: as for ``evaluate``; no checkpoints or seeds; checkpoints of different structure; two names of axes
+        that give the same folder.
       OSError: a store that cannot be written.
 
     Example:
@@ -144,21 +151,20 @@ def sweep(
       >>> table  # one line per landscape
     """
     if not isinstance(checkpoints, Sequence) or not checkpoints:
-        raise ValueError(
-            f"checkpoints: got {type(checkpoints).__name__}; the rule is a non-empty list of parameter trees"
-        )
+        raise misuse("checkpoints", checkpoints, "a list of one or more parameter trees, such as [params]")
     if states is not None and len(states) != len(checkpoints):
-        raise ValueError(f"states: {len(states)} for {len(checkpoints)} checkpoints; the rule is one each")
+        raise Misuse(
+            "states", f"{len(states)} given for {len(checkpoints)} checkpoints; pass one for each, or leave them out"
+        )
     coords = grids.check_grid(grids.grid(points=21) if grid is None else grid)
-    checked = rules.check_rule(rule, coords)
-    kinds = _kinds(axes, loss, len(coords))
-    seeds = _seeds(seeds)
-    cells = _cells(len(checkpoints), kinds, seeds)
-    share = writing.check_shard(shard, store)
+    checked_rule = rules.check_rule(rule, coords)
+    axes_by_name = _check_axes(axes, loss, len(coords))
+    members = _list_members(len(checkpoints), axes_by_name, _check_seeds(seeds))
+    shard = writing.check_shard(shard, store)
     task = Task(
         loss,
         data,
-        checked,
+        checked_rule,
         batch_size=batch_size,
         batch_stats=batch_stats,
         metrics=metrics,
@@ -169,20 +175,20 @@ def sweep(
     )
     job = jobs.prepare(task, checkpoints[0], coords)
     folder = None if store is None else Path(store)
-    announced = None if folder is None else announce(folder, cells, job.num)
-    each = _jobs(job, cells, kinds, checkpoints, states, folder)
+    announcement = None if folder is None else announce(folder, members, job.num)
+    each = _jobs(job, members, axes_by_name, checkpoints, states, folder)
     try:
-        known = () if folder is None else stores_of(folder, cells)
-        plan = next((planning.plan_of(kept.manifest["recipe"]) for kept in known), None)
-        planes = one_by_one(each, len(cells), progress, shard=share, plan=plan)
-        return Table(dict(zip(cells, planes, strict=True)))
+        known = () if folder is None else existing_stores(folder, members)
+        plan = next((planning.plan_from_recipe(kept.manifest["recipe"]) for kept in known), None)
+        planes = compute_each(each, len(members), progress, shard=shard, plan=plan)
+        return Table(dict(zip(members, planes, strict=True)))
     except ValueError:
-        if announced is not None:  # what is refused is not going to be there
-            announced.unlink(missing_ok=True)
+        if announcement is not None:  # so that nobody waits for landscapes that are refused
+            announcement.unlink(missing_ok=True)
         raise
 
 
-def one_by_one(
+def compute_each(
     each: Iterator[tuple[Job, Path | None]],
     num: int,
     progress: Progress | None,
@@ -190,67 +196,74 @@ def one_by_one(
     shard: writing.Shard = None,
     plan: Plan | None = None,
 ) -> Iterator[Landscape]:
-    """The landscapes of several jobs, each when it is asked for.
+    """Compute the landscapes of several jobs, each when the iterator comes to it.
 
     Args:
-      each: jobs along their axes, on grids of one shape, each with the folder of its store, or None.
-      num: how many they are.
+      each: jobs with their axes, on grids of one shape, each with the folder of its store, or None.
+      num: number of jobs.
       progress: called in points over all of them.
       on_partial: as for ``evaluate``.
-      shard: (i, n): of the chunks of all stores, only those that fall to process i of n.
-      plan: of all stores; by default that of the first one.
+      shard: (i, n) to compute only the chunks of process i of n, counted over all stores.
+      plan: of all stores; by default the plan of the first one.
     """
     for i in range(num):
         job, folder = next(each)
         report = _progress.span(progress, i * job.num, job.num, num * job.num)
         if folder is None:
-            found = memory.run(job, report, on_partial)
+            plane = memory.compute(job, report, on_partial)
         else:
-            found = writing.run(job, folder, report, on_partial, shard, plan, place=(i, num))
-        plan = plan or planning.plan_of(found.recipe)
-        del job  # its axes, before others are drawn
-        yield found
+            plane = writing.compute(job, folder, report, on_partial, shard, plan, place=(i, num))
+        plan = plan or planning.plan_from_recipe(plane.recipe)
+        del job  # and with it its axes, before others are drawn
+        yield plane
 
 
 def _jobs(
     job: Job,
-    cells: Sequence[Cell],
-    kinds: Mapping[str, Any],
+    members: Sequence[Member],
+    axes_by_name: Mapping[str, Any],
     checkpoints: Sequence[PyTree],
     states: Sequence[PyTree] | None,
     folder: Path | None,
 ) -> Iterator[tuple[Job, Path | None]]:
-    """The job around the checkpoint of each cell, along its axes, and the cell's folder."""
-    here = -1
-    for cell in cells:
-        checkpoint, kind, seed = cell
+    """(job around the checkpoint of a member and along its axes, folder of the member), for each of them."""
+    centre = -1
+    for member in members:
+        checkpoint, name, seed = member
         params = checkpoints[checkpoint]
-        if checkpoint != here:
-            here = checkpoint
-            job = jobs.recentred(job, params, job.loss.state if states is None else states[checkpoint])
-        # the axes have no name here, so that they are gone before the next ones are drawn
-        yield jobs.along(job, _drawn(kinds[kind], kind, seed, params)), folder and folder / folder_of(cell)
+        if checkpoint != centre:
+            centre = checkpoint
+            job = jobs.recentre(job, params, job.loss.state if states is None else states[checkpoint])
+        # no variable holds the axes here, so that they are freed before the next ones are drawn
+        yield (
+            jobs.set_axes(job, _make_axes(axes_by_name[name], name, seed, params)),
+            folder and folder / folder_of(member),
+        )
 
 
-def _drawn(made: Any, kind: str, seed: int | None, params: PyTree) -> Directions:
-    axes = made if isinstance(made, Directions) else made(jax.random.key(seed or 0), params)
+def _make_axes(source: Any, name: str, seed: int | None, params: PyTree) -> Directions:
+    """The axes that a user's function or ``Directions`` give for one checkpoint and seed."""
+    axes = source if isinstance(source, Directions) else source(jax.random.key(seed or 0), params)
     if not isinstance(axes, Directions):
-        raise ValueError(f"axes: {kind!r} gave a {type(axes).__name__}; the rule is lla.Directions")
+        raise Misuse(
+            "axes", f"{name!r} gave a {type(axes).__name__}; it must give lla.Directions, such as lla.directions.random"
+        )
     return axes
 
 
-def _seeds(seeds: Any) -> list[int]:
+def _check_seeds(seeds: Any) -> list[int]:
+    """The seeds as a list of ints."""
     try:
-        found = list(seeds)
+        given = list(seeds)
     except TypeError:
-        found = [None]
-    if not all(isinstance(seed, int | np.integer) and not isinstance(seed, bool) for seed in found):
-        raise ValueError(f"seeds: {seeds!r} given; the rule is a sequence of integers, such as range(16)")
-    return [int(seed) for seed in found]
+        given = [None]
+    if not all(map(is_integer, given)):
+        raise misuse("seeds", seeds, "a sequence of integers, such as range(16)")
+    return [int(seed) for seed in given]
 
 
-def _kinds(axes: Any, loss: Any, dims: int) -> dict[str, Any]:
-    """The axes by name."""
+def _check_axes(axes: Any, loss: Any, dims: int) -> dict[str, Any]:
+    """The axes by name: ``Directions``, or functions that make them."""
     if axes is None:
 
         def gaussian(key: Any, params: PyTree) -> Directions:
@@ -260,64 +273,66 @@ def _kinds(axes: Any, loss: Any, dims: int) -> dict[str, Any]:
         axes = {"filter-normalized": gaussian}
     if not isinstance(axes, Mapping):
         axes = {"axes": axes}
-    for name, made in axes.items():
-        if not isinstance(name, str) or not name or not (callable(made) or isinstance(made, Directions)):
-            raise ValueError(
-                f"axes: entry {name!r}: {made!r}; the rule is a function (key, params) -> lla.Directions, or "
-                "Directions, or a dict of these by name"
+    for name, source in axes.items():
+        if not isinstance(name, str) or not name or not (callable(source) or isinstance(source, Directions)):
+            raise Misuse(
+                "axes",
+                f"entry {name!r}: {show_value(source)} given; it must be a function (key, params) -> lla.Directions, "
+                "or Directions, or a dict of these by name",
             )
     return dict(axes)
 
 
-def _cells(checkpoints: int, kinds: Mapping[str, Any], seeds: Sequence[int]) -> list[Cell]:
-    cells: list[Cell] = [
-        (checkpoint, kind, seed)
+def _list_members(checkpoints: int, axes_by_name: Mapping[str, Any], seeds: Sequence[int]) -> list[Member]:
+    """The landscapes of a sweep, in their order."""
+    members: list[Member] = [
+        (checkpoint, name, seed)
         for checkpoint in range(checkpoints)
-        for kind, made in kinds.items()
-        for seed in ([None] if isinstance(made, Directions) else seeds)
+        for name, source in axes_by_name.items()
+        for seed in ([None] if isinstance(source, Directions) else seeds)
     ]
-    folders = Counter(map(folder_of, cells))
-    if not cells or max(folders.values()) > 1:
+    folders = Counter(map(folder_of, members))
+    if not members or max(folders.values()) > 1:
         raise ValueError(
-            f"seeds, axes: {seeds} and {list(kinds)} give {len(cells)} landscapes in {len(folders)} folders; the rule "
-            "is at least one, and different seeds and names (letters and digits count)"
+            f"seeds, axes: {seeds} and {list(axes_by_name)} give {len(members)} landscapes in {len(folders)} folders; "
+            "give at least one seed, and seeds and names that differ (in names, letters and digits count)"
         )
-    return cells
+    return members
 
 
 def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape | Table:
-    """The result that the chunks of a store make up, whoever computed them; nothing is computed.
+    """Read the landscape, or the sweep, of a store from its chunks; nothing is computed.
 
     Args:
-      store: the folder given as ``store=`` to ``evaluate`` or ``sweep``. Of several grids, the one that came last.
-      partial: accept missing chunks: their points are NaN, and ``recipe["complete"]`` is False.
+      store: the folder given as ``store=`` to ``evaluate`` or ``sweep``. Of several grids, the latest one is read.
+      partial: whether chunks may be missing; their points are NaN, and ``recipe["complete"]`` is False.
 
     Returns:
       A ``Landscape``; for a sweep, or a list of directions, a ``Table``.
 
     Raises:
-      ValueError: no store, missing chunks (unless ``partial``), damaged chunks, naming them; a loss that is finite
+      ValueError: no store; missing or damaged chunks, which are named (unless ``partial``); a loss that is finite
         nowhere.
 
     Warns:
       UserWarning: non-finite cells.
     """
-    found: dict[Any, Landscape] = {}
-    lacks: list[str] = []
-    for cell, folder in members(Path(store)).items():
+    planes: dict[Any, Landscape] = {}
+    missing: list[str] = []
+    for member, folder in reading.members(Path(store)).items():
         one = _chunks.read(folder)
         if one is None:
-            lacks.append(f"all of {folder.name}")
+            missing.append(f"all of {folder.name}")
             continue
-        there = _chunks.collected(one, one.grids[-1])
-        plane = _chunks.landscape(one, one.grids[-1], there)
-        lacks += [f"{error.path} (damaged: {error})" for error in there.damaged.values()]
-        if there.missing:
-            left = plane.values["loss"].size - there.done
-            lacks.append(f"{len(there.missing)} chunks of {folder} ({left:,} points)")
-        elif not there.damaged:
-            points.warn(plane)
-        found[cell] = plane
-    if (lacks and not partial) or not found:
-        raise Incomplete(Path(store), "; ".join(lacks[:5]) + " and more" * (len(lacks) > 5))
-    return found[None] if None in found else Table(found)
+        contents = _chunks.read_chunks(one, one.grids[-1])
+        plane = _chunks.landscape(one, one.grids[-1], contents)
+        missing += [f"{error.path} (damaged: {error})" for error in contents.damaged.values()]
+        if contents.missing:
+            num = plane.values["loss"].size - contents.done
+            missing.append(f"{len(contents.missing)} chunks of {folder} ({num:,} points)")
+        elif not contents.damaged:
+            points.check_finite(plane)
+        planes[member] = plane
+    if (missing and not partial) or not planes:
+        raise reading.Incomplete(Path(store), "; ".join(missing[:5]) + " and more" * (len(missing) > 5))
+    return planes[None] if None in planes else Table(planes)

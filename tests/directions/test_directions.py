@@ -464,8 +464,8 @@ class TestRandom:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"num": 0}, "num=0 must be a positive integer"),
-            ({"num": 1.5}, "num=1.5"),
+            ({"num": 0}, "num: 0 given; it must be an integer of at least 1, the number of directions"),
+            ({"num": 1.5}, "num: 1.5 given"),
             ({"key": 3}, "key: 3 given; it must be one jax.random key"),
             ({"params": {"n": np.arange(3)}}, r"params\['n'\] has dtype int"),
             ({"params": {"z": np.ones(2, np.complex64)}}, r"params\['z'\] has dtype complex64"),
@@ -479,7 +479,7 @@ class TestRandom:
             directions.random(**{"key": KEY, "params": self.params, **arguments})
 
     def test_key_arrays_are_refused(self):
-        with pytest.raises(ValueError, match=r"one jax\.random key first"):
+        with pytest.raises(ValueError, match=r"key: .* given; it must be one jax\.random key, such as"):
             directions.random(jax.random.split(KEY), self.params)
 
 
@@ -522,7 +522,7 @@ class TestRebuild:
             directions.rebuild(axes.recipe, other)
 
     def test_only_random_ones(self):
-        with pytest.raises(ValueError, match="'given': only 'random'"):
+        with pytest.raises(ValueError, match="recipe: its kind is 'given': only 'random'"):
             directions.rebuild(directions.given(self.params).recipe, self.params)
 
 
@@ -550,12 +550,15 @@ class TestNormalizeRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"by": "filters"}, "by='filters' is unknown; use one of 'none', 'weight'"),
-            ({"order": 3}, "order=3 is unknown"),
-            ({"one_dim": "biasbn"}, "one_dim='biasbn' is unknown"),
-            ({"by": "weight", "unit": True}, "unit=True divides by a norm"),
-            ({"filter_axis": 2}, r"filter_axis gives \(2,\) for 'head/kernel'"),
-            ({"filter_axis": "last"}, "filter_axis='last' must be"),
+            ({"by": "filters"}, "by: 'filters' given; it must be one of 'none', 'weight'"),
+            ({"order": 3}, "order: 3 given; it must be one of 1, 2"),
+            ({"one_dim": "biasbn"}, "one_dim: 'biasbn' given; it must be one of"),
+            (
+                {"by": "weight", "unit": True},
+                "unit: True given; it must be False, since by='weight' has no norm to divide by",
+            ),
+            ({"filter_axis": 2}, r"filter_axis: gives \(2,\) for 'head/kernel'"),
+            ({"filter_axis": "last"}, "filter_axis: 'last' given; it must be an int, a function"),
             ({"exclude": "nothing"}, "matches no leaf"),
         ],
     )
@@ -652,7 +655,7 @@ class TestEigenvectors:
     @pytest.mark.parametrize(
         ("which", "message"),
         [
-            ((0, 4), r"which: \(0, 4\) given; the rule is indices of the 4 pair.*0 to 3 or -1 to -4 .*More pairs"),
+            ((0, 4), r"which: \(0, 4\) given; it must be indices of the 4 pair.*0 to 3 or -1 to -4 .*for more pairs"),
             ((-5,), r"which: \(-5,\) given"),
             ((1, -3), r"which: \(1, -3\) given; .*each once"),
             ((), r"which: \(\) given"),
@@ -670,7 +673,7 @@ class TestEigenvectors:
         ("changes", "message"),
         [
             ({"vectors": None}, "pairs: has 4 values and no vectors"),
-            ({"vectors": Directions({"a": 2 * np.eye(4)}, {})}, r"norms \[2.0, 2.0\]; the rule is 1"),
+            ({"vectors": Directions({"a": 2 * np.eye(4)}, {})}, r"norms \[2.0, 2.0\]; every norm must be 1"),
             ({"vectors": Directions({"a": np.full((4, 2), np.nan)}, {})}, "NaN or infinite"),
             ({"recipe": {"operator": {"kind": "hessian", "preconditioned": {"eps": 0}}}}, "preconditioned operator"),
             ({"values": np.zeros(0)}, "holds no pair"),
@@ -681,7 +684,7 @@ class TestEigenvectors:
             directions.eigenvectors(pairs_of(self.matrix, self.order, **changes))
 
     def test_something_else(self):
-        with pytest.raises(ValueError, match=r"pairs: got tuple; the rule is Eigenpairs, as lla.eigenpairs"):
+        with pytest.raises(ValueError, match=r"pairs: tuple given; it must be Eigenpairs, as lla.eigenpairs"):
             directions.eigenvectors((np.ones(2), np.eye(2)))
 
 
@@ -763,7 +766,7 @@ class TestAdamMoments:
         with pytest.raises(ValueError, match="taken no step"):
             directions.adam_moments(optax.adam(1e-3).init(params), params)
         state = after_one_step(optax.adam(1e-3), params, params)
-        with pytest.raises(ValueError, match=r"has leaves \['w'\] that params lack"):
+        with pytest.raises(ValueError, match=r"opt_state: its mu has leaves \['w'\] that params lack"):
             directions.adam_moments(state, {"v": np.ones(3, np.float32)})
         with pytest.raises(ValueError, match=r"mu\['w'\] has shape \(3,\)"):
             directions.adam_moments(state, {"w": np.ones(4, np.float32)})
@@ -838,9 +841,9 @@ class TestGivenOrthogonalJoin:
     @pytest.mark.parametrize(
         ("trees", "names", "message"),
         [
-            ([], None, "at least one tree"),
-            ([{"w": np.ones(2)}], ["a", "b"], "one name per tree, 1"),
-            ([{"w": np.ones(2)}], "a", "one name per tree, 1"),
+            ([], None, "trees: none given; pass at least one tree"),
+            ([{"w": np.ones(2)}], ["a", "b"], "names: .* given; it must be one name per tree, a list of 1"),
+            ([{"w": np.ones(2)}], "a", "names: .* given; it must be one name per tree, a list of 1"),
             ([{"w": np.ones(2)}, {"w": np.ones(3)}], None, r"trees\[1\]\['w'\] has shape \(3,\)"),
             ([{"w": np.ones(2)}, {"v": np.ones(2)}], None, r"trees\[1\] lacks \['w'\]"),
             ([{"w": np.zeros(2)}], None, "direction 0 is zero everywhere"),
@@ -866,11 +869,11 @@ class TestGivenOrthogonalJoin:
         assert abs(x @ y) < 1e-5 * (x @ x)
 
     def test_orthogonal_refuses(self):
-        with pytest.raises(ValueError, match="given has 2 directions"):
+        with pytest.raises(ValueError, match="given: has 2 directions"):
             directions.orthogonal(KEY, self.params, directions.random(KEY, self.params))
         with pytest.raises(ValueError, match=r"given lacks \['head/bias'"):
             directions.orthogonal(KEY, self.params, {"conv": self.tree["conv"]})
-        with pytest.raises(ValueError, match="direction 1 is zero everywhere: the selected leaves leave no room"):
+        with pytest.raises(ValueError, match="direction 1 is zero everywhere; the selected leaves leave no room"):
             directions.orthogonal(KEY, {"w": np.ones(1, "f4")}, {"w": np.ones(1, "f4")})
 
     def test_join(self):
@@ -883,7 +886,7 @@ class TestGivenOrthogonalJoin:
         json.dumps(axes.recipe)
 
     def test_join_refuses(self):
-        with pytest.raises(ValueError, match="at least one"):
+        with pytest.raises(ValueError, match="axes: none given; pass at least one"):
             directions.join()
         with pytest.raises(ValueError, match=r"axes\[1\] lacks"):
             directions.join(directions.given(self.tree), directions.given({"conv": self.tree["conv"]}))

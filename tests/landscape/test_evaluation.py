@@ -290,10 +290,10 @@ def test_nothing_of_the_users_is_changed(axes):
         ({"data": (np.zeros((0, 5), np.float32), np.zeros(0, int))}, "data: empty"),
         ({"data": (np.zeros((3, 5), np.float32), np.zeros(4, int))}, "data: leaves of different length"),
         ({"data": ()}, "data: holds no array"),
-        ({"rule": "multiply"}, "rule: 'multiply' given; the rule is one of add, adam"),
+        ({"rule": "multiply"}, "rule: 'multiply' given; it must be one of 'add', 'adam', or a function"),
         ({"batch_stats": "eval"}, "batch_stats: 'eval' given"),
         ({"batch_stats": "reestimate"}, "no state to re-estimate"),
-        ({"grid": lla.grid(dims=3)}, "3 axes for 2 directions"),
+        ({"grid": lla.grid(dims=3)}, "3 axes given for 2 directions; there must be one axis per direction"),
         ({"grid": (np.array([0.0, np.nan]),) * 2}, "finite coordinates"),
         ({"grid": ()}, "grid: has no axis"),
         ({"batch_size": 0}, "batch_size: 0 given"),
@@ -302,8 +302,8 @@ def test_nothing_of_the_users_is_changed(axes):
         ({"point_metrics": {"bad": lambda p, k: p["Dense_0"]["bias"]}}, "scalar per point"),
         ({"execution": lla.Execution(chunk=0)}, "execution.chunk: 0 given"),
         ({"execution": lla.Execution(devices=99)}, "devices: 99 asked for"),
-        ({"directions": params()}, "directions: got dict"),
-        ({"directions": []}, "directions: got list; the rule is .* a non-empty list of them"),
+        ({"directions": params()}, "directions: dict given; it must be lla.Directions"),
+        ({"directions": []}, r"directions: \[\] given; it must be .* a list with at least one of them"),
         ({"loss": lla.Loss(lambda p, s, b, t: (0.0, s), lambda o, b: o)}, "loss: returned shape"),
         ({"loss": lambda p, b: b[0]}, "rule for a batch-coupled or plain loss is a scalar"),
         ({"loss": 3}, "loss: expected lla.Loss"),
@@ -440,9 +440,9 @@ def test_torch_tensors_are_data_in_memory(axes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metrics": accuracy}, "metrics: got function"),
+        ({"metrics": accuracy}, "metrics: function given; it must be a dict"),
         ({"execution": "auto"}, "execution: 'auto' given"),
-        ({"resume": "plane.npz"}, "resume: got str"),
+        ({"resume": "plane.npz"}, "resume: 'plane.npz' given; it must be a Landscape"),
         ({"loss": lla.Loss(lambda p, s, b, t: b[0], cross_entropy)}, "apply returned a"),
         ({"loss": lambda p, b: b[0].mean() * 1j}, "loss: is complex"),
     ],
@@ -497,7 +497,7 @@ def test_a_checked_rule_says_what_it_needs_and_allows():
     again = functools.partial(lla.landscape.adam, eps=0.5)
     assert rules.check_rule(half, positive) == rules.check_rule(again, positive)  # by value: nothing compiles anew
     assert rules.check_rule(half, positive) != rules.check_rule("adam", positive)
-    for rule, message in ((3, "rule: got int"), (mine, "has no axis")):
+    for rule, message in ((3, "rule: 3 given; it must be one of"), (mine, "has no axis")):
         with pytest.raises(ValueError, match=message):
             rules.check_rule(rule, grids.check_grid(() if rule is mine else plane))
 
@@ -515,8 +515,8 @@ def test_a_checked_task_has_one_form(axes):
     assert full.names == ["loss", "hits", "test_loss", "test_hits", "gain"]
     assert full.formula == task(metrics={"hits": accuracy}).formula
     assert full.formula != task().formula
-    assert task(loss=lambda p, b: 0.0).whole
-    assert (task().whole, task(batch_stats="batch").whole) == (False, True)
+    assert task(loss=lambda p, b: 0.0).couples_examples
+    assert (task().couples_examples, task(batch_stats="batch").couples_examples) == (False, True)
 
 
 def test_means_are_put_together_from_parts_and_what_lacks_is_nan():

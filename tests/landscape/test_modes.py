@@ -100,12 +100,12 @@ def test_pairs_of_other_parameters_or_too_few_are_refused(pairs):
     one = dataclasses.replace(
         pairs, values=pairs.values[:1], vectors=pairs.vectors[0], residuals=pairs.residuals[:1], recipe={}
     )
-    with pytest.raises(ValueError, match=r"which: \(0, 1\) given; the rule is indices of the 1 pair"):
+    with pytest.raises(ValueError, match=r"which: \(0, 1\) given; it must be indices of the 1 pair"):
         run(pairs=one)
 
 
 def test_it_draws_planes_only_and_needs_moments():
-    with pytest.raises(ValueError, match="draws planes"):
+    with pytest.raises(ValueError, match="modes are compared on planes, so it must have two"):
         lla.all_modes(mlp_loss(), params(), dataset(), jax.random.key(0), grid=lla.grid(points=3, dims=1))
     with pytest.raises(ValueError, match="Adam"):
         run(opt_state=optax.sgd(0.1).init(params()))

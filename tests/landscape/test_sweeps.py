@@ -178,7 +178,7 @@ def test_a_list_of_directions_may_be_stored_too(tmp_path):
         assert_same(found, plane)
     assert [path.name for path in reading.members(tmp_path).values()] == ["000", "001"]
     alone(0, "filter", 0, store=tmp_path / "one")
-    with pytest.raises(ValueError, match="holds a single landscape; the rule for a sweep"):
+    with pytest.raises(ValueError, match="holds a single landscape; pass another folder for a sweep"):
         sweep(store=tmp_path / "one")
 
 
@@ -213,15 +213,15 @@ def test_merge_says_what_evaluate_says_of_values_that_are_not_finite(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"checkpoints": 0}, "checkpoints: got list"),
+        ({"checkpoints": 0}, r"checkpoints: \[\] given; it must be a list of one or more"),
         ({"seeds": []}, "seeds, axes:"),
         ({"seeds": [1, 1]}, "seeds, axes:"),
         ({"seeds": [1.7]}, r"seeds: \[1.7\] given"),
         ({"seeds": 3}, "seeds: 3 given"),
         ({"axes": lambda key, p: p}, "axes: 'axes' gave a dict"),
-        ({"axes": {"a": 3}}, "axes: entry 'a': 3"),
+        ({"axes": {"a": 3}}, "axes: entry 'a': 3 given; it must be a function"),
         ({"axes": {"a b": KINDS["filter"], "a-b": KINDS["filter"]}}, "seeds, axes:"),
-        ({"states": [None]}, "states: 1 for 2 checkpoints"),
+        ({"states": [None]}, "states: 1 given for 2 checkpoints; pass one for each"),
         ({"shard": (1, 2)}, "shard: .* without a store"),
         ({"rule": "multiply"}, "rule: 'multiply'"),
     ],

@@ -1,1 +1,1 @@
-"""Chunk stores: landscapes that survive a kill, shared by any number of processes."""
+"""Keeps landscapes in folders that survive a kill and that any number of processes share: chunk stores."""

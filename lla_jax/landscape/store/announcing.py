@@ -1,4 +1,4 @@
-"""The landscapes of a sweep in a store: announced before they are there, each in a folder of its own."""
+"""Announces in a store which landscapes a sweep computes, each in a folder of its own, before they are there."""
 
 from __future__ import annotations
 
@@ -14,46 +14,57 @@ from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.chunks import Store
 
 SWEEP = "lla_jax sweep"
-Cell = tuple[int, str, int | None]
-"""A landscape of a sweep: number of the checkpoint, name of the axes, seed."""
+Member = tuple[int, str, int | None]
+"""A landscape of a sweep: (index of the checkpoint, name of the axes, seed)."""
 
 
-def folder_of(cell: Cell) -> str:
-    """The folder of a landscape in the store of a sweep."""
-    checkpoint, kind, seed = cell
-    name = re.sub(r"\W+", "-", kind).strip("-")
-    return f"{checkpoint:03d}-{name}" + ("" if seed is None else f"-seed-{seed}")
+def folder_of(member: Member) -> str:
+    """The name of a landscape's folder in the store of a sweep."""
+    checkpoint, name, seed = member
+    letters = re.sub(r"\W+", "-", name).strip("-")
+    return f"{checkpoint:03d}-{letters}" + ("" if seed is None else f"-seed-{seed}")
 
 
-def announce(folder: Path, cells: Sequence[Cell], points: int) -> Path | None:
-    """Say in the folder what is going to be there, for ``status`` and ``merge``; the file, if it is new."""
+def announce(folder: Path, members: Sequence[Member], points: int) -> Path | None:
+    """Write the members of a sweep into the folder of its store, for ``status`` and ``merge``.
+
+    Args:
+      folder: of the store.
+      members: of the sweep.
+      points: of each of their grids.
+
+    Returns:
+      The path of the file; None if the same sweep was announced before.
+
+    Raises:
+      ValueError: the folder holds a single landscape.
+    """
     if _chunks.exists(folder):
-        raise ValueError(f"store: {folder} holds a single landscape; the rule for a sweep is a folder of its own")
+        raise Misuse("store", f"{folder} holds a single landscape; pass another folder for a sweep", folder)
     _chunks.check_writable(folder)
-    said = {"format": SWEEP, "version": 1, "points": points, "cells": [list(cell) for cell in cells]}
-    path = folder / f"sweep-{recipes.digest(said)[:12]}.json"
-    return path if not path.exists() and _files.write_first(path, said) else None
+    announcement = {"format": SWEEP, "version": 1, "points": points, "cells": [list(member) for member in members]}
+    path = folder / f"sweep-{recipes.digest(announcement)[:12]}.json"
+    return path if not path.exists() and _files.write_first(path, announcement) else None
 
 
-def announced(folder: Path) -> dict[Cell, int]:
-    """The cells of all sweeps over a folder, and their points."""
-    found: dict[Cell, int] = {}
+def read_announcements(folder: Path) -> dict[Member, int]:
+    """{member: number of its points} of all sweeps that were announced in a folder."""
+    points: dict[Member, int] = {}
     for path in sorted(folder.glob("sweep-*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
-        said = _manifest.read_json(path)
-        if said.get("format") != SWEEP:
+        announcement = _manifest.read_json(path)
+        if announcement.get("format") != SWEEP:
             continue
         try:
-            for checkpoint, kind, seed in said["cells"]:
-                found[int(checkpoint), str(kind), None if seed is None else int(seed)] = int(said["points"])
+            for checkpoint, name, seed in announcement["cells"]:
+                points[int(checkpoint), str(name), None if seed is None else int(seed)] = int(announcement["points"])
         except (KeyError, TypeError, ValueError) as error:
-            text = f"{path} was changed or damaged; remove it, and repeat the sweep"
-            raise Misuse("store", text, path) from error
-    return dict(sorted(found.items(), key=lambda item: (item[0][0], item[0][1], item[0][2] or 0)))
+            raise Misuse("store", f"{path} was changed or damaged; remove it, and repeat the sweep", path) from error
+    return dict(sorted(points.items(), key=lambda item: (item[0][0], item[0][1], item[0][2] or 0)))
 
 
-def stores_of(folder: Path, cells: Iterable[Cell]) -> Iterator[Store]:
-    """The stores that are there of these landscapes."""
-    for cell in cells:
-        store = _chunks.read(folder / folder_of(cell))
+def existing_stores(folder: Path, members: Iterable[Member]) -> Iterator[Store]:
+    """The stores of those members that were begun."""
+    for member in members:
+        store = _chunks.read(folder / folder_of(member))
         if store is not None:
             yield store

@@ -1,4 +1,4 @@
-"""What there is in a store: the folders of its landscapes, and how far they are."""
+"""Tells which landscapes a store has, in which folders, and how many of their points are computed."""
 
 from __future__ import annotations
 
@@ -12,59 +12,63 @@ from typing import NamedTuple
 from lla_jax.core.arguments import Misuse
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import manifest as _manifest
-from lla_jax.landscape.store.announcing import Cell, announced, folder_of
-from lla_jax.landscape.store.chunks import Damaged
+from lla_jax.landscape.store.announcing import Member, folder_of, read_announcements
+from lla_jax.landscape.store.chunks import DamagedChunk
 
-WINDOW_S = 600.0  # writers that wrote nothing for so long count as gone
+WINDOW_S = 600.0  # a writer that wrote nothing in this time counts as gone
 
 
 class Incomplete(Misuse):
     """A store lacks chunks.
 
     Args:
-      path: its folder.
-      lacks: the chunks, in words.
+      path: the folder of the store.
+      lacks: the missing and damaged chunks, in words.
     """
 
     def __init__(self, path: Path, lacks: str):
-        text = f"{path} is not complete, it lacks {lacks}. Run what computes it again, which goes on from here, or take"
-        super().__init__("store", f"{text} what there is with partial=True", path)
+        text = f"{path} is not complete, it lacks {lacks}. Repeat the call that computes it, which continues from here,"
+        super().__init__("store", f"{text} or read the chunks that are there with partial=True", path)
         self.lacks = lacks
         self.args = path, lacks
 
 
-def members(folder: Path) -> dict[Cell | None, Path]:
-    """The folders of the landscapes in a store: one alone under None, those of a sweep or of a list of directions by
-    their cells.
+def members(folder: Path) -> dict[Member | None, Path]:
+    """{member: folder} of the landscapes in a store.
+
+    A single landscape has None in place of a member; those of a list of directions have (0, name of the folder, None).
 
     Raises:
-      ValueError: there is none.
+      ValueError: the folder holds no store.
     """
     if _chunks.exists(folder):
         return {None: folder}
-    found: dict[Cell | None, Path] = {cell: folder / folder_of(cell) for cell in announced(folder)}
-    if not found:
-        parts = sorted(path.parent for path in folder.glob(f"*/{_manifest.NAME}") if _manifest.is_ours(path))
-        found = {(0, path.name, None): path for path in parts}
-    if not found:
-        text = f"{folder} holds no store; pass the folder that was given as store= (or --out to lla-jax landscape)"
-        raise Misuse("store", text, folder)
-    return found
+    folders: dict[Member | None, Path] = {member: folder / folder_of(member) for member in read_announcements(folder)}
+    if not folders:
+        stores = sorted(path.parent for path in folder.glob(f"*/{_manifest.NAME}") if _manifest.is_ours(path))
+        folders = {(0, path.name, None): path for path in stores}
+    if not folders:
+        raise Misuse(
+            "store",
+            f"{folder} holds no store; pass the folder that was given as store= (or --out to lla-jax landscape)",
+            folder,
+        )
+    return folders
 
 
 class Status(NamedTuple):
-    """How far a store is.
+    """The progress of a store.
 
     Args:
-      landscapes: how many.
-      points: of all their grids.
-      done: points whose chunks are there.
-      chunks: as far as their number is known: those of landscapes that were begun.
-      written: chunks that are there.
-      damaged: those that cannot be read, by path and reason; the next writer computes them again.
-      writers: {"host:process": chunks it wrote in the last ten minutes}.
+      landscapes: number of landscapes.
+      points: number of points of all their grids.
+      done: number of points whose chunks are written.
+      chunks: number of chunks of the landscapes that were begun.
+      written: number of chunks that are written.
+      damaged: {path: reason} of chunks that cannot be read; the next writer computes them again.
+      writers: {"host:process": number of chunks that it wrote in the last ten minutes}.
       last: seconds since the last chunk was written, or since the store was begun.
-      rate: points per second in the last ten minutes; 0 if none.
+      rate: points per second in the last ten minutes, 0 if there were none.
     """
 
     landscapes: int
@@ -79,14 +83,14 @@ class Status(NamedTuple):
 
     @property
     def left(self) -> float | None:
-        """Seconds that the rest takes at this rate; None if nobody writes."""
+        """Seconds until the store is complete at this rate; None if nobody writes."""
         if self.done == self.points:
             return 0.0
         return (self.points - self.done) / self.rate if self.rate else None
 
 
 def status(store: str | os.PathLike[str]) -> Status:
-    """How far a store is: every chunk is read, nothing is computed or changed.
+    """The progress of a store; every chunk is read, and nothing is computed or changed.
 
     Args:
       store: the folder given as ``store=`` to ``evaluate`` or ``sweep``.
@@ -95,19 +99,19 @@ def status(store: str | os.PathLike[str]) -> Status:
       A ``Status``.
 
     Raises:
-      ValueError: no store.
+      ValueError: the folder holds no store.
     """
     folder, now = Path(store), time.time()
-    planned = {folder_of(cell): points for cell, points in announced(folder).items()}
-    every = members(folder)
+    announced = {folder_of(member): points for member, points in read_announcements(folder).items()}
+    folders = members(folder)
     points = done = chunks = written = recent = 0
     damaged: dict[str, str] = {}
     writers: Counter[str] = Counter()
     last, began = math.inf, now
-    for path in every.values():
+    for path in folders.values():
         one = _chunks.read(path)
         if one is None:
-            points += planned[path.name]
+            points += announced[path.name]
             continue
         points += math.prod(len(axis) for axis in one.grids[-1])
         last = min(last, now - (path / _manifest.NAME).stat().st_mtime)
@@ -119,7 +123,7 @@ def status(store: str | os.PathLike[str]) -> Status:
                 age = now - file.stat().st_mtime
             except FileNotFoundError:
                 continue
-            except Damaged as error:
+            except DamagedChunk as error:
                 damaged[str(file)] = str(error)
                 continue
             written, done = written + 1, done + len(part.at)
@@ -129,4 +133,4 @@ def status(store: str | os.PathLike[str]) -> Status:
                 writers[header["writer"]] += 1
                 began = min(began, now - age - header["seconds"])
     rate = recent / max(now - began, 1e-3) if recent else 0.0
-    return Status(len(every), points, done, chunks, written, damaged, dict(writers), last, rate)
+    return Status(len(folders), points, done, chunks, written, damaged, dict(writers), last, rate)

@@ -226,11 +226,11 @@ def changed(*path, to):
         (changed("version", to=9), "version 9"),
         (changed("version", to="1"), "version '1'"),
         (changed("format", to="a web app"), "format 'a web app'"),
-        (changed("recipe", "batch_size", to=5), "its hash is that of another one"),
+        (changed("recipe", "batch_size", to=5), "its hash is that of other contents"),
         (changed("points", to=-3), "not positive integers"),
-        (changed("points", to=13), "its hash is that of another one"),
+        (changed("points", to=13), "its hash is that of other contents"),
         (changed("recipe", "plan", "chunk", to=0), "not positive integers"),
-        (changed("recipe", "plan", "loop", to="foo"), "its plan is none"),
+        (changed("recipe", "plan", "loop", to="foo"), "its plan has an unknown loop"),
         (changed("recipe", to=[]), "TypeError"),
         (changed("recipe", "probe", to=None), "no probe"),
         (changed("hash", to=None), "its hash"),
@@ -241,7 +241,7 @@ def changed(*path, to):
 )
 def test_a_manifest_that_was_changed_is_refused(tmp_path, monkeypatch, change, said):
     monkeypatch.setattr(_manifest, "PATIENCE_S", 0.0)
-    manifest = _manifest.made(
+    manifest = _manifest.make(
         {"plan": {"chunk": 2, "microbatch": 3, "loop": "map", "share": True, "scan": True, "devices": 1,
                   "data_shards": 1}, "probe": {"loss": 1.0}, "batch_size": None},
         ["batch_size"], [[0.0, 1.0]], ["loss"], 12,
@@ -315,13 +315,13 @@ def test_the_chunks_of_any_grids_hold_every_point_once(tmp_path, seed):
     rng = np.random.default_rng(seed)
     plan = {"chunk": 1, "microbatch": 1, "loop": "map", "share": True, "scan": True, "devices": 1, "data_shards": 1}
     coords = [axis.tolist() for axis in lla.grid(points=(3, 4, 2), dims=3)]
-    manifest = _manifest.made({"plan": plan, "probe": {}}, [], coords, ["loss"], 5)
+    manifest = _manifest.make({"plan": plan, "probe": {}}, [], coords, ["loss"], 5)
     store, first = chunk_store.create(tmp_path, manifest)
     assert first
     assert not chunk_store.create(tmp_path, manifest)[1]
     for _ in range(4):
         grid = tuple(np.sort(rng.choice(np.linspace(-1, 1, 7), rng.integers(1, 6), replace=False)) for _ in range(3))
-        store, coords = chunk_store.extended(store, grid)
+        store, coords = chunk_store.add_grid(store, grid)
         seen = np.zeros(int(np.prod([len(c) for c in coords])), int)
         mesh = np.stack([c.ravel() for c in np.meshgrid(*coords, indexing="ij")], -1)
         for part in chunk_store.parts(store, coords):
@@ -330,7 +330,7 @@ def test_the_chunks_of_any_grids_hold_every_point_once(tmp_path, seed):
         np.testing.assert_array_equal(seen, 1)
     every = np.concatenate(
         [np.stack([a[i] for a, i in zip(g, np.unravel_index(np.asarray(f), [len(a) for a in g]))], -1)
-         for g, f in zip(store.grids, store.fresh)]
+         for g, f in zip(store.grids, store.new)]
     )  # fmt: skip
     assert len(np.unique(every, axis=0)) == len(every)
 
@@ -348,7 +348,7 @@ def test_shards_make_up_the_whole_and_a_shard_is_checked(tmp_path, whole):
     assert_same(run(tmp_path, shard=(2, 3)), whole)
     assert_same(lla.runs.merge(tmp_path), whole)
     for wrong in (3, (0, 3), (4, 3), (1.0, 2), (1, 2, 3)):
-        with pytest.raises(ValueError, match=r"shard: .* given; the rule is"):
+        with pytest.raises(ValueError, match=r"shard: .* given; it must be \(i, n\) with 1 <= i <= n"):
             run(tmp_path, shard=wrong)
     with pytest.raises(ValueError, match=r"without a store"):
         run(shard=(1, 2))
@@ -413,17 +413,17 @@ def test_another_split_of_the_data_continues_a_store(tmp_path, whole):
 
 def test_a_chunk_that_another_writer_restores_in_between_is_not_missed(tmp_path, whole, monkeypatch):
     run(tmp_path)
-    victim, real, kept = tmp_path / "grid-000/00003.npz", chunk_store.collected, []
+    victim, real, kept = tmp_path / "grid-000/00003.npz", chunk_store.read_chunks, []
     kept.append(victim.read_bytes())
     victim.write_bytes(b"")
 
-    def collected(*arguments):
+    def read_and_restore(*arguments):
         found = real(*arguments)
         if kept:
             victim.write_bytes(kept.pop())
         return found
 
-    monkeypatch.setattr(chunk_store, "collected", collected)
+    monkeypatch.setattr(chunk_store, "read_chunks", read_and_restore)
     with pytest.warns(UserWarning, match="damaged"):
         assert_same(run(tmp_path), whole)
 
@@ -434,7 +434,7 @@ def test_a_shard_leaves_the_damage_of_others_and_says_so(tmp_path, whole):
         (tmp_path / f"grid-000/{number:05d}.npz").write_bytes(b"")
     with pytest.warns(UserWarning, match="was damaged") as said:
         part = run(tmp_path, shard=(1, 2))
-    assert sorted("left to the process whose share it is" in str(w.message) for w in said) == [False, True]
+    assert sorted("left to the process to whose shard it belongs" in str(w.message) for w in said) == [False, True]
     assert not part.recipe["complete"]
     with pytest.warns(UserWarning, match="removed and computed again"):
         assert_same(run(tmp_path, shard=(2, 2)), whole)
