@@ -20,10 +20,12 @@ from harness import measure
 POINTS, WIDTHS, BATCHES, DEVICES = (1_024, 10_000, 99_856), (32, 128, 512, 2048), (1797, 7188, 28752), (1, 2, 4)
 SIDE, REPEATS = 16, 3
 LABELS = {"points": "points of the grid", "parameters": "parameters", "examples": "examples", "devices": "CPU devices"}
+COSTS = {"plane_ms": ("plane", "#0072b2", "o"), "product_ms": ("Hessian product", "#d55e00", "s")}
+"""A label, a colour and a marker for each cost."""
 
 
 def plane_ms(problem: tuple, side: int, repeats: int) -> float:
-    """Milliseconds of a whole plane, compiled before."""
+    """Milliseconds of a plane, compiled before."""
     import lla_jax as lla
 
     axes = planes.axes_of(problem[1])
@@ -89,9 +91,9 @@ def on_devices(quick: bool) -> dict[str, float]:
 
 
 def slopes(curve: list[dict[str, float]]) -> dict[str, float]:
-    """Exponents over the whole range, and over the last step, where what does not grow counts least."""
+    """Exponents over the range of sizes, and over its last two, where costs that do not grow count least."""
     found = {}
-    for cost in ("plane_ms", "product_ms"):
+    for cost in COSTS:
         if cost in curve[0]:
             x, y = [row["size"] for row in curve], [row[cost] for row in curve]
             found[cost] = {"all": measure.slope(x, y), "last": measure.slope(x[-2:], y[-2:])}
@@ -109,13 +111,11 @@ def draw(result: dict[str, Any], path: pathlib.Path) -> None:
     figure, panels = plt.subplots(1, len(curves), figsize=(3.1 * len(curves), 3), layout="constrained", squeeze=False)
     for panel, (name, curve) in zip(panels[0], curves.items(), strict=True):
         x = [row["size"] for row in curve["rows"]]
-        for cost, label, colour, mark in (
-            ("plane_ms", "plane", "#0072b2", "o"), ("product_ms", "Hessian product", "#d55e00", "s")
-        ):  # fmt: skip
+        for cost, (label, colour, mark) in COSTS.items():
             if cost in curve["rows"][0]:
                 y = [row[cost] for row in curve["rows"]]
-                told = f", slope {curve['slopes'][cost]['all']:.2f}" if name != "devices" else ""
-                panel.loglog(x, y, marker=mark, color=colour, label=label + told)
+                slope = f", slope {curve['slopes'][cost]['all']:.2f}" if name != "devices" else ""
+                panel.loglog(x, y, marker=mark, color=colour, label=label + slope)
         panel.set(xlabel=LABELS[name], title="LeNet, batch 2048" if name == "devices" else "MLP")
         panel.set_xticks(x, [f"{value:,}" for value in x])
         panel.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)

@@ -29,7 +29,7 @@ from harness import measure
 
 KILLS, WRITERS, SIDE = 40, 3, 450
 CHUNK_S = 0.1  # seconds a chunk takes: short ones, so that many kills fall into the writing
-BUSY = 0.8  # of the kills, those that take a writer with chunks behind it where there is one
+BUSY = 0.8  # the fraction of kills that take a writer which has begun a chunk, where there is one
 
 
 def writer(job: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ def start(store: pathlib.Path, log: pathlib.Path, side: int) -> subprocess.Popen
 def disturbed(
     folder: pathlib.Path, kills: int, side: int, draw: random.Random, left: Callable[[], float]
 ) -> dict[str, Any]:
-    """Writers killed and started again until the store is complete; what each kill found."""
+    """Kill writers and start them again until the store is complete; the cost of each kill."""
     store, began = folder / "store", time.perf_counter()
     number = 0
 
@@ -79,8 +79,8 @@ def disturbed(
 
     running = [begin() for _ in range(WRITERS)]
     killed: list[pathlib.Path] = []
-    shares = sorted(draw.uniform(0.0, 0.9) for _ in range(kills))  # of the chunks there when the next kill comes
-    shares[0] = 0.0
+    fractions = sorted(draw.uniform(0.0, 0.9) for _ in range(kills))  # of the chunks written when the next kill comes
+    fractions[0] = 0.0
     errors: list[str] = []
     total = None
     while running:
@@ -90,7 +90,7 @@ def disturbed(
             return {"error": f"the time is over after {len(killed)} kills"}
         total = total or chunks_of(store)
         there = len(list(store.glob("grid-000/*.npz")))
-        if len(killed) < kills and there >= shares[len(killed)] * (total or 1):
+        if len(killed) < kills and there >= fractions[len(killed)] * (total or 1):
             time.sleep(draw.uniform(0.0, 0.5))
             busy = [i for i, (_, log) in enumerate(running) if log.stat().st_size] if draw.random() < BUSY else []
             i = draw.choice(busy or range(len(running)))  # without a preference most would be hit while they start
@@ -108,11 +108,16 @@ def disturbed(
         time.sleep(0.02)
     lost = [len(unfinished(log)) for log in killed]
     return {
-        "kills": len(killed), "chunks": total, "seconds": time.perf_counter() - began, "starts": number,
+        "kills": len(killed),
+        "chunks": total,
+        "seconds": time.perf_counter() - began,
+        "starts": number,
         "killed_before_the_first_chunk": sum(not log.read_text() for log in killed),
-        "lost_by_kill": lost, "most_lost_by_a_kill": max(lost, default=0), "errors": errors,
+        "lost_by_kill": lost,
+        "most_lost_by_a_kill": max(lost, default=0),
+        "errors": errors,
         "begun_after_written": repeated(sorted(folder.glob("*.log"))),
-    }  # fmt: skip
+    }
 
 
 def chunks_of(store: pathlib.Path) -> int | None:
@@ -128,24 +133,25 @@ def chunks_of(store: pathlib.Path) -> int | None:
 
 
 def events(log: pathlib.Path) -> list[tuple[float, str, str]]:
-    """(time, "begun" or "written", chunk) of every whole line."""
+    """(time, "begun" or "written", chunk) of every complete line."""
     words = [line.split() for line in log.read_text().splitlines()]
     return [(float(w[0]), w[1], w[2]) for w in words if len(w) == 3]
 
 
 def unfinished(log: pathlib.Path) -> set[str]:
-    found = events(log)
-    return {chunk for _, what, chunk in found if what == "begun"} - {c for _, what, c in found if what == "written"}
+    """The chunks that a writer began and did not write."""
+    begun, written = ({chunk for _, event, chunk in events(log) if event == kind} for kind in ("begun", "written"))
+    return begun - written
 
 
 def repeated(logs: list[pathlib.Path]) -> int:
-    """Chunks begun by a writer when another (or itself) had written them before; a look at the disk takes a moment."""
+    """Number of chunks that were begun more than 0.05 s after a writer had written them."""
     every = [event for log in logs for event in events(log)]
     written: dict[str, float] = {}
-    for at, what, chunk in every:
-        if what == "written":
+    for at, kind, chunk in every:
+        if kind == "written":
             written[chunk] = min(at, written.get(chunk, at))
-    return sum(what == "begun" and at > written.get(chunk, float("inf")) + 0.05 for at, what, chunk in every)
+    return sum(kind == "begun" and at > written.get(chunk, float("inf")) + 0.05 for at, kind, chunk in every)
 
 
 def same_bits(one: pathlib.Path, two: pathlib.Path) -> dict[str, bool]:

@@ -4,7 +4,7 @@
 
 16 checkpoints x 4 planes in one ``lla.sweep`` against single planes of the same size by ``lla.evaluate``, before and
 after it, everything compiled: points per second. An MLP with planes of 41 x 41 points, also into a chunk store, and
-LeNet at batch 2048 with 7 x 7 (small planes, where what is done once for each counts most).
+LeNet at batch 2048 with 7 x 7 (small planes, where the work done once for each counts most).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from cases import planes
 from harness import measure
 
-CHECKPOINTS, PLANES, SHARE = 16, 4, 0.9
+CHECKPOINTS, PLANES, RATIO = 16, 4, 0.9
 SIDES = {"mlp": 41, "lenet": 7}
 SINGLES = 4
 
@@ -55,9 +55,14 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             rates["sweep into a store"] = points * len(table) / measure.seconds(lambda: sweep(folder))
     return {
-        "points": points, "landscapes": len(table), "points_per_second": rates, "first_single_s": cold,
-        "single_s": [*before, *after], "sweep_s": taken, "programs_compiled_by_the_sweep": compiled,
-    }  # fmt: skip
+        "points": points,
+        "landscapes": len(table),
+        "points_per_second": rates,
+        "first_single_s": cold,
+        "single_s": [*before, *after],
+        "sweep_s": taken,
+        "programs_compiled_by_the_sweep": compiled,
+    }
 
 
 def main() -> None:
@@ -74,17 +79,21 @@ def main() -> None:
             print(f"  {network}: the time is over, skipped")
             continue
         job = {
-            "network": network, "threads": options.threads, "store": network == "mlp",
-            "batch": 128 if options.quick else 2048, "side": 4 if options.quick else side,
-            "checkpoints": 2 if options.quick else CHECKPOINTS, "planes": 2 if options.quick else PLANES,
-        }  # fmt: skip
+            "network": network,
+            "threads": options.threads,
+            "store": network == "mlp",
+            "batch": 128 if options.quick else 2048,
+            "side": 4 if options.quick else side,
+            "checkpoints": 2 if options.quick else CHECKPOINTS,
+            "planes": 2 if options.quick else PLANES,
+        }
         row = measure.child(__file__, job)
         result["networks"][network] = row
         print(f"  {network}: {row}", flush=True)
         if "points_per_second" in row:
-            share = row["points_per_second"]["sweep"] / row["points_per_second"]["single"]
-            what = f"{planes.LABELS[network]}, points per second, sweep / single plane"
-            result["targets"].append(measure.against(what, share, SHARE))
+            ratio = row["points_per_second"]["sweep"] / row["points_per_second"]["single"]
+            target = f"{planes.LABELS[network]}, points per second, sweep / single plane"
+            result["targets"].append(measure.against(target, ratio, RATIO))
         measure.keep(path, result)
     print(f"written: {measure.keep(path, result)}")
 

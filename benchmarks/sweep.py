@@ -48,11 +48,11 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     options.only = options.only.split(",")
     if not set(options.only) <= {*planes.NAMES, "whole"}:
-        parser.error(f"--only: {options.only} given; the rule is some of {','.join(planes.NAMES)},whole")
+        parser.error(f"--only: {options.only} given; it must be some of {','.join(planes.NAMES)},whole")
     return options
 
 
-# -- rivals ------------------------------------------------------------------------------------------------------------
+# --- rivals
 
 
 class LeanTorch:
@@ -118,7 +118,7 @@ def libraries(lla: str, case: planes.Case) -> dict[str, Callable[[int], Any]]:
     return found
 
 
-# -- steady state ------------------------------------------------------------------------------------------------------
+# --- steady state
 
 
 def compare(name: str, case: planes.Case, lla: str, quick: bool) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def best_of(rival: LeanTorch, points: int) -> float:
 
 
 def error_of(call: Callable[[], Any]) -> str:
-    """What a rival's failure says, or nothing."""
+    """The error of a rival that fails, in words; "" if it does not."""
     try:
         call()
     except Exception as error:
@@ -189,11 +189,11 @@ def error_of(call: Callable[[], Any]) -> str:
     return ""
 
 
-# -- the whole job -----------------------------------------------------------------------------------------------------
+# --- the whole job
 
 
 def whole(job: dict[str, Any]) -> dict[str, Any]:
-    """In a process of its own: seconds from the call of ``evaluate`` until the result, and those of them compiling."""
+    """In a process of its own: seconds from the call of ``evaluate`` until the result, and seconds of compiling."""
     import jax
 
     import lla_jax as lla
@@ -205,13 +205,17 @@ def whole(job: dict[str, Any]) -> dict[str, Any]:
     grid = lla.grid(extent=STEP, points=job["side"])
     taken, plane = measure.timed(lambda: lla.evaluate(loss, params, data, axes, grid))
     return {
-        "seconds": taken, "points": job["side"] ** 2, "compile_s": sum(compiling[before:]),
-        "programs": len(compiling) - before, "plan": plane.recipe["plan"], "data": about,
-    }  # fmt: skip
+        "seconds": taken,
+        "points": job["side"] ** 2,
+        "compile_s": sum(compiling[before:]),
+        "programs": len(compiling) - before,
+        "plan": plane.recipe["plan"],
+        "data": about,
+    }
 
 
 def whole_jobs(options: argparse.Namespace, steady: dict[str, Any]) -> dict[str, Any]:
-    """Ours without a cache and with an empty one, and what the rivals' times a point make of it."""
+    """Seconds of our job without a cache and with an empty one, and of the rivals' by their times a point."""
     job = {"threads": options.threads, "batch": 256 if options.quick else 2048, "side": 5 if options.quick else WHOLE}
     points = job["side"] ** 2
     ours = {}
@@ -228,9 +232,11 @@ def whole_jobs(options: argparse.Namespace, steady: dict[str, Any]) -> dict[str,
     }
     slowest = max(row.get("seconds", 0.0) for row in ours.values())
     found: dict[str, Any] = {
-        "points": points, "cache": ours, "rivals": theirs,
+        "points": points,
+        "cache": ours,
+        "rivals": theirs,
         "how": "rivals: their milliseconds a point times the points, plus the seconds to set them up",
-    }  # fmt: skip
+    }
     if slowest:
         torch_s = min(row["seconds"] for rival, row in theirs.items() if rival.startswith("torch"))
         found["targets"] = [measure.against("whole job, torch at its best / lla_jax", torch_s / slowest, 1.15)]
@@ -240,7 +246,7 @@ def whole_jobs(options: argparse.Namespace, steady: dict[str, Any]) -> dict[str,
     return found
 
 
-# -- all of it ---------------------------------------------------------------------------------------------------------
+# --- all of it
 
 
 def worker(job: dict[str, Any]) -> None:

@@ -219,7 +219,7 @@ def test_adam_axes_need_their_state_and_the_adam_rule_its_moments():
         (["--problem", "tiny_problem:make", "--range", "0", "1"], "--range has 1 pairs"),
         (["--problem", "tiny_problem:make", "--range", "0", "1", "0", "1", "--extent", "2"], "give one of them"),
         (["--problem", "tiny_problem:make", "--extent", "-1"], "must be a positive number"),
-        (["--problem", "tiny_problem:make", "--batch-stats", "reestimate"], "--batch-stats: 'reestimate' needs"),
+        (["--problem", "tiny_problem:make", "--batch-stats", "reestimate"], "--batch-stats: 'reestimate' given; it must be 'frozen' for a plain function"),
         (["--problem", "tiny_problem:make", "--devices", "99"], r"--devices 99 must be 1 to \d+, the number of CPU"),
         (["--problem", "tiny_problem:make", "--devices", "0"], "--devices 0 must be 1 to"),
     ],
@@ -453,7 +453,7 @@ def test_shards_meet_in_a_folder_and_a_denser_grid_reuses_their_points(tiny, cap
     np.testing.assert_allclose(merged.values["loss"], whole.values["loss"], rtol=1e-6)
     capsys.readouterr()
     assert tiny_run("--points", 17, "--out", "r") == 0
-    assert "r has or leaves to others 81 of 289 points" in capsys.readouterr().err
+    assert "r has or leaves to other processes 81 of 289 points" in capsys.readouterr().err
     np.testing.assert_array_equal(lla.load("r/landscape.npz").values["loss"][::2, ::2], merged.values["loss"])
 
 
