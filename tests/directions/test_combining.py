@@ -1,0 +1,81 @@
+"""Directions that are given, joined, or restricted to some leaves."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from lla_jax import directions
+from lla_jax.core.types import Recipe
+from tests.directions.cases import KEY, flat, params_of, rows, tree_like
+
+
+class TestSelect:
+    def test_frozen_leaves_are_exactly_zero(self):
+        params = params_of()
+        axes = directions.normalize(directions.random(KEY, params), params)
+        got = directions.select(axes, lambda path, leaf: leaf.shape == (8, 5))
+        np.testing.assert_array_equal(got.tree["head"]["kernel"], axes.tree["head"]["kernel"])
+        assert not flat(got.tree["conv"]).any()
+        assert not np.asarray(got.tree["head"]["bias"]).any()
+        assert got.recipe["restrict"][0]["paths"] == ["head/kernel"]
+        assert "restrict" not in axes.recipe
+
+    def test_refusals(self):
+        params = params_of()
+        axes = directions.random(KEY, params, select="conv/*")
+        with pytest.raises(ValueError, match="matches no leaf"):
+            directions.select(axes, "tail/*")
+        with pytest.raises(ValueError, match="direction 0 is zero everywhere"):
+            directions.select(axes, "head/*")
+
+
+class TestGiven:
+    def setup_method(self):
+        self.params = params_of()
+        self.tree = tree_like(self.params, 11)
+
+    def test_given(self):
+        axes = directions.given(self.tree, self.params, names=["step", "weights"])
+        np.testing.assert_array_equal(rows(axes)[1], flat(self.params))
+        assert axes.recipe == Recipe(kind="given", names=["step", "weights"])
+        assert axes.recipe["names"] == ["step", "weights"]
+
+    @pytest.mark.parametrize(
+        ("trees", "names", "message"),
+        [
+            ([], None, "trees: none given; pass at least one tree"),
+            ([{"w": np.ones(2)}], ["a", "b"], "names: .* given; it must be one name per tree, a list of 1"),
+            ([{"w": np.ones(2)}], "a", "names: .* given; it must be one name per tree, a list of 1"),
+            ([{"w": np.ones(2)}, {"w": np.ones(3)}], None, r"trees\[1\]\['w'\] has shape \(3,\)"),
+            ([{"w": np.ones(2)}, {"v": np.ones(2)}], None, r"trees\[1\] lacks \['w'\]"),
+            ([{"w": np.zeros(2)}], None, "direction 0 is zero everywhere"),
+            ([{"w": np.array([1, np.inf])}], None, r"trees\[0\]\['w'\] has 1 NaN or infinite"),
+        ],
+    )
+    def test_given_refuses(self, trees, names, message):
+        with pytest.raises(ValueError, match=message):
+            directions.given(*trees, names=names)
+
+
+class TestJoin:
+    def setup_method(self):
+        self.params = params_of()
+        self.tree = tree_like(self.params, 11)
+
+    def test_join(self):
+        random = directions.random(KEY, self.params, 2)
+        axes = directions.join(directions.given(self.tree, names=["mine"]), random)
+        assert axes.recipe["names"] == ["mine", "random 1", "random 2"]
+        assert [part["kind"] for part in axes.recipe["parts"]] == ["given", "random"]
+        for row, expected in zip(rows(axes), [flat(self.tree), *rows(random)], strict=True):
+            np.testing.assert_array_equal(row, expected)
+        json.dumps(axes.recipe)
+
+    def test_join_refuses(self):
+        with pytest.raises(ValueError, match="axes: none given; pass at least one"):
+            directions.join()
+        with pytest.raises(ValueError, match=r"axes\[1\] lacks"):
+            directions.join(directions.given(self.tree), directions.given({"conv": self.tree["conv"]}))
