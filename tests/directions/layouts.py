@@ -43,17 +43,30 @@ class Eqx(eqx.Module):
         self.dead, self.temperature = eqx.nn.Linear(5, 1, key=key), jnp.ones(())
 
 
+SHAPES = {
+    "conv/kernel": (4, 2, 3, 3),
+    "conv/bias": (4,),
+    "bn/scale": (4,),
+    "bn/bias": (4,),
+    "dense/kernel": (5, 4),
+    "dense/bias": (5,),
+    "ln/scale": (5,),
+    "ln/bias": (5,),
+    "dead/kernel": (1, 5),
+    "dead/bias": (1,),
+    "temperature": (),
+}
+"""Of the network's tensors, filters first."""
+
+
 def canonical(seed):
-    """Tensors with filters first; among them a zero filter, a zero tensor and a matrix with one output."""
+    """Tensors with filters first."""
     rng = np.random.default_rng(seed)
-    conv, bn = {"conv/kernel": (4, 2, 3, 3), "conv/bias": (4,)}, {"bn/scale": (4,), "bn/bias": (4,)}
-    dense, ln = {"dense/kernel": (5, 4), "dense/bias": (5,)}, {"ln/scale": (5,), "ln/bias": (5,)}
-    dead = {"dead/kernel": (1, 5), "dead/bias": (1,)}
-    shapes = {**conv, **bn, **dense, **ln, **dead, "temperature": ()}
-    return {name: np.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+    return {name: np.asarray(rng.normal(size=shape)) for name, shape in SHAPES.items()}
 
 
 def weights_and_direction():
+    """Tensors with filters first; among them a zero filter, a zero tensor and a matrix with one output."""
     w, d = canonical(0), canonical(1)
     w["conv/kernel"][1] = 0
     w["bn/bias"][:] = 0

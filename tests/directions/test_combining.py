@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lla_jax import directions
 from lla_jax.core.types import Recipe
-from tests.directions.cases import KEY, flat, params_of, rows, tree_like
+from tests.directions.cases import KEY, equal, flat, params_of, rows, tree_like
 
 
 class TestSelect:
@@ -79,3 +82,32 @@ class TestJoin:
             directions.join()
         with pytest.raises(ValueError, match=r"axes\[1\] lacks"):
             directions.join(directions.given(self.tree), directions.given({"conv": self.tree["conv"]}))
+
+
+INDICES = st.lists(st.integers(-4, 3), min_size=3, max_size=3)
+
+
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(first=INDICES, second=st.lists(st.integers(0, 2), min_size=2, max_size=2))
+def test_indexing_takes_directions_names_and_numbers_alike(first, second):
+    params = params_of()
+    axes = directions.join(directions.random(KEY, params, 3), directions.given(tree_like(params, 11)))
+    chosen = axes[first]
+    np.testing.assert_array_equal(rows(chosen), np.array(rows(axes))[first])
+    assert chosen.recipe["names"] == [axes.recipe["names"][i] for i in first]
+    assert chosen.recipe["chosen"] == [i % 4 for i in first]
+    twice = chosen[second]
+    equal(twice, axes[[first[i] for i in second]])
+    assert twice.recipe["chosen"] == [first[i] % 4 for i in second]
+
+
+@settings(deadline=None, max_examples=10, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), pattern=st.sampled_from(["conv/*", "head/*", "**/kernel", "**/bias"]))
+def test_joining_and_selecting_commute(seed, pattern):
+    params = params_of()
+    one, two = directions.random(jax.random.key(seed), params, 2), directions.given(tree_like(params, 11))
+    joined = directions.join(one, two)
+    np.testing.assert_array_equal(rows(joined), [*rows(one), *rows(two)])
+    equal(directions.select(joined, pattern), directions.join(*(directions.select(x, pattern) for x in (one, two))))
+    kept = directions.select(joined, pattern)
+    equal(directions.select(kept, pattern), kept)

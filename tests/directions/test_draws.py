@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lla_jax import directions
 from lla_jax.core.types import Recipe
@@ -162,3 +164,23 @@ class TestOrthogonal:
             directions.orthogonal(KEY, self.params, {"conv": self.tree["conv"]})
         with pytest.raises(ValueError, match="direction 1 is zero everywhere; the selected leaves leave no room"):
             directions.orthogonal(KEY, {"w": np.ones(1, "f4")}, {"w": np.ones(1, "f4")})
+
+
+@settings(deadline=None, max_examples=10, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), index=st.integers(0, 2))
+def test_a_direction_follows_from_its_key_and_index_alone(seed, index):
+    params, key = params_of(), jax.random.key(seed)
+    axes = directions.random(key, params, 3)
+    equal(directions.random(jax.random.key(seed), params, 3), axes)
+    equal(directions.random(key, params, 3)[index], axes[[index]])
+    np.testing.assert_array_equal(rows(directions.random(key, params, index + 1))[-1], rows(axes)[index])
+    equal(directions.rebuild(axes[index].recipe, params), axes[index])
+
+
+@settings(deadline=None, max_examples=10, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-3, 1e3))
+def test_an_orthogonal_direction_is_as_long_as_the_given_one(seed, scale):
+    tree = jax.tree.map(lambda x: np.float32(scale) * x, tree_like(params_of(), 11))
+    x, y = rows(directions.orthogonal(jax.random.key(seed), params_of(), tree))
+    assert np.linalg.norm(y) == pytest.approx(np.linalg.norm(x), rel=1e-5)
+    assert abs(x @ y) < 1e-5 * (x @ x)

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lla_jax import directions
 from lla_jax.core import tree as _tree
 from lla_jax.core.types import Directions, Loss, Recipe
 from tests.directions.cases import KEY, equal, flat, params_of, rows
-from tests.directions.layouts import LAYOUTS, lay_out, plain_normalize, weights_and_direction
+from tests.directions.layouts import LAYOUTS, SHAPES, lay_out, plain_normalize, weights_and_direction
 from tests.helpers import compilations
 
 CASES = [
@@ -260,3 +262,52 @@ class TestNormalizeRefusals:
             directions.normalize(axes, {**params, "head": head})
         with pytest.raises(ValueError, match=r"params\['head/bias'\] has 5 NaN"):
             directions.normalize(axes, {**params, "head": {**params["head"], "bias": np.full(5, np.nan)}})
+
+
+FEW = settings(deadline=None, max_examples=10, derandomize=True)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def draw(seed, scale=1.0):
+    """Weights, and a direction times ``scale``, of the tensors of one network, in float64."""
+    rng = np.random.default_rng(seed)
+    w, d = ({name: np.asarray(rng.normal(size=shape)) for name, shape in SHAPES.items()} for _ in range(2))
+    return w, {name: scale * x for name, x in d.items()}
+
+
+def normalize(w, d, *options, **more):
+    template, naming, to, back = LAYOUTS["linen"]
+    with jax.enable_x64(True):
+        axes = directions.given(lay_out(template, naming, to, d))
+        got = directions.normalize(axes, lay_out(template, naming, to, w), *options, **more)
+        names, leaves = _tree.paths(got.tree), jax.tree.leaves(got.tree)
+        return {naming(path): back(naming(path), np.asarray(leaf[0])) for path, leaf in zip(names, leaves)}
+
+
+@FEW
+@given(seed=SEEDS, case=st.sampled_from(CASES))
+def test_any_weights_and_direction_agree_with_numpy(seed, case):
+    by, order, one_dim, unit = case
+    w, d = draw(seed)
+    got, expected = normalize(w, d, by, order, one_dim=one_dim, unit=unit), plain_normalize(w, d, *case)
+    for name, x in expected.items():
+        np.testing.assert_allclose(got[name], x, 1e-12, 1e-15, err_msg=name)
+
+
+@FEW
+@given(seed=SEEDS, order=st.sampled_from([1, 2]))
+def test_every_filter_has_the_norm_of_its_weights(seed, order):
+    w, d = draw(seed)
+    for name, x in normalize(w, d, "filter", order).items():
+        filters = [(x, w[name])] if not name.endswith("kernel") else zip(x, w[name])
+        for one, weights in filters:
+            norms = [np.linalg.norm(np.ravel(each), order) for each in (one, weights)]
+            assert norms[0] == pytest.approx(norms[1], rel=1e-12)
+
+
+@FEW
+@given(seed=SEEDS, scale=st.floats(1e-6, 1e6), by=st.sampled_from(["filter", "layer", "model"]))
+def test_the_scale_of_a_direction_does_not_matter(seed, scale, by):
+    one, other = (normalize(*draw(seed, factor), by) for factor in (1.0, scale))
+    for name, x in one.items():
+        np.testing.assert_allclose(other[name], x, rtol=1e-10)

@@ -89,10 +89,8 @@ def test_given_axes_states_and_defaults(tmp_path):
         return state["gain"] * outputs, state
 
     loss = lla.Loss(apply, mlp_loss().criterion, state={"gain": np.float32(1)})
-    scaled = lla.sweep(
-        loss, [params(0)] * 2, dataset(), axes=given, grid=GRID, execution=FIXED,
-        states=[{"gain": np.float32(1)}, {"gain": np.float32(2)}],
-    )  # fmt: skip
+    states = [{"gain": np.float32(1)}, {"gain": np.float32(2)}]
+    scaled = lla.sweep(loss, [params(0)] * 2, dataset(), axes=given, grid=GRID, execution=FIXED, states=states)
     one, two = scaled.landscapes.values()
     np.testing.assert_allclose(one.values["loss"], table[0, "given", None].values["loss"], rtol=1e-6)
     assert (two.values["loss"] != one.values["loss"]).all()
@@ -201,11 +199,9 @@ def test_merge_says_what_evaluate_says_of_values_that_are_not_finite(tmp_path):
     def nowhere(p, batch):
         return p["gain"] * np.nan
 
+    axes = KINDS["filter"](jax.random.key(0), params())
     with pytest.raises(ValueError, match="not finite at any point"):
-        lla.evaluate(
-            nowhere, params(), dataset(), KINDS["filter"](jax.random.key(0), params()), GRID, execution=FIXED,
-            store=tmp_path,
-        )  # fmt: skip
+        lla.evaluate(nowhere, params(), dataset(), axes, GRID, execution=FIXED, store=tmp_path)
     with pytest.raises(ValueError, match="not finite at any point"):
         runs.merge(tmp_path)
 

@@ -1,138 +1,23 @@
-"""The chunk store: what survives what, bit for bit; who is refused; what a second grid reuses."""
+"""Chunks and grids of a store: damage is found, points are held once, and a second grid reuses them."""
 
-import contextlib
+from __future__ import annotations
+
 import errno
-import itertools
-import json
 import os
-import pathlib
-import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
-import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import lla_jax as lla
 from lla_jax.core import files as _files
 from lla_jax.landscape.store import chunks as chunk_store
 from lla_jax.landscape.store import manifest as _manifest
-from lla_jax.landscape.store import writing as stored
-from tests.helpers import FIXED, accuracy, compilations, dataset, mlp_loss, params, points_computed
-
-GRID = lla.grid(extent=0.5, points=(9, 8))
-CHUNKS = 6  # of 12 points, with the plan FIXED and CHUNK_S as below
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(stored, "_chunk_points", lambda job, plan, seconds, most, shards: 12)
-
-
-def axes(seed=0):
-    return lla.directions.random(jax.random.key(seed), params(), num=2)
-
-
-def run(folder=None, grid=GRID, seed=0, **options):
-    options = {"execution": FIXED, "metrics": {"accuracy": accuracy}} | options
-    return lla.evaluate(mlp_loss(), params(), dataset(), axes(seed), grid, store=folder, **options)
-
-
-@pytest.fixture(scope="module")
-def whole():
-    return run()
-
-
-def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in pathlib.Path(folder).rglob("*.npz"))
-
-
-def assert_same(found, expected):
-    assert found.recipe["complete"]
-    for kind in ("values", "stderr"):
-        there, wanted = getattr(found, kind), getattr(expected, kind)
-        assert there.keys() == wanted.keys()
-        for name, z in wanted.items():
-            np.testing.assert_array_equal(there[name], z, strict=True)
-
-
-def interrupting(after):
-    def progress(done, total):
-        if done >= after:
-            raise KeyboardInterrupt
-
-    return progress
-
-
-# --- continuing
-
-
-def test_a_stored_landscape_is_that_in_memory_and_a_second_call_computes_no_point(tmp_path, whole, monkeypatch):
-    assert_same(run(tmp_path), whole)
-    assert files(tmp_path) == [f"grid-000/{i:05d}.npz" for i in range(CHUNKS)]
-    monkeypatch.setattr(stored, "evaluated", None)  # would raise if a point were computed
-    with compilations() as compiled:
-        again = run(tmp_path)
-    assert compiled.count == 0
-    assert_same(again, whole)
-    assert again.recipe["plan"] == whole.recipe["plan"]
-
-
-@pytest.mark.parametrize("times", [1, 3])
-def test_interrupted_at_any_chunk_it_is_the_same_to_the_bit(tmp_path, whole, times):
-    kept = []
-    for i in range(times):
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, progress=interrupting(24 * (i + 1) - 12), on_partial=kept.append)
-        assert not list(tmp_path.rglob("*.tmp"))
-        assert np.isfinite(kept[-1].values["loss"]).sum() == 12 * len(files(tmp_path))
-        assert not kept[-1].recipe["complete"]
-    assert 0 < len(files(tmp_path)) < CHUNKS
-    assert_same(run(tmp_path), whole)
-
-
-def test_a_later_writer_obeys_the_plan_of_the_first_one(tmp_path, whole):
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, progress=interrupting(12))
-    found = run(tmp_path, execution=lla.Execution(chunk=7, microbatch=5, loop="vmap", devices=1))
-    assert_same(found, whole)
-    assert (found.recipe["plan"]["chunk"], found.recipe["plan"]["microbatch"]) == (4, 8)
-
-
-def test_a_changed_recipe_is_refused_and_the_message_says_what_changed(tmp_path):
-    run(tmp_path)
-    with pytest.raises(ValueError, match=r"store: .* differs in directions \(key: \[0, 0\] -> \[0, 1\]"):
-        run(tmp_path, seed=1)
-    with pytest.raises(ValueError, match=r"differs in metrics \(\[\"accuracy\"\] -> \[\]\)"):
-        run(tmp_path, metrics=None)
-    with pytest.raises(ValueError, match=r"differs in batch_size \(null -> 5\)"):
-        run(tmp_path, batch_size=5)
-    with pytest.raises(ValueError, match=r"differs in data \(examples: 23 -> 22, fingerprint: "):
-        lla.evaluate(mlp_loss(), params(), dataset(22), axes(), GRID, store=tmp_path, metrics={"accuracy": accuracy})
-    with pytest.raises(ValueError, match=r"differs in params \(fingerprint: .* -> "):
-        lla.evaluate(mlp_loss(), params(3), dataset(), axes(), GRID, store=tmp_path, metrics={"accuracy": accuracy})
-    doubled = lla.Loss(mlp_loss().apply, lambda outputs, batch: 2 * mlp_loss().criterion(outputs, batch))
-    with pytest.raises(ValueError, match=r"store: 'loss' at the first point is .*, and was .* same loss and functions"):
-        lla.evaluate(doubled, params(), dataset(), axes(), GRID, store=tmp_path, metrics={"accuracy": accuracy})
-
-
-def test_directions_drawn_a_rounding_apart_are_the_same(tmp_path, whole, monkeypatch):
-    run(tmp_path)
-    drawn = axes()
-    moved = jax.tree.map(lambda d: np.nextafter(np.asarray(d), np.inf, dtype=d.dtype), drawn.tree)
-    near = lla.Directions(moved, drawn.recipe | {"fingerprint": np.nextafter(drawn.recipe["fingerprint"], 9).tolist()})
-    again = lla.evaluate(
-        mlp_loss(), params(), dataset(), near, GRID, store=tmp_path, execution=FIXED, metrics={"accuracy": accuracy}
-    )
-    assert_same(again, whole)
-
-
-# --- damage, disks, folders
+from tests.helpers import points_computed
+from tests.landscape.store.cases import CHUNKS, assert_same, assert_same_to_rounding, files, run
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "empty", "foreign"])
@@ -155,40 +40,6 @@ def test_a_damaged_chunk_is_found_named_and_computed_again(tmp_path, whole, harm
     assert lla.runs.status(tmp_path).damaged == {}
 
 
-def test_a_full_disk_keeps_what_is_finished_and_says_so(tmp_path, whole, monkeypatch):
-    left, real = itertools.count(4, -1), os.fsync
-
-    def fsync(handle):
-        if next(left) <= 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(handle)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fsync)
-        with pytest.raises(OSError, match=r"store: .*npz could not be written \(No space left on device\); every") as e:
-            run(tmp_path)
-    assert e.value.errno == errno.ENOSPC
-    assert len(files(tmp_path)) == 3  # the manifest was the fourth
-    assert not list(tmp_path.rglob("*.tmp"))
-    assert_same(run(tmp_path), whole)
-
-
-def test_a_disk_too_small_and_a_folder_that_is_none_are_reported_before_computing(tmp_path, monkeypatch):
-    monkeypatch.setattr(stored, "_compute", None)  # would raise if it came so far
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"store: .*file is not a folder that can be written to"):
-        run(tmp_path / "file")
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, 1000))
-    with pytest.raises(OSError, match=r"store: the results need about 0 MiB, and the disk of"):
-        run(tmp_path / "new")
-
-
-def test_a_finished_store_is_returned_from_a_disk_that_is_full(tmp_path, whole, monkeypatch):
-    run(tmp_path)
-    monkeypatch.setattr(chunk_store, "check_writable", None)  # would raise if it were asked
-    assert_same(run(tmp_path), whole)
-
-
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.ESTALE])
 def test_a_chunk_that_cannot_be_read_now_is_not_thrown_away(tmp_path, whole, monkeypatch, code):
     run(tmp_path)
@@ -207,56 +58,6 @@ def test_a_chunk_of_the_same_recipe_and_another_grid_is_none_of_this_store(tmp_p
     assert len(lla.runs.status(tmp_path / "b").damaged) == 1
     with pytest.warns(UserWarning, match="computed again"):
         assert_same(run(tmp_path / "b"), whole)
-
-
-def changed(*path, to):
-    """A change of an entry of the manifest."""
-
-    def change(manifest):
-        for name in path[:-1]:
-            manifest = manifest[name]
-        manifest[path[-1]] = to
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (changed("version", to=9), "version 9"),
-        (changed("version", to="1"), "version '1'"),
-        (changed("format", to="a web app"), "format 'a web app'"),
-        (changed("recipe", "batch_size", to=5), "its hash is that of other contents"),
-        (changed("points", to=-3), "not positive integers"),
-        (changed("points", to=13), "its hash is that of other contents"),
-        (changed("recipe", "plan", "chunk", to=0), "not positive integers"),
-        (changed("recipe", "plan", "loop", to="foo"), "its plan has an unknown loop"),
-        (changed("recipe", to=[]), "TypeError"),
-        (changed("recipe", "probe", to=None), "no probe"),
-        (changed("hash", to=None), "its hash"),
-        (changed("coords", to=[[0.0, float("nan")]]), "not lists of finite numbers"),
-        (changed("coords", to=[[0.0] * 2000] * 6), "too many points"),
-        (changed("names", to=[]), "names and identity"),
-    ],
-)
-def test_a_manifest_that_was_changed_is_refused(tmp_path, monkeypatch, change, said):
-    monkeypatch.setattr(_manifest, "PATIENCE_S", 0.0)
-    manifest = _manifest.make(
-        {"plan": {"chunk": 2, "microbatch": 3, "loop": "map", "share": True, "scan": True, "devices": 1,
-                  "data_shards": 1}, "probe": {"loss": 1.0}, "batch_size": None},
-        ["batch_size"], [[0.0, 1.0]], ["loss"], 12,
-    )  # fmt: skip
-    path = tmp_path / "manifest.json"
-    path.write_text(json.dumps(manifest))
-    assert chunk_store.read(tmp_path).manifest == manifest
-    change(manifest)
-    path.write_text(json.dumps(manifest))
-    for call in (chunk_store.read, lla.runs.status, lla.runs.merge):
-        with pytest.raises(ValueError, match=f"store: .*{said}"):
-            call(tmp_path)
-    path.write_text("{")
-    with pytest.raises(ValueError, match=r"store: .* is not readable"):
-        lla.runs.merge(tmp_path)
 
 
 def test_grids_that_are_none_are_refused_and_files_of_others_stay(tmp_path, monkeypatch):
@@ -281,9 +82,6 @@ def test_grids_that_are_none_are_refused_and_files_of_others_stay(tmp_path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
-# --- several grids
-
-
 def test_a_wider_or_denser_grid_reuses_the_points_there_are(tmp_path, monkeypatch):
     counted = points_computed(monkeypatch)
     for grid, fresh in (
@@ -300,14 +98,6 @@ def test_a_wider_or_denser_grid_reuses_the_points_there_are(tmp_path, monkeypatc
         assert_same_to_rounding(found, run(grid=grid))
         if fresh:  # of several grids, the one that came last
             assert_same(lla.runs.merge(tmp_path), found)
-
-
-def assert_same_to_rounding(found, expected):
-    assert found.recipe["complete"]
-    for name, z in expected.values.items():
-        np.testing.assert_allclose(found.values[name], z, rtol=2e-6)
-    for mine, theirs in zip(found.coords, expected.coords, strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -328,116 +118,12 @@ def test_the_chunks_of_any_grids_hold_every_point_once(tmp_path, seed):
             np.testing.assert_array_equal(chunk_store.points(store, part.chunk)[part.shared], mesh[part.at])
             seen[part.at] += 1
         np.testing.assert_array_equal(seen, 1)
-    every = np.concatenate(
-        [np.stack([a[i] for a, i in zip(g, np.unravel_index(np.asarray(f), [len(a) for a in g]))], -1)
-         for g, f in zip(store.grids, store.new)]
-    )  # fmt: skip
+    new_points = []
+    for grid, new in zip(store.grids, store.new):
+        indices = np.unravel_index(np.asarray(new), [len(axis) for axis in grid])
+        new_points.append(np.stack([axis[i] for axis, i in zip(grid, indices)], -1))
+    every = np.concatenate(new_points)
     assert len(np.unique(every, axis=0)) == len(every)
-
-
-# --- several writers
-
-
-def test_shards_make_up_the_whole_and_a_shard_is_checked(tmp_path, whole):
-    parts = [run(tmp_path, shard=(i, 3)) for i in (3, 1)]
-    assert [part.recipe["complete"] for part in parts] == [False, False]
-    assert [part.recipe["points_done"] for part in parts] == [24, 48]
-    with pytest.raises(ValueError, match=r"lacks 2 chunks of .* \(24 points\)"):
-        lla.runs.merge(tmp_path)
-    assert np.isnan(lla.runs.merge(tmp_path, partial=True).values["loss"]).sum() == 24
-    assert_same(run(tmp_path, shard=(2, 3)), whole)
-    assert_same(lla.runs.merge(tmp_path), whole)
-    for wrong in (3, (0, 3), (4, 3), (1.0, 2), (1, 2, 3)):
-        with pytest.raises(ValueError, match=r"shard: .* given; it must be \(i, n\) with 1 <= i <= n"):
-            run(tmp_path, shard=wrong)
-    with pytest.raises(ValueError, match=r"without a store"):
-        run(shard=(1, 2))
-    with pytest.raises(ValueError, match=r"resume: continues one landscape held in memory"):
-        run(tmp_path, resume=whole)
-
-
-def test_two_writers_of_one_chunk_leave_one_good_chunk(tmp_path, whole, monkeypatch):
-    real, once = stored.evaluated, []
-
-    def overtaken(*arguments):
-        if not once:  # another process begins the same chunk and is sooner
-            once.append(True)
-            assert_same(run(tmp_path), whole)
-        return real(*arguments)
-
-    monkeypatch.setattr(stored, "evaluated", overtaken)
-    assert_same(run(tmp_path), whole)
-    assert files(tmp_path) == [f"grid-000/{i:05d}.npz" for i in range(CHUNKS)]
-
-
-@pytest.mark.parametrize("other", [GRID, lla.grid(ranges=[(-0.5, 0.5), (0.0, 0.3)], points=(9, 3)), lla.grid(0.7, 5)])
-def test_of_two_first_writers_one_decides(tmp_path, whole, monkeypatch, other):
-    real = chunk_store.create
-
-    def slower(*arguments):
-        monkeypatch.setattr(chunk_store, "create", real)
-        assert_same(run(tmp_path), whole)
-        return real(*arguments)
-
-    monkeypatch.setattr(chunk_store, "create", slower)
-    late = run(tmp_path, other, execution=lla.Execution(chunk=3, microbatch=5, loop="vmap", devices=1))
-    assert_same_to_rounding(late, run(grid=other))
-    assert late.recipe["plan"]["chunk"] == 4
-
-
-def test_a_first_writer_that_was_too_late_and_has_another_loss_is_refused(tmp_path, monkeypatch):
-    real = chunk_store.create
-
-    def slower(*arguments):
-        monkeypatch.setattr(chunk_store, "create", real)
-        run(tmp_path, lla.grid(0.7, 5))
-        return real(*arguments)
-
-    monkeypatch.setattr(
-        chunk_store, "create", lambda *a: monkeypatch.setattr(chunk_store, "create", real) or slower(*a)
-    )
-    doubled = lla.Loss(mlp_loss().apply, lambda outputs, batch: 2 * mlp_loss().criterion(outputs, batch))
-    with pytest.raises(ValueError, match=r"store: 'loss' at the first point"):
-        lla.evaluate(
-            doubled, params(), dataset(), axes(), GRID, store=tmp_path, execution=FIXED, metrics={"accuracy": accuracy}
-        )
-
-
-def test_another_split_of_the_data_continues_a_store(tmp_path, whole):
-    split = {"chunk": 2, "microbatch": 4, "loop": "map", "share": False, "scan": False}
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, progress=interrupting(12), execution=lla.Execution(devices=1, **split))
-    found = run(tmp_path, execution=lla.Execution(devices=4, data_shards=2, **split))
-    assert_same_to_rounding(found, whole)
-
-
-def test_a_chunk_that_another_writer_restores_in_between_is_not_missed(tmp_path, whole, monkeypatch):
-    run(tmp_path)
-    victim, real, kept = tmp_path / "grid-000/00003.npz", chunk_store.read_chunks, []
-    kept.append(victim.read_bytes())
-    victim.write_bytes(b"")
-
-    def read_and_restore(*arguments):
-        found = real(*arguments)
-        if kept:
-            victim.write_bytes(kept.pop())
-        return found
-
-    monkeypatch.setattr(chunk_store, "read_chunks", read_and_restore)
-    with pytest.warns(UserWarning, match="damaged"):
-        assert_same(run(tmp_path), whole)
-
-
-def test_a_shard_leaves_the_damage_of_others_and_says_so(tmp_path, whole):
-    run(tmp_path)
-    for number in (0, 1):
-        (tmp_path / f"grid-000/{number:05d}.npz").write_bytes(b"")
-    with pytest.warns(UserWarning, match="was damaged") as said:
-        part = run(tmp_path, shard=(1, 2))
-    assert sorted("left to the process to whose shard it belongs" in str(w.message) for w in said) == [False, True]
-    assert not part.recipe["complete"]
-    with pytest.warns(UserWarning, match="removed and computed again"):
-        assert_same(run(tmp_path, shard=(2, 2)), whole)
 
 
 def test_a_coordinate_that_comes_twice_is_refused(tmp_path):
@@ -448,75 +134,18 @@ def test_a_coordinate_that_comes_twice_is_refused(tmp_path):
         run(tmp_path, ([0.0, 0.3], [0.5, 0.1, 0.5]))
 
 
-PLAN = lla.Execution(chunk=4, microbatch=8, loop="map", share=False, devices=1)
-WRITER = """
-import logging, sys, time
-from lla_jax.landscape.store import writing as stored
-from tests.landscape.store.test_chunks import GRIDS, PLAN, run
-logging.basicConfig(stream=sys.stdout, format="%(message)s")
-logging.getLogger("lla_jax").setLevel(logging.DEBUG)
-stored._chunk_points = lambda *_: 30
-real = stored.evaluated
-stored.evaluated = lambda *a: time.sleep(0.2) or real(*a)  # so that a kill finds it at work
-run(sys.argv[1], GRIDS, execution=PLAN)
-"""
-GRIDS = lla.grid(0.5, 60)
-
-
-@contextlib.contextmanager
-def writing(folder, log):
-    """A process that writes into a store; ended at the end."""
-    with (
-        open(log, "w") as file,
-        subprocess.Popen([sys.executable, "-u", "-c", WRITER, str(folder)], stdout=file, stderr=file) as process,
-    ):
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-@pytest.mark.slow
-def test_twelve_kills_over_three_writers_lose_at_most_a_chunk_each_and_change_no_bit(tmp_path):
-    rng, store, logs, kills = random.Random(0), tmp_path / "store", [], 0
-    with contextlib.ExitStack() as stack:
-
-        def start():
-            logs.append(tmp_path / f"log{len(logs)}")
-            return logs[-1], stack.enter_context(writing(store, logs[-1]))
-
-        writers, end = [start() for _ in range(3)], time.monotonic() + 120
-        while kills < 12:
-            time.sleep(rng.uniform(0, 0.5))
-            at_work = [i for i, (log, _) in enumerate(writers) if " begun" in log.read_text()]
-            assert time.monotonic() < end
-            if not at_work:
-                continue
-            log, victim = writers[at := rng.choice(at_work)]
-            before = files(store)
-            assert victim.poll() is None, log.read_text()
-            victim.kill()
-            victim.wait()
-            assert set(before) <= set(files(store))  # what was finished stays
-            kills, writers[at] = kills + 1, start()
-        assert [writer.wait(timeout=120) for _, writer in writers] == [0, 0, 0]
-    for log in logs:
-        said = log.read_text().splitlines()
-        begun, written = (sum(line.endswith(word) for line in said) for word in ("begun", "written"))
-        assert 0 <= begun - written <= 1  # a kill costs the chunk in hand, and no other
-    assert_same(lla.runs.merge(store), run(tmp_path / "alone", GRIDS, execution=PLAN))
-
-
-def test_ctrl_c_leaves_a_clean_store(tmp_path):
-    log, store, end = tmp_path / "log", tmp_path / "store", time.monotonic() + 60
-    with writing(store, log) as writer:
-        while " written" not in log.read_text() and time.monotonic() < end:
-            time.sleep(0.02)
-        writer.send_signal(signal.SIGINT)
-        assert writer.wait(timeout=60) != 0
-    assert "KeyboardInterrupt" in log.read_text()
-    there = lla.runs.status(store)
-    assert 0 < there.written < there.chunks == 120
-    assert there.damaged == {}
-    assert there.left > 0
-    assert not list(tmp_path.rglob("*.tmp"))
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(extent=st.floats(1e-3, 1e3), half=st.integers(1, 4), factor=st.integers(2, 3), wider=st.booleans())
+def test_a_denser_or_wider_grid_needs_only_new_points(tmp_path_factory, extent, half, factor, wider):
+    plan = {"chunk": 1, "microbatch": 1, "loop": "map", "share": True, "scan": True, "devices": 1, "data_shards": 1}
+    grid = lla.grid(extent, 2 * half + 1)
+    coords = [axis.tolist() for axis in grid]
+    manifest = _manifest.make({"plan": plan, "probe": {}}, [], coords, ["loss"], 5)
+    store, _ = chunk_store.create(tmp_path_factory.mktemp("store"), manifest)
+    size = 2 * factor * half + 1
+    store, coords = chunk_store.add_grid(store, lla.grid(extent * (factor if wider else 1), size))
+    assert set(grid[0]) <= set(coords[0])  # to the bit: coordinates that differ by rounding are those of the first grid
+    assert len(store.new[1]) == size**2 - (2 * half + 1) ** 2
+    same, again = chunk_store.add_grid(store, lla.grid(extent, 2 * half + 1))
+    assert len(same.grids) == 2
+    assert all(map(np.array_equal, again, grid))
