@@ -72,8 +72,8 @@ def normalize(
 
     References:
       Li et al. 2018, arXiv:1712.09913 (filter, layer, weight; one_dim="zero" is its "biasbn"). Differences from LLA
-      (arXiv:2412.10146): (1) order 1 sums absolute values, LLA the signed values; (2) "model" uses one factor for the
-      whole network, LLA recomputes it tensor by tensor. Difference from Li's code: (3) no 1e-10 is added to |d|.
+      (arXiv:2412.10146): (1) order 1 sums absolute values, LLA the signed values; (2) "model" uses one factor for all
+      tensors, LLA recomputes it for each. Difference from Li's code: (3) no 1e-10 is added to |d|.
     """
     if not isinstance(axes, Directions):
         raise misuse("axes", axes, "lla.Directions; pass the directions first, then the parameters")

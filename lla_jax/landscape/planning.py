@@ -68,9 +68,8 @@ def _fastest_plan(job: Job, most: int) -> Plan:
     key = (_key(job, rows), bucket, replace(task.execution, devices=job.mesh.size))
 
     def candidates() -> list[Plan]:
-        few = (
-            rows if task.couples_examples else min(256, rows)
-        )  # enough for the examples' values to be larger than the weights
+        # enough examples for their values to be larger than the weights
+        few = rows if task.couples_examples else min(256, rows)
 
         def one(params: PyTree, batch: Batch) -> Any:
             centre = Points(params, job.directions, np.zeros((1, len(job.coords)), np.float32))

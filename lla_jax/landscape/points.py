@@ -70,9 +70,9 @@ def evaluated(
             plan = plans.chunks(compute, 0, len(coords), plan, job.point_shards)
     except BaseException:
         if on_partial is not None and sums:
-            on_partial(_means_of(job, sums, values))
+            on_partial(_means_from_sums(job, sums, values))
         raise
-    return _means_of(job, sums, values), plan
+    return _means_from_sums(job, sums, values), plan
 
 
 def _read(job: Job, num: int, progress: Progress | None) -> Iterator[tuple[str, Piece]]:
@@ -165,7 +165,7 @@ def _reestimate_states(job: Job, plan: Plan, coords: np.ndarray) -> tuple[PyTree
     return _batch_stats.restore_state(job.loss.state, sums, job.momenta or [], weight), plan
 
 
-def _means_of(job: Job, packed: Mapping[str, np.ndarray], values: Values) -> Means:
+def _means_from_sums(job: Job, packed: Mapping[str, np.ndarray], values: Values) -> Means:
     """The means and standard errors that packed sums give, and the values that have no standard error."""
     loss_names = {prefix + "loss" for prefix in job.task.sets}
     penalty = values.get("", 0.0)

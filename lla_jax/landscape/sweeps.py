@@ -234,11 +234,9 @@ def _jobs(
         if checkpoint != centre:
             centre = checkpoint
             job = jobs.recentre(job, params, job.loss.state if states is None else states[checkpoint])
+        place = folder and folder / folder_of(member)
         # no variable holds the axes here, so that they are freed before the next ones are drawn
-        yield (
-            jobs.set_axes(job, _make_axes(axes_by_name[name], name, seed, params)),
-            folder and folder / folder_of(member),
-        )
+        yield jobs.set_axes(job, _make_axes(axes_by_name[name], name, seed, params)), place
 
 
 def _make_axes(source: Any, name: str, seed: int | None, params: PyTree) -> Directions:
