@@ -50,7 +50,7 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
     if not states:
         kinds = ", ".join(dict.fromkeys(others)) or type(opt_state).__name__
         raise Misuse(
-            "opt_state", f"holds no Adam moments; its states are: {kinds}. Pass the state of an Adam optimizer"
+            "opt_state", f"holds no Adam moments; its states are: {kinds}; pass the state of an Adam optimizer"
         )
     names, (leaves, structure) = _tree.paths(params), jax.tree.flatten(params)
     moments = []
@@ -156,7 +156,7 @@ def _indices(which: int | Sequence[int], num: int) -> list[int]:
     if not num:
         raise Misuse("pairs", "holds no pair; compute some with lla.eigenpairs(operator, key, k=...)")
     given: list[Any] = [which] if np.ndim(which) == 0 else list(which)  # type: ignore[arg-type]
-    rule = f"indices of the {num} pair(s), 0 to {num - 1} or -1 to -{num} from the end, each once"
+    rule = f"indices of the {num} pair(s), 0 to {num - 1} or -1 to -{num} from the end, each once, such as 0"
     if not given or not all(map(is_integer, given)):
         raise misuse("which", which, rule)
     if not all(-num <= i < num for i in given):

@@ -141,8 +141,8 @@ def test_the_users_statistics_are_not_changed(trained, axis):
 def test_reestimation_keeps_its_digits_for_inputs_of_any_scale(trained, axis, mean, scale):
     x = (mean + scale * X).astype(np.float32)
     found = run(trained, axis, "reestimate", (x, Y), batch_size=None)
-    whole = run(trained, axis, "batch", (x, Y), batch_size=None)
-    np.testing.assert_allclose(found.values["loss"], whole.values["loss"], rtol=2e-4 if mean else 1e-4)
+    uncut = run(trained, axis, "batch", (x, Y), batch_size=None)
+    np.testing.assert_allclose(found.values["loss"], uncut.values["loss"], rtol=2e-4 if mean else 1e-4)
 
 
 def test_what_is_no_running_average_is_refused(axis, trained):

@@ -14,5 +14,5 @@ def small_chunks(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def whole():
+def complete():
     return run()

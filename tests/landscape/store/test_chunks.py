@@ -21,7 +21,7 @@ from tests.landscape.store.cases import CHUNKS, assert_same, assert_same_to_roun
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "empty", "foreign"])
-def test_a_damaged_chunk_is_found_named_and_computed_again(tmp_path, whole, harm):
+def test_a_damaged_chunk_is_found_named_and_computed_again(tmp_path, complete, harm):
     run(tmp_path)
     victim = tmp_path / "grid-000/00003.npz"
     contents = victim.read_bytes()
@@ -36,28 +36,28 @@ def test_a_damaged_chunk_is_found_named_and_computed_again(tmp_path, whole, harm
         lla.runs.merge(tmp_path)
     with pytest.warns(UserWarning, match=r"00003.npz was damaged .* computed again"):
         again = run(tmp_path)
-    assert_same(again, whole)
+    assert_same(again, complete)
     assert lla.runs.status(tmp_path).damaged == {}
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.ESTALE])
-def test_a_chunk_that_cannot_be_read_now_is_not_thrown_away(tmp_path, whole, monkeypatch, code):
+def test_a_chunk_that_cannot_be_read_now_is_not_thrown_away(tmp_path, complete, monkeypatch, code):
     run(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(_files, "read_npz", lambda path: (_ for _ in ()).throw(OSError(code, os.strerror(code))))
         with pytest.raises(OSError, match=re.escape(os.strerror(code))):
             run(tmp_path)
     assert len(files(tmp_path)) == CHUNKS
-    assert_same(run(tmp_path), whole)
+    assert_same(run(tmp_path), complete)
 
 
-def test_a_chunk_of_the_same_recipe_and_another_grid_is_none_of_this_store(tmp_path, whole):
+def test_a_chunk_of_the_same_recipe_and_another_grid_is_none_of_this_store(tmp_path, complete):
     run(tmp_path / "a", lla.grid(extent=0.9, points=(9, 8)))
     run(tmp_path / "b")
     shutil.copy(tmp_path / "a/grid-000/00001.npz", tmp_path / "b/grid-000/00001.npz")
     assert len(lla.runs.status(tmp_path / "b").damaged) == 1
     with pytest.warns(UserWarning, match="computed again"):
-        assert_same(run(tmp_path / "b"), whole)
+        assert_same(run(tmp_path / "b"), complete)
 
 
 def test_grids_that_are_none_are_refused_and_files_of_others_stay(tmp_path, monkeypatch):

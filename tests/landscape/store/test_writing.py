@@ -35,19 +35,19 @@ from tests.landscape.store.cases import (
 )
 
 
-def test_a_stored_landscape_is_that_in_memory_and_a_second_call_computes_no_point(tmp_path, whole, monkeypatch):
-    assert_same(run(tmp_path), whole)
+def test_a_stored_landscape_is_that_in_memory_and_a_second_call_computes_no_point(tmp_path, complete, monkeypatch):
+    assert_same(run(tmp_path), complete)
     assert files(tmp_path) == [f"grid-000/{i:05d}.npz" for i in range(CHUNKS)]
     monkeypatch.setattr(stored, "evaluated", None)  # would raise if a point were computed
     with compilations() as compiled:
         again = run(tmp_path)
     assert compiled.count == 0
-    assert_same(again, whole)
-    assert again.recipe["plan"] == whole.recipe["plan"]
+    assert_same(again, complete)
+    assert again.recipe["plan"] == complete.recipe["plan"]
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_interrupted_at_any_chunk_it_is_the_same_to_the_bit(tmp_path, whole, times):
+def test_interrupted_at_any_chunk_it_is_the_same_to_the_bit(tmp_path, complete, times):
     kept = []
     for i in range(times):
         with pytest.raises(KeyboardInterrupt):
@@ -56,14 +56,14 @@ def test_interrupted_at_any_chunk_it_is_the_same_to_the_bit(tmp_path, whole, tim
         assert np.isfinite(kept[-1].values["loss"]).sum() == 12 * len(files(tmp_path))
         assert not kept[-1].recipe["complete"]
     assert 0 < len(files(tmp_path)) < CHUNKS
-    assert_same(run(tmp_path), whole)
+    assert_same(run(tmp_path), complete)
 
 
-def test_a_later_writer_obeys_the_plan_of_the_first_one(tmp_path, whole):
+def test_a_later_writer_obeys_the_plan_of_the_first_one(tmp_path, complete):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, progress=Interrupt(12))
     found = run(tmp_path, execution=lla.Execution(chunk=7, microbatch=5, loop="vmap", devices=1))
-    assert_same(found, whole)
+    assert_same(found, complete)
     assert (found.recipe["plan"]["chunk"], found.recipe["plan"]["microbatch"]) == (4, 8)
 
 
@@ -84,7 +84,7 @@ def test_a_changed_recipe_is_refused_and_the_message_says_what_changed(tmp_path)
         lla.evaluate(doubled, params(), dataset(), axes(), GRID, store=tmp_path, metrics={"accuracy": accuracy})
 
 
-def test_directions_drawn_a_rounding_apart_are_the_same(tmp_path, whole, monkeypatch):
+def test_directions_drawn_a_rounding_apart_are_the_same(tmp_path, complete, monkeypatch):
     run(tmp_path)
     drawn = axes()
     moved = jax.tree.map(lambda d: np.nextafter(np.asarray(d), np.inf, dtype=d.dtype), drawn.tree)
@@ -92,10 +92,10 @@ def test_directions_drawn_a_rounding_apart_are_the_same(tmp_path, whole, monkeyp
     again = lla.evaluate(
         mlp_loss(), params(), dataset(), near, GRID, store=tmp_path, execution=FIXED, metrics={"accuracy": accuracy}
     )
-    assert_same(again, whole)
+    assert_same(again, complete)
 
 
-def test_a_full_disk_keeps_what_is_finished_and_says_so(tmp_path, whole, monkeypatch):
+def test_a_full_disk_keeps_what_is_finished_and_says_so(tmp_path, complete, monkeypatch):
     left, real = itertools.count(4, -1), os.fsync
 
     def fsync(handle):
@@ -110,7 +110,7 @@ def test_a_full_disk_keeps_what_is_finished_and_says_so(tmp_path, whole, monkeyp
     assert e.value.errno == errno.ENOSPC
     assert len(files(tmp_path)) == 3  # the manifest was the fourth
     assert not list(tmp_path.rglob("*.tmp"))
-    assert_same(run(tmp_path), whole)
+    assert_same(run(tmp_path), complete)
 
 
 def test_a_disk_too_small_and_a_folder_that_is_none_are_reported_before_computing(tmp_path, monkeypatch):
@@ -123,51 +123,51 @@ def test_a_disk_too_small_and_a_folder_that_is_none_are_reported_before_computin
         run(tmp_path / "new")
 
 
-def test_a_finished_store_is_returned_from_a_disk_that_is_full(tmp_path, whole, monkeypatch):
+def test_a_finished_store_is_returned_from_a_disk_that_is_full(tmp_path, complete, monkeypatch):
     run(tmp_path)
     monkeypatch.setattr(chunk_store, "check_writable", None)  # would raise if it were asked
-    assert_same(run(tmp_path), whole)
+    assert_same(run(tmp_path), complete)
 
 
-def test_shards_make_up_the_whole_and_a_shard_is_checked(tmp_path, whole):
+def test_shards_make_up_the_whole_and_a_shard_is_checked(tmp_path, complete):
     parts = [run(tmp_path, shard=(i, 3)) for i in (3, 1)]
     assert [part.recipe["complete"] for part in parts] == [False, False]
     assert [part.recipe["points_done"] for part in parts] == [24, 48]
     with pytest.raises(ValueError, match=r"lacks 2 chunks of .* \(24 points\)"):
         lla.runs.merge(tmp_path)
     assert np.isnan(lla.runs.merge(tmp_path, partial=True).values["loss"]).sum() == 24
-    assert_same(run(tmp_path, shard=(2, 3)), whole)
-    assert_same(lla.runs.merge(tmp_path), whole)
+    assert_same(run(tmp_path, shard=(2, 3)), complete)
+    assert_same(lla.runs.merge(tmp_path), complete)
     for wrong in (3, (0, 3), (4, 3), (1.0, 2), (1, 2, 3)):
         with pytest.raises(ValueError, match=r"shard: .* given; it must be \(i, n\) with 1 <= i <= n"):
             run(tmp_path, shard=wrong)
     with pytest.raises(ValueError, match=r"without a store"):
         run(shard=(1, 2))
     with pytest.raises(ValueError, match=r"resume: continues one landscape held in memory"):
-        run(tmp_path, resume=whole)
+        run(tmp_path, resume=complete)
 
 
-def test_two_writers_of_one_chunk_leave_one_good_chunk(tmp_path, whole, monkeypatch):
+def test_two_writers_of_one_chunk_leave_one_good_chunk(tmp_path, complete, monkeypatch):
     real, once = stored.evaluated, []
 
     def overtaken(*arguments):
         if not once:  # another process begins the same chunk and is sooner
             once.append(True)
-            assert_same(run(tmp_path), whole)
+            assert_same(run(tmp_path), complete)
         return real(*arguments)
 
     monkeypatch.setattr(stored, "evaluated", overtaken)
-    assert_same(run(tmp_path), whole)
+    assert_same(run(tmp_path), complete)
     assert files(tmp_path) == [f"grid-000/{i:05d}.npz" for i in range(CHUNKS)]
 
 
 @pytest.mark.parametrize("other", [GRID, lla.grid(ranges=[(-0.5, 0.5), (0.0, 0.3)], points=(9, 3)), lla.grid(0.7, 5)])
-def test_of_two_first_writers_one_decides(tmp_path, whole, monkeypatch, other):
+def test_of_two_first_writers_one_decides(tmp_path, complete, monkeypatch, other):
     real = chunk_store.create
 
     def slower(*arguments):
         monkeypatch.setattr(chunk_store, "create", real)
-        assert_same(run(tmp_path), whole)
+        assert_same(run(tmp_path), complete)
         return real(*arguments)
 
     monkeypatch.setattr(chunk_store, "create", slower)
@@ -194,15 +194,15 @@ def test_a_first_writer_that_was_too_late_and_has_another_loss_is_refused(tmp_pa
         )
 
 
-def test_another_split_of_the_data_continues_a_store(tmp_path, whole):
+def test_another_split_of_the_data_continues_a_store(tmp_path, complete):
     split = {"chunk": 2, "microbatch": 4, "loop": "map", "share": False, "scan": False}
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, progress=Interrupt(12), execution=lla.Execution(devices=1, **split))
     found = run(tmp_path, execution=lla.Execution(devices=4, data_shards=2, **split))
-    assert_same_to_rounding(found, whole)
+    assert_same_to_rounding(found, complete)
 
 
-def test_a_chunk_that_another_writer_restores_in_between_is_not_missed(tmp_path, whole, monkeypatch):
+def test_a_chunk_that_another_writer_restores_in_between_is_not_missed(tmp_path, complete, monkeypatch):
     run(tmp_path)
     victim, real, kept = tmp_path / "grid-000/00003.npz", chunk_store.read_chunks, []
     kept.append(victim.read_bytes())
@@ -216,10 +216,10 @@ def test_a_chunk_that_another_writer_restores_in_between_is_not_missed(tmp_path,
 
     monkeypatch.setattr(chunk_store, "read_chunks", read_and_restore)
     with pytest.warns(UserWarning, match="damaged"):
-        assert_same(run(tmp_path), whole)
+        assert_same(run(tmp_path), complete)
 
 
-def test_a_shard_leaves_the_damage_of_others_and_says_so(tmp_path, whole):
+def test_a_shard_leaves_the_damage_of_others_and_says_so(tmp_path, complete):
     run(tmp_path)
     for number in (0, 1):
         (tmp_path / f"grid-000/{number:05d}.npz").write_bytes(b"")
@@ -228,7 +228,7 @@ def test_a_shard_leaves_the_damage_of_others_and_says_so(tmp_path, whole):
     assert sorted("left to the process to whose shard it belongs" in str(w.message) for w in said) == [False, True]
     assert not part.recipe["complete"]
     with pytest.warns(UserWarning, match="removed and computed again"):
-        assert_same(run(tmp_path, shard=(2, 2)), whole)
+        assert_same(run(tmp_path, shard=(2, 2)), complete)
 
 
 @contextlib.contextmanager
