@@ -34,10 +34,10 @@ def helped(times: int) -> dict[str, Any]:
 
 def demo(folder: str, points: int | None) -> dict[str, Any]:
     """In a process of its own: ``lla-jax demo`` with jax's events listened to."""
+    from lla_jax.cli import environment
     from lla_jax.cli import main as cli
-    from lla_jax.cli import terminal as _terminal
 
-    _terminal.prepare_jax(None)  # what the command line does before it imports jax
+    environment.prepare_jax(None)  # what the command line does before it imports jax
     import jax
 
     compiling, found = measure.compiling(), []

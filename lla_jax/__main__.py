@@ -1,4 +1,4 @@
-"""``python -m lla_jax`` is ``lla-jax``."""
+"""Runs the command line ``lla-jax`` as ``python -m lla_jax``."""
 
 import sys
 

@@ -47,7 +47,7 @@ OUTSIDE = {
 }
 """Where these packages may be imported: rooms, or modules of rooms."""
 
-DOORS = ("_lazy", "core/display", "cli/terminal")
+DOORS = ("_lazy", "core/display", "cli/problems")
 """Which modules may import by a string: the lazy public names, what results need of higher rooms to show themselves
 (core/display, where there is such), and the user's factory."""
 

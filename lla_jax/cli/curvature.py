@@ -1,4 +1,4 @@
-"""``lla-jax hessian``: the curvature of a network in parts, each kept in the folder as soon as it is there."""
+"""Computes the curvature of a network for ``lla-jax hessian``, in parts that are kept in the folder one by one."""
 
 from __future__ import annotations
 
@@ -11,31 +11,29 @@ from typing import Any
 
 import jax
 
-from lla_jax.cli.options import HessianOptions, LandscapeOptions, Mistake, hessian_settings
-from lla_jax.cli.terminal import bar, say
+from lla_jax.cli.options import HessianOptions, LandscapeOptions, hessian_settings, mistake
+from lla_jax.cli.terminal import bar, print_message
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Execution, Problem, PyTree, Spectrum
 from lla_jax.curvature import eigen, estimates, operators, quadrature
 from lla_jax.directions import combining, derived
 from lla_jax.execution import processes
 from lla_jax.measures import layers
 from lla_jax.output import kept
-from lla_jax.output.words import CurvatureResults, numbers, words
+from lla_jax.output.words import CurvatureResults, describe, plain_data
 
 ENDS = ("first eigenvector", "last eigenvector")
-PARTS = (
-    "eigenpairs.partial.npz", "eigenpairs.npz", "spectrum.partial.npz", "spectrum.npz", "trace.json", "layers.json",
-    "layers.png",
-)  # fmt: skip
+RESULTS = ("eigenpairs.npz", "spectrum.npz", "trace.json", "layers.json", "layers.png")
+PARTIAL = ("eigenpairs.partial.npz", "spectrum.partial.npz")
 
 
-def operator_of(problem: Problem, options: HessianOptions) -> Any:
+def make_operator(problem: Problem, options: HessianOptions) -> Any:
     """The matrix that the options ask for."""
     make = {"hessian": operators.hessian, "ggn": operators.ggn}.get(options.matrix, operators.fisher)
-    drawn: dict[str, Any] = {}
+    fisher: dict[str, Any] = {}
     if options.matrix == "fisher":
-        drawn = {"key": jax.random.fold_in(jax.random.key(options.seed), 4)}
+        fisher = {"key": jax.random.fold_in(jax.random.key(options.seed), 4)}
     elif options.matrix == "empirical-fisher":
-        drawn = {"kind": "empirical"}
+        fisher = {"kind": "empirical"}
     return make(
         problem.loss,
         problem.params,
@@ -44,47 +42,52 @@ def operator_of(problem: Problem, options: HessianOptions) -> Any:
         select=list(options.select) or None,
         batch_stats=options.batch_stats,
         execution=Execution(devices="all" if options.devices is None else options.devices),
-        **drawn,
+        **fisher,
     )
 
 
-def run(problem: Problem, options: HessianOptions) -> CurvatureResults:
-    """Everything the verb computes; each part is saved in ``options.out`` at once."""
-    operator, out = operator_of(problem, options), options.out
+def compute_parts(problem: Problem, options: HessianOptions) -> CurvatureResults:
+    """Compute all parts of the curvature; each is saved in ``options.out`` as soon as it is finished."""
+    operator, out = make_operator(problem, options), options.out
     if options.top > operator.shape[0]:
-        raise Mistake(f"--top {options.top} must be at most {operator.shape[0]}, the number of parameters")
-    say(operator.recipe["plan"]["text"])
-    if options.overwrite and kept.is_writer():  # what is left of an earlier run would not fit to the parts of this one
-        for name in PARTS:
+        raise mistake("top", options.top, f"at most {operator.shape[0]}, the number of parameters")
+    print_message(operator.recipe["plan"]["text"])
+    if options.overwrite and kept.is_writer():  # parts of another command would not fit to those of this one
+        for name in (*RESULTS, *PARTIAL):
             (out / name).unlink(missing_ok=True)
     pairs = eigenpairs(operator, problem.params, options)
     spec = spectrum(operator, options)
-    whole = trace(operator, options)
-    rows = by_layer(problem, operator, options) if options.layers else ()
-    return CurvatureResults(pairs, spec, whole, rows)
+    total = trace(operator, options)
+    rows = layer_rows(problem, operator, options) if options.layers else ()
+    return CurvatureResults(pairs, spec, total, rows)
 
 
-def write(found: CurvatureResults, out: Path) -> list[Path]:
-    """hessian.txt and hessian.json."""
+def write(results: CurvatureResults, out: Path) -> list[Path]:
+    """Write hessian.txt and hessian.json, and return their paths."""
     text, data = out / "hessian.txt", out / "hessian.json"
     if kept.is_writer():
-        text.write_text(words(found) + "\n", encoding="utf-8")
-        data.write_text(json.dumps(numbers(found), indent=1, default=float) + "\n", encoding="utf-8")
-    processes.agree(**{"what is written": text.name})  # no process goes on to read it before it is there
+        text.write_text(describe(results) + "\n", encoding="utf-8")
+        data.write_text(json.dumps(plain_data(results), indent=1, default=float) + "\n", encoding="utf-8")
+    processes.agree(**{"what is written": text.name})  # no process reads it before it is written
     return [text, data]
 
 
-def axes(problem: Problem, options: LandscapeOptions) -> Directions:
-    """The eigenvectors that ``lla-jax landscape --axes hessian`` asks for, kept in the folder as well."""
+def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
+    """The eigenvectors that ``lla-jax landscape --axes hessian`` asks for; they are kept in the folder too."""
     execution = Execution(devices="all" if options.devices is None else options.devices)
     select = list(options.select) or None
     batch_stats = options.batch_stats if options.batch_stats == "batch" else "frozen"
     operator = operators.hessian(
-        problem.loss, problem.params, problem.data,
-        batch_size=options.batch_size, select=select, batch_stats=batch_stats, execution=execution,
-    )  # fmt: skip
+        problem.loss,
+        problem.params,
+        problem.data,
+        batch_size=options.batch_size,
+        select=select,
+        batch_stats=batch_stats,
+        execution=execution,
+    )
     which = options.which or "magnitude"
-    asked = HessianOptions(
+    hessian_options = HessianOptions(
         problem=options.problem,
         out=options.out,
         top=1 if which == "ends" else options.dims,
@@ -95,8 +98,8 @@ def axes(problem: Problem, options: LandscapeOptions) -> Directions:
     )
 
     def vectors(which: Any, name: str) -> Directions:
-        pairs = eigenpairs(operator, problem.params, replace(asked, which=which), name)
-        return derived.eigenvectors(pairs, tuple(range(asked.top)))
+        pairs = eigenpairs(operator, problem.params, replace(hessian_options, which=which), name)
+        return derived.eigenvectors(pairs, tuple(range(hessian_options.top)))
 
     if which == "ends":
         ends = combining.join(*(vectors(end, f"eigenpairs-{end}") for end in ("largest", "smallest")))
@@ -105,23 +108,23 @@ def axes(problem: Problem, options: LandscapeOptions) -> Directions:
     return vectors(which, "eigenpairs" if which == "magnitude" else f"eigenpairs-{which}")
 
 
-# --- the parts, each taken from the folder if it is there and made alike, else computed
+# --- the parts, each taken from the folder if it was made with the same settings, else computed
 
 
 def eigenpairs(operator: Any, params: PyTree, options: HessianOptions, name: str = "eigenpairs") -> Eigenpairs:
-    """As many eigenpairs as asked for, or the first of more."""
+    """The eigenpairs asked for; of more in the folder, the first."""
     k = options.top
-    found = kept.result(
+    pairs = kept.result(
         options.out / f"{name}.npz",
         operator.recipe,
         partial(eigen.eigenpairs, operator, _key(options, 0), k, which=options.which, tol=options.tol),
         {**hessian_settings(options), "which": options.which, "tol": f"{options.tol:g}"},
         unfinished={"number of eigenpairs": str(k)},
-        enough=lambda pairs: pairs.num >= k,
+        accept=lambda pairs: pairs.num >= k,
         like=params,
-        **_ways(options),
+        **_keeping(options),
     )
-    return replace(found, values=found.values[:k], residuals=found.residuals[:k], vectors=found.vectors[:k])
+    return replace(pairs, values=pairs.values[:k], residuals=pairs.residuals[:k], vectors=pairs.vectors[:k])
 
 
 def spectrum(operator: Any, options: HessianOptions) -> Spectrum:
@@ -131,7 +134,7 @@ def spectrum(operator: Any, options: HessianOptions) -> Spectrum:
         operator.recipe,
         partial(quadrature.spectrum, operator, _key(options, 1), steps=options.steps, probes=options.probes),
         {**hessian_settings(options), "steps": str(options.steps), "probes": str(options.probes)},
-        **_ways(options),
+        **_keeping(options),
     )
 
 
@@ -142,11 +145,11 @@ def trace(operator: Any, options: HessianOptions) -> Estimate:
         key = _key(options, 2)
         return asdict(estimates.trace(operator, key, method=options.trace, rtol=options.rtol, progress=progress))
 
-    made = {**hessian_settings(options), "trace": options.trace, "rtol": f"{options.rtol:g}"}
-    return Estimate(**_numbers("trace", operator, compute, made, options))
+    settings = {**hessian_settings(options), "trace": options.trace, "rtol": f"{options.rtol:g}"}
+    return Estimate(**_numbers("trace", operator, compute, settings, options))
 
 
-def by_layer(problem: Problem, operator: Any, options: HessianOptions) -> tuple[layers.Layer, ...]:
+def layer_rows(problem: Problem, operator: Any, options: HessianOptions) -> tuple[layers.Layer, ...]:
     """Trace and extreme eigenvalues layer by layer."""
 
     def compute(progress: Any) -> list[dict[str, Any]]:
@@ -167,19 +170,29 @@ def by_layer(problem: Problem, operator: Any, options: HessianOptions) -> tuple[
 
 
 def _key(options: HessianOptions, part: int) -> jax.Array:
+    """The random key of a part."""
     return jax.random.fold_in(jax.random.key(options.seed), part)
 
 
-def _ways(options: HessianOptions) -> dict[str, Any]:
-    """How a result that can be continued is kept."""
-    again = "the same command without --overwrite" if options.overwrite else "the same command"
-    return {"overwrite": options.overwrite, "again": again, "bar": partial(_bar, estimate=True), "say": say}
+def _keeping(options: HessianOptions) -> dict[str, Any]:
+    """Arguments of ``kept.result``: overwriting, messages and a progress bar."""
+    repeat = "the same command without --overwrite" if options.overwrite else "the same command"
+    return {
+        "overwrite": options.overwrite,
+        "repeat": repeat,
+        "bar": partial(_bar, estimate=True),
+        "report": print_message,
+    }
 
 
-def _numbers(name: str, operator: Any, compute: Any, made: dict[str, str], options: HessianOptions) -> Any:
+def _numbers(name: str, operator: Any, compute: Any, settings: dict[str, str], options: HessianOptions) -> Any:
+    """Numbers of the file ``name.json``, or computed and kept there."""
     path = options.out / f"{name}.json"
-    return kept.numbers(path, operator.recipe, compute, made, overwrite=options.overwrite, bar=_bar, say=say)
+    return kept.numbers(
+        path, operator.recipe, compute, settings, overwrite=options.overwrite, bar=_bar, report=print_message
+    )
 
 
 def _bar(name: str, estimate: bool = False) -> Any:
+    """The progress bar of a part, in products."""
     return bar(name, unit="products", estimate=estimate)

@@ -1,4 +1,4 @@
-"""Errors in the words of the command line: whose they are, and its options in place of the library's arguments."""
+"""Turns errors into messages of the command line, with its options in place of the library's arguments."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from lla_jax.core.recipes import Differs
 
 LIBRARY = Path(str(lla_jax.__file__)).parent
-ELSEWHERE = "choose another --out, or --overwrite it"
-_CHANGED = {
+REMEDY = "choose another --out, or --overwrite it"
+_NAMES = {
     "params": "parameters",
     "state": "state (BatchNorm)",
     "noise": "random key of the loss",
@@ -25,19 +25,19 @@ _CHANGED = {
 }
 
 
-def by_user(error: Exception) -> bool:
-    """Whether the user can mend it, since we raised it with a message, rather than what we called."""
-    return isinstance(error, Mistake | OSError) or (isinstance(error, ValueError) and _by_us(error))
+def is_mistake(error: Exception) -> bool:
+    """Whether an error is a mistake of the user: this library raised it, not the code that it called."""
+    return isinstance(error, Mistake | OSError) or (isinstance(error, ValueError) and _is_ours(error))
 
 
-def words(error: Exception, options: Any) -> str:
-    """A mistake of the user, in a message.
+def message(error: Exception, options: Any) -> str:
+    """The message for a mistake of the user.
 
     Args:
       error: raised by a verb.
       options: of the verb.
     """
-    if not isinstance(error, ValueError):  # and nothing has to import jax
+    if not isinstance(error, ValueError):  # these need no jax
         return str(error)
     from lla_jax.core.arguments import Misuse
     from lla_jax.core.recipes import Differs
@@ -45,14 +45,14 @@ def words(error: Exception, options: Any) -> str:
 
     match error:
         case Differs(path=Path()):
-            return f"{error.path} was made with other {_changed(error)}\n{ELSEWHERE}"
+            return f"{error.path} was made with other {_changes(error)}\n{REMEDY}"
         case Incomplete():
             return (
-                f"{error.path} is not complete, it lacks {error.lacks}. Run what computes it again, which goes on from "
-                "here, or take what there is with --partial"
+                f"{error.path} is not complete, it lacks {error.lacks}. Repeat the command that computes it, which "
+                "continues from here, or merge what there is with --partial"
             )
         case Misuse(argument="path", path=Path()) if isinstance(options, HessianOptions | LandscapeOptions):
-            return f"{error.text}\n{ELSEWHERE}"
+            return f"{error.text}\n{REMEDY}"
         case Misuse(path=Path()):
             return error.text
         case Misuse() if (option := error.argument.removeprefix("execution.")) in vars(options):
@@ -60,18 +60,19 @@ def words(error: Exception, options: Any) -> str:
     return str(error)
 
 
-def _changed(error: Differs) -> str:
-    """What is not the same as in the folder."""
-    if error.argument == "made":
+def _changes(error: Differs) -> str:
+    """The options, or the parts of the problem, that differ from those in the folder."""
+    if error.argument == "settings":
         return "options: " + ", ".join(f"{name} {text}" for name, text in error.changed.items())
     if error.argument != "store":
         return ", ".join(error.changed)
-    names = [name for name in error.changed if name != "directions" or "params" not in error.changed]  # these follow
-    return ", ".join(_CHANGED.get(name, name) for name in names)
+    # other parameters make other directions
+    names = [name for name in error.changed if name != "directions" or "params" not in error.changed]
+    return ", ".join(_NAMES.get(name, name) for name in names)
 
 
-def where(error: BaseException) -> str:
-    """An error in the user's code in a line: what it is, and the last line of theirs that it passed through."""
+def locate(error: BaseException) -> str:
+    """An error of the user's code as one line: its kind, its message, and the last line of that code."""
     frames = traceback.extract_tb(error.__traceback__)
     installed = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
     foreign = (*installed, str(LIBRARY), "<frozen")
@@ -79,5 +80,6 @@ def where(error: BaseException) -> str:
     return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
 
 
-def _by_us(error: BaseException) -> bool:
+def _is_ours(error: BaseException) -> bool:
+    """Whether a line of this library raised the error."""
     return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(str(LIBRARY))

@@ -1,7 +1,7 @@
-"""``lla-jax <verb>``: landscapes and curvature from the command line.
+"""Runs the command line ``lla-jax VERB``; each verb is a function of its options, a dataclass in ``cli.options``.
 
-Each verb is a function of its options, a dataclass in ``cli.options``. jax and matplotlib are imported inside the
-functions, after the environment that jax reads at its start is set, and so that ``lla-jax --help`` is immediate.
+jax and matplotlib are imported inside the functions: after the environment that jax reads at its start is set, and so
+that ``lla-jax --help`` is immediate.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tyro
 
 from lla_jax._version import __version__
 from lla_jax.cli import errors
+from lla_jax.cli.environment import make_folder, prepare_jax
 from lla_jax.cli.options import (
     DemoOptions,
     HessianOptions,
@@ -30,6 +31,7 @@ from lla_jax.cli.options import (
     check_hessian,
     check_normalize,
     check_pictures,
+    mistake,
     normalization,
     points,
     ranges,
@@ -37,7 +39,8 @@ from lla_jax.cli.options import (
     settings,
     shard,
 )
-from lla_jax.cli.terminal import bar, load_problem, plain_warnings, prepare_jax, say, told, writable
+from lla_jax.cli.problems import load_problem
+from lla_jax.cli.terminal import bar, plain_warnings, print_message, show_log
 from lla_jax.core.text import duration
 
 if TYPE_CHECKING:
@@ -82,23 +85,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         with plain_warnings():
             verbs[type(options)](options)
     except KeyboardInterrupt:
-        say("interrupted")
+        print_message("interrupted")
         return INTERRUPTED
     except Exception as error:
         if options.debug:
             raise
-        mistake = errors.by_user(error)
-        text = errors.words(error, options) if mistake else errors.where(error)
-        say(f"error: {text}\n(--debug shows where it comes from)")
-        return MISUSE if mistake else FAILURE
+        is_mistake = errors.is_mistake(error)
+        text = errors.message(error, options) if is_mistake else errors.locate(error)
+        print_message(f"error: {text}\n(--debug shows where it comes from)")
+        return MISUSE if is_mistake else FAILURE
     return 0
 
 
 def demo(options: DemoOptions) -> None:
-    """Trains the embedded problem and draws its landscapes into ``options.out``."""
+    """Train the embedded problem and draw its landscapes into ``options.out``."""
     if options.points < 3:
-        raise Mistake(f"--points {options.points} must be at least 3 to draw a surface")
-    out = writable(options.out)
+        raise mistake("points", options.points, "at least 3, to draw a surface")
+    out = make_folder(options.out)
     from lla_jax.demo import tour
 
     start = time.perf_counter()
@@ -109,27 +112,27 @@ def demo(options: DemoOptions) -> None:
 
 
 def landscape(options: LandscapeOptions) -> None:
-    """Computes the landscape of a user's problem into ``options.out``, or continues an interrupted one."""
+    """Compute the landscape of a user's problem into ``options.out``, or continue an interrupted one."""
     check_grid(options)
     check_axes(options)
     check_normalize(options)
     check_pictures(options, options.dims)
-    share, made = shard(options), settings(options)
-    out = writable(options.out)
+    this_shard, chosen = shard(options), settings(options)
+    out = make_folder(options.out)
     from lla_jax import evaluate, grid, save
     from lla_jax.cli import stores
     from lla_jax.core.types import Execution
 
     _check_devices(options.devices)
-    stores.begin(out, made, options.overwrite)
+    stores.begin(out, chosen, options.overwrite)
     problem = load_problem(options.problem)
     axes = make_axes(problem, options)
     if options.axes == "checkpoints" and options.batch_stats == "frozen" and _has_state(problem):
-        say(
-            "note: the model has state; if it is BatchNorm's, that of the checkpoints differs: --batch-stats reestimate"
+        _print_note(
+            "the model has state; if it is BatchNorm's, that of the checkpoints differs: use --batch-stats reestimate"
         )
     try:
-        with bar("landscape") as progress, told():
+        with bar("landscape") as progress, show_log():
             result = evaluate(
                 problem.loss,
                 problem.params,
@@ -144,118 +147,125 @@ def landscape(options: LandscapeOptions) -> None:
                 execution=Execution(devices="all" if options.devices is None else options.devices),
                 progress=progress,
                 store=out,
-                shard=share,
+                shard=this_shard,
             )
     except KeyboardInterrupt:
-        stores.tell_kept(out, made, options.problem)
+        stores.report_interruption(out, chosen, options.problem)
         raise
-    stores.note(out, made, options.problem)
+    stores.write_settings(out, chosen, options.problem)
     if not result.recipe["complete"]:
         print(f"Shard {options.shard} is finished.\n{stores.status(out)}\nWhen all are: lla-jax merge {out}")
         return
-    finished = save(result, out / "landscape.npz")
-    for path in out.glob("landscape.partial*"):
-        path.unlink(missing_ok=True)
+    path = save(result, out / "landscape.npz")
+    for partial in out.glob("landscape.partial*"):
+        partial.unlink(missing_ok=True)
     _print_numbers(result)
-    _print_results([finished])
+    _print_results([path])
     _print_results(draw(result, out, cap=options.cap, log=scale(options)), "Pictures")
 
 
 def hessian(options: HessianOptions) -> None:
-    """Computes the curvature of a user's problem into ``options.out``, or continues an interrupted run."""
+    """Compute the curvature of a user's problem into ``options.out``, or continue an interrupted computation."""
     check_hessian(options)
-    out = writable(options.out)
+    out = make_folder(options.out)
     from lla_jax.cli import curvature
     from lla_jax.output import kept, pictures
 
     _check_devices(options.devices)
-    with told():
-        found = curvature.run(load_problem(options.problem), options)
-    results = curvature.write(found, out)
-    if not kept.is_writer():  # of several processes one speaks
+    with show_log():
+        results = curvature.compute_parts(load_problem(options.problem), options)
+    files = curvature.write(results, out)
+    if not kept.is_writer():  # one of several processes prints
         return
     print((out / "hessian.txt").read_text(encoding="utf-8"))
-    _print_results([*results, out / "eigenpairs.npz", out / "spectrum.npz"])
-    _print_results(pictures.draw_curvature(found, out), "Pictures")
+    _print_results([*files, out / "eigenpairs.npz", out / "spectrum.npz"])
+    _print_results(pictures.draw_curvature(results, out), "Pictures")
 
 
 def merge(options: MergeOptions) -> None:
-    """Puts together what is in a store, and draws it."""
+    """Merge the chunks of a store into its result, and draw it."""
     from lla_jax.cli import stores
     from lla_jax.core.types import Landscape
 
-    found, paths = stores.merge(options.folder, options.partial)
-    if not isinstance(found, Landscape):
-        print(found)
+    result, paths = stores.merge(options.folder, options.partial)
+    if not isinstance(result, Landscape):  # the table of a sweep
+        print(result)
         _print_results(paths[-1:])
         return
-    check_pictures(options, found.dims)
-    _print_numbers(found)
+    check_pictures(options, result.dims)
+    _print_numbers(result)
     _print_results(paths)
     stem = paths[0].name.removesuffix(".npz")
-    _print_results(draw(found, options.folder, stem, cap=options.cap, log=scale(options)), "Pictures")
+    _print_results(draw(result, options.folder, stem, cap=options.cap, log=scale(options)), "Pictures")
 
 
 def status(options: StatusOptions) -> None:
-    """Says how far a store is."""
+    """Print how far a store is."""
     from lla_jax.cli import stores
 
     print(stores.status(options.folder))
 
 
 def plot(options: PlotOptions) -> None:
-    """Draws a saved result again."""
+    """Draw a saved result again."""
     from lla_jax import load
     from lla_jax.core.types import Landscape
 
     if not options.file.exists():
-        raise Mistake(f"{options.file} does not exist")
+        raise Mistake(f"{options.file} does not exist; pass a result that lla-jax or lla_jax.save wrote")
     saved = load(options.file)
     if not isinstance(saved, Landscape):
         _plot_curvature(saved, options)
         return
     check_pictures(options, saved.dims)
     if options.value not in saved.values:
-        raise Mistake(f"--value {options.value!r} is not in {options.file}; it has {', '.join(saved.values)}")
-    out = writable(options.out or options.file.parent)
+        raise mistake("value", repr(options.value), f"in {options.file}, which has {', '.join(saved.values)}")
+    out = make_folder(options.out or options.file.parent)
     paths = draw(
         saved, out, options.file.stem, options.value, cap=options.cap, log=scale(options), suffix=options.format
     )
     if not paths:
-        raise Mistake(f"{options.file} could not be drawn")
+        raise Mistake(f"{options.file} has no picture that could be drawn; the messages above say why")
     _print_results(paths)
 
 
 def _plot_curvature(saved: Any, options: PlotOptions) -> None:
-    """Eigenpairs or a spectrum."""
+    """Draw eigenpairs or a spectrum again."""
     from lla_jax.core.types import Eigenpairs, Spectrum
     from lla_jax.output import pictures
 
     if not isinstance(saved, Eigenpairs | Spectrum):
-        raise Mistake(f"{options.file} holds {type(saved).__name__}, of which there is no picture")
-    useless = {"--value": options.value != "loss", "--cap": options.cap is not None, "--log": options.log}
-    if given := [name for name, yes in (useless | {"--no-log": options.no_log}).items() if yes]:
-        raise Mistake(f"{given[0]} is for landscapes, and {options.file} holds {type(saved).__name__}: leave it out")
-    path = writable(options.out or options.file.parent) / f"{options.file.stem}.{options.format}"
+        kind = type(saved).__name__
+        raise Mistake(f"{options.file} holds {kind}, which has no picture; pass a landscape, eigenpairs or a spectrum")
+    useless = {
+        "--value": options.value != "loss",
+        "--cap": options.cap is not None,
+        "--log": options.log,
+        "--no-log": options.no_log,
+    }
+    if given := [name for name, is_given in useless.items() if is_given]:
+        kind = type(saved).__name__
+        raise Mistake(f"{given[0]}: given, but it is for landscapes, and {options.file} holds {kind}; leave it out")
+    path = make_folder(options.out or options.file.parent) / f"{options.file.stem}.{options.format}"
     pictures.figure_of(saved).savefig(path)
     _print_results([path], "Pictures")
 
 
-# What the verbs are made of
+# --- the parts of the verbs
 
 
 def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
     """The directions that the options ask for, selected and normalized.
 
     Args:
-      problem: gives parameters, optimizer state, checkpoints.
+      problem: its parameters, optimizer state and checkpoints make the directions.
       options: of the command line.
 
     Returns:
       ``options.dims`` directions.
 
     Raises:
-      Mistake: if the problem lacks what these axes are made of.
+      Mistake: if the problem has no checkpoints or no optimizer state for these axes.
     """
     import jax
 
@@ -269,21 +279,22 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
     elif options.axes == "checkpoints":
         if len(problem.checkpoints) < dims:
             raise Mistake(
-                f"--axes checkpoints --dims {dims} needs {dims} entries in Problem.checkpoints, it has "
-                f"{len(problem.checkpoints)}: add some, or use fewer --dims"
+                f"--axes: checkpoints given, which needs {dims} entries in Problem.checkpoints for --dims {dims}, "
+                f"and there are {len(problem.checkpoints)}: add some, or use fewer --dims"
             )
         names = ["trained", *(f"checkpoint {i + 1}" for i in range(len(problem.checkpoints[:dims])))]
         axes = derived.between(params, *problem.checkpoints[:dims], names=names)
     elif options.axes == "adam":
         if problem.opt_state is None:
             raise Mistake(
-                "--axes adam needs Problem.opt_state, the optax state at the end of training: set it in the factory"
+                "--axes: adam given, which needs Problem.opt_state, the optax state at the end of training; set it in "
+                "the factory"
             )
         axes = derived.adam_moments(problem.opt_state, params)
     elif options.axes == "hessian":
         from lla_jax.cli import curvature
 
-        axes = curvature.axes(problem, options)
+        axes = curvature.make_axes(problem, options)
     else:
         axes = derived.gradient(problem.loss, params, problem.data, batch_size=options.batch_size)
         if dims > 1:
@@ -317,42 +328,44 @@ def draw(
     log: bool | None = None,
     suffix: str = "png",
 ) -> list[Path]:
-    """The pictures of a landscape, as ``pictures.draw_landscape`` saves them, with messages in terms of options."""
+    """Save the pictures of a landscape by ``pictures.draw_landscape``, with messages that name options."""
     from lla_jax.output import pictures
 
     logarithmic, span = pictures.choose_scale(result, value, cap=cap, log=log)
     if log and not logarithmic:
-        _note(f"--log needs values above 0 ({span}); the pictures are linear")
+        _print_note(f"--log: given, but a logarithm needs values above 0 ({span}); the pictures are linear")
     elif log is None and logarithmic:
-        _note(f"the pictures are logarithmic ({span}); --no-log draws them linearly")
-    return pictures.draw_landscape(result, out, stem, value, cap=cap, log=logarithmic, suffix=suffix, say=_note)
+        _print_note(f"the pictures are logarithmic ({span}); --no-log draws them linearly")
+    return pictures.draw_landscape(
+        result, out, stem, value, cap=cap, log=logarithmic, suffix=suffix, report=_print_note
+    )
 
 
-def _note(text: str) -> None:
-    say(f"note: {text}")
-
-
-# What is checked before anything is computed
+def _print_note(text: str) -> None:
+    print_message(f"note: {text}")
 
 
 def _check_devices(devices: int | None) -> None:
-    if devices is None:  # and a problem that joins a group of processes does so before jax starts
+    """Refuse a number of devices that jax does not have."""
+    if devices is None:  # jax is not asked: a problem may join a group of processes before jax starts
         return
     import jax
 
     local = jax.local_devices()
     if not 1 <= devices <= len(local):
         kind = "CPU cores, one device each" if local[0].platform == "cpu" else f"{local[0].platform.upper()} devices"
-        raise Mistake(f"--devices {devices} must be 1 to {len(local)}, the number of {kind}; or leave it out")
+        raise mistake("devices", devices, f"from 1 to {len(local)}, the number of {kind}; or leave it out")
 
 
 def _has_state(problem: Problem) -> bool:
+    """Whether the model has state, such as BatchNorm statistics."""
     import jax
 
     return bool(jax.tree.leaves(getattr(problem.loss, "state", None)))
 
 
 def _print_numbers(result: Landscape) -> None:
+    """Print the size of a landscape and the range of each of its values."""
     import numpy as np
 
     print(f"{' x '.join(map(str, result.shape))} points")
@@ -361,8 +374,8 @@ def _print_numbers(result: Landscape) -> None:
         print(f"  {name}: {finite.min():.6g} to {finite.max():.6g}" if finite.size else f"  {name}: nowhere finite")
 
 
-def _print_results(paths: Sequence[Path], what: str = "Results") -> None:
-    print(f"{what}:", *paths, sep="\n  ")
+def _print_results(paths: Sequence[Path], heading: str = "Results") -> None:
+    print(f"{heading}:", *paths, sep="\n  ")
 
 
 if __name__ == "__main__":

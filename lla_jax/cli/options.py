@@ -1,15 +1,13 @@
-"""The options of the command line: what can be asked for, what is refused before anything is computed, what it means.
+"""Defines the options of the command line, checks them before anything is computed, and says what they stand for.
 
-Importing this imports no jax. The strings below the fields are the help texts.
+This module imports no jax. The strings below the fields are the help texts.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,16 +18,18 @@ ADAM_B = (0.1, 2.0)  # as in modes.all_modes
 
 
 class Mistake(Exception):
-    """Something the user can mend; shown as one message instead of a traceback."""
+    """An error that the user can correct; shown as one message instead of a traceback."""
 
 
-def cores() -> int:
-    """Cores this process may use; a container's quota counts, since affinity does not show it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
+def mistake(option: str, value: Any, rule: str) -> Mistake:
+    """The error for an option that breaks a rule: ``--option: VALUE given; it must be RULE``.
+
+    Args:
+      option: its name, without the dashes.
+      value: what was given.
+      rule: what the option must be, with an example or another remedy.
+    """
+    return Mistake(f"--{option}: {value} given; it must be {rule}")
 
 
 def _optional(metavar: str, default: str) -> Any:
@@ -43,7 +43,7 @@ class DemoOptions:
     out: Path = Path("lla-demo")
     """Folder for the pictures and results."""
     seed: int = 0
-    """Of the network, its training and the random directions."""
+    """Seed of the network, its training and the random directions."""
     points: int = 41
     """Points per axis of the line and the plane; an odd number puts one on the trained network."""
     debug: bool = False
@@ -55,17 +55,17 @@ class LandscapeOptions:
     """Compute and draw the loss landscape around your own network.
 
     Write a function without arguments that returns lla_jax.Problem(loss, params, data), and name it: --problem
-    my_module:my_function. Or try --problem lla_jax.demo:problem. However it was interrupted (Ctrl-C, a kill, a full
-    disk), the same command goes on; with a wider or denser grid it reuses the points there are.
+    my_module:my_function. Or try --problem lla_jax.demo:problem. After any interruption (Ctrl-C, a kill, a full disk)
+    the same command continues; with a wider or denser grid it reuses the points there are.
     """
 
     problem: str
     """The factory, MODULE:FUNCTION or FILE.py:FUNCTION; modules are also looked for in the current folder."""
     out: Path = Path("run")
-    """Folder for the chunks that are finished, the result (landscape.npz) and the pictures."""
+    """Folder for the finished chunks, the result (landscape.npz) and the pictures."""
     axes: Literal["random", "hessian", "adam", "gradient", "checkpoints"] = "random"
-    """Random Gaussian; eigenvectors of the Hessian; Adam's moments m and v; the gradient and an orthogonal one;
-    differences to the checkpoints."""
+    """Random Gaussian directions; eigenvectors of the Hessian; Adam's moments m and v; the gradient and a direction
+    orthogonal to it; differences to the checkpoints."""
     which: Annotated[
         Literal["magnitude", "largest", "smallest", "ends"] | None,
         _optional("{magnitude,largest,smallest,ends}", "magnitude"),
@@ -101,17 +101,17 @@ class LandscapeOptions:
     batch_stats: Literal["frozen", "batch", "reestimate"] = "frozen"
     """BatchNorm statistics: as trained, of each batch, or re-estimated at each point (best between checkpoints)."""
     seed: int = 0
-    """Of the random directions."""
+    """Seed of the random directions."""
     devices: Annotated[int | None, _optional("INT", "all; on a CPU, one per core")] = None
-    """Number of devices among which the points are split."""
+    """Number of devices that the points are split over."""
     shard: Annotated[str | None, _optional("I/N", "all")] = None
-    """Compute only share I of N, such as 3/16, beside other processes with the same --out; then lla-jax merge."""
+    """Compute only shard I of N, such as 3/16, beside other processes with the same --out; then run lla-jax merge."""
     cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
-    """In the pictures, draw values above this as this (planes and volumes); the saved values are untouched."""
+    """In the pictures, draw larger values as this one (planes and volumes); the saved values stay as they are."""
     log: bool = False
-    """Logarithmic scale in the pictures. Without --log, --no-log and --cap: if positive values span over 1000-fold."""
+    """Logarithmic scale in the pictures; by default it is chosen if positive values span a factor over 1000."""
     no_log: bool = False
-    """Linear scale in the pictures, however far the values spread."""
+    """Linear scale in the pictures, however far the values span."""
     overwrite: bool = False
     """Start anew even if the folder has a result, finished or interrupted."""
     debug: bool = False
@@ -120,9 +120,9 @@ class LandscapeOptions:
 
 @dataclass(frozen=True)
 class HessianOptions:
-    """Compute the curvature of your own network: eigenvalues, spectral density, trace, criteria, shares of the layers.
+    """Compute the curvature of your own network: eigenvalues, spectral density, trace, criteria, and layer by layer.
 
-    --problem is as for the verb landscape. After Ctrl-C the same command goes on where it was.
+    --problem is as for the verb landscape. After Ctrl-C the same command continues.
     """
 
     problem: str
@@ -143,22 +143,22 @@ class HessianOptions:
     probes: int = 4
     """Random vectors of the spectral density; more than one gives its criteria a standard error."""
     trace: Literal["xtrace", "hutch++", "hutchinson"] = "xtrace"
-    """How the trace is estimated. The first two hold a vector of the parameters' size for each draw and need far fewer
-    of them; hutchinson holds two."""
+    """Method that estimates the trace. xtrace and hutch++ hold a vector of the parameters' size for each draw and need
+    far fewer draws; hutchinson holds two vectors."""
     rtol: float = 0.02
-    """Standard error of the trace, relative to it, at which its estimate stops."""
+    """Standard error of the trace, relative to the trace, at which the estimate stops."""
     layers: bool = False
-    """Also trace and extreme eigenvalues of every layer's block: some ten products for each layer."""
+    """Also compute trace and extreme eigenvalues of every layer's block: some ten products for each layer."""
     select: Annotated[tuple[str, ...], _optional("GLOB [GLOB ...]", "all parameters")] = ()
-    """Only the block of parameters whose path matches one of these, such as '**/kernel' (quoted)."""
-    batch_size: Annotated[int | None, _optional("INT", "what suits the machine")] = None
+    """Take only the block of parameters whose path matches one of these, such as '**/kernel' (quoted)."""
+    batch_size: Annotated[int | None, _optional("INT", "as suits the machine")] = None
     """Examples per block of a product."""
     batch_stats: Literal["frozen", "batch"] = "frozen"
     """BatchNorm statistics: as trained, or of each batch."""
     seed: int = 0
-    """Of the random vectors."""
+    """Seed of the random vectors."""
     devices: Annotated[int | None, _optional("INT", "all accelerators; on a CPU one, with all cores")] = None
-    """Number of devices among which the examples are split."""
+    """Number of devices that the examples are split over."""
     overwrite: bool = False
     """Start anew even if the folder has results, finished or interrupted."""
     debug: bool = False
@@ -174,13 +174,13 @@ class PlotOptions:
     out: Annotated[Path | None, _optional("PATH", "that of the file")] = None
     """Folder for the pictures."""
     value: str = "loss"
-    """What to draw, such as accuracy or test_loss."""
+    """Name of the values to draw, such as accuracy or test_loss."""
     cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
-    """Draw values above this as this (planes and volumes)."""
+    """Draw larger values as this one (planes and volumes)."""
     log: bool = False
-    """Logarithmic scale. Without --log, --no-log and --cap: if positive values span over 1000-fold."""
+    """Logarithmic scale; by default it is chosen if positive values span a factor over 1000 and there is no --cap."""
     no_log: bool = False
-    """Linear scale, however far the values spread."""
+    """Linear scale, however far the values span."""
     format: Literal["png", "pdf", "svg"] = "png"
     """Kind of picture file."""
     debug: bool = False
@@ -189,28 +189,28 @@ class PlotOptions:
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """Put together what several processes computed: the result and its pictures, from the chunks in a folder.
+    """Merge what several processes computed: the result and its pictures, from the chunks in a folder.
 
-    A sweep made with lla_jax.sweep gives a landscape.npz in each of its folders, and table.csv.
+    For a sweep made with lla_jax.sweep, a landscape.npz is written into each of its folders, and table.csv.
     """
 
     folder: tyro.conf.Positional[Path]
     """The --out of lla-jax landscape, or the store= of lla_jax.evaluate and sweep."""
     partial: bool = False
-    """Take what there is, even if chunks are missing: landscape.partial.npz."""
+    """Merge the chunks there are, even if some are missing, into landscape.partial.npz."""
     cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
-    """Draw values above this as this (planes and volumes)."""
+    """Draw larger values as this one (planes and volumes)."""
     log: bool = False
-    """Logarithmic scale. Without --log, --no-log and --cap: if positive values span over 1000-fold."""
+    """Logarithmic scale; by default it is chosen if positive values span a factor over 1000 and there is no --cap."""
     no_log: bool = False
-    """Linear scale, however far the values spread."""
+    """Linear scale, however far the values span."""
     debug: bool = False
     """Show the whole traceback of an error."""
 
 
 @dataclass(frozen=True)
 class StatusOptions:
-    """Say how far the runs over a folder are: chunks, writers, damage, time left."""
+    """Say how far the computation in a folder is: chunks, writers, damage, time left."""
 
     folder: tyro.conf.Positional[Path]
     """The --out of lla-jax landscape, or the store= of lla_jax.evaluate and sweep."""
@@ -228,58 +228,96 @@ Options = (
 )
 
 
-# What is checked before anything is computed, and what the options mean
+# --- checks, made before anything is computed
 
 
 def check_grid(options: LandscapeOptions) -> None:
+    """Refuse options of the grid that contradict each other or the axes."""
     dims = options.dims
     if len(options.points) not in (1, dims):
-        raise Mistake(f"--points has {len(options.points)} numbers; give one, or one for each of the {dims} axes")
-    if min(options.points) < 1:
-        raise Mistake(f"--points {min(options.points)} must be at least 1")
+        raise mistake("points", f"{len(options.points)} numbers", f"one, or one for each of the {dims} axes (--dims)")
+    _check_least("points", min(options.points), 1, "such as 41")
     if options.extent is not None and not (math.isfinite(options.extent) and options.extent > 0):
-        raise Mistake(f"--extent {options.extent} must be a positive number")
+        raise mistake("extent", options.extent, "a positive number, such as 1")
     if options.range and options.extent is not None:
-        raise Mistake("--range and --extent both say how far the axes reach: give one of them")
+        raise Mistake("--range: given with --extent; both say how far the axes reach, so give one of them")
     if options.range and len(options.range) != dims:
-        raise Mistake(f"--range has {len(options.range)} pairs; give one for each of the {dims} axes")
+        rule = f"one pair for each of the {dims} axes (--dims), such as -1 1"
+        raise mistake("range", f"{len(options.range)} pairs", rule)
     for low, high in options.range:
         if not -math.inf < low < high < math.inf:
-            raise Mistake(f"--range {low:g} {high:g} must be two finite numbers, the lower one first")
+            raise mistake("range", f"{low:g} {high:g}", "two finite numbers, the lower one first, such as -1 1")
     if options.rule == "adam" and (options.axes != "adam" or dims != 2):
-        raise Mistake("--rule adam is a function of Adam's two moments: it needs --axes adam --dims 2")
-    if options.rule == "adam" and ranges(options)[1][0] <= 0:
-        raise Mistake(
-            "--range: the second axis of --rule adam, b, must be above 0: the rule divides by its square root"
-        )
-    if options.batch_size is not None and options.batch_size < 1:
-        raise Mistake(f"--batch-size {options.batch_size} must be at least 1")
-    if options.seed and not _draws(options):
-        raise Mistake(f"--seed {options.seed} does nothing: none of these axes is random; leave it out")
+        raise Mistake("--rule: adam given, which is a function of Adam's two moments; it needs --axes adam --dims 2")
+    if options.rule == "adam" and (b := ranges(options)[1])[0] <= 0:
+        rule = "above 0, because --rule adam divides by its square root"
+        raise mistake("range", f"{b[0]:g} {b[1]:g} for the second axis, b,", rule)
+    _check_least("batch-size", options.batch_size, 1, "or leave it out")
+    if options.seed and not _is_random(options):
+        raise Mistake(f"--seed: {options.seed} given, but none of these axes is random; leave it out")
 
 
 def check_axes(options: LandscapeOptions) -> None:
+    """Refuse --which where there are no eigenvectors to choose."""
     if options.which and options.axes != "hessian":
-        raise Mistake(f"--which {options.which} chooses eigenvectors: it needs --axes hessian")
+        raise Mistake(f"--which: {options.which} given, which chooses eigenvectors; it needs --axes hessian")
     if options.which == "ends" and options.dims != 2:
-        raise Mistake("--which ends has two axes, the largest and the smallest eigenvalue's: it needs --dims 2")
+        raise Mistake("--which: ends given, which are the eigenvectors at both ends, two axes; it needs --dims 2")
 
 
 def check_hessian(options: HessianOptions) -> None:
-    for name, least in (("top", 1), ("steps", 2), ("probes", 1)):
-        if getattr(options, name) < least:
-            raise Mistake(f"--{name} {getattr(options, name)} must be at least {least}")
-    for name in ("tol", "rtol"):
+    """Refuse numbers out of bounds, and --layers of another matrix than the complete Hessian."""
+    _check_least("top", options.top, 1, "such as 5")
+    _check_least("steps", options.steps, 2, "such as 100")
+    _check_least("probes", options.probes, 1, "such as 4")
+    for name, example in (("tol", 0.001), ("rtol", 0.02)):
         if not 0 < getattr(options, name) < 1:
-            raise Mistake(f"--{name} {getattr(options, name)} must lie between 0 and 1")
-    if options.batch_size is not None and options.batch_size < 1:
-        raise Mistake(f"--batch-size {options.batch_size} must be at least 1")
+            raise mistake(name, getattr(options, name), f"between 0 and 1, such as {example}")
+    _check_least("batch-size", options.batch_size, 1, "or leave it out")
     if options.layers and (options.matrix != "hessian" or options.select):
-        raise Mistake("--layers has the blocks of the whole Hessian: leave --matrix and --select out")
+        raise Mistake("--layers: given, but it takes the blocks of the full Hessian; leave --matrix and --select out")
+
+
+def check_normalize(options: LandscapeOptions) -> None:
+    """Refuse a normalization of axes that must keep their lengths, and options of it that have no effect."""
+    by = normalization(options)
+    if by != "none" and options.rule == "adam":
+        raise Mistake(f"--normalize: {by} given, but --rule adam takes the moments as they are; leave it out")
+    if by != "none" and options.axes == "checkpoints":
+        raise Mistake(
+            f"--normalize: {by} given, but --axes checkpoints has the checkpoints at 1, which scaled axes would miss; "
+            "leave --normalize out"
+        )
+    if options.order and by in ("none", "weight"):
+        raise Mistake(f"--order: {options.order} given, but --normalize {by} takes no norm; leave it out")
+    if options.one_dim and (by == "none" or (options.one_dim == "entry" and by in ("weight", "model"))):
+        raise Mistake(f"--one-dim: {options.one_dim} given, which has no effect with --normalize {by}; leave it out")
+
+
+def check_pictures(options: LandscapeOptions | MergeOptions | PlotOptions, dims: int) -> None:
+    """Refuse --log with --no-log, and a --cap that cannot be drawn."""
+    if options.log and options.no_log:
+        raise Mistake("--log: given with --no-log, which contradicts it; give one of them")
+    if options.cap is None:
+        return
+    if dims == 1:
+        raise Mistake(f"--cap: {options.cap:g} given, but it caps planes and volumes, not lines; leave it out")
+    if not math.isfinite(options.cap) or (options.log and options.cap <= 0):
+        rule = f"a finite number{' above 0, with --log' if options.log else ''}"
+        raise mistake("cap", f"{options.cap:g}", f"{rule}, such as 5")
+
+
+def _check_least(option: str, value: int | None, least: int, remedy: str) -> None:
+    """Refuse an integer below the least allowed; one that is not given may pass."""
+    if value is not None and value < least:
+        raise mistake(option, value, f"at least {least}, {remedy}")
+
+
+# --- the meaning of the options
 
 
 def hessian_settings(options: HessianOptions) -> dict[str, str]:
-    """The options that decide which matrix it is, as they would be typed."""
+    """The options that decide the matrix, as they would be typed."""
     return {
         "matrix": options.matrix,
         "select": " ".join(options.select) or "all",
@@ -288,51 +326,31 @@ def hessian_settings(options: HessianOptions) -> dict[str, str]:
     }
 
 
-def check_normalize(options: LandscapeOptions) -> None:
-    by = normalization(options)
-    if by != "none" and options.rule == "adam":
-        raise Mistake("--rule adam takes the moments as they are: leave --normalize out")
-    if by != "none" and options.axes == "checkpoints":
-        raise Mistake("--axes checkpoints has the checkpoints at 1; scaled axes would miss them: leave --normalize out")
-    if options.order and by in ("none", "weight"):
-        raise Mistake(f"--order {options.order} does nothing: --normalize {by} takes no norm; leave it out")
-    if options.one_dim and (by == "none" or (options.one_dim == "entry" and by in ("weight", "model"))):
-        raise Mistake(f"--one-dim {options.one_dim} does nothing with --normalize {by}; leave it out")
-
-
-def check_pictures(options: LandscapeOptions | MergeOptions | PlotOptions, dims: int) -> None:
-    if options.log and options.no_log:
-        raise Mistake("--log and --no-log contradict each other: give one of them")
-    if options.cap is None:
-        return
-    if dims == 1:
-        raise Mistake(f"--cap {options.cap:g} does nothing: it caps planes and volumes, not lines; leave it out")
-    if not math.isfinite(options.cap) or (options.log and options.cap <= 0):
-        raise Mistake(f"--cap {options.cap:g} must be a finite number{' above 0, with --log' if options.log else ''}")
-
-
 def shard(options: LandscapeOptions) -> tuple[int, int] | None:
-    """--shard as numbers."""
+    """The numbers (I, N) of --shard I/N, or None."""
     if options.shard is None:
         return None
-    found = re.fullmatch(r"(\d+)/(\d+)", options.shard)
-    i, n = map(int, found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"(\d+)/(\d+)", options.shard)
+    i, n = map(int, match.groups()) if match else (0, 0)
     if not 1 <= i <= n:
-        raise Mistake(f"--shard {options.shard} must be I/N with I from 1 to N, such as 3/16")
+        raise mistake("shard", options.shard, "I/N with I from 1 to N, such as 3/16")
     if options.overwrite:
-        raise Mistake("--overwrite would remove what the other shards did: start with an empty --out instead")
+        raise Mistake(
+            "--overwrite: given with --shard; it would remove what the other shards computed, so start with an empty "
+            "--out instead"
+        )
     return i, n
 
 
 def settings(options: LandscapeOptions) -> dict[str, str]:
-    """The options that decide the result, as they would be typed; those without effect are left out."""
+    """The options that decide the result, as they would be typed; options without effect are left out."""
     by = normalization(options)
     settings = {
         "axes": options.axes,
         **({"which": options.which or "magnitude"} if options.axes == "hessian" else {}),
         "dims": str(options.dims),
-        "points": _each(f"{n}" for n in points(options)),
-        "range": _each(f"{low:.12g} {high:.12g}" for low, high in ranges(options)),
+        "points": _join_texts([f"{n}" for n in points(options)]),
+        "range": _join_texts([f"{low:.12g} {high:.12g}" for low, high in ranges(options)]),
         "normalize": by,
         "select": " ".join(options.select) or "all",
         "rule": options.rule,
@@ -341,20 +359,21 @@ def settings(options: LandscapeOptions) -> dict[str, str]:
     }
     if by != "none":
         settings |= {"order": str(options.order or 2), "one-dim": options.one_dim or "vector"}
-    return settings | ({"seed": str(options.seed)} if _draws(options) else {})
+    return settings | ({"seed": str(options.seed)} if _is_random(options) else {})
 
 
-def _each(texts: Iterable[str]) -> str:
-    """One for all axes if they are alike."""
-    texts = list(texts)
+def _join_texts(texts: Sequence[str]) -> str:
+    """The texts of all axes in a line, or one for all axes if they are equal."""
     return " ".join(texts[:1] if len(set(texts)) == 1 else texts)
 
 
 def points(options: LandscapeOptions) -> tuple[int, ...]:
+    """The number of points of each axis."""
     return options.points * options.dims if len(options.points) == 1 else options.points
 
 
 def ranges(options: LandscapeOptions) -> list[tuple[float, float]]:
+    """The two ends of each axis."""
     if options.range:
         return list(options.range)
     if options.axes == "checkpoints" and options.extent is None:
@@ -367,14 +386,16 @@ def ranges(options: LandscapeOptions) -> list[tuple[float, float]]:
 
 
 def normalization(options: LandscapeOptions) -> str:
+    """The normalization asked for, or the default of these axes."""
     raw = options.axes in ("checkpoints", "hessian") or options.rule == "adam"
     return options.normalize or ("none" if raw else "filter")
 
 
-def _draws(options: LandscapeOptions) -> bool:
+def _is_random(options: LandscapeOptions) -> bool:
     """Whether an axis is random."""
     return options.dims > {"random": 0, "gradient": 1, "adam": 2, "checkpoints": 3, "hessian": -1}[options.axes]
 
 
 def scale(options: LandscapeOptions | MergeOptions | PlotOptions) -> bool | None:
+    """True for a logarithmic scale, False for a linear one, None where the values decide."""
     return True if options.log else False if options.no_log else None

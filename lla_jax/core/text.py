@@ -1,25 +1,44 @@
-"""Durations and numbers with their errors, in words."""
+"""Durations, numbers with their errors, and tables, in words."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # the command line reads this before jax starts
-    from lla_jax.core.types import Estimate
+from collections.abc import Collection, Iterable, Sequence
 
 
-def pm(estimate: Estimate) -> str:
-    """A number and its standard error, where that is known."""
-    if math.isnan(estimate.sem):
-        return f"{estimate.mean:.4g}"
-    return f"{estimate.mean:.4g} +- {estimate.sem:.2g}"
+def pm(value: float, error: float, digits: int = 4) -> str:
+    """A number with its standard error or residual, such as ``0.1234 +- 0.0056``.
+
+    Args:
+      value: the number.
+      error: of it; not shown where it is NaN, which says that nobody knows it.
+      digits: significant digits of the value; the error has two.
+    """
+    text = f"{value:.{digits}g}"
+    return text if math.isnan(error) else f"{text} +- {error:.2g}"
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit in which it is easily read."""
+    """A time in the unit in which it is easily read, such as ``0.83 s``, ``12 s``, ``3 min`` or ``1.5 h``."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.2g} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def table(rows: Iterable[Sequence[str]], left: Collection[int] = (0,), indent: int = 0) -> str:
+    """Rows of cells as lines of text with aligned columns, two spaces apart.
+
+    Args:
+      rows: the cells of each row, of equal number; a head is a row like the others.
+      left: the columns of words, which are aligned on the left; all others, of numbers, are aligned on the right.
+      indent: spaces before each row.
+    """
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [text.ljust(w) if i in left else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths))]
+        lines.append(" " * indent + "  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from lla_jax.core.static import static
+from lla_jax.core.text import pm
 
 PyTree = Any
 Recipe = dict[str, Any]
@@ -201,7 +202,7 @@ class Estimate:
     def __repr__(self) -> str:
         if not isinstance(self.mean, float | int | np.number):
             return f"Estimate(of {len(jax.tree.leaves(self.mean))} arrays, num={self.num})"
-        return f"Estimate({self.mean:.6g} +- {self.sem:.2g}, num={self.num})"
+        return f"Estimate({pm(float(self.mean), self.sem, 6)}, num={self.num})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -227,7 +228,7 @@ class Eigenpairs:
     state: dict[str, np.ndarray] | None = None
 
     def __repr__(self) -> str:
-        each = ", ".join(f"{v:.6g} (+- {r:.1g})" for v, r in zip(self.values, self.residuals, strict=True))
+        each = ", ".join(pm(v, r, 6) for v, r in zip(self.values, self.residuals, strict=True))
         return f"Eigenpairs({each}; {self.products} products)"
 
     @property

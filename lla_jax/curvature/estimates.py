@@ -18,6 +18,7 @@ import numpy as np
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.text import pm
 from lla_jax.core.types import Estimate, PyTree
 from lla_jax.curvature import sketches
 from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, halve
@@ -233,7 +234,7 @@ def _driven(
 
 
 def _complaint(recipe: dict[str, Any], now: Round, rtol: float) -> str:
-    found = f"{recipe['kind']}: {now.mean:.6g} +- {now.sem:.2g} from {now.num} draws ({now.products} products)"
+    found = f"{recipe['kind']}: {pm(now.mean, now.sem, 6)} from {now.num} draws ({now.products} products)"
     if now.trouble:
         return f"{found}: it ends there, because {now.trouble}"
     if now.sem <= rtol * abs(now.mean):

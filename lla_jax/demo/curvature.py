@@ -1,4 +1,4 @@
-"""The tour's second half: the Hessian's spectrum and criteria before and after training, and the plane of its axes."""
+"""Computes the second half of the demo: the curvature before and after training, and the plane of Hessian axes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lla_jax import demo
-from lla_jax.core.text import pm
+from lla_jax.core.text import pm, table
 from lla_jax.core.types import Eigenpairs, Problem, Spectrum
 from lla_jax.curvature import operators
 from lla_jax.curvature.eigen import eigenpairs
@@ -21,15 +21,15 @@ from lla_jax.measures import convexity_map, layers, planes
 from lla_jax.measures import spectra as _spectra
 from lla_jax.models import linen
 from lla_jax.output import plotting
-from lla_jax.output.words import criteria, eigenvalue_lines
+from lla_jax.output.words import criteria, eigenvalue_table
 
 STEPS, PROBES, TOP = 60, 4, 5
 EXTENT = 0.5  # of the Hessian axes, which have length 1
 CONVEXITY_POINTS = 7
 
 
-class Curvature(NamedTuple):
-    """What the tour saves of it: results and pictures by file name, and the numbers in words."""
+class CurvaturePart(NamedTuple):
+    """The results and figures of the second half by file name, its eigenpairs, and a text with its numbers."""
 
     pairs: Eigenpairs
     results: dict[str, Any]
@@ -37,13 +37,13 @@ class Curvature(NamedTuple):
     text: str
 
 
-def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: Any) -> Curvature:
-    """Spectra at initialization and after training, eigenpairs, trace, layers, the plane of the top two eigenvectors.
+def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: Any) -> CurvaturePart:
+    """Compute spectra at initialization and after training, eigenpairs, trace, layers and the plane of Hessian axes.
 
     Args:
-      trained: the network, with its variables at initialization.
-      problem: the trained one, as ``demo.problem`` gives it.
-      key: of all random vectors.
+      trained: the network, with its variables at initialization and after training.
+      problem: the trained network as a problem, from ``demo.problem_of``.
+      key: for all random vectors.
       points: per axis of the plane.
       bar: as for ``tour.run``.
     """
@@ -62,18 +62,18 @@ def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: 
     with bar("eigenpairs", "products") as progress:
         pairs = eigenpairs(operator, keys[1], TOP, progress=progress)
     with bar("trace", "products") as progress:
-        whole = trace(operator, keys[2], method="xtrace", progress=progress)
+        total = trace(operator, keys[2], method="xtrace", progress=progress)
     with bar("layers", "products") as progress:
         rows = layers.per_layer(problem.loss, params, data, keys[3], progress=progress)
     axes = derived.eigenvectors(pairs, (0, 1))
     with bar("Hessian axes") as progress:
         plane = evaluate(problem.loss, params, data, axes, grid(points=points, extent=EXTENT), progress=progress)
-    report = planes.plane_report(plane, axes, operator, pairs=pairs, trace=whole)
+    report = planes.plane_report(plane, axes, operator, pairs=pairs, trace=total)
     with bar("convexity", "products") as progress:
         coarse = grid(points=CONVEXITY_POINTS, extent=EXTENT)
         convexity = convexity_map.convexity(problem.loss, params, data, axes, coarse, keys[0], progress=progress)
     names = {"at initialization": "spectrum-initial", "after training": "spectrum"}
-    return Curvature(
+    return CurvaturePart(
         pairs,
         {names[when]: spec for when, spec in spectra.items()}
         | {"eigenpairs": pairs, "hessian-plane": plane, "convexity": convexity},
@@ -88,8 +88,8 @@ def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: 
             [
                 compare(spectra),
                 "Largest eigenvalues of the Hessian after training (an exact one lies within +- of each):",
-                *eigenvalue_lines(pairs),
-                f"Its trace: {pm(whole)}. Layer by layer:",
+                eigenvalue_table(pairs),
+                f"Its trace: {pm(total.mean, total.sem)}. Layer by layer:",
                 *(f"  {line}" for line in layers.table(rows).splitlines()),
                 "The plane of the two top eigenvectors:",
                 *(f"  {line}" for line in str(report).splitlines()),
@@ -100,18 +100,11 @@ def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: 
 
 def compare(spectra: Mapping[str, Spectrum]) -> str:
     """The criteria of several spectra in columns, with their errors over the probes."""
-    found = {when: criteria(spec) for when, spec in spectra.items()}
-    width = max(map(len, found)) + 6
+    by_time = [criteria(spec) for spec in spectra.values()]
     rows = [
-        f"  {name:<14}" + "".join(f"{pm(each[name]):<{width}}" for each in found.values())
-        for name in next(iter(found.values()))
+        ("", *spectra),
+        *((name, *(pm(each[name].mean, each[name].sem) for each in by_time)) for name in by_time[0]),
+        ("type", *(_spectra.spectrum_type(spec).kind for spec in spectra.values())),
     ]
-    kinds = "".join(f"{_spectra.spectrum_type(spec).kind:<{width}}" for spec in spectra.values())
-    return "\n".join(
-        [
-            f"Curvature criteria, {PROBES} probes of {STEPS} Lanczos steps (0 in a minimum; +- error over the probes):",
-            f"  {'':<14}" + "".join(f"{when:<{width}}" for when in found),
-            *(row.rstrip() for row in rows),
-            f"  {'type':<14}{kinds}".rstrip(),
-        ]
-    )
+    head = f"Curvature criteria, {PROBES} probes of {STEPS} Lanczos steps (0 in a minimum; +- error over the probes):"
+    return f"{head}\n{table(rows, indent=2)}"

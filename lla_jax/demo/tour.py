@@ -1,17 +1,18 @@
-"""``lla-jax demo``: trains the embedded problem, computes its landscapes, and saves results, pictures and a summary."""
+"""Runs the demo: trains the embedded problem, computes its landscapes, and saves results, pictures and a summary."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from lla_jax import demo
+from lla_jax.core.text import pm, table
 from lla_jax.core.types import Landscape
 from lla_jax.demo import curvature
 from lla_jax.directions import draws, normalization
@@ -25,13 +26,13 @@ Bar = Callable[..., AbstractContextManager[Callable[[float, float | None], None]
 
 
 def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Bar) -> list[Path]:
-    """Trains, then computes a line, a plane, the curvature and the comparison of all modes; all is saved in ``out``.
+    """Train, then compute a line, a plane, the curvature and the comparison of all modes, and save all in ``out``.
 
     Args:
       out: an existing folder.
       seed: of the training and the random directions.
-      points: per axis of line and plane, at least 3; the panels of the comparison take half as many.
-      epochs: of the training.
+      points: per axis of line and plane, at least 3; the planes of the comparison have half as many.
+      epochs: passes over the training data.
       bar: ``bar(label, unit)`` is a context manager that gives a callback ``progress(done, total)``.
 
     Returns:
@@ -57,7 +58,7 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
         )
     with bar("plane") as progress:
         plane = evaluate(loss, params, problem.data, axes, grid(points=points), metrics=metrics, progress=progress)
-    found = curvature.run(trained, problem, jax.random.fold_in(key, 1), points=points, bar=bar)
+    second = curvature.run(trained, problem, jax.random.fold_in(key, 1), points=points, bar=bar)
     with bar("all modes") as progress:
         modes = all_modes(
             loss,
@@ -66,17 +67,17 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
             key,
             grid=grid(points=points // 4 * 2 + 1),
             opt_state=problem.opt_state,
-            pairs=found.pairs,
+            pairs=second.pairs,
             progress=progress,
         )
     results = (
-        {"line": line, "plane": plane} | found.results | {f"mode-{_slug(name)}": mode for name, mode in modes.items()}
+        {"line": line, "plane": plane} | second.results | {f"mode-{_slug(name)}": mode for name, mode in modes.items()}
     )
     saved = {out / f"{name}.npz": result for name, result in results.items()}
     for path, result in saved.items():
         save(result, path)
     summary = out / "summary.txt"
-    summary.write_text(f"{summarize(line, plane, modes)}\n{found.text}\n", encoding="utf-8")
+    summary.write_text(f"{summarize(line, plane, modes)}\n{second.text}\n", encoding="utf-8")
     # logarithmic, since the loss spans four orders of magnitude
     figures = {
         "line": plotting.train_test(line, log=True, title="Digits CNN"),
@@ -85,14 +86,14 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
         "accuracy": plotting.contour(plane, "accuracy", title="Digits CNN: training accuracy"),
         "modes": plotting.panels(modes, kind="contour", log=True, title="Digits CNN, training"),
     }
-    pictures = {out / f"{name}.png": figure for name, figure in (figures | found.figures).items()}
+    pictures = {out / f"{name}.png": figure for name, figure in (figures | second.figures).items()}
     for path, figure in pictures.items():
         figure.savefig(path)
     return [*pictures, summary, *saved]
 
 
 def summarize(line: Landscape, plane: Landscape, modes: Mapping[str, Landscape]) -> str:
-    """The numbers of the demo in words.
+    """The text of ``summary.txt``: the losses and accuracies of the landscapes.
 
     Args:
       line: one axis, with train and test loss and accuracy.
@@ -103,38 +104,35 @@ def summarize(line: Landscape, plane: Landscape, modes: Mapping[str, Landscape])
       Some lines of text.
     """
     centre = int(np.abs(line.coords[0]).argmin())  # on the network itself for odd numbers of points
-    at = {name: float(values[centre]) for name, values in line.values.items()}
-    error = {name: float(values[centre]) for name, values in line.stderr.items()}
     values = plane.values["loss"]
     low = np.unravel_index(np.nanargmin(values), values.shape)
-    where = ", ".join(f"{c[i]:.3g}" for c, i in zip(plane.coords, low))
-    width = max(map(len, modes))
-    rows = [f"  {name:<{width}} {_span(mode)}" for name, mode in modes.items()]
+    place = ", ".join(f"{c[i]:.3g}" for c, i in zip(plane.coords, low))
+
+    def at_centre(name: str) -> str:
+        errors = line.stderr.get(name)
+        return pm(line.values[name][centre], math.nan if errors is None else errors[centre])
+
     return "\n".join(
         [
             "A network with two convolutions and BatchNorm, trained on 1,437 handwritten digits, tested on 360 others.",
             "At the trained weights (+- standard error over the examples):",
-            f"  training loss {_pm(at, error, 'loss')}, accuracy {_pm(at, error, 'accuracy')}",
-            f"  test loss     {_pm(at, error, 'test_loss')}, accuracy {_pm(at, error, 'test_accuracy')}",
+            f"  training loss {at_centre('loss')}, accuracy {at_centre('accuracy')}",
+            f"  test loss     {at_centre('test_loss')}, accuracy {at_centre('test_accuracy')}",
             f"On the plane of two filter-normalized random directions ({' x '.join(map(str, plane.shape))} points):",
-            f"  training loss {_span(plane)}; least at (a, b) = ({where})",
+            f"  training loss {_span(plane)}; least at (a, b) = ({place})",
             "Training loss on the planes of all modes:",
-            *rows,
+            table([(name, _span(mode)) for name, mode in modes.items()], left=(0, 1), indent=2),
             "A coordinate of 1 moves every filter by as much as its own norm (filter normalization).",
         ]
     )
 
 
-def _pm(at: Mapping[str, float], error: Mapping[str, Any], name: str) -> str:
-    return f"{at[name]:.4f} +- {error[name]:.4f}" if name in error else f"{at[name]:.4f}"
-
-
 def _span(result: Landscape) -> str:
     values = result.values["loss"]
     finite = values[np.isfinite(values)]
-    said = f"{finite.min():.4g} to {finite.max():.4g}" if finite.size else "nowhere finite"
+    span = f"{finite.min():.4g} to {finite.max():.4g}" if finite.size else "nowhere finite"
     missing = values.size - finite.size
-    return f"{said} ({missing} of {values.size} points not finite)" if missing else said
+    return f"{span} ({missing} of {values.size} points not finite)" if missing else span
 
 
 def _slug(name: str) -> str:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, is_integer, misuse, show_value
+from lla_jax.core.text import table
 from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree, UpdateRule
 from lla_jax.directions import draws, normalization
 from lla_jax.execution import progress as _progress
@@ -81,14 +82,12 @@ class Table:
         return Path(path)
 
     def __repr__(self) -> str:
-        lines = [
-            f"{'checkpoint':>10}  {'axes':<24} {'seed':>5} {'centre':>11} {'least':>11} {'mean':>11} {'largest':>11}"
-        ]
+        measures = ("centre", "least", "mean", "largest")
+        lines = [("checkpoint", "axes", "seed", *measures)]
         for row in self.rows():
-            numbers = " ".join(f"{row[name]:11.5g}" for name in ("centre", "least", "mean", "largest"))
-            seed = "" if row["seed"] is None else row["seed"]
-            lines.append(f"{row['checkpoint']:>10}  {row['axes']:<24} {seed:>5} {numbers}")
-        return "\n".join(lines)
+            seed = "" if row["seed"] is None else str(row["seed"])
+            lines.append((str(row["checkpoint"]), row["axes"], seed, *(f"{row[name]:.5g}" for name in measures)))
+        return table(lines, left=(0, 1))
 
 
 def sweep(

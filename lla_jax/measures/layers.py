@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import arguments, recipes
+from lla_jax.core import arguments, recipes, text
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import warn_caller
 from lla_jax.core.types import Estimate, Execution, Loss, Path, PyTree
@@ -144,21 +144,11 @@ def table(rows: Sequence[Layer]) -> str:
     for row in rows:
         share = "-" if math.isnan(row.share) else f"{row.share:.1%}"
         ends = f"{row.lambda_max:.4g}", f"{row.lambda_min:.3g}", f"{row.residual:.1g}"
-        body.append((row.module, f"{row.size:,}", _with_error(row.trace.mean, row.trace.sem), share, *ends))
+        body.append((row.module, f"{row.size:,}", text.pm(row.trace.mean, row.trace.sem), share, *ends))
     size = sum(row.size for row in rows)
-    body.append(("total", f"{size:,}", _with_error(total["mean"], total["sem"]), "", "", "", ""))
-    widths = [max(map(len, column)) for column in zip(*body, strict=True)]
-    lines = []
-    for name, *cells in body:
-        right = (cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))
-        lines.append("  ".join([name.ljust(widths[0]), *right]).rstrip())
+    body.append(("total", f"{size:,}", text.pm(total["mean"], total["sem"]), "", "", "", ""))
     probes, lanczos = rows[0].trace.num, sum(row.products for row in rows)
-    lines.append(f"{probes} products for the traces, {lanczos} for the eigenvalues")
-    return "\n".join(lines)
-
-
-def _with_error(mean: float, sem: float) -> str:
-    return f"{mean:.4g} +- {sem:.1g}"
+    return f"{text.table(body)}\n{probes} products for the traces, {lanczos} for the eigenvalues"
 
 
 def _check(steps: Any, rtol: Any, max_products: Any) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.text import pm, table
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, PyTree
 from lla_jax.curvature import matrices
 from lla_jax.curvature.linear_operator import Operator
@@ -99,8 +100,7 @@ class PlaneReport:
             slope = _with_error(self.slope[i], self.slope_error[i])
             row = f"{self.lengths[i]:.4g}", f"{self.curvature[i]:.5g}", grid, f"{self.per_length[i]:.4g}", slope
             rows.append((name, *row))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        text = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        text = [table(rows)]
         pairs = [(i, j) for i in range(len(self.names)) for j in range(i)]
         text += [f"d'Hd between {self.names[j]} and {self.names[i]}: {self.projected[i, j]:.5g}" for i, j in pairs]
         text.append(f"curvatures in the plane, per unit length: {', '.join(f'{x:.4g}' for x in self.eigenvalues)}")
@@ -123,9 +123,7 @@ class PlaneReport:
 
 
 def _with_error(value: float, error: float) -> str:
-    if np.isnan(value):
-        return "-"
-    return f"{value:.5g}" if np.isnan(error) else f"{value:.5g} +- {error:.1g}"
+    return "-" if np.isnan(value) else pm(value, error, 5)
 
 
 def _share(share: float | Estimate | None, argument: str) -> str:
@@ -134,7 +132,7 @@ def _share(share: float | Estimate | None, argument: str) -> str:
     if isinstance(share, Estimate):
         if np.isnan(share.mean):
             return "not known, since the trace is zero within its error"
-        return f"{100 * share.mean:.3g}% +- {100 * share.sem:.1g}%"
+        return f"({pm(100 * share.mean, 100 * share.sem, 3)})%"
     return f"{100 * share:.3g}%"
 
 

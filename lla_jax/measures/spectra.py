@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.text import pm
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Spectrum
 
 ROUNDING = 100.0  # times eps max|theta|: a node nearer to zero counts as zero
@@ -206,7 +207,7 @@ def escape_directions(pairs: Eigenpairs) -> tuple[Directions, np.ndarray]:
     chosen = [int(i) for i in np.argsort(values, kind="stable") if values[i] < -residuals[i]]
     if not chosen:
         lowest = int(np.argmin(values)) if len(values) else None
-        found = "it is empty" if lowest is None else f"the lowest is {values[lowest]:.4g} +- {residuals[lowest]:.1g}"
+        found = "it is empty" if lowest is None else f"the lowest is {pm(values[lowest], residuals[lowest])}"
         raise ValueError(
             f"pairs: none has an eigenvalue below zero by more than its residual ({found}). Ask for the other end of "
             "the spectrum, lla.eigenpairs(H, key, k, which='smallest'), or for a smaller tol; a minimum has none"

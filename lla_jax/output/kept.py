@@ -1,6 +1,6 @@
-"""Results kept in files: taken from there if they were made alike, continued if interrupted, else computed and kept.
+"""Keeps results in files: a finished result is loaded, an interrupted one continued, any other computed and saved.
 
-Of several processes that compute one thing together, one writes, into a folder that all of them see.
+Of several processes that compute one result together, one writes, into a folder that all of them see.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from lla_jax.execution import processes
 from lla_jax.execution.progress import Progress
 from lla_jax.output.storage import load, save
 
-SAVE_EVERY_S = 60.0  # what a kill may cost
-MADE = "command"  # the entry of a recipe that says with which options a result was made
-OTHERWISE = "compute it anew with overwrite=True, or pass another path"
+SAVE_EVERY_S = 60.0  # at most this much work is lost by a kill
+SETTINGS = "command"  # the entry of a recipe that holds the settings a result was made with
+ANEW = "compute it anew with overwrite=True, or pass another path"
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 Result = TypeVar("Result", Eigenpairs, Spectrum)
 
 log = logging.getLogger("lla_jax")
@@ -41,47 +41,48 @@ def result(
     path: str | os.PathLike[str],
     operator: Mapping[str, Any],
     compute: Callable[..., Result],
-    made: Mapping[str, str],
+    settings: Mapping[str, str],
     *,
     unfinished: Mapping[str, str] | None = None,
-    enough: Callable[[Result], bool] | None = None,
+    accept: Callable[[Result], bool] | None = None,
     like: PyTree = None,
     overwrite: bool = False,
-    again: str = "",
+    repeat: str = "",
     bar: Bar | None = None,
-    say: Say = log.info,
+    report: Report = log.info,
 ) -> Result:
-    """Eigenpairs or a spectrum: those of a file if they are finished and made alike, else computed and kept there.
+    """Load eigenpairs or a spectrum from a file if they were made with the same settings; else compute and save them.
 
-    Until it is finished, what there is of a result is in ``name.partial.npz`` beside ``name.npz``; it is saved every
-    minute and when the computation ends early, and the next call goes on from there.
+    Until the result is finished, its state is kept in ``name.partial.npz`` beside ``name.npz``. It is saved every
+    minute and when the computation ends early; the next call continues from it.
 
     Args:
       path: the file, such as ``folder / "eigenpairs.npz"``.
       operator: recipe of the operator, ``H.recipe``.
       compute: ``compute(progress=..., on_partial=..., save_every=..., resume=...)``, such as
         ``partial(lla.eigenpairs, H, key, 5)``.
-      made: {option: its text}: what else decides the result. An option that the file does not know is not compared.
-      unfinished: further options that an interrupted run has to share to be continued.
-      enough: whether a finished result will do; by default any does.
-      like: the parameters, for eigenvectors of their structure.
-      overwrite: compute anew, whatever there is.
-      again: how the user repeats this call; for the message that says where an interrupted one left what it had.
+      settings: {option: its text}: what decides the result beside the operator. An option that the file does not have
+        is not compared.
+      unfinished: further settings that must be the same for an interrupted computation to be continued.
+      accept: says whether a finished result in the file is what is asked for; by default any is.
+      like: the parameters; loaded eigenvectors get their structure.
+      overwrite: compute anew, even if there is a result.
+      repeat: how the user repeats this call, in words; for the message after an interruption.
       bar: ``bar(name)`` is a context manager that gives a callback ``progress(done, total)``.
-      say: takes messages; by default they are logged.
+      report: is called with each message; by default messages are logged.
 
     Returns:
-      The result. The file's recipe says in ``"command"`` how it was made.
+      The result. The entry ``"command"`` of the file's recipe holds the settings.
 
     Raises:
-      Differs: what is there was made with other options (argument "made"), or of another operator ("operator").
-      Misuse: the file has another ending, cannot be read, or is another one to each process (argument "path").
+      Differs: the file was made with other settings (argument "settings"), or from another operator ("operator").
+      Misuse: the file has another ending, cannot be read, or is not the same file to all processes (argument "path").
     """
     path = Path(path)
     if path.suffix != ".npz":
-        raise Misuse("path", f"{path} given; the rule is a file that ends in .npz")
+        raise Misuse("path", f"{path} given; it must be a file that ends in .npz, such as eigenpairs.npz")
     name, partial = path.stem, path.with_suffix(".partial.npz")
-    whole = {**made, **(unfinished or {})}
+    all_settings = {**settings, **(unfinished or {})}
     resume, writes = None, is_writer()
     if overwrite:
         if writes:
@@ -90,91 +91,93 @@ def result(
         found = next((file for file in (partial, path) if file.exists()), None)
         _agree(path, found)
         if found is not None:
-            before = load(found, like)
-            _check_same(found, before.recipe, operator, made if found == path else whole)
-            if found == path and (enough is None or enough(before)):
-                say(f"{name}: taken from {path}")
-                return before
-            resume = before if found == partial else None
+            loaded = load(found, like)
+            _check_same(found, loaded.recipe, operator, settings if found == path else all_settings)
+            if found == path and (accept is None or accept(loaded)):
+                report(f"{name}: taken from {path}")
+                return loaded
+            resume = loaded if found == partial else None
 
-    def keep(one: Result, file: Path) -> None:
+    def keep(result: Result, file: Path) -> None:
         if writes:
-            save(replace(one, recipe={**one.recipe, MADE: whole}), file)
+            save(replace(result, recipe={**result.recipe, SETTINGS: all_settings}), file)
 
-    def keep_unfinished(begun: Result) -> None:
-        keep(begun, partial)
-        if writes and begun.recipe["stopped"] != "running":
-            same = again or ("the same call without overwrite" if overwrite else "the same call")
-            say(f"what is finished is kept in {partial}; {same} continues it")
+    def keep_partial(result: Result) -> None:
+        keep(result, partial)
+        if writes and result.recipe["stopped"] != "running":
+            call = repeat or ("the same call without overwrite" if overwrite else "the same call")
+            report(f"what is finished is kept in {partial}; {call} continues it")
 
     with _bar(bar, name) as progress:
         every = SAVE_EVERY_S if writes else None
-        done = compute(progress=progress, on_partial=keep_unfinished, save_every=every, resume=resume)
-    keep(done, path)
+        finished = compute(progress=progress, on_partial=keep_partial, save_every=every, resume=resume)
+    keep(finished, path)
     if writes:
         partial.unlink(missing_ok=True)
-    return done
+    return finished
 
 
 def numbers(
     path: str | os.PathLike[str],
     operator: Mapping[str, Any],
     compute: Callable[[Progress | None], Any],
-    made: Mapping[str, str],
+    settings: Mapping[str, str],
     *,
     overwrite: bool = False,
     bar: Bar | None = None,
-    say: Say = log.info,
+    report: Report = log.info,
 ) -> Any:
-    """Numbers of a file, such as a trace, if they were made alike, else computed and kept there; only whole ones are.
+    """Load numbers, such as a trace, from a file if they were made with the same settings; else compute and save them.
+
+    An interrupted computation leaves no file.
 
     Args:
       path: the file, such as ``folder / "trace.json"``.
       operator: recipe of the operator.
-      compute: ``compute(progress)`` gives lists, dicts and numbers.
-      made, overwrite, bar, say: as for ``result``.
+      compute: ``compute(progress)`` returns lists, dicts and numbers.
+      settings, overwrite, bar, report: as for ``result``.
 
     Returns:
-      What ``compute`` gave, or what the file has of it.
+      The numbers: what ``compute`` returned, or what the file holds of it.
 
     Raises:
       Differs, Misuse: as ``result``.
     """
     path = Path(path)
-    there = path.exists() and not overwrite
-    _agree(path, path if there else None)
-    if there:
+    loads = path.exists() and not overwrite
+    _agree(path, path if loads else None)
+    if loads:
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            found = kept["result"]
+            content = json.loads(path.read_text(encoding="utf-8"))
+            loaded = content["result"]
         except (ValueError, LookupError, TypeError) as error:
             text = f"{path} is not what lla_jax wrote: {error!r}. Remove it, or pass another path"
             raise Misuse("path", text, path) from error
-        _check_same(path, kept, operator, made)
-        say(f"{path.stem}: taken from {path}")
-        return found
+        _check_same(path, content, operator, settings)
+        report(f"{path.stem}: taken from {path}")
+        return loaded
     with _bar(bar, path.stem) as progress:
-        found = compute(progress)
+        computed = compute(progress)
     if is_writer():
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = {MADE: dict(made), "operator": operator, "result": found}
-        _files.write_text(path, json.dumps(kept, indent=1, default=_plain) + "\n")
-    return found
+        content = {SETTINGS: dict(settings), "operator": operator, "result": computed}
+        _files.write_text(path, json.dumps(content, indent=1, default=_to_json) + "\n")
+    return computed
 
 
-def check_made(path: Path, then: Mapping[str, str], made: Mapping[str, str]) -> None:
-    """Raise ``Differs`` unless what ``path`` keeps was made with the same options, as far as it knows them.
+def check_settings(path: Path, then: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise ``Differs`` unless a file or folder was made with the settings given now.
 
     Args:
       path: the file or folder.
-      then: the options it was made with, as texts.
-      made: the options now.
+      then: the settings it was made with, as texts; those that it does not have are not compared.
+      now: the settings now.
     """
-    changed = {name: f"{then[name]} -> {now}" for name, now in made.items() if then.get(name, now) != now}
+    changed = {name: f"{then[name]} -> {value}" for name, value in now.items() if then.get(name, value) != value}
     if changed:
-        said = ", ".join(f"{name} {text}" for name, text in changed.items())
-        text = f"{path} was made with other options: {said}; the rule is the same ones. Repeat them, or {OTHERWISE}"
-        raise Differs("made", changed, text, path)
+        changes = ", ".join(f"{name} {text}" for name, text in changed.items())
+        text = f"{path} was made with other options: {changes}; they must be the same. Repeat them, or {ANEW}"
+        raise Differs("settings", changed, text, path)
 
 
 def is_writer() -> bool:
@@ -182,26 +185,26 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def _check_same(path: Path, then: Mapping[str, Any], operator: Mapping[str, Any], made: Mapping[str, str]) -> None:
-    check_made(path, then.get(MADE, {}), made)
-    before = then.get("operator", {})
-    recipes.check_same("operator", f"that of {path}", before, operator, operator, OTHERWISE, path)
+def _check_same(path: Path, then: Mapping[str, Any], operator: Mapping[str, Any], settings: Mapping[str, str]) -> None:
+    """Check the recipe ``then`` of a kept result against the operator and the settings of now."""
+    check_settings(path, then.get(SETTINGS, {}), settings)
+    recipes.check_same("operator", f"that of {path}", then.get("operator", {}), operator, operator, ANEW, path)
 
 
 def _agree(path: Path, found: Path | None) -> None:
-    """Processes that found different files would wait for each other forever."""
+    """Check that all processes found the same file: with different ones they would wait for each other forever."""
     try:
         processes.agree(**{str(path): found.name if found else "nothing"})
     except ValueError as error:
-        text = (
-            f"{path} is not the same to all processes; the rule is one folder that all of them see. Pass a path there"
-        )
+        text = f"{path} is not the same to all processes; it must be in a folder that all of them see. Pass such a path"
         raise Misuse("path", text, path) from error
 
 
 def _bar(bar: Bar | None, name: str) -> AbstractContextManager[Progress | None]:
+    """The progress bar of a result, or a context that gives None."""
     return contextlib.nullcontext() if bar is None else bar(name)
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
+    """Arrays and numpy numbers as lists and numbers, anything else as its repr."""
     return value.tolist() if hasattr(value, "tolist") else repr(value)

@@ -1,7 +1,7 @@
-"""Results as files: one .npz of plain arrays with a JSON header, versioned, written atomically, never pickled.
+"""Saves and loads results, each as one .npz file of plain arrays with a JSON header: versioned, atomic, never pickled.
 
-Random directions are stored as their recipe and drawn again on loading (``like=params``); a changed generator or other
-weights are detected there. Everything else is stored as arrays, and what continues an interrupted run with it.
+Random directions are stored as their recipe and drawn again on loading (``like=params``), where a changed generator and
+other weights are detected. All other results are stored as arrays, with the state that continues an interrupted one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def save(x: Landscape | Directions | Eigenpairs | Spectrum, path: str | os.PathL
 
     Args:
       x: a ``Landscape``, ``Directions``, ``Eigenpairs`` or ``Spectrum``, with the state that continues an interrupted
-        run. Random directions are stored as their recipe.
+        computation. Random directions are stored as their recipe.
       path: the file; ".npz" is appended if it has another ending. The folder is made if it is missing.
 
     Returns:
@@ -45,12 +45,12 @@ def save(x: Landscape | Directions | Eigenpairs | Spectrum, path: str | os.PathL
     kind = next((kind for kind in _FORMS if isinstance(x, kind)), None)
     if kind is None:
         known = ", ".join(known.__name__ for known in _FORMS)
-        raise ValueError(f"x: cannot save a {type(x).__name__}; the rule is one of {known}")
+        raise Misuse("x", f"{type(x).__name__} given; it must be one of {known}")
     header, arrays = _FORMS[kind][0](x)
     if objects := [name for name, array in arrays.items() if array.dtype == object]:
-        raise ValueError(f"x: {objects} hold objects, which only pickle could save; the rule is arrays of numbers")
-    if wrong := _misfit(x):
-        raise ValueError(f"x: a {kind.__name__} that {wrong}; load would refuse it, so mend it first")
+        raise Misuse("x", f"{objects} hold objects, which only pickle could save; convert them to arrays of numbers")
+    if fault := _contradiction(x):
+        raise Misuse("x", f"a {kind.__name__} that {fault}; load would refuse it, so mend it first")
     target = Path(path)
     target = target if target.suffix == ".npz" else target.with_name(target.name + ".npz")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,12 +59,12 @@ def save(x: Landscape | Directions | Eigenpairs | Spectrum, path: str | os.PathL
 
 
 def load(path: str | os.PathLike[str], like: PyTree = None) -> Any:
-    """Read what ``save`` wrote.
+    """Read a result that ``save`` wrote.
 
     Args:
       path: the file.
-      like: the parameters that directions or eigenvectors belong to; gives them their structure, and is needed to draw
-        random directions again.
+      like: the parameters that directions or eigenvectors belong to, for their structure; random directions cannot be
+        drawn again without them.
 
     Returns:
       The ``Landscape``, ``Directions``, ``Eigenpairs`` or ``Spectrum``, its arrays the same to the bit. Directions and
@@ -77,24 +77,25 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Any:
     """
     result = _read(Path(path))
     if isinstance(result, Eigenpairs) and result.vectors is not None:
-        return Eigenpairs(**{**vars(result), "vectors": _structured(result.vectors, like)})
+        return Eigenpairs(**{**vars(result), "vectors": _restore_structure(result.vectors, like)})
     if not isinstance(result, Directions):
         return result
     if result.tree is not None:
-        return _structured(result, like)
+        return _restore_structure(result, like)
     if like is None:
-        raise ValueError(
-            f"like: needed, {path} stores random directions as a recipe; pass the parameters, load(path, like=params)"
-        )
+        text = f"None given, but {path} stores random directions as a recipe; pass the parameters, like=params"
+        raise Misuse("like", text)
     return draws.rebuild(result.recipe, like)
 
 
-def _structured(x: Directions, like: PyTree) -> Directions:
-    tree = _nested(x.tree) if like is None else _tree.align(x.tree, like, "directions", "like", stacked=True)
+def _restore_structure(x: Directions, like: PyTree) -> Directions:
+    """Directions with the structure of ``like`` in place of a flat dict of paths; without it, as nested dicts."""
+    tree = _nest(x.tree) if like is None else _tree.align(x.tree, like, "directions", "like", stacked=True)
     return Directions(tree, x.recipe)
 
 
-def _nested(leaves: Mapping[str, np.ndarray]) -> PyTree:
+def _nest(leaves: Mapping[str, np.ndarray]) -> PyTree:
+    """A flat dict of paths as nested dicts."""
     if list(leaves) == [""]:  # the tree is a single array
         return leaves[""]
     tree: dict[str, Any] = {}
@@ -104,12 +105,13 @@ def _nested(leaves: Mapping[str, np.ndarray]) -> PyTree:
         for folder in folders:
             node = node.setdefault(folder, {})
             if not isinstance(node, dict):
-                raise ValueError(f"like: needed, the path {path!r} passes through another leaf; pass the parameters")
+                text = f"None given, but the path {path!r} passes through another leaf; pass the parameters"
+                raise Misuse("like", text)
         node[name] = leaf
     return tree
 
 
-# --- one pair of functions for each type: into a header and arrays, and back, taking every array away
+# --- a pair of functions for each type: one writes a header and arrays, one reads them and removes what it read
 
 
 def _landscape_parts(x: Landscape) -> tuple[Header, Arrays]:
@@ -128,19 +130,19 @@ def _landscape(header: Header, arrays: Arrays) -> Landscape:
 def _directions_parts(x: Directions) -> tuple[Header, Arrays]:
     if x.recipe.get("kind") == "random" and not x.recipe.get("transformed"):
         return {"recipe": dict(x.recipe), "leaves": None}, {}
-    names, arrays = _listed(_leaves(x), "leaf")
+    names, arrays = _list_arrays(_leaves(x), "leaf")
     return {"recipe": dict(x.recipe), "leaves": names}, arrays
 
 
 def _by_path(header: Header, arrays: Arrays) -> Directions:
     """Directions whose tree is a flat dict of paths, or None where the recipe is all."""
-    return Directions(_unlisted(header["leaves"], arrays, "leaf"), Recipe(header["recipe"]))
+    return Directions(_take_arrays(header["leaves"], arrays, "leaf"), Recipe(header["recipe"]))
 
 
 def _eigenpairs_parts(x: Eigenpairs) -> tuple[Header, Arrays]:
     given = x.vectors
-    leaves, vectors = _listed(None if given is None else _leaves(given), "leaf")
-    state, rest = _listed(x.state, "state")
+    leaves, vectors = _list_arrays(None if given is None else _leaves(given), "leaf")
+    state, rest = _list_arrays(x.state, "state")
     directions = None if given is None else {"recipe": dict(given.recipe), "leaves": leaves}
     header = {"recipe": x.recipe, "products": int(x.products), "directions": directions, "state": state}
     return header, {"values": np.asarray(x.values), "residuals": np.asarray(x.residuals)} | vectors | rest
@@ -148,19 +150,19 @@ def _eigenpairs_parts(x: Eigenpairs) -> tuple[Header, Arrays]:
 
 def _eigenpairs(header: Header, arrays: Arrays) -> Eigenpairs:
     vectors = None if header["directions"] is None else _by_path(header["directions"], arrays)
-    state = _unlisted(header["state"], arrays, "state")
+    state = _take_arrays(header["state"], arrays, "state")
     values, residuals = arrays.pop("values"), arrays.pop("residuals")
     return Eigenpairs(values, vectors, residuals, header["products"], header["recipe"], state)
 
 
 def _spectrum_parts(x: Spectrum) -> tuple[Header, Arrays]:
-    state, rest = _listed(x.state, "state")
+    state, rest = _list_arrays(x.state, "state")
     arrays = {"nodes": np.asarray(x.nodes), "weights": np.asarray(x.weights)}
     return {"recipe": x.recipe, "state": state}, arrays | rest
 
 
 def _spectrum(header: Header, arrays: Arrays) -> Spectrum:
-    state = _unlisted(header["state"], arrays, "state")
+    state = _take_arrays(header["state"], arrays, "state")
     return Spectrum(arrays.pop("nodes"), arrays.pop("weights"), header["recipe"], state)
 
 
@@ -173,13 +175,14 @@ _FORMS: dict[type, tuple[Callable[[Any], tuple[Header, Arrays]], Callable[[Heade
 
 
 def _leaves(x: Directions) -> dict[str, Any]:
+    """The leaves of directions by path."""
     names, leaves = _tree.paths(x.tree), jax.tree.leaves(x.tree)
     if len(set(names)) < len(names):
-        raise ValueError(f"x: two of its leaves have one path among {names}; rename one of their keys")
+        raise Misuse("x", f"two of its leaves have the same path among {names}; rename one of their keys")
     return dict(zip(names, leaves, strict=True))
 
 
-def _listed(named: Mapping[str, Any] | None, prefix: str) -> tuple[list[list[str]] | None, Arrays]:
+def _list_arrays(named: Mapping[str, Any] | None, prefix: str) -> tuple[list[list[str]] | None, Arrays]:
     """The header's list of names with their dtypes, and the arrays."""
     if named is None:
         return None, {}
@@ -188,23 +191,25 @@ def _listed(named: Mapping[str, Any] | None, prefix: str) -> tuple[list[list[str
     return names, {f"{prefix}{i}": array for i, array in enumerate(arrays)}
 
 
-def _unlisted(names: list[list[str]] | None, arrays: Arrays, prefix: str) -> dict[str, np.ndarray] | None:
+def _take_arrays(names: list[list[str]] | None, arrays: Arrays, prefix: str) -> dict[str, np.ndarray] | None:
+    """The arrays of a list that ``_list_arrays`` made, by name; they are removed from ``arrays``."""
     if names is None:
         return None
-    return {name: _typed(arrays.pop(f"{prefix}{i}"), dtype) for i, (name, dtype) in enumerate(names)}
+    return {name: _restore_dtype(arrays.pop(f"{prefix}{i}"), dtype) for i, (name, dtype) in enumerate(names)}
 
 
-def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
+def _restore_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
+    """An array of the dtype it was saved with: numpy reads bfloat16 as raw bytes."""
     if array.dtype.name == dtype:
         return array
-    wanted = np.dtype(dtype)  # bfloat16 comes back as raw bytes
+    wanted = np.dtype(dtype)
     if array.dtype.kind != "V" or wanted.itemsize != array.dtype.itemsize or wanted.hasobject or wanted.fields:
-        raise ValueError(f"an array of {array.dtype.name} is said to be of {dtype}")
+        raise ValueError(f"an array is of {array.dtype.name}, but of {dtype} by the header")
     return array.view(wanted)
 
 
-def _misfit(x: Any) -> str:
-    """What in a result contradicts itself, or "": the same for saving and loading."""
+def _contradiction(x: Any) -> str:
+    """How the parts of a result contradict each other, or "". Saving and loading both refuse such a result."""
     if not isinstance(x.recipe, dict):
         return f"has a recipe of type {type(x.recipe).__name__}"
     if isinstance(x, Landscape):
@@ -226,46 +231,47 @@ def _misfit(x: Any) -> str:
         return f"has values and residuals of shapes {shapes}"
     if x.vectors is None:
         return ""
-    found = _misfit(x.vectors)
-    return found if found or x.vectors.num == x.num else f"has {x.num} values and {x.vectors.num} vectors"
+    fault = _contradiction(x.vectors)
+    return fault if fault or x.vectors.num == x.num else f"has {x.num} values and {x.vectors.num} vectors"
 
 
 # --- files
 
 
 def _read(path: Path) -> Any:
-    """The result that a file holds; directions in it have a flat dict of paths as their tree."""
+    """The result in a file; its directions have a flat dict of paths as their tree."""
     if not path.exists():
-        raise FileNotFoundError(f"path: {path} does not exist")
+        raise FileNotFoundError(f"path: {path} does not exist; pass a file written by lla_jax.save")
     try:
         header, arrays = _files.read_npz(path)
         ours = isinstance(header, dict) and header.get("format") == FORMAT
         version, kind = (int(header.get("version", 0)), str(header["type"])) if ours else (0, "")
-    except Exception as error:  # a broken file makes the readers raise anything
+    except Exception as error:  # on a broken file the readers raise errors of any kind
         raise _unreadable(path, error) from error
     if not ours:
         raise Misuse("path", f"{path} was not written by lla_jax.save; pass a file that was", path)
     if version > VERSION:
-        text = f"{path} has format version {version}, this lla_jax reads up to {VERSION}; update lla_jax to read it"
+        text = f"{path} has format version {version}, but this lla_jax reads up to {VERSION}; update lla_jax to read it"
         raise Misuse("path", text, path)
     build = next((build for known, (_, build) in _FORMS.items() if known.__name__ == kind), None)
     if build is None:
         text = f"{path} holds a {kind!r}, which this version of lla_jax does not know; update lla_jax"
         raise Misuse("path", text, path)
     try:
-        if odd := sorted(name for name, array in arrays.items() if array.dtype.kind not in "biufcV"):
-            raise ValueError(f"the arrays {odd} are no numbers")
+        if strange := sorted(name for name, array in arrays.items() if array.dtype.kind not in "biufcV"):
+            raise ValueError(f"the arrays {strange} do not hold numbers")
         result = build(header, arrays)
         if arrays:
-            raise ValueError(f"the header does not know the arrays {sorted(arrays)}")
-        if wrong := _misfit(result):
-            raise ValueError(f"a {kind} that {wrong}")
+            raise ValueError(f"the header does not name the arrays {sorted(arrays)}")
+        if fault := _contradiction(result):
+            raise ValueError(f"a {kind} that {fault}")
     except Exception as error:
         raise _unreadable(path, error) from error
     return result
 
 
 def _unreadable(path: Path, error: Exception) -> Misuse:
+    """The error for a broken file, with what was wrong in it."""
     return Misuse(
         "path",
         f"{path} is not a readable lla_jax result ({type(error).__name__}: {error}); it is truncated, corrupt or of "

@@ -1,18 +1,18 @@
-"""Curvature in words and numbers: eigenvalues, spectrum, trace and layers of one network, with their errors."""
+"""Describes the curvature of a network, in words and as plain numbers, each with its error."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 from lla_jax.core.recipes import fingerprint
-from lla_jax.core.text import pm
+from lla_jax.core.text import pm, table
 from lla_jax.core.types import Eigenpairs, Estimate, Spectrum
 from lla_jax.measures import layers, spectra
 from lla_jax.measures.layers import Layer
 
 
 class CurvatureResults(NamedTuple):
-    """The results on one operator that are told together.
+    """Eigenpairs, spectrum, trace and layers of one operator, described and drawn together.
 
     Args:
       pairs: what ``lla.eigenpairs`` returned.
@@ -28,13 +28,13 @@ class CurvatureResults(NamedTuple):
 
 
 def criteria(spec: Spectrum) -> dict[str, Estimate]:
-    """The criteria of a spectrum by name: negative against positive curvature, in four ways.
+    """The four criteria of a spectrum, each of which compares negative with positive curvature.
 
     Args:
       spec: what ``lla.spectrum`` returned.
 
     Returns:
-      {"r_e", "K_H0.5", "K_H1", "saddle index": an estimate}, with a standard error over the probes.
+      {"r_e", "K_H0.5", "K_H1", "saddle index": an ``Estimate``}, with a standard error over the probes.
     """
     return {
         "r_e": spectra.r_e(spec),
@@ -44,35 +44,36 @@ def criteria(spec: Spectrum) -> dict[str, Estimate]:
     }
 
 
-def words(found: CurvatureResults) -> str:
+def describe(results: CurvatureResults) -> str:
     """The results as a text of some lines: each number with its error and its meaning.
 
     Args:
-      found: the results on one operator.
+      results: of one operator.
 
     Returns:
-      The text; the matrix, the data and the treatment of BatchNorm are those in the recipe of the spectrum.
+      The text. Its first line names the matrix, the data and the BatchNorm statistics, from the spectrum's recipe.
     """
-    pairs, spec = found.pairs, found.spectrum
+    pairs, spec, trace = results.pairs, results.spectrum, results.trace
     kind = spectra.spectrum_type(spec)
+    meanings = [(name, pm(value.mean, value.sem), _MEANING[name]) for name, value in criteria(spec).items()]
     probes = "1 probe" if spec.probes == 1 else f"{spec.probes} probes"
     lines = [
-        f"Curvature: {_matrix(spec)}",
+        f"Curvature: {_describe_matrix(spec)}",
         f"Eigenvalues, {_FIRST[pairs.recipe['which']]} first (an exact one lies within +- of each; "
         f"{pairs.products} products):",
-        *eigenvalue_lines(pairs),
+        eigenvalue_table(pairs),
         f"Spectral density: {probes} of {spec.nodes.shape[1]} steps, Ritz values {spec.nodes.min():.4g} to "
         f"{spec.nodes.max():.4g}",
         f"  type {kind.kind}: {kind.negative:.1%} of the absolute curvature is negative, {kind.zero:.1%} near zero, "
         f"{kind.positive:.1%} positive",
-        *(f"  {name:<12} {pm(value)}  {_MEANING[name]}" for name, value in criteria(spec).items()),
-        f"Trace {pm(found.trace)} ({found.trace.recipe['method']}, {found.trace.num} draws)",
+        table(meanings, left=(0, 2), indent=2),
+        f"Trace {pm(trace.mean, trace.sem)} ({trace.recipe['method']}, {trace.num} draws)",
     ]
-    return "\n".join([*lines, *(["Layers:", layers.table(found.layers)] if found.layers else [])])
+    return "\n".join([*lines, *(["Layers:", layers.table(results.layers)] if results.layers else [])])
 
 
-def _matrix(spec: Spectrum) -> str:
-    """Which matrix over which data."""
+def _describe_matrix(spec: Spectrum) -> str:
+    """Name and size of the matrix, and the data it is a mean over."""
     recipe: dict[str, Any] = spec.recipe["operator"]
     matrix = _MATRIX.get(recipe.get("kind", ""), "matrix")
     block = f" ({recipe['select']['text']})" if recipe.get("select") else ""
@@ -88,7 +89,7 @@ _MEANING = {
     "r_e": "|lambda_min / lambda_max|: 0 in a minimum",
     "K_H0.5": "negative over positive curvature, weighted: 0 in a minimum; depends on the number of steps",
     "K_H1": "negative over positive trace: 0 in a minimum",
-    "saddle index": "share of directions of negative curvature; depends on the number of steps",
+    "saddle index": "fraction of directions of negative curvature; depends on the number of steps",
 }
 _FIRST = {"magnitude": "largest magnitude", "largest": "largest", "smallest": "smallest"}
 _MATRIX = {
@@ -99,33 +100,33 @@ _MATRIX = {
 }
 
 
-def eigenvalue_lines(pairs: Eigenpairs) -> list[str]:
-    """Eigenvalues as lines of text, each with its residual."""
-    return [f"  {i + 1:3d}  {v: .6g} +- {r:.1g}" for i, (v, r) in enumerate(zip(pairs.values, pairs.residuals))]
+def eigenvalue_table(pairs: Eigenpairs) -> str:
+    """Eigenvalues as lines of text, each with its rank and its residual."""
+    rows = [(str(i + 1), pm(v, r, 6)) for i, (v, r) in enumerate(zip(pairs.values, pairs.residuals))]
+    return table(rows, left=(), indent=4)
 
 
-def numbers(found: CurvatureResults) -> dict[str, Any]:
-    """The results for another program.
+def plain_data(results: CurvatureResults) -> dict[str, Any]:
+    """The results as lists, numbers and dicts, for JSON and other programs.
 
     Args:
-      found: the results on one operator.
+      results: of one operator.
 
     Returns:
-      A dict of lists, numbers and dicts, as JSON has them: eigenvalues, residuals, criteria, spectrum_type, trace,
-      layers.
+      A dict with "eigenvalues", "residuals", "criteria", "spectrum_type", "trace" and "layers".
     """
 
     def plain(estimate: Estimate) -> dict[str, float]:
         return {"mean": float(estimate.mean), "sem": float(estimate.sem), "num": estimate.num}
 
     return {
-        "eigenvalues": found.pairs.values.tolist(),
-        "residuals": found.pairs.residuals.tolist(),
-        "criteria": {name: plain(value) for name, value in criteria(found.spectrum).items()},
-        "spectrum_type": spectra.spectrum_type(found.spectrum)._asdict(),
-        "trace": plain(found.trace),
+        "eigenvalues": results.pairs.values.tolist(),
+        "residuals": results.pairs.residuals.tolist(),
+        "criteria": {name: plain(value) for name, value in criteria(results.spectrum).items()},
+        "spectrum_type": spectra.spectrum_type(results.spectrum)._asdict(),
+        "trace": plain(results.trace),
         "layers": [
             {name: plain(value) if isinstance(value, Estimate) else value for name, value in row._asdict().items()}
-            for row in found.layers
+            for row in results.layers
         ],
     }

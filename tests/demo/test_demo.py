@@ -108,7 +108,7 @@ def test_tour_saves_results_pictures_and_a_summary(tmp_path):
     assert (line.shape, plane.shape) == ((5,), (5, 5))
     # the line is the plane's row b = 0
     np.testing.assert_allclose(line.values["loss"], plane.values["loss"][:, 2], rtol=1e-5)
-    assert f"test loss     {line.values['test_loss'][2]:.4f} +- {line.stderr['test_loss'][2]:.4f}" in summary
+    assert f"test loss     {line.values['test_loss'][2]:.4g} +- {line.stderr['test_loss'][2]:.2g}" in summary
     before, after = (lla.load(tmp_path / f"{name}.npz") for name in ("spectrum-initial", "spectrum"))
     for criterion in (lla.r_e, lla.k_hn):  # training leaves less negative curvature, beyond doubt
         high, low = criterion(before), criterion(after)

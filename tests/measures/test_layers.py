@@ -209,7 +209,7 @@ def test_the_table_is_aligned_and_says_what_it_cost():
     assert [line.split()[0] for line in lines[:-1]] == ["module", *MODULES, "total"]
     ends = lines[0].index("trace") + len("trace")
     for line, row in zip(lines[1:-2], rows, strict=True):
-        cell = f"{row.trace.mean:.4g} +- {row.trace.sem:.1g}"
+        cell = f"{row.trace.mean:.4g} +- {row.trace.sem:.2g}"
         assert line[:ends].endswith(cell)
     assert f"{rows[0].trace.num} products for the traces" in lines[-1]
     assert f"{sum(row.products for row in rows)} for the eigenvalues" in lines[-1]

@@ -25,9 +25,9 @@ def H():
     return lla.hessian(mlp_loss(), params(), dataset())
 
 
-def pairs_in(path, H, k=2, made=None, compute=lla.eigenpairs, **options):
-    made = {"seed": "0"} if made is None else made
-    return kept.result(path, H.recipe, partial(compute, H, KEY, k), made, like=params(), **options)
+def pairs_in(path, H, k=2, settings=None, compute=lla.eigenpairs, **options):
+    settings = {"seed": "0"} if settings is None else settings
+    return kept.result(path, H.recipe, partial(compute, H, KEY, k), settings, like=params(), **options)
 
 
 def never(*arguments, **options):
@@ -49,36 +49,38 @@ def test_a_finished_result_is_taken_and_a_new_one_computed_on_request(H, tmp_pat
     np.testing.assert_array_equal(again.vectors.tree["gain"], first.vectors.tree["gain"])
     assert again.recipe["command"] == {"seed": "0"}
     assert [file.name for file in path.parent.iterdir()] == ["eigenpairs.npz"]
-    for options in ({"overwrite": True}, {"enough": lambda found: found.num > 2}):
+    for options in ({"overwrite": True}, {"accept": lambda found: found.num > 2}):
         with pytest.raises(AssertionError, match="computed again"):
             pairs_in(path, H, compute=never, **options)
 
 
 def test_an_interrupted_result_is_continued_to_the_same_bits(H, tmp_path):
     said, path = [], tmp_path / "spectrum.npz"
-    compute, made = partial(lla.spectrum, H, KEY, steps=12, probes=3), {"steps": "12"}
+    compute, settings = partial(lla.spectrum, H, KEY, steps=12, probes=3), {"steps": "12"}
     with pytest.raises(KeyboardInterrupt):
-        kept.result(path, H.recipe, compute, made, unfinished={"probes": "3"}, bar=stopping(20), say=said.append)
+        kept.result(path, H.recipe, compute, settings, unfinished={"probes": "3"}, bar=stopping(20), report=said.append)
     unfinished = tmp_path / "spectrum.partial.npz"
     assert said == [f"what is finished is kept in {unfinished}; the same call continues it"]
-    with pytest.raises(Differs, match=r"made: .*spectrum.partial.npz was made with other options: probes 3 -> 4; the"):
-        kept.result(path, H.recipe, compute, made, unfinished={"probes": "4"})
-    found = kept.result(path, H.recipe, compute, made, unfinished={"probes": "3"})
+    with pytest.raises(
+        Differs, match=r"settings: .*spectrum.partial.npz was made with other options: probes 3 -> 4; they"
+    ):
+        kept.result(path, H.recipe, compute, settings, unfinished={"probes": "4"})
+    found = kept.result(path, H.recipe, compute, settings, unfinished={"probes": "3"})
     whole = lla.spectrum(H, KEY, steps=12, probes=3)
     np.testing.assert_array_equal(found.nodes, whole.nodes)
     assert not unfinished.exists()
     with pytest.raises(KeyboardInterrupt):
-        kept.result(path, H.recipe, compute, made, overwrite=True, bar=stopping(20), say=said.append)
+        kept.result(path, H.recipe, compute, settings, overwrite=True, bar=stopping(20), report=said.append)
     assert said[1:] == [f"what is finished is kept in {unfinished}; the same call without overwrite continues it"]
 
 
 def test_what_was_made_otherwise_is_refused_with_what_changed(H, tmp_path):
     path = tmp_path / "eigenpairs.npz"
     pairs_in(path, H)
-    with pytest.raises(Differs, match=r"seed 0 -> 1; the rule is the same ones. Repeat them, or") as refused:
-        pairs_in(path, H, made={"seed": "1", "new": "x"})
+    with pytest.raises(Differs, match=r"seed 0 -> 1; they must be the same. Repeat them, or") as refused:
+        pairs_in(path, H, settings={"seed": "1", "new": "x"})
     error = refused.value
-    assert (error.argument, error.changed, error.path) == ("made", {"seed": "0 -> 1"}, path)
+    assert (error.argument, error.changed, error.path) == ("settings", {"seed": "0 -> 1"}, path)
     other = lla.hessian(mlp_loss(), params(), dataset(seed=5))
     with pytest.raises(Differs, match=r"operator: that of .*eigenpairs.npz differs in data") as refused:
         pairs_in(path, other)
@@ -87,7 +89,7 @@ def test_what_was_made_otherwise_is_refused_with_what_changed(H, tmp_path):
     with pytest.raises(Misuse, match=r"path: .*eigenpairs.npz is not a readable lla_jax result") as refused:
         pairs_in(path, H)
     assert refused.value.path == path
-    with pytest.raises(Misuse, match=r"path: .*eigenpairs given; the rule is a file that ends in .npz"):
+    with pytest.raises(Misuse, match=r"path: .*eigenpairs given; it must be a file that ends in .npz, such as eigen"):
         pairs_in(tmp_path / "eigenpairs", H)
 
 
@@ -97,8 +99,8 @@ def test_numbers_are_kept_whole_or_not_at_all(H, tmp_path):
     def compute(progress):
         return {"mean": np.float32(0.5), "rows": np.arange(3), "nan": float("nan"), "other": {1}}
 
-    def numbers(compute=compute, made=None, **options):
-        return kept.numbers(path, H.recipe, compute, made or {"rtol": "0.1"}, say=said.append, **options)
+    def numbers(compute=compute, settings=None, **options):
+        return kept.numbers(path, H.recipe, compute, settings or {"rtol": "0.1"}, report=said.append, **options)
 
     with pytest.raises(KeyboardInterrupt):
         numbers(lambda progress: progress(1, 2), bar=stopping(1))
@@ -109,8 +111,8 @@ def test_numbers_are_kept_whole_or_not_at_all(H, tmp_path):
     assert np.isnan(found["nan"])
     assert said == [f"trace: taken from {path}"]
     with pytest.raises(Differs, match=r"other options: rtol 0.1 -> 0.2"):
-        numbers(made={"rtol": "0.2"})
-    assert numbers(made={"rtol": "0.2"}, overwrite=True)["mean"] == 0.5
+        numbers(settings={"rtol": "0.2"})
+    assert numbers(settings={"rtol": "0.2"}, overwrite=True)["mean"] == 0.5
     assert json.loads(path.read_text())["command"] == {"rtol": "0.2"}
     assert [file.name for file in path.parent.iterdir()] == ["trace.json"]
     for broken in ("[1", "[]", '{"a": 1}'):
@@ -124,6 +126,8 @@ def test_processes_that_see_different_files_are_told_so(H, tmp_path, monkeypatch
         raise ValueError("differ between the processes")
 
     monkeypatch.setattr(kept.processes, "agree", differ)
-    with pytest.raises(Misuse, match=r"path: .* is not the same to all processes; the rule is one folder") as refused:
+    with pytest.raises(
+        Misuse, match=r"path: .* is not the same to all processes; it must be in a folder that all"
+    ) as refused:
         pairs_in(tmp_path / "eigenpairs.npz", H, compute=never)
     assert refused.value.path == tmp_path / "eigenpairs.npz"

@@ -65,7 +65,7 @@ def test_what_is_decided_is_logged(tmp_path, caplog, monkeypatch):
         pictures.draw_landscape(landscape(high=1000.0), tmp_path, log=True)
         assert caplog.messages == [
             "the pictures are logarithmic (loss: 0.1 to 1000); log=False draws them linearly",
-            "log=True needs values above 0 (loss: -1 to 1); the pictures are linear",
+            "log: True given, but a logarithm needs values above 0 (loss: -1 to 1); the pictures are linear",
         ]
 
     def broken(*arguments, **options):
@@ -73,7 +73,7 @@ def test_what_is_decided_is_logged(tmp_path, caplog, monkeypatch):
 
     said = []
     monkeypatch.setattr(plotting, "surface", broken)
-    paths = pictures.draw_landscape(landscape(), tmp_path, "y", say=said.append)
+    paths = pictures.draw_landscape(landscape(), tmp_path, "y", report=said.append)
     assert [path.name for path in paths] == ["y-contour.png"]
     assert said == ["no picture y-surface.png: no ink"]
 
@@ -83,15 +83,15 @@ def test_curvature_is_told_in_words_numbers_and_pictures(tmp_path):
     found = words.CurvatureResults(
         lla.eigenpairs(H, keys[0], 2), lla.spectrum(H, keys[1], steps=9, probes=2), lla.trace(H, keys[2])
     )
-    text = words.words(found)
+    text = words.describe(found)
     assert text.startswith("Curvature: Hessian of 58 parameters, mean over 23 examples\nEigenvalues, largest magnitude")
     assert "Layers" not in text
-    assert words.numbers(found)["eigenvalues"] == found.pairs.values.tolist()
+    assert words.plain_data(found)["eigenvalues"] == found.pairs.values.tolist()
     assert [path.name for path in pictures.draw_curvature(found, tmp_path)] == ["spectrum.png", "eigenvalues.png"]
     rows = tuple(lla.per_layer(mlp_loss(), params(), dataset(), keys[3]))
     paths = pictures.draw_curvature(found._replace(layers=rows), tmp_path, "svg")
     assert sorted(path.name for path in tmp_path.glob("*.svg")) == sorted(path.name for path in paths)
-    assert "Layers:" in words.words(found._replace(layers=rows))
+    assert "Layers:" in words.describe(found._replace(layers=rows))
 
 
 def test_a_given_operator_is_told_without_data():
@@ -100,4 +100,4 @@ def test_a_given_operator_is_told_without_data():
     found = words.CurvatureResults(
         lla.eigenpairs(H, key, 1), lla.spectrum(H, key, steps=1, probes=1), lla.trace(H, key)
     )
-    assert words.words(found).startswith("Curvature: matrix of 7 parameters\n")
+    assert words.describe(found).startswith("Curvature: matrix of 7 parameters\n")

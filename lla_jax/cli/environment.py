@@ -1,0 +1,44 @@
+"""Prepares the process and its folders for a command: what jax reads when it starts, cores, a folder to write to.
+
+This module imports no jax.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from lla_jax.cli.options import mistake
+
+
+def count_cores() -> int:
+    """Cores that this process may use; a container's quota counts, since affinity does not show it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
+
+
+def prepare_jax(devices: int | None) -> None:
+    """Set the variables that jax reads when it starts, except those that the user has set."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lla_jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in flags:
+        cores = count_cores()
+        count = f"--xla_force_host_platform_device_count={max(1, min(devices or cores, cores))}"
+        os.environ["XLA_FLAGS"] = f"{flags} {count}".strip()
+
+
+def make_folder(folder: Path) -> Path:
+    """Make the folder of --out and try to write into it, so that a failure is found before anything is computed."""
+    from lla_jax.core import files as _files
+
+    try:
+        _files.try_writing(folder)
+    except OSError as error:
+        raise mistake("out", folder, f"a folder that can be written to ({error})") from error
+    return folder
