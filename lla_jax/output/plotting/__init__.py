@@ -1,10 +1,10 @@
-"""Figures of landscapes and of curvature, drawn with matplotlib's ``Figure`` alone: no pyplot, no global state.
+"""Draws landscapes and curvature with matplotlib's ``Figure`` alone: no pyplot, no global state.
 
 Every function returns a ``Figure`` (``fig.savefig("plane.png")``), sized for one column (3.5 in) or two (7 in). The x
 axis is ``coords[0]`` and the y axis ``coords[1]``, in units of the directions: ``values[i, j]`` is drawn at
 ``(coords[0][i], coords[1][j])``. ``cap`` and ``log`` act on the picture only, and its label says so. Non-finite cells
-are hatched, or holes in a surface. A result that was interrupted is titled "incomplete". What a, b (and c)
-are is said on the axes or, of surfaces and panels, below the picture.
+are hatched, or holes in a surface. A result that was interrupted is titled "incomplete". The directions a, b (and c)
+are named on the axes or, for surfaces and panels, below the picture.
 """
 
 from lla_jax import _lazy

@@ -1,4 +1,4 @@
-"""Pictures of curvature: spectral density, eigenvalues, layers, convexity over a plane."""
+"""Draws curvature: spectral density, eigenvalues, layers, convexity over a plane."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from lla_jax.core.arguments import Misuse, misuse, show_value
 from lla_jax.core.types import Eigenpairs, Landscape, Spectrum
 from lla_jax.curvature import quadrature
 from lla_jax.curvature.quadrature import Density
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 
 _MATRICES = {"hessian": "Hessian", "ggn": "GGN", "fisher (mc)": "Fisher", "fisher (empirical)": "empirical Fisher"}
 _ROUNDING = 1e-5  # of lambda_max: a smaller lambda_min is zero in float32
-_KNEE = 0.01  # of the largest |node|: below it the nodes of 100 steps are too far apart for a logarithmic axis
+_KNEE = 0.01  # of the largest |node|: below it a logarithmic axis would show the gaps between nodes of 100 steps
 _POSITIVE, _NEGATIVE, _TRACE, _ERROR = style.COLOURS[0], style.COLOURS[1], style.COLOURS[2], "0.25"
 
 
 def _matrix(recipe: Mapping[str, Any]) -> str:
-    """E.g. "Hessian ", with which a label begins; empty where the recipe does not say."""
+    """The start of a label, e.g. "Hessian "; empty where the recipe does not name the matrix."""
     operator = recipe.get("operator")
     about = operator if isinstance(operator, Mapping) else {}
     name = _MATRICES.get(str(about.get("kind")), "")
@@ -40,13 +41,13 @@ def _matrix(recipe: Mapping[str, Any]) -> str:
 
 
 def _canvas(ax: Axes | None, height: float) -> tuple[Any, Any]:
-    """As ``style.canvas``, of which axes of a surface are refused."""
+    """The figure and axes of ``style.canvas``; 3-D axes are refused."""
     if hasattr(ax, "plot_surface"):
-        raise ValueError(f"ax of type {type(ax).__name__} does not suit a curve; use plain 2-D axes")
+        raise Misuse("ax", f"{type(ax).__name__} given; it must be plain 2-D axes for a curve")
     return style.canvas(ax, height)
 
 
-# ---- density
+# --- density
 
 
 class _Curve(NamedTuple):
@@ -55,7 +56,7 @@ class _Curve(NamedTuple):
     spec: Spectrum
     density: Density
     ticks: np.ndarray
-    called: str  # what the ticks are
+    tick_label: str  # "eigenvalues" or "extreme Ritz values"
     label: str
     colour: str
 
@@ -70,17 +71,17 @@ def spectral_density(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """The density of all eigenvalues on a logarithmic axis, bulk and outliers alike, with ticks where the ends are.
+    """The density of all eigenvalues, on a logarithmic axis that shows bulk and outliers, with ticks at the extremes.
 
-    The curve has mass 1 in the coordinate of the x axis, and all of it is on the page; the band is +- 1 standard error
+    The curve has mass 1 in the coordinate of the x axis and is drawn from end to end; the band is +- 1 standard error
     over the probes.
 
     Args:
       spec: what ``lla.spectrum`` returned, or several to compare: ``{"at initialization": ..., "trained": ...}``.
-      pairs: eigenpairs (for several spectra: some under the same names) whose values are the ticks below the curve; by
-        default these are the smallest and the largest node of every probe.
-      scale: "linear", or "symlog", which shows the bulk, where 100 steps or more resolve it.
-      threshold: below it "symlog" is about linear; by default 0.01 of the largest |node| of all.
+      pairs: eigenpairs whose values are the ticks below the curve; for several spectra, ``{name: eigenpairs}`` with
+        some of their names. By default the ticks are the smallest and the largest node of every probe.
+      scale: "linear", or "symlog", which shows the bulk, if 100 steps or more resolve it.
+      threshold: below it "symlog" is about linear; by default 0.01 of the largest |node| of all spectra.
       width: standard deviation of the Gaussian around a node, relative to the range of its spectrum.
       title: text above.
       ax: axes to draw into; by default a new figure.
@@ -117,50 +118,47 @@ def spectral_density(
         "spectral density per decade" if log_x else r"spectral density per unit of $\lambda$", fontsize=style.SIZE
     )
     canvas.tick_params(labelsize=style.SMALL)
-    called = " or ".join(dict.fromkeys(curve.called for curve in curves))
+    tick_label = " or ".join(dict.fromkeys(curve.tick_label for curve in curves))
     neutral = curves[0].colour if len(curves) == 1 else "0.4"
-    canvas.plot([], [], marker="|", color=neutral, linestyle="none", label=called)
+    canvas.plot([], [], marker="|", color=neutral, linestyle="none", label=tick_label)
     if any(curve.spec.probes > 1 for curve in curves):
         canvas.plot([], [], color=neutral, alpha=0.4, linewidth=6, label="± 1 standard error")
-    style.legend(fig, [canvas], outside=ax is None, title=_said_once(curves, width), columns=2)
-    note = "" if curves[0].label else _incomplete(curves[0].spec)
+    style.legend(fig, [canvas], outside=ax is None, title=_describe_probes(curves, width), columns=2)
+    note = "" if curves[0].label else _incomplete_note(curves[0].spec)
     style.set_title(canvas, style.join(title, note), 42, style.SIZE + 1)
     return fig
 
 
 def _curves(spec: Any, pairs: Any, scale: Any, threshold: float | None, width: float) -> list[_Curve]:
     """The spectra with their densities on one kind of axis, after the checks."""
-    named = dict(spec) if isinstance(spec, Mapping) else {"": spec}
-    if not named:
-        raise ValueError("spec: is empty; the rule is what lla.spectrum returned, or {name: spectrum}")
-    found = dict(pairs) if isinstance(pairs, Mapping) else {} if pairs is None else {"": pairs}
-    if unknown := [name for name in found if name not in named]:
-        rule = "Eigenpairs for one spectrum, and {name: Eigenpairs} with its names for several"
-        raise ValueError(
-            f"pairs: given for {reading.quote(unknown)}, but the spectra are {reading.quote(named)}; the rule is {rule}"
-        )
-    for name, one in named.items():
+    spectra = dict(spec) if isinstance(spec, Mapping) else {"": spec}
+    if not spectra:
+        raise misuse("spec", spec, "what lla.spectrum returned, or {name: spectrum}")
+    pairs_of = dict(pairs) if isinstance(pairs, Mapping) else {} if pairs is None else {"": pairs}
+    if unknown := [name for name in pairs_of if name not in spectra]:
+        rule = "Eigenpairs for one spectrum, and {name: Eigenpairs} with the names of the spectra for several"
+        given = f"given for {reading.quote(unknown)}, but the spectra are {reading.quote(spectra)}"
+        raise Misuse("pairs", f"{given}; it must be {rule}")
+    for name, one in spectra.items():
         if not isinstance(one, Spectrum) or not one.nodes.size or not np.isfinite(one.nodes).all():
-            what = f"spec[{name!r}]" if name else "spec"
-            given = one if isinstance(one, Spectrum) else type(one).__name__
-            rule = "what lla.spectrum returned, with finite nodes of a probe at least"
-            raise ValueError(f"{what}: got {given}; the rule is {rule}")
+            argument = f"spec[{name!r}]" if name else "spec"
+            raise misuse(argument, one, "what lla.spectrum returned, with one probe at least and finite nodes")
     if scale == "symlog" and threshold is None:
-        threshold = _KNEE * max(float(np.abs(one.nodes).max()) for one in named.values()) or None
+        threshold = _KNEE * max(float(np.abs(one.nodes).max()) for one in spectra.values()) or None
     curves = []
-    for k, (name, one) in enumerate(named.items()):
+    for k, (name, one) in enumerate(spectra.items()):
         points = max(1000, int(12 / width)) if isinstance(width, float | int) and width > 0 else 1000
         density = quadrature.density(one, points=points, width=width, scale=scale, threshold=threshold)
-        ticks, called = one.nodes[:, [0, -1]].ravel(), "extreme Ritz values"
-        if name in found:
-            ticks, called = _known_pairs(found[name])[0], "eigenvalues"
-        label = style.join(str(name), _incomplete(one)) if name else ""
-        curves.append(_Curve(one, density, ticks[np.isfinite(ticks)], called, label, style.COLOURS[k % 7]))
+        ticks, tick_label = one.nodes[:, [0, -1]].ravel(), "extreme Ritz values"
+        if name in pairs_of:
+            ticks, tick_label = _values_and_residuals(pairs_of[name])[0], "eigenvalues"
+        label = style.join(str(name), _incomplete_note(one)) if name else ""
+        curves.append(_Curve(one, density, ticks[np.isfinite(ticks)], tick_label, label, style.COLOURS[k % 7]))
     return curves
 
 
 def _floor(curve: _Curve) -> float:
-    """A density under which there is nothing to see: some way below what one eigenvalue makes."""
+    """The lower limit of the density axis: some way below the density that a single eigenvalue makes."""
     at, ends = curve.density, curve.spec.nodes[:, [0, -1]]
     heights = np.interp([ends.min(), ends.max()], at.x, at.density)
     one = 1 / (np.sqrt(2 * np.pi) * at.sigma * curve.spec.recipe.get("n", np.inf))
@@ -168,7 +166,7 @@ def _floor(curve: _Curve) -> float:
 
 
 def _symlog_axis(ax: Any, curves: Sequence[_Curve]) -> None:
-    """The coordinate of ``lla.density``, with decades as ticks."""
+    """Give the x axis the coordinate of ``lla.density``, with decades as ticks."""
     knee = curves[0].density.threshold
 
     def coordinate(x: np.ndarray) -> np.ndarray:
@@ -188,22 +186,23 @@ def _symlog_axis(ax: Any, curves: Sequence[_Curve]) -> None:
     ax.set_xticks(at, [f"{x:g}".replace("-", "\N{MINUS SIGN}") for x in at])
 
 
-def _said_once(curves: Sequence[_Curve], width: float) -> str:
+def _describe_probes(curves: Sequence[_Curve], width: float) -> str:
     """E.g. "4 probes of 100 Lanczos steps, Gaussians of 1% of the range"."""
     counts = [(c.spec.probes, c.spec.recipe.get("steps", c.spec.nodes.shape[1])) for c in curves]
     each = [f"{probes} probe{'s' * (probes > 1)} of {steps} Lanczos steps" for probes, steps in counts]
     return f"{'; '.join(dict.fromkeys(each))}, Gaussians of {100 * width:.3g}% of the range"
 
 
-def _incomplete(result: Any) -> str:
+def _incomplete_note(result: Any) -> str:
+    """A note for the title of a result that was interrupted; else empty."""
     return "(incomplete)" if result.state is not None or result.recipe.get("complete") is False else ""
 
 
-# ---- scree
+# --- scree
 
 
 def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax: Axes | None = None) -> Figure:
-    """Eigenvalues by rank with bars of +- their residuals; colour and marker say the sign.
+    """Eigenvalues by rank, with bars of +- their residuals; colour and marker show the sign.
 
     Args:
       pairs: k eigenpairs, drawn in their order; an exact eigenvalue lies within each bar.
@@ -217,15 +216,13 @@ def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax:
     Raises:
       ValueError: not ``Eigenpairs``, no finite value, or ``log`` with values <= 0.
     """
-    values, residuals = _known_pairs(pairs)
+    values, residuals = _values_and_residuals(pairs)
     known = np.isfinite(values)
     if not known.any():
-        raise ValueError(f"pairs: has no finite value among {len(values)}: there is nothing to draw")
-    if log and values[known].min() <= 0:
-        raise ValueError(
-            f"log=True needs values above 0, but {int((values <= 0).sum())} of {len(values)} are at or below it "
-            f"(smallest {values[known].min():.4g}); use log=False"
-        )
+        text = f"{show_value(pairs)} given; none of {len(values)} values is finite, so there is nothing to draw"
+        raise Misuse("pairs", f"{text}. Compute them where the loss is finite")
+    if log:
+        scales.check_positive(values[known], "eigenvalues")
     fig, canvas = _canvas(ax, 2.5)
     rank = 1 + np.arange(len(values))
     for inside, name, marker, colour in (
@@ -235,9 +232,9 @@ def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax:
     ):
         if inside.any():
             canvas.plot(rank[inside], values[inside], marker, markersize=4, color=colour, label=name)
-    said = f"± residual (≤ {_above(residuals.max())})"
+    bar_label = f"± residual (≤ {_round_up(residuals.max())})"
     thin: dict[str, Any] = {"ecolor": _ERROR, "elinewidth": 0.8, "capsize": 2.5, "capthick": 0.8}
-    canvas.errorbar(rank, values, residuals, fmt="none", label=said, zorder=1.5, **thin)
+    canvas.errorbar(rank, values, residuals, fmt="none", label=bar_label, zorder=1.5, **thin)
     for at in rank[~known]:
         canvas.axvspan(at - 0.5, at + 0.5, zorder=0, label="not finite", **style.HATCH)
     if log:
@@ -252,35 +249,36 @@ def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax:
     canvas.tick_params(labelsize=style.SMALL)
     canvas.yaxis.get_offset_text().set_fontsize(style.SMALL)
     style.legend(fig, [canvas], outside=ax is None)
-    style.set_title(canvas, style.join(title, _incomplete(pairs)), 42, style.SIZE + 1)
+    style.set_title(canvas, style.join(title, _incomplete_note(pairs)), 42, style.SIZE + 1)
     return fig
 
 
-def _above(x: float) -> str:
-    """The least number of two digits that is not below ``x``."""
+def _round_up(x: float) -> str:
+    """The smallest number of two digits that is not below ``x``."""
     if x <= 0:
         return "0"
     unit = 10.0 ** (np.floor(np.log10(x)) - 1)
     return f"{np.ceil(x / unit - 1e-9) * unit:.2g}"
 
 
-def _known_pairs(pairs: object) -> tuple[np.ndarray, np.ndarray]:
-    """Values and residuals; one that is not finite has no bar."""
+def _values_and_residuals(pairs: object) -> tuple[np.ndarray, np.ndarray]:
+    """Values and residuals of eigenpairs; a residual that is not finite becomes 0, and so has no bar."""
     if not isinstance(pairs, Eigenpairs):
-        raise ValueError(f"pairs: got {type(pairs).__name__}; the rule is Eigenpairs, as lla.eigenpairs returns them")
+        raise misuse("pairs", pairs, "Eigenpairs, as lla.eigenpairs returns them")
     residuals = np.asarray(pairs.residuals, float)
     return np.asarray(pairs.values, float), np.where(np.isfinite(residuals), abs(residuals), 0)
 
 
-# ---- layers
+# --- layers
 
 
 def layers(rows: Sequence[Layer], *, title: str | None = None) -> Figure:
-    """Where in the network the curvature is: trace and extreme eigenvalues of every module side by side.
+    """The curvature by layer: trace and extreme eigenvalues of every module, side by side.
+
+    Traces have bars of +- 1 standard error, eigenvalues of their residual; the number of parameters is in brackets.
 
     Args:
-      rows: what ``lla.per_layer`` returned. Bars of traces have +- 1 standard error, those of eigenvalues their
-        residual. In brackets is the number of parameters.
+      rows: what ``lla.per_layer`` returned.
       title: text above.
 
     Returns:
@@ -289,11 +287,11 @@ def layers(rows: Sequence[Layer], *, title: str | None = None) -> Figure:
     Raises:
       ValueError: no rows, or something else than rows of ``per_layer``.
     """
-    needed = ("module", "size", "trace", "share", "lambda_max", "lambda_min", "residual")
+    fields = ("module", "size", "trace", "share", "lambda_max", "lambda_min", "residual")
     given: Any = rows
     rows = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
-    if not rows or not all(hasattr(row, name) for row in rows for name in needed):
-        raise ValueError(f"rows: the rule is one row or more with {', '.join(needed)}, as lla.per_layer returns them")
+    if not rows or not all(hasattr(row, name) for row in rows for name in fields):
+        raise misuse("rows", given, f"one row or more with {', '.join(fields)}, as lla.per_layer returns them")
     names = [f"{row.module} ({row.size:,})" for row in rows]
     width = float(np.clip(2.3 + 0.055 * max(map(len, names)), style.SINGLE, style.DOUBLE))
     fig = Figure(figsize=(width, 1.15 + 0.17 * len(rows)), dpi=style.DPI, layout="constrained")
@@ -306,7 +304,7 @@ def layers(rows: Sequence[Layer], *, title: str | None = None) -> Figure:
     left.errorbar(means, y, xerr=errors, label="± standard error, residual", **thin)
     for at, row, end in zip(y, rows, np.fmax(means + errors, 0)):
         side: dict[str, Any] = {"xytext": (2, 0), "textcoords": "offset points", "va": "center"}
-        left.annotate(_share(row), (np.nan_to_num(end), at), fontsize=style.SMALL - 1, **side)
+        left.annotate(_fraction_text(row), (np.nan_to_num(end), at), fontsize=style.SMALL - 1, **side)
     for name, colour in (("lambda_max", _POSITIVE), ("lambda_min", _NEGATIVE)):
         values = np.array([getattr(row, name) for row in rows], float)
         right.barh(y, values, 0.7, color=colour, label=reading.label(name))
@@ -328,29 +326,30 @@ def layers(rows: Sequence[Layer], *, title: str | None = None) -> Figure:
     return fig
 
 
-def _share(row: Any) -> str:
+def _fraction_text(row: Any) -> str:
+    """A fraction of the trace in percent; empty where it is not known."""
     if not np.isfinite(row.trace.mean):
         return "not finite"
-    if not np.isfinite(row.share):  # the whole is zero within its error
+    if not np.isfinite(row.share):  # the total is zero within its error
         return ""
-    said = f"{row.share:.0%}" if abs(row.share) >= 0.01 or row.share == 0 else f"{100 * row.share:.1g}%"
-    return said.replace("-", "\N{MINUS SIGN}")
+    text = f"{row.share:.0%}" if abs(row.share) >= 0.01 or row.share == 0 else f"{100 * row.share:.1g}%"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
-# ---- convexity
+# --- convexity
 
 
 def convexity(
     landscape: Landscape, *, cap: float | None = None, title: str | None = None, ax: Axes | None = None
 ) -> Figure:
-    """How much negative curvature there is over a plane: |lambda_min / lambda_max|, the colours starting at 0.
+    """The ratio |lambda_min / lambda_max| over a plane, as a heat map with colours that start at 0.
 
-    Every point that was computed is a cell; lines of equal ratio are between them. Where the smallest eigenvalue is
-    positive, the loss is convex and the ratio an inverse condition number: a plus in the cell says so.
+    Every point that was computed is a cell, and lines of equal ratio are drawn over the cells. Where the smallest
+    eigenvalue is positive, the loss is convex and the ratio an inverse condition number: a plus in the cell says so.
 
     Args:
       landscape: what ``lla.convexity`` returned, of two axes (a map), or one (a curve).
-      cap: values above are drawn at ``cap``; the colour bar says so if there are any. For maps.
+      cap: larger values are drawn as this one; the colour bar says so if there are any. For maps only.
       title: text above.
       ax: axes to draw into; by default a new figure.
 
@@ -364,17 +363,17 @@ def convexity(
     """
     if isinstance(landscape, Landscape) and landscape.dims == 1:
         if cap is not None:
-            raise ValueError(f"cap={cap!r} is for maps, and this landscape has one axis; leave it out")
+            raise Misuse("cap", f"{cap!r} given, but it is for maps, and this landscape has one axis; leave it out")
         fig = line(landscape, "convexity", title=title, ax=ax)
         (fig.axes[0] if ax is None else ax).set_ylim(bottom=0)
         return fig
     plane = reading.plane(landscape, "convexity", "convexity", least=1)
-    extra = partial(_over_convexity, landscape=landscape)
+    extra = partial(_draw_over_ratio, landscape=landscape)
     return picture("heatmap", {"": plane}, "convexity", cap=cap, title=title, ax=ax, least=(0, _ROUNDING), extra=extra)
 
 
-def _over_convexity(ax: Any, plane: Plane, scale: Scale, landscape: Landscape) -> None:
-    """Lines of equal ratio with their values, and where the loss is convex, so that the ratio says something else."""
+def _draw_over_ratio(ax: Any, plane: Plane, scale: Scale, landscape: Landscape) -> None:
+    """Draw lines of equal ratio with their values, and marks where the loss is convex."""
     z = np.ma.masked_invalid(plane.z).T
     steps = np.asarray(MaxNLocator(5, steps=scales.NICE).tick_values(scale.lo, scale.hi))
     steps = steps[(steps > max(scale.lo, z.min())) & (steps < min(scale.hi, z.max()))]

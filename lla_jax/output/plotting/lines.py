@@ -1,4 +1,4 @@
-"""Curves along landscapes of one axis."""
+"""Draws landscapes of one axis as curves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lla_jax.core.arguments import Misuse, check_choice, misuse
 from lla_jax.core.types import Landscape
 from lla_jax.output.plotting import reading, scales, style
 
@@ -26,7 +27,7 @@ def line(
 
     Args:
       landscape: a landscape of one axis, values ``(n,)``.
-      value: a name in ``landscape.values``, or several to be drawn on one axis.
+      value: a name in ``landscape.values``, or several, which are drawn on one axis.
       log: logarithmic axis.
       title: text above.
       ax: axes to draw into; by default a new figure.
@@ -39,7 +40,7 @@ def line(
     """
     names = [value] if isinstance(value, str) else list(value)
     if not names:
-        raise ValueError(f"value={value!r} names nothing to draw; this landscape has {reading.quote(landscape.values)}")
+        raise misuse("value", value, f"one name or several of {reading.quote(landscape.values)}")
     fig, canvas = _canvas(ax, names, landscape, log, "line")
     for k, name in enumerate(names):
         _curve(canvas, landscape, name, reading.label(name), style.COLOURS[k % 7], style.DASHES[k // 7 % 4])
@@ -77,13 +78,13 @@ def train_test(
     Raises:
       ValueError: as ``surface``.
     """
-    for argument, metric in (("loss", loss), ("accuracy", accuracy)):
-        if metric is not None and metric not in landscape.values:
-            hint = "; None leaves it out" if argument == "accuracy" else ""
-            raise ValueError(
-                f"{argument}={metric!r} is not in this landscape; it has {reading.quote(landscape.values)}{hint}"
-            )
+    check_choice("loss", loss, landscape.values, "the names of this landscape's values")
+    if accuracy is not None:
+        check_choice("accuracy", accuracy, landscape.values, "or None, which leaves it out")
     pairs = [(metric, f"{other}_{metric}") for metric in (loss, accuracy) if metric is not None]
+    if lacking := [name for _, name in pairs if name not in landscape.values]:
+        text = f"{other!r} given, but this landscape lacks {lacking[0]!r}; it has {reading.quote(landscape.values)}"
+        raise Misuse("other", f"{text}. Evaluate it with extra_data={{{other!r}: ...}}")
     fig, left = _canvas(ax, pairs[0], landscape, log, "train_test")
     axes = [left]
     if accuracy is not None:
@@ -106,21 +107,21 @@ def _common_label(names: list[str]) -> str:
     words = [name.split("_")[::-1] for name in names]
     same = [group[0] for group in zip(*words)]
     count = next((i for i, group in enumerate(zip(*words)) if len(set(group)) > 1), len(same))
-    every = ", ".join(map(reading.label, names))
-    return " ".join(same[:count][::-1]) or (every if len(every) <= 36 else "value")
+    labels = ", ".join(map(reading.label, names))
+    return " ".join(same[:count][::-1]) or (labels if len(labels) <= 36 else "value")
 
 
-def _canvas(ax: Any, names: Sequence[str], landscape: Landscape, log: bool, who: str) -> tuple[Any, Any]:
-    """A figure for curves, made once they are known to be drawable."""
+def _canvas(ax: Any, names: Sequence[str], landscape: Landscape, log: bool, function: str) -> tuple[Any, Any]:
+    """A figure and its axes, made after the curves were checked to be drawable."""
     for name in names:
-        scales.finite([reading.read(landscape, name, 1, who)[1]], name, log)
+        scales.finite([reading.read(landscape, name, 1, function)[1]], name, log)
     return style.canvas(ax, 2.7)
 
 
 def _curve(ax: Any, landscape: Landscape, name: str, label: str, colour: str, dash: str) -> None:
     """A line and, where there are standard errors, the band around it."""
     (x,), y = reading.read(landscape, name, 1, "line")
-    # a point between non-finite ones makes no line, hence dots on short or broken curves
+    # a finite point between others that are not makes no line: dots show it on short or broken curves
     marker = "." if np.isnan(y).any() or len(x) < 12 else ""
     ax.plot(x, y, color=colour, linestyle=dash, linewidth=1.2, marker=marker, markersize=3, label=label)
     if name in landscape.stderr:
@@ -148,10 +149,9 @@ def _finish_line(
         ax.axvline(0, label=style.ORIGIN, **thin)
     if any(name in landscape.stderr for name in names):  # one neutral entry for the bands of all curves
         ax.plot([], [], color="0.5", alpha=0.4, linewidth=6, label="± 1 standard error")
-    for first, end in np.flatnonzero(np.diff(np.r_[0, bad, 0])).reshape(-1, 2):  # runs of cells
-        ax.axvspan(
-            *scales.edges(x)[[first, end]], zorder=0, label=style.holes(reading.missing(landscape)), **style.HATCH
-        )
+    incomplete = reading.incomplete_note(landscape)
+    for start, end in np.flatnonzero(np.diff(np.r_[0, bad, 0])).reshape(-1, 2):  # consecutive cells
+        ax.axvspan(*scales.edges(x)[[start, end]], zorder=0, label=style.hole_label(incomplete), **style.HATCH)
     for name, a in reading.marks(landscape, 1):
         if x[0] <= a <= x[-1]:
             ax.axvline(a, **thin)
@@ -160,4 +160,4 @@ def _finish_line(
             side |= {"xycoords": ax.get_xaxis_transform(), "textcoords": "offset points"}
             ax.annotate(name, (a, 1), **side, **style.NAME)
     style.legend(fig, axes, outside=outside)
-    style.set_title(ax, style.join(title, reading.missing(landscape)), 42, style.SIZE + 1)
+    style.set_title(ax, style.join(title, incomplete), 42, style.SIZE + 1)

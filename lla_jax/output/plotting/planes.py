@@ -1,4 +1,4 @@
-"""Pictures of landscapes of two axes, and of three as slices: surfaces, contours, heat maps."""
+"""Draws landscapes of two axes, and of three as slices: surfaces, contours, heat maps."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
+from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
 from lla_jax.core.types import Landscape
 from lla_jax.output.plotting import reading, scales, style
 from lla_jax.output.plotting.reading import Plane
@@ -106,7 +107,7 @@ def heatmap(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Every cell as it was computed: a rectangle around its coordinates, reaching half way to its neighbours.
+    """A heat map: every cell is a rectangle around its coordinates that reaches half way to its neighbours.
 
     Args, Returns, Raises: as ``surface``; ``ax`` are plain axes.
     """
@@ -139,8 +140,7 @@ def panels(
     Raises:
       ValueError: as ``surface`` (no finite cell: in all of them together); no landscapes; an unknown ``kind``.
     """
-    if kind not in _DRAW:
-        raise ValueError(f"kind={kind!r} is unknown; use one of {reading.quote(_DRAW)}")
+    check_choice("kind", kind, _DRAW)
     return picture(kind, _planes(landscapes, value, kind), value, shared=shared, cap=cap, log=log, title=title)
 
 
@@ -158,8 +158,8 @@ def volume(
 
     Args:
       landscape: a landscape of three axes, values ``(n1, n2, n3)``.
-      slices: how many panels (all coordinates if there are fewer), evenly spread with both ends; the coordinate nearest
-        0 is among them if the number is odd.
+      slices: number of panels (all coordinates if there are fewer), evenly spaced from end to end; an odd number
+        includes the coordinate nearest to 0.
       value, levels, log, cap, title: as in ``contour``.
 
     Returns:
@@ -168,50 +168,48 @@ def volume(
     Raises:
       ValueError: as ``contour``; fewer than one slice.
     """
-    if not isinstance(slices, int | np.integer) or slices < 1:
-        raise ValueError(f"slices={slices!r} must be a whole number of 1 or more; give the most panels to draw")
+    check_integer("slices", slices, remedy="the most panels to draw")
     (x, y, cut), z = reading.read(landscape, value, 3, "volume")
-    kept = _slices(cut, slices)
-    heads = _heads(cut[kept])
-    planes = {head: reading.assemble(landscape, x, y, z[:, :, k], 2, "volume") for head, k in zip(heads, kept)}
-    for k, (name, plane) in zip(kept, planes.items()):
-        near = [at for at in reading.marks(landscape, 3) if k == min(kept, key=lambda j: abs(cut[j] - at[3]))]
+    chosen = _choose_slices(cut, slices)
+    titles = _slice_titles(cut[chosen])
+    planes = {name: reading.assemble(landscape, x, y, z[:, :, k], 2, "volume") for name, k in zip(titles, chosen)}
+    for k, (name, plane) in zip(chosen, planes.items()):
+        near = [at for at in reading.marks(landscape, 3) if k == min(chosen, key=lambda j: abs(cut[j] - at[3]))]
         here = [mark for mark in plane.marks if mark in [at[:3] for at in near]]
         planes[name] = plane._replace(marks=here, origin=plane.origin if np.isclose(cut[k], 0, atol=1e-9) else None)
-    if len(planes) == 1:  # has no title of its own
+    if len(planes) == 1:  # a single panel has no title of its own
         title = ": ".join(filter(None, (title, *planes)))
     return picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title)
 
 
-def _planes(landscapes: Mapping[str, Landscape], value: str, who: str) -> dict[str, Plane]:
-    if not isinstance(landscapes, Mapping):
-        raise ValueError(f"landscapes of type {type(landscapes).__name__} has no names; give {{name: landscape}}")
-    if not landscapes:
-        raise ValueError("landscapes is empty; give {name: landscape}")
-    return {str(name): reading.plane(landscape, value, who) for name, landscape in landscapes.items()}
+def _planes(landscapes: Mapping[str, Landscape], value: str, function: str) -> dict[str, Plane]:
+    """The planes of several landscapes by name."""
+    if not isinstance(landscapes, Mapping) or not landscapes:
+        raise misuse("landscapes", landscapes, "{name: landscape}, with one landscape at least")
+    return {str(name): reading.plane(landscape, value, function) for name, landscape in landscapes.items()}
 
 
-def _slices(cut: np.ndarray, number: int) -> list[int]:
-    """Indices of ``number`` evenly spread coordinates, or all."""
+def _choose_slices(cut: np.ndarray, number: int) -> list[int]:
+    """Indices of ``number`` evenly spaced coordinates, or of all."""
     zero = int(np.argmin(abs(cut)))
     if number == 1:
         return [zero]
-    kept = np.linspace(0, len(cut) - 1, min(number, len(cut))).round().astype(int)
-    if number % 2 and number > 2 and zero not in kept:  # the ends stay
-        kept[1 + int(np.argmin(abs(kept[1:-1] - zero)))] = zero
-    return [int(k) for k in kept]
+    chosen = np.linspace(0, len(cut) - 1, min(number, len(cut))).round().astype(int)
+    if number % 2 and number > 2 and zero not in chosen:  # the ends stay
+        chosen[1 + int(np.argmin(abs(chosen[1:-1] - zero)))] = zero
+    return [int(k) for k in chosen]
 
 
-def _heads(cut: np.ndarray) -> list[str]:
-    """Titles with 3 significant digits, or as many as tell the slices apart; no -0, no 1e-17."""
+def _slice_titles(cut: np.ndarray) -> list[str]:
+    """Titles with 3 significant digits, or as many as tell the slices apart; without -0 and 1e-17."""
     for digits in range(3, 18):
-        heads = [f"c = {round(c, 12) + 0.0:.{digits}g}" for c in cut]
-        if len(set(heads)) == len(heads):
+        titles = [f"c = {round(c, 12) + 0.0:.{digits}g}" for c in cut]
+        if len(set(titles)) == len(titles):
             break
-    return heads
+    return titles
 
 
-# ---- one picture, or several side by side
+# --- one picture, or several side by side
 
 
 def picture(
@@ -228,16 +226,16 @@ def picture(
     least: tuple[float, float] | None = None,
     extra: Callable[[Any, Plane, Scale], None] | None = None,
 ) -> Figure:
-    """Draw each plane on its own scale, or all on one; legend, titles and colour bars around them.
+    """Draw each plane on its own scale, or all on one, with legend, titles and colour bars.
 
     Args:
       kind: of picture.
-      planes: their contents by name; a single one needs none.
-      value: the name of what is drawn.
+      planes: {name: plane}; a single plane has no title, so its name may be empty.
+      value: the name of the values.
       shared: one scale and one colour bar for all.
       levels, log, cap, title, ax: as in ``contour``.
-      least: what the scales span at least.
-      extra: ``extra(axes, plane, scale)`` draws on top of each.
+      least: the interval that the scales span at least.
+      extra: ``extra(axes, plane, scale)`` draws on top of each plane.
 
     Returns:
       the figure.
@@ -247,15 +245,15 @@ def picture(
     """
     common = scales.scale([plane.z for plane in planes.values()], value, levels, log, cap, least)  # also the checks
     if ax is not None and len(planes) > 1:
-        raise ValueError(f"ax takes one landscape, not {len(planes)}; leave ax out")
+        raise Misuse("ax", f"given with {len(planes)} landscapes, but it takes one; leave ax out")
     if ax is not None and (kind == "surface") != hasattr(ax, "plot_surface"):
-        need = 'fig.add_subplot(projection="3d")' if kind == "surface" else "plain 2-D axes"
-        raise ValueError(f"ax of type {type(ax).__name__} does not suit a {kind}; use {need}")
+        need = '3-D axes, fig.add_subplot(projection="3d"),' if kind == "surface" else "plain 2-D axes"
+        raise Misuse("ax", f"{type(ax).__name__} given; it must be {need} for a {kind}")
     solo, shared = len(planes) == 1, shared or len(planes) == 1
     fig, axes, width = (ax.figure, [ax], 42) if ax is not None else _page(len(planes), kind)
-    # what all panels have in common is said once, the rest above each of them
-    missing, captions = ({getattr(plane, said) for plane in planes.values()} for said in ("missing", "caption"))
-    drawn = None
+    # a note or caption that all panels have in common is written once, others above each panel
+    notes, captions = ({getattr(plane, field) for plane in planes.values()} for field in ("incomplete", "caption"))
+    last_drawn = None
     for axis, (name, plane) in zip(axes, planes.items()):
         drawable = bool(np.isfinite(plane.z).any())
         scale = common if shared or not drawable else scales.scale([plane.z], value, levels, log, cap, least)
@@ -264,26 +262,29 @@ def picture(
         if extra is not None:
             extra(axis, plane, scale)
         heading = title if solo else name if drawable else f"{name}: no finite cell"
-        heading = style.join(heading, plane.missing if solo or len(missing) > 1 else "")
-        below = _caption_lines(plane.caption, width) if len(captions) > 1 and not _told(name, plane.caption) else ""
-        style.set_title(axis, "\n".join(filter(None, (heading, below))), width, style.SIZE + 1 if solo else style.SMALL)
+        heading = style.join(heading, plane.incomplete if solo or len(notes) > 1 else "")
+        needs_caption = len(captions) > 1 and not _contains(name, plane.caption)
+        caption = _caption_lines(plane.caption, width) if needs_caption else ""
+        style.set_title(
+            axis, "\n".join(filter(None, (heading, caption))), width, style.SIZE + 1 if solo else style.SMALL
+        )
         if drawable and not shared and kind != "surface":  # a surface's own z axis is its scale
             _colour_bar(fig, artist, [axis], scale, kind, label=False)
-        drawn = artist if drawable else drawn
+        last_drawn = artist if drawable else last_drawn
     if shared:
-        _colour_bar(fig, drawn, axes, common, kind, label=True)
+        _colour_bar(fig, last_drawn, axes, common, kind, label=True)
     if not solo:
         own = "" if shared else f"{common.label}, each panel on its own scale"
-        over = style.join(": ".join(filter(None, (title, own))), *missing if len(missing) == 1 else ())
-        if over:
-            fig.suptitle(style.wrap(over, 96), fontsize=style.SIZE + 1)
-    said = "".join(captions) if len(captions) == 1 and (kind == "surface" or not solo) else ""
-    style.legend(fig, axes, outside=ax is None, title=_caption_lines(said, 56 if solo else 110))
+        heading = style.join(": ".join(filter(None, (title, own))), *notes if len(notes) == 1 else ())
+        if heading:
+            fig.suptitle(style.wrap(heading, 96), fontsize=style.SIZE + 1)
+    common_caption = "".join(captions) if len(captions) == 1 and (kind == "surface" or not solo) else ""
+    style.legend(fig, axes, outside=ax is None, title=_caption_lines(common_caption, 56 if solo else 110))
     return fig
 
 
 def _page(n: int, kind: Kind) -> tuple[Any, list[Any], int]:
-    """A single-column figure for one panel, else rows of up to four on a double column; a title's characters."""
+    """A figure of one panel, or of rows of up to four; its axes; and the characters in a line of a title."""
     columns = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 9: 3}.get(n, 4)
     rows = -(-n // columns)
     size = (style.SINGLE, 2.9) if n == 1 else (style.DOUBLE, rows * 0.86 * style.DOUBLE / columns + 0.4)
@@ -297,7 +298,7 @@ def _page(n: int, kind: Kind) -> tuple[Any, list[Any], int]:
 
 
 def _frame(ax: Any, plane: Plane, scale: Scale, kind: Kind, solo: bool) -> None:
-    """Limits, ticks and labels; among panels there is room for few ticks and the axes' letters only."""
+    """Limits, ticks and labels; panels have room for few ticks, and for the letters of the axes only."""
     flat = kind != "surface"
     x, y = (scales.edges(plane.x), scales.edges(plane.y)) if kind == "heatmap" else (plane.x, plane.y)
     ax.set_xlim(x[0], x[-1])
@@ -317,7 +318,7 @@ def _frame(ax: Any, plane: Plane, scale: Scale, kind: Kind, solo: bool) -> None:
 
 
 def _coordinate_ticks(c: np.ndarray, most: int) -> tuple[np.ndarray, list[str]]:
-    """As ``scales.ticks``, with the start of a positive axis: what the least b of an Adam plane is matters."""
+    """The ticks of ``scales.ticks``, and one at the start of a positive axis: the least b of an Adam plane matters."""
     at, labels = scales.ticks(c[0], c[-1], False, most)
     if c[0] <= 0:
         return at, labels
@@ -326,7 +327,7 @@ def _coordinate_ticks(c: np.ndarray, most: int) -> tuple[np.ndarray, list[str]]:
 
 
 def _colour_bar(fig: Any, drawn: Any, axes: Sequence[Any], scale: Scale, kind: Kind, *, label: bool) -> None:
-    """A bar beside the axes for what is drawn in them."""
+    """A colour bar beside the axes in which ``drawn`` is."""
     lo, hi = (scale.levels[0], scale.levels[-1]) if kind == "contour" else (scale.lo, scale.hi)
     size: dict[str, Any] = {"fraction": 0.05, "pad": 0.1 if kind == "surface" else 0.03, "aspect": 25}
     if kind != "contour":
@@ -341,18 +342,18 @@ def _colour_bar(fig: Any, drawn: Any, axes: Sequence[Any], scale: Scale, kind: K
 
 
 def _caption_lines(caption: str, width: int) -> str:
-    """A caption that is too long has a line for each axis."""
-    apart = caption if len(caption) <= width else caption.replace("; ", ";\n").replace(" (", "\n(")
-    return style.wrap(apart, width)
+    """A caption, with a line for each axis if it is too long for one."""
+    lines = caption if len(caption) <= width else caption.replace("; ", ";\n").replace(" (", "\n(")
+    return style.wrap(lines, width)
 
 
-def _told(title: str, caption: str) -> bool:
-    """Whether a title says already what the caption would."""
+def _contains(title: str, caption: str) -> bool:
+    """Whether a title has all words of a caption already."""
     words = set(re.findall(r"[a-z-]{4,}", caption.lower())) - {"units", "directions"}
     return bool(words) and all(word in title.lower() for word in words)
 
 
-# ---- what is drawn into the axes
+# --- the drawing of one picture
 
 
 def _draw_contour(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
@@ -380,7 +381,7 @@ def _draw_heatmap(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
 
 
 def _draw_surface(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
-    """Whole quadrilaterals only, so that a non-finite vertex leaves a clean hole."""
+    """Quadrilaterals with four finite corners, so that a vertex that is not finite leaves a clean hole."""
     z = scales.heights(plane.z, scale.log, scale.cap)
     rows, cols = (np.unique(np.linspace(0, n - 1, min(n, _MOST)).round().astype(int)) for n in z.shape)
     points = np.stack([*np.meshgrid(plane.x[rows], plane.y[cols], indexing="ij"), z[np.ix_(rows, cols)]], axis=-1)
@@ -389,9 +390,9 @@ def _draw_surface(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
     drawn = Poly3DCollection(corners, cmap=_CMAP, linewidths=0.2)
     drawn.set_array(corners[..., 2].mean(axis=1))
     drawn.set_clim(scale.lo, scale.hi)
-    ax.computed_zorder = False  # marks stay visible in front of the walls of a bowl, faded
+    ax.computed_zorder = False  # marks stay visible, faded, behind the walls of a bowl
     ax.add_collection3d(drawn)
-    drawn.set_edgecolor((0, 0, 0, 0.35) if len(corners) < 4000 else "face")  # "face" asks the axes
+    drawn.set_edgecolor((0, 0, 0, 0.35) if len(corners) < 4000 else "face")  # "face" needs the axes
     _mark_surface(ax, plane, z, size)
     return drawn
 
@@ -400,10 +401,12 @@ _DRAW = {"surface": _draw_surface, "contour": _draw_contour, "heatmap": _draw_he
 
 
 def _hatch(ax: Any, plane: Plane) -> None:
-    """A hatched ground under the picture: it shows through wherever there is no finite cell."""
+    """A hatched ground under the picture, which shows wherever a cell is not finite."""
     if not np.isfinite(plane.z).all():
         ax.add_patch(
-            Rectangle((0, 0), 1, 1, transform=ax.transAxes, zorder=0, label=style.holes(plane.missing), **style.HATCH)
+            Rectangle(
+                (0, 0), 1, 1, transform=ax.transAxes, zorder=0, label=style.hole_label(plane.incomplete), **style.HATCH
+            )
         )
 
 
@@ -418,7 +421,7 @@ def _mark_flat(ax: Any, plane: Plane, size: float) -> None:
             ax.plot(a, b, marker="o", markersize=0.55 * size, clip_on=False, zorder=5, **style.POINT)
         right, top = a > (plane.x[0] + plane.x[-1]) / 2, b > (plane.y[0] + plane.y[-1]) / 2
         if any(top == other and abs(b - at) < 0.12 * (plane.y[-1] - plane.y[0]) for at, other in sides):
-            top = not top  # else it may run into the name of a neighbour
+            top = not top  # otherwise it may run into the name of a neighbour
         sides.append((b, top))
         side: dict[str, Any] = {"ha": "right" if right else "left", "va": "top" if top else "bottom"}
         shift = (-3 if right else 3, -3 if top else 3)  # names lean towards the middle, inside the picture
@@ -426,17 +429,17 @@ def _mark_flat(ax: Any, plane: Plane, size: float) -> None:
 
 
 def _mark_surface(ax: Any, plane: Plane, z: np.ndarray, size: float) -> None:
-    """Points on stems from the floor, so that their (a, b) can be read; faded where the surface hides them."""
+    """Marks on stems from the floor, so that their (a, b) can be read; faded where the surface hides them."""
     if not np.isfinite(plane.z).all():
         square = {"marker": "s", "color": "white", "markeredgecolor": "0.6", "linestyle": "none"}
-        ax.plot([], [], [], label=f"hole: {style.holes(plane.missing)}", **square)
+        ax.plot([], [], [], label=f"hole: {style.hole_label(plane.incomplete)}", **square)
     points = [(name, a, b, "o", 0.55 * size) for name, a, b in plane.marks]
     if plane.origin == "point":
-        called = "".join(name for name, a, b in plane.marks if (a, b) == (0, 0))
-        points = [(called, 0.0, 0.0, "*", size), *(point for point in points if point[1:3] != (0, 0))]
+        name_at_origin = "".join(name for name, a, b in plane.marks if (a, b) == (0, 0))
+        points = [(name_at_origin, 0.0, 0.0, "*", size), *(point for point in points if point[1:3] != (0, 0))]
     elif plane.origin == "line":
         at = np.stack([0 * plane.y, plane.y, _heights(plane, z, 0 * plane.y, plane.y)], axis=-1)
-        hidden = _hidden(ax, plane, z, at)[:, None]
+        hidden = _is_hidden(ax, plane, z, at)[:, None]
         ax.plot(*np.where(hidden, np.nan, at).T, label=f"{style.ORIGIN} (a = 0)", zorder=10, **_ROW)
         ax.plot(*at.T, color="white", linewidth=0.8, linestyle=":", zorder=9)
     floor, faded = ax.get_zlim()[0], style.POINT | {"alpha": 0.55}
@@ -444,7 +447,7 @@ def _mark_surface(ax: Any, plane: Plane, z: np.ndarray, size: float) -> None:
         (height,) = _heights(plane, z, np.array([a]), np.array([b]))
         if not np.isfinite(height):
             continue
-        (hidden,) = _hidden(ax, plane, z, np.array([[a, b, height]]))
+        (hidden,) = _is_hidden(ax, plane, z, np.array([[a, b, height]]))
         ax.plot([a, a], [b, b], [floor, height], color="0.15", linewidth=0.7, linestyle=(0, (2, 1.5)), zorder=9)
         ax.plot([a], [b], [floor], color="0.15", marker="x", markersize=3, markeredgewidth=0.7, zorder=9)
         shape = {"marker": marker, "markersize": points_size, "zorder": 10}
@@ -459,7 +462,7 @@ def _mark_surface(ax: Any, plane: Plane, z: np.ndarray, size: float) -> None:
 
 
 def _heights(plane: Plane, z: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The surface over points (a, b), linear between vertices."""
+    """Heights of the surface over points (a, b), linear between vertices."""
     i, j = (np.clip(np.searchsorted(c, t) - 1, 0, len(c) - 2) for c, t in ((plane.x, a), (plane.y, b)))
     s, t = (a - plane.x[i]) / (plane.x[i + 1] - plane.x[i]), (b - plane.y[j]) / (plane.y[j + 1] - plane.y[j])
     # a corner without weight may be infinite or not a number
@@ -472,9 +475,9 @@ def _heights(plane: Plane, z: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.nd
     return np.sum([np.where(abs(weight) < 1e-9, 0, corner * weight) for corner, weight in parts], axis=0)
 
 
-def _hidden(ax: Any, plane: Plane, z: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Whether the surface comes between the eye and points ``(n, 3)`` on it: the line of sight changes its side."""
-    eye = np.linalg.svd(ax.get_proj()[[0, 1, 3]])[2][-1]  # what is projected nowhere, at infinity if orthographic
+def _is_hidden(ax: Any, plane: Plane, z: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Whether the surface lies between the eye and points ``(n, 3)`` on it: the line of sight crosses it."""
+    eye = np.linalg.svd(ax.get_proj()[[0, 1, 3]])[2][-1]  # the point without a projection; orthographic: at infinity
     towards = np.sign(eye[3]) if abs(eye[3]) > 1e-12 else np.sign(eye[2] * ax.elev) or 1.0
     sight = towards * (eye[:3] - points * eye[3])
     low, high = np.array([ax.get_xlim(), ax.get_ylim(), ax.get_zlim()]).T

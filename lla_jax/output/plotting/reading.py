@@ -1,4 +1,4 @@
-"""A landscape as a picture needs it: sorted values, and in words and marks what its recipe says of them."""
+"""Reads a landscape for a picture: sorted coordinates and values, and labels and marks from its recipe."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from lla_jax.core.arguments import Misuse, check_choice, misuse, show_value
 from lla_jax.core.types import Landscape
 
 Origin = Literal["point", "line"] | None
@@ -29,12 +30,12 @@ _SYMBOLS = {
 
 
 def quote(names: Iterable[str]) -> str:
-    """Names in a message; "none" where there are none."""
+    """Names for a message, in quotes; "none" where there are none."""
     return ", ".join(map(repr, names)) or "none"
 
 
 def label(name: str) -> str:
-    """The name of a value as it stands in a picture."""
+    """The name of a value as it is written in a picture."""
     return _SYMBOLS.get(name) or name.replace("_", " ")
 
 
@@ -44,14 +45,14 @@ def _directions(landscape: Landscape) -> Mapping[str, Any]:
 
 
 def direction_names(landscape: Landscape) -> list[str]:
-    """Names of the directions; those of eigenvectors with a bracket less, and their value on one line."""
+    """Names of the directions; that of an eigenvector without brackets, its eigenvalue on one line."""
     names = [str(name) for name in _directions(landscape).get("names") or []]
-    which = r"^(eigenvector \d+|(?:first|last) eigenvector) \(lambda = (\S+)\)$"
-    return [re.sub(which, _eigenvector, name) for name in names]
+    pattern = r"^(eigenvector \d+|(?:first|last) eigenvector) \(lambda = (\S+)\)$"
+    return [re.sub(pattern, _eigenvector_name, name) for name in names]
 
 
-def _eigenvector(found: re.Match[str]) -> str:
-    return f"{found[1]}, λ\xa0=\xa0{found[2].replace('-', chr(0x2212))}"
+def _eigenvector_name(match: re.Match[str]) -> str:
+    return f"{match[1]}, λ\xa0=\xa0{match[2].replace('-', chr(0x2212))}"
 
 
 def _kind(landscape: Landscape) -> str:
@@ -59,20 +60,17 @@ def _kind(landscape: Landscape) -> str:
     recipe = _directions(landscape)
     kind, steps = recipe.get("kind"), recipe.get("normalize") or []
     by = [str(step.get("by")) for step in steps if isinstance(step, Mapping)]
-    says = (
-        []
-        if not kind or kind in {"join", "eigenvectors", *direction_names(landscape)}
-        else [_KINDS.get(kind, label(kind))]
-    )
-    return ", ".join(says + [f"{name}-normalized" for name in by if name.lower() != "none"])
+    named = {"join", "eigenvectors", *direction_names(landscape)}  # kinds that the names of the directions say
+    words = [_KINDS.get(kind, label(kind))] if kind and kind not in named else []
+    return ", ".join(words + [f"{name}-normalized" for name in by if name.lower() != "none"])
 
 
 def axis_label(landscape: Landscape, k: int, width: int) -> str:
     """E.g. "a (units of d1: random)", with the recipe's name of the direction where it has one."""
     names, kind = direction_names(landscape), _kind(landscape)
     text = f"{_LETTERS[k]} (units of {names[k] if k < len(names) else f'd{k + 1}'}"
-    whole = f"{text}: {kind})" if kind else f"{text})"
-    return whole if len(whole) <= width or not kind else f"{fill(f'{text}:', width)}\n{fill(f'{kind})', width)}"
+    line = f"{text}: {kind})" if kind else f"{text})"
+    return line if len(line) <= width or not kind else f"{fill(f'{text}:', width)}\n{fill(f'{kind})', width)}"
 
 
 def _caption(landscape: Landscape) -> str:
@@ -81,13 +79,13 @@ def _caption(landscape: Landscape) -> str:
     if len(names) < landscape.dims:
         return f"{', '.join(letters)}: units of {kind} directions" if kind else ""
     # the number of a random draw tells nothing; that of a principal component does
-    said = [(re.sub(r"^random \d+$", "random", name), letter) for name, letter in zip(names, letters)]
-    groups = [(name, [letter for _, letter in same]) for name, same in groupby(said, key=lambda pair: pair[0])]
+    pairs = [(re.sub(r"^random \d+$", "random", name), letter) for name, letter in zip(names, letters)]
+    groups = [(name, [letter for _, letter in same]) for name, same in groupby(pairs, key=lambda pair: pair[0])]
     return "; ".join(f"{', '.join(group)}: {name}" for name, group in groups) + (f" ({kind})" if kind else "")
 
 
-def missing(landscape: Landscape) -> str:
-    """E.g. "(incomplete: 5,760 of 40,401 points)"; empty where nothing is missing."""
+def incomplete_note(landscape: Landscape) -> str:
+    """E.g. "(incomplete: 5,760 of 40,401 points)"; empty where every point was computed."""
     if landscape.recipe.get("complete", True) is not False:
         return ""
     done, total = landscape.recipe.get("points_done"), 1
@@ -97,41 +95,49 @@ def missing(landscape: Landscape) -> str:
 
 
 def origin(landscape: Landscape) -> Origin:
-    """Where the trained network is: all of a = 0 under the adam rule; nobody knows under a rule of the user's."""
+    """Where the trained network is: at 0, under the adam rule on all of a = 0, under a user's rule not known."""
     rule = str(landscape.recipe.get("rule", "add"))
     return "point" if rule == "add" else "line" if rule == "adam" or rule.startswith("adam(") else None
 
 
 def marks(landscape: Landscape, dims: int) -> list[tuple[Any, ...]]:
     """The recipe's named points ``(name, a, b, ...)`` that lie in the plane; ``dims`` coordinates, filled up with 0."""
-    found = []
+    inside = []
     for name, at in _directions(landscape).get("marks") or ():
-        if not any(at[landscape.dims :]):  # else it is off the plane
-            found.append((str(name), *[float(t) for t in [*at, 0, 0, 0][:dims]]))
-    return found
+        if not any(at[landscape.dims :]):  # otherwise the point is off the plane
+            inside.append((str(name), *[float(t) for t in [*at, 0, 0, 0][:dims]]))
+    return inside
 
 
-def read(landscape: object, value: str, dims: int, who: str) -> tuple[list[np.ndarray], np.ndarray]:
-    """Increasing coordinates, and ``values[value]`` with NaN for what is not finite: a copy."""
+def read(landscape: object, value: str, dims: int, function: str) -> tuple[list[np.ndarray], np.ndarray]:
+    """Increasing coordinates and the values at them: copies, in which every value that is not finite is NaN.
+
+    Args:
+      landscape: the user's argument.
+      value: the name of the values.
+      dims: the number of axes that the picture has.
+      function: the name of the plotting function, for messages.
+    """
     if not isinstance(landscape, Landscape):
-        several = "; contour takes {name: landscape} too" if who == "contour" else "; panels draws several"
-        raise ValueError(f"landscape of type {type(landscape).__name__} is not a Landscape, give {who} one{several}")
+        several = "or {name: landscape}" if function == "contour" else "panels draws several"
+        raise misuse("landscape", landscape, f"a Landscape, as lla.evaluate returns it; {several}")
     if landscape.dims != dims:
         use = {1: "line or train_test", 2: "surface, contour or heatmap", 3: "volume"}.get(landscape.dims, "a slice")
         axes = "1 axis" if dims == 1 else f"{dims} axes"
-        raise ValueError(f"{who} draws {axes}, this landscape has {landscape.dims}: {landscape.shape}; use {use}")
-    if not isinstance(value, str) or value not in landscape.values:
-        raise ValueError(f"value={value!r} is not in this landscape; it has {quote(landscape.values)}, give one name")
+        text = f"{show_value(landscape)} given; {function} draws {axes}, and this has {landscape.dims}, so use {use}"
+        raise Misuse("landscape", text)
+    check_choice("value", value, landscape.values, "the names of this landscape's values")
     z = np.asarray(landscape.values[value], dtype=float)
     if z.shape != landscape.shape:
-        raise ValueError(f"values[{value!r}] has shape {z.shape}, but the coordinates make {landscape.shape}")
+        text = f"values[{value!r}] has shape {z.shape}, but the coordinates make {landscape.shape}; mend one of them"
+        raise Misuse("landscape", text)
     orders = [np.argsort(c) for c in landscape.coords]
     coords = [np.asarray(c, float)[order] for c, order in zip(landscape.coords, orders)]
     return coords, np.where(np.isfinite(z), z, np.nan)[np.ix_(*orders)]
 
 
 class Plane(NamedTuple):
-    """One 2-axis picture's content: increasing coordinates, values (NaN where not finite), and what to mark."""
+    """The content of a picture of two axes: increasing coordinates, values (NaN where not finite), labels, marks."""
 
     x: np.ndarray
     y: np.ndarray
@@ -139,23 +145,24 @@ class Plane(NamedTuple):
     labels: tuple[str, str]  # "a (units of d1: random)"
     caption: str  # "a, b: units of random directions"
     marks: list[tuple[str, float, float]]
-    origin: Origin  # where the rule gives the network itself: (0, 0), or all of a = 0 (adam)
-    missing: str  # "(incomplete: 3 of 9 points)"
+    origin: Origin  # where the trained network is: (0, 0), or all of a = 0 (adam)
+    incomplete: str  # "(incomplete: 3 of 9 points)"
 
 
-def plane(landscape: Landscape, value: str, who: str, least: int = 2) -> Plane:
-    """A landscape of two axes, of which the picture ``who`` needs ``least`` points each."""
-    (x, y), z = read(landscape, value, 2, who)
-    return assemble(landscape, x, y, z, least, who)
+def plane(landscape: Landscape, value: str, function: str, least: int = 2) -> Plane:
+    """A landscape of two axes, for a plotting function that needs ``least`` points on each."""
+    (x, y), z = read(landscape, value, 2, function)
+    return assemble(landscape, x, y, z, least, function)
 
 
-def assemble(landscape: Landscape, x: np.ndarray, y: np.ndarray, z: np.ndarray, least: int, who: str) -> Plane:
-    """A plane with what its landscape's recipe says of it; marks outside are dropped."""
+def assemble(landscape: Landscape, x: np.ndarray, y: np.ndarray, z: np.ndarray, least: int, function: str) -> Plane:
+    """A plane of these values, with labels and marks from its landscape's recipe; marks outside are dropped."""
     if min(z.shape) < least:
-        raise ValueError(f"{who} needs {least} points or more per axis, this landscape has {z.shape}; use heatmap")
+        text = f"{z.shape} points given, but {function} needs {least} points or more per axis; use heatmap"
+        raise Misuse("landscape", text)
     inside = [(n, a, b) for n, a, b, _ in marks(landscape, 3) if x[0] <= a <= x[-1] and y[0] <= b <= y[-1]]
     centre = origin(landscape)
     if not x[0] <= 0 <= x[-1] or (centre == "point" and not y[0] <= 0 <= y[-1]):
         centre = None
     labels = axis_label(landscape, 0, 44), axis_label(landscape, 1, 36)
-    return Plane(x, y, z, labels, _caption(landscape), inside, centre, missing(landscape))
+    return Plane(x, y, z, labels, _caption(landscape), inside, centre, incomplete_note(landscape))

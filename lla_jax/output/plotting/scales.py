@@ -1,4 +1,4 @@
-"""How values become heights, colours, contour levels and ticks."""
+"""Turns values into heights, colours, contour levels and ticks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from lla_jax.core.arguments import Misuse, check_number, misuse
 from lla_jax.output.plotting import reading
 
 Levels = int | Sequence[float] | np.ndarray
@@ -18,7 +19,7 @@ NICE = (1, 2, 2.5, 5, 10)
 
 
 class Scale(NamedTuple):
-    """How values become heights and colours; ``lo``, ``hi`` and ``levels`` are log10 of the values if ``log``."""
+    """Limits, levels and label of heights and colours; if ``log``, ``lo``, ``hi`` and ``levels`` are logarithms."""
 
     lo: float
     hi: float
@@ -31,17 +32,28 @@ class Scale(NamedTuple):
 
 
 def finite(arrays: Iterable[np.ndarray], value: str, log: bool) -> np.ndarray:
-    """All finite entries; a ValueError where there is none, or one <= 0 under a logarithm."""
-    everything = np.concatenate([np.ravel(z) for z in arrays])
-    known = everything[np.isfinite(everything)]
+    """All finite entries; refused where there is none, or one <= 0 under a logarithm."""
+    entries = np.concatenate([np.ravel(z) for z in arrays])
+    known = entries[np.isfinite(entries)]
     if not known.size:
-        raise ValueError(f"value={value!r} has no finite cell among {everything.size}: there is nothing to draw")
-    if log and known.min() <= 0:
-        raise ValueError(
-            f"log=True needs values above 0, but {value!r} has {int((known <= 0).sum())} at or below it "
-            f"(smallest {known.min():.4g}); use log=False"
-        )
+        text = f"{value!r} has no finite cell among {entries.size}, so there is nothing to draw; try a smaller extent"
+        raise Misuse("value", text)
+    if log:
+        check_positive(known, f"values of {value!r}")
     return known
+
+
+def check_positive(values: np.ndarray, name: str) -> None:
+    """Refuse ``log=True`` for values that have no logarithm.
+
+    Args:
+      values: finite ones.
+      name: what they are, for the message, such as "eigenvalues".
+    """
+    if values.min() <= 0:
+        count = f"{int((values <= 0).sum())} of {len(values)}"
+        text = f"True given, but {count} {name} are at or below 0 (smallest {values.min():.4g}); use log=False"
+        raise Misuse("log", text)
 
 
 def scale(
@@ -52,15 +64,15 @@ def scale(
     cap: float | None,
     least: tuple[float, float] | None = None,
 ) -> Scale:
-    """One scale for all of ``arrays``: limits, contour levels, and the label that says what was done to the values.
+    """One scale for all arrays: limits, contour levels, and a label that names the logarithm and the cap.
 
     Args:
       arrays: of values, NaN where there is none.
       value: their name.
-      levels: of contours, about how many, or which.
-      log: of heights and colours.
-      cap: values above are drawn as this.
-      least: what the limits span at least; otherwise they are those of the values.
+      levels: about how many contour levels, or the levels.
+      log: whether heights and colours are logarithmic.
+      cap: larger values are drawn as this one.
+      least: the interval that the limits span at least; by default they are those of the values.
 
     Returns:
       The scale.
@@ -72,15 +84,15 @@ def scale(
     number = isinstance(cap, int | float | np.number) and np.isfinite(cap)
     if cap is not None and not (number and (cap > 0 or not log)):
         need = "a finite number" + (" above 0, for log=True" if log else "")
-        raise ValueError(f"cap={cap!r} must be {need}; give one, or None to draw every value as it is")
+        raise misuse("cap", cap, f"{need}, or None to draw every value as it is")
     clipped = cap is not None and bool(known.max() > cap)
     notes = (["log scale"] if log else []) + ([f"clipped at {cap:g}"] if clipped else [])
     drawn = heights(known, log, cap)
-    lo, hi = _apart(float(drawn.min()), float(drawn.max()))
+    lo, hi = _widen(float(drawn.min()), float(drawn.max()))
     if least is not None:
         lo, hi = min(lo, least[0]), max(hi, least[1])
     steps = _levels(levels, lo, hi, log, clipped)
-    full = heights(known, log, None)  # contours are not clipped: what lies beyond the levels is coloured like the last
+    full = heights(known, log, None)  # contours are not clipped: values beyond the levels have the last colour
     below, above = full.min() < steps[0], full.max() > steps[-1]
     extend: Any = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[int(below), int(above)]
     label = reading.label(value) + (f" ({', '.join(notes)})" if notes else "")
@@ -88,13 +100,13 @@ def scale(
 
 
 def heights(z: np.ndarray, log: bool, cap: float | None) -> np.ndarray:
-    """Heights of the picture: ``min(z, cap)``, and its log10 if ``log``. A new array; values are never touched."""
+    """Heights of the picture: ``min(z, cap)``, and its logarithm to 10 if ``log``; ``z`` stays as it is."""
     z = z if cap is None else np.minimum(z, cap)
     return np.log10(z) if log else z
 
 
-def _apart(lo: float, hi: float) -> tuple[float, float]:
-    """The limits, moved apart for a constant: its rounding noise is not magnified into a landscape."""
+def _widen(lo: float, hi: float) -> tuple[float, float]:
+    """The limits, moved apart if they are equal to rounding: noise is not magnified into a landscape."""
     pad = 0.0 if hi - lo > 1e-12 * max(abs(lo), abs(hi)) else 0.05 * max(abs(lo), 1e-6)
     return lo - pad, hi + pad
 
@@ -105,18 +117,17 @@ def _levels(levels: Levels, lo: float, hi: float, log: bool, clipped: bool) -> n
         given = np.asarray(levels, float)
         if given.ndim != 1 or len(given) < 2 or not (np.diff(given) > 0).all() or (log and given[0] <= 0):
             need = "2 or more increasing numbers" + (" above 0, for log=True" if log else "")
-            raise ValueError(f"levels={levels!r} must be {need}, or how many")
+            raise misuse("levels", levels, f"{need}, or their number, such as 20")
         return np.log10(given) if log else given
-    if not isinstance(levels, int | float | np.number) or not levels >= 1:
-        raise ValueError(f"levels={levels!r} must be 1 or more, or an increasing array")
+    number = int(check_number("levels", levels, least=1, remedy="or an increasing array"))
     if log:
-        return np.linspace(lo, hi, int(levels) + 1)
-    steps: np.ndarray = np.asarray(MaxNLocator(int(levels), steps=NICE).tick_values(lo, hi))
+        return np.linspace(lo, hi, number + 1)
+    steps: np.ndarray = np.asarray(MaxNLocator(number, steps=NICE).tick_values(lo, hi))
     return np.append(steps[steps < hi], hi) if clipped else steps
 
 
 def ticks(lo: float, hi: float, log: bool, most: int) -> tuple[np.ndarray, list[str]]:
-    """At most ``most`` round values in [lo, hi] with labels; on a log10 scale the positions are their logarithms."""
+    """At most ``most`` round values in [lo, hi] with labels; on a logarithmic scale their positions are logarithms."""
     near = 1e-9 * (hi - lo)
 
     def inside(at: np.ndarray) -> np.ndarray:
@@ -138,7 +149,7 @@ def ticks(lo: float, hi: float, log: bool, most: int) -> tuple[np.ndarray, list[
 
 
 def set_log(ax: Axes) -> None:
-    """A logarithmic y axis over what is drawn, with ticks as those of a colour bar."""
+    """A logarithmic y axis with ticks like those of a colour bar."""
     ax.set_yscale("log")
     low, high = np.log10(ax.get_ylim())
     at, names = ticks(low, high, True, 6)

@@ -1,4 +1,4 @@
-"""The look of all figures: colours, sizes, titles, legends."""
+"""Sets the look of all figures: colours, sizes, titles, legends."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def canvas(ax: Axes | None, height: float) -> tuple[Any, Any]:
     return fig, fig.add_subplot()
 
 
-def holes(missing: str) -> str:
-    """How hatched places are called, where ``missing`` says whether points are."""
-    return "not finite or not computed" if missing else "not finite"
+def hole_label(incomplete: str) -> str:
+    """The label of hatched places; ``incomplete`` is empty where every point was computed."""
+    return "not finite or not computed" if incomplete else "not finite"
 
 
 def legend(fig: Figure, axes: Sequence[Axes], *, outside: bool, title: str = "", columns: int | None = None) -> None:
-    """One entry per label over all axes; below the figure where it would hide a picture."""
+    """A legend with one entry per label over all axes; ``outside``, below the figure, it hides no picture."""
     entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
     if not (entries or title):
         return
@@ -42,14 +42,14 @@ def legend(fig: Figure, axes: Sequence[Axes], *, outside: bool, title: str = "",
     if outside:
         longest = max(map(len, entries), default=0)
         columns = columns or (4 if len(axes) > 2 else 3 if longest <= 20 else 2)
-        made = fig.legend(entries.values(), entries, loc="outside lower center", ncols=columns, frameon=False, **text)
+        drawn = fig.legend(entries.values(), entries, loc="outside lower center", ncols=columns, frameon=False, **text)
     else:
-        made = axes[-1].legend(entries.values(), entries, framealpha=0.8, **text)
-    made.get_title().set_multialignment("center")
+        drawn = axes[-1].legend(entries.values(), entries, framealpha=0.8, **text)
+    drawn.get_title().set_multialignment("center")
 
 
 def join(*parts: str | None) -> str:
-    """Those that say something, in a line."""
+    """The parts that are not empty, in a line."""
     return " ".join(filter(None, parts))
 
 
@@ -61,11 +61,11 @@ def wrap(text: str, width: int) -> str:
 def set_title(ax: Axes, text: str, width: int, size: float) -> None:
     """A title of lines of at most ``width`` characters, above axes."""
     if text:
-        ax.set_title(_break(text, width), fontsize=size, pad=5)
+        ax.set_title(_break_title(text, width), fontsize=size, pad=5)
 
 
-def _break(title: str, width: int) -> str:
-    """As ``wrap``; a line that is too long is broken at its last comma if its parts are short enough."""
+def _break_title(title: str, width: int) -> str:
+    """Wrap a title like ``wrap``, but break a long line at its last comma if both parts are short enough."""
     lines = []
     for line in title.split("\n"):
         head, comma, tail = line.rpartition(", ")

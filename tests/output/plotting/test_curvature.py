@@ -14,7 +14,7 @@ from lla_jax import curvature as spectral
 from lla_jax import directions
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, Spectrum
 from lla_jax.output import plotting
-from tests.output.plotting.test_planes import drawn, png, texts
+from tests.output.plotting.cases import drawn, png, texts
 
 HESSIAN = {"which": "magnitude", "operator": {"kind": "hessian"}}
 VALUES = np.array([30.0, 12.0, 5.5, -4.0, 3.0, -0.5])
@@ -60,8 +60,6 @@ def check_words_apart(fig):
         for other, its in boxes[k + 1 :]:
             assert not its.padded(-1).overlaps(box), (text, other)
 
-
-# ----------------------------------------------------------------------------------------------------------- density
 
 WEIGHTS = np.array([[0.01, 0.6, 0.38, 0.006, 0.004], [0.02, 0.5, 0.47, 0.008, 0.002], [0.01, 0.55, 0.43, 0.007, 0.003]])
 NODES = np.array([[-1.5, -0.01, 0.2, 12.0, 30.0], [-1.2, 0.0, 0.3, 11.0, 29.9], [-1.4, -0.02, 0.1, 12.5, 30.0]])
@@ -174,9 +172,6 @@ def test_odd_spectra():
     png(canvas.figure)
 
 
-# ------------------------------------------------------------------------------------------------------------- scree
-
-
 def test_scree_draws_values_and_residuals():
     found = pairs()
     fig = plotting.scree(found, title="a title")
@@ -231,21 +226,27 @@ def test_scree_of_what_is_unfinished_zero_or_not_finite():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plotting.spectral_density(NODES), r"spec: got ndarray; the rule is what lla.spectrum returned"),
-        (lambda: plotting.spectral_density({}), r"spec: is empty"),
-        (lambda: plotting.spectral_density({"a": 1}), r"spec\['a'\]: got int"),
-        (lambda: plotting.spectral_density(spectrum(NODES * np.nan)), r"spec: got Spectrum.*finite nodes"),
+        (
+            lambda: plotting.spectral_density(NODES),
+            r"spec: ndarray of shape \(3, 5\) given; it must be what lla.spectrum returned",
+        ),
+        (lambda: plotting.spectral_density({}), r"spec: \{\} given; it must be what lla.spectrum returned"),
+        (lambda: plotting.spectral_density({"a": 1}), r"spec\['a'\]: 1 given; it must be"),
+        (lambda: plotting.spectral_density(spectrum(NODES * np.nan)), r"spec: Spectrum.* given; .*finite nodes"),
         (lambda: plotting.spectral_density({"a": spectrum()}, pairs=pairs()), r"pairs: given for '', but .* are 'a'"),
-        (lambda: plotting.spectral_density(spectrum(), pairs=VALUES), r"pairs: got ndarray"),
+        (lambda: plotting.spectral_density(spectrum(), pairs=VALUES), r"pairs: array\(.*\) given"),
         (lambda: plotting.spectral_density(spectrum(), scale="log"), r"scale: 'log' given"),
         (lambda: plotting.spectral_density(spectrum(), width=0), r"width: 0 given"),
         (lambda: plotting.spectral_density(spectrum(), threshold=1.0), r"threshold: 1.0 given with scale=.linear"),
-        (lambda: plotting.scree(VALUES), r"pairs: got ndarray; the rule is Eigenpairs"),
-        (lambda: plotting.scree(pairs(), log=True), r"log=True needs values above 0, but 2 of 6.*smallest -4"),
-        (lambda: plotting.scree(pairs([np.nan])), r"pairs: has no finite value among 1"),
-        (lambda: plotting.scree(pairs([])), r"pairs: has no finite value among 0"),
+        (lambda: plotting.scree(VALUES), r"pairs: array\(.*\) given; it must be Eigenpairs"),
+        (
+            lambda: plotting.scree(pairs(), log=True),
+            r"log: True given, but 2 of 6 eigenvalues are at or below 0.*smallest -4",
+        ),
+        (lambda: plotting.scree(pairs([np.nan])), r"pairs: .* given; none of 1 values is finite"),
+        (lambda: plotting.scree(pairs([])), r"pairs: .* given; none of 0 values is finite"),
         (lambda: plotting.scree(pairs(), ax=Figure().add_subplot(projection="3d")), r"plain 2-D axes"),
-        (lambda: plotting.layers([]), r"rows: the rule is one row or more with module, size, trace"),
+        (lambda: plotting.layers([]), r"rows: \[\] given; it must be one row or more with module, size, trace"),
         (lambda: plotting.layers([1, 2]), r"as lla.per_layer returns them"),
         (lambda: plotting.layers("rows"), r"as lla.per_layer returns them"),
     ],
@@ -253,9 +254,6 @@ def test_scree_of_what_is_unfinished_zero_or_not_finite():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-# ------------------------------------------------------------------------------------------------------------ layers
 
 
 class Row(NamedTuple):
@@ -324,8 +322,6 @@ def test_a_layer_that_is_not_finite_says_so():
     assert "not finite" in texts(fig)
     png(fig)
 
-
-# --------------------------------------------------------------------------------------------------------- convexity
 
 A, B = np.linspace(-1, 1, 9), np.linspace(-0.5, 1, 7)
 
@@ -398,14 +394,11 @@ def test_convexity_of_one_axis_is_a_curve_from_zero():
     second = Figure().add_subplot()
     plotting.convexity(landscape, ax=second)
     assert second.get_ylim()[0] == 0
-    with pytest.raises(ValueError, match=r"cap=1 is for maps"):
+    with pytest.raises(ValueError, match=r"cap: 1 given, but it is for maps"):
         plotting.convexity(landscape, cap=1)
-    with pytest.raises(ValueError, match=r"value='convexity' is not in this landscape; it has 'loss'"):
+    with pytest.raises(ValueError, match=r"value: 'convexity' given; it must be one of 'loss'"):
         plotting.convexity(Landscape((A, B), {"loss": np.zeros((9, 7))}, {}, {}))
     png(plotting.convexity(Landscape((A, np.zeros(1)), {"convexity": np.ones((9, 1))}, {}, {})))
-
-
-# ------------------------------------------------------------------------------------------ eigenvectors as axes
 
 
 def test_axes_are_called_by_their_eigenvalues():

@@ -1,98 +1,31 @@
-"""What is on the page: minima at their (a, b), clipped pictures of untouched values, holes, bands, labels, errors."""
+"""Minima are drawn at their (a, b), in surfaces, contours, heat maps, panels and volumes; holes, marks, page."""
 
 from __future__ import annotations
-
-import io
 
 import numpy as np
 import pytest
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from mpl_toolkits.mplot3d import proj3d
 
-from lla_jax.core.types import Directions, Landscape, Recipe
 from lla_jax.output import plotting
-
-X, Y, Z = np.linspace(-1, 1, 17), np.linspace(-0.5, 2.5, 13), np.linspace(-1, 2, 7)
-MIN = (0.5, -0.25)  # on the grid; its mirror image (-0.25, 0.5) is on the page too
-RANDOM = {"kind": "random", "normalize": [{"by": "filter", "order": 2}]}
-KINDS = ["surface", "contour", "heatmap"]
-
-
-def bowl(a, b):
-    return 0.1 + 2 * (a - MIN[0]) ** 2 + (b - MIN[1]) ** 2 * (1.5 + 0.5 * a)
-
-
-def make(f=bowl, coords=(X, Y), directions=RANDOM, rule="add", complete=True, stderr=None, **more):
-    values = {"loss": f(*np.meshgrid(*coords, indexing="ij")).astype(float), **more}
-    recipe = {"directions": directions, "rule": rule, "complete": complete}
-    return Landscape(tuple(np.asarray(c, float) for c in coords), values, stderr or {}, recipe)
-
-
-def with_holes(*cells):
-    plane = make()
-    for cell, value in zip(cells, (np.nan, np.inf, -np.inf)):
-        plane.values["loss"][cell] = value
-    return plane
-
-
-def line(**kwargs):
-    """A landscape of one axis, with test data and accuracies."""
-    t = np.linspace(-1, 1, 21)
-    values = {"test_loss": 0.3 + t**2, "accuracy": np.exp(-(t**2)), "test_accuracy": 0.9 * np.exp(-(t**2))}
-    return make(lambda a: 0.1 + 2 * (a - 0.2) ** 2, (t,), **{**values, **kwargs})
-
-
-def draw(kind, landscape, **kwargs):
-    return getattr(plotting, kind)(landscape, **kwargs)
-
-
-def png(fig: Figure) -> bytes:
-    file = io.BytesIO()
-    fig.savefig(file, format="png", dpi=60)
-    return file.getvalue()
-
-
-def texts(fig: Figure) -> str:
-    fig.canvas.draw_idle()
-    legends = [
-        t for legend in (*fig.legends, *(ax.get_legend() for ax in fig.axes)) if legend for t in _entries(legend)
-    ]
-    axes = [t for ax in fig.axes for t in (ax.get_title(), ax.get_xlabel(), ax.get_ylabel(), *map(_text, ax.texts))]
-    return " | ".join([fig.get_suptitle(), *legends, *axes])
-
-
-def _text(artist):
-    return artist.get_text()
-
-
-def _entries(legend):
-    return [legend.get_title().get_text(), *map(_text, legend.get_texts())]
-
-
-def drawn(ax):
-    """The coloured artist: contourf, pcolormesh or the surface."""
-    return next(artist for artist in ax.collections if artist.get_array() is not None and len(artist.get_array()))
-
-
-def colour_at(fig, a, b, height=0.0):
-    """The rendered colour at plane coordinates (a, b); a surface is looked at from straight above."""
-    ax = fig.axes[0]
-    canvas = FigureCanvasAgg(fig)
-    where = (a, b)
-    if hasattr(ax, "plot_surface"):
-        ax.set_proj_type("ortho")
-        ax.view_init(90, -90)
-        canvas.draw()
-        where = proj3d.proj_transform(a, b, height, ax.get_proj())[:2]
-    canvas.draw()
-    x, y = ax.transData.transform(where)
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3] / 255
-    return pixels[round(pixels.shape[0] - y) - 3 : round(pixels.shape[0] - y) + 4, round(x) - 3 : round(x) + 4]
-
-
-# ------------------------------------------------------------------------------------ the minimum is where it is
+from tests.output.plotting.cases import (
+    KINDS,
+    MIN,
+    RANDOM,
+    X,
+    Y,
+    Z,
+    bowl,
+    colour_at,
+    draw,
+    drawn,
+    make,
+    png,
+    text_of,
+    texts,
+    with_holes,
+)
 
 
 def lowest_heatmap(ax):
@@ -179,37 +112,6 @@ def test_thinned_surface_keeps_borders(n):
     np.testing.assert_allclose(vertices[:, 2], bowl(vertices[:, 0], vertices[:, 1]))
 
 
-# --------------------------------------------------------------------------------------- caps, logarithms, holes
-
-
-@pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_cap_is_only_in_the_picture_and_is_said(kind, log):
-    plane = make()
-    before = plane.values["loss"].copy()
-    fig = draw(kind, plane, cap=3.0, log=log)
-    np.testing.assert_array_equal(plane.values["loss"], before)
-    assert "clipped at 3" in texts(fig)
-    top = np.log10(3) if log else 3
-    if kind == "contour":
-        assert drawn(fig.axes[0]).levels[-1] == pytest.approx(top)
-        assert drawn(fig.axes[0]).extend == "max"
-    else:
-        assert drawn(fig.axes[0]).get_array().max() == pytest.approx(top)
-        assert drawn(fig.axes[0]).get_clim()[1] == pytest.approx(top)
-    assert "clipped" not in texts(draw(kind, plane, cap=1e9))
-
-
-def test_log_positions_and_labels():
-    fig = plotting.heatmap(make(lambda a, b: 10 ** (2 * a + 0 * b)), log=True)
-    np.testing.assert_allclose(drawn(fig.axes[0]).get_array()[0], 2 * X, atol=1e-12)
-    bar = fig.axes[1]
-    labels = [t.get_text() for t in bar.get_yticklabels()]
-    assert labels == ["0.01", "0.1", "1", "10", "100"]
-    np.testing.assert_allclose(bar.get_yticks(), [-2, -1, 0, 1, 2], atol=1e-12)
-    assert "loss (log scale)" in texts(fig)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_not_finite_cells_are_holes(kind):
     holes = [(3, 4), (8, 0), (16, 12)]
@@ -245,34 +147,6 @@ def test_hole_is_hatched_grey_on_the_page():
 def test_fine_plane(kind):
     fine = np.linspace(-1, 1, 150)
     png(draw(kind, make(coords=(fine, fine))))
-
-
-@pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_constant_landscape(kind, log):
-    for constant in (0.7, 0.0) if not log else (0.7,):
-        png(draw(kind, make(lambda a, b, c=constant: 0 * a * b + c), log=log))
-
-
-def test_nearly_constant_ticks_stay_distinct():
-    fig = plotting.heatmap(make(lambda a, b: 2.302585 + 1e-7 * a + 0 * b))
-    labels = [t.get_text() for t in fig.axes[1].get_yticklabels()]
-    assert len(set(labels)) == len(labels) >= 3
-
-
-def test_incomplete_is_said():
-    for kind in KINDS:
-        fig = draw(kind, make(complete=False), title="LeNet")
-        assert fig.axes[0].get_title() == "LeNet (incomplete)"
-    assert plotting.line(line(complete=False)).axes[0].get_title() == "(incomplete)"
-    partial = make(complete=False)
-    partial.recipe["points_done"] = 1200
-    for kind in KINDS:
-        assert draw(kind, partial).axes[0].get_title() == "(incomplete: 1,200 of 221 points)"
-    assert "two (incomplete)" in texts(plotting.contour({"one": make(), "two": make(complete=False)}))
-
-
-# ---------------------------------------------------------------------------------------------- several panels
 
 
 def test_contour_of_a_mapping_shares_levels():
@@ -324,7 +198,7 @@ def test_volume_slices():
     assert [ax.get_title() for ax in axes] == ["c = -1", "c = -0.6", "c = 0", "c = 0.6", "c = 1"]
     assert len({tuple(drawn(ax).levels) for ax in axes}) == 1
     stars = [ax.get_title() for ax in axes if any(artist.get_marker() == "*" for artist in ax.lines)]
-    named = [ax.get_title() for ax in axes if "B" in map(_text, ax.texts)]
+    named = [ax.get_title() for ax in axes if "B" in map(text_of, ax.texts)]
     assert stars == ["c = 0"]
     assert named == ["c = 0.6"]
     png(plotting.volume(space, slices=1, log=True, cap=3))
@@ -342,25 +216,6 @@ def test_as_many_slices_as_asked_for(slices):
         assert "c = 0" in heads
     near = plotting.volume(make(lambda a, b, c: a + b + c, (X[:3], Y[:3], [1, 1.0001, 2])))
     assert [ax.get_title() for ax in near.axes[:-1]] == ["c = 1", "c = 1.0001", "c = 2"]
-
-
-# --------------------------------------------------------------------------------------------- marks and labels
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_labels(kind):
-    fig = draw(kind, make(), title="a title")
-    ax = fig.axes[0]
-    surface = kind == "surface"
-    assert ax.get_xlabel() == ("a" if surface else "a (units of d1: random, filter-normalized)")
-    assert ax.get_ylabel().startswith("b" if surface else "b (units of d2")
-    assert ("a, b: units of random, filter-normalized directions" in texts(fig)) == surface
-    for said in ("random, filter-normalized", "trained network", "a title"):
-        assert said in texts(fig)
-    assert fig.axes[1].get_ylabel() == "loss"
-    assert (ax.get_xlim()[0] <= -1, ax.get_xlim()[1] >= 1, ax.get_ylim()[1] >= 2.5) == (True, True, True)
-    bare = draw(kind, Landscape((X, Y), make().values, {}, {}))
-    assert bare.axes[0].get_xlabel() == ("a" if surface else "a (units of d1)")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -451,44 +306,6 @@ def test_words_do_not_touch(page):
             assert not inner.overlaps(box), (text, other)
 
 
-def test_panels_say_what_their_axes_are():
-    same = plotting.panels({"one": make(), "two": make()}, kind="contour")
-    assert "a, b: units of random, filter-normalized directions" in texts(same)
-    other = make(directions={"kind": "adam_moments", "names": ["m", "v"]})
-    mixed = plotting.contour({"one": make(), "two": other})
-    assert mixed.axes[1].get_title() == "two\na: m; b: v (Adam moment)"
-    joined = {"kind": "join", "names": ["gradient", "random 1", "random 2"]}
-    volume = plotting.volume(make(lambda a, b, c: a + b + c, (X, Y, Z), directions=joined))
-    assert "a: gradient; b, c: random |" in texts(volume)
-
-
-def test_start_of_a_positive_axis_is_labelled():
-    fig = plotting.contour(make(coords=(X, np.linspace(0.05, 2, 9)), rule="adam"))
-    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["0.05", "0.5", "1", "1.5", "2"]
-
-
-def test_chosen_directions_keep_their_names_and_marks():
-    recipe = {"kind": "between", "names": ["B - A", "C - A"], "marks": [["A", [0, 0]], ["B", [1, 0]], ["C", [0, 1]]]}
-    between = Directions({"w": np.eye(2)}, Recipe(recipe))
-    ax = plotting.contour(make(directions=dict(between[[1, 0]].recipe))).axes[0]
-    assert "C - A" in ax.get_xlabel()
-    assert {t.get_text(): tuple(t.xy) for t in ax.texts} == {"A": (0, 0), "B": (0, 1), "C": (1, 0)}
-    ax = plotting.line(line(directions=dict(between[[1, 0]][0].recipe))).axes[0]
-    assert "C - A" in ax.get_xlabel()
-    assert {t.get_text(): t.xy[0] for t in ax.texts} == {"A": 0, "C": 1}  # B is not on this line
-
-
-def test_rules_say_where_the_network_is():
-    assert "trained" not in texts(plotting.contour(make(rule="mine.curved")))
-    assert "trained" not in texts(plotting.line(line(rule="mine.curved")))
-    assert "a = 0" in texts(plotting.contour(make(rule="adam(eps=0.001)", coords=(X, Y + 1))))
-
-
-def test_centre_outside_the_plane_is_not_marked():
-    for kind in KINDS:
-        assert "trained" not in texts(draw(kind, make(coords=(X + 3, Y))))
-
-
 def test_draw_into_given_axes():
     fig = Figure(figsize=(7, 3))
     left, right = fig.add_subplot(121), fig.add_subplot(122, projection="3d")
@@ -500,138 +317,8 @@ def test_draw_into_given_axes():
         plotting.surface(make(), ax=left)
     with pytest.raises(ValueError, match="plain 2-D axes"):
         plotting.heatmap(make(), ax=right)
-    with pytest.raises(ValueError, match="ax takes one landscape"):
+    with pytest.raises(ValueError, match="ax: given with 2 landscapes, but it takes one"):
         plotting.contour({"one": make(), "two": make()}, ax=left)
-
-
-# ------------------------------------------------------------------------------------------------------- lines
-
-
-def band(ax, k=0):
-    """Lower and upper border of the k-th filled band, by coordinate."""
-    vertices = ax.collections[k].get_paths()[0].vertices
-    x = np.unique(vertices[:, 0])
-    return x, *(np.array([edge(vertices[vertices[:, 0] == t, 1]) for t in x]) for edge in (np.min, np.max))
-
-
-def test_line_band_is_one_standard_error():
-    error = np.linspace(0.01, 0.2, 21)
-    landscape = line(stderr={"loss": error})
-    fig = plotting.line(landscape)
-    ax = fig.axes[0]
-    x, low, high = band(ax)
-    np.testing.assert_allclose(x, landscape.coords[0])
-    np.testing.assert_allclose(low, landscape.values["loss"] - error)
-    np.testing.assert_allclose(high, landscape.values["loss"] + error)
-    np.testing.assert_array_equal(ax.lines[0].get_ydata(), landscape.values["loss"])
-    assert "± 1 standard error" in texts(fig)
-    assert ax.get_ylabel() == "loss"
-    assert plotting.line(landscape, ["loss", "test_loss"]).axes[0].get_ylabel() == "loss"
-    assert plotting.line(landscape, ["loss", "accuracy"]).axes[0].get_ylabel() == "loss, accuracy"
-    assert ax.get_xlabel() == "a (units of d1: random, filter-normalized)"
-    assert "standard error" not in texts(plotting.line(line()))
-    png(fig)
-
-
-def test_line_of_several_values_holes_and_marks():
-    landscape = line(directions={"kind": "between", "marks": [["A", [0]], ["B", [1]]]}, complete=False)
-    landscape.values["loss"][[4, 6, 7]] = np.inf
-    fig = plotting.line(landscape, ["loss", "test_loss"], log=True)
-    ax = fig.axes[0]
-    assert np.isnan(ax.lines[0].get_ydata()[4])
-    assert np.isinf(landscape.values["loss"][4])
-    assert ax.lines[0].get_color() != ax.lines[1].get_color()
-    hatched = [patch.get_extents().transformed(ax.transData.inverted()).intervalx for patch in ax.patches]
-    np.testing.assert_allclose(hatched, [(-0.65, -0.55), (-0.45, -0.25)])
-    assert ax.get_yscale() == "log"
-    for said in ("loss", "test loss", "not finite or not computed", "A", "B", "incomplete"):
-        assert said in texts(fig)
-    png(fig)
-
-
-def test_train_test():
-    landscape = line(stderr={"loss": np.full(21, 0.1), "test_accuracy": np.full(21, 0.05)})
-    fig = plotting.train_test(landscape)
-    left, right = fig.axes
-    for ax, metric in ((left, "loss"), (right, "accuracy")):
-        train, test = ax.lines[:2]
-        assert (train.get_linestyle(), test.get_linestyle()) == ("-", "--")
-        np.testing.assert_array_equal(train.get_ydata(), landscape.values[metric])
-        np.testing.assert_array_equal(test.get_ydata(), landscape.values[f"test_{metric}"])
-        assert train.get_color() == test.get_color() == ax.yaxis.label.get_color()
-        assert ax.get_ylabel() == metric
-    assert left.lines[0].get_color() != right.lines[0].get_color()
-    _, low, high = band(right)
-    np.testing.assert_allclose((low, high), landscape.values["test_accuracy"] + np.array([[-0.05], [0.05]]))
-    for said in ("train loss", "test loss", "train accuracy", "test accuracy", "± 1 standard error"):
-        assert said in texts(fig)
-    assert len(plotting.train_test(landscape, accuracy=None, log=True).axes) == 1
-    png(fig)
-
-
-def test_log_ticks_of_lines():
-    for fig in (plotting.line(line(), log=True), plotting.train_test(line(), log=True)):
-        ax = fig.axes[0]
-        png(fig)
-        assert [t.get_text() for t in ax.get_yticklabels()] == ["0.1", "0.2", "0.5", "1", "2"]
-        assert not any(t.get_text() for t in ax.get_yticklabels(minor=True))
-        colours = {tick.tick1line.get_color() for which in (True, False) for tick in minor_or_major(ax.yaxis, which)}
-        assert colours == {ax.yaxis.label.get_color()}
-
-
-def minor_or_major(axis, minor):
-    return axis.get_minor_ticks() if minor else axis.get_major_ticks()
-
-
-# ------------------------------------------------------------------------------------------------------ errors
-
-NAN = make(lambda a, b: np.full_like(a, np.nan))
-ERRORS = {
-    "line has no plane": (lambda: plotting.surface(line()), r"surface draws 2 axes.*has 1.*use line"),
-    "plane is no line": (lambda: plotting.line(make()), r"line draws 1 axis,.*has 2.*use surface"),
-    "plane is no volume": (lambda: plotting.volume(make()), r"volume draws 3 axes"),
-    "unknown value": (lambda: plotting.heatmap(make(), "acc"), r"value='acc'.*it has 'loss'"),
-    "unknown other": (lambda: plotting.train_test(line(), other="dev"), r"'dev_loss'.*it has 'loss', 'test_loss'"),
-    "no name": (lambda: plotting.line(line(), []), r"names nothing.*'loss'"),
-    "unknown kind": (lambda: plotting.panels({"a": make()}, kind="pie"), r"kind='pie'.*'surface', 'contour'"),
-    "nothing": (lambda: plotting.panels({}), r"landscapes is empty"),
-    "no finite cell": (lambda: plotting.contour(NAN), r"'loss' has no finite cell among 221"),
-    "no finite point": (lambda: plotting.line(line(loss=np.full(21, np.inf))), r"no finite cell among 21"),
-    "log of negative": (lambda: plotting.surface(make(lambda a, b: a + b), log=True), r"log=True.*smallest -1.5"),
-    "log line": (lambda: plotting.line(line(loss=np.zeros(21)), log=True), r"log=True.*21 at or below"),
-    "cap": (lambda: plotting.contour(make(), cap=np.inf), r"cap=inf must be a finite number"),
-    "cap text": (lambda: plotting.surface(make(), cap="5"), r"cap='5' must be a finite number; give one"),
-    "cap nan": (lambda: plotting.heatmap(make(), cap=np.nan), r"cap=nan must be a finite number"),
-    "list": (lambda: plotting.contour([make()]), r"type list is not a Landscape.*\{name: landscape\}"),
-    "list of panels": (lambda: plotting.panels([make()]), r"landscapes of type list.*\{name: landscape\}"),
-    "list of values": (lambda: plotting.surface(make(), ["loss"]), r"value=\['loss'\].*it has 'loss', give one name"),
-    "metric": (lambda: plotting.train_test(line(), accuracy="f1"), r"accuracy='f1'.*it has .*None leaves it out"),
-    "metric loss": (lambda: plotting.train_test(line(), loss="nll"), r"loss='nll'.*it has 'loss'"),
-    "levels text": (lambda: plotting.contour(make(), levels="20"), r"levels='20'"),
-    "log cap": (lambda: plotting.contour(make(), cap=-1, log=True), r"cap=-1 .*above 0"),
-    "levels": (lambda: plotting.contour(make(), levels=[2, 1]), r"levels=\[2, 1\].*increasing"),
-    "level count": (lambda: plotting.contour(make(), levels=0), r"levels=0"),
-    "slices": (lambda: plotting.volume(make(lambda a, b, c: a, (X, Y, Z)), slices=0), r"slices=0"),
-    "one row": (lambda: plotting.contour(make(coords=(X, [0.0]))), r"2 points or more.*\(17, 1\).*use heatmap"),
-    "shape": (
-        lambda: plotting.heatmap(Landscape((X, Y), {"loss": np.zeros((13, 17))}, {}, {})),
-        r"\(13, 17\).*\(17, 13\)",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", ERRORS)
-def test_errors_name_what_exists(case):
-    call, message = ERRORS[case]
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-def test_given_levels_colour_what_lies_beyond():
-    fig = plotting.contour(make(), levels=[0.5, 1.0, 2.0])
-    filled = drawn(fig.axes[0])
-    assert filled.extend == "both"
-    np.testing.assert_array_equal(filled.levels, [0.5, 1.0, 2.0])
 
 
 def test_one_row_heatmap_and_no_pyplot_state():
@@ -639,13 +326,3 @@ def test_one_row_heatmap_and_no_pyplot_state():
     import matplotlib.pyplot as plt
 
     assert not plt.get_fignums()
-
-
-def test_a_panel_whose_name_says_it_all_has_no_caption_beside():
-    def of(kind, by):
-        return make(directions={"kind": kind, "normalize": [{"by": by}]})
-
-    told = {"random, filter-normalized": of("random", "filter"), "random, weight-normalized": of("random", "weight")}
-    assert "units of" not in texts(plotting.panels(told, kind="contour"))
-    untold = {"run 1": of("random", "filter"), "run 2": of("random", "weight")}
-    assert "units of" in texts(plotting.panels(untold, kind="contour"))
