@@ -1,7 +1,7 @@
-"""Module paths of the release before the rooms: ``import lla_jax.plotting`` goes on working for one release.
+"""Keeps the module paths of the former release, such as ``import lla_jax.plotting``, working for one release.
 
-The table is the stub ``__init__.pyi``. Its lines, such as ``from lla_jax.output import plotting as plotting``, tell
-where a module stands now. ``lla.plotting``, the attribute, is the lasting spelling and warns of nothing.
+The stub ``__init__.pyi`` is the table of the new places, by lines such as ``from lla_jax.output import plotting as
+plotting``. The attribute ``lla.plotting`` stays, without a warning.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, cast
 
 
 class Former:
-    """Finds ``package.name``, after all other finders, for a public name that is a module standing elsewhere.
+    """Finds ``package.name``, after all other finders, for a public name that is a module in another place.
 
-    A finder and a loader without the base classes of ``importlib.abc``, whose import takes longer than this package's.
+    It is finder and loader without the base classes of ``importlib.abc``, which take longer to import than the package.
 
     Args:
       package: the package's name.
@@ -35,10 +35,10 @@ class Former:
         return ModuleSpec(fullname, cast(Any, self)) if known and isinstance(self.load(name), ModuleType) else None
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """None: an empty module will do until ``exec_module`` replaces it."""
+        """None asks for an empty module, which ``exec_module`` replaces."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the module that stands elsewhere in the place of the one just made, and say where it stands."""
+        """Replace the empty module by the one at the new place, and warn with its name."""
         name = module.__name__.rpartition(".")[2]
         present = self.load(name)
         warnings.warn(
@@ -51,6 +51,6 @@ class Former:
 
 
 def find_former(package: str, names: Sequence[str], load: Callable[[str], Any]) -> None:
-    """Let the former module paths of a package be imported; a package that is loaded anew replaces its finder."""
+    """Let the former module paths of a package be imported; a package that is loaded again replaces its finder."""
     sys.meta_path[:] = [f for f in sys.meta_path if not (isinstance(f, Former) and f.package == package)]
     sys.meta_path.append(Former(package, names, load))

@@ -1,4 +1,4 @@
-"""Public names of a package, loaded when they are first used (PEP 562): its stub ``__init__.pyi`` is their one list."""
+"""Loads the public names of a package when they are first used (PEP 562); the stub ``__init__.pyi`` lists them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ _IMPORT = re.compile(r"^from (\S+) import (\w+) as (\w+)$", re.MULTILINE)
 
 
 def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """``__getattr__``, ``__dir__`` and ``__all__`` of a package, read off the stub beside its ``__init__``.
+    """Make ``__getattr__``, ``__dir__`` and ``__all__`` of a package from the stub beside its ``__init__``.
 
     Args:
       package: its ``__name__``.
 
     Returns:
-      The three, to be assigned in the package. A name is imported when it is first asked for, and kept.
+      ``(__getattr__, __dir__, __all__)``, to be assigned in the package. A name is imported when it is first asked for,
+      and kept.
     """
     module = sys.modules[package]
     stub = Path(str(module.__file__)).with_suffix(".pyi").read_text(encoding="utf-8")
-    places = {name: (source, given) for source, given, name in _IMPORT.findall(stub)}
-    names = sorted(places)
+    sources = {name: (source, original) for source, original, name in _IMPORT.findall(stub)}
+    names = sorted(sources)
 
     def load(name: str) -> Any:
-        if name not in places:
+        if name not in sources:
             raise AttributeError(f"module {package!r} has no attribute {name!r}; it has: {', '.join(names)}")
-        source, given = places[name]
-        place = importlib.import_module(source)
-        is_package = hasattr(place, "__path__")  # then what it gives is a module
-        value = importlib.import_module(f"{source}.{given}") if is_package else getattr(place, given)
+        source, original = sources[name]
+        origin = importlib.import_module(source)
+        is_package = hasattr(origin, "__path__")  # then the name is that of a module in it
+        value = importlib.import_module(f"{source}.{original}") if is_package else getattr(origin, original)
         setattr(module, name, value)
         return value
 

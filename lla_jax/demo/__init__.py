@@ -1,6 +1,6 @@
-"""The embedded default problem: a small convolutional network on handwritten digits, trained in seconds.
+"""Provides the embedded default problem: a small convolutional network on handwritten digits, trained in seconds.
 
-The data lie in the package (``digits.npz``; source and licence in ``digits.md``): a first picture needs no download.
+The data are in the package (``digits.npz``; source and licence in ``digits.md``): a first picture needs no download.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from lla_jax import models
+from lla_jax.core.arguments import check_integer
 from lla_jax.core.types import Problem
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -37,7 +38,7 @@ class CNN(nn.Module):
 
 
 class Trained(NamedTuple):
-    """A trained network and what its landscape needs.
+    """A trained network, its checkpoints and its data.
 
     Args:
       module: the flax module.
@@ -62,7 +63,7 @@ def load_digits(seed: int = 0) -> tuple[Arrays, Arrays]:
     """The 1,797 handwritten digits, shuffled by ``seed`` and split.
 
     Args:
-      seed: of the shuffle.
+      seed: for the shuffle.
 
     Returns:
       ``(train, test)``, each ``(images, labels)``: images ``(N, 8, 8, 1)`` float32 in [0, 1], labels ``(N,)`` int32;
@@ -90,8 +91,8 @@ def accuracy(outputs: jax.Array, batch: Any) -> jax.Array:
     return (outputs.argmax(-1) == batch[1]).astype(outputs.dtype)
 
 
-def shifted(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The images ``(N, H, W, 1)``, each moved by up to one pixel per axis in half of the cases; zeros move in."""
+def shift(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The images ``(N, H, W, 1)``, moved by up to one pixel on each axis with probability 1/2; zeros move in."""
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows, columns = np.where(rng.random((2, len(images))) < 0.5, rng.integers(0, 3, (2, len(images))), 1)
     windows = np.lib.stride_tricks.sliding_window_view(padded[..., 0], images.shape[1:3], axis=(1, 2))
@@ -122,11 +123,11 @@ def _step(variables: Any, opt_state: Any, batch: Any, *, total: int) -> tuple[An
 
 
 def train(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], Any] | None = None) -> Trained:
-    """Trains the network with Adam and a cosine schedule on batches of 64 images, moved by up to one pixel at random.
+    """Train the network with Adam and a cosine schedule on batches of 64 images, moved by up to one pixel at random.
 
     Args:
-      seed: of the split, the initial weights, the shifts and the order of the batches.
-      epochs: passes over the training data, at least 1; 24 reach a test accuracy of 97 % or more, 2 do for a test.
+      seed: for the split, the initial weights, the shifts and the order of the batches.
+      epochs: passes over the training data, at least 1; 24 reach a test accuracy of 97 % or more, 2 suffice for a test.
       progress: called as ``progress(done_steps, total_steps)``.
 
     Returns:
@@ -135,8 +136,7 @@ def train(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], Any
     Raises:
       ValueError: if ``epochs`` is less than 1.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs={epochs} must be at least 1: raise it.")
+    check_integer("epochs", epochs, remedy="such as 24")
     train_data, test_data = load_digits(seed)
     images, labels = train_data
     steps = len(labels) // BATCH
@@ -147,7 +147,7 @@ def train(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], Any
     for epoch in range(epochs):
         if epoch == epochs // 2:
             checkpoints.append(variables["params"])
-        moved = shifted(images, rng)
+        moved = shift(images, rng)
         for i, rows in enumerate(rng.permutation(len(labels))[: steps * BATCH].reshape(steps, BATCH)):
             variables, opt_state = _step(variables, opt_state, (moved[rows], labels[rows]), total=total)
             if progress is not None:
@@ -159,7 +159,7 @@ def problem(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], A
     """The trained network as a ``Problem``: ``lla-jax landscape --problem lla_jax.demo:problem``.
 
     Args:
-      seed: of the split, the initial weights, the shifts and the order of the batches.
+      seed: for the split, the initial weights, the shifts and the order of the batches.
       epochs: passes over the training data; 2 are enough for a quick test.
       progress: called as ``progress(done_steps, total_steps)`` while training.
 
@@ -167,11 +167,11 @@ def problem(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], A
       Loss (cross-entropy), parameters, training data, optimizer state, the metric "accuracy", the test data as
       ``extra_data["test"]``, and as checkpoints the parameters at initialization and halfway through training.
     """
-    return problem_of(train(seed, epochs=epochs, progress=progress))
+    return make_problem(train(seed, epochs=epochs, progress=progress))
 
 
-def problem_of(trained: Trained) -> Problem:
-    """What ``problem`` returns, of a network that is trained already."""
+def make_problem(trained: Trained) -> Problem:
+    """A network that is trained already as a ``Problem``, like that of ``problem``."""
     return Problem(
         loss=models.from_linen(trained.module, trained.variables, cross_entropy),
         params=trained.variables["params"],

@@ -42,7 +42,7 @@ def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: 
 
     Args:
       trained: the network, with its variables at initialization and after training.
-      problem: the trained network as a problem, from ``demo.problem_of``.
+      problem: the trained network as a problem, from ``demo.make_problem``.
       key: for all random vectors.
       points: per axis of the plane.
       bar: as for ``tour.run``.

@@ -30,7 +30,7 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
 
     Args:
       out: an existing folder.
-      seed: of the training and the random directions.
+      seed: for the training and the random directions.
       points: per axis of line and plane, at least 3; the planes of the comparison have half as many.
       epochs: passes over the training data.
       bar: ``bar(label, unit)`` is a context manager that gives a callback ``progress(done, total)``.
@@ -40,7 +40,7 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
     """
     with bar("training", "steps") as progress:
         trained = demo.train(seed, epochs=epochs, progress=progress)
-    problem = demo.problem_of(trained)
+    problem = demo.make_problem(trained)
     loss, params, metrics = problem.loss, problem.params, dict(problem.metrics)
     key = jax.random.key(seed)
     axes = normalization.normalize(draws.random(key, params, 2), params, by="filter", filter_axis=loss)

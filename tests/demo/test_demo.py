@@ -34,7 +34,7 @@ def test_digits_are_split_by_the_seed_and_all_there():
 
 def test_shifts_move_whole_images_by_at_most_a_pixel():
     images = demo.load_digits()[0][0][:200]
-    moved = demo.shifted(images, np.random.default_rng(0))
+    moved = demo.shift(images, np.random.default_rng(0))
     padded = np.pad(images[..., 0], ((0, 0), (1, 1), (1, 1)))
     candidates = np.stack([padded[:, i : i + 8, j : j + 8] for i in range(3) for j in range(3)], 1)
     assert (candidates == moved[:, None, :, :, 0]).all((2, 3)).any(1).all()
@@ -53,7 +53,7 @@ def test_test_accuracy_is_at_least_97_percent(seed):
 def test_training_is_reproducible_and_refuses_no_epochs():
     first, second = demo.train(1, epochs=2), demo.train(1, epochs=2)
     jax.tree.map(np.testing.assert_array_equal, first.variables, second.variables)
-    with pytest.raises(ValueError, match="epochs=0"):
+    with pytest.raises(ValueError, match="epochs: 0 given; it must be an integer of at least 1"):
         demo.train(epochs=0)
 
 
@@ -95,9 +95,18 @@ def test_tour_saves_results_pictures_and_a_summary(tmp_path):
 
     paths = tour.run(tmp_path, points=5, epochs=5, bar=bar)
     assert labels == [
-        "training", "line", "plane", "spectrum at initialization", "spectrum after training", "eigenpairs", "trace",
-        "layers", "Hessian axes", "convexity", "all modes",
-    ]  # fmt: skip
+        "training",
+        "line",
+        "plane",
+        "spectrum at initialization",
+        "spectrum after training",
+        "eigenpairs",
+        "trace",
+        "layers",
+        "Hessian axes",
+        "convexity",
+        "all modes",
+    ]
     assert products == {*labels[3:8], "convexity"}
     assert sorted(paths) == sorted(tmp_path.iterdir())
     names = {path.name for path in paths}
