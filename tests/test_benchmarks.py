@@ -73,13 +73,19 @@ MADE = {"environment": RESULT["environment"]}
 ROW = {"min_ms": 4.0, "times_lla_jax": 2.0}
 TARGET = {"what": "torch / lla_jax", "value": 2.0, "target": 5.0, "rule": "at least", "met": False}
 RESULTS = {
-    "sweep": MADE | {
+    "sweep": MADE
+    | {
         "networks": {
             "vit": {
-                "parameters": 1234, "examples": 64, "data": "images", "best_microbatch_of_torch": 16,
-                "largest_relative_difference_from_torch": 2e-7, "targets": [TARGET],
+                "parameters": 1234,
+                "examples": 64,
+                "data": "images",
+                "best_microbatch_of_torch": 16,
+                "largest_relative_difference_from_torch": 2e-7,
+                "targets": [TARGET],
                 "rivals": {
-                    "lla_jax": {"min_ms": 2.0, "times_lla_jax": 1.0}, "torch, batch 64": ROW,
+                    "lla_jax": {"min_ms": 2.0, "times_lla_jax": 1.0},
+                    "torch, batch 64": ROW,
                     "torch, microbatch 16": ROW | {"min_ms": 3.0, "times_lla_jax": 1.5},
                     "loss-landscapes": ROW | {"min_ms": 250.0, "times_lla_jax": 125.0},
                 },
@@ -87,46 +93,79 @@ RESULTS = {
             "gpt": {"error": "MemoryError: no"},
         },
         "whole": {
-            "points": 1681, "cache": {"none": {"seconds": 50.25}, "empty": {"error": "no"}},
-            "rivals": {"LLA": {"seconds": 126.0}}, "targets": [TARGET | {"what": "whole job", "met": True}],
+            "points": 1681,
+            "cache": {"none": {"seconds": 50.25}, "empty": {"error": "no"}},
+            "rivals": {"LLA": {"seconds": 126.0}},
+            "targets": [TARGET | {"what": "whole job", "met": True}],
         },
     },
-    "bundle": MADE | {
-        "points": 441, "steps": 100, "sides": {
+    "bundle": MADE
+    | {
+        "points": 441,
+        "steps": 100,
+        "sides": {
             "lla_jax": {
                 "seconds": {"plane": 13.0, "eigenpairs": 5.0, "density": 33.0, "criteria": 0.01, "trace": 14.0},
-                "residuals": [1e-5, 5e-4], "density": {"copies_of_the_largest": 1}, "total_s": 51.0, "compile_s": 19.0,
+                "residuals": [1e-5, 5e-4],
+                "density": {"copies_of_the_largest": 1},
+                "total_s": 51.0,
+                "compile_s": 19.0,
                 "trace": {"mean": -200.0, "sem": 3.0},
             },
             "LLA": {
                 "seconds": {"plane": 33.0, "density": 46.0, "criteria": 0.01, "eigenpairs": 13.0},
-                "residuals": [0.012], "density": {"copies_of_the_largest": 7}, "total_s": 92.0,
+                "residuals": [0.012],
+                "density": {"copies_of_the_largest": 7},
+                "total_s": 92.0,
                 "trace": {"error": "ValueError: empty"},
             },
         },
     },
     "growth": {
         "curves": {
-            name: {"rows": [{"size": 10, "plane_ms": 1.0}, {"size": 1000, "plane_ms": 90.0}],
-                   "slopes": {"plane_ms": {"all": 0.977, "last": 1.0}}}
+            name: {
+                "rows": [{"size": 10, "plane_ms": 1.0}, {"size": 1000, "plane_ms": 90.0}],
+                "slopes": {"plane_ms": {"all": 0.977, "last": 1.0}},
+            }
             for name in ("points", "parameters", "examples")
         }
     },
     "memory": {
-        "points": [{"points": 10, "growth_mib": 1.0, "result_mib": 0.1},
-                   {"points": 1000, "growth_mib": 20.0, "result_mib": 15.0}],
-        "lanczos": [{"what": "spectrum", "basis_gb": 1.28, "growth_mib": 1300.0, "stated_mib": 1290.0},
-                    {"what": "eigenpairs", "error": "nothing was stated"}],
+        "points": [
+            {"points": 10, "growth_mib": 1.0, "result_mib": 0.1},
+            {"points": 1000, "growth_mib": 20.0, "result_mib": 15.0},
+        ],
+        "lanczos": [
+            {"what": "spectrum", "basis_gb": 1.28, "growth_mib": 1300.0, "stated_mib": 1290.0},
+            {"what": "eigenpairs", "error": "nothing was stated"},
+        ],
     },
-    "many_planes": {"networks": {"mlp": {"landscapes": 64, "points": 1681, "targets": [],
-                                  "points_per_second": {"single": 20000.0, "sweep": 19000.0}}}},
-    "kill": {"kills": 40, "writers": 3, "chunks": 200, "most_lost_by_a_kill": 1, "lost_by_kill": [0, 1, 1],
-             "equal_to_the_bit": {"values loss": True, "stderr loss": False}},
-    "cold_start": {"help": {"median_s": 0.231}, "demo": {
-        "empty cache": {"seconds": 60.0, "compile_s": 30.0, "programs": 123, "from_the_cache": 0},
-        "again": {"error": "no"},
-    }},
-}  # fmt: skip
+    "many_planes": {
+        "networks": {
+            "mlp": {
+                "landscapes": 64,
+                "points": 1681,
+                "targets": [],
+                "points_per_second": {"single": 20000.0, "sweep": 19000.0},
+            }
+        }
+    },
+    "kill": {
+        "kills": 40,
+        "writers": 3,
+        "chunks": 200,
+        "most_lost_by_a_kill": 1,
+        "lost_by_kill": [0, 1, 1],
+        "equal_to_the_bit": {"values loss": True, "stderr loss": False},
+    },
+    "cold_start": {
+        "help": {"median_s": 0.231},
+        "demo": {
+            "empty cache": {"seconds": 60.0, "compile_s": 30.0, "programs": 123, "from_the_cache": 0},
+            "again": {"error": "no"},
+        },
+    },
+}
 
 
 def test_every_script_has_its_place_in_the_readme_and_missed_targets_are_marked(tmp_path):

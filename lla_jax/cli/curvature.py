@@ -122,7 +122,7 @@ def eigenpairs(operator: Any, params: PyTree, options: HessianOptions, name: str
         unfinished={"number of eigenpairs": str(k)},
         accept=lambda pairs: pairs.num >= k,
         like=params,
-        **_keeping(options),
+        **_result_options(options),
     )
     return replace(pairs, values=pairs.values[:k], residuals=pairs.residuals[:k], vectors=pairs.vectors[:k])
 
@@ -134,7 +134,7 @@ def spectrum(operator: Any, options: HessianOptions) -> Spectrum:
         operator.recipe,
         partial(quadrature.spectrum, operator, _key(options, 1), steps=options.steps, probes=options.probes),
         {**hessian_settings(options), "steps": str(options.steps), "probes": str(options.probes)},
-        **_keeping(options),
+        **_result_options(options),
     )
 
 
@@ -174,7 +174,7 @@ def _key(options: HessianOptions, part: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(options.seed), part)
 
 
-def _keeping(options: HessianOptions) -> dict[str, Any]:
+def _result_options(options: HessianOptions) -> dict[str, Any]:
     """Arguments of ``kept.result``: overwriting, messages and a progress bar."""
     repeat = "the same command without --overwrite" if options.overwrite else "the same command"
     return {

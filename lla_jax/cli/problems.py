@@ -87,8 +87,9 @@ def _import_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
-        text = f"there is no module {name!r} in {folder} or among the installed ones; check the name, or name a file"
-        raise Mistake(text) from error
+        raise Mistake(
+            f"there is no module {name!r} in {folder} or among the installed ones; check the name, or name a file"
+        ) from error
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -44,7 +44,7 @@ def begin(out: Path, settings: Mapping[str, str], overwrite: bool) -> None:
             path.unlink(missing_ok=True)
     if not chunks.exists(out):
         if result.exists():
-            raise Mistake(f"{result} exists without the chunks it was made of\n{REMEDY}")
+            raise Mistake(f"{result} exists without the chunks it was made of; remove it, or {REMEDY}")
         (out / COMMAND).unlink(missing_ok=True)
         return
     try:

@@ -151,8 +151,9 @@ def numbers(
             content = json.loads(path.read_text(encoding="utf-8"))
             loaded = content["result"]
         except (ValueError, LookupError, TypeError) as error:
-            text = f"{path} is not what lla_jax wrote: {error!r}. Remove it, or pass another path"
-            raise Misuse("path", text, path) from error
+            raise Misuse(
+                "path", f"{path} is not what lla_jax wrote: {error!r}. Remove it, or pass another path", path
+            ) from error
         _check_same(path, content, operator, settings)
         report(f"{path.stem}: taken from {path}")
         return loaded
@@ -196,8 +197,11 @@ def _agree(path: Path, found: Path | None) -> None:
     try:
         processes.agree(**{str(path): found.name if found else "nothing"})
     except ValueError as error:
-        text = f"{path} is not the same to all processes; it must be in a folder that all of them see. Pass such a path"
-        raise Misuse("path", text, path) from error
+        raise Misuse(
+            "path",
+            f"{path} is not the same to all processes; it must be in a folder that all of them see. Pass such a path",
+            path,
+        ) from error
 
 
 def _bar(bar: Bar | None, name: str) -> AbstractContextManager[Progress | None]:

@@ -83,8 +83,9 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Any:
     if result.tree is not None:
         return _restore_structure(result, like)
     if like is None:
-        text = f"None given, but {path} stores random directions as a recipe; pass the parameters, like=params"
-        raise Misuse("like", text)
+        raise Misuse(
+            "like", f"None given, but {path} stores random directions as a recipe; pass the parameters, like=params"
+        )
     return draws.rebuild(result.recipe, like)
 
 
@@ -105,8 +106,9 @@ def _nest(leaves: Mapping[str, np.ndarray]) -> PyTree:
         for folder in folders:
             node = node.setdefault(folder, {})
             if not isinstance(node, dict):
-                text = f"None given, but the path {path!r} passes through another leaf; pass the parameters"
-                raise Misuse("like", text)
+                raise Misuse(
+                    "like", f"None given, but the path {path!r} passes through another leaf; pass the parameters"
+                )
         node[name] = leaf
     return tree
 
@@ -251,12 +253,16 @@ def _read(path: Path) -> Any:
     if not ours:
         raise Misuse("path", f"{path} was not written by lla_jax.save; pass a file that was", path)
     if version > VERSION:
-        text = f"{path} has format version {version}, but this lla_jax reads up to {VERSION}; update lla_jax to read it"
-        raise Misuse("path", text, path)
+        raise Misuse(
+            "path",
+            f"{path} has format version {version}, but this lla_jax reads up to {VERSION}; update lla_jax to read it",
+            path,
+        )
     build = next((build for known, (_, build) in _FORMS.items() if known.__name__ == kind), None)
     if build is None:
-        text = f"{path} holds a {kind!r}, which this version of lla_jax does not know; update lla_jax"
-        raise Misuse("path", text, path)
+        raise Misuse(
+            "path", f"{path} holds a {kind!r}, which this version of lla_jax does not know; update lla_jax", path
+        )
     try:
         if strange := sorted(name for name, array in arrays.items() if array.dtype.kind not in "biufcV"):
             raise ValueError(f"the arrays {strange} do not hold numbers")

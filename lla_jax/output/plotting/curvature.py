@@ -43,7 +43,7 @@ def _matrix(recipe: Mapping[str, Any]) -> str:
 def _canvas(ax: Axes | None, height: float) -> tuple[Any, Any]:
     """The figure and axes of ``style.canvas``; 3-D axes are refused."""
     if hasattr(ax, "plot_surface"):
-        raise Misuse("ax", f"{type(ax).__name__} given; it must be plain 2-D axes for a curve")
+        raise misuse("ax", ax, "plain 2-D axes for a curve, such as fig.add_subplot()")
     return style.canvas(ax, height)
 
 
@@ -136,9 +136,11 @@ def _curves(spec: Any, pairs: Any, scale: Any, threshold: float | None, width: f
         raise misuse("spec", spec, "what lla.spectrum returned, or {name: spectrum}")
     pairs_of = dict(pairs) if isinstance(pairs, Mapping) else {} if pairs is None else {"": pairs}
     if unknown := [name for name in pairs_of if name not in spectra]:
-        rule = "Eigenpairs for one spectrum, and {name: Eigenpairs} with the names of the spectra for several"
-        given = f"given for {reading.quote(unknown)}, but the spectra are {reading.quote(spectra)}"
-        raise Misuse("pairs", f"{given}; it must be {rule}")
+        raise Misuse(
+            "pairs",
+            f"given for {reading.quote(unknown)}, but the spectra are {reading.quote(spectra)}; pass Eigenpairs for "
+            "one spectrum, and {name: Eigenpairs} with the names of the spectra for several",
+        )
     for name, one in spectra.items():
         if not isinstance(one, Spectrum) or not one.nodes.size or not np.isfinite(one.nodes).all():
             argument = f"spec[{name!r}]" if name else "spec"
@@ -219,8 +221,11 @@ def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax:
     values, residuals = _values_and_residuals(pairs)
     known = np.isfinite(values)
     if not known.any():
-        text = f"{show_value(pairs)} given; none of {len(values)} values is finite, so there is nothing to draw"
-        raise Misuse("pairs", f"{text}. Compute them where the loss is finite")
+        raise Misuse(
+            "pairs",
+            f"{show_value(pairs)} given; none of {len(values)} values is finite, so there is nothing to draw: compute "
+            "them where the loss is finite",
+        )
     if log:
         scales.check_positive(values[known], "eigenvalues")
     fig, canvas = _canvas(ax, 2.5)

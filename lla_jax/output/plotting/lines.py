@@ -83,8 +83,11 @@ def train_test(
         check_choice("accuracy", accuracy, landscape.values, "or None, which leaves it out")
     pairs = [(metric, f"{other}_{metric}") for metric in (loss, accuracy) if metric is not None]
     if lacking := [name for _, name in pairs if name not in landscape.values]:
-        text = f"{other!r} given, but this landscape lacks {lacking[0]!r}; it has {reading.quote(landscape.values)}"
-        raise Misuse("other", f"{text}. Evaluate it with extra_data={{{other!r}: ...}}")
+        raise Misuse(
+            "other",
+            f"{other!r} given, but this landscape lacks {lacking[0]!r}; it has {reading.quote(landscape.values)}. "
+            f"Call evaluate with extra_data={{{other!r}: ...}}",
+        )
     fig, left = _canvas(ax, pairs[0], landscape, log, "train_test")
     axes = [left]
     if accuracy is not None:

@@ -247,8 +247,9 @@ def picture(
     if ax is not None and len(planes) > 1:
         raise Misuse("ax", f"given with {len(planes)} landscapes, but it takes one; leave ax out")
     if ax is not None and (kind == "surface") != hasattr(ax, "plot_surface"):
-        need = '3-D axes, fig.add_subplot(projection="3d"),' if kind == "surface" else "plain 2-D axes"
-        raise Misuse("ax", f"{type(ax).__name__} given; it must be {need} for a {kind}")
+        if kind == "surface":
+            raise misuse("ax", ax, 'axes for a surface, fig.add_subplot(projection="3d")')
+        raise misuse("ax", ax, f"plain 2-D axes for a {kind}, such as fig.add_subplot()")
     solo, shared = len(planes) == 1, shared or len(planes) == 1
     fig, axes, width = (ax.figure, [ax], 42) if ax is not None else _page(len(planes), kind)
     # a note or caption that all panels have in common is written once, others above each panel

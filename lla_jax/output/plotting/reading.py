@@ -124,13 +124,17 @@ def read(landscape: object, value: str, dims: int, function: str) -> tuple[list[
     if landscape.dims != dims:
         use = {1: "line or train_test", 2: "surface, contour or heatmap", 3: "volume"}.get(landscape.dims, "a slice")
         axes = "1 axis" if dims == 1 else f"{dims} axes"
-        text = f"{show_value(landscape)} given; {function} draws {axes}, and this has {landscape.dims}, so use {use}"
-        raise Misuse("landscape", text)
+        raise Misuse(
+            "landscape",
+            f"{show_value(landscape)} given; {function} draws {axes}, and this has {landscape.dims}, so use {use}",
+        )
     check_choice("value", value, landscape.values, "the names of this landscape's values")
     z = np.asarray(landscape.values[value], dtype=float)
     if z.shape != landscape.shape:
-        text = f"values[{value!r}] has shape {z.shape}, but the coordinates make {landscape.shape}; mend one of them"
-        raise Misuse("landscape", text)
+        raise Misuse(
+            "landscape",
+            f"values[{value!r}] has shape {z.shape}, but the coordinates make {landscape.shape}; mend one of them",
+        )
     orders = [np.argsort(c) for c in landscape.coords]
     coords = [np.asarray(c, float)[order] for c, order in zip(landscape.coords, orders)]
     return coords, np.where(np.isfinite(z), z, np.nan)[np.ix_(*orders)]
@@ -158,8 +162,9 @@ def plane(landscape: Landscape, value: str, function: str, least: int = 2) -> Pl
 def assemble(landscape: Landscape, x: np.ndarray, y: np.ndarray, z: np.ndarray, least: int, function: str) -> Plane:
     """A plane of these values, with labels and marks from its landscape's recipe; marks outside are dropped."""
     if min(z.shape) < least:
-        text = f"{z.shape} points given, but {function} needs {least} points or more per axis; use heatmap"
-        raise Misuse("landscape", text)
+        raise Misuse(
+            "landscape", f"{z.shape} points given, but {function} needs {least} points or more per axis; use heatmap"
+        )
     inside = [(n, a, b) for n, a, b, _ in marks(landscape, 3) if x[0] <= a <= x[-1] and y[0] <= b <= y[-1]]
     centre = origin(landscape)
     if not x[0] <= 0 <= x[-1] or (centre == "point" and not y[0] <= 0 <= y[-1]):

@@ -36,8 +36,10 @@ def finite(arrays: Iterable[np.ndarray], value: str, log: bool) -> np.ndarray:
     entries = np.concatenate([np.ravel(z) for z in arrays])
     known = entries[np.isfinite(entries)]
     if not known.size:
-        text = f"{value!r} has no finite cell among {entries.size}, so there is nothing to draw; try a smaller extent"
-        raise Misuse("value", text)
+        raise Misuse(
+            "value",
+            f"{value!r} has no finite cell among {entries.size}, so there is nothing to draw; try a smaller extent",
+        )
     if log:
         check_positive(known, f"values of {value!r}")
     return known
@@ -52,8 +54,9 @@ def check_positive(values: np.ndarray, name: str) -> None:
     """
     if values.min() <= 0:
         count = f"{int((values <= 0).sum())} of {len(values)}"
-        text = f"True given, but {count} {name} are at or below 0 (smallest {values.min():.4g}); use log=False"
-        raise Misuse("log", text)
+        raise Misuse(
+            "log", f"True given, but {count} {name} are at or below 0 (smallest {values.min():.4g}); use log=False"
+        )
 
 
 def scale(
