@@ -1,1 +1,1 @@
-"""The command line ``lla-jax``."""
+"""Runs the command line ``lla-jax``."""

@@ -1,4 +1,4 @@
-"""Durations, numbers with their errors, and tables, in words."""
+"""Writes durations, numbers with their errors and tables as text."""
 
 from __future__ import annotations
 

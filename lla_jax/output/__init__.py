@@ -1,1 +1,1 @@
-"""Results as files, words and pictures."""
+"""Puts results into files, words and pictures."""

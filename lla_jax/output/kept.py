@@ -88,15 +88,15 @@ def result(
         if writes:
             partial.unlink(missing_ok=True)
     else:
-        found = next((file for file in (partial, path) if file.exists()), None)
-        _agree(path, found)
-        if found is not None:
-            loaded = load(found, like)
-            _check_same(found, loaded.recipe, operator, settings if found == path else all_settings)
-            if found == path and (accept is None or accept(loaded)):
+        existing = next((file for file in (partial, path) if file.exists()), None)
+        _agree(path, existing)
+        if existing is not None:
+            loaded = load(existing, like)
+            _check_same(existing, loaded.recipe, operator, settings if existing == path else all_settings)
+            if existing == path and (accept is None or accept(loaded)):
                 report(f"{name}: taken from {path}")
                 return loaded
-            resume = loaded if found == partial else None
+            resume = loaded if existing == partial else None
 
     def keep(result: Result, file: Path) -> None:
         if writes:
@@ -192,10 +192,10 @@ def _check_same(path: Path, then: Mapping[str, Any], operator: Mapping[str, Any]
     recipes.check_same("operator", f"that of {path}", then.get("operator", {}), operator, operator, ANEW, path)
 
 
-def _agree(path: Path, found: Path | None) -> None:
+def _agree(path: Path, existing: Path | None) -> None:
     """Check that all processes found the same file: with different ones they would wait for each other forever."""
     try:
-        processes.agree(**{str(path): found.name if found else "nothing"})
+        processes.agree(**{str(path): existing.name if existing else "nothing"})
     except ValueError as error:
         raise Misuse(
             "path",

@@ -141,21 +141,21 @@ def _curves(spec: Any, pairs: Any, scale: Any, threshold: float | None, width: f
             f"given for {reading.quote(unknown)}, but the spectra are {reading.quote(spectra)}; pass Eigenpairs for "
             "one spectrum, and {name: Eigenpairs} with the names of the spectra for several",
         )
-    for name, one in spectra.items():
-        if not isinstance(one, Spectrum) or not one.nodes.size or not np.isfinite(one.nodes).all():
+    for name, spectrum in spectra.items():
+        if not isinstance(spectrum, Spectrum) or not spectrum.nodes.size or not np.isfinite(spectrum.nodes).all():
             argument = f"spec[{name!r}]" if name else "spec"
-            raise misuse(argument, one, "what lla.spectrum returned, with one probe at least and finite nodes")
+            raise misuse(argument, spectrum, "what lla.spectrum returned, with one probe at least and finite nodes")
     if scale == "symlog" and threshold is None:
-        threshold = _KNEE * max(float(np.abs(one.nodes).max()) for one in spectra.values()) or None
+        threshold = _KNEE * max(float(np.abs(spectrum.nodes).max()) for spectrum in spectra.values()) or None
     curves = []
-    for k, (name, one) in enumerate(spectra.items()):
+    for k, (name, spectrum) in enumerate(spectra.items()):
         points = max(1000, int(12 / width)) if isinstance(width, float | int) and width > 0 else 1000
-        density = quadrature.density(one, points=points, width=width, scale=scale, threshold=threshold)
-        ticks, tick_label = one.nodes[:, [0, -1]].ravel(), "extreme Ritz values"
+        density = quadrature.density(spectrum, points=points, width=width, scale=scale, threshold=threshold)
+        ticks, tick_label = spectrum.nodes[:, [0, -1]].ravel(), "extreme Ritz values"
         if name in pairs_of:
             ticks, tick_label = _values_and_residuals(pairs_of[name])[0], "eigenvalues"
-        label = style.join(str(name), _incomplete_note(one)) if name else ""
-        curves.append(_Curve(one, density, ticks[np.isfinite(ticks)], tick_label, label, style.COLOURS[k % 7]))
+        label = style.join(str(name), _incomplete_note(spectrum)) if name else ""
+        curves.append(_Curve(spectrum, density, ticks[np.isfinite(ticks)], tick_label, label, style.COLOURS[k % 7]))
     return curves
 
 
@@ -163,8 +163,8 @@ def _floor(curve: _Curve) -> float:
     """The lower limit of the density axis: some way below the density that a single eigenvalue makes."""
     at, ends = curve.density, curve.spec.nodes[:, [0, -1]]
     heights = np.interp([ends.min(), ends.max()], at.x, at.density)
-    one = 1 / (np.sqrt(2 * np.pi) * at.sigma * curve.spec.recipe.get("n", np.inf))
-    return float(max(0.2 * heights.min(), 0.02 * one, 1e-12 * at.density.max()))
+    single = 1 / (np.sqrt(2 * np.pi) * at.sigma * curve.spec.recipe.get("n", np.inf))
+    return float(max(0.2 * heights.min(), 0.02 * single, 1e-12 * at.density.max()))
 
 
 def _symlog_axis(ax: Any, curves: Sequence[_Curve]) -> None:
