@@ -1,4 +1,4 @@
-"""What all rooms stand on: types, trees, data, losses, recipes, argument checks, files."""
+"""The foundation of all rooms: types, trees, data, losses, recipes, argument checks, files."""
 
 from lla_jax import _lazy
 

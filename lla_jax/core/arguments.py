@@ -1,6 +1,6 @@
-"""Arguments that break a rule: the error that says so in data, and the checks that many functions share.
+"""Checks of arguments that many functions share, and the one form of their errors.
 
-Every error names the argument, its value, the rule and a remedy.
+Every message names the argument, its value, what the argument must be, and a remedy.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Options = TypeVar("Options", bound=Mapping[str, Any])
 
 
 class Misuse(ValueError):
-    """An argument breaks a rule, for callers that call it otherwise: the command line has options in their place.
+    """A misused argument; its name is kept apart, because the command line puts an option in its place.
 
     Args:
-      argument: its name.
-      text: the message without that name: the value, the rule, a remedy.
-      path: the file or folder that is wrong, where it is one.
+      argument: the name.
+      text: the message without the name: the value, what it must be, a remedy.
+      path: the file or folder that is wrong, if it is one.
     """
 
     def __init__(self, argument: str, text: str, path: Path | None = None):
@@ -39,18 +39,18 @@ class Misuse(ValueError):
 
 
 def misuse(name: str, value: Any, rule: str) -> Misuse:
-    """The error for an argument that breaks a rule: ``name: VALUE given; it must be RULE``.
+    """The error for a misused argument: ``name: VALUE given; it must be RULE``.
 
     Args:
-      name: of the argument.
-      value: what was given; long ones are shown by type and shape.
+      name: the argument's name.
+      value: the value given; a long one is shown by its type and shape.
       rule: what the argument must be, with an example or another remedy, such as ``"a positive integer, such as 10"``.
     """
     return Misuse(name, f"{show_value(value)} given; it must be {rule}")
 
 
 def show_value(value: Any) -> str:
-    """A value in a message: its repr where that is short and says something, and its type and shape otherwise."""
+    """A value as messages show it: its repr if that is short and readable, and otherwise its type and shape."""
     text = repr(value)
     if len(text) <= 80 and "\n" not in text and " at 0x" not in text:
         return text
@@ -59,22 +59,22 @@ def show_value(value: Any) -> str:
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an integer of Python or numpy; True and False are none."""
+    """Whether a value is an integer of Python or numpy; True and False are not integers."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def check_integer(name: str, value: Any, least: int = 1, most: int | None = None, remedy: str = "") -> int:
-    """An integer argument within its bounds.
+    """The value as an int, if it is an integer within its bounds.
 
     Args:
-      name: of the argument.
-      value: what was given.
-      least: the smallest value allowed.
-      most: the largest one, or None.
-      remedy: added to the rule, such as ``"the number of directions"``.
+      name: the argument's name.
+      value: the value given.
+      least: the smallest allowed value.
+      most: the largest allowed value, or None.
+      remedy: words added to the rule, such as ``"the number of directions"``.
 
     Raises:
-      Misuse: another type, or out of bounds.
+      Misuse: the value has another type, or is out of bounds.
     """
     if not is_integer(value) or value < least or (most is not None and value > most):
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -83,17 +83,17 @@ def check_integer(name: str, value: Any, least: int = 1, most: int | None = None
 
 
 def check_number(name: str, value: Any, above: float = 0.0, least: float | None = None, remedy: str = "") -> float:
-    """A finite real argument within its bound.
+    """The value as a float, if it is a finite real number within its bound.
 
     Args:
-      name: of the argument.
-      value: what was given.
-      above: the value must be larger; not read where ``least`` is given.
-      least: the smallest value allowed, or None.
-      remedy: added to the rule, such as ``"such as 0.05"``.
+      name: the argument's name.
+      value: the value given.
+      above: a bound that the value must exceed; ignored if ``least`` is given.
+      least: the smallest allowed value, or None.
+      remedy: words added to the rule, such as ``"such as 0.05"``.
 
     Raises:
-      Misuse: another type, not finite, or out of bounds.
+      Misuse: the value has another type, is not finite, or is out of bounds.
     """
     real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not real or not np.isfinite(value) or (value <= above if least is None else value < least):
@@ -103,32 +103,33 @@ def check_number(name: str, value: Any, above: float = 0.0, least: float | None 
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any], remedy: str = "") -> None:
-    """Refuse a value that is none of the known ones.
+    """Raise an error unless the value is one of the choices.
 
     Args:
-      name: of the argument.
-      value: what was given; 1 is not True here.
-      choices: the known values.
-      remedy: added to the rule, such as ``"or a function"``.
+      name: the argument's name.
+      value: the value given; 1 does not pass for True.
+      choices: the allowed values.
+      remedy: words added to the rule, such as ``"or a function"``.
 
     Raises:
-      Misuse: another value.
+      Misuse: the value is none of the choices.
     """
     known = list(choices)
-    alike = [each for each in known if np.ndim(value) == 0 and isinstance(value, bool) == isinstance(each, bool)]
-    if not any(value == each for each in alike):
+    is_bool = isinstance(value, bool | np.bool_)
+    comparable = [choice for choice in known if np.ndim(value) == 0 and is_bool == isinstance(choice, bool)]
+    if not any(value == choice for choice in comparable):
         raise misuse(name, value, f"one of {', '.join(map(repr, known))}{remedy and f', {remedy}'}")
 
 
 def clamp_count(name: str, value: Any, n: int) -> int:
-    """A positive integer, and at most the number n of parameters: with a warning where it is more."""
+    """The value, a positive integer, reduced to the number n of parameters, with a warning, if it is larger."""
     if check_integer(name, value, remedy=f"and there are {n} parameters") > n:
         warn_caller(f"{name}: {value} asked for, but there are only {n} parameters; {n} are done")
     return min(int(value), n)
 
 
 def single_key(key: Any) -> jax.Array:
-    """The key, if it is one ``jax.random`` key; of the new kind, if it is of the old."""
+    """The key, if it is a single ``jax.random`` key; a key of jax's old kind becomes one of the new kind."""
     dtype = getattr(key, "dtype", None)
     if dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.prng_key) and dtype == np.uint32 and key.ndim == 1:
         key, dtype = (wrapped := jax.random.wrap_key_data(key)), wrapped.dtype  # a key of the old kind
@@ -138,11 +139,11 @@ def single_key(key: Any) -> jax.Array:
 
 
 def show_options(kind: type, defaults: Mapping[str, Any]) -> Callable[[Function], Function]:
-    """A decorator that shows shared options, taken as ``**options``, in a function's signature with their defaults.
+    """A decorator for functions that take shared options as ``**options``: their signature then lists the options.
 
     Args:
       kind: the TypedDict of the options.
-      defaults: of each of them.
+      defaults: the default of each option.
     """
 
     def decorate(f: Function) -> Function:
@@ -160,19 +161,20 @@ def show_options(kind: type, defaults: Mapping[str, Any]) -> Callable[[Function]
 
 
 def complete(function: str, options: Options, defaults: Options) -> Options:
-    """The options of a function, with the defaults of those not given.
+    """The options of a function, completed by the defaults of those that were not given.
 
     Raises:
-      TypeError: a name that is none of them, as Python says it of a keyword.
+      TypeError: an option has an unknown name; the message is Python's own for an unexpected keyword.
     """
     if unknown := sorted(set(options) - set(defaults)):
-        said = f"{function}() got an unexpected keyword argument {unknown[0]!r}"
-        raise TypeError(f"{said}; it takes {', '.join(defaults)}")
+        raise TypeError(
+            f"{function}() got an unexpected keyword argument {unknown[0]!r}; it takes {', '.join(defaults)}"
+        )
     return cast(Options, {**defaults, **options})
 
 
 def warn_caller(text: str) -> None:
-    """Warn at the line that called the library, through however many of its own functions."""
+    """Warn at the user's line that called the library, however many functions of the library lie between."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "lla_jax":
         level, frame = level + 1, frame.f_back

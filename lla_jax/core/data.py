@@ -1,6 +1,6 @@
-"""Data sets and streams, and how they are cut into batches.
+"""Data sets and streams, and the ways they are cut into batches.
 
-An array pytree (tuple, dict, ...) is ONE data set with a leading axis N; anything that yields batches is wrapped by
+An array pytree (tuple, dict, ...) is ONE data set with a leading axis N; a source that yields batches is wrapped by
 ``stream``.
 """
 
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse, check_integer, misuse
 from lla_jax.core.types import Batch
 
 
@@ -31,7 +32,7 @@ class Stream:
             empty = False
             yield to_numpy(batch)
         if empty:
-            raise ValueError("data: the stream yielded no batch; pass a loader or factory that yields at least one")
+            raise Misuse("data", "the stream yielded no batch; pass a loader or factory that yields at least one")
 
     @property
     def num_batches(self) -> int | None:
@@ -57,24 +58,25 @@ def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -
       ValueError: for a bare iterator or generator, which could be read only once.
     """
     if isinstance(loader_or_factory, Iterator):
-        raise ValueError(
-            f"stream: got the one-shot iterator {type(loader_or_factory).__name__}; data are read more than once, so "
-            "pass the loader itself or a factory, e.g. lla.stream(lambda: make_batches())"
+        raise Misuse(
+            "stream",
+            f"the one-shot iterator {type(loader_or_factory).__name__} given, but data are read more than once; pass "
+            "the loader itself or a factory, e.g. lla.stream(lambda: make_batches())",
         )
     if not callable(loader_or_factory) and not isinstance(loader_or_factory, Iterable):
-        raise ValueError(f"stream: expected a loader or a factory, got {type(loader_or_factory).__name__}")
+        raise misuse("stream", loader_or_factory, "a loader or a factory of one, such as lambda: make_batches()")
     return Stream(loader_or_factory)
 
 
 def to_numpy(batch: Batch) -> Batch:
-    """The same pytree with numpy leaves (torch tensors included), checked for a common length."""
+    """The batch with numpy leaves (made from torch tensors too), after a check of their common length."""
     batch = jax.tree.map(np.asarray, batch)
     num_examples(batch)
     return batch
 
 
 def as_arrays(data: Batch) -> Batch:
-    """Torch tensors and the like as numpy; what jax takes as it is stays."""
+    """The data with torch tensors and other foreign arrays as numpy arrays; jax arrays and numbers stay."""
 
     def convert(leaf: Any) -> Any:
         return np.asarray(leaf) if hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array) else leaf
@@ -86,40 +88,46 @@ def num_examples(data: Batch) -> int:
     """Length N of the leading axis.
 
     Raises:
-      ValueError: no leaves, a scalar or object leaf, leaves of different length, or N = 0.
+      ValueError: there are no leaves, a leaf is a scalar or an object, lengths differ, or N = 0.
     """
     paths, leaves = _tree.paths(data), jax.tree.leaves(data)
     if not leaves:
-        raise ValueError(
-            "data: holds no array; pass e.g. (inputs, labels) with a common leading axis, or lla.stream(loader)"
+        raise Misuse(
+            "data", "holds no array; pass e.g. (inputs, labels) with a common leading axis, or lla.stream(loader)"
         )
     for path, leaf in zip(paths, leaves, strict=True):
         if not hasattr(leaf, "shape") or np.dtype(leaf.dtype) == object:
-            raise ValueError(
-                f"data: leaf {path!r} is a {type(leaf).__name__}, not an array; pass arrays with leading axis N, or "
-                "wrap a loader as lla.stream(loader)"
+            raise Misuse(
+                "data",
+                f"leaf {path!r} is a {type(leaf).__name__}, not an array; pass arrays with leading axis N, or wrap a "
+                "loader as lla.stream(loader)",
             )
         if len(leaf.shape) == 0:
-            raise ValueError(f"data: leaf {path!r} is a scalar; every leaf needs the leading axis N of the examples")
+            raise Misuse(
+                "data",
+                f"leaf {path!r} is a scalar, without the leading axis N of the examples; repeat it N times, or let the "
+                "loss hold it",
+            )
     lengths = {path: int(leaf.shape[0]) for path, leaf in zip(paths, leaves, strict=True)}
     if len(set(lengths.values())) > 1:
-        raise ValueError(
-            f"data: leaves of different length {lengths}; all leaves of one data set share the leading axis N"
-        )
+        raise Misuse("data", f"leaves of different length {lengths}; pass leaves with one entry for each of N examples")
     n = next(iter(lengths.values()))
     if n == 0:
-        raise ValueError("data: empty, the leading axis has length 0; pass at least one example")
+        raise Misuse("data", "empty, the leading axis has length 0; pass at least one example")
     return n
 
 
 def pad_rows(batch: Batch, rows: int) -> Batch:
-    """A numpy batch lengthened to ``rows`` by repeating its first example (real values: no new NaN can arise)."""
-    missing = rows - num_examples(batch)
-    return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], missing, 0)]) if missing else x, batch)
+    """A numpy batch padded to ``rows`` with copies of its first example: real values, so that no new NaN arises."""
+    padding = rows - num_examples(batch)
+    return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], padding, 0)]) if padding else x, batch)
 
 
 def host_batches(data: Batch | Stream, batch_size: int | None) -> Iterator[tuple[Batch, int]]:
-    """(batch, offset of its first example) in order; the last one may be smaller. Streams keep their own batches."""
+    """(batch, index of its first example) in order; a stream yields its own batches.
+
+    The last batch of a data set may be smaller.
+    """
     if isinstance(data, Stream):
         offset = 0
         for batch in data:
@@ -136,24 +144,20 @@ def rows_of(batch: Batch, start: int, size: int) -> Batch:
 
 
 def cuts(count: int, batch_size: int | None) -> list[tuple[int, int]]:
-    """(start, size) of the batches of ``count`` rows; the last may be smaller."""
+    """(start, size) of every batch of ``count`` rows; the last one may be smaller."""
     size = min(count, batch_size or count)
     return [(start, min(size, count - start)) for start in range(0, count, size)]
 
 
 def check_batch_size(batch_size: int) -> int:
-    """``batch_size`` if it is a positive integer."""
-    if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(
-            f"batch_size: {batch_size!r} given; the rule is a positive integer, or None for the whole data set"
-        )
-    return int(batch_size)
+    """``batch_size``, if it is a positive integer."""
+    return check_integer("batch_size", batch_size, remedy="or None for all examples at once")
 
 
 def check_extra(extra: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Named further data sets as a dict, names usable as prefixes."""
+    """Further data sets by name, if every name can be a prefix of names of values."""
     extra = dict(extra or {})
     for name in extra:
         if not isinstance(name, str) or not name:
-            raise ValueError(f"extra_data: name {name!r} given; the rule is a non-empty string such as 'test'")
+            raise Misuse("extra_data", f"name {name!r} given; it must be a non-empty string, such as 'test'")
     return extra

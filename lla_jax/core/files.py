@@ -1,4 +1,4 @@
-"""Files of plain arrays: written whole or not at all, by any number of writers, and never pickled."""
+"""Files of arrays and JSON, never pickled: any number of writers, and no reader ever sees half a file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import numpy as np
 
 
 def try_writing(folder: Path) -> None:
-    """Make the folder and a file in it, which is removed again; an OSError where that cannot be."""
-    probe = folder / f".lla-jax-{platform.node()}-{os.getpid()}"
+    """Make the folder, and make and remove a file in it; an OSError if that fails."""
+    trial = folder / f".lla-jax-{platform.node()}-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
-    probe.touch()
-    probe.unlink(missing_ok=True)
+    trial.touch()
+    trial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _beside(target: Path) -> Iterator[str]:
-    """Name of a temporary file in the folder of ``target``, which is gone afterwards unless it was renamed."""
+def _temporary_file(target: Path) -> Iterator[str]:
+    """Name of a temporary file in the folder of ``target``; it is removed at the end, unless it was renamed."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".tmp")
     os.close(handle)
     try:
@@ -34,8 +34,8 @@ def _beside(target: Path) -> Iterator[str]:
             os.unlink(name)
 
 
-def _fill(name: str, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a temporary file, force it to disk, and give it the rights of any new file."""
+def _write_to_disk(name: str, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a temporary file, force it to disk, and give it the permissions of any new file."""
     with open(name, "wb") as file:
         write(file)
         file.flush()
@@ -44,31 +44,33 @@ def _fill(name: str, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def write_npz(target: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Arrays with a JSON header, into a temporary file of the same folder, forced to disk, then renamed: no reader ever
-    sees half a file, and of several writers the last one wins."""
-    text = json.dumps(header, default=plain)
-    with _beside(target) as name:
-        _fill(name, lambda file: np.savez(file, header=np.array(text), **arrays))  # type: ignore[arg-type]
+    """Write arrays with a JSON header; of several writers the last one wins.
+
+    The temporary file that is written and renamed lies in the same folder.
+    """
+    text = json.dumps(header, default=to_plain)
+    with _temporary_file(target) as name:
+        _write_to_disk(name, lambda file: np.savez(file, header=np.array(text), **arrays))  # type: ignore[arg-type]
         os.replace(name, target)
 
 
 def write_text(target: Path, text: str) -> None:
-    """Text, in the same way."""
-    with _beside(target) as name:
-        _fill(name, lambda file: file.write(text.encode()))
+    """Write text in the same way."""
+    with _temporary_file(target) as name:
+        _write_to_disk(name, lambda file: file.write(text.encode()))
         os.replace(name, target)
 
 
 def write_first(target: Path, value: Any) -> bool:
-    """JSON into a file that must not exist: True for the one writer who was first, whole for every reader."""
-    text = json.dumps(value, default=plain)
-    with _beside(target) as name:
-        _fill(name, lambda file: file.write(text.encode()))
+    """Write JSON into a new file: True for the writer that made it, False if it exists already."""
+    text = json.dumps(value, default=to_plain)
+    with _temporary_file(target) as name:
+        _write_to_disk(name, lambda file: file.write(text.encode()))
         try:
             os.link(name, target)
         except FileExistsError:
             return False
-        except OSError:  # a file system without links: first come by the name, then the contents
+        except OSError:  # a file system without links: whoever makes the empty file may replace it
             try:
                 os.close(os.open(target, os.O_CREAT | os.O_EXCL))
             except FileExistsError:
@@ -78,20 +80,20 @@ def write_first(target: Path, value: Any) -> bool:
 
 
 def read_npz(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
-    """(header, arrays) of what ``write_npz`` wrote; raises anything where the file is truncated or corrupt."""
+    """(header, arrays) of a file that ``write_npz`` wrote; any exception if the file is truncated or corrupt."""
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
         if sum(member.file_size for member in file.zip.infolist()) > path.stat().st_size:
-            raise ValueError("it is compressed, as lla_jax never writes them")
+            raise ValueError(f"{path}: compressed, and lla_jax never writes compressed files; save the result again")
         arrays = {name: file[name] for name in file.files}
     return json.loads(str(arrays.pop("header")[()])), arrays
 
 
-def plain(value: Any) -> Any:
-    """Numpy numbers and arrays as JSON."""
+def to_plain(value: Any) -> Any:
+    """A numpy number or array as JSON has it: Python numbers and lists."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise ValueError(
-        f"recipe: holds a {type(value).__name__}, which is not JSON; keep recipes to numbers, strings, lists and dicts"
+        f"recipe: holds a {type(value).__name__}, which JSON has not; use only numbers, strings, lists and dicts"
     )
 
 

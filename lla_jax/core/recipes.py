@@ -1,8 +1,8 @@
-"""Recipes: what a result was made of, in JSON; and the one rule for whether two things are the same.
+"""Recipes, which say in JSON how results were made, and the comparison of two recipes.
 
-Two recipes are the same where all their entries are, floating numbers up to rounding (1e-5 relative). Plans and
-versions are no part of what is compared, and of drawn directions not the bits: another machine draws the same numbers a
-little differently, and the recipe says how.
+Two recipes are the same if all their entries are, floating numbers up to rounding (1e-5 relative). Plans and versions
+are not compared, and neither are the bits of random directions: another machine draws slightly different numbers from
+the same key, and the recipe has the key.
 """
 
 from __future__ import annotations
@@ -21,32 +21,43 @@ import numpy as np
 from lla_jax._version import __version__
 from lla_jax.core import files as _files
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse
+from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream, num_examples
 from lla_jax.core.types import Eigenpairs, PyTree, Spectrum
 
 LANDSCAPE = (
-    "rule", "batch_stats", "batch_size", "metrics", "point_metrics", "data", "extra_data", "params", "state", "noise",
-    "key", "precision", "directions",
-)  # fmt: skip
-"""What decides the values of a landscape: of these, two must share all for one to continue the other."""
+    "rule",
+    "batch_stats",
+    "batch_size",
+    "metrics",
+    "point_metrics",
+    "data",
+    "extra_data",
+    "params",
+    "state",
+    "noise",
+    "key",
+    "precision",
+    "directions",
+)
+"""The entries that decide the values of a landscape: all must be the same for one landscape to continue another."""
 
 OPERATOR = ("kind", "params", "data", "select", "masked")
-"""What decides which matrix an operator is."""
+"""The entries that decide which matrix an operator is."""
 
 ROUNDING = 1e-5  # relative difference between machines, orders of summation and plans
 AFRESH = "start anew without resume"
-HOW = ("plan", "versions")  # entries that say how a result was made, and decide no value
+NOT_COMPARED = ("plan", "versions")  # entries that decide no value
 
 
 class Differs(Misuse):
-    """Two things that have to be the same are not.
+    """Two recipes that must be the same differ.
 
     Args:
-      argument: of the call, whose value differs.
+      argument: the argument that brought the older recipe.
       changed: {name of an entry: "then -> now"}.
       text: the message without the argument's name.
-      path: of the file or folder that holds the older one, if it is kept in one.
+      path: the file or folder that holds the older recipe, or None.
     """
 
     def __init__(self, argument: str, changed: Mapping[str, str], text: str, path: Path | None = None):
@@ -64,41 +75,41 @@ def check_same(
     otherwise: str,
     path: Path | None = None,
 ) -> None:
-    """Raise ``Differs``, which says what changed, unless the entries of these names are the same in both recipes.
+    """Raise ``Differs``, which says what changed, unless the named entries are the same in both recipes.
 
     Args:
-      argument: of the call, that brought the older one.
-      what: the older one in words, such as "the partial landscape".
-      then: its recipe.
-      now: the recipe of what it is taken for.
-      names: of the entries that have to be the same.
-      otherwise: what to do where they cannot be made the same.
-      path: where the older one is kept.
+      argument: the argument of the call that brought the older recipe.
+      what: the older result in words, such as "the partial landscape".
+      then: the older recipe.
+      now: the newer recipe.
+      names: the entries that must be the same.
+      otherwise: the remedy for a user who cannot make them the same.
+      path: the file or folder that holds the older result, or None.
     """
     if changed := differences(then, now, names):
-        said = "; ".join(f"{name} ({text})" for name, text in changed.items())
-        text = f"{what} differs in {said}. The rule is the same recipe: repeat the arguments it was made with, or"
+        entries = "; ".join(f"{name} ({change})" for name, change in changed.items())
+        text = f"{what} differs in {entries}; both recipes must be the same: repeat the arguments it was made with, or"
         raise Differs(argument, changed, f"{text} {otherwise}", path)
 
 
 def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs | Spectrum]) -> None:
-    """Raise a ValueError where ``resume`` is not what ``on_partial`` got from the call that the recipe describes."""
+    """Raise a ValueError unless ``resume`` is a result that the call with this recipe gave to ``on_partial``."""
     if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
-        raise ValueError(f"resume: {resume!r} given; the rule is what {recipe['kind']} gave to on_partial")
+        raise misuse("resume", resume, f"what {recipe['kind']} gave to on_partial; save it there, and pass it here")
     check_same("resume", f"the partial run of {recipe['kind']}", resume.recipe, recipe, recipe, AFRESH)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
-    """{name: "then -> now"} of those entries that are not the same in two recipes."""
-    names = [name for name in names if name not in HOW]
+    """{name: "then -> now"} of the named entries that differ between two recipes."""
+    names = [name for name in names if name not in NOT_COMPARED]
     return {k: _difference(then.get(k), now.get(k)) for k in names if not same(then.get(k), now.get(k))}
 
 
 def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, Any], path: Path | None = None) -> None:
-    """Raise ``Differs`` unless the values at the first point are what they were: this sees functions that changed.
+    """Raise ``Differs`` if the values at the first point changed, which finds changed functions.
 
-    Of two recipes whose probes are over different examples (a layout that cuts them otherwise), nothing is known. The
-    arguments are those of ``check_same``.
+    It compares nothing if the two recipes have these values over different examples, since their data were cut in
+    different ways. The arguments are those of ``check_same``.
     """
     if not now["deterministic"] or then.get("probe_rows") != now["probe_rows"]:
         return
@@ -109,7 +120,7 @@ def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, 
                 argument,
                 {"functions": f"{before[name]} -> {value}"},
                 f"{name or 'the penalty'!r} at the first point is {value}, and was {before[name]} when the landscape "
-                "was begun; the rule is the same loss and functions. Restore them, or start anew",
+                "was begun; the loss and all functions must be the same. Restore them, or start anew",
                 path,
             )
 
@@ -121,11 +132,11 @@ def same(one: Any, two: Any) -> bool:
         return one.keys() == two.keys() and all(same(one[k], two[k]) for k in one)
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
         return same_numbers(one, two) or (len(one) == len(two) and all(map(same, one, two)))
-    return same_numbers(one, two) or _written(one) == _written(two)
+    return same_numbers(one, two) or _to_text(one) == _to_text(two)
 
 
 def same_numbers(one: Any, two: Any) -> bool:
-    """Whether both are floating numbers, or lists of such, that differ by rounding of the largest at most."""
+    """Whether both are floating numbers, or lists of them, and differ at most by rounding of the largest one."""
     if not (_are_floats(one) and _are_floats(two)):
         return False
     a, b = np.asarray(one, np.float64), np.asarray(two, np.float64)
@@ -139,55 +150,51 @@ def same_numbers(one: Any, two: Any) -> bool:
 
 
 def _are_floats(value: Any) -> bool:
-    each = value if isinstance(value, list | tuple) else [value]
-    return bool(each) and all(isinstance(x, float | np.floating) for x in each)
+    numbers = value if isinstance(value, list | tuple) else [value]
+    return bool(numbers) and all(isinstance(x, float | np.floating) for x in numbers)
 
 
 def _decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that decide values."""
-    told = recipe.get("kind") == "random" and not recipe.get("transformed")  # by the rest, which says how to draw them
-    drawn = ("contents",) if told else ()  # hashed to the bit
-    return {k: v for k, v in recipe.items() if k not in (*HOW, *drawn)}
+    is_random = recipe.get("kind") == "random" and not recipe.get("transformed")
+    bits = ("contents",) if is_random else ()  # the other entries say how random directions are drawn
+    return {k: v for k, v in recipe.items() if k not in (*NOT_COMPARED, *bits)}
 
 
 def _difference(then: Any, now: Any) -> str:
-    """What differs, entry by entry where both are dicts."""
+    """The difference in words: "then -> now", entry by entry if both are dicts."""
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         then, now = _decisive(then), _decisive(now)
-        return ", ".join(f"{k}: {text}" for k, text in differences(then, now, {**then, **now}).items())
-    return f"{_short(then)} -> {_short(now)}"
+        return ", ".join(f"{k}: {change}" for k, change in differences(then, now, {**then, **now}).items())
+    return f"{_shorten(then)} -> {_shorten(now)}"
 
 
-def _written(value: Any) -> str:
-    """As it would be in a file; what no file takes, as it shows itself."""
+def _to_text(value: Any) -> str:
+    """The value as JSON; the repr of parts that JSON cannot hold."""
     return json.dumps(value, sort_keys=True, default=lambda x: x.tolist() if hasattr(x, "tolist") else repr(x))
 
 
-def _short(value: Any) -> str:
-    said = _written(value)
-    return said if len(said) <= 40 else said[:37] + "..."
+def _shorten(value: Any) -> str:
+    text = _to_text(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
-# --- what recipes hold
+# --- entries of recipes
 
 
 def versions() -> dict[str, str]:
-    """Of what the values depend on beyond the recipe."""
+    """The versions of the software that computes the values."""
     return {"lla_jax": __version__, "jax": jax.__version__, "python": platform.python_version()}
 
 
 def digest(value: Any) -> str:
     """Hash of a JSON value; 32 hex digits."""
-    return hashlib.blake2b(text(value).encode(), digest_size=16).hexdigest()
-
-
-def text(value: Any) -> str:
-    """A JSON value as text, the same for equal values."""
-    return json.dumps(value, sort_keys=True, default=_files.plain)
+    text = json.dumps(value, sort_keys=True, default=_files.to_plain)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def describe(data: Any) -> dict[str, Any]:
-    """Data as a recipe holds them."""
+    """The entry of a recipe that describes data."""
     if isinstance(data, Stream):
         return {"kind": "stream"}
     return {"kind": "memory", "examples": num_examples(data), "fingerprint": fingerprint(data)}

@@ -1,8 +1,8 @@
-"""Functions that compare by value, so that one lambda written in a loop compiles once and not every time.
+"""Functions that compare by value, so that a lambda written in a loop compiles once and not every time.
 
-Two functions are the same to a compiler if they have the same code and everything the code can reach is the same and
-cannot change: values of immutable types, library modules and functions that qualify in their turn. Where anything else
-is in reach (a mutable object, an array, a module of the user's), only the function object itself is the same.
+Two functions are equal if they have the same code, and if everything that the code can reach is the same and cannot
+change: values of immutable types, library modules, and functions of which the same holds. A function that can reach
+anything else (a mutable object, an array, a module of the user's) is equal only to itself.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"
 
 
 class Static:
-    """A callable whose equality is that of what it computes, as far as that can be told from outside.
+    """A callable that equals another one if both compute the same, as far as can be seen from outside.
 
-    As under ``jax.jit``, a function that reads a mutable object sees its value when it is first compiled: build a new
-    function (or ``Loss``) after changing it.
+    As under ``jax.jit``, a function that reads a mutable object sees the object's value at the first compilation: build
+    a new function (or ``Loss``) after changing the object.
     """
 
     def __init__(self, f: Callable[..., Any]):
@@ -33,7 +33,7 @@ class Static:
         try:
             self.identity: Hashable = _identity(f, ())
         except (TypeError, RecursionError):
-            self.identity = _Same(f)
+            self.identity = _ByIdentity(f)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.f(*args, **kwargs)
@@ -45,19 +45,19 @@ class Static:
         return isinstance(other, Static) and self.identity == other.identity
 
     def __reduce__(self) -> Any:
-        return (Static, (self.f,))  # identities are of this process
+        return (Static, (self.f,))  # identities hold for this process only
 
     def __repr__(self) -> str:
         return f"Static({self.f!r})"
 
 
 def static(f: Any) -> Any:
-    """A plain function or partial wrapped as ``Static``; anything else (classes with their own equality) as it is."""
+    """A plain function or partial, wrapped as ``Static``; anything else (a class with its own equality) as it is."""
     return Static(f) if isinstance(f, types.FunctionType | functools.partial) else f
 
 
-class _Same:
-    """An object that only it equals; held, so that no other can come by its id."""
+class _ByIdentity:
+    """An object that equals only itself; it is held here, so that no other object can get its id."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -66,42 +66,42 @@ class _Same:
         return id(self.value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
+        return isinstance(other, _ByIdentity) and self.value is other.value
 
 
-def _identity(value: Any, above: tuple[Any, ...], names: Sequence[str] = ()) -> Hashable:
+def _identity(value: Any, outer: tuple[Any, ...], names: Sequence[str] = ()) -> Hashable:
     """A hashable stand-in for a value.
 
     Args:
-      value: what a function reaches.
-      above: the functions it was reached through, to end recursion.
-      names: what the function may ask of it, if it is a module.
+      value: a value that a function can reach.
+      outer: the functions through which it was reached, which end a recursion.
+      names: the attributes that the function may read of it, if it is a module.
 
     Raises:
-      TypeError: the value is mutable, or not known not to be.
+      TypeError: the value is mutable, or may be.
     """
     if value is None or isinstance(value, bool | int | complex | str | bytes | enum.Enum | np.dtype | np.generic):
         return (type(value), repr(value) if isinstance(value, complex | np.generic) else value)
     if isinstance(value, float):
         return (float, value.hex())  # 0.0 and -0.0 are equal, and make different programs
     if isinstance(value, tuple | frozenset):
-        return (type(value), tuple(_identity(v, above) for v in value))
+        return (type(value), tuple(_identity(v, outer) for v in value))
     if isinstance(value, functools.partial):
         parts = (value.func, value.args, tuple(value.keywords.items()))
-        return (functools.partial, *(_identity(part, above) for part in parts))
+        return (functools.partial, *(_identity(part, outer) for part in parts))
     if isinstance(value, types.ModuleType):
         return _identity_of_module(value, names)
     if isinstance(value, types.FunctionType) and not _is_library(value.__module__):
-        return _identity_of_function(value, above)
+        return _identity_of_function(value, outer)
     if isinstance(value, types.FunctionType | type) and _is_library(value.__module__):
-        return _Same(value)
+        return _ByIdentity(value)
     if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | None):
-        return _Same(value)
+        return _ByIdentity(value)
     # what jax caches by the object itself, and compiled code without state
     if isinstance(value, np.ufunc) or type(value).__name__ == "PjitFunction":
-        return _Same(value)
+        return _ByIdentity(value)
     if type(value).__name__ in ("custom_jvp", "custom_vjp") and _is_library(getattr(value, "__module__", "")):
-        return _Same(value)
+        return _ByIdentity(value)
     raise TypeError(f"{type(value).__name__} may change")
 
 
@@ -112,31 +112,31 @@ def _is_library(name: str | None) -> bool:
 
 
 def _identity_of_module(module: types.ModuleType, names: Sequence[str]) -> Hashable:
-    """The module and what is asked of it, which somebody may have replaced."""
+    """The module and its attributes that are read, which somebody may have replaced."""
     if not _is_library(module.__name__):
         raise TypeError(f"{module.__name__} may change")
-    found = [(name, getattr(module, name)) for name in names if hasattr(module, name)]
+    attributes = [(name, getattr(module, name)) for name in names if hasattr(module, name)]
     inner = [
         (name, _identity_of_module(value, [n for n in names if n != name]))
         if isinstance(value, types.ModuleType)
-        else (name, _Same(value))
-        for name, value in found
+        else (name, _ByIdentity(value))
+        for name, value in attributes
     ]
-    return (_Same(module), *inner)
+    return (_ByIdentity(module), *inner)
 
 
-def _identity_of_function(f: types.FunctionType, above: tuple[Any, ...]) -> Hashable:
-    if f in above:
-        return ("above", above.index(f))
-    above, names = (*above, f), _names(f.__code__)
+def _identity_of_function(f: types.FunctionType, outer: tuple[Any, ...]) -> Hashable:
+    if f in outer:
+        return ("outer", outer.index(f))
+    outer, names = (*outer, f), _names(f.__code__)
     reached = [f.__globals__[name] for name in names if name in f.__globals__]
     try:
         captured = [cell.cell_contents for cell in f.__closure__ or ()]
     except ValueError as error:  # a cell that is filled later
-        raise TypeError("an empty cell will change") from error
+        raise TypeError("a cell that is still empty will change") from error
     defaults = (f.__defaults__, tuple((f.__kwdefaults__ or {}).items()), tuple(f.__dict__.items()))
-    parts = (*(_identity(v, above, names) for v in (*reached, *captured)), *(_identity(v, above) for v in defaults))
-    return (f.__code__, _Same(f.__globals__), len(reached), parts)
+    parts = (*(_identity(v, outer, names) for v in (*reached, *captured)), *(_identity(v, outer) for v in defaults))
+    return (f.__code__, _ByIdentity(f.__globals__), len(reached), parts)
 
 
 def _names(code: types.CodeType) -> list[str]:

@@ -1,7 +1,7 @@
-"""Vector-space arithmetic on pytrees, and the selection of leaves by path.
+"""Vector arithmetic on pytrees, and the selection of leaves by path.
 
 A vector is a pytree of arrays; a stacked tree holds k vectors, one per entry of a leading axis of every leaf. The
-arithmetic is jitted, so that it costs one compilation per structure, and may be used inside other jitted functions.
+arithmetic is jitted: it costs one compilation per structure, and works inside other jitted functions.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
+from lla_jax.core.arguments import Misuse, check_choice, misuse
 from lla_jax.core.types import Path, PyTree, Select
 
 
@@ -38,19 +39,19 @@ def _name(keys: tuple[Any, ...]) -> Path:
 
 
 def selected(select: Select | None, tree: PyTree) -> list[bool]:
-    """Which leaves a selection names.
+    """For every leaf, whether a selection takes it.
 
     Args:
       select: None for all leaves; a glob over the whole path (``*`` and ``?`` stay within one level, ``**`` spans any
         number of levels, none included); a compiled regular expression, searched for in the path; a predicate
-        ``(path, leaf) -> bool``; or a sequence of these, of which any may match.
+        ``(path, leaf) -> bool``; or a sequence of these, one of which must match.
       tree: the tree to select from.
 
     Returns:
       One bool per leaf, in leaf order.
 
     Raises:
-      ValueError: nothing matches (the paths that exist are listed), or ``select`` is of another kind.
+      ValueError: nothing matches (the message lists all paths), or ``select`` is of another kind.
     """
     leaves = jax.tree.leaves(tree)
     if select is None:
@@ -58,12 +59,12 @@ def selected(select: Select | None, tree: PyTree) -> list[bool]:
     matches, names = _matcher(select), paths(tree)
     chosen = [bool(matches(path, leaf)) for path, leaf in zip(names, leaves, strict=True)]
     if not any(chosen):
-        raise ValueError(f"select={select!r} matches no leaf; the leaves are: {', '.join(names)}")
+        raise Misuse("select", f"{select!r} matches no leaf; the leaves are: {', '.join(names)}")
     return chosen
 
 
 def describe(select: Select, tree: PyTree, chosen: Sequence[bool]) -> dict[str, Any]:
-    """A selection as a recipe holds it: its text, and the paths it chose (which say all, whatever the text was)."""
+    """The entry of a recipe that describes a selection: its text, for readers, and the paths it chose."""
     parts = select if isinstance(select, Sequence) and not isinstance(select, str) else [select]
     text = ", ".join(p if isinstance(p, str) else getattr(p, "pattern", type(p).__name__) for p in parts)
     return {"text": text, "paths": [path for path, yes in zip(paths(tree), chosen, strict=True) if yes]}
@@ -77,11 +78,13 @@ def _matcher(select: Select) -> Callable[[Path, Any], bool]:
     if callable(select):
         return select
     if isinstance(select, Sequence):
-        each = [_matcher(s) for s in select]
-        return lambda path, leaf: any(match(path, leaf) for match in each)
-    raise ValueError(
-        f"select={select!r} is neither a glob, a compiled regular expression, a predicate (path, leaf) -> bool, "
-        "nor a sequence of these"
+        matchers = [_matcher(s) for s in select]
+        return lambda path, leaf: any(match(path, leaf) for match in matchers)
+    raise misuse(
+        "select",
+        select,
+        'a glob such as "**/kernel", a compiled regular expression, a predicate (path, leaf) -> bool, or a sequence of '
+        "these",
     )
 
 
@@ -94,24 +97,24 @@ def _glob(pattern: str) -> re.Pattern[str]:
 
 
 def shape_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and jax dtype of a leaf (arrays, numpy arrays and Python numbers), without moving it."""
+    """Shape and jax dtype of a leaf, an array or a Python number, which is not moved to a device."""
     return tuple(np.shape(leaf)), np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
 
 
 def check_real(tree: PyTree, name: str = "params") -> None:
-    """Check that every leaf is a finite real floating array.
+    """Raise an error unless every leaf is a finite real floating array.
 
     Args:
       tree: a pytree of arrays.
       name: the argument's name, for the error.
 
     Raises:
-      ValueError: the tree is empty, or a leaf is no array, not real floating, or not finite; it names the leaf.
+      ValueError: the tree is empty, or a leaf is not an array, not real floating, or not finite; it names the leaf.
     """
-    named = jax.tree.leaves_with_path(tree)
-    if not named:
-        raise ValueError(f"{name} has no array leaves; pass the tree of trained parameters, e.g. variables['params']")
-    for keys, leaf in named:
+    leaves = jax.tree.leaves_with_path(tree)
+    if not leaves:
+        raise Misuse(name, "has no array leaves; pass the tree of trained parameters, e.g. variables['params']")
+    for keys, leaf in leaves:
         where = f"{name}[{_name(keys)!r}]"
         try:
             dtype = jnp.result_type(leaf)
@@ -122,19 +125,22 @@ def check_real(tree: PyTree, name: str = "params") -> None:
             ) from None
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"{where} has dtype {dtype}; every parameter must be real floating. From an nnx model take "
+                f"{where} has dtype {dtype}; it must be real floating, as every leaf. From an nnx model take "
                 "nnx.state(model, nnx.Param), from variables variables['params']; keep other arrays in the loss's "
                 "state, or split a complex parameter into its real and imaginary parts"
             )
         bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf)).sum())
         if bad:
-            raise ValueError(f"{where} has {bad} NaN or infinite entries of {np.size(leaf)}; all must be finite")
+            raise ValueError(
+                f"{where} has {bad} NaN or infinite entries of {np.size(leaf)}; all must be finite: find "
+                "out where they come from, or replace them"
+            )
 
 
 def align(
     tree: PyTree, like: PyTree, name: str = "tree", like_name: str = "params", *, stacked: bool = False
 ) -> PyTree:
-    """The leaves of ``tree`` in the structure of ``like``; leaves are matched by path when the containers differ.
+    """The leaves of ``tree`` in the structure of ``like``; leaves are matched by path if the containers differ.
 
     Args:
       tree: leaves of the shapes of ``like``, or ``(k, *shape)`` with ``stacked``.
@@ -144,30 +150,34 @@ def align(
       stacked: whether ``tree`` has a leading axis k, the same for every leaf.
 
     Returns:
-      A tree of the structure of ``like`` (``tree`` itself where the structures agree).
+      A tree of the structure of ``like`` (``tree`` itself if the structures agree).
 
     Raises:
-      ValueError: a leaf is missing, left over, or of another shape; it names the leaf.
+      ValueError: a leaf is missing, has no counterpart, or has another shape; it names the leaf.
     """
-    expected, got = paths(like), paths(tree)
+    expected, given = paths(like), paths(tree)
     structure: Any = jax.tree.structure(like)
     if jax.tree.structure(tree) != structure:
-        missing, extra = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
+        missing, extra = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
         variables = any(path.startswith("params/") for path in (*missing, *extra))
         hint = "; did you mean variables['params']?" if variables else ""
-        if missing or extra or len(got) != len(expected) or len(set(got)) != len(got):
-            raise ValueError(
-                f"{name} and {like_name} have different structures: {name} lacks {missing} and has {extra} besides; "
-                f"pass a tree with the leaves of {like_name}{hint}"
+        if missing or extra or len(given) != len(expected) or len(set(given)) != len(given):
+            raise Misuse(
+                name,
+                f"has another structure than {like_name}: {name} lacks {missing} and has {extra} besides; pass a tree "
+                f"with the leaves of {like_name}{hint}",
             )
-        by_path = dict(zip(got, jax.tree.leaves(tree), strict=True))
+        by_path = dict(zip(given, jax.tree.leaves(tree), strict=True))
         tree = jax.tree.unflatten(structure, [by_path[p] for p in expected])
     leaves = jax.tree.leaves(tree)
     lead = np.shape(leaves[0])[:1] if stacked and leaves else ()
     for path, leaf, ref in zip(expected, leaves, jax.tree.leaves(like), strict=True):
         if tuple(np.shape(leaf)) != (*lead, *np.shape(ref)) or (stacked and not lead):
-            want = f"(k, *{np.shape(ref)}) with one k for all leaves" if stacked else f"{np.shape(ref)}"
-            raise ValueError(f"{name}[{path!r}] has shape {np.shape(leaf)}, but {like_name} asks for {want}")
+            shape = f"(k, *{np.shape(ref)}), with one k for all leaves," if stacked else f"{np.shape(ref)},"
+            raise ValueError(
+                f"{name}[{path!r}] has shape {np.shape(leaf)}; it must be {shape} as in {like_name}: "
+                f"pass a tree whose leaves have the shapes of {like_name}"
+            )
     return tree
 
 
@@ -179,13 +189,13 @@ def stack(trees: Sequence[PyTree]) -> PyTree:
 
 @jax.jit
 def unstack(tree: PyTree) -> list[PyTree]:
-    """The k trees of a stacked tree; the inverse of ``stack``."""
+    """The k trees of a stacked tree, the inverse of ``stack``."""
     num = jax.tree.leaves(tree)[0].shape[0]
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(num)]
 
 
 def wide(x: Any) -> jax.Array:
-    """``x`` in float32 at least: sums of half-precision entries lose their value otherwise."""
+    """``x`` in float32 or wider, because a sum in half precision would be worthless."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
@@ -203,6 +213,7 @@ def _pairs(a: PyTree, b: PyTree) -> list[tuple[Any, Any]]:
 @partial(jax.jit, static_argnames="order")
 def norm(tree: PyTree, order: int = 2) -> jax.Array:
     """Norm over all leaves: sum |x| for order 1, sqrt(sum x^2) for order 2; a scalar, in float32 at least."""
+    check_choice("order", order, (1, 2))
     if order == 1:
         return jnp.asarray(sum(jnp.sum(jnp.abs(wide(x))) for x in jax.tree.leaves(tree)))
     return jnp.sqrt(dot(tree, tree))
@@ -216,22 +227,24 @@ def axpy(alpha: Any, x: PyTree, y: PyTree) -> PyTree:
 
 @jax.jit
 def orthonormalize(tree: PyTree) -> PyTree:
-    """Orthonormal vectors with the span of the first, the first two, ... (modified Gram-Schmidt, done twice).
+    """Orthonormal vectors, the first j of which span the same space as the first j given ones, for every j.
+
+    Modified Gram-Schmidt, done twice.
 
     Args:
       tree: k stacked vectors.
 
     Returns:
-      A stacked tree of the same shapes. A vector that depends on those before it, to rounding, becomes zero.
+      A stacked tree of the same shapes. A vector in the span of its predecessors, up to rounding, becomes zero.
     """
-    done: list[PyTree] = []
+    basis: list[PyTree] = []
     for vector in unstack(tree):
         start = norm(vector)
         for _ in range(2):  # once leaves an error of eps times the condition number; twice is enough (Kahan)
-            for q in done:
+            for q in basis:
                 vector = axpy(-dot(q, vector), q, vector)
         size = norm(vector)
         keep = size > 100 * jnp.finfo(size.dtype).eps * start
         scale = jnp.where(keep, 1 / jnp.where(keep, size, 1), 0)
-        done.append(jax.tree.map(lambda x, s=scale: (wide(x) * s).astype(x.dtype), vector))
-    return stack(done)
+        basis.append(jax.tree.map(lambda x, s=scale: (wide(x) * s).astype(x.dtype), vector))
+    return stack(basis)

@@ -1,4 +1,4 @@
-"""The types every other module speaks in: a loss, directions, a landscape, and how to execute.
+"""The types that all rooms share: losses, problems, directions, results, and the options of execution.
 
 Nothing here computes; the rooms ``directions``, ``landscape``, ``curvature`` and ``measures`` have the verbs.
 """
@@ -40,8 +40,8 @@ class Loss:
       apply: ``apply(params, state, batch, train) -> (outputs, new_state)``, pure. ``train`` is a Python bool and
         selects batch statistics in normalization layers. If ``key`` is set, a fifth argument is passed: per-example
         keys ``(B,)``.
-      criterion: ``criterion(outputs, batch) -> losses`` with leading axis B (entries of further axes, such as tokens,
-        count with weight 1 each), or ``(losses, weights)`` of equal shapes. With ``per_example=False`` it returns a
+      criterion: ``criterion(outputs, batch) -> losses`` with leading axis B (each entry of further axes, such as a
+        token, counts with weight 1), or ``(losses, weights)`` of equal shapes. With ``per_example=False`` it returns a
         scalar.
       state: non-trained variables (BatchNorm statistics), a pytree or None.
       key: a ``jax.random`` key for losses that draw noise; folded with each example's index, so that the draw depends
@@ -74,7 +74,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a factory hands to the command line: ``lla-jax landscape --problem module:factory``.
+    """The problem that a factory gives to the command line: ``lla-jax landscape --problem module:factory``.
 
     Args:
       loss: a ``Loss`` or a plain ``f(params, batch) -> scalar``.
@@ -101,9 +101,9 @@ class Directions:
 
     Args:
       tree: the parameters' structure; every leaf has a leading axis k, one entry per direction.
-      recipe: how they were made, JSON-able: ``{"kind": ..., ..., "normalize": [...]}``. As a pytree, Directions take
-        the recipe along as static data and mark it "transformed"; pass ``tree`` to what shall not compile anew for
-        every recipe.
+      recipe: how they were made, JSON-able: ``{"kind": ..., ..., "normalize": [...]}``. As a pytree, Directions
+        carry the recipe as static data and mark it "transformed"; to a jitted function that must not compile anew for
+        every recipe, pass ``tree``.
     """
 
     tree: PyTree
@@ -135,15 +135,15 @@ class Directions:
         return Directions(jax.tree.map(lambda leaf: leaf[picked], self.tree), recipe)
 
 
-def _rebuilt(recipe: str, children: Any) -> Directions:
-    """After a transformation the entries may be others than the recipe says, so it says that."""
+def _rebuild(recipe: str, children: Any) -> Directions:
+    """Directions whose recipe says "transformed", because jax may have changed the entries."""
     return Directions(next(iter(children)), json.loads(recipe) | {"transformed": True})
 
 
 jax.tree_util.register_pytree_with_keys(
     Directions,
     lambda d: (((jax.tree_util.GetAttrKey("tree"), d.tree),), json.dumps(d.recipe, default=repr, sort_keys=True)),
-    _rebuilt,
+    _rebuild,
 )
 
 
@@ -185,12 +185,12 @@ class Landscape:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number known up to chance.
+    """A number with its standard error.
 
     Args:
       mean: the estimate, a float (or, for ``diagonal``, a parameter tree).
       sem: its standard error, of the same kind; NaN where one draw leaves it unknown, 0 where the value is exact.
-      num: independent draws (probes, test vectors) behind it.
+      num: number of independent draws (probes, test vectors) that it is the mean of.
       recipe: how it was made: steps, probes, scheme, products, whether it converged; JSON-able.
     """
 
@@ -211,13 +211,13 @@ class Eigenpairs:
 
     Args:
       values: (k,) float64, in the order asked for.
-      vectors: k ``Directions`` of unit norm over the whole parameter tree (zero outside of a selection), or None where
-        the operator does not act on parameters.
-      residuals: (k,) float64, ||H v - lambda v|| from a product of its own, plus rounding: an exact eigenvalue lies
-        within it of ``values``.
-      products: Hessian products used in all.
+      vectors: k ``Directions`` of unit norm over all parameters (zero outside of a selection), or None if the operator
+        does not act on parameters.
+      residuals: (k,) float64, ||H v - lambda v|| from one more product, plus rounding: some exact eigenvalue is no
+        farther than that from the one in ``values``.
+      products: all Hessian products that were used.
       recipe: operator, which, tol, whether all converged; JSON-able.
-      state: what continues an interrupted run, a dict of arrays; None in a finished one.
+      state: arrays from which an interrupted computation continues; None in a finished result.
     """
 
     values: np.ndarray
@@ -239,7 +239,7 @@ class Eigenpairs:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectrum:
-    """A spectral density as stochastic Lanczos quadrature gives it: nodes and weights, one row per probe.
+    """A spectral density from stochastic Lanczos quadrature: nodes and weights, one row per probe.
 
         tr f(H) / n  ~  mean over probes p of  sum_i weights[p, i] f(nodes[p, i])
 
@@ -248,7 +248,7 @@ class Spectrum:
         repeats its last node with weight 0.
       weights: (probes, steps) float64, not negative; every row sums to 1.
       recipe: operator, steps, probes, start distribution, scheme, products; JSON-able.
-      state: what continues an interrupted run, a dict of arrays; None in a finished one.
+      state: arrays from which an interrupted computation continues; None in a finished result.
     """
 
     nodes: np.ndarray
@@ -275,28 +275,31 @@ class UpdateRule(Protocol):
 
 @dataclass(frozen=True)
 class Execution:
-    """How a call runs. The values do not depend on it beyond rounding.
+    """How a call is executed. The values depend on it only by rounding.
 
-    A landscape (``evaluate``, ``sweep``, ``all_modes``) reads all fields but the last two, and times what is "auto" on
-    the first chunk. An operator (``hessian``, ``ggn``, ``fisher``), and with it ``per_layer`` and ``convexity``, reads
-    ``devices`` and the last two. A field that a call does not read is refused unless it has its default.
-    ``convexity`` is of one process whatever ``processes`` says; continued, it keeps primal values or not as it began.
+    A landscape (``evaluate``, ``sweep``, ``all_modes``) reads all fields but the last two, and times the choices for
+    "auto" fields on the first chunk. An operator (``hessian``, ``ggn``, ``fisher``), and so ``per_layer`` and
+    ``convexity``, reads ``devices`` and the last two. A call refuses a field that it does not read, unless the field
+    has its default. ``convexity`` uses one process for every value of ``processes``, and if it is resumed, it keeps
+    primal values if and only if it did at its start.
 
     Args:
       chunk: points evaluated per call and device.
-      microbatch: examples per block (per-example losses with frozen statistics only; otherwise the batch is whole).
-      loop: how the points of a chunk are run: "vmap" (batched) or "map" (on-device loop). With ``chunk=1`` there is
-        neither: one compiled point is called from the host.
-      share: compute what is affine in the coordinates (the first layer) once per block instead of once per point.
-      scan: one call loops over many blocks of data on the device (True), or the host calls for each (False).
-      devices: "all" local devices, their number, or a sequence of ``jax.Device``. A landscape's points are split over
-        them; an operator's examples are, and there "all" on a CPU is one device, which has all cores.
-      data_shards: number of devices over which the examples are split, a divisor of that of the devices; the points are
-        split over the rest. "auto": 1, more where points are fewer than devices or the data too large for each of them.
-      linearize: keep the primal values between an operator's products (True), compute them at every product (False), or
-        keep them if they take at most a quarter of the free memory ("auto").
-      processes: in a group of processes (``lla.hosts.start``, ``jax.distributed``), "all" takes an operator's data as
-        this process's own part of the examples and means over those of all, "own" keeps the operator to this process.
+      microbatch: examples per block (only for per-example losses with frozen statistics; other batches are not cut).
+      loop: "vmap" batches the points of a chunk, "map" loops over them on the device. With ``chunk=1`` it does
+        nothing: the host calls one compiled point.
+      share: compute values that are affine in the coordinates (the first layer) once per block, not once per point.
+      scan: loop over many blocks of data within one call on the device (True), or one call per block (False).
+      devices: "all" local devices, their number, or a sequence of ``jax.Device``. They share the points of a landscape,
+        and the examples of an operator; for an operator on a CPU "all" is one device, which has all cores.
+      data_shards: number of devices over which the examples are split, a divisor of the number of devices; the points
+        are split over the rest. "auto": 1, or more if there are fewer points than devices or if a device cannot hold
+        the data.
+      linearize: keep the primal values between an operator's products (True), compute them for every product (False),
+        or keep them if they take at most a quarter of the free memory ("auto").
+      processes: in a group of processes (``lla.hosts.start``, ``jax.distributed``): with "all", an operator's data are
+        this process's part of the examples, and the operator is the mean over all parts; with "own", the operator
+        belongs to this process alone.
     """
 
     chunk: int | Literal["auto"] = "auto"

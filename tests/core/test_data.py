@@ -334,7 +334,7 @@ def test_mean_gradient_of_weighted_batches_and_penalty():
     ("source", "message"),
     [
         (iter([DATA]), "one-shot iterator"),
-        (3, "expected a loader or a factory"),
+        (3, "stream: 3 given; it must be a loader or a factory of one, such as"),
     ],
 )
 def test_bad_streams_are_refused_at_once(source, message):
@@ -349,5 +349,5 @@ def test_empty_and_uneven_streams(axis):
         run(axis, lla.stream([(DATA[0][:3], DATA[1][:2])]))
     with pytest.raises(ValueError, match="not an array"):
         lla.data.num_examples((object(),))
-    with pytest.raises(ValueError, match="is a scalar"):
+    with pytest.raises(ValueError, match="is a scalar, without the leading axis N"):
         lla.data.num_examples((np.float32(1.0),))

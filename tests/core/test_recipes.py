@@ -74,7 +74,7 @@ def test_what_changed_is_said_in_the_same_words_through_store_and_resume(tmp_pat
     assert (one.argument, two.argument, one.path, two.path) == ("store", "resume", tmp_path, None)
     words = [str(e).partition(" differs in ")[2].partition(", or ")[0] for e in (one, two)]
     assert words[0] == words[1]
-    assert words[0].endswith("The rule is the same recipe: repeat the arguments it was made with")
+    assert words[0].endswith("; both recipes must be the same: repeat the arguments it was made with")
 
 
 def interrupted(grid, drawn):
@@ -144,7 +144,7 @@ def test_the_difference_of_nested_entries_is_said_entry_by_entry():
 @pytest.mark.parametrize(
     "error",
     [
-        Misuse("shard", "(3, 2) given; the rule is 1 <= i <= n", pathlib.Path("folder")),
+        Misuse("shard", "(3, 2) given; it must be (i, n) with 1 <= i <= n", pathlib.Path("folder")),
         recipes.Differs("store", {"params": "a -> b"}, "differs in params", pathlib.Path("folder")),
         reading.Incomplete(pathlib.Path("folder"), "2 chunks of folder (8 points)"),
     ],

@@ -62,7 +62,7 @@ class TestSelected:
             _tree.selected(select, TREE)
 
     def test_unknown_kind(self):
-        with pytest.raises(ValueError, match="neither a glob"):
+        with pytest.raises(ValueError, match="select: 3 given; it must be a glob such as"):
             _tree.selected(3, TREE)
 
 

@@ -248,7 +248,7 @@ def test_plain_function():
 
 
 def test_plain_function_must_be_callable():
-    with pytest.raises(ValueError, match="got dict"):
+    with pytest.raises(ValueError, match=r"loss: \{\} given; it must be an lla.Loss"):
         as_loss({})
 
 
