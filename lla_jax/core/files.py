@@ -93,7 +93,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise ValueError(
-        f"recipe: holds a {type(value).__name__}, which JSON has not; use only numbers, strings, lists and dicts"
+        f"recipe: holds a {type(value).__name__}, which is not JSON; keep recipes to numbers, strings, lists and dicts"
     )
 
 

@@ -167,7 +167,7 @@ def noting(what: str, call: str, block: Block) -> Iterator[None]:
         shapes = jax.tree.map(lambda x: tuple(x.shape), block.batch)
         error.add_note(
             f"{what} failed; it is called as {call} with a batch of these shapes (leading axis: examples): {shapes}. A "
-            "list of batches is not a data set: wrap it as lla.stream(batches)"
+            "list of batches is not a data set: wrap it, lla.stream(batches)"
         )
         raise
 

@@ -1,4 +1,4 @@
-"""How kernels are driven: plans, devices, shards, processes, jaxpr rewriting, progress."""
+"""Execution of kernels: plans, devices, shards, processes, rewriting of jaxprs, progress."""
 
 from lla_jax import _lazy
 

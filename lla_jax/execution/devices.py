@@ -1,4 +1,4 @@
-"""Devices: which there are, meshes over them, what lies where, how much memory is free."""
+"""Devices that a call uses: meshes over them, arrays placed and split on them, and their free memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lla_jax.core.arguments import Misuse
+from lla_jax.core.arguments import Misuse, check_choice, check_integer, is_integer, misuse
 from lla_jax.core.data import Stream, cuts, num_examples, pad_rows, rows_of
 from lla_jax.core.types import Execution, PyTree
 
@@ -19,52 +19,48 @@ GRID, DATA = "grid", "data"  # axes of a mesh: points and examples
 
 
 def devices_of(execution: Execution) -> tuple[Any, ...]:
-    """The devices an execution names.
+    """The devices that an execution names.
 
     Raises:
-      ValueError: more devices than there are, or an unknown value.
+      ValueError: there are fewer devices, or the field has an unknown value.
     """
     chosen, local = execution.devices, jax.local_devices()
     if chosen == "all":
         return tuple(local)
-    if isinstance(chosen, int) and not isinstance(chosen, bool):
-        if not 1 <= chosen <= len(local):
-            raise Misuse(
-                "execution.devices", f"{chosen} asked for; the rule is 1 to {len(local)}, the local devices {local}"
-            )
-        return tuple(local[:chosen])
+    if is_integer(chosen):
+        remedy = f'as there are {len(local)} local devices, or "all"'
+        return tuple(local[: check_integer("execution.devices", chosen, most=len(local), remedy=remedy)])
     if isinstance(chosen, Sequence) and not isinstance(chosen, str) and len(chosen):
         return tuple(chosen)
-    raise Misuse("execution.devices", f'{chosen!r} given; the rule is "all", a number, or a sequence of jax devices')
+    raise misuse("execution.devices", chosen, '"all", a number such as 1, or a sequence of jax devices')
 
 
 def mesh_of(devices: Sequence[Any], data_shards: int = 1) -> Mesh:
-    """A mesh over which points are split, and examples over ``data_shards`` of its devices for each share of points."""
+    """A mesh of (devices / data_shards) x data_shards devices: one axis splits the points, the other the examples."""
     return Mesh(np.array(devices).reshape(-1, data_shards), (GRID, DATA), axis_types=(AxisType.Auto,) * 2)
 
 
-def data_shards(execution: Execution, devices: Sequence[Any], points: int, nbytes: int, whole: str) -> int:
-    """Over how many devices the examples are split, for each share of the points.
+def data_shards(execution: Execution, devices: Sequence[Any], points: int, nbytes: int, uncut: str) -> int:
+    """The number of devices over which the examples are split.
 
     Args:
-      execution: what the user fixed.
-      devices: all of them.
-      points: of the job; where they are fewer than the devices, examples are split too.
-      nbytes: of the data in memory; split where half of a device's memory does not hold them.
-      whole: why batches may not be cut, or "".
+      execution: the choice of the user.
+      devices: all devices of the call.
+      points: points of the landscape; if they are fewer than the devices, examples are split too.
+      nbytes: bytes of the data in memory; data that do not fit into half of a device's memory are split.
+      uncut: why batches may not be cut, or "".
 
     Raises:
-      ValueError: a number that does not divide that of the devices, or batches that may not be cut.
+      ValueError: the number does not divide the number of devices, or batches may not be cut.
     """
     chosen, many = execution.data_shards, len(devices)
     divisors = [d for d in range(1, many + 1) if many % d == 0]
     if chosen != "auto":
-        if isinstance(chosen, bool) or chosen not in divisors:
-            raise ValueError(f'execution.data_shards: {chosen!r} given; the rule is "auto" or one of {divisors}')
-        if chosen > 1 and whole:
-            raise ValueError(f"execution.data_shards: {chosen} given, but {whole}; the rule is 1 then, or leave it out")
-        return chosen
-    if whole:
+        check_choice("execution.data_shards", chosen, ("auto", *divisors), "a divisor of the number of devices")
+        if chosen > 1 and uncut:
+            raise Misuse("execution.data_shards", f"{chosen} given, but {uncut}; it must be 1 then: leave it out")
+        return int(chosen)
+    if uncut:
         return 1
     least = many // max(d for d in divisors if d <= points)
     if devices[0].platform == "cpu":  # all share one memory
@@ -74,22 +70,31 @@ def data_shards(execution: Execution, devices: Sequence[Any], points: int, nbyte
 
 
 def over_points(step: Callable, mesh: Mesh, split: Sequence[bool | str]) -> Callable:
-    """``step`` with arguments cut along their leading axis over the mesh: those marked True over the points, and so the
-    result; those marked DATA over the examples, and then the result's second axis has what each share gave."""
+    """``step`` on every device of the mesh, with its part of the arguments, which are cut along their leading axis.
+
+    Args:
+      step: a function of arrays.
+      mesh: the devices.
+      split: for every argument, True to cut it by points, DATA to cut it by examples, False to repeat it.
+
+    Returns:
+      A function like ``step``, whose results have the points along the leading axis and, if an argument is cut by
+      examples, the data shards along the second.
+    """
     if mesh.size == 1:
         return step
-    named = {False: PartitionSpec(), True: PartitionSpec(GRID), DATA: PartitionSpec(DATA)}
+    specs = {False: PartitionSpec(), True: PartitionSpec(GRID), DATA: PartitionSpec(DATA)}
     out = PartitionSpec(GRID, DATA) if DATA in split else PartitionSpec(GRID)
-    return jax.shard_map(step, mesh=mesh, in_specs=tuple(named[s] for s in split), out_specs=out, check_vma=False)
+    return jax.shard_map(step, mesh=mesh, in_specs=tuple(specs[s] for s in split), out_specs=out, check_vma=False)
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The tree on every device of the mesh: what all points share is moved once, not at every call."""
+    """The tree on every device of the mesh, so that it is not moved again at every call."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else mesh.devices.flat[0])
 
 
 def split_rows(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Rows spread over the mesh's data axis, padded to a multiple of its size; whole on every device if that is 1."""
+    """Rows split over the mesh's data axis, padded to a multiple of its size; on every device if the size is 1."""
     shards = mesh.shape[DATA]
     if shards == 1:
         return replicate(tree, mesh)
@@ -103,7 +108,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def free_bytes(device: Any) -> int:
-    """Memory of a device (for a CPU, of the host) that nothing uses yet."""
+    """Unused memory of a device (for a CPU, of the host), in bytes."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats["bytes_in_use"])
@@ -119,17 +124,17 @@ def free_bytes(device: Any) -> int:
 
 
 def device_batches(
-    data: Stream, mesh: Mesh, whole: bool, place: Callable[[Any, Mesh], Any]
+    data: Stream, mesh: Mesh, uncut: bool, place: Callable[[Any, Mesh], Any]
 ) -> Iterator[tuple[Any, int, int]]:
-    """(batch on the devices, rows that count, number of its first row) of a stream.
+    """(batch on the devices, number of its rows that count, index of its first row) of every batch of a stream.
 
-    Batches are brought to the first one's length (a longer one cut, a shorter one padded), so that one shape compiles;
-    unless they must stay ``whole``.
+    Unless batches must stay ``uncut``, all get the length of the first one, so that one shape compiles: longer ones are
+    cut, and shorter ones padded.
     """
     rows, offset = 0, 0
     for batch in data:
         count = num_examples(batch)
-        rows = count if whole or not rows else rows
+        rows = count if uncut or not rows else rows
         for start, size in cuts(count, rows):
             piece = pad_rows(rows_of(batch, start, size), rows)
             yield place(piece, mesh), size, offset + start

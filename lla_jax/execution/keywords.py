@@ -1,4 +1,4 @@
-"""Old keywords for how a call runs: each is a field of ``Execution`` now, and is taken for one more release."""
+"""Old keywords that are fields of ``Execution`` now; functions accept them for one more release."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Execution
 
 P = ParamSpec("P")
@@ -14,9 +15,9 @@ R = TypeVar("R")
 
 
 def accept_old(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator for a function that takes ``execution``: it takes fields of these names as keywords too, and warns.
+    """A decorator for functions that take ``execution``: they also accept these fields as keywords, with a warning.
 
-    The warning names the line that calls the function. A keyword beside ``execution`` is a ValueError.
+    The warning names the line that calls the function. A keyword together with ``execution`` is a ValueError.
     """
 
     def decorate(f: Callable[P, R]) -> Callable[P, R]:
@@ -26,7 +27,7 @@ def accept_old(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             for name, value in old.items():
                 new = f"execution=lla.Execution({name}={value!r})"
                 if "execution" in options:
-                    raise ValueError(f"{name}: {value!r} given beside execution; the rule is one of them: use {new}")
+                    raise Misuse(name, f"{value!r} given together with execution; pass only one of them, as {new}")
                 warnings.warn(f"{name}: use {new}", DeprecationWarning, stacklevel=2)
             if old:
                 options["execution"] = Execution(**old)

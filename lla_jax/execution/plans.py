@@ -1,8 +1,7 @@
-"""Plans: how many points and rows a call takes, chosen by timing a few candidates; chunks, and smaller ones when out of
-memory.
+"""Plans, which cut a computation into chunks of points and blocks of examples, and the choice of the fastest plan.
 
-Nothing here knows what a loss is. A plan is chosen by timing a few candidates on the first chunk, because no fixed rule
-holds across models (on a CPU, batching over weights gains on small nets and loses on large ones), and is remembered.
+Nothing here knows what a loss is. A few candidates are timed on the first chunk, because no fixed choice suits all
+models (on a CPU, batching over weights gains on small networks and loses on large ones); the choice is remembered.
 """
 
 from __future__ import annotations
@@ -15,26 +14,34 @@ from typing import Any
 import jax
 import numpy as np
 
+from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
 from lla_jax.core.data import cuts
 from lla_jax.core.types import Execution, PyTree
 from lla_jax.execution.devices import out_of_memory
 
 BLOCKS_PER_CALL = 256
 MOST_REMEMBERED = 256
-ENOUGH_S = 1.0  # below this estimate of the whole job, looking for a better plan costs more than it can save
-LONG_S = 0.5  # a call that takes longer is timed well enough the first time
-CLEARLY = 0.9  # of the seconds of a better guess: timings of short calls are no more exact than that
-SHORT_S = 0.05  # spent on repeating a shorter one
+ENOUGH_S = 1.0  # if the estimated time of the computation is shorter, more timing costs more than it can save
+LONG_S = 0.5  # a call that takes longer is timed only once
+CLEARLY = 0.9  # a plan must be faster than a better guess by this factor: timings of short calls are not more exact
+SHORT_S = 0.05  # time spent on repeating a short call
 MOST_REPEATS = 10
 
-OF_LANDSCAPES = ("chunk", "microbatch", "loop", "share", "scan", "data_shards")  # what operators do not read
-OF_OPERATORS = ("linearize", "processes")  # what landscapes do not read
+LANDSCAPE_FIELDS = ("chunk", "microbatch", "loop", "share", "scan", "data_shards")  # operators do not read them
+OPERATOR_FIELDS = ("linearize", "processes")  # landscapes do not read them
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One way to run a kernel: points per call and device, rows per block, "vmap" or "map" over points, shared affine
-    part, and whether one call scans over many blocks."""
+    """One way to execute a kernel.
+
+    Args:
+      chunk: points per call and device.
+      microbatch: rows per block.
+      loop: "vmap" or "map" over the points.
+      share: whether values that are affine in the coordinates are computed once for all points of a chunk.
+      scan: whether one call loops over many blocks.
+    """
 
     chunk: int
     microbatch: int
@@ -52,45 +59,41 @@ class Plan:
 
 
 def check(execution: Execution) -> None:
-    """Raise a ValueError naming the first field that is out of its range, or that a landscape does not read."""
+    """Raise a ValueError if a field has a wrong value, or is one that a landscape does not read."""
     readers = "operators (lla.hessian, lla.ggn, lla.fisher, lla.per_layer, lla.convexity)"
-    _check_read(execution, OF_OPERATORS, "a landscape", readers)
+    _check_fields(execution, OPERATOR_FIELDS, "a landscape", readers)
     for name in ("chunk", "microbatch"):
-        value = getattr(execution, name)
-        if value != "auto" and (not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1):
-            raise ValueError(f'execution.{name}: {value!r} given; the rule is "auto" or a positive integer')
-    if execution.loop not in ("auto", "vmap", "map"):
-        raise ValueError(f'execution.loop: {execution.loop!r} given; the rule is "auto", "vmap" or "map"')
+        if (value := getattr(execution, name)) != "auto":
+            check_integer(f"execution.{name}", value, remedy='or "auto"')
+    check_choice("execution.loop", execution.loop, ("auto", "vmap", "map"))
     for name in ("share", "scan"):
-        if getattr(execution, name) not in ("auto", True, False):
-            raise ValueError(f'execution.{name}: {getattr(execution, name)!r} given; the rule is "auto", True or False')
+        check_choice(f"execution.{name}", getattr(execution, name), ("auto", True, False))
 
 
 def check_for_operator(execution: Execution) -> None:
-    """Raise a ValueError naming the first field that is out of its range, or that an operator does not read."""
+    """Raise a ValueError if a field has a wrong value, or is one that an operator does not read."""
     readers = "landscapes (lla.evaluate, lla.sweep, lla.all_modes)"
-    _check_read(execution, OF_LANDSCAPES, "an operator", readers)
-    if execution.linearize not in ("auto", True, False):
-        raise ValueError(f'execution.linearize: {execution.linearize!r} given; the rule is "auto", True or False')
-    if execution.processes not in ("all", "own"):
-        raise ValueError(f'execution.processes: {execution.processes!r} given; the rule is "all" or "own"')
+    _check_fields(execution, LANDSCAPE_FIELDS, "an operator", readers)
+    check_choice("execution.linearize", execution.linearize, ("auto", True, False))
+    check_choice("execution.processes", execution.processes, ("all", "own"))
 
 
-def _check_read(execution: Execution, others: tuple[str, ...], what: str, readers: str) -> None:
-    """Raise unless it is an Execution, with the defaults of the fields that only ``readers`` read."""
+def _check_fields(execution: Execution, unread: tuple[str, ...], caller: str, readers: str) -> None:
+    """Raise unless it is an Execution in which the fields that the caller does not read have their defaults."""
     if not isinstance(execution, Execution):
-        raise ValueError(f"execution: {execution!r} given; the rule is an lla.Execution, e.g. lla.Execution(devices=2)")
-    for name in others:
+        raise misuse("execution", execution, "an lla.Execution, such as lla.Execution(devices=2)")
+    for name in unread:
         value, default = getattr(execution, name), getattr(Execution, name)
         if value != default:
-            raise ValueError(
-                f"execution.{name}: {value!r} given, and {what} does not read it; the rule is the default here, "
-                f"{default!r}, since only {readers} read it. Leave it out"
+            raise Misuse(
+                f"execution.{name}",
+                f"{value!r} given, and {caller} does not read it; it must be {default!r}, the default: leave it out, "
+                f"since only {readers} read it",
             )
 
 
 def map_points(f: Callable[[Any], Any], coords: PyTree, loop: str) -> Any:
-    """``f`` at every entry of the leading axis of ``coords``: batched ("vmap") or one after another ("map")."""
+    """The results of ``f`` at every entry of the leading axis of ``coords``, batched ("vmap") or in a loop ("map")."""
     if loop == "vmap":
         return jax.vmap(f)(coords)
     if jax.tree.leaves(coords)[0].shape[0] == 1:  # no loop at all: convolutions keep XLA's fast path
@@ -111,36 +114,36 @@ def candidates(
     scannable: bool,
     on_cpu: bool,
 ) -> list[Plan]:
-    """The plans worth timing, best guess first; few, since each has to be compiled.
+    """The plans worth timing, best guess first; they are few, because each must be compiled.
 
     Args:
-      execution: what the user fixed; "auto" fields are free.
-      points: points per device in the whole job.
+      execution: the choices of the user; "auto" fields are free.
+      points: points per device in the landscape.
       rows: examples in a batch.
       row_bytes: bytes of the largest intermediate value per example and point.
       param_bytes: bytes of the parameters.
-      whole: the batch may not be cut (batch statistics, batch-coupled losses).
-      sharable: the affine part can be shared between points.
-      scannable: no convolution, so blocks may be looped over on the device.
-      on_cpu: caches matter more than occupancy.
+      whole: whether the batch must not be cut (batch statistics, batch-coupled losses).
+      sharable: whether the affine part can be shared between points.
+      scannable: whether blocks may be looped over on the device, as without convolutions.
+      on_cpu: whether the devices are CPUs, where caches matter more than occupancy.
     """
     budget = 2**23 if on_cpu else 2**29
-    # as many rows as the largest value of a block has room for in a core's cache
+    # so many rows that the largest value of a block fits into the cache of a core
     fit = 1 << max(3, min(8, (2**20 // max(1, row_bytes)).bit_length() - 1))
-    # a chunk computes its shared part once; by the cost of a row, because a chunk is also what an interrupt can lose
+    # Many points share their affine part; fewer if a row is costly, because an interrupt loses up to a chunk.
     many = min(256, max(64, 2**22 // max(1, row_bytes)))
 
-    def batched(microbatch: int, most: int) -> tuple[str, int, int]:
+    def vmap(microbatch: int, most: int) -> tuple[str, int, int]:
         microbatch = min(rows, microbatch)
         return "vmap", microbatch, min(most, budget // max(1, row_bytes * microbatch + param_bytes))
 
     if not on_cpu:
-        proposals = [batched(4096, 256), batched(512, 256), ("map", 4096, 1)]
+        proposals = [vmap(4096, 256), vmap(512, 256), ("map", 4096, 1)]
     elif scannable:
-        proposals = [batched(64, 512), ("map", fit, 1)]
+        proposals = [vmap(64, 512), ("map", fit, 1)]
     elif execution.loop == "vmap":
-        proposals = [batched(64, 128)]
-    else:  # over several weights at once, convolutions are grouped ones, and slow
+        proposals = [vmap(64, 128)]
+    else:  # batched over weights, convolutions become grouped ones, which are slow
         proposals = [("map", max(32, fit), many), ("map", 256, 1)]
     plans: list[Plan] = []
     for loop, microbatch, chunk in proposals:
@@ -175,16 +178,16 @@ def choose(
     """The fastest plan, or a better guess that is nearly as fast; timed once per key and process.
 
     Args:
-      remember: key under which the choice is kept.
-      plans: gives the candidates, best guess first; called only if nothing is remembered.
-      seconds: seconds per unit of work under a plan; raises out of memory where the plan does not fit.
-      total: units of work in the whole job: a plan that is good enough stops the search.
+      remember: the key under which the choice is kept.
+      plans: returns the candidates, best guess first; called only if no choice is remembered.
+      seconds: the seconds per unit of work under a plan; it runs out of memory if the plan does not fit.
+      total: units of work in the computation: a plan that is fast enough ends the search.
     """
     if remember in _REMEMBERED:
         return _REMEMBERED[remember]
-    proposed = plans()
-    best, best_seconds = proposed[-1], np.inf
-    for plan in proposed if len(proposed) > 1 else ():
+    proposals = plans()
+    best, best_seconds = proposals[-1], np.inf
+    for plan in proposals if len(proposals) > 1 else ():
         if best_seconds * total < ENOUGH_S:
             break
         try:
@@ -202,7 +205,7 @@ def choose(
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Least seconds of a call, after a first one that compiles: the shorter it is, the more often it is repeated."""
+    """The least seconds of a call, after one that compiles; the shorter the call, the more often it is repeated."""
     jax.block_until_ready(call())
     best, spent, repeats = np.inf, 0.0, 0
     while repeats < 2 or (spent < SHORT_S and repeats < MOST_REPEATS):
@@ -216,41 +219,48 @@ def timed(call: Callable[[], Any]) -> float:
 
 
 def pad_points(points: np.ndarray, size: int) -> np.ndarray:
-    """The points lengthened to ``size`` by repeating the last one: another shape would compile again."""
+    """The points, padded to ``size`` with copies of the last one, because another shape would compile again."""
     return np.concatenate([points, np.repeat(points[-1:], size - len(points), 0)]) if len(points) < size else points
 
 
-def chunks(compute: Callable[[Plan, int, int], None], first: int, last: int, plan: Plan, width: int) -> Plan:
-    """Run ``compute(plan, lo, hi)`` over [first, last), ``plan.chunk`` points for each of ``width`` devices at a time.
+def chunks(compute: Callable[[Plan, int, int], None], start: int, end: int, plan: Plan, width: int) -> Plan:
+    """Call ``compute(plan, lo, hi)`` for every chunk of the points [start, end), and return the plan at the end.
 
-    Out of device memory halves the chunk and goes on from where it was. Returns the plan that was in force at the end.
+    A chunk has ``plan.chunk`` points for each of ``width`` devices. If a device runs out of memory, chunks are halved
+    from there on.
     """
-    lo = first
-    while lo < last:
-        hi = min(lo + plan.chunk * width, last)
+    lo = start
+    while lo < end:
+        hi = min(lo + plan.chunk * width, end)
         try:
             compute(plan, lo, hi)
         except Exception as error:
-            less = plan.smaller() if out_of_memory(error) else None
-            if less is None:
+            smaller = plan.smaller() if out_of_memory(error) else None
+            if smaller is None:
                 raise
-            plan = less
+            plan = smaller
         else:
             lo = hi
     return plan
 
 
-def calls(plan: Plan, rows: int, count: int, batch_size: int | None, whole: bool) -> Iterator[tuple[Plan, np.ndarray]]:
-    """(plan with its microbatch, block starts) of every call over one batch: few shapes, every row in exactly one
-    block.
+def calls(plan: Plan, rows: int, count: int, batch_size: int | None, uncut: bool) -> Iterator[tuple[Plan, np.ndarray]]:
+    """(plan, starts of the blocks) of every call over one batch; every row is in exactly one block.
+
+    Args:
+      plan: the chosen plan; those returned have the size of the blocks as their microbatch.
+      rows: rows of the batch, padding included.
+      count: rows that count.
+      batch_size: rows per block if batches must stay uncut, or None for all.
+      uncut: whether a block must be a complete batch.
     """
-    if whole:
+    if uncut:
         for start, size in cuts(count, batch_size):
             yield replace(plan, microbatch=size), np.array([start], np.int32)
         return
     size = min(plan.microbatch, rows)
     starts = np.arange(0, rows, size, dtype=np.int32)
     per_call = -(-len(starts) // -(-len(starts) // BLOCKS_PER_CALL)) if plan.scan else 1
-    beyond = np.full(-len(starts) % per_call, rows, np.int32)  # a block that starts past the end counts nothing
-    for group in np.concatenate([starts, beyond]).reshape(-1, per_call):
+    padding = np.full(-len(starts) % per_call, rows, np.int32)  # no row counts in a block that starts at the end
+    for group in np.concatenate([starts, padding]).reshape(-1, per_call):
         yield replace(plan, microbatch=size), group

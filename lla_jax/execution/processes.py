@@ -1,9 +1,9 @@
-"""Several processes that work on one operator: started together, what they exchange, and what happens when one is lost.
+"""Groups of processes that work on one operator: their start, the sums they exchange, and the loss of a process.
 
 The processes are those of ``jax.distributed``, one or more per machine. Each holds its own part of the data and its own
-copy of the parameters; what passes between them is one sum per product. A process whose partner is killed ends within
-half a minute: at its next product with an error that names the lost one, after ``on_partial`` had its chance; or, if it
-is busy with something else or process 0 was lost, by jax itself.
+copy of the parameters; they exchange one sum per product. If a process is killed, the others end within half a minute:
+at their next product, by an error that names the lost process, after which ``on_partial`` is called; or, if they are
+busy with something else or process 0 is lost, by jax itself.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lla_jax.core.arguments import Misuse, check_integer
 from lla_jax.core.types import PyTree
 from lla_jax.execution import devices
 
 HEARTBEAT_S = 10  # silence after which jax counts a process as lost
-PROBE_S = 2.0  # for an answer of a process that may be gone
+ANSWER_S = 2.0  # time to answer for a process that may be lost
 AXIS = "hosts"
 
 
 class Lost(RuntimeError):
-    """A process of the group is gone, so that nothing more can be summed over it."""
+    """A process of the group is lost, so that sums over all processes are no longer possible."""
 
 
 def start(
@@ -43,58 +44,59 @@ def start(
     heartbeat: int = HEARTBEAT_S,
     **options: Any,
 ) -> None:
-    """Join this process to a group: ``jax.distributed.initialize``, such that a lost process is soon noticed.
+    """Join this process to a group: ``jax.distributed.initialize``, such that a lost process is noticed soon.
 
-    To be called in every process before anything else of jax. Afterwards ``lla.hessian``, ``ggn`` and ``fisher`` take
-    each process's own part of the data. An uncaught exception ends the process at once, without jax's wait for the
-    others, which then end too: a restart continues from what ``on_partial`` saved.
+    Call it in every process before anything else of jax. Afterwards ``lla.hessian``, ``ggn`` and ``fisher`` take each
+    process's own part of the data. An uncaught exception ends the process at once, without jax's wait for the others,
+    which then end too: a restart continues from the result that ``on_partial`` saved.
 
     Args:
       coordinator: "address:port" of process 0. Under SLURM, Open MPI or on a TPU pod, jax finds all three by itself.
       num: processes in the group.
-      process: the number of this one, from 0.
-      heartbeat: seconds of silence after which a process counts as lost. A killed one is noticed at once at the next
-        product; this is for machines that vanish.
-      options: further ones of ``jax.distributed.initialize``, such as ``local_device_ids``.
+      process: the index of this process, from 0.
+      heartbeat: seconds of silence after which a process counts as lost. It matters for machines that vanish: a killed
+        process is noticed at the next product.
+      options: further options of ``jax.distributed.initialize``, such as ``local_device_ids``.
 
     Raises:
-      ValueError: only some of the three are given, or a number out of its range.
+      ValueError: only some of the three are given, or a number is out of its range.
     """
     given = [x is not None for x in (coordinator, num, process)]
     if any(given) and not all(given):
         raise ValueError(
-            f"coordinator, num, process: {coordinator!r}, {num!r}, {process!r} given; the rule is all three, or none "
-            "where SLURM, Open MPI or a TPU pod knows them"
+            f"coordinator, num, process: {coordinator!r}, {num!r}, {process!r} given; pass all three, or none if "
+            "SLURM, Open MPI or a TPU pod provides them"
         )
-    if num is not None and process is not None and not 0 <= process < num:
-        raise ValueError(f"process: {process!r} given; the rule is 0 to {num - 1}, a number of its own for each")
-    if not isinstance(heartbeat, int) or isinstance(heartbeat, bool) or heartbeat < 1:
-        raise ValueError(f"heartbeat: {heartbeat!r} given; the rule is a positive number of whole seconds")
+    if num is not None and process is not None:
+        check_integer("num", num, remedy="the number of processes")
+        check_integer("process", process, least=0, most=num - 1, remedy="another one for every process")
+    check_integer("heartbeat", heartbeat, remedy="the seconds of silence, such as 10")
     jax.distributed.initialize(coordinator, num, process, heartbeat_timeout_seconds=heartbeat, **options)
     watch()
 
 
-# --- what is exchanged
+# --- sums over all processes
 
 
 @functools.cache
 def _mesh() -> Mesh:
-    """(processes, devices of each): one device each, or all on a TPU, where a program runs on whole slices."""
-    of: dict[int, list[Any]] = {}
+    """A mesh (processes, devices of each): one device each, or all on a TPU, where a program uses complete slices."""
+    devices_of: dict[int, list[Any]] = {}
     for device in jax.devices():
-        of.setdefault(device.process_index, []).append(device)
-    each = min(map(len, of.values())) if jax.default_backend() == "tpu" else 1
-    return Mesh(np.array([of[p][:each] for p in sorted(of)]), (AXIS, "local"), axis_types=(AxisType.Auto,) * 2)
+        devices_of.setdefault(device.process_index, []).append(device)
+    num = min(map(len, devices_of.values())) if jax.default_backend() == "tpu" else 1
+    table = np.array([devices_of[process][:num] for process in sorted(devices_of)])
+    return Mesh(table, (AXIS, "local"), axis_types=(AxisType.Auto,) * 2)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _summed(tree: PyTree, *, mesh: Mesh) -> PyTree:
-    found = jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), tree)
-    return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, PartitionSpec()))
+def _sum_rows(tree: PyTree, *, mesh: Mesh) -> PyTree:
+    sums = jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), tree)
+    return jax.lax.with_sharding_constraint(sums, NamedSharding(mesh, PartitionSpec()))
 
 
 def total(tree: PyTree) -> PyTree:
-    """The sum over all processes of trees of one structure, the same bits in each, on its first device.
+    """The sum over all processes of their trees of one structure, on the first device, with the same bits everywhere.
 
     Raises:
       Lost: a process did not answer.
@@ -114,17 +116,17 @@ def _total(tree: PyTree) -> PyTree:
         return jax.make_array_from_single_device_arrays(shape, split, [jax.device_put(x, d) for d in own])
 
     try:
-        found = jax.block_until_ready(_summed(jax.tree.map(part, tree), mesh=mesh))
-    except Exception as error:  # jax gives it one of several types
+        sums = jax.block_until_ready(_sum_rows(jax.tree.map(part, tree), mesh=mesh))
+    except Exception as error:  # jax raises one of several types
         if devices.out_of_memory(error):
             raise
         _STATE["failed"] = True
-        raise Lost(_who(wait=3.0)) from error
-    return jax.tree.map(lambda x: x.addressable_data(0), found)
+        raise Lost(_describe_loss(wait=3.0)) from error
+    return jax.tree.map(lambda x: x.addressable_data(0), sums)
 
 
-def gathered(numbers: Any) -> np.ndarray:
-    """The uint32 numbers of every process, (processes, ...)."""
+def gather(numbers: Any) -> np.ndarray:
+    """(processes, ...): the uint32 numbers of all processes."""
     numbers = np.asarray(numbers, np.uint32)
     table = np.zeros((jax.process_count(), *numbers.shape), np.uint32)
     table[jax.process_index()] = numbers
@@ -132,33 +134,34 @@ def gathered(numbers: Any) -> np.ndarray:
 
 
 def agree(**items: str) -> None:
-    """Check that these texts are the same in all processes.
+    """Raise an error, in every process, unless these texts are the same in all processes.
 
     Raises:
-      ValueError: the first that is not, in every process.
+      ValueError: a text differs; it names the first one that does.
     """
     if jax.process_count() == 1:
         return
     digests = [np.frombuffer(hashlib.blake2b(x.encode(), digest_size=8).digest(), np.uint32) for x in items.values()]
-    table = gathered(np.stack(digests))
+    table = gather(np.stack(digests))
     for i, name in enumerate(items):
         if others := np.flatnonzero((table[:, i] != table[0, i]).any(-1)).tolist():
-            raise ValueError(
-                f"{name}: differ between the processes: process 0 has others than {others}; the rule is the same in "
-                "all of them, and only the data are their own. For an operator of one process pass "
-                'execution=lla.Execution(processes="own")'
+            raise Misuse(
+                name,
+                f"differ between the processes: process 0 has others than {others}; they must be the same in all "
+                "processes, and only the data may differ. For an operator of one process pass "
+                'execution=lla.Execution(processes="own")',
             )
 
 
 def combined(digest: str) -> str:
-    """One fingerprint of what all processes have, in their order."""
-    table = gathered(np.frombuffer(hashlib.blake2b(digest.encode(), digest_size=8).digest(), np.uint32))
+    """One fingerprint from the fingerprints of all processes, in the order of the processes."""
+    table = gather(np.frombuffer(hashlib.blake2b(digest.encode(), digest_size=8).digest(), np.uint32))
     return hashlib.blake2b(table.tobytes(), digest_size=8).hexdigest()
 
 
 def cut(rows: int) -> tuple[int, int]:
-    """(number of this process's first row, rows of all processes)."""
-    counts = gathered(rows).astype(np.int64)
+    """(index of this process's first row, number of rows of all processes), from the number of its own rows."""
+    counts = gather(rows).astype(np.int64)
     return int(counts[: jax.process_index()].sum()), int(counts.sum())
 
 
@@ -169,35 +172,36 @@ def _checksum(tree: PyTree) -> jax.Array:
 
 
 def total_of(vector: PyTree, tree: PyTree) -> PyTree:
-    """``total(tree)``, where all processes are to have the same ``vector``.
+    """``total(tree)``, after a check that all processes have the same ``vector``.
 
     Raises:
-      ValueError: they have not: they were called with other arguments, or have come apart.
+      ValueError: vectors differ, because the processes made different calls.
     """
     table = np.zeros((jax.process_count(), len(jax.tree.leaves(vector))), np.uint32)
     table[jax.process_index()] = np.asarray(_checksum(vector))
-    table, found = total((table, tree))
+    table, sums = total((table, tree))
     others = np.flatnonzero((np.asarray(table) != np.asarray(table)[0]).any(1)).tolist()
     if others:
-        raise ValueError(
-            f"v: process 0 multiplies another vector than {others}; the rule is the same calls with the same arguments "
-            "and keys in all processes"
+        raise Misuse(
+            "v",
+            f"process 0 multiplies another vector than {others}; make the same calls with the same arguments and keys "
+            "in all processes",
         )
-    return found
+    return sums
 
 
 def least(number: int) -> int:
-    """The smallest of all processes' numbers of bytes."""
-    return int(gathered(min(number >> 20, 2**32 - 1)).min()) << 20
+    """The least number of bytes of all processes."""
+    return int(gather(min(number >> 20, 2**32 - 1)).min()) << 20
 
 
-# --- when one is lost
+# --- loss of a process
 
 _STATE: dict[str, Any] = {"failed": False}
 
 
 def watch() -> None:
-    """Learn where the others listen, and end at once where one of them is lost. Does its work once."""
+    """Learn the addresses of the other processes, and let this one end at once after a loss; done only once."""
     if "peers" in _STATE or jax.process_count() == 1:
         return
     _STATE["peers"] = {}
@@ -211,21 +215,21 @@ def watch() -> None:
             _STATE["peers"][number] = (socket.inet_ntoa(int(host).to_bytes(4, "big")), port)
     before = sys.excepthook
 
-    def failing(*about: Any) -> None:
+    def note_failure(*error: Any) -> None:
         _STATE["failed"] = True
-        before(*about)
+        before(*error)
 
-    sys.excepthook = failing
+    sys.excepthook = note_failure
     atexit.register(_leave)  # runs before jax's own, which waits for all processes
 
 
 def _listen() -> tuple[Any, tuple[int, int] | None]:
-    """A socket that answers as long as this process lives, and (IPv4 address, port) by which the others reach it."""
+    """A socket that answers as long as this process lives, and the (IPv4 address, port) at which others reach it."""
     try:
         server = _coordinator()
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # which way the packets would go; sends none
-            probe.connect(server)
-            host = probe.getsockname()[0]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:  # finds this host's address, and sends nothing
+            route.connect(server)
+            host = route.getsockname()[0]
         listener = socket.create_server((host, 0), backlog=128)
         return listener, (int.from_bytes(socket.inet_aton(host), "big"), listener.getsockname()[1])
     except (OSError, ValueError, ImportError):
@@ -233,20 +237,20 @@ def _listen() -> tuple[Any, tuple[int, int] | None]:
 
 
 def _coordinator() -> tuple[str, int]:
-    from jax._src import distributed  # jax says it nowhere else, where it found the address by itself
+    from jax._src import distributed  # jax tells the address nowhere else, if it found it by itself
 
     address = getattr(distributed.global_state, "coordinator_address", None) or "127.0.0.1:1"
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 
 
-def _gone() -> list[int]:
+def _find_lost() -> list[int]:
     """The processes that do not answer."""
     missing: list[int] = []
 
     def ask(number: int, address: tuple[str, int]) -> None:
         try:
-            socket.create_connection(address, timeout=PROBE_S).close()
+            socket.create_connection(address, timeout=ANSWER_S).close()
         except OSError:
             missing.append(number)
 
@@ -254,14 +258,14 @@ def _gone() -> list[int]:
     for thread in asked:
         thread.start()
     for thread in asked:
-        thread.join(PROBE_S + 1)
+        thread.join(ANSWER_S + 1)
     return sorted(missing)
 
 
-def _who(wait: float = 0.0) -> str:
-    """In words, which processes are gone; looks again for ``wait`` seconds while all answer."""
+def _describe_loss(wait: float = 0.0) -> str:
+    """The lost processes in words; while all processes answer, it asks again for ``wait`` seconds."""
     end = time.monotonic() + wait
-    while not (missing := _gone()) and time.monotonic() < end:
+    while not (missing := _find_lost()) and time.monotonic() < end:
         time.sleep(0.1)
     here = f"this is process {jax.process_index()} of {jax.process_count()}"
     if not missing:

@@ -1,17 +1,17 @@
-"""Work saved by structure: what is affine in the coordinates is computed once and shared by all points, and
-convolutions and max pooling are put in a form that is fast on a CPU: one for values, another for derivatives.
+"""Passes that rewrite the jaxpr of a function: affine values shared by all points, and faster forms of two operations.
 
-On the plane theta + a d1 + b d2 every linear image of the weights is affine in (a, b): the first layer's output is
+On the plane theta + a d1 + b d2 every linear image of the weights is affine in (a, b): the output of the first layer is
 u0 + a u1 + b u2 with u_i = x @ d_i (and u0 = x @ theta). ``affine`` finds all such values in the jaxpr of a function of
-the parameters, whatever framework wrote it, computes their k + 1 parts once per block of data, and leaves for each
-point only what follows the first nonlinearity. Values are equal to rounding, and for finite data exactly equal at the
-centre.
+the parameters, whatever framework wrote it, and computes their k + 1 parts once per block of data: only the rest, from
+the first nonlinearity on, is computed at every point. Values are equal to rounding, and for finite data exactly
+equal at the centre. ``values_only`` and ``lowered`` give convolutions and max pooling forms that are fast on a CPU, the
+one for values and the other for derivatives.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,20 +21,106 @@ from jax.extend import core
 
 from lla_jax.core.types import PyTree
 
-# linear in the first operand while all others do not depend on the coordinates
+# --- evaluation of a jaxpr
+
+_JITS = {"jit": "jaxpr", "pjit": "jaxpr"}
+"""Primitives that call a jaxpr, and the parameter that holds it."""
+
+_CALLS = _JITS | {
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+
+
+def _interpret(
+    closed: Any,
+    inputs: Sequence[Any],
+    rule: Callable[[Any, list[Any]], Sequence[Any]],
+    calls: Mapping[str, str] = _CALLS,
+) -> list[Any]:
+    """The outputs of a jaxpr, whose equations are evaluated in order by a rule of the caller.
+
+    Args:
+      closed: a jaxpr with its constants.
+      inputs: the values of its arguments, of any kind that the rule understands.
+      rule: ``rule(equation, values) -> results``, one result for every output of the equation.
+      calls: the primitives whose jaxprs are inlined: the rule sees their equations in place of the call.
+    """
+
+    def evaluate(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
+
+        def read(var: Any) -> Any:
+            return var.val if isinstance(var, core.Literal) else known[var]
+
+        for eqn in jaxpr.eqns:
+            values = [read(var) for var in eqn.invars]
+            called = eqn.params.get(calls[eqn.primitive.name]) if eqn.primitive.name in calls else None
+            if called is None:
+                results = rule(eqn, values)
+            else:
+                results = evaluate(getattr(called, "jaxpr", called), getattr(called, "consts", ()), values)
+            known.update(zip(eqn.outvars, results, strict=True))
+        return [read(var) for var in jaxpr.outvars]
+
+    return evaluate(closed.jaxpr, closed.consts, inputs)
+
+
+def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """The results of an equation, evaluated as it stands."""
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _equations(jaxpr: Any, loops: bool = True) -> Iterator[Any]:
+    """All equations, with those of nested jaxprs; without ``loops`` only of those that ``_interpret`` inlines."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values() if loops or eqn.primitive.name in _CALLS else ():
+            for item in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(item, "jaxpr", item)
+                if hasattr(inner, "eqns"):
+                    yield from _equations(inner, loops)
+
+
+def profile(f: Callable[..., Any], *args: Any) -> tuple[int, set[str]]:
+    """(bytes of the largest intermediate value, names of the primitives) of ``f``, which is traced but not run."""
+    equations = list(_equations(jax.make_jaxpr(f)(*args).jaxpr))
+    sizes = [v.aval.size * v.aval.dtype.itemsize for eqn in equations for v in eqn.outvars if hasattr(v.aval, "size")]
+    return max(sizes, default=0), {eqn.primitive.name for eqn in equations}
+
+
+# --- values that are affine in the coordinates
+
 _LINEAR = {
-    "reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "neg", "reduce_sum", "slice", "rev", "copy",
-    "cumsum", "reduce_window_sum", "gather", "dynamic_slice", "div", "sharding_constraint",
-}  # fmt: skip
-# linear in all operands together
-_JOINT = {"add", "sub", "add_any", "concatenate", "pad"}
-_SHIFTS = {"add", "sub", "add_any"}
-# linear in either of two operands while the other does not depend on the coordinates
-_BILINEAR = {"mul", "dot_general", "conv_general_dilated"}
-_CALLS = {  # calls to inline, by the parameter that holds their jaxpr
-    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr",
-    "checkpoint": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr",
-}  # fmt: skip
+    "broadcast_in_dim",
+    "convert_element_type",
+    "copy",
+    "cumsum",
+    "div",
+    "dynamic_slice",
+    "expand_dims",
+    "gather",
+    "neg",
+    "reduce_sum",
+    "reduce_window_sum",
+    "reshape",
+    "rev",
+    "sharding_constraint",
+    "slice",
+    "squeeze",
+    "transpose",
+}
+"""Primitives that are linear in the first operand while the others do not depend on the coordinates."""
+
+_JOINTLY_LINEAR = ("add", "sub", "add_any", "concatenate", "pad")  # in all operands together
+_SHIFTS = ("add", "sub", "add_any")
+_BILINEAR = ("mul", "dot_general", "conv_general_dilated")  # linear in either operand while the other is constant
 
 
 class _Affine:
@@ -51,72 +137,30 @@ class _Affine:
 
 
 class _Fixed:
-    """A factor, index or predicate: the same in every part."""
+    """A factor, index or predicate, which is the same in every part."""
 
     def __init__(self, value: Any):
         self.value = value
 
 
-class _Later:
-    """A value that is known only at a point."""
-
-
-def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    with eqn.ctx.manager:
-        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
-    return list(out) if eqn.primitive.multiple_results else [out]
-
-
-def _flatten_calls(closed: Any) -> tuple[list[tuple[Any, list[Any], list[Any]]], list[Any], dict[Any, Any]]:
-    """Equations of a jaxpr with calls inlined, as (eqn, inputs, outputs) over fresh ids; outputs; constants by id."""
-    equations: list[tuple[Any, list[Any], list[Any]]] = []
-    constants: dict[Any, Any] = {}
-
-    def walk(jaxpr: Any, consts: Sequence[Any], names: dict[Any, Any]) -> list[Any]:
-        for var, const in zip(jaxpr.constvars, consts, strict=True):
-            names[var] = object()
-            constants[names[var]] = const
-
-        def name(var: Any) -> Any:
-            if isinstance(var, core.Literal):
-                key = object()
-                constants[key] = var.val
-                return key
-            return names[var]
-
-        for eqn in jaxpr.eqns:
-            inputs = [name(v) for v in eqn.invars]
-            inner = eqn.params.get(_CALLS[eqn.primitive.name]) if eqn.primitive.name in _CALLS else None
-            if inner is not None:
-                closed_inner = inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
-                scope = dict(zip(closed_inner.jaxpr.invars, inputs, strict=True))
-                outputs = walk(closed_inner.jaxpr, closed_inner.consts, scope)
-            else:
-                outputs = [object() for _ in eqn.outvars]
-                equations.append((eqn, inputs, outputs))
-            names.update(zip(eqn.outvars, outputs, strict=True))
-        return [name(v) for v in jaxpr.outvars]
-
-    top = {var: i for i, var in enumerate(closed.jaxpr.invars)}
-    outputs = walk(closed.jaxpr, closed.consts, top)
-    return equations, outputs, constants
+class _AtPoint:
+    """A value that is computed at every point."""
 
 
 def _propagate(eqn: Any, values: list[Any]) -> list[Any] | None:
-    """Affine results of an equation with affine inputs, or None where it is not linear in them."""
+    """The affine results of an equation with affine inputs, or None if it is not linear in them."""
     name = eqn.primitive.name
     varying = [isinstance(v, _Affine) for v in values]
     if not _widens(eqn):
         return None  # the parts would be rounded, and their sum with them
     if (name == "gather" and eqn.params["fill_value"]) or (name == "div" and not _nonzero(values[1])):
         return None
-    linear = name in _LINEAR or name == "convert_element_type"
     if name in _SHIFTS and varying[0] and not varying[1]:  # only the centre's part is shifted
         (centre,) = _bind(eqn, [values[0].parts[0], values[1]])
         return [_Affine([centre, *(jnp.broadcast_to(part, centre.shape) for part in values[0].parts[1:])])]
-    if name in _JOINT:
+    if name in _JOINTLY_LINEAR:
         inputs = values
-    elif (linear and varying[0] and not any(varying[1:])) or (name in _BILINEAR and sum(varying) == 1):
+    elif (name in _LINEAR and varying[0] and not any(varying[1:])) or (name in _BILINEAR and sum(varying) == 1):
         inputs = [v if isinstance(v, _Affine) else _Fixed(v) for v in values]
     elif name == "select_n" and not varying[0]:
         inputs = [_Fixed(values[0]), *values[1:]]
@@ -128,7 +172,7 @@ def _propagate(eqn: Any, values: list[Any]) -> list[Any] | None:
 
 
 def _part(value: Any, i: int) -> Any:
-    """Part i of an operand: what does not depend on the coordinates is its own part 0 and zero beyond, unless fixed."""
+    """Part i of an operand; a value that does not depend on the coordinates is its own part 0, and its others are 0."""
     if isinstance(value, _Fixed):
         return value.value
     if isinstance(value, _Affine):
@@ -137,7 +181,7 @@ def _part(value: Any, i: int) -> Any:
 
 
 def _nonzero(divisor: Any) -> bool:
-    """Whether a divisor is known not to be zero: 0 * (x / 0) is no part of a sum."""
+    """Whether a divisor is known to have no zeros, since 0 * (x / 0) would not be 0."""
     return not isinstance(divisor, jax.core.Tracer | _Affine) and bool(np.all(np.asarray(divisor) != 0))
 
 
@@ -149,7 +193,7 @@ def _widens(eqn: Any) -> bool:
 
 
 def affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Callable[[Any], Any]:
-    """``h(coord) = f(params + sum_i coord_i d_i)`` with all that is affine in ``coord`` computed now, once.
+    """``h(coord) = f(params + sum_i coord_i d_i)``, for which values affine in ``coord`` are computed now, once.
 
     Args:
       f: a traceable function of the parameters.
@@ -157,68 +201,57 @@ def affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Ca
       directions: the stacked tree, leading axis k.
 
     Returns:
-      ``h(coord)`` with ``coord`` of shape (k,), to be mapped over points inside the same trace. Only for evaluation:
-      custom derivative rules are inlined.
+      ``h(coord)`` with ``coord`` of shape (k,), to be mapped over points inside the same trace. It is only for
+      evaluation, because custom derivative rules are inlined.
     """
     closed, shape = jax.make_jaxpr(f, return_shape=True)(params)
-    equations, outputs, constants = _flatten_calls(closed)
-    leaves = jax.tree.leaves(params)
-    moves = jax.tree.leaves(directions)
-    env: dict[Any, Any] = dict(constants)
-    for i, (leaf, move) in enumerate(zip(leaves, moves, strict=True)):
-        env[i] = _Affine([leaf, *move])
-    later: list[tuple[Any, list[Any], list[Any]]] = []
-    for eqn, inputs, outs in equations:
-        values = [env[v] for v in inputs]
-        results: list[Any] | None
-        if any(isinstance(v, _Later) for v in values):
-            results = None
-        elif any(isinstance(v, _Affine) for v in values):
+    at_points: list[tuple[Any, list[Any], list[_AtPoint]]] = []
+
+    def share(eqn: Any, values: list[Any]) -> Sequence[Any]:
+        if not any(isinstance(value, _Affine | _AtPoint) for value in values):
+            return _bind(eqn, values)
+        if not any(isinstance(value, _AtPoint) for value in values):
             results = _propagate(eqn, values)
-        else:
-            results = _bind(eqn, values)
-        if results is None:
-            later.append((eqn, inputs, outs))
-            results = [_Later()] * len(outs)
-        env.update(zip(outs, results, strict=True))
+            if results is not None:
+                return results
+        later = [_AtPoint() for _ in eqn.outvars]
+        at_points.append((eqn, values, later))
+        return later
+
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(directions), strict=True)
+    outputs = _interpret(closed, [_Affine([leaf, *moves]) for leaf, moves in pairs], share)
 
     def at(coord: Any) -> Any:
-        local: dict[Any, Any] = {}
+        known: dict[Any, Any] = {}
 
-        def value(key: Any) -> Any:
-            if key not in local:
-                known = env[key]
-                local[key] = known.at(coord) if isinstance(known, _Affine) else known
-            return local[key]
+        def value(shared: Any) -> Any:
+            if isinstance(shared, _Affine) and shared not in known:
+                known[shared] = shared.at(coord)
+            return known[shared] if isinstance(shared, _Affine | _AtPoint) else shared
 
-        for eqn, inputs, outs in later:
-            local.update(zip(outs, _evaluated(eqn, [value(v) for v in inputs]), strict=True))
-        return jax.tree.unflatten(jax.tree.structure(shape), [value(v) for v in outputs])
+        for eqn, values, results in at_points:
+            known.update(zip(results, _evaluate_fast(eqn, [value(x) for x in values]), strict=True))
+        return jax.tree.unflatten(jax.tree.structure(shape), [value(x) for x in outputs])
 
     return at
 
 
-# --- max pooling and convolution where only values matter
+# --- max pooling and convolution, for values only
 
 SLICES_MOST = 16  # entries of a pooling window
 
 
 def values_only(f: Callable[..., Any]) -> Callable[..., Any]:
-    """``f`` with max pooling and convolutions in a form that is fast on a CPU, for evaluation: custom derivative rules
-    are inlined.
+    """``f`` with max pooling and convolutions in a form that is fast on a CPU, for evaluation only.
 
-    A function that has it already stays as it is.
+    Custom derivative rules are inlined. A function with nothing to rewrite stays as it is.
     """
 
     def g(*args: Any) -> Any:
         closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
-        equations, outputs, known = _flatten_calls(closed)
-        if not any(_sliceable(eqn) or _channels_elsewhere(eqn) for eqn, _, _ in equations):
+        if not any(_sliceable(eqn) or _channels_elsewhere(eqn) for eqn in _equations(closed.jaxpr, loops=False)):
             return f(*args)
-        known.update(enumerate(jax.tree.leaves(args)))
-        for eqn, inputs, outs in equations:
-            known.update(zip(outs, _evaluated(eqn, [known[v] for v in inputs]), strict=True))
-        return jax.tree.unflatten(jax.tree.structure(shape), [known[v] for v in outputs])
+        return jax.tree.unflatten(jax.tree.structure(shape), _interpret(closed, jax.tree.leaves(args), _evaluate_fast))
 
     return g
 
@@ -228,9 +261,10 @@ def _sliceable(eqn: Any) -> bool:
     return name == "reduce_window_max" and np.prod(window) <= SLICES_MOST and _tiles(eqn)
 
 
-def _evaluated(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    """``_bind``, but the channels of convolutions come last, and max pooling is the largest of strided slices: one loop
-    together with what comes before it, over several entries at a time.
+def _evaluate_fast(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """The results of an equation, by a convolution with its channels last, or max pooling as the largest of slices.
+
+    The strided slices become one loop with the operations before them, over several entries at a time.
     """
     if _channels_elsewhere(eqn):
         return [_channels_last(eqn, *values)]
@@ -241,7 +275,7 @@ def _evaluated(eqn: Any, values: Sequence[Any]) -> list[Any]:
 
 
 def _channels_elsewhere(eqn: Any) -> bool:
-    """Whether a convolution would gain by channels on the last axes; one per channel and one over volumes would not."""
+    """Whether a convolution is faster with channels last, unlike one per channel or one over volumes."""
     if eqn.primitive.name != "conv_general_dilated" or eqn.params.get("out_sharding") is not None:
         return False
     p, last = eqn.params, eqn.invars[0].aval.ndim - 1
@@ -252,7 +286,7 @@ def _channels_elsewhere(eqn: Any) -> bool:
 
 
 def _channels_last(eqn: Any, images: Any, kernel: Any) -> Any:
-    """A convolution with the channels on the last axes, where XLA puts them itself on a CPU, but not in loops."""
+    """A convolution with the channels on the last axes, as XLA has it by itself on a CPU, but not in loops."""
     numbers, axes = eqn.params["dimension_numbers"], range(1, images.ndim - 1)
     last = jax.lax.ConvDimensionNumbers(
         (0, images.ndim - 1, *axes),
@@ -273,55 +307,52 @@ def _from_channels_last(x: Any, spec: Sequence[int]) -> Any:
     return jnp.transpose(x, np.argsort((spec[0], *spec[2:], spec[1])).tolist())
 
 
-# --- max pooling and convolution of the data, for repeated products
+# --- max pooling and convolution of the data, for derivatives
 
 PATCH_MOST = 75  # entries of a patch, such as 5 x 5 x 3: beyond, XLA's convolution is as fast
 
 
-def lowered(f: Callable[[PyTree], Any], params: PyTree) -> Callable[[PyTree], Any]:
-    """``f`` with two operations that are slow on a CPU, and their derivatives more so, written otherwise.
+class _Moving:
+    """A value that depends on the parameters."""
 
-    Convolutions of the data, those whose input no parameter reaches, become patches times kernel: XLA is slow with one
-    or three input channels, and a linear map that is kept computes the patches once. Max pooling whose windows do not
-    overlap becomes a choice of the first largest entry, a mask that is also kept. Differentiable like ``f``, with which
-    it agrees to rounding; what is inside loops and custom rules stays as it is.
+    def __init__(self, value: Any):
+        self.value = value
+
+
+def lowered(f: Callable[[PyTree], Any], params: PyTree) -> Callable[[PyTree], Any]:
+    """``f`` with two operations, which are slow on a CPU and slower in derivatives, in other forms.
+
+    Convolutions of the data, whose input does not depend on the parameters, become patches times kernel: XLA is slow
+    with one or three input channels, and a linear map that is kept computes the patches once. Max pooling whose windows
+    do not overlap becomes a choice of the first largest entry, by a mask that is also kept. The new function agrees
+    with ``f`` to rounding and is differentiable like it; the insides of loops and custom rules stay as they are.
 
     Args:
       f: a traceable function of the parameters.
-      params: gives their shapes.
+      params: parameters of the shapes to come.
     """
     closed, shape = jax.make_jaxpr(f, return_shape=True)(params)
-    structure = jax.tree.structure(shape)
 
-    def rewritten(moving: PyTree) -> Any:
-        leaves = jax.tree.leaves(moving)
-        outputs = _walk(closed.jaxpr, closed.consts, leaves, [True] * len(leaves))
-        return jax.tree.unflatten(structure, [value for value, _ in outputs])
+    def g(params: PyTree) -> Any:
+        inputs = [_Moving(leaf) for leaf in jax.tree.leaves(params)]
+        outputs = _interpret(closed, inputs, _evaluate_for_derivatives, _JITS)
+        values = [x.value if isinstance(x, _Moving) else x for x in outputs]
+        return jax.tree.unflatten(jax.tree.structure(shape), values)
 
-    return rewritten
+    return g
 
 
-def _walk(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], varies: Sequence[bool]) -> list[tuple[Any, bool]]:
-    """(value, whether it depends on the parameters) of every output."""
-    known: dict[Any, tuple[Any, bool]] = dict(zip(jaxpr.constvars, ((c, False) for c in consts), strict=True))
-    known |= dict(zip(jaxpr.invars, zip(inputs, varies, strict=True), strict=True))
-
-    def read(var: Any) -> tuple[Any, bool]:
-        return (var.val, False) if isinstance(var, core.Literal) else known[var]
-
-    for eqn in jaxpr.eqns:
-        values, moved = zip(*map(read, eqn.invars), strict=True) if eqn.invars else ((), ())
-        if eqn.primitive.name in ("jit", "pjit"):
-            inner = eqn.params["jaxpr"]
-            found = _walk(inner.jaxpr, inner.consts, values, moved)
-        elif eqn.primitive.name == "conv_general_dilated" and not moved[0] and _patchable(eqn):
-            found = [(_patch_product(eqn, *values), moved[1])]
-        elif eqn.primitive.name == "reduce_window_max" and _tiles(eqn):
-            found = [(_pooled(values[0], eqn.params["window_dimensions"]), moved[0])]
-        else:
-            found = [(value, any(moved)) for value in _bind(eqn, values)]
-        known.update(zip(eqn.outvars, found, strict=True))
-    return [read(var) for var in jaxpr.outvars]
+def _evaluate_for_derivatives(eqn: Any, inputs: list[Any]) -> list[Any]:
+    """The results of an equation, which are moving if an input is."""
+    moving = [isinstance(x, _Moving) for x in inputs]
+    values = [x.value if isinstance(x, _Moving) else x for x in inputs]
+    if eqn.primitive.name == "conv_general_dilated" and not moving[0] and _patchable(eqn):
+        results = [_patch_product(eqn, *values)]
+    elif eqn.primitive.name == "reduce_window_max" and _tiles(eqn):
+        results = [_choose_largest(values[0], eqn.params["window_dimensions"])]
+    else:
+        results = _bind(eqn, values)
+    return [_Moving(x) for x in results] if any(moving) else results
 
 
 def _patchable(eqn: Any) -> bool:
@@ -341,12 +372,12 @@ def _patch_product(eqn: Any, images: Any, kernel: Any) -> Any:
     height, width = w.shape[:2]
     out = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(x.shape[1:3], dilation, w.shape[:2], strides)]
 
-    def shifted(i: int, j: int) -> Any:
+    def window(i: int, j: int) -> Any:
         starts = (i * dilation[0], j * dilation[1])
         ends = [a + (n - 1) * s + 1 for a, n, s in zip(starts, out, strides)]
         return jax.lax.slice(x, (0, *starts, 0), (x.shape[0], *ends, x.shape[3]), (1, *strides, 1))
 
-    patches = jnp.concatenate([shifted(i, j) for i in range(height) for j in range(width)], -1)
+    patches = jnp.concatenate([window(i, j) for i in range(height) for j in range(width)], -1)
     product = jax.lax.dot_general(
         patches,
         w.reshape(-1, w.shape[3]),
@@ -358,36 +389,18 @@ def _patch_product(eqn: Any, images: Any, kernel: Any) -> Any:
 
 
 def _tiles(eqn: Any) -> bool:
-    """Whether pooling windows cover the array without overlap, gap or padding."""
+    """Whether the windows of a pooling cover the array without overlaps, gaps or padding."""
     p, shape = eqn.params, eqn.invars[0].aval.shape
     window = p["window_dimensions"]
     plain = {*p["base_dilation"], *p["window_dilation"]} == {1} and not np.any(p["padding"])
     return plain and p["window_strides"] == window and not np.any(np.remainder(shape, window))
 
 
-def _pooled(x: Any, window: Sequence[int]) -> Any:
-    """The largest entry of every window; its derivative goes to the first one of equals, as XLA's does."""
+def _choose_largest(x: Any, window: Sequence[int]) -> Any:
+    """The largest entry of every window; the derivative goes to the first of several largest ones, as in XLA."""
     split = [size for n, k in zip(x.shape, window, strict=True) for size in (n // k, k)]
     order = [*range(0, 2 * x.ndim, 2), *range(1, 2 * x.ndim, 2)]
     tiles = x.reshape(split).transpose(order).reshape(*split[::2], -1)
     first = jax.lax.argmax(jax.lax.stop_gradient(tiles), x.ndim, np.int32)
     chosen = first[..., None] == jnp.arange(tiles.shape[-1], dtype=np.int32)
     return jnp.where(chosen, tiles, 0).sum(-1)
-
-
-def profile(f: Callable[..., Any], *args: Any) -> tuple[int, set[str]]:
-    """(bytes of the largest intermediate value, names of the primitives) of ``f``; traced, not run."""
-    equations = list(_equations(jax.make_jaxpr(f)(*args).jaxpr))
-    sizes = [v.aval.size * v.aval.dtype.itemsize for eqn in equations for v in eqn.outvars if hasattr(v.aval, "size")]
-    return max(sizes, default=0), {eqn.primitive.name for eqn in equations}
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations, those of nested jaxprs included."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for value in eqn.params.values():
-            for item in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(item, "jaxpr", item)
-                if hasattr(inner, "eqns"):
-                    yield from _equations(inner)

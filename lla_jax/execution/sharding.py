@@ -1,7 +1,7 @@
-"""Vectors that are spread over devices leaf by leaf, as the parameters of a model too large for one device are.
+"""Vectors sharded over devices leaf by leaf, such as the parameters of a model too large for one device.
 
-A sharding is kept for every leaf, with one entry per axis; axes that a leaf has in front of these (the rows of a basis)
-are not split. Nothing here brings a leaf together on a device.
+Every leaf has a sharding with one entry per axis; further axes in front (the rows of a basis) are not split. Nothing
+here gathers a leaf on one device.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import PyTree
 
 Shards = tuple[NamedSharding, ...]
 
 
 def spread(leaf: Any) -> bool:
-    """Whether a leaf is an array of which a device may hold a part."""
+    """Whether a leaf is an array of which devices may hold different parts."""
     sharding = leaf.sharding if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) else None
     if isinstance(sharding, NamedSharding):
         return any(entry is not None for entry in sharding.spec)
@@ -28,106 +29,115 @@ def spread(leaf: Any) -> bool:
 
 
 def mesh_of(tree: PyTree) -> Mesh | None:
-    """The mesh over which leaves are spread, its axes managed by the compiler; None where none is.
+    """The mesh over which leaves are sharded, with axes that the compiler manages; None if no leaf is.
 
     Raises:
-      ValueError: leaves over different meshes, in another way than by names of axes, or over several processes.
+      ValueError: leaves are sharded over different meshes, without names of axes, or over several processes.
     """
-    found = [x for x in jax.tree.leaves(tree) if spread(x)]
-    if not found:
+    sharded = [x for x in jax.tree.leaves(tree) if spread(x)]
+    if not sharded:
         return None
-    if not all(isinstance(x.sharding, NamedSharding) for x in found):
-        raise ValueError(f"params: are spread as {found[0].sharding}; the rule is jax.NamedSharding, over one mesh")
-    if not all(x.is_fully_addressable for x in found):
-        raise ValueError(
-            "params: are spread over several processes, which the curvature does not support; the rule is a copy in "
-            "every process (data-parallel), or parameters spread over the devices of one process"
+    if not all(isinstance(x.sharding, NamedSharding) for x in sharded):
+        others = [x.sharding for x in sharded if not isinstance(x.sharding, NamedSharding)]
+        raise Misuse("params", f"sharded as {others[0]}; shard them by jax.sharding.NamedSharding over one mesh")
+    if not all(x.is_fully_addressable for x in sharded):
+        raise Misuse(
+            "params",
+            "sharded over several processes, which the curvature does not support; pass a copy in every process "
+            "(data-parallel), or parameters sharded over the devices of one process",
         )
-    meshes = {x.sharding.mesh for x in found}
+    meshes = {x.sharding.mesh for x in sharded}
     if len(meshes) > 1:
-        raise ValueError(f"params: are spread over {len(meshes)} meshes, {meshes}; the rule is one mesh for all leaves")
+        raise Misuse("params", f"sharded over {len(meshes)} meshes, {meshes}; put all leaves on one mesh")
     mesh = meshes.pop()
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
 
 def kept(tree: PyTree, mesh: Mesh, name: str) -> PyTree:
-    """The tree on the mesh: leaves that are spread stay as they are, others go to every device.
+    """The tree on the mesh: sharded leaves stay as they are, and others go to every device.
 
     Raises:
-      ValueError: a leaf is spread over other devices than the mesh's, or by names that it does not have.
+      ValueError: a leaf is sharded over other devices than the mesh's, or by names that it does not have.
     """
     for leaf in jax.tree.leaves(tree):
         sharding = leaf.sharding if spread(leaf) else None
         if sharding is not None and (not isinstance(sharding, NamedSharding) or sharding.mesh.shape != mesh.shape):
-            raise ValueError(
-                f"{name}: has a leaf spread as {sharding}, and the parameters are over {mesh.shape}; the rule is one "
-                "mesh for parameters and data"
+            raise Misuse(
+                name,
+                f"has a leaf sharded as {sharding}, and the parameters lie on the mesh {mesh.shape}; use one mesh for "
+                "parameters and data",
             )
     return jax.tree.map(lambda x: jax.device_put(x, of(x, mesh)), tree)
 
 
 def of(leaf: Any, mesh: Mesh) -> NamedSharding:
-    """How a leaf is spread, an entry for every axis; one that is not is on every device."""
+    """The sharding of a leaf, with an entry for every axis; a leaf that is not sharded is on every device."""
     spec = leaf.sharding.spec if spread(leaf) else ()
     return NamedSharding(mesh, PartitionSpec(*spec, *[None] * (np.ndim(leaf) - len(spec))))
 
 
-def _behind(ndim: int, shard: NamedSharding) -> NamedSharding:
+def _with_leading_axes(ndim: int, shard: NamedSharding) -> NamedSharding:
     """The sharding of an array with further axes in front."""
     return NamedSharding(shard.mesh, PartitionSpec(*[None] * (ndim - len(shard.spec)), *shard.spec))
 
 
-def _each(f: Any, tree: PyTree, shards: Shards) -> PyTree:
+def _map(f: Any, tree: PyTree, shards: Shards) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
-    return jax.tree.unflatten(structure, [f(x, _behind(np.ndim(x), s)) for x, s in zip(leaves, shards, strict=True)])
+    shardings = [_with_leading_axes(np.ndim(x), shard) for x, shard in zip(leaves, shards, strict=True)]
+    return jax.tree.unflatten(structure, list(map(f, leaves, shardings)))
 
 
 def pinned(tree: PyTree, shards: Shards | None) -> PyTree:
-    """The same tree, for the compiler to spread so; within jit."""
-    return tree if shards is None else _each(jax.lax.with_sharding_constraint, tree, shards)
+    """The same tree, which the compiler shards as given; within jit."""
+    return tree if shards is None else _map(jax.lax.with_sharding_constraint, tree, shards)
 
 
 def placed(tree: PyTree, shards: Shards) -> PyTree:
-    """Arrays, numpy's too, where they belong."""
-    return _each(jax.device_put, tree, shards)
+    """Arrays of jax or numpy on the devices of their shardings."""
+    return _map(jax.device_put, tree, shards)
 
 
 def settled(tree: PyTree) -> PyTree:
-    """The tree, once it is there, where devices are cores."""
+    """The tree; on a CPU, whose devices share its cores, only after it is computed."""
     on_cpu = next(iter(jax.tree.leaves(tree)[0].devices())).platform == "cpu"
     return jax.block_until_ready(tree) if on_cpu else tree
 
 
 def zeros(num: int, like: Any, shards: Shards | None) -> jax.Array:
-    """``num`` stacked arrays of zeros like a parameter, spread as it is where any is."""
+    """``num`` stacked arrays of zeros like a parameter, and sharded like it if ``shards`` is given."""
     device = None
     if shards is not None:
         assert isinstance(shards[0].mesh, Mesh)
-        device = _behind(like.ndim + 1, of(like, shards[0].mesh))
+        device = _with_leading_axes(like.ndim + 1, of(like, shards[0].mesh))
     return jnp.zeros((num, *like.shape), like.dtype, device=device)
 
 
-def shapes(whole: Sequence[tuple[int, ...]], shards: Shards) -> list[tuple[int, ...]]:
-    """The shape of what one device holds of each leaf; on CPUs, which share their memory, of what all hold."""
+def shapes(leaves: Sequence[tuple[int, ...]], shards: Shards) -> list[tuple[int, ...]]:
+    """The shapes of the parts of leaves that one device holds; on CPUs, which share memory, that all devices hold.
+
+    Args:
+      leaves: the shapes of the leaves.
+      shards: their shardings.
+    """
     if shards[0].mesh.devices.flat[0].platform != "cpu":
-        return [s.shard_shape(shape) for shape, s in zip(whole, shards, strict=True)]
-    return [(s.mesh.size, *s.shard_shape(shape)) for shape, s in zip(whole, shards, strict=True)]
+        return [s.shard_shape(shape) for shape, s in zip(leaves, shards, strict=True)]
+    return [(s.mesh.size, *s.shard_shape(shape)) for shape, s in zip(leaves, shards, strict=True)]
 
 
 class _OnHost:
-    """An array of which numpy gets a copy whenever it asks: jax would keep the copy beside the shards."""
+    """An array that numpy copies to the host each time it reads it; jax would keep the copy along with the shards."""
 
     def __init__(self, x: jax.Array):
         self.x, self.shape, self.dtype, self.size, self.ndim = x, x.shape, x.dtype, x.size, x.ndim
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        found = np.empty(self.shape, self.dtype)
+        array = np.empty(self.shape, self.dtype)
         for shard in self.x.addressable_shards:
             if shard.replica_id == 0:
-                found[shard.index] = np.asarray(shard.data)
-        return found if dtype is None else found.astype(dtype)
+                array[shard.index] = np.asarray(shard.data)
+        return array if dtype is None else array.astype(dtype)
 
 
 def viewed(tree: PyTree) -> PyTree:
-    """The tree for functions that read it on the host, one leaf after another: nothing of it stays there."""
+    """The tree for functions that read it on the host leaf by leaf, without leaving copies there."""
     return jax.tree.map(lambda x: _OnHost(x) if spread(x) else x, tree)

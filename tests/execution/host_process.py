@@ -1,4 +1,4 @@
-"""One of several processes of test_processes.py: joins the group, computes, saves what it found; may kill itself."""
+"""A process of the groups that test_processes.py starts: it computes, saves results, and may kill itself."""
 
 import os
 import pathlib
@@ -27,12 +27,12 @@ def flat(tree, lead=0):
 
 def own(process, sizes):
     """The part of the data of a process."""
-    first = sum(sizes[:process])
-    return tuple(x[first : first + sizes[process]] for x in helpers.dataset(sum(sizes)))
+    start = sum(sizes[:process])
+    return tuple(x[start : start + sizes[process]] for x in helpers.dataset(sum(sizes)))
 
 
 def loss():
-    """With dropout of a kind, so that the examples' numbers matter."""
+    """A loss with a kind of dropout, so that the indices of the examples matter."""
 
     def apply(p, state, batch, train, keys):
         noise = jax.vmap(lambda key: jax.random.normal(key, (5,)))(keys)
@@ -42,7 +42,7 @@ def loss():
 
 
 def numbers(process, sizes):
-    """What is compared with one process."""
+    """The numbers that one process alone must give too."""
     data, key = own(process, sizes), jax.random.key(SEED)
     H = lla.hessian(loss(), helpers.params(), data)
     v = H.random(key)
@@ -51,14 +51,18 @@ def numbers(process, sizes):
         loss(), helpers.params(), lla.stream([tuple(x[:4] for x in data), tuple(x[4:] for x in data)])
     )
     return {
-        "product": flat(H.product(v)), "basis": flat(run.basis, 1), "alphas": run.alphas, "betas": run.betas,
-        "streamed": flat(streamed.product(v)), "elsewhere": flat(H.at(helpers.params(5)).product(v)),
+        "product": flat(H.product(v)),
+        "basis": flat(run.basis, 1),
+        "alphas": run.alphas,
+        "betas": run.betas,
+        "streamed": flat(streamed.product(v)),
+        "elsewhere": flat(H.at(helpers.params(5)).product(v)),
         "streamed elsewhere": flat(streamed.at(helpers.params(5)).product(v)),
-    }  # fmt: skip
+    }
 
 
 def refusals(process):
-    """Messages of what processes may not have each for itself."""
+    """Messages of errors for arguments that differ between processes."""
     data, said = own(process, SIZES), []
     params = helpers.params(seed=process)
     H = lla.hessian(loss(), helpers.params(), data)

@@ -97,20 +97,20 @@ def test_data_that_a_device_does_not_hold_are_split(monkeypatch):
 
 def test_what_cannot_be_split_is_refused(axes):
     for wrong in (3, 8, 0, True):
-        with pytest.raises(ValueError, match=r"execution.data_shards: .* the rule is \"auto\" or one of \[1, 2, 4\]"):
+        with pytest.raises(
+            ValueError, match=r"execution.data_shards: .* given; it must be one of 'auto', 1, 2, 4, a divisor"
+        ):
             run(axes, devices=4, data_shards=wrong)
-    with pytest.raises(ValueError, match=r"execution.scan: 2 given"):
+    with pytest.raises(ValueError, match=r"execution.scan: 2 given; it must be one of 'auto', True, False"):
         run(axes, scan=2)
     coupled = lla.Loss(apply, lambda o, b: jnp.mean(cross_entropy(o, b)), per_example=False)
     with pytest.raises(ValueError, match="data_shards: 2 given, but the loss couples the examples of a batch"):
         lla.evaluate(coupled, params(), dataset(NUM), axes, GRID, execution=lla.Execution(devices=4, data_shards=2))
+    split = lla.Execution(devices=2, data_shards=2)
     with pytest.raises(ValueError, match="data_shards: 2 given, but batch_stats='batch' needs whole batches"):
-        lla.evaluate(
-            mlp_loss(), params(), dataset(NUM), axes, GRID, batch_stats="batch",
-            execution=lla.Execution(devices=2, data_shards=2),
-        )  # fmt: skip
-    split = lla.evaluate(coupled, params(), dataset(NUM), axes, lla.grid(points=(1, 1)))
-    assert split.recipe["plan"]["data_shards"] == 1
+        lla.evaluate(mlp_loss(), params(), dataset(NUM), axes, GRID, batch_stats="batch", execution=split)
+    point = lla.evaluate(coupled, params(), dataset(NUM), axes, lla.grid(points=(1, 1)))
+    assert point.recipe["plan"]["data_shards"] == 1
 
 
 EIGHT = """

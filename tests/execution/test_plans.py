@@ -124,12 +124,11 @@ def test_a_stream_interrupted_within_its_first_batch_keeps_the_points_it_came_to
 
 
 def test_an_interrupt_at_the_end_of_a_stream_keeps_it_whole(axes, finished):
-    kept = []
+    kept, stream, progress = [], lla.stream([DATA]), Interrupt(20, times=2)
     with pytest.raises(KeyboardInterrupt):
         lla.evaluate(
-            mlp_loss(), params(), lla.stream([DATA]), axes, GRID,
-            execution=FIXED, progress=Interrupt(20, times=2), on_partial=kept.append,
-        )  # fmt: skip
+            mlp_loss(), params(), stream, axes, GRID, execution=FIXED, progress=progress, on_partial=kept.append
+        )
     np.testing.assert_allclose(kept[0].values["loss"], finished.values["loss"], rtol=1e-6)
     assert kept[0].recipe["complete"] is True
 
@@ -278,13 +277,11 @@ def test_every_row_is_in_exactly_one_block():
 
 @pytest.mark.parametrize(("name", "value"), [("linearize", True), ("linearize", False), ("processes", "own")])
 def test_what_a_landscape_does_not_read_is_refused(axes, name, value):
-    how, message = (
-        lla.Execution(**{name: value}),
-        f"execution.{name}: {value!r} given, and a landscape does not read it",
-    )
+    chosen = lla.Execution(**{name: value})
+    message = f"execution.{name}: {value!r} given, and a landscape does not read it; it must be 'a"
     for call in (
-        lambda: lla.evaluate(mlp_loss(), params(), DATA, axes, GRID, execution=how),
-        lambda: lla.sweep(mlp_loss(), [params()], DATA, axes=axes, grid=GRID, execution=how),
+        lambda: lla.evaluate(mlp_loss(), params(), DATA, axes, GRID, execution=chosen),
+        lambda: lla.sweep(mlp_loss(), [params()], DATA, axes=axes, grid=GRID, execution=chosen),
     ):
         with pytest.raises(ValueError, match=message):
             call()

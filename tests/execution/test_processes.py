@@ -106,13 +106,16 @@ def test_coordinator_killed_while_the_others_are_busy(tmp_path):
 
 def test_misuse_of_start_and_of_processes():
     for arguments, message in (
-        ({"coordinator": "localhost:1"}, "coordinator, num, process: 'localhost:1', None, None given; the rule is all"),
-        ({"coordinator": "localhost:1", "num": 2, "process": 2}, "process: 2 given; the rule is 0 to 1"),
-        ({"heartbeat": 0}, "heartbeat: 0 given; the rule is a positive number"),
+        ({"coordinator": "localhost:1"}, "coordinator, num, process: 'localhost:1', None, None given; pass all three"),
+        (
+            {"coordinator": "localhost:1", "num": 2, "process": 2},
+            "process: 2 given; it must be an integer from 0 to 1, another one",
+        ),
+        ({"heartbeat": 0}, "heartbeat: 0 given; it must be an integer of at least 1, the seconds"),
     ):
         with pytest.raises(ValueError, match=message):
             hosts.start(**arguments)
-    with pytest.raises(ValueError, match='processes: 2 given; the rule is "all" or "own"'):
+    with pytest.raises(ValueError, match=r"execution.processes: 2 given; it must be one of 'all', 'own'"):
         lla.hessian(helpers.mlp_loss(), helpers.params(), helpers.dataset(), execution=lla.Execution(processes=2))
     assert jax.process_count() == 1
     assert isinstance(lla.hessian(helpers.mlp_loss(), helpers.params(), helpers.dataset()), lla.LinearOperator)

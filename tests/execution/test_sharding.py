@@ -1,4 +1,4 @@
-"""Parameters spread over devices: every product, basis and eigenvector stays so, and the numbers are one device's."""
+"""Parameters sharded over devices: products, bases and eigenvectors are too, with the numbers of one device."""
 
 import functools
 
@@ -36,26 +36,26 @@ def plain() -> dict:
     return {name: (0.5 * rng.standard_normal(shape)).astype(np.float32) for name, shape in SHAPES.items()}
 
 
-def spread(devices: int, kind: AxisType = AxisType.Auto) -> dict:
-    """The same, its hidden units over the devices."""
+def sharded(devices: int, kind: AxisType = AxisType.Auto) -> dict:
+    """The same MLP, with its hidden units sharded over the devices."""
     over = mesh(devices, kind)
     return {k: jax.device_put(x, NamedSharding(over, PartitionSpec(*SPECS[k]))) for k, x in plain().items()}
 
 
 @functools.cache
 def matrix() -> np.ndarray:
-    """The Hessian as one device has it."""
+    """The Hessian of one device."""
     return operators.dense(lla.hessian(LOSS, plain(), DATA, execution=ONE))
 
 
-def check_spread(tree: dict, devices: int, *lead: int) -> None:
-    """Every leaf is where its parameter is, and no device holds more of it than its share."""
+def check_sharded(tree: dict, devices: int, *lead: int) -> None:
+    """Assert that every leaf has the sharding of its parameter, and no device more of it than its shard."""
     for name, x in tree.items():
         parts = [devices if entry else 1 for entry in SPECS[name]] or [1]
-        share = (*lead, *(size // part for size, part in zip(SHAPES[name], parts)))
+        shape = (*lead, *(size // part for size, part in zip(SHAPES[name], parts)))
         assert x.shape == (*lead, *SHAPES[name])
         assert len(x.addressable_shards) == devices, name
-        assert all(shard.data.shape == share for shard in x.addressable_shards), (name, x.sharding)
+        assert all(shard.data.shape == shape for shard in x.addressable_shards), (name, x.sharding)
 
 
 def flat(tree, lead=0):
@@ -70,7 +70,7 @@ def error(a, b) -> float:
 
 @functools.cache
 def hessian(devices: int):
-    return lla.hessian(LOSS, spread(devices), DATA, batch_size=6)
+    return lla.hessian(LOSS, sharded(devices), DATA, batch_size=6)
 
 
 @pytest.mark.parametrize("devices", [2, 4])
@@ -81,24 +81,24 @@ def test_values_of_one_device_and_no_leaf_gathered(devices):
     v = H.random(KEY)
     product = H.product(v)
     for tree in (H.centre(), v, product):
-        check_spread(tree, devices)
+        check_sharded(tree, devices)
     assert error(flat(product), A @ flat(v)) < 1e-5
 
     run = lanczos.lanczos(H, KEY, 7)
-    check_spread(run.basis, devices, 7)
-    check_spread(run.remainder, devices)
+    check_sharded(run.basis, devices, 7)
+    check_sharded(run.remainder, devices)
     q, T = flat(run.basis, 1), lanczos.tridiagonal(run.alphas, run.betas)
     assert np.abs(A @ q.T - q.T @ T - np.outer(flat(run.remainder), np.eye(7)[-1])).max() < 1e-5 * np.abs(A).max()
 
     pairs = lla.eigenpairs(H, KEY, 2, tol=1e-4, max_vectors=8)  # with restarts
-    check_spread(pairs.vectors.tree, devices, 2)
+    check_sharded(pairs.vectors.tree, devices, 2)
     exact = np.linalg.eigvalsh(A)
     assert pairs.recipe["converged"]
     assert error(pairs.values, exact[np.argsort(-np.abs(exact))][:2]) < 1e-5
     assert error(A @ flat(pairs.vectors.tree, 1).T, flat(pairs.vectors.tree, 1).T * pairs.values) < 1e-3
 
     z = sketches.drawn(H, KEY, np.arange(16, dtype=np.uint32), "rademacher")[0]
-    check_spread(z, devices, 16)
+    check_sharded(z, devices, 16)
     trace = lla.trace(H, KEY, method="hutchinson", rtol=9.0, max_products=16)
     z = flat(z, 1)
     assert trace.mean == pytest.approx(np.mean(np.sum(z * (z @ A), 1)), rel=1e-4)
@@ -130,13 +130,13 @@ def test_interrupted_and_continued_where_parameters_are():
         lla.eigenpairs(H, KEY, 2, **options, progress=stop, on_partial=kept.append)
     whole = lla.eigenpairs(H, KEY, 2, **options)
     again = lla.eigenpairs(H, KEY, 2, **options, resume=kept[0])
-    check_spread(again.vectors.tree, 4, 2)
+    check_sharded(again.vectors.tree, 4, 2)
     assert np.array_equal(again.values, whole.values)
     assert np.array_equal(flat(again.vectors.tree, 1), flat(whole.vectors.tree, 1))
 
 
 def test_selection_spread_data_and_explicit_meshes():
-    p, over = spread(4, AxisType.Explicit), mesh(4)
+    p, over = sharded(4, AxisType.Explicit), mesh(4)
     data = (np.concatenate([DATA[0], DATA[0][:2]]), np.concatenate([DATA[1], DATA[1][:2]]))
     split = tuple(jax.device_put(x, NamedSharding(over, PartitionSpec("model"))) for x in data)
     H = lla.ggn(LOSS, p, split, select="w*")
@@ -145,9 +145,9 @@ def test_selection_spread_data_and_explicit_meshes():
     product = H.product(v)
     assert error(flat(product), flat(reference.product(jax.tree.map(np.asarray, v)))) < 1e-5
     stacked = H.embed(jax.tree.map(lambda x: x[None], product))
-    check_spread(stacked, 4, 1)
+    check_sharded(stacked, 4, 1)
     assert np.abs(np.asarray(stacked["b1"])).max() == 0
-    assert H.recipe["plan"]["blocks"] == 1  # rows that are spread are not cut
+    assert H.recipe["plan"]["blocks"] == 1  # sharded rows are not cut
     mask = {"b1": None, "b2": None, "w1": np.ones((5, 8)), "w2": np.zeros((8, 3))}
     masked = operators.masked(H, mask)
     assert np.abs(np.asarray(masked.product(v)["w2"])).max() == 0
@@ -166,10 +166,10 @@ def test_a_given_operator_on_arrays_that_are_spread():
 
 def test_what_parameters_that_are_spread_do_not_go_with():
     with pytest.raises(ValueError, match="devices: 2 given, but the parameters are spread over 4 devices"):
-        lla.hessian(LOSS, spread(4), DATA, execution=lla.Execution(devices=2))
-    mixed = spread(4) | {"w1": spread(2)["w1"]}
-    with pytest.raises(ValueError, match="params: are spread over 2 meshes"):
+        lla.hessian(LOSS, sharded(4), DATA, execution=lla.Execution(devices=2))
+    mixed = sharded(4) | {"w1": sharded(2)["w1"]}
+    with pytest.raises(ValueError, match="params: sharded over 2 meshes"):
         lla.hessian(LOSS, mixed, DATA)
     elsewhere = jax.device_put(DATA[0], NamedSharding(mesh(2), PartitionSpec("model")))
-    with pytest.raises(ValueError, match=r"data: has a leaf spread as .* one mesh for parameters and data"):
-        lla.hessian(LOSS, spread(4), (elsewhere, DATA[1]))
+    with pytest.raises(ValueError, match=r"data: has a leaf sharded as .* use one mesh for parameters and data"):
+        lla.hessian(LOSS, sharded(4), (elsewhere, DATA[1]))
