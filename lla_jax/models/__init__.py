@@ -1,4 +1,4 @@
-"""Losses from networks as their libraries have them."""
+"""Losses from the networks of Flax linen, Flax nnx and Equinox."""
 
 from lla_jax import _lazy
 

@@ -1,14 +1,14 @@
-"""Calling a network as its library wants it: the adapters' common options, the input in a batch, mode flags, noise.
+"""Common parts of the adapters: their options, the model's input in a batch, its mode flags, and noise per example.
 
 An adapter cuts a model into parameters (which the user passes to every verb), other arrays (``Loss.state``) and a
-static remainder, and calls the pieces as a pure function. What is static compares by value, so two adapters of one
-architecture share compiled code. The model itself is never written to.
+static remainder, and calls the pieces as a pure function. The remainder compares by value, so that two adapters of one
+architecture share compiled code. The model itself is never changed.
 
-How a mode reaches the model (``train`` of ``Loss.apply``, and whether the loss has a ``key``):
+The mode of the model follows from ``train`` of ``Loss.apply`` and from the ``key`` of the loss:
 
     batch statistics  =  train          noise (dropout)  =  the loss has a key
 
-so that ``batch_stats="batch"`` does not bring dropout along, and a stochastic loss keeps its running averages.
+so that ``batch_stats="batch"`` does not switch dropout on, and a stochastic loss keeps its running averages.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any, TypedDict
 import jax
 import numpy as np
 
+from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.types import Batch, FilterAxis, Loss, PyTree
 
 Inputs = str | int | tuple[str | int, ...] | Callable[[Batch], Any] | None
-"""Where a batch has the model's input; see ``from_linen``."""
+"""Where the input of the model is in a batch; see ``Options``."""
 
 TRAIN_FLAGS = ("train", "training", "is_training")
 
@@ -32,16 +33,16 @@ class Options(TypedDict, total=False):
     """The options that ``from_linen``, ``from_nnx`` and ``from_equinox`` have in common.
 
     Args:
-      inputs: where a batch has the model's input: an index or name, a tuple of these (several arguments), or a
-        function of the batch. None: the first entry of a tuple or list, or the batch itself if it is one array. An
-        input that is a plain tuple is spread over the model's arguments.
+      inputs: where the input of the model is in a batch: an index or name, a tuple of these (several arguments), or a
+        function of the batch. None: the first entry of a tuple or list, or the batch itself if it is one array. The
+        entries of an input that is a plain tuple are the arguments of the model.
       key: a ``jax.random`` key for a stochastic loss: the model is run per example, each with its own key for all of
-        its random streams, so that a draw depends neither on the batching nor on the point.
+        its random streams, so that a draw depends neither on the batches nor on the point.
       penalty: ``penalty(params) -> scalar`` added to the mean.
       per_example: False for criteria that couple the examples and return a scalar; see ``Loss``. Default True.
       filter_axis: which axes index the filters; None lets ``directions.normalize`` decide.
-      train_kwargs: keyword arguments of the call in train mode, over the flags found in its signature.
-      eval_kwargs: the same in eval mode.
+      train_kwargs: keyword arguments of the call in train mode; they replace the flags found in its signature.
+      eval_kwargs: keyword arguments of the call in eval mode, likewise.
     """
 
     inputs: Inputs
@@ -65,56 +66,58 @@ DEFAULTS: Options = {
 
 
 def loss_of(apply: Callable[..., Any], criterion: Callable[..., Any], state: PyTree, options: Options) -> Loss:
-    """The loss that calls a model by ``apply``."""
+    """The ``Loss`` of an adapter, with the options that it has."""
     names = ("key", "penalty", "per_example", "filter_axis")
     return Loss(apply, criterion, state, **{name: options[name] for name in names})  # type: ignore[literal-required]
 
 
-def arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
-    """The model's positional arguments in a batch; an input that is itself a plain tuple is spread."""
+def model_arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
+    """The positional arguments of the model in a batch; the entries of an input that is a plain tuple."""
     if callable(inputs):
-        found = inputs(batch)
+        chosen = inputs(batch)
     elif inputs is not None:
         try:
-            found = tuple(batch[i] for i in inputs) if type(inputs) is tuple else batch[inputs]
+            chosen = tuple(batch[i] for i in inputs) if type(inputs) is tuple else batch[inputs]
         except (TypeError, KeyError, IndexError) as error:
-            has = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__} of {len(batch)}"
-            raise ValueError(
-                f"inputs: {inputs!r} is not in the batch, which is {has}; name or number what is"
-            ) from error
+            names = f"the entries {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"{len(batch)} entries"
+            kind = type(batch).__name__
+            rule = f"in the batch, a {kind} with {names}: name one of them, or a tuple of several"
+            raise misuse("inputs", inputs, rule) from error
     elif isinstance(batch, Mapping):
-        raise ValueError(
-            f"inputs=None, but the batch is a dict with the entries {sorted(map(str, batch))}, so the model's input is "
-            'not known. Pass inputs="name", a tuple of names for several arguments, or inputs=lambda batch: ...'
+        raise Misuse(
+            "inputs",
+            f"None given, but the batch is a dict with the entries {sorted(map(str, batch))}; choose the model's input "
+            'by inputs="name", a tuple of names for several arguments, or inputs=lambda batch: ...',
         )
     else:
-        found = batch[0] if isinstance(batch, tuple | list) else batch
-    return found if type(found) is tuple else (found,)
+        chosen = batch[0] if isinstance(batch, tuple | list) else batch
+    return chosen if type(chosen) is tuple else (chosen,)
 
 
 def parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a callable by name; none where it does not tell."""
+    """The parameters of a callable by name; an empty dict if it has no signature."""
     try:
         return inspect.signature(call).parameters
-    except (TypeError, ValueError):  # some callables tell nothing of their arguments
+    except (TypeError, ValueError):  # some callables have none
         return {}
 
 
 Kwargs = tuple[tuple[str, Any], ...]
 
 
-def modes(names: Mapping[str, Any], coupled: bool, options: Options) -> tuple[Kwargs, Kwargs]:
-    """Keyword arguments of the model's call in (eval, train) mode, by the flags that its signature has."""
+def mode_kwargs(names: Mapping[str, Any], coupled: bool, options: Options) -> tuple[Kwargs, Kwargs]:
+    """Keyword arguments of the model's call in (eval, train) mode, for the flags in its signature."""
     keyed, train_kwargs, eval_kwargs = options["key"] is not None, options["train_kwargs"], options["eval_kwargs"]
     train_flags = [name for name in TRAIN_FLAGS if name in names]
     deterministic, running = "deterministic" in names, "use_running_average" in names
     one_switch = bool(train_flags) + deterministic + running == 1
     if keyed and coupled and one_switch and not running and eval_kwargs is None:
         flag = train_flags[0] if train_flags else "deterministic"
-        raise ValueError(
-            f"key is given and the model has batch statistics, but its call has the one flag {flag!r} for both noise "
-            "and batch statistics, so noise cannot be had with running averages. Give the model two flags "
-            "(deterministic and use_running_average), or say with eval_kwargs={...} how to call it."
+        raise Misuse(
+            "key",
+            f"given, but the model's call has one flag {flag!r} for both noise and batch statistics, so noise with "
+            "running averages is not possible. Give the model two flags (deterministic and use_running_average), or "
+            "pass eval_kwargs={...} with the keyword arguments of the call",
         )
 
     def flags(train: bool) -> dict[str, Any]:
@@ -130,27 +133,29 @@ def modes(names: Mapping[str, Any], coupled: bool, options: Options) -> tuple[Kw
 
 
 def refuse_noisy_statistics(train: bool, coupled: bool) -> None:
-    """Raise where one example at a time would have to give statistics of a batch."""
+    """Raise if statistics of a batch are needed of a model that is run one example at a time."""
     if train and coupled:
-        raise ValueError(
-            "the loss has a key, so the model is run one example at a time, and batch statistics (train=True) need the "
-            'whole batch. Use batch_stats="frozen", or build the loss without key.'
+        raise Misuse(
+            "key",
+            "the loss has one, so the model is run one example at a time, and batch statistics (train=True) need all "
+            'examples of a batch; use batch_stats="frozen", or build the loss without key',
         )
 
 
-def each_example(call: Callable[..., Any], args: tuple[Any, ...], keys: Any) -> Any:
-    """A model that takes batches, run per example with its own key: noise then does not depend on the batching."""
+def map_examples(call: Callable[..., Any], args: tuple[Any, ...], keys: Any) -> Any:
+    """The outputs of a model that takes batches, run per example with keys, so that noise is the same in any batch."""
 
     def unbatch(leaf: Any) -> Any:
         if np.shape(leaf)[:1] != (1,):
-            raise ValueError(
-                f"the loss has a key, so the model is run on single examples (batches of 1), and an output has shape "
-                f"{np.shape(leaf)}; every output must have the examples as its leading axis."
+            raise Misuse(
+                "key",
+                f"the loss has one, so the model is run on batches of 1, and an output has shape {np.shape(leaf)}; "
+                "every output must have the examples as its leading axis: change the model, or build the loss without "
+                "key",
             )
         return leaf[0]
 
     def one(args: tuple[Any, ...], key: Any) -> Any:
-        outputs = call(jax.tree.map(lambda leaf: leaf[None], args), key)
-        return jax.tree.map(unbatch, outputs)
+        return jax.tree.map(unbatch, call(jax.tree.map(lambda leaf: leaf[None], args), key))
 
     return jax.vmap(one)(args, keys)

@@ -1,4 +1,4 @@
-"""A loss from an Equinox model: models of single examples, vmapped; their ``State`` and their two BatchNorms."""
+"""The adapter of Equinox: a loss from a model of single examples, its ``State`` and both kinds of BatchNorm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import jax
 import numpy as np
 
-from lla_jax.core.arguments import complete, show_options
+from lla_jax.core.arguments import Misuse, complete, misuse, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
@@ -17,9 +17,9 @@ from lla_jax.models.calling import (
     Inputs,
     Kwargs,
     Options,
-    arguments,
     loss_of,
-    modes,
+    mode_kwargs,
+    model_arguments,
     parameters,
     refuse_noisy_statistics,
 )
@@ -27,7 +27,7 @@ from lla_jax.models.calling import (
 
 @dataclass(frozen=True, eq=False)
 class _Static(ByValue):
-    """A pytree without arrays, compared by structure, leaves and their types (1 is not True here)."""
+    """A pytree without arrays, compared by structure, leaves and types of leaves (1 is not True)."""
 
     structure: Any
     leaves: tuple[Any, ...]
@@ -77,7 +77,7 @@ class _EquinoxApply(ByValue):
         out_axes = (0, None) if self.stateful else 0
         in_axes = (0, None if keys is None else 0)
         mapped = jax.vmap(one, in_axes=in_axes, out_axes=out_axes, axis_name=self.axis_name)
-        results = mapped(arguments(self.inputs, batch), keys)
+        results = mapped(model_arguments(self.inputs, batch), keys)
         if not self.stateful:
             return results, state
         outputs, new = results
@@ -96,7 +96,7 @@ def _equinox_norms(model: PyTree) -> list[Any]:
 
 
 def _fill_from_batch(model: PyTree, state: Any) -> Any:
-    """For ``BatchNorm(mode="ema")``: train mode normalizes by this batch, not by the updated average."""
+    """The state with which ``BatchNorm(mode="ema")`` in train mode normalizes by the batch, not by running averages."""
     state = jax.tree.map(lambda leaf: leaf, state)
     for norm in _equinox_norms(model):
         if getattr(norm, "ema_first_time_index", None) is not None:
@@ -104,8 +104,8 @@ def _fill_from_batch(model: PyTree, state: Any) -> Any:
     return state
 
 
-def _debiased(model: PyTree, state: Any) -> Any:
-    """For ``BatchNorm(mode="batch")``: statistics divided by 1 - momentum^counter as inference does, counter 0."""
+def _debias(model: PyTree, state: Any) -> Any:
+    """The state with the statistics of ``BatchNorm(mode="batch")`` divided by 1 - momentum^counter, and counter 0."""
     state = jax.tree.map(lambda leaf: leaf, state)
     number = jax.numpy.result_type(float).type
     for norm in _equinox_norms(model):
@@ -121,7 +121,7 @@ def _debiased(model: PyTree, state: Any) -> Any:
 
 
 def _equinox_mode(model: PyTree, train: bool, keyed: bool) -> PyTree:
-    """The model with ``inference`` set: of layers that own a state by ``train``, of all others by ``keyed``."""
+    """The model with ``inference`` set, by ``train`` in layers that own a state, and by ``keyed`` in all others."""
     import equinox as eqx
 
     def owns_state(node: Any) -> bool:
@@ -153,60 +153,60 @@ def from_equinox(
     SpectralNorm) have ``inference = not train``, all others (Dropout) ``inference = (key is None)``.
 
     Args:
-      model: an Equinox model that takes one example: ``model(x)``, or ``model(x, state)`` if it has a state; it gets
+      model: an Equinox model that takes one example: ``model(x)``, or ``model(x, state)`` if it has a state, with
         ``key=`` if its call has such an argument.
       criterion: ``criterion(outputs, batch) -> losses (B,)`` or ``(losses, weights)``; see ``Loss``.
       state: the ``equinox.nn.State`` of a model with stateful layers, from ``equinox.nn.make_with_state``.
       method: name of the model's method to call.
       axis_name: the name that its BatchNorm layers were given for the batch axis.
-      options: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``, ``train_kwargs``, ``eval_kwargs``, as
-        ``lla.models.Options`` says.
+      options: those of ``lla.models.Options``: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``,
+        ``train_kwargs``, ``eval_kwargs``.
 
     Returns:
       A ``Loss`` whose state is ``{"arrays": integer and boolean arrays, "state": State}`` (None if both are empty).
 
     Raises:
-      ValueError: if the model has stateful layers and no state is given, a key is given that the model cannot take, or
-        one flag of the call drives noise and batch statistics.
+      ValueError: the model has stateful layers and no state is given, or a key is given and its call has no argument
+        for it, or one flag for noise and batch statistics.
 
     Differences from calling the model in training mode yourself:
-      1. ``BatchNorm(mode="ema")`` normalizes by the statistics of the batch, not by its updated running averages: that
-         is what train mode means here, and the new averages then do not depend on the old ones.
-      2. ``BatchNorm(mode="batch")`` divides its statistics by 1 - momentum^counter at inference. That is done once,
-         here, and the counter is 0 and stays so: train mode gives new = momentum * old + (1 - momentum) * batch for
-         statistics that inference uses as they are. Values at inference are the same.
+      1. ``BatchNorm(mode="ema")`` normalizes by the statistics of the batch, not by its updated running averages, as
+         train mode does here for all models; outputs then do not depend on the old averages.
+      2. ``BatchNorm(mode="batch")`` divides its statistics by 1 - momentum^counter at inference. This is done once
+         here, and the counter is 0 and stays 0: in train mode new = momentum * old + (1 - momentum) * batch, and
+         inference uses these statistics as they are. Values at inference are the same.
     """
     import equinox as eqx
 
     if not isinstance(model, eqx.Module):
-        raise ValueError(
-            f"model: got {type(model).__name__}; the rule is an equinox.Module. See lla.from_linen, from_nnx"
-        )
+        raise misuse("model", model, "an equinox.Module; for other models use lla.from_linen or lla.from_nnx")
     is_index = lambda node: isinstance(node, eqx.nn.StateIndex)  # noqa: E731
     stateful = state is not None
     if not stateful and any(is_index(node) for node in jax.tree.leaves(model, is_leaf=is_index)):
-        raise ValueError(
-            "state=None, but the model has stateful layers. Make it with "
-            "model, state = equinox.nn.make_with_state(Model)(...) and pass state=state."
+        raise Misuse(
+            "state",
+            "None given, but the model has stateful layers. Make it with "
+            "model, state = equinox.nn.make_with_state(Model)(...) and pass state=state",
         )
     names = parameters(getattr(model, method))
     options = complete("from_equinox", options, DEFAULTS)
     keyed = options["key"] is not None
     takes = frozenset(name for name in ("key", "state") if name in names)
     if keyed and "key" not in takes:
-        raise ValueError(
-            "key is given, but the model's call has no argument named key, so it cannot draw noise from it. "
-            "Write the model as __call__(self, x, *, key=None), or leave key out."
+        raise Misuse(
+            "key",
+            "given, but the model's call has no argument named key to draw noise from. Write the model as "
+            "__call__(self, x, *, key=None), or leave key out",
         )
     coupled = bool(_equinox_norms(model))
-    kwargs = modes(names, coupled, options)
+    kwargs = mode_kwargs(names, coupled, options)
 
     def static_part(train: bool) -> _Static:
         return _Static.of(eqx.filter(_equinox_mode(model, train, keyed), eqx.is_array, inverse=True))
 
     statics = static_part(False), static_part(True)
     arrays = eqx.filter(model, lambda leaf: eqx.is_array(leaf) and not eqx.is_inexact_array(leaf))
-    held: dict[str, Any] | None = {"arrays": arrays, "state": _debiased(model, state) if stateful else None}
+    held: dict[str, Any] | None = {"arrays": arrays, "state": _debias(model, state) if stateful else None}
     apply = _EquinoxApply(statics, static(options["inputs"]), method, kwargs, axis_name, takes, stateful, coupled)
     if not stateful and not jax.tree.leaves(arrays):
         held = None

@@ -1,4 +1,4 @@
-"""A loss from a Flax linen module."""
+"""The adapter of Flax linen: a loss from a module and its variables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from lla_jax.core.arguments import complete, show_options
+from lla_jax.core.arguments import Misuse, complete, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
@@ -16,17 +16,17 @@ from lla_jax.models.calling import (
     Inputs,
     Kwargs,
     Options,
-    arguments,
-    each_example,
     loss_of,
-    modes,
+    map_examples,
+    mode_kwargs,
+    model_arguments,
     parameters,
     refuse_noisy_statistics,
 )
 
 
-def _without_dropout(next_fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
-    """A linen interceptor: ``nn.Dropout`` passes its input on, whatever the module's flags say."""
+def _skip_dropout(next_fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
+    """A linen interceptor by which ``nn.Dropout`` returns its input, for all flags of the module."""
     import flax.linen as nn
 
     if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
@@ -45,10 +45,10 @@ class _LinenApply(ByValue):
     def __call__(
         self, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any = None
     ) -> tuple[Any, PyTree]:
-        args, state_ = arguments(self.inputs, batch), state or {}
+        args, state_ = model_arguments(self.inputs, batch), state or {}
         if keys is not None:
             refuse_noisy_statistics(train, self.coupled)
-            return each_example(lambda a, k: self._call(params, state_, a, train, k), args, keys), state
+            return map_examples(lambda a, k: self._call(params, state_, a, train, k), args, keys), state
         outputs = self._call(params, state_, args, train)
         if train and state_:
             outputs, new = outputs
@@ -61,13 +61,14 @@ class _LinenApply(ByValue):
 
         kwargs = self.kwargs[train]
         if kwargs is None:
-            raise ValueError(
-                f"train=True asks for batch statistics, but the module's call has no flag {', '.join(TRAIN_FLAGS)}, "
-                "use_running_average or deterministic. Pass train_kwargs={...} to from_linen: the keyword arguments "
-                "that switch its normalization layers to batch statistics ({} if they always use them)."
+            raise Misuse(
+                "train_kwargs",
+                f"None given, and the module's call has no flag {', '.join(TRAIN_FLAGS)}, use_running_average or "
+                "deterministic for batch statistics (train=True). Pass train_kwargs={...} to from_linen: the keyword "
+                "arguments that switch its normalization layers to batch statistics ({} if they always use them)",
             )
         mutable = list(state) if train and state and key is None else False
-        quiet = nn.intercept_methods(_without_dropout) if train and key is None else contextlib.nullcontext()
+        quiet = nn.intercept_methods(_skip_dropout) if train and key is None else contextlib.nullcontext()
         variables = {"params": params, **state}
         try:
             with quiet:
@@ -75,15 +76,17 @@ class _LinenApply(ByValue):
                     variables, *args, rngs=key, mutable=mutable, method=self.method, **dict(kwargs)
                 )
         except flax.errors.InvalidRngError as error:
-            raise ValueError(
+            raise Misuse(
+                "key",
                 f"the module draws random numbers (train={train}), but the loss has no key. Pass key=jax.random.key(0) "
-                "to from_linen for a stochastic loss, or eval_kwargs / train_kwargs that switch the noise off."
+                "to from_linen for a stochastic loss, or eval_kwargs / train_kwargs that switch the noise off",
             ) from error
         except flax.errors.ModifyScopeVariableError as error:
-            kind = "without a" if key is None else "with a"
-            raise ValueError(
-                f"the module updates its variables where they must not change (train={train}, {kind} key). Pass "
-                "eval_kwargs / train_kwargs with which it uses its running statistics, e.g. use_running_average=True."
+            keyed = "without a" if key is None else "with a"
+            raise Misuse(
+                "train_kwargs" if train else "eval_kwargs",
+                f"the module updates its variables, which must not change here (train={train}, {keyed} key). Pass "
+                "keyword arguments with which it uses its running statistics, e.g. use_running_average=True",
             ) from error
 
 
@@ -96,44 +99,46 @@ def from_linen(
     method: str | Callable[..., Any] | None = None,
     **options: Unpack[Options],
 ) -> Loss:
-    """The loss of a Flax linen module; the parameters to pass along with it are ``variables["params"]``.
+    """The loss of a Flax linen module; its parameters are ``variables["params"]``.
 
         l_i(theta) = criterion(module.apply({"params": theta, **state}, x_i, **flags), batch)_i
 
     The flags are found in the signature of the module's call: ``train``, ``training`` or ``is_training`` (True for
-    batch statistics; with a key too, if there is no ``deterministic``), ``use_running_average`` (not train),
-    ``deterministic`` (not with a key). Without a key ``nn.Dropout`` is off in train mode, even if one flag drives both.
+    batch statistics, and also for a loss with a key if there is no flag ``deterministic``), ``use_running_average``
+    (False in train mode), ``deterministic`` (False for a loss with a key). Without a key ``nn.Dropout`` is off in train
+    mode, even if one flag controls both.
 
     Args:
       module: a linen module that takes batches.
-      variables: what ``module.init`` returned or training made of it; the collections besides "params" are the state.
+      variables: the dict of ``module.init``, trained or not; its collections other than "params" are the state.
       criterion: ``criterion(outputs, batch) -> losses (B,)`` or ``(losses, weights)``; see ``Loss``.
       method: the module's method to call, instead of ``__call__``.
-      options: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``, ``train_kwargs``, ``eval_kwargs``, as
-        ``lla.models.Options`` says.
+      options: those of ``lla.models.Options``: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``,
+        ``train_kwargs``, ``eval_kwargs``.
 
     Returns:
       A ``Loss`` whose state holds the other collections (None if there are none).
 
     Raises:
-      ValueError: if ``variables`` has no entry "params", or a key is given and one flag is for noise and statistics.
+      ValueError: ``variables`` has no entry "params", or a key is given and one flag is for noise and statistics.
     """
     if not isinstance(variables, Mapping) or "params" not in variables:
-        found = sorted(map(str, variables)) if isinstance(variables, Mapping) else type(variables).__name__
-        raise ValueError(
-            f'variables must be the dict that module.init returns, with the entry "params"; got {found}. '
-            'If these are the parameters alone, pass variables={"params": params}.'
+        given = f"a dict of {sorted(variables)}" if isinstance(variables, Mapping) else type(variables).__name__
+        raise Misuse(
+            "variables",
+            f'{given} given; it must be the dict that module.init returns, with an entry "params". If these are the '
+            'parameters alone, pass variables={"params": params}',
         )
     import flax.core
 
     options = complete("from_linen", options, DEFAULTS)
-    # "intermediates" is what sow left over from a call: it would grow with every train step
+    # "intermediates", which sow leaves after a call, would grow with every train step
     plain: dict[str, Any] = flax.core.unfreeze(dict(variables))
     state = {name: plain[name] for name in plain if name not in ("params", "intermediates")}
     coupled = bool(state.get("batch_stats"))
     call = method if callable(method) else getattr(type(module), method or "__call__")
-    kwargs: tuple[Kwargs, Kwargs | None] = modes(parameters(call), coupled, options)
+    kwargs: tuple[Kwargs, Kwargs | None] = mode_kwargs(parameters(call), coupled, options)
     if coupled and options["train_kwargs"] is None and not kwargs[1]:
-        kwargs = (kwargs[0], None)  # no flag is known: train mode would silently be eval mode
+        kwargs = (kwargs[0], None)  # without a known flag, train mode would silently be eval mode
     apply = _LinenApply(module, static(options["inputs"]), method, kwargs, coupled)
     return loss_of(apply, criterion, state or None, options)

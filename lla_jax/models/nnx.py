@@ -1,4 +1,4 @@
-"""A loss from a Flax nnx model."""
+"""The adapter of Flax nnx: a loss from a model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lla_jax.models.calling import (
     Inputs,
     Kwargs,
     Options,
-    arguments,
-    each_example,
     loss_of,
-    modes,
+    map_examples,
+    mode_kwargs,
+    model_arguments,
     parameters,
     refuse_noisy_statistics,
 )
@@ -38,12 +38,12 @@ class _NnxApply(ByValue):
     def __call__(
         self, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any = None
     ) -> tuple[Any, PyTree]:
-        args = arguments(self.inputs, batch)
+        args = model_arguments(self.inputs, batch)
         if keys is None:
             outputs, model = self._call(params, state, args, train)
             return outputs, _nnx_statistics(model, state) if train else state
         refuse_noisy_statistics(train, self.coupled)
-        return each_example(lambda a, k: self._call(params, state, a, train, k)[0], args, keys), state
+        return map_examples(lambda a, k: self._call(params, state, a, train, k)[0], args, keys), state
 
     def _call(
         self, params: PyTree, state: PyTree, args: tuple[Any, ...], train: bool, key: Any = None
@@ -59,7 +59,7 @@ class _NnxApply(ByValue):
 
 
 def _nnx_streams(state: PyTree, impl: Any, key: Any = None) -> PyTree:
-    """The state with random keys made of their data, or every stream restarted from ``key`` (each in its shape)."""
+    """The state with its keys rebuilt from their data, or with new keys of the same shapes, folded from ``key``."""
     from flax import nnx
 
     is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
@@ -78,7 +78,7 @@ def _nnx_streams(state: PyTree, impl: Any, key: Any = None) -> PyTree:
 
 
 def _nnx_statistics(model: Any, state: PyTree) -> PyTree:
-    """The model's variables in the structure of ``state``; random streams as they were, what ``sow`` added left out."""
+    """The model's variables in the structure of ``state``: with its old random streams, and without sown values."""
     from flax import nnx
 
     if state is None:
@@ -95,27 +95,28 @@ def from_nnx(
     method: str = "__call__",
     **options: Unpack[Options],
 ) -> Loss:
-    """The loss of a Flax nnx model; the parameters to pass along with it are ``nnx.state(model, nnx.Param)``.
+    """The loss of a Flax nnx model; its parameters are ``nnx.state(model, nnx.Param)``.
 
         l_i(theta) = criterion(merge(graphdef, theta, state)(x_i), batch)_i
 
-    Views of the model are used, with ``use_running_average = not train`` and ``deterministic = (key is None)`` set as
-    ``model.eval()`` and ``model.train()`` would set them; flags in the signature of its call as in ``from_linen``.
+    The loss uses views of the model with ``use_running_average = not train`` and ``deterministic = (key is None)``, set
+    as ``model.eval()`` and ``model.train()`` would set them; flags in the signature of its call are as in
+    ``from_linen``.
 
     Args:
-      model: an nnx module that takes batches. It is not changed: neither its variables nor its modes nor its counts.
+      model: an nnx module that takes batches. Its variables, modes and counts are not changed.
       criterion: ``criterion(outputs, batch) -> losses (B,)`` or ``(losses, weights)``; see ``Loss``.
       method: name of the model's method to call.
-      options: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``, ``train_kwargs``, ``eval_kwargs``, as
-        ``lla.models.Options`` says. With a key, the model's random streams are restarted from each example's key, which
-        is also passed as ``rngs`` if the call has such an argument.
+      options: those of ``lla.models.Options``: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``,
+        ``train_kwargs``, ``eval_kwargs``. With a key, the random streams of the model start from the key of each
+        example, which is also passed as ``rngs`` if the call has such an argument.
 
     Returns:
-      A ``Loss`` whose state is an ``nnx.State`` of all variables that are no parameters (None if there are none). The
+      A ``Loss`` whose state is an ``nnx.State`` of all variables except the parameters (None if there are none). The
       parameters may be given as ``nnx.State`` or as its pure dict.
 
     Raises:
-      ValueError: if a key is given and one flag of the call drives noise and batch statistics.
+      ValueError: a key is given and one flag of the call controls noise and batch statistics.
     """
     from flax import nnx
 
@@ -125,23 +126,23 @@ def from_nnx(
 
     def view(train: bool) -> Any:
         modes = {"use_running_average": not train, "deterministic": not keyed}
-        seen = nnx.view(model, raise_if_not_found=False, **modes)
-        seen = nnx.with_attributes(seen, raise_if_not_found=False, **modes)
+        copy = nnx.view(model, raise_if_not_found=False, **modes)
+        copy = nnx.with_attributes(copy, raise_if_not_found=False, **modes)
         if keyed:
-            return seen
-        # for models that pass deterministic=not train to their layers: without a key there is no noise
-        seen = nnx.with_attributes(seen, only=nnx.Dropout, raise_if_not_found=False, rate=0.0)
-        return nnx.with_attributes(seen, only=nnx.MultiHeadAttention, raise_if_not_found=False, dropout_rate=0.0)
+            return copy
+        # without a key there is no noise, even in models that pass deterministic=not train to their layers
+        copy = nnx.with_attributes(copy, only=nnx.Dropout, raise_if_not_found=False, rate=0.0)
+        return nnx.with_attributes(copy, only=nnx.MultiHeadAttention, raise_if_not_found=False, dropout_rate=0.0)
 
     graphdefs = nnx.graphdef(view(False)), nnx.graphdef(view(True))
-    # New variables, so that later training does not reach into the loss. Random keys are kept as their integer data:
-    # numpy knows no key arrays, and what handles states (fingerprints, re-estimation) need not know them either.
+    # New variables, so that later training does not change the loss. Random keys are kept as their integer data:
+    # numpy has no key arrays, and functions of states (fingerprints, re-estimation) need not know them either.
     is_key = lambda leaf: jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
     state: Any = nnx.state(model, nnx.Not(nnx.Param))
     impl = next((jax.random.key_impl(leaf) for leaf in jax.tree.leaves(state) if is_key(leaf)), None)
     state = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, state)
     coupled = bool(jax.tree.leaves(nnx.state(model, nnx.BatchStat)))
-    kwargs = modes(names, coupled, options)
+    kwargs = mode_kwargs(names, coupled, options)
     apply = _NnxApply(graphdefs, static(options["inputs"]), method, kwargs, "rngs" in names, coupled, impl)
     state = state if jax.tree.leaves(state) else None
     return loss_of(apply, criterion, state, options)

@@ -574,7 +574,7 @@ def test_inputs():
     for inputs, batch in cases:
         loss = from_linen(dense, variables, _squares, inputs=inputs)
         _close(loss.apply(variables["params"], None, batch, False)[0], expected)
-    with pytest.raises(ValueError, match=r"inputs=None.*\['image', 'label'\]"):
+    with pytest.raises(ValueError, match=r"inputs: None given.*\['image', 'label'\]"):
         from_linen(dense, variables, _squares).apply(variables["params"], None, named, False)
 
     two = TwoInputs()
@@ -655,9 +655,9 @@ def test_options_reach_the_loss():
 def test_errors():
     x, _ = _data()
     params = nn.Dense(C).init(jax.random.key(0), x)["params"]
-    with pytest.raises(ValueError, match=r'"params"; got \[\'bias\', \'kernel\'\]'):
+    with pytest.raises(ValueError, match=r"variables: a dict of \['bias', 'kernel'\] given; .* \"params\""):
         from_linen(nn.Dense(C), params, _squares)
-    with pytest.raises(ValueError, match="got NoneType"):
+    with pytest.raises(ValueError, match="variables: NoneType given"):
         from_linen(nn.Dense(C), None, _squares)  # type: ignore[arg-type]
     model, _ = eqx.nn.make_with_state(EqxNet)(jax.random.key(0))
     with pytest.raises(ValueError, match="make_with_state"):
