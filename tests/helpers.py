@@ -1,10 +1,11 @@
-"""Shared cases: a small network on random data, written plainly, and a counter of backend compilations."""
+"""Cases for tests of all rooms: plans, a small network on random data, a table of models, compilations counted."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,10 @@ FIXED = lla.Execution(chunk=4, microbatch=8, loop="map", share=False, devices=1)
 ONE = lla.Execution(devices=1)
 KEPT = lla.Execution(devices=1, linearize=True)
 ANEW = lla.Execution(devices=1, linearize=False)
-"""How operators run on one device: as they choose, with primal values kept, and with them computed at every product."""
+"""Operators on one device: as they choose, with primal values kept, and with them computed for every product."""
+
+
+# --- compilations
 
 
 @dataclasses.dataclass
@@ -50,6 +54,9 @@ def compilations() -> Iterator[Compilations]:
         yield seen
     finally:
         _OPEN.remove(seen)
+
+
+# --- the network of most tests
 
 
 def params(seed: int = 0, dtype: str = "float32") -> dict:
@@ -106,6 +113,71 @@ def moved(p: dict, axes: lla.Directions, coord) -> dict:
         return np.asarray(leaf, np.float64) + np.tensordot(np.asarray(coord, np.float64), np.asarray(d, np.float64), 1)
 
     return jax.tree.map(move, p, axes.tree)
+
+
+# --- table of models
+
+
+class Model(NamedTuple):
+    """A loss with parameters and data: what every function of the library takes first."""
+
+    loss: lla.Loss
+    params: Any
+    data: Any
+
+
+def _draw(seed: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: (0.5 * rng.standard_normal(shape)).astype("float32") for name, shape in shapes.items()}
+
+
+def _labelled(seed: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
+    """(inputs of a shape, labels of 3 classes)."""
+    return _draw(seed, {"x": shape})["x"], np.arange(shape[0]) % 3
+
+
+def _convolve(p, state, batch, train):
+    """Convolution, max pooling, convolution and mean, from images (n, 8, 8, 1) to scores (n, 3)."""
+
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    hidden = jax.nn.relu(convolve(batch[0], p["first"]) + p["bias"])
+    hidden = jax.lax.reduce_window(hidden, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    return convolve(hidden, p["second"]).mean((1, 2)), state
+
+
+def _attend(p, state, batch, train):
+    """One head of attention, from tokens (n, 4, 5) to their mean scores (n, 3)."""
+    query, key, value = (batch[0] @ p[name] for name in ("query", "key", "value"))
+    return (jax.nn.softmax(query @ key.swapaxes(1, 2)) @ value @ p["out"]).mean(1), state
+
+
+def _vary(outputs, batch):
+    """A batch-coupled loss: the variance of the first score within the batch."""
+    return outputs[:, 0].var()
+
+
+def _weigh(outputs, batch):
+    """Losses with weights that differ between examples."""
+    return cross_entropy(outputs, batch), 1.0 + batch[1]
+
+
+_CONVOLUTIONS = {"first": (3, 3, 1, 2), "bias": (2,), "second": (3, 3, 2, 3)}
+_HEAD = {"query": (5, 4), "key": (5, 4), "value": (5, 4), "out": (4, 3)}
+
+MODELS = {
+    "mlp": Model(mlp_loss(), params(), dataset(11)),
+    "penalty": Model(mlp_loss(penalty=lambda p: 0.1 * p["gain"] ** 2), params(), dataset(11)),
+    "weighted": Model(lla.Loss(apply, _weigh), params(), dataset(11)),
+    "batch-coupled": Model(lla.Loss(apply, _vary, per_example=False), params(), dataset(11)),
+    "cnn": Model(lla.Loss(_convolve, cross_entropy), _draw(2, _CONVOLUTIONS), _labelled(3, 7, 8, 8, 1)),
+    "attention": Model(lla.Loss(_attend, cross_entropy), _draw(4, _HEAD), _labelled(5, 7, 4, 5)),
+}
+"""{name: (loss, params, data)} of small fixed shapes, for tests that must hold for every model."""
+
+
+# --- landscapes
 
 
 def points_computed(monkeypatch) -> list[int]:

@@ -1,4 +1,4 @@
-"""Who may import whom, what importing the package costs, and that its public names are documented and typed.
+"""The architecture: who may import whom, what importing the package costs, and documented and typed public names.
 
 The rule: a module imports from its own room, without circles, and from rooms on lower floors; never upward, never from
 another room of its floor. Imports inside functions and under ``TYPE_CHECKING`` count.
@@ -15,7 +15,7 @@ import sys
 import pytest
 
 import lla_jax as lla
-from tests.arrows import modules, places, wrong_ways
+from tests.arrows import imports, modules, places, wrong_ways
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "lla_jax"
@@ -48,8 +48,8 @@ OUTSIDE = {
 """Where these packages may be imported: rooms, or modules of rooms."""
 
 DOORS = ("_lazy", "core/display", "cli/problems")
-"""Which modules may import by a string: the lazy public names, what results need of higher rooms to show themselves
-(core/display, where there is such), and the user's factory."""
+"""Modules that may import by a string: lazy public names, results that show themselves by functions of higher rooms
+(core/display, once it exists), and the user's factory."""
 
 
 IMPORTS = modules(PACKAGE)
@@ -119,11 +119,19 @@ def test_no_module_bears_the_name_of_a_public_function():
 
 
 FORMER = {
-    "data": "Stream", "hosts": "start", "lanczos": "lanczos_step", "layers": "table", "operators": "given",
-    "planes": "PlaneReport", "plotting": "surface", "runs": "merge", "spectral": "Density", "stochastic": "trace",
+    "data": "Stream",
+    "hosts": "start",
+    "lanczos": "lanczos_step",
+    "layers": "table",
+    "operators": "given",
+    "planes": "PlaneReport",
+    "plotting": "surface",
+    "runs": "merge",
+    "spectral": "Density",
+    "stochastic": "trace",
     "storage": "save",
-}  # fmt: skip
-"""Public modules of the release before the rooms that stand elsewhere now, and a name of each."""
+}
+"""Public modules that moved when the rooms were made, and a name of each."""
 
 
 @pytest.mark.parametrize(("module", "name"), FORMER.items())
@@ -178,7 +186,7 @@ def test_a_stub_names_what_its_package_has(room):
 
 
 def public():
-    """Names without an underscore, made in a module of a room that a user may meet, or handed on by the package."""
+    """Names without an underscore that a module of a room defines or the package exports."""
     for name in lla.__all__:
         if not inspect.ismodule(item := getattr(lla, name)) and callable(item):
             yield name, item
@@ -200,6 +208,19 @@ def test_public_names_are_documented_and_typed(name, item):
         untyped = [p.name for p in signature.parameters.values() if p.annotation is p.empty]
         assert not untyped, f"{name}: {untyped} have no type"
         assert signature.return_annotation is not signature.empty, f"{name} has no return type"
+
+
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
+ROOMS_OF_TESTS = set().union(*FLOORS) | {"interop"}
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT / "tests").with_suffix("").as_posix())
+def test_tests_lie_in_rooms_and_import_no_other_test(path):
+    """``tests/<room>/test_<concept>.py``; shared cases lie in modules that are not called ``test_``."""
+    room = path.relative_to(ROOT / "tests").parts[0]
+    assert room in ROOMS_OF_TESTS or path.parent == ROOT / "tests"
+    others = [name for name in imports(path) if re.match(r"tests\.(\w+\.)*test_", name)]
+    assert not others, f"{path} imports {others}: move what is shared to cases.py, conftest.py or helpers.py"
 
 
 def test_files_stay_short():

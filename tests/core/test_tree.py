@@ -1,15 +1,20 @@
-"""Paths, selection, and the arithmetic of trees."""
+"""Paths, selections, and the arithmetic of trees."""
 
 from __future__ import annotations
 
 import re
 
+import chex
 import flax
+import hypothesis.extra.numpy as arrays
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
 
 from lla_jax.core import tree as _tree
 
@@ -97,6 +102,15 @@ class TestArithmetic:
         np.testing.assert_allclose(flat @ flat.T, np.diag([1, 1, 0, 1]), atol=1e-6)
         np.testing.assert_allclose(flat[0], self.flat(self.a) / np.linalg.norm(self.flat(self.a)), rtol=1e-5)
 
+    def test_norms_of_another_order_are_refused(self):
+        with pytest.raises(ValueError, match="order: 3 given; it must be one of 1, 2"):
+            _tree.norm(self.a, 3)
+
+    def test_a_second_tree_of_the_same_shapes_is_not_traced_again(self):
+        square = jax.jit(chex.assert_max_traces(lambda tree: _tree.dot(tree, tree), n=1))
+        for tree in (self.a, self.b, self.c):
+            np.testing.assert_allclose(square(tree), _tree.norm(tree) ** 2, rtol=1e-6)
+
     def test_half_precision_sums_are_wide(self):
         tree = [np.ones(4096, jnp.bfloat16)]
         assert _tree.norm(tree, 1) == 4096
@@ -143,3 +157,42 @@ class TestChecks:
     def test_align_refuses(self, tree, stacked, message):
         with pytest.raises(ValueError, match=message):
             _tree.align(tree, {"a": np.ones(3), "b": np.ones(2)}, stacked=stacked)
+
+
+floats = st.floats(-100, 100, width=32)
+trees = st.fixed_dictionaries(
+    {
+        "x": arrays.arrays(np.float32, (3, 2), elements=floats),
+        "y": st.tuples(
+            arrays.arrays(np.float32, (4,), elements=floats), arrays.arrays(np.float32, (), elements=floats)
+        ),
+    }
+)
+
+
+class TestProperties:
+    @given(st.lists(trees, min_size=3, max_size=3))
+    def test_unstack_is_the_inverse_of_stack(self, vectors):
+        chex.assert_trees_all_equal(_tree.unstack(_tree.stack(vectors)), vectors)
+
+    @given(trees, trees)
+    def test_dot_and_norms_are_those_of_the_flat_vector(self, a, b):
+        one, two = (np.asarray(ravel_pytree(tree)[0], np.float64) for tree in (a, b))
+        scale = 1e-5 * np.abs(one) @ np.abs(two)
+        assert _tree.dot(a, b) == _tree.dot(b, a) == pytest.approx(one @ two, abs=scale + 1e-30)
+        assert _tree.norm(a) == pytest.approx(np.linalg.norm(one), rel=1e-5, abs=1e-30)
+        assert _tree.norm(a, 1) == pytest.approx(np.abs(one).sum(), rel=1e-5, abs=1e-30)
+        assert _tree.norm(a) <= _tree.norm(a, 1) * 1.00001
+
+    @given(trees, st.sampled_from(["**", "x", "y/*", "y/1", re.compile("0$"), ["x", "y/0"]]))
+    def test_a_selection_and_its_complement_take_every_leaf_once(self, tree, select):
+        chosen = _tree.selected(select, tree)
+        rest = [path for path, yes in zip(_tree.paths(tree), chosen, strict=True) if not yes]
+        assert len(chosen) == len(jax.tree.leaves(tree))
+        if rest:
+            assert [not yes for yes in chosen] == _tree.selected(rest, tree)
+
+    @given(trees)
+    def test_align_by_path_changes_no_leaf(self, tree):
+        swapped = {"y": list(tree["y"]), "x": tree["x"]}
+        chex.assert_trees_all_equal(_tree.align(swapped, tree), tree)

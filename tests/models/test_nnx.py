@@ -1,0 +1,38 @@
+"""Losses of Flax nnx models: outputs and state are the framework's own."""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+
+from lla_jax.models.nnx import from_nnx
+from tests.models.cases import NnxFlag, bits, close, data, make_nnx, squares
+
+
+def test_nnx_forward_and_state():
+    loss, params, model = make_nnx()
+    batch = data()
+    expected = nnx.view(model, deterministic=True, use_running_average=True)(batch[0])
+    pure = nnx.to_pure_dict(params)
+    for given in (params, pure, jax.tree.map(lambda a: a + 0, params)):
+        outputs, state = loss.apply(given, loss.state, batch, False)
+        close(outputs, expected)
+        assert state is loss.state
+    outputs, state = loss.apply(params, loss.state, batch, True)
+    own = nnx.clone(model)
+    own.train()
+    own.drop.deterministic = True
+    close(outputs, own(batch[0]))
+    close((state["norm"], state["offset"]), (nnx.state(own.norm, nnx.BatchStat), nnx.state(own)["offset"]))
+    assert jax.tree.structure(state) == jax.tree.structure(loss.state)
+    assert bits(loss.state["drop"]) == bits(state["drop"])
+
+
+def test_nnx_one_flag_without_key_is_quiet():
+    model = NnxFlag(nnx.Rngs(0))
+    loss = from_nnx(model, squares)
+    x, y = data()
+    outputs, state = loss.apply(nnx.state(model, nnx.Param), loss.state, (x, y), True)
+    own = nnx.clone(model)
+    close(outputs, own.norm(own.first(x), use_running_average=False))
+    close(state["norm"], nnx.state(own.norm, nnx.BatchStat))
