@@ -1,5 +1,6 @@
 """What is affine in the coordinates is shared between points, and the values stay the same."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from lla_jax import landscape
 from lla_jax.execution import rewriting
+from tests.helpers import MODELS
 
 RNG = np.random.default_rng(0)
 
@@ -298,3 +300,23 @@ def test_convolutions_for_values_only_have_their_channels_last(name):
     directions = np.stack([0.1 * draw(*w.shape)])
     shared = jax.jit(lambda c: rewriting.affine(lambda w: f(w, x), w, directions)(c))(np.array([0.5]))
     np.testing.assert_allclose(shared, f(w + 0.5 * directions[0], x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_models_keep_their_losses_and_gradients(name):
+    loss, params, data = MODELS[name]
+
+    def losses(p):
+        return loss.criterion(loss.apply(p, loss.state, data, False)[0], data)
+
+    directions = jax.tree.map(lambda x: np.stack([0.1 * draw(*np.shape(x))]), params)
+    at = np.array([0.5], np.float32)
+    expected = losses(landscape.add(params, directions, at))
+    shared = jax.jit(lambda c: rewriting.affine(losses, params, directions)(c))(at)
+    chex.assert_trees_all_close(shared, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(jax.jit(rewriting.values_only(losses))(params), losses(params), rtol=1e-5, atol=1e-6)
+    gradients = [
+        jax.jit(jax.grad(lambda p, f=f: sum(x.sum() for x in jax.tree.leaves(f(p)))))(params)
+        for f in (losses, rewriting.lowered(losses, params))
+    ]
+    chex.assert_trees_all_close(*gradients, rtol=1e-4, atol=1e-5)

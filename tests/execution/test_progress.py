@@ -1,0 +1,70 @@
+"""Progress is reported in order up to the total, and results are saved on the way."""
+
+import jax
+import pytest
+
+import lla_jax as lla
+from lla_jax.execution import progress
+from tests.helpers import FIXED, dataset, mlp_loss, params
+
+DATA = dataset()
+GRID = lla.grid(extent=0.5, points=(4, 5))
+
+
+@pytest.fixture(scope="module")
+def axes():
+    return lla.directions.random(jax.random.key(2), params())
+
+
+def test_progress_reaches_the_total_and_never_goes_back(axes):
+    seen = []
+    lla.evaluate(
+        mlp_loss(), params(), DATA, axes, GRID, execution=FIXED, progress=lambda done, total: seen.append((done, total))
+    )
+    done = [d for d, _ in seen]
+    assert done == sorted(done) == [4, 8, 12, 16, 20]
+    assert {total for _, total in seen} == {20}
+
+
+def test_progress_over_a_list_and_over_streams(axes):
+    seen = []
+    batches = [DATA, DATA, DATA]
+    for source in (lla.stream(batches), lla.stream(lambda: iter(batches))):
+        seen.clear()
+        lla.evaluate(
+            mlp_loss(), params(), source, [axes, axes], GRID, execution=FIXED, progress=lambda *at: seen.append(at)
+        )
+        done = [d for d, _ in seen]
+        assert done == sorted(done)
+        assert seen[-1] == (40, 40)
+        assert len(seen) >= 6
+
+
+def test_a_part_reports_its_points_within_all():
+    seen = []
+    report = progress.span(lambda *at: seen.append(at), 4, 6, 20)
+    report(3, 6)
+    report(2, None)
+    assert seen == [(7, 20), (6, None)]
+    assert progress.span(None, 4, 6, 20) is None
+
+
+def test_results_are_saved_no_more_often_than_asked(monkeypatch):
+    clock, seen, saved = [0.0], [], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    both = progress.saving(lambda *at: seen.append(at), 60, print, lambda: saved.append(clock[0]))
+    for clock[0] in (10.0, 59.0, 60.0, 100.0, 125.0):
+        both(1, 2)
+    assert saved == [60.0, 125.0]
+    assert len(seen) == 5
+    assert progress.saving(print, None, None, print) is print
+
+
+@pytest.mark.parametrize("every", [0, -1.0, True, "60", float("nan")])
+def test_seconds_that_are_none_are_refused(every):
+    with pytest.raises(
+        ValueError, match=r"save_every: .* given; it must be a finite number above 0, in seconds, such as"
+    ):
+        progress.saving(None, every, print, print)
+    with pytest.raises(ValueError, match=r"save_every: 5 given without on_partial, which it would call; pass"):
+        progress.saving(None, 5, None, print)
