@@ -105,8 +105,8 @@ def num_examples(data: Batch) -> int:
         if len(leaf.shape) == 0:
             raise Misuse(
                 "data",
-                f"leaf {path!r} is a scalar, without the leading axis N of the examples; repeat it N times, or let the "
-                "loss hold it",
+                f"leaf {path!r} is a scalar, without the leading axis N of the examples; pass one for each of them, or "
+                "let the loss hold it",
             )
     lengths = {path: int(leaf.shape[0]) for path, leaf in zip(paths, leaves, strict=True)}
     if len(set(lengths.values())) > 1:

@@ -84,7 +84,6 @@ def pack(sums: Sums) -> Any:
 
 def unpack(packed: Any) -> Sums:
     """The sums in an array that ``pack`` or ``total`` made."""
-    chex.assert_axis_dimension(packed, -1, len(Sums._fields))
     return Sums(*(packed[..., i] for i in range(len(Sums._fields))))
 
 

@@ -244,7 +244,7 @@ def _coordinator() -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _find_lost() -> list[int]:
+def _silent_processes() -> list[int]:
     """The processes that do not answer."""
     missing: list[int] = []
 
@@ -265,7 +265,7 @@ def _find_lost() -> list[int]:
 def _describe_loss(wait: float = 0.0) -> str:
     """The lost processes in words; while all processes answer, it asks again for ``wait`` seconds."""
     end = time.monotonic() + wait
-    while not (missing := _find_lost()) and time.monotonic() < end:
+    while not (missing := _silent_processes()) and time.monotonic() < end:
         time.sleep(0.1)
     here = f"this is process {jax.process_index()} of {jax.process_count()}"
     if not missing:

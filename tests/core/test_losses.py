@@ -236,16 +236,18 @@ def test_sums_and_gradients_of_all_models(name):
     """The value and gradient over all examples are those of one batch, whatever the blocks they are added up from."""
     loss, params, data = MODELS[name]
 
+    def compute(p, batch):
+        rows = num_examples(batch)
+        block = losses.block_at(batch, 0, rows, rows, 0)
+        return losses.outputs_of(loss, p, loss.state, block, False)[0], block
+
     def mean(p):
-        block = losses.Block(data, np.ones(n, bool), np.arange(n, dtype=np.int32))
-        outputs, state = losses.outputs_of(loss, p, loss.state, block, False)
-        chex.assert_trees_all_equal_shapes(state, loss.state)
-        total, weight = losses.loss_total(loss, outputs, block)
+        total, weight = losses.loss_total(loss, *compute(p, data))
         return total / weight if loss.penalty is None else total / weight + loss.penalty(p)
 
     n = num_examples(data)
     value, gradient = jax.jit(jax.value_and_grad(mean))(params)
-    sums = jax.jit(lambda p, data: losses.loss_sums(loss, *at(loss, p, data)))
+    sums = jax.jit(lambda p, batch: losses.loss_sums(loss, *compute(p, batch)))
     sizes = (4, n - 4) if loss.per_example else (n,)
     blocks = [losses.pack(sums(params, batch)) for batch in cut(data, sizes)]
     penalty = 0 if loss.penalty is None else loss.penalty(params)
@@ -254,15 +256,6 @@ def test_sums_and_gradients_of_all_models(name):
     chex.assert_trees_all_close(found, gradient, rtol=1e-5, atol=1e-6)
 
 
-def at(loss, params, data):
-    """(outputs, block) of all examples of a batch."""
-    n = num_examples(data)
-    block = losses.block_at(data, 0, n, n, 0)
-    return losses.outputs_of(loss, params, loss.state, block, False)[0], block
-
-
-def test_shapes_of_sums_and_blocks_are_asserted_while_tracing():
-    with pytest.raises(AssertionError, match="assert_axis_dimension"):
-        losses.unpack(np.zeros((3, 6)))
+def test_the_leading_axis_of_a_block_is_asserted_while_tracing():
     with pytest.raises(AssertionError, match="assert_equal_shape_prefix"):
         losses.block_at((np.zeros((3, 2)), np.zeros(4)), 0, 2, 3, 0)
