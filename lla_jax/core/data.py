@@ -1,4 +1,4 @@
-"""Data sets and streams, and the ways they are cut into batches.
+"""Data sets and streams, which are cut into batches.
 
 An array pytree (tuple, dict, ...) is ONE data set with a leading axis N; a source that yields batches is wrapped by
 ``stream``.
@@ -36,7 +36,7 @@ class Stream:
 
     @property
     def num_batches(self) -> int | None:
-        """Number of batches where the source knows it."""
+        """Number of batches, or None if the source does not know it."""
         try:
             return len(self.source)  # type: ignore[arg-type]
         except TypeError:  # some loaders have a __len__ that raises

@@ -89,7 +89,7 @@ def read_npz(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def to_plain(value: Any) -> Any:
-    """A numpy number or array as JSON has it: Python numbers and lists."""
+    """The Python number or list that stands for a numpy value in JSON."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise ValueError(

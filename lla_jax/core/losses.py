@@ -63,7 +63,7 @@ class Sums(NamedTuple):
         """
         n, w, _, e, ww, we, ee = self
         with np.errstate(invalid="ignore", divide="ignore"):
-            d = e / w  # from the shift to the mean
+            d = e / w  # distance of the mean from the shift
             squares = np.maximum(ee - 2 * d * we + d * d * ww, 0) * (n / (n - 1))
             return np.sqrt(squares) / w
 

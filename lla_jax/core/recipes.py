@@ -96,7 +96,7 @@ def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs |
     """Raise a ValueError unless ``resume`` is a result that the call with this recipe gave to ``on_partial``."""
     if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
         raise misuse("resume", resume, f"what {recipe['kind']} gave to on_partial; save it there, and pass it here")
-    check_same("resume", f"the partial run of {recipe['kind']}", resume.recipe, recipe, recipe, AFRESH)
+    check_same("resume", f"the partial result of {recipe['kind']}", resume.recipe, recipe, recipe, AFRESH)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:

@@ -97,7 +97,7 @@ def _identity(value: Any, outer: tuple[Any, ...], names: Sequence[str] = ()) -> 
         return _ByIdentity(value)
     if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | None):
         return _ByIdentity(value)
-    # what jax caches by the object itself, and compiled code without state
+    # objects that jax caches by identity, and compiled code without state
     if isinstance(value, np.ufunc) or type(value).__name__ == "PjitFunction":
         return _ByIdentity(value)
     if type(value).__name__ in ("custom_jvp", "custom_vjp") and _is_library(getattr(value, "__module__", "")):
@@ -146,7 +146,7 @@ def _names(code: types.CodeType) -> list[str]:
 
 
 class ByValue:
-    """Compares and hashes by its fields; by identity where a field cannot be hashed (costs a compilation, no more)."""
+    """Objects that compare by their fields, or by identity if a field has no hash, which costs one more compilation."""
 
     def _content(self) -> tuple[Any, ...]:
         return tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]

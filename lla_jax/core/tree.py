@@ -240,7 +240,7 @@ def orthonormalize(tree: PyTree) -> PyTree:
     basis: list[PyTree] = []
     for vector in unstack(tree):
         start = norm(vector)
-        for _ in range(2):  # once leaves an error of eps times the condition number; twice is enough (Kahan)
+        for _ in range(2):  # one pass leaves an error of eps times the condition number, two suffice (Kahan)
             for q in basis:
                 vector = axpy(-dot(q, vector), q, vector)
         size = norm(vector)

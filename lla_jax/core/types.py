@@ -127,7 +127,7 @@ class Directions:
         recipe["chosen"] = [int(i) for i in np.asarray(recipe.get("chosen", range(self.num)))[picked]]
         if "names" in recipe:
             recipe["names"] = [recipe["names"][i] for i in picked]
-        if "marks" in recipe:  # a point with a part along a direction left out is not in this plane
+        if "marks" in recipe:  # a marked point that lies outside of the chosen directions is dropped
             left_out = sorted(set(range(self.num)) - {int(i) for i in picked})
             recipe["marks"] = [
                 [name, [at[i] for i in picked]] for name, at in recipe["marks"] if not np.any(np.asarray(at)[left_out])

@@ -63,7 +63,7 @@ def data_shards(execution: Execution, devices: Sequence[Any], points: int, nbyte
     if uncut:
         return 1
     least = many // max(d for d in divisors if d <= points)
-    if devices[0].platform == "cpu":  # all share one memory
+    if devices[0].platform == "cpu":  # CPU devices share one memory
         return least
     half = free_bytes(devices[0]) / 2
     return next((d for d in divisors if d >= least and nbytes / d <= half), many)

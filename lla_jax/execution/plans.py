@@ -23,7 +23,7 @@ BLOCKS_PER_CALL = 256
 MOST_REMEMBERED = 256
 ENOUGH_S = 1.0  # if the estimated time of the computation is shorter, more timing costs more than it can save
 LONG_S = 0.5  # a call that takes longer is timed only once
-CLEARLY = 0.9  # a plan must be faster than a better guess by this factor: timings of short calls are not more exact
+FASTER = 0.9  # a plan replaces a better guess below this fraction of its time: timings of short calls are no better
 SHORT_S = 0.05  # time spent on repeating a short call
 MOST_REPEATS = 10
 
@@ -196,10 +196,10 @@ def choose(
             if not out_of_memory(error):
                 raise
             continue
-        if taken < CLEARLY * best_seconds:
+        if taken < FASTER * best_seconds:
             best, best_seconds = plan, taken
     _REMEMBERED[remember] = best
-    if len(_REMEMBERED) > MOST_REMEMBERED:  # keys hold the functions they compare
+    if len(_REMEMBERED) > MOST_REMEMBERED:  # keys keep the functions in them alive
         del _REMEMBERED[next(iter(_REMEMBERED))]
     return best
 

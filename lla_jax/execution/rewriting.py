@@ -172,7 +172,7 @@ def _propagate(eqn: Any, values: list[Any]) -> list[Any] | None:
 
 
 def _part(value: Any, i: int) -> Any:
-    """Part i of an operand; a value that does not depend on the coordinates is its own part 0, and its others are 0."""
+    """Part i of an operand; a value independent of the coordinates is its own part 0, and its other parts are 0."""
     if isinstance(value, _Fixed):
         return value.value
     if isinstance(value, _Affine):
@@ -193,7 +193,7 @@ def _widens(eqn: Any) -> bool:
 
 
 def affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Callable[[Any], Any]:
-    """``h(coord) = f(params + sum_i coord_i d_i)``, for which values affine in ``coord`` are computed now, once.
+    """``h(coord) = f(params + sum_i coord_i d_i)``; values that are affine in ``coord`` are computed here, once.
 
     Args:
       f: a traceable function of the parameters.
@@ -262,9 +262,9 @@ def _sliceable(eqn: Any) -> bool:
 
 
 def _evaluate_fast(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    """The results of an equation, by a convolution with its channels last, or max pooling as the largest of slices.
+    """The results of an equation; convolutions have their channels last, and max pooling is the largest of slices.
 
-    The strided slices become one loop with the operations before them, over several entries at a time.
+    XLA joins the strided slices and the operations before them into one loop over several entries at a time.
     """
     if _channels_elsewhere(eqn):
         return [_channels_last(eqn, *values)]
@@ -286,7 +286,7 @@ def _channels_elsewhere(eqn: Any) -> bool:
 
 
 def _channels_last(eqn: Any, images: Any, kernel: Any) -> Any:
-    """A convolution with the channels on the last axes, as XLA has it by itself on a CPU, but not in loops."""
+    """A convolution with the channels on the last axes, as XLA arranges it by itself on a CPU, but not in loops."""
     numbers, axes = eqn.params["dimension_numbers"], range(1, images.ndim - 1)
     last = jax.lax.ConvDimensionNumbers(
         (0, images.ndim - 1, *axes),
@@ -320,7 +320,7 @@ class _Moving:
 
 
 def lowered(f: Callable[[PyTree], Any], params: PyTree) -> Callable[[PyTree], Any]:
-    """``f`` with two operations, which are slow on a CPU and slower in derivatives, in other forms.
+    """``f`` with convolutions and max pooling in forms that are faster on a CPU, also in derivatives.
 
     Convolutions of the data, whose input does not depend on the parameters, become patches times kernel: XLA is slow
     with one or three input channels, and a linear map that is kept computes the patches once. Max pooling whose windows

@@ -1,4 +1,4 @@
-"""Whether two recipes are of the same thing: one rule and one message, wherever something is continued or compared."""
+"""Comparison of recipes: one definition and one message for all that is continued or compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def axes(seed=0):
 
 
 def from_another_machine(drawn):
-    """The same draw, every entry one rounding away, and so the entries that the recipe keeps of it."""
+    """The same draw with every entry off by rounding, and with it the fingerprint in the recipe."""
     tree = jax.tree.map(lambda x: np.nextafter(np.asarray(x), np.float32(np.inf)), drawn.tree)
     recipe = copy.deepcopy(drawn.recipe)
     recipe["fingerprint"] = [[x * (1 + 1e-7) for x in row] for row in recipe["fingerprint"]]
@@ -78,7 +78,7 @@ def test_what_changed_is_said_in_the_same_words_through_store_and_resume(tmp_pat
 
 
 def interrupted(grid, drawn):
-    """A landscape of which four points are there."""
+    """A landscape of which four points are computed."""
     kept = []
     with pytest.raises(KeyboardInterrupt):
         lla.evaluate(

@@ -1,4 +1,4 @@
-"""Functions compare equal exactly when they are sure to compute the same."""
+"""Functions are equal if and only if they surely compute the same."""
 
 import functools
 import math
@@ -74,7 +74,7 @@ def test_what_may_change_makes_only_the_object_itself_equal(value):
 
 
 def in_a_module(source, **names):
-    """A function f as another module's, or a notebook cell, would define it."""
+    """A function f, defined as by another module or a notebook cell."""
     scope = {"__name__": "elsewhere", **names}
     exec(source, scope)
     return scope["f"], scope
