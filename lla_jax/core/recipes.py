@@ -120,7 +120,7 @@ def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, 
                 argument,
                 {"functions": f"{before[name]} -> {value}"},
                 f"{name or 'the penalty'!r} at the first point is {value}, and was {before[name]} when the landscape "
-                "was begun; the loss and all functions must be the same. Restore them, or start anew",
+                "was begun; both need the same loss and functions: restore them, or start anew",
                 path,
             )
 
