@@ -14,5 +14,5 @@ def axis():
 
 
 @pytest.fixture(scope="module")
-def whole(axis):
+def in_memory(axis):
     return run(axis, DATA, metrics={"accuracy": accuracy})

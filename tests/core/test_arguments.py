@@ -44,7 +44,8 @@ def test_what_is_none_of_the_choices(value):
     with pytest.raises(Misuse, match=r"scheme: .* given; it must be one of 'full', 'lla', True"):
         arguments.check_choice("scheme", value, ("full", "lla", True))
     arguments.check_choice("scheme", np.str_("full"), ("full", "lla", True))
-    arguments.check_choice("scheme", True, ("full", "lla", True))
+    for flag in (True, np.True_):
+        arguments.check_choice("scheme", flag, ("full", "lla", True))
 
 
 def test_a_long_value_is_shown_by_its_type():

@@ -9,19 +9,21 @@ from tests.helpers import FIXED, accuracy, apply, compilations, cross_entropy, m
 
 
 @pytest.mark.parametrize("sizes", [(3, 4), (4, 3), (1,), (30,), (5, 2, 9)])
-def test_streamed_batches_of_any_size_agree_with_the_data_set(axis, whole, sizes):
+def test_streamed_batches_of_any_size_agree_with_the_data_set(axis, in_memory, sizes):
     streamed = run(axis, lla.stream(cut(DATA, sizes)), metrics={"accuracy": accuracy})
     for name in ("loss", "accuracy"):
-        np.testing.assert_allclose(streamed.values[name], whole.values[name], rtol=1e-6)
-        np.testing.assert_allclose(streamed.stderr[name], whole.stderr[name], rtol=1e-5)
+        np.testing.assert_allclose(streamed.values[name], in_memory.values[name], rtol=1e-6)
+        np.testing.assert_allclose(streamed.stderr[name], in_memory.stderr[name], rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [3, 4, 23, 100])
-def test_batch_size_is_no_part_of_a_per_example_result(axis, whole, batch_size):
-    np.testing.assert_allclose(run(axis, DATA, batch_size=batch_size).values["loss"], whole.values["loss"], rtol=1e-6)
+def test_batch_size_is_no_part_of_a_per_example_result(axis, in_memory, batch_size):
+    np.testing.assert_allclose(
+        run(axis, DATA, batch_size=batch_size).values["loss"], in_memory.values["loss"], rtol=1e-6
+    )
 
 
-def test_streams_read_factories_dicts_and_lists_and_compile_one_shape(axis, whole):
+def test_streams_read_factories_dicts_and_lists_and_compile_one_shape(axis, in_memory):
     def batches():
         for x, y in cut(DATA, (4, 4, 2, 4)):
             yield {"x": x, "y": y}
@@ -36,10 +38,10 @@ def test_streams_read_factories_dicts_and_lists_and_compile_one_shape(axis, whol
     with compilations() as seen:
         streamed = run(axis, lla.stream(batches), loss)
     assert seen.count == 1
-    np.testing.assert_allclose(streamed.values["loss"], whole.values["loss"], rtol=1e-6)
+    np.testing.assert_allclose(streamed.values["loss"], in_memory.values["loss"], rtol=1e-6)
 
 
-def test_torch_loaders_with_and_without_a_length_beside_data_in_memory(axis, whole):
+def test_torch_loaders_with_and_without_a_length_beside_data_in_memory(axis, in_memory):
     torch = pytest.importorskip("torch")
     x, y = (torch.tensor(a) for a in DATA)
 
@@ -54,7 +56,7 @@ def test_torch_loaders_with_and_without_a_length_beside_data_in_memory(axis, who
         extra = {"test": lla.stream(unsized), "memory": DATA}
         found = run(axis, lla.stream(loader), extra_data=extra, progress=lambda *at, to=seen: to.append(at))
         for name in ("loss", "test_loss", "memory_loss"):
-            np.testing.assert_allclose(found.values[name], whole.values["loss"], rtol=1e-6)
+            np.testing.assert_allclose(found.values[name], in_memory.values["loss"], rtol=1e-6)
         done = [d for d, total in seen if (total is None) is (seen[0][1] is None)]
         assert done == sorted(done)
         assert seen[-1] == (3, 3)

@@ -15,9 +15,9 @@ from tests.core.cases import DATA, LINE, N, cut, run
 from tests.helpers import FIXED, MODELS, accuracy, apply, cross_entropy, mlp_loss, params, reference_losses
 
 
-def test_standard_error_is_that_of_the_mean(whole, axis):
+def test_standard_error_is_that_of_the_mean(in_memory, axis):
     exact = reference_losses(params(), DATA)
-    assert whole.stderr["loss"][1] == pytest.approx(exact.std(ddof=1) / np.sqrt(N), rel=1e-5)
+    assert in_memory.stderr["loss"][1] == pytest.approx(exact.std(ddof=1) / np.sqrt(N), rel=1e-5)
 
 
 def test_standard_error_keeps_its_digits_when_the_mean_is_large(axis):
@@ -169,13 +169,13 @@ def test_batch_coupled_losses_are_never_cut_or_padded(axis, batch_size):
     np.testing.assert_allclose(streamed.values["loss"], found.values["loss"], rtol=1e-6)
 
 
-def test_a_plain_function_is_a_batch_coupled_loss(axis, whole):
+def test_a_plain_function_is_a_batch_coupled_loss(axis, in_memory):
     def plain(p, batch):
         return cross_entropy(apply(p, None, batch, False)[0], batch).mean()
 
     for source in (DATA, lla.stream(cut(DATA, (5, 6)))):
-        np.testing.assert_allclose(run(axis, source, plain).values["loss"], whole.values["loss"], rtol=1e-6)
-    np.testing.assert_allclose(run(axis, DATA, plain, batch_size=7).values["loss"], whole.values["loss"], rtol=1e-6)
+        np.testing.assert_allclose(run(axis, source, plain).values["loss"], in_memory.values["loss"], rtol=1e-6)
+    np.testing.assert_allclose(run(axis, DATA, plain, batch_size=7).values["loss"], in_memory.values["loss"], rtol=1e-6)
     with pytest.raises(ValueError, match="plain function"):
         run(axis, DATA, plain, batch_stats="batch")
     with pytest.raises(ValueError, match="plain function hides"):

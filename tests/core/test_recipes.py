@@ -47,9 +47,9 @@ def test_axes_that_differ_by_rounding_continue_a_landscape_through_store_and_res
     monkeypatch.setattr("lla_jax.landscape.store.writing.CHUNK_S", 0)  # a chunk as small as can be
     drawn = axes()
     found = continued(through, tmp_path, drawn, from_another_machine(drawn))
-    whole = lla.evaluate(mlp_loss(), params(), DATA, drawn, GRID, execution=FIXED)
+    uninterrupted = lla.evaluate(mlp_loss(), params(), DATA, drawn, GRID, execution=FIXED)
     assert found.recipe["complete"]
-    np.testing.assert_allclose(found.values["loss"], whole.values["loss"], rtol=2e-6)
+    np.testing.assert_allclose(found.values["loss"], uninterrupted.values["loss"], rtol=2e-6)
 
 
 @pytest.mark.parametrize(

@@ -88,11 +88,11 @@ def test_killed_and_continued(tmp_path):
     one, two = (read(tmp_path, "0", p) for p in (0, 1))
     data = host_process.own(0, (sum(host_process.SIZES),))
     H = lla.hessian(host_process.loss(), helpers.params(), data)
-    whole = lla.eigenpairs(H, jax.random.key(host_process.SEED), 4, tol=1e-5)
+    uninterrupted = lla.eigenpairs(H, jax.random.key(host_process.SEED), 4, tol=1e-5)
     assert np.array_equal(one["values"], two["values"])
     assert one["products"][0] == kept.products
-    assert one["products"][1] <= whole.products + 2  # all in all; those before the kill were not repeated
-    assert np.abs(one["values"] - whole.values).max() < 1e-5 * np.abs(whole.values).max()
+    assert one["products"][1] <= uninterrupted.products + 2  # all in all; those before the kill were not repeated
+    assert np.abs(one["values"] - uninterrupted.values).max() < 1e-5 * np.abs(uninterrupted.values).max()
 
 
 def test_coordinator_killed_while_the_others_are_busy(tmp_path):

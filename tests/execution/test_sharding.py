@@ -128,11 +128,11 @@ def test_interrupted_and_continued_where_parameters_are():
     options = {"tol": 1e-4, "max_vectors": 8}
     with pytest.raises(KeyboardInterrupt):
         lla.eigenpairs(H, KEY, 2, **options, progress=stop, on_partial=kept.append)
-    whole = lla.eigenpairs(H, KEY, 2, **options)
+    uninterrupted = lla.eigenpairs(H, KEY, 2, **options)
     again = lla.eigenpairs(H, KEY, 2, **options, resume=kept[0])
     check_sharded(again.vectors.tree, 4, 2)
-    assert np.array_equal(again.values, whole.values)
-    assert np.array_equal(flat(again.vectors.tree, 1), flat(whole.vectors.tree, 1))
+    assert np.array_equal(again.values, uninterrupted.values)
+    assert np.array_equal(flat(again.vectors.tree, 1), flat(uninterrupted.vectors.tree, 1))
 
 
 def test_selection_spread_data_and_explicit_meshes():

@@ -35,12 +35,12 @@ def test_an_interrupted_run_keeps_what_is_finished_and_resumes_bit_for_bit(axes,
     np.testing.assert_array_equal(flat[:after], finished.values["loss"].reshape(-1)[:after])
     partial = lla.load(lla.save(partial, tmp_path / "partial.npz"))
     seen = []
-    whole = lla.evaluate(*arguments, execution=FIXED, resume=partial, progress=lambda d, t: seen.append(d))
+    uninterrupted = lla.evaluate(*arguments, execution=FIXED, resume=partial, progress=lambda d, t: seen.append(d))
     assert seen[0] == after + 4  # nothing is computed twice
     for name in ("values", "stderr"):
-        np.testing.assert_array_equal(getattr(whole, name)["loss"], getattr(finished, name)["loss"])
-    assert whole.recipe["complete"] is True
-    again = lla.evaluate(*arguments, execution=FIXED, resume=whole)
+        np.testing.assert_array_equal(getattr(uninterrupted, name)["loss"], getattr(finished, name)["loss"])
+    assert uninterrupted.recipe["complete"] is True
+    again = lla.evaluate(*arguments, execution=FIXED, resume=uninterrupted)
     np.testing.assert_array_equal(again.values["loss"], finished.values["loss"])
 
 
@@ -93,9 +93,9 @@ def test_a_stream_interrupted_within_its_first_batch_keeps_the_points_it_came_to
     for partial, done in zip(kept, (0, 8), strict=True):
         assert partial.recipe["points_done"] == done
         for kind in ("values", "stderr"):
-            flat, whole = (getattr(plane, kind)["loss"].reshape(-1) for plane in (partial, finished))
+            flat, uninterrupted = (getattr(plane, kind)["loss"].reshape(-1) for plane in (partial, finished))
             np.testing.assert_array_equal(np.isnan(flat), np.arange(20) >= 8)
-            np.testing.assert_allclose(flat[:8], whole[:8], rtol=1e-6)
+            np.testing.assert_allclose(flat[:8], uninterrupted[:8], rtol=1e-6)
 
 
 def test_an_interrupt_at_the_end_of_a_stream_keeps_it_whole(axes, finished):
@@ -114,9 +114,9 @@ def test_a_resumed_run_obeys_the_plan_it_was_begun_with(axes, finished):
     with pytest.raises(KeyboardInterrupt):
         lla.evaluate(*arguments, execution=FIXED, progress=Interrupt(8), on_partial=kept.append)
     other = lla.Execution(chunk=3, microbatch=23, loop="vmap", share=True, devices=1)
-    whole = lla.evaluate(*arguments, execution=other, resume=kept[0])
-    np.testing.assert_array_equal(whole.values["loss"], finished.values["loss"])
-    assert whole.recipe["plan"] == finished.recipe["plan"]
+    uninterrupted = lla.evaluate(*arguments, execution=other, resume=kept[0])
+    np.testing.assert_array_equal(uninterrupted.values["loss"], finished.values["loss"])
+    assert uninterrupted.recipe["plan"] == finished.recipe["plan"]
 
 
 @pytest.mark.parametrize("what", ["state", "noise", "key", "criterion", "penalty", "rule", "point metric"])
