@@ -60,7 +60,7 @@ def test_other_sources():
     assert stream(DataLoader(Endless(), 5)).num_batches is None
     with pytest.raises(ValueError, match="one-shot iterator"):
         stream(iter([X]))
-    with pytest.raises(ValueError, match="got int"):
+    with pytest.raises(ValueError, match="stream: 3 given; it must be a loader"):
         stream(3)
     with pytest.raises(ValueError, match="yielded no batch"):
         stream([])

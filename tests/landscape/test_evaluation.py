@@ -143,7 +143,7 @@ def test_nothing_of_the_users_is_changed(axes):
     [
         ({"params": {**params(), "gain": np.float32("nan")}}, r"has 1 NaN or infinite"),
         ({"params": {**params(), "gain": np.int32(1)}}, "'gain'. has dtype int32"),
-        ({"params": {}}, "params has no array leaves"),
+        ({"params": {}}, "params: has no array leaves"),
         ({"data": (np.zeros((0, 5), np.float32), np.zeros(0, int))}, "data: empty"),
         ({"data": (np.zeros((3, 5), np.float32), np.zeros(4, int))}, "data: leaves of different length"),
         ({"data": ()}, "data: holds no array"),
@@ -158,12 +158,12 @@ def test_nothing_of_the_users_is_changed(axes):
         ({"metrics": {"bad": lambda o, b: o.sum()}}, r"bad: returned shape \(\)"),
         ({"point_metrics": {"bad": lambda p, k: p["Dense_0"]["bias"]}}, "scalar per point"),
         ({"execution": lla.Execution(chunk=0)}, "execution.chunk: 0 given"),
-        ({"execution": lla.Execution(devices=99)}, "devices: 99 asked for"),
+        ({"execution": lla.Execution(devices=99)}, "devices: 99 given; it must be an integer from 1 to"),
         ({"directions": params()}, "directions: dict given; it must be lla.Directions"),
         ({"directions": []}, r"directions: \[\] given; it must be .* a list with at least one of them"),
         ({"loss": lla.Loss(lambda p, s, b, t: (0.0, s), lambda o, b: o)}, "loss: returned shape"),
-        ({"loss": lambda p, b: b[0]}, "rule for a batch-coupled or plain loss is a scalar"),
-        ({"loss": 3}, "loss: expected lla.Loss"),
+        ({"loss": lambda p, b: b[0]}, "loss: returned shape .*; a batch-coupled or plain loss must return a scalar"),
+        ({"loss": 3}, "loss: .* given; it must be an lla.Loss"),
         ({"extra_data": {"": DATA}}, "extra_data: name ''"),
     ],
 )
@@ -182,7 +182,7 @@ def test_bad_input_is_named_with_its_rule(axes, change, message):
 
 def test_directions_of_another_structure_or_shape(axes):
     other = lla.directions.given({"Dense_0": params()["Dense_0"]})
-    with pytest.raises(ValueError, match="different structures"):
+    with pytest.raises(ValueError, match="has another structure than"):
         lla.evaluate(mlp_loss(), params(), DATA, other, lla.grid(dims=1), execution=FIXED)
     wrong = {**params(), "gain": np.zeros(2, np.float32)}
     with pytest.raises(ValueError, match="gain"):
