@@ -1,4 +1,4 @@
-"""PyTorch in: a torch module, its weights, its loss and its optimizer as pure JAX functions and a Flax tree."""
+"""lla_torch converts a torch module, its weights, its loss and its optimizer to pure JAX functions and a Flax tree."""
 
 try:
     import torch as _torch  # noqa: F401

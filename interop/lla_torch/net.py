@@ -1,4 +1,4 @@
-"""A converted network: its variables as a Flax tree, its function and its loss."""
+"""A converted network (its variables as a Flax tree, its function, its loss) and the functions that convert one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch.utils import _pytree as torch_pytree
 from lla_jax import Loss
 from lla_jax.models import static
 from lla_torch.conversion.function import Function
-from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, converted
-from lla_torch.losses.losses import Apply, OnLabels, Step, outputs_of, torch_criterion
+from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, convert_parts
+from lla_torch.losses.losses import Apply, OnLabels, Step, losses_of_step, torch_criterion
 from lla_torch.weights.names import FilterAxis, NameMap, filter_axis, references
 
 
 @dataclass(frozen=True)
 class ApplyFunction:
-    """A network's function without its weights: what ``net.apply`` is."""
+    """A network's function without its weights; the type of ``net.apply``."""
 
     function: Function
 
@@ -42,8 +42,8 @@ class ApplyFunction:
           inputs: arrays in torch's layout (N, C, H, W), nested as the example inputs were. The leading axis may be of
             another length, unless the module fixes it.
           train: the module as ``module.train()`` has it; it must have been converted with ``train=True``.
-          key: a ``jax.random`` key for what the module draws (noise, dropout in train mode). Without it, dropout is
-            off, and a module that samples raises.
+          key: a ``jax.random`` key for the module's random numbers (noise, dropout in train mode). Without it, dropout
+            is off, and a module that samples raises an error.
           draws: the draws to use instead, as ``record`` returns them.
           named: inputs by name, as at conversion.
 
@@ -115,9 +115,9 @@ class Net:
         Args:
           criterion: a JAX function (outputs, labels) -> losses (B, ...) or (losses, weights), or a torch loss module;
             of the latter the value per example is taken, so that the mean over the data set is what torch's
-            reduction="mean" gives over the whole of it, with class weights and ignored labels as torch counts them.
+            reduction="mean" gives over all of it, with class weights and ignored labels as torch counts them.
           inputs: function of the batch that gives the network's inputs; None: its first entry (the batch itself if it
-            is one array). A tuple is spread over the positional arguments, a dict over those by name.
+            is one array). A tuple holds the positional arguments, a dict those by name.
           labels: function of the batch that gives the labels; None: its second entry, a tuple if there are several.
           key: for a stochastic loss (dropout, sampling): every example is run with its own key.
           penalty: ``penalty(params)`` added to the mean.
@@ -143,22 +143,21 @@ class Net:
 
 
 def _check_noise(function: Function) -> None:
-    """Raise a ValueError where a key would do nothing, or could not be used for one example at a time."""
+    """Raise a ValueError where a key would have no effect, or could not be used for one example at a time."""
     train = function.train
     if train is not None and function.noisy_in_train and train.mutates:
         raise ValueError(
-            "key: the network has dropout and running statistics, and train mode switches both together, so dropout "
-            "cannot be had with the running statistics. Build the loss without key, or write a step that "
-            "returns a scalar: lla_torch.convert_loss(step, module, batch, train=True, key=key)"
+            "key: the network has dropout and running statistics, and train mode switches both together, so there is "
+            "no dropout with the running statistics; build the loss without key, or write a step that returns a "
+            "scalar: lla_torch.convert_loss(step, module, batch, train=True, key=key)"
         )
     if not function.draws:
-        advice = "" if train is not None else "; convert(..., train=True) brings dropout along"
-        raise ValueError(f"key: given, but the network draws no random numbers{advice}. Build the loss without key")
+        remedy = "" if train is not None else ", or convert(..., train=True) for the module's dropout"
+        raise ValueError(f"key: the network draws no random numbers; build the loss without key{remedy}")
 
 
-def _net(parts: Parts) -> Net:
-    rule, references_ = filter_axis(parts.names), references(parts.module)
-    return Net(parts.function, parts.variables, parts.names, rule, references_)
+def _make_net(parts: Parts) -> Net:
+    return Net(parts.function, parts.variables, parts.names, filter_axis(parts.names), references(parts.module))
 
 
 def convert(
@@ -169,14 +168,14 @@ def convert(
     train: bool = False,
     dtype: Any = None,
 ) -> Net:
-    """A torch module as a pure JAX function with a Flax tree of variables.
+    """Convert a torch module to a pure JAX function with a Flax tree of variables.
 
     The module and torch's global state are left as they are; the weights are copied.
 
     Args:
       module: any module that torch.export can trace.
       example_inputs: a tensor, or a tuple of the module's positional arguments. Leading axes may have another length
-        later; other axes are fixed, and so is what is no tensor.
+        later; other axes are fixed, and so are arguments that are no tensors.
       example_kwargs: arguments by name.
       train: convert ``module.train()`` as well, for batch statistics and dropout.
       dtype: precision of the weights, such as "float32" or "bfloat16"; None: the module's own. The function follows
@@ -186,12 +185,13 @@ def convert(
       The network, see ``Net``.
 
     Raises:
-      ConversionError: an operator without a lowering, or what torch.export cannot trace; with module and source line.
+      ConversionError: an operator without a lowering, or code that torch.export cannot trace; with module and source
+        line.
       ValueError: float64 weights where jax has none; arguments by the names that ``Net.apply`` has for itself.
     """
     if taken := {"train", "key", "draws"} & set(example_kwargs or {}):
         raise ValueError(f"example_kwargs: {sorted(taken)} are arguments of net.apply itself; pass them by position")
-    return _net(converted(module, example_inputs, example_kwargs or {}, train, dtype))
+    return _make_net(convert_parts(module, example_inputs, example_kwargs or {}, train, dtype))
 
 
 def convert_loss(
@@ -204,7 +204,7 @@ def convert_loss(
     dtype: Any = None,
     net: Net | None = None,
 ) -> tuple[Loss, Any]:
-    """Any loss written in torch as a JAX loss: several outputs, inner layers, auxiliary heads, penalties.
+    """Convert any loss written in torch: several outputs, inner layers, auxiliary heads, penalties.
 
     Args:
       step: ``step(module, batch)`` in torch. It returns a scalar, the mean over the batch (then the value over several
@@ -213,8 +213,8 @@ def convert_loss(
       module: the module, converted in eval mode as ``convert`` does.
       example_batch: a batch as the loader gives it, nested.
       train: convert train mode as well (``batch_stats="batch"``).
-      key: a ``jax.random`` key for losses that sample. With a scalar loss the batch shares it, and dropout is on where
-        batch statistics are (``batch_stats="batch"`` or "reestimate").
+      key: a ``jax.random`` key for losses that sample. With a scalar loss all examples of a batch use the same key, and
+        dropout is on where batch statistics are (``batch_stats="batch"`` or "reestimate").
       dtype: precision of the weights; None: the module's own.
       net: the module's network as ``convert`` gives it, whose tree is kept. Without it, a Linear behind a flatten that
         the step does not run has its rows in torch's order.
@@ -224,18 +224,22 @@ def convert_loss(
       ``convert`` gives for the layers that the step runs.
 
     Raises:
-      ConversionError, ValueError: as ``convert``; a loss that is neither a scalar nor (B,); a key for what draws
-        nothing, or with batch statistics and losses per example.
+      ConversionError, ValueError: as ``convert``; a loss that is neither a scalar nor (B,); a key for a step that draws
+        no random numbers, or a key with batch statistics and losses per example.
     """
     example_batch = as_tensors(example_batch)
-    net = _net(converted(module, (example_batch,), {}, train, dtype, step, None if net is None else net.tree_map))
+    layouts = None if net is None else net.tree_map
+    net = _make_net(convert_parts(module, (example_batch,), {}, train, dtype, step, layouts))
     examples = torch_pytree.tree_leaves(example_batch)
     rows = next((x.shape[0] for x in examples if isinstance(x, torch.Tensor) and x.ndim), None)
     shape = jax.eval_shape(
         lambda v, k: net.function(v, (as_arrays(example_batch),), {}, key=k)[0], net.variables, jax.random.key(0)
     )
     if not hasattr(shape, "shape") or shape.shape not in ((), (rows,)):
-        raise ValueError(f"step: returned {shape}; the rule is a scalar, or one loss per example ({rows},)")
+        raise ValueError(
+            f"step: it returns {shape}; it must return a scalar, or one loss per example, of shape ({rows},), such as "
+            "cross_entropy(..., reduction='none')"
+        )
     state = {name: tree for name, tree in net.variables.items() if name != "params"}
     coupled = shape.shape == ()
     if key is not None and (not coupled or not net.function.draws):
@@ -243,6 +247,6 @@ def convert_loss(
     if coupled and key is not None:
         state["key"] = jax.random.key_data(key)
     loss = Loss(
-        Step(net.function), outputs_of, state or None, None if coupled else key, None, not coupled, net.filter_axis
+        Step(net.function), losses_of_step, state or None, None if coupled else key, None, not coupled, net.filter_axis
     )
     return loss, net.variables["params"]

@@ -1,4 +1,4 @@
-"""torch's data and whole training set-ups as lla_jax has them: loaders as streams, and a ``Problem`` in one call."""
+"""torch's loaders as streams of lla_jax, and a trained network with its loss and data as a ``Problem``."""
 
 from __future__ import annotations
 
@@ -20,48 +20,48 @@ from lla_torch.conversion.function import arguments
 from lla_torch.weights.names import to_array, to_tensor
 
 _SHUFFLING = (torch_data.RandomSampler, torch_data.SubsetRandomSampler, torch_data.WeightedRandomSampler)
-_LOADED = lla_jax.data.Stream
+_STREAM = lla_jax.data.Stream
 
 
 @dataclass(frozen=True)
 class Batches:
-    """A source of torch batches as a source of numpy batches; a class because a stream wants its length, too."""
+    """A source of torch batches as a source of numpy batches; a class, because a stream asks for its length too."""
 
     source: Any
 
     def __iter__(self) -> Iterator[Any]:
-        return (arrays(batch) for batch in _opened(self.source))
+        return (arrays(batch) for batch in _open(self.source))
 
     def __len__(self) -> int:
         return len(self.source)
 
 
 def stream(loader: Iterable[Any] | Callable[[], Iterable[Any]], *, shuffle_ok: bool = False) -> lla_jax.data.Stream:
-    """A torch ``DataLoader``, or anything that yields batches of tensors, as data for lla_jax, batch by batch.
+    """Turn a torch ``DataLoader``, or anything that yields batches of tensors, into a stream of batches for lla_jax.
 
     Args:
       loader: an iterable that starts anew each time, or a function that returns one. Its batches are tensors nested in
         tuples, lists and dicts; lists become tuples, and tensors on the CPU share their memory with the arrays.
       shuffle_ok: whether the examples may come in another order, or randomly augmented, each time. Every result is a
-        mean over the whole data set, but is then only equal to rounding (or to the augmentation) from run to run.
+        mean over the data set, but then agrees only to rounding (or to the augmentation) from call to call.
 
     Returns:
       ``lla_jax.stream`` of numpy batches.
 
     Raises:
       ValueError: a bare iterator; a loader that shuffles, or whose first batch is not the same twice, unless
-        ``shuffle_ok``; a batch with something else than tensors, arrays and numbers.
+        ``shuffle_ok``; a batch with other values than tensors, arrays and numbers.
     """
-    lla_jax.stream(loader)  # refuses what can be read only once
+    lla_jax.stream(loader)  # refuses a source that can be read only once
     if not shuffle_ok:
         _check_order(loader)
-    _check_left_out(loader)
-    return loader if isinstance(loader, _LOADED) else lla_jax.stream(Batches(loader))
+    _warn_of_drop_last(loader)
+    return loader if isinstance(loader, _STREAM) else lla_jax.stream(Batches(loader))
 
 
 def arrays(batch: Any) -> Any:
     """A nested torch batch with numpy arrays, in the tensors' own memory where torch allows it; lists as tuples."""
-    return _nested(batch, "batch")
+    return _convert_batch(batch, "batch")
 
 
 def problem(
@@ -81,14 +81,14 @@ def problem(
     optimizer_params: Sequence[str] | None = None,
     shuffle_ok: bool = False,
 ) -> lla_jax.Problem:
-    """A trained torch network with its loss and data as a ``lla_jax.Problem``: what a factory for ``lla-jax`` returns.
+    """Turn a trained torch network with its loss and data into a ``lla_jax.Problem``, which a factory returns.
 
     Args:
       module: the trained module.
       criterion: a torch loss module such as ``nn.CrossEntropyLoss()``, or a JAX function; see ``Net.loss``.
-      loader: a tuple or dict of tensors or arrays, or a ``TensorDataset``, which is held in memory; or a ``DataLoader``
+      loader: a tuple or dict of tensors or arrays, or a ``TensorDataset``, which is kept in memory; or a ``DataLoader``
         or any iterable of batches, which is streamed, see ``stream``.
-      optimizer: Adam or one of its kin, or its ``state_dict()``, for Adam axes; see ``optax_state``.
+      optimizer: Adam, AdamW, NAdam or RAdam, or its ``state_dict()``, for Adam axes; see ``optax_state``.
       metrics: ``{name: f(outputs, batch) -> (B,)}`` of JAX functions.
       extra_data: ``{name: data}`` such as {"test": test_loader}, of the same kinds as ``loader``.
       checkpoints: files or state_dicts of the same module at other times; see ``load_checkpoint``.
@@ -104,16 +104,17 @@ def problem(
       The problem, with weights in the module's precision.
 
     Raises:
-      ValueError: what the parts raise; arguments that are needed only with another one.
+      ValueError: as ``stream``, ``convert``, ``Net.loss``, ``load_checkpoint`` and ``optax_state``; also
+        ``optimizer_params`` without ``optimizer``.
     """
     from lla_torch.net import convert
     from lla_torch.weights.checkpoint import load_checkpoint
     from lla_torch.weights.moments import optax_state
 
     if optimizer is None and optimizer_params is not None:
-        raise ValueError("optimizer_params: given without optimizer; pass both or none")
-    data = _data(loader, "loader", shuffle_ok)
-    args, kwargs = _example(data, inputs) if example_inputs is None else (example_inputs, {})
+        raise ValueError("optimizer_params: given without optimizer, whose parameters they name; pass both or none")
+    data = _read_data(loader, "loader", shuffle_ok)
+    args, kwargs = _example_inputs(data, inputs) if example_inputs is None else (example_inputs, {})
     net = convert(module, args, example_kwargs=kwargs, train=train)
     solutions = [load_checkpoint(each, net, dtype="net").variables["params"] for each in checkpoints]
     return lla_jax.Problem(
@@ -122,7 +123,7 @@ def problem(
         data=data,
         opt_state=None if optimizer is None else optax_state(optimizer, net, optimizer_params),
         metrics=dict(metrics or {}),
-        extra_data={name: _data(d, f"extra_data[{name!r}]", shuffle_ok) for name, d in (extra_data or {}).items()},
+        extra_data={name: _read_data(d, f"extra_data[{name!r}]", shuffle_ok) for name, d in (extra_data or {}).items()},
         checkpoints=tuple(solutions),
     )
 
@@ -130,32 +131,33 @@ def problem(
 # --- batches
 
 
-def _nested(value: Any, name: str) -> Any:
+def _convert_batch(value: Any, name: str) -> Any:
     if isinstance(value, torch.Tensor):
         return _array(value, name)
     if isinstance(value, Mapping):
-        return {key: _nested(v, f"{name}[{key!r}]") for key, v in value.items()}
+        return {key: _convert_batch(v, f"{name}[{key!r}]") for key, v in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_nested(v, f"{name}.{key}") for key, v in zip(value._fields, value)))
+        return type(value)(*(_convert_batch(v, f"{name}.{key}") for key, v in zip(value._fields, value)))
     if isinstance(value, tuple | list):
-        return tuple(_nested(v, f"{name}[{i}]") for i, v in enumerate(value))
+        return tuple(_convert_batch(v, f"{name}[{i}]") for i, v in enumerate(value))
     if value is None or isinstance(value, np.ndarray | np.generic | jax.Array | int | float):
         return value
     raise ValueError(
-        f"{name}: is a {type(value).__name__}; batches are tensors nested in tuples, lists and dicts. Leave it out in "
-        "the loader's collate_fn, or wrap the loader in a function that yields (inputs, labels)"
+        f"{name}: a {type(value).__name__} given; it must be a tensor, or tensors nested in tuples, lists and dicts. "
+        "Leave other values out in the loader's collate_fn, or wrap the loader in a function that yields (inputs, "
+        "labels)"
     )
 
 
 def _array(tensor: torch.Tensor, name: str) -> np.ndarray:
-    """A tensor's entries; its own memory where it lies on the CPU and numpy has the type."""
+    """A tensor as an array: in the tensor's own memory where it lies on the CPU and numpy has the type."""
     if tensor.layout != torch.strided or tensor.is_quantized:
         kind = "quantized" if tensor.is_quantized else tensor.layout
-        raise ValueError(f"{name}: is a {kind} tensor; the rule is dense ones: use .to_dense() or .dequantize()")
+        raise ValueError(f"{name}: a {kind} tensor given; it must be dense: use .to_dense() or .dequantize()")
     return to_array(tensor, copy=False)
 
 
-def _opened(source: Any) -> Iterable[Any]:
+def _open(source: Any) -> Iterable[Any]:
     return source() if callable(source) and not isinstance(source, Iterable) else source
 
 
@@ -163,17 +165,17 @@ def _opened(source: Any) -> Iterable[Any]:
 
 
 def _check_order(loader: Any) -> None:
-    advice = (
-        "lla_jax reads the data many times and wants the same examples in the same order: pass a loader with "
+    remedy = (
+        "lla_jax reads the data many times and needs the same examples in the same order: pass a loader with "
         "shuffle=False and no random augmentation, or shuffle_ok=True"
     )
     for sampler in _samplers(loader):
         if isinstance(sampler, _SHUFFLING):
-            raise ValueError(f"loader: has shuffle=True or the like ({type(sampler).__name__}); {advice}")
+            raise ValueError(f"loader: it has shuffle=True or the like ({type(sampler).__name__}); {remedy}")
     with torch.random.fork_rng(devices=[]):
         first, second = (_first_batch(loader) for _ in range(2))
     if lla_jax.data.fingerprint(first) != lla_jax.data.fingerprint(second):
-        raise ValueError(f"loader: its first batch is another one when it is read again; {advice}")
+        raise ValueError(f"loader: its first batch is another one when it is read again; {remedy}")
 
 
 def _samplers(loader: Any) -> list[Any]:
@@ -184,10 +186,11 @@ def _samplers(loader: Any) -> list[Any]:
 def _first_batch(source: Any) -> Any:
     for batch in itertools.islice(Batches(source), 1):
         return lla_jax.data.to_numpy(batch)
-    raise ValueError("loader: yielded no batch; pass a loader with at least one (drop_last=True drops a short one)")
+    raise ValueError("loader: it yielded no batch; pass a loader with at least one (drop_last=True drops a short one)")
 
 
-def _check_left_out(loader: Any) -> None:
+def _warn_of_drop_last(loader: Any) -> None:
+    """Warn of examples that ``drop_last`` leaves out."""
     batches: Any = getattr(loader, "batch_sampler", None)
     if not getattr(batches, "drop_last", False):
         return
@@ -196,10 +199,10 @@ def _check_left_out(loader: Any) -> None:
     except (TypeError, AttributeError):  # a data set or sampler without length
         warnings.warn("loader: drop_last=True may leave out examples of the last batch; use False", stacklevel=3)
         return
-    if left_out := count % size:
+    if dropped := count % size:
         warnings.warn(
-            f"loader: drop_last=True leaves out {left_out} of {count} examples; use drop_last=False (batches of other "
-            "sizes are weighted rightly)",
+            f"loader: drop_last=True leaves out {dropped} of {count} examples; use drop_last=False (a shorter batch "
+            "counts with the weight of its examples)",
             stacklevel=3,
         )
 
@@ -207,13 +210,16 @@ def _check_left_out(loader: Any) -> None:
 # --- problems
 
 
-def _data(source: Any, name: str, shuffle_ok: bool) -> Any:
-    if isinstance(source, _LOADED):
+def _read_data(source: Any, name: str, shuffle_ok: bool) -> Any:
+    if isinstance(source, _STREAM):
         return source
     if isinstance(source, torch_data.TensorDataset):
         return arrays(source.tensors)
     if isinstance(source, torch_data.Dataset):
-        raise ValueError(f"{name}: a {type(source).__name__} yields single examples; wrap it, DataLoader(dataset, 256)")
+        raise ValueError(
+            f"{name}: a {type(source).__name__} yields single examples; wrap it in a loader, such as "
+            "DataLoader(dataset, 256)"
+        )
     if isinstance(source, torch.Tensor | np.ndarray | jax.Array | tuple | Mapping):
         data = arrays(source)
         lla_jax.data.num_examples(data)
@@ -226,8 +232,8 @@ def _data(source: Any, name: str, shuffle_ok: bool) -> Any:
     return stream(source, shuffle_ok=shuffle_ok)
 
 
-def _example(data: Any, inputs: Callable[[Any], Any] | None) -> tuple[Any, dict[str, Any]]:
-    """(positional, by name) inputs of two examples, as tensors."""
-    batch = _first_batch(data) if isinstance(data, _LOADED) else data
-    batch = jax.tree.map(lambda x: np.resize(x[:2], (2, *x.shape[1:])), batch)  # a single one twice
+def _example_inputs(data: Any, inputs: Callable[[Any], Any] | None) -> tuple[Any, dict[str, Any]]:
+    """(positional, by name): the inputs of two examples, as tensors."""
+    batch = _first_batch(data) if isinstance(data, _STREAM) else data
+    batch = jax.tree.map(lambda x: np.resize(x[:2], (2, *x.shape[1:])), batch)  # twice the same if there is only one
     return jax.tree.map(to_tensor, arguments(inputs, batch))

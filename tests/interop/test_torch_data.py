@@ -81,9 +81,9 @@ def test_nested_batches():
     assert np.shares_memory(arrays(half), half.view(torch.uint16).numpy())
     assert np.array_equal(arrays(torch.ones(2, dtype=torch.complex64).conj() * 1j), np.full(2, 1j))
     assert arrays(torch.ones(2, dtype=torch.float8_e4m3fn)).dtype == "float8_e4m3fn"
-    with pytest.raises(ValueError, match=r"batch\[1\]\[0\]: is a str; .*collate_fn"):
+    with pytest.raises(ValueError, match=r"batch\[1\]\[0\]: a str given; it must be a tensor.*collate_fn"):
         arrays([X, ["cat", "dog"]])
-    with pytest.raises(ValueError, match=r"batch: is a torch.sparse_coo tensor"):
+    with pytest.raises(ValueError, match=r"batch: a torch.sparse_coo tensor given; it must be dense"):
         arrays(X.to_sparse())
 
 

@@ -1,1 +1,1 @@
-"""Proof that both sides compute the same."""
+"""Certificates: torch and JAX compared on the user's own weights and data."""

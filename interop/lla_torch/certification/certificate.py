@@ -1,4 +1,4 @@
-"""Proof that a conversion is exact: torch and JAX side by side, on the user's own weights and data."""
+"""Certificates of a conversion: torch's numbers and JAX's compared on the user's own weights and data."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import nn
 
 from lla_torch.certification.reference import Task, central_differences, named_arrays, output_weights, torch_numbers
 from lla_torch.conversion.function import Function, arguments
-from lla_torch.conversion.module import unwrapped
+from lla_torch.conversion.module import unwrap
 from lla_torch.net import Net
-from lla_torch.program.program import DType, at
+from lla_torch.program.program import DType, leaf_at
 from lla_torch.weights.names import is_float, to_array
 
 TOLERANCES = {
@@ -26,18 +26,19 @@ TOLERANCES = {
     "outputs, train mode": 1e-12,
     "statistics": 1e-12,
 }
-"""Allowed in float64."""
+"""The relative errors allowed in float64."""
 SLACK = 10.0
-"""In lower precision, times as much as torch itself is away from its float64 numbers: at the kink of a ReLU, a rounding
-error decides a sign, and two correct programs differ by more than rounding."""
+"""In lower precision an error may be this many times the distance of torch's own numbers from its float64 ones: at the
+kink of a ReLU, a rounding error decides a sign, and two correct programs differ by more than rounding."""
 CAP = 0.1
-"""Never more than this: beyond, agreement says nothing."""
-CENTRAL = 1e-6  # allowed against central differences
+"""The largest error ever allowed: with a larger one, agreement would mean nothing."""
+CENTRAL = 1e-6
+"""The error allowed against central differences."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: ``error`` is the largest difference over the largest entry of torch's."""
+    """One comparison; ``error`` is the largest difference divided by torch's largest entry."""
 
     quantity: str
     dtype: str
@@ -53,11 +54,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was compared and how far it agrees; print it.
+    """The comparisons of a torch module with its converted network; print it for a table.
 
     Args:
       rows: one per quantity and precision.
-      examples: rows of the batch.
+      examples: the number of examples in the batch.
     """
 
     rows: tuple[Row, ...]
@@ -95,13 +96,14 @@ def certify(
 ) -> Certificate:
     """Compare a torch module with its converted network: outputs, loss, gradient, a Hessian product, train mode.
 
-    In the module's own precision, and, since rounding hides small mistakes there, in float64 as well: the same program
-    and the same weights, cast. Neither the module nor torch's global state nor jax's configuration changes.
+    The comparison is made in the module's own precision and, since rounding hides small mistakes there, in float64 as
+    well, with the same program and the same weights, cast. Neither the module nor torch's global state nor jax's
+    configuration changes.
 
     Args:
       module: the torch module, with the weights that the network is to have.
-      net: what ``convert`` (or ``load_checkpoint``) gave.
-      batch: (inputs, labels), torch tensors or arrays; without a criterion the inputs alone will do.
+      net: the network, from ``convert`` or ``load_checkpoint``.
+      batch: (inputs, labels), torch tensors or arrays; without a criterion the inputs alone are enough.
       criterion: a torch loss module with reduction="mean"; None: mean(w o + o^2 / 2) of the outputs o, with fixed
         random weights w, summed over the arrays of outputs.
       inputs: function of the batch that gives the inputs; None: the first entry.
@@ -114,66 +116,67 @@ def certify(
       ValueError: a network of another module; batches that the module does not take; complex parameters.
 
     Networks converted with ``train=True`` are compared in train mode too: by the outputs, or, where buffers change
-    ("statistics"), by these and the outputs. What draws random numbers is compared with torch's draws replayed. Whole
-    numbers among the outputs must be equal. Where torch has no or a wrong second derivative (EmbeddingBag,
+    ("statistics"), by these and the outputs. Modules that draw random numbers are compared with torch's draws replayed.
+    Integers among the outputs must be equal. Where torch has no second derivative or a wrong one (EmbeddingBag,
     weight_norm), the Hessian product is compared with central differences of torch's gradients, in float64 only. Where
-    the module itself computes in a lower type (autocast), float64 is compared to that type's rounding. Modules with
-    parameters of several floating types are compared as they are, without float64. Rows say so in their notes.
+    the module itself computes in a lower type (autocast), the float64 numbers must agree to that type's rounding.
+    Modules with parameters of several floating types are compared as they are, without float64. The notes of the rows
+    say which of these cases apply.
     """
-    module = unwrapped(module)
-    task = _task(module, net, batch, criterion, inputs, seed)
+    module = unwrap(module)
+    task = _make_task(module, net, batch, criterion, inputs, seed)
     own, exact = task.types[0], torch_numbers(task, "float64")
     if own == "float64":
-        rows = _rows(task, net, own, exact, exact)
+        rows = _compare(task, net, own, exact, exact)
     elif len(task.types) > 1:
-        rows = _rows(task, net, own, torch_numbers(task, own), exact)
+        rows = _compare(task, net, own, torch_numbers(task, own), exact)
     else:
-        high = _rows(task, net, "float64", exact, exact)
-        low = torch_numbers(task, own)
-        if not _same_draws(low, exact):
-            exact |= _jax_numbers(task, net, "float64", low)
-        if any(_by_differences(row) for row in high):
+        rows_in_float64 = _compare(task, net, "float64", exact, exact)
+        rounded = torch_numbers(task, own)
+        if not _same_draws(rounded, exact):
+            exact |= _jax_numbers(task, net, "float64", rounded)
+        if any(_is_checked_by_differences(row) for row in rows_in_float64):
             exact["Hessian product"] = None
-        rows = [*_rows(task, net, own, low, exact), *high]
-    return Certificate(tuple(rows), _examples(batch))
+        rows = [*_compare(task, net, own, rounded, exact), *rows_in_float64]
+    return Certificate(tuple(rows), _count_examples(batch))
 
 
-def _task(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: Any, seed: int) -> Task:
+def _make_task(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: Any, seed: int) -> Task:
     named = dict(module.named_parameters())
     missing = sorted(named.keys() - net.tree_map.aliases.keys())
     if missing:
-        raise ValueError(f"net: lacks the module's parameters {missing}; convert this very module")
+        raise ValueError(f"net: it lacks the module's parameters {missing}; convert this very module")
     complex_ones = [name for name, p in named.items() if p.is_complex()]
     if complex_ones:
         raise ValueError(
-            f"module: the parameters {complex_ones} are complex, and derivatives are compared for real ones only. Hold "
-            "each as real numbers (..., 2) and use torch.view_as_complex of it in forward"
+            f"module: the parameters {complex_ones} are complex, and derivatives are compared for real ones only; keep "
+            "each as real numbers (..., 2), and use torch.view_as_complex of it in forward"
         )
     own = net.function.eval.own.name
-    found = [str(p.dtype).removeprefix("torch.") for p in named.values() if p.is_floating_point()]
+    floating = [str(p.dtype).removeprefix("torch.") for p in named.values() if p.is_floating_point()]
     rng = np.random.default_rng(seed)
     params = [leaf for leaf in net.tree_map.leaves if leaf.collection == "params" and is_float(leaf.dtype)]
     vector = {leaf.name: rng.standard_normal(leaf.shape) for leaf in params}
-    types = tuple(dict.fromkeys([own, *found]))
+    types = tuple(dict.fromkeys([own, *floating]))
     samples, trains = bool(net.function.eval.random), net.function.train is not None
     return Task(module, batch, criterion, inputs, vector, types, samples, trains)
 
 
-def _same_draws(low: dict[str, Any], exact: dict[str, Any]) -> bool:
+def _same_draws(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Whether torch drew the same numbers in both precisions: some of its generators do, and others do not."""
-    pairs = [(a, b) for name in ("draws", "train draws") for a, b in zip(low.get(name) or (), exact.get(name) or ())]
+    pairs = [(a, b) for name in ("draws", "train draws") for a, b in zip(first.get(name) or (), second.get(name) or ())]
     return all(np.allclose(a.astype(float), b.astype(float), rtol=1e-5, atol=1e-6) for a, b in pairs)
 
 
-def _examples(batch: Any) -> int:
+def _count_examples(batch: Any) -> int:
     shapes = [np.shape(x) for x in jax.tree.leaves(batch) if hasattr(x, "shape")]
     return next((shape[0] for shape in shapes if shape), 1)
 
 
-# --- rows
+# --- comparisons
 
 
-def _rows(task: Task, net: Net, dtype: str, theirs: dict[str, Any], exact: dict[str, Any]) -> list[Row]:
+def _compare(task: Task, net: Net, dtype: str, theirs: dict[str, Any], exact: dict[str, Any]) -> list[Row]:
     ours = _jax_numbers(task, net, dtype, theirs)
     parts = {name: [name] for name in ("outputs", "loss", "gradient", "Hessian product")}
     parts |= {"statistics": ["train", "state"]} if "state" in theirs else {"outputs, train mode": ["train"]}
@@ -182,9 +185,11 @@ def _rows(task: Task, net: Net, dtype: str, theirs: dict[str, Any], exact: dict[
         if quantity == "Hessian product" and dtype != "float64" and not _has_product(theirs, exact):
             continue
         if all(name in ours and name in theirs for name in names):
-            row = _row(task, net, quantity, dtype, [[x[name] for name in names] for x in (ours, theirs, exact)])
+            row = _compare_quantity(
+                task, net, quantity, dtype, [[x[name] for name in names] for x in (ours, theirs, exact)]
+            )
             if quantity == "Hessian product" and dtype == "float64" and not row.ok:
-                row = _against_differences(task, row, ours[quantity])
+                row = _check_by_differences(task, row, ours[quantity])
             rows.append(row)
     return rows
 
@@ -193,9 +198,11 @@ def _has_product(theirs: dict[str, Any], exact: dict[str, Any]) -> bool:
     return theirs.get("Hessian product") is not None and exact["Hessian product"] is not None
 
 
-def _row(task: Task, net: Net, quantity: str, dtype: str, numbers: list[list[Any]]) -> Row:
+def _compare_quantity(task: Task, net: Net, quantity: str, dtype: str, numbers: list[list[Any]]) -> Row:
     """One comparison; ``numbers`` are JAX's, torch's, and torch's in float64, in one or more parts each."""
-    lowest = _lowest(net.function.train if quantity in ("statistics", "outputs, train mode") else net.function.eval)
+    lowest = _lowest_type(
+        net.function.train if quantity in ("statistics", "outputs, train mode") else net.function.eval
+    )
     allowed = TOLERANCES[quantity] if dtype == "float64" else _rounding(dtype)
     notes = []
     if len(task.types) > 1 and quantity == "outputs":
@@ -204,19 +211,19 @@ def _row(task: Task, net: Net, quantity: str, dtype: str, numbers: list[list[Any
         allowed = _rounding(lowest)
         notes.append(f"the module itself computes in {lowest} in places")
     if dtype != "float64":
-        if any(_unsure(a, b) for a, b in zip(*numbers[1:], strict=True)):
-            numbers = [[_without_integers(x) for x in y] for y in numbers]
-            notes.append("whole numbers are not compared: torch's own differ from its float64 ones")
-        off = _worst(*numbers[1:])
-        allowed = min(max(allowed, SLACK * off if off == off else CAP), CAP)
-        if not off <= CAP:
-            notes.append(f"torch's own {dtype} numbers are off by {off:.0e} from its float64 ones")
-    return Row(quantity, dtype, _worst(*numbers[:2]), allowed, "; ".join(notes))
+        if any(_integers_differ(a, b) for a, b in zip(*numbers[1:], strict=True)):
+            numbers = [[_drop_integers(x) for x in y] for y in numbers]
+            notes.append("integers are not compared: torch's own differ from its float64 ones")
+        distance = _largest_difference(*numbers[1:])
+        allowed = min(max(allowed, CAP if np.isnan(distance) else SLACK * distance), CAP)
+        if not distance <= CAP:
+            notes.append(f"torch's own {dtype} numbers are off by {distance:.0e} from its float64 ones")
+    return Row(quantity, dtype, _largest_difference(*numbers[:2]), allowed, "; ".join(notes))
 
 
-def _against_differences(task: Task, row: Row, ours: Any) -> Row:
-    """The row against central differences, if it holds against these."""
-    error = difference(ours, central_differences(task))
+def _check_by_differences(task: Task, row: Row, ours: Any) -> Row:
+    """The row of a comparison with central differences if that one is within its tolerance, else ``row``."""
+    error = relative_difference(ours, central_differences(task))
     if not error <= CENTRAL:
         return row
     note = "against central differences; torch's own second derivative is missing or wrong"
@@ -226,15 +233,15 @@ def _against_differences(task: Task, row: Row, ours: Any) -> Row:
 _ONLY = ", so it is compared in float64 only"
 
 
-def _by_differences(row: Row) -> bool:
+def _is_checked_by_differences(row: Row) -> bool:
     return row.quantity == "Hessian product" and row.note.endswith(_ONLY)
 
 
-def _lowest(program: Any) -> str | None:
-    """The floating type of fewest bits that a program names besides the weights' own; None if float64 or none."""
-    found = {d.name for i in program.instructions for d in i.dtypes if isinstance(d, DType) and not d.own}
-    found = {name for name in found if is_float(name) and name != "float64"}
-    return max(found, key=_eps) if found else None
+def _lowest_type(program: Any) -> str | None:
+    """The floating type of fewest bits below float64 in a program, the weights' own left out; None if there is none."""
+    types = {d.name for i in program.instructions for d in i.dtypes if isinstance(d, DType) and not d.own}
+    types = {name for name in types if is_float(name) and name != "float64"}
+    return max(types, key=_eps) if types else None
 
 
 def _eps(dtype: str) -> float:
@@ -242,115 +249,115 @@ def _eps(dtype: str) -> float:
 
 
 def _rounding(dtype: str) -> float:
-    """What many roundings one after the other come to; of 16 bits only a few are taken, or any number would pass."""
+    """The error of many roundings one after the other; of few in 16 bits, where any number would pass otherwise."""
     return _eps(dtype) * (100 if jnp.finfo(dtype).bits >= 32 else 10)
 
 
-def _unsure(theirs: Any, exact: Any) -> bool:
-    """Whether torch's whole numbers depend on the precision."""
-    return any(not _inexact(x) and not np.array_equal(x, exact[name]) for name, x in (theirs or {}).items())
+def _integers_differ(theirs: Any, exact: Any) -> bool:
+    """Whether torch's integers depend on the precision."""
+    return any(not _is_inexact(x) and not np.array_equal(x, exact[name]) for name, x in (theirs or {}).items())
 
 
-def _without_integers(arrays: Any) -> Any:
-    return arrays and {name: x for name, x in arrays.items() if _inexact(x)}
+def _drop_integers(arrays: Any) -> Any:
+    return arrays and {name: x for name, x in arrays.items() if _is_inexact(x)}
 
 
-def _inexact(x: Any) -> bool:
+def _is_inexact(x: Any) -> bool:
     return bool(jnp.issubdtype(x.dtype, jnp.inexact))
 
 
-def _worst(ours: list[Any], theirs: list[Any]) -> float:
-    return float(np.max([difference(a, b) for a, b in zip(ours, theirs, strict=True)]))
+def _largest_difference(ours: list[Any], theirs: list[Any]) -> float:
+    return float(np.max([relative_difference(a, b) for a, b in zip(ours, theirs, strict=True)]))
 
 
-def difference(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> float:
-    """Largest difference over the largest entry, over all arrays; NaN where there is nothing to compare with.
+def relative_difference(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> float:
+    """The largest difference divided by the largest entry, over all arrays; NaN where one side is missing.
 
-    Infinite where names or shapes differ, or entries of arrays of whole numbers; equal infinities agree.
+    It is infinite where names or shapes differ, or entries of integer arrays; equal infinities agree.
     """
     if ours is None or theirs is None:
         return float("nan")
     if {n: np.shape(x) for n, x in ours.items()} != {n: np.shape(x) for n, x in theirs.items()}:
         return float("inf")
-    scale = worst = 0.0
+    scale = largest = 0.0
     for name in theirs:
         a, b = np.asarray(ours[name]), np.asarray(theirs[name])
-        if not _inexact(b):
-            worst = worst if np.array_equal(a, b) else float("inf")
+        if not _is_inexact(b):
+            largest = largest if np.array_equal(a, b) else float("inf")
         elif b.size:
             a, b = a.astype(np.complex128), b.astype(np.complex128)
             distance = np.abs(np.subtract(a, b, out=np.zeros_like(a), where=a != b))
             scale = max(scale, float(np.abs(np.where(np.isfinite(b), b, 0)).max()))
-            worst = float(np.maximum(worst, distance.max()))
-    return worst / scale if scale else worst
+            largest = float(np.maximum(largest, distance.max()))
+    return largest / scale if scale else largest
 
 
-# --- JAX's side
+# --- JAX's numbers
 
 
 def _jax_numbers(task: Task, net: Net, dtype: str, theirs: dict[str, Any]) -> dict[str, Any]:
-    """The same quantities as ``torch_numbers`` gives, by the converted network, with torch's draws."""
-    names, function = net.tree_map, _following(net.function, dtype)
-    loss = _loss_of(task, net)
+    """The quantities of ``torch_numbers``, computed by the converted network with torch's draws."""
+    names, function = net.tree_map, _in_precision(net.function, dtype)
+    loss = _make_loss(task, net)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        held = {
-            leaf.name: jnp.asarray(at(net.variables[leaf.collection], leaf.path), task.type_of(leaf.dtype, dtype))
+        arrays_of = {
+            leaf.name: jnp.asarray(leaf_at(net.variables[leaf.collection], leaf.path), task.type_of(leaf.dtype, dtype))
             for leaf in names.leaves
         }
-        params = {name: held.pop(name) for name in task.vector}
+        params = {name: arrays_of.pop(name) for name in task.vector}
         vector = {n: jnp.asarray(names.to_jax(names.by_name(n), v), params[n].dtype) for n, v in task.vector.items()}
-        leaves, structure = jax.tree.flatten(_data(task, dtype))
+        leaves, structure = jax.tree.flatten(_cast_batch(task, dtype))
         arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, np.ndarray)}
 
-        def run(params: Any, vector: Any, held: Any, arrays: Any, draws: Any, train_draws: Any) -> dict[str, Any]:
+        def run(params: Any, vector: Any, others: Any, arrays: Any, draws: Any, train_draws: Any) -> dict[str, Any]:
             data = jax.tree.unflatten(structure, [arrays.get(i, x) for i, x in enumerate(leaves)])
             args, kwargs = arguments(task.inputs, data)
 
             def value(params: Any) -> tuple[Any, Any]:
-                outputs, _ = function(names.tree({**held, **params}), args, kwargs, draws=draws)
+                outputs, _ = function(names.tree({**others, **params}), args, kwargs, draws=draws)
                 return loss(outputs, data), named_arrays(outputs)
 
-            found: dict[str, Any] = {}
+            numbers: dict[str, Any] = {}
             if "gradient" in theirs:
-                both = jax.value_and_grad(value, has_aux=True)
+                value_and_gradient = jax.value_and_grad(value, has_aux=True)
 
-                def slope(params: Any) -> tuple[Any, Any]:
-                    values, gradient = both(params)
+                def gradient_and_value(params: Any) -> tuple[Any, Any]:
+                    values, gradient = value_and_gradient(params)
                     return gradient, values
 
-                gradient, product, (found["loss"], found["outputs"]) = jax.jvp(
-                    slope, (params,), (vector,), has_aux=True
+                gradient, product, (numbers["loss"], numbers["outputs"]) = jax.jvp(
+                    gradient_and_value, (params,), (vector,), has_aux=True
                 )
-                found |= {"gradient": gradient, "Hessian product": product}
+                numbers |= {"gradient": gradient, "Hessian product": product}
             else:
-                found["loss"], found["outputs"] = value(params)
+                numbers["loss"], numbers["outputs"] = value(params)
             if task.trains:
-                outputs, state = function(names.tree({**held, **params}), args, kwargs, train=True, draws=train_draws)
-                found |= {"train": named_arrays(outputs), "state": state}
-            return found
+                outputs, state = function(names.tree({**others, **params}), args, kwargs, train=True, draws=train_draws)
+                numbers |= {"train": named_arrays(outputs), "state": state}
+            return numbers
 
-        found = jax.jit(run)(params, vector, held, arrays, theirs["draws"], theirs.get("train draws"))
-        found = jax.tree.map(np.asarray, found)
-    for quantity in {"gradient", "Hessian product"} & found.keys():
-        found[quantity] = {n: names.to_torch(names.by_name(n), x) for n, x in found[quantity].items()}
-    if "state" in found:
+        numbers = jax.jit(run)(params, vector, arrays_of, arrays, theirs["draws"], theirs.get("train draws"))
+        numbers = jax.tree.map(np.asarray, numbers)
+    for quantity in {"gradient", "Hessian product"} & numbers.keys():
+        numbers[quantity] = {n: names.to_torch(names.by_name(n), x) for n, x in numbers[quantity].items()}
+    if "state" in numbers:
         buffers = [leaf for leaf in names.leaves if leaf.collection in ("batch_stats", "buffers")]
-        found["state"] = {
-            f"state {x.name}": names.to_torch(x, at(found["state"][x.collection], x.path)) for x in buffers
+        numbers["state"] = {
+            f"state {x.name}": names.to_torch(x, leaf_at(numbers["state"][x.collection], x.path)) for x in buffers
         }
-    found["loss"] = {"": found["loss"]}
-    return found
+    numbers["loss"] = {"": numbers["loss"]}
+    return numbers
 
 
-def _following(function: Function, dtype: str) -> Function:
-    """The function in the tested precision also where there are no weights to follow."""
+def _in_precision(function: Function, dtype: str) -> Function:
+    """The function in the tested precision, also for a network without weights, which would decide its precision."""
     own = DType(dtype, True)
     train = None if function.train is None else replace(function.train, own=own)
     return replace(function, eval=replace(function.eval, own=own), train=train)
 
 
-def _data(task: Task, dtype: str) -> Any:
-    """The batch with numpy arrays in the tested precision; what is no array stays."""
+def _cast_batch(task: Task, dtype: str) -> Any:
+    """The batch with numpy arrays in the tested precision; other values stay."""
 
     def convert(x: Any) -> Any:
         if not hasattr(x, "shape"):
@@ -361,7 +368,7 @@ def _data(task: Task, dtype: str) -> Any:
     return jax.tree.map(convert, task.batch)
 
 
-def _loss_of(task: Task, net: Net) -> Callable[[Any, Any], Any]:
+def _make_loss(task: Task, net: Net) -> Callable[[Any, Any], Any]:
     if task.criterion is None:
         return lambda outputs, data: _mean_loss(outputs)
     criterion = net.loss(task.criterion, inputs=task.inputs).criterion
@@ -377,7 +384,7 @@ def _loss_of(task: Task, net: Net) -> Callable[[Any, Any], Any]:
 
 
 def _mean_loss(outputs: Any) -> Any:
-    """What ``mean_loss`` is in torch."""
+    """The counterpart in JAX of ``reference.mean_loss``."""
     terms = []
     for path, x in named_arrays(outputs).items():
         x = jnp.stack([x.real, x.imag], -1) if jnp.issubdtype(x.dtype, jnp.complexfloating) else x

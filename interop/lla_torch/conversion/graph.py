@@ -1,4 +1,4 @@
-"""From an exported graph to a ``Program``, operator by operator."""
+"""The conversion of an exported graph to a ``Program``, operator by operator."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from torch.utils import _pytree as torch_pytree
 import lla_torch.program.ops  # noqa: F401  (fills the table)
 from lla_torch.program.operators import TABLE, Lowering
 from lla_torch.program.program import DType, Input, Instruction, Program, Ref
-from lla_torch.tracing.exporting import where
+from lla_torch.tracing.exporting import source_place
 from lla_torch.tracing.guards import ConversionError
-from lla_torch.weights.names import NameMap, names_of
+from lla_torch.weights.names import NameMap, map_names
 
 IGNORED = frozenset(["device", "layout", "pin_memory", "memory_format", "non_blocking", "requires_grad"])
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
@@ -52,10 +52,11 @@ def graph_of(exported: ExportedProgram, mode: str) -> Graph:
     """The graph with its constants: tensors that are neither parameters nor buffers, by mode ("eval") and name."""
     specs = exported.graph_signature.input_specs
     targets = [s.target for s in specs if s.kind == InputKind.CONSTANT_TENSOR and s.target is not None]
-    return Graph(exported, {f"{mode}.{_own_name(t)}": exported.constants[t].detach() for t in targets}, mode)
+    constants = {f"{mode}.{_name_in_module(target)}": exported.constants[target].detach() for target in targets}
+    return Graph(exported, constants, mode)
 
 
-def _own_name(target: str) -> str:
+def _name_in_module(target: str) -> str:
     return target.removeprefix("module.")
 
 
@@ -76,18 +77,13 @@ class _Builder:
             self.slots[node] = len(inputs)
             if spec.kind == InputKind.USER_INPUT:
                 value = node.meta.get("val")
-                shape = (
-                    tuple(int(n) if is_concrete_int(n) else None for n in value.shape)
-                    if torch.is_tensor(value)
-                    else None
-                )
-                inputs.append(Input("input", number, dtype=self.dtype_of(value), shape=shape))
+                inputs.append(Input("input", number, dtype=self.dtype_of(value), shape=_open_shape(value)))
                 number += 1
             else:
-                inputs.append(self.held(spec))
-        wanted = self.live(graph)
-        made = [self.instruction(n) for n in graph.nodes if n.op == "call_function" and n in wanted]
-        instructions = [i for i in made if i is not None]
+                inputs.append(self.stored_input(spec))
+        needed = self.needed_nodes(graph)
+        converted = [self.instruction(n) for n in graph.nodes if n.op == "call_function" and n in needed]
+        instructions = [i for i in converted if i is not None]
         if self.unknown:
             raise ConversionError(_unknown_message(self.unknown))
         results = next(n for n in graph.nodes if n.op == "output").args[0]
@@ -96,13 +92,13 @@ class _Builder:
             if spec.kind == OutputKind.USER_OUTPUT:
                 outputs.append(self.value(value))
             elif spec.kind == OutputKind.BUFFER_MUTATION:
-                leaf = self.names.by_name(_own_name(spec.target))
+                leaf = self.names.by_name(_name_in_module(spec.target))
                 updates.append(((leaf.collection, *leaf.path), self.value(value)))
             else:
-                what = "one of its inputs" if "USER_INPUT" in spec.kind.name else f"parameter {spec.target!r}"
+                target = "one of its inputs" if "USER_INPUT" in spec.kind.name else f"parameter {spec.target!r}"
                 raise ConversionError(
-                    f"module {'(the whole)'!r}: the forward pass writes in place to {what}{_by(value)}; only buffers "
-                    "may be written. Write to a copy (x.clone()) instead"
+                    f"module: the forward pass writes in place to {target}{_in_place(value)}; only buffers may be "
+                    "written. Write to a copy (x.clone()) instead"
                 )
         structure = _structure(self.exported.call_spec.out_spec)
         slots = len(self.slots)
@@ -115,15 +111,18 @@ class _Builder:
             structure=structure,
             own=own,
             num_slots=slots,
-            guards=_guards(self.exported),
+            guards=_read_guards(self.exported),
         )
 
-    def held(self, spec: Any) -> Input:
+    def stored_input(self, spec: Any) -> Input:
         """The input that a parameter, a buffer or a constant fills."""
         if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-            raise ConversionError(f"the graph takes {spec.target!r}, a {spec.kind.name}, which is not supported")
+            raise ConversionError(
+                f"module: its graph takes {spec.target!r}, a {spec.kind.name}, which is not supported; make it a "
+                "tensor, such as by register_buffer"
+            )
         prefix = f"{self.mode}." if spec.kind == InputKind.CONSTANT_TENSOR else ""
-        leaf = self.names.by_name(prefix + _own_name(spec.target))
+        leaf = self.names.by_name(prefix + _name_in_module(spec.target))
         is_param = leaf.collection == "params"
         path = leaf.path if is_param else (leaf.collection, *leaf.path)
         kind, dtype = "params" if is_param else "state", self.dtype(getattr(torch, leaf.dtype))
@@ -131,24 +130,25 @@ class _Builder:
             return Input(kind, path, dtype=dtype, shape=leaf.stored_shape)
         return Input(kind, path, leaf.order, leaf.split, leaf.merged, dtype, leaf.stored_shape)
 
-    def live(self, graph: torch.fx.Graph) -> set[torch.fx.Node]:
-        """Nodes that an output depends on, those that draw (their order counts) and those that assert."""
-        wanted: set[torch.fx.Node] = set()
+    def needed_nodes(self, graph: torch.fx.Graph) -> set[torch.fx.Node]:
+        """The nodes that an output depends on, those that draw random numbers (their order counts), and assertions."""
+        needed: set[torch.fx.Node] = set()
         for node in reversed(graph.nodes):
             name = str(node.target)
             if name.startswith(ASSERTIONS):
                 continue
             known = TABLE.get(name)
             asserts = name.startswith("aten._assert_scalar.")
-            if node.op == "output" or node in wanted or asserts or (known is not None and known.random):
-                wanted.update((node, *node.all_input_nodes))
-        return wanted
+            if node.op == "output" or node in needed or asserts or (known is not None and known.random):
+                needed.update((node, *node.all_input_nodes))
+        return needed
 
     def instruction(self, node: torch.fx.Node) -> Instruction | None:
+        """The instruction of a node; None, and a note in ``unknown``, where no function computes its operator."""
         out = self.slots.setdefault(node, len(self.slots))
-        found = _python_operator(node.target) or TABLE.get(str(node.target))
-        if found is None:
-            self.unknown.setdefault(str(node.target), []).append(where(node))
+        known = _python_operator(node.target) or TABLE.get(str(node.target))
+        if known is None:
+            self.unknown.setdefault(str(node.target), []).append(source_place(node))
             return None
         if "as_strided" in str(node.target):
             _check_strides(node)
@@ -161,19 +161,22 @@ class _Builder:
         value = node.meta.get("val")
         values = value if isinstance(value, tuple | list) else (value,)
         return Instruction(
-            found,
+            known,
             tuple(self.value(a) for a in args),
             tuple((name, self.value(a)) for name, a in sorted(kwargs.items())),
             out,
             tuple(self.dtype_of(v) for v in values),
-            where(node),
+            source_place(node),
         )
 
     def value(self, x: Any) -> Any:
         """A hashable form of an argument."""
         if isinstance(x, torch.fx.Node):
             if x.op == "get_attr":
-                raise ConversionError(f"{where(x)}: a nested graph ({x.target}) is not supported")
+                raise ConversionError(
+                    f"{source_place(x)}: an operator that takes functions ({x.target}) is not supported; write it "
+                    "without torch.cond and the like, such as with torch.where"
+                )
             return Ref(self.slots[x])
         if isinstance(x, torch.dtype):
             return self.dtype(x)
@@ -183,21 +186,33 @@ class _Builder:
             return None
         if x is None or isinstance(x, bool | int | float | complex | str):
             return x
-        raise ConversionError(f"an argument of type {type(x).__name__} ({x!r}) is not supported")
+        raise ConversionError(
+            f"module: an operator is called with {x!r}, a {type(x).__name__}, which is not supported; call it with "
+            "tensors, numbers, strings, or lists of these"
+        )
 
     def dtype(self, dtype: torch.dtype) -> DType:
+        """A type of entries, marked where it is that of the weights."""
         return DType(_dtype_name(dtype), dtype in (self.own, COMPLEX.get(self.own)))
 
     def dtype_of(self, value: Any) -> DType | None:
+        """The type of a tensor's entries; None of other values."""
         return self.dtype(value.dtype) if isinstance(value, torch.Tensor) else None
+
+
+def _open_shape(value: Any) -> tuple[int | None, ...] | None:
+    """The shape of a tensor with None for axes of any length; None of other values."""
+    if not torch.is_tensor(value):
+        return None
+    return tuple(int(n) if is_concrete_int(n) else None for n in value.shape)
 
 
 def _check_strides(node: torch.fx.Node) -> None:
     base = node.args[0].meta["val"]  # type: ignore[union-attr]
     if not base.is_contiguous():
         raise ConversionError(
-            f"{where(node)}: as_strided of a tensor that does not lie contiguously in memory; use view, permute or "
-            "unfold, or x.contiguous() before"
+            f"{source_place(node)}: as_strided of a tensor that does not lie contiguously in memory; use view, permute "
+            "or unfold, or x.contiguous() before"
         )
 
 
@@ -209,26 +224,31 @@ def _argument_names(op: Any) -> list[str]:
     return [a.name for a in op._schema.arguments] if hasattr(op, "_schema") else []
 
 
-def _by(value: Any) -> str:
-    """The source line of a node, for a message."""
-    place = where(value) if isinstance(value, torch.fx.Node) else ""
+def _in_place(value: Any) -> str:
+    """The source line of a node in brackets, for a message."""
+    place = source_place(value) if isinstance(value, torch.fx.Node) else ""
     return f" ({place})" if place else ""
 
 
-def _guards(exported: ExportedProgram) -> tuple[str, ...]:
+def _read_guards(exported: ExportedProgram) -> tuple[str, ...]:
     """The conditions on sizes under which the graph was traced, in terms of the inputs' shapes ``s``."""
-    found = []
+    conditions = []
     for guard in getattr(exported, "_guards_code", None) or ():
-        written = re.sub(r"L\['\w+'\]\[(\d+)\]\.size\(\)\[(\d+)\]", r"s[\1][\2]", guard)
-        if "L[" in written:
-            raise ConversionError(f"the module depends on sizes in a way that is not supported: {guard}")
-        found.append(written)
-    return tuple(found)
+        condition = re.sub(r"L\['\w+'\]\[(\d+)\]\.size\(\)\[(\d+)\]", r"s[\1][\2]", guard)
+        if "L[" in condition:
+            raise ConversionError(
+                f"module: the forward pass decides by sizes in a way that is not supported ({guard}); write it without "
+                "this decision, or make it before the conversion"
+            )
+        conditions.append(condition)
+    return tuple(conditions)
 
 
 def _unknown_message(unknown: dict[str, list[str]]) -> str:
-    lines = [f"  {name}  in {places[0]}" + (f" and {len(places) - 1} more" * (len(places) > 1))
-             for name, places in sorted(unknown.items())]  # fmt: skip
+    lines = [
+        f"  {name}  in {places[0]}" + (f" and {len(places) - 1} more" * (len(places) > 1))
+        for name, places in sorted(unknown.items())
+    ]
     shapeless = [name for name in unknown if name.split(".")[1] in VALUE_SHAPED]
     if shapeless:
         raise ConversionError(
@@ -246,41 +266,47 @@ def _structure(spec: Any) -> Any:
     """The nesting of a torch pytree as ``program.unflatten`` reads it."""
     nested = torch_pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
 
-    def described(x: Any) -> Any:
+    def describe(x: Any) -> Any:
         if isinstance(x, int):
             return x
         if isinstance(x, dict):
-            return ("dict", tuple(x), *(described(v) for v in x.values()))
+            return ("dict", tuple(x), *(describe(v) for v in x.values()))
         if isinstance(x, tuple) and hasattr(x, "_fields"):
-            return ("namedtuple", type(x), *(described(v) for v in x))
+            return ("namedtuple", type(x), *(describe(v) for v in x))
         if isinstance(x, tuple | list):
-            return ("list" if isinstance(x, list) else "tuple", *(described(v) for v in x))
-        raise ConversionError(f"the module returns a {type(x).__name__}; return tensors, tuples, lists or dicts")
+            return ("list" if isinstance(x, list) else "tuple", *(describe(v) for v in x))
+        raise ConversionError(
+            f"module: its forward pass returns a {type(x).__name__}; it must return tensors, or tuples, lists or dicts "
+            "of them, so return the tensors inside"
+        )
 
-    return described(nested)
+    return describe(nested)
 
 
 def tensors_of(module: nn.Module, graphs: Sequence[Graph]) -> tuple[NameMap, dict[str, torch.Tensor]]:
     """The map of all tensors that a module and its graphs hold, and the tensors by leaf name."""
     constants = {name: x for graph in graphs for name, x in graph.constants.items()}
-    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    return names_of(module, constants), {**constants, **held}
+    own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    return map_names(module, constants), {**constants, **own}
 
 
-# --- numbers in the graph: sizes are Python ints when the program runs
+# --- numbers in the graph, such as sizes, which are Python ints when the program runs
 
 
-def _numbers(name: str, function: Callable[..., Any]) -> Lowering:
+def _on_numbers(name: str, function: Callable[..., Any]) -> Lowering:
     return Lowering(name, function, "views")
 
 
 def _assert_scalar(condition: Any, message: str) -> None:
     if not bool(condition):
-        raise ValueError(f"the graph does not hold for inputs of these shapes: {message}")
+        raise ValueError(
+            f"inputs: the converted graph does not hold for these shapes ({message}); convert the module with example "
+            "inputs of these shapes"
+        )
 
 
 _PYTHON = {
-    f: _numbers(f"{f.__module__}.{f.__name__}", f)
+    f: _on_numbers(f"{f.__module__}.{f.__name__}", f)
     for f in (
         *(operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv),
         *(operator.mod, operator.neg, operator.pow, operator.eq, operator.ne, operator.lt, operator.le, operator.gt),
@@ -288,22 +314,22 @@ _PYTHON = {
         *(round, int, float, bool, abs, min, max),
     )
 } | {
-    torch.sym_float: _numbers("torch.sym_float", float),
-    torch.sym_int: _numbers("torch.sym_int", int),
-    torch.sym_max: _numbers("torch.sym_max", max),
-    torch.sym_min: _numbers("torch.sym_min", min),
-    torch.sym_not: _numbers("torch.sym_not", operator.not_),
-    torch.sym_ite: _numbers("torch.sym_ite", lambda condition, a, b: a if condition else b),
+    torch.sym_float: _on_numbers("torch.sym_float", float),
+    torch.sym_int: _on_numbers("torch.sym_int", int),
+    torch.sym_max: _on_numbers("torch.sym_max", max),
+    torch.sym_min: _on_numbers("torch.sym_min", min),
+    torch.sym_not: _on_numbers("torch.sym_not", operator.not_),
+    torch.sym_ite: _on_numbers("torch.sym_ite", lambda condition, a, b: a if condition else b),
 }
 
 TABLE.update(
     {
-        "aten.sym_size.int": _numbers("aten.sym_size.int", lambda x, axis: x.shape[axis]),
-        "aten.sym_numel.default": _numbers("aten.sym_numel.default", lambda x: int(np.prod(x.shape))),
+        "aten.sym_size.int": _on_numbers("aten.sym_size.int", lambda x, axis: x.shape[axis]),
+        "aten.sym_numel.default": _on_numbers("aten.sym_numel.default", lambda x: int(np.prod(x.shape))),
         "lla_torch.stop_gradient.default": Lowering(
             "lla_torch.stop_gradient.default", jax.lax.stop_gradient, "pointwise"
         ),
-        "aten._assert_scalar.default": _numbers("aten._assert_scalar.default", _assert_scalar),
+        "aten._assert_scalar.default": _on_numbers("aten._assert_scalar.default", _assert_scalar),
     }
 )
 

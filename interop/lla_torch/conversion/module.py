@@ -1,4 +1,4 @@
-"""From a torch module to the parts of a ``Net``: export, names and layouts, copies of the weights."""
+"""The conversion of a torch module to the parts of a ``Net``: export, names and layouts, copies of the weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as torch_pytree
 
-from lla_torch.conversion.function import Function, pattern
+from lla_torch.conversion.function import Function, call_pattern
 from lla_torch.conversion.graph import Graph, graph_of, tensors_of
+from lla_torch.program.errors import misuse
 from lla_torch.program.program import Instruction, Program, Ref
 from lla_torch.program.views import View
 from lla_torch.tracing.exporting import Call, export
@@ -23,7 +24,7 @@ from lla_torch.weights.names import NameMap, as_jax, to_array, to_tensor
 
 
 class Parts(NamedTuple):
-    """What a module is converted into."""
+    """The parts of a converted module."""
 
     function: Function
     variables: dict[str, Any]
@@ -31,7 +32,7 @@ class Parts(NamedTuple):
     module: nn.Module
 
 
-def converted(
+def convert_parts(
     module: nn.Module,
     example_inputs: Any,
     example_kwargs: Mapping[str, Any],
@@ -40,28 +41,41 @@ def converted(
     function: Callable[..., Any] | None = None,
     like: NameMap | None = None,
 ) -> Parts:
-    """The parts of a ``Net``; see ``convert``. ``function(module, *inputs)`` is what is converted, if not its call;
-    ``like`` is a map whose layouts are kept."""
-    module = unwrapped(module)
+    """The parts of a ``Net``; see ``convert`` for the arguments that both have.
+
+    Args:
+      module: see ``convert``.
+      example_inputs: see ``convert``.
+      example_kwargs: see ``convert``.
+      train: see ``convert``.
+      dtype: see ``convert``.
+      function: ``function(module, *inputs)`` is converted; None: the module's call.
+      like: a map of names whose layouts are kept; None: layouts as this module needs them.
+    """
+    module = unwrap(module)
     args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     call = Call(tuple(map(as_tensors, args)), {name: as_tensors(x) for name, x in example_kwargs.items()})
     modes = ("eval", "train") if train else ("eval",)
     graphs = [graph_of(export(module, call, train=m == "train", function=function), m) for m in modes]
     names, tensors = tensors_of(module, graphs)
-    own = _own(tensors, call)
-    names = names.with_rows(_rows(graphs, names, own, call)) if like is None else names.laid_out_like(like)
+    own = _main_dtype(tensors, call)
+    if like is None:
+        names = names.with_row_layouts(_row_layouts(graphs, names, own, call))
+    else:
+        names = names.with_layouts_of(like)
     programs = [g.program(names, own) for g in graphs]
     arrays = {
         leaf.name: as_jax(names.to_jax(leaf, to_array(tensors[leaf.name])), leaf.name, dtype) for leaf in names.leaves
     }
-    function_ = Function(programs[0], programs[1] if train else None, pattern(call))
+    pure = Function(programs[0], programs[1] if train else None, call_pattern(call))
     variables = {"params": {}, **names.tree(arrays)}
-    return Parts(function_, variables, names, module)
+    return Parts(pure, variables, names, module)
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside of torch.compile and of data parallel wrappers."""
     if not isinstance(module, nn.Module):
-        raise ValueError(f"module: {type(module).__name__} given; the rule is a torch.nn.Module")
+        raise misuse("module", module, "a torch.nn.Module, such as one whose forward calls a function")
     while True:
         inner = getattr(module, "_orig_mod", None)  # torch.compile
         if inner is None and isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -79,10 +93,11 @@ def as_tensors(x: Any) -> Any:
 
 
 def as_arrays(x: Any) -> Any:
+    """Tensors among nested arguments as arrays."""
     return torch_pytree.tree_map(lambda leaf: to_array(leaf) if isinstance(leaf, torch.Tensor) else leaf, as_tensors(x))
 
 
-def _own(tensors: Mapping[str, torch.Tensor], call: Call) -> torch.dtype:
+def _main_dtype(tensors: Mapping[str, torch.Tensor], call: Call) -> torch.dtype:
     """The floating type that the module computes in: that of most of its parameters, or of its inputs."""
     sizes: dict[torch.dtype, int] = {}
     for x in tensors.values():
@@ -93,24 +108,25 @@ def _own(tensors: Mapping[str, torch.Tensor], call: Call) -> torch.dtype:
     return next((x.dtype for x in call.tensors if x.is_floating_point()), torch.get_default_dtype())
 
 
-def _rows(graphs: Sequence[Graph], names: NameMap, own: torch.dtype, call: Call) -> dict[str, View]:
-    """Linear weights whose input is a flattened image wherever they are used: {leaf name: that input}."""
-    found: dict[str, View | None] = {}
+def _row_layouts(graphs: Sequence[Graph], names: NameMap, own: torch.dtype, call: Call) -> dict[str, View]:
+    """The input of every linear weight whose input is a flattened image wherever it is used, by leaf name."""
+    inputs_of: dict[str, View | None] = {}
 
     def examine(program: Program) -> None:
         by_slot = {slot: spec.path for slot, spec in enumerate(program.inputs) if spec.kind == "params"}
         by_path = {leaf.path: leaf.name for leaf in names.leaves if leaf.collection == "params"}
 
         def observe(instruction: Instruction, args: list[Any]) -> None:
-            uses = [(i, by_slot[a.index]) for i, a in enumerate(instruction.args)
-                    if isinstance(a, Ref) and a.index in by_slot]  # fmt: skip
-            for position, path in uses:
-                if instruction.lowering.name != "aten.linear.default" or position != 1:
-                    continue  # a penalty on the weight, say: it sees the tensor as torch has it, wherever rows lie
-                name = by_path[path]  # type: ignore[index]
-                x = args[0] if isinstance(args[0], View) and args[0].is_merged else None
-                same = x is not None and (before := found.get(name, x)) is not None and _rows_of(before) == _rows_of(x)
-                found[name] = x if same else None
+            if instruction.lowering.name != "aten.linear.default":
+                return  # such as a penalty on the weight, which sees the tensor as torch has it, in any layout
+            weight = instruction.args[1]
+            if not isinstance(weight, Ref) or weight.index not in by_slot:
+                return
+            name = by_path[by_slot[weight.index]]  # type: ignore[index]
+            x = args[0] if isinstance(args[0], View) and args[0].is_merged else None
+            before = inputs_of.get(name, x)
+            same = x is not None and before is not None and _row_layout(before) == _row_layout(x)
+            inputs_of[name] = x if same else None
 
         shapes = {leaf.name: jax.ShapeDtypeStruct(leaf.stored_shape, _numpy_dtype(leaf.dtype)) for leaf in names.leaves}
         trees = {"params": {}, **names.tree(shapes)}
@@ -127,10 +143,10 @@ def _rows(graphs: Sequence[Graph], names: NameMap, own: torch.dtype, call: Call)
 
     for graph in graphs:
         examine(graph.program(names, own))
-    return {name: x for name, x in found.items() if x is not None}
+    return {name: x for name, x in inputs_of.items() if x is not None}
 
 
-def _rows_of(x: View) -> tuple[Any, Any]:
+def _row_layout(x: View) -> tuple[Any, Any]:
     assert x.split is not None
     return x.split[1:], x.order
 
@@ -146,14 +162,14 @@ def convert_callable(module: nn.Module, *examples: Any) -> Callable[..., Any]:
       module: the module; buffers such as class weights become part of the function.
       examples: arrays or tensors.
     """
-    parts = converted(module, tuple(examples), {}, False, None)
+    parts = convert_parts(module, tuple(examples), {}, False, None)
     leaves, structure = jax.tree.flatten(parts.variables)
-    return Held(parts.function, structure, tuple(np.asarray(x) for x in leaves))
+    return BoundFunction(parts.function, structure, tuple(np.asarray(x) for x in leaves))
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
-    """A function with the arrays it needs; compares by their entries."""
+class BoundFunction:
+    """A function together with the arrays that it needs; compares by their entries."""
 
     function: Function
     structure: Any
@@ -167,7 +183,7 @@ class Held:
         return hash(self._content)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Held) and self._content == other._content
+        return isinstance(other, BoundFunction) and self._content == other._content
 
     def __call__(self, *args: Any) -> Any:
         return self.function(jax.tree.unflatten(self.structure, self.leaves), args, {})[0]

@@ -1,4 +1,4 @@
-"""torch's loss modules as per-example losses whose weighted mean over a data set is torch's own mean over all of it."""
+"""torch's loss modules turned into per-example losses whose weighted mean over a data set is torch's mean over it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Criterion:
       function: the converted module, unreduced where it can be: ``function(outputs, labels)``.
       kind: "entries": its values are the losses, shape (B, ...). "classes": they are losses times the weight of the
         target class, and torch's mean divides by the sum of these weights; ``(losses, weights)`` is returned.
-        "examples": they are summed over all axes but the first. "coupled": a scalar for the batch as a whole.
+        "examples": they are summed over all axes but the first. "coupled": one scalar for all examples of a batch.
       weight: weights of the classes, or None, for kind "classes".
       ignore_index: the label without a loss, for kind "classes".
     """
@@ -75,7 +75,7 @@ def criterion_of(
       loss_module: the module; ``module(outputs, labels)``. It is not changed.
       convert_callable: ``(module, example_outputs, example_labels) -> f(outputs, labels)``, the conversion of a module
         with these two inputs.
-      example_outputs: what the net returns for a batch: a tensor or nested tensors with leading axis B.
+      example_outputs: the net's outputs for a batch: a tensor or nested tensors with leading axis B.
       example_labels: the labels of this batch, likewise.
 
     Returns:
@@ -109,50 +109,56 @@ def _check(module: nn.Module) -> None:
     reduction = getattr(module, "reduction", None)
     if reduction == "sum":
         raise ValueError(
-            f'{name} has reduction="sum", whose value would depend on the size of the data set; use reduction="mean"'
+            f'criterion: {name} with reduction="sum" given, whose value would depend on the size of the data set; use '
+            'reduction="mean"'
         )
     allowed = ("mean", "none", "batchmean") if isinstance(module, nn.KLDivLoss) else ("mean", "none")
     if reduction is not None and reduction not in allowed:
-        raise ValueError(f"{name} has reduction={reduction!r}, which is not one of {allowed}")
-    needed = [
+        raise ValueError(
+            f"criterion: {name} with reduction={reduction!r} given; it must be one of {', '.join(map(repr, allowed))}"
+        )
+    required = [
         p.name
         for p in inspect.signature(module.forward).parameters.values()
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-    if len(needed) > 2:
+    if len(required) > 2:
         raise ValueError(
-            f"{name} takes {', '.join(needed)}, but a criterion is called with (outputs, labels); write a module whose "
-            "forward(outputs, labels) passes these on"
+            f"criterion: {name} takes {', '.join(required)}, but a criterion is called with (outputs, labels); write a "
+            "module whose forward(outputs, labels) passes these on"
         )
     trained = [n for n, p in module.named_parameters() if p.requires_grad]
     if trained:
         raise ValueError(
-            f"{name} has weights of its own to train ({', '.join(trained)}), which the landscape would leave out; make "
-            "them part of the net, or freeze them by requires_grad_(False)"
+            f"criterion: {name} has weights of its own to train ({', '.join(trained)}), which the landscape would "
+            "leave out; make them part of the net, or freeze them by requires_grad_(False)"
         )
 
 
 def _kind(module: nn.Module, unreduced: nn.Module, outputs: Any, labels: Any) -> Kind:
+    name = f"criterion: {type(module).__name__}"
     reduction = getattr(module, "reduction", None)
-    if _is_own(module):
+    if _is_from_torch(module):
         if reduction == "batchmean":
             return "examples"
         return "classes" if isinstance(module, nn.CrossEntropyLoss | nn.NLLLoss) and reduction == "mean" else "entries"
     losses = unreduced(outputs, labels)
     if not isinstance(losses, torch.Tensor):
-        raise ValueError(f"{type(module).__name__} returns {type(losses).__name__}, but a loss is one tensor")
+        raise ValueError(
+            f"{name} returns {type(losses).__name__}; it must return one tensor, such as the sum of several"
+        )
     if losses.ndim == 0:
         return "coupled"
     size = _batch_size(labels if _batch_size(labels) is not None else outputs)
     if losses.shape[0] != size:
         raise ValueError(
-            f"{type(module).__name__} returns shape {tuple(losses.shape)} for a batch of {size}, but a loss is a "
-            "scalar or has the batch as its leading axis"
+            f"{name} returns shape {tuple(losses.shape)} for a batch of {size}; it must return a scalar, or a tensor "
+            "with the examples as its leading axis"
         )
     if size == 1:
         raise ValueError(
-            f"the example for {type(module).__name__} is a batch of 1, which does not show whether its losses depend "
-            "on each other; give at least 2 examples"
+            f"{name} was run on a batch of 1, which does not show whether its losses depend on each other; give at "
+            "least 2 examples"
         )
     independent = _is_local(unreduced, losses, outputs, labels) and all(
         _mean_is_of_entries(module, unreduced, outputs, varied) for varied in _variants(module, labels)
@@ -160,17 +166,17 @@ def _kind(module: nn.Module, unreduced: nn.Module, outputs: Any, labels: Any) ->
     return "entries" if independent else "coupled"
 
 
-def is_separate(module: nn.Module) -> bool:
-    """Whether a module is expected to give one loss per example: all that have a reduction, and torch's own do.
+def is_per_example(module: nn.Module) -> bool:
+    """Whether a module should give one loss per example: torch's own do, and all that have a ``reduction``.
 
     Raises:
-      ValueError: as ``criterion_of``, for what can be told without an example.
+      ValueError: as ``criterion_of``, where the module alone shows the mistake.
     """
     _check(module)
-    return hasattr(module, "reduction") or _is_own(module)
+    return hasattr(module, "reduction") or _is_from_torch(module)
 
 
-def _is_own(module: nn.Module) -> bool:
+def _is_from_torch(module: nn.Module) -> bool:
     """Whether a module is torch's, or differs by nothing that computes; one with parameters counts as foreign."""
     return not list(module.parameters()) and any(
         base.__module__ == "torch.nn.modules.loss" and type(module).forward is vars(base)["forward"]
@@ -185,7 +191,10 @@ def _batch_size(value: Any) -> int | None:
 
 
 def _variants(module: nn.Module, labels: Any) -> Iterator[Any]:
-    """The labels, and with the first one ignored or of another class: means may weight by class or leave out some."""
+    """The labels, once as they are and then with the first one ignored or of another class.
+
+    A mean that weights by class, or leaves some labels out, shows itself on one of them.
+    """
     yield labels
     if isinstance(labels, torch.Tensor) and labels.ndim > 0 and not labels.is_floating_point():
         for value in (getattr(module, "ignore_index", None), 1):
@@ -207,15 +216,15 @@ def _mean_is_of_entries(module: nn.Module, unreduced: nn.Module, outputs: Any, l
 
 
 def _is_local(unreduced: nn.Module, losses: torch.Tensor, outputs: Any, labels: Any) -> bool:
-    """Whether the first example's loss stays when it is alone."""
+    """Whether the loss of the first example is the same in a batch of its own."""
     size = losses.shape[0]
 
-    def first(value: Any) -> Any:
+    def take_first(value: Any) -> Any:
         return value[:1] if isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == size else value
 
     try:
-        alone = unreduced(pytree.tree_map(first, outputs), pytree.tree_map(first, labels))
-    except (RuntimeError, ValueError, IndexError):  # it cannot be had alone
+        alone = unreduced(pytree.tree_map(take_first, outputs), pytree.tree_map(take_first, labels))
+    except (RuntimeError, ValueError, IndexError):  # it takes no batch of one
         return False
     return alone.shape == losses[:1].shape and torch.allclose(alone, losses[:1], rtol=1e-4, atol=1e-7)
 
@@ -227,7 +236,7 @@ def _class_weights(module: nn.CrossEntropyLoss | nn.NLLLoss, soft: bool) -> tupl
     smoothing = getattr(module, "label_smoothing", 0.0)
     if smoothing > 0 and 0.0 in weight and not soft:
         raise ValueError(
-            f"{type(module).__name__} has label_smoothing={smoothing} and a class of weight 0: the smoothing of its "
-            "examples counts, but they do not count in torch's mean; give the class a small positive weight"
+            f"criterion: {type(module).__name__} has label_smoothing={smoothing} and a class of weight 0, whose "
+            "examples count in the smoothing but not in torch's mean; give the class a small positive weight"
         )
     return weight

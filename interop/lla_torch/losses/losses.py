@@ -1,4 +1,4 @@
-"""The ``lla_jax.Loss`` of a converted network: its function, and criteria written in JAX or in torch."""
+"""The functions that make up the ``lla_jax.Loss`` of a converted network, with criteria written in JAX or in torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lla_torch.conversion.function import Function, arguments
-from lla_torch.losses.criteria import Criterion, criterion_of, is_separate
+from lla_torch.losses.criteria import Criterion, criterion_of, is_per_example
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class Apply:
         program, noisy = self.function.train, self.function.noisy_in_train
         if (train or noisy) and program is not None and program.mutates:
             raise ValueError(
-                "the loss has a key, so the network is run one example at a time, and batch statistics (train=True) "
-                'need the whole batch. Use batch_stats="frozen", or build the loss without key'
+                "key: a loss with a key runs the network on one example at a time, and batch statistics (train=True) "
+                'need all examples of the batch; use batch_stats="frozen", or build the loss without key'
             )
 
-        def one(args: Any, kwargs: Any, key: Any) -> Any:
-            batched = jax.tree.map(lambda x: x[None], (args, kwargs))
-            outputs, _ = self.function(variables, *batched, train=noisy, key=key)
+        def run_example(args: Any, kwargs: Any, key: Any) -> Any:
+            batch_of_one = jax.tree.map(lambda x: x[None], (args, kwargs))
+            outputs, _ = self.function(variables, *batch_of_one, train=noisy, key=key)
             return jax.tree.map(lambda x: x[0], outputs)
 
-        return jax.vmap(one)(args, kwargs, keys), state
+        return jax.vmap(run_example)(args, kwargs, keys), state
 
 
 @dataclass(frozen=True)
 class OnLabels:
-    """A criterion of (outputs, labels) as ``Loss.criterion`` wants it, of (outputs, batch)."""
+    """A criterion of (outputs, labels) turned into one of (outputs, batch), as ``Loss.criterion`` is called."""
 
     criterion: Callable[[Any, Any], Any]
     labels: Callable[[Any], Any] | None = None
@@ -56,7 +56,8 @@ class OnLabels:
             return self.criterion(outputs, self.labels(batch))
         if not isinstance(batch, tuple | list) or len(batch) < 2:
             raise ValueError(
-                "labels=None, but the batch is not (inputs, labels); pass labels=lambda batch: ... (and inputs=)"
+                "labels: None given, but the batch is not (inputs, labels); pass labels=lambda batch: ... and "
+                "inputs=lambda batch: ..."
             )
         return self.criterion(outputs, batch[1] if len(batch) == 2 else tuple(batch[1:]))
 
@@ -69,18 +70,18 @@ class Step:
 
     def __call__(self, params: Any, state: Any, batch: Any, train: bool, keys: Any = None) -> tuple[Any, Any]:
         if keys is not None:
-            return Apply(self.function, _whole)(params, state, batch, train, keys)
+            return Apply(self.function, _as_inputs)(params, state, batch, train, keys)
         key = jax.random.wrap_key_data(state["key"]) if "key" in (state or {}) else None
         outputs, new = self.function({"params": params, **(state or {})}, (batch,), {}, train=train, key=key)
         return outputs, (new if train and state else state)
 
 
-def _whole(batch: Any) -> tuple[Any]:
+def _as_inputs(batch: Any) -> tuple[Any]:
     return (batch,)
 
 
-def outputs_of(outputs: Any, batch: Any) -> Any:
-    """The criterion of a ``Step``, whose outputs are the losses."""
+def losses_of_step(outputs: Any, batch: Any) -> Any:
+    """The criterion of a ``Step``: the outputs, which are the losses already."""
     return outputs
 
 
@@ -88,11 +89,11 @@ def outputs_of(outputs: Any, batch: Any) -> Any:
 class TorchCriterion:
     """A torch loss module as a criterion of (outputs, labels); compares by the module's settings and buffers.
 
-    It is converted when the first outputs are seen, since their shapes and types decide what it computes.
+    It is converted when it is first called, since the shapes and types of the outputs decide what it computes.
 
     Args:
       module: the loss module.
-      per_example: whether one loss per example is wanted.
+      per_example: whether it shall return one loss per example.
       convert: ``(module, outputs, labels) -> f(outputs, labels)``.
     """
 
@@ -101,18 +102,19 @@ class TorchCriterion:
     convert: Callable[..., Callable[..., Any]]
 
     @functools.cached_property
-    def _converted(self) -> dict[Any, Criterion]:
+    def _criteria(self) -> dict[Any, Criterion]:
+        """The converted module, by structure, shapes and types of its arguments."""
         return {}
 
     @functools.cached_property
     def _content(self) -> tuple[Any, ...]:
         simple = bool | int | float | str | None
         settings = {name: x for name, x in vars(self.module).items() if not name.startswith("_")}
-        named = [*self.module.named_parameters(), *self.module.named_buffers()]
-        own = type(self.module).__module__ == "torch.nn.modules.loss"
-        if not own or not all(isinstance(x, simple) for x in settings.values()):
+        named_tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
+        from_torch = type(self.module).__module__ == "torch.nn.modules.loss"
+        if not from_torch or not all(isinstance(x, simple) for x in settings.values()):
             return (id(self.module), self.per_example)
-        tensors = tuple((name, x.detach().cpu().numpy().tobytes()) for name, x in named)
+        tensors = tuple((name, x.detach().cpu().numpy().tobytes()) for name, x in named_tensors)
         return (type(self.module), tuple(sorted((n, repr(x)) for n, x in settings.items())), tensors, self.per_example)
 
     def __hash__(self) -> int:
@@ -124,29 +126,29 @@ class TorchCriterion:
     def __call__(self, outputs: Any, labels: Any) -> Any:
         leaves, structure = jax.tree.flatten((outputs, labels))
         kinds = (structure, tuple((x.shape[1:], x.dtype.name) for x in leaves))
-        if kinds not in self._converted:
+        if kinds not in self._criteria:
             with jax.ensure_compile_time_eval():
-                examples = jax.tree.map(_example, (outputs, labels))
-                found, separate = criterion_of(self.module, self.convert, *examples)
-            if separate != self.per_example:
+                examples = jax.tree.map(_example_tensor, (outputs, labels))
+                criterion, per_example = criterion_of(self.module, self.convert, *examples)
+            if per_example != self.per_example:
                 raise ValueError(
-                    f"per_example={self.per_example}, but {type(self.module).__name__} gives "
-                    f"{'one loss per example' if separate else 'one number for the whole batch'}; pass per_example="
-                    f"{separate} to net.loss"
+                    f"per_example: {self.per_example} given, but {type(self.module).__name__} returns "
+                    f"{'one loss per example' if per_example else 'one number for all examples of a batch'}; pass "
+                    f"per_example={per_example} to net.loss"
                 )
-            self._converted[kinds] = found
-        return self._converted[kinds](outputs, labels)
+            self._criteria[kinds] = criterion
+        return self._criteria[kinds](outputs, labels)
 
 
-def _example(x: Any) -> torch.Tensor:
-    """A tensor of the kind: random numbers, or label 0."""
+def _example_tensor(x: Any) -> torch.Tensor:
+    """A tensor of the shape and type of an array, with random numbers or the label 0."""
     rows = (max(2, x.shape[0]), *x.shape[1:])
     if not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
         return torch.zeros(rows, dtype=torch.bool if x.dtype == bool else torch.int64)
-    drawn = np.random.default_rng(0).random(rows)
-    return torch.tensor(drawn).to(getattr(torch, x.dtype.name))
+    numbers = np.random.default_rng(0).random(rows)
+    return torch.tensor(numbers).to(getattr(torch, x.dtype.name))
 
 
 def torch_criterion(module: nn.Module, per_example: bool | None, convert: Callable[..., Any]) -> TorchCriterion:
-    """The criterion of a loss module; ``per_example`` None: as far as it can be told before seeing outputs."""
-    return TorchCriterion(module, is_separate(module) if per_example is None else per_example, convert)
+    """The criterion of a loss module; with ``per_example=None`` the module alone decides, before outputs are seen."""
+    return TorchCriterion(module, is_per_example(module) if per_example is None else per_example, convert)

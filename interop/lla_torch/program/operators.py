@@ -1,4 +1,4 @@
-"""The table of ATen operators: which JAX function computes which operator, and how to add one."""
+"""The table of ATen operators, with the JAX function that computes each, and the decorator that adds to it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Layout = Literal["logical", "pointwise", "views"]
 
 @dataclass(frozen=True)
 class Lowering:
-    """How one ATen operator is computed.
+    """The JAX function that computes an ATen operator.
 
     Args:
       name: the operator with its overload, such as "aten.relu.default".
       function: called with the operator's arguments in the order and by the names of ATen's schema.
-      layout: "logical": tensors arrive as arrays in torch's order of axes. "pointwise": the same, but entry by entry
-        with broadcasting, so that any common order does. "views": tensors arrive as ``views.View``, and the function
-        returns such (or arrays).
+      layout: "logical": tensors arrive as arrays in torch's order of axes. "pointwise": they arrive as arrays in any
+        common order, which is enough for functions that work entry by entry with broadcasting. "views": they arrive as
+        ``views.View``, and the function returns views or arrays.
       random: whether it draws random numbers, through the keyword argument ``draw``.
       subject: name of the Python module that registered it, for the table in the docs.
     """
@@ -50,7 +50,7 @@ def full_name(op: Any) -> str:
 
 
 def lowering(op: Any, *ops: Any, layout: Layout = "logical", random: bool = False) -> Callable[..., Any]:
-    """A decorator that says how an ATen (or custom) operator is computed in JAX.
+    """A decorator that registers the JAX function of an ATen (or custom) operator.
 
         @lla_torch.lowering("aten.erfinv.default")
         def erfinv(x):
@@ -59,10 +59,10 @@ def lowering(op: Any, *ops: Any, layout: Layout = "logical", random: bool = Fals
     Args:
       op: the operator: ``torch.ops.aten.erfinv.default``, "aten.erfinv.default", "aten::erfinv" or "mylib::op".
       ops: further operators that the same function computes.
-      layout: how tensors arrive. "logical": as jax arrays in torch's order of axes. "pointwise": as jax arrays in any
-        common order, for what works entry by entry with broadcasting. "views": as ``lla_torch.program.views.View``.
+      layout: the form of tensors. "logical": jax arrays in torch's order of axes. "pointwise": jax arrays in any common
+        order, for functions that work entry by entry with broadcasting. "views": ``lla_torch.program.views.View``.
       random: the function is passed ``draw``; ``draw(sampler)`` gives ``sampler(key)`` with a key of its own, or the
-        recorded draw where one is replayed; ``draw(sampler, optional=True)`` gives None where there is neither.
+        recorded draw in a replay; ``draw(sampler, optional=True)`` gives None where there is neither.
 
     Returns:
       The decorator; it returns the function unchanged. Types (``dtype=``) arrive as numpy dtypes, sizes as Python ints;

@@ -1,4 +1,4 @@
-"""The supported operators as a page: ``python -m lla_torch.program.page > docs/operators.md``."""
+"""The page of supported operators: ``python -m lla_torch.program.page > docs/operators.md`` writes it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ SUBJECTS = {
 INTRODUCTION = """# Supported PyTorch operators
 
 `lla_torch` converts a module by `torch.export`, which reduces it to the operators of ATen; these are the ones it knows
-(`python -m lla_torch.program.page > docs/operators.md` makes this page, and a test keeps it true). Most of what is not
-listed is decomposed into these by torch before. What is left over is refused at conversion, with the module and the
-source line, and can be added:
+(`python -m lla_torch.program.page > docs/operators.md` writes this page, and a test keeps it true). Most other
+operators are decomposed into these by torch before. The rest is refused at conversion, with the module and the source
+line, and can be added:
 
 ```python
 @lla_torch.lowering("aten.erfinv.default")
@@ -51,10 +51,10 @@ def erfinv(x):
 def page() -> str:
     """The page as Markdown."""
     subjects: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for name, found in TABLE.items():
-        module = found.subject.rsplit(".", 1)[-1]
-        if module not in SUBJECTS and found.subject.startswith(OPS):
-            raise ValueError(f"{found.subject}: has no title; the rule is one in SUBJECTS for every module of {OPS}")
+    for name, entry in TABLE.items():
+        module = entry.subject.rsplit(".", 1)[-1]
+        if module not in SUBJECTS and entry.subject.startswith(OPS):
+            raise ValueError(f"{entry.subject}: it has no title for the page; add one to SUBJECTS")
         namespace, op, overload = name.split(".")
         subject = module if module in SUBJECTS else GRAPH
         subjects[subject][op if namespace == "aten" else f"{namespace}.{op}"].append(overload)

@@ -1,4 +1,4 @@
-"""A converted graph and its interpreter: a pure function of arrays that compares by value. Knows nothing of torch."""
+"""A converted graph and its interpreter: a pure function of arrays that compares by value and uses no torch."""
 
 from __future__ import annotations
 
@@ -40,8 +40,16 @@ class DType:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One operator applied: values of ``args`` into slot ``out``; ``dtypes`` of its result or results (None: no
-    tensor). ``where`` (module and source line) is for messages and is no part of the value."""
+    """One application of an operator.
+
+    Args:
+      lowering: the operator.
+      args: its arguments: values, or a ``Ref`` or ``DType`` in their place.
+      kwargs: its arguments by name, likewise.
+      out: the slot of its result.
+      dtypes: the type of its result, or of each of its results; None where that is no tensor.
+      where: module and source line, for messages; no part of the value.
+    """
 
     lowering: Lowering
     args: tuple[Any, ...]
@@ -53,8 +61,17 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Input:
-    """What fills a slot before the run: ``kind`` "params", "state" or "input", and the path or number within. An input
-    has the ``shape`` of the export, with None for axes of any length."""
+    """The content of a slot before the first instruction.
+
+    Args:
+      kind: "params", "state" or "input".
+      path: path in the tree of parameters or of the state; number of the input.
+      order: see ``views.View``.
+      split: see ``views.View``.
+      merged: see ``views.View``.
+      dtype: type of the entries; None for an input that is no tensor.
+      shape: the shape at conversion, with None for axes of any length.
+    """
 
     kind: str
     path: tuple[str, ...] | int
@@ -70,15 +87,15 @@ class Program:
     """A graph as a value: two conversions of one architecture are equal, so the second one compiles nothing.
 
     Args:
-      inputs: what fills the first slots.
+      inputs: the content of the first slots.
       instructions: in order of execution.
-      outputs: what the module returned, nested as ``structure`` says.
+      outputs: the values that the module returned, nested as ``structure`` says.
       updates: (path of the state, slot) of every buffer that the module writes.
       own: the dtype of the weights at export.
-      structure: a function-free description of the output's nesting, see ``unflatten``.
-      num_slots: slots in all.
-      guards: what the inputs' shapes ``s`` must fulfil, as Python expressions such as "s[0][0] > 3": the module takes
-        another path where they do not.
+      structure: the nesting of the outputs as plain data, see ``unflatten``.
+      num_slots: number of slots.
+      guards: conditions on the inputs' shapes ``s``, as Python expressions such as "s[0][0] > 3": the module takes
+        another path where they do not hold.
     """
 
     inputs: tuple[Input, ...]
@@ -123,27 +140,28 @@ class Program:
         draws: Sequence[Any] | None = None,
         observe: Callable[[Instruction, list[Any]], None] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
-        """(outputs, new state). See ``Net.apply`` for ``key`` and ``draws``; ``observe`` sees every instruction."""
+        """(outputs, new state). See ``Net.apply`` for ``key`` and ``draws``; ``observe`` is called with every
+        instruction and its arguments."""
         own = self._own(params)
         noise = Noise(key, draws)
         slots: list[Any] = [None] * self.num_slots
         for slot, spec in enumerate(self.inputs):
-            slots[slot] = _fill(spec, {"params": params, "state": state}, inputs, own)
+            slots[slot] = _fill_slot(spec, {"params": params, "state": state}, inputs, own)
         self._check_guards(inputs)
         for instruction in self.instructions:
-            args = [_read(a, slots, own) for a in instruction.args]
+            args = [_read_argument(a, slots, own) for a in instruction.args]
             if observe is not None:
                 observe(instruction, args)
-            kwargs = {name: _read(a, slots, own) for name, a in instruction.kwargs}
-            slots[instruction.out] = _run(instruction, args, kwargs, noise, own)
+            kwargs = {name: _read_argument(a, slots, own) for name, a in instruction.kwargs}
+            slots[instruction.out] = run_instruction(instruction, args, kwargs, noise, own)
         noise.finish()
-        outputs = unflatten(self.structure, [_logical(_read(o, slots, own)) for o in self.outputs])
-        updates = {path: _logical(slots[ref.index]) for path, ref in self.updates}
-        return outputs, _updated(state, updates, ())
+        outputs = unflatten(self.structure, [_to_logical(_read_argument(o, slots, own)) for o in self.outputs])
+        updates = {path: _to_logical(slots[ref.index]) for path, ref in self.updates}
+        return outputs, _update(state, updates, ())
 
     @property
     def mutates(self) -> bool:
-        """Whether a run changes the state."""
+        """Whether a call changes the state."""
         return bool(self.updates)
 
     @property
@@ -154,46 +172,47 @@ class Program:
     def _check_guards(self, inputs: Sequence[Any]) -> None:
         shapes = [np.shape(x) for x in inputs]
         for guard in self.guards:
-            if not eval(
-                guard, {"__builtins__": {}, "math": math, "max": max, "min": min}, {"s": shapes}
-            ):  # written by torch.export
+            # the expressions are those of torch.export
+            if not eval(guard, {"__builtins__": {}, "math": math, "max": max, "min": min}, {"s": shapes}):
                 raise ValueError(
-                    f"inputs: of shapes {shapes}, for which the module takes another path than at conversion (it needs "
-                    f"{guard}, with s the shapes); convert it with example inputs of this batch size"
+                    f"inputs: shapes {shapes} given, for which the module takes another path than at conversion; they "
+                    f"must fulfil {guard}, with s the shapes, or convert it with example inputs of this batch size"
                 )
 
     def _own(self, params: Mapping[str, Any]) -> np.dtype:
-        found = [
-            at(params, spec.path).dtype  # type: ignore[arg-type]
+        """The dtype of the weights at hand; of those at export where there are no weights."""
+        dtypes = [
+            leaf_at(params, spec.path).dtype  # type: ignore[arg-type]
             for spec in self.inputs
             if spec.kind == "params" and spec.dtype is not None and spec.dtype.own
         ]
-        return (
-            np.dtype(jnp.result_type(*map(jax.dtypes.canonicalize_dtype, found)))
-            if found
-            else DType(self.own.name).resolve(None)
-        )
+        if not dtypes:
+            return DType(self.own.name).resolve(None)
+        return np.dtype(jnp.result_type(*map(jax.dtypes.canonicalize_dtype, dtypes)))
 
 
 class Noise:
-    """Where random numbers come from: a key, or draws recorded before, in the order of the instructions."""
+    """The source of random numbers: a key, or recorded draws in the order of the instructions."""
 
     def __init__(self, key: Any, draws: Sequence[Any] | None):
         if key is not None and draws is not None:
-            raise ValueError("key and draws are both given; pass a key for new random numbers or draws to replay")
+            raise ValueError("key: given together with draws; pass a key for new random numbers, or draws to replay")
         self.key, self.draws, self.used = key, draws, 0
 
     def draw(self, sampler: Callable[[Any], Any], *, optional: bool = False) -> Any:
-        """A draw of ``sampler``, which takes a key; None if it is optional and there is nothing to draw from."""
+        """A draw of ``sampler``, which takes a key; None if it is optional and there is neither a key nor draws."""
         number, self.used = self.used, self.used + 1
         if self.draws is not None:
             if number >= len(self.draws):
-                raise ValueError(f"draws: {len(self.draws)} are given, but the module draws more; record them anew")
+                raise ValueError(
+                    f"draws: {len(self.draws)} given, but the module draws more; use lla_torch.record to record them "
+                    "again"
+                )
             expected, recorded = jax.eval_shape(sampler, jax.random.key(0)), jnp.asarray(self.draws[number])
             if recorded.shape != expected.shape:
                 raise ValueError(
-                    f"draws[{number}] has shape {recorded.shape}, but the module draws {expected.shape} here; record "
-                    "them with inputs of the same shape"
+                    f"draws[{number}]: shape {recorded.shape} given; it must be {expected.shape}, as the module draws "
+                    "here; use lla_torch.record with inputs of the same shape"
                 )
             return recorded.astype(expected.dtype)
         if self.key is not None:
@@ -201,17 +220,20 @@ class Noise:
         if optional:
             return None
         raise ValueError(
-            "the module draws random numbers (sampling or noise in its forward), but neither key nor draws is given. "
-            "Pass key=jax.random.key(0), or draws=lla_torch.record(module, *inputs)[1] to replay torch's."
+            "key: None given, but the module draws random numbers; pass key=jax.random.key(0), or "
+            "draws=lla_torch.record(module, *inputs)[1] to replay torch's"
         )
 
     def finish(self) -> None:
-        """Raises if draws are left over."""
+        """Raises a ValueError if not all draws were used."""
         if self.draws is not None and self.used != len(self.draws):
-            raise ValueError(f"draws: {len(self.draws)} are given, but the module draws {self.used}; record them anew")
+            raise ValueError(
+                f"draws: {len(self.draws)} given, but the module draws {self.used}; use lla_torch.record to record "
+                "them again"
+            )
 
 
-def _fill(spec: Input, trees: Mapping[str, Any], inputs: Sequence[Any], own: np.dtype) -> Any:
+def _fill_slot(spec: Input, trees: Mapping[str, Any], inputs: Sequence[Any], own: np.dtype) -> Any:
     if spec.kind == "input":
         assert isinstance(spec.path, int)
         value = inputs[spec.path]
@@ -219,46 +241,51 @@ def _fill(spec: Input, trees: Mapping[str, Any], inputs: Sequence[Any], own: np.
             return value
         array = jnp.asarray(value)
         _check_shape(spec, array.shape)
-        return plain(_of_kind(array, spec, own))
+        return plain(_cast_input(array, spec, own))
     assert isinstance(spec.path, tuple)
-    array = jnp.asarray(at(trees[spec.kind], spec.path))
+    array = jnp.asarray(leaf_at(trees[spec.kind], spec.path))
     if array.shape != spec.shape:
         raise ValueError(
-            f"variables: {'/'.join(spec.path)} has shape {array.shape}; the rule is {spec.shape}, as in net.variables"
+            f"variables: {'/'.join(spec.path)} has shape {array.shape}; it must be {spec.shape}; pass a tree like "
+            "net.variables"
         )
     return plain(array) if spec.order is None else View(array, spec.order, spec.split, spec.merged)
 
 
-def _of_kind(array: Any, spec: Input, own: np.dtype) -> Any:
-    """The array in the module's own precision; integers where it takes floats are cast, other kinds are refused."""
+def _cast_input(array: Any, spec: Input, own: np.dtype) -> Any:
+    """The array in the module's own precision; integers in place of floats are cast, other kinds are refused."""
     assert spec.dtype is not None
-    wanted = spec.dtype.resolve(own)
-    kinds = [next(k for k in KINDS if jnp.issubdtype(d, KINDS[k])) for d in (array.dtype, wanted)]
-    if kinds[0] != kinds[1] and kinds != ["integer", "floating"]:
+    expected = spec.dtype.resolve(own)
+    given_kind, kind = (next(k for k in KINDS if jnp.issubdtype(d, KINDS[k])) for d in (array.dtype, expected))
+    if given_kind != kind and (given_kind, kind) != ("integer", "floating"):
         raise ValueError(
-            f"inputs: tensor number {spec.path} is {array.dtype}; the module was converted for {wanted}. Pass it so"
+            f"inputs: tensor number {spec.path} is {array.dtype}, but the module was converted for {expected}; cast it "
+            "by .astype"
         )
-    return array.astype(wanted) if kinds[1] == "floating" and (spec.dtype.own or kinds[0] == "integer") else array
+    return array.astype(expected) if kind == "floating" and (spec.dtype.own or given_kind == "integer") else array
 
 
 KINDS = {
-    "bool": jnp.bool_, "integer": jnp.integer, "floating": jnp.floating, "complex": jnp.complexfloating
-}  # fmt: skip
+    "bool": jnp.bool_,
+    "integer": jnp.integer,
+    "floating": jnp.floating,
+    "complex": jnp.complexfloating,
+}
 
 
 def _check_shape(spec: Input, shape: tuple[int, ...]) -> None:
-    wanted = spec.shape
-    if wanted is None or (len(shape) == len(wanted) and all(w in (None, n) for n, w in zip(shape, wanted))):
+    expected = spec.shape
+    if expected is None or (len(shape) == len(expected) and all(m in (None, n) for n, m in zip(shape, expected))):
         return
-    rule = ", ".join("any" if w is None else str(w) for w in wanted)
+    rule = ", ".join("any" if n is None else str(n) for n in expected)
     raise ValueError(
-        f"inputs: tensor number {spec.path} has shape {shape}; the module was converted for ({rule}), in torch's order "
-        "of axes (N, C, H, W for images). Pass it so, or convert the module for this shape. A leading axis is fixed "
-        "where the forward pass takes its length as a number, by len(x) or int(x.shape[0]); x.shape[0] leaves it open"
+        f"inputs: tensor number {spec.path} has shape {shape}; it must be ({rule}), as at conversion, in torch's order "
+        "of axes (N, C, H, W for images), or convert the module for this shape. A leading axis is fixed where the "
+        "forward pass takes its length as a number, by len(x) or int(x.shape[0]); x.shape[0] leaves it open"
     )
 
 
-def at(tree: Any, path: tuple[str, ...]) -> Any:
+def leaf_at(tree: Any, path: tuple[str, ...]) -> Any:
     """The leaf of nested dicts at a path."""
     for name in path:
         if not isinstance(tree, Mapping) or name not in tree:
@@ -267,31 +294,34 @@ def at(tree: Any, path: tuple[str, ...]) -> Any:
     return tree
 
 
-def _updated(tree: Any, updates: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:
+def _update(tree: Any, updates: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:
     if not isinstance(tree, Mapping):
         return updates[path].astype(jnp.result_type(tree)) if path in updates else tree
-    return {name: _updated(child, updates, (*path, name)) for name, child in tree.items()}
+    return {name: _update(child, updates, (*path, name)) for name, child in tree.items()}
 
 
-def _read(arg: Any, slots: list[Any], own: np.dtype) -> Any:
+def _read_argument(arg: Any, slots: list[Any], own: np.dtype) -> Any:
     if isinstance(arg, Ref):
         return slots[arg.index]
     if isinstance(arg, DType):
         return arg.resolve(own)
     if isinstance(arg, tuple):
-        return tuple(_read(a, slots, own) for a in arg)
+        return tuple(_read_argument(a, slots, own) for a in arg)
     return arg
 
 
-def _logical(value: Any) -> Any:
+def _to_logical(value: Any) -> Any:
     if isinstance(value, View):
         return value.logical()
     if isinstance(value, tuple):
-        return tuple(_logical(v) for v in value)
+        return tuple(_to_logical(v) for v in value)
     return value
 
 
-def _run(instruction: Instruction, args: list[Any], kwargs: dict[str, Any], noise: Noise, own: np.dtype) -> Any:
+def run_instruction(
+    instruction: Instruction, args: list[Any], kwargs: dict[str, Any], noise: Noise, own: np.dtype
+) -> Any:
+    """The result of one instruction, as views; an error in it names the operator and the source line."""
     lowering = instruction.lowering
     if lowering.random:
         kwargs["draw"] = noise.draw
@@ -299,36 +329,36 @@ def _run(instruction: Instruction, args: list[Any], kwargs: dict[str, Any], nois
         if lowering.layout == "views":
             result = lowering.function(*args, **kwargs)
         elif lowering.layout == "pointwise":
-            arrays, lead = aligned(args)
-            named, kwargs_lead = aligned(list(kwargs.values()))
-            if kwargs_lead is not None:  # tensors by name are rare: no common order is looked for
-                arrays, lead = [_logical(a) for a in args], None
-                named = [_logical(v) for v in kwargs.values()]
+            arrays, layout = aligned(args)
+            named, layout_of_named = aligned(list(kwargs.values()))
+            if layout_of_named is not None:  # tensors by name are rare, so torch's own order will do
+                arrays, layout = [_to_logical(a) for a in args], None
+                named = [_to_logical(v) for v in kwargs.values()]
             result = lowering.function(*arrays, **dict(zip(kwargs, named, strict=True)))
-            if lead is not None:
-                result = _wrapped(result, lead)
+            if layout is not None:
+                result = _wrap(result, layout)
         else:
             result = lowering.function(
-                *(_logical(a) for a in args), **{name: _logical(v) for name, v in kwargs.items()}
+                *(_to_logical(a) for a in args), **{name: _to_logical(v) for name, v in kwargs.items()}
             )
     except Exception as error:
         error.add_note(f"in {lowering.name}{', ' + instruction.where if instruction.where else ''}")
         raise
-    return _typed(result, instruction.dtypes, own)
+    return _cast_result(result, instruction.dtypes, own)
 
 
-def _wrapped(result: Any, lead: View) -> Any:
+def _wrap(result: Any, layout: View) -> Any:
     if isinstance(result, tuple):
-        return tuple(_wrapped(r, lead) for r in result)
-    if not lead.is_merged:
-        return View(result, lead.order)
-    return lead.with_array(result)
+        return tuple(_wrap(r, layout) for r in result)
+    if not layout.is_merged:
+        return View(result, layout.order)
+    return layout.with_array(result)
 
 
-def _typed(result: Any, dtypes: tuple[DType | None, ...], own: np.dtype) -> Any:
-    """The result as views, in the types that torch has: Python scalars promote otherwise here and there."""
+def _cast_result(result: Any, dtypes: tuple[DType | None, ...], own: np.dtype) -> Any:
+    """The result as views, in the types that torch has: jax promotes Python scalars otherwise in places."""
     if isinstance(result, tuple | list):
-        return tuple(_typed(r, (d,), own) for r, d in zip(result, (*dtypes, *[None] * len(result))))
+        return tuple(_cast_result(r, (d,), own) for r, d in zip(result, (*dtypes, *[None] * len(result))))
     if dtypes[:1] in ((), (None,)) or result is None:
         return as_view(result) if isinstance(result, jax.Array | np.ndarray) else result
     view = as_view(result)

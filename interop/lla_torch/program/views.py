@@ -1,8 +1,8 @@
-"""A tensor as torch sees it, over an array in whatever order of axes is fast: torch's transposes cost nothing here.
+"""Views: tensors with torch's order of axes over arrays in the order that is fast, so that transposes cost nothing.
 
-torch computes images as (N, C, H, W) and keeps matrices as (out, in); XLA and Flax want (N, H, W, C) and (in, out). An
-array that stays in one order and a note of how torch's axes lie in it let a whole network run in the fast order, with
-a transpose only where an operation really needs torch's own.
+torch computes images as (N, C, H, W) and keeps matrices as (out, in); XLA and Flax use (N, H, W, C) and (in, out). A
+view keeps the array in one order and notes where torch's axes lie in it. So a network runs in the fast order from end
+to end, with a transpose only where an operator needs torch's order.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class View:
     Args:
       array: the physical array.
       order: logical axis i lies on axis ``order[i]`` of the array (after the split).
-      split: shape to which the array is cut first; None: its own.
-      merged: the logical shape; None: the transposed one. Other than that only where several axes are merged, as by a
-        flatten in front of a linear layer.
+      split: the shape to which the array is reshaped first; None: its own.
+      merged: the logical shape where several axes are merged, as by a flatten in front of a linear layer; None: the
+        shape after the transpose.
     """
 
     array: Any
@@ -67,14 +67,14 @@ class View:
         return array if self.merged is None else array.reshape(self.merged)
 
     def physical(self, order: Sequence[int]) -> jax.Array:
-        """The array whose axis ``order[i]`` is logical axis i; the one at hand if it lies so already."""
+        """An array whose axis ``order[i]`` is logical axis i; the view's own array if its axes lie so already."""
         order = tuple(order)
         if not self.is_merged and self.order == order:
             return self.array
         return jnp.transpose(self.logical(), inverse(order))
 
     def transposed(self, axes: Sequence[int]) -> View:
-        """torch's ``permute``; nothing is moved."""
+        """torch's ``permute``; no data is moved."""
         if self.is_merged:
             return plain(self.logical()).transposed(axes)
         return View(self.array, tuple(self.order[a] for a in axes))
@@ -90,7 +90,7 @@ def plain(array: Any) -> View:
 
 
 def as_view(x: Any) -> View:
-    """``x`` itself if it is one, and otherwise the array in its own order."""
+    """``x`` itself if it is a view, otherwise a view in the array's own order."""
     return x if isinstance(x, View) else plain(jnp.asarray(x))
 
 
@@ -103,7 +103,7 @@ def inverse(order: Sequence[int]) -> tuple[int, ...]:
 
 
 def channels_last(ndim: int) -> tuple[int, ...]:
-    """The order of an image batch: logical (N, C, *spatial) lying as (N, *spatial, C)."""
+    """The order of axes of an image batch, logically (N, C, *spatial), whose array is (N, *spatial, C)."""
     return (0, ndim - 1, *range(1, ndim - 1))
 
 
@@ -125,7 +125,7 @@ def aligned(values: Sequence[Any]) -> tuple[list[Any], View | None]:
     same = lambda v: (v.order, v.split, v.merged) == (lead.order, lead.split, lead.merged)  # noqa: E731
     if lead.is_merged and not all(same(v) or math.prod(v.shape) == 1 for v in views):
         lead = plain(lead.logical())
-    if lead.is_merged:  # what is left besides are single numbers
+    if lead.is_merged:  # the other views are single numbers
         scalar = lambda v: v.logical().reshape((1,) * lead.array.ndim)  # noqa: E731
         return [v if not isinstance(v, View) else v.array if same(v) else scalar(v) for v in values], lead
 
@@ -144,9 +144,9 @@ def aligned(values: Sequence[Any]) -> tuple[list[Any], View | None]:
 
 
 def merge_tail(x: View, start: int) -> View | None:
-    """``x.flatten(start)`` without moving anything, or None where that cannot be said as a view.
+    """``x.flatten(start)`` as a view of the same array, or None where there is no such view.
 
-    Only the flatten of axes that lie, in another order, at the end of the array: (N, C, H, W) lying as (N, H, W, C).
+    There is one where the flattened axes lie, in any order, at the end of the array, as (N, C, H, W) in (N, H, W, C).
     """
     if x.is_merged or sorted(x.order[start:]) != list(range(start, x.ndim)) or x.order[:start] != tuple(range(start)):
         return None

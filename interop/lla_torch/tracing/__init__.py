@@ -1,1 +1,1 @@
-"""torch.export of a module, and what it must not lose."""
+"""torch.export of a module, without the silent losses that it would have: stop-gradients, dropout, random draws."""

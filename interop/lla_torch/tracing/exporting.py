@@ -1,6 +1,6 @@
-"""torch.export with care: stop-gradients kept, the user's module untouched, failures told with module and line.
+"""torch.export of a module, with its stop-gradients kept and failures reported with module and source line.
 
-Stop-gradients are marked before torch decomposes the graph, which would drop them without a word.
+Stop-gradients are marked before torch decomposes the graph, which would drop them silently.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.export import Dim, ExportedProgram, default_decompositions
 from torch.utils import _pytree as torch_pytree
 
 from lla_torch.program.operators import TABLE
-from lla_torch.tracing.guards import ConversionError, Refused, is_library, traceable, untouched
+from lla_torch.tracing.guards import ConversionError, Refused, is_library, preserve_module, tracing_mode
 
 
 @torch.library.custom_op("lla_torch::stop_gradient", mutates_args=())
@@ -51,7 +51,7 @@ class Call:
         return [x for x in self.leaves if isinstance(x, torch.Tensor)]
 
 
-class _Flat(nn.Module):
+class _FlatCall(nn.Module):
     """A module that takes its tensors as positional arguments; ``forward`` may be any function of the module."""
 
     def __init__(self, module: nn.Module, call: Call, function: Callable[..., Any] | None):
@@ -81,65 +81,73 @@ def export(
     """The functional graph of a module's call, with stop-gradients marked; see ``convert``.
 
     Raises:
-      ConversionError: what torch.export cannot trace, with the module and the source line.
+      ConversionError: code that torch.export cannot trace, with the module and the source line.
     """
     _check_module(module)
-    flat = _Flat(module, call, function)
-    with untouched(module, train):
+    flat = _FlatCall(module, call, function)
+    with preserve_module(module, train):
         flat.training = train
         tensors = tuple(x.detach() for x in call.tensors)
         try:
             exported = _export(flat, tensors)
             buffers = set(exported.graph_signature.inputs_to_buffers)
-            _check_writes(exported.graph_module, _named(buffers), True)
+            _check_writes(exported.graph_module, _is_among(buffers), True)
             _mark_stop_gradients(exported.graph_module)
             return exported.run_decompositions(_decompositions(exported.graph_module))
         except Exception as error:
-            raise _explained(error, module) from error
+            raise _explain(error, module) from error
 
 
 def _check_module(module: nn.Module) -> None:
     for name, m in module.named_modules():
         if isinstance(m, torch.jit.ScriptModule):
             raise ConversionError(
-                f"module {name or '(the whole)'!r} is a TorchScript {type(m).__name__}, whose Python source is gone; "
-                "convert the eager module that it was made from"
+                f"{_label(name, m)}: a TorchScript module has no Python source; convert the eager module that it was "
+                "made from"
             )
     for name, m in module.named_modules():
         if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm is not None:
             raise ConversionError(
-                f"module {name!r} ({type(m).__name__}) has max_norm, which rewrites its weight in the forward pass; "
-                "renormalize the weight once and set max_norm=None"
+                f"{_label(name, m)}: max_norm rewrites the weight in the forward pass; renormalize the weight once and "
+                "set max_norm=None"
             )
     lazy = [n for n, p in module.named_parameters() if isinstance(p, nn.UninitializedParameter)]
     if lazy:
-        raise ConversionError(f"parameters {lazy} of lazy modules have no shape yet; run the module once before")
+        raise ConversionError(
+            f"module: its parameters {lazy} are lazy and have no shape yet; run the module once before"
+        )
+
+
+def _label(path: str, module: nn.Module | str) -> str:
+    """A module in a message: its path and its type."""
+    return f"module {path or '(the root)'!r} ({module if isinstance(module, str) else type(module).__name__})"
 
 
 def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...]) -> ExportedProgram:
-    """Exported with leading axes of any length, as far as the module allows it."""
+    """The exported program, with leading axes of any length as far as the module allows it."""
     rows = {x.shape[0] for x in tensors if x.ndim}
-    if rows == {1}:  # torch takes a length of 1 to be fixed
+    if rows == {1}:  # torch treats a length of 1 as fixed
         tensors = tuple(torch.cat([x, x]) if x.ndim else x for x in tensors)
     dynamic = tuple({0: Dim.AUTO} if x.ndim and x.shape[0] > 1 else None for x in tensors)
-    with traceable():
+    with tracing_mode():
         return torch.export.export(flat, tensors, dynamic_shapes=(dynamic,), strict=False)
 
 
 def _decompositions(graph_module: torch.fx.GraphModule) -> Any:
-    """torch's table without the operators that have a lowering: whole, they are faster and kinder to derivatives."""
+    """torch's table without the operators that have a lowering: left in one piece, they are faster, and their
+    derivatives are more exact."""
     table = default_decompositions()
-    tracking = _tracks(graph_module)
+    tracking = _updates_statistics(graph_module)
     for op in list(table):
-        # views stay with torch, which has to know what writes in place reach
+        # torch decomposes views itself, because it has to know which tensors a write in place changes
         known = str(op) in TABLE and not _is_view(op) and not (tracking and "instance_norm" in str(op))
         if known or not op.name().startswith("aten::"):
             table.pop(op)
     return table
 
 
-def _tracks(graph_module: torch.fx.GraphModule) -> bool:
-    """Whether an instance_norm updates running statistics, which it would not return if it were left whole."""
+def _updates_statistics(graph_module: torch.fx.GraphModule) -> bool:
+    """Whether an instance_norm updates running statistics, which the operator would not return in one piece."""
     graphs = [m.graph for m in graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
     norms = [n for graph in graphs for n in graph.nodes if n.target is torch.ops.aten.instance_norm.default]
     return any(n.args[3] is not None and n.args[5] for n in norms)
@@ -152,34 +160,34 @@ def _is_view(op: Any) -> bool:
 def _check_writes(
     graph_module: torch.fx.GraphModule, is_buffer: Callable[[torch.fx.Node], bool], enabled: bool
 ) -> None:
-    """Refuse writes in place whose gradient, or whose effect, the functional graph would not have as torch has them.
+    """Refuse writes in place that change the values of a tensor and not its gradient, which a graph cannot express.
 
-    Through a detached alias the values change and not the gradient; under ``no_grad``, likewise.
+    These are writes through a detached alias, and writes under ``no_grad``.
     """
     nodes: list[Any] = list(graph_module.graph.nodes)
     placeholders = [n for n in nodes if n.op == "placeholder"]
     for node in nodes:
         if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
-            inner, given = getattr(graph_module, node.args[1].target), node.args[2:]
+            inner, outer_nodes = getattr(graph_module, node.args[1].target), node.args[2:]
             names = [n.name for n in inner.graph.nodes if n.op == "placeholder"]
-            held = {name for name, outer in zip(names, given) if is_buffer(outer)}
-            _check_writes(inner, _named(held), bool(node.args[0]))
-        for written in _written(node):
-            base, detached = _base(written)
+            buffers = {name for name, outer in zip(names, outer_nodes) if is_buffer(outer)}
+            _check_writes(inner, _is_among(buffers), bool(node.args[0]))
+        for target in _write_targets(node):
+            base, detached = _view_base(target)
             outside = not enabled and base in placeholders and not is_buffer(base)
             if (detached or outside) and node.target is not torch.ops.aten.detach_.default:
-                how = "through a detached alias" if detached else "under no_grad"
+                means = "through a detached alias" if detached else "under no_grad"
                 raise ConversionError(
-                    f"{where(node)}: a tensor is written to {how} ({node.target}), which changes its values and not "
-                    "its gradient; that is not supported. Make a new tensor instead: x + (f(x) - x).detach()"
+                    f"{source_place(node)}: a tensor is written to {means} ({node.target}), which changes its values "
+                    "and not its gradient; that is not supported. Make a new tensor instead: x + (f(x) - x).detach()"
                 )
 
 
-def _named(names: set[str]) -> Callable[[torch.fx.Node], bool]:
+def _is_among(names: set[str]) -> Callable[[torch.fx.Node], bool]:
     return lambda node: node.name in names
 
 
-def _written(node: Any) -> list[Any]:
+def _write_targets(node: Any) -> list[Any]:
     """The nodes that an operator writes to in place."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
@@ -188,8 +196,8 @@ def _written(node: Any) -> list[Any]:
     return [x for a, x in pairs if a.alias_info is not None and a.alias_info.is_write and isinstance(x, torch.fx.Node)]
 
 
-def _base(node: Any) -> tuple[Any, bool]:
-    """The tensor that a node is a view of, and whether it was detached on the way."""
+def _view_base(node: Any) -> tuple[Any, bool]:
+    """The tensor that a node is a view of, and whether a view in between detaches it."""
     detached = False
     while True:
         schema = getattr(node.target, "_schema", None)
@@ -200,7 +208,7 @@ def _base(node: Any) -> tuple[Any, bool]:
 
 
 def _mark_stop_gradients(graph_module: torch.fx.GraphModule) -> None:
-    """``detach`` and the results of ``no_grad`` become an operator that decompositions leave alone."""
+    """Replace ``detach``, and wrap the results of ``no_grad``, by an operator that decompositions leave in place."""
     stop = torch.ops.lla_torch.stop_gradient.default
     nodes: list[Any] = list(graph_module.graph.nodes)
     for node in nodes:
@@ -208,7 +216,7 @@ def _mark_stop_gradients(graph_module: torch.fx.GraphModule) -> None:
             node.target = stop
         elif node.target is torch.ops.aten.detach_.default:
             node.target = stop
-            node.args[0].replace_all_uses_with(node, delete_user_cb=lambda user, node=node: _later(node, user))
+            node.args[0].replace_all_uses_with(node, delete_user_cb=lambda user, node=node: _comes_after(node, user))
         elif node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
             enabled, inner = node.args[0], getattr(graph_module, node.args[1].target)
             _mark_stop_gradients(inner)
@@ -217,7 +225,7 @@ def _mark_stop_gradients(graph_module: torch.fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-def _later(node: torch.fx.Node, user: torch.fx.Node) -> bool:
+def _comes_after(node: torch.fx.Node, user: torch.fx.Node) -> bool:
     """Whether ``user`` comes after ``node``."""
     return user is not node and node < user
 
@@ -225,10 +233,10 @@ def _later(node: torch.fx.Node, user: torch.fx.Node) -> bool:
 def _stop_outputs(graph_module: torch.fx.GraphModule, stop: Any) -> None:
     output: Any = next(n for n in graph_module.graph.nodes if n.op == "output")
 
-    def stopped(x: Any) -> Any:
+    def stop_gradient(x: Any) -> Any:
         if not isinstance(x, torch.fx.Node) or not isinstance(x.meta.get("val"), torch.Tensor):
             return x
-        if x.op == "placeholder":  # handed through: nothing was computed without gradient
+        if x.op == "placeholder":  # passed through: nothing was computed without gradient
             return x
         source: Any = x.args[0] if x.target is operator.getitem else x
         within = torch.ops.higher_order.wrap_with_set_grad_enabled
@@ -239,32 +247,36 @@ def _stop_outputs(graph_module: torch.fx.GraphModule, stop: Any) -> None:
             node.meta = dict(x.meta)
             return node
 
-    output.args = (torch.fx.map_arg(output.args[0], stopped),)
+    output.args = (torch.fx.map_arg(output.args[0], stop_gradient),)
     graph_module.recompile()
 
 
-# --- what went wrong
+# --- messages
 
 
-def _explained(error: Exception, module: nn.Module) -> ConversionError:
+def _explain(error: Exception, module: nn.Module) -> ConversionError:
+    """The error of a failed export as one that names the module, the line and a remedy."""
     if isinstance(error, ConversionError):
         return error
-    where = _place(error.__traceback__, module)
+    place = _innermost_place(error.__traceback__, module)
     if isinstance(error, Refused):
-        return ConversionError(f"{where}: {error}.")
+        return ConversionError(f"{place}: {error}.")
     kind = type(error).__name__
     if "DataDependent" in kind or "data-dependent" in str(error):
         return ConversionError(
-            f"{where}: the forward pass depends on the values of a tensor (an `if`, a loop, .item(), an index that is "
+            f"{place}: the forward pass depends on the values of a tensor (an `if`, a loop, .item(), an index that is "
             "computed, BatchNorm(momentum=None)), so it is no single graph. Write it with torch.where, or fix the "
             f"choice before converting. torch says: {_first_line(error)}"
         )
     if "fake tensor in the exported program" in str(error):
         return ConversionError(
-            f"{where}: a tensor is made in a way that leaves no trace in the graph (.data, torch.autograd.grad, "
+            f"{place}: a tensor is made in a way that leaves no trace in the graph (.data, torch.autograd.grad, "
             f"numpy); write it with differentiable operators. torch says: {_first_line(error)}"
         )
-    return ConversionError(f"{where}: torch.export cannot trace this module ({kind}): {_first_line(error)}")
+    return ConversionError(
+        f"{place}: torch.export cannot trace this module ({kind}); write this line with operators that torch.export "
+        f"supports. torch says: {_first_line(error)}"
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -272,30 +284,30 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _place(trace: TracebackType | None, module: nn.Module) -> str:
-    """The innermost module and the innermost line of the user's that a traceback went through."""
+def _innermost_place(trace: TracebackType | None, module: nn.Module) -> str:
+    """The innermost module, and the innermost line of the user's own code, in a traceback."""
     names = {id(m): name for name, m in module.named_modules()}
-    found, line = "", ""
+    label, line = "", ""
     for frame, number in traceback.walk_tb(trace):
         owner = frame.f_locals.get("self")
         if isinstance(owner, nn.Module) and id(owner) in names:
-            found = f"module {names[id(owner)] or '(the whole)'!r} ({type(owner).__name__})"
+            label = _label(names[id(owner)], owner)
         file = frame.f_code.co_filename
         if not is_library(file):
             text = traceback.FrameSummary(file, number, frame.f_code.co_name).line
             line = f"{file}:{number}: {text}"
-    return ", ".join(filter(None, [found or f"module {type(module).__name__}", line]))
+    return ", ".join(filter(None, [label or f"module {type(module).__name__}", line]))
 
 
-def where(node: torch.fx.Node) -> str:
-    """The module and the innermost source line outside of torch that a node comes from."""
+def source_place(node: torch.fx.Node) -> str:
+    """The module that a node of a graph comes from, and its innermost source line outside of torch."""
     stack = node.meta.get("nn_module_stack") or {}
     owner = ""
     if stack:
         path, kind = list(stack.values())[-1]
         path = path.removeprefix("module").removeprefix(".")
         kind = kind if isinstance(kind, str) else kind.__name__
-        owner = f"module {path or '(the whole)'!r} ({kind.rsplit('.', 1)[-1]})"
+        owner = _label(path, kind.rsplit(".", 1)[-1])
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     places = [(a, b) for a, b in itertools.pairwise(lines) if a.startswith("File ") and not is_library(a[6:])]
     if not places:

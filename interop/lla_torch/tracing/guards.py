@@ -1,5 +1,4 @@
-"""The conditions under which torch traces a module: nothing of the user's changes, dropout stays visible,
-and what would be lost is refused."""
+"""The conditions of tracing: the user's module stays as it is, dropout stays visible, lost calls are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
 LOCK = threading.RLock()
-"""Held while a module or torch's global state is changed for a while."""
+"""Locked while a module or torch's global state is changed for a while."""
 
 
 class ConversionError(ValueError):
@@ -28,7 +27,7 @@ class ConversionError(ValueError):
 
 
 class Refused(Exception):
-    """What a module does that its graph would silently not have."""
+    """A call in a module's forward pass that its graph would silently lose."""
 
 
 def is_library(file: str) -> bool:
@@ -46,18 +45,18 @@ REFUSED: dict[Any, tuple[str, str, bool]] = {
     torch.autograd.grad: ("torch.autograd.grad is called (torch.func calls it too)", GRAD, False),
     torch.Tensor.backward: ("backward is called", GRAD, False),
 }
-"""Functions that leave no trace: what is said, what to use instead, and whether torch itself may call them."""
+"""Functions that leave no trace: (words for the message, what to use instead, whether torch itself may call them)."""
 
 
-class Watch(TorchFunctionMode):
-    """Raises where a module does what the graph would silently not have."""
+class UntraceableCalls(TorchFunctionMode):
+    """Raises ``Refused`` at calls that the graph would silently lose, and traces every dropout as one operator."""
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in REFUSED:
-            what, instead, internal = REFUSED[func]
-            if not internal or _called_by_user():
-                raise Refused(f"{what}, which leaves no trace in the graph. Use {instead} instead")
+            action, instead, allowed_in_torch = REFUSED[func]
+            if not allowed_in_torch or _is_user_call():
+                raise Refused(f"{action}, which leaves no trace in the graph. Use {instead} instead")
         name = getattr(func, "__name__", "")
         if name == "_pack_padded_sequence":
             raise Refused(
@@ -69,19 +68,19 @@ class Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _called_by_user() -> bool:
-    """Whether the innermost frame that is no function mode is outside of torch."""
-    through = ("__torch_function__", "handle_torch_function", "register_hook")
-    frames = [f for f in reversed(traceback.extract_stack()[:-2]) if f.name not in through]
+def _is_user_call() -> bool:
+    """Whether the user's own code makes the call: the innermost frame, function modes aside, is outside of torch."""
+    modes = ("__torch_function__", "handle_torch_function", "register_hook")
+    frames = [f for f in reversed(traceback.extract_stack()[:-2]) if f.name not in modes]
     return not is_library(frames[0].filename)
 
 
 def _feature_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    return _into(input, input * torch.dropout(_per_channel(input), p, training), inplace)
+    return _write_in_place(input, input * torch.dropout(_per_channel(input), p, training), inplace)
 
 
 def _batched_dropout(batched: int) -> Callable[..., torch.Tensor]:
-    """Of inputs that have ``batched`` axes, or one less without the batch."""
+    """Feature dropout of inputs that have ``batched`` axes, or one less where there is no batch axis."""
 
     def dropout(input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         single = input.ndim < batched
@@ -92,25 +91,25 @@ def _batched_dropout(batched: int) -> Callable[..., torch.Tensor]:
 
 
 def _alpha_dropout(input: torch.Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> torch.Tensor:
-    return _into(input, _alpha(input, torch.ones_like(input), p, training), inplace)
+    return _write_in_place(input, _drop_selu(input, torch.ones_like(input), p, training), inplace)
 
 
 def _feature_alpha_dropout(
     input: torch.Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
 ) -> torch.Tensor:
-    return _into(input, _alpha(input, _per_channel(input), p, training), inplace)
+    return _write_in_place(input, _drop_selu(input, _per_channel(input), p, training), inplace)
 
 
 def _per_channel(x: torch.Tensor) -> torch.Tensor:
     return x.new_ones((*x.shape[:2], *[1] * (x.ndim - 2)))
 
 
-def _into(x: torch.Tensor, result: torch.Tensor, inplace: bool) -> torch.Tensor:
+def _write_in_place(x: torch.Tensor, result: torch.Tensor, inplace: bool) -> torch.Tensor:
     return x.copy_(result) if inplace else result
 
 
-def _alpha(x: torch.Tensor, ones: torch.Tensor, p: float, train: bool) -> torch.Tensor:
-    """Dropout that keeps mean and variance of SELU's outputs; 1 as the mask says that dropout is off."""
+def _drop_selu(x: torch.Tensor, ones: torch.Tensor, p: float, train: bool) -> torch.Tensor:
+    """Dropout that keeps mean and variance of SELU's outputs; a mask of 1, not 1 / (1 - p), means that it is off."""
     if not train or p == 0:
         return x
     alpha = 1.7580993408473766
@@ -127,12 +126,14 @@ DROPOUTS: dict[Any, Callable[..., torch.Tensor]] = {
     functional.alpha_dropout: _alpha_dropout,
     functional.feature_alpha_dropout: _feature_alpha_dropout,
 }
-"""Kinds of dropout that torch traces as bare random numbers, by the one that stays dropout, so that all can be off."""
+"""The kinds of dropout that torch traces as plain random numbers, rewritten with ``torch.dropout``, which stays an
+operator of the graph: so all dropout can be switched off."""
 
 
 @contextlib.contextmanager
-def traceable() -> Iterator[None]:
-    """torch with the checks of values left out that only guard against misuse, and lost gradients refused."""
+def tracing_mode() -> Iterator[None]:
+    """torch without its checks of values (which would be decisions by values), and with calls refused that lose
+    gradients."""
     apply, detect = torch.autograd.Function.__dict__["apply"], transformer._detect_is_causal_mask
     validate = torch.distributions.Distribution._validate_args
 
@@ -142,8 +143,8 @@ def traceable() -> Iterator[None]:
         if cls.__module__.split(".")[0] == "torch" or threading.get_ident() != here:
             return apply.__get__(None, cls)(*args, **kwargs)
         raise Refused(
-            f"{cls.__name__}.apply is called, an autograd.Function, whose backward leaves no trace in the graph. Write "
-            "it with operators: a straight-through f(x) as x + (f(x) - x).detach(), a reversed gradient as "
+            f"{cls.__name__}.apply is called, an autograd.Function, whose backward leaves no trace in the graph. Use "
+            "operators instead: for a straight-through f(x) x + (f(x) - x).detach(), for a reversed gradient "
             "2 * x.detach() - x"
         )
 
@@ -151,7 +152,7 @@ def traceable() -> Iterator[None]:
     transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
     torch.distributions.Distribution.set_default_validate_args(False)
     try:  # opt_einsum would turn symbolic sizes into numbers
-        with torch.backends.opt_einsum.flags(enabled=False), Watch():
+        with torch.backends.opt_einsum.flags(enabled=False), UntraceableCalls():
             yield
     finally:
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]
@@ -160,8 +161,8 @@ def traceable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def untouched(module: nn.Module, train: bool | None = None) -> Iterator[None]:
-    """The module in eval or train mode for a while; it and torch's global state are as before afterwards.
+def preserve_module(module: nn.Module, train: bool | None = None) -> Iterator[None]:
+    """The module in eval or train mode; afterwards it and torch's global state are as they were before.
 
     Raises:
       ConversionError: the module's own ``train`` changes its weights.
@@ -174,7 +175,7 @@ def untouched(module: nn.Module, train: bool | None = None) -> Iterator[None]:
                 _set_mode(module, train)
             yield
         finally:
-            for m, attributes, contents in before:  # modes, and what a forward pass sets: caches, weights of hooks
+            for m, attributes, contents in before:  # modes, caches and weights that a forward pass or its hooks set
                 vars(m).clear()
                 vars(m).update(attributes)
                 for container, content in contents:
@@ -183,12 +184,12 @@ def untouched(module: nn.Module, train: bool | None = None) -> Iterator[None]:
 
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
-    """A module's lists, dicts and sets (its buffers among them) with copies of what is in them."""
+    """A module's lists, dicts and sets (its buffers among them), each with a copy of its contents."""
     return [(x, copy.copy(x)) for x in vars(module).values() if isinstance(x, list | dict | set)]
 
 
 def _set_mode(module: nn.Module, train: bool) -> None:
-    """As ``module.train(train)``, whose own version (frozen normalization layers) is respected."""
+    """Call ``module.train(train)``, a module's own version of it included (such as one that freezes normalization)."""
     own = [m for m in module.modules() if type(m).train is not nn.Module.train or type(m).eval is not nn.Module.eval]
     before = [(x, x.detach().clone()) for x in (*module.parameters(), *module.buffers())] if own else []
     module.train() if train else module.eval()
@@ -198,6 +199,6 @@ def _set_mode(module: nn.Module, train: bool) -> None:
             for x, values in before:
                 x.copy_(values)
         raise ConversionError(
-            f"module {type(own[0]).__name__}: {'train' if train else 'eval'}() changes its weights (merged adapters?); "
-            "put the module into this mode yourself, and convert it then"
+            f"module {type(own[0]).__name__}: {'train' if train else 'eval'}() changes its weights, as merged adapters "
+            "do; put the module into this mode yourself, then convert it"
         )

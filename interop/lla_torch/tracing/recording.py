@@ -1,4 +1,4 @@
-"""torch's own random draws, written down in order, so that a converted module can replay them exactly."""
+"""torch's random draws, recorded in order, so that a converted module can replay them exactly."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lla_torch.program.errors import misuse
 from lla_torch.tracing.guards import LOCK
 from lla_torch.weights.names import to_array
 
@@ -19,11 +20,11 @@ _VALUES = {"rand", "rand_like", "randn", "randn_like", "randint", "randint_like"
 _VALUES |= {*_FAMILIES, *(f"{name}_" for name in _FAMILIES)}
 """Operators whose result is the draw."""
 _MASKS = {"bernoulli", "bernoulli_"}
-"""Operators whose result is 0 or 1. Every dropout on the CPU is one of these and a product; only the mask is drawn."""
+"""Operators whose result is 0 or 1. Every dropout on the CPU is one of these and a product, so its mask is the draw."""
 
 
 def record(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Any, tuple[np.ndarray, ...]]:
-    """Run a torch module in its present mode, and write down every random draw that it makes.
+    """Run a torch module in its present mode, and record every random draw that it makes.
 
     Args:
       module: the torch module; ``module.train()`` turns its dropout on.
@@ -32,53 +33,54 @@ def record(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Any, tuple[n
 
     Returns:
       (outputs, draws). Outputs are nested as torch's, with numpy arrays. Draws are arrays in the order in which torch
-      made them: boolean masks of what is kept for dropout (of the attention probabilities for attention, of shape (N,
-      C, 1, ...) for feature dropout) and for Bernoulli draws, the values drawn for ``rand``, ``randn``, ``randint``,
-      ``randperm``, ``normal`` and the like. Pass them as ``draws`` to the converted module to get the same outputs.
+      made them. For dropout and Bernoulli draws they are boolean masks of the entries kept (for attention, of its
+      probabilities; for feature dropout, of shape (N, C, 1, ...)); for ``rand``, ``randn``, ``randint``, ``randperm``,
+      ``normal`` and the like they are the values. Pass them as ``draws`` to the converted module to get the same
+      outputs.
       Afterwards the module's buffers and training flags and torch's generators are as before; no gradients are kept.
 
     Raises:
       ValueError: an operator whose draws cannot be replayed, such as ``multinomial``; it is named.
     """
     if not isinstance(module, nn.Module):
-        raise ValueError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+        raise misuse("module", module, "a torch.nn.Module, such as one whose forward calls a function")
     recorder = Recorder()
-    with LOCK, _restored(module), recorder.generators(), torch.no_grad(), recorder:
+    with LOCK, _restore_module(module), recorder.generators(), torch.no_grad(), recorder:
         outputs = module(*inputs, **kwargs)
-        result = _numpy(outputs)
+        result = _to_numpy(outputs)
     return result, tuple(recorder.draws)
 
 
 class Recorder(TorchDispatchMode):
-    """Sees every operator below autograd; a mode has to be a class."""
+    """Records the draws of every operator below autograd; a dispatch mode has to be a class."""
 
     def __init__(self) -> None:
         super().__init__()
         self.draws: list[np.ndarray] = []
-        self._found: dict[torch.Generator, torch.Tensor] = {}
+        self._states: dict[torch.Generator, torch.Tensor] = {}
 
     @contextmanager
     def generators(self) -> Iterator[None]:
-        """Puts the generators that were passed to operators back to where they were."""
+        """Restores the state of the generators that were passed to operators."""
         try:
             yield
         finally:
-            for generator, state in self._found.items():
+            for generator, state in self._states.items():
                 generator.set_state(state)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for value in (*args, *kwargs.values()):
-            if isinstance(value, torch.Generator) and value not in self._found:
-                self._found[value] = value.get_state()
+            if isinstance(value, torch.Generator) and value not in self._states:
+                self._states[value] = value.get_state()
         random = torch.Tag.nondeterministic_seeded in func.tags
-        draws = random and _is_drawing(func, args, kwargs)
+        draws = random and _draws_numbers(func, args, kwargs)
         name = func.overloadpacket.__name__
         if draws and name not in _VALUES | _MASKS and name != "native_dropout":
             raise ValueError(
-                f"module: draws random numbers by {func}, whose draws are not at hand to be replayed. Write it with "
-                "torch.rand, randn or bernoulli; attention and recurrent layers with dropout run on the CPU, where "
-                "their masks can be seen; or run the module in evaluation mode"
+                f"module: it draws random numbers by {func}, whose draws cannot be recorded. Write it with torch.rand, "
+                "randn or bernoulli; run attention and recurrent layers with dropout on the CPU, where their masks can "
+                "be seen; or run the module in eval mode"
             )
         result = func(*args, **kwargs)
         if draws:
@@ -93,25 +95,25 @@ class Recorder(TorchDispatchMode):
             self.draws.append(values.astype(bool) if name in _MASKS else values)
 
 
-def _is_drawing(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
+def _draws_numbers(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
     """Whether the operator really draws: fused attention, recurrent and activation kernels only do so in training."""
     named = dict(zip((a.name for a in func._schema.arguments), args)) | dict(kwargs)
-    given = {a.name: named.get(a.name, a.default_value) for a in func._schema.arguments}
-    chance = [given[name] for name in ("dropout_p", "dropout", "p") if name in given]
-    training = [given[name] for name in ("train", "training") if name in given]
+    values = {a.name: named.get(a.name, a.default_value) for a in func._schema.arguments}
+    chance = [values[name] for name in ("dropout_p", "dropout", "p") if name in values]
+    training = [values[name] for name in ("train", "training") if name in values]
     name = func.overloadpacket.__name__
-    if name == "_fused_sdp_choice":  # asks which kernel there is
+    if name == "_fused_sdp_choice":  # it only selects a kernel
         return False
     if name.startswith("_scaled_dot_product") or name.endswith("_rnn") or "attention" in name:
         return bool(chance and chance[0]) and all(training)
     if name.startswith("rrelu") or name == "native_dropout":
-        return all(t is None or t for t in training) and (name != "native_dropout" or 0 < given["p"] < 1)
+        return all(t is None or t for t in training) and (name != "native_dropout" or 0 < values["p"] < 1)
     return True
 
 
 @contextmanager
-def _restored(module: nn.Module) -> Iterator[None]:
-    """Afterwards buffers, training flags, the gradient mode and the generators are as they were."""
+def _restore_module(module: nn.Module) -> Iterator[None]:
+    """Restores buffers, training flags, the gradient mode and the generators afterwards."""
     buffers = [
         (owner, name, tensor, None if tensor is None else tensor.detach().clone())
         for owner in module.modules()
@@ -131,23 +133,22 @@ def _restored(module: nn.Module) -> Iterator[None]:
                 del owner._buffers[name]
         with torch.no_grad():
             for owner, name, tensor, values in buffers:
-                if (
-                    tensor is not None and values is not None and not torch.equal(tensor, values)
-                ):  # an expanded one cannot be written to
+                # an expanded tensor cannot be written to, so only changed ones are
+                if tensor is not None and values is not None and not torch.equal(tensor, values):
                     tensor.copy_(values)
                 owner._buffers[name] = tensor
         for owner, training in flags:
             owner.training = training
 
 
-def _numpy(value: Any) -> Any:
+def _to_numpy(value: Any) -> Any:
     """The same nesting with numpy arrays of their own memory."""
     if torch.is_tensor(value):
         return to_array(value)
     if isinstance(value, Mapping):
-        return {name: _numpy(v) for name, v in value.items()}
+        return {name: _to_numpy(v) for name, v in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_numpy, value))
+        return type(value)(*map(_to_numpy, value))
     if isinstance(value, tuple | list):
-        return type(value)(map(_numpy, value))
+        return type(value)(map(_to_numpy, value))
     return value

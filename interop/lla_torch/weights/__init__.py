@@ -1,1 +1,1 @@
-"""Names, checkpoints and optimizer moments as Flax trees."""
+"""Weights, checkpoints and optimizer moments of torch as Flax trees, and back."""

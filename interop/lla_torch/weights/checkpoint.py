@@ -1,4 +1,4 @@
-"""Weights from files, and back: .pth, .pt, .bin and .safetensors into a converted network without running any code."""
+"""Checkpoint files (.pth, .pt, .bin, .safetensors) read into a converted network without running code, and back."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from lla_torch.program.errors import misuse
 from lla_torch.weights.names import Leaf, as_jax, to_array, to_tensor
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Levels that DataParallel, torch.compile, FSDP and activation checkpointing put into names."""
 _DEPTH = 3  # how deep inside a training checkpoint a state_dict is looked for
-_READING = (
+_READ_ERRORS = (
     RuntimeError,
     EOFError,
     KeyError,
@@ -41,16 +42,16 @@ def load_checkpoint(
     dtype: Any = None,
     key: str | None = None,
 ) -> Any:
-    """The network with the weights, statistics and buffers of a checkpoint.
+    """Load the weights, statistics and buffers of a checkpoint into a copy of a network.
 
     Args:
-      path: a .pth, .pt, .th, .bin or .safetensors file, or a state_dict at hand. A state_dict inside a training
-        checkpoint is found, and levels of DataParallel, torch.compile and AveragedModel in the names are left out.
+      path: a .pth, .pt, .th, .bin or .safetensors file, or a state_dict. A state_dict inside a training checkpoint is
+        found, and levels of DataParallel, torch.compile and AveragedModel in the names are left out.
       net: the converted network.
       strict: whether every tensor of the network must be in the file and the other way round. False keeps the network's
-        values for missing ones and warns about what is left over; shapes must agree in any case.
+        values for missing ones, and warns of them and of unexpected ones; shapes must agree in any case.
       dtype: of the floating tensors: None keeps the file's, "net" takes the network's, or a name such as "float32".
-      key: which entry of a checkpoint that holds several state_dicts, such as "ema"; "a.b" is an entry of an entry.
+      key: entry to take of a checkpoint that holds several state_dicts, such as "ema"; "a.b" is an entry of an entry.
 
     Returns:
       A new network; ``net`` stays as it is. ``num_batches_tracked`` may be missing, as in old files.
@@ -61,22 +62,22 @@ def load_checkpoint(
         and containers of them (nothing of such a file is executed); no state_dict, or several that fit; names or shapes
         that do not agree (all are listed); tied weights that differ; float64 while jax has no 64 bits.
     """
-    what = "the state_dict" if isinstance(path, Mapping) else f"path={os.fspath(path)!r}"
+    place = "path: the state_dict" if isinstance(path, Mapping) else f"path: {os.fspath(path)!r}"
     content = path if isinstance(path, Mapping) else _read(Path(path))
     names = net.tree_map
-    found = _matched(_state_dict(content, names, key, what), names.aliases)
-    values, kept = _collect(found, net, strict, dtype, what)
-    if kept:
-        warnings.warn(f"{what}: {kept} (strict=False)", stacklevel=2)
+    state = _match_names(_find_state_dict(content, names, key, place), names.aliases)
+    values, differences = _collect_arrays(state, net, strict, dtype, place)
+    if differences:
+        warnings.warn(f"{place} differs from the network: {differences} (strict=False)", stacklevel=2)
     bad = [name for name, x in values.items() if not np.isfinite(x).all()]
     if bad:
-        warnings.warn(f"{what}: entries that are not finite in {bad}; losses will be NaN", stacklevel=2)
+        warnings.warn(f"{place} has entries that are not finite in {bad}; losses will be NaN", stacklevel=2)
     arrays = {leaf.full_path: as_jax(values[leaf.name], leaf.name) for leaf in names.leaves if leaf.name in values}
-    return net.replace(variables=_replaced(net.variables, arrays, ()))
+    return net.replace(variables=_replace_leaves(net.variables, arrays, ()))
 
 
 def to_state_dict(net: Any, params: Any = None, state: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
-    """What ``module.state_dict()`` would give for the network: every name, torch's layout and order, the same bits.
+    """The network's tensors as ``module.state_dict()`` has them: every name, torch's layout and order, the same bits.
 
     Args:
       net: the converted network.
@@ -94,11 +95,12 @@ def to_state_dict(net: Any, params: Any = None, state: Mapping[str, Any] | None 
     unknown = sorted(set(state or {}) - (set(net.variables) - {"params"}))
     if unknown:
         raise ValueError(
-            f"state: has {unknown}; the network's collections are {sorted(set(net.variables) - {'params'})}"
+            f"state: it has {unknown}; it must have collections of the network, which are "
+            f"{sorted(set(net.variables) - {'params'})}"
         )
     names = net.tree_map
     tensors = {
-        leaf.name: _tensor(leaf, _leaf(given if leaf.collection in given else net.variables, leaf), names)
+        leaf.name: _tensor(leaf, _find_leaf(given if leaf.collection in given else net.variables, leaf), names)
         for leaf in names.leaves
         if leaf.persistent
     }
@@ -111,19 +113,20 @@ def _tensor(leaf: Leaf, array: Any, names: Any) -> torch.Tensor:
     return tensor if own.is_floating_point or own.is_complex else tensor.to(own)  # int64 is int32 in jax
 
 
-def _leaf(variables: Mapping[str, Any], leaf: Leaf) -> Any:
+def _find_leaf(variables: Mapping[str, Any], leaf: Leaf) -> Any:
     node: Any = variables[leaf.collection]
     for part in leaf.path:
         if not isinstance(node, Mapping) or part not in node:
-            raise ValueError(f"{leaf.full_path} is missing; pass a tree of the network's own structure")
+            tree = "params" if leaf.collection == "params" else "state"
+            raise ValueError(f"{tree}: {leaf.full_path} is missing; pass a tree of the network's own structure")
         node = node[part]
     return node
 
 
-def _replaced(tree: Any, arrays: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+def _replace_leaves(tree: Any, arrays: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     if not isinstance(tree, Mapping):
         return arrays.get("/".join(path), tree)
-    return {name: _replaced(child, arrays, (*path, name)) for name, child in tree.items()}
+    return {name: _replace_leaves(child, arrays, (*path, name)) for name, child in tree.items()}
 
 
 # --- files
@@ -131,19 +134,21 @@ def _replaced(tree: Any, arrays: Mapping[str, Any], path: tuple[str, ...]) -> An
 
 def _read(path: Path) -> Any:
     if not path.exists():
-        raise FileNotFoundError(f"path={str(path)!r}: no such file")
+        raise FileNotFoundError(f"path: {str(path)!r} given, but there is no such file; pass a checkpoint file")
     if not path.is_file():
-        raise ValueError(f"path={str(path)!r}: not a file; pass the checkpoint file inside, such as model.safetensors")
+        raise ValueError(
+            f"path: {str(path)!r} is not a file; pass the checkpoint file inside, such as model.safetensors"
+        )
     with path.open("rb") as file:
         head = file.read(9)
     if not head:
-        raise ValueError(f"path={str(path)!r}: the file is empty")
+        raise ValueError(f"path: {str(path)!r} is empty; save the checkpoint again")
     if path.suffix == ".safetensors" or (head[8:] == b"{" and head[:2] != b"PK"):
         return _read_safetensors(path)
     if _is_torchscript(path):
         raise ValueError(
-            f"path={str(path)!r}: a TorchScript archive, which holds a program and is not read; save the weights "
-            "alone, where you trust the file: torch.save(torch.jit.load(path).state_dict(), 'weights.pth')"
+            f"path: {str(path)!r} is a TorchScript archive, which holds a program and is not read; if you trust the "
+            "file, save its weights alone: torch.save(torch.jit.load(path).state_dict(), 'weights.pth')"
         )
     return _read_pickle(path)
 
@@ -162,8 +167,10 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
     try:
         return load_file(path)
-    except (SafetensorError, *_READING) as error:
-        raise ValueError(f"path={str(path)!r}: not a complete safetensors file ({error})") from error
+    except (SafetensorError, *_READ_ERRORS) as error:
+        raise ValueError(
+            f"path: {str(path)!r} is not a complete safetensors file ({error}); save or download it again"
+        ) from error
 
 
 def _read_pickle(path: Path) -> Any:
@@ -175,63 +182,76 @@ def _read_pickle(path: Path) -> Any:
         objects = _foreign_objects(path, error)
         if not objects:
             raise ValueError(
-                f"path={str(path)!r}: not a checkpoint of torch.save, or a damaged one (nothing of it was executed)"
+                f"path: {str(path)!r} is not a checkpoint of torch.save, or a damaged one (nothing of it was "
+                "executed); save or download it again"
             ) from error
         raise ValueError(
-            f"path={str(path)!r}: refused, because it holds Python objects besides tensors, {objects}, and loading "
-            "such can run any code. Of a whole module, as torch.save(module) saves it, save the weights alone where "
-            "you trust the file: torch.save(module.state_dict(), 'weights.pth'). Harmless types, such as "
-            "argparse.Namespace, can be allowed by name: "
+            f"path: {str(path)!r} is refused, because it holds Python objects besides tensors, {objects}, and loading "
+            "these can run any code. If you trust the file, save the weights of its module alone: "
+            "torch.save(module.state_dict(), 'weights.pth'). Harmless types, such as argparse.Namespace, can be "
+            "allowed by name: "
             "with torch.serialization.safe_globals([argparse.Namespace]): load_checkpoint(...)"
         ) from error
-    except _READING as error:
+    except _READ_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"path={str(path)!r}: not a checkpoint of torch.save, or a damaged one ({reason})") from error
+        raise ValueError(
+            f"path: {str(path)!r} is not a checkpoint of torch.save, or a damaged one ({reason}); save or download it "
+            "again"
+        ) from error
 
 
 def _foreign_objects(path: Path, error: Exception) -> list[str]:
     """Names of the types and functions that the unpickler refused, for the message."""
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (*_READING, pickle.UnpicklingError):
+    except (*_READ_ERRORS, pickle.UnpicklingError):
         found = []  # the old format, or damaged
     return sorted(found) or sorted(set(re.findall(r"GLOBAL ([A-Za-z_][\w.]*)", str(error))))
 
 
-# --- the state_dict within
+# --- the state_dict in a file
 
 
-def _state_dict(content: Any, names: Any, key: str | None, what: str) -> dict[str, torch.Tensor]:
+def _find_state_dict(content: Any, names: Any, key: str | None, place: str) -> dict[str, torch.Tensor]:
     """The state_dict in a file's content; the one that fits the network if there are several."""
     if key is not None:
-        content, what = _entry(content, key, what), f"{what}, key={key!r}"
-    found = dict(_candidates(content, "", 0))
-    if not found:
-        inside = (
-            f"a dict with {sorted(map(str, content))[:20]}" if isinstance(content, Mapping) else type(content).__name__
+        content, place = _find_entry(content, key, place), f"{place}, key={key!r},"
+    candidates = dict(_candidates(content, "", 0))
+    if not candidates:
+        raise ValueError(
+            f"{place} holds no state_dict (names and tensors) but {_outline(content)}; save module.state_dict(), or "
+            "pass the key= of the entry that holds it"
         )
-        raise ValueError(f"{what}: holds no state_dict (names and tensors) but {inside}")
-    if len(found) > 1:
-        fits = {k: v for k, v in found.items() if not _difference(_matched(v, names.aliases), names)}
+    if len(candidates) > 1:
+        fits = {k: v for k, v in candidates.items() if not _name_differences(_match_names(v, names.aliases), names)}
         if len(fits) != 1:
             several = (
                 f"the state_dicts {sorted(fits)} that fit"
                 if fits
-                else f"state_dicts {sorted(found)}, none of which fits"
+                else f"state_dicts {sorted(candidates)}, none of which fits"
             )
-            raise ValueError(f"{what}: holds {several}; name the one you mean, such as key={min(fits or found)!r}")
-        found = fits
-    return next(iter(found.values()))
+            example = min(fits or candidates)
+            raise ValueError(f"{place} holds {several}; name the one you mean, such as key={example!r}")
+        candidates = fits
+    return next(iter(candidates.values()))
 
 
-def _entry(content: Any, key: str, what: str) -> Any:
+def _outline(content: Any) -> str:
+    """An object of a file in a message: the names of a dict, or the type."""
+    return f"a dict with {sorted(map(str, content))[:20]}" if isinstance(content, Mapping) else type(content).__name__
+
+
+def _find_entry(content: Any, key: str, place: str) -> Any:
     rest = key
     while rest:
         if not isinstance(content, Mapping):
-            raise ValueError(f"{what}: key={key!r} leads into a {type(content).__name__}")
+            raise ValueError(f"key: {key!r} leads into a {type(content).__name__} of {place}; leave out {rest!r}")
         part = rest if rest in content else rest.split(".")[0]
         if part not in content:
-            raise ValueError(f"{what}: has no entry key={key!r}; its entries are {sorted(map(str, content))[:20]}")
+            raise ValueError(
+                f"key: {key!r} given; it must be one of the entries of {place}, which are "
+                f"{sorted(map(str, content))[:20]}"
+            )
         content, rest = content[part], rest[len(part) + 1 :]
     return content
 
@@ -249,13 +269,13 @@ def _candidates(content: Any, key: str, depth: int) -> Iterable[tuple[str, dict[
             yield from _candidates(value, f"{key}.{name}" if key else name, depth + 1)
 
 
-def _matched(state: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
-    """The state_dict by the network's names: of the ways to leave out wrappers, the one with the fewest strangers."""
+def _match_names(state: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
+    """The state_dict by the network's names: wrappers are left out in the way that leaves the fewest unknown names."""
     wanted = set(wanted)
-    variants = [{name: name for name in state}, {name: unwrapped(name) for name in state}]
+    variants = [{name: name for name in state}, {name: strip_wrappers(name) for name in state}]
     averaged = [name for name in state if name != "n_averaged"]
     if len(averaged) < len(state) and all(name.startswith("module.") for name in averaged):
-        variants.append({name: unwrapped(name) for name in averaged})
+        variants.append({name: strip_wrappers(name) for name in averaged})
     for variant in list(variants):
         inner = {name: new.removeprefix("model.") for name, new in variant.items()}
         if all(new.startswith("model.") for new in variant.values()) and set(inner.values()) <= wanted:
@@ -265,38 +285,38 @@ def _matched(state: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
     return {new: state[name] for name, new in best.items()}
 
 
-def unwrapped(name: str) -> str:
-    """A torch name without the levels that wrappers put into it."""
+def strip_wrappers(name: str) -> str:
+    """A torch name without the levels that wrapper modules add to it."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 # --- the tensors
 
 
-def _difference(found: Mapping[str, Any], names: Any) -> dict[str, list[str]]:
-    """Names that the file or the network lacks."""
+def _name_differences(state: Mapping[str, Any], names: Any) -> dict[str, list[str]]:
+    """Names that the file lacks ("missing") or the network lacks ("unexpected")."""
     aliases = names.aliases
-    present = {aliases[name] for name in found if name in aliases}
+    present = {aliases[name] for name in state if name in aliases}
     counter = "num_batches_tracked"
     missing = [x.name for x in names.leaves if x.persistent and x.name not in present and not x.name.endswith(counter)]
-    unexpected = [name for name in found if name not in aliases and name.split(".")[-1] != counter]
+    unexpected = [name for name in state if name not in aliases and name.split(".")[-1] != counter]
     return {k: v for k, v in (("missing", missing), ("unexpected", unexpected)) if v}
 
 
-def _collect(
-    found: Mapping[str, Any], net: Any, strict: bool, dtype: Any, what: str
+def _collect_arrays(
+    state: Mapping[str, Any], net: Any, strict: bool, dtype: Any, place: str
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Stored arrays by leaf name, and a note on what is missing or left over."""
-    names, target = net.tree_map, _target(dtype)
-    problems = [f"{k}: {v}" for k, v in _difference(found, names).items()]
-    kept = "" if strict else "; ".join(problems)
-    errors = problems if strict else []
+    """Stored arrays by leaf name, and a note on missing and unexpected names unless ``strict``."""
+    names, target = net.tree_map, _target_dtype(dtype)
+    differences = [f"{k}: {v}" for k, v in _name_differences(state, names).items()]
+    note = "" if strict else "; ".join(differences)
+    errors = differences if strict else []
     values: dict[str, np.ndarray] = {}
-    for name, tensor in found.items():
+    for name, tensor in state.items():
         if name not in names.aliases:
             continue
         leaf = names.by_name(name)
-        error, array = _stored(name, tensor, leaf, _leaf(net.variables, leaf).dtype, target, names)
+        error, array = _to_stored_array(name, tensor, leaf, _find_leaf(net.variables, leaf).dtype, target, names)
         if error is None and leaf.name in values and array.tobytes() != values[leaf.name].tobytes():  # type: ignore[union-attr]
             error = f"{name} and {leaf.name} are tied in the network but differ in the file"
         if error is not None:
@@ -304,12 +324,12 @@ def _collect(
         else:
             values[leaf.name] = array  # type: ignore[assignment]
     if errors:
-        hint = "convert the module that was saved" + (", or pass strict=False" if strict and problems else "")
-        raise ValueError(f"{what}: does not fit the network: {'; '.join(errors)}; {hint}")
-    return values, kept
+        remedy = "convert the module that was saved" + (", or pass strict=False" if strict and differences else "")
+        raise ValueError(f"{place} does not fit the network: {'; '.join(errors)}; {remedy}")
+    return values, note
 
 
-def _target(dtype: Any) -> Any:
+def _target_dtype(dtype: Any) -> Any:
     if dtype is None or (isinstance(dtype, str) and dtype == "net"):
         return dtype
     try:
@@ -317,14 +337,14 @@ def _target(dtype: Any) -> Any:
     except TypeError:
         result = None
     if result is None or not jnp.issubdtype(result, jnp.floating):
-        raise ValueError(f"dtype={dtype!r}: the rule is None, 'net', or a floating type such as 'float32'")
+        raise misuse("dtype", dtype, "None, 'net', or a floating type, such as 'float32'")
     return result
 
 
-def _stored(
+def _to_stored_array(
     name: str, tensor: Any, leaf: Leaf, own: Any, target: Any, names: Any
 ) -> tuple[str | None, np.ndarray | None]:
-    """(what is wrong, None) or (None, the stored array) of one tensor."""
+    """(message, None) or (None, the stored array) of one tensor."""
     if tensor.layout != torch.strided or tensor.is_quantized:
         return f"{name} is {'quantized' if tensor.is_quantized else tensor.layout}, but must be a dense tensor", None
     if tuple(tensor.shape) != leaf.shape:
@@ -334,11 +354,11 @@ def _stored(
     if jnp.issubdtype(own, jnp.inexact):
         if not _same_kind(array.dtype, own):
             return f"{name} is {array.dtype.name}, but the network's is {own.name}", None
-        wish = own if target == "net" else target
-        if wish is not None:
-            wish = jnp.promote_types(wish, jnp.complex64) if np.iscomplexobj(array) else wish
-            with np.errstate(over="ignore"):  # what overflows is warned about as not finite
-                array = array.astype(wish)
+        new = own if target == "net" else target
+        if new is not None:
+            new = jnp.promote_types(new, jnp.complex64) if np.iscomplexobj(array) else new
+            with np.errstate(over="ignore"):  # load_checkpoint warns of entries that are not finite
+                array = array.astype(new)
     else:
         exact = array.astype(own)
         if not np.array_equal(exact, array):

@@ -1,4 +1,4 @@
-"""Adam's moments out of a torch optimizer, in the layout of the converted weights: the Adam axes of a landscape."""
+"""Adam's moments of a torch optimizer in the layout of the converted weights, for the Adam axes of a landscape."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import optax
 import torch
 
 from lla_jax import Directions, directions
-from lla_torch.weights.checkpoint import unwrapped
+from lla_torch.weights.checkpoint import strip_wrappers
 from lla_torch.weights.names import to_array
 
-_NEEDED = ("exp_avg", "exp_avg_sq")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def adam_moments(optimizer_or_state: Any, net: Any, params: Sequence[str] | None = None) -> Directions:
@@ -23,7 +23,7 @@ def adam_moments(optimizer_or_state: Any, net: Any, params: Sequence[str] | None
     Args:
       optimizer_or_state: the optimizer, or what its ``state_dict()`` returned.
       net: the converted network.
-      params: torch names of the optimizer's parameters in its order, where they cannot be found out.
+      params: torch names of the optimizer's parameters in its order; None: see ``optax_state``.
 
     Returns:
       What ``lla_jax.directions.adam_moments`` returns: two directions named m and v, not corrected for bias.
@@ -54,29 +54,33 @@ def optax_state(optimizer_or_state: Any, net: Any, params: Sequence[str] | None 
         are sparse or complex.
     """
     if isinstance(optimizer_or_state, torch.optim.Optimizer):
-        what = f"optimizer {type(optimizer_or_state).__name__}"
+        source = f"{type(optimizer_or_state).__name__} optimizer"
         if isinstance(optimizer_or_state, torch.optim.SparseAdam):
-            raise ValueError(f"{what}: its moments lag behind for rows without gradient; Adam or AdamW is needed")
+            raise ValueError(
+                "optimizer_or_state: SparseAdam given, whose moments are out of date for rows without gradient; use "
+                "Adam or AdamW"
+            )
         groups = optimizer_or_state.param_groups
         states = [optimizer_or_state.state.get(p, {}) for group in groups for p in group["params"]]
         tensors = [p for group in groups for p in group["params"]]
-        names = (
-            _by_identity(tensors, states, net, what) if params is None else _by_order(params, len(states), net, what)
-        )
+        if params is None:
+            names = _by_identity(tensors, states, net, source)
+        else:
+            names = _by_order(params, len(states), net, source)
     else:
-        what = "optimizer state"
-        groups, states = _saved(optimizer_or_state)
-        names = _by_order(_saved_names(groups) if params is None else params, len(states), net, what)
-    _check_kind(groups, states, what)
-    return _assembled(names, states, net, what)
+        source = "saved state"
+        groups, states = _read_saved_state(optimizer_or_state)
+        names = _by_order(_saved_names(groups) if params is None else params, len(states), net, source)
+    _check_kind(groups, states, source)
+    return _assemble(names, states, net, source)
 
 
-def _saved(state: Any) -> tuple[list[Any], list[Any]]:
+def _read_saved_state(state: Any) -> tuple[list[Any], list[Any]]:
     if not isinstance(state, Mapping) or not {"state", "param_groups"} <= set(state):
-        got = f"a dict with {sorted(map(str, state))[:20]}" if isinstance(state, Mapping) else type(state).__name__
+        kind = f"a dict with {sorted(map(str, state))[:20]}" if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(
-            f"optimizer_or_state: expected a torch optimizer or its state_dict() with 'state' and 'param_groups', got "
-            f"{got}; of a training checkpoint pass the entry, such as checkpoint['optimizer']"
+            f"optimizer_or_state: {kind} given; it must be a torch optimizer or its state_dict() with 'state' and "
+            "'param_groups', in a training checkpoint an entry such as checkpoint['optimizer']"
         )
     groups = list(state["param_groups"])
     return groups, [state["state"].get(index, {}) for group in groups for index in group["params"]]
@@ -85,77 +89,87 @@ def _saved(state: Any) -> tuple[list[Any], list[Any]]:
 def _saved_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     if not all("param_names" in group for group in groups):
         raise ValueError(
-            "optimizer state: numbers its parameters and holds no names; pass params=[...], the torch names in the "
-            "order in which the optimizer got them, such as [name for name, _ in module.named_parameters()]"
+            "optimizer_or_state: the saved state numbers its parameters and holds no names; pass params=[...], the "
+            "torch names in the order in which the optimizer got them, such as [name for name, _ in "
+            "module.named_parameters()]"
         )
     return [name for group in groups for name in group["param_names"]]
 
 
-def _by_order(params: Sequence[str], count: int, net: Any, what: str) -> list[str | None]:
+def _by_order(params: Sequence[str], count: int, net: Any, source: str) -> list[str | None]:
     """Leaf names for torch names in the optimizer's order."""
     params = list(params)
     if len(params) != count:
-        raise ValueError(f"params: {len(params)} names given, but the {what} has {count} parameters; give one each")
+        raise ValueError(
+            f"params: {len(params)} names given, but the {source} has {count} parameters; give one name for each"
+        )
     aliases = net.tree_map.aliases
-    names = [aliases.get(name, aliases.get(unwrapped(name))) for name in params]
+    names = [aliases.get(name, aliases.get(strip_wrappers(name))) for name in params]
     weights = {leaf.name for leaf in net.tree_map.leaves if leaf.collection == "params"}
     if unknown := [name for name, leaf in zip(params, names) if leaf not in weights]:
-        raise ValueError(f"params: {unknown} are not parameters of the network; it has {sorted(weights)}")
+        raise ValueError(f"params: {unknown} are not parameters of the network; its parameters are {sorted(weights)}")
     if double := sorted({name for name, leaf in zip(params, names) if names.count(leaf) > 1}):
         raise ValueError(f"params: {double} name a parameter twice (tied ones are one parameter); give each once")
     return list(names)
 
 
-def _by_identity(tensors: Sequence[Any], states: Sequence[Any], net: Any, what: str) -> list[str | None]:
-    """Leaf names of the optimizer's own parameters; None for strangers that never moved."""
+def _by_identity(tensors: Sequence[Any], states: Sequence[Any], net: Any, source: str) -> list[str | None]:
+    """Leaf names of the optimizer's own parameters; None for parameters of other modules that never moved."""
     living = {id(p): name for name, ref in net._refs.items() if (p := ref()) is not None}
     names = [living.get(id(tensor)) for tensor in tensors]
-    advice = (
+    remedy = (
         "pass params=[...], the torch names in the order in which the optimizer got them, such as "
         "[name for name, _ in module.named_parameters()]"
     )
     if not living:
         raise ValueError(
-            f"{what}: the module that was converted no longer exists, so its parameters cannot be told; {advice}"
+            f"optimizer_or_state: the module that was converted no longer exists, so the parameters of the {source} "
+            f"cannot be recognized; {remedy}"
         )
     if not any(names):
         raise ValueError(
-            f"{what}: none of its parameters is of the module that was converted (another copy of it?); convert the "
-            f"module it trains, or {advice}"
+            f"optimizer_or_state: none of the parameters of the {source} belongs to the module that was converted; "
+            f"convert the module that it trains, or {remedy}"
         )
     for i, (tensor, name, state) in enumerate(zip(tensors, names, states)):
-        if name is None and any(torch.is_tensor(state.get(k)) and bool(state[k].any()) for k in _NEEDED):
+        if name is None and any(torch.is_tensor(state.get(k)) and bool(state[k].any()) for k in _MOMENTS):
             raise ValueError(
-                f"{what}: its parameter {i}, of shape {tuple(tensor.shape)}, has moments but is none of the network's; "
-                "convert a module that holds all it trains"
+                f"optimizer_or_state: parameter {i} of the {source}, of shape {tuple(tensor.shape)}, has moments but "
+                "is none of the network's; convert a module that holds all parameters that it trains"
             )
     return names
 
 
-def _check_kind(groups: Sequence[Mapping[str, Any]], states: Sequence[Any], what: str) -> None:
+def _check_kind(groups: Sequence[Mapping[str, Any]], states: Sequence[Any], source: str) -> None:
     """Raises unless the states are Adam's or there are none yet."""
     for state in states:
-        if state and not all(torch.is_tensor(state.get(name)) for name in _NEEDED):
+        if state and not all(torch.is_tensor(state.get(name)) for name in _MOMENTS):
             raise ValueError(
-                f"{what}: keeps {sorted(map(str, state))}, not the two moments exp_avg and exp_avg_sq; Adam axes need "
-                "Adam, AdamW, NAdam or RAdam"
+                f"optimizer_or_state: the {source} keeps {sorted(map(str, state))}, not the two moments exp_avg and "
+                "exp_avg_sq; use Adam, AdamW, NAdam or RAdam for Adam axes"
             )
-        for name in _NEEDED if state else ():
+        for name in _MOMENTS if state else ():
             if state[name].layout != torch.strided or state[name].is_complex():
                 kind = "complex" if state[name].is_complex() else str(state[name].layout)
-                raise ValueError(f"{what}: {name} is {kind}; the rule is dense real moments")
-    if "Adamax" in what or (not any(states) and not all("betas" in group for group in groups)):
-        raise ValueError(f"{what}: keeps no moments exp_avg and exp_avg_sq; Adam axes need Adam, AdamW, NAdam or RAdam")
+                raise ValueError(
+                    f"optimizer_or_state: {name} of the {source} is {kind}; it must be dense and real, such as with "
+                    "nn.Embedding(sparse=False) and real parameters"
+                )
+    if "Adamax" in source or (not any(states) and not all("betas" in group for group in groups)):
+        raise ValueError(
+            f"optimizer_or_state: the {source} keeps no moments exp_avg and exp_avg_sq; use Adam, AdamW, NAdam or "
+            "RAdam for Adam axes"
+        )
 
 
-def _assembled(names: Sequence[str | None], states: Sequence[Any], net: Any, what: str) -> optax.ScaleByAdamState:
+def _assemble(names: Sequence[str | None], states: Sequence[Any], net: Any, source: str) -> optax.ScaleByAdamState:
     by_name = {name: state for name, state in zip(names, states) if name is not None and state}
     steps = [int(state.get("step", 0)) for state in by_name.values()]
-    trees = [_tree(by_name, part, net, what) for part in _NEEDED]
+    trees = [_tree(by_name, part, net, source) for part in _MOMENTS]
     return optax.ScaleByAdamState(count=np.asarray(max(steps, default=0), np.int32), mu=trees[0], nu=trees[1])
 
 
-def _tree(states: Mapping[str, Any], part: str, net: Any, what: str) -> Any:
+def _tree(states: Mapping[str, Any], part: str, net: Any, source: str) -> Any:
     wrong = [
         f"{name} has {tuple(states[name][part].shape)} instead of {leaf.shape}"
         for name, leaf in ((leaf.name, leaf) for leaf in net.tree_map.leaves)
@@ -163,22 +177,23 @@ def _tree(states: Mapping[str, Any], part: str, net: Any, what: str) -> Any:
     ]
     if wrong:
         raise ValueError(
-            f"{what}: {part} of other shapes than the weights: {'; '.join(wrong)}; check the order in params"
+            f"optimizer_or_state: {part} of the {source} has other shapes than the weights: {'; '.join(wrong)}; give "
+            "params in the order of the optimizer"
         )
     arrays = {f"{'/'.join(leaf.path)}": leaf for leaf in net.tree_map.leaves if leaf.collection == "params"}
 
-    def filled(path: str, like: Any) -> np.ndarray:
+    def fill_leaf(path: str, like: Any) -> np.ndarray:
         leaf = arrays[path]
         if leaf.name not in states:
             return np.zeros(like.shape, like.dtype)
         array = net.tree_map.to_jax(leaf, to_array(states[leaf.name][part]))
         return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
 
-    return dict(_mapped(net.variables["params"], filled, ""))
+    return dict(_map_leaves(net.variables["params"], fill_leaf, ""))
 
 
-def _mapped(tree: Mapping[str, Any], function: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def _map_leaves(tree: Mapping[str, Any], function: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, child in tree.items():
         path = prefix + name
         is_tree = isinstance(child, Mapping)
-        yield name, dict(_mapped(child, function, path + "/")) if is_tree else function(path, child)
+        yield name, dict(_map_leaves(child, function, path + "/")) if is_tree else function(path, child)

@@ -1,4 +1,4 @@
-"""torch's names and layouts on one side, a Flax tree on the other: one map for weights, statistics and moments.
+"""The map between torch's names and layouts and those of a Flax tree, for weights, statistics and moments.
 
     torch                          Flax path (collection first)             stored as
     Linear.weight (out, in)        params/.../kernel                        (in, out)
@@ -13,8 +13,8 @@
     other buffers                  buffers/...                              as they are
     other tensors of the graph     constants/...                            as they are
 
-The rows of a Linear behind a flatten of images are in Flax's order (H, W, C) instead of (C, H, W). Whatever else a
-module holds keeps its name and layout. Nothing is computed, so that the way back gives the same bits.
+The rows of a Linear behind a flatten of images are in Flax's order (H, W, C) instead of (C, H, W). All other tensors
+keep their name and layout. Nothing is computed, so the way back gives the same bits.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lla_torch.program.errors import misuse
 from lla_torch.program.views import View, inverse
 
 NORMS = (
@@ -42,7 +43,7 @@ COLLECTIONS = ("params", "batch_stats", "buffers", "constants")
 
 @dataclass(frozen=True)
 class Leaf:
-    """One tensor of a module and where it is in the tree.
+    """One tensor of a module and its place in the tree.
 
     Args:
       name: its torch name, the first one if it has several.
@@ -98,23 +99,26 @@ class NameMap:
     def by_name(self, name: str) -> Leaf:
         """The leaf of a torch name."""
         if name not in self.aliases:
-            raise ValueError(f"name {name!r} is not in the module; its tensors are {list(self.aliases)}")
+            raise misuse("name", name, f"one of the module's tensors, {list(self.aliases)}")
         return self._by_name[self.aliases[name]]
 
     @property
     def _by_name(self) -> dict[str, Leaf]:
-        found = self.__dict__.get("_table")
-        if found is None:
-            found = {leaf.name: leaf for leaf in self.leaves}
-            object.__setattr__(self, "_table", found)
-        return found
+        table = self.__dict__.get("_table")
+        if table is None:
+            table = {leaf.name: leaf for leaf in self.leaves}
+            object.__setattr__(self, "_table", table)
+        return table
 
     @staticmethod
     def to_jax(leaf: Leaf, array: np.ndarray) -> np.ndarray:
-        """torch's layout to the stored one; the same entries."""
+        """An array in torch's layout turned into the stored layout; the same entries."""
         array = np.asarray(array)
         if array.shape != leaf.shape:
-            raise ValueError(f"{leaf.name}: shape {array.shape} given; the module's has {leaf.shape}")
+            raise ValueError(
+                f"{leaf.name}: shape {array.shape} given; it must be {leaf.shape}; convert the module that has this "
+                "tensor"
+            )
         if leaf.merged is not None:
             assert leaf.split is not None
             array = array.reshape(tuple(leaf.split[i] for i in leaf.order))
@@ -122,10 +126,13 @@ class NameMap:
 
     @staticmethod
     def to_torch(leaf: Leaf, array: Any) -> np.ndarray:
-        """The stored layout to torch's; the same entries."""
+        """An array in the stored layout turned into torch's layout; the same entries."""
         array = np.asarray(array)
         if array.shape != leaf.stored_shape:
-            raise ValueError(f"{leaf.full_path}: shape {array.shape} given; the rule is {leaf.stored_shape}")
+            raise ValueError(
+                f"{leaf.full_path}: shape {array.shape} given; it must be {leaf.stored_shape}; pass a tree like "
+                "net.variables"
+            )
         if leaf.split is not None:
             array = array.reshape(leaf.split)
         return np.array(array.transpose(leaf.order).reshape(leaf.shape), order="C")
@@ -141,15 +148,19 @@ class NameMap:
                 node[leaf.path[-1]] = arrays[leaf.name]
         return result
 
-    def laid_out_like(self, other: NameMap) -> NameMap:
-        """The same tensors, those that ``other`` has too in its layout."""
+    def with_layouts_of(self, other: NameMap) -> NameMap:
+        """The same tensors, in the layout of ``other`` where it has them too."""
         known = {(leaf.name, leaf.shape): leaf for leaf in other.leaves if leaf.collection != "constants"}
         return replace(self, leaves=tuple(known.get((leaf.name, leaf.shape), leaf) for leaf in self.leaves))
 
-    def with_rows(self, rows: Mapping[str, View]) -> NameMap:
-        """Linear weights (by leaf name) whose rows are to lie as the merged axes of the given inputs do."""
+    def with_row_layouts(self, rows: Mapping[str, View]) -> NameMap:
+        """The same tensors, with rows of linear weights in the order of the merged axes of their inputs.
 
-        def ordered(leaf: Leaf) -> Leaf:
+        Args:
+          rows: the input of each such weight, by leaf name.
+        """
+
+        def reorder(leaf: Leaf) -> Leaf:
             x = rows.get(leaf.name)
             if x is None:
                 return leaf
@@ -157,12 +168,12 @@ class NameMap:
             split = (*x.split[1:], leaf.shape[0])
             return replace(leaf, split=split, order=(len(split) - 1, *(i - 1 for i in x.order[1:])), merged=leaf.shape)
 
-        return replace(self, leaves=tuple(ordered(leaf) for leaf in self.leaves))
+        return replace(self, leaves=tuple(reorder(leaf) for leaf in self.leaves))
 
 
 @dataclass(frozen=True)
 class FilterAxis:
-    """Which axes of a parameter index its filters, by path: what ``Loss.filter_axis`` asks."""
+    """The axes of each parameter that index its filters, by path, as ``Loss.filter_axis`` is called."""
 
     axes: tuple[tuple[str, int | None], ...]
 
@@ -171,12 +182,12 @@ class FilterAxis:
 
 
 def filter_axis(names: NameMap) -> FilterAxis:
-    """The rule for a module: the axis of the outputs, as in torch."""
+    """The filter axes of a module's parameters: the axis of the outputs, as in torch."""
     return FilterAxis(tuple(("/".join(x.path), x.filter_axis) for x in names.leaves if x.collection == "params"))
 
 
-def _renamed(owner: nn.Module, name: str, tensor: torch.Tensor) -> tuple[str, bool, int | None]:
-    """(name in the tree, whether the axes are turned round, filter axis of the stored array) of a parameter."""
+def _flax_name(owner: nn.Module, name: str, tensor: torch.Tensor) -> tuple[str, bool, int | None]:
+    """(name in the tree, whether the axes are reversed, filter axis of the stored array) of a parameter."""
     own, ndim = owner._parameters, tensor.ndim
     free = lambda new: new if new == name or new not in own else name  # noqa: E731
     one_dim = sum(n > 1 for n in tensor.shape) <= 1
@@ -194,7 +205,7 @@ def _renamed(owner: nn.Module, name: str, tensor: torch.Tensor) -> tuple[str, bo
     return name, False, None if one_dim else 0
 
 
-def names_of(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = None) -> NameMap:
+def map_names(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = None) -> NameMap:
     """The map of a module's parameters and buffers, and of further tensors that its graph holds.
 
     Args:
@@ -217,9 +228,9 @@ def names_of(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = N
         parts = tuple(prefix.split(".")) if prefix else ()
         for name, tensor in owner._parameters.items():
             if tensor is not None:
-                new, turned, axis = _renamed(owner, name, tensor)
+                new, reverse, axis = _flax_name(owner, name, tensor)
                 n = tensor.ndim
-                order = (n - 1, n - 2, *range(n - 2)) if turned else tuple(range(n))
+                order = (n - 1, n - 2, *range(n - 2)) if reverse else tuple(range(n))
                 add(".".join((*parts, name)), tensor, "params", (*parts, new), order=order, filter_axis=axis)
         for name, tensor in owner._buffers.items():
             if tensor is not None:
@@ -239,7 +250,7 @@ def references(module: nn.Module) -> dict[str, weakref.ref[nn.Parameter]]:
 
 
 def to_array(tensor: torch.Tensor, copy: bool = True) -> np.ndarray:
-    """A tensor's entries, bfloat16 and float8 included; a copy, or where possible the tensor's own memory."""
+    """A tensor as an array, bfloat16 and float8 included; a copy, or in the tensor's own memory where possible."""
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     name = str(tensor.dtype).removeprefix("torch.")
     if name == "bfloat16" or name.startswith("float8"):
@@ -253,7 +264,7 @@ def to_array(tensor: torch.Tensor, copy: bool = True) -> np.ndarray:
 
 
 def to_tensor(array: Any) -> torch.Tensor:
-    """A tensor with a copy of an array's entries."""
+    """An array as a tensor with its own memory."""
     array = np.array(array, order="C")
     name = array.dtype.name
     if name == "bfloat16" or name.startswith("float8"):
@@ -263,7 +274,7 @@ def to_tensor(array: Any) -> torch.Tensor:
 
 
 def as_jax(array: np.ndarray, name: str, dtype: Any = None) -> jax.Array:
-    """A jax array of its own memory, in the same precision or the one asked for.
+    """An array as a jax array with its own memory, in the same precision or in ``dtype``.
 
     Raises:
       ValueError: 64-bit floats where jax has none.
@@ -271,14 +282,14 @@ def as_jax(array: np.ndarray, name: str, dtype: Any = None) -> jax.Array:
     target = np.dtype(array.dtype if dtype is None or not is_float(array.dtype) else jax.numpy.dtype(dtype))
     if target in (np.dtype("float64"), np.dtype("complex128")) and jax.dtypes.canonicalize_dtype(target) != target:
         raise ValueError(
-            f"{name} is {target.name}, which jax has only after jax.config.update('jax_enable_x64', True); do that "
-            "before, or pass dtype='float32'"
+            f"{name}: {target.name} given, which jax has only after jax.config.update('jax_enable_x64', True); call "
+            "that first, or pass dtype='float32'"
         )
     typed = jax.dtypes.canonicalize_dtype(target)
     if np.issubdtype(target, np.integer) and not np.array_equal(array.astype(typed), array):
         raise ValueError(
-            f"{name} has {target.name} entries beyond {typed.name}, which jax has only after "
-            "jax.config.update('jax_enable_x64', True); do that before"
+            f"{name}: {target.name} entries beyond {typed.name} given, which jax has only after "
+            "jax.config.update('jax_enable_x64', True); call that first"
         )
     return jax.numpy.array(array.astype(target, copy=False), copy=True)
 

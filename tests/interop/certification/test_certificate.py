@@ -12,8 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 lla_torch = pytest.importorskip("lla_torch")
 
-from lla_torch.certification.certificate import difference
-from lla_torch.certification.reference import Follow
+from lla_torch.certification.certificate import relative_difference
+from lla_torch.certification.reference import CastTypes
 from torch import nn
 
 Two = collections.namedtuple("Two", "first second")
@@ -66,7 +66,7 @@ def test_types_that_a_module_writes_out_follow_its_weights():
 
 
 def test_only_the_types_asked_for_follow():
-    with Follow({torch.float32: torch.float64}):
+    with CastTypes({torch.float32: torch.float64}):
         x = torch.zeros(2, dtype=torch.float32)
         kinds = [x.dtype, x.float().dtype, x.half().dtype, x.to(dtype=torch.bfloat16).dtype, x.long().dtype]
     assert kinds == [torch.float64, torch.float64, torch.float16, torch.bfloat16, torch.int64]
@@ -264,9 +264,9 @@ def test_autocast_is_told():
 
 def test_a_difference_sees_places_and_whole_numbers():
     a = {"x": np.array([1.0, np.inf]), "n": np.array([1, 2])}
-    assert difference(a, a) == 0
-    assert difference({"x": a["x"] * 1.5}, {"x": a["x"]}) == 0.5
-    assert difference({**a, "n": np.array([1, 3])}, a) == np.inf
-    assert difference({"y": a["x"]}, {"x": a["x"]}) == np.inf
-    assert np.isnan(difference({"x": np.array([np.nan])}, {"x": np.array([np.nan])}))
-    assert np.isnan(difference(a, None))
+    assert relative_difference(a, a) == 0
+    assert relative_difference({"x": a["x"] * 1.5}, {"x": a["x"]}) == 0.5
+    assert relative_difference({**a, "n": np.array([1, 3])}, a) == np.inf
+    assert relative_difference({"y": a["x"]}, {"x": a["x"]}) == np.inf
+    assert np.isnan(relative_difference({"x": np.array([np.nan])}, {"x": np.array([np.nan])}))
+    assert np.isnan(relative_difference(a, None))

@@ -24,7 +24,7 @@ from lla_torch.program.ops import (  # noqa: F401
     reductions,
     shapes,
 )
-from lla_torch.program.program import DType, Instruction, Noise, _run
+from lla_torch.program.program import DType, Instruction, Noise, run_instruction
 from lla_torch.program.views import View, channels_last, inverse, merge_tail, plain
 
 RNG = np.random.default_rng(0)
@@ -423,7 +423,7 @@ def run(
     arguments = [value(a) for a in args]
     named = {k: value(v) for k, v in kwargs.items()}
     instruction = Instruction(TABLE[full_name(f"aten.{name}")], (), (), 0, dtypes)
-    result = _run(instruction, arguments, named, Noise(None, None), np.dtype(np.float64))
+    result = run_instruction(instruction, arguments, named, Noise(None, None), np.dtype(np.float64))
     return [r.logical() for r in leaves(result)]
 
 
@@ -509,8 +509,10 @@ def test_a_flattened_image_is_taken_as_torch_has_it(name):
         view = merge_tail(View(jnp.asarray(IMAGE.transpose(0, 2, 3, 1)), channels_last(4)), 1)
         instruction = Instruction(TABLE[full_name(f"aten.{name}")], (), (), 0, (DType("float64"),))
         noise = Noise(None, None)
-        got = _run(instruction, list(MERGED[name](view)), {}, noise, np.dtype(np.float64))
-        wanted = _run(instruction, list(MERGED[name](plain(view.logical()))), {}, noise, np.dtype(np.float64))
+        got = run_instruction(instruction, list(MERGED[name](view)), {}, noise, np.dtype(np.float64))
+        wanted = run_instruction(
+            instruction, list(MERGED[name](plain(view.logical()))), {}, noise, np.dtype(np.float64)
+        )
         np.testing.assert_allclose(got.logical(), wanted.logical(), rtol=1e-14)
 
 
@@ -529,7 +531,7 @@ def test_a_flattened_image_is_taken_as_torch_has_it(name):
 def test_channels_last_images_are_not_transposed(name, args):
     def function(array):
         instruction = Instruction(TABLE[full_name(f"aten.{name}")], (), (), 0, ())
-        return _run(instruction, [View(array, channels_last(4)), *args], {}, Noise(None, None), None).array
+        return run_instruction(instruction, [View(array, channels_last(4)), *args], {}, Noise(None, None), None).array
 
     jaxpr = str(jax.make_jaxpr(function)(IMAGE.transpose(0, 2, 3, 1)))
     assert "transpose" not in jaxpr
@@ -564,17 +566,19 @@ def test_draws_have_torchs_shape_and_can_be_replayed(name):
     dtypes = (DType(str(wanted.dtype).removeprefix("torch.")),)
     args = [plain(jnp.asarray(a)) if isinstance(a, np.ndarray) else a for a in RANDOM[name]]
     instruction = Instruction(TABLE[full_name(f"aten.{name}")], (), (), 0, dtypes)
-    drawn = _run(instruction, args, {}, Noise(jax.random.key(0), None), np.dtype(np.float32)).logical()
+    drawn = run_instruction(instruction, args, {}, Noise(jax.random.key(0), None), np.dtype(np.float32)).logical()
     assert drawn.shape == tuple(wanted.shape)
-    replayed = _run(instruction, args, {}, Noise(None, [wanted.numpy()]), np.dtype(np.float32)).logical()
+    replayed = run_instruction(instruction, args, {}, Noise(None, [wanted.numpy()]), np.dtype(np.float32)).logical()
     np.testing.assert_allclose(replayed, wanted.numpy(), rtol=1e-6)
     with pytest.raises(ValueError, match="draws random numbers"):
-        _run(instruction, args, {}, Noise(None, None), np.dtype(np.float32))
+        run_instruction(instruction, args, {}, Noise(None, None), np.dtype(np.float32))
 
 
 def test_uniform_takes_its_bounds_by_name():
     instruction = Instruction(TABLE["aten.uniform.default"], (), (), 0, ())
-    drawn = _run(instruction, [plain(jnp.ones(200))], {"from": 2.0, "to": 3.0}, Noise(jax.random.key(0), None), None)
+    drawn = run_instruction(
+        instruction, [plain(jnp.ones(200))], {"from": 2.0, "to": 3.0}, Noise(jax.random.key(0), None), None
+    )
     assert float(drawn.array.min()) >= 2
     assert float(drawn.array.max()) <= 3
 
@@ -588,9 +592,14 @@ def test_uniform_takes_its_bounds_by_name():
         ("repeat_interleave.self_Tensor", (ROW, np.array([1, 0, 2, 1])), "output_size"),
         ("as_strided", (ROW, (3,), (2,)), "beyond the tensor"),
         ("view", (X, (5, 5)), "number of entries"),
-        ("softmax.int", (X, 3), "dim is 3"),
-        ("select.int", (X, 0, 2), "index is 2"),
-        ("scatter_reduce.two", (MATRIX, 0, INDEX, Y[0], "median"), "reduce is 'median'"),
+        pytest.param("softmax.int", (X, 3), "dim: 3 given", id="softmax.int-args6-dim is 3"),
+        pytest.param("select.int", (X, 0, 2), "index: 2 given", id="select.int-args7-index is 2"),
+        pytest.param(
+            "scatter_reduce.two",
+            (MATRIX, 0, INDEX, Y[0], "median"),
+            "reduce: 'median' given",
+            id="scatter_reduce.two-args8-reduce is 'median'",
+        ),
     ],
 )
 def test_what_cannot_be_says_so(name, args, match):
@@ -604,7 +613,7 @@ def test_second_derivatives_are_finite_where_the_first_are_zero():
 
         def value(x, name=name, args=args):
             instruction = Instruction(TABLE[full_name(f"aten.{name}")], (), (), 0, ())
-            return _run(instruction, [plain(x), *args], {}, Noise(None, None), None).logical()
+            return run_instruction(instruction, [plain(x), *args], {}, Noise(None, None), None).logical()
 
         _, second = jax.jvp(jax.grad(value), (flat,), (jnp.ones(3),))
         np.testing.assert_array_equal(second, 0)

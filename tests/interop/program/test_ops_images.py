@@ -217,7 +217,7 @@ def _jax_function(op, args, order_of):
 
         values = [value(a) for a in args]
         instruction = program.Instruction(TABLE[full_name(op)], (), (), 0, ())
-        results = program._run(instruction, values, {}, None, np.dtype("float64"))
+        results = program.run_instruction(instruction, values, {}, None, np.dtype("float64"))
         results = results if isinstance(results, tuple) else (results,)
         return tuple(r.logical() for r in results)
 
@@ -338,9 +338,16 @@ def test_a_jvp_of_the_gradient_is_torchs_second_derivative(case):
 @pytest.mark.parametrize(
     ("op", "args", "message"),
     [
-        (aten.conv2d.padding, (T(1, 1, 4, 4), T(1, 1, 2, 2), None, [2, 2], "same"), "padding='same' with stride"),
+        pytest.param(
+            aten.conv2d.padding,
+            (T(1, 1, 4, 4), T(1, 1, 2, 2), None, [2, 2], "same"),
+            "padding: 'same' given with stride",
+            id="conv2d.padding-args0-padding='same' with stride",
+        ),
         (aten.max_pool2d.default, (T(1, 1, 2, 2), [3, 3]), "kernel_size"),
-        (aten.group_norm.default, (T(1, 3, 2), 2), "num_groups=2"),
+        pytest.param(
+            aten.group_norm.default, (T(1, 3, 2), 2), "num_groups: 2 given", id="group_norm.default-args2-num_groups=2"
+        ),
         (aten.layer_norm.default, (T(1, 3, 2), [3]), "normalized_shape"),
         (aten.upsample_nearest2d.vec, (T(1, 1, 2, 2), None, None), "exactly one"),
         (

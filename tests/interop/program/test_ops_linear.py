@@ -22,7 +22,7 @@ from lla_torch.program.ops import (  # noqa: F401
     losses,
     recurrent,
 )
-from lla_torch.program.program import DType, Instruction, Noise, _run
+from lla_torch.program.program import DType, Instruction, Noise, run_instruction
 from lla_torch.program.views import View, merge_tail, plain
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -66,7 +66,7 @@ def lowered(op: Any, args: Any, kwargs: Any, outputs: Any, draws: Any = None) ->
     dtypes = tuple(DType(str(o.dtype).split(".")[1]) for o in outputs)
     instruction = Instruction(TABLE[name], (), (), 0, dtypes)
     noise = Noise(None, draws)
-    result = _run(instruction, list(args), dict(kwargs), noise, np.dtype("float64"))
+    result = run_instruction(instruction, list(args), dict(kwargs), noise, np.dtype("float64"))
     noise.finish()
     return tuple(r.logical() for r in (result if isinstance(result, tuple) else (result,)))
 
@@ -506,11 +506,11 @@ def test_unbatched_sequences():
 
 def test_misuse_is_named():
     q = jnp.ones((1, 2, 3))
-    with pytest.raises(ValueError, match="is_causal=True and attn_mask"):
+    with pytest.raises(ValueError, match="attn_mask: given together with is_causal=True"):
         attention.scaled_dot_product_attention(q, q, q, jnp.ones((2, 2), bool), 0.0, True, draw=None)
     with pytest.raises(ValueError, match="per_sample_weights"):
         embedding.embedding_bag(q[0], jnp.zeros(2, int), jnp.zeros(1, int), mode=1, per_sample_weights=q[0, :, 0])
-    with pytest.raises(ValueError, match="pivot=False"):
+    with pytest.raises(ValueError, match="pivot: False given"):
         linear.lu_factor_ex(jnp.eye(2), pivot=False)
-    with pytest.raises(ValueError, match="params has 3 arrays"):
+    with pytest.raises(ValueError, match="params: 3 arrays given"):
         recurrent.lstm(q, (q, q), (q, q, q), True, 1, 0.0, False, False, False, draw=None)

@@ -202,7 +202,7 @@ def test_arguments_and_outputs():
     assert isinstance(outputs, Pair)
     assert outputs.a.dtype == "bfloat16"
     assert outputs.b == 1.5
-    with pytest.raises(ValueError, match=r"expected a torch.nn.Module, got function"):
+    with pytest.raises(ValueError, match=r"module: function given; it must be a torch.nn.Module"):
         record(lambda x: x, X)
 
 

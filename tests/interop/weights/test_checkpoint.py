@@ -14,7 +14,7 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from lla_torch.net import Net, convert
 from lla_torch.weights.checkpoint import load_checkpoint, to_state_dict
-from lla_torch.weights.names import as_jax, filter_axis, names_of, references, to_array
+from lla_torch.weights.names import as_jax, filter_axis, map_names, references, to_array
 from torch import nn
 
 
@@ -38,7 +38,7 @@ class Tied(nn.Module):
 
 def net_of(module):
     """A converted network without its function."""
-    names, tensors = names_of(module), dict(module.named_buffers(remove_duplicate=False))
+    names, tensors = map_names(module), dict(module.named_buffers(remove_duplicate=False))
     tensors |= dict(module.named_parameters(remove_duplicate=False))
     arrays = {x.name: as_jax(names.to_jax(x, to_array(tensors[x.name])), x.name) for x in names.leaves}
     return Net(None, {"params": {}, **names.tree(arrays)}, names, filter_axis(names), references(module))
@@ -149,7 +149,7 @@ def test_several_candidates(tmp_path, net):
     same(load_checkpoint(path, net, key="model"), first)
     same(load_checkpoint(path, net, key="ema"), second)
     same(load_checkpoint(path, net, key="ema.shadow"), second)
-    with pytest.raises(ValueError, match=r"no entry key='best'; its entries are \['ema', 'model'\]"):
+    with pytest.raises(ValueError, match=r"key: 'best' given; .* which are \['ema', 'model'\]"):
         load_checkpoint(path, net, key="best")
     with pytest.raises(ValueError, match="none of which fits"):
         load_checkpoint({"a": {"w": torch.ones(1)}, "b": {"v": torch.ones(1)}}, net)
@@ -175,9 +175,9 @@ def test_float64(tmp_path, net):
     same(load_checkpoint(path, net, dtype="float32"), state, torch.float32)
     with jax.enable_x64(True):
         same(load_checkpoint(path, net), state)
-    with pytest.raises(ValueError, match="dtype='int32'"):
+    with pytest.raises(ValueError, match="dtype: 'int32' given; it must be None, 'net'"):
         load_checkpoint(path, net, dtype="int32")
-    with pytest.raises(ValueError, match="dtype='float33'"):
+    with pytest.raises(ValueError, match="dtype: 'float33' given"):
         load_checkpoint(path, net, dtype="float33")
 
 
@@ -233,9 +233,9 @@ def test_other_trees_as_state_dicts(net):
     assert torch.equal(back["bn.running_mean"], own["bn.running_mean"] + 1)
     assert torch.equal(back["table"], own["table"])
     assert "scratch" not in own
-    with pytest.raises(ValueError, match=r"state: has \['stats'\]"):
+    with pytest.raises(ValueError, match=r"state: it has \['stats'\]"):
         to_state_dict(net, state={"stats": {}})
-    with pytest.raises(ValueError, match="params/conv/kernel is missing"):
+    with pytest.raises(ValueError, match="params: params/conv/kernel is missing"):
         to_state_dict(net, params={})
     with pytest.raises(ValueError, match=r"params/conv/kernel: shape \(1, 3, 3, 2, 3\)"):
         to_state_dict(net, jax.tree.map(lambda x: x[None], params))
@@ -306,7 +306,7 @@ def test_damaged_files(tmp_path, net):
     for name, content in contents.items():
         path = tmp_path / f"{name}.pth"
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}.pth'.*not a checkpoint of torch.save"):
+        with pytest.raises(ValueError, match=f"path: .*{name}.pth' is not a checkpoint of torch.save"):
             load_checkpoint(path, net)
     np.savez(tmp_path / "a.npz", a=np.ones(2))
     with pytest.raises(ValueError, match="not a checkpoint"):

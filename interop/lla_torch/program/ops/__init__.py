@@ -1,4 +1,4 @@
-"""The lowerings of ATen operators, by subject; importing this fills the table in ``lla_torch.program.operators``."""
+"""The JAX functions of ATen operators, by subject; importing this fills the table in ``program.operators``."""
 
 import importlib
 import pkgutil

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from lla_torch.program.errors import misuse
 from lla_torch.program.operators import lowering
-from lla_torch.program.ops.axes import axis_of, unmerged
+from lla_torch.program.ops.axes import axis_of, unmerge
 from lla_torch.program.views import View
 
 lowering("aten.relu", layout="pointwise")(jax.nn.relu)
@@ -27,7 +28,7 @@ def log_sigmoid_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def gelu(x: jax.Array, *, approximate: str = "none") -> jax.Array:
     """x Phi(x), or its approximation by a tanh."""
     if approximate not in ("none", "tanh"):
-        raise ValueError(f"approximate is {approximate!r}; gelu takes 'none' or 'tanh'")
+        raise misuse("approximate", approximate, "one of 'none', 'tanh'")
     return jax.nn.gelu(x, approximate=approximate == "tanh")
 
 
@@ -40,7 +41,7 @@ def softplus(x: jax.Array, beta: float = 1, threshold: float = 20) -> jax.Array:
 @lowering("aten.elu", layout="pointwise")
 def elu(x: jax.Array, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> jax.Array:
     """scale x above 0, scale alpha (exp(input_scale x) - 1) elsewhere; at 0 the derivative is the lower one."""
-    low = jnp.where(x > 0, 0, x)  # no overflow in the branch that is not taken
+    low = jnp.where(x > 0, 0, x)  # so that the branch not taken does not overflow
     return jnp.where(x > 0, x * scale, jnp.expm1(low * input_scale) * (alpha * scale))
 
 
@@ -71,7 +72,7 @@ def prelu_kernel(x: jax.Array, weight: jax.Array) -> jax.Array:
 @lowering("aten.prelu", layout="views")
 def prelu(x: View, weight: View) -> View:
     """x above 0, weight x elsewhere, with one weight, or one for each entry of axis 1."""
-    x, slopes = unmerged(x), weight.logical()
+    x, slopes = unmerge(x), weight.logical()
     shape = [1] * x.ndim
     if slopes.size > 1:
         shape[x.order[1]] = -1
@@ -123,6 +124,6 @@ def threshold(x: jax.Array, threshold: float, value: float) -> jax.Array:
 @lowering("aten.glu", layout="views")
 def glu(x: View, dim: int = -1) -> View:
     """The first half of an axis times the sigmoid of its second half."""
-    x = unmerged(x)
+    x = unmerge(x)
     first, second = jnp.split(x.array, 2, x.order[axis_of(dim, x.ndim)])
     return View(first * jax.nn.sigmoid(second), x.order)

@@ -1,4 +1,4 @@
-"""Logical axes and where they lie in a view's array; sums, choices and magnitudes along them."""
+"""Logical axes and their places in a view's array; functions that work along them without moving data."""
 
 from __future__ import annotations
 
@@ -9,94 +9,88 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lla_torch.program.errors import misuse
 from lla_torch.program.views import View, plain
 
 
 def axis_of(dim: int, ndim: int) -> int:
-    """The axis that ``dim``, negative from the end, means; torch lets a single number have axis 0."""
+    """The number of the axis ``dim``, which may count from the end; a tensor without axes has axis 0, as in torch."""
     bound = max(ndim, 1)
     if not -bound <= dim < bound:
-        raise ValueError(f"dim is {dim}; a tensor of {ndim} axes takes {-bound} to {bound - 1}")
+        raise misuse("dim", dim, f"from {-bound} to {bound - 1} for a tensor of {ndim} axes")
     return dim % bound
 
 
 def axes_of(dim: Any, ndim: int) -> tuple[int, ...]:
-    """The axes that ``dim`` (None or (): all) means."""
+    """The numbers of the axes ``dim``; None or () means all."""
     if dim is None or dim == ():
         return tuple(range(ndim))
     dims = (dim,) if isinstance(dim, int) else dim
     return tuple(axis_of(d, ndim) for d in dims) if ndim else ()
 
 
-def unmerged(x: View) -> View:
-    """``x`` with every logical axis an axis of the array."""
+def unmerge(x: View) -> View:
+    """``x`` as a view in which every logical axis is an axis of the array."""
     return plain(x.logical()) if x.is_merged else x
 
 
-def magnitude(x: jax.Array) -> jax.Array:
-    """|x|, with derivative 0 at 0 as torch has it; jax's is 1 there."""
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return x * jax.lax.stop_gradient(jnp.sign(x))
-    return jnp.abs(x)
+def drop_axes(order: Sequence[int], dims: Sequence[int]) -> tuple[int, ...]:
+    """The order of a view after its logical axes ``dims`` were removed from its array."""
+    removed = [order[d] for d in dims]
+    return tuple(a - sum(r < a for r in removed) for a in order if a not in removed)
 
 
-def drop(order: Sequence[int], dims: Sequence[int]) -> tuple[int, ...]:
-    """The order of a view whose logical axes ``dims`` are taken out of its array."""
-    gone = [order[d] for d in dims]
-    return tuple(a - sum(g < a for g in gone) for a in order if a not in gone)
-
-
-def along(x: View, dim: int, function: Callable[[jax.Array, int], Any]) -> Any:
-    """``function(array, axis)``, which keeps the axes, on the view's own array; one result or a tuple of them."""
-    x = unmerged(x)
+def apply_along(x: View, dim: int, function: Callable[[jax.Array, int], Any]) -> Any:
+    """Apply ``function(array, axis)``, which keeps all axes, to the view's own array; one result or a tuple."""
+    x = unmerge(x)
     if x.ndim == 0:
         return jax.tree.map(lambda r: r.reshape(()), function(x.array.reshape(1), axis_of(dim, 0)))
     result = function(x.array, x.order[axis_of(dim, x.ndim)])
     return jax.tree.map(lambda r: View(r, x.order), result)
 
 
-def reduced(x: View, dim: Any, keepdim: bool, function: Callable[..., Any]) -> Any:
-    """``function(array, axes, keepdims)`` over the axes ``dim`` (None or (): all); one result or a tuple."""
+def reduce_axes(x: View, dim: Any, keepdim: bool, function: Callable[..., Any]) -> Any:
+    """Apply ``function(array, axes, keepdims)`` over the axes ``dim`` (None or (): all); one result or a tuple."""
     dims = axes_of(dim, x.ndim)
     if x.is_merged and len(dims) == x.ndim and not keepdim:
         return function(x.array, tuple(range(x.array.ndim)), False)
-    x = unmerged(x)
+    x = unmerge(x)
     result = function(x.array, tuple(x.order[d] for d in dims), keepdim)
-    order = x.order if keepdim else drop(x.order, dims)
+    order = x.order if keepdim else drop_axes(x.order, dims)
     return jax.tree.map(lambda r: View(r, order), result)
 
 
-def picked(x: View, dim: int, keepdim: bool, index: Callable[[jax.Array, int], jax.Array]) -> tuple[View, View]:
-    """(entries, indices) along an axis, at ``index(array, axis)``, which keeps the axis with length 1."""
+def pick_along(x: View, dim: int, keepdim: bool, index: Callable[[jax.Array, int], jax.Array]) -> tuple[View, View]:
+    """(entries, indices) along an axis, at the indices ``index(array, axis)``, whose axis has length 1."""
 
     def pick(array: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-        found = index(jax.lax.stop_gradient(array), axis)
-        return jnp.take_along_axis(array, found, axis), found
+        indices = index(jax.lax.stop_gradient(array), axis)
+        return jnp.take_along_axis(array, indices, axis), indices
 
-    values, indices = along(x, dim, pick)
+    values, indices = apply_along(x, dim, pick)
     if keepdim or x.ndim == 0:
         return values, indices
-    return squeezed(values, (axis_of(dim, x.ndim),)), squeezed(indices, (axis_of(dim, x.ndim),))
+    return squeeze_axes(values, (axis_of(dim, x.ndim),)), squeeze_axes(indices, (axis_of(dim, x.ndim),))
 
 
-def squeezed(x: View, dims: Sequence[int]) -> View:
+def squeeze_axes(x: View, dims: Sequence[int]) -> View:
     """``x`` without the axes ``dims``, which have length 1."""
-    x = unmerged(x)
-    return View(jax.lax.squeeze(x.array, [x.order[d] for d in dims]), drop(x.order, dims))
+    x = unmerge(x)
+    return View(jax.lax.squeeze(x.array, [x.order[d] for d in dims]), drop_axes(x.order, dims))
 
 
-def unsqueezed(x: View, dim: int) -> View:
-    """``x`` with a new axis of length 1 at ``dim``, lying next to its neighbour."""
-    x = unmerged(x)
+def insert_axis(x: View, dim: int) -> View:
+    """``x`` with a new axis of length 1 at ``dim``, which lies next to its neighbour in the array."""
+    x = unmerge(x)
     dim = axis_of(dim, x.ndim + 1)
     at = x.order[dim] if dim < x.ndim else x.order[-1] + 1 if x.ndim else 0
     order = [a + (a >= at) for a in x.order]
     return View(jnp.expand_dims(x.array, at), (*order[:dim], at, *order[dim:]))
 
 
-def common(values: Sequence[View]) -> tuple[list[jax.Array], tuple[int, ...]]:
-    """Tensors with the same number of axes in the order of the largest: their arrays, and that order."""
-    values = [unmerged(v) for v in values]
+def align_order(values: Sequence[View]) -> tuple[list[jax.Array], tuple[int, ...]]:
+    """(arrays, order): tensors of equally many axes as arrays in one order, that of the largest tensor."""
+    values = [unmerge(v) for v in values]
     order = max(values, key=lambda v: (math.prod(v.shape), v.order != tuple(range(v.ndim)))).order
     return [v.physical(order) for v in values], order
 
@@ -124,11 +118,11 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
     return groups
 
 
-def regrouped(x: View, shape: Sequence[int]) -> View | None:
-    """``x.reshape(shape)`` without moving anything, or None where that cannot be.
+def regroup_axes(x: View, shape: Sequence[int]) -> View | None:
+    """``x.reshape(shape)`` as a view of the same array, or None where there is no such view.
 
-    Axes are split where they lie, and merged if they lie one after the other: so (N, C, H, W) lying as (N, H, W, C)
-    becomes (N, C, H W) lying as (N, H W, C).
+    Axes are split where they lie, and merged if they lie one after the other. For example, (N, C, H, W) lying as
+    (N, H, W, C) becomes (N, C, H W) lying as (N, H W, C).
     """
     if x.is_merged or math.prod(shape) == 0 or not shape or not x.ndim:
         return None

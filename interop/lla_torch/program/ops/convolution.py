@@ -1,4 +1,4 @@
-"""Convolutions, run with the channels last and the kernel as (*window, in, out), as Flax runs them."""
+"""Convolutions, computed with the channels last and the kernel as (*window, in, out), as in Flax."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from lla_torch.program.errors import misuse
 from lla_torch.program.operators import lowering
 from lla_torch.program.views import View, as_view, channels_last
 
@@ -15,7 +16,7 @@ LETTERS = {1: "W", 2: "HW", 3: "DHW"}
 
 
 def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    """One number per spatial axis: ATen writes a single one for all of them."""
+    """One number per spatial axis, from as many or from a single one, which ATen passes for all axes."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     return values * dims if len(values) == 1 else values
 
@@ -27,7 +28,8 @@ def to_images(x: View, dims: int) -> tuple[jax.Array, bool]:
     if x.ndim == dims + 1:
         return x.physical((dims, *range(dims)))[None], False
     raise ValueError(
-        f"input has shape {x.shape}, but {dims} spatial axes need (N, C, *spatial) or (C, *spatial); reshape it"
+        f"input: shape {x.shape} given; it must be (N, C, *spatial) or (C, *spatial) with {dims} spatial axes; reshape "
+        "it"
     )
 
 
@@ -39,7 +41,7 @@ def from_images(array: jax.Array, batch: bool) -> View:
 
 
 def kernel_order(ndim: int) -> tuple[int, ...]:
-    """How a weight (a, b, *window) lies as (*window, b, a)."""
+    """The order of axes of a weight (a, b, *window) whose array is (*window, b, a)."""
     return (ndim - 1, ndim - 2, *range(ndim - 2))
 
 
@@ -64,14 +66,14 @@ def _convolve(
         dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
         feature_group_count=groups,
     )
-    return from_images(_biased(y, bias), batch)
+    return from_images(_add_bias(y, bias), batch)
 
 
-def _biased(y: jax.Array, bias: View | None) -> jax.Array:
+def _add_bias(y: jax.Array, bias: View | None) -> jax.Array:
     return y if bias is None else y + as_view(bias).logical()
 
 
-def _convolve_transposed(
+def _transposed_convolution(
     x: View,
     weight: View,
     bias: View | None,
@@ -104,7 +106,7 @@ def _convolve_transposed(
         dimension_numbers=(f"N{letters}C", spec, f"N{letters}C"),
         feature_group_count=groups,
     )
-    return from_images(_biased(y, bias), batch)
+    return from_images(_add_bias(y, bias), batch)
 
 
 @lowering("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", layout="views")
@@ -138,7 +140,7 @@ def conv_named_padding(
     dilation: Any = 1,
     groups: int = 1,
 ) -> View:
-    """The same with padding "valid" (none) or "same" (an odd one out goes to the end)."""
+    """``conv`` with padding "valid" (none) or "same" (where it is odd, the end gets one more than the start)."""
     dims = weight.ndim - 2
     if padding == "valid":
         ends = [(0, 0)] * dims
@@ -147,7 +149,8 @@ def conv_named_padding(
         ends = [(d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2) for d, k in sizes]
     else:
         raise ValueError(
-            f"padding={padding!r} with stride={stride}: torch knows 'valid', and 'same' with stride 1; pass numbers"
+            f"padding: {padding!r} given with stride={stride}; it must be 'valid', or 'same' with stride 1; else pass "
+            "numbers"
         )
     return _convolve(input, weight, bias, stride, ends, dilation, groups)
 
@@ -164,7 +167,7 @@ def conv_transpose(
     dilation: Any = 1,
 ) -> View:
     """torch.nn.functional.conv_transpose1d, 2d, 3d; the weight is (in, out / groups, *window)."""
-    return _convolve_transposed(input, weight, bias, stride, padding, output_padding, dilation, groups)
+    return _transposed_convolution(input, weight, bias, stride, padding, output_padding, dilation, groups)
 
 
 @lowering("aten.convolution.default", layout="views")
@@ -179,9 +182,9 @@ def convolution(
     output_padding: Any,
     groups: int,
 ) -> View:
-    """Any of the above."""
+    """``conv``, or ``conv_transpose`` where ``transposed`` is set."""
     if transposed:
-        return _convolve_transposed(input, weight, bias, stride, padding, output_padding, dilation, groups)
+        return _transposed_convolution(input, weight, bias, stride, padding, output_padding, dilation, groups)
     if any(per_axis(output_padding, weight.ndim - 2)):
-        raise ValueError(f"output_padding={output_padding} without transposed=True has no meaning; pass 0")
+        raise misuse("output_padding", output_padding, "0 without transposed=True, where it has no meaning")
     return conv(input, weight, bias, stride, padding, dilation, groups)

@@ -21,7 +21,7 @@ def full(size: Sequence[int], value: Any, *, dtype: Any = None) -> jax.Array:
 
 @lowering("aten.zeros", "aten.empty.memory_format")
 def zeros(size: Sequence[int], *, dtype: Any = None) -> jax.Array:
-    """A tensor of zeros, for which uninitialized memory passes too."""
+    """A tensor of zeros, also where torch leaves memory uninitialized."""
     return jnp.zeros(tuple(size), dtype)
 
 
@@ -33,7 +33,7 @@ def ones(size: Sequence[int], *, dtype: Any = None) -> jax.Array:
 
 @lowering("aten.empty_strided", "aten.empty_permuted")
 def empty_strided(size: Sequence[int], stride: Sequence[int], *, dtype: Any = None) -> jax.Array:
-    """A tensor of zeros; how memory is strided is left to XLA."""
+    """A tensor of zeros; XLA decides how memory is strided."""
     del stride
     return zeros(size, dtype=dtype)
 
@@ -88,7 +88,7 @@ def new_ones(x: jax.Array, size: Sequence[int], *, dtype: Any = None) -> jax.Arr
 
 @lowering("aten.new_empty_strided")
 def new_empty_strided(x: jax.Array, size: Sequence[int], stride: Sequence[int], *, dtype: Any = None) -> jax.Array:
-    """Zeros in the type of x; how memory is strided is left to XLA."""
+    """Zeros in the type of x; XLA decides how memory is strided."""
     del stride
     return new_zeros(x, size, dtype=dtype)
 
@@ -108,7 +108,7 @@ def arange_step(start: Any, end: Any, step: Any = 1, *, dtype: Any = None) -> ja
     return jnp.asarray(start + step * np.arange(length), dtype)
 
 
-def _spaced(start: Any, end: Any, steps: int) -> Any:
+def _interpolate(start: Any, end: Any, steps: int) -> Any:
     if isinstance(start, int | float) and isinstance(end, int | float):
         return np.linspace(start, end, steps)
     start, end = jnp.asarray(start, float), jnp.asarray(end, float)
@@ -121,13 +121,13 @@ _SPACES = ("default", "Tensor_Tensor", "Tensor_Scalar", "Scalar_Tensor")
 @lowering(*(f"aten.linspace.{kind}" for kind in _SPACES))
 def linspace(start: Any, end: Any, steps: int, *, dtype: Any = None) -> jax.Array:
     """``steps`` numbers from start to end, both included."""
-    return jnp.asarray(_spaced(start, end, steps), dtype)
+    return jnp.asarray(_interpolate(start, end, steps), dtype)
 
 
 @lowering(*(f"aten.logspace.{kind}" for kind in _SPACES))
 def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: Any = None) -> jax.Array:
     """Powers of the base, with exponents from start to end."""
-    return jnp.asarray(base ** _spaced(start, end, steps), dtype)
+    return jnp.asarray(base ** _interpolate(start, end, steps), dtype)
 
 
 @lowering("aten.eye", "aten.eye.m")

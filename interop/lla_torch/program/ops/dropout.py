@@ -1,6 +1,7 @@
-"""Dropout; its other kinds are made of it in ``tracing``. The draw is the mask of what is kept, in torch's order.
+"""Dropout. The draw is the mask of the entries kept, in torch's order of axes.
 
-Without a key and without recorded draws dropout is off, as in evaluation mode. p = 1 drops all and draws nothing.
+Without a key and without recorded draws dropout is off, as in eval mode. p = 1 drops all entries and draws nothing.
+Other kinds of dropout are rewritten with this one during tracing.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from lla_torch.program.views import View, as_view, inverse, plain
 Draw = Callable[..., Any]
 
 
-def _laid(mask: jax.Array, x: View) -> jax.Array:
-    """A mask in torch's order of axes, of the shape of x or broadcasting to it, in the order in which x lies."""
+def _lay_mask(mask: jax.Array, x: View) -> jax.Array:
+    """A mask in torch's order of axes, as an array in the order of axes of the array of x."""
     if x.merged is None:
         return jnp.transpose(mask, inverse(x.order))
     assert x.split is not None
@@ -26,29 +27,29 @@ def _laid(mask: jax.Array, x: View) -> jax.Array:
     return jnp.transpose(full, inverse(x.order)).reshape(x.array.shape)
 
 
-def dropped(x: jax.Array, p: float, draw: Draw) -> jax.Array:
-    """Entries of an array in torch's order times mask / (1 - p)."""
-    return _dropped(plain(x), p, draw)[0].array
+def drop_entries(x: jax.Array, p: float, draw: Draw) -> jax.Array:
+    """The entries times mask / (1 - p), of an array in torch's order of axes."""
+    return _drop_and_mask(plain(x), p, draw)[0].array
 
 
-def _dropped(x: View, p: float, draw: Draw) -> tuple[View, View]:
+def _drop_and_mask(x: View, p: float, draw: Draw) -> tuple[View, View]:
     """(entries times mask / (1 - p), mask)."""
     if p == 1:
         return x.with_array(jnp.zeros_like(x.array)), x.with_array(jnp.zeros(x.array.shape, bool))
     mask = None if p == 0 else draw(lambda key: jax.random.bernoulli(key, 1 - p, x.shape), optional=True)
     if mask is None:
         return x, x.with_array(jnp.ones(x.array.shape, bool))
-    keep = _laid(mask, x)
+    keep = _lay_mask(mask, x)
     return x.with_array(jnp.where(keep, x.array / (1 - p), 0)), x.with_array(keep)
 
 
 @lowering("aten.dropout.default", layout="views", random=True)
 def dropout(x: Any, p: float, train: bool, *, draw: Draw) -> View:
     """Entries times mask / (1 - p)."""
-    return _dropped(as_view(x), p if train else 0, draw)[0]
+    return _drop_and_mask(as_view(x), p if train else 0, draw)[0]
 
 
 @lowering("aten.native_dropout.default", layout="views", random=True)
 def native_dropout(x: Any, p: float, train: bool | None, *, draw: Draw) -> tuple[View, View]:
-    """(``dropout``, the mask of what is kept)."""
-    return _dropped(as_view(x), 0 if train is False else p, draw)
+    """(``dropout``, the mask of the entries kept)."""
+    return _drop_and_mask(as_view(x), 0 if train is False else p, draw)

@@ -1,4 +1,4 @@
-"""Look-ups in a table, one by one and in bags."""
+"""Embeddings: rows of a table, looked up one by one or in bags."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int = -1,
 ) -> tuple[Array, Array, Array, Array]:
-    """Sum (mode 0), mean (1) or maximum (2) of the rows of each bag; an empty bag gives 0.
+    """The sum (mode 0), mean (1) or maximum (2) of the rows of each bag; 0 for an empty bag.
 
     Args:
       weight: (rows, features).
@@ -59,19 +59,19 @@ def embedding_bag(
       mode: see above.
       sparse: see ``embedding``.
       per_sample_weights: (n,), factors of the rows, for mode 0 only.
-      include_last_offset: whether the last offset says where the last bag ends.
+      include_last_offset: whether the last offset is the end of the last bag.
       padding_idx: a row that is left out of every bag; -1: none.
 
     Returns:
-      The result (bags, features), the bag of each index (n,), how many rows each bag has (bags,), and for mode 2 the
-      row that each maximum comes from (bags, features).
+      The result (bags, features), the bag of each index (n,), the number of rows of each bag (bags,), and for mode 2
+      the row of each maximum (bags, features).
     """
     if per_sample_weights is not None and mode != 0:
-        raise ValueError(
-            f'per_sample_weights are given with mode={mode}, but torch takes them with mode 0 ("sum") only'
-        )
+        raise ValueError(f'per_sample_weights: given with mode={mode}; leave them out, or use mode 0 ("sum")')
     if indices.ndim != 1:
-        raise ValueError(f"indices have shape {indices.shape}, but the operator takes them as one axis, with offsets")
+        raise ValueError(
+            f"indices: shape {indices.shape} given; it must be (n,); pass the starts of the bags as offsets"
+        )
     num = offsets.shape[0] - include_last_offset
     bags = jnp.searchsorted(offsets, jnp.arange(indices.shape[0], dtype=offsets.dtype), side="right") - 1
     rows = embedding(weight, indices, padding_idx, scale_grad_by_freq, sparse)
@@ -90,7 +90,7 @@ def embedding_bag(
 
 
 @lowering("aten.embedding_bag.padding_idx")
-def embedding_bag_padded(
+def embedding_bag_padding_idx(
     weight: Array,
     indices: Array,
     offsets: Array,
@@ -101,7 +101,7 @@ def embedding_bag_padded(
     include_last_offset: bool,
     padding_idx: int | None,
 ) -> tuple[Any, ...]:
-    """``embedding_bag`` where None says that no row is left out, and negative rows count from the end."""
+    """``embedding_bag`` with None for no ``padding_idx``, and negative ones counted from the end."""
     row = -1 if padding_idx is None else padding_idx % weight.shape[0]
     return embedding_bag(
         weight, indices, offsets, scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, row
@@ -109,7 +109,7 @@ def embedding_bag_padded(
 
 
 def _maximum(rows: Array, taken: Array, bags: Array, counts: Array) -> tuple[Array, Array]:
-    """Maxima per bag, and which row they come from: the first one, which alone gets the gradient."""
+    """(maxima, rows) per bag: the first of equal rows counts, and it alone gets the gradient."""
     if rows.shape[0] == 0:
         return jnp.zeros((counts.shape[0], rows.shape[1]), rows.dtype), jnp.zeros((counts.shape[0], rows.shape[1]), int)
     values = jnp.where(taken[:, None], lax.stop_gradient(rows), -jnp.inf)

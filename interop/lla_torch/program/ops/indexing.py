@@ -1,4 +1,4 @@
-"""Reading and writing at places that a tensor of indices names."""
+"""Operators that read or write the entries at given indices, or under a mask."""
 
 from __future__ import annotations
 
@@ -9,48 +9,49 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lla_torch.program.errors import misuse
 from lla_torch.program.operators import lowering
-from lla_torch.program.ops.axes import along, axis_of
+from lla_torch.program.ops.axes import apply_along, axis_of
 from lla_torch.program.views import View
 
 _NAMES = {"add": "sum", "multiply": "prod"}
 
 
-def _places(indices: Sequence[Any]) -> tuple[Any, ...]:
-    """Indices as jax takes them, where torch has None for a whole axis."""
+def _to_jax_indices(indices: Sequence[Any]) -> tuple[Any, ...]:
+    """Indices as jax takes them; in torch, None stands for all entries of an axis."""
     if any(i is not None and i.dtype == bool for i in indices):
         raise ValueError(
-            "a boolean mask as an index gives a result whose size depends on values; write torch.where(mask, x, 0) "
-            "or a weighted sum"
+            "indices: a boolean mask given, so the size of the result would depend on values; write torch.where(mask, "
+            "x, 0) or a weighted sum"
         )
     return tuple(slice(None) if i is None else i for i in indices)
 
 
 @lowering("aten.index.Tensor", "aten._unsafe_index.Tensor")
 def index(x: jax.Array, indices: Sequence[Any]) -> jax.Array:
-    """x[indices], with None for a whole axis."""
-    return x[_places(indices)]
+    """x[indices], with None for all entries of an axis."""
+    return x[_to_jax_indices(indices)]
 
 
 @lowering("aten.index_put", "aten._unsafe_index_put")
 def index_put(x: jax.Array, indices: Sequence[Any], values: jax.Array, accumulate: bool = False) -> jax.Array:
     """x with x[indices] replaced by, or increased by, the values."""
     values = values.astype(x.dtype)
-    given = [(d, i) for d, i in enumerate(indices) if i is not None]
-    if any(i.dtype == bool for _, i in given):
-        return _masked_put(x, given, values, accumulate)
-    where = x.at[_places(indices)]
+    by_axis = [(d, i) for d, i in enumerate(indices) if i is not None]
+    if any(i.dtype == bool for _, i in by_axis):
+        return _masked_put(x, by_axis, values, accumulate)
+    where = x.at[_to_jax_indices(indices)]
     return where.add(values) if accumulate else where.set(values)
 
 
-def _masked_put(x: jax.Array, given: list[tuple[int, jax.Array]], values: jax.Array, accumulate: bool) -> jax.Array:
-    (start, mask), *more = given
+def _masked_put(x: jax.Array, by_axis: list[tuple[int, jax.Array]], values: jax.Array, accumulate: bool) -> jax.Array:
+    (start, mask), *more = by_axis
     tail = x.ndim - start - mask.ndim
     single = values.size == 1 or (start == 0 and (values.ndim <= tail or values.shape[: values.ndim - tail] == (1,)))
     if more or not single:
         raise ValueError(
-            f"index_put: a boolean mask with values of shape {values.shape} writes as many entries as the mask has; "
-            "only values that do not depend on their number are supported. Write torch.where(mask, values, x)"
+            f"indices: a boolean mask given with values of shape {values.shape}, so their number would depend on the "
+            "mask; write torch.where(mask, values, x)"
         )
     if values.size == 1:
         values = values.reshape(())
@@ -63,24 +64,24 @@ def _masked_put(x: jax.Array, given: list[tuple[int, jax.Array]], values: jax.Ar
 @lowering("aten._unsafe_masked_index")
 def masked_index(x: jax.Array, mask: jax.Array, indices: Sequence[Any], fill: Any) -> jax.Array:
     """x[indices] where the mask is set, else ``fill``; indices elsewhere may be out of bounds."""
-    return jnp.where(mask, x[_clipped(x, indices)], jnp.asarray(fill, x.dtype))
+    return jnp.where(mask, x[_clip_indices(x, indices)], jnp.asarray(fill, x.dtype))
 
 
 @lowering("aten._unsafe_masked_index_put_accumulate")
 def masked_index_put(x: jax.Array, mask: jax.Array, indices: Sequence[Any], values: jax.Array) -> jax.Array:
     """x with x[indices] increased by the values where the mask is set."""
-    return x.at[_clipped(x, indices)].add(jnp.where(mask, values, 0).astype(x.dtype))
+    return x.at[_clip_indices(x, indices)].add(jnp.where(mask, values, 0).astype(x.dtype))
 
 
-def _clipped(x: jax.Array, indices: Sequence[Any]) -> tuple[Any, ...]:
+def _clip_indices(x: jax.Array, indices: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(slice(None) if i is None else jnp.clip(i, -n, n - 1) for i, n in zip(indices, x.shape))
 
 
 @lowering("aten.index_select", "aten.index_select_copy", layout="views")
 def index_select(x: View, dim: int, index: View) -> View:
-    """The entries of an axis that ``index`` names."""
+    """The entries of an axis at the indices ``index``."""
     places = index.logical().reshape(-1)
-    return along(x, dim, lambda array, axis: jnp.take(array, places, axis))
+    return apply_along(x, dim, lambda array, axis: jnp.take(array, places, axis))
 
 
 @lowering("aten.gather")
@@ -95,7 +96,7 @@ def gather(x: jax.Array, dim: int, index: jax.Array, *, sparse_grad: bool = Fals
 
 @lowering("aten.take_along_dim")
 def take_along_dim(x: jax.Array, indices: jax.Array, dim: int | None = None) -> jax.Array:
-    """``gather`` with broadcasting, over the flat tensor without an axis."""
+    """``gather`` with broadcasting; without ``dim`` the entries of the flat tensor."""
     if dim is None:
         return x.reshape(-1)[indices.reshape(-1)]
     return jnp.take_along_axis(x, indices, axis_of(dim, x.ndim))
@@ -116,7 +117,7 @@ def put(x: jax.Array, index: jax.Array, source: jax.Array, accumulate: bool = Fa
 
 
 def _targets(dim: int, index: jax.Array) -> tuple[jax.Array, ...]:
-    """The places that torch's scatter writes: those of ``index``, with its entries for one coordinate."""
+    """The indices that torch's scatter writes to: those of ``index`` itself, but its entries along the axis ``dim``."""
     return tuple(
         index if d == dim else jax.lax.broadcasted_iota(index.dtype, index.shape, d) for d in range(index.ndim)
     )
@@ -140,9 +141,7 @@ def _scatter(x: jax.Array, dim: int, index: jax.Array, src: Any, reduce: str, in
     elif reduce in ("amax", "amin"):
         result = _scatter_extremum(x, places, values, include_self, reduce == "amax")
     else:
-        raise ValueError(
-            f"reduce is {reduce!r}; scatter takes 'sum', 'prod', 'mean', 'amax', 'amin', 'add', 'multiply'"
-        )
+        raise misuse("reduce", reduce, "one of 'sum', 'prod', 'mean', 'amax', 'amin', 'add', 'multiply'")
     return result.reshape(shape)
 
 
@@ -161,7 +160,7 @@ def _scatter_sum(
 
 
 def _scatter_prod(x: jax.Array, axis: int, index: jax.Array, values: jax.Array, include_self: bool) -> jax.Array:
-    """The product, by a mask of (length of the axis) x (entries): right also in its derivative, zeros or not."""
+    """The product by a mask of (length of the axis) x (entries), whose derivative is right also where entries are 0."""
     full = [(0, x.shape[d] - index.shape[d]) if d != axis else (0, 0) for d in range(x.ndim)]
     index = jnp.pad(index, full, constant_values=x.shape[axis])  # nowhere
     values = jnp.pad(values, full)
@@ -184,7 +183,7 @@ def _scatter_extremum(
     result = start.max(fixed_values) if largest else start.min(fixed_values)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return result
-    # Equal extrema share the derivative evenly. What is added is 0, but for its derivative.
+    # equal extrema take equal parts of the derivative; the value of ``change`` is 0, only its derivative counts
     tie = fixed == result  # torch counts it even where the entry itself is left out
     own &= tie
     equal = fixed_values == result[places]
@@ -216,18 +215,18 @@ def scatter_add(x: jax.Array, dim: int, index: jax.Array, src: jax.Array) -> jax
 def scatter_reduce(
     x: jax.Array, dim: int, index: jax.Array, src: jax.Array, reduce: str, *, include_self: bool = True
 ) -> jax.Array:
-    """Every place of x joined with all that is scattered to it: sum, prod, mean, amax or amin."""
+    """x, with each entry reduced with the values that are scattered to it: sum, prod, mean, amax or amin."""
     return _scatter(x, dim, index, src, reduce, include_self)
 
 
-def _rows(x: jax.Array, dim: int, index: jax.Array) -> Any:
+def _entries_at(x: jax.Array, dim: int, index: jax.Array) -> Any:
     where = [slice(None)] * x.ndim
     where[axis_of(dim, x.ndim)] = index.reshape(-1)  # type: ignore[call-overload]
     return x.at[tuple(where)]
 
 
-def _flat(function: Any) -> Any:
-    """A single number is taken as a tensor of one entry."""
+def _allow_scalar(function: Any) -> Any:
+    """A function on axes that takes a tensor without axes as one of a single entry."""
 
     def on_axis(x: jax.Array, dim: int, index: jax.Array, source: Any, **kwargs: Any) -> jax.Array:
         if x.ndim == 0:
@@ -239,31 +238,31 @@ def _flat(function: Any) -> Any:
 
 
 @lowering("aten.index_add")
-@_flat
+@_allow_scalar
 def index_add(x: jax.Array, dim: int, index: jax.Array, source: jax.Array, *, alpha: Any = 1) -> jax.Array:
-    """x with ``alpha source`` added to the entries of an axis that ``index`` names."""
-    return _rows(x, dim, index).add((source * alpha).astype(x.dtype))
+    """x with ``alpha source`` added to the entries of an axis at the indices ``index``."""
+    return _entries_at(x, dim, index).add((source * alpha).astype(x.dtype))
 
 
 @lowering("aten.index_copy")
-@_flat
+@_allow_scalar
 def index_copy(x: jax.Array, dim: int, index: jax.Array, source: jax.Array) -> jax.Array:
-    """x with the entries of an axis that ``index`` names replaced."""
-    return _rows(x, dim, index).set(source.astype(x.dtype))
+    """x with the entries of an axis at the indices ``index`` replaced."""
+    return _entries_at(x, dim, index).set(source.astype(x.dtype))
 
 
 @lowering("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
-@_flat
+@_allow_scalar
 def index_fill(x: jax.Array, dim: int, index: jax.Array, value: Any) -> jax.Array:
-    """x with the entries of an axis that ``index`` names set to one value."""
-    return _rows(x, dim, index).set(jnp.asarray(value, x.dtype))
+    """x with the entries of an axis at the indices ``index`` set to one value."""
+    return _entries_at(x, dim, index).set(jnp.asarray(value, x.dtype))
 
 
 @lowering("aten.index_reduce")
 def index_reduce(
     x: jax.Array, dim: int, index: jax.Array, source: jax.Array, reduce: str, *, include_self: bool = True
 ) -> jax.Array:
-    """x with the rows of ``source`` joined to those that ``index`` names: prod, mean, amax or amin."""
+    """x with the entries at the indices ``index`` reduced with those of ``source``: prod, mean, amax or amin."""
     shape = [1] * x.ndim
     shape[axis_of(dim, x.ndim)] = -1
     return _scatter(x, dim, jnp.broadcast_to(index.reshape(shape), source.shape), source, reduce, include_self)
@@ -283,5 +282,5 @@ def masked_scatter(x: jax.Array, mask: jax.Array, source: jax.Array) -> jax.Arra
 def one_hot(x: jax.Array, num_classes: int = -1) -> jax.Array:
     """1 at the class along a new last axis, else 0."""
     if num_classes < 0:
-        raise ValueError("one_hot: the size depends on the values; pass num_classes=")
+        raise ValueError("num_classes: none given, so the size of the result would depend on values; pass num_classes=")
     return (x[..., None] == jnp.arange(num_classes)).astype(int)

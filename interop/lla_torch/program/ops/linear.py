@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lla_torch.program.errors import misuse
 from lla_torch.program.operators import lowering
 from lla_torch.program.views import View, as_view
 
@@ -18,12 +19,12 @@ Array = jax.Array
 
 @lowering("aten.linear.default", layout="views")
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
-    """x @ weight.T + bias over the last axis, in the order of axes in which both lie."""
+    """x @ weight.T + bias over the last axis, in the order of axes of both arrays."""
     x, weight = as_view(x), as_view(weight)
     if weight.ndim == 1:
         result = _contract(x.logical(), weight.logical())
         return result if bias is None else result + as_view(bias).logical()
-    if _same_flattening(x, weight):
+    if _is_flattened_alike(x, weight):
         inputs, kernel, order = x.array, weight.array, tuple(range(x.ndim))
     elif x.is_merged or x.order[-1] != x.ndim - 1:
         inputs, kernel, order = x.logical(), weight.physical((1, 0)), tuple(range(x.ndim))
@@ -33,8 +34,8 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return View(result if bias is None else result + as_view(bias).logical(), order)
 
 
-def _same_flattening(x: View, weight: View) -> bool:
-    """Whether the features of both are the same axes, flattened in the same other order than they lie in."""
+def _is_flattened_alike(x: View, weight: View) -> bool:
+    """Whether the features of both are the same axes, merged alike, and lie in the same order in both arrays."""
     if x.merged is None or weight.merged is None or x.split is None or weight.split is None:
         return False
     lead = len(x.merged) - 1
@@ -78,22 +79,22 @@ def vecdot(x: Array, y: Array, *, dim: int = -1) -> Array:
 @lowering("aten.addmm.default", "aten.baddbmm.default", "aten.addmv.default")
 def addmm(x: Array, first: Array, second: Array, *, beta: Any = 1, alpha: Any = 1) -> Array:
     """beta x + alpha first @ second; x is not read where beta is 0."""
-    return _added(x, jnp.matmul(first, second), beta, alpha)
+    return _add_product(x, jnp.matmul(first, second), beta, alpha)
 
 
 @lowering("aten.addbmm.default")
 def addbmm(x: Array, batch1: Array, batch2: Array, *, beta: Any = 1, alpha: Any = 1) -> Array:
     """beta x + alpha sum_b batch1_b @ batch2_b."""
-    return _added(x, jnp.einsum("bij,bjk->ik", batch1, batch2), beta, alpha)
+    return _add_product(x, jnp.einsum("bij,bjk->ik", batch1, batch2), beta, alpha)
 
 
 @lowering("aten.addr.default")
 def addr(x: Array, vec1: Array, vec2: Array, *, beta: Any = 1, alpha: Any = 1) -> Array:
     """beta x + alpha vec1_i vec2_j."""
-    return _added(x, jnp.outer(vec1, vec2), beta, alpha)
+    return _add_product(x, jnp.outer(vec1, vec2), beta, alpha)
 
 
-def _added(x: Array, product: Array, beta: Any, alpha: Any) -> Array:
+def _add_product(x: Array, product: Array, beta: Any, alpha: Any) -> Array:
     product = product if alpha == 1 else alpha * product
     if beta == 0:
         return jnp.broadcast_to(product, jnp.broadcast_shapes(x.shape, product.shape))
@@ -102,7 +103,7 @@ def _added(x: Array, product: Array, beta: Any, alpha: Any) -> Array:
 
 @lowering("aten.einsum.default")
 def einsum(equation: str, tensors: Sequence[Array], *, path: Sequence[int] | None = None) -> Array:
-    """torch.einsum; ``path`` is an order of contraction and does not change the value, XLA's own is taken."""
+    """torch.einsum; ``path``, an order of contraction, is left to XLA, since it does not change the value."""
     del path
     return jnp.einsum(equation.replace(" ", ""), *tensors)
 
@@ -132,8 +133,8 @@ def linalg_cross(x: Array, other: Array, *, dim: int = -1) -> Array:
     return jnp.cross(x, other, axis=dim)
 
 
-# Linear algebra. torch raises on singular matrices where check_errors is set; a compiled function cannot, and returns
-# what LAPACK leaves (inf or nan) with a nonzero ``info``.
+# --- linear algebra: torch raises at singular matrices where check_errors is set; a compiled function cannot, and
+# returns the inf or nan of LAPACK with a nonzero ``info``
 
 
 def _info(result: Array) -> Array:
@@ -141,11 +142,11 @@ def _info(result: Array) -> Array:
     return jnp.any(~jnp.isfinite(result), axis=(-2, -1)).astype(jnp.int32)
 
 
-def _mirrored(a: Array, lower: bool = True) -> Array:
-    """The Hermitian matrix that one triangle gives, with torch's gradient: symmetric, as of a Hermitian argument."""
+def _complete_hermitian(a: Array, lower: bool = True) -> Array:
+    """The Hermitian matrix of which one triangle is given, with torch's gradient, that of a Hermitian argument."""
     half = 0.5 * (a + _adjoint(a))
-    one, strict = (jnp.tril(a), jnp.tril(a, -1)) if lower else (jnp.triu(a), jnp.triu(a, 1))
-    return half + lax.stop_gradient(one + _adjoint(strict) - half)
+    triangle, strict = (jnp.tril(a), jnp.tril(a, -1)) if lower else (jnp.triu(a), jnp.triu(a, 1))
+    return half + lax.stop_gradient(triangle + _adjoint(strict) - half)
 
 
 def _adjoint(a: Array) -> Array:
@@ -171,17 +172,17 @@ def solve(a: Array, b: Array, *, left: bool = True) -> Array:
     vector = b.ndim == 1 or (a.ndim - 1 == b.ndim and b.shape == a.shape[:-1])
     b = b[..., None] if vector else b
     if not left:
-        return _transposed(solve(_transposed(a), _transposed(b)))
+        return _transpose(solve(_transpose(a), _transpose(b)))
     lead = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    result = jnp.linalg.solve(_spread(a, lead), _spread(b, lead))
+    result = jnp.linalg.solve(_broadcast_batch(a, lead), _broadcast_batch(b, lead))
     return result[..., 0] if vector else result
 
 
-def _transposed(a: Array) -> Array:
+def _transpose(a: Array) -> Array:
     return jnp.swapaxes(a, -1, -2)
 
 
-def _spread(a: Array, lead: tuple[int, ...]) -> Array:
+def _broadcast_batch(a: Array, lead: tuple[int, ...]) -> Array:
     return jnp.broadcast_to(a, (*lead, *a.shape[-2:]))
 
 
@@ -189,7 +190,7 @@ def _spread(a: Array, lead: tuple[int, ...]) -> Array:
 def solve_ex(a: Array, b: Array, *, left: bool = True, check_errors: bool = False) -> tuple[Array, Array]:
     """(X, info)."""
     del check_errors
-    return solve(a, b, left=left), _singular(lu(a)[0])
+    return solve(a, b, left=left), _first_zero_pivot(lu(a)[0])
 
 
 @lowering("aten._linalg_solve_ex.default")
@@ -197,16 +198,16 @@ def solve_ex_lu(a: Array, b: Array, *, left: bool = True, check_errors: bool = F
     """(X, LU, pivots, info)."""
     del check_errors
     factors, pivots = lu(a)
-    return solve(a, b, left=left), factors, pivots, _singular(factors)
+    return solve(a, b, left=left), factors, pivots, _first_zero_pivot(factors)
 
 
 def lu(a: Array) -> tuple[Array, Array]:
-    """(LU, pivots from 1) as LAPACK gives them."""
+    """(LU, pivots counted from 1), as LAPACK returns them."""
     factors, pivots, _ = lax.linalg.lu(a)
     return factors, pivots + 1
 
 
-def _singular(factors: Array) -> Array:
+def _first_zero_pivot(factors: Array) -> Array:
     """LAPACK's info: the first zero pivot, counted from 1, or 0."""
     zero = jnp.diagonal(factors, axis1=-2, axis2=-1) == 0
     return jnp.where(jnp.any(zero, -1), jnp.argmax(zero, -1) + 1, 0).astype(jnp.int32)
@@ -217,15 +218,15 @@ def lu_factor_ex(a: Array, *, pivot: bool = True, check_errors: bool = False) ->
     """(LU, pivots, info)."""
     del check_errors
     if not pivot:
-        raise ValueError("pivot=False: LU factors without pivoting are not supported; use pivot=True")
+        raise misuse("pivot", pivot, "True, since LU factors without pivoting are not supported")
     factors, pivots = lu(a)
-    return factors, pivots, _singular(factors)
+    return factors, pivots, _first_zero_pivot(factors)
 
 
 @lowering("aten.linalg_cholesky.default", "aten.cholesky.default")
 def cholesky(a: Array, upper: bool = False) -> Array:
     """L of A = L L^H, or its adjoint; only one triangle of A is read."""
-    lower = lax.linalg.cholesky(_mirrored(a, not upper), symmetrize_input=False)
+    lower = lax.linalg.cholesky(_complete_hermitian(a, not upper), symmetrize_input=False)
     return _adjoint(lower) if upper else lower
 
 
@@ -274,8 +275,8 @@ def qr(a: Array, mode: str = "reduced") -> tuple[Array, Array]:
 
 @lowering("aten._linalg_eigh.default")
 def eigh(a: Array, uplo: str = "L", compute_v: bool = True) -> tuple[Array, Array]:
-    """(eigenvalues, eigenvectors) of the Hermitian matrix that one triangle gives."""
-    values, vectors = jnp.linalg.eigh(_mirrored(a, uplo == "L"), symmetrize_input=False)
+    """(eigenvalues, eigenvectors) of the Hermitian matrix of which one triangle is given."""
+    values, vectors = jnp.linalg.eigh(_complete_hermitian(a, uplo == "L"), symmetrize_input=False)
     return values, vectors if compute_v else jnp.zeros((0,), a.dtype)
 
 
@@ -331,7 +332,11 @@ def solve_triangular(a: Array, b: Array, *, upper: bool, left: bool = True, unit
     """X of A X = B, or of X A = B, with triangular A; the other triangle is not read."""
     lead = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     return lax.linalg.triangular_solve(
-        _spread(a, lead), _spread(b, lead), left_side=left, lower=not upper, unit_diagonal=unitriangular
+        _broadcast_batch(a, lead),
+        _broadcast_batch(b, lead),
+        left_side=left,
+        lower=not upper,
+        unit_diagonal=unitriangular,
     )
 
 
@@ -341,7 +346,7 @@ def triangular_solve(
 ) -> tuple[Array, Array]:
     """(X of A X = B or A^T X = B, A)."""
     if transpose:
-        return solve_triangular(_transposed(a), b, upper=not upper, unitriangular=unitriangular), a
+        return solve_triangular(_transpose(a), b, upper=not upper, unitriangular=unitriangular), a
     return solve_triangular(a, b, upper=upper, unitriangular=unitriangular), a
 
 
@@ -358,15 +363,15 @@ def cholesky_inverse(factor: Array, upper: bool = False) -> Array:
     return cholesky_solve(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor, upper)
 
 
-# Fourier transforms. torch's codes of normalization are 0: none, 1: by sqrt(n), 2: by n, whichever the direction.
+# --- Fourier transforms: torch's codes of normalization are 0: none, 1: by sqrt(n), 2: by n, in both directions
 
 
-def _unscaled(function: Callable[..., Array], forward: bool) -> Callable[..., Array]:
+def _without_factor(function: Callable[..., Array], forward: bool) -> Callable[..., Array]:
     """A transform of jnp.fft without its factor."""
     return lambda x, **sizes: function(x, norm="backward" if forward else "forward", **sizes)
 
 
-def _normalized(x: Array, count: int, normalization: int) -> Array:
+def _normalize(x: Array, count: int, normalization: int) -> Array:
     return x if normalization == 0 else x / (math.sqrt(count) if normalization == 1 else count)
 
 
@@ -377,23 +382,23 @@ def _count(shape: Sequence[int], dim: Sequence[int]) -> int:
 @lowering("aten._fft_r2c.default")
 def fft_r2c(x: Array, dim: Sequence[int], normalization: int, onesided: bool) -> Array:
     """Transform of real numbers; ``onesided`` keeps half of the last axis of ``dim``."""
-    transform = _unscaled(jnp.fft.rfftn if onesided else jnp.fft.fftn, True)
-    return _normalized(transform(x, axes=dim), _count(x.shape, dim), normalization)
+    transform = _without_factor(jnp.fft.rfftn if onesided else jnp.fft.fftn, True)
+    return _normalize(transform(x, axes=dim), _count(x.shape, dim), normalization)
 
 
 @lowering("aten._fft_c2c.default")
 def fft_c2c(x: Array, dim: Sequence[int], normalization: int, forward: bool) -> Array:
     """Transform of complex numbers, with exp(-i...) where ``forward``."""
-    transform = _unscaled(jnp.fft.fftn if forward else jnp.fft.ifftn, forward)
-    return _normalized(transform(x, axes=dim), _count(x.shape, dim), normalization)
+    transform = _without_factor(jnp.fft.fftn if forward else jnp.fft.ifftn, forward)
+    return _normalize(transform(x, axes=dim), _count(x.shape, dim), normalization)
 
 
 @lowering("aten._fft_c2r.default")
 def fft_c2r(x: Array, dim: Sequence[int], normalization: int, last_dim_size: int) -> Array:
     """Inverse of ``fft_r2c``: the last axis of ``dim`` is half of one of length ``last_dim_size``."""
     sizes = (*(x.shape[d] for d in dim[:-1]), last_dim_size)
-    result = _unscaled(jnp.fft.irfftn, False)(x, s=sizes, axes=dim)
-    return _normalized(result, math.prod(sizes), normalization)
+    result = _without_factor(jnp.fft.irfftn, False)(x, s=sizes, axes=dim)
+    return _normalize(result, math.prod(sizes), normalization)
 
 
 def _register_one_dimensional(name: str, function: Callable[..., Array]) -> None:
@@ -409,7 +414,7 @@ def _register_many_dimensional(name: str, function: Callable[..., Array], axes: 
     ) -> Array:
         if dim is None:
             dim = range(-(x.ndim if s is None else len(s)), 0)
-        half = name.startswith("irfft")  # its last axis is cut or padded by jnp, which knows the length it stands for
+        half = name.startswith("irfft")  # jnp cuts or pads its last axis, which stands for one of another length
         sizes = s and tuple(
             x.shape[d] if n == -1 and not (half and i == len(s) - 1) else n
             for i, (n, d) in enumerate(zip(s, dim, strict=True))

@@ -1,4 +1,4 @@
-"""Losses, entry by entry and reduced. torch's codes of reduction are 0: none, 1: mean, 2: sum."""
+"""Loss functions. torch's codes of their reduction are 0: none, 1: mean, 2: sum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MEAN, _SUM = 1, 2
 _SMALLEST_VARIANCE = 9.999999960041972e-13  # torch's bound in the gradient of binary_cross_entropy: 1e-12 in float32
 
 
-def _reduced(losses: Array, reduction: int) -> Array:
+def _reduce(losses: Array, reduction: int) -> Array:
     if reduction == _MEAN:
         return jnp.mean(losses)
     return jnp.sum(losses) if reduction == _SUM else losses
@@ -26,7 +26,7 @@ def _positive_part(x: Array) -> Array:
     return jnp.where(x >= 0, x, jnp.zeros_like(x))
 
 
-# Classification. Classes lie along axis 1 of a batch, along axis 0 of a single example.
+# --- classification: classes lie along axis 1 of a batch, along axis 0 of a single example
 
 
 def _class_axis(x: Array) -> int:
@@ -38,15 +38,15 @@ def _along_classes(weight: Array, x: Array) -> Array:
     return weight.reshape((-1,) + (1,) * (x.ndim - 1 - _class_axis(x)))
 
 
-def _picked(x: Array, target: Array) -> Array:
-    """x at the target classes; NaN at those that there are not, negative ones too, where torch raises."""
+def _entries_at_target(x: Array, target: Array) -> Array:
+    """x at the target classes; NaN at classes that do not exist (negative ones too), where torch raises."""
     axis = _class_axis(x)
     target = jnp.where(target < 0, x.shape[axis], target)
     return jnp.squeeze(jnp.take_along_axis(x, jnp.expand_dims(target, axis), axis), axis)
 
 
 def _targets(x: Array, target: Array, weight: Array | None, ignore_index: int) -> tuple[Array, Array]:
-    """Targets with a valid class for those to ignore, and the weight of each, 0 where it is ignored."""
+    """(targets, weights): ignored targets are replaced by class 0 and have weight 0."""
     valid = target != ignore_index
     target = jnp.where(valid, target, 0)
     each = jnp.ones((), x.dtype) if weight is None else weight[target]
@@ -59,7 +59,7 @@ def nll_loss_forward(
 ) -> tuple[Array, Array]:
     """(-w_t x_t reduced, sum of the w_t); the mean is weighted, and the sum is 0 where nothing is reduced."""
     target, weights = _targets(x, target, weight, ignore_index)
-    losses = jnp.where(weights == 0, 0, -_picked(x, target) * weights)
+    losses = jnp.where(weights == 0, 0, -_entries_at_target(x, target) * weights)
     if reduction == 0:
         return losses, jnp.zeros((), x.dtype)
     total = jnp.sum(weights)
@@ -93,13 +93,13 @@ def cross_entropy_loss(
         losses = -jnp.sum(scaled * target, axis=axis)
         if reduction == _MEAN:  # torch divides by the number of examples, whatever the weights
             return jnp.sum(losses) / losses.size
-        return _reduced(losses, reduction)
+        return _reduce(losses, reduction)
     hard = nll_loss(logp, target, weight, reduction, ignore_index)
     if label_smoothing == 0:
         return hard
     _, weights = _targets(x, target, weight, ignore_index)
     smooth = jnp.where(target == ignore_index, 0, -jnp.sum(scaled, axis=axis))
-    smooth = jnp.sum(smooth) / jnp.sum(weights) if reduction == _MEAN else _reduced(smooth, reduction)
+    smooth = jnp.sum(smooth) / jnp.sum(weights) if reduction == _MEAN else _reduce(smooth, reduction)
     return (1 - label_smoothing) * hard + label_smoothing / classes * smooth
 
 
@@ -114,7 +114,7 @@ def multi_margin_loss(
     excess = jnp.where(counts, excess, 0)
     excess = excess if p == 1 else excess * excess
     excess = excess if weight is None else excess * weight[target][..., None]
-    return _reduced(jnp.sum(excess, -1) / classes, reduction)
+    return _reduce(jnp.sum(excess, -1) / classes, reduction)
 
 
 @lowering("aten.multilabel_margin_loss_forward.default")
@@ -130,7 +130,7 @@ def multilabel_margin_loss_forward(x: Array, target: Array, reduction: int) -> t
     excess = 1 - jnp.take_along_axis(x, safe, -1)[..., :, None] + x[..., None, :]
     counts = listed[..., :, None] & ~is_target[..., None, :] & (excess > 0)
     losses = jnp.sum(jnp.where(counts, excess, 0), axis=(-2, -1)) / classes
-    return _reduced(losses, reduction), is_target.astype(x.dtype)
+    return _reduce(losses, reduction), is_target.astype(x.dtype)
 
 
 @lowering("aten.multilabel_margin_loss.default")
@@ -139,7 +139,7 @@ def multilabel_margin_loss(x: Array, target: Array, reduction: int = _MEAN) -> A
     return multilabel_margin_loss_forward(x, target, reduction)[0]
 
 
-# Probabilities.
+# --- probabilities
 
 
 @jax.custom_jvp
@@ -149,7 +149,7 @@ def _cross_entropy_of_probability(x: Array, t: Array) -> Array:
 
 
 def _bounded_logs(x: Array) -> tuple[Array, Array]:
-    """log x and log(1 - x), from -100 on."""
+    """log x and log(1 - x), both at least -100."""
     return jnp.maximum(jnp.log(x), -100), jnp.maximum(jnp.log1p(-x), -100)
 
 
@@ -163,9 +163,9 @@ def _cross_entropy_of_probability_jvp(primals: tuple[Array, Array], tangents: tu
 
 @lowering("aten.binary_cross_entropy.default")
 def binary_cross_entropy(x: Array, target: Array, weight: Array | None = None, reduction: int = _MEAN) -> Array:
-    """-w (t log x + (1 - t) log(1 - x)) with logarithms from -100 on, and gradients bounded as torch's are."""
+    """-w (t log x + (1 - t) log(1 - x)) with logarithms of at least -100, and gradients bounded as torch's are."""
     losses = _cross_entropy_of_probability(x, target)
-    return _reduced(losses if weight is None else losses * weight, reduction)
+    return _reduce(losses if weight is None else losses * weight, reduction)
 
 
 @lowering("aten.binary_cross_entropy_with_logits.default")
@@ -177,15 +177,15 @@ def binary_cross_entropy_with_logits(
     if pos_weight is not None:
         log_sigmoid = (1 + (pos_weight - 1) * target) * log_sigmoid
     losses = (1 - target) * x - log_sigmoid
-    return _reduced(losses if weight is None else losses * weight, reduction)
+    return _reduce(losses if weight is None else losses * weight, reduction)
 
 
 @lowering("aten.kl_div.default")
 def kl_div(x: Array, target: Array, reduction: int = _MEAN, *, log_target: bool = False) -> Array:
     """t (log t - x), or exp(t) (t - x)."""
     if log_target:
-        return _reduced(jnp.exp(target) * (target - x), reduction)
-    return _reduced(jax.scipy.special.xlogy(target, target) - target * x, reduction)
+        return _reduce(jnp.exp(target) * (target - x), reduction)
+    return _reduce(jax.scipy.special.xlogy(target, target) - target * x, reduction)
 
 
 @lowering("aten.poisson_nll_loss.default")
@@ -196,29 +196,29 @@ def poisson_nll_loss(x: Array, target: Array, log_input: bool, full: bool, eps: 
         safe = jnp.where(target > 1, target, 1)
         stirling = target * jnp.log(safe) - target + 0.5 * jnp.log(2 * math.pi * safe)
         losses = losses + jnp.where(target > 1, stirling, 0)
-    return _reduced(losses, reduction)
+    return _reduce(losses, reduction)
 
 
-# Differences.
+# --- differences
 
 
 @lowering("aten.mse_loss.default")
 def mse_loss(x: Array, target: Array, reduction: int = _MEAN) -> Array:
     """(x - t)^2."""
-    return _reduced(jnp.square(x - target), reduction)
+    return _reduce(jnp.square(x - target), reduction)
 
 
 @lowering("aten.l1_loss.default")
 def l1_loss(x: Array, target: Array, reduction: int = _MEAN) -> Array:
     """|x - t|."""
-    return _reduced(jnp.abs(x - target), reduction)
+    return _reduce(jnp.abs(x - target), reduction)
 
 
 @lowering("aten.huber_loss.default")
 def huber_loss(x: Array, target: Array, reduction: int = _MEAN, delta: float = 1.0) -> Array:
     """z^2 / 2 for |z| up to delta, delta (|z| - delta / 2) beyond."""
     z = x - target
-    return _reduced(jnp.where(jnp.abs(z) <= delta, 0.5 * z * z, delta * (jnp.abs(z) - 0.5 * delta)), reduction)
+    return _reduce(jnp.where(jnp.abs(z) <= delta, 0.5 * z * z, delta * (jnp.abs(z) - 0.5 * delta)), reduction)
 
 
 @lowering("aten.smooth_l1_loss.default")
@@ -226,17 +226,17 @@ def smooth_l1_loss(x: Array, target: Array, reduction: int = _MEAN, beta: float 
     """z^2 / (2 beta) for |z| below beta, |z| - beta / 2 beyond."""
     z = x - target
     if beta == 0:
-        return _reduced(jnp.abs(z), reduction)
-    return _reduced(jnp.where(jnp.abs(z) < beta, 0.5 * z * z / beta, jnp.abs(z) - 0.5 * beta), reduction)
+        return _reduce(jnp.abs(z), reduction)
+    return _reduce(jnp.where(jnp.abs(z) < beta, 0.5 * z * z / beta, jnp.abs(z) - 0.5 * beta), reduction)
 
 
-# Margins.
+# --- margins
 
 
 @lowering("aten.soft_margin_loss.default")
 def soft_margin_loss(x: Array, target: Array, reduction: int = _MEAN) -> Array:
     """log(1 + exp(-t x))."""
-    return _reduced(jax.nn.softplus(-target * x), reduction)
+    return _reduce(jax.nn.softplus(-target * x), reduction)
 
 
 @lowering("aten.margin_ranking_loss.default")
@@ -244,7 +244,7 @@ def margin_ranking_loss(
     input1: Array, input2: Array, target: Array, margin: float = 0.0, reduction: int = _MEAN
 ) -> Array:
     """max(0, -t (x1 - x2) + margin)."""
-    return _reduced(_positive_part(-target * (input1 - input2) + margin), reduction)
+    return _reduce(_positive_part(-target * (input1 - input2) + margin), reduction)
 
 
 @lowering("aten.hinge_embedding_loss.default")
@@ -252,7 +252,7 @@ def hinge_embedding_loss(x: Array, target: Array, margin: float = 1.0, reduction
     """x where t is 1, max(0, margin - x) where it is -1."""
     near = jnp.where(target != -1, x, 0)
     far = jnp.where(target != 1, _positive_part(margin - x), 0)
-    return _reduced(far + near, reduction)
+    return _reduce(far + near, reduction)
 
 
 @lowering("aten.cosine_embedding_loss.default")
@@ -263,7 +263,7 @@ def cosine_embedding_loss(
     sizes = [jnp.sum(a * b, -1) for a, b in ((input1, input2), (input1, input1), (input2, input2))]
     cos = sizes[0] / jnp.sqrt((sizes[1] + 1e-12) * (sizes[2] + 1e-12))
     near = jnp.where(target == 1, 1 - cos, 0)
-    return _reduced(near + jnp.where(target == -1, _positive_part(cos - margin), 0), reduction)
+    return _reduce(near + jnp.where(target == -1, _positive_part(cos - margin), 0), reduction)
 
 
 @lowering("aten.triplet_margin_loss.default")
@@ -281,4 +281,4 @@ def triplet_margin_loss(
     near, far = (jnp.linalg.norm(anchor - other + eps, p, axis=-1) for other in (positive, negative))
     if swap:
         far = jnp.minimum(far, jnp.linalg.norm(positive - negative + eps, p, axis=-1))
-    return _reduced(_positive_part(margin + near - far), reduction)
+    return _reduce(_positive_part(margin + near - far), reduction)

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lla_torch.program.errors import misuse
 from lla_torch.program.operators import lowering
-from lla_torch.program.ops.axes import along, picked
+from lla_torch.program.ops.axes import apply_along, pick_along
 from lla_torch.program.views import View
 
 
@@ -20,22 +21,22 @@ def _cast(array: jax.Array, dtype: Any) -> jax.Array:
 @lowering("aten.cumsum", layout="views")
 def cumsum(x: View, dim: int, *, dtype: Any = None) -> View:
     """Running sums along an axis."""
-    return along(x, dim, lambda array, axis: jnp.cumsum(_cast(array, dtype), axis))
+    return apply_along(x, dim, lambda array, axis: jnp.cumsum(_cast(array, dtype), axis))
 
 
 @lowering("aten.cumprod", layout="views")
 def cumprod(x: View, dim: int, *, dtype: Any = None) -> View:
     """Running products along an axis."""
-    return along(x, dim, lambda array, axis: jnp.cumprod(_cast(array, dtype), axis))
+    return apply_along(x, dim, lambda array, axis: jnp.cumprod(_cast(array, dtype), axis))
 
 
 @lowering("aten.logcumsumexp", layout="views")
 def logcumsumexp(x: View, dim: int) -> View:
     """Running log sum exp along an axis."""
-    return along(x, dim, lambda array, axis: jax.lax.cumlogsumexp(array, axis))
+    return apply_along(x, dim, lambda array, axis: jax.lax.cumlogsumexp(array, axis))
 
 
-def _running(x: View, dim: int, later: Callable[[jax.Array, jax.Array], jax.Array]) -> tuple[View, View]:
+def _scan_extremum(x: View, dim: int, later: Callable[[jax.Array, jax.Array], jax.Array]) -> tuple[View, View]:
     def join(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         new = later(b[0], a[0]) | jnp.isnan(b[0])
         return jnp.where(new, b[0], a[0]), jnp.where(new, b[1], a[1])
@@ -45,60 +46,60 @@ def _running(x: View, dim: int, later: Callable[[jax.Array, jax.Array], jax.Arra
         _, index = jax.lax.associative_scan(join, (jax.lax.stop_gradient(array), places), axis=axis)
         return jnp.take_along_axis(array, index, axis), index
 
-    return along(x, dim, run)
+    return apply_along(x, dim, run)
 
 
 @lowering("aten.cummax", layout="views")
 def cummax(x: View, dim: int) -> tuple[View, View]:
-    """(running maximum, its last index)."""
-    return _running(x, dim, jnp.greater_equal)
+    """(running maximum, the last index of each)."""
+    return _scan_extremum(x, dim, jnp.greater_equal)
 
 
 @lowering("aten.cummin", layout="views")
 def cummin(x: View, dim: int) -> tuple[View, View]:
-    """(running minimum, its last index)."""
-    return _running(x, dim, jnp.less_equal)
+    """(running minimum, the last index of each)."""
+    return _scan_extremum(x, dim, jnp.less_equal)
 
 
-def _sorted(x: View, dim: int, descending: bool) -> tuple[View, View]:
-    return picked(x, dim, True, lambda array, axis: jnp.argsort(array, axis, stable=True, descending=descending))
+def _sort(x: View, dim: int, descending: bool) -> tuple[View, View]:
+    return pick_along(x, dim, True, lambda array, axis: jnp.argsort(array, axis, stable=True, descending=descending))
 
 
 @lowering("aten.sort", layout="views")
 def sort(x: View, dim: int = -1, descending: bool = False) -> tuple[View, View]:
-    """(sorted entries, their indices); equal ones keep their order."""
-    return _sorted(x, dim, descending)
+    """(sorted entries, their indices); equal entries keep their order."""
+    return _sort(x, dim, descending)
 
 
 @lowering("aten.sort.stable", layout="views")
 def sort_stable(x: View, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> tuple[View, View]:
     """(sorted entries, their indices); always stable."""
     del stable
-    return _sorted(x, dim, descending)
+    return _sort(x, dim, descending)
 
 
 @lowering("aten.argsort", layout="views")
 def argsort(x: View, dim: int = -1, descending: bool = False) -> View:
     """The indices that sort; equal entries keep their order."""
-    return _sorted(x, dim, descending)[1]
+    return _sort(x, dim, descending)[1]
 
 
 @lowering("aten.argsort.stable", layout="views")
 def argsort_stable(x: View, *, stable: bool, dim: int = -1, descending: bool = False) -> View:
     """The indices that sort; always stable."""
     del stable
-    return _sorted(x, dim, descending)[1]
+    return _sort(x, dim, descending)[1]
 
 
 @lowering("aten.msort", layout="views")
 def msort(x: View) -> View:
     """The entries sorted along axis 0."""
-    return _sorted(x, 0, False)[0]
+    return _sort(x, 0, False)[0]
 
 
 @lowering("aten.topk", layout="views")
 def topk(x: View, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[View, View]:
-    """(the k largest or smallest entries of an axis, their indices), always sorted, equal ones by index."""
+    """(the k largest or smallest entries of an axis, their indices), always sorted, equal entries by index."""
     del sorted
 
     def index(array: jax.Array, axis: int) -> jax.Array:
@@ -106,10 +107,10 @@ def topk(x: View, k: int, dim: int = -1, largest: bool = True, sorted: bool = Tr
             return jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(array, axis, -1), k)[1], -1, axis)
         return jax.lax.slice_in_dim(jnp.argsort(array, axis, stable=True), 0, k, axis=axis)
 
-    return picked(x, dim, True, index)
+    return pick_along(x, dim, True, index)
 
 
-def _nth(n: Callable[[int], int]) -> Callable[[jax.Array, int], jax.Array]:
+def _index_of_rank(n: Callable[[int], int]) -> Callable[[jax.Array, int], jax.Array]:
     def index(array: jax.Array, axis: int) -> jax.Array:
         place = n(array.shape[axis])
         return jax.lax.slice_in_dim(jnp.argsort(array, axis, stable=True), place, place + 1, axis=axis)
@@ -120,7 +121,7 @@ def _nth(n: Callable[[int], int]) -> Callable[[jax.Array, int], jax.Array]:
 @lowering("aten.kthvalue", layout="views")
 def kthvalue(x: View, k: int, dim: int = -1, keepdim: bool = False) -> tuple[View, View]:
     """(the k-th smallest entry of an axis, counted from 1, its index)."""
-    return picked(x, dim, keepdim, _nth(lambda n: k - 1))
+    return pick_along(x, dim, keepdim, _index_of_rank(lambda n: k - 1))
 
 
 @lowering("aten.median.dim", layout="views")
@@ -128,16 +129,16 @@ def median_dim(x: View, dim: int, keepdim: bool = False) -> tuple[View, View]:
     """(the lower median of an axis, its index)."""
 
     def index(array: jax.Array, axis: int) -> jax.Array:
-        middle = _nth(lambda n: (n - 1) // 2)(array, axis)
+        middle = _index_of_rank(lambda n: (n - 1) // 2)(array, axis)
         bad = jnp.isnan(array)
         return jnp.where(jnp.any(bad, axis, keepdims=True), jnp.argmax(bad, axis, keepdims=True), middle)
 
-    return picked(x, dim, keepdim, index)
+    return pick_along(x, dim, keepdim, index)
 
 
 @lowering("aten.median", layout="logical")
 def median(x: jax.Array) -> jax.Array:
-    """The lower median; equal entries share the derivative evenly."""
+    """The lower median; equal entries take equal parts of the derivative."""
     flat = x.reshape(-1)
     fixed = jax.lax.stop_gradient(flat)
     middle = jnp.sort(fixed)[(flat.size - 1) // 2]
@@ -151,7 +152,7 @@ def median(x: jax.Array) -> jax.Array:
 
 def _search(boundaries: jax.Array, x: jax.Array, right: bool, side: str | None = None) -> jax.Array:
     if side is not None and side not in ("left", "right"):
-        raise ValueError(f"side is {side!r}; searchsorted takes 'left' or 'right'")
+        raise misuse("side", side, "one of 'left', 'right'")
     side = "right" if right or side == "right" else "left"
     find = lambda row, values: jnp.searchsorted(row, values, side=side)  # noqa: E731
     for _ in range(boundaries.ndim - 1):
@@ -169,7 +170,7 @@ def searchsorted(
     side: str | None = None,
     sorter: jax.Array | None = None,
 ) -> jax.Array:
-    """Where the entries of x would stand in sorted rows. The graph's types say what ``out_int32`` does."""
+    """The places of the entries of x in sorted rows. ``out_int32`` is not read: the graph holds the result's type."""
     del out_int32
     if sorter is not None:
         boundaries = jnp.take_along_axis(boundaries, sorter, -1)
@@ -178,12 +179,12 @@ def searchsorted(
 
 @lowering("aten.bucketize.Tensor", "aten.bucketize.Scalar")
 def bucketize(x: Any, boundaries: jax.Array, *, out_int32: bool = False, right: bool = False) -> jax.Array:
-    """The interval between sorted boundaries in which each entry lies. The graph's types say what out_int32 does."""
+    """The interval between sorted boundaries in which each entry lies; see ``searchsorted`` for ``out_int32``."""
     del out_int32
     return _search(boundaries, jnp.asarray(x), right)
 
 
 @lowering(*(f"aten.isin.{kind}" for kind in ("Tensor_Tensor", "Scalar_Tensor", "Tensor_Scalar")))
 def isin(x: Any, test: Any, *, assume_unique: bool = False, invert: bool = False) -> jax.Array:
-    """Whether entries are among those of ``test``."""
+    """Whether the entries of x are among those of ``test``."""
     return jnp.isin(jnp.asarray(x), jnp.asarray(test), assume_unique=assume_unique, invert=invert)

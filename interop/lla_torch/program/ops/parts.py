@@ -1,4 +1,4 @@
-"""Operators on parts of a tensor that a reshape cannot name: windows, diagonals, triangles, strides."""
+"""Operators on parts of a tensor: windows, diagonals, triangles, slices, strided entries."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def triu(x: jax.Array, diagonal: int = 0) -> jax.Array:
     return jnp.triu(x, diagonal)
 
 
-def _strided(size: Sequence[int], stride: Sequence[int], offset: int | None) -> np.ndarray:
+def _storage_places(size: Sequence[int], stride: Sequence[int], offset: int | None) -> np.ndarray:
     places = np.full((), offset or 0)
     for n, step in zip(size, stride):
         places = places[..., None] + np.arange(n) * step
@@ -78,12 +78,12 @@ def _strided(size: Sequence[int], stride: Sequence[int], offset: int | None) -> 
 
 @lowering("aten.as_strided", "aten.as_strided_copy")
 def as_strided(x: jax.Array, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Any:
-    """Entries at places of the storage, which is taken to be the tensor itself, contiguous and from its first entry.
+    """Entries at places of the storage, which must be the tensor itself, contiguous and from its first entry.
 
     Raises:
-      ValueError: if a place lies beyond the tensor, as it does where the storage is another one.
+      ValueError: if a place lies beyond the tensor, as it does in a tensor that is a part of a larger storage.
     """
-    return x.reshape(-1)[_within(_strided(size, stride, storage_offset), x)]
+    return x.reshape(-1)[_check_places(_storage_places(size, stride, storage_offset), x)]
 
 
 @lowering("aten.as_strided_scatter")
@@ -91,15 +91,15 @@ def as_strided_scatter(
     x: jax.Array, src: jax.Array, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
 ) -> jax.Array:
     """``x`` with the entries of its ``as_strided`` replaced."""
-    places = _within(_strided(size, stride, storage_offset), x)
+    places = _check_places(_storage_places(size, stride, storage_offset), x)
     return x.reshape(-1).at[places].set(src.astype(x.dtype)).reshape(x.shape)
 
 
-def _within(places: np.ndarray, x: jax.Array) -> np.ndarray:
+def _check_places(places: np.ndarray, x: jax.Array) -> np.ndarray:
     if places.size and (places.min() < 0 or places.max() >= x.size):
         raise ValueError(
-            f"as_strided reaches entry {places.max()} of a tensor of {x.size}: it looks beyond the tensor into shared "
-            "storage; call .contiguous() before it, or write it with slices or unfold"
+            f"size, stride: they reach entry {places.max()} of a tensor of {x.size}, beyond the tensor in shared "
+            "storage; call .contiguous() before as_strided, or write it with slices or unfold"
         )
     return places
 
@@ -119,8 +119,8 @@ def slice_scatter(
     """``x`` with a slice of an axis replaced."""
     axis = axis_of(dim, x.ndim)
     where = [slice(None)] * x.ndim
-    first, last, _ = slice(start, end).indices(x.shape[axis])
-    where[axis] = slice(first, max(first, last), step)
+    begin, stop, _ = slice(start, end).indices(x.shape[axis])
+    where[axis] = slice(begin, max(begin, stop), step)
     return x.at[tuple(where)].set(src.astype(x.dtype))
 
 

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.scipy import special
 
+from lla_torch.program.errors import misuse
 from lla_torch.program.operators import lowering
-from lla_torch.program.ops.axes import magnitude
 from lla_torch.program.views import View
 
 
 def _real(x: Any) -> jax.Array:
-    """``x`` with whole numbers turned into jax's default float."""
+    """``x`` with integers cast to jax's default float."""
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
 
@@ -27,8 +27,15 @@ def _register(table: dict[str, Callable[..., Any]], *overloads: str) -> None:
             lowering(*(f"aten.{name}.{overload}" for overload in overloads), layout="pointwise")(function)
 
 
+def absolute(x: jax.Array) -> jax.Array:
+    """|x|, with derivative 0 at 0 as torch has it; jax's is 1 there."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x * jax.lax.stop_gradient(jnp.sign(x))
+    return jnp.abs(x)
+
+
 def _copysign(x: jax.Array, y: Any) -> jax.Array:
-    size = magnitude(_real(x))
+    size = absolute(_real(x))
     return jnp.where(jnp.signbit(jnp.asarray(_real(y))), -size, size)
 
 
@@ -44,7 +51,7 @@ def _entr(x: jax.Array) -> jax.Array:
 
 _register(
     {
-        "abs absolute": magnitude,
+        "abs absolute": absolute,
         "neg negative": jnp.negative,
         "positive": lambda x: x,
         "sign sgn": jnp.sign,
@@ -192,7 +199,7 @@ def _floor_divide(x: Any, y: Any) -> jax.Array:
     layout="pointwise",
 )
 def div(x: Any, y: Any) -> jax.Array:
-    """x / y, a float also for whole numbers."""
+    """x / y; a float also for integers."""
     return jnp.true_divide(x, y)
 
 
@@ -200,13 +207,13 @@ def div(x: Any, y: Any) -> jax.Array:
     *(f"aten.{name}.{kind}_mode" for name in ("div", "divide") for kind in ("Tensor", "Scalar")), layout="pointwise"
 )
 def div_mode(x: Any, y: Any, rounding_mode: str | None = None) -> jax.Array:
-    """x / y, rounded to -inf ("floor"), to 0 ("trunc") or not (None); the derivative of the rounded ones is 0."""
+    """x / y, rounded towards -inf ("floor"), towards 0 ("trunc") or not (None); rounding has derivative 0."""
     if rounding_mode is None:
         return div(x, y)
     if rounding_mode == "floor":
         return _floor_divide(x, y)
     if rounding_mode != "trunc":
-        raise ValueError(f"rounding_mode is {rounding_mode!r}; div takes None, 'floor' or 'trunc'")
+        raise misuse("rounding_mode", rounding_mode, "one of None, 'floor', 'trunc'")
     x, y = jax.lax.stop_gradient(jnp.asarray(x)), jax.lax.stop_gradient(jnp.asarray(y))
     if jnp.issubdtype(jnp.result_type(x, y), jnp.inexact):
         return jnp.trunc(x / y)
@@ -219,7 +226,7 @@ def div_mode(x: Any, y: Any, rounding_mode: str | None = None) -> jax.Array:
     layout="pointwise",
 )
 def power(x: Any, y: Any) -> jax.Array:
-    """x to the y; whole exponents by multiplication."""
+    """x to the power y; integer exponents by multiplication."""
     if isinstance(y, float) and y == 0.5:
         return jnp.sqrt(x)
     if isinstance(y, int | float) and not isinstance(y, bool) and math.isfinite(y) and y == int(y) and abs(y) <= 64:
@@ -240,7 +247,7 @@ def round_decimals(x: jax.Array, *, decimals: int = 0) -> jax.Array:
 
 @lowering("aten.clamp", "aten.clamp.Tensor", "aten.clip", "aten.clip.Tensor", layout="pointwise")
 def clamp(x: jax.Array, min: Any = None, max: Any = None) -> jax.Array:
-    """min(max(x, lo), hi); the derivative passes at the bounds."""
+    """min(max(x, lo), hi); the derivative is 1 at the bounds."""
     y = x if min is None else jnp.where(x < min, min, x)
     if max is None:
         return y
@@ -250,25 +257,25 @@ def clamp(x: jax.Array, min: Any = None, max: Any = None) -> jax.Array:
 
 @lowering("aten.clamp_min", "aten.clamp_min.Tensor", layout="pointwise")
 def clamp_min(x: jax.Array, min: Any) -> jax.Array:
-    """max(x, lo); the derivative passes at the bound."""
+    """max(x, lo); the derivative is 1 at the bound."""
     return clamp(x, min)
 
 
 @lowering("aten.clamp_max", "aten.clamp_max.Tensor", layout="pointwise")
 def clamp_max(x: jax.Array, max: Any) -> jax.Array:
-    """min(x, hi); the derivative passes at the bound."""
+    """min(x, hi); the derivative is 1 at the bound."""
     return clamp(x, None, max)
 
 
 @lowering("aten.fmin", layout="pointwise")
 def fmin(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The smaller; the other one where one is NaN; at equality the derivative is x's."""
+    """The smaller of x and y, or the other one where one is NaN; at equality the derivative is that of x."""
     return jnp.where((x <= y) | jnp.isnan(y), x, y)
 
 
 @lowering("aten.fmax", layout="pointwise")
 def fmax(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The larger; the other one where one is NaN; at equality the derivative is x's."""
+    """The larger of x and y, or the other one where one is NaN; at equality the derivative is that of x."""
     return jnp.where((x >= y) | jnp.isnan(y), x, y)
 
 
@@ -278,7 +285,7 @@ def fmax(x: jax.Array, y: jax.Array) -> jax.Array:
     layout="pointwise",
 )
 def xlogy(x: Any, y: Any) -> jax.Array:
-    """x log y, which is 0 where x is, unless y is NaN."""
+    """x log y, which is 0 where x is 0, unless y is NaN."""
     x, y = _real(x), _real(y)
     zero = (x == 0) & ((y <= 0) | jnp.isposinf(y))
     return jnp.where(zero, 0.0, x * jnp.log(jnp.where(zero, 1.0, y)))
@@ -286,7 +293,7 @@ def xlogy(x: Any, y: Any) -> jax.Array:
 
 @lowering(*(f"aten.special_xlog1py.{kind}" for kind in ("default", "self_scalar", "other_scalar")), layout="pointwise")
 def xlog1py(x: Any, y: Any) -> jax.Array:
-    """x log(1 + y), which is 0 where x is, unless y is NaN."""
+    """x log(1 + y), which is 0 where x is 0, unless y is NaN."""
     x, y = _real(x), _real(y)
     zero = (x == 0) & ((y <= -1) | jnp.isposinf(y))
     return jnp.where(zero, 0.0, x * jnp.log1p(jnp.where(zero, 0.0, y)))
@@ -337,7 +344,7 @@ def masked_fill(x: jax.Array, mask: jax.Array, value: Any) -> jax.Array:
 
 @lowering("aten.nan_to_num", layout="pointwise")
 def nan_to_num(x: jax.Array, nan: Any = None, posinf: Any = None, neginf: Any = None) -> jax.Array:
-    """NaN and infinities replaced, by 0 and the largest numbers where nothing is given."""
+    """x with NaN and infinities replaced, by default by 0 and by the largest numbers."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
     info = jnp.finfo(x.dtype)
@@ -350,7 +357,7 @@ def nan_to_num(x: jax.Array, nan: Any = None, posinf: Any = None, neginf: Any = 
     return x
 
 
-def _same(x: View) -> View:
+def _identity(x: View) -> View:
     return x
 
 
@@ -358,7 +365,7 @@ lowering(
     *(f"aten.{name}.default" for name in ("alias", "clone", "contiguous", "lift", "lift_fresh", "lift_fresh_copy")),
     "aten.alias_copy",
     layout="views",
-)(_same)
+)(_identity)
 
 
 @lowering("aten.detach", "aten.detach_copy", layout="views")
@@ -369,7 +376,7 @@ def detach(x: View) -> View:
 
 @lowering("aten._to_copy", "aten.to.dtype", "aten.to.dtype_layout", layout="views")
 def to_dtype(x: View, dtype: Any = None, copy: bool = False) -> View:
-    """x in another type; ``copy`` means nothing here, where arrays never change."""
+    """x in another type; ``copy`` has no effect, since arrays never change."""
     del copy
     return x if dtype is None else x.with_array(x.array.astype(dtype))
 

@@ -1,4 +1,4 @@
-"""Pooling over windows, run with the channels last."""
+"""Pooling over windows, computed with the channels last."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lla_torch.program.errors import misuse
 from lla_torch.program.operators import lowering
 from lla_torch.program.ops.convolution import from_images, per_axis, to_images
 from lla_torch.program.views import View
@@ -36,22 +37,24 @@ class _Windows:
         axes = list(zip(self.shape, self.kernel, self.stride, self.padding, self.dilation, strict=True))
         self.outputs = tuple(_outputs(*axis, ceil_mode) for axis in axes)
         if min(self.outputs, default=1) < 1:
-            raise ValueError(f"kernel_size={self.kernel} exceeds the padded input {self.shape}; use a smaller one")
+            raise misuse(
+                "kernel_size", self.kernel, f"no larger than the padded input, whose spatial shape is {self.shape}"
+            )
         self.ends = []
         for (n, k, s, p, d), outputs in zip(axes, self.outputs, strict=True):
             exact = _outputs(n, k, s, p, d, False) == outputs
             self.ends.append((p, p if exact else (outputs - 1) * s + d * (k - 1) + 1 - n - p))
 
     def reduce(self, x: jax.Array, start: Any, operation: Any) -> jax.Array:
-        """The reduction in the form that Flax's pooling has."""
+        """The reduction over all windows, as Flax's pooling computes it."""
         dilation = (1, *self.dilation, 1) if set(self.dilation) != {1} else None
         padding = ((0, 0), *self.ends, (0, 0))
         window, stride = (1, *self.kernel, 1), (1, *self.stride, 1)
         return lax.reduce_window(x, start, operation, window, stride, padding, window_dilation=dilation)
 
     def tables(self) -> list[np.ndarray]:
-        """Per axis the positions (outputs, kernel) in the input; one in the padding is moved to the window's nearest
-        that is not, which changes neither the largest entry nor which one is first."""
+        """Per axis the positions (outputs, kernel) in the input. A position in the padding is replaced by the nearest
+        one of its window that is not, which changes neither the largest entry nor the first of equal ones."""
         return [
             _table(*axis)
             for axis in zip(
@@ -64,14 +67,17 @@ def _table(n: int, outputs: int, kernel: int, stride: int, padding: int, dilatio
     at = np.arange(outputs)[:, None] * stride - padding + np.arange(kernel) * dilation
     inside = (at >= 0) & (at < n)
     if not inside.all(-1).all() and not inside.any(-1).all():
-        raise ValueError(f"a pooling window of {kernel} with dilation {dilation} lies in the padding; use less padding")
+        raise ValueError(
+            f"padding: {padding} given, and a window of {kernel} with dilation {dilation} lies in it altogether; use "
+            "less padding"
+        )
     low = np.where(inside, at, n).min(-1, keepdims=True)
     high = np.where(inside, at, -1).max(-1, keepdims=True)
     return np.clip(at, low, high)
 
 
 def _first_largest(x: jax.Array, tables: Sequence[np.ndarray]) -> tuple[jax.Array, jax.Array]:
-    """(largest entry of every window, its flat position among the spatial axes); the first one of equals."""
+    """(largest entry of every window, its flat position among the spatial axes); the first of equal entries."""
     dims, spatial = len(tables), x.shape[1:-1]
     for axis, table in enumerate(tables):  # ends as (N, o1, k1, o2, k2, ..., C)
         at = 1 + 2 * axis
@@ -122,12 +128,12 @@ def _max_pool(dims: int) -> None:
         tables = [_adaptive_table(n, size) for n, size in zip(spatial, sizes, strict=True)]
         values, indices = _first_largest(images, tables)
         if not any(n % size for n, size in zip(spatial, sizes, strict=True)):
-            values = _largest(images, _even(spatial, sizes))
+            values = _largest(images, _equal_windows(spatial, sizes))
         return from_images(values, batch), from_images(indices, batch)
 
 
 def _bounds(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and one past the last position of torch's ``size`` windows, which share ends where n is no multiple."""
+    """(starts, ends) of torch's ``size`` windows, which overlap where n is no multiple of ``size``."""
     at = np.arange(size)
     return at * n // size, -(-(at + 1) * n // size)
 
@@ -137,7 +143,7 @@ def _adaptive_table(n: int, size: int) -> np.ndarray:
     return np.minimum(start[:, None] + np.arange((end - start).max()), end[:, None] - 1)
 
 
-def _even(spatial: Sequence[int], sizes: Sequence[int]) -> _Windows:
+def _equal_windows(spatial: Sequence[int], sizes: Sequence[int]) -> _Windows:
     return _Windows(spatial, tuple(n // size for n, size in zip(spatial, sizes, strict=True)), (), 0, 1, False)
 
 
@@ -155,7 +161,7 @@ def _avg_pool(dims: int) -> None:
         images, batch = to_images(x, dims)
         windows = _Windows(images.shape[1:-1], kernel_size, stride, padding, 1, ceil_mode)
         divisor = _divisor(windows, count_include_pad) if divisor_override is None else divisor_override
-        return from_images(_divided(_sums(images, windows), divisor), batch)
+        return from_images(_divide(_sums(images, windows), divisor), batch)
 
     names = [f"aten.adaptive_avg_pool{dims}d.default", f"aten._adaptive_avg_pool{dims}d.default"]
 
@@ -169,12 +175,12 @@ def _sums(x: jax.Array, windows: _Windows) -> jax.Array:
     return windows.reduce(x, 0.0 if jnp.issubdtype(x.dtype, jnp.floating) else 0, lax.add)
 
 
-def _divided(sums: jax.Array, divisor: Any) -> jax.Array:
+def _divide(sums: jax.Array, divisor: Any) -> jax.Array:
     return sums / (divisor if isinstance(divisor, int) else jnp.asarray(divisor, sums.dtype))
 
 
 def _divisor(windows: _Windows, count_include_pad: bool) -> int | np.ndarray:
-    """Entries that a window counts: what sticks out in ceil mode never does."""
+    """The number of entries that a window counts; entries beyond the padding, as in ceil mode, never count."""
     result = np.ones((1,) * (len(windows.shape) + 1), int)  # (*outputs, 1)
     axes = zip(windows.shape, windows.outputs, windows.kernel, windows.stride, windows.padding, strict=True)
     for axis, (n, outputs, k, s, p) in enumerate(axes):
@@ -192,8 +198,8 @@ def _adaptive_mean(x: jax.Array, sizes: Sequence[int]) -> jax.Array:
         return x.mean(tuple(range(1, x.ndim - 1)), keepdims=True)
     even = [size if n % size == 0 else n for n, size in zip(spatial, sizes, strict=True)]
     if even != list(spatial):
-        windows = _even(spatial, even)
-        x = _divided(_sums(x, windows), math.prod(windows.kernel))
+        windows = _equal_windows(spatial, even)
+        x = _divide(_sums(x, windows), math.prod(windows.kernel))
     for axis, (n, size) in enumerate(zip(x.shape[1:-1], sizes, strict=True), 1):
         if size == n:
             continue

@@ -1,4 +1,4 @@
-"""Operators that draw random numbers. A draw is the operator's result in torch's order of axes, a constant."""
+"""Operators that draw random numbers; a draw is their result in torch's order of axes, without a derivative."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from lla_torch.program.operators import lowering
 Draw = Callable[[Callable[[Any], Any]], jax.Array]
 
 
-def _default(generator: Any) -> None:
+def _refuse_generator(generator: Any) -> None:
     if generator is not None:
-        raise ValueError("generator is given; random numbers come from the key of the call, leave it out in the module")
+        raise ValueError(
+            "generator: given, but random numbers come from the key of the call; leave it out in the module"
+        )
 
 
 def _float(dtype: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(float) if dtype is None else dtype
 
 
-def _fixed(*values: Any) -> tuple[Any, ...]:
+def _constants(*values: Any) -> tuple[Any, ...]:
     return tuple(jax.lax.stop_gradient(v) for v in values)
 
 
 @lowering("aten.rand", "aten.rand.generator", random=True)
 def rand(size: Sequence[int], *, draw: Draw, dtype: Any = None, generator: Any = None) -> jax.Array:
     """Uniform numbers in [0, 1)."""
-    _default(generator)
+    _refuse_generator(generator)
     return draw(lambda key: jax.random.uniform(key, tuple(size), _float(dtype)))
 
 
 @lowering("aten.randn", "aten.randn.generator", random=True)
 def randn(size: Sequence[int], *, draw: Draw, dtype: Any = None, generator: Any = None) -> jax.Array:
     """Standard normal numbers."""
-    _default(generator)
+    _refuse_generator(generator)
     return draw(lambda key: jax.random.normal(key, tuple(size), _float(dtype)))
 
 
@@ -52,13 +54,13 @@ def randn_like(x: jax.Array, *, draw: Draw, dtype: Any = None) -> jax.Array:
     return randn(x.shape, draw=draw, dtype=x.dtype if dtype is None else dtype)
 
 
-def _whole(size: Sequence[int], low: int, high: int, draw: Draw) -> jax.Array:
+def _integers(size: Sequence[int], low: int, high: int, draw: Draw) -> jax.Array:
     return draw(lambda key: jax.random.randint(key, tuple(size), low, high))
 
 
 @lowering("aten.randint", "aten.randint.generator", random=True)
 def randint(high: int, size: Sequence[int], *, draw: Draw, dtype: Any = None, generator: Any = None) -> jax.Array:
-    """Whole numbers in [0, high)."""
+    """Integers in [0, high)."""
     return randint_low(0, high, size, draw=draw, dtype=dtype, generator=generator)
 
 
@@ -66,106 +68,106 @@ def randint(high: int, size: Sequence[int], *, draw: Draw, dtype: Any = None, ge
 def randint_low(
     low: int, high: int, size: Sequence[int], *, draw: Draw, dtype: Any = None, generator: Any = None
 ) -> jax.Array:
-    """Whole numbers in [low, high)."""
-    _default(generator)
-    numbers = _whole(size, low, high, draw)
+    """Integers in [low, high)."""
+    _refuse_generator(generator)
+    numbers = _integers(size, low, high, draw)
     return numbers if dtype is None else numbers.astype(dtype)
 
 
 @lowering("aten.randint_like", random=True)
 def randint_like(x: jax.Array, high: int, *, draw: Draw, dtype: Any = None) -> jax.Array:
-    """Whole numbers in [0, high), shaped as x."""
+    """Integers in [0, high), shaped as x."""
     return randint_like_low(x, 0, high, draw=draw, dtype=dtype)
 
 
 @lowering("aten.randint_like.low_dtype", random=True)
 def randint_like_low(x: jax.Array, low: int, high: int, *, draw: Draw, dtype: Any = None) -> jax.Array:
-    """Whole numbers in [low, high), shaped as x."""
-    return _whole(x.shape, low, high, draw).astype(x.dtype if dtype is None else dtype)
+    """Integers in [low, high), shaped as x."""
+    return _integers(x.shape, low, high, draw).astype(x.dtype if dtype is None else dtype)
 
 
 @lowering("aten.randperm", "aten.randperm.generator", random=True)
 def randperm(n: int, *, draw: Draw, dtype: Any = None, generator: Any = None) -> jax.Array:
     """The numbers below n in random order."""
-    _default(generator)
+    _refuse_generator(generator)
     numbers = draw(lambda key: jax.random.permutation(key, n))
     return numbers if dtype is None else numbers.astype(dtype)
 
 
 def _normal(shape: tuple[int, ...], mean: Any, std: Any, dtype: Any, draw: Draw) -> jax.Array:
-    mean, std = _fixed(mean, std)
+    mean, std = _constants(mean, std)
     return draw(lambda key: mean + std * jax.random.normal(key, shape, dtype))
 
 
 @lowering(*(f"aten.normal.{kind}" for kind in ("Tensor_Tensor", "Tensor_float", "float_Tensor")), random=True)
 def normal(mean: Any, std: Any = 1.0, *, draw: Draw, generator: Any = None) -> jax.Array:
-    """Normal numbers; as in torch nothing flows back to mean and std."""
-    _default(generator)
+    """Normal numbers; as in torch, mean and std get no gradient."""
+    _refuse_generator(generator)
     shape = jnp.broadcast_shapes(jnp.shape(mean), jnp.shape(std))
     return _normal(shape, mean, std, jnp.result_type(float, mean, std), draw)
 
 
 @lowering("aten.normal.float_float", random=True)
-def normal_sized(
+def normal_of_size(
     mean: float, std: float, size: Sequence[int], *, draw: Draw, dtype: Any = None, generator: Any = None
 ) -> jax.Array:
     """Normal numbers."""
-    _default(generator)
+    _refuse_generator(generator)
     return _normal(tuple(size), mean, std, _float(dtype), draw)
 
 
 @lowering("aten.normal_functional", "aten.normal.default", random=True)
-def normal_shaped(x: jax.Array, mean: float = 0.0, std: float = 1.0, *, draw: Draw, generator: Any = None) -> jax.Array:
+def normal_like(x: jax.Array, mean: float = 0.0, std: float = 1.0, *, draw: Draw, generator: Any = None) -> jax.Array:
     """Normal numbers, shaped as x."""
-    _default(generator)
+    _refuse_generator(generator)
     return _normal(x.shape, mean, std, x.dtype, draw)
 
 
 @lowering("aten.log_normal", random=True)
 def log_normal(x: jax.Array, mean: float = 1.0, std: float = 2.0, *, draw: Draw, generator: Any = None) -> jax.Array:
     """exp of normal numbers, shaped as x."""
-    _default(generator)
+    _refuse_generator(generator)
     return draw(lambda key: jnp.exp(mean + std * jax.random.normal(key, x.shape, x.dtype)))
 
 
 @lowering("aten.uniform", random=True)
 def uniform(x: jax.Array, *bounds: float, draw: Draw, generator: Any = None, **named: float) -> jax.Array:
     """Uniform numbers in [from, to), shaped as x."""
-    _default(generator)
-    given = {**dict(zip(("from", "to"), bounds)), **named}  # "from" cannot name a parameter in Python
-    low, high = given.get("from", 0.0), given.get("to", 1.0)
+    _refuse_generator(generator)
+    interval = {**dict(zip(("from", "to"), bounds)), **named}  # "from" cannot name a parameter in Python
+    low, high = interval.get("from", 0.0), interval.get("to", 1.0)
     return draw(lambda key: jax.random.uniform(key, x.shape, x.dtype, low, high))
 
 
 @lowering("aten.exponential", random=True)
 def exponential(x: jax.Array, lambd: float = 1.0, *, draw: Draw, generator: Any = None) -> jax.Array:
-    """Exponential numbers of rate lambd, shaped as x and above 0, so that they have a logarithm."""
-    _default(generator)
+    """Exponential numbers of rate lambd, shaped as x; they are above 0, so that they have a logarithm."""
+    _refuse_generator(generator)
     least = jnp.finfo(x.dtype).tiny
     return draw(lambda key: jnp.maximum(jax.random.exponential(key, x.shape, x.dtype), least) / lambd)
 
 
 @lowering("aten.bernoulli", random=True)
 def bernoulli(p: jax.Array, *, draw: Draw, generator: Any = None) -> jax.Array:
-    """1 with the probability that each entry of p is, else 0."""
-    _default(generator)
-    (p,) = _fixed(p)
+    """For each entry of p, 1 with this probability, else 0."""
+    _refuse_generator(generator)
+    (p,) = _constants(p)
     return draw(lambda key: jax.random.bernoulli(key, p).astype(p.dtype))
 
 
 @lowering("aten.bernoulli.p", "aten.bernoulli.Tensor", random=True)
 def bernoulli_like(x: jax.Array, p: Any = 0.5, *, draw: Draw, generator: Any = None) -> jax.Array:
     """1 with probability p, else 0, shaped as x."""
-    _default(generator)
-    (p,) = _fixed(p)
+    _refuse_generator(generator)
+    (p,) = _constants(p)
     return draw(lambda key: jax.random.bernoulli(key, p, x.shape).astype(x.dtype))
 
 
 @lowering("aten.poisson", random=True)
 def poisson(rate: jax.Array, generator: Any = None, *, draw: Draw) -> jax.Array:
     """Poisson numbers with these rates."""
-    _default(generator)
-    (rate,) = _fixed(rate)
+    _refuse_generator(generator)
+    (rate,) = _constants(rate)
     return draw(lambda key: jax.random.poisson(key, rate, rate.shape).astype(rate.dtype))
 
 
@@ -174,8 +176,8 @@ def multinomial(
     weights: jax.Array, num_samples: int, replacement: bool = False, *, draw: Draw, generator: Any = None
 ) -> jax.Array:
     """Indices drawn with probabilities proportional to the weights along the last axis."""
-    _default(generator)
-    (logs,) = _fixed(jnp.log(weights))
+    _refuse_generator(generator)
+    (logs,) = _constants(jnp.log(weights))
 
     def sample(key: Any) -> jax.Array:
         count = num_samples if replacement else 1

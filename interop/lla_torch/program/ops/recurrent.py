@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lla_torch.program.operators import lowering
-from lla_torch.program.ops.dropout import dropped
+from lla_torch.program.ops.dropout import drop_entries
 
 Array = jax.Array
 Carry = tuple[Array, ...]
@@ -23,7 +23,7 @@ class _Cell:
 
     step: Callable[[Array, Array, Carry], Carry]
     states: int
-    projection_apart: bool = False  # whether the bias of the recurrent projection must stay with it
+    separate_bias: bool = False  # whether the bias of the recurrent projection must be added to it alone
 
 
 def _lstm_step(inputs: Array, recurrent: Array, carry: Carry) -> Carry:
@@ -39,20 +39,20 @@ def _gru_step(inputs: Array, recurrent: Array, carry: Carry) -> Carry:
 
 
 _LSTM = _Cell(_lstm_step, 2)
-_GRU = _Cell(_gru_step, 1, projection_apart=True)
+_GRU = _Cell(_gru_step, 1, separate_bias=True)
 _TANH = _Cell(lambda inputs, recurrent, carry: (jnp.tanh(inputs + recurrent),), 1)
 _RELU = _Cell(lambda inputs, recurrent, carry: (jax.nn.relu(inputs + recurrent),), 1)
 
 
-def _direction(cell: _Cell, x: Array, start: Carry, weights: Sequence[Array], biased: bool, reverse: bool) -> Any:
+def _direction(cell: _Cell, x: Array, start: Carry, weights: Sequence[Array], has_biases: bool, reverse: bool) -> Any:
     """(outputs (T, B, H), last carry) of one layer in one direction; weights in torch's order."""
     w_ih, w_hh, *rest = weights
-    b_ih, b_hh = (rest.pop(0), rest.pop(0)) if biased else (None, None)
+    b_ih, b_hh = (rest.pop(0), rest.pop(0)) if has_biases else (None, None)
     inputs = x @ w_ih.T
     if b_ih is not None and b_hh is not None:
-        inputs = inputs + (b_ih if cell.projection_apart else b_ih + b_hh)
+        inputs = inputs + (b_ih if cell.separate_bias else b_ih + b_hh)
     kernel = w_hh.T  # transposed once, in front of the loop
-    offset = b_hh if cell.projection_apart else None
+    offset = b_hh if cell.separate_bias else None
 
     def step(carry: Carry, now: Array) -> tuple[Carry, Array]:
         recurrent = carry[0] @ kernel
@@ -78,8 +78,8 @@ def _layers(
     batch_first: bool,
     draw: Callable[..., Any],
 ) -> tuple[Array, ...]:
-    """(outputs, last states of all layers and directions); the draw between layers is the mask of what is kept, in
-    order of time first: (T, B, directions * H)."""
+    """(outputs, last states of all layers and directions). The draw between layers is the mask of the entries kept,
+    with time first: (T, B, directions * H)."""
     batched = x.ndim == 3
     if not batched:
         x, states = x[:, None], [s[:, None] for s in states]
@@ -89,8 +89,9 @@ def _layers(
     size, left = divmod(len(params), num_layers * directions)
     if left or size not in (2 + 2 * has_biases, 3 + 2 * has_biases):
         raise ValueError(
-            f"params has {len(params)} arrays, which {num_layers} layers in {directions} direction(s) "
-            f"{'with' if has_biases else 'without'} biases cannot have"
+            f"params: {len(params)} arrays given; they must be those of {num_layers} layers in {directions} "
+            f"direction(s) {'with' if has_biases else 'without'} biases: {2 + 2 * has_biases} for each, or "
+            f"{3 + 2 * has_biases} with a projection"
         )
     ends = []
     for layer in range(num_layers):
@@ -104,7 +105,7 @@ def _layers(
             ends.append(end)
         x = outputs[0] if directions == 1 else jnp.concatenate(outputs, axis=-1)
         if layer < num_layers - 1:
-            x = dropped(x, dropout if train else 0.0, draw)
+            x = drop_entries(x, dropout if train else 0.0, draw)
     last = tuple(jnp.stack(each) for each in zip(*ends, strict=True))
     if not batched:
         return (x[:, 0], *(s[:, 0] for s in last))
@@ -152,7 +153,7 @@ def _register_plain(name: str, cell: _Cell) -> None:
     def single(
         x: Array, hx: Array, w_ih: Array, w_hh: Array, b_ih: Array | None = None, b_hh: Array | None = None
     ) -> Array:
-        return _once(cell, x, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
+        return _cell_step(cell, x, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
 
 
 for _name, _cell in (("gru", _GRU), ("rnn_tanh", _TANH), ("rnn_relu", _RELU)):
@@ -169,10 +170,10 @@ def lstm_cell(
     b_hh: Array | None = None,
 ) -> Carry:
     """(h, c) after one step."""
-    return _once(_LSTM, x, tuple(hx), w_ih, w_hh, b_ih, b_hh)
+    return _cell_step(_LSTM, x, tuple(hx), w_ih, w_hh, b_ih, b_hh)
 
 
-def _once(
+def _cell_step(
     cell: _Cell, x: Array, carry: Carry, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None
 ) -> Carry:
     inputs, recurrent = x @ w_ih.T, carry[0] @ w_hh.T

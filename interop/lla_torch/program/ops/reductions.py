@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.scipy import special
 
 from lla_torch.program.operators import lowering
-from lla_torch.program.ops.axes import along, magnitude, picked, reduced
+from lla_torch.program.ops.axes import apply_along, pick_along, reduce_axes
+from lla_torch.program.ops.pointwise import absolute
 from lla_torch.program.views import View, plain
 
 
@@ -19,7 +20,7 @@ def _cast(x: View, dtype: Any) -> View:
     return x if dtype is None else x.with_array(x.array.astype(dtype))
 
 
-def _number(x: jax.Array) -> jax.Array:
+def _bool_to_int(x: jax.Array) -> jax.Array:
     return x.astype(int) if x.dtype == bool else x
 
 
@@ -32,13 +33,17 @@ def sum_all(x: View, *, dtype: Any = None) -> Any:
 @lowering("aten.sum.dim_IntList", layout="views")
 def sum_dim(x: View, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Sums over axes."""
-    return reduced(_cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.sum(_number(a), axes, keepdims=keep))
+    return reduce_axes(
+        _cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.sum(_bool_to_int(a), axes, keepdims=keep)
+    )
 
 
 @lowering("aten.nansum", layout="views")
 def nansum(x: View, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """Sums over axes that leave NaN out."""
-    return reduced(_cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.nansum(_number(a), axes, keepdims=keep))
+    """Sums over axes without the NaN entries."""
+    return reduce_axes(
+        _cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.nansum(_bool_to_int(a), axes, keepdims=keep)
+    )
 
 
 @lowering("aten.mean", layout="views")
@@ -50,13 +55,13 @@ def mean_all(x: View, *, dtype: Any = None) -> Any:
 @lowering("aten.mean.dim", layout="views")
 def mean_dim(x: View, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Means over axes."""
-    return reduced(_cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.mean(a, axes, keepdims=keep))
+    return reduce_axes(_cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.mean(a, axes, keepdims=keep))
 
 
 @lowering("aten.nanmean", layout="views")
 def nanmean(x: View, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """Means over axes that leave NaN out."""
-    return reduced(_cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.nanmean(a, axes, keepdims=keep))
+    """Means over axes without the NaN entries."""
+    return reduce_axes(_cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.nanmean(a, axes, keepdims=keep))
 
 
 @lowering("aten.prod", layout="views")
@@ -68,17 +73,19 @@ def prod_all(x: View, *, dtype: Any = None) -> Any:
 @lowering("aten.prod.dim_int", layout="views")
 def prod_dim(x: View, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Products over an axis."""
-    return reduced(_cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.prod(_number(a), axes, keepdims=keep))
+    return reduce_axes(
+        _cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.prod(_bool_to_int(a), axes, keepdims=keep)
+    )
 
 
 def _extremum(function: Callable[..., jax.Array]) -> Callable[..., Any]:
     def extremum(x: View, dim: Any = (), keepdim: bool = False) -> Any:
-        return reduced(x, dim, keepdim, lambda a, axes, keep: function(a, axes, keepdims=keep))
+        return reduce_axes(x, dim, keepdim, lambda a, axes, keep: function(a, axes, keepdims=keep))
 
     return extremum
 
 
-# Equal extrema share the derivative evenly, in torch and in jax.
+# equal extrema take equal parts of the derivative, in torch and in jax
 lowering("aten.amax", "aten.max", layout="views")(_extremum(jnp.max))
 lowering("aten.amin", "aten.min", layout="views")(_extremum(jnp.min))
 lowering(*(f"aten.any.{kind}" for kind in ("default", "dim", "dims")), layout="views")(_extremum(jnp.any))
@@ -91,44 +98,44 @@ def aminmax(x: View, *, dim: int | None = None, keepdim: bool = False) -> tuple[
     return _extremum(jnp.min)(x, dim, keepdim), _extremum(jnp.max)(x, dim, keepdim)
 
 
-def _arg(function: Callable[..., jax.Array]) -> Callable[[jax.Array, int], jax.Array]:
+def _keep_axis(function: Callable[..., jax.Array]) -> Callable[[jax.Array, int], jax.Array]:
     return lambda array, axis: function(array, axis, keepdims=True)
 
 
 @lowering("aten.max.dim", layout="views")
 def max_dim(x: View, dim: int, keepdim: bool = False) -> tuple[View, View]:
     """(largest entry of an axis, its first index); the derivative goes to that entry."""
-    return picked(x, dim, keepdim, _arg(jnp.argmax))
+    return pick_along(x, dim, keepdim, _keep_axis(jnp.argmax))
 
 
 @lowering("aten.min.dim", layout="views")
 def min_dim(x: View, dim: int, keepdim: bool = False) -> tuple[View, View]:
     """(smallest entry of an axis, its first index); the derivative goes to that entry."""
-    return picked(x, dim, keepdim, _arg(jnp.argmin))
+    return pick_along(x, dim, keepdim, _keep_axis(jnp.argmin))
 
 
-def _position(x: View, dim: int | None, keepdim: bool, function: Callable[..., jax.Array]) -> View:
+def _extremum_index(x: View, dim: int | None, keepdim: bool, function: Callable[..., jax.Array]) -> View:
     if dim is not None:
-        return picked(x, dim, keepdim, _arg(function))[1]
+        return pick_along(x, dim, keepdim, _keep_axis(function))[1]
     return plain(function(x.logical().reshape(-1)).reshape((1,) * (x.ndim * keepdim)))
 
 
 @lowering("aten.argmax", layout="views")
 def argmax(x: View, dim: int | None = None, keepdim: bool = False) -> View:
-    """The first index of the largest entry, of the flat tensor without an axis."""
-    return _position(x, dim, keepdim, jnp.argmax)
+    """The first index of the largest entry along an axis, or of the flat tensor."""
+    return _extremum_index(x, dim, keepdim, jnp.argmax)
 
 
 @lowering("aten.argmin", layout="views")
 def argmin(x: View, dim: int | None = None, keepdim: bool = False) -> View:
-    """The first index of the smallest entry, of the flat tensor without an axis."""
-    return _position(x, dim, keepdim, jnp.argmin)
+    """The first index of the smallest entry along an axis, or of the flat tensor."""
+    return _extremum_index(x, dim, keepdim, jnp.argmin)
 
 
 @lowering("aten.count_nonzero", "aten.count_nonzero.dim_IntList", layout="views")
 def count_nonzero(x: View, dim: Any = None) -> Any:
-    """How many entries are not 0."""
-    return reduced(x, dim, False, lambda a, axes, keep: jnp.sum((a != 0).astype(int), axes))
+    """The number of entries that are not 0."""
+    return reduce_axes(x, dim, False, lambda a, axes, keep: jnp.sum((a != 0).astype(int), axes))
 
 
 def _root(x: jax.Array) -> jax.Array:
@@ -148,7 +155,7 @@ def _moments(x: View, dim: Any, correction: float | None, keepdim: bool, root: b
         var = squares / jnp.asarray(max(count - correction, 0), squares.dtype)
         return _root(var) if root else var, mean if keep else jnp.squeeze(mean, axes)
 
-    return reduced(x, dim, keepdim, moments)
+    return reduce_axes(x, dim, keepdim, moments)
 
 
 def _register_moments() -> None:
@@ -190,12 +197,12 @@ _register_moments()
 @lowering("aten.logsumexp", "aten.special_logsumexp", layout="views")
 def logsumexp(x: View, dim: Any, keepdim: bool = False) -> Any:
     """log sum exp over axes."""
-    return reduced(x, dim, keepdim, lambda a, axes, keep: special.logsumexp(a, axes, keepdims=keep))
+    return reduce_axes(x, dim, keepdim, lambda a, axes, keep: special.logsumexp(a, axes, keepdims=keep))
 
 
 def norm_of(array: jax.Array, order: float, axes: tuple[int, ...], keep: bool) -> jax.Array:
     """The vector norm over axes; where it is 0 its derivative is 0."""
-    size = magnitude(array)
+    size = absolute(array)
     if order == math.inf:
         return jnp.max(size, axes, keepdims=keep)
     if order == -math.inf:
@@ -216,7 +223,7 @@ def norm_of(array: jax.Array, order: float, axes: tuple[int, ...], keep: bool) -
 @lowering("aten.linalg_vector_norm", layout="views")
 def vector_norm(x: View, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """The norm (sum |x|^ord)^(1/ord) over axes."""
-    return reduced(_cast(x, dtype), dim, keepdim, lambda a, axes, keep: norm_of(a, float(ord), axes, keep))
+    return reduce_axes(_cast(x, dtype), dim, keepdim, lambda a, axes, keep: norm_of(a, float(ord), axes, keep))
 
 
 @lowering(
@@ -237,7 +244,7 @@ def dist(x: jax.Array, y: jax.Array, p: float = 2) -> jax.Array:
 
 @lowering("aten.cdist", "aten._cdist_forward")
 def cdist(x: jax.Array, y: jax.Array, p: float = 2.0, compute_mode: int | None = None) -> jax.Array:
-    """Distances between all rows; always by differences, which is exact, whatever ``compute_mode`` allows."""
+    """Distances between all rows, by differences, which is exact; ``compute_mode`` has no effect."""
     del compute_mode
     return norm_of(x[..., :, None, :] - y[..., None, :, :], float(p), (-1,), False)
 
@@ -250,7 +257,7 @@ def pdist(x: jax.Array, p: float = 2.0) -> jax.Array:
 
 
 def _softmax(x: View, dim: int, dtype: Any, function: Callable[..., jax.Array]) -> View:
-    return along(_cast(x, dtype), dim, lambda array, axis: function(array, axis=axis))
+    return apply_along(_cast(x, dtype), dim, lambda array, axis: function(array, axis=axis))
 
 
 @lowering("aten.softmax.int", "aten.special_softmax", layout="views")
@@ -279,10 +286,10 @@ def log_softmax_inner(x: View, dim: int, half_to_float: bool) -> View:
 
 @lowering("aten._safe_softmax", layout="views")
 def safe_softmax(x: View, dim: int, dtype: Any = None) -> View:
-    """The softmax, and 0 where all of an axis is -inf."""
+    """The softmax, and 0 where all entries of an axis are -inf."""
 
     def safe(array: jax.Array, axis: int) -> jax.Array:
         empty = jnp.all(jnp.isneginf(array), axis, keepdims=True)
         return jnp.where(empty, 0.0, jax.nn.softmax(jnp.where(empty, 0.0, array), axis))
 
-    return along(_cast(x, dtype), dim, safe)
+    return apply_along(_cast(x, dtype), dim, safe)

@@ -1,8 +1,9 @@
-"""Resizing, sampling, padding and rearranging of images. Coordinates follow torch's formulas.
+"""Resizing, sampling, padding and rearranging of images, with torch's formulas for coordinates.
 
-One derivative differs on purpose: where a scale factor leaves all sizes as they are, torch's backward of bicubic
-upsampling passes the gradient through, though the forward interpolates. Here it is the derivative of the forward.
-One value too: torch's antialiased resizing to width 1 and another height repeats its first row. Here it is resized.
+We differ from torch in one derivative and one value. Where a scale factor leaves all sizes as they are, torch's
+backward pass of bicubic upsampling passes the gradient through, though its forward pass interpolates; ours is the
+derivative of the forward pass. torch's antialiased resizing to width 1 and another height repeats the first row; ours
+resizes.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ from lla_torch.program.views import View, as_view, plain
 def _sizes(
     spatial: Sequence[int], output_size: Sequence[int] | None, scales: Sequence[float | None] | None
 ) -> list[tuple[int, int, float | None]]:
-    """Per axis (input size, output size, the scale factor that was given)."""
+    """Per axis (input size, output size, the scale factor or None)."""
     if (output_size is None) == (scales is None):
-        raise ValueError(f"output_size={output_size}, scale_factors={scales}: give exactly one of the two")
+        raise ValueError(
+            f"output_size, scale_factors: {output_size}, {scales} given; give exactly one of the two, the other as None"
+        )
     if output_size is not None:
         return [(n, size, None) for n, size in zip(spatial, per_axis(output_size, len(spatial)), strict=True)]
     factors: Any = per_axis(scales, len(spatial))  # type: ignore[arg-type]
     return [(n, int(n * factor), factor) for n, factor in zip(spatial, factors, strict=True)]
 
 
-def _sources(n: int, size: int, scale: float | None, align_corners: bool) -> np.ndarray:
-    """Where output positions lie in the input. A given scale factor counts, not the ratio of the sizes."""
+def _source_positions(n: int, size: int, scale: float | None, align_corners: bool) -> np.ndarray:
+    """The places of output positions in the input, by the scale factor if there is one, else by the ratio of sizes."""
     at = np.arange(size)
     if align_corners:
         return at * ((n - 1) / (size - 1) if size > 1 else 0.0)
@@ -45,14 +48,14 @@ def _sources(n: int, size: int, scale: float | None, align_corners: bool) -> np.
 
 
 def _linear_matrix(n: int, size: int, scale: float | None, align_corners: bool) -> np.ndarray:
-    at = np.arange(n, dtype=float) if n == size else np.maximum(_sources(n, size, scale, align_corners), 0)
+    at = np.arange(n, dtype=float) if n == size else np.maximum(_source_positions(n, size, scale, align_corners), 0)
     low = np.minimum(at.astype(int), n - 1)
     part = np.clip(at - low, 0, 1)
     return _matrix(n, [low, np.minimum(low + 1, n - 1)], [1 - part, part])
 
 
 def _cubic_matrix(n: int, size: int, scale: float | None, align_corners: bool) -> np.ndarray:
-    at = _sources(n, size, scale, align_corners)
+    at = _source_positions(n, size, scale, align_corners)
     low = np.minimum(np.floor(at).astype(int), n - 1)
     taps = [np.clip(low + i, 0, n - 1) for i in (-1, 0, 1, 2)]
     return _matrix(n, taps, _cubic_weights(np.clip(at - low, 0, 1)))
@@ -67,15 +70,15 @@ def _cubic_weights(t: Any) -> list[Any]:
 
 
 def _antialiased_matrix(width: int, n: int, size: int, scale: float | None, align_corners: bool) -> np.ndarray:
-    """Rows of the hat (width 2) or of Keys' kernel with a = -0.5 (width 4), widened where the image shrinks."""
+    """Rows of the hat (width 2) or of Keys' kernel with a = -0.5 (width 4), stretched where the image shrinks."""
     step = 1 / scale if scale else n / size
     if align_corners:
         step = (n - 1) / (size - 1) if size > 1 else 0.0
-    centre, widened = step * (np.arange(size) + 0.5), max(step, 1.0)
-    low = np.maximum((centre - width / 2 * widened + 0.5).astype(int), 0)
-    high = np.minimum((centre + width / 2 * widened + 0.5).astype(int), n)
+    centre, stretch = step * (np.arange(size) + 0.5), max(step, 1.0)
+    low = np.maximum((centre - width / 2 * stretch + 0.5).astype(int), 0)
+    high = np.minimum((centre + width / 2 * stretch + 0.5).astype(int), n)
     at = np.arange(n)
-    x = np.abs((at + 0.5 - centre[:, None]) / widened)
+    x = np.abs((at + 0.5 - centre[:, None]) / stretch)
     keys = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
     weights = np.where(x < width / 2, 1 - x if width == 2 else keys, 0.0)
     weights *= (at >= low[:, None]) & (at < high[:, None])
@@ -91,8 +94,9 @@ def _matrix(n: int, taps: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -
 
 
 def _nearest_table(n: int, size: int, scale: float | None, exact: bool, image: bool, dtype: Any) -> np.ndarray:
-    """Positions in the input. Some sources are integers but for rounding, so this rounds as torch's kernels do: the one
-    for images in float32 and with two exceptions, those for one and three axes in the type of the data."""
+    """Positions in the input. Some of them are integers up to rounding, so they are rounded as in torch's kernels: the
+    one for images computes in float32 and has two exceptions, those for one and three axes compute in the data's type.
+    """
     if image and not exact and size in (n, 2 * n):  # whatever the scale factor
         return np.arange(size) // (size // n)
     at, wide = np.arange(size), np.float64 if dtype == np.float64 and not image else np.float32
@@ -115,7 +119,7 @@ def _through_tables(x: jax.Array, tables: Sequence[np.ndarray]) -> jax.Array:
     for axis, table in enumerate(tables, 1):
         n, size = x.shape[axis], len(table)
         if size % n == 0 and np.array_equal(table, np.arange(size) // (size // n)):
-            x = jnp.repeat(x, size // n, axis, total_repeat_length=size)  # its derivative is a sum, no scatter
+            x = jnp.repeat(x, size // n, axis, total_repeat_length=size)  # whose derivative is a sum, not a scatter
         else:
             x = jnp.take(x, table, axis, mode="clip")
     return x
@@ -129,40 +133,40 @@ def _upsample(name: str, dims: int, make: Callable[..., np.ndarray]) -> None:
         return from_images(_through_matrices(images, [make(*each, align_corners) for each in sizes]), batch)
 
     @lowering(f"aten.{name}.default", layout="views")
-    def upsample_sized(
+    def upsample_default(
         x: View, output_size: Any, align_corners: bool, *scales: float | None, **named: float | None
     ) -> View:
         images, batch = to_images(x, dims)
-        sizes = _sized(images.shape[1:-1], output_size, scales, named)
+        sizes = _sizes_with_scales(images.shape[1:-1], output_size, scales, named)
         return from_images(_through_matrices(images, [make(*each, align_corners) for each in sizes]), batch)
 
 
 def _upsample_nearest(name: str, dims: int, exact: bool) -> None:
-    def resized(x: View, sizes_of: Callable[[tuple[int, ...]], list[tuple[int, int, float | None]]]) -> View:
+    def resize(x: View, sizes_of: Callable[[tuple[int, ...]], list[tuple[int, int, float | None]]]) -> View:
         images, batch = to_images(x, dims)
         tables = [_nearest_table(*each, exact, dims == 2, images.dtype) for each in sizes_of(images.shape[1:-1])]
         return from_images(_through_tables(images, tables), batch)
 
     @lowering(f"aten.{name}{dims}d.vec", layout="views")
     def upsample(input: View, output_size: Any, scale_factors: Any) -> View:
-        return resized(input, lambda spatial: _sizes(spatial, output_size, scale_factors))
+        return resize(input, lambda spatial: _sizes(spatial, output_size, scale_factors))
 
     @lowering(f"aten.{name}{dims}d.default", layout="views")
-    def upsample_sized(x: View, output_size: Any, *scales: float | None, **named: float | None) -> View:
-        return resized(x, lambda spatial: _sized(spatial, output_size, scales, named))
+    def upsample_default(x: View, output_size: Any, *scales: float | None, **named: float | None) -> View:
+        return resize(x, lambda spatial: _sizes_with_scales(spatial, output_size, scales, named))
 
 
 SCALE_NAMES = {1: ("scales",), 2: ("scales_h", "scales_w"), 3: ("scales_d", "scales_h", "scales_w")}
 
 
-def _sized(
+def _sizes_with_scales(
     spatial: Sequence[int], output_size: Sequence[int], scales: Sequence[float | None], named: dict[str, float | None]
 ) -> list[tuple[int, int, float | None]]:
-    """The sizes of the overloads that are told both: the scale factor decides over coordinates alone."""
+    """``_sizes`` for the overloads with sizes and scale factors, which only affect the coordinates."""
     dims = len(spatial)
-    given = dict(zip(SCALE_NAMES[dims], scales)) | named
+    factors = dict(zip(SCALE_NAMES[dims], scales)) | named
     sizes = per_axis(output_size, dims)
-    return [(n, size, given.get(name)) for n, size, name in zip(spatial, sizes, SCALE_NAMES[dims], strict=True)]
+    return [(n, size, factors.get(name)) for n, size, name in zip(spatial, sizes, SCALE_NAMES[dims], strict=True)]
 
 
 for _dims, _kind in ((1, "linear"), (2, "bilinear"), (3, "trilinear")):
@@ -186,16 +190,18 @@ def grid_sampler(input: View, grid: View, interpolation_mode: int, padding_mode:
     """torch.nn.functional.grid_sample: bilinear, nearest, or bicubic for images."""
     dims = input.ndim - 2
     if interpolation_mode == BICUBIC and dims != 2:
-        raise ValueError(f"bicubic grid_sample of an input of shape {input.shape}: torch has it for images only")
+        raise ValueError(
+            f"input: shape {input.shape} given; it must be images (N, C, H, W) for a bicubic grid_sample; use bilinear"
+        )
     images, points = to_images(input, dims)[0], as_view(grid).logical()
     taps: list[Any] = []
     weights: list[Any] = []
     for axis, n in enumerate(images.shape[1:-1]):
-        at = _unnormalized(points[..., dims - 1 - axis], n, align_corners)  # the last axis comes first
-        found = _taps(at, n, interpolation_mode, padding_mode, align_corners)
-        shape = (-1, *(len(found[0]) if a == axis else 1 for a in range(dims)), *points.shape[1:-1])
-        for values, collected in zip(found, (taps, weights), strict=True):
-            collected.append(jnp.stack(values, 1).reshape(shape))
+        at = _to_pixels(points[..., dims - 1 - axis], n, align_corners)  # points have the last axis first
+        positions, factors = _taps(at, n, interpolation_mode, padding_mode, align_corners)
+        shape = (-1, *(len(positions) if a == axis else 1 for a in range(dims)), *points.shape[1:-1])
+        taps.append(jnp.stack(positions, 1).reshape(shape))
+        weights.append(jnp.stack(factors, 1).reshape(shape))
     entries = _entries(images, taps) * math.prod(weights[1:], start=weights[0])[..., None]
     return from_images(entries.sum(tuple(range(1, dims + 1))), True)
 
@@ -203,13 +209,13 @@ def grid_sampler(input: View, grid: View, interpolation_mode: int, padding_mode:
 def _taps(
     at: jax.Array, n: int, interpolation: int, padding: int, align_corners: bool
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """(positions, weights) of the entries that make up the value at ``at``, along one axis."""
+    """(positions, weights) of the entries whose weighted sum is the value at ``at``, along one axis."""
 
     def inside(at: jax.Array) -> jax.Array:
         if padding == ZEROS:
             return at
         if padding == REFLECTION:
-            at = _reflected(at, n, align_corners)
+            at = _reflect(at, n, align_corners)
         return lax.clamp(jnp.zeros((), at.dtype), at, jnp.asarray(n - 1, at.dtype))
 
     if interpolation == BICUBIC:
@@ -222,12 +228,12 @@ def _taps(
     return [low, low + 1], [1 - (at - low), at - low]
 
 
-def _unnormalized(at: jax.Array, n: int, align_corners: bool) -> jax.Array:
+def _to_pixels(at: jax.Array, n: int, align_corners: bool) -> jax.Array:
     return (at + 1) / 2 * (n - 1) if align_corners else ((at + 1) * n - 1) / 2
 
 
-def _reflected(at: jax.Array, n: int, align_corners: bool) -> jax.Array:
-    """Reflected at the first and last entry, or with ``align_corners=False`` at their outer edges."""
+def _reflect(at: jax.Array, n: int, align_corners: bool) -> jax.Array:
+    """Positions reflected at the first and last entry, or with ``align_corners=False`` at their outer edges."""
     low, span = (0.0, n - 1) if align_corners else (-0.5, n)
     if span == 0:
         return jnp.zeros_like(at)
@@ -256,7 +262,7 @@ def affine_grid_generator(theta: jax.Array, size: Sequence[int], align_corners: 
     return jnp.einsum("...k,njk->n...j", base, theta, precision=lax.Precision.HIGHEST)
 
 
-# --- channels to pixels and back
+# --- rearranging channels and pixels
 
 
 def _on_images(x: View, rearrange: Callable[[jax.Array], jax.Array]) -> View:
@@ -271,33 +277,33 @@ def _on_images(x: View, rearrange: Callable[[jax.Array], jax.Array]) -> View:
 
 @lowering("aten.pixel_shuffle.default", layout="views")
 def pixel_shuffle(x: View, upscale_factor: int) -> View:
-    """(..., C r^2, H, W) to (..., C, H r, W r)."""
+    """Entries of (..., C r^2, H, W) rearranged to (..., C, H r, W r)."""
 
-    def spread(images: jax.Array) -> jax.Array:
+    def distribute(images: jax.Array) -> jax.Array:
         n, h, w, c = images.shape
         r = upscale_factor
         tiles = images.reshape(n, h, w, c // r**2, r, r).transpose(0, 1, 4, 2, 5, 3)
         return tiles.reshape(n, h * r, w * r, c // r**2)
 
-    return _on_images(x, spread)
+    return _on_images(x, distribute)
 
 
 @lowering("aten.pixel_unshuffle.default", layout="views")
 def pixel_unshuffle(x: View, downscale_factor: int) -> View:
-    """(..., C, H r, W r) to (..., C r^2, H, W)."""
+    """Entries of (..., C, H r, W r) rearranged to (..., C r^2, H, W)."""
 
-    def gathered(images: jax.Array) -> jax.Array:
+    def gather(images: jax.Array) -> jax.Array:
         n, h, w, c = images.shape
         r = downscale_factor
         tiles = images.reshape(n, h // r, r, w // r, r, c).transpose(0, 1, 3, 5, 2, 4)
         return tiles.reshape(n, h // r, w // r, c * r**2)
 
-    return _on_images(x, gathered)
+    return _on_images(x, gather)
 
 
 @lowering("aten.channel_shuffle.default", "aten.native_channel_shuffle.default", layout="views")
 def channel_shuffle(x: View, groups: int) -> View:
-    """Channels (groups, C / groups) to (C / groups, groups)."""
+    """Channels (groups, C / groups) reordered to (C / groups, groups)."""
     images, batch = to_images(x, x.ndim - 2)
     split = images.reshape(*images.shape[:-1], groups, images.shape[-1] // groups)
     return from_images(jnp.swapaxes(split, -1, -2).reshape(images.shape), batch)
@@ -306,8 +312,8 @@ def channel_shuffle(x: View, groups: int) -> View:
 # --- padding
 
 
-def _ends(x: View, pad: Sequence[int]) -> tuple[View, list[tuple[int, int]]]:
-    """The tensor without merged axes, and (before, after) for every axis of its array; torch lists the last first."""
+def _pad_widths(x: View, pad: Sequence[int]) -> tuple[View, list[tuple[int, int]]]:
+    """(x without merged axes, (before, after) for every axis of its array); ``pad`` lists the last axis first."""
     x = plain(x.logical()) if x.is_merged or x.split is not None else x
     ends = [(0, 0)] * x.ndim
     for i in range(len(pad) // 2):
@@ -315,34 +321,34 @@ def _ends(x: View, pad: Sequence[int]) -> tuple[View, list[tuple[int, int]]]:
     return x, ends
 
 
-def _grown(array: jax.Array, ends: Sequence[tuple[int, int]], mode: str) -> jax.Array:
+def _extend(array: jax.Array, ends: Sequence[tuple[int, int]], mode: str) -> jax.Array:
     return jnp.pad(array, [(max(low, 0), max(high, 0)) for low, high in ends], mode=mode)
 
 
-def _cut(array: jax.Array, ends: Sequence[tuple[int, int]]) -> jax.Array:
+def _crop(array: jax.Array, ends: Sequence[tuple[int, int]]) -> jax.Array:
     lows, highs = ([max(-end, 0) for end in side] for side in zip(*ends, strict=True))
     return lax.slice(array, lows, [n - high for n, high in zip(array.shape, highs, strict=True)])
 
 
 @lowering(*(f"aten.reflection_pad{d}d.default" for d in (1, 2, 3)), layout="views")
 def reflection_pad(x: View, padding: Sequence[int]) -> View:
-    """Padded by the mirror image, the edge not repeated."""
-    x, ends = _ends(x, padding)
-    return x.with_array(_cut(_grown(x.array, ends, "reflect"), ends))
+    """x padded by its mirror image, without a second copy of the edge."""
+    x, ends = _pad_widths(x, padding)
+    return x.with_array(_crop(_extend(x.array, ends, "reflect"), ends))
 
 
 @lowering(*(f"aten.replication_pad{d}d.default" for d in (1, 2, 3)), layout="views")
 def replication_pad(x: View, padding: Sequence[int]) -> View:
-    """Padded by the entry at the edge."""
-    x, ends = _ends(x, padding)
-    return x.with_array(_cut(_grown(x.array, ends, "edge"), ends))
+    """x padded by the entries at its edge."""
+    x, ends = _pad_widths(x, padding)
+    return x.with_array(_crop(_extend(x.array, ends, "edge"), ends))
 
 
 @lowering("aten._pad_circular.default", layout="views")
 def pad_circular(x: View, pad: Sequence[int]) -> View:
-    """Padded by what lies at the other end, after negative sizes are cut off."""
-    x, ends = _ends(x, pad)
-    return x.with_array(_grown(_cut(x.array, ends), ends, "wrap"))
+    """x padded by the entries at the other end, after negative sizes are cut off."""
+    x, ends = _pad_widths(x, pad)
+    return x.with_array(_extend(_crop(x.array, ends), ends, "wrap"))
 
 
 # --- patches
@@ -356,12 +362,12 @@ def _patches(images: jax.Array, kernel: Any, dilation: Any, padding: Any, stride
     sizes = zip(x.shape[1:3], kernel, dilation, stride, strict=True)
     outputs = [(n - d * (k - 1) - 1) // s + 1 for n, k, d, s in sizes]
 
-    def shifted(*window: int) -> jax.Array:
+    def window_entries(*window: int) -> jax.Array:
         starts = [i * d for i, d in zip(window, dilation, strict=True)]
         ends = [start + (n - 1) * s + 1 for start, n, s in zip(starts, outputs, stride, strict=True)]
         return lax.slice(x, (0, *starts, 0), (x.shape[0], *ends, x.shape[3]), (1, *stride, 1))
 
-    tiles = jnp.stack([shifted(*window) for window in np.ndindex(*kernel)], -1)
+    tiles = jnp.stack([window_entries(*window) for window in np.ndindex(*kernel)], -1)
     return tiles.reshape(x.shape[0], math.prod(outputs), -1)
 
 
@@ -378,7 +384,7 @@ def im2col(x: View, kernel_size: Any, dilation: Any, padding: Any, stride: Any) 
 
 @lowering("aten.col2im.default", layout="views")
 def col2im(x: View, output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> View:
-    """torch.nn.functional.fold: the sum of patches where they came from, the transpose of ``im2col``."""
+    """torch.nn.functional.fold: the sum of patches at their places, the transpose of ``im2col``."""
     columns = x.physical((0, 2, 1)) if x.ndim == 3 else x.physical((1, 0))[None]
     channels = columns.shape[-1] // math.prod(per_axis(kernel_size, 2))
     shape = jax.ShapeDtypeStruct((columns.shape[0], *per_axis(output_size, 2), channels), columns.dtype)

@@ -1,4 +1,4 @@
-"""Operators that only rearrange: reshapes, transposes, slices, concatenations; where possible no data is moved."""
+"""Operators that only rearrange entries: reshapes, transposes, slices, concatenations; no data is moved if possible."""
 
 from __future__ import annotations
 
@@ -10,8 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_torch.program.errors import misuse
 from lla_torch.program.operators import lowering
-from lla_torch.program.ops.axes import along, axes_of, axis_of, common, regrouped, squeezed, unmerged, unsqueezed
+from lla_torch.program.ops.axes import (
+    align_order,
+    apply_along,
+    axes_of,
+    axis_of,
+    insert_axis,
+    regroup_axes,
+    squeeze_axes,
+    unmerge,
+)
 from lla_torch.program.views import View, merge_tail, plain
 
 
@@ -24,17 +34,19 @@ def _sizes(sizes: Any) -> tuple[int, ...]:
     layout="views",
 )
 def reshape(x: View, shape: Sequence[int]) -> View:
-    """The entries, in torch's order, in another shape; -1 stands for what is left."""
+    """The entries, in torch's order, in another shape; -1 stands for the size that the others leave."""
     shape = _sizes(shape)
     if -1 in shape:
         known = math.prod(n for n in shape if n != -1)
-        left = math.prod(x.shape) // known if known else 0
-        shape = tuple(left if n == -1 else n for n in shape)
+        rest = math.prod(x.shape) // known if known else 0
+        shape = tuple(rest if n == -1 else n for n in shape)
     if math.prod(shape) != math.prod(x.shape):
-        raise ValueError(f"shape is {shape}; a tensor of shape {x.shape} has another number of entries")
+        raise misuse(
+            "shape", shape, f"of the same number of entries as a tensor of shape {x.shape}, {math.prod(x.shape)}"
+        )
     if shape == x.shape:
         return x
-    view = regrouped(x, shape)
+    view = regroup_axes(x, shape)
     start = len(shape) - 1
     if view is None and 0 <= start < x.ndim and shape[:-1] == x.shape[:start]:
         view = merge_tail(x, start)
@@ -44,8 +56,8 @@ def reshape(x: View, shape: Sequence[int]) -> View:
 @lowering("aten.flatten.using_ints", layout="views")
 def flatten(x: View, start_dim: int = 0, end_dim: int = -1) -> View:
     """Axes start_dim to end_dim as one."""
-    first, last = axis_of(start_dim, x.ndim), axis_of(end_dim, x.ndim)
-    return reshape(x, (*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :]))
+    start, end = axis_of(start_dim, x.ndim), axis_of(end_dim, x.ndim)
+    return reshape(x, (*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]))
 
 
 @lowering("aten.unflatten.int", layout="views")
@@ -84,17 +96,17 @@ def reverse_axes(x: View) -> View:
 def adjoint(x: View) -> View:
     """The last two axes exchanged; complex entries are refused."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise ValueError("mT, mH: the tensor is complex; write transpose and conj")
+        raise ValueError("mT, mH: a complex tensor given; write transpose, and conj where it is meant")
     return transpose(x, -2, -1)
 
 
 @lowering("aten.movedim.int", "aten.movedim.intlist", layout="views")
 def movedim(x: View, source: Any, destination: Any) -> View:
     """Axes moved to other places; the others keep their order."""
-    return x.transposed(_moved(x.ndim, source, destination))
+    return x.transposed(_order_after_move(x.ndim, source, destination))
 
 
-def _moved(ndim: int, source: Any, destination: Any) -> list[int]:
+def _order_after_move(ndim: int, source: Any, destination: Any) -> list[int]:
     sources, targets = axes_of(source, ndim), axes_of(destination, ndim)
     axes = [a for a in range(ndim) if a not in sources]
     for target, axis in sorted(zip(targets, sources)):
@@ -104,10 +116,10 @@ def _moved(ndim: int, source: Any, destination: Any) -> list[int]:
 
 @lowering("aten.expand", "aten.expand_copy", layout="views")
 def expand(x: View, sizes: Sequence[int], implicit: bool = False) -> View:
-    """Axes of length 1 repeated, and new ones in front; -1 keeps a length. ``implicit`` is torch's bookkeeping."""
+    """Axes of length 1 repeated, and new ones in front; -1 keeps a length. ``implicit`` has no effect on values."""
     del implicit
     sizes = _sizes(sizes)
-    x = unmerged(x)
+    x = unmerge(x)
     new = len(sizes) - x.ndim
     shape = (*sizes[:new], *(n if s == -1 else s for s, n in zip(sizes[new:], x.shape)))
     if shape == x.shape:
@@ -121,7 +133,7 @@ def expand(x: View, sizes: Sequence[int], implicit: bool = False) -> View:
 
 @lowering("aten.repeat", "aten.tile")
 def repeat(x: jax.Array, repeats: Sequence[int]) -> jax.Array:
-    """The tensor laid side by side with itself."""
+    """The tensor repeated along its axes."""
     return jnp.tile(x, _sizes(repeats))
 
 
@@ -129,7 +141,7 @@ def repeat(x: jax.Array, repeats: Sequence[int]) -> jax.Array:
 def repeat_interleave(x: jax.Array, repeats: Any, dim: int | None = None, *, output_size: int | None = None) -> Any:
     """Every entry along an axis (None: of the flat tensor) several times."""
     if not isinstance(repeats, int) and output_size is None:
-        raise ValueError("repeat_interleave: the size depends on the values of repeats; pass output_size=")
+        raise ValueError("output_size: None given, so the size of the result would depend on values; pass output_size=")
     axis = None if dim is None else axis_of(dim, x.ndim)
     if x.ndim == 0:
         x, axis = x.reshape(1), 0
@@ -144,61 +156,61 @@ def repeat_interleave_indices(repeats: jax.Array, *, output_size: int | None = N
 
 @lowering("aten.squeeze", "aten.squeeze_copy", layout="views")
 def squeeze(x: View) -> View:
-    """No axis of length 1."""
-    return squeezed(x, [d for d, n in enumerate(x.shape) if n == 1])
+    """x without its axes of length 1."""
+    return squeeze_axes(x, [d for d, n in enumerate(x.shape) if n == 1])
 
 
 @lowering(*(f"aten.squeeze{copy}.{kind}" for copy in ("", "_copy") for kind in ("dim", "dims")), layout="views")
 def squeeze_dims(x: View, dim: Any) -> View:
-    """The axes ``dim`` taken out where their length is 1."""
+    """x without those of the axes ``dim`` that have length 1."""
     dims = (dim,) if isinstance(dim, int) else tuple(dim)
     axes = {axis_of(d, x.ndim) for d in dims}
-    return squeezed(x, [d for d in sorted(axes) if d < x.ndim and x.shape[d] == 1])
+    return squeeze_axes(x, [d for d in sorted(axes) if d < x.ndim and x.shape[d] == 1])
 
 
 @lowering("aten.unsqueeze", "aten.unsqueeze_copy", layout="views")
 def unsqueeze(x: View, dim: int) -> View:
     """A new axis of length 1."""
-    return unsqueezed(x, dim)
+    return insert_axis(x, dim)
 
 
 @lowering("aten.select.int", "aten.select_copy.int", layout="views")
 def select(x: View, dim: int, index: int) -> View:
-    """One entry of an axis; the axis goes."""
+    """One entry of an axis, without this axis."""
     d = axis_of(dim, x.ndim)
-    index = _entry(index, x.shape[d])
-    part = along(x, d, lambda array, axis: jax.lax.slice_in_dim(array, index, index + 1, axis=axis))
-    return squeezed(part, (d,))
+    index = _check_index(index, x.shape[d])
+    part = apply_along(x, d, lambda array, axis: jax.lax.slice_in_dim(array, index, index + 1, axis=axis))
+    return squeeze_axes(part, (d,))
 
 
-def _entry(index: int, length: int) -> int:
+def _check_index(index: int, length: int) -> int:
     if not -length <= index < length:
-        raise ValueError(f"index is {index}; an axis of length {length} takes {-length} to {length - 1}")
+        raise misuse("index", index, f"from {-length} to {length - 1} for an axis of length {length}")
     return index % length
 
 
-def _part(x: View, dim: int, start: int, stop: int, step: int = 1) -> View:
-    return along(x, dim, lambda array, axis: jax.lax.slice_in_dim(array, start, stop, step, axis))
+def _slice(x: View, dim: int, start: int, stop: int, step: int = 1) -> View:
+    return apply_along(x, dim, lambda array, axis: jax.lax.slice_in_dim(array, start, stop, step, axis))
 
 
 def _bounds(length: int, start: int | None, end: int | None) -> tuple[int, int]:
-    first, last, _ = slice(start, end).indices(length)
-    return first, max(first, last)
+    begin, stop, _ = slice(start, end).indices(length)
+    return begin, max(begin, stop)
 
 
 @lowering("aten.slice.Tensor", "aten.slice_copy.Tensor", layout="views")
 def slice_axis(x: View, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> View:
     """Entries start, start + step, ... before end of an axis, as a Python slice."""
     length = x.shape[axis_of(dim, x.ndim)]
-    first, last = _bounds(length, start, end)
-    return x if (first, last, step) == (0, length, 1) else _part(x, dim, first, last, step)
+    begin, stop = _bounds(length, start, end)
+    return x if (begin, stop, step) == (0, length, 1) else _slice(x, dim, begin, stop, step)
 
 
 @lowering("aten.narrow", "aten.narrow_copy", layout="views")
 def narrow(x: View, dim: int, start: int, length: int) -> View:
     """``length`` entries of an axis."""
     start = start % x.shape[axis_of(dim, x.ndim)] if start < 0 else start
-    return _part(x, dim, start, start + length)
+    return _slice(x, dim, start, start + length)
 
 
 @lowering(
@@ -209,7 +221,7 @@ def narrow(x: View, dim: int, start: int, length: int) -> View:
 def split_with_sizes(x: View, sizes: Sequence[int], dim: int = 0) -> tuple[View, ...]:
     """The axis cut into pieces of these lengths."""
     ends = np.cumsum(sizes)
-    return tuple(_part(x, dim, int(end - n), int(end)) for n, end in zip(sizes, ends))
+    return tuple(_slice(x, dim, int(end - n), int(end)) for n, end in zip(sizes, ends))
 
 
 @lowering("aten.split.Tensor", "aten.unsafe_split.Tensor", "aten.split_copy.Tensor", layout="views")
@@ -218,12 +230,12 @@ def split(x: View, size: int, dim: int = 0) -> tuple[View, ...]:
     length = x.shape[axis_of(dim, x.ndim)]
     if size == 0 or length == 0:
         return (x,)
-    return tuple(_part(x, dim, i, min(i + size, length)) for i in range(0, length, size))
+    return tuple(_slice(x, dim, i, min(i + size, length)) for i in range(0, length, size))
 
 
 @lowering("aten.chunk", "aten.unsafe_chunk", layout="views")
 def chunk(x: View, chunks: int, dim: int = 0) -> tuple[View, ...]:
-    """The axis cut into at most so many pieces of one length; the last may be shorter."""
+    """The axis cut into at most ``chunks`` pieces of one length; the last may be shorter."""
     length = x.shape[axis_of(dim, x.ndim)]
     if length == 0:
         return (x,) * chunks
@@ -232,7 +244,7 @@ def chunk(x: View, chunks: int, dim: int = 0) -> tuple[View, ...]:
 
 @lowering("aten.tensor_split.sections", layout="views")
 def tensor_split(x: View, sections: int, dim: int = 0) -> tuple[View, ...]:
-    """The axis cut into so many pieces; the first ones are longer by one where it does not divide."""
+    """The axis cut into ``sections`` pieces, the first of which are longer by one where it does not divide evenly."""
     size, longer = divmod(x.shape[axis_of(dim, x.ndim)], sections)
     return split_with_sizes(x, [size + (i < longer) for i in range(sections)], dim)
 
@@ -245,16 +257,16 @@ def tensor_split_at(x: View, indices: Sequence[int], dim: int = 0) -> tuple[View
 
 @lowering("aten.unbind.int", "aten.unbind_copy.int", layout="views")
 def unbind(x: View, dim: int = 0) -> tuple[View, ...]:
-    """All entries of an axis, each without it."""
+    """The entries of an axis one by one, without this axis."""
     return tuple(select(x, dim, i) for i in range(x.shape[axis_of(dim, x.ndim)]))
 
 
 @lowering("aten.cat", "aten.concat", "aten.concatenate", layout="views")
 def cat(tensors: Sequence[View], dim: int = 0) -> View:
-    """Tensors one after the other along an axis; empty ones of one axis count for nothing, as in torch."""
+    """Tensors one after the other along an axis; as in torch, tensors of shape (0,) are left out."""
     dtype = jnp.result_type(*(t.dtype for t in tensors))
     kept = [t for t in tensors if t.shape != (0,)] or [tensors[0]]
-    arrays, order = common([t.with_array(t.array.astype(dtype)) for t in kept])
+    arrays, order = align_order([t.with_array(t.array.astype(dtype)) for t in kept])
     return View(jnp.concatenate(arrays, order[axis_of(dim, kept[0].ndim)]), order)
 
 
@@ -262,33 +274,33 @@ def cat(tensors: Sequence[View], dim: int = 0) -> View:
 def stack(tensors: Sequence[View], dim: int = 0) -> View:
     """Tensors one after the other along a new axis."""
     ndim = tensors[0].ndim
-    arrays, order = common(tensors)
-    return cat([unsqueezed(View(array, order), axis_of(dim, ndim + 1)) for array in arrays], dim)
+    arrays, order = align_order(tensors)
+    return cat([insert_axis(View(array, order), axis_of(dim, ndim + 1)) for array in arrays], dim)
 
 
 @lowering("aten.flip", layout="views")
 def flip(x: View, dims: Sequence[int]) -> View:
-    """Axes in reverse."""
-    x = unmerged(x)
+    """x with axes in reverse."""
+    x = unmerge(x)
     return x.with_array(jnp.flip(x.array, [x.order[d] for d in axes_of(dims, x.ndim)] if dims else ()))
 
 
 @lowering("aten.fliplr", layout="views")
 def fliplr(x: View) -> View:
-    """Axis 1 in reverse."""
+    """x with axis 1 in reverse."""
     return flip(x, (1,))
 
 
 @lowering("aten.flipud", layout="views")
 def flipud(x: View) -> View:
-    """Axis 0 in reverse."""
+    """x with axis 0 in reverse."""
     return flip(x, (0,))
 
 
 @lowering("aten.roll", layout="views")
 def roll(x: View, shifts: Any, dims: Any = ()) -> View:
-    """Axes turned round; without axes the flat tensor."""
-    x, shifts, dims = unmerged(x), _sizes(shifts), _sizes(dims)
+    """x with the entries of axes, or without axes of the flat tensor, shifted cyclically."""
+    x, shifts, dims = unmerge(x), _sizes(shifts), _sizes(dims)
     if not dims:
         return plain(jnp.roll(x.logical().reshape(-1), shifts[0]).reshape(x.shape))
     return x.with_array(jnp.roll(x.array, shifts, [x.order[axis_of(d, x.ndim)] for d in dims]))
@@ -297,7 +309,7 @@ def roll(x: View, shifts: Any, dims: Any = ()) -> View:
 @lowering("aten.rot90", layout="views")
 def rot90(x: View, k: int = 1, dims: Sequence[int] = (0, 1)) -> View:
     """A plane turned by k right angles."""
-    x = unmerged(x)
+    x = unmerge(x)
     if k % 2 == 0:
         return flip(x, dims) if k % 4 == 2 else x
     return flip(transpose(x, *dims), (dims[0],)) if k % 4 == 1 else flip(transpose(x, *dims), (dims[1],))
@@ -306,7 +318,7 @@ def rot90(x: View, k: int = 1, dims: Sequence[int] = (0, 1)) -> View:
 @lowering("aten.constant_pad_nd", layout="views")
 def constant_pad(x: View, pad: Sequence[int], value: Any = 0) -> View:
     """Entries ``value`` before and after axes, the last axis first; negative numbers cut off."""
-    x = unmerged(x)
+    x = unmerge(x)
     widths = [(0, 0, 0)] * x.ndim
     for i in range(len(pad) // 2):
         widths[x.order[x.ndim - 1 - i]] = (pad[2 * i], pad[2 * i + 1], 0)
