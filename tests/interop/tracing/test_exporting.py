@@ -1,0 +1,256 @@
+"""What an export gets silently wrong if nobody looks, and what it refuses with module and line."""
+
+from __future__ import annotations
+
+import pathlib
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import lla_torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.interop.conversions import Outer, build, check, line_of, numpy_dict, real, refused
+
+FILE = pathlib.Path(__file__).name
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        return self.b(h.detach()) * h
+
+
+class DetachedInPlace(Detached):
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        held = h * 2.0
+        held.detach_()
+        return self.b(held) * h
+
+
+class WithoutGrad(Detached):
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        with torch.no_grad():
+            scale = h.abs().mean(1, keepdim=True) + self.b(h).pow(2).sum(1, keepdim=True)
+        return self.b(h) / (1.0 + scale)
+
+
+class Decorated(Detached):
+    @torch.no_grad()
+    def gain(self, h):
+        return torch.sigmoid(self.b(h))
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        return h * self.gain(h) + self.b(h)
+
+
+class GradInsideNoGrad(Detached):
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        with torch.no_grad():
+            stopped = self.b(h)
+            with torch.enable_grad():
+                kept = torch.sin(self.b(h))
+        return stopped * h + kept
+
+
+class TargetNetwork(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.online = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
+        self.target = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)).requires_grad_(False)
+        self.predictor = nn.Linear(4, 4)
+
+    def forward(self, x):
+        online = self.online(x)
+        with torch.no_grad():
+            target = self.target(x)
+            same = self.online(2 * x)
+        return F.mse_loss(self.predictor(online), target, reduction="none") + online * same
+
+
+STOPPED = [Detached, DetachedInPlace, WithoutGrad, Decorated, GradInsideNoGrad, TargetNetwork]
+
+
+@pytest.mark.parametrize("kind", STOPPED, ids=lambda kind: kind.__name__)
+def test_a_stopped_gradient_stays_stopped(kind):
+    check(build(kind), real(7, 3))
+
+
+def test_a_detached_module_has_no_gradient_at_all():
+    class Frozen(Detached):
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x)).detach())
+
+    net = lla_torch.convert(build(Frozen), (real(7, 3),))
+    grads = jax.grad(lambda p: net.apply({**net.variables, "params": p}, np.ones((2, 3))).sum())(
+        net.variables["params"]
+    )
+    grads = numpy_dict(net, grads)
+    assert not grads["a.weight"].any()
+    assert grads["b.weight"].any()
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 6)
+
+    def forward(self, x):
+        h = self.fc(x)
+        h += 0.1
+        h.mul_(1.5).relu_()
+        h = h * 1.0
+        h[:, 0] = 0.0
+        h[:, 1:3] = h[:, 3:5] * 2
+        h[:, 5] += h[:, 4]
+        view = h.view(-1, 2, 3)
+        view[:, 1].add_(1.0)
+        rows = h.t()
+        rows[2] *= 3.0
+        h.masked_fill_(h > 4.0, 0.5)
+        return h, view.sum(1)
+
+
+class Slots(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x):
+        out = torch.zeros(x.shape[0], 6, dtype=x.dtype)
+        out[:, ::2] = self.fc(x)[:, :3]
+        out[:, torch.tensor([1, 5])] = x[:, :2]
+        out.index_fill_(1, torch.tensor([3]), 0.25)
+        out.clamp_(min=-0.5)
+        return out.square_().cumsum(1)
+
+
+@pytest.mark.parametrize("kind", [InPlace, Slots], ids=lambda kind: kind.__name__)
+def test_in_place_operations(kind):
+    check(build(kind), real(7, 3))
+
+
+def test_writing_to_an_input_is_refused():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x):
+            x += 1.0
+            return self.fc(x)
+
+    x = real(7, 3)
+    given = x.clone()
+    assert "input" in refused(build(Writes), x).lower()
+    assert torch.equal(x, given)
+
+
+class Decides(nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:  # decides
+            return x * 2
+        return x
+
+
+class Loops(nn.Module):
+    def forward(self, x):
+        for _ in range(int(x.abs().max().item())):  # loops
+            x = x * 0.5
+        return x
+
+
+class Differentiates(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.energy = nn.Linear(4, 1)
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        energy = self.energy(x).sin().sum()
+        return torch.autograd.grad(energy, x, create_graph=True)[0]  # differentiates
+
+
+class ReadsData(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = self.fc(x)
+        return h * h.data  # reads
+
+
+class WritesData(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = self.fc(x) * 1.0
+        h.data = x  # writes
+        return h
+
+
+class UsesNumpy(nn.Module):
+    def forward(self, x):
+        return x * torch.from_numpy(np.tanh(x.detach().numpy()))  # numpy
+
+
+REFUSED = [
+    (Decides, "# decides"),
+    (Loops, "# loops"),
+    (Differentiates, "# differentiates"),
+    (ReadsData, "# reads"),
+    (WritesData, "# writes"),
+    (UsesNumpy, "# numpy"),
+]
+
+
+@pytest.mark.parametrize(("kind", "marker"), REFUSED, ids=lambda x: getattr(x, "__name__", ""))
+def test_refused_with_module_and_line(kind, marker):
+    text = refused(build(lambda: Outer(kind())), real(7, 3))
+    assert "body.gate" in text
+    assert f"{FILE}:{line_of(kind, marker)}" in text or f"line {line_of(kind, marker)}" in text
+
+
+def test_a_refusal_leaves_the_module_as_it_was():
+    module = build(lambda: Outer(Decides())).train()
+    module.first.eval()
+    rng = torch.get_rng_state()
+    refused(module, real(7, 3))
+    assert [m.training for m in module.modules()] == [True, False, True, True]
+    assert torch.equal(rng, torch.get_rng_state())
+    assert torch.is_grad_enabled()
+
+
+def test_batch_norm_without_momentum():
+    module = build(lambda: Outer(nn.BatchNorm1d(4, momentum=None)))
+    assert "body.gate" in refused(module, real(7, 3), train=True)
+    check(module.eval(), real(7, 3))  # its statistics are as good as any
+
+
+def test_torchscript_modules():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
+        scripted = torch.jit.script(nn.Linear(4, 4).double())
+        traced = torch.jit.trace(nn.Linear(4, 4).double(), real(2, 4))
+    assert "TorchScript" in refused(scripted, real(7, 4))
+    text = refused(build(lambda: Outer(traced)), real(7, 3))
+    assert "TorchScript" in text
+    assert "body.gate" in text
