@@ -2,9 +2,10 @@
 
     python examples/torch_checkpoints.py --data PATH [--network resnet20]
 
-PATH holds lenet_mnist.pth (a LeNet trained on MNIST; the digits here are others), or resnet20_cifar10.th with
-cifar10_train_2048.npz. The checkpoint is read without running any code of it, the conversion is proved on the spot, and
-everything after that is lla_jax as with any other network. Results, pictures and a summary.txt are written to --out.
+PATH holds lenet_mnist.pth (a LeNet trained on MNIST; the digits of this example are others), or resnet20_cifar10.th
+with cifar10_train_2048.npz. The checkpoint is read without running any code of it, and a certificate compares the
+converted network with torch's. The rest is lla_jax as with any other network. Results, pictures and a summary.txt are
+written to --out.
 """
 
 from __future__ import annotations
@@ -33,22 +34,30 @@ from tqdm import tqdm
 import lla_jax as lla
 from lla_jax import demo
 
-# --- the two networks, as their authors wrote them down in torch
+# --- the two networks in torch, with the names of their checkpoints
 
 
 def lenet() -> nn.Module:
     """LeNet for 1 x 28 x 28 images in [0, 1]."""
     layers = {
-        "conv1": nn.Conv2d(1, 6, 5, padding=2), "relu1": nn.ReLU(), "pool1": nn.MaxPool2d(2),
-        "conv2": nn.Conv2d(6, 16, 5), "relu2": nn.ReLU(), "pool2": nn.MaxPool2d(2), "flatten": nn.Flatten(),
-        "fc1": nn.Linear(400, 120), "relu3": nn.ReLU(), "fc2": nn.Linear(120, 84), "relu4": nn.ReLU(),
+        "conv1": nn.Conv2d(1, 6, 5, padding=2),
+        "relu1": nn.ReLU(),
+        "pool1": nn.MaxPool2d(2),
+        "conv2": nn.Conv2d(6, 16, 5),
+        "relu2": nn.ReLU(),
+        "pool2": nn.MaxPool2d(2),
+        "flatten": nn.Flatten(),
+        "fc1": nn.Linear(400, 120),
+        "relu3": nn.ReLU(),
+        "fc2": nn.Linear(120, 84),
+        "relu4": nn.ReLU(),
         "fc3": nn.Linear(84, 10),
-    }  # fmt: skip
+    }
     return nn.Sequential(OrderedDict(layers))
 
 
 class Block(nn.Module):
-    """Two convolutions with BatchNorm, beside a shortcut that drops every other pixel and adds empty channels."""
+    """Two convolutions with BatchNorm, plus a shortcut that drops every other pixel and adds empty channels."""
 
     def __init__(self, before: int, after: int):
         super().__init__()
@@ -84,14 +93,14 @@ class ResNet20(nn.Module):
 
 
 def enlarged_digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """The 1,797 digits of 8 x 8 pixels in lla_jax, made like MNIST's: 20 x 16, more contrast, centred in 28 x 28."""
+    """The 1,797 digits of lla_jax, of 8 x 8 pixels, made like MNIST's: 20 x 16, more contrast, centred in 28 x 28."""
     (x, y), (more, labels) = demo.load_digits()
     small = torch.tensor(np.concatenate([x, more])).permute(0, 3, 1, 2)
     strokes = (3 * F.interpolate(small, size=(20, 16), mode="bicubic", align_corners=False) - 1).clamp(0, 1)
     framed = F.pad(strokes, (6, 6, 4, 4))
-    place = torch.arange(28) - 13.5
-    off = [(framed.sum((1, axis)) @ place / framed.sum((1, 2, 3))).round().int().tolist() for axis in (3, 2)]
-    centred = [image.roll((-down, -right), (1, 2)) for image, down, right in zip(framed, *off)]
+    position = torch.arange(28) - 13.5
+    shifts = [(framed.sum((1, axis)) @ position / framed.sum((1, 2, 3))).round().int().tolist() for axis in (3, 2)]
+    centred = [image.roll((-down, -right), (1, 2)) for image, down, right in zip(framed, *shifts)]
     return torch.stack(centred), torch.tensor(np.concatenate([y, labels])).long()
 
 
@@ -104,7 +113,7 @@ def cifar(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Case(NamedTuple):
-    """What belongs together: the module, its checkpoint, its data, and how long to look at it."""
+    """A module with its checkpoint, its data, and the settings of the analysis."""
 
     title: str
     module: Callable[[], nn.Module]
@@ -126,7 +135,7 @@ CASES = {
 
 
 def accuracy(outputs: jax.Array, batch: Any) -> jax.Array:
-    """1 where the largest score is at the label and 0 elsewhere: metrics are JAX functions, one value per example."""
+    """1 where the largest score is at the label, 0 elsewhere: a metric is a JAX function with one value per example."""
     return (outputs.argmax(-1) == batch[1]).astype(outputs.dtype)
 
 
@@ -142,37 +151,37 @@ def bar(label: str) -> Iterator[Callable[[float, float | None], None]]:
         yield progress
 
 
-def both_sides(module: nn.Module, loss: lla.Loss, params: Any, x: torch.Tensor, y: torch.Tensor) -> str:
+def compare_with_torch(module: nn.Module, loss: lla.Loss, params: Any, x: torch.Tensor, y: torch.Tensor) -> str:
     """Loss and accuracy over all examples by torch and by lla_jax."""
     with torch.no_grad():
         scores = torch.cat([module(rows) for rows in x.split(256)])
     theirs = float(F.cross_entropy(scores, y)), float((scores.argmax(1) == y).double().mean())
-    # a landscape of one point: the network itself, over all data, with standard errors
+    # a landscape of one point, the centre: the network itself, over all data, with standard errors
     axes = lla.directions.random(jax.random.key(0), params, 1)
-    here = lla.evaluate(
+    centre = lla.evaluate(
         loss, params, (x.numpy(), y.numpy()), axes, lla.grid(points=1, dims=1), metrics={"accuracy": accuracy}
     )
     rows = [f"{len(y):,} examples   torch      lla_jax"]
     for name, value in zip(("loss", "accuracy"), theirs):
-        rows.append(f"  {name:<12} {value:.6f}   {here.values[name][0]:.6f} +- {here.stderr[name][0]:.4f}")
+        rows.append(f"  {name:<12} {value:.6f}   {centre.values[name][0]:.6f} +- {centre.stderr[name][0]:.4f}")
     return "\n".join(rows)
 
 
 def analyse(loss: lla.Loss, params: Any, data: Any, case: Case, points: int, out: Path) -> str:
-    """Planes, eigenpairs, spectrum, criteria and trace; saved in ``out`` one by one, and said in words."""
+    """Compute planes, eigenpairs, spectrum, criteria and trace, and save each in ``out``; returns a summary."""
     key = jax.random.key(0)
-    about = f"{case.title}, {len(data[1]):,} examples"
+    title = f"{case.title}, {len(data[1]):,} examples"
     metrics = {"accuracy": accuracy}
-    # filter_axis=loss: what a filter is, the conversion knows for every layer of torch
+    # filter_axis=loss: the converted loss knows the filters of every layer of torch
     axes = lla.directions.random(key, params, 2)
     axes = lla.directions.normalize(axes, params, by="filter", filter_axis=loss)
     with bar("random plane") as progress:
         grid = lla.grid(extent=case.extents[0], points=points)
         plane = lla.evaluate(loss, params, data, axes, grid, metrics=metrics, progress=progress)
     lla.save(plane, out / "plane.npz")
-    lla.plotting.surface(plane, log=True, title=about).savefig(out / "plane.png")
-    lla.plotting.contour(plane, log=True, title=about).savefig(out / "contour.png")
-    lla.plotting.contour(plane, "accuracy", title=about).savefig(out / "accuracy.png")
+    lla.plotting.surface(plane, log=True, title=title).savefig(out / "plane.png")
+    lla.plotting.contour(plane, log=True, title=title).savefig(out / "contour.png")
+    lla.plotting.contour(plane, "accuracy", title=title).savefig(out / "accuracy.png")
 
     H = lla.hessian(loss, params, data)
     with bar("eigenpairs") as progress:
@@ -183,21 +192,27 @@ def analyse(loss: lla.Loss, params: Any, data: Any, case: Case, points: int, out
         grid = lla.grid(extent=case.extents[1], points=points)
         sharp = lla.evaluate(loss, params, data, top, grid, metrics=metrics, progress=progress)
     lla.save(sharp, out / "hessian-plane.npz")
-    lla.plotting.contour(sharp, log=True, title=about).savefig(out / "hessian-plane.png")
+    lla.plotting.contour(sharp, log=True, title=title).savefig(out / "hessian-plane.png")
 
     with bar("spectrum") as progress:
         spec = lla.spectrum(H, key, steps=case.steps, probes=2, progress=progress)
     lla.save(spec, out / "spectrum.npz")
-    lla.plotting.spectral_density(spec, pairs=pairs, title=about).savefig(out / "spectrum.png")
+    lla.plotting.spectral_density(spec, pairs=pairs, title=title).savefig(out / "spectrum.png")
     with bar("trace") as progress:
         trace = lla.trace(H, key, rtol=0.05, max_products=100, progress=progress)
 
     numbers = {
-        "eigenvalues": pairs, "r_e": lla.r_e(spec), "K_H0.5": lla.k_hn(spec, 0.5), "K_H1": lla.k_hn(spec, 1.0),
-        "type": lla.spectrum_type(spec).kind, "trace": trace, "random plane": plane, "Hessian plane": sharp,
-    }  # fmt: skip
+        "eigenvalues": pairs,
+        "r_e": lla.r_e(spec),
+        "K_H0.5": lla.k_hn(spec, 0.5),
+        "K_H1": lla.k_hn(spec, 1.0),
+        "type": lla.spectrum_type(spec).kind,
+        "trace": trace,
+        "random plane": plane,
+        "Hessian plane": sharp,
+    }
     rows = [f"  {name:<14} {value}" for name, value in numbers.items()]
-    return "\n".join([f"{about}:", *rows])
+    return "\n".join([f"{title}:", *rows])
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -216,19 +231,19 @@ def main(argv: list[str] | None = None) -> Path:
     module = case.module().eval()
     x, y = case.data(args.data)
     net = lla_torch.convert(module, x[:2])  # the architecture; two examples show the shapes
-    net = lla_torch.load_checkpoint(args.data / case.file, net)  # the weights, of any checkpoint of it
-    module.load_state_dict(lla_torch.to_state_dict(net))  # and back, for the comparison with torch
+    net = lla_torch.load_checkpoint(args.data / case.file, net)  # the weights, from any checkpoint of this module
+    module.load_state_dict(lla_torch.to_state_dict(net))  # back to torch, for the comparison
     criterion = nn.CrossEntropyLoss()
     certificate = lla_torch.certify(module, net, (x[:32], y[:32]), criterion)
     print(f"{net}\n{certificate}")
 
     loss, params = net.loss(criterion), net.variables["params"]
-    compared = both_sides(module, loss, params, x, y)
-    print(compared)
-    few = args.examples or case.examples
-    found = analyse(loss, params, (x[:few].numpy(), y[:few].numpy()), case, args.points or case.points, out)
-    (out / "summary.txt").write_text(f"{net}\n{certificate}\n{compared}\n{found}\n", encoding="utf-8")
-    print(f"{found}\nin {out}")
+    comparison = compare_with_torch(module, loss, params, x, y)
+    print(comparison)
+    n = args.examples or case.examples
+    summary = analyse(loss, params, (x[:n].numpy(), y[:n].numpy()), case, args.points or case.points, out)
+    (out / "summary.txt").write_text(f"{net}\n{certificate}\n{comparison}\n{summary}\n", encoding="utf-8")
+    print(f"{summary}\nin {out}")
     return out
 
 

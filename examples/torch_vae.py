@@ -2,8 +2,8 @@
 
     python examples/torch_vae.py
 
-The loss is not a function of outputs and labels but a whole training step, written in torch: lla_torch.convert_loss
-takes it over as it is. Results, pictures and a summary.txt are written to --out.
+The loss is not a function of outputs and labels but a training step written in torch, which lla_torch.convert_loss
+converts as it is. Results, pictures and a summary.txt are written to --out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tqdm import tqdm
 import lla_jax as lla
 from lla_jax import demo
 
-# --- torch: what you have already
+# --- torch: the model and its training
 
 
 class VAE(nn.Module):
@@ -47,7 +47,7 @@ class VAE(nn.Module):
 
 
 def negative_elbo(vae: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """One loss per image (B,), in nats: reconstruction + KL divergence from the prior. Its mean is what is trained."""
+    """One loss per image (B,), in nats: reconstruction + KL divergence from the prior. Training minimizes its mean."""
     logits, mean, log_var = vae(images)
     reconstruction = F.binary_cross_entropy_with_logits(logits, images, reduction="none").sum(-1)
     divergence = 0.5 * (mean**2 + log_var.exp() - 1 - log_var).sum(-1)
@@ -101,12 +101,12 @@ def main(argv: list[str] | None = None) -> Path:
     with torch.no_grad():
         by_torch = float(torch.stack([negative_elbo(vae, images).mean() for _ in range(20)]).mean())
 
-    # The loss, its draws by a key: the same noise at every point, another one for each example.
+    # The loss draws by a key: the same noise at every point of a plane, other noise for each example.
     key = jax.random.key(0)
     loss, params = lla_torch.convert_loss(negative_elbo, vae, images[:2], key=key)
     data, more = images.numpy(), {"test": test.numpy()}
 
-    # Axes: random, and Adam's two moments, found in the living optimizer by the converted module's names.
+    # The axes: random ones, and Adam's two moments, read from the optimizer by the parameters of the converted module.
     net = lla_torch.convert(vae, images[:2])
     axes = {"random": lla.directions.random(key, params, 2), "Adam's moments": lla_torch.adam_moments(adam, net)}
     extents = {"random": 1.0, "Adam's moments": 0.1}  # v has no negative entry: all weights grow together along it

@@ -2,9 +2,8 @@
 
     python examples/torch_vit.py
 
-The loss is cross-entropy plus a penalty on the activations behind the first block, which a forward hook picks up, as
-one does in torch; lla_torch.convert_loss takes it over as it is. Results, pictures and a summary.txt are written to
---out.
+The loss is cross-entropy plus a penalty on the activations behind the first block, which a forward hook records, as
+usual in torch; lla_torch.convert_loss converts it as it is. Results, pictures and a summary.txt are written to --out.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from tqdm import tqdm
 import lla_jax as lla
 from lla_jax import demo
 
-# --- torch: what you have already
+# --- torch: the model and its training
 
 
 class ViT(nn.Module):
@@ -51,13 +50,13 @@ class ViT(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.patches(images).flatten(2).transpose(1, 2)
-        # x.shape[0] and not len(x), which torch.export takes for a fixed number
+        # x.shape[0] and not len(x), which would fix the batch size at conversion
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.position
         return self.head(self.norm(self.blocks(x)[:, 0]))
 
 
 def step(vit: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """One loss per image (B,): cross-entropy + 0.01 times the mean square of what the first block gives."""
+    """One loss per image (B,): cross-entropy + 0.01 times the mean square of the first block's outputs."""
     images, labels = batch
     inner = []
     hook = vit.blocks.layers[0].register_forward_hook(lambda module, args, output: inner.append(output))
@@ -128,7 +127,7 @@ def main(argv: list[str] | None = None) -> Path:
         accuracy = [float((vit(a).argmax(1) == b).double().mean()) for a, b in ((x, y), (xt, yt))]
         by_torch = float(step(vit, (x[: args.examples], y[: args.examples])).mean())
 
-    # The module itself, and the proof that its conversion is exact, gradients and Hessian products included.
+    # The module itself, with a certificate that compares it with torch, gradients and Hessian products included.
     net = lla_torch.convert(vit, x[:2])
     certificate = lla_torch.certify(vit, net, (x[:16], y[:16]), nn.CrossEntropyLoss())
     print(f"{net}\n{certificate}")
@@ -138,7 +137,7 @@ def main(argv: list[str] | None = None) -> Path:
     data = x[: args.examples].numpy(), y[: args.examples].numpy()
     key = jax.random.key(0)
     plane = plane_of(loss, params, data, lla.directions.random(key, params, 2), args.points, "random plane")
-    # only the classifier moves; the paths are those of net.names, such as "params/head/kernel"
+    # only the classifier's parameters change; paths are those of net.names, such as "params/head/kernel"
     head = lla.directions.random(key, params, 2, select="head/*")
     head_plane = plane_of(loss, params, data, head, args.points, "plane of the head")
 

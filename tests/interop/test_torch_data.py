@@ -162,10 +162,11 @@ def test_problem(trained, tmp_path):
     assert isinstance(made, lla_jax.Problem)
     before, now = (torch.func.functional_call(module, s, (X,)).detach() for s in (start, module.state_dict()))
     moments = lla_jax.directions.adam_moments(made.opt_state, made.params)
+    axes = lla_jax.directions.between(made.params, made.checkpoints[0])
+    grid = lla_jax.grid(extent=1, points=3, dims=1)
     found = lla_jax.evaluate(
-        made.loss, made.params, made.data, lla_jax.directions.between(made.params, made.checkpoints[0]),
-        lla_jax.grid(extent=1, points=3, dims=1), metrics=made.metrics, extra_data=made.extra_data,
-    )  # fmt: skip
+        made.loss, made.params, made.data, axes, grid, metrics=made.metrics, extra_data=made.extra_data
+    )
     loss = nn.functional.cross_entropy
     assert found.values["loss"][1] == pytest.approx(float(loss(now, Y)), rel=1e-5)
     assert found.values["loss"][2] == pytest.approx(float(loss(before, Y)), rel=1e-5)
@@ -197,9 +198,14 @@ def test_problem_with_batches_as_dicts(trained):
         problem(module, cross_entropy, loader)
     names = [name for name, _ in module.named_parameters()]
     made = problem(
-        module, cross_entropy, loader, optimizer.state_dict(), optimizer_params=names,
-        inputs=lambda b: {"input": b["x"]}, labels=lambda b: b["y"],
-    )  # fmt: skip
+        module,
+        cross_entropy,
+        loader,
+        optimizer.state_dict(),
+        optimizer_params=names,
+        inputs=lambda b: {"input": b["x"]},
+        labels=lambda b: b["y"],
+    )
     batch = next(iter(made.data))
     outputs = made.loss.apply(made.params, made.loss.state, batch, False)[0]
     assert made.loss.criterion(outputs, batch).shape == (6,)
