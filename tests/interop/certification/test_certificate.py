@@ -270,3 +270,23 @@ def test_a_difference_sees_places_and_whole_numbers():
     assert relative_difference({"y": a["x"]}, {"x": a["x"]}) == np.inf
     assert np.isnan(relative_difference({"x": np.array([np.nan])}, {"x": np.array([np.nan])}))
     assert np.isnan(relative_difference(a, None))
+
+
+def test_a_module_that_samples_is_certified_with_the_same_draws():
+    class Noisy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 4)
+
+        def forward(self, x):
+            mean, spread = self.linear(x).chunk(2, 1)
+            return mean + torch.randn_like(mean) * spread.exp()
+
+    module, x = Noisy(), torch.ones(5, 3)
+    net = lla_torch.convert(module, x)
+    assert lla_torch.certify(module, net, x).ok
+    with pytest.raises(ValueError, match="key"):
+        net.apply(net.variables, x.numpy())
+    first, again, other = (net.apply(net.variables, x.numpy(), key=jax.random.key(i)) for i in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)

@@ -1,5 +1,7 @@
-"""torch's loaders as streams, and whole problems."""
+"""torch's loaders as streams, and trained networks as problems."""
 
+import subprocess
+import sys
 from collections import namedtuple
 
 import jax
@@ -224,3 +226,23 @@ def test_problem_misuse(trained):
         problem(module, cross_entropy, (X, Y), optimizer_params=["a"])
     with pytest.raises(ValueError, match="shuffle=True"):
         problem(module, cross_entropy, DataLoader(DATA, 4, shuffle=True))
+
+
+def test_the_command_line_takes_a_torch_factory(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch, lla_torch\n"
+        "def factory():\n"
+        "    torch.manual_seed(0)\n"
+        "    module = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3))\n"
+        "    x, y = torch.randn(20, 5), torch.randint(3, (20,))\n"
+        "    optimizer = torch.optim.Adam(module.parameters())\n"
+        "    torch.nn.functional.cross_entropy(module(x), y).backward(); optimizer.step()\n"
+        "    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)\n"
+        "    return lla_torch.problem(module, torch.nn.CrossEntropyLoss(), loader, optimizer)\n"
+    )
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "lla_jax", "landscape", "--problem", f"{tmp_path}/mine.py:factory"]
+    subprocess.run([*command, "--axes", "adam", "--points", "3", "--out", str(out)], check=True, capture_output=True)
+    plane = lla_jax.load(next(p for p in out.glob("*.npz")))
+    assert plane.shape == (3, 3)
+    assert np.isfinite(plane.values["loss"]).all()
