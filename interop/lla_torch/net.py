@@ -185,8 +185,8 @@ def convert(
       The network, see ``Net``.
 
     Raises:
-      ConversionError: an operator without a lowering, or code that torch.export cannot trace; with module and source
-        line.
+      ConversionError: an operator that is not in the table, or code that torch.export cannot trace; the message names
+        the module and the source line.
       ValueError: float64 weights where jax has none; arguments by the names that ``Net.apply`` has for itself.
     """
     if taken := {"train", "key", "draws"} & set(example_kwargs or {}):

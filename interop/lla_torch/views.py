@@ -1,4 +1,4 @@
-"""The former path of ``lla_torch.program.views``, which own lowerings import; it goes with the next release."""
+"""The former path of ``lla_torch.program.views`` for users' own operators; it goes with the next release."""
 
 import warnings
 

@@ -115,16 +115,16 @@ def test_the_page_of_operators_is_that_of_the_code():
 
 
 def test_no_operator_is_registered_twice():
-    """The second lowering of a name would silently be the one that counts; only users replace them."""
+    """The second function of a name would silently replace the first; only users replace functions."""
     code = (
         "import importlib, sys, types\n"
         f"package = types.ModuleType('lla_torch'); package.__path__ = [{str(PACKAGE)!r}]\n"
         "sys.modules['lla_torch'] = package\n"  # without what its __init__ imports: the table is empty yet
         "from lla_torch.program import operators\n"
         "class Once(dict):\n"
-        "    def __setitem__(self, name, lowering):\n"
-        "        assert name not in self, (name, self[name].subject, lowering.subject)\n"
-        "        super().__setitem__(name, lowering)\n"
+        "    def __setitem__(self, name, operator):\n"
+        "        assert name not in self, (name, self[name].subject, operator.subject)\n"
+        "        super().__setitem__(name, operator)\n"
         "operators.TABLE = Once()\n"
         "importlib.import_module('lla_torch.program.ops')\n"
         "print(len(operators.TABLE))"

@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as torch_pytree
 
 import lla_torch.program.ops  # noqa: F401  (fills the table)
-from lla_torch.program.operators import TABLE, Lowering
+from lla_torch.program.operators import TABLE, TorchOperator
 from lla_torch.program.program import DType, Input, Instruction, Program, Ref
 from lla_torch.tracing.exporting import source_place
 from lla_torch.tracing.guards import ConversionError
@@ -43,7 +43,7 @@ class Graph:
         """The program over the tree that ``names`` describes; ``own`` is the weights' type.
 
         Raises:
-          ConversionError: operators without a lowering, all of them.
+          ConversionError: operators that are not in the table, all of them in one message.
         """
         return _Builder(self, names, own).build()
 
@@ -293,8 +293,8 @@ def tensors_of(module: nn.Module, graphs: Sequence[Graph]) -> tuple[NameMap, dic
 # --- numbers in the graph, such as sizes, which are Python ints when the program runs
 
 
-def _on_numbers(name: str, function: Callable[..., Any]) -> Lowering:
-    return Lowering(name, function, "views")
+def _on_numbers(name: str, function: Callable[..., Any]) -> TorchOperator:
+    return TorchOperator(name, function, "views")
 
 
 def _assert_scalar(condition: Any, message: str) -> None:
@@ -326,7 +326,7 @@ TABLE.update(
     {
         "aten.sym_size.int": _on_numbers("aten.sym_size.int", lambda x, axis: x.shape[axis]),
         "aten.sym_numel.default": _on_numbers("aten.sym_numel.default", lambda x: int(np.prod(x.shape))),
-        "lla_torch.stop_gradient.default": Lowering(
+        "lla_torch.stop_gradient.default": TorchOperator(
             "lla_torch.stop_gradient.default", jax.lax.stop_gradient, "pointwise"
         ),
         "aten._assert_scalar.default": _on_numbers("aten._assert_scalar.default", _assert_scalar),
@@ -334,7 +334,7 @@ TABLE.update(
 )
 
 
-def _python_operator(target: Any) -> Lowering | None:
+def _python_operator(target: Any) -> TorchOperator | None:
     try:
         return _PYTHON.get(target)
     except TypeError:

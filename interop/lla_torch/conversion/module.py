@@ -117,7 +117,7 @@ def _row_layouts(graphs: Sequence[Graph], names: NameMap, own: torch.dtype, call
         by_path = {leaf.path: leaf.name for leaf in names.leaves if leaf.collection == "params"}
 
         def observe(instruction: Instruction, args: list[Any]) -> None:
-            if instruction.lowering.name != "aten.linear.default":
+            if instruction.operator.name != "aten.linear.default":
                 return  # such as a penalty on the weight, which sees the tensor as torch has it, in any layout
             weight = instruction.args[1]
             if not isinstance(weight, Ref) or weight.index not in by_slot:

@@ -11,8 +11,8 @@ Layout = Literal["logical", "pointwise", "views"]
 
 
 @dataclass(frozen=True)
-class Lowering:
-    """The JAX function that computes an ATen operator.
+class TorchOperator:
+    """An operator of torch and the JAX function that computes it.
 
     Args:
       name: the operator with its overload, such as "aten.relu.default".
@@ -31,7 +31,7 @@ class Lowering:
     subject: str = field(default="", compare=False)
 
 
-TABLE: dict[str, Lowering] = {}
+TABLE: dict[str, TorchOperator] = {}
 """All known operators by name."""
 
 
@@ -75,7 +75,7 @@ def lowering(op: Any, *ops: Any, layout: Layout = "logical", random: bool = Fals
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         for each in (op, *ops):
             name = full_name(each)
-            TABLE[name] = Lowering(name, function, layout, random, subject)
+            TABLE[name] = TorchOperator(name, function, layout, random, subject)
         return function
 
     return register

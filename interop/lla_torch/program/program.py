@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_torch.program.operators import Lowering
+from lla_torch.program.operators import TorchOperator
 from lla_torch.program.views import View, aligned, as_view, plain
 
 
@@ -43,7 +43,7 @@ class Instruction:
     """One application of an operator.
 
     Args:
-      lowering: the operator.
+      operator: the operator and the function that computes it.
       args: its arguments: values, or a ``Ref`` or ``DType`` in their place.
       kwargs: its arguments by name, likewise.
       out: the slot of its result.
@@ -51,7 +51,7 @@ class Instruction:
       where: module and source line, for messages; no part of the value.
     """
 
-    lowering: Lowering
+    operator: TorchOperator
     args: tuple[Any, ...]
     kwargs: tuple[tuple[str, Any], ...]
     out: int
@@ -110,7 +110,7 @@ class Program:
     @functools.cached_property
     def _content(self) -> tuple[Any, ...]:
         # by repr, because 1, 1.0 and True are equal in Python and make different programs
-        steps = tuple((i.lowering, repr((i.args, i.kwargs)), i.out, i.dtypes) for i in self.instructions)
+        steps = tuple((i.operator, repr((i.args, i.kwargs)), i.out, i.dtypes) for i in self.instructions)
         return (
             steps,
             self.inputs,
@@ -167,7 +167,7 @@ class Program:
     @property
     def random(self) -> tuple[Instruction, ...]:
         """The instructions that draw random numbers, in order."""
-        return tuple(i for i in self.instructions if i.lowering.random)
+        return tuple(i for i in self.instructions if i.operator.random)
 
     def _check_guards(self, inputs: Sequence[Any]) -> None:
         shapes = [np.shape(x) for x in inputs]
@@ -322,27 +322,27 @@ def run_instruction(
     instruction: Instruction, args: list[Any], kwargs: dict[str, Any], noise: Noise, own: np.dtype
 ) -> Any:
     """The result of one instruction, as views; an error in it names the operator and the source line."""
-    lowering = instruction.lowering
-    if lowering.random:
+    operator = instruction.operator
+    if operator.random:
         kwargs["draw"] = noise.draw
     try:
-        if lowering.layout == "views":
-            result = lowering.function(*args, **kwargs)
-        elif lowering.layout == "pointwise":
+        if operator.layout == "views":
+            result = operator.function(*args, **kwargs)
+        elif operator.layout == "pointwise":
             arrays, layout = aligned(args)
             named, layout_of_named = aligned(list(kwargs.values()))
             if layout_of_named is not None:  # tensors by name are rare, so torch's own order will do
                 arrays, layout = [_to_logical(a) for a in args], None
                 named = [_to_logical(v) for v in kwargs.values()]
-            result = lowering.function(*arrays, **dict(zip(kwargs, named, strict=True)))
+            result = operator.function(*arrays, **dict(zip(kwargs, named, strict=True)))
             if layout is not None:
                 result = _wrap(result, layout)
         else:
-            result = lowering.function(
+            result = operator.function(
                 *(_to_logical(a) for a in args), **{name: _to_logical(v) for name, v in kwargs.items()}
             )
     except Exception as error:
-        error.add_note(f"in {lowering.name}{', ' + instruction.where if instruction.where else ''}")
+        error.add_note(f"in {operator.name}{', ' + instruction.where if instruction.where else ''}")
         raise
     return _cast_result(result, instruction.dtypes, own)
 

@@ -134,7 +134,7 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...]) -> ExportedProgr
 
 
 def _decompositions(graph_module: torch.fx.GraphModule) -> Any:
-    """torch's table without the operators that have a lowering: left in one piece, they are faster, and their
+    """torch's table without the operators of our own table: left in one piece, they are faster, and their
     derivatives are more exact."""
     table = default_decompositions()
     tracking = _updates_statistics(graph_module)
