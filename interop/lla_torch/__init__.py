@@ -1,10 +1,10 @@
-"""lla_torch converts a torch module, its weights, its loss and its optimizer to pure JAX functions and a Flax tree."""
+"""Converts torch modules, with their weights, losses and optimizers, to pure JAX functions and Flax trees."""
 
 try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "lla_torch needs PyTorch, which is not installed. Install it as its own instructions say for your machine, or "
+        "lla_torch needs PyTorch, which is not installed. Install it by its own instructions for your machine, or "
         "with: pip install 'lla-jax[torch]'. Everything in lla_jax works without it."
     ) from error
 

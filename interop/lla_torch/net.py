@@ -1,4 +1,4 @@
-"""A converted network (its variables as a Flax tree, its function, its loss) and the functions that convert one."""
+"""A converted network with its variables, its function and its loss, and the functions that convert one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Net:
       variables: {"params": ..., "batch_stats": ..., "buffers": ..., "constants": ...}, nested by module; collections
         without arrays are left out (except "params").
       tree_map: the torch names and layouts of all arrays, see ``weights.names.NameMap``.
-      filter_axis: which axes of a parameter index its filters.
+      filter_axis: the axes of each parameter that index its filters.
     """
 
     function: Function
@@ -114,8 +114,8 @@ class Net:
 
         Args:
           criterion: a JAX function (outputs, labels) -> losses (B, ...) or (losses, weights), or a torch loss module;
-            of the latter the value per example is taken, so that the mean over the data set is what torch's
-            reduction="mean" gives over all of it, with class weights and ignored labels as torch counts them.
+            of the latter the loss per example is taken, so that the mean over the data set equals torch's
+            reduction="mean" over all of it, with class weights and ignored labels counted as torch counts them.
           inputs: function of the batch that gives the network's inputs; None: its first entry (the batch itself if it
             is one array). A tuple holds the positional arguments, a dict those by name.
           labels: function of the batch that gives the labels; None: its second entry, a tuple if there are several.

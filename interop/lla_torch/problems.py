@@ -92,7 +92,7 @@ def problem(
       metrics: ``{name: f(outputs, batch) -> (B,)}`` of JAX functions.
       extra_data: ``{name: data}`` such as {"test": test_loader}, of the same kinds as ``loader``.
       checkpoints: files or state_dicts of the same module at other times; see ``load_checkpoint``.
-      example_inputs: the module's inputs for the conversion; None: those of the first two examples at hand.
+      example_inputs: the module's inputs for the conversion; None: those of two examples of the data.
       train: convert train mode as well, for batch statistics of the batch.
       key: a ``jax.random`` key for dropout or sampling; see ``Net.loss``.
       inputs: function of a batch that gives the module's inputs; None: the batch's first entry.

@@ -125,9 +125,6 @@ def test_examples_left_out():
     stream(DataLoader(DATA, 5, drop_last=True))  # nothing is left out
 
 
-# --- problems
-
-
 @pytest.fixture(scope="module")
 def trained():
     torch.manual_seed(0)

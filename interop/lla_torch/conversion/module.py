@@ -1,4 +1,4 @@
-"""The conversion of a torch module to the parts of a ``Net``: export, names and layouts, copies of the weights."""
+"""The conversion of a torch module to the parts of a ``Net``: its function, its variables and their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch's loss modules turned into per-example losses whose weighted mean over a data set is torch's mean over it."""
+"""torch's loss modules as losses per example, whose weighted mean over a data set is torch's own mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The functions that make up the ``lla_jax.Loss`` of a converted network, with criteria written in JAX or in torch."""
+"""The ``lla_jax.Loss`` of a converted network: its function, and its criterion written in JAX or in torch."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ SUBJECTS = {
 
 INTRODUCTION = """# Supported PyTorch operators
 
-`lla_torch` converts a module by `torch.export`, which reduces it to the operators of ATen; these are the ones it knows
+`lla_torch` converts a module by `torch.export`, which reduces it to ATen operators; this page lists the supported ones
 (`python -m lla_torch.program.page > docs/operators.md` writes this page, and a test keeps it true). Most other
 operators are decomposed into these by torch before. The rest is refused at conversion, with the module and the source
 line, and can be added:

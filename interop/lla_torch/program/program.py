@@ -180,7 +180,7 @@ class Program:
                 )
 
     def _own(self, params: Mapping[str, Any]) -> np.dtype:
-        """The dtype of the weights at hand; of those at export where there are no weights."""
+        """The dtype of the given weights; without weights, that of the export."""
         dtypes = [
             leaf_at(params, spec.path).dtype  # type: ignore[arg-type]
             for spec in self.inputs

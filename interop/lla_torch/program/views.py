@@ -1,4 +1,4 @@
-"""Views: tensors with torch's order of axes over arrays in the order that is fast, so that transposes cost nothing.
+"""Tensors in torch's order of axes over arrays in a fast order, so that torch's transposes cost nothing.
 
 torch computes images as (N, C, H, W) and keeps matrices as (out, in); XLA and Flax use (N, H, W, C) and (in, out). A
 view keeps the array in one order and notes where torch's axes lie in it. So a network runs in the fast order from end

@@ -1,1 +1,1 @@
-"""torch.export of a module, without the silent losses that it would have: stop-gradients, dropout, random draws."""
+"""torch.export of a module without silent losses, and the recording of its random draws."""

@@ -1,4 +1,4 @@
-"""The conditions of tracing: the user's module stays as it is, dropout stays visible, lost calls are refused."""
+"""The conditions of tracing: the module stays as it is, dropout stays visible, untraceable calls are refused."""
 
 from __future__ import annotations
 

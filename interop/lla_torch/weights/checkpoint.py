@@ -1,4 +1,4 @@
-"""Checkpoint files (.pth, .pt, .bin, .safetensors) read into a converted network without running code, and back."""
+"""Checkpoint files, read into a converted network without running code, and the way back to a state_dict."""
 
 from __future__ import annotations
 
@@ -203,10 +203,10 @@ def _read_pickle(path: Path) -> Any:
 def _foreign_objects(path: Path, error: Exception) -> list[str]:
     """Names of the types and functions that the unpickler refused, for the message."""
     try:
-        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (*_READ_ERRORS, pickle.UnpicklingError):
-        found = []  # the old format, or damaged
-    return sorted(found) or sorted(set(re.findall(r"GLOBAL ([A-Za-z_][\w.]*)", str(error))))
+        names = []  # the old format, or a damaged file
+    return sorted(names) or sorted(set(re.findall(r"GLOBAL ([A-Za-z_][\w.]*)", str(error))))
 
 
 # --- the state_dict in a file
@@ -269,19 +269,19 @@ def _candidates(content: Any, key: str, depth: int) -> Iterable[tuple[str, dict[
             yield from _candidates(value, f"{key}.{name}" if key else name, depth + 1)
 
 
-def _match_names(state: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
+def _match_names(state: Mapping[str, Any], expected: Iterable[str]) -> dict[str, Any]:
     """The state_dict by the network's names: wrappers are left out in the way that leaves the fewest unknown names."""
-    wanted = set(wanted)
+    expected = set(expected)
     variants = [{name: name for name in state}, {name: strip_wrappers(name) for name in state}]
     averaged = [name for name in state if name != "n_averaged"]
     if len(averaged) < len(state) and all(name.startswith("module.") for name in averaged):
         variants.append({name: strip_wrappers(name) for name in averaged})
     for variant in list(variants):
         inner = {name: new.removeprefix("model.") for name, new in variant.items()}
-        if all(new.startswith("model.") for new in variant.values()) and set(inner.values()) <= wanted:
+        if all(new.startswith("model.") for new in variant.values()) and set(inner.values()) <= expected:
             variants.append(inner)
     usable = [v for v in variants if len(set(v.values())) == len(v)]
-    best = min(usable, key=lambda v: len(set(v.values()) ^ wanted))
+    best = min(usable, key=lambda v: len(set(v.values()) ^ expected))
     return {new: state[name] for name, new in best.items()}
 
 

@@ -1,4 +1,4 @@
-"""Adam's moments of a torch optimizer in the layout of the converted weights, for the Adam axes of a landscape."""
+"""Adam's moments of a torch optimizer, in the layout of the converted weights, for Adam axes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def adam_moments(optimizer_or_state: Any, net: Any, params: Sequence[str] | None
     """First and second moment (m, v) of Adam as two directions, raw as torch keeps them; see ``optax_state``.
 
     Args:
-      optimizer_or_state: the optimizer, or what its ``state_dict()`` returned.
+      optimizer_or_state: the optimizer, or the result of its ``state_dict()``.
       net: the converted network.
       params: torch names of the optimizer's parameters in its order; None: see ``optax_state``.
 
@@ -38,12 +38,12 @@ def optax_state(optimizer_or_state: Any, net: Any, params: Sequence[str] | None 
     """The state of Adam, AdamW, NAdam, RAdam or any optimizer with exp_avg and exp_avg_sq, as optax keeps it.
 
     Args:
-      optimizer_or_state: the optimizer, whose parameters are found in the network by identity, or what its
-        ``state_dict()`` returned (the entry "optimizer" or so of a training checkpoint).
+      optimizer_or_state: the optimizer, whose parameters are found in the network by identity, or the result of its
+        ``state_dict()``, in a training checkpoint usually the entry "optimizer".
       net: the converted network. For an optimizer without ``params`` its module must still exist.
-      params: torch names of the optimizer's parameters in its order, that of its groups: ``[name for name, _ in
-        module.named_parameters()]`` as a rule. None: by identity, or the names that the saved state itself has
-        (torch 2.6 and later keep them if the optimizer was given ``module.named_parameters()``).
+      params: torch names of the optimizer's parameters in the order of its groups, usually ``[name for name, _ in
+        module.named_parameters()]``. None: parameters are found by identity, or by the names in the saved state (torch
+        2.6 and later keep them if the optimizer was made with ``module.named_parameters()``).
 
     Returns:
       ``optax.ScaleByAdamState``, for ``Problem.opt_state``: mu and nu with zeros where the optimizer has no state

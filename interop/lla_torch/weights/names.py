@@ -116,8 +116,8 @@ class NameMap:
         array = np.asarray(array)
         if array.shape != leaf.shape:
             raise ValueError(
-                f"{leaf.name}: shape {array.shape} given; it must be {leaf.shape}; convert the module that has this "
-                "tensor"
+                f"{leaf.name}: shape {array.shape} given; it must be {leaf.shape}, or convert the module that has "
+                "this tensor"
             )
         if leaf.merged is not None:
             assert leaf.split is not None
@@ -130,7 +130,7 @@ class NameMap:
         array = np.asarray(array)
         if array.shape != leaf.stored_shape:
             raise ValueError(
-                f"{leaf.full_path}: shape {array.shape} given; it must be {leaf.stored_shape}; pass a tree like "
+                f"{leaf.full_path}: shape {array.shape} given; it must be {leaf.stored_shape}, so pass a tree like "
                 "net.variables"
             )
         if leaf.split is not None:

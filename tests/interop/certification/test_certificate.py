@@ -1,4 +1,4 @@
-"""The certificate of a conversion: what it compares, and that correct conversions pass it while wrong ones do not."""
+"""Certificates compare all quantities of a network; correct conversions pass, wrong ones do not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Two = collections.namedtuple("Two", "first second")
 
 
 class Module(nn.Module):
-    """A linear layer, and what a test does with it."""
+    """A linear layer, and a function of it and the inputs."""
 
     def __init__(self, function, size=3):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What an export gets silently wrong if nobody looks, and what it refuses with module and line."""
+"""Exports keep stop-gradients and writes in place, and refuse untraceable code with module and line."""
 
 from __future__ import annotations
 

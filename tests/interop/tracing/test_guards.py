@@ -1,4 +1,4 @@
-"""What tracing would silently lose is refused by name, and what only looks untraceable converts."""
+"""Calls that tracing would silently lose are refused by name, and code that only looks untraceable converts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws of torch modules: what is recorded makes up torch's own outputs, and nothing of the module changes."""
+"""Recorded draws of torch modules give torch's own outputs again, and recording changes nothing in the module."""
 
 from collections import namedtuple
 

@@ -1,4 +1,4 @@
-"""Checkpoints into a converted network and back: every kind of file, and what must not be loaded."""
+"""Checkpoints into a converted network and back: every kind of file, and files that must not be loaded."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Adam's moments: live and saved optimizers, by identity and by name, in the layout of the weights."""
+"""Adam's moments of optimizers and saved states, by identity and by name, in the layout of the weights."""
 
 import gc
 

@@ -101,7 +101,7 @@ def arange(end: Any, *, dtype: Any = None) -> jax.Array:
 
 @lowering("aten.arange.start", "aten.arange.start_step")
 def arange_step(start: Any, end: Any, step: Any = 1, *, dtype: Any = None) -> jax.Array:
-    """start, start + step, ... before end; computed in float64 where they are not whole, as in torch."""
+    """start, start + step, ... before end; computed in float64 unless all are integers, as in torch."""
     if all(isinstance(v, int) for v in (start, end, step)):
         return jnp.arange(start, end, step, dtype)
     length = int(np.ceil((end - start) / step))

@@ -1,4 +1,4 @@
-"""Operators that only rearrange entries: reshapes, transposes, slices, concatenations; no data is moved if possible."""
+"""Operators that only rearrange entries, if possible without moving data: reshapes, transposes, slices, joins."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def reverse_axes(x: View) -> View:
 def adjoint(x: View) -> View:
     """The last two axes exchanged; complex entries are refused."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise ValueError("mT, mH: a complex tensor given; write transpose, and conj where it is meant")
+        raise ValueError("x: a complex tensor given; it must be real for mT and mH, so write transpose and conj")
     return transpose(x, -2, -1)
 
 
