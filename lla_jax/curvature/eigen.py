@@ -1,7 +1,7 @@
-"""Eigenvalues and eigenvectors of symmetric operators, and their spectra.
+"""Eigenpairs of symmetric operators to a tolerance, and the ends of a spectrum roughly.
 
-``eigenpairs`` finds some pairs to a tolerance, all copies of a repeated eigenvalue among them; ``spectrum`` and
-``density`` show where all eigenvalues lie; ``extremes`` gives the two ends roughly.
+``eigenpairs`` finds some pairs at an end of the spectrum, all copies of a repeated eigenvalue among them; ``extremes``
+gives the smallest and the largest eigenvalue by a short Lanczos sequence.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ import numpy as np
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import warn_caller
+from lla_jax.core.arguments import misuse, warn_caller
 from lla_jax.core.types import Directions, Eigenpairs, PyTree, Recipe
 from lla_jax.curvature import eigensearch
 from lla_jax.curvature import lanczos as _lanczos
-from lla_jax.curvature.eigensearch import Ritz, Search
-from lla_jax.curvature.linear_operator import Operator, check_given, check_operator
+from lla_jax.curvature.eigensearch import Goal, Ritz, Search
+from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, nothing_to_keep
 from lla_jax.execution import progress as _progress
 from lla_jax.execution import sharding
+from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.progress import Progress
 
 log = logging.getLogger("lla_jax")
 
-SHARE = 0.25  # of the free memory that the basis takes by default
+MEMORY_FRACTION = 0.25  # of the free memory, which the basis takes by default
 SPARE = 4  # vectors beyond k that a restart needs
 ROWS = {True: 64, False: 32}  # rows of the first buffer, on the device or not
-ROUNDING = 8.0  # times eps max|lambda|: what rounding may hide from a residual
+ROUNDING = 8.0  # times eps max|lambda|: the part of a residual that rounding may hide
 
 
 def eigenpairs(
@@ -67,18 +68,21 @@ def eigenpairs(
         squared over the distance to the next one.
       max_products: products of H with a vector at most, those for the residuals (k) included; default 200 + 20 k.
       max_vectors: vectors held at most, besides k at the end and one for every further sequence; beyond, the search is
-        restarted from the best Ritz vectors and takes more products. By default what a quarter of the free memory
+        restarted from the best Ritz vectors and takes more products. By default as many as a quarter of the free memory
         holds.
       progress: called as ``progress(products, None)``.
-      on_partial: called with what is there, and the state to continue from, if the search is interrupted (Ctrl-C, or
-        any exception), before the exception is raised again. Its residuals are the search's own estimates.
+      on_partial: called with the pairs found so far, and the state to continue from, if the search is interrupted
+        (Ctrl-C, or any exception), before the exception is raised again. The residuals are the search's own estimates.
+        A first Ctrl-C waits for the end of a step; a second one does not, and if it comes while a step is stored,
+        nothing is handed over.
       save_every: seconds after which ``on_partial`` is called on the way as well, again and again, so that a killed
         process can be continued too. Its recipe then says "running" as "stopped".
-      resume: what ``on_partial`` got; continues, and gives the same to the bit as a search that was not interrupted.
+      resume: a result that ``on_partial`` was called with. The search continues from it, and gives the same to the bit
+        as one that was not interrupted.
 
     Returns:
       ``Eigenpairs``: values in the order asked for (Rayleigh quotients), vectors as ``Directions`` of unit norm whose
-      largest entry is positive, residuals |H v - lambda v| from a product of their own, plus 8 eps max |lambda|, what
+      largest entry is positive, residuals |H v - lambda v| from a product of their own, plus 8 eps max |lambda|, which
       rounding may hide; products used. ``recipe``: "converged" (all residuals within tol), "verified" (nothing was
       missed; False: not ruled out), "stopped" (why it ended early, or None), "sequences", "restarts". Not converged: a
       warning, and all pairs with the residuals they have.
@@ -94,76 +98,94 @@ def eigenpairs(
     check_operator(H)
     key, n = arguments.single_key(key), H.shape[0]
     k = arguments.clamp_count("k", k, n)
-    if which not in ("magnitude", "largest", "smallest"):
-        raise ValueError(f'which: {which!r} given; the rule is "magnitude", "largest" or "smallest"')
-    if not isinstance(tol, float | int | np.floating) or not 0 < tol < 1:
-        raise ValueError(f"tol: {tol!r} given; the rule is a number between 0 and 1, such as 1e-3")
-    limit = _at_least("max_products", max_products, 2 * k + 2, 200 + 20 * k)
+    arguments.check_choice("which", which, ("magnitude", "largest", "smallest"))
+    if arguments.check_number("tol", tol, remedy="and below 1, such as 1e-3") >= 1:
+        raise misuse("tol", tol, "a finite number above 0, and below 1, such as 1e-3")
+    limit = _check_at_least("max_products", max_products, 2 * k + 2, 200 + 20 * k)
     nbytes, free = H.memory()
-    most = _at_least("max_vectors", max_vectors, min(n, k + SPARE), max(k + SPARE, int(SHARE * free) // nbytes))
+    affordable = max(k + SPARE, int(MEMORY_FRACTION * free) // nbytes)
+    most = min(_check_at_least("max_vectors", max_vectors, min(n, k + SPARE), affordable), n)
     recipe = {
-        "kind": "eigenpairs", "operator": dict(H.recipe), "n": n, "dtype": str(H.dtype), "k": k, "which": which,
-        "tol": float(tol), "max_vectors": max_vectors, "key": recipes.fingerprint(key),
-    }  # fmt: skip
-    if resume is None:
-        rows = min(max(ROWS[H.on_device], 2 * k), most, n)
-        used = check_given(H, key)
-        s = eigensearch.begin(H, key, rows, min(most, n), used)
-    else:
+        "kind": "eigenpairs",
+        "operator": dict(H.recipe),
+        "n": n,
+        "dtype": str(H.dtype),
+        "k": k,
+        "which": which,
+        "tol": float(tol),
+        "max_vectors": max_vectors,
+        "key": recipes.fingerprint(key),
+    }
+    if resume is not None:
         recipes.check_resume(resume, recipe, Eigenpairs)
         if resume.state is None:
             return resume
-        s = _restored(resume.state, H)
-    s.saved = save_every is not None
-    s.needed = max(s.needed, _lanczos.needed(H, s.rows, saved=s.saved, kept=2 * k))
-    log.info(
-        "eigenpairs: %d vectors of %.1f MiB to begin with, %.1f MiB with what is computed beside them; at most %d, "
-        "%.1f MiB (%.0f MiB free)",
-        s.rows, nbytes / 2**20, s.needed / 2**20, s.most,
-        _lanczos.needed(H, s.most, saved=s.saved, grown_from=s.rows) / 2**20, free / 2**20,
-    )  # fmt: skip
+    state = None if resume is None else resume.state
+    goal = Goal(k, which, tol)
+    with deferred_interrupts() as check:
+        if state is None:
+            rows = min(max(ROWS[H.on_device], 2 * k), most)
+            s = eigensearch.begin(H, key, rows, most, check_given(H, key))
+        else:
+            s = _restore(state, H)
+        s.saved = save_every is not None
+        s.bytes_needed = max(s.bytes_needed, _lanczos.bytes_needed(H, s.rows, saved=s.saved, kept=2 * k))
+        _log_memory(s, H)
 
-    def hand_over(stopped: str) -> None:
-        if on_partial is not None and s.known and not s.gone:
-            on_partial(_partial(s, H, k, which, recipe, stopped))
+        def hand_over(stopped: str) -> None:
+            if on_partial is not None and s.known and s.basis is not None:
+                on_partial(_partial(s, H, goal, recipe, stopped))
 
-    progress = _progress.saving(progress, save_every, on_partial, lambda: hand_over("running"))
-    try:
-        ended = eigensearch.search(s, H, key, k, which, tol, limit - k, progress)
-        if not s.known:
-            raise ValueError(_lanczos.nothing(s.products))
-        result = _finished(s, H, k, which, tol, ended, recipe, progress)
-    except BaseException:
-        hand_over("interrupted")
-        raise
+        report = _progress.saving(progress, save_every, on_partial, lambda: hand_over("running"))
+
+        def after_step(products: int) -> None:
+            check()
+            if report is not None:
+                report(products, None)
+
+        try:
+            ended = eigensearch.search(s, H, key, goal, limit - k, after_step)
+            if not s.known:
+                raise nothing_to_keep(f"product {s.products}")
+            result = _finish(s, H, goal, ended, recipe, after_step)
+            check()
+        except BaseException:
+            hand_over("interrupted")
+            raise
     _warn(result)
     return result
 
 
-def _at_least(name: str, value: Any, least: int, default: int) -> int:
-    if value is None:
-        return default
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}: {value!r} given; the rule is an integer of at least {least} for this k")
-    return int(value)
+def _check_at_least(name: str, value: Any, least: int, default: int) -> int:
+    return default if value is None else arguments.check_integer(name, value, least, remedy="for this k, or None")
+
+
+def _log_memory(s: Search, H: Operator) -> None:
+    nbytes, free = H.memory()
+    mib = 2**20
+    most = _lanczos.bytes_needed(H, s.most, saved=s.saved, grown_from=s.rows)
+    begin = (
+        f"{s.rows} vectors of {nbytes / mib:.1f} MiB to begin with, {s.bytes_needed / mib:.1f} MiB with the work space"
+    )
+    log.info("eigenpairs: %s; at most %d, %.1f MiB (%.0f MiB free)", begin, s.most, most / mib, free / mib)
 
 
 # --- from the basis to pairs
 
 
-@partial(jax.jit, static_argnames="spread")
-def _vector(coefficients: jax.Array, basis: PyTree, *, spread: Any) -> PyTree:
+@partial(jax.jit, static_argnames="shards")
+def _vector(coefficients: jax.Array, basis: PyTree, *, shards: Any) -> PyTree:
     """A Ritz vector, of norm 1 and with its largest entry positive."""
     vector = _lanczos.combine(coefficients, basis)
     leaves = jax.tree.leaves(vector)
     high, low = (jnp.stack([_tree.wide(f(x)) for x in leaves]) for f in (jnp.max, jnp.min))  # no leaf is reshaped
     size = _tree.norm(vector)
     factor = jnp.where(high.max() >= -low.min(), 1, -1) / jnp.where(size > 0, size, 1)
-    return sharding.pinned(jax.tree.map(lambda x: x * factor.astype(x.dtype), vector), spread)
+    return sharding.pinned(jax.tree.map(lambda x: x * factor.astype(x.dtype), vector), shards)
 
 
 @jax.jit
-def _judged(vector: PyTree, product: PyTree) -> jax.Array:
+def _rayleigh_quotient(vector: PyTree, product: PyTree) -> jax.Array:
     """(Rayleigh quotient, residual)."""
     value = _tree.dot(vector, product) / _tree.dot(vector, vector)
     rest = jax.tree.map(lambda a, v: a - value * v, product, vector)
@@ -173,7 +195,7 @@ def _judged(vector: PyTree, product: PyTree) -> jax.Array:
 def _ritz_vector(s: Search, ritz: Ritz, i: int, H: Operator) -> PyTree:
     coefficients = np.zeros(s.rows, H.dtype)
     coefficients[: s.known] = ritz.vectors[:, i]
-    return H.space.settle(_vector(coefficients, s.basis, spread=H.space.shards))
+    return H.space.settle(_vector(coefficients, s.basis, shards=H.space.shards))
 
 
 def _pairs(
@@ -186,44 +208,49 @@ def _pairs(
     state: Any,
 ) -> Eigenpairs:
     about = Recipe(
-        kind="eigenvectors", values=values.tolist(), residuals=residuals.tolist(),
+        kind="eigenvectors",
+        values=values.tolist(),
+        residuals=residuals.tolist(),
         names=[f"eigenvector {i + 1} (lambda = {value:.3g})" for i, value in enumerate(values)],
         operator=H.recipe.get("kind", "given"),
-    )  # fmt: skip
-    recipe["products"] = products
-    return Eigenpairs(
-        values, Directions(H.embed(H.place(_tree.stack(vectors))), about), residuals, products, recipe, state
     )
+    recipe["products"] = products
+    directions = Directions(H.embed(H.place(_tree.stack(vectors))), about)
+    return Eigenpairs(values, directions, residuals, products, recipe, state)
 
 
-def _finished(
-    s: Search, H: Operator, k: int, which: str, tol: float, ended: str, recipe: Recipe, progress: Progress | None
+def _finish(
+    s: Search, H: Operator, goal: Goal, ended: str, recipe: Recipe, after_step: Callable[[int], None]
 ) -> Eigenpairs:
-    """The pairs, each judged by a product of its own."""
-    ritz = eigensearch.ritz_pairs(s, which)
-    num = min(k, len(ritz.values))
-    vectors, judged = [], []
+    """The pairs, with values and residuals from one more product for each."""
+    ritz = eigensearch.ritz_pairs(s, goal.which)
+    num = min(goal.k, len(ritz.values))
+    vectors, quotients = [], []
     for i in range(num):
         vectors.append(_ritz_vector(s, ritz, i, H))
-        judged.append(np.asarray(_judged(vectors[i], H.product(vectors[i])), np.float64))
-        if progress is not None:
-            progress(s.products + i + 1, None)
-    values, residuals = np.stack(judged).T
+        quotients.append(np.asarray(_rayleigh_quotient(vectors[i], H.product(vectors[i])), np.float64))
+        after_step(s.products + i + 1)
+    values, residuals = np.stack(quotients).T
     bad = ~np.isfinite(residuals)
     values, residuals = np.where(bad, ritz.values[:num], values), np.where(bad, np.inf, residuals)
     scale = max(np.abs(values).max(), np.abs(ritz.values).max())
     rounding = _lanczos.rounding(H, ROUNDING) * scale
-    within = residuals <= 1.01 * tol * scale + min(rounding, tol * scale)
-    chosen = eigensearch.order(values, which)
-    searched = ended in ("verified", "unverified")
+    within = residuals <= 1.01 * goal.tol * scale + min(rounding, goal.tol * scale)
+    indices = eigensearch.order(values, goal.which)
+    in_full = ended in ("verified", "unverified")
     recipe |= {
-        "converged": bool(searched and num == k and within.all()), "verified": ended == "verified",
-        "stopped": None if searched else ended, "scale": float(scale), "rounding": float(rounding),
-        "sequences": s.draws, "restarts": s.restarts, "complete": True,
-        "memory": {"vectors": s.rows, "bytes": s.needed},
-    }  # fmt: skip
+        "converged": bool(in_full and num == goal.k and within.all()),
+        "verified": ended == "verified",
+        "stopped": None if in_full else ended,
+        "scale": float(scale),
+        "rounding": float(rounding),
+        "sequences": s.draws,
+        "restarts": s.restarts,
+        "complete": True,
+        "memory": {"vectors": s.rows, "bytes": s.bytes_needed},
+    }
     residuals = residuals + rounding
-    return _pairs([vectors[i] for i in chosen], values[chosen], residuals[chosen], s.products + num, recipe, H, None)
+    return _pairs([vectors[i] for i in indices], values[indices], residuals[indices], s.products + num, recipe, H, None)
 
 
 def _warn(result: Eigenpairs) -> None:
@@ -242,39 +269,49 @@ def _warn(result: Eigenpairs) -> None:
     warn_caller(text)
 
 
-# --- interrupted and continued
+# --- saving and resuming
 
+_ARRAYS = ("alphas", "betas", "wanted", "direction")
 _COUNTS = (
-    "known", "filled", "outside", "longest", "products", "draws", "restarts", "checked", "rows", "most", "needed",
-)  # fmt: skip
+    "known",
+    "filled",
+    "outside",
+    "longest",
+    "products",
+    "draws",
+    "restarts",
+    "checked",
+    "rows",
+    "most",
+    "bytes_needed",
+)
 
 
-def _partial(s: Search, H: Operator, k: int, which: str, recipe: Recipe, stopped: str) -> Eigenpairs:
-    ritz = eigensearch.ritz_pairs(s, which)
-    num = min(k, len(ritz.values))
+def _partial(s: Search, H: Operator, goal: Goal, recipe: Recipe, stopped: str) -> Eigenpairs:
+    """The pairs so far, with the state to continue from."""
+    ritz = eigensearch.ritz_pairs(s, goal.which)
+    num = min(goal.k, len(ritz.values))
     state = {f"basis/{i}": np.asarray(x[: s.filled]) for i, x in enumerate(jax.tree.leaves(s.basis))}
-    state |= {
-        "T": s.T[: s.filled, : s.filled],
-        "alphas": s.alphas, "betas": s.betas, "wanted": s.wanted, "direction": s.direction, "scale": np.array(s.scale),
-        "counts": np.array([getattr(s, name) for name in _COUNTS], np.int64),
-    }  # fmt: skip
+    state |= {name: getattr(s, name) for name in _ARRAYS}
+    state |= {"T": s.T[: s.filled, : s.filled], "scale": np.array(s.scale)}
+    state["counts"] = np.array([getattr(s, name) for name in _COUNTS], np.int64)
     recipe = recipe | {"complete": False, "converged": False, "verified": False, "stopped": stopped}
     vectors = [_ritz_vector(s, ritz, i, H) for i in range(num)]
     return _pairs(vectors, ritz.values[:num], ritz.errors[:num], s.products, recipe, H, state)
 
 
-def _restored(state: Mapping[str, Any], H: Operator) -> Search:
+def _restore(state: Mapping[str, Any], H: Operator) -> Search:
     numbers: dict[str, Any] = dict(zip(_COUNTS, map(int, state["counts"])))
     filled, rows = numbers["filled"], numbers.pop("rows")
     kept = (np.asarray(state[f"basis/{i}"]) for i in range(len(H.space.shapes)))
     leaves = [np.pad(x, [(0, rows - filled), *[(0, 0)] * (x.ndim - 1)]) for x in kept]
     basis = _lanczos.from_host(H, leaves)
-    arrays: dict[str, Any] = {name: np.array(state[name]) for name in ("alphas", "betas", "wanted", "direction")}
+    arrays: dict[str, Any] = {name: np.array(state[name]) for name in _ARRAYS}
     return Search(basis, np.pad(state["T"], (0, rows - filled)), scale=float(state["scale"]), **numbers, **arrays)
 
 
 class Extremes(NamedTuple):
-    """The ends of a spectrum, as Lanczos sees them: Ritz values, which lie inside.
+    """The ends of a spectrum as Ritz values, which lie inside the spectrum.
 
     Args:
       smallest: the smallest Ritz value; NaN where the products are not finite.
@@ -290,15 +327,15 @@ class Extremes(NamedTuple):
 
 
 def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3) -> Extremes:
-    """The smallest and the largest eigenvalue, roughly: the ends of a short Lanczos run.
+    """The smallest and the largest eigenvalue, roughly: the ends of a short Lanczos sequence.
 
     It ends before ``steps`` products where both residuals are at most ``tol`` times the larger of the two in
-    magnitude. New weights or masks compile nothing anew. For eigenvectors, or for certain, see ``eigenpairs``.
+    magnitude. New weights or masks compile nothing anew. For eigenvectors, or for certainty, see ``eigenpairs``.
 
     Args:
       H: the operator.
       key: draws the start vector (signs).
-      steps: products at most; more than there are parameters are not done.
+      steps: products at most; never more than there are parameters.
       tol: relative residual at which it ends.
 
     Returns:
@@ -307,7 +344,7 @@ def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3)
     check_operator(H)
     ends = Extremes(np.nan, np.nan, np.nan, 0)
 
-    def known(alphas: np.ndarray, betas: np.ndarray) -> bool:
+    def update(alphas: np.ndarray, betas: np.ndarray) -> bool:
         nonlocal ends
         if not len(alphas):
             return True
@@ -316,7 +353,7 @@ def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3)
         ends = Extremes(float(theta[0]), float(theta[-1]), residual, 0)
         return residual <= tol * np.abs(theta[[0, -1]]).max()
 
-    basis = _lanczos.begin(_lanczos.random(H, key, 0, "rademacher"), rows=steps + 1, spread=H.space.shards)
-    _, alphas, betas, products = _lanczos.sequence(H, basis, min(steps, H.shape[0]), ends=known)
-    known(alphas, betas)
+    basis = _lanczos.begin(_lanczos.random(H, key, 0, "rademacher"), rows=steps + 1, shards=H.space.shards)
+    _, alphas, betas, products = _lanczos.sequence(H, basis, min(steps, H.shape[0]), stop=update)
+    update(alphas, betas)
     return ends._replace(products=products)

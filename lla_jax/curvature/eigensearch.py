@@ -1,18 +1,15 @@
-"""A basis grown from several Lanczos sequences, and the search in it for wanted eigenvalues and all their copies.
+"""The search for wanted eigenvalues and all their copies, in a basis that grows from several Lanczos sequences.
 
-One Krylov sequence sees every distinct eigenvalue once. Once the wanted pairs have converged, another therefore begins
-at random in the complement of the vectors multiplied so far, until nothing there can belong to the wanted ones. The
-projected matrix is dense and the remainders of all sequences stay in the basis: the sequences work together, nothing is
-lost, and every residual is known.
+One Krylov sequence sees every distinct eigenvalue once. So when the wanted pairs have converged, another sequence
+begins at random in the complement of the vectors multiplied so far, until nothing there can belong to the wanted ones.
+The projected matrix is dense, and the remainders of all sequences stay in the basis: the sequences work together,
+nothing is lost, and every residual is known.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,16 +27,27 @@ from lla_jax.execution import sharding
 log = logging.getLogger("lla_jax")
 
 DOUBT = 1e-3  # probability that a sequence rules out an eigenvalue that is there
-PIECE = 2**16  # entries of a vector that are turned at once
+PIECE = 2**16  # entries of a vector that are mixed at once
 LEAST = 10  # steps that a sequence may take to rule out, if all others were shorter
+
+
+class Goal(NamedTuple):
+    """The pairs that are wanted: their number, the end of the spectrum, and the relative residual."""
+
+    k: int
+    which: str
+    tol: float
 
 
 @dataclass
 class Search:
-    """Where a search stands: rows 0 .. known - 1 of the basis have been multiplied, rows known .. filled - 1 are open.
+    """The state of a search: rows 0 .. known - 1 of the basis have been multiplied, rows known .. filled - 1 are open.
 
     A q_j = sum_i T_ij q_i over the filled rows i, for j < known. The next row of a sequence is the first open one, once
     the open rows are turned so that it points along ``direction``.
+
+    Every change takes the basis first and puts it back last: where an error leaves a change half done, the basis is
+    None, and the state is not to be kept.
     """
 
     basis: PyTree
@@ -49,36 +57,43 @@ class Search:
     direction: np.ndarray = field(default_factory=lambda: np.zeros(0))  # in terms of the open rows; empty: as they are
     alphas: np.ndarray = field(default_factory=lambda: np.zeros(0))  # of the present sequence
     betas: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the last is 0 where it broke down
-    outside: int = 0  # dimension of the space in which it began
-    wanted: np.ndarray = field(default_factory=lambda: np.zeros(0))  # values then; none where it is to show nothing
+    outside: int = 0  # dimension of the space in which the sequence began
+    wanted: np.ndarray = field(default_factory=lambda: np.zeros(0))  # wanted values when it began; none if not random
     longest: int = 0  # steps of the longest sequence before
     scale: float = 0.0  # largest |A q|
     products: int = 0
     draws: int = 1
     restarts: int = 0
-    checked: int = 0  # known rows when Ritz pairs last said to go on
+    checked: int = 0  # known rows when the Ritz pairs were last computed and the search went on
     most: int = 0  # rows at most
-    saved: bool = False  # whether it is copied on the way
-    needed: int = 0  # bytes that it has said to need
+    saved: bool = False  # whether the basis is copied on the way
+    bytes_needed: int = 0  # as logged
 
     @property
     def rows(self) -> int:
+        """Rows of the buffer."""
         return len(self.T)
 
     @property
-    def ended(self) -> bool:
+    def broke_down(self) -> bool:
         """Whether the present sequence broke down: it has no next row."""
         return len(self.betas) > 0 and self.betas[-1] == 0
 
-    @property
-    def gone(self) -> bool:
-        """Whether an interrupted call took the basis with it."""
-        return any(x.is_deleted() for x in jax.tree.leaves(self.basis))
+    def take_basis(self) -> PyTree:
+        """The basis, to be changed or given to a program that destroys it."""
+        basis, self.basis = self.basis, None
+        return basis
 
 
 class Ritz(NamedTuple):
-    """Ritz values in the order asked for, their vectors ``(known, r)``, their couplings to the open rows ``(open, r)``,
-    and the norms of these, |A x - theta x|."""
+    """Ritz pairs in the order asked for.
+
+    Args:
+      values: (r,) Ritz values.
+      vectors: (known, r) Ritz vectors, in terms of the known rows.
+      couplings: (open, r) their products' components along the open rows.
+      errors: (r,) norms of the couplings, |A x - theta x|.
+    """
 
     values: np.ndarray
     vectors: np.ndarray
@@ -88,7 +103,7 @@ class Ritz(NamedTuple):
 
 def begin(H: Operator, key: jax.Array, rows: int, most: int, used: int) -> Search:
     """A search with a random start vector and nothing multiplied; ``used`` products were made before."""
-    basis = _lanczos.begin(_lanczos.random(H, key, 0, "normal"), rows=rows, spread=H.space.shards)
+    basis = _lanczos.begin(_lanczos.random(H, key, 0, "normal"), rows=rows, shards=H.space.shards)
     return Search(basis, np.zeros((rows, rows)), outside=H.shape[0], products=used, most=most)
 
 
@@ -100,14 +115,14 @@ def order(values: np.ndarray, which: str) -> np.ndarray:
 def ritz_pairs(s: Search, which: str) -> Ritz:
     """Rayleigh-Ritz on the rows that were multiplied."""
     values, vectors = np.linalg.eigh(s.T[: s.known, : s.known])
-    chosen = order(values, which)
-    values, vectors = values[chosen], vectors[:, chosen]
+    indices = order(values, which)
+    values, vectors = values[indices], vectors[:, indices]
     couplings = s.T[s.known : s.filled, : s.known] @ vectors
     return Ritz(values, vectors, couplings, np.linalg.norm(couplings, axis=0))
 
 
-def ruled_out(alphas: np.ndarray, betas: np.ndarray, bound: float, outside: int) -> bool:
-    """Whether no eigenvalue lies above ``bound``, going by a Lanczos sequence with a random start.
+def rules_out(alphas: np.ndarray, betas: np.ndarray, bound: float, outside: int) -> bool:
+    """Whether a Lanczos sequence with a random start rules out an eigenvalue above ``bound``.
 
     The mass that the start vector has at x is at most 1 / sum_j p_j(x)^2, with the orthonormal polynomials p_j of the
     sequence (Christoffel). In n dimensions a random direction has a mass below pi d^2 / (2 n) at a given eigenvector
@@ -130,82 +145,85 @@ def ruled_out(alphas: np.ndarray, betas: np.ndarray, bound: float, outside: int)
     return bool(total > 2 * outside / (np.pi * DOUBT**2))
 
 
-def _beyond(s: Search, ritz: Ritz, k: int, bound: float, sign: int) -> bool:
+def _may_be_above(s: Search, ritz: Ritz, k: int, bound: float, sign: int) -> bool:
     """Whether an eigenvalue other than the wanted k may lie above ``bound`` (of -A with ``sign`` -1).
 
-    With the k vectors put aside, A is [[D, C'], [C, B]]: the other Ritz values, their couplings, and what it is on the
-    complement of the known rows. The present sequence bounds B.
+    On the complement of the k vectors, A is [[D, C'], [C, B]]: D holds the other Ritz values, C their couplings, and B
+    is A on the complement of the known rows. The present sequence bounds B.
     """
-    if not ruled_out(sign * s.alphas, s.betas, bound, s.outside):
+    if not rules_out(sign * s.alphas, s.betas, bound, s.outside):
         return True
     low, high = float((sign * s.alphas).max()), bound
     for _ in range(12):  # the least bound that the sequence gives
         middle = (low + high) / 2
-        low, high = (low, middle) if ruled_out(sign * s.alphas, s.betas, middle, s.outside) else (middle, high)
+        low, high = (low, middle) if rules_out(sign * s.alphas, s.betas, middle, s.outside) else (middle, high)
     rest, couplings = sign * ritz.values[k:], ritz.couplings[:, k:]
-    whole = np.block([[np.diag(rest), couplings.T], [couplings, high * np.eye(len(couplings))]])
-    return float(np.linalg.eigvalsh(whole)[-1]) > bound
+    largest = np.block([[np.diag(rest), couplings.T], [couplings, high * np.eye(len(couplings))]])  # B at its bound
+    return float(np.linalg.eigvalsh(largest)[-1]) > bound
 
 
-def _settled(s: Search, ritz: Ritz, k: int, which: str, tol: float) -> bool:
+def _nothing_missed(s: Search, ritz: Ritz, goal: Goal) -> bool:
     """Whether the present sequence shows that nothing wanted was missed."""
-    slack, last = tol * np.abs(ritz.values).max(), ritz.values[k - 1]
-    if which == "magnitude":
-        return not any(_beyond(s, ritz, k, abs(last) + slack, sign) for sign in (1, -1))
-    sign = 1 if which == "largest" else -1
-    return not _beyond(s, ritz, k, sign * last + slack, sign)
+    slack, last = goal.tol * np.abs(ritz.values).max(), ritz.values[goal.k - 1]
+    if goal.which == "magnitude":
+        return not any(_may_be_above(s, ritz, goal.k, abs(last) + slack, sign) for sign in (1, -1))
+    sign = 1 if goal.which == "largest" else -1
+    return not _may_be_above(s, ritz, goal.k, sign * last + slack, sign)
 
 
-# --- moving on: a search changes at once, so that an interrupt finds it before a step or after
+# --- changes of the basis
 
 
-@partial(jax.jit, static_argnames=("more", "spread"))
-def _padded(basis: PyTree, *, more: int, spread: Any) -> PyTree:
+@partial(jax.jit, static_argnames=("more", "shards"))
+def _pad(basis: PyTree, *, more: int, shards: Any) -> PyTree:
     longer = jax.tree.map(lambda q: jnp.pad(q, [(0, more), *[(0, 0)] * (q.ndim - 1)]), basis)
-    return sharding.pinned(longer, spread)
+    return sharding.pinned(longer, shards)
 
 
-@partial(jax.jit, donate_argnums=0, static_argnames="spread")
-def _combined(basis: PyTree, new: jax.Array, *, spread: Any) -> PyTree:
+@partial(jax.jit, donate_argnums=0, static_argnames="shards")
+def _mix_rows(basis: PyTree, new: jax.Array, *, shards: Any) -> PyTree:
     """The basis with ``new`` times its rows in their place."""
-    return _piecewise(lambda q: _lanczos.combine(new, q), basis, spread)
+    return _map_columns(lambda q: _lanczos.combine(new, q), basis, shards)
 
 
-@partial(jax.jit, donate_argnums=0, static_argnames="spread")
-def _turned(basis: PyTree, turn: jax.Array, first: Any, *, spread: Any) -> PyTree:
-    """The basis with the rows from ``first`` replaced by ``turn`` times them."""
-    at = first + jnp.arange(len(turn))
+@partial(jax.jit, donate_argnums=0, static_argnames="shards")
+def _mix_rows_from(basis: PyTree, new: jax.Array, start: Any, *, shards: Any) -> PyTree:
+    """The basis with the rows from ``start`` replaced by ``new`` times them."""
+    at = start + jnp.arange(len(new))
 
-    def turned(q: jax.Array) -> jax.Array:
+    def mix(q: jax.Array) -> jax.Array:
         rows = q.at[at].get(mode="fill", fill_value=0)
-        return q.at[at].set(_lanczos.combine(turn, rows), mode="drop")
+        return q.at[at].set(_lanczos.combine(new, rows), mode="drop")
 
-    return _piecewise(turned, basis, spread)
+    return _map_columns(mix, basis, shards)
 
 
-def _piecewise(f: Callable[[jax.Array], jax.Array], basis: PyTree, spread: Any) -> PyTree:
-    """``f``, which mixes rows, of the columns of every leaf: a piece at a time, in place, not a second basis."""
-    if spread is not None:
-        return sharding.pinned(jax.tree.map(f, basis), spread)
+def _map_columns(f: Callable[[jax.Array], jax.Array], basis: PyTree, shards: Any) -> PyTree:
+    """Every leaf with ``f``, which mixes its rows, applied: a piece at a time, in place, to save a second basis."""
+    if shards is not None:
+        return sharding.pinned(jax.tree.map(f, basis), shards)
 
     def leaf(q: jax.Array) -> jax.Array:
         if q.size <= q.shape[0] * PIECE:
             return f(q)
         axis = 1 + int(np.argmax(q.shape[1:]))
         size = max(1, PIECE * q.shape[0] * q.shape[axis] // q.size)
-        whole, rest = divmod(q.shape[axis], size)
+        pieces, rest = divmod(q.shape[axis], size)
 
         def one(q: jax.Array, start: Any, size: int) -> jax.Array:
             piece = f(jax.lax.dynamic_slice_in_dim(q, start, size, axis))
             return jax.lax.dynamic_update_slice_in_dim(q, piece, start, axis)
 
-        q = jax.lax.fori_loop(0, whole, lambda i, q: one(q, i * size, size), q)
-        return one(q, whole * size, rest) if rest else q
+        q = jax.lax.fori_loop(0, pieces, lambda i, q: one(q, i * size, size), q)
+        return one(q, pieces * size, rest) if rest else q
 
     return jax.tree.map(leaf, basis)
 
 
-def _turn(s: Search, H: Operator) -> None:
+# --- the moves
+
+
+def _turn_open_rows(s: Search, H: Operator) -> None:
     """Turn the open rows so that the first of them points along ``s.direction``."""
     unit = s.direction / np.linalg.norm(s.direction)
     sign = 1.0 if unit[0] >= 0 else -1.0
@@ -213,43 +231,31 @@ def _turn(s: Search, H: Operator) -> None:
     mirror[0] += sign
     # Householder's: turn @ unit is the first unit vector
     turn = sign * (2 * np.outer(mirror, mirror) / (mirror @ mirror) - np.eye(len(unit)))
+    padded = np.eye(max(8, 1 << (len(unit) - 1).bit_length()), dtype=H.dtype)  # few sizes compile
+    padded[: len(unit), : len(unit)] = turn
     T = s.T.copy()
     T[s.known : s.filled, : s.known] = turn @ T[s.known : s.filled, : s.known]
-    whole = np.eye(max(8, 1 << (len(unit) - 1).bit_length()), dtype=H.dtype)  # few sizes compile
-    whole[: len(unit), : len(unit)] = turn
-    vars(s).update(basis=_turned(s.basis, whole, np.int32(s.known), spread=H.space.shards), T=T, direction=np.zeros(0))
+    basis = _mix_rows_from(s.take_basis(), padded, np.int32(s.known), shards=H.space.shards)
+    s.T, s.direction = T, np.zeros(0)
+    s.basis = basis
 
 
-def _room(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
+def _make_room(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
     """Make room for another row: a larger buffer, or a restart from the best Ritz vectors."""
     if s.rows >= s.most:
         _restart(s, ritz, k, H)
         return
     more = min(s.rows * (3 if H.on_device else 1), s.most - s.rows)  # on the device a size compiles the product anew
-    s.needed = max(s.needed, _lanczos.needed(H, s.rows + more, saved=s.saved, grown_from=s.rows))
-    log.info("eigenpairs: %d vectors from here on, %.1f MiB", s.rows + more, s.needed / 2**20)
-    vars(s).update(basis=_padded(s.basis, more=more, spread=H.space.shards), T=np.pad(s.T, (0, more)))
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block is done: in between, the old basis is gone and the new one not yet known."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    seen: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if seen:
-            signal.raise_signal(signal.SIGINT)
+    bytes_needed = _lanczos.bytes_needed(H, s.rows + more, saved=s.saved, grown_from=s.rows)
+    s.bytes_needed = max(s.bytes_needed, bytes_needed)
+    log.info("eigenpairs: from now on %d vectors, %.1f MiB", s.rows + more, s.bytes_needed / 2**20)
+    basis = _pad(s.take_basis(), more=more, shards=H.space.shards)
+    s.T = np.pad(s.T, (0, more))
+    s.basis = basis
 
 
 def _restart(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
-    """Thick restart: the best Ritz vectors and the open rows."""
+    """Thick restart: keep the best Ritz vectors and the open rows."""
     still = s.filled - s.known
     keep = min(k + max(0, (s.rows - k - still) // 2), s.known, s.rows - still - 1)
     new, T = np.zeros((2, s.rows, s.rows))  # row i of new: the new row i in terms of the old ones
@@ -257,27 +263,38 @@ def _restart(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
     new[np.arange(keep, keep + still), np.arange(s.known, s.filled)] = 1
     T[np.arange(keep), np.arange(keep)] = ritz.values[:keep]
     T[keep : keep + still, :keep] = ritz.couplings[:, :keep]
-    with _uninterrupted():
-        vars(s).update(
-            basis=_combined(s.basis, new, spread=H.space.shards), T=T, known=keep, filled=keep + still,
-            restarts=s.restarts + 1, checked=-1,
-        )  # fmt: skip
+    basis = _mix_rows(s.take_basis(), new, shards=H.space.shards)
+    s.T, s.known, s.filled = T, keep, keep + still
+    s.restarts, s.checked = s.restarts + 1, -1
+    s.basis = basis
 
 
-def _inject(s: Search, H: Operator, key: jax.Array, values: np.ndarray) -> None:
+def _begin_sequence(s: Search, H: Operator, key: jax.Array, values: np.ndarray) -> None:
     """Begin another sequence, at random in the complement of the known rows; ``values`` are the wanted ones now.
 
-    The remainders of the sequences before are in that complement: the start has a part along them.
+    The remainders of earlier sequences lie in that complement: the start vector has a part along them.
     """
     n = H.shape[0]
     vector = _lanczos.random(H, key, s.draws, "normal")
-    found = _lanczos.orthogonalized(H, s.basis, vector, np.inf if s.filled >= n else 0.0)
-    fresh = found.norms[found.norms > 0]  # none where the basis is complete
-    vars(s).update(
-        basis=_lanczos.store(s.basis, found, s.filled), filled=s.filled + len(fresh), draws=s.draws + 1,
-        direction=np.append(found.coefficients[0, s.known : s.filled], fresh), outside=n - s.known, wanted=values,
-        alphas=np.zeros(0), betas=np.zeros(0), longest=max(s.longest, len(s.alphas)), most=min(s.most + 1, n),
-    )  # fmt: skip
+    step = _lanczos.orthogonalize(H, s.basis, vector, np.inf if s.filled >= n else 0.0)
+    fresh = step.norms[step.norms > 0]  # none where the basis is complete
+    basis = _lanczos.store(s.take_basis(), step, s.filled)
+    s.direction = np.append(step.coefficients[0, s.known : s.filled], fresh)
+    s.filled += len(fresh)
+    s.draws += 1
+    s.outside, s.wanted = n - s.known, values
+    s.longest = max(s.longest, len(s.alphas))
+    s.alphas, s.betas = np.zeros(0), np.zeros(0)
+    s.most = min(s.most + 1, n)
+    s.basis = basis
+
+
+def _steer(s: Search, ritz: Ritz, k: int) -> None:
+    """Go on along the worst residual of the wanted pairs. The sequence, not begun at random, shows nothing."""
+    basis = s.take_basis()
+    s.direction = ritz.couplings[:, ritz.errors[:k].argmax()]
+    s.wanted, s.alphas, s.betas = np.zeros(0), np.zeros(0), np.zeros(0)
+    s.basis = basis
 
 
 def _multiply(s: Search, H: Operator, most: int, checked: int) -> bool:
@@ -285,11 +302,11 @@ def _multiply(s: Search, H: Operator, most: int, checked: int) -> bool:
     n = H.shape[0]
     full, alone = s.filled >= n, s.filled == s.known + 1
     count = max(1, min(CHUNK, s.rows - s.filled, n - s.filled, most)) if H.on_device and alone and not full else 1
-    found = _lanczos.advance(H, s.basis, s.known, s.filled, count, np.inf if full else s.scale)
-    good = int(np.isfinite(found.sizes).cumprod().sum())
-    T, at, filled, scale = s.T.copy(), s.known, s.filled, float(found.sizes[:good].max(initial=s.scale))
+    steps = _lanczos.advance(H, s.basis, s.known, s.filled, count, np.inf if full else s.scale)
+    good = int(np.isfinite(steps.sizes).cumprod().sum())
+    T, at, filled, scale = s.T.copy(), s.known, s.filled, float(steps.sizes[:good].max(initial=s.scale))
     direction, alphas, betas = np.zeros(0), list(s.alphas), list(s.betas)
-    for h, beta in zip(found.coefficients[:good], found.norms[:good]):
+    for h, beta in zip(steps.coefficients[:good], steps.norms[:good]):
         T[: at + 1, at] = T[at, : at + 1] = h[: at + 1]
         direction = np.append(h[at + 1 : filled], [beta] if beta > 0 else [])
         filled = at + 1 + len(direction)
@@ -298,67 +315,80 @@ def _multiply(s: Search, H: Operator, most: int, checked: int) -> bool:
         size = float(np.linalg.norm(direction))
         betas.append(size if size > BREAKDOWN * float(jnp.finfo(H.dtype).eps) * scale else 0.0)
         at += 1
-    vars(s).update(
-        basis=_lanczos.store(s.basis, found, s.filled), T=T, known=at, filled=filled, scale=scale,
-        direction=direction if good and len(direction) > 1 and betas[-1] > 0 else np.zeros(0),
-        alphas=np.array(alphas), betas=np.array(betas), products=s.products + len(found.norms), checked=checked,
-    )  # fmt: skip
-    return good == len(found.norms)
+    basis = _lanczos.store(s.take_basis(), steps, s.filled)
+    s.T, s.known, s.filled, s.scale = T, at, filled, scale
+    s.direction = direction if good and len(direction) > 1 and betas[-1] > 0 else np.zeros(0)
+    s.alphas, s.betas = np.array(alphas), np.array(betas)
+    s.products += len(steps.norms)
+    s.checked = checked
+    s.basis = basis
+    return good == len(steps.norms)
 
 
-def _choose(s: Search, ritz: Ritz, k: int, n: int, which: str, tol: float) -> str:
-    """What to do next, "multiply", "steer" or "inject"; or why it is over, "verified" or "unverified"."""
+# --- the search
+
+
+def _choose(s: Search, ritz: Ritz, n: int, goal: Goal) -> str:
+    """The next move, "multiply", "steer" or "begin"; or why the search is over, "verified" or "unverified"."""
     if s.known == n:
         return "verified"
-    limit = tol * np.abs(ritz.values).max(initial=0.0)
+    k, limit = goal.k, goal.tol * np.abs(ritz.values).max(initial=0.0)
     if s.known < k or (ritz.errors[:k] > limit).any():
         worst = ritz.couplings[:, ritz.errors[:k].argmax()] if s.known else np.zeros(1)
         size = np.linalg.norm(worst)
-        if s.ended:
-            return "steer" if size > limit else "inject"
-        return "steer" if size > limit and abs(worst[0]) < size / 2 else "multiply"  # to the worst residual
+        if s.broke_down:
+            return "steer" if size > limit else "begin"
+        return "steer" if size > limit and abs(worst[0]) < size / 2 else "multiply"
     if len(s.wanted) < k:
-        return "inject"
-    sign = np.abs if which == "magnitude" else np.asarray
+        return "begin"
+    sign = np.abs if goal.which == "magnitude" else np.asarray
     if np.abs(sign(ritz.values[:k]) - sign(s.wanted)).max() > limit:
-        return "inject"  # this sequence has brought another copy, and there may be more
-    if _settled(s, ritz, k, which, tol):
+        return "begin"  # this sequence has brought another copy, and there may be more
+    if _nothing_missed(s, ritz, goal):
         return "verified"
-    return "unverified" if s.ended or len(s.alphas) >= max(s.longest, LEAST) else "multiply"
+    return "unverified" if s.broke_down or len(s.alphas) >= max(s.longest, LEAST) else "multiply"
 
 
-def search(
-    s: Search, H: Operator, key: jax.Array, k: int, which: str, tol: float, limit: int,
-    progress: Callable[[float, float | None], None] | None,
-) -> str:  # fmt: skip
-    """Until the pairs are found; says how it ended: "verified", "unverified", "max_products", or what went wrong."""
+def search(s: Search, H: Operator, key: jax.Array, goal: Goal, limit: int, report: Callable[[int], None]) -> str:
+    """Search until the pairs are found.
+
+    Args:
+      s: the state, which changes.
+      H: the operator.
+      key: draws the start vectors.
+      goal: the pairs that are wanted.
+      limit: products at most.
+      report: called with the number of products after every step; it may raise, which leaves the state complete.
+
+    Returns:
+      How the search ended: "verified", "unverified", "max_products", or the trouble in words.
+    """
     n = H.shape[0]
     while True:
         if len(s.direction):
-            _turn(s, H)
-        if not _due(s, k, limit):
-            todo, ritz = "multiply", None
+            _turn_open_rows(s, H)
+        if not _needs_ritz_pairs(s, goal.k, limit):
+            move, ritz = "multiply", None
         else:
-            ritz = ritz_pairs(s, which)
-            todo = _choose(s, ritz, k, n, which, tol)
-        if todo in ("verified", "unverified"):
-            return todo
+            ritz = ritz_pairs(s, goal.which)
+            move = _choose(s, ritz, n, goal)
+        if move in ("verified", "unverified"):
+            return move
         if s.products >= limit:
             return "max_products"
         if ritz is not None and s.rows <= s.filled < n:
-            _room(s, ritz, k, H)
-        elif ritz is not None and todo == "inject":
-            _inject(s, H, key, ritz.values[:k])
-        elif ritz is not None and todo == "steer":  # such a sequence, not begun at random, shows nothing
-            worst = ritz.couplings[:, ritz.errors[:k].argmax()]
-            vars(s).update(direction=worst, wanted=np.zeros(0), alphas=np.zeros(0), betas=np.zeros(0))
+            _make_room(s, ritz, goal.k, H)
+        elif ritz is not None and move == "begin":
+            _begin_sequence(s, H, key, ritz.values[: goal.k])
+        elif ritz is not None and move == "steer":
+            _steer(s, ritz, goal.k)
         elif not _multiply(s, H, limit - s.products, s.checked if ritz is None else s.known):
             return f"product {s.products} is not finite"
-        elif progress is not None:
-            progress(s.products, None)
+        else:
+            report(s.products)
 
 
-def _due(s: Search, k: int, limit: int) -> bool:
+def _needs_ritz_pairs(s: Search, k: int, limit: int) -> bool:
     """Whether it is time for Ritz pairs, which cost known^3."""
     enough = s.known >= k and not 0 <= s.known - s.checked < max(1, s.known // 32)
-    return enough or s.ended or s.filled in (s.known, s.rows) or s.products >= limit
+    return enough or s.broke_down or s.filled in (s.known, s.rows) or s.products >= limit

@@ -1,8 +1,8 @@
-"""The Lanczos process: an orthonormal basis of the space that a symmetric operator makes of a start vector.
+"""The Lanczos process makes an orthonormal basis of the Krylov space of a symmetric operator and a start vector.
 
-Vectors stay trees; a basis is a stacked tree with zeros in the rows not yet filled, so that projecting on the whole
-buffer is right. Operators that run well on the device are driven there, several steps to a call; others step by step
-from the host, around one jitted update.
+Vectors stay trees; a basis is a stacked tree with zeros in the rows not yet filled, so that a projection may take all
+rows of the buffer. Operators that run well on the device take several steps in one program; for others the host takes
+one step after another, with one jitted update.
 """
 
 from __future__ import annotations
@@ -19,19 +19,36 @@ from lla_jax.core import arguments
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import clamp_count, warn_caller
 from lla_jax.core.types import PyTree
-from lla_jax.curvature.linear_operator import LinearOperator, Operator, check_given, check_operator
+from lla_jax.curvature.linear_operator import (
+    LinearOperator,
+    Operator,
+    check_given,
+    check_operator,
+    nothing_to_keep,
+)
 from lla_jax.curvature.space import draw_one, take, vector_at
 from lla_jax.execution import sharding
+from lla_jax.execution.interrupts import deferred_interrupts
 
 BREAKDOWN = 10.0  # a remainder below this times eps |A q| is rounding
 CHUNK = 8  # steps of one call on the device
-BESIDE = {True: 10, False: 3}  # vectors beside a basis while it is driven: on the device, with CHUNK new ones, or not
-FIXED = 190 * 2**20  # bytes on a CPU for compiled programs and their threads, measured
+WORK_VECTORS = {
+    True: 10,
+    False: 3,
+}  # vectors that a step needs besides the basis: on the device (CHUNK new ones) or not
+FIXED_BYTES = 190 * 2**20  # on a CPU, for compiled programs and their threads, measured
 WINDOW = 11  # vectors that LLA re-orthogonalises against
 
 
 class Step(NamedTuple):
-    """One step: the basis with its new row, h = Q'A q ``(m,)``, beta = |A q - Q h| (0 where it is rounding), |A q|."""
+    """One step.
+
+    Args:
+      basis: Q with its new row.
+      coefficients: (m,) h = Q'A q.
+      norm: beta = |A q - Q h|, 0 where it is rounding.
+      size: |A q|.
+    """
 
     basis: PyTree
     coefficients: jax.Array
@@ -40,10 +57,10 @@ class Step(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Several steps, one after another. The arrays are float64 on the host, with an axis of probes first if batched.
+    """Several steps, one after another. The arrays are float64 on the host, with a leading axis of probes if batched.
 
     Args:
-      vectors: the new rows, stacked; with a window the whole ring.
+      vectors: the new rows, stacked; with a window all rows of the ring.
       coefficients: (steps, m), Q'A q.
       norms: (steps,), |A q - Q Q'A q|, 0 where it is rounding: the last step is the first with 0.
       sizes: (steps,), |A q|.
@@ -61,7 +78,7 @@ class Lanczos(NamedTuple):
     Args:
       basis: Q, a stacked tree of s vectors.
       alphas: (s,) float64, the diagonal of T.
-      betas: (s,) float64; the first s - 1 are beside the diagonal of T, the last is |r|.
+      betas: (s,) float64; the first s - 1 are the off-diagonal of T, the last is |r|.
       remainder: r, a tree; zero where the space is invariant under A.
     """
 
@@ -77,7 +94,7 @@ class Lanczos(NamedTuple):
 def inner(basis: PyTree, vector: PyTree) -> jax.Array:
     """Q'w: the inner products ``(m,)`` of a vector with the rows of a basis, in float32 at least."""
     leaves = zip(jax.tree.leaves(basis), jax.tree.leaves(vector), strict=True)
-    # multiply and sum, not a matrix product: over 10^7 entries XLA's on a CPU loses all but three digits, this none
+    # multiply and sum, not a matrix product: over 10^7 entries XLA's on a CPU keeps three digits, this all
     return sum(jnp.sum(_tree.wide(q) * _tree.wide(w), tuple(range(1, q.ndim))) for q, w in leaves)  # type: ignore
 
 
@@ -96,7 +113,7 @@ def _put(basis: PyTree, rows: Any, vectors: PyTree) -> PyTree:
     return jax.tree.map(lambda q, x: q.at[rows].set(x.astype(q.dtype), mode="drop"), basis, vectors)
 
 
-def _normalized(vector: PyTree, size: jax.Array, least: Any) -> tuple[PyTree, jax.Array]:
+def _normalize(vector: PyTree, size: jax.Array, least: Any) -> tuple[PyTree, jax.Array]:
     """(vector / size, size); zeros where the size is not above ``least``, or not finite."""
     good = (size > least) & jnp.isfinite(size)
     factor = 1 / jnp.where(good, size, 1)
@@ -112,11 +129,11 @@ def orthogonal(
     least = BREAKDOWN * jnp.finfo(size.dtype).eps * jnp.maximum(size, scale)
     total: list[Any] = [0] * len(bases)
     for _ in range(2):  # once leaves an error of eps |A q| / beta
-        found = [inner(basis, rest) for basis in bases]
-        for h, basis in zip(found, bases):
+        coefficients = [inner(basis, rest) for basis in bases]
+        for h, basis in zip(coefficients, bases):
             rest = _minus(rest, combine(h, basis))
-        total = [a + b for a, b in zip(total, found)]
-    unit, beta = _normalized(rest, _tree.norm(rest), least)
+        total = [a + b for a, b in zip(total, coefficients)]
+    unit, beta = _normalize(rest, _tree.norm(rest), least)
     return unit, total, beta, size
 
 
@@ -129,7 +146,7 @@ def lanczos_step(basis: PyTree, product: PyTree, into: Any, scale: Any = 0.0) ->
       basis: Q, a stacked tree ``(m, ...)`` of orthonormal rows, zero where not filled.
       product: A q for a row q of the basis. Any other vector is made orthogonal to the basis and of norm 1.
       into: the row of the new vector.
-      scale: the norm of A where it is known: beta below 10 eps max(scale, |A q|) is rounding and counts as 0.
+      scale: the norm of A, if it is known: beta below 10 eps max(scale, |A q|) is rounding and counts as 0.
 
     Returns:
       The ``Step``; its new row is zero where beta is 0 or not finite.
@@ -138,21 +155,21 @@ def lanczos_step(basis: PyTree, product: PyTree, into: Any, scale: Any = 0.0) ->
     return Step(_put(basis, into, unit), h, beta, size)
 
 
-def _windowed(
+def _window_step(
     ring: PyTree, product: PyTree, vector: PyTree, before: PyTree, last: Any, scale: Any
 ) -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:
-    """LLA's step: (unit remainder, alpha, beta, size). The three-term recurrence and its norm beta; only then is the
-    remainder re-orthogonalised, once and against the ring, and normalised."""
+    """LLA's step: (unit remainder, alpha, beta, size). Beta is the norm after the three-term recurrence; then the
+    remainder is re-orthogonalised once, against the ring, and normalised."""
     size, alpha = _tree.norm(product), _tree.dot(product, vector)
     rest = jax.tree.map(lambda x, y, z: x - alpha * y - last * z, product, vector, before)
     least = BREAKDOWN * jnp.finfo(size.dtype).eps * jnp.maximum(size, scale)
-    _, beta = _normalized(rest, _tree.norm(rest), least)
+    _, beta = _normalize(rest, _tree.norm(rest), least)
     rest = _minus(rest, combine(inner(ring, rest), ring))
-    unit, _ = _normalized(rest, _tree.norm(rest), jnp.where(beta > 0, 0, jnp.inf))
+    unit, _ = _normalize(rest, _tree.norm(rest), jnp.where(beta > 0, 0, jnp.inf))
     return unit, alpha, beta, size
 
 
-# --- the drivers
+# --- several steps
 
 
 class _Carry(NamedTuple):
@@ -167,25 +184,33 @@ class _Carry(NamedTuple):
     sizes: Any
 
 
-def _loop(
-    H: LinearOperator, basis: PyTree, row: Any, into: Any, count: Any, scale: Any, last: Any,
-    *, window: bool, stop: bool,
-) -> _Carry:  # fmt: skip
-    """At most CHUNK steps in one program: the first from ``row``, each next from the row made before.
+class _Start(NamedTuple):
+    """Where the steps of one call begin; see ``advance``."""
 
-    The basis is only read, so that it outlives an error; the new rows are carried beside it.
+    row: Any
+    into: Any
+    count: Any
+    scale: Any
+    last: Any
+
+
+def _loop(H: LinearOperator, basis: PyTree, start: _Start, *, window: bool, stop: bool) -> _Carry:
+    """At most CHUNK steps in one program: the first multiplies ``row``, each next one the row made before.
+
+    The basis is only read, so that it outlives an error; the new rows are carried apart from it.
     """
+    row, into, count, scale, last = start
     leaves = jax.tree.leaves(basis)
     rows, dtype = leaves[0].shape[0], jnp.result_type(*leaves)
 
-    def goes_on(c: _Carry) -> Any:
+    def continues(c: _Carry) -> Any:
         more = c.done < count
         return more & ((c.done == 0) | (c.last > 0)) if stop else more
 
     def body(c: _Carry) -> _Carry:
         product, here = H.mv(c.vector), into + c.done
         if window:
-            unit, alpha, beta, size = _windowed(c.new, product, c.vector, c.before, c.last, c.scale)
+            unit, alpha, beta, size = _window_step(c.new, product, c.vector, c.before, c.last, c.scale)
             h = jnp.zeros(rows, dtype).at[(here - 1) % rows].set(alpha)
             new = _put(c.new, here % rows, unit)
         else:
@@ -193,9 +218,16 @@ def _loop(
             h = h.at[into + jnp.arange(CHUNK)].add(fresh, mode="drop")
             new = _put(c.new, c.done, unit)
         return _Carry(
-            c.done + 1, new, unit, c.vector if window else None, beta, jnp.maximum(c.scale, size),
-            c.coefficients.at[c.done].set(h), c.norms.at[c.done].set(beta), c.sizes.at[c.done].set(size),
-        )  # fmt: skip
+            c.done + 1,
+            new,
+            unit,
+            c.vector if window else None,
+            beta,
+            jnp.maximum(c.scale, size),
+            c.coefficients.at[c.done].set(h),
+            c.norms.at[c.done].set(beta),
+            c.sizes.at[c.done].set(size),
+        )
 
     blank, zero = jnp.zeros((CHUNK, rows), dtype), jnp.zeros(CHUNK, dtype)
     if window:
@@ -203,148 +235,155 @@ def _loop(
     else:
         new = jax.tree.map(lambda q: jnp.zeros((CHUNK, *q.shape[1:]), q.dtype), basis)
         vector, before = vector_at(basis, row), None
-    first = _Carry(jnp.int32(0), new, vector, before, last.astype(dtype), scale.astype(dtype), blank, zero, zero)
-    return jax.lax.while_loop(goes_on, body, first)
+    carry = _Carry(jnp.int32(0), new, vector, before, last.astype(dtype), scale.astype(dtype), blank, zero, zero)
+    return jax.lax.while_loop(continues, body, carry)
 
 
 @partial(jax.jit, static_argnames=("window", "batched"))
-def _on_device(
-    H: LinearOperator, basis: PyTree, row: Any, into: Any, count: Any, scale: Any, last: Any,
-    *, window: bool, batched: bool,
-) -> tuple[Any, ...]:  # fmt: skip
+def _on_device(H: LinearOperator, basis: PyTree, start: _Start, *, window: bool, batched: bool) -> tuple[Any, ...]:
     if batched:
-        # the number of steps is common, so that the loop stays one; after a breakdown a probe multiplies zeros
+        # all probes take the same number of steps, so that the loop stays one; after a breakdown one multiplies zeros
         each = partial(_loop, window=window, stop=False)
-        found = jax.vmap(each, in_axes=(None, 0, None, None, None, 0, 0))(H, basis, row, into, count, scale, last)
+        end = jax.vmap(each, in_axes=(None, 0, _Start(None, None, None, 0, 0)))(H, basis, start)
     else:
-        found = _loop(H, basis, row, into, count, scale, last, window=window, stop=True)
-    return found.done, found.new, found.coefficients, found.norms, found.sizes
+        end = _loop(H, basis, start, window=window, stop=True)
+    return end.done, end.new, end.coefficients, end.norms, end.sizes
 
 
-@partial(jax.jit, static_argnames="spread")
-def _from_host(basis: PyTree, product: PyTree, scale: Any, *, spread: Any) -> tuple[Any, ...]:
+@partial(jax.jit, static_argnames="shards")
+def _from_host(basis: PyTree, product: PyTree, scale: Any, *, shards: Any) -> tuple[Any, ...]:
     unit, (h,), beta, size = orthogonal((basis,), product, scale)
-    unit = sharding.pinned(unit, spread)
+    unit = sharding.pinned(unit, shards)
     return jax.tree.map(lambda x: x[None], (unit, h, beta, size))
 
 
 @jax.jit
-def _from_host_windowed(basis: PyTree, product: PyTree, row: Any, last: Any, scale: Any) -> tuple[Any, ...]:
+def _window_step_from_host(basis: PyTree, product: PyTree, row: Any, last: Any, scale: Any) -> tuple[Any, ...]:
     rows = jax.tree.leaves(basis)[0].shape[0]
     vector, before = vector_at(basis, row % rows), vector_at(basis, (row - 1) % rows)
-    unit, alpha, beta, size = _windowed(basis, product, vector, before, last, scale)
+    unit, alpha, beta, size = _window_step(basis, product, vector, before, last, scale)
     h = jnp.zeros((1, rows), size.dtype).at[0, row % rows].set(alpha)
     return _put(basis, (row + 1) % rows, unit), h, beta[None], size[None]
 
 
 def advance(
-    H: Operator, basis: PyTree, row: int, into: int, count: int, scale: Any = 0.0, last: Any = 0.0,
-    *, window: bool = False, batched: bool = False,
-) -> Steps:  # fmt: skip
-    """Steps of Lanczos: the first multiplies ``row``, its remainder is multiplied next, and so on.
+    H: Operator,
+    basis: PyTree,
+    row: int,
+    into: int,
+    count: int,
+    scale: Any = 0.0,
+    last: Any = 0.0,
+    *,
+    window: bool = False,
+    batched: bool = False,
+) -> Steps:
+    """Take steps of Lanczos: the first multiplies ``row``, the next one the remainder of the first, and so on.
 
-    Ends early at a remainder of 0 (a breakdown, or a product that is not finite) unless batched.
+    Unless batched, they end early at a remainder of 0: a breakdown, or a product that is not finite.
 
     Args:
       H: the operator.
-      basis: the rows; with ``batched`` (only where ``H.on_device``) a leading axis of probes besides.
-      row: where to begin.
-      into: the row that the first new vector is to have (see ``store``); with ``window`` it is ``row + 1``, and rows
-        are counted round the ring.
+      basis: the rows; with ``batched`` (only where ``H.on_device``) with a leading axis of probes.
+      row: the row that the first step multiplies.
+      into: the row at which ``store`` will put the first new vector; with ``window`` it is ``row + 1``, and rows are
+        counted around the ring.
       count: steps, at most CHUNK on the device, 1 from the host.
       scale: the largest |A q| so far, one for each probe where batched; inf where no remainder can be more than
         rounding.
-      last: the norm before ``row``, likewise; read with ``window``.
-      window: LLA's re-orthogonalisation against a ring.
+      last: the norm of the step that made ``row``, likewise; read with ``window``.
+      window: re-orthogonalise as LLA does, against a ring of the last vectors.
       batched: several probes at once.
     """
     scale, last = np.asarray(scale, H.dtype), np.asarray(last, H.dtype)
     if H.on_device:
         assert isinstance(H, LinearOperator)
-        numbers = (np.int32(row), np.int32(into), np.int32(count))
-        done, *found = _on_device(H, basis, *numbers, scale, last, window=window, batched=batched)
+        start = _Start(np.int32(row), np.int32(into), np.int32(count), scale, last)
+        done, vectors, *numbers = _on_device(H, basis, start, window=window, batched=batched)
         steps = int(np.max(done))
-        coefficients, norms, sizes = (np.asarray(x, np.float64) for x in found[1:])
+        coefficients, norms, sizes = (np.asarray(x, np.float64) for x in numbers)
         cut = (slice(None), slice(steps)) if batched else (slice(steps),)
-        return Steps(found[0], coefficients[cut], norms[cut], sizes[cut])
+        return Steps(vectors, coefficients[cut], norms[cut], sizes[cut])
     assert count == 1
     assert not batched
     rows = jax.tree.leaves(basis)[0].shape[0]
     product = H.product(take(basis, np.int32(row % rows if window else row)))
     if not window:
-        return orthogonalized(H, basis, product, scale)
-    vectors, *rest = _from_host_windowed(basis, product, np.int32(row), last, scale)
-    return Steps(vectors, *(np.asarray(x, np.float64) for x in rest))
+        return orthogonalize(H, basis, product, scale)
+    vectors, *numbers = _window_step_from_host(basis, product, np.int32(row), last, scale)
+    return Steps(vectors, *(np.asarray(x, np.float64) for x in numbers))
 
 
-def orthogonalized(H: Operator, basis: PyTree, vector: PyTree, scale: Any) -> Steps:
-    """The step that a vector makes in place of a product: what of it is orthogonal to the basis, and the rest."""
-    unit, *rest = _from_host(basis, vector, np.asarray(scale, H.dtype), spread=H.space.shards)
-    return Steps(unit, *(np.asarray(x, np.float64) for x in rest))
+def orthogonalize(H: Operator, basis: PyTree, vector: PyTree, scale: Any) -> Steps:
+    """The step that any vector makes in place of a product: its part orthogonal to the basis, and its coefficients."""
+    unit, *numbers = _from_host(basis, vector, np.asarray(scale, H.dtype), shards=H.space.shards)
+    return Steps(unit, *(np.asarray(x, np.float64) for x in numbers))
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="batched")
-def _stored(basis: PyTree, vectors: PyTree, into: Any, *, batched: bool) -> PyTree:
+def _store_rows(basis: PyTree, vectors: PyTree, into: Any, *, batched: bool) -> PyTree:
     count = jax.tree.leaves(vectors)[0].shape[1 if batched else 0]
     put = jax.vmap(_put, in_axes=(0, None, 0)) if batched else _put
     return put(basis, into + jnp.arange(count), vectors)
 
 
-def store(basis: PyTree, found: Steps, into: int, *, window: bool = False, batched: bool = False) -> PyTree:
-    """The basis with the new rows. The old one is given away."""
-    return found.vectors if window else _stored(basis, found.vectors, np.int32(into), batched=batched)
+def store(basis: PyTree, steps: Steps, into: int, *, window: bool = False, batched: bool = False) -> PyTree:
+    """The basis with the new rows. The old basis is destroyed: its memory is used again."""
+    return steps.vectors if window else _store_rows(basis, steps.vectors, np.int32(into), batched=batched)
 
 
 def random(H: Operator, key: jax.Array, number: int, distribution: str) -> PyTree:
-    """The random vector of a number, where the operator's vectors live."""
+    """The random vector with this number, on the operator's devices."""
     return H.space.settle(H.place(draw_one(H.space, key, np.uint32(number), distribution=distribution)))
 
 
-@partial(jax.jit, static_argnames=("rows", "spread"))
-def begin(vector: PyTree, *, rows: int, spread: Any = None) -> PyTree:
-    """A basis of ``rows`` rows, the first the vector made of norm 1, the others zero."""
-    unit, _ = _normalized(vector, _tree.norm(vector), 0)
+@partial(jax.jit, static_argnames=("rows", "shards"))
+def begin(vector: PyTree, *, rows: int, shards: Any = None) -> PyTree:
+    """A basis of ``rows`` rows: the first is the vector scaled to norm 1, the others are zero."""
+    unit, _ = _normalize(vector, _tree.norm(vector), 0)
     blank = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), _tree.wide(x).dtype), unit)
-    return sharding.pinned(_put(sharding.pinned(blank, spread), 0, unit), spread)
+    return sharding.pinned(_put(sharding.pinned(blank, shards), 0, unit), shards)
 
 
 @partial(jax.jit, static_argnames="rows")
 def begin_batch(vectors: list[PyTree], *, rows: int) -> PyTree:
-    """The same of several vectors, with a leading axis."""
+    """The bases of several vectors, with a leading axis."""
     return jax.vmap(partial(begin, rows=rows))(_tree.stack(vectors))
 
 
 def from_host(H: Operator, leaves: list[np.ndarray]) -> PyTree:
-    """A basis of numpy leaves where the operator's vectors live."""
+    """A basis of numpy leaves, put on the operator's devices."""
     leaves = leaves if H.space.shards is not None else [jnp.asarray(x) for x in leaves]  # type: ignore[misc]
     return H.place(H.space.tree(leaves))
 
 
 def tridiagonal(alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
-    """T, (s, s), from its diagonal (s,) and the norms beside it (s,), of which the last is not in it."""
+    """T, (s, s), from its diagonal (s,) and the norms (s,), the last of which is not part of T."""
     return np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)
 
 
 def sequence(
-    H: Operator, basis: PyTree, steps: int, *, ends: Callable[[np.ndarray, np.ndarray], bool] | None = None
+    H: Operator, basis: PyTree, steps: int, *, stop: Callable[[np.ndarray, np.ndarray], bool] | None = None
 ) -> tuple[PyTree, np.ndarray, np.ndarray, int]:
     """(basis, alphas, betas, products) of at most ``steps`` steps from row 0, up to a breakdown.
 
-    ``ends(alphas, betas)`` is asked between calls whether to stop. A product that is not finite ends it too, and its
-    step is left out.
+    Between calls ``stop(alphas, betas)`` says whether to stop. A product that is not finite ends the sequence too, and
+    its step is left out.
     """
     alphas, betas, scale, products = np.zeros(0), np.zeros(0), 0.0, 0
-    while len(alphas) < steps and not (len(betas) and betas[-1] == 0):
-        j = len(alphas)
-        count = min(CHUNK, steps - j) if H.on_device else 1
-        found = advance(H, basis, j, j + 1, count, scale)
-        basis, products = store(basis, found, j + 1), products + len(found.norms)
-        good = int(np.isfinite(found.sizes).cumprod().sum())
-        alphas = np.append(alphas, [found.coefficients[i, j + i] for i in range(good)])
-        betas = np.append(betas, found.norms[:good])
-        scale = float(found.sizes[:good].max(initial=scale))
-        if good < len(found.norms) or (ends is not None and ends(alphas, betas)):
-            break
+    with deferred_interrupts() as check:
+        while len(alphas) < steps and not (len(betas) and betas[-1] == 0):
+            check()
+            j = len(alphas)
+            count = min(CHUNK, steps - j) if H.on_device else 1
+            new = advance(H, basis, j, j + 1, count, scale)
+            basis, products = store(basis, new, j + 1), products + len(new.norms)
+            good = int(np.isfinite(new.sizes).cumprod().sum())
+            alphas = np.append(alphas, [new.coefficients[i, j + i] for i in range(good)])
+            betas = np.append(betas, new.norms[:good])
+            scale = float(new.sizes[:good].max(initial=scale))
+            if good < len(new.norms) or (stop is not None and stop(alphas, betas)):
+                break
     return basis, alphas, betas, products
 
 
@@ -373,10 +412,10 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     check_start(start)
     steps = clamp_count("steps", steps, H.shape[0])
     check_given(H, key)
-    basis = begin(random(H, key, 0, start), rows=steps + 1, spread=H.space.shards)
+    basis = begin(random(H, key, 0, start), rows=steps + 1, shards=H.space.shards)
     basis, alphas, betas, products = sequence(H, basis, steps)
     if not len(alphas):
-        raise ValueError(nothing(products))
+        raise nothing_to_keep(f"product {products}")
     if products > len(alphas):
         warn_caller(f"H: product {products} is not finite; the {len(alphas)} steps before it are kept")
     done = len(alphas)
@@ -384,38 +423,38 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     return Lanczos(H.place(jax.tree.map(lambda q: q[:done], basis)), alphas, betas, H.place(rest))
 
 
-# --- arguments
+# --- sizes, rounding, arguments
 
 
-def needed(H: Operator, rows: int, *, group: int = 1, saved: bool = False, grown_from: int = 0, kept: int = 0) -> int:
-    """Bytes at most of ``group`` bases of ``rows`` vectors and what is computed beside them.
+def bytes_needed(
+    H: Operator, rows: int, *, group: int = 1, saved: bool = False, grown_from: int = 0, kept: int = 0
+) -> int:
+    """Bytes at most of bases and their work space.
 
-    A basis that is saved on the way is copied; ``grown_from`` rows of a smaller one are there while they are copied;
-    ``kept`` vectors come on top at the end.
+    Args:
+      H: the operator.
+      rows: vectors of one basis.
+      group: number of bases.
+      saved: whether they are copied on the way.
+      grown_from: rows of a smaller basis that is there while it is copied; 0 for none.
+      kept: vectors that come on top at the end.
     """
     nbytes, rows = H.space.nbytes, 2 * rows if saved else rows
-    beside = group * BESIDE[H.on_device]
-    growing = grown_from + beside // 2 if grown_from else 0
-    fixed = FIXED if jax.default_backend() == "cpu" else 0
-    return nbytes * rows * group + max(nbytes * max(beside, growing) + fixed, nbytes * kept + fixed // 2)
+    work = group * WORK_VECTORS[H.on_device]
+    growing = grown_from + work // 2 if grown_from else 0
+    fixed = FIXED_BYTES if jax.default_backend() == "cpu" else 0
+    return nbytes * rows * group + max(nbytes * max(work, growing) + fixed, nbytes * kept + fixed // 2)
 
 
 def rounding(H: Operator, times: float) -> float:
-    """What rounding makes of a product, relative to the largest eigenvalue: ``times`` eps of the vectors, or eps of the
-    parameters where these are less precise."""
+    """The rounding error of a product, relative to the largest eigenvalue.
+
+    It is ``times`` eps of the vectors, or eps of the parameters where these are less precise.
+    """
     computed = H.recipe.get("precision", {}).get("params", [])
     return max([times * float(jnp.finfo(H.dtype).eps), *(float(jnp.finfo(name).eps) for name in computed)])
 
 
 def check_start(start: Any) -> None:
-    """Raise a ValueError for a distribution that there is not."""
-    if start not in ("rademacher", "normal"):
-        raise ValueError(f'start: {start!r} given; the rule is "rademacher" or "normal"')
-
-
-def nothing(product: int) -> str:
-    """What to say where not even one step is left."""
-    return (
-        f"H: product {product} is not finite, and there is nothing to keep; the rule is finite products. Is the loss "
-        "finite here?"
-    )
+    """Refuse an unknown distribution of start vectors."""
+    arguments.check_choice("start", start, ("rademacher", "normal"))

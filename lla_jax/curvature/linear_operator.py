@@ -14,6 +14,7 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.curvature import products
 from lla_jax.curvature.products import Multiplier
@@ -377,6 +378,11 @@ def check_operator(H: Any) -> None:
             f"H: got {type(H).__name__}; the rule is an operator: lla.hessian(loss, params, data), or "
             "lla.operators.given(product, like) for one of your own"
         )
+
+
+def nothing_to_keep(product: str) -> Misuse:
+    """The error where not even the first product is finite; ``product`` names it."""
+    return Misuse("H", f"{product} is not finite, and there is nothing to keep; check that the loss is finite here")
 
 
 def check_given(H: Operator, key: jax.Array) -> int:

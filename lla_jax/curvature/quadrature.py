@@ -1,4 +1,4 @@
-"""Stochastic Lanczos quadrature: a spectrum as nodes and weights, and the density that they make."""
+"""Stochastic Lanczos quadrature gives a spectrum as nodes and weights; Gaussians around the nodes give its density."""
 
 from __future__ import annotations
 
@@ -16,34 +16,43 @@ from lla_jax.core.arguments import warn_caller
 from lla_jax.core.types import PyTree, Recipe, Spectrum
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.lanczos import CHUNK, WINDOW
-from lla_jax.curvature.linear_operator import Operator, check_given, check_operator
+from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, nothing_to_keep
 from lla_jax.execution import devices
 from lla_jax.execution import progress as _progress
+from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.progress import Progress
 
 log = logging.getLogger("lla_jax")
 
-SHARE = 0.25  # of the free memory that the bases of the probes take
+MEMORY_FRACTION = 0.25  # of the free memory, which the bases of the probes may take
 AT_ONCE = 16  # probes at once: more gain nothing
-CLOSE = 32.0  # nodes nearer than this times eps max|node| are one: the products are no better than that
-FAINT = 1e-6  # a weight below this / n is no eigenvalue's, but rounding's
+CLOSE = 32.0  # nodes nearer than this times eps max|node| count as one: the products are no better than that
+FAINT = 1e-6  # a weight below this / n comes from rounding, not from an eigenvalue
 
 
 @dataclass
-class _Run:
-    """What the probes gave so far, and where the present ones stand."""
+class _Sequences:
+    """The results of the probes so far, and the state of the present ones.
+
+    Every change takes the basis first and puts it back last: without it, the present probes begin anew.
+    """
 
     alphas: np.ndarray  # (probes, steps) float64: the diagonals of T
     betas: np.ndarray
     done: np.ndarray  # (probes,) steps that count
     group: int  # probes at a time
     products: int
-    first: int = 0  # of the present probes
-    at: int = 0  # their steps
+    start: int = 0  # number of the first of the present probes
+    at: int = 0  # steps that the present probes have taken
     basis: PyTree = None  # None between groups
-    scale: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    last: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    scale: np.ndarray = field(default_factory=lambda: np.zeros(0))  # largest |A q| of each present probe
+    last: np.ndarray = field(default_factory=lambda: np.zeros(0))  # their last betas
     trouble: str | None = None
+
+    def take_basis(self) -> PyTree:
+        """The basis, to be changed or given to a program that destroys it."""
+        basis, self.basis = self.basis, None
+        return basis
 
 
 def spectrum(
@@ -77,11 +86,13 @@ def spectrum(
       scheme: "full" re-orthogonalises against all vectors before, twice. "lla" against the last 11, once, as LLA does,
         with the copies of eigenvalues that come of it: to reproduce its figures, in the memory of 11 vectors.
       progress: called as ``progress(products, probes * steps)``.
-      on_partial: called with the probes there are and the state to continue from, if the run is interrupted (Ctrl-C,
-        or any exception), before the exception is raised again.
+      on_partial: called with the probes there are and the state to continue from, if the computation is interrupted
+        (Ctrl-C, or any exception), before the exception is raised again. A first Ctrl-C waits for the end of a step; a
+        second one does not, and if it comes while a step is stored, the present probes begin anew.
       save_every: seconds after which ``on_partial`` is called on the way as well, again and again, so that a killed
         process can be continued too. Its recipe then says "running" as "stopped".
-      resume: what ``on_partial`` got; continues, and gives the same to the bit as a run that was not interrupted.
+      resume: a result that ``on_partial`` was called with. The computation continues from it, and gives the same to the
+        bit as one that was not interrupted.
 
     Returns:
       ``Spectrum``. A probe ends early where its space becomes invariant. ``recipe``: "steps_done" (per probe), "nodes"
@@ -96,47 +107,58 @@ def spectrum(
     """
     check_operator(H)
     key = arguments.single_key(key)
-    if not isinstance(probes, int | np.integer) or isinstance(probes, bool) or probes < 1:
-        raise ValueError(f"probes: {probes!r} given; the rule is a positive integer")
+    probes = arguments.check_integer("probes", probes, remedy="such as 4")
     _lanczos.check_start(start)
-    if scheme not in ("full", "lla"):
-        raise ValueError(f'scheme: {scheme!r} given; the rule is "full" or "lla"')
+    arguments.check_choice("scheme", scheme, ("full", "lla"))
     n = H.shape[0]
     steps = arguments.clamp_count("steps", steps, n)
     recipe = {
-        "kind": "spectrum", "operator": dict(H.recipe), "n": n, "dtype": str(H.dtype), "steps": steps,
-        "probes": int(probes), "start": start, "scheme": scheme, "key": recipes.fingerprint(key),
-    }  # fmt: skip
-    if resume is None:
-        group = _group(H, steps, int(probes), scheme)
-        used = check_given(H, key)
-        table = np.zeros((2, probes, steps))
-        run = _Run(table[0], table[1], np.zeros(probes, np.int64), group, used)
-    else:
+        "kind": "spectrum",
+        "operator": dict(H.recipe),
+        "n": n,
+        "dtype": str(H.dtype),
+        "steps": steps,
+        "probes": probes,
+        "start": start,
+        "scheme": scheme,
+        "key": recipes.fingerprint(key),
+    }
+    if resume is not None:
         recipes.check_resume(resume, recipe, Spectrum)
         if resume.state is None:
             return resume
-        run = _restored(resume.state, H, _rows(steps, scheme))
-    memory = _memory(H, run, _rows(steps, scheme), save_every is not None)
+    state = None if resume is None else resume.state
+    with deferred_interrupts() as check:
+        if state is None:
+            group = _group(H, steps, probes, scheme)
+            alphas, betas = np.zeros((2, probes, steps))
+            s = _Sequences(alphas, betas, np.zeros(probes, np.int64), group, check_given(H, key))
+        else:
+            s = _restore(state, H, _rows(steps, scheme))
+        memory = _memory(H, s, _rows(steps, scheme), save_every is not None)
 
-    def hand_over(stopped: str) -> None:
-        gone = any(x.is_deleted() for x in jax.tree.leaves(run.basis))
-        if on_partial is not None and run.done.any() and not gone:
-            on_partial(_result(run, recipe | {"complete": False, "stopped": stopped}, H, _state(run, scheme)))
+        def hand_over(stopped: str) -> None:
+            if on_partial is not None and s.done.any():
+                on_partial(_result(s, recipe | {"complete": False, "stopped": stopped}, H, _state(s, scheme)))
 
-    progress = _progress.saving(progress, save_every, on_partial, lambda: hand_over("running"))
-    try:
-        _drive(run, H, key, recipe, progress)
-    except BaseException:
-        hand_over("interrupted")
-        raise
-    if not run.done.any():
-        raise ValueError(_lanczos.nothing(run.products))
-    result = _result(run, recipe | {"complete": True, "stopped": run.trouble, "memory": memory}, H, None)
-    if run.trouble:
-        warn_caller(
-            f"spectrum: {run.trouble}; the {result.probes} of {probes} probes that have steps before it are kept"
-        )
+        report = _progress.saving(progress, save_every, on_partial, lambda: hand_over("running"))
+
+        def after_step(products: int, total: int) -> None:
+            check()
+            if report is not None:
+                report(products, total)
+
+        try:
+            _run_groups(s, H, key, recipe, after_step)
+            check()
+        except BaseException:
+            hand_over("interrupted")
+            raise
+    if not s.done.any():
+        raise nothing_to_keep(f"product {s.products}")
+    result = _result(s, recipe | {"complete": True, "stopped": s.trouble, "memory": memory}, H, None)
+    if s.trouble:
+        warn_caller(f"spectrum: {s.trouble}; the {result.probes} of {probes} probes that have steps before it are kept")
     return result
 
 
@@ -145,144 +167,147 @@ def _rows(steps: int, scheme: str) -> int:
 
 
 def _group(H: Operator, steps: int, probes: int, scheme: str) -> int:
-    """How many probes run at once: a divisor, so that one shape compiles."""
+    """The number of probes computed at once: a divisor of all, so that one shape compiles."""
     nbytes, free = H.memory()
     each = nbytes * _rows(steps, scheme)
     if each > free:
-        raise arguments.Misuse(
-            "steps",
-            f"{steps} vectors take {each / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; the rule is fewer. At "
-            f'most {free // nbytes} steps fit, or use scheme="lla", which keeps {WINDOW} vectors',
-        )
-    room = min(AT_ONCE, max(1, int(SHARE * free) // each)) if H.on_device else 1
+        needed, left = f"{each / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB are free"
+        rule = f"it must be at most {free // nbytes}"
+        remedy = f'take fewer, or scheme="lla", which keeps {WINDOW} vectors'
+        raise arguments.Misuse("steps", f"{steps} given, whose vectors take {needed}, and {left}; {rule}: {remedy}")
+    room = min(AT_ONCE, max(1, int(MEMORY_FRACTION * free) // each)) if H.on_device else 1
     group = max(g for g in range(1, probes + 1) if probes % g == 0 and g <= room)
     return group
 
 
-def _memory(H: Operator, run: _Run, rows: int, saved: bool) -> dict[str, int]:
-    """What a recipe says of the memory needed at most, and the log before the run."""
-    vectors = run.group * rows
-    nbytes = _lanczos.needed(H, rows, group=run.group, saved=saved)
-    log.info(
-        "spectrum: %d of %d probes at a time: %d vectors, %.1f MiB with what is computed beside them (%.0f MiB free)",
-        run.group, len(run.alphas), vectors, nbytes / 2**20, H.memory()[1] / 2**20,
-    )  # fmt: skip
+def _memory(H: Operator, s: _Sequences, rows: int, saved: bool) -> dict[str, int]:
+    """The memory needed at most, for the recipe; it is logged, too."""
+    vectors = s.group * rows
+    nbytes = _lanczos.bytes_needed(H, rows, group=s.group, saved=saved)
+    needed = f"{vectors} vectors, {nbytes / 2**20:.1f} MiB with the work space"
+    free = H.memory()[1] / 2**20
+    log.info("spectrum: %d of %d probes at a time: %s (%.0f MiB free)", s.group, len(s.alphas), needed, free)
     return {"vectors": vectors, "bytes": nbytes}
 
 
-def _drive(run: _Run, H: Operator, key: jax.Array, recipe: Recipe, progress: Progress | None) -> None:
-    """Group after group, to the end or to a product that is not finite."""
-    probes, steps = run.alphas.shape
+def _run_groups(
+    s: _Sequences, H: Operator, key: jax.Array, recipe: Recipe, after_step: Callable[[int, int], None]
+) -> None:
+    """Compute one group of probes after another, to the end or to a product that is not finite."""
+    probes, steps = s.alphas.shape
     rows, window = _rows(steps, recipe["scheme"]), recipe["scheme"] == "lla"
-    total = run.products + (probes - run.first) * steps - run.at * run.group
-    while run.first < probes and run.trouble is None:
-        if run.basis is None:
-            starts = [_lanczos.random(H, key, run.first + i, recipe["start"]) for i in range(run.group)]
-            run.scale, run.last, run.at = np.zeros(run.group), np.zeros(run.group), 0
-            alone = run.group == 1  # no axis of probes: XLA on a CPU is 50 times slower with one of length 1
-            spread = H.space.shards
-            run.basis = (
-                _lanczos.begin(starts[0], rows=rows, spread=spread)
-                if alone
-                else _lanczos.begin_batch(starts, rows=rows)
-            )
-            del starts
-        while run.at < steps and run.trouble is None and (run.at == 0 or (run.last > 0).any()):
+    total = s.products + (probes - s.start) * steps - s.at * s.group
+    while s.start < probes and s.trouble is None:
+        if s.basis is None:
+            s.scale, s.last, s.at = np.zeros(s.group), np.zeros(s.group), 0
+            s.basis = _begin_group(s, H, key, recipe["start"], rows)
+        while s.at < steps and s.trouble is None and (s.at == 0 or (s.last > 0).any()):
             try:
-                _advance(run, H, window)
+                _advance(s, H, window)
             except Exception as error:
-                if run.at or run.group == 1 or not devices.out_of_memory(error):
+                if s.at or s.group == 1 or not devices.out_of_memory(error):
                     raise
-                less = max(g for g in range(1, run.group) if run.group % g == 0)
-                vars(run).update(basis=None, group=less)
-                log.info("spectrum: out of memory; %d probes at a time", less)
+                s.basis = None
+                s.group = max(g for g in range(1, s.group) if s.group % g == 0)
+                log.info("spectrum: out of memory; from now on %d probes at a time", s.group)
                 break
-            if progress is not None:
-                progress(run.products, total)
+            after_step(s.products, total)
         else:
-            vars(run).update(basis=None, first=run.first + run.group)
+            s.basis = None
+            s.start += s.group
 
 
-def _advance(run: _Run, H: Operator, window: bool) -> None:
-    """One call's steps of the present probes, into the table."""
-    most, batched = min(CHUNK, run.alphas.shape[1] - run.at) if H.on_device else 1, run.group > 1
-    scale, last = (run.scale, run.last) if batched else (run.scale[0], run.last[0])
-    found = _lanczos.advance(H, run.basis, run.at, run.at + 1, most, scale, last, window=window, batched=batched)
-    coefficients, norms, sizes = (x if batched else x[None] for x in found[1:])
+def _begin_group(s: _Sequences, H: Operator, key: jax.Array, distribution: str, rows: int) -> PyTree:
+    """The bases of the present probes. One probe has no axis of probes: XLA on a CPU is 50 times slower with one of
+    length 1."""
+    starts = [_lanczos.random(H, key, s.start + i, distribution) for i in range(s.group)]
+    if s.group == 1:
+        return _lanczos.begin(starts[0], rows=rows, shards=H.space.shards)
+    return _lanczos.begin_batch(starts, rows=rows)
+
+
+def _advance(s: _Sequences, H: Operator, window: bool) -> None:
+    """The steps of one call for the present probes, written into the table."""
+    most, batched = min(CHUNK, s.alphas.shape[1] - s.at) if H.on_device else 1, s.group > 1
+    scale, last = (s.scale, s.last) if batched else (s.scale[0], s.last[0])
+    steps = _lanczos.advance(H, s.basis, s.at, s.at + 1, most, scale, last, window=window, batched=batched)
+    coefficients, norms, sizes = (x if batched else x[None] for x in steps[1:])
     count = sizes.shape[1]
     finite = np.isfinite(sizes)
-    for p in range(run.group):
-        probe, alive = run.first + p, run.at == 0 or run.last[p] > 0
+    basis = _lanczos.store(s.take_basis(), steps, s.at + 1, window=window, batched=batched)
+    for p in range(s.group):
+        probe, alive = s.start + p, s.at == 0 or s.last[p] > 0
         for i in range(count if alive else 0):
-            j = run.at + i
+            j = s.at + i
             if not finite[p, i]:
-                run.trouble = run.trouble or f"product {j + 1} of probe {probe + 1} is not finite"
+                s.trouble = s.trouble or f"product {j + 1} of probe {probe + 1} is not finite"
                 break
-            run.alphas[probe, j] = coefficients[p, i, j % WINDOW if window else j]
-            run.betas[probe, j] = norms[p, i]
-            run.done[probe] = j + 1
+            s.alphas[probe, j] = coefficients[p, i, j % WINDOW if window else j]
+            s.betas[probe, j] = norms[p, i]
+            s.done[probe] = j + 1
             if norms[p, i] == 0:
                 break
-    vars(run).update(  # a run changes at once: an interrupt finds it before a call or after
-        basis=_lanczos.store(run.basis, found, run.at + 1, window=window, batched=batched),
-        products=run.products + run.group * count, at=run.at + count, last=norms[:, -1],
-        scale=np.maximum(run.scale, np.where(finite, sizes, 0).max(1)),
-    )  # fmt: skip
+    s.products += s.group * count
+    s.at += count
+    s.last = norms[:, -1]
+    s.scale = np.maximum(s.scale, np.where(finite, sizes, 0).max(1))
+    s.basis = basis
 
 
-def _result(run: _Run, recipe: Recipe, H: Operator, state: dict[str, np.ndarray] | None) -> Spectrum:
-    kept = np.flatnonzero(run.done)
-    nodes, weights = np.zeros((2, len(kept), run.alphas.shape[1]))
+def _result(s: _Sequences, recipe: Recipe, H: Operator, state: dict[str, np.ndarray] | None) -> Spectrum:
+    kept = np.flatnonzero(s.done)
+    nodes, weights = np.zeros((2, len(kept), s.alphas.shape[1]))
     counts = []
     for row, p in enumerate(kept):
-        theta, w = _rule(run.alphas[p, : run.done[p]], run.betas[p, : run.done[p]], recipe, H)
+        theta, w = _rule(s.alphas[p, : s.done[p]], s.betas[p, : s.done[p]], recipe, H)
         counts.append(len(theta))
         nodes[row], weights[row, : len(w)] = np.pad(theta, (0, nodes.shape[1] - len(theta)), mode="edge"), w
-    recipe |= {"products": run.products, "steps_done": run.done[kept].tolist(), "nodes": counts}
+    recipe |= {"products": s.products, "steps_done": s.done[kept].tolist(), "nodes": counts}
     return Spectrum(nodes, weights, recipe, state)
 
 
 def _rule(alphas: np.ndarray, betas: np.ndarray, recipe: Recipe, H: Operator) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes, ascending, and weights of the Gauss rule; what rounding split is put together again."""
+    """Nodes, ascending, and weights of the Gauss rule; nodes that rounding split are merged again."""
     nodes, vectors = np.linalg.eigh(_lanczos.tridiagonal(alphas, betas))
     weights = vectors[0] ** 2
     if recipe["scheme"] == "full":
         near = _lanczos.rounding(H, CLOSE) * np.abs(nodes).max()
         seen = weights > min(FAINT / recipe["n"], _lanczos.rounding(H, 100) ** 2)
         nodes, weights = nodes[seen], weights[seen]
-        group, begun = np.zeros(len(nodes), int), 0
+        group, start = np.zeros(len(nodes), int), 0
         for i in range(1, len(nodes)):
-            begun = begun if nodes[i] - nodes[begun] <= near else i
-            group[i] = group[i - 1] + (begun == i)
+            start = start if nodes[i] - nodes[start] <= near else i
+            group[i] = group[i - 1] + (start == i)
         mass = np.bincount(group, weights)
         nodes, weights = np.bincount(group, weights * nodes) / mass, mass
     return nodes, weights / weights.sum()
 
 
-# --- interrupted and continued
+# --- saving and resuming
 
 _TABLE = ("alphas", "betas", "done", "scale", "last")
-_COUNTS = ("group", "products", "first", "at")
+_COUNTS = ("group", "products", "start", "at")
 
 
-def _state(run: _Run, scheme: str) -> dict[str, np.ndarray]:
-    table = (run.alphas, run.betas, run.done, run.scale, run.last)
-    counts = np.array([getattr(run, name) for name in _COUNTS], np.int64)
-    filled = slice(run.at + 1 if scheme == "full" else WINDOW)
-    at = filled if run.group == 1 else (slice(None), filled)
-    leaves = {f"basis/{i}": np.asarray(x)[at] for i, x in enumerate(jax.tree.leaves(run.basis))}
+def _state(s: _Sequences, scheme: str) -> dict[str, np.ndarray]:
+    """The state as named arrays."""
+    table = (s.alphas, s.betas, s.done, s.scale, s.last)
+    counts = np.array([getattr(s, name) for name in _COUNTS], np.int64)
+    filled = slice(s.at + 1 if scheme == "full" else WINDOW)
+    at = filled if s.group == 1 else (slice(None), filled)
+    leaves = {f"basis/{i}": np.asarray(x)[at] for i, x in enumerate(jax.tree.leaves(s.basis))}
     return {name: np.array(x) for name, x in zip(_TABLE, table, strict=True)} | {"counts": counts} | leaves
 
 
-def _restored(state: Mapping[str, Any], H: Operator, rows: int) -> _Run:
+def _restore(state: Mapping[str, Any], H: Operator, rows: int) -> _Sequences:
     counts: dict[str, Any] = dict(zip(_COUNTS, map(int, state["counts"]), strict=True))
     table: dict[str, Any] = {name: np.array(state[name]) for name in _TABLE}
     if "basis/0" not in state:
-        return _Run(**table, **counts)
+        return _Sequences(**table, **counts)
     axis = 0 if counts["group"] == 1 else 1
     leaves = [np.asarray(state[f"basis/{i}"]) for i in range(len(H.space.shapes))]
-    whole = [np.pad(x, [(0, (rows - x.shape[a]) * (a == axis)) for a in range(x.ndim)]) for x in leaves]
-    return _Run(**table, **counts, basis=_lanczos.from_host(H, whole))
+    padded = [np.pad(x, [(0, (rows - x.shape[a]) * (a == axis)) for a in range(x.ndim)]) for x in leaves]
+    return _Sequences(**table, **counts, basis=_lanczos.from_host(H, padded))
 
 
 # --- the density
@@ -343,19 +368,17 @@ def density(
     (2) the grid holds the ends of every probe, not their means; (3) no constant is added.
     """
     if not isinstance(spec, Spectrum) or not spec.nodes.size:
-        raise ValueError(f"spec: {spec!r} given; the rule is what lla.spectrum returned, with a probe at least")
-    if not isinstance(points, int | np.integer) or isinstance(points, bool) or points < 2:
-        raise ValueError(f"points: {points!r} given; the rule is an integer from 2")
-    if not isinstance(width, float | int | np.floating) or not 0 < width < np.inf:
-        raise ValueError(f"width: {width!r} given; the rule is a positive number, relative to the range of the nodes")
-    if scale not in ("linear", "symlog"):
-        raise ValueError(f'scale: {scale!r} given; the rule is "linear" or "symlog"')
+        raise arguments.misuse("spec", spec, "the result of lla.spectrum(H, key), with at least one probe")
+    arguments.check_integer("points", points, least=2, remedy="such as 1000")
+    arguments.check_number("width", width, remedy="relative to the range of the nodes, such as 0.01")
+    arguments.check_choice("scale", scale, ("linear", "symlog"))
     if scale == "linear" and threshold is not None:
-        raise ValueError(f'threshold: {threshold!r} given with scale="linear", which has none; use scale="symlog"')
+        text = f'{threshold!r} given with scale="linear", which has none; leave it out, or use scale="symlog"'
+        raise arguments.Misuse("threshold", text)
+    if threshold is not None:
+        threshold = arguments.check_number("threshold", threshold, remedy="in units of eigenvalues, or None")
     largest = float(np.abs(spec.nodes).max())
-    knee = 1e-4 * (largest or 1.0) if threshold is None else float(threshold)
-    if not 0 < knee < np.inf:
-        raise ValueError(f"threshold: {threshold!r} given; the rule is a positive number, in units of eigenvalues")
+    knee = 1e-4 * (largest or 1.0) if threshold is None else threshold
     nodes = spec.nodes if scale == "linear" else np.sign(spec.nodes) * np.log10(1 + np.abs(spec.nodes) / knee)
     low, high = nodes.min(), nodes.max()
     span = float(high - low)

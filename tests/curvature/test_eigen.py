@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from functools import partial
 
 import jax
@@ -156,8 +158,8 @@ def test_a_sequence_rules_out_only_what_it_would_have_seen():
                 w = w - np.array(q).T @ (np.array(q) @ w)
             betas.append(np.linalg.norm(w))
             q.append(w / betas[-1])
-            wrong += krylov.ruled_out(np.array(alphas), np.array(betas), 9.9, N)
-        assert krylov.ruled_out(np.array(alphas), np.array(betas), values.max() + 2, N)
+            wrong += krylov.rules_out(np.array(alphas), np.array(betas), 9.9, N)
+        assert krylov.rules_out(np.array(alphas), np.array(betas), values.max() + 2, N)
     assert wrong == 0
 
 
@@ -455,8 +457,16 @@ def test_products_that_are_not_finite_end_a_spectrum():
         ("eigenpairs", {"k": 0}, "k: 0 given"),
         ("eigenpairs", {"which": "top"}, "which: 'top' given"),
         ("eigenpairs", {"tol": 0.0}, "tol: 0.0 given"),
-        ("eigenpairs", {"k": 3, "max_products": 7}, "max_products: 7 given; the rule is an integer of at least 8"),
-        ("eigenpairs", {"k": 3, "max_vectors": 6}, "max_vectors: 6 given; the rule is an integer of at least 7"),
+        (
+            "eigenpairs",
+            {"k": 3, "max_products": 7},
+            "max_products: 7 given; it must be an integer of at least 8, for this k",
+        ),
+        (
+            "eigenpairs",
+            {"k": 3, "max_vectors": 6},
+            "max_vectors: 6 given; it must be an integer of at least 7, for this k",
+        ),
         ("eigenpairs", {"H": np.eye(3)}, "H: got ndarray"),
         ("spectrum", {"probes": 0}, "probes: 0 given"),
         ("spectrum", {"start": "signs"}, "start: 'signs' given"),
@@ -479,7 +489,7 @@ def test_bad_arguments(call, change, match):
 def test_a_spectrum_that_memory_cannot_hold_is_refused(monkeypatch):
     monkeypatch.setattr(devices, "free_bytes", lambda device: 20 * 4 * 15)
     H = plain(matrix(np.arange(20.0)))
-    with pytest.raises(ValueError, match="At most 15 steps fit"):
+    with pytest.raises(ValueError, match=r"steps: 16 given, .*; it must be at most 15: take fewer"):
         lla.spectrum(H, KEY, steps=16, probes=1)
     assert lla.spectrum(H, KEY, steps=16, probes=1, scheme="lla").nodes.shape == (1, 16)
     assert lla.spectrum(H, KEY, steps=4, probes=4).nodes.shape == (4, 4)  # one at a time
@@ -656,16 +666,16 @@ def test_saved_on_the_way_and_continued_after_a_kill(what, tmp_path):
 
 def test_an_interrupt_during_a_restart_loses_nothing(monkeypatch):
     H, parts = plain(matrix(COPIES)), []
-    combined = krylov._combined
+    mix_rows = krylov._mix_rows
 
     def interrupting(*args, **options):
-        found = jax.block_until_ready(combined(*args, **options))  # the old basis is gone
+        found = jax.block_until_ready(mix_rows(*args, **options))  # the old basis is gone
         signal.raise_signal(signal.SIGINT)
         return found
 
     call = partial(lla.eigenpairs, H, KEY, 5, tol=1e-3, max_vectors=12)
     whole = call()
-    monkeypatch.setattr(krylov, "_combined", interrupting)
+    monkeypatch.setattr(krylov, "_mix_rows", interrupting)
     with pytest.raises(KeyboardInterrupt):
         call(on_partial=parts.append)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -674,6 +684,32 @@ def test_an_interrupt_during_a_restart_loses_nothing(monkeypatch):
     again = call(resume=parts[0])
     assert np.array_equal(again.vectors.tree, whole.vectors.tree)
     assert again.recipe == whole.recipe
+
+
+@pytest.mark.parametrize("traceable", [True, False], ids=["device", "host"])
+def test_a_single_interrupt_at_any_moment_ends_the_search_and_keeps_its_pairs(traceable):
+    H, moments = plain(matrix(np.linspace(0, 1, N)), traceable), np.random.default_rng(0)
+    call = partial(lla.eigenpairs, H, KEY, 5, tol=1e-4, max_vectors=30, max_products=300)
+    whole, in_time = call(), 0
+
+    def search_and_wait(sender, at, parts):
+        begin = lambda done, total: sender.start() if done >= at and sender.ident is None else None  # noqa: E731
+        call(on_partial=parts.append, progress=begin)
+        parts.append(None)  # the signal comes too late on a busy machine
+        time.sleep(20)
+
+    for at in moments.integers(5, 100, 8):
+        parts = []
+        sender = threading.Timer(moments.uniform(0, 3e-3), os.kill, (os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            search_and_wait(sender, at, parts)
+        sender.join()
+        (part,) = parts
+        if part is not None:
+            again, in_time = call(resume=part), in_time + 1
+            assert np.array_equal(again.vectors.tree, whole.vectors.tree)
+            assert again.recipe == whole.recipe
+    assert in_time >= 4
 
 
 def test_the_command_line_saves_on_the_way(tmp_path, monkeypatch):
