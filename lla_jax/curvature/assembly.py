@@ -1,4 +1,4 @@
-"""How a curvature operator is put together: where the data lie, in which blocks, and whether primal values are kept."""
+"""A curvature operator is put together: devices for its data, blocks of rows, and primal values kept or recomputed."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from lla_jax.execution.devices import GRID
 
 log = logging.getLogger("lla_jax")
 
-CONV_ROWS = 128  # examples per block: beyond, convolutions spill the caches of a CPU
-BLOCK_BYTES = {True: 2**22, False: 2**30}  # largest intermediate value of a block, on a CPU or not
-MOST_TRACED = 2**16  # rows; beyond, a count of their entries might not fit an int32
-KEPT_SHARE = 0.25  # of the free memory that primal values may take
-UNSTEADY = 1e-5  # relative difference between two runs that rounding does not explain
-CALLBACKS = {"pure_callback", "io_callback"}  # all that can make a jax function differ from run to run
+CONV_ROWS = 128  # examples per block; with more, convolutions spill the caches of a CPU
+BLOCK_BYTES = {True: 2**22, False: 2**30}  # largest intermediate value of a block: on a CPU, on other devices
+MOST_TRACED = 2**16  # rows; the number of entries of more might not fit an int32
+KEPT_FRACTION = 0.25  # of the free memory, which primal values may take
+UNSTEADY = 1e-5  # relative difference between two evaluations that rounding does not explain
+CALLBACKS = {"pure_callback", "io_callback"}  # without these, a jax function gives the same values every time
 
 
 def operator(
@@ -54,27 +54,31 @@ def operator(
         _data.check_batch_size(batch_size)
     plans.check_for_operator(execution)
     if matrix.train and not isinstance(loss, Loss):
-        raise Misuse("batch_stats", "'batch' needs a model whose normalization layers are visible, not a function")
+        text = (
+            "'batch' given, which needs a model with normalization layers, and loss is a function; leave it out, or use"
+        )
+        raise Misuse(
+            "batch_stats", f"{text} lla.Loss(apply, criterion, state=...) or an adapter such as lla.from_linen"
+        )
     loss = losses.as_loss(loss)
     together = execution.processes == "all" and jax.process_count() > 1
-    whole = matrix.train or not loss.per_example
-    model = sharding.mesh_of(params)
-    mesh = _mesh(execution, whole) if model is None else _model_mesh(model, execution, together)
-    recipe = _recipe(matrix, loss, params, data, batch_size if whole else None, options["select"])
+    uncut = matrix.train or not loss.per_example
+    params_mesh = sharding.mesh_of(params)
+    mesh = _mesh(execution, uncut) if params_mesh is None else _mesh_beside(params_mesh, execution, together)
+    recipe = _recipe(matrix, loss, params, data, batch_size if uncut else None, options["select"])
     key = jax.random.key(0) if key is None else key
-    first = _among(recipe, data, key, matrix) if together else 0
-    loss, params, key = _placed((loss, params, key), mesh, model, "loss, params")
-    common = Common(loss, params, None, np.int32(0), np.int32(first), key)
-    settings = Settings(matrix, mesh, model, whole, batch_size, options["allow_nondeterministic"], together)
+    offset = _agree_on_rows(recipe, data, key, matrix) if together else 0
+    loss, params, key = _place((loss, params, key), mesh, params_mesh, "loss, params")
+    common = Common(loss, params, None, np.int32(0), np.int32(offset), key)
+    allow = options["allow_nondeterministic"]
+    settings = Settings(matrix, mesh, params_mesh, uncut, batch_size, allow, together)
     if not isinstance(data, Stream):
-        found = _in_memory(settings, common, data, recipe, execution.linearize)
-        return _over_processes(found, _plan_together(recipe)) if together else found
+        own = _in_memory(settings, common, data, recipe, execution.linearize)
+        return _over_processes(own, _plan_together(recipe)) if together else own
     if execution.linearize and execution.linearize != "auto":
-        raise ValueError(
-            "execution.linearize: True given, which needs the data in memory, and a stream is read anew for every "
-            'product; leave it out, or use "auto" or False'
-        )
-    return _streamed(settings, common, data, recipe)
+        text = "which needs the data in memory, and a stream is read anew for every product"
+        raise Misuse("execution.linearize", f'True given, {text}; leave it out, or use "auto" or False')
+    return _stream(settings, common, data, recipe)
 
 
 class Options(TypedDict, total=False):
@@ -93,67 +97,66 @@ DEFAULTS = Options(
 
 
 class Settings(NamedTuple):
-    """What both kinds of data need to know."""
+    """The settings that data in memory and streams share."""
 
     matrix: Matrix
     mesh: Mesh  # over which the rows are split
-    model: Mesh | None  # over which the parameters are spread, if they are
-    whole: bool  # batches must not be cut
+    params_mesh: Mesh | None  # over which the parameters are sharded, if they are
+    uncut: bool  # batches must stay as they are
     batch_size: int | None
     allow_nondeterministic: bool
     together: bool  # with the other processes
 
 
-def _mesh(execution: Execution, whole: bool) -> Mesh:
-    devices, chosen = execution.devices, _devices.devices_of(execution)
-    if devices == "all" and chosen[0].platform == "cpu":  # one has all cores
-        return _devices.mesh_of(chosen[:1])
-    if not whole:
-        return _devices.mesh_of(chosen)
-    if devices != "all" and len(chosen) > 1:
-        raise Misuse(
-            "execution.devices",
-            f"{devices!r} given, but batch statistics or a batch-coupled loss need whole batches, which are not split "
-            "over devices; the rule is 1 then, or leave it out",
-        )
-    return _devices.mesh_of(chosen[:1])
+def _mesh(execution: Execution, uncut: bool) -> Mesh:
+    devices, available = execution.devices, _devices.devices_of(execution)
+    if devices == "all" and available[0].platform == "cpu":  # one has all cores
+        return _devices.mesh_of(available[:1])
+    if not uncut:
+        return _devices.mesh_of(available)
+    if devices != "all" and len(available) > 1:
+        text = "batch statistics or a batch-coupled loss need complete batches, which are not split over devices"
+        raise Misuse("execution.devices", f"{devices!r} given, but {text}; leave it out, or use 1")
+    return _devices.mesh_of(available[:1])
 
 
-def _model_mesh(model: Mesh, execution: Execution, together: bool) -> Mesh:
-    """For rows that are split by nobody but the user and the compiler."""
+def _mesh_beside(params_mesh: Mesh, execution: Execution, together: bool) -> Mesh:
+    """A mesh of one device, since the user and the compiler split the rows where the parameters are sharded."""
     if execution.devices != "all":
-        raise Misuse(
-            "execution.devices",
-            f"{execution.devices!r} given, but the parameters are spread over {model.size} devices, which do the work; "
-            'leave it out, or use "all"',
-        )
+        text = f"but the parameters are sharded over {params_mesh.size} devices, which do the work"
+        raise Misuse("execution.devices", f'{execution.devices!r} given, {text}; leave it out, or use "all"')
     if together:
-        raise ValueError(
-            "params: are spread over devices, and there are several processes, which is not supported together; the "
-            'rule is a copy of the parameters in every process, or execution=lla.Execution(processes="own")'
+        raise Misuse(
+            "params",
+            "sharded over devices, and there are several processes, which is not supported together; give every "
+            'process a copy of the parameters, or use execution=lla.Execution(processes="own")',
         )
-    return _devices.mesh_of([model.devices.flat[0]])
+    return _devices.mesh_of([params_mesh.devices.flat[0]])
 
 
-def _placed(tree: PyTree, mesh: Mesh, model: Mesh | None, name: str) -> PyTree:
-    return _devices.replicate(tree, mesh) if model is None else sharding.kept(tree, model, name)
+def _place(tree: PyTree, mesh: Mesh, params_mesh: Mesh | None, name: str) -> PyTree:
+    return _devices.replicate(tree, mesh) if params_mesh is None else sharding.kept(tree, params_mesh, name)
 
 
-def _among(recipe: Recipe, data: Any, key: Any, matrix: Matrix) -> int:
-    """The number of this process's first row; the recipe's data are those of all, the rest is the same in all."""
+def _agree_on_rows(recipe: Recipe, data: Any, key: Any, matrix: Matrix) -> int:
+    """The number of this process's first row. The recipe then describes the data of all processes.
+
+    Raises:
+      ValueError: the processes differ in anything but their data.
+    """
     same = {name: json.dumps(x, sort_keys=True, default=repr) for name, x in recipe.items() if name != "data"}
     drawn = {"samples": str(matrix.samples), "key": recipes.fingerprint(key)}
     _processes.agree(**same, kind_of_data=str(recipe["data"]["kind"]), **drawn)
     recipe["data"] = recipe["data"] | {"processes": jax.process_count()}
     if isinstance(data, Stream):  # its length is known only by reading it
         return _processes.cut(sum(_data.num_examples(batch) for batch in data))[0]
-    first, count = _processes.cut(recipe["data"]["examples"])
+    start, count = _processes.cut(recipe["data"]["examples"])
     recipe["data"] |= {"examples": count, "fingerprint": _processes.combined(recipe["data"]["fingerprint"])}
-    return first
+    return start
 
 
 def _plan_together(recipe: Recipe) -> Recipe:
-    """The recipe of one process's operator as that of all."""
+    """The recipe of the operator over all processes, from that of one process's."""
     plan = recipe["plan"]
     text = f"{plan['text']}, in each of {jax.process_count()} processes"
     return recipe | {"plan": plan | {"on_device": False, "text": text}}
@@ -164,51 +167,52 @@ def _over_processes(own: LinearOperator, recipe: Recipe) -> HostOperator:
     by, space, common = own.multiplier, own.space, own.common
 
     def call(v: PyTree) -> PyTree:
-        total = _exchanged(by, v, products.gathered(by, products.total(by, common, space, own.blocks, v)))
+        total = _exchange(by, v, products.gather(by, products.total(by, common, space, own.blocks, v)))
         return products.finish_step(common, space, v, total, by=by)
 
-    def around(params: PyTree, recipe: Recipe) -> HostOperator:
-        assert own.around is not None
-        return _over_processes(own.around(params, recipe), recipe)
+    def rebuild(params: PyTree, recipe: Recipe) -> HostOperator:
+        assert own.rebuild is not None
+        return _over_processes(own.rebuild(params, recipe), recipe)
 
-    driven = by._replace(on_device=False)
-    return HostOperator(driven, space, call, common.params, recipe=recipe, around=around, together=True)
+    from_host = by._replace(on_device=False)
+    return HostOperator(from_host, space, call, common.params, recipe=recipe, rebuild=rebuild, together=True)
 
 
-def _exchanged(by: Multiplier, v: PyTree, total: Any) -> Any:
+def _exchange(by: Multiplier, v: PyTree, total: Any) -> Any:
     """The sums of all processes in place of this one's."""
     assert by.mesh is not None
-    found = _processes.total_of(v, products.over_devices(by, total))
-    found = found if by.mesh.size == 1 else jax.tree.map(lambda x: x[None], found)
-    return _devices.replicate(found, by.mesh)
+    sums = _processes.total_of(v, products.over_devices(by, total))
+    sums = sums if by.mesh.size == 1 else jax.tree.map(lambda x: x[None], sums)
+    return _devices.replicate(sums, by.mesh)
 
 
 def _recipe(matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: int | None, select: Any) -> Recipe:
     leaves = jax.tree.leaves(params)
-    spread = any(map(sharding.spread, leaves))
+    sharded = any(map(sharding.spread, leaves))
     return {
         "kind": matrix.kind,
         "params": describe_params(params),
         "state": recipes.fingerprint(sharding.viewed(loss.state)),
         "noise": recipes.fingerprint(loss.key),
         "data": recipes.describe(data if isinstance(data, Stream) else sharding.viewed(_data.as_arrays(data))),
-        **({"draw": "per leaf"} if spread else {}),
+        **({"draw": "per leaf"} if sharded else {}),
         "batch_size": batch_size,
         "batch_stats": "batch" if matrix.train else "frozen",
-        "select": None if select is None else _tree.describe(select, params, matrix.chosen),
+        "select": None if select is None else _tree.describe(select, params, matrix.leaf_mask),
         "precision": {"params": sorted({str(x.dtype) for x in leaves})},
     }
 
 
-def _space(matrix: Matrix, params: PyTree, model: Mesh | None) -> Space:
-    leaves, treedef = jax.tree.flatten(matrices.part(params, matrix.chosen))
+def _space(matrix: Matrix, params: PyTree, mesh: Mesh | None) -> Space:
+    """The space of the vectors; ``mesh`` is that of sharded parameters."""
+    leaves, treedef = jax.tree.flatten(matrices.part(params, matrix.leaf_mask))
     shapes = tuple((tuple(x.shape), jnp.promote_types(x.dtype, jnp.float32)) for x in leaves)
-    return Space(treedef, shapes, None if model is None else tuple(sharding.of(x, model) for x in leaves))
+    return Space(treedef, shapes, None if mesh is None else tuple(sharding.of(x, mesh) for x in leaves))
 
 
-def _multiplier(matrix: Matrix, mesh: Mesh, primitives: set[str], model: Mesh | None) -> Multiplier:
+def _multiplier(matrix: Matrix, mesh: Mesh, primitives: set[str], params_mesh: Mesh | None) -> Multiplier:
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    if model is not None:  # step by step from the host: nothing is lost where one product takes long
+    if params_mesh is not None:  # step by step from the host: nothing is lost where one product takes long
         return Multiplier(matrix, None, mesh, on_device=False)
     lowered = on_cpu and "conv_general_dilated" in primitives
     on_device = not on_cpu or (mesh.size == 1 and not lowered)
@@ -216,23 +220,23 @@ def _multiplier(matrix: Matrix, mesh: Mesh, primitives: set[str], model: Mesh | 
 
 
 def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[int, set[str]]:
-    """(bytes of the largest intermediate value per row, primitives) of a product over ``rows``; traced, not run.
+    """(bytes of the largest intermediate value per row, primitives) of a product over ``rows``, only traced.
 
-    All rows at once, so that the values of the examples are larger than the weights where there are many.
+    It is traced for all rows at once: where there are many, the values of the examples are larger than the weights.
     """
     rows = min(rows, MOST_TRACED)
     by = _multiplier(matrix, _devices.mesh_of(jax.local_devices()[:1]), set(), None)
     typed = jax.dtypes.canonicalize_dtype
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), typed(x.dtype)), batch)
     common = common._replace(data=like, count=np.int32(rows))
-    vector = matrices.part(common.params, matrix.chosen)
+    vector = matrices.part(common.params, matrix.leaf_mask)
     step, space = functools.partial(products.sums_step, by=by), _space(matrix, common.params, None)
     nbytes, primitives = rewriting.profile(step, common, space, Rows(np.zeros(1, np.int32), rows), vector)
     return max(1, nbytes // rows), primitives
 
 
 def _blocks(by: Multiplier, rows: int, row_bytes: int, batch_size: int | None) -> list[Rows]:
-    """Blocks of one device's rows: one loop on the device, or convolutions one after another from the host."""
+    """Blocks of one device's rows: a loop of all on the device, or for convolutions one after another from the host."""
     assert by.mesh is not None
     assert by.matrix is not None
     on_cpu = by.mesh.devices.flat[0].platform == "cpu"
@@ -242,8 +246,8 @@ def _blocks(by: Multiplier, rows: int, row_bytes: int, batch_size: int | None) -
     return [Rows(starts[i : i + 1], size) for i in range(len(starts))] if by.matrix.lowered else [Rows(starts, size)]
 
 
-def _whole_batches(by: Multiplier, count: int, batch_size: int | None) -> list[Rows]:
-    """The same for batches that must stay as they are: one loop for all of one size."""
+def _uncut_batches(by: Multiplier, count: int, batch_size: int | None) -> list[Rows]:
+    """Blocks for batches that must not be cut: one loop for all batches of one size."""
     assert by.matrix is not None
     cuts = _data.cuts(count, batch_size)
     if by.matrix.lowered:
@@ -253,7 +257,7 @@ def _whole_batches(by: Multiplier, count: int, batch_size: int | None) -> list[R
 
 
 def _split(batch: Batch, mesh: Mesh) -> Batch:
-    """The rows over the devices, padded to an equal number for each."""
+    """The rows, split over the devices and padded to an equal number for each."""
     if mesh.size == 1:
         return _devices.replicate(batch, mesh)
     rows = _data.num_examples(batch)
@@ -263,88 +267,96 @@ def _split(batch: Batch, mesh: Mesh) -> Batch:
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(GRID)))
 
 
-def _place_data(data: Batch, mesh: Mesh, model: Mesh | None) -> Batch:
-    """The rows on the devices, as the caller holds them."""
-    return _split(data, mesh) if model is None else sharding.kept(data, model, "data")
+def _place_data(data: Batch, mesh: Mesh, params_mesh: Mesh | None) -> Batch:
+    """The rows on the devices: split over the mesh, or sharded as the caller sharded them beside the parameters."""
+    return _split(data, mesh) if params_mesh is None else sharding.kept(data, params_mesh, "data")
 
 
 def _in_memory(
     settings: Settings, common: Common, data: Batch, recipe: Recipe, linearize: bool | str
 ) -> LinearOperator:
-    matrix, mesh, model, whole, batch_size, allow_nondeterministic, _ = settings
+    matrix, mesh, params_mesh, uncut, batch_size, allow_nondeterministic, _ = settings
     data = _data.as_arrays(data)
     count = _data.num_examples(data)
     rows = -(-count // mesh.size)
-    row_bytes, primitives = _profile(matrix, common, data, _data.cuts(count, batch_size)[0][1] if whole else rows)
-    by, space = _multiplier(matrix, mesh, primitives, model), _space(matrix, common.params, model)
-    if model is not None and not whole and any(map(sharding.spread, jax.tree.leaves(data))):
-        batch_size = batch_size or rows  # a part of rows that are spread would have to be brought together
-    blocks = _whole_batches(by, count, batch_size) if whole else _blocks(by, rows, row_bytes, batch_size)
-    place = functools.partial(_place_data, data, mesh, model)
+    row_bytes, primitives = _profile(matrix, common, data, _data.cuts(count, batch_size)[0][1] if uncut else rows)
+    by = _multiplier(matrix, mesh, primitives, params_mesh)
+    space = _space(matrix, common.params, params_mesh)
+    if params_mesh is not None and not uncut and any(map(sharding.spread, jax.tree.leaves(data))):
+        batch_size = batch_size or rows  # a block of sharded rows would have to be brought together
+    blocks = _uncut_batches(by, count, batch_size) if uncut else _blocks(by, rows, row_bytes, batch_size)
+    place = functools.partial(_place_data, data, mesh, params_mesh)
     common = common._replace(data=place(), count=np.int32(count))
     if primitives & CALLBACKS and not allow_nondeterministic:
         _check_deterministic(by, space, common, blocks[0])
-    if model is not None and linearize == "auto":
-        keep, nbytes, said = False, 0, "computed at every product"  # kept, the compiler might gather them
+    if params_mesh is not None and linearize == "auto":
+        keep, nbytes, text = False, 0, "computed at every product"  # the compiler might gather values that are kept
     else:
-        keep, nbytes, said = _keep(by, common, blocks, linearize)
-    many = sum(len(block.starts) for block in blocks)
-    cut = f"{many * mesh.size:,} block" + "s" * (many * mesh.size > 1)
-    spread = "" if model is None else f", parameters spread over {model.size} devices"
+        keep, nbytes, text = _choose_linearize(by, common, blocks, linearize)
+    num = sum(len(block.starts) for block in blocks)
+    in_blocks = f"{num * mesh.size:,} block" + "s" * (num * mesh.size > 1)
+    sharded = "" if params_mesh is None else f", parameters sharded over {params_mesh.size} devices"
     recipe["plan"] = {
-        "blocks": many, "rows": blocks[0].size, "devices": (model or mesh).size, "linearized": keep, "bytes": nbytes,
-        "on_device": by.on_device, "text": f"{count:,} examples in {cut}, primal values {said}{spread}",
-    }  # fmt: skip
+        "blocks": num,
+        "rows": blocks[0].size,
+        "devices": (params_mesh or mesh).size,
+        "linearized": keep,
+        "bytes": nbytes,
+        "on_device": by.on_device,
+        "text": f"{count:,} examples in {in_blocks}, primal values {text}{sharded}",
+    }
     log.info("%s: %s", recipe["kind"], recipe["plan"]["text"])
-    make = _linearized if keep else _recomputed
+    make = _linearize_at if keep else _recompute_at
     shared = common._replace(params=None)
     return make(by, space, shared, tuple(blocks), place, common.params, recipe)
 
 
-# Neither is a closure, of which one that holds itself would free no data.
+# The next two are no closures: an operator held by a closure that it holds itself would not free its data.
 
 
-def _recomputed(
+def _recompute_at(
     by: Multiplier, space: Space, shared: Common, blocks: tuple[Rows, ...], place: Any, params: PyTree, recipe: Recipe
 ) -> LinearOperator:
-    """The operator around these parameters, its primal values computed at every product."""
-    around = functools.partial(_recomputed, by, space, shared, blocks, place)
-    return LinearOperator(by, space, shared._replace(params=params), blocks, recipe=recipe, around=around)
+    """The operator at these parameters, with primal values computed at every product."""
+    rebuild = functools.partial(_recompute_at, by, space, shared, blocks, place)
+    return LinearOperator(by, space, shared._replace(params=params), blocks, recipe=recipe, rebuild=rebuild)
 
 
-def _linearized(
+def _linearize_at(
     by: Multiplier, space: Space, shared: Common, blocks: tuple[Rows, ...], place: Any, params: PyTree, recipe: Recipe
 ) -> LinearOperator:
-    """The operator around these parameters, its primal values computed now and kept; of the data nothing stays."""
+    """The operator at these parameters, with primal values computed now and kept in place of the data."""
     without = shared._replace(data=None)
-    around = functools.partial(_linearized, by, space, without, blocks, place)
+    rebuild = functools.partial(_linearize_at, by, space, without, blocks, place)
     common = shared._replace(params=params, data=place() if shared.data is None else shared.data)
     maps = tuple(products.linearize(common, block.starts, by=by, size=block.size) for block in blocks)
-    return LinearOperator(by, space, without._replace(params=params), maps, recipe=recipe, around=around)
+    return LinearOperator(by, space, without._replace(params=params), maps, recipe=recipe, rebuild=rebuild)
 
 
-def _keep(by: Multiplier, common: Common, blocks: list[Rows], linearize: bool | str) -> tuple[bool, int, str]:
-    """(whether primal values are kept, bytes they take, the same in words)."""
+def _choose_linearize(
+    by: Multiplier, common: Common, blocks: list[Rows], linearize: bool | str
+) -> tuple[bool, int, str]:
+    """(whether to keep primal values, the bytes they take, both in words)."""
     if not linearize:
         return False, 0, "computed at every product"
     assert by.mesh is not None
     device, nbytes = by.mesh.devices.flat[0], _kept_bytes(by, common, blocks)
     free = _devices.free_bytes(device) * (1 if device.platform == "cpu" else by.mesh.size)
-    if linearize != "auto" or nbytes <= KEPT_SHARE * free:
+    if linearize != "auto" or nbytes <= KEPT_FRACTION * free:
         return True, nbytes, f"kept ({_size(nbytes)})"
     return False, 0, f"computed at every product (kept, they would take {_size(nbytes)} of {_size(free)} that are free)"
 
 
 def _kept_bytes(by: Multiplier, common: Common, blocks: list[Rows]) -> int:
-    """Bytes that the primal values of all blocks take, by their shapes."""
+    """Bytes of the primal values of all blocks, computed from their shapes."""
     sizes = {
         (block.size, len(block.starts)): products.linearize.eval_shape(common, block.starts, by=by, size=block.size)
         for block in blocks[:1] + blocks[-1:]
     }
 
     def nbytes(block: Rows) -> int:
-        found = sizes.get((block.size, len(block.starts)), next(iter(sizes.values())))
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(found))
+        values = sizes.get((block.size, len(block.starts)), next(iter(sizes.values())))
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(values))
 
     return sum(map(nbytes, blocks))
 
@@ -354,42 +366,47 @@ def _size(nbytes: int) -> str:
 
 
 def _check_deterministic(by: Multiplier, space: Space, common: Common, block: Rows) -> None:
-    ones = jax.tree.map(jnp.ones_like, matrices.part(common.params, by.matrix.chosen))  # type: ignore
-    runs = [products.sums_step(common, space, block, ones, by=by) for _ in range(2)]
-    numbers = [np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(r)]) for r in runs]
+    ones = jax.tree.map(jnp.ones_like, matrices.part(common.params, by.matrix.leaf_mask))  # type: ignore
+    twice = [products.sums_step(common, space, block, ones, by=by) for _ in range(2)]
+    numbers = [np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(sums)]) for sums in twice]
     difference = _difference(*numbers)
     if difference > UNSTEADY:
-        raise ValueError(
-            f"loss: two runs on the same batch differ by {difference:.1e} relative; the rule is at most {UNSTEADY}, as "
-            "the curvature of a loss that changes from run to run has no meaning. Remove the callback that draws noise "
-            "and pass a key to the Loss, or set allow_nondeterministic=True"
+        raise Misuse(
+            "loss",
+            f"two evaluations on the same batch differ by {difference:.1e} relative, and the curvature of a loss that "
+            f"changes has no meaning; the difference must be at most {UNSTEADY}. Remove the callback that draws noise "
+            "and pass a key to the Loss, or set allow_nondeterministic=True",
         )
 
 
 def _difference(one: np.ndarray, two: np.ndarray) -> float:
     """Largest difference relative to the largest entry; inf where one is finite and the other is not."""
-    known = np.isfinite(one)
-    if not np.array_equal(one[~known], two[~known], equal_nan=True):
+    finite = np.isfinite(one)
+    if not np.array_equal(one[~finite], two[~finite], equal_nan=True):
         return np.inf
-    largest = np.abs(one[known]).max(initial=np.finfo(np.float32).tiny)
-    return float(np.nan_to_num(np.abs(one[known] - two[known]) / largest, nan=np.inf).max(initial=0))
+    largest = np.abs(one[finite]).max(initial=np.finfo(np.float32).tiny)
+    return float(np.nan_to_num(np.abs(one[finite] - two[finite]) / largest, nan=np.inf).max(initial=0))
 
 
-def _streamed(settings: Settings, common: Common, data: Stream, recipe: Recipe) -> HostOperator:
-    matrix, mesh, model, whole, batch_size, _, together = settings
-    first = next(iter(data))
-    count = _data.num_examples(first)
-    row_bytes, primitives = _profile(matrix, common, first, _data.cuts(count, batch_size)[0][1] if whole else count)
-    by, space = _multiplier(matrix, mesh, primitives, model), _space(matrix, common.params, model)
+def _stream(settings: Settings, common: Common, data: Stream, recipe: Recipe) -> HostOperator:
+    matrix, mesh, params_mesh, uncut, batch_size, _, together = settings
+    batch = next(iter(data))
+    count = _data.num_examples(batch)
+    row_bytes, primitives = _profile(matrix, common, batch, _data.cuts(count, batch_size)[0][1] if uncut else count)
+    by = _multiplier(matrix, mesh, primitives, params_mesh)
+    space = _space(matrix, common.params, params_mesh)
     text = "streamed, one reading per product"
     recipe["plan"] = {
-        "devices": (model or mesh).size, "linearized": False, "bytes": 0, "on_device": False,
+        "devices": (params_mesh or mesh).size,
+        "linearized": False,
+        "bytes": 0,
+        "on_device": False,
         "text": f"{text}, in each of {jax.process_count()} processes" if together else text,
-    }  # fmt: skip
-    return _reading(settings, by, space, row_bytes, data, common._replace(params=None), common.params, recipe)
+    }
+    return _stream_at(settings, by, space, row_bytes, data, common._replace(params=None), common.params, recipe)
 
 
-def _reading(
+def _stream_at(
     settings: Settings,
     by: Multiplier,
     space: Space,
@@ -399,45 +416,46 @@ def _reading(
     params: PyTree,
     recipe: Recipe,
 ) -> HostOperator:
-    """The operator around these parameters, whose products read the stream."""
-    _, mesh, model, whole, batch_size, allow_nondeterministic, together = settings
+    """The operator at these parameters, whose products read the stream."""
+    _, mesh, params_mesh, uncut, batch_size, allow_nondeterministic, together = settings
     common = shared._replace(params=params)
     values: list[np.ndarray] = []  # the mean loss of the first pass
 
-    def place(piece: Batch, mesh: Mesh) -> Batch:
-        return _split(piece, mesh) if model is None else sharding.kept(piece, model, "data")
+    def place(batch: Batch, mesh: Mesh) -> Batch:
+        return _place_data(batch, mesh, params_mesh)
 
     def call(v: PyTree) -> PyTree:
         total: Any = None
-        for piece, count, offset in _devices.device_batches(data, mesh, whole, place=place):
-            rows = _data.num_examples(piece) // mesh.size
-            here = common._replace(data=piece, count=np.int32(count), offset=common.offset + np.int32(offset))
-            blocks = _whole_batches(by, count, batch_size) if whole else _blocks(by, rows, row_bytes, batch_size)
+        for batch, count, offset in _devices.device_batches(data, mesh, uncut, place=place):
+            rows = _data.num_examples(batch) // mesh.size
+            here = common._replace(data=batch, count=np.int32(count), offset=common.offset + np.int32(offset))
+            blocks = _uncut_batches(by, count, batch_size) if uncut else _blocks(by, rows, row_bytes, batch_size)
             for block in blocks:
-                found = products.sums_step(here, space, block, v, by=by)
-                total = found if total is None else products.plus_step(total, found)
-                if model is not None:
+                sums = products.sums_step(here, space, block, v, by=by)
+                total = sums if total is None else products.plus_step(total, sums)
+                if params_mesh is not None:
                     total = sharding.settled(total)
-        total = products.gathered(by, total)
-        total = _exchanged(by, v, total) if together else total
+        total = products.gather(by, total)
+        total = _exchange(by, v, total) if together else total
         if not allow_nondeterministic:
             _check_same_pass(values, products.over_devices(by, total[1]))
-        found = products.finish_step(common, space, v, total, by=by)
-        return space.settle(found)
+        return space.wait_for(products.finish_step(common, space, v, total, by=by))
 
-    around = functools.partial(_reading, settings, by, space, row_bytes, data, shared)
-    driven = by._replace(on_device=False)
-    return HostOperator(driven, space, call, params, recipe=recipe, around=around, together=together)
+    rebuild = functools.partial(_stream_at, settings, by, space, row_bytes, data, shared)
+    from_host = by._replace(on_device=False)
+    return HostOperator(from_host, space, call, params, recipe=recipe, rebuild=rebuild, together=together)
 
 
 def _check_same_pass(values: list[np.ndarray], sums: Any) -> None:
+    """Refuse a stream whose mean loss is not that of the first pass, the only entry of ``values`` after it."""
     weight, value = (np.asarray(x, np.float64) for x in sums)
     with np.errstate(invalid="ignore", divide="ignore"):  # no weight at all
         values.append(np.array([value / weight]))
-    first, now = values[0], values[-1]
+    before, now = values[0], values[-1]
     del values[1:]
-    if _difference(first, now) > UNSTEADY:
-        raise ValueError(
-            f"data: two readings of the stream give the mean losses {first[0]:.8g} and {now[0]:.8g}; the rule is the "
-            "same examples each time. Turn off augmentation and dropping of batches, or set allow_nondeterministic=True"
+    if _difference(before, now) > UNSTEADY:
+        raise Misuse(
+            "data",
+            f"two readings of the stream give the mean losses {before[0]:.8g} and {now[0]:.8g}; it must yield the same "
+            "examples each time. Turn off augmentation and dropping of batches, or set allow_nondeterministic=True",
         )

@@ -146,7 +146,7 @@ def eigenpairs(
         try:
             ended = eigensearch.search(s, H, key, goal, limit - k, after_step)
             if not s.known:
-                raise nothing_to_keep(f"product {s.products}")
+                raise nothing_to_keep(f"product {s.products} is not finite")
             result = _finish(s, H, goal, ended, recipe, after_step)
             check()
         except BaseException:
@@ -195,7 +195,7 @@ def _rayleigh_quotient(vector: PyTree, product: PyTree) -> jax.Array:
 def _ritz_vector(s: Search, ritz: Ritz, i: int, H: Operator) -> PyTree:
     coefficients = np.zeros(s.rows, H.dtype)
     coefficients[: s.known] = ritz.vectors[:, i]
-    return H.space.settle(_vector(coefficients, s.basis, shards=H.space.shards))
+    return H.space.wait_for(_vector(coefficients, s.basis, shards=H.space.shards))
 
 
 def _pairs(

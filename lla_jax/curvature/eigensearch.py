@@ -162,7 +162,7 @@ def _may_be_above(s: Search, ritz: Ritz, k: int, bound: float, sign: int) -> boo
     return float(np.linalg.eigvalsh(largest)[-1]) > bound
 
 
-def _nothing_missed(s: Search, ritz: Ritz, goal: Goal) -> bool:
+def _is_complete(s: Search, ritz: Ritz, goal: Goal) -> bool:
     """Whether the present sequence shows that nothing wanted was missed."""
     slack, last = goal.tol * np.abs(ritz.values).max(), ritz.values[goal.k - 1]
     if goal.which == "magnitude":
@@ -344,7 +344,7 @@ def _choose(s: Search, ritz: Ritz, n: int, goal: Goal) -> str:
     sign = np.abs if goal.which == "magnitude" else np.asarray
     if np.abs(sign(ritz.values[:k]) - sign(s.wanted)).max() > limit:
         return "begin"  # this sequence has brought another copy, and there may be more
-    if _nothing_missed(s, ritz, goal):
+    if _is_complete(s, ritz, goal):
         return "verified"
     return "unverified" if s.broke_down or len(s.alphas) >= max(s.longest, LEAST) else "multiply"
 

@@ -1,7 +1,7 @@
-"""Numbers of an operator from random vectors: trace, diagonal, Frobenius norm. Each stops on its own standard error.
+"""Trace, diagonal and Frobenius norm of an operator are estimated from random vectors, to a standard error.
 
 The vectors are numbered, and each is drawn from the key and its number: neither the blocks in which they are taken nor
-the kind of loop change the result beyond rounding.
+the kind of loop changes the result beyond rounding.
 """
 
 from __future__ import annotations
@@ -21,30 +21,41 @@ from lla_jax.core.arguments import warn_caller
 from lla_jax.core.text import pm
 from lla_jax.core.types import Estimate, PyTree
 from lla_jax.curvature import sketches
-from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, halve
+from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, halve, nothing_to_keep
 from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.space import draw
+from lla_jax.execution.interrupts import deferred_interrupts
+from lla_jax.execution.progress import Progress
 
 log = logging.getLogger("lla_jax")
 
-ENOUGH = 2 * AT_ONCE  # draws before a standard error is believed: of fewer, one in forty comes out at half or less
-SHARE = 0.25  # of the free memory that the basis of a sketch may take
+LEAST_DRAWS = 2 * AT_ONCE  # for a standard error to be believed; of fewer, one in forty is half the true one or less
+MEMORY_FRACTION = 0.25  # of the free memory, which the basis of a sketch may take
 PRODUCTS_EACH = {"hutchinson": 1, "hutch++": 3, "xtrace": 2}
 
-Progress = Callable[[float, float | None], None]
 T = TypeVar("T")
 
 
 class Round(NamedTuple):
-    """Where an estimate stands after a block of draws."""
+    """The state of an estimate after a block of draws.
 
-    mean: float  # of a tree, its norm
+    Args:
+      mean: of the draws; where it is a tree, its norm.
+      sem: standard error of the mean, likewise.
+      num: draws.
+      products: products used.
+      value: makes (mean, sem) where they are trees.
+      exact: whether the mean has no error.
+      trouble: the reason that there can be no more draws.
+    """
+
+    mean: float
     sem: float
     num: int
     products: int
-    value: Callable[[], tuple[Any, Any]] | None = None  # (mean, sem) where they are trees
+    value: Callable[[], tuple[Any, Any]] | None = None
     exact: bool = False
-    trouble: str | None = None  # why there can be no more
+    trouble: str | None = None
 
 
 def trace(
@@ -61,12 +72,12 @@ def trace(
         hutchinson   mean of z'A z, z random signs: variance 2 (|A|_F^2 - sum_i A_ii^2); exact for a diagonal operator
         hutch++      tr Q'A Q + mean of z'(I - Q Q') A (I - Q Q') z, Q a basis of A S for random signs S; a third of the
                      products each for A S, A Q and A z: exact up to rank products / 3
-        xtrace       the same with Q from all vectors but one and z that one, averaged over which is left out; the
+        xtrace       the same with Q from all vectors but one, which is z, averaged over all choices of it; the
                      products A S and A Q serve both terms: exact below rank products / 2
 
-    The two later methods pay where few eigenvalues make most of the trace, as in trained networks, and are exact where
-    there are few parameters; they hold a vector for each draw, and "hutchinson" none. Draws are
-    added until there are at least 16 and the standard error is at most rtol |mean|.
+    "hutch++" and "xtrace" pay where few eigenvalues make most of the trace, as in trained networks, and are exact where
+    there are few parameters; they hold a vector for each draw, and "hutchinson" none. Draws are added until there are
+    at least 16 and the standard error is at most rtol |mean|.
 
     Args:
       H: a symmetric operator: ``hessian``, ``ggn``, ``fisher`` or ``operators.given``, whose symmetry is checked.
@@ -78,26 +89,25 @@ def trace(
 
     Returns:
       ``Estimate`` of floats; ``num`` draws. The recipe has ``products`` (all of them), ``converged`` and ``stopped``
-      (why there was no more, or None). Not converged: a warning.
+      (why the draws ended early, or None). Not converged: a warning.
 
     Raises:
-      ValueError: another method; ``rtol`` or ``max_products`` out of range; an operator that is not symmetric; nothing
-        to keep before a product was not finite (later ones end the estimate, with a warning).
+      ValueError: another method; ``rtol`` or ``max_products`` out of range; an operator that is not symmetric; one of
+        the first products not finite (later ones end the estimate, with a warning).
 
     References: Hutchinson 1990; Meyer et al. 2020, arXiv 2010.09649 (Hutch++; here the three thirds grow together, and
     the test vectors' products serve every later basis); Epperly et al. 2023, arXiv 2301.07825 (XTrace). Where we differ
     from LLA: (1) it stops on the standard error, not on two means that happen to be close; (2) the error is reported.
     """
-    if method not in PRODUCTS_EACH:
-        raise ValueError(f'method: {method!r} given; the rule is "hutchinson", "hutch++" or "xtrace"')
+    arguments.check_choice("method", method, PRODUCTS_EACH)
     key = arguments.single_key(key)
     checked = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
     if method == "hutchinson":
-        rounds = _samples(H, key, max_products, checked, lambda forms: _mean(forms[:, 0]))
+        rounds = _probe_rounds(H, key, max_products, checked, lambda forms: _mean(forms[:, 0]))
     else:
-        rounds = _sketches(H, key, max_products, checked, method)
+        rounds = _sketch_rounds(H, key, max_products, checked, method)
     recipe = {"kind": "trace", "method": method}
-    return _driven(rounds, H, key, recipe, rtol, max_products, progress)
+    return _estimate(rounds, H, key, recipe, rtol, max_products, progress)
 
 
 def frobenius_norm(
@@ -135,8 +145,8 @@ def frobenius_norm(
         root = math.sqrt(mean)
         return root, sem / (2 * root) if root > 0 else sem
 
-    rounds = _samples(H, key, max_products, checked, summary)
-    return _driven(rounds, H, key, {"kind": "frobenius_norm"}, rtol, max_products, progress)
+    rounds = _probe_rounds(H, key, max_products, checked, summary)
+    return _estimate(rounds, H, key, {"kind": "frobenius_norm"}, rtol, max_products, progress)
 
 
 def diagonal(
@@ -171,38 +181,36 @@ def diagonal(
     """
     key = arguments.single_key(key)
     checked = _check(H, key, rtol, max_products, 1)
-    rounds = _diagonals(H, key, max_products, checked)
-    return _driven(rounds, H, key, {"kind": "diagonal"}, rtol, max_products, progress)
+    rounds = _diagonal_rounds(H, key, max_products, checked)
+    return _estimate(rounds, H, key, {"kind": "diagonal"}, rtol, max_products, progress)
 
 
-# --- until it is known well enough
+# --- draws until the standard error is small enough
 
 
 def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: int) -> int:
-    """Check the arguments and a given operator's symmetry; the products that took."""
+    """Check the arguments and a given operator's symmetry. Returns the products used."""
     check_operator(H)
-    if not isinstance(rtol, int | float) or not 0 <= rtol < math.inf:
-        raise ValueError(f"rtol: {rtol!r} given; the rule is a number from 0, relative to the mean, such as 0.02")
-    if not isinstance(max_products, int | np.integer) or isinstance(max_products, bool) or max_products < least:
-        raise ValueError(f"max_products: {max_products!r} given; the rule is an integer of at least {least}")
+    arguments.check_number("rtol", rtol, least=0.0, remedy="relative to the mean, such as 0.02")
+    arguments.check_integer("max_products", max_products, least, remedy="such as 1000")
     return check_given(H, key)
 
 
 def _mean(draws: np.ndarray) -> tuple[float, float]:
     """Mean and its standard error; NaN for one draw."""
-    spread = draws.std(ddof=1) / math.sqrt(len(draws)) if len(draws) > 1 else math.nan
-    return float(draws.mean()), float(spread)
+    sem = draws.std(ddof=1) / math.sqrt(len(draws)) if len(draws) > 1 else math.nan
+    return float(draws.mean()), float(sem)
 
 
-def _done(now: Round, rtol: float, rounding: float) -> bool:
+def _is_precise(now: Round, rtol: float, rounding: float) -> bool:
     if now.exact:
         return True
     if not now.sem <= rtol * abs(now.mean):
         return False
-    return now.num >= ENOUGH or (now.num >= AT_ONCE and now.sem <= rounding * abs(now.mean))
+    return now.num >= LEAST_DRAWS or (now.num >= AT_ONCE and now.sem <= rounding * abs(now.mean))
 
 
-def _driven(
+def _estimate(
     rounds: Iterator[Round],
     H: Operator,
     key: jax.Array,
@@ -211,62 +219,68 @@ def _driven(
     max_products: int,
     progress: Progress | None,
 ) -> Estimate:
-    """Rounds until the standard error is small enough; says so if it never is."""
+    """Take rounds until the standard error is small enough; warn if it never is."""
     # fewer draws without any spread are believed where that cannot be luck, as it can with signs on a sparse matrix
     sketch = recipe.get("method", "hutchinson") != "hutchinson"
     rounding = 100 * float(jnp.finfo(H.dtype).eps) if sketch else -1.0
     for now in rounds:
         if progress is not None:
             progress(now.products, None)
-        if now.trouble or _done(now, rtol, rounding):
+        if now.trouble or _is_precise(now, rtol, rounding):
             break
-    converged = _done(now, rtol, rounding)
+    converged = _is_precise(now, rtol, rounding)
     recipe |= {
-        "products": now.products, "converged": converged, "stopped": now.trouble, "rtol": rtol,
-        "max_products": int(max_products), "key": recipes.fingerprint(key), "operator": dict(H.recipe),
-    }  # fmt: skip
+        "products": now.products,
+        "converged": converged,
+        "stopped": now.trouble,
+        "rtol": rtol,
+        "max_products": int(max_products),
+        "key": recipes.fingerprint(key),
+        "operator": dict(H.recipe),
+    }
     if now.value is not None:
         recipe |= {"norm": now.mean, "norm_sem": now.sem}
     if now.trouble or not converged:
-        warn_caller(_complaint(recipe, now, rtol))
+        warn_caller(_shortfall(recipe, now, rtol))
     mean, sem = now.value() if now.value else (now.mean, now.sem)
     return Estimate(mean, sem, now.num, recipe)
 
 
-def _complaint(recipe: dict[str, Any], now: Round, rtol: float) -> str:
-    found = f"{recipe['kind']}: {pm(now.mean, now.sem, 6)} from {now.num} draws ({now.products} products)"
+def _shortfall(recipe: dict[str, Any], now: Round, rtol: float) -> str:
+    """The warning that an estimate is not as precise as asked for."""
+    result = f"{recipe['kind']}: {pm(now.mean, now.sem, 6)} from {now.num} draws ({now.products} products)"
     if now.trouble:
-        return f"{found}: it ends there, because {now.trouble}"
+        return f"{result}: it ends there, because {now.trouble}"
     if now.sem <= rtol * abs(now.mean):
-        return f"{found}: too few draws to believe their standard error; raise max_products (at least {ENOUGH} draws)"
-    asked = f"{found}, and rtol={rtol:g} asks for a standard error of {rtol * abs(now.mean):.2g}"
+        text = "too few draws to believe their standard error"
+        return f"{result}: {text}; raise max_products (at least {LEAST_DRAWS} draws)"
+    request = f"{result}, and rtol={rtol:g} asks for a standard error of {rtol * abs(now.mean):.2g}"
     if rtol > 0 and now.mean and now.sem < math.inf and recipe.get("method", "hutchinson") == "hutchinson":
-        return f"{asked}; about {now.num * (now.sem / (rtol * now.mean)) ** 2:.2g} products would do (max_products)"
-    return f"{asked}; raise max_products or rtol"
+        return f"{request}; about {now.num * (now.sem / (rtol * now.mean)) ** 2:.2g} products would do (max_products)"
+    return f"{request}; raise max_products or rtol"
 
 
-def _not_finite(trouble: object) -> str:
-    return f"H: {trouble}, and there is nothing to keep; the rule is finite products. Is the loss finite here?"
-
-
-# --- draws whose mean is asked for
+# --- probes
 
 
 def map_probes(f: Callable[[PyTree, PyTree], T], H: Operator, key: jax.Array, lo: int, hi: int) -> Iterator[T]:
-    """``f(z, A z)`` of the probes numbered ``lo`` to ``hi``, stacked: of all of them on the device, in halves if memory
-    runs out; of one after another from the host, where several would take memory for nothing.
+    """``f(z, A z)`` of the probes numbered ``lo`` to ``hi - 1``.
+
+    An operator that runs on the device takes all of them at once, in halves if memory runs out. Other operators take
+    one after another, since several would only take memory. A Ctrl-C waits for the end of a product.
 
     Args:
       f: of stacked vectors (k, ...) and their products.
       H: the operator.
-      key: each probe, a vector of signs, is drawn from it and its number.
-      lo: number of the first.
-      hi: number behind the last.
+      key: each probe, a vector of signs, is drawn from it and the probe's number.
+      lo: number of the first probe.
+      hi: number after the last one.
     """
 
     def compute(lo: int, hi: int) -> T:
-        z = probes(H, key, lo, hi)
-        return jax.block_until_ready(f(z, H.products(z)))
+        with deferred_interrupts():
+            z = draw_probes(H, key, lo, hi)
+            return jax.block_until_ready(f(z, H.products(z)))
 
     if H.on_device:
         yield from halve(compute, lo, hi)
@@ -275,10 +289,10 @@ def map_probes(f: Callable[[PyTree, PyTree], T], H: Operator, key: jax.Array, lo
         yield compute(number, number + 1)
 
 
-def probes(H: Operator, key: jax.Array, lo: int, hi: int) -> PyTree:
-    """The probes of these numbers, stacked vectors of signs."""
+def draw_probes(H: Operator, key: jax.Array, lo: int, hi: int) -> PyTree:
+    """The probes with these numbers, stacked vectors of signs."""
     numbers = np.arange(lo, hi, dtype=np.uint32)
-    return H.space.settle(H.place(draw(H.space, key, numbers, distribution="rademacher")))
+    return H.space.wait_for(H.place(draw(H.space, key, numbers, distribution="rademacher")))
 
 
 @jax.jit
@@ -287,10 +301,10 @@ def _forms(z: PyTree, product: PyTree) -> jax.Array:
     return jax.vmap(lambda x, y: jnp.stack([_tree.dot(x, y), _tree.norm(y)]))(z, product)
 
 
-def _samples(
+def _probe_rounds(
     H: Operator, key: jax.Array, max_products: int, used: int, summary: Callable[[np.ndarray], tuple[float, float]]
 ) -> Iterator[Round]:
-    """Rounds of independent probes; ``summary`` makes (mean, sem) of their forms (num, 2)."""
+    """Rounds of independent probes; ``summary`` makes (mean, sem) of their ``_forms`` (num, 2)."""
     forms = np.zeros((0, 2))
     while len(forms) < max_products:
         lo, hi = len(forms), min(len(forms) + AT_ONCE, max_products)
@@ -305,24 +319,24 @@ def _samples(
         used += len(new)
         forms = np.concatenate([forms, new[: bad[0]] if len(bad) else new])
         if not len(forms):
-            raise ValueError(_not_finite(trouble))
+            raise nothing_to_keep(trouble)
         yield Round(*summary(forms), len(forms), used, trouble=trouble)
         if trouble:
             return
 
 
-# --- draws against a basis
+# --- sketches
 
 
-def _sketches(H: Operator, key: jax.Array, max_products: int, used: int, method: str) -> Iterator[Round]:
+def _sketch_rounds(H: Operator, key: jax.Array, max_products: int, used: int, method: str) -> Iterator[Round]:
     """Rounds in which the basis and the test vectors grow together."""
     n, each = H.shape[0], PRODUCTS_EACH[method]
     nbytes, free = H.memory()
-    room = max(1, int(SHARE * free) // nbytes)
+    room = max(1, int(MEMORY_FRACTION * free) // nbytes)
     most = min(max_products // each, n, room)
     log.info("%s: a basis of at most %d vectors, %.1f MiB", method, most, most * nbytes / 2**20)
-    keys, times = jax.random.split(key, 3), sketches.Counted(H, used)
-    grow = sketches.grown_for_xtrace if method == "xtrace" else sketches.grown_for_hutch
+    keys, times = jax.random.split(key, 3), sketches.ProductCounter(H, used)
+    grow = sketches.grow_for_xtrace if method == "xtrace" else sketches.grow_for_hutch
     sketch, now = sketches.empty(), None
     while len(sketch.core) < n:
         left, wide = max_products + used - times.used, len(sketch.core)
@@ -333,18 +347,18 @@ def _sketches(H: Operator, key: jax.Array, max_products: int, used: int, method:
             elif left < each:
                 return
             elif method == "hutch++":  # no room: the rest goes into test vectors
-                sketch = sketches.more_tests(sketch, times, keys[1], min(AT_ONCE, left))
+                sketch = sketches.draw_tests(sketch, times, keys[1], min(AT_ONCE, left))
             elif now is not None:
                 reason = "a larger basis takes more than a quarter of the free memory; method='hutchinson' needs none"
                 yield now._replace(trouble=reason)
                 return
         except sketches.NotFinite as error:
             if now is None:
-                raise ValueError(_not_finite(error)) from None
+                raise nothing_to_keep(error) from None
             yield now._replace(products=times.used, trouble=str(error))
             return
-        if len(sketch.core) == n:  # the basis spans everything
-            now = Round(float(np.trace(sketch.core)), 0.0, len(sketch.whole), times.used, exact=True)
+        if len(sketch.core) == n:  # the basis spans the space
+            now = Round(float(np.trace(sketch.core)), 0.0, len(sketch.forms), times.used, exact=True)
         else:
             draws = sketches.xtrace(sketch, n) if method == "xtrace" else sketches.hutch_plus_plus(sketch)
             now = Round(*_mean(draws), len(draws), times.used)
@@ -355,7 +369,7 @@ def _sketches(H: Operator, key: jax.Array, max_products: int, used: int, method:
 
 
 class Moments(NamedTuple):
-    """Running mean of trees, and the sum of squared deviations from it."""
+    """The number of draws so far, their mean, and the sum of squared deviations from it."""
 
     num: Any
     mean: PyTree
@@ -368,8 +382,12 @@ def _times(z: PyTree, product: PyTree) -> PyTree:
 
 
 @jax.jit
-def _merged(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
-    """(moments with those of the draws before the first that is not finite, their number, (|mean|^2, |sem|^2 num))."""
+def _merge(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
+    """Add draws, up to the first that is not finite, to the moments.
+
+    Returns:
+      (the moments, the number of draws added, (|mean|^2, the sum of all squared deviations)).
+    """
     leaves = jax.tree.leaves(draws)
     finite = jnp.stack([jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in leaves]).all(0)
     good = jnp.cumprod(finite)
@@ -378,21 +396,21 @@ def _merged(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
 
     def each(mean: Any, squares: Any, x: Any) -> tuple[Any, Any]:
         keep = good.reshape(-1, *[1] * (x.ndim - 1)) > 0
-        share, total = (jnp.maximum(c, 1).astype(x.dtype) for c in (count, num))
-        here = jnp.where(keep, x, 0).sum(0) / share
-        around = jnp.where(keep, x - here, 0)
+        some, total = (jnp.maximum(c, 1).astype(x.dtype) for c in (count, num))
+        here = jnp.where(keep, x, 0).sum(0) / some
+        deviations = jnp.where(keep, x - here, 0)
         step = here - mean
-        moved = step * count.astype(x.dtype) / total
-        return mean + moved, squares + (around**2).sum(0) + step * moved * so_far.num.astype(x.dtype)
+        change = step * count.astype(x.dtype) / total
+        return mean + change, squares + (deviations**2).sum(0) + step * change * so_far.num.astype(x.dtype)
 
-    found = jax.tree.map(each, so_far.mean, so_far.squares, draws)
-    mean, squares = (jax.tree.map(lambda _, pair, i=i: pair[i], so_far.mean, found) for i in (0, 1))
+    pairs = jax.tree.map(each, so_far.mean, so_far.squares, draws)
+    mean, squares = (jax.tree.map(lambda _, pair, i=i: pair[i], so_far.mean, pairs) for i in (0, 1))
     norms = _tree.dot(mean, mean), sum(jnp.sum(_tree.wide(x)) for x in jax.tree.leaves(squares))
     return Moments(num, mean, squares), count, norms
 
 
-def _diagonals(H: Operator, key: jax.Array, max_products: int, used: int) -> Iterator[Round]:
-    """Rounds of independent probes, of which only the moments are kept."""
+def _diagonal_rounds(H: Operator, key: jax.Array, max_products: int, used: int) -> Iterator[Round]:
+    """Rounds of independent probes; only their moments are kept."""
     done = 0
     zeros = H.place(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), H.structure))
     moments = Moments(np.int32(0), zeros, zeros)
@@ -408,7 +426,7 @@ def _diagonals(H: Operator, key: jax.Array, max_products: int, used: int) -> Ite
         hi = min(done + AT_ONCE, max_products)
         for piece in map_probes(_times, H, key, done, hi):
             size = len(jax.tree.leaves(piece)[0])
-            moments, count, (mean, squares) = _merged(moments, piece)
+            moments, count, (mean, squares) = _merge(moments, piece)
             if count < size:
                 trouble = f"product {used + int(count) + 1} is not finite"
             used += size
@@ -416,6 +434,6 @@ def _diagonals(H: Operator, key: jax.Array, max_products: int, used: int) -> Ite
                 break
         done, num = hi, int(moments.num)
         if not num:
-            raise ValueError(_not_finite(trouble))
+            raise nothing_to_keep(trouble)
         sem = math.sqrt(float(squares) / num / (num - 1)) if num > 1 else math.nan
         yield Round(math.sqrt(float(mean)), sem, num, used, value, trouble=trouble)

@@ -334,7 +334,7 @@ def store(basis: PyTree, steps: Steps, into: int, *, window: bool = False, batch
 
 def random(H: Operator, key: jax.Array, number: int, distribution: str) -> PyTree:
     """The random vector with this number, on the operator's devices."""
-    return H.space.settle(H.place(draw_one(H.space, key, np.uint32(number), distribution=distribution)))
+    return H.space.wait_for(H.place(draw_one(H.space, key, np.uint32(number), distribution=distribution)))
 
 
 @partial(jax.jit, static_argnames=("rows", "shards"))
@@ -415,7 +415,7 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     basis = begin(random(H, key, 0, start), rows=steps + 1, shards=H.space.shards)
     basis, alphas, betas, products = sequence(H, basis, steps)
     if not len(alphas):
-        raise nothing_to_keep(f"product {products}")
+        raise nothing_to_keep(f"product {products} is not finite")
     if products > len(alphas):
         warn_caller(f"H: product {products} is not finite; the {len(alphas)} steps before it are kept")
     done = len(alphas)

@@ -1,4 +1,4 @@
-"""The two kinds of symmetric operators: over data in memory, a pytree; over streams or processes, run on the host."""
+"""The two kinds of symmetric operators: a pytree over data in memory, and one whose products the host computes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse
+from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.curvature import products
 from lla_jax.curvature.products import Multiplier
 from lla_jax.curvature.space import Space, stack, take
 from lla_jax.execution import devices, processes, sharding
+from lla_jax.execution.interrupts import deferred_interrupts
 
-Around = Callable[[PyTree, Recipe], Any]
-"""``around(params, recipe)``: an operator over the same data, without its scale, around parameters that lie where the
-old ones do."""
+Rebuild = Callable[[PyTree, Recipe], Any]
+"""``rebuild(params, recipe)``: an operator over the same data at other parameters, which lie on the devices of the old
+ones; without the scale."""
 
 
 class Operator(abc.ABC):
-    """What both kinds of operators have in common."""
+    """The base of both kinds of operators."""
 
     multiplier: Multiplier
     space: Space
     recipe: Recipe
-    around: Around | None
+    rebuild: Rebuild | None
     together: bool = False
 
     def __repr__(self) -> str:
@@ -76,15 +77,15 @@ class Operator(abc.ABC):
         return self.multiplier.matrix is None
 
     @property
-    def chosen(self) -> tuple[bool, ...]:
-        """Which leaves of the parameters a vector has."""
+    def leaf_mask(self) -> tuple[bool, ...]:
+        """For every leaf of the parameters, whether a vector has it."""
         matrix = self.multiplier.matrix
-        return (True,) * len(self.space.shapes) if matrix is None else matrix.chosen
+        return (True,) * len(self.space.shapes) if matrix is None else matrix.leaf_mask
 
     def random(self, key: jax.Array, distribution: str = "rademacher") -> PyTree:
         """A vector of independent entries of variance 1: signs ("rademacher") or Gaussians ("normal").
 
-        One flat draw; for parameters that are spread over devices, one for each leaf. Pure; zero where the operator is
+        One flat draw; for parameters that are sharded over devices, one for each leaf. Pure; zero where the operator is
         masked.
         """
         return self.space.random(key, distribution)
@@ -100,9 +101,9 @@ class Operator(abc.ABC):
     def products(self, stacked: PyTree) -> PyTree:
         """The products with several vectors, from the host.
 
-        On the device all of them in one program: at once on an accelerator, one after another on a CPU, where eight
-        networks' tangents spill the caches (up to four times slower, except for the smallest networks); if memory runs
-        out, in halves. Where the host drives the operator, one by one.
+        An operator that runs on the device computes all of them in one program: at once on an accelerator, one after
+        another on a CPU, where the tangents of eight networks spill the caches (up to four times slower, except for the
+        smallest networks). If memory runs out, it takes them in halves. Other operators compute one after another.
 
         Args:
           stacked: vectors, a tree whose leaves have a leading axis k.
@@ -116,16 +117,21 @@ class Operator(abc.ABC):
         stacked = self.space.check(stacked, "stacked", stacked=True)
         num = len(jax.tree.leaves(stacked)[0])
         if not num:
-            raise ValueError("stacked: has a leading axis of 0; the rule is one vector at least")
+            raise Misuse("stacked", "has a leading axis of 0; it must hold at least one vector: pass some")
         if not self.on_device:
-            return stack(self.space, [self.product(take(stacked, np.int32(i))) for i in range(num)])
+            each = []
+            with deferred_interrupts() as check:
+                for i in range(num):
+                    check()
+                    each.append(self.product(take(stacked, np.int32(i))))
+            return stack(self.space, each)
 
         def compute(lo: int, hi: int) -> PyTree:
             some = stacked if hi - lo == num else jax.tree.map(lambda x: x[lo:hi], stacked)
             return jax.block_until_ready(_products(self, some))
 
-        found = halve(compute, 0, num)
-        return found[0] if len(found) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *found)
+        pieces = halve(compute, 0, num)
+        return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *pieces)
 
     def embed(self, vectors: PyTree) -> PyTree:
         """Stacked vectors ``(k, ...)`` as stacked parameter trees: zero in leaves that are not selected."""
@@ -136,12 +142,12 @@ class Operator(abc.ABC):
         leaves, structure = jax.tree.flatten(self.centre())
         full = [
             next(moving).astype(x.dtype) if yes else sharding.zeros(num, x, self.space.shards)
-            for x, yes in zip(leaves, self.chosen, strict=True)
+            for x, yes in zip(leaves, self.leaf_mask, strict=True)
         ]
         return jax.tree.unflatten(structure, full)
 
     def place(self, tree: PyTree) -> PyTree:
-        """Vectors on the operator's devices: arrays here and there would compile the same program twice."""
+        """Vectors on the operator's devices: arrays on others would compile the same program twice."""
         return self.space.place(tree, self.multiplier.mesh)
 
     def memory(self) -> tuple[int, int]:
@@ -155,39 +161,40 @@ class Operator(abc.ABC):
         """The parameters at which the curvature is taken."""
 
     def at(self, params: PyTree) -> Any:
-        """The same operator around other parameters.
+        """The same operator at other parameters.
 
             H = lla.hessian(loss, params, data);   H.at(others) v = (grad^2 L)(others) v
 
-        The data stay where they are on the devices, and nothing is compiled anew; where primal values are kept, nothing
-        else does, and the data are brought there again. What was decided for this operator
-        holds for the other one too: its matrix, blocks and selection, and whether primal values are kept; if they are,
-        those at ``params`` are computed now. Delete this operator, if its own are no longer needed. So does a mask, and
-        a preconditioner: it is made of moments, not of parameters. For other moments take the plain operator,
-        ``lla.operators.preconditioned(H.at(params), moments)``. Called on the host, by all processes that share the
-        operator.
+        The matrix, the blocks and the selection stay, and nothing is compiled anew. The data stay on the devices; if
+        primal values are kept in their place, the data are brought there again and the values at ``params`` are
+        computed now. Delete this operator if its own values are no longer needed.
+
+        A mask stays too, and so does a preconditioner, which is made of moments and not of parameters; for other
+        moments use ``lla.operators.preconditioned(H.at(params), moments)`` of the plain operator. Call it on the host,
+        in all processes that share the operator.
 
         Args:
           params: a tree like the operator's parameters: the same structure, shapes and dtypes. It is put on the devices
             where those are.
 
         Returns:
-          An operator of the same kind. Its recipe says at which parameters it is, and is the same otherwise.
+          An operator of the same kind. Its recipe names the new parameters, and is the same otherwise.
 
         Raises:
           ValueError: parameters of another structure, shape or dtype, or not finite, or other ones in another process;
             an operator of ``operators.given``, which has no parameters, or one that jax has transformed.
         """
-        if self.around is None:
-            raise ValueError(
-                f"H: {self!r} is a product of your own and has no parameters; the rule is an operator of lla.hessian, "
-                "lla.ggn or lla.fisher. Make another one with lla.operators.given"
-                if self.is_given
-                else f"H: {self!r} came out of a transformation of jax, which keeps no more than products need; the "
-                "rule is an operator as lla.hessian, lla.ggn or lla.fisher gave it"
-            )
+        if self.rebuild is None:
+            if self.is_given:
+                text = f"{self!r} is a product of your own and has no parameters"
+                rule = "it must be an operator of lla.hessian, lla.ggn or lla.fisher"
+                raise Misuse("H", f"{text}; {rule}, or make another one with lla.operators.given")
+            text = f"{self!r} came out of a transformation of jax, which keeps only what products need"
+            raise Misuse("H", f"{text}; it must be an operator as lla.hessian, lla.ggn or lla.fisher gave it")
         params = self._like_centre(params)
-        recipe = self.recipe | {"params": describe_params(params)}  # as they came: what a landscape of them says
+        recipe = self.recipe | {
+            "params": describe_params(params)
+        }  # before the cast, as a landscape there describes them
         if self.together:
             processes.agree(params=str(recipe["params"]))
 
@@ -196,7 +203,7 @@ class Operator(abc.ABC):
             return jax.device_put(new, old.sharding)
 
         placed = jax.tree.map(place, params, self.centre())
-        return replace(self.around(placed, recipe), space=self.space)
+        return replace(self.rebuild(placed, recipe), space=self.space)
 
     def _like_centre(self, params: PyTree) -> PyTree:
         """The parameters as arrays, if they are like the operator's."""
@@ -206,15 +213,13 @@ class Operator(abc.ABC):
         pairs = zip(*map(jax.tree.leaves, (params, centre)), strict=True)
         for path, (new, old) in zip(_tree.paths(centre), pairs, strict=True):
             if (dtype := _tree.shape_dtype(new)[1]) != old.dtype:
-                raise ValueError(
-                    f"params[{path!r}] has dtype {dtype}, and the operator's parameters {old.dtype}; the rule is the "
-                    "same dtypes. Cast it, or make another operator"
-                )
+                text = f"has dtype {dtype}, and the operator's parameters {old.dtype}; it must have the same dtype"
+                raise ValueError(f"params[{path!r}] {text}: cast it, or make another operator")
         return params
 
 
 def as_arrays(params: PyTree) -> PyTree:
-    """Parameters, numbers among them as arrays.
+    """The parameters, with numbers among them as arrays.
 
     Raises:
       ValueError: a leaf that is not real, floating and finite.
@@ -233,16 +238,16 @@ def describe_params(params: PyTree) -> Recipe:
 class LinearOperator(Operator):
     """A symmetric operator over data in memory; a pytree, to be passed to jitted functions.
 
-    Made by ``hessian``, ``ggn``, ``fisher`` and ``given``. ``mv`` is pure; ``product`` is the same from the host, the
-    fastest way on this machine. Vectors are trees like the parameters (``structure``), in float32 at least.
+    Made by ``hessian``, ``ggn``, ``fisher`` and ``given``. ``mv`` is pure; ``product`` computes the same from the host,
+    in the fastest way on this machine. Vectors are trees like the parameters (``structure``), in float32 at least.
 
     Args:
       multiplier: the static part.
       space: of its vectors, with S of S A S.
-      common: what all blocks share.
-      blocks: of rows, or of linear maps whose primal values are kept.
+      common: loss, parameters, data and key, which all blocks share.
+      blocks: blocks of rows, or linear maps whose primal values are kept.
       recipe: matrix, selection, data, plan; JSON-able. Lost under a transformation.
-      around: makes the operator around other parameters, see ``at``. Lost under a transformation.
+      rebuild: makes the operator at other parameters, see ``at``. Lost under a transformation.
     """
 
     multiplier: Multiplier
@@ -250,7 +255,7 @@ class LinearOperator(Operator):
     common: Any
     blocks: tuple[Any, ...]
     recipe: Recipe = field(default_factory=dict)
-    around: Around | None = None
+    rebuild: Rebuild | None = None
 
     def mv(self, v: PyTree) -> PyTree:
         """The product A v: a tree like ``v``. Pure and jit-able."""
@@ -262,9 +267,9 @@ class LinearOperator(Operator):
         """The product A v from the host: one compiled step, called for every block."""
         v, by = self.space.check(v), self.multiplier
         if len(self.blocks) == 1 and (by.mesh is None or by.mesh.size == 1):
-            return self.space.settle(_product(self, v))
-        total = products.gathered(by, products.total(by, self.common, self.space, self.blocks, v))
-        return self.space.settle(products.finish_step(self.common, self.space, v, total, by=by))
+            return self.space.wait_for(_product(self, v))
+        total = products.gather(by, products.total(by, self.common, self.space, self.blocks, v))
+        return self.space.wait_for(products.finish_step(self.common, self.space, v, total, by=by))
 
     def centre(self) -> PyTree:
         return self.common.params
@@ -279,16 +284,15 @@ jax.tree_util.register_pytree_node(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HostOperator(Operator):
-    """A symmetric operator over a stream or several processes, or of a product that jax cannot trace: ``mv`` runs on
-    the host.
+    """A symmetric operator whose ``mv`` runs on the host: over a stream or several processes, or not traceable.
 
     Args:
       multiplier: the static part.
       space: of its vectors, with S of S A S.
       call: ``call(v) -> A v`` without the scale.
-      params: the parameters, or the like of a vector.
+      params: the parameters; for a given product, the tree ``like`` a vector.
       recipe: as for ``LinearOperator``.
-      around: as for ``LinearOperator``.
+      rebuild: as for ``LinearOperator``.
       together: whether all processes of the group take part in every product.
     """
 
@@ -297,11 +301,11 @@ class HostOperator(Operator):
     call: Callable[[PyTree], PyTree]
     params: PyTree
     recipe: Recipe = field(default_factory=dict)
-    around: Around | None = None
+    rebuild: Rebuild | None = None
     together: bool = False
 
     def mv(self, v: PyTree) -> PyTree:
-        """The product A v: a tree like ``v``. Reads the stream once; of several processes, waits for all."""
+        """The product A v: a tree like ``v``. It reads the stream once, and waits for all processes of the group."""
         v = self.space.check(v)
         if self.scale is None:
             return self.call(v)
@@ -316,7 +320,7 @@ class HostOperator(Operator):
 
 
 def halve(compute: Callable[[int, int], Any], lo: int, hi: int) -> list[Any]:
-    """``[compute(lo, hi)]``; out of memory takes it in two halves, and so on."""
+    """``[compute(lo, hi)]``; where memory runs out, the results of its two halves, and so on."""
     try:
         return [compute(lo, hi)]
     except Exception as error:
@@ -335,16 +339,15 @@ def _products(H: LinearOperator, stacked: PyTree) -> PyTree:
 
 _product = jax.jit(lambda operator, v: operator.mv(v))
 
-NUMBER = 2**31  # of the key that the check takes
-
+NUMBER = 2**31  # folded into the key for the check of symmetry
 ASYMMETRY = 1e-2  # relative; products in half precision stay below, mistakes (another batch, one-sided scales) do not
 
 
 def check_symmetric(H: Operator, key: jax.Array) -> int:
     """Check u'(A v) = v'(A u) for two random vectors, up to 1e-2 (|A u| + |A v|).
 
-    The two sides differ by about |A - A'|_F, and either product has the norm |A|_F or so, whatever the size: a part of
-    the operator that is not symmetric is found if it makes up more than a percent.
+    The two sides differ by about |A - A'|_F, and either product has about the norm |A|_F, for every size: an asymmetric
+    part of the operator is found if it makes up more than a percent.
 
     Args:
       H: any operator; those of ``hessian``, ``ggn`` and ``fisher`` are symmetric by construction.
@@ -356,45 +359,45 @@ def check_symmetric(H: Operator, key: jax.Array) -> int:
     Raises:
       ValueError: it is not symmetric; a product has another structure than its vector, or is not finite.
     """
-    u, v = _pair(H.space, key)
+    u, v = _two_vectors(H.space, key)
     of_u, of_v = (_tree.align(H.product(x), H.structure, "A v", "its vector v") for x in (u, v))
-    one, two, *sizes = (float(x) for x in _compared(u, v, of_u, of_v))
+    one, two, *sizes = (float(x) for x in _symmetry_terms(u, v, of_u, of_v))
     for number, size in enumerate(sizes):
         if not np.isfinite(size):
-            raise ValueError(f"H: product {number + 1} is not finite, of a finite vector; the rule is finite products")
+            text = f"product {number + 1} is not finite, and its vector is"
+            raise Misuse("H", f"{text}; check that the loss is finite here")
     if abs(one - two) > ASYMMETRY * sum(sizes):
-        raise ValueError(
-            f"H: u'(A v) = {one:.6g} and v'(A u) = {two:.6g} for two random vectors, so it is not symmetric (or "
-            "changes from product to product); the rule is A = A'. For a matrix pass (A + A') / 2; scale both sides as "
-            "lla.operators.preconditioned does"
+        raise Misuse(
+            "H",
+            f"u'(A v) = {one:.6g} and v'(A u) = {two:.6g} for two random vectors, so it is not symmetric (or changes "
+            "from product to product); it must be A = A'. For a matrix pass (A + A') / 2; scale both sides, as "
+            "lla.operators.preconditioned does",
         )
     return 2
 
 
 def check_operator(H: Any) -> None:
-    """Raise a ValueError where ``H`` is no operator."""
+    """Refuse an ``H`` that is no operator."""
     if not isinstance(H, Operator):
-        raise ValueError(
-            f"H: got {type(H).__name__}; the rule is an operator: lla.hessian(loss, params, data), or "
-            "lla.operators.given(product, like) for one of your own"
-        )
+        remedy = "lla.operators.given(product, like) for one of your own"
+        raise misuse("H", H, f"an operator: lla.hessian(loss, params, data), or {remedy}")
 
 
-def nothing_to_keep(product: str) -> Misuse:
-    """The error where not even the first product is finite; ``product`` names it."""
-    return Misuse("H", f"{product} is not finite, and there is nothing to keep; check that the loss is finite here")
+def nothing_to_keep(trouble: object) -> Misuse:
+    """The error where trouble with the first products, such as "product 1 is not finite", leaves no result."""
+    return Misuse("H", f"{trouble}, and there is nothing to keep; check that the loss is finite here")
 
 
 def check_given(H: Operator, key: jax.Array) -> int:
-    """``check_symmetric`` for a user's product; the products used, 0 for all others."""
+    """The products used by ``check_symmetric`` for a user's product; 0 for other operators, which are symmetric."""
     return check_symmetric(H, jax.random.fold_in(key, NUMBER)) if H.is_given else 0
 
 
 @jax.jit
-def _pair(space: Space, key: jax.Array) -> list[PyTree]:
+def _two_vectors(space: Space, key: jax.Array) -> list[PyTree]:
     return [space.random(jax.random.fold_in(key, number), "normal") for number in range(2)]
 
 
 @jax.jit
-def _compared(u: PyTree, v: PyTree, of_u: PyTree, of_v: PyTree) -> list[jax.Array]:
+def _symmetry_terms(u: PyTree, v: PyTree, of_u: PyTree, of_v: PyTree) -> list[jax.Array]:
     return [_tree.dot(u, of_v), _tree.dot(v, of_u), _tree.norm(of_u), _tree.norm(of_v)]

@@ -1,4 +1,4 @@
-"""The curvature of a loss over one block of data, as a gradient-like map whose derivative is the matrix asked for.
+"""Each curvature matrix is the derivative of a gradient-like map of the loss over one block of data.
 
 With f the model, l the criterion, theta_0 the parameters:
 
@@ -19,17 +19,18 @@ import jax
 import jax.numpy as jnp
 
 from lla_jax.core import losses
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Loss, PyTree
 from lla_jax.execution import rewriting
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Which matrix: the static part of a product; compares by value.
+    """The static description of a curvature matrix; it compares by value.
 
     Args:
       kind: "hessian", "ggn" or "fisher".
-      chosen: which leaves of the parameters it acts on.
+      leaf_mask: for every leaf of the parameters, whether the matrix acts on it.
       train: whether normalization layers use the statistics of the batch.
       sample: for the Fisher matrix, ``sample(key, outputs, example) -> example`` with a target drawn from the model;
         None takes the targets of the data.
@@ -38,40 +39,40 @@ class Matrix:
     """
 
     kind: str
-    chosen: tuple[bool, ...]
+    leaf_mask: tuple[bool, ...]
     train: bool = False
     sample: Any = None
     samples: int = 1
     lowered: bool = False
 
 
-def part(params: PyTree, chosen: tuple[bool, ...]) -> PyTree:
-    """The chosen leaves; None, which is no leaf, in place of the others."""
+def part(params: PyTree, leaf_mask: tuple[bool, ...]) -> PyTree:
+    """The leaves of the mask; None, which is no leaf, in place of the others."""
     leaves, structure = jax.tree.flatten(params)
-    return jax.tree.unflatten(structure, [x if yes else None for x, yes in zip(leaves, chosen, strict=True)])
+    return jax.tree.unflatten(structure, [x if yes else None for x, yes in zip(leaves, leaf_mask, strict=True)])
 
 
-def merged(params: PyTree, moving: PyTree, chosen: tuple[bool, ...]) -> PyTree:
-    """The parameters with the chosen leaves replaced."""
+def merge(params: PyTree, moving: PyTree, leaf_mask: tuple[bool, ...]) -> PyTree:
+    """The parameters, with the leaves of the mask replaced."""
     leaves, structure = jax.tree.flatten(params)
     new = iter(jax.tree.leaves(moving))
-    return jax.tree.unflatten(structure, [next(new) if yes else x for x, yes in zip(leaves, chosen, strict=True)])
+    return jax.tree.unflatten(structure, [next(new) if yes else x for x, yes in zip(leaves, leaf_mask, strict=True)])
 
 
 def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: losses.Block, key: Any) -> Callable[[PyTree], Any]:
-    """``g(part) -> (gradient-like part, (sum of weights, sum of weighted losses))``; see the module.
+    """``g(part) -> (gradient-like part, (sum of weights, sum of weighted losses))``, g as in the module's docstring.
 
     Args:
-      matrix: which one.
+      matrix: the matrix.
       loss: the loss.
-      params: theta_0, whole.
-      block: rows of data; masked ones count nothing.
+      params: theta_0, all parameters.
+      block: rows of data; masked rows do not count.
       key: draws the targets of the Monte Carlo Fisher, folded with each example's number.
     """
-    start = part(params, matrix.chosen)
+    start = part(params, matrix.leaf_mask)
 
     def model(moving: PyTree) -> Any:
-        return losses.outputs_of(loss, merged(params, moving, matrix.chosen), loss.state, block, matrix.train)[0]
+        return losses.outputs_of(loss, merge(params, moving, matrix.leaf_mask), loss.state, block, matrix.train)[0]
 
     outputs = rewriting.lowered(model, start) if matrix.lowered else model
     if matrix.kind == "hessian":
@@ -80,8 +81,8 @@ def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: losses.Block
             return losses.loss_total(loss, outputs(moving), block)
 
         def gradient(moving: PyTree) -> Any:
-            (value, weight), found = jax.value_and_grad(total, has_aux=True)(moving)
-            return found, (weight, value)
+            (value, weight), slope = jax.value_and_grad(total, has_aux=True)(moving)
+            return slope, (weight, value)
 
         return gradient
     if matrix.kind == "ggn":
@@ -90,28 +91,26 @@ def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: losses.Block
 
 
 def _gauss_newton(loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, block: losses.Block) -> Callable:
-    def floating(moving: PyTree) -> tuple[list[Any], Any]:
+    def smooth_outputs(moving: PyTree) -> tuple[list[Any], Any]:
         leaves, structure = jax.tree.flatten(outputs(moving))
         if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in leaves):
-            raise ValueError(
-                "loss: the model's outputs are complex; the rule for ggn is real ones, so let apply return their real "
-                "and imaginary parts"
-            )
+            text = "the model's outputs are complex; they must be real for ggn"
+            raise Misuse("loss", f"{text}: let apply return their real and imaginary parts, such as jnp.real(outputs)")
         smooth = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
         rest = [None if yes else x for x, yes in zip(leaves, smooth, strict=True)]
 
-        def total(found: list[Any]) -> tuple[Any, Any]:
-            new = iter(found)
-            whole = [next(new) if yes else x for x, yes in zip(rest, smooth, strict=True)]
-            return losses.loss_total(loss, jax.tree.unflatten(structure, whole), block)
+        def total(smooth_leaves: list[Any]) -> tuple[Any, Any]:
+            new = iter(smooth_leaves)
+            every = [next(new) if yes else x for x, yes in zip(rest, smooth, strict=True)]
+            return losses.loss_total(loss, jax.tree.unflatten(structure, every), block)
 
         return [x for x, yes in zip(leaves, smooth, strict=True) if yes], total
 
-    _, pull = jax.vjp(lambda moving: floating(moving)[0], start)
+    _, pull = jax.vjp(lambda moving: smooth_outputs(moving)[0], start)
 
     def gradient(moving: PyTree) -> Any:
-        found, total = floating(moving)
-        (value, weight), slope = jax.value_and_grad(total, has_aux=True)(found)
+        smooth_leaves, total = smooth_outputs(moving)
+        (value, weight), slope = jax.value_and_grad(total, has_aux=True)(smooth_leaves)
         return pull(slope)[0], (weight, value)
 
     return gradient
@@ -120,26 +119,26 @@ def _gauss_newton(loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, b
 def _fisher(
     matrix: Matrix, loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, block: losses.Block, key: Any
 ) -> Callable:
-    def drawn(number: Any) -> Any:  # a batch with targets of its own
+    def draw_targets(number: Any) -> Any:  # a batch with targets of its own
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, number), block.index)
         with losses.noting("sample", "sample(key, outputs, example) for one example", block):
             return jax.vmap(matrix.sample)(keys, jax.lax.stop_gradient(outputs(start)), block.batch)
 
-    batches = block.batch if matrix.sample is None else jax.vmap(drawn)(jnp.arange(matrix.samples))
+    batches = block.batch if matrix.sample is None else jax.vmap(draw_targets)(jnp.arange(matrix.samples))
 
     def roots(moving: PyTree) -> tuple[Any, Any]:
         """((B,), or (samples, B), losses times the root of their weight; sum of weights)."""
-        found = outputs(moving)
+        now = outputs(moving)
         if matrix.sample is None:
-            return losses.loss_roots(loss, found, block)
-        each, weights = jax.vmap(lambda batch: losses.loss_roots(loss, found, block._replace(batch=batch)))(batches)
+            return losses.loss_roots(loss, now, block)
+        each, weights = jax.vmap(lambda batch: losses.loss_roots(loss, now, block._replace(batch=batch)))(batches)
         return each, weights[0]
 
     _, pull, _ = jax.vjp(roots, start, has_aux=True)
 
     def gradient(moving: PyTree) -> Any:
-        found, weight = roots(moving)
-        slope = found / matrix.samples
+        each, weight = roots(moving)
+        slope = each / matrix.samples
         return pull(slope)[0], (weight, slope.sum())
 
     return gradient
@@ -151,18 +150,18 @@ def categorical(key: Any, outputs: Any, example: Any) -> Any:
     Args:
       key: a ``jax.random`` key.
       outputs: scores ``(*label.shape, C)`` of one example.
-      example: a tuple or list whose second entry is an integer array; what follows, such as weights, stays.
+      example: a tuple or list whose second entry is an integer array; further entries, such as weights, stay.
 
     Raises:
       ValueError: the example or the outputs are something else.
     """
-    several = isinstance(example, tuple | list) and len(example) >= 2
-    label: Any = example[1] if several else None
-    whole = hasattr(label, "dtype") and jnp.issubdtype(label.dtype, jnp.integer)
-    if not whole or not hasattr(outputs, "shape") or outputs.shape[:-1] != label.shape:
-        raise ValueError(
-            "sample: by default targets are drawn as classes, which needs batches (inputs, integer labels, ...) and "
-            "scores (..., C) as outputs; pass sample=f(key, outputs, example) -> example with a target drawn from the "
-            "model"
+    has_label = isinstance(example, tuple | list) and len(example) >= 2
+    label: Any = example[1] if has_label else None
+    is_class = hasattr(label, "dtype") and jnp.issubdtype(label.dtype, jnp.integer)
+    if not is_class or not hasattr(outputs, "shape") or outputs.shape[:-1] != label.shape:
+        raise Misuse(
+            "sample",
+            "by default targets are drawn as classes, which needs batches (inputs, integer labels, ...) and scores "
+            "(..., C) as outputs; pass sample=f(key, outputs, example) -> example with a target drawn from the model",
         )
     return (example[0], jax.random.categorical(key, outputs).astype(label.dtype), *example[2:])

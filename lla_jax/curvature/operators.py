@@ -1,7 +1,7 @@
-"""Symmetric linear operators: the Hessian, the Gauss-Newton and the Fisher matrix as products with vectors.
+"""Symmetric linear operators give products of the Hessian, the Gauss-Newton or the Fisher matrix with vectors.
 
-Nothing of size n x n is ever formed. A product is the mean over all data, however they are cut, spread or streamed.
-Data in memory give a ``LinearOperator``, a pytree whose ``mv`` can be jitted; streamed data a ``HostOperator``.
+Nothing of size n x n is ever formed. A product is the mean over all data, however they are cut, sharded or streamed.
+Data in memory give a ``LinearOperator``, a pytree whose ``mv`` can be jitted; streamed data give a ``HostOperator``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import complete, show_options, warn_caller
+from lla_jax.core.arguments import (
+    Misuse,
+    check_choice,
+    check_integer,
+    check_number,
+    complete,
+    misuse,
+    show_options,
+    single_key,
+    warn_caller,
+)
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
 from lla_jax.curvature import assembly, matrices
@@ -29,11 +39,19 @@ from lla_jax.execution import sharding
 from lla_jax.execution.keywords import accept_old
 
 __all__ = [
-    "HostOperator", "LinearOperator", "categorical", "dense", "fisher", "ggn", "given", "hessian", "masked",
+    "HostOperator",
+    "LinearOperator",
+    "categorical",
+    "dense",
+    "fisher",
+    "ggn",
+    "given",
+    "hessian",
+    "masked",
     "preconditioned",
-]  # fmt: skip
+]
 
-DENSE_MOST = 20_000
+DENSE_MOST = 20_000  # parameters of a matrix that ``dense`` computes
 
 
 # --- the matrices
@@ -59,17 +77,17 @@ def hessian(
       params: theta, a pytree of real floating arrays. Half precision is computed in half precision, with a warning.
       data: one data set (a pytree of arrays with leading axis N) or ``lla.stream(...)``, read once per product.
       batch_size: examples per block. For a loss per example it bounds the memory and changes nothing else; by default
-        the block suits the caches or the accelerator. For a batch-coupled loss, or ``batch_stats="batch"``, it is what
-        a batch is.
+        the block suits the caches or the accelerator. For a batch-coupled loss, or ``batch_stats="batch"``, it is the
+        number of examples in a batch.
       select: leaves that the operator acts on, by path (glob, regular expression, predicate): a block of the matrix.
         By default all.
       batch_stats: "frozen" (running averages, the default) or "batch" (each batch's own statistics).
-      execution: how it runs, an ``lla.Execution``. Of its fields an operator reads ``devices``, over which the examples
-        are split (parameters that are spread over devices themselves stay as they are, and so do all vectors: leave it
-        out then); ``linearize``, whose choice and bytes are in ``recipe["plan"]``; and ``processes``: those of a group
-        must call with the same other arguments (parts may be unequal; batches of a stream and of a batch-coupled loss
-        are each process's own).
-      allow_nondeterministic: accept a loss whose value changes from run to run; by default it is refused.
+      execution: an ``lla.Execution``. An operator reads three of its fields. ``devices``: the examples are split over
+        them; leave it out where the parameters are sharded over devices, since these and all vectors stay as they are.
+        ``linearize``: the choice and its bytes are in ``recipe["plan"]``. ``processes``: all processes of a group must
+        call with the same arguments except the data (parts may be unequal; the batches of a stream and of a
+        batch-coupled loss are each process's own).
+      allow_nondeterministic: accept a loss whose value changes from call to call; by default it is refused.
 
     Returns:
       A ``LinearOperator``, for streams and groups of processes a ``HostOperator``. Products are in float32 at least,
@@ -80,7 +98,7 @@ def hessian(
         deterministic; data as for ``evaluate``; arguments that differ between the processes.
 
     References: Pearlmutter 1994; LLA, arXiv 2412.10146. Where we differ from LLA: (1) the mean over all data, not one
-    random batch; (2) normalization layers in eval mode, and nothing of the user's is changed.
+    random batch; (2) normalization layers in eval mode, and the user's model is not changed.
     """
     return _operator("hessian", loss, params, data, options)
 
@@ -135,8 +153,8 @@ def fisher(
         F = sum_i w_i E_y [ g_i g_i' ] / sum_i w_i,   g_i = grad l(f(x_i), y)
 
     with y drawn from the model ("mc", whose mean is the GGN where l is a negative log-likelihood in its natural
-    parameters) or from the data ("empirical"). The penalty, a prior, is no part of it. An example's several entries
-    (tokens) are one observation. The draws are folded with the example's number: they do not depend on the batches.
+    parameters) or from the data ("empirical"). The penalty, a prior, is no part of it. All entries (tokens) of an
+    example are one observation. The key is folded with an example's number: draws do not depend on the batches.
 
     Args:
       loss: a ``Loss`` whose criterion is a negative log-likelihood per example.
@@ -159,20 +177,20 @@ def fisher(
     References: Martens 2014, arXiv 1412.1193; Kunstner et al. 2019, arXiv 1905.12558 (how the two kinds differ).
     """
     _needs_outputs("fisher", loss)
-    if kind not in ("mc", "empirical"):
-        raise ValueError(f'kind: {kind!r} given; the rule is "mc" or "empirical"')
+    check_choice("kind", kind, ("mc", "empirical"))
     if not loss.per_example:
-        raise ValueError("loss: couples the examples of a batch; a Fisher matrix needs per_example=True")
+        raise Misuse(
+            "loss", "couples the examples of a batch; use a criterion with a loss per example, per_example=True"
+        )
     if kind == "mc" and key is None:
-        raise ValueError('key: needed for kind="mc", which draws targets; pass jax.random.key(0)')
+        raise Misuse("key", 'needed for kind="mc", which draws targets; pass jax.random.key(0)')
     if kind == "empirical" and (key is not None or sample is not None or samples != 1):
-        raise ValueError('kind: "empirical" draws nothing; leave key, sample and samples out, or use kind="mc"')
-    if kind == "mc" and not hasattr(key, "dtype"):
-        raise ValueError(f"key: {key!r} given; the rule is a jax.random key, e.g. jax.random.key(0)")
-    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
-        raise ValueError(f"samples: {samples!r} given; the rule is a positive integer")
-    drawn = None if kind == "empirical" else static(sample or categorical)
-    operator = _operator("fisher", loss, params, data, options, key=key, sample=drawn, samples=samples)
+        raise Misuse("kind", '"empirical" draws nothing; leave key, sample and samples out, or use kind="mc"')
+    if kind == "mc":
+        single_key(key)  # checked, and used as it came: the recipe has its fingerprint
+    samples = check_integer("samples", samples, remedy="the number of targets drawn for each example")
+    draw = None if kind == "empirical" else static(sample or categorical)
+    operator = _operator("fisher", loss, params, data, options, key=key, sample=draw, samples=samples)
     operator.recipe.update(kind=f"fisher ({kind})", samples=samples, targets=recipes.fingerprint(key))
     return operator
 
@@ -182,9 +200,9 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
 
     Args:
       product: ``product(v, *args) -> A v``, a tree like ``v``.
-      like: a vector's structure: a pytree of real floating arrays or ``jax.ShapeDtypeStruct``. Arrays that are spread
-        over devices give vectors that are spread in the same way.
-      args: arrays that the product reads, such as a matrix. Passed on, not compiled in.
+      like: a vector's structure: a pytree of real floating arrays or ``jax.ShapeDtypeStruct``. Arrays that are sharded
+        over devices give vectors that are sharded in the same way.
+      args: arrays that the product reads, such as a matrix. They are passed on, not compiled in.
       traceable: False for a product that jax cannot trace (numpy, a remote service): it is called on the host.
 
     Returns:
@@ -197,35 +215,35 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
     leaves, structure = jax.tree.flatten(like)
     dtypes = [getattr(x, "dtype", None) or jnp.result_type(x) for x in leaves]
     if not leaves or not all(jnp.issubdtype(d, jnp.floating) for d in dtypes):
-        found = ", ".join(map(str, dtypes)) or "no leaves"
-        raise ValueError(f"like: has {found}; the rule is a pytree of real floating arrays, one vector's structure")
+        text = ", ".join(map(str, dtypes)) or "no leaves"
+        raise Misuse("like", f"has {text}; it must be a pytree of real floating arrays, such as the parameters")
     wide = [jax.dtypes.canonicalize_dtype(jnp.promote_types(d, jnp.float32)) for d in dtypes]
     shapes = tuple((tuple(np.shape(x)), d) for x, d in zip(leaves, wide, strict=True))
-    model = sharding.mesh_of(like)
-    spread = None if model is None else tuple(sharding.of(x, model) for x in leaves)
-    by = Multiplier(None, static(product) if traceable else None, None, traceable and not spread)
-    space = Space(structure, shapes, spread)
+    mesh = sharding.mesh_of(like)
+    shards = None if mesh is None else tuple(sharding.of(x, mesh) for x in leaves)
+    by = Multiplier(None, static(product) if traceable else None, None, traceable and not shards)
+    space = Space(structure, shapes, shards)
     if traceable:
         operator = LinearOperator(by, space, args, ((),), recipe={"kind": "given"})
         try:
-            found = jax.eval_shape(product, operator.structure, *args)
+            image = jax.eval_shape(product, operator.structure, *args)
         except TypeError as error:
             error.add_note("product: jax could not trace it; a product in numpy or elsewhere needs traceable=False")
             raise
-        _tree.align(found, operator.structure, "product(v)", "like")
+        _tree.align(image, operator.structure, "product(v)", "like")
         return operator
 
     def call(v: PyTree) -> PyTree:
-        moved = _tree.align(product(v, *args), v, "product(v)", "like")
-        return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), moved, v)
+        image = _tree.align(product(v, *args), v, "product(v)", "like")
+        return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), image, v)
 
     return HostOperator(by, space, call, like, recipe={"kind": "given"})
 
 
 def masked(operator: Any, mask: PyTree) -> Any:
-    """The operator restricted to entries: M A M, with M = diag(mask).
+    """The operator restricted to the entries of a mask: M A M, with M = diag(mask).
 
-    Unlike ``select`` it compiles nothing anew for another mask, and reaches below the leaves.
+    Another mask compiles nothing anew, and a mask chooses entries; another ``select`` does, and it chooses leaves.
 
     Args:
       operator: any operator without a scale.
@@ -239,8 +257,9 @@ def masked(operator: Any, mask: PyTree) -> Any:
     """
     entries = [np.asarray(x) for x in jax.tree.leaves(mask)]
     if not all(np.isin(x, (0, 1)).all() for x in entries) or not any(x.any() for x in entries):
-        raise ValueError("mask: the rule is a tree of 0 and 1 (or bool), with a 1 somewhere")
-    return _scaled(operator, mask, "mask", {"masked": recipes.fingerprint(mask)})
+        text = "has other values than 0 and 1, or no 1; it must be a tree of 0 and 1 (or bool), with a 1 somewhere"
+        raise Misuse("mask", f"{text}: set the entries to keep to 1")
+    return _scale(operator, mask, "mask", {"masked": recipes.fingerprint(mask)})
 
 
 def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: float = 1e-8, decay: float = 1.0) -> Any:
@@ -263,57 +282,60 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
 
     References: Cohen et al. 2022, arXiv 2207.14484, section 2.
     """
-    if not (0 < decay <= 1 and 0 <= eps < np.inf):
-        raise ValueError(f"eps, decay: {eps!r} and {decay!r} given; the rule is eps >= 0 and 0 < decay <= 1")
+    check_number("eps", eps, least=0.0, remedy="such as Adam's 1e-8")
+    if check_number("decay", decay, remedy="and at most 1, such as 1 - 0.999**steps") > 1:
+        raise misuse("decay", decay, "a finite number above 0, and at most 1, such as 1 - 0.999**steps")
     if isinstance(second_moment, Directions):
-        made = second_moment.recipe
-        raw = made.get("kind") == "adam_moments" and not made.get("normalize")
-        if not raw or made.get("chosen", [0, 1]) != [0, 1]:
-            raise ValueError(
-                f"second_moment: got {second_moment!r}; the rule is Adam's moments (m, v), raw: "
-                "lla.directions.adam_moments(opt_state, params)"
-            )
+        recipe = second_moment.recipe
+        raw = recipe.get("kind") == "adam_moments" and not recipe.get("normalize")
+        if not raw or recipe.get("chosen", [0, 1]) != [0, 1]:
+            rule = "Adam's moments (m, v), raw"
+            raise misuse("second_moment", second_moment, f"{rule}: lla.directions.adam_moments(opt_state, params)")
         second_moment = jax.tree.map(lambda x: x[1], second_moment.tree)
-    if not all(operator.chosen):
+    if not all(operator.leaf_mask):
         second_moment = _tree.align(second_moment, operator.centre(), "second_moment")
-        second_moment = matrices.part(second_moment, operator.chosen)
+        second_moment = matrices.part(second_moment, operator.leaf_mask)
     _tree.check_real(second_moment, "second_moment")
     if min(np.min(np.asarray(x), initial=0) for x in jax.tree.leaves(second_moment)) < 0:
-        raise ValueError("second_moment: has negative entries; the rule is Adam's v, a mean of squares")
+        text = "has negative entries; it must be Adam's v, a mean of squares"
+        raise Misuse("second_moment", f"{text}, such as lla.directions.adam_moments(opt_state, params)")
     with np.errstate(divide="ignore"):
         scale = jax.tree.map(lambda v: 1 / np.sqrt(np.sqrt(np.asarray(v, np.float64) / decay) + eps), second_moment)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(scale)):
-        raise ValueError("eps: 0 given, and second_moment has zeros; the rule is eps > 0 then, such as Adam's 1e-8")
+        raise Misuse("eps", "0 given, and second_moment has zeros; it must be above 0 then, such as Adam's 1e-8")
     recipe = {"preconditioned": {"eps": eps, "decay": decay, "moment": recipes.fingerprint(second_moment)}}
-    return _scaled(operator, scale, "second_moment", recipe)
+    return _scale(operator, scale, "second_moment", recipe)
 
 
 def dense(operator: Any) -> np.ndarray:
-    """The whole matrix (n, n), float64, entries in the order of the raveled leaves: for small models and for tests.
+    """The matrix (n, n), float64, with entries in the order of the raveled leaves: for small models and for tests.
 
     Raises:
       ValueError: n above 20,000.
     """
     n = operator.space.size
     if n > DENSE_MOST:
-        raise ValueError(f"operator: {n:,} x {n:,} is too large to be held; the rule is at most {DENSE_MOST:,}")
+        text = f"{n:,} x {n:,} is too large to be held; it must be at most {DENSE_MOST:,}"
+        raise Misuse("operator", f"{text}: select fewer leaves, or use its products")
     zero = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), operator.structure)
     columns = []
     for leaf in jax.tree.leaves(zero):  # numpy leaves: written in place
         for i in range(leaf.size):
             leaf.flat[i] = 1
-            found = jax.tree.leaves(operator.product(jax.tree.map(np.array, zero)))
-            columns.append(np.concatenate([np.asarray(x, np.float64).ravel() for x in found]))
+            column = jax.tree.leaves(operator.product(jax.tree.map(np.array, zero)))
+            columns.append(np.concatenate([np.asarray(x, np.float64).ravel() for x in column]))
             leaf.flat[i] = 0
     return np.stack(columns, 1)
 
 
-# --- how they are made
+# --- how operators are made
 
 
-def _scaled(operator: Any, scale: PyTree, name: str, recipe: dict[str, Any]) -> Any:
+def _scale(operator: Any, scale: PyTree, name: str, recipe: dict[str, Any]) -> Any:
+    """The operator S A S."""
     if operator.scale is not None:
-        raise ValueError(f"operator: {operator!r} is masked or preconditioned already; the rule is one of them, once")
+        text = f"{operator!r} is masked or preconditioned already; it must be neither"
+        raise Misuse("operator", f"{text}: pass the plain operator")
     scale = _tree.align(scale, operator.structure, name, "the operator's vectors")
     scale = jax.tree.map(lambda s, x: jnp.asarray(s, x.dtype), scale, operator.structure)
     scale = scale if operator.space.shards is None else operator.place(scale)
@@ -322,10 +344,8 @@ def _scaled(operator: Any, scale: PyTree, name: str, recipe: dict[str, Any]) -> 
 
 def _needs_outputs(name: str, loss: Any) -> None:
     if not isinstance(loss, Loss):
-        raise ValueError(
-            f"loss: {name} needs the model's outputs, which a plain function hides; use lla.Loss(apply, criterion) or "
-            "an adapter such as lla.from_linen, or lla.hessian"
-        )
+        text = f"{name} needs the model's outputs, which a plain function hides; use lla.Loss(apply, criterion) or an"
+        raise Misuse("loss", f"{text} adapter such as lla.from_linen, or lla.hessian")
 
 
 def _operator(
@@ -348,12 +368,11 @@ def _operator(
 def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) -> tuple[Matrix, PyTree]:
     """The matrix, and the parameters as arrays."""
     params = as_arrays(params)
-    if batch_stats not in ("frozen", "batch"):
-        raise ValueError(f'batch_stats: {batch_stats!r} given; the rule is "frozen" or "batch"')
+    check_choice("batch_stats", batch_stats, ("frozen", "batch"))
     half = sorted({str(x.dtype) for x in jax.tree.leaves(params) if jnp.dtype(x.dtype).itemsize < 4})
     if half:
         warn_caller(
-            f"params: are {', '.join(half)}; curvature is computed in it, to two or three digits. Cast them to float32 "
-            "for more"
+            f"params: {', '.join(half)} given, and curvature is computed in it, to two or three digits; cast them to "
+            "float32 for more"
         )
     return Matrix(kind, tuple(_tree.selected(select, params)), batch_stats == "batch"), params

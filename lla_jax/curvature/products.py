@@ -1,7 +1,7 @@
-"""Products of a curvature matrix with a vector: sums over blocks of rows, over devices, then the mean.
+"""Products of a curvature matrix with a vector are summed over blocks of rows and devices, then divided by the weights.
 
 A block is either rows of the data, whose primal values are computed at every product, or a linear map that keeps them.
-Pure functions, jitted once per shape and static part.
+All functions are pure, and jitted once per shape and static part.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lla_jax.execution.devices import GRID
 
 
 class Multiplier(NamedTuple):
-    """What an operator multiplies vectors by, and on which devices: the static part, which compares by value."""
+    """The static part of an operator: matrix, devices, and where the loop runs; it compares by value."""
 
     matrix: Matrix | None  # None: a given product
     product: Any
@@ -36,27 +36,27 @@ class Multiplier(NamedTuple):
 
 
 class Common(NamedTuple):
-    """What all blocks share."""
+    """The part of an operator that all blocks share."""
 
     loss: Any
     params: PyTree
     data: Batch
     count: Any  # rows that count
-    offset: Any  # number of the first row in the whole data set
+    offset: Any  # number of the first row among those of all processes and batches
     key: Any
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rows:
-    """Blocks of rows, recomputed at every product: their first rows ``(S,)`` and their size."""
+    """Blocks of rows whose primal values are computed at every product: their first rows ``(S,)`` and their size."""
 
     starts: Any
     size: int = field(metadata={"static": True})
 
 
 class Linearized(NamedTuple):
-    """Blocks whose primal values are kept: the linear map, leading axes (devices, S), and the sums beside it."""
+    """Blocks whose primal values are kept: their linear maps and sums, with leading axes (devices, S)."""
 
     map: Any
     sums: Any
@@ -68,13 +68,13 @@ def times(scale: PyTree, v: PyTree) -> PyTree:
 
 
 def _local_block(common: Common, start: Any, size: int, mesh: Mesh) -> losses.Block:
-    """Rows of this device's share of the data."""
+    """A block of the rows that this device has."""
     rows = jax.tree.leaves(common.data)[0].shape[0]
     before = jax.lax.axis_index(GRID) * rows if mesh.size > 1 else 0
     return losses.block_at(common.data, start, size, jnp.clip(common.count - before, 0, rows), common.offset + before)
 
 
-def _spread(mesh: Mesh, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+def _over_mesh(mesh: Mesh, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
     if mesh.size == 1:
         return f
     return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
@@ -82,17 +82,17 @@ def _spread(mesh: Mesh, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
 
 def _common_specs() -> Common:
     """The data are split over the devices; the rest is on each of them."""
-    whole = PartitionSpec()
-    return Common(whole, whole, PartitionSpec(GRID), whole, whole, whole)
+    copy = PartitionSpec()
+    return Common(copy, copy, PartitionSpec(GRID), copy, copy, copy)
 
 
-def _summed(f: Callable[[Any], Any], over: Any) -> Any:
-    """Sum of f over the leading axis: no loop for one entry, so that convolutions keep XLA's fast path."""
-    first = jax.tree.map(lambda x: x[0], over)
+def _sum_over(f: Callable[[Any], Any], over: Any) -> Any:
+    """Sum of f over the leading axis. One entry takes no loop, so that convolutions keep XLA's fast path."""
+    entry = jax.tree.map(lambda x: x[0], over)
     if jax.tree.leaves(over)[0].shape[0] == 1:
-        return f(first)
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, first))
-    return jax.lax.scan(lambda sums, x: (plus(sums, f(x)), None), start, over)[0]
+        return f(entry)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, entry))
+    return jax.lax.scan(lambda sums, x: (plus(sums, f(x)), None), zero, over)[0]
 
 
 def plus(a: Any, b: Any) -> Any:
@@ -101,21 +101,23 @@ def plus(a: Any, b: Any) -> Any:
 
 
 def _block_sums(by: Multiplier, common: Common, block: Any, v: PyTree) -> tuple[PyTree, Any]:
-    """(sum of products, (sum of weights, sum of losses)) over the rows of one block; a leading axis of devices, if
-    there are several: CPU devices that talk to each other in two programs at once may wait forever."""
+    """(sum of products, (sum of weights, sum of losses)) over the rows of one block.
+
+    Several devices stay a leading axis: CPU devices that talk to each other in two programs at once may wait forever.
+    """
     matrix, mesh = by.matrix, by.mesh
     assert matrix is not None
     assert mesh is not None
 
-    def own(found: Any) -> Any:
-        return jax.tree.map(lambda x: x[None], found) if mesh.size > 1 else found
+    def with_device_axis(sums: Any) -> Any:
+        return jax.tree.map(lambda x: x[None], sums) if mesh.size > 1 else sums
 
-    def kept(block: Linearized, v: PyTree) -> Any:
+    def apply_maps(block: Linearized, v: PyTree) -> Any:
         local = jax.tree.map(lambda x: x[0], block) if mesh.size > 1 else block
-        return own(_summed(lambda each: (each.map(v), each.sums), local))
+        return with_device_axis(_sum_over(lambda each: (each.map(v), each.sums), local))
 
-    def recomputed(common: Common, starts: Any, v: PyTree) -> Any:
-        start_of = matrices.part(common.params, matrix.chosen)
+    def recompute(common: Common, starts: Any, v: PyTree) -> Any:
+        start_of = matrices.part(common.params, matrix.leaf_mask)
 
         def one(start: Any) -> Any:
             rows = _local_block(common, start, block.size, mesh)
@@ -123,50 +125,50 @@ def _block_sums(by: Multiplier, common: Common, block: Any, v: PyTree) -> tuple[
             _, product, sums = jax.jvp(g, (start_of,), (v,), has_aux=True)
             return product, sums
 
-        return own(_summed(one, starts))
+        return with_device_axis(_sum_over(one, starts))
 
-    whole, split = PartitionSpec(), PartitionSpec(GRID)
+    copy, split = PartitionSpec(), PartitionSpec(GRID)
     if isinstance(block, Linearized):
-        return _spread(mesh, kept, (split, whole), split)(block, v)
-    return _spread(mesh, recomputed, (_common_specs(), whole, whole), split)(common, block.starts, v)
+        return _over_mesh(mesh, apply_maps, (split, copy), split)(block, v)
+    return _over_mesh(mesh, recompute, (_common_specs(), copy, copy), split)(common, block.starts, v)
 
 
-def _moved(by: Multiplier, common: Common, space: Space, v: PyTree) -> tuple[PyTree, PyTree]:
-    """The chosen parameters, and the vector by which they move: S v, in their dtypes."""
+def _displacement(by: Multiplier, common: Common, space: Space, v: PyTree) -> tuple[PyTree, PyTree]:
+    """The parameters that the matrix acts on, and their displacement S v in their dtypes."""
     assert by.matrix is not None
-    part = matrices.part(common.params, by.matrix.chosen)
+    part = matrices.part(common.params, by.matrix.leaf_mask)
     v = v if space.scale is None else times(space.scale, v)
     return part, jax.tree.map(lambda x, p: x.astype(p.dtype), v, part)
 
 
 def sums(by: Multiplier, common: Any, space: Space, block: Any, v: PyTree) -> Any:
-    """The sums of one block, in float32 at least: what ``plus`` adds up and ``finish`` makes a product of."""
+    """The sums of one block, in float32 at least. ``plus`` adds them up, ``finish`` makes the product."""
     with jax.default_matmul_precision("highest"):
         if by.matrix is None:
             return by.product(v if space.scale is None else times(space.scale, v), *common)
-        product, rest = _block_sums(by, common, block, _moved(by, common, space, v)[1])
+        product, rest = _block_sums(by, common, block, _displacement(by, common, space, v)[1])
         return space.pin(jax.tree.map(_tree.wide, product)), rest
 
 
 def finish(by: Multiplier, common: Any, space: Space, v: PyTree, total: Any) -> PyTree:
-    """The mean, with the penalty's part."""
-    found = total if by.matrix is None else _mean(by, common, space, v, total)
-    found = found if space.scale is None else times(space.scale, found)
-    found = jax.tree.map(lambda x, like: x.astype(like.dtype), found, v)
-    return space.pin(found)
+    """The product: the mean, with the penalty's part and the scale."""
+    product = total if by.matrix is None else _mean(by, common, space, v, total)
+    product = product if space.scale is None else times(space.scale, product)
+    product = jax.tree.map(lambda x, like: x.astype(like.dtype), product, v)
+    return space.pin(product)
 
 
 def _mean(by: Multiplier, common: Common, space: Space, v: PyTree, total: Any) -> PyTree:
     assert by.matrix is not None
     product, (weight, _) = over_devices(by, total)
-    found = jax.tree.map(lambda x: x / weight.astype(x.dtype), product)
-    penalty, chosen = common.loss.penalty, by.matrix.chosen
+    mean = jax.tree.map(lambda x: x / weight.astype(x.dtype), product)
+    penalty, leaf_mask = common.loss.penalty, by.matrix.leaf_mask
     if penalty is None or by.matrix.kind == "fisher":
-        return found
+        return mean
     with jax.default_matmul_precision("highest"):
-        slope = jax.grad(lambda moving: penalty(matrices.merged(common.params, moving, chosen)))
-        part, moved = _moved(by, common, space, v)
-        return plus(found, jax.jvp(slope, (part,), (moved,))[1])
+        slope = jax.grad(lambda moving: penalty(matrices.merge(common.params, moving, leaf_mask)))
+        part, displacement = _displacement(by, common, space, v)
+        return plus(mean, jax.jvp(slope, (part,), (displacement,))[1])
 
 
 def over_devices(by: Multiplier, total: Any) -> Any:
@@ -175,8 +177,11 @@ def over_devices(by: Multiplier, total: Any) -> Any:
     return jax.tree.map(lambda x: x.sum(0), total) if split else total
 
 
-def gathered(by: Multiplier, total: Any) -> Any:
-    """The same from the host, where devices are cores: a leading axis of 1 remains, and nothing waits for another."""
+def gather(by: Multiplier, total: Any) -> Any:
+    """The sums of all devices added on the host where devices are CPU cores, so that no program waits for another.
+
+    A leading axis of 1 remains. Other devices' sums stay as they are.
+    """
     assert by.mesh is not None
     if by.mesh.size == 1 or by.mesh.devices.flat[0].platform != "cpu":
         return total
@@ -189,13 +194,13 @@ finish_step = jax.jit(lambda common, space, v, total, *, by: finish(by, common, 
 
 
 def total(by: Multiplier, common: Any, space: Space, blocks: Any, v: PyTree) -> Any:
-    """The sums of all blocks, from the host: one compiled step, called for each."""
+    """The sums of all blocks, added up from the host: one compiled step, called for each block."""
     return functools.reduce(plus_step, (sums_step(common, space, block, v, by=by) for block in blocks))
 
 
 @functools.partial(jax.jit, static_argnames=("by", "size"))
 def linearize(common: Common, starts: Any, *, by: Multiplier, size: int) -> Linearized:
-    """The linear map of every block, with what does not depend on the vector computed now."""
+    """The linear map of every block; the values that do not depend on the vector are computed now."""
     matrix, mesh = by.matrix, by.mesh
     assert matrix is not None
     assert mesh is not None
@@ -203,13 +208,13 @@ def linearize(common: Common, starts: Any, *, by: Multiplier, size: int) -> Line
     def one(common: Common, start: Any) -> Linearized:
         rows = _local_block(common, start, size, mesh)
         g = matrices.gradient_map(matrix, common.loss, common.params, rows, common.key)
-        _, linear, sums = jax.linearize(g, matrices.part(common.params, matrix.chosen), has_aux=True)
+        _, linear, sums = jax.linearize(g, matrices.part(common.params, matrix.leaf_mask), has_aux=True)
         return Linearized(linear, sums)
 
     def every(common: Common, starts: Any) -> Linearized:
-        found = plans.map_points(lambda start: one(common, start), starts, "map")
-        return jax.tree.map(lambda x: x[None], found) if mesh.size > 1 else found
+        maps = plans.map_points(lambda start: one(common, start), starts, "map")
+        return jax.tree.map(lambda x: x[None], maps) if mesh.size > 1 else maps
 
     with jax.default_matmul_precision("highest"):
-        whole = PartitionSpec()
-        return _spread(mesh, every, (_common_specs(), whole), PartitionSpec(GRID))(common, starts)
+        specs = (_common_specs(), PartitionSpec())
+        return _over_mesh(mesh, every, specs, PartitionSpec(GRID))(common, starts)

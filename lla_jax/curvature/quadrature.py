@@ -155,7 +155,7 @@ def spectrum(
             hand_over("interrupted")
             raise
     if not s.done.any():
-        raise nothing_to_keep(f"product {s.products}")
+        raise nothing_to_keep(f"product {s.products} is not finite")
     result = _result(s, recipe | {"complete": True, "stopped": s.trouble, "memory": memory}, H, None)
     if s.trouble:
         warn_caller(f"spectrum: {s.trouble}; the {result.probes} of {probes} probes that have steps before it are kept")
@@ -373,8 +373,8 @@ def density(
     arguments.check_number("width", width, remedy="relative to the range of the nodes, such as 0.01")
     arguments.check_choice("scale", scale, ("linear", "symlog"))
     if scale == "linear" and threshold is not None:
-        text = f'{threshold!r} given with scale="linear", which has none; leave it out, or use scale="symlog"'
-        raise arguments.Misuse("threshold", text)
+        text = f'{threshold!r} given with scale="linear", which has none'
+        raise arguments.Misuse("threshold", f'{text}; leave it out, or use scale="symlog"')
     if threshold is not None:
         threshold = arguments.check_number("threshold", threshold, remedy="in units of eigenvalues, or None")
     largest = float(np.abs(spec.nodes).max())

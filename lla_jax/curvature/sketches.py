@@ -1,13 +1,13 @@
-"""The trace of an operator from what it does on the span of a few products: the algebra of Hutch++ and XTrace.
+"""The algebra of Hutch++ and XTrace gives the trace of an operator from its products on the span of a few vectors.
 
-A sketch holds an orthonormal basis Q of products A s, and k x k numbers; n-sized vectors other than Q are drawn again
-from their numbers when they are needed. Vectors are the rows of one array (b, n); where the parameters are spread over
+A sketch holds an orthonormal basis Q of products A s, and k x k numbers; other vectors of n entries are drawn again
+from their numbers when they are needed. Vectors are the rows of one array (b, n); where the parameters are sharded over
 devices they stay a stacked tree, in a tuple, and no leaf is brought together.
 
 With T the test vectors of the remainder, tr A = tr (Q'A Q) + the mean of
 t'(I - Q Q') A (I - Q Q') t, and everything follows from
 
-    core = Q'A Q,   inside = Q'T,   product = Q'A T,   whole = diag(T'A T),   squares = diag(T'T).
+    core = Q'A Q,   inside = Q'T,   product = Q'A T,   forms = diag(T'A T),   squares = diag(T'T).
 
 Inner products are taken on the device in the dtype of the vectors, the k x k algebra on the host in float64.
 """
@@ -32,7 +32,7 @@ PIECE = 4096  # entries of a vector in one matrix product
 NOISE = 100  # times eps: added to a product, so that the basis is well defined where the products are dependent
 
 
-# --- vectors: drawn, multiplied; trees outside, rows (b, n) inside (or stacked trees, if the space is spread)
+# --- vectors: trees for operators, rows (b, n) for sketches (or stacked trees, if the space is sharded)
 
 
 def rows(vectors: PyTree, space: Space) -> Any:
@@ -55,17 +55,17 @@ def trees(space: Space, flat: Any) -> PyTree:
 
 
 @partial(jax.jit, static_argnames="distribution")
-def _drawn(space: Space, key: jax.Array, numbers: Any, *, distribution: str) -> Any:
+def _draw_rows(space: Space, key: jax.Array, numbers: Any, *, distribution: str) -> Any:
     return rows(draw(space, key, numbers, distribution=distribution), space)
 
 
 def drawn(H: Operator, key: jax.Array, numbers: np.ndarray, distribution: str) -> Any:
-    """The random vectors of these numbers, "normal" or "rademacher", as rows (b, n)."""
-    return H.space.settle(H.place(_drawn(H.space, key, numbers, distribution=distribution)))
+    """The random vectors with these numbers, "normal" or "rademacher", as rows (b, n)."""
+    return H.space.wait_for(H.place(_draw_rows(H.space, key, numbers, distribution=distribution)))
 
 
 def count(flat: Any) -> int:
-    """How many rows there are."""
+    """The number of rows."""
     return int(jax.tree.leaves(flat)[0].shape[0])
 
 
@@ -74,8 +74,8 @@ def _each(f: Callable, *flats: Any) -> Any:
 
 
 @jax.jit
-def _checked(vectors: PyTree, space: Space) -> tuple[Any, jax.Array]:
-    """(stacked vectors as rows, which of them are finite)."""
+def _check_finite(vectors: PyTree, space: Space) -> tuple[Any, jax.Array]:
+    """(stacked vectors as rows, for each of them whether it is finite)."""
     finite = [jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in jax.tree.leaves(vectors)]
     return rows(vectors, space), jnp.stack(finite).all(0)
 
@@ -85,8 +85,8 @@ class NotFinite(Exception):
 
 
 @dataclass
-class Counted:
-    """An operator's product with rows (b, n), counted."""
+class ProductCounter:
+    """An operator's product with rows (b, n), which counts its products in ``used``."""
 
     H: Operator
     used: int = 0
@@ -95,16 +95,15 @@ class Counted:
         """A times every row.
 
         Raises:
-          NotFinite: a product is not finite; it says which, counted from the first.
+          NotFinite: a product is not finite; the message has its number, counted from the first.
         """
-
         space = self.H.space
-        found, finite = _checked(self.H.products(trees(space, flat)), space)
+        images, finite = _check_finite(self.H.products(trees(space, flat)), space)
         bad = np.flatnonzero(~np.asarray(finite))
         before, self.used = self.used, self.used + count(flat)
         if len(bad):
             raise NotFinite(f"product {before + int(bad[0]) + 1} is not finite")
-        return found
+        return images
 
 
 # --- the basis
@@ -130,7 +129,7 @@ def _noisy(flat: Any, noise: Any) -> Any:
 
 @jax.jit
 def _gram(a: Any, b: Any) -> jax.Array:
-    """A B', summed in pieces: over 10^7 entries XLA's product with one row on a CPU loses all but three digits."""
+    """A B', summed in pieces: over 10^7 entries XLA's product with one row on a CPU keeps only three digits."""
     if isinstance(a, tuple):  # no axis is cut, and each device sums its own part
         pairs = zip(*map(jax.tree.leaves, (a, b)), strict=True)
         each = (jnp.sum(x[:, None] * y[None], tuple(range(2, x.ndim + 1))) for x, y in pairs)
@@ -154,14 +153,14 @@ def _without(basis: Any, flat: Any) -> Any:
 def _orthonormal(space: Space, flat: Any) -> Any:
     if space.shards is not None:
         return rows(_one_by_one(flat)[0], space)
-    found = jnp.linalg.qr(flat.T)[0].T
+    q = jnp.linalg.qr(flat.T)[0].T
     if space.scale is None:
-        return found
-    return jnp.where(rows(_each(lambda s: s[None], space.scale), space) != 0, found, 0)
+        return q
+    return jnp.where(rows(_each(lambda s: s[None], space.scale), space) != 0, q, 0)
 
 
 def _one_by_one(flat: Any) -> Any:
-    """Gram and Schmidt's rows, each made orthogonal to those before it twice."""
+    """Rows by Gram and Schmidt: each is made orthogonal, twice, to those before it."""
 
     def one(i: Any, q: Any) -> Any:
         vector = _each(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0), flat)
@@ -183,35 +182,41 @@ def gram(a: Any, b: Any) -> np.ndarray:
 
 
 class Sketch(NamedTuple):
-    """What is known of an operator; see the module. ``factor`` is R of Y = Q R, Y the products that make the basis."""
+    """A basis and the numbers of the module's docstring. ``factor`` is R of Y = Q R, where the products Y made Q."""
 
     basis: tuple[Any, ...]  # blocks of rows
     core: np.ndarray
     factor: np.ndarray
-    tests: tuple[np.ndarray, ...]  # their numbers, in blocks
+    tests: tuple[np.ndarray, ...]  # numbers of the test vectors, in blocks
     inside: np.ndarray
     product: np.ndarray
-    whole: np.ndarray
+    forms: np.ndarray
     squares: np.ndarray
 
 
 def empty() -> Sketch:
-    """Nothing known yet."""
-    nothing, none = np.zeros((0, 0)), np.zeros(0)
-    return Sketch((), nothing, nothing, (), nothing, nothing, none, none)
+    """A sketch without basis and test vectors."""
+    no_matrix, no_vector = np.zeros((0, 0)), np.zeros(0)
+    return Sketch((), no_matrix, no_matrix, (), no_matrix, no_matrix, no_vector, no_vector)
 
 
-def widened(
-    sketch: Sketch, times: Counted, images: Any, numbers: np.ndarray, noise: jax.Array, test: jax.Array, kind: str
+def widen(
+    sketch: Sketch,
+    times: ProductCounter,
+    images: Any,
+    numbers: np.ndarray,
+    noise: jax.Array,
+    test: jax.Array,
+    kind: str,
 ) -> Sketch:
-    """The sketch with the span of more products in its basis, which takes as many products again.
+    """Add the span of more products to the basis, which takes as many products again.
 
     Args:
-      sketch: what is known so far.
+      sketch: the sketch so far.
       times: the operator.
       images: the products, rows (b, n).
       numbers: their numbers.
-      noise: key of what is added to them.
+      noise: key of the noise that is added to them.
       test: key of the test vectors.
       kind: distribution of the test vectors.
     """
@@ -219,8 +224,8 @@ def widened(
     noisy = new = _noisy(images, drawn(times.H, noise, numbers, "normal"))
     for _ in range(2):  # once leaves an error of eps times the condition number; twice is enough (Kahan)
         for block in sketch.basis:
-            new = space.settle(_without(block, new))
-        new = space.settle(_orthonormal(space, new))
+            new = space.wait_for(_without(block, new))
+        new = space.wait_for(_orthonormal(space, new))
     image = times(new)
     none = np.zeros((0, count(new)))
     cross = np.concatenate([none, *(gram(block, image) for block in sketch.basis)])
@@ -240,8 +245,8 @@ def widened(
     )
 
 
-def tested(sketch: Sketch, tests: Any, of_tests: Any, numbers: np.ndarray) -> Sketch:
-    """The sketch with more test vectors: rows (b, n), their products and their numbers."""
+def add_tests(sketch: Sketch, tests: Any, of_tests: Any, numbers: np.ndarray) -> Sketch:
+    """Add test vectors: rows (b, n), their products and their numbers."""
     none = np.zeros((0, count(tests)))
     inside = np.concatenate([none, *(gram(block, tests) for block in sketch.basis)])
     product = np.concatenate([none, *(gram(block, of_tests) for block in sketch.basis)])
@@ -249,44 +254,44 @@ def tested(sketch: Sketch, tests: Any, of_tests: Any, numbers: np.ndarray) -> Sk
         tests=(*sketch.tests, numbers),
         inside=np.concatenate([sketch.inside, inside], 1),
         product=np.concatenate([sketch.product, product], 1),
-        whole=np.concatenate([sketch.whole, np.diag(gram(tests, of_tests))]),
+        forms=np.concatenate([sketch.forms, np.diag(gram(tests, of_tests))]),
         squares=np.concatenate([sketch.squares, np.diag(gram(tests, tests))]),
     )
 
 
 def _numbers(sketch: Sketch, size: int) -> np.ndarray:
-    """Of the next vectors."""
-    return np.arange(len(sketch.whole), len(sketch.whole) + size, dtype=np.uint32)
+    """The numbers of the next vectors."""
+    return np.arange(len(sketch.forms), len(sketch.forms) + size, dtype=np.uint32)
 
 
-def grown_for_xtrace(sketch: Sketch, times: Counted, keys: jax.Array, size: int) -> Sketch:
-    """The vectors whose products make the basis are the test vectors."""
+def grow_for_xtrace(sketch: Sketch, times: ProductCounter, keys: jax.Array, size: int) -> Sketch:
+    """Grow basis and tests together: the vectors whose products make the basis are the test vectors."""
     numbers = _numbers(sketch, size)
-    found = drawn(times.H, keys[0], numbers, "normal")
-    images = times(found)
-    sketch = widened(sketch, times, images, numbers, keys[2], keys[0], "normal")
-    return tested(sketch, found, images, numbers)
+    vectors = drawn(times.H, keys[0], numbers, "normal")
+    images = times(vectors)
+    sketch = widen(sketch, times, images, numbers, keys[2], keys[0], "normal")
+    return add_tests(sketch, vectors, images, numbers)
 
 
-def grown_for_hutch(sketch: Sketch, times: Counted, keys: jax.Array, size: int) -> Sketch:
-    """The test vectors are others than those whose products make the basis."""
+def grow_for_hutch(sketch: Sketch, times: ProductCounter, keys: jax.Array, size: int) -> Sketch:
+    """Grow basis and tests together: the test vectors are others than those whose products make the basis."""
     numbers = _numbers(sketch, size)
     images = times(drawn(times.H, keys[0], numbers, "rademacher"))
-    sketch = widened(sketch, times, images, numbers, keys[2], keys[1], "rademacher")
-    return more_tests(sketch, times, keys[1], size)
+    sketch = widen(sketch, times, images, numbers, keys[2], keys[1], "rademacher")
+    return draw_tests(sketch, times, keys[1], size)
 
 
-def more_tests(sketch: Sketch, times: Counted, key: jax.Array, size: int) -> Sketch:
-    """More test vectors, signs, against the basis as it is."""
+def draw_tests(sketch: Sketch, times: ProductCounter, key: jax.Array, size: int) -> Sketch:
+    """Draw more test vectors, of signs, and leave the basis as it is."""
     numbers = _numbers(sketch, size)
-    found = drawn(times.H, key, numbers, "rademacher")
-    return tested(sketch, found, times(found), numbers)
+    tests = drawn(times.H, key, numbers, "rademacher")
+    return add_tests(sketch, tests, times(tests), numbers)
 
 
 def _remainders(sketch: Sketch, inside: np.ndarray) -> np.ndarray:
     """(t - Q x)'A (t - Q x) for every test vector t, with x the columns of ``inside``."""
     return (
-        sketch.whole
+        sketch.forms
         - 2 * np.einsum("ij,ij->j", inside, sketch.product)
         + np.einsum("ij,ij->j", inside, sketch.core @ inside)
     )

@@ -1,4 +1,4 @@
-"""The space that an operator acts on: trees like the parameters, how they are drawn and checked, and where they lie."""
+"""The space of an operator's vectors: their structure, how they are drawn and checked, and where they lie."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse, check_choice
 from lla_jax.core.types import PyTree
 from lla_jax.execution import devices, sharding
 
@@ -19,12 +20,13 @@ from lla_jax.execution import devices, sharding
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class Space:
-    """The vectors of an operator. Its only leaves are ``scale``: functions jitted with a space serve all of its shape.
+    """The vectors of an operator, trees like the parameters. Only ``scale`` is traced: functions jitted with a space
+    serve all spaces of the same shape.
 
     Args:
       treedef: of a vector; leaves that are not selected are None, and no leaves.
       shapes: shape and dtype of every leaf.
-      shards: the sharding of every leaf, where the parameters are spread over devices; None where they are not.
+      shards: the sharding of every leaf, where the parameters are sharded over devices; None where they are not.
       scale: S of S A S, a mask or a preconditioner, a vector; None for A. Random vectors are zero where it is.
     """
 
@@ -60,7 +62,7 @@ class Space:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one vector; of those that are spread, the share of one device."""
+        """Bytes of one vector; if it is sharded, on one device."""
         shapes = [s for s, _ in self.shapes]
         if self.shards is not None:
             shapes = sharding.shapes(shapes, self.shards)
@@ -71,10 +73,10 @@ class Space:
         return jax.tree.unflatten(self.treedef, leaves)
 
     def check(self, v: PyTree, name: str = "v", *, stacked: bool = False) -> PyTree:
-        """The vector, or stacked vectors (k, ...), if it is a tree of floating arrays of the space's shapes.
+        """Return the vector, or stacked vectors (k, ...), if it is a tree of floating arrays of the space's shapes.
 
         Raises:
-          ValueError: it is not; it names the leaf.
+          ValueError: it is not; the message names the leaf.
         """
         leaves, treedef = jax.tree.flatten(v)
         lead = np.shape(leaves[0])[:1] if stacked and leaves else ()
@@ -82,19 +84,19 @@ class Space:
         if treedef != self.treedef or [np.shape(x) for x in leaves] != shapes or (stacked and not lead):
             v = _tree.align(v, self.structure, name, "the operator's vectors", stacked=stacked)
         if not all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves):
-            raise ValueError(
-                f"{name}: has entries that are not floating; the rule is a tree like the operator's structure"
+            text = (
+                "has entries that are not floating; it must be a tree like the operator's structure: cast it to float"
             )
+            raise Misuse(name, text)
         return v
 
     def random(self, key: jax.Array, distribution: str = "rademacher") -> PyTree:
         """A vector of independent entries of variance 1: signs ("rademacher") or Gaussians ("normal").
 
-        One flat draw; for parameters that are spread over devices, one for each leaf. Pure; zero where the operator is
+        One flat draw; for parameters that are sharded over devices, one for each leaf. Pure; zero where the operator is
         masked.
         """
-        if distribution not in ("rademacher", "normal"):
-            raise ValueError(f'distribution: {distribution!r} given; the rule is "rademacher" or "normal"')
+        check_choice("distribution", distribution, ("rademacher", "normal"))
         draw = jax.random.rademacher if distribution == "rademacher" else jax.random.normal
         shapes = [s for s, _ in self.shapes]
         if self.shards is not None:  # a piece of a flat draw would have to be brought to where its leaf is
@@ -109,30 +111,32 @@ class Space:
         return jax.tree.map(lambda x, s: jnp.where(s != 0, x, 0), vector, self.scale)
 
     def pin(self, tree: PyTree) -> PyTree:
-        """The same vector, or stacked vectors, for the compiler to spread like the parameters; within jit."""
+        """The same vector, or stacked vectors, which the compiler is told to shard like the parameters; within jit."""
         return sharding.pinned(tree, self.shards)
 
     def place(self, tree: PyTree, mesh: Mesh | None) -> PyTree:
-        """The vectors where they belong: spread like the parameters, or on every device of a mesh."""
+        """The vectors on the devices: sharded like the parameters, or on every device of a mesh."""
         if self.shards is not None:
             return sharding.placed(tree, self.shards)
         return tree if mesh is None else devices.replicate(tree, mesh)
 
-    def settle(self, tree: PyTree) -> PyTree:
-        """The vectors, once they are there where devices are cores that hold shards: there two programs that both talk
-        from device to device may wait for each other forever."""
+    def wait_for(self, tree: PyTree) -> PyTree:
+        """Wait until the vectors are computed, if CPU devices hold their shards.
+
+        Two programs there that both talk from device to device may wait for each other forever.
+        """
         return tree if self.shards is None else sharding.settled(tree)
 
 
 @partial(jax.jit, static_argnames="distribution")
 def draw(space: Space, key: jax.Array, numbers: Any, *, distribution: str) -> PyTree:
-    """The random vectors of these numbers, stacked (k, ...): each drawn from the key folded with its number. Pure."""
+    """The random vectors with these numbers, stacked (k, ...): the key is folded with a vector's number. Pure."""
     return space.pin(jax.vmap(lambda number: space.random(jax.random.fold_in(key, number), distribution))(numbers))
 
 
 @partial(jax.jit, static_argnames="distribution")
 def draw_one(space: Space, key: jax.Array, number: Any, *, distribution: str) -> PyTree:
-    """The random vector of a number. Pure."""
+    """The random vector with this number. Pure."""
     return space.random(jax.random.fold_in(key, number), distribution)
 
 

@@ -1,4 +1,4 @@
-"""The curvature over a plane: extreme eigenvalues of the Hessian at every point; public as ``planes.convexity``."""
+"""The convexity map has the extreme eigenvalues of the Hessian at every point of a plane."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 
 from lla_jax.core import arguments
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import warn_caller
+from lla_jax.core.arguments import Misuse, misuse, warn_caller
 from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree
 from lla_jax.curvature import eigen, operators
 from lla_jax.curvature.linear_operator import LinearOperator
 from lla_jax.execution import plans
+from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.keywords import accept_old
 from lla_jax.execution.progress import Progress
 from lla_jax.landscape import evaluation, rules
@@ -43,11 +44,12 @@ def convexity(
 
         c(a, b) = |lambda_min / lambda_max| of the Hessian at theta + a d1 + b d2
 
-    where a plane looks convex, this tells whether the directions that it hides are. By Lanczos with full
-    re-orthogonalisation, from the same start vector at every point, until both residuals are below 1e-3 of the larger
-    one's magnitude. Ritz values lie inside the spectrum: the true lambda_max is at least, the true lambda_min at most
-    what is given; more ``steps`` bring them closer. The ratio is near 0 where negative curvature is negligible. It has
-    no sign: where lambda_min > 0, as for a strongly convex loss, it is the inverse condition number.
+    Where a plane looks convex, the map shows whether the hidden directions are convex, too. The eigenvalues come from
+    Lanczos with full re-orthogonalisation, from the same start vector at every point, until both residuals are below
+    1e-3 of the larger eigenvalue's magnitude. Ritz values lie inside the spectrum: the true lambda_max is not below,
+    the true lambda_min not above the given one; more ``steps`` bring them closer. The ratio is near 0 where negative
+    curvature is negligible. It has no sign: where lambda_min > 0, as for a strongly convex loss, it is the inverse
+    condition number.
 
     Args:
       loss: as for ``hessian``.
@@ -56,13 +58,13 @@ def convexity(
       axes: one, two or three directions.
       grid: one 1-D array of coordinates per axis, e.g. ``lla.grid(points=9)``.
       key: draws the start vector.
-      steps: Lanczos steps, Hessian products, per point, at most.
+      steps: Lanczos steps per point at most; a step takes a Hessian product.
       batch_size: as for ``hessian``.
-      execution: as for ``hessian``, but that every process computes for itself.
+      execution: as for ``hessian``, except that every process computes for itself.
       progress: called as ``progress(done, total)`` in products, ``steps`` per point, after every point.
-      on_partial: called with the points finished (the eigenvalues of others NaN, ``recipe["complete"]`` False) if the
-        run is interrupted or fails; the exception is then re-raised.
-      resume: such a partial landscape of the same recipe, to be continued to the same bits.
+      on_partial: called with the finished points (the eigenvalues of others NaN, ``recipe["complete"]`` False) if the
+        computation is interrupted or fails; the exception is then raised again.
+      resume: such a partial landscape of the same recipe. It is continued to the same bits.
 
     Returns:
       A ``Landscape`` with the values "lambda_min", "lambda_max", "residual" (an exact eigenvalue lies within it of
@@ -73,54 +75,54 @@ def convexity(
       ValueError: as for ``evaluate`` and ``hessian``; ``steps`` < 1.
 
     Warns:
-      UserWarning: points without finite loss or curvature (their share).
+      UserWarning: points without finite loss or curvature (their fraction).
 
     References: Li et al. 2018, arXiv 1712.09913, section 6 (figure 7).
     """
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
-        raise ValueError(f"steps: {steps!r} given; the rule is a positive integer, e.g. 20")
+    steps = arguments.check_integer("steps", steps, remedy="such as 20")
     if not isinstance(axes, Directions):
-        raise ValueError(
-            f"axes: got {type(axes).__name__}; the rule is lla.Directions, e.g. from lla.directions.random"
-        )
-    key, before = arguments.single_key(key), _evaluated(resume, int(steps))
+        raise misuse("axes", axes, "lla.Directions, such as lla.directions.random(key, params)")
+    key, finished = arguments.single_key(key), _as_complete(resume, steps)
     plans.check_for_operator(execution)
     fixed = Execution(chunk=1, microbatch=256, loop="map", share=False, devices=execution.devices)  # nothing is timed
     plane = evaluation.evaluate(
-        loss, params, data, axes, grid, batch_size=batch_size, key=key, execution=fixed, resume=before
+        loss, params, data, axes, grid, batch_size=batch_size, key=key, execution=fixed, resume=finished
     )
     total, done = plane.values["loss"].size, 0
     table = {name: np.full(total, np.nan) for name in CURVATURES}
-    about: dict[str, Any] = {"kind": "hessian", "steps": int(steps), "start": "rademacher", "products": 0}
+    about: dict[str, Any] = {"kind": "hessian", "steps": steps, "start": "rademacher", "products": 0}
     if resume is not None:
         table = {name: resume.values[name].ravel().copy() for name in table}
         done, about = int(resume.recipe["points_done"]), dict(resume.recipe["curvature"])
-    try:
-        own = replace(execution, processes="own")
-        if "plan" in about:  # primal values are kept or not as they were then, to be the same to the bit
-            own = replace(own, linearize=bool(about["plan"]["linearized"]))
-        H = operators.hessian(loss, params, data, batch_size=batch_size, execution=own)
-        about["plan"] = H.recipe["plan"]
-        if isinstance(H, LinearOperator):
-            H = replace(H, blocks=())  # without the primal values at the centre
-        tree = H.place(_tree.align(axes.tree, params, "axes", stacked=True))
-        while done < total:
-            cell = np.unravel_index(done, plane.shape)
-            if np.isfinite(plane.values["loss"][cell]):
-                coord = np.array([c[i] for c, i in zip(plane.coords, cell, strict=True)])
-                here = H.at(_moved(H.centre(), tree, coord))
-                found = eigen.extremes(here, key, int(steps))
-                for name, value in zip(CURVATURES, (found.smallest, found.largest, found.residual), strict=True):
-                    table[name][done] = value
-                about["products"] += found.products
-                del here  # its primal values, before those of the next point are computed
-            done += 1
-            if progress is not None:
-                progress(done * int(steps), total * int(steps))
-    except BaseException:
-        if on_partial is not None and done:
-            on_partial(_map(plane, table, about, done))
-        raise
+    with deferred_interrupts() as check:
+        try:
+            own = replace(execution, processes="own")
+            if "plan" in about:  # primal values are kept or not as they were then, to be the same to the bit
+                own = replace(own, linearize=bool(about["plan"]["linearized"]))
+            H = operators.hessian(loss, params, data, batch_size=batch_size, execution=own)
+            about["plan"] = H.recipe["plan"]
+            if isinstance(H, LinearOperator):
+                H = replace(H, blocks=())  # without the primal values at the centre
+            tree = H.place(_tree.align(axes.tree, params, "axes", stacked=True))
+            while done < total:
+                check()
+                cell = np.unravel_index(done, plane.shape)
+                if np.isfinite(plane.values["loss"][cell]):
+                    coord = np.array([c[i] for c, i in zip(plane.coords, cell, strict=True)])
+                    here = H.at(_move(H.centre(), tree, coord))
+                    ends = eigen.extremes(here, key, steps)
+                    for name, value in zip(CURVATURES, (ends.smallest, ends.largest, ends.residual), strict=True):
+                        table[name][done] = value
+                    about["products"] += ends.products
+                    del here  # its primal values, before those of the next point are computed
+                done += 1
+                if progress is not None:
+                    progress(done * steps, total * steps)
+            check()
+        except BaseException:
+            if on_partial is not None and done:
+                on_partial(_map(plane, table, about, done))
+            raise
     result = _map(plane, table, about, done)
     missing = np.isfinite(plane.values["loss"]) & ~np.isfinite(result.values["lambda_max"])
     if missing.any():
@@ -131,18 +133,16 @@ def convexity(
     return result
 
 
-def _evaluated(resume: Landscape | None, steps: int) -> Landscape | None:
-    """The losses of a partial map as a finished landscape, so that ``evaluate`` checks that it is the same one."""
+def _as_complete(resume: Landscape | None, steps: int) -> Landscape | None:
+    """The losses of a partial map as a finished landscape, which ``evaluate`` compares with its own."""
     if resume is None:
         return None
     before = resume.recipe.get("curvature", {}) if isinstance(resume, Landscape) else {}
     if "products" not in before or not {"loss", *CURVATURES} <= set(resume.values):
-        raise ValueError(f"resume: {resume!r} given; the rule is what convexity gave to on_partial")
+        raise misuse("resume", resume, "a landscape that convexity gave to on_partial, or None to start anew")
     if before["steps"] != steps:
-        raise ValueError(
-            f"resume: the partial landscape has steps={before['steps']}, and {steps} are asked for; the rule is the "
-            "same number. Repeat it, or start anew without resume"
-        )
+        text = f"the partial landscape has steps={before['steps']}, and {steps} are asked for"
+        raise Misuse("resume", f"{text}; the number must be the same: repeat it, or start anew without resume")
     recipe = resume.recipe | {"complete": True, "points_done": resume.values["loss"].size}
     return replace(resume, values={"loss": resume.values["loss"]}, recipe=recipe)
 
@@ -157,4 +157,4 @@ def _map(plane: Landscape, table: Mapping[str, np.ndarray], about: dict[str, Any
     return Landscape(plane.coords, values | {"loss": plane.values["loss"]}, plane.stderr, recipe)
 
 
-_moved = jax.jit(rules.add)
+_move = jax.jit(rules.add)

@@ -1,4 +1,4 @@
-"""The curvature layer by layer: trace, share of it and extreme eigenvalues of every diagonal block of the Hessian."""
+"""The table of layers has trace and extreme eigenvalues of every module's diagonal block of the Hessian."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 
 from lla_jax.core import arguments, recipes, text
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import warn_caller
+from lla_jax.core.arguments import Misuse, misuse, warn_caller
 from lla_jax.core.types import Estimate, Execution, Loss, Path, PyTree
 from lla_jax.curvature import eigen, estimates, operators
 from lla_jax.execution.keywords import accept_old
 from lla_jax.execution.progress import Progress
 
 LEAST = 16  # probes before a standard error is believed
-COVERS = 2  # standard errors within which a trace may be zero
+COVERS = 2  # a trace within so many standard errors of zero may be zero
 
 
 class Layer(NamedTuple):
@@ -29,8 +29,8 @@ class Layer(NamedTuple):
       module: the block's name, by default the path of the module whose parameters it holds.
       size: parameters.
       trace: tr H_bb. ``recipe`` has what all rows share: probes, and the "total" trace with its standard error.
-      share: tr H_bb / sum of all rows' traces; NaN where that sum is zero within 2 standard errors. Shares sum to 1;
-        one may be negative.
+      share: tr H_bb / sum of all rows' traces; NaN where that sum is zero within 2 standard errors. All shares sum to
+        1; one may be negative.
       lambda_max: largest eigenvalue of H_bb, from below.
       lambda_min: smallest eigenvalue of H_bb, from above.
       residual: an exact eigenvalue of H_bb lies within it of each of the two.
@@ -67,9 +67,9 @@ def per_layer(
 
         tr H_bb = E[z_b' (H z)_b],   z of independent signs
 
-    for all blocks b from the same products: the parts of z outside of b have mean zero and are independent of z_b, so
-    that they only add to the variance, 2 sum of H_ij^2 over i != j in b + sum of H_ij^2 over i in b, j outside. The
-    extreme eigenvalues come from Lanczos on each block, M_b H M_b: masks are data, so that one program serves all.
+    All blocks b use the same products: the entries of z outside of b have mean zero and are independent of z_b. They
+    only add to the variance, 2 sum of H_ij^2 over i != j in b + sum of H_ij^2 over i in b, j outside. The extreme
+    eigenvalues come from Lanczos on each block, M_b H M_b: masks are data, so that one program serves all blocks.
 
     Args:
       loss: as for ``hessian``.
@@ -77,13 +77,13 @@ def per_layer(
       data: as for ``hessian``.
       key: draws the probes and the start vector of Lanczos.
       batch_size: as for ``hessian``.
-      steps: Lanczos steps per block at most, a product each; it ends where the residuals are below 1e-3 of the larger
+      steps: Lanczos steps per block at most, a product each; they end where the residuals are below 1e-3 of the larger
         eigenvalue. Memory: ``steps`` + 1 vectors of the parameters' size.
       rtol: probes are drawn until the standard error of the total and of every block is at most ``rtol`` times the sum
         of the blocks' absolute traces. (A block's own trace is no measure: a small one would take all the products.)
       max_products: most products for the traces. ``steps`` per block come on top.
       groups: ``path -> name`` for blocks of your own; leaves for which it gives None are left out of the Hessian, and
-        of the total. By default a block is a module, the leaves with one parent; a leaf at the root is its own.
+        of the total. By default a block is a module, the leaves with one parent; a leaf at the root is its own block.
       batch_stats: as for ``hessian``.
       progress: ``progress(done, total)`` in products; ``total`` is None while traces are estimated.
       execution: as for ``hessian``.
@@ -103,13 +103,20 @@ def per_layer(
     Where we differ from LLA and PyHessian: (1) all traces come from one set of products, not one set per layer. (2) The
     eigenvalues are those of the blocks, with residuals.
     """
-    _check(steps, rtol, max_products)
+    steps = arguments.check_integer("steps", steps, remedy="such as 20")
+    arguments.check_integer("max_products", max_products, least=2, remedy="such as 1000")
+    arguments.check_number("rtol", rtol, remedy="such as 0.05")
     key = arguments.single_key(key)
     names = _names(params, groups)
     H = operators.hessian(
-        loss, params, data, batch_size=batch_size, batch_stats=batch_stats, execution=execution,
-        select=None if groups is None else _Named({p for p, name in zip(_tree.paths(params), names) if name}),
-    )  # fmt: skip
+        loss,
+        params,
+        data,
+        batch_size=batch_size,
+        batch_stats=batch_stats,
+        execution=execution,
+        select=None if groups is None else _Paths({p for p, name in zip(_tree.paths(params), names) if name}),
+    )
     block_of = [name for name in names if name is not None]
     blocks = list(dict.fromkeys(block_of))
     keys = jax.random.split(key)
@@ -117,21 +124,17 @@ def per_layer(
     traces, total = _traces(H, keys[0], member, rtol, max_products, progress)
     rows, done = [], traces[0].num
     leaves, structure = jax.tree.flatten(H.structure)
-    sure = abs(total.mean) > COVERS * total.sem
+    not_zero = abs(total.mean) > COVERS * total.sem
     for block, inside, trace in zip(blocks, member, traces, strict=True):
         mask = [np.full(x.shape, yes) for x, yes in zip(leaves, inside, strict=True)]
         part = operators.masked(H, jax.tree.unflatten(structure, mask))
-        ends = eigen.extremes(part, keys[1], int(steps))
+        ends = eigen.extremes(part, keys[1], steps)
         done += ends.products
         if progress is not None:
-            progress(done, traces[0].num + int(steps) * len(blocks))
-        rows.append(
-            Layer(
-                block, sum(x.size for x, yes in zip(leaves, inside, strict=True) if yes), trace,
-                float(trace.mean / total.mean) if sure else math.nan,
-                ends.largest, ends.smallest, ends.residual, ends.products,
-            )
-        )  # fmt: skip
+            progress(done, traces[0].num + steps * len(blocks))
+        size = sum(x.size for x, yes in zip(leaves, inside, strict=True) if yes)
+        share = float(trace.mean / total.mean) if not_zero else math.nan
+        rows.append(Layer(block, size, trace, share, ends.largest, ends.smallest, ends.residual, ends.products))
     return tuple(rows)
 
 
@@ -151,16 +154,8 @@ def table(rows: Sequence[Layer]) -> str:
     return f"{text.table(body)}\n{probes} products for the traces, {lanczos} for the eigenvalues"
 
 
-def _check(steps: Any, rtol: Any, max_products: Any) -> None:
-    for name, value, least in (("steps", steps, 1), ("max_products", max_products, 2)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name}: {value!r} given; the rule is an integer of at least {least}")
-    if not isinstance(rtol, int | float | np.floating) or not 0 < rtol < math.inf:
-        raise ValueError(f"rtol: {rtol!r} given; the rule is a positive number, e.g. 0.05")
-
-
-class _Named:
-    """The selection of leaves by their exact paths; its text in a recipe is "groups"."""
+class _Paths:
+    """A selection of leaves by their exact paths; a recipe calls it "groups"."""
 
     pattern = "groups"
 
@@ -178,13 +173,16 @@ def _names(params: PyTree, groups: Any) -> list[str | None]:
     if groups is None:
         return [path.rpartition("/")[0] or path or "params" for path in paths]
     if not callable(groups):
-        raise ValueError(f"groups: {groups!r} given; the rule is a function, path -> name of a block, or None")
+        remedy = 'such as lambda path: path.split("/")[0]'
+        raise misuse("groups", groups, f"None, or a function from a path to the name of a block, {remedy}")
     names = [groups(path) for path in paths]
     for path, name in zip(paths, names, strict=True):
         if name is not None and (not isinstance(name, str) or not name):
-            raise ValueError(f"groups: gave {name!r} for {path!r}; the rule is a name, or None to leave it out")
+            text = f"gave {name!r} for {path!r}"
+            raise Misuse("groups", f"{text}; it must give the name of a block, or None to leave the leaf out")
     if not any(names):
-        raise ValueError(f"groups: leaves everything out; the rule is a name for one at least of {', '.join(paths)}")
+        text = f"leaves everything out; it must give a name for at least one leaf of {', '.join(paths)}"
+        raise Misuse("groups", f"{text}: give names to some, or pass None")
     return names
 
 
@@ -209,27 +207,30 @@ def _traces(
         used += len(new)
         forms = np.concatenate([forms, new[np.isfinite(new).all(1).cumprod().astype(bool)]])
         if not len(forms):
-            raise ValueError(
-                "loss: a Hessian product is not finite; the rule is finite products. Is the loss finite here?"
-            )
+            raise Misuse("loss", "the first Hessian product is not finite; check that the loss is finite here")
         if progress is not None:
             progress(used, None)
-        each = np.concatenate([forms @ member.T, forms.sum(1, keepdims=True)], 1)
-        mean, sem = each.mean(0), np.full(each.shape[1], np.nan)
-        if len(each) > 1:
-            sem = each.std(0, ddof=1) / math.sqrt(len(each))
+        draws = np.concatenate([forms @ member.T, forms.sum(1, keepdims=True)], 1)
+        mean, sem = draws.mean(0), np.full(draws.shape[1], np.nan)
+        if len(draws) > 1:
+            sem = draws.std(0, ddof=1) / math.sqrt(len(draws))
         reached = len(forms) >= min(LEAST, most) and bool(sem.max() <= rtol * np.abs(mean[:-1]).sum())
     num = len(forms)
     if not reached:
-        why = f"product {num + 1} is not finite" if num < used else "raise max_products or rtol"
+        reason = f"product {num + 1} is not finite" if num < used else "raise max_products or rtol"
         warn_caller(
             f"trace: after {num} products the largest error is {sem.max():.2g}, and rtol={rtol:g} of the traces' sum, "
-            f"{rtol * np.abs(mean[:-1]).sum():.2g}, is asked for: {why}"
+            f"{rtol * np.abs(mean[:-1]).sum():.2g}, is asked for: {reason}"
         )
     about = {
-        "kind": "block trace", "method": "hutchinson", "products": used, "rtol": float(rtol), "converged": reached,
-        "total": {"mean": float(mean[-1]), "sem": float(sem[-1])}, "key": recipes.fingerprint(key),
+        "kind": "block trace",
+        "method": "hutchinson",
+        "products": used,
+        "rtol": float(rtol),
+        "converged": reached,
+        "total": {"mean": float(mean[-1]), "sem": float(sem[-1])},
+        "key": recipes.fingerprint(key),
         "operator": dict(H.recipe),
-    }  # fmt: skip
-    found = [Estimate(float(m), float(s), num, about) for m, s in zip(mean, sem, strict=True)]
-    return found[:-1], found[-1]
+    }
+    each = [Estimate(float(m), float(s), num, about) for m, s in zip(mean, sem, strict=True)]
+    return each[:-1], each[-1]

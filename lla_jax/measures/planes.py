@@ -1,4 +1,4 @@
-"""What a plane shows of the curvature at its centre (the report), and curvature over a plane (the convexity map)."""
+"""The plane report compares a landscape with the Hessian at its centre, and says whether its picture can be trusted."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.text import pm, table
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, PyTree
 from lla_jax.curvature import matrices
@@ -20,8 +21,8 @@ from lla_jax.curvature.linear_operator import Operator
 
 ON_CENTRE = 1e-9  # of an axis' range: a coordinate this close to 0 is the centre
 DEPENDENT = 1e-10  # squared sine of the angle between axes that span no plane
-COVERS = 2  # standard errors within which a number may be zero
-APART = 0.02  # relative difference of two curvatures that is worth a word, beyond their error
+COVERS = 2  # a number within so many standard errors of zero may be zero
+APART = 0.02  # relative difference of two curvatures, beyond their error, that the report mentions
 
 
 # --- the report
@@ -29,7 +30,7 @@ APART = 0.02  # relative difference of two curvatures that is worth a word, beyo
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PlaneReport:
-    """What a landscape shows of the curvature at its centre; ``print`` it.
+    """The curvature that a landscape shows at its centre; ``print`` it.
 
     Args:
       names: of the k axes.
@@ -37,9 +38,9 @@ class PlaneReport:
       projected: (k, k) d_i' H d_j, by Hessian products.
       grid_curvature: (k,) second differences of the loss at the centre, from the nearest grid points; NaN where the
         grid has no cell at the centre or none beside it.
-      grid_error: (k,) what they are uncertain by: truncation, from the next points, and rounding; NaN if unknown.
+      grid_error: (k,) their uncertainty: truncation, from the next points, and rounding; NaN if unknown.
       slope: (k,) first differences of the loss at the centre, d_i' grad L; NaN as above.
-      slope_error: (k,) what they are uncertain by, likewise.
+      slope_error: (k,) their uncertainty, likewise.
       eigenvalues: curvatures within the plane, per unit length, descending: those of the Hessian projected on
         orthonormal axes. Fewer than k where axes depend on each other.
       share_lambda_max: the largest of them over the largest eigenvalue; None where that is not known.
@@ -48,10 +49,10 @@ class PlaneReport:
       lowest: lowest finite loss.
       lowest_at: its coordinates.
       distance: from the centre to there, in parameter space.
-      nonfinite: share of the cells whose loss is not finite.
-      matrix: of the products, "hessian".
-      products: used.
-      warnings: in words; empty if nothing is wrong.
+      nonfinite: fraction of the cells whose loss is not finite.
+      matrix: kind of matrix that the products are of, such as "hessian".
+      products: number of products used.
+      warnings: sentences; empty if nothing is wrong.
     """
 
     names: tuple[str, ...]
@@ -144,45 +145,46 @@ def plane_report(
     pairs: Eigenpairs | None = None,
     trace: Estimate | None = None,
 ) -> PlaneReport:
-    """What a line, plane or volume shows of the curvature at its centre, and whether the picture can be trusted.
+    """The curvature that a line, plane or volume shows at its centre, and whether its picture can be trusted.
 
         curvature along axis i   d_i' H d_i           against  2 (L+ / h+ - L0 (1/h+ + 1/h-) + L- / h-) / (h+ + h-)
         within the plane         eigenvalues of Q' H Q, Q an orthonormal basis of the axes
         shares of the Hessian    max eig(Q'HQ) / lambda_max,  tr(Q'HQ) / tr H
 
     with L+-, h+- the losses at and distances to the nearest grid points on the axis. A random plane of n parameters
-    sees about k/n of the trace: what it shows of the sharpest directions is next to nothing, and the shares say so.
+    sees about k/n of the trace, and next to nothing of the sharpest directions; the shares show it.
 
     Args:
-      plane: what ``evaluate`` gave for these axes, under the add rule. It may be incomplete.
-      axes: the directions it was evaluated along.
-      H: the curvature at its centre, ``lla.hessian(loss, params, data)``; one restricted by ``select`` or a mask is
-        taken if the axes move nothing else.
+      plane: the landscape that ``evaluate`` gave for these axes, under the add rule. It may be incomplete.
+      axes: the directions along which it was evaluated.
+      H: the curvature at its centre, ``lla.hessian(loss, params, data)``; it may be restricted by ``select`` or a mask
+        if the axes move nothing else.
       pairs: the largest eigenpairs of ``H`` (``which="largest"`` or "magnitude"), for the share of lambda_max.
-      trace: ``lla.trace(H, key)``, for its share.
+      trace: ``lla.trace(H, key)``, for the share of the trace.
 
     Returns:
       A ``PlaneReport``. One Hessian product per axis is used.
 
     Raises:
       ValueError: a landscape under another rule or without a loss, of other axes or of other parameters than ``H``;
-        axes that leave what ``H`` acts on; a preconditioned ``H``.
+        axes that move parameters on which ``H`` does not act; a preconditioned ``H``.
 
     References: Li et al. 2018, arXiv 1712.09913, section 6 (what a plane hides); Gabdullin 2024, arXiv 2412.10146.
     """
     _check_plane(plane, axes)
     notes = _check_same_centre(plane, H)
-    tree = _aligned(axes, H)
+    tree = _align_axes(axes, H)
     names = tuple(map(str, axes.recipe.get("names") or (f"d{i + 1}" for i in range(axes.num))))
-    projected, gram = _projected(H, tree, axes.num)
+    projected, gram = _project(H, tree, axes.num)
     lengths = np.sqrt(np.diag(gram))
-    inside = _generalized(projected, gram)
+    inside = _plane_eigenvalues(projected, gram)
     if len(inside) < axes.num:
         notes.append(f"the {axes.num} axes span {len(inside)} dimensions only: they depend on each other")
     loss = np.asarray(plane.values["loss"], np.float64)
     finite = np.isfinite(loss)
     if not finite.any():
-        raise ValueError("plane: its loss is finite at no cell; the rule is a landscape with a finite loss somewhere")
+        text = "its loss is finite at no cell; it must be finite somewhere"
+        raise Misuse("plane", f"{text}: evaluate a smaller extent")
     if plane.recipe.get("complete") is False:
         notes.append("the landscape is incomplete; its other cells count as not finite")
     zero = _centre_cell(plane)
@@ -197,64 +199,69 @@ def plane_report(
         notes += _notes_on_grid(names, np.diag(projected), second, error, slope, slope_error, centre)
     if centre - float(loss[cell]) > 10 * _eps(plane) * abs(centre):
         notes.append("the centre is not the lowest cell: the network is not at a minimum of this picture")
-    if (share := 1 - float(finite.mean())) > 0:
-        notes.append(f"{share:.1%} of the cells are not finite; a smaller extent avoids them")
+    if (fraction := 1 - float(finite.mean())) > 0:
+        notes.append(f"{fraction:.1%} of the cells are not finite; a smaller extent avoids them")
     return PlaneReport(
-        names, lengths, projected, second, error, slope, slope_error, inside,
+        names,
+        lengths,
+        projected,
+        second,
+        error,
+        slope,
+        slope_error,
+        inside,
         share_lambda_max=_share_lambda_max(inside, pairs, H, notes),
         share_trace=_share_trace(inside, trace, H, notes),
         centre=centre,
         lowest=float(loss[cell]),
         lowest_at=at,
         distance=float(np.sqrt(max(0.0, np.asarray(at) @ gram @ np.asarray(at)))),
-        nonfinite=share,
+        nonfinite=fraction,
         matrix=str(H.recipe.get("kind", "operator")),
         products=axes.num,
         warnings=tuple(notes),
-    )  # fmt: skip
+    )
 
 
 def _check_plane(plane: Landscape, axes: Directions) -> None:
     if not isinstance(plane, Landscape) or "loss" not in plane.values:
-        raise ValueError(f"plane: {plane!r} given; the rule is a Landscape with values['loss'], from lla.evaluate")
+        raise misuse("plane", plane, "a Landscape with values['loss'], from lla.evaluate")
     if (rule := plane.recipe.get("rule")) != "add":
-        raise ValueError(
-            f"plane: was made by the rule {rule!r}; the rule is 'add', whose axes are directions in parameter space"
-        )
+        text = f"was made by the rule {rule!r}; it must be made by 'add', whose axes are directions in parameter space"
+        raise Misuse("plane", f'{text}: evaluate it with rule="add"')
     if not isinstance(axes, Directions) or axes.num != plane.dims:
-        raise ValueError(f"axes: {axes!r} given; the rule is the {plane.dims} directions of the landscape's axes")
+        raise misuse("axes", axes, f"the {plane.dims} directions that were given to lla.evaluate")
     there = plane.recipe.get("directions", {})
     if not recipes.same(there, dict(axes.recipe) | {"contents": recipes.fingerprint(axes.tree)}):
-        raise ValueError(
-            f"axes: {axes!r} are not what the landscape was evaluated along; pass the directions that were given to "
-            "lla.evaluate, in the same order"
+        raise Misuse(
+            "axes",
+            f"{axes!r} are not what the landscape was evaluated along; pass the directions that were given to "
+            "lla.evaluate, in the same order",
         )
 
 
 def _check_same_centre(plane: Landscape, H: Any) -> list[str]:
-    """What differs between the landscape and the operator, in words.
+    """The differences between the landscape and the operator, in words.
 
     Raises:
       ValueError: other parameters, or a preconditioned operator.
     """
     if not isinstance(H, Operator):
-        raise ValueError(f"H: got {type(H).__name__}; the rule is an operator, e.g. lla.hessian(loss, params, data)")
+        raise misuse("H", H, "an operator, such as lla.hessian(loss, params, data)")
     if H.scale is not None and "masked" not in H.recipe:
-        raise ValueError(
-            "H: is preconditioned, and acts on scaled vectors, not on directions in parameter space; pass the plain "
-            "operator"
-        )
+        text = "is preconditioned, and acts on scaled vectors, not on directions in parameter space"
+        raise Misuse("H", f"{text}; pass the plain operator")
     if "params" not in H.recipe:  # given, or transformed by jax
         return ["the operator does not say at which parameters it was taken"]
     then, now = ({"params": {"fingerprint": x.recipe.get("params", {}).get("fingerprint")}} for x in (H, plane))
     recipes.check_same("H", "the operator", then, now, now, "pass the operator at the landscape's centre")
-    said = {
+    words = {
         "data": "other data",
         "state": "another state (normalization statistics)",
         "noise": "another noise key",
         "batch_stats": f"batch_stats={H.recipe['batch_stats']!r}, the landscape {plane.recipe.get('batch_stats')!r}",
     }
-    notes = [f"the operator has {said[name]}" for name in recipes.differences(H.recipe, plane.recipe, said)]
+    notes = [f"the operator has {words[name]}" for name in recipes.differences(H.recipe, plane.recipe, words)]
     if H.recipe["batch_size"] not in (None, plane.recipe.get("batch_size")):
         notes.append(f"the operator has batches of {H.recipe['batch_size']}, which are part of this loss")
     if H.recipe["kind"] != "hessian":
@@ -262,38 +269,36 @@ def _check_same_centre(plane: Landscape, H: Any) -> list[str]:
     return notes
 
 
-def _aligned(axes: Directions, H: Any) -> PyTree:
+def _align_axes(axes: Directions, H: Any) -> PyTree:
     """The axes as stacked vectors of the operator.
 
     Raises:
-      ValueError: another structure, or axes that move what the operator does not act on.
+      ValueError: another structure, or axes that move parameters on which the operator does not act.
     """
-    whole = H.structure if H.is_given else H.centre()
-    tree = _tree.align(axes.tree, whole, "axes", "the operator's parameters", stacked=True)
-    named = zip(_tree.paths(tree), jax.tree.leaves(tree), H.chosen, strict=True)
+    params = H.structure if H.is_given else H.centre()
+    tree = _tree.align(axes.tree, params, "axes", "the operator's parameters", stacked=True)
+    named = zip(_tree.paths(tree), jax.tree.leaves(tree), H.leaf_mask, strict=True)
     left_out = [path for path, leaf, yes in named if not yes and np.any(np.asarray(leaf))]
-    tree = matrices.part(tree, H.chosen)
+    tree = matrices.part(tree, H.leaf_mask)
     if H.scale is not None:
         named = zip(_tree.paths(tree), jax.tree.leaves(tree), jax.tree.leaves(H.scale), strict=True)
         left_out += [path for path, leaf, s in named if np.any(np.asarray(leaf) * (np.asarray(s) == 0))]
     if left_out:
-        raise ValueError(
-            f"axes: move {', '.join(left_out)}, on which the operator does not act; the rule is axes within its "
-            "selection, e.g. lla.directions.select(axes, ...), or an operator over all parameters"
-        )
+        text = f"move {', '.join(left_out)}, on which the operator does not act; they must stay within its selection"
+        raise Misuse("axes", f"{text}: use lla.directions.select(axes, ...), or an operator over all parameters")
     tree = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), tree, H.structure)
     return H.place(tree)
 
 
-def _projected(H: Any, tree: PyTree, num: int) -> tuple[np.ndarray, np.ndarray]:
+def _project(H: Any, tree: PyTree, num: int) -> tuple[np.ndarray, np.ndarray]:
     """(D' H D, D' D), float64."""
-    vectors, moved = _tree.unstack(tree), _tree.unstack(H.products(tree))
-    projected = np.array([[float(_tree.dot(v, h)) for h in moved] for v in vectors])
+    vectors, images = _tree.unstack(tree), _tree.unstack(H.products(tree))
+    projected = np.array([[float(_tree.dot(v, h)) for h in images] for v in vectors])
     gram = np.array([[float(_tree.dot(v, w)) for w in vectors] for v in vectors])
     return (projected + projected.T) / 2, gram.reshape(num, num)
 
 
-def _generalized(projected: np.ndarray, gram: np.ndarray) -> np.ndarray:
+def _plane_eigenvalues(projected: np.ndarray, gram: np.ndarray) -> np.ndarray:
     """Eigenvalues of the projected Hessian in orthonormal axes, descending; (rank,)."""
     lengths = np.sqrt(np.diag(gram))
     scale = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
@@ -317,7 +322,7 @@ def _centre_cell(plane: Landscape) -> tuple[int, ...] | None:
 
 def _differences(plane: Landscape, loss: np.ndarray, zero: tuple[int, ...] | None) -> np.ndarray:
     """(4, k): slopes and second differences at the centre, and the errors of both; NaN where unknown."""
-    found = np.full((4, plane.dims), np.nan)
+    results = np.full((4, plane.dims), np.nan)
     for axis in range(plane.dims) if zero is not None else ():
         assert zero is not None
         order = np.argsort(plane.coords[axis], kind="stable")
@@ -326,24 +331,24 @@ def _differences(plane: Landscape, loss: np.ndarray, zero: tuple[int, ...] | Non
         at = int(np.flatnonzero(order == zero[axis])[0])
         near, far = (_three_points(x, line, at, reach) for reach in (1, 2))
         rounding = _eps(plane) * near.terms
-        found[:2, axis] = near.slope, near.curvature
-        found[2, axis] = abs(far.slope - near.slope) / 3 + rounding * near.step
-        found[3, axis] = abs(far.curvature - near.curvature) / (3 if near.even else 1) + rounding
-    return found
+        results[:2, axis] = near.slope, near.curvature
+        results[2, axis] = abs(far.slope - near.slope) / 3 + rounding * near.step
+        results[3, axis] = abs(far.curvature - near.curvature) / (3 if near.even else 1) + rounding
+    return results
 
 
 class _Parabola(NamedTuple):
-    """Through three points: its derivatives in the middle, the absolute terms of the second, mean step, equal steps."""
+    """A parabola through three points, with its derivatives in the middle; NaN where a point is missing."""
 
     slope: float = math.nan
     curvature: float = math.nan
-    terms: float = math.nan
-    step: float = math.nan
-    even: bool = False
+    terms: float = math.nan  # sum of the absolute terms of the curvature
+    step: float = math.nan  # mean
+    even: bool = False  # whether both steps are equal
 
 
 def _three_points(x: np.ndarray, y: np.ndarray, at: int, reach: int) -> _Parabola:
-    """The parabola through a point and those ``reach`` away."""
+    """The parabola through a point and the two points ``reach`` away."""
     if at - reach < 0 or at + reach >= len(x):
         return _Parabola()
     left, right = x[at] - x[at - reach], x[at + reach] - x[at]
@@ -374,18 +379,18 @@ def _notes_on_grid(
         return ["the loss at the centre is not finite"]
     notes = []
     for i, name in enumerate(names):
-        exact, found = float(by_product[i]), float(by_grid[i])
-        if np.isnan(found):
+        exact, shown = float(by_product[i]), float(by_grid[i])
+        if np.isnan(shown):
             notes.append(f"along {name} the cells beside the centre are missing or not finite")
             continue
-        if abs(found - exact) > APART * max(abs(exact), abs(found)) + 3 * np.nan_to_num(error[i]):
+        if abs(shown - exact) > APART * max(abs(exact), abs(shown)) + 3 * np.nan_to_num(error[i]):
             notes.append(
-                f"along {name} the product gives {exact:.4g} and the grid {_with_error(found, error[i])}: the cells "
+                f"along {name} the product gives {exact:.4g} and the grid {_with_error(shown, error[i])}: the cells "
                 "are too far apart to show the curvature at the centre, the loss has kinks (ReLU), or it is another "
                 "loss"
             )
-        sure = abs(slope[i]) > 3 * np.nan_to_num(slope_error[i])
-        if sure and exact > 0 and slope[i] ** 2 / (2 * exact) > APART * abs(centre):
+        not_zero = abs(slope[i]) > 3 * np.nan_to_num(slope_error[i])
+        if not_zero and exact > 0 and slope[i] ** 2 / (2 * exact) > APART * abs(centre):
             notes.append(
                 f"along {name} the centre is no stationary point: slope {slope[i]:.3g}; the parabola has its minimum "
                 f"at {-slope[i] / exact:.3g}"
@@ -397,7 +402,7 @@ def _share_lambda_max(inside: np.ndarray, pairs: Eigenpairs | None, H: Any, note
     if pairs is None:
         return None
     if not isinstance(pairs, Eigenpairs) or pairs.recipe.get("which") == "smallest":
-        raise ValueError(f'pairs: {pairs!r} given; the rule is lla.eigenpairs(H, key, which="largest" or "magnitude")')
+        raise misuse("pairs", pairs, 'lla.eigenpairs(H, key, which="largest" or "magnitude")')
     _check_same_operator(pairs.recipe, H, "pairs", "lla.eigenpairs(H, key)")
     top = float(np.max(pairs.values, initial=-np.inf))
     if not top > 0:
@@ -410,7 +415,7 @@ def _share_trace(inside: np.ndarray, trace: Estimate | None, H: Any, notes: list
     if trace is None:
         return None
     if not isinstance(trace, Estimate) or np.ndim(trace.mean):
-        raise ValueError(f"trace: {trace!r} given; the rule is lla.trace(H, key)")
+        raise misuse("trace", trace, "lla.trace(H, key)")
     _check_same_operator(trace.recipe, H, "trace", "lla.trace(H, key)")
     if not abs(trace.mean) > COVERS * np.nan_to_num(trace.sem):
         notes.append("the trace is zero within its error: no share of it can be given")
@@ -420,8 +425,8 @@ def _share_trace(inside: np.ndarray, trace: Estimate | None, H: Any, notes: list
 
 
 def _check_same_operator(recipe: dict[str, Any], H: Any, argument: str, call: str) -> None:
-    """Raise if a result says that it belongs to another matrix."""
+    """Refuse a result whose recipe says that it belongs to another operator."""
     if there := recipe.get("operator", {}):
         recipes.check_same(
-            argument, "the operator that it is of", there, H.recipe, recipes.OPERATOR, f"compute it anew, {call}"
+            argument, "the operator that it belongs to", there, H.recipe, recipes.OPERATOR, f"compute it anew, {call}"
         )

@@ -1,4 +1,4 @@
-"""What a spectrum says about a point: the criteria r_e and K_Hn, the type of the spectrum, and ways down from a saddle.
+"""A spectrum gives criteria of a point (r_e, K_Hn), its type, the index of a saddle, and directions that lead down.
 
 An eigenvalue that rounding cannot tell from zero counts as zero: |theta| <= t = min(100 eps, 0.01) max|theta|, with the
 eps of the precision in which the products were computed.
@@ -13,25 +13,25 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core.arguments import warn_caller
+from lla_jax.core.arguments import Misuse, check_choice, check_number, misuse, warn_caller
 from lla_jax.core.text import pm
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Spectrum
 
 ROUNDING = 100.0  # times eps max|theta|: a node nearer to zero counts as zero
-NEAR_ZERO = 0.01  # times max|theta|: what counts as near zero for the type of a spectrum
-TIE = 1e-6  # relative: shares as close as this are equal
+NEAR_ZERO = 0.01  # times max|theta|: nodes up to it count as near zero for the type of a spectrum
+TIE = 1e-6  # relative: fractions as close as this are equal
 
 Definition = Literal["pooled", "lla"]
 
 
 class SpectrumType(NamedTuple):
-    """The type of a spectrum, and the shares of its absolute curvature that lie below, near and above zero.
+    """The type of a spectrum, and the fractions of its absolute curvature that lie below, near and above zero.
 
     Args:
       kind: "mainly positive", "mainly negative" or "quasi-singular".
-      negative: share below zero.
-      zero: share near zero.
-      positive: share above zero. The three add up to 1.
+      negative: fraction below zero.
+      zero: fraction near zero.
+      positive: fraction above zero. The three add up to 1.
     """
 
     kind: str
@@ -65,10 +65,10 @@ def r_e(spec: Spectrum, *, definition: Definition = "pooled") -> Estimate:
     nodes, _ = _rows(spec, definition)
 
     def ratio(kept: np.ndarray) -> float:
-        return _over(abs(float(nodes[kept].min())), abs(float(nodes[kept].max())))
+        return _ratio(abs(float(nodes[kept].min())), abs(float(nodes[kept].max())))
 
     recipe = _recipe("r_e", spec, definition)
-    mean, sem = _estimated(ratio, spec.probes, definition)
+    mean, sem = _estimate(ratio, spec.probes, definition)
     return Estimate(mean, sem, spec.probes, recipe)
 
 
@@ -89,7 +89,7 @@ def k_hn(spec: Spectrum, n: float = 0.5, *, definition: Definition = "pooled") -
 
     Returns:
       ``Estimate`` with a jackknife standard error over the probes ("lla": of the mean), NaN for one probe. The recipe
-      has n, steps, probes, scheme, definition, ``k_h1`` [mean, sem], ``dropped`` (the share of weight at nodes that
+      has n, steps, probes, scheme, definition, ``k_h1`` [mean, sem], ``dropped`` (the fraction of weight at nodes that
       rounding cannot tell from zero: they count as zero), ``type`` and ``applies`` as for ``r_e``. NaN for a zero
       spectrum, inf where no node is above zero.
 
@@ -100,8 +100,7 @@ def k_hn(spec: Spectrum, n: float = 0.5, *, definition: Definition = "pooled") -
     mean of ratios is biased; (2) rounding errors are not counted: n = 0.5 makes 3e-4 of a convex problem's in float32;
     (3) the standard error.
     """
-    if not isinstance(n, int | float) or not 0 < n < math.inf:
-        raise ValueError(f"n: {n!r} given; the rule is a number above 0, such as 0.5 (LLA's) or 1")
+    check_number("n", n, remedy="such as 0.5 (LLA's) or 1")
     nodes, weights = _rows(spec, definition)
     zero = np.zeros_like(nodes, bool) if definition == "lla" else np.abs(nodes) <= _rounding(spec)
 
@@ -110,9 +109,9 @@ def k_hn(spec: Spectrum, n: float = 0.5, *, definition: Definition = "pooled") -
         below, above = np.where(nodes < 0, parts, 0).sum(1), np.where(nodes > 0, parts, 0).sum(1)
 
         def ratio(kept: np.ndarray) -> float:
-            return _over(float(below[kept].sum()), float(above[kept].sum()))
+            return _ratio(float(below[kept].sum()), float(above[kept].sum()))
 
-        return _estimated(ratio, spec.probes, definition)
+        return _estimate(ratio, spec.probes, definition)
 
     recipe = _recipe("k_hn", spec, definition)
     if definition == "lla" and spec.recipe.get("scheme") != "lla":
@@ -125,13 +124,13 @@ def k_hn(spec: Spectrum, n: float = 0.5, *, definition: Definition = "pooled") -
 
 
 def spectrum_type(spec: Spectrum) -> SpectrumType:
-    """What kind of spectrum it is, by where its absolute curvature lies.
+    """The type of a spectrum, by the place of its absolute curvature.
 
-        negative, zero, positive: shares of sum_i w_i |theta_i| at theta < -d, |theta| <= d, theta > d
+        negative, zero, positive: fractions of sum_i w_i |theta_i| at theta < -d, |theta| <= d, theta > d
         d = 0.01 max|theta|
 
-    "quasi-singular" where the zero share is above 1/2; else "mainly negative" where negative > positive; else "mainly
-    positive". The thresholds are ours: the names are those of arXiv 2504.17618, whose own criterion could not be had.
+    "quasi-singular" where the zero fraction is above 1/2; else "mainly negative" where negative > positive; else
+    "mainly positive". The names are those of arXiv 2504.17618; its criterion could not be had, the thresholds are ours.
 
     Args:
       spec: from ``spectrum``.
@@ -159,19 +158,19 @@ def spectrum_type(spec: Spectrum) -> SpectrumType:
 
 
 def saddle_index(spec: Spectrum) -> Estimate:
-    """The share of directions in which the loss curves down; times the number of parameters, the index of a saddle.
+    """The fraction of directions in which the loss curves down; times the number of parameters, the index of a saddle.
 
         alpha = mean over probes of sum_{theta_i < -t} w_i,   t = min(100 eps, 0.01) max|theta|
 
-    Nodes are resolved to about the range over the steps: of many eigenvalues close to zero, on either side, it says
-    little.
+    Nodes are resolved to about the range over the steps: where many eigenvalues are close to zero, on either side, the
+    fraction means little.
 
     Args:
       spec: from ``spectrum``.
 
     Returns:
       ``Estimate`` with the standard error over the probes, NaN for one. The recipe has ``threshold`` t, ``zero`` (the
-      share within it), and steps, probes and scheme.
+      fraction within it), and steps, probes and scheme.
 
     Raises:
       ValueError: a spectrum with nodes that are not finite.
@@ -180,11 +179,11 @@ def saddle_index(spec: Spectrum) -> Estimate:
     """
     nodes, weights = _rows(spec)
     t = _rounding(spec)
-    share = np.where(nodes < -t, weights, 0).sum(1)
-    sem = float(share.std(ddof=1)) / math.sqrt(spec.probes) if spec.probes > 1 else math.nan
-    recipe = _made("saddle_index", spec)
+    fraction = np.where(nodes < -t, weights, 0).sum(1)
+    sem = float(fraction.std(ddof=1)) / math.sqrt(spec.probes) if spec.probes > 1 else math.nan
+    recipe = _describe("saddle_index", spec)
     recipe |= {"threshold": t, "zero": float(weights[np.abs(nodes) <= t].sum() / spec.probes)}
-    return Estimate(float(share.mean()), sem, spec.probes, recipe)
+    return Estimate(float(fraction.mean()), sem, spec.probes, recipe)
 
 
 def escape_directions(pairs: Eigenpairs) -> tuple[Directions, np.ndarray]:
@@ -202,17 +201,18 @@ def escape_directions(pairs: Eigenpairs) -> tuple[Directions, np.ndarray]:
     References: Dauphin et al. 2014, arXiv 1406.2572.
     """
     if not isinstance(pairs, Eigenpairs) or pairs.vectors is None:
-        raise ValueError(f"pairs: got {pairs!r}; the rule is lla.eigenpairs(H, key, which='smallest') with its vectors")
+        raise misuse("pairs", pairs, "lla.eigenpairs(H, key, which='smallest') with its vectors")
     values, residuals = np.asarray(pairs.values, np.float64), np.asarray(pairs.residuals, np.float64)
-    chosen = [int(i) for i in np.argsort(values, kind="stable") if values[i] < -residuals[i]]
-    if not chosen:
+    below = [int(i) for i in np.argsort(values, kind="stable") if values[i] < -residuals[i]]
+    if not below:
         lowest = int(np.argmin(values)) if len(values) else None
-        found = "it is empty" if lowest is None else f"the lowest is {pm(values[lowest], residuals[lowest])}"
-        raise ValueError(
-            f"pairs: none has an eigenvalue below zero by more than its residual ({found}). Ask for the other end of "
-            "the spectrum, lla.eigenpairs(H, key, k, which='smallest'), or for a smaller tol; a minimum has none"
+        text = "it is empty" if lowest is None else f"the lowest is {pm(values[lowest], residuals[lowest])}"
+        raise Misuse(
+            "pairs",
+            f"none has an eigenvalue below zero by more than its residual ({text}); ask for the other end of the "
+            "spectrum, lla.eigenpairs(H, key, k, which='smallest'), or for a smaller tol; a minimum has none",
         )
-    return pairs.vectors[chosen], values[chosen]
+    return pairs.vectors[below], values[below]
 
 
 # --- rows of nodes and weights
@@ -220,36 +220,33 @@ def escape_directions(pairs: Eigenpairs) -> tuple[Directions, np.ndarray]:
 
 def _rows(spec: Spectrum, definition: str = "pooled") -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights in float64, checked."""
-    if definition not in ("pooled", "lla"):
-        raise ValueError(f'definition: {definition!r} given; the rule is "pooled" or "lla"')
+    check_choice("definition", definition, ("pooled", "lla"))
     if not isinstance(spec, Spectrum):
-        raise ValueError(f"spec: got {type(spec).__name__}; the rule is the result of lla.spectrum(H, key)")
+        raise misuse("spec", spec, "the result of lla.spectrum(H, key)")
     nodes, weights = np.asarray(spec.nodes, np.float64), np.asarray(spec.weights, np.float64)
     bad = int((~np.isfinite(nodes) | ~np.isfinite(weights)).sum())
     if bad or not nodes.size:
-        raise ValueError(
-            f"spec: {bad} of its {nodes.size} nodes are not finite; the rule is at least one node, all finite. Is the "
-            "loss finite at these parameters?"
-        )
+        text = f"{bad} of its {nodes.size} nodes are not finite; it must have at least one node, all finite"
+        raise Misuse("spec", f"{text}: check that the loss is finite at these parameters")
     return nodes, weights
 
 
 def _rounding(spec: Spectrum) -> float:
-    """What a node must exceed to be told from zero."""
+    """The magnitude that a node must exceed to differ from zero."""
     recipe = spec.recipe
     computed = recipe.get("operator", {}).get("precision", {}).get("params", [])
     eps = max(float(jnp.finfo(name).eps) for name in [recipe.get("dtype", "float32"), *computed])
     return min(ROUNDING * eps, NEAR_ZERO) * float(np.abs(spec.nodes).max())
 
 
-def _over(a: float, b: float) -> float:
+def _ratio(a: float, b: float) -> float:
     if b == 0:
         return math.inf if a > 0 else math.nan
     return a / b
 
 
-def _estimated(ratio: Callable[[np.ndarray], float], probes: int, definition: str) -> tuple[float, float]:
-    """(value, standard error) of a function of some probes: of all, by the jackknife; or the mean over single ones."""
+def _estimate(ratio: Callable[[np.ndarray], float], probes: int, definition: str) -> tuple[float, float]:
+    """(value, standard error) of a function of probes: of all, by the jackknife; or the mean over single probes."""
     every = np.arange(probes)
     if definition == "lla":
         each = np.array([ratio(every[i : i + 1]) for i in every])
@@ -262,18 +259,18 @@ def _estimated(ratio: Callable[[np.ndarray], float], probes: int, definition: st
         return ratio(every), math.sqrt((probes - 1) / probes * float(((without - without.mean()) ** 2).sum()))
 
 
-def _made(kind: str, spec: Spectrum) -> dict[str, Any]:
+def _describe(kind: str, spec: Spectrum) -> dict[str, Any]:
     names = {"start": "start", "scheme": "scheme", "dtype": "dtype", "size": "n", "operator": "operator"}
-    made = {name: spec.recipe[inner] for name, inner in names.items() if inner in spec.recipe}
-    return {"kind": kind, "steps": int(spec.nodes.shape[1]), "probes": spec.probes} | made
+    taken_over = {name: spec.recipe[inner] for name, inner in names.items() if inner in spec.recipe}
+    return {"kind": kind, "steps": int(spec.nodes.shape[1]), "probes": spec.probes} | taken_over
 
 
 def _recipe(kind: str, spec: Spectrum, definition: str) -> dict[str, Any]:
-    """How a criterion was made, and whether it says something here; warns if not."""
-    found = spectrum_type(spec)
+    """The recipe of a criterion, with whether it has a meaning for this spectrum; warns if not."""
+    of_type = spectrum_type(spec)
     zero = not np.any(spec.nodes)
-    applies = found.kind != "mainly negative" and not zero
+    applies = of_type.kind != "mainly negative" and not zero
     if not applies:
-        trouble = "zero" if zero else f"mainly negative ({found.negative:.0%} of its curvature)"
+        trouble = "zero" if zero else f"mainly negative ({of_type.negative:.0%} of its curvature)"
         warn_caller(f"{kind}: the spectrum is {trouble}, where this criterion has no meaning")
-    return _made(kind, spec) | {"definition": definition, "type": found._asdict(), "applies": applies}
+    return _describe(kind, spec) | {"definition": definition, "type": of_type._asdict(), "applies": applies}

@@ -178,9 +178,9 @@ class TestDefinitions:
     def test_the_basis_is_orthonormal_however_parallel_the_products_are(self):
         values = 10.0 ** -np.arange(N)  # in float32 most products are one and the same direction
         H = operator(with_spectrum(values, dtype=np.float32))
-        counted, sketch = sketches.Counted(H), sketches.empty()
+        counted, sketch = sketches.ProductCounter(H), sketches.empty()
         for _ in range(3):
-            sketch = sketches.grown_for_xtrace(sketch, counted, jax.random.split(KEY, 3), 8)
+            sketch = sketches.grow_for_xtrace(sketch, counted, jax.random.split(KEY, 3), 8)
         q = np.concatenate([np.asarray(block) for block in sketch.basis])
         np.testing.assert_allclose(q @ q.T, np.eye(24), atol=3e-6)
         assert counted.used == 48
@@ -189,13 +189,13 @@ class TestDefinitions:
     def test_the_basis_stays_within_a_mask(self):
         keep = np.arange(N) >= 10
         H = masked(operator(with_spectrum(10.0 ** -np.arange(N), dtype=np.float32)), keep)
-        sketch = sketches.grown_for_xtrace(sketches.empty(), sketches.Counted(H), jax.random.split(KEY, 3), 8)
+        sketch = sketches.grow_for_xtrace(sketches.empty(), sketches.ProductCounter(H), jax.random.split(KEY, 3), 8)
         basis = np.asarray(sketch.basis[0])
         assert not basis[:, ~keep].any()
         np.testing.assert_allclose(basis @ basis.T, np.eye(8), atol=3e-6)
 
     def test_several_at_once_are_as_one_after_another(self, monkeypatch):
-        H, signs = operator(symmetric()), stochastic.probes(operator(symmetric()), KEY, 0, 8)
+        H, signs = operator(symmetric()), stochastic.draw_probes(operator(symmetric()), KEY, 0, 8)
         loop = H.products(signs)
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
         batch = jax.jit(lambda H, signs: linear_operator._products.__wrapped__(H, signs))
@@ -439,7 +439,7 @@ class TestTrouble:
 
         A = symmetric()
         H = given(times, jnp.zeros(N), jnp.asarray(A))
-        signs = np.concatenate([stochastic.probes(H, KEY, lo, lo + 8) for lo in (0, 8, 16)])
+        signs = np.concatenate([stochastic.draw_probes(H, KEY, lo, lo + 8) for lo in (0, 8, 16)])
         H, kept = given(spoilt, jnp.zeros(N), jnp.asarray(A), signs[19]), signs[:19]
         hutchinson = functools.partial(lla.trace, method="hutchinson")
         for call, draws in ((hutchinson, np.sum(kept * (kept @ A), 1)), (lla.diagonal, kept * (kept @ A))):
@@ -453,7 +453,7 @@ class TestTrouble:
         skew = symmetric()
         skew[0, 1:] += 3
         for call in (lla.trace, lla.frobenius_norm, lla.diagonal):
-            with pytest.raises(ValueError, match=r"not symmetric .*the rule is A = A'"):
+            with pytest.raises(ValueError, match=r"not symmetric .*it must be A = A'"):
                 call(operator(skew), KEY)
         assert check_symmetric(operator(symmetric()), KEY) == CHECK
         assert check_symmetric(operator(np.zeros((N, N), np.float32)), KEY) == CHECK
@@ -467,10 +467,10 @@ class TestTrouble:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            ({"method": "hutch"}, "method: 'hutch' given; the rule is"),
+            ({"method": "hutch"}, "method: 'hutch' given; it must be"),
             ({"rtol": -0.1}, "rtol: -0.1 given"),
             ({"rtol": float("nan")}, "rtol: nan given"),
-            ({"max_products": 0}, "max_products: 0 given; the rule is an integer of at least 1"),
+            ({"max_products": 0}, "max_products: 0 given; it must be an integer of at least 1"),
             ({"max_products": 2, "method": "hutch++"}, "at least 3"),
             ({"max_products": 1, "method": "xtrace"}, "at least 2"),
             ({"max_products": 10.0}, "max_products: 10.0 given"),
@@ -482,5 +482,5 @@ class TestTrouble:
 
     def test_no_operator(self):
         for call in (lla.trace, lla.frobenius_norm, lla.diagonal):
-            with pytest.raises(ValueError, match=r"H: got ndarray; the rule is an operator"):
+            with pytest.raises(ValueError, match=r"H: ndarray of shape \(.*\) given; it must be an operator"):
                 call(symmetric(), KEY)

@@ -221,7 +221,7 @@ def test_products_that_are_not_finite():
         ({"steps": 0}, "steps: 0 given"),
         ({"steps": 2.5}, "steps: 2.5 given"),
         ({"start": "uniform"}, "start: 'uniform' given"),
-        ({"H": np.eye(3)}, "H: got ndarray"),
+        ({"H": np.eye(3)}, "H: ndarray of shape"),
     ],
 )
 def test_bad_arguments(change, match):

@@ -269,7 +269,7 @@ def test_blocks_equal_slices_of_the_dense_hessian(double, select):
 
 
 def _chosen(H: Any, params: Any) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(params), H.chosen)
+    return jax.tree.unflatten(jax.tree.structure(params), H.leaf_mask)
 
 
 def test_batch_statistics_and_coupled_losses_take_whole_batches(double):
@@ -359,9 +359,13 @@ def test_loss_along_an_eigenvector_is_quadratic_up_to_third_order(double):
     assert error(H.product(u), values[-1] * vectors[:, -1]) < 1e-11
     t = np.geomspace(3e-3, 3e-2, 7)
     line = lla.evaluate(
-        MLP, params, data, lla.directions.given(u), [np.concatenate([[0], t])],
+        MLP,
+        params,
+        data,
+        lla.directions.given(u),
+        [np.concatenate([[0], t])],
         execution=lla.Execution(chunk=1, microbatch=N, loop="map", share=False, devices=1),
-    )  # fmt: skip
+    )
     losses = line.values["loss"]
     slope = inner(lla.data.mean_gradient(MLP, params, data), u)
     rest = np.abs(losses[1:] - losses[0] - t * slope - t**2 * values[-1] / 2)

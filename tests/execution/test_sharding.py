@@ -76,7 +76,7 @@ def hessian(devices: int):
 @pytest.mark.parametrize("devices", [2, 4])
 def test_values_of_one_device_and_no_leaf_gathered(devices):
     H, A = hessian(devices), matrix()
-    assert f"spread over {devices} devices" in repr(H)
+    assert f"sharded over {devices} devices" in repr(H)
     assert (H.recipe["draw"], H.recipe["plan"]["devices"]) == ("per leaf", devices)
     v = H.random(KEY)
     product = H.product(v)
@@ -165,7 +165,7 @@ def test_a_given_operator_on_arrays_that_are_spread():
 
 
 def test_what_parameters_that_are_spread_do_not_go_with():
-    with pytest.raises(ValueError, match="devices: 2 given, but the parameters are spread over 4 devices"):
+    with pytest.raises(ValueError, match="devices: 2 given, but the parameters are sharded over 4 devices"):
         lla.hessian(LOSS, sharded(4), DATA, execution=lla.Execution(devices=2))
     mixed = sharded(4) | {"w1": sharded(2)["w1"]}
     with pytest.raises(ValueError, match="params: sharded over 2 meshes"):

@@ -187,7 +187,7 @@ def test_shares_of_the_whole_matrix():
         lla.plane_report(plane, axes, H, pairs=pairs([-1.0], which="smallest"))
     other = pairs([5.0], which="largest", operator=H.recipe | {"params": {"fingerprint": "other"}})
     with pytest.raises(
-        ValueError, match=r"pairs: the operator that it is of differs in params \(fingerprint: .* -> .*\)"
+        ValueError, match=r"pairs: the operator that it belongs to differs in params \(fingerprint: .* -> .*\)"
     ):
         lla.plane_report(plane, axes, H, pairs=other)
     with pytest.raises(ValueError, match=r"trace: 1.0 given"):
@@ -254,11 +254,11 @@ def test_what_does_not_belong_together_is_refused_or_told(network):
             lla.plane_report(plane, axes[[1, 0]], H)
         with pytest.raises(ValueError, match=r"axes: .* 2 directions"):
             lla.plane_report(plane, axes[:1], H)
-        with pytest.raises(ValueError, match="plane: was made by the rule 'adam'"):
+        with pytest.raises(ValueError, match="plane: was made by the rule 'adam'; it must be made by 'add'"):
             lla.plane_report(lla.Landscape(plane.coords, plane.values, {}, plane.recipe | {"rule": "adam"}), axes, H)
         with pytest.raises(ValueError, match=r"plane: .* values\['loss'\]"):
             lla.plane_report(lla.Landscape(plane.coords, {}, {}, plane.recipe), axes, H)
-        with pytest.raises(ValueError, match=r"H: .* rule is an operator"):
+        with pytest.raises(ValueError, match=r"H: .* given; it must be an operator"):
             lla.plane_report(plane, axes, np.eye(3))
         scaled = operators.preconditioned(H, jax.tree.map(np.ones_like, p))
         with pytest.raises(ValueError, match="preconditioned"):
@@ -334,9 +334,16 @@ def test_the_map_has_the_extremes_at_every_point(points, tmp_path):
         coords = lla.grid(points=points)
         seen = []
         found = lla.convexity(
-            quartic, tree(np.zeros(N)), NO_DATA, axes, coords, KEY,
-            steps=N, execution=ONE, progress=lambda done, total: seen.append((done, total)),
-        )  # fmt: skip
+            quartic,
+            tree(np.zeros(N)),
+            NO_DATA,
+            axes,
+            coords,
+            KEY,
+            steps=N,
+            execution=ONE,
+            progress=lambda done, total: seen.append((done, total)),
+        )
     low, high = known(coords, axes)
     residual = found.values["residual"]
     assert np.all(residual <= 1e-3 * np.maximum(abs(low), abs(high)) + 1e-9)
@@ -411,7 +418,9 @@ def test_what_a_map_is_not_continued_from():
     with pytest.raises(ValueError, match="'loss' at the first point"):
         run(lambda p, batch: 1 + quartic(p, batch), resume=found)
     for wrong in (lla.Landscape(found.coords, {"loss": found.values["loss"]}, {}, {}), 3):
-        with pytest.raises(ValueError, match=r"resume: .* what convexity gave to on_partial"):
+        with pytest.raises(
+            ValueError, match=r"resume: .* given; it must be a landscape that convexity gave to on_partial"
+        ):
             run(resume=wrong)
 
 
@@ -490,7 +499,7 @@ def test_the_old_keyword_of_the_map_works_and_says_the_new_spelling():
         ({"steps": 0}, "steps: 0 given"),
         ({"steps": True}, "steps: True given"),
         ({"grid": lla.grid(dims=2)}, "grid: 2 axes given for 1 directions"),
-        ({"axes": [1, 2]}, "axes: got list"),
+        ({"axes": [1, 2]}, "axes: \\[1, 2\\] given; it must be lla.Directions"),
         ({"data": np.zeros((0, 1))}, "data: empty"),
         ({"params": {"a": np.array([np.nan])}}, "params.* NaN"),
     ],
