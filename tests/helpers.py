@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 import lla_jax as lla
+from lla_jax.curvature import operators
 from lla_jax.landscape.store import writing as stored
 
 FIXED = lla.Execution(chunk=4, microbatch=8, loop="map", share=False, devices=1)
@@ -203,3 +205,78 @@ class Interrupt:
         self.times -= done >= self.after
         if not self.times:
             raise KeyboardInterrupt
+
+
+# --- operators
+
+VALUES = np.concatenate([[9.0, -4.0, 2.5], np.linspace(-1, 1, 37)])
+"""Eigenvalues of a matrix that the tests share: three outside of a bulk."""
+
+
+def symmetric_matrix(values, dtype: str = "float32", seed: int = 0) -> np.ndarray:
+    """A symmetric matrix with these eigenvalues."""
+    rng = np.random.default_rng(seed)
+    q, _ = np.linalg.qr(rng.standard_normal((len(values), len(values))))
+    a = (q * np.asarray(values)) @ q.T
+    return ((a + a.T) / 2).astype(dtype)
+
+
+def as_tree(v):
+    """A vector as a tree of two leaves, the second of shape (5, 2)."""
+    return {"head": v[:-10], "tail": v[-10:].reshape(5, 2)}
+
+
+def flat(tree, lead: int = 0) -> np.ndarray:
+    """A vector, or stacked vectors with ``lead`` = 1, as a float64 array."""
+    leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
+    return np.concatenate([x.reshape(*x.shape[:lead], -1) for x in leaves], -1)
+
+
+def ravel(tree) -> np.ndarray:
+    """All entries of a tree, in their own dtype."""
+    return np.asarray(ravel_pytree(tree)[0])
+
+
+def error(found, expected) -> float:
+    """Largest difference relative to the largest entry."""
+    return float(np.abs(ravel(found) - ravel(expected)).max() / np.abs(ravel(expected)).max())
+
+
+def times(v, a):
+    """A v for a vector as ``as_tree`` makes it."""
+    return as_tree(jnp.matmul(a, jnp.concatenate([v["head"], v["tail"].reshape(-1)]), precision="highest"))
+
+
+def tree_operator(a: np.ndarray, traceable: bool = True):
+    """A matrix as an operator on trees; not traceable: its products are computed from the host."""
+    like = as_tree(jnp.zeros(len(a), a.dtype))
+    if traceable:
+        return operators.given(times, like, jnp.asarray(a))
+    return operators.given(lambda v: times(v, a), like, traceable=False)
+
+
+def vector_operator(a: np.ndarray, traceable: bool = True):
+    """A matrix as an operator on vectors, likewise."""
+    like = jnp.zeros(len(a), a.dtype)
+    if traceable:
+        return operators.given(lambda v, a: jnp.matmul(a, v, precision="highest"), like, jnp.asarray(a))
+    return operators.given(lambda v: jnp.asarray(a @ np.asarray(v)), like, traceable=False)
+
+
+class Breaks:
+    """A product that is not finite from the given one on; counts."""
+
+    def __init__(self, a, at):
+        self.a, self.at, self.count = a, at, 0
+
+    def __call__(self, v):
+        self.count += 1
+        out = times(v, self.a)
+        return jax.tree.map(lambda x: x * np.nan, out) if self.count >= self.at else out
+
+
+def breaking_operator(at: int, a: np.ndarray | None = None):
+    """(an operator whose products are not finite from the given one on, its product)."""
+    a = symmetric_matrix(VALUES) if a is None else a
+    product = Breaks(a, at)
+    return operators.given(product, as_tree(jnp.zeros(len(a))), traceable=False), product

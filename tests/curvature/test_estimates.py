@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import warnings
 from dataclasses import replace
 
 import jax
@@ -15,26 +13,19 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.curvature import estimates as stochastic
-from lla_jax.curvature import linear_operator, sketches
+from lla_jax.curvature import linear_operator
 from lla_jax.curvature.linear_operator import check_symmetric
 from lla_jax.curvature.operators import dense, given, masked
 from lla_jax.execution import devices
 from tests import helpers
-from tests.helpers import ONE
+from tests.curvature.cases import quiet, symmetric
+from tests.helpers import ONE, symmetric_matrix, vector_operator
 
 METHODS = ("hutchinson", "hutch++", "xtrace")
 EACH = {"hutchinson": 1, "hutch++": 3, "xtrace": 2}
 CHECK = 2  # products that the check for symmetry takes
 N = 30
 KEY = jax.random.key(0)
-
-
-def times(v, A):
-    return A @ v
-
-
-def operator(A, **options):
-    return given(times, jnp.zeros(len(A), A.dtype), jnp.asarray(A), **options)
 
 
 def on_host(A, calls=None, spoil=None):
@@ -46,24 +37,6 @@ def on_host(A, calls=None, spoil=None):
         return np.full_like(v, np.nan) if spoil is not None and len(calls) >= spoil else A @ np.asarray(v)
 
     return given(product, jnp.zeros(len(A), A.dtype), traceable=False)
-
-
-def symmetric(n=N, shift=3.0, seed=0, dtype=np.float32):
-    A = np.random.default_rng(seed).standard_normal((n, n))
-    return ((A + A.T) / 2 + shift * np.eye(n)).astype(dtype)
-
-
-def with_spectrum(values, seed=0, dtype=np.float64):
-    q = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values), len(values))))[0]
-    A = (q * values) @ q.T
-    return ((A + A.T) / 2).astype(dtype)
-
-
-@contextlib.contextmanager
-def quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def all_estimates(H, key, max_products):
@@ -85,11 +58,11 @@ class TestExact:
     def test_hutchinson_of_a_diagonal_operator_takes_one_probe(self):
         d = np.random.default_rng(0).standard_normal(N).astype(np.float32)
         with pytest.warns(UserWarning, match="raise max_products"):
-            one = lla.trace(operator(np.diag(d)), KEY, method="hutchinson", max_products=1)
+            one = lla.trace(vector_operator(np.diag(d)), KEY, method="hutchinson", max_products=1)
         assert one.mean == pytest.approx(d.sum(), abs=1e-5)
         assert np.isnan(one.sem)
         assert (one.num, one.recipe["products"], one.recipe["converged"]) == (1, 1 + CHECK, False)
-        few = lla.trace(operator(np.diag(d)), KEY, method="hutchinson")
+        few = lla.trace(vector_operator(np.diag(d)), KEY, method="hutchinson")
         assert few.sem < 1e-6
         assert (few.num, few.recipe["converged"]) == (16, True)
 
@@ -100,7 +73,9 @@ class TestExact:
     def test_of_a_rank_that_the_basis_spans(self, method, rank, products, dtype):
         values = np.r_[np.linspace(-3, 7, rank), np.zeros(N - rank)]
         with jax.enable_x64(dtype == "float64"):
-            found = lla.trace(operator(with_spectrum(values, dtype=dtype)), KEY, method=method, max_products=products)
+            found = lla.trace(
+                vector_operator(symmetric_matrix(values, dtype=dtype)), KEY, method=method, max_products=products
+            )
         assert found.mean == pytest.approx(values.sum(), rel=1e-12 if dtype == "float64" else 2e-6)
         assert found.sem < (1e-12 if dtype == "float64" else 2e-6) * values.sum()
         assert found.recipe["converged"]
@@ -110,25 +85,27 @@ class TestExact:
     def test_not_of_a_higher_rank(self, method, products):
         values = np.r_[np.linspace(-3, 7, 9), np.zeros(N - 9)]
         with jax.enable_x64(True), quiet():
-            found = lla.trace(operator(with_spectrum(values)), KEY, method=method, max_products=products)
+            found = lla.trace(
+                vector_operator(symmetric_matrix(values, "float64")), KEY, method=method, max_products=products
+            )
         assert abs(found.mean - values.sum()) > 1e-4
         assert found.sem > 1e-4
 
     @pytest.mark.parametrize("method", METHODS)
     def test_zero(self, method):
-        found = lla.trace(operator(np.zeros((N, N), np.float32)), KEY, method=method)
+        found = lla.trace(vector_operator(np.zeros((N, N), np.float32)), KEY, method=method)
         assert found.mean == pytest.approx(0, abs=1e-12)
         assert found.sem == pytest.approx(0, abs=1e-12)
         assert found.recipe["converged"]
 
     def test_other_numbers_of_zero_and_of_a_diagonal(self):
-        zero = operator(np.zeros((N, N), np.float32))
+        zero = vector_operator(np.zeros((N, N), np.float32))
         norm, diagonal = lla.frobenius_norm(zero, KEY), lla.diagonal(zero, KEY)
         assert (norm.mean, norm.sem, norm.recipe["converged"]) == (0, 0, True)
         assert not diagonal.mean.any()
         assert not diagonal.sem.any()
         d = np.arange(N, dtype=np.float32)
-        found = lla.diagonal(operator(np.diag(d)), KEY)
+        found = lla.diagonal(vector_operator(np.diag(d)), KEY)
         np.testing.assert_array_equal(found.mean, d)
         assert not found.sem.any()
 
@@ -137,65 +114,13 @@ class TestDefinitions:
     def test_variance_of_hutchinson(self):
         A = symmetric(shift=0.0)
         with quiet():
-            found = lla.trace(operator(A), KEY, method="hutchinson", rtol=0, max_products=4096)
+            found = lla.trace(vector_operator(A), KEY, method="hutchinson", rtol=0, max_products=4096)
         variance = 2 * ((A**2).sum() - (np.diag(A) ** 2).sum())
         assert found.sem**2 * found.num == pytest.approx(variance, rel=0.1)  # its own error is 2 % or so
         assert abs(found.mean - np.trace(A)) < 4 * np.sqrt(variance / found.num)
 
-    @pytest.mark.parametrize("mask", [False, True])
-    def test_xtrace_is_the_mean_over_what_is_left_out(self, mask):
-        A = symmetric(dtype=np.float64)
-        with jax.enable_x64(True), quiet():
-            H = operator(A)
-            if mask:
-                keep = np.arange(N) % 3 > 0
-                H, A = masked(H, keep), A * np.outer(keep, keep)
-            found = lla.trace(H, KEY, method="xtrace", rtol=0, max_products=32)
-            omega = np.asarray(sketches.drawn(H, jax.random.split(KEY, 3)[0], np.arange(16, dtype=np.uint32), "normal"))
-        each = []
-        for i in range(16):
-            others = np.delete(omega, i, 0)
-            q = np.linalg.qr(A @ others.T)[0]
-            rest = omega[i] - q @ (q.T @ omega[i])
-            each.append(np.trace(q.T @ A @ q) + (H.shape[0] - 15) * (rest @ A @ rest) / (rest @ rest))
-        assert found.mean == pytest.approx(np.mean(each), rel=1e-9)
-        assert found.sem == pytest.approx(np.std(each, ddof=1) / np.sqrt(16), rel=1e-9)
-        assert found.num == 16
-
-    def test_hutch_is_the_remainder_outside_of_a_basis(self):
-        A = symmetric(dtype=np.float64)
-        with jax.enable_x64(True), quiet():
-            found = lla.trace(operator(A), KEY, method="hutch++", rtol=0, max_products=48)
-            keys = jax.random.split(KEY, 3)
-            numbers = np.arange(16, dtype=np.uint32)
-            S, G = (np.asarray(sketches.drawn(operator(A), k, numbers, "rademacher")) for k in keys[:2])
-        q = np.linalg.qr(A @ S.T)[0]
-        rest = G.T - q @ (q.T @ G.T)
-        each = np.trace(q.T @ A @ q) + np.einsum("ij,ij->j", rest, A @ rest)
-        assert found.mean == pytest.approx(each.mean(), rel=1e-9)
-        assert found.sem == pytest.approx(each.std(ddof=1) / np.sqrt(16), rel=1e-9)
-
-    def test_the_basis_is_orthonormal_however_parallel_the_products_are(self):
-        values = 10.0 ** -np.arange(N)  # in float32 most products are one and the same direction
-        H = operator(with_spectrum(values, dtype=np.float32))
-        counted, sketch = sketches.ProductCounter(H), sketches.empty()
-        for _ in range(3):
-            sketch = sketches.grow_for_xtrace(sketch, counted, jax.random.split(KEY, 3), 8)
-        q = np.concatenate([np.asarray(block) for block in sketch.basis])
-        np.testing.assert_allclose(q @ q.T, np.eye(24), atol=3e-6)
-        assert counted.used == 48
-        assert sketches.xtrace(sketch, N).mean() == pytest.approx(values.sum(), rel=1e-5)
-
-    def test_the_basis_stays_within_a_mask(self):
-        keep = np.arange(N) >= 10
-        H = masked(operator(with_spectrum(10.0 ** -np.arange(N), dtype=np.float32)), keep)
-        sketch = sketches.grow_for_xtrace(sketches.empty(), sketches.ProductCounter(H), jax.random.split(KEY, 3), 8)
-        basis = np.asarray(sketch.basis[0])
-        assert not basis[:, ~keep].any()
-        np.testing.assert_allclose(basis @ basis.T, np.eye(8), atol=3e-6)
-
     def test_several_at_once_are_as_one_after_another(self, monkeypatch):
-        H, signs = operator(symmetric()), stochastic.draw_probes(operator(symmetric()), KEY, 0, 8)
+        H, signs = vector_operator(symmetric()), stochastic.draw_probes(vector_operator(symmetric()), KEY, 0, 8)
         loop = H.products(signs)
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
         batch = jax.jit(lambda H, signs: linear_operator._products.__wrapped__(H, signs))
@@ -204,11 +129,11 @@ class TestDefinitions:
 
     def test_frobenius_norm(self):
         A = symmetric()
-        found = lla.frobenius_norm(operator(A), KEY)
+        found = lla.frobenius_norm(vector_operator(A), KEY)
         assert abs(found.mean - np.linalg.norm(A)) < 4 * found.sem
         assert found.sem <= 0.02 * found.mean
         with quiet():
-            many = lla.frobenius_norm(operator(A), KEY, rtol=0, max_products=2048)
+            many = lla.frobenius_norm(vector_operator(A), KEY, rtol=0, max_products=2048)
         z = np.random.default_rng(1).choice([-1.0, 1.0], (20000, N))
         spread = ((z @ A) ** 2).sum(1).std() / (2 * np.linalg.norm(A))
         assert many.sem * np.sqrt(many.num) == pytest.approx(spread, rel=0.1)
@@ -218,7 +143,7 @@ class TestHonest:
     @pytest.mark.parametrize("method", [*METHODS, "frobenius_norm"])
     def test_standard_errors_cover(self, method):
         """Over keys: the truth within 4 standard errors, and the spread of the means what they say it is."""
-        H, A = operator(symmetric()), symmetric().astype(float)
+        H, A = vector_operator(symmetric()), symmetric().astype(float)
         if method == "frobenius_norm":
             runs, truth = [lla.frobenius_norm(H, jax.random.key(i), rtol=0.5) for i in range(40)], np.linalg.norm(A)
         else:
@@ -233,7 +158,7 @@ class TestHonest:
 
     @pytest.mark.parametrize("method", METHODS)
     def test_it_stops_on_its_own_error(self, method):
-        H = operator(symmetric())
+        H = vector_operator(symmetric())
         loose, tight = (lla.trace(H, KEY, method=method, rtol=r, max_products=4000) for r in (0.05, 0.015))
         for found, rtol in ((loose, 0.05), (tight, 0.015)):
             assert found.sem <= rtol * abs(found.mean)
@@ -243,7 +168,7 @@ class TestHonest:
         assert loose.recipe["products"] < tight.recipe["products"]
 
     def test_where_few_eigenvalues_make_the_trace_fewer_products_do(self):
-        H = operator(with_spectrum(10.0 * 0.5 ** np.arange(N), dtype=np.float32))
+        H = vector_operator(symmetric_matrix(10.0 * 0.5 ** np.arange(N), dtype=np.float32))
         products = {
             m: lla.trace(H, KEY, method=m, rtol=1e-3, max_products=100_000).recipe["products"] for m in METHODS[1:]
         }
@@ -256,7 +181,7 @@ class TestHonest:
         A = symmetric(shift=0.0)
         A -= np.trace(A) / N * np.eye(N, dtype=np.float32)  # the trace is zero: no relative error is small
         with pytest.warns(UserWarning, match=r"asks for a standard error of") as seen:
-            found = lla.trace(operator(A), KEY, method=method, max_products=48)
+            found = lla.trace(vector_operator(A), KEY, method=method, max_products=48)
         assert seen[0].filename == __file__
         assert not found.recipe["converged"]
         assert found.recipe["products"] <= 48 + CHECK
@@ -265,7 +190,7 @@ class TestHonest:
 
     def test_few_draws_are_not_believed(self):
         with pytest.warns(UserWarning, match="too few draws"):
-            found = lla.trace(operator(symmetric()), KEY, method="hutchinson", rtol=0.9, max_products=8)
+            found = lla.trace(vector_operator(symmetric()), KEY, method="hutchinson", rtol=0.9, max_products=8)
         assert found.num == 8
         assert not found.recipe["converged"]
 
@@ -274,7 +199,7 @@ class TestDiagonal:
     def test_within_its_errors_and_they_are_right(self):
         A = symmetric()
         with quiet():
-            found = lla.diagonal(operator(A), KEY, rtol=0, max_products=1024)
+            found = lla.diagonal(vector_operator(A), KEY, rtol=0, max_products=1024)
         off = np.sqrt(((A**2).sum(1) - np.diag(A) ** 2) / 1024)
         np.testing.assert_allclose(found.sem, off, rtol=0.15)
         assert (np.abs(found.mean - np.diag(A)) < 4 * found.sem).all()
@@ -297,7 +222,7 @@ class TestDiagonal:
     def test_masked_entries_are_zero(self):
         keep = np.arange(N) < 10
         with quiet():
-            found = lla.diagonal(masked(operator(symmetric()), keep), KEY, max_products=64)
+            found = lla.diagonal(masked(vector_operator(symmetric()), keep), KEY, max_products=64)
         assert not found.mean[~keep].any()
         assert not found.sem[~keep].any()
         assert (np.abs(found.mean - np.diag(symmetric()))[keep] < 5 * found.sem[keep]).all()
@@ -306,7 +231,9 @@ class TestDiagonal:
 class TestDriving:
     def test_the_kind_of_loop_changes_nothing(self):
         A = symmetric()
-        for there, here in zip(all_estimates(operator(A), KEY, 48), all_estimates(on_host(A), KEY, 48), strict=True):
+        for there, here in zip(
+            all_estimates(vector_operator(A), KEY, 48), all_estimates(on_host(A), KEY, 48), strict=True
+        ):
             close(there, here)
             assert there.recipe["products"] == here.recipe["products"]
 
@@ -348,13 +275,13 @@ class TestDriving:
         assert all(done == made and total is None for done, total, made in reported)
 
     def test_a_second_operator_compiles_nothing(self):
-        list(all_estimates(operator(symmetric()), KEY, 48))
+        list(all_estimates(vector_operator(symmetric()), KEY, 48))
         with helpers.compilations() as seen:
-            list(all_estimates(operator(symmetric(seed=1)), jax.random.key(3), 48))
+            list(all_estimates(vector_operator(symmetric(seed=1)), jax.random.key(3), 48))
         assert seen.count == 0
 
     def test_masks_give_the_trace_of_a_block(self):
-        H, A = operator(symmetric()), symmetric()
+        H, A = vector_operator(symmetric()), symmetric()
         for first, method in ((0, "xtrace"), (7, "hutch++")):
             keep = (np.arange(N) >= first) & (np.arange(N) < first + 16)
             block = np.trace(A[keep][:, keep])
@@ -368,7 +295,7 @@ class TestDriving:
         "scarce", [((linear_operator, "_products"),), ((stochastic, "_forms"), (stochastic, "_times"))]
     )
     def test_out_of_memory_takes_fewer_at_once(self, monkeypatch, scarce):
-        expected, sizes = list(all_estimates(operator(symmetric()), KEY, 48)), []
+        expected, sizes = list(all_estimates(vector_operator(symmetric()), KEY, 48)), []
         for module, name in scarce:
             real = getattr(module, name)
 
@@ -379,7 +306,7 @@ class TestDriving:
                 return real(*args)
 
             monkeypatch.setattr(module, name, limited)
-        for one, other in zip(expected, all_estimates(operator(symmetric()), KEY, 48), strict=True):
+        for one, other in zip(expected, all_estimates(vector_operator(symmetric()), KEY, 48), strict=True):
             close(one, other)
         assert sizes[:7] == [8, 4, 2, 2, 4, 2, 2]
 
@@ -407,9 +334,9 @@ class TestDriving:
     def test_the_basis_takes_no_more_than_its_share_of_memory(self, monkeypatch):
         monkeypatch.setattr(devices, "free_bytes", lambda device: 4 * 8 * N * 4)  # for 8 vectors
         with pytest.warns(UserWarning, match="a larger basis takes more than a quarter"):
-            found = lla.trace(operator(symmetric()), KEY, method="xtrace", max_products=100)
+            found = lla.trace(vector_operator(symmetric()), KEY, method="xtrace", max_products=100)
         assert (found.num, found.recipe["products"]) == (8, 16 + CHECK)
-        found = lla.trace(operator(symmetric()), KEY, method="hutch++", rtol=0.03, max_products=1000)
+        found = lla.trace(vector_operator(symmetric()), KEY, method="hutch++", rtol=0.03, max_products=1000)
         assert found.num > 16
         assert found.recipe["products"] == 16 + found.num + CHECK
         assert abs(found.mean - np.trace(symmetric())) < 4 * found.sem
@@ -438,7 +365,7 @@ class TestTrouble:
             return jnp.where(jnp.vdot(v, bad) == N, jnp.nan, A @ v)
 
         A = symmetric()
-        H = given(times, jnp.zeros(N), jnp.asarray(A))
+        H = vector_operator(A)
         signs = np.concatenate([stochastic.draw_probes(H, KEY, lo, lo + 8) for lo in (0, 8, 16)])
         H, kept = given(spoilt, jnp.zeros(N), jnp.asarray(A), signs[19]), signs[:19]
         hutchinson = functools.partial(lla.trace, method="hutchinson")
@@ -454,9 +381,9 @@ class TestTrouble:
         skew[0, 1:] += 3
         for call in (lla.trace, lla.frobenius_norm, lla.diagonal):
             with pytest.raises(ValueError, match=r"not symmetric .*it must be A = A'"):
-                call(operator(skew), KEY)
-        assert check_symmetric(operator(symmetric()), KEY) == CHECK
-        assert check_symmetric(operator(np.zeros((N, N), np.float32)), KEY) == CHECK
+                call(vector_operator(skew), KEY)
+        assert check_symmetric(vector_operator(symmetric()), KEY) == CHECK
+        assert check_symmetric(vector_operator(np.zeros((N, N), np.float32)), KEY) == CHECK
 
     def test_products_that_are_no_vectors(self):
         with pytest.raises(ValueError, match=r"shape"):
@@ -478,7 +405,7 @@ class TestTrouble:
     )
     def test_arguments(self, options, words):
         with pytest.raises(ValueError, match=words):
-            lla.trace(operator(symmetric()), KEY, **({"method": "hutchinson"} | options))
+            lla.trace(vector_operator(symmetric()), KEY, **({"method": "hutchinson"} | options))
 
     def test_no_operator(self):
         for call in (lla.trace, lla.frobenius_norm, lla.diagonal):

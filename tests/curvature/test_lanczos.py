@@ -8,54 +8,23 @@ import pytest
 import lla_jax as lla
 from lla_jax.curvature import lanczos as core
 from lla_jax.curvature import operators
-from tests.helpers import compilations
+from tests.helpers import VALUES, breaking_operator, compilations, flat, symmetric_matrix, times, tree_operator
 
 N = 40
 KEY = jax.random.key(3)
 EPS = {"float32": 1.2e-7, "float64": 2.3e-16}
 
 
-def matrix(values, dtype="float32", seed=0):
-    """A symmetric matrix of these eigenvalues."""
-    rng = np.random.default_rng(seed)
-    q, _ = np.linalg.qr(rng.standard_normal((len(values), len(values))))
-    a = (q * np.asarray(values)) @ q.T
-    return ((a + a.T) / 2).astype(dtype)
-
-
-def times(v, a):
-    """A v for a vector in two pieces, the second of shape (5, 2)."""
-    whole = jnp.matmul(a, jnp.concatenate([v["head"], v["tail"].reshape(-1)]), precision="highest")
-    return {"head": whole[:-10], "tail": whole[-10:].reshape(5, 2)}
-
-
-def operator(a, traceable=True):
-    """The matrix as an operator on trees; not traceable: driven from the host."""
-    like = {"head": jnp.zeros(len(a) - 10, a.dtype), "tail": jnp.zeros((5, 2), a.dtype)}
-    if traceable:
-        return operators.given(times, like, jnp.asarray(a))
-    return operators.given(lambda v: times(v, a), like, traceable=False)
-
-
-def flat(tree, lead=0):
-    """A vector, or stacked vectors, as float64 array."""
-    leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
-    return np.concatenate([x.reshape(*x.shape[:lead], -1) for x in leaves], -1)
-
-
 def tridiagonal(found):
     return np.diag(found.alphas) + np.diag(found.betas[:-1], 1) + np.diag(found.betas[:-1], -1)
-
-
-SPREAD = np.concatenate([[9.0, -4.0, 2.5], np.linspace(-1, 1, N - 3)])
 
 
 @pytest.mark.parametrize("traceable", [True, False], ids=["device", "host"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_relation_and_orthonormality(dtype, traceable):
     with jax.enable_x64(dtype == "float64"):
-        a = matrix(SPREAD, dtype)
-        found = core.lanczos(operator(a, traceable), KEY, 19)
+        a = symmetric_matrix(VALUES, dtype)
+        found = core.lanczos(tree_operator(a, traceable), KEY, 19)
         q, r = flat(found.basis, 1), flat(found.remainder)
     assert q.shape == (19, N)
     assert found.alphas.dtype == found.betas.dtype == np.float64
@@ -71,8 +40,8 @@ def test_relation_and_orthonormality(dtype, traceable):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_all_steps_give_the_whole_spectrum(dtype):
     with jax.enable_x64(dtype == "float64"):
-        a = matrix(SPREAD, dtype)
-        found = core.lanczos(operator(a), KEY, N, start="normal")
+        a = symmetric_matrix(VALUES, dtype)
+        found = core.lanczos(tree_operator(a), KEY, N, start="normal")
     exact = np.linalg.eigvalsh(a.astype(np.float64))
     assert len(found.alphas) == N
     assert np.abs(np.linalg.eigvalsh(tridiagonal(found)) - exact).max() < 100 * EPS[dtype] * 9
@@ -87,7 +56,7 @@ def test_inner_products_keep_their_digits_over_a_million_entries():
 
 
 def test_step_is_pure_and_counts_rounding_as_zero():
-    a = matrix(SPREAD)
+    a = symmetric_matrix(VALUES)
     basis = {"head": jnp.zeros((4, N - 10)).at[0, 0].set(1.0), "tail": jnp.zeros((4, 5, 2))}
     first = {"head": basis["head"][0], "tail": basis["tail"][0]}
     step = jax.jit(core.lanczos_step)(basis, times(first, a), 1)
@@ -110,19 +79,19 @@ def test_step_is_pure_and_counts_rounding_as_zero():
 @pytest.mark.parametrize("traceable", [True, False], ids=["device", "host"])
 def test_breakdown_ends_it(traceable):
     values = np.concatenate([[3.0, 3.0, -2.0], np.zeros(N - 3)])  # three distinct values
-    found = core.lanczos(operator(matrix(values), traceable), KEY, 12)
+    found = core.lanczos(tree_operator(symmetric_matrix(values), traceable), KEY, 12)
     assert len(found.alphas) == 3
     assert found.betas[-1] == 0
     assert np.abs(flat(found.remainder)).max() == 0
     assert np.allclose(np.linalg.eigvalsh(tridiagonal(found)), [-2, 0, 3], atol=1e-5)
-    zero = core.lanczos(operator(np.zeros((N, N), np.float32), traceable), KEY, 12)
+    zero = core.lanczos(tree_operator(np.zeros((N, N), np.float32), traceable), KEY, 12)
     assert (zero.alphas, zero.betas) == (0, 0)
 
 
 def test_masked_operator_stays_inside_its_mask():
-    a = matrix(SPREAD)
+    a = symmetric_matrix(VALUES)
     mask = {"head": np.arange(N - 10) % 3 > 0, "tail": np.zeros((5, 2), bool)}
-    found = core.lanczos(operators.masked(operator(a), mask), KEY, 8)
+    found = core.lanczos(operators.masked(tree_operator(a), mask), KEY, 8)
     q, inside = flat(found.basis, 1), flat(mask) > 0
     assert np.abs(q[:, ~inside]).max() == 0
     assert np.abs(q @ q.T - np.eye(8)).max() < 1e-5
@@ -150,8 +119,10 @@ def lla_reference(a, v, steps):
 @pytest.mark.parametrize("traceable", [True, False], ids=["device", "host"])
 def test_window_is_that_of_lla(traceable):
     with jax.enable_x64(True):
-        a = matrix(np.linspace(-1, 1, N), "float64")  # nothing converges: what is lost of orthogonality is chaotic
-        H = operator(a, traceable)
+        a = symmetric_matrix(
+            np.linspace(-1, 1, N), "float64"
+        )  # nothing converges: what is lost of orthogonality is chaotic
+        H = tree_operator(a, traceable)
         spec = lla.spectrum(H, KEY, steps=24, probes=1, scheme="lla")
         start = flat(core.random(H, KEY, 0, "rademacher"))
     alphas, betas = lla_reference(a, start, 24)
@@ -161,56 +132,37 @@ def test_window_is_that_of_lla(traceable):
 
 
 def test_window_splits_an_eigenvalue_where_full_orthogonality_does_not():
-    a = matrix(np.concatenate([[30.0], np.linspace(-1, 1, N - 1)]))
+    a = symmetric_matrix(np.concatenate([[30.0], np.linspace(-1, 1, N - 1)]))
     counts = {}
     for scheme in ("lla", "full"):
-        spec = lla.spectrum(operator(a), KEY, steps=36, probes=1, scheme=scheme)
+        spec = lla.spectrum(tree_operator(a), KEY, steps=36, probes=1, scheme=scheme)
         counts[scheme] = int(((np.abs(spec.nodes[0] - 30) < 0.01) & (spec.weights[0] > 0)).sum())
     assert counts["full"] == 1
     assert counts["lla"] > 1
 
 
 def test_new_matrices_keys_and_numbers_of_steps_compile_nothing():
-    a = matrix(SPREAD)
-    core.sequence(operator(a), core.begin(core.random(operator(a), KEY, 0, "normal"), rows=20), 20)
+    a = symmetric_matrix(VALUES)
+    core.sequence(tree_operator(a), core.begin(core.random(tree_operator(a), KEY, 0, "normal"), rows=20), 20)
     with compilations() as seen:
-        H = operator(2 * a)
+        H = tree_operator(2 * a)
         core.sequence(H, core.begin(core.random(H, jax.random.key(9), 5, "normal"), rows=20), 13)
     assert seen.count == 0
 
 
 def test_more_steps_than_parameters_are_clamped_with_a_word():
     with pytest.warns(UserWarning, match="steps: 50 asked for, but there are only 40 parameters"):
-        found = core.lanczos(operator(matrix(SPREAD)), KEY, 50)
+        found = core.lanczos(tree_operator(symmetric_matrix(VALUES)), KEY, 50)
     assert len(found.alphas) == N
 
 
-class Breaks:
-    """A product that is not finite from the given one on; counts."""
-
-    def __init__(self, a, at):
-        self.a, self.at, self.count = a, at, 0
-
-    def __call__(self, v):
-        self.count += 1
-        out = times(v, self.a)
-        return jax.tree.map(lambda x: x * np.nan, out) if self.count >= self.at else out
-
-
-def breaking(at, a=None):
-    a = matrix(SPREAD) if a is None else a
-    like = {"head": jnp.zeros(N - 10), "tail": jnp.zeros((5, 2))}
-    product = Breaks(a, at)
-    return operators.given(product, like, traceable=False), product
-
-
 def test_products_that_are_not_finite():
-    H, _ = breaking(3 + 6)  # after the two of the symmetry check
+    H, _ = breaking_operator(3 + 6)  # after the two of the symmetry check
     with pytest.warns(UserWarning, match="product 7 is not finite; the 6 steps before it are kept"):
         found = core.lanczos(H, KEY, 12)
-    whole = core.lanczos(operator(matrix(SPREAD), False), KEY, 6)
+    whole = core.lanczos(tree_operator(symmetric_matrix(VALUES), False), KEY, 6)
     assert np.array_equal(found.alphas, whole.alphas)
-    H, _ = breaking(3)
+    H, _ = breaking_operator(3)
     with pytest.raises(ValueError, match="product 1 is not finite, and there is nothing to keep"):
         core.lanczos(H, KEY, 12)
 
@@ -225,13 +177,13 @@ def test_products_that_are_not_finite():
     ],
 )
 def test_bad_arguments(change, match):
-    arguments = {"H": operator(matrix(SPREAD)), "key": KEY, "steps": 5} | change
+    arguments = {"H": tree_operator(symmetric_matrix(VALUES)), "key": KEY, "steps": 5} | change
     with pytest.raises(ValueError, match=match):
         core.lanczos(**arguments)
 
 
 def test_an_operator_that_is_not_symmetric_is_refused():
-    a = np.triu(matrix(SPREAD))
+    a = np.triu(symmetric_matrix(VALUES))
     for call in (core.lanczos, lla.eigenpairs, lla.spectrum):
         with pytest.raises(ValueError, match="not symmetric"):
-            call(operator(a), KEY, **({} if call is lla.eigenpairs else {"steps": 5}))
+            call(tree_operator(a), KEY, **({} if call is lla.eigenpairs else {"steps": 5}))

@@ -1,4 +1,4 @@
-"""The matrices themselves, against brute force: dense second derivatives, known identities, sums over the examples."""
+"""The matrices against brute force: dense second derivatives, known identities, sums over the examples."""
 
 from __future__ import annotations
 
@@ -14,60 +14,28 @@ from jax.flatten_util import ravel_pytree
 
 import lla_jax as lla
 from lla_jax.curvature import operators
-from tests.helpers import ANEW, KEPT, ONE
+from tests.curvature.cases import (
+    MLP,
+    WEIGHTED,
+    C,
+    N,
+    cast,
+    cross_entropy,
+    inner,
+    mean_loss,
+    mlp,
+    mlp_params,
+    reference,
+    rows,
+    weighted_entropy,
+    weights,
+)
+from tests.helpers import ANEW, KEPT, ONE, error
 
-N, C = 7, 3
 DOUBLE, SINGLE = 1e-12, 1e-6  # "equal to rounding", relative to the largest entry
 
 
-@pytest.fixture
-def double():
-    with jax.enable_x64(True):
-        yield
-
-
-def cast(tree: Any, dtype: str = "float64") -> Any:
-    """Floating leaves in another precision."""
-    return jax.tree.map(
-        lambda x: x.astype(dtype) if np.issubdtype(x.dtype, np.floating) else x, jax.tree.map(np.asarray, tree)
-    )
-
-
-def cross_entropy(outputs, batch):
-    return -jnp.take_along_axis(jax.nn.log_softmax(outputs), batch[1][..., None], -1)[..., 0]
-
-
-def weighted_entropy(outputs, batch):
-    return cross_entropy(outputs, batch), batch[2]
-
-
-def mlp(p, state, batch, train):
-    return jnp.tanh(batch[0] @ p["first"]["kernel"] + p["first"]["bias"]) @ p["last"]["kernel"] + p["shift"], state
-
-
-MLP = lla.Loss(mlp, cross_entropy)
-WEIGHTED = lla.Loss(mlp, weighted_entropy)
-
-
-def mlp_params(seed: int = 0) -> dict:
-    rng = np.random.default_rng(seed)
-    return {
-        "first": {"kernel": rng.standard_normal((4, 5)), "bias": rng.standard_normal(5)},
-        "last": {"kernel": rng.standard_normal((5, C))},
-        "shift": np.asarray(0.3),
-    }
-
-
-def rows(n: int = N, *shape: int, labels: tuple[int, ...] = (), seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return rng.standard_normal((n, *(shape or (4,)))), rng.integers(0, C, (n, *labels))
-
-
-def weights(n: int = N, *shape: int) -> np.ndarray:
-    """Between 0 and 3, and one of them zero."""
-    found = np.random.default_rng(2).uniform(0, 3, (n, *shape))
-    found.flat[1] = 0
-    return found
+DOUBLE, SINGLE = 1e-12, 1e-6  # "equal to rounding", relative to the largest entry
 
 
 class Convolutions(nn.Module):
@@ -120,37 +88,6 @@ def attentive() -> tuple[lla.Loss, Any, Any]:
 MODELS = {"mlp": lambda: (MLP, mlp_params(), rows()), "convolutions": convolutional, "attention": attentive}
 
 
-def mean_loss(loss: lla.Loss, data: Any, train: bool = False):
-    """The loss over all data, written plainly."""
-
-    def value(p):
-        result = loss.criterion(loss.apply(p, loss.state, data, train)[0], data)
-        losses, w = result if isinstance(result, tuple) else (result, jnp.ones(result.shape))
-        return jnp.sum(losses * w) / jnp.sum(w) + (0 if loss.penalty is None else loss.penalty(p))
-
-    return value
-
-
-def reference(f, params: Any) -> np.ndarray:
-    """The Hessian of f, dense, entries in the order of the raveled leaves."""
-    flat, unravel = ravel_pytree(params)
-    return np.asarray(jax.jit(jax.hessian(lambda x: f(unravel(x))))(flat))
-
-
-def error(found: Any, expected: Any) -> float:
-    """Largest difference relative to the largest entry."""
-    found, expected = (ravel_pytree(x)[0] for x in (found, expected))
-    return float(np.abs(np.asarray(found) - np.asarray(expected)).max() / np.abs(np.asarray(expected)).max())
-
-
-def pieces(data: Any, *cuts: int) -> Any:
-    """The data as a stream of unequal batches."""
-    return lla.stream([tuple(x[a:b] for x in data) for a, b in zip((0, *cuts), (*cuts, len(data[0])), strict=True)])
-
-
-# --- the Hessian
-
-
 @pytest.mark.parametrize(("model", "linearize"), [("mlp", True), ("convolutions", False), ("attention", True)])
 def test_dense_hessian_equals_jax_hessian(double, model, linearize):
     loss, params, data = MODELS[model]()
@@ -164,74 +101,6 @@ def test_dense_hessian_equals_jax_hessian(double, model, linearize):
         v = H.random(jax.random.key(0))
         assert error(two.product(v), H.product(v)) < DOUBLE
         assert len(two.blocks) == 2  # called one after another from the host
-
-
-CUTS: dict[str, Any] = {
-    "batches of 3": {"batch_size": 3},
-    "batches of 4": {"batch_size": 4},
-    "a batch larger than the data": {"batch_size": 100},
-    "recomputed": {"execution": ANEW},
-    "recomputed in batches": {"execution": ANEW, "batch_size": 3},
-    "2 devices": {"execution": lla.Execution(devices=2)},
-    "4 devices": {"execution": lla.Execution(devices=4)},
-    "2 devices in batches, recomputed": {"execution": lla.Execution(devices=2, linearize=False), "batch_size": 3},
-    "streamed": {"data": (2, 7, 8)},
-    "streamed in batches over 2 devices": {"data": (5,), "batch_size": 2, "execution": lla.Execution(devices=2)},
-}
-
-
-def cut(make, data: Any, how: dict) -> Any:
-    """An operator over the same data, cut and driven another way."""
-    options = {"execution": ONE} | how
-    return make(pieces(data, *options.pop("data")) if "data" in options else data, **options)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_product_is_linear_symmetric_and_the_same_however_it_is_computed(dtype):
-    """Science truth 7."""
-    tolerance = SINGLE if dtype == "float32" else DOUBLE
-    params, data = cast(mlp_params(), dtype), cast((*rows(11), weights(11)), dtype)
-    loss = lla.Loss(mlp, weighted_entropy, penalty=lambda p: 0.1 * jnp.sum(p["last"]["kernel"] ** 4))
-    with jax.enable_x64(dtype == "float64"):
-        H = lla.hessian(loss, params, data, execution=ONE)
-        u, v = (H.random(jax.random.key(i), "normal") for i in (0, 1))
-        Hu, Hv = H.product(u), H.product(v)
-        both = jax.tree.map(lambda x, y: 2 * x - 3 * y, u, v)
-        assert error(H.product(both), jax.tree.map(lambda x, y: 2 * x - 3 * y, Hu, Hv)) < tolerance
-        assert abs(inner(u, Hv) - inner(v, Hu)) < tolerance * abs(inner(u, Hu))
-        exact = reference(mean_loss(loss, data), params) @ np.asarray(ravel_pytree(u)[0])
-        assert error(Hu, exact) < (2e-6 if dtype == "float32" else DOUBLE)
-        for name, how in CUTS.items():
-            found = cut(lambda d, **options: lla.hessian(loss, params, d, **options), data, how).product(u)
-            assert error(found, Hu) < tolerance, name
-            assert all(x.dtype == dtype for x in jax.tree.leaves(found))
-        traced = jax.jit(lambda H, v: H.mv(v))(H, u)
-        assert error(traced, Hu) < tolerance
-        stacked = jax.jit(jax.vmap(lambda H, v: H.mv(v), (None, 0)))(
-            H, jax.tree.map(lambda x, y: jnp.stack([x, y]), u, v)
-        )
-        assert error(jax.tree.map(lambda x: x[1], stacked), Hv) < tolerance
-
-
-def inner(u, v) -> float:
-    return float(np.asarray(ravel_pytree(u)[0], np.float64) @ np.asarray(ravel_pytree(v)[0], np.float64))
-
-
-def test_finite_differences_of_the_gradient_converge_to_the_product_with_order_two(double):
-    params, data = mlp_params(), rows()
-    H = lla.hessian(MLP, params, data, execution=ONE)
-    v = H.random(jax.random.key(3), "normal")
-    exact = H.product(v)
-
-    def difference(h: float) -> float:
-        ahead, behind = (
-            lla.data.mean_gradient(MLP, jax.tree.map(lambda x, d, s=s: x + s * h * d, params, v), data) for s in (1, -1)
-        )
-        return error(jax.tree.map(lambda a, b: (a - b) / (2 * h), ahead, behind), exact)
-
-    errors = [difference(h) for h in (4e-3, 2e-3, 1e-3)]
-    assert errors[-1] < 1e-4
-    np.testing.assert_allclose([errors[0] / errors[1], errors[1] / errors[2]], 4, rtol=0.02)
 
 
 def test_weighted_tokens_and_the_penalty_are_those_of_the_loss(double):
@@ -302,9 +171,6 @@ def test_batch_statistics_and_coupled_losses_take_whole_batches(double):
     assert error(found, (w[:4].sum() * each[0] + w[4:].sum() * each[1]) / w.sum()) < DOUBLE
 
 
-# --- known identities
-
-
 def test_scale_invariant_weights(double):
     """Science truth 9: for f(w / |w|), w'g = 0, Hw = -g and H(cw) = H(w) / c^2."""
     params, data = mlp_params(), rows()
@@ -373,9 +239,6 @@ def test_loss_along_an_eigenvector_is_quadratic_up_to_third_order(double):
     assert abs(fitted - 3) < 0.05, fitted
     half = np.abs(losses[1:] - losses[0] - t * slope - t**2 * 1.01 * values[-1] / 2)  # a value off by 1 % shows
     assert np.polyfit(np.log(t), np.log(half), 1)[0] < 2.7
-
-
-# --- Gauss-Newton and Fisher matrices
 
 
 def linear(p, state, batch, train):
@@ -489,39 +352,3 @@ def test_empirical_fisher_is_the_mean_of_outer_products_of_gradients(double, sha
         lla.fisher(WEIGHTED, params, (*data[:2], np.ones((N, *shape))), kind="empirical", execution=ONE)
     )
     assert error(plain, ones) < DOUBLE
-
-
-def noisy(p, state, batch, train, keys):
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (5,)))(keys)
-    hidden = jnp.tanh(batch[0] @ p["first"]["kernel"] + p["first"]["bias"]) * kept
-    return hidden @ p["last"]["kernel"] + p["shift"], state
-
-
-def test_noise_and_drawn_targets_belong_to_the_example_however_the_data_are_cut():
-    params, data = cast(mlp_params(), "float32"), cast(rows(11), "float32")
-    loss = lla.Loss(noisy, cross_entropy, key=jax.random.key(3))
-    key = jax.random.key(1)
-    makers = {
-        "hessian": lambda d, **options: lla.hessian(loss, params, d, **options),
-        "fisher": lambda d, **options: lla.fisher(loss, params, d, key, samples=2, **options),
-    }
-    u = lla.hessian(loss, params, data, execution=ONE).random(jax.random.key(0))
-    ways = {
-        "hessian": ("batches of 3", "recomputed in batches", "4 devices", "streamed in batches over 2 devices"),
-        "fisher": ("batches of 3", "streamed in batches over 2 devices"),
-    }
-    for name, make in makers.items():
-        whole = make(data, execution=ONE).product(u)
-        for how in ways[name]:
-            assert error(cut(make, data, CUTS[how]).product(u), whole) < SINGLE, (name, how)
-    other = dataclasses.replace(loss, key=jax.random.key(4))
-    assert (
-        error(
-            lla.hessian(other, params, data, execution=ONE).product(u),
-            makers["hessian"](data, execution=ONE).product(u),
-        )
-        > 0.01
-    )
-    legacy = dataclasses.replace(loss, key=jax.random.PRNGKey(3))
-    found = lla.fisher(legacy, params, data, jax.random.PRNGKey(1), samples=2, execution=ONE).product(u)
-    assert error(found, makers["fisher"](data, execution=ONE).product(u)) < SINGLE

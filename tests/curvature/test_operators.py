@@ -1,14 +1,9 @@
-"""Operators as objects: selection, masks, plans, streams, transformations, what is compiled, and what is refused."""
+"""The public functions: frameworks, kinds of parameters, scaled and given operators, and misuse."""
 
 from __future__ import annotations
 
-import copy
 import functools
-import json
-import logging
-import operator
 import re
-import weakref
 from typing import Any
 
 import equinox as eqx
@@ -19,80 +14,15 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lla_jax as lla
 from lla_jax.core import tree as _tree
-from lla_jax.curvature import assembly, operators, space
-from lla_jax.execution import devices as _devices
+from lla_jax.curvature import operators
 from tests import helpers
-from tests.helpers import ANEW, KEPT, ONE
+from tests.curvature.cases import COUPLED, DATA, LOSS, MAKERS, _coupled, make, ones
+from tests.helpers import ANEW, KEPT, ONE, error, ravel
 
-DATA = helpers.dataset(11)
-LOSS = helpers.mlp_loss()
 KEY = jax.random.key(0)
-ones = jax.tree.map(np.ones_like, helpers.params())
-MAKERS = {
-    "hessian": lla.hessian,
-    "ggn": lla.ggn,
-    "fisher": lambda *args, **options: lla.fisher(*args, jax.random.key(1), **options),
-}
-
-
-def flat(tree: Any) -> np.ndarray:
-    return np.asarray(ravel_pytree(tree)[0])
-
-
-def error(found: Any, expected: Any) -> float:
-    return float(np.abs(flat(found) - flat(expected)).max() / np.abs(flat(expected)).max())
-
-
-def make(devices: Any = 1, linearize: Any = "auto", **options: Any) -> Any:
-    how = lla.Execution(devices=devices, linearize=linearize)
-    return lla.hessian(LOSS, helpers.params(), DATA, execution=how, **options)
-
-
-@pytest.fixture(scope="module")
-def hessian() -> Any:
-    return make()
-
-
-@pytest.fixture(scope="module")
-def matrix(hessian) -> np.ndarray:
-    return operators.dense(hessian)
-
-
-# --- compiled and traced once
-
-
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("linearize", [True, False])
-@pytest.mark.parametrize("kind", MAKERS)
-def test_new_weights_compile_and_trace_nothing(kind, linearize, devices):
-    traced = []
-
-    def criterion(outputs, batch):
-        traced.append(1)
-        return helpers.cross_entropy(outputs, batch)
-
-    apply_hessian = jax.jit(lambda H, v: H.mv(v))
-
-    def product(seed: int) -> Any:
-        loss = lla.Loss(helpers.apply, criterion)
-        how = lla.Execution(devices=devices, linearize=linearize)
-        H = MAKERS[kind](loss, helpers.params(seed), DATA, execution=how)
-        v = H.random(KEY)
-        return H.product(v), apply_hessian(H, v)
-
-    product(0)
-    first = len(traced)
-    with helpers.compilations() as seen:
-        found = product(1)
-    assert seen.count == 0
-    assert len(traced) == first
-    assert error(*found) < 1e-6
-    assert error(product(0), product(1)) > 0.01
 
 
 def test_another_mask_compiles_nothing(hessian):
@@ -103,320 +33,6 @@ def test_another_mask_compiles_nothing(hessian):
     with helpers.compilations() as seen:
         operators.masked(hessian, masks[1]).product(hessian.random(KEY))
     assert seen.count == 0
-
-
-def test_products_are_at_full_matmul_precision():
-    loss = helpers.mlp_loss(penalty=lambda p: jnp.sum((p["Dense_0"]["kernel"].T @ p["Dense_0"]["kernel"]) ** 2))
-    for kind, maker in MAKERS.items():
-        for how in (KEPT, ANEW):
-            H = maker(loss, helpers.params(), DATA, execution=how, batch_size=4)
-            text = str(jax.make_jaxpr(lambda H, v: H.mv(v))(H, H.random(KEY)))
-            assert text.count("dot_general[") > 0
-            assert text.count("HIGHEST") == 2 * text.count("dot_general["), kind  # one for each operand
-    given = operators.given(lambda v, A: A @ v, np.zeros(3, np.float32), np.eye(3, dtype=np.float32))
-    assert str(jax.make_jaxpr(given.mv)(np.zeros(3, np.float32))).count("HIGHEST") == 2
-
-
-# --- around other parameters
-
-
-def _coupled(outputs, batch):
-    return helpers.cross_entropy(outputs, batch).mean()
-
-
-COUPLED = lla.Loss(helpers.apply, _coupled, per_example=False)
-PENALIZED = helpers.mlp_loss(penalty=lambda p: jnp.sum(p["Dense_0"]["kernel"] ** 4))
-BATCHES = lla.stream([tuple(x[i : i + 4] for x in DATA) for i in range(0, 11, 4)])
-HALF = jax.tree.map(lambda x: (np.arange(x.size) % 2 == 0).reshape(x.shape), helpers.params())
-
-
-def _spread(p: Any) -> Any:
-    over = Mesh(np.array(jax.devices()[:2]), ("model",))
-    kernel = jax.device_put(p["Dense_0"]["kernel"], NamedSharding(over, PartitionSpec(None, "model")))
-    return p | {"Dense_0": p["Dense_0"] | {"kernel": kernel}}
-
-
-MADE: dict[str, Any] = {
-    "recomputed": lambda p: lla.hessian(PENALIZED, p, DATA, execution=ANEW, batch_size=4),
-    "kept": lambda p: lla.hessian(PENALIZED, p, DATA, execution=KEPT),
-    "kept in blocks on two devices": lambda p: lla.ggn(
-        LOSS, p, DATA, execution=lla.Execution(devices=2, linearize=True), batch_size=2
-    ),
-    "recomputed on two devices": lambda p: lla.ggn(LOSS, p, DATA, execution=lla.Execution(devices=2, linearize=False)),
-    "drawn targets": lambda p: lla.fisher(LOSS, p, DATA, KEY, samples=2, execution=ONE),
-    "streamed": lambda p: lla.hessian(PENALIZED, p, BATCHES, execution=ONE),
-    "streamed over two devices": lambda p: lla.hessian(LOSS, p, BATCHES, execution=lla.Execution(devices=2)),
-    "selected": lambda p: lla.hessian(LOSS, p, DATA, select="**/kernel", execution=ONE),
-    "selected and streamed": lambda p: lla.hessian(LOSS, p, BATCHES, select="**/kernel", execution=ONE),
-    "coupled": lambda p: lla.hessian(COUPLED, p, DATA, batch_size=4),
-    "coupled and streamed": lambda p: lla.hessian(COUPLED, p, BATCHES),
-    "masked": lambda p: operators.masked(lla.hessian(LOSS, p, DATA, execution=ONE), HALF),
-    "masked and streamed": lambda p: operators.masked(lla.hessian(LOSS, p, BATCHES, execution=ONE), HALF),
-    "preconditioned": lambda p: operators.preconditioned(lla.hessian(LOSS, p, DATA, execution=ONE), ones),
-    "spread over devices": lambda p: lla.hessian(LOSS, _spread(p), DATA),
-}
-
-
-@pytest.mark.parametrize("name", MADE)
-def test_around_other_parameters_it_is_the_operator_made_there_and_compiles_nothing(name):
-    first, there = helpers.params(), helpers.params(7)
-    H = MADE[name](first)
-    v = H.random(KEY)
-    at_first = H.product(v)
-    with helpers.compilations() as seen:
-        moved = H.at(there)
-        found = moved.product(v)
-    assert seen.count == 0
-    anew = MADE[name](there)
-    np.testing.assert_array_equal(flat(found), flat(anew.product(v)))
-    assert error(found, at_first) > 0.01
-    assert moved.recipe == anew.recipe != H.recipe
-    assert repr(moved) == repr(H)
-    np.testing.assert_array_equal(flat(moved.at(first).product(v)), flat(at_first))
-    np.testing.assert_array_equal(flat(H.product(v)), flat(at_first))
-    assert [x.sharding for x in jax.tree.leaves(moved.centre())] == [x.sharding for x in jax.tree.leaves(H.centre())]
-
-
-def test_around_other_parameters_the_data_stay_where_they_are(monkeypatch):
-    H = make(linearize=False)
-
-    def refuse(*args):
-        raise AssertionError("the data are moved")
-
-    monkeypatch.setattr(assembly, "_split", refuse)
-    monkeypatch.setattr(assembly, "_profile", refuse)
-    assert H.at(helpers.params(1)).recipe["plan"] == H.recipe["plan"]
-    there, here = (jax.tree.leaves(op.common.data) for op in (H.at(helpers.params(1)), H))
-    assert all(map(operator.is_, there, here))
-    held = weakref.ref(here[0])
-    del H, there, here
-    assert held() is None  # at once: an operator that holds itself would wait for the garbage collector
-
-
-def test_where_primal_values_are_kept_the_data_are_not_here_or_elsewhere(monkeypatch):
-    placed, split = [], assembly._split
-
-    def watched(*args):
-        found = split(*args)
-        placed.extend(map(weakref.ref, jax.tree.leaves(found)))
-        return found
-
-    monkeypatch.setattr(assembly, "_split", watched)
-    H = make(linearize=True)
-    there = H.at(helpers.params(1))
-    assert there.recipe["plan"] == H.recipe["plan"]
-    assert len(placed) == 4  # inputs and labels, for each of the two
-    assert not [array for array in placed if array() is not None]
-
-
-def test_around_other_parameters_the_recipe_is_that_of_an_operator_made_there():
-    """Parameters of a wider type are known by their own bits, as a landscape around them says."""
-    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), helpers.params(1))
-    there, anew = make().at(wide), lla.hessian(LOSS, wide, DATA, execution=ONE)
-    assert there.recipe["params"] == anew.recipe["params"]
-    axes = lla.directions.random(KEY, wide)
-    plane = lla.evaluate(LOSS, wide, DATA, axes, lla.grid(points=3), execution=helpers.FIXED)
-    assert lla.plane_report(plane, axes, there).products
-
-
-def test_a_stream_may_change_between_parameters_but_not_at_them():
-    passes = [DATA, DATA, tuple(x[:7] for x in DATA), tuple(x[:7] for x in DATA), DATA]
-    reading = iter(passes)
-    H = lla.hessian(LOSS, helpers.params(), lla.stream(lambda: [next(reading)]), execution=ONE)  # reads once
-    v = H.random(KEY)
-    H.product(v)
-    there = H.at(helpers.params(1))
-    there.product(v)
-    there.product(v)
-    with pytest.raises(ValueError, match="two readings of the stream give the mean losses"):
-        there.product(v)
-
-
-# --- the plan
-
-
-@pytest.mark.parametrize("options", [{}, {"batch_size": 3}, {"devices": 2}, {"devices": 4, "batch_size": 2}], ids=str)
-def test_bytes_said_are_the_bytes_kept(options):
-    H = make(linearize=True, **options)
-    plan = H.recipe["plan"]
-    assert plan["bytes"] == sum(x.nbytes for x in jax.tree.leaves(H.blocks)) > 0
-    assert plan["linearized"]
-    assert plan["devices"] == options.get("devices", 1)
-
-
-def test_primal_values_are_kept_where_memory_allows_and_the_plan_says_so(monkeypatch, caplog):
-    with caplog.at_level(logging.INFO, "lla_jax"):
-        kept = make()
-    assert caplog.messages == ["hessian: 11 examples in 1 block, primal values kept (0.0 MiB)"]
-    assert kept.recipe["plan"]["text"] in repr(kept)
-    monkeypatch.setattr(_devices, "free_bytes", lambda device: 4 * kept.recipe["plan"]["bytes"] - 1)
-    recomputed = make()
-    assert not recomputed.recipe["plan"]["linearized"]
-    assert recomputed.recipe["plan"]["bytes"] == 0
-    assert "computed at every product (kept, they would take" in recomputed.recipe["plan"]["text"]
-    assert make(linearize=True).recipe["plan"]["linearized"]
-    v = kept.random(KEY)
-    assert error(kept.product(v), recomputed.product(v)) < 1e-6
-    assert make(linearize=False).recipe["plan"]["text"].endswith("primal values computed at every product")
-
-
-def test_blocks_suit_the_caches_also_where_the_weights_are_large():
-    """A hidden layer of 1024: 4 KiB an example, 1 MiB of weights."""
-    width, n = 1024, 3000
-    shapes = {"in": (4, width), "hidden": (width, 256), "out": (256, 3)}
-    params = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-
-    def wide(p, state, batch, train):
-        return jnp.tanh(jnp.tanh(batch[0] @ p["in"]) @ p["hidden"]) @ p["out"], state
-
-    data = np.zeros((n, 4), np.float32), np.zeros(n, np.int32)
-    H = lla.hessian(lla.Loss(wide, helpers.cross_entropy), params, data, execution=ANEW)
-    most = assembly.BLOCK_BYTES[True] // (4 * width)
-    assert H.recipe["plan"]["rows"] == n // -(-n // most)
-    few = lla.hessian(LOSS, helpers.params(), helpers.dataset(900), execution=ANEW)
-    assert few.recipe["plan"]["blocks"] == 1
-
-
-def test_recipe_is_json_and_tells_operators_apart():
-    loss = helpers.mlp_loss(key=None)
-    draws = lla.fisher(loss, helpers.params(), DATA, KEY, samples=2, execution=ONE, select="Dense_0/*")
-    recipe = json.loads(json.dumps(draws.recipe))
-    assert recipe["kind"] == "fisher (mc)"
-    assert recipe["samples"] == 2
-    assert recipe["select"]["paths"] == ["Dense_0/bias", "Dense_0/kernel"]
-    again = lla.fisher(loss, helpers.params(), DATA, KEY, samples=2, execution=ONE, select="Dense_0/*")
-    assert json.dumps(again.recipe) == json.dumps(draws.recipe)
-    base = make().recipe
-    assert base["params"]["size"] == 58
-    assert base == json.loads(json.dumps(base))
-    for changed in (
-        lla.hessian(LOSS, helpers.params(1), DATA, execution=ONE),
-        lla.hessian(LOSS, helpers.params(), helpers.dataset(11, seed=3), execution=ONE),
-        make(select="Dense_1/*"),
-        operators.masked(make(), jax.tree.map(np.ones_like, helpers.params())),
-    ):
-        assert {k: v for k, v in changed.recipe.items() if k != "plan"} != {
-            k: v for k, v in base.items() if k != "plan"
-        }
-
-
-# --- as a pytree
-
-
-def test_an_operator_is_a_pytree_and_survives_transformations(hessian):
-    v = hessian.random(KEY)
-    copied = jax.tree.map(lambda x: x, hessian)
-    assert error(copied.product(v), hessian.product(v)) == 0
-    assert copied.recipe == {}
-    half = jax.tree.map(lambda x: (np.arange(x.size) % 2).reshape(x.shape), helpers.params())
-    seen = []
-
-    @jax.jit
-    def inside(H, key):
-        seen.append(repr(H))
-        return H, H.mv(H.random(key))
-
-    for H in (hessian, operators.masked(hessian, half)):
-        after, product = inside(H, KEY)
-        assert error(product, H.product(H.random(KEY))) < 1e-6
-        assert after.shape == H.shape
-    assert seen == ["LinearOperator(hessian, 58 x 58)", "LinearOperator(hessian, masked)"]
-    host = operators.given(lambda v: v, v, traceable=False)
-    assert repr(host) == "HostOperator(given, 58 x 58)"
-    assert not host.on_device
-
-
-def test_structure_random_vectors_and_embedding():
-    H = make(select="**/kernel")
-    assert H.structure["gain"] is None
-    assert H.structure["Dense_0"]["kernel"] == jax.ShapeDtypeStruct((5, 6), np.float32)
-    assert H.shape == (48, 48)
-    assert H.dtype == np.float32
-    signs, normal = (H.random(KEY, kind) for kind in ("rademacher", "normal"))
-    assert set(np.unique(flat(signs))) == {-1.0, 1.0}
-    assert abs(np.std(flat(normal)) - 1) < 0.3
-    assert signs["Dense_1"]["bias"] is None
-    full = H.embed(jax.tree.map(lambda x: jnp.stack([x, 2 * x]), signs))
-    assert jax.tree.structure(full) == jax.tree.structure(helpers.params())
-    assert full["gain"].shape == (2,)
-    assert not np.any(full["gain"])
-    np.testing.assert_array_equal(full["Dense_0"]["kernel"][1], 2 * signs["Dense_0"]["kernel"])
-    with pytest.raises(ValueError, match="distribution: 'uniform' given"):
-        H.random(KEY, "uniform")
-
-
-@pytest.mark.parametrize("name", MADE)
-def test_products_are_the_product_row_by_row(name):
-    _check_products(MADE[name](helpers.params()))
-
-
-def test_products_of_given_operators_are_the_product_row_by_row():
-    A = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
-    _check_products(operators.given(lambda v, A: A @ v, A[0], A))
-    _check_products(operators.given(lambda v, A: A @ np.asarray(v), A[0], A, traceable=False))
-
-
-def _check_products(H: Any) -> None:
-    each = [H.random(jax.random.fold_in(KEY, i), "normal") for i in range(3)]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *each)
-    found = H.products(stacked)
-    assert jax.tree.structure(found) == jax.tree.structure(stacked)
-    for i, v in enumerate(each):
-        assert error(jax.tree.map(lambda x, i=i: x[i], found), H.mv(v)) < 1e-6
-    alone = H.products(jax.tree.map(lambda x: x[:1], stacked))
-    assert [x.shape[0] for x in jax.tree.leaves(alone)] == [1] * len(H.space.shapes)
-
-
-def test_a_vector_of_a_number_is_the_same_alone_and_among_others():
-    for H in (
-        make(),
-        make(select="**/kernel"),
-        operators.masked(make(), HALF),
-        MADE["spread over devices"](helpers.params()),
-    ):
-        numbers = np.array([5, 0, 7], np.uint32)
-        for kind in ("rademacher", "normal"):
-            drawn = space.draw(H.space, KEY, numbers, distribution=kind)
-            for i, number in enumerate(numbers):
-                alone = H.random(jax.random.fold_in(KEY, number), kind)
-                np.testing.assert_array_equal(flat(jax.tree.map(lambda x, i=i: x[i], drawn)), flat(alone))
-
-
-def test_one_program_draws_for_all_operators_of_a_shape():
-    numbers = np.arange(3, dtype=np.uint32)
-    masks = [operators.masked(make(), mask).space for mask in (HALF, ones)]
-    for first, *others in (
-        [
-            make().space,
-            make(devices=2).space,
-            MADE["streamed"](helpers.params(1)).space,
-            MADE["kept"](helpers.params()).space,
-        ],
-        masks,
-    ):
-        space.draw(first, KEY, numbers, distribution="normal")
-        with helpers.compilations() as seen:
-            for other in others:
-                space.draw(other, KEY, numbers, distribution="normal")
-        assert seen.count == 0
-
-
-def test_a_space_knows_its_vectors():
-    H = make(select="Dense_0/*")
-    masked = operators.masked(H, jax.tree.map(lambda x: np.arange(x.size).reshape(x.shape) < 2, H.random(KEY)))
-    assert (H.space.size, H.space.dim, H.space.nbytes, H.space.dtype) == (36, 36, 144, np.float32)
-    assert (masked.space.size, masked.space.dim, masked.shape) == (36, 4, (4, 4))
-    assert repr(H.space) == "Space(36 entries in 2 leaves)"
-    assert H.memory()[0] == 144
-    assert H.leaf_mask == (True, True, False, False, False)
-    spread = MADE["spread over devices"](helpers.params())
-    assert spread.space.nbytes == 2 * 4 * 43  # devices that are cores share their memory: what all hold
-    v = H.random(KEY)
-    assert H.space.check(v) is v
-    assert H.space.tree(jax.tree.leaves(v))["gain"] is None
-
-
-# --- frameworks and kinds of parameters
 
 
 class Linen(nn.Module):
@@ -488,22 +104,6 @@ def test_parameters_may_be_numpy_jax_numbers_and_single_arrays(hessian):
         assert not np.any(operators.dense(flat_loss))
 
 
-def test_devices_are_one_on_a_cpu_unless_named_and_blocks_loop_on_each():
-    assert lla.hessian(LOSS, helpers.params(), DATA).recipe["plan"]["devices"] == 1
-    H = make(devices=jax.devices()[1:3], batch_size=2)
-    assert [(block.sums[0].shape, x.devices()) for block in H.blocks for x in jax.tree.leaves(block)[:1]] == [
-        ((2, 3), set(jax.devices()[1:3]))
-    ]
-    assert error(H.product(H.random(KEY)), make().product(H.random(KEY))) < 1e-6
-
-
-def test_fewer_examples_than_devices():
-    data = helpers.dataset(3)
-    one, four = (lla.hessian(LOSS, helpers.params(), data, execution=lla.Execution(devices=n)) for n in (1, 4))
-    v = one.random(KEY)
-    assert error(four.product(v), one.product(v)) < 1e-6
-
-
 def test_half_precision_parameters_warn_and_work(matrix):
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), helpers.params())
     with pytest.warns(UserWarning, match="params: bfloat16 given, and curvature is computed in it") as seen:
@@ -515,16 +115,13 @@ def test_half_precision_parameters_warn_and_work(matrix):
     assert H.embed(jax.tree.map(lambda x: x[None], H.random(KEY)))["gain"].dtype == jnp.bfloat16
 
 
-# --- scaled and given operators
-
-
 def test_masked_operator_is_zero_outside(hessian, matrix):
     mask = jax.tree.map(lambda x: (np.arange(x.size) % 3 == 0).reshape(x.shape), helpers.params())
-    M, m = operators.masked(hessian, mask), flat(mask)
+    M, m = operators.masked(hessian, mask), ravel(mask)
     assert error(operators.dense(M), m[:, None] * matrix * m) < 1e-6
     assert M.shape == (m.sum(),) * 2
-    assert not np.any(flat(M.random(KEY, "normal"))[~m])
-    assert np.all(flat(M.random(KEY))[m])
+    assert not np.any(ravel(M.random(KEY, "normal"))[~m])
+    assert np.all(ravel(M.random(KEY))[m])
 
 
 def _moments(steps: int = 5) -> tuple[Any, Any]:
@@ -539,7 +136,7 @@ def test_preconditioned_operator_is_the_curvature_that_adam_sees(hessian, matrix
     moments, v = _moments()
     for given, eps, decay in ((moments, 1e-8, 1.0), (v, 1e-3, 1 - 0.999**5)):
         P = operators.preconditioned(hessian, given, eps=eps, decay=decay)
-        root = np.sqrt(np.sqrt(np.asarray(flat(v), np.float64) / decay) + eps)
+        root = np.sqrt(np.sqrt(np.asarray(ravel(v), np.float64) / decay) + eps)
         expected = matrix / root[:, None] / root
         found = operators.dense(P)
         assert error(found, expected) < 1e-6
@@ -577,7 +174,7 @@ def test_given_operator_traceable_or_not():
         assert H.shape == (6, 6)
         assert H.dtype == np.float32
         assert error(operators.dense(H), A) < 1e-6
-        assert error(operators.dense(operators.masked(H, mask)), A * np.outer(flat(mask), flat(mask))) < 1e-6
+        assert error(operators.dense(operators.masked(H, mask)), A * np.outer(ravel(mask), ravel(mask))) < 1e-6
         stacked = jax.tree.map(lambda x: x[None], H.random(KEY))
         assert H.embed(stacked) is stacked
         assert H.recipe == {"kind": "given"}
@@ -598,75 +195,6 @@ def test_a_large_operator_is_not_made_dense():
         ValueError, match=r"operator: 30,000 x 30,000 is too large to be held; it must be at most 20,000"
     ):
         operators.dense(operators.given(lambda v: v, np.zeros(30_000, np.float32)))
-
-
-# --- losses that change
-
-
-class Changing:
-    """A loader whose data drift from pass to pass."""
-
-    def __init__(self) -> None:
-        self.passes = 0
-
-    def __call__(self):
-        self.passes += 1
-        return [(DATA[0] * (1 + 0.01 * self.passes), DATA[1])]
-
-
-def test_a_stream_that_changes_is_refused_unless_allowed():
-    H = lla.hessian(LOSS, helpers.params(), lla.stream(Changing()), execution=ONE)
-    v = H.random(KEY)
-    H.mv(v)
-    with pytest.raises(ValueError, match=r"data: two readings of the stream give the mean losses .* allow_nondetermin"):
-        H.mv(v)
-    allowed = lla.hessian(LOSS, helpers.params(), lla.stream(Changing()), execution=ONE, allow_nondeterministic=True)
-    assert error(allowed.mv(v), allowed.mv(v)) > 1e-3
-    shuffled = [copy.deepcopy((DATA[0][order], DATA[1][order])) for order in (np.arange(11), np.arange(11)[::-1])]
-    passes = iter(shuffled * 2)
-    H = lla.hessian(LOSS, helpers.params(), lla.stream(lambda: [next(passes)]), execution=ONE)
-    assert error(H.mv(v), H.mv(v)) < 1e-6  # the same examples in another order are the same data
-    assert "streamed" in repr(H)
-    infinite = lla.Loss(helpers.apply, lambda o, b: helpers.cross_entropy(o, b) + jnp.inf)
-    H = lla.hessian(infinite, helpers.params(), lla.stream([DATA]), execution=ONE)
-    assert np.array_equal(flat(H.mv(v)), flat(H.mv(v)), equal_nan=True)
-
-
-def _called(f) -> lla.Loss:
-    scalar = jax.ShapeDtypeStruct((), np.float32)
-    return lla.Loss(helpers.apply, lambda o, b: helpers.cross_entropy(o, b) * jax.pure_callback(f, scalar))
-
-
-def test_a_callback_that_draws_noise_is_refused_unless_allowed():
-    noise = np.random.default_rng(0)
-    loss = _called(lambda: np.float32(1 + noise.random()))
-    with pytest.raises(
-        ValueError, match=r"loss: two evaluations on the same batch differ by .*callback that draws noise"
-    ):
-        lla.hessian(loss, helpers.params(), DATA, execution=ANEW)
-    lla.hessian(loss, helpers.params(), DATA, execution=ANEW, allow_nondeterministic=True)
-    steady = lla.hessian(_called(lambda: np.float32(2)), helpers.params(), DATA, execution=ANEW)
-    v = steady.random(KEY)
-    assert error(steady.product(v), 2 * flat(make().product(v))) < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("one", "two", "expected"),
-    [
-        ([1.0, -2.0], [1.0, -2.0], 0.0),
-        ([1.0, -2.0], [1.1, -2.0], 0.05),
-        ([0.0, 0.0], [0.0, 0.0], 0.0),
-        ([np.nan, 4.0], [np.nan, 4.0], 0.0),
-        ([np.inf, 4.0], [np.inf, 6.0], 0.5),
-        ([np.inf, 4.0], [np.nan, 4.0], np.inf),
-        ([1.0, 4.0], [np.nan, 4.0], np.inf),
-    ],
-)
-def test_difference_between_two_runs(one, two, expected):
-    assert assembly._difference(np.array(one), np.array(two)) == pytest.approx(expected)
-
-
-# --- how it runs
 
 
 @pytest.mark.parametrize(("name", "value"), [("devices", 2), ("linearize", False), ("processes", "own")])
@@ -716,14 +244,13 @@ def test_an_option_that_there_is_not_is_named():
             lla.hessian(LOSS, helpers.params(), DATA, execution=wrong)
 
 
-# --- what is refused
-
-
 def _plain(p, batch):
     return _coupled(helpers.apply(p, None, batch, False)[0], batch)
 
 
 H_ = functools.cache(make)
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "ggn of a function": (lambda p: lla.ggn(_plain, p, DATA), "loss: ggn needs the model's outputs"),
     "fisher of a function": (lambda p: lla.fisher(_plain, p, DATA, KEY), "loss: fisher needs the model's outputs"),
