@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 import lla_jax as lla
 from lla_jax.curvature import operators
+from lla_jax.curvature.linear_operator import Operator
 from lla_jax.landscape.store import writing as stored
 
 FIXED = lla.Execution(chunk=4, microbatch=8, loop="map", share=False, devices=1)
@@ -280,3 +282,60 @@ def breaking_operator(at: int, a: np.ndarray | None = None):
     a = symmetric_matrix(VALUES) if a is None else a
     product = Breaks(a, at)
     return operators.given(product, as_tree(jnp.zeros(len(a))), traceable=False), product
+
+
+@functools.cache
+def _network_matrices() -> tuple[np.ndarray, np.ndarray]:
+    """(Hessian, Gauss-Newton matrix) of the network's mean loss over 11 examples, dense, by jax in float64."""
+    with jax.enable_x64(True):
+        data = dataset(11, dtype="float64")
+        vector, unravel = ravel_pytree(params(dtype="float64"))
+
+        def outputs(v):
+            return apply(unravel(v), None, data, False)[0]
+
+        hessian = jax.jit(jax.hessian(lambda v: cross_entropy(outputs(v), data).mean()))(vector)
+        J, s = jax.jit(jax.jacobian(outputs))(vector), jax.nn.softmax(outputs(vector))
+        middle = jnp.einsum("ij,jk->ijk", s, jnp.eye(3)) - s[:, :, None] * s[:, None]
+        return np.asarray(hessian), np.einsum("iap,iab,ibq->pq", J, middle, J) / 11
+
+
+def _hessian(**options):
+    data = lla.stream([tuple(x[i : i + 4] for x in dataset(11)) for i in (0, 4, 8)])
+    source = data if options.pop("streamed", False) else dataset(11)
+    return lla.hessian(mlp_loss(), params(), source, **{"execution": ONE, **options})
+
+
+def _masked():
+    a, mask = symmetric_matrix(VALUES), np.arange(40) % 3 > 0
+    return operators.masked(vector_operator(a), mask), np.where(np.outer(mask, mask), a, 0).astype(np.float64)
+
+
+def _preconditioned():
+    moment = jax.tree.map(lambda x: np.linspace(1, 4, x.size, dtype=np.float32).reshape(x.shape), params())
+    scale = 1 / np.sqrt(np.sqrt(flat(moment)) + 1e-8)
+    return operators.preconditioned(_hessian(), moment), scale[:, None] * _network_matrices()[0] * scale
+
+
+def _of_kernels():
+    chosen = flat(jax.tree.map_with_path(lambda path, x: np.full(x.shape, "kernel" in str(path)), params())) > 0
+    return _hessian(select="**/kernel"), _network_matrices()[0][np.ix_(chosen, chosen)]
+
+
+def _of_matrix(make, traceable):
+    return make(symmetric_matrix(VALUES), traceable), symmetric_matrix(VALUES).astype(np.float64)
+
+
+OPERATORS: dict[str, Callable[[], tuple[Operator, np.ndarray]]] = {
+    "matrix": lambda: _of_matrix(vector_operator, True),
+    "matrix on the host": lambda: _of_matrix(vector_operator, False),
+    "matrix on trees": lambda: _of_matrix(tree_operator, True),
+    "masked": _masked,
+    "hessian": lambda: (_hessian(), _network_matrices()[0]),
+    "hessian on two devices": lambda: (_hessian(execution=lla.Execution(devices=2)), _network_matrices()[0]),
+    "hessian of a stream": lambda: (_hessian(streamed=True), _network_matrices()[0]),
+    "hessian of kernels": _of_kernels,
+    "preconditioned": _preconditioned,
+    "ggn": lambda: (lla.ggn(mlp_loss(), params(), dataset(11), execution=KEPT), _network_matrices()[1]),
+}
+"""Name -> (an operator, its matrix in float64, with entries in the order of the raveled leaves)."""

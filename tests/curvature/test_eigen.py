@@ -18,6 +18,7 @@ from lla_jax.curvature import operators
 from tests.curvature.cases import COPIES, check_pairs, counted, dense_hessian, network
 from tests.helpers import (
     ONE,
+    OPERATORS,
     compilations,
     cross_entropy,
     flat,
@@ -337,3 +338,17 @@ def test_extremes_are_inside_and_within_their_residual():
     found = spectral.extremes(operators.masked(vector_operator(symmetric_matrix(COPIES)), mask), KEY, 40)
     assert np.allclose([found.smallest, found.largest], np.linalg.eigvalsh(block)[[0, -1]], atol=1e-5)
     assert found.products == 4
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_pairs_and_extremes_of_every_operator_are_within_their_residuals(name):
+    H, a = OPERATORS[name]()
+    exact = np.linalg.eigvalsh(a)
+    scale = np.abs(exact).max()
+    for which, wanted in (("magnitude", exact[np.argsort(-np.abs(exact))]), ("smallest", exact)):
+        pairs = lla.eigenpairs(H, KEY, 2, which=which)
+        assert (np.abs(exact[:, None] - pairs.values).min(0) <= pairs.residuals + 1e-6 * scale).all()
+        assert np.abs(pairs.values - wanted[:2]).max() <= 1e-3 * scale
+    ends = spectral.extremes(H, KEY, 40)
+    assert abs(ends.largest - exact[-1]) <= max(2e-3 * scale, ends.residual)
+    assert abs(ends.smallest - exact[0]) <= max(2e-3 * scale, ends.residual)

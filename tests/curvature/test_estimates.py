@@ -411,3 +411,20 @@ class TestTrouble:
         for call in (lla.trace, lla.frobenius_norm, lla.diagonal):
             with pytest.raises(ValueError, match=r"H: ndarray of shape \(.*\) given; it must be an operator"):
                 call(symmetric(), KEY)
+
+
+class TestEveryOperator:
+    @pytest.mark.parametrize("name", helpers.OPERATORS)
+    def test_estimates_are_those_of_the_matrix(self, name):
+        H, a = helpers.OPERATORS[name]()
+        with quiet():
+            exact = lla.trace(H, KEY, rtol=0, max_products=200)
+            some = lla.trace(H, KEY, method="hutchinson", rtol=0, max_products=32)
+            norm = lla.frobenius_norm(H, KEY, rtol=0, max_products=32)
+            diagonal = lla.diagonal(H, KEY, rtol=0, max_products=32)
+        assert exact.mean == pytest.approx(np.trace(a), abs=2e-6 * np.abs(np.linalg.eigvalsh(a)).sum())
+        assert exact.sem == 0  # the basis spans the space
+        assert abs(some.mean - np.trace(a)) <= 4 * some.sem + 1e-5 * np.linalg.norm(a)
+        assert abs(norm.mean - np.linalg.norm(a)) <= 4 * norm.sem + 1e-5 * np.linalg.norm(a)
+        distance = np.linalg.norm(helpers.flat(diagonal.mean) - np.diag(a))
+        assert distance <= 2 * diagonal.recipe["norm_sem"] + 1e-5 * np.linalg.norm(a)

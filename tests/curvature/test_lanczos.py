@@ -8,7 +8,16 @@ import pytest
 import lla_jax as lla
 from lla_jax.curvature import lanczos as core
 from lla_jax.curvature import operators
-from tests.helpers import VALUES, breaking_operator, compilations, flat, symmetric_matrix, times, tree_operator
+from tests.helpers import (
+    OPERATORS,
+    VALUES,
+    breaking_operator,
+    compilations,
+    flat,
+    symmetric_matrix,
+    times,
+    tree_operator,
+)
 
 N = 40
 KEY = jax.random.key(3)
@@ -187,3 +196,13 @@ def test_an_operator_that_is_not_symmetric_is_refused():
     for call in (core.lanczos, lla.eigenpairs, lla.spectrum):
         with pytest.raises(ValueError, match="not symmetric"):
             call(tree_operator(a), KEY, **({} if call is lla.eigenpairs else {"steps": 5}))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_relation_holds_for_every_operator(name):
+    H, a = OPERATORS[name]()
+    found = core.lanczos(H, KEY, 7)
+    q, scale = flat(found.basis, 1), np.linalg.norm(a, 2)
+    rest = a @ q.T - q.T @ tridiagonal(found) - np.outer(flat(found.remainder), np.eye(7)[-1])
+    assert np.abs(rest).max() < 1e-5 * scale
+    assert np.abs(q @ q.T - np.eye(7)).max() < 1e-5

@@ -6,6 +6,7 @@ import operator
 import weakref
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.curvature import assembly, operators
+from lla_jax.curvature.linear_operator import check_symmetric
 from tests import helpers
 from tests.curvature.cases import DATA, LOSS, MADE, make
 from tests.helpers import ONE, error, ravel
@@ -138,3 +140,17 @@ def _check_products(H: Any) -> None:
         assert error(jax.tree.map(lambda x, i=i: x[i], found), H.mv(v)) < 1e-6
     alone = H.products(jax.tree.map(lambda x: x[:1], stacked))
     assert [x.shape[0] for x in jax.tree.leaves(alone)] == [1] * len(H.space.shapes)
+
+
+@pytest.mark.parametrize("name", helpers.OPERATORS)
+def test_every_operator_multiplies_by_its_matrix(name):
+    H, a = helpers.OPERATORS[name]()
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *(H.random(jax.random.fold_in(KEY, i), "normal") for i in range(3)))
+    v = jax.tree.map(lambda x: x[1], stacked)
+    x, scale = helpers.flat(stacked, 1), 1e-6 * np.linalg.norm(a, 2) * np.linalg.norm(helpers.flat(v))
+    assert np.abs(helpers.flat(H.product(v)) - a @ x[1]).max() < scale
+    assert np.abs(helpers.flat(H.mv(v)) - a @ x[1]).max() < scale
+    assert np.abs(helpers.flat(H.products(stacked), 1) - x @ a).max() < 2 * scale
+    chex.assert_trees_all_equal_shapes_and_dtypes(H.product(v), v, H.structure)
+    assert check_symmetric(H, KEY) == 2
+    assert H.space.size == len(a)

@@ -14,7 +14,7 @@ from lla_jax.curvature import eigen as spectral
 from lla_jax.curvature import eigensearch as krylov
 from lla_jax.execution import devices
 from tests.curvature.cases import COPIES, interrupted
-from tests.helpers import breaking_operator, symmetric_matrix, tree_operator, vector_operator
+from tests.helpers import OPERATORS, breaking_operator, flat, symmetric_matrix, tree_operator, vector_operator
 
 KEY = jax.random.key(1)
 N = len(COPIES)
@@ -204,3 +204,15 @@ def test_density_of_a_single_value(value, scale):
 def test_density_refuses(change, match):
     with pytest.raises(ValueError, match=match):
         lla.density(**{"spec": spectrum_of([0.0, 1.0], [0.5, 0.5]), **change})
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_moments_of_every_operator_are_those_of_its_matrix(name):
+    H, a = OPERATORS[name]()
+    spec = lla.spectrum(H, KEY, steps=5, probes=2)
+    starts = [flat(lla.lanczos.random(H, KEY, p, "rademacher")) for p in range(2)]
+    scale = np.linalg.norm(a, 2)
+    for nodes, weights, v in zip(spec.nodes, spec.weights, starts, strict=True):
+        moments = [(weights * (nodes / scale) ** j).sum() for j in range(4)]
+        exact = [v @ np.linalg.matrix_power(a / scale, j) @ v / (v @ v) for j in range(4)]
+        assert np.allclose(moments, exact, rtol=0, atol=3e-6)

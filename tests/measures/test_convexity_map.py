@@ -202,7 +202,7 @@ def test_the_old_keyword_of_the_map_works_and_says_the_new_spelling():
     [
         ({"steps": 0}, "steps: 0 given"),
         ({"steps": True}, "steps: True given"),
-        ({"grid": lla.grid(dims=2)}, "grid: 2 axes for 1 directions"),
+        ({"grid": lla.grid(dims=2)}, "grid: 2 axes given for 1 directions"),
         ({"axes": [1, 2]}, "axes: \\[1, 2\\] given; it must be lla.Directions"),
         ({"data": np.zeros((0, 1))}, "data: empty"),
         ({"params": {"a": np.array([np.nan])}}, "params.* NaN"),

@@ -13,7 +13,7 @@ import pytest
 import lla_jax as lla
 from lla_jax.curvature.operators import dense, given
 from tests import helpers
-from tests.helpers import ONE
+from tests.helpers import ONE, OPERATORS, flat
 
 KEY = jax.random.key(0)
 
@@ -367,3 +367,21 @@ class TestSaddle:
             lla.escape_directions(self.pairs([3.0, -0.1], [0.1, 0.2]))
         with pytest.raises(ValueError, match="with its vectors"):
             lla.escape_directions(lla.Eigenpairs(np.array([-1.0]), None, np.zeros(1), 1, {}))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_loss_curves_down_along_the_escape_directions_of_every_operator(name):
+    H, a = OPERATORS[name]()
+    lowest = np.linalg.eigvalsh(a)[0]
+    pairs = lla.eigenpairs(H, jax.random.key(0), 1, which="smallest")
+    if lowest > -pairs.residuals[0]:
+        with pytest.raises(ValueError, match="pairs: none has an eigenvalue below zero"):
+            lla.escape_directions(pairs)
+        return
+    axes, values = lla.escape_directions(pairs)
+    chosen = jax.tree.map(
+        lambda x, like: None if like is None else x, axes.tree, H.structure, is_leaf=lambda x: x is None
+    )
+    v = flat(chosen, 1)[0]
+    assert v @ a @ v < 0.99 * lowest
+    assert values[0] == pytest.approx(lowest, rel=1e-2)
