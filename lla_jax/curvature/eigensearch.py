@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,12 +184,14 @@ def _pad(basis: PyTree, *, more: int, shards: Any) -> PyTree:
 @partial(jax.jit, donate_argnums=0, static_argnames="shards")
 def _mix_rows(basis: PyTree, new: jax.Array, *, shards: Any) -> PyTree:
     """The basis with ``new`` times its rows in their place."""
+    chex.assert_tree_shape_prefix(basis, new.shape[1:])
     return _map_columns(lambda q: _lanczos.combine(new, q), basis, shards)
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="shards")
 def _mix_rows_from(basis: PyTree, new: jax.Array, start: Any, *, shards: Any) -> PyTree:
     """The basis with the rows from ``start`` replaced by ``new`` times them."""
+    chex.assert_shape(new, (len(new), len(new)))
     at = start + jnp.arange(len(new))
 
     def mix(q: jax.Array) -> jax.Array:

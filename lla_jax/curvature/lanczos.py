@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +105,11 @@ def combine(coefficients: jax.Array, basis: PyTree) -> PyTree:
         return jax.tree.map(lambda q: jnp.tensordot(coefficients.astype(q.dtype), q, 1), basis)
 
 
+def _row_of(basis: PyTree) -> PyTree:
+    """Shapes and dtypes of a row."""
+    return jax.tree.map(lambda q: jax.ShapeDtypeStruct(q.shape[1:], q.dtype), basis)
+
+
 def _minus(a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(jnp.subtract, a, b)
 
@@ -125,6 +131,8 @@ def orthogonal(
     bases: tuple[PyTree, ...], product: PyTree, scale: Any
 ) -> tuple[PyTree, list[jax.Array], jax.Array, jax.Array]:
     """(unit remainder, inner products with each of the bases, norm of the remainder, norm of the product)."""
+    for basis in bases:
+        chex.assert_trees_all_equal_shapes(_row_of(basis), product)
     size, rest = _tree.norm(product), product
     least = BREAKDOWN * jnp.finfo(size.dtype).eps * jnp.maximum(size, scale)
     total: list[Any] = [0] * len(bases)
@@ -200,6 +208,8 @@ def _loop(H: LinearOperator, basis: PyTree, start: _Start, *, window: bool, stop
     The basis is only read, so that it outlives an error; the new rows are carried apart from it.
     """
     row, into, count, scale, last = start
+    chex.assert_rank(list(start), 0)
+    chex.assert_trees_all_equal_shapes_and_dtypes(_row_of(basis), H.structure)
     leaves = jax.tree.leaves(basis)
     rows, dtype = leaves[0].shape[0], jnp.result_type(*leaves)
 

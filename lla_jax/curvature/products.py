@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,6 +162,8 @@ def finish(by: Multiplier, common: Any, space: Space, v: PyTree, total: Any) -> 
 def _mean(by: Multiplier, common: Common, space: Space, v: PyTree, total: Any) -> PyTree:
     assert by.matrix is not None
     product, (weight, _) = over_devices(by, total)
+    chex.assert_trees_all_equal_shapes(product, v)
+    chex.assert_rank(weight, 0)
     mean = jax.tree.map(lambda x: x / weight.astype(x.dtype), product)
     penalty, leaf_mask = common.loss.penalty, by.matrix.leaf_mask
     if penalty is None or by.matrix.kind == "fisher":

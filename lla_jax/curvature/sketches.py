@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,7 +135,9 @@ def _gram(a: Any, b: Any) -> jax.Array:
         pairs = zip(*map(jax.tree.leaves, (a, b)), strict=True)
         each = (jnp.sum(x[:, None] * y[None], tuple(range(2, x.ndim + 1))) for x, y in pairs)
         return sum(each)  # type: ignore[return-value]
+    chex.assert_rank([a, b], 2)
     n = a.shape[1]
+    chex.assert_shape(b, (None, n))
     piece = min(n, PIECE)
     split = (jnp.pad(x, ((0, 0), (0, -n % piece))).reshape(len(x), -1, piece) for x in (a, b))
     with jax.default_matmul_precision("highest"):

@@ -11,6 +11,7 @@ from lla_jax.curvature import operators
 from tests.helpers import (
     OPERATORS,
     VALUES,
+    as_tree,
     breaking_operator,
     compilations,
     flat,
@@ -62,6 +63,14 @@ def test_inner_products_keep_their_digits_over_a_million_entries():
     q /= np.linalg.norm(q, axis=1, keepdims=True)
     found = np.asarray(jax.jit(core.inner)({"a": q}, {"a": q[1]}), np.float64)
     assert np.abs(found - q.astype(np.float64) @ q[1].astype(np.float64)).max() < 1e-6
+
+
+def test_a_product_of_another_shape_than_the_rows_is_refused_while_tracing():
+    basis = as_tree(jnp.zeros(40))
+    rows = jax.tree.map(lambda x: jnp.zeros((4, *x.shape)), basis)
+    core.lanczos_step(rows, basis, 1)
+    with pytest.raises(AssertionError, match="shape"):
+        jax.eval_shape(core.lanczos_step, rows, basis | {"tail": jnp.zeros((5, 3))}, 1)
 
 
 def test_step_is_pure_and_counts_rounding_as_zero():

@@ -6,6 +6,7 @@ import functools
 import re
 from typing import Any
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -82,7 +83,7 @@ def test_models_of_every_framework_and_their_blocks(framework):
         full = H.embed(jax.tree.map(lambda x: x[None], vector))
         assert jax.tree.structure(full) == jax.tree.structure(params)
         lla.directions.given(jax.tree.map(lambda x: x[0], full))
-    jax.tree.map(np.testing.assert_array_equal, params, before)
+    chex.assert_trees_all_equal(params, before)
 
 
 def test_parameters_may_be_numpy_jax_numbers_and_single_arrays(hessian):
