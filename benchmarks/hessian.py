@@ -72,7 +72,7 @@ def arguments() -> argparse.Namespace:
     for name, allowed in (("only", curvature.NAMES), ("parts", PARTS), ("rivals", RIVALS)):
         chosen = getattr(options, name).split(",")
         if not set(chosen) <= set(allowed):
-            parser.error(f"--{name}: {chosen} given; the rule is some of {','.join(allowed)}")
+            parser.error(f"--{name}: {chosen} given; it must be some of {','.join(allowed)}")
         setattr(options, name, chosen)
     return options
 

@@ -1,4 +1,4 @@
-"""A curvature operator is put together: devices for its data, blocks of rows, and primal values kept or recomputed."""
+"""A curvature operator is assembled from data on devices, blocks of rows, and primal values kept or recomputed."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ import logging
 from functools import partial
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,8 +12,7 @@ import scipy.linalg
 import lla_jax as lla
 from lla_jax.cli import curvature as verb
 from lla_jax.cli.options import HessianOptions
-from lla_jax.curvature import eigen as spectral
-from lla_jax.curvature import operators
+from lla_jax.curvature import eigen, operators
 from tests.curvature.cases import COPIES, check_pairs, counted, dense_hessian, network
 from tests.helpers import (
     ONE,
@@ -62,7 +60,7 @@ def test_products_are_counted_as_they_are_made():
     assert product.count == spec.recipe["products"] == 2 + 14
     assert seen[-1] == (16, 16)
     product.count = 0
-    found = spectral.extremes(H, KEY, 25)
+    found = eigen.extremes(H, KEY, 25)
     assert product.count == found.products < 25
 
 
@@ -209,7 +207,7 @@ def test_new_weights_compile_nothing():
             leaves = jax.tree.leaves(p)
             mask = [np.full(x.shape, i != seed) for i, x in enumerate(leaves)]
             masked = operators.masked(H, jax.tree.unflatten(jax.tree.structure(p), mask))
-            spectral.extremes(masked, key, 10)
+            eigen.extremes(masked, key, 10)
 
         every(p, 0)
         every(p, 1)  # another number of pairs is another number of vectors to be stacked
@@ -326,16 +324,16 @@ def test_the_command_line_saves_on_the_way(tmp_path, monkeypatch):
 
 def test_extremes_are_inside_and_within_their_residual():
     for traceable in (True, False):
-        found = spectral.extremes(vector_operator(symmetric_matrix(COPIES), traceable), KEY, 40)
+        found = eigen.extremes(vector_operator(symmetric_matrix(COPIES), traceable), KEY, 40)
         assert -4 - 1e-5 <= found.smallest <= -4 + found.residual
         assert 10 - found.residual <= found.largest <= 10 + 1e-5
         assert found.residual <= 1e-2
         assert found.products < 40
-    zero = spectral.extremes(vector_operator(np.zeros((N, N), np.float32)), KEY, 40)
+    zero = eigen.extremes(vector_operator(np.zeros((N, N), np.float32)), KEY, 40)
     assert zero == (0, 0, 0, 1)
     mask = np.arange(N) < 4
     block = symmetric_matrix(COPIES)[:4, :4]
-    found = spectral.extremes(operators.masked(vector_operator(symmetric_matrix(COPIES)), mask), KEY, 40)
+    found = eigen.extremes(operators.masked(vector_operator(symmetric_matrix(COPIES)), mask), KEY, 40)
     assert np.allclose([found.smallest, found.largest], np.linalg.eigvalsh(block)[[0, -1]], atol=1e-5)
     assert found.products == 4
 
@@ -349,6 +347,6 @@ def test_pairs_and_extremes_of_every_operator_are_within_their_residuals(name):
         pairs = lla.eigenpairs(H, KEY, 2, which=which)
         assert (np.abs(exact[:, None] - pairs.values).min(0) <= pairs.residuals + 1e-6 * scale).all()
         assert np.abs(pairs.values - wanted[:2]).max() <= 1e-3 * scale
-    ends = spectral.extremes(H, KEY, 40)
+    ends = eigen.extremes(H, KEY, 40)
     assert abs(ends.largest - exact[-1]) <= max(2e-3 * scale, ends.residual)
     assert abs(ends.smallest - exact[0]) <= max(2e-3 * scale, ends.residual)

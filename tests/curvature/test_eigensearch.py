@@ -8,13 +8,13 @@ import time
 from functools import partial
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.curvature import eigensearch as krylov
+from lla_jax.curvature import eigensearch
+from lla_jax.curvature import lanczos as _lanczos
 from tests.curvature.cases import COPIES, Counted, check_pairs, counted, interrupted
 from tests.helpers import (
     breaking_operator,
@@ -57,8 +57,8 @@ def test_a_sequence_rules_out_only_what_it_would_have_seen():
                 w = w - np.array(q).T @ (np.array(q) @ w)
             betas.append(np.linalg.norm(w))
             q.append(w / betas[-1])
-            wrong += krylov.rules_out(np.array(alphas), np.array(betas), 9.9, N)
-        assert krylov.rules_out(np.array(alphas), np.array(betas), values.max() + 2, N)
+            wrong += eigensearch.rules_out(np.array(alphas), np.array(betas), 9.9, N)
+        assert eigensearch.rules_out(np.array(alphas), np.array(betas), values.max() + 2, N)
     assert wrong == 0
 
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_ruled_out_is_not_said_to_be():
 
 def test_an_interrupt_during_a_restart_loses_nothing(monkeypatch):
     H, parts = vector_operator(symmetric_matrix(COPIES)), []
-    mix_rows = krylov._mix_rows
+    mix_rows = eigensearch._mix_rows
 
     def interrupting(*args, **options):
         found = jax.block_until_ready(mix_rows(*args, **options))  # the old basis is gone
@@ -95,7 +95,7 @@ def test_an_interrupt_during_a_restart_loses_nothing(monkeypatch):
 
     call = partial(lla.eigenpairs, H, KEY, 5, tol=1e-3, max_vectors=12)
     whole = call()
-    monkeypatch.setattr(krylov, "_mix_rows", interrupting)
+    monkeypatch.setattr(eigensearch, "_mix_rows", interrupting)
     with pytest.raises(KeyboardInterrupt):
         call(on_partial=parts.append)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -196,3 +196,18 @@ def test_resumed_eigenpairs_are_the_same_to_the_bit(traceable, tmp_path):
         lla.eigenpairs(H, KEY, 4, tol=1e-3, max_vectors=12, resume=part)
     with pytest.raises(ValueError, match=r"the partial run of eigenpairs differs in key \("):
         lla.eigenpairs(H, jax.random.key(2), 5, tol=1e-3, max_vectors=12, resume=part)
+
+
+def test_an_interrupt_while_a_step_is_stored_hands_over_nothing_that_is_half_done(monkeypatch):
+    """As a second Ctrl-C may do; an interrupt during the product before it leaves a complete state."""
+    H, parts, store = vector_operator(symmetric_matrix(COPIES)), [], _lanczos.store
+
+    def interrupting(basis, steps, into, **options):
+        if into > 20:
+            raise KeyboardInterrupt
+        return store(basis, steps, into, **options)
+
+    monkeypatch.setattr(_lanczos, "store", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        lla.eigenpairs(H, KEY, 3, on_partial=parts.append)
+    assert not parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 from dataclasses import replace
 
 import jax
@@ -12,8 +13,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.curvature import estimates as stochastic
-from lla_jax.curvature import linear_operator
+from lla_jax.curvature import estimates, linear_operator
 from lla_jax.curvature.linear_operator import check_symmetric
 from lla_jax.curvature.operators import dense, given, masked
 from lla_jax.execution import devices
@@ -120,7 +120,7 @@ class TestDefinitions:
         assert abs(found.mean - np.trace(A)) < 4 * np.sqrt(variance / found.num)
 
     def test_several_at_once_are_as_one_after_another(self, monkeypatch):
-        H, signs = vector_operator(symmetric()), stochastic.draw_probes(vector_operator(symmetric()), KEY, 0, 8)
+        H, signs = vector_operator(symmetric()), estimates.draw_probes(vector_operator(symmetric()), KEY, 0, 8)
         loop = H.products(signs)
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
         batch = jax.jit(lambda H, signs: linear_operator._products.__wrapped__(H, signs))
@@ -292,7 +292,7 @@ class TestDriving:
             assert abs(found.mean - block) < 4 * found.sem
 
     @pytest.mark.parametrize(
-        "scarce", [((linear_operator, "_products"),), ((stochastic, "_forms"), (stochastic, "_times"))]
+        "scarce", [((linear_operator, "_products"),), ((estimates, "_forms"), (estimates, "_times"))]
     )
     def test_out_of_memory_takes_fewer_at_once(self, monkeypatch, scarce):
         expected, sizes = list(all_estimates(vector_operator(symmetric()), KEY, 48)), []
@@ -366,7 +366,7 @@ class TestTrouble:
 
         A = symmetric()
         H = vector_operator(A)
-        signs = np.concatenate([stochastic.draw_probes(H, KEY, lo, lo + 8) for lo in (0, 8, 16)])
+        signs = np.concatenate([estimates.draw_probes(H, KEY, lo, lo + 8) for lo in (0, 8, 16)])
         H, kept = given(spoilt, jnp.zeros(N), jnp.asarray(A), signs[19]), signs[:19]
         hutchinson = functools.partial(lla.trace, method="hutchinson")
         for call, draws in ((hutchinson, np.sum(kept * (kept @ A), 1)), (lla.diagonal, kept * (kept @ A))):
@@ -428,3 +428,20 @@ class TestEveryOperator:
         assert abs(norm.mean - np.linalg.norm(a)) <= 4 * norm.sem + 1e-5 * np.linalg.norm(a)
         distance = np.linalg.norm(helpers.flat(diagonal.mean) - np.diag(a))
         assert distance <= 2 * diagonal.recipe["norm_sem"] + 1e-5 * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupt_waits_for_the_end_of_a_product(method):
+    begun, ended = [], []
+
+    def product(v):
+        begun.append(1)
+        if len(begun) == 9:
+            signal.raise_signal(signal.SIGINT)
+        ended.append(1)
+        return symmetric() @ np.asarray(v)
+
+    H = given(product, jnp.zeros(N), traceable=False)
+    with pytest.raises(KeyboardInterrupt):
+        lla.trace(H, KEY, method=method, max_products=60)
+    assert len(begun) == len(ended) == 9

@@ -1,17 +1,16 @@
 """Spectra by stochastic Lanczos quadrature and their densities: exact moments, no ghosts, resumed to the bit."""
 
+import functools
 import os
 import subprocess
 import sys
 
 import jax
-import jax.flatten_util
 import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.curvature import eigen as spectral
-from lla_jax.curvature import eigensearch as krylov
+from lla_jax.curvature import eigen, eigensearch
 from lla_jax.execution import devices
 from tests.curvature.cases import COPIES, interrupted
 from tests.helpers import OPERATORS, breaking_operator, flat, symmetric_matrix, tree_operator, vector_operator
@@ -66,7 +65,7 @@ def test_products_that_are_not_finite_end_a_spectrum():
     H, _ = breaking_operator(3)
     with pytest.raises(ValueError, match="nothing to keep"):
         lla.spectrum(H, KEY, steps=10)
-    found = spectral.extremes(breaking_operator(1)[0], KEY, 10)
+    found = eigen.extremes(breaking_operator(1)[0], KEY, 10)
     assert np.isnan([found.smallest, found.largest, found.residual]).all()
     assert found.products == 1
 
@@ -83,14 +82,14 @@ def test_a_spectrum_that_memory_cannot_hold_is_refused(monkeypatch):
 def test_out_of_memory_halves_the_probes_at_once(monkeypatch):
     H = vector_operator(symmetric_matrix(np.arange(20.0)))
     whole = lla.spectrum(H, KEY, steps=4, probes=4)
-    advance = krylov._lanczos.advance
+    advance = eigensearch._lanczos.advance
 
     def scarce(H, basis, *args, **options):
         if jax.tree.leaves(basis)[0].shape[0] > 2 and options["batched"]:
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return advance(H, basis, *args, **options)
 
-    monkeypatch.setattr(krylov._lanczos, "advance", scarce)
+    monkeypatch.setattr(eigensearch._lanczos, "advance", scarce)
     spec = lla.spectrum(H, KEY, steps=4, probes=4)
     assert np.allclose(spec.nodes, whole.nodes, atol=1e-4)
     assert spec.recipe["products"] == whole.recipe["products"] == 18
@@ -216,3 +215,25 @@ def test_moments_of_every_operator_are_those_of_its_matrix(name):
         moments = [(weights * (nodes / scale) ** j).sum() for j in range(4)]
         exact = [v @ np.linalg.matrix_power(a / scale, j) @ v / (v @ v) for j in range(4)]
         assert np.allclose(moments, exact, rtol=0, atol=3e-6)
+
+
+def test_after_an_interrupt_while_a_step_is_stored_the_present_probes_begin_anew(monkeypatch):
+    H, parts, store = vector_operator(symmetric_matrix(COPIES), False), [], eigensearch._lanczos.store
+    call = functools.partial(lla.spectrum, H, KEY, steps=12, probes=2)
+    whole, seen = call(), []
+
+    def interrupting(basis, steps, into, **options):
+        seen.append(into)
+        if len(seen) == 18:
+            raise KeyboardInterrupt
+        return store(basis, steps, into, **options)
+
+    monkeypatch.setattr(eigensearch._lanczos, "store", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        call(on_partial=parts.append)
+    monkeypatch.undo()
+    (part,) = parts
+    assert part.recipe["steps_done"] == [12, 5]
+    again = call(resume=part)
+    assert np.array_equal(again.nodes, whole.nodes)
+    assert np.array_equal(again.weights, whole.weights)
