@@ -22,7 +22,7 @@ from lla_jax.core.types import Directions, Eigenpairs, PyTree, Recipe
 from lla_jax.curvature import eigensearch
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Goal, Ritz, Search
-from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, nothing_to_keep
+from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, no_finite_product
 from lla_jax.execution import progress as _progress
 from lla_jax.execution import sharding
 from lla_jax.execution.interrupts import deferred_interrupts
@@ -146,7 +146,7 @@ def eigenpairs(
         try:
             ended = eigensearch.search(s, H, key, goal, limit - k, after_step)
             if not s.known:
-                raise nothing_to_keep(f"product {s.products} is not finite")
+                raise no_finite_product(f"product {s.products} is not finite")
             result = _finish(s, H, goal, ended, recipe, after_step)
             check()
         except BaseException:

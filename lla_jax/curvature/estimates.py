@@ -21,7 +21,7 @@ from lla_jax.core.arguments import warn_caller
 from lla_jax.core.text import pm
 from lla_jax.core.types import Estimate, PyTree
 from lla_jax.curvature import sketches
-from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, halve, nothing_to_keep
+from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, halve, no_finite_product
 from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.space import draw
 from lla_jax.execution.interrupts import deferred_interrupts
@@ -319,7 +319,7 @@ def _probe_rounds(
         used += len(new)
         forms = np.concatenate([forms, new[: bad[0]] if len(bad) else new])
         if not len(forms):
-            raise nothing_to_keep(trouble)
+            raise no_finite_product(trouble)
         yield Round(*summary(forms), len(forms), used, trouble=trouble)
         if trouble:
             return
@@ -354,7 +354,7 @@ def _sketch_rounds(H: Operator, key: jax.Array, max_products: int, used: int, me
                 return
         except sketches.NotFinite as error:
             if now is None:
-                raise nothing_to_keep(error) from None
+                raise no_finite_product(error) from None
             yield now._replace(products=times.used, trouble=str(error))
             return
         if len(sketch.core) == n:  # the basis spans the space
@@ -434,6 +434,6 @@ def _diagonal_rounds(H: Operator, key: jax.Array, max_products: int, used: int) 
                 break
         done, num = hi, int(moments.num)
         if not num:
-            raise nothing_to_keep(trouble)
+            raise no_finite_product(trouble)
         sem = math.sqrt(float(squares) / num / (num - 1)) if num > 1 else math.nan
         yield Round(math.sqrt(float(mean)), sem, num, used, value, trouble=trouble)

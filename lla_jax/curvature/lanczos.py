@@ -25,7 +25,7 @@ from lla_jax.curvature.linear_operator import (
     Operator,
     check_given,
     check_operator,
-    nothing_to_keep,
+    no_finite_product,
 )
 from lla_jax.curvature.space import draw_one, take, vector_at
 from lla_jax.execution import sharding
@@ -425,7 +425,7 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     basis = begin(random(H, key, 0, start), rows=steps + 1, shards=H.space.shards)
     basis, alphas, betas, products = sequence(H, basis, steps)
     if not len(alphas):
-        raise nothing_to_keep(f"product {products} is not finite")
+        raise no_finite_product(f"product {products} is not finite")
     if products > len(alphas):
         warn_caller(f"H: product {products} is not finite; the {len(alphas)} steps before it are kept")
     done = len(alphas)

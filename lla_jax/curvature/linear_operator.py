@@ -383,7 +383,7 @@ def check_operator(H: Any) -> None:
         raise misuse("H", H, f"an operator: lla.hessian(loss, params, data), or {remedy}")
 
 
-def nothing_to_keep(trouble: object) -> Misuse:
+def no_finite_product(trouble: object) -> Misuse:
     """The error where trouble with the first products, such as "product 1 is not finite", leaves no result."""
     return Misuse("H", f"{trouble}, and there is nothing to keep; check that the loss is finite here")
 

@@ -16,7 +16,7 @@ from lla_jax.core.arguments import warn_caller
 from lla_jax.core.types import PyTree, Recipe, Spectrum
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.lanczos import CHUNK, WINDOW
-from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, nothing_to_keep
+from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, no_finite_product
 from lla_jax.execution import devices
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.interrupts import deferred_interrupts
@@ -155,7 +155,7 @@ def spectrum(
             hand_over("interrupted")
             raise
     if not s.done.any():
-        raise nothing_to_keep(f"product {s.products} is not finite")
+        raise no_finite_product(f"product {s.products} is not finite")
     result = _result(s, recipe | {"complete": True, "stopped": s.trouble, "memory": memory}, H, None)
     if s.trouble:
         warn_caller(f"spectrum: {s.trouble}; the {result.probes} of {probes} probes that have steps before it are kept")

@@ -25,9 +25,6 @@ COVERS = 2  # a number within so many standard errors of zero may be zero
 APART = 0.02  # relative difference of two curvatures, beyond their error, that the report mentions
 
 
-# --- the report
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class PlaneReport:
     """The curvature that a landscape shows at its centre; ``print`` it.
