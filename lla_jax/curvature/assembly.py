@@ -54,9 +54,7 @@ def operator(
         _data.check_batch_size(batch_size)
     plans.check_for_operator(execution)
     if matrix.train and not isinstance(loss, Loss):
-        text = (
-            "'batch' given, which needs a model with normalization layers, and loss is a function; leave it out, or use"
-        )
+        text = "'batch' needs a model whose normalization layers are visible, not a function; leave it out, or use"
         raise Misuse(
             "batch_stats", f"{text} lla.Loss(apply, criterion, state=...) or an adapter such as lla.from_linen"
         )
