@@ -84,10 +84,8 @@ class Space:
         if treedef != self.treedef or [np.shape(x) for x in leaves] != shapes or (stacked and not lead):
             v = _tree.align(v, self.structure, name, "the operator's vectors", stacked=stacked)
         if not all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves):
-            text = (
-                "has entries that are not floating; it must be a tree like the operator's structure: cast it to float"
-            )
-            raise Misuse(name, text)
+            text = "has entries that are not floating; it must be a tree like the operator's structure"
+            raise Misuse(name, f"{text}: cast it to float")
         return v
 
     def random(self, key: jax.Array, distribution: str = "rademacher") -> PyTree:
