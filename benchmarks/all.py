@@ -24,20 +24,31 @@ GRACE = 1.5  # times its minutes: a part that takes longer is ended, and keeps w
 PARTS: dict[str, tuple[float, list[str]]] = {
     "sweep": (10, []),
     "bundle": (5, []),
-    "hessian": (7, [
-        "--only", "lenet", "--parts", "top10", "--cap", "60",
-        "--rivals", "lla_jax,PyHessian,hessian-eigenthings,curvlinops",
-    ]),
+    "hessian": (
+        7,
+        [
+            "--only",
+            "lenet",
+            "--parts",
+            "top10",
+            "--cap",
+            "60",
+            "--rivals",
+            "lla_jax,PyHessian,hessian-eigenthings,curvlinops",
+        ],
+    ),
     "many_planes": (4, []),
     "memory": (4, []),
     "kill": (5, []),
     "cold_start": (4, []),
     "growth": (4, []),
     "interop": (4, []),
-}  # fmt: skip
+}
 PEERS = {
-    "sweep": ("lla",), "bundle": ("lla",), "hessian": ("lla", "pyhessian", "eigenthings"),
-}  # fmt: skip
+    "sweep": ("lla",),
+    "bundle": ("lla",),
+    "hessian": ("lla", "pyhessian", "eigenthings"),
+}
 ALONE = ("interop",)  # knows none of the common options but --data
 
 
@@ -53,7 +64,7 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     options.only = options.only.split(",")
     if not set(options.only) <= set(PARTS):
-        parser.error(f"--only: {options.only} given; the rule is some of {','.join(PARTS)}")
+        parser.error(f"--only: {options.only} given; it must be some of {','.join(PARTS)}")
     return options
 
 

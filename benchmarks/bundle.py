@@ -52,11 +52,15 @@ def ours(path: pathlib.Path, side: int, steps: int) -> dict[str, Any]:
     seconds["trace"], trace = measure.timed(lambda: lla.trace(H, key))
     trees = [jax.tree.map(lambda x, i=i: x[i], pairs.vectors.tree) for i in range(TOP)]
     return {
-        "seconds": seconds, "compile_s": compile_s, "values": pairs.values.tolist(),
-        "vectors": [curvature.to_torch(tree, keys) for tree in trees], "nodes": spec.nodes[0], "criteria": criteria,
+        "seconds": seconds,
+        "compile_s": compile_s,
+        "values": pairs.values.tolist(),
+        "vectors": [curvature.to_torch(tree, keys) for tree in trees],
+        "nodes": spec.nodes[0],
+        "criteria": criteria,
         "trace": {"mean": trace.mean, "sem": trace.sem, "products": trace.recipe["products"]},
         "products": {"eigenpairs": pairs.products, "density": steps},
-    }  # fmt: skip
+    }
 
 
 def theirs(path: pathlib.Path, lla: pathlib.Path, side: int, steps: int) -> dict[str, Any]:
@@ -87,9 +91,13 @@ def theirs(path: pathlib.Path, lla: pathlib.Path, side: int, steps: int) -> dict
     except Exception as error:
         trace = {"error": f"{type(error).__name__}: {error}"}
     return {
-        "seconds": seconds, "values": values, "vectors": [[part.numpy() for part in v] for v in vectors],
-        "nodes": np.sort(nodes[0]), "criteria": [float(value) for value in criteria], "trace": trace,
-    }  # fmt: skip
+        "seconds": seconds,
+        "values": values,
+        "vectors": [[part.numpy() for part in v] for v in vectors],
+        "nodes": np.sort(nodes[0]),
+        "criteria": [float(value) for value in criteria],
+        "trace": trace,
+    }
 
 
 def worker(job: dict[str, Any]) -> None:
@@ -106,9 +114,10 @@ def worker(job: dict[str, Any]) -> None:
     nodes = np.asarray(found.pop("nodes"), np.float64)
     found["judged"], found["residuals"] = curvature.judged(curvature.judge(path), found.pop("vectors"))
     found["density"] = {
-        "least": nodes.min(), "largest": nodes.max(),
+        "least": nodes.min(),
+        "largest": nodes.max(),
         "copies_of_the_largest": int((nodes > nodes.max() - 1e-3 * abs(nodes.max())).sum()),
-    }  # fmt: skip
+    }
     found["total_s"] = sum(found["seconds"][part] for part in COMMON)
     measure.tell(found)
 

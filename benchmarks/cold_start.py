@@ -49,9 +49,12 @@ def demo(folder: str, points: int | None) -> dict[str, Any]:
         sys.stdout = before
     hits = sum(event.endswith("compilation_cache/cache_hits") for event in found)
     return {
-        "exit": code, "seconds_in_process": taken, "compile_s": sum(compiling), "programs": len(compiling),
+        "exit": code,
+        "seconds_in_process": taken,
+        "compile_s": sum(compiling),
+        "programs": len(compiling),
         "from_the_cache": hits,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

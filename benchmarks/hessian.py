@@ -41,9 +41,11 @@ from rivals import in_jax, in_torch
 PARTS = ("product", "top2", "top10", "density", "trace", "where")
 RIVALS = ("lla_jax", "LLA", "PyHessian", "hessian-eigenthings", "curvlinops", "matfree")
 PACKAGES = {
-    "PyHessian": "pyhessian", "hessian-eigenthings": "hessian_eigenthings", "curvlinops": "curvlinops",
+    "PyHessian": "pyhessian",
+    "hessian-eigenthings": "hessian_eigenthings",
+    "curvlinops": "curvlinops",
     "matfree": "matfree",
-}  # fmt: skip
+}
 VERSIONS = ("optax", "scipy", "pyhessian", "hessian-eigenthings", "curvlinops-for-pytorch", "matfree")
 REPEATS, ENOUGH_S = 3, 10.0  # a job is repeated three times, or until it has taken this long in all
 MOST_TRIES = 6
@@ -322,10 +324,15 @@ def ordered(options: argparse.Namespace, chosen: list[str]) -> list[tuple[str, s
 def measured(options: argparse.Namespace, result: dict[str, Any], path: pathlib.Path, folder: pathlib.Path) -> None:
     """Run all jobs asked for; every row goes to the file at once."""
     common = {
-        "threads": options.threads, "cap": options.cap, "quick": options.quick, "data": str(options.data),
-        "lla": str(options.lla or ""), "pyhessian": str(options.pyhessian or ""),
-        "eigenthings": str(options.eigenthings or ""), "devices": 1,
-    }  # fmt: skip
+        "threads": options.threads,
+        "cap": options.cap,
+        "quick": options.quick,
+        "data": str(options.data),
+        "lla": str(options.lla or ""),
+        "pyhessian": str(options.pyhessian or ""),
+        "eigenthings": str(options.eigenthings or ""),
+        "devices": 1,
+    }
     end, left = time.perf_counter() + 60 * options.minutes, []
     for network, part, rival in ordered(options, available(options)):
         here = result["networks"].setdefault(network, {})

@@ -105,8 +105,10 @@ def lanczos(what: str, size: int, vectors: int) -> dict[str, Any]:
         return row | {"error": 'recipe["memory"] is not there: nothing was stated'}
     stated_mib = stated["bytes"] / MIB
     return row | {
-        "vectors": stated["vectors"], "stated_mib": stated_mib, "taken_over_stated": found["growth_mib"] / stated_mib,
-    }  # fmt: skip
+        "vectors": stated["vectors"],
+        "stated_mib": stated_mib,
+        "taken_over_stated": found["growth_mib"] / stated_mib,
+    }
 
 
 def worker(job: dict[str, Any]) -> None:

@@ -129,8 +129,9 @@ def counts(root: pathlib.Path) -> dict[str, float]:
     lengths = sorted(length(f) for _, f in every)
     outside = [f for name, f in every if name[1:] != ("core", "recipes")]
     return {
-        "modules at the top level of lla_jax": sum(len(n) == 2 and not any(len(m) > 2 and m[:2] == n for m in trees)
-                                                   for n in trees if n[0] == "lla_jax"),
+        "modules at the top level of lla_jax": sum(
+            len(n) == 2 and not any(len(m) > 2 and m[:2] == n for m in trees) for n in trees if n[0] == "lla_jax"
+        ),
         "modules": len(trees),
         "import levels": levels({k: v for k, v in edges.items() if k[0] == "lla_jax"}),
         "arrows between folders": len(between),
@@ -140,7 +141,7 @@ def counts(root: pathlib.Path) -> dict[str, float]:
         "functions": len(every),
         "median length of a function, lines": statistics.median(lengths),
         "95th percentile": lengths[int(0.95 * (len(lengths) - 1))],
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -14,16 +14,22 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT.parent / "README.md"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 TARGETS = (
-    ("top2", "LLA", "as shipped"), ("top2", "LLA", "tightened"), ("top10", "PyHessian", "tightened"),
-    ("top10", "hessian-eigenthings", "tightened"), ("top10", "curvlinops", "tightened"),
+    ("top2", "LLA", "as shipped"),
+    ("top2", "LLA", "tightened"),
+    ("top10", "PyHessian", "tightened"),
+    ("top10", "hessian-eigenthings", "tightened"),
+    ("top10", "curvlinops", "tightened"),
     ("density", "LLA", "as shipped"),
-)  # fmt: skip
+)
 SHIPPED = ("LLA", "PyHessian")  # their first setting is not meant to be this accurate
 RIVALRY = ("product", "top2", "top10", "density", "trace")
 LABELS = {"mlp": "MLP", "lenet": "LeNet", "resnet": "ResNet-20", "vit": "ViT", "gpt": "GPT"}
 WORDS = {
-    "none": "no compilation cache", "empty": "an empty one", "plane_ms": "plane", "product_ms": "Hessian product",
-}  # fmt: skip
+    "none": "no compilation cache",
+    "empty": "an empty one",
+    "plane_ms": "plane",
+    "product_ms": "Hessian product",
+}
 NAMES = {"top2": "top 2", "top10": "top 10", "density": "density", "trace": "trace", "product": "product"}
 
 
@@ -351,9 +357,16 @@ def interop(result: dict) -> str:
 
 
 SECTIONS: dict[str, Callable[[dict], str]] = {
-    "sweep": sweep, "bundle": bundle, "hessian": hessian, "interop": interop,
-    "growth": growth, "memory": memory, "many_planes": many_planes, "kill": kill, "cold_start": cold_start,
-}  # fmt: skip
+    "sweep": sweep,
+    "bundle": bundle,
+    "hessian": hessian,
+    "interop": interop,
+    "growth": growth,
+    "memory": memory,
+    "many_planes": many_planes,
+    "kill": kill,
+    "cold_start": cold_start,
+}
 SENTENCES = ("growth", "memory", "many_planes", "kill", "cold_start")
 
 

@@ -141,7 +141,7 @@ def per_layer(
 def table(rows: Sequence[Layer]) -> str:
     """The rows of ``per_layer`` as text with aligned columns, the total and the cost below."""
     if not rows:
-        raise ValueError("rows: empty; the rule is what lla.per_layer returned")
+        raise ValueError("rows: empty; pass the rows that lla.per_layer returned")
     total = rows[0].trace.recipe["total"]
     body = [("module", "size", "trace", "share", "lambda_max", "lambda_min", "residual")]
     for row in rows:

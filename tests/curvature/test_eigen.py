@@ -299,7 +299,7 @@ def test_saved_on_the_way_and_continued_after_a_kill(what, tmp_path):
     parts.clear()
     call(on_partial=parts.append, save_every=1000.0)
     assert not parts
-    with pytest.raises(ValueError, match="save_every: 0 given; the rule is seconds above 0"):
+    with pytest.raises(ValueError, match="save_every: 0 given; it must be a finite number above 0"):
         call(on_partial=parts.append, save_every=0)
     with pytest.raises(ValueError, match=r"save_every: 5\.0 given without on_partial"):
         call(save_every=5.0)

@@ -192,9 +192,9 @@ def test_resumed_eigenpairs_are_the_same_to_the_bit(traceable, tmp_path):
             assert np.array_equal(again.vectors.tree, whole.vectors.tree)
             assert again.recipe == whole.recipe
         assert call(resume=whole) is whole
-    with pytest.raises(ValueError, match=r"the partial run of eigenpairs differs in k \("):
+    with pytest.raises(ValueError, match=r"the partial result of eigenpairs differs in k \("):
         lla.eigenpairs(H, KEY, 4, tol=1e-3, max_vectors=12, resume=part)
-    with pytest.raises(ValueError, match=r"the partial run of eigenpairs differs in key \("):
+    with pytest.raises(ValueError, match=r"the partial result of eigenpairs differs in key \("):
         lla.eigenpairs(H, jax.random.key(2), 5, tol=1e-3, max_vectors=12, resume=part)
 
 

@@ -206,7 +206,7 @@ def test_an_old_keyword_works_and_says_the_new_spelling(kind, name, value):
     assert [w.filename for w in seen] == [__file__]
     new = MAKERS[kind](LOSS, helpers.params(), DATA, execution=lla.Execution(**{name: value}))
     assert old.recipe == new.recipe
-    with pytest.raises(ValueError, match=rf"^{name}: {value!r} given beside execution; the rule is one of them"):
+    with pytest.raises(ValueError, match=rf"^{name}: {value!r} given together with execution; pass only one of them"):
         MAKERS[kind](LOSS, helpers.params(), DATA, **{name: value}, execution=lla.Execution())
 
 
@@ -241,7 +241,7 @@ def test_an_option_that_there_is_not_is_named():
     with pytest.raises(TypeError, match=r"ggn\(\) got an unexpected keyword argument 'device'; it takes batch_size"):
         lla.ggn(LOSS, helpers.params(), DATA, device=1)
     for wrong in ({"devices": 2}, None, "all"):
-        with pytest.raises(ValueError, match=r"execution: .* given; the rule is an lla.Execution"):
+        with pytest.raises(ValueError, match=r"execution: .* given; it must be an lla.Execution"):
             lla.hessian(LOSS, helpers.params(), DATA, execution=wrong)
 
 
@@ -268,7 +268,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "linearize": (lambda p: make(linearize="yes"), "linearize: 'yes' given"),
     "linearize a stream": (lambda p: lla.hessian(LOSS, p, lla.stream([DATA]), execution=KEPT), "needs the data in"),
     "batch size": (lambda p: make(batch_size=0), "batch_size: 0 given"),
-    "devices": (lambda p: make(devices=9), "devices: 9 asked for"),
+    "devices": (lambda p: make(devices=9), "devices: 9 given; it must be an integer from 1 to"),
     "devices of whole batches": (
         lambda p: lla.hessian(_plain, p, DATA, execution=lla.Execution(devices=2)),
         "devices: 2 given, but batch",
@@ -276,14 +276,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "selection": (lambda p: make(select="Conv/*"), "matches no leaf; the leaves are: Dense_0/bias"),
     "integers": (lambda p: lla.hessian(LOSS, p | {"gain": 3}, DATA), "dtype int32"),
     "nan": (lambda p: lla.hessian(LOSS, p | {"gain": np.float32(np.nan)}, DATA), "1 NaN or infinite"),
-    "no parameters": (lambda p: lla.hessian(LOSS, {}, DATA), "params has no array leaves"),
-    "no loss": (lambda p: lla.hessian("mlp", p, DATA), "loss: expected lla.Loss"),
+    "no parameters": (lambda p: lla.hessian(LOSS, {}, DATA), "params: has no array leaves"),
+    "no loss": (lambda p: lla.hessian("mlp", p, DATA), "loss: .* given; it must be an lla.Loss"),
     "ragged data": (lambda p: lla.hessian(LOSS, p, (DATA[0], DATA[1][:3])), "leaves of different length"),
     "generator": (lambda p: lla.stream(x for x in [DATA]), "one-shot iterator generator"),
     "empty stream": (lambda p: lla.hessian(LOSS, p, lla.stream([])), "yielded no batch"),
-    "vector of another tree": (lambda p: H_().product({"a": np.ones(3)}), "v and the operator's vectors have"),
+    "vector of another tree": (
+        lambda p: H_().product({"a": np.ones(3)}),
+        "v: has another structure than the operator's vectors",
+    ),
     "vector of another shape": (lambda p: H_().mv(p | {"gain": np.ones(3)}), r"v\['gain'\] has shape \(3,\)"),
-    "stacked vectors of another tree": (lambda p: H_().products({"a": np.ones((2, 3))}), "stacked and the operator"),
+    "stacked vectors of another tree": (
+        lambda p: H_().products({"a": np.ones((2, 3))}),
+        "stacked: has another structure than the operator",
+    ),
     "one vector for several": (lambda p: H_().products(p), r"stacked\['Dense_0/bias'\] has shape"),
     "no vectors": (lambda p: H_().products(jax.tree.map(lambda x: x[None][:0], p)), "stacked: has a leading axis of 0"),
     "stacked integers": (
@@ -291,7 +297,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "stacked: has entries that",
     ),
     "vector of integers": (lambda p: H_().product(jax.tree.map(lambda x: np.ones(x.shape, int), p)), "not floating"),
-    "parameters of another tree": (lambda p: H_().at({"w": np.ones(3)}), "params and the operator's param"),
+    "parameters of another tree": (
+        lambda p: H_().at({"w": np.ones(3)}),
+        "params: has another structure than the operator's param",
+    ),
     "parameters of another shape": (lambda p: H_().at(p | {"gain": np.ones(3)}), r"params\['gain'\] has shape \(3,\)"),
     "parameters not finite": (lambda p: H_().at(p | {"gain": np.float32(np.inf)}), r"params\['gain'\] has 1 NaN"),
     "parameters of another type": (
@@ -312,14 +321,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "mask of numbers": (lambda p: operators.masked(H_(), p), "mask: .*it must be a tree of 0 and 1"),
     "empty mask": (lambda p: operators.masked(H_(), jax.tree.map(np.zeros_like, p)), "with a 1 somewhere"),
-    "mask of another tree": (lambda p: operators.masked(H_(), {"a": np.ones(3)}), "mask and the operator's vectors"),
+    "mask of another tree": (
+        lambda p: operators.masked(H_(), {"a": np.ones(3)}),
+        "mask: has another structure than the operator's vectors",
+    ),
     "masked twice": (lambda p: operators.masked(operators.masked(H_(), ones), ones), "already; it must be neither"),
     "negative moment": (lambda p: operators.preconditioned(H_(), p), "second_moment: has negative entries"),
     "moment not finite": (
         lambda p: operators.preconditioned(H_(), ones | {"gain": np.float32(np.inf)}),
         r"second_moment\['gain'\] has 1 NaN or infinite",
     ),
-    "moment of another tree": (lambda p: operators.preconditioned(H_(), {"a": np.ones(3)}), "second_moment and"),
+    "moment of another tree": (
+        lambda p: operators.preconditioned(H_(), {"a": np.ones(3)}),
+        "second_moment: has another structure than",
+    ),
     "other directions": (
         lambda p: operators.preconditioned(H_(), lla.directions.given(p, p)),
         r"second_moment: .*\(m, v\), raw",

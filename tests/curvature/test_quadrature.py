@@ -139,7 +139,7 @@ def test_resumed_spectra_are_the_same_to_the_bit(traceable, scheme, tmp_path):
         assert np.array_equal(again.weights, whole.weights)
         assert again.recipe == whole.recipe
     assert call(resume=whole) is whole
-    with pytest.raises(ValueError, match=r"the partial run of spectrum differs in steps \("):
+    with pytest.raises(ValueError, match=r"the partial result of spectrum differs in steps \("):
         call(resume=part, steps=21)
 
 
