@@ -16,7 +16,7 @@ STEPS = 100
 def block_pass(problem: tuple, what: str, rows: int, rewritten: bool) -> Callable[[], Any]:
     """One pass of the model over all data, "forward" or "gradient", laid out as the products are.
 
-    Blocks of ``rows`` examples on every device, called from the host; ``rewritten`` applies ``rewriting.lowered``.
+    Blocks of ``rows`` examples on every device, called from the host; ``rewritten`` applies ``rewriting.rewrite_for_derivatives``.
     """
     import jax
     import numpy as np
@@ -32,7 +32,9 @@ def block_pass(problem: tuple, what: str, rows: int, rewritten: bool) -> Callabl
         def scores(p: Any) -> Any:
             return loss.apply(p, state, (x, y), False)[0]
 
-        return loss.criterion((lowering.lowered(scores, params) if rewritten else scores)(params), (x, y)).sum()
+        return loss.criterion(
+            (lowering.rewrite_for_derivatives(scores, params) if rewritten else scores)(params), (x, y)
+        ).sum()
 
     def each(*args: Any) -> Any:  # a leading axis of devices: no collectives, which may deadlock between CPU devices
         found = (jax.grad(total) if what == "gradient" else total)(*args)
@@ -88,7 +90,7 @@ def where(path: pathlib.Path, repeats: int) -> dict[str, Any]:
             calls[f"product, {name}"] = product(H)
     found = measure.alternate(calls, dict.fromkeys(calls, 1), repeats)
     result: dict[str, Any] = {name: row["min_ms"] for name, row in found.items()}
-    lowering.lowered = lambda f, params: f
+    lowering.rewrite_for_derivatives = lambda f, params: f
     jax.clear_caches()
     plain = product(lla.hessian(*problem, execution=keep))
     name = "product, model as written"

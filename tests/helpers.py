@@ -187,13 +187,13 @@ MODELS = {
 def points_computed(monkeypatch) -> list[int]:
     """The numbers of points that stored landscapes compute from now on, one for each chunk."""
     counted: list[int] = []
-    real = stored.evaluated
+    real = stored.compute_means
 
     def counting(job, plan, coords, *rest):
         counted.append(len(coords))
         return real(job, plan, coords, *rest)
 
-    monkeypatch.setattr(stored, "evaluated", counting)
+    monkeypatch.setattr(stored, "compute_means", counting)
     return counted
 
 

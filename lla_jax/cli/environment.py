@@ -38,7 +38,7 @@ def make_folder(folder: Path) -> Path:
     from lla_jax.core import files as _files
 
     try:
-        _files.try_writing(folder)
+        _files.try_to_write(folder)
     except OSError as error:
         raise mistake("out", folder, f"a folder that can be written to ({error})") from error
     return folder

@@ -58,7 +58,7 @@ def write_settings(out: Path, settings: Mapping[str, str], problem: str) -> None
     """Write the settings into the folder of a store that was begun with them."""
     from lla_jax.core import files
 
-    files.write_first(out / COMMAND, {**settings, "problem": problem})
+    files.write_new(out / COMMAND, {**settings, "problem": problem})
 
 
 def report_interruption(out: Path, settings: Mapping[str, str], problem: str) -> None:

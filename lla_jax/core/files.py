@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 
-def try_writing(folder: Path) -> None:
+def try_to_write(folder: Path) -> None:
     """Make the folder, and make and remove a file in it; an OSError if that fails."""
     trial = folder / f".lla-jax-{platform.node()}-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def write_text(target: Path, text: str) -> None:
         os.replace(name, target)
 
 
-def write_first(target: Path, value: Any) -> bool:
+def write_new(target: Path, value: Any) -> bool:
     """Write JSON into a new file: True for the writer that made it, False if it exists already."""
     text = json.dumps(value, default=to_plain)
     with _temporary_file(target) as name:

@@ -146,7 +146,7 @@ def block_at(data: Batch, start: Any, size: int, count: Any, offset: Any) -> Blo
 def outputs_of(loss: Loss, params: PyTree, state: PyTree, block: Block, train: bool) -> tuple[Any, PyTree]:
     """(outputs, new state) of ``loss.apply`` on a block; a loss that draws noise gets one key per example."""
     keys = () if loss.key is None else (jax.vmap(jax.random.fold_in, (None, 0))(loss.key, block.index),)
-    with noting("the model", "apply(params, state, batch, train)", block):
+    with note_call("the model", "apply(params, state, batch, train)", block):
         result = loss.apply(params, state, block.batch, train, *keys)
     if not isinstance(result, tuple) or len(result) != 2:
         raise Misuse(
@@ -158,7 +158,7 @@ def outputs_of(loss: Loss, params: PyTree, state: PyTree, block: Block, train: b
 
 
 @contextlib.contextmanager
-def noting(what: str, call: str, block: Block) -> Iterator[None]:
+def note_call(what: str, call: str, block: Block) -> Iterator[None]:
     """Note on an error of the user's function how the function was called; the error itself and its type stay."""
     try:
         yield
@@ -239,14 +239,14 @@ def batch_sums(result: Any, mask: Any) -> Sums:
 
 def loss_sums(loss: Loss, outputs: Any, block: Block) -> Sums:
     """The sums of the loss itself over a block."""
-    with noting("the criterion", "criterion(outputs, batch)", block):
+    with note_call("the criterion", "criterion(outputs, batch)", block):
         result = loss.criterion(outputs, block.batch)
     return example_sums("loss", result, block.mask) if loss.per_example else batch_sums(result, block.mask)
 
 
 def loss_total(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
     """(sum w l, sum w) of a block, as derivatives are taken of them."""
-    with noting("the criterion", "criterion(outputs, batch)", block):
+    with note_call("the criterion", "criterion(outputs, batch)", block):
         result = loss.criterion(outputs, block.batch)
     if loss.per_example:
         s, w = _sum_entries("loss", result, block.mask)
@@ -257,7 +257,7 @@ def loss_total(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
 
 def loss_roots(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
     """((B,) sum sqrt(w) l, sum w) of a block: squared gradients of sqrt(w) l have the weight w of a Fisher matrix."""
-    with noting("the criterion", "criterion(outputs, batch)", block):
+    with note_call("the criterion", "criterion(outputs, batch)", block):
         result = loss.criterion(outputs, block.batch)
     if not isinstance(result, tuple):
         s, w = _sum_entries("loss", result, block.mask)

@@ -46,7 +46,7 @@ OPERATOR = ("kind", "params", "data", "select", "masked")
 """The entries that decide which matrix an operator is."""
 
 ROUNDING = 1e-5  # relative difference between machines, orders of summation and plans
-AFRESH = "start anew without resume"
+START_ANEW = "start anew without resume"
 NOT_COMPARED = ("plan", "versions")  # entries that decide no value
 
 
@@ -96,7 +96,7 @@ def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs |
     """Raise a ValueError unless ``resume`` is a result that the call with this recipe gave to ``on_partial``."""
     if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
         raise misuse("resume", resume, f"what {recipe['kind']} gave to on_partial; save it there, and pass it here")
-    check_same("resume", f"the partial result of {recipe['kind']}", resume.recipe, recipe, recipe, AFRESH)
+    check_same("resume", f"the partial result of {recipe['kind']}", resume.recipe, recipe, recipe, START_ANEW)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:

@@ -38,7 +38,7 @@ def _name(keys: tuple[Any, ...]) -> Path:
     return tree_util.keystr(keys, simple=True, separator="/")
 
 
-def selected(select: Select | None, tree: PyTree) -> list[bool]:
+def select_leaves(select: Select | None, tree: PyTree) -> list[bool]:
     """For every leaf, whether a selection takes it.
 
     Args:
@@ -194,7 +194,7 @@ def unstack(tree: PyTree) -> list[PyTree]:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(num)]
 
 
-def wide(x: Any) -> jax.Array:
+def widen(x: Any) -> jax.Array:
     """``x`` in float32 or wider, because a sum in half precision would be worthless."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
@@ -203,7 +203,7 @@ def wide(x: Any) -> jax.Array:
 def dot(a: PyTree, b: PyTree) -> jax.Array:
     """Inner product sum_i a_i b_i over all leaves; a scalar, in float32 at least and at full matmul precision."""
     # multiply and sum, not vdot: an accelerator's matmul unit would round, and sharded leaves stay sharded
-    return jnp.asarray(sum(jnp.sum(wide(x) * wide(y)) for x, y in _pairs(a, b)))
+    return jnp.asarray(sum(jnp.sum(widen(x) * widen(y)) for x, y in _pairs(a, b)))
 
 
 def _pairs(a: PyTree, b: PyTree) -> list[tuple[Any, Any]]:
@@ -215,14 +215,14 @@ def norm(tree: PyTree, order: int = 2) -> jax.Array:
     """Norm over all leaves: sum |x| for order 1, sqrt(sum x^2) for order 2; a scalar, in float32 at least."""
     check_choice("order", order, (1, 2))
     if order == 1:
-        return jnp.asarray(sum(jnp.sum(jnp.abs(wide(x))) for x in jax.tree.leaves(tree)))
+        return jnp.asarray(sum(jnp.sum(jnp.abs(widen(x))) for x in jax.tree.leaves(tree)))
     return jnp.sqrt(dot(tree, tree))
 
 
 @jax.jit
 def axpy(alpha: Any, x: PyTree, y: PyTree) -> PyTree:
     """alpha x + y, leaf by leaf, in the dtype of y; ``alpha`` is a scalar."""
-    return jax.tree.map(lambda a, b: (alpha * wide(a) + b).astype(jnp.result_type(b)), x, y)
+    return jax.tree.map(lambda a, b: (alpha * widen(a) + b).astype(jnp.result_type(b)), x, y)
 
 
 @jax.jit
@@ -246,5 +246,5 @@ def orthonormalize(tree: PyTree) -> PyTree:
         size = norm(vector)
         keep = size > 100 * jnp.finfo(size.dtype).eps * start
         scale = jnp.where(keep, 1 / jnp.where(keep, size, 1), 0)
-        basis.append(jax.tree.map(lambda x, s=scale: (wide(x) * s).astype(x.dtype), vector))
+        basis.append(jax.tree.map(lambda x, s=scale: (widen(x) * s).astype(x.dtype), vector))
     return stack(basis)

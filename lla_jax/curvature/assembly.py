@@ -133,7 +133,7 @@ def _mesh_beside(params_mesh: Mesh, execution: Execution, together: bool) -> Mes
 
 
 def _place(tree: PyTree, mesh: Mesh, params_mesh: Mesh | None, name: str) -> PyTree:
-    return _devices.replicate(tree, mesh) if params_mesh is None else sharding.kept(tree, params_mesh, name)
+    return _devices.replicate(tree, mesh) if params_mesh is None else sharding.keep_on_mesh(tree, params_mesh, name)
 
 
 def _agree_on_rows(recipe: Recipe, data: Any, key: Any, matrix: Matrix) -> int:
@@ -147,9 +147,9 @@ def _agree_on_rows(recipe: Recipe, data: Any, key: Any, matrix: Matrix) -> int:
     _processes.agree(**same, kind_of_data=str(recipe["data"]["kind"]), **drawn)
     recipe["data"] = recipe["data"] | {"processes": jax.process_count()}
     if isinstance(data, Stream):  # its length is known only by reading it
-        return _processes.cut(sum(_data.num_examples(batch) for batch in data))[0]
-    start, count = _processes.cut(recipe["data"]["examples"])
-    recipe["data"] |= {"examples": count, "fingerprint": _processes.combined(recipe["data"]["fingerprint"])}
+        return _processes.locate_rows(sum(_data.num_examples(batch) for batch in data))[0]
+    start, count = _processes.locate_rows(recipe["data"]["examples"])
+    recipe["data"] |= {"examples": count, "fingerprint": _processes.combine_digests(recipe["data"]["fingerprint"])}
     return start
 
 
@@ -179,20 +179,20 @@ def _over_processes(own: LinearOperator, recipe: Recipe) -> HostOperator:
 def _exchange(by: Multiplier, v: PyTree, total: Any) -> Any:
     """The sums of all processes in place of this one's."""
     assert by.mesh is not None
-    sums = _processes.total_of(v, products.over_devices(by, total))
+    sums = _processes.total_for(v, products.over_devices(by, total))
     sums = sums if by.mesh.size == 1 else jax.tree.map(lambda x: x[None], sums)
     return _devices.replicate(sums, by.mesh)
 
 
 def _recipe(matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: int | None, select: Any) -> Recipe:
     leaves = jax.tree.leaves(params)
-    sharded = any(map(sharding.spread, leaves))
+    sharded = any(map(sharding.is_sharded, leaves))
     return {
         "kind": matrix.kind,
         "params": describe_params(params),
-        "state": recipes.fingerprint(sharding.viewed(loss.state)),
+        "state": recipes.fingerprint(sharding.view_on_host(loss.state)),
         "noise": recipes.fingerprint(loss.key),
-        "data": recipes.describe(data if isinstance(data, Stream) else sharding.viewed(_data.as_arrays(data))),
+        "data": recipes.describe(data if isinstance(data, Stream) else sharding.view_on_host(_data.as_arrays(data))),
         **({"draw": "per leaf"} if sharded else {}),
         "batch_size": batch_size,
         "batch_stats": "batch" if matrix.train else "frozen",
@@ -205,7 +205,7 @@ def _space(matrix: Matrix, params: PyTree, mesh: Mesh | None) -> Space:
     """The space of the vectors; ``mesh`` is that of sharded parameters."""
     leaves, treedef = jax.tree.flatten(matrices.part(params, matrix.leaf_mask))
     shapes = tuple((tuple(x.shape), jnp.promote_types(x.dtype, jnp.float32)) for x in leaves)
-    return Space(treedef, shapes, None if mesh is None else tuple(sharding.of(x, mesh) for x in leaves))
+    return Space(treedef, shapes, None if mesh is None else tuple(sharding.sharding_of(x, mesh) for x in leaves))
 
 
 def _multiplier(matrix: Matrix, mesh: Mesh, primitives: set[str], params_mesh: Mesh | None) -> Multiplier:
@@ -267,7 +267,7 @@ def _split(batch: Batch, mesh: Mesh) -> Batch:
 
 def _place_data(data: Batch, mesh: Mesh, params_mesh: Mesh | None) -> Batch:
     """The rows on the devices: split over the mesh, or sharded as the caller sharded them beside the parameters."""
-    return _split(data, mesh) if params_mesh is None else sharding.kept(data, params_mesh, "data")
+    return _split(data, mesh) if params_mesh is None else sharding.keep_on_mesh(data, params_mesh, "data")
 
 
 def _in_memory(
@@ -280,7 +280,7 @@ def _in_memory(
     row_bytes, primitives = _profile(matrix, common, data, _data.cuts(count, batch_size)[0][1] if uncut else rows)
     by = _multiplier(matrix, mesh, primitives, params_mesh)
     space = _space(matrix, common.params, params_mesh)
-    if params_mesh is not None and not uncut and any(map(sharding.spread, jax.tree.leaves(data))):
+    if params_mesh is not None and not uncut and any(map(sharding.is_sharded, jax.tree.leaves(data))):
         batch_size = batch_size or rows  # a block of sharded rows would have to be brought together
     blocks = _uncut_batches(by, count, batch_size) if uncut else _blocks(by, rows, row_bytes, batch_size)
     place = functools.partial(_place_data, data, mesh, params_mesh)
@@ -432,7 +432,7 @@ def _stream_at(
                 sums = products.sums_step(here, space, block, v, by=by)
                 total = sums if total is None else products.plus_step(total, sums)
                 if params_mesh is not None:
-                    total = sharding.settled(total)
+                    total = sharding.wait_on_cpu(total)
         total = products.gather(by, total)
         total = _exchange(by, v, total) if together else total
         if not allow_nondeterministic:

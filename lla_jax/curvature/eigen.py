@@ -136,7 +136,7 @@ def eigenpairs(
             if on_partial is not None and s.known and s.basis is not None:
                 on_partial(_partial(s, H, goal, recipe, stopped))
 
-        report = _progress.saving(progress, save_every, on_partial, lambda: hand_over("running"))
+        report = _progress.save_regularly(progress, save_every, on_partial, lambda: hand_over("running"))
 
         def after_step(products: int) -> None:
             check()
@@ -178,10 +178,10 @@ def _vector(coefficients: jax.Array, basis: PyTree, *, shards: Any) -> PyTree:
     """A Ritz vector, of norm 1 and with its largest entry positive."""
     vector = _lanczos.combine(coefficients, basis)
     leaves = jax.tree.leaves(vector)
-    high, low = (jnp.stack([_tree.wide(f(x)) for x in leaves]) for f in (jnp.max, jnp.min))  # no leaf is reshaped
+    high, low = (jnp.stack([_tree.widen(f(x)) for x in leaves]) for f in (jnp.max, jnp.min))  # no leaf is reshaped
     size = _tree.norm(vector)
     factor = jnp.where(high.max() >= -low.min(), 1, -1) / jnp.where(size > 0, size, 1)
-    return sharding.pinned(jax.tree.map(lambda x: x * factor.astype(x.dtype), vector), shards)
+    return sharding.constrain(jax.tree.map(lambda x: x * factor.astype(x.dtype), vector), shards)
 
 
 @jax.jit

@@ -178,7 +178,7 @@ def _is_complete(s: Search, ritz: Ritz, goal: Goal) -> bool:
 @partial(jax.jit, static_argnames=("more", "shards"))
 def _pad(basis: PyTree, *, more: int, shards: Any) -> PyTree:
     longer = jax.tree.map(lambda q: jnp.pad(q, [(0, more), *[(0, 0)] * (q.ndim - 1)]), basis)
-    return sharding.pinned(longer, shards)
+    return sharding.constrain(longer, shards)
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="shards")
@@ -204,7 +204,7 @@ def _mix_rows_from(basis: PyTree, new: jax.Array, start: Any, *, shards: Any) ->
 def _map_columns(f: Callable[[jax.Array], jax.Array], basis: PyTree, shards: Any) -> PyTree:
     """Every leaf with ``f``, which mixes its rows, applied: a piece at a time, in place, to save a second basis."""
     if shards is not None:
-        return sharding.pinned(jax.tree.map(f, basis), shards)
+        return sharding.constrain(jax.tree.map(f, basis), shards)
 
     def leaf(q: jax.Array) -> jax.Array:
         if q.size <= q.shape[0] * PIECE:

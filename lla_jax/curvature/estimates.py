@@ -405,7 +405,7 @@ def _merge(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
 
     pairs = jax.tree.map(each, so_far.mean, so_far.squares, draws)
     mean, squares = (jax.tree.map(lambda _, pair, i=i: pair[i], so_far.mean, pairs) for i in (0, 1))
-    norms = _tree.dot(mean, mean), sum(jnp.sum(_tree.wide(x)) for x in jax.tree.leaves(squares))
+    norms = _tree.dot(mean, mean), sum(jnp.sum(_tree.widen(x)) for x in jax.tree.leaves(squares))
     return Moments(num, mean, squares), count, norms
 
 

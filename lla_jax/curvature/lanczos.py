@@ -96,7 +96,7 @@ def inner(basis: PyTree, vector: PyTree) -> jax.Array:
     """Q'w: the inner products ``(m,)`` of a vector with the rows of a basis, in float32 at least."""
     leaves = zip(jax.tree.leaves(basis), jax.tree.leaves(vector), strict=True)
     # multiply and sum, not a matrix product: over 10^7 entries XLA's on a CPU keeps three digits, this all
-    return sum(jnp.sum(_tree.wide(q) * _tree.wide(w), tuple(range(1, q.ndim))) for q, w in leaves)  # type: ignore
+    return sum(jnp.sum(_tree.widen(q) * _tree.widen(w), tuple(range(1, q.ndim))) for q, w in leaves)  # type: ignore
 
 
 def combine(coefficients: jax.Array, basis: PyTree) -> PyTree:
@@ -263,7 +263,7 @@ def _on_device(H: LinearOperator, basis: PyTree, start: _Start, *, window: bool,
 @partial(jax.jit, static_argnames="shards")
 def _from_host(basis: PyTree, product: PyTree, scale: Any, *, shards: Any) -> tuple[Any, ...]:
     unit, (h,), beta, size = orthogonal((basis,), product, scale)
-    unit = sharding.pinned(unit, shards)
+    unit = sharding.constrain(unit, shards)
     return jax.tree.map(lambda x: x[None], (unit, h, beta, size))
 
 
@@ -351,8 +351,8 @@ def random(H: Operator, key: jax.Array, number: int, distribution: str) -> PyTre
 def begin(vector: PyTree, *, rows: int, shards: Any = None) -> PyTree:
     """A basis of ``rows`` rows: the first is the vector scaled to norm 1, the others are zero."""
     unit, _ = _normalize(vector, _tree.norm(vector), 0)
-    blank = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), _tree.wide(x).dtype), unit)
-    return sharding.pinned(_put(sharding.pinned(blank, shards), 0, unit), shards)
+    blank = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), _tree.widen(x).dtype), unit)
+    return sharding.constrain(_put(sharding.constrain(blank, shards), 0, unit), shards)
 
 
 @partial(jax.jit, static_argnames="rows")

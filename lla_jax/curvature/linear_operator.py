@@ -154,7 +154,7 @@ class Operator(abc.ABC):
         """(bytes of one vector, bytes free on its device)."""
         mesh = self.multiplier.mesh
         free = devices.free_bytes(jax.local_devices()[0] if mesh is None else mesh.devices.flat[0])
-        return self.space.nbytes, processes.least(free) if self.together else free
+        return self.space.nbytes, processes.minimum(free) if self.together else free
 
     @abc.abstractmethod
     def centre(self) -> PyTree:
@@ -224,14 +224,14 @@ def as_arrays(params: PyTree) -> PyTree:
     Raises:
       ValueError: a leaf that is not real, floating and finite.
     """
-    _tree.check_real(sharding.viewed(params))
+    _tree.check_real(sharding.view_on_host(params))
     return jax.tree.map(lambda x: x if hasattr(x, "dtype") else np.asarray(x, jnp.result_type(x)), params)
 
 
 def describe_params(params: PyTree) -> Recipe:
     """Parameters as an operator's recipe holds them."""
     size = sum(x.size for x in jax.tree.leaves(params))
-    return {"fingerprint": recipes.fingerprint(sharding.viewed(params)), "size": size}
+    return {"fingerprint": recipes.fingerprint(sharding.view_on_host(params)), "size": size}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -324,7 +324,7 @@ def halve(compute: Callable[[int, int], Any], lo: int, hi: int) -> list[Any]:
     try:
         return [compute(lo, hi)]
     except Exception as error:
-        if hi - lo == 1 or not devices.out_of_memory(error):
+        if hi - lo == 1 or not devices.is_out_of_memory(error):
             raise
     middle = (lo + hi) // 2
     return halve(compute, lo, middle) + halve(compute, middle, hi)

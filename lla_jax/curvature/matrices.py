@@ -35,7 +35,7 @@ class Matrix:
       sample: for the Fisher matrix, ``sample(key, outputs, example) -> example`` with a target drawn from the model;
         None takes the targets of the data.
       samples: draws per example.
-      lowered: whether the model is rewritten for a CPU by ``rewriting.lowered``.
+      lowered: whether the model is rewritten for a CPU by ``rewriting.rewrite_for_derivatives``.
     """
 
     kind: str
@@ -74,7 +74,7 @@ def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: losses.Block
     def model(moving: PyTree) -> Any:
         return losses.outputs_of(loss, merge(params, moving, matrix.leaf_mask), loss.state, block, matrix.train)[0]
 
-    outputs = rewriting.lowered(model, start) if matrix.lowered else model
+    outputs = rewriting.rewrite_for_derivatives(model, start) if matrix.lowered else model
     if matrix.kind == "hessian":
 
         def total(moving: PyTree) -> tuple[Any, Any]:
@@ -121,7 +121,7 @@ def _fisher(
 ) -> Callable:
     def draw_targets(number: Any) -> Any:  # a batch with targets of its own
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, number), block.index)
-        with losses.noting("sample", "sample(key, outputs, example) for one example", block):
+        with losses.note_call("sample", "sample(key, outputs, example) for one example", block):
             return jax.vmap(matrix.sample)(keys, jax.lax.stop_gradient(outputs(start)), block.batch)
 
     batches = block.batch if matrix.sample is None else jax.vmap(draw_targets)(jnp.arange(matrix.samples))

@@ -220,7 +220,7 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
     wide = [jax.dtypes.canonicalize_dtype(jnp.promote_types(d, jnp.float32)) for d in dtypes]
     shapes = tuple((tuple(np.shape(x)), d) for x, d in zip(leaves, wide, strict=True))
     mesh = sharding.mesh_of(like)
-    shards = None if mesh is None else tuple(sharding.of(x, mesh) for x in leaves)
+    shards = None if mesh is None else tuple(sharding.sharding_of(x, mesh) for x in leaves)
     by = Multiplier(None, static(product) if traceable else None, None, traceable and not shards)
     space = Space(structure, shapes, shards)
     if traceable:
@@ -375,4 +375,4 @@ def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) 
             f"params: {', '.join(half)} given, and curvature is computed in it, to two or three digits; cast them to "
             "float32 for more"
         )
-    return Matrix(kind, tuple(_tree.selected(select, params)), batch_stats == "batch"), params
+    return Matrix(kind, tuple(_tree.select_leaves(select, params)), batch_stats == "batch"), params

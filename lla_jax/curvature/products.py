@@ -148,7 +148,7 @@ def sums(by: Multiplier, common: Any, space: Space, block: Any, v: PyTree) -> An
         if by.matrix is None:
             return by.product(v if space.scale is None else times(space.scale, v), *common)
         product, rest = _block_sums(by, common, block, _displacement(by, common, space, v)[1])
-        return space.pin(jax.tree.map(_tree.wide, product)), rest
+        return space.pin(jax.tree.map(_tree.widen, product)), rest
 
 
 def finish(by: Multiplier, common: Any, space: Space, v: PyTree, total: Any) -> PyTree:

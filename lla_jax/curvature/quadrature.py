@@ -141,7 +141,7 @@ def spectrum(
             if on_partial is not None and s.done.any():
                 on_partial(_result(s, recipe | {"complete": False, "stopped": stopped}, H, _state(s, scheme)))
 
-        report = _progress.saving(progress, save_every, on_partial, lambda: hand_over("running"))
+        report = _progress.save_regularly(progress, save_every, on_partial, lambda: hand_over("running"))
 
         def after_step(products: int, total: int) -> None:
             check()
@@ -205,7 +205,7 @@ def _run_groups(
             try:
                 _advance(s, H, window)
             except Exception as error:
-                if s.at or s.group == 1 or not devices.out_of_memory(error):
+                if s.at or s.group == 1 or not devices.is_out_of_memory(error):
                     raise
                 s.basis = None
                 s.group = max(g for g in range(1, s.group) if s.group % g == 0)

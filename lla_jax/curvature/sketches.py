@@ -60,7 +60,7 @@ def _draw_rows(space: Space, key: jax.Array, numbers: Any, *, distribution: str)
     return rows(draw(space, key, numbers, distribution=distribution), space)
 
 
-def drawn(H: Operator, key: jax.Array, numbers: np.ndarray, distribution: str) -> Any:
+def draw_rows(H: Operator, key: jax.Array, numbers: np.ndarray, distribution: str) -> Any:
     """The random vectors with these numbers, "normal" or "rademacher", as rows (b, n)."""
     return H.space.wait_for(H.place(_draw_rows(H.space, key, numbers, distribution=distribution)))
 
@@ -224,7 +224,7 @@ def widen(
       kind: distribution of the test vectors.
     """
     space = times.H.space
-    noisy = new = _noisy(images, drawn(times.H, noise, numbers, "normal"))
+    noisy = new = _noisy(images, draw_rows(times.H, noise, numbers, "normal"))
     for _ in range(2):  # once leaves an error of eps times the condition number; twice is enough (Kahan)
         for block in sketch.basis:
             new = space.wait_for(_without(block, new))
@@ -236,7 +236,7 @@ def widen(
     own = gram(new, image)
     inside, product = (np.zeros((count(new), 0)) for _ in range(2))
     for each in sketch.tests:
-        tests = drawn(times.H, test, each, kind)
+        tests = draw_rows(times.H, test, each, kind)
         inside = np.concatenate([inside, gram(new, tests)], 1)
         product = np.concatenate([product, gram(image, tests)], 1)
     return sketch._replace(
@@ -270,7 +270,7 @@ def _numbers(sketch: Sketch, size: int) -> np.ndarray:
 def grow_for_xtrace(sketch: Sketch, times: ProductCounter, keys: jax.Array, size: int) -> Sketch:
     """Grow basis and tests together: the vectors whose products make the basis are the test vectors."""
     numbers = _numbers(sketch, size)
-    vectors = drawn(times.H, keys[0], numbers, "normal")
+    vectors = draw_rows(times.H, keys[0], numbers, "normal")
     images = times(vectors)
     sketch = widen(sketch, times, images, numbers, keys[2], keys[0], "normal")
     return add_tests(sketch, vectors, images, numbers)
@@ -279,7 +279,7 @@ def grow_for_xtrace(sketch: Sketch, times: ProductCounter, keys: jax.Array, size
 def grow_for_hutch(sketch: Sketch, times: ProductCounter, keys: jax.Array, size: int) -> Sketch:
     """Grow basis and tests together: the test vectors are others than those whose products make the basis."""
     numbers = _numbers(sketch, size)
-    images = times(drawn(times.H, keys[0], numbers, "rademacher"))
+    images = times(draw_rows(times.H, keys[0], numbers, "rademacher"))
     sketch = widen(sketch, times, images, numbers, keys[2], keys[1], "rademacher")
     return draw_tests(sketch, times, keys[1], size)
 
@@ -287,7 +287,7 @@ def grow_for_hutch(sketch: Sketch, times: ProductCounter, keys: jax.Array, size:
 def draw_tests(sketch: Sketch, times: ProductCounter, key: jax.Array, size: int) -> Sketch:
     """Draw more test vectors, of signs, and leave the basis as it is."""
     numbers = _numbers(sketch, size)
-    tests = drawn(times.H, key, numbers, "rademacher")
+    tests = draw_rows(times.H, key, numbers, "rademacher")
     return add_tests(sketch, tests, times(tests), numbers)
 
 

@@ -32,7 +32,7 @@ class Space:
 
     treedef: Any = field(metadata={"static": True})
     shapes: tuple[tuple[tuple[int, ...], Any], ...] = field(metadata={"static": True})
-    shards: sharding.Shards | None = field(default=None, metadata={"static": True})
+    shards: sharding.Shardings | None = field(default=None, metadata={"static": True})
     scale: PyTree = None
 
     def __repr__(self) -> str:
@@ -65,7 +65,7 @@ class Space:
         """Bytes of one vector; if it is sharded, on one device."""
         shapes = [s for s, _ in self.shapes]
         if self.shards is not None:
-            shapes = sharding.shapes(shapes, self.shards)
+            shapes = sharding.shard_shapes(shapes, self.shards)
         return sum(int(np.prod(s)) * np.dtype(d).itemsize for s, (_, d) in zip(shapes, self.shapes, strict=True))
 
     def tree(self, leaves: Any) -> PyTree:
@@ -110,12 +110,12 @@ class Space:
 
     def pin(self, tree: PyTree) -> PyTree:
         """The same vector, or stacked vectors, which the compiler is told to shard like the parameters; within jit."""
-        return sharding.pinned(tree, self.shards)
+        return sharding.constrain(tree, self.shards)
 
     def place(self, tree: PyTree, mesh: Mesh | None) -> PyTree:
         """The vectors on the devices: sharded like the parameters, or on every device of a mesh."""
         if self.shards is not None:
-            return sharding.placed(tree, self.shards)
+            return sharding.place(tree, self.shards)
         return tree if mesh is None else devices.replicate(tree, mesh)
 
     def wait_for(self, tree: PyTree) -> PyTree:
@@ -123,7 +123,7 @@ class Space:
 
         Two programs there that both talk from device to device may wait for each other forever.
         """
-        return tree if self.shards is None else sharding.settled(tree)
+        return tree if self.shards is None else sharding.wait_on_cpu(tree)
 
 
 @partial(jax.jit, static_argnames="distribution")

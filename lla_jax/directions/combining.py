@@ -35,7 +35,7 @@ def select(axes: Directions, pattern: Select) -> Directions:
     leaves, structure = jax.tree.flatten(axes.tree)
     shapes = [jax.ShapeDtypeStruct(shape[1:], dtype) for shape, dtype in map(_tree.shape_dtype, leaves)]
     like = jax.tree.unflatten(structure, shapes)
-    chosen = _tree.selected(pattern, like)
+    chosen = _tree.select_leaves(pattern, like)
     after = len(axes.recipe.get("normalize", []))
     step = {**_tree.describe(pattern, like, chosen), "after": after}
     recipe = Recipe(axes.recipe, restrict=[*axes.recipe.get("restrict", []), step])

@@ -51,7 +51,7 @@ def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | Non
     key = arguments.single_key(key)
     _tree.check_real(params)
     num = arguments.check_integer("num", num, remedy="the number of directions, such as 2")
-    chosen = _tree.selected(select, params)
+    chosen = _tree.select_leaves(select, params)
     tree, fingerprint, dtype = _draw(key, params, num, chosen)
     recipe = Recipe(
         kind="random",
@@ -165,7 +165,7 @@ def _check_fingerprint(subject: str, now: Any, then: Any, remedy: str) -> None:
 
 
 def _selection_again(description: Mapping[str, Any] | None, params: PyTree) -> list[bool]:
-    return _tree.selected(None if description is None else _select_paths(description["paths"]), params)
+    return _tree.select_leaves(None if description is None else _select_paths(description["paths"]), params)
 
 
 def _select_paths(names: Sequence[Path]) -> Select:
@@ -211,8 +211,8 @@ def orthogonal(
 
 @jax.jit
 def _orthogonal_pair(fixed: list[Any], drawn: list[Any]) -> list[jax.Array]:
-    along = [_tree.wide(x) for x in fixed]
-    rest = [_tree.wide(x) for x in drawn]
+    along = [_tree.widen(x) for x in fixed]
+    rest = [_tree.widen(x) for x in drawn]
     before = _tree.norm(rest)
     square = _tree.dot(along, along)
     for _ in range(2):

@@ -90,7 +90,7 @@ def normalize(
     axes_of, axes_name = _filter_function(filter_axis, params)
     names = _tree.paths(params)
     filters = [_filter_axes(axes_of, path, leaf) for path, leaf in zip(names, weights)]
-    excluded = [False] * len(names) if exclude is None else _tree.selected(exclude, params)
+    excluded = [False] * len(names) if exclude is None else _tree.select_leaves(exclude, params)
     treatments = tuple(
         _treatment(by, one_dim, leaf_axes, np.ndim(leaf), keep)
         for leaf_axes, leaf, keep in zip(filters, weights, excluded)
@@ -220,7 +220,7 @@ def _treatment(by: str, one_dim: str, filters: tuple[int, ...] | None, ndim: int
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _scale(d: list[Any], w: list[Any], treatments: tuple, order: int, unit: bool) -> list[jax.Array]:
     """Scale the leaves d of directions to the weights w, each by its treatment."""
-    wide_d, wide_w = [_tree.wide(x) for x in d], [_tree.wide(x) for x in w]
+    wide_d, wide_w = [_tree.widen(x) for x in d], [_tree.widen(x) for x in w]
     factor = _model_factor(wide_d, wide_w, treatments, order, unit) if "model" in treatments else jnp.ones(())
     scaled = []
     for x, weight, treatment in zip(wide_d, wide_w, treatments):

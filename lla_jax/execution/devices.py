@@ -69,7 +69,7 @@ def data_shards(execution: Execution, devices: Sequence[Any], points: int, nbyte
     return next((d for d in divisors if d >= least and nbytes / d <= half), many)
 
 
-def over_points(step: Callable, mesh: Mesh, split: Sequence[bool | str]) -> Callable:
+def shard_over_points(step: Callable, mesh: Mesh, split: Sequence[bool | str]) -> Callable:
     """``step`` on every device of the mesh, with its part of the arguments, which are cut along their leading axis.
 
     Args:
@@ -102,7 +102,7 @@ def split_rows(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.device_put(pad_rows(tree, rows), NamedSharding(mesh, PartitionSpec(DATA)))
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that a device or the host ran out of memory."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 

@@ -17,7 +17,7 @@ import numpy as np
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
 from lla_jax.core.data import cuts
 from lla_jax.core.types import Execution, PyTree
-from lla_jax.execution.devices import out_of_memory
+from lla_jax.execution.devices import is_out_of_memory
 
 BLOCKS_PER_CALL = 256
 MOST_REMEMBERED = 256
@@ -58,7 +58,7 @@ class Plan:
         return None
 
 
-def check(execution: Execution) -> None:
+def check_for_landscape(execution: Execution) -> None:
     """Raise a ValueError if a field has a wrong value, or is one that a landscape does not read."""
     readers = "operators (lla.hessian, lla.ggn, lla.fisher, lla.per_layer, lla.convexity)"
     _check_fields(execution, OPERATOR_FIELDS, "a landscape", readers)
@@ -109,7 +109,7 @@ def candidates(
     rows: int,
     row_bytes: int,
     param_bytes: int,
-    whole: bool,
+    uncut: bool,
     sharable: bool,
     scannable: bool,
     on_cpu: bool,
@@ -122,7 +122,7 @@ def candidates(
       rows: examples in a batch.
       row_bytes: bytes of the largest intermediate value per example and point.
       param_bytes: bytes of the parameters.
-      whole: whether the batch must not be cut (batch statistics, batch-coupled losses).
+      uncut: whether the batch must not be cut (batch statistics, batch-coupled losses).
       sharable: whether the affine part can be shared between points.
       scannable: whether blocks may be looped over on the device, as without convolutions.
       on_cpu: whether the devices are CPUs, where caches matter more than occupancy.
@@ -159,7 +159,7 @@ def candidates(
         share = sharable and (chunk > 1 if execution.share == "auto" else bool(execution.share))
         plan = Plan(
             chunk,
-            rows if whole else min(microbatch, rows),
+            rows if uncut else min(microbatch, rows),
             "map" if chunk == 1 else loop,
             share,
             (scannable or not on_cpu) if execution.scan == "auto" else bool(execution.scan),
@@ -172,7 +172,7 @@ def candidates(
 _REMEMBERED: dict[Hashable, Plan] = {}
 
 
-def choose(
+def choose_fastest(
     remember: Hashable, plans: Callable[[], Sequence[Plan]], seconds: Callable[[Plan], float], total: float
 ) -> Plan:
     """The fastest plan, or a better guess that is nearly as fast; timed once per key and process.
@@ -193,7 +193,7 @@ def choose(
         try:
             taken = seconds(plan)
         except Exception as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             continue
         if taken < FASTER * best_seconds:
@@ -204,7 +204,7 @@ def choose(
     return best
 
 
-def timed(call: Callable[[], Any]) -> float:
+def time_call(call: Callable[[], Any]) -> float:
     """The least seconds of a call, after one that compiles; the shorter the call, the more often it is repeated."""
     jax.block_until_ready(call())
     best, spent, repeats = np.inf, 0.0, 0
@@ -223,7 +223,7 @@ def pad_points(points: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([points, np.repeat(points[-1:], size - len(points), 0)]) if len(points) < size else points
 
 
-def chunks(compute: Callable[[Plan, int, int], None], start: int, end: int, plan: Plan, width: int) -> Plan:
+def run_chunks(compute: Callable[[Plan, int, int], None], start: int, end: int, plan: Plan, width: int) -> Plan:
     """Call ``compute(plan, lo, hi)`` for every chunk of the points [start, end), and return the plan at the end.
 
     A chunk has ``plan.chunk`` points for each of ``width`` devices. If a device runs out of memory, chunks are halved
@@ -235,7 +235,7 @@ def chunks(compute: Callable[[Plan, int, int], None], start: int, end: int, plan
         try:
             compute(plan, lo, hi)
         except Exception as error:
-            smaller = plan.smaller() if out_of_memory(error) else None
+            smaller = plan.smaller() if is_out_of_memory(error) else None
             if smaller is None:
                 raise
             plan = smaller
@@ -244,7 +244,9 @@ def chunks(compute: Callable[[Plan, int, int], None], start: int, end: int, plan
     return plan
 
 
-def calls(plan: Plan, rows: int, count: int, batch_size: int | None, uncut: bool) -> Iterator[tuple[Plan, np.ndarray]]:
+def split_calls(
+    plan: Plan, rows: int, count: int, batch_size: int | None, uncut: bool
+) -> Iterator[tuple[Plan, np.ndarray]]:
     """(plan, starts of the blocks) of every call over one batch; every row is in exactly one block.
 
     Args:

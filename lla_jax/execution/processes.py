@@ -118,7 +118,7 @@ def _total(tree: PyTree) -> PyTree:
     try:
         sums = jax.block_until_ready(_sum_rows(jax.tree.map(part, tree), mesh=mesh))
     except Exception as error:  # jax raises one of several types
-        if devices.out_of_memory(error):
+        if devices.is_out_of_memory(error):
             raise
         _STATE["failed"] = True
         raise Lost(_describe_loss(wait=3.0)) from error
@@ -153,13 +153,13 @@ def agree(**items: str) -> None:
             )
 
 
-def combined(digest: str) -> str:
+def combine_digests(digest: str) -> str:
     """One fingerprint from the fingerprints of all processes, in the order of the processes."""
     table = gather(np.frombuffer(hashlib.blake2b(digest.encode(), digest_size=8).digest(), np.uint32))
     return hashlib.blake2b(table.tobytes(), digest_size=8).hexdigest()
 
 
-def cut(rows: int) -> tuple[int, int]:
+def locate_rows(rows: int) -> tuple[int, int]:
     """(index of this process's first row, number of rows of all processes), from the number of its own rows."""
     counts = gather(rows).astype(np.int64)
     return int(counts[: jax.process_index()].sum()), int(counts.sum())
@@ -171,7 +171,7 @@ def _checksum(tree: PyTree) -> jax.Array:
     return jnp.stack([x.sum(dtype=jnp.uint32) for x in bits])
 
 
-def total_of(vector: PyTree, tree: PyTree) -> PyTree:
+def total_for(vector: PyTree, tree: PyTree) -> PyTree:
     """``total(tree)``, after a check that all processes have the same ``vector``.
 
     Raises:
@@ -190,7 +190,7 @@ def total_of(vector: PyTree, tree: PyTree) -> PyTree:
     return sums
 
 
-def least(number: int) -> int:
+def minimum(number: int) -> int:
     """The least number of bytes of all processes."""
     return int(gather(min(number >> 20, 2**32 - 1)).min()) << 20
 

@@ -10,7 +10,7 @@ Progress = Callable[[float, float | None], None]
 """``progress(done, total)``, called on the way; the total is None where it is unknown."""
 
 
-def span(progress: Any, start: int, length: int, total: int) -> Any:
+def report_part(progress: Any, start: int, length: int, total: int) -> Any:
     """A progress callback for ``length`` points, from number ``start`` on, of a longer computation; None stays None."""
     if progress is None:
         return None
@@ -21,7 +21,7 @@ def span(progress: Any, start: int, length: int, total: int) -> Any:
     return report
 
 
-def saving(progress: Progress | None, every: Any, on_partial: Any, save: Callable[[], None]) -> Progress | None:
+def save_regularly(progress: Progress | None, every: Any, on_partial: Any, save: Callable[[], None]) -> Progress | None:
     """``progress``, which also calls ``save`` about every ``every`` seconds.
 
     Raises:

@@ -1,11 +1,11 @@
 """Passes that rewrite the jaxpr of a function: affine values shared by all points, and faster forms of two operations.
 
 On the plane theta + a d1 + b d2 every linear image of the weights is affine in (a, b): the output of the first layer is
-u0 + a u1 + b u2 with u_i = x @ d_i (and u0 = x @ theta). ``affine`` finds all such values in the jaxpr of a function of
-the parameters, whatever framework wrote it, and computes their k + 1 parts once per block of data: only the rest, from
-the first nonlinearity on, is computed at every point. Values are equal to rounding, and for finite data exactly
-equal at the centre. ``values_only`` and ``lowered`` give convolutions and max pooling forms that are fast on a CPU, the
-one for values and the other for derivatives.
+u0 + a u1 + b u2 with u_i = x @ d_i (and u0 = x @ theta). ``share_affine`` finds all such values in the jaxpr of a
+function of the parameters, whatever framework wrote it, and computes their k + 1 parts once per block of data: only the
+rest, from the first nonlinearity on, is computed at every point. Values are equal to rounding, and for finite data
+exactly equal at the centre. ``rewrite_for_values`` and ``rewrite_for_derivatives`` give convolutions and max pooling
+forms that are fast on a CPU, the one for values and the other for derivatives.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def _widens(eqn: Any) -> bool:
     return jnp.issubdtype(new, jnp.floating) and all(jnp.promote_types(old, new) == new for old in dtypes)
 
 
-def affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Callable[[Any], Any]:
+def share_affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Callable[[Any], Any]:
     """``h(coord) = f(params + sum_i coord_i d_i)``; values that are affine in ``coord`` are computed here, once.
 
     Args:
@@ -241,7 +241,7 @@ def affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Ca
 SLICES_MOST = 16  # entries of a pooling window
 
 
-def values_only(f: Callable[..., Any]) -> Callable[..., Any]:
+def rewrite_for_values(f: Callable[..., Any]) -> Callable[..., Any]:
     """``f`` with max pooling and convolutions in a form that is fast on a CPU, for evaluation only.
 
     Custom derivative rules are inlined. A function with nothing to rewrite stays as it is.
@@ -319,7 +319,7 @@ class _Moving:
         self.value = value
 
 
-def lowered(f: Callable[[PyTree], Any], params: PyTree) -> Callable[[PyTree], Any]:
+def rewrite_for_derivatives(f: Callable[[PyTree], Any], params: PyTree) -> Callable[[PyTree], Any]:
     """``f`` with convolutions and max pooling in forms that are faster on a CPU, also in derivatives.
 
     Convolutions of the data, whose input does not depend on the parameters, become patches times kernel: XLA is slow

@@ -17,10 +17,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import PyTree
 
-Shards = tuple[NamedSharding, ...]
+Shardings = tuple[NamedSharding, ...]
 
 
-def spread(leaf: Any) -> bool:
+def is_sharded(leaf: Any) -> bool:
     """Whether a leaf is an array of which devices may hold different parts."""
     sharding = leaf.sharding if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) else None
     if isinstance(sharding, NamedSharding):
@@ -34,7 +34,7 @@ def mesh_of(tree: PyTree) -> Mesh | None:
     Raises:
       ValueError: leaves are sharded over different meshes, without names of axes, or over several processes.
     """
-    sharded = [x for x in jax.tree.leaves(tree) if spread(x)]
+    sharded = [x for x in jax.tree.leaves(tree) if is_sharded(x)]
     if not sharded:
         return None
     if not all(isinstance(x.sharding, NamedSharding) for x in sharded):
@@ -53,26 +53,26 @@ def mesh_of(tree: PyTree) -> Mesh | None:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
 
-def kept(tree: PyTree, mesh: Mesh, name: str) -> PyTree:
+def keep_on_mesh(tree: PyTree, mesh: Mesh, name: str) -> PyTree:
     """The tree on the mesh: sharded leaves stay as they are, and others go to every device.
 
     Raises:
       ValueError: a leaf is sharded over other devices than the mesh's, or by names that it does not have.
     """
     for leaf in jax.tree.leaves(tree):
-        sharding = leaf.sharding if spread(leaf) else None
+        sharding = leaf.sharding if is_sharded(leaf) else None
         if sharding is not None and (not isinstance(sharding, NamedSharding) or sharding.mesh.shape != mesh.shape):
             raise Misuse(
                 name,
                 f"has a leaf sharded as {sharding}, and the parameters lie on the mesh {mesh.shape}; use one mesh for "
                 "parameters and data",
             )
-    return jax.tree.map(lambda x: jax.device_put(x, of(x, mesh)), tree)
+    return jax.tree.map(lambda x: jax.device_put(x, sharding_of(x, mesh)), tree)
 
 
-def of(leaf: Any, mesh: Mesh) -> NamedSharding:
+def sharding_of(leaf: Any, mesh: Mesh) -> NamedSharding:
     """The sharding of a leaf, with an entry for every axis; a leaf that is not sharded is on every device."""
-    spec = leaf.sharding.spec if spread(leaf) else ()
+    spec = leaf.sharding.spec if is_sharded(leaf) else ()
     return NamedSharding(mesh, PartitionSpec(*spec, *[None] * (np.ndim(leaf) - len(spec))))
 
 
@@ -81,38 +81,38 @@ def _with_leading_axes(ndim: int, shard: NamedSharding) -> NamedSharding:
     return NamedSharding(shard.mesh, PartitionSpec(*[None] * (ndim - len(shard.spec)), *shard.spec))
 
 
-def _map(f: Any, tree: PyTree, shards: Shards) -> PyTree:
+def _map(f: Any, tree: PyTree, shards: Shardings) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     shardings = [_with_leading_axes(np.ndim(x), shard) for x, shard in zip(leaves, shards, strict=True)]
     return jax.tree.unflatten(structure, list(map(f, leaves, shardings)))
 
 
-def pinned(tree: PyTree, shards: Shards | None) -> PyTree:
+def constrain(tree: PyTree, shards: Shardings | None) -> PyTree:
     """The same tree, which the compiler shards as given; within jit."""
     return tree if shards is None else _map(jax.lax.with_sharding_constraint, tree, shards)
 
 
-def placed(tree: PyTree, shards: Shards) -> PyTree:
+def place(tree: PyTree, shards: Shardings) -> PyTree:
     """Arrays of jax or numpy on the devices of their shardings."""
     return _map(jax.device_put, tree, shards)
 
 
-def settled(tree: PyTree) -> PyTree:
+def wait_on_cpu(tree: PyTree) -> PyTree:
     """The tree; on a CPU, whose devices share its cores, only after it is computed."""
     on_cpu = next(iter(jax.tree.leaves(tree)[0].devices())).platform == "cpu"
     return jax.block_until_ready(tree) if on_cpu else tree
 
 
-def zeros(num: int, like: Any, shards: Shards | None) -> jax.Array:
+def zeros(num: int, like: Any, shards: Shardings | None) -> jax.Array:
     """``num`` stacked arrays of zeros like a parameter, and sharded like it if ``shards`` is given."""
     device = None
     if shards is not None:
         assert isinstance(shards[0].mesh, Mesh)
-        device = _with_leading_axes(like.ndim + 1, of(like, shards[0].mesh))
+        device = _with_leading_axes(like.ndim + 1, sharding_of(like, shards[0].mesh))
     return jnp.zeros((num, *like.shape), like.dtype, device=device)
 
 
-def shapes(leaves: Sequence[tuple[int, ...]], shards: Shards) -> list[tuple[int, ...]]:
+def shard_shapes(leaves: Sequence[tuple[int, ...]], shards: Shardings) -> list[tuple[int, ...]]:
     """The shapes of the parts of leaves that one device holds; on CPUs, which share memory, that all devices hold.
 
     Args:
@@ -138,6 +138,6 @@ class _OnHost:
         return array if dtype is None else array.astype(dtype)
 
 
-def viewed(tree: PyTree) -> PyTree:
+def view_on_host(tree: PyTree) -> PyTree:
     """The tree for functions that read it on the host leaf by leaf, without leaving copies there."""
-    return jax.tree.map(lambda x: _OnHost(x) if spread(x) else x, tree)
+    return jax.tree.map(lambda x: _OnHost(x) if is_sharded(x) else x, tree)

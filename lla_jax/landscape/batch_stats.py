@@ -129,7 +129,7 @@ def batch_statistics(
         return plans.map_points(one, coords, loop)
 
     split = (False, False, False, True, False, False, False)
-    return devices.over_points(run, mesh, split)(loss, *points[:3], rows.data, rows.starts, rows.offset)
+    return devices.shard_over_points(run, mesh, split)(loss, *points[:3], rows.data, rows.starts, rows.offset)
 
 
 def _leaves(tree: PyTree) -> list[np.ndarray]:

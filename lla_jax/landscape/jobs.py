@@ -96,7 +96,7 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
     Raises:
       ValueError: arguments that do not fit together, naming the argument.
     """
-    plans.check(task.execution)
+    plans.check_for_landscape(task.execution)
     _tree.check_real(params)
     task = tasks.check(task)
     counts = {p: None if isinstance(d, Stream) else _data.num_examples(d) for p, d in task.sets.items()}

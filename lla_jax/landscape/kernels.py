@@ -95,15 +95,15 @@ def sums_at_points(
         outputs, _ = _losses.outputs_of(loss, p, state, block, formula.train)
         packed = {"loss": _losses.pack(_losses.loss_sums(loss, outputs, block))}
         for name, metric in formula.metrics:
-            with _losses.noting(f"the metric {name!r}", "f(outputs, batch)", block):
+            with _losses.note_call(f"the metric {name!r}", "f(outputs, batch)", block):
                 result = metric(outputs, block.batch)
             packed[name] = _losses.pack(_losses.example_sums(name, result, block.mask))
         return packed
 
     if plan.share and states is None:
-        shared = rewriting.affine(lambda p: sums(p, loss.state), params, directions)
+        shared = rewriting.share_affine(lambda p: sums(p, loss.state), params, directions)
         return plans.map_points(shared, coords, plan.loop)
-    sums_of = rewriting.values_only(sums) if values_only else sums
+    sums_of = rewriting.rewrite_for_values(sums) if values_only else sums
     if states is None:
         return plans.map_points(lambda c: sums_of(formula.rule(params, directions, c), loss.state), coords, plan.loop)
     params_at = functools.partial(formula.rule, params, directions)
@@ -111,7 +111,7 @@ def sums_at_points(
 
 
 @functools.partial(jax.jit, static_argnames=("formula", "plan", "mesh"))
-def sums_step(
+def block_sums(
     loss: Loss, points: Points, blocks: Blocks, *, formula: Formula, plan: Plan, mesh: Mesh
 ) -> dict[str, Any]:
     """{name: (C, S, 7)}: the packed sums of S blocks of every data shard, at C points; S counts those of all shards."""
@@ -133,7 +133,7 @@ def sums_step(
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), sums)
 
     split = (False, False, False, True, True, devices.DATA if sharded else False, False, False, False)
-    return devices.over_points(run, mesh, split)(loss, *points, *blocks)
+    return devices.shard_over_points(run, mesh, split)(loss, *points, *blocks)
 
 
 @functools.partial(jax.jit, static_argnames=("formula", "loop", "mesh", "point_metrics"))
@@ -157,7 +157,7 @@ def point_values(
 
         return plans.map_points(one, coords, loop)
 
-    return devices.over_points(run, mesh, (False, False, False, True, False))(loss, *points[:3], key)
+    return devices.shard_over_points(run, mesh, (False, False, False, True, False))(loss, *points[:3], key)
 
 
 def losses(

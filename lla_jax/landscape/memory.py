@@ -11,12 +11,12 @@ from lla_jax.core import recipes
 from lla_jax.core.arguments import misuse
 from lla_jax.core.types import Landscape, Recipe
 from lla_jax.execution.plans import Plan
-from lla_jax.execution.progress import Progress, span
+from lla_jax.execution.progress import Progress, report_part
 from lla_jax.landscape import planning
 from lla_jax.landscape.grids import grid_points, is_same_grid
 from lla_jax.landscape.jobs import Job, group_size
 from lla_jax.landscape.means import Means
-from lla_jax.landscape.points import check_finite, evaluated
+from lla_jax.landscape.points import check_finite, compute_means
 
 log = logging.getLogger("lla_jax")
 
@@ -51,8 +51,8 @@ def compute(
         while done < job.num:
             last = min(done + group_size(job, plan), job.num)
             coords = grid_points(job.coords, done, last)
-            report = span(progress, done, last - done, job.num)
-            means, plan = evaluated(job, plan, coords, report, unfinished.append if job.has_stream else None)
+            report = report_part(progress, done, last - done, job.num)
+            means, plan = compute_means(job, plan, coords, report, unfinished.append if job.has_stream else None)
             table.put(means, slice(done, last), job.num)
             done = last
             if progress is not None:
@@ -81,7 +81,7 @@ def _resume(job: Job, resume: Landscape | None) -> tuple[Means, int]:
             for recipe, coords in ((then, resume.coords), (now, job.coords))
         )
     names = (*recipes.LANDSCAPE, "grid")
-    recipes.check_same("resume", "the partial landscape", then, now, names, recipes.AFRESH)
+    recipes.check_same("resume", "the partial landscape", then, now, names, recipes.START_ANEW)
     values, stderr = (
         {name: np.array(z, np.float64).reshape(-1) for name, z in part.items()}
         for part in (resume.values, resume.stderr)

@@ -111,7 +111,7 @@ def all_modes(
             rule=rule,
             metrics=metrics,
             execution=execution,
-            progress=_progress.span(progress, points * len(planes), points * len(by_name), total),
+            progress=_progress.report_part(progress, points * len(planes), points * len(by_name), total),
         )
         planes |= {name: plane for (_, name, _), plane in table.landscapes.items()}
     return planes

@@ -83,7 +83,7 @@ def _fastest_plan(job: Job, most: int) -> Plan:
             rows=rows,
             row_bytes=nbytes // few,
             param_bytes=sum(x.nbytes for x in jax.tree.leaves(job.params)),
-            whole=task.couples_examples,
+            uncut=task.couples_examples,
             sharable=task.rule.affine and job.momenta is None and _single_or_double(job.params),
             scannable="conv_general_dilated" not in primitives,
             on_cpu=job.mesh.devices.flat[0].platform == "cpu",
@@ -91,10 +91,10 @@ def _fastest_plan(job: Job, most: int) -> Plan:
 
     def seconds(plan: Plan) -> float:
         step, starts = _first_blocks(job, plan)
-        elapsed = plans.timed(lambda: _first_call(job, plan, step, starts))
+        elapsed = plans.time_call(lambda: _first_call(job, plan, step, starts))
         return elapsed / (plan.chunk * job.mesh.size * step.microbatch * len(starts))
 
-    return plans.choose(key, candidates, seconds, job.num * count)
+    return plans.choose_fastest(key, candidates, seconds, job.num * count)
 
 
 def _single_or_double(params: PyTree) -> bool:
@@ -104,7 +104,7 @@ def _single_or_double(params: PyTree) -> bool:
 def _first_blocks(job: Job, plan: Plan) -> tuple[Plan, np.ndarray]:
     """(plan, starts of the blocks) of the first call over the first piece."""
     rows = rows_per_device(job, job.first_piece.batch)
-    return next(plans.calls(plan, rows, job.first_piece.rows, job.task.batch_size, job.task.couples_examples))
+    return next(plans.split_calls(plan, rows, job.first_piece.rows, job.task.batch_size, job.task.couples_examples))
 
 
 def _first_call(job: Job, plan: Plan, step: Plan, starts: np.ndarray) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def choose_plan(job: Job, plan: Plan | None, most: int | None = None) -> tuple[P
         identity.update({name: float(_mean(np.asarray(x)[:1, :1])[0]) for name, x in sums.items()})
         recipe["probe_rows"] = min(step.microbatch, rows_per_device(job, job.first_piece.batch), job.first_piece.rows)
 
-    plan = plans.chunks(compute, 0, 1, plan, 1)
+    plan = plans.run_chunks(compute, 0, 1, plan, 1)
     values, plan = compute_point_values(job, plan, grid_points(job.reference_grid, 0, 1))
     one, two = (means["loss"][np.isfinite(calls[0]["loss"])] for means in (calls[0], calls[-1]))
     scale = np.maximum(np.abs(one), np.finfo(np.float32).tiny)

@@ -34,7 +34,7 @@ def _points(job: Job, plan: Plan, coords: np.ndarray, states: PyTree, lo: int, h
     return Points(job.params, job.directions, coords, states)
 
 
-def evaluated(
+def compute_means(
     job: Job,
     plan: Plan,
     coords: np.ndarray,
@@ -67,7 +67,7 @@ def evaluated(
                     packed = sums.setdefault(prefix + name, np.zeros((len(coords), total.shape[-1])))
                     packed[lo:hi] += total[: hi - lo]
 
-            plan = plans.chunks(compute, 0, len(coords), plan, job.point_shards)
+            plan = plans.run_chunks(compute, 0, len(coords), plan, job.point_shards)
     except BaseException:
         if on_partial is not None and sums:
             on_partial(_means_from_sums(job, sums, values))
@@ -94,7 +94,7 @@ def _read(job: Job, num: int, progress: Progress | None) -> Iterator[tuple[str, 
 
 def _sum_piece(job: Job, plan: Plan, points: Points, piece: Piece) -> dict[str, np.ndarray]:
     """{name: (C, 7)}: the packed sums of one piece at the points of one call."""
-    calls = plans.calls(
+    calls = plans.split_calls(
         plan, rows_per_device(job, piece.batch), piece.rows, job.task.batch_size, job.task.couples_examples
     )
     results = [sum_blocks(job, points, piece, step, starts) for step, starts in calls]
@@ -122,14 +122,14 @@ def compute_point_values(job: Job, plan: Plan, coords: np.ndarray) -> tuple[Valu
         for name, x in computed.items():
             values.setdefault(name, np.zeros(len(coords)))[lo:hi] = np.asarray(x)[: hi - lo]
 
-    plan = plans.chunks(compute, 0, len(coords), plan, job.point_shards)
+    plan = plans.run_chunks(compute, 0, len(coords), plan, job.point_shards)
     return values, plan
 
 
 def sum_blocks(job: Job, points: Points, piece: Piece, plan: Plan, starts: np.ndarray) -> dict[str, Any]:
     """The packed sums of some blocks of a piece at the points of one call."""
     blocks = Blocks(piece.batch, starts, np.int32(piece.rows), np.int32(piece.offset))
-    return kernels.sums_step(job.loss, points, blocks, formula=job.task.formula, plan=plan, mesh=job.mesh)
+    return kernels.block_sums(job.loss, points, blocks, formula=job.task.formula, plan=plan, mesh=job.mesh)
 
 
 def _reestimate_states(job: Job, plan: Plan, coords: np.ndarray) -> tuple[PyTree, Plan]:
@@ -160,7 +160,7 @@ def _reestimate_states(job: Job, plan: Plan, coords: np.ndarray) -> tuple[PyTree
             for x, y in zip(sums, total, strict=True):
                 x[lo:hi] += y
 
-        plan = plans.chunks(compute, 0, len(coords), plan, job.point_shards)
+        plan = plans.run_chunks(compute, 0, len(coords), plan, job.point_shards)
         weight += piece.rows
     return _batch_stats.restore_state(job.loss.state, sums, job.momenta or [], weight), plan
 

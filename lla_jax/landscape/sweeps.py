@@ -207,7 +207,7 @@ def compute_each(
     """
     for i in range(num):
         job, folder = next(each)
-        report = _progress.span(progress, i * job.num, job.num, num * job.num)
+        report = _progress.report_part(progress, i * job.num, job.num, num * job.num)
         if folder is None:
             plane = memory.compute(job, report, on_partial)
         else:

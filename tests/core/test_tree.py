@@ -56,19 +56,19 @@ class TestSelected:
         ],
     )
     def test_kinds(self, select, expected):
-        assert [p for p, chosen in zip(PATHS, _tree.selected(select, TREE)) if chosen] == expected
+        assert [p for p, chosen in zip(PATHS, _tree.select_leaves(select, TREE)) if chosen] == expected
 
     def test_double_star_includes_no_level(self):
-        assert _tree.selected("**/kernel", {"kernel": 1.0, "x": 2.0}) == [True, False]
+        assert _tree.select_leaves("**/kernel", {"kernel": 1.0, "x": 2.0}) == [True, False]
 
     @pytest.mark.parametrize("select", ["kernel", "Conv", [], "conv_0/*"])
     def test_nothing_matches(self, select):
         with pytest.raises(ValueError, match=r"matches no leaf.*Conv_0/bias, Conv_0/kernel"):
-            _tree.selected(select, TREE)
+            _tree.select_leaves(select, TREE)
 
     def test_unknown_kind(self):
         with pytest.raises(ValueError, match="select: 3 given; it must be a glob such as"):
-            _tree.selected(3, TREE)
+            _tree.select_leaves(3, TREE)
 
 
 class TestArithmetic:
@@ -186,11 +186,11 @@ class TestProperties:
 
     @given(trees, st.sampled_from(["**", "x", "y/*", "y/1", re.compile("0$"), ["x", "y/0"]]))
     def test_a_selection_and_its_complement_take_every_leaf_once(self, tree, select):
-        chosen = _tree.selected(select, tree)
+        chosen = _tree.select_leaves(select, tree)
         rest = [path for path, yes in zip(_tree.paths(tree), chosen, strict=True) if not yes]
         assert len(chosen) == len(jax.tree.leaves(tree))
         if rest:
-            assert [not yes for yes in chosen] == _tree.selected(rest, tree)
+            assert [not yes for yes in chosen] == _tree.select_leaves(rest, tree)
 
     @given(trees)
     def test_align_by_path_changes_no_leaf(self, tree):

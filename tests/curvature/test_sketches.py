@@ -24,7 +24,9 @@ class TestDefinitions:
                 keep = np.arange(N) % 3 > 0
                 H, A = masked(H, keep), A * np.outer(keep, keep)
             found = lla.trace(H, KEY, method="xtrace", rtol=0, max_products=32)
-            omega = np.asarray(sketches.drawn(H, jax.random.split(KEY, 3)[0], np.arange(16, dtype=np.uint32), "normal"))
+            omega = np.asarray(
+                sketches.draw_rows(H, jax.random.split(KEY, 3)[0], np.arange(16, dtype=np.uint32), "normal")
+            )
         each = []
         for i in range(16):
             others = np.delete(omega, i, 0)
@@ -41,7 +43,7 @@ class TestDefinitions:
             found = lla.trace(vector_operator(A), KEY, method="hutch++", rtol=0, max_products=48)
             keys = jax.random.split(KEY, 3)
             numbers = np.arange(16, dtype=np.uint32)
-            S, G = (np.asarray(sketches.drawn(vector_operator(A), k, numbers, "rademacher")) for k in keys[:2])
+            S, G = (np.asarray(sketches.draw_rows(vector_operator(A), k, numbers, "rademacher")) for k in keys[:2])
         q = np.linalg.qr(A @ S.T)[0]
         rest = G.T - q @ (q.T @ G.T)
         each = np.trace(q.T @ A @ q) + np.einsum("ij,ij->j", rest, A @ rest)

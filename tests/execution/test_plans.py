@@ -24,7 +24,7 @@ def finished(axes):
 
 
 def test_out_of_device_memory_halves_the_chunk_and_goes_on(axes, finished, monkeypatch):
-    real, chunks = kernels.sums_step, []
+    real, chunks = kernels.block_sums, []
 
     def limited(loss, points, blocks, **static):
         chunks.append(len(points.coords))
@@ -32,7 +32,7 @@ def test_out_of_device_memory_halves_the_chunk_and_goes_on(axes, finished, monke
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
         return real(loss, points, blocks, **static)
 
-    monkeypatch.setattr(kernels, "sums_step", limited)
+    monkeypatch.setattr(kernels, "block_sums", limited)
     small = lla.Execution(chunk=8, microbatch=8, loop="map", share=False, devices=1)
     result = lla.evaluate(mlp_loss(), params(), DATA, axes, GRID, execution=small)
     np.testing.assert_allclose(result.values["loss"], finished.values["loss"], rtol=1e-6)
@@ -42,7 +42,7 @@ def test_out_of_device_memory_halves_the_chunk_and_goes_on(axes, finished, monke
     def never(*arguments, **static):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(kernels, "sums_step", never)
+    monkeypatch.setattr(kernels, "block_sums", never)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
         lla.evaluate(mlp_loss(), params(), DATA, axes, GRID, execution=small)
 
@@ -58,12 +58,16 @@ def test_the_fastest_plan_is_chosen_once_and_one_that_does_not_fit_is_passed_ove
         return {16: 2.0, 4: 1.0}[plan.chunk]
 
     for _ in range(2):
-        assert execution.choose(("a test",), lambda: plans, seconds, 100.0).chunk == 4
+        assert execution.choose_fastest(("a test",), lambda: plans, seconds, 100.0).chunk == 4
     assert timed == [64, 16, 4]
     del execution._REMEMBERED[("a test",)]
-    assert execution.choose(("a test",), lambda: plans, lambda p: 1 + p.chunk / 1000, 100.0).chunk == 64  # nearly equal
+    assert (
+        execution.choose_fastest(("a test",), lambda: plans, lambda p: 1 + p.chunk / 1000, 100.0).chunk == 64
+    )  # nearly equal
     del execution._REMEMBERED[("a test",)]
-    assert execution.choose(("a test",), lambda: plans[1:], seconds, 0.1).chunk == 16  # quick enough: no more timing
+    assert (
+        execution.choose_fastest(("a test",), lambda: plans[1:], seconds, 0.1).chunk == 16
+    )  # quick enough: no more timing
     del execution._REMEMBERED[("a test",)]
 
 
@@ -76,24 +80,24 @@ def test_a_long_call_is_timed_once_and_a_short_one_often(monkeypatch):
             clock[0] += lasts
 
         monkeypatch.setattr(execution.time, "perf_counter", lambda clock=clock: clock[0])
-        assert execution.timed(call) == pytest.approx(lasts)
+        assert execution.time_call(call) == pytest.approx(lasts)
         assert len(made) == calls
 
 
 def test_candidates_obey_what_the_user_fixed_and_the_batch_that_must_stay_whole():
     job = {"points": 200, "rows": 500, "row_bytes": 1000, "param_bytes": 1000, "sharable": True, "scannable": False}
     for on_cpu in (True, False):
-        free = execution.candidates(lla.Execution(), **job, whole=False, on_cpu=on_cpu)
+        free = execution.candidates(lla.Execution(), **job, uncut=False, on_cpu=on_cpu)
         assert 1 <= len(free) <= 3
         fixed = execution.candidates(
-            lla.Execution(chunk=5, microbatch=7, loop="map", share=False), **job, whole=False, on_cpu=on_cpu
+            lla.Execution(chunk=5, microbatch=7, loop="map", share=False), **job, uncut=False, on_cpu=on_cpu
         )
         assert [(p.chunk, p.microbatch, p.loop, p.share) for p in fixed] == [(5, 7, "map", False)]
-        assert {p.microbatch for p in execution.candidates(lla.Execution(), **job, whole=True, on_cpu=on_cpu)} == {500}
+        assert {p.microbatch for p in execution.candidates(lla.Execution(), **job, uncut=True, on_cpu=on_cpu)} == {500}
 
 
 def test_candidates_for_convolutions_loop_over_points_and_chunk_by_the_cost_of_a_row():
-    job = {"points": 5000, "rows": 500, "param_bytes": 1000, "sharable": True, "scannable": False, "whole": False}
+    job = {"points": 5000, "rows": 500, "param_bytes": 1000, "sharable": True, "scannable": False, "uncut": False}
     for row_bytes, chunk in ((10, 250), (2**15, 128), (2**20, 64)):
         plans = execution.candidates(lla.Execution(), **job, row_bytes=row_bytes, on_cpu=True)
         assert {p.loop for p in plans} == {"map"}
@@ -105,14 +109,14 @@ def test_candidates_for_convolutions_loop_over_points_and_chunk_by_the_cost_of_a
 def test_every_row_is_in_exactly_one_block():
     for rows, size, scan in ((23, 8, False), (23, 8, True), (7, 100, True), (5000, 3, True)):
         plan = execution.Plan(1, size, "map", False, scan)
-        calls = list(execution.calls(plan, rows, rows, None, False))
+        calls = list(execution.split_calls(plan, rows, rows, None, False))
         starts = np.concatenate([s for _, s in calls])
         covered = np.zeros(rows, int)
         for start in starts:
             covered[start : start + min(size, rows)] += 1
         np.testing.assert_array_equal(covered, 1)
         assert len({len(s) for _, s in calls}) == 1  # one shape
-    whole = list(execution.calls(execution.Plan(1, 4, "map", False), 10, 10, 4, True))
+    whole = list(execution.split_calls(execution.Plan(1, 4, "map", False), 10, 10, 4, True))
     assert [(p.microbatch, s.tolist()) for p, s in whole] == [(4, [0]), (4, [4]), (2, [8])]
 
 

@@ -42,22 +42,22 @@ def test_progress_over_a_list_and_over_streams(axes):
 
 def test_a_part_reports_its_points_within_all():
     seen = []
-    report = progress.span(lambda *at: seen.append(at), 4, 6, 20)
+    report = progress.report_part(lambda *at: seen.append(at), 4, 6, 20)
     report(3, 6)
     report(2, None)
     assert seen == [(7, 20), (6, None)]
-    assert progress.span(None, 4, 6, 20) is None
+    assert progress.report_part(None, 4, 6, 20) is None
 
 
 def test_results_are_saved_no_more_often_than_asked(monkeypatch):
     clock, seen, saved = [0.0], [], []
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    both = progress.saving(lambda *at: seen.append(at), 60, print, lambda: saved.append(clock[0]))
+    both = progress.save_regularly(lambda *at: seen.append(at), 60, print, lambda: saved.append(clock[0]))
     for clock[0] in (10.0, 59.0, 60.0, 100.0, 125.0):
         both(1, 2)
     assert saved == [60.0, 125.0]
     assert len(seen) == 5
-    assert progress.saving(print, None, None, print) is print
+    assert progress.save_regularly(print, None, None, print) is print
 
 
 @pytest.mark.parametrize("every", [0, -1.0, True, "60", float("nan")])
@@ -65,6 +65,6 @@ def test_seconds_that_are_none_are_refused(every):
     with pytest.raises(
         ValueError, match=r"save_every: .* given; it must be a finite number above 0, in seconds, such as"
     ):
-        progress.saving(None, every, print, print)
+        progress.save_regularly(None, every, print, print)
     with pytest.raises(ValueError, match=r"save_every: 5 given without on_partial, which it would call; pass"):
-        progress.saving(None, 5, None, print)
+        progress.save_regularly(None, 5, None, print)

@@ -89,7 +89,7 @@ def test_shared_values_equal_those_at_each_point(name):
 
     @jax.jit
     def shared(p, d, c):
-        return jax.vmap(rewriting.affine(f, p, d))(c)
+        return jax.vmap(rewriting.share_affine(f, p, d))(c)
 
     @jax.jit
     def separate(p, d, c):
@@ -98,7 +98,7 @@ def test_shared_values_equal_those_at_each_point(name):
     left, right = shared(params, directions, coords), separate(params, directions, coords)
     assert jax.tree.structure(left) == jax.tree.structure(right)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), left, right)
-    centre = jax.jit(lambda p, d: rewriting.affine(f, p, d)(jnp.zeros(2)))(params, directions)
+    centre = jax.jit(lambda p, d: rewriting.share_affine(f, p, d)(jnp.zeros(2)))(params, directions)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), centre, f(params))
 
 
@@ -108,7 +108,7 @@ def test_the_first_layer_is_computed_once_per_part_and_not_per_point():
 
     def products(points):
         def run(p, d, c):
-            h = rewriting.affine(f, p, d)
+            h = rewriting.share_affine(f, p, d)
             return [h(at) for at in c]
 
         jaxpr = jax.make_jaxpr(run)(params, directions, [jnp.zeros(2)] * points)
@@ -127,7 +127,7 @@ def test_half_precision_is_not_shared_where_it_would_round_the_parts():
     directions = jax.tree.map(lambda x: np.stack([0.1 * x]), params)
     at = jnp.array([0.7])
     exact = jax.jit(lambda: f(landscape.add(params, directions, at)))()
-    np.testing.assert_array_equal(jax.jit(lambda: rewriting.affine(f, params, directions)(at))(), exact)
+    np.testing.assert_array_equal(jax.jit(lambda: rewriting.share_affine(f, params, directions)(at))(), exact)
 
 
 def test_profile_sees_nested_equations():
@@ -159,7 +159,7 @@ def test_first_convolution_as_patches_is_the_same_with_its_derivatives(layout, o
         h = jax.lax.conv_general_dilated(x, p["w"], dimension_numbers=numbers, **options)
         return jax.nn.relu(h) ** 2
 
-    lowered = rewriting.lowered(f, {"w": w})
+    lowered = rewriting.rewrite_for_derivatives(f, {"w": w})
     names = {e.primitive.name for e in jax.make_jaxpr(lowered)({"w": w}).jaxpr.eqns}
     assert "conv_general_dilated" not in names
     np.testing.assert_allclose(lowered({"w": w}), f({"w": w}), rtol=1e-5, atol=1e-5)
@@ -181,7 +181,7 @@ def test_only_convolutions_of_the_data_become_patches():
     def f(p):
         return conv(jax.nn.relu(conv(x, p["first"])), p["second"]).sum((1, 2))
 
-    lowered = rewriting.lowered(f, p)
+    lowered = rewriting.rewrite_for_derivatives(f, p)
     assert str(jax.make_jaxpr(lowered)(p)).count("conv_general_dilated[") == 1
     np.testing.assert_allclose(lowered(p), f(p), rtol=1e-5)
     grouped = {"w": jnp.asarray(rng.normal(size=(3, 3, 1, 4)), jnp.float32)}
@@ -193,7 +193,7 @@ def test_only_convolutions_of_the_data_become_patches():
             two, p["w"], (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=2
         )
 
-    assert "conv_general_dilated" in str(jax.make_jaxpr(rewriting.lowered(depthwise, grouped))(grouped))
+    assert "conv_general_dilated" in str(jax.make_jaxpr(rewriting.rewrite_for_derivatives(depthwise, grouped))(grouped))
 
 
 @pytest.mark.parametrize(("shape", "window"), [((2, 6, 4, 3), (1, 2, 2, 1)), ((2, 3, 6, 6), (1, 1, 3, 2))])
@@ -205,7 +205,7 @@ def test_pooling_without_overlap_is_a_choice_with_the_same_derivatives(shape, wi
         pooled = jax.lax.reduce_window(w * weight.sum() + 0, -jnp.inf, jax.lax.max, window, window, "VALID")
         return (pooled**2).sum()
 
-    rewritten = rewriting.lowered(f, w)
+    rewritten = rewriting.rewrite_for_derivatives(f, w)
     assert "reduce_window_max" not in str(jax.make_jaxpr(rewritten)(w))
     np.testing.assert_allclose(rewritten(w), f(w), rtol=1e-6)
     np.testing.assert_allclose(jax.grad(rewritten)(w), jax.grad(f)(w), rtol=1e-6)
@@ -219,7 +219,7 @@ def test_pooling_without_overlap_is_a_choice_with_the_same_derivatives(shape, wi
 def test_other_pooling_stays_as_it_is(window, stride, padding):
     x = jnp.ones((4, 6))
     f = lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, stride, padding).sum()  # noqa: E731
-    assert "reduce_window_max" in str(jax.make_jaxpr(rewriting.lowered(f, x))(x))
+    assert "reduce_window_max" in str(jax.make_jaxpr(rewriting.rewrite_for_derivatives(f, x))(x))
 
 
 def maximum(x, window, stride=None, padding="VALID"):
@@ -246,7 +246,7 @@ def test_pooling_for_values_only_is_made_of_slices(name):
     def f(w, shift):  # inside a call, behind a custom rule
         return {"y": maximum(jax.nn.relu(x * w + shift["s"]), **options) ** 2}
 
-    g, arguments = rewriting.values_only(f), (w, {"s": np.float32(0.1)})
+    g, arguments = rewriting.rewrite_for_values(f), (w, {"s": np.float32(0.1)})
     np.testing.assert_allclose(g(*arguments)["y"], f(*arguments)["y"], rtol=1e-6)
     assert ("reduce_window_max" not in str(jax.make_jaxpr(g)(*arguments))) is sliced
     directions = np.stack([draw(*w.shape), draw(*w.shape)])
@@ -255,7 +255,7 @@ def test_pooling_for_values_only_is_made_of_slices(name):
         return h(w + c[0] * directions[0] + c[1] * directions[1])["y"]
 
     def shared(c):
-        return rewriting.affine(lambda w: f(w, arguments[1]), w, directions)(c)["y"]
+        return rewriting.share_affine(lambda w: f(w, arguments[1]), w, directions)(c)["y"]
 
     at = jnp.array([0.5, -0.3])
     np.testing.assert_allclose(shared(at), along(at, lambda w: f(w, arguments[1])), rtol=2e-6, atol=1e-7)
@@ -264,7 +264,7 @@ def test_pooling_for_values_only_is_made_of_slices(name):
 
 def test_a_function_without_pooling_keeps_its_custom_rules_for_values_only():
     f = lambda x: jax.nn.relu(x).sum()  # noqa: E731
-    assert "custom_jvp_call" in str(jax.make_jaxpr(rewriting.values_only(f))(draw(3)))
+    assert "custom_jvp_call" in str(jax.make_jaxpr(rewriting.rewrite_for_values(f))(draw(3)))
 
 
 LAST = {
@@ -287,7 +287,7 @@ def test_convolutions_for_values_only_have_their_channels_last(name):
     def f(w, x):
         return jax.lax.conv_general_dilated(jnp.tanh(x * w[0, 0, 0].sum()), w, dimension_numbers=numbers, **options)
 
-    g = rewriting.values_only(f)
+    g = rewriting.rewrite_for_values(f)
     np.testing.assert_allclose(g(w, x), f(w, x), rtol=1e-5, atol=1e-5)
     (spec,) = (
         e.params["dimension_numbers"]
@@ -298,7 +298,7 @@ def test_convolutions_for_values_only_have_their_channels_last(name):
     is_last = (spec.lhs_spec[1], spec.out_spec[1], spec.rhs_spec[:2]) == (last, last, (last, last - 1))
     assert is_last is moved
     directions = np.stack([0.1 * draw(*w.shape)])
-    shared = jax.jit(lambda c: rewriting.affine(lambda w: f(w, x), w, directions)(c))(np.array([0.5]))
+    shared = jax.jit(lambda c: rewriting.share_affine(lambda w: f(w, x), w, directions)(c))(np.array([0.5]))
     np.testing.assert_allclose(shared, f(w + 0.5 * directions[0], x), rtol=1e-4, atol=1e-4)
 
 
@@ -312,11 +312,13 @@ def test_all_models_keep_their_losses_and_gradients(name):
     directions = jax.tree.map(lambda x: np.stack([0.1 * draw(*np.shape(x))]), params)
     at = np.array([0.5], np.float32)
     expected = losses(landscape.add(params, directions, at))
-    shared = jax.jit(lambda c: rewriting.affine(losses, params, directions)(c))(at)
+    shared = jax.jit(lambda c: rewriting.share_affine(losses, params, directions)(c))(at)
     chex.assert_trees_all_close(shared, expected, rtol=1e-5, atol=1e-6)
-    chex.assert_trees_all_close(jax.jit(rewriting.values_only(losses))(params), losses(params), rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(
+        jax.jit(rewriting.rewrite_for_values(losses))(params), losses(params), rtol=1e-5, atol=1e-6
+    )
     gradients = [
         jax.jit(jax.grad(lambda p, f=f: sum(x.sum() for x in jax.tree.leaves(f(p)))))(params)
-        for f in (losses, rewriting.lowered(losses, params))
+        for f in (losses, rewriting.rewrite_for_derivatives(losses, params))
     ]
     chex.assert_trees_all_close(*gradients, rtol=1e-4, atol=1e-5)

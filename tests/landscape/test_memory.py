@@ -78,14 +78,14 @@ def test_an_interrupted_stream_keeps_the_means_over_the_batches_it_read(axes):
 
 
 def test_a_stream_interrupted_within_its_first_batch_keeps_the_points_it_came_to(axes, finished, monkeypatch):
-    real, ninth = kernels.sums_step, grids.grid_points(GRID, 8, 9)[0]
+    real, ninth = kernels.block_sums, grids.grid_points(GRID, 8, 9)[0]
 
     def interrupted(loss, points, blocks, **static):
         if np.array_equal(points.coords[0], ninth):
             raise KeyboardInterrupt
         return real(loss, points, blocks, **static)
 
-    monkeypatch.setattr(kernels, "sums_step", interrupted)
+    monkeypatch.setattr(kernels, "block_sums", interrupted)
     kept = []
     for source in (lla.stream([DATA]), DATA):
         with pytest.raises(KeyboardInterrupt):

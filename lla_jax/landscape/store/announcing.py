@@ -44,7 +44,7 @@ def announce(folder: Path, members: Sequence[Member], points: int) -> Path | Non
     _chunks.check_writable(folder)
     announcement = {"format": SWEEP, "version": 1, "points": points, "cells": [list(member) for member in members]}
     path = folder / f"sweep-{recipes.digest(announcement)[:12]}.json"
-    return path if not path.exists() and _files.write_first(path, announcement) else None
+    return path if not path.exists() and _files.write_new(path, announcement) else None
 
 
 def read_announcements(folder: Path) -> dict[Member, int]:

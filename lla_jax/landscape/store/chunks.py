@@ -92,7 +92,7 @@ def check_writable(folder: Path, nbytes: int = 0) -> None:
       OSError: the folder cannot be made or written to, or its disk is too full.
     """
     try:
-        _files.try_writing(folder)
+        _files.try_to_write(folder)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise type(error)(
@@ -145,7 +145,7 @@ def create(folder: Path, manifest: Mapping[str, Any]) -> tuple[Store, bool]:
       (store, whether it is ours); if it is not, it is that of the other writer.
     """
     with _explain_failure(folder / _manifest.NAME, "nothing is computed yet"):
-        ours = _files.write_first(folder / _manifest.NAME, manifest)
+        ours = _files.write_new(folder / _manifest.NAME, manifest)
     store = read(folder)
     assert store is not None
     return store, ours
@@ -180,7 +180,7 @@ def add_grid(store: Store, coords: Coords) -> tuple[Store, Coords]:
             return store, coords
         path = store.folder / f"grid-{len(store.grids):03d}.json"
         with _explain_failure(path, "nothing is computed yet"):
-            _files.write_first(path, {"coords": [axis.tolist() for axis in coords]})
+            _files.write_new(path, {"coords": [axis.tolist() for axis in coords]})
         current = read(store.folder)  # another writer may have added its grid first, and ours is tried again after it
         assert current is not None
         store = current

@@ -19,10 +19,10 @@ from lla_jax.core.arguments import Misuse, is_integer, misuse, warn_caller
 from lla_jax.core.recipes import versions
 from lla_jax.core.types import Landscape
 from lla_jax.execution.plans import Plan
-from lla_jax.execution.progress import Progress, span
+from lla_jax.execution.progress import Progress, report_part
 from lla_jax.landscape import planning
 from lla_jax.landscape.jobs import Job, group_size
-from lla_jax.landscape.points import check_finite, evaluated
+from lla_jax.landscape.points import check_finite, compute_means
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.chunks import Chunk, DamagedChunk, Store
@@ -180,7 +180,7 @@ def _compute(
         if not _chunks.path_of(store, chunk).exists():
             start, coords = time.perf_counter(), _chunks.points(store, chunk)
             log.debug("store: %s begun", _chunks.path_of(store, chunk))
-            means, plan = evaluated(job, plan, coords, span(progress, done, parts[chunk], job.num))
+            means, plan = compute_means(job, plan, coords, report_part(progress, done, parts[chunk], job.num))
             about = {
                 "plan": planning.plan_recipe(job, plan),
                 "seconds": time.perf_counter() - start,

@@ -53,8 +53,8 @@ from tests.landscape.store.cases import GRIDS, PLAN, run
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 logging.getLogger("lla_jax").setLevel(logging.DEBUG)
 stored._chunk_points = lambda *_: 30
-real = stored.evaluated
-stored.evaluated = lambda *a: time.sleep(0.2) or real(*a)  # so that a kill finds it at work
+real = stored.compute_means
+stored.compute_means = lambda *a: time.sleep(0.2) or real(*a)  # so that a kill finds it at work
 run(sys.argv[1], GRIDS, execution=PLAN)
 """
 """A process that fills a store, slowly enough to be killed at work; its argument is the folder."""

@@ -38,7 +38,7 @@ from tests.landscape.store.cases import (
 def test_a_stored_landscape_is_that_in_memory_and_a_second_call_computes_no_point(tmp_path, complete, monkeypatch):
     assert_same(run(tmp_path), complete)
     assert files(tmp_path) == [f"grid-000/{i:05d}.npz" for i in range(CHUNKS)]
-    monkeypatch.setattr(stored, "evaluated", None)  # would raise if a point were computed
+    monkeypatch.setattr(stored, "compute_means", None)  # would raise if a point were computed
     with compilations() as compiled:
         again = run(tmp_path)
     assert compiled.count == 0
@@ -148,7 +148,7 @@ def test_shards_make_up_the_whole_and_a_shard_is_checked(tmp_path, complete):
 
 
 def test_two_writers_of_one_chunk_leave_one_good_chunk(tmp_path, complete, monkeypatch):
-    real, once = stored.evaluated, []
+    real, once = stored.compute_means, []
 
     def overtaken(*arguments):
         if not once:  # another process begins the same chunk and is sooner
@@ -156,7 +156,7 @@ def test_two_writers_of_one_chunk_leave_one_good_chunk(tmp_path, complete, monke
             assert_same(run(tmp_path), complete)
         return real(*arguments)
 
-    monkeypatch.setattr(stored, "evaluated", overtaken)
+    monkeypatch.setattr(stored, "compute_means", overtaken)
     assert_same(run(tmp_path), complete)
     assert files(tmp_path) == [f"grid-000/{i:05d}.npz" for i in range(CHUNKS)]
 
