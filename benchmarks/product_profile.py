@@ -16,7 +16,8 @@ STEPS = 100
 def block_pass(problem: tuple, what: str, rows: int, rewritten: bool) -> Callable[[], Any]:
     """One pass of the model over all data, "forward" or "gradient", laid out as the products are.
 
-    Blocks of ``rows`` examples on every device, called from the host; ``rewritten`` applies ``rewriting.rewrite_for_derivatives``.
+    Blocks of ``rows`` examples on every device, called from the host; with ``rewritten``, the
+    model goes through ``rewriting.rewrite_for_derivatives``.
     """
     import jax
     import numpy as np
