@@ -8,12 +8,12 @@ those of ``lla_jax`` and ``lla_torch``, ``fmt: skip`` and ``tree_util`` those of
 
 from __future__ import annotations
 
+import argparse
 import ast
 import io
 import pathlib
 import re
 import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -101,7 +101,7 @@ def integer_checks(root: pathlib.Path) -> Found:
 
 def message_of(node: ast.Raise) -> str:
     """The literal text of a raised error."""
-    return "".join(
+    return " ".join(
         each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)
     )
 
@@ -162,7 +162,11 @@ def unpack(revision: str, folder: pathlib.Path) -> pathlib.Path:
 
 def main() -> None:
     """Print the counts as a table, one column for each revision."""
-    revisions = [argument for argument in sys.argv[1:] if argument != "--list"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("revisions", nargs="*", help="of git; by default the working tree")
+    parser.add_argument("--list", action="store_true", help="show what was counted in the last one")
+    options = parser.parse_args()
+    revisions = options.revisions
     columns = revisions or ["working tree"]
     with tempfile.TemporaryDirectory() as scratch:
         roots = [unpack(rev, pathlib.Path(scratch, str(i))) for i, rev in enumerate(revisions)] or [ROOT]
@@ -172,7 +176,7 @@ def main() -> None:
     for name, lists in found.items():
         print(f"| {name} | {' | '.join(str(len(each)) for each in lists)} |")
     print(f"| largest test file, lines | {' | '.join(f'{n} ({path})' for n, path in longest)} |")
-    if "--list" in sys.argv:
+    if options.list:
         for name, lists in found.items():
             print(f"\n{name}", *lists[-1], sep="\n  ")
 
