@@ -91,7 +91,7 @@ def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
     if isinstance(result, Landscape):
         return result, [save(result, folder / name)]
     folders = reading.members(folder)
-    paths = [save(plane, folders[cell] / name) for cell, plane in result.landscapes.items()]
+    paths = [save(plane, folders[member] / name) for member, plane in result.landscapes.items()]
     return result, [*paths, result.to_csv(folder / "table.csv")]
 
 

@@ -44,7 +44,7 @@ def misuse(name: str, value: Any, rule: str) -> Misuse:
     Args:
       name: the argument's name.
       value: the value given; a long one is shown by its type and shape.
-      rule: what the argument must be, with an example or another remedy, such as ``"a positive integer, such as 10"``.
+      rule: what the argument must be, with an example or another remedy: ``"an integer of at least 1, such as 10"``.
     """
     return Misuse(name, f"{show_value(value)} given; it must be {rule}")
 

@@ -305,28 +305,28 @@ def _in_memory(
     }
     log.info("%s: %s", recipe["kind"], recipe["plan"]["text"])
     make = _linearize_at if keep else _recompute_at
-    shared = common._replace(params=None)
-    return make(by, space, shared, tuple(blocks), place, common.params, recipe)
+    base = common._replace(params=None)
+    return make(by, space, base, tuple(blocks), place, common.params, recipe)
 
 
 # The next two are no closures: an operator held by a closure that it holds itself would not free its data.
 
 
 def _recompute_at(
-    by: Multiplier, space: Space, shared: Common, blocks: tuple[Rows, ...], place: Any, params: PyTree, recipe: Recipe
+    by: Multiplier, space: Space, base: Common, blocks: tuple[Rows, ...], place: Any, params: PyTree, recipe: Recipe
 ) -> LinearOperator:
     """The operator at these parameters, with primal values computed at every product."""
-    rebuild = functools.partial(_recompute_at, by, space, shared, blocks, place)
-    return LinearOperator(by, space, shared._replace(params=params), blocks, recipe=recipe, rebuild=rebuild)
+    rebuild = functools.partial(_recompute_at, by, space, base, blocks, place)
+    return LinearOperator(by, space, base._replace(params=params), blocks, recipe=recipe, rebuild=rebuild)
 
 
 def _linearize_at(
-    by: Multiplier, space: Space, shared: Common, blocks: tuple[Rows, ...], place: Any, params: PyTree, recipe: Recipe
+    by: Multiplier, space: Space, base: Common, blocks: tuple[Rows, ...], place: Any, params: PyTree, recipe: Recipe
 ) -> LinearOperator:
     """The operator at these parameters, with primal values computed now and kept in place of the data."""
-    without = shared._replace(data=None)
+    without = base._replace(data=None)
     rebuild = functools.partial(_linearize_at, by, space, without, blocks, place)
-    common = shared._replace(params=params, data=place() if shared.data is None else shared.data)
+    common = base._replace(params=params, data=place() if base.data is None else base.data)
     maps = tuple(products.linearize(common, block.starts, by=by, size=block.size) for block in blocks)
     return LinearOperator(by, space, without._replace(params=params), maps, recipe=recipe, rebuild=rebuild)
 
@@ -410,13 +410,13 @@ def _stream_at(
     space: Space,
     row_bytes: int,
     data: Stream,
-    shared: Common,
+    base: Common,
     params: PyTree,
     recipe: Recipe,
 ) -> HostOperator:
     """The operator at these parameters, whose products read the stream."""
     _, mesh, params_mesh, uncut, batch_size, allow_nondeterministic, together = settings
-    common = shared._replace(params=params)
+    common = base._replace(params=params)
     values: list[np.ndarray] = []  # the mean loss of the first pass
 
     def place(batch: Batch, mesh: Mesh) -> Batch:
@@ -439,7 +439,7 @@ def _stream_at(
             _check_same_pass(values, products.over_devices(by, total[1]))
         return space.wait_for(products.finish_step(common, space, v, total, by=by))
 
-    rebuild = functools.partial(_stream_at, settings, by, space, row_bytes, data, shared)
+    rebuild = functools.partial(_stream_at, settings, by, space, row_bytes, data, base)
     from_host = by._replace(on_device=False)
     return HostOperator(from_host, space, call, params, recipe=recipe, rebuild=rebuild, together=together)
 

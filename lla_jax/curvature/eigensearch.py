@@ -21,7 +21,7 @@ import numpy as np
 
 from lla_jax.core.types import PyTree
 from lla_jax.curvature import lanczos as _lanczos
-from lla_jax.curvature.lanczos import BREAKDOWN, CHUNK
+from lla_jax.curvature.lanczos import BREAKDOWN, STEPS_PER_CALL
 from lla_jax.curvature.linear_operator import Operator
 from lla_jax.execution import sharding
 
@@ -304,7 +304,8 @@ def _multiply(s: Search, H: Operator, most: int, checked: int) -> bool:
     """Multiply the first open row, and on the device those that follow; False where a product is not finite."""
     n = H.shape[0]
     full, alone = s.filled >= n, s.filled == s.known + 1
-    count = max(1, min(CHUNK, s.rows - s.filled, n - s.filled, most)) if H.on_device and alone and not full else 1
+    several = H.on_device and alone and not full
+    count = max(1, min(STEPS_PER_CALL, s.rows - s.filled, n - s.filled, most)) if several else 1
     steps = _lanczos.advance(H, s.basis, s.known, s.filled, count, np.inf if full else s.scale)
     good = int(np.isfinite(steps.sizes).cumprod().sum())
     T, at, filled, scale = s.T.copy(), s.known, s.filled, float(steps.sizes[:good].max(initial=s.scale))

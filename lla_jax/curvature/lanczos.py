@@ -32,11 +32,11 @@ from lla_jax.execution import sharding
 from lla_jax.execution.interrupts import deferred_interrupts
 
 BREAKDOWN = 10.0  # a remainder below this times eps |A q| is rounding
-CHUNK = 8  # steps of one call on the device
+STEPS_PER_CALL = 8  # at most, on the device
 WORK_VECTORS = {
     True: 10,
     False: 3,
-}  # vectors that a step needs besides the basis: on the device (CHUNK new ones) or not
+}  # vectors that a step needs besides the basis: on the device (STEPS_PER_CALL new ones) or not
 FIXED_BYTES = 190 * 2**20  # on a CPU, for compiled programs and their threads, measured
 WINDOW = 11  # vectors that LLA re-orthogonalises against
 
@@ -203,7 +203,7 @@ class _Start(NamedTuple):
 
 
 def _loop(H: LinearOperator, basis: PyTree, start: _Start, *, window: bool, stop: bool) -> _Carry:
-    """At most CHUNK steps in one program: the first multiplies ``row``, each next one the row made before.
+    """At most STEPS_PER_CALL steps in one program: the first multiplies ``row``, each next one the row made before.
 
     The basis is only read, so that it outlives an error; the new rows are carried apart from it.
     """
@@ -225,7 +225,7 @@ def _loop(H: LinearOperator, basis: PyTree, start: _Start, *, window: bool, stop
             new = _put(c.new, here % rows, unit)
         else:
             unit, (h, fresh), beta, size = orthogonal((basis, c.new), product, c.scale)
-            h = h.at[into + jnp.arange(CHUNK)].add(fresh, mode="drop")
+            h = h.at[into + jnp.arange(STEPS_PER_CALL)].add(fresh, mode="drop")
             new = _put(c.new, c.done, unit)
         return _Carry(
             c.done + 1,
@@ -239,11 +239,11 @@ def _loop(H: LinearOperator, basis: PyTree, start: _Start, *, window: bool, stop
             c.sizes.at[c.done].set(size),
         )
 
-    blank, zero = jnp.zeros((CHUNK, rows), dtype), jnp.zeros(CHUNK, dtype)
+    blank, zero = jnp.zeros((STEPS_PER_CALL, rows), dtype), jnp.zeros(STEPS_PER_CALL, dtype)
     if window:
         new, vector, before = basis, vector_at(basis, row % rows), vector_at(basis, (row - 1) % rows)
     else:
-        new = jax.tree.map(lambda q: jnp.zeros((CHUNK, *q.shape[1:]), q.dtype), basis)
+        new = jax.tree.map(lambda q: jnp.zeros((STEPS_PER_CALL, *q.shape[1:]), q.dtype), basis)
         vector, before = vector_at(basis, row), None
     carry = _Carry(jnp.int32(0), new, vector, before, last.astype(dtype), scale.astype(dtype), blank, zero, zero)
     return jax.lax.while_loop(continues, body, carry)
@@ -298,7 +298,7 @@ def advance(
       row: the row that the first step multiplies.
       into: the row at which ``store`` will put the first new vector; with ``window`` it is ``row + 1``, and rows are
         counted around the ring.
-      count: steps, at most CHUNK on the device, 1 from the host.
+      count: steps, at most STEPS_PER_CALL on the device, 1 from the host.
       scale: the largest |A q| so far, one for each probe where batched; inf where no remainder can be more than
         rounding.
       last: the norm of the step that made ``row``, likewise; read with ``window``.
@@ -385,7 +385,7 @@ def sequence(
         while len(alphas) < steps and not (len(betas) and betas[-1] == 0):
             check()
             j = len(alphas)
-            count = min(CHUNK, steps - j) if H.on_device else 1
+            count = min(STEPS_PER_CALL, steps - j) if H.on_device else 1
             new = advance(H, basis, j, j + 1, count, scale)
             basis, products = store(basis, new, j + 1), products + len(new.norms)
             good = int(np.isfinite(new.sizes).cumprod().sum())

@@ -15,7 +15,7 @@ from lla_jax.core import arguments, recipes
 from lla_jax.core.arguments import warn_caller
 from lla_jax.core.types import PyTree, Recipe, Spectrum
 from lla_jax.curvature import lanczos as _lanczos
-from lla_jax.curvature.lanczos import CHUNK, WINDOW
+from lla_jax.curvature.lanczos import STEPS_PER_CALL, WINDOW
 from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, no_finite_product
 from lla_jax.execution import devices
 from lla_jax.execution import progress as _progress
@@ -228,7 +228,7 @@ def _begin_group(s: _Sequences, H: Operator, key: jax.Array, distribution: str, 
 
 def _advance(s: _Sequences, H: Operator, window: bool) -> None:
     """The steps of one call for the present probes, written into the table."""
-    most, batched = min(CHUNK, s.alphas.shape[1] - s.at) if H.on_device else 1, s.group > 1
+    most, batched = min(STEPS_PER_CALL, s.alphas.shape[1] - s.at) if H.on_device else 1, s.group > 1
     scale, last = (s.scale, s.last) if batched else (s.scale[0], s.last[0])
     steps = _lanczos.advance(H, s.basis, s.at, s.at + 1, most, scale, last, window=window, batched=batched)
     coefficients, norms, sizes = (x if batched else x[None] for x in steps[1:])

@@ -103,14 +103,14 @@ def summarize(line: Landscape, plane: Landscape, modes: Mapping[str, Landscape])
     Returns:
       Some lines of text.
     """
-    centre = int(np.abs(line.coords[0]).argmin())  # on the network itself for odd numbers of points
+    middle = int(np.abs(line.coords[0]).argmin())  # on the network itself for odd numbers of points
     values = plane.values["loss"]
     low = np.unravel_index(np.nanargmin(values), values.shape)
     place = ", ".join(f"{c[i]:.3g}" for c, i in zip(plane.coords, low))
 
     def at_centre(name: str) -> str:
         errors = line.stderr.get(name)
-        return pm(line.values[name][centre], math.nan if errors is None else errors[centre])
+        return pm(line.values[name][middle], math.nan if errors is None else errors[middle])
 
     return "\n".join(
         [

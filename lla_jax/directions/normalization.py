@@ -203,9 +203,11 @@ def _filter_axes(axes_of: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
     return tuple(sorted({int(a) % ndim for a in axes}))
 
 
-def _treatment(by: str, one_dim: str, filters: tuple[int, ...] | None, ndim: int, keep: bool) -> str | tuple[int, ...]:
+def _treatment(
+    by: str, one_dim: str, filters: tuple[int, ...] | None, ndim: int, excluded: bool
+) -> str | tuple[int, ...]:
     """How ``_scale`` treats one tensor: a word, or the axes over which its norms are taken."""
-    if keep:
+    if excluded:
         return "keep"
     if filters is None and one_dim == "zero":
         return "zero"

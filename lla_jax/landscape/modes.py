@@ -95,8 +95,8 @@ def all_modes(
     if opt_state is not None:
         a, b = plane
         for zoom, name in ((1.0, "adam rule"), (ADAM_ZOOM, f"adam rule, a/{ADAM_ZOOM:g}")):
-            steps = grids.grid(ranges=[(a.min() / zoom, a.max() / zoom), (0.1, 2.0)], points=(len(a), len(b)))
-            comparisons.append(({f"Adam moments, {name}": axes["Adam moments"]}, steps, "adam"))
+            moments_grid = grids.grid(ranges=[(a.min() / zoom, a.max() / zoom), (0.1, 2.0)], points=(len(a), len(b)))
+            comparisons.append(({f"Adam moments, {name}": axes["Adam moments"]}, moments_grid, "adam"))
     points = len(plane[0]) * len(plane[1])
     total = points * sum(len(by_name) for by_name, *_ in comparisons)
     planes: dict[str, Landscape] = {}

@@ -90,9 +90,9 @@ def _fastest_plan(job: Job, most: int) -> Plan:
         )
 
     def seconds(plan: Plan) -> float:
-        step, starts = _first_blocks(job, plan)
-        elapsed = plans.time_call(lambda: _first_call(job, plan, step, starts))
-        return elapsed / (plan.chunk * job.mesh.size * step.microbatch * len(starts))
+        cut, starts = _first_blocks(job, plan)
+        elapsed = plans.time_call(lambda: _first_call(job, plan, cut, starts))
+        return elapsed / (plan.chunk * job.mesh.size * cut.microbatch * len(starts))
 
     return plans.choose_fastest(key, candidates, seconds, job.num * count)
 
@@ -107,14 +107,14 @@ def _first_blocks(job: Job, plan: Plan) -> tuple[Plan, np.ndarray]:
     return next(plans.split_calls(plan, rows, job.first_piece.rows, job.task.batch_size, job.task.couples_examples))
 
 
-def _first_call(job: Job, plan: Plan, step: Plan, starts: np.ndarray) -> dict[str, Any]:
+def _first_call(job: Job, plan: Plan, cut: Plan, starts: np.ndarray) -> dict[str, Any]:
     """The packed sums of some blocks of the first piece, at the first points of the reference grid."""
     size = plan.chunk * job.point_shards
     coords = grid_points(job.reference_grid, 0, min(size, math.prod(map(len, job.reference_grid))))
     coords, states = plans.pad_points(coords, size), None
     if job.momenta is not None:
         states = jax.tree.map(lambda x: np.broadcast_to(x, (len(coords), *x.shape)), job.loss.state)
-    return sum_blocks(job, Points(job.params, job.directions, coords, states), job.first_piece, step, starts)
+    return sum_blocks(job, Points(job.params, job.directions, coords, states), job.first_piece, cut, starts)
 
 
 def choose_plan(job: Job, plan: Plan | None, most: int | None = None) -> tuple[Plan, Recipe, float | None]:
@@ -130,7 +130,7 @@ def choose_plan(job: Job, plan: Plan | None, most: int | None = None) -> tuple[P
       where the number of examples is unknown.
     """
     plan = _fastest_plan(job, most or job.num) if plan is None else plan
-    program = (_key(job, _rows(job)), plan)
+    compiled_for = (_key(job, _rows(job)), plan)
     calls: list[dict[str, np.ndarray]] = []
     identity: dict[str, float] = {}
     seconds, recipe = 0.0, dict(job.recipe)
@@ -138,15 +138,15 @@ def choose_plan(job: Job, plan: Plan | None, most: int | None = None) -> tuple[P
     def compute(plan: Plan, lo: int, hi: int) -> None:
         nonlocal seconds
         calls.clear()  # of an attempt that ran out of memory
-        step, starts = _first_blocks(job, plan)
-        for _ in range(1 if program in _DETERMINISTIC else 2):
+        cut, starts = _first_blocks(job, plan)
+        for _ in range(1 if compiled_for in _DETERMINISTIC else 2):
             start = time.perf_counter()
-            sums = jax.block_until_ready(_first_call(job, plan, step, starts))
-            seconds = (time.perf_counter() - start) / (step.microbatch * len(starts) * plan.chunk * job.mesh.size)
+            sums = jax.block_until_ready(_first_call(job, plan, cut, starts))
+            seconds = (time.perf_counter() - start) / (cut.microbatch * len(starts) * plan.chunk * job.mesh.size)
             calls.append({name: _mean(x) for name, x in sums.items()})
         # only the first block, and of the first data shard: other plans and devices have the same
         identity.update({name: float(_mean(np.asarray(x)[:1, :1])[0]) for name, x in sums.items()})
-        recipe["probe_rows"] = min(step.microbatch, rows_per_device(job, job.first_piece.batch), job.first_piece.rows)
+        recipe["probe_rows"] = min(cut.microbatch, rows_per_device(job, job.first_piece.batch), job.first_piece.rows)
 
     plan = plans.run_chunks(compute, 0, 1, plan, 1)
     values, plan = compute_point_values(job, plan, grid_points(job.reference_grid, 0, 1))
@@ -158,7 +158,7 @@ def choose_plan(job: Job, plan: Plan | None, most: int | None = None) -> tuple[P
     if difference > NOISE:
         _warn_of_noise(difference)
     else:
-        _DETERMINISTIC[program] = None
+        _DETERMINISTIC[compiled_for] = None
         if len(_DETERMINISTIC) > plans.MOST_REMEMBERED:  # keys keep the functions that they compare alive
             del _DETERMINISTIC[next(iter(_DETERMINISTIC))]
     known = [count for count in job.counts.values() if count is not None]

@@ -226,12 +226,12 @@ def _jobs(
     folder: Path | None,
 ) -> Iterator[tuple[Job, Path | None]]:
     """(job around the checkpoint of a member and along its axes, folder of the member), for each of them."""
-    centre = -1
+    current = -1
     for member in members:
         checkpoint, name, seed = member
         params = checkpoints[checkpoint]
-        if checkpoint != centre:
-            centre = checkpoint
+        if checkpoint != current:
+            current = checkpoint
             job = jobs.recentre(job, params, job.loss.state if states is None else states[checkpoint])
         place = folder and folder / folder_of(member)
         # no variable holds the axes here, so that they are freed before the next ones are drawn

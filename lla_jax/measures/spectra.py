@@ -17,6 +17,7 @@ from lla_jax.core.arguments import Misuse, check_choice, check_number, misuse, w
 from lla_jax.core.text import pm
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Spectrum
 
+DEFINITIONS = ("pooled", "lla")
 ROUNDING = 100.0  # times eps max|theta|: a node nearer to zero counts as zero
 NEAR_ZERO = 0.01  # times max|theta|: nodes up to it count as near zero for the type of a spectrum
 TIE = 1e-6  # relative: fractions as close as this are equal
@@ -62,7 +63,8 @@ def r_e(spec: Spectrum, *, definition: Definition = "pooled") -> Estimate:
     References: LLA, arXiv 2412.10146. Where we differ from LLA: (1) pooled extremes: the mean of the probes' ratios is
     biased, as each probe misses part of the range; (2) the standard error.
     """
-    nodes, _ = _rows(spec, definition)
+    check_choice("definition", definition, DEFINITIONS)
+    nodes, _ = _rows(spec)
 
     def ratio(kept: np.ndarray) -> float:
         return _ratio(abs(float(nodes[kept].min())), abs(float(nodes[kept].max())))
@@ -101,7 +103,8 @@ def k_hn(spec: Spectrum, n: float = 0.5, *, definition: Definition = "pooled") -
     (3) the standard error.
     """
     check_number("n", n, remedy="such as 0.5 (LLA's) or 1")
-    nodes, weights = _rows(spec, definition)
+    check_choice("definition", definition, DEFINITIONS)
+    nodes, weights = _rows(spec)
     zero = np.zeros_like(nodes, bool) if definition == "lla" else np.abs(nodes) <= _rounding(spec)
 
     def value(power: float) -> tuple[float, float]:
@@ -218,9 +221,8 @@ def escape_directions(pairs: Eigenpairs) -> tuple[Directions, np.ndarray]:
 # --- rows of nodes and weights
 
 
-def _rows(spec: Spectrum, definition: str = "pooled") -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights in float64, checked."""
-    check_choice("definition", definition, ("pooled", "lla"))
+def _rows(spec: Spectrum) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights, (probes, steps) each, in float64; a spectrum that is not finite is refused."""
     if not isinstance(spec, Spectrum):
         raise misuse("spec", spec, "the result of lla.spectrum(H, key)")
     nodes, weights = np.asarray(spec.nodes, np.float64), np.asarray(spec.weights, np.float64)

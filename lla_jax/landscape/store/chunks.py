@@ -220,16 +220,16 @@ def _new_points(grid: Coords, earlier: Sequence[Coords]) -> np.ndarray | range:
         return range(math.prod(_shape(grid)))
     new = np.ones(_shape(grid), bool)
     for other in earlier:
-        new &= ~_product([np.isin(a, b) for a, b in zip(grid, other)])
+        new &= ~_outer([np.isin(a, b) for a, b in zip(grid, other)])
     return np.flatnonzero(new)
 
 
-def _product(masks: Sequence[np.ndarray]) -> np.ndarray:
+def _outer(masks: Sequence[np.ndarray]) -> np.ndarray:
     """The outer product of one mask per axis."""
-    product = masks[0]
+    outer = masks[0]
     for mask in masks[1:]:
-        product = product[..., None] & mask
-    return product
+        outer = outer[..., None] & mask
+    return outer
 
 
 def _indices(store: Store, chunk: Chunk) -> tuple[np.ndarray, ...]:
@@ -249,12 +249,12 @@ class Part(NamedTuple):
 
     Args:
       chunk: the chunk.
-      shared: (C,), for each point of the chunk whether the grid has it.
+      wanted: (C,), for each point of the chunk whether the grid has it.
       at: the flat indices of these points in the grid.
     """
 
     chunk: Chunk
-    shared: np.ndarray
+    wanted: np.ndarray
     at: np.ndarray
 
 
@@ -267,9 +267,9 @@ def parts(store: Store, coords: Coords) -> Iterator[Part]:
             for i in range(-(-len(store.new[number]) // size)):
                 chunk = Chunk(number, i)
                 at = np.stack([place[j] for place, j in zip(places, _indices(store, chunk))])
-                shared = np.asarray((at >= 0).all(0))
-                if shared.any():
-                    yield Part(chunk, shared, np.ravel_multi_index(tuple(at[:, shared]), _shape(coords)))
+                wanted = np.asarray((at >= 0).all(0))
+                if wanted.any():
+                    yield Part(chunk, wanted, np.ravel_multi_index(tuple(at[:, wanted]), _shape(coords)))
         if _same(grid, coords):
             return  # later grids hold none of its points
 
@@ -395,8 +395,8 @@ def read_chunks(store: Store, coords: Coords) -> Contents:
             contents.damaged[part.chunk] = error
             continue
         contents = contents._replace(done=contents.done + len(part.at))
-        shared = Means(*({name: x[part.shared] for name, x in numbers.items()} for numbers in means))
-        contents.means.put(shared, part.at, num)
+        found = Means(*({name: x[part.wanted] for name, x in numbers.items()} for numbers in means))
+        contents.means.put(found, part.at, num)
     if not contents.done:
         contents.means.values.update({name: np.full(num, np.nan) for name in store.manifest["names"]})
     return contents

@@ -166,8 +166,8 @@ def assemble(landscape: Landscape, x: np.ndarray, y: np.ndarray, z: np.ndarray, 
             "landscape", f"{z.shape} points given, but {function} needs {least} points or more per axis; use heatmap"
         )
     inside = [(n, a, b) for n, a, b, _ in marks(landscape, 3) if x[0] <= a <= x[-1] and y[0] <= b <= y[-1]]
-    centre = origin(landscape)
-    if not x[0] <= 0 <= x[-1] or (centre == "point" and not y[0] <= 0 <= y[-1]):
-        centre = None
+    marked = origin(landscape)
+    if not x[0] <= 0 <= x[-1] or (marked == "point" and not y[0] <= 0 <= y[-1]):
+        marked = None
     labels = axis_label(landscape, 0, 44), axis_label(landscape, 1, 36)
-    return Plane(x, y, z, labels, _caption(landscape), inside, centre, incomplete_note(landscape))
+    return Plane(x, y, z, labels, _caption(landscape), inside, marked, incomplete_note(landscape))

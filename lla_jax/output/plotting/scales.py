@@ -94,12 +94,12 @@ def scale(
     lo, hi = _widen(float(drawn.min()), float(drawn.max()))
     if least is not None:
         lo, hi = min(lo, least[0]), max(hi, least[1])
-    steps = _levels(levels, lo, hi, log, clipped)
+    chosen = _levels(levels, lo, hi, log, clipped)
     full = heights(known, log, None)  # contours are not clipped: values beyond the levels have the last colour
-    below, above = full.min() < steps[0], full.max() > steps[-1]
+    below, above = full.min() < chosen[0], full.max() > chosen[-1]
     extend: Any = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[int(below), int(above)]
     label = reading.label(value) + (f" ({', '.join(notes)})" if notes else "")
-    return Scale(lo, hi, steps, extend, log, cap, clipped, label)
+    return Scale(lo, hi, chosen, extend, log, cap, clipped, label)
 
 
 def heights(z: np.ndarray, log: bool, cap: float | None) -> np.ndarray:
@@ -125,8 +125,8 @@ def _levels(levels: Levels, lo: float, hi: float, log: bool, clipped: bool) -> n
     number = int(check_number("levels", levels, least=1, remedy="or an increasing array"))
     if log:
         return np.linspace(lo, hi, number + 1)
-    steps: np.ndarray = np.asarray(MaxNLocator(number, steps=NICE).tick_values(lo, hi))
-    return np.append(steps[steps < hi], hi) if clipped else steps
+    found: np.ndarray = np.asarray(MaxNLocator(number, steps=NICE).tick_values(lo, hi))
+    return np.append(found[found < hi], hi) if clipped else found
 
 
 def ticks(lo: float, hi: float, log: bool, most: int) -> tuple[np.ndarray, list[str]]:

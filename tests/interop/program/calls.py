@@ -205,6 +205,7 @@ for dim in (0, 1, -1):
     call("stack", (IMAGE, 2 * IMAGE), dim)
 call("flip", IMAGE, (1, -1))
 call("roll", IMAGE, (1, -2), (1, 3))
+call("roll", IMAGE, (1, -2), (-1, 1))
 call("roll", X, (5,))
 for k in (1, 2, 3):
     call("rot90", IMAGE, k, (2, 3))
