@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 import hypothesis
 import pytest
@@ -14,6 +15,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 hypothesis.settings.register_profile("lla_jax", deadline=None, max_examples=25, derandomize=True, database=None)
 hypothesis.settings.load_profile("lla_jax")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MAPS = pathlib.Path("/proc/self/maps")
 MOST_MAPS = 25_000
