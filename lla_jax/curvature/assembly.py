@@ -48,7 +48,16 @@ def operator(
     options: Options,
     key: Any = None,
 ) -> LinearOperator | HostOperator:
-    """The operator of a matrix over data in memory or a stream; see ``operators.hessian`` and ``fisher``."""
+    """The operator of a matrix over data in memory or a stream; ``operators.hessian`` explains data and options.
+
+    Args:
+      matrix: the description of the matrix.
+      loss: a ``Loss``, or a plain ``f(params, batch) -> scalar``.
+      params: theta, a tree of arrays.
+      data: a data set or a stream.
+      options: all of ``Options``.
+      key: draws the targets of the Monte Carlo Fisher matrix; None for other matrices.
+    """
     batch_size, execution = options["batch_size"], options["execution"]
     if batch_size is not None:
         _data.check_batch_size(batch_size)
@@ -137,7 +146,9 @@ def _place(tree: PyTree, mesh: Mesh, params_mesh: Mesh | None, name: str) -> PyT
 
 
 def _agree_on_rows(recipe: Recipe, data: Any, key: Any, matrix: Matrix) -> int:
-    """The number of this process's first row. The recipe then describes the data of all processes.
+    """Check that the processes agree, and return the number of this process's first row among the rows of all.
+
+    The recipe is changed: its entry "data" then describes the data of all processes.
 
     Raises:
       ValueError: the processes differ in anything but their data.
@@ -154,14 +165,14 @@ def _agree_on_rows(recipe: Recipe, data: Any, key: Any, matrix: Matrix) -> int:
 
 
 def _plan_together(recipe: Recipe) -> Recipe:
-    """The recipe of the operator over all processes, from that of one process's."""
+    """The recipe of an operator over all processes, from the recipe of this process's operator."""
     plan = recipe["plan"]
     text = f"{plan['text']}, in each of {jax.process_count()} processes"
     return recipe | {"plan": plan | {"on_device": False, "text": text}}
 
 
 def _over_processes(own: LinearOperator, recipe: Recipe) -> HostOperator:
-    """The mean over the rows of all processes, from the sums of each."""
+    """The operator of the mean over the rows of all processes: their sums are added up in every product."""
     by, space, common = own.multiplier, own.space, own.common
 
     def call(v: PyTree) -> PyTree:
@@ -177,7 +188,7 @@ def _over_processes(own: LinearOperator, recipe: Recipe) -> HostOperator:
 
 
 def _exchange(by: Multiplier, v: PyTree, total: Any) -> Any:
-    """The sums of all processes in place of this one's."""
+    """The sums of all processes added up, after a check that all have the same vector ``v``."""
     assert by.mesh is not None
     sums = _processes.total_for(v, products.over_devices(by, total))
     sums = sums if by.mesh.size == 1 else jax.tree.map(lambda x: x[None], sums)
@@ -218,9 +229,9 @@ def _multiplier(matrix: Matrix, mesh: Mesh, primitives: set[str], params_mesh: M
 
 
 def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[int, set[str]]:
-    """(bytes of the largest intermediate value per row, primitives) of a product over ``rows``, only traced.
+    """(bytes of the largest intermediate value per row, names of the primitives) of a product, which is only traced.
 
-    It is traced for all rows at once: where there are many, the values of the examples are larger than the weights.
+    It is traced for all ``rows`` at once: with many rows, the values of the examples are larger than the weights.
     """
     rows = min(rows, MOST_TRACED)
     by = _multiplier(matrix, _devices.mesh_of(jax.local_devices()[:1]), set(), None)
@@ -234,7 +245,7 @@ def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[i
 
 
 def _blocks(by: Multiplier, rows: int, row_bytes: int, batch_size: int | None) -> list[Rows]:
-    """Blocks of one device's rows: a loop of all on the device, or for convolutions one after another from the host."""
+    """The blocks of one device's rows: all in one ``Rows``, or for convolutions on a CPU one ``Rows`` each."""
     assert by.mesh is not None
     assert by.matrix is not None
     on_cpu = by.mesh.devices.flat[0].platform == "cpu"
@@ -245,7 +256,7 @@ def _blocks(by: Multiplier, rows: int, row_bytes: int, batch_size: int | None) -
 
 
 def _uncut_batches(by: Multiplier, count: int, batch_size: int | None) -> list[Rows]:
-    """Blocks for batches that must not be cut: one loop for all batches of one size."""
+    """A block for each batch that must not be cut: all of one size in one ``Rows``, or as in ``_blocks`` one each."""
     assert by.matrix is not None
     cuts = _data.cuts(count, batch_size)
     if by.matrix.lowered:

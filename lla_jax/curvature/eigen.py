@@ -82,10 +82,10 @@ def eigenpairs(
 
     Returns:
       ``Eigenpairs``: values in the order asked for (Rayleigh quotients), vectors as ``Directions`` of unit norm whose
-      largest entry is positive, residuals |H v - lambda v| from a product of their own, plus 8 eps max |lambda|, which
-      rounding may hide; products used. ``recipe``: "converged" (all residuals within tol), "verified" (nothing was
-      missed; False: not ruled out), "stopped" (why it ended early, or None), "sequences", "restarts". Not converged: a
-      warning, and all pairs with the residuals they have.
+      entry of largest magnitude is positive, residuals |H v - lambda v| from a product of their own, plus 8 eps max
+      |lambda|, which rounding may hide; products used. ``recipe``: "converged" (all residuals within tol), "verified"
+      (nothing was missed; False: not ruled out), "stopped" (why it ended early, or None), "sequences", "restarts". Not
+      converged: a warning, and all pairs with the residuals they have.
 
     Raises:
       ValueError: an argument out of its range, an operator that is not symmetric, a first product that is not finite,
@@ -175,7 +175,7 @@ def _log_memory(s: Search, H: Operator) -> None:
 
 @partial(jax.jit, static_argnames="shards")
 def _vector(coefficients: jax.Array, basis: PyTree, *, shards: Any) -> PyTree:
-    """A Ritz vector, of norm 1 and with its largest entry positive."""
+    """A Ritz vector, of norm 1 and with its entry of largest magnitude positive."""
     vector = _lanczos.combine(coefficients, basis)
     leaves = jax.tree.leaves(vector)
     high, low = (jnp.stack([_tree.widen(f(x)) for x in leaves]) for f in (jnp.max, jnp.min))  # no leaf is reshaped
@@ -315,8 +315,8 @@ class Extremes(NamedTuple):
 
     Args:
       smallest: the smallest Ritz value; NaN where the products are not finite.
-      largest: the largest.
-      residual: the larger of their |A x - theta x|: an exact eigenvalue lies within it of either.
+      largest: the largest Ritz value.
+      residual: the larger |A x - theta x| of the two: an exact eigenvalue lies within it of either.
       products: products used.
     """
 
@@ -329,8 +329,9 @@ class Extremes(NamedTuple):
 def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3) -> Extremes:
     """The smallest and the largest eigenvalue, roughly: the ends of a short Lanczos sequence.
 
-    It ends before ``steps`` products where both residuals are at most ``tol`` times the larger of the two in
-    magnitude. New weights or masks compile nothing anew. For eigenvectors, or for certainty, see ``eigenpairs``.
+    It ends as soon as both residuals are at most ``tol`` times the larger magnitude of the two eigenvalues. Other
+    parameters or masks compile nothing anew. The symmetry of a given operator is not checked. For eigenvectors, or for
+    certainty, see ``eigenpairs``.
 
     Args:
       H: the operator.
@@ -339,7 +340,7 @@ def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3)
       tol: relative residual at which it ends.
 
     Returns:
-      ``Extremes``.
+      ``Extremes``, of the steps before a product that is not finite; all NaN where the first is not.
     """
     check_operator(H)
     ends = Extremes(np.nan, np.nan, np.nan, 0)

@@ -81,7 +81,7 @@ class Search:
         return len(self.betas) > 0 and self.betas[-1] == 0
 
     def take_basis(self) -> PyTree:
-        """The basis, to be changed or given to a program that destroys it."""
+        """Take the basis out of the state, to change it or to give it to a program that destroys it."""
         basis, self.basis = self.basis, None
         return basis
 
@@ -103,7 +103,15 @@ class Ritz(NamedTuple):
 
 
 def begin(H: Operator, key: jax.Array, rows: int, most: int, used: int) -> Search:
-    """A search with a random start vector and nothing multiplied; ``used`` products were made before."""
+    """A search with a random start vector and nothing multiplied yet.
+
+    Args:
+      H: the operator.
+      key: draws the start vector.
+      rows: rows of the first buffer.
+      most: rows that the buffer may grow to.
+      used: products that were made before.
+    """
     basis = _lanczos.begin(_lanczos.random(H, key, 0, "normal"), rows=rows, shards=H.space.shards)
     return Search(basis, np.zeros((rows, rows)), outside=H.shape[0], products=used, most=most)
 
@@ -114,7 +122,7 @@ def order(values: np.ndarray, which: str) -> np.ndarray:
 
 
 def ritz_pairs(s: Search, which: str) -> Ritz:
-    """Rayleigh-Ritz on the rows that were multiplied."""
+    """The Ritz pairs of the rows that were multiplied (Rayleigh-Ritz), in the order asked for."""
     values, vectors = np.linalg.eigh(s.T[: s.known, : s.known])
     indices = order(values, which)
     values, vectors = values[indices], vectors[:, indices]
@@ -183,14 +191,14 @@ def _pad(basis: PyTree, *, more: int, shards: Any) -> PyTree:
 
 @partial(jax.jit, donate_argnums=0, static_argnames="shards")
 def _mix_rows(basis: PyTree, new: jax.Array, *, shards: Any) -> PyTree:
-    """The basis with ``new`` times its rows in their place."""
+    """The basis with ``new`` times its rows, combinations of all of them, in place of the rows."""
     chex.assert_tree_shape_prefix(basis, new.shape[1:])
     return _map_columns(lambda q: _lanczos.combine(new, q), basis, shards)
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="shards")
 def _mix_rows_from(basis: PyTree, new: jax.Array, start: Any, *, shards: Any) -> PyTree:
-    """The basis with the rows from ``start`` replaced by ``new`` times them."""
+    """The basis with the ``len(new)`` rows from ``start`` replaced by ``new`` times these rows."""
     chex.assert_shape(new, (len(new), len(new)))
     at = start + jnp.arange(len(new))
 
@@ -202,7 +210,11 @@ def _mix_rows_from(basis: PyTree, new: jax.Array, start: Any, *, shards: Any) ->
 
 
 def _map_columns(f: Callable[[jax.Array], jax.Array], basis: PyTree, shards: Any) -> PyTree:
-    """Every leaf with ``f``, which mixes its rows, applied: a piece at a time, in place, to save a second basis."""
+    """Apply ``f``, which mixes the rows of an array, to every leaf of a basis.
+
+    A large leaf is changed in place, some columns at a time, to save the memory of a second basis. Sharded leaves are
+    done at once.
+    """
     if shards is not None:
         return sharding.constrain(jax.tree.map(f, basis), shards)
 
@@ -258,7 +270,7 @@ def _make_room(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
 
 
 def _restart(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
-    """Thick restart: keep the best Ritz vectors and the open rows."""
+    """Restart (thick restart): keep the best Ritz vectors in place of the multiplied rows, and the open rows."""
     still = s.filled - s.known
     keep = min(k + max(0, (s.rows - k - still) // 2), s.known, s.rows - still - 1)
     new, T = np.zeros((2, s.rows, s.rows))  # row i of new: the new row i in terms of the old ones
@@ -273,7 +285,7 @@ def _restart(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
 
 
 def _begin_sequence(s: Search, H: Operator, key: jax.Array, values: np.ndarray) -> None:
-    """Begin another sequence, at random in the complement of the known rows; ``values`` are the wanted ones now.
+    """Begin another sequence, at random in the complement of the known rows; ``values`` are the k best Ritz values now.
 
     The remainders of earlier sequences lie in that complement: the start vector has a part along them.
     """
@@ -293,7 +305,7 @@ def _begin_sequence(s: Search, H: Operator, key: jax.Array, values: np.ndarray) 
 
 
 def _steer(s: Search, ritz: Ritz, k: int) -> None:
-    """Go on along the worst residual of the wanted pairs. The sequence, not begun at random, shows nothing."""
+    """Go on along the worst residual of the wanted pairs. A sequence not begun at random can rule nothing out."""
     basis = s.take_basis()
     s.direction = ritz.couplings[:, ritz.errors[:k].argmax()]
     s.wanted, s.alphas, s.betas = np.zeros(0), np.zeros(0), np.zeros(0)
@@ -301,7 +313,17 @@ def _steer(s: Search, ritz: Ritz, k: int) -> None:
 
 
 def _multiply(s: Search, H: Operator, most: int, checked: int) -> bool:
-    """Multiply the first open row, and on the device those that follow; False where a product is not finite."""
+    """Multiply the first open row; on the device, up to 8 rows of the sequence if no other row is open.
+
+    Args:
+      s: the state, which changes.
+      H: the operator.
+      most: products at most.
+      checked: the new ``s.checked``.
+
+    Returns:
+      Whether all products are finite; the steps before the first that is not are kept.
+    """
     n = H.shape[0]
     full, alone = s.filled >= n, s.filled == s.known + 1
     several = H.on_device and alone and not full

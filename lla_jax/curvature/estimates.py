@@ -46,7 +46,7 @@ class Round(NamedTuple):
       products: products used.
       value: makes (mean, sem) where they are trees.
       exact: whether the mean has no error.
-      trouble: the reason that there can be no more draws.
+      trouble: why there can be no more draws; None if there can.
     """
 
     mean: float
@@ -88,8 +88,8 @@ def trace(
       progress: called with (products so far, None).
 
     Returns:
-      ``Estimate`` of floats; ``num`` draws. The recipe has ``products`` (all of them), ``converged`` and ``stopped``
-      (why the draws ended early, or None). Not converged: a warning.
+      ``Estimate`` of floats; ``num`` is the number of draws. The recipe has ``products`` (all of them), ``converged``
+      and ``stopped`` (why the draws ended early, or None). Not converged: a warning.
 
     Raises:
       ValueError: another method; ``rtol`` or ``max_products`` out of range; an operator that is not symmetric; one of
@@ -264,7 +264,7 @@ def _shortfall(recipe: dict[str, Any], now: Round, rtol: float) -> str:
 
 
 def map_probes(f: Callable[[PyTree, PyTree], T], H: Operator, key: jax.Array, lo: int, hi: int) -> Iterator[T]:
-    """``f(z, A z)`` of the probes numbered ``lo`` to ``hi - 1``.
+    """Yield ``f(z, A z)`` of the probes numbered ``lo`` to ``hi - 1``, for a piece of them at a time.
 
     An operator that runs on the device takes all of them at once, in halves if memory runs out. Other operators take
     one after another, since several would only take memory. A Ctrl-C waits for the end of a product.
@@ -290,7 +290,7 @@ def map_probes(f: Callable[[PyTree, PyTree], T], H: Operator, key: jax.Array, lo
 
 
 def draw_probes(H: Operator, key: jax.Array, lo: int, hi: int) -> PyTree:
-    """The probes with these numbers, stacked vectors of signs."""
+    """The probes numbered ``lo`` to ``hi - 1``: stacked vectors of signs."""
     numbers = np.arange(lo, hi, dtype=np.uint32)
     return H.space.wait_for(H.place(draw(H.space, key, numbers, distribution="rademacher")))
 

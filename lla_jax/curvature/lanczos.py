@@ -42,7 +42,7 @@ WINDOW = 11  # vectors that LLA re-orthogonalises against
 
 
 class Step(NamedTuple):
-    """One step.
+    """The result of ``lanczos_step``.
 
     Args:
       basis: Q with its new row.
@@ -58,12 +58,14 @@ class Step(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Several steps, one after another. The arrays are float64 on the host, with a leading axis of probes if batched.
+    """The results of several steps, one after another.
+
+    The arrays are float64 on the host. If batched, everything has a leading axis of probes.
 
     Args:
       vectors: the new rows, stacked; with a window all rows of the ring.
-      coefficients: (steps, m), Q'A q.
-      norms: (steps,), |A q - Q Q'A q|, 0 where it is rounding: the last step is the first with 0.
+      coefficients: (steps, m), Q'A q; with a window only q'A q, in the column of q.
+      norms: (steps,), |A q - Q Q'A q|, 0 where it is rounding. Unless batched, no step follows one with norm 0.
       sizes: (steps,), |A q|.
     """
 
@@ -74,7 +76,7 @@ class Steps(NamedTuple):
 
 
 class Lanczos(NamedTuple):
-    """A Q - Q T = r e_s', Q'Q = I, T tridiagonal.
+    """The result of ``lanczos``: A Q - Q T = r e_s', Q'Q = I, T tridiagonal.
 
     Args:
       basis: Q, a stacked tree of s vectors.
@@ -100,7 +102,7 @@ def inner(basis: PyTree, vector: PyTree) -> jax.Array:
 
 
 def combine(coefficients: jax.Array, basis: PyTree) -> PyTree:
-    """Q c: the rows of a basis with the weights ``(m,)``; stacked vectors for weights ``(k, m)``."""
+    """Q c: the sum of the rows of a basis, weighted by c ``(m,)``; k stacked sums for c of shape ``(k, m)``."""
     with jax.default_matmul_precision("highest"):
         return jax.tree.map(lambda q: jnp.tensordot(coefficients.astype(q.dtype), q, 1), basis)
 
@@ -115,7 +117,7 @@ def _minus(a: PyTree, b: PyTree) -> PyTree:
 
 
 def _put(basis: PyTree, rows: Any, vectors: PyTree) -> PyTree:
-    """The basis with these rows; those beyond its end are dropped."""
+    """The basis with vectors put into these rows; vectors for rows beyond its end are dropped."""
     return jax.tree.map(lambda q, x: q.at[rows].set(x.astype(q.dtype), mode="drop"), basis, vectors)
 
 
@@ -130,7 +132,12 @@ def _normalize(vector: PyTree, size: jax.Array, least: Any) -> tuple[PyTree, jax
 def orthogonal(
     bases: tuple[PyTree, ...], product: PyTree, scale: Any
 ) -> tuple[PyTree, list[jax.Array], jax.Array, jax.Array]:
-    """(unit remainder, inner products with each of the bases, norm of the remainder, norm of the product)."""
+    """Make a product orthogonal to the rows of all bases, twice, and of norm 1.
+
+    Returns:
+      (unit remainder, inner products with each of the bases, norm of the remainder, norm of the product). The remainder
+      is zero, and so is its norm, where the norm is below 10 eps max(scale, |product|), or not finite.
+    """
     for basis in bases:
         chex.assert_trees_all_equal_shapes(_row_of(basis), product)
     size, rest = _tree.norm(product), product
@@ -166,8 +173,8 @@ def lanczos_step(basis: PyTree, product: PyTree, into: Any, scale: Any = 0.0) ->
 def _window_step(
     ring: PyTree, product: PyTree, vector: PyTree, before: PyTree, last: Any, scale: Any
 ) -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:
-    """LLA's step: (unit remainder, alpha, beta, size). Beta is the norm after the three-term recurrence; then the
-    remainder is re-orthogonalised once, against the ring, and normalised."""
+    """LLA's step: (unit remainder, alpha, beta, norm of the product). Beta is the norm after the three-term recurrence;
+    then the remainder is re-orthogonalised once, against the ring, and normalised."""
     size, alpha = _tree.norm(product), _tree.dot(product, vector)
     rest = jax.tree.map(lambda x, y, z: x - alpha * y - last * z, product, vector, before)
     least = BREAKDOWN * jnp.finfo(size.dtype).eps * jnp.maximum(size, scale)
@@ -290,7 +297,8 @@ def advance(
 ) -> Steps:
     """Take steps of Lanczos: the first multiplies ``row``, the next one the remainder of the first, and so on.
 
-    Unless batched, they end early at a remainder of 0: a breakdown, or a product that is not finite.
+    The basis is only read; ``store`` puts the new rows into it. Unless batched, the steps end early at a remainder of
+    0: a breakdown, or a product that is not finite.
 
     Args:
       H: the operator.
@@ -301,7 +309,7 @@ def advance(
       count: steps, at most STEPS_PER_CALL on the device, 1 from the host.
       scale: the largest |A q| so far, one for each probe where batched; inf where no remainder can be more than
         rounding.
-      last: the norm of the step that made ``row``, likewise; read with ``window``.
+      last: the norm of the step that made ``row``, one for each probe where batched; only used with ``window``.
       window: re-orthogonalise as LLA does, against a ring of the last vectors.
       batched: several probes at once.
     """
@@ -325,7 +333,7 @@ def advance(
 
 
 def orthogonalize(H: Operator, basis: PyTree, vector: PyTree, scale: Any) -> Steps:
-    """The step that any vector makes in place of a product: its part orthogonal to the basis, and its coefficients."""
+    """One step with any vector in place of a product: ``Steps`` of its unit part orthogonal to the basis."""
     unit, *numbers = _from_host(basis, vector, np.asarray(scale, H.dtype), shards=H.space.shards)
     return Steps(unit, *(np.asarray(x, np.float64) for x in numbers))
 
@@ -338,7 +346,10 @@ def _store_rows(basis: PyTree, vectors: PyTree, into: Any, *, batched: bool) -> 
 
 
 def store(basis: PyTree, steps: Steps, into: int, *, window: bool = False, batched: bool = False) -> PyTree:
-    """The basis with the new rows. The old basis is destroyed: its memory is used again."""
+    """The basis with the new rows from row ``into``; with ``window``, the ring that the steps made.
+
+    Do not use the old basis any more: its memory is used again.
+    """
     return steps.vectors if window else _store_rows(basis, steps.vectors, np.int32(into), batched=batched)
 
 
@@ -357,7 +368,7 @@ def begin(vector: PyTree, *, rows: int, shards: Any = None) -> PyTree:
 
 @partial(jax.jit, static_argnames="rows")
 def begin_batch(vectors: list[PyTree], *, rows: int) -> PyTree:
-    """The bases of several vectors, with a leading axis."""
+    """The bases of several vectors, each as ``begin`` makes it, stacked."""
     return jax.vmap(partial(begin, rows=rows))(_tree.stack(vectors))
 
 
@@ -375,10 +386,18 @@ def tridiagonal(alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
 def sequence(
     H: Operator, basis: PyTree, steps: int, *, stop: Callable[[np.ndarray, np.ndarray], bool] | None = None
 ) -> tuple[PyTree, np.ndarray, np.ndarray, int]:
-    """(basis, alphas, betas, products) of at most ``steps`` steps from row 0, up to a breakdown.
+    """Take at most ``steps`` steps of Lanczos from row 0, up to a breakdown.
 
-    Between calls ``stop(alphas, betas)`` says whether to stop. A product that is not finite ends the sequence too, and
-    its step is left out.
+    A product that is not finite ends the sequence too, and its step is left out. The given basis is destroyed.
+
+    Args:
+      H: the operator.
+      basis: from ``begin``, with ``steps`` + 1 rows.
+      steps: products at most.
+      stop: ``stop(alphas, betas)`` is asked after every call, of up to 8 steps, whether to end here.
+
+    Returns:
+      (basis, alphas (s,), betas (s,), products used).
     """
     alphas, betas, scale, products = np.zeros(0), np.zeros(0), 0.0, 0
     with deferred_interrupts() as check:
@@ -398,7 +417,7 @@ def sequence(
 
 
 def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher") -> Lanczos:
-    """Lanczos with full re-orthogonalisation, done twice.
+    """Take the steps of Lanczos from a random vector, with full re-orthogonalisation, done twice.
 
         A Q - Q T = r e_s',   Q'Q = I,   Q'r = 0,   T = Q'A Q tridiagonal
 
@@ -409,7 +428,7 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
       start: distribution of the start vector's entries, "rademacher" (signs) or "normal".
 
     Returns:
-      ``Lanczos``: basis, alphas, betas, remainder.
+      ``Lanczos``: basis, alphas, betas, remainder. A later product that is not finite ends it early, with a warning.
 
     Raises:
       ValueError: ``steps`` below 1, another ``start``, an operator that is not symmetric, a first product that is not
@@ -445,7 +464,7 @@ def bytes_needed(
       H: the operator.
       rows: vectors of one basis.
       group: number of bases.
-      saved: whether they are copied on the way.
+      saved: whether the bases are copied to the host on the way, to be saved.
       grown_from: rows of a smaller basis that is there while it is copied; 0 for none.
       kept: vectors that come on top at the end.
     """
@@ -459,7 +478,7 @@ def bytes_needed(
 def rounding(H: Operator, times: float) -> float:
     """The rounding error of a product, relative to the largest eigenvalue.
 
-    It is ``times`` eps of the vectors, or eps of the parameters where these are less precise.
+    It is ``times`` eps of the vectors' dtype, or eps of the parameters' dtype if that is larger.
     """
     computed = H.recipe.get("precision", {}).get("params", [])
     return max([times * float(jnp.finfo(H.dtype).eps), *(float(jnp.finfo(name).eps) for name in computed)])

@@ -23,8 +23,8 @@ from lla_jax.execution import devices, processes, sharding
 from lla_jax.execution.interrupts import deferred_interrupts
 
 Rebuild = Callable[[PyTree, Recipe], Any]
-"""``rebuild(params, recipe)``: an operator over the same data at other parameters, which lie on the devices of the old
-ones; without the scale."""
+"""``rebuild(params, recipe)`` makes an operator over the same data at other parameters, without a scale. The parameters
+must lie on the devices of the old ones."""
 
 
 class Operator(abc.ABC):
@@ -52,7 +52,7 @@ class Operator(abc.ABC):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(n, n), the number of parameters it acts on: entries that are not masked (counted outside of jit)."""
+        """(n, n): n is the number of entries that are not masked. A mask can be counted outside of jit only."""
         n = self.space.dim
         return n, n
 
@@ -63,12 +63,12 @@ class Operator(abc.ABC):
 
     @property
     def scale(self) -> PyTree:
-        """S of S A S, a mask or a preconditioner; None for A."""
+        """The diagonal S of S A S (a mask or a preconditioner), a tree like a vector; None for A itself."""
         return self.space.scale
 
     @property
     def on_device(self) -> bool:
-        """Whether a loop of products runs well inside one compiled program, and several vectors at once as a batch."""
+        """Whether several products run well inside one compiled program: one after another in a loop, or as a batch."""
         return self.multiplier.on_device
 
     @property
@@ -85,8 +85,8 @@ class Operator(abc.ABC):
     def random(self, key: jax.Array, distribution: str = "rademacher") -> PyTree:
         """A vector of independent entries of variance 1: signs ("rademacher") or Gaussians ("normal").
 
-        One flat draw; for parameters that are sharded over devices, one for each leaf. Pure; zero where the operator is
-        masked.
+        All entries are one flat draw; for parameters that are sharded over devices, each leaf is a draw. Masked entries
+        are 0. Pure.
         """
         return self.space.random(key, distribution)
 
@@ -96,10 +96,10 @@ class Operator(abc.ABC):
 
     @abc.abstractmethod
     def product(self, v: PyTree) -> PyTree:
-        """The product A v from the host: a tree like ``v``."""
+        """The product A v, a tree like ``v``, computed from the host in the fastest way; ``mv`` gives the same."""
 
     def products(self, stacked: PyTree) -> PyTree:
-        """The products with several vectors, from the host.
+        """The products A v with several vectors, computed from the host.
 
         An operator that runs on the device computes all of them in one program: at once on an accelerator, one after
         another on a CPU, where the tangents of eight networks spill the caches (up to four times slower, except for the
@@ -134,7 +134,10 @@ class Operator(abc.ABC):
         return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *pieces)
 
     def embed(self, vectors: PyTree) -> PyTree:
-        """Stacked vectors ``(k, ...)`` as stacked parameter trees: zero in leaves that are not selected."""
+        """Stacked vectors ``(k, ...)`` as stacked trees like the parameters, in their dtypes.
+
+        Leaves that are not selected are 0. Vectors of a given operator are returned as they are.
+        """
         if self.is_given:
             return vectors
         moving = iter(jax.tree.leaves(vectors))
@@ -147,18 +150,18 @@ class Operator(abc.ABC):
         return jax.tree.unflatten(structure, full)
 
     def place(self, tree: PyTree) -> PyTree:
-        """Vectors on the operator's devices: arrays on others would compile the same program twice."""
+        """Put vectors on the operator's devices: arrays on others would compile the same program twice."""
         return self.space.place(tree, self.multiplier.mesh)
 
     def memory(self) -> tuple[int, int]:
-        """(bytes of one vector, bytes free on its device)."""
+        """(bytes of one vector on a device, bytes free there); the least free of all processes that take part."""
         mesh = self.multiplier.mesh
         free = devices.free_bytes(jax.local_devices()[0] if mesh is None else mesh.devices.flat[0])
         return self.space.nbytes, processes.minimum(free) if self.together else free
 
     @abc.abstractmethod
     def centre(self) -> PyTree:
-        """The parameters at which the curvature is taken."""
+        """The parameters at which the curvature is taken; a given ``LinearOperator`` has none."""
 
     def at(self, params: PyTree) -> Any:
         """The same operator at other parameters.
@@ -206,7 +209,7 @@ class Operator(abc.ABC):
         return replace(self.rebuild(placed, recipe), space=self.space)
 
     def _like_centre(self, params: PyTree) -> PyTree:
-        """The parameters as arrays, if they are like the operator's."""
+        """The parameters as arrays, if structure, shapes and dtypes are those of the operator's; else an error."""
         params = as_arrays(params)
         centre = self.centre()
         params = _tree.align(params, centre, "params", "the operator's parameters")
@@ -219,7 +222,7 @@ class Operator(abc.ABC):
 
 
 def as_arrays(params: PyTree) -> PyTree:
-    """The parameters, with numbers among them as arrays.
+    """The parameters, with leaves that are Python numbers as arrays.
 
     Raises:
       ValueError: a leaf that is not real, floating and finite.
@@ -229,7 +232,7 @@ def as_arrays(params: PyTree) -> PyTree:
 
 
 def describe_params(params: PyTree) -> Recipe:
-    """Parameters as an operator's recipe holds them."""
+    """{"fingerprint", "size"} of the parameters, the entry "params" of an operator's recipe."""
     size = sum(x.size for x in jax.tree.leaves(params))
     return {"fingerprint": recipes.fingerprint(sharding.view_on_host(params)), "size": size}
 
@@ -243,7 +246,7 @@ class LinearOperator(Operator):
 
     Args:
       multiplier: the static part.
-      space: of its vectors, with S of S A S.
+      space: the space of its vectors, which holds S of S A S.
       common: loss, parameters, data and key, which all blocks share.
       blocks: blocks of rows, or linear maps whose primal values are kept.
       recipe: matrix, selection, data, plan; JSON-able. Lost under a transformation.
@@ -288,7 +291,7 @@ class HostOperator(Operator):
 
     Args:
       multiplier: the static part.
-      space: of its vectors, with S of S A S.
+      space: the space of its vectors, which holds S of S A S.
       call: ``call(v) -> A v`` without the scale.
       params: the parameters; for a given product, the tree ``like`` a vector.
       recipe: as for ``LinearOperator``.
@@ -305,7 +308,7 @@ class HostOperator(Operator):
     together: bool = False
 
     def mv(self, v: PyTree) -> PyTree:
-        """The product A v: a tree like ``v``. It reads the stream once, and waits for all processes of the group."""
+        """The product A v: a tree like ``v``. It reads a stream once, and waits for the processes that take part."""
         v = self.space.check(v)
         if self.scale is None:
             return self.call(v)
@@ -320,7 +323,7 @@ class HostOperator(Operator):
 
 
 def halve(compute: Callable[[int, int], Any], lo: int, hi: int) -> list[Any]:
-    """``[compute(lo, hi)]``; where memory runs out, the results of its two halves, and so on."""
+    """``[compute(lo, hi)]``; if memory runs out, ``compute`` of the two halves of lo .. hi instead, and so on."""
     try:
         return [compute(lo, hi)]
     except Exception as error:
@@ -384,12 +387,12 @@ def check_operator(H: Any) -> None:
 
 
 def no_finite_product(trouble: object) -> Misuse:
-    """The error where trouble with the first products, such as "product 1 is not finite", leaves no result."""
+    """The error for a computation whose very first products failed; ``trouble``: "product 1 is not finite"."""
     return Misuse("H", f"{trouble}, and there is nothing to keep; check that the loss is finite here")
 
 
 def check_given(H: Operator, key: jax.Array) -> int:
-    """The products used by ``check_symmetric`` for a user's product; 0 for other operators, which are symmetric."""
+    """Check the symmetry of a user's product. Returns the products used: 2, or 0 for other operators (no check)."""
     return check_symmetric(H, jax.random.fold_in(key, NUMBER)) if H.is_given else 0
 
 

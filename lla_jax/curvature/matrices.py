@@ -47,20 +47,22 @@ class Matrix:
 
 
 def part(params: PyTree, leaf_mask: tuple[bool, ...]) -> PyTree:
-    """The leaves of the mask; None, which is no leaf, in place of the others."""
+    """The tree with None, which is no leaf, in place of the leaves whose entry in ``leaf_mask`` is False."""
     leaves, structure = jax.tree.flatten(params)
     return jax.tree.unflatten(structure, [x if yes else None for x, yes in zip(leaves, leaf_mask, strict=True)])
 
 
 def merge(params: PyTree, moving: PyTree, leaf_mask: tuple[bool, ...]) -> PyTree:
-    """The parameters, with the leaves of the mask replaced."""
+    """The parameters, with the leaves of ``moving`` in place of those whose entry in ``leaf_mask`` is True."""
     leaves, structure = jax.tree.flatten(params)
     new = iter(jax.tree.leaves(moving))
     return jax.tree.unflatten(structure, [next(new) if yes else x for x, yes in zip(leaves, leaf_mask, strict=True)])
 
 
 def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: losses.Block, key: Any) -> Callable[[PyTree], Any]:
-    """``g(part) -> (gradient-like part, (sum of weights, sum of weighted losses))``, g as in the module's docstring.
+    """Make g of the module's docstring: ``g(part) -> (gradient-like part, (sum of weights, sum of weighted losses))``.
+
+    For the Fisher matrix the last number is the sum of s_i, a mean over the draws.
 
     Args:
       matrix: the matrix.
@@ -145,7 +147,7 @@ def _fisher(
 
 
 def categorical(key: Any, outputs: Any, example: Any) -> Any:
-    """An example ``(inputs, label, ...)`` with its label drawn from softmax(outputs), entry by entry.
+    """The example ``(inputs, label, ...)`` with another label, drawn from softmax(outputs); each entry of it by itself.
 
     Args:
       key: a ``jax.random`` key.

@@ -74,19 +74,21 @@ def hessian(
 
     Args:
       loss: a ``Loss``, or a plain ``f(params, batch) -> scalar``.
-      params: theta, a pytree of real floating arrays. Half precision is computed in half precision, with a warning.
+      params: theta, a pytree of real floating arrays. In half precision the
+        curvature is computed in half precision, with a warning.
       data: one data set (a pytree of arrays with leading axis N) or ``lla.stream(...)``, read once per product.
       batch_size: examples per block. For a loss per example it bounds the memory and changes nothing else; by default
         the block suits the caches or the accelerator. For a batch-coupled loss, or ``batch_stats="batch"``, it is the
-        number of examples in a batch.
+        number of examples in a batch, by default all.
       select: leaves that the operator acts on, by path (glob, regular expression, predicate): a block of the matrix.
         By default all.
       batch_stats: "frozen" (running averages, the default) or "batch" (each batch's own statistics).
       execution: an ``lla.Execution``. An operator reads three of its fields. ``devices``: the examples are split over
-        them; leave it out where the parameters are sharded over devices, since these and all vectors stay as they are.
-        ``linearize``: the choice and its bytes are in ``recipe["plan"]``. ``processes``: all processes of a group must
-        call with the same arguments except the data (parts may be unequal; the batches of a stream and of a
-        batch-coupled loss are each process's own).
+        them; leave it out where the parameters are sharded over devices, which then do the work. ``linearize``: whether
+        primal values are kept between products ("auto": if they fit into a quarter of the free memory); the choice and
+        its bytes are in ``recipe["plan"]``. ``processes``: all processes of a group must call with the same arguments
+        except the data (parts may be unequal; the batches of a stream and of a batch-coupled loss are each process's
+        own).
       allow_nondeterministic: accept a loss whose value changes from call to call; by default it is refused.
 
     Returns:
@@ -243,14 +245,15 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
 def masked(operator: Any, mask: PyTree) -> Any:
     """The operator restricted to the entries of a mask: M A M, with M = diag(mask).
 
-    Another mask compiles nothing anew, and a mask chooses entries; another ``select`` does, and it chooses leaves.
+    A mask chooses entries, and another mask compiles nothing anew. (``select`` of ``hessian`` chooses leaves, and
+    another selection compiles anew.)
 
     Args:
-      operator: any operator without a scale.
+      operator: an operator that is neither masked nor preconditioned.
       mask: a tree like a vector, of 0 and 1 (bool).
 
     Returns:
-      The operator; its ``shape`` counts the entries that are not 0.
+      The operator; its ``shape`` counts the entries where the mask is 1.
 
     Raises:
       ValueError: the operator is masked or preconditioned already, or the mask has another structure or values.
@@ -266,7 +269,7 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
     """The curvature that Adam sees: P^-1/2 A P^-1/2 with P = diag(sqrt(v / decay) + eps).
 
     Args:
-      operator: any operator without a scale.
+      operator: an operator that is neither masked nor preconditioned.
       second_moment: Adam's v: a tree like ``params``, or ``directions.adam_moments(opt_state, params)``, whose second
         entry is taken.
       eps: Adam's eps, at least 0.
@@ -274,7 +277,7 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
         training it is 1.
 
     Returns:
-      The operator, on vectors scaled by P^1/2: a displacement of the parameters is P^-1/2 times one of these.
+      The operator. Its vectors are displacements of the parameters times P^1/2: a vector u moves them by P^-1/2 u.
 
     Raises:
       ValueError: v negative, not finite or of another structure; moments that are normalized or not Adam's; eps or
@@ -310,6 +313,8 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
 def dense(operator: Any) -> np.ndarray:
     """The matrix (n, n), float64, with entries in the order of the raveled leaves: for small models and for tests.
 
+    It takes a product per column. n counts masked entries too, whose rows and columns are 0.
+
     Raises:
       ValueError: n above 20,000.
     """
@@ -332,7 +337,7 @@ def dense(operator: Any) -> np.ndarray:
 
 
 def _scale(operator: Any, scale: PyTree, name: str, recipe: dict[str, Any]) -> Any:
-    """The operator S A S."""
+    """The operator S A S, with ``recipe`` added to its recipe; ``name`` is the argument that messages name."""
     if operator.scale is not None:
         text = f"{operator!r} is masked or preconditioned already; it must be neither"
         raise Misuse("operator", f"{text}: pass the plain operator")
@@ -366,7 +371,7 @@ def _operator(
 
 
 def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) -> tuple[Matrix, PyTree]:
-    """The matrix, and the parameters as arrays."""
+    """(the description of the matrix, the parameters as arrays); warns of half precision."""
     params = as_arrays(params)
     check_choice("batch_stats", batch_stats, ("frozen", "batch"))
     half = sorted({str(x.dtype) for x in jax.tree.leaves(params) if jnp.dtype(x.dtype).itemsize < 4})

@@ -1,7 +1,7 @@
-"""Products of a curvature matrix with a vector are summed over blocks of rows and devices, then divided by the weights.
+"""Computes products of a curvature matrix with a vector: sums over blocks and devices, divided by the sum of weights.
 
 A block is either rows of the data, whose primal values are computed at every product, or a linear map that keeps them.
-All functions are pure, and jitted once per shape and static part.
+``sums_step``, ``plus_step``, ``finish_step`` and ``linearize`` are compiled, once for each ``Multiplier`` and shape.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from lla_jax.execution.devices import GRID
 class Multiplier(NamedTuple):
     """The static part of an operator: matrix, devices, and where the loop runs; it compares by value."""
 
-    matrix: Matrix | None  # None: a given product
-    product: Any
-    mesh: Mesh | None
-    on_device: bool
+    matrix: Matrix | None  # None for a product of the user's
+    product: Any  # the user's product, if jax can trace it; else None
+    mesh: Mesh | None  # the devices over which the rows are split; None for a product of the user's
+    on_device: bool  # whether a loop of products may run inside one compiled program
 
 
 class Common(NamedTuple):
@@ -42,7 +42,7 @@ class Common(NamedTuple):
     loss: Any
     params: PyTree
     data: Batch
-    count: Any  # rows that count
+    count: Any  # number of rows of the data without padding
     offset: Any  # number of the first row among those of all processes and batches
     key: Any
 
@@ -50,26 +50,29 @@ class Common(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rows:
-    """Blocks of rows whose primal values are computed at every product: their first rows ``(S,)`` and their size."""
+    """S blocks whose primal values are computed at every product: their first rows ``(S,)``, and the rows per block."""
 
     starts: Any
     size: int = field(metadata={"static": True})
 
 
 class Linearized(NamedTuple):
-    """Blocks whose primal values are kept: their linear maps and sums, with leading axes (devices, S)."""
+    """S blocks whose primal values are kept: their linear maps, and their sums of weights and of losses.
+
+    Both have the leading axis (S,), or (devices, S) with several devices.
+    """
 
     map: Any
     sums: Any
 
 
 def times(scale: PyTree, v: PyTree) -> PyTree:
-    """S v, entry by entry."""
+    """S v for a diagonal S: the product of two trees, entry by entry."""
     return jax.tree.map(lambda s, x: s * x, scale, v)
 
 
 def _local_block(common: Common, start: Any, size: int, mesh: Mesh) -> losses.Block:
-    """A block of the rows that this device has."""
+    """The block of ``size`` rows from ``start`` among the rows on this device; padding is masked."""
     rows = jax.tree.leaves(common.data)[0].shape[0]
     before = jax.lax.axis_index(GRID) * rows if mesh.size > 1 else 0
     return losses.block_at(common.data, start, size, jnp.clip(common.count - before, 0, rows), common.offset + before)
@@ -88,7 +91,10 @@ def _common_specs() -> Common:
 
 
 def _sum_over(f: Callable[[Any], Any], over: Any) -> Any:
-    """Sum of f over the leading axis. One entry takes no loop, so that convolutions keep XLA's fast path."""
+    """The sum of ``f(x)`` over the entries x of the leading axis of ``over``.
+
+    A single entry takes no loop, so that convolutions keep XLA's fast path.
+    """
     entry = jax.tree.map(lambda x: x[0], over)
     if jax.tree.leaves(over)[0].shape[0] == 1:
         return f(entry)
@@ -104,7 +110,8 @@ def plus(a: Any, b: Any) -> Any:
 def _block_sums(by: Multiplier, common: Common, block: Any, v: PyTree) -> tuple[PyTree, Any]:
     """(sum of products, (sum of weights, sum of losses)) over the rows of one block.
 
-    Several devices stay a leading axis: CPU devices that talk to each other in two programs at once may wait forever.
+    With several devices every sum has a leading axis of devices, to be added up by ``over_devices``: CPU devices that
+    talk to each other in two programs at once may wait forever.
     """
     matrix, mesh = by.matrix, by.mesh
     assert matrix is not None
@@ -135,7 +142,7 @@ def _block_sums(by: Multiplier, common: Common, block: Any, v: PyTree) -> tuple[
 
 
 def _displacement(by: Multiplier, common: Common, space: Space, v: PyTree) -> tuple[PyTree, PyTree]:
-    """The parameters that the matrix acts on, and their displacement S v in their dtypes."""
+    """(the parameters that the matrix acts on, their displacement S v in their dtypes)."""
     assert by.matrix is not None
     part = matrices.part(common.params, by.matrix.leaf_mask)
     v = v if space.scale is None else times(space.scale, v)
@@ -143,7 +150,10 @@ def _displacement(by: Multiplier, common: Common, space: Space, v: PyTree) -> tu
 
 
 def sums(by: Multiplier, common: Any, space: Space, block: Any, v: PyTree) -> Any:
-    """The sums of one block, in float32 at least. ``plus`` adds them up, ``finish`` makes the product."""
+    """(sum of products with S v, (sum of weights, sum of losses)) of one block; for a user's product, A S v.
+
+    The sum of products is in float32 at least. ``plus`` adds blocks up, and ``finish`` makes S A S v of the total.
+    """
     with jax.default_matmul_precision("highest"):
         if by.matrix is None:
             return by.product(v if space.scale is None else times(space.scale, v), *common)
@@ -152,7 +162,10 @@ def sums(by: Multiplier, common: Any, space: Space, block: Any, v: PyTree) -> An
 
 
 def finish(by: Multiplier, common: Any, space: Space, v: PyTree, total: Any) -> PyTree:
-    """The product: the mean, with the penalty's part and the scale."""
+    """The product S A S v, from the total of all blocks' ``sums``: their mean plus the penalty's part, times S.
+
+    The Fisher matrix has no part of the penalty. The product is a tree like ``v``, in its dtypes.
+    """
     product = total if by.matrix is None else _mean(by, common, space, v, total)
     product = product if space.scale is None else times(space.scale, product)
     product = jax.tree.map(lambda x, like: x.astype(like.dtype), product, v)
@@ -175,15 +188,15 @@ def _mean(by: Multiplier, common: Common, space: Space, v: PyTree, total: Any) -
 
 
 def over_devices(by: Multiplier, total: Any) -> Any:
-    """The sums of all devices."""
+    """The sums added up over their leading axis of devices, which sums of one device do not have."""
     split = by.mesh is not None and by.mesh.size > 1
     return jax.tree.map(lambda x: x.sum(0), total) if split else total
 
 
 def gather(by: Multiplier, total: Any) -> Any:
-    """The sums of all devices added on the host where devices are CPU cores, so that no program waits for another.
+    """Add the sums of CPU devices up on the host, so that no program waits for another.
 
-    A leading axis of 1 remains. Other devices' sums stay as they are.
+    A leading axis of 1 remains in place of the devices. Sums of one device, or of accelerators, stay as they are.
     """
     assert by.mesh is not None
     if by.mesh.size == 1 or by.mesh.devices.flat[0].platform != "cpu":
@@ -197,13 +210,13 @@ finish_step = jax.jit(lambda common, space, v, total, *, by: finish(by, common, 
 
 
 def total(by: Multiplier, common: Any, space: Space, blocks: Any, v: PyTree) -> Any:
-    """The sums of all blocks, added up from the host: one compiled step, called for each block."""
+    """The total of the ``sums`` of all blocks. It is added up from the host: one compiled step is called per block."""
     return functools.reduce(plus_step, (sums_step(common, space, block, v, by=by) for block in blocks))
 
 
 @functools.partial(jax.jit, static_argnames=("by", "size"))
 def linearize(common: Common, starts: Any, *, by: Multiplier, size: int) -> Linearized:
-    """The linear map of every block; the values that do not depend on the vector are computed now."""
+    """The linear maps and sums of the blocks of ``size`` rows from ``starts``; all primal values are computed now."""
     matrix, mesh = by.matrix, by.mesh
     assert matrix is not None
     assert mesh is not None

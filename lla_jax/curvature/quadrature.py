@@ -50,7 +50,7 @@ class _Sequences:
     trouble: str | None = None
 
     def take_basis(self) -> PyTree:
-        """The basis, to be changed or given to a program that destroys it."""
+        """Take the basis out of the state, to change it or to give it to a program that destroys it."""
         basis, self.basis = self.basis, None
         return basis
 
@@ -73,9 +73,9 @@ def spectrum(
         v'f(A)v  ~  sum_i w_i f(theta_i),   w_i = (first component of the i-th eigenvector of T)^2
 
     for a random v of norm 1, T being Lanczos' tridiagonal matrix; exact for polynomials up to degree 2 steps - 1. Its
-    mean over probes is tr f(A) / n. T's eigenproblem is solved in float64. Nodes that are equal up to the rounding of
-    the products (32 eps max |theta|) are one node, and nodes with the weight of rounding none: copies that rounding
-    makes of an eigenvalue are no part of the spectrum.
+    mean over probes is tr f(A) / n. T's eigenproblem is solved in float64. With scheme
+    "full", nodes that are equal up to the rounding of the products (32 eps max |theta|) are merged, and nodes with a
+    weight of rounding are dropped: copies that rounding makes of an eigenvalue are no part of the spectrum.
 
     Args:
       H: a symmetric operator: ``hessian``, ``ggn``, ``fisher`` or ``operators.given``, whose symmetry is checked.
@@ -86,9 +86,9 @@ def spectrum(
       scheme: "full" re-orthogonalises against all vectors before, twice. "lla" against the last 11, once, as LLA does,
         with the copies of eigenvalues that come of it: to reproduce its figures, in the memory of 11 vectors.
       progress: called as ``progress(products, probes * steps)``.
-      on_partial: called with the probes there are and the state to continue from, if the computation is interrupted
-        (Ctrl-C, or any exception), before the exception is raised again. A first Ctrl-C waits for the end of a step; a
-        second one does not, and if it comes while a step is stored, the present probes begin anew.
+      on_partial: called with the ``Spectrum`` of the steps so far and the state to continue from, if the computation is
+        interrupted (Ctrl-C, or any exception), before the exception is raised again. A first Ctrl-C waits for the end
+        of a step; a second one does not, and if it comes while a step is stored, the present probes begin anew.
       save_every: seconds after which ``on_partial`` is called on the way as well, again and again, so that a killed
         process can be continued too. Its recipe then says "running" as "stopped".
       resume: a result that ``on_partial`` was called with. The computation continues from it, and gives the same to the
@@ -181,7 +181,7 @@ def _group(H: Operator, steps: int, probes: int, scheme: str) -> int:
 
 
 def _memory(H: Operator, s: _Sequences, rows: int, saved: bool) -> dict[str, int]:
-    """The memory needed at most, for the recipe; it is logged, too."""
+    """{"vectors", "bytes"} of the memory needed at most, for the recipe; they are logged, too."""
     vectors = s.group * rows
     nbytes = _lanczos.bytes_needed(H, rows, group=s.group, saved=saved)
     needed = f"{vectors} vectors, {nbytes / 2**20:.1f} MiB with the work space"
@@ -227,7 +227,7 @@ def _begin_group(s: _Sequences, H: Operator, key: jax.Array, distribution: str, 
 
 
 def _advance(s: _Sequences, H: Operator, window: bool) -> None:
-    """The steps of one call for the present probes, written into the table."""
+    """Take the steps of one call for the present probes, and write them into the table."""
     most, batched = min(STEPS_PER_CALL, s.alphas.shape[1] - s.at) if H.on_device else 1, s.group > 1
     scale, last = (s.scale, s.last) if batched else (s.scale[0], s.last[0])
     steps = _lanczos.advance(H, s.basis, s.at, s.at + 1, most, scale, last, window=window, batched=batched)
@@ -290,7 +290,7 @@ _COUNTS = ("group", "products", "start", "at")
 
 
 def _state(s: _Sequences, scheme: str) -> dict[str, np.ndarray]:
-    """The state as named arrays."""
+    """The state as named arrays, from which ``_restore`` makes it again."""
     table = (s.alphas, s.betas, s.done, s.scale, s.last)
     counts = np.array([getattr(s, name) for name in _COUNTS], np.int64)
     filled = slice(s.at + 1 if scheme == "full" else WINDOW)

@@ -1,8 +1,9 @@
 """The algebra of Hutch++ and XTrace gives the trace of an operator from its products on the span of a few vectors.
 
-A sketch holds an orthonormal basis Q of products A s, and k x k numbers; other vectors of n entries are drawn again
-from their numbers when they are needed. Vectors are the rows of one array (b, n); where the parameters are sharded over
-devices they stay a stacked tree, in a tuple, and no leaf is brought together.
+A sketch holds an orthonormal basis Q of the span of products A s, and small matrices of inner products. Random vectors
+are not kept: each has a number, and is drawn again from the key and its number when it is needed. Vectors are the rows
+of one array (b, n); where the parameters are sharded over devices they stay a stacked tree, in a tuple, and no leaf is
+brought together.
 
 With T the test vectors of the remainder, tr A = tr (Q'A Q) + the mean of
 t'(I - Q Q') A (I - Q Q') t, and everything follows from
@@ -30,14 +31,14 @@ from lla_jax.curvature.space import Space, draw
 
 AT_ONCE = 8  # vectors in a block
 PIECE = 4096  # entries of a vector in one matrix product
-NOISE = 100  # times eps: added to a product, so that the basis is well defined where the products are dependent
+NOISE = 100  # times eps: relative noise added to products, so that dependent ones give a well-defined basis too
 
 
 # --- vectors: trees for operators, rows (b, n) for sketches (or stacked trees, if the space is sharded)
 
 
 def rows(vectors: PyTree, space: Space) -> Any:
-    """Stacked vectors as rows (b, n)."""
+    """Stacked vectors as rows (b, n); in a sharded space the stacked tree itself, in a tuple."""
     if space.shards is not None:
         return (space.pin(vectors),)
     leaves = jax.tree.leaves(vectors)
@@ -47,7 +48,7 @@ def rows(vectors: PyTree, space: Space) -> Any:
 
 @jax.jit
 def trees(space: Space, flat: Any) -> PyTree:
-    """Rows (b, n) as stacked vectors."""
+    """Rows, as ``rows`` makes them, as stacked vectors again."""
     if space.shards is not None:
         return flat[0]
     sizes = [int(np.prod(s)) for s, _ in space.shapes]
@@ -122,7 +123,7 @@ def _by_row(factor: jax.Array, x: jax.Array) -> jax.Array:
 
 @jax.jit
 def _noisy(flat: Any, noise: Any) -> Any:
-    """Every row with a random one added, small enough to change nothing but the directions of rounding errors."""
+    """Every row plus a row of ``noise`` scaled to 100 eps of its norm: only directions of rounding errors change."""
     size = _sizes(flat)
     small = NOISE * jnp.finfo(size.dtype).eps / _sizes(noise) * jnp.where(size > 0, size, 1)
     return _each(lambda x, y: x + _by_row(small, y), flat, noise)
@@ -185,16 +186,16 @@ def gram(a: Any, b: Any) -> np.ndarray:
 
 
 class Sketch(NamedTuple):
-    """A basis and the numbers of the module's docstring. ``factor`` is R of Y = Q R, where the products Y made Q."""
+    """A basis of k rows and its inner products with t test vectors, named as in the module's docstring."""
 
     basis: tuple[Any, ...]  # blocks of rows
-    core: np.ndarray
-    factor: np.ndarray
-    tests: tuple[np.ndarray, ...]  # numbers of the test vectors, in blocks
-    inside: np.ndarray
-    product: np.ndarray
-    forms: np.ndarray
-    squares: np.ndarray
+    core: np.ndarray  # (k, k)
+    factor: np.ndarray  # (k, k), R of Y = Q R, where Y are the products whose span the basis is
+    tests: tuple[np.ndarray, ...]  # the numbers from which the test vectors are drawn again, in blocks
+    inside: np.ndarray  # (k, t)
+    product: np.ndarray  # (k, t)
+    forms: np.ndarray  # (t,)
+    squares: np.ndarray  # (t,)
 
 
 def empty() -> Sketch:
@@ -212,15 +213,15 @@ def widen(
     test: jax.Array,
     kind: str,
 ) -> Sketch:
-    """Add the span of more products to the basis, which takes as many products again.
+    """Add the span of more products to the basis. The new rows are multiplied too: as many products again.
 
     Args:
       sketch: the sketch so far.
       times: the operator.
       images: the products, rows (b, n).
-      numbers: their numbers.
-      noise: key of the noise that is added to them.
-      test: key of the test vectors.
+      numbers: the numbers of the vectors that were multiplied; the noise is drawn from them.
+      noise: key of the noise that is added to the products.
+      test: key from which the test vectors are drawn again.
       kind: distribution of the test vectors.
     """
     space = times.H.space
@@ -249,7 +250,14 @@ def widen(
 
 
 def add_tests(sketch: Sketch, tests: Any, of_tests: Any, numbers: np.ndarray) -> Sketch:
-    """Add test vectors: rows (b, n), their products and their numbers."""
+    """Add test vectors to the sketch, as their inner products with the basis and with their own products.
+
+    Args:
+      sketch: the sketch so far.
+      tests: the test vectors, rows (b, n).
+      of_tests: their products, rows (b, n).
+      numbers: (b,) the numbers from which the test vectors are drawn again.
+    """
     none = np.zeros((0, count(tests)))
     inside = np.concatenate([none, *(gram(block, tests) for block in sketch.basis)])
     product = np.concatenate([none, *(gram(block, of_tests) for block in sketch.basis)])
@@ -263,12 +271,13 @@ def add_tests(sketch: Sketch, tests: Any, of_tests: Any, numbers: np.ndarray) ->
 
 
 def _numbers(sketch: Sketch, size: int) -> np.ndarray:
-    """The numbers of the next vectors."""
+    """The numbers of the next ``size`` vectors: they count on from those of the test vectors so far."""
     return np.arange(len(sketch.forms), len(sketch.forms) + size, dtype=np.uint32)
 
 
 def grow_for_xtrace(sketch: Sketch, times: ProductCounter, keys: jax.Array, size: int) -> Sketch:
-    """Grow basis and tests together: the vectors whose products make the basis are the test vectors."""
+    """Add ``size`` rows to the basis and as many test vectors, the vectors whose products make the rows (2 ``size``
+    products)."""
     numbers = _numbers(sketch, size)
     vectors = draw_rows(times.H, keys[0], numbers, "normal")
     images = times(vectors)
@@ -277,7 +286,8 @@ def grow_for_xtrace(sketch: Sketch, times: ProductCounter, keys: jax.Array, size
 
 
 def grow_for_hutch(sketch: Sketch, times: ProductCounter, keys: jax.Array, size: int) -> Sketch:
-    """Grow basis and tests together: the test vectors are others than those whose products make the basis."""
+    """Add ``size`` rows to the basis and as many test vectors, others than those whose products make the rows
+    (3 ``size`` products)."""
     numbers = _numbers(sketch, size)
     images = times(draw_rows(times.H, keys[0], numbers, "rademacher"))
     sketch = widen(sketch, times, images, numbers, keys[2], keys[1], "rademacher")
@@ -285,14 +295,14 @@ def grow_for_hutch(sketch: Sketch, times: ProductCounter, keys: jax.Array, size:
 
 
 def draw_tests(sketch: Sketch, times: ProductCounter, key: jax.Array, size: int) -> Sketch:
-    """Draw more test vectors, of signs, and leave the basis as it is."""
+    """Add ``size`` test vectors of signs, and leave the basis as it is (``size`` products)."""
     numbers = _numbers(sketch, size)
     tests = draw_rows(times.H, key, numbers, "rademacher")
     return add_tests(sketch, tests, times(tests), numbers)
 
 
 def _remainders(sketch: Sketch, inside: np.ndarray) -> np.ndarray:
-    """(t - Q x)'A (t - Q x) for every test vector t, with x the columns of ``inside``."""
+    """(t - Q x)'A (t - Q x) for every test vector t, with x its column of ``inside``; (t,)."""
     return (
         sketch.forms
         - 2 * np.einsum("ij,ij->j", inside, sketch.product)
@@ -301,12 +311,14 @@ def _remainders(sketch: Sketch, inside: np.ndarray) -> np.ndarray:
 
 
 def hutch_plus_plus(sketch: Sketch) -> np.ndarray:
-    """One estimate of the trace for each test vector."""
+    """The estimates of the trace by Hutch++, one for each test vector, (t,)."""
     return np.trace(sketch.core) + _remainders(sketch, sketch.inside)
 
 
 def xtrace(sketch: Sketch, n: int) -> np.ndarray:
-    """One estimate of the trace for each test vector i, from a basis that leaves the product of vector i out.
+    """The estimates of the trace by XTrace, (t,): that of test vector i has a basis without the product of vector i.
+
+    ``n`` is the number of entries of a vector.
 
     That basis is Q (I - s s'), s the unit vector orthogonal to the other columns of R: a column of R^-T. The remainder
     is taken over a sphere: the part of a Gaussian outside of the basis has a uniform direction, so its squared length

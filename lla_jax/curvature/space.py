@@ -27,7 +27,8 @@ class Space:
       treedef: of a vector; leaves that are not selected are None, and no leaves.
       shapes: shape and dtype of every leaf.
       shards: the sharding of every leaf, where the parameters are sharded over devices; None where they are not.
-      scale: S of S A S, a mask or a preconditioner, a vector; None for A. Random vectors are zero where it is.
+      scale: the diagonal S of S A S (a mask or a preconditioner), a tree like a vector; None for A itself. Random
+        vectors are 0 where it is 0.
     """
 
     treedef: Any = field(metadata={"static": True})
@@ -69,7 +70,7 @@ class Space:
         return sum(int(np.prod(s)) * np.dtype(d).itemsize for s, (_, d) in zip(shapes, self.shapes, strict=True))
 
     def tree(self, leaves: Any) -> PyTree:
-        """Leaves as a vector, or as stacked vectors."""
+        """A vector, or stacked vectors, with these leaves."""
         return jax.tree.unflatten(self.treedef, leaves)
 
     def check(self, v: PyTree, name: str = "v", *, stacked: bool = False) -> PyTree:
@@ -91,8 +92,8 @@ class Space:
     def random(self, key: jax.Array, distribution: str = "rademacher") -> PyTree:
         """A vector of independent entries of variance 1: signs ("rademacher") or Gaussians ("normal").
 
-        One flat draw; for parameters that are sharded over devices, one for each leaf. Pure; zero where the operator is
-        masked.
+        All entries are one flat draw; for parameters that are sharded over devices, each leaf is a draw. Masked entries
+        are 0. Pure.
         """
         check_choice("distribution", distribution, ("rademacher", "normal"))
         draw = jax.random.rademacher if distribution == "rademacher" else jax.random.normal
@@ -109,17 +110,17 @@ class Space:
         return jax.tree.map(lambda x, s: jnp.where(s != 0, x, 0), vector, self.scale)
 
     def pin(self, tree: PyTree) -> PyTree:
-        """The same vector, or stacked vectors, which the compiler is told to shard like the parameters; within jit."""
+        """Tell the compiler, within jit, to shard vectors (or stacked ones) like the parameters; returns them."""
         return sharding.constrain(tree, self.shards)
 
     def place(self, tree: PyTree, mesh: Mesh | None) -> PyTree:
-        """The vectors on the devices: sharded like the parameters, or on every device of a mesh."""
+        """Put vectors on devices: sharded like the parameters, else whole on every device of the mesh, if any."""
         if self.shards is not None:
             return sharding.place(tree, self.shards)
         return tree if mesh is None else devices.replicate(tree, mesh)
 
     def wait_for(self, tree: PyTree) -> PyTree:
-        """Wait until the vectors are computed, if CPU devices hold their shards.
+        """Wait until the vectors are computed, if CPU devices hold their shards; returns the vectors.
 
         Two programs there that both talk from device to device may wait for each other forever.
         """
@@ -128,18 +129,18 @@ class Space:
 
 @partial(jax.jit, static_argnames="distribution")
 def draw(space: Space, key: jax.Array, numbers: Any, *, distribution: str) -> PyTree:
-    """The random vectors with these numbers, stacked (k, ...): the key is folded with a vector's number. Pure."""
+    """The random vectors with these numbers ``(k,)``, stacked; each is drawn from the key folded with its number."""
     return space.pin(jax.vmap(lambda number: space.random(jax.random.fold_in(key, number), distribution))(numbers))
 
 
 @partial(jax.jit, static_argnames="distribution")
 def draw_one(space: Space, key: jax.Array, number: Any, *, distribution: str) -> PyTree:
-    """The random vector with this number. Pure."""
+    """The random vector with this number, the same as in ``draw``. Pure."""
     return space.random(jax.random.fold_in(key, number), distribution)
 
 
 def vector_at(stacked: PyTree, i: Any) -> PyTree:
-    """One of stacked vectors. Pure; ``take`` is the same, jitted."""
+    """Vector i of stacked vectors. Pure; ``take`` is the same, jitted."""
     return jax.tree.map(lambda q: jax.lax.dynamic_index_in_dim(q, i, 0, keepdims=False), stacked)
 
 
@@ -148,5 +149,5 @@ take = jax.jit(vector_at)
 
 @jax.jit
 def stack(space: Space, vectors: list[PyTree]) -> PyTree:
-    """Vectors as stacked vectors (k, ...). Pure."""
+    """A list of k vectors as stacked vectors (k, ...). Pure."""
     return space.pin(jax.tree.map(lambda *leaves: jnp.stack(leaves), *vectors))
