@@ -29,13 +29,13 @@ class Former:
         self.package, self.names, self.load = package, names, load
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """The spec of a former module path, or None."""
+        """The spec of ``package.name`` if the name is public and a module's, else None."""
         parent, _, name = fullname.rpartition(".")
         known = parent == self.package and name in self.names
         return ModuleSpec(fullname, cast(Any, self)) if known and isinstance(self.load(name), ModuleType) else None
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """None asks for an empty module, which ``exec_module`` replaces."""
+        """Return None, which asks for an empty module; ``exec_module`` replaces it."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Replace the empty module by the one at the new place, and warn with its name."""
@@ -51,6 +51,9 @@ class Former:
 
 
 def find_former(package: str, names: Sequence[str], load: Callable[[str], Any]) -> None:
-    """Let the former module paths of a package be imported; a package that is loaded again replaces its finder."""
+    """Let the former module paths of a package be imported, by a ``Former`` at the end of ``sys.meta_path``.
+
+    A package that is loaded again replaces its finder. Args: as for ``Former``.
+    """
     sys.meta_path[:] = [f for f in sys.meta_path if not (isinstance(f, Former) and f.package == package)]
     sys.meta_path.append(Former(package, names, load))

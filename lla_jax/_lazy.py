@@ -20,7 +20,7 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
 
     Returns:
       ``(__getattr__, __dir__, __all__)``, to be assigned in the package. A name is imported when it is first asked for,
-      and kept.
+      and then kept as an attribute of the package. Of each line ``from a import b as c`` of the stub, c is a name.
     """
     module = sys.modules[package]
     stub = Path(str(module.__file__)).with_suffix(".pyi").read_text(encoding="utf-8")

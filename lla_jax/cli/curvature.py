@@ -27,7 +27,7 @@ PARTIAL = ("eigenpairs.partial.npz", "spectrum.partial.npz")
 
 
 def make_operator(problem: Problem, options: HessianOptions) -> Any:
-    """The matrix that the options ask for."""
+    """Make the operator of the matrix that the options ask for."""
     make = {"hessian": operators.hessian, "ggn": operators.ggn}.get(options.matrix, operators.fisher)
     fisher: dict[str, Any] = {}
     if options.matrix == "fisher":
@@ -47,7 +47,11 @@ def make_operator(problem: Problem, options: HessianOptions) -> Any:
 
 
 def compute_parts(problem: Problem, options: HessianOptions) -> CurvatureResults:
-    """Compute all parts of the curvature; each is saved in ``options.out`` as soon as it is finished."""
+    """Compute all parts of the curvature, each saved in ``options.out`` as soon as it is finished.
+
+    Parts in the folder are loaded if they were made with the same settings, else refused; ``options.overwrite`` removes
+    them first.
+    """
     operator, out = make_operator(problem, options), options.out
     if options.top > operator.shape[0]:
         raise mistake("top", options.top, f"at most {operator.shape[0]}, the number of parameters")
@@ -63,7 +67,7 @@ def compute_parts(problem: Problem, options: HessianOptions) -> CurvatureResults
 
 
 def write(results: CurvatureResults, out: Path) -> list[Path]:
-    """Write hessian.txt and hessian.json, and return their paths."""
+    """Write hessian.txt and hessian.json, and return their paths; of several processes one writes, and all wait."""
     text, data = out / "hessian.txt", out / "hessian.json"
     if kept.is_writer():
         text.write_text(describe(results) + "\n", encoding="utf-8")
@@ -73,7 +77,7 @@ def write(results: CurvatureResults, out: Path) -> list[Path]:
 
 
 def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
-    """The eigenvectors that ``lla-jax landscape --axes hessian`` asks for; they are kept in the folder too."""
+    """The eigenvectors that ``lla-jax landscape --axes hessian`` asks for; their eigenpairs are kept in the folder."""
     execution = Execution(devices="all" if options.devices is None else options.devices)
     select = list(options.select) or None
     batch_stats = options.batch_stats if options.batch_stats == "batch" else "frozen"
@@ -112,7 +116,7 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
 
 
 def eigenpairs(operator: Any, params: PyTree, options: HessianOptions, name: str = "eigenpairs") -> Eigenpairs:
-    """The eigenpairs asked for; of more in the folder, the first."""
+    """The ``options.top`` eigenpairs, from ``name.npz``, which may hold more, or computed and kept there."""
     k = options.top
     pairs = kept.result(
         options.out / f"{name}.npz",
@@ -128,7 +132,7 @@ def eigenpairs(operator: Any, params: PyTree, options: HessianOptions, name: str
 
 
 def spectrum(operator: Any, options: HessianOptions) -> Spectrum:
-    """The spectral density."""
+    """The spectrum, from spectrum.npz, or computed and kept there."""
     return kept.result(
         options.out / "spectrum.npz",
         operator.recipe,
@@ -139,7 +143,7 @@ def spectrum(operator: Any, options: HessianOptions) -> Spectrum:
 
 
 def trace(operator: Any, options: HessianOptions) -> Estimate:
-    """The trace."""
+    """The trace, from trace.json, or computed and kept there."""
 
     def compute(progress: Any) -> dict[str, Any]:
         key = _key(options, 2)
@@ -150,7 +154,7 @@ def trace(operator: Any, options: HessianOptions) -> Estimate:
 
 
 def layer_rows(problem: Problem, operator: Any, options: HessianOptions) -> tuple[layers.Layer, ...]:
-    """Trace and extreme eigenvalues layer by layer."""
+    """The rows of ``per_layer``, from layers.json, or computed and kept there."""
 
     def compute(progress: Any) -> list[dict[str, Any]]:
         rows = layers.per_layer(
@@ -170,7 +174,7 @@ def layer_rows(problem: Problem, operator: Any, options: HessianOptions) -> tupl
 
 
 def _key(options: HessianOptions, part: int) -> jax.Array:
-    """The random key of a part."""
+    """The random key of a part: the seed's, folded with the number of the part."""
     return jax.random.fold_in(jax.random.key(options.seed), part)
 
 
@@ -186,7 +190,7 @@ def _result_options(options: HessianOptions) -> dict[str, Any]:
 
 
 def _numbers(name: str, operator: Any, compute: Any, settings: dict[str, str], options: HessianOptions) -> Any:
-    """Numbers of the file ``name.json``, or computed and kept there."""
+    """The numbers in ``name.json`` if they were made with the same settings, else those computed and kept there."""
     path = options.out / f"{name}.json"
     return kept.numbers(
         path, operator.recipe, compute, settings, overwrite=options.overwrite, bar=_bar, report=print_message

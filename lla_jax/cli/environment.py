@@ -13,7 +13,7 @@ from lla_jax.cli.options import mistake
 
 
 def count_cores() -> int:
-    """Cores that this process may use; a container's quota counts, since affinity does not show it."""
+    """The number of cores that this process may use, by its affinity and its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -22,7 +22,10 @@ def count_cores() -> int:
 
 
 def prepare_jax(devices: int | None) -> None:
-    """Set the variables that jax reads when it starts, except those that the user has set."""
+    """Set the variables that jax reads when it starts (compilation cache, CPU devices), unless the user has set them.
+
+    ``devices`` is the number of CPU devices, by default one per core, and never more.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lla_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -34,7 +37,7 @@ def prepare_jax(devices: int | None) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make the folder of --out and try to write into it, so that a failure is found before anything is computed."""
+    """Make the folder of --out, try to write into it, and return it: a failure is found before anything is computed."""
     from lla_jax.core import files as _files
 
     try:

@@ -61,7 +61,7 @@ def message(error: Exception, options: Any) -> str:
 
 
 def _changes(error: Differs) -> str:
-    """The options, or the parts of the problem, that differ from those in the folder."""
+    """The options, or the parts of the problem, that differ from those in the folder, in words."""
     if error.argument == "settings":
         return "options: " + ", ".join(f"{name} {text}" for name, text in error.changed.items())
     if error.argument != "store":
@@ -72,7 +72,7 @@ def _changes(error: Differs) -> str:
 
 
 def locate(error: BaseException) -> str:
-    """An error of the user's code as one line: its kind, its message, and the last line of that code."""
+    """An error of the user's code as one line: its kind, its message, and file and line of the user's last call."""
     frames = traceback.extract_tb(error.__traceback__)
     installed = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
     foreign = (*installed, str(LIBRARY), "<frozen")

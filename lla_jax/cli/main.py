@@ -255,7 +255,7 @@ def _plot_curvature(saved: Any, options: PlotOptions) -> None:
 
 
 def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
-    """The directions that the options ask for, selected and normalized.
+    """Make the directions that the options ask for, selected and normalized.
 
     Args:
       problem: its parameters, optimizer state and checkpoints make the directions.
@@ -328,7 +328,10 @@ def draw(
     log: bool | None = None,
     suffix: str = "png",
 ) -> list[Path]:
-    """Save the pictures of a landscape by ``pictures.draw_landscape``, with messages that name options."""
+    """Save the pictures of a landscape, and return their paths; messages name options of the command line.
+
+    Args, Returns: as for ``pictures.draw_landscape``; ``out`` is its ``folder``.
+    """
     from lla_jax.output import pictures
 
     logarithmic, span = pictures.choose_scale(result, value, cap=cap, log=log)

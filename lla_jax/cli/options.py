@@ -232,7 +232,7 @@ Options = (
 
 
 def check_grid(options: LandscapeOptions) -> None:
-    """Refuse options of the grid that contradict each other or the axes."""
+    """Refuse options of the grid that contradict each other or the axes, a batch size below 1, a seed of no effect."""
     dims = options.dims
     if len(options.points) not in (1, dims):
         raise mistake("points", f"{len(options.points)} numbers", f"one, or one for each of the {dims} axes (--dims)")
@@ -258,7 +258,7 @@ def check_grid(options: LandscapeOptions) -> None:
 
 
 def check_axes(options: LandscapeOptions) -> None:
-    """Refuse --which where there are no eigenvectors to choose."""
+    """Refuse --which for other axes than Hessian ones, and --which ends for other dimensions than 2."""
     if options.which and options.axes != "hessian":
         raise Mistake(f"--which: {options.which} given, which chooses eigenvectors; it needs --axes hessian")
     if options.which == "ends" and options.dims != 2:
@@ -295,7 +295,7 @@ def check_normalize(options: LandscapeOptions) -> None:
 
 
 def check_pictures(options: LandscapeOptions | MergeOptions | PlotOptions, dims: int) -> None:
-    """Refuse --log with --no-log, and a --cap that cannot be drawn."""
+    """Refuse --log with --no-log, and a --cap that cannot be drawn in a picture of ``dims`` axes."""
     if options.log and options.no_log:
         raise Mistake("--log: given with --no-log, which contradicts it; give one of them")
     if options.cap is None:
@@ -317,7 +317,7 @@ def _check_least(option: str, value: int | None, least: int, remedy: str) -> Non
 
 
 def hessian_settings(options: HessianOptions) -> dict[str, str]:
-    """The options that decide the matrix, as they would be typed."""
+    """{option: its value as it would be typed} of the options that decide the matrix."""
     return {
         "matrix": options.matrix,
         "select": " ".join(options.select) or "all",
@@ -327,7 +327,7 @@ def hessian_settings(options: HessianOptions) -> dict[str, str]:
 
 
 def shard(options: LandscapeOptions) -> tuple[int, int] | None:
-    """The numbers (I, N) of --shard I/N, or None."""
+    """The numbers (I, N) of --shard I/N, or None; refuses other texts, and --overwrite with a shard."""
     if options.shard is None:
         return None
     match = re.fullmatch(r"(\d+)/(\d+)", options.shard)
@@ -343,7 +343,7 @@ def shard(options: LandscapeOptions) -> tuple[int, int] | None:
 
 
 def settings(options: LandscapeOptions) -> dict[str, str]:
-    """The options that decide the result, as they would be typed; options without effect are left out."""
+    """{option: its value as it would be typed} of the options that decide the result; those without effect left out."""
     by = normalization(options)
     settings = {
         "axes": options.axes,
@@ -363,17 +363,17 @@ def settings(options: LandscapeOptions) -> dict[str, str]:
 
 
 def _join_texts(texts: Sequence[str]) -> str:
-    """The texts of all axes in a line, or one for all axes if they are equal."""
+    """The texts of all axes, joined by spaces; a single one if all are equal."""
     return " ".join(texts[:1] if len(set(texts)) == 1 else texts)
 
 
 def points(options: LandscapeOptions) -> tuple[int, ...]:
-    """The number of points of each axis."""
+    """The number of points of each axis, (dims,)."""
     return options.points * options.dims if len(options.points) == 1 else options.points
 
 
 def ranges(options: LandscapeOptions) -> list[tuple[float, float]]:
-    """The two ends of each axis."""
+    """The two ends of each axis, by --range, --extent or the default of these axes."""
     if options.range:
         return list(options.range)
     if options.axes == "checkpoints" and options.extent is None:
@@ -386,16 +386,16 @@ def ranges(options: LandscapeOptions) -> list[tuple[float, float]]:
 
 
 def normalization(options: LandscapeOptions) -> str:
-    """The normalization asked for, or the default of these axes."""
+    """The normalization that --normalize asks for, or the default of these axes."""
     raw = options.axes in ("checkpoints", "hessian") or options.rule == "adam"
     return options.normalize or ("none" if raw else "filter")
 
 
 def _is_random(options: LandscapeOptions) -> bool:
-    """Whether an axis is random."""
+    """Whether at least one axis is random, so that the seed matters."""
     return options.dims > {"random": 0, "gradient": 1, "adam": 2, "checkpoints": 3, "hessian": -1}[options.axes]
 
 
 def scale(options: LandscapeOptions | MergeOptions | PlotOptions) -> bool | None:
-    """True for a logarithmic scale, False for a linear one, None where the values decide."""
+    """The scale by --log and --no-log: True for logarithmic, False for linear, None where the values decide."""
     return True if options.log else False if options.no_log else None

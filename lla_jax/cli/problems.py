@@ -75,7 +75,7 @@ def _required_parameters(factory: Any) -> list[str]:
 
 
 def _import_module(name: str) -> ModuleType:
-    """A module by its name, or by its file: then, as for a script, the modules beside it are found too."""
+    """Import a module by its name or its file. The current folder, or that of the file, is put first in sys.path."""
     path = Path(name)
     folder = str(path.parent.resolve() if path.suffix == ".py" else Path.cwd())
     if folder not in sys.path:
@@ -93,7 +93,7 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """The module in a file, under a name of its own where its stem is taken."""
+    """Import the module in a file, named by the file's stem, or ``problem_{stem}`` where that name is taken."""
     if not path.is_file():
         raise Mistake(f"there is no file {path}; check the path")
     name = path.stem if path.stem not in sys.modules else f"problem_{path.stem}"

@@ -22,12 +22,12 @@ GRID = ("points", "range")  # a store may have several grids
 
 
 def begin(out: Path, settings: Mapping[str, str], overwrite: bool) -> None:
-    """Clear the folder, or check that the store in it was begun with the same settings, its grid aside.
+    """Check that a store in the folder was begun with the same settings, its grid aside; or remove it first.
 
     Args:
       out: the folder.
       settings: {option: its text}, from ``options.settings``.
-      overwrite: clear the folder.
+      overwrite: remove the store in the folder, its result and its settings, and check nothing.
 
     Raises:
       Differs: the store was begun with other settings.
@@ -55,14 +55,17 @@ def begin(out: Path, settings: Mapping[str, str], overwrite: bool) -> None:
 
 
 def write_settings(out: Path, settings: Mapping[str, str], problem: str) -> None:
-    """Write the settings into the folder of a store that was begun with them."""
+    """Write the settings and the problem's name into command.json of a store, unless the file exists already."""
     from lla_jax.core import files
 
     files.write_new(out / COMMAND, {**settings, "problem": problem})
 
 
 def report_interruption(out: Path, settings: Mapping[str, str], problem: str) -> None:
-    """Tell the user how many points an interrupted command leaves in the store."""
+    """Tell the user how many points an interrupted command leaves in the store, and write its settings there.
+
+    Without a store nothing is done.
+    """
     from lla_jax.landscape.store import reading
 
     try:
@@ -74,10 +77,14 @@ def report_interruption(out: Path, settings: Mapping[str, str], problem: str) ->
 
 
 def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
-    """Merge the chunks of a store into its result, or into as many as the landscapes of a sweep.
+    """Merge the chunks of a store into its landscape, or into the landscapes and the table of a sweep, and save them.
+
+    Args:
+      folder: of the store.
+      partial: merge the chunks there are, even if some are missing, into landscape.partial.npz.
 
     Returns:
-      The result, and the files it was written to.
+      (the landscape, or the table of a sweep; the files written).
     """
     from lla_jax.core.types import Landscape
     from lla_jax.landscape import sweeps
@@ -96,7 +103,7 @@ def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
 
 
 def status(folder: Path) -> str:
-    """How far a store is, in a few lines."""
+    """A text of a few lines that says how far a store is: chunks, writers, damage, time left."""
     from lla_jax.landscape.store import reading
 
     now = reading.status(folder)

@@ -20,7 +20,7 @@ _OPEN = "{desc}: {n_fmt}{unit} [{elapsed}]"  # while the total is not known
 
 
 def print_message(text: str) -> None:
-    """A message to the user on the error stream, so that the output has results only."""
+    """Print a message to the user on the error stream, so that the standard output has results only."""
     from tqdm import tqdm
 
     tqdm.write(f"lla-jax: {text}", sys.stderr)  # above a progress bar, if there is one
@@ -28,7 +28,7 @@ def print_message(text: str) -> None:
 
 @contextlib.contextmanager
 def bar(label: str, unit: str = "points", estimate: bool = False) -> Iterator[Progress]:
-    """A progress bar as a callback ``progress(done, total)``.
+    """A context with a progress bar on the error stream; it gives the callback ``progress(done, total)``.
 
     Args:
       label: the text before the bar.
@@ -67,7 +67,7 @@ def bar(label: str, unit: str = "points", estimate: bool = False) -> Iterator[Pr
 
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Warnings as one line each, without the source line that means nothing to the user of a command."""
+    """A context in which a warning is one line, without the source line, which means nothing to the command's user."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print_message(f"warning: {message}")
         yield
@@ -75,7 +75,7 @@ def plain_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def show_log() -> Iterator[None]:
-    """The library's log (plans, memory, expected times) as messages to the user."""
+    """A context in which the library's log (plans, memory, expected times) is printed as messages to the user."""
     log, handler = logging.getLogger("lla_jax"), logging.Handler(logging.INFO)
     handler.emit = lambda record: print_message(record.getMessage())  # type: ignore[method-assign]
     level = log.level

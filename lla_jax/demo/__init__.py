@@ -60,7 +60,7 @@ class Trained(NamedTuple):
 
 
 def load_digits(seed: int = 0) -> tuple[Arrays, Arrays]:
-    """The 1,797 handwritten digits, shuffled by ``seed`` and split.
+    """Load the 1,797 handwritten digits, shuffled and split into training and test data.
 
     Args:
       seed: for the shuffle.
@@ -82,17 +82,17 @@ def load_digits(seed: int = 0) -> tuple[Arrays, Arrays]:
 
 
 def cross_entropy(outputs: jax.Array, batch: Any) -> jax.Array:
-    """Cross-entropy of each example, in nats: scores ``(B, 10)`` and ``(images, labels)`` to ``(B,)``."""
+    """The cross-entropy of each example, (B,), in nats, from scores ``(B, 10)`` and a batch ``(images, labels)``."""
     return optax.softmax_cross_entropy_with_integer_labels(outputs, batch[1])
 
 
 def accuracy(outputs: jax.Array, batch: Any) -> jax.Array:
-    """1 where the largest score is at the label and 0 elsewhere, ``(B,)``."""
+    """For each example 1 if its largest score is at the label, else 0: ``(B,)``, from scores ``(B, 10)``."""
     return (outputs.argmax(-1) == batch[1]).astype(outputs.dtype)
 
 
 def shift(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The images ``(N, H, W, 1)``, moved by up to one pixel on each axis with probability 1/2; zeros move in."""
+    """The images ``(N, H, W, 1)``, moved along each axis by -1, 0 or 1 pixel with probability 1/2; zeros move in."""
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows, columns = np.where(rng.random((2, len(images))) < 0.5, rng.integers(0, 3, (2, len(images))), 1)
     windows = np.lib.stride_tricks.sliding_window_view(padded[..., 0], images.shape[1:3], axis=(1, 2))
@@ -156,7 +156,7 @@ def train(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], Any
 
 
 def problem(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], Any] | None = None) -> Problem:
-    """The trained network as a ``Problem``: ``lla-jax landscape --problem lla_jax.demo:problem``.
+    """Train the network and return it as a ``Problem``: ``lla-jax landscape --problem lla_jax.demo:problem``.
 
     Args:
       seed: for the split, the initial weights, the shifts and the order of the batches.
@@ -164,14 +164,14 @@ def problem(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], A
       progress: called as ``progress(done_steps, total_steps)`` while training.
 
     Returns:
-      Loss (cross-entropy), parameters, training data, optimizer state, the metric "accuracy", the test data as
-      ``extra_data["test"]``, and as checkpoints the parameters at initialization and halfway through training.
+      A ``Problem`` of loss (cross-entropy), parameters, training data, optimizer state, the metric "accuracy", the test
+      data as ``extra_data["test"]``, and as checkpoints the parameters at initialization and halfway through training.
     """
     return make_problem(train(seed, epochs=epochs, progress=progress))
 
 
 def make_problem(trained: Trained) -> Problem:
-    """A network that is trained already as a ``Problem``, like that of ``problem``."""
+    """The ``Problem`` of a network that is trained already, with the same entries as that of ``problem``."""
     return Problem(
         loss=models.from_linen(trained.module, trained.variables, cross_entropy),
         params=trained.variables["params"],

@@ -99,7 +99,7 @@ def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: 
 
 
 def compare(spectra: Mapping[str, Spectrum]) -> str:
-    """The criteria of several spectra in columns, with their errors over the probes."""
+    """The criteria of several spectra as a text, {name: spectrum} in columns, with their errors over the probes."""
     by_time = [criteria(spec) for spec in spectra.values()]
     rows = [
         ("", *spectra),

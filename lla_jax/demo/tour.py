@@ -26,7 +26,7 @@ Bar = Callable[..., AbstractContextManager[Callable[[float, float | None], None]
 
 
 def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Bar) -> list[Path]:
-    """Train, then compute a line, a plane, the curvature and the comparison of all modes, and save all in ``out``.
+    """Train the network, compute a line, a plane, its curvature and the comparison of all modes; save all in ``out``.
 
     Args:
       out: an existing folder.
@@ -93,7 +93,7 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
 
 
 def summarize(line: Landscape, plane: Landscape, modes: Mapping[str, Landscape]) -> str:
-    """The text of ``summary.txt``: the losses and accuracies of the landscapes.
+    """The first part of ``summary.txt``: the losses and accuracies of the landscapes.
 
     Args:
       line: one axis, with train and test loss and accuracy.

@@ -1,4 +1,4 @@
-"""The convexity map has the extreme eigenvalues of the Hessian at every point of a plane."""
+"""Computes the convexity map: the extreme eigenvalues of the Hessian at every point of a plane."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def convexity(
         c(a, b) = |lambda_min / lambda_max| of the Hessian at theta + a d1 + b d2
 
     Where a plane looks convex, the map shows whether the hidden directions are convex, too. The eigenvalues come from
-    Lanczos with full re-orthogonalisation, from the same start vector at every point, until both residuals are below
-    1e-3 of the larger eigenvalue's magnitude. Ritz values lie inside the spectrum: the true lambda_max is not below,
-    the true lambda_min not above the given one; more ``steps`` bring them closer. The ratio is near 0 where negative
-    curvature is negligible. It has no sign: where lambda_min > 0, as for a strongly convex loss, it is the inverse
-    condition number.
+    Lanczos with full re-orthogonalisation, from the same start vector at every point, until both residuals are at most
+    1e-3 times the larger magnitude of the two. Ritz values lie inside the spectrum: the true lambda_max is not below,
+    and the true lambda_min not above the one given here; more ``steps`` bring them closer. The ratio is near 0 where
+    negative curvature is negligible. It has no sign: where lambda_min > 0, as for a strongly convex loss, it is the
+    inverse condition number.
 
     Args:
       loss: as for ``hessian``.
       params: the centre.
       data: one data set, or a stream, read once per step.
-      axes: one, two or three directions.
+      axes: one, two or three directions, for a line, plane or volume.
       grid: one 1-D array of coordinates per axis, e.g. ``lla.grid(points=9)``.
       key: draws the start vector.
       steps: Lanczos steps per point at most; a step takes a Hessian product.
@@ -64,7 +64,8 @@ def convexity(
       progress: called as ``progress(done, total)`` in products, ``steps`` per point, after every point.
       on_partial: called with the finished points (the eigenvalues of others NaN, ``recipe["complete"]`` False) if the
         computation is interrupted or fails; the exception is then raised again.
-      resume: such a partial landscape of the same recipe. It is continued to the same bits.
+      resume: a partial landscape that ``on_partial`` was called with, of the same call. The computation continues from
+        it, and gives the same to the bit as one that was not interrupted.
 
     Returns:
       A ``Landscape`` with the values "lambda_min", "lambda_max", "residual" (an exact eigenvalue lies within it of
@@ -134,7 +135,7 @@ def convexity(
 
 
 def _as_complete(resume: Landscape | None, steps: int) -> Landscape | None:
-    """The losses of a partial map as a finished landscape, which ``evaluate`` compares with its own."""
+    """The losses of a partial map as a finished landscape, for ``evaluate`` to check and resume; None for None."""
     if resume is None:
         return None
     before = resume.recipe.get("curvature", {}) if isinstance(resume, Landscape) else {}

@@ -1,4 +1,4 @@
-"""The table of layers has trace and extreme eigenvalues of every module's diagonal block of the Hessian."""
+"""Computes the table of layers: trace and extreme eigenvalues of every module's diagonal block of the Hessian."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Layer(NamedTuple):
       trace: tr H_bb. ``recipe`` has what all rows share: probes, and the "total" trace with its standard error.
       share: tr H_bb / sum of all rows' traces; NaN where that sum is zero within 2 standard errors. All shares sum to
         1; one may be negative.
-      lambda_max: largest eigenvalue of H_bb, from below.
-      lambda_min: smallest eigenvalue of H_bb, from above.
-      residual: an exact eigenvalue of H_bb lies within it of each of the two.
+      lambda_max: estimate of the largest eigenvalue of H_bb, which is not smaller.
+      lambda_min: estimate of the smallest eigenvalue of H_bb, which is not larger.
+      residual: an exact eigenvalue of H_bb lies within this distance of each of the two.
       products: Hessian products for the two eigenvalues; those for the traces, ``trace.num``, are common to all rows.
     """
 
@@ -63,7 +63,7 @@ def per_layer(
     progress: Progress | None = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
 ) -> tuple[Layer, ...]:
-    """Where in the network the curvature is: trace, share and extreme eigenvalues of every module's diagonal block.
+    """The curvature of each part of a network: trace, share and extreme eigenvalues of every module's diagonal block.
 
         tr H_bb = E[z_b' (H z)_b],   z of independent signs
 
@@ -77,8 +77,8 @@ def per_layer(
       data: as for ``hessian``.
       key: draws the probes and the start vector of Lanczos.
       batch_size: as for ``hessian``.
-      steps: Lanczos steps per block at most, a product each; they end where the residuals are below 1e-3 of the larger
-        eigenvalue. Memory: ``steps`` + 1 vectors of the parameters' size.
+      steps: Lanczos steps per block at most, a product each; they end once the residuals are at most 1e-3 times the
+        larger magnitude of the two eigenvalues. Memory: ``steps`` + 1 vectors of the parameters' size.
       rtol: probes are drawn until the standard error of the total and of every block is at most ``rtol`` times the sum
         of the blocks' absolute traces. (A block's own trace is no measure: a small one would take all the products.)
       max_products: most products for the traces. ``steps`` per block come on top.
@@ -139,7 +139,7 @@ def per_layer(
 
 
 def table(rows: Sequence[Layer]) -> str:
-    """The rows of ``per_layer`` as text with aligned columns, the total and the cost below."""
+    """The rows of ``per_layer`` as text with aligned columns; below them the total trace and the products used."""
     if not rows:
         raise ValueError("rows: empty; pass the rows that lla.per_layer returned")
     total = rows[0].trace.recipe["total"]
@@ -199,7 +199,16 @@ def _per_leaf(z: PyTree, product: PyTree) -> jax.Array:
 def _traces(
     H: Any, key: jax.Array, member: np.ndarray, rtol: float, most: int, progress: Progress | None
 ) -> tuple[list[Estimate], Estimate]:
-    """The trace of every block (the rows of ``member``, (blocks, leaves)), and of all together."""
+    """(the trace of every block, the trace of all blocks together); warns if they miss ``rtol``.
+
+    Args:
+      H: the Hessian.
+      key: draws the probes.
+      member: (blocks, leaves), whether a leaf belongs to a block.
+      rtol: as for ``per_layer``.
+      most: products at most.
+      progress: called with (products so far, None).
+    """
     forms, used, reached = np.zeros((0, member.shape[1])), 0, False
     while used < most and not reached and len(forms) == used:
         pieces = estimates.map_probes(_per_leaf, H, key, used, min(used + estimates.AT_ONCE, most))

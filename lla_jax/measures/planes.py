@@ -1,4 +1,4 @@
-"""The plane report compares a landscape with the Hessian at its centre, and says whether its picture can be trusted."""
+"""Makes the plane report, which compares a landscape with the Hessian at its centre: can its picture be trusted?"""
 
 from __future__ import annotations
 
@@ -40,12 +40,14 @@ class PlaneReport:
       slope_error: (k,) their uncertainty, likewise.
       eigenvalues: curvatures within the plane, per unit length, descending: those of the Hessian projected on
         orthonormal axes. Fewer than k where axes depend on each other.
-      share_lambda_max: the largest of them over the largest eigenvalue; None where that is not known.
-      share_trace: their sum over the trace, an ``Estimate``; None where that is not known.
+      share_lambda_max: the largest of ``eigenvalues``, or 0 if none is positive, over the largest eigenvalue of the
+        Hessian; None where the latter is not known.
+      share_trace: the sum of ``eigenvalues`` over the trace of the Hessian, an ``Estimate``; NaN where the trace is
+        zero within its error, None where it is not given.
       centre: loss at the centre; NaN where the grid has no cell there.
       lowest: lowest finite loss.
-      lowest_at: its coordinates.
-      distance: from the centre to there, in parameter space.
+      lowest_at: the coordinates of the lowest loss.
+      distance: from the centre to the lowest loss, in parameter space.
       nonfinite: fraction of the cells whose loss is not finite.
       matrix: kind of matrix that the products are of, such as "hessian".
       products: number of products used.
@@ -84,7 +86,7 @@ class PlaneReport:
 
     @property
     def centre_is_lowest(self) -> bool:
-        """Whether no cell is lower than the centre; False where the grid has no cell there."""
+        """Whether no cell is lower than the centre; False where the grid has no finite cell at the centre."""
         return bool(self.centre <= self.lowest)
 
     def __repr__(self) -> str:
@@ -142,7 +144,7 @@ def plane_report(
     pairs: Eigenpairs | None = None,
     trace: Estimate | None = None,
 ) -> PlaneReport:
-    """The curvature that a line, plane or volume shows at its centre, and whether its picture can be trusted.
+    """Compare the curvature that a line, plane or volume shows at its centre with the Hessian there.
 
         curvature along axis i   d_i' H d_i           against  2 (L+ / h+ - L0 (1/h+ + 1/h-) + L- / h-) / (h+ + h-)
         within the plane         eigenvalues of Q' H Q, Q an orthonormal basis of the axes
@@ -160,7 +162,7 @@ def plane_report(
       trace: ``lla.trace(H, key)``, for the share of the trace.
 
     Returns:
-      A ``PlaneReport``. One Hessian product per axis is used.
+      A ``PlaneReport``, whose ``warnings`` say why the picture should not be trusted. One product per axis is used.
 
     Raises:
       ValueError: a landscape under another rule or without a loss, of other axes or of other parameters than ``H``;
@@ -238,7 +240,7 @@ def _check_plane(plane: Landscape, axes: Directions) -> None:
 
 
 def _check_same_centre(plane: Landscape, H: Any) -> list[str]:
-    """The differences between the landscape and the operator, in words.
+    """Sentences for the report: how data, settings and matrix of the operator differ from those of the landscape.
 
     Raises:
       ValueError: other parameters, or a preconditioned operator.
@@ -288,7 +290,7 @@ def _align_axes(axes: Directions, H: Any) -> PyTree:
 
 
 def _project(H: Any, tree: PyTree, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """(D' H D, D' D), float64."""
+    """(D' H D, D' D) of the ``num`` axes D, each (num, num) float64."""
     vectors, images = _tree.unstack(tree), _tree.unstack(H.products(tree))
     projected = np.array([[float(_tree.dot(v, h)) for h in images] for v in vectors])
     gram = np.array([[float(_tree.dot(v, w)) for w in vectors] for v in vectors])
@@ -345,7 +347,7 @@ class _Parabola(NamedTuple):
 
 
 def _three_points(x: np.ndarray, y: np.ndarray, at: int, reach: int) -> _Parabola:
-    """The parabola through a point and the two points ``reach`` away."""
+    """The parabola through point ``at`` and the points ``reach`` indices before and after it."""
     if at - reach < 0 or at + reach >= len(x):
         return _Parabola()
     left, right = x[at] - x[at - reach], x[at + reach] - x[at]

@@ -1,7 +1,8 @@
-"""A spectrum gives criteria of a point (r_e, K_Hn), its type, the index of a saddle, and directions that lead down.
+"""Computes criteria of a point from its spectrum: r_e, K_Hn, the type, the index of a saddle.
 
-An eigenvalue that rounding cannot tell from zero counts as zero: |theta| <= t = min(100 eps, 0.01) max|theta|, with the
-eps of the precision in which the products were computed.
+``escape_directions`` takes the directions that lead down from eigenpairs. In K_Hn and the index, an eigenvalue that
+rounding cannot tell from zero counts as zero: |theta| <= t = min(100 eps, 0.01) max|theta|, with the eps of the
+precision in which the products were computed.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def r_e(spec: Spectrum, *, definition: Definition = "pooled") -> Estimate:
     Returns:
       ``Estimate`` with a jackknife standard error over the probes ("lla": of the mean), NaN for one probe. The recipe
       has steps, probes, scheme, definition, ``type`` and ``applies``: False, with a warning, where the spectrum is
-      mainly negative or zero. NaN for a zero spectrum, inf where no node is above zero. Where theta_min is above zero,
-      it is what the formula gives, the inverse condition number.
+      mainly negative or zero. NaN for a zero spectrum, inf where theta_max is zero and theta_min is not. Where
+      theta_min is above zero, it is what the formula gives, the inverse condition number.
 
     Raises:
       ValueError: another definition; a spectrum with nodes that are not finite.
@@ -75,7 +76,7 @@ def r_e(spec: Spectrum, *, definition: Definition = "pooled") -> Estimate:
 
 
 def k_hn(spec: Spectrum, n: float = 0.5, *, definition: Definition = "pooled") -> Estimate:
-    """The ratio of negative to positive curvature, weighted.
+    """The ratio of negative to positive curvature: sums over weighted eigenvalues, raised to a power.
 
         K_Hn = sum_{theta < 0} |theta_i w_i|^n / sum_{theta > 0} (theta_i w_i)^n
 
@@ -127,7 +128,7 @@ def k_hn(spec: Spectrum, n: float = 0.5, *, definition: Definition = "pooled") -
 
 
 def spectrum_type(spec: Spectrum) -> SpectrumType:
-    """The type of a spectrum, by the place of its absolute curvature.
+    """The type of a spectrum: whether most of its absolute curvature lies below, near or above zero.
 
         negative, zero, positive: fractions of sum_i w_i |theta_i| at theta < -d, |theta| <= d, theta > d
         d = 0.01 max|theta|
@@ -173,7 +174,7 @@ def saddle_index(spec: Spectrum) -> Estimate:
 
     Returns:
       ``Estimate`` with the standard error over the probes, NaN for one. The recipe has ``threshold`` t, ``zero`` (the
-      fraction within it), and steps, probes and scheme.
+      fraction of directions with |theta| <= t), and steps, probes and scheme.
 
     Raises:
       ValueError: a spectrum with nodes that are not finite.
@@ -190,7 +191,7 @@ def saddle_index(spec: Spectrum) -> Estimate:
 
 
 def escape_directions(pairs: Eigenpairs) -> tuple[Directions, np.ndarray]:
-    """Directions in which the loss surely curves down: eigenvectors whose eigenvalue is below zero by its residual.
+    """Directions in which the loss surely curves down: eigenvectors with an eigenvalue below minus its residual.
 
     Args:
       pairs: from ``eigenpairs(H, key, which="smallest")``.
@@ -248,7 +249,10 @@ def _ratio(a: float, b: float) -> float:
 
 
 def _estimate(ratio: Callable[[np.ndarray], float], probes: int, definition: str) -> tuple[float, float]:
-    """(value, standard error) of a function of probes: of all, by the jackknife; or the mean over single probes."""
+    """(value, standard error) of ``ratio(indices of probes)``, NaN for the error of one probe.
+
+    "pooled": the ratio of all probes, with the jackknife; "lla": the mean of the ratios of single probes.
+    """
     every = np.arange(probes)
     if definition == "lla":
         each = np.array([ratio(every[i : i + 1]) for i in every])
@@ -268,7 +272,7 @@ def _describe(kind: str, spec: Spectrum) -> dict[str, Any]:
 
 
 def _recipe(kind: str, spec: Spectrum, definition: str) -> dict[str, Any]:
-    """The recipe of a criterion, with whether it has a meaning for this spectrum; warns if not."""
+    """The recipe of a criterion; "applies" says whether the criterion has a meaning for this spectrum; warns if not."""
     of_type = spectrum_type(spec)
     zero = not np.any(spec.nodes)
     applies = of_type.kind != "mainly negative" and not zero

@@ -138,7 +138,7 @@ def numbers(
       settings, overwrite, bar, report: as for ``result``.
 
     Returns:
-      The numbers: what ``compute`` returned, or what the file holds of it.
+      The numbers that ``compute`` returned, or those in the file.
 
     Raises:
       Differs, Misuse: as ``result``.
@@ -182,12 +182,12 @@ def check_settings(path: Path, then: Mapping[str, str], now: Mapping[str, str]) 
 
 
 def is_writer() -> bool:
-    """Whether this is the process that writes, where several compute one thing."""
+    """Whether this process writes the files: of several that compute together, only the first does."""
     return jax.process_index() == 0
 
 
 def _check_same(path: Path, then: Mapping[str, Any], operator: Mapping[str, Any], settings: Mapping[str, str]) -> None:
-    """Check the recipe ``then`` of a kept result against the operator and the settings of now."""
+    """Raise ``Differs`` unless the recipe ``then`` of a kept result has the given operator and settings."""
     check_settings(path, then.get(SETTINGS, {}), settings)
     recipes.check_same("operator", f"that of {path}", then.get("operator", {}), operator, operator, ANEW, path)
 

@@ -38,7 +38,7 @@ def draw_landscape(
       stem: first part of the file names.
       value: name of the value to draw.
       cap: larger values are drawn as this one (planes and volumes).
-      log: logarithmic scale, where all values are above 0; None decides by their span.
+      log: logarithmic scale, where all values are above 0; None decides as ``choose_scale``.
       suffix: of the picture files, such as "png" or "pdf".
       report: is called with each message; by default messages are logged.
 
@@ -81,7 +81,10 @@ def draw_landscape(
 def choose_scale(
     result: Landscape, value: str = "loss", *, cap: float | None = None, log: bool | None = None
 ) -> tuple[bool, str]:
-    """Choose a logarithmic or a linear scale: by ``log``, if values allow it, or by their span.
+    """Choose a logarithmic or a linear scale.
+
+    ``log`` is followed, except that values at or below 0 make it linear. With None the scale is logarithmic where all
+    values are above 0 and span a factor over 1000, and there is no cap.
 
     Args:
       result, value, cap, log: as for ``draw_landscape``.
@@ -98,7 +101,7 @@ def choose_scale(
 
 
 def _has_test_data(result: Landscape, value: str) -> bool:
-    """Whether a line has loss and accuracy of training and test data, to be drawn together."""
+    """Whether the loss is to be drawn and the landscape has loss and accuracy of training and test data."""
     return value == "loss" and {"test_loss", "accuracy", "test_accuracy"} <= result.values.keys()
 
 
@@ -126,5 +129,5 @@ def draw_curvature(results: CurvatureResults, folder: Path, suffix: str = "png")
 
 
 def figure_of(result: Eigenpairs | Spectrum) -> Any:
-    """The figure of eigenpairs or of a spectrum alone."""
+    """The matplotlib figure of eigenpairs (``scree``) or of a spectrum (``spectral_density``)."""
     return plotting.scree(result) if isinstance(result, Eigenpairs) else plotting.spectral_density(result)

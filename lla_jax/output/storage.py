@@ -96,7 +96,7 @@ def _restore_structure(x: Directions, like: PyTree) -> Directions:
 
 
 def _nest(leaves: Mapping[str, np.ndarray]) -> PyTree:
-    """A flat dict of paths as nested dicts."""
+    """A flat dict {path: leaf} as nested dicts."""
     if list(leaves) == [""]:  # the tree is a single array
         return leaves[""]
     tree: dict[str, Any] = {}
@@ -185,7 +185,7 @@ def _leaves(x: Directions) -> dict[str, Any]:
 
 
 def _list_arrays(named: Mapping[str, Any] | None, prefix: str) -> tuple[list[list[str]] | None, Arrays]:
-    """The header's list of names with their dtypes, and the arrays."""
+    """(names with their dtypes for the header, {"{prefix}0", "{prefix}1", ...: array}); (None, {}) for None."""
     if named is None:
         return None, {}
     arrays = [np.asarray(array) for array in named.values()]
@@ -194,7 +194,7 @@ def _list_arrays(named: Mapping[str, Any] | None, prefix: str) -> tuple[list[lis
 
 
 def _take_arrays(names: list[list[str]] | None, arrays: Arrays, prefix: str) -> dict[str, np.ndarray] | None:
-    """The arrays of a list that ``_list_arrays`` made, by name; they are removed from ``arrays``."""
+    """The arrays of a list that ``_list_arrays`` made, by name; removes them from ``arrays``. None for None."""
     if names is None:
         return None
     return {name: _restore_dtype(arrays.pop(f"{prefix}{i}"), dtype) for i, (name, dtype) in enumerate(names)}

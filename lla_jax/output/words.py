@@ -28,7 +28,7 @@ class CurvatureResults(NamedTuple):
 
 
 def criteria(spec: Spectrum) -> dict[str, Estimate]:
-    """The four criteria of a spectrum, each of which compares negative with positive curvature.
+    """The four criteria of a spectrum, each a measure of its negative curvature.
 
     Args:
       spec: what ``lla.spectrum`` returned.
@@ -45,7 +45,7 @@ def criteria(spec: Spectrum) -> dict[str, Estimate]:
 
 
 def describe(results: CurvatureResults) -> str:
-    """The results as a text of some lines: each number with its error and its meaning.
+    """Describe the results in a text of some lines, each number with its error and its meaning.
 
     Args:
       results: of one operator.
@@ -73,7 +73,7 @@ def describe(results: CurvatureResults) -> str:
 
 
 def _describe_matrix(spec: Spectrum) -> str:
-    """Name and size of the matrix, and the data it is a mean over."""
+    """Name and size of the matrix, the data over which it is a mean, and the BatchNorm statistics."""
     recipe: dict[str, Any] = spec.recipe["operator"]
     matrix = _MATRIX.get(recipe.get("kind", ""), "matrix")
     block = f" ({recipe['select']['text']})" if recipe.get("select") else ""

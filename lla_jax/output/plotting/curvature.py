@@ -33,7 +33,7 @@ _POSITIVE, _NEGATIVE, _TRACE, _ERROR = style.COLOURS[0], style.COLOURS[1], style
 
 
 def _matrix(recipe: Mapping[str, Any]) -> str:
-    """The start of a label, e.g. "Hessian "; empty where the recipe does not name the matrix."""
+    """The matrix as the start of a label, such as "Hessian "; empty where the recipe does not name the matrix."""
     operator = recipe.get("operator")
     about = operator if isinstance(operator, Mapping) else {}
     name = _MATRICES.get(str(about.get("kind")), "")
@@ -51,7 +51,7 @@ def _canvas(ax: Axes | None, height: float) -> tuple[Any, Any]:
 
 
 class _Curve(NamedTuple):
-    """One spectrum of a picture."""
+    """One spectrum of a picture: its density, its ticks, and how they are labelled and coloured."""
 
     spec: Spectrum
     density: Density
@@ -71,7 +71,7 @@ def spectral_density(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """The density of all eigenvalues, on a logarithmic axis that shows bulk and outliers, with ticks at the extremes.
+    """Draw the density of all eigenvalues on a logarithmic y axis, which shows bulk and outliers, with ticks below.
 
     The curve has mass 1 in the coordinate of the x axis and is drawn from end to end; the band is +- 1 standard error
     over the probes.
@@ -80,7 +80,7 @@ def spectral_density(
       spec: what ``lla.spectrum`` returned, or several to compare: ``{"at initialization": ..., "trained": ...}``.
       pairs: eigenpairs whose values are the ticks below the curve; for several spectra, ``{name: eigenpairs}`` with
         some of their names. By default the ticks are the smallest and the largest node of every probe.
-      scale: "linear", or "symlog", which shows the bulk, if 100 steps or more resolve it.
+      scale: of the x axis, "linear" or "symlog", which shows the bulk if 100 steps or more resolve it.
       threshold: below it "symlog" is about linear; by default 0.01 of the largest |node| of all spectra.
       width: standard deviation of the Gaussian around a node, relative to the range of its spectrum.
       title: text above.
@@ -130,7 +130,7 @@ def spectral_density(
 
 
 def _curves(spec: Any, pairs: Any, scale: Any, threshold: float | None, width: float) -> list[_Curve]:
-    """The spectra with their densities on one kind of axis, after the checks."""
+    """Check the arguments of ``spectral_density``, and make a curve of every spectrum, all with one threshold."""
     spectra = dict(spec) if isinstance(spec, Mapping) else {"": spec}
     if not spectra:
         raise misuse("spec", spec, "what lla.spectrum returned, or {name: spectrum}")
@@ -168,7 +168,7 @@ def _floor(curve: _Curve) -> float:
 
 
 def _symlog_axis(ax: Any, curves: Sequence[_Curve]) -> None:
-    """Give the x axis the coordinate of ``lla.density``, with decades as ticks."""
+    """Give the x axis the symlog coordinate of ``lla.density``, with decades as ticks."""
     knee = curves[0].density.threshold
 
     def coordinate(x: np.ndarray) -> np.ndarray:
@@ -189,14 +189,14 @@ def _symlog_axis(ax: Any, curves: Sequence[_Curve]) -> None:
 
 
 def _describe_probes(curves: Sequence[_Curve], width: float) -> str:
-    """E.g. "4 probes of 100 Lanczos steps, Gaussians of 1% of the range"."""
+    """A legend's title such as "4 probes of 100 Lanczos steps, Gaussians of 1% of the range"."""
     counts = [(c.spec.probes, c.spec.recipe.get("steps", c.spec.nodes.shape[1])) for c in curves]
     each = [f"{probes} probe{'s' * (probes > 1)} of {steps} Lanczos steps" for probes, steps in counts]
     return f"{'; '.join(dict.fromkeys(each))}, Gaussians of {100 * width:.3g}% of the range"
 
 
 def _incomplete_note(result: Any) -> str:
-    """A note for the title of a result that was interrupted; else empty."""
+    """The note "(incomplete)" for a result that was interrupted, else an empty text."""
     return "(incomplete)" if result.state is not None or result.recipe.get("complete") is False else ""
 
 
@@ -204,7 +204,7 @@ def _incomplete_note(result: Any) -> str:
 
 
 def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax: Axes | None = None) -> Figure:
-    """Eigenvalues by rank, with bars of +- their residuals; colour and marker show the sign.
+    """Draw eigenvalues by rank, with bars of +- their residuals; colour and marker show the sign.
 
     Args:
       pairs: k eigenpairs, drawn in their order; an exact eigenvalue lies within each bar.
@@ -259,7 +259,7 @@ def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax:
 
 
 def _round_up(x: float) -> str:
-    """The smallest number of two digits that is not below ``x``."""
+    """The smallest number of two significant digits that is not below ``x``, as a text; "0" for x <= 0."""
     if x <= 0:
         return "0"
     unit = 10.0 ** (np.floor(np.log10(x)) - 1)
@@ -267,7 +267,7 @@ def _round_up(x: float) -> str:
 
 
 def _values_and_residuals(pairs: object) -> tuple[np.ndarray, np.ndarray]:
-    """Values and residuals of eigenpairs; a residual that is not finite becomes 0, and so has no bar."""
+    """(values, residuals) of eigenpairs; residuals that are not finite become 0, so that they have no bars."""
     if not isinstance(pairs, Eigenpairs):
         raise misuse("pairs", pairs, "Eigenpairs, as lla.eigenpairs returns them")
     residuals = np.asarray(pairs.residuals, float)
@@ -278,7 +278,7 @@ def _values_and_residuals(pairs: object) -> tuple[np.ndarray, np.ndarray]:
 
 
 def layers(rows: Sequence[Layer], *, title: str | None = None) -> Figure:
-    """The curvature by layer: trace and extreme eigenvalues of every module, side by side.
+    """Draw the curvature by layer: trace and extreme eigenvalues of every module, side by side.
 
     Traces have bars of +- 1 standard error, eigenvalues of their residual; the number of parameters is in brackets.
 
@@ -332,7 +332,7 @@ def layers(rows: Sequence[Layer], *, title: str | None = None) -> Figure:
 
 
 def _fraction_text(row: Any) -> str:
-    """A fraction of the trace in percent; empty where it is not known."""
+    """A layer's share of the trace in percent; empty if it is unknown, "not finite" if the layer's trace is not."""
     if not np.isfinite(row.trace.mean):
         return "not finite"
     if not np.isfinite(row.share):  # the total is zero within its error
@@ -347,7 +347,7 @@ def _fraction_text(row: Any) -> str:
 def convexity(
     landscape: Landscape, *, cap: float | None = None, title: str | None = None, ax: Axes | None = None
 ) -> Figure:
-    """The ratio |lambda_min / lambda_max| over a plane, as a heat map with colours that start at 0.
+    """Draw the ratio |lambda_min / lambda_max| over a plane as a heat map, with colours that start at 0, or on a line.
 
     Every point that was computed is a cell, and lines of equal ratio are drawn over the cells. Where the smallest
     eigenvalue is positive, the loss is convex and the ratio an inverse condition number: a plus in the cell says so.

@@ -23,7 +23,7 @@ def line(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Values along a landscape of one axis, with a band of +- 1 standard error over the examples where there is one.
+    """Draw values of a landscape of one axis as curves, with bands of +- 1 standard error where it has errors.
 
     Args:
       landscape: a landscape of one axis, values ``(n,)``.
@@ -59,24 +59,25 @@ def train_test(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Train (solid) and test (dashed) along one axis: loss on the left axis, accuracy on the right, a colour for each.
+    """Draw train (solid) and test (dashed) along one axis: loss on the left y axis, accuracy on the right one.
 
-    The figure of Li et al. 2018 (arXiv 1712.09913), with bands of +- 1 standard error where there are any.
+    It is the figure of Li et al. 2018 (arXiv 1712.09913), with bands of +- 1 standard error where there are errors.
 
     Args:
       landscape: a landscape of one axis with ``values`` of the names ``loss``, ``f"{other}_{loss}"``, ``accuracy`` and
         ``f"{other}_{accuracy}"``.
-      accuracy: the metric on the right axis; None leaves it out.
+      loss: the name of the values on the left axis.
+      accuracy: the name of the metric on the right axis; None leaves it out.
       other: the name of the second data set, as in ``evaluate(extra_data={other: ...})``.
       log: logarithmic loss axis.
       title: text above.
       ax: axes to draw into; by default a new figure.
 
     Returns:
-      the figure; its axes are the left and the right one.
+      the figure; its axes are the left one and, with an accuracy, the right one.
 
     Raises:
-      ValueError: as ``surface``.
+      ValueError: as ``surface``; values of these names that the landscape lacks.
     """
     check_choice("loss", loss, landscape.values, "the names of this landscape's values")
     if accuracy is not None:
@@ -104,7 +105,7 @@ def train_test(
 
 
 def _common_label(names: list[str]) -> str:
-    """One label for several values: the words they all end in ("loss"), else all of them if that is short."""
+    """One label for several values: the words they all end in ("loss"), else all names if short, else "value"."""
     if len(names) == 1:
         return reading.label(names[0])
     words = [name.split("_")[::-1] for name in names]
@@ -115,14 +116,14 @@ def _common_label(names: list[str]) -> str:
 
 
 def _canvas(ax: Any, names: Sequence[str], landscape: Landscape, log: bool, function: str) -> tuple[Any, Any]:
-    """A figure and its axes, made after the curves were checked to be drawable."""
+    """(figure, axes) to draw into, after a check that all named values can be drawn."""
     for name in names:
         scales.finite([reading.read(landscape, name, 1, function)[1]], name, log)
     return style.canvas(ax, 2.7)
 
 
 def _curve(ax: Any, landscape: Landscape, name: str, label: str, colour: str, dash: str) -> None:
-    """A line and, where there are standard errors, the band around it."""
+    """Draw a line and, where there are standard errors, the band around it."""
     (x,), y = reading.read(landscape, name, 1, "line")
     # a finite point between others that are not makes no line: dots show it on short or broken curves
     marker = "." if np.isnan(y).any() or len(x) < 12 else ""
@@ -135,7 +136,7 @@ def _curve(ax: Any, landscape: Landscape, name: str, label: str, colour: str, da
 def _finish_line(
     fig: Any, axes: list[Any], landscape: Landscape, names: Sequence[str], log: bool, title: str | None, outside: bool
 ) -> None:
-    """Axis label, the trained network, the recipe's marks, and hatching where a curve is not finite."""
+    """Draw what all curves share: axis label, trained network, the recipe's marks, hatching, legend and title."""
     ax = axes[0]
     columns = [reading.read(landscape, name, 1, "line") for name in names]
     x, bad = columns[0][0][0], np.isnan(np.stack([y for _, y in columns])).any(axis=0)

@@ -40,7 +40,7 @@ def surface(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """A 3-D surface of a landscape of two axes, the trained network and the recipe's marks (checkpoints) on it.
+    """Draw a landscape of two axes as a 3-D surface, with the trained network and the recipe's marks (checkpoints).
 
     Quadrilaterals with a non-finite corner are holes. More than 121 points along an axis are thinned evenly.
 
@@ -74,14 +74,15 @@ def contour(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Filled contours with lines, the trained network and the recipe's marks (checkpoints) on top.
+    """Draw a landscape of two axes as filled contours, with the trained network and the recipe's marks (checkpoints).
 
     Args:
       landscape: a landscape of two axes, or ``{name: landscape}`` for a panel each with the same levels and colours.
       value: a name in ``landscape.values``.
-      levels: about how many, at round values (evenly spaced in the logarithm if ``log``); or the levels, increasing.
+      levels: about how many intervals between levels, at round values (with ``log`` exactly so many, evenly spaced in
+        the logarithm); or the levels themselves, increasing.
       log: logarithmic levels.
-      cap: no level lies above it; everything beyond has the last colour, and the colour bar says so.
+      cap: no level that is chosen lies above it; larger values have the last colour, and the colour bar says so.
       title: text above.
       ax: axes to draw into (one landscape only); by default a new figure.
 
@@ -107,7 +108,7 @@ def heatmap(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """A heat map: every cell is a rectangle around its coordinates that reaches half way to its neighbours.
+    """Draw a landscape of two axes as a heat map: a cell is a rectangle that reaches half way to its neighbours.
 
     Args, Returns, Raises: as ``surface``; ``ax`` are plain axes.
     """
@@ -125,7 +126,7 @@ def panels(
     log: bool = False,
     title: str | None = None,
 ) -> Figure:
-    """Landscapes side by side, e.g. the comparison of all modes: 4, 8, 10 or 14 panels on a page's width.
+    """Draw landscapes of two axes side by side, such as the comparison of all modes, on a page's width.
 
     Args:
       landscapes: ``{name: landscape}``, each of two axes; the names become titles.
@@ -154,12 +155,12 @@ def volume(
     cap: float | None = None,
     title: str | None = None,
 ) -> Figure:
-    """A landscape of three axes as slices across the third: contour panels with the same levels.
+    """Draw a landscape of three axes as slices across the third: contour panels with the same levels.
 
     Args:
       landscape: a landscape of three axes, values ``(n1, n2, n3)``.
-      slices: number of panels (all coordinates if there are fewer), evenly spaced from end to end; an odd number
-        includes the coordinate nearest to 0.
+      slices: number of panels (all coordinates if there are fewer), evenly spaced from end to end. An odd number
+        includes the coordinate nearest to 0: one slice is moved there.
       value, levels, log, cap, title: as in ``contour``.
 
     Returns:
@@ -190,7 +191,11 @@ def _planes(landscapes: Mapping[str, Landscape], value: str, function: str) -> d
 
 
 def _choose_slices(cut: np.ndarray, number: int) -> list[int]:
-    """Indices of ``number`` evenly spaced coordinates, or of all."""
+    """Indices of ``number`` coordinates, evenly spaced from end to end, or of all if there are fewer.
+
+    If the number is odd, the coordinate nearest to 0 is among them: one inner index is moved there; for 1 it is the
+    only one.
+    """
     zero = int(np.argmin(abs(cut)))
     if number == 1:
         return [zero]
@@ -201,7 +206,7 @@ def _choose_slices(cut: np.ndarray, number: int) -> list[int]:
 
 
 def _slice_titles(cut: np.ndarray) -> list[str]:
-    """Titles with 3 significant digits, or as many as tell the slices apart; without -0 and 1e-17."""
+    """Titles "c = 0.5" with 3 significant digits, or as many as tell the slices apart; -0 and 1e-17 become 0."""
     for digits in range(3, 18):
         titles = [f"c = {round(c, 12) + 0.0:.{digits}g}" for c in cut]
         if len(set(titles)) == len(titles):
@@ -230,7 +235,7 @@ def picture(
 
     Args:
       kind: of picture.
-      planes: {name: plane}; a single plane has no title, so its name may be empty.
+      planes: {name: plane}; the names are the titles of several planes, and a single plane has ``title`` instead.
       value: the name of the values.
       shared: one scale and one colour bar for all.
       levels, log, cap, title, ax: as in ``contour``.
@@ -285,7 +290,7 @@ def picture(
 
 
 def _page(n: int, kind: Kind) -> tuple[Any, list[Any], int]:
-    """A figure of one panel, or of rows of up to four; its axes; and the characters in a line of a title."""
+    """(a figure of n panels in rows of up to four, its axes, the characters that a line of a panel's title holds)."""
     columns = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 9: 3}.get(n, 4)
     rows = -(-n // columns)
     size = (style.SINGLE, 2.9) if n == 1 else (style.DOUBLE, rows * 0.86 * style.DOUBLE / columns + 0.4)
@@ -299,7 +304,7 @@ def _page(n: int, kind: Kind) -> tuple[Any, list[Any], int]:
 
 
 def _frame(ax: Any, plane: Plane, scale: Scale, kind: Kind, solo: bool) -> None:
-    """Limits, ticks and labels; panels have room for few ticks, and for the letters of the axes only."""
+    """Set limits, ticks and labels of axes; one of several panels has few ticks and only the letters a and b."""
     flat = kind != "surface"
     x, y = (scales.edges(plane.x), scales.edges(plane.y)) if kind == "heatmap" else (plane.x, plane.y)
     ax.set_xlim(x[0], x[-1])
@@ -319,7 +324,7 @@ def _frame(ax: Any, plane: Plane, scale: Scale, kind: Kind, solo: bool) -> None:
 
 
 def _coordinate_ticks(c: np.ndarray, most: int) -> tuple[np.ndarray, list[str]]:
-    """The ticks of ``scales.ticks``, and one at the start of a positive axis: the least b of an Adam plane matters."""
+    """(positions, labels) of ticks, one at the start of a positive axis: the least b of an Adam plane matters."""
     at, labels = scales.ticks(c[0], c[-1], False, most)
     if c[0] <= 0:
         return at, labels
@@ -328,7 +333,7 @@ def _coordinate_ticks(c: np.ndarray, most: int) -> tuple[np.ndarray, list[str]]:
 
 
 def _colour_bar(fig: Any, drawn: Any, axes: Sequence[Any], scale: Scale, kind: Kind, *, label: bool) -> None:
-    """A colour bar beside the axes in which ``drawn`` is."""
+    """Draw the colour bar of ``drawn`` (contours, cells or a surface) beside the axes; ``label`` names the values."""
     lo, hi = (scale.levels[0], scale.levels[-1]) if kind == "contour" else (scale.lo, scale.hi)
     size: dict[str, Any] = {"fraction": 0.05, "pad": 0.1 if kind == "surface" else 0.03, "aspect": 25}
     if kind != "contour":
@@ -382,7 +387,7 @@ def _draw_heatmap(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
 
 
 def _draw_surface(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
-    """Quadrilaterals with four finite corners, so that a vertex that is not finite leaves a clean hole."""
+    """Draw the quadrilaterals that have four finite corners; a vertex that is not finite leaves a clean hole."""
     z = scales.heights(plane.z, scale.log, scale.cap)
     rows, cols = (np.unique(np.linspace(0, n - 1, min(n, _MOST)).round().astype(int)) for n in z.shape)
     points = np.stack([*np.meshgrid(plane.x[rows], plane.y[cols], indexing="ij"), z[np.ix_(rows, cols)]], axis=-1)
@@ -402,7 +407,7 @@ _DRAW = {"surface": _draw_surface, "contour": _draw_contour, "heatmap": _draw_he
 
 
 def _hatch(ax: Any, plane: Plane) -> None:
-    """A hatched ground under the picture, which shows wherever a cell is not finite."""
+    """Hatch the ground under the picture, which shows wherever a cell is not finite."""
     if not np.isfinite(plane.z).all():
         ax.add_patch(
             Rectangle(
@@ -430,7 +435,7 @@ def _mark_flat(ax: Any, plane: Plane, size: float) -> None:
 
 
 def _mark_surface(ax: Any, plane: Plane, z: np.ndarray, size: float) -> None:
-    """Marks on stems from the floor, so that their (a, b) can be read; faded where the surface hides them."""
+    """Draw marks on stems from the floor, so that their (a, b) can be read; faded where the surface hides them."""
     if not np.isfinite(plane.z).all():
         square = {"marker": "s", "color": "white", "markeredgecolor": "0.6", "linestyle": "none"}
         ax.plot([], [], [], label=f"hole: {style.hole_label(plane.incomplete)}", **square)
@@ -463,7 +468,7 @@ def _mark_surface(ax: Any, plane: Plane, z: np.ndarray, size: float) -> None:
 
 
 def _heights(plane: Plane, z: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Heights of the surface over points (a, b), linear between vertices."""
+    """Heights ``z`` of the surface over points (a, b), linear between vertices; a and b of shape ``(n,)``."""
     i, j = (np.clip(np.searchsorted(c, t) - 1, 0, len(c) - 2) for c, t in ((plane.x, a), (plane.y, b)))
     s, t = (a - plane.x[i]) / (plane.x[i + 1] - plane.x[i]), (b - plane.y[j]) / (plane.y[j + 1] - plane.y[j])
     # a corner without weight may be infinite or not a number

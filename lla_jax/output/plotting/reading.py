@@ -30,12 +30,12 @@ _SYMBOLS = {
 
 
 def quote(names: Iterable[str]) -> str:
-    """Names for a message, in quotes; "none" where there are none."""
+    """The names in quotes, with commas, for a message; "none" if there is no name."""
     return ", ".join(map(repr, names)) or "none"
 
 
 def label(name: str) -> str:
-    """The name of a value as it is written in a picture."""
+    """The name of a value as pictures show it: a formula for eigenvalues, else with spaces for underscores."""
     return _SYMBOLS.get(name) or name.replace("_", " ")
 
 
@@ -45,7 +45,10 @@ def _directions(landscape: Landscape) -> Mapping[str, Any]:
 
 
 def direction_names(landscape: Landscape) -> list[str]:
-    """Names of the directions; that of an eigenvector without brackets, its eigenvalue on one line."""
+    """The recipe's names of the directions; an empty list if it has none.
+
+    "eigenvector 1 (lambda = -2)" becomes "eigenvector 1, λ = -2", with spaces at which no line is broken.
+    """
     names = [str(name) for name in _directions(landscape).get("names") or []]
     pattern = r"^(eigenvector \d+|(?:first|last) eigenvector) \(lambda = (\S+)\)$"
     return [re.sub(pattern, _eigenvector_name, name) for name in names]
@@ -56,7 +59,7 @@ def _eigenvector_name(match: re.Match[str]) -> str:
 
 
 def _kind(landscape: Landscape) -> str:
-    """E.g. "random, filter-normalized"; empty where the recipe does not say."""
+    """How directions were made, such as "random, filter-normalized"; empty where the recipe does not say."""
     recipe = _directions(landscape)
     kind, steps = recipe.get("kind"), recipe.get("normalize") or []
     by = [str(step.get("by")) for step in steps if isinstance(step, Mapping)]
@@ -66,7 +69,10 @@ def _kind(landscape: Landscape) -> str:
 
 
 def axis_label(landscape: Landscape, k: int, width: int) -> str:
-    """E.g. "a (units of d1: random)", with the recipe's name of the direction where it has one."""
+    """The label of axis k, such as "a (units of d1: random)", with the recipe's name of the direction if it has one.
+
+    A label of more than ``width`` characters is broken into lines.
+    """
     names, kind = direction_names(landscape), _kind(landscape)
     text = f"{_LETTERS[k]} (units of {names[k] if k < len(names) else f'd{k + 1}'}"
     line = f"{text}: {kind})" if kind else f"{text})"
@@ -74,7 +80,7 @@ def axis_label(landscape: Landscape, k: int, width: int) -> str:
 
 
 def _caption(landscape: Landscape) -> str:
-    """All axes in one sentence: "a: gradient; b, c: random", or "a, b: units of random directions"."""
+    """All axes in one line: "a: gradient; b, c: random", or "a, b: units of random directions"; else empty."""
     letters, names, kind = _LETTERS[: landscape.dims], direction_names(landscape), _kind(landscape)
     if len(names) < landscape.dims:
         return f"{', '.join(letters)}: units of {kind} directions" if kind else ""
@@ -85,7 +91,7 @@ def _caption(landscape: Landscape) -> str:
 
 
 def incomplete_note(landscape: Landscape) -> str:
-    """E.g. "(incomplete: 5,760 of 40,401 points)"; empty where every point was computed."""
+    """A note such as "(incomplete: 5,760 of 40,401 points)"; empty where every point was computed."""
     if landscape.recipe.get("complete", True) is not False:
         return ""
     done, total = landscape.recipe.get("points_done"), 1
@@ -95,13 +101,13 @@ def incomplete_note(landscape: Landscape) -> str:
 
 
 def origin(landscape: Landscape) -> Origin:
-    """Where the trained network is: at 0, under the adam rule on all of a = 0, under a user's rule not known."""
+    """Where the trained network is: "point" 0, under the adam rule the "line" a = 0, under a user's rule None."""
     rule = str(landscape.recipe.get("rule", "add"))
     return "point" if rule == "add" else "line" if rule == "adam" or rule.startswith("adam(") else None
 
 
 def marks(landscape: Landscape, dims: int) -> list[tuple[Any, ...]]:
-    """The recipe's named points ``(name, a, b, ...)`` that lie in the plane; ``dims`` coordinates, filled up with 0."""
+    """The recipe's named points in the landscape, ``(name, a, b, ...)``: ``dims`` coordinates, filled up with 0."""
     inside = []
     for name, at in _directions(landscape).get("marks") or ():
         if not any(at[landscape.dims :]):  # otherwise the point is off the plane
@@ -110,13 +116,16 @@ def marks(landscape: Landscape, dims: int) -> list[tuple[Any, ...]]:
 
 
 def read(landscape: object, value: str, dims: int, function: str) -> tuple[list[np.ndarray], np.ndarray]:
-    """Increasing coordinates and the values at them: copies, in which every value that is not finite is NaN.
+    """(increasing coordinates of each axis, values sorted likewise): copies, with NaN for values that are not finite.
 
     Args:
       landscape: the user's argument.
       value: the name of the values.
       dims: the number of axes that the picture has.
       function: the name of the plotting function, for messages.
+
+    Raises:
+      ValueError: another type or number of axes, an unknown value, values of another shape than the coordinates.
     """
     if not isinstance(landscape, Landscape):
         several = "or {name: landscape}" if function == "contour" else "panels draws several"
@@ -149,18 +158,18 @@ class Plane(NamedTuple):
     labels: tuple[str, str]  # "a (units of d1: random)"
     caption: str  # "a, b: units of random directions"
     marks: list[tuple[str, float, float]]
-    origin: Origin  # where the trained network is: (0, 0), or all of a = 0 (adam)
+    origin: Origin  # the trained network: at the "point" (0, 0), on the "line" a = 0 (adam), or not in the picture
     incomplete: str  # "(incomplete: 3 of 9 points)"
 
 
 def plane(landscape: Landscape, value: str, function: str, least: int = 2) -> Plane:
-    """A landscape of two axes, for a plotting function that needs ``least`` points on each."""
+    """The picture's content from a landscape of two axes; refused with fewer than ``least`` points on an axis."""
     (x, y), z = read(landscape, value, 2, function)
     return assemble(landscape, x, y, z, least, function)
 
 
 def assemble(landscape: Landscape, x: np.ndarray, y: np.ndarray, z: np.ndarray, least: int, function: str) -> Plane:
-    """A plane of these values, with labels and marks from its landscape's recipe; marks outside are dropped."""
+    """A plane of these values, with labels and marks from the recipe; marks outside of x and y are dropped."""
     if min(z.shape) < least:
         raise Misuse(
             "landscape", f"{z.shape} points given, but {function} needs {least} points or more per axis; use heatmap"

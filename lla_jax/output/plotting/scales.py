@@ -32,7 +32,11 @@ class Scale(NamedTuple):
 
 
 def finite(arrays: Iterable[np.ndarray], value: str, log: bool) -> np.ndarray:
-    """All finite entries; refused where there is none, or one <= 0 under a logarithm."""
+    """All finite entries of the arrays, (n,).
+
+    Raises:
+      ValueError: there is none, or one is <= 0 with ``log``; ``value`` is their name for the message.
+    """
     entries = np.concatenate([np.ravel(z) for z in arrays])
     known = entries[np.isfinite(entries)]
     if not known.size:
@@ -72,7 +76,7 @@ def scale(
     Args:
       arrays: of values, NaN where there is none.
       value: their name.
-      levels: about how many contour levels, or the levels.
+      levels: about how many intervals between contour levels, or the levels themselves.
       log: whether heights and colours are logarithmic.
       cap: larger values are drawn as this one.
       least: the interval that the limits span at least; by default they are those of the values.
@@ -103,19 +107,23 @@ def scale(
 
 
 def heights(z: np.ndarray, log: bool, cap: float | None) -> np.ndarray:
-    """Heights of the picture: ``min(z, cap)``, and its logarithm to 10 if ``log``; ``z`` stays as it is."""
+    """Heights of the picture: ``min(z, cap)``, or its logarithm to base 10 if ``log``; ``z`` is not changed."""
     z = z if cap is None else np.minimum(z, cap)
     return np.log10(z) if log else z
 
 
 def _widen(lo: float, hi: float) -> tuple[float, float]:
-    """The limits, moved apart if they are equal to rounding: noise is not magnified into a landscape."""
+    """The limits, moved apart by 5% each if they are equal up to rounding: noise is not magnified into a landscape."""
     pad = 0.0 if hi - lo > 1e-12 * max(abs(lo), abs(hi)) else 0.05 * max(abs(lo), 1e-6)
     return lo - pad, hi + pad
 
 
 def _levels(levels: Levels, lo: float, hi: float, log: bool, clipped: bool) -> np.ndarray:
-    """Contour levels on the picture's scale: the caller's, or about ``levels`` of them over [lo, hi]."""
+    """Contour levels on the picture's scale: those given (their logarithms if ``log``), else chosen from a number.
+
+    With ``log`` the number is exactly that of the intervals, equal from lo to hi. Else it is about that: the levels are
+    round numbers, the first and last at lo and hi or beyond; on a clipped scale the last is hi itself.
+    """
     if np.ndim(levels):
         given = np.asarray(levels, float)
         if given.ndim != 1 or len(given) < 2 or not (np.diff(given) > 0).all() or (log and given[0] <= 0):
@@ -130,7 +138,7 @@ def _levels(levels: Levels, lo: float, hi: float, log: bool, clipped: bool) -> n
 
 
 def ticks(lo: float, hi: float, log: bool, most: int) -> tuple[np.ndarray, list[str]]:
-    """At most ``most`` round values in [lo, hi] with labels; on a logarithmic scale their positions are logarithms."""
+    """(positions, labels) of at most ``most`` round values in [lo, hi]; with ``log``, lo, hi, positions are log10."""
     near = 1e-9 * (hi - lo)
 
     def inside(at: np.ndarray) -> np.ndarray:
@@ -152,7 +160,7 @@ def ticks(lo: float, hi: float, log: bool, most: int) -> tuple[np.ndarray, list[
 
 
 def set_log(ax: Axes) -> None:
-    """A logarithmic y axis with ticks like those of a colour bar."""
+    """Make the y axis logarithmic, with ticks like those of a colour bar."""
     ax.set_yscale("log")
     low, high = np.log10(ax.get_ylim())
     at, names = ticks(low, high, True, 6)
@@ -161,8 +169,10 @@ def set_log(ax: Axes) -> None:
 
 
 def edges(c: np.ndarray) -> np.ndarray:
-    """Borders ``(n + 1,)`` of the cells around coordinates ``(n,)``, half way between them; positive coordinates keep
-    positive cells."""
+    """Borders ``(n + 1,)`` of the cells around increasing coordinates ``(n,)``, half way between them.
+
+    A single coordinate has a cell of width 1. A cell of a positive coordinate does not reach below 0.
+    """
     if len(c) == 1:
         return np.array([c[0] - 0.5, c[0] + 0.5])
     middle = (c[1:] + c[:-1]) / 2
@@ -171,7 +181,7 @@ def edges(c: np.ndarray) -> np.ndarray:
 
 
 def _labels(values: np.ndarray) -> list[str]:
-    """As many decimals as tell the values apart, the same for all; exponents for the very large and small."""
+    """Labels of numbers: all with as many decimals as tell them apart; exponents for the very large and small."""
     if not len(values) or not 1e-4 <= abs(values).max() < 1e5:
         return [f"{v:.6g}" for v in values]
     wrong = (1e-3 * np.ptp(values) / len(values)) or 1e-9

@@ -21,7 +21,7 @@ ORIGIN = "trained network"
 
 
 def canvas(ax: Axes | None, height: float) -> tuple[Any, Any]:
-    """The figure and the axes to draw curves into: those given, else a new figure of one column."""
+    """(figure, axes) to draw curves into: ``ax`` and its figure, else a new figure of one column, ``height`` inches."""
     if ax is not None:
         return ax.figure, ax
     fig = Figure(figsize=(SINGLE, height), dpi=DPI, layout="constrained")
@@ -29,12 +29,20 @@ def canvas(ax: Axes | None, height: float) -> tuple[Any, Any]:
 
 
 def hole_label(incomplete: str) -> str:
-    """The label of hatched places; ``incomplete`` is empty where every point was computed."""
+    """The legend's label of hatched places; ``incomplete`` is ``Plane.incomplete``, empty for a finished landscape."""
     return "not finite or not computed" if incomplete else "not finite"
 
 
 def legend(fig: Figure, axes: Sequence[Axes], *, outside: bool, title: str = "", columns: int | None = None) -> None:
-    """A legend with one entry per label over all axes; ``outside``, below the figure, it hides no picture."""
+    """Draw one legend for all axes, with an entry per label; without entries and title, none.
+
+    Args:
+      fig: the figure.
+      axes: the axes whose labels are listed.
+      outside: below the figure, where it hides no picture; else inside the last axes.
+      title: text above the entries.
+      columns: number of columns outside; by default as many as fit.
+    """
     entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
     if not (entries or title):
         return
@@ -49,17 +57,17 @@ def legend(fig: Figure, axes: Sequence[Axes], *, outside: bool, title: str = "",
 
 
 def join(*parts: str | None) -> str:
-    """The parts that are not empty, in a line."""
+    """The parts that are not empty or None, joined by spaces."""
     return " ".join(filter(None, parts))
 
 
 def wrap(text: str, width: int) -> str:
-    """Lines of at most ``width`` characters; a formula is left in one piece."""
+    """Break a text into lines of at most ``width`` characters; a line with a formula ($) stays as it is."""
     return "\n".join(line if "$" in line else fill(line, width, break_on_hyphens=False) for line in text.split("\n"))
 
 
 def set_title(ax: Axes, text: str, width: int, size: float) -> None:
-    """A title of lines of at most ``width`` characters, above axes."""
+    """Set a title of lines of at most ``width`` characters above axes; an empty one sets nothing."""
     if text:
         ax.set_title(_break_title(text, width), fontsize=size, pad=5)
 
