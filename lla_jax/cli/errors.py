@@ -26,16 +26,16 @@ _NAMES = {
 
 
 def is_mistake(error: Exception) -> bool:
-    """Whether an error is a mistake of the user: this library raised it, not the code that it called."""
+    """Whether an error is the user's mistake: a ``Mistake``, an ``OSError``, or a ``ValueError`` of this library."""
     return isinstance(error, Mistake | OSError) or (isinstance(error, ValueError) and _is_ours(error))
 
 
 def message(error: Exception, options: Any) -> str:
-    """The message for a mistake of the user.
+    """The message for a mistake of the user, with options in place of arguments and a remedy.
 
     Args:
       error: raised by a verb.
-      options: of the verb.
+      options: the verb's.
     """
     if not isinstance(error, ValueError):  # these need no jax
         return str(error)

@@ -60,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       Exit code: 0, 2 for a mistake of the user, 1 for an error in the user's code or ours, 130 when interrupted.
+
+    Raises:
+      SystemExit: --help, or options that cannot be parsed.
+      Exception: with --debug, every error of a verb.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv == ["--version"]:

@@ -1,4 +1,4 @@
-"""A curvature operator is assembled from data on devices, blocks of rows, and primal values kept or recomputed."""
+"""Assembles a curvature operator: data on devices, blocks of rows, and primal values that are kept or recomputed."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _mesh(execution: Execution, uncut: bool) -> Mesh:
 
 
 def _mesh_beside(params_mesh: Mesh, execution: Execution, together: bool) -> Mesh:
-    """A mesh of one device, since the user and the compiler split the rows where the parameters are sharded."""
+    """A mesh of one device: where parameters are sharded, user and compiler split the rows. Refuses other demands."""
     if execution.devices != "all":
         text = f"but the parameters are sharded over {params_mesh.size} devices, which do the work"
         raise Misuse("execution.devices", f'{execution.devices!r} given, {text}; leave it out, or use "all"')

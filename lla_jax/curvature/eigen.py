@@ -1,4 +1,4 @@
-"""Eigenpairs of symmetric operators to a tolerance, and the ends of a spectrum roughly.
+"""Finds eigenpairs of symmetric operators to a tolerance, and the ends of a spectrum roughly.
 
 ``eigenpairs`` finds some pairs at an end of the spectrum, all copies of a repeated eigenvalue among them; ``extremes``
 gives the smallest and the largest eigenvalue by a short Lanczos sequence.
@@ -186,7 +186,7 @@ def _vector(coefficients: jax.Array, basis: PyTree, *, shards: Any) -> PyTree:
 
 @jax.jit
 def _rayleigh_quotient(vector: PyTree, product: PyTree) -> jax.Array:
-    """(Rayleigh quotient, residual)."""
+    """(Rayleigh quotient theta, residual |A v - theta v| / |v|) of a vector v and its product, as one array (2,)."""
     value = _tree.dot(vector, product) / _tree.dot(vector, vector)
     rest = jax.tree.map(lambda a, v: a - value * v, product, vector)
     return jnp.stack([value, _tree.norm(rest) / _tree.norm(vector)])

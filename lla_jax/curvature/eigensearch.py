@@ -1,4 +1,4 @@
-"""The search for wanted eigenvalues and all their copies, in a basis that grows from several Lanczos sequences.
+"""Searches for wanted eigenvalues and all their copies, in a basis that grows from several Lanczos sequences.
 
 One Krylov sequence sees every distinct eigenvalue once. So when the wanted pairs have converged, another sequence
 begins at random in the complement of the vectors multiplied so far, until nothing there can belong to the wanted ones.
@@ -131,11 +131,11 @@ def ritz_pairs(s: Search, which: str) -> Ritz:
 
 
 def rules_out(alphas: np.ndarray, betas: np.ndarray, bound: float, outside: int) -> bool:
-    """Whether a Lanczos sequence with a random start rules out an eigenvalue above ``bound``.
+    """Whether a Lanczos sequence (``alphas``, ``betas``) with a random start rules out an eigenvalue above ``bound``.
 
-    The mass that the start vector has at x is at most 1 / sum_j p_j(x)^2, with the orthonormal polynomials p_j of the
-    sequence (Christoffel). In n dimensions a random direction has a mass below pi d^2 / (2 n) at a given eigenvector
-    with probability d.
+    ``outside`` is n, the dimension of the space in which the sequence began. The mass that the start vector has at x is
+    at most 1 / sum_j p_j(x)^2, with the orthonormal polynomials p_j of the sequence (Christoffel). In n dimensions a
+    random direction has a mass below pi d^2 / (2 n) at a given eigenvector with probability d.
     """
     if not len(alphas):
         return False

@@ -1,4 +1,4 @@
-"""Trace, diagonal and Frobenius norm of an operator are estimated from random vectors, to a standard error.
+"""Estimates trace, diagonal and Frobenius norm of an operator from random vectors, to a standard error.
 
 The vectors are numbered, and each is drawn from the key and its number: neither the blocks in which they are taken nor
 the kind of loop changes the result beyond rounding.
@@ -77,7 +77,7 @@ def trace(
 
     "hutch++" and "xtrace" pay where few eigenvalues make most of the trace, as in trained networks, and are exact where
     there are few parameters; they hold a vector for each draw, and "hutchinson" none. Draws are added until there are
-    at least 16 and the standard error is at most rtol |mean|.
+    at least 16 and the standard error is at most rtol |mean|, or until the estimate is exact up to rounding.
 
     Args:
       H: a symmetric operator: ``hessian``, ``ggn``, ``fisher`` or ``operators.given``, whose symmetry is checked.
@@ -161,7 +161,8 @@ def diagonal(
 
         diag A = E z * (A z), z random signs;   variance of entry i: sum over j != i of A_ij^2
 
-    Memory is constant: running means. Draws are added until |sem| <= rtol |mean| over all entries (2-norms).
+    Memory is constant: running means. Draws are added until there are at least 16 and |sem| <= rtol |mean| (2-norms
+    over all entries).
 
     Args:
       H: as for ``trace``.
@@ -329,7 +330,7 @@ def _probe_rounds(
 
 
 def _sketch_rounds(H: Operator, key: jax.Array, max_products: int, used: int, method: str) -> Iterator[Round]:
-    """Rounds in which the basis and the test vectors grow together."""
+    """Rounds in which the basis and the test vectors of Hutch++ or XTrace grow together."""
     n, each = H.shape[0], PRODUCTS_EACH[method]
     nbytes, free = H.memory()
     room = max(1, int(MEMORY_FRACTION * free) // nbytes)

@@ -28,7 +28,7 @@ must lie on the devices of the old ones."""
 
 
 class Operator(abc.ABC):
-    """The base of both kinds of operators."""
+    """The base of ``LinearOperator`` and ``HostOperator``: a symmetric operator, or S A S with a scale S."""
 
     multiplier: Multiplier
     space: Space

@@ -85,7 +85,7 @@ def _over_mesh(mesh: Mesh, f: Callable, in_specs: Any, out_specs: Any) -> Callab
 
 
 def _common_specs() -> Common:
-    """The data are split over the devices; the rest is on each of them."""
+    """How a ``Common`` lies on several devices: the data are split over them, the rest is on each of them."""
     copy = PartitionSpec()
     return Common(copy, copy, PartitionSpec(GRID), copy, copy, copy)
 

@@ -1,4 +1,4 @@
-"""Stochastic Lanczos quadrature gives a spectrum as nodes and weights; Gaussians around the nodes give its density."""
+"""Computes a spectrum by stochastic Lanczos quadrature, as nodes and weights, and its density by Gaussians at nodes."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def spectrum(
         v'f(A)v  ~  sum_i w_i f(theta_i),   w_i = (first component of the i-th eigenvector of T)^2
 
     for a random v of norm 1, T being Lanczos' tridiagonal matrix; exact for polynomials up to degree 2 steps - 1. Its
-    mean over probes is tr f(A) / n. T's eigenproblem is solved in float64. With scheme
-    "full", nodes that are equal up to the rounding of the products (32 eps max |theta|) are merged, and nodes with a
-    weight of rounding are dropped: copies that rounding makes of an eigenvalue are no part of the spectrum.
+    mean over probes is tr f(A) / n. T's eigenproblem is solved in float64. With scheme "full",
+    nodes that are equal up to the rounding of the products (32 eps max |theta|) are merged, and nodes with a weight of
+    rounding are dropped: copies that rounding makes of an eigenvalue are no part of the spectrum.
 
     Args:
       H: a symmetric operator: ``hessian``, ``ggn``, ``fisher`` or ``operators.given``, whose symmetry is checked.
@@ -85,7 +85,7 @@ def spectrum(
       start: distribution of their entries, "rademacher" (signs) or "normal".
       scheme: "full" re-orthogonalises against all vectors before, twice. "lla" against the last 11, once, as LLA does,
         with the copies of eigenvalues that come of it: to reproduce its figures, in the memory of 11 vectors.
-      progress: called as ``progress(products, probes * steps)``.
+      progress: called as ``progress(products, total)``, with the products that all steps of all probes take.
       on_partial: called with the ``Spectrum`` of the steps so far and the state to continue from, if the computation is
         interrupted (Ctrl-C, or any exception), before the exception is raised again. A first Ctrl-C waits for the end
         of a step; a second one does not, and if it comes while a step is stored, the present probes begin anew.
@@ -267,7 +267,7 @@ def _result(s: _Sequences, recipe: Recipe, H: Operator, state: dict[str, np.ndar
 
 
 def _rule(alphas: np.ndarray, betas: np.ndarray, recipe: Recipe, H: Operator) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes, ascending, and weights of the Gauss rule; nodes that rounding split are merged again."""
+    """(nodes, ascending; weights) of the Gauss rule; with scheme "full" nodes that rounding split are merged again."""
     nodes, vectors = np.linalg.eigh(_lanczos.tridiagonal(alphas, betas))
     weights = vectors[0] ** 2
     if recipe["scheme"] == "full":

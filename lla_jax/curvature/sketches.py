@@ -88,7 +88,7 @@ class NotFinite(Exception):
 
 @dataclass
 class ProductCounter:
-    """An operator's product with rows (b, n), which counts its products in ``used``."""
+    """A function that multiplies rows (b, n) by an operator, and counts its products in ``used``."""
 
     H: Operator
     used: int = 0
@@ -164,7 +164,7 @@ def _orthonormal(space: Space, flat: Any) -> Any:
 
 
 def _one_by_one(flat: Any) -> Any:
-    """Rows by Gram and Schmidt: each is made orthogonal, twice, to those before it."""
+    """Make rows orthonormal by Gram-Schmidt: each is made orthogonal, twice, to the rows before it."""
 
     def one(i: Any, q: Any) -> Any:
         vector = _each(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0), flat)

@@ -46,6 +46,9 @@ def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: 
       key: for all random vectors.
       points: per axis of the plane.
       bar: as for ``tour.run``.
+
+    Returns:
+      The ``CurvaturePart``; nothing is written.
     """
     params, data = problem.params, problem.data
     start = linen.from_linen(trained.module, trained.initial, demo.cross_entropy)

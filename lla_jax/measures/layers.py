@@ -79,8 +79,9 @@ def per_layer(
       batch_size: as for ``hessian``.
       steps: Lanczos steps per block at most, a product each; they end once the residuals are at most 1e-3 times the
         larger magnitude of the two eigenvalues. Memory: ``steps`` + 1 vectors of the parameters' size.
-      rtol: probes are drawn until the standard error of the total and of every block is at most ``rtol`` times the sum
-        of the blocks' absolute traces. (A block's own trace is no measure: a small one would take all the products.)
+      rtol: probes, 16 at least, are drawn until the standard error of the total and of every block is at most ``rtol``
+        times the sum of the blocks' absolute traces. (A block's own trace is no measure: a small one would take all the
+        products.)
       max_products: most products for the traces. ``steps`` per block come on top.
       groups: ``path -> name`` for blocks of your own; leaves for which it gives None are left out of the Hessian, and
         of the total. By default a block is a module, the leaves with one parent; a leaf at the root is its own block.
@@ -167,7 +168,7 @@ class _Paths:
 
 
 def _names(params: PyTree, groups: Any) -> list[str | None]:
-    """The block of every leaf, in leaf order."""
+    """The name of every leaf's block, in leaf order; None for leaves that ``groups`` leaves out. Refuses bad groups."""
     _tree.check_real(params)
     paths = _tree.paths(params)
     if groups is None:

@@ -137,7 +137,7 @@ def _directions_parts(x: Directions) -> tuple[Header, Arrays]:
 
 
 def _by_path(header: Header, arrays: Arrays) -> Directions:
-    """Directions whose tree is a flat dict of paths, or None where the recipe is all."""
+    """Directions whose tree is a flat dict {path: leaf}, or None for random ones that are stored as a recipe."""
     return Directions(_take_arrays(header["leaves"], arrays, "leaf"), Recipe(header["recipe"]))
 
 
