@@ -1,8 +1,8 @@
 """Computes criteria of a point from its spectrum: r_e, K_Hn, the type, the index of a saddle.
 
-``escape_directions`` takes the directions that lead down from eigenpairs. In K_Hn and the index, an eigenvalue that
-rounding cannot tell from zero counts as zero: |theta| <= t = min(100 eps, 0.01) max|theta|, with the eps of the
-precision in which the products were computed.
+``escape_directions`` takes the directions that lead down from eigenpairs. In K_Hn ("pooled") and the index, an
+eigenvalue that rounding cannot tell from zero counts as zero: |theta| <= t = min(100 eps, 0.01) max|theta|, with the
+eps of the precision in which the products were computed.
 """
 
 from __future__ import annotations
