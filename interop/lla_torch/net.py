@@ -1,4 +1,4 @@
-"""A converted network with its variables, its function and its loss, and the functions that convert one."""
+"""``Net``, a converted network with its variables and loss; and the functions that convert a module or a loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lla_torch.weights.names import FilterAxis, NameMap, filter_axis, references
 
 @dataclass(frozen=True)
 class ApplyFunction:
-    """A network's function without its weights; the type of ``net.apply``."""
+    """The type of ``net.apply``: a network as a function without weights, which compares by value."""
 
     function: Function
 
@@ -35,16 +35,16 @@ class ApplyFunction:
         draws: Sequence[Any] | None = None,
         **named: Any,
     ) -> Any:
-        """The network's outputs, a pure function of the variables and the inputs.
+        """Compute the network's outputs; a pure function of the variables and the inputs.
 
         Args:
           variables: as ``net.variables``; other arrays of the same shapes may stand in their places.
           inputs: arrays in torch's layout (N, C, H, W), nested as the example inputs were. The leading axis may be of
             another length, unless the module fixes it.
-          train: the module as ``module.train()`` has it; it must have been converted with ``train=True``.
+          train: run the module in train mode; it must have been converted with ``train=True``.
           key: a ``jax.random`` key for the module's random numbers (noise, dropout in train mode). Without it, dropout
             is off, and a module that samples raises an error.
-          draws: the draws to use instead, as ``record`` returns them.
+          draws: recorded random numbers to use instead of a key, the second result of ``record``.
           named: inputs by name, as at conversion.
 
         Returns:
@@ -52,7 +52,8 @@ class ApplyFunction:
           of ``variables`` without "params", with running statistics as torch updates them.
 
         Raises:
-          ValueError: inputs nested otherwise than at conversion; missing randomness; train mode not converted.
+          ValueError: inputs of another nesting, shape or type than at conversion; random numbers without key and draws,
+            or with both; train mode that was not converted.
         """
         outputs, state = self.function(variables, inputs, named, train=train, key=key, draws=draws)
         return (outputs, state) if train else outputs
@@ -60,14 +61,15 @@ class ApplyFunction:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Net:
-    """A torch network as JAX has it.
+    """A converted torch network: its function, its variables, and the map from torch's names to them.
 
     Args:
-      function: its pure functions; static, equal for all networks of one architecture.
+      function: the programs in eval mode and, if converted, in train mode; it holds no weights and is equal for all
+        networks of one architecture.
       variables: {"params": ..., "batch_stats": ..., "buffers": ..., "constants": ...}, nested by module; collections
         without arrays are left out (except "params").
       tree_map: the torch names and layouts of all arrays, see ``weights.names.NameMap``.
-      filter_axis: the axes of each parameter that index its filters.
+      filter_axis: ``filter_axis(path, leaf)``: the axis of a parameter that indexes its filters, or None.
     """
 
     function: Function
@@ -83,19 +85,20 @@ class Net:
 
     @property
     def names(self) -> dict[str, str]:
-        """Every torch name and the path of its array: {"fc.weight": "params/fc/kernel"}; tied names share one path."""
+        """{torch name: path of its array}, such as {"fc.weight": "params/fc/kernel"}; tied names share one path."""
         by_name = self.tree_map.by_name
         return {name: by_name(name).full_path for name in self.tree_map.aliases}
 
     def replace(self, **changes: Any) -> Net:
-        """A copy with other fields."""
+        """A copy of the network with the given fields, such as ``variables``, replaced."""
         return dataclasses.replace(self, **changes)
 
     @property
     def apply(self) -> ApplyFunction:
-        """``apply(variables, *inputs, train=False, key=None, draws=None, **named)``: the network as a pure function,
-        which compares by value, so that ``jax.jit(net.apply)`` of two checkpoints shares a program; see
-        ``ApplyFunction``."""
+        """The network as a pure function ``apply(variables, *inputs, train=False, key=None, draws=None, **named)``.
+
+        It compares by value, so that ``jax.jit(net.apply)`` of two checkpoints shares a program; see ``ApplyFunction``.
+        """
         return ApplyFunction(self.function)
 
     def loss(
@@ -108,27 +111,30 @@ class Net:
         penalty: Callable[[Any], Any] | None = None,
         per_example: bool | None = None,
     ) -> Loss:
-        """The loss of the network over data (inputs, labels); pass ``net.variables["params"]`` along with it.
+        """Make the loss of the network over data (inputs, labels); its parameters are ``net.variables["params"]``.
 
             L(theta) = sum_i w_i l_i / sum_i w_i,  l = criterion(net(x), y)
 
         Args:
-          criterion: a JAX function (outputs, labels) -> losses (B, ...) or (losses, weights), or a torch loss module;
-            of the latter the loss per example is taken, so that the mean over the data set equals torch's
+          criterion: a JAX function (outputs, labels) -> losses (B, ...) or (losses, weights), or a torch loss module. A
+            torch module is converted to losses per example, whose mean over the data set equals torch's
             reduction="mean" over all of it, with class weights and ignored labels counted as torch counts them.
           inputs: function of the batch that gives the network's inputs; None: its first entry (the batch itself if it
             is one array). A tuple holds the positional arguments, a dict those by name.
-          labels: function of the batch that gives the labels; None: its second entry, a tuple if there are several.
-          key: for a stochastic loss (dropout, sampling): every example is run with its own key.
+          labels: function of the batch that gives the labels; None: its second entry, or the tuple of all entries but
+            the first if there are more than two.
+          key: a ``jax.random`` key for a stochastic loss (dropout, sampling); every example is run with its own key.
           penalty: ``penalty(params)`` added to the mean.
-          per_example: False for criteria that couple the examples of a batch; None: False for torch modules that
-            return a scalar.
+          per_example: False for criteria that couple the examples of a batch. None: True for JAX functions, torch's own
+            losses and modules with a ``reduction``, else False.
 
         Returns:
-          A ``lla_jax.Loss`` with the running statistics as state.
+          A ``lla_jax.Loss`` whose state is ``net.variables`` without "params", or None if there is nothing else.
 
         Raises:
-          ValueError: a torch loss with reduction="sum"; one that cannot be converted.
+          ValueError: a torch loss that is a sum, takes other inputs than (outputs, labels) or has weights to train; a
+            key for a network that draws no random numbers, or whose train mode has both dropout and running statistics.
+            A torch loss that cannot be converted raises when it is first called.
         """
         if key is not None:
             _check_noise(self.function)
@@ -143,7 +149,8 @@ class Net:
 
 
 def _check_noise(function: Function) -> None:
-    """Raise a ValueError where a key would have no effect, or could not be used for one example at a time."""
+    """Raise a ValueError if a key would have no effect, or if examples cannot be run one at a time, each with its
+    key."""
     train = function.train
     if train is not None and function.noisy_in_train and train.mutates:
         raise ValueError(
@@ -187,7 +194,8 @@ def convert(
     Raises:
       ConversionError: an operator that is not in the table, or code that torch.export cannot trace; the message names
         the module and the source line.
-      ValueError: float64 weights where jax has none; arguments by the names that ``Net.apply`` has for itself.
+      ValueError: float64 weights while jax has no 64-bit types; example_kwargs with a name that ``Net.apply`` has for
+        itself (train, key, draws).
     """
     if taken := {"train", "key", "draws"} & set(example_kwargs or {}):
         raise ValueError(f"example_kwargs: {sorted(taken)} are arguments of net.apply itself; pass them by position")
@@ -204,7 +212,7 @@ def convert_loss(
     dtype: Any = None,
     net: Net | None = None,
 ) -> tuple[Loss, Any]:
-    """Convert any loss written in torch: several outputs, inner layers, auxiliary heads, penalties.
+    """Convert a loss that a torch function computes, with several outputs, inner layers, auxiliary heads or penalties.
 
     Args:
       step: ``step(module, batch)`` in torch. It returns a scalar, the mean over the batch (then the value over several
@@ -216,8 +224,8 @@ def convert_loss(
       key: a ``jax.random`` key for losses that sample. With a scalar loss all examples of a batch use the same key, and
         dropout is on where batch statistics are (``batch_stats="batch"`` or "reestimate").
       dtype: precision of the weights; None: the module's own.
-      net: the module's network as ``convert`` gives it, whose tree is kept. Without it, a Linear behind a flatten that
-        the step does not run has its rows in torch's order.
+      net: the module's network as ``convert`` gives it, whose layouts are kept, so that both have the same parameters.
+        Without it, a Linear behind a flatten has its rows in torch's order if the step does not run it.
 
     Returns:
       (loss, params): a ``lla_jax.Loss`` over batches nested as the example, and the parameters, in the tree that

@@ -1,4 +1,4 @@
-"""torch's loaders as streams of lla_jax, and a trained network with its loss and data as a ``Problem``."""
+"""Makes streams of lla_jax from torch's loaders, and a ``Problem`` from a trained network, its loss and its data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STREAM = lla_jax.data.Stream
 
 @dataclass(frozen=True)
 class Batches:
-    """A source of torch batches as a source of numpy batches; a class, because a stream asks for its length too."""
+    """An iterable, with a length, over the batches of a loader (or of a function that returns one) as numpy arrays."""
 
     source: Any
 
@@ -46,7 +46,8 @@ def stream(loader: Iterable[Any] | Callable[[], Iterable[Any]], *, shuffle_ok: b
         mean over the data set, but then agrees only to rounding (or to the augmentation) from call to call.
 
     Returns:
-      ``lla_jax.stream`` of numpy batches.
+      ``lla_jax.stream`` of numpy batches; a stream is returned as it is. It warns where ``drop_last`` leaves out
+      examples.
 
     Raises:
       ValueError: a bare iterator; a loader that shuffles, or whose first batch is not the same twice, unless
@@ -60,7 +61,7 @@ def stream(loader: Iterable[Any] | Callable[[], Iterable[Any]], *, shuffle_ok: b
 
 
 def arrays(batch: Any) -> Any:
-    """A nested torch batch with numpy arrays, in the tensors' own memory where torch allows it; lists as tuples."""
+    """Convert tensors of a nested batch to numpy arrays, which share memory where possible; lists become tuples."""
     return _convert_batch(batch, "batch")
 
 
@@ -97,7 +98,7 @@ def problem(
       key: a ``jax.random`` key for dropout or sampling; see ``Net.loss``.
       inputs: function of a batch that gives the module's inputs; None: the batch's first entry.
       labels: function of a batch that gives the labels; None: its second entry.
-      optimizer_params: torch names for an optimizer state without names.
+      optimizer_params: torch names of the optimizer's parameters in its order, for a state without names.
       shuffle_ok: see ``stream``.
 
     Returns:
@@ -233,7 +234,7 @@ def _read_data(source: Any, name: str, shuffle_ok: bool) -> Any:
 
 
 def _example_inputs(data: Any, inputs: Callable[[Any], Any] | None) -> tuple[Any, dict[str, Any]]:
-    """(positional, by name): the inputs of two examples, as tensors."""
+    """(positional, by name): the module's inputs for two examples of the data, as tensors."""
     batch = _first_batch(data) if isinstance(data, _STREAM) else data
     batch = jax.tree.map(lambda x: np.resize(x[:2], (2, *x.shape[1:])), batch)  # twice the same if there is only one
     return jax.tree.map(to_tensor, arguments(inputs, batch))

@@ -1,4 +1,4 @@
-"""The former path of ``lla_torch.program.views`` for users' own operators; it goes with the next release."""
+"""Deprecated alias of ``lla_torch.program.views``; importing it warns, and it is removed in the next release."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Certificates of a conversion: torch's numbers and JAX's compared on the user's own weights and data."""
+"""Compares torch's outputs, loss, gradient and Hessian product with JAX's on the user's own weights and data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,15 @@ CENTRAL = 1e-6
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; ``error`` is the largest difference divided by torch's largest entry."""
+    """One comparison of torch with JAX: a line of the certificate's table.
+
+    Args:
+      quantity: such as "gradient".
+      dtype: the precision, such as "float64".
+      error: the largest difference divided by torch's largest entry.
+      tolerance: the largest error that is allowed.
+      note: what is special about this comparison, if anything.
+    """
 
     quantity: str
     dtype: str
@@ -100,6 +108,14 @@ def certify(
     well, with the same program and the same weights, cast. Neither the module nor torch's global state nor jax's
     configuration changes.
 
+    Networks converted with ``train=True`` are compared in train mode too: by the outputs, or where buffers change by
+    outputs and buffers ("statistics"). Modules that draw random numbers are compared with torch's draws replayed.
+    Integers among the outputs must be equal. Where torch has no second derivative or a wrong one (EmbeddingBag,
+    weight_norm), the Hessian product is compared with central differences of torch's gradients, in float64 only. Where
+    the module itself computes in a lower type (autocast), the float64 numbers must agree to that type's rounding.
+    Modules with parameters of several floating types are compared as they are, without float64. The notes of the rows
+    say which of these cases apply.
+
     Args:
       module: the torch module, with the weights that the network is to have.
       net: the network, from ``convert`` or ``load_checkpoint``.
@@ -114,14 +130,6 @@ def certify(
 
     Raises:
       ValueError: a network of another module; batches that the module does not take; complex parameters.
-
-    Networks converted with ``train=True`` are compared in train mode too: by the outputs, or, where buffers change
-    ("statistics"), by these and the outputs. Modules that draw random numbers are compared with torch's draws replayed.
-    Integers among the outputs must be equal. Where torch has no second derivative or a wrong one (EmbeddingBag,
-    weight_norm), the Hessian product is compared with central differences of torch's gradients, in float64 only. Where
-    the module itself computes in a lower type (autocast), the float64 numbers must agree to that type's rounding.
-    Modules with parameters of several floating types are compared as they are, without float64. The notes of the rows
-    say which of these cases apply.
     """
     module = unwrap(module)
     task = _make_task(module, net, batch, criterion, inputs, seed)
@@ -163,7 +171,7 @@ def _make_task(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: 
 
 
 def _same_draws(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether torch drew the same numbers in both precisions: some of its generators do, and others do not."""
+    """Whether torch drew the same numbers in both precisions, which depends on its generator of each distribution."""
     pairs = [(a, b) for name in ("draws", "train draws") for a, b in zip(first.get(name) or (), second.get(name) or ())]
     return all(np.allclose(a.astype(float), b.astype(float), rtol=1e-5, atol=1e-6) for a, b in pairs)
 
@@ -222,7 +230,7 @@ def _compare_quantity(task: Task, net: Net, quantity: str, dtype: str, numbers: 
 
 
 def _check_by_differences(task: Task, row: Row, ours: Any) -> Row:
-    """The row of a comparison with central differences if that one is within its tolerance, else ``row``."""
+    """The comparison of JAX's Hessian product with central differences if it is within its tolerance, else ``row``."""
     error = relative_difference(ours, central_differences(task))
     if not error <= CENTRAL:
         return row
@@ -238,7 +246,7 @@ def _is_checked_by_differences(row: Row) -> bool:
 
 
 def _lowest_type(program: Any) -> str | None:
-    """The floating type of fewest bits below float64 in a program, the weights' own left out; None if there is none."""
+    """The coarsest floating type but float64 in a program, the weights' own left out; None if there is none."""
     types = {d.name for i in program.instructions for d in i.dtypes if isinstance(d, DType) and not d.own}
     types = {name for name in types if is_float(name) and name != "float64"}
     return max(types, key=_eps) if types else None
@@ -249,12 +257,12 @@ def _eps(dtype: str) -> float:
 
 
 def _rounding(dtype: str) -> float:
-    """The error of many roundings one after the other; of few in 16 bits, where any number would pass otherwise."""
+    """The relative error allowed in a type: 100 eps, or 10 eps in 16 bits, where 100 eps would let anything pass."""
     return _eps(dtype) * (100 if jnp.finfo(dtype).bits >= 32 else 10)
 
 
 def _integers_differ(theirs: Any, exact: Any) -> bool:
-    """Whether torch's integers depend on the precision."""
+    """Whether torch's integers in this precision differ from those in float64."""
     return any(not _is_inexact(x) and not np.array_equal(x, exact[name]) for name, x in (theirs or {}).items())
 
 
@@ -271,9 +279,10 @@ def _largest_difference(ours: list[Any], theirs: list[Any]) -> float:
 
 
 def relative_difference(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> float:
-    """The largest difference divided by the largest entry, over all arrays; NaN where one side is missing.
+    """The largest difference divided by the largest entry of ``theirs``, over all arrays; NaN where a side is None.
 
-    It is infinite where names or shapes differ, or entries of integer arrays; equal infinities agree.
+    It is infinite where names, shapes or entries of integer arrays differ. Equal infinities agree. If all of ``theirs``
+    is zero, it is the largest difference itself.
     """
     if ours is None or theirs is None:
         return float("nan")
@@ -350,7 +359,7 @@ def _jax_numbers(task: Task, net: Net, dtype: str, theirs: dict[str, Any]) -> di
 
 
 def _in_precision(function: Function, dtype: str) -> Function:
-    """The function in the tested precision, also for a network without weights, which would decide its precision."""
+    """The function with ``dtype`` as the precision in which it runs where there are no weights to decide it."""
     own = DType(dtype, True)
     train = None if function.train is None else replace(function.train, own=own)
     return replace(function, eval=replace(function.eval, own=own), train=train)

@@ -1,4 +1,4 @@
-"""torch's numbers for a certificate: those of a module in the tested precision, without changing the module."""
+"""Computes torch's outputs, loss, gradient and Hessian product of a module in a given precision, for a certificate."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CASTS: dict[torch.dtype, Any] = {
 
 
 class Task(NamedTuple):
-    """A comparison to be made.
+    """The module, data and options of one certificate.
 
     Args:
       module: the torch module.
@@ -57,8 +57,11 @@ class Task(NamedTuple):
     trains: bool
 
     def type_of(self, name: str, dtype: str) -> str:
-        """The type for a comparison in ``dtype`` of an array that has the type ``name`` in the module. In its own
-        precision a module is taken as it is."""
+        """The type in which a comparison in ``dtype`` takes a tensor that has the type ``name`` in the module.
+
+        It is ``name`` in the module's own precision. In another one it is float64 for floats, complex128 for complex
+        types and ``name`` for the rest.
+        """
         if dtype == self.types[0]:
             return name
         kind = jax.numpy.dtype(name)
@@ -67,15 +70,17 @@ class Task(NamedTuple):
         return "float64" if jax.numpy.issubdtype(kind, jax.numpy.floating) else name
 
     def type_of_data(self, name: str, dtype: str) -> str:
-        """``type_of`` for arrays of the batch, whose floats are cast to the module's type if it has only one."""
+        """``type_of`` for a tensor of the batch, whose floats are cast to the module's type if it has only one."""
         if dtype == self.types[0] and len(self.types) == 1 and jax.numpy.issubdtype(name, jax.numpy.floating):
             return dtype
         return self.type_of(name, dtype)
 
 
 class CastTypes(TorchFunctionMode):
-    """Replaces types that a module names (``.float()``, ``zeros(dtype=torch.float32)``) by the tested ones, as in the
-    converted program; a function mode has to be a class."""
+    """A torch mode that replaces types that a module names by ``types[...]``, as the converted program does.
+
+    Such types are those in ``.float()`` or ``zeros(dtype=torch.float32)``.
+    """
 
     def __init__(self, types: Mapping[torch.dtype, torch.dtype]):
         super().__init__()
@@ -101,7 +106,7 @@ class _Runner(nn.Module):
 
 
 def named_arrays(outputs: Any, path: str = "") -> dict[str, Any]:
-    """The tensors or arrays of nested outputs by path, in torch's order; other values are left out."""
+    """{path: tensor or array} of nested outputs, such as {"['logits'][0]": x} or {"": x}; other values are left out."""
     if hasattr(outputs, "shape") and hasattr(outputs, "dtype"):
         return {path: outputs}
     if isinstance(outputs, Mapping):
@@ -114,14 +119,14 @@ def named_arrays(outputs: Any, path: str = "") -> dict[str, Any]:
 
 
 def output_weights(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The weights w of ``mean_loss`` for one array of outputs."""
+    """The weights w of ``mean_loss`` for outputs of a path and shape (B, ...): fixed numbers of shape (...)."""
     return np.random.default_rng(zlib.crc32(path.encode())).standard_normal(shape[1:])
 
 
 def mean_loss(outputs: Any) -> torch.Tensor | None:
     """The sum over the arrays of outputs o of mean(w o + o^2 / 2), with weights w that are the same for every example.
 
-    The square alone would be constant for normalized outputs. None without floating outputs.
+    The square alone would be constant for normalized outputs. The result is None if no outputs are floating or complex.
     """
     terms = []
     for path, x in named_arrays(outputs).items():
@@ -133,7 +138,14 @@ def mean_loss(outputs: Any) -> torch.Tensor | None:
 
 
 def torch_numbers(task: Task, dtype: str) -> dict[str, Any]:
-    """torch's outputs, draws, loss, gradient, Hessian product, and numbers of train mode, as far as there are any."""
+    """Compute torch's side of the comparison in the precision ``dtype``; the module stays as it is.
+
+    Returns:
+      {"outputs": ..., "draws": ..., "loss": ..., "gradient": ..., "Hessian product": ...}, and for train mode "train"
+      (outputs), "train draws" and "state" (the buffers, if the call changes one). Each is a dict of arrays by name, or
+      a tuple of draws. The product is None where torch has no second derivative, draws are None where none are drawn,
+      and entries that do not exist (the loss without floating outputs) are missing.
+    """
     tensors = _copy_tensors(task, dtype)
     params = [tensors[name] for name in task.vector]
 
@@ -155,7 +167,7 @@ def torch_numbers(task: Task, dtype: str) -> dict[str, Any]:
 
 
 def central_differences(task: Task) -> dict[str, np.ndarray]:
-    """The Hessian product by differences of torch's gradients, in float64."""
+    """The Hessian product, by parameter name, from central differences of torch's float64 gradients."""
 
     def gradient(step: float) -> list[torch.Tensor]:
         tensors = _copy_tensors(task, "float64", step)
@@ -191,7 +203,7 @@ def _train_numbers(task: Task, dtype: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _exact_torch(task: Task, dtype: str, train: bool) -> Iterator[None]:
-    """torch with exact second derivatives (no fused attention, no oneDNN), in the tested precision."""
+    """Context in which torch has exact second derivatives (no fused attention, no oneDNN) and the tested precision."""
     default = torch.get_default_dtype()
     types = _type_map(task, dtype)
     with (

@@ -1,1 +1,1 @@
-"""From an exported graph to a pure function."""
+"""Converts exported graphs to pure functions, and modules to the parts of a ``Net``."""

@@ -1,4 +1,4 @@
-"""The pure functions of a converted module, without its weights, and the arguments of its call."""
+"""``Function``: the programs of a converted module without its weights; and the arguments with which it is called."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from lla_torch.weights.names import to_array
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of tensor ``index`` among a call's arguments."""
+    """A placeholder among a call's arguments for its tensor number ``index``."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class Function:
-    """The pure functions of a module, without its weights; compares by value.
+    """The programs of a converted module, without its weights; compares by value.
 
     Args:
       eval: the program in eval mode.
-      train: the one in train mode, or None.
-      call: (positional, by name): the arguments of the module's call, nested, with ``Slot`` for tensors.
+      train: the program in train mode; None: not converted.
+      call: (positional, by name): the arguments of the module's call, nested, with a ``Slot`` for each tensor.
     """
 
     eval: Program
@@ -43,7 +43,7 @@ class Function:
 
     @property
     def noisy_in_train(self) -> bool:
-        """Whether train mode draws more random numbers than eval mode does: those of dropout."""
+        """Whether train mode draws more random numbers than eval mode, as it does with dropout."""
         return self.train is not None and len(self.train.random) > len(self.eval.random)
 
     def __call__(
@@ -56,7 +56,10 @@ class Function:
         key: Any = None,
         draws: Sequence[Any] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
-        """(outputs, new state) of one call."""
+        """Run the module: (outputs, new state) in eval or train mode; see ``ApplyFunction`` for the arguments.
+
+        The state is ``variables`` without "params".
+        """
         program = self.train if train else self.eval
         if program is None:
             raise misuse("train", train, "False for a network converted in eval mode; or use convert(..., train=True)")
@@ -64,10 +67,10 @@ class Function:
         return program(variables.get("params", {}), state, self.tensors(args, kwargs), key=key, draws=draws)
 
     def tensors(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-        """The tensors among the arguments, in the program's order.
+        """The arguments that were tensors at conversion, in the program's order.
 
         Raises:
-          ValueError: arguments nested otherwise than at conversion; another value of an argument that is no tensor.
+          ValueError: arguments nested otherwise than at conversion; another value of an argument that was no tensor.
         """
         tensors: dict[int, Any] = {}
         _collect_tensors(self.call[0], tuple(args), "inputs", tensors)
@@ -111,7 +114,7 @@ def _kind(value: Any) -> str:
 
 
 def call_pattern(call: Call) -> tuple[Any, Any]:
-    """The call's arguments with slots for tensors; sequences as tuples, as JAX data have them."""
+    """The ``Function.call`` of a call: its nested arguments with a ``Slot`` for each tensor; lists become tuples."""
     count = iter(range(len(call.tensors)))
     leaves, spec = torch_pytree.tree_flatten((call.args, call.kwargs))
     slots = [Slot(next(count)) if isinstance(x, torch.Tensor) else x for x in leaves]
@@ -125,14 +128,23 @@ def call_pattern(call: Call) -> tuple[Any, Any]:
 
 
 class _FrozenDict(dict[str, Any]):
-    """A dict that is never written to."""
+    """A dict that is never written to, and can be hashed."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self))
 
 
 def arguments(inputs: Callable[[Any], Any] | None, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(positional, by name): the arguments of the module's call that are in a batch; see ``Net.loss``."""
+    """(positional, by name): the arguments of the module's call that a batch holds.
+
+    Args:
+      inputs: function of the batch that gives them: a tuple or list of positional ones, a dict of named ones, or a
+        single one; None: the first entry of a tuple or list, else the batch itself.
+      batch: the batch.
+
+    Raises:
+      ValueError: a dict without ``inputs``.
+    """
     if inputs is not None:
         values = inputs(batch)
     elif isinstance(batch, Mapping):

@@ -1,4 +1,4 @@
-"""The conversion of an exported graph to a ``Program``, operator by operator."""
+"""Converts an exported graph to a ``Program``, operator by operator."""
 
 from __future__ import annotations
 
@@ -33,23 +33,35 @@ ASSERTIONS = ("aten._assert_tensor_metadata.", "aten.sym_constrain_range", "aten
 
 @dataclass(frozen=True)
 class Graph:
-    """An exported program ready to become a ``Program`` as soon as all tensors have their place in a tree."""
+    """An exported graph with its constants; ``program`` converts it once all tensors have a place in a tree.
+
+    Args:
+      exported: torch's exported program.
+      constants: tensors that are neither parameters nor buffers, by mode and name: "eval.NAME".
+      mode: "eval" or "train".
+    """
 
     exported: ExportedProgram
     constants: dict[str, torch.Tensor]
     mode: str
 
     def program(self, names: NameMap, own: torch.dtype) -> Program:
-        """The program over the tree that ``names`` describes; ``own`` is the weights' type.
+        """Convert the graph to a ``Program``.
+
+        Args:
+          names: the map of all tensors; it says where the program finds each of them in ``variables``, and in which
+            layout.
+          own: the type of the weights; the program's entries of this type follow the weights' type later.
 
         Raises:
-          ConversionError: operators that are not in the table, all of them in one message.
+          ConversionError: operators that are not in the table, all of them in one message; writes in place to inputs or
+            parameters; arguments, outputs or decisions by sizes that are not supported.
         """
         return _Builder(self, names, own).build()
 
 
 def graph_of(exported: ExportedProgram, mode: str) -> Graph:
-    """The graph with its constants: tensors that are neither parameters nor buffers, by mode ("eval") and name."""
+    """The ``Graph`` of an exported program, with its constants: tensors that are neither parameters nor buffers."""
     specs = exported.graph_signature.input_specs
     targets = [s.target for s in specs if s.kind == InputKind.CONSTANT_TENSOR and s.target is not None]
     constants = {f"{mode}.{_name_in_module(target)}": exported.constants[target].detach() for target in targets}
@@ -115,7 +127,7 @@ class _Builder:
         )
 
     def stored_input(self, spec: Any) -> Input:
-        """The input that a parameter, a buffer or a constant fills."""
+        """The ``Input`` of a parameter, a buffer or a constant."""
         if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             raise ConversionError(
                 f"module: its graph takes {spec.target!r}, a {spec.kind.name}, which is not supported; make it a "
@@ -131,7 +143,7 @@ class _Builder:
         return Input(kind, path, leaf.order, leaf.split, leaf.merged, dtype, leaf.stored_shape)
 
     def needed_nodes(self, graph: torch.fx.Graph) -> set[torch.fx.Node]:
-        """The nodes that an output depends on, those that draw random numbers (their order counts), and assertions."""
+        """The nodes that an output depends on, nodes that draw random numbers (their order counts), and assertions."""
         needed: set[torch.fx.Node] = set()
         for node in reversed(graph.nodes):
             name = str(node.target)
@@ -192,7 +204,7 @@ class _Builder:
         )
 
     def dtype(self, dtype: torch.dtype) -> DType:
-        """A type of entries, marked where it is that of the weights."""
+        """The ``DType`` of a torch type, marked as ``own`` where it is the weights' type or the complex one of this."""
         return DType(_dtype_name(dtype), dtype in (self.own, COMPLEX.get(self.own)))
 
     def dtype_of(self, value: Any) -> DType | None:
@@ -284,7 +296,7 @@ def _structure(spec: Any) -> Any:
 
 
 def tensors_of(module: nn.Module, graphs: Sequence[Graph]) -> tuple[NameMap, dict[str, torch.Tensor]]:
-    """The map of all tensors that a module and its graphs hold, and the tensors by leaf name."""
+    """(map, tensors by torch name) of all parameters, buffers and constants of a module and its graphs."""
     constants = {name: x for graph in graphs for name, x in graph.constants.items()}
     own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     return map_names(module, constants), {**constants, **own}

@@ -1,4 +1,4 @@
-"""The conversion of a torch module to the parts of a ``Net``: its function, its variables and their names."""
+"""Converts a torch module to the parts of a ``Net``: its function, its variables and their names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lla_torch.weights.names import NameMap, as_jax, to_array, to_tensor
 
 
 class Parts(NamedTuple):
-    """The parts of a converted module."""
+    """The parts of a converted module: function, variables, map of names, and the module without wrappers."""
 
     function: Function
     variables: dict[str, Any]
@@ -41,7 +41,7 @@ def convert_parts(
     function: Callable[..., Any] | None = None,
     like: NameMap | None = None,
 ) -> Parts:
-    """The parts of a ``Net``; see ``convert`` for the arguments that both have.
+    """Export and convert a module, or a function of it, to the parts of a ``Net``.
 
     Args:
       module: see ``convert``.
@@ -49,8 +49,11 @@ def convert_parts(
       example_kwargs: see ``convert``.
       train: see ``convert``.
       dtype: see ``convert``.
-      function: ``function(module, *inputs)`` is converted; None: the module's call.
+      function: ``function(module, *inputs)`` to convert instead of the module's call.
       like: a map of names whose layouts are kept; None: layouts as this module needs them.
+
+    Raises:
+      ConversionError, ValueError: as ``convert``.
     """
     module = unwrap(module)
     args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
@@ -73,7 +76,7 @@ def convert_parts(
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside of torch.compile and of data parallel wrappers."""
+    """The module inside of torch.compile, DataParallel and DistributedDataParallel; a ValueError if it is no module."""
     if not isinstance(module, nn.Module):
         raise misuse("module", module, "a torch.nn.Module, such as one whose forward calls a function")
     while True:
@@ -86,19 +89,19 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def as_tensors(x: Any) -> Any:
-    """Arrays among nested arguments as tensors."""
+    """Nested arguments with numpy and jax arrays copied to tensors; other values stay."""
     is_array = lambda leaf: isinstance(leaf, np.ndarray | jax.Array)  # noqa: E731
     convert = lambda leaf: to_tensor(leaf) if is_array(leaf) else leaf  # noqa: E731
     return torch_pytree.tree_map(convert, x, is_leaf=is_array)
 
 
 def as_arrays(x: Any) -> Any:
-    """Tensors among nested arguments as arrays."""
+    """Nested arguments with tensors and jax arrays copied to numpy arrays; other values stay."""
     return torch_pytree.tree_map(lambda leaf: to_array(leaf) if isinstance(leaf, torch.Tensor) else leaf, as_tensors(x))
 
 
 def _main_dtype(tensors: Mapping[str, torch.Tensor], call: Call) -> torch.dtype:
-    """The floating type that the module computes in: that of most of its parameters, or of its inputs."""
+    """The floating type that the module computes in: that of most parameters, or without parameters of the inputs."""
     sizes: dict[torch.dtype, int] = {}
     for x in tensors.values():
         if x.is_floating_point() and isinstance(x, nn.Parameter):
@@ -109,7 +112,7 @@ def _main_dtype(tensors: Mapping[str, torch.Tensor], call: Call) -> torch.dtype:
 
 
 def _row_layouts(graphs: Sequence[Graph], names: NameMap, own: torch.dtype, call: Call) -> dict[str, View]:
-    """The input of every linear weight whose input is a flattened image wherever it is used, by leaf name."""
+    """{leaf name: view of its input} of linear weights whose input is a flattened image, alike at every use."""
     inputs_of: dict[str, View | None] = {}
 
     def examine(program: Program) -> None:
@@ -156,11 +159,14 @@ def _numpy_dtype(name: str) -> Any:
 
 
 def convert_callable(module: nn.Module, *examples: Any) -> Callable[..., Any]:
-    """A module without weights (a loss) as a JAX function of as many arguments as there are examples.
+    """Convert a module without weights to train (a loss) to a JAX function of arrays, which compares by value.
 
     Args:
-      module: the module; buffers such as class weights become part of the function.
-      examples: arrays or tensors.
+      module: the module, converted in eval mode; buffers such as class weights become part of the function.
+      examples: arrays or tensors, one for each argument.
+
+    Raises:
+      ConversionError, ValueError: as ``convert``.
     """
     parts = convert_parts(module, tuple(examples), {}, False, None)
     leaves, structure = jax.tree.flatten(parts.variables)
@@ -169,7 +175,7 @@ def convert_callable(module: nn.Module, *examples: Any) -> Callable[..., Any]:
 
 @dataclass(frozen=True, eq=False)
 class BoundFunction:
-    """A function together with the arrays that it needs; compares by their entries."""
+    """A converted module's function with its variables, called with the inputs alone; compares by value."""
 
     function: Function
     structure: Any

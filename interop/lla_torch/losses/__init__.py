@@ -1,1 +1,1 @@
-"""torch's criteria and steps as losses."""
+"""Converts torch's loss modules, and steps written in torch, to losses of lla_jax."""

@@ -1,4 +1,4 @@
-"""torch's loss modules as losses per example, whose weighted mean over a data set is torch's own mean."""
+"""Converts torch's loss modules to losses per example, whose weighted mean over a data set is torch's own mean."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ Kind = Literal["entries", "classes", "examples", "coupled"]
 
 @dataclass(frozen=True)
 class Criterion:
-    """criterion(outputs, labels) of a converted loss module; compares by value.
+    """A converted loss module, called with (outputs, labels); compares by value.
+
+    It returns losses, (losses, weights) or one scalar, see ``kind``.
 
     Args:
       function: the converted module, unreduced where it can be: ``function(outputs, labels)``.
-      kind: "entries": its values are the losses, shape (B, ...). "classes": they are losses times the weight of the
-        target class, and torch's mean divides by the sum of these weights; ``(losses, weights)`` is returned.
-        "examples": they are summed over all axes but the first. "coupled": one scalar for all examples of a batch.
+      kind: what ``function`` returns. "entries": the losses, of shape (B, ...). "classes": the losses times the weight
+        of their target class; (losses, weights) is returned, since torch's mean divides by the sum of the weights (if
+        labels are probabilities: the values as they are). "examples": terms, whose sums over all axes but the first are
+        the losses. "coupled": one scalar for all examples of a batch.
       weight: weights of the classes, or None, for kind "classes".
       ignore_index: the label without a loss, for kind "classes".
     """
@@ -61,7 +64,7 @@ def criterion_of(
     example_outputs: Any,
     example_labels: Any,
 ) -> tuple[Criterion, bool]:
-    """A JAX criterion of a loss module of torch, and whether it gives one loss per example.
+    """Convert a torch loss module to a JAX criterion, and say whether it gives one loss per example.
 
         sum_i w_i l_i / sum_i w_i  =  module(all outputs, all labels)
 
@@ -104,7 +107,7 @@ def criterion_of(
 
 
 def _check(module: nn.Module) -> None:
-    """Raises for losses that no mean over examples can give."""
+    """Raise a ValueError for a module whose loss no mean over examples can give."""
     name = type(module).__name__
     reduction = getattr(module, "reduction", None)
     if reduction == "sum":
@@ -177,7 +180,7 @@ def is_per_example(module: nn.Module) -> bool:
 
 
 def _is_from_torch(module: nn.Module) -> bool:
-    """Whether a module is torch's, or differs by nothing that computes; one with parameters counts as foreign."""
+    """Whether a module has the forward pass of a loss in torch.nn, unchanged, and no parameters."""
     return not list(module.parameters()) and any(
         base.__module__ == "torch.nn.modules.loss" and type(module).forward is vars(base)["forward"]
         for base in type(module).__mro__

@@ -1,4 +1,4 @@
-"""The ``lla_jax.Loss`` of a converted network: its function, and its criterion written in JAX or in torch."""
+"""The ``lla_jax.Loss`` of a converted network or step: its ``apply``, and its criterion in JAX or in torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from lla_torch.losses.criteria import Criterion, criterion_of, is_per_example
 
 @dataclass(frozen=True)
 class Apply:
-    """``Loss.apply`` of a converted network."""
+    """``Loss.apply`` of a converted network: ``apply(params, state, batch, train, keys)`` gives (outputs, state).
+
+    With keys, one per example, every example is run alone with its own key.
+    """
 
     function: Function
     inputs: Callable[[Any], Any] | None
@@ -64,7 +67,7 @@ class OnLabels:
 
 @dataclass(frozen=True)
 class Step:
-    """``Loss.apply`` of a converted step."""
+    """``Loss.apply`` of a converted step, as ``Apply``; its outputs are the losses."""
 
     function: Function
 
@@ -103,7 +106,7 @@ class TorchCriterion:
 
     @functools.cached_property
     def _criteria(self) -> dict[Any, Criterion]:
-        """The converted module, by structure, shapes and types of its arguments."""
+        """The converted modules, by structure, shapes and types of the arguments."""
         return {}
 
     @functools.cached_property
@@ -141,7 +144,7 @@ class TorchCriterion:
 
 
 def _example_tensor(x: Any) -> torch.Tensor:
-    """A tensor of the shape and type of an array, with random numbers or the label 0."""
+    """A tensor of the shape (with at least two rows) and type of an array, with random numbers or the label 0."""
     rows = (max(2, x.shape[0]), *x.shape[1:])
     if not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
         return torch.zeros(rows, dtype=torch.bool if x.dtype == bool else torch.int64)
@@ -150,5 +153,5 @@ def _example_tensor(x: Any) -> torch.Tensor:
 
 
 def torch_criterion(module: nn.Module, per_example: bool | None, convert: Callable[..., Any]) -> TorchCriterion:
-    """The criterion of a loss module; with ``per_example=None`` the module alone decides, before outputs are seen."""
+    """The criterion of a torch loss module; with ``per_example=None``, ``is_per_example(module)`` decides."""
     return TorchCriterion(module, is_per_example(module) if per_example is None else per_example, convert)

@@ -1,1 +1,1 @@
-"""torch.export of a module without silent losses, and the recording of its random draws."""
+"""Exports a module by torch.export without losing gradients silently, and records its random draws."""

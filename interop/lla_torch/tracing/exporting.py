@@ -1,4 +1,4 @@
-"""torch.export of a module, with its stop-gradients kept and failures reported with module and source line.
+"""Exports a module to a graph by torch.export; stop-gradients are kept, failures name the module and the source line.
 
 Stop-gradients are marked before torch decomposes the graph, which would drop them silently.
 """
@@ -35,24 +35,24 @@ def _(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Call:
-    """A module's call: its arguments, by position and by name, nested."""
+    """The arguments of a module's call, by position and by name; they may be nested."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     @property
     def leaves(self) -> list[Any]:
-        """All leaves of the arguments, tensors and others."""
+        """All leaves of the nested arguments, tensors and others, in order."""
         return torch_pytree.tree_flatten((self.args, self.kwargs))[0]
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """The tensors among the leaves."""
+        """The tensors among the leaves, in order."""
         return [x for x in self.leaves if isinstance(x, torch.Tensor)]
 
 
 class _FlatCall(nn.Module):
-    """A module that takes its tensors as positional arguments; ``forward`` may be any function of the module."""
+    """A module whose forward takes a call's tensors by position, and runs ``function(module, ...)`` or the call."""
 
     def __init__(self, module: nn.Module, call: Call, function: Callable[..., Any] | None):
         super().__init__()
@@ -78,10 +78,21 @@ class _FlatCall(nn.Module):
 def export(
     module: nn.Module, call: Call, *, train: bool = False, function: Callable[..., Any] | None = None
 ) -> ExportedProgram:
-    """The functional graph of a module's call, with stop-gradients marked; see ``convert``.
+    """Export a module's call by torch.export as a functional graph in which stop-gradients are marked.
+
+    The module and torch's global state are left as they are.
+
+    Args:
+      module: the torch module.
+      call: the example arguments. Leading axes of the tensors may have any length, as far as the module allows it.
+      train: whether to export train mode; False: eval mode.
+      function: ``function(module, *args, **kwargs)`` to export instead of the module's own call.
+
+    Returns:
+      torch's ``ExportedProgram``, decomposed into the operators of ``TABLE`` where torch can.
 
     Raises:
-      ConversionError: code that torch.export cannot trace, with the module and the source line.
+      ConversionError: code that torch.export cannot trace; the message names the module and the source line.
     """
     _check_module(module)
     flat = _FlatCall(module, call, function)
@@ -134,7 +145,7 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...]) -> ExportedProgr
 
 
 def _decompositions(graph_module: torch.fx.GraphModule) -> Any:
-    """torch's table without the operators of our own table: left in one piece, they are faster, and their
+    """torch's table of decompositions without the operators of our own table: undecomposed, they are faster, and their
     derivatives are more exact."""
     table = default_decompositions()
     tracking = _updates_statistics(graph_module)
@@ -147,7 +158,7 @@ def _decompositions(graph_module: torch.fx.GraphModule) -> Any:
 
 
 def _updates_statistics(graph_module: torch.fx.GraphModule) -> bool:
-    """Whether an instance_norm updates running statistics, which the operator would not return in one piece."""
+    """Whether an instance_norm updates running statistics; undecomposed, the operator would not return them."""
     graphs = [m.graph for m in graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
     norms = [n for graph in graphs for n in graph.nodes if n.target is torch.ops.aten.instance_norm.default]
     return any(n.args[3] is not None and n.args[5] for n in norms)
@@ -255,7 +266,7 @@ def _stop_outputs(graph_module: torch.fx.GraphModule, stop: Any) -> None:
 
 
 def _explain(error: Exception, module: nn.Module) -> ConversionError:
-    """The error of a failed export as one that names the module, the line and a remedy."""
+    """The ConversionError for a failed export; it names the module, the line and a remedy."""
     if isinstance(error, ConversionError):
         return error
     place = _innermost_place(error.__traceback__, module)
@@ -285,7 +296,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _innermost_place(trace: TracebackType | None, module: nn.Module) -> str:
-    """The innermost module, and the innermost line of the user's own code, in a traceback."""
+    """Text that names the innermost module and the innermost line of the user's own code in a traceback."""
     names = {id(m): name for name, m in module.named_modules()}
     label, line = "", ""
     for frame, number in traceback.walk_tb(trace):
@@ -300,7 +311,7 @@ def _innermost_place(trace: TracebackType | None, module: nn.Module) -> str:
 
 
 def source_place(node: torch.fx.Node) -> str:
-    """The module that a node of a graph comes from, and its innermost source line outside of torch."""
+    """Text that names the module of a graph's node and its innermost source line outside of torch; "" if unknown."""
     stack = node.meta.get("nn_module_stack") or {}
     owner = ""
     if stack:

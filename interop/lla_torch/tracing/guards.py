@@ -1,4 +1,4 @@
-"""The conditions of tracing: the module stays as it is, dropout stays visible, untraceable calls are refused."""
+"""Contexts for tracing: the module stays as it is, every dropout stays one operator, untraceable calls are refused."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
 LOCK = threading.RLock()
-"""Locked while a module or torch's global state is changed for a while."""
+"""Held while a module or torch's global state is changed and until it is restored."""
 
 
 class ConversionError(ValueError):
-    """A module, or a part of it, that cannot be converted; the message says where and what to do."""
+    """The error for a module, or a part of it, that cannot be converted; the message says where and what to do."""
 
 
 class Refused(Exception):
-    """A call in a module's forward pass that its graph would silently lose."""
+    """The error for a call in a forward pass that the graph would silently lose; it becomes a ``ConversionError``."""
 
 
 def is_library(file: str) -> bool:
-    """Whether a source file is torch's or this package's, and not the user's."""
+    """Whether a source file is not the user's: it is torch's, this package's, contextlib, or no file, as "<string>"."""
     folders = (os.path.dirname(torch.__file__), str(Path(__file__).parents[1]))
     return file.startswith((*(folder + os.sep for folder in folders), "<")) or file == contextlib.__file__
 
@@ -45,11 +45,11 @@ REFUSED: dict[Any, tuple[str, str, bool]] = {
     torch.autograd.grad: ("torch.autograd.grad is called (torch.func calls it too)", GRAD, False),
     torch.Tensor.backward: ("backward is called", GRAD, False),
 }
-"""Functions that leave no trace: (words for the message, what to use instead, whether torch itself may call them)."""
+"""Functions that leave no trace in a graph: (words for the message, the remedy, whether torch itself may call them)."""
 
 
 class UntraceableCalls(TorchFunctionMode):
-    """Raises ``Refused`` at calls that the graph would silently lose, and traces every dropout as one operator."""
+    """A torch mode that refuses calls that the graph would silently lose, and keeps every dropout one operator."""
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -109,7 +109,10 @@ def _write_in_place(x: torch.Tensor, result: torch.Tensor, inplace: bool) -> tor
 
 
 def _drop_selu(x: torch.Tensor, ones: torch.Tensor, p: float, train: bool) -> torch.Tensor:
-    """Dropout that keeps mean and variance of SELU's outputs; a mask of 1, not 1 / (1 - p), means that it is off."""
+    """Dropout that keeps mean and variance of SELU's outputs.
+
+    Kept entries of ``torch.dropout(ones)`` are 1 / (1 - p). Where they are 1 instead, dropout is off, and x is kept.
+    """
     if not train or p == 0:
         return x
     alpha = 1.7580993408473766
@@ -126,14 +129,13 @@ DROPOUTS: dict[Any, Callable[..., torch.Tensor]] = {
     functional.alpha_dropout: _alpha_dropout,
     functional.feature_alpha_dropout: _feature_alpha_dropout,
 }
-"""The kinds of dropout that torch traces as plain random numbers, rewritten with ``torch.dropout``, which stays an
-operator of the graph: so all dropout can be switched off."""
+"""Kinds of dropout that torch would trace as plain random numbers, each with a version by ``torch.dropout``, which
+stays one operator of the graph, so that all dropout can be switched off."""
 
 
 @contextlib.contextmanager
 def tracing_mode() -> Iterator[None]:
-    """torch without its checks of values (which would be decisions by values), and with calls refused that lose
-    gradients."""
+    """Context in which torch checks no values (a graph cannot decide by them) and refuses calls that lose gradients."""
     apply, detect = torch.autograd.Function.__dict__["apply"], transformer._detect_is_causal_mask
     validate = torch.distributions.Distribution._validate_args
 
@@ -162,10 +164,14 @@ def tracing_mode() -> Iterator[None]:
 
 @contextlib.contextmanager
 def preserve_module(module: nn.Module, train: bool | None = None) -> Iterator[None]:
-    """The module in eval or train mode; afterwards it and torch's global state are as they were before.
+    """Context with the module in train or eval mode (None: as it is); afterwards it and torch's state are as before.
+
+    Restored are the attributes, lists, dicts and sets of all modules (modes, caches, hooks, which tensors they hold)
+    and torch's CPU generator and gradient mode. Entries of tensors that are written in place are not. Warnings are
+    hidden.
 
     Raises:
-      ConversionError: the module's own ``train`` changes its weights.
+      ConversionError: the module's own ``train`` or ``eval`` changes its weights.
     """
     with LOCK, torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -189,7 +195,7 @@ def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
 
 
 def _set_mode(module: nn.Module, train: bool) -> None:
-    """Call ``module.train(train)``, a module's own version of it included (such as one that freezes normalization)."""
+    """Call ``module.train()`` or ``module.eval()``; refuse a module's own version of them that changes weights."""
     own = [m for m in module.modules() if type(m).train is not nn.Module.train or type(m).eval is not nn.Module.eval]
     before = [(x, x.detach().clone()) for x in (*module.parameters(), *module.buffers())] if own else []
     module.train() if train else module.eval()

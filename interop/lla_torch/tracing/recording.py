@@ -1,4 +1,4 @@
-"""torch's random draws, recorded in order, so that a converted module can replay them exactly."""
+"""Records torch's random draws in order, so that a converted module can replay them exactly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VALUES = {"rand", "rand_like", "randn", "randn_like", "randint", "randint_like"
 _VALUES |= {*_FAMILIES, *(f"{name}_" for name in _FAMILIES)}
 """Operators whose result is the draw."""
 _MASKS = {"bernoulli", "bernoulli_"}
-"""Operators whose result is 0 or 1. Every dropout on the CPU is one of these and a product, so its mask is the draw."""
+"""Operators that draw 0 or 1. On the CPU, dropout is one of these and a product, so that its mask is recorded."""
 
 
 def record(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Any, tuple[np.ndarray, ...]]:
@@ -52,7 +52,7 @@ def record(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Any, tuple[n
 
 
 class Recorder(TorchDispatchMode):
-    """Records the draws of every operator below autograd; a dispatch mode has to be a class."""
+    """A torch dispatch mode that appends the draw of every random operator, as a numpy array, to ``draws``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def generators(self) -> Iterator[None]:
-        """Restores the state of the generators that were passed to operators."""
+        """Context that restores, at its end, the generators that were passed to operators while the mode was on."""
         try:
             yield
         finally:
@@ -113,7 +113,7 @@ def _draws_numbers(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def _restore_module(module: nn.Module) -> Iterator[None]:
-    """Restores buffers, training flags, the gradient mode and the generators afterwards."""
+    """Context that restores buffers, training flags, the gradient mode and the generators at its end."""
     buffers = [
         (owner, name, tensor, None if tensor is None else tensor.detach().clone())
         for owner in module.modules()
@@ -142,7 +142,7 @@ def _restore_module(module: nn.Module) -> Iterator[None]:
 
 
 def _to_numpy(value: Any) -> Any:
-    """The same nesting with numpy arrays of their own memory."""
+    """The same nesting with every tensor copied to a numpy array."""
     if torch.is_tensor(value):
         return to_array(value)
     if isinstance(value, Mapping):
