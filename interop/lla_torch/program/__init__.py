@@ -1,1 +1,1 @@
-"""The converted graph and its operators; imports no torch."""
+"""Converted graphs and the JAX functions of their operators; imports no torch."""

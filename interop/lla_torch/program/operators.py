@@ -36,7 +36,7 @@ TABLE: dict[str, TorchOperator] = {}
 
 
 def full_name(op: Any) -> str:
-    """The name of an operator as the table has it: "aten.add.Tensor" for ``torch.ops.aten.add.Tensor`` and for "add".
+    """The name of an operator as the table has it: "aten.relu.default" for "relu" or ``torch.ops.aten.relu.default``.
 
     A name without namespace is ATen's, one without overload has the overload "default".
     """
@@ -66,8 +66,8 @@ def lowering(op: Any, *ops: Any, layout: Layout = "logical", random: bool = Fals
 
     Returns:
       The decorator; it returns the function unchanged. Types (``dtype=``) arrive as numpy dtypes, sizes as Python ints;
-      ``device``, ``layout``, ``pin_memory`` and ``memory_format`` are left out. A function registered again replaces
-      the former, for modules converted from then on.
+      ``device``, ``layout``, ``pin_memory``, ``memory_format``, ``non_blocking`` and ``requires_grad`` are left out. A
+      function registered again replaces the former, for modules converted from then on.
     """
 
     subject = sys._getframe(1).f_globals.get("__name__", "")

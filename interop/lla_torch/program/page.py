@@ -1,4 +1,4 @@
-"""The page of supported operators: ``python -m lla_torch.program.page > docs/operators.md`` writes it."""
+"""Writes the page of supported operators: ``python -m lla_torch.program.page > docs/operators.md``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def erfinv(x):
 
 
 def page() -> str:
-    """The page as Markdown."""
+    """The page as Markdown: the introduction, and the operators of ``TABLE`` by subject."""
     subjects: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, entry in TABLE.items():
         module = entry.subject.rsplit(".", 1)[-1]

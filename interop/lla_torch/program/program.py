@@ -1,4 +1,4 @@
-"""A converted graph and its interpreter: a pure function of arrays that compares by value and uses no torch."""
+"""Converted graphs and their interpreter: pure functions of arrays that compare by value and use no torch."""
 
 from __future__ import annotations
 
@@ -25,14 +25,19 @@ class Ref:
 
 @dataclass(frozen=True)
 class DType:
-    """An argument that is a type of entries. ``own`` marks the one that the module's weights had when exported (and its
-    complex one): it follows the weights, so that the same program runs in float32 and float64."""
+    """An argument that is a type of entries.
+
+    Args:
+      name: its name at export, such as "float32".
+      own: whether it was the type of the weights, or the complex one of this. It then follows the weights that a call
+        gets, so that one program runs in float32 and in float64.
+    """
 
     name: str
     own: bool = False
 
     def resolve(self, own: Any) -> np.dtype:
-        """The numpy dtype, of which jax has no more bits than its configuration allows."""
+        """The numpy dtype in a call whose weights have the type ``own``; of 32 bits where jax has no 64."""
         if not self.own:
             return jax.dtypes.canonicalize_dtype(jnp.dtype(self.name))
         return np.result_type(own, np.complex64) if self.name.startswith("complex") else np.dtype(own)
@@ -84,7 +89,9 @@ class Input:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A graph as a value: two conversions of one architecture are equal, so the second one compiles nothing.
+    """A converted graph, called with (params, state, inputs).
+
+    Programs compare by value: two conversions of one architecture are equal, so that jax compiles only the first.
 
     Args:
       inputs: the content of the first slots.
@@ -140,8 +147,19 @@ class Program:
         draws: Sequence[Any] | None = None,
         observe: Callable[[Instruction, list[Any]], None] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
-        """(outputs, new state). See ``Net.apply`` for ``key`` and ``draws``; ``observe`` is called with every
-        instruction and its arguments."""
+        """Run the program: (outputs, new state).
+
+        Args:
+          params: the tree of parameters.
+          state: the other collections of the variables.
+          inputs: arrays in torch's layout, in the order of the module's tensors.
+          key: see ``Net.apply``.
+          draws: see ``Net.apply``.
+          observe: called with every instruction and its arguments before it runs.
+
+        Raises:
+          ValueError: variables or inputs that do not fit the program; random numbers missing, or given twice.
+        """
         own = self._own(params)
         noise = Noise(key, draws)
         slots: list[Any] = [None] * self.num_slots
@@ -180,7 +198,7 @@ class Program:
                 )
 
     def _own(self, params: Mapping[str, Any]) -> np.dtype:
-        """The dtype of the given weights; without weights, that of the export."""
+        """The type of the given weights; without weights, the type at export."""
         dtypes = [
             leaf_at(params, spec.path).dtype  # type: ignore[arg-type]
             for spec in self.inputs
@@ -192,7 +210,7 @@ class Program:
 
 
 class Noise:
-    """The source of random numbers: a key, or recorded draws in the order of the instructions."""
+    """The source of random numbers for one run: a key, or recorded draws in the order of the instructions."""
 
     def __init__(self, key: Any, draws: Sequence[Any] | None):
         if key is not None and draws is not None:
@@ -200,7 +218,13 @@ class Noise:
         self.key, self.draws, self.used = key, draws, 0
 
     def draw(self, sampler: Callable[[Any], Any], *, optional: bool = False) -> Any:
-        """A draw of ``sampler``, which takes a key; None if it is optional and there is neither a key nor draws."""
+        """Draw ``sampler(key)`` with a key of its own, or the next recorded draw.
+
+        Without a key and draws it is None if ``optional``, else an error.
+
+        Raises:
+          ValueError: no source of random numbers; too few draws, or one of another shape than the sampler's.
+        """
         number, self.used = self.used, self.used + 1
         if self.draws is not None:
             if number >= len(self.draws):
@@ -225,7 +249,7 @@ class Noise:
         )
 
     def finish(self) -> None:
-        """Raises a ValueError if not all draws were used."""
+        """Raise a ValueError if not all recorded draws were used."""
         if self.draws is not None and self.used != len(self.draws):
             raise ValueError(
                 f"draws: {len(self.draws)} given, but the module draws {self.used}; use lla_torch.record to record "
@@ -253,7 +277,7 @@ def _fill_slot(spec: Input, trees: Mapping[str, Any], inputs: Sequence[Any], own
 
 
 def _cast_input(array: Any, spec: Input, own: np.dtype) -> Any:
-    """The array in the module's own precision; integers in place of floats are cast, other kinds are refused."""
+    """The input in the module's precision; integers in place of floats are cast, other kinds are refused."""
     assert spec.dtype is not None
     expected = spec.dtype.resolve(own)
     given_kind, kind = (next(k for k in KINDS if jnp.issubdtype(d, KINDS[k])) for d in (array.dtype, expected))
@@ -286,7 +310,7 @@ def _check_shape(spec: Input, shape: tuple[int, ...]) -> None:
 
 
 def leaf_at(tree: Any, path: tuple[str, ...]) -> Any:
-    """The leaf of nested dicts at a path."""
+    """The leaf of nested dicts at a path; a ValueError if it is missing."""
     for name in path:
         if not isinstance(tree, Mapping) or name not in tree:
             raise ValueError(f"variables: {'/'.join(path)} is missing; pass all collections, as in net.variables")
@@ -321,7 +345,7 @@ def _to_logical(value: Any) -> Any:
 def run_instruction(
     instruction: Instruction, args: list[Any], kwargs: dict[str, Any], noise: Noise, own: np.dtype
 ) -> Any:
-    """The result of one instruction, as views; an error in it names the operator and the source line."""
+    """Compute the result of an instruction: views or plain values. An error names the operator and the source line."""
     operator = instruction.operator
     if operator.random:
         kwargs["draw"] = noise.draw
@@ -367,8 +391,13 @@ def _cast_result(result: Any, dtypes: tuple[DType | None, ...], own: np.dtype) -
 
 
 def unflatten(structure: Any, leaves: Sequence[Any]) -> Any:
-    """Outputs in torch's nesting: ``structure`` is an index of ``leaves``, or ("tuple" | "list", ...) or ("dict",
-    (name, ...), ...) or ("namedtuple", type, ...), nested, or None."""
+    """Nest leaves as ``structure`` says.
+
+    Args:
+      structure: the index of a leaf, None, or a tuple: ("tuple", ...), ("list", ...), ("dict", (name, ...), ...) or
+        ("namedtuple", type, ...), where each ... stands for structures.
+      leaves: the leaves.
+    """
     if structure is None or isinstance(structure, int):
         return None if structure is None else leaves[structure]
     kind, *rest = structure

@@ -1,4 +1,4 @@
-"""Tensors in torch's order of axes over arrays in a fast order, so that torch's transposes cost nothing.
+"""``View``: a tensor with torch's order of axes, kept in an array with another order, so that transposes cost nothing.
 
 torch computes images as (N, C, H, W) and keeps matrices as (out, in); XLA and Flax use (N, H, W, C) and (in, out). A
 view keeps the array in one order and notes where torch's axes lie in it. So a network runs in the fast order from end
@@ -18,13 +18,13 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A logical tensor over a physical array.
+    """A tensor in torch's order of axes (logical) over an array in any order of axes (physical).
 
-        logical = array.reshape(split).transpose(order).reshape(shape)
+        logical = array.reshape(split).transpose(order).reshape(merged)
 
     Args:
       array: the physical array.
-      order: logical axis i lies on axis ``order[i]`` of the array (after the split).
+      order: logical axis i, before axes are merged, lies on axis ``order[i]`` of the array (after the split).
       split: the shape to which the array is reshaped first; None: its own.
       merged: the logical shape where several axes are merged, as by a flatten in front of a linear layer; None: the
         shape after the transpose.
@@ -54,11 +54,11 @@ class View:
 
     @property
     def is_merged(self) -> bool:
-        """Whether axes are merged in another order than they lie in."""
+        """Whether ``merged`` is set: some logical axis consists of several axes in another order than the array's."""
         return self.merged is not None
 
     def logical(self) -> jax.Array:
-        """The tensor as torch has it."""
+        """The tensor as an array in torch's order of axes."""
         array = self.array
         if self.split is not None:
             array = array.reshape(self.split)
@@ -67,30 +67,31 @@ class View:
         return array if self.merged is None else array.reshape(self.merged)
 
     def physical(self, order: Sequence[int]) -> jax.Array:
-        """An array whose axis ``order[i]`` is logical axis i; the view's own array if its axes lie so already."""
+        """The tensor as an array whose axis ``order[i]`` is logical axis i; the view's own array if that has this
+        order."""
         order = tuple(order)
         if not self.is_merged and self.order == order:
             return self.array
         return jnp.transpose(self.logical(), inverse(order))
 
     def transposed(self, axes: Sequence[int]) -> View:
-        """torch's ``permute``; no data is moved."""
+        """The view whose axis i is axis ``axes[i]``, torch's ``permute``; moves no data unless ``is_merged``."""
         if self.is_merged:
             return plain(self.logical()).transposed(axes)
         return View(self.array, tuple(self.order[a] for a in axes))
 
     def with_array(self, array: Any) -> View:
-        """The same layout over an array of the same physical shape."""
+        """A view of the same layout over another array of the same physical shape."""
         return View(array, self.order, self.split, self.merged)
 
 
 def plain(array: Any) -> View:
-    """A view in the array's own order."""
+    """The view over an array whose logical order of axes is the array's own."""
     return View(array, tuple(range(jnp.ndim(array))))
 
 
 def as_view(x: Any) -> View:
-    """``x`` itself if it is a view, otherwise a view in the array's own order."""
+    """``x`` itself if it is a view, else ``plain`` of it as an array."""
     return x if isinstance(x, View) else plain(jnp.asarray(x))
 
 
@@ -103,7 +104,7 @@ def inverse(order: Sequence[int]) -> tuple[int, ...]:
 
 
 def channels_last(ndim: int) -> tuple[int, ...]:
-    """The order of axes of an image batch, logically (N, C, *spatial), whose array is (N, *spatial, C)."""
+    """The ``order`` of a view (N, C, *spatial) over an array (N, *spatial, C), for ``ndim`` axes."""
     return (0, ndim - 1, *range(1, ndim - 1))
 
 

@@ -77,7 +77,7 @@ def load_checkpoint(
 
 
 def to_state_dict(net: Any, params: Any = None, state: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
-    """The network's tensors as ``module.state_dict()`` has them: every name, torch's layout and order, the same bits.
+    """Convert a network's arrays to torch's ``state_dict``: every name, torch's layout and order, the same bits.
 
     Args:
       net: the converted network.
@@ -270,7 +270,7 @@ def _candidates(content: Any, key: str, depth: int) -> Iterable[tuple[str, dict[
 
 
 def _match_names(state: Mapping[str, Any], expected: Iterable[str]) -> dict[str, Any]:
-    """The state_dict by the network's names: wrappers are left out in the way that leaves the fewest unknown names."""
+    """The state_dict by the network's names: the variant without wrappers' levels, or with them, that fits best."""
     expected = set(expected)
     variants = [{name: name for name in state}, {name: strip_wrappers(name) for name in state}]
     averaged = [name for name in state if name != "n_averaged"]

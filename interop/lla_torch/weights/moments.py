@@ -26,7 +26,7 @@ def adam_moments(optimizer_or_state: Any, net: Any, params: Sequence[str] | None
       params: torch names of the optimizer's parameters in its order; None: see ``optax_state``.
 
     Returns:
-      What ``lla_jax.directions.adam_moments`` returns: two directions named m and v, not corrected for bias.
+      Two directions named m and v, not corrected for bias, as from ``lla_jax.directions.adam_moments``.
 
     Raises:
       ValueError: those of ``optax_state``; an optimizer that has taken no step.
@@ -35,7 +35,7 @@ def adam_moments(optimizer_or_state: Any, net: Any, params: Sequence[str] | None
 
 
 def optax_state(optimizer_or_state: Any, net: Any, params: Sequence[str] | None = None) -> optax.ScaleByAdamState:
-    """The state of Adam, AdamW, NAdam, RAdam or any optimizer with exp_avg and exp_avg_sq, as optax keeps it.
+    """Convert the state of a torch optimizer with exp_avg and exp_avg_sq (Adam, AdamW, NAdam, RAdam) to optax's.
 
     Args:
       optimizer_or_state: the optimizer, whose parameters are found in the network by identity, or the result of its
@@ -114,7 +114,7 @@ def _by_order(params: Sequence[str], count: int, net: Any, source: str) -> list[
 
 
 def _by_identity(tensors: Sequence[Any], states: Sequence[Any], net: Any, source: str) -> list[str | None]:
-    """Leaf names of the optimizer's own parameters; None for parameters of other modules that never moved."""
+    """Leaf names of the optimizer's own parameters; None for other modules' parameters, whose moments are zero."""
     living = {id(p): name for name, ref in net._refs.items() if (p := ref()) is not None}
     names = [living.get(id(tensor)) for tensor in tensors]
     remedy = (
@@ -141,7 +141,7 @@ def _by_identity(tensors: Sequence[Any], states: Sequence[Any], net: Any, source
 
 
 def _check_kind(groups: Sequence[Mapping[str, Any]], states: Sequence[Any], source: str) -> None:
-    """Raises unless the states are Adam's or there are none yet."""
+    """Raise a ValueError unless the states are Adam's, or the optimizer is of this kind and has none yet."""
     for state in states:
         if state and not all(torch.is_tensor(state.get(name)) for name in _MOMENTS):
             raise ValueError(

@@ -51,7 +51,7 @@ class Leaf:
       path: its path within the collection.
       shape: its shape in torch.
       order, split, merged: how torch's axes lie in the stored array, see ``views.View``.
-      filter_axis: axes of the stored array that index its filters; None for one-dimensional ones.
+      filter_axis: the axis of the stored array that indexes its filters; None for one-dimensional arrays.
       persistent: whether it is in the module's ``state_dict``.
       dtype: its type of entries in torch, such as "float32".
     """
@@ -69,7 +69,7 @@ class Leaf:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape of the stored array."""
+        """The shape of the stored array, in the layout of the tree."""
         if self.merged is not None:
             return (*self._rows, self.shape[0])
         return tuple(self.shape[axis] for axis in inverse(self.order))
@@ -80,13 +80,13 @@ class Leaf:
 
     @property
     def full_path(self) -> str:
-        """The path with its collection: "params/layer1/0/conv1/kernel"."""
+        """The path in ``variables``, with the collection: "params/layer1/0/conv1/kernel"."""
         return "/".join((self.collection, *self.path))
 
 
 @dataclass(frozen=True)
 class NameMap:
-    """All tensors of a module, in the order of its ``state_dict``.
+    """The map from torch's names to the tree: a module's tensors, in the order of its ``state_dict``, and constants.
 
     Args:
       leaves: every distinct tensor once.
@@ -97,7 +97,7 @@ class NameMap:
     aliases: Mapping[str, str] = field(hash=False)
 
     def by_name(self, name: str) -> Leaf:
-        """The leaf of a torch name."""
+        """The leaf of a torch name, also of a tied one; a ValueError for an unknown name."""
         if name not in self.aliases:
             raise misuse("name", name, f"one of the module's tensors, {list(self.aliases)}")
         return self._by_name[self.aliases[name]]
@@ -112,7 +112,11 @@ class NameMap:
 
     @staticmethod
     def to_jax(leaf: Leaf, array: np.ndarray) -> np.ndarray:
-        """An array in torch's layout turned into the stored layout; the same entries."""
+        """Rearrange an array from torch's layout to the stored layout of a leaf; the entries keep their bits.
+
+        Raises:
+          ValueError: an array of another shape than the leaf's in torch.
+        """
         array = np.asarray(array)
         if array.shape != leaf.shape:
             raise ValueError(
@@ -126,7 +130,11 @@ class NameMap:
 
     @staticmethod
     def to_torch(leaf: Leaf, array: Any) -> np.ndarray:
-        """An array in the stored layout turned into torch's layout; the same entries."""
+        """Rearrange a leaf's array from the stored layout to torch's layout, as a copy; the entries keep their bits.
+
+        Raises:
+          ValueError: an array of another shape than the leaf's stored array.
+        """
         array = np.asarray(array)
         if array.shape != leaf.stored_shape:
             raise ValueError(
@@ -138,7 +146,7 @@ class NameMap:
         return np.array(array.transpose(leaf.order).reshape(leaf.shape), order="C")
 
     def tree(self, arrays: Mapping[str, Any], collections: Sequence[str] = COLLECTIONS) -> dict[str, Any]:
-        """Stored arrays by leaf name as nested dicts {collection: {...}}; collections without leaves are left out."""
+        """Nest arrays by leaf name into dicts {collection: {...}}; collections without leaves are left out."""
         result: dict[str, Any] = {}
         for leaf in self.leaves:
             if leaf.collection in collections:
@@ -149,15 +157,15 @@ class NameMap:
         return result
 
     def with_layouts_of(self, other: NameMap) -> NameMap:
-        """The same tensors, in the layout of ``other`` where it has them too."""
+        """A copy of the map with the layouts of ``other`` for tensors that both have, by name and shape."""
         known = {(leaf.name, leaf.shape): leaf for leaf in other.leaves if leaf.collection != "constants"}
         return replace(self, leaves=tuple(known.get((leaf.name, leaf.shape), leaf) for leaf in self.leaves))
 
     def with_row_layouts(self, rows: Mapping[str, View]) -> NameMap:
-        """The same tensors, with rows of linear weights in the order of the merged axes of their inputs.
+        """A copy of the map in which rows of linear weights lie in the order of their flattened inputs' arrays.
 
         Args:
-          rows: the input of each such weight, by leaf name.
+          rows: the flattened input of each such weight, by leaf name.
         """
 
         def reorder(leaf: Leaf) -> Leaf:
@@ -173,7 +181,7 @@ class NameMap:
 
 @dataclass(frozen=True)
 class FilterAxis:
-    """The axes of each parameter that index its filters, by path, as ``Loss.filter_axis`` is called."""
+    """``filter_axis(path, leaf)`` for ``Loss``: the axis of a parameter that indexes its filters, or None."""
 
     axes: tuple[tuple[str, int | None], ...]
 
@@ -182,12 +190,13 @@ class FilterAxis:
 
 
 def filter_axis(names: NameMap) -> FilterAxis:
-    """The filter axes of a module's parameters: the axis of the outputs, as in torch."""
+    """The filter axes of a module's parameters: the axis of the outputs, as in torch; None for one-dimensional ones."""
     return FilterAxis(tuple(("/".join(x.path), x.filter_axis) for x in names.leaves if x.collection == "params"))
 
 
 def _flax_name(owner: nn.Module, name: str, tensor: torch.Tensor) -> tuple[str, bool, int | None]:
-    """(name in the tree, whether the axes are reversed, filter axis of the stored array) of a parameter."""
+    """(name in the tree, whether the two first axes are stored last and exchanged, stored filter axis) of a
+    parameter."""
     own, ndim = owner._parameters, tensor.ndim
     free = lambda new: new if new == name or new not in own else name  # noqa: E731
     one_dim = sum(n > 1 for n in tensor.shape) <= 1
@@ -206,7 +215,7 @@ def _flax_name(owner: nn.Module, name: str, tensor: torch.Tensor) -> tuple[str, 
 
 
 def map_names(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = None) -> NameMap:
-    """The map of a module's parameters and buffers, and of further tensors that its graph holds.
+    """Give every parameter and buffer of a module, and further tensors of its graph, a place in the tree.
 
     Args:
       module: the torch module.
@@ -245,12 +254,12 @@ def map_names(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = 
 
 
 def references(module: nn.Module) -> dict[str, weakref.ref[nn.Parameter]]:
-    """Parameters by leaf name, without keeping them alive."""
+    """Weak references to a module's parameters, by torch name."""
     return {name: weakref.ref(parameter) for name, parameter in module.named_parameters()}
 
 
 def to_array(tensor: torch.Tensor, copy: bool = True) -> np.ndarray:
-    """A tensor as an array, bfloat16 and float8 included; a copy, or in the tensor's own memory where possible."""
+    """Convert a tensor, also bfloat16 or float8, to a numpy array; ``copy=False`` shares its memory if possible."""
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     name = str(tensor.dtype).removeprefix("torch.")
     if name == "bfloat16" or name.startswith("float8"):
@@ -264,7 +273,7 @@ def to_array(tensor: torch.Tensor, copy: bool = True) -> np.ndarray:
 
 
 def to_tensor(array: Any) -> torch.Tensor:
-    """An array as a tensor with its own memory."""
+    """Copy an array, also of bfloat16 or float8, to a tensor."""
     array = np.array(array, order="C")
     name = array.dtype.name
     if name == "bfloat16" or name.startswith("float8"):
@@ -274,10 +283,15 @@ def to_tensor(array: Any) -> torch.Tensor:
 
 
 def as_jax(array: np.ndarray, name: str, dtype: Any = None) -> jax.Array:
-    """An array as a jax array with its own memory, in the same precision or in ``dtype``.
+    """Copy an array to a jax array.
+
+    Args:
+      array: the array.
+      name: its name in messages.
+      dtype: the type that real floats get; None: their own.
 
     Raises:
-      ValueError: 64-bit floats where jax has none.
+      ValueError: 64-bit floats, or integers beyond 32 bits, while jax has no 64-bit types.
     """
     target = np.dtype(array.dtype if dtype is None or not is_float(array.dtype) else jax.numpy.dtype(dtype))
     if target in (np.dtype("float64"), np.dtype("complex128")) and jax.dtypes.canonicalize_dtype(target) != target:

@@ -1,4 +1,4 @@
-"""Logical axes and their places in a view's array; functions that work along them without moving data."""
+"""Helpers for operators along logical axes: their places in a view's array, and work along them without transposes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from lla_torch.program.views import View, plain
 
 
 def axis_of(dim: int, ndim: int) -> int:
-    """The number of the axis ``dim``, which may count from the end; a tensor without axes has axis 0, as in torch."""
+    """The axis ``dim`` counted from 0; ``dim`` may be negative, and a tensor without axes has an axis 0, as in
+    torch."""
     bound = max(ndim, 1)
     if not -bound <= dim < bound:
         raise misuse("dim", dim, f"from {-bound} to {bound - 1} for a tensor of {ndim} axes")
@@ -30,7 +31,7 @@ def axes_of(dim: Any, ndim: int) -> tuple[int, ...]:
 
 
 def unmerge(x: View) -> View:
-    """``x`` as a view in which every logical axis is an axis of the array."""
+    """``x`` as a view that is not merged: every logical axis is an axis of the array."""
     return plain(x.logical()) if x.is_merged else x
 
 
@@ -41,7 +42,10 @@ def drop_axes(order: Sequence[int], dims: Sequence[int]) -> tuple[int, ...]:
 
 
 def apply_along(x: View, dim: int, function: Callable[[jax.Array, int], Any]) -> Any:
-    """Apply ``function(array, axis)``, which keeps all axes, to the view's own array; one result or a tuple."""
+    """Apply ``function(array, axis)``, which keeps all axes, to the view's own array along the logical axis ``dim``.
+
+    The result, or each one of a tuple, is a view; of a tensor without axes it is an array.
+    """
     x = unmerge(x)
     if x.ndim == 0:
         return jax.tree.map(lambda r: r.reshape(()), function(x.array.reshape(1), axis_of(dim, 0)))
@@ -50,7 +54,11 @@ def apply_along(x: View, dim: int, function: Callable[[jax.Array, int], Any]) ->
 
 
 def reduce_axes(x: View, dim: Any, keepdim: bool, function: Callable[..., Any]) -> Any:
-    """Apply ``function(array, axes, keepdims)`` over the axes ``dim`` (None or (): all); one result or a tuple."""
+    """Apply a reduction ``function(array, axes, keepdims)`` to the view's own array over the logical axes ``dim``.
+
+    None or () means all axes. The result, or each one of a tuple, is a view, or an array where a merged view is
+    reduced.
+    """
     dims = axes_of(dim, x.ndim)
     if x.is_merged and len(dims) == x.ndim and not keepdim:
         return function(x.array, tuple(range(x.array.ndim)), False)
@@ -61,7 +69,11 @@ def reduce_axes(x: View, dim: Any, keepdim: bool, function: Callable[..., Any]) 
 
 
 def pick_along(x: View, dim: int, keepdim: bool, index: Callable[[jax.Array, int], jax.Array]) -> tuple[View, View]:
-    """(entries, indices) along an axis, at the indices ``index(array, axis)``, whose axis has length 1."""
+    """(entries of ``x``, indices) along the axis ``dim``, where the indices are ``index(array, axis)``.
+
+    Without ``keepdim`` the axis is removed, so the indices must have length 1 along it. The entries alone have a
+    derivative.
+    """
 
     def pick(array: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
         indices = index(jax.lax.stop_gradient(array), axis)
@@ -80,7 +92,7 @@ def squeeze_axes(x: View, dims: Sequence[int]) -> View:
 
 
 def insert_axis(x: View, dim: int) -> View:
-    """``x`` with a new axis of length 1 at ``dim``, which lies next to its neighbour in the array."""
+    """``x`` with a new axis of length 1 at ``dim``, which lies beside its logical neighbour in the array."""
     x = unmerge(x)
     dim = axis_of(dim, x.ndim + 1)
     at = x.order[dim] if dim < x.ndim else x.order[-1] + 1 if x.ndim else 0
@@ -89,14 +101,14 @@ def insert_axis(x: View, dim: int) -> View:
 
 
 def align_order(values: Sequence[View]) -> tuple[list[jax.Array], tuple[int, ...]]:
-    """(arrays, order): tensors of equally many axes as arrays in one order, that of the largest tensor."""
+    """(arrays, order): tensors with equally many axes as arrays in a common order, that of the largest tensor."""
     values = [unmerge(v) for v in values]
     order = max(values, key=lambda v: (math.prod(v.shape), v.order != tuple(range(v.ndim)))).order
     return [v.physical(order) for v in values], order
 
 
 def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Pairs of neighbouring axes of two shapes of one size (not 0) that hold the same entries."""
+    """Cut two shapes with the same number of entries (not 0) into pairs of runs of axes that hold the same entries."""
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(old) and j < len(new):
