@@ -26,7 +26,7 @@ def log_sigmoid_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @lowering("aten.gelu", layout="pointwise")
 def gelu(x: jax.Array, *, approximate: str = "none") -> jax.Array:
-    """x Phi(x), or its approximation by a tanh."""
+    """x Phi(x), with Phi the normal distribution function, or with approximate="tanh" torch's approximation of it."""
     if approximate not in ("none", "tanh"):
         raise misuse("approximate", approximate, "one of 'none', 'tanh'")
     return jax.nn.gelu(x, approximate=approximate == "tanh")
@@ -40,26 +40,26 @@ def softplus(x: jax.Array, beta: float = 1, threshold: float = 20) -> jax.Array:
 
 @lowering("aten.elu", layout="pointwise")
 def elu(x: jax.Array, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> jax.Array:
-    """scale x above 0, scale alpha (exp(input_scale x) - 1) elsewhere; at 0 the derivative is the lower one."""
+    """scale x above 0, scale alpha (exp(input_scale x) - 1) elsewhere; at 0 the derivative is that of the latter."""
     low = jnp.where(x > 0, 0, x)  # so that the branch not taken does not overflow
     return jnp.where(x > 0, x * scale, jnp.expm1(low * input_scale) * (alpha * scale))
 
 
 @lowering("aten.celu", layout="pointwise")
 def celu(x: jax.Array, alpha: float = 1.0) -> jax.Array:
-    """The elu with the slope 1 on both sides of 0."""
+    """x above 0, alpha (exp(x / alpha) - 1) elsewhere."""
     return elu(x, alpha, 1, 1 / alpha)
 
 
 @lowering("aten.selu", layout="pointwise")
 def selu(x: jax.Array) -> jax.Array:
-    """The elu with the constants of Klambauer et al. (2017)."""
+    """scale x above 0, scale alpha (exp(x) - 1) elsewhere, with the constants of Klambauer et al. (2017)."""
     return elu(x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
 
 
 @lowering("aten.leaky_relu", layout="pointwise")
 def leaky_relu(x: jax.Array, negative_slope: float = 0.01) -> jax.Array:
-    """x above 0, negative_slope x elsewhere; at 0 the derivative is the lower one."""
+    """x above 0, negative_slope x elsewhere; at 0 the derivative is negative_slope."""
     return jnp.where(x > 0, x, x * negative_slope)
 
 
@@ -71,7 +71,7 @@ def prelu_kernel(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 @lowering("aten.prelu", layout="views")
 def prelu(x: View, weight: View) -> View:
-    """x above 0, weight x elsewhere, with one weight, or one for each entry of axis 1."""
+    """x above 0, weight x elsewhere, with one weight for all entries, or one for each entry of axis 1."""
     x, slopes = unmerge(x), weight.logical()
     shape = [1] * x.ndim
     if slopes.size > 1:
@@ -81,19 +81,19 @@ def prelu(x: View, weight: View) -> View:
 
 @lowering("aten.hardtanh", layout="pointwise")
 def hardtanh(x: jax.Array, min_val: float = -1, max_val: float = 1) -> jax.Array:
-    """x kept to an interval; the derivative at its ends is 0."""
+    """x clamped to [min_val, max_val]; the derivative at the ends is 0."""
     return jnp.where(x <= min_val, min_val, jnp.where(x >= max_val, max_val, x))
 
 
 @lowering("aten.relu6", layout="pointwise")
 def relu6(x: jax.Array) -> jax.Array:
-    """x kept to [0, 6]; the derivative at the ends is 0."""
+    """x clamped to [0, 6]; the derivative at the ends is 0."""
     return hardtanh(x, 0, 6)
 
 
 @lowering("aten.hardsigmoid", layout="pointwise")
 def hardsigmoid(x: jax.Array) -> jax.Array:
-    """x / 6 + 1/2 kept to [0, 1]; the derivative at the ends is 0."""
+    """x / 6 + 1/2 clamped to [0, 1]; the derivative at the ends is 0."""
     return jnp.where(x <= -3, 0.0, jnp.where(x >= 3, 1.0, x / 6 + 0.5))
 
 
@@ -111,13 +111,13 @@ def hardshrink(x: jax.Array, lambd: float = 0.5) -> jax.Array:
 
 @lowering("aten.softshrink", layout="pointwise")
 def softshrink(x: jax.Array, lambd: float = 0.5) -> jax.Array:
-    """x moved by lambd towards 0, and 0 in [-lambd, lambd]."""
+    """x moved by lambd towards 0, but 0 in [-lambd, lambd]."""
     return jnp.where(x > lambd, x - lambd, jnp.where(x < -lambd, x + lambd, 0))
 
 
 @lowering("aten.threshold", layout="pointwise")
 def threshold(x: jax.Array, threshold: float, value: float) -> jax.Array:
-    """x above the threshold, else ``value``."""
+    """x where it is above the threshold, else ``value``."""
     return jnp.where(x <= threshold, value, x)
 
 

@@ -16,7 +16,7 @@ LETTERS = {1: "W", 2: "HW", 3: "DHW"}
 
 
 def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    """One number per spatial axis, from as many or from a single one, which ATen passes for all axes."""
+    """``dims`` numbers, one per spatial axis, from as many or from a single one, which stands for all axes."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     return values * dims if len(values) == 1 else values
 
@@ -41,7 +41,7 @@ def from_images(array: jax.Array, batch: bool) -> View:
 
 
 def kernel_order(ndim: int) -> tuple[int, ...]:
-    """The order of axes of a weight (a, b, *window) whose array is (*window, b, a)."""
+    """The ``order`` of a view (a, b, *window) over an array (*window, b, a), for ``ndim`` axes."""
     return (ndim - 1, ndim - 2, *range(ndim - 2))
 
 
@@ -119,7 +119,7 @@ def conv(
     dilation: Any = 1,
     groups: int = 1,
 ) -> View:
-    """torch.nn.functional.conv1d, conv2d, conv3d with zeros around."""
+    """torch.nn.functional.conv1d, conv2d or conv3d, padded by zeros; the weight is (out, in / groups, *window)."""
     ends = [(p, p) for p in per_axis(padding, weight.ndim - 2)]
     return _convolve(input, weight, bias, stride, ends, dilation, groups)
 
@@ -140,7 +140,7 @@ def conv_named_padding(
     dilation: Any = 1,
     groups: int = 1,
 ) -> View:
-    """``conv`` with padding "valid" (none) or "same" (where it is odd, the end gets one more than the start)."""
+    """``conv`` with padding "valid" (none) or "same" (stride 1; of an odd total, the end gets one more)."""
     dims = weight.ndim - 2
     if padding == "valid":
         ends = [(0, 0)] * dims
@@ -166,7 +166,7 @@ def conv_transpose(
     groups: int = 1,
     dilation: Any = 1,
 ) -> View:
-    """torch.nn.functional.conv_transpose1d, 2d, 3d; the weight is (in, out / groups, *window)."""
+    """torch.nn.functional.conv_transpose1d, 2d or 3d; the weight is (in, out / groups, *window)."""
     return _transposed_convolution(input, weight, bias, stride, padding, output_padding, dilation, groups)
 
 

@@ -19,7 +19,7 @@ Draw = Callable[..., Any]
 
 
 def _lay_mask(mask: jax.Array, x: View) -> jax.Array:
-    """A mask in torch's order of axes, as an array in the order of axes of the array of x."""
+    """A mask in torch's order of axes as an array in the order of the array of x."""
     if x.merged is None:
         return jnp.transpose(mask, inverse(x.order))
     assert x.split is not None
@@ -28,7 +28,7 @@ def _lay_mask(mask: jax.Array, x: View) -> jax.Array:
 
 
 def drop_entries(x: jax.Array, p: float, draw: Draw) -> jax.Array:
-    """The entries times mask / (1 - p), of an array in torch's order of axes."""
+    """x, in torch's order of axes, with each entry dropped with probability p: x mask / (1 - p)."""
     return _drop_and_mask(plain(x), p, draw)[0].array
 
 
@@ -45,11 +45,11 @@ def _drop_and_mask(x: View, p: float, draw: Draw) -> tuple[View, View]:
 
 @lowering("aten.dropout.default", layout="views", random=True)
 def dropout(x: Any, p: float, train: bool, *, draw: Draw) -> View:
-    """Entries times mask / (1 - p)."""
+    """x with each entry dropped with probability p, x mask / (1 - p), if ``train``; else x."""
     return _drop_and_mask(as_view(x), p if train else 0, draw)[0]
 
 
 @lowering("aten.native_dropout.default", layout="views", random=True)
 def native_dropout(x: Any, p: float, train: bool | None, *, draw: Draw) -> tuple[View, View]:
-    """(``dropout``, the mask of the entries kept)."""
+    """(x mask / (1 - p), mask of the entries kept); (x, ones) if ``train`` is False."""
     return _drop_and_mask(as_view(x), 0 if train is False else p, draw)

@@ -17,7 +17,7 @@ Array = jax.Array
 def embedding(
     weight: Array, indices: Array, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
 ) -> Array:
-    """Rows of a table.
+    """Look up rows of a table: (*indices.shape, features); rows that do not exist are NaN.
 
     Args:
       weight: (rows, features).
@@ -101,7 +101,7 @@ def embedding_bag_padding_idx(
     include_last_offset: bool,
     padding_idx: int | None,
 ) -> tuple[Any, ...]:
-    """``embedding_bag`` with None for no ``padding_idx``, and negative ones counted from the end."""
+    """``embedding_bag`` where ``padding_idx`` is None for no such row, and counts from the end if it is negative."""
     row = -1 if padding_idx is None else padding_idx % weight.shape[0]
     return embedding_bag(
         weight, indices, offsets, scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, row
@@ -109,7 +109,7 @@ def embedding_bag_padding_idx(
 
 
 def _maximum(rows: Array, taken: Array, bags: Array, counts: Array) -> tuple[Array, Array]:
-    """(maxima, rows) per bag: the first of equal rows counts, and it alone gets the gradient."""
+    """(maxima, positions in ``rows``) per bag and feature; the first of equal ones alone gets the gradient."""
     if rows.shape[0] == 0:
         return jnp.zeros((counts.shape[0], rows.shape[1]), rows.dtype), jnp.zeros((counts.shape[0], rows.shape[1]), int)
     values = jnp.where(taken[:, None], lax.stop_gradient(rows), -jnp.inf)

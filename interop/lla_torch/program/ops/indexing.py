@@ -29,13 +29,13 @@ def _to_jax_indices(indices: Sequence[Any]) -> tuple[Any, ...]:
 
 @lowering("aten.index.Tensor", "aten._unsafe_index.Tensor")
 def index(x: jax.Array, indices: Sequence[Any]) -> jax.Array:
-    """x[indices], with None for all entries of an axis."""
+    """x[indices], where None stands for all entries of an axis; boolean masks are refused."""
     return x[_to_jax_indices(indices)]
 
 
 @lowering("aten.index_put", "aten._unsafe_index_put")
 def index_put(x: jax.Array, indices: Sequence[Any], values: jax.Array, accumulate: bool = False) -> jax.Array:
-    """x with x[indices] replaced by, or increased by, the values."""
+    """x with x[indices] replaced (or with ``accumulate`` increased) by ``values``; None: all entries of an axis."""
     values = values.astype(x.dtype)
     by_axis = [(d, i) for d, i in enumerate(indices) if i is not None]
     if any(i.dtype == bool for _, i in by_axis):
@@ -69,7 +69,7 @@ def masked_index(x: jax.Array, mask: jax.Array, indices: Sequence[Any], fill: An
 
 @lowering("aten._unsafe_masked_index_put_accumulate")
 def masked_index_put(x: jax.Array, mask: jax.Array, indices: Sequence[Any], values: jax.Array) -> jax.Array:
-    """x with x[indices] increased by the values where the mask is set."""
+    """x with x[indices] increased by ``values`` where the mask is set; indices elsewhere may be out of bounds."""
     return x.at[_clip_indices(x, indices)].add(jnp.where(mask, values, 0).astype(x.dtype))
 
 
@@ -79,14 +79,14 @@ def _clip_indices(x: jax.Array, indices: Sequence[Any]) -> tuple[Any, ...]:
 
 @lowering("aten.index_select", "aten.index_select_copy", layout="views")
 def index_select(x: View, dim: int, index: View) -> View:
-    """The entries of an axis at the indices ``index``."""
+    """x with the axis ``dim`` reduced to its entries at the indices ``index``, in their order."""
     places = index.logical().reshape(-1)
     return apply_along(x, dim, lambda array, axis: jnp.take(array, places, axis))
 
 
 @lowering("aten.gather")
 def gather(x: jax.Array, dim: int, index: jax.Array, *, sparse_grad: bool = False) -> jax.Array:
-    """out[i, j] = x[i, index[i, j]] for dim 1; ``sparse_grad``, how torch stores a gradient, means nothing here."""
+    """out[i, j] = x[i, index[i, j]] for dim=1, and so on; ``sparse_grad`` (how torch stores it) has no effect."""
     del sparse_grad
     x, index, shape = jnp.atleast_1d(x), jnp.atleast_1d(index), index.shape
     axis = axis_of(dim, x.ndim)
@@ -96,7 +96,7 @@ def gather(x: jax.Array, dim: int, index: jax.Array, *, sparse_grad: bool = Fals
 
 @lowering("aten.take_along_dim")
 def take_along_dim(x: jax.Array, indices: jax.Array, dim: int | None = None) -> jax.Array:
-    """``gather`` with broadcasting; without ``dim`` the entries of the flat tensor."""
+    """``gather`` with broadcasting; dim=None takes the entries of the flattened tensor at the flattened indices."""
     if dim is None:
         return x.reshape(-1)[indices.reshape(-1)]
     return jnp.take_along_axis(x, indices, axis_of(dim, x.ndim))
@@ -104,20 +104,20 @@ def take_along_dim(x: jax.Array, indices: jax.Array, dim: int | None = None) -> 
 
 @lowering("aten.take")
 def take(x: jax.Array, index: jax.Array) -> jax.Array:
-    """Entries of the flat tensor."""
+    """The entries of the flattened x at ``index``, in the shape of ``index``."""
     return x.reshape(-1)[index]
 
 
 @lowering("aten.put")
 def put(x: jax.Array, index: jax.Array, source: jax.Array, accumulate: bool = False) -> jax.Array:
-    """x with entries of the flat tensor replaced or increased."""
+    """x with the entries of the flattened x at ``index`` replaced (or with ``accumulate`` increased) by ``source``."""
     where = x.reshape(-1).at[index.reshape(-1)]
     values = source.reshape(-1).astype(x.dtype)
     return (where.add(values) if accumulate else where.set(values)).reshape(x.shape)
 
 
 def _targets(dim: int, index: jax.Array) -> tuple[jax.Array, ...]:
-    """The indices that torch's scatter writes to: those of ``index`` itself, but its entries along the axis ``dim``."""
+    """The places that torch's scatter writes to, per axis: ``index`` along ``dim``, else positions in ``index``."""
     return tuple(
         index if d == dim else jax.lax.broadcasted_iota(index.dtype, index.shape, d) for d in range(index.ndim)
     )
@@ -160,7 +160,7 @@ def _scatter_sum(
 
 
 def _scatter_prod(x: jax.Array, axis: int, index: jax.Array, values: jax.Array, include_self: bool) -> jax.Array:
-    """The product by a mask of (length of the axis) x (entries), whose derivative is right also where entries are 0."""
+    """The product by a mask (axis, entries), whose derivative is right also where entries are 0."""
     full = [(0, x.shape[d] - index.shape[d]) if d != axis else (0, 0) for d in range(x.ndim)]
     index = jnp.pad(index, full, constant_values=x.shape[axis])  # nowhere
     values = jnp.pad(values, full)
@@ -195,19 +195,19 @@ def _scatter_extremum(
 
 @lowering("aten.scatter.src", "aten.scatter.value")
 def scatter(x: jax.Array, dim: int, index: jax.Array, src: Any) -> jax.Array:
-    """x with x[i, index[i, j]] = src[i, j] for dim 1."""
+    """x with x[i, index[i, j]] = src[i, j] for dim=1, and so on; ``src`` may be a number."""
     return _scatter(x, dim, index, src, "set")
 
 
 @lowering("aten.scatter.reduce", "aten.scatter.value_reduce")
 def scatter_with(x: jax.Array, dim: int, index: jax.Array, src: Any, *, reduce: str) -> jax.Array:
-    """x with x[i, index[i, j]] increased by, or times, src[i, j] for dim 1."""
+    """x with x[i, index[i, j]] increased ("add") or multiplied ("multiply") by src[i, j] for dim=1, and so on."""
     return _scatter(x, dim, index, src, _NAMES.get(reduce, reduce))
 
 
 @lowering("aten.scatter_add")
 def scatter_add(x: jax.Array, dim: int, index: jax.Array, src: jax.Array) -> jax.Array:
-    """x with x[i, index[i, j]] += src[i, j] for dim 1."""
+    """x with x[i, index[i, j]] += src[i, j] for dim=1, and so on."""
     return _scatter(x, dim, index, src, "sum")
 
 
@@ -215,7 +215,11 @@ def scatter_add(x: jax.Array, dim: int, index: jax.Array, src: jax.Array) -> jax
 def scatter_reduce(
     x: jax.Array, dim: int, index: jax.Array, src: jax.Array, reduce: str, *, include_self: bool = True
 ) -> jax.Array:
-    """x, with each entry reduced with the values that are scattered to it: sum, prod, mean, amax or amin."""
+    """x with each entry x[i, k] reduced with all src[i, j] where index[i, j] = k: sum, prod, mean, amax or amin.
+
+    This is for dim=1, others alike. Without ``include_self`` the entry itself does not count. Entries without such a j
+    stay.
+    """
     return _scatter(x, dim, index, src, reduce, include_self)
 
 
@@ -247,14 +251,14 @@ def index_add(x: jax.Array, dim: int, index: jax.Array, source: jax.Array, *, al
 @lowering("aten.index_copy")
 @_allow_scalar
 def index_copy(x: jax.Array, dim: int, index: jax.Array, source: jax.Array) -> jax.Array:
-    """x with the entries of an axis at the indices ``index`` replaced."""
+    """x with the entries of an axis at the indices ``index`` replaced by those of ``source``."""
     return _entries_at(x, dim, index).set(source.astype(x.dtype))
 
 
 @lowering("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
 @_allow_scalar
 def index_fill(x: jax.Array, dim: int, index: jax.Array, value: Any) -> jax.Array:
-    """x with the entries of an axis at the indices ``index`` set to one value."""
+    """x with the entries of an axis at the indices ``index`` set to ``value``."""
     return _entries_at(x, dim, index).set(jnp.asarray(value, x.dtype))
 
 
@@ -262,7 +266,10 @@ def index_fill(x: jax.Array, dim: int, index: jax.Array, value: Any) -> jax.Arra
 def index_reduce(
     x: jax.Array, dim: int, index: jax.Array, source: jax.Array, reduce: str, *, include_self: bool = True
 ) -> jax.Array:
-    """x with the entries at the indices ``index`` reduced with those of ``source``: prod, mean, amax or amin."""
+    """x with each entry x[k] of an axis reduced with all source[j] where index[j] = k: prod, mean, amax or amin.
+
+    Without ``include_self`` the entry itself does not count. Entries without such a j stay.
+    """
     shape = [1] * x.ndim
     shape[axis_of(dim, x.ndim)] = -1
     return _scatter(x, dim, jnp.broadcast_to(index.reshape(shape), source.shape), source, reduce, include_self)
@@ -270,7 +277,7 @@ def index_reduce(
 
 @lowering("aten.masked_scatter")
 def masked_scatter(x: jax.Array, mask: jax.Array, source: jax.Array) -> jax.Array:
-    """x with the entries under the mask replaced by the source's, one after the other."""
+    """x with its entries under the mask replaced by the first entries of the flattened ``source``, in order."""
     shape = jnp.broadcast_shapes(x.shape, mask.shape)
     mask = jnp.broadcast_to(mask, shape)
     number = jnp.cumsum(mask.reshape(-1).astype(int)) - 1
@@ -280,7 +287,7 @@ def masked_scatter(x: jax.Array, mask: jax.Array, source: jax.Array) -> jax.Arra
 
 @lowering("aten.one_hot")
 def one_hot(x: jax.Array, num_classes: int = -1) -> jax.Array:
-    """1 at the class along a new last axis, else 0."""
+    """1 at index x of a new last axis of length ``num_classes``, 0 elsewhere."""
     if num_classes < 0:
         raise ValueError("num_classes: none given, so the size of the result would depend on values; pass num_classes=")
     return (x[..., None] == jnp.arange(num_classes)).astype(int)

@@ -1,4 +1,4 @@
-"""Products of matrices, linear algebra, Fourier transforms and complex numbers."""
+"""Products of matrices, linear algebra and Fourier transforms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = jax.Array
 
 @lowering("aten.linear.default", layout="views")
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
-    """x @ weight.T + bias over the last axis, in the order of axes of both arrays."""
+    """x @ weight.T + bias over the last axis, without transposing arrays where their order of axes allows it."""
     x, weight = as_view(x), as_view(weight)
     if weight.ndim == 1:
         result = _contract(x.logical(), weight.logical())
@@ -53,13 +53,13 @@ def _contract(x: Array, kernel: Array) -> Array:
 
 @lowering("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mv.default", "aten.linalg_matmul.default")
 def matmul(x: Array, other: Array) -> Array:
-    """torch.matmul."""
+    """The matrix product x @ other of vectors, matrices or batches of matrices, as torch.matmul."""
     return jnp.matmul(x, other)
 
 
 @lowering("aten.mm.dtype", "aten.bmm.dtype")
 def matmul_in(x: Array, other: Array, out_dtype: Any) -> Array:
-    """A product accumulated in another type."""
+    """The matrix product x @ other, accumulated in the type ``out_dtype``."""
     return jnp.matmul(x, other, preferred_element_type=out_dtype)
 
 
@@ -72,7 +72,7 @@ lowering("aten.kron.default")(jnp.kron)
 
 @lowering("aten.linalg_vecdot.default")
 def vecdot(x: Array, y: Array, *, dim: int = -1) -> Array:
-    """sum conj(x) y along an axis."""
+    """sum conj(x) y along the axis ``dim``."""
     return jnp.sum(jnp.conj(x) * y, axis=dim)
 
 
@@ -84,13 +84,13 @@ def addmm(x: Array, first: Array, second: Array, *, beta: Any = 1, alpha: Any = 
 
 @lowering("aten.addbmm.default")
 def addbmm(x: Array, batch1: Array, batch2: Array, *, beta: Any = 1, alpha: Any = 1) -> Array:
-    """beta x + alpha sum_b batch1_b @ batch2_b."""
+    """beta x + alpha sum_b batch1[b] @ batch2[b]; x is not read where beta is 0."""
     return _add_product(x, jnp.einsum("bij,bjk->ik", batch1, batch2), beta, alpha)
 
 
 @lowering("aten.addr.default")
 def addr(x: Array, vec1: Array, vec2: Array, *, beta: Any = 1, alpha: Any = 1) -> Array:
-    """beta x + alpha vec1_i vec2_j."""
+    """beta x + alpha outer(vec1, vec2); x is not read where beta is 0."""
     return _add_product(x, jnp.outer(vec1, vec2), beta, alpha)
 
 
@@ -110,26 +110,26 @@ def einsum(equation: str, tensors: Sequence[Array], *, path: Sequence[int] | Non
 
 @lowering("aten.bilinear.default")
 def bilinear(input1: Array, input2: Array, weight: Array, bias: Array | None = None) -> Array:
-    """sum_ij x_i W_oij y_j + b_o."""
+    """sum_ij input1_i weight_oij input2_j + bias_o over the last axes."""
     result = jnp.einsum("...i,oij,...j->...o", input1, weight, input2)
     return result if bias is None else result + bias
 
 
 @lowering("aten.tensordot.default")
 def tensordot(x: Array, other: Array, dims_self: Sequence[int], dims_other: Sequence[int]) -> Array:
-    """Contraction of pairs of axes."""
+    """The sum of x times ``other`` over pairs of axes: dims_self[k] of x with dims_other[k] of ``other``."""
     return jnp.tensordot(x, other, (tuple(dims_self), tuple(dims_other)))
 
 
 @lowering("aten.cross.default")
 def cross(x: Array, other: Array, dim: int | None = None) -> Array:
-    """Cross product along ``dim``; None: the first axis of length 3."""
+    """The cross product along the axis ``dim``; None: the first axis of length 3."""
     return jnp.cross(x, other, axis=x.shape.index(3) if dim is None else dim)
 
 
 @lowering("aten.linalg_cross.default")
 def linalg_cross(x: Array, other: Array, *, dim: int = -1) -> Array:
-    """Cross product along ``dim``."""
+    """The cross product along the axis ``dim``."""
     return jnp.cross(x, other, axis=dim)
 
 
@@ -138,7 +138,7 @@ def linalg_cross(x: Array, other: Array, *, dim: int = -1) -> Array:
 
 
 def _info(result: Array) -> Array:
-    """1 where a matrix of the result is not finite."""
+    """1 where a matrix of the result has an entry that is not finite, else 0."""
     return jnp.any(~jnp.isfinite(result), axis=(-2, -1)).astype(jnp.int32)
 
 
@@ -160,7 +160,7 @@ lowering("aten.linalg_matrix_exp.default", "aten.matrix_exp.default")(jax.scipy.
 
 @lowering("aten.linalg_inv_ex.default")
 def inv_ex(a: Array, *, check_errors: bool = False) -> tuple[Array, Array]:
-    """(inverse, info)."""
+    """(inverse, info); info is 1 where the inverse is not finite, else 0."""
     del check_errors
     result = jnp.linalg.inv(a)
     return result, _info(result)
@@ -168,7 +168,8 @@ def inv_ex(a: Array, *, check_errors: bool = False) -> tuple[Array, Array]:
 
 @lowering("aten.linalg_solve.default")
 def solve(a: Array, b: Array, *, left: bool = True) -> Array:
-    """X of A X = B, or of X A = B; B is a batch of vectors where its shape is A's without the last axis."""
+    """X of A X = B, or with left=False of X A = B; B is a batch of vectors if its shape is A's without the last
+    axis."""
     vector = b.ndim == 1 or (a.ndim - 1 == b.ndim and b.shape == a.shape[:-1])
     b = b[..., None] if vector else b
     if not left:
@@ -188,21 +189,21 @@ def _broadcast_batch(a: Array, lead: tuple[int, ...]) -> Array:
 
 @lowering("aten.linalg_solve_ex.default")
 def solve_ex(a: Array, b: Array, *, left: bool = True, check_errors: bool = False) -> tuple[Array, Array]:
-    """(X, info)."""
+    """(X of ``solve``, info); info is the first zero pivot of A counted from 1, or 0."""
     del check_errors
     return solve(a, b, left=left), _first_zero_pivot(lu(a)[0])
 
 
 @lowering("aten._linalg_solve_ex.default")
 def solve_ex_lu(a: Array, b: Array, *, left: bool = True, check_errors: bool = False) -> tuple[Array, ...]:
-    """(X, LU, pivots, info)."""
+    """(X, LU, pivots, info) of ``solve_ex`` and ``lu``."""
     del check_errors
     factors, pivots = lu(a)
     return solve(a, b, left=left), factors, pivots, _first_zero_pivot(factors)
 
 
 def lu(a: Array) -> tuple[Array, Array]:
-    """(LU, pivots counted from 1), as LAPACK returns them."""
+    """(LU, pivots counted from 1) of matrices with rows exchanged, as LAPACK returns them."""
     factors, pivots, _ = lax.linalg.lu(a)
     return factors, pivots + 1
 
@@ -215,7 +216,7 @@ def _first_zero_pivot(factors: Array) -> Array:
 
 @lowering("aten.linalg_lu_factor_ex.default")
 def lu_factor_ex(a: Array, *, pivot: bool = True, check_errors: bool = False) -> tuple[Array, Array, Array]:
-    """(LU, pivots, info)."""
+    """(LU, pivots, info) of ``lu``; info is the first zero pivot counted from 1, or 0."""
     del check_errors
     if not pivot:
         raise misuse("pivot", pivot, "True, since LU factors without pivoting are not supported")
@@ -225,14 +226,14 @@ def lu_factor_ex(a: Array, *, pivot: bool = True, check_errors: bool = False) ->
 
 @lowering("aten.linalg_cholesky.default", "aten.cholesky.default")
 def cholesky(a: Array, upper: bool = False) -> Array:
-    """L of A = L L^H, or its adjoint; only one triangle of A is read."""
+    """L of A = L L^H, or with ``upper`` its adjoint; only this triangle of A is read."""
     lower = lax.linalg.cholesky(_complete_hermitian(a, not upper), symmetrize_input=False)
     return _adjoint(lower) if upper else lower
 
 
 @lowering("aten.linalg_cholesky_ex.default")
 def cholesky_ex(a: Array, *, upper: bool = False, check_errors: bool = False) -> tuple[Array, Array]:
-    """(L, info)."""
+    """(``cholesky``, info); info is 1 where the factor is not finite, else 0."""
     del check_errors
     result = cholesky(a, upper)
     return result, _info(result)
@@ -240,33 +241,33 @@ def cholesky_ex(a: Array, *, upper: bool = False, check_errors: bool = False) ->
 
 @lowering("aten._linalg_det.default")
 def det_lu(a: Array) -> tuple[Array, Array, Array]:
-    """(determinant, LU, pivots)."""
+    """(determinant, LU, pivots) of matrices, see ``lu``."""
     return jnp.linalg.det(a), *lu(a)
 
 
 @lowering("aten.linalg_slogdet.default", "aten.slogdet.default")
 def slogdet(a: Array) -> tuple[Array, Array]:
-    """(sign, log |det|)."""
+    """(sign, log |det|) of matrices."""
     sign, logabsdet = jnp.linalg.slogdet(a)
     return sign, logabsdet
 
 
 @lowering("aten._linalg_slogdet.default")
 def slogdet_lu(a: Array) -> tuple[Array, ...]:
-    """(sign, log |det|, LU, pivots)."""
+    """(sign, log |det|, LU, pivots) of matrices, see ``lu``."""
     return *slogdet(a), *lu(a)
 
 
 @lowering("aten.logdet.default")
 def logdet(a: Array) -> Array:
-    """log det, nan where the determinant is negative."""
+    """log det of matrices, NaN where the determinant is negative."""
     sign, logabsdet = jnp.linalg.slogdet(a)
     return jnp.where(sign < 0, jnp.nan, logabsdet)
 
 
 @lowering("aten.linalg_qr.default")
 def qr(a: Array, mode: str = "reduced") -> tuple[Array, Array]:
-    """(Q, R); Q is empty with mode "r"."""
+    """(Q, R) of A = Q R in the mode "reduced", "complete" or "r", where Q is empty."""
     if mode == "r":
         return jnp.zeros((0,), a.dtype), jnp.linalg.qr(a, mode="r")
     q, r = jnp.linalg.qr(a, mode=mode)
@@ -275,20 +276,20 @@ def qr(a: Array, mode: str = "reduced") -> tuple[Array, Array]:
 
 @lowering("aten._linalg_eigh.default")
 def eigh(a: Array, uplo: str = "L", compute_v: bool = True) -> tuple[Array, Array]:
-    """(eigenvalues, eigenvectors) of the Hermitian matrix of which one triangle is given."""
+    """(eigenvalues, eigenvectors or empty) of Hermitian matrices, of which the triangle ``uplo`` is read."""
     values, vectors = jnp.linalg.eigh(_complete_hermitian(a, uplo == "L"), symmetrize_input=False)
     return values, vectors if compute_v else jnp.zeros((0,), a.dtype)
 
 
 @lowering("aten.linalg_eigh.default")
 def linalg_eigh(a: Array, uplo: str = "L") -> tuple[Array, Array]:
-    """(eigenvalues, eigenvectors)."""
+    """(eigenvalues, eigenvectors) of Hermitian matrices, of which the triangle ``uplo`` is read."""
     return eigh(a, uplo)
 
 
 @lowering("aten.linalg_eigvalsh.default")
 def eigvalsh(a: Array, uplo: str = "L") -> Array:
-    """Eigenvalues of a Hermitian matrix."""
+    """The eigenvalues of Hermitian matrices, of which the triangle ``uplo`` is read."""
     return eigh(a, uplo, False)[0]
 
 
@@ -296,7 +297,7 @@ def eigvalsh(a: Array, uplo: str = "L") -> Array:
 def svd(
     a: Array, full_matrices: bool = False, compute_uv: bool = True, *, driver: str | None = None
 ) -> tuple[Array, Array, Array]:
-    """(U, S, V^H); U and V^H are empty without ``compute_uv``. ``driver`` names one of CUDA's algorithms."""
+    """(U, S, V^H) of A = U S V^H; U and V^H are empty without ``compute_uv``. ``driver`` has no effect."""
     del driver
     if not compute_uv:
         empty = jnp.zeros((0,), a.dtype)
@@ -307,19 +308,19 @@ def svd(
 
 @lowering("aten.linalg_svd.default")
 def linalg_svd(a: Array, full_matrices: bool = True, *, driver: str | None = None) -> tuple[Array, Array, Array]:
-    """(U, S, V^H)."""
+    """(U, S, V^H) of A = U S V^H; ``driver`` has no effect."""
     return svd(a, full_matrices, driver=driver)
 
 
 @lowering("aten.linalg_svdvals.default")
 def svdvals(a: Array, *, driver: str | None = None) -> Array:
-    """Singular values."""
+    """The singular values of matrices; ``driver`` has no effect."""
     return svd(a, compute_uv=False, driver=driver)[1]
 
 
 @lowering("aten.linalg_pinv.atol_rtol_tensor", "aten.linalg_pinv.atol_rtol_float")
 def pinv(a: Array, *, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> Array:
-    """The pseudo-inverse; singular values up to max(atol, rtol * the largest) count as zero."""
+    """The pseudo-inverse; singular values up to max(atol, rtol * the largest one) count as zero."""
     if rtol is None:
         rtol = jnp.finfo(a.dtype).eps * max(a.shape[-2:]) if atol is None else 0.0
     largest = lax.stop_gradient(jnp.linalg.svd(a, compute_uv=False)).max(-1)
@@ -329,7 +330,7 @@ def pinv(a: Array, *, atol: Any = None, rtol: Any = None, hermitian: bool = Fals
 
 @lowering("aten.linalg_solve_triangular.default")
 def solve_triangular(a: Array, b: Array, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Array:
-    """X of A X = B, or of X A = B, with triangular A; the other triangle is not read."""
+    """X of A X = B, or with left=False of X A = B, for triangular A; the other triangle is not read."""
     lead = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     return lax.linalg.triangular_solve(
         _broadcast_batch(a, lead),
@@ -344,7 +345,7 @@ def solve_triangular(a: Array, b: Array, *, upper: bool, left: bool = True, unit
 def triangular_solve(
     b: Array, a: Array, upper: bool = True, transpose: bool = False, unitriangular: bool = False
 ) -> tuple[Array, Array]:
-    """(X of A X = B or A^T X = B, A)."""
+    """(X, A), where A is triangular and A X = B, or with ``transpose`` A^T X = B."""
     if transpose:
         return solve_triangular(_transpose(a), b, upper=not upper, unitriangular=unitriangular), a
     return solve_triangular(a, b, upper=upper, unitriangular=unitriangular), a
@@ -352,14 +353,14 @@ def triangular_solve(
 
 @lowering("aten.cholesky_solve.default")
 def cholesky_solve(b: Array, factor: Array, upper: bool = False) -> Array:
-    """X of A X = B, where A = L L^H, or U^H U."""
+    """X of A X = B, where A is given by its factor: A = L L^H, or with ``upper`` A = U^H U."""
     lower = _adjoint(factor) if upper else factor
     return solve_triangular(_adjoint(lower), solve_triangular(lower, b, upper=False), upper=True)
 
 
 @lowering("aten.cholesky_inverse.default")
 def cholesky_inverse(factor: Array, upper: bool = False) -> Array:
-    """The inverse of A = L L^H, or U^H U."""
+    """The inverse of A, which is given by its factor: A = L L^H, or with ``upper`` A = U^H U."""
     return cholesky_solve(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor, upper)
 
 
@@ -381,21 +382,21 @@ def _count(shape: Sequence[int], dim: Sequence[int]) -> int:
 
 @lowering("aten._fft_r2c.default")
 def fft_r2c(x: Array, dim: Sequence[int], normalization: int, onesided: bool) -> Array:
-    """Transform of real numbers; ``onesided`` keeps half of the last axis of ``dim``."""
+    """Fourier transform of real numbers over the axes ``dim``; ``onesided`` keeps half of the last one."""
     transform = _without_factor(jnp.fft.rfftn if onesided else jnp.fft.fftn, True)
     return _normalize(transform(x, axes=dim), _count(x.shape, dim), normalization)
 
 
 @lowering("aten._fft_c2c.default")
 def fft_c2c(x: Array, dim: Sequence[int], normalization: int, forward: bool) -> Array:
-    """Transform of complex numbers, with exp(-i...) where ``forward``."""
+    """Fourier transform of complex numbers over the axes ``dim``, with exp(-i ...) if ``forward``, else exp(i ...)."""
     transform = _without_factor(jnp.fft.fftn if forward else jnp.fft.ifftn, forward)
     return _normalize(transform(x, axes=dim), _count(x.shape, dim), normalization)
 
 
 @lowering("aten._fft_c2r.default")
 def fft_c2r(x: Array, dim: Sequence[int], normalization: int, last_dim_size: int) -> Array:
-    """Inverse of ``fft_r2c``: the last axis of ``dim`` is half of one of length ``last_dim_size``."""
+    """Real inverse of ``fft_r2c``; the last axis of ``dim`` is the kept half of one of length ``last_dim_size``."""
     sizes = (*(x.shape[d] for d in dim[:-1]), last_dim_size)
     result = _without_factor(jnp.fft.irfftn, False)(x, s=sizes, axes=dim)
     return _normalize(result, math.prod(sizes), normalization)

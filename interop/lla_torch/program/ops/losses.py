@@ -1,4 +1,4 @@
-"""Loss functions. torch's codes of their reduction are 0: none, 1: mean, 2: sum."""
+"""Loss functions; ``reduction`` has torch's codes 0 (none), 1 (mean), 2 (sum), and t stands for the target."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _along_classes(weight: Array, x: Array) -> Array:
 
 
 def _entries_at_target(x: Array, target: Array) -> Array:
-    """x at the target classes; NaN at classes that do not exist (negative ones too), where torch raises."""
+    """x at the target classes; NaN for classes that do not exist (negative ones too), where torch raises."""
     axis = _class_axis(x)
     target = jnp.where(target < 0, x.shape[axis], target)
     return jnp.squeeze(jnp.take_along_axis(x, jnp.expand_dims(target, axis), axis), axis)
@@ -57,7 +57,10 @@ def _targets(x: Array, target: Array, weight: Array | None, ignore_index: int) -
 def nll_loss_forward(
     x: Array, target: Array, weight: Array | None, reduction: int, ignore_index: int
 ) -> tuple[Array, Array]:
-    """(-w_t x_t reduced, sum of the w_t); the mean is weighted, and the sum is 0 where nothing is reduced."""
+    """(-weight[t] x[t] reduced, sum of all weight[t]) for log probabilities x; ignored targets have weight 0.
+
+    The mean divides by the sum of the weights. This sum is given as 0 if nothing is reduced.
+    """
     target, weights = _targets(x, target, weight, ignore_index)
     losses = jnp.where(weights == 0, 0, -_entries_at_target(x, target) * weights)
     if reduction == 0:
@@ -70,7 +73,7 @@ def nll_loss_forward(
 def nll_loss(
     x: Array, target: Array, weight: Array | None = None, reduction: int = _MEAN, ignore_index: int = -100
 ) -> Array:
-    """-w_t x_t, reduced."""
+    """-weight[t] x[t] for log probabilities x, reduced, see ``nll_loss_forward``."""
     return nll_loss_forward(x, target, weight, reduction, ignore_index)[0]
 
 
@@ -83,7 +86,10 @@ def cross_entropy_loss(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Array:
-    """Cross entropy of logits with classes or with probabilities of classes as targets."""
+    """Cross entropy of logits x, whose targets are classes, or probabilities of the classes where the shapes are equal.
+
+    With classes the mean divides by the sum of their weights, with probabilities by the number of examples.
+    """
     axis = _class_axis(x)
     classes = x.shape[axis]
     logp = jax.nn.log_softmax(x, axis=axis)
@@ -107,7 +113,7 @@ def cross_entropy_loss(
 def multi_margin_loss(
     x: Array, target: Array, p: Any = 1, margin: Any = 1, weight: Array | None = None, reduction: int = _MEAN
 ) -> Array:
-    """sum_i!=t w_t max(0, margin - x_t + x_i)^p / classes."""
+    """sum_i!=t weight[t] max(0, margin - x[t] + x[i])^p / classes, reduced."""
     classes = x.shape[-1]
     excess = margin - jnp.take_along_axis(x, target[..., None], -1) + x
     counts = (excess > 0) & (jnp.arange(classes) != target[..., None])
@@ -119,9 +125,10 @@ def multi_margin_loss(
 
 @lowering("aten.multilabel_margin_loss_forward.default")
 def multilabel_margin_loss_forward(x: Array, target: Array, reduction: int) -> tuple[Array, Array]:
-    """(sum over targets j and others i of max(0, 1 - (x_j - x_i)) / classes, which classes are targets).
+    """(loss, 1 for classes that are targets, else 0).
 
-    Targets are the classes in front of the first -1.
+    The loss is the sum over targets j and other classes i of max(0, 1 - (x[j] - x[i])) / classes, reduced. Targets are
+    the classes in front of the first negative one.
     """
     classes = x.shape[-1]
     listed = jnp.cumsum(target < 0, axis=-1) == 0
@@ -135,7 +142,7 @@ def multilabel_margin_loss_forward(x: Array, target: Array, reduction: int) -> t
 
 @lowering("aten.multilabel_margin_loss.default")
 def multilabel_margin_loss(x: Array, target: Array, reduction: int = _MEAN) -> Array:
-    """See ``multilabel_margin_loss_forward``."""
+    """The loss of ``multilabel_margin_loss_forward`` alone."""
     return multilabel_margin_loss_forward(x, target, reduction)[0]
 
 
@@ -163,7 +170,7 @@ def _cross_entropy_of_probability_jvp(primals: tuple[Array, Array], tangents: tu
 
 @lowering("aten.binary_cross_entropy.default")
 def binary_cross_entropy(x: Array, target: Array, weight: Array | None = None, reduction: int = _MEAN) -> Array:
-    """-w (t log x + (1 - t) log(1 - x)) with logarithms of at least -100, and gradients bounded as torch's are."""
+    """-weight (t log x + (1 - t) log(1 - x)), reduced; logarithms are at least -100, gradients bounded as in torch."""
     losses = _cross_entropy_of_probability(x, target)
     return _reduce(losses if weight is None else losses * weight, reduction)
 
@@ -172,7 +179,7 @@ def binary_cross_entropy(x: Array, target: Array, weight: Array | None = None, r
 def binary_cross_entropy_with_logits(
     x: Array, target: Array, weight: Array | None = None, pos_weight: Array | None = None, reduction: int = _MEAN
 ) -> Array:
-    """w ((1 - t) x - (1 + (p - 1) t) log sigmoid(x))."""
+    """weight ((1 - t) x - (1 + (pos_weight - 1) t) log sigmoid(x)), reduced."""
     log_sigmoid = jax.nn.log_sigmoid(x)
     if pos_weight is not None:
         log_sigmoid = (1 + (pos_weight - 1) * target) * log_sigmoid
@@ -182,7 +189,7 @@ def binary_cross_entropy_with_logits(
 
 @lowering("aten.kl_div.default")
 def kl_div(x: Array, target: Array, reduction: int = _MEAN, *, log_target: bool = False) -> Array:
-    """t (log t - x), or exp(t) (t - x)."""
+    """t (log t - x), or with ``log_target`` exp(t) (t - x), reduced."""
     if log_target:
         return _reduce(jnp.exp(target) * (target - x), reduction)
     return _reduce(jax.scipy.special.xlogy(target, target) - target * x, reduction)
@@ -190,7 +197,7 @@ def kl_div(x: Array, target: Array, reduction: int = _MEAN, *, log_target: bool 
 
 @lowering("aten.poisson_nll_loss.default")
 def poisson_nll_loss(x: Array, target: Array, log_input: bool, full: bool, eps: float, reduction: int) -> Array:
-    """exp(x) - t x, or x - t log(x + eps), plus Stirling's term with ``full``."""
+    """exp(x) - t x with ``log_input``, else x - t log(x + eps); with ``full`` plus Stirling's term; reduced."""
     losses = jnp.exp(x) - target * x if log_input else x - target * jnp.log(x + eps)
     if full:
         safe = jnp.where(target > 1, target, 1)
@@ -204,26 +211,26 @@ def poisson_nll_loss(x: Array, target: Array, log_input: bool, full: bool, eps: 
 
 @lowering("aten.mse_loss.default")
 def mse_loss(x: Array, target: Array, reduction: int = _MEAN) -> Array:
-    """(x - t)^2."""
+    """(x - t)^2, reduced."""
     return _reduce(jnp.square(x - target), reduction)
 
 
 @lowering("aten.l1_loss.default")
 def l1_loss(x: Array, target: Array, reduction: int = _MEAN) -> Array:
-    """|x - t|."""
+    """|x - t|, reduced."""
     return _reduce(jnp.abs(x - target), reduction)
 
 
 @lowering("aten.huber_loss.default")
 def huber_loss(x: Array, target: Array, reduction: int = _MEAN, delta: float = 1.0) -> Array:
-    """z^2 / 2 for |z| up to delta, delta (|z| - delta / 2) beyond."""
+    """z^2 / 2 where |z| <= delta, delta (|z| - delta / 2) elsewhere, for z = x - t; reduced."""
     z = x - target
     return _reduce(jnp.where(jnp.abs(z) <= delta, 0.5 * z * z, delta * (jnp.abs(z) - 0.5 * delta)), reduction)
 
 
 @lowering("aten.smooth_l1_loss.default")
 def smooth_l1_loss(x: Array, target: Array, reduction: int = _MEAN, beta: float = 1.0) -> Array:
-    """z^2 / (2 beta) for |z| below beta, |z| - beta / 2 beyond."""
+    """z^2 / (2 beta) where |z| < beta, |z| - beta / 2 elsewhere, for z = x - t; reduced."""
     z = x - target
     if beta == 0:
         return _reduce(jnp.abs(z), reduction)
@@ -235,7 +242,7 @@ def smooth_l1_loss(x: Array, target: Array, reduction: int = _MEAN, beta: float 
 
 @lowering("aten.soft_margin_loss.default")
 def soft_margin_loss(x: Array, target: Array, reduction: int = _MEAN) -> Array:
-    """log(1 + exp(-t x))."""
+    """log(1 + exp(-t x)), reduced."""
     return _reduce(jax.nn.softplus(-target * x), reduction)
 
 
@@ -243,13 +250,13 @@ def soft_margin_loss(x: Array, target: Array, reduction: int = _MEAN) -> Array:
 def margin_ranking_loss(
     input1: Array, input2: Array, target: Array, margin: float = 0.0, reduction: int = _MEAN
 ) -> Array:
-    """max(0, -t (x1 - x2) + margin)."""
+    """max(0, -t (input1 - input2) + margin), reduced."""
     return _reduce(_positive_part(-target * (input1 - input2) + margin), reduction)
 
 
 @lowering("aten.hinge_embedding_loss.default")
 def hinge_embedding_loss(x: Array, target: Array, margin: float = 1.0, reduction: int = _MEAN) -> Array:
-    """x where t is 1, max(0, margin - x) where it is -1."""
+    """x where t is 1, max(0, margin - x) where t is -1, reduced."""
     near = jnp.where(target != -1, x, 0)
     far = jnp.where(target != 1, _positive_part(margin - x), 0)
     return _reduce(far + near, reduction)
@@ -259,7 +266,7 @@ def hinge_embedding_loss(x: Array, target: Array, margin: float = 1.0, reduction
 def cosine_embedding_loss(
     input1: Array, input2: Array, target: Array, margin: float = 0.0, reduction: int = _MEAN
 ) -> Array:
-    """1 - cos where t is 1, max(0, cos - margin) where it is -1."""
+    """1 - cos where t is 1, max(0, cos - margin) where t is -1, for the cosine along the last axis; reduced."""
     sizes = [jnp.sum(a * b, -1) for a, b in ((input1, input2), (input1, input1), (input2, input2))]
     cos = sizes[0] / jnp.sqrt((sizes[1] + 1e-12) * (sizes[2] + 1e-12))
     near = jnp.where(target == 1, 1 - cos, 0)
@@ -277,7 +284,10 @@ def triplet_margin_loss(
     swap: bool = False,
     reduction: int = _MEAN,
 ) -> Array:
-    """max(0, d(a, p) - d(a, n) + margin), where d(x, y) = |x - y + eps|_p; with ``swap`` d(p, n) if that is smaller."""
+    """max(0, d(anchor, positive) - d(anchor, negative) + margin), reduced, with d(x, y) = |x - y + eps|_p.
+
+    Norms are over the last axis. With ``swap``, d(positive, negative) replaces the second distance where it is smaller.
+    """
     near, far = (jnp.linalg.norm(anchor - other + eps, p, axis=-1) for other in (positive, negative))
     if swap:
         far = jnp.minimum(far, jnp.linalg.norm(positive - negative + eps, p, axis=-1))

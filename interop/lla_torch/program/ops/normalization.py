@@ -1,4 +1,4 @@
-"""Normalization layers, which move no data: statistics are taken over the axes as they lie in the array."""
+"""Normalization layers; statistics are taken over the axes as they lie in the array, if possible without transposes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def batch_norm_eval(
     momentum: float,
     eps: float,
 ) -> tuple[Any, ...]:
-    """(output normalized by the running statistics, empty, empty)."""
+    """(x normalized by the running statistics of its channels and affine, empty, empty)."""
     del momentum  # of the update of statistics, which there is not
     empty = jnp.zeros((0,), input.dtype)
     return _normalize(input, weight, bias, running_mean, running_var, eps), empty, empty
@@ -78,7 +78,7 @@ def _normalize(x: View, weight: View | None, bias: View | None, mean: View, vari
 def batch_norm_no_stats(
     input: View, weight: View | None, bias: View | None, training: bool, momentum: float, eps: float
 ) -> tuple[Any, ...]:
-    """(output normalized by the statistics of the batch, mean, rstd)."""
+    """(x normalized by its own statistics per channel and affine, mean, 1 / std)."""
     if not training:
         raise misuse(
             "training", training, "True without running statistics, since there is nothing else to normalize by"
@@ -108,7 +108,11 @@ def batch_norm_train(
     momentum: float,
     eps: float,
 ) -> tuple[Any, ...]:
-    """(output, mean, rstd, new running mean, new running variance); as in torch the last has the factor n / (n - 1)."""
+    """(x normalized per channel and affine, mean, 1 / std, new running mean, new running variance).
+
+    With ``training`` the statistics of x normalize. They enter the running ones with the factor ``momentum``, as in
+    torch the variance times n / (n - 1). Without it, as ``batch_norm_eval``; the running statistics stay.
+    """
     if not training:
         results = batch_norm_eval(input, weight, bias, running_mean, running_var, momentum, eps)
         return (*results, running_mean, running_var)
@@ -138,7 +142,7 @@ def instance_norm(
     eps: float,
     cudnn_enabled: bool = False,
 ) -> View:
-    """The input, normalized over the spatial axes of every image and channel, or by running statistics."""
+    """x normalized over the spatial axes for each example and channel, or by running statistics; affine."""
     del cudnn_enabled  # it selects a kernel of torch
     if not use_input_stats:
         if running_mean is None or running_var is None:
@@ -166,7 +170,7 @@ def group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> View:
-    """The input, normalized over the spatial axes and groups of channels of every example."""
+    """x normalized over the entries of each example and group of channels; affine."""
     del cudnn_enabled  # it selects a kernel of torch
     return _group_norm(input, num_groups, weight, bias, eps)[0]
 
@@ -191,7 +195,7 @@ def _group_norm(
 def native_group_norm(
     input: View, weight: View | None, bias: View | None, N: int, C: int, HxW: int, group: int, eps: float
 ) -> tuple[View, jax.Array, jax.Array]:
-    """(output, mean, rstd) with statistics (N, group)."""
+    """(``group_norm``, mean, 1 / std); mean and 1 / std are of shape (N, group)."""
     if (N, C, N * C * HxW) != (*input.shape[:2], math.prod(input.shape)):
         raise ValueError(
             f"N, C, HxW: {N}, {C}, {HxW} given; they must be the sizes of the input, which has shape {input.shape}"
@@ -226,7 +230,7 @@ def _broadcast_last(weight: View | None, x: View) -> jax.Array | None:
 def native_layer_norm(
     input: View, normalized_shape: Sequence[int], weight: View | None, bias: View | None, eps: float
 ) -> tuple[View, View, View]:
-    """(output, mean, rstd); the statistics keep the normalized axes with size one."""
+    """(``layer_norm``, mean, 1 / std); mean and 1 / std keep the normalized axes with length 1."""
     x, axes = _last_axes(input, normalized_shape)
     centred, mean, variance = _moments(_at_least_float32(x.array), axes)
     rstd = lax.rsqrt(variance + eps)
@@ -243,7 +247,7 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> View:
-    """The input, normalized over the last logical axes."""
+    """x normalized over its last axes, of the sizes ``normalized_shape``; affine."""
     del cudnn_enable  # it selects a kernel of torch
     return native_layer_norm(input, normalized_shape, weight, bias, eps)[0]
 
@@ -252,7 +256,10 @@ def layer_norm(
 def fused_rms_norm(
     input: View, normalized_shape: Sequence[int], weight: View | None, eps: float | None
 ) -> tuple[View, View]:
-    """(x / rms(x) * weight, 1 / rms(x)) over the last logical axes; eps=None is the rounding unit of the type."""
+    """(x / rms * weight, 1 / rms) with rms^2 = mean(x^2) + eps over the last axes, of the sizes ``normalized_shape``.
+
+    eps=None means the rounding unit of the type in which it is computed, float32 or float64.
+    """
     x, axes = _last_axes(input, normalized_shape)
     array = _at_least_float32(x.array)
     eps = float(jnp.finfo(array.dtype).eps) if eps is None else eps
@@ -264,7 +271,7 @@ def fused_rms_norm(
 def rms_norm(
     input: View, normalized_shape: Sequence[int], weight: View | None = None, eps: float | None = None
 ) -> View:
-    """torch.nn.functional.rms_norm."""
+    """x / rms * weight over the last axes, see ``fused_rms_norm``."""
     return fused_rms_norm(input, normalized_shape, weight, eps)[0]
 
 
@@ -273,7 +280,7 @@ def rms_norm(
 
 @lowering("aten._weight_norm_interface.default", layout="views")
 def weight_norm_interface(v: View, g: View, dim: int = 0) -> tuple[View, View]:
-    """(g v / |v|, |v|) with one norm per slice along ``dim``; -1: one norm of all entries."""
+    """(g v / |v|, |v|) with one norm for each index of the axis ``dim``; -1: one norm of all entries."""
     v = plain(v.logical()) if v.is_merged or v.split is not None else v
     axes = tuple(a for i, a in enumerate(v.order) if dim == -1 or i != dim)
     norm = jnp.sqrt((v.array * v.array).sum(axes, keepdims=True))
@@ -283,5 +290,5 @@ def weight_norm_interface(v: View, g: View, dim: int = 0) -> tuple[View, View]:
 
 @lowering("aten._weight_norm.default", layout="views")
 def weight_norm(v: View, g: View, dim: int = 0) -> View:
-    """g v / |v| with one norm per slice along ``dim``; -1: one norm of all entries."""
+    """g v / |v| with one norm for each index of the axis ``dim``; -1: one norm of all entries."""
     return weight_norm_interface(v, g, dim)[0]

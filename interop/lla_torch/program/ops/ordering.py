@@ -32,7 +32,7 @@ def cumprod(x: View, dim: int, *, dtype: Any = None) -> View:
 
 @lowering("aten.logcumsumexp", layout="views")
 def logcumsumexp(x: View, dim: int) -> View:
-    """Running log sum exp along an axis."""
+    """Running log(sum exp(x)) along an axis."""
     return apply_along(x, dim, lambda array, axis: jax.lax.cumlogsumexp(array, axis))
 
 
@@ -51,13 +51,13 @@ def _scan_extremum(x: View, dim: int, later: Callable[[jax.Array, jax.Array], ja
 
 @lowering("aten.cummax", layout="views")
 def cummax(x: View, dim: int) -> tuple[View, View]:
-    """(running maximum, the last index of each)."""
+    """(running maximum along an axis, the last index of each)."""
     return _scan_extremum(x, dim, jnp.greater_equal)
 
 
 @lowering("aten.cummin", layout="views")
 def cummin(x: View, dim: int) -> tuple[View, View]:
-    """(running minimum, the last index of each)."""
+    """(running minimum along an axis, the last index of each)."""
     return _scan_extremum(x, dim, jnp.less_equal)
 
 
@@ -67,26 +67,26 @@ def _sort(x: View, dim: int, descending: bool) -> tuple[View, View]:
 
 @lowering("aten.sort", layout="views")
 def sort(x: View, dim: int = -1, descending: bool = False) -> tuple[View, View]:
-    """(sorted entries, their indices); equal entries keep their order."""
+    """(entries sorted along an axis, their indices); equal entries keep their order."""
     return _sort(x, dim, descending)
 
 
 @lowering("aten.sort.stable", layout="views")
 def sort_stable(x: View, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> tuple[View, View]:
-    """(sorted entries, their indices); always stable."""
+    """(entries sorted along an axis, their indices); equal entries keep their order, whatever ``stable`` says."""
     del stable
     return _sort(x, dim, descending)
 
 
 @lowering("aten.argsort", layout="views")
 def argsort(x: View, dim: int = -1, descending: bool = False) -> View:
-    """The indices that sort; equal entries keep their order."""
+    """The indices that sort an axis; equal entries keep their order."""
     return _sort(x, dim, descending)[1]
 
 
 @lowering("aten.argsort.stable", layout="views")
 def argsort_stable(x: View, *, stable: bool, dim: int = -1, descending: bool = False) -> View:
-    """The indices that sort; always stable."""
+    """The indices that sort an axis; equal entries keep their order, whatever ``stable`` says."""
     del stable
     return _sort(x, dim, descending)[1]
 
@@ -99,7 +99,10 @@ def msort(x: View) -> View:
 
 @lowering("aten.topk", layout="views")
 def topk(x: View, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[View, View]:
-    """(the k largest or smallest entries of an axis, their indices), always sorted, equal entries by index."""
+    """(the k largest, or with largest=False smallest, entries of an axis, their indices).
+
+    They are sorted, whatever ``sorted`` says, and equal entries come by index.
+    """
     del sorted
 
     def index(array: jax.Array, axis: int) -> jax.Array:
@@ -120,13 +123,13 @@ def _index_of_rank(n: Callable[[int], int]) -> Callable[[jax.Array, int], jax.Ar
 
 @lowering("aten.kthvalue", layout="views")
 def kthvalue(x: View, k: int, dim: int = -1, keepdim: bool = False) -> tuple[View, View]:
-    """(the k-th smallest entry of an axis, counted from 1, its index)."""
+    """(the k-th smallest entry along an axis, counted from 1, its index)."""
     return pick_along(x, dim, keepdim, _index_of_rank(lambda n: k - 1))
 
 
 @lowering("aten.median.dim", layout="views")
 def median_dim(x: View, dim: int, keepdim: bool = False) -> tuple[View, View]:
-    """(the lower median of an axis, its index)."""
+    """(the lower median along an axis, its index); NaN where an entry is NaN."""
 
     def index(array: jax.Array, axis: int) -> jax.Array:
         middle = _index_of_rank(lambda n: (n - 1) // 2)(array, axis)
@@ -138,7 +141,7 @@ def median_dim(x: View, dim: int, keepdim: bool = False) -> tuple[View, View]:
 
 @lowering("aten.median", layout="logical")
 def median(x: jax.Array) -> jax.Array:
-    """The lower median; equal entries take equal parts of the derivative."""
+    """The lower median of all entries, NaN if one is NaN; equal entries take equal parts of the derivative."""
     flat = x.reshape(-1)
     fixed = jax.lax.stop_gradient(flat)
     middle = jnp.sort(fixed)[(flat.size - 1) // 2]
@@ -170,7 +173,11 @@ def searchsorted(
     side: str | None = None,
     sorter: jax.Array | None = None,
 ) -> jax.Array:
-    """The places of the entries of x in sorted rows. ``out_int32`` is not read: the graph holds the result's type."""
+    """The index at which each entry of x would be inserted into its row of sorted boundaries.
+
+    ``right`` or side="right" inserts behind equal boundaries, the default in front of them. ``sorter`` holds indices
+    that sort the rows. ``out_int32`` has no effect: the graph holds the result's type.
+    """
     del out_int32
     if sorter is not None:
         boundaries = jnp.take_along_axis(boundaries, sorter, -1)
@@ -179,12 +186,12 @@ def searchsorted(
 
 @lowering("aten.bucketize.Tensor", "aten.bucketize.Scalar")
 def bucketize(x: Any, boundaries: jax.Array, *, out_int32: bool = False, right: bool = False) -> jax.Array:
-    """The interval between sorted boundaries in which each entry lies; see ``searchsorted`` for ``out_int32``."""
+    """The number of the interval between sorted boundaries in which each entry of x lies, see ``searchsorted``."""
     del out_int32
     return _search(boundaries, jnp.asarray(x), right)
 
 
 @lowering(*(f"aten.isin.{kind}" for kind in ("Tensor_Tensor", "Scalar_Tensor", "Tensor_Scalar")))
 def isin(x: Any, test: Any, *, assume_unique: bool = False, invert: bool = False) -> jax.Array:
-    """Whether the entries of x are among those of ``test``."""
+    """Whether each entry of x is among those of ``test``; with ``invert`` whether it is not."""
     return jnp.isin(jnp.asarray(x), jnp.asarray(test), assume_unique=assume_unique, invert=invert)

@@ -16,7 +16,7 @@ from lla_torch.program.ops.axes import axis_of
 
 @lowering("aten.unfold", "aten.unfold_copy")
 def unfold(x: jax.Array, dimension: int, size: int, step: int) -> jax.Array:
-    """All windows of an axis, their entries along a new last axis."""
+    """The windows of ``size`` entries that start at every ``step``-th entry of an axis, each along a new last axis."""
     if x.ndim == 0:
         return x.reshape(1)[:size]
     axis = axis_of(dimension, x.ndim)
@@ -31,19 +31,19 @@ def unfold(x: jax.Array, dimension: int, size: int, step: int) -> jax.Array:
 
 @lowering("aten.diagonal", "aten.diagonal_copy", "aten.linalg_diagonal")
 def diagonal(x: jax.Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> jax.Array:
-    """Diagonals of a plane, along a new last axis."""
+    """The diagonals x[i, i + offset] over the axes dim1 and dim2, which a new last axis replaces."""
     return jnp.diagonal(x, offset, axis_of(dim1, x.ndim), axis_of(dim2, x.ndim))
 
 
 @lowering("aten.diag")
 def diag(x: jax.Array, diagonal: int = 0) -> jax.Array:
-    """The diagonal of a matrix, or the matrix with this diagonal."""
+    """The diagonal of a matrix; of a vector, the matrix with it as its diagonal and zeros elsewhere."""
     return jnp.diag(x, diagonal)
 
 
 @lowering("aten.diag_embed")
 def diag_embed(x: jax.Array, offset: int = 0, dim1: int = -2, dim2: int = -1) -> jax.Array:
-    """Matrices with these diagonals, in the plane of two new axes."""
+    """Matrices over the new axes dim1 and dim2, with the last axis of x as their diagonals and zeros elsewhere."""
     size = x.shape[-1] + abs(offset)
     rows = np.arange(x.shape[-1]) + max(-offset, 0)
     columns = np.arange(x.shape[-1]) + max(offset, 0)
@@ -53,19 +53,19 @@ def diag_embed(x: jax.Array, offset: int = 0, dim1: int = -2, dim2: int = -1) ->
 
 @lowering("aten.trace")
 def trace(x: jax.Array) -> jax.Array:
-    """The sum of a matrix's diagonal."""
+    """The sum of the diagonal of a matrix."""
     return jnp.trace(x)
 
 
 @lowering("aten.tril")
 def tril(x: jax.Array, diagonal: int = 0) -> jax.Array:
-    """Zeros above a diagonal."""
+    """x with zeros above the given diagonal of its last two axes."""
     return jnp.tril(x, diagonal)
 
 
 @lowering("aten.triu")
 def triu(x: jax.Array, diagonal: int = 0) -> jax.Array:
-    """Zeros below a diagonal."""
+    """x with zeros below the given diagonal of its last two axes."""
     return jnp.triu(x, diagonal)
 
 
@@ -78,7 +78,9 @@ def _storage_places(size: Sequence[int], stride: Sequence[int], offset: int | No
 
 @lowering("aten.as_strided", "aten.as_strided_copy")
 def as_strided(x: jax.Array, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Any:
-    """Entries at places of the storage, which must be the tensor itself, contiguous and from its first entry.
+    """The entries x.flatten()[storage_offset + i stride[0] + j stride[1] + ...], of shape ``size``.
+
+    In torch these are places of the storage, so x must be all of it, contiguous and from its first entry.
 
     Raises:
       ValueError: if a place lies beyond the tensor, as it does in a tensor that is a part of a larger storage.
@@ -90,7 +92,7 @@ def as_strided(x: jax.Array, size: Sequence[int], stride: Sequence[int], storage
 def as_strided_scatter(
     x: jax.Array, src: jax.Array, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
 ) -> jax.Array:
-    """``x`` with the entries of its ``as_strided`` replaced."""
+    """``x`` with the entries of ``as_strided(x, size, stride, storage_offset)`` replaced by ``src``."""
     places = _check_places(_storage_places(size, stride, storage_offset), x)
     return x.reshape(-1).at[places].set(src.astype(x.dtype)).reshape(x.shape)
 
@@ -106,7 +108,7 @@ def _check_places(places: np.ndarray, x: jax.Array) -> np.ndarray:
 
 @lowering("aten.select_scatter")
 def select_scatter(x: jax.Array, src: jax.Array, dim: int, index: int) -> jax.Array:
-    """``x`` with one entry of an axis replaced."""
+    """``x`` with the entry ``index`` of the axis ``dim`` replaced by ``src``."""
     where = [slice(None)] * x.ndim
     where[axis_of(dim, x.ndim)] = index  # type: ignore[call-overload]
     return x.at[tuple(where)].set(src.astype(x.dtype))
@@ -116,7 +118,7 @@ def select_scatter(x: jax.Array, src: jax.Array, dim: int, index: int) -> jax.Ar
 def slice_scatter(
     x: jax.Array, src: jax.Array, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> jax.Array:
-    """``x`` with a slice of an axis replaced."""
+    """``x`` with the entries start, start + step, ... before end of the axis ``dim`` replaced by ``src``."""
     axis = axis_of(dim, x.ndim)
     where = [slice(None)] * x.ndim
     begin, stop, _ = slice(start, end).indices(x.shape[axis])
@@ -126,7 +128,7 @@ def slice_scatter(
 
 @lowering("aten.diagonal_scatter")
 def diagonal_scatter(x: jax.Array, src: jax.Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> jax.Array:
-    """``x`` with diagonals of a plane replaced."""
+    """``x`` with ``diagonal(x, offset, dim1, dim2)`` replaced by ``src``."""
     places = np.arange(math.prod(x.shape)).reshape(x.shape)
     places = np.diagonal(places, offset, axis_of(dim1, x.ndim), axis_of(dim2, x.ndim))
     return x.reshape(-1).at[places].set(src.astype(x.dtype)).reshape(x.shape)

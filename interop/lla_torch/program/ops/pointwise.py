@@ -28,7 +28,7 @@ def _register(table: dict[str, Callable[..., Any]], *overloads: str) -> None:
 
 
 def absolute(x: jax.Array) -> jax.Array:
-    """|x|, with derivative 0 at 0 as torch has it; jax's is 1 there."""
+    """|x|, with derivative 0 at 0 as in torch (jax's ``abs`` has 1 there)."""
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x * jax.lax.stop_gradient(jnp.sign(x))
     return jnp.abs(x)
@@ -199,7 +199,7 @@ def _floor_divide(x: Any, y: Any) -> jax.Array:
     layout="pointwise",
 )
 def div(x: Any, y: Any) -> jax.Array:
-    """x / y; a float also for integers."""
+    """x / y, a float also for integers."""
     return jnp.true_divide(x, y)
 
 
@@ -226,7 +226,7 @@ def div_mode(x: Any, y: Any, rounding_mode: str | None = None) -> jax.Array:
     layout="pointwise",
 )
 def power(x: Any, y: Any) -> jax.Array:
-    """x to the power y; integer exponents by multiplication."""
+    """x to the power y, computed by multiplications if y is a whole number up to 64."""
     if isinstance(y, float) and y == 0.5:
         return jnp.sqrt(x)
     if isinstance(y, int | float) and not isinstance(y, bool) and math.isfinite(y) and y == int(y) and abs(y) <= 64:
@@ -240,14 +240,14 @@ def power(x: Any, y: Any) -> jax.Array:
 
 @lowering("aten.round.decimals", "aten.special_round.decimals", layout="pointwise")
 def round_decimals(x: jax.Array, *, decimals: int = 0) -> jax.Array:
-    """x rounded half to even at a decimal place."""
+    """x rounded to ``decimals`` decimal places, half to even; negative ones count in front of the point."""
     scale = 10.0 ** abs(decimals)
     return jnp.round(x * scale) / scale if decimals >= 0 else jnp.round(x / scale) * scale
 
 
 @lowering("aten.clamp", "aten.clamp.Tensor", "aten.clip", "aten.clip.Tensor", layout="pointwise")
 def clamp(x: jax.Array, min: Any = None, max: Any = None) -> jax.Array:
-    """min(max(x, lo), hi); the derivative is 1 at the bounds."""
+    """min(max(x, lower), upper) for the bounds ``min`` and ``max`` (None: no bound); derivative 1 at a bound."""
     y = x if min is None else jnp.where(x < min, min, x)
     if max is None:
         return y
@@ -257,13 +257,13 @@ def clamp(x: jax.Array, min: Any = None, max: Any = None) -> jax.Array:
 
 @lowering("aten.clamp_min", "aten.clamp_min.Tensor", layout="pointwise")
 def clamp_min(x: jax.Array, min: Any) -> jax.Array:
-    """max(x, lo); the derivative is 1 at the bound."""
+    """max(x, lower) for the bound ``min``; derivative 1 at the bound."""
     return clamp(x, min)
 
 
 @lowering("aten.clamp_max", "aten.clamp_max.Tensor", layout="pointwise")
 def clamp_max(x: jax.Array, max: Any) -> jax.Array:
-    """min(x, hi); the derivative is 1 at the bound."""
+    """min(x, upper) for the bound ``max``; derivative 1 at the bound."""
     return clamp(x, None, max)
 
 
@@ -307,7 +307,7 @@ def polygamma(n: int, x: jax.Array) -> jax.Array:
 
 @lowering("aten.logit", "aten.special_logit", layout="pointwise")
 def logit(x: jax.Array, eps: float | None = None) -> jax.Array:
-    """log(p / (1 - p)) with p = x, kept to [eps, 1 - eps]."""
+    """log(p / (1 - p)), where p is x, clamped to [eps, 1 - eps] unless eps is None."""
     p = _real(x) if eps is None else clamp(_real(x), eps, 1 - eps)
     return jnp.log(p / (1 - p))
 
@@ -344,7 +344,7 @@ def masked_fill(x: jax.Array, mask: jax.Array, value: Any) -> jax.Array:
 
 @lowering("aten.nan_to_num", layout="pointwise")
 def nan_to_num(x: jax.Array, nan: Any = None, posinf: Any = None, neginf: Any = None) -> jax.Array:
-    """x with NaN and infinities replaced, by default by 0 and by the largest numbers."""
+    """x with NaN, inf and -inf replaced, by default by 0 and the largest and least finite number of its type."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
     info = jnp.finfo(x.dtype)
@@ -370,20 +370,20 @@ lowering(
 
 @lowering("aten.detach", "aten.detach_copy", layout="views")
 def detach(x: View) -> View:
-    """x as a constant of differentiation."""
+    """x as a constant of differentiation (``stop_gradient``)."""
     return x.with_array(jax.lax.stop_gradient(x.array))
 
 
 @lowering("aten._to_copy", "aten.to.dtype", "aten.to.dtype_layout", layout="views")
 def to_dtype(x: View, dtype: Any = None, copy: bool = False) -> View:
-    """x in another type; ``copy`` has no effect, since arrays never change."""
+    """x in the type ``dtype`` (None: unchanged); ``copy`` has no effect, since arrays never change."""
     del copy
     return x if dtype is None else x.with_array(x.array.astype(dtype))
 
 
 @lowering("aten.to.device", "aten.to.prim_Device", layout="views")
 def to_device(x: View, dtype: Any = None, copy: bool = False) -> View:
-    """x in another type."""
+    """x in the type ``dtype`` (None: unchanged); devices have no effect."""
     return to_dtype(x, dtype, copy)
 
 
@@ -403,17 +403,17 @@ def copy(x: View, source: View) -> View:
 
 @lowering("aten.view_as_real", "aten.view_as_real_copy")
 def view_as_real(x: jax.Array) -> jax.Array:
-    """Real and imaginary part along a new last axis."""
+    """Real and imaginary part of x along a new last axis."""
     return jnp.stack((x.real, x.imag), -1)
 
 
 @lowering("aten.view_as_complex", "aten.view_as_complex_copy")
 def view_as_complex(x: jax.Array) -> jax.Array:
-    """The last axis, of length 2, as real and imaginary part."""
+    """The complex tensor whose real and imaginary part are the two entries of the last axis of x."""
     return jax.lax.complex(x[..., 0], x[..., 1])
 
 
 @lowering("aten.polar")
 def polar(modulus: jax.Array, angle: jax.Array) -> jax.Array:
-    """modulus exp(i angle)."""
+    """The complex numbers modulus exp(i angle)."""
     return jax.lax.complex(*jnp.broadcast_arrays(modulus * jnp.cos(angle), modulus * jnp.sin(angle)))

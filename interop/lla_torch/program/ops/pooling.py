@@ -46,15 +46,18 @@ class _Windows:
             self.ends.append((p, p if exact else (outputs - 1) * s + d * (k - 1) + 1 - n - p))
 
     def reduce(self, x: jax.Array, start: Any, operation: Any) -> jax.Array:
-        """The reduction over all windows, as Flax's pooling computes it."""
+        """Reduce each window of x (N, *spatial, C) by ``operation``, from ``start``, as Flax's pooling does."""
         dilation = (1, *self.dilation, 1) if set(self.dilation) != {1} else None
         padding = ((0, 0), *self.ends, (0, 0))
         window, stride = (1, *self.kernel, 1), (1, *self.stride, 1)
         return lax.reduce_window(x, start, operation, window, stride, padding, window_dilation=dilation)
 
     def tables(self) -> list[np.ndarray]:
-        """Per axis the positions (outputs, kernel) in the input. A position in the padding is replaced by the nearest
-        one of its window that is not, which changes neither the largest entry nor the first of equal ones."""
+        """For each axis the positions in the input of all windows' entries, of shape (outputs, kernel).
+
+        A position in the padding is replaced by the nearest one of its window in the input, which changes neither the
+        largest entry nor the first of equal ones.
+        """
         return [
             _table(*axis)
             for axis in zip(

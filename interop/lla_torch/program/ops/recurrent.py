@@ -19,7 +19,7 @@ Carry = tuple[Array, ...]
 
 @dataclass(frozen=True)
 class _Cell:
-    """A cell: ``step(projected input, recurrent projection of h, carry) -> carry`` whose first entry is h."""
+    """A recurrent cell: ``step(projected input, recurrent projection of h, carry)`` is the next carry, h first."""
 
     step: Callable[[Array, Array, Carry], Carry]
     states: int
@@ -126,12 +126,12 @@ def lstm(
     *,
     draw: Callable[..., Any],
 ) -> tuple[Array, ...]:
-    """(outputs, h, c) of torch.nn.LSTM, with or without ``proj_size``."""
+    """(outputs, h, c) of torch.nn.LSTM, with or without ``proj_size``; h and c are the last states of all layers."""
     return _layers(_LSTM, x, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first, draw)
 
 
 def _register_plain(name: str, cell: _Cell) -> None:
-    """A layer whose only state is its output."""
+    """Register the layer and the single step of a cell whose only state is its output."""
 
     @lowering(f"aten.{name}.input", random=True)
     def layer(
@@ -169,7 +169,7 @@ def lstm_cell(
     b_ih: Array | None = None,
     b_hh: Array | None = None,
 ) -> Carry:
-    """(h, c) after one step."""
+    """(h, c) after one step of an LSTM cell from the states ``hx`` = (h, c)."""
     return _cell_step(_LSTM, x, tuple(hx), w_ih, w_hh, b_ih, b_hh)
 
 

@@ -32,7 +32,7 @@ def sum_all(x: View, *, dtype: Any = None) -> Any:
 
 @lowering("aten.sum.dim_IntList", layout="views")
 def sum_dim(x: View, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """Sums over axes."""
+    """Sums over the axes ``dim`` (None or (): all)."""
     return reduce_axes(
         _cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.sum(_bool_to_int(a), axes, keepdims=keep)
     )
@@ -40,7 +40,7 @@ def sum_dim(x: View, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> A
 
 @lowering("aten.nansum", layout="views")
 def nansum(x: View, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """Sums over axes without the NaN entries."""
+    """Sums over the axes ``dim`` (None: all) of the entries that are not NaN."""
     return reduce_axes(
         _cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.nansum(_bool_to_int(a), axes, keepdims=keep)
     )
@@ -54,13 +54,13 @@ def mean_all(x: View, *, dtype: Any = None) -> Any:
 
 @lowering("aten.mean.dim", layout="views")
 def mean_dim(x: View, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """Means over axes."""
+    """Means over the axes ``dim`` (None or (): all)."""
     return reduce_axes(_cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.mean(a, axes, keepdims=keep))
 
 
 @lowering("aten.nanmean", layout="views")
 def nanmean(x: View, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """Means over axes without the NaN entries."""
+    """Means over the axes ``dim`` (None: all) of the entries that are not NaN."""
     return reduce_axes(_cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.nanmean(a, axes, keepdims=keep))
 
 
@@ -72,7 +72,7 @@ def prod_all(x: View, *, dtype: Any = None) -> Any:
 
 @lowering("aten.prod.dim_int", layout="views")
 def prod_dim(x: View, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """Products over an axis."""
+    """Products over the axis ``dim``."""
     return reduce_axes(
         _cast(x, dtype), dim, keepdim, lambda a, axes, keep: jnp.prod(_bool_to_int(a), axes, keepdims=keep)
     )
@@ -85,7 +85,7 @@ def _extremum(function: Callable[..., jax.Array]) -> Callable[..., Any]:
     return extremum
 
 
-# equal extrema take equal parts of the derivative, in torch and in jax
+# equal largest (smallest) entries take equal parts of the derivative, in torch and in jax
 lowering("aten.amax", "aten.max", layout="views")(_extremum(jnp.max))
 lowering("aten.amin", "aten.min", layout="views")(_extremum(jnp.min))
 lowering(*(f"aten.any.{kind}" for kind in ("default", "dim", "dims")), layout="views")(_extremum(jnp.any))
@@ -94,7 +94,7 @@ lowering(*(f"aten.all.{kind}" for kind in ("default", "dim", "dims")), layout="v
 
 @lowering("aten.aminmax", layout="views")
 def aminmax(x: View, *, dim: int | None = None, keepdim: bool = False) -> tuple[Any, Any]:
-    """(smallest, largest) entry."""
+    """(smallest entry, largest entry) along the axis ``dim``; None: of the whole tensor."""
     return _extremum(jnp.min)(x, dim, keepdim), _extremum(jnp.max)(x, dim, keepdim)
 
 
@@ -104,13 +104,13 @@ def _keep_axis(function: Callable[..., jax.Array]) -> Callable[[jax.Array, int],
 
 @lowering("aten.max.dim", layout="views")
 def max_dim(x: View, dim: int, keepdim: bool = False) -> tuple[View, View]:
-    """(largest entry of an axis, its first index); the derivative goes to that entry."""
+    """(largest entries along an axis, their first indices); the derivative goes to these entries alone."""
     return pick_along(x, dim, keepdim, _keep_axis(jnp.argmax))
 
 
 @lowering("aten.min.dim", layout="views")
 def min_dim(x: View, dim: int, keepdim: bool = False) -> tuple[View, View]:
-    """(smallest entry of an axis, its first index); the derivative goes to that entry."""
+    """(smallest entries along an axis, their first indices); the derivative goes to these entries alone."""
     return pick_along(x, dim, keepdim, _keep_axis(jnp.argmin))
 
 
@@ -122,19 +122,19 @@ def _extremum_index(x: View, dim: int | None, keepdim: bool, function: Callable[
 
 @lowering("aten.argmax", layout="views")
 def argmax(x: View, dim: int | None = None, keepdim: bool = False) -> View:
-    """The first index of the largest entry along an axis, or of the flat tensor."""
+    """The first index of the largest entry along an axis; None: of the flattened tensor."""
     return _extremum_index(x, dim, keepdim, jnp.argmax)
 
 
 @lowering("aten.argmin", layout="views")
 def argmin(x: View, dim: int | None = None, keepdim: bool = False) -> View:
-    """The first index of the smallest entry along an axis, or of the flat tensor."""
+    """The first index of the smallest entry along an axis; None: of the flattened tensor."""
     return _extremum_index(x, dim, keepdim, jnp.argmin)
 
 
 @lowering("aten.count_nonzero", "aten.count_nonzero.dim_IntList", layout="views")
 def count_nonzero(x: View, dim: Any = None) -> Any:
-    """The number of entries that are not 0."""
+    """The number of entries that are not 0, over the axes ``dim`` (None: all)."""
     return reduce_axes(x, dim, False, lambda a, axes, keep: jnp.sum((a != 0).astype(int), axes))
 
 
@@ -196,12 +196,15 @@ _register_moments()
 
 @lowering("aten.logsumexp", "aten.special_logsumexp", layout="views")
 def logsumexp(x: View, dim: Any, keepdim: bool = False) -> Any:
-    """log sum exp over axes."""
+    """log(sum exp(x)) over the axes ``dim``."""
     return reduce_axes(x, dim, keepdim, lambda a, axes, keep: special.logsumexp(a, axes, keepdims=keep))
 
 
 def norm_of(array: jax.Array, order: float, axes: tuple[int, ...], keep: bool) -> jax.Array:
-    """The vector norm over axes; where it is 0 its derivative is 0."""
+    """The norm (sum |x|^order)^(1 / order) of an array over axes; where it is 0, its derivative is 0.
+
+    Order inf or -inf is the largest or smallest |x|, order 0 the number of entries that are not 0.
+    """
     size = absolute(array)
     if order == math.inf:
         return jnp.max(size, axes, keepdims=keep)
@@ -222,7 +225,7 @@ def norm_of(array: jax.Array, order: float, axes: tuple[int, ...], keep: bool) -
 
 @lowering("aten.linalg_vector_norm", layout="views")
 def vector_norm(x: View, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """The norm (sum |x|^ord)^(1/ord) over axes."""
+    """The norm (sum |x|^ord)^(1 / ord) over the axes ``dim`` (None: all), see ``norm_of``."""
     return reduce_axes(_cast(x, dtype), dim, keepdim, lambda a, axes, keep: norm_of(a, float(ord), axes, keep))
 
 
@@ -231,27 +234,27 @@ def vector_norm(x: View, ord: float = 2, dim: Any = None, keepdim: bool = False,
     layout="views",
 )
 def norm(x: View, p: float | None = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """The norm (sum |x|^p)^(1/p) over axes."""
+    """The norm (sum |x|^p)^(1 / p) over the axes ``dim`` (None: all), see ``norm_of``; p=None means 2."""
     return vector_norm(x, 2 if p is None else p, dim, keepdim, dtype=dtype)
 
 
 @lowering("aten.dist", layout="logical")
 def dist(x: jax.Array, y: jax.Array, p: float = 2) -> jax.Array:
-    """The norm of x - y."""
+    """The p-norm of x - y over all entries."""
     difference = x - y
     return norm_of(difference, float(p), tuple(range(difference.ndim)), False)
 
 
 @lowering("aten.cdist", "aten._cdist_forward")
 def cdist(x: jax.Array, y: jax.Array, p: float = 2.0, compute_mode: int | None = None) -> jax.Array:
-    """Distances between all rows, by differences, which is exact; ``compute_mode`` has no effect."""
+    """p-norms of x[..., i, :] - y[..., j, :], from differences, which is exact; ``compute_mode`` has no effect."""
     del compute_mode
     return norm_of(x[..., :, None, :] - y[..., None, :, :], float(p), (-1,), False)
 
 
 @lowering("aten.pdist", "aten._pdist_forward")
 def pdist(x: jax.Array, p: float = 2.0) -> jax.Array:
-    """Distances between all pairs of rows, i < j."""
+    """p-norms of x[i] - x[j] for all i < j, as a vector."""
     rows, columns = jnp.triu_indices(x.shape[0], 1)
     return norm_of(x[rows] - x[columns], float(p), (-1,), False)
 
@@ -262,31 +265,31 @@ def _softmax(x: View, dim: int, dtype: Any, function: Callable[..., jax.Array]) 
 
 @lowering("aten.softmax.int", "aten.special_softmax", layout="views")
 def softmax(x: View, dim: int, dtype: Any = None) -> View:
-    """exp(x) over its sum along an axis."""
+    """exp(x) / sum exp(x) along an axis."""
     return _softmax(x, dim, dtype, jax.nn.softmax)
 
 
 @lowering("aten.log_softmax.int", "aten.special_log_softmax", layout="views")
 def log_softmax(x: View, dim: int, dtype: Any = None) -> View:
-    """The logarithm of the softmax."""
+    """The logarithm of the softmax along an axis."""
     return _softmax(x, dim, dtype, jax.nn.log_softmax)
 
 
 @lowering("aten._softmax", layout="views")
 def softmax_inner(x: View, dim: int, half_to_float: bool) -> View:
-    """The softmax; computed in float32 if ``half_to_float``."""
+    """The softmax along an axis; computed in float32 if ``half_to_float``."""
     return softmax(x, dim, jnp.float32 if half_to_float else None)
 
 
 @lowering("aten._log_softmax", layout="views")
 def log_softmax_inner(x: View, dim: int, half_to_float: bool) -> View:
-    """The logarithm of the softmax; computed in float32 if ``half_to_float``."""
+    """The logarithm of the softmax along an axis; computed in float32 if ``half_to_float``."""
     return log_softmax(x, dim, jnp.float32 if half_to_float else None)
 
 
 @lowering("aten._safe_softmax", layout="views")
 def safe_softmax(x: View, dim: int, dtype: Any = None) -> View:
-    """The softmax, and 0 where all entries of an axis are -inf."""
+    """The softmax along an axis, and 0 where all entries are -inf."""
 
     def safe(array: jax.Array, axis: int) -> jax.Array:
         empty = jnp.all(jnp.isneginf(array), axis, keepdims=True)

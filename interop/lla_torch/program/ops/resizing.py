@@ -28,7 +28,7 @@ from lla_torch.program.views import View, as_view, plain
 def _sizes(
     spatial: Sequence[int], output_size: Sequence[int] | None, scales: Sequence[float | None] | None
 ) -> list[tuple[int, int, float | None]]:
-    """Per axis (input size, output size, the scale factor or None)."""
+    """(input size, output size, scale factor or None) for each axis, from the output size or the scale factors."""
     if (output_size is None) == (scales is None):
         raise ValueError(
             f"output_size, scale_factors: {output_size}, {scales} given; give exactly one of the two, the other as None"
@@ -94,8 +94,10 @@ def _matrix(n: int, taps: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -
 
 
 def _nearest_table(n: int, size: int, scale: float | None, exact: bool, image: bool, dtype: Any) -> np.ndarray:
-    """Positions in the input. Some of them are integers up to rounding, so they are rounded as in torch's kernels: the
-    one for images computes in float32 and has two exceptions, those for one and three axes compute in the data's type.
+    """The input position of each output position, for nearest upsampling.
+
+    Positions may be integers up to rounding, so they are rounded as in torch's kernels: that for images computes in
+    float32 and has two exceptions, those for one and three axes compute in the data's type.
     """
     if image and not exact and size in (n, 2 * n):  # whatever the scale factor
         return np.arange(size) // (size // n)
@@ -187,7 +189,11 @@ ZEROS, BORDER, REFLECTION = range(3)
 
 @lowering("aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default", "aten.grid_sampler.default", layout="views")
 def grid_sampler(input: View, grid: View, interpolation_mode: int, padding_mode: int, align_corners: bool) -> View:
-    """torch.nn.functional.grid_sample: bilinear, nearest, or bicubic for images."""
+    """torch.nn.functional.grid_sample: the entries of ``input`` interpolated at the points ``grid``.
+
+    Codes of ``interpolation_mode``: 0 bilinear, 1 nearest, 2 bicubic (images only). Codes of ``padding_mode``: 0 zeros,
+    1 border, 2 reflection.
+    """
     dims = input.ndim - 2
     if interpolation_mode == BICUBIC and dims != 2:
         raise ValueError(
@@ -243,7 +249,7 @@ def _reflect(at: jax.Array, n: int, align_corners: bool) -> jax.Array:
 
 
 def _entries(images: jax.Array, positions: Sequence[jax.Array]) -> jax.Array:
-    """images[n, positions[0][n, ...], positions[1][n, ...]], and zero outside."""
+    """The entries images[n, positions[0][n, ...], positions[1][n, ...], ...], and 0 at positions outside."""
     positions = jnp.broadcast_arrays(*positions)
     inside = [(at >= 0) & (at < n) for at, n in zip(positions, images.shape[1:-1], strict=True)]
     kept = math.prod(inside[1:], start=inside[0])
@@ -253,7 +259,13 @@ def _entries(images: jax.Array, positions: Sequence[jax.Array]) -> jax.Array:
 
 @lowering("aten.affine_grid_generator.default")
 def affine_grid_generator(theta: jax.Array, size: Sequence[int], align_corners: bool) -> jax.Array:
-    """Points (N, *spatial, dims) of an affine map (N, dims, dims + 1) of the square [-1, 1]^dims."""
+    """The points of a grid on [-1, 1]^dims after affine maps, (N, *spatial, dims).
+
+    Args:
+      theta: the maps, (N, dims, dims + 1).
+      size: (N, C, *spatial).
+      align_corners: whether the outer points lie at -1 and 1; else the outer edges of their pixels do.
+    """
     axes = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in size[2:]]
     if not align_corners:
         axes = [axis * (n - 1) / n for axis, n in zip(axes, size[2:], strict=True)]
@@ -277,7 +289,7 @@ def _on_images(x: View, rearrange: Callable[[jax.Array], jax.Array]) -> View:
 
 @lowering("aten.pixel_shuffle.default", layout="views")
 def pixel_shuffle(x: View, upscale_factor: int) -> View:
-    """Entries of (..., C r^2, H, W) rearranged to (..., C, H r, W r)."""
+    """x (..., C r^2, H, W) rearranged to (..., C, H r, W r), r the factor."""
 
     def distribute(images: jax.Array) -> jax.Array:
         n, h, w, c = images.shape
@@ -290,7 +302,7 @@ def pixel_shuffle(x: View, upscale_factor: int) -> View:
 
 @lowering("aten.pixel_unshuffle.default", layout="views")
 def pixel_unshuffle(x: View, downscale_factor: int) -> View:
-    """Entries of (..., C, H r, W r) rearranged to (..., C r^2, H, W)."""
+    """x (..., C, H r, W r) rearranged to (..., C r^2, H, W), r the factor."""
 
     def gather(images: jax.Array) -> jax.Array:
         n, h, w, c = images.shape
@@ -303,7 +315,7 @@ def pixel_unshuffle(x: View, downscale_factor: int) -> View:
 
 @lowering("aten.channel_shuffle.default", "aten.native_channel_shuffle.default", layout="views")
 def channel_shuffle(x: View, groups: int) -> View:
-    """Channels (groups, C / groups) reordered to (C / groups, groups)."""
+    """x with its channels, split as (groups, C / groups), reordered to (C / groups, groups)."""
     images, batch = to_images(x, x.ndim - 2)
     split = images.reshape(*images.shape[:-1], groups, images.shape[-1] // groups)
     return from_images(jnp.swapaxes(split, -1, -2).reshape(images.shape), batch)
@@ -332,21 +344,21 @@ def _crop(array: jax.Array, ends: Sequence[tuple[int, int]]) -> jax.Array:
 
 @lowering(*(f"aten.reflection_pad{d}d.default" for d in (1, 2, 3)), layout="views")
 def reflection_pad(x: View, padding: Sequence[int]) -> View:
-    """x padded by its mirror image, without a second copy of the edge."""
+    """x padded by its mirror image, without a second copy of the edge; negative sizes cut off."""
     x, ends = _pad_widths(x, padding)
     return x.with_array(_crop(_extend(x.array, ends, "reflect"), ends))
 
 
 @lowering(*(f"aten.replication_pad{d}d.default" for d in (1, 2, 3)), layout="views")
 def replication_pad(x: View, padding: Sequence[int]) -> View:
-    """x padded by the entries at its edge."""
+    """x padded by the entries at its edge; negative sizes cut off."""
     x, ends = _pad_widths(x, padding)
     return x.with_array(_crop(_extend(x.array, ends, "edge"), ends))
 
 
 @lowering("aten._pad_circular.default", layout="views")
 def pad_circular(x: View, pad: Sequence[int]) -> View:
-    """x padded by the entries at the other end, after negative sizes are cut off."""
+    """x padded by its entries at the other end; negative sizes cut off, before the padding is made."""
     x, ends = _pad_widths(x, pad)
     return x.with_array(_extend(_crop(x.array, ends), ends, "wrap"))
 
@@ -355,7 +367,7 @@ def pad_circular(x: View, pad: Sequence[int]) -> View:
 
 
 def _patches(images: jax.Array, kernel: Any, dilation: Any, padding: Any, stride: Any) -> jax.Array:
-    """(N, L, C * window) from (N, H, W, C)."""
+    """The windows of images (N, H, W, C), padded by zeros, as (N, positions, C * window)."""
     kernel, dilation, padding, stride = (per_axis(v, 2) for v in (kernel, dilation, padding, stride))
     zero = jnp.zeros((), images.dtype)
     x = lax.pad(images, zero, [(0, 0, 0), *((p, p, 0) for p in padding), (0, 0, 0)])
@@ -377,14 +389,14 @@ def _columns(array: jax.Array, batch: bool) -> View:
 
 @lowering("aten.im2col.default", layout="views")
 def im2col(x: View, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> View:
-    """torch.nn.functional.unfold: (N, C * window, positions)."""
+    """torch.nn.functional.unfold: the windows of images as columns, (N, C * window, positions)."""
     images, batch = to_images(x, 2)
     return _columns(_patches(images, kernel_size, dilation, padding, stride), batch)
 
 
 @lowering("aten.col2im.default", layout="views")
 def col2im(x: View, output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> View:
-    """torch.nn.functional.fold: the sum of patches at their places, the transpose of ``im2col``."""
+    """torch.nn.functional.fold: columns summed into images at their windows, the transpose of ``im2col``."""
     columns = x.physical((0, 2, 1)) if x.ndim == 3 else x.physical((1, 0))[None]
     channels = columns.shape[-1] // math.prod(per_axis(kernel_size, 2))
     shape = jax.ShapeDtypeStruct((columns.shape[0], *per_axis(output_size, 2), channels), columns.dtype)

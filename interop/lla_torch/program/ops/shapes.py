@@ -34,7 +34,7 @@ def _sizes(sizes: Any) -> tuple[int, ...]:
     layout="views",
 )
 def reshape(x: View, shape: Sequence[int]) -> View:
-    """The entries, in torch's order, in another shape; -1 stands for the size that the others leave."""
+    """x in another shape, its entries in torch's order; -1 stands for the size that the others leave."""
     shape = _sizes(shape)
     if -1 in shape:
         known = math.prod(n for n in shape if n != -1)
@@ -55,14 +55,14 @@ def reshape(x: View, shape: Sequence[int]) -> View:
 
 @lowering("aten.flatten.using_ints", layout="views")
 def flatten(x: View, start_dim: int = 0, end_dim: int = -1) -> View:
-    """Axes start_dim to end_dim as one."""
+    """x with its axes start_dim to end_dim, both included, merged into one."""
     start, end = axis_of(start_dim, x.ndim), axis_of(end_dim, x.ndim)
     return reshape(x, (*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]))
 
 
 @lowering("aten.unflatten.int", layout="views")
 def unflatten(x: View, dim: int, sizes: Sequence[int]) -> View:
-    """One axis as several."""
+    """x with the axis ``dim`` split into axes of the lengths ``sizes``; -1 stands for the length that is left."""
     at = axis_of(dim, x.ndim)
     known = math.prod(n for n in sizes if n != -1)
     sizes = tuple(x.shape[at] // known if n == -1 else n for n in sizes)
@@ -71,13 +71,13 @@ def unflatten(x: View, dim: int, sizes: Sequence[int]) -> View:
 
 @lowering("aten.permute", "aten.permute_copy", layout="views")
 def permute(x: View, dims: Sequence[int]) -> View:
-    """Axis i of the result is axis ``dims[i]``."""
+    """x with its axes reordered: axis i of the result is axis ``dims[i]`` of x."""
     return x.transposed([axis_of(d, x.ndim) for d in dims])
 
 
 @lowering("aten.transpose.int", "aten.transpose_copy.int", "aten.swapaxes", "aten.swapdims", layout="views")
 def transpose(x: View, dim0: int, dim1: int) -> View:
-    """Two axes exchanged."""
+    """x with the axes dim0 and dim1 exchanged."""
     if x.ndim == 0:
         return x
     axes = list(range(x.ndim))
@@ -88,13 +88,13 @@ def transpose(x: View, dim0: int, dim1: int) -> View:
 
 @lowering("aten.t", "aten.t_copy", "aten.numpy_T", layout="views")
 def reverse_axes(x: View) -> View:
-    """All axes in reverse, which transposes a matrix."""
+    """x with its axes in reverse order, which transposes a matrix."""
     return x.transposed(range(x.ndim)[::-1])
 
 
 @lowering("aten.mT", "aten.mH", "aten.adjoint", layout="views")
 def adjoint(x: View) -> View:
-    """The last two axes exchanged; complex entries are refused."""
+    """x with its last two axes exchanged; complex entries are refused."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise ValueError("x: a complex tensor given; it must be real for mT and mH, so write transpose and conj")
     return transpose(x, -2, -1)
@@ -102,7 +102,7 @@ def adjoint(x: View) -> View:
 
 @lowering("aten.movedim.int", "aten.movedim.intlist", layout="views")
 def movedim(x: View, source: Any, destination: Any) -> View:
-    """Axes moved to other places; the others keep their order."""
+    """x with the axes ``source`` moved to the places ``destination``; the others keep their order."""
     return x.transposed(_order_after_move(x.ndim, source, destination))
 
 
@@ -116,7 +116,7 @@ def _order_after_move(ndim: int, source: Any, destination: Any) -> list[int]:
 
 @lowering("aten.expand", "aten.expand_copy", layout="views")
 def expand(x: View, sizes: Sequence[int], implicit: bool = False) -> View:
-    """Axes of length 1 repeated, and new ones in front; -1 keeps a length. ``implicit`` has no effect on values."""
+    """x with axes of length 1 repeated to ``sizes`` (-1: kept), and new axes in front; ``implicit`` has no effect."""
     del implicit
     sizes = _sizes(sizes)
     x = unmerge(x)
@@ -133,13 +133,13 @@ def expand(x: View, sizes: Sequence[int], implicit: bool = False) -> View:
 
 @lowering("aten.repeat", "aten.tile")
 def repeat(x: jax.Array, repeats: Sequence[int]) -> jax.Array:
-    """The tensor repeated along its axes."""
+    """x repeated ``repeats[i]`` times along axis i, with new axes in front if there are more repeats than axes."""
     return jnp.tile(x, _sizes(repeats))
 
 
 @lowering("aten.repeat_interleave.self_int", "aten.repeat_interleave.self_Tensor")
 def repeat_interleave(x: jax.Array, repeats: Any, dim: int | None = None, *, output_size: int | None = None) -> Any:
-    """Every entry along an axis (None: of the flat tensor) several times."""
+    """x with every entry of an axis (None: of the flattened tensor) repeated ``repeats`` times in place."""
     if not isinstance(repeats, int) and output_size is None:
         raise ValueError("output_size: None given, so the size of the result would depend on values; pass output_size=")
     axis = None if dim is None else axis_of(dim, x.ndim)
@@ -150,7 +150,7 @@ def repeat_interleave(x: jax.Array, repeats: Any, dim: int | None = None, *, out
 
 @lowering("aten.repeat_interleave.Tensor")
 def repeat_interleave_indices(repeats: jax.Array, *, output_size: int | None = None) -> jax.Array:
-    """The number i, ``repeats[i]`` times."""
+    """The numbers i = 0, 1, ..., each ``repeats[i]`` times in a row; ``output_size`` is their count."""
     return repeat_interleave(jnp.arange(repeats.size), repeats, output_size=output_size)
 
 
@@ -170,13 +170,13 @@ def squeeze_dims(x: View, dim: Any) -> View:
 
 @lowering("aten.unsqueeze", "aten.unsqueeze_copy", layout="views")
 def unsqueeze(x: View, dim: int) -> View:
-    """A new axis of length 1."""
+    """x with a new axis of length 1 at ``dim``."""
     return insert_axis(x, dim)
 
 
 @lowering("aten.select.int", "aten.select_copy.int", layout="views")
 def select(x: View, dim: int, index: int) -> View:
-    """One entry of an axis, without this axis."""
+    """The entry ``index`` of the axis ``dim``, without this axis."""
     d = axis_of(dim, x.ndim)
     index = _check_index(index, x.shape[d])
     part = apply_along(x, d, lambda array, axis: jax.lax.slice_in_dim(array, index, index + 1, axis=axis))
@@ -200,7 +200,7 @@ def _bounds(length: int, start: int | None, end: int | None) -> tuple[int, int]:
 
 @lowering("aten.slice.Tensor", "aten.slice_copy.Tensor", layout="views")
 def slice_axis(x: View, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> View:
-    """Entries start, start + step, ... before end of an axis, as a Python slice."""
+    """x with the entries start, start + step, ... before end of an axis, as by a Python slice."""
     length = x.shape[axis_of(dim, x.ndim)]
     begin, stop = _bounds(length, start, end)
     return x if (begin, stop, step) == (0, length, 1) else _slice(x, dim, begin, stop, step)
@@ -208,7 +208,7 @@ def slice_axis(x: View, dim: int = 0, start: int | None = None, end: int | None 
 
 @lowering("aten.narrow", "aten.narrow_copy", layout="views")
 def narrow(x: View, dim: int, start: int, length: int) -> View:
-    """``length`` entries of an axis."""
+    """x with the entries start to start + length - 1 of an axis."""
     start = start % x.shape[axis_of(dim, x.ndim)] if start < 0 else start
     return _slice(x, dim, start, start + length)
 
@@ -219,14 +219,14 @@ def narrow(x: View, dim: int, start: int, length: int) -> View:
     layout="views",
 )
 def split_with_sizes(x: View, sizes: Sequence[int], dim: int = 0) -> tuple[View, ...]:
-    """The axis cut into pieces of these lengths."""
+    """x cut along an axis into pieces of the lengths ``sizes``."""
     ends = np.cumsum(sizes)
     return tuple(_slice(x, dim, int(end - n), int(end)) for n, end in zip(sizes, ends))
 
 
 @lowering("aten.split.Tensor", "aten.unsafe_split.Tensor", "aten.split_copy.Tensor", layout="views")
 def split(x: View, size: int, dim: int = 0) -> tuple[View, ...]:
-    """The axis cut into pieces of one length; the last may be shorter."""
+    """x cut along an axis into pieces of length ``size``; the last one may be shorter."""
     length = x.shape[axis_of(dim, x.ndim)]
     if size == 0 or length == 0:
         return (x,)
@@ -235,7 +235,7 @@ def split(x: View, size: int, dim: int = 0) -> tuple[View, ...]:
 
 @lowering("aten.chunk", "aten.unsafe_chunk", layout="views")
 def chunk(x: View, chunks: int, dim: int = 0) -> tuple[View, ...]:
-    """The axis cut into at most ``chunks`` pieces of one length; the last may be shorter."""
+    """x cut along an axis into at most ``chunks`` pieces of one length; the last one may be shorter."""
     length = x.shape[axis_of(dim, x.ndim)]
     if length == 0:
         return (x,) * chunks
@@ -244,14 +244,14 @@ def chunk(x: View, chunks: int, dim: int = 0) -> tuple[View, ...]:
 
 @lowering("aten.tensor_split.sections", layout="views")
 def tensor_split(x: View, sections: int, dim: int = 0) -> tuple[View, ...]:
-    """The axis cut into ``sections`` pieces, the first of which are longer by one where it does not divide evenly."""
+    """x cut along an axis into ``sections`` pieces; if the length does not divide, the first ones are longer by one."""
     size, longer = divmod(x.shape[axis_of(dim, x.ndim)], sections)
     return split_with_sizes(x, [size + (i < longer) for i in range(sections)], dim)
 
 
 @lowering("aten.tensor_split.indices", layout="views")
 def tensor_split_at(x: View, indices: Sequence[int], dim: int = 0) -> tuple[View, ...]:
-    """The axis cut at these places."""
+    """x cut along an axis in front of the entries ``indices``."""
     return tuple(slice_axis(x, dim, a, b) for a, b in zip((None, *indices), (*indices, None)))
 
 
@@ -263,7 +263,7 @@ def unbind(x: View, dim: int = 0) -> tuple[View, ...]:
 
 @lowering("aten.cat", "aten.concat", "aten.concatenate", layout="views")
 def cat(tensors: Sequence[View], dim: int = 0) -> View:
-    """Tensors one after the other along an axis; as in torch, tensors of shape (0,) are left out."""
+    """The tensors joined along the axis ``dim``; as in torch, tensors of shape (0,) are left out."""
     dtype = jnp.result_type(*(t.dtype for t in tensors))
     kept = [t for t in tensors if t.shape != (0,)] or [tensors[0]]
     arrays, order = align_order([t.with_array(t.array.astype(dtype)) for t in kept])
@@ -272,7 +272,7 @@ def cat(tensors: Sequence[View], dim: int = 0) -> View:
 
 @lowering("aten.stack", layout="views")
 def stack(tensors: Sequence[View], dim: int = 0) -> View:
-    """Tensors one after the other along a new axis."""
+    """Tensors of one shape joined along a new axis ``dim``."""
     ndim = tensors[0].ndim
     arrays, order = align_order(tensors)
     return cat([insert_axis(View(array, order), axis_of(dim, ndim + 1)) for array in arrays], dim)
@@ -280,26 +280,26 @@ def stack(tensors: Sequence[View], dim: int = 0) -> View:
 
 @lowering("aten.flip", layout="views")
 def flip(x: View, dims: Sequence[int]) -> View:
-    """x with axes in reverse."""
+    """x with the entries of the axes ``dims`` in reverse."""
     x = unmerge(x)
     return x.with_array(jnp.flip(x.array, [x.order[d] for d in axes_of(dims, x.ndim)] if dims else ()))
 
 
 @lowering("aten.fliplr", layout="views")
 def fliplr(x: View) -> View:
-    """x with axis 1 in reverse."""
+    """x with the entries of axis 1 in reverse."""
     return flip(x, (1,))
 
 
 @lowering("aten.flipud", layout="views")
 def flipud(x: View) -> View:
-    """x with axis 0 in reverse."""
+    """x with the entries of axis 0 in reverse."""
     return flip(x, (0,))
 
 
 @lowering("aten.roll", layout="views")
 def roll(x: View, shifts: Any, dims: Any = ()) -> View:
-    """x with the entries of axes, or without axes of the flat tensor, shifted cyclically."""
+    """x shifted cyclically by ``shifts`` along the axes ``dims``; without ``dims`` along the flattened tensor."""
     x, shifts, dims = unmerge(x), _sizes(shifts), _sizes(dims)
     if not dims:
         return plain(jnp.roll(x.logical().reshape(-1), shifts[0]).reshape(x.shape))
@@ -308,7 +308,7 @@ def roll(x: View, shifts: Any, dims: Any = ()) -> View:
 
 @lowering("aten.rot90", layout="views")
 def rot90(x: View, k: int = 1, dims: Sequence[int] = (0, 1)) -> View:
-    """A plane turned by k right angles."""
+    """x turned by k right angles in the plane of two axes, from the first towards the second."""
     x = unmerge(x)
     if k % 2 == 0:
         return flip(x, dims) if k % 4 == 2 else x
@@ -317,7 +317,10 @@ def rot90(x: View, k: int = 1, dims: Sequence[int] = (0, 1)) -> View:
 
 @lowering("aten.constant_pad_nd", layout="views")
 def constant_pad(x: View, pad: Sequence[int], value: Any = 0) -> View:
-    """Entries ``value`` before and after axes, the last axis first; negative numbers cut off."""
+    """x with entries ``value`` added before and after its axes.
+
+    ``pad`` holds (before, after) of the last axis, of the one in front of it, and so on; negative numbers cut off.
+    """
     x = unmerge(x)
     widths = [(0, 0, 0)] * x.ndim
     for i in range(len(pad) // 2):
