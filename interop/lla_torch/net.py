@@ -149,8 +149,7 @@ class Net:
 
 
 def _check_noise(function: Function) -> None:
-    """Raise a ValueError if a key would have no effect, or if examples cannot be run one at a time, each with its
-    key."""
+    """Raise a ValueError if a key would have no effect, or could not be used for one example at a time."""
     train = function.train
     if train is not None and function.noisy_in_train and train.mutates:
         raise ValueError(

@@ -71,7 +71,7 @@ class Input:
     Args:
       kind: "params", "state" or "input".
       path: path in the tree of parameters or of the state; number of the input.
-      order: see ``views.View``.
+      order: see ``views.View``; None: the array's own order.
       split: see ``views.View``.
       merged: see ``views.View``.
       dtype: type of the entries; None for an input that is no tensor.

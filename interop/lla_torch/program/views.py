@@ -67,8 +67,7 @@ class View:
         return array if self.merged is None else array.reshape(self.merged)
 
     def physical(self, order: Sequence[int]) -> jax.Array:
-        """The tensor as an array whose axis ``order[i]`` is logical axis i; the view's own array if that has this
-        order."""
+        """The tensor as an array whose axis ``order[i]`` is logical axis i; the view's own if it has this order."""
         order = tuple(order)
         if not self.is_merged and self.order == order:
             return self.array

@@ -145,8 +145,7 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...]) -> ExportedProgr
 
 
 def _decompositions(graph_module: torch.fx.GraphModule) -> Any:
-    """torch's table of decompositions without the operators of our own table: undecomposed, they are faster, and their
-    derivatives are more exact."""
+    """torch's table of decompositions without our own operators, which are faster and more exact undecomposed."""
     table = default_decompositions()
     tracking = _updates_statistics(graph_module)
     for op in list(table):
@@ -219,7 +218,7 @@ def _view_base(node: Any) -> tuple[Any, bool]:
 
 
 def _mark_stop_gradients(graph_module: torch.fx.GraphModule) -> None:
-    """Replace ``detach``, and wrap the results of ``no_grad``, by an operator that decompositions leave in place."""
+    """Replace ``detach`` by, and wrap the results of ``no_grad`` in, an operator that torch does not decompose."""
     stop = torch.ops.lla_torch.stop_gradient.default
     nodes: list[Any] = list(graph_module.graph.nodes)
     for node in nodes:

@@ -123,7 +123,7 @@ def threshold(x: jax.Array, threshold: float, value: float) -> jax.Array:
 
 @lowering("aten.glu", layout="views")
 def glu(x: View, dim: int = -1) -> View:
-    """The first half of an axis times the sigmoid of its second half."""
+    """The first half of x along the axis ``dim`` times the sigmoid of its second half."""
     x = unmerge(x)
     first, second = jnp.split(x.array, 2, x.order[axis_of(dim, x.ndim)])
     return View(first * jax.nn.sigmoid(second), x.order)

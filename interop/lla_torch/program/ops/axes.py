@@ -14,8 +14,7 @@ from lla_torch.program.views import View, plain
 
 
 def axis_of(dim: int, ndim: int) -> int:
-    """The axis ``dim`` counted from 0; ``dim`` may be negative, and a tensor without axes has an axis 0, as in
-    torch."""
+    """The axis ``dim`` counted from 0, where ``dim`` may be negative; a tensor without axes has axis 0, as in torch."""
     bound = max(ndim, 1)
     if not -bound <= dim < bound:
         raise misuse("dim", dim, f"from {-bound} to {bound - 1} for a tensor of {ndim} axes")
@@ -23,7 +22,7 @@ def axis_of(dim: int, ndim: int) -> int:
 
 
 def axes_of(dim: Any, ndim: int) -> tuple[int, ...]:
-    """The numbers of the axes ``dim``; None or () means all."""
+    """The axes ``dim`` (a number or several, which may be negative) counted from 0; None or () means all."""
     if dim is None or dim == ():
         return tuple(range(ndim))
     dims = (dim,) if isinstance(dim, int) else dim

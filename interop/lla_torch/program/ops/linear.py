@@ -53,7 +53,7 @@ def _contract(x: Array, kernel: Array) -> Array:
 
 @lowering("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mv.default", "aten.linalg_matmul.default")
 def matmul(x: Array, other: Array) -> Array:
-    """The matrix product x @ other of vectors, matrices or batches of matrices, as torch.matmul."""
+    """The matrix product x @ other of vectors, matrices or batches of matrices (torch.matmul)."""
     return jnp.matmul(x, other)
 
 
@@ -103,7 +103,8 @@ def _add_product(x: Array, product: Array, beta: Any, alpha: Any) -> Array:
 
 @lowering("aten.einsum.default")
 def einsum(equation: str, tensors: Sequence[Array], *, path: Sequence[int] | None = None) -> Array:
-    """torch.einsum; ``path``, an order of contraction, is left to XLA, since it does not change the value."""
+    """The sum of products that ``equation`` describes, as torch.einsum; ``path``, an order of contraction, has no
+    effect."""
     del path
     return jnp.einsum(equation.replace(" ", ""), *tensors)
 
@@ -168,8 +169,7 @@ def inv_ex(a: Array, *, check_errors: bool = False) -> tuple[Array, Array]:
 
 @lowering("aten.linalg_solve.default")
 def solve(a: Array, b: Array, *, left: bool = True) -> Array:
-    """X of A X = B, or with left=False of X A = B; B is a batch of vectors if its shape is A's without the last
-    axis."""
+    """X of A X = B, or with left=False of X A = B; B holds vectors if its shape is A's without the last axis."""
     vector = b.ndim == 1 or (a.ndim - 1 == b.ndim and b.shape == a.shape[:-1])
     b = b[..., None] if vector else b
     if not left:

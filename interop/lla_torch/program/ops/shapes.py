@@ -162,7 +162,7 @@ def squeeze(x: View) -> View:
 
 @lowering(*(f"aten.squeeze{copy}.{kind}" for copy in ("", "_copy") for kind in ("dim", "dims")), layout="views")
 def squeeze_dims(x: View, dim: Any) -> View:
-    """x without those of the axes ``dim`` that have length 1."""
+    """x without the axes ``dim``; axes of another length than 1 among them stay."""
     dims = (dim,) if isinstance(dim, int) else tuple(dim)
     axes = {axis_of(d, x.ndim) for d in dims}
     return squeeze_axes(x, [d for d in sorted(axes) if d < x.ndim and x.shape[d] == 1])
@@ -257,7 +257,7 @@ def tensor_split_at(x: View, indices: Sequence[int], dim: int = 0) -> tuple[View
 
 @lowering("aten.unbind.int", "aten.unbind_copy.int", layout="views")
 def unbind(x: View, dim: int = 0) -> tuple[View, ...]:
-    """The entries of an axis one by one, without this axis."""
+    """The entries of the axis ``dim`` one by one, without this axis, as a tuple."""
     return tuple(select(x, dim, i) for i in range(x.shape[axis_of(dim, x.ndim)]))
 
 
