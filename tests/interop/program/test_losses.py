@@ -72,6 +72,11 @@ LOSSES: dict[str, Callable[[], tuple]] = {
     "triplet p": lambda: (aten.triplet_margin_loss.default, (r(4, 3), r(4, 3), r(4, 3), 0.5, 3.0)),
 }
 
+LOSSES |= {  # where |x - t| has its kink
+    "l1 0": lambda: (aten.l1_loss.default, (0 * r(3), 0 * r(3), 1)),
+    "huber 0": lambda: (aten.huber_loss.default, (0 * r(3), 0 * r(3), 2, 0.7)),
+}
+
 TWICE = {"bce", "huber", "cross entropy"}
 
 

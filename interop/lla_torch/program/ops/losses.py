@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lla_torch.program.operators import lowering
+from lla_torch.program.ops.pointwise import absolute
 
 Array = jax.Array
 _MEAN, _SUM = 1, 2
@@ -218,7 +219,7 @@ def mse_loss(x: Array, target: Array, reduction: int = _MEAN) -> Array:
 @lowering("aten.l1_loss.default")
 def l1_loss(x: Array, target: Array, reduction: int = _MEAN) -> Array:
     """|x - t|, reduced."""
-    return _reduce(jnp.abs(x - target), reduction)
+    return _reduce(absolute(x - target), reduction)
 
 
 @lowering("aten.huber_loss.default")
@@ -233,7 +234,7 @@ def smooth_l1_loss(x: Array, target: Array, reduction: int = _MEAN, beta: float 
     """z^2 / (2 beta) where |z| < beta, |z| - beta / 2 elsewhere, for z = x - t; reduced."""
     z = x - target
     if beta == 0:
-        return _reduce(jnp.abs(z), reduction)
+        return _reduce(absolute(z), reduction)  # as torch's functional does, by l1_loss
     return _reduce(jnp.where(jnp.abs(z) < beta, 0.5 * z * z / beta, jnp.abs(z) - 0.5 * beta), reduction)
 
 
