@@ -1,4 +1,4 @@
-"""Checks of arguments that many functions share, and the one form of their errors.
+"""Checks arguments that many functions share, and makes their errors, which all have one form.
 
 Every message names the argument, its value, what the argument must be, and a remedy.
 """
@@ -22,12 +22,12 @@ Options = TypeVar("Options", bound=Mapping[str, Any])
 
 
 class Misuse(ValueError):
-    """A misused argument; its name is kept apart, because the command line puts an option in its place.
+    """The error for a misused argument; it keeps the argument's name, for which the command line puts an option.
 
     Args:
-      argument: the name.
-      text: the message without the name: the value, what it must be, a remedy.
-      path: the file or folder that is wrong, if it is one.
+      argument: the argument's name.
+      text: the message without the name: the value, the rule that it breaks, a remedy.
+      path: the file or folder that is wrong, or None.
     """
 
     def __init__(self, argument: str, text: str, path: Path | None = None):
@@ -39,7 +39,7 @@ class Misuse(ValueError):
 
 
 def misuse(name: str, value: Any, rule: str) -> Misuse:
-    """The error for a misused argument: ``name: VALUE given; it must be RULE``.
+    """Make (not raise) the error for a misused argument: ``name: VALUE given; it must be RULE``.
 
     Args:
       name: the argument's name.
@@ -50,7 +50,7 @@ def misuse(name: str, value: Any, rule: str) -> Misuse:
 
 
 def show_value(value: Any) -> str:
-    """A value as messages show it: its repr if that is short and readable, and otherwise its type and shape."""
+    """The text of a value in messages: its repr if short and readable, and otherwise its type and shape."""
     text = repr(value)
     if len(text) <= 80 and "\n" not in text and " at 0x" not in text:
         return text
@@ -64,7 +64,7 @@ def is_integer(value: Any) -> bool:
 
 
 def check_integer(name: str, value: Any, least: int = 1, most: int | None = None, remedy: str = "") -> int:
-    """The value as an int, if it is an integer within its bounds.
+    """Return the value as an int, after a check that it is an integer within bounds.
 
     Args:
       name: the argument's name.
@@ -83,7 +83,7 @@ def check_integer(name: str, value: Any, least: int = 1, most: int | None = None
 
 
 def check_number(name: str, value: Any, above: float = 0.0, least: float | None = None, remedy: str = "") -> float:
-    """The value as a float, if it is a finite real number within its bound.
+    """Return the value as a float, after a check that it is a finite real number within its bound.
 
     Args:
       name: the argument's name.
@@ -122,14 +122,22 @@ def check_choice(name: str, value: Any, choices: Iterable[Any], remedy: str = ""
 
 
 def clamp_count(name: str, value: Any, n: int) -> int:
-    """The value, a positive integer, reduced to the number n of parameters, with a warning, if it is larger."""
+    """Return the smaller of the value and the number n of parameters, with a warning if the value is larger.
+
+    Raises:
+      Misuse: the value is not a positive integer.
+    """
     if check_integer(name, value, remedy=f"and there are {n} parameters") > n:
         warn_caller(f"{name}: {value} asked for, but there are only {n} parameters; {n} are done")
     return min(int(value), n)
 
 
 def single_key(key: Any) -> jax.Array:
-    """The key, if it is a single ``jax.random`` key; a key of jax's old kind becomes one of the new kind."""
+    """Return a single ``jax.random`` key; a key of jax's old kind (uint32) becomes one of the new kind.
+
+    Raises:
+      Misuse: the value is not one key.
+    """
     dtype = getattr(key, "dtype", None)
     if dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.prng_key) and dtype == np.uint32 and key.ndim == 1:
         key, dtype = (wrapped := jax.random.wrap_key_data(key)), wrapped.dtype  # a key of the old kind
@@ -139,7 +147,7 @@ def single_key(key: Any) -> jax.Array:
 
 
 def show_options(kind: type, defaults: Mapping[str, Any]) -> Callable[[Function], Function]:
-    """A decorator for functions that take shared options as ``**options``: their signature then lists the options.
+    """A decorator for functions that take shared options as ``**options``: it lists the options in their signature.
 
     Args:
       kind: the TypedDict of the options.
@@ -161,7 +169,12 @@ def show_options(kind: type, defaults: Mapping[str, Any]) -> Callable[[Function]
 
 
 def complete(function: str, options: Options, defaults: Options) -> Options:
-    """The options of a function, completed by the defaults of those that were not given.
+    """Complete the given options of a function by the defaults of the others.
+
+    Args:
+      function: the function's name, for the error.
+      options: the options that were given.
+      defaults: the defaults of all options.
 
     Raises:
       TypeError: an option has an unknown name; the message is Python's own for an unexpected keyword.
@@ -174,7 +187,7 @@ def complete(function: str, options: Options, defaults: Options) -> Options:
 
 
 def warn_caller(text: str) -> None:
-    """Warn at the user's line that called the library, however many functions of the library lie between."""
+    """Give a warning that names the line where the user called the library, not a line of the library."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "lla_jax":
         level, frame = level + 1, frame.f_back

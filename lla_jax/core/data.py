@@ -1,7 +1,7 @@
-"""Data sets and streams, which are cut into batches.
+"""Checks data sets and streams, and cuts them into batches.
 
-An array pytree (tuple, dict, ...) is ONE data set with a leading axis N; a source that yields batches is wrapped by
-``stream``.
+An array pytree (tuple, dict, ...) is ONE data set with a leading axis N. A source that yields batches has to be wrapped
+by ``stream``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lla_jax.core.types import Batch
 
 @dataclass(frozen=True)
 class Stream:
-    """A source of batches that can be read again from the start; made by ``stream``."""
+    """A source of batches that can be read again from the start; made by ``stream``, and iterated as numpy batches."""
 
     source: Callable[[], Iterable[Batch]] | Iterable[Batch]
 
@@ -69,14 +69,14 @@ def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -
 
 
 def to_numpy(batch: Batch) -> Batch:
-    """The batch with numpy leaves (made from torch tensors too), after a check of their common length."""
+    """Convert the leaves of a batch (jax arrays, torch tensors) to numpy, and check them as ``num_examples`` does."""
     batch = jax.tree.map(np.asarray, batch)
     num_examples(batch)
     return batch
 
 
 def as_arrays(data: Batch) -> Batch:
-    """The data with torch tensors and other foreign arrays as numpy arrays; jax arrays and numbers stay."""
+    """Convert torch tensors and other foreign arrays in the data to numpy; jax arrays and numbers stay as they are."""
 
     def convert(leaf: Any) -> Any:
         return np.asarray(leaf) if hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array) else leaf
@@ -85,7 +85,7 @@ def as_arrays(data: Batch) -> Batch:
 
 
 def num_examples(data: Batch) -> int:
-    """Length N of the leading axis.
+    """The length N of the leading axis that all leaves share.
 
     Raises:
       ValueError: there are no leaves, a leaf is a scalar or an object, lengths differ, or N = 0.
@@ -118,15 +118,16 @@ def num_examples(data: Batch) -> int:
 
 
 def pad_rows(batch: Batch, rows: int) -> Batch:
-    """A numpy batch padded to ``rows`` with copies of its first example: real values, so that no new NaN arises."""
+    """Pad a numpy batch to ``rows`` rows with copies of its first example (real values, so that no NaN arises)."""
     padding = rows - num_examples(batch)
     return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], padding, 0)]) if padding else x, batch)
 
 
 def host_batches(data: Batch | Stream, batch_size: int | None) -> Iterator[tuple[Batch, int]]:
-    """(batch, index of its first example) in order; a stream yields its own batches.
+    """Yield (batch, index of its first example) in order.
 
-    The last batch of a data set may be smaller.
+    A data set is cut into batches of ``batch_size`` (None: one batch), of which the last may be smaller; a stream has
+    its own batches.
     """
     if isinstance(data, Stream):
         offset = 0
@@ -144,18 +145,18 @@ def rows_of(batch: Batch, start: int, size: int) -> Batch:
 
 
 def cuts(count: int, batch_size: int | None) -> list[tuple[int, int]]:
-    """(start, size) of every batch of ``count`` rows; the last one may be smaller."""
+    """(start, size) of every batch that ``count`` rows are cut into; the last may be smaller. None makes one batch."""
     size = min(count, batch_size or count)
     return [(start, min(size, count - start)) for start in range(0, count, size)]
 
 
 def check_batch_size(batch_size: int) -> int:
-    """``batch_size``, if it is a positive integer."""
+    """Return ``batch_size`` as an int; raise a ValueError unless it is a positive integer."""
     return check_integer("batch_size", batch_size, remedy="or None for all examples at once")
 
 
 def check_extra(extra: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Further data sets by name, if every name can be a prefix of names of values."""
+    """The further data sets by name, {} for None; a ValueError unless every name is a non-empty string."""
     extra = dict(extra or {})
     for name in extra:
         if not isinstance(name, str) or not name:

@@ -1,4 +1,8 @@
-"""Files of arrays and JSON, never pickled: any number of writers, and no reader ever sees half a file."""
+"""Writes and reads files of arrays and JSON, without pickle.
+
+Any number of processes may write one file at once: a file is written under another name and renamed, so that no reader
+sees half of it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ import numpy as np
 
 
 def try_to_write(folder: Path) -> None:
-    """Make the folder, and make and remove a file in it; an OSError if that fails."""
+    """Make the folder if needed, and make and remove a file in it; raise an OSError if that fails."""
     trial = folder / f".lla-jax-{platform.node()}-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     trial.touch()
@@ -24,7 +28,7 @@ def try_to_write(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary_file(target: Path) -> Iterator[str]:
-    """Name of a temporary file in the folder of ``target``; it is removed at the end, unless it was renamed."""
+    """Make a temporary file in the folder of ``target`` and yield its name; remove it at the end if it is there."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".tmp")
     os.close(handle)
     try:
@@ -35,7 +39,7 @@ def _temporary_file(target: Path) -> Iterator[str]:
 
 
 def _write_to_disk(name: str, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a temporary file, force it to disk, and give it the permissions of any new file."""
+    """Write a file by ``write(file)``, force it to disk, and give it the permissions of any new file."""
     with open(name, "wb") as file:
         write(file)
         file.flush()
@@ -44,10 +48,7 @@ def _write_to_disk(name: str, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def write_npz(target: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays with a JSON header; of several writers the last one wins.
-
-    The temporary file that is written and renamed lies in the same folder.
-    """
+    """Write arrays by name, with a JSON header, into an .npz file, and replace an old one; the last writer wins."""
     text = json.dumps(header, default=to_plain)
     with _temporary_file(target) as name:
         _write_to_disk(name, lambda file: np.savez(file, header=np.array(text), **arrays))  # type: ignore[arg-type]
@@ -55,14 +56,17 @@ def write_npz(target: Path, header: Mapping[str, Any], arrays: Mapping[str, np.n
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write text in the same way."""
+    """Write text (UTF-8) into a file, and replace an old one; the last writer wins."""
     with _temporary_file(target) as name:
         _write_to_disk(name, lambda file: file.write(text.encode()))
         os.replace(name, target)
 
 
 def write_new(target: Path, value: Any) -> bool:
-    """Write JSON into a new file: True for the writer that made it, False if it exists already."""
+    """Write JSON into a new file; return True if this call made it, and False if it was there already.
+
+    On a file system without links, a reader may find the file empty for a moment.
+    """
     text = json.dumps(value, default=to_plain)
     with _temporary_file(target) as name:
         _write_to_disk(name, lambda file: file.write(text.encode()))
@@ -80,7 +84,10 @@ def write_new(target: Path, value: Any) -> bool:
 
 
 def read_npz(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
-    """(header, arrays) of a file that ``write_npz`` wrote; any exception if the file is truncated or corrupt."""
+    """Read a file that ``write_npz`` wrote: (header, arrays by name).
+
+    A truncated or corrupt file raises an exception of any type, a compressed one a ValueError.
+    """
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
         if sum(member.file_size for member in file.zip.infolist()) > path.stat().st_size:
             raise ValueError(f"{path}: compressed, and lla_jax never writes compressed files; save the result again")
@@ -89,7 +96,7 @@ def read_npz(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def to_plain(value: Any) -> Any:
-    """The Python number or list that stands for a numpy value in JSON."""
+    """The Python number or list that stands for a numpy value in JSON; a ValueError for a value of another type."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise ValueError(

@@ -1,7 +1,7 @@
-"""Losses of a block of examples, their weighted sums, from which all means and standard errors come, and gradients.
+"""Computes losses of blocks of examples, and weighted sums of them that give all means, standard errors and gradients.
 
-The loss over a data set is (sum w l) / (sum w) however the data are cut: blocks give sums, which are added up, and rows
-that must not count are masked out.
+The loss over a data set is (sum w l) / (sum w) however the data are cut: every block gives sums, the sums are added up,
+and rows that must not count are masked out.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from lla_jax.core.types import Batch, Loss, PyTree
 class Sums(NamedTuple):
     """Weighted sums over examples: example i has the weighted loss s_i, the weight w_i, and e_i = s_i - m w_i.
 
-    The shift m of a block summed on a device is the block's own mean, so that float32 loses nothing to cancellation.
-    Blocks are added up on the host in float64, with the shift 0.
+    For a block summed on a device the shift m is the block's own mean, so that float32 loses nothing to cancellation.
+    The sums of several blocks are added up on the host in float64, with the shift 0.
 
     Args:
       n: number of examples whose weight is not 0.
@@ -50,16 +50,16 @@ class Sums(NamedTuple):
 
     @property
     def mean(self) -> Any:
-        """(sum s_i) / (sum w_i) = m + (sum e_i) / (sum w_i)."""
+        """The mean (sum s_i) / (sum w_i) = m + (sum e_i) / (sum w_i); NaN if all weights are 0."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.m + self.e / self.w
 
     @property
     def standard_error(self) -> Any:
-        """Standard error of the mean, from one draw per example: sqrt(n/(n-1) sum (s_i - mean w_i)^2) / sum w_i.
+        """Standard error of the mean, if examples are independent draws: sqrt(n/(n-1) sum (s_i - mean w_i)^2) / sum w_i.
 
         For weights 1 this is std(l, ddof=1) / sqrt(n); for token weights it is the standard error of a ratio estimator.
-        It is NaN for one example.
+        One example gives no standard error: NaN for weight 1.
         """
         n, w, _, e, ww, we, ee = self
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -68,13 +68,13 @@ class Sums(NamedTuple):
             return np.sqrt(squares) / w
 
     def about_zero(self) -> Sums:
-        """The same sums with the shift 0; only such sums can be added up."""
+        """The same sums with the shift 0; sums of several blocks can be added up only with one shift."""
         n, w, m, e, ww, we, ee = self
         return Sums(n, w, np.zeros_like(m), e + m * w, ww, we + m * ww, ee + 2 * m * we + m * m * ww)
 
 
 def pack(sums: Sums) -> Any:
-    """(..., 7): sums as one array, in which they leave a device and are added up.
+    """Stack the seven sums, each of shape (...), into one array (..., 7), the form in which they leave a device.
 
     Seven arrays cost more to return than one: with them a plane of many small calls on two CPU devices took 1.6 times
     as long, and a plane whose points are looped over on the device 1.3 times as long.
@@ -83,12 +83,12 @@ def pack(sums: Sums) -> Any:
 
 
 def unpack(packed: Any) -> Sums:
-    """The sums in an array that ``pack`` or ``total`` made."""
+    """The ``Sums`` in an array (..., 7) that ``pack`` or ``total`` made."""
     return Sums(*(packed[..., i] for i in range(len(Sums._fields))))
 
 
 def total(blocks: Any) -> np.ndarray:
-    """(..., 7): the total over S blocks of packed sums (..., S, 7), in float64, with the shift 0."""
+    """Add up the packed sums (..., S, 7) of S blocks on the host: packed sums (..., 7) in float64, with the shift 0."""
     with np.errstate(invalid="ignore", over="ignore"):
         about_zero = unpack(np.asarray(blocks, np.float64)).about_zero()
         return np.stack(about_zero, -1).sum(-2)
@@ -109,10 +109,13 @@ def _identity(outputs: Any, batch: Batch) -> Any:
 
 
 def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
-    """A ``Loss`` as it is; a plain ``f(params, batch) -> scalar`` as a batch-coupled ``Loss``.
+    """Return a ``Loss`` as it is, and wrap a plain ``f(params, batch) -> scalar`` as a batch-coupled ``Loss``.
 
     A plain function shows no losses of single examples. Its value over a data set is the mean over batches, weighted by
     their sizes, and there is no standard error.
+
+    Raises:
+      ValueError: ``loss`` is neither.
     """
     if isinstance(loss, Loss):
         return loss
@@ -122,7 +125,7 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
 
 
 class Block(NamedTuple):
-    """Examples as a kernel gets them, with a mask of those that count and their indices in the data set."""
+    """Examples as a kernel gets them, with a mask of the rows that count and the index of each row in the data set."""
 
     batch: Batch
     mask: Any  # (B,) bool
@@ -130,10 +133,17 @@ class Block(NamedTuple):
 
 
 def block_at(data: Batch, start: Any, size: int, count: Any, offset: Any) -> Block:
-    """The block of ``size`` rows from ``start``, of which those in [start, count) count; one shape for all blocks.
+    """Cut the block of ``size`` rows from row ``start`` on; its shape is the same for every start.
 
-    At the end of the data the window is moved back until it fits, and rows that an earlier block had are masked out:
-    this needs no padding and no second copy of the data.
+    At the end of the data the window is moved back until it fits, and the rows of earlier blocks are masked out: this
+    needs no padding and no second copy of the data.
+
+    Args:
+      data: arrays with a leading axis of at least ``size`` rows.
+      start: index of the first row that counts.
+      size: number of rows of the block.
+      count: index after the last row that counts, such as the number of rows without padding.
+      offset: index in the data set of the first row of ``data``.
     """
     leaves = jax.tree.leaves(data)
     chex.assert_equal_shape_prefix(leaves, 1)
@@ -144,7 +154,13 @@ def block_at(data: Batch, start: Any, size: int, count: Any, offset: Any) -> Blo
 
 
 def outputs_of(loss: Loss, params: PyTree, state: PyTree, block: Block, train: bool) -> tuple[Any, PyTree]:
-    """(outputs, new state) of ``loss.apply`` on a block; a loss that draws noise gets one key per example."""
+    """Call ``loss.apply`` on a block: (outputs, new state).
+
+    A loss with a key gets one key per example, folded with the example's index.
+
+    Raises:
+      ValueError: ``apply`` does not return a pair.
+    """
     keys = () if loss.key is None else (jax.vmap(jax.random.fold_in, (None, 0))(loss.key, block.index),)
     with note_call("the model", "apply(params, state, batch, train)", block):
         result = loss.apply(params, state, block.batch, train, *keys)
@@ -159,7 +175,10 @@ def outputs_of(loss: Loss, params: PyTree, state: PyTree, block: Block, train: b
 
 @contextlib.contextmanager
 def note_call(what: str, call: str, block: Block) -> Iterator[None]:
-    """Note on an error of the user's function how the function was called; the error itself and its type stay."""
+    """Add a note to an error that a user's function raises in the ``with`` block: how it was called, with what shapes.
+
+    Only errors of the types TypeError, IndexError, KeyError and AttributeError get a note.
+    """
     try:
         yield
     except (TypeError, IndexError, KeyError, AttributeError) as error:
@@ -179,7 +198,10 @@ def _check_real(name: str, values: Any) -> Any:
 
 
 def _sum_entries(name: str, result: Any, mask: Any) -> tuple[Any, Any]:
-    """(s, w), both (B,): weighted sum and weight of the entries (such as tokens) of every example, 0 where masked."""
+    """(s, w), both (B,): the weighted sum of an example's entries (such as tokens), and the sum of their weights.
+
+    Without weights every entry has the weight 1. Examples that are masked out have s = w = 0.
+    """
     values, weights = result if isinstance(result, tuple) else (result, None)
     values = _check_real(name, values)
     size = mask.shape[0]
@@ -209,7 +231,16 @@ def _sum_entries(name: str, result: Any, mask: Any) -> tuple[Any, Any]:
 
 
 def example_sums(name: str, result: Any, mask: Any) -> Sums:
-    """Sums about their mean of per-example values ``(B, ...)`` or ``(values, weights)``, over the rows that count."""
+    """The sums of per-example values over the rows that count, with their mean as the shift.
+
+    Args:
+      name: the name of the values in errors, such as "loss".
+      result: values of shape (B, ...), or ``(values, weights)`` of equal shapes; default weights are 1.
+      mask: (B,), the rows that count.
+
+    Raises:
+      ValueError: complex values, values without the leading axis B, or weights of another shape.
+    """
     s, w = _sum_entries(name, result, mask)
     chex.assert_equal_shape([s, w, mask])
     weight = w.sum()
@@ -220,7 +251,15 @@ def example_sums(name: str, result: Any, mask: Any) -> Sums:
 
 
 def batch_sums(result: Any, mask: Any) -> Sums:
-    """Sums of a batch-coupled loss: one scalar weighted by the number of examples, or ``(scalar, weight)``."""
+    """The sums of a batch-coupled loss, which count the batch as one example and give no standard error.
+
+    Args:
+      result: a scalar, whose weight is the number of examples, or ``(scalar, weight)``.
+      mask: (B,), read for the number of examples only.
+
+    Raises:
+      ValueError: the result is complex or not a scalar.
+    """
     value, weight = result if isinstance(result, tuple) else (result, mask.shape[0])
     value = _check_real("loss", value)
     if value.ndim:
@@ -238,14 +277,14 @@ def batch_sums(result: Any, mask: Any) -> Sums:
 
 
 def loss_sums(loss: Loss, outputs: Any, block: Block) -> Sums:
-    """The sums of the loss itself over a block."""
+    """The sums over a block of the loss that the criterion gives for ``outputs``, without the penalty."""
     with note_call("the criterion", "criterion(outputs, batch)", block):
         result = loss.criterion(outputs, block.batch)
     return example_sums("loss", result, block.mask) if loss.per_example else batch_sums(result, block.mask)
 
 
 def loss_total(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
-    """(sum w l, sum w) of a block, as derivatives are taken of them."""
+    """(sum w l, sum w) over a block without the penalty, two scalars that can be differentiated."""
     with note_call("the criterion", "criterion(outputs, batch)", block):
         result = loss.criterion(outputs, block.batch)
     if loss.per_example:
@@ -256,7 +295,12 @@ def loss_total(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
 
 
 def loss_roots(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
-    """((B,) sum sqrt(w) l, sum w) of a block: squared gradients of sqrt(w) l have the weight w of a Fisher matrix."""
+    """(roots, weight) for the Fisher matrix of a per-example loss: the squared gradient of sqrt(w) l has the weight w.
+
+    Returns:
+      ``roots`` (B,): for each example, the sum of sqrt(w) l over its entries (such as tokens), 0 where masked; and the
+      scalar ``weight``, the sum of w over all entries that count. Without weights every w is 1.
+    """
     with note_call("the criterion", "criterion(outputs, batch)", block):
         result = loss.criterion(outputs, block.batch)
     if not isinstance(result, tuple):
@@ -292,6 +336,8 @@ def mean_gradient(
 ) -> PyTree:
     """Gradient of the loss over all examples, (sum_i w_i grad l_i) / (sum_i w_i) + grad penalty.
 
+    For a batch-coupled loss or a plain function, i counts batches instead of examples.
+
     Args:
       loss: a ``Loss``, or a plain ``f(params, batch) -> scalar``; normalization layers use frozen statistics.
       params: the parameters at which the gradient is taken.
@@ -299,7 +345,7 @@ def mean_gradient(
       batch_size: examples per batch of a data set, or None for all at once; a stream has its own batches.
 
     Returns:
-      A tree like ``params``.
+      A tree of the structure, shapes and dtypes of ``params``.
     """
     loss = as_loss(loss)
     gradient = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), params)

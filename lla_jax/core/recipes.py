@@ -1,8 +1,8 @@
-"""Recipes, which say in JSON how results were made, and the comparison of two recipes.
+"""Makes and compares recipes, which say in JSON how results were made.
 
-Two recipes are the same if all their entries are, floating numbers up to rounding (1e-5 relative). Plans and versions
-are not compared, and neither are the bits of random directions: another machine draws slightly different numbers from
-the same key, and the recipe has the key.
+Two recipes are the same if all their entries are the same, floating numbers up to rounding (1e-5 relative). Plans and
+versions are not compared. Of random directions the key is compared and not the bits, because another machine draws
+slightly different numbers from the same key.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ NOT_COMPARED = ("plan", "versions")  # entries that decide no value
 
 
 class Differs(Misuse):
-    """Two recipes that must be the same differ.
+    """The error for two recipes that differ and must be the same.
 
     Args:
       argument: the argument that brought the older recipe.
       changed: {name of an entry: "then -> now"}.
-      text: the message without the argument's name.
+      text: the message, without the argument's name.
       path: the file or folder that holds the older recipe, or None.
     """
 
@@ -75,15 +75,15 @@ def check_same(
     otherwise: str,
     path: Path | None = None,
 ) -> None:
-    """Raise ``Differs``, which says what changed, unless the named entries are the same in both recipes.
+    """Raise ``Differs``, which lists the changes, unless the named entries are the same in both recipes.
 
     Args:
       argument: the argument of the call that brought the older recipe.
       what: the older result in words, such as "the partial landscape".
       then: the older recipe.
       now: the newer recipe.
-      names: the entries that must be the same.
-      otherwise: the remedy for a user who cannot make them the same.
+      names: the entries that must be the same; plan and versions are ignored.
+      otherwise: the remedy for a user who cannot make them the same, which ends the message.
       path: the file or folder that holds the older result, or None.
     """
     if changed := differences(then, now, names):
@@ -93,23 +93,26 @@ def check_same(
 
 
 def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs | Spectrum]) -> None:
-    """Raise a ValueError unless ``resume`` is a result that the call with this recipe gave to ``on_partial``."""
+    """Raise a ValueError unless ``resume`` can be continued by a call with this recipe.
+
+    It must be a ``kind`` with the same recipe, and either partial (with a state, as ``on_partial`` gets it) or finished.
+    """
     if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
         raise misuse("resume", resume, f"what {recipe['kind']} gave to on_partial; save it there, and pass it here")
     check_same("resume", f"the partial result of {recipe['kind']}", resume.recipe, recipe, recipe, START_ANEW)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
-    """{name: "then -> now"} of the named entries that differ between two recipes."""
+    """{name: "then -> now"} of the named entries that differ between two recipes; plan and versions are ignored."""
     names = [name for name in names if name not in NOT_COMPARED]
     return {k: _difference(then.get(k), now.get(k)) for k in names if not same(then.get(k), now.get(k))}
 
 
 def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, Any], path: Path | None = None) -> None:
-    """Raise ``Differs`` if the values at the first point changed, which finds changed functions.
+    """Raise ``Differs`` if the values at the first point differ, which shows that a function changed.
 
-    It compares nothing if the two recipes have these values over different examples, since their data were cut in
-    different ways. The arguments are those of ``check_same``.
+    Nothing is compared if the loss is not deterministic, or if the two recipes have these values over different
+    examples because their data were cut in different ways. The arguments are those of ``check_same``.
     """
     if not now["deterministic"] or then.get("probe_rows") != now["probe_rows"]:
         return
@@ -126,7 +129,7 @@ def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, 
 
 
 def same(one: Any, two: Any) -> bool:
-    """Whether two entries of recipes are the same."""
+    """Whether two entries of recipes are the same, by the rules of this module."""
     if isinstance(one, Mapping) and isinstance(two, Mapping):
         one, two = _decisive(one), _decisive(two)
         return one.keys() == two.keys() and all(same(one[k], two[k]) for k in one)
@@ -136,7 +139,10 @@ def same(one: Any, two: Any) -> bool:
 
 
 def same_numbers(one: Any, two: Any) -> bool:
-    """Whether both are floating numbers, or lists of them, and differ at most by rounding of the largest one."""
+    """Whether both are floating numbers, or equally long lists of them, that differ by rounding at most.
+
+    Rounding is 1e-5 of the largest entry of ``two``; entries that are NaN or infinite must be equal.
+    """
     if not (_are_floats(one) and _are_floats(two)):
         return False
     a, b = np.asarray(one, np.float64), np.asarray(two, np.float64)
@@ -155,7 +161,7 @@ def _are_floats(value: Any) -> bool:
 
 
 def _decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that decide values."""
+    """The entries of a recipe that decide values; the bits of random directions are left out."""
     is_random = recipe.get("kind") == "random" and not recipe.get("transformed")
     bits = ("contents",) if is_random else ()  # the other entries say how random directions are drawn
     return {k: v for k, v in recipe.items() if k not in (*NOT_COMPARED, *bits)}
@@ -183,25 +189,28 @@ def _shorten(value: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the software that computes the values."""
+    """The versions of lla_jax, jax and Python, by name."""
     return {"lla_jax": __version__, "jax": jax.__version__, "python": platform.python_version()}
 
 
 def digest(value: Any) -> str:
-    """Hash of a JSON value; 32 hex digits."""
+    """A hash of a JSON value; 32 hex digits."""
     text = json.dumps(value, sort_keys=True, default=_files.to_plain)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def describe(data: Any) -> dict[str, Any]:
-    """The entry of a recipe that describes data."""
+    """The entry of a recipe that describes data: their number and fingerprint in memory, or only that they stream."""
     if isinstance(data, Stream):
         return {"kind": "stream"}
     return {"kind": "memory", "examples": num_examples(data), "fingerprint": fingerprint(data)}
 
 
 def fingerprint(tree: PyTree) -> str:
-    """Hash of names, shapes, dtypes and contents (above 64 MB a fixed sample of the contents); 16 hex digits."""
+    """A hash of the names, shapes, dtypes and contents of all leaves; 16 hex digits.
+
+    Of a leaf above 64 MB a fixed sample of the contents is read.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for path, leaf in zip(_tree.paths(tree), jax.tree.leaves(tree), strict=True):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -1,7 +1,7 @@
-"""Functions that compare by value, so that a lambda written in a loop compiles once and not every time.
+"""Makes functions compare by value, so that a lambda written in a loop compiles once and not every time.
 
 Two functions are equal if they have the same code, and if everything that the code can reach is the same and cannot
-change: values of immutable types, library modules, and functions of which the same holds. A function that can reach
+change: values of immutable types, library modules, and functions that reach nothing else. A function that can reach
 anything else (a mutable object, an array, a module of the user's) is equal only to itself.
 """
 
@@ -22,7 +22,7 @@ _LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"
 
 
 class Static:
-    """A callable that equals another one if both compute the same, as far as can be seen from outside.
+    """A wrapper of a function, which compares by the function's value as this module defines it.
 
     As under ``jax.jit``, a function that reads a mutable object sees the object's value at the first compilation: build
     a new function (or ``Loss``) after changing the object.
@@ -52,7 +52,7 @@ class Static:
 
 
 def static(f: Any) -> Any:
-    """A plain function or partial, wrapped as ``Static``; anything else (a class with its own equality) as it is."""
+    """Wrap a plain function or partial as ``Static``; return anything else (with an equality of its own) as it is."""
     return Static(f) if isinstance(f, types.FunctionType | functools.partial) else f
 
 
@@ -74,8 +74,8 @@ def _identity(value: Any, outer: tuple[Any, ...], names: Sequence[str] = ()) -> 
 
     Args:
       value: a value that a function can reach.
-      outer: the functions through which it was reached, which end a recursion.
-      names: the attributes that the function may read of it, if it is a module.
+      outer: the functions through which the value was reached; meeting one of them again ends the recursion.
+      names: the attributes of the value that the function may read, if the value is a module.
 
     Raises:
       TypeError: the value is mutable, or may be.
@@ -112,7 +112,7 @@ def _is_library(name: str | None) -> bool:
 
 
 def _identity_of_module(module: types.ModuleType, names: Sequence[str]) -> Hashable:
-    """The module and its attributes that are read, which somebody may have replaced."""
+    """The identity of a library module and of those of its attributes that are read (somebody may replace them)."""
     if not _is_library(module.__name__):
         raise TypeError(f"{module.__name__} may change")
     attributes = [(name, getattr(module, name)) for name in names if hasattr(module, name)]
@@ -140,13 +140,16 @@ def _identity_of_function(f: types.FunctionType, outer: tuple[Any, ...]) -> Hash
 
 
 def _names(code: types.CodeType) -> list[str]:
-    """Global and attribute names that the code or a function inside it may read, in a fixed order."""
+    """The global and attribute names that the code or a function inside it may read, in a fixed order."""
     inner = [name for c in code.co_consts if isinstance(c, types.CodeType) for name in _names(c)]
     return list(dict.fromkeys([*code.co_names, *inner]))
 
 
 class ByValue:
-    """Objects that compare by their fields, or by identity if a field has no hash, which costs one more compilation."""
+    """A base of dataclasses (``eq=False``) that compare by their fields.
+
+    An object with a field that has no hash equals only itself, which costs one more compilation.
+    """
 
     def _content(self) -> tuple[Any, ...]:
         return tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ def pm(value: float, error: float, digits: int = 4) -> str:
 
     Args:
       value: the number.
-      error: of it; not shown where it is NaN, which says that nobody knows it.
+      error: its standard error or residual; NaN, if it is unknown, is not shown.
       digits: significant digits of the value; the error has two.
     """
     text = f"{value:.{digits}g}"
@@ -19,7 +19,7 @@ def pm(value: float, error: float, digits: int = 4) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit in which it is easily read, such as ``0.83 s``, ``12 s``, ``3 min`` or ``1.5 h``."""
+    """A number of seconds as text in a readable unit, such as ``0.83 s``, ``12 s``, ``3 min`` or ``1.5 h``."""
     if seconds < 90:
         return f"{seconds:.2g} s"
     if seconds < 5400:
@@ -28,11 +28,11 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], left: Collection[int] = (0,), indent: int = 0) -> str:
-    """Rows of cells as lines of text with aligned columns, two spaces apart.
+    """Rows of cells as one text with a line per row, and aligned columns two spaces apart.
 
     Args:
-      rows: the cells of each row, of equal number; a head is a row like the others.
-      left: the columns of words, which are aligned on the left; all others, of numbers, are aligned on the right.
+      rows: the cells of each row, equally many in all rows; a head is a row like the others.
+      left: indices of the columns that are aligned on the left (words); all others are aligned on the right (numbers).
       indent: spaces before each row.
     """
     rows = list(rows)

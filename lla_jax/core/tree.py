@@ -1,4 +1,4 @@
-"""Vector arithmetic on pytrees, and the selection of leaves by path.
+"""Does vector arithmetic on pytrees, checks and aligns them, and selects leaves by path.
 
 A vector is a pytree of arrays; a stacked tree holds k vectors, one per entry of a leading axis of every leaf. The
 arithmetic is jitted: it costs one compilation per structure, and works inside other jitted functions.
@@ -39,7 +39,7 @@ def _name(keys: tuple[Any, ...]) -> Path:
 
 
 def select_leaves(select: Select | None, tree: PyTree) -> list[bool]:
-    """For every leaf, whether a selection takes it.
+    """Tell for every leaf whether a selection takes it.
 
     Args:
       select: None for all leaves; a glob over the whole path (``*`` and ``?`` stay within one level, ``**`` spans any
@@ -97,12 +97,12 @@ def _glob(pattern: str) -> re.Pattern[str]:
 
 
 def shape_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and jax dtype of a leaf, an array or a Python number, which is not moved to a device."""
+    """The shape and the jax dtype of a leaf (an array or a Python number), which is not moved to a device."""
     return tuple(np.shape(leaf)), np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
 
 
 def check_real(tree: PyTree, name: str = "params") -> None:
-    """Raise an error unless every leaf is a finite real floating array.
+    """Raise an error unless every leaf is real, floating and finite.
 
     Args:
       tree: a pytree of arrays.
@@ -140,7 +140,7 @@ def check_real(tree: PyTree, name: str = "params") -> None:
 def align(
     tree: PyTree, like: PyTree, name: str = "tree", like_name: str = "params", *, stacked: bool = False
 ) -> PyTree:
-    """The leaves of ``tree`` in the structure of ``like``; leaves are matched by path if the containers differ.
+    """Put the leaves of ``tree`` into the structure of ``like``, matching them by path if the containers differ.
 
     Args:
       tree: leaves of the shapes of ``like``, or ``(k, *shape)`` with ``stacked``.
@@ -153,7 +153,7 @@ def align(
       A tree of the structure of ``like`` (``tree`` itself if the structures agree).
 
     Raises:
-      ValueError: a leaf is missing, has no counterpart, or has another shape; it names the leaf.
+      ValueError: a leaf is missing, has no counterpart, or has another shape; the message names the leaf.
     """
     expected, given = paths(like), paths(tree)
     structure: Any = jax.tree.structure(like)
@@ -189,13 +189,13 @@ def stack(trees: Sequence[PyTree]) -> PyTree:
 
 @jax.jit
 def unstack(tree: PyTree) -> list[PyTree]:
-    """The k trees of a stacked tree, the inverse of ``stack``."""
+    """Split a stacked tree into its k trees, the inverse of ``stack``."""
     num = jax.tree.leaves(tree)[0].shape[0]
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(num)]
 
 
 def widen(x: Any) -> jax.Array:
-    """``x`` in float32 or wider, because a sum in half precision would be worthless."""
+    """``x`` as a jax array in float32 or wider, because a sum in half precision would be worthless."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
@@ -227,9 +227,9 @@ def axpy(alpha: Any, x: PyTree, y: PyTree) -> PyTree:
 
 @jax.jit
 def orthonormalize(tree: PyTree) -> PyTree:
-    """Orthonormal vectors, the first j of which span the same space as the first j given ones, for every j.
+    """Orthonormalize k vectors in their order, by modified Gram-Schmidt done twice.
 
-    Modified Gram-Schmidt, done twice.
+    For every j, the first j results span the same space as the first j vectors.
 
     Args:
       tree: k stacked vectors.

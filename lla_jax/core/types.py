@@ -1,6 +1,6 @@
-"""The types that all rooms share: losses, problems, directions, results, and the options of execution.
+"""Defines the types that all rooms share: losses, problems, directions, results, and the options of execution.
 
-Nothing here computes; the rooms ``directions``, ``landscape``, ``curvature`` and ``measures`` have the verbs.
+Nothing here computes; the functions are in the rooms ``directions``, ``landscape``, ``curvature`` and ``measures``.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ class Directions:
     """Directions in parameter space, the axes of a landscape.
 
     Args:
-      tree: the parameters' structure; every leaf has a leading axis k, one entry per direction.
-      recipe: how they were made, JSON-able: ``{"kind": ..., ..., "normalize": [...]}``. As a pytree, Directions
-        carry the recipe as static data and mark it "transformed"; to a jitted function that must not compile anew for
-        every recipe, pass ``tree``.
+      tree: a tree of the parameters' structure, with a leading axis k on every leaf, one entry per direction.
+      recipe: how they were made, JSON-able: ``{"kind": ..., ..., "normalize": [...]}``. Directions are a pytree whose
+        recipe is static, and marked "transformed" in every copy that jax makes; a jitted function compiles anew for
+        every recipe unless it is given ``tree`` only.
     """
 
     tree: PyTree
@@ -121,7 +121,7 @@ class Directions:
         return f"Directions({self.num} x {size:,} parameters, {made})"
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> Directions:
-        """A subset: ``axes[0]``, ``axes[:2]``, ``axes[[3, 0]]``; an int keeps the leading axis (k = 1)."""
+        """Some of the directions: ``axes[0]``, ``axes[:2]``, ``axes[[3, 0]]``; an int keeps the leading axis (k = 1)."""
         picked = np.atleast_1d(np.arange(self.num)[index])
         recipe = Recipe(self.recipe)
         recipe["chosen"] = [int(i) for i in np.asarray(recipe.get("chosen", range(self.num)))[picked]]
@@ -152,7 +152,7 @@ class Landscape:
     """Losses (and metrics) on a grid of points around a network.
 
     Args:
-      coords: one 1-D float64 array per axis, in units of the direction.
+      coords: the coordinates, one 1-D float64 array per axis, in units of the direction.
       values: ``{name: (n1, ..., nk)}`` float64; ``values["loss"][i, j]`` is the loss at
         ``rule(params, directions, (coords[0][i], coords[1][j]))``. NaN or inf where the network gave it.
       stderr: ``{name: (n1, ..., nk)}``: standard errors over the examples; absent where not defined.
@@ -190,7 +190,7 @@ class Estimate:
     Args:
       mean: the estimate, a float (or, for ``diagonal``, a parameter tree).
       sem: its standard error, of the same kind; NaN where one draw leaves it unknown, 0 where the value is exact.
-      num: number of independent draws (probes, test vectors) that it is the mean of.
+      num: number of independent draws (probes, test vectors) over which the mean is taken.
       recipe: how it was made: steps, probes, scheme, products, whether it converged; JSON-able.
     """
 
@@ -215,7 +215,7 @@ class Eigenpairs:
         does not act on parameters.
       residuals: (k,) float64, ||H v - lambda v|| from one more product, plus rounding: some exact eigenvalue is no
         farther than that from the one in ``values``.
-      products: all Hessian products that were used.
+      products: number of products with the operator that were used.
       recipe: operator, which, tol, whether all converged; JSON-able.
       state: arrays from which an interrupted computation continues; None in a finished result.
     """
@@ -277,24 +277,25 @@ class UpdateRule(Protocol):
 class Execution:
     """How a call is executed. The values depend on it only by rounding.
 
-    A landscape (``evaluate``, ``sweep``, ``all_modes``) reads all fields but the last two, and times the choices for
-    "auto" fields on the first chunk. An operator (``hessian``, ``ggn``, ``fisher``), and so ``per_layer`` and
-    ``convexity``, reads ``devices`` and the last two. A call refuses a field that it does not read, unless the field
-    has its default. ``convexity`` uses one process for every value of ``processes``, and if it is resumed, it keeps
-    primal values if and only if it did at its start.
+    A landscape (``evaluate``, ``sweep``, ``all_modes``) reads all fields except ``linearize`` and ``processes``, and
+    times the choices for "auto" fields on the first chunk. An operator (``hessian``, ``ggn``, ``fisher``), and so
+    ``per_layer`` and ``convexity``, reads ``devices``, ``linearize`` and ``processes``. A call refuses a field that it
+    does not read, unless the field has its default. ``convexity`` uses one process for every value of ``processes``,
+    and if it is resumed, it keeps primal values if and only if it did at its start.
 
     Args:
       chunk: points evaluated per call and device.
-      microbatch: examples per block (only for per-example losses with frozen statistics; other batches are not cut).
-      loop: "vmap" batches the points of a chunk, "map" loops over them on the device. With ``chunk=1`` it does
-        nothing: the host calls one compiled point.
+      microbatch: examples per block; without effect for batch-coupled losses and ``batch_stats="batch"``, whose batches
+        are not cut.
+      loop: "vmap" batches the points of a chunk, "map" loops over them on the device. With ``chunk=1`` it has no
+        effect: the host calls a program of one point.
       share: compute values that are affine in the coordinates (the first layer) once per block, not once per point.
       scan: loop over many blocks of data within one call on the device (True), or one call per block (False).
       devices: "all" local devices, their number, or a sequence of ``jax.Device``. They share the points of a landscape,
         and the examples of an operator; for an operator on a CPU "all" is one device, which has all cores.
       data_shards: number of devices over which the examples are split, a divisor of the number of devices; the points
-        are split over the rest. "auto": 1, or more if there are fewer points than devices or if a device cannot hold
-        the data.
+        are split over the rest. "auto": 1, or more if there are fewer points than devices or if the data take more than
+        half of a device's free memory; always 1 if batches must not be cut.
       linearize: keep the primal values between an operator's products (True), compute them for every product (False),
         or keep them if they take at most a quarter of the free memory ("auto").
       processes: in a group of processes (``lla.hosts.start``, ``jax.distributed``): with "all", an operator's data are
