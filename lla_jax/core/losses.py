@@ -56,7 +56,7 @@ class Sums(NamedTuple):
 
     @property
     def standard_error(self) -> Any:
-        """Standard error of the mean, if examples are independent draws: sqrt(n/(n-1) sum (s_i - mean w_i)^2) / sum w_i.
+        """Standard error of the mean over independent examples: sqrt(n/(n-1) sum (s_i - mean w_i)^2) / sum w_i.
 
         For weights 1 this is std(l, ddof=1) / sqrt(n); for token weights it is the standard error of a ratio estimator.
         One example gives no standard error: NaN for weight 1.

@@ -95,7 +95,7 @@ def check_same(
 def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs | Spectrum]) -> None:
     """Raise a ValueError unless ``resume`` can be continued by a call with this recipe.
 
-    It must be a ``kind`` with the same recipe, and either partial (with a state, as ``on_partial`` gets it) or finished.
+    It must be a ``kind`` with the same recipe, and either partial, as ``on_partial`` gets it, or complete.
     """
     if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
         raise misuse("resume", resume, f"what {recipe['kind']} gave to on_partial; save it there, and pass it here")

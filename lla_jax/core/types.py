@@ -121,7 +121,7 @@ class Directions:
         return f"Directions({self.num} x {size:,} parameters, {made})"
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> Directions:
-        """Some of the directions: ``axes[0]``, ``axes[:2]``, ``axes[[3, 0]]``; an int keeps the leading axis (k = 1)."""
+        """Some of the directions: ``axes[0]``, ``axes[:2]``, ``axes[[3, 0]]``; an int keeps a leading axis (k = 1)."""
         picked = np.atleast_1d(np.arange(self.num)[index])
         recipe = Recipe(self.recipe)
         recipe["chosen"] = [int(i) for i in np.asarray(recipe.get("chosen", range(self.num)))[picked]]

@@ -1,4 +1,4 @@
-"""Execution of kernels: plans, devices, shards, processes, rewriting of jaxprs, progress."""
+"""Executes kernels: plans, devices, shards, groups of processes, rewriting of jaxprs, interrupts, progress."""
 
 from lla_jax import _lazy
 

@@ -1,4 +1,4 @@
-"""Devices that a call uses: meshes over them, arrays placed and split on them, and their free memory."""
+"""Chooses the devices of a call, makes meshes over them, puts and splits arrays on them, and asks for free memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ GRID, DATA = "grid", "data"  # axes of a mesh: points and examples
 
 
 def devices_of(execution: Execution) -> tuple[Any, ...]:
-    """The devices that an execution names.
+    """The devices that ``execution.devices`` names.
 
     Raises:
-      ValueError: there are fewer devices, or the field has an unknown value.
+      ValueError: the field asks for more devices than there are, or has an unknown value.
     """
     chosen, local = execution.devices, jax.local_devices()
     if chosen == "all":
@@ -41,17 +41,17 @@ def mesh_of(devices: Sequence[Any], data_shards: int = 1) -> Mesh:
 
 
 def data_shards(execution: Execution, devices: Sequence[Any], points: int, nbytes: int, uncut: str) -> int:
-    """The number of devices over which the examples are split.
+    """The number of devices over which the examples are split: the user's, or the least that suits.
 
     Args:
       execution: the choice of the user.
       devices: all devices of the call.
-      points: points of the landscape; if they are fewer than the devices, examples are split too.
-      nbytes: bytes of the data in memory; data that do not fit into half of a device's memory are split.
-      uncut: why batches may not be cut, or "".
+      points: points of the landscape; if there are fewer points than devices, examples are split too.
+      nbytes: bytes of the data in memory; data above half of a device's free memory are split, except on CPUs.
+      uncut: the reason why batches may not be cut, in words, or ""; the number is 1 then.
 
     Raises:
-      ValueError: the number does not divide the number of devices, or batches may not be cut.
+      ValueError: the user's number does not divide the number of devices, or is above 1 where batches may not be cut.
     """
     chosen, many = execution.data_shards, len(devices)
     divisors = [d for d in range(1, many + 1) if many % d == 0]
@@ -70,16 +70,17 @@ def data_shards(execution: Execution, devices: Sequence[Any], points: int, nbyte
 
 
 def shard_over_points(step: Callable, mesh: Mesh, split: Sequence[bool | str]) -> Callable:
-    """``step`` on every device of the mesh, with its part of the arguments, which are cut along their leading axis.
+    """Make ``step`` run on every device of the mesh, each with its part of the arguments.
 
     Args:
-      step: a function of arrays.
+      step: a function of trees of arrays, which are cut along their leading axis.
       mesh: the devices.
       split: for every argument, True to cut it by points, DATA to cut it by examples, False to repeat it.
 
     Returns:
-      A function like ``step``, whose results have the points along the leading axis and, if an argument is cut by
-      examples, the data shards along the second.
+      A function of the arguments of ``step``. The results of the devices are joined along the leading axis (points)
+      and, if an argument is cut by examples, those of the data shards along the second axis. ``step`` itself if the
+      mesh has one device.
     """
     if mesh.size == 1:
         return step
@@ -89,12 +90,12 @@ def shard_over_points(step: Callable, mesh: Mesh, split: Sequence[bool | str]) -
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The tree on every device of the mesh, so that it is not moved again at every call."""
+    """Put the tree on every device of the mesh, so that it is not moved again at every call."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else mesh.devices.flat[0])
 
 
 def split_rows(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Rows split over the mesh's data axis, padded to a multiple of its size; on every device if the size is 1."""
+    """Split the rows of a tree over the mesh's data axis, padded to a multiple of its size; copy them if that is 1."""
     shards = mesh.shape[DATA]
     if shards == 1:
         return replicate(tree, mesh)
@@ -108,7 +109,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_bytes(device: Any) -> int:
-    """Unused memory of a device (for a CPU, of the host), in bytes."""
+    """The unused memory of a device in bytes; of a CPU that of the host, or of its container if that has less.
+
+    It is 4 GiB if the system does not tell.
+    """
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats["bytes_in_use"])
@@ -126,10 +130,10 @@ def free_bytes(device: Any) -> int:
 def device_batches(
     data: Stream, mesh: Mesh, uncut: bool, place: Callable[[Any, Mesh], Any]
 ) -> Iterator[tuple[Any, int, int]]:
-    """(batch on the devices, number of its rows that count, index of its first row) of every batch of a stream.
+    """Yield (batch on the devices, number of its rows that count, index of its first row) while a stream is read.
 
     Unless batches must stay ``uncut``, all get the length of the first one, so that one shape compiles: longer ones are
-    cut, and shorter ones padded.
+    cut, and shorter ones padded. ``place(batch, mesh)`` puts a numpy batch on the devices.
     """
     rows, offset = 0, 0
     for batch in data:

@@ -1,7 +1,7 @@
-"""Ctrl-C between the steps of a loop: the signal is remembered, and acts where the loop asks for it.
+"""Lets Ctrl-C act between the steps of a loop: the signal is remembered until the loop asks for it.
 
-An interrupt that Python raises at once may find a state half changed, and one raised inside a callback of the garbage
-collector is lost.
+An interrupt that Python raises at once may leave a state half changed, and one that is raised inside a callback of the
+garbage collector is lost.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import FrameType
 
 
 class _Deferral:
-    """A handler of SIGINT that remembers one signal; a second one goes to the handler before."""
+    """A handler of SIGINT that remembers one signal; a second one calls the previous handler ``before`` at once."""
 
     def __init__(self, before: Callable[[int, FrameType | None], object]):
         self.before, self.pending = before, False
@@ -25,7 +25,7 @@ class _Deferral:
             self.before(number, frame)
 
     def check(self) -> None:
-        """Hand a remembered signal to the handler before, which by default raises KeyboardInterrupt."""
+        """Hand a remembered signal, if there is one, to the previous handler (Python's raises KeyboardInterrupt)."""
         if self.pending:
             self.pending = False
             self.before(signal.SIGINT, None)
@@ -33,19 +33,19 @@ class _Deferral:
 
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], None]]:
-    """Within the block Ctrl-C (SIGINT) waits for the next call of the function that the block is given.
+    """Make Ctrl-C (SIGINT) within a ``with`` block wait for the next call of the function that the block is given.
 
         with deferred_interrupts() as check:
             while True:
                 check()
                 ...  # one step, which a single Ctrl-C does not interrupt
 
-    A remembered Ctrl-C is handed to the handler that was installed before: by default it raises KeyboardInterrupt. One
-    that came after the last call acts on leaving the block. A second Ctrl-C while one waits acts at once, wherever the
-    program is: the step in progress may then be lost, and with it what it was about to replace.
+    A remembered Ctrl-C is handed to the handler that was installed before: by default it raises KeyboardInterrupt. A
+    Ctrl-C after the last call acts on leaving the block. A second Ctrl-C while one waits acts at once, wherever the
+    program is: the step in progress may then be lost, and with it the values that the step was about to replace.
 
-    A block inside another one shares its flag. In threads other than the main one, which receive no signals, and where
-    SIGINT is ignored or has no handler of Python, the block changes nothing.
+    A block inside another one shares its flag. The block changes nothing in threads other than the main one, which
+    receive no signals, and where SIGINT is ignored or has no handler of Python.
     """
     before = signal.getsignal(signal.SIGINT)
     in_main_thread = threading.current_thread() is threading.main_thread()

@@ -1,4 +1,4 @@
-"""Old keywords that are fields of ``Execution`` now; functions accept them for one more release."""
+"""Lets functions accept, for one more release, old keywords that are fields of ``Execution`` now."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ R = TypeVar("R")
 
 
 def accept_old(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator for functions that take ``execution``: they also accept these fields as keywords, with a warning.
+    """A decorator for functions that take ``execution``: they also accept the named fields of it as keywords.
 
-    The warning names the line that calls the function. A keyword together with ``execution`` is a ValueError.
+    Such a keyword gives a DeprecationWarning at the line that calls the function, and together with ``execution`` a
+    ValueError.
     """
 
     def decorate(f: Callable[P, R]) -> Callable[P, R]:

@@ -1,7 +1,7 @@
-"""Plans, which cut a computation into chunks of points and blocks of examples, and the choice of the fastest plan.
+"""Makes plans, which cut a computation into chunks of points and blocks of examples, chooses the fastest, runs it.
 
-Nothing here knows what a loss is. A few candidates are timed on the first chunk, because no fixed choice suits all
-models (on a CPU, batching over weights gains on small networks and loses on large ones); the choice is remembered.
+Nothing here knows of losses. A few candidates are timed on the first chunk, because no fixed choice suits all models
+(on a CPU, batching over weights gains on small networks and loses on large ones); the choice is remembered.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCKS_PER_CALL = 256
 MOST_REMEMBERED = 256
 ENOUGH_S = 1.0  # if the estimated time of the computation is shorter, more timing costs more than it can save
 LONG_S = 0.5  # a call that takes longer is timed only once
-FASTER = 0.9  # a plan replaces a better guess below this fraction of its time: timings of short calls are no better
+FASTER = 0.9  # a later guess wins only below this fraction of the best time so far: timings of short calls are inexact
 SHORT_S = 0.05  # time spent on repeating a short call
 MOST_REPEATS = 10
 
@@ -50,7 +50,7 @@ class Plan:
     scan: bool = False
 
     def smaller(self) -> Plan | None:
-        """Half the chunk (then half the microbatch), or None when nothing is left to halve."""
+        """The plan with half the chunk, or with half the microbatch if the chunk is 1; None if both are 1."""
         if self.chunk > 1:
             return replace(self, chunk=self.chunk // 2)
         if self.microbatch > 1:
@@ -59,7 +59,10 @@ class Plan:
 
 
 def check_for_landscape(execution: Execution) -> None:
-    """Raise a ValueError if a field has a wrong value, or is one that a landscape does not read."""
+    """Raise a ValueError if a field has a wrong value, or if one that a landscape does not read is not its default.
+
+    ``devices`` and ``data_shards`` are checked where they are used.
+    """
     readers = "operators (lla.hessian, lla.ggn, lla.fisher, lla.per_layer, lla.convexity)"
     _check_fields(execution, OPERATOR_FIELDS, "a landscape", readers)
     for name in ("chunk", "microbatch"):
@@ -71,7 +74,10 @@ def check_for_landscape(execution: Execution) -> None:
 
 
 def check_for_operator(execution: Execution) -> None:
-    """Raise a ValueError if a field has a wrong value, or is one that an operator does not read."""
+    """Raise a ValueError if a field has a wrong value, or if one that an operator does not read is not its default.
+
+    ``devices`` is checked where it is used.
+    """
     readers = "landscapes (lla.evaluate, lla.sweep, lla.all_modes)"
     _check_fields(execution, LANDSCAPE_FIELDS, "an operator", readers)
     check_choice("execution.linearize", execution.linearize, ("auto", True, False))
@@ -79,7 +85,14 @@ def check_for_operator(execution: Execution) -> None:
 
 
 def _check_fields(execution: Execution, unread: tuple[str, ...], caller: str, readers: str) -> None:
-    """Raise unless it is an Execution in which the fields that the caller does not read have their defaults."""
+    """Raise a ValueError unless it is an Execution whose ``unread`` fields have their defaults.
+
+    Args:
+      execution: the value to check.
+      unread: the fields that the caller does not read.
+      caller: the caller in words, such as "a landscape".
+      readers: the functions that read these fields, in words.
+    """
     if not isinstance(execution, Execution):
         raise misuse("execution", execution, "an lla.Execution, such as lla.Execution(devices=2)")
     for name in unread:
@@ -93,7 +106,10 @@ def _check_fields(execution: Execution, unread: tuple[str, ...], caller: str, re
 
 
 def map_points(f: Callable[[Any], Any], coords: PyTree, loop: str) -> Any:
-    """The results of ``f`` at every entry of the leading axis of ``coords``, batched ("vmap") or in a loop ("map")."""
+    """Call ``f`` at every entry of the leading axis of ``coords``, batched ("vmap") or in a loop ("map").
+
+    The results are stacked along a leading axis. A single entry needs no loop.
+    """
     if loop == "vmap":
         return jax.vmap(f)(coords)
     if jax.tree.leaves(coords)[0].shape[0] == 1:  # no loop at all: convolutions keep XLA's fast path
@@ -124,11 +140,11 @@ def candidates(
       param_bytes: bytes of the parameters.
       uncut: whether the batch must not be cut (batch statistics, batch-coupled losses).
       sharable: whether the affine part can be shared between points.
-      scannable: whether blocks may be looped over on the device, as without convolutions.
+      scannable: whether loops over blocks, and batches over weights, are fast on a CPU, as without convolutions.
       on_cpu: whether the devices are CPUs, where caches matter more than occupancy.
     """
     budget = 2**23 if on_cpu else 2**29
-    # so many rows that the largest value of a block fits into the cache of a core
+    # the number of rows for which the largest value of a block fits into the cache of a core
     fit = 1 << max(3, min(8, (2**20 // max(1, row_bytes)).bit_length() - 1))
     # Many points share their affine part; fewer if a row is costly, because an interrupt loses up to a chunk.
     many = min(256, max(64, 2**22 // max(1, row_bytes)))
@@ -175,13 +191,16 @@ _REMEMBERED: dict[Hashable, Plan] = {}
 def choose_fastest(
     remember: Hashable, plans: Callable[[], Sequence[Plan]], seconds: Callable[[Plan], float], total: float
 ) -> Plan:
-    """The fastest plan, or a better guess that is nearly as fast; timed once per key and process.
+    """Time the candidates, and return the fastest plan, or an earlier candidate that is nearly as fast.
+
+    The choice is kept for later calls of this process with the same key. A single candidate is not timed. If no
+    candidate fits into memory, the last one is returned.
 
     Args:
       remember: the key under which the choice is kept.
       plans: returns the candidates, best guess first; called only if no choice is remembered.
-      seconds: the seconds per unit of work under a plan; it runs out of memory if the plan does not fit.
-      total: units of work in the computation: a plan that is fast enough ends the search.
+      seconds: returns the seconds per unit of work under a plan, or raises an error if memory does not suffice.
+      total: units of work in the computation; the search ends at a plan under which they take less than a second.
     """
     if remember in _REMEMBERED:
         return _REMEMBERED[remember]
@@ -205,7 +224,7 @@ def choose_fastest(
 
 
 def time_call(call: Callable[[], Any]) -> float:
-    """The least seconds of a call, after one that compiles; the shorter the call, the more often it is repeated."""
+    """The least seconds that a call takes, after a first call that compiles; short calls are repeated more often."""
     jax.block_until_ready(call())
     best, spent, repeats = np.inf, 0.0, 0
     while repeats < 2 or (spent < SHORT_S and repeats < MOST_REPEATS):
@@ -219,15 +238,15 @@ def time_call(call: Callable[[], Any]) -> float:
 
 
 def pad_points(points: np.ndarray, size: int) -> np.ndarray:
-    """The points, padded to ``size`` with copies of the last one, because another shape would compile again."""
+    """Pad an array of points to ``size`` rows with copies of the last one, as another shape would compile again."""
     return np.concatenate([points, np.repeat(points[-1:], size - len(points), 0)]) if len(points) < size else points
 
 
 def run_chunks(compute: Callable[[Plan, int, int], None], start: int, end: int, plan: Plan, width: int) -> Plan:
     """Call ``compute(plan, lo, hi)`` for every chunk of the points [start, end), and return the plan at the end.
 
-    A chunk has ``plan.chunk`` points for each of ``width`` devices. If a device runs out of memory, chunks are halved
-    from there on.
+    A chunk has ``plan.chunk`` points for each of ``width`` devices. If a device runs out of memory, ``compute`` is
+    called again for this chunk and the later ones with ``plan.smaller()``; the error passes if there is none.
     """
     lo = start
     while lo < end:
@@ -247,14 +266,16 @@ def run_chunks(compute: Callable[[Plan, int, int], None], start: int, end: int, 
 def split_calls(
     plan: Plan, rows: int, count: int, batch_size: int | None, uncut: bool
 ) -> Iterator[tuple[Plan, np.ndarray]]:
-    """(plan, starts of the blocks) of every call over one batch; every row is in exactly one block.
+    """Yield (plan, starts of the blocks) for every call over one batch; every row that counts is in exactly one block.
+
+    All calls have equally many blocks: the last is filled up with blocks that start at ``rows``, where no row counts.
 
     Args:
-      plan: the chosen plan; those returned have the size of the blocks as their microbatch.
-      rows: rows of the batch, padding included.
-      count: rows that count.
-      batch_size: rows per block if batches must stay uncut, or None for all.
-      uncut: whether a block must be a complete batch.
+      plan: the chosen plan; the plans yielded differ only in the microbatch, which is the size of the blocks.
+      rows: number of rows of the batch, padding included.
+      count: number of rows without padding.
+      batch_size: rows per block if ``uncut``, or None for one block.
+      uncut: whether a block must be a complete batch, one per call.
     """
     if uncut:
         for start, size in cuts(count, batch_size):

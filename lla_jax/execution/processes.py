@@ -1,4 +1,4 @@
-"""Groups of processes that work on one operator: their start, the sums they exchange, and the loss of a process.
+"""Runs groups of processes that work on one operator: starts them, adds up their sums, and notices a lost process.
 
 The processes are those of ``jax.distributed``, one or more per machine. Each holds its own part of the data and its own
 copy of the parameters; they exchange one sum per product. If a process is killed, the others end within half a minute:
@@ -33,7 +33,7 @@ AXIS = "hosts"
 
 
 class Lost(RuntimeError):
-    """A process of the group is lost, so that sums over all processes are no longer possible."""
+    """The error for a lost process of the group, without which sums over all processes are impossible."""
 
 
 def start(
@@ -44,14 +44,15 @@ def start(
     heartbeat: int = HEARTBEAT_S,
     **options: Any,
 ) -> None:
-    """Join this process to a group: ``jax.distributed.initialize``, such that a lost process is noticed soon.
+    """Join this process to a group by ``jax.distributed.initialize``, such that a lost process is noticed soon.
 
     Call it in every process before anything else of jax. Afterwards ``lla.hessian``, ``ggn`` and ``fisher`` take each
-    process's own part of the data. An uncaught exception ends the process at once, without jax's wait for the others,
-    which then end too: a restart continues from the result that ``on_partial`` saved.
+    process's own part of the data. An uncaught exception ends the process at once, without jax's wait for the other
+    processes, and these then end too: a restart continues from the result that ``on_partial`` saved.
 
     Args:
-      coordinator: "address:port" of process 0. Under SLURM, Open MPI or on a TPU pod, jax finds all three by itself.
+      coordinator: "address:port" of process 0. Under SLURM, Open MPI or on a TPU pod, leave out ``coordinator``,
+        ``num`` and ``process``: jax finds them by itself.
       num: processes in the group.
       process: the index of this process, from 0.
       heartbeat: seconds of silence after which a process counts as lost. It matters for machines that vanish: a killed
@@ -59,7 +60,7 @@ def start(
       options: further options of ``jax.distributed.initialize``, such as ``local_device_ids``.
 
     Raises:
-      ValueError: only some of the three are given, or a number is out of its range.
+      ValueError: only some of ``coordinator``, ``num`` and ``process`` are given, or a number is out of its range.
     """
     given = [x is not None for x in (coordinator, num, process)]
     if any(given) and not all(given):
@@ -80,7 +81,7 @@ def start(
 
 @functools.cache
 def _mesh() -> Mesh:
-    """A mesh (processes, devices of each): one device each, or all on a TPU, where a program uses complete slices."""
+    """A mesh (processes, devices per process): one device of each, or on TPUs all, as a program needs a whole slice."""
     devices_of: dict[int, list[Any]] = {}
     for device in jax.devices():
         devices_of.setdefault(device.process_index, []).append(device)
@@ -96,7 +97,7 @@ def _sum_rows(tree: PyTree, *, mesh: Mesh) -> PyTree:
 
 
 def total(tree: PyTree) -> PyTree:
-    """The sum over all processes of their trees of one structure, on the first device, with the same bits everywhere.
+    """Add up the trees of all processes, which have one structure; each gets the same bits, on its first device.
 
     Raises:
       Lost: a process did not answer.
@@ -126,7 +127,7 @@ def _total(tree: PyTree) -> PyTree:
 
 
 def gather(numbers: Any) -> np.ndarray:
-    """(processes, ...): the uint32 numbers of all processes."""
+    """Collect the numbers of all processes, as uint32, in an array (processes, ...) that every process gets."""
     numbers = np.asarray(numbers, np.uint32)
     table = np.zeros((jax.process_count(), *numbers.shape), np.uint32)
     table[jax.process_index()] = numbers
@@ -134,10 +135,13 @@ def gather(numbers: Any) -> np.ndarray:
 
 
 def agree(**items: str) -> None:
-    """Raise an error, in every process, unless these texts are the same in all processes.
+    """Raise an error, in every process, unless each text is the same in all processes.
+
+    Args:
+      items: the texts, by the names of the arguments that they describe.
 
     Raises:
-      ValueError: a text differs; it names the first one that does.
+      ValueError: a text differs; the message names the first such argument.
     """
     if jax.process_count() == 1:
         return
@@ -154,13 +158,17 @@ def agree(**items: str) -> None:
 
 
 def combine_digests(digest: str) -> str:
-    """One fingerprint from the fingerprints of all processes, in the order of the processes."""
+    """Make one fingerprint of the fingerprints of all processes, in the order of the processes; 16 hex digits."""
     table = gather(np.frombuffer(hashlib.blake2b(digest.encode(), digest_size=8).digest(), np.uint32))
     return hashlib.blake2b(table.tobytes(), digest_size=8).hexdigest()
 
 
 def locate_rows(rows: int) -> tuple[int, int]:
-    """(index of this process's first row, number of rows of all processes), from the number of its own rows."""
+    """(index of this process's first row among those of all processes, number of rows of all processes).
+
+    Args:
+      rows: number of rows of this process.
+    """
     counts = gather(rows).astype(np.int64)
     return int(counts[: jax.process_index()].sum()), int(counts.sum())
 
@@ -172,10 +180,11 @@ def _checksum(tree: PyTree) -> jax.Array:
 
 
 def total_for(vector: PyTree, tree: PyTree) -> PyTree:
-    """``total(tree)``, after a check that all processes have the same ``vector``.
+    """``total(tree)``, with a check in the same exchange that all processes have the same bits of ``vector``.
 
     Raises:
-      ValueError: vectors differ, because the processes made different calls.
+      ValueError: the vectors differ, because the processes made different calls.
+      Lost: a process did not answer.
     """
     table = np.zeros((jax.process_count(), len(jax.tree.leaves(vector))), np.uint32)
     table[jax.process_index()] = np.asarray(_checksum(vector))
@@ -191,7 +200,7 @@ def total_for(vector: PyTree, tree: PyTree) -> PyTree:
 
 
 def minimum(number: int) -> int:
-    """The least number of bytes of all processes."""
+    """The least of the numbers of bytes that the processes give, rounded down to whole MiB."""
     return int(gather(min(number >> 20, 2**32 - 1)).min()) << 20
 
 
@@ -201,7 +210,10 @@ _STATE: dict[str, Any] = {"failed": False}
 
 
 def watch() -> None:
-    """Learn the addresses of the other processes, and let this one end at once after a loss; done only once."""
+    """Exchange addresses with the other processes, and make this one exit at once after a loss or an uncaught error.
+
+    All processes must call it together; further calls, and calls in a single process, do nothing.
+    """
     if "peers" in _STATE or jax.process_count() == 1:
         return
     _STATE["peers"] = {}
@@ -224,7 +236,7 @@ def watch() -> None:
 
 
 def _listen() -> tuple[Any, tuple[int, int] | None]:
-    """A socket that answers as long as this process lives, and the (IPv4 address, port) at which others reach it."""
+    """A socket that answers as long as this process lives, and its (IPv4 address, port); None for both if it fails."""
     try:
         server = _coordinator()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:  # finds this host's address, and sends nothing
@@ -245,7 +257,7 @@ def _coordinator() -> tuple[str, int]:
 
 
 def _silent_processes() -> list[int]:
-    """The processes that do not answer."""
+    """The indices of the processes that do not answer within ``ANSWER_S``."""
     missing: list[int] = []
 
     def ask(number: int, address: tuple[str, int]) -> None:
@@ -263,7 +275,7 @@ def _silent_processes() -> list[int]:
 
 
 def _describe_loss(wait: float = 0.0) -> str:
-    """The lost processes in words; while all processes answer, it asks again for ``wait`` seconds."""
+    """The message that names the lost processes; while all processes answer, ask again for up to ``wait`` seconds."""
     end = time.monotonic() + wait
     while not (missing := _silent_processes()) and time.monotonic() < end:
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Progress of long computations: reports to the user, and results saved on the way."""
+"""Reports the progress of long computations to the user, and saves results on the way."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 Progress = Callable[[float, float | None], None]
-"""``progress(done, total)``, called on the way; the total is None where it is unknown."""
+"""``progress(done, total)``, called during a computation; the total is None where it is unknown."""
 
 
 def report_part(progress: Any, start: int, length: int, total: int) -> Any:
-    """A progress callback for ``length`` points, from number ``start`` on, of a longer computation; None stays None."""
+    """Make the progress callback of a part of a longer computation, which calls ``progress`` for the whole.
+
+    Args:
+      progress: the callback of the whole computation; if it is None, so is the result.
+      start: number of points before the part.
+      length: number of points of the part.
+      total: number of points of the whole.
+    """
     if progress is None:
         return None
 
@@ -22,10 +29,16 @@ def report_part(progress: Any, start: int, length: int, total: int) -> Any:
 
 
 def save_regularly(progress: Progress | None, every: Any, on_partial: Any, save: Callable[[], None]) -> Progress | None:
-    """``progress``, which also calls ``save`` about every ``every`` seconds.
+    """Make a callback that calls ``progress`` (if not None), and ``save`` when ``every`` seconds have passed.
+
+    Args:
+      progress: the user's callback, or None.
+      every: the argument ``save_every`` of the caller; if it is None, ``progress`` is returned as it is.
+      on_partial: the argument ``on_partial`` of the caller, only checked.
+      save: hands over the partial result.
 
     Raises:
-      ValueError: ``every``, the argument ``save_every`` of the caller, is not above 0, or there is no ``on_partial``.
+      ValueError: ``every`` is not above 0, or is given without ``on_partial``.
     """
     from lla_jax.core.arguments import Misuse, check_number  # the command line reads this module before jax starts
 

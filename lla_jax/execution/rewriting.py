@@ -1,11 +1,11 @@
-"""Passes that rewrite the jaxpr of a function: affine values shared by all points, and faster forms of two operations.
+"""Rewrites the jaxpr of a function: shares affine values between points, and speeds up convolutions and max pooling.
 
 On the plane theta + a d1 + b d2 every linear image of the weights is affine in (a, b): the output of the first layer is
 u0 + a u1 + b u2 with u_i = x @ d_i (and u0 = x @ theta). ``share_affine`` finds all such values in the jaxpr of a
 function of the parameters, whatever framework wrote it, and computes their k + 1 parts once per block of data: only the
 rest, from the first nonlinearity on, is computed at every point. Values are equal to rounding, and for finite data
 exactly equal at the centre. ``rewrite_for_values`` and ``rewrite_for_derivatives`` give convolutions and max pooling
-forms that are fast on a CPU, the one for values and the other for derivatives.
+forms that are fast on a CPU, the first for values only and the second for derivatives too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lla_jax.core.types import PyTree
 # --- evaluation of a jaxpr
 
 _JITS = {"jit": "jaxpr", "pjit": "jaxpr"}
-"""Primitives that call a jaxpr, and the parameter that holds it."""
+"""Primitives that call a jaxpr, and the parameter that holds this jaxpr."""
 
 _CALLS = _JITS | {
     "closed_call": "call_jaxpr",
@@ -42,7 +42,7 @@ def _interpret(
     rule: Callable[[Any, list[Any]], Sequence[Any]],
     calls: Mapping[str, str] = _CALLS,
 ) -> list[Any]:
-    """The outputs of a jaxpr, whose equations are evaluated in order by a rule of the caller.
+    """Evaluate the equations of a jaxpr in order by a rule of the caller; return the outputs.
 
     Args:
       closed: a jaxpr with its constants.
@@ -71,14 +71,14 @@ def _interpret(
 
 
 def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    """The results of an equation, evaluated as it stands."""
+    """Evaluate an equation as it stands; return the list of its results."""
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
 def _equations(jaxpr: Any, loops: bool = True) -> Iterator[Any]:
-    """All equations, with those of nested jaxprs; without ``loops`` only of those that ``_interpret`` inlines."""
+    """Yield all equations and those of nested jaxprs; without ``loops``, only of jaxprs that ``_interpret`` inlines."""
     for eqn in jaxpr.eqns:
         yield eqn
         for value in eqn.params.values() if loops or eqn.primitive.name in _CALLS else ():
@@ -89,7 +89,7 @@ def _equations(jaxpr: Any, loops: bool = True) -> Iterator[Any]:
 
 
 def profile(f: Callable[..., Any], *args: Any) -> tuple[int, set[str]]:
-    """(bytes of the largest intermediate value, names of the primitives) of ``f``, which is traced but not run."""
+    """Trace ``f`` without running it: (bytes of its largest intermediate value, names of its primitives)."""
     equations = list(_equations(jax.make_jaxpr(f)(*args).jaxpr))
     sizes = [v.aval.size * v.aval.dtype.itemsize for eqn in equations for v in eqn.outvars if hasattr(v.aval, "size")]
     return max(sizes, default=0), {eqn.primitive.name for eqn in equations}
@@ -116,15 +116,15 @@ _LINEAR = {
     "squeeze",
     "transpose",
 }
-"""Primitives that are linear in the first operand while the others do not depend on the coordinates."""
+"""Primitives that are linear in the first operand if the other operands do not depend on the coordinates."""
 
-_JOINTLY_LINEAR = ("add", "sub", "add_any", "concatenate", "pad")  # in all operands together
+_JOINTLY_LINEAR = ("add", "sub", "add_any", "concatenate", "pad")  # linear in all operands together
 _SHIFTS = ("add", "sub", "add_any")
-_BILINEAR = ("mul", "dot_general", "conv_general_dilated")  # linear in either operand while the other is constant
+_BILINEAR = ("mul", "dot_general", "conv_general_dilated")  # linear in each operand if the other is constant
 
 
 class _Affine:
-    """Parts (v0, v1, ..., vk) of a value v0 + sum_i c_i v_i."""
+    """A value v0 + sum_i c_i v_i that is affine in the coordinates c, kept as its parts (v0, v1, ..., vk)."""
 
     def __init__(self, parts: Sequence[Any]):
         self.parts = tuple(parts)
@@ -137,7 +137,7 @@ class _Affine:
 
 
 class _Fixed:
-    """A factor, index or predicate, which is the same in every part."""
+    """A factor, index or predicate: an operand that is used as it is for every part of an affine value."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -148,7 +148,10 @@ class _AtPoint:
 
 
 def _propagate(eqn: Any, values: list[Any]) -> list[Any] | None:
-    """The affine results of an equation with affine inputs, or None if it is not linear in them."""
+    """The affine results of an equation with affine inputs, or None if it has to be evaluated at every point.
+
+    It has to if it is not linear in these inputs, might divide by 0, or rounds its results to fewer digits.
+    """
     name = eqn.primitive.name
     varying = [isinstance(v, _Affine) for v in values]
     if not _widens(eqn):
@@ -172,7 +175,7 @@ def _propagate(eqn: Any, values: list[Any]) -> list[Any] | None:
 
 
 def _part(value: Any, i: int) -> Any:
-    """Part i of an operand; a value independent of the coordinates is its own part 0, and its other parts are 0."""
+    """Part i of an operand; a constant is its own part 0, with zeros as its other parts, and a factor is every part."""
     if isinstance(value, _Fixed):
         return value.value
     if isinstance(value, _Affine):
@@ -181,19 +184,19 @@ def _part(value: Any, i: int) -> Any:
 
 
 def _nonzero(divisor: Any) -> bool:
-    """Whether a divisor is known to have no zeros, since 0 * (x / 0) would not be 0."""
+    """Whether a divisor is known while tracing and has no zeros; 0 * (x / 0) would not be 0 at the centre."""
     return not isinstance(divisor, jax.core.Tracer | _Affine) and bool(np.all(np.asarray(divisor) != 0))
 
 
 def _widens(eqn: Any) -> bool:
-    """Whether results are at least as precise as the floating operands."""
+    """Whether the result is floating, and at least as precise as all floating operands."""
     new = eqn.outvars[0].aval.dtype
     dtypes = [v.aval.dtype for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
     return jnp.issubdtype(new, jnp.floating) and all(jnp.promote_types(old, new) == new for old in dtypes)
 
 
 def share_affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Callable[[Any], Any]:
-    """``h(coord) = f(params + sum_i coord_i d_i)``; values that are affine in ``coord`` are computed here, once.
+    """Make ``h(coord) = f(params + sum_i coord_i d_i)``; values that are affine in ``coord`` are computed here, once.
 
     Args:
       f: a traceable function of the parameters.
@@ -201,8 +204,8 @@ def share_affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree)
       directions: the stacked tree, leading axis k.
 
     Returns:
-      ``h(coord)`` with ``coord`` of shape (k,), to be mapped over points inside the same trace. It is only for
-      evaluation, because custom derivative rules are inlined.
+      ``h(coord)`` with ``coord`` of shape (k,), to be mapped over points inside the same trace. It must not be
+      differentiated, because custom derivative rules are lost.
     """
     closed, shape = jax.make_jaxpr(f, return_shape=True)(params)
     at_points: list[tuple[Any, list[Any], list[_AtPoint]]] = []
@@ -238,13 +241,14 @@ def share_affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree)
 
 # --- max pooling and convolution, for values only
 
-SLICES_MOST = 16  # entries of a pooling window
+SLICES_MOST = 16  # entries of the largest pooling window that becomes slices
 
 
 def rewrite_for_values(f: Callable[..., Any]) -> Callable[..., Any]:
-    """``f`` with max pooling and convolutions in a form that is fast on a CPU, for evaluation only.
+    """Give max pooling and convolutions in ``f`` a form that is fast on a CPU; the values are equal to rounding.
 
-    Custom derivative rules are inlined. A function with nothing to rewrite stays as it is.
+    The new function must not be differentiated, because custom derivative rules are lost. Where there is nothing to
+    rewrite it calls ``f`` itself.
     """
 
     def g(*args: Any) -> Any:
@@ -262,7 +266,7 @@ def _sliceable(eqn: Any) -> bool:
 
 
 def _evaluate_fast(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    """The results of an equation; convolutions have their channels last, and max pooling is the largest of slices.
+    """The results of an equation: a convolution is done with channels last, max pooling as the maximum of slices.
 
     XLA joins the strided slices and the operations before them into one loop over several entries at a time.
     """
@@ -275,7 +279,10 @@ def _evaluate_fast(eqn: Any, values: Sequence[Any]) -> list[Any]:
 
 
 def _channels_elsewhere(eqn: Any) -> bool:
-    """Whether a convolution is faster with channels last, unlike one per channel or one over volumes."""
+    """Whether an equation is a convolution that gets faster by putting its channels last.
+
+    A convolution that has them last, has one filter set per channel (depthwise), or runs over volumes does not.
+    """
     if eqn.primitive.name != "conv_general_dilated" or eqn.params.get("out_sharding") is not None:
         return False
     p, last = eqn.params, eqn.invars[0].aval.ndim - 1
@@ -286,7 +293,7 @@ def _channels_elsewhere(eqn: Any) -> bool:
 
 
 def _channels_last(eqn: Any, images: Any, kernel: Any) -> Any:
-    """A convolution with the channels on the last axes, as XLA arranges it by itself on a CPU, but not in loops."""
+    """A convolution done with its channels on the last axes; XLA does so by itself on a CPU, except inside loops."""
     numbers, axes = eqn.params["dimension_numbers"], range(1, images.ndim - 1)
     last = jax.lax.ConvDimensionNumbers(
         (0, images.ndim - 1, *axes),
@@ -303,13 +310,13 @@ def _channels_last(eqn: Any, images: Any, kernel: Any) -> Any:
 
 
 def _from_channels_last(x: Any, spec: Sequence[int]) -> Any:
-    """(examples, *space, channels) in the order of ``spec``, the axes of examples, channels, *space."""
+    """Transpose an array (examples, *space, channels); ``spec`` has the new axes of examples, channels and *space."""
     return jnp.transpose(x, np.argsort((spec[0], *spec[2:], spec[1])).tolist())
 
 
 # --- max pooling and convolution of the data, for derivatives
 
-PATCH_MOST = 75  # entries of a patch, such as 5 x 5 x 3: beyond, XLA's convolution is as fast
+PATCH_MOST = 75  # entries of the largest patch, such as 5 x 5 x 3: for larger ones XLA's convolution is as fast
 
 
 class _Moving:
@@ -320,16 +327,17 @@ class _Moving:
 
 
 def rewrite_for_derivatives(f: Callable[[PyTree], Any], params: PyTree) -> Callable[[PyTree], Any]:
-    """``f`` with convolutions and max pooling in forms that are faster on a CPU, also in derivatives.
+    """Give convolutions and max pooling in ``f`` forms that are faster on a CPU, also in derivatives.
 
     Convolutions of the data, whose input does not depend on the parameters, become patches times kernel: XLA is slow
-    with one or three input channels, and a linear map that is kept computes the patches once. Max pooling whose windows
-    do not overlap becomes a choice of the first largest entry, by a mask that is also kept. The new function agrees
-    with ``f`` to rounding and is differentiable like it; the insides of loops and custom rules stay as they are.
+    with one or three input channels, and if primal values are kept, the patches are computed once. Max pooling whose
+    windows do not overlap becomes a choice of the first largest entry by a mask, which is kept too. The new function
+    agrees with ``f`` to rounding and is differentiable like ``f``; the insides of loops and custom rules stay as they
+    are.
 
     Args:
       f: a traceable function of the parameters.
-      params: parameters of the shapes to come.
+      params: parameters of the shapes and dtypes with which the new function is called.
     """
     closed, shape = jax.make_jaxpr(f, return_shape=True)(params)
 
@@ -343,7 +351,7 @@ def rewrite_for_derivatives(f: Callable[[PyTree], Any], params: PyTree) -> Calla
 
 
 def _evaluate_for_derivatives(eqn: Any, inputs: list[Any]) -> list[Any]:
-    """The results of an equation, which are moving if an input is."""
+    """The results of an equation in its faster form; they are wrapped as ``_Moving`` if an input is."""
     moving = [isinstance(x, _Moving) for x in inputs]
     values = [x.value if isinstance(x, _Moving) else x for x in inputs]
     if eqn.primitive.name == "conv_general_dilated" and not moving[0] and _patchable(eqn):
@@ -389,7 +397,7 @@ def _patch_product(eqn: Any, images: Any, kernel: Any) -> Any:
 
 
 def _tiles(eqn: Any) -> bool:
-    """Whether the windows of a pooling cover the array without overlaps, gaps or padding."""
+    """Whether the windows of a pooling equation cover the array without overlaps, gaps or padding."""
     p, shape = eqn.params, eqn.invars[0].aval.shape
     window = p["window_dimensions"]
     plain = {*p["base_dilation"], *p["window_dilation"]} == {1} and not np.any(p["padding"])
@@ -397,7 +405,7 @@ def _tiles(eqn: Any) -> bool:
 
 
 def _choose_largest(x: Any, window: Sequence[int]) -> Any:
-    """The largest entry of every window; the derivative goes to the first of several largest ones, as in XLA."""
+    """The largest entry of every window; of several equal ones, the first gets the derivative, as in XLA."""
     split = [size for n, k in zip(x.shape, window, strict=True) for size in (n // k, k)]
     order = [*range(0, 2 * x.ndim, 2), *range(1, 2 * x.ndim, 2)]
     tiles = x.reshape(split).transpose(order).reshape(*split[::2], -1)

@@ -1,4 +1,4 @@
-"""Vectors sharded over devices leaf by leaf, such as the parameters of a model too large for one device.
+"""Handles vectors sharded over devices leaf by leaf, such as the parameters of a model too large for one device.
 
 Every leaf has a sharding with one entry per axis; further axes in front (the rows of a basis) are not split. Nothing
 here gathers a leaf on one device.
@@ -21,7 +21,7 @@ Shardings = tuple[NamedSharding, ...]
 
 
 def is_sharded(leaf: Any) -> bool:
-    """Whether a leaf is an array of which devices may hold different parts."""
+    """Whether a leaf is a jax array of which devices may hold different parts; False for tracers and numpy arrays."""
     sharding = leaf.sharding if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) else None
     if isinstance(sharding, NamedSharding):
         return any(entry is not None for entry in sharding.spec)
@@ -29,10 +29,11 @@ def is_sharded(leaf: Any) -> bool:
 
 
 def mesh_of(tree: PyTree) -> Mesh | None:
-    """The mesh over which leaves are sharded, with axes that the compiler manages; None if no leaf is.
+    """The mesh over which the leaves are sharded, with ``AxisType.Auto`` axes; None if no leaf is sharded.
 
     Raises:
-      ValueError: leaves are sharded over different meshes, without names of axes, or over several processes.
+      ValueError: a leaf is sharded by another sharding than a NamedSharding, or over several processes; or two leaves
+        are sharded over different meshes.
     """
     sharded = [x for x in jax.tree.leaves(tree) if is_sharded(x)]
     if not sharded:
@@ -54,10 +55,16 @@ def mesh_of(tree: PyTree) -> Mesh | None:
 
 
 def keep_on_mesh(tree: PyTree, mesh: Mesh, name: str) -> PyTree:
-    """The tree on the mesh: sharded leaves stay as they are, and others go to every device.
+    """Put the tree on the mesh: sharded leaves keep their shardings, and all others are copied to every device.
+
+    Args:
+      tree: parameters or data.
+      mesh: the mesh.
+      name: the argument's name, for the error.
 
     Raises:
-      ValueError: a leaf is sharded over other devices than the mesh's, or by names that it does not have.
+      ValueError: a leaf is sharded by another sharding than a NamedSharding, or over a mesh whose axes have other names
+        or sizes.
     """
     for leaf in jax.tree.leaves(tree):
         sharding = leaf.sharding if is_sharded(leaf) else None
@@ -71,13 +78,13 @@ def keep_on_mesh(tree: PyTree, mesh: Mesh, name: str) -> PyTree:
 
 
 def sharding_of(leaf: Any, mesh: Mesh) -> NamedSharding:
-    """The sharding of a leaf, with an entry for every axis; a leaf that is not sharded is on every device."""
+    """The sharding of a leaf over the mesh, with an entry per axis; a leaf that is not sharded is on every device."""
     spec = leaf.sharding.spec if is_sharded(leaf) else ()
     return NamedSharding(mesh, PartitionSpec(*spec, *[None] * (np.ndim(leaf) - len(spec))))
 
 
 def _with_leading_axes(ndim: int, shard: NamedSharding) -> NamedSharding:
-    """The sharding of an array with further axes in front."""
+    """The sharding of an array of ``ndim`` axes, of which ``shard`` splits the last ones."""
     return NamedSharding(shard.mesh, PartitionSpec(*[None] * (ndim - len(shard.spec)), *shard.spec))
 
 
@@ -88,23 +95,23 @@ def _map(f: Any, tree: PyTree, shards: Shardings) -> PyTree:
 
 
 def constrain(tree: PyTree, shards: Shardings | None) -> PyTree:
-    """The same tree, which the compiler shards as given; within jit."""
+    """Make the compiler shard the leaves as given (within jit); without shardings, return the tree as it is."""
     return tree if shards is None else _map(jax.lax.with_sharding_constraint, tree, shards)
 
 
 def place(tree: PyTree, shards: Shardings) -> PyTree:
-    """Arrays of jax or numpy on the devices of their shardings."""
+    """Put the leaves, arrays of jax or numpy, on the devices of their shardings."""
     return _map(jax.device_put, tree, shards)
 
 
 def wait_on_cpu(tree: PyTree) -> PyTree:
-    """The tree; on a CPU, whose devices share its cores, only after it is computed."""
+    """Return the tree; if it lies on CPU devices, which share the cores, wait first until it is computed."""
     on_cpu = next(iter(jax.tree.leaves(tree)[0].devices())).platform == "cpu"
     return jax.block_until_ready(tree) if on_cpu else tree
 
 
 def zeros(num: int, like: Any, shards: Shardings | None) -> jax.Array:
-    """``num`` stacked arrays of zeros like a parameter, and sharded like it if ``shards`` is given."""
+    """An array of zeros of shape (num, *like.shape), with the dtype of ``like``, and its sharding if sharded at all."""
     device = None
     if shards is not None:
         assert isinstance(shards[0].mesh, Mesh)
@@ -113,7 +120,9 @@ def zeros(num: int, like: Any, shards: Shardings | None) -> jax.Array:
 
 
 def shard_shapes(leaves: Sequence[tuple[int, ...]], shards: Shardings) -> list[tuple[int, ...]]:
-    """The shapes of the parts of leaves that one device holds; on CPUs, which share memory, that all devices hold.
+    """For each leaf, the shape of the part that one device holds, from which memory is estimated.
+
+    CPU devices share one memory: there an axis in front counts the devices of the mesh.
 
     Args:
       leaves: the shapes of the leaves.
@@ -139,5 +148,5 @@ class _OnHost:
 
 
 def view_on_host(tree: PyTree) -> PyTree:
-    """The tree for functions that read it on the host leaf by leaf, without leaving copies there."""
+    """Wrap sharded leaves so that ``np.asarray`` copies them to the host without jax keeping the copy."""
     return jax.tree.map(lambda x: _OnHost(x) if is_sharded(x) else x, tree)

@@ -1,4 +1,4 @@
-"""Losses from the networks of Flax linen, Flax nnx and Equinox."""
+"""Makes losses from the networks of Flax linen, Flax nnx and Equinox."""
 
 from lla_jax import _lazy
 

@@ -1,6 +1,6 @@
-"""Common parts of the adapters: their options, the model's input in a batch, its mode flags, and noise per example.
+"""Gives the adapters their common parts: options, the model's input in a batch, its mode flags, noise per example.
 
-An adapter cuts a model into parameters (which the user passes to every verb), other arrays (``Loss.state``) and a
+An adapter cuts a model into parameters (which the user passes to every function), other arrays (``Loss.state``) and a
 static remainder, and calls the pieces as a pure function. The remainder compares by value, so that two adapters of one
 architecture share compiled code. The model itself is never changed.
 
@@ -24,7 +24,7 @@ from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.types import Batch, FilterAxis, Loss, PyTree
 
 Inputs = str | int | tuple[str | int, ...] | Callable[[Batch], Any] | None
-"""Where the input of the model is in a batch; see ``Options``."""
+"""The place of the model's input in a batch; see ``Options``."""
 
 TRAIN_FLAGS = ("train", "training", "is_training")
 
@@ -34,14 +34,15 @@ class Options(TypedDict, total=False):
 
     Args:
       inputs: where the input of the model is in a batch: an index or name, a tuple of these (several arguments), or a
-        function of the batch. None: the first entry of a tuple or list, or the batch itself if it is one array. The
-        entries of an input that is a plain tuple are the arguments of the model.
+        function of the batch. None: the first entry of a tuple or list, or the batch itself if it is one array; a dict
+        needs a name. If the input is a plain tuple, its entries are the arguments of the model.
       key: a ``jax.random`` key for a stochastic loss: the model is run per example, each with its own key for all of
         its random streams, so that a draw depends neither on the batches nor on the point.
       penalty: ``penalty(params) -> scalar`` added to the mean.
       per_example: False for criteria that couple the examples and return a scalar; see ``Loss``. Default True.
       filter_axis: which axes index the filters; None lets ``directions.normalize`` decide.
-      train_kwargs: keyword arguments of the call in train mode; they replace the flags found in its signature.
+      train_kwargs: keyword arguments of the call in train mode, in addition to the flags found in its signature; for a
+        flag that is named in both, they decide.
       eval_kwargs: keyword arguments of the call in eval mode, likewise.
     """
 
@@ -66,13 +67,17 @@ DEFAULTS: Options = {
 
 
 def loss_of(apply: Callable[..., Any], criterion: Callable[..., Any], state: PyTree, options: Options) -> Loss:
-    """The ``Loss`` of an adapter, with the options that it has."""
+    """Make the ``Loss`` of an adapter, with the options ``key``, ``penalty``, ``per_example`` and ``filter_axis``."""
     names = ("key", "penalty", "per_example", "filter_axis")
     return Loss(apply, criterion, state, **{name: options[name] for name in names})  # type: ignore[literal-required]
 
 
 def model_arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
-    """The positional arguments of the model in a batch; the entries of an input that is a plain tuple."""
+    """The tuple of positional arguments of the model that ``inputs`` finds in a batch; see ``Options``.
+
+    Raises:
+      ValueError: the batch has no such entry, or is a dict and ``inputs`` is None.
+    """
     if callable(inputs):
         chosen = inputs(batch)
     elif inputs is not None:
@@ -106,7 +111,16 @@ Kwargs = tuple[tuple[str, Any], ...]
 
 
 def mode_kwargs(names: Mapping[str, Any], coupled: bool, options: Options) -> tuple[Kwargs, Kwargs]:
-    """Keyword arguments of the model's call in (eval, train) mode, for the flags in its signature."""
+    """The keyword arguments of the model's call, as sorted items, in (eval, train) mode.
+
+    Args:
+      names: the parameters of the call, among which the known flags are set (see ``from_linen``).
+      coupled: whether the model has layers with batch statistics.
+      options: ``key``, ``train_kwargs`` and ``eval_kwargs`` are read.
+
+    Raises:
+      ValueError: a key is given, and one flag controls both noise and batch statistics.
+    """
     keyed, train_kwargs, eval_kwargs = options["key"] is not None, options["train_kwargs"], options["eval_kwargs"]
     train_flags = [name for name in TRAIN_FLAGS if name in names]
     deterministic, running = "deterministic" in names, "use_running_average" in names
@@ -133,7 +147,7 @@ def mode_kwargs(names: Mapping[str, Any], coupled: bool, options: Options) -> tu
 
 
 def refuse_noisy_statistics(train: bool, coupled: bool) -> None:
-    """Raise if statistics of a batch are needed of a model that is run one example at a time."""
+    """Raise a ValueError in train mode for a model with batch statistics; for a loss with a key, run per example."""
     if train and coupled:
         raise Misuse(
             "key",
@@ -143,7 +157,19 @@ def refuse_noisy_statistics(train: bool, coupled: bool) -> None:
 
 
 def map_examples(call: Callable[..., Any], args: tuple[Any, ...], keys: Any) -> Any:
-    """The outputs of a model that takes batches, run per example with keys, so that noise is the same in any batch."""
+    """Run a model that takes batches on one example at a time, so that its noise does not depend on the batch.
+
+    Args:
+      call: ``call(arguments, key) -> outputs``, for a batch of 1.
+      args: the arguments for the whole batch, with leading axis B.
+      keys: (B,), a key per example.
+
+    Returns:
+      The outputs, with leading axis B.
+
+    Raises:
+      ValueError: an output does not have the examples as its leading axis.
+    """
 
     def unbatch(leaf: Any) -> Any:
         if np.shape(leaf)[:1] != (1,):

@@ -1,4 +1,4 @@
-"""The adapter of Equinox: a loss from a model of single examples, its ``State`` and both kinds of BatchNorm."""
+"""Makes a loss from an Equinox model of single examples and its ``State``, with both kinds of BatchNorm."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lla_jax.models.calling import (
 
 @dataclass(frozen=True, eq=False)
 class _Static(ByValue):
-    """A pytree without arrays, compared by structure, leaves and types of leaves (1 is not True)."""
+    """A pytree without arrays that compares by its structure, its leaves and the leaves' types (1 is not True)."""
 
     structure: Any
     leaves: tuple[Any, ...]
@@ -96,7 +96,7 @@ def _equinox_norms(model: PyTree) -> list[Any]:
 
 
 def _fill_from_batch(model: PyTree, state: Any) -> Any:
-    """The state with which ``BatchNorm(mode="ema")`` in train mode normalizes by the batch, not by running averages."""
+    """The state by which ``BatchNorm(mode="ema")`` in train mode normalizes by the batch, not by running averages."""
     state = jax.tree.map(lambda leaf: leaf, state)
     for norm in _equinox_norms(model):
         if getattr(norm, "ema_first_time_index", None) is not None:
@@ -105,7 +105,11 @@ def _fill_from_batch(model: PyTree, state: Any) -> Any:
 
 
 def _debias(model: PyTree, state: Any) -> Any:
-    """The state with the statistics of ``BatchNorm(mode="batch")`` divided by 1 - momentum^counter, and counter 0."""
+    """Divide the statistics of ``BatchNorm(mode="batch")`` in a state by 1 - momentum^counter, and reset the counter.
+
+    Returns:
+      A new state; layers whose counter is 0 stay as they are.
+    """
     state = jax.tree.map(lambda leaf: leaf, state)
     number = jax.numpy.result_type(float).type
     for norm in _equinox_norms(model):
@@ -121,7 +125,7 @@ def _debias(model: PyTree, state: Any) -> Any:
 
 
 def _equinox_mode(model: PyTree, train: bool, keyed: bool) -> PyTree:
-    """The model with ``inference`` set, by ``train`` in layers that own a state, and by ``keyed`` in all others."""
+    """A copy of the model whose ``inference`` is ``not train`` in layers with a state, and else ``not keyed``."""
     import equinox as eqx
 
     def owns_state(node: Any) -> bool:
@@ -150,7 +154,8 @@ def from_equinox(
         l_i(theta) = criterion(vmap(combine(theta, rest))(x), batch)_i
 
     The model takes one example and is vmapped. ``inference`` is set layer by layer: layers that own a state (BatchNorm,
-    SpectralNorm) have ``inference = not train``, all others (Dropout) ``inference = (key is None)``.
+    SpectralNorm) have ``inference = not train``, all others (Dropout) ``inference = (key is None)``. Flags in the
+    signature of the model's call are set as in ``from_linen``.
 
     Args:
       model: an Equinox model that takes one example: ``model(x)``, or ``model(x, state)`` if it has a state, with
@@ -158,20 +163,21 @@ def from_equinox(
       criterion: ``criterion(outputs, batch) -> losses (B,)`` or ``(losses, weights)``; see ``Loss``.
       state: the ``equinox.nn.State`` of a model with stateful layers, from ``equinox.nn.make_with_state``.
       method: name of the model's method to call.
-      axis_name: the name that its BatchNorm layers were given for the batch axis.
+      axis_name: the name of the batch axis that the BatchNorm layers of the model were given.
       options: those of ``lla.models.Options``: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``,
         ``train_kwargs``, ``eval_kwargs``.
 
     Returns:
-      A ``Loss`` whose state is ``{"arrays": integer and boolean arrays, "state": State}`` (None if both are empty).
+      A ``Loss`` whose state is ``{"arrays": the model's integer and boolean arrays, "state": State or None}``, or None
+      if the model has neither.
 
     Raises:
-      ValueError: the model has stateful layers and no state is given, or a key is given and its call has no argument
-        for it, or one flag for noise and batch statistics.
+      ValueError: the model is no ``equinox.Module``; it has stateful layers and no state is given; or a key is given
+        and the call has no argument ``key``, or one flag for both noise and batch statistics.
 
     Differences from calling the model in training mode yourself:
-      1. ``BatchNorm(mode="ema")`` normalizes by the statistics of the batch, not by its updated running averages, as
-         train mode does here for all models; outputs then do not depend on the old averages.
+      1. ``BatchNorm(mode="ema")`` normalizes by the statistics of the batch, not by its updated running averages, so
+         that, as in all models here, outputs in train mode do not depend on the old averages.
       2. ``BatchNorm(mode="batch")`` divides its statistics by 1 - momentum^counter at inference. This is done once
          here, and the counter is 0 and stays 0: in train mode new = momentum * old + (1 - momentum) * batch, and
          inference uses these statistics as they are. Values at inference are the same.

@@ -1,4 +1,4 @@
-"""The adapter of Flax linen: a loss from a module and its variables."""
+"""Makes a loss from a Flax linen module and its variables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lla_jax.models.calling import (
 
 
 def _skip_dropout(next_fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
-    """A linen interceptor by which ``nn.Dropout`` returns its input, for all flags of the module."""
+    """A linen interceptor that makes ``nn.Dropout`` return its input, whatever its flags are."""
     import flax.linen as nn
 
     if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
@@ -103,24 +103,32 @@ def from_linen(
 
         l_i(theta) = criterion(module.apply({"params": theta, **state}, x_i, **flags), batch)_i
 
-    The flags are found in the signature of the module's call: ``train``, ``training`` or ``is_training`` (True for
-    batch statistics, and also for a loss with a key if there is no flag ``deterministic``), ``use_running_average``
-    (False in train mode), ``deterministic`` (False for a loss with a key). Without a key ``nn.Dropout`` is off in train
-    mode, even if one flag controls both.
+    In train mode (``train=True`` of ``Loss.apply``) the module uses batch statistics. The flags are found in the
+    signature of the module's call:
+
+        train, training, is_training   True in train mode, and for a loss with a key if there is no ``deterministic``
+        use_running_average            False in train mode
+        deterministic                  False for a loss with a key, and in train mode if it is the only flag of a module
+                                       with batch statistics
+
+    Without a key ``nn.Dropout`` is off in train mode, even if one flag controls both. A module with batch statistics
+    and without such a flag is refused in train mode, unless ``train_kwargs`` is given.
 
     Args:
       module: a linen module that takes batches.
-      variables: the dict of ``module.init``, trained or not; its collections other than "params" are the state.
+      variables: the dict of ``module.init``, trained or not; its collections other than "params" and "intermediates"
+        are the state.
       criterion: ``criterion(outputs, batch) -> losses (B,)`` or ``(losses, weights)``; see ``Loss``.
       method: the module's method to call, instead of ``__call__``.
       options: those of ``lla.models.Options``: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``,
         ``train_kwargs``, ``eval_kwargs``.
 
     Returns:
-      A ``Loss`` whose state holds the other collections (None if there are none).
+      A ``Loss`` whose state is the dict of these collections (None if there are none).
 
     Raises:
-      ValueError: ``variables`` has no entry "params", or a key is given and one flag is for noise and statistics.
+      ValueError: ``variables`` has no entry "params", or a key is given and one flag controls both noise and batch
+        statistics.
     """
     if not isinstance(variables, Mapping) or "params" not in variables:
         given = f"a dict of {sorted(variables)}" if isinstance(variables, Mapping) else type(variables).__name__

@@ -1,4 +1,4 @@
-"""The adapter of Flax nnx: a loss from a model."""
+"""Makes a loss from a Flax nnx model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class _NnxApply(ByValue):
 
 
 def _nnx_streams(state: PyTree, impl: Any, key: Any = None) -> PyTree:
-    """The state with its keys rebuilt from their data, or with new keys of the same shapes, folded from ``key``."""
+    """The state with random keys in place of their integer data; if ``key`` is given, with keys folded from it."""
     from flax import nnx
 
     is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
@@ -78,7 +78,7 @@ def _nnx_streams(state: PyTree, impl: Any, key: Any = None) -> PyTree:
 
 
 def _nnx_statistics(model: Any, state: PyTree) -> PyTree:
-    """The model's variables in the structure of ``state``: with its old random streams, and without sown values."""
+    """The model's new variables in the structure of ``state``; random streams stay, and sown values are left out."""
     from flax import nnx
 
     if state is None:
@@ -99,24 +99,25 @@ def from_nnx(
 
         l_i(theta) = criterion(merge(graphdef, theta, state)(x_i), batch)_i
 
-    The loss uses views of the model with ``use_running_average = not train`` and ``deterministic = (key is None)``, set
-    as ``model.eval()`` and ``model.train()`` would set them; flags in the signature of its call are as in
-    ``from_linen``.
+    The loss uses copies of the model whose layers have ``use_running_average = not train`` and ``deterministic = (key
+    is None)``, set as ``model.eval()`` and ``model.train()`` would set them; flags in the signature of the model's call
+    are as in ``from_linen``. Without a key the rates of ``nnx.Dropout`` and ``nnx.MultiHeadAttention`` are 0, so that
+    there is no dropout in train mode either, even if one flag controls both.
 
     Args:
-      model: an nnx module that takes batches. Its variables, modes and counts are not changed.
+      model: an nnx module that takes batches. Its variables, modes and counts of random draws are not changed.
       criterion: ``criterion(outputs, batch) -> losses (B,)`` or ``(losses, weights)``; see ``Loss``.
       method: name of the model's method to call.
       options: those of ``lla.models.Options``: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``,
         ``train_kwargs``, ``eval_kwargs``. With a key, the random streams of the model start from the key of each
-        example, which is also passed as ``rngs`` if the call has such an argument.
+        example; if the call has an argument ``rngs``, it gets an ``nnx.Rngs`` of this key.
 
     Returns:
-      A ``Loss`` whose state is an ``nnx.State`` of all variables except the parameters (None if there are none). The
-      parameters may be given as ``nnx.State`` or as its pure dict.
+      A ``Loss`` whose state is an ``nnx.State`` of all variables except the parameters, with random keys as their
+      integer data (None if there are none). The parameters may be given as ``nnx.State`` or as its pure dict.
 
     Raises:
-      ValueError: a key is given and one flag of the call controls noise and batch statistics.
+      ValueError: a key is given and one flag of the call controls both noise and batch statistics.
     """
     from flax import nnx
 
