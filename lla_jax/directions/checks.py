@@ -1,4 +1,4 @@
-"""Checks that directions are finite and that none of them is zero."""
+"""Checks that directions are finite, and that none of them is zero."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SAMPLES = 8  # entries of a draw or of the weights that a recipe keeps, to notic
 
 
 def check_directions(tree: PyTree, recipe: Recipe, hint: str) -> Directions:
-    """Directions of a tree, if each of them is finite and moves some parameter.
+    """Make ``Directions`` of a stacked tree, after a check that each is finite and moves some parameter.
 
     Args:
-      tree: stacked, with a leading axis k on every leaf.
-      recipe: of the directions.
-      hint: ends the message about a direction that is zero: the likely cause, and what to do.
+      tree: the directions, with a leading axis k on every leaf.
+      recipe: the recipe of the directions.
+      hint: the end of the message about a direction that is zero: the likely cause, and a remedy.
 
     Raises:
       ValueError: a direction that is zero, or has entries that are NaN or infinite.

@@ -24,10 +24,10 @@ def select(axes: Directions, pattern: Select) -> Directions:
     Args:
       axes: the directions.
       pattern: the leaves that still move, as ``select`` of ``random``; a predicate is given the shape and dtype of a
-        leaf, not its values.
+        leaf of the parameters, not its values.
 
     Returns:
-      Directions of the same shapes; ``recipe["restrict"]`` records the paths.
+      Directions of the same shapes; ``recipe["restrict"]`` records the paths, and ``recipe["marks"]`` is dropped.
 
     Raises:
       ValueError: the pattern matches no leaf (the paths are listed), or a direction moves none of the leaves kept.
@@ -50,14 +50,14 @@ def _keep(leaves: list[Any], chosen: tuple[bool, ...]) -> list[jax.Array]:
 
 
 def given(*trees: PyTree, names: Sequence[str] | None = None) -> Directions:
-    """The user's own trees as directions: eigenvectors, LoRA updates, steps of an optimizer, anything.
+    """Make directions of the user's own trees: eigenvectors, LoRA updates, steps of an optimizer, anything.
 
     Args:
       *trees: one tree per direction, of the parameters' structure and shapes.
       names: one name per direction, for the axes of pictures.
 
     Returns:
-      The directions, stacked in this order.
+      One direction per tree, in their order.
 
     Raises:
       ValueError: no tree; trees of different structure or shape; entries that are not real, floating and finite; a zero
@@ -75,7 +75,7 @@ def given(*trees: PyTree, names: Sequence[str] | None = None) -> Directions:
 
 
 def join(*axes: Directions) -> Directions:
-    """Several ``Directions`` as one, in this order: a gradient and a random axis, eigenvectors and moments, ...
+    """Join several ``Directions`` into one, in their order: a gradient and a random axis, eigenvectors and moments, ...
 
     Args:
       *axes: directions of one structure.
@@ -100,7 +100,10 @@ def _concatenate(trees: Sequence[PyTree]) -> PyTree:
 
 
 def names_of(axes: Directions) -> list[str]:
-    """One name per direction: that in the recipe, or the kind of the directions and a number."""
+    """One name per direction: the names in the recipe, or else their kind and a number, such as "random 1".
+
+    A single direction without a name is named by its kind alone.
+    """
     names = axes.recipe.get("names") or []
     if len(names) == axes.num:
         return list(names)

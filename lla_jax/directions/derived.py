@@ -18,15 +18,15 @@ from lla_jax.directions.checks import check_directions
 
 
 def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
-    """First and second moment (m, v) of Adam, raw as the optimizer keeps them, as two directions.
+    """The first and second moment (m, v) of Adam, raw as the optimizer keeps them, as two directions.
 
     Args:
-      opt_state: an optax state that holds Adam's state somewhere inside: chain, masked, inject_hyperparams, partition,
-        MultiSteps; or an object with such an ``opt_state`` (``nnx.Optimizer``, ``TrainState``).
+      opt_state: an optax state with Adam's (or AMSGrad's) state somewhere inside: chain, masked, inject_hyperparams,
+        partition, MultiSteps; or an object with such an ``opt_state`` (``nnx.Optimizer``, ``TrainState``).
       params: the parameters. Leaves without moments (masked) get zeros; several Adams on different leaves are merged.
 
     Returns:
-      Two directions named m and v. They are not corrected for bias.
+      Two directions with the names "m" and "v". They are not corrected for bias.
 
     Raises:
       ValueError: no Adam state (the states found are listed); two Adams on one leaf; moments of other leaves or shapes
@@ -67,7 +67,7 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
 
 
 def _merge(trees: Sequence[PyTree], moment: str) -> dict[Path, Any]:
-    """The leaves of several trees by path, of which no two may have the same."""
+    """The leaves of several trees by path; a ValueError if two trees have a leaf of one path."""
     merged: dict[Path, Any] = {}
     for tree in trees:  # the holes of a mask are nodes without leaves, so they do not appear
         for path, leaf in zip(_tree.paths(tree), jax.tree.leaves(tree)):
@@ -81,7 +81,7 @@ def _merge(trees: Sequence[PyTree], moment: str) -> dict[Path, Any]:
 
 
 def gradient(loss: Any, params: PyTree, data: Any, *, batch_size: int | None = None) -> Directions:
-    """The gradient of the mean loss over all examples, g = dL/dtheta, as one direction (uphill).
+    """The gradient of the loss over all examples and of its penalty, g = dL/dtheta, as one direction (uphill).
 
     Args:
       loss: a ``Loss`` or a plain ``f(params, batch) -> scalar``.
@@ -90,7 +90,7 @@ def gradient(loss: Any, params: PyTree, data: Any, *, batch_size: int | None = N
       batch_size: examples per batch for an array pytree; None takes all examples at once.
 
     Returns:
-      One direction named gradient.
+      One direction with the name "gradient".
 
     Raises:
       ValueError: parameters that are not real, floating and finite; a gradient that is zero or not finite.
@@ -115,8 +115,8 @@ def eigenvectors(pairs: Eigenpairs, which: int | Sequence[int] = (0, 1)) -> Dire
       which: indices into ``pairs.values``, each once; negative ones count from the end.
 
     Returns:
-      The vectors as ``pairs`` has them, with names such as "eigenvector 1 (lambda = 12.3)"; the recipe has the
-      eigenvalues and residuals.
+      The vectors as ``pairs`` has them, one direction per index, with names such as "eigenvector 1 (lambda = 12.3)";
+      the recipe has the eigenvalues and residuals.
 
     Raises:
       ValueError: ``pairs`` that are no ``Eigenpairs``, have no vectors, or belong to a preconditioned operator; an
@@ -152,7 +152,7 @@ def eigenvectors(pairs: Eigenpairs, which: int | Sequence[int] = (0, 1)) -> Dire
 
 
 def _indices(which: int | Sequence[int], num: int) -> list[int]:
-    """The indices, counted from 0, if each of them exists and none comes twice."""
+    """The indices as a list, counted from 0; a ValueError if one does not exist among ``num`` pairs or comes twice."""
     if not num:
         raise Misuse("pairs", "holds no pair; compute some with lla.eigenpairs(operator, key, k=...)")
     given: list[Any] = [which] if np.ndim(which) == 0 else list(which)  # type: ignore[arg-type]
@@ -169,21 +169,22 @@ def _indices(which: int | Sequence[int], num: int) -> list[int]:
 def between(
     a: PyTree, b: PyTree, *more: PyTree, orthogonal: bool = False, names: Sequence[str] | None = None
 ) -> Directions:
-    """Differences of checkpoints: d_1 = b - a, d_2 = c - a, ...; the line, plane or volume through all of them.
+    """Differences of checkpoints, d_1 = b - a, d_2 = c - a, ...; the line, plane or volume through all of them.
 
     With ``orthogonal`` the differences are made orthogonal in turn (Gram-Schmidt) and all as long as b - a, so that
-    distances and angles in a picture with equal axes are those of parameter space. In either case ``recipe["marks"]``
-    has the coordinates x of every checkpoint, a + sum_i x_i d_i, with a at the origin.
+    distances and angles in a picture with equal axes are those of parameter space. With and without it,
+    ``recipe["marks"]`` has the coordinates x of every checkpoint, a + sum_i x_i d_i, with a at the origin.
 
     Args:
       a: the centre, to be passed as ``params`` to ``evaluate``.
       b: a second checkpoint of the same structure.
       *more: a third checkpoint for a plane, a fourth for a volume.
       orthogonal: whether the axes shall be orthogonal and of equal length.
-      names: of the checkpoints in pictures, one each; default "A", "B", ...
+      names: the names of the checkpoints in pictures, one each, a's first; default "A", "B", ...
 
     Returns:
-      One direction per checkpoint besides ``a``, in float32 at least. Batch statistics are no part of them.
+      One direction for every checkpoint except ``a``, in float32 at least, with names such as "B - A". Batch statistics
+      are no part of them.
 
     Raises:
       ValueError: checkpoints of different structure or shape, with entries that are not finite, equal to ``a``, or
@@ -226,7 +227,7 @@ def _dot(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
 
 
 def _equal_orthogonal(diffs: list[list[np.ndarray]], lengths: list[float], names: list[str]) -> list[list[np.ndarray]]:
-    """Gram-Schmidt: the differences made orthogonal in turn, and all of them as long as the first."""
+    """Make the differences orthogonal in turn (Gram-Schmidt), and all of them as long as the first."""
     axes: list[list[np.ndarray]] = []
     for name, diff, length in zip(names, diffs, lengths):
         rest = _remove(diff, axes)

@@ -22,10 +22,10 @@ from lla_jax.directions.normalization import equinox_filter_axis, flax_filter_ax
 
 
 def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | None = None) -> Directions:
-    """Gaussian directions: d_i ~ N(0, I), every entry independent.
+    """Draw Gaussian directions d_i ~ N(0, I), every entry independent.
 
-    One flat vector is drawn per direction, with the key folded by the direction's index, and cut into leaves: the i-th
-    direction does not depend on ``num``. Half-precision leaves are drawn in float32 and cast.
+    One flat vector is drawn per direction, with the key folded with the direction's index, and cut into leaves: the
+    i-th direction does not depend on ``num``. Half-precision leaves are drawn in float32 and cast.
 
     Args:
       key: a ``jax.random`` key.
@@ -33,7 +33,7 @@ def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | Non
       num: number of directions k.
       select: the leaves that move, by path; all others are exactly 0. A glob such as "**/kernel" (``*`` and ``?`` stay
         within a level, ``**`` spans levels), a compiled regular expression, a predicate ``(path, leaf) -> bool``, or a
-        sequence of these, of which any may match. None moves all.
+        sequence of these, which selects a leaf that matches one of them. None moves all leaves.
 
     Returns:
       Directions of the shapes ``(k, *leaf.shape)`` and the dtypes of ``params``. The recipe keeps the key and a few
@@ -77,8 +77,9 @@ def rebuild(recipe: Mapping[str, Any], params: PyTree) -> Directions:
       The same directions, with the same recipe.
 
     Raises:
-      ValueError: directions that are not random; or a draw, or weights that normalized it, that differ by more than
-        1e-5 relative from those of the recipe (another generator, key implementation, x64 setting, or network).
+      ValueError: the recipe is not that of ``random`` directions; or the draw, or the weights by which it was
+        normalized, differ from those of the recipe by more than 1e-5 relative (another generator, key implementation,
+        x64 setting, or network).
     """
     if recipe.get("kind") != "random":
         raise arguments.Misuse(
@@ -127,7 +128,7 @@ def _normalize_again(axes: Directions, params: PyTree, step: Mapping[str, Any]) 
 
 
 def _draw(key: jax.Array, params: PyTree, num: int, chosen: list[bool]) -> tuple[PyTree, list[list[float]], str]:
-    """(stacked tree, a few entries of each flat vector, dtype of the draw) of Gaussian directions."""
+    """Draw Gaussian directions: (stacked tree, a few entries of each flat vector, dtype of the draw)."""
     leaves, structure = jax.tree.flatten(params)
     layout = tuple((*_tree.shape_dtype(leaf), moves) for leaf, moves in zip(leaves, chosen))
     dtype = jnp.result_type(jnp.float32, *(leaf_dtype for _, leaf_dtype, _ in layout))
@@ -177,8 +178,9 @@ def orthogonal(
 ) -> Directions:
     """A given direction, and a random direction that is orthogonal to it and of the same norm.
 
-    The second is Gaussian minus its projection on the first in the flat inner product sum_i x_i y_i, scaled to the norm
-    of the first so that one unit is the same distance on both axes. Normalizing afterwards changes the angle.
+    The second is a Gaussian direction minus its projection on the first in the flat inner product sum_i x_i y_i. It is
+    scaled to the norm of the first, so that one unit is the same distance on both axes. Normalizing the directions
+    afterwards changes their angle.
 
     Args:
       key: a ``jax.random`` key.
@@ -187,7 +189,7 @@ def orthogonal(
       select: the leaves that the random direction moves, by default all; see ``random``.
 
     Returns:
-      Two directions, the given one unchanged and first.
+      Two directions: the given one, unchanged, and the random one.
 
     Raises:
       ValueError: ``given`` of another structure or shape, zero, or with k > 1; a random direction of which nothing is

@@ -1,7 +1,8 @@
 """Scales directions to the weights they move, by weight, layer, filter or model; knows the filters of each layout.
 
-A direction drawn without regard to the weights shows mostly their scale. Which axes of a tensor index its filters
-depends on the framework's layout; Flax, Haiku and Equinox are known here, and an adapter may bring its own function.
+A landscape along directions that were drawn without regard to the weights shows mostly the scale of the weights. Which
+axes of a tensor index its filters depends on the framework's layout; Flax, Haiku and Equinox are known here, and a user
+or a ``Loss`` may bring another function.
 
 References: Li et al. 2018, arXiv 1712.09913, section 4.
 """
@@ -48,23 +49,25 @@ def normalize(
 
     Where the norm of the weights or of the direction is 0, the result is 0. One-dimensional tensors (biases, norm
     layers, scalars) have no filters: ``one_dim`` treats each as one vector, treats it entry by entry (d becomes
-    sign(d) |w|), or sets it to 0 (then it never moves, and is no part of the norm of the model). A scalar is its own
-    filter. Norms are in float32 at least.
+    sign(d) |w|), or sets it to 0, for every ``by`` (then it never moves, and is no part of the norm of the model).
+    Norms are computed in float32 at least.
 
     Args:
       axes: the directions.
       params: the weights, of the same structure and leaf shapes.
       by: "none", "weight", "layer", "filter" or "model".
       order: norm order, 1 (sum of absolute values) or 2 (Euclidean).
-      one_dim: "vector", "entry" or "zero" for one-dimensional tensors; the first two differ for "filter" and "layer".
+      one_dim: "vector", "entry" or "zero" for one-dimensional tensors; "vector" and "entry" differ only for "filter"
+        and "layer".
       unit: divide by |d| only, without the factor |w| (Li's dfilter and dlayer); for "filter", "layer" and "model".
-      filter_axis: which axes of a tensor index its filters: an int for all tensors of two or more dimensions; a
+      filter_axis: which axes of a tensor index its filters: an int for all tensors that are not one-dimensional (a
+        tensor is if at most one of its axes is longer than 1, unless it is a kernel or weight of two or more axes); a
         function ``(path, leaf) -> axes`` where None means one-dimensional; a ``Loss``, whose ``filter_axis`` is taken;
         or None to decide by the tree: ``equinox_filter_axis`` for Equinox modules, ``flax_filter_axis`` for all others.
       exclude: leaves that stay exactly as they are, and are no part of any norm.
 
     Returns:
-      The scaled directions; the settings are appended to ``recipe["normalize"]``.
+      The scaled directions; the settings are appended to ``recipe["normalize"]``, and ``recipe["marks"]`` is dropped.
 
     Raises:
       ValueError: an unknown option; directions of another structure or shape (the leaf is named); a filter axis out of
@@ -112,12 +115,13 @@ def normalize(
 
 
 def flax_filter_axis(path: Path, leaf: Any) -> int | tuple[int, ...] | None:
-    """Axes that index the filters in Flax (linen, nnx) and Haiku layouts; None for one-dimensional tensors.
+    """The axes that index the filters of a tensor in Flax (linen, nnx) and Haiku layouts; None if one-dimensional.
 
-    The last axis of ``kernel``, ``w`` and ``weight`` (the output channels; the last but one for Haiku's transposed
-    convolutions); the first of ``embedding`` and ``embeddings``; (heads, k) of the (d, heads, k) kernels of an
-    attention's query, key and value, whose (heads, k) biases are one-dimensional. Any other tensor is one-dimensional
-    if at most one of its axes is longer than 1, as Haiku's (1, 1, 1, C) scales, and has its filters last otherwise.
+    For a ``kernel``, ``w`` or ``weight`` of two or more axes this is the last axis, the output channels (the last but
+    one for Haiku's transposed convolutions); for ``embedding`` and ``embeddings`` the first; for the (d, heads, k)
+    kernels of an attention's query, key and value the axes of (heads, k), and their (heads, k) biases are
+    one-dimensional. Any other tensor is one-dimensional if at most one of its axes is longer than 1, as Haiku's
+    (1, 1, 1, C) scales; otherwise its filters are on the last axis.
 
     Args:
       path: the leaf's path, such as ``"Conv_0/kernel"``.
@@ -138,17 +142,17 @@ def flax_filter_axis(path: Path, leaf: Any) -> int | tuple[int, ...] | None:
 
 
 def equinox_filter_axis(path: Path, leaf: Any) -> int | None:
-    """Axes that index the filters in Equinox (and torch) layouts: the first; None for one-dimensional tensors.
+    """The axis that indexes the filters of a tensor in Equinox (and torch) layouts: 0, or None if one-dimensional.
 
     A tensor is one-dimensional if at most one of its axes is longer than 1, as Equinox's (C, 1, 1) convolution biases;
-    a ``weight`` of two or more axes never is.
+    a ``weight``, ``kernel`` or ``w`` of two or more axes never is.
 
     Args:
       path: the leaf's path, such as ``"layers/0/weight"``.
       leaf: the array (only its shape is read).
 
     Returns:
-      An axis, or None.
+      0 or None.
     """
     return None if _is_one_dimensional(path.split("/")[-1], leaf) else 0
 
@@ -160,7 +164,7 @@ def _is_one_dimensional(name: str, leaf: Any) -> bool:
 
 
 def _filter_function(filter_axis: Any, params: PyTree) -> tuple[Any, str | int | None]:
-    """(``(path, leaf) -> axes``, its name in the recipe), None where the recipe has to list the axes it gives."""
+    """(function ``(path, leaf) -> axes``, its name in the recipe); the name is None for a function of the user."""
     if isinstance(filter_axis, Loss):
         filter_axis = filter_axis.filter_axis
     if isinstance(filter_axis, Static):  # as a Loss keeps plain functions
@@ -189,7 +193,7 @@ def _axes_table(names: Sequence[Path], filters: Sequence[tuple[int, ...] | None]
 
 
 def _filter_axes(axes_of: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
-    """The axes that index the filters of a leaf, counted from 0; None for a one-dimensional tensor."""
+    """The axes that index the filters of a leaf, counted from 0 and sorted; None for a one-dimensional tensor."""
     axes, ndim = axes_of(path, leaf), np.ndim(leaf)
     if axes is None:
         return None
@@ -206,7 +210,15 @@ def _filter_axes(axes_of: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
 def _treatment(
     by: str, one_dim: str, filters: tuple[int, ...] | None, ndim: int, excluded: bool
 ) -> str | tuple[int, ...]:
-    """How ``_scale`` treats one tensor: a word, or the axes over which its norms are taken."""
+    """The treatment of one tensor by ``_scale``: a word, or the axes over which norms are taken (() is entry by entry).
+
+    Args:
+      by: as for ``normalize``.
+      one_dim: as for ``normalize``.
+      filters: the axes that index the filters; None for a one-dimensional tensor.
+      ndim: number of axes of the tensor.
+      excluded: whether the tensor stays as it is.
+    """
     if excluded:
         return "keep"
     if filters is None and one_dim == "zero":
@@ -240,7 +252,7 @@ def _scale(d: list[Any], w: list[Any], treatments: tuple, order: int, unit: bool
 
 
 def _sample_weights(weights: Sequence[Any]) -> list[float]:
-    """The norm and a few entries of the weights: enough to notice when they change."""
+    """The norm of the weights and the middle entries of the first leaves, by which changed weights are noticed."""
     arrays = [np.asarray(x).ravel().astype(np.float64) for x in weights if np.size(x)]
     norm = np.sqrt(sum(np.vdot(x, x) for x in arrays))
     return [float(norm), *(float(x[len(x) // 2]) for x in arrays[:SAMPLES])]
@@ -259,7 +271,10 @@ def _ratio(size: jax.Array, length: jax.Array) -> jax.Array:
 
 
 def _model_factor(d: list[jax.Array], w: list[jax.Array], treatments: tuple, order: int, unit: bool) -> jax.Array:
-    """|w| / |d| of each direction, over the leaves of treatment "model" on which the direction is not zero."""
+    """(k,): |w| / |d| of each direction (1 / |d| with ``unit``).
+
+    Norms are over the leaves of treatment "model" on which the direction is not zero.
+    """
     parts_d, parts_w = [], []
     for x, weight in ((x, weight) for x, weight, treatment in zip(d, w, treatments) if treatment == "model"):
         length = _norms(x, tuple(range(1, x.ndim)), order).reshape(-1)
