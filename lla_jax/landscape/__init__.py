@@ -1,4 +1,4 @@
-"""Computes the loss and metrics on grids of points around a network: landscapes, one or many."""
+"""Computes landscapes, one or many: the loss and metrics on grids of points around a network."""
 
 from lla_jax import _lazy
 

@@ -1,8 +1,8 @@
 """Re-estimates normalization statistics at every point of a landscape.
 
 Moving the weights makes the running averages of BatchNorm stale. Here they are replaced, point by point, by the mean
-over the batches of the statistics that the network has at that point. No framework is asked where it keeps them: a
-running average is recognised by its update in train mode, new = m old + (1 - m) batch, which started from 0 gives
+over the batches of the statistics that the network has at that point. No framework is asked where it keeps running
+averages: one is recognised by its update in train mode, new = m old + (1 - m) batch. With old = 0 this update gives
 (1 - m) batch.
 
 References: Izmailov et al. 2018, arXiv 1803.05407, section 3.2 (statistics recomputed after averaging weights).
@@ -28,7 +28,7 @@ from lla_jax.landscape.kernels import Blocks, Formula, Points
 
 @functools.partial(jax.jit, static_argnames="size")
 def _state_after(loss: Loss, params: PyTree, state: PyTree, batch: Batch, *, size: int) -> PyTree:
-    """The state after one train-mode batch of ``size`` rows."""
+    """The state after one call in train mode on the first ``size`` rows of a batch."""
     block = losses.block_at(batch, 0, size, size, 0)
     return losses.outputs_of(loss, params, state, block, True)[1]
 
@@ -37,10 +37,12 @@ def _state_after(loss: Loss, params: PyTree, state: PyTree, batch: Batch, *, siz
 def _updates(
     loss: Loss, params: PyTree, batch: Batch, *, size: int, changing: tuple[bool, ...]
 ) -> tuple[list[Any], ...]:
-    """State leaves after one train-mode batch, the ``changing`` ones started from 0, S and 2S; and the scales S.
+    """Update the state three times by one batch in train mode, with the ``changing`` leaves started from 0, S and 2S.
 
-    S is of the size of the batch's own statistics, so that differences keep their digits. The other leaves keep their
-    values, since the statistics may depend on them.
+    Returns:
+      (leaves from 0, leaves from S, leaves from 2S, scales S), one entry per state leaf in each. S is of the size of
+      the batch's own statistics, so that differences keep their digits. Leaves that are not ``changing`` start from
+      their own values, since the statistics may depend on them.
     """
     leaves, structure = jax.tree.flatten(loss.state)
 
@@ -55,12 +57,12 @@ def _updates(
 
 
 def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float | None]:
-    """Momentum m of each state leaf that is a running average, new = m old + (1 - m) batch; None for any other leaf.
+    """The momentum m of each state leaf that is a running average, new = m old + (1 - m) batch; None for other leaves.
 
     Args:
-      loss: the loss, whose state is updated in train mode to see how each leaf changes.
+      loss: the loss; copies of its state are updated in train mode to see how each leaf changes.
       params: the centre.
-      batch: examples to update it with.
+      batch: the examples of the update.
       size: number of examples taken, from the first on.
 
     Raises:
@@ -100,17 +102,17 @@ def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float |
 def batch_statistics(
     loss: Loss, points: Points, rows: Blocks, *, formula: Formula, size: int, loop: str, mesh: Mesh, is_average: Any
 ) -> list[Any]:
-    """(1 - m) times the statistics of one batch at every point, for the state leaves that ``is_average`` marks.
+    """Compute (1 - m) times the statistics of one batch at C points, for the state leaves that ``is_average`` marks.
 
     Args:
       loss: the loss.
-      points: C of them.
+      points: the C points.
       rows: the data; the batch is the ``size`` rows from ``rows.starts`` on, all of which count.
       formula: gives the rule.
-      size: rows of the batch.
+      size: number of rows of the batch.
       loop: "map" or "vmap" over the points.
       mesh: the devices.
-      is_average: of each leaf of the state, whether it is a running average.
+      is_average: for each leaf of the state, whether it is a running average.
 
     Returns:
       One array for each running average, with a leading axis C.
@@ -137,13 +139,13 @@ def _leaves(tree: PyTree) -> list[np.ndarray]:
 
 
 def restore_state(state: PyTree, sums: list[np.ndarray], momenta: list[float | None], weight: float) -> PyTree:
-    """The state at C points, with a leading axis C on every leaf, its running averages being re-estimated.
+    """The state at C points, with a leading axis C on every leaf and re-estimated running averages, on the host.
 
     Args:
-      state: of the loss.
-      sums: of each running average, the sum over batches of ``batch_statistics`` times the rows of the batch.
-      momenta: m of each leaf of the state; None for a leaf that is no running average.
-      weight: number of rows in all.
+      state: the state of the loss; leaves that are no running averages are repeated.
+      sums: for each running average, the sum over batches of ``batch_statistics`` times the rows of the batch.
+      momenta: the momentum m of each leaf of the state; None for a leaf that is no running average.
+      weight: number of rows of all batches.
     """
     points, averages = len(sums[0]), iter(sums)
     new = [

@@ -1,7 +1,7 @@
-"""Evaluates the loss on a grid of points around a network: a line, a plane or a volume, by one function.
+"""Evaluates the loss on a grid of points around a network, a line, a plane or a volume: ``evaluate``.
 
 The parameters of a point are always computed from the centre, ``rule(params, directions, coord)``, never from the point
-before, so that no error accumulates. ``kernels.losses`` is the pure kernel, ``evaluate`` the host function.
+before, so that no error accumulates. A pure function for use under ``jax.jit`` is ``kernels.losses``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lla_jax.landscape.tasks import Policy, Task
 
 
 class Options(TypedDict, total=False):
-    """The options of ``evaluate``, stated for type checkers once for both of its overloads."""
+    """The keyword arguments of ``evaluate``, for the type checkers of its two overloads."""
 
     batch_size: int | None
     rule: str | UpdateRule
@@ -81,7 +81,7 @@ def evaluate(
     store: str | os.PathLike[str] | None = None,
     shard: tuple[int, int] | None = None,
 ) -> Landscape | list[Landscape]:
-    """The landscape: loss and metrics, averaged over all examples, at every point of a grid.
+    """Compute a landscape: loss and metrics, averaged over all examples, at every point of a grid.
 
         values[i, j] = L(rule(params, directions, (coords[0][i], coords[1][j])))
 
@@ -89,8 +89,9 @@ def evaluate(
       loss: a ``Loss``, or a plain ``f(params, batch) -> scalar`` (the mean over batches weighted by size; no standard
         error).
       params: the centre, a pytree of finite floating arrays.
-      data: one data set, an array pytree with leading axis N, or ``lla.stream(loader)``, read once per landscape
-        (with re-estimated statistics, twice).
+      data: one data set, an array pytree with leading axis N, or ``lla.stream(loader)``. Without a store a stream is
+        read once per landscape (with re-estimated statistics twice, or more often if the statistics of all points take
+        over 256 MiB); with a store, as often for each chunk. Its first batch is also read once more at the start.
       directions: the axes, one per grid dimension; a list of them gives a list of landscapes with one compilation.
       grid: one 1-D array of coordinates per axis, e.g. ``lla.grid()``.
       batch_size: examples per batch. Where batches matter (``batch_stats`` other than "frozen", ``per_example=False``)
@@ -102,18 +103,19 @@ def evaluate(
       point_metrics: ``{name: f(params, key) -> scalar}``; the key is common to all points.
       extra_data: ``{name: data}``, further data sets; their values are called ``name_loss`` and ``name_<metric>``.
       key: for ``point_metrics``; default ``jax.random.key(0)``.
-      execution: chunks, blocks and devices; what is "auto" is timed on the first chunk.
+      execution: chunks, blocks and devices; fields that are "auto" are chosen by timing the first chunk.
       progress: called as ``progress(done, total)`` in points after every chunk; ``total`` is None while unknown
         (streams without a length).
       on_partial: called with the unfinished landscape (cells without a value NaN, ``recipe["complete"]`` False) if the
-        call is interrupted or fails; the exception is then re-raised.
-      resume: an unfinished landscape of the same recipe, which is continued.
+        call is interrupted or fails after its first values; the exception is then re-raised.
+      resume: an unfinished landscape of the same recipe, which is continued; without a store, and for one landscape.
       store: a folder that keeps finished chunks of points, and survives any interruption (``kill -9`` too): a second
         call continues, or returns the finished landscape. Several processes may write to one store at once. A wider or
-        denser grid reuses the points that the store has. See ``docs/scaling.md``.
-      shard: (i, n) for the i-th of n processes that write to one store. It computes every n-th chunk; points of other
-        processes are NaN until these have written them (``recipe["complete"]`` is False until then). When all are done,
-        ``lla.runs.merge(store)`` gives the landscape.
+        denser grid reuses the points that the store has. A list of directions gets a store for each in the folders
+        000, 001, ... See ``docs/scaling.md``.
+      shard: (i, n) for the i-th of n processes that write to one store, with i from 1 to n. This call computes every
+        n-th chunk; points of other processes are NaN, and ``recipe["complete"]`` is False, until they are written. When
+        all processes are done, ``lla.runs.merge(store)`` gives the landscape.
 
     Returns:
       A ``Landscape``, or a list of them for a list of directions. Values in float64, whatever the network's precision.

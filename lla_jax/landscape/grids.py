@@ -19,11 +19,11 @@ def grid(
     *,
     ranges: Sequence[tuple[float, float]] | None = None,
 ) -> tuple[np.ndarray, ...]:
-    """Coordinates of a grid: ``points`` values per axis, from -extent to extent or over explicit ranges.
+    """Make the coordinates of a grid: ``points`` values per axis, from -extent to extent or over explicit ranges.
 
         c_i = (lo + hi) / 2 + (hi - lo) / 2 * (2 i - (n - 1)) / (n - 1)
 
-    An odd number of points over a symmetric range puts one exactly on 0, the centre.
+    An odd number of points over a symmetric range puts one exactly on 0, the centre. One point lies in the middle.
 
     Args:
       extent: half the range of every axis, in units of the direction.
@@ -37,8 +37,8 @@ def grid(
     Raises:
       ValueError: fewer than one point, lo >= hi with several points, non-finite ends, numbers of axes that disagree.
 
-    The reference's grid covers half the stated range, and has no cell on the centre for odd sizes (LLA, arXiv
-    2412.10146, its implementation); this one is symmetric.
+    Where we differ from the reference (the implementation of LLA, arXiv 2412.10146): its grid covers half the stated
+    range, and has no cell on the centre for odd sizes; this one is symmetric.
     """
     try:
         return _grid(extent, points, dims, ranges)
@@ -77,23 +77,27 @@ def _axis(lo: float, hi: float, n: int) -> np.ndarray:
 
 
 def grid_points(grid: tuple[np.ndarray, ...], lo: int, hi: int) -> np.ndarray:
-    """Coordinates (C, k) of the points with indices [lo, hi), in row-major order."""
+    """The coordinates (C, k) of the C points of a grid whose flat indices, in row-major order, are in [lo, hi)."""
     indices = np.unravel_index(np.arange(lo, hi), tuple(map(len, grid)))
     return np.stack([c[i] for c, i in zip(grid, indices, strict=True)], -1)
 
 
-SNAP = 1e-12  # coordinates of an axis that differ by less, relative to the largest, are the same
+SNAP = 1e-12  # coordinates of an axis are the same if they differ by less than this, relative to the largest
 
 
 def is_same_grid(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> bool:
-    """Whether two grids have the same points, axis by axis and up to rounding."""
+    """Whether two grids have the same coordinates in the same order, axis by axis and up to rounding."""
     return len(one) == len(two) and all(
         len(a) == len(b) and np.all(abs(a - b) <= SNAP * abs(a).max()) for a, b in zip(one, two, strict=True)
     )
 
 
 def check_grid(grid: Sequence[Any]) -> tuple[np.ndarray, ...]:
-    """The grid as one float64 array of finite coordinates per axis."""
+    """Return the grid as a tuple of 1-D float64 arrays, one per axis.
+
+    Raises:
+      ValueError: no axis, an axis that is not 1-D or is empty, or coordinates that are not finite numbers.
+    """
     try:
         coords = tuple(np.asarray(c, np.float64) for c in grid)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Prepares a task for its points: puts its arrays on the devices, writes its recipe, gives it a centre and axes."""
+"""Makes jobs of tasks: puts arrays on the devices, writes the recipe, and gives the task a centre, a grid and axes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from lla_jax.landscape import batch_stats as _batch_stats
 from lla_jax.landscape import tasks
 from lla_jax.landscape.tasks import Task
 
-STATE_BYTES = 2**28  # of re-estimated statistics that are held while a stream is read
+STATE_BYTES = 2**28  # bytes of re-estimated statistics that may be held while a stream is read
 
 
 class Piece(NamedTuple):
     """Examples that are read at once: a data set in memory, or a batch of a stream.
 
     Args:
-      batch: the arrays on the devices, where they may be padded.
+      batch: the arrays on the devices, perhaps padded.
       rows: number of rows that are examples; the rows after them are padding.
       offset: index of the first row in the data set.
     """
@@ -43,18 +43,19 @@ class Piece(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A task at the points of a grid around a centre.
+    """A task to be computed at the points of a grid around a centre.
 
     Args:
       task: the task, with its loss and its data on the devices.
       params: the centre, on the devices.
       coords: the grid.
       reference_grid: the grid at whose first points plans are timed and functions recognized.
-      counts: number of examples of each data set, without padding; None for a stream.
+      counts: {prefix of the data set: number of its examples without padding, None for a stream}.
       first_piece: the examples with which plans are timed and functions recognized.
-      momenta: of the leaves of the state, where they are re-estimated; None where they are not.
+      momenta: if statistics are re-estimated, the momentum of each state leaf (None for a leaf that is no running
+        average); otherwise None.
       mesh: the devices, by shards of the points and of the data.
-      recipe: of the landscape.
+      recipe: the recipe of the landscape.
       directions: the stacked tree of the axes, on the devices; None until ``set_axes`` gives it.
     """
 
@@ -76,12 +77,12 @@ class Job(NamedTuple):
 
     @property
     def num(self) -> int:
-        """Number of points of the grid, whose coordinates are made chunk by chunk and never held together."""
+        """Number of points of the grid."""
         return math.prod(map(len, self.coords))
 
     @property
     def point_shards(self) -> int:
-        """Number of shards that the points of a call are split into."""
+        """Number of shards into which the points of a call are split."""
         return self.mesh.shape[_devices.GRID]
 
     @property
@@ -91,7 +92,9 @@ class Job(NamedTuple):
 
 
 def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
-    """The job of a task around a centre: checked, described in a recipe, and on the devices.
+    """Make the job of a task around a centre: check the arguments, describe them in a recipe, put them on the devices.
+
+    The job has no axes yet; ``set_axes`` adds them.
 
     Raises:
       ValueError: arguments that do not fit together, naming the argument.
@@ -135,7 +138,7 @@ def _recipe(task: Task, params: PyTree) -> Recipe:
 
 
 def _on_devices(task: Task, mesh: Mesh) -> Task:
-    """The task with its loss and its data on the devices, and with a key where point metrics need one."""
+    """Put the loss and the data of a task on the devices, and add a key if point metrics need one and none is given."""
 
     def place(data: Any) -> Any:
         return data if isinstance(data, Stream) else _devices.split_rows(data, mesh)
@@ -149,7 +152,7 @@ def _on_devices(task: Task, mesh: Mesh) -> Task:
 
 
 def _mesh(task: Task, points: int) -> Mesh:
-    """The devices, by shards of the points and of the data."""
+    """The mesh of the devices, by shards of the points and of the data."""
     uncut = "" if task.loss.per_example else "the loss couples the examples of a batch"  # why data have one shard
     uncut = uncut if task.batch_stats == "frozen" else f"batch_stats={task.batch_stats!r} needs whole batches"
     devices = _devices.devices_of(task.execution)
@@ -159,13 +162,13 @@ def _mesh(task: Task, points: int) -> Mesh:
 
 
 def pieces(data: Any, count: int | None, mesh: Mesh, padded: bool) -> Iterator[Piece]:
-    """The pieces of a data set: the one of data that are on the devices, or a stream's batches as it is read.
+    """Iterate over the pieces of a data set: one for data on the devices, or the batches of a stream as it is read.
 
     Args:
       data: the data set.
       count: its number of examples; None for a stream.
       mesh: the devices.
-      padded: whether batches of a stream may be padded to equal lengths.
+      padded: whether batches of a stream may be cut and padded to equal lengths.
     """
     if count is None:
         batches = _devices.device_batches(data, mesh, not padded, place=_devices.split_rows)
@@ -174,7 +177,7 @@ def pieces(data: Any, count: int | None, mesh: Mesh, padded: bool) -> Iterator[P
 
 
 def recentre(job: Job, params: PyTree, state: PyTree) -> Job:
-    """The same job around other parameters, with the data left on the devices.
+    """The same job around other parameters and with another state of the loss; the data stay on the devices.
 
     Raises:
       ValueError: parameters of another structure or shape.
@@ -190,11 +193,11 @@ def recentre(job: Job, params: PyTree, state: PyTree) -> Job:
 
 
 def set_axes(job: Job, directions: Directions) -> Job:
-    """The same job along these axes, with the recipe of their landscape.
+    """The same job along these axes, with the directions and the versions in its recipe.
 
     Raises:
-      ValueError: directions of another structure or shape, more or fewer of them than axes of the grid, or not those
-        that the rule needs.
+      ValueError: directions of another structure or shape, more or fewer directions than axes of the grid, or other
+        directions than the rule needs.
     """
     tree = align_directions(directions, job.params, len(job.coords), job.task.rule.moments)
     recipe = job.recipe | {
@@ -205,7 +208,11 @@ def set_axes(job: Job, directions: Directions) -> Job:
 
 
 def group_size(job: Job, plan: Plan) -> int:
-    """Number of points that are finished together."""
+    """Number of points that are computed together, from all data.
+
+    For data in memory this is a chunk on every device; for a stream all points or, if statistics are re-estimated, as
+    many as ``STATE_BYTES`` allow.
+    """
     if not job.has_stream:
         return plan.chunk * job.point_shards
     if job.momenta is None:
@@ -215,12 +222,12 @@ def group_size(job: Job, plan: Plan) -> int:
 
 
 def rows_per_device(job: Job, batch: Batch) -> int:
-    """Number of rows of a batch on one device."""
+    """Number of rows of a batch on one device, padding included."""
     return jax.tree.leaves(batch)[0].shape[0] // job.mesh.shape[_devices.DATA]
 
 
 def align_directions(directions: Directions, params: PyTree, axes: int, moments: bool) -> PyTree:
-    """The tree of the directions in the structure of the parameters.
+    """Put the tree of the directions into the structure of the parameters, after a check that they suit the grid.
 
     Args:
       directions: the axes.
@@ -229,7 +236,7 @@ def align_directions(directions: Directions, params: PyTree, axes: int, moments:
       moments: whether the directions have to be Adam's raw moments (m, v).
 
     Raises:
-      ValueError: directions of another structure or shape, more or fewer of them than axes, or not Adam's moments.
+      ValueError: directions of another structure or shape, more or fewer directions than axes, or not Adam's moments.
     """
     tree = _tree.align(directions.tree, params, "directions", stacked=True)
     if directions.num != axes:

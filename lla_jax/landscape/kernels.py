@@ -28,12 +28,12 @@ from lla_jax.landscape.rules import add
 
 @dataclass(frozen=True)
 class Formula:
-    """The part of a task for which programs are compiled; it compares by value.
+    """The part of a task for which programs are compiled; two are equal if their functions compare as equal.
 
     Args:
       rule: ``(params, directions, coord) -> params``.
       train: whether normalization layers use the statistics of each batch.
-      metrics: ((name, function), ...), metrics of the outputs.
+      metrics: ((name, ``f(outputs, batch)``), ...).
     """
 
     rule: Any
@@ -46,9 +46,9 @@ class Points(NamedTuple):
 
     Args:
       params: the centre.
-      directions: the stacked tree, leading axis k.
-      coords: (C, k).
-      states: the state of the loss at each point, leading axis C; None to take that of the loss at all points.
+      directions: the stacked tree of the axes, with leading axis k.
+      coords: (C, k), the coordinates.
+      states: the state of the loss at each point, with leading axis C; None to use the state in the loss at all points.
     """
 
     params: PyTree
@@ -62,7 +62,7 @@ class Blocks(NamedTuple):
 
     Args:
       data: the batch.
-      starts: (S,), index of the row at which each block starts.
+      starts: (S,), index of the row at which each block starts; a single index where there is one block.
       rows: number of rows of the batch that are examples; the rows after them are padding. None if all are examples.
       offset: index of the batch's first row in the data set.
     """
@@ -84,9 +84,9 @@ def _check_points(points: Points) -> None:
 def sums_at_points(
     loss: Loss, points: Points, block: _losses.Block, formula: Formula, plan: Plan, values_only: bool = False
 ) -> dict[str, Any]:
-    """{name: (C, 7)}: the packed sums of one block at C points.
+    """The packed sums of the loss and the metrics over one block at C points: {name: (C, 7)}.
 
-    With ``values_only``, as with ``plan.share``, they cannot be differentiated.
+    With ``values_only``, which is faster, or with ``plan.share`` they cannot be differentiated.
     """
     _check_points(points)
     params, directions, coords, states = points
@@ -114,7 +114,10 @@ def sums_at_points(
 def block_sums(
     loss: Loss, points: Points, blocks: Blocks, *, formula: Formula, plan: Plan, mesh: Mesh
 ) -> dict[str, Any]:
-    """{name: (C, S, 7)}: the packed sums of S blocks of every data shard, at C points; S counts those of all shards."""
+    """The packed sums of the loss and the metrics over each of S blocks at C points: {name: (C, S, 7)}.
+
+    If the data are split into D shards, the S blocks of each shard are summed, and the shape is (C, D S, 7).
+    """
     sharded = mesh.shape[devices.DATA] > 1
 
     def run(loss: Loss, *parts: Any) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def block_sums(
 def point_values(
     loss: Loss, points: Points, key: Any, *, formula: Formula, loop: str, mesh: Mesh, point_metrics: Any
 ) -> dict[str, Any]:
-    """{name: (C,)}: the point metrics at C points and, under the name '', the penalty."""
+    """The point metrics at C points and, under the name '', the penalty of the loss if it has one: {name: (C,)}."""
     _check_points(points)
 
     def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, key: Any) -> dict[str, Any]:
@@ -171,23 +174,26 @@ def losses(
     loop: str = "map",
     share: bool = False,
 ) -> Any:
-    """The kernel: the loss over one in-memory data set at each of C points; pure, to be jitted by the user.
+    """The mean loss over one in-memory data set at each of C points; a pure function, to be jitted by the user.
 
         L(c) = sum_i w_i l_i(rule(params, directions, c)) / sum_i w_i + penalty
 
     Args:
       loss: a ``Loss`` (frozen statistics) or a plain function.
       params: the centre.
-      directions: the stacked tree (``axes.tree``), leading axis k.
-      coords: (C, k).
-      data: one data set, taken as one block.
+      directions: the stacked tree (``axes.tree``), with leading axis k.
+      coords: (C, k), the coordinates of the points.
+      data: one data set, computed as one block.
       rule: ``add``, ``adam`` or any ``(params, directions, coord) -> params``.
       loop: "map" for one point after another, "vmap" for all at once.
       share: compute the layers that are affine in the coordinates once for all points (rule ``add`` only; the result
         cannot be differentiated then).
 
     Returns:
-      (C,) losses.
+      (C,), a loss for each point.
+
+    Raises:
+      ValueError: ``coords`` of another shape, or ``share`` with another rule than ``add``.
     """
     loss = _losses.as_loss(loss)
     if share and rule is not add:

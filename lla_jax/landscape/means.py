@@ -1,4 +1,4 @@
-"""Holds the means of a landscape and their standard errors, at all points of its grid or at some of them."""
+"""Holds the means of the loss and the metrics with their standard errors, at all points of a grid or at some."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from lla_jax.core.types import Landscape, Recipe
 
 
 class Means(NamedTuple):
-    """Means and their standard errors by name, a number of each for every one of C points.
+    """The means of a landscape and their standard errors at C points.
 
     Args:
-      values: {name: (C,)} float64.
-      stderr: {name: (C,)} float64, of the names that have one.
+      values: {name: (C,)} float64, the means.
+      stderr: {name: (C,)} float64, the standard errors, of those means that have one.
     """
 
     values: dict[str, np.ndarray]
     stderr: dict[str, np.ndarray]
 
     def put(self, new: Means, at: Any, num: int) -> None:
-        """Write new means over those at some of the points.
+        """Write new means, in place, over the means at some of the points.
 
         Args:
-          new: the means.
-          at: their points, a slice or indices.
-          num: number of points in all; a name that is new is NaN at the others.
+          new: the new means and standard errors.
+          at: the points of ``new``, a slice or indices.
+          num: number of points in all; a name that was not there before gets NaN at the other points.
         """
         for numbers, new_numbers in zip(self, new, strict=True):
             for name, x in new_numbers.items():
                 numbers.setdefault(name, np.full(num, np.nan))[at] = x
 
     def landscape(self, coords: tuple[np.ndarray, ...], recipe: Recipe) -> Landscape:
-        """The landscape on the grid ``coords``, of whose points these are the means, in row-major order."""
+        """Make the landscape on the grid ``coords``, whose points, in row-major order, are the C points here."""
         shape = tuple(map(len, coords))
         values, stderr = ({name: x.reshape(shape) for name, x in numbers.items()} for numbers in self)
         return Landscape(coords, values, stderr, recipe)

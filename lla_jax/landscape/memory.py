@@ -1,4 +1,4 @@
-"""Computes a landscape in memory, by groups of points; hands on an unfinished one, and continues it."""
+"""Computes a landscape in memory, group by group of its points; hands on an unfinished landscape, and continues one."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def compute(
     on_partial: Callable[[Landscape], None] | None = None,
     resume: Landscape | None = None,
 ) -> Landscape:
-    """The landscape of a job along its axes.
-
-    Where data are in memory, a group of points is a chunk; for a stream, which is read once, it is all points.
+    """Compute the landscape of a job, group by group of its points (see ``jobs.group_size``).
 
     Args:
       job: the job, with its axes.
@@ -69,7 +67,11 @@ def compute(
 
 
 def _resume(job: Job, resume: Landscape | None) -> tuple[Means, int]:
-    """(means, number of points finished) of the landscape to continue; nothing of both if there is none."""
+    """(means, number of points that are done) of the landscape to continue; (no means, 0) if there is none.
+
+    Raises:
+      ValueError: ``resume`` is no landscape, or has another recipe or grid than the job.
+    """
     if resume is None:
         return Means({}, {}), 0
     if not isinstance(resume, Landscape):

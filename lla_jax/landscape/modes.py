@@ -37,7 +37,7 @@ def all_modes(
     execution: Execution = Execution(),  # noqa: B008 (frozen)
     progress: Progress | None = None,
 ) -> dict[str, Landscape]:
-    """A predefined comparison of planes: each pair of axes under every normalization and update rule.
+    """Compute a predefined comparison of planes: each pair of axes under every normalization and update rule.
 
     Random axes give 4 planes: not normalized, weight, filter L1, filter L2. With eigenpairs, the first two eigenvectors
     of the Hessian give the same 4. With an optimizer state, Adam's moments (m, v) give these 4 and 2 under the adam
@@ -47,11 +47,11 @@ def all_modes(
       loss: a ``Loss`` or a plain function.
       params: the centre.
       data: one data set or a stream.
-      key: of the random axes, which are the same for all normalizations.
-      grid: two axes; default ``lla.grid(points=21)``. Under the adam rule its first axis is ``a``, in units of the
-        step, and ``b`` goes from 0.1 to 2 in as many points as the second axis has; the second plane under this rule
-        spans a tenth of that ``a``.
-      pairs: two ``lla.eigenpairs`` or more at ``params``, or None.
+      key: the key of the random axes, which are the same for all normalizations.
+      grid: the coordinates of two axes, as arrays; default ``lla.grid(points=21)``. Under the adam rule ``a`` has the
+        range and number of points of the first axis, in units of Adam's step, and ``b`` goes from 0.1 to 2 in as many
+        points as the second axis has; the second plane under this rule spans a tenth of the range of ``a``.
+      pairs: two ``lla.eigenpairs`` or more at ``params``, of which the first two are used, or None.
       opt_state: optax state with Adam moments, or None.
       batch_size: as for ``evaluate``.
       metrics: as for ``evaluate``.
@@ -59,9 +59,9 @@ def all_modes(
       progress: ``progress(done, total)`` in points over all planes.
 
     Returns:
-      {"random, filter-normalized (L2)": Landscape, "Hessian eigenvectors, not normalized": ..., ...}: first the planes
-      of random axes, then Hessian, then Adam, in the order of the panels of ``lla.plotting.panels``. Eigenvectors of
-      another operator have its name in place of "Hessian".
+      {"random, not normalized": Landscape, ..., "Hessian eigenvectors, not normalized": ..., ...}: first the planes of
+      random axes, then of eigenvectors, then of Adam's moments, in the order of the panels of ``lla.plotting.panels``.
+      For eigenvectors of another operator, its name stands in place of "Hessian".
 
     Raises:
       ValueError: a grid of one axis, or of more than two; fewer than two pairs, or pairs of other parameters; no Adam

@@ -16,12 +16,12 @@ from lla_jax.core.types import PyTree
 
 
 def add(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
-    """The sum theta + sum_i c_i d_i, exactly theta at c = 0; half-precision leaves are added up in float32.
+    """The parameters theta + sum_i c_i d_i, exactly theta at c = 0; half-precision leaves are added up in float32.
 
     Args:
-      params: theta.
-      directions: the stacked tree, leading axis k.
-      coord: (k,).
+      params: the centre theta.
+      directions: the stacked tree of the d_i, with leading axis k.
+      coord: (k,), the coordinates c of one point.
 
     Returns:
       A tree like ``params``.
@@ -40,14 +40,14 @@ def add(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
 
 
 def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> PyTree:
-    """Adam's own step as the update: theta + (a / sqrt(b)) m / (sqrt(v) + eps).
+    """The parameters after a step of Adam's form: theta + (a / sqrt(b)) m / (sqrt(v) + eps).
 
-    This is a function of the one number a / sqrt(b); at a = 0 it is theta.
+    They depend on a and b only through a / sqrt(b), and are theta at a = 0.
 
     Args:
-      params: theta.
+      params: the centre theta.
       directions: Adam's raw moments (m, v) stacked, from ``directions.adam_moments``, not normalized.
-      coord: (a, b) with b > 0.
+      coord: (a, b) with b > 0, which is not checked here (``evaluate`` checks its grid).
       eps: Adam's epsilon; to change it, pass ``functools.partial(lla.landscape.adam, eps=...)`` as the rule.
 
     Returns:
@@ -56,7 +56,7 @@ def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> P
     References: Gabdullin 2024, arXiv 2412.10146 ("adameq").
 
     Where we differ from the reference: (1) every point is computed from theta; there, offsets accumulate along rows and
-    depend on the number of steps. (2) b <= 0 is refused.
+    depend on the number of steps. (2) Grids with b <= 0 are refused.
     """
 
     def move(p: Any, d: Any) -> Any:
@@ -72,13 +72,13 @@ RULES: dict[str, Callable[..., PyTree]] = {"add": add, "adam": adam}
 
 
 class Rule(NamedTuple):
-    """An update rule that was checked.
+    """An update rule, as ``check_rule`` makes it.
 
     Args:
       name: its name in the recipe.
       function: ``(params, directions, coord) -> params``; compares by value.
-      affine: whether it is params + sum_i c_i d_i.
-      moments: whether its directions have to be Adam's raw moments (m, v).
+      affine: whether the rule is ``add``, params + sum_i c_i d_i.
+      moments: whether the directions of the rule have to be Adam's raw moments (m, v).
     """
 
     name: str
@@ -88,10 +88,11 @@ class Rule(NamedTuple):
 
 
 def check_rule(rule: Any, coords: tuple[np.ndarray, ...]) -> Rule:
-    """The update rule of a name, or of a function.
+    """Make the ``Rule`` of a name ("add", "adam") or a function, after a check that the grid suits it.
 
     Raises:
-      ValueError: an unknown name, no function, or a grid on which the rule is not defined.
+      ValueError: an unknown name, a value that is neither name nor function, or, for ``adam``, a grid that has not two
+        axes or has b <= 0.
     """
     if callable(rule):
         base = rule.func if isinstance(rule, functools.partial) else rule
