@@ -1,7 +1,8 @@
-"""Chooses the plan of a job by timing its first chunk, and describes it; records values that identify its functions.
+"""Makes the first call of a job: chooses a plan, and records the values that identify the job's functions.
 
-The values are those of the first block at the first point of the reference grid, ``recipe["probe"]``: a loss or metric
-that changed, which a recipe cannot tell otherwise, gives others.
+The plan is the fastest of those that ``execution.plans`` proposes and times. The values, ``recipe["probe"]``, are those
+of the first block at the first point of the reference grid: they show whether a loss or metric changed, which no other
+entry of a recipe tells.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ PLAN = ("chunk", "microbatch", "loop", "share", "scan")
 
 
 def plan_from_recipe(recipe: dict[str, Any]) -> Plan:
-    """The plan with which a landscape was begun, and has to be finished."""
+    """The ``Plan`` in the recipe of a landscape, with which the landscape was begun and has to be finished."""
     return Plan(**{name: recipe["plan"][name] for name in PLAN})
 
 
 def plan_recipe(job: Job, plan: Plan) -> dict[str, Any]:
-    """The plan as an entry of a recipe."""
+    """The entry of a recipe that describes the plan and the devices."""
     device = job.mesh.devices.flat[0]
     return {name: getattr(plan, name) for name in PLAN} | {
         "devices": job.mesh.size,
@@ -48,14 +49,14 @@ def plan_recipe(job: Job, plan: Plan) -> dict[str, Any]:
 
 
 def _key(job: Job, rows: int) -> Hashable:
-    """Everything for which a program is compiled, except the plan."""
+    """A key of everything for which a program is compiled, except the plan."""
     leaves, structure = jax.tree.flatten((job.loss, job.params, job.directions, job.first_piece.batch))
     shapes = tuple((x.shape, str(x.dtype)) for x in leaves)
     return structure, shapes, rows, job.task.formula, job.momenta is None, job.task.couples_examples, job.mesh
 
 
 def _rows(job: Job) -> int:
-    """Rows of the first piece that one device may take as a block."""
+    """The largest number of rows of the first piece that one device may take as a block."""
     rows = rows_per_device(job, job.first_piece.batch)
     return min(rows, job.task.batch_size or rows)
 
@@ -118,16 +119,19 @@ def _first_call(job: Job, plan: Plan, cut: Plan, starts: np.ndarray) -> dict[str
 
 
 def choose_plan(job: Job, plan: Plan | None, most: int | None = None) -> tuple[Plan, Recipe, float | None]:
-    """Choose a plan, and make its first call: twice, to see whether the loss is deterministic, unless that is known.
+    """Choose a plan, make the first call with it, and record the values that identify the functions of the job.
+
+    The call is made twice, unless it is known to be deterministic, and a loss whose values differ gives a warning. If
+    memory does not suffice, a smaller plan is taken.
 
     Args:
       job: the job, with its axes.
       plan: a plan to take; None for the fastest one.
-      most: points that are going to be computed at a time; None for all.
+      most: the largest number of points that will be computed at a time; None for all.
 
     Returns:
-      (plan, recipe of the job with the values that identify its functions, seconds per point). The seconds are None
-      where the number of examples is unknown.
+      (plan, recipe, seconds per point). The recipe is that of the job with the entries "probe", "probe_rows" and
+      "deterministic". The seconds are None if the number of examples is unknown.
     """
     plan = _fastest_plan(job, most or job.num) if plan is None else plan
     compiled_for = (_key(job, _rows(job)), plan)
@@ -166,12 +170,12 @@ def choose_plan(job: Job, plan: Plan | None, most: int | None = None) -> tuple[P
 
 
 def _mean(blocks: Any) -> np.ndarray:
-    """The mean over blocks (..., S, 7) of packed sums."""
+    """The means (...) that the packed sums (..., S, 7) of S blocks give together."""
     return losses.unpack(losses.total(blocks)).mean
 
 
 def describe(job: Job, plan: Plan, seconds: float | None) -> str:
-    """The plan in words, and the seconds that the job is expected to take, if they are known."""
+    """The plan in words, for the log, with the seconds that the job is expected to take (None if unknown)."""
     shards = job.mesh.shape[devices.DATA]
     parts = [
         f"{' x '.join(map(str, map(len, job.coords)))} points",

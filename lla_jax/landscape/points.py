@@ -1,4 +1,4 @@
-"""Computes the means of the loss and the metrics at any points, from weighted sums added up in float64."""
+"""Computes the means of the loss and the metrics at any points, from weighted sums that are added up in float64."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from lla_jax.landscape.kernels import Blocks, Points
 from lla_jax.landscape.means import Means
 
 Values = dict[str, np.ndarray]
-"""By name, a number for every point."""
+"""{name: (C,)}, a number for every point."""
 
 
 def _points(job: Job, plan: Plan, coords: np.ndarray, states: PyTree, lo: int, hi: int) -> Points:
-    """The points with indices [lo, hi), padded to a full chunk."""
+    """The points of rows [lo, hi) of ``coords`` and ``states``, padded to a full chunk on every device."""
     size = plan.chunk * job.point_shards
     coords, states = jax.tree.map(lambda x: plans.pad_points(x[lo:hi], size), (coords, states))
     return Points(job.params, job.directions, coords, states)
@@ -41,17 +41,17 @@ def compute_means(
     progress: Progress | None = None,
     on_partial: Callable[[Means], None] | None = None,
 ) -> tuple[Means, Plan]:
-    """The means of all values of a job at C points.
+    """Compute the means of all values of a job at C points, over all data sets.
 
     Args:
       job: the job, with its axes.
       plan: the plan to start with.
-      coords: (C, k), the points.
-      progress: called in points as streams are read.
-      on_partial: called with the means over the data read so far if reading is interrupted or fails.
+      coords: (C, k), the coordinates of the points.
+      progress: called as ``progress(done, total)``, in points, after every batch of a stream.
+      on_partial: called with the means over the data read so far, at all points, if the call is interrupted or fails.
 
     Returns:
-      (means, plan at the end); out of memory, a smaller plan takes the place of the one to start with.
+      (means, plan at the end), a smaller plan than at the start if memory did not suffice.
     """
     values, plan = compute_point_values(job, plan, coords)
     states: PyTree = None
@@ -76,10 +76,10 @@ def compute_means(
 
 
 def _read(job: Job, num: int, progress: Progress | None) -> Iterator[tuple[str, Piece]]:
-    """(prefix of the names of its values, piece) for all pieces of all data sets; reports progress in ``num`` points.
+    """Yield (prefix of the data set, piece) for all pieces of all data sets, and report progress after each batch.
 
-    Progress is reported after each batch of a stream: the fraction of the batches that are read, or their number where
-    the stream has no length.
+    Only batches of streams are reported: as the fraction of all data that is read, times ``num`` points; or as the
+    number of batches, without a total, if the stream has no length.
     """
     sets, read = job.task.sets, 0
     for i, (prefix, data) in enumerate(sets.items()):
@@ -93,7 +93,7 @@ def _read(job: Job, num: int, progress: Progress | None) -> Iterator[tuple[str, 
 
 
 def _sum_piece(job: Job, plan: Plan, points: Points, piece: Piece) -> dict[str, np.ndarray]:
-    """{name: (C, 7)}: the packed sums of one piece at the points of one call."""
+    """The packed sums of one piece at the C points of one call, in float64: {name: (C, 7)}."""
     calls = plans.split_calls(
         plan, rows_per_device(job, piece.batch), piece.rows, job.task.batch_size, job.task.couples_examples
     )
@@ -102,7 +102,11 @@ def _sum_piece(job: Job, plan: Plan, points: Points, piece: Piece) -> dict[str, 
 
 
 def compute_point_values(job: Job, plan: Plan, coords: np.ndarray) -> tuple[Values, Plan]:
-    """(values, plan at the end): the point metrics and, under the name '', the penalty, at the points (C, k)."""
+    """Compute the point metrics and, under the name '', the penalty of the loss at points with coordinates (C, k).
+
+    Returns:
+      (values, plan at the end), a smaller plan than at the start if memory did not suffice.
+    """
     values: Values = {}
     task = job.task
     if not task.point_metrics and job.loss.penalty is None:
@@ -127,13 +131,21 @@ def compute_point_values(job: Job, plan: Plan, coords: np.ndarray) -> tuple[Valu
 
 
 def sum_blocks(job: Job, points: Points, piece: Piece, plan: Plan, starts: np.ndarray) -> dict[str, Any]:
-    """The packed sums of some blocks of a piece at the points of one call."""
+    """Compute the packed sums of some blocks of a piece at the points of one call; see ``kernels.block_sums``.
+
+    Args:
+      job: the job, with its axes.
+      points: the C points, a full chunk on every device.
+      piece: the examples.
+      plan: the plan, whose microbatch is the size of the blocks.
+      starts: (S,), index of the row at which each block starts, on every data shard.
+    """
     blocks = Blocks(piece.batch, starts, np.int32(piece.rows), np.int32(piece.offset))
     return kernels.block_sums(job.loss, points, blocks, formula=job.task.formula, plan=plan, mesh=job.mesh)
 
 
 def _reestimate_states(job: Job, plan: Plan, coords: np.ndarray) -> tuple[PyTree, Plan]:
-    """(states, plan at the end): the state at the points (C, k), its averages re-estimated on the main data set."""
+    """(states, plan at the end): the state of the loss at C points, with averages re-estimated on the main data."""
     sums: list[np.ndarray] = []
     weight = 0
     is_average = tuple(m is not None for m in job.momenta or ())
@@ -166,7 +178,7 @@ def _reestimate_states(job: Job, plan: Plan, coords: np.ndarray) -> tuple[PyTree
 
 
 def _means_from_sums(job: Job, packed: Mapping[str, np.ndarray], values: Values) -> Means:
-    """The means and standard errors that packed sums give, and the values that have no standard error."""
+    """The means and standard errors of packed sums, the penalty added to losses, and the point metrics."""
     loss_names = {prefix + "loss" for prefix in job.task.sets}
     penalty = values.get("", 0.0)
     sums = {name: losses.unpack(x) for name, x in packed.items()}
@@ -177,13 +189,13 @@ def _means_from_sums(job: Job, packed: Mapping[str, np.ndarray], values: Values)
 
 
 def check_finite(landscape: Landscape) -> None:
-    """Check that the loss is finite somewhere, and warn of cells that are not finite.
+    """Raise an error if the loss of a landscape is finite nowhere, and warn of cells that are not finite.
 
     Raises:
-      ValueError: a loss that is finite at no point.
+      ValueError: the loss is finite at no point.
 
     Warns:
-      UserWarning: cells that are not finite, with their fraction, for each value that has some.
+      UserWarning: for each value with cells that are not finite, their fraction.
     """
     if not np.isfinite(landscape.values["loss"]).any():
         raise ValueError(

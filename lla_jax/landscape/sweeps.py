@@ -1,4 +1,4 @@
-"""Computes many landscapes in one call, checkpoints x axes x seeds, and reads the landscapes of a store."""
+"""Computes many landscapes in one call, for checkpoints x axes x seeds, and reads the landscapes of a store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Axes = Callable[[Any, PyTree], Directions]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Table:
-    """The landscapes of a sweep.
+    """The landscapes of a sweep, as a mapping that prints one line per landscape.
 
     Args:
       landscapes: {(index of the checkpoint, name of the axes, seed): Landscape}, in the order of the sweep. The seed is
@@ -51,15 +51,15 @@ class Table:
         return iter(self.landscapes)
 
     def rows(self, value: str = "loss") -> list[dict[str, Any]]:
-        """A summary of each landscape.
+        """Summarize one value of each landscape.
 
         Args:
-          value: name of the value, such as a metric.
+          value: the name of the value: "loss", or that of a metric.
 
         Returns:
-          A dict for each landscape: ``checkpoint``, ``axes``, ``seed``; ``centre``, the value at the point nearest to
-          the checkpoint; ``least``, ``mean`` and ``largest`` of the finite values; ``finite``, the fraction of cells
-          that are finite.
+          A dict for each landscape: ``checkpoint``, ``axes``, ``seed``; ``centre``, the value at the point whose
+          coordinates are nearest to 0; ``least``, ``mean`` and ``largest`` of the finite values; ``finite``, the
+          fraction of cells that are finite.
         """
         rows: list[dict[str, Any]] = []
         for (checkpoint, name, seed), plane in self.landscapes.items():
@@ -73,7 +73,7 @@ class Table:
         return rows
 
     def to_csv(self, path: str | os.PathLike[str], value: str = "loss") -> Path:
-        """Write ``rows`` as comma-separated values; returns the path."""
+        """Write ``rows(value)`` as comma-separated values, with a head, into a file; return its path."""
         rows = self.rows(value)
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
@@ -111,34 +111,34 @@ def sweep(
     store: str | os.PathLike[str] | None = None,
     shard: tuple[int, int] | None = None,
 ) -> Table:
-    """The landscapes of many checkpoints along many axes, with one copy of the data and one compilation.
+    """Compute the landscapes of many checkpoints along many axes, with one copy of the data and one compilation.
 
     Args:
-      loss: a ``Loss`` or a plain function, the same for all.
+      loss: a ``Loss`` or a plain function, the same for all landscapes.
       checkpoints: parameter trees of one structure, each the centre of its landscapes.
       data: one data set or a stream (read once per landscape).
       axes: ``f(key, params) -> Directions``, called for every checkpoint and seed; or ``Directions``, the same for
         every checkpoint; or a dict of these by name. Default: Gaussian directions, filter-normalized, as many as the
         grid has axes.
       grid: one 1-D array per axis; default ``lla.grid(points=21)``.
-      seeds: axes are drawn with ``jax.random.key(seed)``.
+      seeds: integers; axes that are functions are drawn once for each, with ``jax.random.key(seed)``.
       states: the ``Loss.state`` of every checkpoint (BatchNorm statistics); default: that of ``loss`` for all.
-      batch_size: as for ``evaluate``, like the options down to ``execution``.
-      rule: update rule.
-      batch_stats: policy of normalization statistics.
-      metrics: per-example metrics.
-      point_metrics: functions of the parameters.
-      extra_data: further data sets.
-      key: for ``point_metrics``.
-      execution: chunks, blocks and devices.
+      batch_size: as for ``evaluate``.
+      rule: as for ``evaluate``.
+      batch_stats: as for ``evaluate``.
+      metrics: as for ``evaluate``.
+      point_metrics: as for ``evaluate``.
+      extra_data: as for ``evaluate``.
+      key: as for ``evaluate``, for ``point_metrics``.
+      execution: as for ``evaluate``.
       progress: ``progress(done, total)`` in points over all landscapes.
       store: a folder with a chunk store for every landscape; a second call continues, or returns the finished sweep.
         More seeds, axes or checkpoints, and a wider or denser grid, are added to the landscapes in the store.
         Checkpoints are recognized by their place in the list.
-      shard: (i, n) for the i-th of n processes that write to one store.
+      shard: (i, n) for the i-th of n processes that write to one store, with i from 1 to n.
 
     Returns:
-      A ``Table``. With a shard, points of other processes are NaN until these have written them.
+      A ``Table``. With a shard, points of other processes are NaN until they are written.
 
     Raises:
       ValueError: as for ``evaluate``; no checkpoints or seeds; checkpoints of different structure; two names of axes
@@ -195,15 +195,15 @@ def compute_each(
     shard: writing.Shard = None,
     plan: Plan | None = None,
 ) -> Iterator[Landscape]:
-    """Compute the landscapes of several jobs, each when the iterator comes to it.
+    """Yield the landscapes of several jobs, each of which is computed when it is asked for.
 
     Args:
-      each: jobs with their axes, on grids of one shape, each with the folder of its store, or None.
+      each: (job with its axes, folder of its store or None), for each landscape; the grids have one shape.
       num: number of jobs.
-      progress: called in points over all of them.
+      progress: called in points over all jobs, or None.
       on_partial: as for ``evaluate``.
       shard: (i, n) to compute only the chunks of process i of n, counted over all stores.
-      plan: of all stores; by default the plan of the first one.
+      plan: the plan of new stores; by default that of the first landscape.
     """
     for i in range(num):
         job, folder = next(each)
@@ -225,7 +225,7 @@ def _jobs(
     states: Sequence[PyTree] | None,
     folder: Path | None,
 ) -> Iterator[tuple[Job, Path | None]]:
-    """(job around the checkpoint of a member and along its axes, folder of the member), for each of them."""
+    """Yield (job, folder) for each member: around its checkpoint and along its axes; None without a store."""
     current = -1
     for member in members:
         checkpoint, name, seed = member
@@ -239,7 +239,7 @@ def _jobs(
 
 
 def _make_axes(source: Any, name: str, seed: int | None, params: PyTree) -> Directions:
-    """The axes that a user's function or ``Directions`` give for one checkpoint and seed."""
+    """The axes for one checkpoint and seed: the user's ``Directions``, or those that the user's function gives."""
     axes = source if isinstance(source, Directions) else source(jax.random.key(seed or 0), params)
     if not isinstance(axes, Directions):
         raise Misuse(
@@ -249,7 +249,7 @@ def _make_axes(source: Any, name: str, seed: int | None, params: PyTree) -> Dire
 
 
 def _check_seeds(seeds: Any) -> list[int]:
-    """The seeds as a list of ints."""
+    """The seeds as a list of ints; a ValueError if they are something else."""
     try:
         given = list(seeds)
     except TypeError:
@@ -260,7 +260,11 @@ def _check_seeds(seeds: Any) -> list[int]:
 
 
 def _check_axes(axes: Any, loss: Any, dims: int) -> dict[str, Any]:
-    """The axes by name: ``Directions``, or functions that make them."""
+    """The axes by name, each ``Directions`` or a function (key, params) -> Directions; by default Gaussian ones.
+
+    Raises:
+      ValueError: an entry is neither, or its name is no non-empty string.
+    """
     if axes is None:
 
         def gaussian(key: Any, params: PyTree) -> Directions:
@@ -281,7 +285,11 @@ def _check_axes(axes: Any, loss: Any, dims: int) -> dict[str, Any]:
 
 
 def _list_members(checkpoints: int, axes_by_name: Mapping[str, Any], seeds: Sequence[int]) -> list[Member]:
-    """The landscapes of a sweep, in their order."""
+    """The members of a sweep in their order: (checkpoint, name of the axes, seed).
+
+    Raises:
+      ValueError: there are none, or two have the same folder.
+    """
     members: list[Member] = [
         (checkpoint, name, seed)
         for checkpoint in range(checkpoints)
@@ -302,10 +310,10 @@ def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape 
 
     Args:
       store: the folder given as ``store=`` to ``evaluate`` or ``sweep``. Of several grids, the latest one is read.
-      partial: whether chunks may be missing; their points are NaN, and ``recipe["complete"]`` is False.
+      partial: whether chunks may be missing or damaged; their points are NaN, and ``recipe["complete"]`` is False.
 
     Returns:
-      A ``Landscape``; for a sweep, or a list of directions, a ``Table``.
+      A ``Landscape``; for a sweep, or a list of directions, a ``Table`` (with ``partial``, of the landscapes begun).
 
     Raises:
       ValueError: no store; missing or damaged chunks, which are named (unless ``partial``); a loss that is finite

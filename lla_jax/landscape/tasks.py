@@ -1,4 +1,4 @@
-"""Describes and checks a task, the values to compute at the points of a grid, for ``evaluate`` and ``sweep`` alike."""
+"""Describes and checks a task, the values to compute at the points of a grid, for ``evaluate`` and ``sweep``."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ POLICIES: tuple[str, ...] = get_args(Policy)
 class Task(NamedTuple):
     """The values to compute at every point of a grid, around any centre and along any axes.
 
-    The fields are arguments of ``evaluate`` as the user gave them; ``check`` returns a task with each in one form, that
-    described here.
+    The fields are arguments of ``evaluate``, first as the user gave them (except ``rule``). ``check`` returns a task
+    whose fields have the forms described here.
 
     Args:
       loss: a ``Loss``.
@@ -34,8 +34,8 @@ class Task(NamedTuple):
       batch_stats: the policy of normalization statistics.
       metrics: ((name, function), ...).
       point_metrics: ((name, function), ...).
-      extra_data: {name: data}.
-      key: for ``point_metrics``.
+      extra_data: {name: data}, each as ``data``.
+      key: a ``jax.random`` key for ``point_metrics``, or None.
       execution: chunks, blocks and devices.
     """
 
@@ -52,29 +52,29 @@ class Task(NamedTuple):
 
     @property
     def sets(self) -> dict[str, Any]:
-        """{prefix of the names of its values: data set}; the prefix of the main data set is empty."""
+        """All data sets, by the prefix of the names of their values: "" for the main one, "NAME_" for further ones."""
         return {"": self.data} | {f"{name}_": data for name, data in self.extra_data.items()}
 
     @property
     def names(self) -> list[str]:
-        """Names of the values."""
+        """The names of all values: losses and metrics of every data set, then point metrics."""
         metrics = [name for name, _ in self.metrics]
         names = [prefix + name for prefix in self.sets for name in ("loss", *metrics)]
         return names + [name for name, _ in self.point_metrics]
 
     @property
     def formula(self) -> Formula:
-        """The part for which programs are compiled."""
+        """The part of the task for which programs are compiled."""
         return Formula(self.rule.function, self.batch_stats == "batch", self.metrics)
 
     @property
     def couples_examples(self) -> bool:
-        """Whether a loss depends on the other examples of its batch, which is never cut or padded then."""
+        """Whether the loss of an example depends on the others of its batch; batches are then not cut into blocks."""
         return self.batch_stats == "batch" or not self.loss.per_example
 
 
 def check(task: Task) -> Task:
-    """The task with every field in one form.
+    """Check the arguments of a task, and return the task with every field in the form that ``Task`` describes.
 
     Raises:
       ValueError: arguments that do not fit together, naming the argument.
@@ -114,7 +114,7 @@ def check_policy(batch_stats: str, loss: Any) -> None:
 
 
 def check_metrics(metrics: Any, point_metrics: Any, loss: Any) -> tuple[tuple, tuple]:
-    """(metrics, point metrics) as ((name, static function), ...).
+    """Check the metrics and point metrics, and return both as ((name, static function), ...).
 
     Raises:
       ValueError: no dict of functions by name, a name that may not be used, or metrics of a plain function.

@@ -1,1 +1,1 @@
-"""Keeps landscapes in folders that survive a kill and that any number of processes share: chunk stores."""
+"""Keeps landscapes in chunk stores: folders that survive a kill, and into which any number of processes write."""

@@ -1,4 +1,4 @@
-"""Announces in a store which landscapes a sweep computes, each in a folder of its own, before they are there."""
+"""Writes the list of a sweep's landscapes into its store before they are computed, each in a folder of its own."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ Member = tuple[int, str, int | None]
 
 
 def folder_of(member: Member) -> str:
-    """The name of a landscape's folder in the store of a sweep."""
+    """The name of a landscape's folder in the store of a sweep, such as "000-filter-normalized-seed-0"."""
     checkpoint, name, seed = member
     letters = re.sub(r"\W+", "-", name).strip("-")
     return f"{checkpoint:03d}-{letters}" + ("" if seed is None else f"-seed-{seed}")
 
 
 def announce(folder: Path, members: Sequence[Member], points: int) -> Path | None:
-    """Write the members of a sweep into the folder of its store, for ``status`` and ``merge``.
+    """Write the list of the members of a sweep into the folder of its store, for ``status`` and ``merge``.
 
     Args:
-      folder: of the store.
-      members: of the sweep.
-      points: of each of their grids.
+      folder: the folder of the store, which is made if needed.
+      members: the members of the sweep.
+      points: number of points of each landscape.
 
     Returns:
       The path of the file; None if the same sweep was announced before.
 
     Raises:
       ValueError: the folder holds a single landscape.
+      OSError: the folder cannot be written to.
     """
     if _chunks.exists(folder):
         raise Misuse("store", f"{folder} holds a single landscape; pass another folder for a sweep", folder)
@@ -48,7 +49,11 @@ def announce(folder: Path, members: Sequence[Member], points: int) -> Path | Non
 
 
 def read_announcements(folder: Path) -> dict[Member, int]:
-    """{member: number of its points} of all sweeps that were announced in a folder."""
+    """{member: number of its points} of all sweeps that were announced in a folder; a later sweep's number counts.
+
+    Raises:
+      ValueError: the file of a sweep was changed or damaged.
+    """
     points: dict[Member, int] = {}
     for path in sorted(folder.glob("sweep-*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
         announcement = _manifest.read_json(path)
@@ -63,7 +68,7 @@ def read_announcements(folder: Path) -> dict[Member, int]:
 
 
 def existing_stores(folder: Path, members: Iterable[Member]) -> Iterator[Store]:
-    """The stores of those members that were begun."""
+    """Yield the stores of the members whose landscapes were begun; ``folder`` is that of the sweep."""
     for member in members:
         store = _chunks.read(folder / folder_of(member))
         if store is not None:

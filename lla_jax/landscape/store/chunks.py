@@ -1,11 +1,11 @@
 """Reads and writes a chunk store: the folder of one landscape, which any number of processes may fill.
 
-    manifest.json       recipe, hash, plan, points a chunk, first grid: by the first writer, obeyed by all later ones
+    manifest.json       recipe, hash, plan, points per chunk, first grid; the first writer makes it, all others obey it
     grid-001.json       the coordinates of a second grid, wider or denser
     grid-000/00012.npz  a chunk: the values at some points, written completely or not at all
 
-A chunk holds points of one grid, in row-major order, that no earlier grid has. The files of the folder alone decide
-which points these are, so it does not matter who computes a chunk, when, or how often.
+A chunk holds points of one grid, in row-major order, that no earlier grid has. The points of a chunk follow from the
+files of the folder alone, so it does not matter who computes a chunk, when, or how often.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ Coords = tuple[np.ndarray, ...]
 
 
 class Store(NamedTuple):
-    """A chunk store, before any chunk is read.
+    """A chunk store: its folder, its manifest and its grids, without the contents of its chunks.
 
     Args:
-      folder: its folder.
-      manifest: its description.
+      folder: the folder.
+      manifest: the description of the store; see ``manifest.make``.
       grids: the coordinates of each grid, in the order in which they were added.
       new: for each grid, the flat indices of its points that no earlier grid has, in order.
     """
@@ -55,11 +55,11 @@ class Store(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A chunk of a store.
+    """The place of a chunk in a store.
 
     Args:
       grid: index of its grid.
-      number: index of the chunk among those of its grid.
+      number: index of the chunk among the chunks of its grid.
     """
 
     grid: int
@@ -67,7 +67,7 @@ class Chunk(NamedTuple):
 
 
 class DamagedChunk(ValueError):
-    """The file of a chunk cannot be read, or belongs to another landscape.
+    """The error for the file of a chunk that cannot be read, or belongs to another landscape.
 
     Args:
       path: the file.
@@ -112,7 +112,7 @@ def exists(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Store | None:
-    """The store in a folder; None if there is none.
+    """Read the manifest and the grids of the store in a folder; None if there is no store.
 
     Raises:
       ValueError: a store that cannot be read, or was written by a newer version.
@@ -139,10 +139,13 @@ def _coords(record: Mapping[str, Any]) -> Coords:
 
 
 def create(folder: Path, manifest: Mapping[str, Any]) -> tuple[Store, bool]:
-    """Make a store of a manifest, unless another writer makes one at the same time and is sooner.
+    """Make a store by writing its manifest, unless another writer was sooner.
 
     Returns:
-      (store, whether it is ours); if it is not, it is that of the other writer.
+      (store, whether this call made it); the store is that of the other writer if one was sooner.
+
+    Raises:
+      OSError: the manifest cannot be written.
     """
     with _explain_failure(folder / _manifest.NAME, "nothing is computed yet"):
         ours = _files.write_new(folder / _manifest.NAME, manifest)
@@ -152,7 +155,10 @@ def create(folder: Path, manifest: Mapping[str, Any]) -> tuple[Store, bool]:
 
 
 def check_same(store: Store, recipe: Mapping[str, Any]) -> None:
-    """Raise a ValueError that says what changed, unless ``recipe`` has the same identity as that of the store."""
+    """Raise a ValueError that lists the changes, unless ``recipe`` agrees with that of the store.
+
+    Only the entries named in the manifest's "identity" are compared, which decide the values.
+    """
     subject = f"{store.folder} holds a landscape that"
     then, names = store.manifest["recipe"], store.manifest["identity"]
     recipes.check_same("store", subject, then, recipe, names, "pass another folder", store.folder)
@@ -162,16 +168,17 @@ def check_same(store: Store, recipe: Mapping[str, Any]) -> None:
 
 
 def add_grid(store: Store, coords: Coords) -> tuple[Store, Coords]:
-    """Add a grid to a store, unless the store has it.
+    """Add a grid to a store, in a new file, unless the store has this grid.
 
-    Coordinates that differ only by rounding from those of an earlier grid become these, so that their values are
-    reused.
+    A coordinate that differs only by rounding from one of an earlier grid is replaced by it, so that the values there
+    are reused.
 
     Returns:
       (store with the grid, coordinates of the grid as the store has them).
 
     Raises:
-      ValueError: a coordinate that an axis has twice.
+      ValueError: an axis has a coordinate twice.
+      OSError: the file cannot be written.
     """
     while True:
         coords = tuple(_snap(axis, [grid[k] for grid in store.grids]) for k, axis in enumerate(coords))
@@ -196,7 +203,7 @@ def check_distinct(coords: Coords) -> None:
 
 
 def _snap(axis: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
-    """The coordinates of an axis, replaced by those of other grids where they differ by rounding."""
+    """The coordinates of an axis; one that differs only by rounding from one in ``others`` is replaced by it."""
     if not others:
         return axis
     known = np.unique(np.concatenate(others))
@@ -215,7 +222,7 @@ def _shape(grid: Coords) -> tuple[int, ...]:
 
 
 def _new_points(grid: Coords, earlier: Sequence[Coords]) -> np.ndarray | range:
-    """Flat indices of the points of a grid that no earlier grid has."""
+    """The flat indices of the points of a grid that no earlier grid has, in order."""
     if not earlier:
         return range(math.prod(_shape(grid)))
     new = np.ones(_shape(grid), bool)
@@ -225,7 +232,7 @@ def _new_points(grid: Coords, earlier: Sequence[Coords]) -> np.ndarray | range:
 
 
 def _outer(masks: Sequence[np.ndarray]) -> np.ndarray:
-    """The outer product of one mask per axis."""
+    """The outer product of masks, one per axis: an array with an axis for each mask."""
     outer = masks[0]
     for mask in masks[1:]:
         outer = outer[..., None] & mask
@@ -233,24 +240,24 @@ def _outer(masks: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _indices(store: Store, chunk: Chunk) -> tuple[np.ndarray, ...]:
-    """Indices of the points of a chunk in its grid, one array (C,) per axis."""
+    """The indices of the points of a chunk along the axes of its grid, one array (C,) per axis."""
     size = int(store.manifest["points"])
     flat = np.asarray(store.new[chunk.grid][chunk.number * size : (chunk.number + 1) * size])
     return np.unravel_index(flat, _shape(store.grids[chunk.grid]))
 
 
 def points(store: Store, chunk: Chunk) -> np.ndarray:
-    """Coordinates (C, k) of the points of a chunk."""
+    """The coordinates (C, k) of the C points of a chunk."""
     return np.stack([axis[i] for axis, i in zip(store.grids[chunk.grid], _indices(store, chunk))], -1)
 
 
 class Part(NamedTuple):
-    """The points of a chunk that a grid has.
+    """The points that a chunk and a grid have in common; the grid may be another than that of the chunk.
 
     Args:
       chunk: the chunk.
       wanted: (C,), for each point of the chunk whether the grid has it.
-      at: the flat indices of these points in the grid.
+      at: the flat indices in the grid of the points that it has.
     """
 
     chunk: Chunk
@@ -259,7 +266,7 @@ class Part(NamedTuple):
 
 
 def parts(store: Store, coords: Coords) -> Iterator[Part]:
-    """The chunks that hold points of a grid of the store, in order, with the points that they hold."""
+    """Yield a ``Part`` for each chunk, in order, that holds points of the grid ``coords``, which the store has."""
     size = int(store.manifest["points"])
     for number, grid in enumerate(store.grids):
         places = [_places(axis, wanted) for axis, wanted in zip(grid, coords)]
@@ -275,7 +282,7 @@ def parts(store: Store, coords: Coords) -> Iterator[Part]:
 
 
 def _places(axis: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The index of each coordinate of an axis among the wanted ones; -1 where it is none of them."""
+    """For each coordinate of an axis, its index among the ``wanted`` coordinates; -1 if it is none of them."""
     order = np.argsort(wanted, kind="stable")
     nearest = np.clip(np.searchsorted(wanted[order], axis), 0, len(wanted) - 1)
     return np.where(wanted[order][nearest] == axis, order[nearest], -1)
@@ -285,7 +292,7 @@ def _places(axis: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def path_of(store: Store, chunk: Chunk) -> Path:
-    """The file of a chunk."""
+    """The path of the file of a chunk, which may not be there yet."""
     return store.folder / f"grid-{chunk.grid:03d}" / f"{chunk.number:05d}.npz"
 
 
@@ -295,7 +302,13 @@ def _points_hash(store: Store, chunk: Chunk) -> str:
 
 
 def write(store: Store, chunk: Chunk, means: Means, about: Mapping[str, Any]) -> None:
-    """Write the means at the points of a chunk; the entries of ``about`` go into its header.
+    """Write the means at the points of a chunk into its file.
+
+    Args:
+      store: the store.
+      chunk: the chunk.
+      means: the means, in the order of ``points(store, chunk)``.
+      about: further entries of the header: "seconds" (a float, needed by ``load``), plan, versions.
 
     Raises:
       OSError: the file cannot be written; chunks written before are kept.
@@ -313,7 +326,7 @@ def write(store: Store, chunk: Chunk, means: Means, about: Mapping[str, Any]) ->
 
 @contextlib.contextmanager
 def _explain_failure(path: Path, progress: str) -> Iterator[None]:
-    """Where writing a file fails, say so in an OSError that names it, with what is done so far and a remedy."""
+    """Turn an OSError in the ``with`` block into one whose message names the file, ``progress`` and a remedy."""
     try:
         yield
     except OSError as error:
@@ -325,7 +338,7 @@ def _explain_failure(path: Path, progress: str) -> Iterator[None]:
 
 
 def load(store: Store, chunk: Chunk) -> tuple[Means, dict[str, Any]]:
-    """(means at its points, header) of a chunk.
+    """Read the file of a chunk: (means at its points, header).
 
     Raises:
       FileNotFoundError: the chunk was not written.
@@ -351,7 +364,7 @@ def load(store: Store, chunk: Chunk) -> tuple[Means, dict[str, Any]]:
 
 
 def _mismatch(store: Store, chunk: Chunk, header: Any, arrays: Mapping[str, np.ndarray]) -> str:
-    """The reason why a file is not this chunk of this store; "" if it is."""
+    """The reason why the contents of a file are not this chunk of this store, in words; "" if they are."""
     names, length = store.manifest["names"], len(_indices(store, chunk)[0])
     identity = (header["hash"], header["chunk"], header["points"])
     if identity != (store.manifest["hash"], list(chunk), _points_hash(store, chunk)):
@@ -369,8 +382,8 @@ class Contents(NamedTuple):
     """The contents of the chunks that a grid needs.
 
     Args:
-      means: at the points of the grid; NaN at points of missing and damaged chunks.
-      done: number of points of the other chunks.
+      means: the means at all points of the grid; NaN at points of missing and damaged chunks.
+      done: number of points of the grid that are in neither.
       missing: the chunks that were not written.
       damaged: the chunks that cannot be read, with their errors.
     """
@@ -382,7 +395,7 @@ class Contents(NamedTuple):
 
 
 def read_chunks(store: Store, coords: Coords) -> Contents:
-    """Read every chunk that a grid of the store needs."""
+    """Read every chunk that the grid ``coords`` of the store needs; missing and damaged chunks are listed."""
     num = math.prod(_shape(coords))
     contents = Contents(Means({}, {}), 0, [], {})
     for part in parts(store, coords):
@@ -403,14 +416,14 @@ def read_chunks(store: Store, coords: Coords) -> Contents:
 
 
 def landscape(store: Store, coords: Coords, contents: Contents) -> Landscape:
-    """The landscape of the store's recipe on a grid, of the contents of its chunks."""
+    """Make the landscape on the grid ``coords`` of the contents of its chunks, with the recipe of the store."""
     complete = contents.done == math.prod(_shape(coords))
     recipe = store.manifest["recipe"] | {"complete": complete, "points_done": contents.done}
     return contents.means.landscape(coords, recipe)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that killed writers left."""
+    """Remove temporary files that are older than a minute, which killed writers left."""
     for path in (path for pattern in LEFTOVERS for path in folder.glob(pattern)):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > LEFTOVER_S:
@@ -418,10 +431,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove the store in a folder, its manifest first, and leave all other files there.
+    """Remove the store in a folder, its manifest first, and leave all other files there; do nothing if there is none.
 
     Raises:
-      ValueError: the manifest is that of another program.
+      ValueError: the manifest is that of another program, or damaged.
     """
     manifest = folder / _manifest.NAME
     if not manifest.exists():

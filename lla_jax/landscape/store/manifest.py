@@ -27,13 +27,13 @@ def make(
     names: Sequence[str],
     size: int,
 ) -> dict[str, Any]:
-    """A manifest.
+    """Make the manifest of a new store.
 
     Args:
-      recipe: of the landscape, with the plan.
+      recipe: the recipe of the landscape, with the plan.
       identity: names of the entries of the recipe that decide the values.
-      coords: of the first grid.
-      names: of the values in every chunk.
+      coords: the coordinates of the first grid.
+      names: the names of the values in every chunk.
       size: number of points of a chunk.
     """
     manifest = {"format": FORMAT, "version": VERSION, "identity": list(identity), "names": list(names), "points": size}
@@ -47,11 +47,15 @@ def _hash(manifest: Mapping[str, Any]) -> str:
     return digest([identity, manifest["names"], manifest["points"], manifest["coords"]])
 
 
-# --- reading: a file may be incomplete, of another program, or hostile
+# --- reading: a file may be incomplete, written by another program, or hostile
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, which is waited for if another writer is just making it."""
+    """Read the JSON object in a file; retry for some seconds if it is not readable, as another writer may be making it.
+
+    Raises:
+      ValueError: the file is missing, or is not readable as a JSON object.
+    """
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -69,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is a manifest of this program, of any version."""
+    """Whether a file is the manifest of a store of this program, of any version."""
     try:
         return read_json(path).get("format") == FORMAT
     except ValueError:
@@ -77,10 +81,10 @@ def is_ours(path: Path) -> bool:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The manifest in a file, after a check of every entry.
+    """Read the manifest in a file, and check every entry.
 
     Raises:
-      ValueError: the file is not readable, of another program or a newer version, or was changed.
+      ValueError: the file is not readable, was written by another program or a newer version, or was changed.
     """
     manifest = read_json(path)
     version: Any = manifest.get("version")
@@ -103,7 +107,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _defect(manifest: Mapping[str, Any]) -> str:
-    """The first entry that is wrong, in words; "" if none is."""
+    """The first entry that is wrong, in words; "" if none is. A missing entry raises an error of some type."""
     coords_of(manifest)
     recipe, plan = manifest["recipe"], manifest["recipe"]["plan"]
     counts = [manifest["points"], plan["chunk"], plan["microbatch"], plan["devices"], plan["data_shards"]]
@@ -120,10 +124,11 @@ def _defect(manifest: Mapping[str, Any]) -> str:
 
 
 def coords_of(record: Mapping[str, Any]) -> list[list[float]]:
-    """The coordinates in a manifest or in the file of a further grid, after a check.
+    """The coordinates, one list per axis, in a manifest or in the JSON of a further grid, after a check.
 
     Raises:
-      ValueError: they are not lists of finite numbers, or of too many points.
+      KeyError: there are none.
+      ValueError: they are not lists of finite numbers, or give too many points.
     """
     coords = record["coords"]
     numbers = isinstance(coords, list) and all(isinstance(axis, list) and axis for axis in coords)

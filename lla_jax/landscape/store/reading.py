@@ -19,7 +19,7 @@ WINDOW_S = 600.0  # a writer that wrote nothing in this time counts as gone
 
 
 class Incomplete(Misuse):
-    """A store lacks chunks.
+    """The error for a store that lacks chunks.
 
     Args:
       path: the folder of the store.
@@ -34,7 +34,7 @@ class Incomplete(Misuse):
 
 
 def members(folder: Path) -> dict[Member | None, Path]:
-    """{member: folder} of the landscapes in a store.
+    """{member: folder} of the landscapes in a store, begun or only announced.
 
     A single landscape has None in place of a member; those of a list of directions have (0, name of the folder, None).
 
@@ -60,15 +60,15 @@ class Status(NamedTuple):
     """The progress of a store.
 
     Args:
-      landscapes: number of landscapes.
-      points: number of points of all their grids.
-      done: number of points whose chunks are written.
-      chunks: number of chunks of the landscapes that were begun.
-      written: number of chunks that are written.
+      landscapes: number of landscapes, announced ones included.
+      points: number of points of all landscapes, each on its latest grid.
+      done: number of these points whose chunks are written.
+      chunks: number of chunks that the landscapes need, of those that were begun.
+      written: number of these chunks that are written and readable.
       damaged: {path: reason} of chunks that cannot be read; the next writer computes them again.
-      writers: {"host:process": number of chunks that it wrote in the last ten minutes}.
-      last: seconds since the last chunk was written, or since the store was begun.
-      rate: points per second in the last ten minutes, 0 if there were none.
+      writers: {"host:process": number of chunks that the process wrote in the last ten minutes}.
+      last: seconds since the last chunk was written or the last landscape begun; infinite if none was begun.
+      rate: points per second in the last ten minutes, 0 if none was computed.
     """
 
     landscapes: int
@@ -83,14 +83,14 @@ class Status(NamedTuple):
 
     @property
     def left(self) -> float | None:
-        """Seconds until the store is complete at this rate; None if nobody writes."""
+        """The expected seconds until the store is complete, at this rate; 0 if it is, None if nobody writes."""
         if self.done == self.points:
             return 0.0
         return (self.points - self.done) / self.rate if self.rate else None
 
 
 def status(store: str | os.PathLike[str]) -> Status:
-    """The progress of a store; every chunk is read, and nothing is computed or changed.
+    """Tell the progress of a store; every chunk is read, and nothing is computed or changed.
 
     Args:
       store: the folder given as ``store=`` to ``evaluate`` or ``sweep``.
@@ -99,7 +99,7 @@ def status(store: str | os.PathLike[str]) -> Status:
       A ``Status``.
 
     Raises:
-      ValueError: the folder holds no store.
+      ValueError: the folder holds no store, or a damaged manifest.
     """
     folder, now = Path(store), time.time()
     announced = {folder_of(member): points for member, points in read_announcements(folder).items()}

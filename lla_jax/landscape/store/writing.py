@@ -1,7 +1,7 @@
 """Computes the missing chunks of a landscape in a chunk store, as one of any number of writers.
 
-Writers share nothing but files. Each takes the missing chunks in a random order of its own, so that several writers
-rarely take the same chunk, and early chunks give a coarse picture of the landscape; with a shard, it takes every n-th.
+Writers share nothing but files. Each computes the missing chunks (with a shard, every n-th chunk) in a random order of
+its own, so that several writers rarely compute the same chunk, and early chunks give a coarse picture of the landscape.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from lla_jax.landscape.store.chunks import Chunk, DamagedChunk, Store
 
 log = logging.getLogger("lla_jax")
 
-CHUNK_S = 2.0  # seconds a chunk takes, about: all that a kill loses, and many times longer than writing the chunk
-PER_SHARD = 4  # least number of chunks for each shard, where there are enough points
-OVERHEAD = 4096  # bytes of a chunk in addition to its values
+CHUNK_S = 2.0  # seconds that a chunk takes, about: a kill loses no more, and writing the chunk is many times faster
+PER_SHARD = 4  # least number of chunks for each shard, if there are enough points
+OVERHEAD = 4096  # bytes of the file of a chunk in addition to its values
 
 Shard = tuple[int, int] | None
 """(i, n): the i-th of n processes, counted from 1; None for a process that takes all chunks."""
 
 
 def check_shard(shard: Any, store: Any) -> Shard:
-    """``shard`` as (i, n), after a check that it is one, and that there is a store which the processes share.
+    """Return ``shard`` as (i, n), or None if it is None.
 
     Raises:
-      ValueError: another value, or no store.
+      ValueError: a shard that is not (i, n) with 1 <= i <= n, or is given without a store.
     """
     if shard is None:
         return None
@@ -66,16 +66,22 @@ def compute(
     plan: Plan | None = None,
     place: tuple[int, int] = (0, 1),
 ) -> Landscape:
-    """The landscape of a job in a chunk store, which is made or continued.
+    """Make or continue the chunk store of a landscape: compute its missing chunks, and return the landscape.
+
+    Points that are left to other processes and are not written yet are NaN.
 
     Args:
       job: the job, with its axes.
-      folder: of the store.
+      folder: the folder of the store.
       progress: as for ``evaluate``.
       on_partial: as for ``evaluate``.
       shard: (i, n) to compute only the chunks of process i of n; None for all.
-      plan: for a new store, instead of one that is timed now.
-      place: (index of this landscape, number of landscapes) of a sweep, over all of which the shards are counted.
+      plan: the plan of a new store; None to choose the fastest one.
+      place: (index of this landscape, number of landscapes) of a sweep, whose shards are counted over all landscapes.
+
+    Raises:
+      ValueError: the store holds a landscape of another recipe, or is damaged; or as for ``evaluate``.
+      OSError: the store cannot be written, or its disk is too full.
     """
     shards = 1 if shard is None else -(-shard[1] // place[1])
     store, choice = _chunks.read(folder), None
@@ -124,12 +130,12 @@ def compute(
 
 
 def _bytes_needed(store: Store, points: int, chunks: int) -> int:
-    """Bytes of the values and standard errors at a number of points, in a number of chunks."""
+    """The bytes that the values and standard errors at ``points`` points take in ``chunks`` files."""
     return 16 * len(store.manifest["names"]) * points + OVERHEAD * chunks
 
 
 def _report(damaged: dict[Chunk, DamagedChunk], mine: set[Chunk]) -> None:
-    """Warn of damaged chunks, and remove those that are computed again."""
+    """Warn of damaged chunks, and remove the files of those in ``mine``, which are computed again."""
     for chunk, error in damaged.items():
         again = chunk in mine
         action = "removed and computed again" if again else "left to the process to whose shard it belongs"
@@ -139,10 +145,10 @@ def _report(damaged: dict[Chunk, DamagedChunk], mine: set[Chunk]) -> None:
 
 
 def _begin(job: Job, folder: Path, plan: Plan | None, shards: int) -> tuple[Store, Any]:
-    """Make a new store for a number of writers.
+    """Make a new store, with chunks small enough for a number of shards.
 
     Returns:
-      (store, result of ``choose_plan``); if another writer made the store first, None in place of the result.
+      (store, result of ``choose_plan``); if another writer made the store first, (its store, None).
     """
     _chunks.check_distinct(job.coords)
     _chunks.check_writable(folder, OVERHEAD)
@@ -158,7 +164,7 @@ def _begin(job: Job, folder: Path, plan: Plan | None, shards: int) -> tuple[Stor
 
 
 def _chunk_points(job: Job, plan: Plan, seconds: float | None, most: int, shards: int) -> int:
-    """Number of points of a chunk: as many groups of points as take about CHUNK_S."""
+    """Number of points of a chunk: as many groups of points as take about CHUNK_S; for a stream as many as possible."""
     group = group_size(job, plan)
     if job.has_stream:  # which is read once for each chunk, so there should be few chunks
         return min(group, -(-job.num // shards))
