@@ -59,7 +59,7 @@ class Sums(NamedTuple):
         """Standard error of the mean over independent examples: sqrt(n/(n-1) sum (s_i - mean w_i)^2) / sum w_i.
 
         For weights 1 this is std(l, ddof=1) / sqrt(n); for token weights it is the standard error of a ratio estimator.
-        One example gives no standard error: NaN for weight 1.
+        One example has none: its standard error is NaN (by rounding inf if its weight is not 1).
         """
         n, w, _, e, ww, we, ee = self
         with np.errstate(invalid="ignore", divide="ignore"):

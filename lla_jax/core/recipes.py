@@ -200,7 +200,7 @@ def digest(value: Any) -> str:
 
 
 def describe(data: Any) -> dict[str, Any]:
-    """The entry of a recipe that describes data: their number and fingerprint in memory, or only that they stream."""
+    """The entry of a recipe that describes data: number of examples and fingerprint; of a stream, its kind alone."""
     if isinstance(data, Stream):
         return {"kind": "stream"}
     return {"kind": "memory", "examples": num_examples(data), "fingerprint": fingerprint(data)}

@@ -22,7 +22,7 @@ _LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"
 
 
 class Static:
-    """A wrapper of a function, which compares by the function's value as this module defines it.
+    """A wrapper of a function; two wrappers are equal if their functions are, by the rules of this module.
 
     As under ``jax.jit``, a function that reads a mutable object sees the object's value at the first compilation: build
     a new function (or ``Loss``) after changing the object.

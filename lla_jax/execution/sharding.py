@@ -111,7 +111,7 @@ def wait_on_cpu(tree: PyTree) -> PyTree:
 
 
 def zeros(num: int, like: Any, shards: Shardings | None) -> jax.Array:
-    """An array of zeros of shape (num, *like.shape), with the dtype of ``like``, and its sharding if sharded at all."""
+    """Zeros of shape (num, *like.shape) and the dtype of ``like``; sharded as ``like`` is, if ``shards`` is given."""
     device = None
     if shards is not None:
         assert isinstance(shards[0].mesh, Mesh)

@@ -28,7 +28,7 @@ from lla_jax.landscape.jobs import Job, rows_per_device
 from lla_jax.landscape.kernels import Points
 from lla_jax.landscape.points import compute_point_values, sum_blocks
 
-NOISE = 1e-5  # a larger relative difference between two evaluations of one block is no rounding
+NOISE = 1e-5  # a larger relative difference between two evaluations of one block is noise, not rounding
 _DETERMINISTIC: dict[Hashable, None] = {}  # programs of this process that gave the same values twice
 PLAN = ("chunk", "microbatch", "loop", "share", "scan")
 
@@ -148,7 +148,7 @@ def choose_plan(job: Job, plan: Plan | None, most: int | None = None) -> tuple[P
             sums = jax.block_until_ready(_first_call(job, plan, cut, starts))
             seconds = (time.perf_counter() - start) / (cut.microbatch * len(starts) * plan.chunk * job.mesh.size)
             calls.append({name: _mean(x) for name, x in sums.items()})
-        # only the first block, and of the first data shard: other plans and devices have the same
+        # only the first block of the first data shard, which is the same under other plans and on other devices
         identity.update({name: float(_mean(np.asarray(x)[:1, :1])[0]) for name, x in sums.items()})
         recipe["probe_rows"] = min(cut.microbatch, rows_per_device(job, job.first_piece.batch), job.first_piece.rows)
 

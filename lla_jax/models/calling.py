@@ -147,7 +147,12 @@ def mode_kwargs(names: Mapping[str, Any], coupled: bool, options: Options) -> tu
 
 
 def refuse_noisy_statistics(train: bool, coupled: bool) -> None:
-    """Raise a ValueError in train mode for a model with batch statistics; for a loss with a key, run per example."""
+    """Raise a ValueError if a loss with a key, which runs its model per example, needs the statistics of a batch.
+
+    Args:
+      train: whether the model is called in train mode.
+      coupled: whether the model has layers with batch statistics.
+    """
     if train and coupled:
         raise Misuse(
             "key",

@@ -33,7 +33,7 @@ class _NnxApply(ByValue):
     kwargs: tuple[Kwargs, Kwargs]
     takes_rngs: bool
     coupled: bool
-    impl: Any  # of the model's random keys
+    impl: Any  # implementation of the model's random keys
 
     def __call__(
         self, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any = None

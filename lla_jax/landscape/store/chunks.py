@@ -383,7 +383,7 @@ class Contents(NamedTuple):
 
     Args:
       means: the means at all points of the grid; NaN at points of missing and damaged chunks.
-      done: number of points of the grid that are in neither.
+      done: number of points of the grid in all other chunks, which were read.
       missing: the chunks that were not written.
       damaged: the chunks that cannot be read, with their errors.
     """
