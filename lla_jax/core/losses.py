@@ -59,13 +59,13 @@ class Sums(NamedTuple):
         """Standard error of the mean over independent examples: sqrt(n/(n-1) sum (s_i - mean w_i)^2) / sum w_i.
 
         For weights 1 this is std(l, ddof=1) / sqrt(n); for token weights it is the standard error of a ratio estimator.
-        One example has none: its standard error is NaN (by rounding inf if its weight is not 1).
+        One example has none: its standard error is NaN.
         """
         n, w, _, e, ww, we, ee = self
         with np.errstate(invalid="ignore", divide="ignore"):
             d = e / w  # distance of the mean from the shift
             squares = np.maximum(ee - 2 * d * we + d * d * ww, 0) * (n / (n - 1))
-            return np.sqrt(squares) / w
+            return np.where(np.equal(n, 1), np.nan, np.sqrt(squares) / w)[()]  # rounding may leave a square of one
 
     def about_zero(self) -> Sums:
         """The same sums with the shift 0; sums of several blocks can be added up only with one shift."""

@@ -48,7 +48,7 @@ def all_modes(
       params: the centre.
       data: one data set or a stream.
       key: the key of the random axes, which are the same for all normalizations.
-      grid: the coordinates of two axes, as arrays; default ``lla.grid(points=21)``. Under the adam rule ``a`` has the
+      grid: the coordinates of two axes; default ``lla.grid(points=21)``. Under the adam rule ``a`` has the
         range and number of points of the first axis, in units of Adam's step, and ``b`` goes from 0.1 to 2 in as many
         points as the second axis has; the second plane under this rule spans a tenth of the range of ``a``.
       pairs: two ``lla.eigenpairs`` or more at ``params``, of which the first two are used, or None.
@@ -74,7 +74,7 @@ def all_modes(
     axis is made orthogonal to the first; two Gaussian draws already are, up to 1 / sqrt(size). (3) It compares
     random axes with Hessian or with Adam axes; here both may be given, which makes 14 planes.
     """
-    plane = grids.grid(points=21) if grid is None else tuple(grid)
+    plane = grids.grid(points=21) if grid is None else grids.check_grid(grid)
     if len(plane) != 2:
         raise Misuse(
             "grid", f"{len(plane)} axes given; modes are compared on planes, so it must have two, such as lla.grid()"

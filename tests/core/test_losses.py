@@ -43,6 +43,8 @@ def test_sums_of_known_numbers():
     squares = (1 - 7 / 4) ** 2 + (6 - 3 * 7 / 4) ** 2
     assert weighted.standard_error == pytest.approx(np.sqrt(squares * 2 / 1) / 4, rel=1e-15)
     assert np.isnan(sums_about(0.0, np.ones(1), np.ones(1)).standard_error)
+    for weight in np.random.default_rng(0).uniform(0.1, 3, 100):  # not infinite, whatever rounding leaves
+        assert np.isnan(sums_about(0.1, np.full(1, 2.7), np.full(1, weight)).standard_error)
     assert np.isnan(sums_about(0.0, np.zeros(2), np.zeros(2)).mean)
 
 

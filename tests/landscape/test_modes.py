@@ -52,8 +52,17 @@ def test_adam_moments_make_it_ten_and_progress_covers_all(opt_state):
     assert seen[-1] == (150, 150)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     with compilations() as compiled:
-        run(opt_state=opt_state)
+        lists = lla.all_modes(
+            mlp_loss(),
+            params(),
+            dataset(),
+            jax.random.key(0),
+            grid=[list(axis) for axis in GRID],
+            opt_state=opt_state,
+            execution=FIXED,
+        )
     assert compiled.count == 0
+    np.testing.assert_array_equal(list(lists.values())[9].values["loss"], narrow.values["loss"])
 
 
 @pytest.fixture(scope="module")
