@@ -1,4 +1,4 @@
-"""Writes and reads files of arrays and JSON, without pickle.
+"""Writes and reads files of arrays and JSON; pickled objects are neither written nor read.
 
 Any number of processes may write one file at once: a file is written under another name and renamed, so that no reader
 sees half of it.

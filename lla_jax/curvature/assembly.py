@@ -176,7 +176,7 @@ def _over_processes(own: LinearOperator, recipe: Recipe) -> HostOperator:
     by, space, common = own.multiplier, own.space, own.common
 
     def call(v: PyTree) -> PyTree:
-        total = _exchange(by, v, products.gather(by, products.total(by, common, space, own.blocks, v)))
+        total = _exchange(by, v, products.add_up(by, products.total(by, common, space, own.blocks, v)))
         return products.finish_step(common, space, v, total, by=by)
 
     def rebuild(params: PyTree, recipe: Recipe) -> HostOperator:
@@ -444,7 +444,7 @@ def _stream_at(
                 total = sums if total is None else products.plus_step(total, sums)
                 if params_mesh is not None:
                     total = sharding.wait_on_cpu(total)
-        total = products.gather(by, total)
+        total = products.add_up(by, total)
         total = _exchange(by, v, total) if together else total
         if not allow_nondeterministic:
             _check_same_pass(values, products.over_devices(by, total[1]))

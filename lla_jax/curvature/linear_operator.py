@@ -271,7 +271,7 @@ class LinearOperator(Operator):
         v, by = self.space.check(v), self.multiplier
         if len(self.blocks) == 1 and (by.mesh is None or by.mesh.size == 1):
             return self.space.wait_for(_product(self, v))
-        total = products.gather(by, products.total(by, self.common, self.space, self.blocks, v))
+        total = products.add_up(by, products.total(by, self.common, self.space, self.blocks, v))
         return self.space.wait_for(products.finish_step(self.common, self.space, v, total, by=by))
 
     def centre(self) -> PyTree:

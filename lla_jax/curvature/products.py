@@ -193,7 +193,7 @@ def over_devices(by: Multiplier, total: Any) -> Any:
     return jax.tree.map(lambda x: x.sum(0), total) if split else total
 
 
-def gather(by: Multiplier, total: Any) -> Any:
+def add_up(by: Multiplier, total: Any) -> Any:
     """Add the sums of CPU devices up on the host, so that no program waits for another.
 
     A leading axis of 1 remains in place of the devices. Sums of one device, or of accelerators, stay as they are.

@@ -329,6 +329,8 @@ def test_extremes_are_inside_and_within_their_residual():
         assert 10 - found.residual <= found.largest <= 10 + 1e-5
         assert found.residual <= 1e-2
         assert found.products < 40
+    with pytest.raises(ValueError, match="steps: 0 given; it must be an integer of at least 1"):
+        eigen.extremes(vector_operator(symmetric_matrix(COPIES)), KEY, 0)
     zero = eigen.extremes(vector_operator(np.zeros((N, N), np.float32)), KEY, 40)
     assert zero == (0, 0, 0, 1)
     mask = np.arange(N) < 4
