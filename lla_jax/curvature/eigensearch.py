@@ -313,7 +313,7 @@ def _steer(s: Search, ritz: Ritz, k: int) -> None:
 
 
 def _multiply(s: Search, H: Operator, most: int, checked: int) -> bool:
-    """Multiply the first open row; on the device, up to 8 rows of the sequence if no other row is open.
+    """Multiply the first open row; on the device, up to STEPS_PER_CALL rows of the sequence if no other row is open.
 
     Args:
       s: the state, which changes.
@@ -384,7 +384,8 @@ def search(s: Search, H: Operator, key: jax.Array, goal: Goal, limit: int, repor
       key: draws the start vectors.
       goal: the pairs that are wanted.
       limit: products at most.
-      report: called with the number of products after every step; it may raise, which leaves the state complete.
+      report: called with the number of products after every call, of one or several steps; it may raise, which leaves
+        the state complete.
 
     Returns:
       How the search ended: "verified", "unverified", "max_products", or the trouble in words.

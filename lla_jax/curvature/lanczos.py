@@ -394,7 +394,7 @@ def sequence(
       H: the operator.
       basis: from ``begin``, with ``steps`` + 1 rows.
       steps: products at most.
-      stop: ``stop(alphas, betas)`` is asked after every call, of up to 8 steps, whether to end here.
+      stop: ``stop(alphas, betas)`` is asked after every call, of up to STEPS_PER_CALL steps, whether to end here.
 
     Returns:
       (basis, alphas (s,), betas (s,), products used).

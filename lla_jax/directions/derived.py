@@ -30,7 +30,8 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
 
     Raises:
       ValueError: no Adam state (the states found are listed); two Adams on one leaf; moments of other leaves or shapes
-        than ``params``; an optimizer that has taken no step (both moments zero).
+        than ``params``; a moment that is zero everywhere, as
+        before the first step, or not finite.
 
     References:
       Kingma and Ba 2014, arXiv:1412.6980; as axes: arXiv:2412.10146.

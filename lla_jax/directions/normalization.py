@@ -47,7 +47,8 @@ def normalize(
         model    d |w| / |d|             one factor over all leaves that move
         none     d
 
-    Where the norm of the weights or of the direction is 0, the result is 0. One-dimensional tensors (biases, norm
+    Where the norm of the weights or of the direction is 0, the result is 0 (with "none", and of the weights with
+    ``unit``, only where the direction is). One-dimensional tensors (biases, norm
     layers, scalars) have no filters: ``one_dim`` treats each as one vector, treats it entry by entry (d becomes
     sign(d) |w|), or sets it to 0, for every ``by`` (then it never moves, and is no part of the norm of the model).
     Norms are computed in float32 at least.

@@ -133,7 +133,7 @@ def device_batches(
     """Yield (batch on the devices, number of its rows that count, index of its first row) while a stream is read.
 
     Unless batches must stay ``uncut``, all get the length of the first one, so that one shape compiles: longer ones are
-    cut, and shorter ones padded. ``place(batch, mesh)`` puts a numpy batch on the devices.
+    cut, and shorter ones and last pieces padded. ``place(batch, mesh)`` puts a numpy batch on the devices.
     """
     rows, offset = 0, 0
     for batch in data:

@@ -35,7 +35,8 @@ def grid(
       A tuple of 1-D float64 arrays, one per axis.
 
     Raises:
-      ValueError: fewer than one point, lo >= hi with several points, non-finite ends, numbers of axes that disagree.
+      ValueError: fewer than one point, an extent not above 0, lo >= hi with several points, non-finite ends, numbers
+        of axes that disagree.
 
     Where we differ from the reference (the implementation of LLA, arXiv 2412.10146): its grid covers half the stated
     range, and has no cell on the centre for odd sizes; this one is symmetric.

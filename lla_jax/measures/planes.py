@@ -158,7 +158,8 @@ def plane_report(
       axes: the directions along which it was evaluated.
       H: the curvature at its centre, ``lla.hessian(loss, params, data)``; it may be restricted by ``select`` or a mask
         if the axes move nothing else.
-      pairs: the largest eigenpairs of ``H`` (``which="largest"`` or "magnitude"), for the share of lambda_max.
+      pairs: the largest eigenpairs of ``H`` (``which="largest"`` or "magnitude"), for the share of lambda_max, which is
+        None without a positive one.
       trace: ``lla.trace(H, key)``, for the share of the trace.
 
     Returns:
@@ -166,7 +167,8 @@ def plane_report(
 
     Raises:
       ValueError: a landscape under another rule or without a loss, of other axes or of other parameters than ``H``;
-        axes that move parameters on which ``H`` does not act; a preconditioned ``H``.
+        axes that move parameters on which ``H`` does not act; an ``H`` that is preconditioned or no operator; a loss
+        that is finite at no cell; ``pairs`` of the smallest eigenvalues or ``trace`` of another operator.
 
     References: Li et al. 2018, arXiv 1712.09913, section 6 (what a plane hides); Gabdullin 2024, arXiv 2412.10146.
     """

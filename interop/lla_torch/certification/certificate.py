@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from lla_torch.certification.reference import Task, central_differences, named_arrays, output_weights, torch_numbers
+from lla_torch.certification.reference import Case, central_differences, named_arrays, output_weights, torch_numbers
 from lla_torch.conversion.function import Function, arguments
 from lla_torch.conversion.module import unwrap
 from lla_torch.net import Net
@@ -132,24 +132,24 @@ def certify(
       ValueError: a network of another module; batches that the module does not take; complex parameters.
     """
     module = unwrap(module)
-    task = _make_task(module, net, batch, criterion, inputs, seed)
-    own, exact = task.types[0], torch_numbers(task, "float64")
+    case = _make_case(module, net, batch, criterion, inputs, seed)
+    own, exact = case.types[0], torch_numbers(case, "float64")
     if own == "float64":
-        rows = _compare(task, net, own, exact, exact)
-    elif len(task.types) > 1:
-        rows = _compare(task, net, own, torch_numbers(task, own), exact)
+        rows = _compare(case, net, own, exact, exact)
+    elif len(case.types) > 1:
+        rows = _compare(case, net, own, torch_numbers(case, own), exact)
     else:
-        rows_in_float64 = _compare(task, net, "float64", exact, exact)
-        rounded = torch_numbers(task, own)
+        rows_in_float64 = _compare(case, net, "float64", exact, exact)
+        rounded = torch_numbers(case, own)
         if not _same_draws(rounded, exact):
-            exact |= _jax_numbers(task, net, "float64", rounded)
+            exact |= _jax_numbers(case, net, "float64", rounded)
         if any(_is_checked_by_differences(row) for row in rows_in_float64):
             exact["Hessian product"] = None
-        rows = [*_compare(task, net, own, rounded, exact), *rows_in_float64]
+        rows = [*_compare(case, net, own, rounded, exact), *rows_in_float64]
     return Certificate(tuple(rows), _count_examples(batch))
 
 
-def _make_task(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: Any, seed: int) -> Task:
+def _make_case(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: Any, seed: int) -> Case:
     named = dict(module.named_parameters())
     missing = sorted(named.keys() - net.tree_map.aliases.keys())
     if missing:
@@ -167,7 +167,7 @@ def _make_task(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: 
     vector = {leaf.name: rng.standard_normal(leaf.shape) for leaf in params}
     types = tuple(dict.fromkeys([own, *floating]))
     samples, trains = bool(net.function.eval.random), net.function.train is not None
-    return Task(module, batch, criterion, inputs, vector, types, samples, trains)
+    return Case(module, batch, criterion, inputs, vector, types, samples, trains)
 
 
 def _same_draws(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -184,8 +184,8 @@ def _count_examples(batch: Any) -> int:
 # --- comparisons
 
 
-def _compare(task: Task, net: Net, dtype: str, theirs: dict[str, Any], exact: dict[str, Any]) -> list[Row]:
-    ours = _jax_numbers(task, net, dtype, theirs)
+def _compare(case: Case, net: Net, dtype: str, theirs: dict[str, Any], exact: dict[str, Any]) -> list[Row]:
+    ours = _jax_numbers(case, net, dtype, theirs)
     parts = {name: [name] for name in ("outputs", "loss", "gradient", "Hessian product")}
     parts |= {"statistics": ["train", "state"]} if "state" in theirs else {"outputs, train mode": ["train"]}
     rows = []
@@ -194,10 +194,10 @@ def _compare(task: Task, net: Net, dtype: str, theirs: dict[str, Any], exact: di
             continue
         if all(name in ours and name in theirs for name in names):
             row = _compare_quantity(
-                task, net, quantity, dtype, [[x[name] for name in names] for x in (ours, theirs, exact)]
+                case, net, quantity, dtype, [[x[name] for name in names] for x in (ours, theirs, exact)]
             )
             if quantity == "Hessian product" and dtype == "float64" and not row.ok:
-                row = _check_by_differences(task, row, ours[quantity])
+                row = _check_by_differences(case, row, ours[quantity])
             rows.append(row)
     return rows
 
@@ -206,15 +206,15 @@ def _has_product(theirs: dict[str, Any], exact: dict[str, Any]) -> bool:
     return theirs.get("Hessian product") is not None and exact["Hessian product"] is not None
 
 
-def _compare_quantity(task: Task, net: Net, quantity: str, dtype: str, numbers: list[list[Any]]) -> Row:
+def _compare_quantity(case: Case, net: Net, quantity: str, dtype: str, numbers: list[list[Any]]) -> Row:
     """One comparison; ``numbers`` are JAX's, torch's, and torch's in float64, in one or more parts each."""
     lowest = _lowest_type(
         net.function.train if quantity in ("statistics", "outputs, train mode") else net.function.eval
     )
     allowed = TOLERANCES[quantity] if dtype == "float64" else _rounding(dtype)
     notes = []
-    if len(task.types) > 1 and quantity == "outputs":
-        notes.append(f"parameters in {' and '.join(task.types)}, taken as they are")
+    if len(case.types) > 1 and quantity == "outputs":
+        notes.append(f"parameters in {' and '.join(case.types)}, taken as they are")
     if lowest is not None and _rounding(lowest) > allowed:
         allowed = _rounding(lowest)
         notes.append(f"the module itself computes in {lowest} in places")
@@ -229,13 +229,13 @@ def _compare_quantity(task: Task, net: Net, quantity: str, dtype: str, numbers: 
     return Row(quantity, dtype, _largest_difference(*numbers[:2]), allowed, "; ".join(notes))
 
 
-def _check_by_differences(task: Task, row: Row, ours: Any) -> Row:
+def _check_by_differences(case: Case, row: Row, ours: Any) -> Row:
     """The comparison of JAX's Hessian product with central differences if it is within its tolerance, else ``row``."""
-    error = relative_difference(ours, central_differences(task))
+    error = relative_difference(ours, central_differences(case))
     if not error <= CENTRAL:
         return row
     note = "against central differences; torch's own second derivative is missing or wrong"
-    return Row(row.quantity, row.dtype, error, CENTRAL, note + ("" if task.types[0] == "float64" else _ONLY))
+    return Row(row.quantity, row.dtype, error, CENTRAL, note + ("" if case.types[0] == "float64" else _ONLY))
 
 
 _ONLY = ", so it is compared in float64 only"
@@ -304,23 +304,23 @@ def relative_difference(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any
 # --- JAX's numbers
 
 
-def _jax_numbers(task: Task, net: Net, dtype: str, theirs: dict[str, Any]) -> dict[str, Any]:
+def _jax_numbers(case: Case, net: Net, dtype: str, theirs: dict[str, Any]) -> dict[str, Any]:
     """The quantities of ``torch_numbers``, computed by the converted network with torch's draws."""
     names, function = net.tree_map, _in_precision(net.function, dtype)
-    loss = _make_loss(task, net)
+    loss = _make_loss(case, net)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         arrays_of = {
-            leaf.name: jnp.asarray(leaf_at(net.variables[leaf.collection], leaf.path), task.type_of(leaf.dtype, dtype))
+            leaf.name: jnp.asarray(leaf_at(net.variables[leaf.collection], leaf.path), case.type_of(leaf.dtype, dtype))
             for leaf in names.leaves
         }
-        params = {name: arrays_of.pop(name) for name in task.vector}
-        vector = {n: jnp.asarray(names.to_jax(names.by_name(n), v), params[n].dtype) for n, v in task.vector.items()}
-        leaves, structure = jax.tree.flatten(_cast_batch(task, dtype))
+        params = {name: arrays_of.pop(name) for name in case.vector}
+        vector = {n: jnp.asarray(names.to_jax(names.by_name(n), v), params[n].dtype) for n, v in case.vector.items()}
+        leaves, structure = jax.tree.flatten(_cast_batch(case, dtype))
         arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, np.ndarray)}
 
         def run(params: Any, vector: Any, others: Any, arrays: Any, draws: Any, train_draws: Any) -> dict[str, Any]:
             data = jax.tree.unflatten(structure, [arrays.get(i, x) for i, x in enumerate(leaves)])
-            args, kwargs = arguments(task.inputs, data)
+            args, kwargs = arguments(case.inputs, data)
 
             def value(params: Any) -> tuple[Any, Any]:
                 outputs, _ = function(names.tree({**others, **params}), args, kwargs, draws=draws)
@@ -340,7 +340,7 @@ def _jax_numbers(task: Task, net: Net, dtype: str, theirs: dict[str, Any]) -> di
                 numbers |= {"gradient": gradient, "Hessian product": product}
             else:
                 numbers["loss"], numbers["outputs"] = value(params)
-            if task.trains:
+            if case.trains:
                 outputs, state = function(names.tree({**others, **params}), args, kwargs, train=True, draws=train_draws)
                 numbers |= {"train": named_arrays(outputs), "state": state}
             return numbers
@@ -365,22 +365,22 @@ def _in_precision(function: Function, dtype: str) -> Function:
     return replace(function, eval=replace(function.eval, own=own), train=train)
 
 
-def _cast_batch(task: Task, dtype: str) -> Any:
+def _cast_batch(case: Case, dtype: str) -> Any:
     """The batch with numpy arrays in the tested precision; other values stay."""
 
     def convert(x: Any) -> Any:
         if not hasattr(x, "shape"):
             return x
         array = to_array(x) if hasattr(x, "detach") else np.asarray(x)
-        return array.astype(jnp.dtype(task.type_of_data(array.dtype.name, dtype)))
+        return array.astype(jnp.dtype(case.type_of_data(array.dtype.name, dtype)))
 
-    return jax.tree.map(convert, task.batch)
+    return jax.tree.map(convert, case.batch)
 
 
-def _make_loss(task: Task, net: Net) -> Callable[[Any, Any], Any]:
-    if task.criterion is None:
+def _make_loss(case: Case, net: Net) -> Callable[[Any, Any], Any]:
+    if case.criterion is None:
         return lambda outputs, data: _mean_loss(outputs)
-    criterion = net.loss(task.criterion, inputs=task.inputs).criterion
+    criterion = net.loss(case.criterion, inputs=case.inputs).criterion
 
     def value(outputs: Any, data: Any) -> Any:
         losses = criterion(outputs, data)

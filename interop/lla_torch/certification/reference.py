@@ -33,7 +33,7 @@ _CASTS: dict[torch.dtype, Any] = {
 }
 
 
-class Task(NamedTuple):
+class Case(NamedTuple):
     """The module, data and options of one certificate.
 
     Args:
@@ -137,7 +137,7 @@ def mean_loss(outputs: Any) -> torch.Tensor | None:
     return torch.stack([t.to(terms[0].dtype) for t in terms]).sum() if terms else None
 
 
-def torch_numbers(task: Task, dtype: str) -> dict[str, Any]:
+def torch_numbers(case: Case, dtype: str) -> dict[str, Any]:
     """Compute torch's side of the comparison in the precision ``dtype``; the module stays as it is.
 
     Returns:
@@ -146,68 +146,68 @@ def torch_numbers(task: Task, dtype: str) -> dict[str, Any]:
       a tuple of draws. The product is None where torch has no second derivative, draws are None where none are drawn,
       and entries that do not exist (the loss without floating outputs) are missing.
     """
-    tensors = _copy_tensors(task, dtype)
-    params = [tensors[name] for name in task.vector]
+    tensors = _copy_tensors(case, dtype)
+    params = [tensors[name] for name in case.vector]
 
     def run() -> dict[str, Any]:
-        outputs, draws = _run_module(task, dtype, task.samples)
-        loss = _compute_loss(task, dtype, outputs)
+        outputs, draws = _run_module(case, dtype, case.samples)
+        loss = _compute_loss(case, dtype, outputs)
         numbers = {"outputs": _to_arrays(named_arrays(outputs)), "draws": draws}
         if loss is not None:
             numbers["loss"] = {"": to_array(loss)}
         if loss is not None and params:
             gradient = _gradient(loss, params, create_graph=True)
-            numbers["gradient"] = _to_arrays(dict(zip(task.vector, gradient, strict=True)))
-            numbers["Hessian product"] = _hessian_product(task, gradient, params)
+            numbers["gradient"] = _to_arrays(dict(zip(case.vector, gradient, strict=True)))
+            numbers["Hessian product"] = _hessian_product(case, gradient, params)
         return numbers
 
-    with _exact_torch(task, dtype, train=False):
-        numbers = _run_with_tensors(task.module, tensors, run)
-    return {**numbers, **(_train_numbers(task, dtype) if task.trains else {})}
+    with _exact_torch(case, dtype, train=False):
+        numbers = _run_with_tensors(case.module, tensors, run)
+    return {**numbers, **(_train_numbers(case, dtype) if case.trains else {})}
 
 
-def central_differences(task: Task) -> dict[str, np.ndarray]:
+def central_differences(case: Case) -> dict[str, np.ndarray]:
     """The Hessian product, by parameter name, from central differences of torch's float64 gradients."""
 
     def gradient(step: float) -> list[torch.Tensor]:
-        tensors = _copy_tensors(task, "float64", step)
-        params = [tensors[name] for name in task.vector]
+        tensors = _copy_tensors(case, "float64", step)
+        params = [tensors[name] for name in case.vector]
 
         def run() -> list[torch.Tensor]:
-            loss = _compute_loss(task, "float64", _run_module(task, "float64", False)[0])
+            loss = _compute_loss(case, "float64", _run_module(case, "float64", False)[0])
             assert loss is not None
             return _gradient(loss, params)
 
-        return _run_with_tensors(task.module, tensors, run)
+        return _run_with_tensors(case.module, tensors, run)
 
-    with _exact_torch(task, "float64", train=False):
-        pairs = zip(task.vector, gradient(STEP), gradient(-STEP), strict=True)
+    with _exact_torch(case, "float64", train=False):
+        pairs = zip(case.vector, gradient(STEP), gradient(-STEP), strict=True)
         return {name: to_array((a - b) / (2 * STEP)) for name, a, b in pairs}
 
 
-def _train_numbers(task: Task, dtype: str) -> dict[str, Any]:
+def _train_numbers(case: Case, dtype: str) -> dict[str, Any]:
     """The outputs of a call in train mode, its draws, and the buffers if the call changes one."""
-    tensors = _copy_tensors(task, dtype)
+    tensors = _copy_tensors(case, dtype)
     before = {f"state {name}": to_array(x) for name, x in tensors.items()}
 
     def run() -> dict[str, Any]:
-        outputs, draws = _run_module(task, dtype, True)
-        state = {f"state {name}": to_array(x) for name, x in task.module.named_buffers()}
+        outputs, draws = _run_module(case, dtype, True)
+        state = {f"state {name}": to_array(x) for name, x in case.module.named_buffers()}
         numbers = {"train": _to_arrays(named_arrays(outputs)), "train draws": draws}
         same = all(np.array_equal(x, before.get(name, x)) for name, x in state.items())
         return numbers if same else {**numbers, "state": state}
 
-    with _exact_torch(task, dtype, train=True), torch.no_grad():
-        return _run_with_tensors(task.module, tensors, run)
+    with _exact_torch(case, dtype, train=True), torch.no_grad():
+        return _run_with_tensors(case.module, tensors, run)
 
 
 @contextlib.contextmanager
-def _exact_torch(task: Task, dtype: str, train: bool) -> Iterator[None]:
+def _exact_torch(case: Case, dtype: str, train: bool) -> Iterator[None]:
     """Context in which torch has exact second derivatives (no fused attention, no oneDNN) and the tested precision."""
     default = torch.get_default_dtype()
-    types = _type_map(task, dtype)
+    types = _type_map(case, dtype)
     with (
-        preserve_module(task.module, train=train),
+        preserve_module(case.module, train=train),
         sdpa_kernel(SDPBackend.MATH),
         torch.backends.mkldnn.flags(enabled=False),
     ):
@@ -219,10 +219,10 @@ def _exact_torch(task: Task, dtype: str, train: bool) -> Iterator[None]:
             torch.set_default_dtype(default)
 
 
-def _type_map(task: Task, dtype: str) -> dict[torch.dtype, torch.dtype]:
-    if dtype == task.types[0]:
+def _type_map(case: Case, dtype: str) -> dict[torch.dtype, torch.dtype]:
+    if dtype == case.types[0]:
         return {}
-    types = {getattr(torch, name): getattr(torch, dtype) for name in task.types}
+    types = {getattr(torch, name): getattr(torch, dtype) for name in case.types}
     return types | ({torch.complex64: torch.complex128} if torch.float32 in types else {})
 
 
@@ -231,11 +231,11 @@ def _run_with_tensors(module: nn.Module, tensors: dict[str, torch.Tensor], run: 
     return torch.func.functional_call(_Runner(module), {f"module.{n}": x for n, x in tensors.items()}, (run,))
 
 
-def _copy_tensors(task: Task, dtype: str, step: float = 0.0) -> dict[str, torch.Tensor]:
+def _copy_tensors(case: Case, dtype: str, step: float = 0.0) -> dict[str, torch.Tensor]:
     """Copies of the module's tensors, moved by ``step`` times the vector."""
-    own = (*task.module.named_parameters(), *task.module.named_buffers())
-    tensors = {name: _cast(x, task.type_of(_type_name(x), dtype)) for name, x in own}
-    for name, v in task.vector.items():
+    own = (*case.module.named_parameters(), *case.module.named_buffers())
+    tensors = {name: _cast(x, case.type_of(_type_name(x), dtype)) for name, x in own}
+    for name, v in case.vector.items():
         if step:
             tensors[name] += step * torch.as_tensor(v, dtype=tensors[name].dtype, device=tensors[name].device)
         tensors[name].requires_grad_()
@@ -250,24 +250,24 @@ def _cast(x: torch.Tensor, dtype: str) -> torch.Tensor:
     return x.detach().to(getattr(torch, dtype), copy=True)
 
 
-def _run_module(task: Task, dtype: str, samples: bool) -> tuple[Any, tuple[np.ndarray, ...] | None]:
+def _run_module(case: Case, dtype: str, samples: bool) -> tuple[Any, tuple[np.ndarray, ...] | None]:
     """(outputs, draws) of the module with the tensors that it has at present."""
     recorder = Recorder()
-    args, kwargs = arguments(task.inputs, _cast_batch(task, dtype))
+    args, kwargs = arguments(case.inputs, _cast_batch(case, dtype))
     with recorder.generators(), recorder if samples else contextlib.nullcontext():
-        outputs = task.module(*args, **kwargs)
+        outputs = case.module(*args, **kwargs)
     return outputs, tuple(recorder.draws) if samples else None
 
 
-def _cast_batch(task: Task, dtype: str) -> Any:
-    cast = lambda x: _cast(x, task.type_of_data(_type_name(x), dtype)) if isinstance(x, torch.Tensor) else x  # noqa: E731
-    return torch_pytree.tree_map(cast, as_tensors(task.batch))
+def _cast_batch(case: Case, dtype: str) -> Any:
+    cast = lambda x: _cast(x, case.type_of_data(_type_name(x), dtype)) if isinstance(x, torch.Tensor) else x  # noqa: E731
+    return torch_pytree.tree_map(cast, as_tensors(case.batch))
 
 
-def _compute_loss(task: Task, dtype: str, outputs: Any) -> torch.Tensor | None:
-    if task.criterion is None:
+def _compute_loss(case: Case, dtype: str, outputs: Any) -> torch.Tensor | None:
+    if case.criterion is None:
         return mean_loss(outputs)
-    batch, criterion = _cast_batch(task, dtype), task.criterion
+    batch, criterion = _cast_batch(case, dtype), case.criterion
     named = (*criterion.named_parameters(), *criterion.named_buffers())
     tensors = {name: _cast(x, dtype if x.is_floating_point() else _type_name(x)) for name, x in named}
     labels = batch[1] if len(batch) == 2 else tuple(batch[1:])
@@ -282,13 +282,13 @@ def _gradient(loss: torch.Tensor, params: list[torch.Tensor], create_graph: bool
 
 
 def _hessian_product(
-    task: Task, gradient: list[torch.Tensor], params: list[torch.Tensor]
+    case: Case, gradient: list[torch.Tensor], params: list[torch.Tensor]
 ) -> dict[str, np.ndarray] | None:
     """The Hessian product by a second backward pass; None where torch has none."""
-    vector = [torch.as_tensor(v, dtype=g.dtype, device=g.device) for g, v in zip(gradient, task.vector.values())]
+    vector = [torch.as_tensor(v, dtype=g.dtype, device=g.device) for g, v in zip(gradient, case.vector.values())]
     try:
         parts = [(g * v).sum().double() for g, v in zip(gradient, vector, strict=True)]
-        return _to_arrays(dict(zip(task.vector, _gradient(torch.stack(parts).sum(), params), strict=True)))
+        return _to_arrays(dict(zip(case.vector, _gradient(torch.stack(parts).sum(), params), strict=True)))
     except (RuntimeError, NotImplementedError):
         return None
 

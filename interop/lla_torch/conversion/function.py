@@ -138,12 +138,12 @@ def arguments(inputs: Callable[[Any], Any] | None, batch: Any) -> tuple[tuple[An
     """(positional, by name): the arguments of the module's call that a batch holds.
 
     Args:
-      inputs: function of the batch that gives them: a tuple or list of positional ones, a dict of named ones, or a
-        single one; None: the first entry of a tuple or list, else the batch itself.
+      inputs: function of the batch that gives a tuple or list of positional arguments, a dict of named ones, or
+        a single argument. None takes the first entry of a tuple or list, else the batch itself, in the same three ways.
       batch: the batch.
 
     Raises:
-      ValueError: a dict without ``inputs``.
+      ValueError: ``inputs`` is None and the batch is a dict.
     """
     if inputs is not None:
         values = inputs(batch)

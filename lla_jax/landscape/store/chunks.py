@@ -171,13 +171,13 @@ def add_grid(store: Store, coords: Coords) -> tuple[Store, Coords]:
     """Add a grid to a store, in a new file, unless the store has this grid.
 
     A coordinate that differs only by rounding from one of an earlier grid is replaced by it, so that the values there
-    are reused.
+    are reused. If another writer adds a grid first, this one is added after it.
 
     Returns:
       (store with the grid, coordinates of the grid as the store has them).
 
     Raises:
-      ValueError: an axis has a coordinate twice.
+      ValueError: an axis has a coordinate twice, or the store has become unreadable.
       OSError: the file cannot be written.
     """
     while True:

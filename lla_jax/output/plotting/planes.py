@@ -290,7 +290,10 @@ def picture(
 
 
 def _page(n: int, kind: Kind) -> tuple[Any, list[Any], int]:
-    """(a figure of n panels in rows of up to four, its axes, the characters that a line of a panel's title holds)."""
+    """(a figure of n panels in rows of up to four, its axes, the characters in a line of a panel's title).
+
+    The axes are 3-D if the panels are surfaces.
+    """
     columns = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 9: 3}.get(n, 4)
     rows = -(-n // columns)
     size = (style.SINGLE, 2.9) if n == 1 else (style.DOUBLE, rows * 0.86 * style.DOUBLE / columns + 0.4)
