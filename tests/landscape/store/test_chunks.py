@@ -115,7 +115,7 @@ def test_the_chunks_of_any_grids_hold_every_point_once(tmp_path, seed):
         seen = np.zeros(int(np.prod([len(c) for c in coords])), int)
         mesh = np.stack([c.ravel() for c in np.meshgrid(*coords, indexing="ij")], -1)
         for part in chunk_store.parts(store, coords):
-            np.testing.assert_array_equal(chunk_store.points(store, part.chunk)[part.shared], mesh[part.at])
+            np.testing.assert_array_equal(chunk_store.points(store, part.chunk)[part.wanted], mesh[part.at])
             seen[part.at] += 1
         np.testing.assert_array_equal(seen, 1)
     new_points = []
