@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 
+SIGN = " +- "
+
 
 def pm(value: float, error: float, digits: int = 4) -> str:
     """A number with its standard error or residual, such as ``0.1234 +- 0.0056``.
@@ -15,7 +17,7 @@ def pm(value: float, error: float, digits: int = 4) -> str:
       digits: significant digits of the value; the error has two.
     """
     text = f"{value:.{digits}g}"
-    return text if math.isnan(error) else f"{text} +- {error:.2g}"
+    return text if math.isnan(error) else f"{text}{SIGN}{error:.2g}"
 
 
 def duration(seconds: float) -> str:
@@ -28,17 +30,27 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], left: Collection[int] = (0,), indent: int = 0) -> str:
-    """Rows of cells as one text with a line per row, and aligned columns two spaces apart.
+    """Rows of cells as lines of text with aligned columns, two spaces apart.
 
     Args:
-      rows: the cells of each row, equally many in all rows; a head is a row like the others.
-      left: indices of the columns that are aligned on the left (words); all others are aligned on the right (numbers).
+      rows: the cells of each row, of equal number; a head is a row like the others.
+      left: the columns of words, which are aligned on the left. All others are aligned on the right, and numbers with
+        errors so that the signs ``+-`` stand below each other.
       indent: spaces before each row.
     """
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [text.ljust(w) if i in left else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths))]
-        lines.append(" " * indent + "  ".join(cells).rstrip())
-    return "\n".join(lines)
+    columns = [
+        _align_left(column) if i in left else _align_right(column) for i, column in enumerate(zip(*rows, strict=True))
+    ]
+    return "\n".join(" " * indent + "  ".join(row).rstrip() for row in zip(*columns))
+
+
+def _align_left(column: Sequence[str]) -> list[str]:
+    width = max(map(len, column))
+    return [cell.ljust(width) for cell in column]
+
+
+def _align_right(column: Sequence[str]) -> list[str]:
+    errors = [cell.partition(SIGN)[2] for cell in column]
+    width = max(map(len, errors))
+    cells = [cell + " " * (width - len(error)) if error else cell for cell, error in zip(column, errors)]
+    return [cell.rjust(max(map(len, cells))) for cell in cells]

@@ -29,3 +29,13 @@ def test_a_table_has_words_on_the_left_and_numbers_on_the_right():
         "  a long name          1  x",
         "  b            1,000,000",
     ]
+
+
+def test_errors_in_a_table_stand_below_each_other():
+    rows = [("", "trace"), ("a", "4.23 +- 0.55"), ("total", "51.67 +- 2.6"), ("b", "27.3")]
+    assert text.table(rows).splitlines() == [
+        "               trace",
+        "a       4.23 +- 0.55",
+        "total  51.67 +- 2.6",
+        "b               27.3",
+    ]
