@@ -234,7 +234,7 @@ def plot(options: PlotOptions) -> None:
 
 
 def _plot_curvature(saved: Any, options: PlotOptions) -> None:
-    """Draw eigenpairs or a spectrum again."""
+    """Draw eigenpairs or a spectrum again, into --out or the folder of the file; other results are refused."""
     from lla_jax.core.types import Eigenpairs, Spectrum
     from lla_jax.output import pictures
 

@@ -411,7 +411,11 @@ def _merge(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
 
 
 def _diagonal_rounds(H: Operator, key: jax.Array, max_products: int, used: int) -> Iterator[Round]:
-    """Rounds of independent probes; only their moments are kept."""
+    """Rounds of draws of z * (A z), whose mean is the diagonal; only their moments are kept.
+
+    ``used`` products were made before, and do not count towards ``max_products``. A product that is not finite ends
+    the rounds; if it is the first one, there is an error.
+    """
     done = 0
     zeros = H.place(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), H.structure))
     moments = Moments(np.int32(0), zeros, zeros)

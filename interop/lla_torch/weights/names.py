@@ -195,7 +195,10 @@ def filter_axis(names: NameMap) -> FilterAxis:
 
 
 def _flax_name(owner: nn.Module, name: str, tensor: torch.Tensor) -> tuple[str, bool, int | None]:
-    """(name in the tree, whether the first two axes are stored last and swapped, filter axis) of a parameter."""
+    """(name in the tree, whether the first two axes are stored last and swapped, filter axis there or None) of a leaf.
+
+    The leaf keeps its name if another of its module has the new one.
+    """
     own, ndim = owner._parameters, tensor.ndim
     free = lambda new: new if new == name or new not in own else name  # noqa: E731
     one_dim = sum(n > 1 for n in tensor.shape) <= 1
