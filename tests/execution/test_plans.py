@@ -1,4 +1,4 @@
-"""Plans are timed once, memory that runs out halves the chunk, and every row is in exactly one block."""
+"""Plans are timed once, and every row is in exactly one block."""
 
 import jax
 import numpy as np
@@ -6,45 +6,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.execution import plans as execution
-from lla_jax.landscape import kernels
-from tests.helpers import FIXED, dataset, mlp_loss, params
-
-DATA = dataset()
-GRID = lla.grid(extent=0.5, points=(4, 5))
-
-
-@pytest.fixture(scope="module")
-def axes():
-    return lla.directions.random(jax.random.key(2), params())
-
-
-@pytest.fixture(scope="module")
-def finished(axes):
-    return lla.evaluate(mlp_loss(), params(), DATA, axes, GRID, execution=FIXED)
-
-
-def test_out_of_device_memory_halves_the_chunk_and_goes_on(axes, finished, monkeypatch):
-    real, chunks = kernels.block_sums, []
-
-    def limited(loss, points, blocks, **static):
-        chunks.append(len(points.coords))
-        if len(points.coords) > 2:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
-        return real(loss, points, blocks, **static)
-
-    monkeypatch.setattr(kernels, "block_sums", limited)
-    small = lla.Execution(chunk=8, microbatch=8, loop="map", share=False, devices=1)
-    result = lla.evaluate(mlp_loss(), params(), DATA, axes, GRID, execution=small)
-    np.testing.assert_allclose(result.values["loss"], finished.values["loss"], rtol=1e-6)
-    assert result.recipe["plan"]["chunk"] == 2
-    assert chunks[:3] == [8, 4, 2]  # found when the first block is probed
-
-    def never(*arguments, **static):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-
-    monkeypatch.setattr(kernels, "block_sums", never)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        lla.evaluate(mlp_loss(), params(), DATA, axes, GRID, execution=small)
+from tests.helpers import dataset, mlp_loss, params
 
 
 def test_the_fastest_plan_is_chosen_once_and_one_that_does_not_fit_is_passed_over():
@@ -121,12 +83,13 @@ def test_every_row_is_in_exactly_one_block():
 
 
 @pytest.mark.parametrize(("name", "value"), [("linearize", True), ("linearize", False), ("processes", "own")])
-def test_what_a_landscape_does_not_read_is_refused(axes, name, value):
+def test_what_a_landscape_does_not_read_is_refused(name, value):
+    axes, grid, data = lla.directions.random(jax.random.key(2), params()), lla.grid(points=3), dataset()
     chosen = lla.Execution(**{name: value})
     message = f"execution.{name}: {value!r} given, and a landscape does not read it; it must be 'a"
     for call in (
-        lambda: lla.evaluate(mlp_loss(), params(), DATA, axes, GRID, execution=chosen),
-        lambda: lla.sweep(mlp_loss(), [params()], DATA, axes=axes, grid=GRID, execution=chosen),
+        lambda: lla.evaluate(mlp_loss(), params(), data, axes, grid, execution=chosen),
+        lambda: lla.sweep(mlp_loss(), [params()], data, axes=axes, grid=grid, execution=chosen),
     ):
         with pytest.raises(ValueError, match=message):
             call()

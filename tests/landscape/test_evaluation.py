@@ -21,6 +21,19 @@ from tests.helpers import (
 from tests.landscape.cases import DATA, RTOL, reference
 
 
+def evaluate_small(axes, **change):
+    """A plane of 3 x 3 points, with some arguments changed."""
+    arguments = {
+        "loss": mlp_loss(),
+        "params": params(),
+        "data": DATA,
+        "directions": axes[:2],
+        "grid": lla.grid(points=3),
+        "execution": FIXED,
+    }
+    return lla.evaluate(**(arguments | change))
+
+
 def test_cell_i_j_is_the_loss_at_coordinates_i_j(axes):
     coords = lla.grid(ranges=[(-1, 0.5), (-0.25, 2)], points=(4, 7))
     plane = lla.evaluate(mlp_loss(), params(), DATA, axes[:2], coords, execution=FIXED)
@@ -168,16 +181,8 @@ def test_nothing_of_the_users_is_changed(axes):
     ],
 )
 def test_bad_input_is_named_with_its_rule(axes, change, message):
-    arguments = {
-        "loss": mlp_loss(),
-        "params": params(),
-        "data": DATA,
-        "directions": axes[:2],
-        "grid": lla.grid(points=3),
-        "execution": FIXED,
-    }
     with pytest.raises(ValueError, match=message):
-        lla.evaluate(**(arguments | change))
+        evaluate_small(axes, **change)
 
 
 def test_directions_of_another_structure_or_shape(axes):
@@ -215,15 +220,8 @@ def test_torch_tensors_are_data_in_memory(axes):
     ],
 )
 def test_arguments_of_the_wrong_kind(axes, change, message):
-    arguments = {
-        "loss": mlp_loss(),
-        "params": params(),
-        "data": DATA,
-        "directions": axes[:2],
-        "grid": lla.grid(points=3),
-    }
     with pytest.raises(ValueError, match=message):
-        lla.evaluate(**(arguments | {"execution": FIXED} | change))
+        evaluate_small(axes, **change)
 
 
 def test_an_error_in_the_users_function_says_how_it_was_called(axes):

@@ -1,4 +1,4 @@
-"""Interrupted landscapes keep the points that are finished, and resume to the bits of one that was not interrupted."""
+"""Interrupted landscapes keep and resume what is finished, and memory that runs out halves the chunk."""
 
 import jax
 import numpy as np
@@ -20,6 +20,30 @@ def axes():
 @pytest.fixture(scope="module")
 def finished(axes):
     return lla.evaluate(mlp_loss(), params(), DATA, axes, GRID, execution=FIXED)
+
+
+def test_out_of_device_memory_halves_the_chunk_and_goes_on(axes, finished, monkeypatch):
+    real, chunks = kernels.block_sums, []
+
+    def limited(loss, points, blocks, **static):
+        chunks.append(len(points.coords))
+        if len(points.coords) > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
+        return real(loss, points, blocks, **static)
+
+    monkeypatch.setattr(kernels, "block_sums", limited)
+    small = lla.Execution(chunk=8, microbatch=8, loop="map", share=False, devices=1)
+    result = lla.evaluate(mlp_loss(), params(), DATA, axes, GRID, execution=small)
+    np.testing.assert_allclose(result.values["loss"], finished.values["loss"], rtol=1e-6)
+    assert result.recipe["plan"]["chunk"] == 2
+    assert chunks[:3] == [8, 4, 2]  # found when the first block is probed
+
+    def never(*arguments, **static):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(kernels, "block_sums", never)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        lla.evaluate(mlp_loss(), params(), DATA, axes, GRID, execution=small)
 
 
 @pytest.mark.parametrize("after", [4, 12])

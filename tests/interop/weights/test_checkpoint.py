@@ -17,6 +17,8 @@ from lla_torch.weights.checkpoint import load_checkpoint, to_state_dict
 from lla_torch.weights.names import as_jax, filter_axis, map_names, references, to_array
 from torch import nn
 
+from tests.interop.weights.cases import Flattens
+
 
 class Small(nn.Module):
     def __init__(self):
@@ -115,18 +117,6 @@ def test_a_module_that_loads_it_back(tmp_path):
     module, other = trained(1), trained(2)
     other.load_state_dict(to_state_dict(net_of(module)))
     assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), other.state_dict().values()))
-
-
-class Flattens(nn.Module):
-    """The rows of its linear layer are stored in another order than torch's."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(2, 3, 2)
-        self.fc = nn.Linear(12, 4)
-
-    def forward(self, x):
-        return self.fc(self.conv(x).flatten(1))
 
 
 def test_a_converted_network(tmp_path):

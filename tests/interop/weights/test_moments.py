@@ -15,6 +15,8 @@ from lla_torch.weights.moments import adam_moments, optax_state
 from lla_torch.weights.names import as_jax, filter_axis, map_names, references, to_array
 from torch import nn
 
+from tests.interop.weights.cases import Flattens
+
 
 class Small(nn.Module):
     def __init__(self):
@@ -92,19 +94,9 @@ def test_live_optimizers(kind):
     assert jax.tree.structure(first) == jax.tree.structure(net.variables["params"])
 
 
-class Flattens(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(2, 3, 2)
-        self.fc = nn.Linear(48, 4)
-
-    def forward(self, x):
-        return self.fc(self.conv(x).flatten(1))
-
-
 def test_moments_of_a_converted_network_are_laid_as_its_weights():
     torch.manual_seed(0)
-    module = Flattens()
+    module = Flattens(features=48)
     optimizer = torch.optim.Adam(module.parameters())
     steps(module, optimizer)
     net = convert(module, torch.zeros(2, 2, 5, 5))
