@@ -127,9 +127,10 @@ def clamp_count(name: str, value: Any, n: int) -> int:
     Raises:
       Misuse: the value is not a positive integer.
     """
-    if check_integer(name, value, remedy=f"and there are {n} parameters") > n:
-        warn_caller(f"{name}: {value} asked for, but there are only {n} parameters; {n} are done")
-    return min(int(value), n)
+    count = check_integer(name, value, remedy=f"and there are {n} parameters")
+    if count > n:
+        warn_caller(f"{name}: {count} asked for, but there are only {n} parameters; {n} are done")
+    return min(count, n)
 
 
 def single_key(key: Any) -> jax.Array:

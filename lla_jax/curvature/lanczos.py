@@ -33,10 +33,9 @@ from lla_jax.execution.interrupts import deferred_interrupts
 
 BREAKDOWN = 10.0  # a remainder below this times eps |A q| is rounding
 STEPS_PER_CALL = 8  # at most, on the device
-WORK_VECTORS = {
-    True: 10,
-    False: 3,
-}  # vectors that a step needs besides the basis: on the device (STEPS_PER_CALL new ones) or not
+WORK_VECTORS = {True: 10, False: 3}
+"""Vectors that a step needs besides the basis: on the device (STEPS_PER_CALL new ones) or not."""
+
 FIXED_BYTES = 190 * 2**20  # on a CPU, for compiled programs and their threads, measured
 WINDOW = 11  # vectors that LLA re-orthogonalises against
 

@@ -195,9 +195,8 @@ class Operator(abc.ABC):
             text = f"{self!r} came out of a transformation of jax, which keeps only what products need"
             raise Misuse("H", f"{text}; it must be an operator as lla.hessian, lla.ggn or lla.fisher gave it")
         params = self._like_centre(params)
-        recipe = self.recipe | {
-            "params": describe_params(params)
-        }  # before the cast, as a landscape there describes them
+        described = describe_params(params)  # before the cast, as a landscape there describes them
+        recipe = self.recipe | {"params": described}
         if self.together:
             processes.agree(params=str(recipe["params"]))
 

@@ -137,9 +137,7 @@ def lla_reference(a, v, steps):
 @pytest.mark.parametrize("traceable", [True, False], ids=["device", "host"])
 def test_window_is_that_of_lla(traceable):
     with jax.enable_x64(True):
-        a = symmetric_matrix(
-            np.linspace(-1, 1, N), "float64"
-        )  # nothing converges: what is lost of orthogonality is chaotic
+        a = symmetric_matrix(np.linspace(-1, 1, N), "float64")  # nothing converges: lost orthogonality is chaotic
         H = tree_operator(a, traceable)
         spec = lla.spectrum(H, KEY, steps=24, probes=1, scheme="lla")
         start = flat(core.random(H, KEY, 0, "rademacher"))

@@ -23,13 +23,11 @@ def test_the_fastest_plan_is_chosen_once_and_one_that_does_not_fit_is_passed_ove
         assert execution.choose_fastest(("a test",), lambda: plans, seconds, 100.0).chunk == 4
     assert timed == [64, 16, 4]
     del execution._REMEMBERED[("a test",)]
-    assert (
-        execution.choose_fastest(("a test",), lambda: plans, lambda p: 1 + p.chunk / 1000, 100.0).chunk == 64
-    )  # nearly equal
+    # nearly equal
+    assert execution.choose_fastest(("a test",), lambda: plans, lambda p: 1 + p.chunk / 1000, 100.0).chunk == 64
     del execution._REMEMBERED[("a test",)]
-    assert (
-        execution.choose_fastest(("a test",), lambda: plans[1:], seconds, 0.1).chunk == 16
-    )  # quick enough: no more timing
+    # quick enough: no more timing
+    assert execution.choose_fastest(("a test",), lambda: plans[1:], seconds, 0.1).chunk == 16
     del execution._REMEMBERED[("a test",)]
 
 

@@ -30,9 +30,8 @@ def test_linen_noise_is_the_frameworks_own():
     loss, params, (module, variables) = make_linen(key=jax.random.key(0))
     x, y = data()
     keys = jax.random.split(jax.random.key(5), N)
-    expected = [
-        module.apply(variables, x[i : i + 1], True, False, rngs={"dropout": keys[i]})[0] for i in range(N)
-    ]  # running averages, dropout on
+    # running averages, dropout on
+    expected = [module.apply(variables, x[i : i + 1], True, False, rngs={"dropout": keys[i]})[0] for i in range(N)]
     close(loss.apply(params, loss.state, (x, y), False, keys)[0], jnp.stack(expected))
 
 

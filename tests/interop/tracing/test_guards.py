@@ -105,9 +105,8 @@ def test_what_would_be_lost_is_refused_with_its_line(function):
     lines = pathlib.Path(__file__).read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"def {function.__name__}("))
     numbers = [next(i + 1 for i in range(start, len(lines)) if lines[i].endswith("# SHOWN"))]
-    numbers.append(
-        next(i + 1 for i, line in enumerate(lines) if "return self.function" in line)
-    )  # the module's forward
+    forward = next(i + 1 for i, line in enumerate(lines) if "return self.function" in line)
+    numbers.append(forward)
     before = torch.autograd.Function.__dict__["apply"]
     with pytest.raises(lla_torch.ConversionError) as caught:
         lla_torch.convert(nn.Sequential(nn.Linear(4, 4), Net(function)), torch.ones(3, 4))
