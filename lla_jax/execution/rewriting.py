@@ -11,88 +11,22 @@ forms that are fast on a CPU, the first for values only and the second for deriv
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
+from lla_jax.core.jaxprs import JITS, bind, equations, interpret
 from lla_jax.core.types import PyTree
-
-# --- evaluation of a jaxpr
-
-_JITS = {"jit": "jaxpr", "pjit": "jaxpr"}
-"""Primitives that call a jaxpr, and the parameter that holds this jaxpr."""
-
-_CALLS = _JITS | {
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "remat": "jaxpr",
-    "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
-
-
-def _interpret(
-    closed: Any,
-    inputs: Sequence[Any],
-    rule: Callable[[Any, list[Any]], Sequence[Any]],
-    calls: Mapping[str, str] = _CALLS,
-) -> list[Any]:
-    """Evaluate the equations of a jaxpr in order by a rule of the caller; return the outputs.
-
-    Args:
-      closed: a jaxpr with its constants.
-      inputs: the values of its arguments, of any kind that the rule understands.
-      rule: ``rule(equation, values) -> results``, one result for every output of the equation.
-      calls: the primitives whose jaxprs are inlined: the rule sees their equations in place of the call.
-    """
-
-    def evaluate(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
-
-        def read(var: Any) -> Any:
-            return var.val if isinstance(var, core.Literal) else known[var]
-
-        for eqn in jaxpr.eqns:
-            values = [read(var) for var in eqn.invars]
-            called = eqn.params.get(calls[eqn.primitive.name]) if eqn.primitive.name in calls else None
-            if called is None:
-                results = rule(eqn, values)
-            else:
-                results = evaluate(getattr(called, "jaxpr", called), getattr(called, "consts", ()), values)
-            known.update(zip(eqn.outvars, results, strict=True))
-        return [read(var) for var in jaxpr.outvars]
-
-    return evaluate(closed.jaxpr, closed.consts, inputs)
-
-
-def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    """Evaluate an equation as it stands; return the list of its results."""
-    with eqn.ctx.manager:
-        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
-    return list(out) if eqn.primitive.multiple_results else [out]
-
-
-def _equations(jaxpr: Any, loops: bool = True) -> Iterator[Any]:
-    """Yield all equations and those of nested jaxprs; without ``loops``, only of jaxprs that ``_interpret`` inlines."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for value in eqn.params.values() if loops or eqn.primitive.name in _CALLS else ():
-            for item in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(item, "jaxpr", item)
-                if hasattr(inner, "eqns"):
-                    yield from _equations(inner, loops)
 
 
 def profile(f: Callable[..., Any], *args: Any) -> tuple[int, set[str]]:
     """Trace ``f`` without running it: (bytes of its largest intermediate value, names of its primitives)."""
-    equations = list(_equations(jax.make_jaxpr(f)(*args).jaxpr))
-    sizes = [v.aval.size * v.aval.dtype.itemsize for eqn in equations for v in eqn.outvars if hasattr(v.aval, "size")]
-    return max(sizes, default=0), {eqn.primitive.name for eqn in equations}
+    found = list(equations(jax.make_jaxpr(f)(*args).jaxpr))
+    sizes = [v.aval.size * v.aval.dtype.itemsize for eqn in found for v in eqn.outvars if hasattr(v.aval, "size")]
+    return max(sizes, default=0), {eqn.primitive.name for eqn in found}
 
 
 # --- values that are affine in the coordinates
@@ -159,7 +93,7 @@ def _propagate(eqn: Any, values: list[Any]) -> list[Any] | None:
     if (name == "gather" and eqn.params["fill_value"]) or (name == "div" and not _nonzero(values[1])):
         return None
     if name in _SHIFTS and varying[0] and not varying[1]:  # only the centre's part is shifted
-        (centre,) = _bind(eqn, [values[0].parts[0], values[1]])
+        (centre,) = bind(eqn, [values[0].parts[0], values[1]])
         return [_Affine([centre, *(jnp.broadcast_to(part, centre.shape) for part in values[0].parts[1:])])]
     if name in _JOINTLY_LINEAR:
         inputs = values
@@ -170,7 +104,7 @@ def _propagate(eqn: Any, values: list[Any]) -> list[Any] | None:
     else:
         return None
     num_parts = next(len(v.parts) for v in values if isinstance(v, _Affine))
-    results = [_bind(eqn, [_part(v, i) for v in inputs]) for i in range(num_parts)]
+    results = [bind(eqn, [_part(v, i) for v in inputs]) for i in range(num_parts)]
     return [_Affine(parts) for parts in zip(*results, strict=True)]
 
 
@@ -212,7 +146,7 @@ def share_affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree)
 
     def share(eqn: Any, values: list[Any]) -> Sequence[Any]:
         if not any(isinstance(value, _Affine | _AtPoint) for value in values):
-            return _bind(eqn, values)
+            return bind(eqn, values)
         if not any(isinstance(value, _AtPoint) for value in values):
             results = _propagate(eqn, values)
             if results is not None:
@@ -222,7 +156,7 @@ def share_affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree)
         return later
 
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(directions), strict=True)
-    outputs = _interpret(closed, [_Affine([leaf, *moves]) for leaf, moves in pairs], share)
+    outputs = interpret(closed, [_Affine([leaf, *moves]) for leaf, moves in pairs], share)
 
     def at(coord: Any) -> Any:
         known: dict[Any, Any] = {}
@@ -253,9 +187,9 @@ def rewrite_for_values(f: Callable[..., Any]) -> Callable[..., Any]:
 
     def g(*args: Any) -> Any:
         closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
-        if not any(_sliceable(eqn) or _channels_elsewhere(eqn) for eqn in _equations(closed.jaxpr, loops=False)):
+        if not any(_sliceable(eqn) or _channels_elsewhere(eqn) for eqn in equations(closed.jaxpr, loops=False)):
             return f(*args)
-        return jax.tree.unflatten(jax.tree.structure(shape), _interpret(closed, jax.tree.leaves(args), _evaluate_fast))
+        return jax.tree.unflatten(jax.tree.structure(shape), interpret(closed, jax.tree.leaves(args), _evaluate_fast))
 
     return g
 
@@ -273,7 +207,7 @@ def _evaluate_fast(eqn: Any, values: Sequence[Any]) -> list[Any]:
     if _channels_elsewhere(eqn):
         return [_channels_last(eqn, *values)]
     if not _sliceable(eqn):
-        return _bind(eqn, values)
+        return bind(eqn, values)
     window, (x,) = eqn.params["window_dimensions"], values
     return [functools.reduce(jax.lax.max, (jax.lax.slice(x, at, x.shape, window) for at in np.ndindex(*window)))]
 
@@ -343,7 +277,7 @@ def rewrite_for_derivatives(f: Callable[[PyTree], Any], params: PyTree) -> Calla
 
     def g(params: PyTree) -> Any:
         inputs = [_Moving(leaf) for leaf in jax.tree.leaves(params)]
-        outputs = _interpret(closed, inputs, _evaluate_for_derivatives, _JITS)
+        outputs = interpret(closed, inputs, _evaluate_for_derivatives, JITS)
         values = [x.value if isinstance(x, _Moving) else x for x in outputs]
         return jax.tree.unflatten(jax.tree.structure(shape), values)
 
@@ -359,7 +293,7 @@ def _evaluate_for_derivatives(eqn: Any, inputs: list[Any]) -> list[Any]:
     elif eqn.primitive.name == "reduce_window_max" and _tiles(eqn):
         results = [_choose_largest(values[0], eqn.params["window_dimensions"])]
     else:
-        results = _bind(eqn, values)
+        results = bind(eqn, values)
     return [_Moving(x) for x in results] if any(moving) else results
 
 

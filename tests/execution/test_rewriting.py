@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lla_jax import landscape
+from lla_jax.core import jaxprs
 from lla_jax.execution import rewriting
 from tests.helpers import MODELS
 
@@ -291,7 +292,7 @@ def test_convolutions_for_values_only_have_their_channels_last(name):
     np.testing.assert_allclose(g(w, x), f(w, x), rtol=1e-5, atol=1e-5)
     (spec,) = (
         e.params["dimension_numbers"]
-        for e in rewriting._equations(jax.make_jaxpr(g)(w, x).jaxpr)
+        for e in jaxprs.equations(jax.make_jaxpr(g)(w, x).jaxpr)
         if e.primitive.name == "conv_general_dilated"
     )
     last = x.ndim - 1
