@@ -88,5 +88,5 @@ def inputs_of(closed: Any, outputs: Sequence[bool]) -> list[bool]:
 def float_types(closed: Any) -> set[str]:
     """The names of all floating types of the values in a jaxpr, inputs and nested jaxprs included."""
     values = [*closed.jaxpr.invars, *(var for eqn in equations(closed.jaxpr) for var in eqn.outvars)]
-    types = {getattr(var.aval, "dtype", None) for var in values} - {None}
+    types = {var.aval.dtype for var in values if hasattr(var.aval, "dtype")}
     return {str(dtype) for dtype in types if jnp.issubdtype(dtype, jnp.floating)}
