@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import jaxprs
-from lla_jax.core.arguments import Misuse
+from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.data import Stream, as_arrays, num_examples
-from lla_jax.core.losses import Block, as_loss, note_call, outputs_of
+from lla_jax.core.losses import Block, as_loss, entries_of, note_call, outputs_of
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Loss, PyTree
 
@@ -29,10 +29,10 @@ ROWS = 16  # rows of a block, so that a check costs the losses of 48 examples
 MOST_FIXED = 4096  # rows of a block of a model that takes only its own number of rows
 MOST_REMEMBERED = 256
 ROUNDING, HALF_ROUNDING = 100.0, 4.0  # times eps: differences that rounding explains; the latter in 16 bits
-NOISE = 50.0  # times the change of a loss under changes of its inputs by eps: rounding inside of the network
+NOISE, HALF_NOISE = 50.0, 8.0  # times the change of a loss if its inputs change by eps, likewise
 ASLEEP = 0.1  # entries in place of those of a leaf that is all zero, behind which nothing could be seen
 
-_CHECKED: dict[Hashable, None] = {}
+_CHECKED: dict[Hashable, str] = {}  # the warning of each model that passed, or an empty string
 
 Metrics = tuple[tuple[str, Any], ...]
 
@@ -88,23 +88,27 @@ def check(
     size = max(1, min(ROWS, count, max(2, most)) // 2 * 2) if apart else most
     model = _Model(loss, params, metrics, train)
     key = (*map(_shapes, (model, _like(data, size))), bool(jax.config.values["jax_enable_x64"]))
-    if key in _CHECKED:
-        return
-    with jax.default_matmul_precision("highest"):
-        _check(model, data, size, most, apart)
-    _CHECKED[key] = None
-    if len(_CHECKED) > MOST_REMEMBERED:  # keys keep the functions in them alive
-        del _CHECKED[next(iter(_CHECKED))]
+    if key not in _CHECKED:
+        with jax.default_matmul_precision("highest"):
+            _CHECKED[key] = _check(model, data, size, most, apart)
+        if len(_CHECKED) > MOST_REMEMBERED:  # keys keep the functions in them alive
+            del _CHECKED[next(iter(_CHECKED))]
+    if _CHECKED[key]:
+        warn_caller(_CHECKED[key])
 
 
-def _check(model: _Model, data: Batch, size: int, most: int, apart: bool) -> None:
+def _check(model: _Model, data: Batch, size: int, most: int, apart: bool) -> str:
+    """Make all checks; return a warning, or an empty string."""
     if _takes(model, data, *_sizes(model, size)):
         _check_traced(model, data, size)
         if apart and size > 1:
             _check_apart(model, data, size)
+        if not model.loss.per_example:
+            return _find_pairs(model, data)
     elif apart and 1 < most <= MOST_FIXED and _takes(model, data, most):
         _check_weights(_trace(model, data, most), model)
         _check_apart_uncut(model, data, most)
+    return ""
 
 
 def check_shapes(loss: Loss, params: PyTree, data: Batch) -> None:
@@ -177,13 +181,15 @@ def _values(model: _Model, rows: Batch, index: Any, noise: Any) -> dict[str, tup
     loss, params, rows = model.loss, _disturb(model.params, noise, ASLEEP), _disturb(rows, noise, 0.0)
     block = Block(rows, jnp.ones(len(index), bool), index)
     outputs, _ = outputs_of(loss, params, loss.state, block, model.train)
-    functions = {"loss": loss.criterion} | {f"metrics[{name!r}]": f for name, f in model.metrics}
     results = {}
-    for name, f in functions.items():
+    for name, f in (("loss", loss.criterion), *model.metrics):
         with note_call(name, "f(outputs, batch)", block):
             result = f(outputs, rows)
-        values, weights = result if isinstance(result, tuple) else (result, None)
-        results[name] = jnp.asarray(values), None if weights is None else jnp.asarray(weights)
+        if loss.per_example or name != "loss":
+            results[name] = entries_of(name, result, len(index))
+        else:
+            values, weight = result if isinstance(result, tuple) else (result, None)
+            results[name] = jnp.asarray(values), None if weight is None else jnp.asarray(weight)
     return results
 
 
@@ -227,13 +233,55 @@ def _check_shapes(results: Any, size: int, others: Any, other_size: int) -> None
     """Refuse losses whose further axes change with the number of examples."""
     for name in results:
         shape, other = results[name][0].shape, others[name][0].shape
-        if shape[:1] == (size,) and other[:1] == (other_size,) and shape[1:] != other[1:]:
+        if shape[1:] != other[1:]:
             raise Misuse(
                 name,
                 f"has shape {shape} for {size} examples and {other} for {other_size}; it must have one value per "
                 "example, or further axes of fixed length. Outputs (N, 1) less labels (N,) are (N, N): give both one "
                 "shape, as by outputs[:, 0] or labels[:, None]",
             )
+
+
+class _Seen(NamedTuple):
+    """What is known of a value in a jaxpr: whether it depends on the parameters, and whether an axis was put in."""
+
+    depends: bool
+    expanded: bool = False
+
+
+def _find_pairs(model: _Model, data: Batch) -> str:
+    """The warning of a loss in which outputs (N, 1) meet labels (N,), so that every pair of examples has a number.
+
+    The result of a batch-coupled loss is a scalar, so that only the jaxpr shows it: an operation of (N, 1) with (1, N),
+    of which one depends on the parameters and the other does not. Axes that the user put in are taken as meant.
+    """
+    dims = {n for x in jax.tree.leaves((model.params, model.loss.state, _like(data, 1))) for n in np.shape(x)}
+    size = next(n for n in range(11, 10**6) if n not in dims)  # an axis of this length is one of examples
+    if not _takes(model, data, size):
+        return ""
+    traced = _trace(model, data, size)
+    loss, params = (len(jax.tree.leaves(tree)) for tree in (model.loss, model.params))
+    pairs: list[str] = []
+
+    def see(eqn: Any, values: list[Any]) -> list[_Seen]:
+        known = [v if isinstance(v, _Seen) else _Seen(False) for v in values]
+        shapes = [tuple(getattr(v.aval, "shape", ())) for v in eqn.invars]
+        if shapes in ([(size, 1), (1, size)], [(1, size), (size, 1)]):
+            column = known[shapes.index((size, 1))]
+            if known[0].depends != known[1].depends and not column.expanded:
+                pairs.append(eqn.primitive.name)
+        expanded = eqn.primitive.name in ("broadcast_in_dim", "reshape", "expand_dims") and shapes[0] == (size,)
+        return [_Seen(any(v.depends for v in known), expanded) for _ in eqn.outvars]
+
+    inputs = [_Seen(loss <= i < loss + params) for i in range(len(traced.jaxpr.jaxpr.invars))]
+    jaxprs.interpret(traced.jaxpr, inputs, see)
+    if not pairs:
+        return ""
+    return (
+        f"loss: it combines (N, 1) with (N,), by {pairs[0]}, which gives (N, N) numbers for N examples. Give "
+        "outputs and labels one shape, as by outputs[:, 0] or labels[:, None]; if all pairs are meant, put both "
+        "axes in: outputs[:, 0][:, None] and labels[None, :]"
+    )
 
 
 def _check_weights(traced: Any, model: _Model) -> None:
@@ -323,7 +371,8 @@ def _explained(model: _Model, rows: Batch, index: np.ndarray, name: str, block: 
     again = _numbers(model, rows, index)[name]
     if _difference(block, again) > 0:  # noise without a key, of which the computation itself speaks
         return np.inf
-    return NOISE * max(_difference(block, _numbers(model, rows, index, sign * eps)[name]) for sign in (1, -1))
+    factor = HALF_NOISE if eps > np.finfo(np.float32).eps else NOISE
+    return factor * max(_difference(block, _numbers(model, rows, index, sign * eps)[name]) for sign in (1, -1))
 
 
 def _eps(closed: Any) -> float:

@@ -202,14 +202,19 @@ def _check_real(name: str, values: Any) -> Any:
     return values
 
 
-def _sum_entries(name: str, result: Any, mask: Any) -> tuple[Any, Any]:
-    """(s, w), both (B,): the weighted sum of an example's entries (such as tokens), and the sum of their weights.
+def entries_of(name: str, result: Any, size: int) -> tuple[Any, Any]:
+    """(values, weights or None), both of shape (B, ...) or (B,): the entries, such as tokens, of every example.
 
-    Without weights every entry has the weight 1. Examples that are masked out have s = w = 0.
+    Args:
+      name: the name of the values in errors, such as "loss".
+      result: values, or ``(values, weights)``, as a criterion or metric returns them.
+      size: B, the number of examples.
+
+    Raises:
+      ValueError: complex values, values without the leading axis B, or weights of another shape.
     """
     values, weights = result if isinstance(result, tuple) else (result, None)
     values = _check_real(name, values)
-    size = mask.shape[0]
     if values.ndim == 0 or values.shape[0] != size:
         hint = "set per_example=False if the loss couples the examples of a batch" if name == "loss" else "return (B,)"
         raise Misuse(
@@ -217,18 +222,29 @@ def _sum_entries(name: str, result: Any, mask: Any) -> tuple[Any, Any]:
             f"returned shape {values.shape} for a batch of {size} examples; it must return one value per example, "
             f"with leading axis {size}: {hint}",
         )
-    dtype, shape = jnp.promote_types(values.dtype, jnp.float32), values.shape
-    values = values.astype(dtype).reshape(size, -1)
     if weights is None:
-        entries = values.shape[1]
-        return jnp.where(mask, values.sum(1), 0), mask.astype(dtype) * entries
+        return values, None
     weights = jnp.asarray(weights)
-    if weights.shape != shape:
+    if weights.shape != values.shape:
         raise Misuse(
             name,
-            f"losses have shape {shape}, their weights {weights.shape}; the shapes must be equal: give every loss its "
-            "weight, e.g. with jnp.broadcast_to(weights, losses.shape)",
+            f"losses have shape {values.shape}, their weights {weights.shape}; the shapes must be equal: give every "
+            "loss its weight, e.g. with jnp.broadcast_to(weights, losses.shape)",
         )
+    return values, weights
+
+
+def _sum_entries(name: str, result: Any, mask: Any) -> tuple[Any, Any]:
+    """(s, w), both (B,): the weighted sum of an example's entries (such as tokens), and the sum of their weights.
+
+    Without weights every entry has the weight 1. Examples that are masked out have s = w = 0.
+    """
+    size = mask.shape[0]
+    values, weights = entries_of(name, result, size)
+    dtype = jnp.promote_types(values.dtype, jnp.float32)
+    values = values.astype(dtype).reshape(size, -1)
+    if weights is None:
+        return jnp.where(mask, values.sum(1), 0), mask.astype(dtype) * values.shape[1]
     weights = weights.astype(dtype).reshape(size, -1)
     # a token of weight 0 may carry any loss, NaN included
     weighted = jnp.where(weights != 0, weights * values, 0).sum(1)
