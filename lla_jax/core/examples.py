@@ -30,6 +30,7 @@ MOST_FIXED = 4096  # rows of a block of a model that takes only its own number o
 MOST_REMEMBERED = 256
 ROUNDING, HALF_ROUNDING = 100.0, 4.0  # times eps: differences that rounding explains; the latter in 16 bits
 NOISE, HALF_NOISE = 50.0, 8.0  # times the change of a loss if its inputs change by eps, likewise
+UNSTEADY = 10.0  # times the difference between two evaluations of the same rows, likewise
 ASLEEP = 0.1  # entries in place of those of a leaf that is all zero, behind which nothing could be seen
 
 _CHECKED: dict[Hashable, str] = {}  # the warning of each model that passed, or an empty string
@@ -323,61 +324,63 @@ def _check_reads(traced: Any, model: _Model, data: Batch) -> None:
 def _check_apart(model: _Model, data: Batch, size: int) -> None:
     """Compare the losses of a block with those of its halves, and of the block in another order."""
     half = size // 2
+    run, run_half = _Run(model, data, size), _Run(model, data, half)
     index = np.linspace(0, num_examples(data) - 1, size).astype(np.int32)
     rows = _take(data, index)
-    first, second = (_numbers(model, _cut(rows, *ends), index[slice(*ends)]) for ends in ((0, half), (half, size)))
+    first, second = (run_half(_cut(rows, *ends), index[slice(*ends)]) for ends in ((0, half), (half, size)))
     halves = jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
-    _compare(model, rows, index, {"in two halves": halves, "from rows in another order": _rotated(model, rows, index)})
+    _compare(run, rows, index, {"in two halves": halves, "in another order": _rotated(run, rows, index)})
 
 
 def _check_apart_uncut(model: _Model, data: Batch, size: int) -> None:
     """As ``_check_apart``, for a model that takes only this number of rows: the first half is put beside itself."""
-    index = np.arange(size, dtype=np.int32)
-    rows, half = _take(data, index), size // 2
-    twice = index % half
-    alone = jax.tree.map(lambda x: x[:half], _numbers(model, jax.tree.map(lambda x: x[twice], rows), index[twice]))
-    _compare(model, rows, index, {"beside others": alone, "from rows in another order": _rotated(model, rows, index)})
+    run, index, half = _Run(model, data, size), np.arange(size, dtype=np.int32), size // 2
+    rows, twice = _take(data, index), index % half
+    alone = jax.tree.map(lambda x: x[:half], run(jax.tree.map(lambda x: x[twice], rows), index[twice]))
+    _compare(run, rows, index, {"beside others": alone, "in another order": _rotated(run, rows, index)})
+
+
+class _Run:
+    """The compiled values of a number of rows, which are run a few times: compiling fast matters more than running."""
+
+    def __init__(self, model: _Model, data: Batch, size: int):
+        traced = _trace(model, data, size)
+        fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        self.model, self.compiled = model, traced.lower().compile(fast)
+        self.eps = max((float(jnp.finfo(name).eps) for name in jaxprs.float_types(traced.jaxpr)), default=0.0)
+
+    def __call__(self, rows: Batch, index: np.ndarray, noise: float = 0.0) -> dict[str, tuple[Any, Any]]:
+        """The values as numpy arrays: two programs with collectives that run at once can deadlock on a CPU."""
+        typed = jax.tree.map(lambda x: x.astype(jax.dtypes.canonicalize_dtype(x.dtype)), rows)
+        return jax.tree.map(np.asarray, self.compiled(self.model, typed, index, np.float32(noise)))
 
 
 def _cut(rows: Batch, start: int, end: int) -> Batch:
     return jax.tree.map(lambda x: x[start:end], rows)
 
 
-def _numbers(model: _Model, rows: Batch, index: np.ndarray, noise: float = 0.0) -> dict[str, tuple[Any, Any]]:
-    """The values as numpy arrays: two programs with collectives that run at once can deadlock on a CPU."""
-    return jax.tree.map(np.asarray, _values(model, rows, index, np.float32(noise)))
-
-
-def _rotated(model: _Model, rows: Batch, index: np.ndarray) -> dict[str, tuple[Any, Any]]:
+def _rotated(run: _Run, rows: Batch, index: np.ndarray) -> dict[str, tuple[Any, Any]]:
     """The values of the rows, computed from the block whose first row is put at its end."""
-    values = _numbers(model, jax.tree.map(lambda x: np.roll(x, -1, 0), rows), np.roll(index, -1))
+    values = run(jax.tree.map(lambda x: np.roll(x, -1, 0), rows), np.roll(index, -1))
     return jax.tree.map(lambda x: np.roll(x, 1, 0), values)
 
 
-def _compare(model: _Model, rows: Batch, index: np.ndarray, others: dict[str, dict[str, tuple[Any, Any]]]) -> None:
+def _compare(run: _Run, rows: Batch, index: np.ndarray, others: dict[str, dict[str, tuple[Any, Any]]]) -> None:
     """Refuse a loss or metric whose values for the block differ from others by more than rounding."""
-    block = _numbers(model, rows, index)
-    eps = _eps(_trace(model, rows, len(index)).jaxpr)
-    allowed = eps * (HALF_ROUNDING if eps > np.finfo(np.float32).eps else ROUNDING)
+    block, half_precision = run(rows, index), run.eps > np.finfo(np.float32).eps
+    allowed, factor = (HALF_ROUNDING, HALF_NOISE) if half_precision else (ROUNDING, NOISE)
+
+    def explained(name: str) -> float:
+        """The largest difference that rounding inside of the network, or noise without a key, may make."""
+        again, up, down = (run(rows, index, noise)[name] for noise in (0.0, run.eps, -run.eps))
+        rounding = max(_difference(block[name], up), _difference(block[name], down))
+        return max(UNSTEADY * _difference(block[name], again), factor * rounding)
+
     for way, values in others.items():
         for name in block:
             difference = _difference(block[name], values[name])
-            if difference > allowed and difference > _explained(model, rows, index, name, block[name], eps):
+            if difference > allowed * run.eps and difference > explained(name):
                 raise Misuse(name, _explain(name, len(index), way, difference))
-
-
-def _explained(model: _Model, rows: Batch, index: np.ndarray, name: str, block: tuple[Any, Any], eps: float) -> float:
-    """The largest relative difference that rounding in the network may make; inf if values are not steady."""
-    again = _numbers(model, rows, index)[name]
-    if _difference(block, again) > 0:  # noise without a key, of which the computation itself speaks
-        return np.inf
-    factor = HALF_NOISE if eps > np.finfo(np.float32).eps else NOISE
-    return factor * max(_difference(block, _numbers(model, rows, index, sign * eps)[name]) for sign in (1, -1))
-
-
-def _eps(closed: Any) -> float:
-    """The eps of the coarsest floating type in a jaxpr."""
-    return max((float(jnp.finfo(name).eps) for name in jaxprs.float_types(closed)), default=0.0)
 
 
 def _difference(one: tuple[Any, Any], two: tuple[Any, Any]) -> float:
