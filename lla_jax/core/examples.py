@@ -21,7 +21,7 @@ import numpy as np
 from lla_jax.core import jaxprs
 from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.data import Stream, as_arrays, num_examples
-from lla_jax.core.losses import Block, as_loss, entries_of, note_call, outputs_of
+from lla_jax.core.losses import Block, as_loss, entries_of, note_call, outputs_of, split_result
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Loss, PyTree
 
@@ -189,7 +189,7 @@ def _values(model: _Model, rows: Batch, index: Any, noise: Any) -> dict[str, tup
         if loss.per_example or name != "loss":
             results[name] = entries_of(name, result, len(index))
         else:
-            values, weight = result if isinstance(result, tuple) else (result, None)
+            values, weight = split_result(name, result)
             results[name] = jnp.asarray(values), None if weight is None else jnp.asarray(weight)
     return results
 
@@ -303,17 +303,18 @@ def _check_weights(traced: Any, model: _Model) -> None:
 
 def _check_reads(traced: Any, model: _Model, data: Batch) -> None:
     """Refuse a list of batches in place of a data set: entries like the first one that nothing reads."""
-    if not isinstance(data, list) or len(data) < 2:
+    if not isinstance(data, tuple | list) or len(data) < (3 if isinstance(data, tuple) else 2):
         return
     start = len(jax.tree.leaves((model.loss, model.params)))
     reads = iter(jaxprs.inputs_of(traced.jaxpr, [True] * len(traced.jaxpr.out_avals))[start:])
     read = [sum(next(reads) for _ in jax.tree.leaves(entry)) for entry in data]
     alike = [_shapes(entry) == _shapes(data[0]) for entry in data]
-    if unread := [i for i, (r, a) in enumerate(zip(read, alike, strict=True)) if a and not r]:
+    unread = [i for i, (r, a) in enumerate(zip(read, alike, strict=True)) if a and not r]
+    if unread and (isinstance(data, list) or all(alike)):
         raise Misuse(
             "data",
-            f"a list of {len(data)} entries given, of which the loss does not read entry {unread[0]}, an array like "
-            "entry 0; a data set must hold the arrays of one batch, such as (inputs, labels). Wrap a list of batches: "
+            f"a {type(data).__name__} of {len(data)} entries given, of which the loss does not read entry {unread[0]}, "
+            "an array like entry 0; a data set must hold the arrays of one batch, such as (inputs, labels). Wrap a list of batches: "
             "lla.stream(batches)",
         )
 

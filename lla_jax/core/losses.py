@@ -202,6 +202,24 @@ def _check_real(name: str, values: Any) -> Any:
     return values
 
 
+def split_result(name: str, result: Any) -> tuple[Any, Any]:
+    """(values, weights or None) of what a criterion or metric returned: arrays, or a pair of arrays.
+
+    Raises:
+      ValueError: it is a tuple of another length, or the second entry is no array, such as a dict of auxiliary values.
+    """
+    if not isinstance(result, tuple):
+        return result, None
+    if len(result) != 2 or len(jax.tree.leaves(result[1])) != 1 or isinstance(result[1], tuple | list | dict):
+        shown = ", ".join(type(each).__name__ for each in result)
+        raise Misuse(
+            name,
+            f"returned a tuple of {shown}; it must return values, or the pair (values, weights). Leave auxiliary "
+            "values out, and pass them as metrics={name: f}",
+        )
+    return result
+
+
 def entries_of(name: str, result: Any, size: int) -> tuple[Any, Any]:
     """(values, weights or None), both of shape (B, ...) or (B,): the entries, such as tokens, of every example.
 
@@ -213,7 +231,7 @@ def entries_of(name: str, result: Any, size: int) -> tuple[Any, Any]:
     Raises:
       ValueError: complex values, values without the leading axis B, or weights of another shape.
     """
-    values, weights = result if isinstance(result, tuple) else (result, None)
+    values, weights = split_result(name, result)
     values = _check_real(name, values)
     if values.ndim == 0 or values.shape[0] != size:
         hint = "set per_example=False if the loss couples the examples of a batch" if name == "loss" else "return (B,)"
@@ -281,8 +299,8 @@ def batch_sums(result: Any, mask: Any) -> Sums:
     Raises:
       ValueError: the result is complex or not a scalar.
     """
-    value, weight = result if isinstance(result, tuple) else (result, mask.shape[0])
-    value = _check_real("loss", value)
+    value, weight = split_result("loss", result)
+    value, weight = _check_real("loss", value), mask.shape[0] if weight is None else weight
     if value.ndim:
         raise Misuse(
             "loss",

@@ -129,6 +129,11 @@ def check_real(tree: PyTree, name: str = "params") -> None:
                 "nnx.state(model, nnx.Param), from variables variables['params']; keep other arrays in the loss's "
                 "state, or split a complex parameter into its real and imaginary parts"
             )
+        if isinstance(leaf, np.ma.MaskedArray) and np.ma.getmaskarray(leaf).any():
+            raise ValueError(
+                f"{where} is a masked array, whose mask would be lost; it must have no masked entries: fill them, "
+                "such as x.filled(0)"
+            )
         bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf)).sum())
         if bad:
             raise ValueError(

@@ -222,6 +222,25 @@ def test_a_list_of_inputs_and_labels_is_a_data_set():
     lla.check_examples(lla.Loss(linear, squares), COLUMN, [X, Y])
 
 
+def test_a_tuple_of_batches_is_no_data_set():
+    with pytest.raises(ValueError, match=r"a tuple of 3 entries.*lla.stream\(batches\)"):
+        lla.check_examples(lla.Loss(linear, squares), W, (X[:7], X[7:14], X[14:]))
+
+
+@pytest.mark.parametrize("second", [lambda o: {"accuracy": o[:, 0]}, lambda o: (o, o)])
+def test_a_second_value_that_is_no_array_is_refused(second):
+    for separate in (True, False):
+        reduce = (lambda x: x) if separate else jnp.mean
+        loss = lla.Loss(linear, lambda o, b, f=reduce: (f(squares(o, b)), second(o)), per_example=separate)
+        with pytest.raises(ValueError, match=r"returned a tuple of .*\(values, weights\)"):
+            line(loss, W, X)
+
+
+def test_masked_parameters_do_not_lose_their_mask():
+    with pytest.raises(ValueError, match=r"params\['w'\] is a masked array"):
+        line(lla.Loss(linear, squares), {"w": np.ma.masked_array(W["w"], W["w"] > 0)}, X)
+
+
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: lla.stream([x])], ids=["in memory", "streamed"])
 def test_masked_arrays_do_not_lose_their_mask(wrap):
     masked = np.ma.masked_array(X, X > 1)
