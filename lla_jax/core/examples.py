@@ -314,8 +314,8 @@ def _check_reads(traced: Any, model: _Model, data: Batch) -> None:
         raise Misuse(
             "data",
             f"a {type(data).__name__} of {len(data)} entries given, of which the loss does not read entry {unread[0]}, "
-            "an array like entry 0; a data set must hold the arrays of one batch, such as (inputs, labels). Wrap a list of "
-            "batches: lla.stream(batches)",
+            "an array like entry 0; a data set must hold the arrays of one batch, such as (inputs, labels). Wrap a list "
+            "of batches: lla.stream(batches)",
         )
 
 
