@@ -313,8 +313,8 @@ def _check_reads(traced: Any, model: _Model, data: Batch) -> None:
     if unread and (isinstance(data, list) or all(alike)):
         raise Misuse(
             "data",
-            f"a {type(data).__name__} of {len(data)} entries given, and the loss does not read entry {unread[0]}, which is "
-            "an array like entry 0; a data set must be one batch of arrays, such as (inputs, labels). Wrap a list of "
+            f"a {type(data).__name__} of {len(data)} entries given, and the loss does not read entry {unread[0]}, "
+            "which is like entry 0; a data set must be one batch of arrays, such as (inputs, labels). Wrap a list of "
             "batches: lla.stream(batches)",
         )
 
