@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core import precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream, host_batches, num_examples, pad_rows, to_numpy
@@ -212,7 +213,7 @@ def _sum_entries(name: str, result: Any, mask: Any) -> tuple[Any, Any]:
             f"returned shape {values.shape} for a batch of {size} examples; it must return one value per example, "
             f"with leading axis {size}: {hint}",
         )
-    dtype, shape = jnp.promote_types(values.dtype, jnp.float32), values.shape
+    dtype, shape = _tree.wide(values.dtype), values.shape
     values = values.astype(dtype).reshape(size, -1)
     if weights is None:
         entries = values.shape[1]
@@ -268,7 +269,7 @@ def batch_sums(result: Any, mask: Any) -> Sums:
             f"returned shape {value.shape}; a batch-coupled or plain loss must return a scalar per batch. Reduce it "
             "(e.g. .mean()), or use lla.Loss(apply, criterion) with one loss per example",
         )
-    value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    value = value.astype(_tree.wide(value.dtype))
     weight = jnp.asarray(weight, value.dtype)
     zero = jnp.zeros_like(value)
     # a batch of weight 0 may have any loss, NaN included
@@ -345,9 +346,9 @@ def mean_gradient(
       batch_size: examples per batch of a data set, or None for all at once; a stream has its own batches.
 
     Returns:
-      A tree of the structure, shapes and dtypes of ``params``.
+      A tree of the structure and shapes of ``params``, in its dtypes and float32 at least.
     """
-    loss = as_loss(loss)
+    loss, params = precision.at_least_single(as_loss(loss), params)
     gradient = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), params)
     weight: Any = np.zeros((), np.float32)
     rows = 0

@@ -51,7 +51,7 @@ def normalize(
     ``unit``, only where the direction is). One-dimensional tensors (biases, norm
     layers, scalars) have no filters: ``one_dim`` treats each as one vector, treats it entry by entry (d becomes
     sign(d) |w|), or sets it to 0, for every ``by`` (then it never moves, and is no part of the norm of the model).
-    Norms are computed in float32 at least.
+    Norms are computed in float32 at least, and so are the results.
 
     Args:
       axes: the directions.
@@ -249,7 +249,7 @@ def _scale(d: list[Any], w: list[Any], treatments: tuple, order: int, unit: bool
             size = jnp.ones(()) if unit else _norms(weight, treatment, order)
             x = x * _ratio(size, _norms(x, tuple(a + 1 for a in treatment), order))
         scaled.append(x)
-    return [x.astype(jnp.result_type(old)) for x, old in zip(scaled, d)]
+    return [x.astype(wide.dtype) for x, wide in zip(scaled, wide_d)]
 
 
 def _sample_weights(weights: Sequence[Any]) -> list[float]:
