@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core.precision import widen
 from lla_jax.core.types import Directions, PyTree, Recipe
 
 SAMPLES = 8  # entries of a draw or of the weights that a recipe keeps, to notice if they change
@@ -16,8 +15,6 @@ SAMPLES = 8  # entries of a draw or of the weights that a recipe keeps, to notic
 
 def check_directions(tree: PyTree, recipe: Recipe, hint: str) -> Directions:
     """Make ``Directions`` of a stacked tree, after a check that each is finite and moves some parameter.
-
-    Leaves of half precision become float32: a scaled direction would lose digits in their own type.
 
     Args:
       tree: the directions, with a leading axis k on every leaf.
@@ -35,7 +32,7 @@ def check_directions(tree: PyTree, recipe: Recipe, hint: str) -> Directions:
         )
     if not moving.all():
         raise ValueError(f"directions: direction {int(np.argmin(moving))} is zero everywhere; {hint}")
-    return Directions(widen(tree), recipe)
+    return Directions(tree, recipe)
 
 
 @jax.jit

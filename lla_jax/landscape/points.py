@@ -200,8 +200,8 @@ def check_values(landscape: Landscape, reads: bool = True) -> None:
       ValueError: the loss is finite at no point.
 
     Warns:
-      UserWarning: for each value with cells that are not finite, their fraction; a loss that is the same at all points,
-        or differs by less than the network's half precision rounds it.
+      UserWarning: for each value with cells that are not finite, their fraction; a loss that is the same at all points
+        and not 0, or differs by less than the network's half precision rounds it.
     """
     if not np.isfinite(landscape.values["loss"]).any():
         raise ValueError(
@@ -224,6 +224,8 @@ def _check_spread(landscape: Landscape) -> None:
     low, high = float(loss.min()), float(loss.max())
     if not (np.isfinite(low) and np.isfinite(high)) or max(loss.shape) < 3 or rule not in RULES:
         return  # two points may be symmetric
+    if low == high == 0:
+        return  # a fit may be perfect wherever we look
     if low == high:
         warn_caller(
             f"loss: exactly {low:.8g} at all {loss.size} points of the grid, so that nothing is seen: the directions "

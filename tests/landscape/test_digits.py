@@ -94,8 +94,8 @@ def test_half_precision_directions_gradients_and_lines_are_in_single_precision()
         assert {str(x.dtype) for x in jax.tree.leaves(found.tree)} == {"float32"}
     one, two = (lla.directions.gradient(LOSS, p, DATA).tree for p in (HALF, single))
     jax.tree.map(np.testing.assert_array_equal, one, two)
-    given = lla.directions.given(HALF)
-    assert {str(x.dtype) for x in jax.tree.leaves(given.tree)} == {"float32"}
+    scaled = lla.directions.normalize(lla.directions.given(HALF), HALF)
+    assert {str(x.dtype) for x in jax.tree.leaves(scaled.tree)} == {"float32"}
     other = cast(params(seed=5), jnp.bfloat16)
     line = lla.directions.between(HALF, other)
     ends = lla.landscape.add(HALF, line.tree, np.ones(1, np.float32))
