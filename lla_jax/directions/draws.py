@@ -117,7 +117,10 @@ def _normalize_again(axes: Directions, params: PyTree, step: Mapping[str, Any]) 
         filter_axis = lambda path, leaf: None if table[path] is None else tuple(table[path])  # noqa: E731
     options = {name: step[name] for name in ("by", "order", "one_dim", "unit")}
     exclude = None if step["exclude"] is None else _select_paths(step["exclude"]["paths"])
-    axes = normalize(axes, params, **options, filter_axis=filter_axis, exclude=exclude)
+    stacks = step.get("stacked", {})
+    axes = normalize(
+        axes, params, **options, filter_axis=filter_axis, exclude=exclude, stacked=lambda path, leaf: stacks.get(path)
+    )
     _check_fingerprint(
         "the weights",
         axes.recipe["normalize"][-1]["weights"],

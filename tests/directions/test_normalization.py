@@ -39,6 +39,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("by", "order", "one_dim", "unit"), CASES)
+@pytest.mark.filterwarnings("ignore:params. weights of norm 0 in conv")
 def test_normalize_agrees_with_numpy_in_every_layout(by, order, one_dim, unit):
     w, d = weights_and_direction()
     expected = plain_normalize(w, d, by, order, one_dim, unit)
