@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax.core import examples
+from lla_jax.core import examples, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.data import Stream, host_batches, num_examples, pad_rows, to_numpy
 from lla_jax.core.losses import as_loss, block_at, loss_sums, outputs_of
@@ -50,9 +50,9 @@ def mean_gradient(
       batch_size: examples per batch of a data set, or None for all at once; a stream has its own batches.
 
     Returns:
-      A tree of the structure, shapes and dtypes of ``params``.
+      A tree of the structure and shapes of ``params``, in its dtypes and float32 at least.
     """
-    loss = as_loss(loss)
+    loss, params = precision.at_least_single(as_loss(loss), params)
     gradient = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), params)
     weight: Any = np.zeros((), np.float32)
     rows = 0

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Loss, PyTree
@@ -259,7 +260,7 @@ def _sum_entries(name: str, result: Any, mask: Any) -> tuple[Any, Any]:
     """
     size = mask.shape[0]
     values, weights = entries_of(name, result, size)
-    dtype = jnp.promote_types(values.dtype, jnp.float32)
+    dtype = _tree.wide(values.dtype)
     values = values.astype(dtype).reshape(size, -1)
     if weights is None:
         return jnp.where(mask, values.sum(1), 0), mask.astype(dtype) * values.shape[1]
@@ -307,7 +308,7 @@ def batch_sums(result: Any, mask: Any) -> Sums:
             f"returned shape {value.shape}; a batch-coupled or plain loss must return a scalar per batch. Reduce it "
             "(e.g. .mean()), or use lla.Loss(apply, criterion) with one loss per example",
         )
-    value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    value = value.astype(_tree.wide(value.dtype))
     weight = jnp.asarray(weight, value.dtype)
     zero = jnp.zeros_like(value)
     # a batch of weight 0 may have any loss, NaN included

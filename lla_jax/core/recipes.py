@@ -47,7 +47,7 @@ OPERATOR = ("kind", "params", "data", "select", "masked")
 
 ROUNDING = 1e-5  # relative difference between machines, orders of summation and plans
 START_ANEW = "start anew without resume"
-NOT_COMPARED = ("plan", "versions")  # entries that decide no value
+NOT_COMPARED = ("plan", "versions", "lowest", "bits", "lost")  # entries that decide no value
 
 
 class Differs(Misuse):

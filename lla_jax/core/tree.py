@@ -199,9 +199,18 @@ def unstack(tree: PyTree) -> list[PyTree]:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(num)]
 
 
+def wide(dtype: Any) -> np.dtype:
+    """The type in which numbers of a type are added up: float32 for floating types of less than 32 bits and integers.
+
+    jax does not promote float8 by itself.
+    """
+    half = jnp.issubdtype(dtype, jnp.floating) and np.dtype(dtype).itemsize < 4
+    return np.dtype(np.float32 if half else jnp.promote_types(dtype, jnp.float32))
+
+
 def widen(x: Any) -> jax.Array:
     """``x`` as a jax array in float32 or wider, because a sum in half precision would be worthless."""
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+    return jnp.asarray(x, wide(jnp.result_type(x)))
 
 
 @jax.jit

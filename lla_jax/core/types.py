@@ -52,6 +52,8 @@ class Loss:
         is given.
       filter_axis: which axes of a weight tensor index its filters: an int, or ``(path, leaf) -> axes`` where None says
         that the tensor is one-dimensional. None lets ``directions.normalize`` decide from the kind of parameter tree.
+      precision: the types in which the network gets weights that have fewer than 32 bits: "float32", or "params" for
+        the types of the parameters, to which every point is then rounded. Points are computed in float32 in both cases.
     """
 
     apply: Callable[..., tuple[Any, PyTree]] = field(metadata={"static": True})
@@ -61,6 +63,7 @@ class Loss:
     penalty: Callable[[PyTree], Any] | None = field(default=None, metadata={"static": True})
     per_example: bool = field(default=True, metadata={"static": True})
     filter_axis: FilterAxis | None = field(default=None, metadata={"static": True})
+    precision: Literal["float32", "params"] = field(default="float32", metadata={"static": True})
 
     def __repr__(self) -> str:
         state = len(jax.tree.leaves(self.state))

@@ -15,9 +15,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lla_jax.core import data as _data
-from lla_jax.core import examples, losses, recipes
+from lla_jax.core import examples, losses, precision, recipes
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse
+from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.data import Stream
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe, Select
 from lla_jax.curvature import matrices, products
@@ -75,6 +75,7 @@ def operator(
     recipe = _recipe(matrix, loss, params, data, batch_size if uncut else None, options["select"])
     key = jax.random.key(0) if key is None else key
     offset = _agree_on_rows(recipe, data, key, matrix) if together else 0
+    loss, params = precision.at_least_single(loss, params)
     loss, params, key = _place((loss, params, key), mesh, params_mesh, "loss, params")
     common = Common(loss, params, None, np.int32(0), np.int32(offset), key)
     allow = options["allow_nondeterministic"]
@@ -208,14 +209,14 @@ def _recipe(matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: i
         "batch_size": batch_size,
         "batch_stats": "batch" if matrix.train else "frozen",
         "select": None if select is None else _tree.describe(select, params, matrix.leaf_mask),
-        "precision": {"params": sorted({str(x.dtype) for x in leaves})},
+        "precision": precision.describe(loss, params),
     }
 
 
 def _space(matrix: Matrix, params: PyTree, mesh: Mesh | None) -> Space:
     """The space of the vectors; ``mesh`` is that of sharded parameters."""
     leaves, treedef = jax.tree.flatten(matrices.part(params, matrix.leaf_mask))
-    shapes = tuple((tuple(x.shape), jnp.promote_types(x.dtype, jnp.float32)) for x in leaves)
+    shapes = tuple((tuple(x.shape), _tree.wide(x.dtype)) for x in leaves)
     return Space(treedef, shapes, None if mesh is None else tuple(sharding.sharding_of(x, mesh) for x in leaves))
 
 
@@ -228,8 +229,8 @@ def _multiplier(matrix: Matrix, mesh: Mesh, primitives: set[str], params_mesh: M
     return Multiplier(replace(matrix, lowered=lowered), None, mesh, on_device)
 
 
-def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[int, set[str]]:
-    """(bytes of the largest intermediate value per row, names of the primitives) of a product, which is only traced.
+def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> rewriting.Profile:
+    """The profile of a product, with the bytes per row; the product is only traced.
 
     It is traced for all ``rows`` at once: with many rows, the values of the examples are larger than the weights.
     """
@@ -240,8 +241,20 @@ def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[i
     common = common._replace(data=like, count=np.int32(rows))
     vector = matrices.part(common.params, matrix.leaf_mask)
     step, space = functools.partial(products.sums_step, by=by), _space(matrix, common.params, None)
-    nbytes, primitives = rewriting.profile(step, common, space, Rows(np.zeros(1, np.int32), rows), vector)
-    return max(1, nbytes // rows), primitives
+    profile = rewriting.profile(step, common, space, Rows(np.zeros(1, np.int32), rows), vector)
+    return profile._replace(nbytes=max(1, profile.nbytes // rows))
+
+
+def _state_precision(recipe: Recipe, profile: rewriting.Profile) -> tuple[int, set[str]]:
+    """Write the digits of the products into the recipe, and warn of half precision; (bytes per row, primitives)."""
+    digits = precision.bits(profile.lowest)
+    recipe["precision"] |= {"lowest": profile.lowest, "bits": digits}
+    if digits < precision.SINGLE:
+        warn_caller(
+            f"loss: the network computes in {profile.lowest}, {digits} significant bits, and so the curvature has two "
+            "or three digits; build the network in float32 (dtype=jnp.float32, no autocast) for more"
+        )
+    return profile.nbytes, profile.primitives
 
 
 def _blocks(by: Multiplier, rows: int, row_bytes: int, batch_size: int | None) -> list[Rows]:
@@ -289,7 +302,8 @@ def _in_memory(
     examples.check(common.loss, common.params, data, train=matrix.train, most=batch_size)
     count = _data.num_examples(data)
     rows = -(-count // mesh.size)
-    row_bytes, primitives = _profile(matrix, common, data, _data.cuts(count, batch_size)[0][1] if uncut else rows)
+    profile = _profile(matrix, common, data, _data.cuts(count, batch_size)[0][1] if uncut else rows)
+    row_bytes, primitives = _state_precision(recipe, profile)
     by = _multiplier(matrix, mesh, primitives, params_mesh)
     space = _space(matrix, common.params, params_mesh)
     if params_mesh is not None and not uncut and any(map(sharding.is_sharded, jax.tree.leaves(data))):
@@ -403,7 +417,8 @@ def _stream(settings: Settings, common: Common, data: Stream, recipe: Recipe) ->
     batch = next(iter(data))
     examples.check(common.loss, common.params, batch, train=matrix.train, most=batch_size)
     count = _data.num_examples(batch)
-    row_bytes, primitives = _profile(matrix, common, batch, _data.cuts(count, batch_size)[0][1] if uncut else count)
+    profile = _profile(matrix, common, batch, _data.cuts(count, batch_size)[0][1] if uncut else count)
+    row_bytes, primitives = _state_precision(recipe, profile)
     by = _multiplier(matrix, mesh, primitives, params_mesh)
     space = _space(matrix, common.params, params_mesh)
     text = "streamed, one reading per product"

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import arguments, recipes
+from lla_jax.core import arguments, precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import misuse, warn_caller
 from lla_jax.core.types import Directions, Eigenpairs, PyTree, Recipe
@@ -264,7 +264,7 @@ def _warn(result: Eigenpairs) -> None:
     elif recipe["stopped"]:
         text = f"{found}: it ends there, because {recipe['stopped']}"
     else:
-        computed = recipe["operator"].get("precision", {}).get("params", [recipe["dtype"]])
+        computed = precision.types_at_work(recipe["operator"], [recipe["dtype"]])
         text = f"{found}, and {asked}, which is below the rounding of the products in {', '.join(computed)}; raise tol"
     warn_caller(text)
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import arguments
+from lla_jax.core import arguments, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import clamp_count, warn_caller
 from lla_jax.core.types import PyTree
@@ -477,9 +477,9 @@ def bytes_needed(
 def rounding(H: Operator, times: float) -> float:
     """The rounding error of a product, relative to the largest eigenvalue.
 
-    It is ``times`` eps of the vectors' dtype, or eps of the parameters' dtype if that is larger.
+    It is ``times`` eps of the vectors' dtype, or eps of the types in which the loss is computed if that is larger.
     """
-    computed = H.recipe.get("precision", {}).get("params", [])
+    computed = precision.types_at_work(H.recipe)
     return max([times * float(jnp.finfo(H.dtype).eps), *(float(jnp.finfo(name).eps) for name in computed)])
 
 

@@ -177,8 +177,8 @@ class Operator(abc.ABC):
         in all processes that share the operator.
 
         Args:
-          params: a tree like the operator's parameters: the same structure, shapes and dtypes. It is put on the devices
-            where those are.
+          params: a tree like the operator's parameters: the same structure, shapes and dtypes (half precision is
+            widened). It is put on the devices where those are.
 
         Returns:
           An operator of the same kind. Its recipe names the new parameters, and is the same otherwise.
@@ -214,7 +214,8 @@ class Operator(abc.ABC):
         params = _tree.align(params, centre, "params", "the operator's parameters")
         pairs = zip(*map(jax.tree.leaves, (params, centre)), strict=True)
         for path, (new, old) in zip(_tree.paths(centre), pairs, strict=True):
-            if (dtype := _tree.shape_dtype(new)[1]) != old.dtype:
+            dtype = _tree.shape_dtype(new)[1]
+            if _tree.wide(dtype) != old.dtype:
                 text = f"has dtype {dtype}, and the operator's parameters {old.dtype}; it must have the same dtype"
                 raise ValueError(f"params[{path!r}] {text}: cast it, or make another operator")
         return params

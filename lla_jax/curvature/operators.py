@@ -25,7 +25,6 @@ from lla_jax.core.arguments import (
     misuse,
     show_options,
     single_key,
-    warn_caller,
 )
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
@@ -74,8 +73,8 @@ def hessian(
 
     Args:
       loss: a ``Loss``, or a plain ``f(params, batch) -> scalar``.
-      params: theta, a pytree of real floating arrays. In half precision the
-        curvature is computed in half precision, with a warning.
+      params: theta, a pytree of real floating arrays. Weights of half precision are taken in float32; a network that
+        computes in half precision all the same gives two or three digits, with a warning.
       data: one data set (a pytree of arrays with leading axis N) or ``lla.stream(...)``, read once per product.
       batch_size: examples per block. For a loss per example it bounds the memory and changes nothing else; by default
         the block suits the caches or the accelerator. For a batch-coupled loss, or ``batch_stats="batch"``, it is the
@@ -219,7 +218,7 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
     if not leaves or not all(jnp.issubdtype(d, jnp.floating) for d in dtypes):
         text = ", ".join(map(str, dtypes)) or "no leaves"
         raise Misuse("like", f"has {text}; it must be a pytree of real floating arrays, such as the parameters")
-    wide = [jax.dtypes.canonicalize_dtype(jnp.promote_types(d, jnp.float32)) for d in dtypes]
+    wide = [jax.dtypes.canonicalize_dtype(_tree.wide(d)) for d in dtypes]
     shapes = tuple((tuple(np.shape(x)), d) for x, d in zip(leaves, wide, strict=True))
     mesh = sharding.mesh_of(like)
     shards = None if mesh is None else tuple(sharding.sharding_of(x, mesh) for x in leaves)
@@ -371,13 +370,7 @@ def _operator(
 
 
 def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) -> tuple[Matrix, PyTree]:
-    """(the description of the matrix, the parameters as arrays); warns of half precision."""
+    """(the description of the matrix, the parameters as arrays)."""
     params = as_arrays(params)
     check_choice("batch_stats", batch_stats, ("frozen", "batch"))
-    half = sorted({str(x.dtype) for x in jax.tree.leaves(params) if jnp.dtype(x.dtype).itemsize < 4})
-    if half:
-        warn_caller(
-            f"params: {', '.join(half)} given, and curvature is computed in it, to two or three digits; cast them to "
-            "float32 for more"
-        )
     return Matrix(kind, tuple(_tree.select_leaves(select, params)), batch_stats == "batch"), params

@@ -216,7 +216,7 @@ def between(
         marks=[[names[0], [0.0] * len(axes)], *([n, c.tolist()] for n, c in zip(names[1:], coords))],
     )
     stacked = [
-        jnp.asarray(np.stack(column), jnp.promote_types(_tree.shape_dtype(ref)[1], jnp.float32))
+        jnp.asarray(np.stack(column), _tree.wide(_tree.shape_dtype(ref)[1]))
         for column, ref in zip(zip(*axes), leaves[0])
     ]
     return Directions(jax.tree.unflatten(jax.tree.structure(a), stacked), recipe)

@@ -25,7 +25,7 @@ def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | Non
     """Draw Gaussian directions d_i ~ N(0, I), every entry independent.
 
     One flat vector is drawn per direction, with the key folded with the direction's index, and cut into leaves: the
-    i-th direction does not depend on ``num``. Half-precision leaves are drawn in float32 and cast.
+    i-th direction does not depend on ``num``. Directions of half-precision leaves are in float32.
 
     Args:
       key: a ``jax.random`` key.
@@ -36,8 +36,8 @@ def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | Non
         sequence of these, which selects a leaf that matches one of them. None moves all leaves.
 
     Returns:
-      Directions of the shapes ``(k, *leaf.shape)`` and the dtypes of ``params``. The recipe keeps the key and a few
-      entries of the draw, which is enough for ``rebuild``.
+      Directions of the shapes ``(k, *leaf.shape)``, in the dtypes of ``params`` and float32 at least. The recipe keeps
+      the key and a few entries of the draw, which is enough for ``rebuild``.
 
     Raises:
       ValueError: ``num < 1``; a leaf that is not real, floating and finite; a selection that matches no leaf; a ``key``
@@ -117,7 +117,10 @@ def _normalize_again(axes: Directions, params: PyTree, step: Mapping[str, Any]) 
         filter_axis = lambda path, leaf: None if table[path] is None else tuple(table[path])  # noqa: E731
     options = {name: step[name] for name in ("by", "order", "one_dim", "unit")}
     exclude = None if step["exclude"] is None else _select_paths(step["exclude"]["paths"])
-    axes = normalize(axes, params, **options, filter_axis=filter_axis, exclude=exclude)
+    stacks = step.get("stacked", {})
+    axes = normalize(
+        axes, params, **options, filter_axis=filter_axis, exclude=exclude, stacked=lambda path, leaf: stacks.get(path)
+    )
     _check_fingerprint(
         "the weights",
         axes.recipe["normalize"][-1]["weights"],
@@ -130,7 +133,8 @@ def _normalize_again(axes: Directions, params: PyTree, step: Mapping[str, Any]) 
 def _draw(key: jax.Array, params: PyTree, num: int, chosen: list[bool]) -> tuple[PyTree, list[list[float]], str]:
     """Draw Gaussian directions: (stacked tree, a few entries of each flat vector, dtype of the draw)."""
     leaves, structure = jax.tree.flatten(params)
-    layout = tuple((*_tree.shape_dtype(leaf), moves) for leaf, moves in zip(leaves, chosen))
+    shapes = map(_tree.shape_dtype, leaves)
+    layout = tuple((shape, _tree.wide(dtype), moves) for (shape, dtype), moves in zip(shapes, chosen))
     dtype = jnp.result_type(jnp.float32, *(leaf_dtype for _, leaf_dtype, _ in layout))
     drawn, samples = _draw_leaves(key, num, layout, np.dtype(dtype))
     return jax.tree.unflatten(structure, drawn), _floats(samples), np.dtype(dtype).name
@@ -221,4 +225,4 @@ def _orthogonal_pair(fixed: list[Any], drawn: list[Any]) -> list[jax.Array]:
         rest = _tree.axpy(-_tree.dot(along, rest) / square, along, rest)
     size = _tree.norm(rest)
     factor = jnp.where(size > 1e-5 * before, jnp.sqrt(square) / size, 0)
-    return [jnp.concatenate([x, (factor * y).astype(x.dtype)]) for x, y in zip(fixed, rest)]
+    return [jnp.concatenate([x, factor * y]) for x, y in zip(along, rest)]

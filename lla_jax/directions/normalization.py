@@ -19,12 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, check_choice, is_integer, misuse
+from lla_jax.core.arguments import Misuse, check_choice, is_integer, misuse, warn_caller
 from lla_jax.core.static import Static
 from lla_jax.core.types import Directions, FilterAxis, Loss, Path, PyTree, Recipe, Select
 from lla_jax.directions.checks import SAMPLES, check_directions
+from lla_jax.directions.stacks import EMBEDDINGS, KERNELS, SCALES, Stacked, stacked_axes
 
 _BY = ("none", "weight", "layer", "filter", "model")
+_UNITS = {"filter": "filters", "layer": "layers", "weight": "leaves"}
 _ONE_DIM = ("vector", "entry", "zero")
 
 
@@ -37,6 +39,7 @@ def normalize(
     one_dim: Literal["vector", "entry", "zero"] = "vector",
     unit: bool = False,
     filter_axis: FilterAxis | Loss | None = None,
+    stacked: Stacked | None = None,
     exclude: Select | None = None,
 ) -> Directions:
     """Scale directions to the size of the weights they move.
@@ -51,7 +54,11 @@ def normalize(
     ``unit``, only where the direction is). One-dimensional tensors (biases, norm
     layers, scalars) have no filters: ``one_dim`` treats each as one vector, treats it entry by entry (d becomes
     sign(d) |w|), or sets it to 0, for every ``by`` (then it never moves, and is no part of the norm of the model).
-    Norms are computed in float32 at least.
+    Norms are computed in float32 at least, and so are the results. A leaf may hold several layers along a stacked axis
+    (``nn.scan``, ``nnx.vmap``, ``eqx.filter_vmap``): each is normalized as a layer of its own.
+
+    Biases that are 0, as in a fresh network, do not move by design. Weights that are 0 do not move either, and are
+    warned of: such as the B of a fresh LoRA, a last layer that starts at 0, pruned filters.
 
     Args:
       axes: the directions.
@@ -65,6 +72,11 @@ def normalize(
         tensor is if at most one of its axes is longer than 1, unless it is a kernel or weight of two or more axes); a
         function ``(path, leaf) -> axes`` where None means one-dimensional; a ``Loss``, whose ``filter_axis`` is taken;
         or None to decide by the tree: ``equinox_filter_axis`` for Equinox modules, ``flax_filter_axis`` for all others.
+      stacked: the axes along which leaves hold several layers: a dict {glob: axis}, such as {"layers/**": 0} (an axis
+        may be a tuple), or a function ``(path, leaf) -> axes``, None for none; ``filter_axis`` then gets one layer of
+        the leaf, and its axes are those of the layer. None to find them: in Equinox layers, in Flax and Haiku trees by
+        biases and norms with more than one axis and by names, unless ``filter_axis`` is a function of
+        the user or of a ``Loss``, or an int above 0. ``{}`` for no stacks.
       exclude: leaves that stay exactly as they are, and are no part of any norm.
 
     Returns:
@@ -73,6 +85,9 @@ def normalize(
     Raises:
       ValueError: an unknown option; directions of another structure or shape (the leaf is named); a filter axis out of
         range; a direction that is zero, before or after the scaling; entries that are not finite.
+
+    Warns:
+      UserWarning: weights, filters or layers of norm 0 that the directions would move.
 
     References:
       Li et al. 2018, arXiv:1712.09913 (filter, layer, weight; one_dim="zero" is its "biasbn"). Differences from LLA
@@ -93,13 +108,19 @@ def normalize(
     weights, structure = jax.tree.flatten(params)
     axes_of, axes_name = _filter_function(filter_axis, params)
     names = _tree.paths(params)
-    filters = [_filter_axes(axes_of, path, leaf) for path, leaf in zip(names, weights)]
+    told = axes_name is None or (
+        not isinstance(axes_name, str) and axes_name > 0
+    )  # axes of whole leaves, stacked ones too
+    stacks = {} if stacked is None and told else stacked_axes(stacked, params)
+    layers = [_one_layer(leaf, stacks.get(path, ())) for path, leaf in zip(names, weights)]
+    filters = [_filter_axes(axes_of, path, layer) for path, layer in zip(names, layers)]
     excluded = [False] * len(names) if exclude is None else _tree.select_leaves(exclude, params)
     treatments = tuple(
-        _treatment(by, one_dim, leaf_axes, np.ndim(leaf), keep)
-        for leaf_axes, leaf, keep in zip(filters, weights, excluded)
+        _treatment(by, one_dim, leaf_axes, np.ndim(leaf), stacks.get(path, ()), keep)
+        for leaf_axes, leaf, path, keep in zip(filters, weights, names, excluded)
     )
-    scaled = _scale(jax.tree.leaves(tree), weights, treatments, int(order), bool(unit))
+    scaled, still = _scale(jax.tree.leaves(tree), weights, treatments, int(order), bool(unit))
+    _warn_of_zeros(names, filters, [np.asarray(x) for x in still], by)
     step = {
         "by": by,
         "order": int(order),
@@ -109,10 +130,44 @@ def normalize(
         "exclude": None if exclude is None else _tree.describe(exclude, params, excluded),
         "weights": _sample_weights(weights),
     }
+    if stacks:
+        step["stacked"] = {path: list(leaf_axes) for path, leaf_axes in stacks.items()}
     recipe = Recipe(axes.recipe, normalize=[*axes.recipe.get("normalize", []), step])
     recipe.pop("marks", None)  # checkpoints have other coordinates on scaled axes, or are not in their plane
     hint = f"the normalization by {by!r} (one_dim={one_dim!r}) leaves nothing of it: use another one"
     return check_directions(jax.tree.unflatten(structure, scaled), recipe, hint)
+
+
+def _one_layer(leaf: Any, stack: tuple[int, ...]) -> Any:
+    """The leaf, or the shape of one of the layers that it holds."""
+    if not stack:
+        return leaf
+    shape, dtype = _tree.shape_dtype(leaf)
+    return jax.ShapeDtypeStruct([n for a, n in enumerate(shape) if a not in stack], dtype)
+
+
+def _warn_of_zeros(names: Sequence[Path], filters: Sequence[Any], still: Sequence[Any], by: str) -> None:
+    """Warn of the filters, layers and weights of norm 0 among those that the directions would move.
+
+    Args:
+      names: the paths of the leaves.
+      filters: the axes that index the filters of each leaf; None for one-dimensional tensors.
+      still: for each leaf, 1 for each of its norms that is 0 where the direction is not; empty where there is none.
+      by: as for ``normalize``.
+    """
+    found = []
+    for name, axes, zero in zip(names, filters, still, strict=True):
+        last = name.split("/")[-1]
+        padding = last in EMBEDDINGS and zero.sum() == 1 < zero.size
+        if not zero.any() or padding or (axes is None and not (last in (*SCALES, *KERNELS) and zero.all())):
+            continue
+        found.append(name if zero.all() else f"{name} ({zero.sum():,} of {zero.size:,} {_UNITS[by]})")
+    if found:
+        text = ", ".join(found[:5]) + (f" and {len(found) - 5} other leaves" if len(found) > 5 else "")
+        warn_caller(
+            f"params: weights of norm 0 in {text}; normalized to them by {by!r} the directions are 0 there, and these "
+            'weights do not move. To move them use by="model", or unit=True; or leave them out with exclude='
+        )
 
 
 def flax_filter_axis(path: Path, leaf: Any) -> int | tuple[int, ...] | None:
@@ -209,15 +264,21 @@ def _filter_axes(axes_of: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
 
 
 def _treatment(
-    by: str, one_dim: str, filters: tuple[int, ...] | None, ndim: int, excluded: bool
+    by: str,
+    one_dim: str,
+    filters: tuple[int, ...] | None,
+    ndim: int,
+    stack: tuple[int, ...],
+    excluded: bool,
 ) -> str | tuple[int, ...]:
     """The treatment of one tensor by ``_scale``: a word, or the axes over which norms are taken (() is entry by entry).
 
     Args:
       by: as for ``normalize``.
       one_dim: as for ``normalize``.
-      filters: the axes that index the filters; None for a one-dimensional tensor.
+      filters: the axes of one layer that index its filters; None for a one-dimensional tensor.
       ndim: number of axes of the tensor.
+      stack: the axes along which it holds several layers.
       excluded: whether the tensor stays as it is.
     """
     if excluded:
@@ -226,30 +287,42 @@ def _treatment(
         return "zero"
     if by in ("none", "weight", "model"):
         return by
-    everything = tuple(range(ndim))
+    everything = tuple(a for a in range(ndim) if a not in stack)  # of one layer
     if filters is None:
         return () if one_dim == "entry" else everything
-    return everything if by == "layer" else tuple(a for a in everything if a not in filters)
+    return everything if by == "layer" else tuple(a for i, a in enumerate(everything) if i not in filters)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
-def _scale(d: list[Any], w: list[Any], treatments: tuple, order: int, unit: bool) -> list[jax.Array]:
-    """Scale the leaves d of directions to the weights w, each by its treatment."""
+def _scale(
+    d: list[Any], w: list[Any], treatments: tuple, order: int, unit: bool
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Scale the leaves d of directions to the weights w, each by its treatment.
+
+    Returns:
+      The scaled leaves; and for each leaf a flat array of bools, whether a norm of its weights is 0 where that of a
+      direction is not.
+    """
     wide_d, wide_w = [_tree.widen(x) for x in d], [_tree.widen(x) for x in w]
     factor = _model_factor(wide_d, wide_w, treatments, order, unit) if "model" in treatments else jnp.ones(())
-    scaled = []
+    scaled, still = [], []
     for x, weight, treatment in zip(wide_d, wide_w, treatments):
+        zero = jnp.zeros(0, bool)
         if treatment == "zero":
             x = jnp.zeros_like(x)
         elif treatment == "weight":
+            zero = jnp.atleast_1d(jnp.any(x != 0) & jnp.all(weight == 0))
             x = x * weight
         elif treatment == "model":
             x = x * factor.reshape(-1, *[1] * weight.ndim)
         elif not isinstance(treatment, str):
             size = jnp.ones(()) if unit else _norms(weight, treatment, order)
-            x = x * _ratio(size, _norms(x, tuple(a + 1 for a in treatment), order))
+            length = _norms(x, tuple(a + 1 for a in treatment), order)
+            zero = zero if unit else jnp.ravel((size == 0) & jnp.any(length > 0, 0))
+            x = x * _ratio(size, length)
         scaled.append(x)
-    return [x.astype(jnp.result_type(old)) for x, old in zip(scaled, d)]
+        still.append(zero)
+    return [x.astype(wide.dtype) for x, wide in zip(scaled, wide_d)], still
 
 
 def _sample_weights(weights: Sequence[Any]) -> list[float]:

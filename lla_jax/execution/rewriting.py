@@ -12,21 +12,37 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core import precision
 from lla_jax.core.jaxprs import JITS, bind, equations, interpret
 from lla_jax.core.types import PyTree
 
 
-def profile(f: Callable[..., Any], *args: Any) -> tuple[int, set[str]]:
-    """Trace ``f`` without running it: (bytes of its largest intermediate value, names of its primitives)."""
-    found = list(equations(jax.make_jaxpr(f)(*args).jaxpr))
+class Profile(NamedTuple):
+    """Numbers of a traced function.
+
+    Args:
+      nbytes: bytes of its largest intermediate value.
+      primitives: names of its primitives.
+      lowest: name of the floating type with the fewest bits among its values.
+    """
+
+    nbytes: int
+    primitives: set[str]
+    lowest: str
+
+
+def profile(f: Callable[..., Any], *args: Any) -> Profile:
+    """Trace ``f`` without running it, and describe it."""
+    jaxpr = jax.make_jaxpr(f)(*args).jaxpr
+    found = list(equations(jaxpr))
     sizes = [v.aval.size * v.aval.dtype.itemsize for eqn in found for v in eqn.outvars if hasattr(v.aval, "size")]
-    return max(sizes, default=0), {eqn.primitive.name for eqn in found}
+    return Profile(max(sizes, default=0), {eqn.primitive.name for eqn in found}, precision.lowest_type(jaxpr))
 
 
 # --- values that are affine in the coordinates

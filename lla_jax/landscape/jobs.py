@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lla_jax.core import data as _data
-from lla_jax.core import examples, recipes
+from lla_jax.core import examples, precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
@@ -22,7 +22,7 @@ from lla_jax.execution import devices as _devices
 from lla_jax.execution import plans
 from lla_jax.execution.plans import Plan
 from lla_jax.landscape import batch_stats as _batch_stats
-from lla_jax.landscape import tasks
+from lla_jax.landscape import digits, tasks
 from lla_jax.landscape.tasks import Task
 
 STATE_BYTES = 2**28  # bytes of re-estimated statistics that may be held while a stream is read
@@ -56,6 +56,7 @@ class Job(NamedTuple):
         average); otherwise None.
       mesh: the devices, by shards of the points and of the data.
       recipe: the recipe of the landscape.
+      reads: whether the loss depends on the parameters.
       directions: the stacked tree of the axes, on the devices; None until ``set_axes`` gives it.
     """
 
@@ -68,6 +69,7 @@ class Job(NamedTuple):
     momenta: list[float | None] | None
     mesh: Mesh
     recipe: Recipe
+    reads: bool
     directions: PyTree = None
 
     @property
@@ -105,18 +107,18 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
     counts = {p: None if isinstance(d, Stream) else _data.num_examples(d) for p, d in task.sets.items()}
     mesh = _mesh(task, math.prod(map(len, coords)))
     recipe = _recipe(task, params)
-    given, centre = task, params
-    task, params = _on_devices(task, mesh), _devices.replicate(params, mesh)
-    leaves = jax.tree.leaves(params)
-    recipe["params"]["size"] = sum(x.size for x in leaves)
-    recipe["precision"]["params"] = sorted({str(x.dtype) for x in leaves})
+    loss, params = precision.at_least_single(task.loss, params)
+    given, centre = task._replace(loss=loss), params
+    task, params = _on_devices(given, mesh), _devices.replicate(params, mesh)
     momenta = None
     first_piece = next(pieces(task.data, counts[""], mesh, padded=False))
     _check_examples(given, centre, first_piece)
+    size = _data.cuts(first_piece.rows, task.batch_size)[0][1]
+    traced = digits.trace(task.loss, params, first_piece.batch, size, task.formula.train)
+    recipe["precision"] |= {"lowest": traced.lowest, "bits": precision.bits(traced.lowest)}
     if task.batch_stats == "reestimate":
-        size = _data.cuts(first_piece.rows, task.batch_size)[0][1]
         momenta = _batch_stats.momenta(task.loss, params, first_piece.batch, size)
-    return Job(task, params, coords, coords, counts, first_piece, momenta, mesh, recipe)
+    return Job(task, params, coords, coords, counts, first_piece, momenta, mesh, recipe, traced.reads)
 
 
 def _check_examples(task: Task, params: PyTree, first_piece: Piece) -> None:
@@ -143,13 +145,14 @@ def _recipe(task: Task, params: PyTree) -> Recipe:
         "point_metrics": [name for name, _ in task.point_metrics],
         "data": recipes.describe(task.data),
         "extra_data": {name: recipes.describe(data) for name, data in task.extra_data.items()},
-        "params": {"fingerprint": recipes.fingerprint(params)},
+        "params": {"fingerprint": recipes.fingerprint(params), "size": sum(map(np.size, jax.tree.leaves(params)))},
         "state": recipes.fingerprint(task.loss.state),
         "noise": recipes.fingerprint(task.loss.key),
         "key": recipes.fingerprint(task.key),
         "precision": {
             "matmul": str(jax.config.values["jax_default_matmul_precision"] or "default"),
             "x64": bool(jax.config.values["jax_enable_x64"]),
+            **precision.describe(task.loss, params),
         },
     }
 
@@ -205,8 +208,10 @@ def recentre(job: Job, params: PyTree, state: PyTree) -> Job:
         "params": job.recipe["params"] | {"fingerprint": recipes.fingerprint(params)},
         "state": recipes.fingerprint(state),
     }
+    state = precision.widen(state) if precision.is_widened(job.loss) else state
     loss = _devices.replicate(replace(job.loss, state=state), job.mesh)
-    return job._replace(task=job.task._replace(loss=loss), params=_devices.replicate(params, job.mesh), recipe=recipe)
+    params = _devices.replicate(precision.widen(params), job.mesh)
+    return job._replace(task=job.task._replace(loss=loss), params=params, recipe=recipe)
 
 
 def set_axes(job: Job, directions: Directions) -> Job:
@@ -221,7 +226,13 @@ def set_axes(job: Job, directions: Directions) -> Job:
         "directions": dict(directions.recipe) | {"contents": recipes.fingerprint(directions.tree)},
         "versions": versions(),
     }
-    return job._replace(directions=_devices.replicate(tree, job.mesh), recipe=recipe)
+    tree = _devices.replicate(tree, job.mesh)
+    batch, rows, _ = job.first_piece
+    size = _data.cuts(rows, job.task.batch_size)[0][1]
+    recipe["precision"] = digits.check_resolved(
+        recipe, job.loss, job.params, tree, job.coords, batch, size, job.task.formula
+    )
+    return job._replace(directions=tree, recipe=recipe)
 
 
 def group_size(job: Job, plan: Plan) -> int:

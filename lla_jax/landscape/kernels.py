@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lla_jax.core import data as _data
-from lla_jax.core import examples
+from lla_jax.core import examples, precision
 from lla_jax.core import losses as _losses
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.static import static
@@ -196,7 +196,7 @@ def losses(
     Raises:
       ValueError: ``coords`` of another shape, or ``share`` with another rule than ``add``.
     """
-    loss = _losses.as_loss(loss)
+    loss, params = precision.at_least_single(_losses.as_loss(loss), params)
     if share and rule is not add:
         raise misuse(
             "share", share, "False with this rule, since only the add rule is affine in the coordinates; use rule=add"

@@ -16,7 +16,7 @@ from lla_jax.landscape import planning
 from lla_jax.landscape.grids import grid_points, is_same_grid
 from lla_jax.landscape.jobs import Job, group_size
 from lla_jax.landscape.means import Means
-from lla_jax.landscape.points import check_finite, compute_means
+from lla_jax.landscape.points import check_values, compute_means
 
 log = logging.getLogger("lla_jax")
 
@@ -62,7 +62,7 @@ def compute(
             on_partial(_landscape(job, table, recipe, plan, done))
         raise
     result = _landscape(job, table, recipe, plan, done)
-    check_finite(result)
+    check_values(result, job.reads)
     return result
 
 

@@ -77,7 +77,7 @@ def _fastest_plan(job: Job, most: int) -> Plan:
             block = losses.block_at(batch, 0, few, few, 0)
             return kernels.sums_at_points(job.loss, centre, block, task.formula, Plan(1, few, "map", False))
 
-        nbytes, primitives = rewriting.profile(one, job.params, job.first_piece.batch)
+        nbytes, primitives, _ = rewriting.profile(one, job.params, job.first_piece.batch)
         return plans.candidates(
             task.execution,
             points=points,

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from lla_jax.core import data as _data
-from lla_jax.core import losses
+from lla_jax.core import losses, precision
 from lla_jax.core.arguments import warn_caller
 from lla_jax.core.data import Stream
 from lla_jax.core.types import Landscape, PyTree
@@ -22,6 +22,7 @@ from lla_jax.landscape import kernels
 from lla_jax.landscape.jobs import Job, Piece, pieces, rows_per_device
 from lla_jax.landscape.kernels import Blocks, Points
 from lla_jax.landscape.means import Means
+from lla_jax.landscape.rules import RULES
 
 Values = dict[str, np.ndarray]
 """{name: (C,)}, a number for every point."""
@@ -188,14 +189,19 @@ def _means_from_sums(job: Job, packed: Mapping[str, np.ndarray], values: Values)
     return Means(means | point_metrics, {name: sums[name].standard_error for name in with_error})
 
 
-def check_finite(landscape: Landscape) -> None:
-    """Raise an error if the loss of a landscape is finite nowhere, and warn of cells that are not finite.
+def check_values(landscape: Landscape, reads: bool = True) -> None:
+    """Raise an error if the loss of a landscape is finite nowhere; warn of cells that are not, and of a flat loss.
+
+    Args:
+      landscape: the landscape.
+      reads: whether the loss reads the parameters at all; if not, it is flat as it must be.
 
     Raises:
       ValueError: the loss is finite at no point.
 
     Warns:
-      UserWarning: for each value with cells that are not finite, their fraction.
+      UserWarning: for each value with cells that are not finite, their fraction; a loss that is the same at all points
+        along normalized directions, and not 0, or differs by less than the network's half precision rounds it.
     """
     if not np.isfinite(landscape.values["loss"]).any():
         raise ValueError(
@@ -209,3 +215,31 @@ def check_finite(landscape: Landscape) -> None:
                 f"values[{name!r}]: {fraction:.1%} of the cells are not finite; they are kept as they are and shown as "
                 "holes. A smaller extent avoids them"
             )
+    if reads:
+        _check_spread(landscape)
+
+
+def _check_spread(landscape: Landscape) -> None:
+    loss, rule = landscape.values["loss"], landscape.recipe.get("rule")
+    low, high = float(loss.min()), float(loss.max())
+    if not (np.isfinite(low) and np.isfinite(high)) or max(loss.shape) < 3 or rule not in RULES:
+        return  # two points may be symmetric
+    if low == high:
+        if low == 0 or not landscape.recipe.get("directions", {}).get("normalize"):
+            return  # a fit may be perfect wherever we look, and a direction of the user's be as short as meant
+        warn_caller(
+            f"loss: exactly {low:.8g} at all {loss.size} points of the grid, so that nothing is seen: the directions "
+            "move no weights on which the loss depends, or not far enough. Directions are 0 where they were normalized "
+            'to weights that are 0, such as the B of a fresh LoRA: use normalize(..., by="model"), or unit=True; or '
+            "take a larger extent"
+        )
+        return
+    entry = landscape.recipe.get("precision", {})
+    digits = entry.get("bits", precision.SINGLE)
+    if entry.get("lost", 0) > precision.LOST_MOST:
+        return  # said already
+    if digits < precision.SINGLE and high - low <= 2.0**-digits * max(abs(low), abs(high)):
+        warn_caller(
+            f"loss: its values differ by {high - low:.2g}, which {entry['lowest']} ({digits} significant bits), in "
+            "which the network computes, does not resolve; build the network in float32, or take a larger extent"
+        )

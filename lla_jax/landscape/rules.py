@@ -12,11 +12,12 @@ import numpy as np
 
 from lla_jax.core.arguments import Misuse, check_choice
 from lla_jax.core.static import static
+from lla_jax.core.tree import wide  # not its module: rules compare by value
 from lla_jax.core.types import PyTree
 
 
 def add(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
-    """The parameters theta + sum_i c_i d_i, exactly theta at c = 0; half-precision leaves are added up in float32.
+    """The parameters theta + sum_i c_i d_i, exactly theta at c = 0; half-precision leaves become float32 and stay so.
 
     Args:
       params: the centre theta.
@@ -24,17 +25,17 @@ def add(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
       coord: (k,), the coordinates c of one point.
 
     Returns:
-      A tree like ``params``.
+      A tree like ``params``, in float32 at least: rounded to half precision, most points would be theta again.
 
     References: Goodfellow et al. 2014, arXiv 1412.6544; Li et al. 2018, arXiv 1712.09913, section 2.
     """
 
     def move(p: Any, d: Any) -> Any:
-        wide = jnp.promote_types(p.dtype, jnp.float32)
-        q = p.astype(wide)
+        dtype = wide(p.dtype)
+        q = p.astype(dtype)
         for i in range(d.shape[0]):
-            q = q + coord[i].astype(wide) * d[i].astype(wide)
-        return q.astype(p.dtype)
+            q = q + coord[i].astype(dtype) * d[i].astype(dtype)
+        return q
 
     return jax.tree.map(move, params, directions)
 
@@ -51,7 +52,7 @@ def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> P
       eps: Adam's epsilon; to change it, pass ``functools.partial(lla.landscape.adam, eps=...)`` as the rule.
 
     Returns:
-      A tree like ``params``.
+      A tree like ``params``, in float32 at least.
 
     References: Gabdullin 2024, arXiv 2412.10146 ("adameq").
 
@@ -60,10 +61,10 @@ def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> P
     """
 
     def move(p: Any, d: Any) -> Any:
-        wide = jnp.promote_types(p.dtype, jnp.float32)
-        a, b = coord[0].astype(wide), coord[1].astype(wide)
-        m, v = d[0].astype(wide), d[1].astype(wide)
-        return (p.astype(wide) + a / jnp.sqrt(b) * m / (jnp.sqrt(v) + eps)).astype(p.dtype)
+        dtype = wide(p.dtype)
+        a, b = coord[0].astype(dtype), coord[1].astype(dtype)
+        m, v = d[0].astype(dtype), d[1].astype(dtype)
+        return p.astype(dtype) + a / jnp.sqrt(b) * m / (jnp.sqrt(v) + eps)
 
     return jax.tree.map(move, params, directions)
 

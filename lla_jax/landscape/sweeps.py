@@ -336,7 +336,7 @@ def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape 
             num = plane.values["loss"].size - contents.done
             missing.append(f"{len(contents.missing)} chunks of {folder} ({num:,} points)")
         elif not contents.damaged:
-            points.check_finite(plane)
+            points.check_values(plane)
         planes[member] = plane
     if (missing and not partial) or not planes:
         raise reading.Incomplete(Path(store), "; ".join(missing[:5]) + " and more" * (len(missing) > 5))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import recipes
+from lla_jax.core import precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.text import pm, table
@@ -363,8 +363,8 @@ def _three_points(x: np.ndarray, y: np.ndarray, at: int, reach: int) -> _Parabol
 
 
 def _eps(plane: Landscape) -> float:
-    precise = plane.recipe.get("precision", {}).get("params") == ["float64"]
-    return float(np.finfo(np.float64 if precise else np.float32).eps)
+    types = precision.types_at_work(plane.recipe, ["float32"])
+    return max(float(jnp.finfo(name).eps) for name in types)
 
 
 def _notes_on_grid(

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core import precision
 from lla_jax.core.arguments import Misuse, check_choice, check_number, misuse, warn_caller
 from lla_jax.core.text import pm
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Spectrum
@@ -237,7 +238,7 @@ def _rows(spec: Spectrum) -> tuple[np.ndarray, np.ndarray]:
 def _rounding(spec: Spectrum) -> float:
     """The magnitude that a node must exceed to differ from zero."""
     recipe = spec.recipe
-    computed = recipe.get("operator", {}).get("precision", {}).get("params", [])
+    computed = precision.types_at_work(recipe.get("operator", {}))
     eps = max(float(jnp.finfo(name).eps) for name in [recipe.get("dtype", "float32"), *computed])
     return min(ROUNDING * eps, NEAR_ZERO) * float(np.abs(spec.nodes).max())
 

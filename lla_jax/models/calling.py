@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import jax
 import numpy as np
@@ -44,6 +44,7 @@ class Options(TypedDict, total=False):
       train_kwargs: keyword arguments of the call in train mode, in addition to the flags found in its signature; for a
         flag that is named in both, they decide.
       eval_kwargs: keyword arguments of the call in eval mode, likewise.
+      precision: "float32", or "params" to call the model with half-precision weights as they are; see ``Loss``.
     """
 
     inputs: Inputs
@@ -53,6 +54,7 @@ class Options(TypedDict, total=False):
     filter_axis: FilterAxis | None
     train_kwargs: Mapping[str, Any] | None
     eval_kwargs: Mapping[str, Any] | None
+    precision: Literal["float32", "params"]
 
 
 DEFAULTS: Options = {
@@ -63,12 +65,13 @@ DEFAULTS: Options = {
     "filter_axis": None,
     "train_kwargs": None,
     "eval_kwargs": None,
+    "precision": "float32",
 }
 
 
 def loss_of(apply: Callable[..., Any], criterion: Callable[..., Any], state: PyTree, options: Options) -> Loss:
-    """Make the ``Loss`` of an adapter, with the options ``key``, ``penalty``, ``per_example`` and ``filter_axis``."""
-    names = ("key", "penalty", "per_example", "filter_axis")
+    """Make the ``Loss`` of an adapter, with those of the options that a ``Loss`` has too."""
+    names = ("key", "penalty", "per_example", "filter_axis", "precision")
     return Loss(apply, criterion, state, **{name: options[name] for name in names})  # type: ignore[literal-required]
 
 

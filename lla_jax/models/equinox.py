@@ -165,7 +165,7 @@ def from_equinox(
       method: name of the model's method to call.
       axis_name: the name of the batch axis that the BatchNorm layers of the model were given.
       options: those of ``lla.models.Options``: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``,
-        ``train_kwargs``, ``eval_kwargs``.
+        ``train_kwargs``, ``eval_kwargs``, ``precision``.
 
     Returns:
       A ``Loss`` whose state is ``{"arrays": the model's integer and boolean arrays, "state": State or None}``, or None

@@ -121,7 +121,7 @@ def from_linen(
       criterion: ``criterion(outputs, batch) -> losses (B,)`` or ``(losses, weights)``; see ``Loss``.
       method: the module's method to call, instead of ``__call__``.
       options: those of ``lla.models.Options``: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``,
-        ``train_kwargs``, ``eval_kwargs``.
+        ``train_kwargs``, ``eval_kwargs``, ``precision``.
 
     Returns:
       A ``Loss`` whose state is the dict of these collections (None if there are none).

@@ -109,8 +109,8 @@ def from_nnx(
       criterion: ``criterion(outputs, batch) -> losses (B,)`` or ``(losses, weights)``; see ``Loss``.
       method: name of the model's method to call.
       options: those of ``lla.models.Options``: ``inputs``, ``key``, ``penalty``, ``per_example``, ``filter_axis``,
-        ``train_kwargs``, ``eval_kwargs``. With a key, the random streams of the model start from the key of each
-        example; if the call has an argument ``rngs``, it gets an ``nnx.Rngs`` of this key.
+        ``train_kwargs``, ``eval_kwargs``, ``precision``. With a key, the random streams of the model start
+        from the key of each example; if the call has an argument ``rngs``, it gets an ``nnx.Rngs`` of this key.
 
     Returns:
       A ``Loss`` whose state is an ``nnx.State`` of all variables except the parameters, with random keys as their

@@ -39,6 +39,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("by", "order", "one_dim", "unit"), CASES)
+@pytest.mark.filterwarnings("ignore:params. weights of norm 0 in conv")
 def test_normalize_agrees_with_numpy_in_every_layout(by, order, one_dim, unit):
     w, d = weights_and_direction()
     expected = plain_normalize(w, d, by, order, one_dim, unit)
@@ -113,9 +114,8 @@ class TestNormalizeMore:
     def test_half_precision_norms_do_not_saturate(self):
         params = {"kernel": np.full((300, 2), 20, np.float16)}  # the squares add up to more than float16 holds
         got = directions.normalize(directions.random(KEY, params, 1), params).tree["kernel"]
-        assert got.dtype == np.float16
         norms = np.linalg.norm(np.asarray(got, "f8")[0], axis=0)
-        np.testing.assert_allclose(norms, 20 * 300**0.5, rtol=1e-3)
+        np.testing.assert_allclose(norms, 20 * 300**0.5, rtol=1e-6)
 
     def test_tiny_moments_do_not_vanish(self):
         axes = directions.given({"kernel": np.full((3, 2), 1e-30, np.float32)})

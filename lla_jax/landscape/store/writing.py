@@ -22,7 +22,7 @@ from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress, report_part
 from lla_jax.landscape import planning
 from lla_jax.landscape.jobs import Job, group_size
-from lla_jax.landscape.points import check_finite, compute_means
+from lla_jax.landscape.points import check_values, compute_means
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.chunks import Chunk, DamagedChunk, Store
@@ -125,7 +125,7 @@ def compute(
     result = _chunks.landscape(store, coords, contents)
     if result.recipe["complete"]:
         _chunks.remove_leftovers(folder)
-        check_finite(result)
+        check_values(result, job.reads)
     return result
 
 
