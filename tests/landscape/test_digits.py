@@ -167,7 +167,9 @@ def test_a_landscape_on_which_nothing_moves_is_pointed_out():
         return jnp.mean((batch[0] @ p["a"] @ p["b"]) ** 2) + 1
 
     p = {"a": np.ones((5, 2), np.float32), "b": np.zeros((2, 3), np.float32)}
-    axis = lla.directions.given({"a": np.ones((5, 2), np.float32), "b": np.zeros((2, 3), np.float32)})
+    axis = lla.directions.random(jax.random.key(0), p, 1)
+    with pytest.warns(UserWarning, match="norm"):
+        axis = lla.directions.normalize(axis, p, by="layer")
     with pytest.warns(UserWarning, match="loss: exactly 1 at all 3 points of the grid"):
         lla.evaluate(product, p, DATA, axis, LINE(1.0), execution=FIXED)
     symmetric = (np.array([-1.0, 1.0]),)  # two points show no flatness
