@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lla_jax.core import counts, losses, recipes
 from lla_jax.core import data as _data
-from lla_jax.core import losses, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe, Select
-from lla_jax.curvature import matrices, products
+from lla_jax.curvature import likelihoods, matrices, products
+from lla_jax.curvature.likelihoods import Likelihood
 from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, describe_params
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.products import Common, Multiplier, Rows
@@ -37,6 +38,7 @@ BLOCK_BYTES = {True: 2**22, False: 2**30}  # largest intermediate value of a blo
 MOST_TRACED = 2**16  # rows; the number of entries of more might not fit an int32
 KEPT_FRACTION = 0.25  # of the free memory, which primal values may take
 UNSTEADY = 1e-5  # relative difference between two evaluations that rounding does not explain
+FEW_ROWS = 8  # at which a criterion is looked at
 CALLBACKS = {"pure_callback", "io_callback"}  # without these, a jax function gives the same values every time
 
 
@@ -75,6 +77,12 @@ def operator(
     recipe = _recipe(matrix, loss, params, data, batch_size if uncut else None, options["select"])
     key = jax.random.key(0) if key is None else key
     offset = _agree_on_rows(recipe, data, key, matrix) if together else 0
+    if matrix.kind != "hessian" or not loss.per_example:
+        one = _devices.mesh_of([mesh.devices.flat[0]])
+        at_one = _place((loss, params), one, params_mesh, "loss, params")
+        counts.warn_of_counts(at_one[0], at_one[1], data, batch_size)
+        matrix, loss = _settle(matrix, at_one[0], at_one[1], data, batch_size if uncut else FEW_ROWS)
+        recipe |= {"likelihood": str(matrix.sample)} if isinstance(matrix.sample, Likelihood) else {}
     loss, params, key = _place((loss, params, key), mesh, params_mesh, "loss, params")
     common = Common(loss, params, None, np.int32(0), np.int32(offset), key)
     allow = options["allow_nondeterministic"]
@@ -86,6 +94,36 @@ def operator(
         text = "which needs the data in memory, and a stream is read anew for every product"
         raise Misuse("execution.linearize", f'True given, {text}; leave it out, or use "auto" or False')
     return _stream(settings, common, data, recipe)
+
+
+def _settle(matrix: Matrix, loss: Loss, params: PyTree, data: Any, size: int | None) -> tuple[Matrix, Loss]:
+    """The matrix with its sampler and the loss with its outputs, as a look at a few rows decides; refuses nonsense.
+
+    Args:
+      matrix: the matrix; a sampler "recognise" becomes the criterion's likelihood.
+      loss: the loss.
+      params: the parameters.
+      data: a data set or a stream, of which the first batch is read.
+      size: rows to look at, None for all.
+    """
+    if matrix.kind == "hessian" or (matrix.kind == "fisher" and matrix.sample is None):
+        return matrix, loss
+    block = _few_rows(data, size)
+    if matrix.kind == "ggn":
+        return matrix, likelihoods.with_curved_criterion(loss, params, block, matrix.train)
+    recognised = matrix.sample == likelihoods.RECOGNISE
+    if recognised:
+        matrix = replace(matrix, sample=likelihoods.recognise(loss, params, block, matrix.train))
+    likelihoods.check_mean_slope(loss, params, block, matrix.sample, matrix.train, recognised)
+    return matrix, loss
+
+
+def _few_rows(data: Any, size: int | None) -> losses.Block:
+    """A block of at most ``size`` rows, which lie apart in the data set, or in the first batch of a stream."""
+    batch = next(iter(data)) if isinstance(data, Stream) else _data.as_arrays(data)
+    count = _data.num_examples(batch)
+    index = np.linspace(0, count - 1, min(count, size or count)).astype(np.int32)
+    return losses.Block(jax.tree.map(lambda x: np.asarray(x[index]), batch), np.ones(len(index), bool), index)
 
 
 class Options(TypedDict, total=False):

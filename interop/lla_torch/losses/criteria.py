@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from lla_torch.tracing.guards import refuse_losses_of_pairs
+
 Kind = Literal["entries", "classes", "examples", "coupled"]
 
 
@@ -94,7 +96,7 @@ def criterion_of(
     if reduction is not None:
         unreduced.reduction = "none"
     example = (example_outputs, example_labels)
-    with torch.no_grad():
+    with torch.no_grad(), refuse_losses_of_pairs():
         kind = _kind(loss_module, unreduced, *example)
     if kind == "coupled":
         return Criterion(convert_callable(copy.deepcopy(loss_module), *example), kind), False

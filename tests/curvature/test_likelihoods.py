@@ -1,0 +1,351 @@
+"""Likelihoods are recognised by their slopes, and the Fisher matrix with their targets is the one that is exact."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lla_jax as lla
+from lla_jax.curvature import likelihoods, operators
+from lla_jax.curvature.assembly import _few_rows
+from tests.helpers import ANEW, ONE, error
+
+N, T, C = 12, 3, 3
+KEY = jax.random.key(0)
+_rng = np.random.default_rng(0)
+X = _rng.standard_normal((N, 4)).astype("float32")
+TOKENS = _rng.standard_normal((N, T, 4)).astype("float32")
+LABELS, TOKEN_LABELS = _rng.integers(0, C, N), _rng.integers(0, C, (N, T))
+BINARY, REALS = (LABELS > 0).astype("int32"), _rng.standard_normal((N, C)).astype("float32")
+PADDED = np.where(np.arange(T) < 1 + np.arange(N)[:, None] % T, TOKEN_LABELS, -100)
+
+
+def params(outputs: int = C) -> dict:
+    return {"kernel": (0.5 * np.random.default_rng(1).standard_normal((4, outputs))).astype("float32")}
+
+
+def model(then=lambda outputs: outputs):
+    """A linear model, with a function on top."""
+
+    def apply(p, state, batch, train):
+        return then((batch["x"] if isinstance(batch, dict) else batch[0]) @ p["kernel"]), state
+
+    return apply
+
+
+def entropy(scores, labels):
+    return -jnp.take_along_axis(jax.nn.log_softmax(scores), jnp.maximum(labels, 0)[..., None], -1)[..., 0]
+
+
+def on_axis_1(outputs):
+    return outputs.swapaxes(1, 2)
+
+
+def entropy_on_axis_1(outputs, batch):
+    return entropy(outputs.swapaxes(1, 2), batch[1])
+
+
+def first(outputs):
+    return outputs[:, 0]
+
+
+CLASS_WEIGHTS = jnp.array([1.0, 3.0, 0.5])
+CASES = {  # name: (loss, outputs, data, likelihood)
+    "scores": (lla.Loss(model(), lambda o, b: entropy(o, b[1])), C, (X, LABELS), "categorical over axis 1 of scores"),
+    "temperature": (
+        lla.Loss(model(), lambda o, b: entropy(o / 0.25, b[1])),
+        C,
+        (X, LABELS),
+        "categorical over axis 1 of scores / 0.25",
+    ),
+    "optax": (
+        lla.Loss(model(), lambda o, b: optax.softmax_cross_entropy_with_integer_labels(o, b[1])),
+        C,
+        (X, LABELS),
+        "categorical over axis 1 of scores",
+    ),
+    "classes on axis 1": (
+        lla.Loss(model(on_axis_1), entropy_on_axis_1),
+        C,
+        (TOKENS, TOKEN_LABELS),
+        "categorical over axis 1 of scores",
+    ),
+    "sums over tokens": (
+        lla.Loss(model(), lambda o, b: entropy(o, b[1]).sum(1)),
+        C,
+        (TOKENS, TOKEN_LABELS),
+        "categorical over axis 2 of scores",
+    ),
+    "means over the tokens that count": (
+        lla.Loss(model(), lambda o, b: jnp.sum(entropy(o, b[1]) * (b[1] >= 0), 1) / jnp.sum(b[1] >= 0, 1)),
+        C,
+        (TOKENS, PADDED),
+        "categorical over axis 2 of scores",
+    ),
+    "ignored labels": (
+        lla.Loss(model(), lambda o, b: (entropy(o, b[1]), 1.0 * (b[1] >= 0))),
+        C,
+        (TOKENS, PADDED),
+        "categorical over axis 2 of scores",
+    ),
+    "class weights": (
+        lla.Loss(model(), lambda o, b: (entropy(o, b[1]), CLASS_WEIGHTS[b[1]])),
+        C,
+        (X, LABELS),
+        "categorical over axis 1 of scores",
+    ),
+    "soft labels": (
+        lla.Loss(model(), lambda o, b: optax.softmax_cross_entropy(o, b[1])),
+        C,
+        (X, np.asarray(jax.nn.softmax(REALS))),
+        "categorical over axis 1 of scores",
+    ),
+    "log-probabilities": (
+        lla.Loss(model(jax.nn.log_softmax), lambda o, b: -jnp.take_along_axis(o, b[1][:, None], 1)[:, 0]),
+        C,
+        (X, LABELS),
+        "categorical over axis 1 of log-probabilities",
+    ),
+    "probabilities": (
+        lla.Loss(model(jax.nn.softmax), lambda o, b: -jnp.log(jnp.take_along_axis(o, b[1][:, None], 1)[:, 0])),
+        C,
+        (X, LABELS),
+        "categorical over axis 1 of probabilities",
+    ),
+    "one logit": (
+        lla.Loss(model(first), lambda o, b: optax.sigmoid_binary_cross_entropy(o, b[1])),
+        1,
+        (X, BINARY),
+        "Bernoulli",
+    ),
+    "one logit of shape (B, 1), labels in a dict": (
+        lla.Loss(model(), lambda o, b: b["mask"] * optax.sigmoid_binary_cross_entropy(o[:, 0], b["y"])),
+        1,
+        {"x": X, "mask": np.arange(N) % 4 > 0, "y": BINARY == 1},
+        "Bernoulli",
+    ),
+    "labels -1 and 1": (
+        lla.Loss(model(), lambda o, b: jax.nn.softplus(-b[1] * o[:, 0] / 2)),
+        1,
+        (X, 2 * BINARY - 1),
+        "Bernoulli",
+    ),
+    "a probability": (
+        lla.Loss(model(lambda o: jax.nn.sigmoid(o[:, 0])), lambda o, b: -jnp.log(jnp.where(b[1] == 1, o, 1 - o))),
+        1,
+        (X, BINARY),
+        "Bernoulli",
+    ),
+    "several labels": (
+        lla.Loss(model(), lambda o, b: optax.sigmoid_binary_cross_entropy(o, b[1]).mean(-1)),
+        C,
+        (X, (REALS > 0).astype("float32")),
+        "Bernoulli",
+    ),
+    "counts": (
+        lla.Loss(model(first), lambda o, b: jnp.exp(o) - b[1] * o),
+        1,
+        (X, LABELS),
+        "Poisson",
+    ),
+    "rates": (
+        lla.Loss(model(lambda o: jax.nn.softplus(o[:, 0])), lambda o, b: o - b[1] * jnp.log(o)),
+        1,
+        (X, LABELS.astype("float32")),
+        "Poisson",
+    ),
+    "counts with exposures": (
+        lla.Loss(model(first), lambda o, b: jnp.exp(o + b[2]) - b[1] * (o + b[2])),
+        1,
+        (X, LABELS, REALS[:, 0]),
+        "Poisson",
+    ),
+    "mean of squares": (
+        lla.Loss(model(), lambda o, b: jnp.mean((o - b[1]) ** 2, -1)),
+        C,
+        (X, REALS),
+        "Gaussian",
+    ),
+    "squares of integers": (lla.Loss(model(first), lambda o, b: (o - b[1]) ** 2), 1, (X, LABELS), "Gaussian"),
+    "predicted variances": (
+        lla.Loss(model(), lambda o, b: 0.5 * (jnp.exp(-o[:, 1]) * (o[:, 0] - b[1]) ** 2 + o[:, 1])),
+        2,
+        (X, REALS[:, 0]),
+        "Gaussian",
+    ),
+    "labels and counts": (
+        lla.Loss(
+            lambda p, state, b, train: ({"label": b[0] @ p["kernel"], "count": b[0] @ p["kernel"][:, 0]}, state),
+            lambda o, b: entropy(o["label"], b[1]) + jnp.exp(o["count"]) - b[2] * o["count"],
+        ),
+        C,
+        (X, LABELS, LABELS[::-1].copy()),
+        "categorical over axis 1 of scores, Poisson",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fisher_likelihood_is_recognised(name):
+    loss, outputs, data, expected = CASES[name]
+    assert str(likelihoods.recognise(loss, params(outputs), _few_rows(data, 8), False)) == expected
+
+
+SAME_AS_GGN = [
+    "temperature",
+    "classes on axis 1",
+    "ignored labels",
+    "class weights",
+    "one logit",
+    "counts",
+    "mean of squares",
+]
+
+
+@pytest.mark.parametrize("name", SAME_AS_GGN)
+def test_fisher_of_the_right_likelihood_is_the_ggn(name):
+    loss, outputs, data, _ = CASES[name]
+    G = operators.dense(lla.ggn(loss, params(outputs), data, execution=ANEW))
+    F = lla.fisher(loss, params(outputs), data, KEY, samples=2000, execution=ANEW)
+    assert error(operators.dense(F), G) < 0.1
+
+
+def _exact(name):
+    """E_y[g g'] of one case by definition: over all targets of an example, or for natural parameters."""
+    if name == "log-probabilities":
+        loss, outputs, data, _ = CASES["scores"]
+    elif name == "a probability":
+        loss, outputs, data, _ = CASES["one logit"]
+    else:  # rates r = softplus(f): g = (1 - y / r) r', of variance r'^2 / r
+        f = X.astype(float) @ params(1)["kernel"][:, 0]
+        weights = (1 / (1 + np.exp(-f))) ** 2 / np.log1p(np.exp(f))
+        return np.einsum("n,ni,nj->ij", weights, X, X) / N
+    return operators.dense(lla.ggn(loss, params(outputs), data, execution=ANEW))
+
+
+@pytest.mark.parametrize("name", ["log-probabilities", "a probability", "rates"])
+def test_fisher_does_not_depend_on_how_the_outputs_are_written(name):
+    loss, outputs, data, _ = CASES[name]
+    F = lla.fisher(loss, params(outputs), data, KEY, samples=2000, execution=ANEW)
+    assert error(operators.dense(F), _exact(name)) < 0.1
+
+
+NO_LIKELIHOOD = {
+    "smoothed labels": (lambda o, b: optax.softmax_cross_entropy(o, optax.smooth_labels(jax.nn.one_hot(b[1], C), 0.1))),
+    "class weights without weights": lambda o, b: entropy(o, b[1]) * CLASS_WEIGHTS[b[1]],
+    "squared margins": lambda o, b: jnp.maximum(0, 1 - (2 * b[1] - 1) * o[:, 0]) ** 2,
+    "a label that is ignored though a class": lambda o, b: jnp.where(b[1] == 0, 0, entropy(o, b[1])),
+    "positive labels weigh more": lambda o, b: jax.nn.softplus(o[:, 0]) * (1 + b[1]) - b[1] * o[:, 0],
+    "shifted labels": lambda o, b: entropy(o, jnp.roll(b[1], 1)),
+}
+
+
+@pytest.mark.parametrize("name", NO_LIKELIHOOD)
+def test_fisher_of_no_likelihood_is_refused(name):
+    loss = lla.Loss(model(), NO_LIKELIHOOD[name])
+    with pytest.raises(ValueError, match=r"none of the likelihoods that are recognised.*sample=f"):
+        likelihoods.recognise(loss, params(), _few_rows((X, LABELS), 8), False)
+
+
+def test_fisher_with_a_sampler_of_another_likelihood_is_refused():
+    loss, outputs, data, _ = CASES["one logit"]
+    check = functools.partial(likelihoods.check_mean_slope, loss, params(outputs), _few_rows(data, 8))
+    check(operators.bernoulli, False, False)
+    for sample in (operators.gaussian, functools.partial(operators.bernoulli, temperature=3.0), operators.poisson):
+        with pytest.raises(ValueError, match="standard errors from zero"):
+            check(sample, False, False)
+
+
+@pytest.mark.parametrize("gain", [1.0, 40.0, 400.0])
+def test_a_network_that_is_sure_raises_no_alarm(gain):
+    """Targets that are so rare that no draw has them: the mean slope is not zero, and its variance unseen."""
+    loss = lla.Loss(model(lambda o: gain * o), lambda o, b: entropy(o, b[1]))
+    likelihoods.check_mean_slope(loss, params(), _few_rows((X, LABELS), 8), operators.categorical, False, False)
+
+
+SAMPLERS = {
+    "categorical": (functools.partial(operators.categorical, temperature=2.0), np.array([2.0, 0.0, -2.0]), 0),
+    "bernoulli": (operators.bernoulli, np.array([2.0, 0.0, -2.0]), np.zeros(3, int)),
+    "probabilities": (functools.partial(operators.bernoulli, probabilities=True), np.array([0.9, 0.2]), np.zeros(2)),
+    "gaussian": (functools.partial(operators.gaussian, variance=4.0), np.array([2.0, -1.0]), np.zeros(2)),
+    "poisson": (operators.poisson, np.array([1.0, -1.0]), np.zeros(2, int)),
+    "rates": (functools.partial(operators.poisson, log_rate=False), np.array([3.0, 1.0]), np.zeros(2, int)),
+}
+MOMENTS = {  # mean and variance of a target
+    "categorical": (0.67, 0.59),
+    "bernoulli": ([0.881, 0.5, 0.119], [0.105, 0.25, 0.105]),
+    "probabilities": ([0.9, 0.2], [0.09, 0.16]),
+    "gaussian": ([2.0, -1.0], [4.0, 4.0]),
+    "poisson": ([2.718, 0.368], [2.718, 0.368]),
+    "rates": ([3.0, 1.0], [3.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_have_the_moments_of_their_distributions(name):
+    sample, outputs, old = SAMPLERS[name]
+    if name == "categorical":
+        p = np.exp([1.0, 0.0, -1.0]) / np.exp([1.0, 0.0, -1.0]).sum()
+        mean, variance = p @ [0, 1, 2], p @ [0, 1, 4] - (p @ [0, 1, 2]) ** 2
+    else:
+        mean, variance = MOMENTS[name]
+    keys, count = jax.random.split(KEY, 4000), 4000
+    example = {"x": jnp.zeros(1), "y": jnp.asarray(old)}
+    drawn = jax.vmap(lambda key: functools.partial(sample, target="y")(key, jnp.asarray(outputs), example)["y"])(keys)
+    drawn = np.asarray(drawn, float)
+    np.testing.assert_allclose(drawn.mean(0), mean, atol=5 * np.sqrt(np.max(variance) / count))
+    np.testing.assert_allclose(drawn.var(0), variance, rtol=0.2)
+
+
+def test_samplers_say_where_they_looked():
+    with pytest.raises(ValueError, match=r"looks for the target at 1 of an example, which is a dict with \['x'\]"):
+        operators.bernoulli(KEY, jnp.zeros(1), {"x": jnp.zeros(1)})
+    with pytest.raises(ValueError, match=r"a target of shape \(2,\) from outputs of shape \(3,\)"):
+        operators.gaussian(KEY, jnp.zeros(3), (0, jnp.zeros(2)))
+    with pytest.raises(ValueError, match="categorical draws classes"):
+        operators.categorical(KEY, jnp.zeros((2, C)), (0, jnp.zeros(2)))
+
+
+# --- Gauss-Newton matrices of zeros
+
+
+def test_ggn_of_zeros_is_refused_where_the_criterion_is_linear():
+    loss, outputs, data, _ = CASES["log-probabilities"]
+    with pytest.raises(ValueError, match=r"linear in the outputs.*log-softmax, end it before.*lla\.hessian"):
+        lla.ggn(loss, params(outputs), data)
+    weighted = lla.Loss(loss.apply, lambda o, b: (loss.criterion(o, b), 1.0 + b[1]))
+    with pytest.raises(ValueError, match="linear in the outputs"):
+        lla.ggn(weighted, params(outputs), lla.stream([data]))
+    coupled = lla.Loss(model(), lambda o, b: o.mean(), per_example=False)
+    with pytest.raises(ValueError, match="linear in the outputs"):
+        lla.ggn(coupled, params(), data)
+
+
+def test_ggn_of_zeros_is_warned_of_where_the_criterion_is_piecewise_linear():
+    absolute = lla.Loss(model(), lambda o, b: jnp.abs(o - b[1]).sum(-1), penalty=lambda p: jnp.sum(p["kernel"] ** 2))
+    with pytest.warns(UserWarning, match="piecewise linear"):
+        G = lla.ggn(absolute, params(), (X, REALS), execution=ONE)
+    np.testing.assert_allclose(operators.dense(G), 2 * np.eye(12), atol=1e-6)  # of the penalty
+    partly = lla.Loss(model(), lambda o, b: optax.huber_loss(o, b[1]).sum(-1))
+    assert np.trace(operators.dense(lla.ggn(partly, params(), (X, REALS), execution=ONE))) > 1
+
+
+def test_ggn_of_zeros_takes_the_scores_that_a_model_offers():
+    class Ends:
+        """A model that ends in log-softmax, and offers its scores."""
+
+        def __call__(self, p, state, batch, train):
+            return jax.nn.log_softmax(batch[0] @ p["kernel"]), state
+
+        def scores(self, criterion):
+            return model(), lambda o, b: criterion(jax.nn.log_softmax(o), b)
+
+    loss, outputs, data, _ = CASES["log-probabilities"]
+    G = lla.ggn(lla.Loss(Ends(), loss.criterion), params(outputs), data, execution=ONE)
+    reference = lla.ggn(CASES["scores"][0], params(outputs), data, execution=ONE)
+    assert error(operators.dense(G), operators.dense(reference)) < 1e-6
