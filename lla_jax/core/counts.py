@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 
 from lla_jax.core import data as _data
 from lla_jax.core import jaxprs, losses
@@ -25,6 +26,7 @@ MOST_BATCHES = 3  # that are looked at
 EQUAL = 1e-6  # relative difference of two counts that are equal
 PASS = {"convert_element_type", "max", "min", "add", "add_any", "select_n", "reshape", "squeeze", "broadcast_in_dim"}
 """Primitives that make a guarded count of a count, as ``jnp.maximum(mask.sum(), 1)`` does."""
+REMAT = {"remat2": "jaxpr"}  # as jax names it before differentiation
 SUMS = {"reduce_sum", "dot_general"}
 
 
@@ -102,9 +104,11 @@ def _counts(loss: Loss, params: PyTree, batch: Batch) -> tuple[list[Any], list[A
         rows = jax.tree.leaves(batch)[0].shape[0]
         block = losses.Block(batch, jnp.ones(rows, bool), jnp.arange(rows))
         result = loss.criterion(losses.outputs_of(loss, params, loss.state, block, False)[0], batch)
-        return None if isinstance(result, tuple) else result  # it has a weight of its own
+        return () if isinstance(result, tuple) else result  # it has a weight of its own
 
     closed = jax.make_jaxpr(value)(params, batch)
+    needed, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+    closed = closed.replace(jaxpr=needed)
     counts: list[Any] = []
     sizes: list[Any] = []
 
@@ -124,7 +128,7 @@ def _counts(loss: Loss, params: PyTree, batch: Batch) -> tuple[list[Any], list[A
         return [_describe(x, moves, count, inverse) for x in results]
 
     inputs = [_Value(x, moves=True) for x in jax.tree.leaves(params)] + [_Value(x) for x in jax.tree.leaves(batch)]
-    jaxprs.interpret(closed, inputs, rule)
+    jaxprs.interpret(closed, inputs, rule, jaxprs.CALLS | REMAT)
     return counts, sizes
 
 
