@@ -104,13 +104,13 @@ def _settle(matrix: Matrix, loss: Loss, params: PyTree, data: Any, size: int | N
       loss: the loss.
       params: the parameters.
       data: a data set or a stream, of which the first batch is read.
-      size: rows to look at, None for all.
+      size: rows of a batch that the loss takes, None for all.
     """
     if matrix.kind == "hessian" or (matrix.kind == "fisher" and matrix.sample is None):
         return matrix, loss
-    block = _few_rows(data, size)
     if matrix.kind == "ggn":
-        return matrix, likelihoods.with_curved_criterion(loss, params, block, matrix.train)
+        return matrix, likelihoods.with_curved_criterion(loss, params, _shapes_of_rows(data, size), matrix.train)
+    block = _few_rows(data)
     recognised = matrix.sample == likelihoods.RECOGNISE
     if recognised:
         matrix = replace(matrix, sample=likelihoods.recognise(loss, params, block, matrix.train))
@@ -118,12 +118,24 @@ def _settle(matrix: Matrix, loss: Loss, params: PyTree, data: Any, size: int | N
     return matrix, loss
 
 
-def _few_rows(data: Any, size: int | None) -> losses.Block:
-    """A block of at most ``size`` rows, which lie apart in the data set, or in the first batch of a stream."""
+def _few_rows(data: Any) -> losses.Block:
+    """A block of rows that lie apart in the data set, or in the first batch of a stream."""
     batch = next(iter(data)) if isinstance(data, Stream) else _data.as_arrays(data)
     count = _data.num_examples(batch)
-    index = np.linspace(0, count - 1, min(count, size or count)).astype(np.int32)
+    index = np.linspace(0, count - 1, min(count, FEW_ROWS)).astype(np.int32)
     return losses.Block(jax.tree.map(lambda x: np.asarray(x[index]), batch), np.ones(len(index), bool), index)
+
+
+def _shapes_of_rows(data: Any, size: int | None) -> losses.Block:
+    """The shapes of a block of at most ``size`` rows, None for all."""
+    batch = next(iter(data)) if isinstance(data, Stream) else _data.as_arrays(data)
+    rows = min(size or _data.num_examples(batch), _data.num_examples(batch))
+
+    def shape_of(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
+
+    index = np.arange(rows, dtype=np.int32)
+    return losses.Block(jax.tree.map(shape_of, batch), np.ones(rows, bool), index)
 
 
 class Options(TypedDict, total=False):

@@ -13,10 +13,10 @@ else is recognised: a Fisher matrix with targets of another likelihood would be 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -55,6 +55,7 @@ class Target:
       form: what the outputs are to the classes: "scores", "log-probabilities" or "probabilities".
       temperature: what the criterion divides the scores by.
       one_hot: whether the target has an entry for each class, instead of its number.
+      shift: 1 where the scores of a token belong to the label of the next one, as in language models; else 0.
       low: the smaller one of the two values of a Bernoulli target; the other one is 1.
     """
 
@@ -65,13 +66,15 @@ class Target:
     form: str = "scores"
     temperature: float = 1.0
     one_hot: bool = False
+    shift: int = 0
     low: int = 0
 
     def __str__(self) -> str:
         if self.family != "categorical":
             return self.family
         warm = "" if self.temperature == 1 else f" / {self.temperature:g}"
-        return f"categorical over axis {self.axis} of {self.form}{warm}"
+        ahead = ", of the next token" if self.shift else ""
+        return f"categorical over axis {self.axis} of {self.form}{warm}{ahead}"
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,10 @@ def _draw_classes(target: Target, loss: Loss, keys: Any, outputs: Any, batch: Ba
     old = jnp.asarray(jax.tree.leaves(batch)[target.leaf])
     scores = jnp.moveaxis(f, target.axis, -1) / target.temperature
     scores = jnp.log(scores) if target.form == "probabilities" else scores
+    if target.shift:
+        now = old[:, 1 : 1 + scores.shape[1]]
+        drawn = jax.vmap(samplers.draw_classes)(keys, scores[:, : now.shape[1]], now)
+        return old.at[:, 1 : 1 + scores.shape[1]].set(drawn)
     if not target.one_hot:
         scores = scores.reshape(*old.shape, -1)
         return jax.vmap(samplers.draw_classes)(keys, scores, old)
@@ -295,16 +302,27 @@ def _is_close(found: np.ndarray, expected: np.ndarray) -> bool:
 def _try_categorical(probe: _Probe, leaf: int, output: int) -> Target | None:
     y, f = probe.leaves[leaf], probe.smooth[output]
     for axis in range(1, f.ndim):
-        classes = f.shape[axis]
-        as_class = _is_whole(y) and y.size * classes == f.size
-        if classes < 2 or not (as_class or y.size == f.size):
-            continue
-        for form in ("scores", "log-probabilities", "probabilities"):
-            if form == "scores" or _is_normal(f, axis, form):
-                temperature = _temperature(probe, leaf, output, axis, form, one_hot=not as_class)
-                if temperature is not None:
-                    return Target(leaf, "categorical", output, axis, form, temperature, not as_class)
+        for layout in _layouts(y, f.shape, axis):
+            for form in ("scores", "log-probabilities", "probabilities"):
+                if form == "scores" or _is_normal(f, axis, form):
+                    target = replace(Target(leaf, "categorical", output, axis, form), **layout)
+                    temperature = _temperature(probe, target)
+                    if temperature is not None:
+                        return replace(target, temperature=temperature)
     return None
+
+
+def _layouts(y: np.ndarray, shape: tuple[int, ...], axis: int) -> Iterator[dict[str, Any]]:
+    """How labels may belong to outputs of a shape with classes along an axis: fields of ``Target``."""
+    classes = shape[axis]
+    if classes < 2:
+        return
+    if _is_whole(y) and y.size * classes == np.prod(shape):
+        yield {}
+    if y.size == np.prod(shape):
+        yield {"one_hot": True}
+    if _is_whole(y) and y.ndim == 2 and len(shape) == 3 and axis == 2 and y.shape[1] - shape[1] in (0, 1):
+        yield {"shift": 1}
 
 
 def _is_whole(y: np.ndarray) -> bool:
@@ -316,21 +334,23 @@ def _is_normal(f: np.ndarray, axis: int, form: str) -> bool:
     return bool(np.all(p >= 0) and np.all(np.abs(p.sum(axis) - 1) < NORMAL))
 
 
-def _temperature(probe: _Probe, leaf: int, output: int, axis: int, form: str, one_hot: bool) -> float | None:
+def _temperature(probe: _Probe, target: Target) -> float | None:
     """The temperature at which the criterion is a categorical likelihood; None if it is none."""
-    rng, y, shape = np.random.default_rng(0), probe.leaves[leaf], probe.smooth[output].shape
+    axis, form = target.axis, target.form
+    rng, y, shape = np.random.default_rng(0), probe.leaves[target.leaf], probe.smooth[target.output].shape
     classes, entries = shape[axis], tuple(n for i, n in enumerate(shape) if i != axis)
     scores = rng.standard_normal((*entries, classes))
     logp = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
     f = np.moveaxis({"scores": scores, "log-probabilities": logp, "probabilities": np.exp(logp)}[form], -1, axis)
 
     def slope(label: np.ndarray) -> np.ndarray:
-        if one_hot:
+        if target.one_hot:
             hot = np.moveaxis(np.eye(classes)[label], -1, axis)
-            target = np.where(np.any(y.reshape(shape) != 0, axis, keepdims=True), hot, 0).reshape(y.shape)
+            tried = np.where(np.any(y.reshape(shape) != 0, axis, keepdims=True), hot, 0).reshape(y.shape)
         else:
-            target = np.where((y >= 0) & (y < classes), label.reshape(y.shape), y)
-        g = probe.slopes(output, f, leaf, target.astype(y.dtype))
+            shifted = np.concatenate([y[:, :1], label], 1)[:, : y.shape[1]] if target.shift else label.reshape(y.shape)
+            tried = np.where((y >= 0) & (y < classes), shifted, y)
+        g = probe.slopes(target.output, f, target.leaf, tried.astype(y.dtype))
         return np.moveaxis(g, axis, -1).reshape(-1, classes)
 
     first = rng.integers(0, classes, entries)
@@ -356,10 +376,9 @@ def _temperature(probe: _Probe, leaf: int, output: int, axis: int, form: str, on
 
 
 def _try_bernoulli(probe: _Probe, leaf: int, output: int) -> Target | None:
-    y = probe.leaves[leaf]
-    low = -1 if y.dtype.kind in "if" and np.nanmin(y) < 0 and not np.any(y == 0) else 0
-    target = Target(leaf, "Bernoulli", output, low=low)
-    for form, outputs in (("scores", _normal), ("probabilities", _fractions)):
+    signed = probe.leaves[leaf].dtype.kind in "if"
+    for low, (form, outputs) in itertools.product((0, -1)[: 1 + signed], _BERNOULLI.items()):
+        target = Target(leaf, "Bernoulli", output, low=low)
         tried = _try_two_values(probe, target, outputs)
         if tried is None:
             return None
@@ -402,6 +421,9 @@ def _fractions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 def _positive(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.uniform(0.5, 3.0, shape)
+
+
+_BERNOULLI = {"scores": _normal, "probabilities": _fractions}
 
 
 def _is_constant(x: np.ndarray) -> bool:
@@ -485,7 +507,7 @@ def with_curved_criterion(loss: Loss, params: PyTree, block: losses.Block, train
         return loss
     offered = getattr(loss.apply, "scores", lambda criterion: None)(loss.criterion)
     if offered is not None:
-        return dataclasses.replace(loss, apply=offered[0], criterion=offered[1])
+        return replace(loss, apply=offered[0], criterion=offered[1])
     raise Misuse(
         "loss",
         "its criterion is linear in the outputs, so that the Gauss-Newton matrix is zero. Where the network ends in "

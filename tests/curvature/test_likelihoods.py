@@ -178,6 +178,21 @@ CASES = {  # name: (loss, outputs, data, likelihood)
         (X, REALS[:, 0]),
         "Gaussian",
     ),
+    "the next token, labels cut by the criterion": (
+        lla.Loss(model(), lambda o, b: entropy(o[:, :-1], b[1][:, 1:])),
+        C,
+        (TOKENS, TOKEN_LABELS),
+        "categorical over axis 2 of scores, of the next token",
+    ),
+    "the next token of one sequence": (
+        lla.Loss(
+            lambda p, state, b, train: (jax.nn.one_hot(b[:, :-1], 4) @ p["kernel"], state),
+            lambda o, b: entropy(o, b[:, 1:]).sum(1),
+        ),
+        C,
+        TOKEN_LABELS,
+        "categorical over axis 2 of scores, of the next token",
+    ),
     "labels and counts": (
         lla.Loss(
             lambda p, state, b, train: ({"label": b[0] @ p["kernel"], "count": b[0] @ p["kernel"][:, 0]}, state),
@@ -193,7 +208,7 @@ CASES = {  # name: (loss, outputs, data, likelihood)
 @pytest.mark.parametrize("name", CASES)
 def test_fisher_likelihood_is_recognised(name):
     loss, outputs, data, expected = CASES[name]
-    assert str(likelihoods.recognise(loss, params(outputs), _few_rows(data, 8), False)) == expected
+    assert str(likelihoods.recognise(loss, params(outputs), _few_rows(data), False)) == expected
 
 
 SAME_AS_GGN = [
@@ -204,6 +219,7 @@ SAME_AS_GGN = [
     "one logit",
     "counts",
     "mean of squares",
+    "the next token, labels cut by the criterion",
 ]
 
 
@@ -249,12 +265,12 @@ NO_LIKELIHOOD = {
 def test_fisher_of_no_likelihood_is_refused(name):
     loss = lla.Loss(model(), NO_LIKELIHOOD[name])
     with pytest.raises(ValueError, match=r"none of the likelihoods that are recognised.*sample=f"):
-        likelihoods.recognise(loss, params(), _few_rows((X, LABELS), 8), False)
+        likelihoods.recognise(loss, params(), _few_rows((X, LABELS)), False)
 
 
 def test_fisher_with_a_sampler_of_another_likelihood_is_refused():
     loss, outputs, data, _ = CASES["one logit"]
-    check = functools.partial(likelihoods.check_mean_slope, loss, params(outputs), _few_rows(data, 8))
+    check = functools.partial(likelihoods.check_mean_slope, loss, params(outputs), _few_rows(data))
     check(operators.bernoulli, False, False)
     for sample in (operators.gaussian, functools.partial(operators.bernoulli, temperature=3.0), operators.poisson):
         with pytest.raises(ValueError, match="standard errors from zero"):
@@ -265,7 +281,7 @@ def test_fisher_with_a_sampler_of_another_likelihood_is_refused():
 def test_a_network_that_is_sure_raises_no_alarm(gain):
     """Targets that are so rare that no draw has them: the mean slope is not zero, and its variance unseen."""
     loss = lla.Loss(model(lambda o: gain * o), lambda o, b: entropy(o, b[1]))
-    likelihoods.check_mean_slope(loss, params(), _few_rows((X, LABELS), 8), operators.categorical, False, False)
+    likelihoods.check_mean_slope(loss, params(), _few_rows((X, LABELS)), operators.categorical, False, False)
 
 
 SAMPLERS = {

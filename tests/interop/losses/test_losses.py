@@ -158,7 +158,7 @@ def test_fisher_likelihood_of_torch_losses(name):
     criterion, sigmoid, expected = LIKELIHOODS[name]
     net = lla_torch.convert(nn.Sequential(build(nn.Linear, 3, 1), *[nn.Sigmoid()] * sigmoid), (real(6, 3),))
     data = inputs(B, 3).numpy(), (labels(B, 1) > 0).double().numpy()
-    loss, block = net.loss(criterion), _few_rows(data, 8)
+    loss, block = net.loss(criterion), _few_rows(data)
     assert str(likelihoods.recognise(loss, net.variables["params"], block, False)) == expected
 
 
