@@ -110,12 +110,8 @@ def _settle(matrix: Matrix, loss: Loss, params: PyTree, data: Any, size: int | N
         return matrix, loss
     if matrix.kind == "ggn":
         return matrix, likelihoods.with_curved_criterion(loss, params, _shapes_of_rows(data, size), matrix.train)
-    block = _few_rows(data)
-    recognised = matrix.sample == likelihoods.RECOGNISE
-    if recognised:
-        matrix = replace(matrix, sample=likelihoods.recognise(loss, params, block, matrix.train))
-    likelihoods.check_mean_slope(loss, params, block, matrix.sample, matrix.train, recognised)
-    return matrix, loss
+    sampler = likelihoods.settle(loss, params, _few_rows(data), matrix.sample, matrix.train)
+    return replace(matrix, sample=sampler), loss
 
 
 def _few_rows(data: Any) -> losses.Block:

@@ -34,7 +34,8 @@ RECOGNISE = "recognise"
 CLOSE = 2e-3  # relative: how far slopes may be from those of a likelihood, for rounding in float32
 NORMAL = 1e-2  # how far the sum of the outputs may be from 1 where they count as probabilities, in half precision too
 DRAWS, FEWEST_DRAWS = 256, 64  # of targets, over which slopes are averaged
-DRAWN_ENTRIES = 2**24  # outputs times draws, roughly
+MOST_OUTPUTS = 2**18  # of the rows that are looked at, unless one row alone has more
+DRAWN_OUTPUTS = 2**24  # outputs times draws, roughly
 SIGMAS = 6.0  # standard errors by which the mean slope may differ from zero
 REMEDY = (
     "pass sample=f(key, outputs, example) -> example with a target drawn from the model, such as "
@@ -229,6 +230,39 @@ class _Probe:
         tried = rebuild([jnp.asarray(f, x.dtype) if i == output else x for i, x in enumerate(smooth)])
         found = _slopes(self.loss, tried, self.batch, _put(self.batch, leaf, jnp.asarray(target)))
         return np.asarray(found[output], np.float64)
+
+
+_SETTLED: dict[Any, Any] = {}  # the samplers of losses that were looked at
+MOST_SETTLED = 128
+
+
+def settle(loss: Loss, params: PyTree, block: losses.Block, sampler: Any, train: bool) -> Any:
+    """The sampler of the targets, recognised where it is ``RECOGNISE``, once its mean slope is known to be zero.
+
+    A loss is looked at once for each sampler and shape.
+
+    Raises:
+      ValueError: as ``recognise`` and ``check_mean_slope``.
+    """
+    shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), (params, block))
+    seen = (jax.tree.structure(loss), sampler, train, jax.tree.structure(shapes), *jax.tree.leaves(shapes))
+    if seen not in _SETTLED:
+        block = _shorten(loss, params, block, train)
+        recognised = sampler == RECOGNISE
+        found = recognise(loss, params, block, train) if recognised else sampler
+        check_mean_slope(loss, params, block, found, train, recognised)
+        if len(_SETTLED) >= MOST_SETTLED:
+            del _SETTLED[next(iter(_SETTLED))]
+        _SETTLED[seen] = found
+    return _SETTLED[seen]
+
+
+def _shorten(loss: Loss, params: PyTree, block: losses.Block, train: bool) -> losses.Block:
+    """Fewer rows of a block where the outputs are many, such as scores of all words for each token."""
+    sizes = [x.size for x in jax.tree.leaves(_outputs.eval_shape(loss, params, block, train=train))]
+    rows = len(block.index)
+    keep = int(np.clip(rows * MOST_OUTPUTS // max(1, sum(sizes)), 1, rows))
+    return jax.tree.map(lambda x: x[:keep], block)
 
 
 def recognise(loss: Loss, params: PyTree, block: losses.Block, train: bool) -> Likelihood:
@@ -534,7 +568,7 @@ def check_mean_slope(
     """
     outputs = _outputs(loss, params, block, train=train)
     entries = sum(x.size for x in jax.tree.leaves(outputs))
-    draws = int(np.clip(DRAWN_ENTRIES // max(1, entries), FEWEST_DRAWS, DRAWS))
+    draws = int(np.clip(DRAWN_OUTPUTS // max(1, entries), FEWEST_DRAWS, DRAWS))
     statistics = functools.partial(_slope_statistics, loss, outputs, block, sampler=sampler, draws=draws)
     zero = jax.tree.map(jnp.zeros_like, criteria.split_smooth(outputs)[0])
     slope, _ = statistics(zero, 0)
