@@ -20,7 +20,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe, Select
-from lla_jax.curvature import likelihoods, matrices, products
+from lla_jax.curvature import criteria, matrices, products, sampling
 from lla_jax.curvature.likelihoods import Likelihood
 from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, describe_params
 from lla_jax.curvature.matrices import Matrix
@@ -109,8 +109,8 @@ def _settle(matrix: Matrix, loss: Loss, params: PyTree, data: Any, size: int | N
     if matrix.kind == "hessian" or (matrix.kind == "fisher" and matrix.sample is None):
         return matrix, loss
     if matrix.kind == "ggn":
-        return matrix, likelihoods.with_curved_criterion(loss, params, _shapes_of_rows(data, size), matrix.train)
-    sampler = likelihoods.settle(loss, params, _few_rows(data), matrix.sample, matrix.train)
+        return matrix, criteria.with_curved_criterion(loss, params, _shapes_of_rows(data, size), matrix.train)
+    sampler = sampling.settle(loss, params, _few_rows(data), matrix.sample, matrix.train)
     return replace(matrix, sample=sampler), loss
 
 

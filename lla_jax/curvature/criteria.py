@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lla_jax.core import jaxprs
-from lla_jax.core.types import Batch, Loss
+from lla_jax.core import jaxprs, losses
+from lla_jax.core.arguments import Misuse, warn_caller
+from lla_jax.core.types import Batch, Loss, PyTree
 
 
 def split_smooth(outputs: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
@@ -86,3 +89,45 @@ def leaves_read(loss: Loss, outputs: Any, batch: Batch) -> list[int]:
     closed = jax.make_jaxpr(losses)(leaves, outputs)
     used = jaxprs.inputs_of(closed, [True] * len(closed.jaxpr.outvars))
     return [i for i in range(len(leaves)) if used[i]]
+
+
+@functools.partial(jax.jit, static_argnames="train")
+def outputs_of_rows(loss: Loss, params: PyTree, block: losses.Block, *, train: bool) -> Any:
+    """The outputs of the model for the rows of a block."""
+    return losses.outputs_of(loss, params, loss.state, block, train)[0]
+
+
+def with_curved_criterion(loss: Loss, params: PyTree, block: losses.Block, train: bool) -> Loss:
+    """The loss, cut into outputs and a criterion that is curved in them; without curvature its GGN would be zero.
+
+    Where the criterion is linear and ``loss.apply`` offers another cut, ``apply.scores(criterion) -> (apply,
+    criterion)`` with the same losses, this one is taken.
+
+    Raises:
+      ValueError: the criterion is linear in the outputs.
+
+    Warns:
+      UserWarning: the criterion is piecewise linear, and the matrix (but for a penalty) zero in truth.
+    """
+    outputs = outputs_of_rows.eval_shape(loss, params, block, train=train)
+    if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in jax.tree.leaves(outputs)):
+        return loss  # refused where the product is made
+    shape = shape_in_outputs(loss, outputs, block.batch)
+    if shape == "curved":
+        return loss
+    if shape == "piecewise linear":
+        warn_caller(
+            "loss: the criterion is piecewise linear in the outputs, as absolute errors and margins are, so that its "
+            "Gauss-Newton matrix is zero but for the penalty; use lla.hessian, or a criterion that is curved"
+        )
+        return loss
+    offered = getattr(loss.apply, "scores", lambda criterion: None)(loss.criterion)
+    if offered is not None:
+        return replace(loss, apply=offered[0], criterion=offered[1])
+    raise Misuse(
+        "loss",
+        "its criterion is linear in the outputs, so that the Gauss-Newton matrix is zero. Where the network ends in "
+        "log-softmax, end it before, and use the cross-entropy of its scores as criterion; where a step computes the "
+        "losses (lla_torch.convert_loss), convert the network instead: lla_torch.convert(module, inputs).loss(...) of "
+        "torch.nn.CrossEntropyLoss() or the like. Or use lla.hessian",
+    )

@@ -29,7 +29,7 @@ from lla_jax.core.arguments import (
 )
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
-from lla_jax.curvature import assembly, likelihoods, matrices
+from lla_jax.curvature import assembly, matrices, sampling
 from lla_jax.curvature.assembly import DEFAULTS, Options
 from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, as_arrays
 from lla_jax.curvature.matrices import Matrix
@@ -210,7 +210,7 @@ def fisher(
     if kind == "mc":
         single_key(key)  # checked, and used as it came: the recipe has its fingerprint
     samples = check_integer("samples", samples, remedy="the number of targets drawn for each example")
-    draw = None if kind == "empirical" else likelihoods.RECOGNISE if sample is None else static(sample)
+    draw = None if kind == "empirical" else sampling.RECOGNISE if sample is None else static(sample)
     operator = _operator("fisher", loss, params, data, options, key=key, sample=draw, samples=samples)
     operator.recipe.update(kind=f"fisher ({kind})", samples=samples, targets=recipes.fingerprint(key))
     return operator

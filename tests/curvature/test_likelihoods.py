@@ -11,9 +11,9 @@ import optax
 import pytest
 
 import lla_jax as lla
-from lla_jax.curvature import likelihoods, operators
+from lla_jax.curvature import operators, recognition, sampling
 from lla_jax.curvature.assembly import _few_rows
-from tests.helpers import ANEW, ONE, error
+from tests.helpers import ANEW, error
 
 N, T, C = 12, 3, 3
 KEY = jax.random.key(0)
@@ -208,7 +208,7 @@ CASES = {  # name: (loss, outputs, data, likelihood)
 @pytest.mark.parametrize("name", CASES)
 def test_fisher_likelihood_is_recognised(name):
     loss, outputs, data, expected = CASES[name]
-    assert str(likelihoods.recognise(loss, params(outputs), _few_rows(data), False)) == expected
+    assert str(recognition.recognise(loss, params(outputs), _few_rows(data), False)) == expected
 
 
 SAME_AS_GGN = [
@@ -265,12 +265,12 @@ NO_LIKELIHOOD = {
 def test_fisher_of_no_likelihood_is_refused(name):
     loss = lla.Loss(model(), NO_LIKELIHOOD[name])
     with pytest.raises(ValueError, match=r"none of the likelihoods that are recognised.*sample=f"):
-        likelihoods.recognise(loss, params(), _few_rows((X, LABELS)), False)
+        recognition.recognise(loss, params(), _few_rows((X, LABELS)), False)
 
 
 def test_fisher_with_a_sampler_of_another_likelihood_is_refused():
     loss, outputs, data, _ = CASES["one logit"]
-    check = functools.partial(likelihoods.check_mean_slope, loss, params(outputs), _few_rows(data))
+    check = functools.partial(sampling.check_mean_slope, loss, params(outputs), _few_rows(data))
     check(operators.bernoulli, False, False)
     for sample in (operators.gaussian, functools.partial(operators.bernoulli, temperature=3.0), operators.poisson):
         with pytest.raises(ValueError, match="standard errors from zero"):
@@ -281,87 +281,4 @@ def test_fisher_with_a_sampler_of_another_likelihood_is_refused():
 def test_a_network_that_is_sure_raises_no_alarm(gain):
     """Targets that are so rare that no draw has them: the mean slope is not zero, and its variance unseen."""
     loss = lla.Loss(model(lambda o: gain * o), lambda o, b: entropy(o, b[1]))
-    likelihoods.check_mean_slope(loss, params(), _few_rows((X, LABELS)), operators.categorical, False, False)
-
-
-SAMPLERS = {
-    "categorical": (functools.partial(operators.categorical, temperature=2.0), np.array([2.0, 0.0, -2.0]), 0),
-    "bernoulli": (operators.bernoulli, np.array([2.0, 0.0, -2.0]), np.zeros(3, int)),
-    "probabilities": (functools.partial(operators.bernoulli, probabilities=True), np.array([0.9, 0.2]), np.zeros(2)),
-    "gaussian": (functools.partial(operators.gaussian, variance=4.0), np.array([2.0, -1.0]), np.zeros(2)),
-    "poisson": (operators.poisson, np.array([1.0, -1.0]), np.zeros(2, int)),
-    "rates": (functools.partial(operators.poisson, log_rate=False), np.array([3.0, 1.0]), np.zeros(2, int)),
-}
-MOMENTS = {  # mean and variance of a target
-    "categorical": (0.67, 0.59),
-    "bernoulli": ([0.881, 0.5, 0.119], [0.105, 0.25, 0.105]),
-    "probabilities": ([0.9, 0.2], [0.09, 0.16]),
-    "gaussian": ([2.0, -1.0], [4.0, 4.0]),
-    "poisson": ([2.718, 0.368], [2.718, 0.368]),
-    "rates": ([3.0, 1.0], [3.0, 1.0]),
-}
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_samplers_have_the_moments_of_their_distributions(name):
-    sample, outputs, old = SAMPLERS[name]
-    if name == "categorical":
-        p = np.exp([1.0, 0.0, -1.0]) / np.exp([1.0, 0.0, -1.0]).sum()
-        mean, variance = p @ [0, 1, 2], p @ [0, 1, 4] - (p @ [0, 1, 2]) ** 2
-    else:
-        mean, variance = MOMENTS[name]
-    keys, count = jax.random.split(KEY, 4000), 4000
-    example = {"x": jnp.zeros(1), "y": jnp.asarray(old)}
-    drawn = jax.vmap(lambda key: functools.partial(sample, target="y")(key, jnp.asarray(outputs), example)["y"])(keys)
-    drawn = np.asarray(drawn, float)
-    np.testing.assert_allclose(drawn.mean(0), mean, atol=5 * np.sqrt(np.max(variance) / count))
-    np.testing.assert_allclose(drawn.var(0), variance, rtol=0.2)
-
-
-def test_samplers_say_where_they_looked():
-    with pytest.raises(ValueError, match=r"looks for the target at 1 of an example, which is a dict with \['x'\]"):
-        operators.bernoulli(KEY, jnp.zeros(1), {"x": jnp.zeros(1)})
-    with pytest.raises(ValueError, match=r"a target of shape \(2,\) from outputs of shape \(3,\)"):
-        operators.gaussian(KEY, jnp.zeros(3), (0, jnp.zeros(2)))
-    with pytest.raises(ValueError, match="categorical draws classes"):
-        operators.categorical(KEY, jnp.zeros((2, C)), (0, jnp.zeros(2)))
-
-
-# --- Gauss-Newton matrices of zeros
-
-
-def test_ggn_of_zeros_is_refused_where_the_criterion_is_linear():
-    loss, outputs, data, _ = CASES["log-probabilities"]
-    with pytest.raises(ValueError, match=r"linear in the outputs.*log-softmax, end it before.*lla\.hessian"):
-        lla.ggn(loss, params(outputs), data)
-    weighted = lla.Loss(loss.apply, lambda o, b: (loss.criterion(o, b), 1.0 + b[1]))
-    with pytest.raises(ValueError, match="linear in the outputs"):
-        lla.ggn(weighted, params(outputs), lla.stream([data]))
-    coupled = lla.Loss(model(), lambda o, b: o.mean(), per_example=False)
-    with pytest.raises(ValueError, match="linear in the outputs"):
-        lla.ggn(coupled, params(), data)
-
-
-def test_ggn_of_zeros_is_warned_of_where_the_criterion_is_piecewise_linear():
-    absolute = lla.Loss(model(), lambda o, b: jnp.abs(o - b[1]).sum(-1), penalty=lambda p: jnp.sum(p["kernel"] ** 2))
-    with pytest.warns(UserWarning, match="piecewise linear"):
-        G = lla.ggn(absolute, params(), (X, REALS), execution=ONE)
-    np.testing.assert_allclose(operators.dense(G), 2 * np.eye(12), atol=1e-6)  # of the penalty
-    partly = lla.Loss(model(), lambda o, b: optax.huber_loss(o, b[1]).sum(-1))
-    assert np.trace(operators.dense(lla.ggn(partly, params(), (X, REALS), execution=ONE))) > 1
-
-
-def test_ggn_of_zeros_takes_the_scores_that_a_model_offers():
-    class Ends:
-        """A model that ends in log-softmax, and offers its scores."""
-
-        def __call__(self, p, state, batch, train):
-            return jax.nn.log_softmax(batch[0] @ p["kernel"]), state
-
-        def scores(self, criterion):
-            return model(), lambda o, b: criterion(jax.nn.log_softmax(o), b)
-
-    loss, outputs, data, _ = CASES["log-probabilities"]
-    G = lla.ggn(lla.Loss(Ends(), loss.criterion), params(outputs), data, execution=ONE)
-    reference = lla.ggn(CASES["scores"][0], params(outputs), data, execution=ONE)
-    assert error(operators.dense(G), operators.dense(reference)) < 1e-6
+    sampling.check_mean_slope(loss, params(), _few_rows((X, LABELS)), operators.categorical, False, False)

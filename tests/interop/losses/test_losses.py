@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import lla_jax as lla
-from lla_jax.curvature import likelihoods, operators
+from lla_jax.curvature import operators, recognition
 from lla_jax.curvature.assembly import _few_rows
 from tests.helpers import error
 from tests.interop.conversions import build, real
@@ -159,7 +159,7 @@ def test_fisher_likelihood_of_torch_losses(name):
     net = lla_torch.convert(nn.Sequential(build(nn.Linear, 3, 1), *[nn.Sigmoid()] * sigmoid), (real(6, 3),))
     data = inputs(B, 3).numpy(), (labels(B, 1) > 0).double().numpy()
     loss, block = net.loss(criterion), _few_rows(data)
-    assert str(likelihoods.recognise(loss, net.variables["params"], block, False)) == expected
+    assert str(recognition.recognise(loss, net.variables["params"], block, False)) == expected
 
 
 # --- means over tokens
