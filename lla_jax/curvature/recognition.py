@@ -298,7 +298,7 @@ def _try_gaussian(probe: _Probe, leaf: int) -> Target | None:
     whole, size = probe.leaves[leaf].dtype.kind in "iub", probe.leaves[leaf].size
     if whole and all(f.size != size for f in probe.smooth):  # numbers of classes, which are no quantities
         return None
-    y, _, precision = (np.asarray(x, np.float64) for x in _expand(leaf, probe.loss, probe.outputs, probe.batch))
+    y, slope, precision = (np.asarray(x, np.float64) for x in _expand(leaf, probe.loss, probe.outputs, probe.batch))
     rng, counted = np.random.default_rng(2), np.nan_to_num(precision) != 0
     if not counted.any() or np.any(precision[counted] <= 0):
         return None
@@ -313,4 +313,25 @@ def _try_gaussian(probe: _Probe, leaf: int) -> Target | None:
         return np.where(counted, np.asarray(found, np.float64), 0)
 
     same = _is_close(turn(y, signs), precision * signs) and _is_close(turn(far, np.ones_like(y)), precision)
-    return Target(leaf, "Gaussian") if same else None
+    if not same:
+        return None
+    safe = np.where(counted, precision, 1)
+    mean, deviation = np.where(counted, y - slope / safe, y), np.where(counted, 1 / np.sqrt(safe), 0)
+    fits = _mean_slope_is_zero(probe, leaf, mean, deviation)
+    return Target(leaf, "Gaussian") if fits else None
+
+
+def _mean_slope_is_zero(probe: _Probe, leaf: int, mean: np.ndarray, deviation: np.ndarray) -> bool:
+    """Whether the slope in the outputs has mean zero over a Gaussian target, which it has for a normalized density.
+
+    The slope is a sum of parabolas in the entries of the target, so that two points give its mean exactly.
+    """
+    dtype = jnp.promote_types(probe.leaves[leaf].dtype, jnp.float32)
+    high, low = (
+        _slopes(probe.loss, probe.outputs, probe.batch, likelihoods.put(probe.batch, leaf, jnp.asarray(y, dtype)))
+        for y in (mean + deviation, mean - deviation)
+    )
+    pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(high, low, strict=True)]
+    rounding = 4 * jnp.finfo(dtype).eps * np.max(np.abs(mean) / np.where(deviation > 0, deviation, np.inf), initial=0)
+    close = CLOSE + float(rounding)  # of targets that are large beside their deviation, such as prices
+    return close < 1 and all(bool(np.all(np.abs(a + b) <= close * np.max(np.abs([a, b])))) for a, b in pairs)

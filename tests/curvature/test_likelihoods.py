@@ -172,6 +172,12 @@ CASES = {  # name: (loss, outputs, data, likelihood)
         "Gaussian",
     ),
     "squares of integers": (lla.Loss(model(first), lambda o, b: (o - b[1]) ** 2), 1, (X, LABELS), "Gaussian"),
+    "large targets": (
+        lla.Loss(model(lambda o: 1e5 + o), lambda o, b: jnp.sum((o - b[1]) ** 2, -1)),
+        C,
+        (X, 1e5 + 100 * REALS),
+        "Gaussian",
+    ),
     "predicted variances": (
         lla.Loss(model(), lambda o, b: 0.5 * (jnp.exp(-o[:, 1]) * (o[:, 0] - b[1]) ** 2 + o[:, 1])),
         2,
@@ -266,6 +272,17 @@ def test_fisher_of_no_likelihood_is_refused(name):
     loss = lla.Loss(model(), NO_LIKELIHOOD[name])
     with pytest.raises(ValueError, match=r"none of the likelihoods that are recognised.*sample=f"):
         recognition.recognise(loss, params(), _few_rows((X, LABELS)), False)
+
+
+@pytest.mark.parametrize("name", ["(1 - y f)^2", "shrunken outputs", "variances without a norm"])
+def test_fisher_of_squares_that_are_no_density_is_refused(name):
+    criterion = {
+        "(1 - y f)^2": lambda o, b: (1 - b[1][:, 0] * o[:, 0]) ** 2,
+        "shrunken outputs": lambda o, b: jnp.sum((o - b[1]) ** 2 + 0.1 * o**2, -1),
+        "variances without a norm": lambda o, b: jnp.exp(-o[:, 1]) * (o[:, 0] - b[1][:, 0]) ** 2,
+    }[name]
+    with pytest.raises(ValueError, match="none of the likelihoods"):
+        recognition.recognise(lla.Loss(model(), criterion), params(), _few_rows((X, REALS)), False)
 
 
 def test_fisher_with_a_sampler_of_another_likelihood_is_refused():
