@@ -14,9 +14,9 @@ from torch.utils import _pytree as torch_pytree
 
 from lla_jax import Loss
 from lla_jax.models import static
-from lla_torch.conversion.function import Function
+from lla_torch.conversion.function import Function, depends_on_params
 from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, convert_parts
-from lla_torch.losses.losses import Apply, OnLabels, Step, losses_of_step, torch_criterion
+from lla_torch.losses.losses import Apply, OnLabels, Step, losses_of_step, mean_of_step, torch_criterion
 from lla_torch.weights.names import FilterAxis, NameMap, filter_axis, references
 
 
@@ -214,9 +214,14 @@ def convert_loss(
     """Convert a loss that a torch function computes, with several outputs, inner layers, auxiliary heads or penalties.
 
     Args:
-      step: ``step(module, batch)`` in torch. It returns a scalar, the mean over the batch (then the value over several
-        batches is their mean weighted by size, which is exact for losses that are means over examples), or one loss
-        per example (B,), which also allows microbatches and gives standard errors.
+      step: ``step(module, batch)`` in torch. It returns one of
+
+        - one loss per example (B,), which allows microbatches and gives standard errors;
+        - (losses, weights) of one shape (B, ...), such as tokens and a mask;
+        - (sum, weight), two scalars: the sum of the losses of a batch and that of their weights (the number of tokens
+          that count). The value over several batches is the sum of all sums by the sum of all weights;
+        - a scalar, the mean over the batch. The value over several batches is their mean weighted by size, which is
+          exact for means over examples only; for means over tokens, whose numbers differ, return (sum, weight).
       module: the module, converted in eval mode as ``convert`` does.
       example_batch: a batch as the loader gives it, nested.
       train: convert train mode as well (``batch_stats="batch"``).
@@ -231,8 +236,8 @@ def convert_loss(
       ``convert`` gives for the layers that the step runs.
 
     Raises:
-      ConversionError, ValueError: as ``convert``; a loss that is neither a scalar nor (B,); a key for a step that draws
-        no random numbers, or a key with batch statistics and losses per example.
+      ConversionError, ValueError: as ``convert``; a loss of none of these forms; weights that depend on the parameters;
+        a key for a step that draws no random numbers, or a key with batch statistics and losses per example.
     """
     example_batch = as_tensors(example_batch)
     layouts = None if net is None else net.tree_map
@@ -242,18 +247,37 @@ def convert_loss(
     shape = jax.eval_shape(
         lambda v, k: net.function(v, (as_arrays(example_batch),), {}, key=k)[0], net.variables, jax.random.key(0)
     )
-    if not hasattr(shape, "shape") or shape.shape not in ((), (rows,)):
+    coupled, weighted = _form_of_losses(shape, rows)
+    if weighted and any(
+        program and depends_on_params(program, 1) for program in (net.function.eval, net.function.train)
+    ):
         raise ValueError(
-            f"step: it returns {shape}; it must return a scalar, or one loss per example, of shape ({rows},), such as "
-            "cross_entropy(..., reduction='none')"
+            "step: the second value that it returns depends on the parameters, so it is no weight; a step returns "
+            "(losses, weights) or (sum, weight), with weights that depend on the batch alone. Leave logits, metrics "
+            "and other values out"
         )
     state = {name: tree for name, tree in net.variables.items() if name != "params"}
-    coupled = shape.shape == ()
     if key is not None and (not coupled or not net.function.draws):
         _check_noise(net.function)
     if coupled and key is not None:
         state["key"] = jax.random.key_data(key)
+    criterion = mean_of_step if coupled and weighted else losses_of_step
     loss = Loss(
-        Step(net.function), losses_of_step, state or None, None if coupled else key, None, not coupled, net.filter_axis
+        Step(net.function), criterion, state or None, None if coupled else key, None, not coupled, net.filter_axis
     )
     return loss, net.variables["params"]
+
+
+def _form_of_losses(shape: Any, rows: int | None) -> tuple[bool, bool]:
+    """(whether a step returns one number for its batch, whether with a weight), from the shapes that it returns."""
+    weighted = isinstance(shape, tuple | list) and len(shape) == 2
+    losses, weights = shape if weighted else (shape, shape)
+    same = hasattr(losses, "shape") and getattr(weights, "shape", None) == losses.shape
+    entries = same and weighted and losses.shape[:1] == (rows,)  # (B, ...), such as tokens
+    if not same or not (entries or losses.shape in ((), (rows,))):
+        raise ValueError(
+            f"step: it returns {shape}; it must return a scalar, the mean over the batch, or one loss per example, of "
+            f"shape ({rows},), such as cross_entropy(..., reduction='none'); or, where entries are masked or padded, "
+            "(sum of the losses, sum of the weights) as two scalars, or (losses, weights) of one shape"
+        )
+    return losses.shape == (), weighted

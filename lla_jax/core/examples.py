@@ -22,12 +22,12 @@ from lla_jax.core import jaxprs
 from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.data import Stream, as_arrays, num_examples
 from lla_jax.core.losses import Block, as_loss, entries_of, note_call, outputs_of, split_result
+from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Loss, PyTree
 
 ROWS = 16  # rows of a block, so that a check costs the losses of 48 examples
 MOST_FIXED = 4096  # rows of a block of a model that takes only its own number of rows
-MOST_REMEMBERED = 256
 ROUNDING, HALF_ROUNDING = 100.0, 4.0  # times eps: differences that rounding explains; the latter in 16 bits
 NOISE, HALF_NOISE = 50.0, 8.0  # times the change of a loss if its inputs change by eps, likewise
 UNSTEADY = 10.0  # times the difference between two evaluations of the same rows, likewise
@@ -88,16 +88,12 @@ def check(
     most, apart = min(count, most or count), loss.per_example and not train
     size = max(1, min(ROWS, count, max(2, most)) // 2 * 2) if apart else most
     model = _Model(loss, params, metrics, train)
-    key = (*map(_shapes, (model, _like(data, size))), bool(jax.config.values["jax_enable_x64"]))
-    if key not in _CHECKED:
-        with jax.default_matmul_precision("highest"):
-            _CHECKED[key] = _check(model, data, size, most, apart)
-        if len(_CHECKED) > MOST_REMEMBERED:  # keys keep the functions in them alive
-            del _CHECKED[next(iter(_CHECKED))]
-    if _CHECKED[key]:
-        warn_caller(_CHECKED[key])
+    key = (*map(shapes_of, (model, _like(data, size))), bool(jax.config.values["jax_enable_x64"]))
+    if warning := remember(_CHECKED, key, lambda: _check(model, data, size, most, apart)):
+        warn_caller(warning)
 
 
+@jax.default_matmul_precision("highest")
 def _check(model: _Model, data: Batch, size: int, most: int, apart: bool) -> str:
     """Make all checks; return a warning, or an empty string."""
     if _takes(model, data, *_sizes(model, size)):
@@ -131,12 +127,6 @@ class _Model:
     train: bool = field(metadata={"static": True})
 
 
-def _shapes(tree: Any) -> Hashable:
-    """The structure of a tree, static parts included, with the shapes and types of its arrays."""
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((np.shape(x), str(getattr(x, "dtype", type(x)))) for x in leaves)
-
-
 def _like(data: Batch, size: int) -> Batch:
     """The shapes and types of ``size`` rows, for tracing."""
     typed = jax.dtypes.canonicalize_dtype
@@ -147,7 +137,7 @@ def _take(data: Batch, index: np.ndarray) -> Batch:
     """Rows of the data as numpy arrays; of arrays on other devices than a CPU only these rows are moved."""
 
     def take(x: Any) -> np.ndarray:
-        on_host = not isinstance(x, jax.Array) or all(d.platform == "cpu" for d in x.devices())
+        on_host = not isinstance(x, jax.Array) or [d.platform for d in x.devices()] == ["cpu"]
         return np.asarray(x)[index] if on_host else np.asarray(x[index])
 
     return jax.tree.map(take, data)
@@ -308,7 +298,7 @@ def _check_reads(traced: Any, model: _Model, data: Batch) -> None:
     start = len(jax.tree.leaves((model.loss, model.params)))
     reads = iter(jaxprs.inputs_of(traced.jaxpr, [True] * len(traced.jaxpr.out_avals))[start:])
     read = [sum(next(reads) for _ in jax.tree.leaves(entry)) for entry in data]
-    alike = [_shapes(entry) == _shapes(data[0]) for entry in data]
+    alike = [shapes_of(entry) == shapes_of(data[0]) for entry in data]
     unread = [i for i, (r, a) in enumerate(zip(read, alike, strict=True)) if a and not r]
     if unread and (isinstance(data, list) or all(alike)):
         raise Misuse(

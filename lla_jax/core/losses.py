@@ -334,15 +334,24 @@ def loss_total(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
     return sums.e, sums.w
 
 
-def loss_roots(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
+def loss_roots(loss: Loss, outputs: Any, block: Block, drawn: Batch | None = None) -> tuple[Any, Any]:
     """(roots, weight) for the Fisher matrix of a per-example loss: the squared gradient of sqrt(w) l has the weight w.
+
+    Args:
+      loss: the loss.
+      outputs: of the model for the block.
+      block: the rows, with the targets of the data.
+      drawn: the batch with other targets, whose losses are taken. The weights are always those of the data, also where
+        they follow from the targets (a class weight, an ignored label).
 
     Returns:
       ``roots`` (B,): for each example, the sum of sqrt(w) l over its entries (such as tokens), 0 where masked; and the
       scalar ``weight``, the sum of w over all entries that count. Without weights every w is 1.
     """
     with note_call("the criterion", "criterion(outputs, batch)", block):
-        result = loss.criterion(outputs, block.batch)
+        result = loss.criterion(outputs, block.batch if drawn is None else drawn)
+        if drawn is not None and isinstance(result, tuple):
+            result = (result[0], loss.criterion(outputs, block.batch)[1])
     if not isinstance(result, tuple):
         s, w = _sum_entries("loss", result, block.mask)
         return s, w.sum()

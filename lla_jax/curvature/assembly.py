@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lla_jax.core import counts, examples, losses, precision, recipes
 from lla_jax.core import data as _data
-from lla_jax.core import examples, losses, precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.data import Stream
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe, Select
-from lla_jax.curvature import matrices, products
+from lla_jax.curvature import criteria, matrices, products, sampling
+from lla_jax.curvature.likelihoods import Likelihood
 from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, describe_params
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.products import Common, Multiplier, Rows
@@ -37,6 +38,7 @@ BLOCK_BYTES = {True: 2**22, False: 2**30}  # largest intermediate value of a blo
 MOST_TRACED = 2**16  # rows; the number of entries of more might not fit an int32
 KEPT_FRACTION = 0.25  # of the free memory, which primal values may take
 UNSTEADY = 1e-5  # relative difference between two evaluations that rounding does not explain
+FEW_ROWS = 8  # at which a criterion is looked at
 CALLBACKS = {"pure_callback", "io_callback"}  # without these, a jax function gives the same values every time
 
 
@@ -76,6 +78,15 @@ def operator(
     key = jax.random.key(0) if key is None else key
     offset = _agree_on_rows(recipe, data, key, matrix) if together else 0
     loss, params = precision.at_least_single(loss, params)
+    first = next(iter(data)) if isinstance(data, Stream) else _data.as_arrays(data)  # a stream's first batch
+    one = _place((loss, params), _devices.mesh_of([mesh.devices.flat[0]]), params_mesh, "loss, params")
+    examples.check(one[0], one[1], first, train=matrix.train, most=batch_size)
+    counts.warn_of_counts(one[0], one[1], data, batch_size)
+    matrix, settled = _settle(matrix, one[0], one[1], first, batch_size if uncut else FEW_ROWS)
+    recipe |= {"likelihood": str(matrix.sample)} if isinstance(matrix.sample, Likelihood) else {}
+    loss = replace(loss, apply=settled.apply, criterion=settled.criterion)
+    if mesh.size == 1:
+        params = one[1]  # no second copy
     loss, params, key = _place((loss, params, key), mesh, params_mesh, "loss, params")
     common = Common(loss, params, None, np.int32(0), np.int32(offset), key)
     allow = options["allow_nondeterministic"]
@@ -86,7 +97,43 @@ def operator(
     if execution.linearize and execution.linearize != "auto":
         text = "which needs the data in memory, and a stream is read anew for every product"
         raise Misuse("execution.linearize", f'True given, {text}; leave it out, or use "auto" or False')
-    return _stream(settings, common, data, recipe)
+    return _stream(settings, common, data, first, recipe)
+
+
+def _settle(matrix: Matrix, loss: Loss, params: PyTree, data: Any, size: int | None) -> tuple[Matrix, Loss]:
+    """The matrix with its sampler and the loss with its outputs, as a look at a few rows decides; refuses nonsense.
+
+    Args:
+      matrix: the matrix; a sampler "recognise" becomes the criterion's likelihood.
+      loss: the loss.
+      params: the parameters.
+      data: a data set, or the first batch of a stream.
+      size: rows of a batch that the loss takes, None for all.
+    """
+    if matrix.kind == "hessian" or (matrix.kind == "fisher" and matrix.sample is None):
+        return matrix, loss
+    if matrix.kind == "ggn":
+        return matrix, criteria.with_curved_criterion(loss, params, _shapes_of_rows(data, size), matrix.train)
+    sampler = sampling.settle(loss, params, _few_rows(data), matrix.sample, matrix.train)
+    return replace(matrix, sample=sampler), loss
+
+
+def _few_rows(batch: Batch) -> losses.Block:
+    """A block of rows that lie apart in a batch."""
+    count = _data.num_examples(batch)
+    index = np.linspace(0, count - 1, min(count, FEW_ROWS)).astype(np.int32)
+    return losses.Block(jax.tree.map(lambda x: np.asarray(x[index]), batch), np.ones(len(index), bool), index)
+
+
+def _shapes_of_rows(batch: Batch, size: int | None) -> losses.Block:
+    """The shapes of a block of at most ``size`` rows of a batch, None for all."""
+    rows = min(size or _data.num_examples(batch), _data.num_examples(batch))
+
+    def shape_of(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
+
+    index = np.arange(rows, dtype=np.int32)
+    return losses.Block(jax.tree.map(shape_of, batch), np.ones(rows, bool), index)
 
 
 class Options(TypedDict, total=False):
@@ -299,7 +346,6 @@ def _in_memory(
 ) -> LinearOperator:
     matrix, mesh, params_mesh, uncut, batch_size, allow_nondeterministic, _ = settings
     data = _data.as_arrays(data)
-    examples.check(common.loss, common.params, data, train=matrix.train, most=batch_size)
     count = _data.num_examples(data)
     rows = -(-count // mesh.size)
     profile = _profile(matrix, common, data, _data.cuts(count, batch_size)[0][1] if uncut else rows)
@@ -412,10 +458,8 @@ def _difference(one: np.ndarray, two: np.ndarray) -> float:
     return float(np.nan_to_num(np.abs(one[finite] - two[finite]) / largest, nan=np.inf).max(initial=0))
 
 
-def _stream(settings: Settings, common: Common, data: Stream, recipe: Recipe) -> HostOperator:
+def _stream(settings: Settings, common: Common, data: Stream, batch: Batch, recipe: Recipe) -> HostOperator:
     matrix, mesh, params_mesh, uncut, batch_size, _, together = settings
-    batch = next(iter(data))
-    examples.check(common.loss, common.params, batch, train=matrix.train, most=batch_size)
     count = _data.num_examples(batch)
     profile = _profile(matrix, common, batch, _data.cuts(count, batch_size)[0][1] if uncut else count)
     row_bytes, primitives = _state_precision(recipe, profile)

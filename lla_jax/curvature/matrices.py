@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from lla_jax.core import losses
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Loss, PyTree
+from lla_jax.curvature import criteria, likelihoods
 from lla_jax.execution import rewriting
 
 
@@ -32,8 +33,8 @@ class Matrix:
       kind: "hessian", "ggn" or "fisher".
       leaf_mask: for every leaf of the parameters, whether the matrix acts on it.
       train: whether normalization layers use the statistics of the batch.
-      sample: for the Fisher matrix, ``sample(key, outputs, example) -> example`` with a target drawn from the model;
-        None takes the targets of the data.
+      sample: for the Fisher matrix, a ``likelihoods.Likelihood``, or ``sample(key, outputs, example) -> example`` with
+        a target drawn from the model; None takes the targets of the data.
       samples: draws per example.
       lowered: whether the model is rewritten for a CPU by ``rewriting.rewrite_for_derivatives``.
     """
@@ -94,19 +95,12 @@ def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: losses.Block
 
 def _gauss_newton(loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, block: losses.Block) -> Callable:
     def smooth_outputs(moving: PyTree) -> tuple[list[Any], Any]:
-        leaves, structure = jax.tree.flatten(outputs(moving))
-        if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in leaves):
+        now = outputs(moving)
+        if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in jax.tree.leaves(now)):
             text = "the model's outputs are complex; they must be real for ggn"
             raise Misuse("loss", f"{text}: let apply return their real and imaginary parts, such as jnp.real(outputs)")
-        smooth = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
-        rest = [None if yes else x for x, yes in zip(leaves, smooth, strict=True)]
-
-        def total(smooth_leaves: list[Any]) -> tuple[Any, Any]:
-            new = iter(smooth_leaves)
-            every = [next(new) if yes else x for x, yes in zip(rest, smooth, strict=True)]
-            return losses.loss_total(loss, jax.tree.unflatten(structure, every), block)
-
-        return [x for x, yes in zip(leaves, smooth, strict=True) if yes], total
+        smooth, rebuild = criteria.split_smooth(now)
+        return smooth, lambda leaves: losses.loss_total(loss, rebuild(leaves), block)
 
     _, pull = jax.vjp(lambda moving: smooth_outputs(moving)[0], start)
 
@@ -123,8 +117,7 @@ def _fisher(
 ) -> Callable:
     def draw_targets(number: Any) -> Any:  # a batch with targets of its own
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, number), block.index)
-        with losses.note_call("sample", "sample(key, outputs, example) for one example", block):
-            return jax.vmap(matrix.sample)(keys, jax.lax.stop_gradient(outputs(start)), block.batch)
+        return likelihoods.draw(matrix.sample, loss, keys, jax.lax.stop_gradient(outputs(start)), block.batch)
 
     batches = block.batch if matrix.sample is None else jax.vmap(draw_targets)(jnp.arange(matrix.samples))
 
@@ -133,7 +126,7 @@ def _fisher(
         now = outputs(moving)
         if matrix.sample is None:
             return losses.loss_roots(loss, now, block)
-        each, weights = jax.vmap(lambda batch: losses.loss_roots(loss, now, block._replace(batch=batch)))(batches)
+        each, weights = jax.vmap(lambda drawn: losses.loss_roots(loss, now, block, drawn))(batches)
         return each, weights[0]
 
     _, pull, _ = jax.vjp(roots, start, has_aux=True)
@@ -144,26 +137,3 @@ def _fisher(
         return pull(slope)[0], (weight, slope.sum())
 
     return gradient
-
-
-def categorical(key: Any, outputs: Any, example: Any) -> Any:
-    """The example ``(inputs, label, ...)`` with another label, drawn from softmax(outputs); each entry of it by itself.
-
-    Args:
-      key: a ``jax.random`` key.
-      outputs: scores ``(*label.shape, C)`` of one example.
-      example: a tuple or list whose second entry is an integer array; further entries, such as weights, stay.
-
-    Raises:
-      ValueError: the example or the outputs are something else.
-    """
-    has_label = isinstance(example, tuple | list) and len(example) >= 2
-    label: Any = example[1] if has_label else None
-    is_class = hasattr(label, "dtype") and jnp.issubdtype(label.dtype, jnp.integer)
-    if not is_class or not hasattr(outputs, "shape") or outputs.shape[:-1] != label.shape:
-        raise Misuse(
-            "sample",
-            "by default targets are drawn as classes, which needs batches (inputs, integer labels, ...) and scores "
-            "(..., C) as outputs; pass sample=f(key, outputs, example) -> example with a target drawn from the model",
-        )
-    return (example[0], jax.random.categorical(key, outputs).astype(label.dtype), *example[2:])

@@ -28,11 +28,12 @@ from lla_jax.core.arguments import (
 )
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
-from lla_jax.curvature import assembly, matrices
+from lla_jax.curvature import assembly, matrices, sampling
 from lla_jax.curvature.assembly import DEFAULTS, Options
 from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, as_arrays
-from lla_jax.curvature.matrices import Matrix, categorical
+from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.products import Multiplier
+from lla_jax.curvature.samplers import bernoulli, categorical, gaussian, poisson
 from lla_jax.curvature.space import Space
 from lla_jax.execution import sharding
 from lla_jax.execution.keywords import accept_old
@@ -40,13 +41,16 @@ from lla_jax.execution.keywords import accept_old
 __all__ = [
     "HostOperator",
     "LinearOperator",
+    "bernoulli",
     "categorical",
     "dense",
     "fisher",
+    "gaussian",
     "ggn",
     "given",
     "hessian",
     "masked",
+    "poisson",
     "preconditioned",
 ]
 
@@ -116,7 +120,9 @@ def ggn(
 
         G = sum_i w_i J_i' (grad_f^2 l_i) J_i / sum_i w_i + grad^2 penalty,   J_i = d f(x_i) / d theta
 
-    Positive semidefinite where the criterion is convex in the outputs; equal to the Hessian for a linear model.
+    Positive semidefinite where the criterion is convex in the outputs; equal to the Hessian for a linear model. The
+    matrix depends on where the loss is cut into outputs and criterion: cut it at the scores, before a softmax. A
+    converted torch network that ends in log-softmax is cut there for a criterion that is linear behind it.
 
     Args:
       loss: a ``Loss``; a plain function hides the outputs. Outputs that are not floating, such as masks, are constants.
@@ -128,7 +134,11 @@ def ggn(
       As for ``hessian``.
 
     Raises:
-      ValueError: as for ``hessian``; a plain function as loss; complex outputs.
+      ValueError: as for ``hessian``; a plain function as loss; complex outputs; a criterion that is linear in the
+        outputs, such as that of ``lla_torch.convert_loss``, whose matrix would be zero.
+
+    Warns:
+      UserWarning: a criterion that is piecewise linear (absolute errors, margins), whose matrix is zero.
 
     References: Schraudolph 2002; Martens 2014, arXiv 1412.1193.
     """
@@ -156,6 +166,13 @@ def fisher(
     with y drawn from the model ("mc", whose mean is the GGN where l is a negative log-likelihood in its natural
     parameters) or from the data ("empirical"). The penalty, a prior, is no part of it. All entries (tokens) of an
     example are one observation. The key is folded with an example's number: draws do not depend on the batches.
+    Weights are those of the data, also where they follow from the labels (weighted classes, ignored labels).
+
+    Targets must be drawn from the likelihood whose negative logarithm the criterion is. It is recognised by what the
+    criterion does at a few rows, whatever it is written in: categorical (any temperature and axis of classes, soft
+    labels, the next token), Bernoulli, Poisson, Gaussian (any variances). For every sampler, a user's too, the mean
+    slope over drawn targets must be zero, E_y[grad_f l(f, y)] = 0, within 6 standard errors. Where l is c times a
+    negative log-likelihood, as the mean over an example's T tokens with c = 1/T, F is c times the GGN.
 
     Args:
       loss: a ``Loss`` whose criterion is a negative log-likelihood per example.
@@ -164,8 +181,9 @@ def fisher(
       key: draws the targets; needed for "mc".
       kind: "mc" or "empirical".
       samples: targets drawn per example.
-      sample: ``sample(key, outputs, example) -> example`` with a target drawn from the model, for one example; by
-        default ``operators.categorical``: examples ``(inputs, label, ...)``, the label drawn from softmax(outputs).
+      sample: ``sample(key, outputs, example) -> example`` with a target drawn from the model, for one example, such as
+        ``functools.partial(operators.categorical, temperature=2.0)``; ``bernoulli``, ``gaussian`` and ``poisson`` stand
+        beside it. By default that of the likelihood that is recognised, which ``recipe["likelihood"]`` names.
       options: as for ``hessian``: batch_size, select, batch_stats, execution, allow_nondeterministic.
 
     Returns:
@@ -173,7 +191,8 @@ def fisher(
 
     Raises:
       ValueError: as for ``hessian``; a plain function or batch-coupled loss; another kind; "mc" without a key;
-        arguments of "mc" given with "empirical"; data that the default ``sample`` cannot label.
+        arguments of "mc" given with "empirical"; a criterion of no likelihood that is recognised, such as smoothed
+        labels or margins, without ``sample``; targets whose mean slope is not zero.
 
     References: Martens 2014, arXiv 1412.1193; Kunstner et al. 2019, arXiv 1905.12558 (how the two kinds differ).
     """
@@ -190,7 +209,7 @@ def fisher(
     if kind == "mc":
         single_key(key)  # checked, and used as it came: the recipe has its fingerprint
     samples = check_integer("samples", samples, remedy="the number of targets drawn for each example")
-    draw = None if kind == "empirical" else static(sample or categorical)
+    draw = None if kind == "empirical" else sampling.RECOGNISE if sample is None else static(sample)
     operator = _operator("fisher", loss, params, data, options, key=key, sample=draw, samples=samples)
     operator.recipe.update(kind=f"fisher ({kind})", samples=samples, targets=recipes.fingerprint(key))
     return operator

@@ -267,6 +267,7 @@ def _plain(p, batch):
     return _coupled(helpers.apply(p, None, batch, False)[0], batch)
 
 
+MARGINS = lla.Loss(helpers.apply, lambda o, b: jax.nn.relu(1 + o[:, 0] - o[:, 1]) ** 2 + 0 * b[1])
 H_ = functools.cache(make)
 
 
@@ -280,7 +281,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "key for nothing": (lambda p: lla.fisher(LOSS, p, DATA, KEY, kind="empirical"), 'kind: "empirical" draws nothing'),
     "samples for nothing": (lambda p: lla.fisher(LOSS, p, DATA, kind="empirical", samples=2), "draws nothing"),
     "no samples": (lambda p: lla.fisher(LOSS, p, DATA, KEY, samples=0), "samples: 0 given"),
-    "labels not classes": (lambda p: lla.fisher(LOSS, p, (DATA[0], DATA[1] * 1.0), KEY), "drawn as classes"),
+    "margins, no likelihood": (lambda p: lla.fisher(MARGINS, p, DATA, KEY), "sample: the criterion is the negative"),
+    "targets of another likelihood": (
+        lambda p: lla.fisher(LOSS, p, DATA, KEY, sample=functools.partial(operators.categorical, temperature=9.0)),
+        "sample: the mean slope .* standard errors from zero",
+    ),
     "batch statistics of a function": (lambda p: lla.hessian(_plain, p, DATA, batch_stats="batch"), "batch_stats: 'ba"),
     "another policy": (lambda p: make(batch_stats="reestimate"), "batch_stats: 'reestimate' given"),
     "linearize": (lambda p: make(linearize="yes"), "linearize: 'yes' given"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch.utils import _pytree as torch_pytree
 
 from lla_torch.program.errors import misuse
-from lla_torch.program.program import Program
+from lla_torch.program.program import Instruction, Program, Ref
 from lla_torch.tracing.exporting import Call
 from lla_torch.weights.names import to_array
 
@@ -66,6 +67,19 @@ class Function:
         state = {name: tree for name, tree in variables.items() if name != "params"}
         return program(variables.get("params", {}), state, self.tensors(args, kwargs), key=key, draws=draws)
 
+    def before_log_probabilities(self) -> tuple[Function, tuple[Instruction, ...]] | None:
+        """(the function without its last operators, these operators), where they make log-probabilities of scores.
+
+        None where the module ends otherwise, such as with several outputs.
+        """
+        programs = [self.eval, *([] if self.train is None else [self.train])]
+        cuts = [_cut_log_probabilities(program) for program in programs]
+        first = cuts[0]
+        if first is None or any(cut is None or _names(cut[1]) != _names(first[1]) for cut in cuts):
+            return None
+        bodies = [cut[0] for cut in cuts if cut is not None]
+        return Function(bodies[0], bodies[1] if len(bodies) > 1 else None, self.call), first[1]
+
     def tensors(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """The arguments that were tensors at conversion, in the program's order.
 
@@ -76,6 +90,52 @@ class Function:
         _collect_tensors(self.call[0], tuple(args), "inputs", tensors)
         _collect_tensors(self.call[1], dict(kwargs), "inputs", tensors)
         return [tensors[i] for i in range(len(tensors))]
+
+
+def depends_on_params(program: Program, output: int) -> bool:
+    """Whether one of the values that a program returns depends on its parameters."""
+    reached = {slot for slot, spec in enumerate(program.inputs) if spec.kind == "params"}
+    for each in program.instructions:
+        if any(ref.index in reached for ref in _refs((each.args, each.kwargs))):
+            reached.add(each.out)
+    return any(ref.index in reached for ref in _refs(program.outputs[output : output + 1]))
+
+
+def _refs(x: Any) -> Iterator[Ref]:
+    """The values that nested arguments refer to."""
+    if isinstance(x, Ref):
+        yield x
+    elif isinstance(x, tuple):
+        for each in x:
+            yield from _refs(each)
+
+
+LOG_PROBABILITIES = (
+    ("log_softmax",),
+    ("_log_softmax",),
+    ("special_log_softmax",),
+    ("log_sigmoid",),
+    ("softmax", "log"),
+    ("_softmax", "log"),
+)
+"""The names of operators, in order, with which a module may end, and whose result are log-probabilities."""
+
+
+def _names(instructions: Sequence[Instruction]) -> list[tuple[str, Any]]:
+    return [(i.operator.name.split(".")[1], i.args[1:]) for i in instructions]
+
+
+def _cut_log_probabilities(program: Program) -> tuple[Program, tuple[Instruction, ...]] | None:
+    """(the program up to the scores, the operators that make log-probabilities of them); None if it ends otherwise."""
+    by_slot = {i.out: i for i in program.instructions}
+    tail: list[Instruction] = []
+    last = program.outputs[0] if len(program.outputs) == 1 and program.structure == 0 else None
+    while isinstance(last, Ref) and last.index in by_slot and len(tail) < 2:
+        tail.insert(0, by_slot[last.index])
+        last = tail[0].args[0] if tail[0].args else None
+        if tuple(name for name, _ in _names(tail)) in LOG_PROBABILITIES and isinstance(last, Ref):
+            return dataclasses.replace(program, outputs=(last,)), tuple(tail)
+    return None
 
 
 def _collect_tensors(pattern: Any, value: Any, name: str, tensors: dict[int, Any]) -> None:

@@ -14,6 +14,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from lla_torch.tracing.guards import refuse_losses_of_pairs
+
+NO_CLASS = -100  # the label that converted cross entropies ignore, whatever the module's own is
+
 Kind = Literal["entries", "classes", "examples", "coupled"]
 
 
@@ -30,7 +34,7 @@ class Criterion:
         labels are probabilities: the values as they are). "examples": terms, whose sums over all axes but the first are
         the losses. "coupled": one scalar for all examples of a batch.
       weight: weights of the classes, or None, for kind "classes".
-      ignore_index: the label without a loss, for kind "classes".
+      ignore_index: the label of weight 0, for kind "classes".
     """
 
     function: Callable[[Any, Any], Any]
@@ -39,23 +43,27 @@ class Criterion:
     ignore_index: int = -100
 
     def __call__(self, outputs: Any, labels: Any) -> Any:
+        if self.kind == "classes" and jnp.shape(labels) != jnp.shape(outputs):  # else probabilities: torch divides by N
+            return self._of_classes(outputs, jnp.asarray(labels))
         losses = self.function(outputs, labels)
         if self.kind == "coupled":
             return jnp.mean(losses)
         if self.kind == "examples":
             return jnp.sum(losses, axis=tuple(range(1, losses.ndim)))
-        if self.kind == "classes" and jnp.shape(labels) != jnp.shape(outputs):  # else probabilities: torch divides by N
-            weights = self._weights(labels, losses.dtype)
-            return jnp.where(weights == 0, 0, losses / jnp.where(weights == 0, 1, weights)), weights
         return losses
 
-    def _weights(self, labels: Any, dtype: Any) -> jax.Array:
-        """The weight of each label's class, 0 where it is ignored."""
-        labels = jnp.asarray(labels)
-        valid = labels != self.ignore_index
+    def _of_classes(self, outputs: Any, labels: jax.Array) -> tuple[Any, Any]:
+        """(losses, weights of the labels' classes); a class that is ignored has its loss, and the weight 0."""
+        classes = outputs.shape[1 if outputs.ndim > 1 else 0]
+        is_class = (labels >= 0) & (labels < classes)
+        counts = labels != self.ignore_index
+        unknown = jnp.where(counts, classes, NO_CLASS)  # a label that is no class, and not to be ignored, gives NaN
+        losses = self.function(outputs, jnp.where(is_class, labels, unknown))
         if self.weight is None:
-            return valid.astype(dtype)
-        return jnp.where(valid, jnp.asarray(self.weight, dtype)[jnp.where(valid, labels, 0)], 0)
+            return losses, counts.astype(losses.dtype)
+        weights = jnp.asarray(self.weight, losses.dtype)[jnp.where(is_class, labels, 0)]
+        losses = jnp.where(weights == 0, 0, losses / jnp.where(weights == 0, 1, weights))
+        return losses, jnp.where(counts, weights, 0)
 
 
 def criterion_of(
@@ -94,14 +102,15 @@ def criterion_of(
     if reduction is not None:
         unreduced.reduction = "none"
     example = (example_outputs, example_labels)
-    with torch.no_grad():
+    with torch.no_grad(), refuse_losses_of_pairs():
         kind = _kind(loss_module, unreduced, *example)
     if kind == "coupled":
         return Criterion(convert_callable(copy.deepcopy(loss_module), *example), kind), False
-    function = convert_callable(unreduced, *example)
     if kind != "classes":
-        return Criterion(function, kind), True
+        return Criterion(convert_callable(unreduced, *example), kind), True
     assert isinstance(loss_module, nn.CrossEntropyLoss | nn.NLLLoss)
+    unreduced.ignore_index = NO_CLASS  # a class that is ignored has a loss, which Monte Carlo targets need
+    function = convert_callable(unreduced, *example)
     soft = isinstance(example_labels, torch.Tensor) and example_labels.is_floating_point()
     return Criterion(function, kind, _class_weights(loss_module, soft), int(loss_module.ignore_index)), True
 

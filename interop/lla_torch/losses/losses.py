@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from torch import nn
 
 from lla_torch.conversion.function import Function, arguments
 from lla_torch.losses.criteria import Criterion, criterion_of, is_per_example
+from lla_torch.program.program import Instruction, Noise, run_instruction
+from lla_torch.program.views import View, as_view
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,30 @@ class Apply:
             return jax.tree.map(lambda x: x[0], outputs)
 
         return jax.vmap(run_example)(args, kwargs, keys), state
+
+    def scores(self, criterion: Callable[[Any, Any], Any]) -> tuple[Apply, OfScores] | None:
+        """The same losses, cut before the log-softmax with which the network ends: (apply, criterion).
+
+        None if it does not end so. ``lla_jax.ggn`` asks for it where the criterion is linear in the outputs.
+        """
+        cut = self.function.before_log_probabilities()
+        return None if cut is None else (Apply(cut[0], self.inputs), OfScores(criterion, cut[1]))
+
+
+@dataclass(frozen=True)
+class OfScores:
+    """A criterion of log-probabilities as one of the scores before them."""
+
+    criterion: Callable[[Any, Any], Any]
+    instructions: tuple[Instruction, ...]
+
+    def __call__(self, outputs: Any, batch: Any) -> Any:
+        for each in self.instructions:
+            outputs = run_instruction(
+                each, [as_view(outputs), *each.args[1:]], dict(each.kwargs), Noise(None, None), outputs.dtype
+            )
+            outputs = outputs.logical() if isinstance(outputs, View) else outputs
+        return self.criterion(outputs, batch)
 
 
 @dataclass(frozen=True)
@@ -84,8 +111,14 @@ def _as_inputs(batch: Any) -> tuple[Any]:
 
 
 def losses_of_step(outputs: Any, batch: Any) -> Any:
-    """The criterion of a ``Step``: the outputs, which are the losses already."""
-    return outputs
+    """The criterion of a ``Step``: the outputs, which are the losses already, or (losses, weights)."""
+    return tuple(outputs) if isinstance(outputs, list) else outputs
+
+
+def mean_of_step(outputs: Any, batch: Any) -> Any:
+    """The criterion of a ``Step`` that gives (sum, weight): (sum / weight, weight), and 0 for a weight of 0."""
+    total, weight = outputs
+    return total / jnp.where(weight == 0, 1, weight), weight
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,14 @@ from torch.export import Dim, ExportedProgram, default_decompositions
 from torch.utils import _pytree as torch_pytree
 
 from lla_torch.program.operators import TABLE
-from lla_torch.tracing.guards import ConversionError, Refused, is_library, preserve_module, tracing_mode
+from lla_torch.tracing.guards import (
+    ConversionError,
+    Refused,
+    is_library,
+    preserve_module,
+    refuse_losses_of_pairs,
+    tracing_mode,
+)
 
 
 @torch.library.custom_op("lla_torch::stop_gradient", mutates_args=())
@@ -100,7 +107,8 @@ def export(
         flat.training = train
         tensors = tuple(x.detach() for x in call.tensors)
         try:
-            exported = _export(flat, tensors)
+            with refuse_losses_of_pairs():
+                exported = _export(flat, tensors)
             buffers = set(exported.graph_signature.inputs_to_buffers)
             _check_writes(exported.graph_module, _is_among(buffers), True)
             _mark_stop_gradients(exported.graph_module)
@@ -277,6 +285,11 @@ def _explain(error: Exception, module: nn.Module) -> ConversionError:
             f"{place}: the forward pass depends on the values of a tensor (an `if`, a loop, .item(), an index that is "
             "computed, BatchNorm(momentum=None)), so it is no single graph. Write it with torch.where, or fix the "
             f"choice before converting. torch says: {_first_line(error)}"
+        )
+    if "arget size" in str(error) and "input size" in str(error):
+        return ConversionError(
+            f"{place}: outputs and labels have different shapes; give the labels an axis, labels[:, None], or take it "
+            f"from the outputs, outputs.squeeze(1). torch says: {_first_line(error)}"
         )
     if "fake tensor in the exported program" in str(error):
         return ConversionError(

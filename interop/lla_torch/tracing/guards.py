@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 import threading
 import traceback
 import warnings
@@ -208,3 +209,44 @@ def _set_mode(module: nn.Module, train: bool) -> None:
             f"module {type(own[0]).__name__}: {'train' if train else 'eval'}() changes its weights, as merged adapters "
             "do; put the module into this mode yourself, then convert it"
         )
+
+
+# --- losses of outputs and labels whose shapes differ
+
+
+_SIZES = re.compile(r"Using a target size \(torch\.Size\(\[(.*?)\]\)\).*input size \(torch\.Size\(\[(.*?)\]\)\)")
+
+
+@contextlib.contextmanager
+def refuse_losses_of_pairs() -> Iterator[None]:
+    """Context in which torch's warning of outputs and labels of different shapes is an error where both are repeated.
+
+    (B, 1) and (B,) broadcast to (B, B): the loss of each output with the label of every example. Other broadcasting,
+    as to a label for all examples, stays. Warnings are hidden.
+
+    Raises:
+      ConversionError: a loss repeats outputs and labels.
+    """
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", message="Using a target size")
+        yield
+    for each in seen:
+        found = _SIZES.search(str(each.message))
+        target, outputs = (
+            ([n.strip() for n in x.split(",") if n.strip()] for x in found.groups()) if found else ([], [])
+        )
+        length = max(len(target), len(outputs))
+        padded = [["1"] * (length - len(x)) + x for x in (target, outputs)]
+        result = [b if a == "1" else a for a, b in zip(*padded, strict=True)]
+        if result not in (target, outputs):
+            raise ConversionError(
+                f"loss: outputs of shape {_shape_text(outputs)} and labels of shape {_shape_text(target)} given, which "
+                f"broadcast to {_shape_text(result)}, the loss of each output with every label; they must have one "
+                "shape: give the labels an axis, labels[:, None], or take it from the outputs, outputs.squeeze(1)"
+            )
+
+
+def _shape_text(sizes: list[str]) -> str:
+    """A shape in a message, with B for a length that is open."""
+    return f"({', '.join(n if n.isdigit() else 'B' for n in sizes)}{',' * (len(sizes) == 1)})"
