@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import warn_caller
+from lla_jax.core.arguments import check_choice, warn_caller
 from lla_jax.core.jaxprs import bind, equations, interpret
 from lla_jax.core.static import ByValue
 from lla_jax.core.types import Batch, Loss, PyTree, Recipe
@@ -88,7 +88,11 @@ def at_least_single(loss: Loss, params: PyTree) -> tuple[Loss, PyTree]:
 
     With ``loss.precision == "params"`` the weights are moved in float32 too, and the network is called with weights
     rounded to the types of ``params``.
+
+    Raises:
+      ValueError: another ``loss.precision``.
     """
+    check_choice("precision", loss.precision, ("float32", "params"))
     wide = widen(params)
     if types_of(wide) == types_of(params):
         return loss, params
