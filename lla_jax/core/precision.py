@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import warn_caller
+from lla_jax.core.arguments import check_choice, warn_caller
 from lla_jax.core.jaxprs import bind, equations, interpret
 from lla_jax.core.static import ByValue
 from lla_jax.core.types import Batch, Loss, PyTree, Recipe
@@ -88,7 +88,11 @@ def at_least_single(loss: Loss, params: PyTree) -> tuple[Loss, PyTree]:
 
     With ``loss.precision == "params"`` the weights are moved in float32 too, and the network is called with weights
     rounded to the types of ``params``.
+
+    Raises:
+      ValueError: another ``loss.precision``.
     """
+    check_choice("precision", loss.precision, ("float32", "params"))
     wide = widen(params)
     if types_of(wide) == types_of(params):
         return loss, params
@@ -177,7 +181,7 @@ def lost_share(f: Callable[..., Any], one: PyTree, two: PyTree, *data: Any) -> A
       two: the parameters at another.
       data: whatever else ``f`` reads; only its shapes matter.
     """
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (one, *data))
+    shapes = jax.eval_shape(lambda *args: args, one, *data)
     closed = jax.make_jaxpr(f)(*shapes)
     pairs: list[Any] = [_Pair(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)]
     inputs = [*pairs, *[_UNKNOWN] * (len(closed.jaxpr.invars) - len(pairs))]
@@ -229,7 +233,7 @@ def _inside(eqn: Any, values: list[Any]) -> list[Any]:
     """The squares of the casts inside a loop or a branch whose other inputs depend on the data."""
     name, p = eqn.primitive.name, eqn.params
     if name == "scan":
-        head, carry = p["num_consts"], p["num_carry"]
+        head, carry = _scan_counts(eqn)
         slices = {i: v for i, v in enumerate(values[head + carry :]) if v is not _UNKNOWN}
         num = len(values) - head - carry
 
@@ -245,6 +249,17 @@ def _inside(eqn: Any, values: list[Any]) -> list[Any]:
     if name == "cond":
         return [_squares(branch, values[1:]) for branch in p["branches"]]
     return [_squares(each, values) for each in _inner(eqn) if len(each.jaxpr.invars) == len(values)]
+
+
+def _scan_counts(eqn: Any) -> tuple[int, int]:
+    """(number of constants, number of carried values) of a scan, read from shapes: versions of jax name them otherwise.
+
+    The entries of an array that is scanned, or stacked as a result, have one axis less than the array.
+    """
+    inner = eqn.params["jaxpr"].jaxpr
+    scanned = sum(x.aval.ndim > y.aval.ndim for x, y in zip(eqn.invars, inner.invars, strict=True))
+    carry = sum(x.aval.ndim == y.aval.ndim for x, y in zip(eqn.outvars, inner.outvars, strict=True))
+    return len(eqn.invars) - carry - scanned, carry
 
 
 def warn_of_lost(share: float, lowest: str, precision: str) -> None:

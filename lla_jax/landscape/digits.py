@@ -51,7 +51,7 @@ def trace(loss: Loss, params: PyTree, batch: Batch, size: int, train: bool) -> T
     leaves, structure = jax.tree.flatten((params, loss, batch))
     key = (structure, tuple((x.shape, str(x.dtype)) for x in leaves), size, train)
     if key not in _TRACED:
-        shapes = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves])
+        shapes = jax.eval_shape(lambda *args: args, params, loss, batch)
         closed = jax.make_jaxpr(functools.partial(_loss_of, size=size, train=train))(*shapes)
         used = inputs_of(closed, [True] * len(closed.jaxpr.outvars))
         _TRACED[key] = Traced(precision.lowest_type(closed.jaxpr), any(used[: len(jax.tree.leaves(params))]))

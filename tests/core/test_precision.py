@@ -142,6 +142,8 @@ def test_own_types_and_the_error_of_the_network_itself():
     with pytest.raises(TypeError, match="mine"):
         wide.apply(p, wide.state, X[:, :1], False)
     assert precision.at_least_single(loss, {"w": W})[0] is loss
+    with pytest.raises(ValueError, match="precision: 'half' given; it must be one of 'float32', 'params'"):
+        precision.at_least_single(dataclasses.replace(loss, precision="half"), {"w": W})
 
 
 def test_the_entry_of_a_recipe():

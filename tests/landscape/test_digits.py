@@ -150,6 +150,9 @@ def test_half_precision_on_request_warns_too(top):
         plane = lla.evaluate(own, HALF, DATA, top[1], LINE(0.01), execution=FIXED)
     assert plane.recipe["precision"]["params"] == ["bfloat16"]
     assert plane.recipe["precision"]["lost"] > 0.05
+    module = Net()
+    variables = module.init(jax.random.key(0), DATA[0])
+    assert lla.from_linen(module, variables, LOSS.criterion, precision="params").precision == "params"
 
 
 def test_half_precision_activations_that_hide_the_differences_are_pointed_out():
