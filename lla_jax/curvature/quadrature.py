@@ -13,8 +13,10 @@ from scipy.special import ndtr
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import PyTree, Recipe, Spectrum
 from lla_jax.curvature import lanczos as _lanczos
+from lla_jax.curvature import moments
 from lla_jax.curvature.lanczos import STEPS_PER_CALL, WINDOW
 from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, no_finite_product
 from lla_jax.execution import devices
@@ -27,6 +29,7 @@ log = logging.getLogger("lla_jax")
 MEMORY_FRACTION = 0.25  # of the free memory, which the bases of the probes may take
 AT_ONCE = 16  # probes at once: more gain nothing
 CLOSE = 32.0  # nodes nearer than this times eps max|node| count as one: the products are no better than that
+SPENT = 100.0  # times eps max|node|: a remainder below it adds nothing to a sequence
 FAINT = 1e-6  # a weight below this / n comes from rounding, not from an eigenvalue
 
 
@@ -96,7 +99,9 @@ def spectrum(
 
     Returns:
       ``Spectrum``. A probe ends early where its space becomes invariant. ``recipe``: "steps_done" (per probe), "nodes"
-      (distinct ones per probe), "products", "stopped" (why it ended early, with a warning, or None).
+      (distinct ones per probe), "exhausted" (per probe: whether its space became invariant, so that its nodes are
+      eigenvalues and more steps would change nothing), "products", "stopped" (why it ended early, with a warning, or
+      None).
 
     Raises:
       ValueError: an argument out of its range, vectors that the memory cannot hold, an operator that is not symmetric,
@@ -257,12 +262,16 @@ def _advance(s: _Sequences, H: Operator, window: bool) -> None:
 def _result(s: _Sequences, recipe: Recipe, H: Operator, state: dict[str, np.ndarray] | None) -> Spectrum:
     kept = np.flatnonzero(s.done)
     nodes, weights = np.zeros((2, len(kept), s.alphas.shape[1]))
-    counts = []
+    counts, exhausted = [], []
     for row, p in enumerate(kept):
-        theta, w = _rule(s.alphas[p, : s.done[p]], s.betas[p, : s.done[p]], recipe, H)
+        alphas, betas = s.alphas[p, : s.done[p]], s.betas[p, : s.done[p]]
+        theta, w = _rule(alphas, betas, recipe, H)
         counts.append(len(theta))
+        spent = betas.min() <= _lanczos.rounding(H, SPENT) * np.abs(theta).max()
+        exhausted.append(bool(spent or s.done[p] == recipe["n"]))
         nodes[row], weights[row, : len(w)] = np.pad(theta, (0, nodes.shape[1] - len(theta)), mode="edge"), w
     recipe |= {"products": s.products, "steps_done": s.done[kept].tolist(), "nodes": counts}
+    recipe["exhausted"] = exhausted
     return Spectrum(nodes, weights, recipe, state)
 
 
@@ -319,7 +328,8 @@ class Density(NamedTuple):
     Args:
       x: (points,) float64, eigenvalues, ascending.
       density: (points,) per unit of ``t``: the mean over the probes, sum(density) (t[1] - t[0]) = 1.
-      sem: (points,) its standard error over the probes; NaN for one probe.
+      sem: (points,) its standard error over the probes, from the spectrum itself (``moments.sampling_error``); of a
+        spectrum made by hand from the scatter of its probes, NaN for one.
       t: (points,) the coordinate, evenly spaced: ``x`` itself ("linear") or sign(x) log10(1 + |x| / threshold).
       sigma: standard deviation of the Gaussians, in units of ``t``.
       scale: "linear" or "symlog".
@@ -387,14 +397,19 @@ def density(
     sigma = width * span
     edges = np.linspace(low - 5 * sigma, high + 5 * sigma, points + 1)
     cell = edges[1] - edges[0]
-    each = np.zeros((spec.probes, points))
+    each, squares, cubes = np.zeros((3, spec.probes, points))
     for row, (theta, weights) in enumerate(zip(nodes, spec.weights, strict=True)):
         for t, w in zip(theta, weights, strict=True):
             if w > 0:
-                each[row] += w * np.diff(ndtr((edges - t) / sigma))
+                kernel = np.diff(ndtr((edges - t) / sigma)) / cell
+                each[row] += w * kernel
+                squares[row] += w * kernel**2
+                cubes[row] += w * kernel**3
     each /= each.sum(1, keepdims=True) * cell
     t = (edges[1:] + edges[:-1]) / 2
     x = t if scale == "linear" else np.sign(t) * knee * (10.0 ** np.abs(t) - 1)
-    many = spec.probes > 1
-    sem = each.std(0, ddof=1) / np.sqrt(spec.probes) if many else np.full(points, np.nan)
-    return Density(x, each.mean(0), sem, t, float(sigma), scale, knee if scale == "symlog" else 0.0)
+    mean, sem = each.mean(0), standard_error(each)
+    if n := spec.recipe.get("n"):
+        second = np.maximum(squares.mean(0) - mean**2, 0.0)
+        sem = moments.sampling_error(second, cubes.mean(0), n, spec.probes)
+    return Density(x, mean, sem, t, float(sigma), scale, knee if scale == "symlog" else 0.0)

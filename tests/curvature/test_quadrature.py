@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
+from lla_jax.core.standard_errors import widening
 from lla_jax.curvature import eigen, eigensearch
 from lla_jax.execution import devices
 from tests.curvature.cases import COPIES, interrupted
@@ -166,7 +167,8 @@ def test_density_has_mass_one_and_keeps_the_tails(scale):
     assert np.allclose(one.density, gaussians, atol=1e-3)
     assert np.isnan(one.sem).all()
     half = lla.density(spectrum_of([[0.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.4]]), points=500)
-    assert np.allclose(half.sem, np.where(half.x < 0.5, 0.25, 1) * half.density)  # 1 and 0.6, 0 and 0.4
+    scatter = np.where(half.x < 0.5, 0.25, 1)  # 1 and 0.6, 0 and 0.4
+    assert np.allclose(half.sem, widening(1) * scatter * half.density)
 
 
 def test_density_on_a_symlog_axis_is_a_change_of_coordinates():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
+from lla_jax.core.standard_errors import standard_error
 from lla_jax.curvature import sketches
 from lla_jax.curvature.operators import masked
 from tests.curvature.cases import quiet, symmetric
@@ -34,7 +35,7 @@ class TestDefinitions:
             rest = omega[i] - q @ (q.T @ omega[i])
             each.append(np.trace(q.T @ A @ q) + (H.shape[0] - 15) * (rest @ A @ rest) / (rest @ rest))
         assert found.mean == pytest.approx(np.mean(each), rel=1e-9)
-        assert found.sem == pytest.approx(np.std(each, ddof=1) / np.sqrt(16), rel=1e-9)
+        assert found.sem > np.std(each, ddof=1) / np.sqrt(16)  # they share all vectors but one
         assert found.num == 16
 
     def test_hutch_is_the_remainder_outside_of_a_basis(self):
@@ -48,7 +49,7 @@ class TestDefinitions:
         rest = G.T - q @ (q.T @ G.T)
         each = np.trace(q.T @ A @ q) + np.einsum("ij,ij->j", rest, A @ rest)
         assert found.mean == pytest.approx(each.mean(), rel=1e-9)
-        assert found.sem == pytest.approx(each.std(ddof=1) / np.sqrt(16), rel=1e-9)
+        assert found.sem == pytest.approx(standard_error(each), rel=1e-9)
 
     def test_the_basis_is_orthonormal_however_parallel_the_products_are(self):
         values = 10.0 ** -np.arange(N)  # in float32 most products are one and the same direction
@@ -59,7 +60,7 @@ class TestDefinitions:
         q = np.concatenate([np.asarray(block) for block in sketch.basis])
         np.testing.assert_allclose(q @ q.T, np.eye(24), atol=3e-6)
         assert counted.used == 48
-        assert sketches.xtrace(sketch, N).mean() == pytest.approx(values.sum(), rel=1e-5)
+        assert sketches.xtrace(sketch, N)[0] == pytest.approx(values.sum(), rel=1e-5)
 
     def test_the_basis_stays_within_a_mask(self):
         keep = np.arange(N) >= 10

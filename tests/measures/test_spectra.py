@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
+from lla_jax.core.standard_errors import standard_error
 from lla_jax.curvature.operators import dense, given
 from tests import helpers
 from tests.helpers import ONE, OPERATORS, flat
@@ -33,6 +34,11 @@ def probed(values, probes, rng):
     """As quadrature with all steps gives it: a random vector's own weights."""
     squares = rng.standard_normal((probes, len(values))) ** 2
     return spectrum(np.tile(values, (probes, 1)), squares / squares.sum(1, keepdims=True))
+
+
+def jackknife(whole, without):
+    """The jackknife's standard error, from the value of all probes and those without one."""
+    return standard_error(len(without) * whole - (len(without) - 1) * np.array(without))
 
 
 def ratio(nodes, weights, n):
@@ -241,7 +247,8 @@ class TestCriteria:
         for found, of in cases:
             without = [of(np.delete(nodes, i, 0), np.delete(weights, i, 0)) for i in range(5)]
             assert found.mean == pytest.approx(of(nodes, weights), rel=1e-12)
-            assert found.sem == pytest.approx(np.sqrt(4 / 5 * np.sum((without - np.mean(without)) ** 2)), rel=1e-12)
+            assert found.sem == pytest.approx(jackknife(found.mean, without), rel=1e-12)
+            assert found.sem > np.sqrt(4 / 5 * np.sum((without - np.mean(without)) ** 2))
             assert found.num == 5
 
     def test_the_definitions_of_lla(self):
@@ -252,11 +259,11 @@ class TestCriteria:
         each = [ratio(t, w, 0.5) for t, w in zip(nodes, weights, strict=True)]
         found = lla.k_hn(spec, definition="lla")
         assert found.mean == pytest.approx(np.mean(each), rel=1e-12)
-        assert found.sem == pytest.approx(np.std(each, ddof=1) / 2, rel=1e-12)
+        assert found.sem == pytest.approx(standard_error(np.array(each)), rel=1e-12)
         assert found.recipe["dropped"] == 0
         extremes = np.abs(nodes.min(1) / nodes.max(1))
         assert lla.r_e(spec, definition="lla").mean == pytest.approx(extremes.mean(), rel=1e-12)
-        assert lla.r_e(spec, definition="lla").sem == pytest.approx(extremes.std(ddof=1) / 2, rel=1e-12)
+        assert lla.r_e(spec, definition="lla").sem == pytest.approx(standard_error(extremes), rel=1e-12)
         assert math.isnan(lla.k_hn(spectrum(nodes[0], weights[0], scheme="lla"), definition="lla").sem)
 
     def test_the_standard_error_covers(self):
@@ -347,7 +354,7 @@ class TestSaddle:
         found = lla.saddle_index(spectrum(np.tile([-1.0, -1e-15, 2.0], (3, 1)), weights))
         each = weights[:, 0]
         assert found.mean == pytest.approx(each.mean())
-        assert found.sem == pytest.approx(each.std(ddof=1) / np.sqrt(3))
+        assert found.sem == pytest.approx(standard_error(each))
         assert found.recipe["zero"] == pytest.approx(1 / 3)
         assert found.recipe["threshold"] == pytest.approx(200 * np.finfo(float).eps)
 
