@@ -18,7 +18,7 @@ WITHIN = 2.0  # standard errors that hold the truth as often as 2 of a normal di
 def widening(freedom: float, num: float = math.inf, skewness: Any = 0.0) -> Any:
     """The factor by which a plain standard error is widened, so that twice the product holds the truth.
 
-        (t + |g| (1 + 2 z^2) / (6 sqrt(N))) / 2,   z = 2,   t: Student's, as probable as z is
+        (t + |g| (1 + 2 t^2) / (6 sqrt(N))) / 2,   t: Student's, as probable as 2 of a normal distribution
 
     Args:
       freedom: degrees of freedom of the standard error, N - 1 for N independent draws.
@@ -33,7 +33,7 @@ def widening(freedom: float, num: float = math.inf, skewness: Any = 0.0) -> Any:
     if freedom <= 0:
         return np.nan * np.abs(skewness)
     t = float(special.stdtrit(freedom, special.ndtr(WITHIN)))
-    return (t + np.abs(skewness) * (1 + 2 * WITHIN**2) / (6 * math.sqrt(num))) / WITHIN
+    return (t + np.abs(skewness) * (1 + 2 * t**2) / (6 * math.sqrt(num))) / WITHIN
 
 
 def standard_error(draws: np.ndarray) -> Any:
@@ -51,7 +51,8 @@ def standard_error(draws: np.ndarray) -> Any:
         return np.full(draws.shape[1:], np.nan)[()]
     with np.errstate(invalid="ignore", divide="ignore"):
         away = draws - draws.mean(0)
-        variance = (away**2).mean(0)
-        skewness = np.where(variance > 0, (away**3).mean(0) / variance**1.5, 0.0)
-        plain = np.sqrt(variance / (num - 1))
-        return np.where(variance > 0, plain * widening(num - 1, num, skewness), plain)[()]
+        spread = np.sqrt((away**2).mean(0))
+        skewness = np.where(spread > 0, ((away / spread) ** 3).mean(0), 0.0)
+        skewness = skewness * math.sqrt(num * (num - 1)) / max(num - 2, 1)  # few draws hide it
+        plain = spread / math.sqrt(num - 1)
+        return np.where(spread > 0, plain * widening(num - 1, num, skewness), plain)[()]

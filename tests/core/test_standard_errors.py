@@ -25,12 +25,12 @@ def test_where_there_is_no_scatter():
     np.testing.assert_array_equal(standard_error(np.ones((5, 3))), np.zeros(3))
 
 
-@pytest.mark.parametrize("draws", [2, 4, 16])
+@pytest.mark.parametrize(("draws", "plain_holds"), [(2, 0.75), (4, 0.88), (16, 0.945)])
 @pytest.mark.parametrize("law", ["normal", "sum of squares"])
-def test_twice_the_error_holds_the_mean(law, draws):
+def test_twice_the_error_holds_the_mean(law, draws, plain_holds):
     rng = np.random.default_rng(1)
-    each = rng.standard_normal((draws, 4000)) if law == "normal" else rng.chisquare(5, (draws, 4000)) - 5
+    each = rng.standard_normal((draws, 4000)) if law == "normal" else rng.chisquare(3, (draws, 4000)) - 3
     away, plain = np.abs(each.mean(0)), each.std(0, ddof=1) / np.sqrt(draws)
-    assert (away <= 2 * standard_error(each)).mean() >= 0.945
-    assert (away <= 3 * standard_error(each)).mean() >= 0.965
-    assert (away <= 2 * plain).mean() < (0.94 if draws > 4 else 0.87)  # what it is for
+    assert (away <= 2 * standard_error(each)).mean() >= 0.93
+    assert (away <= 3 * standard_error(each)).mean() >= 0.96
+    assert (away <= 2 * plain).mean() < plain_holds  # what it is for
