@@ -32,5 +32,5 @@ def test_twice_the_error_holds_the_mean(law, draws, plain_holds):
     each = rng.standard_normal((draws, 4000)) if law == "normal" else rng.chisquare(3, (draws, 4000)) - 3
     away, plain = np.abs(each.mean(0)), each.std(0, ddof=1) / np.sqrt(draws)
     assert (away <= 2 * standard_error(each)).mean() >= 0.93
-    assert (away <= 3 * standard_error(each)).mean() >= 0.96
+    assert (away <= 3 * standard_error(each)).mean() >= 0.95
     assert (away <= 2 * plain).mean() < plain_holds  # what it is for
