@@ -8,13 +8,14 @@ those that the steps cannot tell apart.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy import linalg
 
-ROUNDS = 12  # of a search that cuts an interval into 32, to rounding
+ROUNDS = 4  # of a search that cuts an interval into 32: to 1e-6 of the distance
 HUGE = 1e150  # a larger polynomial is not told from this one
 FAR = 1e6  # times the largest entry: a node as far out has no weight
 
@@ -67,16 +68,21 @@ def mass_below(alphas: np.ndarray, betas: np.ndarray, x: float) -> tuple[float, 
 
 
 def largest_mass(alphas: np.ndarray, betas: np.ndarray, x: Any) -> Any:
-    """The largest mass at x, a number or an array, of all measures with these moments.
+    """The largest mass at x of all measures with these moments.
 
         1 / sum_j p_j(x)^2,   p_j the orthonormal polynomials of the Jacobi matrix (Christoffel)
 
     A mass below 1e-300 is not told from 0.
+
+    Args:
+      alphas: (..., m) the diagonals of Jacobi matrices.
+      betas: (..., m - 1) the entries beside them.
+      x: a number or an array that broadcasts with the leading axes.
     """
-    before, now, total = np.zeros(np.shape(x)), np.ones(np.shape(x)), np.ones(np.shape(x))
-    for j, beta in enumerate(betas):
-        after = ((x - alphas[j]) * now - (betas[j - 1] * before if j else 0.0)) / beta
-        before, now = now, np.clip(after, -HUGE, HUGE)
+    before, now, total = 0.0, 1.0, 1.0
+    for j in range(betas.shape[-1]):
+        last = betas[..., j - 1] * before if j else 0.0
+        before, now = now, np.clip(((x - alphas[..., j]) * now - last) / betas[..., j], -HUGE, HUGE)
         total = total + now * now
     return 1 / total
 
@@ -110,8 +116,13 @@ def outermost(rules: Sequence[Rule], start: float, sign: int, mass: float) -> fl
       mass: what the eigenvector of the outermost eigenvalue has at least, over all start vectors together.
     """
 
+    together = defaultdict(list)  # of equal length, for one recurrence
+    for alphas, betas in rules:
+        together[len(alphas)].append((alphas, betas))
+    stacks = [[np.stack(each)[:, None] for each in zip(*group)] for group in together.values()]
+
     def first_too_light(steps: np.ndarray) -> int:
-        masses = sum(largest_mass(*rule, start + sign * steps) for rule in rules)
+        masses = sum(largest_mass(alphas, betas, start + sign * steps).sum(0) for alphas, betas in stacks)
         return int(np.argmax(np.append(masses < mass, True)))
 
     unit = max(np.abs(alphas).max() for alphas, _ in rules) or 1.0
