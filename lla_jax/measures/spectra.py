@@ -27,6 +27,7 @@ from lla_jax.core.standard_errors import WITHIN, standard_error
 from lla_jax.core.text import pm
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Spectrum
 from lla_jax.curvature import moments
+from lla_jax.curvature.quadrature import exhausted
 
 DEFINITIONS = ("pooled", "lla")
 ROUNDING = 100.0  # times eps max|theta|: a node nearer to zero counts as zero
@@ -139,7 +140,7 @@ def k_hn(spec: Spectrum, n: float = 0.5, *, definition: Definition = "pooled") -
     if definition == "pooled":
         families = [
             [(theta, w)] if exact else _family(theta, w)
-            for theta, w, exact in zip(nodes, weights, _exact(spec), strict=True)
+            for theta, w, exact in zip(nodes, weights, exhausted(spec), strict=True)
         ]
 
     def value(power: float) -> tuple[float, float, float, float]:
@@ -229,7 +230,7 @@ def saddle_index(spec: Spectrum) -> Estimate:
     """
     nodes, weights = _rows(spec)
     t = _rounding(spec)
-    found = np.array([_share_below(*row, t) for row in zip(nodes, weights, _exact(spec), strict=True)])
+    found = np.array([_share_below(*row, t) for row in zip(nodes, weights, exhausted(spec), strict=True)])
     least, share, most = found.T
     recipe = _describe("saddle_index", spec)
     recipe |= {
@@ -303,17 +304,6 @@ def _rounding(spec: Spectrum) -> float:
 # --- what the steps leave open
 
 
-def _exact(spec: Spectrum) -> list[bool]:
-    """For each probe whether its nodes and weights are its measure, so that more steps would change nothing."""
-    recipe = spec.recipe
-    if "n" not in recipe:
-        return [True] * spec.probes
-    if "exhausted" in recipe:
-        return list(recipe["exhausted"])
-    early = recipe["n"] if recipe.get("stopped") else min(recipe["n"], recipe.get("steps", math.inf))
-    return [done == recipe["n"] or done < early for done in recipe.get("steps_done", [0] * spec.probes)]
-
-
 def _share_below(nodes: np.ndarray, weights: np.ndarray, exact: bool, t: float) -> tuple[float, float, float]:
     """(least, estimated, most) mass below -t of the measures with a probe's moments."""
     seen = weights > 0
@@ -358,7 +348,7 @@ def _family(nodes: np.ndarray, weights: np.ndarray) -> list[moments.Rule]:
 def _reach(spec: Spectrum, nodes: np.ndarray, weights: np.ndarray, sign: int) -> tuple[float, float]:
     """(least, most) magnitude of the largest eigenvalue (``sign`` 1) or the smallest (-1)."""
     near = float(nodes.max() if sign > 0 else nodes.min())
-    open_ended = [moments.jacobi(*row) for row, exact in zip(zip(nodes, weights), _exact(spec)) if not exact]
+    open_ended = [moments.jacobi(*row) for row, exact in zip(zip(nodes, weights), exhausted(spec)) if not exact]
     mass = float(special.chdtri(spec.probes, 1 - UNLIKELY)) / spec.recipe["n"]
     far = moments.outermost(open_ended, near, sign, mass) if open_ended else near
     sizes = sorted((abs(near), abs(far)))
