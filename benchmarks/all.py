@@ -43,6 +43,7 @@ PARTS: dict[str, tuple[float, list[str]]] = {
     "cold_start": (4, []),
     "growth": (4, []),
     "interop": (4, []),
+    "calibration": (15, []),
 }
 PEERS = {
     "sweep": ("lla",),

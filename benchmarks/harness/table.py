@@ -356,6 +356,18 @@ def interop(result: dict) -> str:
     return "\n".join(lines)
 
 
+def calibration(result: dict) -> str:
+    """The section on ``calibration.py``."""
+    rows = result["rows"]
+    shares = [f"within {k} {sum(row['within'][k] for row in rows) / len(rows):.1%}" for k in ("1", "2", "3")]
+    least = min(rows, key=lambda row: row["within"]["2"])
+    return (
+        f"- Errors of {len(rows)} stochastic numbers of matrices with known spectra, {rows[0]['keys']} keys each: the "
+        f"truth lies {', '.join(shares)} stated errors; least often within 2 for {least['number']} "
+        f"({least['spectrum']}), {least['within']['2']:.1%}."
+    )
+
+
 SECTIONS: dict[str, Callable[[dict], str]] = {
     "sweep": sweep,
     "bundle": bundle,
@@ -366,8 +378,9 @@ SECTIONS: dict[str, Callable[[dict], str]] = {
     "many_planes": many_planes,
     "kill": kill,
     "cold_start": cold_start,
+    "calibration": calibration,
 }
-SENTENCES = ("growth", "memory", "many_planes", "kill", "cold_start")
+SENTENCES = ("growth", "memory", "many_planes", "kill", "cold_start", "calibration")
 
 
 def readme(text: str, results: pathlib.Path) -> str:

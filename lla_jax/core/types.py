@@ -188,11 +188,13 @@ class Landscape:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its standard error.
+    """A number with its standard error: mean +- 2 sem holds the truth in about 95 of 100 cases.
 
     Args:
       mean: the estimate, a float (or, for ``diagonal``, a parameter tree).
-      sem: its standard error, of the same kind; NaN where one draw leaves it unknown, 0 where the value is exact.
+      sem: its standard error, of the same kind; NaN where one draw leaves it unknown, 0 where the value is exact. It is
+        wider than the plain one, s / sqrt(num), where that would not hold the truth: of few or skewed draws, of draws
+        that are not independent, and of criteria that depend on the steps (recipe: "statistical" and "systematic").
       num: number of independent draws (probes, test vectors) over which the mean is taken.
       recipe: how it was made: steps, probes, scheme, products, whether it converged; JSON-able.
     """

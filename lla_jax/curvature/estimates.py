@@ -18,6 +18,7 @@ import numpy as np
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.standard_errors import standard_error, widening
 from lla_jax.core.text import pm
 from lla_jax.core.types import Estimate, PyTree
 from lla_jax.curvature import sketches
@@ -198,9 +199,8 @@ def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: i
 
 
 def _mean(draws: np.ndarray) -> tuple[float, float]:
-    """Mean and its standard error; NaN for one draw."""
-    sem = draws.std(ddof=1) / math.sqrt(len(draws)) if len(draws) > 1 else math.nan
-    return float(draws.mean()), float(sem)
+    """Mean of independent draws and its standard error; NaN for one draw."""
+    return float(draws.mean()), float(standard_error(draws))
 
 
 def _is_precise(now: Round, rtol: float, rounding: float) -> bool:
@@ -361,8 +361,8 @@ def _sketch_rounds(H: Operator, key: jax.Array, max_products: int, used: int, me
         if len(sketch.core) == n:  # the basis spans the space
             now = Round(float(np.trace(sketch.core)), 0.0, len(sketch.forms), times.used, exact=True)
         else:
-            draws = sketches.xtrace(sketch, n) if method == "xtrace" else sketches.hutch_plus_plus(sketch)
-            now = Round(*_mean(draws), len(draws), times.used)
+            found = sketches.xtrace(sketch, n) if method == "xtrace" else _mean(sketches.hutch_plus_plus(sketch))
+            now = Round(*found, len(sketch.forms), times.used)
         yield now
 
 
@@ -423,7 +423,8 @@ def _diagonal_rounds(H: Operator, key: jax.Array, max_products: int, used: int) 
     def value() -> tuple[PyTree, PyTree]:
         num = int(moments.num)
         with np.errstate(invalid="ignore", divide="ignore"):
-            sem = [np.sqrt(np.asarray(x) / num / (num - 1)) for x in jax.tree.leaves(moments.squares)]
+            factor = widening(num - 1)
+            sem = [factor * np.sqrt(np.asarray(x) / num / (num - 1)) for x in jax.tree.leaves(moments.squares)]
         return jax.tree.map(np.asarray, moments.mean), H.space.tree(sem)
 
     trouble = None
@@ -440,5 +441,5 @@ def _diagonal_rounds(H: Operator, key: jax.Array, max_products: int, used: int) 
         done, num = hi, int(moments.num)
         if not num:
             raise no_finite_product(trouble)
-        sem = math.sqrt(float(squares) / num / (num - 1)) if num > 1 else math.nan
+        sem = widening(num - 1) * math.sqrt(float(squares) / num / (num - 1)) if num > 1 else math.nan
         yield Round(math.sqrt(float(mean)), sem, num, used, value, trouble=trouble)

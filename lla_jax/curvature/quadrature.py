@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -13,8 +14,10 @@ from scipy.special import ndtr
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import PyTree, Recipe, Spectrum
 from lla_jax.curvature import lanczos as _lanczos
+from lla_jax.curvature import moments
 from lla_jax.curvature.lanczos import STEPS_PER_CALL, WINDOW
 from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, no_finite_product
 from lla_jax.execution import devices
@@ -27,6 +30,7 @@ log = logging.getLogger("lla_jax")
 MEMORY_FRACTION = 0.25  # of the free memory, which the bases of the probes may take
 AT_ONCE = 16  # probes at once: more gain nothing
 CLOSE = 32.0  # nodes nearer than this times eps max|node| count as one: the products are no better than that
+SPENT = 100.0  # times eps max|node|: a remainder below it adds nothing to a sequence
 FAINT = 1e-6  # a weight below this / n comes from rounding, not from an eigenvalue
 
 
@@ -96,7 +100,9 @@ def spectrum(
 
     Returns:
       ``Spectrum``. A probe ends early where its space becomes invariant. ``recipe``: "steps_done" (per probe), "nodes"
-      (distinct ones per probe), "products", "stopped" (why it ended early, with a warning, or None).
+      (distinct ones per probe), "exhausted" (per probe: whether its space became invariant, so that its nodes are
+      eigenvalues and more steps would change nothing), "products", "stopped" (why it ended early, with a warning, or
+      None).
 
     Raises:
       ValueError: an argument out of its range, vectors that the memory cannot hold, an operator that is not symmetric,
@@ -257,12 +263,16 @@ def _advance(s: _Sequences, H: Operator, window: bool) -> None:
 def _result(s: _Sequences, recipe: Recipe, H: Operator, state: dict[str, np.ndarray] | None) -> Spectrum:
     kept = np.flatnonzero(s.done)
     nodes, weights = np.zeros((2, len(kept), s.alphas.shape[1]))
-    counts = []
+    counts, exhausted = [], []
     for row, p in enumerate(kept):
-        theta, w = _rule(s.alphas[p, : s.done[p]], s.betas[p, : s.done[p]], recipe, H)
+        alphas, betas = s.alphas[p, : s.done[p]], s.betas[p, : s.done[p]]
+        theta, w = _rule(alphas, betas, recipe, H)
         counts.append(len(theta))
+        spent = betas.min() <= _lanczos.rounding(H, SPENT) * np.abs(theta).max()
+        exhausted.append(bool(spent or s.done[p] == recipe["n"]))
         nodes[row], weights[row, : len(w)] = np.pad(theta, (0, nodes.shape[1] - len(theta)), mode="edge"), w
     recipe |= {"products": s.products, "steps_done": s.done[kept].tolist(), "nodes": counts}
+    recipe["exhausted"] = exhausted
     return Spectrum(nodes, weights, recipe, state)
 
 
@@ -319,7 +329,10 @@ class Density(NamedTuple):
     Args:
       x: (points,) float64, eigenvalues, ascending.
       density: (points,) per unit of ``t``: the mean over the probes, sum(density) (t[1] - t[0]) = 1.
-      sem: (points,) its standard error over the probes; NaN for one probe.
+      sem: (points,) its standard error over the probes, from the spectrum itself (``moments.sampling_error``), plus
+        half the distance to the density of other rules with the same moments, whose nodes lie between these: it shows
+        where the steps do not resolve the width. Of a spectrum made by hand from the scatter of its probes, NaN for
+        one.
       t: (points,) the coordinate, evenly spaced: ``x`` itself ("linear") or sign(x) log10(1 + |x| / threshold).
       sigma: standard deviation of the Gaussians, in units of ``t``.
       scale: "linear" or "symlog".
@@ -379,7 +392,11 @@ def density(
         threshold = arguments.check_number("threshold", threshold, remedy="in units of eigenvalues, or None")
     largest = float(np.abs(spec.nodes).max())
     knee = 1e-4 * (largest or 1.0) if threshold is None else threshold
-    nodes = spec.nodes if scale == "linear" else np.sign(spec.nodes) * np.log10(1 + np.abs(spec.nodes) / knee)
+
+    def coordinate(x: np.ndarray) -> np.ndarray:
+        return x if scale == "linear" else np.sign(x) * np.log10(1 + np.abs(x) / knee)
+
+    nodes = coordinate(spec.nodes)
     low, high = nodes.min(), nodes.max()
     span = float(high - low)
     if span <= CLOSE * np.finfo(np.float64).eps * np.abs(nodes).max():
@@ -387,14 +404,50 @@ def density(
     sigma = width * span
     edges = np.linspace(low - 5 * sigma, high + 5 * sigma, points + 1)
     cell = edges[1] - edges[0]
-    each = np.zeros((spec.probes, points))
-    for row, (theta, weights) in enumerate(zip(nodes, spec.weights, strict=True)):
-        for t, w in zip(theta, weights, strict=True):
-            if w > 0:
-                each[row] += w * np.diff(ndtr((edges - t) / sigma))
-    each /= each.sum(1, keepdims=True) * cell
+    powers = [_smooth(*row, edges, sigma) for row in zip(nodes, spec.weights, strict=True)]
+    each = np.stack([power[0] / (power[0].sum() * cell) for power in powers])
     t = (edges[1:] + edges[:-1]) / 2
     x = t if scale == "linear" else np.sign(t) * knee * (10.0 ** np.abs(t) - 1)
-    many = spec.probes > 1
-    sem = each.std(0, ddof=1) / np.sqrt(spec.probes) if many else np.full(points, np.nan)
-    return Density(x, each.mean(0), sem, t, float(sigma), scale, knee if scale == "symlog" else 0.0)
+    mean, sem = each.mean(0), standard_error(each)
+    if n := spec.recipe.get("n"):
+        _, squares, cubes = np.mean(powers, 0)
+        sem = moments.sampling_error(np.maximum(squares - mean**2, 0.0), cubes, n, spec.probes)
+        others = [
+            power[0] if exact else _smooth(coordinate(theta), w, edges, sigma)[0]
+            for power, exact, (theta, w) in zip(powers, exhausted(spec), map(_shifted, spec.nodes, spec.weights))
+        ]
+        sem = sem + np.abs(np.mean(others, 0) - mean) / 2
+    return Density(x, mean, sem, t, float(sigma), scale, knee if scale == "symlog" else 0.0)
+
+
+def _smooth(nodes: np.ndarray, weights: np.ndarray, edges: np.ndarray, sigma: float) -> np.ndarray:
+    """The sums of w k, w k^2 and w k^3 over the nodes, (3, points): k is a node's Gaussian, averaged over a cell."""
+    sums = np.zeros((3, len(edges) - 1))
+    for t, w in zip(nodes, weights, strict=True):
+        if w > 0:
+            kernel = np.diff(ndtr((edges - t) / sigma)) / (edges[1] - edges[0])
+            sums += w * kernel ** np.array([[1], [2], [3]])
+    return sums
+
+
+def _shifted(nodes: np.ndarray, weights: np.ndarray) -> moments.Rule:
+    """Another rule with the moments of a probe's: a node lies half way between two in the middle, and so do most."""
+    theta = nodes[weights > 0]
+    if len(theta) < 2:
+        return nodes, weights
+    at = min(int(np.searchsorted(np.cumsum(weights[weights > 0]), 0.5)), len(theta) - 2)
+    return moments.rule_at(*moments.jacobi(nodes, weights), float(theta[at] + theta[at + 1]) / 2)
+
+
+def exhausted(spec: Spectrum) -> list[bool]:
+    """For each probe whether its nodes and weights are its measure, so that more steps would change nothing.
+
+    A spectrum whose recipe does not say how many parameters there are, as one made by hand, is taken as it stands.
+    """
+    recipe = spec.recipe
+    if "n" not in recipe:
+        return [True] * spec.probes
+    if "exhausted" in recipe:
+        return list(recipe["exhausted"])
+    early = recipe["n"] if recipe.get("stopped") else min(recipe["n"], recipe.get("steps", math.inf))
+    return [done == recipe["n"] or done < early for done in recipe.get("steps_done", [0] * spec.probes)]

@@ -102,12 +102,12 @@ def run(trained: demo.Trained, problem: Problem, key: Any, *, points: int, bar: 
 
 
 def compare(spectra: Mapping[str, Spectrum]) -> str:
-    """The criteria of several spectra as a text, {name: spectrum} in columns, with their errors over the probes."""
+    """The criteria of several spectra as a text, {name: spectrum} in columns, with their errors."""
     by_time = [criteria(spec) for spec in spectra.values()]
     rows = [
         ("", *spectra),
         *((name, *(pm(each[name].mean, each[name].sem) for each in by_time)) for name in by_time[0]),
         ("type", *(_spectra.spectrum_type(spec).kind for spec in spectra.values())),
     ]
-    head = f"Curvature criteria, {PROBES} probes of {STEPS} Lanczos steps (0 in a minimum; +- error over the probes):"
+    head = f"Curvature criteria, {PROBES} probes of {STEPS} Lanczos steps (0 in a minimum; +- 2 errors hold the truth):"
     return f"{head}\n{table(rows, indent=2)}"

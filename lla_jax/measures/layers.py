@@ -13,6 +13,7 @@ import numpy as np
 from lla_jax.core import arguments, recipes, text
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
+from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import Estimate, Execution, Loss, Path, PyTree
 from lla_jax.curvature import eigen, estimates, operators
 from lla_jax.execution.keywords import accept_old
@@ -221,9 +222,7 @@ def _traces(
         if progress is not None:
             progress(used, None)
         draws = np.concatenate([forms @ member.T, forms.sum(1, keepdims=True)], 1)
-        mean, sem = draws.mean(0), np.full(draws.shape[1], np.nan)
-        if len(draws) > 1:
-            sem = draws.std(0, ddof=1) / math.sqrt(len(draws))
+        mean, sem = draws.mean(0), standard_error(draws)
         reached = len(forms) >= min(LEAST, most) and bool(sem.max() <= rtol * np.abs(mean[:-1]).sum())
     num = len(forms)
     if not reached:

@@ -34,7 +34,7 @@ def criteria(spec: Spectrum) -> dict[str, Estimate]:
       spec: what ``lla.spectrum`` returned.
 
     Returns:
-      {"r_e", "K_H0.5", "K_H1", "saddle index": an ``Estimate``}, with a standard error over the probes.
+      {"r_e", "K_H0.5", "K_H1", "saddle index": an ``Estimate``}, each with its error.
     """
     return {
         "r_e": spectra.r_e(spec),
@@ -55,7 +55,7 @@ def describe(results: CurvatureResults) -> str:
     """
     pairs, spec, trace = results.pairs, results.spectrum, results.trace
     kind = spectra.spectrum_type(spec)
-    meanings = [(name, pm(value.mean, value.sem), _MEANING[name]) for name, value in criteria(spec).items()]
+    meanings = [(name, pm(value.mean, value.sem), _meaning(name, value)) for name, value in criteria(spec).items()]
     probes = "1 probe" if spec.probes == 1 else f"{spec.probes} probes"
     lines = [
         f"Curvature: {_describe_matrix(spec)}",
@@ -85,11 +85,20 @@ def _describe_matrix(spec: Spectrum) -> str:
     return f"{matrix} of {spec.recipe['n']:,} parameters{block}, mean {of}{norm}"
 
 
+def _meaning(name: str, value: Estimate) -> str:
+    """What a criterion means; and that it is not resolved, where its error says so."""
+    if value.recipe["resolved"]:
+        return _MEANING[name]
+    open_signs = value.recipe.get("unresolved")
+    share = "" if open_signs is None else f" (the signs of {open_signs:.0%} are not known)"
+    return f"{_MEANING[name]}; not resolved{share}: take more steps"
+
+
 _MEANING = {
     "r_e": "|lambda_min / lambda_max|: 0 in a minimum",
-    "K_H0.5": "negative over positive curvature, weighted: 0 in a minimum; depends on the number of steps",
+    "K_H0.5": "negative over positive curvature, weighted: 0 in a minimum; depends on steps, its error holds the limit",
     "K_H1": "negative over positive trace: 0 in a minimum",
-    "saddle index": "fraction of directions of negative curvature; depends on the number of steps",
+    "saddle index": "fraction of directions of negative curvature",
 }
 _FIRST = {"magnitude": "largest magnitude", "largest": "largest", "smallest": "smallest"}
 _MATRIX = {
@@ -116,13 +125,16 @@ def plain_data(results: CurvatureResults) -> dict[str, Any]:
       A dict with "eigenvalues", "residuals", "criteria", "spectrum_type", "trace" and "layers".
     """
 
-    def plain(estimate: Estimate) -> dict[str, float]:
+    def plain(estimate: Estimate) -> dict[str, Any]:
         return {"mean": float(estimate.mean), "sem": float(estimate.sem), "num": estimate.num}
 
     return {
         "eigenvalues": results.pairs.values.tolist(),
         "residuals": results.pairs.residuals.tolist(),
-        "criteria": {name: plain(value) for name, value in criteria(results.spectrum).items()},
+        "criteria": {
+            name: plain(value) | {"resolved": value.recipe["resolved"]}
+            for name, value in criteria(results.spectrum).items()
+        },
         "spectrum_type": spectra.spectrum_type(results.spectrum)._asdict(),
         "trace": plain(results.trace),
         "layers": [

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
+from lla_jax.core.standard_errors import standard_error, widening
 from lla_jax.curvature import estimates, linear_operator
 from lla_jax.curvature.linear_operator import check_symmetric
 from lla_jax.curvature.operators import dense, given, masked
@@ -369,11 +370,13 @@ class TestTrouble:
         signs = np.concatenate([estimates.draw_probes(H, KEY, lo, lo + 8) for lo in (0, 8, 16)])
         H, kept = given(spoilt, jnp.zeros(N), jnp.asarray(A), signs[19]), signs[:19]
         hutchinson = functools.partial(lla.trace, method="hutchinson")
-        for call, draws in ((hutchinson, np.sum(kept * (kept @ A), 1)), (lla.diagonal, kept * (kept @ A))):
+        forms, entries = np.sum(kept * (kept @ A), 1), kept * (kept @ A)
+        plain = widening(18) * entries.std(0, ddof=1) / np.sqrt(19)  # of entries no skewness is kept
+        for call, draws, sem in ((hutchinson, forms, standard_error(forms)), (lla.diagonal, entries, plain)):
             with pytest.warns(UserWarning, match=f"product {20 + CHECK} is not finite"):
                 found = call(H, KEY, rtol=1e-3)
             np.testing.assert_allclose(found.mean, draws.mean(0), rtol=1e-5, atol=1e-5)
-            np.testing.assert_allclose(found.sem, draws.std(0, ddof=1) / np.sqrt(19), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(found.sem, sem, rtol=1e-4, atol=1e-5)
             assert (found.num, found.recipe["products"]) == (19, 24 + CHECK)
 
     def test_what_is_not_symmetric(self):
@@ -445,3 +448,36 @@ def test_an_interrupt_waits_for_the_end_of_a_product(method):
     with pytest.raises(KeyboardInterrupt):
         lla.trace(H, KEY, method=method, max_products=60)
     assert len(begun) == len(ended) == 9
+
+
+class TestErrorBarsCover:
+    """The kind of wrong numbers "error bars that do not cover": few draws, and draws that stop on their own error."""
+
+    VALUES = np.arange(1.0, 201) ** -1.2  # a few eigenvalues make the trace, so that draws are skewed
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [
+            ("trace", {"method": "hutchinson", "rtol": 0, "max_products": 4}),
+            ("trace", {"method": "hutchinson", "rtol": 0.1}),
+            ("trace", {"method": "hutch++", "rtol": 0, "max_products": 12}),
+            ("trace", {"method": "hutch++", "rtol": 0.02}),
+            ("trace", {"rtol": 0, "max_products": 16}),
+            ("trace", {"rtol": 0.02}),
+            ("frobenius_norm", {"rtol": 0.1}),
+            ("diagonal", {"rtol": 0, "max_products": 4}),
+            ("diagonal", {"rtol": 0.3}),
+        ],
+    )
+    def test_error_bars_of_estimates_cover_over_200_keys(self, name, options):
+        A = symmetric_matrix(self.VALUES)
+        H, away = vector_operator(A), []
+        truth = {"trace": np.trace(A), "frobenius_norm": np.linalg.norm(A), "diagonal": np.diag(A)}[name]
+        for seed in range(200):
+            with quiet():
+                found = getattr(lla, name)(H, jax.random.key(seed), **options)
+            away.append(np.abs(found.mean - truth) / found.sem)
+        assert (np.array(away) <= 2).mean() >= 0.92
+        assert (np.array(away) <= 3).mean() >= 0.965
+        assert 0.4 < np.sqrt(np.mean(np.minimum(away, 5) ** 2)) < 1.2

@@ -4,13 +4,17 @@ import functools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 import lla_jax as lla
-from lla_jax.curvature import eigen, eigensearch
+from lla_jax.core.standard_errors import widening
+from lla_jax.curvature import eigen, eigensearch, operators
 from lla_jax.execution import devices
 from tests.curvature.cases import COPIES, interrupted
 from tests.helpers import OPERATORS, breaking_operator, flat, symmetric_matrix, tree_operator, vector_operator
@@ -166,7 +170,8 @@ def test_density_has_mass_one_and_keeps_the_tails(scale):
     assert np.allclose(one.density, gaussians, atol=1e-3)
     assert np.isnan(one.sem).all()
     half = lla.density(spectrum_of([[0.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.4]]), points=500)
-    assert np.allclose(half.sem, np.where(half.x < 0.5, 0.25, 1) * half.density)  # 1 and 0.6, 0 and 0.4
+    scatter = np.where(half.x < 0.5, 0.25, 1)  # 1 and 0.6, 0 and 0.4
+    assert np.allclose(half.sem, widening(1) * scatter * half.density)
 
 
 def test_density_on_a_symlog_axis_is_a_change_of_coordinates():
@@ -237,3 +242,22 @@ def test_after_an_interrupt_while_a_step_is_stored_the_present_probes_begin_anew
     again = call(resume=part)
     assert np.array_equal(again.nodes, whole.nodes)
     assert np.array_equal(again.weights, whole.weights)
+
+
+@pytest.mark.parametrize("steps", [40, 96])
+def test_error_bars_of_the_density_cover_whether_or_not_the_steps_resolve_its_width(steps):
+    values = np.random.default_rng(0).uniform(-1, 2, 300)
+    H = operators.given(lambda v, d: v * d, jnp.zeros(300), jnp.asarray(values, jnp.float32))
+    away, raw = [], []
+    for seed in range(12):
+        spec = lla.spectrum(H, jax.random.key(seed), steps=steps, probes=2, start="normal")
+        found = lla.density(spec, points=200)
+        cell = found.t[1] - found.t[0]
+        edges = np.append(found.t - cell / 2, found.t[-1] + cell / 2)
+        error = np.abs(found.density - np.diff(ndtr((edges[:, None] - values) / found.sigma), axis=0).mean(1) / cell)
+        there = (found.t > -0.9) & (found.t < 1.9)
+        away.append(error[there] / found.sem[there])
+        raw.append(error[there] / lla.density(replace(spec, recipe={}), points=200).sem[there])
+    assert (np.concatenate(away) <= 2).mean() > 0.93
+    assert (np.concatenate(away) <= 3).mean() > 0.98
+    assert np.max(raw) > 10  # the scatter of two probes says nothing
