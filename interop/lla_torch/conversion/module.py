@@ -20,7 +20,7 @@ from lla_torch.program.program import Instruction, Program, Ref
 from lla_torch.program.views import View
 from lla_torch.tracing.exporting import Call, export
 from lla_torch.tracing.guards import ConversionError
-from lla_torch.weights.names import NameMap, as_jax, to_array, to_tensor
+from lla_torch.weights.names import NameMap, as_jax, keeps_64_bits, to_array, to_tensor
 
 
 class Parts(NamedTuple):
@@ -67,8 +67,10 @@ def convert_parts(
     else:
         names = names.with_layouts_of(like)
     programs = [g.program(names, own) for g in graphs]
+    wide = {leaf.name: keeps_64_bits(leaf, programs[0].own.name) for leaf in names.leaves}
     arrays = {
-        leaf.name: as_jax(names.to_jax(leaf, to_array(tensors[leaf.name])), leaf.name, dtype) for leaf in names.leaves
+        leaf.name: as_jax(names.to_jax(leaf, to_array(tensors[leaf.name])), leaf.name, dtype, wide[leaf.name])
+        for leaf in names.leaves
     }
     pure = Function(programs[0], programs[1] if train else None, call_pattern(call))
     variables = {"params": {}, **names.tree(arrays)}
