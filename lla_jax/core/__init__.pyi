@@ -3,9 +3,10 @@ from lla_jax.core.data import as_arrays as as_arrays
 from lla_jax.core.data import num_examples as num_examples
 from lla_jax.core.data import stream as stream
 from lla_jax.core.data import to_numpy as to_numpy
+from lla_jax.core.examples import check_examples as check_examples
+from lla_jax.core.gradients import mean_gradient as mean_gradient
 from lla_jax.core.losses import Sums as Sums
 from lla_jax.core.losses import as_loss as as_loss
-from lla_jax.core.losses import mean_gradient as mean_gradient
 from lla_jax.core.recipes import describe as describe
 from lla_jax.core.recipes import fingerprint as fingerprint
 from lla_jax.core.types import Directions as Directions

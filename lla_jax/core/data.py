@@ -70,7 +70,7 @@ def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -
 
 def to_numpy(batch: Batch) -> Batch:
     """Convert the leaves of a batch (jax arrays, torch tensors) to numpy, and check them as ``num_examples`` does."""
-    batch = jax.tree.map(np.asarray, batch)
+    batch = jax.tree.map(_unmasked, batch)
     num_examples(batch)
     return batch
 
@@ -79,9 +79,21 @@ def as_arrays(data: Batch) -> Batch:
     """Convert torch tensors and other foreign arrays in the data to numpy; jax arrays and numbers stay as they are."""
 
     def convert(leaf: Any) -> Any:
-        return np.asarray(leaf) if hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array) else leaf
+        return _unmasked(leaf) if hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array) else leaf
 
     return jax.tree.map(convert, data)
+
+
+def _unmasked(leaf: Any) -> np.ndarray:
+    """The leaf as a numpy array; a masked array, whose mask would be lost, is refused unless nothing is masked."""
+    if isinstance(leaf, np.ma.MaskedArray) and np.ma.getmaskarray(leaf).any():
+        raise Misuse(
+            "data",
+            f"a masked array of shape {leaf.shape} given, whose mask would be lost; it must be an array without masked "
+            "entries. Fill it (x.filled(0)), and pass the mask as a further array of the data, so that the criterion "
+            "can return (losses, weights)",
+        )
+    return np.asarray(leaf)
 
 
 def num_examples(data: Batch) -> int:
@@ -110,7 +122,11 @@ def num_examples(data: Batch) -> int:
             )
     lengths = {path: int(leaf.shape[0]) for path, leaf in zip(paths, leaves, strict=True)}
     if len(set(lengths.values())) > 1:
-        raise Misuse("data", f"leaves of different length {lengths}; pass leaves with one entry for each of N examples")
+        raise Misuse(
+            "data",
+            f"leaves of different length {lengths}; pass leaves with one entry for each of N examples, or wrap a list "
+            "of batches, lla.stream(batches)",
+        )
     n = next(iter(lengths.values()))
     if n == 0:
         raise Misuse("data", "empty, the leading axis has length 0; pass at least one example")

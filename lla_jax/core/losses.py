@@ -7,7 +7,6 @@ and rows that must not count are masked out.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,9 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
-from lla_jax.core.data import Stream, host_batches, num_examples, pad_rows, to_numpy
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Loss, PyTree
 
@@ -101,7 +98,15 @@ class _Scalar:
     f: Callable[[PyTree, Batch], Any]
 
     def __call__(self, params: PyTree, state: PyTree, batch: Batch, train: bool) -> tuple[Any, PyTree]:
-        return self.f(params, batch), state
+        value = self.f(params, batch)
+        if isinstance(value, tuple | list | dict):
+            raise Misuse(
+                "loss",
+                f"a plain function returned a {type(value).__name__}; it must return one scalar. Drop auxiliary values "
+                "(lambda params, batch: f(params, batch)[0]); for a batch with a weight of its own use lla.Loss(apply, "
+                "criterion, per_example=False), whose criterion returns (scalar, weight)",
+            )
+        return value, state
 
 
 def _identity(outputs: Any, batch: Batch) -> Any:
@@ -197,14 +202,19 @@ def _check_real(name: str, values: Any) -> Any:
     return values
 
 
-def _sum_entries(name: str, result: Any, mask: Any) -> tuple[Any, Any]:
-    """(s, w), both (B,): the weighted sum of an example's entries (such as tokens), and the sum of their weights.
+def entries_of(name: str, result: Any, size: int) -> tuple[Any, Any]:
+    """(values, weights or None), both of shape (B, ...) or (B,): the entries, such as tokens, of every example.
 
-    Without weights every entry has the weight 1. Examples that are masked out have s = w = 0.
+    Args:
+      name: the name of the values in errors, such as "loss".
+      result: values, or ``(values, weights)``, as a criterion or metric returns them.
+      size: B, the number of examples.
+
+    Raises:
+      ValueError: complex values, values without the leading axis B, or weights of another shape.
     """
     values, weights = result if isinstance(result, tuple) else (result, None)
     values = _check_real(name, values)
-    size = mask.shape[0]
     if values.ndim == 0 or values.shape[0] != size:
         hint = "set per_example=False if the loss couples the examples of a batch" if name == "loss" else "return (B,)"
         raise Misuse(
@@ -212,18 +222,29 @@ def _sum_entries(name: str, result: Any, mask: Any) -> tuple[Any, Any]:
             f"returned shape {values.shape} for a batch of {size} examples; it must return one value per example, "
             f"with leading axis {size}: {hint}",
         )
-    dtype, shape = jnp.promote_types(values.dtype, jnp.float32), values.shape
-    values = values.astype(dtype).reshape(size, -1)
     if weights is None:
-        entries = values.shape[1]
-        return jnp.where(mask, values.sum(1), 0), mask.astype(dtype) * entries
+        return values, None
     weights = jnp.asarray(weights)
-    if weights.shape != shape:
+    if weights.shape != values.shape:
         raise Misuse(
             name,
-            f"losses have shape {shape}, their weights {weights.shape}; the shapes must be equal: give every loss its "
-            "weight, e.g. with jnp.broadcast_to(weights, losses.shape)",
+            f"losses have shape {values.shape}, their weights {weights.shape}; the shapes must be equal: give every "
+            "loss its weight, e.g. with jnp.broadcast_to(weights, losses.shape)",
         )
+    return values, weights
+
+
+def _sum_entries(name: str, result: Any, mask: Any) -> tuple[Any, Any]:
+    """(s, w), both (B,): the weighted sum of an example's entries (such as tokens), and the sum of their weights.
+
+    Without weights every entry has the weight 1. Examples that are masked out have s = w = 0.
+    """
+    size = mask.shape[0]
+    values, weights = entries_of(name, result, size)
+    dtype = jnp.promote_types(values.dtype, jnp.float32)
+    values = values.astype(dtype).reshape(size, -1)
+    if weights is None:
+        return jnp.where(mask, values.sum(1), 0), mask.astype(dtype) * values.shape[1]
     weights = weights.astype(dtype).reshape(size, -1)
     # a token of weight 0 may carry any loss, NaN included
     weighted = jnp.where(weights != 0, weights * values, 0).sum(1)
@@ -309,55 +330,3 @@ def loss_roots(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
     losses, weights = result
     roots, _ = _sum_entries("loss", (losses, jnp.sqrt(jnp.asarray(weights))), block.mask)
     return roots, _sum_entries("loss", result, block.mask)[1].sum()
-
-
-@functools.partial(jax.jit, static_argnames="size")
-def _add_gradient(
-    gradient: PyTree, weight: Any, loss: Loss, params: PyTree, data: Batch, count: Any, offset: Any, *, size: int
-):
-    block = block_at(data, 0, size, count, offset)
-
-    def weighted_sum(p: PyTree) -> tuple[Any, Any]:
-        sums = loss_sums(loss, outputs_of(loss, p, loss.state, block, False)[0], block)
-        return sums.m * sums.w + sums.e, sums.w
-
-    grads, w = jax.grad(weighted_sum, has_aux=True)(params)
-    return _tree.axpy(1.0, grads, gradient), weight + w
-
-
-@jax.jit
-def _finish_gradient(gradient: PyTree, weight: Any, loss: Loss, params: PyTree) -> PyTree:
-    grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradient)
-    return grads if loss.penalty is None else _tree.axpy(1.0, jax.grad(loss.penalty)(params), grads)
-
-
-def mean_gradient(
-    loss: Loss | Callable, params: PyTree, data: Batch | Stream, *, batch_size: int | None = None
-) -> PyTree:
-    """Gradient of the loss over all examples, (sum_i w_i grad l_i) / (sum_i w_i) + grad penalty.
-
-    For a batch-coupled loss or a plain function, i counts batches instead of examples.
-
-    Args:
-      loss: a ``Loss``, or a plain ``f(params, batch) -> scalar``; normalization layers use frozen statistics.
-      params: the parameters at which the gradient is taken.
-      data: one data set or a stream.
-      batch_size: examples per batch of a data set, or None for all at once; a stream has its own batches.
-
-    Returns:
-      A tree of the structure, shapes and dtypes of ``params``.
-    """
-    loss = as_loss(loss)
-    gradient = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), params)
-    weight: Any = np.zeros((), np.float32)
-    rows = 0
-    for batch, offset in host_batches(data, batch_size):
-        count = num_examples(batch)
-        rows = max(rows, count)
-        if loss.per_example:  # one shape for all batches
-            batch = pad_rows(to_numpy(batch), rows)
-        size = num_examples(batch)
-        gradient, weight = _add_gradient(
-            gradient, weight, loss, params, batch, np.int32(count), np.int32(offset), size=size
-        )
-    return _finish_gradient(gradient, weight, loss, params)

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lla_jax.core import data as _data
-from lla_jax.core import losses, recipes
+from lla_jax.core import examples, losses, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
@@ -286,6 +286,7 @@ def _in_memory(
 ) -> LinearOperator:
     matrix, mesh, params_mesh, uncut, batch_size, allow_nondeterministic, _ = settings
     data = _data.as_arrays(data)
+    examples.check(common.loss, common.params, data, train=matrix.train, most=batch_size)
     count = _data.num_examples(data)
     rows = -(-count // mesh.size)
     row_bytes, primitives = _profile(matrix, common, data, _data.cuts(count, batch_size)[0][1] if uncut else rows)
@@ -400,6 +401,7 @@ def _difference(one: np.ndarray, two: np.ndarray) -> float:
 def _stream(settings: Settings, common: Common, data: Stream, recipe: Recipe) -> HostOperator:
     matrix, mesh, params_mesh, uncut, batch_size, _, together = settings
     batch = next(iter(data))
+    examples.check(common.loss, common.params, batch, train=matrix.train, most=batch_size)
     count = _data.num_examples(batch)
     row_bytes, primitives = _profile(matrix, common, batch, _data.cuts(count, batch_size)[0][1] if uncut else count)
     by = _multiplier(matrix, mesh, primitives, params_mesh)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import losses
+from lla_jax.core import gradients
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, is_integer, misuse
 from lla_jax.core.types import Directions, Eigenpairs, Path, PyTree, Recipe
@@ -97,7 +97,7 @@ def gradient(loss: Any, params: PyTree, data: Any, *, batch_size: int | None = N
       ValueError: parameters that are not real, floating and finite; a gradient that is zero or not finite.
     """
     _tree.check_real(params)
-    tree = _tree.align(losses.mean_gradient(loss, params, data, batch_size=batch_size), params, "the gradient")
+    tree = _tree.align(gradients.mean_gradient(loss, params, data, batch_size=batch_size), params, "the gradient")
     recipe = Recipe(kind="gradient", names=["gradient"])
     return check_directions(
         _tree.stack([tree]), recipe, "params are a stationary point, or the loss ignores them: pass others"

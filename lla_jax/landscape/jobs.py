@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lla_jax.core import data as _data
-from lla_jax.core import recipes
+from lla_jax.core import examples, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
@@ -105,16 +105,33 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
     counts = {p: None if isinstance(d, Stream) else _data.num_examples(d) for p, d in task.sets.items()}
     mesh = _mesh(task, math.prod(map(len, coords)))
     recipe = _recipe(task, params)
+    given, centre = task, params
     task, params = _on_devices(task, mesh), _devices.replicate(params, mesh)
     leaves = jax.tree.leaves(params)
     recipe["params"]["size"] = sum(x.size for x in leaves)
     recipe["precision"]["params"] = sorted({str(x.dtype) for x in leaves})
     momenta = None
     first_piece = next(pieces(task.data, counts[""], mesh, padded=False))
+    _check_examples(given, centre, first_piece)
     if task.batch_stats == "reestimate":
         size = _data.cuts(first_piece.rows, task.batch_size)[0][1]
         momenta = _batch_stats.momenta(task.loss, params, first_piece.batch, size)
     return Job(task, params, coords, coords, counts, first_piece, momenta, mesh, recipe)
+
+
+def _check_examples(task: Task, params: PyTree, first_piece: Piece) -> None:
+    """Check, once per model, that each example of the data has a loss of its own; see ``core.examples``."""
+    most = task.batch_size
+    if not task.couples_examples and task.execution.microbatch != "auto":
+        most = min(most or task.execution.microbatch, task.execution.microbatch)
+    for data in task.sets.values():
+        if not isinstance(data, Stream):
+            rows = data
+        elif data is task.data:
+            rows = _data.rows_of(first_piece.batch, 0, first_piece.rows)
+        else:
+            continue  # it is not read for a check alone
+        examples.check(task.loss, params, rows, task.metrics, train=task.batch_stats == "batch", most=most)
 
 
 def _recipe(task: Task, params: PyTree) -> Recipe:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lla_jax.core import data as _data
+from lla_jax.core import examples
 from lla_jax.core import losses as _losses
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.static import static
@@ -207,6 +208,7 @@ def losses(
             coords,
             f"an array of shape (C, {axes}) for C points along {axes} directions, such as jnp.zeros((1, {axes}))",
         )
+    examples.check_shapes(loss, params, data)
     formula = Formula(static(rule), False, ())
     plan = plans.Plan(coords.shape[0], _data.num_examples(data), loop, share)
     block = _losses.block_at(data, 0, plan.microbatch, plan.microbatch, 0)

@@ -35,6 +35,7 @@ def test_streams_read_factories_dicts_and_lists_and_compile_one_shape(axis, in_m
         return cross_entropy(outputs, (batch["x"], batch["y"]))
 
     loss = lla.Loss(apply_to_dict, criterion)
+    lla.check_examples(loss, params(), lla.stream(batches))
     with compilations() as seen:
         streamed = run(axis, lla.stream(batches), loss)
     assert seen.count == 1

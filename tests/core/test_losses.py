@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.core import losses
+from lla_jax.core import gradients, losses
 from lla_jax.core.data import num_examples
 from tests.core.cases import DATA, LINE, N, cut, run
 from tests.helpers import FIXED, MODELS, accuracy, apply, cross_entropy, mlp_loss, params, reference_losses
@@ -254,7 +254,7 @@ def test_sums_and_gradients_of_all_models(name):
     blocks = [losses.pack(sums(params, batch)) for batch in cut(data, sizes)]
     penalty = 0 if loss.penalty is None else loss.penalty(params)
     np.testing.assert_allclose(losses.unpack(losses.total(np.stack(blocks))).mean + penalty, value, rtol=1e-6)
-    found = losses.mean_gradient(loss, params, data, batch_size=4 if loss.per_example else None)
+    found = gradients.mean_gradient(loss, params, data, batch_size=4 if loss.per_example else None)
     chex.assert_trees_all_close(found, gradient, rtol=1e-5, atol=1e-6)
 
 
