@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
+from lla_jax import check_examples
 from lla_torch.certification.reference import Case, central_differences, named_arrays, output_weights, torch_numbers
 from lla_torch.conversion.function import Function, arguments
 from lla_torch.conversion.module import unwrap
 from lla_torch.net import Net
+from lla_torch.program.bits import has_64_bits
 from lla_torch.program.program import DType, leaf_at
 from lla_torch.weights.names import is_float, to_array
 
@@ -105,8 +108,13 @@ def certify(
     """Compare a torch module with its converted network: outputs, loss, gradient, a Hessian product, train mode.
 
     The comparison is made in the module's own precision and, since rounding hides small mistakes there, in float64 as
-    well, with the same program and the same weights, cast. Neither the module nor torch's global state nor jax's
-    configuration changes.
+    well, with the same program and the same weights, cast; and once more as you run it ("as run"): compiled, in jax's
+    present mode (32 or 64 bits, precision of matrix products), with the types that ``net.variables`` have. Neither the
+    module nor torch's global state nor jax's configuration changes.
+
+    With a criterion that gives a loss per example, "examples apart" says whether the loss of an example depends on the
+    other examples (``lla_jax.check_examples``). Without one, a note says so where the outputs of the batch differ from
+    those of its halves, as they do if the first axis is time.
 
     Networks converted with ``train=True`` are compared in train mode too: by the outputs, or where buffers change by
     outputs and buffers ("statistics"). Modules that draw random numbers are compared with torch's draws replayed.
@@ -134,10 +142,12 @@ def certify(
     module = unwrap(module)
     case = _make_case(module, net, batch, criterion, inputs, seed)
     own, exact = case.types[0], torch_numbers(case, "float64")
+    rounded = exact
     if own == "float64":
         rows = _compare(case, net, own, exact, exact)
     elif len(case.types) > 1:
-        rows = _compare(case, net, own, torch_numbers(case, own), exact)
+        rounded = torch_numbers(case, own)
+        rows = _compare(case, net, own, rounded, exact)
     else:
         rows_in_float64 = _compare(case, net, "float64", exact, exact)
         rounded = torch_numbers(case, own)
@@ -146,6 +156,7 @@ def certify(
         if any(_is_checked_by_differences(row) for row in rows_in_float64):
             exact["Hessian product"] = None
         rows = [*_compare(case, net, own, rounded, exact), *rows_in_float64]
+    rows += [*_compare_as_run(case, net, rounded, exact), *_compare_examples(case, net)]
     return Certificate(tuple(rows), _count_examples(batch))
 
 
@@ -299,6 +310,150 @@ def relative_difference(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any
             scale = max(scale, float(np.abs(np.where(np.isfinite(b), b, 0)).max()))
             largest = float(np.maximum(largest, distance.max()))
     return largest / scale if scale else largest
+
+
+# --- as the user runs it
+
+
+def _compare_as_run(case: Case, net: Net, theirs: dict[str, Any], exact: dict[str, Any]) -> list[Row]:
+    """The comparison of outputs, loss and gradient in jax's present mode with torch's numbers in the module's types."""
+    own = case.types[0]
+    try:
+        ours, note = _numbers_as_run(case, net, theirs)
+    except ValueError as error:
+        return [Row("outputs, as run", own, float("nan"), 0.0, str(error))]
+    rows: list[Row] = []
+    for quantity in ("outputs", "loss", "gradient"):
+        if quantity in ours and quantity in theirs:
+            row = _compare_quantity(case, net, quantity, own, [[x[quantity]] for x in (ours, theirs, exact)])
+            rounding, reasons = _rounding_in_mode(net, own)
+            row = replace(
+                row, tolerance=max(row.tolerance, rounding), note="; ".join(filter(None, [row.note, *reasons]))
+            )
+            if row.ok and quantity != "loss":
+                row = _check_entries(case, row, quantity, ours[quantity], theirs[quantity], rounding)
+            notes = filter(None, [_mode() if not rows else "", row.note, note if quantity == "outputs" else ""])
+            rows.append(replace(row, quantity=f"{quantity}, as run", note="; ".join(notes)))
+    return rows
+
+
+def _matmul_precision() -> Any:
+    """jax's present setting of the precision of matrix products; None for the device's default."""
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+
+def _mode() -> str:
+    """The settings of jax that decide about rounding, in words."""
+    bits = 64 if has_64_bits() else 32
+    return f"compiled, {bits}-bit types, matrix products at {_matmul_precision() or 'default'}"
+
+
+def _rounding_in_mode(net: Net, own: str) -> tuple[float, list[str]]:
+    """(relative error, reasons): the rounding of the types at work, and of matrix products on this device."""
+    types = {x.dtype.name for x in jax.tree.leaves(net.variables["params"]) if is_float(x.dtype)}
+    lowest, reasons = max(types, key=_eps, default=own), []
+    if _rounding(lowest) > _rounding(own):
+        reasons.append(f"the weights are {lowest} here")
+    rounding = max(map(_rounding, filter(None, [own, lowest, _lowest_type(net.function.eval)])))
+    if jax.default_backend() != "cpu" and _matmul_precision() not in ("highest", "float32"):
+        reasons.append("this device rounds matrix products")
+        rounding = max(rounding, _rounding("bfloat16"))
+    return rounding, reasons
+
+
+def _check_entries(case: Case, row: Row, quantity: str, ours: Any, theirs: Any, rounding: float) -> Row:
+    """The row; or one that fails, if the median entry differs by more than if the weights were rounded otherwise.
+
+    A difference of ``rounding`` is always allowed. What a module rounds on purpose is far from its float64 numbers, so
+    that the largest difference may be as large.
+    """
+    middle = median_difference(ours, theirs)
+    if middle <= rounding:
+        return row
+    moved = torch_numbers(case, row.dtype, _eps(row.dtype))[quantity]
+    allowed = max(rounding, SLACK * median_difference(moved, theirs))
+    note = "; ".join(filter(None, [row.note, "the median entry is compared"]))
+    return row if middle <= allowed else replace(row, error=middle, tolerance=allowed, note=note)
+
+
+def _numbers_as_run(case: Case, net: Net, theirs: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """(quantities, note): outputs, loss and gradient of the compiled network with its own variables."""
+    loss, function, names = _make_loss(case, net), net.function, net.tree_map
+    leaves, structure = jax.tree.flatten(_cast_batch(case, case.types[0]))
+    arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, np.ndarray)}
+    state = {name: tree for name, tree in net.variables.items() if name != "params"}
+
+    def outputs_of(params: Any, state: Any, arrays: Any, draws: Any) -> tuple[Any, Any]:
+        data = jax.tree.unflatten(structure, [arrays.get(i, x) for i, x in enumerate(leaves)])
+        args, kwargs = arguments(case.inputs, data)
+        return function({"params": params, **state}, args, kwargs, draws=draws)[0], data
+
+    def value(*args: Any) -> tuple[Any, Any]:
+        outputs, data = outputs_of(*args)
+        return loss(outputs, data), named_arrays(outputs)
+
+    has_gradient = "gradient" in theirs
+    run = jax.value_and_grad(value, has_aux=True, allow_int=True) if has_gradient else lambda *a: (value(*a), None)
+    (found, outputs), gradient = jax.jit(run)(net.variables["params"], state, arrays, theirs["draws"])
+    numbers = {"outputs": jax.tree.map(np.asarray, outputs)}
+    if has_gradient:
+        leaf_of = {name: names.by_name(name) for name in case.vector}
+        numbers["gradient"] = {n: names.to_torch(x, np.asarray(leaf_at(gradient, x.path))) for n, x in leaf_of.items()}
+        numbers["loss"] = {"": np.asarray(found)}
+    apart = lambda part: named_arrays(outputs_of(net.variables["params"], state, part, None)[0])  # noqa: E731
+    note = _find_coupling(apart, arrays, numbers["outputs"]) if case.criterion is None and not case.samples else ""
+    return numbers, note
+
+
+def _find_coupling(outputs_of: Callable[[Any], Any], arrays: dict[int, Any], outputs: dict[str, Any]) -> str:
+    """A note if outputs of the batch differ from those of its halves, where both have the axis of examples."""
+    rows = {x.shape[:1] for x in (*arrays.values(), *outputs.values())}
+    half = next(iter(rows))[0] // 2 if len(rows) == 1 and () not in rows else 0
+    if half == 0:
+        return ""
+    try:
+        parts = [jax.jit(outputs_of)({i: x[cut] for i, x in arrays.items()}) for cut in (np.s_[:half], np.s_[half:])]
+    except (ValueError, TypeError):  # other lengths are refused
+        return ""
+    joined = {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in outputs}
+    whole = {name: x for name, x in outputs.items() if _is_inexact(x)}
+    joined = {name: joined[name] for name in whole}
+    if not whole or {n: x.shape for n, x in joined.items()} != {n: x.shape for n, x in whole.items()}:
+        return ""
+    if median_difference(joined, whole) <= 10 * _rounding(next(iter(whole.values())).dtype.name):
+        return ""
+    return (
+        "the outputs of the batch differ from those of its halves: axis 0 must be the examples (not time), and no "
+        "example may depend on the others"
+    )
+
+
+def _compare_examples(case: Case, net: Net) -> list[Row]:
+    """The row that says whether each example has a loss of its own; none for losses of a whole batch."""
+    if case.criterion is None:
+        return []
+    loss, own = net.loss(case.criterion, inputs=case.inputs), case.types[0]
+    data = _cast_batch(case, own)
+    rows = {np.shape(x)[:1] for x in jax.tree.leaves(data, is_leaf=lambda x: x is None)}
+    if not loss.per_example or case.samples or len(rows) != 1 or () in rows:
+        return []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            check_examples(loss, net.variables["params"], data)
+    except ValueError as error:
+        return [Row("examples apart", own, float("inf"), 0.0, str(error))]
+    return [Row("examples apart", own, 0.0, 0.0, "; ".join(str(w.message) for w in caught))]
+
+
+def median_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
+    """The median over all entries of floats of |ours - theirs| / max|theirs|; 0 where none or all are zero."""
+    pairs = [(np.asarray(ours[name]), np.asarray(x)) for name, x in theirs.items() if _is_inexact(np.asarray(x))]
+    distances = [np.abs(a.astype(np.complex128) - b.astype(np.complex128)).ravel() for a, b in pairs]
+    known = np.concatenate([np.zeros(0), *distances])
+    scale = max((float(np.abs(np.where(np.isfinite(b), b, 0)).max(initial=0)) for _, b in pairs), default=0.0)
+    known = known[np.isfinite(known)]
+    return float(np.median(known)) / scale if known.size and scale else 0.0
 
 
 # --- JAX's numbers

@@ -115,8 +115,8 @@ SUMS = names("sum nansum cumsum trace dot mv mm bmm matmul index_add scatter_add
 RING = names("add sub subtract rsub mul multiply neg negative square prod cumprod addmm baddbmm addmv")
 LOGIC = names("bitwise_and bitwise_or bitwise_xor bitwise_not __and__ __or__ __xor__")
 ORDERS = names(
-    "argmax argmin argsort sort topk max min amax amin aminmax cummax cummin median kthvalue mode searchsorted bucketize "
-    "count_nonzero bincount"
+    "argmax argmin argsort sort topk max min amax amin aminmax cummax cummin median kthvalue mode searchsorted "
+    "bucketize count_nonzero bincount"
 )
 """Operators whose results are entries of their argument, or places or counts of them."""
 LOW_BITS = MOVES | SUMS | RING | LOGIC
