@@ -56,26 +56,28 @@ def find_widths(
     ranges: dict[Node, tuple[Range | None, ...]] = {}
     for node in nodes:
         ranges[node] = _ranges_of(node, ranges, given)
-    demanded = set(outputs)
+    demanded, read = set(outputs), set(nodes)
     values: dict[Node, tuple[bool, ...]] = {}
     for node in reversed(nodes):
         results = zip(results_of(node), ranges[node], strict=True)
-        values[node] = tuple(_needs_bits(x, r, node, own, node in demanded) for x, r in results)
+        values[node] = tuple(_needs_bits(x, r, node, own, node in demanded, read) for x, r in results)
         demanded.update(_demands(node, any(values[node])))
     return Widths(values, frozenset(n for n in nodes if n.op == "call_function" and _runs_wide(n, values)))
 
 
-def _needs_bits(x: Any, r: Range | None, node: Node, own: frozenset[torch.dtype], demanded: bool) -> bool:
+def _needs_bits(
+    x: Any, r: Range | None, node: Node, own: frozenset[torch.dtype], demanded: bool, read: set[Node]
+) -> bool:
     if not isinstance(x, torch.Tensor) or x.dtype in own:
         return False
     if x.dtype in (torch.float64, torch.complex128):
-        return node.op != "placeholder" or not _is_only_rounded(node)
+        return node.op != "placeholder" or not _is_only_rounded(node, read)
     return x.dtype == torch.int64 and demanded and r is not None and not _fits(r)
 
 
-def _is_only_rounded(node: Node) -> bool:
+def _is_only_rounded(node: Node, read: set[Node]) -> bool:
     """Whether all that is read of a value is rounded to floats of at most 32 bits, as ``.float()`` does."""
-    results = [x for user in node.users for x in results_of(user)]
+    results = [x for user in node.users if user in read for x in results_of(user)]
     return all(isinstance(x, torch.Tensor) and x.dtype.is_floating_point and x.dtype.itemsize <= 4 for x in results)
 
 

@@ -510,7 +510,7 @@ def _cast_result(result: Any, dtypes: tuple[np.dtype | None, ...], change: Calla
     """The result as views, in the types that torch has: jax promotes Python scalars otherwise in places."""
     if isinstance(result, tuple | list):
         return tuple(_cast_result(r, (d,), change) for r, d in zip(result, (*dtypes, *[None] * len(result))))
-    if dtypes[:1] in ((), (None,)) or result is None:
+    if not dtypes or dtypes[0] is None or result is None:  # by "is", since numpy holds float64 equal to None
         return as_view(result) if isinstance(result, jax.Array | np.ndarray) else result
     view = as_view(result)
     if view.dtype != dtypes[0]:
