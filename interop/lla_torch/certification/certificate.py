@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
 from lla_jax import check_examples
-from lla_torch.certification.reference import Case, central_differences, named_arrays, output_weights, torch_numbers
-from lla_torch.conversion.function import Function, arguments
+from lla_torch.certification.computed import cast_batch, jax_numbers, numbers_as_run
+from lla_torch.certification.differences import (
+    eps_of,
+    is_inexact,
+    largest_difference,
+    median_difference,
+    relative_difference,
+    rounding_of,
+)
+from lla_torch.certification.reference import Case, central_differences, torch_numbers
 from lla_torch.conversion.module import unwrap
 from lla_torch.net import Net
 from lla_torch.program.bits import has_64_bits
-from lla_torch.program.program import DType, leaf_at
-from lla_torch.weights.names import is_float, to_array
+from lla_torch.program.program import DType
+from lla_torch.weights.names import is_float
 
 TOLERANCES = {
     "outputs": 1e-12,
@@ -154,7 +161,7 @@ def certify(
         rows_in_float64 = _compare(case, net, "float64", exact, exact)
         rounded = torch_numbers(case, own)
         if not _same_draws(rounded, exact):
-            exact |= _jax_numbers(case, net, "float64", rounded)
+            exact |= jax_numbers(case, net, "float64", rounded)
         if any(_is_checked_by_differences(row) for row in rows_in_float64):
             exact["Hessian product"] = None
         rows = [*_compare(case, net, own, rounded, exact), *rows_in_float64]
@@ -198,7 +205,7 @@ def _count_examples(batch: Any) -> int:
 
 
 def _compare(case: Case, net: Net, dtype: str, theirs: dict[str, Any], exact: dict[str, Any]) -> list[Row]:
-    ours = _jax_numbers(case, net, dtype, theirs)
+    ours = jax_numbers(case, net, dtype, theirs)
     parts = {name: [name] for name in ("outputs", "loss", "gradient", "Hessian product")}
     parts |= {"statistics": ["train", "state"]} if "state" in theirs else {"outputs, train mode": ["train"]}
     rows = []
@@ -226,22 +233,22 @@ def _compare_quantity(case: Case, net: Net, quantity: str, dtype: str, numbers: 
     lowest = _lowest_type(
         net.function.train if quantity in ("statistics", "outputs, train mode") else net.function.eval
     )
-    allowed = TOLERANCES[quantity] if dtype == "float64" else _rounding(dtype)
+    allowed = TOLERANCES[quantity] if dtype == "float64" else rounding_of(dtype)
     notes = []
     if len(case.types) > 1 and quantity == "outputs":
         notes.append(f"parameters in {' and '.join(case.types)}, taken as they are")
-    if lowest is not None and _rounding(lowest) > allowed:
-        allowed = _rounding(lowest)
+    if lowest is not None and rounding_of(lowest) > allowed:
+        allowed = rounding_of(lowest)
         notes.append(f"the module itself computes in {lowest} in places")
     if dtype != "float64":
         if any(_integers_differ(a, b) for a, b in zip(*numbers[1:], strict=True)):
             numbers = [[_drop_integers(x) for x in y] for y in numbers]
             notes.append("integers are not compared: torch's own differ from its float64 ones")
-        distance = _largest_difference(*numbers[1:])
+        distance = largest_difference(*numbers[1:])
         allowed = min(max(allowed, CAP if np.isnan(distance) else SLACK * distance), CAP)
         if not distance <= CAP:
             notes.append(f"torch's own {dtype} numbers are off by {distance:.0e} from its float64 ones")
-    return Row(quantity, dtype, _largest_difference(*numbers[:2]), allowed, "; ".join(notes))
+    return Row(quantity, dtype, largest_difference(*numbers[:2]), allowed, "; ".join(notes))
 
 
 def _allow_for_rounding(case: Case, row: Row, names: list[str], exact: dict[str, Any]) -> Row:
@@ -251,8 +258,8 @@ def _allow_for_rounding(case: Case, row: Row, names: list[str], exact: dict[str,
     """
     if not row.error <= ILL:
         return row
-    moved = torch_numbers(case, "float64", 8 * _eps("float64"))
-    distance = _largest_difference([moved[name] for name in names], [exact[name] for name in names])
+    moved = torch_numbers(case, "float64", 8 * eps_of("float64"))
+    distance = largest_difference([moved[name] for name in names], [exact[name] for name in names])
     if not row.error <= min(ILL, SLACK * distance):
         return row
     note = f"torch's own numbers move by {distance:.0e} if the weights are rounded otherwise"
@@ -279,56 +286,16 @@ def _lowest_type(program: Any) -> str | None:
     """The coarsest floating type but float64 in a program, the weights' own left out; None if there is none."""
     types = {d.name for i in program.instructions for d in i.dtypes if isinstance(d, DType) and not d.own}
     types = {name for name in types if is_float(name) and name != "float64"}
-    return max(types, key=_eps) if types else None
-
-
-def _eps(dtype: str) -> float:
-    return float(jnp.finfo(dtype).eps)
-
-
-def _rounding(dtype: str) -> float:
-    """The relative error allowed in a type: 100 eps, or 10 eps in 16 bits, where 100 eps would let anything pass."""
-    return _eps(dtype) * (100 if jnp.finfo(dtype).bits >= 32 else 10)
+    return max(types, key=eps_of) if types else None
 
 
 def _integers_differ(theirs: Any, exact: Any) -> bool:
     """Whether torch's integers in this precision differ from those in float64."""
-    return any(not _is_inexact(x) and not np.array_equal(x, exact[name]) for name, x in (theirs or {}).items())
+    return any(not is_inexact(x) and not np.array_equal(x, exact[name]) for name, x in (theirs or {}).items())
 
 
 def _drop_integers(arrays: Any) -> Any:
-    return arrays and {name: x for name, x in arrays.items() if _is_inexact(x)}
-
-
-def _is_inexact(x: Any) -> bool:
-    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
-
-
-def _largest_difference(ours: list[Any], theirs: list[Any]) -> float:
-    return float(np.max([relative_difference(a, b) for a, b in zip(ours, theirs, strict=True)]))
-
-
-def relative_difference(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> float:
-    """The largest difference divided by the largest entry of ``theirs``, over all arrays; NaN where a side is None.
-
-    It is infinite where names, shapes or entries of integer arrays differ. Equal infinities agree. If all of ``theirs``
-    is zero, it is the largest difference itself.
-    """
-    if ours is None or theirs is None:
-        return float("nan")
-    if {n: np.shape(x) for n, x in ours.items()} != {n: np.shape(x) for n, x in theirs.items()}:
-        return float("inf")
-    scale = largest = 0.0
-    for name in theirs:
-        a, b = np.asarray(ours[name]), np.asarray(theirs[name])
-        if not _is_inexact(b):
-            largest = largest if np.array_equal(a, b) else float("inf")
-        elif b.size:
-            a, b = a.astype(np.complex128), b.astype(np.complex128)
-            distance = np.abs(np.subtract(a, b, out=np.zeros_like(a), where=a != b))
-            scale = max(scale, float(np.abs(np.where(np.isfinite(b), b, 0)).max()))
-            largest = float(np.maximum(largest, distance.max()))
-    return largest / scale if scale else largest
+    return arrays and {name: x for name, x in arrays.items() if is_inexact(x)}
 
 
 # --- as the user runs it
@@ -338,7 +305,7 @@ def _compare_as_run(case: Case, net: Net, theirs: dict[str, Any], exact: dict[st
     """The comparison of outputs, loss and gradient in jax's present mode with torch's numbers in the module's types."""
     own = case.types[0]
     try:
-        ours, note = _numbers_as_run(case, net, theirs)
+        ours, note = numbers_as_run(case, net, theirs)
     except ValueError as error:
         return [Row("outputs, as run", own, float("nan"), 0.0, str(error))]
     rows: list[Row] = []
@@ -372,13 +339,13 @@ def _mode() -> str:
 def _rounding_in_mode(net: Net, own: str) -> tuple[float, list[str]]:
     """(relative error, reasons): the rounding of the types at work, and of matrix products on this device."""
     types = {x.dtype.name for x in jax.tree.leaves(net.variables["params"]) if is_float(x.dtype)}
-    lowest, reasons = max(types, key=_eps, default=own), []
-    if _rounding(lowest) > _rounding(own):
+    lowest, reasons = max(types, key=eps_of, default=own), []
+    if rounding_of(lowest) > rounding_of(own):
         reasons.append(f"the weights are {lowest} here")
-    rounding = max(map(_rounding, filter(None, [own, lowest, _lowest_type(net.function.eval)])))
+    rounding = max(map(rounding_of, filter(None, [own, lowest, _lowest_type(net.function.eval)])))
     if jax.default_backend() != "cpu" and _matmul_precision() not in ("highest", "float32"):
         reasons.append("this device rounds matrix products")
-        rounding = max(rounding, _rounding("bfloat16"))
+        rounding = max(rounding, rounding_of("bfloat16"))
     return rounding, reasons
 
 
@@ -391,62 +358,10 @@ def _check_entries(case: Case, row: Row, quantity: str, ours: Any, theirs: Any, 
     middle = median_difference(ours, theirs)
     if middle <= rounding:
         return row
-    moved = torch_numbers(case, row.dtype, _eps(row.dtype))[quantity]
+    moved = torch_numbers(case, row.dtype, eps_of(row.dtype))[quantity]
     allowed = max(rounding, SLACK * median_difference(moved, theirs))
     note = "; ".join(filter(None, [row.note, "the median entry is compared"]))
     return row if middle <= allowed else replace(row, error=middle, tolerance=allowed, note=note)
-
-
-def _numbers_as_run(case: Case, net: Net, theirs: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """(quantities, note): outputs, loss and gradient of the compiled network with its own variables."""
-    loss, function, names = _make_loss(case, net), net.function, net.tree_map
-    leaves, structure = jax.tree.flatten(_cast_batch(case, case.types[0]))
-    arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, np.ndarray)}
-    state = {name: tree for name, tree in net.variables.items() if name != "params"}
-
-    def outputs_of(params: Any, state: Any, arrays: Any, draws: Any) -> tuple[Any, Any]:
-        data = jax.tree.unflatten(structure, [arrays.get(i, x) for i, x in enumerate(leaves)])
-        args, kwargs = arguments(case.inputs, data)
-        return function({"params": params, **state}, args, kwargs, draws=draws)[0], data
-
-    def value(*args: Any) -> tuple[Any, Any]:
-        outputs, data = outputs_of(*args)
-        return loss(outputs, data), named_arrays(outputs)
-
-    has_gradient = "gradient" in theirs
-    run = jax.value_and_grad(value, has_aux=True, allow_int=True) if has_gradient else lambda *a: (value(*a), None)
-    (found, outputs), gradient = jax.jit(run)(net.variables["params"], state, arrays, theirs["draws"])
-    numbers = {"outputs": jax.tree.map(np.asarray, outputs)}
-    if has_gradient:
-        leaf_of = {name: names.by_name(name) for name in case.vector}
-        numbers["gradient"] = {n: names.to_torch(x, np.asarray(leaf_at(gradient, x.path))) for n, x in leaf_of.items()}
-        numbers["loss"] = {"": np.asarray(found)}
-    apart = lambda part: named_arrays(outputs_of(net.variables["params"], state, part, None)[0])  # noqa: E731
-    note = _find_coupling(apart, arrays, numbers["outputs"]) if case.criterion is None and not case.samples else ""
-    return numbers, note
-
-
-def _find_coupling(outputs_of: Callable[[Any], Any], arrays: dict[int, Any], outputs: dict[str, Any]) -> str:
-    """A note if outputs of the batch differ from those of its halves, where both have the axis of examples."""
-    rows = {x.shape[:1] for x in (*arrays.values(), *outputs.values())}
-    half = next(iter(rows))[0] // 2 if len(rows) == 1 and () not in rows else 0
-    if half == 0:
-        return ""
-    try:
-        parts = [jax.jit(outputs_of)({i: x[cut] for i, x in arrays.items()}) for cut in (np.s_[:half], np.s_[half:])]
-    except (ValueError, TypeError):  # other lengths are refused
-        return ""
-    joined = {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in outputs}
-    whole = {name: x for name, x in outputs.items() if _is_inexact(x)}
-    joined = {name: joined[name] for name in whole}
-    if not whole or {n: x.shape for n, x in joined.items()} != {n: x.shape for n, x in whole.items()}:
-        return ""
-    if median_difference(joined, whole) <= 10 * _rounding(next(iter(whole.values())).dtype.name):
-        return ""
-    return (
-        "the outputs of the batch differ from those of its halves: axis 0 must be the examples (not time), and no "
-        "example may depend on the others"
-    )
 
 
 def _compare_examples(case: Case, net: Net) -> list[Row]:
@@ -454,7 +369,7 @@ def _compare_examples(case: Case, net: Net) -> list[Row]:
     if case.criterion is None:
         return []
     loss, own = net.loss(case.criterion, inputs=case.inputs), case.types[0]
-    data = _cast_batch(case, own)
+    data = cast_batch(case, own)
     rows = {np.shape(x)[:1] for x in jax.tree.leaves(data, is_leaf=lambda x: x is None)}
     if not loss.per_example or case.samples or len(rows) != 1 or () in rows:
         return []
@@ -465,114 +380,3 @@ def _compare_examples(case: Case, net: Net) -> list[Row]:
     except ValueError as error:
         return [Row("examples apart", own, float("inf"), 0.0, str(error))]
     return [Row("examples apart", own, 0.0, 0.0, "; ".join(str(w.message) for w in caught))]
-
-
-def median_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
-    """The median over all entries of floats of |ours - theirs| / max|theirs|; 0 where none or all are zero."""
-    pairs = [(np.asarray(ours[name]), np.asarray(x)) for name, x in theirs.items() if _is_inexact(np.asarray(x))]
-    distances = [np.abs(a.astype(np.complex128) - b.astype(np.complex128)).ravel() for a, b in pairs]
-    known = np.concatenate([np.zeros(0), *distances])
-    scale = max((float(np.abs(np.where(np.isfinite(b), b, 0)).max(initial=0)) for _, b in pairs), default=0.0)
-    known = known[np.isfinite(known)]
-    return float(np.median(known)) / scale if known.size and scale else 0.0
-
-
-# --- JAX's numbers
-
-
-def _jax_numbers(case: Case, net: Net, dtype: str, theirs: dict[str, Any]) -> dict[str, Any]:
-    """The quantities of ``torch_numbers``, computed by the converted network with torch's draws."""
-    names, function = net.tree_map, _in_precision(net.function, dtype)
-    loss = _make_loss(case, net)
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        arrays_of = {
-            leaf.name: jnp.asarray(leaf_at(net.variables[leaf.collection], leaf.path), case.type_of(leaf.dtype, dtype))
-            for leaf in names.leaves
-        }
-        params = {name: arrays_of.pop(name) for name in case.vector}
-        vector = {n: jnp.asarray(names.to_jax(names.by_name(n), v), params[n].dtype) for n, v in case.vector.items()}
-        leaves, structure = jax.tree.flatten(_cast_batch(case, dtype))
-        arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, np.ndarray)}
-
-        def run(params: Any, vector: Any, others: Any, arrays: Any, draws: Any, train_draws: Any) -> dict[str, Any]:
-            data = jax.tree.unflatten(structure, [arrays.get(i, x) for i, x in enumerate(leaves)])
-            args, kwargs = arguments(case.inputs, data)
-
-            def value(params: Any) -> tuple[Any, Any]:
-                outputs, _ = function(names.tree({**others, **params}), args, kwargs, draws=draws)
-                return loss(outputs, data), named_arrays(outputs)
-
-            numbers: dict[str, Any] = {}
-            if "gradient" in theirs:
-                value_and_gradient = jax.value_and_grad(value, has_aux=True)
-
-                def gradient_and_value(params: Any) -> tuple[Any, Any]:
-                    values, gradient = value_and_gradient(params)
-                    return gradient, values
-
-                gradient, product, (numbers["loss"], numbers["outputs"]) = jax.jvp(
-                    gradient_and_value, (params,), (vector,), has_aux=True
-                )
-                numbers |= {"gradient": gradient, "Hessian product": product}
-            else:
-                numbers["loss"], numbers["outputs"] = value(params)
-            if case.trains:
-                outputs, state = function(names.tree({**others, **params}), args, kwargs, train=True, draws=train_draws)
-                numbers |= {"train": named_arrays(outputs), "state": state}
-            return numbers
-
-        numbers = jax.jit(run)(params, vector, arrays_of, arrays, theirs["draws"], theirs.get("train draws"))
-        numbers = jax.tree.map(np.asarray, numbers)
-    for quantity in {"gradient", "Hessian product"} & numbers.keys():
-        numbers[quantity] = {n: names.to_torch(names.by_name(n), x) for n, x in numbers[quantity].items()}
-    if "state" in numbers:
-        buffers = [leaf for leaf in names.leaves if leaf.collection in ("batch_stats", "buffers")]
-        numbers["state"] = {
-            f"state {x.name}": names.to_torch(x, leaf_at(numbers["state"][x.collection], x.path)) for x in buffers
-        }
-    numbers["loss"] = {"": numbers["loss"]}
-    return numbers
-
-
-def _in_precision(function: Function, dtype: str) -> Function:
-    """The function with ``dtype`` as the precision in which it runs where there are no weights to decide it."""
-    own = DType(dtype, True)
-    train = None if function.train is None else replace(function.train, own=own)
-    return replace(function, eval=replace(function.eval, own=own), train=train)
-
-
-def _cast_batch(case: Case, dtype: str) -> Any:
-    """The batch with numpy arrays in the tested precision; other values stay."""
-
-    def convert(x: Any) -> Any:
-        if not hasattr(x, "shape"):
-            return x
-        array = to_array(x) if hasattr(x, "detach") else np.asarray(x)
-        return array.astype(jnp.dtype(case.type_of_data(array.dtype.name, dtype)))
-
-    return jax.tree.map(convert, case.batch)
-
-
-def _make_loss(case: Case, net: Net) -> Callable[[Any, Any], Any]:
-    if case.criterion is None:
-        return lambda outputs, data: _mean_loss(outputs)
-    criterion = net.loss(case.criterion, inputs=case.inputs).criterion
-
-    def value(outputs: Any, data: Any) -> Any:
-        losses = criterion(outputs, data)
-        if isinstance(losses, tuple):
-            losses, weights = losses
-            return (losses * weights).sum() / weights.sum()
-        return losses.mean()
-
-    return value
-
-
-def _mean_loss(outputs: Any) -> Any:
-    """The counterpart in JAX of ``reference.mean_loss``."""
-    terms = []
-    for path, x in named_arrays(outputs).items():
-        x = jnp.stack([x.real, x.imag], -1) if jnp.issubdtype(x.dtype, jnp.complexfloating) else x
-        if is_float(x.dtype) and x.size:
-            terms.append((jnp.asarray(output_weights(path, x.shape), x.dtype) * x + x**2 / 2).mean())
-    return sum(terms) if terms else jnp.zeros(())

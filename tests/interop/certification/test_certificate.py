@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 lla_torch = pytest.importorskip("lla_torch")
 
-from lla_torch.certification.certificate import relative_difference
+from lla_torch.certification.differences import relative_difference
 from lla_torch.certification.reference import CastTypes
 from lla_torch.conversion import graph
 from lla_torch.conversion.widths import Widths
