@@ -193,7 +193,8 @@ def convert(
     Raises:
       ConversionError: an operator that is not in the table, or code that torch.export cannot trace; the message names
         the module and the source line.
-      ValueError: float64 weights while jax has no 64-bit types; example_kwargs with a name that ``Net.apply`` has for
+      ValueError: float64 weights while jax has no 64-bit types (other values that need 64 bits have them in any mode);
+        example_kwargs with a name that ``Net.apply`` has for
         itself (train, key, draws).
     """
     if taken := {"train", "key", "draws"} & set(example_kwargs or {}):

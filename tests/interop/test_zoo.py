@@ -148,6 +148,11 @@ def by_torch_name(case: Case, tree: Any) -> dict[str, np.ndarray]:
     return {name: t.numpy() for name, t in lla_torch.to_state_dict(case.net, tree).items()}
 
 
+def test_ordinary_networks_need_neither_64_bit_integers_nor_barriers(case):
+    programs = [p for p in (case.net.function.eval, case.net.function.train) if p is not None]
+    assert not [i.operator.name for p in programs for i in p.instructions if i.wide or i.kept]
+
+
 def test_the_users_module_is_untouched(case):
     before, after = case.before, case.after
     assert list(before.state) == list(after.state)

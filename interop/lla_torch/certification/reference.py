@@ -137,8 +137,13 @@ def mean_loss(outputs: Any) -> torch.Tensor | None:
     return torch.stack([t.to(terms[0].dtype) for t in terms]).sum() if terms else None
 
 
-def torch_numbers(case: Case, dtype: str) -> dict[str, Any]:
+def torch_numbers(case: Case, dtype: str, step: float = 0.0) -> dict[str, Any]:
     """Compute torch's side of the comparison in the precision ``dtype``; the module stays as it is.
+
+    Args:
+      case: the module, data and options.
+      dtype: the precision.
+      step: by how much of the vector the weights are moved.
 
     Returns:
       {"outputs": ..., "draws": ..., "loss": ..., "gradient": ..., "Hessian product": ...}, and for train mode "train"
@@ -146,7 +151,7 @@ def torch_numbers(case: Case, dtype: str) -> dict[str, Any]:
       a tuple of draws. The product is None where torch has no second derivative, draws are None where none are drawn,
       and entries that do not exist (the loss without floating outputs) are missing.
     """
-    tensors = _copy_tensors(case, dtype)
+    tensors = _copy_tensors(case, dtype, step)
     params = [tensors[name] for name in case.vector]
 
     def run() -> dict[str, Any]:

@@ -19,6 +19,8 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as torch_pytree
 
 import lla_torch.program.ops  # noqa: F401  (fills the table)
+from lla_torch.conversion.rounding import find_kept
+from lla_torch.conversion.widths import GIVEN, Range, find_widths, results_of
 from lla_torch.program.operators import TABLE, TorchOperator
 from lla_torch.program.program import DType, Input, Instruction, Program, Ref
 from lla_torch.tracing.exporting import source_place
@@ -84,16 +86,18 @@ class _Builder:
         signature, graph = self.exported.graph_signature, self.exported.graph
         inputs: list[Input] = []
         number = 0
-        placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-        for node, spec in zip(placeholders, signature.input_specs, strict=True):
+        placeholders = dict(zip(_placeholders(graph), signature.input_specs, strict=True))
+        needed = self.needed_nodes(graph)
+        self.examine(placeholders, [n for n in graph.nodes if n in needed or n in placeholders])
+        for node, spec in placeholders.items():
             self.slots[node] = len(inputs)
+            (wide,) = self.widths.values[node]
             if spec.kind == InputKind.USER_INPUT:
                 value = node.meta.get("val")
-                inputs.append(Input("input", number, dtype=self.dtype_of(value), shape=_open_shape(value)))
+                inputs.append(Input("input", number, dtype=self.dtype_of(value, wide), shape=_open_shape(value)))
                 number += 1
             else:
-                inputs.append(self.stored_input(spec))
-        needed = self.needed_nodes(graph)
+                inputs.append(self.stored_input(spec, wide))
         converted = [self.instruction(n) for n in graph.nodes if n.op == "call_function" and n in needed]
         instructions = [i for i in converted if i is not None]
         if self.unknown:
@@ -126,7 +130,19 @@ class _Builder:
             guards=_read_guards(self.exported),
         )
 
-    def stored_input(self, spec: Any) -> Input:
+    def examine(self, placeholders: dict[torch.fx.Node, Any], nodes: list[torch.fx.Node]) -> None:
+        """Find the values that need 64 bits, and those that XLA must round as they stand."""
+        stored = {n: s for n, s in placeholders.items() if s.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR)}
+        ranges = {n: _range_of(self.exported, s) for n, s in stored.items()}
+        given = {n: r for n, r in ranges.items() if r is not None}
+        specs = self.exported.graph_signature.output_specs
+        output = next(n for n in self.exported.graph.nodes if n.op == "output")
+        returned = [x for x, s in zip(output.args[0], specs) if s.kind == OutputKind.USER_OUTPUT]
+        outputs = [x for x in returned if isinstance(x, torch.fx.Node)]
+        self.widths = find_widths(nodes, given, outputs, frozenset([self.own, COMPLEX.get(self.own, self.own)]))
+        self.kept = find_kept(nodes, set(stored))
+
+    def stored_input(self, spec: Any, wide: bool) -> Input:
         """The ``Input`` of a parameter, a buffer or a constant."""
         if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             raise ConversionError(
@@ -137,7 +153,7 @@ class _Builder:
         leaf = self.names.by_name(prefix + _name_in_module(spec.target))
         is_param = leaf.collection == "params"
         path = leaf.path if is_param else (leaf.collection, *leaf.path)
-        kind, dtype = "params" if is_param else "state", self.dtype(getattr(torch, leaf.dtype))
+        kind, dtype = "params" if is_param else "state", self.dtype(getattr(torch, leaf.dtype), wide)
         if leaf.order == tuple(range(len(leaf.order))):
             return Input(kind, path, dtype=dtype, shape=leaf.stored_shape)
         return Input(kind, path, leaf.order, leaf.split, leaf.merged, dtype, leaf.stored_shape)
@@ -170,19 +186,20 @@ class _Builder:
         while args and len(args) <= len(names) and names[len(args) - 1] in IGNORED:
             args.pop()
         kwargs = {name: a for name, a in kwargs.items() if name not in IGNORED}
-        value = node.meta.get("val")
-        values = value if isinstance(value, tuple | list) else (value,)
+        runs_wide = node in self.widths.steps
         return Instruction(
             known,
-            tuple(self.value(a) for a in args),
-            tuple((name, self.value(a)) for name, a in sorted(kwargs.items())),
+            tuple(self.value(a, runs_wide) for a in args),
+            tuple((name, self.value(a, runs_wide)) for name, a in sorted(kwargs.items())),
             out,
-            tuple(self.dtype_of(v) for v in values),
+            tuple(self.dtype_of(v, w) for v, w in zip(results_of(node), self.widths.values[node], strict=True)),
             source_place(node),
+            runs_wide,
+            node in self.kept,
         )
 
-    def value(self, x: Any) -> Any:
-        """A hashable form of an argument."""
+    def value(self, x: Any, wide: bool = False) -> Any:
+        """A hashable form of an argument; types have their 64 bits if ``wide``."""
         if isinstance(x, torch.fx.Node):
             if x.op == "get_attr":
                 raise ConversionError(
@@ -191,9 +208,9 @@ class _Builder:
                 )
             return Ref(self.slots[x])
         if isinstance(x, torch.dtype):
-            return self.dtype(x)
+            return self.dtype(x, wide)
         if isinstance(x, list | tuple):
-            return tuple(self.value(v) for v in x)
+            return tuple(self.value(v, wide) for v in x)
         if isinstance(x, torch.device | torch.layout | torch.memory_format):
             return None
         if x is None or isinstance(x, bool | int | float | complex | str):
@@ -203,13 +220,29 @@ class _Builder:
             "tensors, numbers, strings, or lists of these"
         )
 
-    def dtype(self, dtype: torch.dtype) -> DType:
+    def dtype(self, dtype: torch.dtype, wide: bool = False) -> DType:
         """The ``DType`` of a torch type, marked as ``own`` where it is the weights' type or the complex one of this."""
-        return DType(_dtype_name(dtype), dtype in (self.own, COMPLEX.get(self.own)))
+        own = dtype in (self.own, COMPLEX.get(self.own))
+        return DType(_dtype_name(dtype), own, wide and not own)
 
-    def dtype_of(self, value: Any) -> DType | None:
+    def dtype_of(self, value: Any, wide: bool = False) -> DType | None:
         """The type of a tensor's entries; None of other values."""
-        return self.dtype(value.dtype) if isinstance(value, torch.Tensor) else None
+        return self.dtype(value.dtype, wide) if isinstance(value, torch.Tensor) else None
+
+
+def _placeholders(graph: torch.fx.Graph) -> list[torch.fx.Node]:
+    return [n for n in graph.nodes if n.op == "placeholder"]
+
+
+def _range_of(exported: ExportedProgram, spec: Any) -> Range | None:
+    """The range of a stored tensor of integers: its entries' if it is constant, otherwise at least that of 32 bits."""
+    x = exported.constants.get(spec.target, exported.state_dict.get(spec.target))
+    if x is None or x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool or not x.numel():
+        return None
+    least, most = int(x.min()), int(x.max())
+    if spec.kind == InputKind.CONSTANT_TENSOR:
+        return least, most
+    return min(least, GIVEN[0]), max(most, GIVEN[1])
 
 
 def _open_shape(value: Any) -> tuple[int | None, ...] | None:

@@ -15,12 +15,13 @@ from torch.utils import _pytree as torch_pytree
 
 from lla_torch.conversion.function import Function, call_pattern
 from lla_torch.conversion.graph import Graph, graph_of, tensors_of
+from lla_torch.program.bits import bits_of
 from lla_torch.program.errors import misuse
 from lla_torch.program.program import Instruction, Program, Ref
 from lla_torch.program.views import View
 from lla_torch.tracing.exporting import Call, export
 from lla_torch.tracing.guards import ConversionError
-from lla_torch.weights.names import NameMap, as_jax, to_array, to_tensor
+from lla_torch.weights.names import NameMap, as_jax, keeps_64_bits, to_array, to_tensor
 
 
 class Parts(NamedTuple):
@@ -67,8 +68,10 @@ def convert_parts(
     else:
         names = names.with_layouts_of(like)
     programs = [g.program(names, own) for g in graphs]
+    wide = {leaf.name: keeps_64_bits(leaf, programs[0].own.name) for leaf in names.leaves}
     arrays = {
-        leaf.name: as_jax(names.to_jax(leaf, to_array(tensors[leaf.name])), leaf.name, dtype) for leaf in names.leaves
+        leaf.name: as_jax(names.to_jax(leaf, to_array(tensors[leaf.name])), leaf.name, dtype, wide[leaf.name])
+        for leaf in names.leaves
     }
     pure = Function(programs[0], programs[1] if train else None, call_pattern(call))
     variables = {"params": {}, **names.tree(arrays)}
@@ -133,7 +136,9 @@ def _row_layouts(graphs: Sequence[Graph], names: NameMap, own: torch.dtype, call
 
         shapes = {leaf.name: jax.ShapeDtypeStruct(leaf.stored_shape, _numpy_dtype(leaf.dtype)) for leaf in names.leaves}
         trees = {"params": {}, **names.tree(shapes)}
-        inputs = [to_array(x) for x in call.tensors]
+        with bits_of(any(x.dtype.is_floating_point or x.dtype.is_complex for x in call.tensors)):
+            floats = [jax.numpy.asarray(to_array(x)) for x in call.tensors]
+        inputs = [x if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact) else np.asarray(x) for x in floats]
 
         def run(trees: Any, inputs: Any, key: Any) -> Any:
             return program(trees["params"], trees, inputs, key=key, observe=observe)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_torch.program.bits import bits_of, has_64_bits, in_64_bits, is_wide
+from lla_torch.program.noise import Noise
 from lla_torch.program.operators import TorchOperator
 from lla_torch.program.views import View, aligned, as_view, plain
 
@@ -31,15 +33,17 @@ class DType:
       name: its name at export, such as "float32".
       own: whether it was the type of the weights, or the complex one of this. It then follows the weights that a call
         gets, so that one program runs in float32 and in float64.
+      wide: whether it has its 64 bits where jax's default has 32.
     """
 
     name: str
     own: bool = False
+    wide: bool = False
 
     def resolve(self, own: Any) -> np.dtype:
-        """The numpy dtype in a call whose weights have the type ``own``; of 32 bits where jax has no 64."""
+        """The numpy dtype in a call whose weights have the type ``own``, of 32 bits where jax has no 64."""
         if not self.own:
-            return jax.dtypes.canonicalize_dtype(jnp.dtype(self.name))
+            return jnp.dtype(self.name) if self.wide else jax.dtypes.canonicalize_dtype(jnp.dtype(self.name))
         return np.result_type(own, np.complex64) if self.name.startswith("complex") else np.dtype(own)
 
 
@@ -54,6 +58,8 @@ class Instruction:
       out: the slot of its result.
       dtypes: the type of its result, or of each of its results; None where that is no tensor.
       where: module and source line, for messages; no part of the value.
+      wide: whether it is computed in 64 bits, also where jax's default has 32.
+      kept: whether its result is rounded as it stands: XLA must not merge it with the next operation.
     """
 
     operator: TorchOperator
@@ -62,6 +68,8 @@ class Instruction:
     out: int
     dtypes: tuple[DType | None, ...]
     where: str = field(default="", compare=False)
+    wide: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,9 @@ class Program:
     @functools.cached_property
     def _content(self) -> tuple[Any, ...]:
         # by repr, because 1, 1.0 and True are equal in Python and make different programs
-        steps = tuple((i.operator, repr((i.args, i.kwargs)), i.out, i.dtypes) for i in self.instructions)
+        steps = tuple(
+            (i.operator, repr((i.args, i.kwargs)), i.out, i.dtypes, i.wide, i.kept) for i in self.instructions
+        )
         return (
             steps,
             self.inputs,
@@ -158,10 +168,21 @@ class Program:
           observe: called with every instruction and its arguments before it runs.
 
         Raises:
-          ValueError: variables or inputs that do not fit the program; random numbers missing, or given twice.
+          ValueError: variables or inputs that do not fit the program, also because jax's default mode has cut 64-bit
+            floats to 32 bits; random numbers missing, or given twice.
+
+        Values that need 64 bits have them, also where jax's default has 32, and so has all of the program where its
+        inputs hold integers beyond 32 bits. Floats among the outputs have the types of jax's present mode.
         """
         own = self._own(params)
-        noise = Noise(key, draws)
+        beyond = not has_64_bits() and any(map(_is_beyond_32_bits, inputs))
+        with bits_of(beyond):
+            outputs, state = self._run(own, params, state, inputs, Noise(key, draws), observe)
+        return _leave(outputs, own), state
+
+    def _run(
+        self, own: np.dtype, params: Any, state: Any, inputs: Sequence[Any], noise: Noise, observe: Any
+    ) -> tuple[Any, dict[str, Any]]:
         slots: list[Any] = [None] * self.num_slots
         for slot, spec in enumerate(self.inputs):
             slots[slot] = _fill_slot(spec, {"params": params, "state": state}, inputs, own)
@@ -175,12 +196,18 @@ class Program:
         noise.finish()
         outputs = unflatten(self.structure, [_to_logical(_read_argument(o, slots, own)) for o in self.outputs])
         updates = {path: _to_logical(slots[ref.index]) for path, ref in self.updates}
-        return outputs, _update(state, updates, ())
+        with bits_of(self.wide):
+            return outputs, _update(state, updates, ())
 
     @property
     def mutates(self) -> bool:
         """Whether a call changes the state."""
         return bool(self.updates)
+
+    @functools.cached_property
+    def wide(self) -> bool:
+        """Whether some instruction is computed in 64 bits."""
+        return any(i.wide for i in self.instructions)
 
     @property
     def random(self) -> tuple[Instruction, ...]:
@@ -209,71 +236,33 @@ class Program:
         return np.dtype(jnp.result_type(*map(jax.dtypes.canonicalize_dtype, dtypes)))
 
 
-class Noise:
-    """The source of random numbers for one run: a key, or recorded draws in the order of the instructions."""
-
-    def __init__(self, key: Any, draws: Sequence[Any] | None):
-        if key is not None and draws is not None:
-            raise ValueError("key: given together with draws; pass a key for new random numbers, or draws to replay")
-        self.key, self.draws, self.used = key, draws, 0
-
-    def draw(self, sampler: Callable[[Any], Any], *, optional: bool = False) -> Any:
-        """Draw ``sampler(key)`` with a key of its own, or the next recorded draw.
-
-        Without a key and draws it is None if ``optional``, else an error.
-
-        Raises:
-          ValueError: no source of random numbers; too few draws, or one of another shape than the sampler's.
-        """
-        number, self.used = self.used, self.used + 1
-        if self.draws is not None:
-            if number >= len(self.draws):
-                raise ValueError(
-                    f"draws: {len(self.draws)} given, but the module draws more; use lla_torch.record to record them "
-                    "again"
-                )
-            expected, recorded = jax.eval_shape(sampler, jax.random.key(0)), jnp.asarray(self.draws[number])
-            if recorded.shape != expected.shape:
-                raise ValueError(
-                    f"draws[{number}]: shape {recorded.shape} given; it must be {expected.shape}, as the module draws "
-                    "here; use lla_torch.record with inputs of the same shape"
-                )
-            return recorded.astype(expected.dtype)
-        if self.key is not None:
-            return sampler(jax.random.fold_in(self.key, number))
-        if optional:
-            return None
-        raise ValueError(
-            "key: None given, but the module draws random numbers; pass key=jax.random.key(0), or "
-            "draws=lla_torch.record(module, *inputs)[1] to replay torch's"
-        )
-
-    def finish(self) -> None:
-        """Raise a ValueError if not all recorded draws were used."""
-        if self.draws is not None and self.used != len(self.draws):
-            raise ValueError(
-                f"draws: {len(self.draws)} given, but the module draws {self.used}; use lla_torch.record to record "
-                "them again"
-            )
-
-
 def _fill_slot(spec: Input, trees: Mapping[str, Any], inputs: Sequence[Any], own: np.dtype) -> Any:
     if spec.kind == "input":
         assert isinstance(spec.path, int)
         value = inputs[spec.path]
         if spec.dtype is None:  # not a tensor
             return value
-        array = jnp.asarray(value)
-        _check_shape(spec, array.shape)
-        return plain(_cast_input(array, spec, own))
+        with bits_of(spec.dtype.wide):
+            array = jnp.asarray(value)
+            _check_shape(spec, array.shape)
+            return plain(_cast_input(array, spec, own))
     assert isinstance(spec.path, tuple)
-    array = jnp.asarray(leaf_at(trees[spec.kind], spec.path))
+    array = _fill_stored(leaf_at(trees[spec.kind], spec.path), spec, own)
     if array.shape != spec.shape:
         raise ValueError(
             f"variables: {'/'.join(spec.path)} has shape {array.shape}; it must be {spec.shape}; pass a tree like "
             "net.variables"
         )
     return plain(array) if spec.order is None else View(array, spec.order, spec.split, spec.merged)
+
+
+def _fill_stored(leaf: Any, spec: Input, own: np.dtype) -> Any:
+    """A stored array, in 64 bits where the program needs them, and with the low bits of 64 where it does not."""
+    dtype = None if spec.dtype is None or spec.dtype.own else spec.dtype.resolve(own)
+    wide = is_wide(getattr(leaf, "dtype", None)) or is_wide(dtype)
+    with bits_of(wide):
+        array = jnp.asarray(leaf)
+        return array.astype(dtype) if wide and dtype is not None else array
 
 
 def _cast_input(array: Any, spec: Input, own: np.dtype) -> Any:
@@ -286,7 +275,36 @@ def _cast_input(array: Any, spec: Input, own: np.dtype) -> Any:
             f"inputs: tensor number {spec.path} is {array.dtype}, but the module was converted for {expected}; cast it "
             "by .astype"
         )
+    if spec.dtype.wide and kind == given_kind != "integer" and array.dtype.itemsize < expected.itemsize:
+        raise ValueError(
+            f"inputs: tensor number {spec.path} is {array.dtype}, but the module computes with its {expected} entries, "
+            "and jax's default mode cuts these to 32 bits; call jax.config.update('jax_enable_x64', True) first, or "
+            "convert the module with float32 example inputs"
+        )
     return array.astype(expected) if kind == "floating" and (spec.dtype.own or given_kind == "integer") else array
+
+
+def _is_beyond_32_bits(x: Any) -> bool:
+    """Whether an input holds integers that jax's default mode would cut: by its values, or by its type if traced."""
+    if isinstance(x, int | np.integer):
+        x = np.asarray(x)
+    if str(getattr(x, "dtype", None)) not in ("int64", "uint64"):
+        return False
+    return not isinstance(x, np.ndarray) or bool(x.size and (x.min() < 1 - 2**31 or x.max() >= 2**31))
+
+
+def _leave(outputs: Any, own: np.dtype) -> Any:
+    """The outputs with 64-bit floats in the type that jax's present mode has for them; integers stay as they are."""
+    if has_64_bits():
+        return outputs
+
+    def cast(x: Any) -> Any:
+        dtype = getattr(x, "dtype", None)
+        if dtype is None or not is_wide(dtype) or dtype == own or not jnp.issubdtype(dtype, jnp.inexact):
+            return x
+        return in_64_bits(lambda x: x.astype(jnp.complex64 if dtype == np.complex128 else jnp.float32), x)
+
+    return jax.tree.map(cast, outputs)
 
 
 KINDS = {
@@ -320,7 +338,11 @@ def leaf_at(tree: Any, path: tuple[str, ...]) -> Any:
 
 def _update(tree: Any, updates: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:
     if not isinstance(tree, Mapping):
-        return updates[path].astype(jnp.result_type(tree)) if path in updates else tree
+        return (
+            updates[path].astype(np.asarray(tree).dtype if np.isscalar(tree) else tree.dtype)
+            if path in updates
+            else tree
+        )
     return {name: _update(child, updates, (*path, name)) for name, child in tree.items()}
 
 
@@ -347,28 +369,86 @@ def run_instruction(
 ) -> Any:
     """Compute the result of an instruction: views or plain values. An error names the operator and the source line."""
     operator = instruction.operator
+    dtypes = tuple(None if d is None else d.resolve(own) for d in instruction.dtypes)
     if operator.random:
         kwargs["draw"] = noise.draw
+    change = keep_rounding if instruction.kept else None
     try:
-        if operator.layout == "views":
-            result = operator.function(*args, **kwargs)
-        elif operator.layout == "pointwise":
-            arrays, layout = aligned(args)
-            named, layout_of_named = aligned(list(kwargs.values()))
-            if layout_of_named is not None:  # tensors by name are rare, so torch's own order will do
-                arrays, layout = [_to_logical(a) for a in args], None
-                named = [_to_logical(v) for v in kwargs.values()]
-            result = operator.function(*arrays, **dict(zip(kwargs, named, strict=True)))
-            if layout is not None:
-                result = _wrap(result, layout)
-        else:
-            result = operator.function(
-                *(_to_logical(a) for a in args), **{name: _to_logical(v) for name, v in kwargs.items()}
-            )
+        if not instruction.wide:
+            return _cast_result(_apply(operator, args, kwargs), dtypes, change)
+        return _in_64_bits(
+            lambda a, k: _cast_result(_apply(operator, *_widen_arguments(operator, a, k)), dtypes, change), args, kwargs
+        )
     except Exception as error:
         error.add_note(f"in {operator.name}{', ' + instruction.where if instruction.where else ''}")
         raise
-    return _cast_result(result, instruction.dtypes, own)
+
+
+def _in_64_bits(f: Callable[[Any, Any], Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """``in_64_bits`` for views among other arguments; the results have the layouts that f gives them."""
+    leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=_is_view)
+    views = [i for i, x in enumerate(leaves) if isinstance(x, View)]
+    layouts: list[Any] = []
+
+    def of_arrays(*arrays: Any) -> list[Any]:
+        values = list(leaves)
+        for i, array in zip(views, arrays, strict=True):
+            values[i] = leaves[i].with_array(array)
+        results, form = jax.tree.flatten(f(*jax.tree.unflatten(structure, values)), is_leaf=_is_view)
+        layouts[:] = [form, results]
+        return [x.array for x in results if isinstance(x, View)]
+
+    found = iter(in_64_bits(of_arrays, *(leaves[i].array for i in views)))
+    form, results = layouts
+    return jax.tree.unflatten(form, [x.with_array(next(found)) if isinstance(x, View) else x for x in results])
+
+
+def _is_view(x: Any) -> bool:
+    return isinstance(x, View)
+
+
+def _apply(operator: TorchOperator, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    if operator.layout == "views":
+        return operator.function(*args, **kwargs)
+    if operator.layout == "pointwise":
+        arrays, layout = aligned(args)
+        named, layout_of_named = aligned(list(kwargs.values()))
+        if layout_of_named is not None:  # tensors by name are rare, so torch's own order will do
+            arrays, layout = [_to_logical(a) for a in args], None
+            named = [_to_logical(v) for v in kwargs.values()]
+        result = operator.function(*arrays, **dict(zip(kwargs, named, strict=True)))
+        return result if layout is None else _wrap(result, layout)
+    return operator.function(*(_to_logical(a) for a in args), **{name: _to_logical(v) for name, v in kwargs.items()})
+
+
+def _widen_arguments(operator: TorchOperator, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+    """The arguments with integers in 64 bits; float64 numbers beside tensors of a lower type get that, as in torch."""
+    floats = [x for x in (*args, *kwargs.values()) if isinstance(x, View) and jnp.issubdtype(x.dtype, jnp.inexact)]
+    axes = [x.dtype for x in floats if x.ndim]
+    lower = axes[0] if operator.layout == "pointwise" and axes and not any(map(is_wide, axes)) else None
+
+    def widen(x: Any) -> Any:
+        if isinstance(x, tuple | list):
+            return tuple(map(widen, x))
+        if not isinstance(x, View):
+            return x
+        if x.dtype == np.int32:
+            return x.with_array(x.array.astype(np.int64))
+        return x.with_array(x.array.astype(lower)) if lower is not None and x.ndim == 0 and x.dtype == np.float64 else x
+
+    return [widen(x) for x in args], {name: widen(x) for name, x in kwargs.items()}
+
+
+@jax.custom_jvp
+def keep_rounding(x: Any) -> Any:
+    """x, computed and rounded as it stands; the derivative is 1.
+
+    XLA would turn (x + a) + b into x + (a + b), and (x + 12582912) - 12582912, which rounds x, into x.
+    """
+    return jax.lax.optimization_barrier(x)
+
+
+keep_rounding.defjvp(lambda primals, tangents: (keep_rounding(primals[0]), tangents[0]))
 
 
 def _wrap(result: Any, layout: View) -> Any:
@@ -379,15 +459,16 @@ def _wrap(result: Any, layout: View) -> Any:
     return layout.with_array(result)
 
 
-def _cast_result(result: Any, dtypes: tuple[DType | None, ...], own: np.dtype) -> Any:
+def _cast_result(result: Any, dtypes: tuple[np.dtype | None, ...], change: Callable[[Any], Any] | None = None) -> Any:
     """The result as views, in the types that torch has: jax promotes Python scalars otherwise in places."""
     if isinstance(result, tuple | list):
-        return tuple(_cast_result(r, (d,), own) for r, d in zip(result, (*dtypes, *[None] * len(result))))
-    if dtypes[:1] in ((), (None,)) or result is None:
+        return tuple(_cast_result(r, (d,), change) for r, d in zip(result, (*dtypes, *[None] * len(result))))
+    if not dtypes or dtypes[0] is None or result is None:  # by "is", since numpy holds float64 equal to None
         return as_view(result) if isinstance(result, jax.Array | np.ndarray) else result
     view = as_view(result)
-    dtype = dtypes[0].resolve(own)  # type: ignore[union-attr]
-    return view if view.dtype == dtype else view.with_array(view.array.astype(dtype))
+    if view.dtype != dtypes[0]:
+        view = view.with_array(view.array.astype(dtypes[0]))
+    return view if change is None else view.with_array(change(view.array))
 
 
 def unflatten(structure: Any, leaves: Sequence[Any]) -> Any:

@@ -72,7 +72,11 @@ def load_checkpoint(
     bad = [name for name, x in values.items() if not np.isfinite(x).all()]
     if bad:
         warnings.warn(f"{place} has entries that are not finite in {bad}; losses will be NaN", stacklevel=2)
-    arrays = {leaf.full_path: as_jax(values[leaf.name], leaf.name) for leaf in names.leaves if leaf.name in values}
+    arrays = {
+        leaf.full_path: as_jax(values[leaf.name], leaf.name, wide=_is_wide(_find_leaf(net.variables, leaf), leaf))
+        for leaf in names.leaves
+        if leaf.name in values
+    }
     return net.replace(variables=_replace_leaves(net.variables, arrays, ()))
 
 
@@ -301,6 +305,11 @@ def _name_differences(state: Mapping[str, Any], names: Any) -> dict[str, list[st
     missing = [x.name for x in names.leaves if x.persistent and x.name not in present and not x.name.endswith(counter)]
     unexpected = [name for name in state if name not in aliases and name.split(".")[-1] != counter]
     return {k: v for k, v in (("missing", missing), ("unexpected", unexpected)) if v}
+
+
+def _is_wide(array: Any, leaf: Leaf) -> bool:
+    """Whether the network keeps an array that is no weight in 64 bits, whatever jax's mode."""
+    return leaf.collection != "params" and array.dtype.name in ("float64", "complex128")
 
 
 def _collect_arrays(

@@ -284,30 +284,35 @@ def to_tensor(array: Any) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def as_jax(array: np.ndarray, name: str, dtype: Any = None) -> jax.Array:
-    """Copy an array to a jax array.
+def as_jax(array: np.ndarray, name: str, dtype: Any = None, wide: bool = False) -> jax.Array:
+    """Copy an array to a jax array; integers beyond 32 bits keep their 64 bits, also where jax's default has 32.
 
     Args:
       array: the array.
       name: its name in messages.
       dtype: the type that real floats get; None: their own.
+      wide: whether it is no weight and keeps its 64 bits whatever ``dtype`` is, see ``keeps_64_bits``.
 
     Raises:
-      ValueError: 64-bit floats, or integers beyond 32 bits, while jax has no 64-bit types.
+      ValueError: weights of 64 bits while jax has no 64-bit types.
     """
+    if np.issubdtype(array.dtype, np.integer):
+        wide = array.dtype.itemsize == 8 and not np.array_equal(array.astype(jax.numpy.int32), array)
+    if wide:
+        with jax.enable_x64(True):
+            return jax.numpy.array(array, copy=True)
     target = np.dtype(array.dtype if dtype is None or not is_float(array.dtype) else jax.numpy.dtype(dtype))
     if target in (np.dtype("float64"), np.dtype("complex128")) and jax.dtypes.canonicalize_dtype(target) != target:
         raise ValueError(
             f"{name}: {target.name} given, which jax has only after jax.config.update('jax_enable_x64', True); call "
             "that first, or pass dtype='float32'"
         )
-    typed = jax.dtypes.canonicalize_dtype(target)
-    if np.issubdtype(target, np.integer) and not np.array_equal(array.astype(typed), array):
-        raise ValueError(
-            f"{name}: {target.name} entries beyond {typed.name} given, which jax has only after "
-            "jax.config.update('jax_enable_x64', True); call that first"
-        )
     return jax.numpy.array(array.astype(target, copy=False), copy=True)
+
+
+def keeps_64_bits(leaf: Leaf, own: str) -> bool:
+    """Whether an array is no weight and has 64-bit floats between weights of the type ``own``."""
+    return leaf.collection != "params" and leaf.dtype in ("float64", "complex128") and own != "float64"
 
 
 def is_float(dtype: Any) -> bool:

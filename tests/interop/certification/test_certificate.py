@@ -12,8 +12,10 @@ import pytest
 torch = pytest.importorskip("torch")
 lla_torch = pytest.importorskip("lla_torch")
 
-from lla_torch.certification.certificate import relative_difference
+from lla_torch.certification.differences import relative_difference
 from lla_torch.certification.reference import CastTypes
+from lla_torch.conversion import graph
+from lla_torch.conversion.widths import Widths
 from torch import nn
 
 Two = collections.namedtuple("Two", "first second")
@@ -120,14 +122,14 @@ def test_modules_that_return_their_loss_or_whole_numbers():
     assert ("gradient", "float64") in rows(certificate)
     whole = certified(Module(lambda linear, x: linear(x).argmax(1)).double(), inputs(4, 3))
     assert whole.ok, str(whole)
-    assert set(rows(whole)) == {("outputs", "float64")}
+    assert set(rows(whole)) == {("outputs", "float64"), ("outputs, as run", "float64")}
 
 
 def test_a_module_without_parameters():
     certificate = certified(nn.Softmax(1), inputs(4, 3, dtype=torch.float32))
     assert certificate.ok, str(certificate)
     assert {r.dtype for r in certificate.rows} == {"float32", "float64"}
-    assert {r.quantity for r in certificate.rows} == {"outputs", "loss"}
+    assert {r.quantity for r in certificate.rows if "as run" not in r.quantity} == {"outputs", "loss"}
 
 
 class Average(nn.Module):
@@ -190,7 +192,7 @@ def test_draws_that_depend_on_the_precision():
     certificate = certified(module, inputs(4, 3, dtype=torch.float32))
     assert certificate.ok, str(certificate)
     assert max(r.tolerance for r in certificate.rows) < 1e-4
-    assert not any(r.note for r in certificate.rows)
+    assert not any(r.note for r in certificate.rows if "as run" not in r.quantity)
 
 
 def test_checkpoints_run_again_with_the_tested_weights():
@@ -290,3 +292,87 @@ def test_a_module_that_samples_is_certified_with_the_same_draws():
     first, again, other = (net.apply(net.variables, x.numpy(), key=jax.random.key(i)) for i in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
+
+
+# --- in the user's own mode
+
+
+def hashed(linear, ids):
+    return linear(nn.functional.embedding((ids * 1000003 + 12345) % 50, torch.arange(150.0).reshape(50, 3).sin()))
+
+
+AS_RUN = {
+    "int64": (hashed, torch.tensor([[1, 5], [31234, 2**31 - 1], [2**30, 8], [77, 78]])),
+    "float64": (lambda linear, x: (linear(x).double() + 1e4).square() - 1e8, inputs(4, 3, dtype=torch.float32)),
+    "rounding": (lambda linear, x: (9 * linear(x) + 12582912.0) - 12582912.0, inputs(4, 3, dtype=torch.float32)),
+}
+
+
+@pytest.mark.parametrize("kind", AS_RUN)
+def test_64_bits_and_rounding_are_certified_in_the_users_own_mode(kind, monkeypatch):
+    function, example = AS_RUN[kind]
+    module = Module(function)
+    with jax.enable_x64(False):
+        certificate = certified(module, example)
+        assert certificate.ok, str(certificate)
+        assert "32-bit types" in rows(certificate)["outputs, as run", "float32"].note
+        # as if the conversion had found nothing that needs 64 bits, or rounding that must be kept
+        monkeypatch.setattr(graph, "find_widths", lambda nodes, *_: Widths(dict.fromkeys(nodes, (False,)), frozenset()))
+        monkeypatch.setattr(graph, "find_kept", lambda *_: frozenset())
+        broken = certified(module, example)
+    failed = {r.quantity for r in broken.rows if not r.ok}
+    assert "outputs, as run" in failed, str(broken)
+    if kind != "rounding":  # which the comparison in float32 sees as well
+        assert all("as run" in quantity for quantity in failed)
+
+
+def test_rounding_that_is_lost_fails_although_torchs_float64_numbers_are_as_far():
+    """Half of a unit is less than a tenth of the largest entry here, so that only the median tells."""
+    x = 1e2 * inputs(8, 3, dtype=torch.float32)
+    module = Module(lambda linear, x: (linear(x) + 12582912.0) - 12582912.0)
+    net = lla_torch.convert(module, x)
+    assert lla_torch.certify(module, net, x).ok
+    steps = tuple(dataclasses.replace(i, kept=False) for i in net.function.eval.instructions)
+    program = dataclasses.replace(net.function.eval, instructions=steps)
+    broken = lla_torch.certify(module, net.replace(function=dataclasses.replace(net.function, eval=program)), x)
+    row = rows(broken)["outputs, as run", "float32"]
+    assert not row.ok
+    assert "median" in row.note
+
+
+def test_weights_of_a_lower_type_are_told():
+    module = Module(lambda linear, x: linear(x))
+    net = lla_torch.convert(module, inputs(4, 3, dtype=torch.float32), dtype="bfloat16")
+    found = rows(lla_torch.certify(module, net, inputs(4, 3, dtype=torch.float32)))
+    assert "the weights are bfloat16 here" in found["outputs, as run", "float32"].note
+    assert found["outputs, as run", "float32"].ok
+    assert not found["outputs", "float32"].ok
+
+
+def test_examples_that_see_each_other_fail():
+    centred = Module(lambda linear, x: (lambda y: y - y.mean(0))(linear(x)))
+    x, labels = inputs(6, 3, dtype=torch.float32), torch.tensor([0, 1, 2, 0, 1, 2])
+    for module, apart in ((Module(lambda linear, x: linear(x)), True), (centred, False)):
+        net = lla_torch.convert(module, x)
+        row = rows(lla_torch.certify(module, net, (x, labels), nn.CrossEntropyLoss()))["examples apart", "float32"]
+        assert row.ok == apart, row.note
+    assert "per_example=False" in row.note
+    note = rows(lla_torch.certify(centred, net, x))["outputs, as run", "float32"].note
+    assert "differ from those of its halves" in note
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")  # torch's own word on it
+def test_losses_that_broadcast_to_pairs_fail():
+    module = nn.Linear(3, 1)
+    x, targets = inputs(6, 3, dtype=torch.float32), inputs(6, dtype=torch.float32)
+    net = lla_torch.convert(module, x)
+    certificate = lla_torch.certify(module, net, (x, targets), nn.MSELoss())
+    assert not rows(certificate)["examples apart", "float32"].ok
+    right = lla_torch.certify(module, net, (x, targets[:, None]), nn.MSELoss())
+    assert right.ok, str(right)
+    assert rows(right)["examples apart", "float32"].ok
+
+
+def test_a_sum_that_loses_digits_is_no_mistake_of_the_conversion():
+    certificate = certified(Module(lambda linear, x: (linear(x) + 1e6) - 1e6), inputs(4, 3, dtype=torch.float32))
+    assert certificate.ok, str(certificate)
