@@ -70,7 +70,7 @@ def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -
 
 def to_numpy(batch: Batch) -> Batch:
     """Convert the leaves of a batch (jax arrays, torch tensors) to numpy, and check them as ``num_examples`` does."""
-    batch = jax.tree.map(_unmasked, batch)
+    batch = jax.tree.map(_on_host, batch)
     num_examples(batch)
     return batch
 
@@ -79,13 +79,17 @@ def as_arrays(data: Batch) -> Batch:
     """Convert torch tensors and other foreign arrays in the data to numpy; jax arrays and numbers stay as they are."""
 
     def convert(leaf: Any) -> Any:
-        return _unmasked(leaf) if hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array) else leaf
+        return _on_host(leaf) if hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array) else leaf
 
     return jax.tree.map(convert, data)
 
 
-def _unmasked(leaf: Any) -> np.ndarray:
-    """The leaf as a numpy array; a masked array, whose mask would be lost, is refused unless nothing is masked."""
+def _on_host(leaf: Any) -> np.ndarray:
+    """The leaf as a numpy array, after a check that neither a mask nor high bits of integers are lost on the way.
+
+    Raises:
+      ValueError: a masked array with masked entries; integers beyond 32 bits while jax has no 64-bit types.
+    """
     if isinstance(leaf, np.ma.MaskedArray) and np.ma.getmaskarray(leaf).any():
         raise Misuse(
             "data",
@@ -93,7 +97,18 @@ def _unmasked(leaf: Any) -> np.ndarray:
             "entries. Fill it (x.filled(0)), and pass the mask as a further array of the data, so that the criterion "
             "can return (losses, weights)",
         )
-    return np.asarray(leaf)
+    array = np.asarray(leaf)
+    if array.dtype in (np.int64, np.uint64) and array.size and not jax.config.values["jax_enable_x64"]:
+        kept = np.iinfo(np.int32 if array.dtype == np.int64 else np.uint32)
+        low, high = array.min(), array.max()
+        if low < kept.min or high > kept.max:
+            raise Misuse(
+                "data",
+                f"integers from {low} to {high} given, of which jax keeps 32 bits in its default mode; they must be "
+                f"from {kept.min} to {kept.max}: reduce them (ids % size), or call "
+                "jax.config.update('jax_enable_x64', True)",
+            )
+    return array
 
 
 def num_examples(data: Batch) -> int:

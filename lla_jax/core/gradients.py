@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax.core import examples, precision
+from lla_jax.core import counts, examples, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.data import Stream, host_batches, num_examples, pad_rows, to_numpy
 from lla_jax.core.losses import as_loss, block_at, loss_sums, outputs_of
@@ -53,6 +53,7 @@ def mean_gradient(
       A tree of the structure and shapes of ``params``, in its dtypes and float32 at least.
     """
     loss, params = precision.at_least_single(as_loss(loss), params)
+    counts.warn_of_counts(loss, params, data, batch_size)
     gradient = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), params)
     weight: Any = np.zeros((), np.float32)
     rows = 0

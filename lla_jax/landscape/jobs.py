@@ -15,6 +15,7 @@ from lla_jax.core import data as _data
 from lla_jax.core import examples, precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.counts import warn_of_counts
 from lla_jax.core.data import Stream
 from lla_jax.core.recipes import versions
 from lla_jax.core.types import Batch, Directions, Loss, PyTree, Recipe
@@ -113,6 +114,7 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
     momenta = None
     first_piece = next(pieces(task.data, counts[""], mesh, padded=False))
     _check_examples(given, centre, first_piece)
+    warn_of_counts(given.loss, centre, given.data, task.batch_size)
     size = _data.cuts(first_piece.rows, task.batch_size)[0][1]
     traced = digits.trace(task.loss, params, first_piece.batch, size, task.formula.train)
     recipe["precision"] |= {"lowest": traced.lowest, "bits": precision.bits(traced.lowest)}

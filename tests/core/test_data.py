@@ -96,3 +96,15 @@ def test_empty_and_uneven_streams(axis):
         lla.data.num_examples((object(),))
     with pytest.raises(ValueError, match="is a scalar, without the leading axis N"):
         lla.data.num_examples((np.float32(1.0),))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: lla.stream([x])], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("ids", [np.array([1, 2**31]), np.array([-(2**31) - 1, 0]), np.array([2**32], np.uint64)])
+def test_integers_beyond_32_bits_are_not_cut(wrap, ids):
+    with pytest.raises(ValueError, match=r"data: integers from .* given, of which jax keeps 32 bits.*jax_enable_x64"):
+        lla.check_examples(lambda p, b: p["w"] * (b % 1000).mean(), {"w": np.ones(())}, wrap(ids))
+
+
+def test_integers_within_32_bits_are_data():
+    for ids in (np.array([2**31 - 1, -(2**31)]), np.array([2**32 - 1], np.uint64), np.array([2**31], np.uint32)):
+        lla.check_examples(lambda p, b: p["w"] * (b % 1000).mean(), {"w": np.ones(())}, ids)
