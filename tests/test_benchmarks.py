@@ -25,6 +25,8 @@ from rivals import in_jax
 def test_the_readme_table_is_generated_from_the_results():
     text = table.README.read_text()
     assert table.readme(text, BENCHMARKS / "results") == text
+    text = table.TRUST.read_text()
+    assert table.trust_page(text, BENCHMARKS / "results") == text
 
 
 def row(setting, **rest):

@@ -12,6 +12,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT.parent / "README.md"
+TRUST = ROOT.parent / "docs" / "trust.md"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 TARGETS = (
     ("top2", "LLA", "as shipped"),
@@ -368,6 +369,28 @@ def calibration(result: dict) -> str:
     )
 
 
+def calibrations(result: dict) -> str:
+    """The table of docs/trust.md: for every number and spectrum, the shares of keys within 1, 2 and 3 errors."""
+    spectra = list(dict.fromkeys(row["spectrum"] for row in result["rows"]))
+    cells = {(row["number"], row["spectrum"]): row["within"] for row in result["rows"]}
+    lines = [f"| number | {' | '.join(spectra)} |", "|---|" + "---|" * len(spectra)]
+    for number in dict.fromkeys(row["number"] for row in result["rows"]):
+        shares = (cells.get((number, spectrum)) for spectrum in spectra)
+        shown = ["-" if each is None else " ".join(f"{100 * each[k]:.0f}" for k in ("1", "2", "3")) for each in shares]
+        shown_number = number.replace("|", "\\|")  # a bar ends a cell
+        lines.append(f"| {shown_number} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def trust(result: dict) -> str:
+    """The section on ``trust.py``."""
+    right, posed = result["right_of_well_posed"], sum(result["well_posed"].values())
+    return (
+        f"- {result['situations']:,} losses as users bring them: {result['silent_wrong']} wrong numbers without a word; "
+        f"{right:.1%} of the {posed:,} well-posed ones give their value without one."
+    )
+
+
 SECTIONS: dict[str, Callable[[dict], str]] = {
     "sweep": sweep,
     "bundle": bundle,
@@ -379,8 +402,9 @@ SECTIONS: dict[str, Callable[[dict], str]] = {
     "kill": kill,
     "cold_start": cold_start,
     "calibration": calibration,
+    "trust": trust,
 }
-SENTENCES = ("growth", "memory", "many_planes", "kill", "cold_start", "calibration")
+SENTENCES = ("growth", "memory", "many_planes", "kill", "cold_start", "calibration", "trust")
 
 
 def readme(text: str, results: pathlib.Path) -> str:
@@ -394,5 +418,15 @@ def readme(text: str, results: pathlib.Path) -> str:
     return before + BEGIN + "\n" + "\n\n".join(filter(None, said)) + "\n" + END + after
 
 
+def trust_page(text: str, results: pathlib.Path) -> str:
+    """docs/trust.md with the table of calibrations made anew, if they were measured."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    file = results / "calibration.json"
+    made = f"{calibrations(json.loads(file.read_text()))}\n" if file.exists() else ""
+    return before + BEGIN + "\n" + made + END + after
+
+
 if __name__ == "__main__":
     README.write_text(readme(README.read_text(), ROOT / "results"))
+    TRUST.write_text(trust_page(TRUST.read_text(), ROOT / "results"))
