@@ -386,7 +386,7 @@ def trust(result: dict) -> str:
     """The section on ``trust.py``."""
     right, posed = result["right_of_well_posed"], sum(result["well_posed"].values())
     return (
-        f"- {result['situations']:,} losses as users bring them: {result['silent_wrong']} wrong numbers without a word; "
+        f"- {result['situations']:,} losses as users bring them: {result['silent_wrong']} silent wrong numbers; "
         f"{right:.1%} of the {posed:,} well-posed ones give their value without one."
     )
 
