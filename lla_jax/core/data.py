@@ -105,8 +105,8 @@ def _on_host(leaf: Any) -> np.ndarray:
             raise Misuse(
                 "data",
                 f"integers from {low} to {high} given, of which jax keeps 32 bits in its default mode; they must be "
-                f"from {kept.min} to {kept.max}: reduce them (ids % size), or call "
-                "jax.config.update('jax_enable_x64', True)",
+                f"from {kept.min} to {kept.max}: reduce them (ids % size), or switch "
+                "jax_enable_x64 on (JAX_ENABLE_X64=1)",
             )
     return array
 

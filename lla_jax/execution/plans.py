@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from lla_jax.core import remembering
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
 from lla_jax.core.data import cuts
 from lla_jax.core.types import Execution, PyTree
 from lla_jax.execution.devices import is_out_of_memory
 
 BLOCKS_PER_CALL = 256
-MOST_REMEMBERED = 256
 ENOUGH_S = 1.0  # if the estimated time of the computation is shorter, more timing costs more than it can save
 LONG_S = 0.5  # a call that takes longer is timed only once
 FASTER = 0.9  # a later guess wins only below this fraction of the best time so far: timings of short calls are inexact
@@ -202,8 +202,10 @@ def choose_fastest(
       seconds: returns the seconds per unit of work under a plan, or raises an error if memory does not suffice.
       total: units of work in the computation; the search ends at a plan under which they take less than a second.
     """
-    if remember in _REMEMBERED:
-        return _REMEMBERED[remember]
+    return remembering.remember(_REMEMBERED, remember, lambda: _time_all(plans, seconds, total))
+
+
+def _time_all(plans: Callable[[], Sequence[Plan]], seconds: Callable[[Plan], float], total: float) -> Plan:
     proposals = plans()
     best, best_seconds = proposals[-1], np.inf
     for plan in proposals if len(proposals) > 1 else ():
@@ -217,9 +219,6 @@ def choose_fastest(
             continue
         if taken < FASTER * best_seconds:
             best, best_seconds = plan, taken
-    _REMEMBERED[remember] = best
-    if len(_REMEMBERED) > MOST_REMEMBERED:  # keys keep the functions in them alive
-        del _REMEMBERED[next(iter(_REMEMBERED))]
     return best
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from lla_jax.core import losses, precision
 from lla_jax.core.jaxprs import inputs_of
+from lla_jax.core.remembering import remember
 from lla_jax.core.types import Batch, Loss, PyTree, Recipe
-from lla_jax.execution import plans
 from lla_jax.landscape.kernels import Formula
 
 
@@ -50,14 +50,14 @@ def trace(loss: Loss, params: PyTree, batch: Batch, size: int, train: bool) -> T
     """
     leaves, structure = jax.tree.flatten((params, loss, batch))
     key = (structure, tuple((x.shape, str(x.dtype)) for x in leaves), size, train)
-    if key not in _TRACED:
-        shapes = jax.eval_shape(lambda *args: args, params, loss, batch)
+
+    def look() -> Traced:
+        shapes = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves])
         closed = jax.make_jaxpr(functools.partial(_loss_of, size=size, train=train))(*shapes)
         used = inputs_of(closed, [True] * len(closed.jaxpr.outvars))
-        _TRACED[key] = Traced(precision.lowest_type(closed.jaxpr), any(used[: len(jax.tree.leaves(params))]))
-        if len(_TRACED) > plans.MOST_REMEMBERED:  # keys keep the functions that they compare alive
-            del _TRACED[next(iter(_TRACED))]
-    return _TRACED[key]
+        return Traced(precision.lowest_type(closed.jaxpr), any(used[: len(jax.tree.leaves(params))]))
+
+    return remember(_TRACED, key, look)
 
 
 def check_resolved(

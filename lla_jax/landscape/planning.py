@@ -18,6 +18,7 @@ import numpy as np
 
 from lla_jax.core import losses
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.remembering import remember
 from lla_jax.core.text import duration
 from lla_jax.core.types import Batch, PyTree, Recipe
 from lla_jax.execution import devices, plans, rewriting
@@ -162,9 +163,7 @@ def choose_plan(job: Job, plan: Plan | None, most: int | None = None) -> tuple[P
     if difference > NOISE:
         _warn_of_noise(difference)
     else:
-        _DETERMINISTIC[compiled_for] = None
-        if len(_DETERMINISTIC) > plans.MOST_REMEMBERED:  # keys keep the functions that they compare alive
-            del _DETERMINISTIC[next(iter(_DETERMINISTIC))]
+        remember(_DETERMINISTIC, compiled_for, lambda: None)
     known = [count for count in job.counts.values() if count is not None]
     return plan, recipe, seconds * sum(known) if len(known) == len(job.counts) else None
 
