@@ -133,7 +133,8 @@ def _demands(node: Node, wide: bool) -> Iterator[Node]:
         return
     name = name_of(node)
     whole = all(isinstance(x, torch.Tensor) and not x.dtype.is_floating_point for x in results_of(node))
-    low = name in LOW_BITS or node.target is operator.getitem or (name == "_to_copy" and whole) or _is_low(node)
+    # a float made of an integer reads all of its bits
+    low = whole and (name in LOW_BITS or node.target is operator.getitem or name == "_to_copy" or _is_low(node))
     if name == "one_hot" or (low and not wide):
         return
     for key, x in arguments_of(node).items():

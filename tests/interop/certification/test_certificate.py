@@ -366,8 +366,8 @@ def test_losses_that_broadcast_to_pairs_fail():
     module = nn.Linear(3, 1)
     x, targets = inputs(6, 3, dtype=torch.float32), inputs(6, dtype=torch.float32)
     net = lla_torch.convert(module, x)
-    certificate = lla_torch.certify(module, net, (x, targets), nn.MSELoss())
-    assert not rows(certificate)["examples apart", "float32"].ok
+    with pytest.raises(ValueError, match=r"outputs of shape \(B, 1\) and labels of shape \(B,\)"):
+        lla_torch.certify(module, net, (x, targets), nn.MSELoss())
     right = lla_torch.certify(module, net, (x, targets[:, None]), nn.MSELoss())
     assert right.ok, str(right)
     assert rows(right)["examples apart", "float32"].ok
