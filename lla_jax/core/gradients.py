@@ -11,7 +11,7 @@ import numpy as np
 
 from lla_jax.core import counts, examples, precision
 from lla_jax.core import tree as _tree
-from lla_jax.core.data import Stream, host_batches, num_examples, pad_rows, to_numpy
+from lla_jax.core.data import Stream, as_arrays, host_batches, num_examples, pad_rows, to_numpy
 from lla_jax.core.losses import as_loss, block_at, loss_sums, outputs_of
 from lla_jax.core.types import Batch, Loss, PyTree
 
@@ -57,9 +57,11 @@ def mean_gradient(
     gradient = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), params)
     weight: Any = np.zeros((), np.float32)
     rows = 0
+    if isinstance(data, Stream):
+        data = examples.watch(data, loss, params)
+    else:
+        examples.check(loss, params, as_arrays(data), most=batch_size)
     for batch, offset in host_batches(data, batch_size):
-        if not offset:
-            examples.check(loss, params, batch, most=batch_size)
         count = num_examples(batch)
         rows = max(rows, count)
         if loss.per_example:  # one shape for all batches

@@ -88,6 +88,8 @@ def operator(
     if mesh.size == 1:
         params = one[1]  # no second copy
     loss, params, key = _place((loss, params, key), mesh, params_mesh, "loss, params")
+    if isinstance(data, Stream):
+        data = examples.watch(data, loss, params, train=matrix.train, most=batch_size)
     common = Common(loss, params, None, np.int32(0), np.int32(offset), key)
     allow = options["allow_nondeterministic"]
     settings = Settings(matrix, mesh, params_mesh, uncut, batch_size, allow, together)

@@ -109,12 +109,11 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
     mesh = _mesh(task, math.prod(map(len, coords)))
     recipe = _recipe(task, params)
     loss, params = precision.at_least_single(task.loss, params)
-    given, centre = task._replace(loss=loss), params
-    task, params = _on_devices(given, mesh), _devices.replicate(params, mesh)
+    warn_of_counts(loss, params, task.data, task.batch_size)
+    task = _check_examples(task._replace(loss=loss), params)
+    task, params = _on_devices(task, mesh), _devices.replicate(params, mesh)
     momenta = None
     first_piece = next(pieces(task.data, counts[""], mesh, padded=False))
-    _check_examples(given, centre, first_piece)
-    warn_of_counts(given.loss, centre, given.data, task.batch_size)
     size = _data.cuts(first_piece.rows, task.batch_size)[0][1]
     traced = digits.trace(task.loss, params, first_piece.batch, size, task.formula.train)
     recipe["precision"] |= {"lowest": traced.lowest, "bits": precision.bits(traced.lowest)}
@@ -123,19 +122,21 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
     return Job(task, params, coords, coords, counts, first_piece, momenta, mesh, recipe, traced.reads)
 
 
-def _check_examples(task: Task, params: PyTree, first_piece: Piece) -> None:
-    """Check, once per model, that each example of the data has a loss of its own; see ``core.examples``."""
+def _check_examples(task: Task, params: PyTree) -> Task:
+    """Check, once per model, that each example of the data has a loss of its own; streams are checked as they come."""
     most = task.batch_size
     if not task.couples_examples and task.execution.microbatch != "auto":
         most = min(most or task.execution.microbatch, task.execution.microbatch)
-    for data in task.sets.values():
-        if not isinstance(data, Stream):
-            rows = data
-        elif data is task.data:
-            rows = _data.rows_of(first_piece.batch, 0, first_piece.rows)
-        else:
-            continue  # it is not read for a check alone
-        examples.check(task.loss, params, rows, task.metrics, train=task.batch_stats == "batch", most=most)
+    train = task.batch_stats == "batch"
+
+    def checked(data: Any) -> Any:
+        if isinstance(data, Stream):
+            return examples.watch(data, task.loss, params, task.metrics, train=train, most=most)
+        examples.check(task.loss, params, data, task.metrics, train=train, most=most)
+        return data
+
+    extra = {name: checked(data) for name, data in task.extra_data.items()}
+    return task._replace(data=checked(task.data), extra_data=extra)
 
 
 def _recipe(task: Task, params: PyTree) -> Recipe:

@@ -67,6 +67,31 @@ def test_losses_that_broadcast_in_a_scalar_are_warned_of(wrap, reverse):
             lla.check_examples(loss, COLUMN, (X, Y))
 
 
+PAIRS = {
+    "where": lambda o, y: jnp.where(y > 0, jax.nn.softplus(-o), jax.nn.softplus(o)),
+    "broadcast": lambda o, y: jnp.subtract(*jnp.broadcast_arrays(o, y)) ** 2,
+    "three axes": lambda o, y: (o[:, :, None] - y[:, None]) ** 2,
+    "vmap": lambda o, y: jax.vmap(lambda s: (s * o - y) ** 2)(jnp.arange(3.0)),
+    "clipped": lambda o, y: jnp.clip(o - y, -1, 1),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_losses_that_broadcast_in_a_scalar_are_warned_of_in_every_form(name):
+    with pytest.warns(UserWarning, match=r"\(N, 1\) with \(N,\)"):
+        lla.check_examples(lambda p, b: PAIRS[name](b[0] @ p["w"], b[1]).mean(), COLUMN, (X, Y))
+
+
+def test_losses_that_broadcast_in_a_scalar_are_warned_of_for_a_fixed_number_of_rows():
+    with pytest.warns(UserWarning, match=r"\(N, 1\) with \(N,\)"):
+        lla.check_examples(lambda p, b: ((b[0].reshape(21, 5) @ p["w"] - b[1]) ** 2).mean(), COLUMN, (X, Y))
+
+
+def test_quantile_levels_as_many_as_rows_are_no_pairs():
+    levels = jnp.linspace(0.1, 0.9, 11)
+    lla.check_examples(lambda p, b: jnp.abs(b[0] @ p["w"] - levels).mean(), COLUMN, (X, Y))
+
+
 def test_pairs_that_the_user_puts_in_are_not_warned_of():
     def distances(p, b):  # all pairs of outputs and targets, as in a maximum mean discrepancy
         return jnp.mean(((b[0] @ p["w"])[:, 0][:, None] - b[1][None, :]) ** 2)
@@ -129,6 +154,47 @@ def test_examples_that_see_each_other_are_found_in_a_model_of_a_fixed_batch():
     with pytest.raises(ValueError, match="must not depend"):  # labels of a class each: (4, 4) less (4,)
         lla.check_examples(lla.Loss(fixed, lambda o, b: (o - b[1]) ** 2), W, (X[:4], Y[:4]))
     lla.check_examples(lla.Loss(fixed, squares), W, (X[:4], Y[:4]))
+
+
+def test_examples_that_see_each_other_in_the_criterion_are_found_with_batch_statistics():
+    for criterion in (lambda o, b: squares(o, b) / len(o), COUPLED["contrastive"].criterion):
+        with pytest.raises(ValueError, match="must not depend"):
+            line(lla.Loss(centred_in_train, criterion, np.zeros(4, "f")), W, X, batch_stats="batch")
+
+
+def test_examples_that_see_each_other_are_found_in_later_batches_of_a_stream():
+    contrastive = lla.Loss(linear, COUPLED["contrastive"].criterion)
+    for call in (line, hessian, lla.directions.gradient):
+        with pytest.raises(ValueError, match="must not depend"):
+            # an operator reads the second batch at its first product
+            (lambda H: H.product(H.random(jax.random.key(0))))(call(contrastive, W, lla.stream([X[:1], X[1:]])))
+    apart = lla.Loss(linear, lambda o, b: (o - b[1]) ** 2)
+    with pytest.raises(ValueError, match="has shape"):
+        line(apart, COLUMN, (X, Y[:, None]), extra_data={"t": lla.stream([(X, Y)])})
+
+
+def test_examples_that_see_each_other_are_found_where_losses_sleep():
+    def gated(p, state, batch, train):
+        hidden = batch @ p["w"]
+        return hidden + p["gate"][1] * hidden.mean(0), state
+
+    with pytest.raises(ValueError, match="must not depend"):
+        lla.check_examples(lla.Loss(gated, squares), W | {"gate": np.array([1, 0], "f")}, X)
+    asleep = lla.Loss(linear, lambda o, b: jax.nn.relu(jnp.abs(o - o.mean(0)).sum(1) - 10))
+    quiet = {"w": (W["w"] / np.abs(X @ W["w"] - (X @ W["w"]).mean(0)).sum(1).max() * 9.9).astype("f")}
+    with pytest.raises(ValueError, match="must not depend"):
+        lla.check_examples(asleep, quiet, X)
+
+
+def test_examples_that_see_each_other_are_found_in_a_model_of_multiples():
+    def ghost(p, state, batch, train):  # statistics of groups of 32
+        hidden = (batch @ p["w"]).reshape(-1, 32, 4)
+        return (hidden - hidden.mean(1, keepdims=True)).reshape(-1, 4), state
+
+    many = np.resize(X, (5120, 5)) * np.linspace(1, 2, 5120, dtype="f")[:, None]
+    for batch_size in (None, 64):
+        with pytest.raises(ValueError, match="must not depend"):
+            lla.check_examples(lla.Loss(ghost, squares), W, many, batch_size=batch_size)
 
 
 def test_metrics_that_see_other_examples_are_refused_by_name():
@@ -220,6 +286,12 @@ def test_a_list_of_batches_is_no_data_set(loss):
 
 def test_a_list_of_inputs_and_labels_is_a_data_set():
     lla.check_examples(lla.Loss(linear, squares), COLUMN, [X, Y])
+
+
+def test_a_mask_that_the_model_does_not_read_makes_no_list_of_batches():
+    ids = np.arange(12).reshape(6, 2)
+    loss = lla.Loss(lambda p, s, b, train: (p["w"][b[0], 0], s), lambda o, b: ((o - b[2]) ** 2).sum(1))
+    lla.check_examples(loss, {"w": RNG.standard_normal((12, 1)).astype("f")}, (ids, np.ones_like(ids), ids))
 
 
 def test_a_tuple_of_batches_is_no_data_set():
