@@ -89,6 +89,7 @@ def operator(
         params = one[1]  # no second copy
     loss, params, key = _place((loss, params, key), mesh, params_mesh, "loss, params")
     if isinstance(data, Stream):
+        assert isinstance(loss, Loss)
         data = examples.watch(data, loss, params, train=matrix.train, most=batch_size)
     common = Common(loss, params, None, np.int32(0), np.int32(offset), key)
     allow = options["allow_nondeterministic"]

@@ -110,8 +110,10 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
     recipe = _recipe(task, params)
     loss, params = precision.at_least_single(task.loss, params)
     warn_of_counts(loss, params, task.data, task.batch_size)
-    task = _check_examples(task._replace(loss=loss), params)
+    task = task._replace(loss=loss)
+    _check_examples(task, params)
     task, params = _on_devices(task, mesh), _devices.replicate(params, mesh)
+    task = _watch_streams(task, params)
     momenta = None
     first_piece = next(pieces(task.data, counts[""], mesh, padded=False))
     size = _data.cuts(first_piece.rows, task.batch_size)[0][1]
@@ -122,21 +124,31 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
     return Job(task, params, coords, coords, counts, first_piece, momenta, mesh, recipe, traced.reads)
 
 
-def _check_examples(task: Task, params: PyTree) -> Task:
-    """Check, once per model, that each example of the data has a loss of its own; streams are checked as they come."""
-    most = task.batch_size
-    if not task.couples_examples and task.execution.microbatch != "auto":
-        most = min(most or task.execution.microbatch, task.execution.microbatch)
-    train = task.batch_stats == "batch"
+def _check_examples(task: Task, params: PyTree) -> None:
+    """Check, once per model, that each example in memory has a loss of its own."""
+    for data in task.sets.values():
+        if not isinstance(data, Stream):
+            examples.check(task.loss, params, data, task.metrics, train=task.formula.train, most=_most_rows(task))
 
-    def checked(data: Any) -> Any:
-        if isinstance(data, Stream):
-            return examples.watch(data, task.loss, params, task.metrics, train=train, most=most)
-        examples.check(task.loss, params, data, task.metrics, train=train, most=most)
-        return data
 
-    extra = {name: checked(data) for name, data in task.extra_data.items()}
-    return task._replace(data=checked(task.data), extra_data=extra)
+def _watch_streams(task: Task, params: PyTree) -> Task:
+    """The task with streams whose batches are checked in the same way when they come."""
+
+    def watched(data: Any) -> Any:
+        if not isinstance(data, Stream):
+            return data
+        train, most = task.formula.train, _most_rows(task)
+        return examples.watch(data, task.loss, params, task.metrics, train=train, most=most)
+
+    extra = {name: watched(data) for name, data in task.extra_data.items()}
+    return task._replace(data=watched(task.data), extra_data=extra)
+
+
+def _most_rows(task: Task) -> int | None:
+    """The most rows that the user wants to be computed at a time; None if that is free."""
+    if task.couples_examples or task.execution.microbatch == "auto":
+        return task.batch_size
+    return min(task.batch_size or task.execution.microbatch, task.execution.microbatch)
 
 
 def _recipe(task: Task, params: PyTree) -> Recipe:

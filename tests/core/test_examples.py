@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.core import examples
+from lla_jax.core import examples, rows
 from tests.helpers import FIXED, MODELS, ONE, compilations
 
 RNG = np.random.default_rng(0)
@@ -324,8 +324,8 @@ def test_masked_arrays_do_not_lose_their_mask(wrap):
 
 def test_the_check_is_made_once_per_model_and_compiles_two_programs(monkeypatch):
     calls = []
-    call = examples._Run.__call__
-    monkeypatch.setattr(examples._Run, "__call__", lambda self, *args: calls.append(len(args[1])) or call(self, *args))
+    call = rows.Run.__call__
+    monkeypatch.setattr(rows.Run, "__call__", lambda self, *args: calls.append(len(args[1])) or call(self, *args))
     scale = RNG.random()  # a model that no other test has
     loss = lla.Loss(linear, functools.partial(lambda s, o, b: s * squares(o, b), scale))
     with compilations() as seen:

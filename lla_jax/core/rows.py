@@ -1,0 +1,142 @@
+"""Evaluates a loss and its metrics on a few rows of data, traced once and compiled fast, for checks of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lla_jax.core import jaxprs
+from lla_jax.core.arguments import Misuse
+from lla_jax.core.losses import Block, entries_of, note_call, outputs_of, split_result
+from lla_jax.core.types import Batch, Loss, PyTree
+
+ASLEEP = 0.1  # in place of parameters that are zero, behind which nothing could be seen
+
+Metrics = tuple[tuple[str, Any], ...]
+Values = dict[str, tuple[Any, Any]]
+"""{name: (values, weights or None)} of the loss and the metrics for some rows."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Model:
+    """What is evaluated on rows of data: a pytree whose static part compares by value."""
+
+    loss: Loss
+    params: PyTree
+    metrics: Metrics = field(metadata={"static": True})
+    train: bool = field(metadata={"static": True})
+
+
+def like(data: Batch, size: int) -> Batch:
+    """The shapes and types of ``size`` rows, for tracing."""
+    typed = jax.dtypes.canonicalize_dtype
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), typed(x.dtype)), data)
+
+
+def take(data: Batch, index: np.ndarray) -> Batch:
+    """Rows of the data as numpy arrays; of arrays on other devices than a CPU only these rows are moved."""
+
+    def take(x: Any) -> np.ndarray:
+        on_host = not isinstance(x, jax.Array) or [d.platform for d in x.devices()] == ["cpu"]
+        return np.asarray(x)[index] if on_host else np.asarray(x[index])
+
+    return jax.tree.map(take, data)
+
+
+def takes(model: Model, data: Batch, *sizes: int) -> bool:
+    """Whether the model can be called with these numbers of rows; a ``Misuse`` passes on.
+
+    Any other error says that it cannot, as a model of a fixed number of rows; of a true mistake the computation itself,
+    which follows, tells more.
+    """
+    try:
+        for size in sizes:
+            trace(model, data, size)
+    except Misuse:
+        raise
+    except Exception:
+        return False
+    return True
+
+
+@jax.jit
+def values_of(model: Model, rows: Batch, index: Any, shake: Any, noise: Any) -> Values:
+    """{name: (values, weights or None)} of the loss and the metrics, as the functions return them for some rows.
+
+    Args:
+      model: the loss, parameters and metrics.
+      rows: (B, ...), examples.
+      index: (B,), their numbers in the data set.
+      shake: relative changes of the parameters; parameters that are zero are changed always.
+      noise: relative changes of parameters and data, as of rounding.
+    """
+    loss, params, rows = model.loss, _disturb(model.params, shake + noise, ASLEEP), _disturb(rows, noise, 0.0)
+    block = Block(rows, jnp.ones(len(index), bool), index)
+    outputs, _ = outputs_of(loss, params, loss.state, block, model.train)
+    results = {}
+    for name, f in (("loss", loss.criterion), *model.metrics):
+        with note_call(name, "f(outputs, batch)", block):
+            result = f(outputs, rows)
+        if loss.per_example or name != "loss":
+            results[name] = entries_of(name, result, len(index))
+        else:
+            values, weight = split_result(name, result)
+            results[name] = jnp.asarray(values), None if weight is None else jnp.asarray(weight)
+    return results
+
+
+def _disturb(tree: PyTree, noise: Any, asleep: float) -> PyTree:
+    """Floating leaves times 1 + noise u with fixed u between -1 and 1; entries of zero become ``asleep`` u."""
+
+    def disturb(x: Any) -> Any:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        u = jnp.sin(1.0 + jnp.arange(x.size)).reshape(x.shape)
+        moved = x * (1 + noise * u)
+        return (jnp.where(x != 0, moved, asleep * u) if asleep else moved).astype(x.dtype)
+
+    return jax.tree.map(lambda x: disturb(jnp.asarray(x)), tree)
+
+
+def sizes(model: Model, size: int) -> tuple[int, ...]:
+    """The numbers of rows for which the model is traced: a block, and half a block if there are losses per example."""
+    return (size, size // 2 or 2) if model.loss.per_example else (size,)
+
+
+def trace(model: Model, data: Batch, size: int) -> Any:
+    """The program that computes the values of ``size`` rows; the same one that runs for as many rows later."""
+    return values_of.trace(
+        model, like(data, size), jax.ShapeDtypeStruct((size,), np.int32), np.float32(0), np.float32(0)
+    )
+
+
+@jax.jit
+def outputs_at(model: Model, rows: Batch, index: Any) -> Any:
+    """The outputs of the model for some rows."""
+    block = Block(rows, jnp.ones(len(index), bool), index)
+    return outputs_of(model.loss, model.params, model.loss.state, block, model.train)[0]
+
+
+class Run:
+    """The compiled values of a number of rows, which are run a few times: compiling fast matters more than running."""
+
+    def __init__(self, model: Model, data: Batch, size: int):
+        traced = trace(model, data, size)
+        fast = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        self.model, self.compiled = model, traced.lower().compile(fast)
+        self.eps = max((float(jnp.finfo(name).eps) for name in jaxprs.float_types(traced.jaxpr)), default=0.0)
+
+    def __call__(self, rows: Batch, index: np.ndarray, shake: float, noise: float = 0.0) -> Values:
+        """The values as numpy arrays: two programs with collectives that run at once can deadlock on a CPU."""
+        typed = jax.tree.map(lambda x: x.astype(jax.dtypes.canonicalize_dtype(x.dtype)), rows)
+        return jax.tree.map(np.asarray, self.compiled(self.model, typed, index, np.float32(shake), np.float32(noise)))
+
+
+def cut(rows: Batch, start: int, end: int) -> Batch:
+    """Rows [start, end) of a block."""
+    return jax.tree.map(lambda x: x[start:end], rows)
