@@ -95,15 +95,14 @@ class Situation:
 
 def draw(choose: Choose) -> Situation:
     """Draw a situation; about half of them are well posed."""
-    often = lambda usual, others: choose([usual] * len(others) + list(others))  # noqa: E731
     outputs = choose(list(OUTPUTS))
     wide = outputs in ("vector", "tokens")
     criterion = choose(["squares", "cross-entropy"] if wide else ["squares"])
     if outputs == "vector":
-        criterion = often(criterion, ["contrastive", "divided by the batch"])
+        criterion = choose([criterion] * 3 + ["contrastive", "divided by the batch"])
     labels = "classes" if criterion == "cross-entropy" else "alike"
     if outputs in ("scalar", "column") and criterion == "squares":
-        labels = often("alike", ["flat" if outputs == "column" else "column"])
+        labels = choose(["alike"] * 4 + ["flat" if outputs == "column" else "column"])
     return Situation(
         outputs=outputs,
         coupling=choose(["none"] * 15 + list(COUPLINGS)[1:]),
