@@ -21,6 +21,11 @@ def floating(x: Any) -> jax.Array:
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
 
 
+def _of_floats(function: Callable[[jax.Array], jax.Array]) -> Callable[[Any], jax.Array]:
+    """The function of ``floating(x)``: jax itself takes 32 bits for whole numbers, whatever its default is."""
+    return lambda x: function(floating(x))
+
+
 def _register(table: dict[str, Callable[..., Any]], *overloads: str) -> None:
     for names, function in table.items():
         for name in names.split():
@@ -43,11 +48,6 @@ def _frac(x: jax.Array) -> jax.Array:
     return x - jnp.trunc(x)
 
 
-def _digamma(x: jax.Array) -> jax.Array:
-    """The derivative of log gamma; at 0 it is infinite, as in torch (jax has NaN)."""
-    return jnp.where(x == 0, jnp.copysign(jnp.inf, -x), special.digamma(jnp.where(x == 0, 1, x)))
-
-
 def _entr(x: jax.Array) -> jax.Array:
     zero = x == 0
     safe = jnp.where(x > 0, x, 1)
@@ -65,36 +65,36 @@ _register(
         "trunc fix": jnp.trunc,
         "round": jnp.round,
         "frac": _frac,
-        "exp": jnp.exp,
-        "exp2 special_exp2": jnp.exp2,
-        "expm1 special_expm1": jnp.expm1,
-        "log": jnp.log,
-        "log2": jnp.log2,
-        "log10": jnp.log10,
-        "log1p special_log1p": jnp.log1p,
-        "sqrt": jnp.sqrt,
+        "exp": _of_floats(jnp.exp),
+        "exp2 special_exp2": _of_floats(jnp.exp2),
+        "expm1 special_expm1": _of_floats(jnp.expm1),
+        "log": _of_floats(jnp.log),
+        "log2": _of_floats(jnp.log2),
+        "log10": _of_floats(jnp.log10),
+        "log1p special_log1p": _of_floats(jnp.log1p),
+        "sqrt": _of_floats(jnp.sqrt),
         "rsqrt": lambda x: jax.lax.rsqrt(floating(x)),
         "square": jnp.square,
         "reciprocal": lambda x: 1 / floating(x),
-        "sin": jnp.sin,
-        "cos": jnp.cos,
-        "tan": jnp.tan,
-        "asin arcsin": jnp.arcsin,
-        "acos arccos": jnp.arccos,
-        "atan arctan": jnp.arctan,
-        "sinh": jnp.sinh,
-        "cosh": jnp.cosh,
-        "asinh arcsinh": jnp.arcsinh,
-        "acosh arccosh": jnp.arccosh,
-        "atanh arctanh": jnp.arctanh,
-        "sinc special_sinc": jnp.sinc,
-        "deg2rad": jnp.deg2rad,
-        "rad2deg": jnp.rad2deg,
+        "sin": _of_floats(jnp.sin),
+        "cos": _of_floats(jnp.cos),
+        "tan": _of_floats(jnp.tan),
+        "asin arcsin": _of_floats(jnp.arcsin),
+        "acos arccos": _of_floats(jnp.arccos),
+        "atan arctan": _of_floats(jnp.arctan),
+        "sinh": _of_floats(jnp.sinh),
+        "cosh": _of_floats(jnp.cosh),
+        "asinh arcsinh": _of_floats(jnp.arcsinh),
+        "acosh arccosh": _of_floats(jnp.arccosh),
+        "atanh arctanh": _of_floats(jnp.arctanh),
+        "sinc special_sinc": _of_floats(jnp.sinc),
+        "deg2rad": _of_floats(jnp.deg2rad),
+        "rad2deg": _of_floats(jnp.rad2deg),
         "erf special_erf": lambda x: special.erf(floating(x)),
         "erfc special_erfc": lambda x: special.erfc(floating(x)),
         "erfinv special_erfinv": lambda x: special.erfinv(floating(x)),
         "lgamma special_gammaln": lambda x: special.gammaln(floating(x)),
-        "digamma special_digamma special_psi": lambda x: _digamma(floating(x)),
+        "digamma special_digamma special_psi": lambda x: special.digamma(floating(x)),
         "special_ndtr": lambda x: special.ndtr(floating(x)),
         "special_ndtri": lambda x: special.ndtri(floating(x)),
         "special_log_ndtr": lambda x: special.log_ndtr(floating(x)),
@@ -307,7 +307,7 @@ def xlog1py(x: Any, y: Any) -> jax.Array:
 @lowering("aten.polygamma", "aten.special_polygamma", layout="pointwise")
 def polygamma(n: int, x: jax.Array) -> jax.Array:
     """The n-th derivative of digamma."""
-    return _digamma(floating(x)) if n == 0 else special.polygamma(n, floating(x))
+    return special.digamma(floating(x)) if n == 0 else special.polygamma(n, floating(x))
 
 
 @lowering("aten.logit", "aten.special_logit", layout="pointwise")
