@@ -137,9 +137,12 @@ _MOVES = {
 
 def lowest_type(jaxpr: Any) -> str:
     """The name of the floating type with the fewest bits in which a jaxpr, nested ones included, computes numbers."""
-    computing = [eqn for eqn in equations(jaxpr) if eqn.primitive.name not in _MOVES and not _inner(eqn)]
+    every = list(equations(jaxpr))
+    computing = [eqn for eqn in every if eqn.primitive.name not in _MOVES and not _inner(eqn)]
     types = {var.aval.dtype for eqn in computing for var in eqn.outvars if hasattr(var.aval, "dtype")}
     floating = sorted(str(dtype) for dtype in types if jnp.issubdtype(dtype, jnp.floating))
+    rounded = [eqn.params["mantissa_bits"] for eqn in every if eqn.primitive.name == "reduce_precision"]
+    floating += [name for name in ("float16", "bfloat16") if any(n < bits(name) for n in rounded)]
     return min(floating, key=bits, default="float32")
 
 

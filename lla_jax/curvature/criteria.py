@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +48,7 @@ def slopes(loss: Loss, outputs: Any, batch: Batch, drawn: Batch) -> list[Any]:
     return jax.grad(lambda new: total(loss, rebuild(new), batch, drawn))(leaves)
 
 
-def shape_in_outputs(loss: Loss, outputs: Any, batch: Batch) -> str:
+def shape_in_outputs(loss: Loss, outputs: Any, batch: Batch, moves: Sequence[bool] | None = None) -> str:
     """How the criterion depends on the outputs, read from its jaxpr: "curved", "linear" or "piecewise linear".
 
     Linear: its slope does not depend on the outputs. Piecewise linear: it does, by comparisons alone, such as a sign.
@@ -57,19 +57,41 @@ def shape_in_outputs(loss: Loss, outputs: Any, batch: Batch) -> str:
       loss: the loss.
       outputs: the outputs for a batch, as arrays or ``jax.ShapeDtypeStruct``.
       batch: the batch, likewise.
+      moves: for each floating leaf of the outputs, whether it depends on the parameters; the others, such as weights
+        of examples, are constants here. None: all do.
     """
+    every = split_smooth(outputs)[0]
+    moves = [True] * len(every) if moves is None else moves
 
     def slope(leaves: list[Any], outputs: Any, batch: Batch) -> list[Any]:
-        rebuild = split_smooth(outputs)[1]
-        return jax.grad(lambda new: total(loss, rebuild(new), batch, batch))(leaves)
+        fixed, rebuild = split_smooth(outputs)
+
+        def value(new: list[Any]) -> Any:
+            moving = iter(new)
+            full = [next(moving) if yes else x for x, yes in zip(fixed, moves, strict=True)]
+            return total(loss, rebuild(full), batch, batch)
+
+        return jax.grad(value)(leaves)
 
     def turn(leaves: list[Any], tangents: list[Any], outputs: Any, batch: Batch) -> list[Any]:
         return jax.jvp(lambda new: slope(new, outputs, batch), (leaves,), (tangents,))[1]
 
-    leaves = split_smooth(outputs)[0]
+    leaves = [x for x, yes in zip(every, moves, strict=True) if yes]
     if _depends(turn, 1, leaves, leaves, outputs, batch):
         return "curved"
     return "piecewise linear" if _depends(slope, 0, leaves, outputs, batch) else "linear"
+
+
+def _moves(loss: Loss, params: PyTree, block: losses.Block, train: bool) -> list[bool]:
+    """For each floating leaf of the outputs, whether it depends on the parameters."""
+
+    def smooth(params: PyTree, loss: Loss, block: losses.Block) -> list[Any]:
+        return split_smooth(outputs_of_rows(loss, params, block, train=train))[0]
+
+    closed = jax.make_jaxpr(smooth)(params, loss, block)
+    num = len(closed.jaxpr.outvars)
+    used = (jaxprs.inputs_of(closed, [i == j for j in range(num)]) for i in range(num))
+    return [any(each[: len(jax.tree.leaves(params))]) for each in used]
 
 
 def _depends(f: Callable[..., Any], position: int, *args: Any) -> bool:
@@ -116,7 +138,9 @@ def with_curved_criterion(loss: Loss, params: PyTree, block: losses.Block, train
     def look() -> str:
         outputs = outputs_of_rows.eval_shape(loss, params, block, train=train)
         is_complex = any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in jax.tree.leaves(outputs))
-        return "complex" if is_complex else shape_in_outputs(loss, outputs, block.batch)
+        if is_complex:
+            return "complex"
+        return shape_in_outputs(loss, outputs, block.batch, _moves(loss, params, block, train))
 
     shape = remember(_SHAPES, (shapes_of((loss, params, block)), train), look)
     if shape in ("curved", "complex"):  # complex outputs are refused where the product is made

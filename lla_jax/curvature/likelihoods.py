@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lla_jax.core import losses
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Batch, Loss
 from lla_jax.curvature import criteria, samplers
 
@@ -67,12 +68,22 @@ def draw(sampler: Any, loss: Loss, keys: Any, outputs: Any, batch: Batch) -> Bat
       keys: one for each example, (B,).
       outputs: of the model for the batch.
       batch: B examples.
+
+    Raises:
+      ValueError: the sampler returns the target alone.
     """
     if not isinstance(sampler, Likelihood):
         with losses.note_call(
             "sample", "sample(key, outputs, example) for one example", losses.Block(batch, None, None)
         ):
-            return jax.vmap(sampler)(keys, outputs, batch)
+            drawn = jax.vmap(sampler)(keys, outputs, batch)
+        if jax.tree_util.all_leaves([drawn]) and not jax.tree_util.all_leaves([batch]):
+            raise Misuse(
+                "sample",
+                f"it returns an array of shape {drawn.shape[1:]} for an example; it must return the example with the "
+                "drawn target in it, such as (example[0], target)",
+            )
+        return drawn
     leaves, structure = jax.tree.flatten(batch)
     for number, target in enumerate(sampler.targets):
         own = keys if number == 0 else jax.vmap(jax.random.fold_in, (0, None))(keys, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from lla_jax.core import losses
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Loss, PyTree
 from lla_jax.curvature import criteria
-from lla_jax.curvature.likelihoods import draw
+from lla_jax.curvature.likelihoods import Likelihood, draw
 from lla_jax.curvature.recognition import REMEDY, recognise
 
 RECOGNISE = "recognise"
@@ -67,7 +68,8 @@ def check_mean_slope(
     larger: for a likelihood both have one mean, and a target that is rare may be in no draw.
 
     Raises:
-      ValueError: the mean is farther from zero than 6 standard errors.
+      ValueError: the mean is farther from zero than 6 standard errors; or the criterion is a sum of squares, and the
+        targets of a user's sampler have another variance than its Gaussian likelihood.
     """
     outputs = criteria.outputs_of_rows(loss, params, block, train=train)
     entries = sum(x.size for x in jax.tree.leaves(outputs))
@@ -79,6 +81,8 @@ def check_mean_slope(
     mean, variance, curvature = (float(x) for x in statistics(tangent, 1)[1])
     error = np.sqrt(max(variance, curvature, 0.0) / draws)
     if not np.isfinite([mean, error]).all() or abs(mean) <= SIGMAS * error:
+        if not recognised and curvature > 0:
+            _check_variance(variance / curvature, draws, functools.partial(recognise, loss, params, block, train))
         return
     raise Misuse(
         "sample",
@@ -86,6 +90,34 @@ def check_mean_slope(
         "standard errors from zero, which it must be where targets are drawn from the likelihood whose negative "
         f"logarithm the criterion is{_blame(sampler, recognised)}; {REMEDY}",
     )
+
+
+def _check_variance(ratio: float, draws: int, recognised: Callable[[], Likelihood]) -> None:
+    """Check that a user's targets for a Gaussian criterion have its variance, which no mean slope shows.
+
+    The slope of a negative log-likelihood has its mean curvature as variance (Bartlett's second identity); that of c
+    times one has c times as much. So the ratio tells something only where c is known: a sum of squares is the negative
+    logarithm of one Gaussian density, whose variance has the factor in it.
+
+    Args:
+      ratio: the variance of the slope over drawn targets, divided by the mean curvature.
+      draws: the number of draws that gave the variance.
+      recognised: gives the likelihood of the criterion; called only if the ratio is not 1 within its error.
+    """
+    if ratio > 0 and abs(np.log(ratio)) <= SIGMAS * np.sqrt(2 / (draws - 1)):
+        return
+    try:
+        targets = recognised().targets
+    except Misuse:  # a likelihood of the user's own
+        return
+    if all(target.family == "Gaussian" for target in targets):
+        raise Misuse(
+            "sample",
+            f"the drawn targets have {ratio:.2g} times the variance of the Gaussian likelihood whose negative "
+            "logarithm the criterion is; leave sample out, so that it is recognised, or draw with the criterion's own "
+            "variance, functools.partial(lla.operators.gaussian, variance=s): s for sum((o - y)^2) / (2 s), so 1/2 for "
+            "a sum of squares and D/2 for the mean of D squares",
+        )
 
 
 def _blame(sampler: Any, recognised: bool) -> str:

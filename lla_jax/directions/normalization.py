@@ -111,7 +111,7 @@ def normalize(
     told = axes_name is None or (
         not isinstance(axes_name, str) and axes_name > 0
     )  # axes of whole leaves, stacked ones too
-    stacks = {} if stacked is None and told else stacked_axes(stacked, params)
+    stacks = {} if stacked is None and told else stacked_axes(stacked, params, _layer_ndims(filter_axis))
     layers = [_one_layer(leaf, stacks.get(path, ())) for path, leaf in zip(names, weights)]
     filters = [_filter_axes(axes_of, path, layer) for path, layer in zip(names, layers)]
     excluded = [False] * len(names) if exclude is None else _tree.select_leaves(exclude, params)
@@ -136,6 +136,11 @@ def normalize(
     recipe.pop("marks", None)  # checkpoints have other coordinates on scaled axes, or are not in their plane
     hint = f"the normalization by {by!r} (one_dim={one_dim!r}) leaves nothing of it: use another one"
     return check_directions(jax.tree.unflatten(structure, scaled), recipe, hint)
+
+
+def _layer_ndims(filter_axis: Any) -> dict[Path, int]:
+    """The number of axes that leaves have in one layer, where the model of a ``Loss`` tells; else nothing."""
+    return dict(getattr(getattr(filter_axis, "apply", None), "layer_ndims", ()))
 
 
 def _one_layer(leaf: Any, stack: tuple[int, ...]) -> Any:

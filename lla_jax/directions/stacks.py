@@ -32,12 +32,15 @@ HEADS = ("query", "key", "value")  # whose outputs have two axes, heads and entr
 _LIFTED = re.compile(r"(?:Remat|Checkpoint)*((?:(?:Scan|Vmap)(?:Remat|Checkpoint)*)+)[A-Z]\w*_\d+")  # Flax's own names
 
 
-def stacked_axes(stacked: Stacked | None, params: PyTree) -> dict[Path, Axes]:
+def stacked_axes(
+    stacked: Stacked | None, params: PyTree, layer_ndims: Mapping[Path, int] | None = None
+) -> dict[Path, Axes]:
     """The axes of each leaf along which it holds several layers, counted from 0; leaves without any are left out.
 
     Args:
       stacked: the axes as the user tells them; None to find them in the tree.
       params: the weights.
+      layer_ndims: the number of axes that leaves have in one layer, where the model tells.
 
     Raises:
       ValueError: ``stacked`` of another kind, a glob that matches nothing, or axes that a leaf does not have.
@@ -45,7 +48,7 @@ def stacked_axes(stacked: Stacked | None, params: PyTree) -> dict[Path, Axes]:
     names, leaves = _tree.paths(params), jax.tree.leaves(params)
     shapes = {path: tuple(np.shape(leaf)) for path, leaf in zip(names, leaves, strict=True)}
     if stacked is None:
-        return _find(params, shapes)
+        return _find(params, shapes, layer_ndims or {})
     told: dict[Path, Any] = {}
     if isinstance(stacked, Mapping):
         for pattern, axes in stacked.items():
@@ -72,9 +75,15 @@ def _check(path: Path, axes: Any, shape: Axes) -> Axes:
 # --- finding stacks
 
 
-def _find(params: PyTree, shapes: Mapping[Path, Axes]) -> dict[Path, Axes]:
+def _find(params: PyTree, shapes: Mapping[Path, Axes], layer_ndims: Mapping[Path, int]) -> dict[Path, Axes]:
     """The axes of all leaves that belong to a stack; leaves of known layers show where a stack is, or is not."""
-    known = _by_name(shapes) | _by_metadata(params, shapes)
+    known = _by_name(shapes)
+    for path, ndim in layer_ndims.items():
+        extra = len(shapes.get(path, ())) - ndim
+        if path in shapes and len(known.get(path, ())) != max(extra, 0):  # a name may tell another axis than the first
+            known[path] = tuple(range(extra))
+        known.setdefault(path, ())
+    known |= _by_metadata(params, shapes)
     if "equinox" in sys.modules:
         known |= _by_layer(params)
     found: dict[Path, Axes] = {}
@@ -86,7 +95,19 @@ def _find(params: PyTree, shapes: Mapping[Path, Axes]) -> dict[Path, Axes]:
 
 
 def _warn_of_unclear(shapes: Mapping[Path, Axes]) -> None:
-    """Warn of kernels (n, n, n) with biases (n, n): a stack of layers, or a layer whose outputs have two axes."""
+    """Warn of kernels that may be a stack of layers or one layer.
+
+    These are kernels (n, n, n) with biases (n, n), and lone kernels (m, n, n), which a one-dimensional
+    convolution has as well.
+    """
+    lone = [path for path, shape in shapes.items() if _is_lone(path, shape, shapes)]
+    if lone:
+        more = f" and {len(lone) - 3} others" if len(lone) > 3 else ""
+        warn_caller(
+            f"stacked: {', '.join(map(repr, lone[:3]))}{more} may be stacks of matrices, as nn.scan and nnx.vmap make "
+            "them, or kernels of one layer, which is assumed. Pass filter_axis=loss of lla.from_nnx(...), or "
+            f"stacked={{{lone[0]!r}: 0}} if it is a stack, or stacked={{}} if there is none"
+        )
     for path, shape in shapes.items():
         *parents, name = path.split("/")
         if name not in KERNELS or len(shape) < 3 or len(set(shape)) > 1 or parents[-1:] in [[head] for head in HEADS]:
@@ -98,6 +119,16 @@ def _warn_of_unclear(shapes: Mapping[Path, Axes]) -> None:
                 f"{shape[0]}; one layer is assumed. Pass stacked={{{path!r}: 0, {bias!r}: 0}} if it is a stack, or "
                 "stacked={} if it is none"
             )
+
+
+def _is_lone(path: Path, shape: Axes, shapes: Mapping[Path, Axes]) -> bool:
+    """Whether a leaf is a kernel of three axes whose name and neighbours do not tell what they are."""
+    *parents, name = path.split("/")
+    parent = parents[-1].lower() if parents else ""
+    told = parent in (*HEADS, "out") or "conv" in parent or re.search(r"_\d+$", parent)
+    has_bias = any("/".join([*parents, other]) in shapes for other in (*BIASES, *SCALES))
+    square = len(shape) == 3 and shape[0] > 1 and shape[1] == shape[2]  # as the layers of a scan are
+    return name == "kernel" and square and not told and not has_bias
 
 
 def _group(path: Path, known: Mapping[Path, Axes], shapes: Mapping[Path, Axes]) -> dict[Path, Axes]:
@@ -187,7 +218,11 @@ def _by_name(shapes: Mapping[Path, Axes]) -> dict[Path, Axes]:
     for path, shape in shapes.items():
         *parents, name = path.split("/")
         lifted = _lifted(parents)
-        if lifted and len(shape) - lifted >= max(1, _least_axes(path)):
+        if path in found:
+            continue
+        if lifted == 1 and (root := _lifted_root(parents)):
+            found |= _in_lifted(root, {p: n for p, n in shapes.items() if p.startswith(root + "/")})
+        elif lifted and len(shape) - lifted >= max(1, _least_axes(path)):
             found[path] = tuple(range(lifted))
         elif name in KERNELS:
             found |= _with_bias(path, shapes)
@@ -196,6 +231,49 @@ def _by_name(shapes: Mapping[Path, Axes]) -> dict[Path, Axes]:
         elif name in EMBEDDINGS and parents and re.fullmatch(r"Embed_\d+", parents[-1]):
             found[path] = tuple(range(len(shape) - 2))
     return found
+
+
+def _lifted_root(parents: Sequence[str]) -> Path:
+    """The path of the module that Flax lifted; '' for none."""
+    ends = [i + 1 for i, name in enumerate(parents) if _LIFTED.fullmatch(name)]
+    return "/".join(parents[: ends[0]]) if ends else ""
+
+
+def _in_lifted(root: Path, shapes: Mapping[Path, Axes]) -> dict[Path, Axes]:
+    """The stack axes of the leaves of a module under one ``nn.scan`` or ``nn.vmap``: the same axis of all of them.
+
+    ``variable_axes`` chooses the axis, mostly the first. All leaves have one length along it, and without it a bias is
+    the end of its kernel.
+    """
+    stacked = {path: shape for path, shape in shapes.items() if len(shape) > max(1, _least_axes(path))}
+    pairs = [
+        (path, bias)
+        for path in stacked
+        for bias in ("/".join([*path.split("/")[:-1], name]) for name in BIASES)
+        if path.split("/")[-1] in KERNELS and bias in stacked
+    ]
+
+    def layer(path: Path, axis: int) -> Axes:
+        shape = stacked[path]
+        return _without(shape, (axis % len(shape),))
+
+    def fits(axis: int) -> bool:
+        one_length = len({shape[axis] for shape in stacked.values()}) == 1
+        return one_length and all(layer(k, axis)[-len(layer(b, axis)) :] == layer(b, axis) for k, b in pairs)
+
+    def square(axis: int) -> bool:
+        kernels = [layer(path, axis) for path in stacked if path.split("/")[-1] in KERNELS]
+        return bool(kernels) and all(len(set(shape[-2:])) == 1 for shape in kernels)
+
+    good = [axis for axis in (0, 1, -1) if fits(axis)] or [0]
+    axis, others = good[0], good[1:]
+    if (pairs and 1 in others) or (any(map(square, others)) and not square(axis)):
+        warn_caller(
+            f"stacked: the leaves of {root!r} may be stacked along their axis {axis} or {' or '.join(map(str, others))}"
+            f"; {axis} is assumed. Pass stacked={{'{root}/**': AXIS}}, with the axis in variable_axes of nn.scan or "
+            "nn.vmap"
+        )
+    return {path: (axis % len(shape),) for path, shape in stacked.items()}
 
 
 def _lifted(parents: Sequence[str]) -> int:
@@ -225,7 +303,8 @@ def _with_bias(path: Path, shapes: Mapping[Path, Axes]) -> dict[Path, Axes]:
     candidates = [tuple(range(extra))] if extra > 1 else [(a,) for a in range(min(len(bias), len(kernel)))]
     for axes in candidates:
         rest, own = _without(kernel, axes), _without(bias, axes)
-        if [kernel[a] for a in axes] == [bias[a] for a in axes] and own in (rest[-len(own) :], rest[: len(own)]):
+        ends = (rest[-len(own) :], rest[: len(own)]) if path.endswith("weight") else (rest[-len(own) :],)
+        if [kernel[a] for a in axes] == [bias[a] for a in axes] and own in ends:
             return {path: axes, bias_path: axes}
     return {}
 

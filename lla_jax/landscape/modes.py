@@ -87,7 +87,7 @@ def all_modes(
     if opt_state is not None:
         axes["Adam moments"] = derived.adam_moments(opt_state, params)
     normalized = {
-        f"{kind}, {name}": _normalize(pair, params, options)
+        f"{kind}, {name}": _normalize(pair, params, loss, options)
         for kind, pair in axes.items()
         for name, options in NORMALIZATIONS.items()
     }
@@ -127,5 +127,8 @@ def _check_centre(pairs: Eigenpairs, params: PyTree) -> None:
         recipes.check_same("pairs", "the operator of the pairs", then, now, now, remedy)
 
 
-def _normalize(axes: Directions, params: PyTree, options: Mapping[str, Any]) -> Directions:
-    return axes if options["by"] == "none" else normalization.normalize(axes, params, **options)
+def _normalize(axes: Directions, params: PyTree, loss: Any, options: Mapping[str, Any]) -> Directions:
+    filter_axis = loss if isinstance(loss, Loss) else None
+    return (
+        axes if options["by"] == "none" else normalization.normalize(axes, params, filter_axis=filter_axis, **options)
+    )

@@ -24,6 +24,8 @@ from lla_jax.landscape.kernels import Blocks, Points
 from lla_jax.landscape.means import Means
 from lla_jax.landscape.rules import RULES
 
+RESOLVED = 4.0  # units of rounding by which a half-precision loss must bend, for its curvature to be seen
+
 Values = dict[str, np.ndarray]
 """{name: (C,)}, a number for every point."""
 
@@ -201,7 +203,8 @@ def check_values(landscape: Landscape, reads: bool = True) -> None:
 
     Warns:
       UserWarning: for each value with cells that are not finite, their fraction; a loss that is the same at all points
-        along normalized directions, and not 0, or differs by less than the network's half precision rounds it.
+        along normalized directions, and not 0, or differs or bends by less than the network's half precision
+        rounds it.
     """
     if not np.isfinite(landscape.values["loss"]).any():
         raise ValueError(
@@ -238,8 +241,31 @@ def _check_spread(landscape: Landscape) -> None:
     digits = entry.get("bits", precision.SINGLE)
     if entry.get("lost", 0) > precision.LOST_MOST:
         return  # said already
-    if digits < precision.SINGLE and high - low <= 2.0**-digits * max(abs(low), abs(high)):
+    if digits >= precision.SINGLE:
+        return
+    rounding = 2.0**-digits * max(abs(low), abs(high))
+    if high - low <= rounding:
         warn_caller(
             f"loss: its values differ by {high - low:.2g}, which {entry['lowest']} ({digits} significant bits), in "
             "which the network computes, does not resolve; build the network in float32, or take a larger extent"
         )
+    elif any(len(axis) > 2 for axis in landscape.coords):
+        bend = _bend(loss, landscape.coords)
+        if bend <= RESOLVED * rounding:
+            warn_caller(
+                f"loss: {entry['lowest']} ({digits} significant bits), in which the network computes, does not resolve "
+                f"the curvature of the loss on this grid, which bends by {bend:.2g} over the whole of an axis at most, "
+                f"beside a rounding of {rounding:.1g}; build the network in float32, or take a larger extent"
+            )
+
+
+def _bend(loss: np.ndarray, coords: tuple[np.ndarray, ...]) -> float:
+    """The largest second difference over the first, middle and last point along an axis, of those of 3 or more."""
+    bends = []
+    for i, axis in enumerate(coords):
+        if len(axis) > 2:
+            middle = len(axis) // 2
+            first, centre, last = np.moveaxis(loss, i, 0)[[0, middle, -1]]
+            part = (axis[middle] - axis[0]) / (axis[-1] - axis[0])
+            bends.append(float(np.abs(2 * ((1 - part) * first + part * last - centre)).max()))
+    return max(bends)

@@ -10,7 +10,7 @@ import jax
 
 from lla_jax.core.arguments import complete, show_options
 from lla_jax.core.static import ByValue, static
-from lla_jax.core.types import Batch, Loss, PyTree
+from lla_jax.core.types import Batch, Loss, Path, PyTree
 from lla_jax.models.calling import (
     DEFAULTS,
     Inputs,
@@ -34,6 +34,7 @@ class _NnxApply(ByValue):
     takes_rngs: bool
     coupled: bool
     impl: Any  # implementation of the model's random keys
+    layer_ndims: tuple[tuple[Path, int], ...]  # the number of axes of kernels and biases in one layer, for normalize
 
     def __call__(
         self, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any = None
@@ -85,6 +86,24 @@ def _nnx_statistics(model: Any, state: PyTree) -> PyTree:
         return None
     new = dict(nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.RngState)))))
     return nnx.from_flat_state([(path, new.get(path, old)) for path, old in nnx.to_flat_state(state)])
+
+
+def _layer_ndims(model: Any) -> tuple[tuple[Path, int], ...]:
+    """The number of axes that the leaves of known layers have; ``nnx.vmap`` gives them more, and says so nowhere."""
+    from flax import nnx
+
+    def expected(node: Any) -> dict[str, int]:
+        if isinstance(node, nnx.Conv):
+            return {"kernel": len(node.kernel_size) + 2, "bias": 1}
+        if isinstance(node, nnx.Linear):
+            return {"kernel": 2, "bias": 1}
+        return {"embedding": 2} if isinstance(node, nnx.Embed) else {}
+
+    return tuple(
+        ("/".join(map(str, (*path, name))), ndim)
+        for path, node in nnx.iter_graph(model)
+        for name, ndim in expected(node).items()
+    )
 
 
 @show_options(Options, DEFAULTS)
@@ -144,6 +163,7 @@ def from_nnx(
     state = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, state)
     coupled = bool(jax.tree.leaves(nnx.state(model, nnx.BatchStat)))
     kwargs = mode_kwargs(names, coupled, options)
-    apply = _NnxApply(graphdefs, static(options["inputs"]), method, kwargs, "rngs" in names, coupled, impl)
+    inputs, ndims = static(options["inputs"]), _layer_ndims(model)
+    apply = _NnxApply(graphdefs, inputs, method, kwargs, "rngs" in names, coupled, impl, ndims)
     state = state if jax.tree.leaves(state) else None
     return loss_of(apply, criterion, state, options)

@@ -88,6 +88,8 @@ def test_activations_in_half_precision_lose_no_displacement():
         (lambda w, x: x @ w.astype(np.float16).astype(np.float32), "float16"),
         (lambda w, x: scanned(w, x).astype(np.float32), "bfloat16"),
         (lambda w, x: x.astype(BF)[:2].reshape(-1).astype(np.float32), "bfloat16"),
+        (lambda w, x: jax.lax.reduce_precision(x @ w, 8, 7), "bfloat16"),
+        (lambda w, x: jax.lax.reduce_precision(x @ w, 5, 10), "float16"),
     ],
 )
 def test_the_lowest_type(f, expected):

@@ -294,6 +294,35 @@ def test_fisher_with_a_sampler_of_another_likelihood_is_refused():
             check(sample, False, False)
 
 
+@pytest.mark.parametrize(
+    ("squares", "right", "wrong"),
+    [
+        (lambda o, b: ((o - b[1]) ** 2).sum(1), 0.5, 1.0),
+        (lambda o, b: ((o - b[1]) ** 2).sum(1) / 2, 1.0, 0.5),
+        (lambda o, b: ((o - b[1]) ** 2).mean(1), C / 2, 0.5),
+    ],
+)
+def test_fisher_with_a_gaussian_sampler_of_another_variance_is_refused(squares, right, wrong):
+    loss = lla.Loss(model(), squares)
+    check = functools.partial(sampling.check_mean_slope, loss, params(), _few_rows((X, REALS)))
+    check(functools.partial(operators.gaussian, variance=right), False, False)
+    with pytest.raises(ValueError, match="times the variance of the Gaussian likelihood"):
+        check(functools.partial(operators.gaussian, variance=wrong), False, False)
+
+
+def test_fisher_means_over_tokens_may_be_drawn_by_the_user():
+    """Such a loss is a part of the negative log-likelihood, whose slope varies less than the curvature says."""
+    loss = lla.Loss(model(), lambda o, b: entropy(o, b[1]).mean(1))
+    sampling.check_mean_slope(loss, params(), _few_rows((TOKENS, TOKEN_LABELS)), operators.categorical, False, False)
+
+
+def test_fisher_with_a_sampler_that_returns_the_target_alone_is_refused():
+    loss = lla.Loss(model(), lambda o, b: ((o - b[1]) ** 2).sum(1) / 2)
+    sample = lambda key, outputs, example: outputs + jax.random.normal(key, outputs.shape)  # noqa: E731
+    with pytest.raises(ValueError, match=r"sample: it returns an array of shape .* it must return the example"):
+        lla.fisher(loss, params(), (X, REALS), KEY, sample=sample)
+
+
 @pytest.mark.parametrize("gain", [1.0, 40.0, 400.0])
 def test_a_network_that_is_sure_raises_no_alarm(gain):
     """Targets that are so rare that no draw has them: the mean slope is not zero, and its variance unseen."""

@@ -301,3 +301,35 @@ def test_zero_norms_of_a_fresh_lora_give_a_flat_plane_that_is_pointed_out():
         lla.evaluate(loss, params, data, axes, lla.grid(points=3), execution=FIXED)
     axes = directions.normalize(directions.random(KEY, params), params, "model")
     assert np.ptp(lla.evaluate(loss, params, data, axes, lla.grid(points=3), execution=FIXED).values["loss"]) > 0.1
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_stack_of_square_layers_has_the_axis_that_its_biases_tell(axis):
+    layer = {"kernel": np.ones((6, 6)), "bias": np.ones(6)}
+    params = {"ScanBlock_0": {"Dense_0": jax.tree.map(lambda x: np.stack([x] * 4, axis), layer)}}
+    assert set(stacked_axes(None, params).values()) == {(axis,)}
+    assert stacked_axes(None, {"mine": params["ScanBlock_0"]["Dense_0"]}) == dict.fromkeys(
+        ("mine/kernel", "mine/bias"), (axis,)
+    )
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"ScanBlock_0": {"Dense_0": {"kernel": np.ones((6, 4, 6))}}},
+        {"ScanBlock_0": {"Dense_0": {"kernel": np.ones((4, 4, 4)), "bias": np.ones((4, 4))}}},
+        {"blocks": {"kernel": np.ones((4, 6, 6))}},
+    ],
+)
+def test_stacks_that_nothing_tells_are_asked_for(params):
+    with pytest.warns(UserWarning, match="stacked: .* is assumed. Pass "):
+        stacked_axes(None, params)
+
+
+def test_layers_under_nnx_vmap_without_biases_are_known_by_their_loss():
+    make = nnx.vmap(lambda key: nnx.Linear(6, 6, use_bias=False, rngs=nnx.Rngs(key)))
+    layers = make(jax.random.split(KEY, 4))
+    loss, params = lla.from_nnx(layers, lambda outputs, batch: outputs), nnx.state(layers, nnx.Param)
+    (found,) = jax.tree.leaves(directions.normalize(directions.random(KEY, params, 1), params, filter_axis=loss).tree)
+    (kernel,) = jax.tree.leaves(params)
+    np.testing.assert_allclose(np.linalg.norm(found[0], axis=1), np.linalg.norm(kernel, axis=1), rtol=1e-5)

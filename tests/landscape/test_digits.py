@@ -165,6 +165,17 @@ def test_half_precision_activations_that_hide_the_differences_are_pointed_out():
         lla.evaluate(loss, p, DATA, axis_of(p), LINE(0.01), execution=FIXED)
 
 
+def test_half_precision_activations_that_hide_the_curvature_are_pointed_out():
+    def apply(p, state, batch, train):
+        return jnp.tanh(batch[0] @ p["w"]).astype(jnp.bfloat16), state
+
+    loss = lla.Loss(apply, lambda out, batch: (out.astype(np.float32) - 1) ** 2)
+    p = {"w": np.full(5, 0.3, np.float32)}
+    with pytest.warns(UserWarning, match="bfloat16 .* does not resolve the curvature of the loss on this grid"):
+        lla.evaluate(loss, p, DATA, axis_of(p), LINE(0.1), execution=FIXED)
+    lla.evaluate(loss, p, DATA, axis_of(p), (np.linspace(-1, 1, 41),), execution=FIXED)  # without a word
+
+
 def test_a_landscape_on_which_nothing_moves_is_pointed_out():
     def product(p, batch):
         return jnp.mean((batch[0] @ p["a"] @ p["b"]) ** 2) + 1

@@ -121,6 +121,13 @@ LOG_PROBABILITIES = (
 """The names of operators, in order, with which a module may end, and whose result are log-probabilities."""
 
 
+MOVES = (
+    *("alias", "clone", "contiguous", "_to_copy", "to", "view", "_unsafe_view", "reshape", "flatten", "unflatten"),
+    *("squeeze", "unsqueeze", "transpose", "permute", "movedim", "swapaxes", "t"),
+)
+"""The names of operators that move entries and change none, but for their type."""
+
+
 def _names(instructions: Sequence[Instruction]) -> list[tuple[str, Any]]:
     return [(i.operator.name.split(".")[1], i.args[1:]) for i in instructions]
 
@@ -130,12 +137,26 @@ def _cut_log_probabilities(program: Program) -> tuple[Program, tuple[Instruction
     by_slot = {i.out: i for i in program.instructions}
     tail: list[Instruction] = []
     last = program.outputs[0] if len(program.outputs) == 1 and program.structure == 0 else None
-    while isinstance(last, Ref) and last.index in by_slot and len(tail) < 2:
-        tail.insert(0, by_slot[last.index])
-        last = tail[0].args[0] if tail[0].args else None
-        if tuple(name for name, _ in _names(tail)) in LOG_PROBABILITIES and isinstance(last, Ref):
+    while isinstance(last, Ref) and last.index in by_slot:
+        step = by_slot[last.index]
+        if not step.args or any(_refs((step.args[1:], step.kwargs))):
+            return None  # it needs more than the result before it
+        tail.insert(0, step)
+        last = step.args[0]
+        names = tuple(name for name, _ in _names([each for each in tail if not _keeps_entries(each)]))
+        if names in LOG_PROBABILITIES and isinstance(last, Ref):
             return dataclasses.replace(program, outputs=(last,)), tuple(tail)
+        if len(names) >= 2:
+            return None
     return None
+
+
+def _keeps_entries(instruction: Instruction) -> bool:
+    """Whether an operator returns the entries of its argument, in some order and type."""
+    ((name, options),) = _names([instruction])
+    if name == "dropout":
+        return not all(options)  # (p, train)
+    return name in MOVES or (name in ("mul", "multiply", "div", "divide") and options == (1,))
 
 
 def _collect_tensors(pattern: Any, value: Any, name: str, tensors: dict[int, Any]) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from lla_torch.conversion.function import Function, arguments
 from lla_torch.losses.criteria import Criterion, criterion_of, is_per_example
-from lla_torch.program.program import Instruction, Noise, run_instruction
+from lla_torch.program.program import Instruction, Noise, read_argument, run_instruction
 from lla_torch.program.views import View, as_view
 
 
@@ -67,9 +67,10 @@ class OfScores:
 
     def __call__(self, outputs: Any, batch: Any) -> Any:
         for each in self.instructions:
-            outputs = run_instruction(
-                each, [as_view(outputs), *each.args[1:]], dict(each.kwargs), Noise(None, None), outputs.dtype
-            )
+            own = outputs.dtype
+            args = [as_view(outputs), *(read_argument(x, [], own) for x in each.args[1:])]
+            kwargs = {name: read_argument(x, [], own) for name, x in each.kwargs}
+            outputs = run_instruction(each, args, kwargs, Noise(None, None), own)
             outputs = outputs.logical() if isinstance(outputs, View) else outputs
         return self.criterion(outputs, batch)
 

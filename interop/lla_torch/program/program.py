@@ -188,13 +188,13 @@ class Program:
             slots[slot] = _fill_slot(spec, {"params": params, "state": state}, inputs, own)
         self._check_guards(inputs)
         for instruction in self.instructions:
-            args = [_read_argument(a, slots, own) for a in instruction.args]
+            args = [read_argument(a, slots, own) for a in instruction.args]
             if observe is not None:
                 observe(instruction, args)
-            kwargs = {name: _read_argument(a, slots, own) for name, a in instruction.kwargs}
+            kwargs = {name: read_argument(a, slots, own) for name, a in instruction.kwargs}
             slots[instruction.out] = run_instruction(instruction, args, kwargs, noise, own)
         noise.finish()
-        outputs = unflatten(self.structure, [_to_logical(_read_argument(o, slots, own)) for o in self.outputs])
+        outputs = unflatten(self.structure, [_to_logical(read_argument(o, slots, own)) for o in self.outputs])
         updates = {path: _to_logical(slots[ref.index]) for path, ref in self.updates}
         with bits_of(self.wide):
             return outputs, _update(state, updates, ())
@@ -346,13 +346,14 @@ def _update(tree: Any, updates: Mapping[tuple[str, ...], Any], path: tuple[str, 
     return {name: _update(child, updates, (*path, name)) for name, child in tree.items()}
 
 
-def _read_argument(arg: Any, slots: list[Any], own: np.dtype) -> Any:
+def read_argument(arg: Any, slots: list[Any], own: np.dtype) -> Any:
+    """An argument of an instruction, with the values of slots and the types of a call in place of their names."""
     if isinstance(arg, Ref):
         return slots[arg.index]
     if isinstance(arg, DType):
         return arg.resolve(own)
     if isinstance(arg, tuple):
-        return tuple(_read_argument(a, slots, own) for a in arg)
+        return tuple(read_argument(a, slots, own) for a in arg)
     return arg
 
 

@@ -85,6 +85,8 @@ def test_losses_that_broadcast_are_refused_in_steps_and_modules():
 ENDS = {
     "LogSoftmax": lambda: nn.LogSoftmax(-1),
     "log_softmax": lambda: _Function(lambda x: functional.log_softmax(x, dim=1)),
+    "in another type": lambda: _Function(lambda x: functional.log_softmax(x, dim=1, dtype=torch.float64)),
+    "moved": lambda: _Function(lambda x: functional.dropout(x.log_softmax(-1), training=False).contiguous() * 1.0),
     "log of softmax": lambda: _Function(lambda x: x.softmax(-1).log()),
 }
 
@@ -117,7 +119,8 @@ def test_ggn_of_zeros_is_refused_for_steps_and_their_fisher_matrix_is_empirical(
     batch = inputs(B, 3), labels(B)
     data = tuple(x.numpy() for x in batch)
     each = lambda m, b: functional.cross_entropy(m(b[0]), b[1], reduction="none")  # noqa: E731
-    for step in (each, lambda m, b: each(m, b).mean()):
+    weighted = lambda m, b: (each(m, b), (b[1] != 0).double())  # noqa: E731
+    for step in (each, lambda m, b: each(m, b).mean(), weighted):
         loss, params = lla_torch.convert_loss(step, linear, batch)
         with pytest.raises(ValueError, match=r"lla_torch\.convert\(module, inputs\)\.loss"):
             lla.ggn(loss, params, data)

@@ -15,10 +15,15 @@ from lla_torch.program.operators import lowering
 from lla_torch.program.views import View
 
 
-def _real(x: Any) -> jax.Array:
+def floating(x: Any) -> jax.Array:
     """``x`` with integers cast to jax's default float."""
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
+
+
+def _of_floats(function: Callable[[jax.Array], jax.Array]) -> Callable[[Any], jax.Array]:
+    """The function of ``floating(x)``: jax itself takes 32 bits for whole numbers, whatever its default is."""
+    return lambda x: function(floating(x))
 
 
 def _register(table: dict[str, Callable[..., Any]], *overloads: str) -> None:
@@ -35,8 +40,8 @@ def absolute(x: jax.Array) -> jax.Array:
 
 
 def _copysign(x: jax.Array, y: Any) -> jax.Array:
-    size = absolute(_real(x))
-    return jnp.where(jnp.signbit(jnp.asarray(_real(y))), -size, size)
+    size = absolute(floating(x))
+    return jnp.where(jnp.signbit(jnp.asarray(floating(y))), -size, size)
 
 
 def _frac(x: jax.Array) -> jax.Array:
@@ -54,50 +59,50 @@ _register(
         "abs absolute": absolute,
         "neg negative": jnp.negative,
         "positive": lambda x: x,
-        "sign sgn": jnp.sign,
+        "sign sgn": lambda x: x if x.dtype == bool else jnp.sign(x),
         "floor": jnp.floor,
         "ceil": jnp.ceil,
         "trunc fix": jnp.trunc,
         "round": jnp.round,
         "frac": _frac,
-        "exp": jnp.exp,
-        "exp2 special_exp2": jnp.exp2,
-        "expm1 special_expm1": jnp.expm1,
-        "log": jnp.log,
-        "log2": jnp.log2,
-        "log10": jnp.log10,
-        "log1p special_log1p": jnp.log1p,
-        "sqrt": jnp.sqrt,
-        "rsqrt": lambda x: jax.lax.rsqrt(_real(x)),
+        "exp": _of_floats(jnp.exp),
+        "exp2 special_exp2": _of_floats(jnp.exp2),
+        "expm1 special_expm1": _of_floats(jnp.expm1),
+        "log": _of_floats(jnp.log),
+        "log2": _of_floats(jnp.log2),
+        "log10": _of_floats(jnp.log10),
+        "log1p special_log1p": _of_floats(jnp.log1p),
+        "sqrt": _of_floats(jnp.sqrt),
+        "rsqrt": lambda x: jax.lax.rsqrt(floating(x)),
         "square": jnp.square,
-        "reciprocal": lambda x: 1 / _real(x),
-        "sin": jnp.sin,
-        "cos": jnp.cos,
-        "tan": jnp.tan,
-        "asin arcsin": jnp.arcsin,
-        "acos arccos": jnp.arccos,
-        "atan arctan": jnp.arctan,
-        "sinh": jnp.sinh,
-        "cosh": jnp.cosh,
-        "asinh arcsinh": jnp.arcsinh,
-        "acosh arccosh": jnp.arccosh,
-        "atanh arctanh": jnp.arctanh,
-        "sinc special_sinc": jnp.sinc,
-        "deg2rad": jnp.deg2rad,
-        "rad2deg": jnp.rad2deg,
-        "erf special_erf": lambda x: special.erf(_real(x)),
-        "erfc special_erfc": lambda x: special.erfc(_real(x)),
-        "erfinv special_erfinv": lambda x: special.erfinv(_real(x)),
-        "lgamma special_gammaln": lambda x: special.gammaln(_real(x)),
-        "digamma special_digamma special_psi": lambda x: special.digamma(_real(x)),
-        "special_ndtr": lambda x: special.ndtr(_real(x)),
-        "special_ndtri": lambda x: special.ndtri(_real(x)),
-        "special_log_ndtr": lambda x: special.log_ndtr(_real(x)),
-        "special_entr": lambda x: _entr(_real(x)),
-        "i0 special_i0": lambda x: special.i0(_real(x)),
-        "special_i0e": lambda x: special.i0e(_real(x)),
-        "special_i1": lambda x: special.i1(_real(x)),
-        "special_i1e": lambda x: special.i1e(_real(x)),
+        "reciprocal": lambda x: 1 / floating(x),
+        "sin": _of_floats(jnp.sin),
+        "cos": _of_floats(jnp.cos),
+        "tan": _of_floats(jnp.tan),
+        "asin arcsin": _of_floats(jnp.arcsin),
+        "acos arccos": _of_floats(jnp.arccos),
+        "atan arctan": _of_floats(jnp.arctan),
+        "sinh": _of_floats(jnp.sinh),
+        "cosh": _of_floats(jnp.cosh),
+        "asinh arcsinh": _of_floats(jnp.arcsinh),
+        "acosh arccosh": _of_floats(jnp.arccosh),
+        "atanh arctanh": _of_floats(jnp.arctanh),
+        "sinc special_sinc": _of_floats(jnp.sinc),
+        "deg2rad": _of_floats(jnp.deg2rad),
+        "rad2deg": _of_floats(jnp.rad2deg),
+        "erf special_erf": lambda x: special.erf(floating(x)),
+        "erfc special_erfc": lambda x: special.erfc(floating(x)),
+        "erfinv special_erfinv": lambda x: special.erfinv(floating(x)),
+        "lgamma special_gammaln": lambda x: special.gammaln(floating(x)),
+        "digamma special_digamma special_psi": lambda x: special.digamma(floating(x)),
+        "special_ndtr": lambda x: special.ndtr(floating(x)),
+        "special_ndtri": lambda x: special.ndtri(floating(x)),
+        "special_log_ndtr": lambda x: special.log_ndtr(floating(x)),
+        "special_entr": lambda x: _entr(floating(x)),
+        "i0 special_i0": lambda x: special.i0(floating(x)),
+        "special_i0e": lambda x: special.i0e(floating(x)),
+        "special_i1": lambda x: special.i1(floating(x)),
+        "special_i1e": lambda x: special.i1e(floating(x)),
         "logical_not": jnp.logical_not,
         "bitwise_not": jnp.bitwise_not,
         "isnan": jnp.isnan,
@@ -231,7 +236,7 @@ def power(x: Any, y: Any) -> jax.Array:
         return jnp.sqrt(x)
     if isinstance(y, int | float) and not isinstance(y, bool) and math.isfinite(y) and y == int(y) and abs(y) <= 64:
         if isinstance(y, float) or y < 0:
-            x = _real(x)
+            x = floating(x)
         return jax.lax.integer_pow(x, int(y))
     if not isinstance(y, int | float) and jnp.issubdtype(y.dtype, jnp.floating):
         x = jnp.where((jnp.asarray(x) == 0) & (y == 0), 1, x)  # jax's derivative of 0 to the 0 is NaN, torch's 0
@@ -286,7 +291,7 @@ def fmax(x: jax.Array, y: jax.Array) -> jax.Array:
 )
 def xlogy(x: Any, y: Any) -> jax.Array:
     """x log y, which is 0 where x is 0, unless y is NaN."""
-    x, y = _real(x), _real(y)
+    x, y = floating(x), floating(y)
     zero = (x == 0) & ((y <= 0) | jnp.isposinf(y))
     return jnp.where(zero, 0.0, x * jnp.log(jnp.where(zero, 1.0, y)))
 
@@ -294,7 +299,7 @@ def xlogy(x: Any, y: Any) -> jax.Array:
 @lowering(*(f"aten.special_xlog1py.{kind}" for kind in ("default", "self_scalar", "other_scalar")), layout="pointwise")
 def xlog1py(x: Any, y: Any) -> jax.Array:
     """x log(1 + y), which is 0 where x is 0, unless y is NaN."""
-    x, y = _real(x), _real(y)
+    x, y = floating(x), floating(y)
     zero = (x == 0) & ((y <= -1) | jnp.isposinf(y))
     return jnp.where(zero, 0.0, x * jnp.log1p(jnp.where(zero, 0.0, y)))
 
@@ -302,13 +307,13 @@ def xlog1py(x: Any, y: Any) -> jax.Array:
 @lowering("aten.polygamma", "aten.special_polygamma", layout="pointwise")
 def polygamma(n: int, x: jax.Array) -> jax.Array:
     """The n-th derivative of digamma."""
-    return special.digamma(_real(x)) if n == 0 else special.polygamma(n, _real(x))
+    return special.digamma(floating(x)) if n == 0 else special.polygamma(n, floating(x))
 
 
 @lowering("aten.logit", "aten.special_logit", layout="pointwise")
 def logit(x: jax.Array, eps: float | None = None) -> jax.Array:
     """log(p / (1 - p)), where p is x, clamped to [eps, 1 - eps] unless eps is None."""
-    p = _real(x) if eps is None else clamp(_real(x), eps, 1 - eps)
+    p = floating(x) if eps is None else clamp(floating(x), eps, 1 - eps)
     return jnp.log(p / (1 - p))
 
 
@@ -402,7 +407,7 @@ def copy(x: View, source: View) -> View:
 
 
 @lowering("aten.view_as_real", "aten.view_as_real_copy")
-def view_as_real(x: jax.Array) -> jax.Array:
+def view_asfloating(x: jax.Array) -> jax.Array:
     """Real and imaginary part of x along a new last axis."""
     return jnp.stack((x.real, x.imag), -1)
 
