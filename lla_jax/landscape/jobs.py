@@ -114,7 +114,8 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
     momenta = None
     first_piece = next(pieces(task.data, counts[""], mesh, padded=False))
     _check_examples(given, centre, first_piece)
-    warn_of_counts(given.loss, centre, given.data, task.batch_size)
+    for data in given.sets.values():
+        warn_of_counts(given.loss, centre, data, task.batch_size)
     size = _data.cuts(first_piece.rows, task.batch_size)[0][1]
     traced = digits.trace(task.loss, params, first_piece.batch, size, task.formula.train)
     recipe["precision"] |= {"lowest": traced.lowest, "bits": precision.bits(traced.lowest)}
