@@ -277,8 +277,8 @@ def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
 
 def _reaches(eqn: Any, output: int, inputs: list[bool]) -> bool:
     """Whether one of the chosen inputs of an equation reaches an output; a loop may keep its outputs apart."""
-    find = partial_eval.dce_rules.get(eqn.primitive) if eqn.primitive.name in LOOPS and any(inputs) else None
-    if find is None:
+    if eqn.primitive.name not in LOOPS or not any(inputs):
         return any(inputs)
-    used, _ = find([i == output for i in range(len(eqn.outvars))], eqn)
+    alone = jax.make_jaxpr(lambda *values: jaxprs.bind(eqn, values))(*(var.aval for var in eqn.invars))
+    used = jaxprs.inputs_of(alone, [i == output for i in range(len(eqn.outvars))])
     return any(a and b for a, b in zip(used, inputs, strict=True))
