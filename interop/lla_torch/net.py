@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from lla_jax.models import static
 from lla_torch.conversion.function import Function, depends_on_params
 from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, convert_parts
 from lla_torch.losses.losses import Apply, OnLabels, Step, losses_of_step, mean_of_step, torch_criterion
+from lla_torch.tracing.guards import preserve_module
 from lla_torch.weights.names import FilterAxis, NameMap, filter_axis, references
 
 
@@ -239,6 +241,10 @@ def convert_loss(
     Raises:
       ConversionError, ValueError: as ``convert``; a loss of none of these forms; weights that depend on the parameters;
         a key for a step that draws no random numbers, or a key with batch statistics and losses per example.
+
+    Warns:
+      UserWarning: the step returns (mean, weight) in place of (sum, weight), and takes this number of examples only. Of
+        other steps ``lla_jax`` says so where the loss is used.
     """
     example_batch = as_tensors(example_batch)
     layouts = None if net is None else net.tree_map
@@ -257,6 +263,8 @@ def convert_loss(
             "(losses, weights) or (sum, weight), with weights that depend on the batch alone. Leave logits, metrics "
             "and other values out"
         )
+    if coupled and weighted and rows is not None and _is_fixed(net, example_batch, rows):
+        _warn_of_a_mean(step, module, example_batch, rows)
     state = {name: tree for name, tree in net.variables.items() if name != "params"}
     if key is not None and (not coupled or not net.function.draws):
         _check_noise(net.function)
@@ -267,6 +275,42 @@ def convert_loss(
         Step(net.function), criterion, state or None, None if coupled else key, None, not coupled, net.filter_axis
     )
     return loss, net.variables["params"]
+
+
+def _rows(batch: Any, rows: int, cut: slice) -> Any:
+    """Some rows of the tensors of a batch whose leading axis is that of the examples."""
+    take = lambda x: x[cut] if isinstance(x, torch.Tensor) and x.shape[:1] == (rows,) else x  # noqa: E731
+    return torch_pytree.tree_map(take, batch)
+
+
+def _is_fixed(net: Net, batch: Any, rows: int) -> bool:
+    """Whether a converted step takes no other number of examples than its example batch has."""
+    half = as_arrays(_rows(batch, rows, slice(rows // 2)))
+    try:
+        jax.eval_shape(lambda v, k: net.function(v, (half,), {}, key=k)[0], net.variables, jax.random.key(0))
+    except Exception:  # whatever the step says to another shape
+        return True
+    return False
+
+
+def _warn_of_a_mean(step: Callable[[nn.Module, Any], Any], module: nn.Module, batch: Any, rows: int) -> None:
+    """Warn where the first value of a step, computed by torch, is a mean: a sum is that of the two halves together."""
+    half = rows // 2
+    try:
+        with preserve_module(module, train=False), torch.no_grad():
+            cuts = (slice(2 * half), slice(half), slice(half, 2 * half))
+            total, first, second = (float(step(module, _rows(batch, rows, cut))[0]) for cut in cuts)
+    except Exception:  # it takes no halves in torch either
+        return
+    slack = 1e-5 * max(abs(total), abs(first), abs(second))
+    within = min(first, second) - slack <= total <= max(first, second) + slack
+    if first and second and within and abs(total - first - second) > slack:
+        warnings.warn(
+            f"step: the first of its two values, {total:.4g} for {2 * half} examples, {first:.4g} and {second:.4g} for "
+            "the halves, is a mean, where the sum of the losses is expected; return (sum, weight), such as "
+            "(F.cross_entropy(..., reduction='sum'), count)",
+            stacklevel=3,
+        )
 
 
 def _form_of_losses(shape: Any, rows: int | None) -> tuple[bool, bool]:

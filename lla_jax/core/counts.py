@@ -8,7 +8,7 @@ the losses is divided by a sum that depends on the batch alone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,31 +18,52 @@ from jax.interpreters import partial_eval
 
 from lla_jax.core import data as _data
 from lla_jax.core import jaxprs, losses
-from lla_jax.core.arguments import warn_caller
+from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.data import Stream
+from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.types import Batch, Loss, PyTree
 
 MOST_BATCHES = 3  # that are looked at
+ROWS = 16  # of a block whose values are compared with those of its halves
 EQUAL = 1e-6  # relative difference of two counts that are equal
-PASS = {"convert_element_type", "max", "min", "add", "add_any", "select_n", "reshape", "squeeze", "broadcast_in_dim"}
+SHAPES = {"convert_element_type", "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "transpose", "copy"}
+"""Primitives that leave the numbers as they are."""
+GUARDS = {"max", "min", "add", "add_any", "select_n"}
 """Primitives that make a guarded count of a count, as ``jnp.maximum(mask.sum(), 1)`` does."""
+LOOPS = {"scan", "while", "cond"}
 REMAT = {"remat2": "jaxpr"}  # as jax names it before differentiation
 SUMS = {"reduce_sum", "dot_general"}
+LINEAR = SHAPES | SUMS | {"neg", "slice", "concatenate"}
+
+_MIXED_UP: dict[Hashable, str] = {}  # the warning about the (value, weight) of each model, or an empty string
 
 
 class _Value(NamedTuple):
-    """A value of the jaxpr of a loss: whether it follows the parameters smoothly, and whether it is a count."""
+    """A value of the jaxpr of a loss.
+
+    Args:
+      value: the value.
+      moves: whether it follows the parameters smoothly.
+      count: the sum over the batch that it is, perhaps with a guard, times a constant or broadcast; None for others.
+      normed: the counts by which it is divided, as the mask in ``mask / mask.sum()`` is.
+    """
 
     value: Any
     moves: bool = False
-    counts: bool = False
-    inverse: Any = None  # the count of which it is the inverse
+    count: Any = None
+    normed: tuple[Any, ...] = ()
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it depends neither on the parameters nor on the batch."""
+        return not isinstance(self.value, jax.core.Tracer)
 
 
 def warn_of_counts(loss: Loss, params: PyTree, data: Batch | Stream, batch_size: int | None) -> None:
     """Warn where a loss of whole batches is a mean over entries of which the batches hold different numbers.
 
-    Nothing is said of losses per example or with a weight, of data in one batch, and of losses that divide by other
+    Of a loss with a weight its values are looked at instead, see ``_find_mixed_up``. Nothing is said of losses per
+    example, of data in one batch, and of losses that divide by other
     numbers than sums over the batch, as contrastive losses do. The first, a middle and the last batch are looked at,
     of a stream the first three.
 
@@ -53,11 +74,16 @@ def warn_of_counts(loss: Loss, params: PyTree, data: Batch | Stream, batch_size:
       batch_size: examples per batch of a data set; None for all.
 
     Warns:
-      UserWarning: the counts per example differ between the batches.
+      UserWarning: the counts per example differ between the batches; or a loss with a weight returns a sum in place of
+        a mean, a mean in place of a sum, or a weight that is no sum.
     """
     if loss.per_example:
         return
-    batches = list(_some_batches(data if isinstance(data, Stream) else _data.as_arrays(data), batch_size))
+    if not isinstance(data, Stream):
+        data = _data.as_arrays(data)
+    batches = list(_some_batches(data, batch_size))
+    if text := _mixed_up(loss, params, batches[0] if isinstance(data, Stream) else data, batch_size):
+        warn_caller(text)
     if len(batches) < 2:
         return
     shapes = {tuple(x.shape[1:] for x in jax.tree.leaves(batch)) for batch in batches}
@@ -79,6 +105,85 @@ def warn_of_counts(loss: Loss, params: PyTree, data: Batch | Stream, batch_size:
                     "or (sum, weight) from a step for lla_torch.convert_loss"
                 )
                 return
+
+
+def _mixed_up(loss: Loss, params: PyTree, data: Batch, batch_size: int | None) -> str:
+    """``_find_mixed_up`` for a block of up to 16 rows of the data and its halves; once per model."""
+    count = _data.num_examples(data)
+    size = min(ROWS, count, batch_size or count) // 2 * 2
+    if size == 0:
+        return ""
+    index = np.linspace(0, count - 1, size).astype(np.int32)
+    rows = jax.tree.map(lambda x: x[index], data)
+    key = shapes_of((loss, params, rows))
+
+    def find() -> str:
+        try:
+            if jax.eval_shape(_result, loss, params, rows, index)[1] is None:
+                return ""
+            halves = (0, size // 2), (size // 2, size // 2)
+            blocks = [(rows, index), *(_data.rows_of((rows, index), *half) for half in halves)]
+            pairs = [_result(loss, params, *block) for block in blocks]
+        except Misuse:
+            raise
+        except Exception:  # a model of a fixed number of rows; of a mistake the computation itself tells more
+            return ""
+        values, weights = (np.asarray(each, np.float64).reshape(3) for each in zip(*pairs, strict=True))
+        eps = max(float(jnp.finfo(jnp.result_type(x)).eps) for x in (pairs[0][0], 1.0 * pairs[0][1]))
+        return _find_mixed_up(values, weights, max(EQUAL * 10, 4 * eps))
+
+    return remember(_MIXED_UP, key, find)
+
+
+@jax.jit
+def _result(loss: Loss, params: PyTree, rows: Batch, index: Any) -> Any:
+    """What the criterion returns for some rows, with their numbers in the data set."""
+    block = losses.Block(rows, jnp.ones(len(index), bool), index)
+    return losses.split_result(
+        "loss", loss.criterion(losses.outputs_of(loss, params, loss.state, block, False)[0], rows)
+    )
+
+
+def _find_mixed_up(values: np.ndarray, weights: np.ndarray, tolerance: float) -> str:
+    """A warning if a criterion or step does not return (mean, weight) or (sum, weight) as it should; else "".
+
+    Of a mean v with the weight w, both w and v w are sums over the examples: those of a block are the sums of those of
+    its halves. Losses of pairs, which grow faster, are left alone.
+
+    Args:
+      values: (3,), the means v of a block and of its halves; a step's sum is v w.
+      weights: (3,), the weights w.
+      tolerance: relative difference that rounding makes.
+    """
+    (v, v1, v2), (w, w1, w2) = values, weights
+    totals = values * weights
+    known = np.isfinite([*values, *weights]).all() and (weights > 0).all() and v1 != 0 and v2 != 0
+    if not known:
+        return ""
+    if abs(v - v1 - v2) <= tolerance * (abs(v1) + abs(v2)):
+        return (
+            f"loss: the first value that it returns is a sum ({v:.4g} for a block of examples, {v1:.4g} and {v2:.4g} "
+            "for its halves), where the mean is expected; return (mean, weight) from the criterion of "
+            "lla.Loss(..., per_example=False), such as (losses.mean(), len(losses))"
+        )
+    t, low, high = totals[0], min(totals[1:]), max(totals[1:])
+    slack = tolerance * max(abs(totals))
+    if low - slack <= t <= high + slack and abs(t - totals[1] - totals[2]) > slack:
+        return (
+            f"loss: the value times the weight, {t:.4g} for a block of examples, {totals[1]:.4g} and "
+            f"{totals[2]:.4g} for its halves, does not add up: a mean was returned where a sum is expected, or "
+            "the weight is not the sum of the weights of the examples. Return (sum, weight) from a step for "
+            "lla_torch.convert_loss, such as (F.cross_entropy(..., reduction='sum'), count), and (mean, weight) from "
+            "the criterion of lla.Loss(..., per_example=False)"
+        )
+    guarded = w1 != w2 and w == max(w1, w2)  # as by max(count, 1) where nothing counts in a half
+    if w < (w1 + w2) * (1 - tolerance) and not guarded:
+        return (
+            f"loss: the weight that it returns is {w:.4g} for a block of examples, and {w1:.4g} and {w2:.4g} for its "
+            "halves, so it is not the sum of the weights of the examples, with which batches count; return, for "
+            "example, the number of examples or of the tokens that count"
+        )
+    return ""
 
 
 def _is_constant(ratios: Any, batches: list[Batch]) -> bool:
@@ -115,32 +220,65 @@ def _counts(loss: Loss, params: PyTree, batch: Batch) -> tuple[list[Any], list[A
     def rule(eqn: Any, values: list[Any]) -> list[_Value]:
         values = [v if isinstance(v, _Value) else _Value(v) for v in values]
         results = jaxprs.bind(eqn, [v.value for v in values])
-        name, moves = eqn.primitive.name, any(v.moves for v in values)
-        if name in ("div", "mul") and jnp.ndim(results[0]) == 0 and moves:
-            if name == "div" and not values[1].moves:
-                _note(values[1], counts, sizes)
-            elif name == "mul":
-                counts.extend(v.inverse for v in values if v.inverse is not None)
-        count = name in SUMS or (name in PASS and any(v.counts for v in values))
-        inverse = values[1].value if name == "div" and values[1].counts else None
-        if name == "integer_pow" and eqn.params["y"] == -1 and values[0].counts:
-            inverse = values[0].value
-        return [_describe(x, moves, count, inverse) for x in results]
+        name, count, normed = eqn.primitive.name, _count_of(eqn, values), _normed_by(eqn, values)
+        described = []
+        for i, x in enumerate(results):
+            # comparisons and integers do not follow the parameters smoothly
+            moves = _reaches(eqn, i, [v.moves for v in values]) and jnp.issubdtype(x.dtype, jnp.inexact)
+            scalar = jnp.ndim(x) == 0
+            if scalar and moves:
+                counts.extend(normed)
+                if name == "div" and values[0].moves and values[1].is_constant:
+                    sizes.append(jnp.asarray(values[1].value))
+            is_sum = name in SUMS | LOOPS or (name in GUARDS and count is not None)
+            own = None if moves else x if scalar and is_sum else count
+            described.append(_Value(x, moves, own, () if scalar and moves else normed))
+        return described
 
     inputs = [_Value(x, moves=True) for x in jax.tree.leaves(params)] + [_Value(x) for x in jax.tree.leaves(batch)]
     jaxprs.interpret(closed, inputs, rule, jaxprs.CALLS | REMAT)
     return counts, sizes
 
 
-def _note(divisor: _Value, counts: list[Any], sizes: list[Any]) -> None:
-    if divisor.counts:
-        counts.append(divisor.value)
-    elif not isinstance(divisor.value, jax.core.Tracer):
-        sizes.append(jnp.asarray(divisor.value))
+def _count_of(eqn: Any, values: list[_Value]) -> Any:
+    """The count that the result of an equation still is, or None."""
+    name = eqn.primitive.name
+    if name in SHAPES | GUARDS:
+        return next((v.count for v in values if v.count is not None), None)
+    if name == "mul" or name == "div":
+        one, other = values if values[0].count is not None or name == "div" else values[::-1]
+        return one.count if other.is_constant else None
+    return None
 
 
-def _describe(x: Any, moves: bool, count: bool, inverse: Any) -> _Value:
-    """A result of an equation; comparisons and integers do not follow the parameters smoothly."""
-    moves = moves and jnp.issubdtype(x.dtype, jnp.inexact)
-    scalar = jnp.ndim(x) == 0 and not moves
-    return _Value(x, moves, count and scalar, inverse if scalar else None)
+def _normed_by(eqn: Any, values: list[_Value]) -> tuple[Any, ...]:
+    """The counts by which the result of an equation is divided; only linear operations keep them."""
+    name = eqn.primitive.name
+    if name == "div":
+        if values[1].moves:
+            return ()
+        return values[0].normed + (() if values[1].count is None else (values[1].count,))
+    if name == "integer_pow":
+        return () if values[0].count is None or eqn.params["y"] != -1 else (values[0].count,)
+    if name == "mul" or name in LINEAR:
+        normed = [v.normed for v in values if v.normed]
+        return normed[0] if len(normed) == 1 else ()
+    if name in ("add", "sub", "add_any"):  # of terms that are all divided by one count
+        return values[0].normed if all(_same(v.normed, values[0].normed) for v in values) else ()
+    if name == "select_n":
+        terms = [v.normed for v in values[1:] if not v.is_constant]
+        return terms[0] if terms and all(_same(each, terms[0]) for each in terms) else ()
+    return ()
+
+
+def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _reaches(eqn: Any, output: int, inputs: list[bool]) -> bool:
+    """Whether one of the chosen inputs of an equation reaches an output; a loop may keep its outputs apart."""
+    if eqn.primitive.name not in LOOPS or not any(inputs):
+        return any(inputs)
+    alone = jax.make_jaxpr(lambda *values: jaxprs.bind(eqn, values))(*(var.aval for var in eqn.invars))
+    used = jaxprs.inputs_of(alone, [i == output for i in range(len(eqn.outvars))])
+    return any(a and b for a, b in zip(used, inputs, strict=True))

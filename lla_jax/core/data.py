@@ -88,7 +88,8 @@ def _on_host(leaf: Any) -> np.ndarray:
     """The leaf as a numpy array, after a check that neither a mask nor high bits of integers are lost on the way.
 
     Raises:
-      ValueError: a masked array with masked entries; integers beyond 32 bits while jax has no 64-bit types.
+      ValueError: a masked array with masked entries; objects, strings or dates; a tensor that is sparse, masked, nested
+        or quantized; integers beyond 32 bits while jax has no 64-bit types.
     """
     if isinstance(leaf, np.ma.MaskedArray) and np.ma.getmaskarray(leaf).any():
         raise Misuse(
@@ -97,7 +98,14 @@ def _on_host(leaf: Any) -> np.ndarray:
             "entries. Fill it (x.filled(0)), and pass the mask as a further array of the data, so that the criterion "
             "can return (losses, weights)",
         )
-    array = np.asarray(leaf)
+    array = _as_numpy(leaf)
+    if array.dtype == object or array.dtype.kind in "USMm":
+        raise Misuse(
+            "data",
+            f"an array of shape {array.shape} and dtype {array.dtype} given; it must hold numbers of one type: convert "
+            "it (x.astype(np.float32)), pad rows of different lengths, and number strings (np.unique(..., "
+            "return_inverse=True)[1])",
+        )
     if array.dtype in (np.int64, np.uint64) and array.size and not jax.config.values["jax_enable_x64"]:
         kept = np.iinfo(np.int32 if array.dtype == np.int64 else np.uint32)
         low, high = array.min(), array.max()
@@ -109,6 +117,31 @@ def _on_host(leaf: Any) -> np.ndarray:
                 "jax_enable_x64 on (JAX_ENABLE_X64=1)",
             )
     return array
+
+
+def _as_numpy(leaf: Any) -> np.ndarray:
+    """The leaf as a numpy array; torch tensors are detached, and those of bfloat16 become float32.
+
+    Raises:
+      ValueError: an array that numpy cannot hold, such as a sparse, masked, nested or quantized tensor.
+    """
+    if hasattr(leaf, "detach") and hasattr(leaf, "resolve_conj"):
+        if _is_dense(leaf):
+            leaf = leaf.detach().cpu().resolve_conj().resolve_neg()
+            leaf = leaf.float() if str(leaf.dtype) == "torch.bfloat16" else leaf
+        else:
+            raise Misuse(
+                "data",
+                f"a {type(leaf).__name__} of dtype {leaf.dtype} given that is sparse, masked, nested or quantized; it "
+                "must be a plain tensor: use x.to_dense(), x.dequantize(), or pad it and pass the mask as a further "
+                "array",
+            )
+    return np.asarray(leaf)
+
+
+def _is_dense(tensor: Any) -> bool:
+    plain = type(tensor).__name__ in ("Tensor", "Parameter")
+    return plain and str(tensor.layout) == "torch.strided" and not (tensor.is_quantized or tensor.is_nested)
 
 
 def num_examples(data: Batch) -> int:
@@ -123,11 +156,12 @@ def num_examples(data: Batch) -> int:
             "data", "holds no array; pass e.g. (inputs, labels) with a common leading axis, or lla.stream(loader)"
         )
     for path, leaf in zip(paths, leaves, strict=True):
-        if not hasattr(leaf, "shape") or np.dtype(leaf.dtype) == object:
+        is_object = hasattr(leaf, "shape") and np.dtype(leaf.dtype) == object
+        if not hasattr(leaf, "shape") or is_object:
+            what = "an array of objects, not of numbers" if is_object else f"a {type(leaf).__name__}, not an array"
             raise Misuse(
                 "data",
-                f"leaf {path!r} is a {type(leaf).__name__}, not an array; pass arrays with leading axis N, or wrap a "
-                "loader as lla.stream(loader)",
+                f"leaf {path!r} is {what}; pass arrays with leading axis N, or wrap a loader as lla.stream(loader)",
             )
         if len(leaf.shape) == 0:
             raise Misuse(

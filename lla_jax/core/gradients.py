@@ -12,7 +12,7 @@ import numpy as np
 from lla_jax.core import counts, examples, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.data import Stream, as_arrays, host_batches, num_examples, pad_rows, to_numpy
-from lla_jax.core.losses import as_loss, block_at, loss_sums, outputs_of
+from lla_jax.core.losses import as_loss, block_at, loss_sums, outputs_of, penalty_of
 from lla_jax.core.types import Batch, Loss, PyTree
 
 
@@ -33,7 +33,9 @@ def _add_gradient(
 @jax.jit
 def _finish_gradient(gradient: PyTree, weight: Any, loss: Loss, params: PyTree) -> PyTree:
     grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradient)
-    return grads if loss.penalty is None else _tree.axpy(1.0, jax.grad(loss.penalty)(params), grads)
+    if loss.penalty is None:
+        return grads
+    return _tree.axpy(1.0, jax.grad(lambda p: penalty_of(loss, p))(params), grads)
 
 
 def mean_gradient(

@@ -92,6 +92,30 @@ def total(blocks: Any) -> np.ndarray:
         return np.stack(about_zero, -1).sum(-2)
 
 
+def is_array(value: Any) -> bool:
+    """Whether a value that a user's function returned is one array or number, perhaps one of another library."""
+    return (
+        isinstance(value, bool | int | float | complex) or hasattr(value, "__array__") or isinstance(value, jax.Array)
+    )
+
+
+def penalty_of(loss: Loss, params: PyTree) -> Any:
+    """The penalty of a loss that has one, a scalar array.
+
+    Raises:
+      ValueError: it is no scalar.
+    """
+    assert loss.penalty is not None
+    value = loss.penalty(params)
+    shape = jnp.shape(value) if is_array(value) else None
+    if shape != ():
+        what = f"a {type(value).__name__}" if shape is None else f"shape {shape}"
+        raise Misuse(
+            "penalty", f"returned {what}; it must return a scalar, such as the sum over all leaves: jnp.sum(w**2)"
+        )
+    return jnp.asarray(value)
+
+
 @dataclass(frozen=True)
 class _Scalar:
     """A plain ``f(params, batch) -> scalar`` as ``Loss.apply``; two are equal if their functions are."""
@@ -100,7 +124,7 @@ class _Scalar:
 
     def __call__(self, params: PyTree, state: PyTree, batch: Batch, train: bool) -> tuple[Any, PyTree]:
         value = self.f(params, batch)
-        if isinstance(value, tuple | list | dict):
+        if not is_array(value):
             raise Misuse(
                 "loss",
                 f"a plain function returned a {type(value).__name__}; it must return one scalar. Drop auxiliary values "
@@ -207,11 +231,18 @@ def split_result(name: str, result: Any) -> tuple[Any, Any]:
     """(values, weights or None) of what a criterion or metric returned: arrays, or a pair of arrays.
 
     Raises:
-      ValueError: it is a tuple of another length, or the second entry is no array, such as a dict of auxiliary values.
+      ValueError: it is neither numbers nor such a pair: a dict, None, a tuple of another length, or a pair whose
+        second entry is no array, such as a dict of auxiliary values.
     """
     if not isinstance(result, tuple):
+        if not is_array(result) and not isinstance(result, list):
+            raise Misuse(
+                name,
+                f"returned a {type(result).__name__}; it must return an array, or the pair (values, weights). Return "
+                "the entry that counts (losses['total'] of a dict), and pass others as metrics={name: f}",
+            )
         return result, None
-    if len(result) != 2 or len(jax.tree.leaves(result[1])) != 1 or isinstance(result[1], tuple | list | dict):
+    if len(result) != 2 or not is_array(result[1]) or not (is_array(result[0]) or isinstance(result[0], list)):
         shown = ", ".join(type(each).__name__ for each in result)
         raise Misuse(
             name,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from lla_jax.core import tree as _tree
@@ -32,9 +33,13 @@ def bits(dtype: Any) -> int:
 
 
 def widen(tree: PyTree) -> PyTree:
-    """The tree with leaves of less than 32 bits as float32; other leaves, also those that are not floating, stay."""
+    """The tree with leaves of less than 32 bits as float32; other leaves, also those that are not floating, stay.
+
+    Masked arrays, which jax does not take, become plain ones; ``tree.check_real`` refuses those with masked entries.
+    """
 
     def wide(x: Any) -> Any:
+        x = np.asarray(x) if isinstance(x, np.ma.MaskedArray) else x
         dtype = getattr(x, "dtype", None)
         return x.astype(_tree.wide(dtype)) if dtype is not None and jnp.issubdtype(dtype, jnp.floating) else x
 
@@ -95,7 +100,7 @@ def at_least_single(loss: Loss, params: PyTree) -> tuple[Loss, PyTree]:
     check_choice("precision", loss.precision, ("float32", "params"))
     wide = widen(params)
     if types_of(wide) == types_of(params):
-        return loss, params
+        return loss, wide
     own = loss.precision == "params"
     apply = _Widened(loss.apply, _floating_types(params), _floating_types(loss.state), own)
     return replace(loss, apply=apply, state=widen(loss.state)), wide

@@ -178,11 +178,13 @@ def _mean(by: Multiplier, common: Common, space: Space, v: PyTree, total: Any) -
     chex.assert_trees_all_equal_shapes(product, v)
     chex.assert_rank(weight, 0)
     mean = jax.tree.map(lambda x: x / weight.astype(x.dtype), product)
-    penalty, leaf_mask = common.loss.penalty, by.matrix.leaf_mask
-    if penalty is None or by.matrix.kind == "fisher":
+    leaf_mask = by.matrix.leaf_mask
+    if common.loss.penalty is None or by.matrix.kind == "fisher":
         return mean
     with jax.default_matmul_precision("highest"):
-        slope = jax.grad(lambda moving: penalty(matrices.merge(common.params, moving, leaf_mask)))
+        slope = jax.grad(
+            lambda moving: losses.penalty_of(common.loss, matrices.merge(common.params, moving, leaf_mask))
+        )
         part, displacement = _displacement(by, common, space, v)
         return plus(mean, jax.jvp(slope, (part,), (displacement,))[1])
 

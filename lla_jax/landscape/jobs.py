@@ -109,7 +109,8 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
     mesh = _mesh(task, math.prod(map(len, coords)))
     recipe = _recipe(task, params)
     loss, params = precision.at_least_single(task.loss, params)
-    warn_of_counts(loss, params, task.data, task.batch_size)
+    for data in task.sets.values():
+        warn_of_counts(loss, params, data, task.batch_size)
     task = task._replace(loss=loss)
     _check_examples(task, params)
     task, params = _on_devices(task, mesh), _devices.replicate(params, mesh)

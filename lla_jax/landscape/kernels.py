@@ -157,7 +157,7 @@ def point_values(
                         "point_metrics",
                         f"{name!r} returned shape {value.shape}; it must return a scalar per point, such as a mean",
                     )
-            return values if loss.penalty is None else values | {"": jnp.asarray(loss.penalty(p))}
+            return values if loss.penalty is None else values | {"": _losses.penalty_of(loss, p)}
 
         return plans.map_points(one, coords, loop)
 
@@ -214,6 +214,6 @@ def losses(
     block = _losses.block_at(data, 0, plan.microbatch, plan.microbatch, 0)
     sums = sums_at_points(loss, Points(params, directions, coords), block, formula, plan)["loss"]
     value = _losses.unpack(sums).mean
-    if (penalty := loss.penalty) is not None:
-        value = value + plans.map_points(lambda c: penalty(rule(params, directions, c)), coords, loop)
+    if loss.penalty is not None:
+        value += plans.map_points(lambda c: _losses.penalty_of(loss, rule(params, directions, c)), coords, loop)
     return value

@@ -28,6 +28,23 @@ def masked_mean(p, batch):
     return jnp.sum(squares(p, batch) * batch[2]) / jnp.maximum(batch[2].sum(), 1)
 
 
+@jax.jit
+def norm(mask):
+    return mask / mask.sum()
+
+
+def by_steps(p, batch):
+    """The masked mean, added up over the tokens."""
+
+    def add(carry, step):
+        total, count = carry
+        return (total + step[0].sum(), count + step[1].sum()), None
+
+    steps = ((squares(p, batch) * batch[2]).T, 1.0 * batch[2].T)
+    (total, count), _ = jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), steps)
+    return total / count
+
+
 def scores(p, batch):
     return batch[0][:, 0] @ p["w"]
 
@@ -41,6 +58,12 @@ MEANS = {
     "weighted, with a penalty": lambda p, batch: (
         jnp.average(squares(p, batch), weights=1.0 * batch[2]) + 0.1 * jnp.sum(p["w"] ** 2)
     ),
+    "weights that are normed": lambda p, batch: (squares(p, batch) * (batch[2] / batch[2].sum())).sum(),
+    "weights that a helper norms": lambda p, batch: (squares(p, batch) * norm(batch[2])).sum(),
+    "a product of matrices": lambda p, batch: jnp.einsum("nt,nt->", squares(p, batch), batch[2] / batch[2].sum()),
+    "terms that are normed": lambda p, batch: (squares(p, batch) * batch[2] / batch[2].sum()).sum(),
+    "a mean by a mean": lambda p, batch: (squares(p, batch) * batch[2]).mean() / batch[2].mean(),
+    "sums in a loop": lambda p, batch: by_steps(p, batch),
     "times an inverse": lambda p, batch: jnp.sum(squares(p, batch) * batch[2]) * (1 / batch[2].sum()),
 }
 
@@ -66,6 +89,19 @@ OTHERS = {
     "a mean": lambda p, batch: squares(p, batch).mean() / 2,
     "a mean of means": lambda p, batch: jnp.mean(jnp.sum(squares(p, batch) * batch[2], 1) / batch[2].sum(1)),
     "relative to the labels": lambda p, batch: squares(p, batch).mean() / batch[1].std(),
+    "a Dice loss": lambda p, batch: (
+        1
+        - 2
+        * (jax.nn.sigmoid(squares(p, batch)) * batch[2]).sum()
+        / (jax.nn.sigmoid(squares(p, batch)).sum() + batch[2].sum() + 1)
+    ),
+    "smoothed labels": lambda p, batch: (
+        -jnp.mean(jax.nn.log_softmax(squares(p, batch)) * (0.9 * batch[2] / batch[2].sum(1, keepdims=True) + 0.1 / T))
+    ),
+    "inputs of sum 1": lambda p, batch: ((batch[0] / batch[0].sum() @ p["w"] - batch[1]) ** 2).mean(),
+    "standardized labels": lambda p, batch: (
+        (batch[0] @ p["w"] - (batch[1] - batch[1].mean()) / batch[1].std()) ** 2
+    ).mean(),
     "a variance": lambda p, batch: scores(p, batch).var(),
     "a contrast": lambda p, batch: (
         -jnp.diagonal(jax.nn.log_softmax(jnp.outer(scores(p, batch), scores(p, batch)))).mean()
@@ -107,3 +143,53 @@ def test_a_curvature_of_token_means_is_pointed_out_and_right_with_weights():
     product = lla.hessian(loss, PARAMS, DATA, batch_size=4).product(v)["w"]
     rows = X[MASK]
     np.testing.assert_allclose(product, 2 * rows.T @ rows.sum(1) / len(rows), rtol=1e-5)
+
+
+def coupled(criterion):
+    return lla.Loss(lambda p, state, batch, train: (squares(p, batch), state), criterion, per_example=False)
+
+
+WRONG = {
+    "a sum": (lambda o, b: (o.sum(), 1.0 * o.size), "is a sum"),
+    "a sum over entries that count": (lambda o, b: ((o * b[2]).sum(), b[2].sum()), "is a sum"),
+    "a mean taken for a sum": (lambda o, b: (o.mean() / o.size, o.size), "a mean was returned where a sum"),
+    "a constant weight": (lambda o, b: (o.mean(), 0.1), "does not add up"),
+    "a constant weight of a contrast": (
+        lambda o, b: (-jnp.diagonal(jax.nn.log_softmax(o @ o.T)).mean(), 1.0),
+        "not the sum of the weights",
+    ),
+    "a mean as the weight": (lambda o, b: (o.mean(), b[2].mean()), "does not add up"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_value_that_does_not_fit_its_weight_is_pointed_out(name):
+    criterion, text = WRONG[name]
+    for data, size in ((DATA, None), (DATA, 4), (lla.stream([DATA]), None)):
+        with pytest.warns(UserWarning, match=text):
+            counts.warn_of_counts(coupled(criterion), PARAMS, data, size)
+
+
+RIGHT = {
+    "examples": lambda o, b: (o.mean(), len(o)),
+    "entries that count": lambda o, b: ((o * b[2]).sum() / b[2].sum(), b[2].sum()),
+    "a guard": lambda o, b: ((o * b[3]).sum() / jnp.maximum(b[3].sum(), 1), jnp.maximum(b[3].sum(), 1)),
+    "pairs": lambda o, b: (jnp.abs(o[:, :1] - o[:, 0]).sum() / (len(o) * (len(o) - 1)), len(o) * (len(o) - 1)),
+    "a contrast": lambda o, b: (-jnp.diagonal(jax.nn.log_softmax(o @ o.T)).mean(), len(o)),
+    "zero": lambda o, b: (0 * o.mean(), len(o)),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_value_that_fits_its_weight_raises_no_alarm(name):
+    half = MASK & (np.arange(N) < N // 2)[:, None]  # nothing counts in the second half
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        counts.warn_of_counts(coupled(RIGHT[name]), PARAMS, (*DATA, half), None)
+
+
+def test_further_data_are_looked_at_too():
+    every = (X, Y, np.ones_like(MASK))
+    axes = lla.directions.random(jax.random.key(0), PARAMS, num=1)
+    with pytest.warns(UserWarning, match="different numbers"):
+        lla.evaluate(masked_mean, PARAMS, every, axes, [np.zeros(1)], extra_data={"test": DATA}, batch_size=4)

@@ -1,9 +1,11 @@
 """Data sets and streams: means and standard errors do not depend on how the data are cut or streamed."""
 
+import jax
 import numpy as np
 import pytest
 
 import lla_jax as lla
+from lla_jax.core import data
 from tests.core.cases import DATA, cut, run
 from tests.helpers import FIXED, accuracy, apply, compilations, cross_entropy, mlp_loss, params
 
@@ -108,3 +110,28 @@ def test_integers_beyond_32_bits_are_not_cut(wrap, ids):
 def test_integers_within_32_bits_are_data():
     for ids in (np.array([2**31 - 1, -(2**31)]), np.array([2**32 - 1], np.uint64), np.array([2**31], np.uint32)):
         lla.check_examples(lambda p, b: p["w"] * (b % 1000).mean(), {"w": np.ones(())}, ids)
+
+
+def test_tensors_of_torch_become_arrays_and_others_are_refused():
+    torch = pytest.importorskip("torch")
+    x = torch.tensor([[1.0, 0.5], [0.0, 2.0]])
+    for given in (x.bfloat16(), x.clone().requires_grad_(), (x + 0j).conj()):
+        for array in (data.as_arrays(given), data.to_numpy(given)):
+            np.testing.assert_array_equal(array, x.numpy())
+    assert data.as_arrays(x.bfloat16()).dtype == np.float32
+    with pytest.raises(ValueError, match="must be a plain tensor"):
+        data.as_arrays(x.to_sparse())
+
+
+def test_objects_and_strings_are_refused():
+    for array in (np.array([1.0, 2.0], object), np.array(["a", "b"]), np.array(["2024-01-01"], "datetime64[D]")):
+        with pytest.raises(ValueError, match="must hold numbers of one type"):
+            data.as_arrays(array)
+
+
+def test_parameters_in_masked_arrays_without_masked_entries_are_plain_ones():
+    rows, p = np.eye(3, dtype="float32"), np.arange(3, dtype="float32")
+    axis = lla.directions.random(jax.random.key(0), p, num=1)
+    loss = lla.Loss(lambda p, state, batch, train: (batch @ p, state), lambda outputs, batch: outputs)
+    landscape = lla.evaluate(loss, np.ma.masked_array(p), rows, axis, [np.zeros(1)])
+    np.testing.assert_allclose(landscape.values["loss"], 1.0)

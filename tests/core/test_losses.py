@@ -261,3 +261,30 @@ def test_sums_and_gradients_of_all_models(name):
 def test_the_leading_axis_of_a_block_is_asserted_while_tracing():
     with pytest.raises(AssertionError, match="assert_equal_shape_prefix"):
         losses.block_at((np.zeros((3, 2)), np.zeros(4)), 0, 2, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [(lambda x: {"total": x}, "returned a dict"), (lambda x: None, "NoneType"), (lambda x: (None, x), "NoneType")],
+)
+def test_results_that_are_no_numbers_are_refused(result, text):
+    rows = np.ones((4, 3), "float32")
+    each = lla.Loss(lambda p, state, batch, train: (batch @ p, state), lambda outputs, batch: result(outputs))
+    for loss in (each, lambda p, batch: result((batch @ p).mean())):
+        with pytest.raises(ValueError, match="loss: ") as error:
+            lla.check_examples(loss, np.ones(3, "float32"), rows)
+        assert text in str(error.value) or "plain function returned a tuple" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "penalty", [lambda p: p**2, lambda p: (p**2).sum()[None], lambda p: None, lambda p: {"l2": 0.0}]
+)
+def test_penalties_that_are_no_scalars_are_refused(penalty):
+    loss = lla.Loss(lambda p, state, batch, train: (batch @ p, state), lambda o, batch: o**2, penalty=penalty)
+    rows, p = np.ones((4, 3), "float32"), np.ones(3, "float32")
+    with pytest.raises(ValueError, match=r"penalty: returned .* must return a scalar"):
+        lla.evaluate(loss, p, rows, lla.directions.random(jax.random.key(0), p, num=1), [np.zeros(1)])
+    with pytest.raises(ValueError, match=r"penalty: returned .* must return a scalar"):
+        lla.hessian(loss, p, rows).product(p)
+    with pytest.raises(ValueError, match=r"penalty: returned .* must return a scalar"):
+        gradients.mean_gradient(loss, p, rows)

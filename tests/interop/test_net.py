@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import jax
 import numpy as np
@@ -244,3 +245,25 @@ def test_arguments_of_another_kind_are_refused(small):
         plain.apply(plain.variables, np.zeros((2, 2)), train=True)
     with pytest.raises(ValueError, match=r"torch\.nn\.Module"):
         lla_torch.convert(lambda x: x, x)
+
+
+@pytest.mark.parametrize(
+    "length", [lambda rows: rows.shape[0] + 0 * rows.sum(), lambda rows: torch.tensor(float(len(rows)))]
+)
+def test_a_mean_where_a_step_should_give_a_sum_is_pointed_out(length):
+    torch.manual_seed(0)
+    module, x, labels = torch.nn.Linear(3, 4), torch.randn(8, 3), torch.arange(8) % 4
+    batch = (x, labels)
+
+    def step(reduction, module, batch):
+        return torch.nn.functional.cross_entropy(module(batch[0]), batch[1], reduction=reduction), length(batch[0])
+
+    def value(reduction):
+        loss, params = lla_torch.convert_loss(functools.partial(step, reduction), module, batch)
+        axis = lla.directions.random(jax.random.key(0), params, num=1)
+        return lla.evaluate(loss, params, (x.numpy(), labels.numpy()), axis, [np.zeros(1)]).values["loss"][0]
+
+    right = torch.nn.functional.cross_entropy(module(x), labels).item()
+    assert value("sum") == pytest.approx(right, rel=1e-5)
+    with pytest.warns(UserWarning, match=r"reduction='sum'"):
+        value("mean")

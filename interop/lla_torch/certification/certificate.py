@@ -25,6 +25,7 @@ from lla_torch.certification.reference import Case, central_differences, torch_n
 from lla_torch.conversion.module import unwrap
 from lla_torch.net import Net
 from lla_torch.program.bits import has_64_bits
+from lla_torch.program.errors import misuse
 from lla_torch.program.program import DType
 from lla_torch.weights.names import is_float
 
@@ -121,9 +122,10 @@ def certify(
     present mode (32 or 64 bits, precision of matrix products), with the types that ``net.variables`` have. Neither the
     module nor torch's global state nor jax's configuration changes.
 
-    With a criterion that gives a loss per example, "examples apart" says whether the loss of an example depends on the
-    other examples (``lla_jax.check_examples``). Without one, a note says so where the outputs of the batch differ from
-    those of its halves, as they do if the first axis is time.
+    With a criterion, "examples apart" says whether the loss of an example depends on the other examples, or whether a
+    loss of the whole batch combines outputs (N, 1) with labels (N,) (``lla_jax.check_examples``). Without one, a note
+    says so where the outputs of the batch differ from those of its halves, as they do if the first axis is time, or
+    from those of the batch in another order.
 
     Networks converted with ``train=True`` are compared in train mode too: by the outputs, or where buffers change by
     outputs and buffers ("statistics"). Modules that draw random numbers are compared with torch's draws replayed.
@@ -146,11 +148,13 @@ def certify(
       A ``Certificate``; ``print`` shows the table, ``.ok`` says whether all errors are within rounding.
 
     Raises:
-      ValueError: a network of another module; batches that the module does not take; complex parameters.
+      ValueError: a network of another module; batches that the module does not take; complex parameters; a criterion
+        that is no torch module, that fails on the outputs and labels, or that does not return a scalar.
     """
     module = unwrap(module)
     case = _make_case(module, net, batch, criterion, inputs, seed)
     own, exact = case.types[0], torch_numbers(case, "float64")
+    case = case._replace(samples=bool(exact["draws"]))  # a recurrent layer may draw, and does so with dropout only
     rounded = exact
     if own == "float64":
         rows = _compare(case, net, own, exact, exact)
@@ -170,6 +174,13 @@ def certify(
 
 
 def _make_case(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: Any, seed: int) -> Case:
+    if criterion is not None and not isinstance(criterion, nn.Module):
+        raise misuse(
+            "criterion",
+            criterion,
+            "a torch loss module, such as nn.CrossEntropyLoss(), since torch computes the loss too. Write a JAX "
+            "function as a module, or give None to compare the outputs",
+        )
     named = dict(module.named_parameters())
     missing = sorted(named.keys() - net.tree_map.aliases.keys())
     if missing:
@@ -365,13 +376,13 @@ def _check_entries(case: Case, row: Row, quantity: str, ours: Any, theirs: Any, 
 
 
 def _compare_examples(case: Case, net: Net) -> list[Row]:
-    """The row that says whether each example has a loss of its own; none for losses of a whole batch."""
+    """The row that says whether each example has a loss of its own, or whether a loss of the batch combines pairs."""
     if case.criterion is None:
         return []
     loss, own = net.loss(case.criterion, inputs=case.inputs), case.types[0]
     data = cast_batch(case, own)
     rows = {np.shape(x)[:1] for x in jax.tree.leaves(data, is_leaf=lambda x: x is None)}
-    if not loss.per_example or case.samples or len(rows) != 1 or () in rows:
+    if case.samples or len(rows) != 1 or () in rows:
         return []
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -379,4 +390,6 @@ def _compare_examples(case: Case, net: Net) -> list[Row]:
             check_examples(loss, net.variables["params"], data)
     except ValueError as error:
         return [Row("examples apart", own, float("inf"), 0.0, str(error))]
-    return [Row("examples apart", own, 0.0, 0.0, "; ".join(str(w.message) for w in caught))]
+    if not (loss.per_example or caught):
+        return []
+    return [Row("examples apart", own, float("inf") if caught else 0.0, 0.0, "; ".join(str(w.message) for w in caught))]

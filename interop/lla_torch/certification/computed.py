@@ -48,24 +48,29 @@ def numbers_as_run(case: Case, net: Net, theirs: dict[str, Any]) -> tuple[dict[s
 
 
 def _find_coupling(outputs_of: Callable[[Any], Any], arrays: dict[int, Any], outputs: dict[str, Any]) -> str:
-    """A note if outputs of the batch differ from those of its halves, where both have the axis of examples."""
+    """A note if outputs of the batch differ from those of its halves, where both have the axis of examples.
+
+    For a module that takes no other number of examples the batch is compared with itself in another order.
+    """
     rows = {x.shape[:1] for x in (*arrays.values(), *outputs.values())}
     half = next(iter(rows))[0] // 2 if len(rows) == 1 and () not in rows else 0
     if half == 0:
         return ""
+    run = jax.jit(outputs_of)
     try:
-        parts = [jax.jit(outputs_of)({i: x[cut] for i, x in arrays.items()}) for cut in (np.s_[:half], np.s_[half:])]
+        parts = [run({i: x[cut] for i, x in arrays.items()}) for cut in (np.s_[:half], np.s_[half:])]
+        others, what = {n: np.concatenate([np.asarray(part[n]) for part in parts]) for n in outputs}, "of its halves"
     except (ValueError, TypeError):  # other lengths are refused
-        return ""
-    joined = {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in outputs}
+        rolled = run({i: np.roll(x, 1, 0) for i, x in arrays.items()})
+        others, what = {n: np.roll(np.asarray(x), -1, 0) for n, x in rolled.items()}, "in another order"
     whole = {name: x for name, x in outputs.items() if is_inexact(x)}
-    joined = {name: joined[name] for name in whole}
-    if not whole or {n: x.shape for n, x in joined.items()} != {n: x.shape for n, x in whole.items()}:
+    others = {name: others[name] for name in whole}
+    if not whole or {n: x.shape for n, x in others.items()} != {n: x.shape for n, x in whole.items()}:
         return ""
-    if median_difference(joined, whole) <= 10 * rounding_of(next(iter(whole.values())).dtype.name):
+    if median_difference(others, whole) <= 10 * rounding_of(next(iter(whole.values())).dtype.name):
         return ""
     return (
-        "the outputs of the batch differ from those of its halves: axis 0 must be the examples (not time), and no "
+        f"the outputs of the batch differ from those {what}: axis 0 must be the examples (not time), and no "
         "example may depend on the others"
     )
 

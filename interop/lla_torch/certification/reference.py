@@ -43,7 +43,7 @@ class Case(NamedTuple):
       inputs: function of the batch that gives the inputs, or None.
       vector: the vector that the Hessian is applied to, by parameter name.
       types: names of the floating types of the module's parameters, the type of most of them first.
-      samples: whether the module draws random numbers in eval mode.
+      samples: whether the module draws random numbers in eval mode, or may do so as long as it was not run.
       trains: whether train mode is compared.
     """
 
@@ -276,7 +276,22 @@ def _compute_loss(case: Case, dtype: str, outputs: Any) -> torch.Tensor | None:
     named = (*criterion.named_parameters(), *criterion.named_buffers())
     tensors = {name: _cast(x, dtype if x.is_floating_point() else _type_name(x)) for name, x in named}
     labels = batch[1] if len(batch) == 2 else tuple(batch[1:])
-    return torch.func.functional_call(criterion, tensors, (outputs, labels))
+    name = f"criterion: {type(criterion).__name__}"
+    try:
+        loss = torch.func.functional_call(criterion, tensors, (outputs, labels))
+    except RuntimeError as error:
+        shapes = [tuple(getattr(x, "shape", ())) for x in torch_pytree.tree_leaves((outputs, labels))]
+        raise ValueError(
+            f"{name} failed on outputs and labels of the shapes {shapes}: {error}. They must be as the criterion takes "
+            "them, such as one shape for both: labels[:, None] for outputs (N, 1)"
+        ) from error
+    if not isinstance(loss, torch.Tensor) or loss.ndim:
+        what = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise ValueError(
+            f"{name} returned {what}; it must return a scalar tensor, the mean over the batch: use reduction='mean', "
+            "or end its forward pass with .mean()"
+        )
+    return loss
 
 
 def _gradient(loss: torch.Tensor, params: list[torch.Tensor], create_graph: bool = False) -> list[torch.Tensor]:

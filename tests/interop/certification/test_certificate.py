@@ -33,6 +33,17 @@ class Module(nn.Module):
         return self.function(self.linear, *inputs, **named)
 
 
+class Criterion(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
+class First(nn.Module):
+    def forward(self, values):
+        return values[0]
+
+
 def inputs(*shape, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
 
@@ -368,9 +379,40 @@ def test_losses_that_broadcast_to_pairs_fail():
     net = lla_torch.convert(module, x)
     with pytest.raises(ValueError, match=r"outputs of shape \(B, 1\) and labels of shape \(B,\)"):
         lla_torch.certify(module, net, (x, targets), nn.MSELoss())
+    scalar = rows(lla_torch.certify(module, net, (x, targets), Criterion(lambda o, y: ((o - y) ** 2).mean())))
+    assert not scalar["examples apart", "float32"].ok
+    assert "(N, 1) with (N,)" in scalar["examples apart", "float32"].note
     right = lla_torch.certify(module, net, (x, targets[:, None]), nn.MSELoss())
     assert right.ok, str(right)
     assert rows(right)["examples apart", "float32"].ok
+
+
+def test_time_in_place_of_the_examples_is_seen_in_recurrent_networks():
+    x = inputs(2, 2, 3, dtype=torch.float32)
+    for batch_first in (False, True):
+        module = nn.Sequential(nn.GRU(3, 3, batch_first=batch_first), First())
+        net = lla_torch.convert(module, x)
+        row = rows(lla_torch.certify(module, net, (x, x), nn.MSELoss()))["examples apart", "float32"]
+        assert row.ok is batch_first
+        if not batch_first:
+            note = rows(lla_torch.certify(module, net, x))["outputs, as run", "float32"].note
+            assert "axis 0 must be the examples" in note
+
+
+@pytest.mark.parametrize(
+    ("criterion", "text"),
+    [
+        (lambda o, y: ((o - y) ** 2).mean(), "must be a torch loss module"),
+        (Criterion(lambda o, y: (o[:, 0] - y) ** 2), r"returned shape \(6,\)"),
+        (Criterion(lambda o, y: {"loss": o.mean()}), "returned dict"),
+        (nn.SoftMarginLoss(), "one shape for both"),
+    ],
+)
+def test_criteria_that_give_no_scalar_are_refused(criterion, text):
+    module = nn.Linear(3, 1)
+    x, signs = inputs(6, 3, dtype=torch.float32), inputs(6, dtype=torch.float32).sign()
+    with pytest.raises(ValueError, match=text):
+        lla_torch.certify(module, lla_torch.convert(module, x), (x, signs), criterion)
 
 
 def test_a_sum_that_loses_digits_is_no_mistake_of_the_conversion():
