@@ -75,7 +75,7 @@ def check(
       params: the parameters.
       data: arrays with leading axis N: a data set, or the first batch of a stream.
       metrics: ((name, function), ...).
-      train: whether normalization layers use the statistics of a batch; then its examples are not compared.
+      train: whether normalization layers use the statistics of a batch; then the criterion alone is compared.
       most: most rows of a block; if batches must not be cut, the rows of a batch.
     """
     count = num_examples(data)
