@@ -154,7 +154,7 @@ def weights_of(s: Situation, outputs: Any, batch: Any, values: Any, xp: Any) -> 
     if s.weights == "normalised":
         w = w / w.sum()
     if s.weights == "of outputs":
-        w = (outputs.reshape(len(w), -1).sum(1) > 0) * 1.0
+        w = (outputs.reshape(len(w), -1).sum(1) > 0) + 0.5
     return xp.broadcast_to(w.reshape(-1, *[1] * (values.ndim - 1)), values.shape)
 
 
@@ -237,7 +237,8 @@ def problem(s: Situation) -> tuple[Any, Any, lla.Execution]:
 def truth(s: Situation, shift: float) -> float:
     """The value at a distance along the direction, in float64; of coupled examples, the mean over the batches."""
     moved = {k: p.astype(np.float64) + shift * direction(s)[k].astype(np.float64) for k, p in parameters(s).items()}
-    batches = cut(s) if s.couples and s.form != "per example" and s.data == "stream" else [batch(s)]
+    own = s.couples or s.weights == "of outputs"  # a batch has a value of its own, which no other batch shares
+    batches = cut(s) if own and s.form != "per example" and s.data == "stream" else [batch(s)]
     exact = [tuple(x.astype(np.float64) if x.dtype.kind == "f" else x for x in each) for each in batches]
     told = s.form == "per batch" and s.weights != "none"
     weights = [each[2].sum() if told else len(each[0]) for each in exact]

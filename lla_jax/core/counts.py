@@ -166,9 +166,9 @@ def _find_mixed_up(values: np.ndarray, weights: np.ndarray, tolerance: float) ->
             "for its halves), where the mean is expected; return (mean, weight) from the criterion of "
             "lla.Loss(..., per_example=False), such as (losses.mean(), len(losses))"
         )
-    t, low, high = totals[0], min(totals[1:]), max(totals[1:])
-    slack = tolerance * max(abs(totals))
-    if low - slack <= t <= high + slack and abs(t - totals[1] - totals[2]) > slack:
+    t, slack = totals[0], tolerance * max(abs(totals))
+    means = np.average(totals[1:], weights=weights[1:]), totals[1:].mean()  # over entries, or over examples
+    if min(abs(t - mean) for mean in means) <= slack and abs(t - totals[1] - totals[2]) > slack:
         return (
             f"loss: the value times the weight, {t:.4g} for a block of examples, {totals[1]:.4g} and "
             f"{totals[2]:.4g} for its halves, does not add up: a mean was returned where a sum is expected, or "

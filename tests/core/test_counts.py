@@ -158,7 +158,7 @@ WRONG = {
         lambda o, b: (-jnp.diagonal(jax.nn.log_softmax(o @ o.T)).mean(), 1.0),
         "not the sum of the weights",
     ),
-    "a mean as the weight": (lambda o, b: (o.mean(), b[2].mean()), "does not add up"),
+    "a mean as the weight": (lambda o, b: (o.mean(), b[2].mean()), "not the sum of the weights"),
 }
 
 
