@@ -120,6 +120,8 @@ def _check(model: Model, data: Batch, size: int, most: int, apart: bool) -> _Ver
     if length:
         _check_traced(model, data, length)
         shown = length == 1 or check_apart(model, data, length)
+        if not shown and most > length:  # such as two of three rows
+            shown = check_apart_uncut(model, data, min(most, FIXED[0]))
         return _Verdict("", ("always" if length == size else "for this length") if shown else "now")
     if 1 < most <= MOST_FIXED and takes(model, data, most):
         _check_weights(trace(model, data, most), model)

@@ -187,6 +187,15 @@ def test_examples_that_see_each_other_are_found_where_losses_sleep():
         lla.check_examples(asleep, W, X[:16])
 
 
+def test_examples_that_see_each_other_are_found_in_three_rows_where_two_show_nothing():
+    def criterion(o, b):  # the losses of one row, and of two opposite ones, are 0
+        centred = 9 * (o - o.mean(0))
+        return -jnp.diagonal(jax.nn.log_softmax(centred @ centred.T))
+
+    with pytest.raises(ValueError, match="must not depend"):
+        lla.check_examples(lla.Loss(linear, criterion), W, X[:3])
+
+
 def test_examples_that_see_each_other_are_found_in_a_model_of_multiples():
     def ghost(p, state, batch, train):  # statistics of groups of 32
         hidden = (batch @ p["w"]).reshape(-1, 32, 4)
