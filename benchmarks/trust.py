@@ -11,31 +11,47 @@ in silence, refused with one of our errors, warned of, or broken by another erro
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from cases import situations
 from harness import measure
 
-COUNT, QUICK = 2000, 40
+COUNT, QUICK, PART = 2000, 40, 100
 WORTH_SAYING = ("wrong", "broken")
 
 
-def judged(count: int, left: Any) -> dict[str, Any]:
-    """How many of the situations came out in which way, and those that came out as they must not."""
+def judge(numbered: list[tuple[int, situations.Situation]]) -> list[situations.Verdict]:
+    """The verdicts of some situations; every fourth is judged by its curvature."""
+    return [situations.judge(situation, curvature=i % 4 == 3) for i, situation in numbered]
+
+
+def judged(count: int, left: Callable[[], float]) -> dict[str, Any]:
+    """How many of the situations came out in which way, and those that came out as they must not.
+
+    A process judges a part of them only: Linux limits the memory maps that compiled programs take.
+    """
     rng = np.random.default_rng(0)
+    drawn = list(
+        enumerate(situations.draw(lambda options: list(options)[rng.integers(len(options))]) for _ in range(count))
+    )
+    parts = [drawn[i : i + PART] for i in range(0, count, PART)]
     ways: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     failures = []
-    for i in range(count):
-        if left() < 0:
-            break
-        situation = situations.draw(lambda options: list(options)[rng.integers(len(options))])
-        verdict = situations.judge(situation, curvature=i % 4 == 3)
-        ways[situation.posed][verdict.outcome] += 1
-        if verdict.outcome in WORTH_SAYING or (situation.posed and verdict.outcome != "right"):
-            failures.append({**dataclasses.asdict(situation), **dataclasses.asdict(verdict)})
-            print(f"  {failures[-1]}", flush=True)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(measure.THREADS, maxtasksperchild=1) as pool:
+        for part, verdicts in zip(parts, pool.imap(judge, parts), strict=True):
+            for (_, situation), verdict in zip(part, verdicts, strict=True):
+                ways[situation.posed][verdict.outcome] += 1
+                if verdict.outcome in WORTH_SAYING or (situation.posed and verdict.outcome != "right"):
+                    failures.append({**dataclasses.asdict(situation), **dataclasses.asdict(verdict)})
+                    print(f"  {failures[-1]}", flush=True)
+            print(f"  {sum(map(sum, (way.values() for way in ways.values())))} of {count}", flush=True)
+            if left() < 0:
+                break
     posed = ways[True]
     return {
         "situations": sum(map(sum, (way.values() for way in ways.values()))),
