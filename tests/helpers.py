@@ -14,6 +14,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import lla_jax as lla
+from lla_jax.core import losses, rows
 from lla_jax.curvature import operators
 from lla_jax.curvature.linear_operator import Operator
 from lla_jax.landscape.store import writing as stored
@@ -117,6 +118,11 @@ def moved(p: dict, axes: lla.Directions, coord) -> dict:
         return np.asarray(leaf, np.float64) + np.tensordot(np.asarray(coord, np.float64), np.asarray(d, np.float64), 1)
 
     return jax.tree.map(move, p, axes.tree)
+
+
+def few_rows(data) -> losses.Block:
+    """A block of at most 8 rows that lie apart in the data."""
+    return losses.whole_block(*rows.spread(data, min(8, len(jax.tree.leaves(data)[0]))))
 
 
 # --- table of models

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from lla_jax.core.arguments import Misuse
-from lla_jax.core.data import num_examples
-from lla_jax.core.rows import Model, Run, Values, cut, outputs_at, sizes, take, takes
+from lla_jax.core.data import rows_of
+from lla_jax.core.losses import whole_block
+from lla_jax.core.rows import Model, Run, Values, outputs_of_rows, sizes, spread, take, takes
 from lla_jax.core.types import Batch, Loss
 
 ROUNDING, HALF_ROUNDING = 100.0, 4.0  # times eps: differences that rounding explains; the latter in 16 bits
@@ -31,10 +32,10 @@ def check_apart(model: Model, data: Batch, size: int) -> bool:
     """
     half = size // 2
     run, run_half = Run(model, data, size), Run(model, data, half)
-    index = np.linspace(0, num_examples(data) - 1, size).astype(np.int32)
-    rows = take(data, index)
+    rows, index = spread(data, size)
     shake, block = _wake(run, rows, index)
-    first, second = (run_half(cut(rows, *ends), index[slice(*ends)], shake) for ends in ((0, half), (half, size)))
+    parts = (rows_of((rows, index), start, half) for start in (0, half))
+    first, second = (run_half(part, numbers, shake) for part, numbers in parts)
     halves = jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
     ways = {"in two halves": halves, "in another order": _rotated(run, rows, index, shake)}
     _compare(run, rows, index, shake, block, ways)
@@ -72,7 +73,7 @@ def check_criterion(model: Model, data: Batch, size: int) -> None:
     """Compare the losses of blocks whose outputs are given: the network may couple its examples, the criterion not."""
     index = np.arange(size, dtype=np.int32)
     rows, loss = take(data, index), model.loss
-    outputs = jax.tree.map(np.asarray, outputs_at(model, rows, index))
+    outputs = jax.tree.map(np.asarray, outputs_of_rows(loss, model.params, whole_block(rows, index), train=model.train))
     if size < 2 or any(x.shape[:1] != (size,) for x in jax.tree.leaves(outputs)):
         return
     of_given = Loss(lambda p, state, both, train: (both[0], state), lambda o, both: loss.criterion(o, both[1]))

@@ -18,20 +18,19 @@ from jax.interpreters import partial_eval
 
 from lla_jax.core import data as _data
 from lla_jax.core import jaxprs, losses
-from lla_jax.core.arguments import Misuse, warn_caller
+from lla_jax.core.arguments import warn_caller
 from lla_jax.core.data import Stream
 from lla_jax.core.remembering import remember, shapes_of
+from lla_jax.core.rows import ROWS, Model, like, outputs_of_rows, spread, takes, trace
 from lla_jax.core.types import Batch, Loss, PyTree
 
 MOST_BATCHES = 3  # that are looked at
-ROWS = 16  # of a block whose values are compared with those of its halves
 EQUAL = 1e-6  # relative difference of two counts that are equal
 SHAPES = {"convert_element_type", "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "transpose", "copy"}
 """Primitives that leave the numbers as they are."""
 GUARDS = {"max", "min", "add", "add_any", "select_n"}
 """Primitives that make a guarded count of a count, as ``jnp.maximum(mask.sum(), 1)`` does."""
 LOOPS = {"scan", "while", "cond"}
-REMAT = {"remat2": "jaxpr"}  # as jax names it before differentiation
 SUMS = {"reduce_sum", "dot_general"}
 LINEAR = SHAPES | SUMS | {"neg", "slice", "concatenate"}
 
@@ -63,14 +62,13 @@ def warn_of_counts(loss: Loss, params: PyTree, data: Batch | Stream, batch_size:
     """Warn where a loss of whole batches is a mean over entries of which the batches hold different numbers.
 
     Of a loss with a weight its values are looked at instead, see ``_find_mixed_up``. Nothing is said of losses per
-    example, of data in one batch, and of losses that divide by other
-    numbers than sums over the batch, as contrastive losses do. The first, a middle and the last batch are looked at,
-    of a stream the first three.
+    example, of data in one batch, and of losses that divide by other numbers than sums over the batch, as contrastive
+    losses do. The first, a middle and the last batch are looked at, of a stream the first three.
 
     Args:
       loss: the loss.
       params: the parameters.
-      data: a data set or a stream.
+      data: arrays, or a stream.
       batch_size: examples per batch of a data set; None for all.
 
     Warns:
@@ -79,8 +77,6 @@ def warn_of_counts(loss: Loss, params: PyTree, data: Batch | Stream, batch_size:
     """
     if loss.per_example:
         return
-    if not isinstance(data, Stream):
-        data = _data.as_arrays(data)
     batches = list(_some_batches(data, batch_size))
     if text := _mixed_up(loss, params, batches[0] if isinstance(data, Stream) else data, batch_size):
         warn_caller(text)
@@ -113,35 +109,28 @@ def _mixed_up(loss: Loss, params: PyTree, data: Batch, batch_size: int | None) -
     size = min(ROWS, count, batch_size or count) // 2 * 2
     if size == 0:
         return ""
-    index = np.linspace(0, count - 1, size).astype(np.int32)
-    rows = jax.tree.map(lambda x: x[index], data)
-    key = shapes_of((loss, params, rows))
 
     def find() -> str:
-        try:
-            if jax.eval_shape(_result, loss, params, rows, index)[1] is None:
-                return ""
-            halves = (0, size // 2), (size // 2, size // 2)
-            blocks = [(rows, index), *(_data.rows_of((rows, index), *half) for half in halves)]
-            pairs = [_result(loss, params, *block) for block in blocks]
-        except Misuse:
-            raise
-        except Exception:  # a model of a fixed number of rows; of a mistake the computation itself tells more
+        model = Model(loss, params, (), False)
+        if not takes(model, data, size, size // 2):
             return ""
-        values, weights = (np.asarray(each, np.float64).reshape(3) for each in zip(*pairs, strict=True))
+        value, weight = trace(model, data, size).out_info["loss"]
+        if weight is None or value.shape or weight.shape:
+            return ""
+        block = spread(data, size)
+        halves = (_data.rows_of(block, start, size // 2) for start in (0, size // 2))
+        pairs = [_result(loss, params, *each) for each in (block, *halves)]
+        values, weights = (np.asarray(each, np.float64) for each in zip(*pairs, strict=True))
         eps = max(float(jnp.finfo(jnp.result_type(x)).eps) for x in (pairs[0][0], 1.0 * pairs[0][1]))
         return _find_mixed_up(values, weights, max(EQUAL * 10, 4 * eps))
 
-    return remember(_MIXED_UP, key, find)
+    return remember(_MIXED_UP, shapes_of((loss, params, like(data, size))), find)
 
 
 @jax.jit
 def _result(loss: Loss, params: PyTree, rows: Batch, index: Any) -> Any:
-    """What the criterion returns for some rows, with their numbers in the data set."""
-    block = losses.Block(rows, jnp.ones(len(index), bool), index)
-    return losses.split_result(
-        "loss", loss.criterion(losses.outputs_of(loss, params, loss.state, block, False)[0], rows)
-    )
+    """(value, weight): what the criterion returns for some rows, with their numbers in the data set."""
+    return loss.criterion(outputs_of_rows(loss, params, losses.whole_block(rows, index), train=False), rows)
 
 
 def _find_mixed_up(values: np.ndarray, weights: np.ndarray, tolerance: float) -> str:
@@ -207,8 +196,8 @@ def _counts(loss: Loss, params: PyTree, batch: Batch) -> tuple[list[Any], list[A
 
     def value(params: PyTree, batch: Batch) -> Any:
         rows = jax.tree.leaves(batch)[0].shape[0]
-        block = losses.Block(batch, jnp.ones(rows, bool), jnp.arange(rows))
-        result = loss.criterion(losses.outputs_of(loss, params, loss.state, block, False)[0], batch)
+        block = losses.whole_block(batch, jnp.arange(rows))
+        result = loss.criterion(outputs_of_rows(loss, params, block, train=False), batch)
         return () if isinstance(result, tuple) else result  # it has a weight of its own
 
     closed = jax.make_jaxpr(value)(params, batch)
@@ -236,7 +225,7 @@ def _counts(loss: Loss, params: PyTree, batch: Batch) -> tuple[list[Any], list[A
         return described
 
     inputs = [_Value(x, moves=True) for x in jax.tree.leaves(params)] + [_Value(x) for x in jax.tree.leaves(batch)]
-    jaxprs.interpret(closed, inputs, rule, jaxprs.CALLS | REMAT)
+    jaxprs.interpret(closed, inputs, rule)
     return counts, sizes
 
 

@@ -22,11 +22,10 @@ from lla_jax.core.data import Stream, as_arrays, num_examples
 from lla_jax.core.losses import as_loss
 from lla_jax.core.pairs import find_pairs
 from lla_jax.core.remembering import remember, shapes_of
-from lla_jax.core.rows import Metrics, Model, like, sizes, takes, trace
+from lla_jax.core.rows import ROWS, Metrics, Model, like, sizes, takes, trace
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Loss, PyTree
 
-ROWS = 16  # rows of a block, so that a check costs the losses of 48 examples
 FIXED = (32, 64, 128, 256, 512, 1024)  # rows of a block of a model that takes multiples of a number
 MOST_FIXED = 4096  # rows of a block of a model that takes only its own number
 
@@ -82,7 +81,7 @@ def check(
     most, apart = min(count, most or count), loss.per_example and not train
     size = max(1, min(ROWS, count, max(2, most)) // 2 * 2) if apart else most
     model = Model(loss, params, metrics, train)
-    key = (*map(shapes_of, (model, like(data, size))), bool(jax.config.values["jax_enable_x64"]))
+    key = shapes_of((model, like(data, size)))
     verdict = _CHECKED.get(key) or _CHECKED.get((key, most))
     if verdict is None:
         verdict = _check(model, data, size, most, apart)

@@ -11,7 +11,7 @@ import numpy as np
 
 from lla_jax.core import counts, examples, precision
 from lla_jax.core import tree as _tree
-from lla_jax.core.data import Stream, as_arrays, host_batches, num_examples, pad_rows, to_numpy
+from lla_jax.core.data import Stream, as_arrays, check_batch_size, host_batches, num_examples, pad_rows, to_numpy
 from lla_jax.core.losses import as_loss, block_at, loss_sums, outputs_of, penalty_of
 from lla_jax.core.types import Batch, Loss, PyTree
 
@@ -55,6 +55,8 @@ def mean_gradient(
       A tree of the structure and shapes of ``params``, in its dtypes and float32 at least.
     """
     loss, params = precision.at_least_single(as_loss(loss), params)
+    batch_size = batch_size and check_batch_size(batch_size)
+    data = data if isinstance(data, Stream) else as_arrays(data)
     counts.warn_of_counts(loss, params, data, batch_size)
     gradient = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), params)
     weight: Any = np.zeros((), np.float32)
@@ -62,7 +64,7 @@ def mean_gradient(
     if isinstance(data, Stream):
         data = examples.watch(data, loss, params)
     else:
-        examples.check(loss, params, as_arrays(data), most=batch_size)
+        examples.check(loss, params, data, most=batch_size)
     for batch, offset in host_batches(data, batch_size):
         count = num_examples(batch)
         rows = max(rows, count)

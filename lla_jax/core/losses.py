@@ -162,6 +162,11 @@ class Block(NamedTuple):
     index: Any  # (B,) int32
 
 
+def whole_block(batch: Batch, index: Any) -> Block:
+    """The block of all rows of a batch, whose numbers in the data set are ``index`` (B,)."""
+    return Block(batch, jnp.ones(len(index), bool), index)
+
+
 def block_at(data: Batch, start: Any, size: int, count: Any, offset: Any) -> Block:
     """Cut the block of ``size`` rows from row ``start`` on; its shape is the same for every start.
 

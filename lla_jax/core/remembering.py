@@ -23,6 +23,7 @@ def remember(store: dict[Hashable, T], key: Hashable, make: Callable[[], T]) -> 
 
 
 def shapes_of(tree: Any) -> Hashable:
-    """The structure of a tree, static parts included, with the shapes and types of its arrays."""
+    """The structure of a tree, static parts included, shapes and types of its arrays, and whether jax has 64 bits."""
     leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((np.shape(x), str(getattr(x, "dtype", type(x)))) for x in leaves)
+    types = tuple((np.shape(x), str(getattr(x, "dtype", type(x)))) for x in leaves)
+    return structure, types, bool(jax.config.values["jax_enable_x64"])

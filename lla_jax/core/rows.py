@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +12,11 @@ import numpy as np
 
 from lla_jax.core import jaxprs
 from lla_jax.core.arguments import Misuse
-from lla_jax.core.losses import Block, entries_of, note_call, outputs_of, split_result
+from lla_jax.core.data import num_examples
+from lla_jax.core.losses import Block, entries_of, note_call, outputs_of, split_result, whole_block
 from lla_jax.core.types import Batch, Loss, PyTree
 
+ROWS = 16  # rows of a block, so that a comparison with its halves costs the losses of 48 examples
 ASLEEP = 0.1  # in place of parameters that are zero, behind which nothing could be seen
 
 Metrics = tuple[tuple[str, Any], ...]
@@ -48,6 +51,12 @@ def take(data: Batch, index: np.ndarray) -> Batch:
     return jax.tree.map(take, data)
 
 
+def spread(data: Batch, size: int) -> tuple[Batch, np.ndarray]:
+    """(rows that lie apart in the data, as numpy arrays; their numbers (``size``,))."""
+    index = np.linspace(0, num_examples(data) - 1, size).astype(np.int32)
+    return take(data, index), index
+
+
 def takes(model: Model, data: Batch, *sizes: int) -> bool:
     """Whether the model can be called with these numbers of rows; a ``Misuse`` passes on.
 
@@ -76,7 +85,7 @@ def values_of(model: Model, rows: Batch, index: Any, shake: Any, noise: Any) -> 
       noise: relative changes of parameters and data, as of rounding.
     """
     loss, params, rows = model.loss, _disturb(model.params, shake + noise, ASLEEP), _disturb(rows, noise, 0.0)
-    block = Block(rows, jnp.ones(len(index), bool), index)
+    block = whole_block(rows, index)
     outputs, _ = outputs_of(loss, params, loss.state, block, model.train)
     results = {}
     for name, f in (("loss", loss.criterion), *model.metrics):
@@ -115,11 +124,10 @@ def trace(model: Model, data: Batch, size: int) -> Any:
     )
 
 
-@jax.jit
-def outputs_at(model: Model, rows: Batch, index: Any) -> Any:
-    """The outputs of the model for some rows."""
-    block = Block(rows, jnp.ones(len(index), bool), index)
-    return outputs_of(model.loss, model.params, model.loss.state, block, model.train)[0]
+@functools.partial(jax.jit, static_argnames="train")
+def outputs_of_rows(loss: Loss, params: PyTree, block: Block, *, train: bool) -> Any:
+    """The outputs of the model for the rows of a block."""
+    return outputs_of(loss, params, loss.state, block, train)[0]
 
 
 class Run:
@@ -135,8 +143,3 @@ class Run:
         """The values as numpy arrays: two programs with collectives that run at once can deadlock on a CPU."""
         typed = jax.tree.map(lambda x: x.astype(jax.dtypes.canonicalize_dtype(x.dtype)), rows)
         return jax.tree.map(np.asarray, self.compiled(self.model, typed, index, np.float32(shake), np.float32(noise)))
-
-
-def cut(rows: Batch, start: int, end: int) -> Batch:
-    """Rows [start, end) of a block."""
-    return jax.tree.map(lambda x: x[start:end], rows)

@@ -1,45 +1,34 @@
-"""Assembles a curvature operator: data on devices, blocks of rows, and primal values that are kept or recomputed."""
+"""Assembles a curvature operator: checks, places and describes what the user gave, for ``blocks`` to add up."""
 
 from __future__ import annotations
 
-import functools
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from lla_jax.core import counts, examples, losses, precision, recipes
 from lla_jax.core import data as _data
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, warn_caller
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
+from lla_jax.core.rows import Model, like, spread, takes
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe, Select
-from lla_jax.curvature import criteria, matrices, products, sampling
+from lla_jax.curvature import blocks, criteria, sampling
+from lla_jax.curvature.blocks import Settings
 from lla_jax.curvature.likelihoods import Likelihood
 from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, describe_params
 from lla_jax.curvature.matrices import Matrix
-from lla_jax.curvature.products import Common, Multiplier, Rows
-from lla_jax.curvature.space import Space
+from lla_jax.curvature.products import Common
 from lla_jax.execution import devices as _devices
-from lla_jax.execution import plans, rewriting, sharding
+from lla_jax.execution import plans, sharding
 from lla_jax.execution import processes as _processes
-from lla_jax.execution.devices import GRID
 
-log = logging.getLogger("lla_jax")
-
-CONV_ROWS = 128  # examples per block; with more, convolutions spill the caches of a CPU
-BLOCK_BYTES = {True: 2**22, False: 2**30}  # largest intermediate value of a block: on a CPU, on other devices
-MOST_TRACED = 2**16  # rows; the number of entries of more might not fit an int32
-KEPT_FRACTION = 0.25  # of the free memory, which primal values may take
-UNSTEADY = 1e-5  # relative difference between two evaluations that rounding does not explain
 FEW_ROWS = 8  # at which a criterion is looked at
-CALLBACKS = {"pure_callback", "io_callback"}  # without these, a jax function gives the same values every time
 
 
 def operator(
@@ -74,19 +63,20 @@ def operator(
     uncut = matrix.train or not loss.per_example
     params_mesh = sharding.mesh_of(params)
     mesh = _mesh(execution, uncut) if params_mesh is None else _mesh_beside(params_mesh, execution, together)
+    first = next(iter(data)) if isinstance(data, Stream) else _data.as_arrays(data)  # of a stream the first batch
+    data = data if isinstance(data, Stream) else first
     recipe = _recipe(matrix, loss, params, data, batch_size if uncut else None, options["select"])
     key = jax.random.key(0) if key is None else key
     offset = _agree_on_rows(recipe, data, key, matrix) if together else 0
     loss, params = precision.at_least_single(loss, params)
-    first = next(iter(data)) if isinstance(data, Stream) else _data.as_arrays(data)  # a stream's first batch
-    one = _place((loss, params), _devices.mesh_of([mesh.devices.flat[0]]), params_mesh, "loss, params")
-    examples.check(one[0], one[1], first, train=matrix.train, most=batch_size)
-    counts.warn_of_counts(one[0], one[1], data, batch_size)
-    matrix, settled = _settle(matrix, one[0], one[1], first, batch_size if uncut else FEW_ROWS)
+    one_device = _devices.mesh_of([mesh.devices.flat[0]])
+    there = _place((loss, params), one_device, params_mesh, "loss, params")
+    matrix, settled = _check(matrix, there[0], there[1], data, first, batch_size, uncut)
     recipe |= {"likelihood": str(matrix.sample)} if isinstance(matrix.sample, Likelihood) else {}
     loss = replace(loss, apply=settled.apply, criterion=settled.criterion)
     if mesh.size == 1:
-        params = one[1]  # no second copy
+        loss, params = settled, there[1]
+    del there, settled  # no second copy
     loss, params, key = _place((loss, params, key), mesh, params_mesh, "loss, params")
     if isinstance(data, Stream):
         assert isinstance(loss, Loss)
@@ -95,48 +85,41 @@ def operator(
     allow = options["allow_nondeterministic"]
     settings = Settings(matrix, mesh, params_mesh, uncut, batch_size, allow, together)
     if not isinstance(data, Stream):
-        own = _in_memory(settings, common, data, recipe, execution.linearize)
-        return _over_processes(own, _plan_together(recipe)) if together else own
+        return blocks.in_memory(settings, common, data, recipe, execution.linearize)
     if execution.linearize and execution.linearize != "auto":
         text = "which needs the data in memory, and a stream is read anew for every product"
         raise Misuse("execution.linearize", f'True given, {text}; leave it out, or use "auto" or False')
-    return _stream(settings, common, data, first, recipe)
+    return blocks.streamed(settings, common, data, first, recipe)
 
 
-def _settle(matrix: Matrix, loss: Loss, params: PyTree, data: Any, size: int | None) -> tuple[Matrix, Loss]:
-    """The matrix with its sampler and the loss with its outputs, as a look at a few rows decides; refuses nonsense.
+def _check(
+    matrix: Matrix, loss: Loss, params: PyTree, data: Any, first: Batch, batch_size: int | None, uncut: bool
+) -> tuple[Matrix, Loss]:
+    """Check the loss on some rows; return the matrix with its sampler, and the loss with its outputs, settled.
 
     Args:
       matrix: the matrix; a sampler "recognise" becomes the criterion's likelihood.
-      loss: the loss.
+      loss: the loss; a criterion without curvature is cut elsewhere, if its network offers that.
       params: the parameters.
-      data: a data set, or the first batch of a stream.
-      size: rows of a batch that the loss takes, None for all.
+      data: a data set or a stream.
+      first: the data set, or the first batch of the stream.
+      batch_size: the user's.
+      uncut: whether batches must not be cut.
     """
+    examples.check(loss, params, first, train=matrix.train, most=batch_size)
+    counts.warn_of_counts(loss, params, data, batch_size)
     if matrix.kind == "hessian" or (matrix.kind == "fisher" and matrix.sample is None):
         return matrix, loss
+    count = _data.num_examples(first)
+    least = min(count, batch_size or count) if uncut else FEW_ROWS
+    lengths = (n for n in (least, batch_size or 0, *examples.FIXED) if least <= n < count)
+    model = Model(loss, params, (), matrix.train)
+    rows = next((n for n in lengths if takes(model, first, n)), count)
     if matrix.kind == "ggn":
-        return matrix, criteria.with_curved_criterion(loss, params, _shapes_of_rows(data, size), matrix.train)
-    sampler = sampling.settle(loss, params, _few_rows(data), matrix.sample, matrix.train)
-    return replace(matrix, sample=sampler), loss
-
-
-def _few_rows(batch: Batch) -> losses.Block:
-    """A block of rows that lie apart in a batch."""
-    count = _data.num_examples(batch)
-    index = np.linspace(0, count - 1, min(count, FEW_ROWS)).astype(np.int32)
-    return losses.Block(jax.tree.map(lambda x: np.asarray(x[index]), batch), np.ones(len(index), bool), index)
-
-
-def _shapes_of_rows(batch: Batch, size: int | None) -> losses.Block:
-    """The shapes of a block of at most ``size`` rows of a batch, None for all."""
-    rows = min(size or _data.num_examples(batch), _data.num_examples(batch))
-
-    def shape_of(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
-
-    index = np.arange(rows, dtype=np.int32)
-    return losses.Block(jax.tree.map(shape_of, batch), np.ones(rows, bool), index)
+        block = losses.whole_block(like(first, rows), np.arange(rows, dtype=np.int32))
+        return matrix, criteria.with_curved_criterion(loss, params, block, matrix.train)
+    block = losses.whole_block(*spread(first, rows))
+    return replace(matrix, sample=sampling.settle(loss, params, block, matrix.sample, matrix.train)), loss
 
 
 class Options(TypedDict, total=False):
@@ -152,18 +135,6 @@ class Options(TypedDict, total=False):
 DEFAULTS = Options(
     batch_size=None, select=None, batch_stats="frozen", execution=Execution(), allow_nondeterministic=False
 )
-
-
-class Settings(NamedTuple):
-    """The settings that data in memory and streams share."""
-
-    matrix: Matrix
-    mesh: Mesh  # over which the rows are split
-    params_mesh: Mesh | None  # over which the parameters are sharded, if they are
-    uncut: bool  # batches must stay as they are
-    batch_size: int | None
-    allow_nondeterministic: bool
-    together: bool  # with the other processes
 
 
 def _mesh(execution: Execution, uncut: bool) -> Mesh:
@@ -215,37 +186,6 @@ def _agree_on_rows(recipe: Recipe, data: Any, key: Any, matrix: Matrix) -> int:
     return start
 
 
-def _plan_together(recipe: Recipe) -> Recipe:
-    """The recipe of an operator over all processes, from the recipe of this process's operator."""
-    plan = recipe["plan"]
-    text = f"{plan['text']}, in each of {jax.process_count()} processes"
-    return recipe | {"plan": plan | {"on_device": False, "text": text}}
-
-
-def _over_processes(own: LinearOperator, recipe: Recipe) -> HostOperator:
-    """The operator of the mean over the rows of all processes: their sums are added up in every product."""
-    by, space, common = own.multiplier, own.space, own.common
-
-    def call(v: PyTree) -> PyTree:
-        total = _exchange(by, v, products.add_up(by, products.total(by, common, space, own.blocks, v)))
-        return products.finish_step(common, space, v, total, by=by)
-
-    def rebuild(params: PyTree, recipe: Recipe) -> HostOperator:
-        assert own.rebuild is not None
-        return _over_processes(own.rebuild(params, recipe), recipe)
-
-    from_host = by._replace(on_device=False)
-    return HostOperator(from_host, space, call, common.params, recipe=recipe, rebuild=rebuild, together=True)
-
-
-def _exchange(by: Multiplier, v: PyTree, total: Any) -> Any:
-    """The sums of all processes added up, after a check that all have the same vector ``v``."""
-    assert by.mesh is not None
-    sums = _processes.total_for(v, products.over_devices(by, total))
-    sums = sums if by.mesh.size == 1 else jax.tree.map(lambda x: x[None], sums)
-    return _devices.replicate(sums, by.mesh)
-
-
 def _recipe(matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: int | None, select: Any) -> Recipe:
     leaves = jax.tree.leaves(params)
     sharded = any(map(sharding.is_sharded, leaves))
@@ -254,281 +194,10 @@ def _recipe(matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: i
         "params": describe_params(params),
         "state": recipes.fingerprint(sharding.view_on_host(loss.state)),
         "noise": recipes.fingerprint(loss.key),
-        "data": recipes.describe(data if isinstance(data, Stream) else sharding.view_on_host(_data.as_arrays(data))),
+        "data": recipes.describe(data if isinstance(data, Stream) else sharding.view_on_host(data)),
         **({"draw": "per leaf"} if sharded else {}),
         "batch_size": batch_size,
         "batch_stats": "batch" if matrix.train else "frozen",
         "select": None if select is None else _tree.describe(select, params, matrix.leaf_mask),
         "precision": precision.describe(loss, params),
     }
-
-
-def _space(matrix: Matrix, params: PyTree, mesh: Mesh | None) -> Space:
-    """The space of the vectors; ``mesh`` is that of sharded parameters."""
-    leaves, treedef = jax.tree.flatten(matrices.part(params, matrix.leaf_mask))
-    shapes = tuple((tuple(x.shape), _tree.wide(x.dtype)) for x in leaves)
-    return Space(treedef, shapes, None if mesh is None else tuple(sharding.sharding_of(x, mesh) for x in leaves))
-
-
-def _multiplier(matrix: Matrix, mesh: Mesh, primitives: set[str], params_mesh: Mesh | None) -> Multiplier:
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    if params_mesh is not None:  # step by step from the host: nothing is lost where one product takes long
-        return Multiplier(matrix, None, mesh, on_device=False)
-    lowered = on_cpu and "conv_general_dilated" in primitives
-    on_device = not on_cpu or (mesh.size == 1 and not lowered)
-    return Multiplier(replace(matrix, lowered=lowered), None, mesh, on_device)
-
-
-def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> rewriting.Profile:
-    """The profile of a product, with the bytes per row; the product is only traced.
-
-    It is traced for all ``rows`` at once: with many rows, the values of the examples are larger than the weights.
-    """
-    rows = min(rows, MOST_TRACED)
-    by = _multiplier(matrix, _devices.mesh_of(jax.local_devices()[:1]), set(), None)
-    typed = jax.dtypes.canonicalize_dtype
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), typed(x.dtype)), batch)
-    common = common._replace(data=like, count=np.int32(rows))
-    vector = matrices.part(common.params, matrix.leaf_mask)
-    step, space = functools.partial(products.sums_step, by=by), _space(matrix, common.params, None)
-    profile = rewriting.profile(step, common, space, Rows(np.zeros(1, np.int32), rows), vector)
-    return profile._replace(nbytes=max(1, profile.nbytes // rows))
-
-
-def _state_precision(recipe: Recipe, profile: rewriting.Profile) -> tuple[int, set[str]]:
-    """Write the digits of the products into the recipe, and warn of half precision; (bytes per row, primitives)."""
-    digits = precision.bits(profile.lowest)
-    recipe["precision"] |= {"lowest": profile.lowest, "bits": digits}
-    if digits < precision.SINGLE:
-        warn_caller(
-            f"loss: the network computes in {profile.lowest}, {digits} significant bits, and so the curvature has two "
-            "or three digits; build the network in float32 (dtype=jnp.float32, no autocast) for more"
-        )
-    return profile.nbytes, profile.primitives
-
-
-def _blocks(by: Multiplier, rows: int, row_bytes: int, batch_size: int | None) -> list[Rows]:
-    """The blocks of one device's rows: all in one ``Rows``, or for convolutions on a CPU one ``Rows`` each."""
-    assert by.mesh is not None
-    assert by.matrix is not None
-    on_cpu = by.mesh.devices.flat[0].platform == "cpu"
-    size = batch_size or (CONV_ROWS if by.matrix.lowered else max(64, BLOCK_BYTES[on_cpu] // row_bytes))
-    size = -(-rows // -(-rows // min(size, rows)))  # equal blocks: rows that overlap are work for nothing
-    starts = np.arange(0, rows, size, dtype=np.int32)
-    return [Rows(starts[i : i + 1], size) for i in range(len(starts))] if by.matrix.lowered else [Rows(starts, size)]
-
-
-def _uncut_batches(by: Multiplier, count: int, batch_size: int | None) -> list[Rows]:
-    """A block for each batch that must not be cut: all of one size in one ``Rows``, or as in ``_blocks`` one each."""
-    assert by.matrix is not None
-    cuts = _data.cuts(count, batch_size)
-    if by.matrix.lowered:
-        return [Rows(np.array([start], np.int32), size) for start, size in cuts]
-    sizes = dict.fromkeys(size for _, size in cuts)
-    return [Rows(np.array([start for start, n in cuts if n == size], np.int32), size) for size in sizes]
-
-
-def _split(batch: Batch, mesh: Mesh) -> Batch:
-    """The rows, split over the devices and padded to an equal number for each."""
-    if mesh.size == 1:
-        return _devices.replicate(batch, mesh)
-    rows = _data.num_examples(batch)
-    target = -(-rows // mesh.size) * mesh.size
-    if target > rows:
-        batch = _data.pad_rows(jax.tree.map(np.asarray, batch), target)
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(GRID)))
-
-
-def _place_data(data: Batch, mesh: Mesh, params_mesh: Mesh | None) -> Batch:
-    """The rows on the devices: split over the mesh, or sharded as the caller sharded them beside the parameters."""
-    return _split(data, mesh) if params_mesh is None else sharding.keep_on_mesh(data, params_mesh, "data")
-
-
-def _in_memory(
-    settings: Settings, common: Common, data: Batch, recipe: Recipe, linearize: bool | str
-) -> LinearOperator:
-    matrix, mesh, params_mesh, uncut, batch_size, allow_nondeterministic, _ = settings
-    data = _data.as_arrays(data)
-    count = _data.num_examples(data)
-    rows = -(-count // mesh.size)
-    profile = _profile(matrix, common, data, _data.cuts(count, batch_size)[0][1] if uncut else rows)
-    row_bytes, primitives = _state_precision(recipe, profile)
-    by = _multiplier(matrix, mesh, primitives, params_mesh)
-    space = _space(matrix, common.params, params_mesh)
-    if params_mesh is not None and not uncut and any(map(sharding.is_sharded, jax.tree.leaves(data))):
-        batch_size = batch_size or rows  # a block of sharded rows would have to be brought together
-    blocks = _uncut_batches(by, count, batch_size) if uncut else _blocks(by, rows, row_bytes, batch_size)
-    place = functools.partial(_place_data, data, mesh, params_mesh)
-    common = common._replace(data=place(), count=np.int32(count))
-    if primitives & CALLBACKS and not allow_nondeterministic:
-        _check_deterministic(by, space, common, blocks[0])
-    if params_mesh is not None and linearize == "auto":
-        keep, nbytes, text = False, 0, "computed at every product"  # the compiler might gather values that are kept
-    else:
-        keep, nbytes, text = _choose_linearize(by, common, blocks, linearize)
-    num = sum(len(block.starts) for block in blocks)
-    in_blocks = f"{num * mesh.size:,} block" + "s" * (num * mesh.size > 1)
-    sharded = "" if params_mesh is None else f", parameters sharded over {params_mesh.size} devices"
-    recipe["plan"] = {
-        "blocks": num,
-        "rows": blocks[0].size,
-        "devices": (params_mesh or mesh).size,
-        "linearized": keep,
-        "bytes": nbytes,
-        "on_device": by.on_device,
-        "text": f"{count:,} examples in {in_blocks}, primal values {text}{sharded}",
-    }
-    log.info("%s: %s", recipe["kind"], recipe["plan"]["text"])
-    make = _linearize_at if keep else _recompute_at
-    base = common._replace(params=None)
-    return make(by, space, base, tuple(blocks), place, common.params, recipe)
-
-
-# The next two are no closures: an operator held by a closure that it holds itself would not free its data.
-
-
-def _recompute_at(
-    by: Multiplier, space: Space, base: Common, blocks: tuple[Rows, ...], place: Any, params: PyTree, recipe: Recipe
-) -> LinearOperator:
-    """The operator at these parameters, with primal values computed at every product."""
-    rebuild = functools.partial(_recompute_at, by, space, base, blocks, place)
-    return LinearOperator(by, space, base._replace(params=params), blocks, recipe=recipe, rebuild=rebuild)
-
-
-def _linearize_at(
-    by: Multiplier, space: Space, base: Common, blocks: tuple[Rows, ...], place: Any, params: PyTree, recipe: Recipe
-) -> LinearOperator:
-    """The operator at these parameters, with primal values computed now and kept in place of the data."""
-    without = base._replace(data=None)
-    rebuild = functools.partial(_linearize_at, by, space, without, blocks, place)
-    common = base._replace(params=params, data=place() if base.data is None else base.data)
-    maps = tuple(products.linearize(common, block.starts, by=by, size=block.size) for block in blocks)
-    return LinearOperator(by, space, without._replace(params=params), maps, recipe=recipe, rebuild=rebuild)
-
-
-def _choose_linearize(
-    by: Multiplier, common: Common, blocks: list[Rows], linearize: bool | str
-) -> tuple[bool, int, str]:
-    """(whether to keep primal values, the bytes they take, both in words)."""
-    if not linearize:
-        return False, 0, "computed at every product"
-    assert by.mesh is not None
-    device, nbytes = by.mesh.devices.flat[0], _kept_bytes(by, common, blocks)
-    free = _devices.free_bytes(device) * (1 if device.platform == "cpu" else by.mesh.size)
-    if linearize != "auto" or nbytes <= KEPT_FRACTION * free:
-        return True, nbytes, f"kept ({_size(nbytes)})"
-    return False, 0, f"computed at every product (kept, they would take {_size(nbytes)} of {_size(free)} that are free)"
-
-
-def _kept_bytes(by: Multiplier, common: Common, blocks: list[Rows]) -> int:
-    """Bytes of the primal values of all blocks, computed from their shapes."""
-    sizes = {
-        (block.size, len(block.starts)): products.linearize.eval_shape(common, block.starts, by=by, size=block.size)
-        for block in blocks[:1] + blocks[-1:]
-    }
-
-    def nbytes(block: Rows) -> int:
-        values = sizes.get((block.size, len(block.starts)), next(iter(sizes.values())))
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(values))
-
-    return sum(map(nbytes, blocks))
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.1f} MiB"
-
-
-def _check_deterministic(by: Multiplier, space: Space, common: Common, block: Rows) -> None:
-    ones = jax.tree.map(jnp.ones_like, matrices.part(common.params, by.matrix.leaf_mask))  # type: ignore
-    twice = [products.sums_step(common, space, block, ones, by=by) for _ in range(2)]
-    numbers = [np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(sums)]) for sums in twice]
-    difference = _difference(*numbers)
-    if difference > UNSTEADY:
-        raise Misuse(
-            "loss",
-            f"two evaluations on the same batch differ by {difference:.1e} relative, and the curvature of a loss that "
-            f"changes has no meaning; the difference must be at most {UNSTEADY}. Remove the callback that draws noise "
-            "and pass a key to the Loss, or set allow_nondeterministic=True",
-        )
-
-
-def _difference(one: np.ndarray, two: np.ndarray) -> float:
-    """Largest difference relative to the largest entry; inf where one is finite and the other is not."""
-    finite = np.isfinite(one)
-    if not np.array_equal(one[~finite], two[~finite], equal_nan=True):
-        return np.inf
-    largest = np.abs(one[finite]).max(initial=np.finfo(np.float32).tiny)
-    return float(np.nan_to_num(np.abs(one[finite] - two[finite]) / largest, nan=np.inf).max(initial=0))
-
-
-def _stream(settings: Settings, common: Common, data: Stream, batch: Batch, recipe: Recipe) -> HostOperator:
-    matrix, mesh, params_mesh, uncut, batch_size, _, together = settings
-    count = _data.num_examples(batch)
-    profile = _profile(matrix, common, batch, _data.cuts(count, batch_size)[0][1] if uncut else count)
-    row_bytes, primitives = _state_precision(recipe, profile)
-    by = _multiplier(matrix, mesh, primitives, params_mesh)
-    space = _space(matrix, common.params, params_mesh)
-    text = "streamed, one reading per product"
-    recipe["plan"] = {
-        "devices": (params_mesh or mesh).size,
-        "linearized": False,
-        "bytes": 0,
-        "on_device": False,
-        "text": f"{text}, in each of {jax.process_count()} processes" if together else text,
-    }
-    return _stream_at(settings, by, space, row_bytes, data, common._replace(params=None), common.params, recipe)
-
-
-def _stream_at(
-    settings: Settings,
-    by: Multiplier,
-    space: Space,
-    row_bytes: int,
-    data: Stream,
-    base: Common,
-    params: PyTree,
-    recipe: Recipe,
-) -> HostOperator:
-    """The operator at these parameters, whose products read the stream."""
-    _, mesh, params_mesh, uncut, batch_size, allow_nondeterministic, together = settings
-    common = base._replace(params=params)
-    values: list[np.ndarray] = []  # the mean loss of the first pass
-
-    def place(batch: Batch, mesh: Mesh) -> Batch:
-        return _place_data(batch, mesh, params_mesh)
-
-    def call(v: PyTree) -> PyTree:
-        total: Any = None
-        for batch, count, offset in _devices.device_batches(data, mesh, uncut, place=place):
-            rows = _data.num_examples(batch) // mesh.size
-            here = common._replace(data=batch, count=np.int32(count), offset=common.offset + np.int32(offset))
-            blocks = _uncut_batches(by, count, batch_size) if uncut else _blocks(by, rows, row_bytes, batch_size)
-            for block in blocks:
-                sums = products.sums_step(here, space, block, v, by=by)
-                total = sums if total is None else products.plus_step(total, sums)
-                if params_mesh is not None:
-                    total = sharding.wait_on_cpu(total)
-        total = products.add_up(by, total)
-        total = _exchange(by, v, total) if together else total
-        if not allow_nondeterministic:
-            _check_same_pass(values, products.over_devices(by, total[1]))
-        return space.wait_for(products.finish_step(common, space, v, total, by=by))
-
-    rebuild = functools.partial(_stream_at, settings, by, space, row_bytes, data, base)
-    from_host = by._replace(on_device=False)
-    return HostOperator(from_host, space, call, params, recipe=recipe, rebuild=rebuild, together=together)
-
-
-def _check_same_pass(values: list[np.ndarray], sums: Any) -> None:
-    """Refuse a stream whose mean loss is not that of the first pass, the only entry of ``values`` after it."""
-    weight, value = (np.asarray(x, np.float64) for x in sums)
-    with np.errstate(invalid="ignore", divide="ignore"):  # no weight at all
-        values.append(np.array([value / weight]))
-    before, now = values[0], values[-1]
-    del values[1:]
-    if _difference(before, now) > UNSTEADY:
-        raise Misuse(
-            "data",
-            f"two readings of the stream give the mean losses {before[0]:.8g} and {now[0]:.8g}; it must yield the same "
-            "examples each time. Turn off augmentation and dropping of batches, or set allow_nondeterministic=True",
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from lla_jax.core import jaxprs, losses
 from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.remembering import remember, shapes_of
+from lla_jax.core.rows import outputs_of_rows
 from lla_jax.core.types import Batch, Loss, PyTree
 
 _SHAPES: dict[Hashable, str] = {}  # of the criteria of this process, in their outputs
@@ -114,12 +114,6 @@ def leaves_read(loss: Loss, outputs: Any, batch: Batch) -> list[int]:
     closed = jax.make_jaxpr(losses)(leaves, outputs)
     used = jaxprs.inputs_of(closed, [True] * len(closed.jaxpr.outvars))
     return [i for i in range(len(leaves)) if used[i]]
-
-
-@functools.partial(jax.jit, static_argnames="train")
-def outputs_of_rows(loss: Loss, params: PyTree, block: losses.Block, *, train: bool) -> Any:
-    """The outputs of the model for the rows of a block."""
-    return losses.outputs_of(loss, params, loss.state, block, train)[0]
 
 
 def with_curved_criterion(loss: Loss, params: PyTree, block: losses.Block, train: bool) -> Loss:

@@ -24,6 +24,7 @@ import numpy as np
 
 from lla_jax.core import losses
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.rows import outputs_of_rows
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.curvature import criteria, likelihoods
 from lla_jax.curvature.likelihoods import Likelihood, Target
@@ -86,7 +87,7 @@ def recognise(loss: Loss, params: PyTree, block: losses.Block, train: bool) -> L
     Raises:
       ValueError: the criterion reads no target, or none of the likelihoods that are known fits.
     """
-    outputs, batch = criteria.outputs_of_rows(loss, params, block, train=train), block.batch
+    outputs, batch = outputs_of_rows(loss, params, block, train=train), block.batch
     with losses.note_call("the criterion", "criterion(outputs, batch)", block):
         read = criteria.leaves_read(loss, outputs, batch)
     if not read:

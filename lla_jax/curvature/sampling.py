@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -12,6 +12,8 @@ import numpy as np
 
 from lla_jax.core import losses
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.remembering import remember, shapes_of
+from lla_jax.core.rows import outputs_of_rows
 from lla_jax.core.types import Loss, PyTree
 from lla_jax.curvature import criteria
 from lla_jax.curvature.likelihoods import Likelihood, draw
@@ -25,8 +27,7 @@ MOST_OUTPUTS = 2**18  # of the rows that are looked at, unless one row alone has
 DRAWN_OUTPUTS = 2**24  # outputs times draws, roughly
 SIGMAS = 6.0  # standard errors by which the mean slope may differ from zero
 
-_SETTLED: dict[Any, Any] = {}  # the samplers of losses that were looked at
-MOST_SETTLED = 128
+_SETTLED: dict[Hashable, Any] = {}  # the samplers of losses that were looked at
 
 
 def settle(loss: Loss, params: PyTree, block: losses.Block, sampler: Any, train: bool) -> Any:
@@ -37,22 +38,20 @@ def settle(loss: Loss, params: PyTree, block: losses.Block, sampler: Any, train:
     Raises:
       ValueError: as ``recognise`` and ``check_mean_slope``.
     """
-    shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), (params, block))
-    seen = (jax.tree.structure(loss), sampler, train, jax.tree.structure(shapes), *jax.tree.leaves(shapes))
-    if seen not in _SETTLED:
-        block = _shorten(loss, params, block, train)
+
+    def look() -> Any:
+        few = _shorten(loss, params, block, train)
         recognised = sampler == RECOGNISE
-        found = recognise(loss, params, block, train) if recognised else sampler
-        check_mean_slope(loss, params, block, found, train, recognised)
-        if len(_SETTLED) >= MOST_SETTLED:
-            del _SETTLED[next(iter(_SETTLED))]
-        _SETTLED[seen] = found
-    return _SETTLED[seen]
+        found = recognise(loss, params, few, train) if recognised else sampler
+        check_mean_slope(loss, params, few, found, train, recognised)
+        return found
+
+    return remember(_SETTLED, (shapes_of((loss, params, block)), sampler, train), look)
 
 
 def _shorten(loss: Loss, params: PyTree, block: losses.Block, train: bool) -> losses.Block:
     """Fewer rows of a block where the outputs are many, such as scores of all words for each token."""
-    sizes = [x.size for x in jax.tree.leaves(criteria.outputs_of_rows.eval_shape(loss, params, block, train=train))]
+    sizes = [x.size for x in jax.tree.leaves(outputs_of_rows.eval_shape(loss, params, block, train=train))]
     rows = len(block.index)
     keep = int(np.clip(rows * MOST_OUTPUTS // max(1, sum(sizes)), 1, rows))
     return jax.tree.map(lambda x: x[:keep], block)
@@ -71,7 +70,7 @@ def check_mean_slope(
       ValueError: the mean is farther from zero than 6 standard errors; or the criterion is a sum of squares, and the
         targets of a user's sampler have another variance than its Gaussian likelihood.
     """
-    outputs = criteria.outputs_of_rows(loss, params, block, train=train)
+    outputs = outputs_of_rows(loss, params, block, train=train)
     entries = sum(x.size for x in jax.tree.leaves(outputs))
     draws = int(np.clip(DRAWN_OUTPUTS // max(1, entries), FEWEST_DRAWS, DRAWS))
     statistics = functools.partial(_slope_statistics, loss, outputs, block, sampler=sampler, draws=draws)

@@ -12,7 +12,7 @@ import numpy as np
 
 from lla_jax.core import losses, precision
 from lla_jax.core.jaxprs import inputs_of
-from lla_jax.core.remembering import remember
+from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.types import Batch, Loss, PyTree, Recipe
 from lla_jax.landscape.kernels import Formula
 
@@ -49,7 +49,7 @@ def trace(loss: Loss, params: PyTree, batch: Batch, size: int, train: bool) -> T
       train: whether normalization layers use the statistics of the batch.
     """
     leaves, structure = jax.tree.flatten((params, loss, batch))
-    key = (structure, tuple((x.shape, str(x.dtype)) for x in leaves), size, train)
+    key = shapes_of((params, loss, batch)), size, train
 
     def look() -> Traced:
         shapes = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves])

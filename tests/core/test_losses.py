@@ -288,3 +288,17 @@ def test_penalties_that_are_no_scalars_are_refused(penalty):
         lla.hessian(loss, p, rows).product(p)
     with pytest.raises(ValueError, match=r"penalty: returned .* must return a scalar"):
         gradients.mean_gradient(loss, p, rows)
+
+
+@pytest.mark.parametrize("batch_size", ["16", -3, 2.5])
+@pytest.mark.parametrize("separate", [True, False])
+def test_a_wrong_batch_size_of_a_gradient_is_named(batch_size, separate):
+    loss = mlp_loss() if separate else lla.Loss(apply, lambda o, b: o.mean(), per_example=False)
+    with pytest.raises(ValueError, match="batch_size: "):
+        lla.directions.gradient(loss, params(), DATA, batch_size=batch_size)
+
+
+def test_losses_and_weights_of_a_coupled_loss_are_refused_as_no_scalar():
+    loss = lla.Loss(apply, lambda o, b: (cross_entropy(o, b), jnp.ones(len(o))), per_example=False)
+    with pytest.raises(ValueError, match="must return a scalar per batch"):
+        lla.hessian(loss, params(), DATA)

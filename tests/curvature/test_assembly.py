@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.curvature import assembly, operators
+from lla_jax.curvature import blocks, operators
 from lla_jax.execution import devices as _devices
 from tests import helpers
 from tests.curvature.cases import DATA, LOSS, make
@@ -57,7 +57,7 @@ def test_blocks_suit_the_caches_also_where_the_weights_are_large():
 
     data = np.zeros((n, 4), np.float32), np.zeros(n, np.int32)
     H = lla.hessian(lla.Loss(wide, helpers.cross_entropy), params, data, execution=ANEW)
-    most = assembly.BLOCK_BYTES[True] // (4 * width)
+    most = blocks.BLOCK_BYTES[True] // (4 * width)
     assert H.recipe["plan"]["rows"] == n // -(-n // most)
     few = lla.hessian(LOSS, helpers.params(), helpers.dataset(900), execution=ANEW)
     assert few.recipe["plan"]["blocks"] == 1
@@ -162,4 +162,22 @@ def test_a_callback_that_draws_noise_is_refused_unless_allowed():
     ],
 )
 def test_difference_between_two_runs(one, two, expected):
-    assert assembly._difference(np.array(one), np.array(two)) == pytest.approx(expected)
+    assert blocks._difference(np.array(one), np.array(two)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rows", ["32", "-1, 32"], ids=["of a fixed number", "of multiples"])
+def test_models_of_their_own_number_of_rows_have_all_matrices(rows):
+    x = np.random.default_rng(0).standard_normal((64, 5)).astype(np.float32)
+    shape = (-1, 32, 5) if "," in rows else (32, 5)
+
+    def apply(p, state, batch, train):
+        return (batch[0].reshape(shape) @ p["w"]).reshape(-1, 3), state
+
+    params = {"w": np.ones((5, 3), np.float32)}
+    loss = lla.Loss(apply, lambda o, b: ((o - b[1]) ** 2).sum(1))
+    free = lla.Loss(lambda p, state, batch, train: (batch[0] @ p["w"], state), loss.criterion)
+    data = (x, x[:, :3])
+    expected = operators.dense(lla.ggn(free, params, data, execution=ONE))
+    fisher = lla.fisher(loss, params, data, jax.random.key(0), samples=300, batch_size=32, execution=ONE)
+    assert error(operators.dense(lla.ggn(loss, params, data, batch_size=32, execution=ONE)), expected) < 1e-5
+    assert error(operators.dense(fisher), expected) < 0.1

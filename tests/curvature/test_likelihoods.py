@@ -12,8 +12,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.curvature import operators, recognition, sampling
-from lla_jax.curvature.assembly import _few_rows
-from tests.helpers import ANEW, error
+from tests.helpers import ANEW, error, few_rows
 
 N, T, C = 12, 3, 3
 KEY = jax.random.key(0)
@@ -214,7 +213,7 @@ CASES = {  # name: (loss, outputs, data, likelihood)
 @pytest.mark.parametrize("name", CASES)
 def test_fisher_likelihood_is_recognised(name):
     loss, outputs, data, expected = CASES[name]
-    assert str(recognition.recognise(loss, params(outputs), _few_rows(data), False)) == expected
+    assert str(recognition.recognise(loss, params(outputs), few_rows(data), False)) == expected
 
 
 SAME_AS_GGN = [
@@ -271,7 +270,7 @@ NO_LIKELIHOOD = {
 def test_fisher_of_no_likelihood_is_refused(name):
     loss = lla.Loss(model(), NO_LIKELIHOOD[name])
     with pytest.raises(ValueError, match=r"none of the likelihoods that are recognised.*sample=f"):
-        recognition.recognise(loss, params(), _few_rows((X, LABELS)), False)
+        recognition.recognise(loss, params(), few_rows((X, LABELS)), False)
 
 
 @pytest.mark.parametrize("name", ["(1 - y f)^2", "shrunken outputs", "variances without a norm"])
@@ -282,12 +281,12 @@ def test_fisher_of_squares_that_are_no_density_is_refused(name):
         "variances without a norm": lambda o, b: jnp.exp(-o[:, 1]) * (o[:, 0] - b[1][:, 0]) ** 2,
     }[name]
     with pytest.raises(ValueError, match="none of the likelihoods"):
-        recognition.recognise(lla.Loss(model(), criterion), params(), _few_rows((X, REALS)), False)
+        recognition.recognise(lla.Loss(model(), criterion), params(), few_rows((X, REALS)), False)
 
 
 def test_fisher_with_a_sampler_of_another_likelihood_is_refused():
     loss, outputs, data, _ = CASES["one logit"]
-    check = functools.partial(sampling.check_mean_slope, loss, params(outputs), _few_rows(data))
+    check = functools.partial(sampling.check_mean_slope, loss, params(outputs), few_rows(data))
     check(operators.bernoulli, False, False)
     for sample in (operators.gaussian, functools.partial(operators.bernoulli, temperature=3.0), operators.poisson):
         with pytest.raises(ValueError, match="standard errors from zero"):
@@ -304,7 +303,7 @@ def test_fisher_with_a_sampler_of_another_likelihood_is_refused():
 )
 def test_fisher_with_a_gaussian_sampler_of_another_variance_is_refused(squares, right, wrong):
     loss = lla.Loss(model(), squares)
-    check = functools.partial(sampling.check_mean_slope, loss, params(), _few_rows((X, REALS)))
+    check = functools.partial(sampling.check_mean_slope, loss, params(), few_rows((X, REALS)))
     check(functools.partial(operators.gaussian, variance=right), False, False)
     with pytest.raises(ValueError, match="times the variance of the Gaussian likelihood"):
         check(functools.partial(operators.gaussian, variance=wrong), False, False)
@@ -313,7 +312,7 @@ def test_fisher_with_a_gaussian_sampler_of_another_variance_is_refused(squares, 
 def test_fisher_means_over_tokens_may_be_drawn_by_the_user():
     """Such a loss is a part of the negative log-likelihood, whose slope varies less than the curvature says."""
     loss = lla.Loss(model(), lambda o, b: entropy(o, b[1]).mean(1))
-    sampling.check_mean_slope(loss, params(), _few_rows((TOKENS, TOKEN_LABELS)), operators.categorical, False, False)
+    sampling.check_mean_slope(loss, params(), few_rows((TOKENS, TOKEN_LABELS)), operators.categorical, False, False)
 
 
 def test_fisher_with_a_sampler_that_returns_the_target_alone_is_refused():
@@ -327,4 +326,4 @@ def test_fisher_with_a_sampler_that_returns_the_target_alone_is_refused():
 def test_a_network_that_is_sure_raises_no_alarm(gain):
     """Targets that are so rare that no draw has them: the mean slope is not zero, and its variance unseen."""
     loss = lla.Loss(model(lambda o: gain * o), lambda o, b: entropy(o, b[1]))
-    sampling.check_mean_slope(loss, params(), _few_rows((X, LABELS)), operators.categorical, False, False)
+    sampling.check_mean_slope(loss, params(), few_rows((X, LABELS)), operators.categorical, False, False)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.curvature import assembly, operators
+from lla_jax.curvature import blocks, operators
 from lla_jax.curvature.linear_operator import check_symmetric
 from tests import helpers
 from tests.curvature.cases import DATA, LOSS, MADE, make
@@ -48,8 +48,8 @@ def test_around_other_parameters_the_data_stay_where_they_are(monkeypatch):
     def refuse(*args):
         raise AssertionError("the data are moved")
 
-    monkeypatch.setattr(assembly, "_split", refuse)
-    monkeypatch.setattr(assembly, "_profile", refuse)
+    monkeypatch.setattr(blocks, "_split", refuse)
+    monkeypatch.setattr(blocks, "_profile", refuse)
     assert H.at(helpers.params(1)).recipe["plan"] == H.recipe["plan"]
     there, here = (jax.tree.leaves(op.common.data) for op in (H.at(helpers.params(1)), H))
     assert all(map(operator.is_, there, here))
@@ -59,14 +59,14 @@ def test_around_other_parameters_the_data_stay_where_they_are(monkeypatch):
 
 
 def test_where_primal_values_are_kept_the_data_are_not_here_or_elsewhere(monkeypatch):
-    placed, split = [], assembly._split
+    placed, split = [], blocks._split
 
     def watched(*args):
         found = split(*args)
         placed.extend(map(weakref.ref, jax.tree.leaves(found)))
         return found
 
-    monkeypatch.setattr(assembly, "_split", watched)
+    monkeypatch.setattr(blocks, "_split", watched)
     H = make(linearize=True)
     there = H.at(helpers.params(1))
     assert there.recipe["plan"] == H.recipe["plan"]

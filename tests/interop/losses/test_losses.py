@@ -14,8 +14,7 @@ from torch.nn import functional
 
 import lla_jax as lla
 from lla_jax.curvature import operators, recognition
-from lla_jax.curvature.assembly import _few_rows
-from tests.helpers import error
+from tests.helpers import error, few_rows
 from tests.interop.conversions import build, real
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -161,7 +160,7 @@ def test_fisher_likelihood_of_torch_losses(name):
     criterion, sigmoid, expected = LIKELIHOODS[name]
     net = lla_torch.convert(nn.Sequential(build(nn.Linear, 3, 1), *[nn.Sigmoid()] * sigmoid), (real(6, 3),))
     data = inputs(B, 3).numpy(), (labels(B, 1) > 0).double().numpy()
-    loss, block = net.loss(criterion), _few_rows(data)
+    loss, block = net.loss(criterion), few_rows(data)
     assert str(recognition.recognise(loss, net.variables["params"], block, False)) == expected
 
 
