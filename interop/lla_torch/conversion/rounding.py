@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from lla_torch.conversion.widths import name_of, names, results_of
+from lla_torch.conversion.widths import name_of, names, nodes_in, results_of
 
-SUMS = names("add sub subtract rsub")
+ADDITIONS = names("add sub subtract rsub")
 PRODUCTS = names("mul multiply div divide true_divide")
 POWERS = names("exp exp2 pow square")
 ROOTS = names("log pow sqrt rsqrt")
@@ -41,10 +41,11 @@ def find_kept(nodes: list[Node], constants: set[Node]) -> frozenset[Node]:
     for node in nodes:
         if node.op == "call_function" and all(n in fixed for n in node.all_input_nodes):
             fixed.add(node)
-    kept: set[Node] = set()
+    passed, kept = _passed_on(nodes), set[Node]()
     for node in nodes:
         if node.op == "call_function" and _is_real(node) and node not in fixed:
-            kept.update(source for source in _sources(node, fixed) if _is_rewritten(source, node, fixed))
+            sources = frozenset().union(*(passed[n] for n in nodes_in(node.args))) - fixed
+            kept.update(source for source in sources if _is_rewritten(source, node, fixed, passed))
     return frozenset(kept)
 
 
@@ -52,17 +53,17 @@ def _is_real(node: Node) -> bool:
     return all(isinstance(x, torch.Tensor) and x.dtype.is_floating_point for x in results_of(node))
 
 
-def _is_rewritten(inner: Node, outer: Node, fixed: set[Node]) -> bool:
+def _is_rewritten(inner: Node, outer: Node, fixed: set[Node], passed: Mapping[Any, frozenset[Node]]) -> bool:
     """Whether XLA may merge two operators of which the second one reads the first one's result."""
     first, second = name_of(inner), name_of(outer)
-    if first in SUMS and second in SUMS:
+    if first in ADDITIONS and second in ADDITIONS:
         return _constant(inner, fixed) is not None and _constant(outer, fixed) is not None
     if first in PRODUCTS and second in PRODUCTS:
         factors = _constant(inner, fixed), _constant(outer, fixed)
         if None not in factors:
             return any(_is_extreme(x) for x in factors)
     if first in POWERS and second in PRODUCTS:
-        return all(any(name_of(s) in POWERS for s in _through(x)) for x in outer.args[:2])
+        return all(any(name_of(s) in POWERS for s in passed.get(x, ())) for x in outer.args[:2])
     return first in POWERS and second in ROOTS
 
 
@@ -76,21 +77,19 @@ def _constant(node: Node, fixed: set[Node]) -> Any:
     return found[0] if len(found) == 1 else None
 
 
-def _sources(node: Node, fixed: set[Node]) -> Iterator[Node]:
-    """The operators whose results a node reads, seen through those that change no entry."""
-    for x in node.args:
-        yield from (source for source in _through(x) if source not in fixed)
+def _passed_on(nodes: list[Node]) -> dict[Node, frozenset[Node]]:
+    """For every node the operators whose results it hands on, seen through those that change no entry."""
+    found: dict[Node, frozenset[Node]] = {}
+    for node in nodes:
+        if _changes_none(node):
+            found[node] = frozenset().union(*(found[n] for n in nodes_in(node.args)))
+        else:
+            found[node] = frozenset([node] if node.op == "call_function" else [])
+    return found
 
 
-def _through(x: Any) -> Iterator[Node]:
-    if isinstance(x, list | tuple):
-        for each in x:
-            yield from _through(each)
-    elif isinstance(x, Node) and (name_of(x) in SAME or x.target is operator.getitem or _is_times_one(x)):
-        for each in x.args:
-            yield from _through(each)
-    elif isinstance(x, Node) and x.op == "call_function":
-        yield x
+def _changes_none(node: Node) -> bool:
+    return name_of(node) in SAME or node.target is operator.getitem or _is_times_one(node)
 
 
 def _is_times_one(node: Node) -> bool:

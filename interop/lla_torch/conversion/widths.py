@@ -138,7 +138,7 @@ def _demands(node: Node, wide: bool) -> Iterator[Node]:
     if name == "one_hot" or (low and not wide):
         return
     for key, x in arguments_of(node).items():
-        yield from _nodes_in(x) if key not in PLACES else ()
+        yield from nodes_in(x) if key not in PLACES else ()
 
 
 def _is_low(node: Node) -> bool:
@@ -147,12 +147,13 @@ def _is_low(node: Node) -> bool:
     return name_of(node) in ("bitwise_left_shift", "__lshift__", "pow") and isinstance(by, int) and 0 <= by < 32
 
 
-def _nodes_in(x: Any) -> Iterator[Node]:
+def nodes_in(x: Any) -> Iterator[Node]:
+    """The nodes of nested arguments."""
     if isinstance(x, Node):
         yield x
     elif isinstance(x, list | tuple):
         for each in x:
-            yield from _nodes_in(each)
+            yield from nodes_in(each)
 
 
 # --- the graph

@@ -258,8 +258,9 @@ def _fill_slot(spec: Input, trees: Mapping[str, Any], inputs: Sequence[Any], own
 
 def _fill_stored(leaf: Any, spec: Input, own: np.dtype) -> Any:
     """A stored array, in 64 bits where the program needs them, and with the low bits of 64 where it does not."""
-    dtype = None if spec.dtype is None or spec.dtype.own else spec.dtype.resolve(own)
-    wide = is_wide(getattr(leaf, "dtype", None)) or is_wide(dtype)
+    own_type = spec.dtype is not None and spec.dtype.own
+    dtype = None if spec.dtype is None else spec.dtype.resolve(own)
+    wide = is_wide(getattr(leaf, "dtype", None)) or (not own_type and is_wide(dtype))
     with bits_of(wide):
         array = jnp.asarray(leaf)
         return array.astype(dtype) if wide and dtype is not None else array

@@ -9,7 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import lla_torch
+from lla_torch.conversion import rounding
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
 MAGIC = 12582912.0  # 1.5 * 2^23: float32 has no digits behind the point here
@@ -82,3 +84,22 @@ def test_ordinary_arithmetic_is_left_to_the_compiler():
 
     net = lla_torch.convert(Rounding(ordinary), X)
     assert not any(i.kept or i.wide for i in net.function.eval.instructions)
+
+
+@pytest.mark.parametrize("steps", [16, 400])
+def test_a_constant_is_found_behind_many_steps_in_one_pass(steps, monkeypatch):
+    def swapped(y):
+        y = y + MAGIC
+        for _ in range(steps):
+            y = torch.cat([y[:, 1:], y[:, :1]], 1)
+        return y - MAGIC
+
+    nodes = list(make_fx(swapped)(X).graph.nodes)
+    name_of, calls = rounding.name_of, iter(range(10 * len(nodes)))
+
+    def counted(node):
+        assert next(calls, None) is not None, "a node is visited once for every path that leads to it"
+        return name_of(node)
+
+    monkeypatch.setattr(rounding, "name_of", counted)
+    assert [node.name for node in rounding.find_kept(nodes, set())] == ["add"]

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from lla_torch.program.errors import misuse
 from lla_torch.program.operators import lowering
 from lla_torch.program.ops.axes import axis_of, unmerge
-from lla_torch.program.ops.pointwise import floating
+from lla_torch.program.ops.pointwise import of_floats
 from lla_torch.program.views import View
 
 lowering("aten.relu", layout="pointwise")(jax.nn.relu)
 lowering("aten.silu", layout="pointwise")(jax.nn.silu)
-lowering("aten.sigmoid", "aten.special_expit", layout="pointwise")(lambda x: jax.nn.sigmoid(floating(x)))
-lowering("aten.tanh", layout="pointwise")(lambda x: jnp.tanh(floating(x)))
+lowering("aten.sigmoid", "aten.special_expit", layout="pointwise")(of_floats(jax.nn.sigmoid))
+lowering("aten.tanh", layout="pointwise")(of_floats(jnp.tanh))
 lowering("aten.mish", layout="pointwise")(lambda x: x * jnp.tanh(jax.nn.softplus(x)))
 lowering("aten.log_sigmoid", layout="pointwise")(jax.nn.log_sigmoid)
 

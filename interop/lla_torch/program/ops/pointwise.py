@@ -21,7 +21,7 @@ def floating(x: Any) -> jax.Array:
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
 
 
-def _of_floats(function: Callable[[jax.Array], jax.Array]) -> Callable[[Any], jax.Array]:
+def of_floats(function: Callable[[jax.Array], jax.Array]) -> Callable[[Any], jax.Array]:
     """The function of ``floating(x)``: jax itself takes 32 bits for whole numbers, whatever its default is."""
     return lambda x: function(floating(x))
 
@@ -65,44 +65,44 @@ _register(
         "trunc fix": jnp.trunc,
         "round": jnp.round,
         "frac": _frac,
-        "exp": _of_floats(jnp.exp),
-        "exp2 special_exp2": _of_floats(jnp.exp2),
-        "expm1 special_expm1": _of_floats(jnp.expm1),
-        "log": _of_floats(jnp.log),
-        "log2": _of_floats(jnp.log2),
-        "log10": _of_floats(jnp.log10),
-        "log1p special_log1p": _of_floats(jnp.log1p),
-        "sqrt": _of_floats(jnp.sqrt),
-        "rsqrt": lambda x: jax.lax.rsqrt(floating(x)),
+        "exp": of_floats(jnp.exp),
+        "exp2 special_exp2": of_floats(jnp.exp2),
+        "expm1 special_expm1": of_floats(jnp.expm1),
+        "log": of_floats(jnp.log),
+        "log2": of_floats(jnp.log2),
+        "log10": of_floats(jnp.log10),
+        "log1p special_log1p": of_floats(jnp.log1p),
+        "sqrt": of_floats(jnp.sqrt),
+        "rsqrt": of_floats(jax.lax.rsqrt),
         "square": jnp.square,
         "reciprocal": lambda x: 1 / floating(x),
-        "sin": _of_floats(jnp.sin),
-        "cos": _of_floats(jnp.cos),
-        "tan": _of_floats(jnp.tan),
-        "asin arcsin": _of_floats(jnp.arcsin),
-        "acos arccos": _of_floats(jnp.arccos),
-        "atan arctan": _of_floats(jnp.arctan),
-        "sinh": _of_floats(jnp.sinh),
-        "cosh": _of_floats(jnp.cosh),
-        "asinh arcsinh": _of_floats(jnp.arcsinh),
-        "acosh arccosh": _of_floats(jnp.arccosh),
-        "atanh arctanh": _of_floats(jnp.arctanh),
-        "sinc special_sinc": _of_floats(jnp.sinc),
-        "deg2rad": _of_floats(jnp.deg2rad),
-        "rad2deg": _of_floats(jnp.rad2deg),
-        "erf special_erf": lambda x: special.erf(floating(x)),
-        "erfc special_erfc": lambda x: special.erfc(floating(x)),
-        "erfinv special_erfinv": lambda x: special.erfinv(floating(x)),
-        "lgamma special_gammaln": lambda x: special.gammaln(floating(x)),
-        "digamma special_digamma special_psi": lambda x: special.digamma(floating(x)),
-        "special_ndtr": lambda x: special.ndtr(floating(x)),
-        "special_ndtri": lambda x: special.ndtri(floating(x)),
-        "special_log_ndtr": lambda x: special.log_ndtr(floating(x)),
-        "special_entr": lambda x: _entr(floating(x)),
-        "i0 special_i0": lambda x: special.i0(floating(x)),
-        "special_i0e": lambda x: special.i0e(floating(x)),
-        "special_i1": lambda x: special.i1(floating(x)),
-        "special_i1e": lambda x: special.i1e(floating(x)),
+        "sin": of_floats(jnp.sin),
+        "cos": of_floats(jnp.cos),
+        "tan": of_floats(jnp.tan),
+        "asin arcsin": of_floats(jnp.arcsin),
+        "acos arccos": of_floats(jnp.arccos),
+        "atan arctan": of_floats(jnp.arctan),
+        "sinh": of_floats(jnp.sinh),
+        "cosh": of_floats(jnp.cosh),
+        "asinh arcsinh": of_floats(jnp.arcsinh),
+        "acosh arccosh": of_floats(jnp.arccosh),
+        "atanh arctanh": of_floats(jnp.arctanh),
+        "sinc special_sinc": of_floats(jnp.sinc),
+        "deg2rad": of_floats(jnp.deg2rad),
+        "rad2deg": of_floats(jnp.rad2deg),
+        "erf special_erf": of_floats(special.erf),
+        "erfc special_erfc": of_floats(special.erfc),
+        "erfinv special_erfinv": of_floats(special.erfinv),
+        "lgamma special_gammaln": of_floats(special.gammaln),
+        "digamma special_digamma special_psi": of_floats(special.digamma),
+        "special_ndtr": of_floats(special.ndtr),
+        "special_ndtri": of_floats(special.ndtri),
+        "special_log_ndtr": of_floats(special.log_ndtr),
+        "special_entr": of_floats(_entr),
+        "i0 special_i0": of_floats(special.i0),
+        "special_i0e": of_floats(special.i0e),
+        "special_i1": of_floats(special.i1),
+        "special_i1e": of_floats(special.i1e),
         "logical_not": jnp.logical_not,
         "bitwise_not": jnp.bitwise_not,
         "isnan": jnp.isnan,
@@ -407,7 +407,7 @@ def copy(x: View, source: View) -> View:
 
 
 @lowering("aten.view_as_real", "aten.view_as_real_copy")
-def view_asfloating(x: jax.Array) -> jax.Array:
+def view_as_real(x: jax.Array) -> jax.Array:
     """Real and imaginary part of x along a new last axis."""
     return jnp.stack((x.real, x.imag), -1)
 
