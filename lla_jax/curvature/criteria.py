@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lla_jax.core import jaxprs, losses
+from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import outputs_of_rows
@@ -38,8 +39,7 @@ def total(loss: Loss, outputs: Any, batch: Batch, drawn: Batch) -> Any:
     if weighted is not None:
         weights = loss.criterion(outputs, batch)[1]
         values = jnp.where(jnp.asarray(weights) != 0, values, 0)
-    values = jnp.asarray(values)
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32)).sum()
+    return _tree.widen(values).sum()
 
 
 def slopes(loss: Loss, outputs: Any, batch: Batch, drawn: Batch) -> list[Any]:

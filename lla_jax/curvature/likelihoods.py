@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lla_jax.core import losses
+from lla_jax.core import losses, precision
+from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Batch, Loss
 from lla_jax.curvature import criteria, samplers
@@ -72,6 +73,7 @@ def draw(sampler: Any, loss: Loss, keys: Any, outputs: Any, batch: Batch) -> Bat
     Raises:
       ValueError: the sampler returns the target alone.
     """
+    outputs = precision.widen(outputs)  # a uniform number in half precision draws what is rare ten times too often
     if not isinstance(sampler, Likelihood):
         with losses.note_call(
             "sample", "sample(key, outputs, example) for one example", losses.Block(batch, None, None)
@@ -126,9 +128,9 @@ def _draw_poisson(target: Target, loss: Loss, keys: Any, outputs: Any, batch: Ba
 
 
 def _draw_gaussian(target: Target, loss: Loss, keys: Any, outputs: Any, batch: Batch) -> Any:
-    old, slope, precision = expand_in_target(target.leaf, loss, outputs, batch)
-    counts = precision > 0  # not so for entries that are masked, of which NaN in place of a target is one case
-    safe = jnp.where(counts, precision, 1)
+    old, slope, curvature = expand_in_target(target.leaf, loss, outputs, batch)
+    counts = curvature > 0  # not so for entries that are masked, of which NaN in place of a target is one case
+    safe = jnp.where(counts, curvature, 1)
     noise = jax.vmap(lambda key: jax.random.normal(key, old.shape[1:], old.dtype))(keys)
     return jnp.where(counts, old - slope / safe + noise / jnp.sqrt(safe), old)
 
@@ -168,7 +170,6 @@ def _slopes_at_two(target: Target, loss: Loss, outputs: Any, batch: Batch) -> tu
 
 def expand_in_target(leaf: int, loss: Loss, outputs: Any, batch: Batch) -> tuple[Any, Any, Any]:
     """(the target as floating array, slope, diagonal curvature) of the total loss as a function of the target."""
-    old = jnp.asarray(jax.tree.leaves(batch)[leaf])
-    old = old.astype(jnp.promote_types(old.dtype, jnp.float32))
+    old = _tree.widen(jax.tree.leaves(batch)[leaf])
     slope = jax.grad(lambda y: criteria.total(loss, outputs, batch, put(batch, leaf, y)))
     return old, *jax.jvp(slope, (old,), (jnp.ones_like(old),))

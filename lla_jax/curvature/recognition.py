@@ -23,7 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import losses
+from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.precision import widen
 from lla_jax.core.rows import outputs_of_rows
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.curvature import criteria, likelihoods
@@ -97,7 +99,7 @@ def recognise(loss: Loss, params: PyTree, block: losses.Block, train: bool) -> L
             'others), so no target can be drawn; use kind="empirical", or a loss with outputs and a criterion: '
             "lla.Loss(apply, criterion), lla_torch.convert(...).loss(criterion)",
         )
-    wide = jax.tree.map(_widen, outputs)
+    wide = widen(outputs)
     probe = _Probe(loss, wide, batch)
     found = [next((t for t in _tried(probe, leaf) if t is not None), None) for leaf in read]
     targets = tuple(t for t in found if t is not None)
@@ -109,11 +111,6 @@ def recognise(loss: Loss, params: PyTree, block: losses.Block, train: bool) -> L
             f"drawn from the model: {REMEDY}",
         )
     return Likelihood(targets)
-
-
-def _widen(x: Any) -> Any:
-    low = jnp.issubdtype(x.dtype, jnp.floating) and jnp.dtype(x.dtype).itemsize < 4
-    return x.astype(jnp.float32) if low else x
 
 
 def _tried(probe: _Probe, leaf: int) -> Iterator[Target | None]:
@@ -308,7 +305,7 @@ def _try_gaussian(probe: _Probe, leaf: int) -> Target | None:
     far = np.where(counted, y + 3 * rng.standard_normal(y.shape) / np.sqrt(np.where(counted, precision, 1)), y)
 
     def turn(at: np.ndarray, tangent: np.ndarray) -> np.ndarray:
-        dtype = jnp.promote_types(probe.leaves[leaf].dtype, jnp.float32)
+        dtype = _tree.wide(probe.leaves[leaf].dtype)
         args = (jnp.asarray(at, dtype), jnp.asarray(tangent, dtype))
         found = _turn(leaf, probe.loss, probe.outputs, probe.batch, *args)
         return np.where(counted, np.asarray(found, np.float64), 0)
@@ -327,7 +324,7 @@ def _mean_slope_is_zero(probe: _Probe, leaf: int, mean: np.ndarray, deviation: n
 
     The slope is a sum of parabolas in the entries of the target, so that two points give its mean exactly.
     """
-    dtype = jnp.promote_types(probe.leaves[leaf].dtype, jnp.float32)
+    dtype = _tree.wide(probe.leaves[leaf].dtype)
     high, low = (
         _slopes(probe.loss, probe.outputs, probe.batch, likelihoods.put(probe.batch, leaf, jnp.asarray(y, dtype)))
         for y in (mean + deviation, mean - deviation)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 
 
@@ -46,7 +47,7 @@ def categorical(
 
 def draw_classes(key: Any, scores: Any, label: Any) -> Any:
     """Classes drawn from softmax(scores) along the last axis, in the label's type; labels that are no class stay."""
-    drawn = jax.random.categorical(key, scores.astype(jnp.promote_types(scores.dtype, jnp.float32)))
+    drawn = jax.random.categorical(key, _tree.widen(scores))
     return jnp.where((label >= 0) & (label < scores.shape[-1]), drawn, label).astype(label.dtype)
 
 

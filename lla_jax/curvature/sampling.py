@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import losses
+from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import outputs_of_rows
@@ -138,7 +139,7 @@ def _slope_statistics(
         drawn = draw(sampler, loss, keys, outputs, block.batch)
         slope = lambda leaves: criteria.slopes(loss, rebuild(leaves), block.batch, drawn)  # noqa: E731
         g, turned = jax.jvp(slope, (smooth,), (tangent,))
-        return g, _inner(g, tangent), _inner(turned, tangent)
+        return g, _tree.dot(g, tangent), _tree.dot(turned, tangent)
 
     def add(sums: list[Any], number: Any) -> tuple[list[Any], Any]:
         g, *along = one(number)
@@ -156,11 +157,6 @@ def _tangent(loss: Loss, params: PyTree, block: losses.Block, slope: list[Any], 
         return criteria.split_smooth(losses.outputs_of(loss, p, loss.state, block, train)[0])[0]
 
     pulled = jax.vjp(model, params)[1](slope)[0]
-    size = jnp.sqrt(_inner(pulled, pulled))
+    size = _tree.norm(pulled)
     pulled = jax.tree.map(lambda x: x / jnp.where(size == 0, 1, size).astype(x.dtype), pulled)
     return jax.jvp(model, (params,), (pulled,))[1]
-
-
-def _inner(a: Any, b: Any) -> Any:
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return sum(jnp.vdot(x.astype(jnp.promote_types(x.dtype, jnp.float32)), y) for x, y in pairs)

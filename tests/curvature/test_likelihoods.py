@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import lla_jax as lla
-from lla_jax.curvature import operators, recognition, sampling
+from lla_jax.curvature import likelihoods, operators, recognition, sampling
 from tests.helpers import ANEW, error, few_rows
 
 N, T, C = 12, 3, 3
@@ -327,3 +327,22 @@ def test_a_network_that_is_sure_raises_no_alarm(gain):
     """Targets that are so rare that no draw has them: the mean slope is not zero, and its variance unseen."""
     loss = lla.Loss(model(lambda o: gain * o), lambda o, b: entropy(o, b[1]))
     sampling.check_mean_slope(loss, params(), few_rows((X, LABELS)), operators.categorical, False, False)
+
+
+@pytest.mark.parametrize("sample", [None, operators.bernoulli], ids=["recognised", "given"])
+def test_what_is_rare_is_drawn_as_rarely_from_half_precision(sample):
+    """A uniform number of 8 bits is below 0.001 seven times as often as it should be."""
+
+    def cross_entropy(outputs, batch):
+        return optax.sigmoid_binary_cross_entropy(outputs[:, 0].astype(jnp.float32), batch[1])
+
+    loss = lla.Loss(model(lambda o: o.astype(jnp.bfloat16)), cross_entropy)
+    data, outputs = (X, BINARY), jnp.full((N, 1), np.log(0.001 / 0.999), jnp.bfloat16)
+    sampler = sampling.settle(loss, params(1), few_rows(data), sample or "recognise", False)
+    batch = jax.tree.map(jnp.asarray, data)
+
+    def count(key):
+        return likelihoods.draw(sampler, loss, jax.random.split(key, N), outputs, batch)[1].sum()
+
+    drawn = jax.jit(lambda: jax.lax.map(count, jax.random.split(KEY, 5000)))()
+    assert drawn.sum() / (5000 * N) == pytest.approx(0.001, rel=0.5)  # 60 are expected, with a deviation of 8
