@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from lla_torch.conversion.rounding import find_kept
 from lla_torch.conversion.widths import GIVEN, Range, find_widths, results_of
 from lla_torch.program.operators import TABLE, TorchOperator
 from lla_torch.program.program import DType, Input, Instruction, Program, Ref
+from lla_torch.program.sizes import PYTHON, SYMBOLIC
 from lla_torch.tracing.exporting import source_place
 from lla_torch.tracing.guards import ConversionError
 from lla_torch.weights.names import NameMap, map_names
@@ -294,7 +293,7 @@ def _unknown_message(unknown: dict[str, list[str]]) -> str:
         f"  {name}  in {places[0]}" + (f" and {len(places) - 1} more" * (len(places) > 1))
         for name, places in sorted(unknown.items())
     ]
-    shapeless = [name for name in unknown if name.split(".")[1] in VALUE_SHAPED]
+    shapeless = [name for name in unknown if name.startswith("aten.") and name.split(".")[1] in VALUE_SHAPED]
     if shapeless:
         raise ConversionError(
             f"{unknown[shapeless[0]][0]}: the shape of {shapeless[0]}'s result depends on the values of a tensor, "
@@ -350,21 +349,8 @@ def _assert_scalar(condition: Any, message: str) -> None:
         )
 
 
-_PYTHON = {
-    f: _on_numbers(f"{f.__module__}.{f.__name__}", f)
-    for f in (
-        *(operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv),
-        *(operator.mod, operator.neg, operator.pow, operator.eq, operator.ne, operator.lt, operator.le, operator.gt),
-        *(operator.ge, operator.and_, operator.or_, operator.not_, math.ceil, math.floor, math.trunc, math.sqrt),
-        *(round, int, float, bool, abs, min, max),
-    )
-} | {
-    torch.sym_float: _on_numbers("torch.sym_float", float),
-    torch.sym_int: _on_numbers("torch.sym_int", int),
-    torch.sym_max: _on_numbers("torch.sym_max", max),
-    torch.sym_min: _on_numbers("torch.sym_min", min),
-    torch.sym_not: _on_numbers("torch.sym_not", operator.not_),
-    torch.sym_ite: _on_numbers("torch.sym_ite", lambda condition, a, b: a if condition else b),
+_PYTHON = {f: _on_numbers(f"{f.__module__}.{f.__name__}", f) for f in PYTHON} | {
+    getattr(torch, name): _on_numbers(f"torch.{name}", f) for name, f in SYMBOLIC.items() if hasattr(torch, name)
 }
 
 TABLE.update(

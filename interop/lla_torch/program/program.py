@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from lla_torch.program.bits import bits_of, has_64_bits, in_64_bits, is_wide
 from lla_torch.program.noise import Noise
 from lla_torch.program.operators import TorchOperator
+from lla_torch.program.sizes import holds
 from lla_torch.program.views import View, aligned, as_view, plain
 
 
@@ -217,8 +217,7 @@ class Program:
     def _check_guards(self, inputs: Sequence[Any]) -> None:
         shapes = [np.shape(x) for x in inputs]
         for guard in self.guards:
-            # the expressions are those of torch.export
-            if not eval(guard, {"__builtins__": {}, "math": math, "max": max, "min": min}, {"s": shapes}):
+            if not holds(guard, shapes):
                 raise ValueError(
                     f"inputs: shapes {shapes} given, for which the module takes another path than at conversion; they "
                     f"must fulfil {guard}, with s the shapes, or convert it with example inputs of this batch size"
