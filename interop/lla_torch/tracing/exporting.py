@@ -30,6 +30,7 @@ from lla_torch.tracing.guards import (
     refuse_losses_of_pairs,
     tracing_mode,
 )
+from lla_torch.tracing.open_sizes import OpenSizes
 
 
 @torch.library.custom_op("lla_torch::stop_gradient", mutates_args=())
@@ -169,7 +170,7 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...], constants: Const
     if rows == {1}:  # torch treats a length of 1 as fixed
         tensors = tuple(torch.cat([x, x]) if x.ndim else x for x in tensors)
     dynamic = tuple({0: Dim.AUTO} if x.ndim and x.shape[0] > 1 else None for x in tensors)
-    with tracing_mode(), constants:
+    with tracing_mode(), OpenSizes(), constants:
         return torch.export.export(flat, tensors, dynamic_shapes=(dynamic,), strict=False)
 
 
