@@ -92,8 +92,14 @@ class Net:
         return {name: by_name(name).full_path for name in self.tree_map.aliases}
 
     def replace(self, **changes: Any) -> Net:
-        """A copy of the network with the given fields, such as ``variables``, replaced."""
-        return dataclasses.replace(self, **changes)
+        """A copy of the network with the given fields, such as ``variables``, replaced.
+
+        Raises:
+          ValueError: variables with other values of a buffer that decided a size or a branch at conversion.
+        """
+        net = dataclasses.replace(self, **changes)
+        net.function.check_decided(net.variables)
+        return net
 
     @property
     def apply(self) -> ApplyFunction:

@@ -67,6 +67,12 @@ class Function:
         state = {name: tree for name, tree in variables.items() if name != "params"}
         return program(variables.get("params", {}), state, self.tensors(args, kwargs), key=key, draws=draws)
 
+    def check_decided(self, variables: Mapping[str, Any]) -> None:
+        """Raise a ValueError where buffers that decided a size or a branch at conversion have other values."""
+        for program in filter(None, (self.eval, self.train)):
+            for each in program.decided:
+                each.check(variables)
+
     def before_log_probabilities(self) -> tuple[Function, tuple[Instruction, ...]] | None:
         """(the function without its last operators, these operators), where they make log-probabilities of scores.
 

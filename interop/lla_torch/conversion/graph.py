@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import operator
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -22,10 +20,11 @@ import lla_torch.program.ops  # noqa: F401  (fills the table)
 from lla_torch.conversion.rounding import find_kept
 from lla_torch.conversion.widths import GIVEN, Range, find_widths, results_of
 from lla_torch.program.operators import TABLE, TorchOperator
-from lla_torch.program.program import DType, Input, Instruction, Program, Ref
-from lla_torch.tracing.exporting import source_place
+from lla_torch.program.program import Decided, DType, Input, Instruction, Program, Ref
+from lla_torch.program.sizes import PYTHON, SYMBOLIC
+from lla_torch.tracing.exporting import Traced, source_place
 from lla_torch.tracing.guards import ConversionError
-from lla_torch.weights.names import NameMap, map_names
+from lla_torch.weights.names import NameMap, map_names, to_array
 
 IGNORED = frozenset(["device", "layout", "pin_memory", "memory_format", "non_blocking", "requires_grad"])
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
@@ -41,11 +40,15 @@ class Graph:
       exported: torch's exported program.
       constants: tensors that are neither parameters nor buffers, by mode and name: "eval.NAME".
       mode: "eval" or "train".
+      deciding: names of the buffers whose values have decided a size or a branch.
+      fixed: the source lines that fix lengths of axes, see ``Traced``.
     """
 
     exported: ExportedProgram
     constants: dict[str, torch.Tensor]
     mode: str
+    deciding: frozenset[str] = frozenset()
+    fixed: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
     def program(self, names: NameMap, own: torch.dtype) -> Program:
         """Convert the graph to a ``Program``.
@@ -62,12 +65,13 @@ class Graph:
         return _Builder(self, names, own).build()
 
 
-def graph_of(exported: ExportedProgram, mode: str) -> Graph:
-    """The ``Graph`` of an exported program, with its constants: tensors that are neither parameters nor buffers."""
+def graph_of(traced: Traced, mode: str) -> Graph:
+    """The ``Graph`` of a traced module, with its constants: tensors that are neither parameters nor buffers."""
+    exported = traced.program
     specs = exported.graph_signature.input_specs
     targets = [s.target for s in specs if s.kind == InputKind.CONSTANT_TENSOR and s.target is not None]
     constants = {f"{mode}.{_name_in_module(target)}": exported.constants[target].detach() for target in targets}
-    return Graph(exported, constants, mode)
+    return Graph(exported, constants, mode, traced.deciding, traced.fixed)
 
 
 def _name_in_module(target: str) -> str:
@@ -79,6 +83,7 @@ class _Builder:
 
     def __init__(self, graph: Graph, names: NameMap, own: torch.dtype):
         self.exported, self.mode, self.names, self.own = graph.exported, graph.mode, names, own
+        self.deciding, self.fixed = graph.deciding, graph.fixed
         self.slots: dict[torch.fx.Node, int] = {}
         self.unknown: dict[str, list[str]] = {}
 
@@ -94,7 +99,8 @@ class _Builder:
             (wide,) = self.widths.values[node]
             if spec.kind == InputKind.USER_INPUT:
                 value = node.meta.get("val")
-                inputs.append(Input("input", number, dtype=self.dtype_of(value, wide), shape=_open_shape(value)))
+                shape, line = _open_shape(value), self.fixed.get((number, 0), "")
+                inputs.append(Input("input", number, dtype=self.dtype_of(value, wide), shape=shape, where=line))
                 number += 1
             else:
                 inputs.append(self.stored_input(spec, wide))
@@ -109,6 +115,7 @@ class _Builder:
                 outputs.append(self.value(value))
             elif spec.kind == OutputKind.BUFFER_MUTATION:
                 leaf = self.names.by_name(_name_in_module(spec.target))
+                _check_deciding(_name_in_module(spec.target), self.deciding, value)
                 updates.append(((leaf.collection, *leaf.path), self.value(value)))
             else:
                 target = "one of its inputs" if "USER_INPUT" in spec.kind.name else f"parameter {spec.target!r}"
@@ -128,7 +135,18 @@ class _Builder:
             own=own,
             num_slots=slots,
             guards=_read_guards(self.exported),
+            decided=self.decided(),
         )
+
+    def decided(self) -> tuple[Decided, ...]:
+        """The values of the buffers that have decided a size or a branch."""
+        tensors = {**self.exported.constants, **self.exported.state_dict}
+        found = []
+        for name in sorted(self.deciding):
+            leaf = self.names.by_name(name)
+            array = self.names.to_jax(leaf, to_array(tensors[f"module.{name}"]))
+            found.append(Decided.of((leaf.collection, *leaf.path), array))
+        return tuple(found)
 
     def examine(self, placeholders: dict[torch.fx.Node, Any], nodes: list[torch.fx.Node]) -> None:
         """Find the values that need 64 bits, and those that XLA must round as they stand."""
@@ -289,12 +307,22 @@ def _read_guards(exported: ExportedProgram) -> tuple[str, ...]:
     return tuple(conditions)
 
 
+def _check_deciding(name: str, deciding: frozenset[str], value: Any) -> None:
+    """Refuse a buffer that decides a size or a branch and is written by the forward pass."""
+    if name in deciding:
+        raise ConversionError(
+            f"module: the forward pass decides by the values of its buffer {name!r} (a mask as an index, .item(), an "
+            f"`if`, BatchNorm(momentum=None)) and writes to it{_in_place(value)}, so its next call would be another "
+            "graph; write to another buffer, or make the decision before the conversion"
+        )
+
+
 def _unknown_message(unknown: dict[str, list[str]]) -> str:
     lines = [
         f"  {name}  in {places[0]}" + (f" and {len(places) - 1} more" * (len(places) > 1))
         for name, places in sorted(unknown.items())
     ]
-    shapeless = [name for name in unknown if name.split(".")[1] in VALUE_SHAPED]
+    shapeless = [name for name in unknown if name.startswith("aten.") and name.split(".")[1] in VALUE_SHAPED]
     if shapeless:
         raise ConversionError(
             f"{unknown[shapeless[0]][0]}: the shape of {shapeless[0]}'s result depends on the values of a tensor, "
@@ -350,21 +378,8 @@ def _assert_scalar(condition: Any, message: str) -> None:
         )
 
 
-_PYTHON = {
-    f: _on_numbers(f"{f.__module__}.{f.__name__}", f)
-    for f in (
-        *(operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv),
-        *(operator.mod, operator.neg, operator.pow, operator.eq, operator.ne, operator.lt, operator.le, operator.gt),
-        *(operator.ge, operator.and_, operator.or_, operator.not_, math.ceil, math.floor, math.trunc, math.sqrt),
-        *(round, int, float, bool, abs, min, max),
-    )
-} | {
-    torch.sym_float: _on_numbers("torch.sym_float", float),
-    torch.sym_int: _on_numbers("torch.sym_int", int),
-    torch.sym_max: _on_numbers("torch.sym_max", max),
-    torch.sym_min: _on_numbers("torch.sym_min", min),
-    torch.sym_not: _on_numbers("torch.sym_not", operator.not_),
-    torch.sym_ite: _on_numbers("torch.sym_ite", lambda condition, a, b: a if condition else b),
+_PYTHON = {f: _on_numbers(f"{f.__module__}.{f.__name__}", f) for f in PYTHON} | {
+    getattr(torch, name): _on_numbers(f"torch.{name}", f) for name, f in SYMBOLIC.items() if hasattr(torch, name)
 }
 
 TABLE.update(

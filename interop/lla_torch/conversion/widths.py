@@ -362,6 +362,8 @@ def _put(known: Ranges, node: Node) -> Range:
 
 
 def _scatter_add(known: Ranges, node: Node) -> Range:
+    if "self" not in known:  # floats
+        return GIVEN
     start, (name, source) = known["self"], next((k, r) for k, r in known.items() if k in ("src", "source", "values"))
     count = max(1, _count(results_of(arguments_of(node)[name])[0]))
     return (start[0] + min(0, source[0] * count), start[1] + max(0, source[1] * count))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from lla_torch.program.bits import bits_of, has_64_bits, in_64_bits, is_wide
 from lla_torch.program.noise import Noise
 from lla_torch.program.operators import TorchOperator
+from lla_torch.program.sizes import holds
 from lla_torch.program.views import View, aligned, as_view, plain
 
 
@@ -84,6 +84,7 @@ class Input:
       merged: see ``views.View``.
       dtype: type of the entries; None for an input that is no tensor.
       shape: the shape at conversion, with None for axes of any length.
+      where: the source line that fixes the length of the leading axis, for messages; no part of the value.
     """
 
     kind: str
@@ -93,6 +94,42 @@ class Input:
     merged: tuple[int, ...] | None = None
     dtype: DType | None = None
     shape: tuple[int | None, ...] | None = None
+    where: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The value of a stored array that decided a size or a branch at conversion.
+
+    Args:
+      path: its path in the state.
+      shape: its shape.
+      dtype: its type.
+      content: its bytes.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    content: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, path: tuple[str, ...], array: np.ndarray) -> Decided:
+        """The record of an array."""
+        return cls(path, array.shape, array.dtype.str, array.tobytes())
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raise a ValueError where the state has another value; a value that jax is tracing is not looked at."""
+        found = leaf_at(state, self.path)
+        if isinstance(found, jax.core.Tracer):
+            return
+        given = np.asarray(found)
+        value = np.frombuffer(self.content, np.dtype(self.dtype)).reshape(self.shape)
+        if given.shape != value.shape or not np.array_equal(given, value.astype(given.dtype)):
+            raise ValueError(
+                f"variables: {'/'.join(self.path)} has other values than at conversion, where they decided a size or "
+                "a branch (a mask as an index, .item(), an `if`); convert the module with these values"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +148,7 @@ class Program:
       num_slots: number of slots.
       guards: conditions on the inputs' shapes ``s``, as Python expressions such as "s[0][0] > 3": the module takes
         another path where they do not hold.
+      decided: the values of buffers that decided a size or a branch; the program holds for these.
     """
 
     inputs: tuple[Input, ...]
@@ -121,6 +159,7 @@ class Program:
     own: DType
     num_slots: int
     guards: tuple[str, ...] = ()
+    decided: tuple[Decided, ...] = ()
 
     @functools.cached_property
     def _content(self) -> tuple[Any, ...]:
@@ -135,6 +174,7 @@ class Program:
             self.own,
             self.num_slots,
             self.guards,
+            self.decided,
         )
 
     @functools.cached_property
@@ -187,6 +227,8 @@ class Program:
         for slot, spec in enumerate(self.inputs):
             slots[slot] = _fill_slot(spec, {"params": params, "state": state}, inputs, own)
         self._check_guards(inputs)
+        for each in self.decided:
+            each.check(state)
         for instruction in self.instructions:
             args = [read_argument(a, slots, own) for a in instruction.args]
             if observe is not None:
@@ -217,8 +259,7 @@ class Program:
     def _check_guards(self, inputs: Sequence[Any]) -> None:
         shapes = [np.shape(x) for x in inputs]
         for guard in self.guards:
-            # the expressions are those of torch.export
-            if not eval(guard, {"__builtins__": {}, "math": math, "max": max, "min": min}, {"s": shapes}):
+            if not holds(guard, shapes):
                 raise ValueError(
                     f"inputs: shapes {shapes} given, for which the module takes another path than at conversion; they "
                     f"must fulfil {guard}, with s the shapes, or convert it with example inputs of this batch size"
@@ -323,9 +364,18 @@ def _check_shape(spec: Input, shape: tuple[int, ...]) -> None:
     rule = ", ".join("any" if n is None else str(n) for n in expected)
     raise ValueError(
         f"inputs: tensor number {spec.path} has shape {shape}; it must be ({rule}), as at conversion, in torch's order "
-        "of axes (N, C, H, W for images), or convert the module for this shape. A leading axis is fixed where the "
-        "forward pass takes its length as a number, by len(x) or int(x.shape[0]); x.shape[0] leaves it open"
+        f"of axes (N, C, H, W for images), or convert the module for this shape. {_why_fixed(spec, expected)}"
     )
+
+
+def _why_fixed(spec: Input, expected: tuple[int | None, ...]) -> str:
+    """The sentence of a message that says what fixes a leading axis."""
+    remedy = "as len(x), int(x.shape[0]) and functions of numpy or math do; x.shape[0] leaves it open"
+    if expected[:1] in ((), (None,)):
+        return "Only leading axes may have other lengths"
+    if spec.where:
+        return f"The leading axis is fixed at {spec.where}: it takes the length as a number, {remedy}"
+    return f"A leading axis is fixed where the forward pass takes its length as a number, {remedy}"
 
 
 def leaf_at(tree: Any, path: tuple[str, ...]) -> Any:

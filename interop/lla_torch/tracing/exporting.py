@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +20,8 @@ from torch.export import Dim, ExportedProgram, default_decompositions
 from torch.utils import _pytree as torch_pytree
 
 from lla_torch.program.operators import TABLE
+from lla_torch.tracing.constants import ConstantValues
+from lla_torch.tracing.fixing import note_fixed_axes
 from lla_torch.tracing.guards import (
     ConversionError,
     Refused,
@@ -28,6 +30,7 @@ from lla_torch.tracing.guards import (
     refuse_losses_of_pairs,
     tracing_mode,
 )
+from lla_torch.tracing.open_sizes import OpenSizes
 
 
 @torch.library.custom_op("lla_torch::stop_gradient", mutates_args=())
@@ -38,6 +41,20 @@ def _stop_gradient(x: torch.Tensor) -> torch.Tensor:
 @_stop_gradient.register_fake
 def _(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
+
+
+class Traced(NamedTuple):
+    """What tracing gives.
+
+    Args:
+      program: torch's exported program.
+      deciding: names of the buffers whose values have decided a size or a branch, so that it holds for these alone.
+      fixed: {(number of a tensor, axis): the source line that fixes its length}, as far as known.
+    """
+
+    program: ExportedProgram
+    deciding: frozenset[str]
+    fixed: dict[tuple[int, int], str]
 
 
 @dataclass(frozen=True)
@@ -61,9 +78,11 @@ class Call:
 class _FlatCall(nn.Module):
     """A module whose forward takes a call's tensors by position, and runs ``function(module, ...)`` or the call."""
 
-    def __init__(self, module: nn.Module, call: Call, function: Callable[..., Any] | None):
+    def __init__(
+        self, module: nn.Module, call: Call, function: Callable[..., Any] | None, constants: ConstantValues
+    ):
         super().__init__()
-        self.module = module
+        self.module, self._constants = module, constants
         self._leaves, self._spec = torch_pytree.tree_flatten((call.args, call.kwargs))
         self._function = function
 
@@ -73,6 +92,7 @@ class _FlatCall(nn.Module):
         args, kwargs = torch_pytree.tree_unflatten(leaves, self._spec)
         buffers = [(m, n, b) for m in self.module.modules() for n, b in m._buffers.items() if b is not None]
         call = self.module if self._function is None else functools.partial(self._function, self.module)
+        self._constants.hold(dict(self.module.named_buffers(remove_duplicate=False)))
         outputs = call(*args, **kwargs)
         for m, name, buffer in buffers:  # torch.export sees writes in place, but no assignments below its root
             new = m._buffers.get(name)
@@ -84,7 +104,7 @@ class _FlatCall(nn.Module):
 
 def export(
     module: nn.Module, call: Call, *, train: bool = False, function: Callable[..., Any] | None = None
-) -> ExportedProgram:
+) -> Traced:
     """Export a module's call by torch.export as a functional graph in which stop-gradients are marked.
 
     The module and torch's global state are left as they are.
@@ -96,23 +116,25 @@ def export(
       function: ``function(module, *args, **kwargs)`` to export instead of the module's own call.
 
     Returns:
-      torch's ``ExportedProgram``, decomposed into the operators of ``TABLE`` where torch can.
+      torch's ``ExportedProgram``, decomposed into the operators of ``TABLE`` where torch can, and what it depends on.
 
     Raises:
       ConversionError: code that torch.export cannot trace; the message names the module and the source line.
     """
     _check_module(module)
-    flat = _FlatCall(module, call, function)
+    constants = ConstantValues(dict(module.named_buffers(remove_duplicate=False)))
+    flat = _FlatCall(module, call, function, constants)
     with preserve_module(module, train):
         flat.training = train
         tensors = tuple(x.detach() for x in call.tensors)
         try:
-            with refuse_losses_of_pairs():
-                exported = _export(flat, tensors)
+            with refuse_losses_of_pairs(), note_fixed_axes() as fixed:
+                exported = _export(flat, tensors, constants)
             buffers = set(exported.graph_signature.inputs_to_buffers)
             _check_writes(exported.graph_module, _is_among(buffers), True)
             _mark_stop_gradients(exported.graph_module)
-            return exported.run_decompositions(_decompositions(exported.graph_module))
+            program = exported.run_decompositions(_decompositions(exported.graph_module))
+            return Traced(program, frozenset(constants.deciding), fixed)
         except Exception as error:
             raise _explain(error, module) from error
 
@@ -142,13 +164,13 @@ def _label(path: str, module: nn.Module | str) -> str:
     return f"module {path or '(the root)'!r} ({module if isinstance(module, str) else type(module).__name__})"
 
 
-def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...]) -> ExportedProgram:
+def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...], constants: ConstantValues) -> ExportedProgram:
     """The exported program, with leading axes of any length as far as the module allows it."""
     rows = {x.shape[0] for x in tensors if x.ndim}
     if rows == {1}:  # torch treats a length of 1 as fixed
         tensors = tuple(torch.cat([x, x]) if x.ndim else x for x in tensors)
     dynamic = tuple({0: Dim.AUTO} if x.ndim and x.shape[0] > 1 else None for x in tensors)
-    with tracing_mode():
+    with tracing_mode(), OpenSizes(), constants:
         return torch.export.export(flat, tensors, dynamic_shapes=(dynamic,), strict=False)
 
 

@@ -72,7 +72,9 @@ class UntraceableCalls(TorchFunctionMode):
 def _is_user_call() -> bool:
     """Whether the user's own code makes the call: the innermost frame, function modes aside, is outside of torch."""
     modes = ("__torch_function__", "handle_torch_function", "register_hook")
-    frames = [f for f in reversed(traceback.extract_stack()[:-2]) if f.name not in modes]
+    here = os.path.dirname(__file__)
+    stack = reversed(traceback.extract_stack()[:-2])
+    frames = [f for f in stack if f.name not in modes and os.path.dirname(f.filename) != here]
     return not is_library(frames[0].filename)
 
 
