@@ -63,8 +63,9 @@ def warn_of_counts(loss: Loss, params: PyTree, data: Batch | Stream, batch_size:
     """Warn where a loss of whole batches is a mean over entries of which the batches hold different numbers.
 
     Of a loss with a weight its values are looked at instead, see ``_find_mixed_up``. Nothing is said of losses per
-    example, of data in one batch or of which each ``Whole`` is an example, and of losses that divide by other numbers than sums over the batch, as contrastive
-    losses do. The first, a middle and the last batch are looked at, of a stream the first three.
+    example, of data in one batch, of wholes, each of which is an example, and of losses that divide by other numbers
+    than sums over the batch, as contrastive losses do. The first, a middle and the last batch are looked at, of a
+    stream the first three.
 
     Args:
       loss: the loss.

@@ -83,7 +83,7 @@ def whole(data: PyTree = None) -> Whole:
     alike; entries count each.
 
     Args:
-      data: nested arrays of any shapes (in tuples, dicts, dataclasses that jax knows; also sparse ``BCOO``). Leaves that
+      data: nested arrays of any shapes (in tuples, dicts, classes that jax knows, such as sparse ``BCOO``). Leaves that
         are Python numbers or strings stay what they are, so that they may be sizes: a program is compiled for each
         value. None: there are no data, and the loss is called as ``f(params)``, or as ``f(params, None)`` if it
         takes two arguments; ``data=None`` is short for ``data=lla.whole()``.
@@ -230,8 +230,8 @@ def num_examples(data: Batch) -> int:
         raise Misuse(
             "data",
             f"leaves of different length {lengths}; pass leaves with one entry for each of N examples, or wrap a list "
-            "of batches, lla.stream(batches); if these are one example that must stay whole, such as a graph or sets of "
-            "points, pass lla.whole(data)",
+            "of batches, lla.stream(batches); if these are one example that must stay whole, such as a graph or "
+            "sets of points, pass lla.whole(data)",
         )
     n = next(iter(lengths.values()))
     if n == 0:

@@ -214,7 +214,8 @@ def describe(data: Any) -> dict[str, Any]:
 def fingerprint(tree: PyTree) -> str:
     """A hash of the names, shapes, dtypes and contents of all leaves; 16 hex digits.
 
-    Of a leaf above 64 MB a fixed sample of the contents is read. Of a ``Whole`` the leaves that are no arrays count too.
+    Of a leaf above 64 MB a fixed sample of the contents is read. Of a ``Whole`` its other
+    leaves count too.
     """
     digest = hashlib.blake2b(digest_size=8)
     if isinstance(tree, Whole):

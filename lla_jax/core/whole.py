@@ -100,8 +100,14 @@ def is_array(value: Any) -> bool:
 
 
 def with_axis(tree: PyTree) -> PyTree:
-    """The tree with a leading axis of length 1 on every leaf: the batch of one example."""
-    return jax.tree.map(lambda x: jnp.asarray(x)[None], tree)
+    """The tree with a leading axis of length 1 on every leaf (an array or its shape): the batch of one example."""
+
+    def add(x: Any) -> Any:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
+        return jnp.asarray(x)[None]
+
+    return jax.tree.map(add, tree)
 
 
 def without_axis(tree: PyTree) -> PyTree:

@@ -133,8 +133,8 @@ def _check_entries(loss: Loss, params: PyTree, data: Whole, train: bool) -> None
         raise Misuse(
             "kind",
             "'empirical' given, but the loss of lla.whole(data) is one number, whose empirical Fisher matrix is the "
-            "product g g' of its gradient; let the criterion return an entry for each node or point, (N,) or (losses, weights), or use "
-            'lla.hessian, lla.ggn or kind="mc"',
+            "product g g' of its gradient; let the criterion return an entry for each node or point, (N,) or (losses, "
+            'weights), or use lla.hessian, lla.ggn or kind="mc"',
         )
 
 
