@@ -115,7 +115,7 @@ def penalty_of(loss: Loss, params: PyTree) -> Any:
 class _Scalar:
     """A plain ``f(params, batch) -> scalar`` as ``Loss.apply``; two are equal if their functions are."""
 
-    f: Callable[[PyTree, Batch], Any]
+    f: Any  # f(params, batch)
 
     def __call__(self, params: PyTree, state: PyTree, batch: Batch, train: bool) -> tuple[Any, PyTree]:
         value = self.f(params) if batch is None and _takes_params_alone(self.f) else self.f(params, batch)
@@ -129,17 +129,15 @@ class _Scalar:
         return value, state
 
 
-def _takes_params_alone(f: Callable[..., Any]) -> bool:
+def _takes_params_alone(f: Any) -> bool:
     """Whether a function has room for the parameters and not for data."""
     try:
         signature = inspect.signature(f.f if isinstance(f, Static) else f)
     except (TypeError, ValueError):  # a callable without a signature
         return False
-    try:
-        signature.bind(None, None)
-    except TypeError:
-        return True
-    return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    return inspect.Parameter.VAR_POSITIONAL not in kinds and sum(kind in positional for kind in kinds) == 1
 
 
 def _identity(outputs: Any, batch: Batch) -> Any:
@@ -203,16 +201,17 @@ def block_at(data: Batch, start: Any, size: int, count: Any, offset: Any) -> Blo
 def outputs_of(loss: Loss, params: PyTree, state: PyTree, block: Block, train: bool) -> tuple[Any, PyTree]:
     """Call ``loss.apply`` on a block: (outputs, new state).
 
-    A loss with a key gets one key per example, folded with the example's index; for a ``Whole`` it is a single key.
+    For a ``Whole`` it is ``loss.apply.on_example`` where an adapter has it, whose model takes single examples. A loss
+    with a key gets one key per example, folded with the example's index; for a ``Whole`` it is a single key.
 
     Raises:
       ValueError: ``apply`` does not return a pair.
     """
     keys = () if loss.key is None else (jax.vmap(jax.random.fold_in, (None, 0))(loss.key, block.index),)
     whole = isinstance(block.batch, Whole)
-    keys = tuple(each[0] for each in keys) if whole else keys
+    apply = getattr(loss.apply, "on_example", loss.apply) if whole else loss.apply
     with note_call("the model", "apply(params, state, batch, train)", block):
-        result = loss.apply(params, state, example_of(block.batch), train, *keys)
+        result = apply(params, state, example_of(block.batch), train, *([k[0] for k in keys] if whole else keys))
     if not isinstance(result, tuple) or len(result) != 2:
         raise Misuse(
             "loss",
