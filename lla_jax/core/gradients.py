@@ -23,6 +23,7 @@ from lla_jax.core.data import (
 )
 from lla_jax.core.losses import as_loss, block_at, loss_sums, outputs_of, penalty_of
 from lla_jax.core.types import Batch, Loss, PyTree
+from lla_jax.core.whole import Whole
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -79,7 +80,7 @@ def mean_gradient(
         check_uncut(batch, batch_size)
         count = num_examples(batch)
         rows = max(rows, count)
-        if loss.per_example:  # one shape for all batches
+        if loss.per_example and not isinstance(batch, Whole):  # one shape for all batches
             batch = pad_rows(to_numpy(batch), rows)
         size = num_examples(batch)
         gradient, weight = _add_gradient(

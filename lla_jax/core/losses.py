@@ -341,6 +341,16 @@ def example_sums(name: str, result: Any, mask: Any) -> Sums:
     return Sums((w != 0).sum().astype(s.dtype), weight, m, e.sum(), (w * w).sum(), (w * e).sum(), (e * e).sum())
 
 
+def _check_scalar(shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless the loss of a whole batch has the shape of a scalar."""
+    if shape:
+        raise Misuse(
+            "loss",
+            f"returned shape {shape}; a batch-coupled or plain loss must return a scalar per batch. Reduce it "
+            "(e.g. .mean()), or use lla.Loss(apply, criterion) with one loss per example",
+        )
+
+
 def batch_sums(result: Any, mask: Any) -> Sums:
     """The sums of a batch-coupled loss, which count the batch as one example and give no standard error.
 
@@ -353,12 +363,7 @@ def batch_sums(result: Any, mask: Any) -> Sums:
     """
     value, weight = split_result("loss", result)
     value, weight = _check_real("loss", value), mask.shape[0] if weight is None else weight
-    if value.ndim:
-        raise Misuse(
-            "loss",
-            f"returned shape {value.shape}; a batch-coupled or plain loss must return a scalar per batch. Reduce it "
-            "(e.g. .mean()), or use lla.Loss(apply, criterion) with one loss per example",
-        )
+    _check_scalar(value.shape)
     value = value.astype(_tree.wide(value.dtype))
     weight = jnp.asarray(weight, value.dtype)
     zero = jnp.zeros_like(value)
@@ -371,15 +376,29 @@ def loss_sums(loss: Loss, outputs: Any, block: Block) -> Sums:
     """The sums over a block of the loss that the criterion gives for ``outputs``, without the penalty."""
     with note_call("the criterion", "criterion(outputs, batch)", block):
         result = call(loss.criterion, outputs, block.batch)
-    of_examples = loss.per_example or isinstance(block.batch, Whole)
-    return example_sums("loss", result, block.mask) if of_examples else batch_sums(result, block.mask)
+    if _counts_examples(loss, result, block):
+        return example_sums("loss", result, block.mask)
+    return batch_sums(result, block.mask)
+
+
+def _counts_examples(loss: Loss, result: Any, block: Block) -> bool:
+    """Whether the criterion's result for a block has a row for each example, as that for a ``Whole`` always has.
+
+    Raises:
+      ValueError: a loss with ``per_example=False`` gives a ``Whole`` several entries.
+    """
+    if not isinstance(block.batch, Whole):
+        return loss.per_example
+    if not loss.per_example:
+        _check_scalar(jnp.shape(split_result("loss", result)[0])[1:])
+    return True
 
 
 def loss_total(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
     """(sum w l, sum w) over a block without the penalty, two scalars that can be differentiated."""
     with note_call("the criterion", "criterion(outputs, batch)", block):
         result = call(loss.criterion, outputs, block.batch)
-    if loss.per_example or isinstance(block.batch, Whole):
+    if _counts_examples(loss, result, block):
         s, w = _sum_entries("loss", result, block.mask)
         return s.sum(), w.sum()
     sums = batch_sums(result, block.mask)

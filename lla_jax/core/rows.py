@@ -42,8 +42,11 @@ def like(data: Batch, size: int) -> Batch:
     def shape(x: Any) -> tuple[int, ...]:
         return x.shape if isinstance(data, Whole) else (size, *x.shape[1:])
 
-    typed = jax.dtypes.canonicalize_dtype
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape(x), typed(x.dtype)), data)
+    def typed(x: Any) -> Any:
+        of_keys = jnp.issubdtype(x.dtype, jax.dtypes.extended)
+        return x.dtype if of_keys else jax.dtypes.canonicalize_dtype(x.dtype)
+
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape(x), typed(x)), data)
 
 
 def take(data: Batch, index: np.ndarray) -> Batch:

@@ -196,10 +196,11 @@ def _mesh(task: Task, points: int) -> Mesh:
     devices = _devices.devices_of(task.execution)
     held = [data for data in task.sets.values() if not isinstance(data, Stream)]
     nbytes = sum(x.nbytes for x in jax.tree.leaves(held))
+    unsplit = "lla.whole(data) is one example, which is not split over devices"
+    uncut = unsplit if any(isinstance(data, Whole) for data in held) else uncut
     shards = _devices.data_shards(task.execution, devices, points, nbytes, uncut)
     if shards > 1 and any(isinstance(_first_batch(data), Whole) for data in task.sets.values()):
-        uncut = "lla.whole(data) is one example, which is not split over devices"
-        shards = _devices.data_shards(task.execution, devices, points, nbytes, uncut)
+        shards = _devices.data_shards(task.execution, devices, points, nbytes, unsplit)
     return _devices.mesh_of(devices, shards)
 
 
