@@ -9,6 +9,7 @@ from lla_jax import measures as planes
 from lla_jax import models as models
 from lla_jax._version import __version__ as __version__
 from lla_jax.core.data import stream as stream
+from lla_jax.core.data import whole as whole
 from lla_jax.core.examples import check_examples as check_examples
 from lla_jax.core.types import Directions as Directions
 from lla_jax.core.types import Eigenpairs as Eigenpairs

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as torch_pytree
 
 from lla_jax import Loss
+from lla_jax.core import Whole
 from lla_jax.models import static
 from lla_torch.conversion.function import Function, depends_on_params
 from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, convert_parts
@@ -232,7 +233,8 @@ def convert_loss(
         - a scalar, the mean over the batch. The value over several batches is their mean weighted by size, which is
           exact for means over examples only; for means over tokens, whose numbers differ, return (sum, weight).
       module: the module, converted in eval mode as ``convert`` does.
-      example_batch: a batch as the loader gives it, nested.
+      example_batch: a batch as the loader gives it, nested; or ``lla_jax.whole(...)`` of one example that stays whole,
+        such as a graph or sets of points. Its losses may be those of any parts, such as nodes.
       train: convert train mode as well (``batch_stats="batch"``).
       key: a ``jax.random`` key for losses that sample. With a scalar loss all examples of a batch use the same key, and
         dropout is on where batch statistics are (``batch_stats="batch"`` or "reestimate").
@@ -252,15 +254,18 @@ def convert_loss(
       UserWarning: the step returns (mean, weight) in place of (sum, weight), and takes this number of examples only. Of
         other steps ``lla_jax`` says so where the loss is used.
     """
-    example_batch = as_tensors(example_batch)
+    whole = isinstance(example_batch, Whole)
+    example_batch = as_tensors(example_batch.data if isinstance(example_batch, Whole) else example_batch)
     layouts = None if net is None else net.tree_map
     net = _make_net(convert_parts(module, (example_batch,), {}, train, dtype, step, layouts))
     examples = torch_pytree.tree_leaves(example_batch)
+    lengths = {x.shape[:1] for x in examples if isinstance(x, torch.Tensor)}
+    whole = whole or len(lengths) != 1 or () in lengths
     rows = next((x.shape[0] for x in examples if isinstance(x, torch.Tensor) and x.ndim), None)
     shape = jax.eval_shape(
         lambda v, k: net.function(v, (as_arrays(example_batch),), {}, key=k)[0], net.variables, jax.random.key(0)
     )
-    coupled, weighted = _form_of_losses(shape, rows)
+    coupled, weighted = _form_of_losses(shape, rows, whole)
     if weighted and any(
         program and depends_on_params(program, 1) for program in (net.function.eval, net.function.train)
     ):
@@ -269,7 +274,7 @@ def convert_loss(
             "(losses, weights) or (sum, weight), with weights that depend on the batch alone. Leave logits, metrics "
             "and other values out"
         )
-    if coupled and weighted and rows is not None and _is_fixed(net, example_batch, rows):
+    if coupled and weighted and rows is not None and not whole and _is_fixed(net, example_batch, rows):
         _warn_of_a_mean(step, module, example_batch, rows)
     state = {name: tree for name, tree in net.variables.items() if name != "params"}
     if key is not None and (not coupled or not net.function.draws):
@@ -319,13 +324,16 @@ def _warn_of_a_mean(step: Callable[[nn.Module, Any], Any], module: nn.Module, ba
         )
 
 
-def _form_of_losses(shape: Any, rows: int | None) -> tuple[bool, bool]:
-    """(whether a step returns one number for its batch, whether with a weight), from the shapes that it returns."""
+def _form_of_losses(shape: Any, rows: int | None, whole: bool) -> tuple[bool, bool]:
+    """(whether a step returns one number for its batch, whether with a weight), from the shapes that it returns.
+
+    For data that stay ``whole`` the losses may be those of any parts, such as nodes.
+    """
     weighted = isinstance(shape, tuple | list) and len(shape) == 2
     losses, weights = shape if weighted else (shape, shape)
     same = hasattr(losses, "shape") and getattr(weights, "shape", None) == losses.shape
     entries = same and weighted and losses.shape[:1] == (rows,)  # (B, ...), such as tokens
-    if not same or not (entries or losses.shape in ((), (rows,))):
+    if not same or not (whole or entries or losses.shape in ((), (rows,))):
         raise ValueError(
             f"step: it returns {shape}; it must return a scalar, the mean over the batch, or one loss per example, of "
             f"shape ({rows},), such as cross_entropy(..., reduction='none'); or, where entries are masked or padded, "

@@ -20,7 +20,7 @@ from lla_torch.conversion.function import arguments
 from lla_torch.weights.names import to_array, to_tensor
 
 _SHUFFLING = (torch_data.RandomSampler, torch_data.SubsetRandomSampler, torch_data.WeightedRandomSampler)
-_STREAM = lla_jax.data.Stream
+_STREAM, _WHOLE = lla_jax.data.Stream, lla_jax.data.Whole
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,9 @@ def problem(
     Args:
       module: the trained module.
       criterion: a torch loss module such as ``nn.CrossEntropyLoss()``, or a JAX function; see ``Net.loss``.
-      loader: a tuple or dict of tensors or arrays, or a ``TensorDataset``, which is kept in memory; or a ``DataLoader``
-        or any iterable of batches, which is streamed, see ``stream``.
+      loader: a tuple or dict of tensors or arrays, or a ``TensorDataset``, which is kept in memory; a ``DataLoader`` or
+        any iterable of batches, which is streamed, see ``stream``; or ``lla_jax.whole(...)`` of one example, such as a
+        graph. A stream may yield these too.
       optimizer: Adam, AdamW, NAdam or RAdam, or its ``state_dict()``, for Adam axes; see ``optax_state``.
       metrics: ``{name: f(outputs, batch) -> (B,)}`` of JAX functions.
       extra_data: ``{name: data}`` such as {"test": test_loader}, of the same kinds as ``loader``.
@@ -133,6 +134,8 @@ def problem(
 
 
 def _convert_batch(value: Any, name: str) -> Any:
+    if isinstance(value, _WHOLE):  # its tensors are arrays already
+        return value
     if isinstance(value, torch.Tensor):
         return _array(value, name)
     if isinstance(value, Mapping):
@@ -212,7 +215,7 @@ def _warn_of_drop_last(loader: Any) -> None:
 
 
 def _read_data(source: Any, name: str, shuffle_ok: bool) -> Any:
-    if isinstance(source, _STREAM):
+    if isinstance(source, _STREAM | _WHOLE):
         return source
     if isinstance(source, torch_data.TensorDataset):
         return arrays(source.tensors)
@@ -234,7 +237,14 @@ def _read_data(source: Any, name: str, shuffle_ok: bool) -> Any:
 
 
 def _example_inputs(data: Any, inputs: Callable[[Any], Any] | None) -> tuple[Any, dict[str, Any]]:
-    """(positional, by name): the module's inputs for two examples of the data, as tensors."""
+    """(positional, by name): the module's inputs for two examples of the data, or all of a whole, as tensors."""
     batch = _first_batch(data) if isinstance(data, _STREAM) else data
+    if isinstance(batch, _WHOLE):
+        return jax.tree.map(_as_tensor, arguments(inputs, batch.data))
     batch = jax.tree.map(lambda x: np.resize(x[:2], (2, *x.shape[1:])), batch)  # twice the same if there is only one
     return jax.tree.map(to_tensor, arguments(inputs, batch))
+
+
+def _as_tensor(x: Any) -> Any:
+    """A tensor of an array; numbers, which are fixed, stay."""
+    return to_tensor(x) if hasattr(x, "shape") else x

@@ -3,6 +3,7 @@ from lla_jax.core.data import as_arrays as as_arrays
 from lla_jax.core.data import num_examples as num_examples
 from lla_jax.core.data import stream as stream
 from lla_jax.core.data import to_numpy as to_numpy
+from lla_jax.core.data import whole as whole
 from lla_jax.core.examples import check_examples as check_examples
 from lla_jax.core.gradients import mean_gradient as mean_gradient
 from lla_jax.core.losses import Sums as Sums
@@ -18,3 +19,4 @@ from lla_jax.core.types import Loss as Loss
 from lla_jax.core.types import Problem as Problem
 from lla_jax.core.types import Spectrum as Spectrum
 from lla_jax.core.types import UpdateRule as UpdateRule
+from lla_jax.core.whole import Whole as Whole

@@ -23,6 +23,7 @@ from lla_jax.core.data import Stream
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import ROWS, Model, like, outputs_of_rows, spread, takes, trace
 from lla_jax.core.types import Batch, Loss, PyTree
+from lla_jax.core.whole import Whole
 
 MOST_BATCHES = 3  # that are looked at
 EQUAL = 1e-6  # relative difference of two counts that are equal
@@ -62,8 +63,9 @@ def warn_of_counts(loss: Loss, params: PyTree, data: Batch | Stream, batch_size:
     """Warn where a loss of whole batches is a mean over entries of which the batches hold different numbers.
 
     Of a loss with a weight its values are looked at instead, see ``_find_mixed_up``. Nothing is said of losses per
-    example, of data in one batch, and of losses that divide by other numbers than sums over the batch, as contrastive
-    losses do. The first, a middle and the last batch are looked at, of a stream the first three.
+    example, of data in one batch, of wholes, each of which is an example, and of losses that divide by other numbers
+    than sums over the batch, as contrastive losses do. The first, a middle and the last batch are looked at, of a
+    stream the first three.
 
     Args:
       loss: the loss.
@@ -77,7 +79,9 @@ def warn_of_counts(loss: Loss, params: PyTree, data: Batch | Stream, batch_size:
     """
     if loss.per_example:
         return
-    batches = list(_some_batches(data, batch_size))
+    batches = [batch for batch in _some_batches(data, batch_size) if not isinstance(batch, Whole)]
+    if not batches:
+        return
     if text := _mixed_up(loss, params, batches[0] if isinstance(data, Stream) else data, batch_size):
         warn_caller(text)
     if len(batches) < 2:

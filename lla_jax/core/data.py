@@ -1,7 +1,7 @@
 """Checks data sets and streams, and cuts them into batches.
 
 An array pytree (tuple, dict, ...) is ONE data set with a leading axis N. A source that yields batches has to be wrapped
-by ``stream``.
+by ``stream``, and data without a common leading axis, which are one example, by ``whole``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_integer, misuse
-from lla_jax.core.types import Batch
+from lla_jax.core.types import Batch, PyTree
+from lla_jax.core.whole import Whole, pack
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -
     Args:
       loader_or_factory: an iterable that starts anew each time it is iterated (a torch ``DataLoader``, a list of
         batches), or a callable without arguments that returns an iterable. Batches are pytrees of arrays with a common
-        leading axis; their sizes may differ.
+        leading axis; their sizes may differ. Each may also be one example, ``whole(...)``, such as a graph.
 
     Returns:
       A ``Stream``, accepted wherever data are.
@@ -68,6 +69,51 @@ def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -
     return Stream(loader_or_factory)
 
 
+def whole(data: PyTree = None) -> Whole:
+    """Mark data as one example that must stay whole: a graph, sets of points, a list of boxes, or no data at all.
+
+    Nothing is cut, padded, put in another order or copied, and the loss gets the data as they were given here:
+
+        L(theta) = sum_j w_j l_j / sum_j w_j  +  penalty(theta)
+
+    where j counts the parts for which the loss has an entry, such as nodes: a plain ``f(params, data)`` returns the
+    mean itself, and the criterion of a ``Loss`` a scalar, an array of entries l, or (l, w) of one shape. Metrics return
+    the same. In a stream, ``stream(lambda: (lla.whole(g) for g in graphs))``, i runs over the wholes, which may have
+    any sizes: (sum_i sum_j w_ij l_ij) / (sum_i sum_j w_ij). There a scalar has the weight 1, and so all wholes count
+    alike; entries count each.
+
+    Args:
+      data: nested arrays of any shapes (in tuples, dicts, classes that jax knows, such as sparse ``BCOO``). Leaves that
+        are Python numbers or strings stay what they are, so that they may be sizes: a program is compiled for each
+        value. None: there are no data, and the loss is called as ``f(params)``, or as ``f(params, None)`` if it
+        takes two arguments; ``data=None`` is short for ``data=lla.whole()``.
+
+    Returns:
+      The marked data, accepted wherever data are: one example, so that there is no standard error, and no
+      ``batch_size``. A pytree of the arrays.
+
+    Raises:
+      ValueError: a stream, or a leaf that is neither an array nor a number.
+
+    Example:
+      >>> data = lla.whole({"x": features, "edges": edge_index, "y": labels, "train": mask})
+      >>> plane = lla.evaluate(loss, params, data, axes, lla.grid(points=25, dims=2))
+    """
+    if isinstance(data, Whole):
+        return data
+    if isinstance(data, Stream):
+        raise Misuse("data", "a stream given; mark its batches: lla.stream(lambda: (lla.whole(each) for each in ...))")
+    return as_arrays(pack(data))
+
+
+def check_uncut(data: Any, batch_size: int | None) -> None:
+    """Raise a ValueError if a ``batch_size`` is given for data that stay whole."""
+    if isinstance(data, Whole) and batch_size is not None:
+        raise Misuse(
+            "batch_size", f"{batch_size!r} given, but lla.whole(data) is one example, which is never cut; leave it out"
+        )
+
+
 def to_numpy(batch: Batch) -> Batch:
     """Convert the leaves of a batch (jax arrays, torch tensors) to numpy, and check them as ``num_examples`` does."""
     batch = jax.tree.map(_on_host, batch)
@@ -76,7 +122,12 @@ def to_numpy(batch: Batch) -> Batch:
 
 
 def as_arrays(data: Batch) -> Batch:
-    """Convert torch tensors and other foreign arrays in the data to numpy; jax arrays and numbers stay as they are."""
+    """Convert torch tensors and other foreign arrays in the data to numpy; jax arrays and numbers stay as they are.
+
+    None, for no data, becomes ``whole()``.
+    """
+    if data is None:
+        return whole()
 
     def convert(leaf: Any) -> Any:
         return _on_host(leaf) if hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array) else leaf
@@ -145,15 +196,19 @@ def _is_dense(tensor: Any) -> bool:
 
 
 def num_examples(data: Batch) -> int:
-    """The length N of the leading axis that all leaves share.
+    """The length N of the leading axis that all leaves share; 1 for a ``Whole``.
 
     Raises:
       ValueError: there are no leaves, a leaf is a scalar or an object, lengths differ, or N = 0.
     """
+    if isinstance(data, Whole):
+        return 1
     paths, leaves = _tree.paths(data), jax.tree.leaves(data)
     if not leaves:
         raise Misuse(
-            "data", "holds no array; pass e.g. (inputs, labels) with a common leading axis, or lla.stream(loader)"
+            "data",
+            "holds no array; pass e.g. (inputs, labels) with a common leading axis, lla.stream(loader), or None for a "
+            "loss without data",
         )
     for path, leaf in zip(paths, leaves, strict=True):
         is_object = hasattr(leaf, "shape") and np.dtype(leaf.dtype) == object
@@ -161,20 +216,22 @@ def num_examples(data: Batch) -> int:
             what = "an array of objects, not of numbers" if is_object else f"a {type(leaf).__name__}, not an array"
             raise Misuse(
                 "data",
-                f"leaf {path!r} is {what}; pass arrays with leading axis N, or wrap a loader as lla.stream(loader)",
+                f"leaf {path!r} is {what}; pass arrays with leading axis N, wrap a loader as lla.stream(loader), or "
+                "data that are one example, such as a graph with its number of nodes, as lla.whole(data)",
             )
         if len(leaf.shape) == 0:
             raise Misuse(
                 "data",
                 f"leaf {path!r} is a scalar, without the leading axis N of the examples; pass one for each of them, or "
-                "let the loss hold it",
+                "let the loss hold it; if these are one example that must stay whole, pass lla.whole(data)",
             )
     lengths = {path: int(leaf.shape[0]) for path, leaf in zip(paths, leaves, strict=True)}
     if len(set(lengths.values())) > 1:
         raise Misuse(
             "data",
             f"leaves of different length {lengths}; pass leaves with one entry for each of N examples, or wrap a list "
-            "of batches, lla.stream(batches)",
+            "of batches, lla.stream(batches); if these are one example that must stay whole, such as a graph or "
+            "sets of points, pass lla.whole(data)",
         )
     n = next(iter(lengths.values()))
     if n == 0:
@@ -205,8 +262,8 @@ def host_batches(data: Batch | Stream, batch_size: int | None) -> Iterator[tuple
 
 
 def rows_of(batch: Batch, start: int, size: int) -> Batch:
-    """Rows [start, start + size) of every leaf."""
-    return jax.tree.map(lambda x: x[start : start + size], batch)
+    """Rows [start, start + size) of every leaf; all of a ``Whole``."""
+    return batch if isinstance(batch, Whole) else jax.tree.map(lambda x: x[start : start + size], batch)
 
 
 def cuts(count: int, batch_size: int | None) -> list[tuple[int, int]]:

@@ -18,13 +18,14 @@ import numpy as np
 from lla_jax.core import jaxprs
 from lla_jax.core.apart import check_apart, check_apart_uncut, check_criterion
 from lla_jax.core.arguments import Misuse, warn_caller
-from lla_jax.core.data import Stream, as_arrays, num_examples
+from lla_jax.core.data import Stream, as_arrays, check_uncut, num_examples
 from lla_jax.core.losses import as_loss
 from lla_jax.core.pairs import find_pairs
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import ROWS, Metrics, Model, like, sizes, takes, trace
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Loss, PyTree
+from lla_jax.core.whole import Whole
 
 FIXED = (32, 64, 128, 256, 512, 1024)  # rows of a block of a model that takes multiples of a number
 MOST_FIXED = 4096  # rows of a block of a model that takes only its own number
@@ -61,7 +62,9 @@ def check_examples(
     if isinstance(data, Stream):
         data = next(iter(data))
     pairs = tuple((name, static(f)) for name, f in (metrics or {}).items())
-    check(as_loss(loss), params, as_arrays(data), pairs, most=batch_size)
+    data = as_arrays(data)
+    check_uncut(data, batch_size)
+    check(as_loss(loss), params, data, pairs, most=batch_size)
 
 
 def check(
@@ -81,6 +84,10 @@ def check(
     most, apart = min(count, most or count), loss.per_example and not train
     size = max(1, min(ROWS, count, max(2, most)) // 2 * 2) if apart else most
     model = Model(loss, params, metrics, train)
+    if isinstance(data, Whole):  # which has no other examples to depend on
+        if takes(model, data, 1):
+            _check_weights(trace(model, data, 1), model)
+        return
     key = shapes_of((model, like(data, size)))
     verdict = _CHECKED.get(key) or _CHECKED.get((key, most))
     if verdict is None:
@@ -134,6 +141,8 @@ def check_shapes(loss: Loss, params: PyTree, data: Batch) -> None:
         check(loss, params, as_arrays(data))
         return
     model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), Model(loss, params, (), False))
+    if isinstance(data, Whole):
+        return
     size = num_examples(data)
     if takes(model, data, *sizes(model, size)):
         _check_traced(model, data, size)
@@ -172,7 +181,7 @@ class _Watched(Stream):
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in super().__iter__():
-            shape = shapes_of(jax.tree.map(lambda x: x[0], batch))
+            shape = shapes_of(batch if isinstance(batch, Whole) else jax.tree.map(lambda x: x[0], batch))
             several = num_examples(batch) > 1
             if (shape, True) not in self.seen and (shape, several) not in self.seen:
                 self.look(batch)

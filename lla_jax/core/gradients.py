@@ -11,9 +11,19 @@ import numpy as np
 
 from lla_jax.core import counts, examples, precision
 from lla_jax.core import tree as _tree
-from lla_jax.core.data import Stream, as_arrays, check_batch_size, host_batches, num_examples, pad_rows, to_numpy
+from lla_jax.core.data import (
+    Stream,
+    as_arrays,
+    check_batch_size,
+    check_uncut,
+    host_batches,
+    num_examples,
+    pad_rows,
+    to_numpy,
+)
 from lla_jax.core.losses import as_loss, block_at, loss_sums, outputs_of, penalty_of
 from lla_jax.core.types import Batch, Loss, PyTree
+from lla_jax.core.whole import Whole
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -48,7 +58,7 @@ def mean_gradient(
     Args:
       loss: a ``Loss``, or a plain ``f(params, batch) -> scalar``; normalization layers use frozen statistics.
       params: the parameters at which the gradient is taken.
-      data: one data set or a stream.
+      data: one data set, a ``whole`` or a stream.
       batch_size: examples per batch of a data set, or None for all at once; a stream has its own batches.
 
     Returns:
@@ -57,6 +67,7 @@ def mean_gradient(
     loss, params = precision.at_least_single(as_loss(loss), params)
     batch_size = batch_size and check_batch_size(batch_size)
     data = data if isinstance(data, Stream) else as_arrays(data)
+    check_uncut(data, batch_size)
     counts.warn_of_counts(loss, params, data, batch_size)
     gradient = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), params)
     weight: Any = np.zeros((), np.float32)
@@ -66,9 +77,10 @@ def mean_gradient(
     else:
         examples.check(loss, params, data, most=batch_size)
     for batch, offset in host_batches(data, batch_size):
+        check_uncut(batch, batch_size)
         count = num_examples(batch)
         rows = max(rows, count)
-        if loss.per_example:  # one shape for all batches
+        if loss.per_example and not isinstance(batch, Whole):  # one shape for all batches
             batch = pad_rows(to_numpy(batch), rows)
         size = num_examples(batch)
         gradient, weight = _add_gradient(

@@ -7,6 +7,7 @@ and rows that must not count are masked out.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ import numpy as np
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
-from lla_jax.core.static import static
+from lla_jax.core.static import Static, static
 from lla_jax.core.types import Batch, Loss, PyTree
+from lla_jax.core.whole import Whole, call, example_of, is_array, with_axis
 
 
 class Sums(NamedTuple):
@@ -92,13 +94,6 @@ def total(blocks: Any) -> np.ndarray:
         return np.stack(about_zero, -1).sum(-2)
 
 
-def is_array(value: Any) -> bool:
-    """Whether a value that a user's function returned is one array or number, perhaps one of another library."""
-    return (
-        isinstance(value, bool | int | float | complex) or hasattr(value, "__array__") or isinstance(value, jax.Array)
-    )
-
-
 def penalty_of(loss: Loss, params: PyTree) -> Any:
     """The penalty of a loss that has one, a scalar array.
 
@@ -120,10 +115,10 @@ def penalty_of(loss: Loss, params: PyTree) -> Any:
 class _Scalar:
     """A plain ``f(params, batch) -> scalar`` as ``Loss.apply``; two are equal if their functions are."""
 
-    f: Callable[[PyTree, Batch], Any]
+    f: Any  # f(params, batch)
 
     def __call__(self, params: PyTree, state: PyTree, batch: Batch, train: bool) -> tuple[Any, PyTree]:
-        value = self.f(params, batch)
+        value = self.f(params) if batch is None and _takes_params_alone(self.f) else self.f(params, batch)
         if not is_array(value):
             raise Misuse(
                 "loss",
@@ -132,6 +127,17 @@ class _Scalar:
                 "criterion, per_example=False), whose criterion returns (scalar, weight)",
             )
         return value, state
+
+
+def _takes_params_alone(f: Any) -> bool:
+    """Whether a function has room for the parameters and not for data."""
+    try:
+        signature = inspect.signature(f.f if isinstance(f, Static) else f)
+    except (TypeError, ValueError):  # a callable without a signature
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    return inspect.Parameter.VAR_POSITIONAL not in kinds and sum(kind in positional for kind in kinds) == 1
 
 
 def _identity(outputs: Any, batch: Batch) -> Any:
@@ -164,6 +170,7 @@ class Block(NamedTuple):
 
 def whole_block(batch: Batch, index: Any) -> Block:
     """The block of all rows of a batch, whose numbers in the data set are ``index`` (B,)."""
+    batch = with_axis(batch) if isinstance(batch, Whole) else batch
     return Block(batch, jnp.ones(len(index), bool), index)
 
 
@@ -174,12 +181,15 @@ def block_at(data: Batch, start: Any, size: int, count: Any, offset: Any) -> Blo
     needs no padding and no second copy of the data.
 
     Args:
-      data: arrays with a leading axis of at least ``size`` rows.
+      data: arrays with a leading axis of at least ``size`` rows; or a ``Whole``, which is one row.
       start: index of the first row that counts.
       size: number of rows of the block.
       count: index after the last row that counts, such as the number of rows without padding.
       offset: index in the data set of the first row of ``data``.
     """
+    if isinstance(data, Whole):
+        row = jnp.zeros(1, jnp.int32)
+        return Block(with_axis(data), (row >= start) & (row < count), offset + row)
     leaves = jax.tree.leaves(data)
     chex.assert_equal_shape_prefix(leaves, 1)
     low = jnp.minimum(start, leaves[0].shape[0] - size)
@@ -191,25 +201,28 @@ def block_at(data: Batch, start: Any, size: int, count: Any, offset: Any) -> Blo
 def outputs_of(loss: Loss, params: PyTree, state: PyTree, block: Block, train: bool) -> tuple[Any, PyTree]:
     """Call ``loss.apply`` on a block: (outputs, new state).
 
-    A loss with a key gets one key per example, folded with the example's index.
+    For a ``Whole`` it is ``loss.apply.on_example`` where an adapter has it, whose model takes single examples. A loss
+    with a key gets one key per example, folded with the example's index; for a ``Whole`` it is a single key.
 
     Raises:
       ValueError: ``apply`` does not return a pair.
     """
     keys = () if loss.key is None else (jax.vmap(jax.random.fold_in, (None, 0))(loss.key, block.index),)
+    whole = isinstance(block.batch, Whole)
+    apply = getattr(loss.apply, "on_example", loss.apply) if whole else loss.apply
     with note_call("the model", "apply(params, state, batch, train)", block):
-        result = loss.apply(params, state, block.batch, train, *keys)
+        result = apply(params, state, example_of(block.batch), train, *([k[0] for k in keys] if whole else keys))
     if not isinstance(result, tuple) or len(result) != 2:
         raise Misuse(
             "loss",
             f"apply returned a {type(result).__name__}; it must return a pair, apply(params, state, batch, train) -> "
             "(outputs, new_state). Return the given state if there is no new one",
         )
-    return result
+    return (with_axis(result[0]), result[1]) if whole else result
 
 
 @contextlib.contextmanager
-def note_call(what: str, call: str, block: Block) -> Iterator[None]:
+def note_call(what: str, how: str, block: Block) -> Iterator[None]:
     """Add a note to an error that a user's function raises in the ``with`` block: how it was called, with what shapes.
 
     Only errors of the types TypeError, IndexError, KeyError and AttributeError get a note.
@@ -217,10 +230,12 @@ def note_call(what: str, call: str, block: Block) -> Iterator[None]:
     try:
         yield
     except (TypeError, IndexError, KeyError, AttributeError) as error:
-        shapes = jax.tree.map(lambda x: tuple(x.shape), block.batch)
+        whole = isinstance(block.batch, Whole)
+        shapes = jax.tree.map(np.shape, example_of(block.batch))
+        given = f"the data that lla.whole holds, of these shapes: {shapes}"
+        batch = f"a batch of these shapes (leading axis: examples): {shapes}. A list of batches is not a data set"
         error.add_note(
-            f"{what} failed; it is called as {call} with a batch of these shapes (leading axis: examples): {shapes}. A "
-            "list of batches is not a data set: wrap it, lla.stream(batches)"
+            f"{what} failed; it is called as {how} with {given if whole else f'{batch}: wrap it, lla.stream(batches)'}"
         )
         raise
 
@@ -326,6 +341,16 @@ def example_sums(name: str, result: Any, mask: Any) -> Sums:
     return Sums((w != 0).sum().astype(s.dtype), weight, m, e.sum(), (w * w).sum(), (w * e).sum(), (e * e).sum())
 
 
+def _check_scalar(shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless the loss of a whole batch has the shape of a scalar."""
+    if shape:
+        raise Misuse(
+            "loss",
+            f"returned shape {shape}; a batch-coupled or plain loss must return a scalar per batch. Reduce it "
+            "(e.g. .mean()), or use lla.Loss(apply, criterion) with one loss per example",
+        )
+
+
 def batch_sums(result: Any, mask: Any) -> Sums:
     """The sums of a batch-coupled loss, which count the batch as one example and give no standard error.
 
@@ -338,12 +363,7 @@ def batch_sums(result: Any, mask: Any) -> Sums:
     """
     value, weight = split_result("loss", result)
     value, weight = _check_real("loss", value), mask.shape[0] if weight is None else weight
-    if value.ndim:
-        raise Misuse(
-            "loss",
-            f"returned shape {value.shape}; a batch-coupled or plain loss must return a scalar per batch. Reduce it "
-            "(e.g. .mean()), or use lla.Loss(apply, criterion) with one loss per example",
-        )
+    _check_scalar(value.shape)
     value = value.astype(_tree.wide(value.dtype))
     weight = jnp.asarray(weight, value.dtype)
     zero = jnp.zeros_like(value)
@@ -355,15 +375,30 @@ def batch_sums(result: Any, mask: Any) -> Sums:
 def loss_sums(loss: Loss, outputs: Any, block: Block) -> Sums:
     """The sums over a block of the loss that the criterion gives for ``outputs``, without the penalty."""
     with note_call("the criterion", "criterion(outputs, batch)", block):
-        result = loss.criterion(outputs, block.batch)
-    return example_sums("loss", result, block.mask) if loss.per_example else batch_sums(result, block.mask)
+        result = call(loss.criterion, outputs, block.batch)
+    if _counts_examples(loss, result, block):
+        return example_sums("loss", result, block.mask)
+    return batch_sums(result, block.mask)
+
+
+def _counts_examples(loss: Loss, result: Any, block: Block) -> bool:
+    """Whether the criterion's result for a block has a row for each example, as that for a ``Whole`` always has.
+
+    Raises:
+      ValueError: a loss with ``per_example=False`` gives a ``Whole`` several entries.
+    """
+    if not isinstance(block.batch, Whole):
+        return loss.per_example
+    if not loss.per_example:
+        _check_scalar(jnp.shape(split_result("loss", result)[0])[1:])
+    return True
 
 
 def loss_total(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
     """(sum w l, sum w) over a block without the penalty, two scalars that can be differentiated."""
     with note_call("the criterion", "criterion(outputs, batch)", block):
-        result = loss.criterion(outputs, block.batch)
-    if loss.per_example:
+        result = call(loss.criterion, outputs, block.batch)
+    if _counts_examples(loss, result, block):
         s, w = _sum_entries("loss", result, block.mask)
         return s.sum(), w.sum()
     sums = batch_sums(result, block.mask)
@@ -382,15 +417,20 @@ def loss_roots(loss: Loss, outputs: Any, block: Block, drawn: Batch | None = Non
 
     Returns:
       ``roots`` (B,): for each example, the sum of sqrt(w) l over its entries (such as tokens), 0 where masked; and the
-      scalar ``weight``, the sum of w over all entries that count. Without weights every w is 1.
+      scalar ``weight``, the sum of w over all entries that count. Without weights every w is 1. Of a ``Whole`` each
+      entry, such as a node, is an observation of its own, and B their number.
     """
     with note_call("the criterion", "criterion(outputs, batch)", block):
-        result = loss.criterion(outputs, block.batch if drawn is None else drawn)
+        result = call(loss.criterion, outputs, block.batch if drawn is None else drawn)
         if drawn is not None and isinstance(result, tuple):
-            result = (result[0], loss.criterion(outputs, block.batch)[1])
+            result = (result[0], call(loss.criterion, outputs, block.batch)[1])
+    mask = block.mask
+    if isinstance(block.batch, Whole):
+        result = jax.tree.map(jnp.ravel, result)
+        mask = jnp.broadcast_to(mask, jnp.shape(jax.tree.leaves(result)[0]))
     if not isinstance(result, tuple):
-        s, w = _sum_entries("loss", result, block.mask)
+        s, w = _sum_entries("loss", result, mask)
         return s, w.sum()
     losses, weights = result
-    roots, _ = _sum_entries("loss", (losses, jnp.sqrt(jnp.asarray(weights))), block.mask)
-    return roots, _sum_entries("loss", result, block.mask)[1].sum()
+    roots, _ = _sum_entries("loss", (losses, jnp.sqrt(jnp.asarray(weights))), mask)
+    return roots, _sum_entries("loss", result, mask)[1].sum()

@@ -77,6 +77,10 @@ class _Widened(ByValue):
         outputs, new = self.apply(_cast(params, self.types), _cast(state, self.states), batch, train, *keys)
         return outputs, widen(new)
 
+    def on_example(self, *args: Any) -> tuple[Any, PyTree]:
+        """The same for a single example; see ``losses.outputs_of``."""
+        return replace(self, apply=getattr(self.apply, "on_example", self.apply))(*args)
+
 
 def _cast(tree: PyTree, types: Sequence[str | None]) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)

@@ -24,6 +24,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream, num_examples
 from lla_jax.core.types import Eigenpairs, PyTree, Spectrum
+from lla_jax.core.whole import Whole
 
 LANDSCAPE = (
     "rule",
@@ -200,18 +201,25 @@ def digest(value: Any) -> str:
 
 
 def describe(data: Any) -> dict[str, Any]:
-    """The entry of a recipe that describes data: number of examples and fingerprint; of a stream, its kind alone."""
+    """The entry of a recipe that describes data: number of examples and fingerprint; of a stream, its kind alone.
+
+    The number of examples of a ``Whole`` is 1, and its entry says that it is whole.
+    """
     if isinstance(data, Stream):
         return {"kind": "stream"}
-    return {"kind": "memory", "examples": num_examples(data), "fingerprint": fingerprint(data)}
+    entry = {"kind": "memory", "examples": num_examples(data), "fingerprint": fingerprint(data)}
+    return entry | ({"whole": True} if isinstance(data, Whole) else {})
 
 
 def fingerprint(tree: PyTree) -> str:
     """A hash of the names, shapes, dtypes and contents of all leaves; 16 hex digits.
 
-    Of a leaf above 64 MB a fixed sample of the contents is read.
+    Of a leaf above 64 MB a fixed sample of the contents is read. Of a ``Whole`` its other
+    leaves count too.
     """
     digest = hashlib.blake2b(digest_size=8)
+    if isinstance(tree, Whole):
+        digest.update(repr([(number, value) for number, _, value in tree.form.fixed]).encode())
     for path, leaf in zip(_tree.paths(tree), jax.tree.leaves(tree), strict=True):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)

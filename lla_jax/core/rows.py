@@ -15,6 +15,7 @@ from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import num_examples
 from lla_jax.core.losses import Block, entries_of, note_call, outputs_of, split_result, whole_block
 from lla_jax.core.types import Batch, Loss, PyTree
+from lla_jax.core.whole import Whole, call
 
 ROWS = 16  # rows of a block, so that a comparison with its halves costs the losses of 48 examples
 ASLEEP = 0.1  # in place of parameters that are zero, behind which nothing could be seen
@@ -36,13 +37,25 @@ class Model:
 
 
 def like(data: Batch, size: int) -> Batch:
-    """The shapes and types of ``size`` rows, for tracing."""
-    typed = jax.dtypes.canonicalize_dtype
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), typed(x.dtype)), data)
+    """The shapes and types of ``size`` rows, for tracing; of a ``Whole`` its own."""
+
+    def shape(x: Any) -> tuple[int, ...]:
+        return x.shape if isinstance(data, Whole) else (size, *x.shape[1:])
+
+    def typed(x: Any) -> Any:
+        of_keys = jnp.issubdtype(x.dtype, jax.dtypes.extended)
+        return x.dtype if of_keys else jax.dtypes.canonicalize_dtype(x.dtype)
+
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape(x), typed(x)), data)
 
 
 def take(data: Batch, index: np.ndarray) -> Batch:
-    """Rows of the data as numpy arrays; of arrays on other devices than a CPU only these rows are moved."""
+    """Rows of the data as numpy arrays; of arrays on other devices than a CPU only these rows are moved.
+
+    A ``Whole`` stays as it is.
+    """
+    if isinstance(data, Whole):
+        return data
 
     def take(x: Any) -> np.ndarray:
         on_host = not isinstance(x, jax.Array) or [d.platform for d in x.devices()] == ["cpu"]
@@ -90,8 +103,8 @@ def values_of(model: Model, rows: Batch, index: Any, shake: Any, noise: Any) -> 
     results = {}
     for name, f in (("loss", loss.criterion), *model.metrics):
         with note_call(name, "f(outputs, batch)", block):
-            result = f(outputs, rows)
-        if loss.per_example or name != "loss":
+            result = call(f, outputs, block.batch)
+        if loss.per_example or isinstance(rows, Whole) or name != "loss":
             results[name] = entries_of(name, result, len(index))
         else:
             values, weight = split_result(name, result)

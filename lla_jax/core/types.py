@@ -82,7 +82,8 @@ class Problem:
     Args:
       loss: a ``Loss`` or a plain ``f(params, batch) -> scalar``.
       params: the trained parameters, a pytree of floating arrays.
-      data: one data set (array pytree with leading axis N) or ``lla.stream(...)``.
+      data: one data set (array pytree with leading axis N), ``lla.stream(...)``, or ``lla.whole(...)`` of one example
+        that is never cut; None if the loss takes no data.
       opt_state: optax state, needed for Adam axes.
       metrics: ``{name: f(outputs, batch) -> (B,)}``.
       extra_data: ``{name: data set}`` evaluated at the same points, e.g. ``{"test": ...}``.
@@ -91,7 +92,7 @@ class Problem:
 
     loss: Any
     params: PyTree
-    data: Any
+    data: Any = None
     opt_state: Any = None
     metrics: Mapping[str, Callable[[Any, Batch], Any]] = field(default_factory=dict)
     extra_data: Mapping[str, Any] = field(default_factory=dict)

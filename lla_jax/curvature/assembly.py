@@ -16,8 +16,9 @@ from lla_jax.core import data as _data
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
-from lla_jax.core.rows import Model, like, spread, takes
+from lla_jax.core.rows import Model, like, spread, takes, trace
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe, Select
+from lla_jax.core.whole import Whole
 from lla_jax.curvature import blocks, criteria, sampling
 from lla_jax.curvature.blocks import Settings
 from lla_jax.curvature.likelihoods import Likelihood
@@ -60,10 +61,11 @@ def operator(
         )
     loss = losses.as_loss(loss)
     together = execution.processes == "all" and jax.process_count() > 1
-    uncut = matrix.train or not loss.per_example
+    first = next(iter(data)) if isinstance(data, Stream) else _data.as_arrays(data)  # of a stream the first batch
+    _data.check_uncut(first, batch_size)
+    uncut = matrix.train or not loss.per_example or isinstance(first, Whole)
     params_mesh = sharding.mesh_of(params)
     mesh = _mesh(execution, uncut) if params_mesh is None else _mesh_beside(params_mesh, execution, together)
-    first = next(iter(data)) if isinstance(data, Stream) else _data.as_arrays(data)  # of a stream the first batch
     data = data if isinstance(data, Stream) else first
     recipe = _recipe(matrix, loss, params, data, batch_size if uncut else None, options["select"])
     key = jax.random.key(0) if key is None else key
@@ -108,6 +110,8 @@ def _check(
     """
     examples.check(loss, params, first, train=matrix.train, most=batch_size)
     counts.warn_of_counts(loss, params, data, batch_size)
+    if matrix.kind == "fisher" and matrix.sample is None and isinstance(data, Whole):
+        _check_entries(loss, params, data, matrix.train)
     if matrix.kind == "hessian" or (matrix.kind == "fisher" and matrix.sample is None):
         return matrix, loss
     count = _data.num_examples(first)
@@ -120,6 +124,18 @@ def _check(
         return matrix, criteria.with_curved_criterion(loss, params, block, matrix.train)
     block = losses.whole_block(*spread(first, rows))
     return replace(matrix, sample=sampling.settle(loss, params, block, matrix.sample, matrix.train)), loss
+
+
+def _check_entries(loss: Loss, params: PyTree, data: Whole, train: bool) -> None:
+    """Refuse the empirical Fisher matrix of a single loss, which is the product g g' of its gradient."""
+    traced = trace(Model(loss, params, (), train), data, 1)
+    if traced.out_info["loss"][0].shape == (1,):
+        raise Misuse(
+            "kind",
+            "'empirical' given, but the loss of lla.whole(data) is one number, whose empirical Fisher matrix is the "
+            "product g g' of its gradient; let the criterion return an entry for each node or point, (N,) or (losses, "
+            'weights), or use lla.hessian, lla.ggn or kind="mc"',
+        )
 
 
 class Options(TypedDict, total=False):
@@ -144,7 +160,7 @@ def _mesh(execution: Execution, uncut: bool) -> Mesh:
     if not uncut:
         return _devices.mesh_of(available)
     if devices != "all" and len(available) > 1:
-        text = "batch statistics or a batch-coupled loss need complete batches, which are not split over devices"
+        text = "batch statistics, a batch-coupled loss or lla.whole(data) need complete batches, which are not split"
         raise Misuse("execution.devices", f"{devices!r} given, but {text}; leave it out, or use 1")
     return _devices.mesh_of(available[:1])
 

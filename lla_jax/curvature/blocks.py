@@ -88,7 +88,7 @@ def in_memory(
         "linearized": keep,
         "bytes": nbytes,
         "on_device": by.on_device,
-        "text": f"{count:,} examples in {in_blocks}, primal values {text}{sharded}",
+        "text": f"{count:,} example{'s' * (count != 1)} in {in_blocks}, primal values {text}{sharded}",
     }
     log.info("%s: %s", recipe["kind"], recipe["plan"]["text"])
     make = _linearize_at if keep else _recompute_at

@@ -15,6 +15,7 @@ from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import outputs_of_rows
 from lla_jax.core.types import Batch, Loss, PyTree
+from lla_jax.core.whole import call
 
 _SHAPES: dict[Hashable, str] = {}  # of the criteria of this process, in their outputs
 
@@ -34,10 +35,10 @@ def split_smooth(outputs: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
 
 def total(loss: Loss, outputs: Any, batch: Batch, drawn: Batch) -> Any:
     """The sum of the losses of ``drawn``, a batch with other targets, over the entries of a weight in ``batch``."""
-    result = loss.criterion(outputs, drawn)
+    result = call(loss.criterion, outputs, drawn)
     values, weighted = result if isinstance(result, tuple) else (result, None)
     if weighted is not None:
-        weights = loss.criterion(outputs, batch)[1]
+        weights = call(loss.criterion, outputs, batch)[1]
         values = jnp.where(jnp.asarray(weights) != 0, values, 0)
     return _tree.widen(values).sum()
 
@@ -108,7 +109,7 @@ def leaves_read(loss: Loss, outputs: Any, batch: Batch) -> list[int]:
     leaves, structure = jax.tree.flatten(batch)
 
     def losses(leaves: list[Any], outputs: Any) -> Any:
-        result = loss.criterion(outputs, jax.tree.unflatten(structure, leaves))
+        result = call(loss.criterion, outputs, jax.tree.unflatten(structure, leaves))
         return result[0] if isinstance(result, tuple) else result
 
     closed = jax.make_jaxpr(losses)(leaves, outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from lla_jax.core import losses, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Batch, Loss
+from lla_jax.core.whole import Whole, pack
 from lla_jax.curvature import criteria, samplers
 
 
@@ -78,7 +80,7 @@ def draw(sampler: Any, loss: Loss, keys: Any, outputs: Any, batch: Batch) -> Bat
         with losses.note_call(
             "sample", "sample(key, outputs, example) for one example", losses.Block(batch, None, None)
         ):
-            drawn = jax.vmap(sampler)(keys, outputs, batch)
+            drawn = jax.vmap(functools.partial(_draw_one, sampler))(keys, outputs, batch)
         if jax.tree_util.all_leaves([drawn]) and not jax.tree_util.all_leaves([batch]):
             raise Misuse(
                 "sample",
@@ -91,6 +93,14 @@ def draw(sampler: Any, loss: Loss, keys: Any, outputs: Any, batch: Batch) -> Bat
         own = keys if number == 0 else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
         leaves[target.leaf] = _DRAW[target.family](target, loss, own, outputs, batch)
     return jax.tree.unflatten(structure, leaves)
+
+
+def _draw_one(sampler: Callable[[Any, Any, Any], Any], key: Any, outputs: Any, example: Any) -> Any:
+    """The example with a target that the user's sampler draws; of a ``Whole`` it gets and returns the user's data."""
+    if not isinstance(example, Whole):
+        return sampler(key, outputs, example)
+    drawn = sampler(key, outputs, example.data)
+    return drawn if jax.tree_util.all_leaves([drawn]) else pack(drawn)
 
 
 def _draw_classes(target: Target, loss: Loss, keys: Any, outputs: Any, batch: Batch) -> Any:

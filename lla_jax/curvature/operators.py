@@ -200,7 +200,9 @@ def fisher(
     check_choice("kind", kind, ("mc", "empirical"))
     if not loss.per_example:
         raise Misuse(
-            "loss", "couples the examples of a batch; use a criterion with a loss per example, per_example=True"
+            "loss",
+            "couples the examples of a batch; use a criterion with a loss per example (for lla.whole(data), with an "
+            "entry for each node or point), per_example=True",
         )
     if kind == "mc" and key is None:
         raise Misuse("key", 'needed for kind="mc", which draws targets; pass jax.random.key(0)')

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from lla_jax.core import losses
 from lla_jax.core import tree as _tree
+from lla_jax.core.data import num_examples
 from lla_jax.core.types import Batch, PyTree
 from lla_jax.curvature import matrices
 from lla_jax.curvature.matrices import Matrix
@@ -73,7 +74,7 @@ def times(scale: PyTree, v: PyTree) -> PyTree:
 
 def _local_block(common: Common, start: Any, size: int, mesh: Mesh) -> losses.Block:
     """The block of ``size`` rows from ``start`` among the rows on this device; padding is masked."""
-    rows = jax.tree.leaves(common.data)[0].shape[0]
+    rows = num_examples(common.data)
     before = jax.lax.axis_index(GRID) * rows if mesh.size > 1 else 0
     return losses.block_at(common.data, start, size, jnp.clip(common.count - before, 0, rows), common.offset + before)
 

@@ -19,6 +19,7 @@ from lla_jax.core.counts import warn_of_counts
 from lla_jax.core.data import Stream
 from lla_jax.core.recipes import versions
 from lla_jax.core.types import Batch, Directions, Loss, PyTree, Recipe
+from lla_jax.core.whole import Whole
 from lla_jax.execution import devices as _devices
 from lla_jax.execution import plans
 from lla_jax.execution.plans import Plan
@@ -117,6 +118,7 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
     task = _watch_streams(task, params)
     momenta = None
     first_piece = next(pieces(task.data, counts[""], mesh, padded=False))
+    _data.check_uncut(first_piece.batch, task.batch_size)
     size = _data.cuts(first_piece.rows, task.batch_size)[0][1]
     traced = digits.trace(task.loss, params, first_piece.batch, size, task.formula.train)
     recipe["precision"] |= {"lowest": traced.lowest, "bits": precision.bits(traced.lowest)}
@@ -194,7 +196,16 @@ def _mesh(task: Task, points: int) -> Mesh:
     devices = _devices.devices_of(task.execution)
     held = [data for data in task.sets.values() if not isinstance(data, Stream)]
     nbytes = sum(x.nbytes for x in jax.tree.leaves(held))
-    return _devices.mesh_of(devices, _devices.data_shards(task.execution, devices, points, nbytes, uncut))
+    unsplit = "lla.whole(data) is one example, which is not split over devices"
+    uncut = unsplit if any(isinstance(data, Whole) for data in held) else uncut
+    shards = _devices.data_shards(task.execution, devices, points, nbytes, uncut)
+    if shards > 1 and any(isinstance(_first_batch(data), Whole) for data in task.sets.values()):
+        shards = _devices.data_shards(task.execution, devices, points, nbytes, unsplit)
+    return _devices.mesh_of(devices, shards)
+
+
+def _first_batch(data: Any) -> Batch:
+    return next(iter(data)) if isinstance(data, Stream) else data
 
 
 def pieces(data: Any, count: int | None, mesh: Mesh, padded: bool) -> Iterator[Piece]:
@@ -267,7 +278,7 @@ def group_size(job: Job, plan: Plan) -> int:
 
 def rows_per_device(job: Job, batch: Batch) -> int:
     """Number of rows of a batch on one device, padding included."""
-    return jax.tree.leaves(batch)[0].shape[0] // job.mesh.shape[_devices.DATA]
+    return _data.num_examples(batch) // job.mesh.shape[_devices.DATA]
 
 
 def align_directions(directions: Directions, params: PyTree, axes: int, moments: bool) -> PyTree:

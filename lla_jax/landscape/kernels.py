@@ -22,6 +22,7 @@ from lla_jax.core import losses as _losses
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Loss, PyTree, UpdateRule
+from lla_jax.core.whole import call
 from lla_jax.execution import devices, plans, rewriting
 from lla_jax.execution.plans import Plan
 from lla_jax.landscape.rules import add
@@ -97,7 +98,7 @@ def sums_at_points(
         packed = {"loss": _losses.pack(_losses.loss_sums(loss, outputs, block))}
         for name, metric in formula.metrics:
             with _losses.note_call(f"the metric {name!r}", "f(outputs, batch)", block):
-                result = metric(outputs, block.batch)
+                result = call(metric, outputs, block.batch)
             packed[name] = _losses.pack(_losses.example_sums(name, result, block.mask))
         return packed
 
@@ -123,7 +124,7 @@ def block_sums(
 
     def run(loss: Loss, *parts: Any) -> dict[str, Any]:
         points, (data, starts, count, offset) = Points(*parts[:4]), parts[4:]
-        rows = jax.tree.leaves(data)[0].shape[0]
+        rows = _data.num_examples(data)
         before = jax.lax.axis_index(devices.DATA) * rows if sharded else 0
 
         def one(start: Any) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def losses(
       params: the centre.
       directions: the stacked tree (``axes.tree``), with leading axis k.
       coords: (C, k), the coordinates of the points.
-      data: one data set, computed as one block.
+      data: one data set or ``lla.whole(...)``, computed as one block.
       rule: ``add``, ``adam`` or any ``(params, directions, coord) -> params``.
       loop: "map" for one point after another, "vmap" for all at once.
       share: compute the layers that are affine in the coordinates once for all points (rule ``add`` only; the result
@@ -208,6 +209,7 @@ def losses(
             coords,
             f"an array of shape (C, {axes}) for C points along {axes} directions, such as jnp.zeros((1, {axes}))",
         )
+    data = _data.whole() if data is None else data
     examples.check_shapes(loss, params, data)
     formula = Formula(static(rule), False, ())
     plan = plans.Plan(coords.shape[0], _data.num_examples(data), loop, share)

@@ -14,6 +14,7 @@ from lla_jax.core import losses, precision
 from lla_jax.core.arguments import warn_caller
 from lla_jax.core.data import Stream
 from lla_jax.core.types import Landscape, PyTree
+from lla_jax.core.whole import Whole
 from lla_jax.execution import plans
 from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress
@@ -185,7 +186,15 @@ def _means_from_sums(job: Job, packed: Mapping[str, np.ndarray], values: Values)
     loss_names = {prefix + "loss" for prefix in job.task.sets}
     penalty = values.get("", 0.0)
     sums = {name: losses.unpack(x) for name, x in packed.items()}
-    with_error = [name for name in sums if name not in loss_names or job.loss.per_example]
+    metrics = [name for name, _ in job.task.metrics]
+    wholes = [prefix for prefix, data in job.task.sets.items() if isinstance(data, Whole)]
+    one_example = {prefix + name for prefix in wholes for name in ("loss", *metrics)}
+
+    def of_examples(name: str) -> bool:
+        """Whether the sums count examples, and not batches, which have no squares; each whole of a stream is one."""
+        return job.loss.per_example or bool(np.any(sums[name].ww > 0))
+
+    with_error = [name for name in sums if name not in one_example and (name not in loss_names or of_examples(name))]
     means = {name: x.mean + penalty if name in loss_names else x.mean for name, x in sums.items()}
     point_metrics = {name: x for name, x in values.items() if name}
     return Means(means | point_metrics, {name: sums[name].standard_error for name in with_error})

@@ -90,6 +90,8 @@ def check(task: Task) -> Task:
         extra_data={name: _arrays(data) for name, data in _data.check_extra(task.extra_data).items()},
         data=_arrays(task.data),
     )
+    for data in task.sets.values():
+        _data.check_uncut(data, task.batch_size)
     check_names(task.names)
     return task
 

@@ -170,7 +170,7 @@ def map_examples(call: Callable[..., Any], args: tuple[Any, ...], keys: Any) -> 
     Args:
       call: ``call(arguments, key) -> outputs``, for a batch of 1.
       args: the arguments for the whole batch, with leading axis B.
-      keys: (B,), a key per example.
+      keys: (B,), a key per example; or the key of an ``lla.whole``, on which the model is run as it is.
 
     Returns:
       The outputs, with leading axis B.
@@ -178,6 +178,9 @@ def map_examples(call: Callable[..., Any], args: tuple[Any, ...], keys: Any) -> 
     Raises:
       ValueError: an output does not have the examples as its leading axis.
     """
+
+    if np.ndim(keys) == 0:
+        return call(args, keys)
 
     def unbatch(leaf: Any) -> Any:
         if np.shape(leaf)[:1] != (1,):

@@ -56,6 +56,23 @@ class _EquinoxApply(ByValue):
     def __call__(
         self, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any = None
     ) -> tuple[Any, PyTree]:
+        in_axes = (0, None if keys is None else 0)
+
+        def mapped(one: Callable[..., Any]) -> Callable[..., Any]:
+            out_axes = (0, None) if self.stateful else 0
+            return jax.vmap(one, in_axes=in_axes, out_axes=out_axes, axis_name=self.axis_name)
+
+        return self._run(mapped, params, state, batch, train, keys)
+
+    def on_example(
+        self, params: PyTree, state: PyTree, example: Batch, train: bool, key: Any = None
+    ) -> tuple[Any, PyTree]:
+        """The outputs for an ``lla.whole``, which is one example: nothing is vmapped."""
+        return self._run(lambda one: one, params, state, example, train, key)
+
+    def _run(
+        self, mapped: Callable[..., Any], params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any
+    ) -> tuple[Any, PyTree]:
         import equinox as eqx
 
         if keys is not None:
@@ -74,10 +91,7 @@ class _EquinoxApply(ByValue):
                 return call(*args, state=own, **extra, **kwargs)
             return call(*args, own, **extra, **kwargs)
 
-        out_axes = (0, None) if self.stateful else 0
-        in_axes = (0, None if keys is None else 0)
-        mapped = jax.vmap(one, in_axes=in_axes, out_axes=out_axes, axis_name=self.axis_name)
-        results = mapped(model_arguments(self.inputs, batch), keys)
+        results = mapped(one)(model_arguments(self.inputs, batch), keys)
         if not self.stateful:
             return results, state
         outputs, new = results
@@ -153,9 +167,9 @@ def from_equinox(
 
         l_i(theta) = criterion(vmap(combine(theta, rest))(x), batch)_i
 
-    The model takes one example and is vmapped. ``inference`` is set layer by layer: layers that own a state (BatchNorm,
-    SpectralNorm) have ``inference = not train``, all others (Dropout) ``inference = (key is None)``. Flags in the
-    signature of the model's call are set as in ``from_linen``.
+    The model takes one example and is vmapped, but for an ``lla.whole``, which is one. ``inference`` is set layer by
+    layer: layers that own a state (BatchNorm, SpectralNorm) have ``inference = not train``, all others (Dropout)
+    ``inference = (key is None)``. Flags in the signature of the model's call are set as in ``from_linen``.
 
     Args:
       model: an Equinox model that takes one example: ``model(x)``, or ``model(x, state)`` if it has a state, with

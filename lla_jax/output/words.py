@@ -80,9 +80,10 @@ def _describe_matrix(spec: Spectrum) -> str:
     if "data" not in recipe:
         return f"{matrix} of {spec.recipe['n']:,} parameters{block}"
     data = recipe["data"]
-    of = f"over {data['examples']:,} examples" if "examples" in data else "over a stream"
+    of = f"mean over {data['examples']:,} examples" if "examples" in data else "mean over a stream"
+    of = "of one example, always whole" if data.get("whole") else of
     norm = f", BatchNorm statistics {recipe.get('batch_stats')}" if recipe.get("state") != fingerprint(None) else ""
-    return f"{matrix} of {spec.recipe['n']:,} parameters{block}, mean {of}{norm}"
+    return f"{matrix} of {spec.recipe['n']:,} parameters{block}, {of}{norm}"
 
 
 def _meaning(name: str, value: Estimate) -> str:

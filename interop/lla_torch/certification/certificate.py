@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from lla_jax import check_examples
+from lla_jax.core import Whole
 from lla_torch.certification.computed import cast_batch, jax_numbers, numbers_as_run
 from lla_torch.certification.differences import (
     eps_of,
@@ -98,9 +99,8 @@ class Certificate:
             for r in self.rows
         ]
         verdict = "torch and JAX agree to rounding" if self.ok else "torch and JAX DIFFER"
-        return "\n".join(
-            [head, *lines, f"{verdict} on {self.examples} examples (errors relative to the largest entry)"]
-        )
+        count = f"{self.examples} example{'s' * (self.examples != 1)}"
+        return "\n".join([head, *lines, f"{verdict} on {count} (errors relative to the largest entry)"])
 
     def __repr__(self) -> str:
         return str(self)
@@ -113,6 +113,7 @@ def certify(
     criterion: nn.Module | None = None,
     *,
     inputs: Callable[[Any], Any] | None = None,
+    labels: Callable[[Any], Any] | None = None,
     seed: int = 0,
 ) -> Certificate:
     """Compare a torch module with its converted network: outputs, loss, gradient, a Hessian product, train mode.
@@ -138,10 +139,12 @@ def certify(
     Args:
       module: the torch module, with the weights that the network is to have.
       net: the network, from ``convert`` or ``load_checkpoint``.
-      batch: (inputs, labels), torch tensors or arrays; without a criterion the inputs alone are enough.
+      batch: (inputs, labels), torch tensors or arrays; without a criterion the inputs alone are enough. Or
+        ``lla_jax.whole(...)`` of these, one example such as a graph, of whose rows nothing is said.
       criterion: a torch loss module with reduction="mean"; None: mean(w o + o^2 / 2) of the outputs o, with fixed
         random weights w, summed over the arrays of outputs.
       inputs: function of the batch that gives the inputs; None: the first entry.
+      labels: function of the batch that gives the labels; None: the second entry. Both get torch's tensors and arrays.
       seed: of the vector that the Hessian is applied to.
 
     Returns:
@@ -151,8 +154,9 @@ def certify(
       ValueError: a network of another module; batches that the module does not take; complex parameters; a criterion
         that is no torch module, that fails on the outputs and labels, or that does not return a scalar.
     """
-    module = unwrap(module)
-    case = _make_case(module, net, batch, criterion, inputs, seed)
+    module, whole = unwrap(module), isinstance(batch, Whole)
+    batch = batch.data if isinstance(batch, Whole) else batch
+    case = _make_case(module, net, batch, criterion, inputs, seed)._replace(whole=whole, labels=labels)
     own, exact = case.types[0], torch_numbers(case, "float64")
     case = case._replace(samples=bool(exact["draws"]))  # a recurrent layer may draw, and does so with dropout only
     rounded = exact
@@ -170,7 +174,7 @@ def certify(
             exact["Hessian product"] = None
         rows = [*_compare(case, net, own, rounded, exact), *rows_in_float64]
     rows += [*_compare_as_run(case, net, rounded, exact), *_compare_examples(case, net)]
-    return Certificate(tuple(rows), _count_examples(batch))
+    return Certificate(tuple(rows), 1 if whole else _count_examples(batch))
 
 
 def _make_case(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: Any, seed: int) -> Case:
@@ -377,9 +381,9 @@ def _check_entries(case: Case, row: Row, quantity: str, ours: Any, theirs: Any, 
 
 def _compare_examples(case: Case, net: Net) -> list[Row]:
     """The row that says whether each example has a loss of its own, or whether a loss of the batch combines pairs."""
-    if case.criterion is None:
+    if case.criterion is None or case.whole:
         return []
-    loss, own = net.loss(case.criterion, inputs=case.inputs), case.types[0]
+    loss, own = net.loss(case.criterion, inputs=case.inputs, labels=case.labels), case.types[0]
     data = cast_batch(case, own)
     rows = {np.shape(x)[:1] for x in jax.tree.leaves(data, is_leaf=lambda x: x is None)}
     if case.samples or len(rows) != 1 or () in rows:

@@ -43,7 +43,11 @@ def numbers_as_run(case: Case, net: Net, theirs: dict[str, Any]) -> tuple[dict[s
         numbers["gradient"] = {n: names.to_torch(x, np.asarray(leaf_at(gradient, x.path))) for n, x in leaf_of.items()}
         numbers["loss"] = {"": np.asarray(found)}
     apart = lambda part: named_arrays(outputs_of(net.variables["params"], state, part, None)[0])  # noqa: E731
-    note = _find_coupling(apart, arrays, numbers["outputs"]) if case.criterion is None and not case.samples else ""
+    note = (
+        _find_coupling(apart, arrays, numbers["outputs"])
+        if case.criterion is None and not (case.samples or case.whole)
+        else ""
+    )
     return numbers, note
 
 
@@ -151,7 +155,7 @@ def cast_batch(case: Case, dtype: str) -> Any:
 def _make_loss(case: Case, net: Net) -> Callable[[Any, Any], Any]:
     if case.criterion is None:
         return lambda outputs, data: _mean_loss(outputs)
-    criterion = net.loss(case.criterion, inputs=case.inputs).criterion
+    criterion = net.loss(case.criterion, inputs=case.inputs, labels=case.labels).criterion
 
     def value(outputs: Any, data: Any) -> Any:
         losses = criterion(outputs, data)

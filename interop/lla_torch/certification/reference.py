@@ -45,6 +45,8 @@ class Case(NamedTuple):
       types: names of the floating types of the module's parameters, the type of most of them first.
       samples: whether the module draws random numbers in eval mode, or may do so as long as it was not run.
       trains: whether train mode is compared.
+      whole: whether the batch is one example, so that nothing is said of its rows.
+      labels: function of the batch that gives the labels, or None.
     """
 
     module: nn.Module
@@ -55,6 +57,8 @@ class Case(NamedTuple):
     types: tuple[str, ...]
     samples: bool
     trains: bool
+    whole: bool = False
+    labels: Callable[[Any], Any] | None = None
 
     def type_of(self, name: str, dtype: str) -> str:
         """The type in which a comparison in ``dtype`` takes a tensor that has the type ``name`` in the module.
@@ -275,7 +279,8 @@ def _compute_loss(case: Case, dtype: str, outputs: Any) -> torch.Tensor | None:
     batch, criterion = _cast_batch(case, dtype), case.criterion
     named = (*criterion.named_parameters(), *criterion.named_buffers())
     tensors = {name: _cast(x, dtype if x.is_floating_point() else _type_name(x)) for name, x in named}
-    labels = batch[1] if len(batch) == 2 else tuple(batch[1:])
+    pick = case.labels or (lambda batch: batch[1] if len(batch) == 2 else tuple(batch[1:]))
+    labels = pick(batch)
     name = f"criterion: {type(criterion).__name__}"
     try:
         loss = torch.func.functional_call(criterion, tensors, (outputs, labels))

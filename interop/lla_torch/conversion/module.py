@@ -59,6 +59,7 @@ def convert_parts(
     module = unwrap(module)
     args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     call = Call(tuple(map(as_tensors, args)), {name: as_tensors(x) for name, x in example_kwargs.items()})
+    _refuse_hidden_tensors(call)
     modes = ("eval", "train") if train else ("eval",)
     graphs = [graph_of(export(module, call, train=m == "train", function=function), m) for m in modes]
     names, tensors = tensors_of(module, graphs)
@@ -76,6 +77,19 @@ def convert_parts(
     pure = Function(programs[0], programs[1] if train else None, call_pattern(call))
     variables = {"params": {}, **names.tree(arrays)}
     return Parts(pure, variables, names, module)
+
+
+def _refuse_hidden_tensors(call: Call) -> None:
+    """Refuse a call without tensors that gets an object, such as a graph, whose tensors no conversion sees."""
+    plain = bool | int | float | complex | str | bytes | torch.dtype | torch.device | None
+    hidden = [x for x in call.leaves if not isinstance(x, plain)]
+    if hidden and not call.tensors:
+        raise misuse(
+            "example_inputs",
+            hidden[0],
+            "tensors, nested in tuples, lists and dicts, since those inside of an object are not seen; give them as "
+            'they are, such as (graph.x, graph.edge_index), or {"x": graph.x, "edge_index": graph.edge_index}',
+        )
 
 
 def unwrap(module: nn.Module) -> nn.Module:

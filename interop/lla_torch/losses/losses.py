@@ -23,7 +23,7 @@ from lla_torch.program.views import View, as_view
 class Apply:
     """``Loss.apply`` of a converted network: ``apply(params, state, batch, train, keys)`` gives (outputs, state).
 
-    With keys, one per example, every example is run alone with its own key.
+    With keys, one per example, every example is run alone with its own key; an ``lla_jax.whole`` has a single key.
     """
 
     function: Function
@@ -41,6 +41,9 @@ class Apply:
                 "key: a loss with a key runs the network on one example at a time, and batch statistics (train=True) "
                 'need all examples of the batch; use batch_stats="frozen", or build the loss without key'
             )
+
+        if np.ndim(keys) == 0:
+            return self.function(variables, args, kwargs, train=noisy, key=keys)[0], state
 
         def run_example(args: Any, kwargs: Any, key: Any) -> Any:
             batch_of_one = jax.tree.map(lambda x: x[None], (args, kwargs))
@@ -179,7 +182,7 @@ class TorchCriterion:
 
 def _example_tensor(x: Any) -> torch.Tensor:
     """A tensor of the shape (with at least two rows) and type of an array, with random numbers or the label 0."""
-    rows = (max(2, x.shape[0]), *x.shape[1:])
+    rows = (max(2, x.shape[0]), *x.shape[1:]) if x.ndim else ()
     if not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
         return torch.zeros(rows, dtype=torch.bool if x.dtype == bool else torch.int64)
     numbers = np.random.default_rng(0).random(rows)

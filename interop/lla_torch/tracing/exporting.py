@@ -318,6 +318,12 @@ def _explain(error: Exception, module: nn.Module) -> ConversionError:
             f"{place}: a tensor is made in a way that leaves no trace in the graph (.data, torch.autograd.grad, "
             f"numpy); write it with differentiable operators. torch says: {_first_line(error)}"
         )
+    if "sparse" in str(error):
+        return ConversionError(
+            f"{place}: torch.export cannot trace sparse tensors; pass the indices and values of a sparse matrix as "
+            "dense tensors, and write its product with h as torch.zeros_like(h).index_add(0, rows, values[:, None] * "
+            f"h[columns]). torch says: {_first_line(error)}"
+        )
     return ConversionError(
         f"{place}: torch.export cannot trace this module ({kind}); write this line with operators that torch.export "
         f"supports. torch says: {_first_line(error)}"
