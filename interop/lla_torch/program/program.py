@@ -187,17 +187,56 @@ class Program:
         for slot, spec in enumerate(self.inputs):
             slots[slot] = _fill_slot(spec, {"params": params, "state": state}, inputs, own)
         self._check_guards(inputs)
+        starts: dict[int, int] = {}
         for instruction in self.instructions:
-            args = [read_argument(a, slots, own) for a in instruction.args]
-            if observe is not None:
-                observe(instruction, args)
-            kwargs = {name: read_argument(a, slots, own) for name, a in instruction.kwargs}
-            slots[instruction.out] = run_instruction(instruction, args, kwargs, noise, own)
+            starts[instruction.out] = noise.used
+            slots[instruction.out] = self._step(instruction, slots, starts, noise, own, observe)
         noise.finish()
         outputs = unflatten(self.structure, [_to_logical(read_argument(o, slots, own)) for o in self.outputs])
         updates = {path: _to_logical(slots[ref.index]) for path, ref in self.updates}
         with bits_of(self.wide):
             return outputs, _update(state, updates, ())
+
+    def _step(
+        self, step: Instruction, slots: list[Any], starts: Mapping[int, int], noise: Noise, own: np.dtype, observe: Any
+    ) -> Any:
+        """The result of an instruction; ``starts``: the number of draws before each instruction that has run."""
+        if step.operator.layout == "graph":
+            return self._differentiate(step, slots, starts, noise, own)
+        args = [read_argument(a, slots, own) for a in step.args]
+        if observe is not None:
+            observe(step, args)
+        kwargs = {name: read_argument(a, slots, own) for name, a in step.kwargs}
+        return run_instruction(step, args, kwargs, noise, own)
+
+    def _differentiate(
+        self, step: Instruction, slots: list[Any], starts: Mapping[int, int], noise: Noise, own: np.dtype
+    ) -> Any:
+        """The result of an operator that differentiates the instructions between two of the program's values."""
+        targets, sources, given, batched, path = step.args
+        steps = [self.instructions[number] for number in path]
+        computed = {each.out for each in steps}
+
+        def between(*arrays: Any) -> tuple[Any, ...]:
+            values = list(slots)
+            moved = {ref.index: array for ref, array in zip(sources, arrays, strict=True)}
+            for slot in moved.keys() - computed:
+                values[slot] = plain(moved[slot])
+            for each in steps:
+                result = self._step(each, values, starts, noise.at(starts[each.out]), own, None)
+                shift = moved.get(each.out)
+                values[each.out] = result if shift is None else plain(result.logical() + shift)
+            return tuple(values[ref.index].logical() for ref in targets)
+
+        def compute(arrays: Any, vectors: Any) -> Any:
+            return step.operator.function(between, arrays, vectors, batched)
+
+        # an input that depends on another one is recomputed, so it is moved by a shift from zero
+        arrays = [slots[ref.index].logical() for ref in sources]
+        arrays = [jnp.zeros_like(x) if ref.index in computed else x for ref, x in zip(sources, arrays, strict=True)]
+        vectors = [slots[ref.index].logical() for ref in given]
+        results = in_64_bits(compute, arrays, vectors) if step.wide else compute(arrays, vectors)
+        return tuple(map(plain, results))
 
     @property
     def mutates(self) -> bool:

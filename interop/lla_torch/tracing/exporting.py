@@ -20,24 +20,14 @@ from torch.export import Dim, ExportedProgram, default_decompositions
 from torch.utils import _pytree as torch_pytree
 
 from lla_torch.program.operators import TABLE
+from lla_torch.tracing.derivatives import Refused
 from lla_torch.tracing.guards import (
     ConversionError,
-    Refused,
     is_library,
     preserve_module,
     refuse_losses_of_pairs,
     tracing_mode,
 )
-
-
-@torch.library.custom_op("lla_torch::stop_gradient", mutates_args=())
-def _stop_gradient(x: torch.Tensor) -> torch.Tensor:
-    return x.clone()
-
-
-@_stop_gradient.register_fake
-def _(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(x)
 
 
 @dataclass(frozen=True)
@@ -105,7 +95,7 @@ def export(
     flat = _FlatCall(module, call, function)
     with preserve_module(module, train):
         flat.training = train
-        tensors = tuple(x.detach() for x in call.tensors)
+        tensors = tuple(x.detach().requires_grad_(x.requires_grad) for x in call.tensors)
         try:
             with refuse_losses_of_pairs():
                 exported = _export(flat, tensors)
