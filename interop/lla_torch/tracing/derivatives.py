@@ -89,7 +89,10 @@ def _depends(ctx: Any, *gradients: Any) -> Any:
 
 vjp.register_autograd(_depends, setup_context=_remember)
 jvp.register_autograd(_depends, setup_context=_remember)
-variable.register_autograd(lambda ctx, gradient: (gradient, None))
+variable.register_autograd(
+    lambda ctx, gradient: (gradient, [None] * ctx.count),
+    setup_context=lambda ctx, inputs, output: setattr(ctx, "count", len(inputs[1])),
+)
 
 
 # --- their rules for torch.vmap
