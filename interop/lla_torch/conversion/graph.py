@@ -238,7 +238,7 @@ class _Builder:
 
 def _between(node: torch.fx.Node) -> list[torch.fx.Node]:
     """The nodes that a derivative goes through: those that depend on its inputs, and on which its outputs depend."""
-    outputs, inputs = ([n for n in nodes_in(x)] for x in node.args[:2])
+    outputs, inputs = (list(nodes_in(x)) for x in node.args[:2])
     before = list(itertools.takewhile(lambda n: n is not node, node.graph.nodes))
     needed, reached = set(outputs), set(inputs)
     for each in before:
@@ -253,7 +253,8 @@ def _between(node: torch.fx.Node) -> list[torch.fx.Node]:
                 f"{source_place(node)}: a derivative is taken by a tensor that the graph does not connect with the "
                 "outputs; compute the outputs from this very tensor, such as x = x.detach().requires_grad_()"
             )
-    return [n for n in before if n.op == "call_function" and n in needed and any(m in reached for m in n.all_input_nodes)]
+    through = [n for n in before if n in needed and any(m in reached for m in n.all_input_nodes)]
+    return [n for n in through if n.op == "call_function"]
 
 
 def _placeholders(graph: torch.fx.Graph) -> list[torch.fx.Node]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -188,7 +189,7 @@ def _grad(
     outputs, inputs = _listed(outputs), _listed(inputs)
     if not all(isinstance(x, torch.Tensor) for x in (*outputs, *inputs)):
         raise Refused("torch.autograd.grad is called with a GradientEdge. Give it the tensors")
-    mode = get_proxy_mode()
+    mode: Any = get_proxy_mode()
     if mode is None or get_interpreter_stack():
         raise Refused(
             "torch.autograd.grad is called inside of a function that torch.vmap maps. Use torch.func.grad there, or "
@@ -312,9 +313,7 @@ def _func_vjp(function: Any, *primals: Any, argnums: Any = None, has_aux: bool =
     return (outputs, product, aux) if has_aux else (outputs, product)
 
 
-def _func_jvp(
-    function: Any, primals: Any, tangents: Any, argnums: Any, *, strict: bool = False, has_aux: bool
-) -> Any:
+def _func_jvp(function: Any, primals: Any, tangents: Any, argnums: Any, *, strict: bool = False, has_aux: bool) -> Any:
     outputs, variables, _, aux = _run(function, primals, argnums, {}, has_aux)
     flat, nesting = torch_pytree.tree_flatten(outputs)
     moved = torch_pytree.tree_unflatten(jvp(flat, variables, torch_pytree.tree_leaves(tangents), 0), nesting)
@@ -332,10 +331,18 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 @contextlib.contextmanager
 def derivatives_in_graph() -> Iterator[None]:
-    """Context in which the functions of ``torch.func`` leave operators in the graph that is traced."""
+    """Context in which the functions of ``torch.func`` leave operators in the graph that this thread traces."""
+    here = threading.get_ident()
     before = {name: getattr(eager_transforms, name) for name in _FUNCTIONS}
-    for name, function in _FUNCTIONS.items():
-        setattr(eager_transforms, name, function)
+
+    def in_this_thread(name: str) -> Callable[..., Any]:
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return (_FUNCTIONS if threading.get_ident() == here else before)[name](*args, **kwargs)
+
+        return function
+
+    for name in _FUNCTIONS:
+        setattr(eager_transforms, name, in_this_thread(name))
     try:
         yield
     finally:

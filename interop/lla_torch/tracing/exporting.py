@@ -283,8 +283,9 @@ def _explain(error: Exception, module: nn.Module) -> ConversionError:
         )
     if "fake tensor in the exported program" in str(error):
         return ConversionError(
-            f"{place}: a tensor is made in a way that leaves no trace in the graph (.data, torch.autograd.grad, "
-            f"numpy); write it with differentiable operators. torch says: {_first_line(error)}"
+            f"{place}: a tensor is made in a way that leaves no trace in the graph (.data, numpy, torch.vmap with "
+            f"out_dims); write it with differentiable operators, and move the axes of a mapped result by movedim. "
+            f"torch says: {_first_line(error)}"
         )
     return ConversionError(
         f"{place}: torch.export cannot trace this module ({kind}); write this line with operators that torch.export "

@@ -33,7 +33,8 @@ def jvp(function: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[
     """The derivative times tangents."""
 
     def multiply(*vectors: Any) -> Any:
-        return jax.jvp(function, tuple(inputs), tuple(v.astype(x.dtype) for v, x in zip(vectors, inputs, strict=True)))[1]
+        moved = tuple(v.astype(x.dtype) for v, x in zip(vectors, inputs, strict=True))
+        return jax.jvp(function, tuple(inputs), moved)[1]
 
     return _mapped(multiply, batched)(*tangents)
 
