@@ -202,7 +202,7 @@ def _train_numbers(case: Case, dtype: str) -> dict[str, Any]:
         same = all(np.array_equal(x, before.get(name, x)) for name, x in state.items())
         return numbers if same else {**numbers, "state": state}
 
-    with _exact_torch(case, dtype, train=True), torch.no_grad():
+    with _exact_torch(case, dtype, train=True):  # with gradients, since the module may take some
         return _run_with_tensors(case.module, tensors, run)
 
 

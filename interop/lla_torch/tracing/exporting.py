@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram, default_decompositions
+from torch.export._remove_effect_tokens_pass import _remove_effect_tokens
 from torch.utils import _pytree as torch_pytree
 
 from lla_torch.program.operators import TABLE
@@ -102,7 +103,8 @@ def export(
             buffers = set(exported.graph_signature.inputs_to_buffers)
             _check_writes(exported.graph_module, _is_among(buffers), True)
             _mark_stop_gradients(exported.graph_module)
-            return exported.run_decompositions(_decompositions(exported.graph_module))
+            # checks of values, such as torch.linalg's under vmap, have an effect, for which torch adds inputs
+            return _remove_effect_tokens(exported.run_decompositions(_decompositions(exported.graph_module)))
         except Exception as error:
             raise _explain(error, module) from error
 
