@@ -307,7 +307,8 @@ def _hessian_product(
     """The Hessian product by a second backward pass; None where torch has none."""
     vector = [torch.as_tensor(v, dtype=g.dtype, device=g.device) for g, v in zip(gradient, case.vector.values())]
     try:
-        parts = [(g * v).sum().double() for g, v in zip(gradient, vector, strict=True)]
+        products = [g * v.conj() for g, v in zip(gradient, vector, strict=True)]
+        parts = [(x.real if x.is_complex() else x).sum().double() for x in products]
         return _to_arrays(dict(zip(case.vector, _gradient(torch.stack(parts).sum(), params), strict=True)))
     except (RuntimeError, NotImplementedError):
         return None

@@ -159,8 +159,8 @@ class _Builder:
         path = leaf.path if is_param else (leaf.collection, *leaf.path)
         kind, dtype = "params" if is_param else "state", self.dtype(getattr(torch, leaf.dtype), wide)
         if leaf.order == tuple(range(len(leaf.order))):
-            return Input(kind, path, dtype=dtype, shape=leaf.stored_shape)
-        return Input(kind, path, leaf.order, leaf.split, leaf.merged, dtype, leaf.stored_shape)
+            return Input(kind, path, dtype=dtype, shape=leaf.stored_shape, in_parts=leaf.in_parts)
+        return Input(kind, path, leaf.order, leaf.split, leaf.merged, dtype, leaf.stored_shape, leaf.in_parts)
 
     def needed_nodes(self, graph: torch.fx.Graph) -> set[torch.fx.Node]:
         """The nodes that an output depends on, nodes that draw random numbers (their order counts), and assertions."""

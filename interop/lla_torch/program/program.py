@@ -84,6 +84,7 @@ class Input:
       merged: see ``views.View``.
       dtype: type of the entries; None for an input that is no tensor.
       shape: the shape at conversion, with None for axes of any length.
+      in_parts: whether it is a complex weight, given as real and imaginary parts (..., 2).
     """
 
     kind: str
@@ -93,6 +94,7 @@ class Input:
     merged: tuple[int, ...] | None = None
     dtype: DType | None = None
     shape: tuple[int | None, ...] | None = None
+    in_parts: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,13 +288,25 @@ def _fill_slot(spec: Input, trees: Mapping[str, Any], inputs: Sequence[Any], own
             _check_shape(spec, array.shape)
             return plain(_cast_input(array, spec, own))
     assert isinstance(spec.path, tuple)
-    array = _fill_stored(leaf_at(trees[spec.kind], spec.path), spec, own)
+    leaf = leaf_at(trees[spec.kind], spec.path)
+    array = _fill_parts(leaf, spec, own) if spec.in_parts else _fill_stored(leaf, spec, own)
     if array.shape != spec.shape:
         raise ValueError(
             f"variables: {'/'.join(spec.path)} has shape {array.shape}; it must be {spec.shape}; pass a tree like "
             "net.variables"
         )
+    if spec.in_parts:
+        with bits_of(is_wide(array.dtype)):
+            array = jax.lax.complex(array[..., 0], array[..., 1])
     return plain(array) if spec.order is None else View(array, spec.order, spec.split, spec.merged)
+
+
+def _fill_parts(leaf: Any, spec: Input, own: np.dtype) -> Any:
+    """The real and imaginary parts (..., 2) of a complex weight; complex numbers have no less than 32 bits a part."""
+    assert spec.dtype is not None
+    dtype = np.zeros((), spec.dtype.resolve(own)).real.dtype
+    with bits_of(is_wide(dtype)):
+        return jnp.asarray(leaf).astype(dtype)
 
 
 def _fill_stored(leaf: Any, spec: Input, own: np.dtype) -> Any:
