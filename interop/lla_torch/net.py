@@ -290,7 +290,7 @@ def convert_loss(
 
 def _rows(batch: Any, rows: int, cut: slice) -> Any:
     """Some rows of the tensors of a batch whose leading axis is that of the examples."""
-    take = lambda x: x[cut] if isinstance(x, torch.Tensor) and x.shape[:1] == (rows,) else x  # noqa: E731
+    take = lambda x: x[cut].detach() if isinstance(x, torch.Tensor) and x.shape[:1] == (rows,) else x  # noqa: E731
     return torch_pytree.tree_map(take, batch)
 
 
@@ -308,7 +308,7 @@ def _warn_of_a_mean(step: Callable[[nn.Module, Any], Any], module: nn.Module, ba
     """Warn where the first value of a step, computed by torch, is a mean: a sum is that of the two halves together."""
     half = rows // 2
     try:
-        with preserve_module(module, train=False), torch.no_grad():
+        with preserve_module(module, train=False):  # with gradients, since the step may take some
             cuts = (slice(2 * half), slice(half), slice(half, 2 * half))
             total, first, second = (float(step(module, _rows(batch, rows, cut))[0]) for cut in cuts)
     except Exception:  # it takes no halves in torch either

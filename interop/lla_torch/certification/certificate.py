@@ -151,7 +151,7 @@ def certify(
       A ``Certificate``; ``print`` shows the table, ``.ok`` says whether all errors are within rounding.
 
     Raises:
-      ValueError: a network of another module; batches that the module does not take; complex parameters; a criterion
+      ValueError: a network of another module; batches that the module does not take; a criterion
         that is no torch module, that fails on the outputs and labels, or that does not return a scalar.
     """
     module, whole = unwrap(module), isinstance(batch, Whole)
@@ -189,17 +189,11 @@ def _make_case(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: 
     missing = sorted(named.keys() - net.tree_map.aliases.keys())
     if missing:
         raise ValueError(f"net: it lacks the module's parameters {missing}; convert this very module")
-    complex_ones = [name for name, p in named.items() if p.is_complex()]
-    if complex_ones:
-        raise ValueError(
-            f"module: the parameters {complex_ones} are complex, and derivatives are compared for real ones only; keep "
-            "each as real numbers (..., 2), and use torch.view_as_complex of it in forward"
-        )
     own = net.function.eval.own.name
     floating = [str(p.dtype).removeprefix("torch.") for p in named.values() if p.is_floating_point()]
     rng = np.random.default_rng(seed)
-    params = [leaf for leaf in net.tree_map.leaves if leaf.collection == "params" and is_float(leaf.dtype)]
-    vector = {leaf.name: rng.standard_normal(leaf.shape) for leaf in params}
+    params = [leaf for leaf in net.tree_map.leaves if leaf.collection == "params" and is_float(leaf.stored_dtype)]
+    vector = {x.name: net.tree_map.to_torch(x, rng.standard_normal(x.stored_shape)) for x in params}
     types = tuple(dict.fromkeys([own, *floating]))
     samples, trains = bool(net.function.eval.random), net.function.train is not None
     return Case(module, batch, criterion, inputs, vector, types, samples, trains)

@@ -85,7 +85,9 @@ def jax_numbers(case: Case, net: Net, dtype: str, theirs: dict[str, Any]) -> dic
     loss = _make_loss(case, net)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         arrays_of = {
-            leaf.name: jnp.asarray(leaf_at(net.variables[leaf.collection], leaf.path), case.type_of(leaf.dtype, dtype))
+            leaf.name: jnp.asarray(
+                leaf_at(net.variables[leaf.collection], leaf.path), case.type_of(leaf.stored_dtype, dtype)
+            )
             for leaf in names.leaves
         }
         params = {name: arrays_of.pop(name) for name in case.vector}

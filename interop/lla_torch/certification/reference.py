@@ -206,7 +206,7 @@ def _train_numbers(case: Case, dtype: str) -> dict[str, Any]:
         same = all(np.array_equal(x, before.get(name, x)) for name, x in state.items())
         return numbers if same else {**numbers, "state": state}
 
-    with _exact_torch(case, dtype, train=True), torch.no_grad():
+    with _exact_torch(case, dtype, train=True):  # with gradients, since the module may take some
         return _run_with_tensors(case.module, tensors, run)
 
 
@@ -312,7 +312,8 @@ def _hessian_product(
     """The Hessian product by a second backward pass; None where torch has none."""
     vector = [torch.as_tensor(v, dtype=g.dtype, device=g.device) for g, v in zip(gradient, case.vector.values())]
     try:
-        parts = [(g * v).sum().double() for g, v in zip(gradient, vector, strict=True)]
+        products = [g * v.conj() for g, v in zip(gradient, vector, strict=True)]
+        parts = [(x.real if x.is_complex() else x).sum().double() for x in products]
         return _to_arrays(dict(zip(case.vector, _gradient(torch.stack(parts).sum(), params), strict=True)))
     except (RuntimeError, NotImplementedError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from torch.utils import _pytree as torch_pytree
 
 import lla_torch.program.ops  # noqa: F401  (fills the table)
 from lla_torch.conversion.rounding import find_kept
-from lla_torch.conversion.widths import GIVEN, Range, find_widths, results_of
+from lla_torch.conversion.widths import GIVEN, Range, find_widths, nodes_in, results_of
 from lla_torch.program.operators import TABLE, TorchOperator
 from lla_torch.program.program import Decided, DType, Input, Instruction, Program, Ref
 from lla_torch.program.sizes import PYTHON, SYMBOLIC
@@ -85,6 +86,7 @@ class _Builder:
         self.exported, self.mode, self.names, self.own = graph.exported, graph.mode, names, own
         self.deciding, self.fixed = graph.deciding, graph.fixed
         self.slots: dict[torch.fx.Node, int] = {}
+        self.numbers: dict[torch.fx.Node, int] = {}
         self.unknown: dict[str, list[str]] = {}
 
     def build(self) -> Program:
@@ -104,7 +106,9 @@ class _Builder:
                 number += 1
             else:
                 inputs.append(self.stored_input(spec, wide))
-        converted = [self.instruction(n) for n in graph.nodes if n.op == "call_function" and n in needed]
+        steps = [n for n in graph.nodes if n.op == "call_function" and n in needed]
+        self.numbers = {node: number for number, node in enumerate(steps)}
+        converted = [self.instruction(n) for n in steps]
         instructions = [i for i in converted if i is not None]
         if self.unknown:
             raise ConversionError(_unknown_message(self.unknown))
@@ -173,8 +177,8 @@ class _Builder:
         path = leaf.path if is_param else (leaf.collection, *leaf.path)
         kind, dtype = "params" if is_param else "state", self.dtype(getattr(torch, leaf.dtype), wide)
         if leaf.order == tuple(range(len(leaf.order))):
-            return Input(kind, path, dtype=dtype, shape=leaf.stored_shape)
-        return Input(kind, path, leaf.order, leaf.split, leaf.merged, dtype, leaf.stored_shape)
+            return Input(kind, path, dtype=dtype, shape=leaf.stored_shape, in_parts=leaf.in_parts)
+        return Input(kind, path, leaf.order, leaf.split, leaf.merged, dtype, leaf.stored_shape, leaf.in_parts)
 
     def needed_nodes(self, graph: torch.fx.Graph) -> set[torch.fx.Node]:
         """The nodes that an output depends on, nodes that draw random numbers (their order counts), and assertions."""
@@ -199,6 +203,8 @@ class _Builder:
         if "as_strided" in str(node.target):
             _check_strides(node)
         args, kwargs = list(node.args), dict(node.kwargs)
+        if known.layout == "graph":
+            args.append([self.numbers[n] for n in _between(node)])
         names = _argument_names(node.target)
         args = [None if name in IGNORED else a for a, name in zip(args, [*names, *[""] * len(args)])]
         while args and len(args) <= len(names) and names[len(args) - 1] in IGNORED:
@@ -246,6 +252,27 @@ class _Builder:
     def dtype_of(self, value: Any, wide: bool = False) -> DType | None:
         """The type of a tensor's entries; None of other values."""
         return self.dtype(value.dtype, wide) if isinstance(value, torch.Tensor) else None
+
+
+def _between(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """The nodes that a derivative goes through: those that depend on its inputs, and on which its outputs depend."""
+    outputs, inputs = (list(nodes_in(x)) for x in node.args[:2])
+    before = list(itertools.takewhile(lambda n: n is not node, node.graph.nodes))
+    needed, reached = set(outputs), set(inputs)
+    for each in before:
+        if any(n in reached for n in each.all_input_nodes):
+            reached.add(each)
+    for each in reversed(before):
+        if each in needed:
+            needed.update(each.all_input_nodes)
+    for each in inputs:
+        if each not in needed and str(each.target) != "lla_torch.variable.default":
+            raise ConversionError(
+                f"{source_place(node)}: a derivative is taken by a tensor that the graph does not connect with the "
+                "outputs; compute the outputs from this very tensor, such as x = x.detach().requires_grad_()"
+            )
+    through = [n for n in before if n in needed and any(m in reached for m in n.all_input_nodes)]
+    return [n for n in through if n.op == "call_function"]
 
 
 def _placeholders(graph: torch.fx.Graph) -> list[torch.fx.Node]:

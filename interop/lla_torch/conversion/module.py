@@ -121,8 +121,8 @@ def _main_dtype(tensors: Mapping[str, torch.Tensor], call: Call) -> torch.dtype:
     """The floating type that the module computes in: that of most parameters, or without parameters of the inputs."""
     sizes: dict[torch.dtype, int] = {}
     for x in tensors.values():
-        if x.is_floating_point() and isinstance(x, nn.Parameter):
-            sizes[x.dtype] = sizes.get(x.dtype, 0) + x.numel()
+        if isinstance(x, nn.Parameter) and (x.is_floating_point() or x.is_complex()):
+            sizes[x.dtype.to_real()] = sizes.get(x.dtype.to_real(), 0) + x.numel()
     if sizes:
         return max(sizes, key=lambda d: sizes[d])
     return next((x.dtype for x in call.tensors if x.is_floating_point()), torch.get_default_dtype())
@@ -148,7 +148,9 @@ def _row_layouts(graphs: Sequence[Graph], names: NameMap, own: torch.dtype, call
             same = x is not None and before is not None and _row_layout(before) == _row_layout(x)
             inputs_of[name] = x if same else None
 
-        shapes = {leaf.name: jax.ShapeDtypeStruct(leaf.stored_shape, _numpy_dtype(leaf.dtype)) for leaf in names.leaves}
+        shapes = {
+            leaf.name: jax.ShapeDtypeStruct(leaf.stored_shape, _numpy_dtype(leaf.stored_dtype)) for leaf in names.leaves
+        }
         trees = {"params": {}, **names.tree(shapes)}
         with bits_of(any(x.dtype.is_floating_point or x.dtype.is_complex for x in call.tensors)):
             floats = [jax.numpy.asarray(to_array(x)) for x in call.tensors]

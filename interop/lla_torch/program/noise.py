@@ -48,6 +48,12 @@ class Noise:
             "draws=lla_torch.record(module, *inputs)[1] to replay torch's"
         )
 
+    def at(self, number: int) -> Noise:
+        """The same source, whose next draw is the one of this number, as when a part of a program runs again."""
+        again = Noise(self.key, self.draws)
+        again.used = number
+        return again
+
     def finish(self) -> None:
         """Raise a ValueError if not all recorded draws were used."""
         if self.draws is not None and self.used != len(self.draws):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Layout = Literal["logical", "pointwise", "views"]
+Layout = Literal["logical", "pointwise", "views", "graph"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class TorchOperator:
       function: called with the operator's arguments in the order and by the names of ATen's schema.
       layout: "logical": tensors arrive as arrays in torch's order of axes. "pointwise": they arrive as arrays in any
         common order, which is enough for functions that work entry by entry with broadcasting. "views": they arrive as
-        ``views.View``, and the function returns views or arrays.
+        ``views.View``, and the function returns views or arrays. "graph": the function differentiates a part of the
+        program, see ``ops.derivatives``.
       random: whether it draws random numbers, through the keyword argument ``draw``.
       subject: name of the Python module that registered it, for the table in the docs.
     """

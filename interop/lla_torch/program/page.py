@@ -29,6 +29,7 @@ SUBJECTS = {
     "random": "Random numbers",
     "dropout": "Dropout",
     "losses": "Losses",
+    "derivatives": "Derivatives by `torch.autograd.grad` and `torch.func`",
     GRAPH: "Sizes and marks",
 }
 """Modules of ``lla_torch.program.ops`` in the order of the page."""

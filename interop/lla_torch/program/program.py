@@ -84,6 +84,7 @@ class Input:
       merged: see ``views.View``.
       dtype: type of the entries; None for an input that is no tensor.
       shape: the shape at conversion, with None for axes of any length.
+      in_parts: whether it is a complex weight, given as real and imaginary parts (..., 2).
       where: the source line that fixes the length of the leading axis, for messages; no part of the value.
     """
 
@@ -94,6 +95,7 @@ class Input:
     merged: tuple[int, ...] | None = None
     dtype: DType | None = None
     shape: tuple[int | None, ...] | None = None
+    in_parts: bool = False
     where: str = field(default="", compare=False)
 
 
@@ -229,17 +231,56 @@ class Program:
         self._check_guards(inputs)
         for each in self.decided:
             each.check(state)
+        starts: dict[int, int] = {}
         for instruction in self.instructions:
-            args = [read_argument(a, slots, own) for a in instruction.args]
-            if observe is not None:
-                observe(instruction, args)
-            kwargs = {name: read_argument(a, slots, own) for name, a in instruction.kwargs}
-            slots[instruction.out] = run_instruction(instruction, args, kwargs, noise, own)
+            starts[instruction.out] = noise.used
+            slots[instruction.out] = self._step(instruction, slots, starts, noise, own, observe)
         noise.finish()
         outputs = unflatten(self.structure, [_to_logical(read_argument(o, slots, own)) for o in self.outputs])
         updates = {path: _to_logical(slots[ref.index]) for path, ref in self.updates}
         with bits_of(self.wide):
             return outputs, _update(state, updates, ())
+
+    def _step(
+        self, step: Instruction, slots: list[Any], starts: Mapping[int, int], noise: Noise, own: np.dtype, observe: Any
+    ) -> Any:
+        """The result of an instruction; ``starts``: the number of draws before each instruction that has run."""
+        if step.operator.layout == "graph":
+            return self._differentiate(step, slots, starts, noise, own)
+        args = [read_argument(a, slots, own) for a in step.args]
+        if observe is not None:
+            observe(step, args)
+        kwargs = {name: read_argument(a, slots, own) for name, a in step.kwargs}
+        return run_instruction(step, args, kwargs, noise, own)
+
+    def _differentiate(
+        self, step: Instruction, slots: list[Any], starts: Mapping[int, int], noise: Noise, own: np.dtype
+    ) -> Any:
+        """The result of an operator that differentiates the instructions between two of the program's values."""
+        targets, sources, given, batched, path = step.args
+        steps = [self.instructions[number] for number in path]
+        computed = {each.out for each in steps}
+
+        def between(*arrays: Any) -> tuple[Any, ...]:
+            values = list(slots)
+            moved = {ref.index: array for ref, array in zip(sources, arrays, strict=True)}
+            for slot in moved.keys() - computed:
+                values[slot] = plain(moved[slot])
+            for each in steps:
+                result = self._step(each, values, starts, noise.at(starts[each.out]), own, None)
+                shift = moved.get(each.out)
+                values[each.out] = result if shift is None else plain(result.logical() + shift)
+            return tuple(values[ref.index].logical() for ref in targets)
+
+        def compute(arrays: Any, vectors: Any) -> Any:
+            return step.operator.function(between, arrays, vectors, batched)
+
+        # an input that depends on another one is recomputed, so it is moved by a shift from zero
+        arrays = [slots[ref.index].logical() for ref in sources]
+        arrays = [jnp.zeros_like(x) if ref.index in computed else x for ref, x in zip(sources, arrays, strict=True)]
+        vectors = [slots[ref.index].logical() for ref in given]
+        results = in_64_bits(compute, arrays, vectors) if step.wide else compute(arrays, vectors)
+        return tuple(map(plain, results))
 
     @property
     def mutates(self) -> bool:
@@ -288,13 +329,25 @@ def _fill_slot(spec: Input, trees: Mapping[str, Any], inputs: Sequence[Any], own
             _check_shape(spec, array.shape)
             return plain(_cast_input(array, spec, own))
     assert isinstance(spec.path, tuple)
-    array = _fill_stored(leaf_at(trees[spec.kind], spec.path), spec, own)
+    leaf = leaf_at(trees[spec.kind], spec.path)
+    array = _fill_parts(leaf, spec, own) if spec.in_parts else _fill_stored(leaf, spec, own)
     if array.shape != spec.shape:
         raise ValueError(
             f"variables: {'/'.join(spec.path)} has shape {array.shape}; it must be {spec.shape}; pass a tree like "
             "net.variables"
         )
+    if spec.in_parts:
+        with bits_of(is_wide(array.dtype)):
+            array = jax.lax.complex(array[..., 0], array[..., 1])
     return plain(array) if spec.order is None else View(array, spec.order, spec.split, spec.merged)
+
+
+def _fill_parts(leaf: Any, spec: Input, own: np.dtype) -> Any:
+    """The real and imaginary parts (..., 2) of a complex weight; complex numbers have no less than 32 bits a part."""
+    assert spec.dtype is not None
+    dtype = np.zeros((), spec.dtype.resolve(own)).real.dtype
+    with bits_of(is_wide(dtype)):
+        return jnp.asarray(leaf).astype(dtype)
 
 
 def _fill_stored(leaf: Any, spec: Input, own: np.dtype) -> Any:

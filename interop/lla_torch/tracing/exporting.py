@@ -17,30 +17,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram, default_decompositions
+from torch.export._remove_effect_tokens_pass import _remove_effect_tokens
 from torch.utils import _pytree as torch_pytree
 
 from lla_torch.program.operators import TABLE
 from lla_torch.tracing.constants import ConstantValues
+from lla_torch.tracing.derivatives import Refused
 from lla_torch.tracing.fixing import note_fixed_axes
 from lla_torch.tracing.guards import (
     ConversionError,
-    Refused,
     is_library,
     preserve_module,
     refuse_losses_of_pairs,
     tracing_mode,
 )
 from lla_torch.tracing.open_sizes import OpenSizes
-
-
-@torch.library.custom_op("lla_torch::stop_gradient", mutates_args=())
-def _stop_gradient(x: torch.Tensor) -> torch.Tensor:
-    return x.clone()
-
-
-@_stop_gradient.register_fake
-def _(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(x)
 
 
 class Traced(NamedTuple):
@@ -78,9 +69,7 @@ class Call:
 class _FlatCall(nn.Module):
     """A module whose forward takes a call's tensors by position, and runs ``function(module, ...)`` or the call."""
 
-    def __init__(
-        self, module: nn.Module, call: Call, function: Callable[..., Any] | None, constants: ConstantValues
-    ):
+    def __init__(self, module: nn.Module, call: Call, function: Callable[..., Any] | None, constants: ConstantValues):
         super().__init__()
         self.module, self._constants = module, constants
         self._leaves, self._spec = torch_pytree.tree_flatten((call.args, call.kwargs))
@@ -102,9 +91,7 @@ class _FlatCall(nn.Module):
         return outputs
 
 
-def export(
-    module: nn.Module, call: Call, *, train: bool = False, function: Callable[..., Any] | None = None
-) -> Traced:
+def export(module: nn.Module, call: Call, *, train: bool = False, function: Callable[..., Any] | None = None) -> Traced:
     """Export a module's call by torch.export as a functional graph in which stop-gradients are marked.
 
     The module and torch's global state are left as they are.
@@ -126,14 +113,15 @@ def export(
     flat = _FlatCall(module, call, function, constants)
     with preserve_module(module, train):
         flat.training = train
-        tensors = tuple(x.detach() for x in call.tensors)
+        tensors = tuple(x.detach().requires_grad_(x.requires_grad) for x in call.tensors)
         try:
             with refuse_losses_of_pairs(), note_fixed_axes() as fixed:
                 exported = _export(flat, tensors, constants)
             buffers = set(exported.graph_signature.inputs_to_buffers)
             _check_writes(exported.graph_module, _is_among(buffers), True)
             _mark_stop_gradients(exported.graph_module)
-            program = exported.run_decompositions(_decompositions(exported.graph_module))
+            # checks of values, such as torch.linalg's under vmap, have an effect, for which torch adds inputs
+            program = _remove_effect_tokens(exported.run_decompositions(_decompositions(exported.graph_module)))
             return Traced(program, frozenset(constants.deciding), fixed)
         except Exception as error:
             raise _explain(error, module) from error
@@ -315,8 +303,9 @@ def _explain(error: Exception, module: nn.Module) -> ConversionError:
         )
     if "fake tensor in the exported program" in str(error):
         return ConversionError(
-            f"{place}: a tensor is made in a way that leaves no trace in the graph (.data, torch.autograd.grad, "
-            f"numpy); write it with differentiable operators. torch says: {_first_line(error)}"
+            f"{place}: a tensor is made in a way that leaves no trace in the graph (.data, numpy, torch.vmap with "
+            f"out_dims); write it with differentiable operators, and move the axes of a mapped result by movedim. "
+            f"torch says: {_first_line(error)}"
         )
     if "sparse" in str(error):
         return ConversionError(

@@ -19,16 +19,14 @@ from torch.nn import functional
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
+from lla_torch.tracing.derivatives import Refused, autograd_grad, derivatives_in_graph
+
 LOCK = threading.RLock()
 """Held while a module or torch's global state is changed and until it is restored."""
 
 
 class ConversionError(ValueError):
     """The error for a module, or a part of it, that cannot be converted; the message says where and what to do."""
-
-
-class Refused(Exception):
-    """The error for a call in a forward pass that the graph would silently lose; it becomes a ``ConversionError``."""
 
 
 def is_library(file: str) -> bool:
@@ -38,13 +36,13 @@ def is_library(file: str) -> bool:
 
 
 DATA = "x.detach()"
-GRAD = "jax.grad around the converted function"
+GRAD = "torch.autograd.grad(..., create_graph=True)"
 REFUSED: dict[Any, tuple[str, str, bool]] = {
     torch.Tensor.data.__get__: (".data is read", DATA, True),  # type: ignore[attr-defined]
     torch.Tensor.data.__set__: (".data is written", DATA, True),  # type: ignore[attr-defined]
     torch.Tensor.register_hook: ("a hook on a gradient is registered", "x + (f(x) - x).detach()", True),
-    torch.autograd.grad: ("torch.autograd.grad is called (torch.func calls it too)", GRAD, False),
     torch.Tensor.backward: ("backward is called", GRAD, False),
+    torch.autograd.backward: ("backward is called", GRAD, False),
 }
 """Functions that leave no trace in a graph: (words for the message, the remedy, whether torch itself may call them)."""
 
@@ -64,6 +62,8 @@ class UntraceableCalls(TorchFunctionMode):
                 "pack_padded_sequence depends on the lengths' values. Give the recurrent layer the padded sequence, "
                 "and pick the last steps by torch.gather"
             )
+        if func is torch.autograd.grad:
+            return autograd_grad(*args, **kwargs)
         if func in DROPOUTS:
             return DROPOUTS[func](*args, **kwargs)
         return func(*args, **kwargs)
@@ -157,7 +157,7 @@ def tracing_mode() -> Iterator[None]:
     transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
     torch.distributions.Distribution.set_default_validate_args(False)
     try:  # opt_einsum would turn symbolic sizes into numbers
-        with torch.backends.opt_einsum.flags(enabled=False), UntraceableCalls():
+        with torch.backends.opt_einsum.flags(enabled=False), derivatives_in_graph(), UntraceableCalls():
             yield
     finally:
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]

@@ -44,8 +44,18 @@ def record(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Any, tuple[n
     """
     if not isinstance(module, nn.Module):
         raise misuse("module", module, "a torch.nn.Module, such as one whose forward calls a function")
+    try:
+        return _recorded(module, inputs, kwargs, torch.no_grad())
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    return _recorded(module, inputs, kwargs, torch.enable_grad())  # the module differentiates by its inputs
+
+
+def _recorded(module: nn.Module, inputs: Any, kwargs: Any, mode: Any) -> tuple[Any, tuple[np.ndarray, ...]]:
+    """(outputs, draws) of a module that runs in a gradient mode."""
     recorder = Recorder()
-    with LOCK, _restore_module(module), recorder.generators(), torch.no_grad(), recorder:
+    with LOCK, _restore_module(module), recorder.generators(), mode, recorder:
         outputs = module(*inputs, **kwargs)
         result = _to_numpy(outputs)
     return result, tuple(recorder.draws)

@@ -361,13 +361,15 @@ def _to_stored_array(
     array = to_array(tensor)
     own = jnp.dtype(own)
     if jnp.issubdtype(own, jnp.inexact):
-        if not _same_kind(array.dtype, own):
-            return f"{name} is {array.dtype.name}, but the network's is {own.name}", None
+        if not _same_kind(array.dtype, leaf.dtype if leaf.in_parts else own):
+            return f"{name} is {array.dtype.name}, but the network's is {leaf.dtype if leaf.in_parts else own}", None
+        array = names.to_jax(leaf, array)
         new = own if target == "net" else target
         if new is not None:
             new = jnp.promote_types(new, jnp.complex64) if np.iscomplexobj(array) else new
             with np.errstate(over="ignore"):  # load_checkpoint warns of entries that are not finite
                 array = array.astype(new)
+        return None, array
     else:
         exact = array.astype(own)
         if not np.array_equal(exact, array):

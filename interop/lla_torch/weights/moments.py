@@ -51,7 +51,7 @@ def optax_state(optimizer_or_state: Any, net: Any, params: Sequence[str] | None 
 
     Raises:
       ValueError: another optimizer; parameters that cannot be matched or have moments of another shape; moments that
-        are sparse or complex.
+        are sparse, or complex for real weights.
     """
     if isinstance(optimizer_or_state, torch.optim.Optimizer):
         source = f"{type(optimizer_or_state).__name__} optimizer"
@@ -149,11 +149,10 @@ def _check_kind(groups: Sequence[Mapping[str, Any]], states: Sequence[Any], sour
                 "exp_avg_sq; use Adam, AdamW, NAdam or RAdam for Adam axes"
             )
         for name in _MOMENTS if state else ():
-            if state[name].layout != torch.strided or state[name].is_complex():
-                kind = "complex" if state[name].is_complex() else str(state[name].layout)
+            if state[name].layout != torch.strided:
                 raise ValueError(
-                    f"optimizer_or_state: {name} of the {source} is {kind}; it must be dense and real, such as with "
-                    "nn.Embedding(sparse=False) and real parameters"
+                    f"optimizer_or_state: {name} of the {source} is {state[name].layout}; it must be dense, such as "
+                    "with nn.Embedding(sparse=False)"
                 )
     if "Adamax" in source or (not any(states) and not all("betas" in group for group in groups)):
         raise ValueError(
@@ -180,6 +179,11 @@ def _tree(states: Mapping[str, Any], part: str, net: Any, source: str) -> Any:
             f"optimizer_or_state: {part} of the {source} has other shapes than the weights: {'; '.join(wrong)}; give "
             "params in the order of the optimizer"
         )
+    if mixed := [x.name for x in net.tree_map.leaves if x.name in states and _other_kind(states[x.name][part], x)]:
+        raise ValueError(
+            f"optimizer_or_state: {part} of the {source} is complex where the weight is real, or the other way round: "
+            f"{mixed}; give params in the order of the optimizer"
+        )
     arrays = {f"{'/'.join(leaf.path)}": leaf for leaf in net.tree_map.leaves if leaf.collection == "params"}
 
     def fill_leaf(path: str, like: Any) -> np.ndarray:
@@ -190,6 +194,10 @@ def _tree(states: Mapping[str, Any], part: str, net: Any, source: str) -> Any:
         return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
 
     return dict(_map_leaves(net.variables["params"], fill_leaf, ""))
+
+
+def _other_kind(moment: torch.Tensor, leaf: Any) -> bool:
+    return bool(moment.is_complex() != leaf.in_parts)
 
 
 def _map_leaves(tree: Mapping[str, Any], function: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@
     ConvTranspose.weight           params/.../kernel                        (*k, O/g, I), Flax's transpose_kernel=True
       (I, O/g, *k)
     norm layers' weight            params/.../scale                         as it is
+    complex weights (...)          params/..., as above                     real (..., 2): real and imaginary parts
     Embedding.weight               params/.../embedding                     as it is
     RNN, LSTM, GRU weight_*        params/.../kernel_*                      transposed
     MultiheadAttention *_weight    params/.../*_kernel                      transposed
@@ -38,6 +39,8 @@ NORMS = (
     nn.GroupNorm,
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
 )
+REAL_TYPES = {"complex64": "float32", "complex128": "float64"}
+"""The types of the parts of complex numbers."""
 COLLECTIONS = ("params", "batch_stats", "buffers", "constants")
 
 
@@ -70,9 +73,20 @@ class Leaf:
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """The shape of the stored array, in the layout of the tree."""
+        parts = (2,) if self.in_parts else ()
         if self.merged is not None:
-            return (*self._rows, self.shape[0])
-        return tuple(self.shape[axis] for axis in inverse(self.order))
+            return (*self._rows, self.shape[0], *parts)
+        return (*(self.shape[axis] for axis in inverse(self.order)), *parts)
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether it is a complex weight, stored as a real array whose last axis has real and imaginary parts."""
+        return self.collection == "params" and self.dtype in REAL_TYPES
+
+    @property
+    def stored_dtype(self) -> str:
+        """The type of the stored array's entries."""
+        return REAL_TYPES[self.dtype] if self.in_parts else self.dtype
 
     @property
     def _rows(self) -> tuple[int, ...]:
@@ -126,7 +140,9 @@ class NameMap:
         if leaf.merged is not None:
             assert leaf.split is not None
             array = array.reshape(tuple(leaf.split[i] for i in leaf.order))
-        return np.ascontiguousarray(array.transpose(inverse(leaf.order))).reshape(leaf.stored_shape)
+        array = array.transpose(inverse(leaf.order))
+        array = np.stack([array.real, array.imag], -1) if leaf.in_parts else array
+        return np.ascontiguousarray(array).reshape(leaf.stored_shape)
 
     @staticmethod
     def to_torch(leaf: Leaf, array: Any) -> np.ndarray:
@@ -141,6 +157,8 @@ class NameMap:
                 f"{leaf.full_path}: shape {array.shape} given; it must be {leaf.stored_shape}, so pass a tree like "
                 "net.variables"
             )
+        if leaf.in_parts:
+            array = _joined(array)
         if leaf.split is not None:
             array = array.reshape(leaf.split)
         return np.array(array.transpose(leaf.order).reshape(leaf.shape), order="C")
@@ -177,6 +195,13 @@ class NameMap:
             return replace(leaf, split=split, order=(len(split) - 1, *(i - 1 for i in x.order[1:])), merged=leaf.shape)
 
         return replace(self, leaves=tuple(reorder(leaf) for leaf in self.leaves))
+
+
+def _joined(parts: np.ndarray) -> np.ndarray:
+    """The complex array of real and imaginary parts (..., 2), bit for bit."""
+    result = np.empty(parts.shape[:-1], np.complex128 if parts.dtype == np.float64 else np.complex64)
+    result.real, result.imag = parts[..., 0], parts[..., 1]
+    return result
 
 
 @dataclass(frozen=True)
