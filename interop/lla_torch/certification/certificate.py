@@ -23,6 +23,7 @@ from lla_torch.certification.differences import (
 )
 from lla_torch.certification.reference import Case, central_differences, torch_numbers
 from lla_torch.conversion.module import unwrap
+from lla_torch.losses.selection import Choice
 from lla_torch.net import Net
 from lla_torch.program.bits import has_64_bits
 from lla_torch.program.errors import misuse
@@ -113,6 +114,8 @@ def certify(
     criterion: nn.Module | None = None,
     *,
     inputs: Callable[[Any], Any] | None = None,
+    labels: Callable[[Any], Any] | None = None,
+    outputs: Choice | None = None,
     seed: int = 0,
 ) -> Certificate:
     """Compare a torch module with its converted network: outputs, loss, gradient, a Hessian product, train mode.
@@ -142,6 +145,9 @@ def certify(
       criterion: a torch loss module with reduction="mean"; None: mean(w o + o^2 / 2) of the outputs o, with fixed
         random weights w, summed over the arrays of outputs.
       inputs: function of the batch that gives the inputs; None: the first entry.
+      labels: function of the batch that gives the labels; None: the second entry. It is called with tensors as well.
+      outputs: what the criterion gets of the module's outputs, see ``Net.loss``; a function is called with torch's
+        outputs as well, so it uses what tensors and arrays have in common, such as ``out["logits"].swapaxes(1, 2)``.
       seed: of the vector that the Hessian is applied to.
 
     Returns:
@@ -152,7 +158,7 @@ def certify(
         that is no torch module, that fails on the outputs and labels, or that does not return a scalar.
     """
     module = unwrap(module)
-    case = _make_case(module, net, batch, criterion, inputs, seed)
+    case = _make_case(module, net, batch, criterion, inputs, labels, outputs, seed)
     own, exact = case.types[0], torch_numbers(case, "float64")
     case = case._replace(samples=bool(exact["draws"]))  # a recurrent layer may draw, and does so with dropout only
     rounded = exact
@@ -173,7 +179,9 @@ def certify(
     return Certificate(tuple(rows), _count_examples(batch))
 
 
-def _make_case(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: Any, seed: int) -> Case:
+def _make_case(
+    module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: Any, labels: Any, outputs: Any, seed: int
+) -> Case:
     if criterion is not None and not isinstance(criterion, nn.Module):
         raise misuse(
             "criterion",
@@ -198,7 +206,7 @@ def _make_case(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: 
     vector = {leaf.name: rng.standard_normal(leaf.shape) for leaf in params}
     types = tuple(dict.fromkeys([own, *floating]))
     samples, trains = bool(net.function.eval.random), net.function.train is not None
-    return Case(module, batch, criterion, inputs, vector, types, samples, trains)
+    return Case(module, batch, criterion, inputs, labels, outputs, vector, types, samples, trains)
 
 
 def _same_draws(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -379,7 +387,8 @@ def _compare_examples(case: Case, net: Net) -> list[Row]:
     """The row that says whether each example has a loss of its own, or whether a loss of the batch combines pairs."""
     if case.criterion is None:
         return []
-    loss, own = net.loss(case.criterion, inputs=case.inputs), case.types[0]
+    loss = net.loss(case.criterion, inputs=case.inputs, labels=case.labels, outputs=case.outputs)
+    own = case.types[0]
     data = cast_batch(case, own)
     rows = {np.shape(x)[:1] for x in jax.tree.leaves(data, is_leaf=lambda x: x is None)}
     if case.samples or len(rows) != 1 or () in rows:

@@ -151,10 +151,10 @@ def cast_batch(case: Case, dtype: str) -> Any:
 def _make_loss(case: Case, net: Net) -> Callable[[Any, Any], Any]:
     if case.criterion is None:
         return lambda outputs, data: _mean_loss(outputs)
-    criterion = net.loss(case.criterion, inputs=case.inputs).criterion
+    found = net.loss(case.criterion, inputs=case.inputs, labels=case.labels, outputs=case.outputs)
 
     def value(outputs: Any, data: Any) -> Any:
-        losses = criterion(outputs, data)
+        losses = found.criterion(found.apply.select(outputs), data)
         if isinstance(losses, tuple):
             losses, weights = losses
             return (losses * weights).sum() / weights.sum()

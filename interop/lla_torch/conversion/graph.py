@@ -23,7 +23,7 @@ from lla_torch.conversion.rounding import find_kept
 from lla_torch.conversion.widths import GIVEN, Range, find_widths, results_of
 from lla_torch.program.operators import TABLE, TorchOperator
 from lla_torch.program.program import DType, Input, Instruction, Program, Ref
-from lla_torch.tracing.exporting import source_place
+from lla_torch.tracing.exporting import DROPPED, source_place
 from lla_torch.tracing.guards import ConversionError
 from lla_torch.weights.names import NameMap, map_names
 
@@ -128,6 +128,7 @@ class _Builder:
             own=own,
             num_slots=slots,
             guards=_read_guards(self.exported),
+            dropped=tuple(self.exported.graph_module.meta.get(DROPPED, {}).items()),
         )
 
     def examine(self, placeholders: dict[torch.fx.Node, Any], nodes: list[torch.fx.Node]) -> None:

@@ -111,6 +111,7 @@ class Program:
       num_slots: number of slots.
       guards: conditions on the inputs' shapes ``s``, as Python expressions such as "s[0][0] > 3": the module takes
         another path where they do not hold.
+      dropped: (path, type) of the module's outputs that are no arrays, and that the program does not return.
     """
 
     inputs: tuple[Input, ...]
@@ -121,6 +122,7 @@ class Program:
     own: DType
     num_slots: int
     guards: tuple[str, ...] = ()
+    dropped: tuple[tuple[str, str], ...] = ()
 
     @functools.cached_property
     def _content(self) -> tuple[Any, ...]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import operator
 import traceback
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -28,6 +30,9 @@ from lla_torch.tracing.guards import (
     refuse_losses_of_pairs,
     tracing_mode,
 )
+from lla_torch.tracing.outputs import split_outputs, tensors_within
+
+LOG = logging.getLogger("lla_torch")
 
 
 @torch.library.custom_op("lla_torch::stop_gradient", mutates_args=())
@@ -66,6 +71,7 @@ class _FlatCall(nn.Module):
         self.module = module
         self._leaves, self._spec = torch_pytree.tree_flatten((call.args, call.kwargs))
         self._function = function
+        self.seen = types.SimpleNamespace(dropped={})  # torch.export resets what a forward pass assigns
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         remaining = iter(tensors)
@@ -73,7 +79,9 @@ class _FlatCall(nn.Module):
         args, kwargs = torch_pytree.tree_unflatten(leaves, self._spec)
         buffers = [(m, n, b) for m in self.module.modules() for n, b in m._buffers.items() if b is not None]
         call = self.module if self._function is None else functools.partial(self._function, self.module)
-        outputs = call(*args, **kwargs)
+        outputs, self.seen.dropped = split_outputs(call(*args, **kwargs))
+        if self.seen.dropped and next(tensors_within(outputs), None) is None:
+            raise ConversionError(_no_tensors_message(self.module, self.seen.dropped))
         for m, name, buffer in buffers:  # torch.export sees writes in place, but no assignments below its root
             new = m._buffers.get(name)
             if new is not None and new is not buffer:
@@ -112,9 +120,25 @@ def export(
             buffers = set(exported.graph_signature.inputs_to_buffers)
             _check_writes(exported.graph_module, _is_among(buffers), True)
             _mark_stop_gradients(exported.graph_module)
-            return exported.run_decompositions(_decompositions(exported.graph_module))
+            decomposed = exported.run_decompositions(_decompositions(exported.graph_module))
         except Exception as error:
             raise _explain(error, module) from error
+    if dropped := flat.seen.dropped:
+        LOG.info("%s: outputs that hold no array are left out: %s", type(module).__name__, dropped)
+    decomposed.graph_module.meta[DROPPED] = dropped
+    return decomposed
+
+
+DROPPED = "lla_torch.dropped"
+"""The key of ``graph_module.meta`` that holds {path: type} of the outputs that are no arrays, and are left out."""
+
+
+def _no_tensors_message(module: nn.Module, dropped: dict[str, str]) -> str:
+    kinds = ", ".join(f"{kind}{path and f' ({path})'}" for path, kind in dropped.items())
+    return (
+        f"module {type(module).__name__}: its forward pass returns no tensor that can be found: {kinds}; it must return "
+        "tensors, or tuples, lists, dicts or dataclasses of them, so return the tensors inside"
+    )
 
 
 def _check_module(module: nn.Module) -> None:

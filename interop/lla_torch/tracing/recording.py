@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lla_torch.program.errors import misuse
 from lla_torch.tracing.guards import LOCK
+from lla_torch.tracing.outputs import split_outputs
 from lla_torch.weights.names import to_array
 
 _FAMILIES = ("uniform", "normal", "exponential", "random", "log_normal", "cauchy", "geometric")
@@ -46,7 +47,7 @@ def record(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Any, tuple[n
         raise misuse("module", module, "a torch.nn.Module, such as one whose forward calls a function")
     recorder = Recorder()
     with LOCK, _restore_module(module), recorder.generators(), torch.no_grad(), recorder:
-        outputs = module(*inputs, **kwargs)
+        outputs, _ = split_outputs(module(*inputs, **kwargs))
         result = _to_numpy(outputs)
     return result, tuple(recorder.draws)
 
