@@ -17,6 +17,7 @@ from torch.utils import _pytree as torch_pytree
 
 from lla_torch.conversion.function import arguments
 from lla_torch.conversion.module import as_tensors
+from lla_torch.losses.losses import default_labels
 from lla_torch.losses.selection import Choice, failure, selection
 from lla_torch.tracing.guards import preserve_module
 from lla_torch.tracing.outputs import split_outputs
@@ -283,10 +284,7 @@ def _compute_loss(case: Case, dtype: str, outputs: Any) -> torch.Tensor | None:
     tensors = {name: _cast(x, dtype if x.is_floating_point() else _type_name(x)) for name, x in named}
     select = selection(case.outputs, criterion)
     outputs = outputs if select is None else select(outputs)
-    if case.labels is not None:
-        labels = case.labels(batch)
-    else:
-        labels = batch[1] if len(batch) == 2 else tuple(batch[1:])
+    labels = (case.labels or default_labels)(batch)
     name = f"criterion: {type(criterion).__name__}"
     try:
         loss = torch.func.functional_call(criterion, tensors, (outputs, labels))

@@ -59,7 +59,8 @@ class Apply:
     def scores(self, criterion: Callable[[Any, Any], Any]) -> tuple[Apply, OfScores] | None:
         """The same losses, cut before the log-softmax with which the network ends: (apply, criterion).
 
-        None if it does not end so, or if a function of the user's comes after it. ``lla_jax.ggn`` asks for it where the criterion is linear in the outputs.
+        None if it does not end so, or if a function of the user's comes after it. ``lla_jax.ggn`` asks for it where the
+        criterion is linear in the outputs.
         """
         cut = self.function.before_log_probabilities() if self.outputs in (None, scores_among) else None
         return None if cut is None else (Apply(cut[0], self.inputs), OfScores(criterion, cut[1]))
@@ -90,14 +91,21 @@ class OnLabels:
     labels: Callable[[Any], Any] | None = None
 
     def __call__(self, outputs: Any, batch: Any) -> Any:
-        if self.labels is not None:
-            return self.criterion(outputs, self.labels(batch))
-        if not isinstance(batch, tuple | list) or len(batch) < 2:
-            raise ValueError(
-                "labels: None given, but the batch is not (inputs, labels); pass labels=lambda batch: ... and "
-                "inputs=lambda batch: ..."
-            )
-        return self.criterion(outputs, batch[1] if len(batch) == 2 else tuple(batch[1:]))
+        return self.criterion(outputs, (self.labels or default_labels)(batch))
+
+
+def default_labels(batch: Any) -> Any:
+    """The labels of a batch (inputs, labels), or all entries but the first of a longer one.
+
+    Raises:
+      ValueError: the batch is something else.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise ValueError(
+            "labels: None given, but the batch is not (inputs, labels); pass labels=lambda batch: ... and "
+            "inputs=lambda batch: ..."
+        )
+    return batch[1] if len(batch) == 2 else tuple(batch[1:])
 
 
 @dataclass(frozen=True)

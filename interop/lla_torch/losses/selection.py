@@ -80,8 +80,8 @@ def failure(error: Exception, module: nn.Module, outputs: Any, labels: Any) -> V
             "by outputs= and labels=, functions that give both"
         )
     return ValueError(
-        f"criterion: {type(module).__name__} failed on the network's outputs, {show_outputs(outputs)}, with the labels, "
-        f"{show_outputs(labels)}: {error}; {remedy}"
+        f"criterion: {type(module).__name__} failed on the network's outputs, {show_outputs(outputs)}, with the "
+        f"labels, {show_outputs(labels)}: {error}; {remedy}"
     )
 
 

@@ -136,8 +136,8 @@ DROPPED = "lla_torch.dropped"
 def _no_tensors_message(module: nn.Module, dropped: dict[str, str]) -> str:
     kinds = ", ".join(f"{kind}{path and f' ({path})'}" for path, kind in dropped.items())
     return (
-        f"module {type(module).__name__}: its forward pass returns no tensor that can be found: {kinds}; it must return "
-        "tensors, or tuples, lists, dicts or dataclasses of them, so return the tensors inside"
+        f"module {type(module).__name__}: its forward pass returns no tensor that can be found: {kinds}; it must "
+        "return tensors, or tuples, lists, dicts or dataclasses of them, so return the tensors inside"
     )
 
 
