@@ -93,11 +93,20 @@ class CastTypes(TorchFunctionMode):
         super().__init__()
         self.types = types
         self.casts = {_CASTS[a]: _CASTS[b] for a, b in types.items()}
+        if hasattr(torch, "_grouped_mm"):
+            self.casts[torch._grouped_mm] = _grouped_mm
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         cast = lambda x: self.types.get(x, x) if isinstance(x, torch.dtype) else x  # noqa: E731
         named = {name: cast(x) for name, x in (kwargs or {}).items()}
         return self.casts.get(func, func)(*map(cast, args), **named)
+
+
+def _grouped_mm(x: torch.Tensor, other: torch.Tensor, *, offs: torch.Tensor, **_: Any) -> torch.Tensor:
+    """The products of groups of rows of x (S, k) with other (G, k, n); torch's own operator has no float64."""
+    ends = offs.tolist()
+    products = [x[a:b] @ w for a, b, w in zip([0, *ends], ends, other, strict=False)]
+    return torch.cat([*products, x.new_zeros(x.shape[0] - ends[-1], other.shape[-1])])
 
 
 class _Runner(nn.Module):
