@@ -19,7 +19,7 @@ from lla_torch.conversion.function import Function, depends_on_params
 from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, convert_parts
 from lla_torch.losses.losses import Apply, OnLabels, Step, losses_of_step, mean_of_step, torch_criterion
 from lla_torch.losses.selection import Choice, selection
-from lla_torch.tracing.guards import preserve_module
+from lla_torch.tracing.guards import ConversionError, preserve_module
 from lla_torch.weights.names import FilterAxis, NameMap, filter_axis, references
 
 
@@ -217,7 +217,15 @@ def convert(
     """
     if taken := {"train", "key", "draws"} & set(example_kwargs or {}):
         raise ValueError(f"example_kwargs: {sorted(taken)} are arguments of net.apply itself; pass them by position")
-    return _make_net(convert_parts(module, example_inputs, example_kwargs or {}, train, dtype))
+    try:
+        return _make_net(convert_parts(module, example_inputs, example_kwargs or {}, train, dtype))
+    except ConversionError as error:
+        if not isinstance(example_inputs, Mapping):
+            raise
+        raise ConversionError(
+            f"example_inputs: a {type(example_inputs).__name__} given, which the module got as its one argument; to "
+            f"pass its entries by name, call convert(module, (), example_kwargs=...). {error}"
+        ) from error
 
 
 def convert_loss(

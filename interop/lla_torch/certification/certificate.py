@@ -22,7 +22,7 @@ from lla_torch.certification.differences import (
     rounding_of,
 )
 from lla_torch.certification.reference import Case, central_differences, torch_numbers
-from lla_torch.conversion.module import unwrap
+from lla_torch.conversion.module import as_tensors, unwrap
 from lla_torch.losses.selection import Choice
 from lla_torch.net import Net
 from lla_torch.program.bits import has_64_bits
@@ -206,7 +206,7 @@ def _make_case(
     vector = {leaf.name: rng.standard_normal(leaf.shape) for leaf in params}
     types = tuple(dict.fromkeys([own, *floating]))
     samples, trains = bool(net.function.eval.random), net.function.train is not None
-    return Case(module, batch, criterion, inputs, labels, outputs, vector, types, samples, trains)
+    return Case(module, as_tensors(batch), criterion, inputs, labels, outputs, vector, types, samples, trains)
 
 
 def _same_draws(first: dict[str, Any], second: dict[str, Any]) -> bool:

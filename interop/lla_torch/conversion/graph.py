@@ -295,6 +295,12 @@ def _unknown_message(unknown: dict[str, list[str]]) -> str:
         f"  {name}  in {places[0]}" + (f" and {len(places) - 1} more" * (len(places) > 1))
         for name, places in sorted(unknown.items())
     ]
+    numbers = [name for name in unknown if name.split(".")[1] in ("_local_scalar_dense", "item")]
+    if numbers:
+        raise ConversionError(
+            f"{unknown[numbers[0]][0]}: the forward pass takes the values of a tensor as numbers (.item(), .tolist()), "
+            "which no single graph can do. Keep them in tensors (torch.where, masks), or fix them before converting"
+        )
     shapeless = [name for name in unknown if name.split(".")[1] in VALUE_SHAPED]
     if shapeless:
         raise ConversionError(

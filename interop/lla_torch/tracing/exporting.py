@@ -5,13 +5,15 @@ Stop-gradients are marked before torch decomposes the graph, which would drop th
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import itertools
 import logging
 import operator
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -115,18 +117,35 @@ def export(
         flat.training = train
         tensors = tuple(x.detach() for x in call.tensors)
         try:
-            with refuse_losses_of_pairs():
+            with refuse_losses_of_pairs(), _without_dumps():
                 exported = _export(flat, tensors)
             buffers = set(exported.graph_signature.inputs_to_buffers)
             _check_writes(exported.graph_module, _is_among(buffers), True)
             _mark_stop_gradients(exported.graph_module)
-            decomposed = exported.run_decompositions(_decompositions(exported.graph_module))
+            with _without_dumps():
+                decomposed = exported.run_decompositions(_decompositions(exported.graph_module))
         except Exception as error:
             raise _explain(error, module) from error
     if dropped := flat.seen.dropped:
         LOG.info("%s: outputs that hold no array are left out: %s", type(module).__name__, dropped)
     decomposed.graph_module.meta[DROPPED] = dropped
     return decomposed
+
+
+@contextlib.contextmanager
+def _without_dumps() -> Iterator[None]:
+    """Context in which torch writes no graph and no log on stderr beside the error that it raises."""
+    modules = [importlib.import_module(name) for name in ("torch.export._trace", "torch.fx.graph_module")]
+    log, refuse = logging.getLogger("torch.fx.experimental.symbolic_shapes"), lambda record: False
+    log.addFilter(refuse)
+    for each in modules:
+        vars(each)["print"] = lambda *args, **kwargs: None  # instead of the builtin, for the code of this module
+    try:
+        yield
+    finally:
+        log.removeFilter(refuse)
+        for each in modules:
+            vars(each).pop("print", None)
 
 
 DROPPED = "lla_torch.dropped"
