@@ -19,7 +19,8 @@ from lla_jax.models import static
 from lla_torch.conversion.function import Function, depends_on_params
 from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, convert_parts
 from lla_torch.losses.losses import Apply, OnLabels, Step, losses_of_step, mean_of_step, torch_criterion
-from lla_torch.tracing.guards import preserve_module
+from lla_torch.losses.selection import Choice, selection
+from lla_torch.tracing.guards import ConversionError, preserve_module
 from lla_torch.weights.names import FilterAxis, NameMap, filter_axis, references
 
 
@@ -84,7 +85,17 @@ class Net:
     def __repr__(self) -> str:
         size = sum(x.size for x in jax.tree.leaves(self.variables["params"]))
         modes = "eval and train" if self.function.train is not None else "eval"
-        return f"Net({size:,} parameters, {modes}, {len(self.function.eval.instructions)} operators)"
+        without = "".join(f", without its output {name} ({kind})" for name, kind in self.dropped.items())
+        return f"Net({size:,} parameters, {modes}, {len(self.function.eval.instructions)} operators{without})"
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        """{path: type} of the module's outputs that hold no array and are left out, such as a language model's cache.
+
+        For example {"past_key_values": "DynamicCache"}. Tensors, numbers and None stay, in tuples, lists, dicts and
+        dataclasses (which become dicts).
+        """
+        return dict(self.function.eval.dropped)
 
     @property
     def names(self) -> dict[str, str]:
@@ -116,6 +127,7 @@ class Net:
         *,
         inputs: Callable[[Any], Any] | None = None,
         labels: Callable[[Any], Any] | None = None,
+        outputs: Choice | None = None,
         key: Any = None,
         penalty: Callable[[Any], Any] | None = None,
         per_example: bool | None = None,
@@ -132,6 +144,9 @@ class Net:
             is one array). A tuple holds the positional arguments, a dict those by name.
           labels: function of the batch that gives the labels; None: its second entry, or the tuple of all entries but
             the first if there are more than two.
+          outputs: what the criterion (and a metric) gets of the network's outputs: a name or number among them, such
+            as "logits", or a function of them. None: of several outputs, torch's own losses get the entry "logits", or
+            the only array of floats; all other criteria get them all, dicts as dicts.
           key: a ``jax.random`` key for a stochastic loss (dropout, sampling); every example is run with its own key.
           penalty: ``penalty(params)`` added to the mean.
           per_example: False for criteria that couple the examples of a batch. None: True for JAX functions, torch's own
@@ -147,11 +162,12 @@ class Net:
         """
         if key is not None:
             _check_noise(self.function)
+        given = criterion
         if isinstance(criterion, nn.Module):
             criterion = torch_criterion(criterion, per_example, convert_callable)
             per_example = criterion.per_example
         state = {name: tree for name, tree in self.variables.items() if name != "params"}
-        apply = Apply(self.function, static(inputs))
+        apply = Apply(self.function, static(inputs), selection(outputs, given))
         on_labels = OnLabels(static(criterion), static(labels))
         separate = True if per_example is None else per_example
         return Loss(apply, on_labels, state or None, key, penalty, separate, self.filter_axis)
@@ -208,7 +224,15 @@ def convert(
     """
     if taken := {"train", "key", "draws"} & set(example_kwargs or {}):
         raise ValueError(f"example_kwargs: {sorted(taken)} are arguments of net.apply itself; pass them by position")
-    return _make_net(convert_parts(module, example_inputs, example_kwargs or {}, train, dtype))
+    try:
+        return _make_net(convert_parts(module, example_inputs, example_kwargs or {}, train, dtype))
+    except ConversionError as error:
+        if not isinstance(example_inputs, Mapping):
+            raise
+        raise ConversionError(
+            f"example_inputs: a {type(example_inputs).__name__} given, which the module got as its one argument; to "
+            f"pass its entries by name, call convert(module, (), example_kwargs=...). {error}"
+        ) from error
 
 
 def convert_loss(

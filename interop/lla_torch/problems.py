@@ -17,6 +17,7 @@ from torch.utils import data as torch_data
 
 import lla_jax
 from lla_torch.conversion.function import arguments
+from lla_torch.losses.selection import Choice
 from lla_torch.weights.names import to_array, to_tensor
 
 _SHUFFLING = (torch_data.RandomSampler, torch_data.SubsetRandomSampler, torch_data.WeightedRandomSampler)
@@ -79,6 +80,7 @@ def problem(
     key: Any = None,
     inputs: Callable[[Any], Any] | None = None,
     labels: Callable[[Any], Any] | None = None,
+    outputs: Choice | None = None,
     optimizer_params: Sequence[str] | None = None,
     shuffle_ok: bool = False,
 ) -> lla_jax.Problem:
@@ -99,6 +101,7 @@ def problem(
       key: a ``jax.random`` key for dropout or sampling; see ``Net.loss``.
       inputs: function of a batch that gives the module's inputs; None: the batch's first entry.
       labels: function of a batch that gives the labels; None: its second entry.
+      outputs: what the criterion gets of the module's outputs; see ``Net.loss``.
       optimizer_params: torch names of the optimizer's parameters in its order, for a state without names.
       shuffle_ok: see ``stream``.
 
@@ -120,7 +123,7 @@ def problem(
     net = convert(module, args, example_kwargs=kwargs, train=train)
     solutions = [load_checkpoint(each, net, dtype="net").variables["params"] for each in checkpoints]
     return lla_jax.Problem(
-        loss=net.loss(criterion, inputs=inputs, labels=labels, key=key),
+        loss=net.loss(criterion, inputs=inputs, labels=labels, outputs=outputs, key=key),
         params=net.variables["params"],
         data=data,
         opt_state=None if optimizer is None else optax_state(optimizer, net, optimizer_params),

@@ -116,20 +116,22 @@ def check_uncut(data: Any, batch_size: int | None) -> None:
 
 def to_numpy(batch: Batch) -> Batch:
     """Convert the leaves of a batch (jax arrays, torch tensors) to numpy, and check them as ``num_examples`` does."""
-    batch = jax.tree.map(_on_host, batch)
+    batch = jax.tree.map(_on_host, as_arrays(batch))
     num_examples(batch)
     return batch
 
 
 def as_arrays(data: Batch) -> Batch:
-    """Convert torch tensors and other foreign arrays in the data to numpy; jax arrays and numbers stay as they are.
+    """Convert torch tensors and other foreign arrays in the data to numpy, and mappings of other classes to dicts.
 
-    None, for no data, becomes ``whole()``.
+    jax arrays and numbers stay as they are. None, for no data, becomes ``whole()``.
     """
     if data is None:
         return whole()
 
     def convert(leaf: Any) -> Any:
+        if isinstance(leaf, Mapping):
+            return as_arrays(dict(leaf))
         return _on_host(leaf) if hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array) else leaf
 
     return jax.tree.map(convert, data)

@@ -23,7 +23,8 @@ from lla_torch.certification.differences import (
     rounding_of,
 )
 from lla_torch.certification.reference import Case, central_differences, torch_numbers
-from lla_torch.conversion.module import unwrap
+from lla_torch.conversion.module import as_tensors, unwrap
+from lla_torch.losses.selection import Choice
 from lla_torch.net import Net
 from lla_torch.program.bits import has_64_bits
 from lla_torch.program.errors import misuse
@@ -114,6 +115,7 @@ def certify(
     *,
     inputs: Callable[[Any], Any] | None = None,
     labels: Callable[[Any], Any] | None = None,
+    outputs: Choice | None = None,
     seed: int = 0,
 ) -> Certificate:
     """Compare a torch module with its converted network: outputs, loss, gradient, a Hessian product, train mode.
@@ -145,6 +147,8 @@ def certify(
         random weights w, summed over the arrays of outputs.
       inputs: function of the batch that gives the inputs; None: the first entry.
       labels: function of the batch that gives the labels; None: the second entry. Both get torch's tensors and arrays.
+      outputs: what the criterion gets of the module's outputs, see ``Net.loss``; a function is called with torch's
+        outputs as well, so it uses what tensors and arrays have in common, such as ``out["logits"].swapaxes(1, 2)``.
       seed: of the vector that the Hessian is applied to.
 
     Returns:
@@ -156,7 +160,7 @@ def certify(
     """
     module, whole = unwrap(module), isinstance(batch, Whole)
     batch = batch.data if isinstance(batch, Whole) else batch
-    case = _make_case(module, net, batch, criterion, inputs, seed)._replace(whole=whole, labels=labels)
+    case = _make_case(module, net, batch, criterion, inputs, labels, outputs, seed)._replace(whole=whole)
     own, exact = case.types[0], torch_numbers(case, "float64")
     case = case._replace(samples=bool(exact["draws"]))  # a recurrent layer may draw, and does so with dropout only
     rounded = exact
@@ -177,7 +181,9 @@ def certify(
     return Certificate(tuple(rows), 1 if whole else _count_examples(batch))
 
 
-def _make_case(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: Any, seed: int) -> Case:
+def _make_case(
+    module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: Any, labels: Any, outputs: Any, seed: int
+) -> Case:
     if criterion is not None and not isinstance(criterion, nn.Module):
         raise misuse(
             "criterion",
@@ -196,7 +202,7 @@ def _make_case(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: 
     vector = {x.name: net.tree_map.to_torch(x, rng.standard_normal(x.stored_shape)) for x in params}
     types = tuple(dict.fromkeys([own, *floating]))
     samples, trains = bool(net.function.eval.random), net.function.train is not None
-    return Case(module, batch, criterion, inputs, vector, types, samples, trains)
+    return Case(module, as_tensors(batch), criterion, inputs, labels, outputs, vector, types, samples, trains)
 
 
 def _same_draws(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -377,7 +383,8 @@ def _compare_examples(case: Case, net: Net) -> list[Row]:
     """The row that says whether each example has a loss of its own, or whether a loss of the batch combines pairs."""
     if case.criterion is None or case.whole:
         return []
-    loss, own = net.loss(case.criterion, inputs=case.inputs, labels=case.labels), case.types[0]
+    loss = net.loss(case.criterion, inputs=case.inputs, labels=case.labels, outputs=case.outputs)
+    own = case.types[0]
     data = cast_batch(case, own)
     rows = {np.shape(x)[:1] for x in jax.tree.leaves(data, is_leaf=lambda x: x is None)}
     if case.samples or len(rows) != 1 or () in rows:

@@ -13,6 +13,7 @@ import numpy as np
 from lla_torch.certification.differences import is_inexact, median_difference, rounding_of
 from lla_torch.certification.reference import Case, named_arrays, output_weights
 from lla_torch.conversion.function import Function, arguments
+from lla_torch.losses.selection import selection
 from lla_torch.net import Net
 from lla_torch.program.program import DType, leaf_at
 from lla_torch.weights.names import is_float, to_array
@@ -157,10 +158,11 @@ def cast_batch(case: Case, dtype: str) -> Any:
 def _make_loss(case: Case, net: Net) -> Callable[[Any, Any], Any]:
     if case.criterion is None:
         return lambda outputs, data: _mean_loss(outputs)
-    criterion = net.loss(case.criterion, inputs=case.inputs, labels=case.labels).criterion
+    found = net.loss(case.criterion, inputs=case.inputs, labels=case.labels, outputs=case.outputs)
+    select = selection(case.outputs, case.criterion) or (lambda outputs: outputs)
 
     def value(outputs: Any, data: Any) -> Any:
-        losses = criterion(outputs, data)
+        losses = found.criterion(select(outputs), data)
         if isinstance(losses, tuple):
             losses, weights = losses
             return (losses * weights).sum() / weights.sum()

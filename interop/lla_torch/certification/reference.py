@@ -17,7 +17,10 @@ from torch.utils import _pytree as torch_pytree
 
 from lla_torch.conversion.function import arguments
 from lla_torch.conversion.module import as_tensors
+from lla_torch.losses.losses import default_labels
+from lla_torch.losses.selection import Choice, failure, selection
 from lla_torch.tracing.guards import preserve_module
+from lla_torch.tracing.outputs import split_outputs
 from lla_torch.tracing.recording import Recorder
 from lla_torch.weights.names import to_array
 
@@ -41,24 +44,26 @@ class Case(NamedTuple):
       batch: (inputs, labels), or the inputs.
       criterion: a torch loss module; None: ``mean_loss``.
       inputs: function of the batch that gives the inputs, or None.
+      labels: function of the batch that gives the labels, or None.
+      outputs: what the criterion gets of the outputs, see ``Net.loss``, or None.
       vector: the vector that the Hessian is applied to, by parameter name.
       types: names of the floating types of the module's parameters, the type of most of them first.
       samples: whether the module draws random numbers in eval mode, or may do so as long as it was not run.
       trains: whether train mode is compared.
       whole: whether the batch is one example, so that nothing is said of its rows.
-      labels: function of the batch that gives the labels, or None.
     """
 
     module: nn.Module
     batch: Any
     criterion: nn.Module | None
     inputs: Callable[[Any], Any] | None
+    labels: Callable[[Any], Any] | None
+    outputs: Choice | None
     vector: dict[str, np.ndarray]
     types: tuple[str, ...]
     samples: bool
     trains: bool
     whole: bool = False
-    labels: Callable[[Any], Any] | None = None
 
     def type_of(self, name: str, dtype: str) -> str:
         """The type in which a comparison in ``dtype`` takes a tensor that has the type ``name`` in the module.
@@ -90,11 +95,20 @@ class CastTypes(TorchFunctionMode):
         super().__init__()
         self.types = types
         self.casts = {_CASTS[a]: _CASTS[b] for a, b in types.items()}
+        if hasattr(torch, "_grouped_mm"):
+            self.casts[torch._grouped_mm] = _grouped_mm
 
     def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         cast = lambda x: self.types.get(x, x) if isinstance(x, torch.dtype) else x  # noqa: E731
         named = {name: cast(x) for name, x in (kwargs or {}).items()}
         return self.casts.get(func, func)(*map(cast, args), **named)
+
+
+def _grouped_mm(x: torch.Tensor, other: torch.Tensor, *, offs: torch.Tensor, **_: Any) -> torch.Tensor:
+    """The products of groups of rows of x (S, k) with other (G, k, n); torch's own operator has no float64."""
+    ends = offs.tolist()
+    products = [x[a:b] @ w for a, b, w in zip([0, *ends], ends, other, strict=False)]
+    return torch.cat([*products, x.new_zeros(x.shape[0] - ends[-1], other.shape[-1])])
 
 
 class _Runner(nn.Module):
@@ -264,7 +278,7 @@ def _run_module(case: Case, dtype: str, samples: bool) -> tuple[Any, tuple[np.nd
     recorder = Recorder()
     args, kwargs = arguments(case.inputs, _cast_batch(case, dtype))
     with recorder.generators(), recorder if samples else contextlib.nullcontext():
-        outputs = case.module(*args, **kwargs)
+        outputs, _ = split_outputs(case.module(*args, **kwargs))
     return outputs, tuple(recorder.draws) if samples else None
 
 
@@ -279,17 +293,14 @@ def _compute_loss(case: Case, dtype: str, outputs: Any) -> torch.Tensor | None:
     batch, criterion = _cast_batch(case, dtype), case.criterion
     named = (*criterion.named_parameters(), *criterion.named_buffers())
     tensors = {name: _cast(x, dtype if x.is_floating_point() else _type_name(x)) for name, x in named}
-    pick = case.labels or (lambda batch: batch[1] if len(batch) == 2 else tuple(batch[1:]))
-    labels = pick(batch)
+    select = selection(case.outputs, criterion)
+    outputs = outputs if select is None else select(outputs)
+    labels = (case.labels or default_labels)(batch)
     name = f"criterion: {type(criterion).__name__}"
     try:
         loss = torch.func.functional_call(criterion, tensors, (outputs, labels))
-    except RuntimeError as error:
-        shapes = [tuple(getattr(x, "shape", ())) for x in torch_pytree.tree_leaves((outputs, labels))]
-        raise ValueError(
-            f"{name} failed on outputs and labels of the shapes {shapes}: {error}. They must be as the criterion takes "
-            "them, such as one shape for both: labels[:, None] for outputs (N, 1)"
-        ) from error
+    except (TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+        raise failure(error, criterion, outputs, labels) from error
     if not isinstance(loss, torch.Tensor) or loss.ndim:
         what = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
         raise ValueError(

@@ -23,7 +23,7 @@ from lla_torch.conversion.widths import GIVEN, Range, find_widths, nodes_in, res
 from lla_torch.program.operators import TABLE, TorchOperator
 from lla_torch.program.program import Decided, DType, Input, Instruction, Program, Ref
 from lla_torch.program.sizes import PYTHON, SYMBOLIC
-from lla_torch.tracing.exporting import Traced, source_place
+from lla_torch.tracing.exporting import DROPPED, Traced, source_place
 from lla_torch.tracing.guards import ConversionError
 from lla_torch.weights.names import NameMap, map_names, to_array
 
@@ -140,6 +140,7 @@ class _Builder:
             num_slots=slots,
             guards=_read_guards(self.exported),
             decided=self.decided(),
+            dropped=tuple(self.exported.graph_module.meta.get(DROPPED, {}).items()),
         )
 
     def decided(self) -> tuple[Decided, ...]:
@@ -349,6 +350,12 @@ def _unknown_message(unknown: dict[str, list[str]]) -> str:
         f"  {name}  in {places[0]}" + (f" and {len(places) - 1} more" * (len(places) > 1))
         for name, places in sorted(unknown.items())
     ]
+    numbers = [name for name in unknown if name in ("aten._local_scalar_dense.default", "aten.item.default")]
+    if numbers:
+        raise ConversionError(
+            f"{unknown[numbers[0]][0]}: the forward pass takes the values of a tensor as numbers (.item(), .tolist()), "
+            "which no single graph can do. Keep them in tensors (torch.where, masks), or fix them before converting"
+        )
     shapeless = [name for name in unknown if name.startswith("aten.") and name.split(".")[1] in VALUE_SHAPED]
     if shapeless:
         raise ConversionError(

@@ -106,9 +106,14 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def as_tensors(x: Any) -> Any:
-    """Nested arguments with numpy and jax arrays copied to tensors; other values stay."""
+    """Nested arguments with numpy and jax arrays copied to tensors, and mappings as dicts; other values stay."""
     is_array = lambda leaf: isinstance(leaf, np.ndarray | jax.Array)  # noqa: E731
-    convert = lambda leaf: to_tensor(leaf) if is_array(leaf) else leaf  # noqa: E731
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, Mapping):  # of a class that torch does not know, such as a tokenizer's BatchEncoding
+            return {name: as_tensors(value) for name, value in leaf.items()}
+        return to_tensor(leaf) if is_array(leaf) else leaf
+
     return torch_pytree.tree_map(convert, x, is_leaf=is_array)
 
 

@@ -150,7 +150,7 @@ def _check(module: nn.Module) -> None:
 def _kind(module: nn.Module, unreduced: nn.Module, outputs: Any, labels: Any) -> Kind:
     name = f"criterion: {type(module).__name__}"
     reduction = getattr(module, "reduction", None)
-    if _is_from_torch(module):
+    if is_from_torch(module):
         if reduction == "batchmean":
             return "examples"
         return "classes" if isinstance(module, nn.CrossEntropyLoss | nn.NLLLoss) and reduction == "mean" else "entries"
@@ -185,10 +185,10 @@ def is_per_example(module: nn.Module) -> bool:
       ValueError: as ``criterion_of``, where the module alone shows the mistake.
     """
     _check(module)
-    return hasattr(module, "reduction") or _is_from_torch(module)
+    return hasattr(module, "reduction") or is_from_torch(module)
 
 
-def _is_from_torch(module: nn.Module) -> bool:
+def is_from_torch(module: nn.Module) -> bool:
     """Whether a module has the forward pass of a loss in torch.nn, unchanged, and no parameters."""
     return not list(module.parameters()) and any(
         base.__module__ == "torch.nn.modules.loss" and type(module).forward is vars(base)["forward"]

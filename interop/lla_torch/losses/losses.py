@@ -15,6 +15,7 @@ from torch import nn
 
 from lla_torch.conversion.function import Function, arguments
 from lla_torch.losses.criteria import Criterion, criterion_of, is_per_example
+from lla_torch.losses.selection import failure, scores_among
 from lla_torch.program.program import Instruction, Noise, read_argument, run_instruction
 from lla_torch.program.views import View, as_view
 
@@ -24,17 +25,19 @@ class Apply:
     """``Loss.apply`` of a converted network: ``apply(params, state, batch, train, keys)`` gives (outputs, state).
 
     With keys, one per example, every example is run alone with its own key; an ``lla_jax.whole`` has a single key.
+    ``outputs`` selects what of the network's outputs the criterion gets; None: all.
     """
 
     function: Function
     inputs: Callable[[Any], Any] | None
+    outputs: Callable[[Any], Any] | None = None
 
     def __call__(self, params: Any, state: Any, batch: Any, train: bool, keys: Any = None) -> tuple[Any, Any]:
         variables = {"params": params, **(state or {})}
         args, kwargs = arguments(self.inputs, batch)
         if keys is None:
             outputs, new = self.function(variables, args, kwargs, train=train)
-            return outputs, (new if train and state else state)
+            return self.select(outputs), (new if train and state else state)
         program, noisy = self.function.train, self.function.noisy_in_train
         if (train or noisy) and program is not None and program.mutates:
             raise ValueError(
@@ -50,14 +53,19 @@ class Apply:
             outputs, _ = self.function(variables, *batch_of_one, train=noisy, key=key)
             return jax.tree.map(lambda x: x[0], outputs)
 
-        return jax.vmap(run_example)(args, kwargs, keys), state
+        return self.select(jax.vmap(run_example)(args, kwargs, keys)), state
+
+    def select(self, outputs: Any) -> Any:
+        """What the criterion gets of the network's outputs."""
+        return outputs if self.outputs is None else self.outputs(outputs)
 
     def scores(self, criterion: Callable[[Any, Any], Any]) -> tuple[Apply, OfScores] | None:
         """The same losses, cut before the log-softmax with which the network ends: (apply, criterion).
 
-        None if it does not end so. ``lla_jax.ggn`` asks for it where the criterion is linear in the outputs.
+        None if it does not end so, or if a function of the user's comes after it. ``lla_jax.ggn`` asks for it where the
+        criterion is linear in the outputs.
         """
-        cut = self.function.before_log_probabilities()
+        cut = self.function.before_log_probabilities() if self.outputs in (None, scores_among) else None
         return None if cut is None else (Apply(cut[0], self.inputs), OfScores(criterion, cut[1]))
 
 
@@ -86,14 +94,21 @@ class OnLabels:
     labels: Callable[[Any], Any] | None = None
 
     def __call__(self, outputs: Any, batch: Any) -> Any:
-        if self.labels is not None:
-            return self.criterion(outputs, self.labels(batch))
-        if not isinstance(batch, tuple | list) or len(batch) < 2:
-            raise ValueError(
-                "labels: None given, but the batch is not (inputs, labels); pass labels=lambda batch: ... and "
-                "inputs=lambda batch: ..."
-            )
-        return self.criterion(outputs, batch[1] if len(batch) == 2 else tuple(batch[1:]))
+        return self.criterion(outputs, (self.labels or default_labels)(batch))
+
+
+def default_labels(batch: Any) -> Any:
+    """The labels of a batch (inputs, labels), or all entries but the first of a longer one.
+
+    Raises:
+      ValueError: the batch is something else.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise ValueError(
+            "labels: None given, but the batch is not (inputs, labels); pass labels=lambda batch: ... and "
+            "inputs=lambda batch: ..."
+        )
+    return batch[1] if len(batch) == 2 else tuple(batch[1:])
 
 
 @dataclass(frozen=True)
@@ -169,7 +184,10 @@ class TorchCriterion:
         if kinds not in self._criteria:
             with jax.ensure_compile_time_eval():
                 examples = jax.tree.map(_example_tensor, (outputs, labels))
-                criterion, per_example = criterion_of(self.module, self.convert, *examples)
+                try:
+                    criterion, per_example = criterion_of(self.module, self.convert, *examples)
+                except (TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+                    raise failure(error, self.module, outputs, labels) from error
             if per_example != self.per_example:
                 raise ValueError(
                     f"per_example: {self.per_example} given, but {type(self.module).__name__} returns "

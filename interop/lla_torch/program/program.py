@@ -151,6 +151,7 @@ class Program:
       guards: conditions on the inputs' shapes ``s``, as Python expressions such as "s[0][0] > 3": the module takes
         another path where they do not hold.
       decided: the values of buffers that decided a size or a branch; the program holds for these.
+      dropped: (path, type) of the module's outputs that are no arrays, and that the program does not return.
     """
 
     inputs: tuple[Input, ...]
@@ -162,6 +163,7 @@ class Program:
     num_slots: int
     guards: tuple[str, ...] = ()
     decided: tuple[Decided, ...] = ()
+    dropped: tuple[tuple[str, str], ...] = ()
 
     @functools.cached_property
     def _content(self) -> tuple[Any, ...]:

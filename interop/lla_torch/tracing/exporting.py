@@ -5,11 +5,15 @@ Stop-gradients are marked before torch decomposes the graph, which would drop th
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import itertools
+import logging
 import operator
 import traceback
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -32,6 +36,9 @@ from lla_torch.tracing.guards import (
     tracing_mode,
 )
 from lla_torch.tracing.open_sizes import OpenSizes
+from lla_torch.tracing.outputs import split_outputs, tensors_within
+
+LOG = logging.getLogger("lla_torch")
 
 
 class Traced(NamedTuple):
@@ -74,6 +81,7 @@ class _FlatCall(nn.Module):
         self.module, self._constants = module, constants
         self._leaves, self._spec = torch_pytree.tree_flatten((call.args, call.kwargs))
         self._function = function
+        self.seen = types.SimpleNamespace(dropped={})  # torch.export resets what a forward pass assigns
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         remaining = iter(tensors)
@@ -82,7 +90,9 @@ class _FlatCall(nn.Module):
         buffers = [(m, n, b) for m in self.module.modules() for n, b in m._buffers.items() if b is not None]
         call = self.module if self._function is None else functools.partial(self._function, self.module)
         self._constants.hold(dict(self.module.named_buffers(remove_duplicate=False)))
-        outputs = call(*args, **kwargs)
+        outputs, self.seen.dropped = split_outputs(call(*args, **kwargs))
+        if self.seen.dropped and next(tensors_within(outputs), None) is None:
+            raise ConversionError(_no_tensors_message(self.module, self.seen.dropped))
         for m, name, buffer in buffers:  # torch.export sees writes in place, but no assignments below its root
             new = m._buffers.get(name)
             if new is not None and new is not buffer:
@@ -115,16 +125,49 @@ def export(module: nn.Module, call: Call, *, train: bool = False, function: Call
         flat.training = train
         tensors = tuple(x.detach().requires_grad_(x.requires_grad) for x in call.tensors)
         try:
-            with refuse_losses_of_pairs(), note_fixed_axes() as fixed:
+            with refuse_losses_of_pairs(), note_fixed_axes() as fixed, _without_dumps():
                 exported = _export(flat, tensors, constants)
             buffers = set(exported.graph_signature.inputs_to_buffers)
             _check_writes(exported.graph_module, _is_among(buffers), True)
             _mark_stop_gradients(exported.graph_module)
+            with _without_dumps():
+                decomposed = exported.run_decompositions(_decompositions(exported.graph_module))
             # checks of values, such as torch.linalg's under vmap, have an effect, for which torch adds inputs
-            program = _remove_effect_tokens(exported.run_decompositions(_decompositions(exported.graph_module)))
-            return Traced(program, frozenset(constants.deciding), fixed)
+            decomposed = _remove_effect_tokens(decomposed)
         except Exception as error:
             raise _explain(error, module) from error
+    if dropped := flat.seen.dropped:
+        LOG.info("%s: outputs that hold no array are left out: %s", type(module).__name__, dropped)
+    decomposed.graph_module.meta[DROPPED] = dropped
+    return Traced(decomposed, frozenset(constants.deciding), fixed)
+
+
+@contextlib.contextmanager
+def _without_dumps() -> Iterator[None]:
+    """Context in which torch writes no graph and no log on stderr beside the error that it raises."""
+    modules = [importlib.import_module(name) for name in ("torch.export._trace", "torch.fx.graph_module")]
+    log, refuse = logging.getLogger("torch.fx.experimental.symbolic_shapes"), lambda record: False
+    log.addFilter(refuse)
+    for each in modules:
+        vars(each)["print"] = lambda *args, **kwargs: None  # instead of the builtin, for the code of this module
+    try:
+        yield
+    finally:
+        log.removeFilter(refuse)
+        for each in modules:
+            vars(each).pop("print", None)
+
+
+DROPPED = "lla_torch.dropped"
+"""The key of ``graph_module.meta`` that holds {path: type} of the outputs that are no arrays, and are left out."""
+
+
+def _no_tensors_message(module: nn.Module, dropped: dict[str, str]) -> str:
+    kinds = ", ".join(f"{kind}{path and f' ({path})'}" for path, kind in dropped.items())
+    return (
+        f"module {type(module).__name__}: its forward pass returns no tensor that can be found: {kinds}; it must "
+        "return tensors, or tuples, lists, dicts or dataclasses of them, so return the tensors inside"
+    )
 
 
 def _check_module(module: nn.Module) -> None:

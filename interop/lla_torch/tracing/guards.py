@@ -20,6 +20,7 @@ from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
 from lla_torch.tracing.derivatives import Refused, autograd_grad, derivatives_in_graph
+from lla_torch.tracing.functions import has_own_derivative, run_forward
 
 LOCK = threading.RLock()
 """Held while a module or torch's global state is changed and until it is restored."""
@@ -147,10 +148,12 @@ def tracing_mode() -> Iterator[None]:
     def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
         if cls.__module__.split(".")[0] == "torch" or threading.get_ident() != here:
             return apply.__get__(None, cls)(*args, **kwargs)
+        if not kwargs and has_own_derivative(cls, apply.__get__(None, cls), args):
+            return run_forward(cls, args)
         raise Refused(
-            f"{cls.__name__}.apply is called, an autograd.Function, whose backward leaves no trace in the graph. Use "
-            "operators instead: for a straight-through f(x) x + (f(x) - x).detach(), for a reversed gradient "
-            "2 * x.detach() - x"
+            f"{cls.__name__}.apply is called, an autograd.Function whose backward is not, at random inputs, the "
+            "derivative of its forward, and leaves no trace in the graph. Use operators instead: for a "
+            "straight-through f(x) x + (f(x) - x).detach(), for a reversed gradient 2 * x.detach() - x"
         )
 
     torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[method-assign,assignment]

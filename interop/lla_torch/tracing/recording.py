@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lla_torch.program.errors import misuse
 from lla_torch.tracing.guards import LOCK
+from lla_torch.tracing.outputs import split_outputs
 from lla_torch.weights.names import to_array
 
 _FAMILIES = ("uniform", "normal", "exponential", "random", "log_normal", "cauchy", "geometric")
@@ -56,7 +57,7 @@ def _recorded(module: nn.Module, inputs: Any, kwargs: Any, mode: Any) -> tuple[A
     """(outputs, draws) of a module that runs in a gradient mode."""
     recorder = Recorder()
     with LOCK, _restore_module(module), recorder.generators(), mode, recorder:
-        outputs = module(*inputs, **kwargs)
+        outputs, _ = split_outputs(module(*inputs, **kwargs))
         result = _to_numpy(outputs)
     return result, tuple(recorder.draws)
 

@@ -57,6 +57,40 @@ def matmul(x: Array, other: Array) -> Array:
     return jnp.matmul(x, other)
 
 
+@lowering("aten._grouped_mm.default", "transformers.grouped_mm_fallback.default")
+def grouped_mm(x: Array, other: Array, offs: Array | None = None, bias: Array | None = None, *args: Any) -> Array:
+    """Products of the groups of two matrices, one after the other; group g ends before ``offs[g]``.
+
+    The groups are rows of x (S, k), each with a matrix of its own of other (G, k, n), as in mixtures of experts;
+    columns of other (k, n), each with a matrix of x (G, m, k); or both the columns of x and the rows of other, whose
+    products are stacked, (G, m, n). Rows and columns behind the last group give 0.
+
+    Args:
+      x: (S, k), (m, K) or (G, m, k).
+      other: (G, k, n), (K, n), (k, n) or (G, k, n).
+      offs: (G,), ascending; None: both have three axes, and it is ``matmul``.
+      bias: added to the result.
+      args: the type of the result, which is given to it by the program.
+    """
+    if offs is None:
+        result = jnp.matmul(x, other)
+    elif x.ndim == other.ndim == 2:
+        result = jnp.matmul(_in_group(offs, x.shape[1])[:, None, :] * x, other)
+    elif x.ndim == 2:
+        within = _in_group(offs, x.shape[0]).T[:, :, None] * x[:, None, :]  # (S, G, k)
+        result = within.reshape(x.shape[0], -1) @ other.reshape(-1, other.shape[-1])
+    else:
+        result = jnp.einsum("gn,gmn->mn", _in_group(offs, other.shape[1]), jnp.matmul(x, other))
+    return result if bias is None else result + bias
+
+
+def _in_group(offs: Array, size: int) -> Array:
+    """Whether each of ``size`` positions lies in each group, of shape (G, size)."""
+    place = jnp.arange(size)
+    starts = jnp.concatenate([jnp.zeros_like(offs[:1]), offs[:-1]])
+    return (place >= starts[:, None]) & (place < offs[:, None])
+
+
 @lowering("aten.mm.dtype", "aten.bmm.dtype")
 def matmul_in(x: Array, other: Array, out_dtype: Any) -> Array:
     """The matrix product x @ other, accumulated in the type ``out_dtype``."""

@@ -1,0 +1,111 @@
+"""Selects, among the outputs of a network, those that a criterion is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lla_jax.models import static
+from lla_torch.losses.criteria import is_from_torch
+from lla_torch.program.errors import misuse
+
+Choice = str | int | Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The function that takes one entry of a network's outputs, by its name or number."""
+
+    name: str | int
+
+    def __call__(self, outputs: Any) -> Any:
+        known = list(outputs) if isinstance(outputs, Mapping) else range(len(outputs) if _is_sequence(outputs) else 0)
+        if self.name not in known and not (isinstance(self.name, int) and -len(known) <= self.name < 0):
+            raise ValueError(f"outputs: {self.name!r} given; the network returns {show_outputs(outputs)}")
+        return outputs[self.name]
+
+
+def selection(choice: Choice | None, criterion: Any) -> Callable[[Any], Any] | None:
+    """The function that gives a criterion's first argument from a network's outputs; None: all of them.
+
+    Args:
+      choice: a name or number of an entry, or a function of the outputs; None: what ``scores_among`` finds if the
+        criterion is a loss module of torch's own, which takes one tensor, and otherwise all outputs.
+      criterion: the criterion.
+
+    Raises:
+      ValueError: a choice of another type.
+    """
+    if choice is None:
+        return scores_among if isinstance(criterion, nn.Module) and is_from_torch(criterion) else None
+    if isinstance(choice, str | int) and not isinstance(choice, bool):
+        return Entry(choice)
+    if not callable(choice):
+        raise misuse(
+            "outputs",
+            choice,
+            "a function of the network's outputs, or the name or number of an entry, such as outputs='logits'",
+        )
+    return static(choice)
+
+
+def scores_among(outputs: Any) -> Any:
+    """The entry "logits" of the outputs, or the only entry of them that is an array of floats; else all outputs."""
+    if isinstance(outputs, Mapping) and _is_scores(outputs.get("logits")):
+        return outputs["logits"]
+    if isinstance(outputs, Mapping) or _is_sequence(outputs):
+        entries = [x for x in (outputs.values() if isinstance(outputs, Mapping) else outputs) if x is not None]
+        if len([x for x in entries if _is_scores(x)]) == 1 and all(_is_array(x) for x in entries):
+            return next(x for x in entries if _is_scores(x))
+    return outputs
+
+
+def failure(error: Exception, module: nn.Module, outputs: Any, labels: Any) -> ValueError:
+    """The error for a loss module that fails on the network's outputs and the labels; it says what to select."""
+    scores, targets = getattr(outputs, "shape", ()), getattr(labels, "shape", ())
+    if not hasattr(outputs, "shape"):
+        remedy = "pass outputs=, the name or number of the entry it takes, or a function of the outputs"
+        remedy += "" if is_from_torch(module) else "; entries are found by outputs['name'], not by outputs.name"
+    elif len(scores) == len(targets) + 1 and scores[:-1] == targets:
+        remedy = (
+            "torch has the classes on axis 1: pass outputs=lambda out: out['logits'].swapaxes(1, -1) (of "
+            "a network that returns one array: out.swapaxes(1, -1))"
+        )
+    else:
+        remedy = (
+            "they must be as the criterion takes them, such as one shape for both: labels[:, None] for outputs (N, 1), "
+            "by outputs= and labels=, functions that give both"
+        )
+    return ValueError(
+        f"criterion: {type(module).__name__} failed on the network's outputs, {show_outputs(outputs)}, with the "
+        f"labels, {show_outputs(labels)}: {error}; {remedy}"
+    )
+
+
+def show_outputs(outputs: Any) -> str:
+    """Outputs in a message: the names or numbers of their entries, with their shapes."""
+    if isinstance(outputs, Mapping):
+        return "a dict with " + ", ".join(f"{name!r} ({_show(x)})" for name, x in outputs.items())
+    if _is_sequence(outputs):
+        return f"a {type(outputs).__name__} with " + ", ".join(f"{i} ({_show(x)})" for i, x in enumerate(outputs))
+    return f"one array of shape {_show(outputs)}"
+
+
+def _show(x: Any) -> str:
+    return str(tuple(x.shape)) if _is_array(x) else type(x).__name__
+
+
+def _is_sequence(x: Any) -> bool:
+    return isinstance(x, tuple | list)
+
+
+def _is_array(x: Any) -> bool:
+    return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def _is_scores(x: Any) -> bool:
+    """Whether a value is an array (of jax or torch) of floats with an axis of examples."""
+    return _is_array(x) and len(x.shape) > 0 and "float" in str(x.dtype)
