@@ -11,7 +11,7 @@ import optax
 import torch
 
 from lla_jax import Directions, directions
-from lla_torch.weights.checkpoint import strip_wrappers
+from lla_torch.weights.fitting import strip_wrappers
 from lla_torch.weights.names import to_array
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
