@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from lla_torch.program.errors import misuse
+from lla_torch.weights.entries import find_state_dict
 from lla_torch.weights.files import is_shard, read_file
 from lla_torch.weights.fitting import Fit, find_fits, same_shape
 from lla_torch.weights.names import Leaf, as_jax, to_array, to_tensor
 
-_DEPTH = 3  # how deep inside a training checkpoint a state_dict is looked for
 _SHOWN = 20  # names in a message
 _SPARE = 2**26  # bytes of a checkpoint's other entries
 
@@ -71,7 +71,7 @@ def load_checkpoint(
     prefix = _read_prefix(prefix)
     names = net.tree_map
     content = path if isinstance(path, Mapping) else read_file(Path(path), _bound(names))
-    state, fit = _find_state_dict(content, names, key, prefix, place)
+    state, fit = find_state_dict(content, names, key, prefix, place)
     differences = [f"{x}: {_shorten(y)}" for x, y in (("missing", fit.missing), ("unexpected", fit.unexpected)) if y]
     values, problems = _collect_arrays(state, fit, net, dtype)
     refused = strict or 2 * fit.found < fit.expected
@@ -159,91 +159,6 @@ def _replace_leaves(tree: Any, arrays: Mapping[str, Any], path: tuple[str, ...])
     return {name: _replace_leaves(child, arrays, (*path, name)) for name, child in tree.items()}
 
 
-# --- the state_dict in a file
-
-
-def _find_state_dict(
-    content: Any, names: Any, key: str | None, prefix: str | None, place: str
-) -> tuple[dict[str, torch.Tensor], Fit]:
-    """The state_dict in a file's content, the one that fits the network if there are several, and how it fits."""
-    if key is not None:
-        content, place = _find_entry(content, key, place), f"{place}, key={key!r},"
-    candidates = dict(_candidates(content, "", 0))
-    if not candidates:
-        raise ValueError(
-            f"{place} holds no state_dict (names and tensors) but {_outline(content)}; save module.state_dict(), or "
-            "pass the key= of the entry that holds it"
-        )
-    given = [name for state in candidates.values() for name in state]
-    if prefix and not any(name.startswith(prefix) for name in (*names.aliases, *given)):
-        rule = f"a module of the network, or of the file, whose names are such as {given[:3]}"
-        raise misuse("prefix", prefix, rule)
-    fits = {name: find_fits(state, names, prefix) for name, state in candidates.items()}
-    whole = {name: each for name, each in fits.items() if each[0].complete and each[0].taken}
-    whole = {name: each for name, each in whole.items() if not each[0].unexpected} or whole
-    if len(whole) > 1:
-        raise ValueError(
-            f"{place} holds the state_dicts {sorted(whole)} that fit; name the one you mean, such as "
-            f"key={min(name for name in whole if name)!r}"
-        )
-    best = next(iter(whole)) if whole else max(fits, key=lambda name: fits[name][0].found)
-    if len(candidates) > 1 and not whole and 2 * fits[best][0].found < fits[best][0].expected:
-        raise ValueError(
-            f"{place} holds state_dicts {sorted(candidates)}, none of which fits; convert the module that was saved, "
-            f"or name the one you mean, such as key={best!r}, to see how it differs"
-        )
-    if len(fits[best]) > 1:
-        found = sorted({fit.prefix for fit in fits[best]})
-        raise ValueError(
-            f"{place} holds several modules that fit the network, under the prefixes {found}; name the one you mean, "
-            f"such as prefix={found[-1]!r}"
-        )
-    return candidates[best], fits[best][0]
-
-
-def _outline(content: Any) -> str:
-    """An object of a file in a message: the names of a dict, or the type."""
-    return f"a dict with {sorted(map(str, content))[:20]}" if isinstance(content, Mapping) else type(content).__name__
-
-
-def _find_entry(content: Any, key: str, place: str) -> Any:
-    rest = key
-    while rest:
-        if not isinstance(content, Mapping):
-            raise ValueError(f"key: {key!r} leads into a {type(content).__name__} of {place}; leave out {rest!r}")
-        part = rest if rest in content else rest.split(".")[0]
-        if part not in content:
-            raise ValueError(
-                f"key: {key!r} given; it must be one of the entries of {place}, which are "
-                f"{sorted(map(str, content))[:20]}"
-            )
-        content, rest = content[part], rest[len(part) + 1 :]
-    return content
-
-
-def _candidates(content: Any, key: str, depth: int) -> Iterable[tuple[str, dict[str, torch.Tensor]]]:
-    """The state_dicts of a file's content, with their keys: dicts of tensors, maybe with a few other entries."""
-    if not isinstance(content, Mapping) or depth > _DEPTH:
-        return
-    tensors = {k: _as_tensor(v) for k, v in content.items() if isinstance(k, str) and _is_tensor(v)}
-    others = [k for k, v in content.items() if k not in tensors and not str(k).endswith("_extra_state")]
-    if tensors and len(tensors) > len(others):
-        yield key, tensors
-    for name in others:
-        if isinstance(name, str):
-            yield from _candidates(content[name], f"{key}.{name}" if key else name, depth + 1)
-
-
-def _is_tensor(value: Any) -> bool:
-    return torch.is_tensor(value) or (isinstance(value, np.ndarray) and value.dtype.kind in "biufc")
-
-
-def _as_tensor(value: Any) -> torch.Tensor:
-    return (
-        value if torch.is_tensor(value) else torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
-    )
-
-
 # --- names that differ
 
 
@@ -285,7 +200,7 @@ def _misfit(
 
 
 def _describe(problem: str, names: Sequence[str]) -> str:
-    return f"{names[0]} {problem}" + (f" (so {_shorten(names[1:])})" if len(names) > 1 else "")
+    return f"{names[0]} {problem}" + (f" (the same for {_shorten(names[1:])})" if len(names) > 1 else "")
 
 
 def _find_part(state: Mapping[str, Any], names: Any, fit: Fit, bad: Collection[str]) -> str | None:

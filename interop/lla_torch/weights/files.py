@@ -21,11 +21,7 @@ _OTHERS = re.compile(r"(optimizer|scheduler|scaler|rng_state.*|training_args|ran
 _KINDS = (  # what other files begin with, and what to do
     (rb"version https://git-lfs", "a pointer of Git LFS to it", "fetch the file itself with `git lfs pull`"),
     (rb"\s*<(!doctype|html|\?xml|head|body)", "a web page", "download the file itself, not the page that shows it"),
-    (
-        rb".{257}ustar|\x1f\x8b|\x28\xb5\x2f\xfd|BZh|\xfd7zXZ|7z\xbc\xaf",
-        "a tar archive or compressed",
-        "unpack it, and pass what is inside",
-    ),
+    (rb".{257}ustar|\x1f\x8b|\x28\xb5\x2f\xfd|BZh|\xfd7zXZ|7z\xbc\xaf", "an archive or a compressed file", "unpack it"),
     (rb"\x89HDF", "an HDF5 file, as Keras has", "pass a file of the PyTorch model"),
     (rb"GGUF", "a GGUF file, which holds quantized weights", "pass the .safetensors file of the model"),
     (rb"\x93NUMPY", "a .npy file of numpy", "pass a dict of arrays with the names of the module's tensors"),
@@ -69,7 +65,7 @@ def read_file(path: Path, limit: int) -> Any:
             )
     if path.suffix == ".json":
         return _read_shards(path, _read_index(path), limit)
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and head[:2] != b"PK":
         return _read_safetensors(path)
     return read_pickle(path, limit)
 

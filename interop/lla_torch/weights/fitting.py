@@ -131,7 +131,7 @@ def _spellings(state: Mapping[str, Any], names: NameMap, adapters: bool) -> Iter
         for adapter in _adapters(state, net):
             own = [name for name in net if adapter in name.split(".")]
             short = {**{name: name for name in net}, **{_without_adapter(name, adapter): name for name in own}}
-            file = {strip_wrappers(name): name for name in state}
+            file = {_without_adapter(strip_wrappers(name), ""): name for name in state}
             yield _Spelling(file, short, frozenset(names.aliases[name] for name in own) & expected)
         return
     ways: tuple[Callable[[str], str], ...] = (lambda x: x, strip_wrappers, lambda x: _modernize(strip_wrappers(x)))
@@ -161,8 +161,9 @@ def _adapters(state: Mapping[str, Any], net: Sequence[str]) -> list[str]:
 
 
 def _without_adapter(name: str, adapter: str) -> str:
-    """An adapter's name as PEFT saves it: without the adapter's level and that of modules saved whole."""
-    return ".".join(part for part in name.split(".") if part not in (adapter, "modules_to_save"))
+    """An adapter's name as PEFT saves it: without the adapter's level, and those of magnitudes and whole modules."""
+    short = ".".join(part for part in name.split(".") if part not in (adapter, "modules_to_save"))
+    return short.removesuffix(".weight") if short.endswith(".lora_magnitude_vector.weight") else short
 
 
 def _levels(spelling: _Spelling, prefix: str | None) -> Iterator[tuple[str, str]]:

@@ -31,6 +31,7 @@ READ_ERRORS = (
 """What readers raise for damaged files."""
 _PIECE = 2**20  # bytes that are checked at once
 _FOLDER = 0x10  # an attribute of entries for which torch reads nothing
+_PICKLED = "torch.storage._load_from_bytes"
 _SAVE = "torch.save(module.state_dict(), 'weights.pth')"
 
 
@@ -59,6 +60,11 @@ def read_pickle(path: Path, limit: int) -> Any:
 def _explain(path: Path, error: Exception) -> ValueError:
     """The error for a file that torch's reader refused."""
     objects = _foreign_objects(path, error) if isinstance(error, pickle.UnpicklingError) else []
+    if objects == [_PICKLED]:
+        return ValueError(
+            f"path: {str(path)!r} is refused, because it was written by pickle.dump, whose tensors cannot be read "
+            f"without running code. Where the file comes from, save the weights alone: {_SAVE}"
+        )
     if objects:
         return ValueError(
             f"path: {str(path)!r} is refused, because it holds Python objects besides tensors, {objects}, and loading "
@@ -102,8 +108,8 @@ def _check_archive(path: Path, limit: int) -> None:
     if not fits:
         raise ValueError(
             f"path: {str(path)!r} has {path.stat().st_size} bytes but would unpack to "
-            f"{sum(entry.file_size for entry in entries)}, far more than the network has; torch.save does not compress: "
-            f"save the weights again, {_SAVE}"
+            f"{sum(entry.file_size for entry in entries)}, far more than the network has; torch.save does not "
+            f"compress: save the weights again, {_SAVE}"
         )
     _check_kind(path, {entry.filename for entry in entries})
     if damaged:
