@@ -67,6 +67,8 @@ def load_checkpoint(
     Warns:
       UserWarning: names that do not agree, with ``strict=False``; entries that are not finite.
     """
+    if not isinstance(path, str | os.PathLike | Mapping):
+        raise misuse("path", path, "the path of a checkpoint, or a state_dict, such as module.state_dict()")
     place = "path: the state_dict" if isinstance(path, Mapping) else f"path: {os.fspath(path)!r}"
     prefix = _read_prefix(prefix)
     names = net.tree_map
@@ -298,6 +300,8 @@ def _unreadable(tensor: torch.Tensor) -> str | None:
         )
     if hasattr(tensor, "full_tensor"):
         return "is a part of a distributed tensor, but must be all of it: save tensor.full_tensor()"
+    if hasattr(tensor, "__tensor_flatten__"):
+        return f"is a {type(tensor).__name__}, but must be a dense tensor: save the weights before they are quantized"
     return None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lla_torch.program.errors import misuse
-from lla_torch.weights.fitting import Fit, find_fits
+from lla_torch.weights.fitting import Fit, find_fits, split_names, strip_wrappers
 
 _DEPTH = 3  # how deep inside a training checkpoint a state_dict is looked for
 
@@ -42,10 +42,14 @@ def find_state_dict(
             "pass the key= of the entry that holds it"
         )
     given = [name for state in candidates.values() for name in state]
-    if prefix and not any(name.startswith(prefix) for name in (*names.aliases, *given)):
+    shown = (*names.aliases, *given)
+    if prefix and not any(name.startswith(prefix) for name in (*shown, *map(strip_wrappers, shown))):
         rule = f"a module of the network, or of the file, whose names are such as {given[:3]}"
         raise misuse("prefix", prefix, rule)
-    fits = {name: find_fits(state, names, prefix) for name, state in candidates.items()}
+    own = {level for levels in split_names(names.aliases) for level in levels}
+    related = [name for name, state in candidates.items() if any(x[-1] in own for x in split_names(state))]
+    related = related or list(candidates)[:1]  # not the thousand dicts of moments that an optimizer may hold
+    fits = {name: find_fits(candidates[name], names, prefix) for name in related}
     whole = {name: each for name, each in fits.items() if each[0].complete and each[0].taken}
     whole = {name: each for name, each in whole.items() if not each[0].unexpected} or whole
     if len(whole) > 1:
@@ -56,8 +60,8 @@ def find_state_dict(
     best = next(iter(whole)) if whole else max(fits, key=lambda name: fits[name][0].found)
     if len(candidates) > 1 and not whole and 2 * fits[best][0].found < fits[best][0].expected:
         raise ValueError(
-            f"{place} holds state_dicts {sorted(candidates)}, none of which fits; convert the module that was saved, "
-            f"or name the one you mean, such as key={best!r}, to see how it differs"
+            f"{place} holds state_dicts {sorted(candidates)[:20]}, none of which fits; convert the module that was "
+            f"saved, or name the one you mean, such as key={best!r}, to see how it differs"
         )
     found = sorted({fit.prefix for fit in fits[best]})
     if len(found) > 1:
@@ -99,9 +103,10 @@ def _candidates(content: Any, key: str, depth: int) -> Iterable[tuple[str, dict[
     if not isinstance(content, Mapping) or depth > _DEPTH:
         return
     tensors = {k: _as_tensor(v) for k, v in content.items() if isinstance(k, str) and _is_tensor(v)}
-    others = [k for k, v in content.items() if k not in tensors and not str(k).endswith("_extra_state")]
+    extra = {k: v for k, v in content.items() if str(k).endswith("_extra_state") and k not in tensors}
+    others = [k for k in content if k not in tensors and k not in extra]
     if tensors and len(tensors) > len(others):
-        yield key, tensors
+        yield key, {**tensors, **{k: v for k, v in extra.items() if v is not None}}
     for name in others:
         if isinstance(name, str):
             yield from _candidates(content[name], f"{key}.{name}" if key else name, depth + 1)

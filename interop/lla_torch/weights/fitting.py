@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,11 @@ def strip_wrappers(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
+def split_names(names: Iterable[str]) -> list[list[str]]:
+    """The levels of each name, without wrappers' and by the newer of two names."""
+    return [_modernize(strip_wrappers(name)).split(".") for name in names]
+
+
 def find_fits(state: Mapping[str, Any], names: NameMap, prefix: str | None) -> list[Fit]:
     """The ways to read a file's names under which all is there; if there is none, the one that finds most.
 
@@ -99,24 +104,45 @@ def find_fits(state: Mapping[str, Any], names: NameMap, prefix: str | None) -> l
       Complete fits that differ, or one that is not complete.
     """
     shapes = {leaf.name: leaf.shape for leaf in names.leaves}
-    whole: dict[tuple[tuple[str, str], ...], Fit] = {}
+    whole: dict[frozenset[tuple[str, str]], Fit] = {}
     best: Fit | None = None
     for adapters in (False, True):
         for spelling in _spellings(state, names, adapters):
-            for before, within in _levels(spelling, prefix):
+            for before, within in _levels(spelling, prefix, names.aliases):
                 fit = _fit(spelling, before, within, prefix is not None, state, names.aliases, shapes)
                 if fit.complete and fit.taken:
-                    leaves = tuple(sorted((names.aliases[name], given) for name, given in fit.taken.items()))
+                    leaves = frozenset((names.aliases[name], given) for name, given in fit.taken.items())
                     if leaves not in whole or len(fit.unexpected) < len(whole[leaves].unexpected):
                         whole[leaves] = fit
                 elif best is None or _quality(fit) > _quality(best):
                     best = fit
         if whole:
             break
-    exact = [fit for fit in whole.values() if not fit.unexpected and len(fit.taken) == len(state)]
-    if whole:
-        return exact if len(exact) == 1 else list(whole.values())
+    fits = [fit for leaves, fit in whole.items() if not any(leaves < others for others in whole)]  # of tied tensors
+    exact = [fit for fit in fits if not fit.unexpected and len(fit.taken) == len(state)]
+    if fits:
+        return exact if len(exact) == 1 else fits
     return [] if best is None else [best]
+
+
+def match_names(given: Sequence[str], known: Iterable[str]) -> list[str]:
+    """The network's names for names of an optimizer's parameters, which may have other levels before them.
+
+    Args:
+      given: names, all under the same levels.
+      known: the network's names.
+
+    Returns:
+      As many names, of which some are not ``known`` if no levels fit.
+    """
+    known = list(known)
+    for way in (lambda x: x, strip_wrappers):
+        own, spelled = {way(name): name for name in known}, [way(name) for name in given]
+        for before, within in itertools.product(["", *_common(spelled)], ["", *_common(list(own))]):
+            names = [within + name.removeprefix(before) for name in spelled]
+            if all(name in own for name in names):
+                return [own[name] for name in names]
+    return list(given)
 
 
 def _quality(fit: Fit) -> tuple[int, int, int]:
@@ -166,7 +192,7 @@ def _without_adapter(name: str, adapter: str) -> str:
     return short.removesuffix(".weight") if short.endswith(".lora_magnitude_vector.weight") else short
 
 
-def _levels(spelling: _Spelling, prefix: str | None) -> Iterator[tuple[str, str]]:
+def _levels(spelling: _Spelling, prefix: str | None, aliases: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Pairs (what the file's names have before the network's, what the network's have before the file's)."""
     if prefix is not None:
         yield from ((prefix, ""), (prefix, prefix), ("", prefix))
@@ -175,7 +201,7 @@ def _levels(spelling: _Spelling, prefix: str | None) -> Iterator[tuple[str, str]
     net, file = list(spelling.net), list(spelling.file)
     pairs: dict[tuple[str, str], None] = {}
     for within in ["", *_common(net)]:  # the network is a module of the file's
-        for own in _some([name for name, x in spelling.net.items() if x in spelling.expected]):
+        for own in _some([name for name, x in spelling.net.items() if aliases[x] in spelling.expected]):
             rest = own[len(within) :]
             pairs |= {(name.removesuffix(rest), within): None for name in file if ("." + name).endswith("." + rest)}
     for before in ["", *_common(file)]:  # the file is a module of the network's

@@ -5,9 +5,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from lla_torch.weights.checkpoint import load_checkpoint, to_state_dict
+from lla_torch.weights.fitting import match_names
 from torch import nn
 
-from tests.interop.weights.cases import Adapted, Holder, at, lora, net_of, same, trained
+from tests.interop.weights.cases import Adapted, Holder, Tied, at, lora, net_of, same, trained
 
 
 @pytest.fixture
@@ -96,3 +97,41 @@ def test_a_number_may_have_one_axis():
     module.scale = nn.Parameter(torch.tensor(2.0))
     loaded = load_checkpoint({"scale": torch.tensor([3.0])}, net_of(module))
     assert torch.equal(to_state_dict(loaded)["scale"], torch.tensor(3.0))
+
+
+@pytest.mark.parametrize("kept", [("embed.weight", "head.weight"), ("embed.weight",), ("head.weight",)])
+def test_tied_tensors_under_a_prefix(kept):
+    state, net = trained(1, Tied).state_dict(), net_of(trained(0, Tied))
+    file = {**at("model.", {name: state[name] for name in kept}), "head_of_another.weight": torch.ones(2)}
+    same(load_checkpoint(file, net), state)
+
+
+def test_names_of_an_optimizer():
+    known = ["model.a.weight", "model.b.weight"]
+    for given in (
+        known,
+        ["a.weight", "b.weight"],
+        ["net.a.weight", "net.b.weight"],
+        ["module.model.a.weight", "b.weight"],
+    ):
+        expected = known if len({name.count(".") for name in given}) == 1 else given
+        assert match_names(given, known) == expected
+
+
+def test_moments_beside_the_weights(net):
+    state = trained().state_dict()
+    moments = {name: {"exp_avg": tensor, "exp_avg_sq": tensor, "step": tensor} for name, tensor in state.items()}
+    same(load_checkpoint({"model": state, "optimizer": {"state": moments}}, net), state)
+
+
+def test_states_that_are_no_tensors(net):
+    state = trained().state_dict()
+    same(load_checkpoint({**state, "fc._extra_state": None}, net), state)
+    with pytest.raises(ValueError, match=r"unexpected: \['fc._extra_state'\]"):
+        load_checkpoint({**state, "fc._extra_state": {"scale": 2.0}}, net)
+
+
+@pytest.mark.parametrize("path", [None, 3, nn.Linear(2, 2)])
+def test_paths_that_are_none(net, path):
+    with pytest.raises(ValueError, match=r"path: .* given; it must be the path of a checkpoint, or a state_dict"):
+        load_checkpoint(path, net)
