@@ -119,6 +119,8 @@ def export(module: nn.Module, call: Call, *, train: bool = False, function: Call
       ConversionError: code that torch.export cannot trace; the message names the module and the source line.
     """
     _check_module(module)
+    if any(x.is_meta for x in call.tensors):
+        raise ConversionError("example inputs: tensors on the meta device have no values; make them on the CPU")
     constants = ConstantValues(dict(module.named_buffers(remove_duplicate=False)))
     flat = _FlatCall(module, call, function, constants)
     with preserve_module(module, train):
@@ -187,6 +189,12 @@ def _check_module(module: nn.Module) -> None:
     if lazy:
         raise ConversionError(
             f"module: its parameters {lazy} are lazy and have no shape yet; run the module once before"
+        )
+    empty = [n for n, x in (*module.named_parameters(), *module.named_buffers()) if x.is_meta]
+    if empty:
+        raise ConversionError(
+            f"module: its tensors {empty[:20]} are on the meta device and have no values; build the module without "
+            "torch.device('meta'), or call module.to_empty(device='cpu') and then module.load_state_dict(...)"
         )
 
 

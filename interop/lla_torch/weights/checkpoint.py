@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-import pickle
-import re
 import warnings
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +14,13 @@ import numpy as np
 import torch
 
 from lla_torch.program.errors import misuse
+from lla_torch.weights.entries import find_state_dict
+from lla_torch.weights.files import is_shard, read_file
+from lla_torch.weights.fitting import Fit, find_fits, same_shape
 from lla_torch.weights.names import Leaf, as_jax, to_array, to_tensor
 
-WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Levels that DataParallel, torch.compile, FSDP and activation checkpointing put into names."""
-_DEPTH = 3  # how deep inside a training checkpoint a state_dict is looked for
-_READ_ERRORS = (
-    RuntimeError,
-    EOFError,
-    KeyError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    OSError,
-    AssertionError,
-)
+_SHOWN = 20  # names in a message
+_SPARE = 2**26  # bytes of a checkpoint's other entries
 
 
 def load_checkpoint(
@@ -41,43 +30,82 @@ def load_checkpoint(
     strict: bool = True,
     dtype: Any = None,
     key: str | None = None,
+    prefix: str | None = None,
 ) -> Any:
     """Load the weights, statistics and buffers of a checkpoint into a copy of a network.
 
+    A state_dict inside a training checkpoint is found. Levels of DataParallel, torch.compile and AveragedModel in names
+    are left out, and so is the one prefix under which all of the network is in the file (``net.`` of a Lightning
+    module) or all of the file in the network. What is beside the network in the file, such as a loss, is not loaded. A
+    file of a PEFT adapter is loaded into a network that was converted with this adapter, whose other weights stay; its
+    rank and alpha are the network's.
+
     Args:
-      path: a .pth, .pt, .th, .bin or .safetensors file, or a state_dict. A state_dict inside a training checkpoint is
-        found, and levels of DataParallel, torch.compile and AveragedModel in the names are left out.
+      path: a .pth, .pt, .th, .ckpt, .bin or .safetensors file, the .index.json of a model in shards, a folder with one
+        of these, or a state_dict.
       net: the converted network.
       strict: whether every tensor of the network must be in the file and the other way round. False keeps the network's
-        values for missing ones, and warns of them and of unexpected ones; shapes must agree in any case.
+        values for missing ones, and warns of them and of unexpected ones; shapes must agree in any case, and half of
+        the network's names must be in the file.
       dtype: of the floating tensors: None keeps the file's, "net" takes the network's, or a name such as "float32".
       key: entry to take of a checkpoint that holds several state_dicts, such as "ema"; "a.b" is an entry of an entry.
+      prefix: the module to load, such as "student." (needed if several fit): a module of the file that is the network,
+        a module of the network that the file is, or one that both have. The other weights of the network stay, and
+        other modules of the file are left out; "" leaves these out as well.
 
     Returns:
       A new network; ``net`` stays as it is. ``num_batches_tracked`` may be missing, as in old files.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a file that is no checkpoint or cannot be read, or holds other Python objects than tensors, numbers
-        and containers of them (nothing of such a file is executed); no state_dict, or several that fit; names or shapes
-        that do not agree (all are listed); tied weights that differ; float64 while jax has no 64 bits.
+      FileNotFoundError: no such file, or a shard that is missing.
+      ValueError: a file that is no checkpoint or cannot be read, is damaged (files of torch.save have checksums,
+        safetensors and the format before torch 1.6 have none), unpacks to far more than the network, or holds Python
+        objects other than tensors, numbers, containers and harmless records (nothing of any file is executed); no
+        state_dict, or several that fit; names or shapes that do not agree; tensors without values (meta); tied
+        weights that differ; float64 while jax has no 64 bits.
+
+    Warns:
+      UserWarning: names that do not agree, with ``strict=False``; entries that are not finite.
     """
+    if not isinstance(path, str | os.PathLike | Mapping):
+        raise misuse("path", path, "the path of a checkpoint, or a state_dict, such as module.state_dict()")
     place = "path: the state_dict" if isinstance(path, Mapping) else f"path: {os.fspath(path)!r}"
-    content = path if isinstance(path, Mapping) else _read(Path(path))
+    prefix = _read_prefix(prefix)
     names = net.tree_map
-    state = _match_names(_find_state_dict(content, names, key, place), names.aliases)
-    values, differences = _collect_arrays(state, net, strict, dtype, place)
+    content = path if isinstance(path, Mapping) else read_file(Path(path), _bound(names))
+    state, fit = find_state_dict(content, names, key, prefix, place)
+    differences = [f"{x}: {_shorten(y)}" for x, y in (("missing", fit.missing), ("unexpected", fit.unexpected)) if y]
+    values, problems = _collect_arrays(state, fit, net, dtype)
+    refused = strict or 2 * fit.found < fit.expected
+    if problems or (differences and refused):
+        shard = not isinstance(path, Mapping) and is_shard(Path(path))
+        raise _misfit(state, names, fit, differences if refused else [], problems, place, shard)
     if differences:
-        warnings.warn(f"{place} differs from the network: {differences} (strict=False)", stacklevel=2)
+        warnings.warn(
+            f"{place} differs from the network: {'; '.join(differences)} (strict=False: missing tensors keep the "
+            "network's values, unexpected ones are left out)",
+            stacklevel=2,
+        )
     bad = [name for name, x in values.items() if not np.isfinite(x).all()]
     if bad:
-        warnings.warn(f"{place} has entries that are not finite in {bad}; losses will be NaN", stacklevel=2)
+        warnings.warn(f"{place} has entries that are not finite in {_shorten(bad)}; losses will be NaN", stacklevel=2)
     arrays = {
         leaf.full_path: as_jax(values[leaf.name], leaf.name, wide=_is_wide(_find_leaf(net.variables, leaf), leaf))
         for leaf in names.leaves
         if leaf.name in values
     }
     return net.replace(variables=_replace_leaves(net.variables, arrays, ()))
+
+
+def _read_prefix(prefix: Any) -> str | None:
+    if prefix is not None and not isinstance(prefix, str):
+        raise misuse("prefix", prefix, "None or the name of a module, such as 'backbone.'")
+    return prefix and prefix.removesuffix(".") + "."
+
+
+def _bound(names: Any) -> int:
+    """Bytes that compressed entries of a checkpoint may unpack to: the network, copies, moments, and some more."""
+    return 16 * 8 * sum(math.prod(leaf.shape) for leaf in names.leaves) + _SPARE
 
 
 def to_state_dict(net: Any, params: Any = None, state: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
@@ -133,178 +161,63 @@ def _replace_leaves(tree: Any, arrays: Mapping[str, Any], path: tuple[str, ...])
     return {name: _replace_leaves(child, arrays, (*path, name)) for name, child in tree.items()}
 
 
-# --- files
+# --- names that differ
 
 
-def _read(path: Path) -> Any:
-    if not path.exists():
-        raise FileNotFoundError(f"path: {str(path)!r} given, but there is no such file; pass a checkpoint file")
-    if not path.is_file():
-        raise ValueError(
-            f"path: {str(path)!r} is not a file; pass the checkpoint file inside, such as model.safetensors"
+def _shorten(names: Sequence[str]) -> str:
+    return f"{list(names[:_SHOWN])}" + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _misfit(
+    state: Mapping[str, Any],
+    names: Any,
+    fit: Fit,
+    differences: Sequence[str],
+    problems: Mapping[str, Sequence[str]],
+    place: str,
+    shard: bool,
+) -> ValueError:
+    """The error for a state_dict that does not fit, with a way to load it that was tried, if there is one."""
+    few = (
+        f"only {fit.found} of the network's {fit.expected} names are in it (its names are such as {list(state)[:3]}, "
+        f"the network's such as {list(names.aliases)[:3]})"
+    )
+    said = [few] if 2 * fit.found < fit.expected else []
+    said += [*differences, *(_describe(problem, each) for problem, each in list(problems.items())[:_SHOWN])]
+    remedy = "convert the module that was saved"
+    if shard:
+        remedy = "it is one of several shards: pass their folder, or the .index.json beside it"
+    elif any(".lora_" in name for name in state) and not any(".lora_" in name for name in names.aliases):
+        remedy = (
+            "the file holds an adapter: convert the model with its adapter, as from peft.PeftModel.from_pretrained, or "
+            "merged into it by merge_and_unload()"
         )
-    with path.open("rb") as file:
-        head = file.read(9)
-    if not head:
-        raise ValueError(f"path: {str(path)!r} is empty; save the checkpoint again")
-    if path.suffix == ".safetensors" or (head[8:] == b"{" and head[:2] != b"PK"):
-        return _read_safetensors(path)
-    if _is_torchscript(path):
-        raise ValueError(
-            f"path: {str(path)!r} is a TorchScript archive, which holds a program and is not read; if you trust the "
-            "file, save its weights alone: torch.save(torch.jit.load(path).state_dict(), 'weights.pth')"
+    elif (part := _find_part(state, names, fit, {name for each in problems.values() for name in each})) is not None:
+        remedy += f", or pass prefix={part!r} to load " + (
+            "that module alone, where the network's other weights may stay as they are"
+            if part and any(name.startswith(part) for name in names.aliases)
+            else "what the network has and to leave out the file's other modules"
         )
-    return _read_pickle(path)
+    return ValueError(f"{place} does not fit the network: {'; '.join(said)}; {remedy}")
 
 
-def _is_torchscript(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.split("/")[-1] == "constants.pkl" for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
+def _describe(problem: str, names: Sequence[str]) -> str:
+    return f"{names[0]} {problem}" + (f" (the same for {_shorten(names[1:])})" if len(names) > 1 else "")
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, *_READ_ERRORS) as error:
-        raise ValueError(
-            f"path: {str(path)!r} is not a complete safetensors file ({error}); save or download it again"
-        ) from error
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        objects = _foreign_objects(path, error)
-        if not objects:
-            raise ValueError(
-                f"path: {str(path)!r} is not a checkpoint of torch.save, or a damaged one (nothing of it was "
-                "executed); save or download it again"
-            ) from error
-        raise ValueError(
-            f"path: {str(path)!r} is refused, because it holds Python objects besides tensors, {objects}, and loading "
-            "these can run any code. If you trust the file, save the weights of its module alone: "
-            "torch.save(module.state_dict(), 'weights.pth'). Harmless types, such as argparse.Namespace, can be "
-            "allowed by name: "
-            "with torch.serialization.safe_globals([argparse.Namespace]): load_checkpoint(...)"
-        ) from error
-    except _READ_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"path: {str(path)!r} is not a checkpoint of torch.save, or a damaged one ({reason}); save or download it "
-            "again"
-        ) from error
-
-
-def _foreign_objects(path: Path, error: Exception) -> list[str]:
-    """Names of the types and functions that the unpickler refused, for the message."""
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (*_READ_ERRORS, pickle.UnpicklingError):
-        names = []  # the old format, or a damaged file
-    return sorted(names) or sorted(set(re.findall(r"GLOBAL ([A-Za-z_][\w.]*)", str(error))))
-
-
-# --- the state_dict in a file
-
-
-def _find_state_dict(content: Any, names: Any, key: str | None, place: str) -> dict[str, torch.Tensor]:
-    """The state_dict in a file's content; the one that fits the network if there are several."""
-    if key is not None:
-        content, place = _find_entry(content, key, place), f"{place}, key={key!r},"
-    candidates = dict(_candidates(content, "", 0))
-    if not candidates:
-        raise ValueError(
-            f"{place} holds no state_dict (names and tensors) but {_outline(content)}; save module.state_dict(), or "
-            "pass the key= of the entry that holds it"
-        )
-    if len(candidates) > 1:
-        fits = {k: v for k, v in candidates.items() if not _name_differences(_match_names(v, names.aliases), names)}
-        if len(fits) != 1:
-            several = (
-                f"the state_dicts {sorted(fits)} that fit"
-                if fits
-                else f"state_dicts {sorted(candidates)}, none of which fits"
-            )
-            example = min(fits or candidates)
-            raise ValueError(f"{place} holds {several}; name the one you mean, such as key={example!r}")
-        candidates = fits
-    return next(iter(candidates.values()))
-
-
-def _outline(content: Any) -> str:
-    """An object of a file in a message: the names of a dict, or the type."""
-    return f"a dict with {sorted(map(str, content))[:20]}" if isinstance(content, Mapping) else type(content).__name__
-
-
-def _find_entry(content: Any, key: str, place: str) -> Any:
-    rest = key
-    while rest:
-        if not isinstance(content, Mapping):
-            raise ValueError(f"key: {key!r} leads into a {type(content).__name__} of {place}; leave out {rest!r}")
-        part = rest if rest in content else rest.split(".")[0]
-        if part not in content:
-            raise ValueError(
-                f"key: {key!r} given; it must be one of the entries of {place}, which are "
-                f"{sorted(map(str, content))[:20]}"
-            )
-        content, rest = content[part], rest[len(part) + 1 :]
-    return content
-
-
-def _candidates(content: Any, key: str, depth: int) -> Iterable[tuple[str, dict[str, torch.Tensor]]]:
-    if not isinstance(content, Mapping) or depth > _DEPTH:
-        return
-    extra = lambda k: isinstance(k, str) and k.endswith("_extra_state")  # noqa: E731
-    named = all(isinstance(k, str) and (torch.is_tensor(v) or extra(k)) for k, v in content.items())
-    if named and any(torch.is_tensor(v) for v in content.values()):
-        yield key, dict(content)
-        return
-    for name, value in content.items():
-        if isinstance(name, str):
-            yield from _candidates(value, f"{key}.{name}" if key else name, depth + 1)
-
-
-def _match_names(state: Mapping[str, Any], expected: Iterable[str]) -> dict[str, Any]:
-    """The state_dict by the network's names: the variant without wrappers' levels, or with them, that fits best."""
-    expected = set(expected)
-    variants = [{name: name for name in state}, {name: strip_wrappers(name) for name in state}]
-    averaged = [name for name in state if name != "n_averaged"]
-    if len(averaged) < len(state) and all(name.startswith("module.") for name in averaged):
-        variants.append({name: strip_wrappers(name) for name in averaged})
-    for variant in list(variants):
-        inner = {name: new.removeprefix("model.") for name, new in variant.items()}
-        if all(new.startswith("model.") for new in variant.values()) and set(inner.values()) <= expected:
-            variants.append(inner)
-    usable = [v for v in variants if len(set(v.values())) == len(v)]
-    best = min(usable, key=lambda v: len(set(v.values()) ^ expected))
-    return {new: state[name] for name, new in best.items()}
-
-
-def strip_wrappers(name: str) -> str:
-    """A torch name without the levels that wrapper modules add to it."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+def _find_part(state: Mapping[str, Any], names: Any, fit: Fit, bad: Collection[str]) -> str | None:
+    """The prefix under which most of a state_dict fits; None where that is less than half, or has ``bad`` tensors."""
+    prefixes = dict.fromkeys(("", fit.prefix, fit.within, *(name.split(".")[0] + "." for name in names.aliases)))
+    fits = {prefix: find_fits(state, names, prefix)[0] for prefix in prefixes}
+    fits = {prefix: each for prefix, each in fits.items() if each.complete and each.taken and not each.unexpected}
+    fits = {prefix: each for prefix, each in fits.items() if not set(bad) & set(each.taken)}
+    best = max(fits, key=lambda prefix: fits[prefix].found, default=None)
+    if best is None or 2 * fits[best].found <= min(fit.expected, len(state)):
+        return None
+    return best
 
 
 # --- the tensors
-
-
-def _name_differences(state: Mapping[str, Any], names: Any) -> dict[str, list[str]]:
-    """Names that the file lacks ("missing") or the network lacks ("unexpected")."""
-    aliases = names.aliases
-    present = {aliases[name] for name in state if name in aliases}
-    counter = "num_batches_tracked"
-    missing = [x.name for x in names.leaves if x.persistent and x.name not in present and not x.name.endswith(counter)]
-    unexpected = [name for name in state if name not in aliases and name.split(".")[-1] != counter]
-    return {k: v for k, v in (("missing", missing), ("unexpected", unexpected)) if v}
 
 
 def _is_wide(array: Any, leaf: Leaf) -> bool:
@@ -313,29 +226,23 @@ def _is_wide(array: Any, leaf: Leaf) -> bool:
 
 
 def _collect_arrays(
-    state: Mapping[str, Any], net: Any, strict: bool, dtype: Any, place: str
-) -> tuple[dict[str, np.ndarray], str]:
-    """Stored arrays by leaf name, and a note on missing and unexpected names unless ``strict``."""
+    state: Mapping[str, Any], fit: Fit, net: Any, dtype: Any
+) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """Stored arrays by leaf name, and what is wrong with others: the names by problem."""
     names, target = net.tree_map, _target_dtype(dtype)
-    differences = [f"{k}: {v}" for k, v in _name_differences(state, names).items()]
-    note = "" if strict else "; ".join(differences)
-    errors = differences if strict else []
+    problems: dict[str, list[str]] = {}
     values: dict[str, np.ndarray] = {}
-    for name, tensor in state.items():
-        if name not in names.aliases:
-            continue
+    for name, given in fit.taken.items():
         leaf = names.by_name(name)
-        error, array = _to_stored_array(name, tensor, leaf, _find_leaf(net.variables, leaf).dtype, target, names)
-        if error is None and leaf.name in values and array.tobytes() != values[leaf.name].tobytes():  # type: ignore[union-attr]
-            error = f"{name} and {leaf.name} are tied in the network but differ in the file"
-        if error is not None:
-            errors.append(error)
+        own = _find_leaf(net.variables, leaf).dtype
+        problem, array = _to_stored_array(state[given], leaf, own, target, names)
+        if problem is None and leaf.name in values and array.tobytes() != values[leaf.name].tobytes():  # type: ignore[union-attr]
+            problem = f"and {leaf.name} are tied in the network but differ in the file"
+        if problem is not None:
+            problems.setdefault(problem, []).append(name)
         else:
             values[leaf.name] = array  # type: ignore[assignment]
-    if errors:
-        remedy = "convert the module that was saved" + (", or pass strict=False" if strict and differences else "")
-        raise ValueError(f"{place} does not fit the network: {'; '.join(errors)}; {remedy}")
-    return values, note
+    return values, problems
 
 
 def _target_dtype(dtype: Any) -> Any:
@@ -351,18 +258,22 @@ def _target_dtype(dtype: Any) -> Any:
 
 
 def _to_stored_array(
-    name: str, tensor: Any, leaf: Leaf, own: Any, target: Any, names: Any
+    tensor: Any, leaf: Leaf, own: Any, target: Any, names: Any
 ) -> tuple[str | None, np.ndarray | None]:
-    """(message, None) or (None, the stored array) of one tensor."""
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        return f"{name} is {'quantized' if tensor.is_quantized else tensor.layout}, but must be a dense tensor", None
-    if tuple(tensor.shape) != leaf.shape:
-        return f"{name} has shape {tuple(tensor.shape)}, but the network's has {leaf.shape}", None
-    array = to_array(tensor)
+    """(what is wrong, None) or (None, the stored array) of one tensor."""
+    if problem := _unreadable(tensor):
+        return problem, None
+    if not same_shape(tensor.shape, leaf.shape):
+        again = " and as many entries: reshape it" if tensor.numel() == math.prod(leaf.shape) else ""
+        return f"has shape {tuple(tensor.shape)}, but the network's has {leaf.shape}{again}", None
+    array = to_array(tensor).reshape(leaf.shape)
     own = jnp.dtype(own)
     if jnp.issubdtype(own, jnp.inexact):
         if not _same_kind(array.dtype, leaf.dtype if leaf.in_parts else own):
-            return f"{name} is {array.dtype.name}, but the network's is {leaf.dtype if leaf.in_parts else own}", None
+            quantized = array.dtype.kind in "iu" and array.dtype.itemsize == 1
+            hint = " (quantized weights must be saved as floats)" if quantized else ""
+            expected = leaf.dtype if leaf.in_parts else own.name
+            return f"is {array.dtype.name}, but the network's is {expected}{hint}", None
         array = names.to_jax(leaf, array)
         new = own if target == "net" else target
         if new is not None:
@@ -373,9 +284,28 @@ def _to_stored_array(
     else:
         exact = array.astype(own)
         if not np.array_equal(exact, array):
-            return f"{name} is {array.dtype.name} and does not fit into the network's {own.name}", None
+            return f"is {array.dtype.name} and does not fit into the network's {own.name}", None
         array = exact
     return None, names.to_jax(leaf, array)
+
+
+def _unreadable(tensor: torch.Tensor) -> str | None:
+    """What keeps a tensor from being an array, with a way out; None if nothing does."""
+    if tensor.is_meta:
+        return (
+            "is on the meta device and has no values, but must hold them: save the model after its weights are loaded"
+        )
+    if tensor.is_quantized:
+        return "is quantized, but must be a dense tensor: save tensor.dequantize()"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return (
+            f"is {'nested' if tensor.is_nested else tensor.layout}, but must be a dense tensor: save tensor.to_dense()"
+        )
+    if hasattr(tensor, "full_tensor"):
+        return "is a part of a distributed tensor, but must be all of it: save tensor.full_tensor()"
+    if hasattr(tensor, "__tensor_flatten__"):
+        return f"is a {type(tensor).__name__}, but must be a dense tensor: save the weights before they are quantized"
+    return None
 
 
 def _same_kind(a: Any, b: Any) -> bool:

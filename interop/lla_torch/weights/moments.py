@@ -11,7 +11,7 @@ import optax
 import torch
 
 from lla_jax import Directions, directions
-from lla_torch.weights.checkpoint import strip_wrappers
+from lla_torch.weights.fitting import match_names
 from lla_torch.weights.names import to_array
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -42,8 +42,9 @@ def optax_state(optimizer_or_state: Any, net: Any, params: Sequence[str] | None 
         ``state_dict()``, in a training checkpoint usually the entry "optimizer".
       net: the converted network. For an optimizer without ``params`` its module must still exist.
       params: torch names of the optimizer's parameters in the order of its groups, usually ``[name for name, _ in
-        module.named_parameters()]``. None: parameters are found by identity, or by the names in the saved state (torch
-        2.6 and later keep them if the optimizer was made with ``module.named_parameters()``).
+        module.named_parameters()]``; levels before the network's names are left out, as in checkpoints. None:
+        parameters are found by identity, or by the names in the saved state (torch 2.6 and later keep them if the
+        optimizer was made with ``module.named_parameters()``).
 
     Returns:
       ``optax.ScaleByAdamState``, for ``Problem.opt_state``: mu and nu with zeros where the optimizer has no state
@@ -104,7 +105,7 @@ def _by_order(params: Sequence[str], count: int, net: Any, source: str) -> list[
             f"params: {len(params)} names given, but the {source} has {count} parameters; give one name for each"
         )
     aliases = net.tree_map.aliases
-    names = [aliases.get(name, aliases.get(strip_wrappers(name))) for name in params]
+    names = [aliases.get(name) for name in match_names(params, aliases)]
     weights = {leaf.name for leaf in net.tree_map.leaves if leaf.collection == "params"}
     if unknown := [name for name, leaf in zip(params, names) if leaf not in weights]:
         raise ValueError(f"params: {unknown} are not parameters of the network; its parameters are {sorted(weights)}")

@@ -286,7 +286,15 @@ def references(module: nn.Module) -> dict[str, weakref.ref[nn.Parameter]]:
 
 
 def to_array(tensor: torch.Tensor, copy: bool = True) -> np.ndarray:
-    """Convert a tensor, also bfloat16 or float8, to a numpy array; ``copy=False`` shares its memory if possible."""
+    """Convert a tensor, also bfloat16 or float8, to a numpy array; ``copy=False`` shares its memory if possible.
+
+    Raises:
+      ValueError: a tensor on the meta device.
+    """
+    if tensor.is_meta:
+        raise ValueError(
+            f"a tensor of shape {tuple(tensor.shape)} is on the meta device and has no values; make it on the CPU"
+        )
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     name = str(tensor.dtype).removeprefix("torch.")
     if name == "bfloat16" or name.startswith("float8"):

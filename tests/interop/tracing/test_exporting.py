@@ -254,3 +254,18 @@ def test_torchscript_modules():
     text = refused(build(lambda: Outer(traced)), real(7, 3))
     assert "TorchScript" in text
     assert "body.gate" in text
+
+
+def test_modules_without_values():
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, device="meta"))
+    with pytest.raises(
+        lla_torch.ConversionError, match=r"\['1.weight', .*'1.running_mean'.* on the meta device"
+    ) as error:
+        lla_torch.convert(module, torch.ones(2, 2))
+    assert "to_empty(device='cpu')" in str(error.value)
+    module.to_empty(device="cpu")  # the remedy
+    module.load_state_dict(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).state_dict())
+    net = lla_torch.convert(module.double(), torch.ones(2, 2, dtype=torch.float64))
+    assert net.variables["params"]["1"]["scale"].shape == (2,)
+    with pytest.raises(lla_torch.ConversionError, match="example inputs: tensors on the meta device have no values"):
+        lla_torch.convert(module, torch.ones(2, 2, device="meta"))

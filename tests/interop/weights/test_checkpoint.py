@@ -1,9 +1,11 @@
 """Checkpoints into a converted network and back: every kind of file, and files that must not be loaded."""
 
 import argparse
-import os
-import pickle
+import json
+import re
+import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,67 +14,29 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from lla_torch.net import Net, convert
+from lla_torch.net import convert
 from lla_torch.weights.checkpoint import load_checkpoint, to_state_dict
-from lla_torch.weights.names import as_jax, filter_axis, map_names, references, to_array
 from torch import nn
 
-from tests.interop.weights.cases import Flattens
-
-
-class Small(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(2, 3, 3)
-        self.bn = nn.BatchNorm2d(3)
-        self.fc = nn.Linear(3, 4)
-        self.register_buffer("table", torch.tensor([1, 2, 3]))
-        self.register_buffer("scratch", torch.ones(2), persistent=False)
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(5, 3)
-        self.head = nn.Linear(3, 5, bias=False)
-        self.head.weight = self.embed.weight
-
-
-def net_of(module):
-    """A converted network without its function."""
-    names, tensors = map_names(module), dict(module.named_buffers(remove_duplicate=False))
-    tensors |= dict(module.named_parameters(remove_duplicate=False))
-    arrays = {x.name: as_jax(names.to_jax(x, to_array(tensors[x.name])), x.name) for x in names.leaves}
-    return Net(None, {"params": {}, **names.tree(arrays)}, names, filter_axis(names), references(module))
-
-
-def trained(seed=1, kind=Small):
-    torch.manual_seed(seed)
-    module = kind()
-    if kind is Small:
-        module.bn.running_mean.uniform_()
-        module.bn.num_batches_tracked += 7
-    return module
+from tests.interop.weights.cases import (
+    Adapted,
+    Flattens,
+    Holder,
+    Small,
+    Tied,
+    at,
+    lora,
+    net_of,
+    same,
+    save,
+    trained,
+    write_shards,
+)
 
 
 @pytest.fixture
 def net():
     return net_of(trained(0))
-
-
-def same(net, state, cast=None):
-    """Whether the network holds the state_dict, entry for entry, in torch's layout."""
-    back = to_state_dict(net)
-    assert list(back) == list(state)
-    for name, tensor in state.items():
-        want = tensor.to(cast) if cast and tensor.is_floating_point() else tensor
-        assert back[name].dtype == want.dtype, name
-        assert torch.equal(back[name], want), name
-
-
-def save(content, path):
-    torch.save(content, path)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -231,86 +195,179 @@ def test_other_trees_as_state_dicts(net):
         to_state_dict(net, jax.tree.map(lambda x: x[None], params))
 
 
-class Hostile:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return os.system, (f"echo gone > {self.target}",)
+def write_adapter(state, folder):
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    safetensors_torch.save_file(lora(torch.arange(6.0).reshape(2, 3)), folder / "adapter_model.safetensors")
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("write", "said"),
-    [
-        (torch.save, r"refused, .*\['posix.system'\]"),
-        (lambda x, path: torch.save(x, path, _use_new_zipfile_serialization=False), r"refused, .*\['posix.system'\]"),
-        (lambda x, path: path.write_bytes(pickle.dumps(x, 2)), r"refused, .*\['posix.system'\]"),
-        (
-            lambda x, path: path.write_bytes(pickle.dumps(x)),
-            "not a checkpoint of torch.save.*nothing of it was executed",
-        ),
-    ],
-)
-def test_no_code_of_a_file_runs(tmp_path, net, write, said):
-    target, path = tmp_path / "executed", tmp_path / "hostile.pth"
-    write({"state_dict": {"fc.weight": Hostile(target)}}, path)
-    with pytest.raises(ValueError, match=said) as error:
-        load_checkpoint(path, net)
-    assert isinstance(error.value.__cause__, pickle.UnpicklingError)
-    assert not target.exists()
+def write_weight_norm(state, folder):
+    names = {"original0": "g", "original1": "v"}
+    old = {re.sub(r"parametrizations.weight.(\w+)", lambda x: "weight_" + names[x[1]], k): v for k, v in state.items()}
+    assert "weight_g" in old
+    return save(old, folder / "a.pth")
 
 
-def test_other_objects_in_files(tmp_path, net):
-    module = trained()
-    with pytest.raises(ValueError, match=r"Linear'\].*save\(module.state_dict\(\)"):
-        load_checkpoint(save(nn.Linear(2, 2), tmp_path / "module.pth"), net)
-    path = save({"model": module.state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "args.pth")
-    with pytest.raises(ValueError, match=r"\['argparse.Namespace'\]"):
-        load_checkpoint(path, net)
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        same(load_checkpoint(path, net), module.state_dict())
-    for content, said in (([1, 2], "list"), ({"lr": 0.1}, r"\['lr'\]"), (torch.ones(2), "Tensor")):
-        with pytest.raises(ValueError, match=f"holds no state_dict.*{said}"):
-            load_checkpoint(save(content, tmp_path / "b.pth"), net)
+def normed():
+    return nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::FutureWarning")
-def test_torchscript(tmp_path, net):
-    torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"TorchScript.*state_dict\(\)"):
-        load_checkpoint(tmp_path / "a.pt", net)
+LIGHTNING = {
+    "hyper_parameters": {"lr": np.float64(0.1), "args": argparse.Namespace(path=Path("runs"))},
+    "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.5)}},
+    "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}],
+    "epoch": 3,
+}
+KINDS = {  # row of the table in docs/torch.md: (what writes the file, arguments, module, what is loaded of another one)
+    "`torch.save(module.state_dict(), path)`": lambda s, f: save(s, f / "a.pth"),
+    "`torch.save` before torch 1.6": lambda s, f: save(s, f / "a.pth", _use_new_zipfile_serialization=False),
+    ".safetensors": lambda s, f: (safetensors_torch.save_file(s, f / "a.safetensors"), f / "a.safetensors")[1],
+    "training checkpoint": lambda s, f: save({"net": {"best": s}, "epoch": 3, "acc": np.float64(0.9)}, f / "a.pth"),
+    "several state_dicts in a file": (
+        lambda s, f: save({"model": trained(2).state_dict(), "ema": {"shadow": s}}, f / "a.pth"),
+        {"key": "ema.shadow"},
+    ),
+    "Lightning .ckpt": lambda s, f: save(
+        {"state_dict": {**at("net.", s), "criterion.weight": torch.ones(4)}, **LIGHTNING}, f / "a.ckpt"
+    ),
+    "names of `DataParallel`, `torch.compile`, FSDP": lambda s, f: save(at("module._orig_mod.", s), f / "a.pth"),
+    "`AveragedModel`": lambda s, f: save({"n_averaged": torch.tensor(4), **at("module.", s)}, f / "a.pth"),
+    "names with a prefix (`backbone.`, `model.net.`)": lambda s, f: save(
+        {**at("model.net.", s), "model.head.weight": torch.ones(2, 2)}, f / "a.pth"
+    ),
+    "several modules that fit (`student.`, `teacher.`)": (
+        lambda s, f: save({**at("student.", s), **at("teacher.", trained(2).state_dict())}, f / "a.pth"),
+        {"prefix": "student."},
+    ),
+    "a module of the network (a BERT encoder)": (
+        lambda s, f: save({k.removeprefix("bert."): v for k, v in s.items() if k.startswith("bert.")}, f / "a.pth"),
+        {"prefix": "bert."},
+        Holder,
+        r"bert\.",
+    ),
+    "losses beside the weights (`criterion.weight`)": lambda s, f: save(
+        {**s, "criterion.weight": torch.ones(4), "bce.pos_weight": torch.ones(4)}, f / "a.pth"
+    ),
+    "other modules beside the weights": (
+        lambda s, f: save({**s, "projector.weight": torch.ones(4, 4)}, f / "a.pth"),
+        {"prefix": ""},
+    ),
+    "shards of .safetensors": lambda s, f: write_shards(s, f, "model.safetensors", safetensors_torch.save_file),
+    "shards of .bin": lambda s, f: write_shards(s, f, "pytorch_model.bin", torch.save),
+    "folder with one checkpoint": lambda s, f: (
+        save(s, f / "pytorch_model.bin"),
+        safetensors_torch.save_file(s, f / "model.safetensors"),
+        save({"state": {}}, f / "optimizer.pt"),
+        f,
+    )[-1],
+    "PEFT adapter": (write_adapter, {}, Adapted, "lora_"),
+    "float16, bfloat16, float64": (lambda s, f: save(trained().double().state_dict(), f / "a.pth"), {"dtype": "net"}),
+    "numpy arrays by name": lambda s, f: (
+        np.savez(f / "a.npz", **{k: v.numpy() for k, v in s.items()}),
+        dict(np.load(f / "a.npz")),
+    )[1],
+    "old names of `weight_norm`": (write_weight_norm, {}, normed),
+}
 
 
-def test_damaged_files(tmp_path, net):
+def rows(title):
+    """First cells of the table in docs/torch.md whose first line begins with ``title``."""
+    text = (Path(__file__).parents[3] / "docs" / "torch.md").read_text()
+    table = re.search(rf"^\| {title} \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)[1]
+    return [line.split("|")[1].strip() for line in table.splitlines()]
+
+
+def test_the_documented_kinds_are_those_that_are_tested():
+    assert rows("kind of file") == list(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_files(tmp_path, kind):
+    case = KINDS[kind] if isinstance(KINDS[kind], tuple) else (KINDS[kind],)
+    write, arguments, make, part = (*case, *(None, {}, Small, "")[len(case) :])
+    state, net = trained(1, make).state_dict(), net_of(trained(0, make))
+    before, path = to_state_dict(net), write(state, tmp_path)
+    back = to_state_dict(load_checkpoint(path, net, **arguments))
+    if kind == "PEFT adapter":
+        state |= lora(torch.arange(6.0).reshape(2, 3), ".default")
+    assert list(back) == list(before)
+    for name in before:
+        assert torch.equal(back[name], state[name] if re.search(part, name) else before[name]), name
+    assert any(not torch.equal(back[name], before[name]) for name in before)
+
+
+def test_tensors_that_hold_no_dense_values(net):
     state = trained().state_dict()
-    new = save(state, tmp_path / "new.pth").read_bytes()
-    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    old = (tmp_path / "old.pth").read_bytes()
-    contents = {
-        "cut": new[:-200],
-        "half": new[: len(new) // 2],
-        "old": old[:-9],
-        "text": b"hello world",
-        "0": bytes(99),
-    }
-    for name, content in contents.items():
-        path = tmp_path / f"{name}.pth"
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=f"path: .*{name}.pth' is not a checkpoint of torch.save"):
-            load_checkpoint(path, net)
-    np.savez(tmp_path / "a.npz", a=np.ones(2))
-    with pytest.raises(ValueError, match="not a checkpoint"):
-        load_checkpoint(tmp_path / "a.npz", net)
-    safetensors_torch.save_file(state, tmp_path / "a.safetensors")
-    whole = (tmp_path / "a.safetensors").read_bytes()
-    for content in (whole[:-3], b"xx", bytes(20)):
-        (tmp_path / "b.safetensors").write_bytes(content)
-        with pytest.raises(ValueError, match="not a complete safetensors file"):
-            load_checkpoint(tmp_path / "b.safetensors", net)
-    (tmp_path / "empty.pth").touch()
-    with pytest.raises(ValueError, match="empty"):
-        load_checkpoint(tmp_path / "empty.pth", net)
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        load_checkpoint(tmp_path / "none.pth", net)
-    with pytest.raises(ValueError, match="not a file"):
-        load_checkpoint(tmp_path, net)
+    with pytest.raises(ValueError, match=r"table is on the meta device .* \(the same for \['conv.weight', 'conv.bias'"):
+        load_checkpoint({k: v.to("meta") for k, v in state.items()}, net)
+    with pytest.raises(ValueError, match=r"fc.weight has shape \(4, 3, 1\), .* as many entries: reshape it"):
+        load_checkpoint({**state, "fc.weight": state["fc.weight"][..., None]}, net)
+    with pytest.raises(ValueError, match=r"fc.bias is int8, .*\(quantized weights must be saved as floats\)"):
+        load_checkpoint({**state, "fc.bias": torch.ones(4, dtype=torch.int8)}, net)
+    shared = torch.arange(24.0)
+    views = {**state, "fc.weight": shared.reshape(6, 4).T[:, ::2], "fc.bias": shared[1:2].expand(4)}
+    same(load_checkpoint(views, net), views)
+
+
+def zip_with(path, name):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, b"")
+    return path
+
+
+def write_damaged(state, folder):
+    path = save(state, folder / "a.pth")
+    content = bytearray(path.read_bytes())
+    content[content.index(state["fc.bias"].numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+def write_bomb(state, folder):
+    with zipfile.ZipFile(folder / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(2**27))
+    return folder / "a.pth"
+
+
+def write_text(text, path):
+    path.write_text(text)
+    return path
+
+
+REFUSED = {  # row of the table in docs/torch.md: (what writes the file, what the error says)
+    "a whole module, `torch.save(module, path)`, and other classes": (
+        lambda s, f: save(nn.Linear(2, 2), f / "a.pth"),
+        r"Linear'\].*: torch.save\(module.state_dict\(\)",
+    ),
+    "TorchScript, `torch.export`": (lambda s, f: zip_with(f / "a.pt", "a/constants.pkl"), "TorchScript.*state_dict"),
+    "a damaged file (its checksum is wrong)": (write_damaged, "checksum of its entry .* save or download it again"),
+    "a file that unpacks to far more than the network": (write_bomb, "far more than the network has"),
+    "a pointer of Git LFS, a web page, an archive": (
+        lambda s, f: write_text("version https://git-lfs.github.com/spec/v1\n", f / "a.safetensors"),
+        "git lfs pull",
+    ),
+    "one shard of several": (
+        lambda s, f: write_shards(s, f, "model.bin", torch.save) / "model-00001-of-00002.bin",
+        "pass their folder",
+    ),
+    "tensors without values (meta), sparse, quantized": (
+        lambda s, f: {**s, "table": s["table"].to("meta")},
+        "meta device",
+    ),
+    "names that mostly differ": (lambda s, f: {f"layers.{k}.w": v for k, v in s.items()}, "only 0 of the network's 9"),
+    "an adapter, for a network without one": (lambda s, f: lora(torch.ones(2, 3)), "merge_and_unload"),
+}
+
+
+def test_the_documented_refusals_are_those_that_are_tested():
+    assert rows("refused") == list(REFUSED)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_kinds_that_are_refused(tmp_path, net, kind):
+    write, said = REFUSED[kind]
+    path = write(trained().state_dict(), tmp_path)
+    for strict in (True, False):
+        with pytest.raises(ValueError, match=said) as error:
+            load_checkpoint(path, net, strict=strict)
+        assert not re.search("strict=|weights_only", str(error.value))
