@@ -78,8 +78,8 @@ def load_checkpoint(
     values, problems = _collect_arrays(state, fit, net, dtype)
     refused = strict or 2 * fit.found < fit.expected
     if problems or (differences and refused):
-        shard = not isinstance(path, Mapping) and is_shard(Path(path))
-        raise _misfit(state, names, fit, differences if refused else [], problems, place, shard)
+        file = None if isinstance(path, Mapping) else Path(path)
+        raise _misfit(state, names, fit, differences if refused else [], problems, place, file)
     if differences:
         warnings.warn(
             f"{place} differs from the network: {'; '.join(differences)} (strict=False: missing tensors keep the "
@@ -175,7 +175,7 @@ def _misfit(
     differences: Sequence[str],
     problems: Mapping[str, Sequence[str]],
     place: str,
-    shard: bool,
+    file: Path | None,
 ) -> ValueError:
     """The error for a state_dict that does not fit, with a way to load it that was tried, if there is one."""
     few = (
@@ -185,7 +185,9 @@ def _misfit(
     said = [few] if 2 * fit.found < fit.expected else []
     said += [*differences, *(_describe(problem, each) for problem, each in list(problems.items())[:_SHOWN])]
     remedy = "convert the module that was saved"
-    if shard:
+    if file is not None and fit.missing and fit.unexpected:  # transformers has other names in files than in modules
+        remedy += ", or load the file with the library that wrote it and pass its module's state_dict()"
+    if file is not None and is_shard(file):
         remedy = "it is one of several shards: pass their folder, or the .index.json beside it"
     elif any(".lora_" in name for name in state) and not any(".lora_" in name for name in names.aliases):
         remedy = (

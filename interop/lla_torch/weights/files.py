@@ -155,7 +155,7 @@ def _read_set(folder: Path, names: list[str], limit: int) -> dict[str, Any]:
         raise ValueError(
             f"path: {str(folder)!r} holds {len(names)} of {count} shards, {names[:20]}; download the set again"
         )
-    return _merge((_read_shard(folder / name, limit) for name in names), folder)
+    return _merge((_read_shard(folder / name, limit // count) for name in names), folder)
 
 
 def is_shard(path: Path) -> bool:
@@ -180,7 +180,7 @@ def _read_shards(index: Path, table: Mapping[str, str], limit: int) -> dict[str,
         raise FileNotFoundError(
             f"path: {str(index)!r} lists {absent[:20]}, but there are no such files beside it; download them"
         )
-    shards = {name: _read_shard(index.parent / name, limit) for name in names}
+    shards = {name: _read_shard(index.parent / name, limit // len(names)) for name in names}
     if lost := [name for name, file in table.items() if name not in shards[file]]:
         raise ValueError(
             f"path: {str(index)!r} lists {lost[:20]}, which their shards do not hold; download the checkpoint again"

@@ -29,6 +29,7 @@ READ_ERRORS = (
     OverflowError,
 )
 """What readers raise for damaged files."""
+_SHOWN = 20  # names in a message
 _PIECE = 2**20  # bytes that are checked at once
 _FOLDER = 0x10  # an attribute of entries for which torch reads nothing
 _PICKLED = "torch.storage._load_from_bytes"
@@ -67,8 +68,8 @@ def _explain(path: Path, error: Exception) -> ValueError:
         )
     if objects:
         return ValueError(
-            f"path: {str(path)!r} is refused, because it holds Python objects besides tensors, {objects}, and loading "
-            f"these can run any code. Where the file comes from, save the weights alone: {_SAVE}"
+            f"path: {str(path)!r} is refused, because it holds Python objects besides tensors, {objects[:_SHOWN]}, and "
+            f"loading these can run any code. Where the file comes from, save the weights alone: {_SAVE}"
         )
     said = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))  # torch's own text goes on with advice
     reason = (said[1] if said else str(error)).strip().split("\n")[0].split(". ")[0] or type(error).__name__

@@ -371,3 +371,12 @@ def test_kinds_that_are_refused(tmp_path, net, kind):
         with pytest.raises(ValueError, match=said) as error:
             load_checkpoint(path, net, strict=strict)
         assert not re.search("strict=|weights_only", str(error.value))
+
+
+def test_files_with_names_of_their_library(tmp_path, net):
+    state = trained().state_dict()
+    path = save({name.replace("fc.", "classifier."): tensor for name, tensor in state.items()}, tmp_path / "a.pth")
+    with pytest.raises(
+        ValueError, match=r"missing: .*load the file with the library that wrote it and pass .*state_dict"
+    ):
+        load_checkpoint(path, net)
