@@ -16,8 +16,9 @@ from torch.utils import _pytree as torch_pytree
 from lla_jax import Loss
 from lla_jax.models import static
 from lla_torch.conversion.function import Function, depends_on_params
-from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, convert_parts
+from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, convert_parts, unwrap
 from lla_torch.losses.losses import Apply, OnLabels, Step, losses_of_step, mean_of_step, torch_criterion
+from lla_torch.program.errors import misuse
 from lla_torch.tracing.guards import preserve_module
 from lla_torch.weights.names import FilterAxis, NameMap, filter_axis, references
 
@@ -252,8 +253,12 @@ def convert_loss(
       UserWarning: the step returns (mean, weight) in place of (sum, weight), and takes this number of examples only. Of
         other steps ``lla_jax`` says so where the loss is used.
     """
+    if net is not None and not isinstance(net, Net):
+        raise misuse("net", net, "the network of this module, as lla_torch.convert gives it, or None")
     example_batch = as_tensors(example_batch)
     layouts = None if net is None else net.tree_map
+    if layouts is not None:
+        check_same_parameters(unwrap(module), layouts)
     net = _make_net(convert_parts(module, (example_batch,), {}, train, dtype, step, layouts))
     examples = torch_pytree.tree_leaves(example_batch)
     rows = next((x.shape[0] for x in examples if isinstance(x, torch.Tensor) and x.ndim), None)
@@ -281,6 +286,18 @@ def convert_loss(
         Step(net.function), criterion, state or None, None if coupled else key, None, not coupled, net.filter_axis
     )
     return loss, net.variables["params"]
+
+
+def check_same_parameters(module: nn.Module, names: NameMap) -> None:
+    """Raise a ValueError if a network lacks parameters of a module, or has them in other shapes."""
+    shapes = {name: names.by_name(name).shape for name in names.aliases}
+    named = module.named_parameters()
+    differ = [name for name, p in named if name in shapes and shapes[name] != tuple(p.shape)]
+    missing = [name for name, _ in module.named_parameters() if name not in shapes]
+    if missing or differ:
+        lacks = [f"lacks the module's parameters {missing}"] if missing else []
+        shaped = [f"has other shapes of {differ}"] if differ else []
+        raise ValueError(f"net: it {' and '.join([*lacks, *shaped])}; convert this very module")
 
 
 def _rows(batch: Any, rows: int, cut: slice) -> Any:

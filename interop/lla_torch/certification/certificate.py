@@ -23,7 +23,7 @@ from lla_torch.certification.differences import (
 )
 from lla_torch.certification.reference import Case, central_differences, torch_numbers
 from lla_torch.conversion.module import unwrap
-from lla_torch.net import Net
+from lla_torch.net import Net, check_same_parameters
 from lla_torch.program.bits import has_64_bits
 from lla_torch.program.errors import misuse
 from lla_torch.program.program import DType
@@ -182,9 +182,7 @@ def _make_case(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: 
             "function as a module, or give None to compare the outputs",
         )
     named = dict(module.named_parameters())
-    missing = sorted(named.keys() - net.tree_map.aliases.keys())
-    if missing:
-        raise ValueError(f"net: it lacks the module's parameters {missing}; convert this very module")
+    check_same_parameters(module, net.tree_map)
     complex_ones = [name for name, p in named.items() if p.is_complex()]
     if complex_ones:
         raise ValueError(

@@ -14,7 +14,8 @@
     other tensors of the graph     constants/...                            as they are
 
 The rows of a Linear behind a flatten of images are in Flax's order (H, W, C) instead of (C, H, W). All other tensors
-keep their name and layout. Nothing is computed, so the way back gives the same bits.
+keep their name and layout. A leaf keeps torch's name where another leaf or a submodule of its module has the new one,
+and a slash in a name is a dot in its path. Nothing is computed, so the way back gives the same bits.
 """
 
 from __future__ import annotations
@@ -186,7 +187,19 @@ class FilterAxis:
     axes: tuple[tuple[str, int | None], ...]
 
     def __call__(self, path: str, leaf: Any) -> int | None:
-        return dict(self.axes)[path]
+        axes = dict(self.axes)
+        if path not in axes:
+            raise ValueError(
+                f"filter_axis: that of a network without the parameter {path!r} given; it must be that of the network "
+                f"whose parameters these are: its net.filter_axis, or its loss. The network has {', '.join(axes)}"
+            )
+        axis, ndim = axes[path], len(getattr(leaf, "shape", ()))
+        if axis is not None and axis >= ndim:
+            raise ValueError(
+                f"filter_axis: axis {axis} of {path!r} given, which has {ndim} axes here; it must be that of the "
+                "network whose parameters these are: its net.filter_axis, or its loss"
+            )
+        return axis
 
 
 def filter_axis(names: NameMap) -> FilterAxis:
@@ -197,9 +210,9 @@ def filter_axis(names: NameMap) -> FilterAxis:
 def _flax_name(owner: nn.Module, name: str, tensor: torch.Tensor) -> tuple[str, bool, int | None]:
     """(name in the tree, whether the first two axes are stored last and swapped, filter axis there or None) of a leaf.
 
-    The leaf keeps its name if another of its module has the new one.
+    The leaf keeps its name if another leaf or a submodule of its module has the new one.
     """
-    own, ndim = owner._parameters, tensor.ndim
+    own, ndim = {**owner._parameters, **owner._modules}, tensor.ndim
     free = lambda new: new if new == name or new not in own else name  # noqa: E731
     one_dim = sum(n > 1 for n in tensor.shape) <= 1
     if isinstance(owner, nn.Linear | nn.modules.conv._ConvNd) and name == "weight" and ndim >= 2:
@@ -233,6 +246,7 @@ def map_names(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = 
         if aliases[name] == name:
             dtype = str(tensor.dtype).removeprefix("torch.")
             order = more.pop("order", tuple(range(tensor.ndim)))
+            path = tuple(part.replace("/", ".") for part in path)  # torch's own names have no dots
             leaves.append(Leaf(name, collection, path, tuple(tensor.shape), order, dtype=dtype, **more))
 
     for prefix, owner in module.named_modules(remove_duplicate=False):
@@ -246,7 +260,8 @@ def map_names(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = 
         for name, tensor in owner._buffers.items():
             if tensor is not None:
                 is_norm = isinstance(owner, nn.modules.batchnorm._NormBase) and name in statistics
-                where = ("batch_stats", (*parts, statistics[name])) if is_norm else ("buffers", (*parts, name))
+                new = statistics.get(name, name) if statistics.get(name) not in owner._modules else name
+                where = ("batch_stats", (*parts, new)) if is_norm else ("buffers", (*parts, name))
                 persistent = name not in owner._non_persistent_buffers_set
                 add(".".join((*parts, name)), tensor, *where, persistent=persistent)
     for name, tensor in (constants or {}).items():
