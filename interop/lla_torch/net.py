@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,13 +85,28 @@ class Net:
     def __repr__(self) -> str:
         size = sum(x.size for x in jax.tree.leaves(self.variables["params"]))
         modes = "eval and train" if self.function.train is not None else "eval"
-        return f"Net({size:,} parameters, {modes}, {len(self.function.eval.instructions)} operators)"
+        kept = [leaf for leaf in self.tree_map.leaves if leaf.collection == "params" and not leaf.trainable]
+        frozen = sum(math.prod(leaf.shape) for leaf in kept)
+        note = f" ({frozen:,} of them frozen in torch; select=net.trainable leaves these out)" if frozen else ""
+        return f"Net({size:,} parameters{note}, {modes}, {len(self.function.eval.instructions)} operators)"
 
     @property
     def names(self) -> dict[str, str]:
-        """{torch name: path of its array}, such as {"fc.weight": "params/fc/kernel"}; tied names share one path."""
+        """{torch name: path of its array}, such as {"fc.weight": "params/fc/kernel"}; tied names share one path.
+
+        Such a path is a selection, ``select=net.names["fc.weight"]``; so is "fc/kernel", without the collection.
+        """
         by_name = self.tree_map.by_name
         return {name: by_name(name).full_path for name in self.tree_map.aliases}
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """The paths of the parameters that had ``requires_grad`` at conversion, for ``select=net.trainable``.
+
+        The other ones, frozen in torch, are part of ``variables["params"]`` too: directions move them, and the Hessian
+        has their rows, unless a selection leaves them out.
+        """
+        return self.tree_map.trainable
 
     def replace(self, **changes: Any) -> Net:
         """A copy of the network with the given fields, such as ``variables``, replaced.

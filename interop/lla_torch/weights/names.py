@@ -55,6 +55,7 @@ class Leaf:
       filter_axis: the axis of the stored array that indexes its filters; None for one-dimensional arrays.
       persistent: whether it is in the module's ``state_dict``.
       dtype: its type of entries in torch, such as "float32".
+      trainable: whether torch trains it: a parameter with ``requires_grad``.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Leaf:
     filter_axis: int | None = None
     persistent: bool = True
     dtype: str = "float32"
+    trainable: bool = False
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -110,6 +112,11 @@ class NameMap:
             table = {leaf.name: leaf for leaf in self.leaves}
             object.__setattr__(self, "_table", table)
         return table
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """The paths of the parameters that torch trains."""
+        return tuple(leaf.full_path for leaf in self.leaves if leaf.trainable)
 
     @staticmethod
     def to_jax(leaf: Leaf, array: np.ndarray) -> np.ndarray:
@@ -160,7 +167,8 @@ class NameMap:
     def with_layouts_of(self, other: NameMap) -> NameMap:
         """A copy of the map with the layouts of ``other`` for tensors that both have, by name and shape."""
         known = {(leaf.name, leaf.shape): leaf for leaf in other.leaves if leaf.collection != "constants"}
-        return replace(self, leaves=tuple(known.get((leaf.name, leaf.shape), leaf) for leaf in self.leaves))
+        layouts = [(known.get((leaf.name, leaf.shape), leaf), leaf.trainable) for leaf in self.leaves]
+        return replace(self, leaves=tuple(replace(leaf, trainable=trainable) for leaf, trainable in layouts))
 
     def with_row_layouts(self, rows: Mapping[str, View]) -> NameMap:
         """A copy of the map in which rows of linear weights lie in the order of their flattened inputs' arrays.
@@ -256,7 +264,8 @@ def map_names(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = 
                 new, reverse, axis = _flax_name(owner, name, tensor)
                 n = tensor.ndim
                 order = (n - 1, n - 2, *range(n - 2)) if reverse else tuple(range(n))
-                add(".".join((*parts, name)), tensor, "params", (*parts, new), order=order, filter_axis=axis)
+                more = {"order": order, "filter_axis": axis, "trainable": tensor.requires_grad}
+                add(".".join((*parts, name)), tensor, "params", (*parts, new), **more)
         for name, tensor in owner._buffers.items():
             if tensor is not None:
                 is_norm = isinstance(owner, nn.modules.batchnorm._NormBase) and name in statistics
@@ -268,6 +277,21 @@ def map_names(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = 
         if name not in aliases:
             add(name, tensor, "constants", tuple(name.split(".")), persistent=False)
     return NameMap(tuple(leaves), aliases)
+
+
+def trainable(module: nn.Module) -> tuple[str, ...]:
+    """The paths of the parameters with ``requires_grad``, a selection for ``select=``; as ``net.trainable``.
+
+        loss, params = lla_torch.convert_loss(step, module, batch)
+        H = lla.hessian(loss, params, data, select=lla_torch.trainable(module))
+
+    Parameters without it (frozen ones) are part of the parameters of a converted network or loss as all others are:
+    directions move them, and the Hessian has their rows, unless a selection leaves them out.
+
+    Args:
+      module: the torch module.
+    """
+    return map_names(module).trainable
 
 
 def references(module: nn.Module) -> dict[str, weakref.ref[nn.Parameter]]:
