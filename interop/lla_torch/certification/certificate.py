@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import torch
 from torch import nn
 
 from lla_jax import check_examples
@@ -27,6 +28,7 @@ from lla_torch.net import Net, check_same_parameters
 from lla_torch.program.bits import has_64_bits
 from lla_torch.program.errors import misuse
 from lla_torch.program.program import DType
+from lla_torch.tracing.exporting import why_unusable
 from lla_torch.weights.names import is_float
 
 TOLERANCES = {
@@ -183,6 +185,9 @@ def _make_case(module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: 
         )
     named = dict(module.named_parameters())
     check_same_parameters(module, net.tree_map)
+    for number, x in enumerate(x for x in jax.tree.leaves(batch) if isinstance(x, torch.Tensor)):
+        if reason := why_unusable(x, "give one with values"):
+            raise ValueError(f"batch: tensor number {number} {reason}")
     complex_ones = [name for name, p in named.items() if p.is_complex()]
     if complex_ones:
         raise ValueError(

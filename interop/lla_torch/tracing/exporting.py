@@ -165,11 +165,11 @@ def _check_module(module: nn.Module) -> None:
 def _check_tensors(module: nn.Module, call: Call) -> None:
     """Refuse tensors that hold no values, or not in a dense array."""
     for name, x in (*module.named_parameters(), *module.named_buffers()):
-        reason = _why_unusable(x, "give the module values first: module.to_empty(device='cpu'), then load_state_dict")
+        reason = why_unusable(x, "give the module values first: module.to_empty(device='cpu'), then load_state_dict")
         if reason:
             raise ConversionError(f"module: its tensor {name!r} {reason}")
     for number, x in enumerate(call.tensors):
-        reason = _why_unusable(x, "give one with values, such as torch.zeros(x.shape)")
+        reason = why_unusable(x, "give one with values, such as torch.zeros(x.shape)")
         if reason:
             raise ConversionError(f"inputs: tensor number {number} {reason}")
     for path, m in module.named_modules():
@@ -177,7 +177,7 @@ def _check_tensors(module: nn.Module, call: Call) -> None:
             raise ConversionError(f"{_label(path, m)}: a quantized module; convert the float module it was made from")
 
 
-def _why_unusable(x: torch.Tensor, source: str) -> str:
+def why_unusable(x: torch.Tensor, source: str) -> str:
     """Why a tensor cannot be converted, and what to do; "" if it can. ``source`` says how to get values."""
     if isinstance(x, FakeTensor) or x.device.type == "meta":
         return f"is {'a fake one' if isinstance(x, FakeTensor) else 'on the meta device'} and holds no values; {source}"
@@ -335,6 +335,16 @@ def _explain(error: Exception, module: nn.Module) -> ConversionError:
     if isinstance(error, Refused):
         return ConversionError(f"{place}: {error}.")
     kind = type(error).__name__
+    if "DeviceMismatch" in kind:
+        return ConversionError(
+            f"{place}: tensors on different devices meet; put the module, its inputs and tensors made in forward on "
+            f"one: module.cpu(), x.cpu(), torch.zeros(..., device=x.device). torch says: {_first_line(error)}"
+        )
+    if kind == "UnsupportedOperatorException" and "sparse" in str(error):
+        return ConversionError(
+            f"{place}: the operator {_first_line(error)} works on sparse tensors, which have no graph; make them dense: "
+            "x.to_dense()"
+        )
     if "DataDependent" in kind or "data-dependent" in str(error):
         return ConversionError(
             f"{place}: the forward pass depends on the values of a tensor (an `if`, a loop, .item(), an index that is "
