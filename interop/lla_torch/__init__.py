@@ -16,6 +16,7 @@ from lla_torch.tracing.guards import ConversionError
 from lla_torch.tracing.recording import record
 from lla_torch.weights.checkpoint import load_checkpoint, to_state_dict
 from lla_torch.weights.moments import adam_moments, optax_state
+from lla_torch.weights.names import trainable
 
 __all__ = [
     "Certificate",
@@ -32,4 +33,5 @@ __all__ = [
     "record",
     "stream",
     "to_state_dict",
+    "trainable",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,10 @@ from lla_jax import Loss
 from lla_jax.core import Whole
 from lla_jax.models import static
 from lla_torch.conversion.function import Function, depends_on_params
-from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, convert_parts
+from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, convert_parts, unwrap
 from lla_torch.losses.losses import Apply, OnLabels, Step, losses_of_step, mean_of_step, torch_criterion
 from lla_torch.losses.selection import Choice, selection
+from lla_torch.program.errors import misuse
 from lla_torch.tracing.guards import ConversionError, preserve_module
 from lla_torch.weights.names import FilterAxis, NameMap, filter_axis, references
 
@@ -85,8 +87,11 @@ class Net:
     def __repr__(self) -> str:
         size = sum(x.size for x in jax.tree.leaves(self.variables["params"]))
         modes = "eval and train" if self.function.train is not None else "eval"
+        kept = [leaf for leaf in self.tree_map.leaves if leaf.collection == "params" and not leaf.trainable]
+        frozen = sum(math.prod(leaf.shape) for leaf in kept)
+        note = f" ({frozen:,} of them frozen in torch; select=net.trainable leaves these out)" if frozen else ""
         without = "".join(f", without its output {name} ({kind})" for name, kind in self.dropped.items())
-        return f"Net({size:,} parameters, {modes}, {len(self.function.eval.instructions)} operators{without})"
+        return f"Net({size:,} parameters{note}, {modes}, {len(self.function.eval.instructions)} operators{without})"
 
     @property
     def dropped(self) -> dict[str, str]:
@@ -99,9 +104,21 @@ class Net:
 
     @property
     def names(self) -> dict[str, str]:
-        """{torch name: path of its array}, such as {"fc.weight": "params/fc/kernel"}; tied names share one path."""
+        """{torch name: path of its array}, such as {"fc.weight": "params/fc/kernel"}; tied names share one path.
+
+        Such a path is a selection, ``select=net.names["fc.weight"]``; so is "fc/kernel", without the collection.
+        """
         by_name = self.tree_map.by_name
         return {name: by_name(name).full_path for name in self.tree_map.aliases}
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """The paths of the parameters that had ``requires_grad`` at conversion, for ``select=net.trainable``.
+
+        The other ones, frozen in torch, are part of ``variables["params"]`` too: directions move them, and the Hessian
+        has their rows, unless a selection leaves them out.
+        """
+        return self.tree_map.trainable
 
     def replace(self, **changes: Any) -> Net:
         """A copy of the network with the given fields, such as ``variables``, replaced.
@@ -278,9 +295,13 @@ def convert_loss(
       UserWarning: the step returns (mean, weight) in place of (sum, weight), and takes this number of examples only. Of
         other steps ``lla_jax`` says so where the loss is used.
     """
+    if net is not None and not isinstance(net, Net):
+        raise misuse("net", net, "the network of this module, as lla_torch.convert gives it, or None")
     whole = isinstance(example_batch, Whole)
     example_batch = as_tensors(example_batch.data if isinstance(example_batch, Whole) else example_batch)
     layouts = None if net is None else net.tree_map
+    if layouts is not None:
+        check_same_parameters(unwrap(module), layouts)
     net = _make_net(convert_parts(module, (example_batch,), {}, train, dtype, step, layouts))
     examples = torch_pytree.tree_leaves(example_batch)
     lengths = {x.shape[:1] for x in examples if isinstance(x, torch.Tensor)}
@@ -310,6 +331,18 @@ def convert_loss(
         Step(net.function), criterion, state or None, None if coupled else key, None, not coupled, net.filter_axis
     )
     return loss, net.variables["params"]
+
+
+def check_same_parameters(module: nn.Module, names: NameMap) -> None:
+    """Raise a ValueError if a network lacks parameters of a module, or has them in other shapes."""
+    shapes = {name: names.by_name(name).shape for name in names.aliases}
+    named = module.named_parameters()
+    differ = [name for name, p in named if name in shapes and shapes[name] != tuple(p.shape)]
+    missing = [name for name, _ in module.named_parameters() if name not in shapes]
+    if missing or differ:
+        lacks = [f"lacks the module's parameters {missing}"] if missing else []
+        shaped = [f"has other shapes of {differ}"] if differ else []
+        raise ValueError(f"net: it {' and '.join([*lacks, *shaped])}; convert this very module")
 
 
 def _rows(batch: Any, rows: int, cut: slice) -> Any:

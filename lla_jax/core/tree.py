@@ -44,7 +44,8 @@ def select_leaves(select: Select | None, tree: PyTree) -> list[bool]:
     Args:
       select: None for all leaves; a glob over the whole path (``*`` and ``?`` stay within one level, ``**`` spans any
         number of levels, none included); a compiled regular expression, searched for in the path; a predicate
-        ``(path, leaf) -> bool``; or a sequence of these, one of which must match.
+        ``(path, leaf) -> bool``; or a sequence of these, one of which must match. A glob that begins with the name of
+        the collection, "params/", and matches no path, is taken without it: so are the names of whole variables.
       tree: the tree to select from.
 
     Returns:
@@ -56,7 +57,8 @@ def select_leaves(select: Select | None, tree: PyTree) -> list[bool]:
     leaves = jax.tree.leaves(tree)
     if select is None:
         return [True] * len(leaves)
-    matches, names = _matcher(select), paths(tree)
+    names = paths(tree)
+    matches = _matcher(select, names)
     chosen = [bool(matches(path, leaf)) for path, leaf in zip(names, leaves, strict=True)]
     if not any(chosen):
         raise Misuse("select", f"{select!r} matches no leaf; the leaves are: {', '.join(names)}")
@@ -70,15 +72,16 @@ def describe(select: Select, tree: PyTree, chosen: Sequence[bool]) -> dict[str, 
     return {"text": text, "paths": [path for path, yes in zip(paths(tree), chosen, strict=True) if yes]}
 
 
-def _matcher(select: Select) -> Callable[[Path, Any], bool]:
+def _matcher(select: Select, names: Sequence[Path]) -> Callable[[Path, Any], bool]:
     if isinstance(select, str):
-        select = _glob(select)
+        whole = _glob(select)
+        select = whole if any(map(whole.search, names)) else _glob(select.removeprefix("params/"))
     if isinstance(select, re.Pattern):
         return lambda path, leaf: select.search(path) is not None
     if callable(select):
         return select
     if isinstance(select, Sequence):
-        matchers = [_matcher(s) for s in select]
+        matchers = [_matcher(s, names) for s in select]
         return lambda path, leaf: any(match(path, leaf) for match in matchers)
     raise misuse(
         "select",

@@ -14,7 +14,7 @@ from lla_jax.core import arguments, recipes, text
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
 from lla_jax.core.standard_errors import standard_error
-from lla_jax.core.types import Estimate, Execution, Loss, Path, PyTree
+from lla_jax.core.types import Estimate, Execution, Loss, Path, PyTree, Select
 from lla_jax.curvature import eigen, estimates, operators
 from lla_jax.execution.keywords import accept_old
 from lla_jax.execution.progress import Progress
@@ -60,6 +60,7 @@ def per_layer(
     rtol: float = 0.05,
     max_products: int = 1000,
     groups: Callable[[Path], str | None] | None = None,
+    select: Select | None = None,
     batch_stats: str = "frozen",
     progress: Progress | None = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
@@ -86,6 +87,7 @@ def per_layer(
       max_products: most products for the traces. ``steps`` per block come on top.
       groups: ``path -> name`` for blocks of your own; leaves for which it gives None are left out of the Hessian, and
         of the total. By default a block is a module, the leaves with one parent; a leaf at the root is its own block.
+      select: the leaves that belong to blocks, as for ``hessian``; the others are left out as with ``groups``.
       batch_stats: as for ``hessian``.
       progress: ``progress(done, total)`` in products; ``total`` is None while traces are estimated.
       execution: as for ``hessian``.
@@ -109,7 +111,8 @@ def per_layer(
     arguments.check_integer("max_products", max_products, least=2, remedy="such as 1000")
     arguments.check_number("rtol", rtol, remedy="such as 0.05")
     key = arguments.single_key(key)
-    names = _names(params, groups)
+    chosen = _tree.select_leaves(select, params)
+    names = _names(params, groups, chosen)
     H = operators.hessian(
         loss,
         params,
@@ -117,7 +120,7 @@ def per_layer(
         batch_size=batch_size,
         batch_stats=batch_stats,
         execution=execution,
-        select=None if groups is None else _Paths({p for p, name in zip(_tree.paths(params), names) if name}),
+        select=select if groups is None else _Paths({p for p, name in zip(_tree.paths(params), names) if name}),
     )
     block_of = [name for name in names if name is not None]
     blocks = list(dict.fromkeys(block_of))
@@ -168,16 +171,16 @@ class _Paths:
         return path in self.paths
 
 
-def _names(params: PyTree, groups: Any) -> list[str | None]:
-    """The name of every leaf's block, in leaf order; None for leaves that ``groups`` leaves out. Refuses bad groups."""
+def _names(params: PyTree, groups: Any, chosen: Sequence[bool]) -> list[str | None]:
+    """The name of every leaf's block, in leaf order; None for leaves that are left out. Refuses bad groups."""
     _tree.check_real(params)
     paths = _tree.paths(params)
     if groups is None:
-        return [path.rpartition("/")[0] or path or "params" for path in paths]
+        return [(path.rpartition("/")[0] or path or "params") if yes else None for path, yes in zip(paths, chosen)]
     if not callable(groups):
         remedy = 'such as lambda path: path.split("/")[0]'
         raise misuse("groups", groups, f"None, or a function from a path to the name of a block, {remedy}")
-    names = [groups(path) for path in paths]
+    names = [groups(path) if yes else None for path, yes in zip(paths, chosen)]
     for path, name in zip(paths, names, strict=True):
         if name is not None and (not isinstance(name, str) or not name):
             text = f"gave {name!r} for {path!r}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import torch
 from torch import nn
 
 from lla_jax import check_examples
@@ -25,10 +26,11 @@ from lla_torch.certification.differences import (
 from lla_torch.certification.reference import Case, central_differences, torch_numbers
 from lla_torch.conversion.module import as_tensors, unwrap
 from lla_torch.losses.selection import Choice
-from lla_torch.net import Net
+from lla_torch.net import Net, check_same_parameters
 from lla_torch.program.bits import has_64_bits
 from lla_torch.program.errors import misuse
 from lla_torch.program.program import DType
+from lla_torch.tracing.exporting import why_unusable
 from lla_torch.weights.names import is_float
 
 TOLERANCES = {
@@ -192,9 +194,10 @@ def _make_case(
             "function as a module, or give None to compare the outputs",
         )
     named = dict(module.named_parameters())
-    missing = sorted(named.keys() - net.tree_map.aliases.keys())
-    if missing:
-        raise ValueError(f"net: it lacks the module's parameters {missing}; convert this very module")
+    check_same_parameters(module, net.tree_map)
+    for number, x in enumerate(x for x in jax.tree.leaves(batch) if isinstance(x, torch.Tensor)):
+        if reason := why_unusable(x, "give one with values"):
+            raise ValueError(f"batch: tensor number {number} {reason}")
     own = net.function.eval.own.name
     floating = [str(p.dtype).removeprefix("torch.") for p in named.values() if p.is_floating_point()]
     rng = np.random.default_rng(seed)

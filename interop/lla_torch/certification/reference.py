@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as torch_pytree
@@ -109,6 +110,22 @@ def _grouped_mm(x: torch.Tensor, other: torch.Tensor, *, offs: torch.Tensor, **_
     ends = offs.tolist()
     products = [x[a:b] @ w for a, b, w in zip([0, *ends], ends, other, strict=False)]
     return torch.cat([*products, x.new_zeros(x.shape[0] - ends[-1], other.shape[-1])])
+
+
+SPARSE = {functional.embedding: 6, functional.embedding_bag: 7, torch.embedding: 4, torch.embedding_bag: 5}
+"""Functions with an argument ``sparse``, and its place."""
+
+
+class DenseGradients(TorchFunctionMode):
+    """A torch mode in which embeddings and ``gather`` have dense gradients, the same numbers as their sparse ones."""
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = {name: x for name, x in (kwargs or {}).items() if name != "sparse_grad"}
+        if func in SPARSE:
+            place = SPARSE[func]
+            named.pop("sparse", None)
+            args = (*args[:place], False, *args[place + 1 :]) if len(args) > place else args
+        return func(*args, **named)
 
 
 class _Runner(nn.Module):
@@ -233,6 +250,7 @@ def _exact_torch(case: Case, dtype: str, train: bool) -> Iterator[None]:
         preserve_module(case.module, train=train),
         sdpa_kernel(SDPBackend.MATH),
         torch.backends.mkldnn.flags(enabled=False),
+        DenseGradients(),
     ):
         try:
             torch.set_default_dtype(types.get(default, default))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import torch
 from torch import nn
+from torch._ops import HigherOrderOperator
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
@@ -21,7 +23,7 @@ import lla_torch.program.ops  # noqa: F401  (fills the table)
 from lla_torch.conversion.rounding import find_kept
 from lla_torch.conversion.widths import GIVEN, Range, find_widths, nodes_in, results_of
 from lla_torch.program.operators import TABLE, TorchOperator
-from lla_torch.program.program import Decided, DType, Input, Instruction, Program, Ref
+from lla_torch.program.program import Block, Decided, DType, Input, Instruction, Program, Ref, choose
 from lla_torch.program.sizes import PYTHON, SYMBOLIC
 from lla_torch.tracing.exporting import DROPPED, Traced, source_place
 from lla_torch.tracing.guards import ConversionError
@@ -197,7 +199,12 @@ class _Builder:
     def instruction(self, node: torch.fx.Node) -> Instruction | None:
         """The instruction of a node; None, and a note in ``unknown``, where no function computes its operator."""
         out = self.slots.setdefault(node, len(self.slots))
-        known = _python_operator(node.target) or TABLE.get(str(node.target))
+        known = _python_operator(node.target) or TABLE.get(_name_of(node.target))
+        if known is None and isinstance(node.target, HigherOrderOperator):
+            raise ConversionError(
+                f"{source_place(node)}: torch's {node.target} takes functions and is not supported; write a loop of a "
+                "fixed number of steps in Python, and a choice by values with torch.cond or torch.where"
+            )
         if known is None:
             self.unknown.setdefault(str(node.target), []).append(source_place(node))
             return None
@@ -223,14 +230,30 @@ class _Builder:
             node in self.kept,
         )
 
+    def block(self, graph_module: torch.fx.GraphModule) -> Block:
+        """The instructions of a function that an operator takes, such as a branch of ``torch.cond``."""
+        inner = copy.copy(self)
+        inner.slots = {node: slot for slot, node in enumerate(_placeholders(graph_module.graph))}
+        nodes = [n for n in graph_module.graph.nodes if n.op != "output"]
+        results = next(n for n in graph_module.graph.nodes if n.op == "output").args[0]
+        outputs = [x for x in results if isinstance(x, torch.fx.Node)]
+        inner.widths = find_widths(nodes, {}, outputs, frozenset([self.own, COMPLEX.get(self.own, self.own)]))
+        inner.kept = find_kept(nodes, set())
+        inputs = len(inner.slots)
+        converted = [inner.instruction(n) for n in nodes if n.op == "call_function"]
+        instructions = tuple(i for i in converted if i is not None)
+        if any(i.operator.random for i in instructions):
+            raise ConversionError(
+                f"{instructions[0].where}: a function inside of torch.cond draws random numbers, which is not "
+                "supported; draw them before"
+            )
+        return Block(instructions, tuple(inner.value(x) for x in results), inputs, len(inner.slots))
+
     def value(self, x: Any, wide: bool = False) -> Any:
         """A hashable form of an argument; types have their 64 bits if ``wide``."""
         if isinstance(x, torch.fx.Node):
             if x.op == "get_attr":
-                raise ConversionError(
-                    f"{source_place(x)}: an operator that takes functions ({x.target}) is not supported; write it "
-                    "without torch.cond and the like, such as with torch.where"
-                )
+                return self.block(getattr(x.graph.owning_module, str(x.target)))
             return Ref(self.slots[x])
         if isinstance(x, torch.dtype):
             return self.dtype(x, wide)
@@ -423,9 +446,15 @@ TABLE.update(
         "lla_torch.stop_gradient.default": TorchOperator(
             "lla_torch.stop_gradient.default", jax.lax.stop_gradient, "pointwise"
         ),
+        "higher_order.cond": _on_numbers("higher_order.cond", choose),
         "aten._assert_scalar.default": _on_numbers("aten._assert_scalar.default", _assert_scalar),
     }
 )
+
+
+def _name_of(target: Any) -> str:
+    """The name of an operator in the table."""
+    return f"higher_order.{target}" if isinstance(target, HigherOrderOperator) else str(target)
 
 
 def _python_operator(target: Any) -> TorchOperator | None:

@@ -73,6 +73,45 @@ class Instruction:
 
 
 @dataclass(frozen=True)
+class Block:
+    """A function that an operator takes, such as a branch of ``torch.cond``.
+
+    Args:
+      instructions: in order of execution; they draw no random numbers.
+      outputs: the values that it returns.
+      num_inputs: the number of its arguments, which fill the first slots.
+      num_slots: number of slots.
+    """
+
+    instructions: tuple[Instruction, ...]
+    outputs: tuple[Any, ...]
+    num_inputs: int
+    num_slots: int
+
+    def run(self, own: np.dtype, operands: Sequence[Any]) -> tuple[Any, ...]:
+        """The arrays that it returns, for arrays and numbers as arguments."""
+        slots: list[Any] = [*map(_as_value, operands), *[None] * (self.num_slots - self.num_inputs)]
+        for each in self.instructions:
+            args = [read_argument(a, slots, own) for a in each.args]
+            kwargs = {name: read_argument(a, slots, own) for name, a in each.kwargs}
+            slots[each.out] = run_instruction(each, args, kwargs, Noise(None, None), own)
+        return tuple(_to_logical(read_argument(o, slots, own)) for o in self.outputs)
+
+
+def _as_value(x: Any) -> Any:
+    return plain(x) if isinstance(x, jax.Array | np.ndarray) else x
+
+
+def choose(condition: Any, true: Callable[..., Any], false: Callable[..., Any], operands: Sequence[Any]) -> Any:
+    """The results of one of two functions: of ``true`` where the condition holds; gradients are those of that one."""
+    condition = _to_logical(condition)
+    operands = [_to_logical(x) for x in operands]
+    if isinstance(condition, bool):
+        return (true if condition else false)(operands)
+    return jax.lax.cond(jnp.asarray(condition).reshape(()), true, false, operands)
+
+
+@dataclass(frozen=True)
 class Input:
     """The content of a slot before the first instruction.
 
@@ -458,6 +497,8 @@ def read_argument(arg: Any, slots: list[Any], own: np.dtype) -> Any:
         return slots[arg.index]
     if isinstance(arg, DType):
         return arg.resolve(own)
+    if isinstance(arg, Block):
+        return functools.partial(arg.run, own)
     if isinstance(arg, tuple):
         return tuple(read_argument(a, slots, own) for a in arg)
     return arg

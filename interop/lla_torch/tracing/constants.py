@@ -63,7 +63,7 @@ class ConstantValues(TorchFunctionMode):
 
     def hold(self, traced: Mapping[str, torch.Tensor]) -> None:
         """Note which tensors stand for the module's buffers, by name; their values are copied when they are needed."""
-        self._known = {id(x): Known(x, x._version, None, frozenset([n])) for n, x in traced.items()}
+        self._known = {id(x): Known(x, _version(x), None, frozenset([n])) for n, x in traced.items()}
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -101,7 +101,7 @@ class ConstantValues(TorchFunctionMode):
     # --- what is known
 
     def _note(self, tensor: torch.Tensor, value: torch.Tensor, buffers: frozenset[str]) -> None:
-        self._known[id(tensor)] = Known(tensor, tensor._version, value, buffers)
+        self._known[id(tensor)] = Known(tensor, _version(tensor), value, buffers)
 
     def _note_results(
         self, result: Any, func: Callable[..., Any], values: Any, named: Any, buffers: frozenset[str]
@@ -137,7 +137,7 @@ class ConstantValues(TorchFunctionMode):
                 return None
             self._note(x, _compute(torch.clone, (x,), {}), frozenset())
         known = self._known[id(x)]
-        if known is None or known.version != x._version:
+        if known is None or known.version != _version(x):
             return None
         if known.value is None:
             (name,) = known.buffers
@@ -174,7 +174,7 @@ class ConstantValues(TorchFunctionMode):
         place = values[0].untyped_storage().data_ptr()
         for key, known in self._known.items():
             if known is not None and known.value is not None and known.value.untyped_storage().data_ptr() == place:
-                self._known[key] = known._replace(version=known.tensor._version)
+                self._known[key] = known._replace(version=_version(known.tensor))
 
     # --- indices
 
@@ -258,6 +258,11 @@ def _compute(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     if drawn:
         torch.default_generator.set_state(state)
     return _UNKNOWN if drawn else value
+
+
+def _version(x: torch.Tensor) -> int:
+    """torch's count of writes to a tensor; tensors made in inference mode have none."""
+    return 0 if x.is_inference() else x._version
 
 
 def _is_real(x: Any) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
 from torch.export import Dim, ExportedProgram, default_decompositions
 from torch.export._remove_effect_tokens_pass import _remove_effect_tokens
 from torch.utils import _pytree as torch_pytree
@@ -119,13 +120,14 @@ def export(module: nn.Module, call: Call, *, train: bool = False, function: Call
       ConversionError: code that torch.export cannot trace; the message names the module and the source line.
     """
     _check_module(module)
-    if any(x.is_meta for x in call.tensors):
-        raise ConversionError("example inputs: tensors on the meta device have no values; make them on the CPU")
+    _check_tensors(module, call)
     constants = ConstantValues(dict(module.named_buffers(remove_duplicate=False)))
     flat = _FlatCall(module, call, function, constants)
-    with preserve_module(module, train):
+    with torch.inference_mode(False), preserve_module(module, train):
         flat.training = train
-        tensors = tuple(x.detach().requires_grad_(x.requires_grad) for x in call.tensors)
+        tensors = tuple(
+            x.clone() if x.is_inference() else x.detach().requires_grad_(x.requires_grad) for x in call.tensors
+        )
         try:
             with refuse_losses_of_pairs(), note_fixed_axes() as fixed, _without_dumps():
                 exported = _export(flat, tensors, constants)
@@ -185,17 +187,40 @@ def _check_module(module: nn.Module) -> None:
                 f"{_label(name, m)}: max_norm rewrites the weight in the forward pass; renormalize the weight once and "
                 "set max_norm=None"
             )
-    lazy = [n for n, p in module.named_parameters() if isinstance(p, nn.UninitializedParameter)]
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    lazy = [n for n, p in tensors if isinstance(p, nn.UninitializedParameter | nn.UninitializedBuffer)]
     if lazy:
-        raise ConversionError(
-            f"module: its parameters {lazy} are lazy and have no shape yet; run the module once before"
-        )
-    empty = [n for n, x in (*module.named_parameters(), *module.named_buffers()) if x.is_meta]
-    if empty:
-        raise ConversionError(
-            f"module: its tensors {empty[:20]} are on the meta device and have no values; build the module without "
-            "torch.device('meta'), or call module.to_empty(device='cpu') and then module.load_state_dict(...)"
-        )
+        raise ConversionError(f"module: its tensors {lazy} are lazy and have no shape yet; run the module once before")
+
+
+def _check_tensors(module: nn.Module, call: Call) -> None:
+    """Refuse tensors that hold no values, or not in a dense array."""
+    for name, x in (*module.named_parameters(), *module.named_buffers()):
+        reason = why_unusable(x, "give the module values first: module.to_empty(device='cpu'), then load_state_dict")
+        if reason:
+            raise ConversionError(f"module: its tensor {name!r} {reason}")
+    for number, x in enumerate(call.tensors):
+        reason = why_unusable(x, "give one with values, such as torch.zeros(x.shape)")
+        if reason:
+            raise ConversionError(f"inputs: tensor number {number} {reason}")
+    for path, m in module.named_modules():
+        if type(m).__module__.startswith("torch.ao.nn.quantized"):
+            raise ConversionError(f"{_label(path, m)}: a quantized module; convert the float module it was made from")
+
+
+def why_unusable(x: torch.Tensor, source: str) -> str:
+    """Why a tensor cannot be converted, and what to do; "" if it can. ``source`` says how to get values."""
+    if isinstance(x, FakeTensor) or x.device.type == "meta":
+        return f"is {'a fake one' if isinstance(x, FakeTensor) else 'on the meta device'} and holds no values; {source}"
+    if x.is_nested:
+        return "is nested; pad it to one shape: torch.nested.to_padded_tensor(x, 0.0)"
+    if x.is_quantized:
+        return "is quantized; convert the float tensor: x.dequantize()"
+    if x.layout != torch.strided:
+        return f"has the layout {x.layout}; make it dense: x.to_dense()"
+    if getattr(x, "has_names", bool)():  # not every version of torch has them
+        return f"has names of axes {x.names}; drop them: x.rename(None)"
+    return ""
 
 
 def _label(path: str, module: nn.Module | str) -> str:
@@ -210,7 +235,7 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...], constants: Const
         tensors = tuple(torch.cat([x, x]) if x.ndim else x for x in tensors)
     dynamic = tuple({0: Dim.AUTO} if x.ndim and x.shape[0] > 1 else None for x in tensors)
     with tracing_mode(), OpenSizes(), constants:
-        return torch.export.export(flat, tensors, dynamic_shapes=(dynamic,), strict=False)
+        return torch.export.export(flat, tensors, dynamic_shapes=(dynamic,) if tensors else None, strict=False)
 
 
 def _decompositions(graph_module: torch.fx.GraphModule) -> Any:
@@ -341,6 +366,16 @@ def _explain(error: Exception, module: nn.Module) -> ConversionError:
     if isinstance(error, Refused):
         return ConversionError(f"{place}: {error}.")
     kind = type(error).__name__
+    if "DeviceMismatch" in kind:
+        return ConversionError(
+            f"{place}: tensors on different devices meet; put the module, its inputs and tensors made in forward on "
+            f"one: module.cpu(), x.cpu(), torch.zeros(..., device=x.device). torch says: {_first_line(error)}"
+        )
+    if kind == "UnsupportedOperatorException" and "sparse" in str(error):
+        return ConversionError(
+            f"{place}: the operator {_first_line(error)} works on sparse tensors, which have no graph; make them dense: "
+            "x.to_dense()"
+        )
     if "DataDependent" in kind or "data-dependent" in str(error):
         return ConversionError(
             f"{place}: the forward pass depends on the values of a tensor (an `if`, a loop, .item(), an index that is "

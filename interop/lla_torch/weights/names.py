@@ -15,7 +15,8 @@
     other tensors of the graph     constants/...                            as they are
 
 The rows of a Linear behind a flatten of images are in Flax's order (H, W, C) instead of (C, H, W). All other tensors
-keep their name and layout. Nothing is computed, so the way back gives the same bits.
+keep their name and layout. A leaf keeps torch's name where another leaf or a submodule of its module has the new one,
+and a slash in a name is a dot in its path. Nothing is computed, so the way back gives the same bits.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Leaf:
       filter_axis: the axis of the stored array that indexes its filters; None for one-dimensional arrays.
       persistent: whether it is in the module's ``state_dict``.
       dtype: its type of entries in torch, such as "float32".
+      trainable: whether torch trains it: a parameter with ``requires_grad``.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Leaf:
     filter_axis: int | None = None
     persistent: bool = True
     dtype: str = "float32"
+    trainable: bool = False
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -124,6 +127,11 @@ class NameMap:
             object.__setattr__(self, "_table", table)
         return table
 
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """The paths of the parameters that torch trains."""
+        return tuple(leaf.full_path for leaf in self.leaves if leaf.trainable)
+
     @staticmethod
     def to_jax(leaf: Leaf, array: np.ndarray) -> np.ndarray:
         """Rearrange an array from torch's layout to the stored layout of a leaf; the entries keep their bits.
@@ -177,7 +185,8 @@ class NameMap:
     def with_layouts_of(self, other: NameMap) -> NameMap:
         """A copy of the map with the layouts of ``other`` for tensors that both have, by name and shape."""
         known = {(leaf.name, leaf.shape): leaf for leaf in other.leaves if leaf.collection != "constants"}
-        return replace(self, leaves=tuple(known.get((leaf.name, leaf.shape), leaf) for leaf in self.leaves))
+        layouts = [(known.get((leaf.name, leaf.shape), leaf), leaf.trainable) for leaf in self.leaves]
+        return replace(self, leaves=tuple(replace(leaf, trainable=trainable) for leaf, trainable in layouts))
 
     def with_row_layouts(self, rows: Mapping[str, View]) -> NameMap:
         """A copy of the map in which rows of linear weights lie in the order of their flattened inputs' arrays.
@@ -211,7 +220,19 @@ class FilterAxis:
     axes: tuple[tuple[str, int | None], ...]
 
     def __call__(self, path: str, leaf: Any) -> int | None:
-        return dict(self.axes)[path]
+        axes = dict(self.axes)
+        if path not in axes:
+            raise ValueError(
+                f"filter_axis: that of a network without the parameter {path!r} given; it must be that of the network "
+                f"whose parameters these are: its net.filter_axis, or its loss. The network has {', '.join(axes)}"
+            )
+        axis, ndim = axes[path], len(getattr(leaf, "shape", ()))
+        if axis is not None and axis >= ndim:
+            raise ValueError(
+                f"filter_axis: axis {axis} of {path!r} given, which has {ndim} axes here; it must be that of the "
+                "network whose parameters these are: its net.filter_axis, or its loss"
+            )
+        return axis
 
 
 def filter_axis(names: NameMap) -> FilterAxis:
@@ -222,9 +243,9 @@ def filter_axis(names: NameMap) -> FilterAxis:
 def _flax_name(owner: nn.Module, name: str, tensor: torch.Tensor) -> tuple[str, bool, int | None]:
     """(name in the tree, whether the first two axes are stored last and swapped, filter axis there or None) of a leaf.
 
-    The leaf keeps its name if another of its module has the new one.
+    The leaf keeps its name if another leaf or a submodule of its module has the new one.
     """
-    own, ndim = owner._parameters, tensor.ndim
+    own, ndim = {**owner._parameters, **owner._modules}, tensor.ndim
     free = lambda new: new if new == name or new not in own else name  # noqa: E731
     one_dim = sum(n > 1 for n in tensor.shape) <= 1
     if isinstance(owner, nn.Linear | nn.modules.conv._ConvNd) and name == "weight" and ndim >= 2:
@@ -258,6 +279,7 @@ def map_names(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = 
         if aliases[name] == name:
             dtype = str(tensor.dtype).removeprefix("torch.")
             order = more.pop("order", tuple(range(tensor.ndim)))
+            path = tuple(part.replace("/", ".") for part in path)  # torch's own names have no dots
             leaves.append(Leaf(name, collection, path, tuple(tensor.shape), order, dtype=dtype, **more))
 
     for prefix, owner in module.named_modules(remove_duplicate=False):
@@ -267,17 +289,34 @@ def map_names(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = 
                 new, reverse, axis = _flax_name(owner, name, tensor)
                 n = tensor.ndim
                 order = (n - 1, n - 2, *range(n - 2)) if reverse else tuple(range(n))
-                add(".".join((*parts, name)), tensor, "params", (*parts, new), order=order, filter_axis=axis)
+                more = {"order": order, "filter_axis": axis, "trainable": tensor.requires_grad}
+                add(".".join((*parts, name)), tensor, "params", (*parts, new), **more)
         for name, tensor in owner._buffers.items():
             if tensor is not None:
                 is_norm = isinstance(owner, nn.modules.batchnorm._NormBase) and name in statistics
-                where = ("batch_stats", (*parts, statistics[name])) if is_norm else ("buffers", (*parts, name))
+                new = statistics.get(name, name) if statistics.get(name) not in owner._modules else name
+                where = ("batch_stats", (*parts, new)) if is_norm else ("buffers", (*parts, name))
                 persistent = name not in owner._non_persistent_buffers_set
                 add(".".join((*parts, name)), tensor, *where, persistent=persistent)
     for name, tensor in (constants or {}).items():
         if name not in aliases:
             add(name, tensor, "constants", tuple(name.split(".")), persistent=False)
     return NameMap(tuple(leaves), aliases)
+
+
+def trainable(module: nn.Module) -> tuple[str, ...]:
+    """The paths of the parameters with ``requires_grad``, a selection for ``select=``; as ``net.trainable``.
+
+        loss, params = lla_torch.convert_loss(step, module, batch)
+        H = lla.hessian(loss, params, data, select=lla_torch.trainable(module))
+
+    Parameters without it (frozen ones) are part of the parameters of a converted network or loss as all others are:
+    directions move them, and the Hessian has their rows, unless a selection leaves them out.
+
+    Args:
+      module: the torch module.
+    """
+    return map_names(module).trainable
 
 
 def references(module: nn.Module) -> dict[str, weakref.ref[nn.Parameter]]:
