@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as torch_pytree
 
+import lla_jax
 from lla_jax import Loss
-from lla_jax.core import Whole
 from lla_jax.models import static
 from lla_torch.conversion.function import Function, depends_on_params
 from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, convert_parts
@@ -248,8 +248,8 @@ def convert_loss(
       UserWarning: the step returns (mean, weight) in place of (sum, weight), and takes this number of examples only. Of
         other steps ``lla_jax`` says so where the loss is used.
     """
-    whole = isinstance(example_batch, Whole)
-    example_batch = as_tensors(example_batch.data if isinstance(example_batch, Whole) else example_batch)
+    whole = isinstance(example_batch, lla_jax.data.Whole)
+    example_batch = as_tensors(example_batch.data if whole else example_batch)
     layouts = None if net is None else net.tree_map
     net = _make_net(convert_parts(module, (example_batch,), {}, train, dtype, step, layouts))
     examples = torch_pytree.tree_leaves(example_batch)

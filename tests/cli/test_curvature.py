@@ -33,6 +33,10 @@ def make(scale=1.0):
 def another():
     return make(2.0)
 
+def whole():  # one example whose arrays share no leading axis
+    data = lla.whole({"x": X, "y": X @ np.ones(6, np.float32), "penalized": np.zeros(2, np.float32)})
+    return lla.Problem(lambda p, d: squares(p, (d["x"], d["y"])) + d["penalized"].sum(), make().params, data)
+
 def not_finite():
     return lla.Problem(lambda p, b: squares(p, b) / 0.0, make().params, make().data)
 """

@@ -189,7 +189,7 @@ def test_the_spectral_functions_take_sets_of_points():
     close([spectrum.nodes.min(), spectrum.nodes.max()], values[[0, -1]])
     trace = lla.trace(H, jax.random.key(0), max_products=60)
     assert abs(trace.mean - values.sum()) <= max(6 * trace.sem, 1e-9)
-    layers = lla.per_layer(physics, FIELD, lla.whole(POINTS), jax.random.key(0), steps=12)
+    layers = lla.per_layer(physics, FIELD, lla.whole(POINTS), jax.random.key(0), steps=12, rtol=10)
     assert {layer.module for layer in layers} == {"hidden", "out"}
 
 
