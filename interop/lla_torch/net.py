@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as torch_pytree
 
+import lla_jax
 from lla_jax import Loss
-from lla_jax.core import Whole
 from lla_jax.models import static
 from lla_torch.conversion.function import Function, depends_on_params
 from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, convert_parts, unwrap
@@ -127,7 +127,8 @@ class Net:
           ValueError: variables with other values of a buffer that decided a size or a branch at conversion.
         """
         net = dataclasses.replace(self, **changes)
-        net.function.check_decided(net.variables)
+        if "variables" in changes and net.function is not None:
+            net.function.check_decided(net.variables)
         return net
 
     @property
@@ -297,8 +298,8 @@ def convert_loss(
     """
     if net is not None and not isinstance(net, Net):
         raise misuse("net", net, "the network of this module, as lla_torch.convert gives it, or None")
-    whole = isinstance(example_batch, Whole)
-    example_batch = as_tensors(example_batch.data if isinstance(example_batch, Whole) else example_batch)
+    whole = isinstance(example_batch, lla_jax.data.Whole)
+    example_batch = as_tensors(example_batch.data if whole else example_batch)
     layouts = None if net is None else net.tree_map
     if layouts is not None:
         check_same_parameters(unwrap(module), layouts)

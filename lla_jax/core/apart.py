@@ -138,7 +138,8 @@ def _explain(name: str, size: int, way: str, difference: float) -> str:
         "(N,), which broadcast; time as the leading axis, (T, N, F), where the examples belong; statistics over the "
         "batch, such as those of BatchNorm in train mode; division by the size of the batch."
         + (
-            " If the loss is to couple the examples, return a scalar and set per_example=False"
+            " If the loss is to couple the examples, return a scalar and set per_example=False; if these are the parts "
+            "of one example, such as the nodes of a graph, pass lla.whole(data)"
             if name == "loss"
             else ""
         )

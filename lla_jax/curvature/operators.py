@@ -79,7 +79,8 @@ def hessian(
       loss: a ``Loss``, or a plain ``f(params, batch) -> scalar``.
       params: theta, a pytree of real floating arrays. Weights of half precision are taken in float32; a network that
         computes in half precision all the same gives two or three digits, with a warning.
-      data: one data set (a pytree of arrays with leading axis N) or ``lla.stream(...)``, read once per product.
+      data: one data set (a pytree of arrays with leading axis N), ``lla.stream(...)``, read once per product, or
+        ``lla.whole(...)`` of one example that is never cut; None for a loss without data.
       batch_size: examples per block. For a loss per example it bounds the memory and changes nothing else; by default
         the block suits the caches or the accelerator. For a batch-coupled loss, or ``batch_stats="batch"``, it is the
         number of examples in a batch, by default all.
@@ -165,8 +166,9 @@ def fisher(
 
     with y drawn from the model ("mc", whose mean is the GGN where l is a negative log-likelihood in its natural
     parameters) or from the data ("empirical"). The penalty, a prior, is no part of it. All entries (tokens) of an
-    example are one observation. The key is folded with an example's number: draws do not depend on the batches.
-    Weights are those of the data, also where they follow from the labels (weighted classes, ignored labels).
+    example are one observation; of an ``lla.whole``, such as a graph, each entry (node) is one. The key is folded with
+    an example's number: draws do not depend on the batches. Weights are those of the data, also where they follow from
+    the labels (weighted classes, ignored labels).
 
     Targets must be drawn from the likelihood whose negative logarithm the criterion is. It is recognised by what the
     criterion does at a few rows, whatever it is written in: categorical (any temperature and axis of classes, soft

@@ -87,7 +87,7 @@ def gradient(loss: Any, params: PyTree, data: Any, *, batch_size: int | None = N
     Args:
       loss: a ``Loss`` or a plain ``f(params, batch) -> scalar``.
       params: the parameters at which the gradient is taken.
-      data: an array pytree with leading axis N, or ``lla.stream(...)``.
+      data: an array pytree with leading axis N, ``lla.whole(...)``, or ``lla.stream(...)``; None if there are none.
       batch_size: examples per batch for an array pytree; None takes all examples at once.
 
     Returns:

@@ -89,7 +89,8 @@ def evaluate(
       loss: a ``Loss``, or a plain ``f(params, batch) -> scalar`` (the mean over batches weighted by size; no standard
         error).
       params: the centre, a pytree of finite floating arrays.
-      data: one data set, an array pytree with leading axis N, or ``lla.stream(loader)``. Without a store a stream is
+      data: one data set, an array pytree with leading axis N; ``lla.whole(data)`` of one example that is never cut, or
+        None for a loss without data; or ``lla.stream(loader)``. Without a store a stream is
         read once per landscape (with re-estimated statistics twice, or more often if the statistics of all points take
         over 256 MiB); with a store, as often for each chunk. Its first batch is also read once more at the start.
       directions: the axes, one per grid dimension; a list of them gives a list of landscapes with one compilation.

@@ -46,7 +46,7 @@ def all_modes(
     Args:
       loss: a ``Loss`` or a plain function.
       params: the centre.
-      data: one data set or a stream.
+      data: one data set, a whole or a stream, as for ``evaluate``.
       key: the key of the random axes, which are the same for all normalizations.
       grid: the coordinates of two axes; default ``lla.grid(points=21)``. Under the adam rule ``a`` has the
         range and number of points of the first axis, in units of Adam's step, and ``b`` goes from 0.1 to 2 in as many

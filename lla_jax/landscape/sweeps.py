@@ -116,7 +116,7 @@ def sweep(
     Args:
       loss: a ``Loss`` or a plain function, the same for all landscapes.
       checkpoints: parameter trees of one structure, each the centre of its landscapes.
-      data: one data set or a stream (read once per landscape).
+      data: one data set, a whole or a stream (read once per landscape), as for ``evaluate``.
       axes: ``f(key, params) -> Directions``, called for every checkpoint and seed; or ``Directions``, the same for
         every checkpoint; or a dict of these by name. Default: Gaussian directions, filter-normalized, as many as the
         grid has axes.

@@ -54,7 +54,7 @@ def convexity(
     Args:
       loss: as for ``hessian``.
       params: the centre.
-      data: one data set, or a stream, read once per step.
+      data: one data set, a whole, or a stream, read once per step.
       axes: one, two or three directions, for a line, plane or volume.
       grid: one 1-D array of coordinates per axis, e.g. ``lla.grid(points=9)``.
       key: draws the start vector.

@@ -33,6 +33,10 @@ def make(scale=1.0):
 def another():
     return make(2.0)
 
+def whole():  # one example whose arrays share no leading axis
+    data = lla.whole({"x": X, "y": X @ np.ones(6, np.float32), "penalized": np.zeros(2, np.float32)})
+    return lla.Problem(lambda p, d: squares(p, (d["x"], d["y"])) + d["penalized"].sum(), make().params, data)
+
 def not_finite():
     return lla.Problem(lambda p, b: squares(p, b) / 0.0, make().params, make().data)
 """
@@ -239,3 +243,15 @@ def test_words_name_the_matrix_and_the_block(tiny):
     text = (tiny / "r/hessian.txt").read_text()
     assert text.startswith("Curvature: Hessian of 6 parameters (**/kernel), mean over 40 examples\n")  # no BatchNorm
     assert "Spectral density: 1 probe of 3 steps" in text
+
+
+def test_data_that_stay_whole(tiny, capsys):
+    assert hessian(*QUICK, factory="whole") == 0
+    assert "Hessian of 7 parameters, of one example, always whole" in capsys.readouterr().out
+    values = lla.load("r/eigenpairs.npz").values
+    np.testing.assert_allclose(values, np.sort(np.linalg.eigvalsh(HESSIAN))[::-1][:3], rtol=1e-4)
+    problem = ("landscape", "--problem", "tiny_curvature:whole", "--points", 3, "--out", "w")
+    assert cli.main([str(a) for a in problem]) == 0
+    assert lla.load("w/landscape.npz").values["loss"].shape == (3, 3)
+    assert cli.main([str(a) for a in (*problem[:-1], "v", "--batch-size", 4)]) != 0
+    assert "--batch-size: 4 given, but lla.whole(data) is one example" in capsys.readouterr().err

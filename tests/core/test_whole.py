@@ -58,6 +58,11 @@ def physics(p, data):
     return sum((t**2).mean() for t in terms)
 
 
+@functools.cache
+def at_centre():
+    return float(jax.jit(lambda p: physics(p, POINTS))(FIELD))
+
+
 class Graph(NamedTuple):
     """A graph as jraph holds it, with a None and a number of nodes."""
 
@@ -120,6 +125,7 @@ def accuracy(outputs, data):
     return outputs.argmax(1) == data["y"], data["train"]
 
 
+@jax.jit
 def total(p, train=MASK):
     """The mean over the training nodes, from the dense matrix."""
     losses = cross_entropy(convolve(p, lambda h: ADJACENCY @ h, X), Y)
@@ -128,13 +134,13 @@ def total(p, train=MASK):
 
 def dense(f, p):
     flat, unravel = ravel_pytree(p)
-    return np.asarray(jax.hessian(lambda v: f(unravel(v)))(flat))
+    return np.asarray(jax.jit(jax.hessian(lambda v: f(unravel(v))))(flat))
 
 
 def matrix(operator, p):
     flat, unravel = ravel_pytree(p)
-    columns = jax.lax.map(lambda v: ravel_pytree(operator.mv(unravel(v)))[0], jnp.eye(len(flat)))
-    return np.asarray(columns)
+    columns = jax.jit(lambda H: jax.vmap(lambda v: ravel_pytree(H.mv(unravel(v)))[0])(jnp.eye(len(flat))))
+    return np.asarray(columns(operator))
 
 
 def axes_of(p, num=2):
@@ -166,13 +172,12 @@ def test_the_landscape_of_sets_of_points_is_that_of_direct_calls():
 def test_matrices_gradient_and_losses_of_sets_of_points_are_those_of_jax():
     data, expected = lla.whole(POINTS), dense(lambda p: physics(p, POINTS), FIELD)
     close(matrix(lla.hessian(physics, FIELD, data, execution=KEPT), FIELD), expected)
-    anew = lla.hessian(physics, FIELD, data, execution=ANEW)
-    close(ravel_pytree(anew.mv(FIELD))[0], expected @ ravel_pytree(FIELD)[0])
     gradient = lla.directions.gradient(physics, FIELD, data).tree
-    close(ravel_pytree(jax.tree.map(lambda g: g[0], gradient))[0], ravel_pytree(jax.grad(physics)(FIELD, POINTS))[0])
+    slope = jax.jit(jax.grad(lambda p: physics(p, POINTS)))(FIELD)
+    close(ravel_pytree(jax.tree.map(lambda g: g[0], gradient))[0], ravel_pytree(slope)[0])
     axes = axes_of(FIELD)
     found = jax.jit(lambda d: lla.landscape.losses(physics, FIELD, axes.tree, jnp.zeros((2, 2)), d))(data)
-    close(found, [physics(FIELD, POINTS)] * 2)
+    close(found, [at_centre()] * 2)
 
 
 @pytest.mark.slow
@@ -184,14 +189,16 @@ def test_the_spectral_functions_take_sets_of_points():
     close([spectrum.nodes.min(), spectrum.nodes.max()], values[[0, -1]])
     trace = lla.trace(H, jax.random.key(0), max_products=60)
     assert abs(trace.mean - values.sum()) <= max(6 * trace.sem, 1e-9)
-    layers = lla.per_layer(physics, FIELD, lla.whole(POINTS), jax.random.key(0), steps=12)
+    layers = lla.per_layer(physics, FIELD, lla.whole(POINTS), jax.random.key(0), steps=12, rtol=10)
     assert {layer.module for layer in layers} == {"hidden", "out"}
 
 
 # --- graphs
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "dense" in name else ()) for name in GRAPHS]
+)
 def test_a_graph_has_the_matrices_of_its_training_nodes(name):
     apply, data = GRAPHS[name]
     data = {**data, "matrix": sparse.BCOO.fromdense(ADJACENCY)} if "sparse" in name else data
@@ -199,11 +206,12 @@ def test_a_graph_has_the_matrices_of_its_training_nodes(name):
     close(matrix(lla.hessian(loss, WEIGHTS, whole), WEIGHTS), dense(total, WEIGHTS))
     jacobian, _, p = outputs_of_nodes()
     counted = MASK / MASK.sum()
-    curvature = jax.vmap(jnp.diag)(p) - p[:, :, None] * p[:, None]
-    expected = jnp.einsum("n,nci,ncd,ndj->ij", counted, jacobian, curvature, jacobian)
+    curvature = np.eye(CLASSES) * p[:, None] - p[:, :, None] * p[:, None]
+    expected = np.einsum("n,nci,ncd,ndj->ij", counted, jacobian, curvature, jacobian)
     close(matrix(lla.ggn(loss, WEIGHTS, whole), WEIGHTS), expected)
 
 
+@functools.cache
 def outputs_of_nodes():
     """(Jacobian of the scores (N, C, P), gradients of the losses (N, P), probabilities (N, C)), in float64."""
     flat, unravel = ravel_pytree(WEIGHTS)
@@ -211,11 +219,11 @@ def outputs_of_nodes():
     def scores(v):
         return convolve(unravel(v), lambda h: ADJACENCY @ h, X)
 
-    return (
-        jax.jacobian(scores)(flat),
-        jax.jacobian(lambda v: cross_entropy(scores(v), Y))(flat),
-        jax.nn.softmax(scores(flat)),
-    )
+    def all_three(v):
+        slopes = jax.jacobian(lambda v: cross_entropy(scores(v), Y))(v)
+        return jax.jacobian(scores)(v), slopes, jax.nn.softmax(scores(v))
+
+    return jax.tree.map(np.asarray, jax.jit(all_three)(flat))
 
 
 @pytest.mark.slow
@@ -225,7 +233,7 @@ def test_in_the_fisher_matrix_of_a_graph_each_node_is_an_observation(sample):
     _, gradients, _ = outputs_of_nodes()
     if sample is None:
         empirical = lla.fisher(loss, WEIGHTS, whole, kind="empirical")
-        close(matrix(empirical, WEIGHTS), jnp.einsum("n,ni,nj->ij", MASK / MASK.sum(), gradients, gradients))
+        close(matrix(empirical, WEIGHTS), np.einsum("n,ni,nj->ij", MASK / MASK.sum(), gradients, gradients))
     drawn = lla.fisher(loss, WEIGHTS, whole, jax.random.key(0), samples=2000, sample=sample)
     expected = matrix(lla.ggn(loss, WEIGHTS, whole), WEIGHTS)
     assert abs(matrix(drawn, WEIGHTS) - expected).max() < 0.1 * abs(expected).max()
@@ -284,6 +292,7 @@ def test_in_a_stream_each_graph_is_an_example():
     close(ravel_pytree(product)[0], expected @ ravel_pytree(WEIGHTS)[0])
 
 
+@pytest.mark.slow
 def test_batch_statistics_of_a_whole_are_those_of_its_nodes():
     def apply(p, state, data, train):
         h = convolve(p, lambda h: ADJACENCY @ h, data["graph"].nodes)
@@ -299,6 +308,7 @@ def test_batch_statistics_of_a_whole_are_those_of_its_nodes():
 # --- adapters, lists, keys
 
 
+@pytest.mark.slow
 def test_a_stochastic_loss_has_one_key_for_the_whole():
     def apply(p, state, data, train, key):
         return p["first"] * jax.random.normal(key), state
@@ -336,6 +346,7 @@ def test_random_keys_may_be_among_the_data():
     assert lla.directions.gradient(loss, WEIGHTS, data).num == 1
 
 
+@pytest.mark.slow
 def test_equinox_models_get_the_whole_without_vmap():
     eqx = pytest.importorskip("equinox")
 
@@ -392,8 +403,9 @@ class Closed:
 
 
 def test_a_loss_without_data():
-    for data in (None, lla.whole()):
-        close(matrix(lla.hessian(rosenbrock, CENTRE, data), CENTRE), dense(rosenbrock, CENTRE))
+    for data, execution in ((None, KEPT), (lla.whole(), ANEW)):
+        H = lla.hessian(rosenbrock, CENTRE, data, execution=execution)
+        close(matrix(H, CENTRE), dense(rosenbrock, CENTRE))
     line = lla.evaluate(rosenbrock, CENTRE, None, axes_of(CENTRE, 1), LINE, execution=FIXED)
     close(line.values["loss"][1], rosenbrock(CENTRE))
     assert lla.directions.gradient(rosenbrock, CENTRE, None).num == 1
@@ -454,6 +466,7 @@ def test_sweeps_modes_and_convexity_take_a_whole():
     np.testing.assert_allclose(found.values["lambda_max"][1, 1], centre[-1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_points_are_split_over_devices_and_the_whole_is_not():
     data, axis = lla.whole(POINTS), axes_of(FIELD)
     one, two = (
@@ -462,7 +475,7 @@ def test_points_are_split_over_devices_and_the_whole_is_not():
     )
     close(one.values["loss"], two.values["loss"])
     few = lla.evaluate(physics, FIELD, data, axis[:1], [np.zeros(1)], execution=lla.Execution(devices=2))
-    close(few.values["loss"], [physics(FIELD, POINTS)])
+    close(few.values["loss"], [at_centre()])
     with pytest.raises(ValueError, match=r"execution.data_shards: 2 given.*one example"):
         lla.evaluate(physics, FIELD, data, axis, PLANE, execution=lla.Execution(devices=2, data_shards=2))
     with pytest.raises(ValueError, match=r"execution.devices: 2 given.*lla.whole"):

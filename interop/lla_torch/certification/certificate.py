@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+import lla_jax
 from lla_jax import check_examples
-from lla_jax.core import Whole
 from lla_torch.certification.computed import cast_batch, jax_numbers, numbers_as_run
 from lla_torch.certification.differences import (
     eps_of,
@@ -160,8 +160,8 @@ def certify(
       ValueError: a network of another module; batches that the module does not take; a criterion
         that is no torch module, that fails on the outputs and labels, or that does not return a scalar.
     """
-    module, whole = unwrap(module), isinstance(batch, Whole)
-    batch = batch.data if isinstance(batch, Whole) else batch
+    module, whole = unwrap(module), isinstance(batch, lla_jax.data.Whole)
+    batch = batch.data if isinstance(batch, lla_jax.data.Whole) else batch
     case = _make_case(module, net, batch, criterion, inputs, labels, outputs, seed)._replace(whole=whole)
     own, exact = case.types[0], torch_numbers(case, "float64")
     case = case._replace(samples=bool(exact["draws"]))  # a recurrent layer may draw, and does so with dropout only
