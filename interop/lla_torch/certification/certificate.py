@@ -26,7 +26,7 @@ from lla_torch.conversion.module import unwrap
 from lla_torch.net import Net
 from lla_torch.program.bits import has_64_bits
 from lla_torch.program.errors import misuse
-from lla_torch.program.program import DType
+from lla_torch.program.instructions import DType
 from lla_torch.weights.names import is_float
 
 TOLERANCES = {

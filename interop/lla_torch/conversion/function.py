@@ -11,7 +11,8 @@ import torch
 from torch.utils import _pytree as torch_pytree
 
 from lla_torch.program.errors import misuse
-from lla_torch.program.program import Instruction, Program, Ref
+from lla_torch.program.instructions import Instruction, Ref
+from lla_torch.program.program import Program
 from lla_torch.tracing.exporting import Call
 from lla_torch.weights.names import to_array
 

@@ -17,7 +17,8 @@ from lla_torch.conversion.function import Function, call_pattern
 from lla_torch.conversion.graph import Graph, graph_of, tensors_of
 from lla_torch.program.bits import bits_of
 from lla_torch.program.errors import misuse
-from lla_torch.program.program import Instruction, Program, Ref
+from lla_torch.program.instructions import Instruction, Ref
+from lla_torch.program.program import Program
 from lla_torch.program.views import View
 from lla_torch.tracing.exporting import Call, export
 from lla_torch.tracing.guards import ConversionError
@@ -134,7 +135,9 @@ def _row_layouts(graphs: Sequence[Graph], names: NameMap, own: torch.dtype, call
             same = x is not None and before is not None and _row_layout(before) == _row_layout(x)
             inputs_of[name] = x if same else None
 
-        shapes = {leaf.name: jax.ShapeDtypeStruct(leaf.stored_shape, _numpy_dtype(leaf.stored_dtype)) for leaf in names.leaves}
+        shapes = {
+            leaf.name: jax.ShapeDtypeStruct(leaf.stored_shape, _numpy_dtype(leaf.stored_dtype)) for leaf in names.leaves
+        }
         trees = {"params": {}, **names.tree(shapes)}
         with bits_of(any(x.dtype.is_floating_point or x.dtype.is_complex for x in call.tensors)):
             floats = [jax.numpy.asarray(to_array(x)) for x in call.tensors]
