@@ -93,10 +93,18 @@ class Function:
         return [tensors[i] for i in range(len(tensors))]
 
 
+OF_SHAPES = frozenset(
+    "sym_size sym_numel empty_like full_like ones_like zeros_like new_empty new_full new_ones new_zeros".split()
+)
+"""Operators whose results depend on the shape of their first argument only, as far as this one has parameters."""
+
+
 def depends_on_params(program: Program, output: int) -> bool:
     """Whether one of the values that a program returns depends on its parameters."""
     reached = {slot for slot, spec in enumerate(program.inputs) if spec.kind == "params"}
     for each in program.instructions:
+        if each.operator.name.split(".")[1] in OF_SHAPES:
+            continue
         if any(ref.index in reached for ref in _refs((each.args, each.kwargs))):
             reached.add(each.out)
     return any(ref.index in reached for ref in _refs(program.outputs[output : output + 1]))

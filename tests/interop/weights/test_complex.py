@@ -85,7 +85,12 @@ class StateSpace(nn.Module):
         return torch.fft.irfft(product, n=2 * n)[..., :n]
 
 
-MODULES = [(FourierOperator, (5, 1, 6, 6)), (Mixed, (5, 3)), (ComplexLayers, (5, 1, 4, 4)), (StateSpace, (5, 6))]
+MODULES = [
+    (FourierOperator, (5, 1, 6, 6)),
+    (Mixed, (5, 3)),
+    pytest.param(ComplexLayers, (5, 1, 4, 4), marks=pytest.mark.slow),
+    pytest.param(StateSpace, (5, 6), marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("kind", "shape"), MODULES, ids=lambda x: getattr(x, "__name__", ""))
@@ -153,6 +158,7 @@ def test_checkpoints_and_moments(tmp_path):
         np.testing.assert_array_equal(np.asarray(axes.tree["spectrum"])[i], moment)
 
 
+@pytest.mark.slow
 def test_half_precision_rounds_the_parts():
     module, x = spectral(FourierOperator), random(5, 1, 6, 6)
     net = lla_torch.convert(module, x, dtype="bfloat16")
