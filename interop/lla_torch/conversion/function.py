@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as torch_pytree
 
+from lla_torch.conversion.widths import names
 from lla_torch.program.errors import misuse
 from lla_torch.program.instructions import Instruction, Ref
 from lla_torch.program.program import Program
@@ -93,9 +94,7 @@ class Function:
         return [tensors[i] for i in range(len(tensors))]
 
 
-OF_SHAPES = frozenset(
-    "sym_size sym_numel empty_like full_like ones_like zeros_like new_empty new_full new_ones new_zeros".split()
-)
+OF_SHAPES = names("sym_size sym_numel empty_like full_like ones_like zeros_like new_empty new_full new_ones new_zeros")
 """Operators whose results depend on the shape of their first argument only, as far as this one has parameters."""
 
 

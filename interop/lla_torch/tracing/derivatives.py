@@ -22,7 +22,7 @@ from torch.utils import _pytree as torch_pytree
 try:
     from torch._functorch.predispatch import _add_batch_dim
 except ImportError:  # older torch, which exports no vmap
-    from torch._C._functorch import _add_batch_dim
+    from torch._C._functorch import _add_batch_dim  # type: ignore[assignment]
 
 
 class Refused(Exception):
