@@ -96,7 +96,7 @@ def export(
     flat = _FlatCall(module, call, function)
     with preserve_module(module, train):
         flat.training = train
-        tensors = tuple(x.detach().requires_grad_(x.requires_grad) for x in call.tensors)
+        tensors = tuple(_like(x, x) for x in call.tensors)
         try:
             with refuse_losses_of_pairs():
                 exported = _export(flat, tensors)
@@ -138,10 +138,15 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...]) -> ExportedProgr
     """The exported program, with leading axes of any length as far as the module allows it."""
     rows = {x.shape[0] for x in tensors if x.ndim}
     if rows == {1}:  # torch treats a length of 1 as fixed
-        tensors = tuple(torch.cat([x, x]) if x.ndim else x for x in tensors)
+        tensors = tuple(_like(x, torch.cat([x, x])) if x.ndim else x for x in tensors)
     dynamic = tuple({0: Dim.AUTO} if x.ndim and x.shape[0] > 1 else None for x in tensors)
     with tracing_mode():
         return torch.export.export(flat, tensors, dynamic_shapes=(dynamic,), strict=False)
+
+
+def _like(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The values as a tensor of its own that requires a gradient if x does."""
+    return values.detach().requires_grad_(x.requires_grad)
 
 
 def _decompositions(graph_module: torch.fx.GraphModule) -> Any:
