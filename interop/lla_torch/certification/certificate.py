@@ -29,7 +29,7 @@ from lla_torch.losses.selection import Choice
 from lla_torch.net import Net, check_same_parameters
 from lla_torch.program.bits import has_64_bits
 from lla_torch.program.errors import misuse
-from lla_torch.program.program import DType
+from lla_torch.program.instructions import DType
 from lla_torch.tracing.exporting import why_unusable
 from lla_torch.weights.names import is_float
 

@@ -15,7 +15,8 @@ from lla_torch.certification.reference import Case, named_arrays, output_weights
 from lla_torch.conversion.function import Function, arguments
 from lla_torch.losses.selection import selection
 from lla_torch.net import Net
-from lla_torch.program.program import DType, leaf_at
+from lla_torch.program.instructions import DType
+from lla_torch.program.program import leaf_at
 from lla_torch.weights.names import is_float, to_array
 
 
@@ -85,12 +86,8 @@ def jax_numbers(case: Case, net: Net, dtype: str, theirs: dict[str, Any]) -> dic
     names, function = net.tree_map, _in_precision(net.function, dtype)
     loss = _make_loss(case, net)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        arrays_of = {
-            leaf.name: jnp.asarray(
-                leaf_at(net.variables[leaf.collection], leaf.path), case.type_of(leaf.stored_dtype, dtype)
-            )
-            for leaf in names.leaves
-        }
+        stored = {leaf: leaf_at(net.variables[leaf.collection], leaf.path) for leaf in names.leaves}
+        arrays_of = {x.name: jnp.asarray(array, case.type_of(x.stored_dtype, dtype)) for x, array in stored.items()}
         params = {name: arrays_of.pop(name) for name in case.vector}
         vector = {n: jnp.asarray(names.to_jax(names.by_name(n), v), params[n].dtype) for n, v in case.vector.items()}
         leaves, structure = jax.tree.flatten(cast_batch(case, dtype))

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch.utils import _pytree as torch_pytree
 
+from lla_torch.conversion.widths import names
 from lla_torch.program.errors import misuse
-from lla_torch.program.program import Instruction, Program, Ref
+from lla_torch.program.instructions import Instruction, Ref
+from lla_torch.program.program import Program
 from lla_torch.tracing.exporting import Call
 from lla_torch.weights.names import to_array
 
@@ -98,10 +100,16 @@ class Function:
         return [tensors[i] for i in range(len(tensors))]
 
 
+OF_SHAPES = names("sym_size sym_numel empty_like full_like ones_like zeros_like new_empty new_full new_ones new_zeros")
+"""Operators whose results depend on the shape of their first argument only, as far as this one has parameters."""
+
+
 def depends_on_params(program: Program, output: int) -> bool:
     """Whether one of the values that a program returns depends on its parameters."""
     reached = {slot for slot, spec in enumerate(program.inputs) if spec.kind == "params"}
     for each in program.instructions:
+        if each.operator.name.split(".")[1] in OF_SHAPES:
+            continue
         if any(ref.index in reached for ref in _refs((each.args, each.kwargs))):
             reached.add(each.out)
     return any(ref.index in reached for ref in _refs(program.outputs[output : output + 1]))

@@ -17,7 +17,8 @@ from lla_torch.conversion.function import Function, call_pattern
 from lla_torch.conversion.graph import Graph, graph_of, tensors_of
 from lla_torch.program.bits import bits_of
 from lla_torch.program.errors import misuse
-from lla_torch.program.program import Instruction, Program, Ref
+from lla_torch.program.instructions import Instruction, Ref
+from lla_torch.program.program import Program
 from lla_torch.program.views import View
 from lla_torch.tracing.exporting import Call, export
 from lla_torch.tracing.guards import ConversionError

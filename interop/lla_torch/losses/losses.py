@@ -16,7 +16,8 @@ from torch import nn
 from lla_torch.conversion.function import Function, arguments
 from lla_torch.losses.criteria import Criterion, criterion_of, is_per_example
 from lla_torch.losses.selection import failure, scores_among
-from lla_torch.program.program import Instruction, Noise, read_argument, run_instruction
+from lla_torch.program.instructions import Instruction, read_argument, run_instruction
+from lla_torch.program.noise import Noise
 from lla_torch.program.views import View, as_view
 
 

@@ -15,9 +15,14 @@ from typing import Any
 
 import torch
 from torch._C._functorch import CVmapInterpreterPtr, TransformType, get_interpreter_stack
-from torch._functorch import eager_transforms, predispatch
+from torch._functorch import eager_transforms
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, track_tensor_tree
 from torch.utils import _pytree as torch_pytree
+
+try:
+    from torch._functorch.predispatch import _add_batch_dim
+except ImportError:  # older torch, which exports no vmap
+    from torch._C._functorch import _add_batch_dim  # type: ignore[assignment]
 
 
 class Refused(Exception):
@@ -156,10 +161,7 @@ def _(info: Any, axes: Any, x: Any) -> Any:
 def _tokens() -> list[torch.Tensor]:
     """A tensor for each ``vmap`` that is being traced, with the batch axis of this."""
     levels = [level for level in get_interpreter_stack() or [] if level.key() == TransformType.Vmap]
-    return [
-        predispatch._add_batch_dim(torch.zeros(CVmapInterpreterPtr(level).batchSize()), 0, level.level())
-        for level in levels
-    ]
+    return [_add_batch_dim(torch.zeros(CVmapInterpreterPtr(level).batchSize()), 0, level.level()) for level in levels]
 
 
 # --- torch.autograd.grad

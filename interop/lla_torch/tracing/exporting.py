@@ -125,9 +125,7 @@ def export(module: nn.Module, call: Call, *, train: bool = False, function: Call
     flat = _FlatCall(module, call, function, constants)
     with torch.inference_mode(False), preserve_module(module, train):
         flat.training = train
-        tensors = tuple(
-            x.clone() if x.is_inference() else x.detach().requires_grad_(x.requires_grad) for x in call.tensors
-        )
+        tensors = tuple(_like(x, x) for x in call.tensors)
         try:
             with refuse_losses_of_pairs(), note_fixed_axes() as fixed, _without_dumps():
                 exported = _export(flat, tensors, constants)
@@ -219,7 +217,7 @@ def why_unusable(x: torch.Tensor, source: str) -> str:
     if x.layout != torch.strided:
         return f"has the layout {x.layout}; make it dense: x.to_dense()"
     if getattr(x, "has_names", bool)():  # not every version of torch has them
-        return f"has names of axes {x.names}; drop them: x.rename(None)"
+        return f"has names of axes {getattr(x, 'names')}; drop them: x.rename(None)"
     return ""
 
 
@@ -232,10 +230,15 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...], constants: Const
     """The exported program, with leading axes of any length as far as the module allows it."""
     rows = {x.shape[0] for x in tensors if x.ndim}
     if rows == {1}:  # torch treats a length of 1 as fixed
-        tensors = tuple(torch.cat([x, x]) if x.ndim else x for x in tensors)
+        tensors = tuple(_like(x, torch.cat([x, x])) if x.ndim else x for x in tensors)
     dynamic = tuple({0: Dim.AUTO} if x.ndim and x.shape[0] > 1 else None for x in tensors)
     with tracing_mode(), OpenSizes(), constants:
         return torch.export.export(flat, tensors, dynamic_shapes=(dynamic,) if tensors else None, strict=False)
+
+
+def _like(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The values as a tensor of its own that requires a gradient if x does."""
+    return (values.clone() if values.is_inference() else values.detach()).requires_grad_(x.requires_grad)
 
 
 def _decompositions(graph_module: torch.fx.GraphModule) -> Any:

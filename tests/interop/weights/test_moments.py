@@ -225,5 +225,5 @@ def test_moments_that_cannot_be_used():
     optimizer = torch.optim.Adam([module.fc.bias])
     for moment, said in ((torch.ones(4).to_sparse(), "sparse"), (torch.ones(4, dtype=torch.complex64), "complex")):
         optimizer.state[module.fc.bias] = {"step": torch.tensor(1.0), "exp_avg": moment, "exp_avg_sq": moment}
-        with pytest.raises(ValueError, match=f"exp_avg of the Adam optimizer is .*{said}"):
+        with pytest.raises(ValueError, match=f"exp_avg of the Adam optimizer is .*{said}.*give|{said}.*dense"):
             adam_moments(optimizer, net)

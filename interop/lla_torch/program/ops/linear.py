@@ -406,6 +406,11 @@ def _without_factor(function: Callable[..., Array], forward: bool) -> Callable[.
     return lambda x, **sizes: function(x, norm="backward" if forward else "forward", **sizes)
 
 
+def _single(x: Array) -> Array:
+    """x with at least 32 bits, which transforms need; those of weights in half precision have less."""
+    return x.astype(jnp.float32) if x.dtype.itemsize == 2 else x
+
+
 def _normalize(x: Array, count: int, normalization: int) -> Array:
     return x if normalization == 0 else x / (math.sqrt(count) if normalization == 1 else count)
 
@@ -418,7 +423,7 @@ def _count(shape: Sequence[int], dim: Sequence[int]) -> int:
 def fft_r2c(x: Array, dim: Sequence[int], normalization: int, onesided: bool) -> Array:
     """Fourier transform of real numbers over the axes ``dim``; ``onesided`` keeps half of the last one."""
     transform = _without_factor(jnp.fft.rfftn if onesided else jnp.fft.fftn, True)
-    return _normalize(transform(x, axes=dim), _count(x.shape, dim), normalization)
+    return _normalize(transform(_single(x), axes=dim), _count(x.shape, dim), normalization)
 
 
 @lowering("aten._fft_c2c.default")
@@ -439,7 +444,7 @@ def fft_c2r(x: Array, dim: Sequence[int], normalization: int, last_dim_size: int
 def _register_one_dimensional(name: str, function: Callable[..., Array]) -> None:
     @lowering(f"aten.fft_{name}.default")
     def transform(x: Array, n: int | None = None, dim: int = -1, norm: str | None = None) -> Array:
-        return function(x, n, dim, norm)
+        return function(_single(x), n, dim, norm)
 
 
 def _register_many_dimensional(name: str, function: Callable[..., Array], axes: tuple[int, ...] | None) -> None:
@@ -456,7 +461,7 @@ def _register_many_dimensional(name: str, function: Callable[..., Array], axes: 
         )
         if half and sizes and sizes[-1] == -1:
             sizes = (*sizes[:-1], 2 * (x.shape[dim[-1]] - 1))
-        return function(x, sizes or None, tuple(dim), norm)
+        return function(_single(x), sizes or None, tuple(dim), norm)
 
 
 for _name in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft"):
