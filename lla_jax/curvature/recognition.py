@@ -157,8 +157,8 @@ def _layouts(y: np.ndarray, shape: tuple[int, ...], axis: int) -> Iterator[dict[
         yield {}
     if y.size == np.prod(shape):
         yield {"one_hot": True}
-    if _is_whole(y) and y.ndim == 2 and len(shape) == 3 and axis == 2 and y.shape[1] - shape[1] in (0, 1):
-        yield {"shift": 1}
+    if _is_whole(y) and y.ndim == 2 and len(shape) == 3 and y.shape[1] - shape[3 - axis] in (0, 1):
+        yield {"shift": 1}  # the other axis is that of the tokens
 
 
 def _is_whole(y: np.ndarray) -> bool:

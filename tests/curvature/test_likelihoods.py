@@ -189,6 +189,15 @@ CASES = {  # name: (loss, outputs, data, likelihood)
         (TOKENS, TOKEN_LABELS),
         "categorical over axis 2 of scores, of the next token",
     ),
+    "the next token, classes before tokens": (
+        lla.Loss(
+            lambda p, state, b, train: (model()(p, state, b, train)[0][:, :-1].swapaxes(1, 2), state),
+            lambda o, b: entropy(o.swapaxes(1, 2), b[1][:, 1:]),
+        ),
+        C,
+        (TOKENS, TOKEN_LABELS),
+        "categorical over axis 1 of scores, of the next token",
+    ),
     "the next token of one sequence": (
         lla.Loss(
             lambda p, state, b, train: (jax.nn.one_hot(b[:, :-1], 4) @ p["kernel"], state),

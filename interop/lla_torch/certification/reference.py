@@ -19,7 +19,7 @@ from torch.utils import _pytree as torch_pytree
 from lla_torch.conversion.function import arguments
 from lla_torch.conversion.module import as_tensors
 from lla_torch.losses.losses import default_labels
-from lla_torch.losses.selection import Choice, failure, selection
+from lla_torch.losses.selection import FAILURES, Choice, failure, selection
 from lla_torch.tracing.guards import preserve_module
 from lla_torch.tracing.outputs import split_outputs
 from lla_torch.tracing.recording import Recorder
@@ -317,7 +317,7 @@ def _compute_loss(case: Case, dtype: str, outputs: Any) -> torch.Tensor | None:
     name = f"criterion: {type(criterion).__name__}"
     try:
         loss = torch.func.functional_call(criterion, tensors, (outputs, labels))
-    except (TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+    except FAILURES as error:
         raise failure(error, criterion, outputs, labels) from error
     if not isinstance(loss, torch.Tensor) or loss.ndim:
         what = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__

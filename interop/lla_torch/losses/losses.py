@@ -15,10 +15,11 @@ from torch import nn
 
 from lla_torch.conversion.function import Function, arguments
 from lla_torch.losses.criteria import Criterion, criterion_of, is_per_example
-from lla_torch.losses.selection import failure, scores_among
+from lla_torch.losses.selection import FAILURES, failure, needs_selection, scores_among
 from lla_torch.program.instructions import Instruction, read_argument, run_instruction
 from lla_torch.program.noise import Noise
 from lla_torch.program.views import View, as_view
+from lla_torch.tracing.guards import ConversionError
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,12 @@ class TorchCriterion:
                 examples = jax.tree.map(_example_tensor, (outputs, labels))
                 try:
                     criterion, per_example = criterion_of(self.module, self.convert, *examples)
-                except (TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+                except FAILURES as error:
                     raise failure(error, self.module, outputs, labels) from error
+                except ConversionError as error:
+                    if isinstance(error.__cause__, FAILURES) and needs_selection(outputs, labels):
+                        raise failure(error.__cause__, self.module, outputs, labels) from error
+                    raise
             if per_example != self.per_example:
                 raise ValueError(
                     f"per_example: {self.per_example} given, but {type(self.module).__name__} returns "

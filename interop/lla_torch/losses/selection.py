@@ -63,13 +63,23 @@ def scores_among(outputs: Any) -> Any:
     return outputs
 
 
+FAILURES = (TypeError, AttributeError, KeyError, IndexError, RuntimeError)
+"""The errors of a loss module that gets other outputs or labels than it takes."""
+
+
+def needs_selection(outputs: Any, labels: Any) -> bool:
+    """Whether a criterion cannot take the outputs as they are: several arrays, or classes on the last axis of many."""
+    if not (_is_array(outputs) and _is_array(labels)):
+        return not _is_array(outputs)
+    return len(outputs.shape) == len(labels.shape) + 1 > 2 and tuple(outputs.shape[:-1]) == tuple(labels.shape)
+
+
 def failure(error: Exception, module: nn.Module, outputs: Any, labels: Any) -> ValueError:
     """The error for a loss module that fails on the network's outputs and the labels; it says what to select."""
-    scores, targets = getattr(outputs, "shape", ()), getattr(labels, "shape", ())
-    if not hasattr(outputs, "shape"):
+    if not _is_array(outputs):
         remedy = "pass outputs=, the name or number of the entry it takes, or a function of the outputs"
         remedy += "" if is_from_torch(module) else "; entries are found by outputs['name'], not by outputs.name"
-    elif len(scores) == len(targets) + 1 and scores[:-1] == targets:
+    elif needs_selection(outputs, labels):
         remedy = (
             "torch has the classes on axis 1: pass outputs=lambda out: out['logits'].swapaxes(1, -1) (of "
             "a network that returns one array: out.swapaxes(1, -1))"
@@ -88,14 +98,14 @@ def failure(error: Exception, module: nn.Module, outputs: Any, labels: Any) -> V
 def show_outputs(outputs: Any) -> str:
     """Outputs in a message: the names or numbers of their entries, with their shapes."""
     if isinstance(outputs, Mapping):
-        return "a dict with " + ", ".join(f"{name!r} ({_show(x)})" for name, x in outputs.items())
+        return "a dict with " + ", ".join(f"{name!r} {_show(x)}" for name, x in outputs.items())
     if _is_sequence(outputs):
-        return f"a {type(outputs).__name__} with " + ", ".join(f"{i} ({_show(x)})" for i, x in enumerate(outputs))
+        return f"a {type(outputs).__name__} with " + ", ".join(f"{i} {_show(x)}" for i, x in enumerate(outputs))
     return f"one array of shape {_show(outputs)}"
 
 
 def _show(x: Any) -> str:
-    return str(tuple(x.shape)) if _is_array(x) else type(x).__name__
+    return str(tuple(x.shape)) if _is_array(x) else f"({type(x).__name__})"
 
 
 def _is_sequence(x: Any) -> bool:

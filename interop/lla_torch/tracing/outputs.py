@@ -40,7 +40,8 @@ def _keep(x: Any, path: str, dropped: dict[str, str]) -> Any:
         kept = {name: _keep(value, _join(path, name), dropped) for name, value in fields.items()}
         return {name: value for name, value in kept.items() if _join(path, name) not in dropped}
     if isinstance(x, tuple | list):
-        values = [_keep(value, _join(path, i), dropped) for i, value in enumerate(x)]
+        names = getattr(x, "_fields", range(len(x)))
+        values = [_keep(value, _join(path, name), dropped) for name, value in zip(names, x, strict=True)]
         if isinstance(x, list):
             return values
         return type(x)(*values) if hasattr(x, "_fields") else tuple(values)
