@@ -7,7 +7,6 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from torch.utils import _pytree as torch_pytree
 
 import lla_torch.program.ops  # noqa: F401  (fills the table)
 from lla_torch.conversion.rounding import find_kept
-from lla_torch.conversion.ties import share_at_tie
+from lla_torch.conversion.ties import tie_arguments
 from lla_torch.conversion.widths import GIVEN, Range, find_widths, results_of
 from lla_torch.program.operators import TABLE, TorchOperator
 from lla_torch.program.program import DType, Input, Instruction, Program, Ref
@@ -190,8 +189,7 @@ class _Builder:
         while args and len(args) <= len(names) and names[len(args) - 1] in IGNORED:
             args.pop()
         kwargs = {name: a for name, a in kwargs.items() if name not in IGNORED}
-        if "share" in signature(known.function).parameters:
-            kwargs["share"] = share_at_tie(node.target)
+        kwargs |= tie_arguments(known.function, node.target)
         runs_wide = node in self.widths.steps
         return Instruction(
             known,

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
 
 BOUNDS = ("clamp", "clip", "clamp_min", "clamp_max", "fmax", "fmin")
 """Operators that are called with two arguments of which they take one."""
+
+
+def tie_arguments(function: Callable[..., Any], op: Any) -> dict[str, float]:
+    """The further argument of a function that takes ``share``, see ``program.ops.extrema``: what torch's op answers."""
+    return {"share": share_at_tie(op)} if "share" in signature(function).parameters else {}
 
 
 @functools.cache

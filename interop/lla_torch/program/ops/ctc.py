@@ -109,7 +109,7 @@ def ctc_loss(
         value = of_scores(logp)
         counts = (jnp.arange(logp.shape[0])[:, None] < steps)[..., None]
         slope = jnp.where(counts, jnp.exp(logp), 0) + jax.grad(lambda p: jnp.sum(losses(p)))(logp)
-        slope = jnp.where(jnp.isinf(value)[:, None], 0 if zero_infinity else jnp.nan, slope)
+        slope = jnp.where(jnp.isinf(value)[:, None] & counts, 0 if zero_infinity else jnp.nan, slope)
         return value, jnp.sum(slope * change, (0, 2))
 
     of_scores.defjvp(rule)
