@@ -1,4 +1,4 @@
-"""Functions of torch that decide by values inside, each with a version that a graph can hold."""
+"""Functions of torch that torch.export cannot trace as they are, each with a version that a graph can hold."""
 
 from __future__ import annotations
 
@@ -91,14 +91,77 @@ def _bincount(input: torch.Tensor, weights: torch.Tensor | None = None, minlengt
     ones = torch.ones_like(whole) if weights is None else weights
     dtype = torch.int64 if weights is None else weights.dtype if weights.dtype == torch.float32 else torch.float64
     counts = torch.zeros(minlength, dtype=dtype, device=input.device)
-    counts = counts.index_add(0, whole.clamp(0, minlength - 1), ones.detach().to(dtype))
+    counts = counts.index_add(0, whole.clamp(0, minlength - 1), ones.to(dtype))
     return torch.where(inside, counts, -1 if weights is None else torch.nan)
+
+
+def _operator(name: str, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A custom operator for one of torch's that does not trace with a batch of any length; the result is like x."""
+    own: Any = torch.library.custom_op(f"lla_torch::{name}", function, mutates_args=())
+    own.register_fake(lambda x, *rest, **named: torch.empty_like(x))
+    return own
+
+
+def _quantize_number(x: torch.Tensor, scale: float, zero_point: int, quant_min: int, quant_max: int) -> torch.Tensor:
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, quant_min, quant_max)
+
+
+def _quantize_tensor(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, quant_min: int, quant_max: int
+) -> torch.Tensor:
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, quant_min, quant_max)
+
+
+def _quantize_channels(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, axis: int, quant_min: int, quant_max: int
+) -> torch.Tensor:
+    return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, quant_min, quant_max)
+
+
+def _quantize_learned(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    quant_min: int,
+    quant_max: int,
+    grad_factor: float = 1.0,
+) -> torch.Tensor:
+    function: Any = torch._fake_quantize_learnable_per_tensor_affine
+    return function(x, scale, zero_point, quant_min, quant_max, grad_factor)
+
+
+def _quantize_learned_channels(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    axis: int,
+    quant_min: int,
+    quant_max: int,
+    grad_factor: float = 1.0,
+) -> torch.Tensor:
+    function: Any = torch._fake_quantize_learnable_per_channel_affine
+    return function(x, scale, zero_point, axis, quant_min, quant_max, grad_factor)
+
+
+_NUMBER = _operator("fake_quantize_number", _quantize_number)
+_TENSOR = _operator("fake_quantize", _quantize_tensor)
+
+
+def _fake_quantize(input: torch.Tensor, scale: Any, zero_point: Any, quant_min: int, quant_max: int) -> torch.Tensor:
+    own = _TENSOR if isinstance(scale, torch.Tensor) else _NUMBER
+    return own(input, scale, zero_point, quant_min, quant_max)
 
 
 REPLACEMENTS: dict[Any, Callable[..., torch.Tensor]] = {
     functional.ctc_loss: _ctc_loss,
     torch.ctc_loss: _ctc_loss,
     functional.gaussian_nll_loss: _gaussian_nll_loss,
+    torch.fake_quantize_per_tensor_affine: _fake_quantize,
+    torch.fake_quantize_per_channel_affine: _operator("fake_quantize_channels", _quantize_channels),
+    torch._fake_quantize_learnable_per_tensor_affine: _operator("fake_quantize_learned", _quantize_learned),
+    torch._fake_quantize_learnable_per_channel_affine: _operator(
+        "fake_quantize_learned_channels", _quantize_learned_channels
+    ),
     torch.bincount: _bincount,
     torch.Tensor.bincount: _bincount,
 }
