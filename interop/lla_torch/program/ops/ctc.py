@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -69,6 +70,23 @@ def _padded(targets: Array, sizes: Array) -> Array:
     return targets[jnp.minimum(places, targets.shape[0] - 1)] if targets.shape[0] else targets.reshape(-1, 0)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def _losses(logp: Array, targets: Array, steps: Array, sizes: Array, blank: int, zero_infinity: bool) -> Array:
+    """``_negative_log_likelihoods`` with torch's derivative, see ``ctc_loss``."""
+    return _negative_log_likelihoods(logp, targets, steps, sizes, blank)
+
+
+@_losses.defjvp
+def _losses_jvp(blank: int, zero_infinity: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    logp, targets, steps, sizes = primals
+    value = _losses(logp, targets, steps, sizes, blank, zero_infinity)
+    total = lambda p: jnp.sum(_negative_log_likelihoods(p, targets, steps, sizes, blank))  # noqa: E731
+    counts = (jnp.arange(logp.shape[0])[:, None] < steps)[..., None]
+    slope = jnp.where(counts, jnp.exp(logp), 0) + jax.grad(total)(logp)
+    slope = jnp.where(jnp.isinf(value)[:, None] & counts, 0 if zero_infinity else jnp.nan, slope)
+    return value, jnp.sum(slope * tangents[0], (0, 2))
+
+
 @lowering("lla_torch.ctc_loss")
 def ctc_loss(
     log_probs: Array, targets: Array, input_lengths: Array, target_lengths: Array, blank: int, zero_infinity: bool
@@ -97,21 +115,5 @@ def ctc_loss(
     padded = targets if targets.ndim == 2 else _padded(targets, sizes)
     padded = jnp.where(np.arange(padded.shape[1]) < sizes[:, None], padded, blank)
 
-    def losses(logp: Array) -> Array:
-        return _negative_log_likelihoods(logp, padded, steps, sizes, blank)
-
-    @jax.custom_jvp
-    def of_scores(logp: Array) -> Array:
-        return losses(logp)
-
-    def rule(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
-        (logp,), (change,) = primals, tangents
-        value = of_scores(logp)
-        counts = (jnp.arange(logp.shape[0])[:, None] < steps)[..., None]
-        slope = jnp.where(counts, jnp.exp(logp), 0) + jax.grad(lambda p: jnp.sum(losses(p)))(logp)
-        slope = jnp.where(jnp.isinf(value)[:, None] & counts, 0 if zero_infinity else jnp.nan, slope)
-        return value, jnp.sum(slope * change, (0, 2))
-
-    of_scores.defjvp(rule)
-    value = of_scores(log_probs)
+    value = _losses(log_probs, padded, steps, sizes, blank, zero_infinity)
     return jnp.where(jnp.isinf(value), 0, value) if zero_infinity else value
