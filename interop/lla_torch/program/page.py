@@ -20,6 +20,11 @@ SUBJECTS = {
     "resizing": "Resizing, padding, unfolding",
     "activations": "Activations",
     "pointwise": "Entry by entry",
+    "extrema": "Bounds, and extrema of two tensors",
+    "arithmetic": "Whole numbers, and parts of floats",
+    "special": "Special functions",
+    "bessel": "Bessel and Airy functions",
+    "polynomials": "Orthogonal polynomials",
     "reductions": "Reductions",
     "ordering": "Sorting, searching, cumulative sums",
     "shapes": "Shapes",
@@ -28,8 +33,10 @@ SUBJECTS = {
     "creation": "Making tensors",
     "random": "Random numbers",
     "dropout": "Dropout",
+    "quantization": "Simulated quantization",
     "losses": "Losses",
     "derivatives": "Derivatives by `torch.autograd.grad` and `torch.func`",
+    "ctc": "Connectionist temporal classification",
     GRAPH: "Sizes and marks",
 }
 """Modules of ``lla_torch.program.ops`` in the order of the page."""

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from lla_torch.tracing.derivatives import Refused, autograd_grad, derivatives_in_graph
 from lla_torch.tracing.functions import has_own_derivative, run_forward
+from lla_torch.tracing.replacements import REPLACEMENTS
 
 LOCK = threading.RLock()
 """Held while a module or torch's global state is changed and until it is restored."""
@@ -49,7 +50,9 @@ REFUSED: dict[Any, tuple[str, str, bool]] = {
 
 
 class UntraceableCalls(TorchFunctionMode):
-    """A torch mode that refuses calls that the graph would silently lose, and keeps every dropout one operator."""
+    """A torch mode that refuses calls that the graph would silently lose, keeps every dropout one operator, and
+    traces versions of functions that decide by values.
+    """
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -65,8 +68,9 @@ class UntraceableCalls(TorchFunctionMode):
             )
         if func is torch.autograd.grad:
             return autograd_grad(*args, **kwargs)
-        if func in DROPOUTS:
-            return DROPOUTS[func](*args, **kwargs)
+        traced = DROPOUTS.get(func) or REPLACEMENTS.get(func)
+        if traced is not None:
+            return traced(*args, **kwargs)
         return func(*args, **kwargs)
 
 
