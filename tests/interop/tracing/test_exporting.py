@@ -254,3 +254,21 @@ def test_torchscript_modules():
     text = refused(build(lambda: Outer(traced)), real(7, 3))
     assert "TorchScript" in text
     assert "body.gate" in text
+
+
+@pytest.mark.parametrize("take", [lambda x: int(x.sum().item()), lambda x: 2 if x.sum() > 0 else 3], ids=["item", "if"])
+def test_torch_writes_nothing_beside_our_error(take, capfd):
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x * take(x)
+
+    assert "depends on the values of a tensor" in refused(Branches(), torch.ones(3, 4))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_numbers_taken_of_a_tensor_are_refused_with_what_to_do():
+    class Sizes(nn.Module):
+        def forward(self, x):
+            return x[: x.sum(1).long().tolist()[0]]
+
+    assert "as numbers (.item(), .tolist())" in refused(Sizes(), torch.ones(3, 4))
