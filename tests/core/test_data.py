@@ -1,5 +1,7 @@
 """Data sets and streams: means and standard errors do not depend on how the data are cut or streamed."""
 
+import collections
+
 import jax
 import numpy as np
 import pytest
@@ -135,3 +137,11 @@ def test_parameters_in_masked_arrays_without_masked_entries_are_plain_ones():
     loss = lla.Loss(lambda p, state, batch, train: (batch @ p, state), lambda outputs, batch: outputs)
     landscape = lla.evaluate(loss, np.ma.masked_array(p), rows, axis, [np.zeros(1)])
     np.testing.assert_allclose(landscape.values["loss"], 1.0)
+
+
+def test_mappings_of_any_class_are_dicts():
+    batch = collections.UserDict(ids=np.arange(6).reshape(3, 2), more=collections.UserDict(mask=np.ones(3)))
+    for found in (data.as_arrays(batch), data.to_numpy(batch)):
+        assert type(found) is dict
+        assert type(found["more"]) is dict
+        np.testing.assert_array_equal(found["ids"], batch["ids"])

@@ -190,3 +190,19 @@ def test_linear_keeps_the_order_of_other_axes():
     assert [e.primitive.name for e in program.eqns] == ["dot_general"]
     turned = View(jnp.asarray(x.permute(2, 0, 1).contiguous().numpy()), (1, 2, 0))
     assert_close(linear.linear(turned, kernel).logical(), torch.nn.functional.linear(x, weight), 1e-12)
+
+
+@pytest.mark.parametrize("offs", [[2, 2, 5], [0, 4, 6], [6, 6, 6]], ids=str)
+def test_grouped_products_are_those_of_the_groups(offs):
+    x, other, ends = r(6, 4), r(3, 4, 5), list(zip([0, *offs], offs))
+    found = linear.grouped_mm(jnp.asarray(x), jnp.asarray(other), jnp.asarray(offs))
+    expected = torch.cat([*(x[a:b] @ w for (a, b), w in zip(ends, other)), torch.zeros(6 - offs[-1], 5)])
+    assert_close(found, expected, 1e-14)
+    columns, rows = r(3, 6), r(6, 5)
+    found = linear.grouped_mm(jnp.asarray(columns), jnp.asarray(rows), jnp.asarray(offs))
+    assert_close(found, torch.stack([columns[:, a:b] @ rows[a:b] for a, b in ends]), 1e-14)
+    stack, wide = r(3, 2, 4), r(4, 6)
+    found = linear.grouped_mm(jnp.asarray(stack), jnp.asarray(wide), jnp.asarray(offs))
+    parts = [m @ wide[:, a:b] for (a, b), m in zip(ends, stack)]
+    assert_close(found, torch.cat([*parts, torch.zeros(2, 6 - offs[-1])], 1), 1e-14)
+    assert_close(linear.grouped_mm(jnp.asarray(stack), jnp.asarray(other)), stack @ other, 1e-14)

@@ -258,14 +258,32 @@ def test_torchscript_modules():
 
 def test_modules_without_values():
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, device="meta"))
-    with pytest.raises(
-        lla_torch.ConversionError, match=r"\['1.weight', .*'1.running_mean'.* on the meta device"
-    ) as error:
+    with pytest.raises(lla_torch.ConversionError, match=r"its tensor '1.weight' is on the meta device") as error:
         lla_torch.convert(module, torch.ones(2, 2))
     assert "to_empty(device='cpu')" in str(error.value)
     module.to_empty(device="cpu")  # the remedy
     module.load_state_dict(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).state_dict())
     net = lla_torch.convert(module.double(), torch.ones(2, 2, dtype=torch.float64))
     assert net.variables["params"]["1"]["scale"].shape == (2,)
-    with pytest.raises(lla_torch.ConversionError, match="example inputs: tensors on the meta device have no values"):
+    with pytest.raises(
+        lla_torch.ConversionError, match="inputs: tensor number 0 is on the meta device and holds no values"
+    ):
         lla_torch.convert(module, torch.ones(2, 2, device="meta"))
+
+
+@pytest.mark.parametrize("take", [lambda x: int(x.sum().item()), lambda x: 2 if x.sum() > 0 else 3], ids=["item", "if"])
+def test_torch_writes_nothing_beside_our_error(take, capfd):
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x * take(x)
+
+    assert "depends on the values of a tensor" in refused(Branches(), torch.ones(3, 4))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_numbers_taken_of_a_tensor_are_refused_with_what_to_do():
+    class Sizes(nn.Module):
+        def forward(self, x):
+            return x[: x.sum(1).long().tolist()[0]]
+
+    assert "as numbers (.item(), .tolist())" in refused(Sizes(), torch.ones(3, 4))
