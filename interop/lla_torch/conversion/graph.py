@@ -412,7 +412,7 @@ TABLE.update(
         "lla_torch.stop_gradient.default": TorchOperator(
             "lla_torch.stop_gradient.default", jax.lax.stop_gradient, "pointwise"
         ),
-        "higher_order.cond": _on_numbers("higher_order.cond", choose),
+        "higher_order.cond.default": _on_numbers("higher_order.cond.default", choose),
         "aten._assert_scalar.default": _on_numbers("aten._assert_scalar.default", _assert_scalar),
     }
 )
@@ -420,7 +420,7 @@ TABLE.update(
 
 def _name_of(target: Any) -> str:
     """The name of an operator in the table."""
-    return f"higher_order.{target}" if isinstance(target, HigherOrderOperator) else str(target)
+    return f"higher_order.{target}.default" if isinstance(target, HigherOrderOperator) else str(target)
 
 
 def _python_operator(target: Any) -> TorchOperator | None:

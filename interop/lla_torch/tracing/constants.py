@@ -278,7 +278,9 @@ def _is_real(x: Any) -> bool:
 
 def _writes(name: str) -> bool:
     """Whether a function of this name writes to its first argument."""
-    if name == "__setitem__" or (name.startswith("__i") and name not in ("__index__", "__int__", "__invert__", "__iter__")):
+    if name == "__setitem__" or (
+        name.startswith("__i") and name not in ("__index__", "__int__", "__invert__", "__iter__")
+    ):
         return True
     return name.endswith("_") and not name.endswith("__")
 

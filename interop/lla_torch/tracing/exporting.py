@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram, default_decompositions
 from torch.utils import _pytree as torch_pytree
 
 from lla_torch.program.operators import TABLE
+from lla_torch.tracing.branches import mark_branches, traceable_branches
 from lla_torch.tracing.constants import ConstantValues
 from lla_torch.tracing.fixing import note_fixed_axes
 from lla_torch.tracing.guards import (
@@ -79,9 +80,7 @@ class Call:
 class _FlatCall(nn.Module):
     """A module whose forward takes a call's tensors by position, and runs ``function(module, ...)`` or the call."""
 
-    def __init__(
-        self, module: nn.Module, call: Call, function: Callable[..., Any] | None, constants: ConstantValues
-    ):
+    def __init__(self, module: nn.Module, call: Call, function: Callable[..., Any] | None, constants: ConstantValues):
         super().__init__()
         self.module, self._constants = module, constants
         self._leaves, self._spec = torch_pytree.tree_flatten((call.args, call.kwargs))
@@ -103,9 +102,7 @@ class _FlatCall(nn.Module):
         return outputs
 
 
-def export(
-    module: nn.Module, call: Call, *, train: bool = False, function: Callable[..., Any] | None = None
-) -> Traced:
+def export(module: nn.Module, call: Call, *, train: bool = False, function: Callable[..., Any] | None = None) -> Traced:
     """Export a module's call by torch.export as a functional graph in which stop-gradients are marked.
 
     The module and torch's global state are left as they are.
@@ -157,9 +154,7 @@ def _check_module(module: nn.Module) -> None:
     tensors = [*module.named_parameters(), *module.named_buffers()]
     lazy = [n for n, p in tensors if isinstance(p, nn.UninitializedParameter | nn.UninitializedBuffer)]
     if lazy:
-        raise ConversionError(
-            f"module: its tensors {lazy} are lazy and have no shape yet; run the module once before"
-        )
+        raise ConversionError(f"module: its tensors {lazy} are lazy and have no shape yet; run the module once before")
 
 
 def _check_tensors(module: nn.Module, call: Call) -> None:
@@ -203,7 +198,7 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...], constants: Const
     if rows == {1}:  # torch treats a length of 1 as fixed
         tensors = tuple(torch.cat([x, x]) if x.ndim else x for x in tensors)
     dynamic = tuple({0: Dim.AUTO} if x.ndim and x.shape[0] > 1 else None for x in tensors)
-    with tracing_mode(), OpenSizes(), constants:
+    with tracing_mode(), traceable_branches(), OpenSizes(), constants:
         return torch.export.export(flat, tensors, dynamic_shapes=(dynamic,) if tensors else None, strict=False)
 
 
@@ -283,6 +278,7 @@ def _view_base(node: Any) -> tuple[Any, bool]:
 def _mark_stop_gradients(graph_module: torch.fx.GraphModule) -> None:
     """Replace ``detach`` by, and wrap the results of ``no_grad`` in, an operator that torch does not decompose."""
     stop = torch.ops.lla_torch.stop_gradient.default
+    mark_branches(graph_module, _mark_stop_gradients)
     nodes: list[Any] = list(graph_module.graph.nodes)
     for node in nodes:
         if node.target is torch.ops.aten.detach.default:
@@ -339,6 +335,12 @@ def _explain(error: Exception, module: nn.Module) -> ConversionError:
         return ConversionError(
             f"{place}: tensors on different devices meet; put the module, its inputs and tensors made in forward on "
             f"one: module.cpu(), x.cpu(), torch.zeros(..., device=x.device). torch says: {_first_line(error)}"
+        )
+    if kind == "UncapturedHigherOrderOpError":
+        return ConversionError(
+            f"{place}: a function that takes functions cannot be traced; torch.cond takes branches that return tensors "
+            "of equal shapes and types and change nothing else; write a loop of a fixed number of steps in Python, and "
+            f"other choices with torch.where. torch says: {_first_line(error)}"
         )
     if kind == "UnsupportedOperatorException" and "sparse" in str(error):
         return ConversionError(
