@@ -40,7 +40,7 @@ PYTHON: tuple[Callable[..., Any], ...] = (
 )
 """Python's own functions of numbers that a graph may hold."""
 
-_NAMES = {
+_NAMES: dict[str, Any] = {
     "__builtins__": {},
     "math": math,
     "torch": SimpleNamespace(**SYMBOLIC),

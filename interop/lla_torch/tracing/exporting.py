@@ -183,7 +183,7 @@ def why_unusable(x: torch.Tensor, source: str) -> str:
     if x.layout != torch.strided:
         return f"has the layout {x.layout}; make it dense: x.to_dense()"
     if getattr(x, "has_names", bool)():  # not every version of torch has them
-        return f"has names of axes {x.names}; drop them: x.rename(None)"
+        return f"has names of axes {getattr(x, 'names', ())}; drop them: x.rename(None)"
     return ""
 
 
