@@ -344,8 +344,8 @@ def _explain(error: Exception, module: nn.Module) -> ConversionError:
         )
     if kind == "UnsupportedOperatorException" and "sparse" in str(error):
         return ConversionError(
-            f"{place}: the operator {_first_line(error)} works on sparse tensors, which have no graph; make them dense: "
-            "x.to_dense()"
+            f"{place}: the operator {_first_line(error)} works on sparse tensors, which have no graph; make them "
+            "dense: x.to_dense()"
         )
     if "DataDependent" in kind or "data-dependent" in str(error):
         return ConversionError(
