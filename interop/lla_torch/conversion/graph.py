@@ -21,8 +21,10 @@ from torch.utils import _pytree as torch_pytree
 import lla_torch.program.ops  # noqa: F401  (fills the table)
 from lla_torch.conversion.rounding import find_kept
 from lla_torch.conversion.widths import GIVEN, Range, find_widths, results_of
+from lla_torch.program.branches import Block, choose
+from lla_torch.program.decided import Decided
 from lla_torch.program.operators import TABLE, TorchOperator
-from lla_torch.program.program import Block, Decided, DType, Input, Instruction, Program, Ref, choose
+from lla_torch.program.program import DType, Input, Instruction, Program, Ref
 from lla_torch.program.sizes import PYTHON, SYMBOLIC
 from lla_torch.tracing.exporting import Traced, source_place
 from lla_torch.tracing.guards import ConversionError

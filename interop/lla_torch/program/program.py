@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_torch.program.bits import bits_of, has_64_bits, in_64_bits, is_wide
+from lla_torch.program.decided import Decided
 from lla_torch.program.noise import Noise
 from lla_torch.program.operators import TorchOperator
 from lla_torch.program.sizes import holds
@@ -73,45 +74,6 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Block:
-    """A function that an operator takes, such as a branch of ``torch.cond``.
-
-    Args:
-      instructions: in order of execution; they draw no random numbers.
-      outputs: the values that it returns.
-      num_inputs: the number of its arguments, which fill the first slots.
-      num_slots: number of slots.
-    """
-
-    instructions: tuple[Instruction, ...]
-    outputs: tuple[Any, ...]
-    num_inputs: int
-    num_slots: int
-
-    def run(self, own: np.dtype, operands: Sequence[Any]) -> tuple[Any, ...]:
-        """The arrays that it returns, for arrays and numbers as arguments."""
-        slots: list[Any] = [*map(_as_value, operands), *[None] * (self.num_slots - self.num_inputs)]
-        for each in self.instructions:
-            args = [read_argument(a, slots, own) for a in each.args]
-            kwargs = {name: read_argument(a, slots, own) for name, a in each.kwargs}
-            slots[each.out] = run_instruction(each, args, kwargs, Noise(None, None), own)
-        return tuple(_to_logical(read_argument(o, slots, own)) for o in self.outputs)
-
-
-def _as_value(x: Any) -> Any:
-    return plain(x) if isinstance(x, jax.Array | np.ndarray) else x
-
-
-def choose(condition: Any, true: Callable[..., Any], false: Callable[..., Any], operands: Sequence[Any]) -> Any:
-    """The results of one of two functions: of ``true`` where the condition holds; gradients are those of that one."""
-    condition = _to_logical(condition)
-    operands = [_to_logical(x) for x in operands]
-    if isinstance(condition, bool):
-        return (true if condition else false)(operands)
-    return jax.lax.cond(jnp.asarray(condition).reshape(()), true, false, operands)
-
-
-@dataclass(frozen=True)
 class Input:
     """The content of a slot before the first instruction.
 
@@ -134,41 +96,6 @@ class Input:
     dtype: DType | None = None
     shape: tuple[int | None, ...] | None = None
     where: str = field(default="", compare=False)
-
-
-@dataclass(frozen=True)
-class Decided:
-    """The value of a stored array that decided a size or a branch at conversion.
-
-    Args:
-      path: its path in the state.
-      shape: its shape.
-      dtype: its type.
-      content: its bytes.
-    """
-
-    path: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    content: bytes = field(repr=False)
-
-    @classmethod
-    def of(cls, path: tuple[str, ...], array: np.ndarray) -> Decided:
-        """The record of an array."""
-        return cls(path, array.shape, array.dtype.str, array.tobytes())
-
-    def check(self, state: Mapping[str, Any]) -> None:
-        """Raise a ValueError where the state has another value; a value that jax is tracing is not looked at."""
-        found = leaf_at(state, self.path)
-        if isinstance(found, jax.core.Tracer):
-            return
-        given = np.asarray(found)
-        value = np.frombuffer(self.content, np.dtype(self.dtype)).reshape(self.shape)
-        if given.shape != value.shape or not np.array_equal(given, value.astype(given.dtype)):
-            raise ValueError(
-                f"variables: {'/'.join(self.path)} has other values than at conversion, where they decided a size or "
-                "a branch (a mask as an index, .item(), an `if`); convert the module with these values"
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,7 +194,7 @@ class Program:
             slots[slot] = _fill_slot(spec, {"params": params, "state": state}, inputs, own)
         self._check_guards(inputs)
         for each in self.decided:
-            each.check(state)
+            each.check(leaf_at(state, each.path))
         for instruction in self.instructions:
             args = [read_argument(a, slots, own) for a in instruction.args]
             if observe is not None:
@@ -275,8 +202,8 @@ class Program:
             kwargs = {name: read_argument(a, slots, own) for name, a in instruction.kwargs}
             slots[instruction.out] = run_instruction(instruction, args, kwargs, noise, own)
         noise.finish()
-        outputs = unflatten(self.structure, [_to_logical(read_argument(o, slots, own)) for o in self.outputs])
-        updates = {path: _to_logical(slots[ref.index]) for path, ref in self.updates}
+        outputs = unflatten(self.structure, [to_logical(read_argument(o, slots, own)) for o in self.outputs])
+        updates = {path: to_logical(slots[ref.index]) for path, ref in self.updates}
         with bits_of(self.wide):
             return outputs, _update(state, updates, ())
 
@@ -442,18 +369,19 @@ def read_argument(arg: Any, slots: list[Any], own: np.dtype) -> Any:
         return slots[arg.index]
     if isinstance(arg, DType):
         return arg.resolve(own)
-    if isinstance(arg, Block):
+    if hasattr(arg, "run"):  # a ``branches.Block``
         return functools.partial(arg.run, own)
     if isinstance(arg, tuple):
         return tuple(read_argument(a, slots, own) for a in arg)
     return arg
 
 
-def _to_logical(value: Any) -> Any:
+def to_logical(value: Any) -> Any:
+    """A value, or each of several, in torch's order of axes."""
     if isinstance(value, View):
         return value.logical()
     if isinstance(value, tuple):
-        return tuple(_to_logical(v) for v in value)
+        return tuple(to_logical(v) for v in value)
     return value
 
 
@@ -507,11 +435,11 @@ def _apply(operator: TorchOperator, args: list[Any], kwargs: dict[str, Any]) -> 
         arrays, layout = aligned(args)
         named, layout_of_named = aligned(list(kwargs.values()))
         if layout_of_named is not None:  # tensors by name are rare, so torch's own order will do
-            arrays, layout = [_to_logical(a) for a in args], None
-            named = [_to_logical(v) for v in kwargs.values()]
+            arrays, layout = [to_logical(a) for a in args], None
+            named = [to_logical(v) for v in kwargs.values()]
         result = operator.function(*arrays, **dict(zip(kwargs, named, strict=True)))
         return result if layout is None else _wrap(result, layout)
-    return operator.function(*(_to_logical(a) for a in args), **{name: _to_logical(v) for name, v in kwargs.items()})
+    return operator.function(*(to_logical(a) for a in args), **{name: to_logical(v) for name, v in kwargs.items()})
 
 
 def _widen_arguments(operator: TorchOperator, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
