@@ -1,4 +1,4 @@
-"""``Decided``: the value of a buffer that decided a size or a branch at conversion."""
+"""What a conversion has settled: ``Decided``, the value of a buffer that decided a size or a branch; fixed axes."""
 
 from __future__ import annotations
 
@@ -41,3 +41,13 @@ class Decided:
                 f"variables: {'/'.join(self.path)} has other values than at conversion, where they decided a size or "
                 "a branch (a mask as an index, .item(), an `if`); convert the module with these values"
             )
+
+
+def why_fixed(where: str, expected: tuple[int | None, ...]) -> str:
+    """The sentence of a message that says what fixes a leading axis."""
+    remedy = "as len(x), int(x.shape[0]) and functions of numpy or math do; x.shape[0] leaves it open"
+    if expected[:1] in ((), (None,)):
+        return "Only leading axes may have other lengths"
+    if where:
+        return f"The leading axis is fixed at {where}: it takes the length as a number, {remedy}"
+    return f"A leading axis is fixed where the forward pass takes its length as a number, {remedy}"
