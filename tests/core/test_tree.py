@@ -196,3 +196,10 @@ class TestProperties:
     def test_align_by_path_changes_no_leaf(self, tree):
         swapped = {"y": list(tree["y"]), "x": tree["x"]}
         chex.assert_trees_all_equal(_tree.align(swapped, tree), tree)
+
+
+def test_paths_of_whole_variables_select_too():
+    params = {"fc": {"kernel": np.ones(2), "bias": np.ones(1)}, "params": {"kernel": np.ones(3)}}
+    assert _tree.select_leaves("params/fc/*", params) == [True, True, False]
+    assert _tree.select_leaves(["params/fc/bias", "fc/kernel"], params) == [True, True, False]
+    assert _tree.select_leaves("params/kernel", params) == [False, False, True]  # a path of the tree itself comes first

@@ -13,7 +13,7 @@ from torch.utils import _pytree as torch_pytree
 from lla_torch.conversion.widths import names
 from lla_torch.program.errors import misuse
 from lla_torch.program.instructions import Instruction, Ref
-from lla_torch.program.program import Program
+from lla_torch.program.program import Program, leaf_at
 from lla_torch.tracing.exporting import Call
 from lla_torch.weights.names import to_array
 
@@ -73,7 +73,7 @@ class Function:
         """Raise a ValueError where buffers that decided a size or a branch at conversion have other values."""
         for program in filter(None, (self.eval, self.train)):
             for each in program.decided:
-                each.check(variables)
+                each.check(leaf_at(variables, each.path))
 
     def before_log_probabilities(self) -> tuple[Function, tuple[Instruction, ...]] | None:
         """(the function without its last operators, these operators), where they make log-probabilities of scores.

@@ -23,9 +23,11 @@ import lla_torch.program.ops  # noqa: F401  (fills the table)
 from lla_torch.conversion.rounding import find_kept
 from lla_torch.conversion.ties import tie_arguments
 from lla_torch.conversion.widths import GIVEN, Range, find_widths, nodes_in, results_of
-from lla_torch.program.instructions import Block, DType, Instruction, Ref, choose
+from lla_torch.program.branches import Block, choose
+from lla_torch.program.decided import Decided
+from lla_torch.program.instructions import DType, Instruction, Ref
 from lla_torch.program.operators import TABLE, TorchOperator
-from lla_torch.program.program import Decided, Input, Program
+from lla_torch.program.program import Input, Program
 from lla_torch.program.sizes import PYTHON, SYMBOLIC
 from lla_torch.tracing.exporting import DROPPED, Traced, source_place
 from lla_torch.tracing.guards import ConversionError
@@ -451,7 +453,7 @@ TABLE.update(
         "lla_torch.stop_gradient.default": TorchOperator(
             "lla_torch.stop_gradient.default", jax.lax.stop_gradient, "pointwise"
         ),
-        "higher_order.cond": _on_numbers("higher_order.cond", choose),
+        "higher_order.cond.default": _on_numbers("higher_order.cond.default", choose),
         "aten._assert_scalar.default": _on_numbers("aten._assert_scalar.default", _assert_scalar),
     }
 )
@@ -459,7 +461,7 @@ TABLE.update(
 
 def _name_of(target: Any) -> str:
     """The name of an operator in the table."""
-    return f"higher_order.{target}" if isinstance(target, HigherOrderOperator) else str(target)
+    return f"higher_order.{target}.default" if isinstance(target, HigherOrderOperator) else str(target)
 
 
 def _python_operator(target: Any) -> TorchOperator | None:

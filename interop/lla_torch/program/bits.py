@@ -130,3 +130,12 @@ ad.primitive_jvps[_call] = _differentiate
 ad.primitive_transposes[_call] = _transpose
 batching.primitive_batchers[_call] = _batch
 mlir.register_lowering(_call, _lower)
+
+
+def is_beyond_32_bits(x: Any) -> bool:
+    """Whether an input holds integers that jax's default mode would cut: by its values, or by its type if traced."""
+    if isinstance(x, int | np.integer):
+        x = np.asarray(x)
+    if str(getattr(x, "dtype", None)) not in ("int64", "uint64"):
+        return False
+    return not isinstance(x, np.ndarray) or bool(x.size and (x.min() < 1 - 2**31 or x.max() >= 2**31))

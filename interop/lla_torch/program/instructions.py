@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from lla_torch.program.bits import in_64_bits, is_wide
 from lla_torch.program.noise import Noise
 from lla_torch.program.operators import TorchOperator
-from lla_torch.program.views import View, aligned, as_view, plain
+from lla_torch.program.views import View, aligned, as_view
 
 
 @dataclass(frozen=True)
@@ -71,52 +71,13 @@ class Instruction:
     kept: bool = False
 
 
-@dataclass(frozen=True)
-class Block:
-    """A function that an operator takes, such as a branch of ``torch.cond``.
-
-    Args:
-      instructions: in order of execution; they draw no random numbers.
-      outputs: the values that it returns.
-      num_inputs: the number of its arguments, which fill the first slots.
-      num_slots: number of slots.
-    """
-
-    instructions: tuple[Instruction, ...]
-    outputs: tuple[Any, ...]
-    num_inputs: int
-    num_slots: int
-
-    def run(self, own: np.dtype, operands: Sequence[Any]) -> tuple[Any, ...]:
-        """The arrays that it returns, for arrays and numbers as arguments."""
-        slots: list[Any] = [*map(_as_value, operands), *[None] * (self.num_slots - self.num_inputs)]
-        for each in self.instructions:
-            args = [read_argument(a, slots, own) for a in each.args]
-            kwargs = {name: read_argument(a, slots, own) for name, a in each.kwargs}
-            slots[each.out] = run_instruction(each, args, kwargs, Noise(None, None), own)
-        return tuple(to_logical(read_argument(o, slots, own)) for o in self.outputs)
-
-
-def _as_value(x: Any) -> Any:
-    return plain(x) if isinstance(x, jax.Array | np.ndarray) else x
-
-
-def choose(condition: Any, true: Callable[..., Any], false: Callable[..., Any], operands: Sequence[Any]) -> Any:
-    """The results of one of two functions: of ``true`` where the condition holds; gradients are those of that one."""
-    condition = to_logical(condition)
-    operands = [to_logical(x) for x in operands]
-    if isinstance(condition, bool):
-        return (true if condition else false)(operands)
-    return jax.lax.cond(jnp.asarray(condition).reshape(()), true, false, operands)
-
-
 def read_argument(arg: Any, slots: list[Any], own: np.dtype) -> Any:
     """An argument of an instruction, with the values of slots and the types of a call in place of their names."""
     if isinstance(arg, Ref):
         return slots[arg.index]
     if isinstance(arg, DType):
         return arg.resolve(own)
-    if isinstance(arg, Block):
+    if hasattr(arg, "run"):  # a ``branches.Block``
         return functools.partial(arg.run, own)
     if isinstance(arg, tuple):
         return tuple(read_argument(a, slots, own) for a in arg)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_torch.program.bits import bits_of, has_64_bits, in_64_bits, is_wide
+from lla_torch.program.bits import bits_of, has_64_bits, in_64_bits, is_beyond_32_bits, is_wide
+from lla_torch.program.decided import Decided, why_fixed
 from lla_torch.program.instructions import DType, Instruction, Ref, read_argument, run_instruction, to_logical
 from lla_torch.program.noise import Noise
 from lla_torch.program.sizes import holds
@@ -43,41 +44,6 @@ class Input:
     shape: tuple[int | None, ...] | None = None
     in_parts: bool = False
     where: str = field(default="", compare=False)
-
-
-@dataclass(frozen=True)
-class Decided:
-    """The value of a stored array that decided a size or a branch at conversion.
-
-    Args:
-      path: its path in the state.
-      shape: its shape.
-      dtype: its type.
-      content: its bytes.
-    """
-
-    path: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    content: bytes = field(repr=False)
-
-    @classmethod
-    def of(cls, path: tuple[str, ...], array: np.ndarray) -> Decided:
-        """The record of an array."""
-        return cls(path, array.shape, array.dtype.str, array.tobytes())
-
-    def check(self, state: Mapping[str, Any]) -> None:
-        """Raise a ValueError where the state has another value; a value that jax is tracing is not looked at."""
-        found = leaf_at(state, self.path)
-        if isinstance(found, jax.core.Tracer):
-            return
-        given = np.asarray(found)
-        value = np.frombuffer(self.content, np.dtype(self.dtype)).reshape(self.shape)
-        if given.shape != value.shape or not np.array_equal(given, value.astype(given.dtype)):
-            raise ValueError(
-                f"variables: {'/'.join(self.path)} has other values than at conversion, where they decided a size or "
-                "a branch (a mask as an index, .item(), an `if`); convert the module with these values"
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +131,7 @@ class Program:
         inputs hold integers beyond 32 bits. Floats among the outputs have the types of jax's present mode.
         """
         own = self._own(params)
-        beyond = not has_64_bits() and any(map(_is_beyond_32_bits, inputs))
+        beyond = not has_64_bits() and any(map(is_beyond_32_bits, inputs))
         with bits_of(beyond):
             outputs, state = self._run(own, params, state, inputs, Noise(key, draws), observe)
         return _leave(outputs, own), state
@@ -178,7 +144,7 @@ class Program:
             slots[slot] = _fill_slot(spec, {"params": params, "state": state}, inputs, own)
         self._check_guards(inputs)
         for each in self.decided:
-            each.check(state)
+            each.check(leaf_at(state, each.path))
         starts: dict[int, int] = {}
         for instruction in self.instructions:
             starts[instruction.out] = noise.used
@@ -327,15 +293,6 @@ def _cast_input(array: Any, spec: Input, own: np.dtype) -> Any:
     return array.astype(expected) if kind == "floating" and (spec.dtype.own or given_kind == "integer") else array
 
 
-def _is_beyond_32_bits(x: Any) -> bool:
-    """Whether an input holds integers that jax's default mode would cut: by its values, or by its type if traced."""
-    if isinstance(x, int | np.integer):
-        x = np.asarray(x)
-    if str(getattr(x, "dtype", None)) not in ("int64", "uint64"):
-        return False
-    return not isinstance(x, np.ndarray) or bool(x.size and (x.min() < 1 - 2**31 or x.max() >= 2**31))
-
-
 def _leave(outputs: Any, own: np.dtype) -> Any:
     """The outputs with 64-bit floats in the type that jax's present mode has for them; integers stay as they are."""
     if has_64_bits():
@@ -365,18 +322,8 @@ def _check_shape(spec: Input, shape: tuple[int, ...]) -> None:
     rule = ", ".join("any" if n is None else str(n) for n in expected)
     raise ValueError(
         f"inputs: tensor number {spec.path} has shape {shape}; it must be ({rule}), as at conversion, in torch's order "
-        f"of axes (N, C, H, W for images), or convert the module for this shape. {_why_fixed(spec, expected)}"
+        f"of axes (N, C, H, W for images), or convert the module for this shape. {why_fixed(spec.where, expected)}"
     )
-
-
-def _why_fixed(spec: Input, expected: tuple[int | None, ...]) -> str:
-    """The sentence of a message that says what fixes a leading axis."""
-    remedy = "as len(x), int(x.shape[0]) and functions of numpy or math do; x.shape[0] leaves it open"
-    if expected[:1] in ((), (None,)):
-        return "Only leading axes may have other lengths"
-    if spec.where:
-        return f"The leading axis is fixed at {spec.where}: it takes the length as a number, {remedy}"
-    return f"A leading axis is fixed where the forward pass takes its length as a number, {remedy}"
 
 
 def leaf_at(tree: Any, path: tuple[str, ...]) -> Any:

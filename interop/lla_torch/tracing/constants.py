@@ -17,13 +17,50 @@ from torch.utils import _pytree as torch_pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 DECIDING = frozenset(
-    "nonzero argwhere masked_select unique unique_consecutive bincount histc one_hot combinations equal allclose "
-    "is_nonzero item tolist numpy __array__ __bool__ __int__ __float__ __index__ __complex__ __contains__".split()
+    [
+        "nonzero",
+        "argwhere",
+        "masked_select",
+        "unique",
+        "unique_consecutive",
+        "bincount",
+        "histc",
+        "one_hot",
+        "combinations",
+        "equal",
+        "allclose",
+        "is_nonzero",
+        "item",
+        "tolist",
+        "numpy",
+        "__array__",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+        "__complex__",
+        "__contains__",
+    ]
 )
 """Functions whose results have a size, or are Python values, that depend on the values of their arguments."""
 MADE = frozenset(
-    "tensor as_tensor asarray from_numpy scalar_tensor arange range linspace logspace ones zeros full eye tril_indices "
-    "triu_indices".split()
+    [
+        "tensor",
+        "as_tensor",
+        "asarray",
+        "from_numpy",
+        "scalar_tensor",
+        "arange",
+        "range",
+        "linspace",
+        "logspace",
+        "ones",
+        "zeros",
+        "full",
+        "eye",
+        "tril_indices",
+        "triu_indices",
+    ]
 )
 """Functions that make a tensor of numbers alone."""
 FILLED = {"ones_like": 1, "new_ones": 1, "zeros_like": 0, "new_zeros": 0}

@@ -26,6 +26,7 @@ from torch.export._remove_effect_tokens_pass import _remove_effect_tokens
 from torch.utils import _pytree as torch_pytree
 
 from lla_torch.program.operators import TABLE
+from lla_torch.tracing.branches import mark_branches, traceable_branches
 from lla_torch.tracing.constants import ConstantValues
 from lla_torch.tracing.derivatives import Refused
 from lla_torch.tracing.fixing import note_fixed_axes
@@ -217,7 +218,7 @@ def why_unusable(x: torch.Tensor, source: str) -> str:
     if x.layout != torch.strided:
         return f"has the layout {x.layout}; make it dense: x.to_dense()"
     if getattr(x, "has_names", bool)():  # not every version of torch has them
-        return f"has names of axes {getattr(x, 'names')}; drop them: x.rename(None)"
+        return f"has names of axes {getattr(x, 'names', ())}; drop them: x.rename(None)"
     return ""
 
 
@@ -232,7 +233,7 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...], constants: Const
     if rows == {1}:  # torch treats a length of 1 as fixed
         tensors = tuple(_like(x, torch.cat([x, x])) if x.ndim else x for x in tensors)
     dynamic = tuple({0: Dim.AUTO} if x.ndim and x.shape[0] > 1 else None for x in tensors)
-    with tracing_mode(), OpenSizes(), constants:
+    with tracing_mode(), traceable_branches(), OpenSizes(), constants:
         return torch.export.export(flat, tensors, dynamic_shapes=(dynamic,) if tensors else None, strict=False)
 
 
@@ -317,6 +318,7 @@ def _view_base(node: Any) -> tuple[Any, bool]:
 def _mark_stop_gradients(graph_module: torch.fx.GraphModule) -> None:
     """Replace ``detach`` by, and wrap the results of ``no_grad`` in, an operator that torch does not decompose."""
     stop = torch.ops.lla_torch.stop_gradient.default
+    mark_branches(graph_module, _mark_stop_gradients)
     nodes: list[Any] = list(graph_module.graph.nodes)
     for node in nodes:
         if node.target is torch.ops.aten.detach.default:
@@ -374,10 +376,16 @@ def _explain(error: Exception, module: nn.Module) -> ConversionError:
             f"{place}: tensors on different devices meet; put the module, its inputs and tensors made in forward on "
             f"one: module.cpu(), x.cpu(), torch.zeros(..., device=x.device). torch says: {_first_line(error)}"
         )
+    if kind == "UncapturedHigherOrderOpError":
+        return ConversionError(
+            f"{place}: a function that takes functions cannot be traced; torch.cond takes branches that return tensors "
+            "of equal shapes and types and change nothing else; write a loop of a fixed number of steps in Python, and "
+            f"other choices with torch.where. torch says: {_first_line(error)}"
+        )
     if kind == "UnsupportedOperatorException" and "sparse" in str(error):
         return ConversionError(
-            f"{place}: the operator {_first_line(error)} works on sparse tensors, which have no graph; make them dense: "
-            "x.to_dense()"
+            f"{place}: the operator {_first_line(error)} works on sparse tensors, which have no graph; make them "
+            "dense: x.to_dense()"
         )
     if "DataDependent" in kind or "data-dependent" in str(error):
         return ConversionError(

@@ -41,9 +41,9 @@ def _take_along_dim(input: torch.Tensor, indices: torch.Tensor, dim: int | None 
     dim %= input.ndim
     x_shape, i_shape = list(input.shape), list(indices.shape)
     common = list(
-        torch.broadcast_shapes(x_shape[:dim] + [1] + x_shape[dim + 1 :], i_shape[:dim] + [1] + i_shape[dim + 1 :])
+        torch.broadcast_shapes([*x_shape[:dim], 1, *x_shape[dim + 1 :]], [*i_shape[:dim], 1, *i_shape[dim + 1 :]])
     )
-    expand = lambda x: x.expand(common[:dim] + [x.shape[dim]] + common[dim + 1 :])  # noqa: E731
+    expand = lambda x: x.expand([*common[:dim], x.shape[dim], *common[dim + 1 :]])  # noqa: E731
     return expand(input).gather(dim, expand(indices))
 
 

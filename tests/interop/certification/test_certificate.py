@@ -414,3 +414,30 @@ def test_criteria_that_give_no_scalar_are_refused(criterion, text):
 def test_a_sum_that_loses_digits_is_no_mistake_of_the_conversion():
     certificate = certified(Module(lambda linear, x: (linear(x) + 1e6) - 1e6), inputs(4, 3, dtype=torch.float32))
     assert certificate.ok, str(certificate)
+
+
+def test_sparse_gradients_are_compared_as_dense_ones():
+    class Bag(nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.embedding, self.out = kind(5, 4, sparse=True), nn.Linear(4, 2)
+
+        def forward(self, ids):
+            x = self.embedding(ids)
+            return self.out(x if x.ndim == 2 else x.mean(1))
+
+    ids, labels = torch.tensor([[1, 2], [3, 0], [1, 1]]), torch.tensor([0, 1, 1])
+    for kind in (nn.Embedding, nn.EmbeddingBag):
+        module = Bag(kind)
+        net = lla_torch.convert(module, ids)
+        certificate = lla_torch.certify(module, net, (ids, labels), nn.CrossEntropyLoss())
+        assert certificate.ok
+        assert {"gradient", "Hessian product"} <= {row.quantity for row in certificate.rows}
+
+
+def test_another_module_is_refused():
+    net = lla_torch.convert(nn.Linear(4, 2), torch.ones(3, 4))
+    with pytest.raises(ValueError, match="net: it has other shapes of"):
+        lla_torch.certify(nn.Linear(4, 3), net, (torch.ones(3, 4),))
+    with pytest.raises(ValueError, match="batch: tensor number 0 is on the meta device"):
+        lla_torch.certify(nn.Linear(4, 2), net, (torch.ones(3, 4, device="meta"),))

@@ -287,3 +287,44 @@ def test_numbers_taken_of_a_tensor_are_refused_with_what_to_do():
             return x[: x.sum(1).long().tolist()[0]]
 
     assert "as numbers (.item(), .tolist())" in refused(Sizes(), torch.ones(3, 4))
+
+
+def test_tensors_without_values_or_a_dense_layout_are_refused():
+    linear, x = nn.Linear(3, 2).double(), real(4, 3)
+    buffered = nn.Linear(3, 2).double()
+    buffered.register_buffer("adjacency", torch.eye(3).to_sparse())
+    assert "'weight' is on the meta device" in refused(nn.Linear(3, 2, device="meta"), x)
+    assert "'adjacency' has the layout torch.sparse_coo; make it dense" in refused(buffered, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls these kinds unfinished
+        given = {
+            "number 0 is on the meta device": x.to("meta"),
+            "layout torch.sparse_coo": x.to_sparse(),
+            "layout torch.sparse_csr": x.to_sparse_csr(),
+            "quantized": torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8),
+            "nested": torch.nested.nested_tensor([x, x[:2]]),
+            "fake": torch._subclasses.FakeTensorMode().from_tensor(x),
+        }
+    for text, tensor in given.items():
+        assert text in refused(linear, tensor)
+
+
+def test_inputs_that_need_gradients_or_were_made_in_inference_mode():
+    linear, x = nn.Linear(3, 2).double(), real(4, 3)
+    check(linear, x.clone().requires_grad_(), second=False)
+    with torch.inference_mode():
+        net = lla_torch.convert(linear, real(4, 3))
+    np.testing.assert_allclose(net.apply(net.variables, x.numpy()), linear(x).detach().numpy(), rtol=1e-12)
+
+
+def test_a_module_without_inputs():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.arange(3.0))
+
+        def forward(self):
+            return self.w * 2
+
+    net = lla_torch.convert(Constant(), ())
+    np.testing.assert_array_equal(net.apply(net.variables), [0, 2, 4])
