@@ -1,4 +1,4 @@
-"""Operators that work entry by entry: arithmetic, comparisons, logic, elementary and special functions."""
+"""Operators that work entry by entry: arithmetic, comparisons, logic, elementary functions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy import special
 
 from lla_torch.program.errors import misuse
 from lla_torch.program.operators import lowering
@@ -26,16 +25,34 @@ def of_floats(function: Callable[[jax.Array], jax.Array]) -> Callable[[Any], jax
     return lambda x: function(floating(x))
 
 
+def of_pairs(function: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[Any, Any], jax.Array]:
+    """The function of two arguments as floats of one type and shape."""
+
+    def of_pair(x: Any, y: Any) -> jax.Array:
+        x, y = floating(x), floating(y)
+        dtype = jnp.result_type(x, y)
+        return function(*jnp.broadcast_arrays(x.astype(dtype), y.astype(dtype)))
+
+    return of_pair
+
+
 def _register(table: dict[str, Callable[..., Any]], *overloads: str) -> None:
     for names, function in table.items():
         for name in names.split():
             lowering(*(f"aten.{name}.{overload}" for overload in overloads), layout="pointwise")(function)
 
 
+def sign(x: jax.Array) -> jax.Array:
+    """-1, 0 or 1, and x / |x| of complex numbers; 0 of NaN, as in torch."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x if x.dtype == bool else jnp.sign(x)
+    return jnp.where(jnp.isnan(x), 0, jnp.sign(x))
+
+
 def absolute(x: jax.Array) -> jax.Array:
     """|x|, with derivative 0 at 0 as in torch (jax's ``abs`` has 1 there)."""
     if jnp.issubdtype(x.dtype, jnp.floating):
-        return x * jax.lax.stop_gradient(jnp.sign(x))
+        return x * jax.lax.stop_gradient(sign(x))
     return jnp.abs(x)
 
 
@@ -44,14 +61,35 @@ def _copysign(x: jax.Array, y: Any) -> jax.Array:
     return jnp.where(jnp.signbit(jnp.asarray(floating(y))), -size, size)
 
 
+@jax.custom_jvp
+def _atan2(y: jax.Array, x: jax.Array) -> jax.Array:
+    """The angle of the point (x, y); its derivative at (0, 0) is 0, as in torch."""
+    return jnp.arctan2(y, x)
+
+
+@_atan2.defjvp
+def _atan2_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (y, x), (dy, dx) = primals, tangents
+    square = x * x + y * y
+    inverse = jnp.where(square == 0, 0, 1 / jnp.where(square == 0, 1, square))
+    return _atan2(y, x), inverse * (x * dy - y * dx)
+
+
+@jax.custom_jvp
+def _hypot(x: jax.Array, y: jax.Array) -> jax.Array:
+    """sqrt(x^2 + y^2); its derivative at (0, 0) is NaN, as in torch."""
+    return jnp.hypot(x, y)
+
+
+@_hypot.defjvp
+def _hypot_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x, y), (dx, dy) = primals, tangents
+    size = _hypot(x, y)
+    return size, dx * (x / size) + dy * (y / size)
+
+
 def _frac(x: jax.Array) -> jax.Array:
     return x - jnp.trunc(x)
-
-
-def _entr(x: jax.Array) -> jax.Array:
-    zero = x == 0
-    safe = jnp.where(x > 0, x, 1)
-    return jnp.where(zero, 0.0, jnp.where(x < 0, -jnp.inf, -x * jnp.log(safe)))
 
 
 _register(
@@ -59,7 +97,7 @@ _register(
         "abs absolute": absolute,
         "neg negative": jnp.negative,
         "positive": lambda x: x,
-        "sign sgn": lambda x: x if x.dtype == bool else jnp.sign(x),
+        "sign sgn": sign,
         "floor": jnp.floor,
         "ceil": jnp.ceil,
         "trunc fix": jnp.trunc,
@@ -87,22 +125,8 @@ _register(
         "asinh arcsinh": of_floats(jnp.arcsinh),
         "acosh arccosh": of_floats(jnp.arccosh),
         "atanh arctanh": of_floats(jnp.arctanh),
-        "sinc special_sinc": of_floats(jnp.sinc),
         "deg2rad": of_floats(jnp.deg2rad),
         "rad2deg": of_floats(jnp.rad2deg),
-        "erf special_erf": of_floats(special.erf),
-        "erfc special_erfc": of_floats(special.erfc),
-        "erfinv special_erfinv": of_floats(special.erfinv),
-        "lgamma special_gammaln": of_floats(special.gammaln),
-        "digamma special_digamma special_psi": of_floats(special.digamma),
-        "special_ndtr": of_floats(special.ndtr),
-        "special_ndtri": of_floats(special.ndtri),
-        "special_log_ndtr": of_floats(special.log_ndtr),
-        "special_entr": of_floats(_entr),
-        "i0 special_i0": of_floats(special.i0),
-        "special_i0e": of_floats(special.i0e),
-        "special_i1": of_floats(special.i1),
-        "special_i1e": of_floats(special.i1e),
         "logical_not": jnp.logical_not,
         "bitwise_not": jnp.bitwise_not,
         "isnan": jnp.isnan,
@@ -122,25 +146,19 @@ _register(
 
 _register(
     {
-        "maximum": jnp.maximum,
-        "minimum": jnp.minimum,
-        "atan2 arctan2": jnp.arctan2,
-        "hypot": jnp.hypot,
+        "atan2 arctan2": of_pairs(_atan2),
+        "hypot": of_pairs(_hypot),
         "logaddexp": jnp.logaddexp,
         "logaddexp2": jnp.logaddexp2,
         "logical_and": jnp.logical_and,
         "logical_or": jnp.logical_or,
         "logical_xor": jnp.logical_xor,
-        "heaviside": jnp.heaviside,
+        "heaviside": lambda x, y: jnp.where(x == 0, y, (x > 0).astype(jnp.result_type(x, y))),
         "floor_divide": lambda x, y: _floor_divide(x, y),
-        "igamma special_gammainc": lambda a, x: special.gammainc(a, x),
-        "igammac special_gammaincc": lambda a, x: special.gammaincc(a, x),
         "complex": jax.lax.complex,
     },
     "default",
 )
-_register({"max": jnp.maximum, "min": jnp.minimum}, "other")
-
 _register(
     {
         "mul multiply": jnp.multiply,
@@ -232,8 +250,8 @@ def div_mode(x: Any, y: Any, rounding_mode: str | None = None) -> jax.Array:
 )
 def power(x: Any, y: Any) -> jax.Array:
     """x to the power y, computed by multiplications if y is a whole number up to 64."""
-    if isinstance(y, float) and y == 0.5:
-        return jnp.sqrt(x)
+    if isinstance(y, float) and abs(y) == 0.5:
+        return jnp.sqrt(floating(x)) if y > 0 else jax.lax.rsqrt(floating(x))
     if isinstance(y, int | float) and not isinstance(y, bool) and math.isfinite(y) and y == int(y) and abs(y) <= 64:
         if isinstance(y, float) or y < 0:
             x = floating(x)
@@ -248,73 +266,6 @@ def round_decimals(x: jax.Array, *, decimals: int = 0) -> jax.Array:
     """x rounded to ``decimals`` decimal places, half to even; negative ones count in front of the point."""
     scale = 10.0 ** abs(decimals)
     return jnp.round(x * scale) / scale if decimals >= 0 else jnp.round(x / scale) * scale
-
-
-@lowering("aten.clamp", "aten.clamp.Tensor", "aten.clip", "aten.clip.Tensor", layout="pointwise")
-def clamp(x: jax.Array, min: Any = None, max: Any = None) -> jax.Array:
-    """min(max(x, lower), upper) for the bounds ``min`` and ``max`` (None: no bound); derivative 1 at a bound."""
-    y = x if min is None else jnp.where(x < min, min, x)
-    if max is None:
-        return y
-    above = x > max if min is None else (x > max) | jnp.less(max, min)
-    return jnp.where(above, max, y)
-
-
-@lowering("aten.clamp_min", "aten.clamp_min.Tensor", layout="pointwise")
-def clamp_min(x: jax.Array, min: Any) -> jax.Array:
-    """max(x, lower) for the bound ``min``; derivative 1 at the bound."""
-    return clamp(x, min)
-
-
-@lowering("aten.clamp_max", "aten.clamp_max.Tensor", layout="pointwise")
-def clamp_max(x: jax.Array, max: Any) -> jax.Array:
-    """min(x, upper) for the bound ``max``; derivative 1 at the bound."""
-    return clamp(x, None, max)
-
-
-@lowering("aten.fmin", layout="pointwise")
-def fmin(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The smaller of x and y, or the other one where one is NaN; at equality the derivative is that of x."""
-    return jnp.where((x <= y) | jnp.isnan(y), x, y)
-
-
-@lowering("aten.fmax", layout="pointwise")
-def fmax(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The larger of x and y, or the other one where one is NaN; at equality the derivative is that of x."""
-    return jnp.where((x >= y) | jnp.isnan(y), x, y)
-
-
-@lowering(
-    *(f"aten.xlogy.{kind}" for kind in ("Tensor", "Scalar_Self", "Scalar_Other")),
-    *(f"aten.special_xlogy.{kind}" for kind in ("default", "self_scalar", "other_scalar")),
-    layout="pointwise",
-)
-def xlogy(x: Any, y: Any) -> jax.Array:
-    """x log y, which is 0 where x is 0, unless y is NaN."""
-    x, y = floating(x), floating(y)
-    zero = (x == 0) & ((y <= 0) | jnp.isposinf(y))
-    return jnp.where(zero, 0.0, x * jnp.log(jnp.where(zero, 1.0, y)))
-
-
-@lowering(*(f"aten.special_xlog1py.{kind}" for kind in ("default", "self_scalar", "other_scalar")), layout="pointwise")
-def xlog1py(x: Any, y: Any) -> jax.Array:
-    """x log(1 + y), which is 0 where x is 0, unless y is NaN."""
-    x, y = floating(x), floating(y)
-    zero = (x == 0) & ((y <= -1) | jnp.isposinf(y))
-    return jnp.where(zero, 0.0, x * jnp.log1p(jnp.where(zero, 0.0, y)))
-
-
-@lowering("aten.polygamma", "aten.special_polygamma", layout="pointwise")
-def polygamma(n: int, x: jax.Array) -> jax.Array:
-    """The n-th derivative of digamma."""
-    return special.digamma(floating(x)) if n == 0 else special.polygamma(n, floating(x))
-
-
-@lowering("aten.logit", "aten.special_logit", layout="pointwise")
-def logit(x: jax.Array, eps: float | None = None) -> jax.Array:
-    """log(p / (1 - p)), where p is x, clamped to [eps, 1 - eps] unless eps is None."""
-    p = floating(x) if eps is None else clamp(floating(x), eps, 1 - eps)
-    return jnp.log(p / (1 - p))
 
 
 @lowering("aten.lerp.Scalar", "aten.lerp.Tensor", layout="pointwise")
