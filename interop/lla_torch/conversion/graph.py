@@ -20,6 +20,7 @@ from torch.utils import _pytree as torch_pytree
 
 import lla_torch.program.ops  # noqa: F401  (fills the table)
 from lla_torch.conversion.rounding import find_kept
+from lla_torch.conversion.ties import tie_arguments
 from lla_torch.conversion.widths import GIVEN, Range, find_widths, results_of
 from lla_torch.program.operators import TABLE, TorchOperator
 from lla_torch.program.program import DType, Input, Instruction, Program, Ref
@@ -29,7 +30,9 @@ from lla_torch.weights.names import NameMap, map_names
 
 IGNORED = frozenset(["device", "layout", "pin_memory", "memory_format", "non_blocking", "requires_grad"])
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
-VALUE_SHAPED = frozenset(["nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "unique_dim"])
+VALUE_SHAPED = frozenset(
+    ["bincount", "nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "unique_dim"]
+)
 ASSERTIONS = ("aten._assert_tensor_metadata.", "aten.sym_constrain_range", "aten._assert_async.")
 
 
@@ -186,6 +189,7 @@ class _Builder:
         while args and len(args) <= len(names) and names[len(args) - 1] in IGNORED:
             args.pop()
         kwargs = {name: a for name, a in kwargs.items() if name not in IGNORED}
+        kwargs |= tie_arguments(known.function, node.target)
         runs_wide = node in self.widths.steps
         return Instruction(
             known,

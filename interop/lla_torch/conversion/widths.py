@@ -404,6 +404,8 @@ RULES: dict[str, Callable[[Ranges, Node], Range]] = {
     **dict.fromkeys(("bitwise_left_shift", "__lshift__"), _shift(1)),
     **dict.fromkeys(("bitwise_right_shift", "__rshift__"), _shift(-1)),
     **dict.fromkeys(("clamp", "clip", "clamp_min", "clamp_max"), _clamp),
+    "gcd": lambda known, node: (0, max(_size(r) for r in known.values())),
+    "lcm": lambda known, node: (0, math.prod(_size(r) for r in known.values())),
     **dict.fromkeys(("maximum",), _pairwise(max)),
     **dict.fromkeys(("minimum",), _pairwise(min)),
     **dict.fromkeys(SUMS - {"index_add", "scatter_add"}, _sum),

@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import lla_torch.program.ops  # noqa: F401  (fills the table)
+from lla_torch.conversion.ties import tie_arguments
 from lla_torch.program.operators import TABLE, full_name
 from lla_torch.program.program import DType, Instruction, Noise, run_instruction
 from lla_torch.program.views import View, channels_last, inverse
@@ -72,6 +73,7 @@ def run_call(
     arguments = [value(a) for a in args]
     named = {k: value(v) for k, v in kwargs.items()}
     instruction = Instruction(TABLE[full_name(f"aten.{name}")], (), (), 0, dtypes)
+    named |= tie_arguments(instruction.operator.function, torch_op(name))
     result = run_instruction(instruction, arguments, named, Noise(None, None), np.dtype(np.float64))
     return [r.logical() for r in leaves(result)]
 

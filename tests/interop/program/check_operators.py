@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import lla_torch.program.ops  # noqa: F401  (fills the table)
+from lla_torch.conversion.ties import tie_arguments
 from lla_torch.program.operators import TABLE, full_name
 from lla_torch.program.program import DType, Instruction, Noise, run_instruction
 from lla_torch.program.views import plain
@@ -54,7 +55,8 @@ def run_operator(op: Any, args: Any, kwargs: Any, outputs: Any, draws: Any = Non
     dtypes = tuple(DType(str(o.dtype).split(".")[1]) for o in outputs)
     instruction = Instruction(TABLE[name], (), (), 0, dtypes)
     noise = Noise(None, draws)
-    result = run_instruction(instruction, list(args), dict(kwargs), noise, np.dtype("float64"))
+    named = dict(kwargs) | tie_arguments(TABLE[name].function, op)
+    result = run_instruction(instruction, list(args), named, noise, np.dtype("float64"))
     noise.finish()
     return tuple(r.logical() for r in (result if isinstance(result, tuple) else (result,)))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -39,11 +42,24 @@ def softplus(x: jax.Array, beta: float = 1, threshold: float = 20) -> jax.Array:
     return jnp.where(x * beta > threshold, x, jax.nn.softplus(x * beta) / beta)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def _elu(x: jax.Array, alpha: float, scale: float, input_scale: float) -> jax.Array:
+    low = jnp.where(x > 0, 0, x)  # so that the branch not taken does not overflow
+    return jnp.where(x > 0, x * scale, jnp.expm1(low * input_scale) * (alpha * scale))
+
+
+@_elu.defjvp
+def _elu_jvp(alpha: float, scale: float, input_scale: float, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    (x,), (change,) = primals, tangents
+    low = jnp.where(x < 0, x, 0)  # at 0 the second derivative is 0, as in torch
+    slope = jnp.where(x <= 0, jnp.exp(low * input_scale) * (alpha * scale * input_scale), scale)
+    return _elu(x, alpha, scale, input_scale), slope * change
+
+
 @lowering("aten.elu", layout="pointwise")
 def elu(x: jax.Array, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> jax.Array:
     """scale x above 0, scale alpha (exp(input_scale x) - 1) elsewhere; at 0 the derivative is that of the latter."""
-    low = jnp.where(x > 0, 0, x)  # so that the branch not taken does not overflow
-    return jnp.where(x > 0, x * scale, jnp.expm1(low * input_scale) * (alpha * scale))
+    return _elu(x, float(alpha), float(scale), float(input_scale))
 
 
 @lowering("aten.celu", layout="pointwise")
@@ -66,8 +82,9 @@ def leaky_relu(x: jax.Array, negative_slope: float = 0.01) -> jax.Array:
 
 @lowering("aten._prelu_kernel", layout="pointwise")
 def prelu_kernel(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x above 0, weight x elsewhere."""
-    return jnp.where(x > 0, x, x * weight)
+    """x above 0, weight x elsewhere; at 0 the derivative is the weight, as a constant."""
+    slope = jnp.where(x < 0, weight, jax.lax.stop_gradient(weight))
+    return jnp.where(x > 0, x, x * slope)
 
 
 @lowering("aten.prelu", layout="views")
@@ -113,7 +130,7 @@ def hardshrink(x: jax.Array, lambd: float = 0.5) -> jax.Array:
 @lowering("aten.softshrink", layout="pointwise")
 def softshrink(x: jax.Array, lambd: float = 0.5) -> jax.Array:
     """x moved by lambd towards 0, but 0 in [-lambd, lambd]."""
-    return jnp.where(x > lambd, x - lambd, jnp.where(x < -lambd, x + lambd, 0))
+    return jnp.where((x >= -lambd) & (x <= lambd), 0, jnp.where(x < 0, x + lambd, x - lambd))
 
 
 @lowering("aten.threshold", layout="pointwise")

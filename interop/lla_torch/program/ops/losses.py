@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from lla_torch.program.operators import lowering
+from lla_torch.program.ops.extrema import ALL, positive_part
 from lla_torch.program.ops.pointwise import absolute
+from lla_torch.program.ops.special import xlogy
 
 Array = jax.Array
 _MEAN, _SUM = 1, 2
@@ -20,11 +22,6 @@ def _reduce(losses: Array, reduction: int) -> Array:
     if reduction == _MEAN:
         return jnp.mean(losses)
     return jnp.sum(losses) if reduction == _SUM else losses
-
-
-def _positive_part(x: Array) -> Array:
-    """max(x, 0) with torch's gradient of clamp, which is 1 at 0."""
-    return jnp.where(x >= 0, x, jnp.zeros_like(x))
 
 
 # --- classification: classes lie along axis 1 of a batch, along axis 0 of a single example
@@ -193,7 +190,7 @@ def kl_div(x: Array, target: Array, reduction: int = _MEAN, *, log_target: bool 
     """t (log t - x), or with ``log_target`` exp(t) (t - x), reduced."""
     if log_target:
         return _reduce(jnp.exp(target) * (target - x), reduction)
-    return _reduce(jax.scipy.special.xlogy(target, target) - target * x, reduction)
+    return _reduce(xlogy(target, target) - target * x, reduction)
 
 
 @lowering("aten.poisson_nll_loss.default")
@@ -233,12 +230,12 @@ def huber_loss(x: Array, target: Array, reduction: int = _MEAN, delta: float = 1
 def smooth_l1_loss(x: Array, target: Array, reduction: int = _MEAN, beta: float = 1.0) -> Array:
     """z^2 / (2 beta) where |z| < beta, |z| - beta / 2 elsewhere, for z = x - t; reduced."""
     z = x - target
-    if beta == 0:
-        return _reduce(absolute(z), reduction)  # as torch's functional does, by l1_loss
+    if beta == 0:  # torch's functional calls l1_loss; the operator itself has the derivative -1 at 0
+        return _reduce(jnp.where(z > 0, z, -z), reduction)
     return _reduce(jnp.where(jnp.abs(z) < beta, 0.5 * z * z / beta, jnp.abs(z) - 0.5 * beta), reduction)
 
 
-# --- margins
+# --- margins; ``share`` is the derivative of max(0, x) at 0, see ``extrema``
 
 
 @lowering("aten.soft_margin_loss.default")
@@ -249,29 +246,31 @@ def soft_margin_loss(x: Array, target: Array, reduction: int = _MEAN) -> Array:
 
 @lowering("aten.margin_ranking_loss.default")
 def margin_ranking_loss(
-    input1: Array, input2: Array, target: Array, margin: float = 0.0, reduction: int = _MEAN
+    input1: Array, input2: Array, target: Array, margin: float = 0.0, reduction: int = _MEAN, *, share: float = ALL
 ) -> Array:
     """max(0, -t (input1 - input2) + margin), reduced."""
-    return _reduce(_positive_part(-target * (input1 - input2) + margin), reduction)
+    return _reduce(positive_part(-target * (input1 - input2) + margin, share), reduction)
 
 
 @lowering("aten.hinge_embedding_loss.default")
-def hinge_embedding_loss(x: Array, target: Array, margin: float = 1.0, reduction: int = _MEAN) -> Array:
+def hinge_embedding_loss(
+    x: Array, target: Array, margin: float = 1.0, reduction: int = _MEAN, *, share: float = ALL
+) -> Array:
     """x where t is 1, max(0, margin - x) where t is -1, reduced."""
     near = jnp.where(target != -1, x, 0)
-    far = jnp.where(target != 1, _positive_part(margin - x), 0)
+    far = jnp.where(target != 1, positive_part(margin - x, share), 0)
     return _reduce(far + near, reduction)
 
 
 @lowering("aten.cosine_embedding_loss.default")
 def cosine_embedding_loss(
-    input1: Array, input2: Array, target: Array, margin: float = 0.0, reduction: int = _MEAN
+    input1: Array, input2: Array, target: Array, margin: float = 0.0, reduction: int = _MEAN, *, share: float = ALL
 ) -> Array:
     """1 - cos where t is 1, max(0, cos - margin) where t is -1, for the cosine along the last axis; reduced."""
     sizes = [jnp.sum(a * b, -1) for a, b in ((input1, input2), (input1, input1), (input2, input2))]
     cos = sizes[0] / jnp.sqrt((sizes[1] + 1e-12) * (sizes[2] + 1e-12))
     near = jnp.where(target == 1, 1 - cos, 0)
-    return _reduce(near + jnp.where(target == -1, _positive_part(cos - margin), 0), reduction)
+    return _reduce(near + jnp.where(target == -1, positive_part(cos - margin, share), 0), reduction)
 
 
 @lowering("aten.triplet_margin_loss.default")
@@ -284,6 +283,8 @@ def triplet_margin_loss(
     eps: float = 1e-6,
     swap: bool = False,
     reduction: int = _MEAN,
+    *,
+    share: float = ALL,
 ) -> Array:
     """max(0, d(anchor, positive) - d(anchor, negative) + margin), reduced, with d(x, y) = |x - y + eps|_p.
 
@@ -292,4 +293,4 @@ def triplet_margin_loss(
     near, far = (jnp.linalg.norm(anchor - other + eps, p, axis=-1) for other in (positive, negative))
     if swap:
         far = jnp.minimum(far, jnp.linalg.norm(positive - negative + eps, p, axis=-1))
-    return _reduce(_positive_part(margin + near - far), reduction)
+    return _reduce(positive_part(margin + near - far, share), reduction)

@@ -245,18 +245,28 @@ def dist(x: jax.Array, y: jax.Array, p: float = 2) -> jax.Array:
     return norm_of(difference, float(p), tuple(range(difference.ndim)), False)
 
 
+def _distance(difference: jax.Array, order: float) -> jax.Array:
+    """The norm along the last axis; of order inf all equal largest entries have the whole derivative, as in torch."""
+    if order != math.inf:
+        return norm_of(difference, order, (-1,), False)
+    size = absolute(difference)
+    largest = jnp.max(jax.lax.stop_gradient(size), -1, keepdims=True, initial=0)
+    change = jnp.where(size == largest, size - jax.lax.stop_gradient(size), 0)  # 0, but for its derivative
+    return largest[..., 0] + jnp.sum(change, -1)
+
+
 @lowering("aten.cdist", "aten._cdist_forward")
 def cdist(x: jax.Array, y: jax.Array, p: float = 2.0, compute_mode: int | None = None) -> jax.Array:
     """p-norms of x[..., i, :] - y[..., j, :], from differences, which is exact; ``compute_mode`` has no effect."""
     del compute_mode
-    return norm_of(x[..., :, None, :] - y[..., None, :, :], float(p), (-1,), False)
+    return _distance(x[..., :, None, :] - y[..., None, :, :], float(p))
 
 
 @lowering("aten.pdist", "aten._pdist_forward")
 def pdist(x: jax.Array, p: float = 2.0) -> jax.Array:
     """p-norms of x[i] - x[j] for all i < j, as a vector."""
     rows, columns = jnp.triu_indices(x.shape[0], 1)
-    return norm_of(x[rows] - x[columns], float(p), (-1,), False)
+    return _distance(x[rows] - x[columns], float(p))
 
 
 def _softmax(x: View, dim: int, dtype: Any, function: Callable[..., jax.Array]) -> View:
