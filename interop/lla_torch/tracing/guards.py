@@ -19,6 +19,8 @@ from torch.nn import functional
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
+from lla_torch.tracing.replacements import REPLACEMENTS
+
 LOCK = threading.RLock()
 """Held while a module or torch's global state is changed and until it is restored."""
 
@@ -50,7 +52,9 @@ REFUSED: dict[Any, tuple[str, str, bool]] = {
 
 
 class UntraceableCalls(TorchFunctionMode):
-    """A torch mode that refuses calls that the graph would silently lose, and keeps every dropout one operator."""
+    """A torch mode that refuses calls that the graph would silently lose, keeps every dropout one operator, and
+    traces versions of functions that decide by values.
+    """
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -64,8 +68,9 @@ class UntraceableCalls(TorchFunctionMode):
                 "pack_padded_sequence depends on the lengths' values. Give the recurrent layer the padded sequence, "
                 "and pick the last steps by torch.gather"
             )
-        if func in DROPOUTS:
-            return DROPOUTS[func](*args, **kwargs)
+        traced = DROPOUTS.get(func) or REPLACEMENTS.get(func)
+        if traced is not None:
+            return traced(*args, **kwargs)
         return func(*args, **kwargs)
 
 
