@@ -148,9 +148,72 @@ def median(x: jax.Array) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return middle
     middle = jnp.where(jnp.any(jnp.isnan(fixed)), jnp.nan, middle)
-    equal = fixed == middle
+    return _among_equal(flat, middle)
+
+
+@lowering("aten.nanmedian.dim", layout="views")
+def nanmedian_dim(x: View, dim: int, keepdim: bool = False) -> tuple[View, View]:
+    """(the lower median of the entries along an axis that are not NaN, its index); NaN where all are."""
+
+    def index(array: jax.Array, axis: int) -> jax.Array:
+        count = jnp.sum(~jnp.isnan(array), axis, keepdims=True, dtype=int)
+        order = jnp.argsort(array, axis, stable=True)  # NaN comes last
+        return jnp.take_along_axis(order, jnp.maximum((count - 1) // 2, 0), axis)
+
+    return pick_along(x, dim, keepdim, index)
+
+
+@lowering("aten.nanmedian", layout="logical")
+def nanmedian(x: jax.Array) -> jax.Array:
+    """The lower median of all entries that are not NaN; equal entries take equal parts of the derivative."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return median(x)
+    flat = x.reshape(-1)
+    fixed = jax.lax.stop_gradient(flat)
+    count = jnp.sum(~jnp.isnan(fixed))
+    return _among_equal(flat, jnp.sort(fixed)[jnp.maximum((count - 1) // 2, 0)])
+
+
+def _among_equal(flat: jax.Array, value: jax.Array) -> jax.Array:
+    """``value``, whose derivative goes in equal parts to the entries that are equal to it."""
+    fixed = jax.lax.stop_gradient(flat)
+    equal = (fixed == value) | (jnp.isnan(value) & jnp.isnan(fixed))
     change = jnp.where(equal & jnp.isfinite(fixed), flat - fixed, 0.0)  # 0, but for its derivative
-    return middle + jnp.sum(change) / jnp.maximum(jnp.sum(equal), 1)
+    return value + jnp.sum(change) / jnp.maximum(jnp.sum(equal), 1)
+
+
+@lowering("aten.mode", layout="views")
+def mode(x: View, dim: int = -1, keepdim: bool = False) -> tuple[View, View]:
+    """(the most frequent value along an axis, the smallest of several, the last index of it)."""
+
+    def index(array: jax.Array, axis: int) -> jax.Array:
+        order = jnp.argsort(array, axis, stable=True)
+        entries = jnp.take_along_axis(array, order, axis)
+        place = jax.lax.broadcasted_iota(int, array.shape, axis)
+        new = (place == 0) | (entries != jnp.roll(entries, 1, axis))
+        length = place - jax.lax.cummax(jnp.where(new, place, 0), axis)
+        return jnp.take_along_axis(order, jnp.argmax(length, axis, keepdims=True), axis)
+
+    return pick_along(x, dim, keepdim, index)
+
+
+@lowering("aten.histc", layout="logical")
+def histc(x: jax.Array, bins: int = 100, min: float = 0, max: float = 0) -> jax.Array:
+    """How many entries lie in each of ``bins`` equal intervals from min to max, the last one closed.
+
+    Entries beyond, and NaN, are not counted. If min and max are equal they are the least and the largest entry. The
+    counts are constant.
+    """
+    flat = jax.lax.stop_gradient(x.reshape(-1))
+    low, high = jnp.asarray(min, x.dtype), jnp.asarray(max, x.dtype)
+    if min == max and x.size:
+        low, high = jnp.min(flat), jnp.max(flat)
+    equal = low == high
+    low, high = jnp.where(equal, low - 1, low), jnp.where(equal, high + 1, high)
+    inside = (flat >= low) & (flat <= high)
+    place = jnp.floor((jnp.where(inside, flat, low) - low) * bins / (high - low)).astype(int)
+    counts = jnp.zeros(bins, jnp.int32).at[jnp.minimum(place, bins - 1)].add(inside.astype(jnp.int32))
+    return counts.astype(x.dtype)
 
 
 def _search(boundaries: jax.Array, x: jax.Array, right: bool, side: str | None = None) -> jax.Array:
