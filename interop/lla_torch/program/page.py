@@ -53,6 +53,22 @@ line, and can be added:
 def erfinv(x):
     return jax.scipy.special.erfinv(x)
 ```
+
+Derivatives at single points, such as that of relu at 0, are torch's, with these exceptions:
+
+- versions of torch differ in `clamp`, `clamp_min`, `clamp_max`, `fmax`, `fmin` and losses with a margin where the
+  argument equals its bound: 2.13 gives the argument the derivative 1, 2.14 gives 0 at a bound that is a number, and 1/2
+  each to two tensors. The torch that is installed at the conversion is asked, and the program keeps its answer;
+- among equal entries `topk`, `kthvalue`, `sort`, `median` and what is made of them take the first by index. torch
+  promises no order, and its own depends on the number of entries. So the values are torch's, and indices and gradients
+  may belong to other, equal entries;
+- where torch's second derivative is NaN and the first is not (norms, `normalize` and `cdist` at 0), ours is 0; where
+  torch has a derivative for NaN inputs, ours may be another;
+- torch 2.13 has the derivative 0 for `ldexp` by negative whole exponents; ours is right.
+
+Bessel, Airy and orthogonal polynomial functions are constants for torch's derivatives, and so they are here. `ctc_loss`
+has torch's derivative, which is exact for log-probabilities from a log-softmax. torch has no second one; ours is exact.
+`bincount` needs `minlength`; where a number lies beyond, all counts are -1 (NaN with weights).
 """
 
 

@@ -348,7 +348,7 @@ call("nanmedian.dim", np.array([[np.nan, 3.0, 5.0, 2.0], [np.nan, np.nan, np.nan
 call("nanmedian.dim", X, -1, True)
 call("nanmedian", WHOLE)
 call("mode", TIES)
-call("mode", HOLES, 1, True)
+call("mode", TIES, 0, True)
 call("mode", np.array([[2, 1, 2, 1, 3], [3, 3, 3, 0, 0]]), -1)
 call("mode", IMAGE, 1)
 call("histc", X, 4)

@@ -258,20 +258,3 @@ def bucketize(x: Any, boundaries: jax.Array, *, out_int32: bool = False, right: 
 def isin(x: Any, test: Any, *, assume_unique: bool = False, invert: bool = False) -> jax.Array:
     """Whether each entry of x is among those of ``test``; with ``invert`` whether it is not."""
     return jnp.isin(jnp.asarray(x), jnp.asarray(test), assume_unique=assume_unique, invert=invert)
-
-
-@lowering("aten.histc.default")
-def histc(x: jax.Array, bins: int = 100, min: float = 0, max: float = 0) -> jax.Array:
-    """The numbers of entries in ``bins`` intervals of equal width from min to max, without those outside.
-
-    The last interval has both ends. With min = max the range is that of the entries, and from one below to one above
-    where all are equal. The derivative is 0.
-    """
-    flat = jax.lax.stop_gradient(x).reshape(-1)
-    low, high = jnp.asarray(min, flat.dtype), jnp.asarray(max, flat.dtype)
-    if min == max and flat.size:
-        low, high = jnp.min(flat), jnp.max(flat)
-    low, high = jnp.where(low == high, low - 1, low), jnp.where(low == high, high + 1, high)
-    within = (flat >= low) & (flat <= high)
-    place = ((jnp.where(within, flat, low) - low) * bins / (high - low)).astype(jnp.int32)
-    return jnp.zeros(bins, flat.dtype).at[jnp.clip(place, 0, bins - 1)].add(within.astype(flat.dtype))
