@@ -122,7 +122,7 @@ def moved(p: dict, axes: lla.Directions, coord) -> dict:
 
 def few_rows(data) -> losses.Block:
     """A block of at most 8 rows that lie apart in the data."""
-    return losses.whole_block(*rows.spread(data, min(8, len(jax.tree.leaves(data)[0]))))
+    return losses.block_of_rows(*rows.spread(data, min(8, len(jax.tree.leaves(data)[0]))))
 
 
 # --- table of models

@@ -14,7 +14,7 @@ import numpy as np
 
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import rows_of
-from lla_jax.core.losses import whole_block
+from lla_jax.core.losses import block_of_rows
 from lla_jax.core.rows import Model, Run, Values, outputs_of_rows, sizes, spread, take, takes
 from lla_jax.core.types import Batch, Loss
 
@@ -73,7 +73,8 @@ def check_criterion(model: Model, data: Batch, size: int) -> None:
     """Compare the losses of blocks whose outputs are given: the network may couple its examples, the criterion not."""
     index = np.arange(size, dtype=np.int32)
     rows, loss = take(data, index), model.loss
-    outputs = jax.tree.map(np.asarray, outputs_of_rows(loss, model.params, whole_block(rows, index), train=model.train))
+    found = outputs_of_rows(loss, model.params, block_of_rows(rows, index), train=model.train)
+    outputs = jax.tree.map(np.asarray, found)
     if size < 2 or any(x.shape[:1] != (size,) for x in jax.tree.leaves(outputs)):
         return
     of_given = Loss(lambda p, state, both, train: (both[0], state), lambda o, both: loss.criterion(o, both[1]))

@@ -147,6 +147,14 @@ def single_key(key: Any) -> jax.Array:
     return key
 
 
+def parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a callable by name; an empty dict if it has no signature."""
+    try:
+        return inspect.signature(call).parameters
+    except (TypeError, ValueError):  # some callables have none
+        return {}
+
+
 def show_options(kind: type, defaults: Mapping[str, Any]) -> Callable[[Function], Function]:
     """A decorator for functions that take shared options as ``**options``: it lists the options in their signature.
 

@@ -134,7 +134,7 @@ def _mixed_up(loss: Loss, params: PyTree, data: Batch, batch_size: int | None) -
 @jax.jit
 def _result(loss: Loss, params: PyTree, rows: Batch, index: Any) -> Any:
     """(value, weight): what the criterion returns for some rows, with their numbers in the data set."""
-    return loss.criterion(outputs_of_rows(loss, params, losses.whole_block(rows, index), train=False), rows)
+    return loss.criterion(outputs_of_rows(loss, params, losses.block_of_rows(rows, index), train=False), rows)
 
 
 def _find_mixed_up(values: np.ndarray, weights: np.ndarray, tolerance: float) -> str:
@@ -200,7 +200,7 @@ def _counts(loss: Loss, params: PyTree, batch: Batch) -> tuple[list[Any], list[A
 
     def value(params: PyTree, batch: Batch) -> Any:
         rows = jax.tree.leaves(batch)[0].shape[0]
-        block = losses.whole_block(batch, jnp.arange(rows))
+        block = losses.block_of_rows(batch, jnp.arange(rows))
         result = loss.criterion(outputs_of_rows(loss, params, block, train=False), batch)
         return () if isinstance(result, tuple) else result  # it has a weight of its own
 

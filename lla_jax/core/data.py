@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import tree as _tree
@@ -28,11 +29,16 @@ class Stream:
     def __iter__(self) -> Iterator[Batch]:
         source = self.source
         batches = source() if callable(source) and not isinstance(source, Iterable) else source
-        empty = True
-        for batch in batches:  # type: ignore[union-attr]
-            empty = False
-            yield to_numpy(batch)
-        if empty:
+        kinds: set[bool] = set()
+        for each in batches:  # type: ignore[union-attr]
+            batch = to_numpy(each)
+            kinds.add(isinstance(batch, Whole))
+            if len(kinds) > 1:
+                raise Misuse(
+                    "data", "the stream yields batches of rows and lla.whole(...); it must mark all of them or none"
+                )
+            yield batch
+        if not kinds:
             raise Misuse("data", "the stream yielded no batch; pass a loader or factory that yields at least one")
 
     @property
@@ -103,7 +109,7 @@ def whole(data: PyTree = None) -> Whole:
         return data
     if isinstance(data, Stream):
         raise Misuse("data", "a stream given; mark its batches: lla.stream(lambda: (lla.whole(each) for each in ...))")
-    return as_arrays(pack(data))
+    return pack(data if data is None else as_arrays(data))
 
 
 def check_uncut(data: Any, batch_size: int | None) -> None:
@@ -116,9 +122,19 @@ def check_uncut(data: Any, batch_size: int | None) -> None:
 
 def to_numpy(batch: Batch) -> Batch:
     """Convert the leaves of a batch (jax arrays, torch tensors) to numpy, and check them as ``num_examples`` does."""
-    batch = jax.tree.map(_on_host, as_arrays(batch))
+
+    def fetch(leaf: Any) -> Any:
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+        return np.asarray(leaf) if isinstance(leaf, jax.Array) and not is_key else leaf
+
+    batch = jax.tree.map(fetch, as_arrays(batch))
     num_examples(batch)
     return batch
+
+
+def first_batch(data: Batch | Stream) -> Batch:
+    """The first batch of a stream; of data in memory all of them, as arrays."""
+    return next(iter(data)) if isinstance(data, Stream) else as_arrays(data)
 
 
 def as_arrays(data: Batch) -> Batch:

@@ -18,7 +18,7 @@ import numpy as np
 from lla_jax.core import jaxprs
 from lla_jax.core.apart import check_apart, check_apart_uncut, check_criterion
 from lla_jax.core.arguments import Misuse, warn_caller
-from lla_jax.core.data import Stream, as_arrays, check_uncut, num_examples
+from lla_jax.core.data import Stream, as_arrays, check_uncut, first_batch, num_examples
 from lla_jax.core.losses import as_loss
 from lla_jax.core.pairs import find_pairs
 from lla_jax.core.remembering import remember, shapes_of
@@ -59,10 +59,8 @@ def check_examples(
       ValueError: losses whose shape grows with the square of the number of examples; losses or weights of an example
         that depend on the other examples; weights that depend on the parameters; a list of batches as data.
     """
-    if isinstance(data, Stream):
-        data = next(iter(data))
+    data = first_batch(data)
     pairs = tuple((name, static(f)) for name, f in (metrics or {}).items())
-    data = as_arrays(data)
     check_uncut(data, batch_size)
     check(as_loss(loss), params, data, pairs, most=batch_size)
 
@@ -84,10 +82,6 @@ def check(
     most, apart = min(count, most or count), loss.per_example and not train
     size = max(1, min(ROWS, count, max(2, most)) // 2 * 2) if apart else most
     model = Model(loss, params, metrics, train)
-    if isinstance(data, Whole):  # which has no other examples to depend on
-        if takes(model, data, 1):
-            _check_weights(trace(model, data, 1), model)
-        return
     key = shapes_of((model, like(data, size)))
     verdict = _CHECKED.get(key) or _CHECKED.get((key, most))
     if verdict is None:
@@ -114,6 +108,11 @@ class _Verdict(NamedTuple):
 @jax.default_matmul_precision("highest")
 def _check(model: Model, data: Batch, size: int, most: int, apart: bool) -> _Verdict:
     """Make all checks."""
+    if isinstance(data, Whole):  # which has no other examples to depend on
+        if not takes(model, data, 1):
+            return _Verdict("", "now")
+        _check_weights(trace(model, data, 1), model)
+        return _Verdict("", "always")
     if not apart:
         if not takes(model, data, *sizes(model, size)):
             return _Verdict("", "now")
@@ -142,6 +141,7 @@ def check_shapes(loss: Loss, params: PyTree, data: Batch) -> None:
         return
     model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), Model(loss, params, (), False))
     if isinstance(data, Whole):
+        _check(model, data, 1, 1, False)
         return
     size = num_examples(data)
     if takes(model, data, *sizes(model, size)):

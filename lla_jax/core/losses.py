@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.arguments import Misuse, misuse, parameters, single_key
 from lla_jax.core.static import Static, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.core.whole import Whole, call, example_of, is_array, with_axis
@@ -131,12 +131,8 @@ class _Scalar:
 
 def _takes_params_alone(f: Any) -> bool:
     """Whether a function has room for the parameters and not for data."""
-    try:
-        signature = inspect.signature(f.f if isinstance(f, Static) else f)
-    except (TypeError, ValueError):  # a callable without a signature
-        return False
+    kinds = [parameter.kind for parameter in parameters(f.f if isinstance(f, Static) else f).values()]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    kinds = [parameter.kind for parameter in signature.parameters.values()]
     return inspect.Parameter.VAR_POSITIONAL not in kinds and sum(kind in positional for kind in kinds) == 1
 
 
@@ -168,7 +164,7 @@ class Block(NamedTuple):
     index: Any  # (B,) int32
 
 
-def whole_block(batch: Batch, index: Any) -> Block:
+def block_of_rows(batch: Batch, index: Any) -> Block:
     """The block of all rows of a batch, whose numbers in the data set are ``index`` (B,)."""
     batch = with_axis(batch) if isinstance(batch, Whole) else batch
     return Block(batch, jnp.ones(len(index), bool), index)
@@ -207,11 +203,14 @@ def outputs_of(loss: Loss, params: PyTree, state: PyTree, block: Block, train: b
     Raises:
       ValueError: ``apply`` does not return a pair.
     """
-    keys = () if loss.key is None else (jax.vmap(jax.random.fold_in, (None, 0))(loss.key, block.index),)
+    keys: tuple[Any, ...] = ()
+    if loss.key is not None:
+        keys = (jax.vmap(jax.random.fold_in, (None, 0))(loss.key, block.index),)
     whole = isinstance(block.batch, Whole)
+    keys = tuple(single_key(each[0]) for each in keys) if whole else keys
     apply = getattr(loss.apply, "on_example", loss.apply) if whole else loss.apply
     with note_call("the model", "apply(params, state, batch, train)", block):
-        result = apply(params, state, example_of(block.batch), train, *([k[0] for k in keys] if whole else keys))
+        result = apply(params, state, example_of(block.batch), train, *keys)
     if not isinstance(result, tuple) or len(result) != 2:
         raise Misuse(
             "loss",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,8 @@ def fingerprint(tree: PyTree) -> str:
     """
     digest = hashlib.blake2b(digest_size=8)
     if isinstance(tree, Whole):
-        digest.update(repr([(number, value) for number, _, value in tree.form.fixed]).encode())
+        rest = repr((tree.form.structure, [(number, value) for number, _, value in tree.form.fixed]))
+        digest.update(re.sub(r" at 0x[0-9a-f]+", "", rest).encode())  # addresses differ between processes
     for path, leaf in zip(_tree.paths(tree), jax.tree.leaves(tree), strict=True):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)

@@ -13,7 +13,7 @@ import numpy as np
 from lla_jax.core import jaxprs
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import num_examples
-from lla_jax.core.losses import Block, entries_of, note_call, outputs_of, split_result, whole_block
+from lla_jax.core.losses import Block, block_of_rows, entries_of, note_call, outputs_of, split_result
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.core.whole import Whole, call
 
@@ -98,7 +98,7 @@ def values_of(model: Model, rows: Batch, index: Any, shake: Any, noise: Any) -> 
       noise: relative changes of parameters and data, as of rounding.
     """
     loss, params, rows = model.loss, _disturb(model.params, shake + noise, ASLEEP), _disturb(rows, noise, 0.0)
-    block = whole_block(rows, index)
+    block = block_of_rows(rows, index)
     outputs, _ = outputs_of(loss, params, loss.state, block, model.train)
     results = {}
     for name, f in (("loss", loss.criterion), *model.metrics):

@@ -31,7 +31,7 @@ class Static:
     def __init__(self, f: Callable[..., Any]):
         self.f = f
         try:
-            self.identity: Hashable = _identity(f, ())
+            self.identity: Hashable = identity(f, ())
         except (TypeError, RecursionError):
             self.identity = _ByIdentity(f)
 
@@ -69,7 +69,7 @@ class _ByIdentity:
         return isinstance(other, _ByIdentity) and self.value is other.value
 
 
-def _identity(value: Any, outer: tuple[Any, ...], names: Sequence[str] = ()) -> Hashable:
+def identity(value: Any, outer: tuple[Any, ...] = (), names: Sequence[str] = ()) -> Hashable:
     """A hashable stand-in for a value.
 
     Args:
@@ -85,10 +85,10 @@ def _identity(value: Any, outer: tuple[Any, ...], names: Sequence[str] = ()) -> 
     if isinstance(value, float):
         return (float, value.hex())  # 0.0 and -0.0 are equal, and make different programs
     if isinstance(value, tuple | frozenset):
-        return (type(value), tuple(_identity(v, outer) for v in value))
+        return (type(value), tuple(identity(v, outer) for v in value))
     if isinstance(value, functools.partial):
         parts = (value.func, value.args, tuple(value.keywords.items()))
-        return (functools.partial, *(_identity(part, outer) for part in parts))
+        return (functools.partial, *(identity(part, outer) for part in parts))
     if isinstance(value, types.ModuleType):
         return _identity_of_module(value, names)
     if isinstance(value, types.FunctionType) and not _is_library(value.__module__):
@@ -135,7 +135,7 @@ def _identity_of_function(f: types.FunctionType, outer: tuple[Any, ...]) -> Hash
     except ValueError as error:  # a cell that is filled later
         raise TypeError("a cell that is still empty will change") from error
     defaults = (f.__defaults__, tuple((f.__kwdefaults__ or {}).items()), tuple(f.__dict__.items()))
-    parts = (*(_identity(v, outer, names) for v in (*reached, *captured)), *(_identity(v, outer) for v in defaults))
+    parts = (*(identity(v, outer, names) for v in (*reached, *captured)), *(identity(v, outer) for v in defaults))
     return (f.__code__, _ByIdentity(f.__globals__), len(reached), parts)
 
 

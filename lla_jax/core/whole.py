@@ -8,7 +8,7 @@ that is computed of examples is computed of them too. The user's functions see n
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,10 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.static import identity
 from lla_jax.core.types import Batch, PyTree
 
 FIXED = bool | int | float | complex | str | bytes | enum.Enum | np.dtype
 """Types of the leaves that are no arrays: they are kept as they are, and a program is compiled for each value."""
+
+
+class Fixed(NamedTuple):
+    """A leaf that is no array."""
+
+    number: int
+    identity: Hashable  # by which it compares: 0.0 and -0.0 are equal, and make different programs
+    value: Any
 
 
 class Form(NamedTuple):
@@ -28,7 +37,7 @@ class Form(NamedTuple):
 
     structure: Any
     names: tuple[str, ...]  # of the arrays
-    fixed: tuple[tuple[int, type, Any], ...]  # (number of the leaf, its type, its value)
+    fixed: tuple[Fixed, ...]
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -47,7 +56,7 @@ class Whole:
     @property
     def data(self) -> PyTree:
         """The data as the user gave them, with the present arrays."""
-        arrays, fixed = iter(self.arrays), {number: value for number, _, value in self.form.fixed}
+        arrays, fixed = iter(self.arrays), {each.number: each.value for each in self.form.fixed}
         count = len(self.arrays) + len(fixed)
         leaves = [fixed[i] if i in fixed else next(arrays) for i in range(count)]
         return jax.tree.unflatten(self.form.structure, leaves)
@@ -76,10 +85,10 @@ def pack(data: PyTree) -> Whole:
     leaves, structure = jax.tree.flatten(data)
     names = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in jax.tree.leaves_with_path(data)]
     arrays: list[tuple[str, Any]] = []
-    fixed: list[tuple[int, type, Any]] = []
+    fixed: list[Fixed] = []
     for number, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
         if isinstance(leaf, FIXED) and not isinstance(leaf, np.generic):
-            fixed.append((number, type(leaf), leaf))
+            fixed.append(Fixed(number, identity(leaf), leaf))
         elif hasattr(leaf, "shape") and (hasattr(leaf, "__array__") or isinstance(leaf, jax.ShapeDtypeStruct)):
             arrays.append((name, leaf))
         else:
@@ -132,6 +141,5 @@ def call(f: Callable[[Any, Any], Any], outputs: Any, batch: Batch) -> Any:
     if not isinstance(batch, Whole):
         return f(outputs, batch)
     result = f(without_axis(outputs), example_of(batch))
-    if isinstance(result, tuple):
-        return tuple(with_axis(x) if is_array(x) else x for x in result)
-    return jnp.asarray(result)[None] if is_array(result) or isinstance(result, list) else result
+    row = lambda x: jnp.asarray(x)[None] if is_array(x) or isinstance(x, list) else x  # noqa: E731
+    return tuple(map(row, result)) if isinstance(result, tuple) else row(result)

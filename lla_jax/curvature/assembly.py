@@ -61,7 +61,7 @@ def operator(
         )
     loss = losses.as_loss(loss)
     together = execution.processes == "all" and jax.process_count() > 1
-    first = next(iter(data)) if isinstance(data, Stream) else _data.as_arrays(data)  # of a stream the first batch
+    first = _data.first_batch(data)
     _data.check_uncut(first, batch_size)
     uncut = matrix.train or not loss.per_example or isinstance(first, Whole)
     params_mesh = sharding.mesh_of(params)
@@ -120,9 +120,9 @@ def _check(
     model = Model(loss, params, (), matrix.train)
     rows = next((n for n in lengths if takes(model, first, n)), count)
     if matrix.kind == "ggn":
-        block = losses.whole_block(like(first, rows), np.arange(rows, dtype=np.int32))
+        block = losses.block_of_rows(like(first, rows), np.arange(rows, dtype=np.int32))
         return matrix, criteria.with_curved_criterion(loss, params, block, matrix.train)
-    block = losses.whole_block(*spread(first, rows))
+    block = losses.block_of_rows(*spread(first, rows))
     return replace(matrix, sample=sampling.settle(loss, params, block, matrix.sample, matrix.train)), loss
 
 
@@ -134,7 +134,7 @@ def _check_entries(loss: Loss, params: PyTree, data: Whole, train: bool) -> None
             "kind",
             "'empirical' given, but the loss of lla.whole(data) is one number, whose empirical Fisher matrix is the "
             "product g g' of its gradient; let the criterion return an entry for each node or point, (N,) or (losses, "
-            'weights), or use lla.hessian, lla.ggn or kind="mc"',
+            "weights), or use lla.hessian or lla.ggn",
         )
 
 

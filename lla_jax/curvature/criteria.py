@@ -40,7 +40,7 @@ def total(loss: Loss, outputs: Any, batch: Batch, drawn: Batch) -> Any:
     if weighted is not None:
         weights = call(loss.criterion, outputs, batch)[1]
         values = jnp.where(jnp.asarray(weights) != 0, values, 0)
-    return _tree.widen(values).sum()
+    return _tree.widen(jnp.asarray(values)).sum()
 
 
 def slopes(loss: Loss, outputs: Any, batch: Batch, drawn: Batch) -> list[Any]:

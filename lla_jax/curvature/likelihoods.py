@@ -99,8 +99,10 @@ def _draw_one(sampler: Callable[[Any, Any, Any], Any], key: Any, outputs: Any, e
     """The example with a target that the user's sampler draws; of a ``Whole`` it gets and returns the user's data."""
     if not isinstance(example, Whole):
         return sampler(key, outputs, example)
-    drawn = sampler(key, outputs, example.data)
-    return drawn if jax.tree_util.all_leaves([drawn]) else pack(drawn)
+    given = example.data
+    drawn = sampler(key, outputs, given)
+    is_target = jax.tree_util.all_leaves([drawn]) and not jax.tree_util.all_leaves([given])
+    return drawn if is_target else pack(drawn)
 
 
 def _draw_classes(target: Target, loss: Loss, keys: Any, outputs: Any, batch: Batch) -> Any:

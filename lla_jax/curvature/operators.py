@@ -166,9 +166,10 @@ def fisher(
 
     with y drawn from the model ("mc", whose mean is the GGN where l is a negative log-likelihood in its natural
     parameters) or from the data ("empirical"). The penalty, a prior, is no part of it. All entries (tokens) of an
-    example are one observation; of an ``lla.whole``, such as a graph, each entry (node) is one. The key is folded with
-    an example's number: draws do not depend on the batches. Weights are those of the data, also where they follow from
-    the labels (weighted classes, ignored labels).
+    example are one observation; of an ``lla.whole``, such as a graph, each entry (node) is one. So where the loss of an
+    example is one number that is a mean over n entries, and not their sum, "mc" gives the GGN divided by n. The key is
+    folded with an example's number: draws do not depend on the batches. Weights are those of the data, also where they
+    follow from the labels (weighted classes, ignored labels).
 
     Targets must be drawn from the likelihood whose negative logarithm the criterion is. It is recognised by what the
     criterion does at a few rows, whatever it is written in: categorical (any temperature and axis of classes, soft

@@ -199,13 +199,9 @@ def _mesh(task: Task, points: int) -> Mesh:
     unsplit = "lla.whole(data) is one example, which is not split over devices"
     uncut = unsplit if any(isinstance(data, Whole) for data in held) else uncut
     shards = _devices.data_shards(task.execution, devices, points, nbytes, uncut)
-    if shards > 1 and any(isinstance(_first_batch(data), Whole) for data in task.sets.values()):
+    if shards > 1 and any(isinstance(_data.first_batch(data), Whole) for data in task.sets.values()):
         shards = _devices.data_shards(task.execution, devices, points, nbytes, unsplit)
     return _devices.mesh_of(devices, shards)
-
-
-def _first_batch(data: Any) -> Batch:
-    return next(iter(data)) if isinstance(data, Stream) else data
 
 
 def pieces(data: Any, count: int | None, mesh: Mesh, padded: bool) -> Iterator[Piece]:

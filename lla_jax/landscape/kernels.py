@@ -209,7 +209,7 @@ def losses(
             coords,
             f"an array of shape (C, {axes}) for C points along {axes} directions, such as jnp.zeros((1, {axes}))",
         )
-    data = _data.whole() if data is None else data
+    data = _data.as_arrays(data)
     examples.check_shapes(loss, params, data)
     formula = Formula(static(rule), False, ())
     plan = plans.Plan(coords.shape[0], _data.num_examples(data), loop, share)

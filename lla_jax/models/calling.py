@@ -13,7 +13,6 @@ so that ``batch_stats="batch"`` does not switch dropout on, and a stochastic los
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict
 
@@ -81,6 +80,8 @@ def model_arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
     Raises:
       ValueError: the batch has no such entry, or is a dict and ``inputs`` is None.
     """
+    if batch is None and not callable(inputs):
+        raise Misuse("data", "None given, but the model takes an input; pass its data")
     if callable(inputs):
         chosen = inputs(batch)
     elif inputs is not None:
@@ -100,14 +101,6 @@ def model_arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
     else:
         chosen = batch[0] if isinstance(batch, tuple | list) else batch
     return chosen if type(chosen) is tuple else (chosen,)
-
-
-def parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a callable by name; an empty dict if it has no signature."""
-    try:
-        return inspect.signature(call).parameters
-    except (TypeError, ValueError):  # some callables have none
-        return {}
 
 
 Kwargs = tuple[tuple[str, Any], ...]

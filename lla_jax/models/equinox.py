@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import jax
 import numpy as np
 
-from lla_jax.core.arguments import Misuse, complete, misuse, show_options
+from lla_jax.core.arguments import Misuse, complete, misuse, parameters, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
@@ -20,7 +20,6 @@ from lla_jax.models.calling import (
     loss_of,
     mode_kwargs,
     model_arguments,
-    parameters,
     refuse_noisy_statistics,
 )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from lla_jax.core.arguments import Misuse, complete, show_options
+from lla_jax.core.arguments import Misuse, complete, parameters, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
@@ -20,7 +20,6 @@ from lla_jax.models.calling import (
     map_examples,
     mode_kwargs,
     model_arguments,
-    parameters,
     refuse_noisy_statistics,
 )
 

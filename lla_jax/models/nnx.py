@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 import jax
 
-from lla_jax.core.arguments import complete, show_options
+from lla_jax.core.arguments import complete, parameters, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, Path, PyTree
 from lla_jax.models.calling import (
@@ -20,7 +20,6 @@ from lla_jax.models.calling import (
     map_examples,
     mode_kwargs,
     model_arguments,
-    parameters,
     refuse_noisy_statistics,
 )
 

@@ -81,7 +81,7 @@ def _describe_matrix(spec: Spectrum) -> str:
         return f"{matrix} of {spec.recipe['n']:,} parameters{block}"
     data = recipe["data"]
     of = f"mean over {data['examples']:,} examples" if "examples" in data else "mean over a stream"
-    of = "of one example, always whole" if data.get("whole") else of
+    of = "of one example, always whole" if data.get("whole") and data["examples"] == 1 else of
     norm = f", BatchNorm statistics {recipe.get('batch_stats')}" if recipe.get("state") != fingerprint(None) else ""
     return f"{matrix} of {spec.recipe['n']:,} parameters{block}, {of}{norm}"
 

@@ -1,5 +1,7 @@
 """Data that are one example and stay whole: sets of points, graphs, lists of boxes, no data; each against jax alone."""
 
+import collections
+import dataclasses
 import functools
 import pathlib
 import re
@@ -13,6 +15,7 @@ from jax.experimental import sparse
 from jax.flatten_util import ravel_pytree
 
 import lla_jax as lla
+from lla_jax.core import recipes
 from tests.helpers import ANEW, KEPT, compilations
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -568,3 +571,59 @@ def test_the_page_of_docs_runs():
         assert set(space["profile"].values) == {"loss", "accuracy", "test_loss", "test_accuracy"}
         product = space["H"].mv({"x": np.float32(1), "y": np.float32(0)})
     np.testing.assert_allclose([product["x"], product["y"]], [422, -200], rtol=1e-5)
+
+
+def test_a_stream_of_batches_and_wholes_is_refused():
+    """A whole behind a batch of rows would be padded to their number, on axes that are none of examples."""
+    batch, one = np.ones((4, 3)), lla.whole(np.ones((2, 3)))
+    loss = lla.Loss(lambda p, state, x, train: (x @ p, state), lambda outputs, x: outputs**2)
+    for batches in ([batch, one], [one, batch]):
+        with pytest.raises(ValueError, match=r"yields batches of rows and lla\.whole"):
+            lla.directions.gradient(loss, np.ones(3), lla.stream(batches))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Medium:
+    x: Any
+    viscosity: float = dataclasses.field(metadata={"static": True})
+
+
+def test_what_a_class_holds_beside_its_arrays_is_part_of_the_data():
+    one, other = (lla.whole(Medium(np.ones(2), viscosity)) for viscosity in (0.1, 0.2))
+    assert recipes.fingerprint(one) != recipes.fingerprint(other)
+    assert recipes.fingerprint(one) == recipes.fingerprint(lla.whole(Medium(np.ones(2), 0.1)))
+    assert one.form != other.form
+    assert lla.whole(0.0).form != lla.whole(-0.0).form
+
+
+def test_mappings_of_other_classes_are_wholes():
+    data = lla.whole(collections.UserDict(x=np.ones(3), n=2))
+    assert data.data["n"] == 2
+    assert lla.landscape.losses(lambda p, d: p * d["x"].sum(), np.ones(()), np.ones(1), np.ones((1, 1)), data)[0] == 6
+
+
+def test_a_criterion_may_return_a_list_with_weights():
+    apply = lambda p, state, data, train: (data * p, state)  # noqa: E731
+    listed = lla.Loss(apply, lambda outputs, data: ([outputs[0] ** 2, outputs[1] ** 2], np.array([1.0, 3.0])))
+    arrays = lla.Loss(apply, lambda outputs, data: (outputs**2, np.array([1.0, 3.0])))
+    data, p = lla.whole(np.array([1.0, 2.0])), np.float64(0.5)
+    for make in (lla.hessian, lla.ggn):
+        assert make(listed, p, data).mv(np.float64(1)) == make(arrays, p, data).mv(np.float64(1))
+
+
+def test_an_old_key_is_the_key_of_the_whole():
+    def apply(p, state, data, train, key):
+        return p * jax.random.normal(key, data.shape), state
+
+    losses = [lla.Loss(apply, lambda o, d: o**2, key=key) for key in (jax.random.PRNGKey(1), jax.random.key(1))]
+    data = lla.whole(np.ones(2))
+    assert len({float(lla.hessian(loss, np.float64(1), data).mv(np.float64(1))) for loss in losses}) == 1
+
+
+@pytest.mark.slow
+def test_a_sampler_draws_the_whole_where_it_is_one_array():
+    loss = lla.Loss(lambda p, state, y, train: (p * jnp.ones(4), state), lambda outputs, y: (outputs - y) ** 2 / 2)
+    draw = lambda key, outputs, y: outputs + jax.random.normal(key, outputs.shape)  # noqa: E731
+    F = lla.fisher(loss, np.float64(1), lla.whole(np.arange(4.0)), jax.random.key(0), samples=200, sample=draw)
+    assert F.mv(np.float64(1)) == pytest.approx(1, rel=0.3)
