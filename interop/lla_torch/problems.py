@@ -18,7 +18,7 @@ from torch.utils import data as torch_data
 import lla_jax
 from lla_torch.conversion.function import arguments
 from lla_torch.losses.selection import Choice
-from lla_torch.weights.names import to_array, to_tensor
+from lla_torch.weights.names import to_array
 
 _SHUFFLING = (torch_data.RandomSampler, torch_data.SubsetRandomSampler, torch_data.WeightedRandomSampler)
 _STREAM, _WHOLE = lla_jax.data.Stream, lla_jax.data.Whole
@@ -243,11 +243,6 @@ def _example_inputs(data: Any, inputs: Callable[[Any], Any] | None) -> tuple[Any
     """(positional, by name): the module's inputs for two examples of the data, or all of a whole, as tensors."""
     batch = _first_batch(data) if isinstance(data, _STREAM) else data
     if isinstance(batch, _WHOLE):
-        return jax.tree.map(_as_tensor, arguments(inputs, batch.data))
+        return arguments(inputs, batch.data)
     batch = jax.tree.map(lambda x: np.resize(x[:2], (2, *x.shape[1:])), batch)  # twice the same if there is only one
-    return jax.tree.map(to_tensor, arguments(inputs, batch))
-
-
-def _as_tensor(x: Any) -> Any:
-    """A tensor of an array; numbers, which are fixed, stay."""
-    return to_tensor(x) if hasattr(x, "shape") else x
+    return arguments(inputs, batch)

@@ -249,9 +249,10 @@ class _Builder:
         inputs = len(inner.slots)
         converted = [inner.instruction(n) for n in nodes if n.op == "call_function"]
         instructions = tuple(i for i in converted if i is not None)
-        if any(i.operator.random for i in instructions):
+        random = next((i for i in instructions if i.operator.random), None)
+        if random is not None:
             raise ConversionError(
-                f"{instructions[0].where}: a function inside of torch.cond draws random numbers, which is not "
+                f"{random.where}: a function inside of torch.cond draws random numbers, which is not "
                 "supported; draw them before"
             )
         return Block(instructions, tuple(inner.value(x) for x in results), inputs, len(inner.slots))

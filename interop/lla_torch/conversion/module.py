@@ -70,6 +70,7 @@ def convert_parts(
     else:
         names = names.with_layouts_of(like)
     programs = [g.program(names, own) for g in graphs]
+    _refuse_changes_of_what_decided(programs)
     wide = {leaf.name: keeps_64_bits(leaf, programs[0].own.name) for leaf in names.leaves}
     arrays = {
         leaf.name: as_jax(names.to_jax(leaf, to_array(tensors[leaf.name])), leaf.name, dtype, wide[leaf.name])
@@ -78,6 +79,18 @@ def convert_parts(
     pure = Function(programs[0], programs[1] if train else None, call_pattern(call))
     variables = {"params": {}, **names.tree(arrays)}
     return Parts(pure, variables, names, module)
+
+
+def _refuse_changes_of_what_decided(programs: Sequence[Program]) -> None:
+    """Refuse a buffer that decides in one mode and is written in the other: compiled code would not see its value."""
+    written = {path for program in programs for path, _ in program.updates}
+    both = {each.path for program in programs for each in program.decided} & written
+    if both:
+        names = sorted("/".join(path) for path in both)
+        raise ConversionError(
+            f"module: {names} decide a size or a branch in one mode (a mask as an index, .item(), an `if`) and are "
+            "written in the other; convert with train=False, or keep the choice in tensors (torch.where, masks)"
+        )
 
 
 def _refuse_hidden_tensors(call: Call) -> None:

@@ -15,7 +15,15 @@ BOUNDS = ("clamp", "clip", "clamp_min", "clamp_max", "fmax", "fmin")
 
 def tie_arguments(function: Callable[..., Any], op: Any) -> dict[str, float]:
     """The further argument of a function that takes ``share``, see ``program.ops.extrema``: what torch's op answers."""
-    return {"share": share_at_tie(op)} if "share" in signature(function).parameters else {}
+    return {"share": share_at_tie(op)} if _takes_share(function) else {}
+
+
+@functools.cache
+def _takes_share(function: Callable[..., Any]) -> bool:
+    try:
+        return "share" in signature(function).parameters
+    except ValueError:  # a builtin
+        return False
 
 
 @functools.cache

@@ -48,7 +48,7 @@ class Apply:
             )
 
         if np.ndim(keys) == 0:
-            return self.function(variables, args, kwargs, train=noisy, key=keys)[0], state
+            return self.select(self.function(variables, args, kwargs, train=noisy, key=keys)[0]), state
 
         def run_example(args: Any, kwargs: Any, key: Any) -> Any:
             batch_of_one = jax.tree.map(lambda x: x[None], (args, kwargs))

@@ -28,15 +28,15 @@ class Decided:
     @classmethod
     def of(cls, path: tuple[str, ...], array: np.ndarray) -> Decided:
         """The record of an array."""
-        return cls(path, array.shape, array.dtype.str, array.tobytes())
+        return cls(path, array.shape, array.dtype.name, array.tobytes())
 
     def check(self, found: Any) -> None:
         """Raise a ValueError where another value was found; a value that jax is tracing is not looked at."""
         if isinstance(found, jax.core.Tracer):
             return
         given = np.asarray(found)
-        value = np.frombuffer(self.content, np.dtype(self.dtype)).reshape(self.shape)
-        if given.shape != value.shape or not np.array_equal(given, value.astype(given.dtype)):
+        value = np.frombuffer(self.content, jax.numpy.dtype(self.dtype)).reshape(self.shape)
+        if given.shape != value.shape or given.tobytes() != value.astype(given.dtype).tobytes():  # NaN is equal to NaN
             raise ValueError(
                 f"variables: {'/'.join(self.path)} has other values than at conversion, where they decided a size or "
                 "a branch (a mask as an index, .item(), an `if`); convert the module with these values"

@@ -66,7 +66,7 @@ class Instruction:
     kwargs: tuple[tuple[str, Any], ...]
     out: int
     dtypes: tuple[DType | None, ...]
-    where: str = field(default="", compare=False)
+    where: str = field(default="", compare=False, repr=False)
     wide: bool = False
     kept: bool = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,9 +17,11 @@ from lla_torch.tracing.guards import ConversionError
 @contextlib.contextmanager
 def traceable_branches() -> Iterator[None]:
     """Context in which ``torch.cond`` runs without torch's function modes, which it cannot trace."""
-    cond = torch.cond
+    cond, here = torch.cond, threading.get_ident()
 
     def without_modes(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != here:
+            return cond(*args, **kwargs)
         modes = [overrides._pop_mode() for _ in range(overrides._len_torch_function_stack())]
         torch.cond = cond
         try:

@@ -187,6 +187,9 @@ class ConstantValues(TorchFunctionMode):
     def _values_of(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any, frozenset[str]] | None:
         """(arguments, named arguments, buffers) with known values in the place of tensors; None if one is unknown."""
         leaves, spec = torch_pytree.tree_flatten((args, kwargs))
+        tensors_in = (x for x in leaves if isinstance(x, torch.Tensor))
+        if any(id(x) not in self._known and not _is_real(x) for x in tensors_in):  # before any value is copied
+            return None
         buffers: frozenset[str] = frozenset()
         tensors = False
         for i, leaf in enumerate(leaves):

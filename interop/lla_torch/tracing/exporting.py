@@ -38,7 +38,7 @@ from lla_torch.tracing.guards import (
     tracing_mode,
 )
 from lla_torch.tracing.open_sizes import OpenSizes
-from lla_torch.tracing.outputs import split_outputs, tensors_within
+from lla_torch.tracing.outputs import split_outputs
 
 LOG = logging.getLogger("lla_torch")
 
@@ -93,7 +93,7 @@ class _FlatCall(nn.Module):
         call = self.module if self._function is None else functools.partial(self._function, self.module)
         self._constants.hold(dict(self.module.named_buffers(remove_duplicate=False)))
         outputs, self.seen.dropped = split_outputs(call(*args, **kwargs))
-        if self.seen.dropped and next(tensors_within(outputs), None) is None:
+        if self.seen.dropped and not any(isinstance(x, torch.Tensor) for x in torch_pytree.tree_leaves(outputs)):
             raise ConversionError(_no_tensors_message(self.module, self.seen.dropped))
         for m, name, buffer in buffers:  # torch.export sees writes in place, but no assignments below its root
             new = m._buffers.get(name)

@@ -20,7 +20,7 @@ from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
 from lla_torch.tracing.derivatives import Refused, autograd_grad, derivatives_in_graph
-from lla_torch.tracing.functions import has_own_derivative, run_forward
+from lla_torch.tracing.functions import has_own_derivative, kinds_of, run_forward
 from lla_torch.tracing.replacements import REPLACEMENTS
 
 LOCK = threading.RLock()
@@ -148,11 +148,21 @@ def tracing_mode() -> Iterator[None]:
     validate = torch.distributions.Distribution._validate_args
 
     here = threading.get_ident()
+    checked: dict[Any, bool] = {}
+
+    def is_derivative(cls: type, args: tuple[Any, ...]) -> bool:
+        """The answer of ``has_own_derivative``, found once for all calls with arguments of the same kinds."""
+        if not all(isinstance(x, torch.Tensor | bool | int | float | str | None) for x in args):
+            return has_own_derivative(cls, apply.__get__(None, cls), args)
+        key = (cls, kinds_of(args))
+        if key not in checked:
+            checked[key] = has_own_derivative(cls, apply.__get__(None, cls), args)
+        return checked[key]
 
     def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
         if cls.__module__.split(".")[0] == "torch" or threading.get_ident() != here:
             return apply.__get__(None, cls)(*args, **kwargs)
-        if not kwargs and has_own_derivative(cls, apply.__get__(None, cls), args):
+        if not kwargs and is_derivative(cls, args):
             return run_forward(cls, args)
         raise Refused(
             f"{cls.__name__}.apply is called, an autograd.Function whose backward is not, at random inputs, the "

@@ -112,7 +112,9 @@ def _chain_matmul(*matrices: torch.Tensor) -> torch.Tensor:
 def _linspace(start: Any, end: Any, steps: Any, **named: Any) -> Any:
     if not isinstance(start, int | float) or not isinstance(end, int | float) or named.get("out") is not None:
         return NotImplemented
-    named.setdefault("dtype", torch.get_default_dtype())
+    named["dtype"] = named.get("dtype") or torch.get_default_dtype()
+    if not named["dtype"].is_floating_point:
+        return NotImplemented
     places = torch.arange(steps, **named)
     step = (end - start) / torch.sym_max(steps - 1, 1)  # torch counts the second half from the end
     return torch.where(places < steps // 2, start + step * places, end - step * (steps - 1 - places))

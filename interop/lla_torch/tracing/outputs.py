@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -64,12 +64,3 @@ def _fields(x: Any) -> dict[Any, Any] | None:
     if hasattr(type(x), "__attrs_attrs__"):
         return {a.name: getattr(x, a.name) for a in type(x).__attrs_attrs__}
     return None
-
-
-def tensors_within(outputs: Any) -> Iterator[torch.Tensor]:
-    """The tensors of nested outputs as ``split_outputs`` gives them."""
-    if isinstance(outputs, torch.Tensor):
-        yield outputs
-    elif isinstance(outputs, dict | tuple | list):
-        for x in outputs.values() if isinstance(outputs, dict) else outputs:
-            yield from tensors_within(x)

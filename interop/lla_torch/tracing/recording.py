@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as torch_pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lla_torch.program.errors import misuse
@@ -58,7 +59,7 @@ def _recorded(module: nn.Module, inputs: Any, kwargs: Any, mode: Any) -> tuple[A
     recorder = Recorder()
     with LOCK, _restore_module(module), recorder.generators(), mode, recorder:
         outputs, _ = split_outputs(module(*inputs, **kwargs))
-        result = _to_numpy(outputs)
+        result = torch_pytree.tree_map_only(torch.Tensor, to_array, outputs)
     return result, tuple(recorder.draws)
 
 
@@ -150,16 +151,3 @@ def _restore_module(module: nn.Module) -> Iterator[None]:
                 owner._buffers[name] = tensor
         for owner, training in flags:
             owner.training = training
-
-
-def _to_numpy(value: Any) -> Any:
-    """The same nesting with every tensor copied to a numpy array."""
-    if torch.is_tensor(value):
-        return to_array(value)
-    if isinstance(value, Mapping):
-        return {name: _to_numpy(v) for name, v in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_to_numpy, value))
-    if isinstance(value, tuple | list):
-        return type(value)(map(_to_numpy, value))
-    return value

@@ -283,12 +283,10 @@ def _to_stored_array(
             with np.errstate(over="ignore"):  # load_checkpoint warns of entries that are not finite
                 array = array.astype(new)
         return None, array
-    else:
-        exact = array.astype(own)
-        if not np.array_equal(exact, array):
-            return f"is {array.dtype.name} and does not fit into the network's {own.name}", None
-        array = exact
-    return None, names.to_jax(leaf, array)
+    exact = array.astype(own)
+    if not np.array_equal(exact, array):
+        return f"is {array.dtype.name} and does not fit into the network's {own.name}", None
+    return None, names.to_jax(leaf, exact)
 
 
 def _unreadable(tensor: torch.Tensor) -> str | None:

@@ -14,6 +14,7 @@ import math
 import pathlib
 import pickle
 import re
+import threading
 import types
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -139,18 +140,22 @@ HARMLESS: list[Any] = [
 """What torch's reader takes for the names in a file: pairs (function or class, name)."""
 
 
+_LOCK = threading.RLock()  # torch has one list for all threads
+
+
 @contextlib.contextmanager
 def harmless_types() -> Iterator[None]:
     """Allow torch's reader the names in ``HARMLESS`` besides those that the caller allowed it."""
-    own, names = torch.serialization.get_safe_globals(), {name for _, name in HARMLESS}
-    others = [each for each in own if _full_name(each) not in names]  # two entries of one name: either would be taken
-    try:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals([*others, *HARMLESS])
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(own)
+    with _LOCK:
+        own, names = torch.serialization.get_safe_globals(), {name for _, name in HARMLESS}
+        others = [each for each in own if _full_name(each) not in names]  # of two entries of a name either is taken
+        try:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals([*others, *HARMLESS])
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(own)
 
 
 def _full_name(entry: Any) -> str:

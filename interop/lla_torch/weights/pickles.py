@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import re
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ READ_ERRORS = (
 """What readers raise for damaged files."""
 _SHOWN = 20  # names in a message
 _PIECE = 2**20  # bytes that are checked at once
+_FILLED = (b"cbuiltins\nbytearray\n", b"c__builtin__\nbytearray\n")
 _FOLDER = 0x10  # an attribute of entries for which torch reads nothing
 _PICKLED = "torch.storage._load_from_bytes"
 _SAVE = "torch.save(module.state_dict(), 'weights.pth')"
@@ -50,12 +53,39 @@ def read_pickle(path: Path, limit: int) -> Any:
         zipped = file.read(4) == b"PK\x03\x04"
     if zipped:
         _check_archive(path, limit)
+    _refuse_filled(path, zipped)
     try:
         with warnings.catch_warnings(), harmless_types():
             warnings.simplefilter("ignore")  # about pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except (*READ_ERRORS, pickle.UnpicklingError) as error:
         raise _explain(path, error) from error
+
+
+def _refuse_filled(path: Path, zipped: bool) -> None:
+    """Refuse ``bytearray(n)``, which torch's reader allows: a few bytes would fill any amount of memory.
+
+    The name of a function is plain text in the pickles that torch reads.
+    """
+    if any(text.find(name) >= 0 for text in _pickles(path, zipped) for name in _FILLED):
+        raise ValueError(
+            f"path: {str(path)!r} is refused, because it holds a bytearray, which may fill the memory. Where the file "
+            f"comes from, save the weights alone: {_SAVE}"
+        )
+
+
+def _pickles(path: Path, zipped: bool) -> Iterator[Any]:
+    """The pickles in a file: of an archive its entries of this kind, without their checksums; else all of it."""
+    if not zipped:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
+        return
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith(".pkl"):
+                with archive.open(entry) as part:
+                    part._expected_crc = None  # type: ignore[attr-defined]  # torch may have been told to write none
+                    yield part.read()
 
 
 def _explain(path: Path, error: Exception) -> ValueError:

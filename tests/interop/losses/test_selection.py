@@ -115,3 +115,19 @@ def test_loss_module_of_the_users_gets_all_outputs_as_before():
     np.testing.assert_allclose(loss_of(net, Both()), float(ENTROPY(3 * module.linear(X), Y).detach()), rtol=1e-6)
     with pytest.raises(ValueError, match=r"ByAttribute failed .*outputs\['name'\]"):
         loss_of(net, ByAttribute())
+
+
+def test_a_whole_with_a_key_has_the_outputs_that_are_selected():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return {"noise": torch.randn_like(x), "logits": self.linear(x + torch.randn_like(x))}
+
+    net = lla_torch.convert(Noisy(), X)
+    loss = net.loss(ENTROPY, outputs="logits", key=jax.random.key(0))
+    line = lla.directions.random(jax.random.key(1), net.variables["params"], 1)
+    values = lla.evaluate(loss, net.variables["params"], lla.whole((X, Y)), line, lla.grid(points=3, dims=1)).values
+    assert np.isfinite(values["loss"]).all()

@@ -39,6 +39,17 @@ def test_a_choice_by_values():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
 
 
+def test_equal_choices_are_equal_programs():
+    class Other(Choice):
+        def forward(self, x):
+            layer = self.fc
+            return torch.cond(x.sum() > 0, lambda y: y.sin() * y.detach(), lambda y: y.abs().log(), (layer(x),))
+
+    one, other = (lla_torch.convert(build(kind), real(3, 4)) for kind in (Choice, Other))
+    assert one.function == other.function
+    assert hash(one.function) == hash(other.function)
+
+
 def test_second_derivatives_are_those_of_the_branch():
     class Plain(Choice):
         def forward(self, x):

@@ -103,6 +103,33 @@ def test_a_buffer_that_decides_may_not_be_written():
     assert "writes to it" in text
 
 
+class Counts(nn.Module):
+    """Eval mode decides by a count that train mode writes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.tensor(0))
+
+    def forward(self, x):
+        if self.training:
+            self.count.add_(1)
+            return x
+        return x * 2 if self.count.item() else x
+
+
+def test_a_buffer_that_decides_in_one_mode_may_not_be_written_in_the_other():
+    lla_torch.convert(Counts(), real(3, 4))
+    with pytest.raises(lla_torch.ConversionError, match=r"\['buffers/count'\] decide .* in one mode"):
+        lla_torch.convert(Counts(), real(3, 4), train=True)
+
+
+def test_a_buffer_that_decided_may_hold_nan_and_half_precision():
+    net = Net(lambda n, x: x * (2 if n.limits.isnan().any().item() else 1) * n.w)
+    net.register_buffer("limits", torch.tensor([1.0, float("nan")], dtype=torch.bfloat16))
+    converted = lla_torch.convert(net.double().float(), torch.ones(3, 4))
+    np.testing.assert_array_equal(converted.apply(converted.variables, np.ones((3, 4), np.float32))[0], [2, 4, 6, 8])
+
+
 def test_other_values_of_a_buffer_that_decided_are_refused(tmp_path):
     module = Net(CONSTANT["buffer"]).double()
     net = lla_torch.convert(module, real(3, 4))

@@ -104,7 +104,35 @@ def test_function_with_the_derivative_as_its_backward_is_converted(name, x64):
     assert Function.__dict__["apply"] is before
 
 
+class SafeRoot(Function):
+    """A root whose slope at zero is zero."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.abs().sqrt()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return torch.where(x == 0, 0, gradient * x.sign() / (2 * x.abs().sqrt()))
+
+
+class Pair(Function):
+    """A product with a tensor inside of a list, which gets no gradient."""
+
+    @staticmethod
+    def forward(ctx, x, others):
+        ctx.save_for_backward(others[0])
+        return x * others[0]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0], None
+
+
 WRONG = {
+    "other at zero": SafeRoot,
     "sign": straight_through(torch.sign),
     "rounding": straight_through(torch.round),
     "quantized to 8 bits": straight_through(lambda x: (x * 127).round() / 127),
@@ -125,6 +153,42 @@ def test_function_with_another_backward_is_refused(name):
     message = refused(Uses(lambda x, scale: WRONG[name].apply(x)), torch.ones(3, 4))
     assert "autograd.Function whose backward is not" in message
     assert "(f(x) - x).detach()" in message
+
+
+def test_functions_that_hide_gradients_are_refused():
+    """Of a tensor inside of a list, and of complex numbers, whose derivatives are not compared."""
+    assert "autograd.Function" in refused(Uses(lambda x, scale: Pair.apply(x, [scale])), torch.ones(3, 4))
+    turned = wrong(lambda x, g: -2 * x.conj() * g)
+    assert "autograd.Function" in refused(Uses(lambda x, scale: turned.apply(x + 1j).abs()), torch.ones(3, 4))
+
+
+def test_a_function_is_judged_once_for_all_its_calls():
+    calls = []
+
+    class Square(Function):
+        @staticmethod
+        def forward(ctx, x):
+            calls.append(1)
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 2 * ctx.saved_tensors[0] * gradient
+
+    def several(times):
+        calls.clear()
+
+        def run(x, scale):
+            for _ in range(times):
+                x = Square.apply(x)
+            return x
+
+        lla_torch.convert(Uses(run), torch.ones(3, 4))
+        return len(calls)
+
+    once = several(1)
+    assert several(4) < once + 20
 
 
 def test_function_of_a_frozen_network_is_judged_as_well():

@@ -36,6 +36,7 @@ OPEN = {
     "gradient": lambda x: torch.gradient(x, spacing=2.0),
     "multi_dot": lambda x: torch.linalg.multi_dot([x, x.T, x]),
     "linspace": lambda x: torch.linspace(-1, 2, x.shape[0])[:, None] * x,
+    "sym_max": lambda x: x / torch.sym_max(x.shape[0], 2),
     "fill_diagonal": lambda x: (x @ x.T).fill_diagonal_(0.5),
     "cov": lambda x: torch.cov(x.T),
     "corrcoef": lambda x: torch.corrcoef(x),
@@ -52,6 +53,12 @@ def test_the_batch_axis_stays_open(name):
         pairs = zip(expected, found, strict=True) if isinstance(expected, tuple) else [(expected, found)]
         for a, b in pairs:
             np.testing.assert_allclose(b, a.detach().numpy(), rtol=1e-12, atol=1e-13)
+
+
+def test_whole_numbers_on_a_line_are_torchs():
+    module = Net(lambda x: torch.linspace(0, 10, x.shape[0], dtype=torch.long)[:, None] * x).double()
+    net = lla_torch.convert(module, real(4, 4))
+    np.testing.assert_array_equal(net.apply(net.variables, real(4, 4).numpy()), module(real(4, 4)).detach().numpy())
 
 
 def test_a_message_names_the_line_that_fixes_the_batch_axis():

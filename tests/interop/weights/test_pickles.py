@@ -73,6 +73,20 @@ def test_nothing_of_a_file_is_executed(tmp_path, net, writer, hiding):
     assert not target.exists()
 
 
+class Filled:
+    """Unpickles as ``bytearray(2**30)``."""
+
+    def __reduce__(self):
+        return bytearray, (2**30,)
+
+
+@pytest.mark.parametrize("writer", ["zip", "old"])
+def test_a_few_bytes_do_not_fill_the_memory(tmp_path, net, writer):
+    path = WRITERS[writer]({"state_dict": trained().state_dict(), "x": Filled()}, tmp_path)
+    with pytest.raises(ValueError, match="holds a bytearray, which may fill the memory"):
+        load_checkpoint(path, net)
+
+
 @pytest.mark.parametrize("writer", ["zip", "old"])
 def test_the_factory_of_a_dict_is_no_function(tmp_path, net, writer):
     path = WRITERS[writer]({"state_dict": trained().state_dict(), "x": collections.defaultdict(os.getcwd)}, tmp_path)
