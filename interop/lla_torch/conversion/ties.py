@@ -15,7 +15,15 @@ BOUNDS = ("clamp", "clip", "clamp_min", "clamp_max", "fmax", "fmin")
 
 def tie_arguments(function: Callable[..., Any], op: Any) -> dict[str, float]:
     """The further argument of a function that takes ``share``, see ``program.ops.extrema``: what torch's op answers."""
-    return {"share": share_at_tie(op)} if "share" in signature(function).parameters else {}
+    return {"share": share_at_tie(op)} if "share" in _argument_names(function) else {}
+
+
+def _argument_names(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a function's arguments; none of a builtin that tells none, such as ``min`` in a graph of sizes."""
+    try:
+        return tuple(signature(function).parameters)
+    except ValueError:
+        return ()
 
 
 @functools.cache
