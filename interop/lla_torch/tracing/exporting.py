@@ -238,8 +238,9 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...], constants: Const
 
 
 def _like(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The values as a tensor of its own that requires a gradient if x does."""
-    return (values.clone() if values.is_inference() else values.detach()).requires_grad_(x.requires_grad)
+    """The values as a tensor of its own, contiguous as arrays are, that requires a gradient if x does."""
+    own = values.clone() if values.is_inference() else values.detach()
+    return own.contiguous().requires_grad_(x.requires_grad)
 
 
 def _decompositions(graph_module: torch.fx.GraphModule) -> Any:

@@ -328,3 +328,24 @@ def test_a_module_without_inputs():
 
     net = lla_torch.convert(Constant(), ())
     np.testing.assert_array_equal(net.apply(net.variables), [0, 2, 4])
+
+
+class ReadsStrides(nn.Module):
+    """Decides by how its input lies in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        order = self.fc(x) if x.is_contiguous() else self.fc(x.contiguous())
+        return order + x.reshape(-1).view(x.shape[0], 4) + x.stride(1)
+
+
+@pytest.mark.parametrize("take", [lambda x: x[:, :4], lambda x: x[::2, 1:5], lambda x: x[:4, :6].T[:, :4]])
+def test_inputs_that_are_slices_of_others(take):
+    module, x = ReadsStrides().double(), take(real(8, 6))
+    net = lla_torch.convert(module, x)
+    expected = module(x.contiguous()).detach().numpy()
+    np.testing.assert_allclose(net.apply(net.variables, x.numpy()), expected, rtol=1e-12)
+    np.testing.assert_allclose(net.apply(net.variables, x[:3].numpy()), expected[:3], rtol=1e-12)
