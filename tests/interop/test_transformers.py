@@ -192,6 +192,15 @@ def test_a_batch_given_as_one_argument_says_how_to_name_its_entries():
         lla_torch.convert(module, transformers.BatchEncoding({"input_ids": IDS}))
 
 
+def test_a_loop_over_experts_says_which_others_convert():
+    module = build("Mixtral", "ForCausalLM", DECODERS["Mixtral"][1] | {"num_hidden_layers": 1})
+    module.set_experts_implementation("eager")
+    with pytest.raises(lla_torch.ConversionError, match=r"set_experts_implementation\('batched_mm'\)"):
+        lla_torch.convert(module, IDS)
+    module.set_experts_implementation("batched_mm")
+    lla_torch.convert(module, IDS)
+
+
 @pytest.mark.slow
 def test_sliding_attention_is_refused_with_its_line():
     module = build("Longformer", "Model", SIZES | {"attention_window": 4, "num_hidden_layers": 1})

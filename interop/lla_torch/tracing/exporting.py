@@ -391,8 +391,8 @@ def _explain(error: Exception, module: nn.Module) -> ConversionError:
     if "DataDependent" in kind or "data-dependent" in str(error):
         return ConversionError(
             f"{place}: the forward pass depends on the values of a tensor (an `if`, a loop, .item(), an index that is "
-            "computed, BatchNorm(momentum=None)), so it is no single graph. Write it with torch.where, or fix the "
-            f"choice before converting. torch says: {_first_line(error)}"
+            f"computed, BatchNorm(momentum=None)), so it is no single graph. {_other_than_choosing(place)}. torch "
+            f"says: {_first_line(error)}"
         )
     if "arget size" in str(error) and "input size" in str(error):
         return ConversionError(
@@ -414,6 +414,19 @@ def _explain(error: Exception, module: nn.Module) -> ConversionError:
     return ConversionError(
         f"{place}: torch.export cannot trace this module ({kind}); write this line with operators that torch.export "
         f"supports. torch says: {_first_line(error)}"
+    )
+
+
+def _other_than_choosing(place: str) -> str:
+    """What to do about a choice by values, at a place."""
+    if "transformers" in place and "Experts" in place:
+        return (
+            "transformers has versions of its experts that choose nothing: call model.set_experts_implementation("
+            "'batched_mm') or ('grouped_mm'), or leave experts_implementation= out where the model is made"
+        )
+    return (
+        "Write it with torch.where, fix the choice before converting, or convert the part of the module before it, "
+        "such as module.backbone; of a detection model the raw boxes and scores, before some are selected"
     )
 
 

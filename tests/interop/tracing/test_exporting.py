@@ -289,6 +289,28 @@ def test_numbers_taken_of_a_tensor_are_refused_with_what_to_do():
     assert "as numbers (.item(), .tolist())" in refused(Sizes(), torch.ones(3, 4))
 
 
+class Suppresses(nn.Module):
+    """A detection model: boxes are selected by their scores, one after the other or all at once."""
+
+    def __init__(self, at_once):
+        super().__init__()
+        self.fc, self.at_once = nn.Linear(4, 5), at_once
+
+    def forward(self, x):
+        boxes = self.fc(x)
+        if self.at_once:
+            return boxes[torch.where(boxes[:, 4] > 0)[0]]
+        order = boxes[boxes[:, 4] > 0].argsort(0)[:, 0]
+        return boxes[order] if order.numel() > 0 else boxes
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_boxes_selected_by_scores_are_refused_with_what_to_do(at_once):
+    text = refused(Suppresses(at_once), torch.randn(8, 4))
+    assert "convert the part of the module before it" in text
+    assert "of a detection model the raw boxes and scores" in text
+
+
 def test_tensors_without_values_or_a_dense_layout_are_refused():
     linear, x = nn.Linear(3, 2).double(), real(4, 3)
     buffered = nn.Linear(3, 2).double()
