@@ -138,7 +138,7 @@ def export(module: nn.Module, call: Call, *, train: bool = False, function: Call
             # checks of values, such as torch.linalg's under vmap, have an effect, for which torch adds inputs
             decomposed = _remove_effect_tokens(decomposed)
         except Exception as error:
-            raise _explain(error, module) from error
+            raise _explain(error, module, lambda: _own_failure(flat, tensors)) from error
     if dropped := flat.seen.dropped:
         LOG.info("%s: outputs that hold no array are left out: %s", type(module).__name__, dropped)
     decomposed.graph_module.meta[DROPPED] = dropped
@@ -149,14 +149,17 @@ def export(module: nn.Module, call: Call, *, train: bool = False, function: Call
 def _without_dumps() -> Iterator[None]:
     """Context in which torch writes no graph and no log on stderr beside the error that it raises."""
     modules = [importlib.import_module(name) for name in ("torch.export._trace", "torch.fx.graph_module")]
-    log, refuse = logging.getLogger("torch.fx.experimental.symbolic_shapes"), lambda record: False
-    log.addFilter(refuse)
+    names, refuse = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor"), lambda record: False
+    logs = [logging.getLogger(name) for name in names]
+    for log in logs:
+        log.addFilter(refuse)
     for each in modules:
         vars(each)["print"] = lambda *args, **kwargs: None  # instead of the builtin, for the code of this module
     try:
         yield
     finally:
-        log.removeFilter(refuse)
+        for log in logs:
+            log.removeFilter(refuse)
         for each in modules:
             vars(each).pop("print", None)
 
@@ -364,7 +367,18 @@ def _stop_outputs(graph_module: torch.fx.GraphModule, stop: Any) -> None:
 # --- messages
 
 
-def _explain(error: Exception, module: nn.Module) -> ConversionError:
+def _own_failure(flat: nn.Module, tensors: tuple[torch.Tensor, ...]) -> Exception | None:
+    """The error that a call raises in torch, without tracing and with copies of all tensors; None if it has none."""
+    values = {n: x.detach().clone().requires_grad_(x.requires_grad) for n, x in flat.named_parameters()}
+    values |= {n: x.clone() for n, x in flat.named_buffers()}
+    try:
+        torch.func.functional_call(flat, values, tuple(_like(x, x.clone()) for x in tensors))
+    except Exception as error:
+        return error
+    return None
+
+
+def _explain(error: Exception, module: nn.Module, own_failure: Callable[[], Exception | None]) -> ConversionError:
     """The ConversionError for a failed export; it names the module, the line and a remedy."""
     if isinstance(error, ConversionError):
         return error
@@ -410,6 +424,11 @@ def _explain(error: Exception, module: nn.Module) -> ConversionError:
             f"{place}: torch.export cannot trace sparse tensors; pass the indices and values of a sparse matrix as "
             "dense tensors, and write its product with h as torch.zeros_like(h).index_add(0, rows, values[:, None] * "
             f"h[columns]). torch says: {_first_line(error)}"
+        )
+    if own := own_failure():
+        return ConversionError(
+            f"{_innermost_place(own.__traceback__, module)}: the call fails in torch as well; give inputs (their "
+            f"number, shapes and types) with which module(*inputs) works. torch says: {_first_line(own)}"
         )
     return ConversionError(
         f"{place}: torch.export cannot trace this module ({kind}); write this line with operators that torch.export "

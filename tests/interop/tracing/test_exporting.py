@@ -289,6 +289,33 @@ def test_numbers_taken_of_a_tensor_are_refused_with_what_to_do():
     assert "as numbers (.item(), .tolist())" in refused(Sizes(), torch.ones(3, 4))
 
 
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        (lambda: torch.randn(2, 8, 8, 3), "to have 3 channels"),
+        (lambda: torch.ones(2, 3, 8, 8, dtype=torch.long), "Float"),
+        (lambda: (torch.randn(2, 3, 8, 8), torch.randn(2, 1)), "received an invalid combination"),
+    ],
+)
+def test_inputs_that_the_module_cannot_take(inputs, says, capfd):
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    text = refused(module, inputs())
+    assert "the call fails in torch as well" in text
+    assert says.lower() in text.lower()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_failed_call_leaves_statistics_as_they_were():
+    class Fails(nn.BatchNorm1d):
+        def forward(self, x):
+            return super().forward(x) + torch.ones(5)
+
+    module = Fails(3)
+    with pytest.raises(lla_torch.ConversionError, match="in torch as well"):
+        lla_torch.convert(module, torch.randn(4, 3), train=True)
+    assert module.num_batches_tracked == 0
+
+
 class Suppresses(nn.Module):
     """A detection model: boxes are selected by their scores, one after the other or all at once."""
 
