@@ -37,6 +37,7 @@ from lla_torch.tracing.guards import (
     refuse_losses_of_pairs,
     tracing_mode,
 )
+from lla_torch.tracing.objects import own_object
 from lla_torch.tracing.open_sizes import OpenSizes
 from lla_torch.tracing.outputs import split_outputs, tensors_within
 
@@ -87,7 +88,7 @@ class _FlatCall(nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         remaining = iter(tensors)
-        leaves = [next(remaining) if isinstance(x, torch.Tensor) else x for x in self._leaves]
+        leaves = [next(remaining) if isinstance(x, torch.Tensor) else own_object(x) for x in self._leaves]
         args, kwargs = torch_pytree.tree_unflatten(leaves, self._spec)
         buffers = [(m, n, b) for m in self.module.modules() for n, b in m._buffers.items() if b is not None]
         call = self.module if self._function is None else functools.partial(self._function, self.module)
