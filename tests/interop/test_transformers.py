@@ -70,6 +70,8 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Bloom": ("ForCausalLM", SIZES | {"n_layer": 2, "n_head": 2}),
 }
 QUICK = ("GPT2", "Llama", "Mixtral")
+SHALLOW = ("GPTNeoX", "Mistral", "Qwen2", "Phi", "Falcon", "Bloom")
+"""Models whose layers are all alike, of which one is enough."""
 
 
 def build(name: str, head: str, sizes: dict[str, Any]) -> Any:
@@ -96,7 +98,8 @@ def mark_slow(names: Any) -> list[Any]:
 
 @pytest.mark.parametrize("name", mark_slow(DECODERS))
 def test_decoder_called_with_ids(name):
-    module = build(name, *DECODERS[name])
+    head, sizes = DECODERS[name]
+    module = build(name, head, sizes | ({"num_hidden_layers": 1, "n_layer": 1} if name in SHALLOW else {}))
     net = lla_torch.convert(module, IDS)
     assert set(net.dropped.values()) == {"DynamicCache"}
     check(module, net, IDS[:2])
@@ -190,6 +193,15 @@ def test_a_batch_given_as_one_argument_says_how_to_name_its_entries():
     module = build("Bert", "Model", SIZES | {"num_hidden_layers": 1})
     with pytest.raises(lla_torch.ConversionError, match=r"convert\(module, \(\), example_kwargs="):
         lla_torch.convert(module, transformers.BatchEncoding({"input_ids": IDS}))
+
+
+def test_a_loop_over_experts_says_which_others_convert():
+    module = build("Mixtral", "ForCausalLM", DECODERS["Mixtral"][1] | {"num_hidden_layers": 1})
+    module.set_experts_implementation("eager")
+    with pytest.raises(lla_torch.ConversionError, match=r"set_experts_implementation\('batched_mm'\)"):
+        lla_torch.convert(module, IDS)
+    module.set_experts_implementation("batched_mm")
+    lla_torch.convert(module, IDS)
 
 
 @pytest.mark.slow

@@ -391,7 +391,8 @@ def _unknown_message(unknown: dict[str, list[str]]) -> str:
     if shapeless:
         raise ConversionError(
             f"{unknown[shapeless[0]][0]}: the shape of {shapeless[0]}'s result depends on the values of a tensor, "
-            "which no single graph can have. Write it with torch.where, masks or weights of 0"
+            "which no single graph can have. Write it with torch.where, masks or weights of 0, or convert the part of "
+            "the module before it (of a detection model the raw boxes and scores)"
         )
     return (
         "these operators are not in the table:\n" + "\n".join(lines) + "\nAdd each with a JAX function:\n"

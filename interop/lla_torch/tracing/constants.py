@@ -63,6 +63,13 @@ MADE = frozenset(
     ]
 )
 """Functions that make a tensor of numbers alone."""
+SIZED = frozenset(
+    [
+        *("pad", "view", "reshape", "expand", "repeat", "tile", "unflatten", "interpolate", "unfold", "roll"),
+        *("narrow", "split", "chunk", "topk", "new_zeros", "new_ones", "new_full", "new_empty"),
+    ]
+)
+"""Functions of a tensor that take sizes or places, which torch itself would take from tensors of one number."""
 FILLED = {"ones_like": 1, "new_ones": 1, "zeros_like": 0, "new_zeros": 0}
 """Functions whose result has the shape of a tensor, or its type, and is filled with one number."""
 
@@ -226,7 +233,20 @@ class ConstantValues(TorchFunctionMode):
             return (args[0], self._indices(args[1]), args[2]), kwargs
         if name in ("index_put", "index_put_") and len(args) >= 3 and self._counts_values(*args[:3]):
             return (args[0], tuple(self._indices(tuple(args[1]))), *args[2:]), kwargs
+        if name in SIZED:
+            rest, kwargs = torch_pytree.tree_map(self._number, (tuple(args[1:]), kwargs))
+            return (*args[:1], *rest), kwargs
         return args, kwargs
+
+    def _number(self, x: Any) -> Any:
+        """A whole number in place of a tensor that is known to hold this one; other values as they are."""
+        if not isinstance(x, torch.Tensor) or x.ndim or x.is_floating_point() or x.is_complex():
+            return x
+        known = self._value(x)
+        if known is None or known.value is None:
+            return x
+        self.deciding |= known.buffers
+        return _compute(torch.Tensor.item, (known.value,), {})
 
     def _pick(self, name: str, x: Any, by: Any = None, dim: int | None = None, **named: Any) -> torch.Tensor | None:
         """``masked_select`` and ``repeat_interleave`` by known masks and counts, as indices; None of other calls."""

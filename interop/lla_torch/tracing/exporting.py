@@ -37,6 +37,7 @@ from lla_torch.tracing.guards import (
     refuse_losses_of_pairs,
     tracing_mode,
 )
+from lla_torch.tracing.objects import own_object
 from lla_torch.tracing.open_sizes import OpenSizes
 from lla_torch.tracing.outputs import split_outputs
 
@@ -87,7 +88,7 @@ class _FlatCall(nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         remaining = iter(tensors)
-        leaves = [next(remaining) if isinstance(x, torch.Tensor) else x for x in self._leaves]
+        leaves = [next(remaining) if isinstance(x, torch.Tensor) else own_object(x) for x in self._leaves]
         args, kwargs = torch_pytree.tree_unflatten(leaves, self._spec)
         buffers = [(m, n, b) for m in self.module.modules() for n, b in m._buffers.items() if b is not None]
         call = self.module if self._function is None else functools.partial(self._function, self.module)
@@ -138,7 +139,7 @@ def export(module: nn.Module, call: Call, *, train: bool = False, function: Call
             # checks of values, such as torch.linalg's under vmap, have an effect, for which torch adds inputs
             decomposed = _remove_effect_tokens(decomposed)
         except Exception as error:
-            raise _explain(error, module) from error
+            raise _explain(error, module, lambda: _own_failure(flat, tensors)) from error
     if dropped := flat.seen.dropped:
         LOG.info("%s: outputs that hold no array are left out: %s", type(module).__name__, dropped)
     decomposed.graph_module.meta[DROPPED] = dropped
@@ -149,14 +150,17 @@ def export(module: nn.Module, call: Call, *, train: bool = False, function: Call
 def _without_dumps() -> Iterator[None]:
     """Context in which torch writes no graph and no log on stderr beside the error that it raises."""
     modules = [importlib.import_module(name) for name in ("torch.export._trace", "torch.fx.graph_module")]
-    log, refuse = logging.getLogger("torch.fx.experimental.symbolic_shapes"), lambda record: False
-    log.addFilter(refuse)
+    names, refuse = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor"), lambda record: False
+    logs = [logging.getLogger(name) for name in names]
+    for log in logs:
+        log.addFilter(refuse)
     for each in modules:
         vars(each)["print"] = lambda *args, **kwargs: None  # instead of the builtin, for the code of this module
     try:
         yield
     finally:
-        log.removeFilter(refuse)
+        for log in logs:
+            log.removeFilter(refuse)
         for each in modules:
             vars(each).pop("print", None)
 
@@ -238,8 +242,9 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...], constants: Const
 
 
 def _like(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The values as a tensor of its own that requires a gradient if x does."""
-    return (values.clone() if values.is_inference() else values.detach()).requires_grad_(x.requires_grad)
+    """The values as a tensor of its own, contiguous as arrays are, that requires a gradient if x does."""
+    own = values.clone() if values.is_inference() else values.detach()
+    return own.contiguous().requires_grad_(x.requires_grad)
 
 
 def _decompositions(graph_module: torch.fx.GraphModule) -> Any:
@@ -363,7 +368,18 @@ def _stop_outputs(graph_module: torch.fx.GraphModule, stop: Any) -> None:
 # --- messages
 
 
-def _explain(error: Exception, module: nn.Module) -> ConversionError:
+def _own_failure(flat: nn.Module, tensors: tuple[torch.Tensor, ...]) -> Exception | None:
+    """The error that a call raises in torch, without tracing and with copies of all tensors; None if it has none."""
+    values = {n: x.detach().clone().requires_grad_(x.requires_grad) for n, x in flat.named_parameters()}
+    values |= {n: x.clone() for n, x in flat.named_buffers()}
+    try:
+        torch.func.functional_call(flat, values, tuple(_like(x, x.clone()) for x in tensors))
+    except Exception as error:
+        return error
+    return None
+
+
+def _explain(error: Exception, module: nn.Module, own_failure: Callable[[], Exception | None]) -> ConversionError:
     """The ConversionError for a failed export; it names the module, the line and a remedy."""
     if isinstance(error, ConversionError):
         return error
@@ -390,8 +406,8 @@ def _explain(error: Exception, module: nn.Module) -> ConversionError:
     if "DataDependent" in kind or "data-dependent" in str(error):
         return ConversionError(
             f"{place}: the forward pass depends on the values of a tensor (an `if`, a loop, .item(), an index that is "
-            "computed, BatchNorm(momentum=None)), so it is no single graph. Write it with torch.where, or fix the "
-            f"choice before converting. torch says: {_first_line(error)}"
+            f"computed, BatchNorm(momentum=None)), so it is no single graph. {_other_than_choosing(place)}. torch "
+            f"says: {_first_line(error)}"
         )
     if "arget size" in str(error) and "input size" in str(error):
         return ConversionError(
@@ -410,9 +426,27 @@ def _explain(error: Exception, module: nn.Module) -> ConversionError:
             "dense tensors, and write its product with h as torch.zeros_like(h).index_add(0, rows, values[:, None] * "
             f"h[columns]). torch says: {_first_line(error)}"
         )
+    if own := own_failure():
+        return ConversionError(
+            f"{_innermost_place(own.__traceback__, module)}: the call fails in torch as well; give inputs (their "
+            f"number, shapes and types) with which module(*inputs) works. torch says: {_first_line(own)}"
+        )
     return ConversionError(
         f"{place}: torch.export cannot trace this module ({kind}); write this line with operators that torch.export "
         f"supports. torch says: {_first_line(error)}"
+    )
+
+
+def _other_than_choosing(place: str) -> str:
+    """What to do about a choice by values, at a place."""
+    if "transformers" in place and "Experts" in place:
+        return (
+            "transformers has versions of its experts that choose nothing: call model.set_experts_implementation("
+            "'batched_mm') or ('grouped_mm'), or leave experts_implementation= out where the model is made"
+        )
+    return (
+        "Write it with torch.where, fix the choice before converting, or convert the part of the module before it, "
+        "such as module.backbone; of a detection model the raw boxes and scores, before some are selected"
     )
 
 

@@ -57,3 +57,23 @@ def test_sizes_are_computed_for_every_batch():
     for rows in (3, 5, 8):
         x = real(rows, 4)
         np.testing.assert_allclose(net.apply(net.variables, x.numpy()), module(x).detach().numpy(), rtol=1e-12)
+
+
+class OfExtremes(nn.Module):
+    """Python's own functions of the number of rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        n = x.shape[0]
+        return self.fc(x) * min(n, 4) * max(n, 4) / torch.sym_float(n)
+
+
+def test_functions_of_python_that_tell_no_arguments():
+    module = OfExtremes().double()
+    net = lla_torch.convert(module, real(6, 4))
+    np.testing.assert_allclose(
+        net.apply(net.variables, real(6, 4).numpy()), module(real(6, 4)).detach().numpy(), rtol=1e-12
+    )

@@ -289,6 +289,55 @@ def test_numbers_taken_of_a_tensor_are_refused_with_what_to_do():
     assert "as numbers (.item(), .tolist())" in refused(Sizes(), torch.ones(3, 4))
 
 
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        (lambda: torch.randn(2, 8, 8, 3), "to have 3 channels"),
+        (lambda: torch.ones(2, 3, 8, 8, dtype=torch.long), "Float"),
+        (lambda: (torch.randn(2, 3, 8, 8), torch.randn(2, 1)), "received an invalid combination"),
+    ],
+)
+def test_inputs_that_the_module_cannot_take(inputs, says, capfd):
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    text = refused(module, inputs())
+    assert "the call fails in torch as well" in text
+    assert says.lower() in text.lower()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_failed_call_leaves_statistics_as_they_were():
+    class Fails(nn.BatchNorm1d):
+        def forward(self, x):
+            return super().forward(x) + torch.ones(5)
+
+    module = Fails(3)
+    with pytest.raises(lla_torch.ConversionError, match="in torch as well"):
+        lla_torch.convert(module, torch.randn(4, 3), train=True)
+    assert module.num_batches_tracked == 0
+
+
+class Suppresses(nn.Module):
+    """A detection model: boxes are selected by their scores, one after the other or all at once."""
+
+    def __init__(self, at_once):
+        super().__init__()
+        self.fc, self.at_once = nn.Linear(4, 5), at_once
+
+    def forward(self, x):
+        boxes = self.fc(x)
+        if self.at_once:
+            return boxes[torch.where(boxes[:, 4] > 0)[0]]
+        order = boxes[boxes[:, 4] > 0].argsort(0)[:, 0]
+        return boxes[order] if order.numel() > 0 else boxes
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_boxes_selected_by_scores_are_refused_with_what_to_do(at_once):
+    text = refused(Suppresses(at_once), torch.randn(8, 4))
+    assert "convert the part of the module before it" in text
+    assert "of a detection model the raw boxes and scores" in text
+
+
 def test_tensors_without_values_or_a_dense_layout_are_refused():
     linear, x = nn.Linear(3, 2).double(), real(4, 3)
     buffered = nn.Linear(3, 2).double()
@@ -328,3 +377,24 @@ def test_a_module_without_inputs():
 
     net = lla_torch.convert(Constant(), ())
     np.testing.assert_array_equal(net.apply(net.variables), [0, 2, 4])
+
+
+class ReadsStrides(nn.Module):
+    """Decides by how its input lies in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        order = self.fc(x) if x.is_contiguous() else self.fc(x.contiguous())
+        return order + x.reshape(-1).view(x.shape[0], 4) + x.stride(1)
+
+
+@pytest.mark.parametrize("take", [lambda x: x[:, :4], lambda x: x[::2, 1:5], lambda x: x[:4, :6].T[:, :4]])
+def test_inputs_that_are_slices_of_others(take):
+    module, x = ReadsStrides().double(), take(real(8, 6))
+    net = lla_torch.convert(module, x)
+    expected = module(x.contiguous()).detach().numpy()
+    np.testing.assert_allclose(net.apply(net.variables, x.numpy()), expected, rtol=1e-12)
+    np.testing.assert_allclose(net.apply(net.variables, x[:3].numpy()), expected[:3], rtol=1e-12)
