@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_torch.program.bits import bits_of, has_64_bits, in_64_bits, is_beyond_32_bits, is_wide
-from lla_torch.program.decided import Decided, why_fixed
+from lla_torch.program.decided import Decided, nan_unless, why_fixed
 from lla_torch.program.instructions import DType, Instruction, Ref, read_argument, run_instruction, to_logical
 from lla_torch.program.noise import Noise
 from lla_torch.program.sizes import holds
@@ -143,14 +143,14 @@ class Program:
         for slot, spec in enumerate(self.inputs):
             slots[slot] = _fill_slot(spec, {"params": params, "state": state}, inputs, own)
         self._check_guards(inputs)
-        for each in self.decided:
-            each.check(leaf_at(state, each.path))
+        unseen = [x for x in (each.check(leaf_at(state, each.path)) for each in self.decided) if x is not None]
         starts: dict[int, int] = {}
         for instruction in self.instructions:
             starts[instruction.out] = noise.used
             slots[instruction.out] = self._step(instruction, slots, starts, noise, own, observe)
         noise.finish()
-        outputs = unflatten(self.structure, [to_logical(read_argument(o, slots, own)) for o in self.outputs])
+        results = [to_logical(read_argument(o, slots, own)) for o in self.outputs]
+        outputs = unflatten(self.structure, nan_unless(unseen, results) if unseen else results)
         updates = {path: to_logical(slots[ref.index]) for path, ref in self.updates}
         with bits_of(self.wide):
             return outputs, _update(state, updates, ())

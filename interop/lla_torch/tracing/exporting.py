@@ -398,10 +398,12 @@ def _explain(error: Exception, module: nn.Module, own_failure: Callable[[], Exce
             "of equal shapes and types and change nothing else; write a loop of a fixed number of steps in Python, and "
             f"other choices with torch.where. torch says: {_first_line(error)}"
         )
-    if kind == "UnsupportedOperatorException" and "sparse" in str(error):
+    if "sparse" in str(error) and "fake tensor in the exported program" not in str(error):
         return ConversionError(
-            f"{place}: the operator {_first_line(error)} works on sparse tensors, which have no graph; make them "
-            "dense: x.to_dense()"
+            f"{place}: torch.export cannot trace sparse tensors; make them dense by x.to_dense(), or pass the indices "
+            "and values of a sparse matrix as dense tensors, and write its product with h as "
+            "torch.zeros_like(h).index_add(0, rows, values[:, None] * h[columns]). "
+            f"torch says: {_first_line(error)}"
         )
     if "DataDependent" in kind or "data-dependent" in str(error):
         return ConversionError(
@@ -419,12 +421,6 @@ def _explain(error: Exception, module: nn.Module, own_failure: Callable[[], Exce
             f"{place}: a tensor is made in a way that leaves no trace in the graph (.data, numpy, torch.vmap with "
             f"out_dims); write it with differentiable operators, and move the axes of a mapped result by movedim. "
             f"torch says: {_first_line(error)}"
-        )
-    if "sparse" in str(error):
-        return ConversionError(
-            f"{place}: torch.export cannot trace sparse tensors; pass the indices and values of a sparse matrix as "
-            "dense tensors, and write its product with h as torch.zeros_like(h).index_add(0, rows, values[:, None] * "
-            f"h[columns]). torch says: {_first_line(error)}"
         )
     if own := own_failure():
         return ConversionError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
@@ -145,3 +146,22 @@ def test_other_values_of_a_buffer_that_decided_are_refused(tmp_path):
     flipped = {**net.variables, "buffers": {**net.variables["buffers"], "mask": ~module.mask.numpy()}}
     with pytest.raises(ValueError, match="convert the module with these values"):
         net.apply(flipped, real(3, 4).numpy())
+
+
+@pytest.mark.parametrize("name", ["buffer", "item"])
+def test_other_values_of_a_buffer_that_decided_are_nan_where_compiled(name):
+    """Compiled code cannot raise; neither an output nor a derivative is a number that looks right."""
+    net = lla_torch.convert(Net(CONSTANT[name]).double(), real(3, 4))
+    x = real(3, 4).numpy()
+    flipped = {**net.variables["buffers"], "mask": ~net.variables["buffers"]["mask"]}
+
+    @jax.jit
+    def value_and_gradient(params, buffers):
+        variables = {**net.variables, "params": params, "buffers": buffers}
+        return jax.value_and_grad(lambda p: net.apply({**variables, "params": p}, x).sum())(params)
+
+    same = value_and_gradient(net.variables["params"], net.variables["buffers"])
+    other = value_and_gradient(net.variables["params"], flipped)
+    assert np.isclose(same[0], net.apply(net.variables, x).sum())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(same))
+    assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(other))

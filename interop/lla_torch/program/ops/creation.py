@@ -130,6 +130,55 @@ def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: Any
     return jnp.asarray(base ** _interpolate(start, end, steps), dtype)
 
 
+@lowering("aten.fft_fftfreq.default")
+def fftfreq(n: int, d: float = 1.0, *, dtype: Any = None) -> jax.Array:
+    """The frequencies of a Fourier transform of n samples at distances d, the negative ones behind the others."""
+    return jnp.asarray(np.fft.fftfreq(n, d), dtype)
+
+
+@lowering("aten.fft_rfftfreq.default")
+def rfftfreq(n: int, d: float = 1.0, *, dtype: Any = None) -> jax.Array:
+    """The frequencies of a Fourier transform of n real samples at distances d, from zero up."""
+    return jnp.asarray(np.fft.rfftfreq(n, d), dtype)
+
+
+def _window(length: int, periodic: bool, shape: Callable[[Any], Any], dtype: Any) -> jax.Array:
+    """A window as ``shape`` of places from 0 to 1; a periodic one is cut from a window with an entry more."""
+    steps = length - 1 + periodic
+    values = np.ones(length) if length == 1 else shape(np.arange(length) / max(steps, 1))
+    return jnp.asarray(values, dtype)
+
+
+@lowering(
+    "aten.hamming_window.default", *(f"aten.hamming_window.periodic{kind}" for kind in ("", "_alpha", "_alpha_beta"))
+)
+def hamming_window(
+    length: int, periodic: bool = True, alpha: float = 0.54, beta: float = 0.46, *, dtype: Any = None
+) -> jax.Array:
+    """The window alpha - beta cos(2 pi x)."""
+    return _window(length, periodic, lambda x: alpha - beta * np.cos(2 * np.pi * x), dtype)
+
+
+@lowering("aten.blackman_window.default", "aten.blackman_window.periodic")
+def blackman_window(length: int, periodic: bool = True, *, dtype: Any = None) -> jax.Array:
+    """The window 0.42 - 0.5 cos(2 pi x) + 0.08 cos(4 pi x)."""
+    return _window(length, periodic, lambda x: 0.42 - 0.5 * np.cos(2 * np.pi * x) + 0.08 * np.cos(4 * np.pi * x), dtype)
+
+
+@lowering("aten.bartlett_window.default", "aten.bartlett_window.periodic")
+def bartlett_window(length: int, periodic: bool = True, *, dtype: Any = None) -> jax.Array:
+    """The window 1 - |2 x - 1|."""
+    return _window(length, periodic, lambda x: 1 - np.abs(2 * x - 1), dtype)
+
+
+@lowering("aten.kaiser_window.default", "aten.kaiser_window.periodic", "aten.kaiser_window.beta")
+def kaiser_window(length: int, periodic: bool = True, beta: float = 12.0, *, dtype: Any = None) -> jax.Array:
+    """The window I0(beta sqrt(1 - (2 x - 1)^2)) / I0(beta), with the modified Bessel function I0."""
+    return _window(
+        length, periodic, lambda x: np.i0(beta * np.sqrt(np.maximum(0, 1 - (2 * x - 1) ** 2))) / np.i0(beta), dtype
+    )
+
+
 @lowering("aten.eye", "aten.eye.m")
 def eye(n: int, m: int | None = None, *, dtype: Any = None) -> jax.Array:
     """The matrix (n, m) with ones on its diagonal and zeros elsewhere; m=None means n."""
