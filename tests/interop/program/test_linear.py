@@ -60,6 +60,8 @@ PRODUCTS: dict[str, Callable[[], tuple]] = {
         {"path": [0, 1, 0, 1]},
     ),
     "bilinear": lambda: (aten.bilinear.default, (r(2, 3), r(2, 4), r(5, 3, 4), r(5))),
+    "tensordot of one with many": lambda: (aten.tensordot.default, (r(2, 1, 4), r(4, 3, 1), [2, 1], [0, 1])),
+    "tensordot of many with one": lambda: (aten.tensordot.default, (r(2, 4), r(1, 3), [1], [0])),
     "tensordot": lambda: (aten.tensordot.default, (r(2, 3, 4), r(4, 2, 5), [2, 0], [0, 1])),
     "kron": lambda: (aten.kron.default, (r(2, 3), r(3, 2))),
     "trace": lambda: (aten.trace.default, (r(3, 4),)),

@@ -152,7 +152,15 @@ def bilinear(input1: Array, input2: Array, weight: Array, bias: Array | None = N
 
 @lowering("aten.tensordot.default")
 def tensordot(x: Array, other: Array, dims_self: Sequence[int], dims_other: Sequence[int]) -> Array:
-    """The sum of x times ``other`` over pairs of axes: dims_self[k] of x with dims_other[k] of ``other``."""
+    """The sum of x times ``other`` over pairs of axes: dims_self[k] of x with dims_other[k] of ``other``.
+
+    An axis of length 1 goes with one of any length, which is summed.
+    """
+    for a, b in zip(dims_self, dims_other, strict=True):
+        if x.shape[a] == 1:
+            other = jnp.sum(other, b, keepdims=True)
+        elif other.shape[b] == 1:
+            x = jnp.sum(x, a, keepdims=True)
     return jnp.tensordot(x, other, (tuple(dims_self), tuple(dims_other)))
 
 
