@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from inspect import signature
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ BOUNDS = ("clamp", "clip", "clamp_min", "clamp_max", "fmax", "fmin")
 
 def tie_arguments(function: Callable[..., Any], op: Any) -> dict[str, float]:
     """The further argument of a function that takes ``share``, see ``program.ops.extrema``: what torch's op answers."""
+    if isinstance(function, BuiltinFunctionType):  # of sizes, such as max, which has no signature
+        return {}
     return {"share": share_at_tie(op)} if "share" in signature(function).parameters else {}
 
 
