@@ -112,24 +112,6 @@ _register("special_erfcx", erfcx)
 # --- gamma functions
 
 
-@with_slope(lambda x, y: polygamma(1, x))
-def digamma(x: Array) -> Array:
-    """The derivative of log Gamma; -inf at 0 and inf at -0, as in torch."""
-    return jnp.where(x == 0, jnp.copysign(jnp.inf, -x), special.digamma(x))
-
-
-_register("digamma special_digamma special_psi", digamma)
-_register("lgamma special_gammaln", with_slope(lambda x, y: digamma(x))(special.gammaln))
-_register("igamma special_gammainc", of_pairs(special.gammainc))
-_register("igammac special_gammaincc", of_pairs(special.gammaincc))
-
-
-@lowering("aten.polygamma", "aten.special_polygamma", layout="pointwise")
-def polygamma(n: int, x: Array) -> Array:
-    """The n-th derivative of digamma."""
-    return digamma(x) if n == 0 else _derivative_of_digamma(n, floating(x))
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _derivative_of_digamma(n: int, x: Array) -> Array:
     """psi_n(x) for n >= 1; jax has it for x > 0, and psi_n(x) = (-1)^n psi_n(1 - x) - pi d^n/dx^n cot(pi x)."""
@@ -151,6 +133,24 @@ def _derivative_of_cotangent(n: int, c: Array) -> Array:
         slopes = [k * a for k, a in enumerate(coefficients)][1:]
         coefficients = [-a - b for a, b in zip([*slopes, 0.0, 0.0], [0.0, 0.0, *slopes])]
     return polynomial(c, tuple(reversed(coefficients)))
+
+
+@with_slope(lambda x, y: _derivative_of_digamma(1, x))
+def digamma(x: Array) -> Array:
+    """The derivative of log Gamma; -inf at 0 and inf at -0, as in torch."""
+    return jnp.where(x == 0, jnp.copysign(jnp.inf, -x), special.digamma(x))
+
+
+_register("digamma special_digamma special_psi", digamma)
+_register("lgamma special_gammaln", with_slope(lambda x, y: digamma(x))(special.gammaln))
+_register("igamma special_gammainc", of_pairs(special.gammainc))
+_register("igammac special_gammaincc", of_pairs(special.gammaincc))
+
+
+@lowering("aten.polygamma", "aten.special_polygamma", layout="pointwise")
+def polygamma(n: int, x: Array) -> Array:
+    """The n-th derivative of digamma."""
+    return digamma(x) if n == 0 else _derivative_of_digamma(n, floating(x))
 
 
 @lowering(*(f"aten.special_zeta.{kind}" for kind in ("default", "other_scalar", "self_scalar")), layout="pointwise")
