@@ -186,6 +186,8 @@ class ConstantValues(TorchFunctionMode):
 
     def _values_of(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any, frozenset[str]] | None:
         """(arguments, named arguments, buffers) with known values in the place of tensors; None if one is unknown."""
+        if any(isinstance(x, torch.Tensor) and self._value(x) is None for x in args):
+            return None  # of most calls, and known without a look at nested arguments
         leaves, spec = torch_pytree.tree_flatten((args, kwargs))
         buffers: frozenset[str] = frozenset()
         tensors = False
