@@ -92,6 +92,16 @@ LINALG: dict[str, Callable[[], tuple]] = {
     "svd values only": lambda: (aten._linalg_svd.default, (as_constant(r(4, 3)), False, False)),
     "svdvals": lambda: (aten.linalg_svdvals.default, (r(2, 3, 4),)),
     "pinv": lambda: (aten.linalg_pinv.atol_rtol_tensor, (r(4, 3),)),
+    "pinv of a triangle": lambda: (
+        aten.linalg_pinv.atol_rtol_float,
+        (as_constant(r(3, 3)),),
+        {"hermitian": True},
+    ),
+    "pinv hermitian": lambda: (
+        aten.linalg_pinv.atol_rtol_float,
+        (symmetric(3).detach().requires_grad_(),),
+        {"hermitian": True},
+    ),
     "pinv rtol": lambda: (aten.linalg_pinv.atol_rtol_float, (r(4, 3),), {"rtol": 1e-3, "atol": 1e-4}),
     "matrix_exp": lambda: (aten.linalg_matrix_exp.default, (r(3, 3),)),
     "triangular": lambda: (aten.linalg_solve_triangular.default, (regular(2), r(3, 2)), {"upper": False}),
