@@ -216,7 +216,8 @@ class _Builder:
             return None
         if "as_strided" in str(node.target):
             _check_strides(node)
-        args, kwargs = list(node.args), dict(node.kwargs)
+        args = [_as_torch_reads(a, node) for a in node.args]
+        kwargs = {name: _as_torch_reads(a, node) for name, a in node.kwargs.items()}
         if known.layout == "graph":
             args.append([self.numbers[n] for n in _between(node)])
         names = _argument_names(node.target)
@@ -284,6 +285,14 @@ class _Builder:
     def dtype_of(self, value: Any, wide: bool = False) -> DType | None:
         """The type of a tensor's entries; None of other values."""
         return self.dtype(value.dtype, wide) if isinstance(value, torch.Tensor) else None
+
+
+def _as_torch_reads(x: Any, node: torch.fx.Node) -> Any:
+    """An argument of a node; integers from 2^63 on, such as factors of hashes, have a sign beside integers."""
+    if not isinstance(x, int) or x < 2**63:
+        return x
+    tensors = [v for n in (node, *node.all_input_nodes) for v in results_of(n) if isinstance(v, torch.Tensor)]
+    return float(x) if any(v.dtype.is_floating_point or v.dtype.is_complex for v in tensors) else x - 2**64
 
 
 def _between(node: torch.fx.Node) -> list[torch.fx.Node]:

@@ -64,7 +64,10 @@ Derivatives at single points, such as that of relu at 0, are torch's, with these
   may belong to other, equal entries;
 - where torch's second derivative is NaN and the first is not (norms, `normalize` and `cdist` at 0), ours is 0; where
   torch has a derivative for NaN inputs, ours may be another;
-- torch 2.13 has the derivative 0 for `ldexp` by negative whole exponents; ours is right.
+- torch 2.13 has the derivative 0 for `ldexp` by negative whole exponents; ours is right;
+- torch gives `cholesky_solve` and `cholesky_inverse` a derivative by the triangle that they do not read, and a wrong
+  one where that triangle is not 0; it gives one to the overwritten entries of `as_strided_scatter`, and to all entries
+  that `index_put`, `scatter`, `index_copy` or `max_unpool` write to one place. Ours are those of what is computed.
 
 Bessel, Airy and orthogonal polynomial functions are constants for torch's derivatives, and so they are here. `ctc_loss`
 has torch's derivative, which is exact for log-probabilities from a log-softmax. torch has no second one; ours is exact.

@@ -191,11 +191,16 @@ class ConstantValues(TorchFunctionMode):
             known = self._known[id(x)] = known._replace(value=_compute(torch.clone, (real,), {}))
         return known
 
+    def _is_unknown(self, x: Any) -> bool:
+        """Whether an argument is a tensor of which nothing can be known."""
+        return isinstance(x, torch.Tensor) and id(x) not in self._known and not _is_real(x)
+
     def _values_of(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any, frozenset[str]] | None:
         """(arguments, named arguments, buffers) with known values in the place of tensors; None if one is unknown."""
+        if any(map(self._is_unknown, args)):  # as of most calls, without a look at nested arguments
+            return None
         leaves, spec = torch_pytree.tree_flatten((args, kwargs))
-        tensors_in = (x for x in leaves if isinstance(x, torch.Tensor))
-        if any(id(x) not in self._known and not _is_real(x) for x in tensors_in):  # before any value is copied
+        if any(map(self._is_unknown, leaves)):  # before any value is copied
             return None
         buffers: frozenset[str] = frozenset()
         tensors = False
@@ -240,10 +245,8 @@ class ConstantValues(TorchFunctionMode):
 
     def _number(self, x: Any) -> Any:
         """A whole number in place of a tensor that is known to hold this one; other values as they are."""
-        if not isinstance(x, torch.Tensor) or x.ndim or x.is_floating_point() or x.is_complex():
-            return x
-        known = self._value(x)
-        if known is None or known.value is None:
+        known = None if not isinstance(x, torch.Tensor) or x.is_floating_point() or x.is_complex() else self._value(x)
+        if known is None or known.value is None or known.value.numel() != 1:
             return x
         self.deciding |= known.buffers
         return _compute(torch.Tensor.item, (known.value,), {})
@@ -293,14 +296,6 @@ class ConstantValues(TorchFunctionMode):
         self.deciding |= known.buffers
         places = _compute(torch.nonzero, (known.value,), {"as_tuple": True})
         return tuple(self._constant(p, known.buffers) for p in places)
-
-    def _number(self, x: Any) -> Any:
-        """A known integer as a number; other values stay."""
-        known = self._value(x)
-        if known is None or x.numel() != 1 or x.is_floating_point():
-            return x
-        self.deciding |= known.buffers
-        return _compute(torch.Tensor.item, (known.value,), {})
 
 
 _UNKNOWN = object()

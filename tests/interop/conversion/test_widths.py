@@ -57,6 +57,8 @@ def wide_steps(net):
 ARITHMETIC = {
     "product and remainder": lambda ids: (ids * 1000003 + 12345) % 1000,
     "shifts": lambda ids: ((ids ^ (ids >> 16)) * 0x45D9F3B ^ (ids << 13)) % 1000,
+    "a factor beyond 32 bits": lambda ids: (ids * 2654435761) % 1000,
+    "a factor beyond 63 bits": lambda ids: ((ids * 0x9E3779B97F4A7C15) >> 54) % 1000 + (ids + (2**64 - 1)) % 7 * 0,
     "a product of 64 bits": lambda ids: ((ids * 6364136223846793005 + 1442695040888963407) >> 33) % 1000,
     "power": lambda ids: ids**3 % 1000,
     "sums": lambda ids: torch.stack([ids.sum(1) % 1000, ids.cumsum(1)[:, -1] % 1000, ids.int().sum(1) % 1000], 1),
@@ -70,6 +72,11 @@ ARITHMETIC = {
     "negative": lambda ids: torch.fmod(-ids * 1000003, 1000).abs(),
     "comparison": lambda ids: ((ids + ids) > 2**31).long() + (ids < 2**40).long(),
 }
+
+
+def test_integers_beyond_63_bits_are_large_floats_beside_floats():
+    net = converted(module := Hashed(lambda module, x: module.linear(x * (2**64 - 1) / 2**60)), X)
+    np.testing.assert_allclose(outputs_of(net, X), module(X).detach(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ARITHMETIC)

@@ -144,6 +144,9 @@ call("xlogy.Scalar_Self", 2.0, POS)
 call("special_xlog1py", X, POS)
 call("polygamma", 1, POS)
 call("polygamma", 0, POS)
+BELOW = np.array([-0.3, -1.5, -2.9, -8.3157, 0.7, -20.25])
+for order in (0, 1, 2, 5):
+    call("polygamma", order, BELOW)
 call("lerp.Scalar", X, Y, 0.3)
 call("lerp.Tensor", X, Y, UNIT)
 call("addcmul", X, Y, POS, value=0.5)
@@ -396,6 +399,7 @@ for reduce in ("sum", "prod", "mean", "amax", "amin"):
         call("scatter_reduce.two", MATRIX, 0, INDEX[:, :3], Y[0, :2, :3], reduce, include_self=include)
 for reduce in ("prod", "mean", "amax", "amin"):
     call("index_reduce", MATRIX, 0, np.array([1, 1]), Y[0, :2], reduce)
+    call("index_reduce", np.array(1.5), 0, np.array(0), np.array(-0.5), reduce)
 call("index_add", MATRIX, 0, np.array([1, 1]), Y[0, :2], alpha=2)
 call("index_add", IMAGE, 1, np.array([1, 1]), IMAGE[:, :2])
 call("index_copy", MATRIX, -1, np.array([3, 1]), Y[0, :, :2])

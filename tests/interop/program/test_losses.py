@@ -45,6 +45,11 @@ LOSSES: dict[str, Callable[[], tuple]] = {
         aten.multilabel_margin_loss_forward.default,
         (r(2, 4), T([[3, 0, -1, 1], [-1, 0, 1, 2]]), 0),
     ),
+    "multi margin of one number": lambda: (aten.multi_margin_loss.default, (r(1)[0].detach(), T(0), 1, 1.0, None, 0)),
+    "multi label of one number": lambda: (
+        aten.multilabel_margin_loss_forward.default,
+        (r(1)[0].detach().requires_grad_(), T(0), 0),
+    ),
     "bce": lambda: (aten.binary_cross_entropy.default, (r(4).sigmoid(), prob(2, 4)[0], as_constant(r(4)), 0)),
     "bce bounds": lambda: (
         aten.binary_cross_entropy.default,

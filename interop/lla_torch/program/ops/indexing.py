@@ -270,8 +270,9 @@ def index_reduce(
 
     Without ``include_self`` the entry itself does not count. Entries without such a j stay.
     """
-    shape = [1] * x.ndim
+    shape = [1] * max(x.ndim, 1)
     shape[axis_of(dim, x.ndim)] = -1
+    source = jnp.atleast_1d(source)
     return _scatter(x, dim, jnp.broadcast_to(index.reshape(shape), source.shape), source, reduce, include_self)
 
 

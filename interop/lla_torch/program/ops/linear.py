@@ -152,7 +152,15 @@ def bilinear(input1: Array, input2: Array, weight: Array, bias: Array | None = N
 
 @lowering("aten.tensordot.default")
 def tensordot(x: Array, other: Array, dims_self: Sequence[int], dims_other: Sequence[int]) -> Array:
-    """The sum of x times ``other`` over pairs of axes: dims_self[k] of x with dims_other[k] of ``other``."""
+    """The sum of x times ``other`` over pairs of axes: dims_self[k] of x with dims_other[k] of ``other``.
+
+    An axis of length 1 goes with one of any length, which is summed.
+    """
+    for a, b in zip(dims_self, dims_other, strict=True):
+        if x.shape[a] == 1:
+            other = jnp.sum(other, b, keepdims=True)
+        elif other.shape[b] == 1:
+            x = jnp.sum(x, a, keepdims=True)
     return jnp.tensordot(x, other, (tuple(dims_self), tuple(dims_other)))
 
 
@@ -354,12 +362,16 @@ def svdvals(a: Array, *, driver: str | None = None) -> Array:
 
 @lowering("aten.linalg_pinv.atol_rtol_tensor", "aten.linalg_pinv.atol_rtol_float")
 def pinv(a: Array, *, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> Array:
-    """The pseudo-inverse; singular values up to max(atol, rtol * the largest one) count as zero."""
+    """The pseudo-inverse; singular values up to max(atol, rtol * the largest one) count as zero.
+
+    Of a ``hermitian`` matrix the lower triangle is read; the derivative is that of a general one, as in torch.
+    """
+    a = a + lax.stop_gradient(_complete_hermitian(a) - a) if hermitian else a
     if rtol is None:
         rtol = jnp.finfo(a.dtype).eps * max(a.shape[-2:]) if atol is None else 0.0
     largest = lax.stop_gradient(jnp.linalg.svd(a, compute_uv=False)).max(-1)
     relative = jnp.maximum(rtol, (0.0 if atol is None else atol) / largest)
-    return jnp.linalg.pinv(a, rtol=relative, hermitian=hermitian)
+    return jnp.linalg.pinv(a, rtol=relative)  # with hermitian, jax's derivative is that of a Hermitian argument
 
 
 @lowering("aten.linalg_solve_triangular.default")

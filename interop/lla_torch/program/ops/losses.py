@@ -112,13 +112,14 @@ def multi_margin_loss(
     x: Array, target: Array, p: Any = 1, margin: Any = 1, weight: Array | None = None, reduction: int = _MEAN
 ) -> Array:
     """sum_i!=t weight[t] max(0, margin - x[t] + x[i])^p / classes, reduced."""
+    x = jnp.atleast_1d(x)
     classes = x.shape[-1]
     excess = margin - jnp.take_along_axis(x, target[..., None], -1) + x
     counts = (excess > 0) & (jnp.arange(classes) != target[..., None])
     excess = jnp.where(counts, excess, 0)
     excess = excess if p == 1 else excess * excess
     excess = excess if weight is None else excess * weight[target][..., None]
-    return _reduce(jnp.sum(excess, -1) / classes, reduction)
+    return _reduce((jnp.sum(excess, -1) / classes).reshape(target.shape), reduction)
 
 
 @lowering("aten.multilabel_margin_loss_forward.default")
@@ -128,6 +129,8 @@ def multilabel_margin_loss_forward(x: Array, target: Array, reduction: int) -> t
     The loss is the sum over targets j and other classes i of max(0, 1 - (x[j] - x[i])) / classes, reduced. Targets are
     the classes in front of the first negative one.
     """
+    shape = target.shape
+    x, target = jnp.atleast_1d(x), jnp.atleast_1d(target)
     classes = x.shape[-1]
     listed = jnp.cumsum(target < 0, axis=-1) == 0
     safe = jnp.where(listed, target, 0)
@@ -135,7 +138,7 @@ def multilabel_margin_loss_forward(x: Array, target: Array, reduction: int) -> t
     excess = 1 - jnp.take_along_axis(x, safe, -1)[..., :, None] + x[..., None, :]
     counts = listed[..., :, None] & ~is_target[..., None, :] & (excess > 0)
     losses = jnp.sum(jnp.where(counts, excess, 0), axis=(-2, -1)) / classes
-    return _reduce(losses, reduction), is_target.astype(x.dtype)
+    return _reduce(losses, reduction), is_target.astype(x.dtype).reshape(shape)
 
 
 @lowering("aten.multilabel_margin_loss.default")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -111,7 +112,30 @@ _register("special_erfcx", erfcx)
 # --- gamma functions
 
 
-@with_slope(lambda x, y: special.polygamma(1, x))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _derivative_of_digamma(n: int, x: Array) -> Array:
+    """psi_n(x) for n >= 1; jax has it for x > 0, and psi_n(x) = (-1)^n psi_n(1 - x) - pi d^n/dx^n cot(pi x)."""
+    negative = x <= 0
+    right = special.polygamma(n, jnp.where(negative, 1 - x, x))
+    cotangent = 1 / jnp.tan(math.pi * (x - jnp.round(x)))
+    return jnp.where(negative, (-1) ** n * right - math.pi ** (n + 1) * _derivative_of_cotangent(n, cotangent), right)
+
+
+@_derivative_of_digamma.defjvp
+def _derivative_of_digamma_jvp(n: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _derivative_of_digamma(n, *primals), _derivative_of_digamma(n + 1, *primals) * tangents[0]
+
+
+def _derivative_of_cotangent(n: int, c: Array) -> Array:
+    """The n-th derivative of cot u where cot u = c, a polynomial in c, as (cot u)' = -1 - c^2."""
+    coefficients = [0.0, 1.0]
+    for _ in range(n):
+        slopes = [k * a for k, a in enumerate(coefficients)][1:]
+        coefficients = [-a - b for a, b in zip([*slopes, 0.0, 0.0], [0.0, 0.0, *slopes])]
+    return polynomial(c, tuple(reversed(coefficients)))
+
+
+@with_slope(lambda x, y: _derivative_of_digamma(1, x))
 def digamma(x: Array) -> Array:
     """The derivative of log Gamma; -inf at 0 and inf at -0, as in torch."""
     return jnp.where(x == 0, jnp.copysign(jnp.inf, -x), special.digamma(x))
@@ -126,13 +150,14 @@ _register("igammac special_gammaincc", of_pairs(special.gammaincc))
 @lowering("aten.polygamma", "aten.special_polygamma", layout="pointwise")
 def polygamma(n: int, x: Array) -> Array:
     """The n-th derivative of digamma."""
-    return digamma(x) if n == 0 else special.polygamma(n, floating(x))
+    return digamma(x) if n == 0 else _derivative_of_digamma(n, floating(x))
 
 
 @lowering(*(f"aten.special_zeta.{kind}" for kind in ("default", "other_scalar", "self_scalar")), layout="pointwise")
 def zeta(x: Any, q: Any) -> Array:
-    """Hurwitz' zeta function, the sum of 1 / (k + q)^x over k = 0, 1, ..."""
-    return of_pairs(special.zeta)(x, q)
+    """Hurwitz' zeta function, the sum of 1 / (k + q)^x over k = 0, 1, ...; inf at poles, NaN at other q < 0."""
+    pole = jnp.where(q == jnp.floor(q), jnp.inf, jnp.nan)
+    return jnp.where(q > 0, of_pairs(special.zeta)(x, jnp.where(q > 0, q, 1)), pole)
 
 
 # --- modified Bessel functions of the first kind
