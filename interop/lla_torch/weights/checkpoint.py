@@ -76,8 +76,8 @@ def load_checkpoint(
     state, fit = find_state_dict(content, names, key, prefix, place)
     differences = [f"{x}: {_shorten(y)}" for x, y in (("missing", fit.missing), ("unexpected", fit.unexpected)) if y]
     values, problems = _collect_arrays(state, fit, net, dtype)
-    refused = strict or 2 * fit.found < fit.expected
-    if problems or (differences and refused):
+    refused = strict or fit.few
+    if problems or (differences and refused) or not fit.taken:
         file = None if isinstance(path, Mapping) else Path(path)
         raise _misfit(state, names, fit, differences if refused else [], problems, place, file)
     if differences:
@@ -182,7 +182,7 @@ def _misfit(
         f"only {fit.found} of the network's {fit.expected} names are in it (its names are such as {list(state)[:3]}, "
         f"the network's such as {list(names.aliases)[:3]})"
     )
-    said = [few] if 2 * fit.found < fit.expected else []
+    said = [few] if fit.few else []
     said += [*differences, *(_describe(problem, each) for problem, each in list(problems.items())[:_SHOWN])]
     remedy = "convert the module that was saved"
     if file is not None and fit.missing and fit.unexpected:  # transformers has other names in files than in modules

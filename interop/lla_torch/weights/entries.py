@@ -58,7 +58,7 @@ def find_state_dict(
             f"key={min(name for name in whole if name)!r}"
         )
     best = next(iter(whole)) if whole else max(fits, key=lambda name: fits[name][0].found)
-    if len(candidates) > 1 and not whole and 2 * fits[best][0].found < fits[best][0].expected:
+    if len(candidates) > 1 and not whole and fits[best][0].few:
         raise ValueError(
             f"{place} holds state_dicts {sorted(candidates)[:20]}, none of which fits; convert the module that was "
             f"saved, or name the one you mean, such as key={best!r}, to see how it differs"

@@ -62,6 +62,11 @@ class Fit:
         """How many of the expected leaves are in the file."""
         return self.expected - len(self.missing)
 
+    @property
+    def few(self) -> bool:
+        """Whether so little is in the file that the network would stay as it is, more or less."""
+        return 2 * self.found < self.expected or not self.taken
+
 
 @dataclass(frozen=True)
 class _Spelling:
@@ -195,7 +200,9 @@ def _without_adapter(name: str, adapter: str) -> str:
 def _levels(spelling: _Spelling, prefix: str | None, aliases: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Pairs (what the file's names have before the network's, what the network's have before the file's)."""
     if prefix is not None:
-        yield from ((prefix, ""), (prefix, prefix), ("", prefix))
+        yield prefix, ""
+        if any(name.startswith(prefix) for name in spelling.net):
+            yield from ((prefix, prefix), ("", prefix))
         return
     yield "", ""
     net, file = list(spelling.net), list(spelling.file)

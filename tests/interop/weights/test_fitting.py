@@ -45,6 +45,13 @@ def test_modules_to_name(net):
         load_checkpoint(two, net, prefix=3)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("names", [["head.fc.gamma", "head.fc.beta"], ["head.x"], ["head.fc.gamma", "fc.weight"]])
+def test_a_module_of_which_the_network_has_nothing(net, names, strict):
+    with pytest.raises(ValueError, match=r"only 0 of the network's 9 names are in it"):
+        load_checkpoint({name: torch.ones(3) for name in names}, net, prefix="head", strict=strict)
+
+
 def test_the_remedy_that_an_error_names_works(net):
     state = trained().state_dict()
     more = {**state, "projector.weight": torch.ones(2)}
