@@ -93,6 +93,41 @@ def test_newer_protocols(tmp_path, net):
         load_checkpoint(path, net)
 
 
+BOMBS = {
+    "bytearray": b"cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x01\x85R",
+    "bytearray of Python 2": b"c__builtin__\nbytearray\n\x8a\x05\0\0\0\0\x01\x85R",
+    "bytearray by number": b"cbuiltins\nbytearray\nq\x010h\x01\x8a\x05\0\0\0\0\x01\x85R",
+    "punycode": b"c_codecs\nencode\nX\x02\0\0\0\xc3\xa9X\x08\0\0\0PunyCode\x86R",
+    "idna": b"X\x04\0\0\0idna0c_codecs\nencode\nX\x02\0\0\0\xc3\xa9X\x04\0\0\0idna\x86R",
+}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("kind", BOMBS)
+def test_small_pickles_that_would_take_all_memory_or_time(tmp_path, net, kind, old):
+    path = save_old({}, tmp_path / "a.pth") if old else tmp_path / "a.pth"
+    content = b"\x80\x02" + BOMBS[kind] + b"."
+    if old:
+        whole, empty = path.read_bytes(), pickle.dumps({}, 2)
+        assert empty in whole
+        path.write_bytes(whole.replace(empty, content))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", content)
+            archive.writestr("a/version", "3")
+    with pytest.raises(ValueError, match=r"refused, because it holds .*(bytearray|punycode|PunyCode|idna)"):
+        load_checkpoint(path, net)
+
+
+def test_whatever_a_reader_raises(tmp_path, net):
+    whole = save_old({"x": np.float64(0.9), **trained().state_dict()}, tmp_path / "a.pth").read_bytes()
+    contents = [whole[:56], whole.replace(b"latin1", b"lati~1"), b"\x80\x02cdecimal\nDecimal\nX\x01\0\0\0x\x85R."]
+    for content in contents:  # struct.error, LookupError, ArithmeticError
+        (tmp_path / "b.pth").write_bytes(content)
+        with pytest.raises(ValueError, match=r"not a checkpoint of torch.save, or a damaged one"):
+            load_checkpoint(tmp_path / "b.pth", net)
+
+
 def test_other_objects_in_files(tmp_path, net):
     module = trained()
     with pytest.raises(ValueError, match=r"Linear'\].*save\(module.state_dict\(\)"):
