@@ -119,6 +119,17 @@ def test_small_pickles_that_would_take_all_memory_or_time(tmp_path, net, kind, o
         load_checkpoint(path, net)
 
 
+@pytest.mark.parametrize("writer", ["zip", "old"])
+def test_a_state_dict_at_many_keys_is_one(tmp_path, net, writer):
+    state = trained().state_dict()
+    content = {"other": torch.ones(1)}
+    for _ in range(3):  # a million ways to it
+        content = {f"k{i}": content for i in range(100)}
+    path = WRITERS[writer]({**content, "model": state, "state_dict": state, "b": [b"a", bytearray(b"a")]}, tmp_path)
+    same(load_checkpoint(path, net), state)
+    same(load_checkpoint(path, net, key="state_dict"), state)
+
+
 def test_whatever_a_reader_raises(tmp_path, net):
     whole = save_old({"x": np.float64(0.9), **trained().state_dict()}, tmp_path / "a.pth").read_bytes()
     contents = [whole[:56], whole.replace(b"latin1", b"lati~1"), b"\x80\x02cdecimal\nDecimal\nX\x01\0\0\0x\x85R."]
