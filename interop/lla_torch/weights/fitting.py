@@ -21,9 +21,12 @@ _OLD_NAMES = (  # of weight_norm, and of norms in old files of BERT
     (re.compile(r"(?<=Norm\.)beta$"), "bias"),
 )
 _ADAPTER = re.compile(
-    r"(lora|ia3|vera|oft|boft|hada|lokr|hra|ln_tuning|randlora|trainable_tokens|adaption|shira)_|modules_to_save$"
+    r"(lora|ia3|vera|oft|boft|hada|lokr|hra|ln_tuning|randlora|trainable_tokens|adaption|shira|fourierft|c3a|waveft|vblora|"
+    r"delora|glora|gralora|tinylora|unilora|pvera|psoft)_|modules_to_save$"
 )
 """Levels of PEFT's tensors, which the adapter's name follows."""
+_UNSAVED = "ranknum"
+"""The level of AdaLoRA's ranks, which PEFT's files lack and its models keep."""
 _LOSS = re.compile(
     r"(^|_)(criterions?|criteria|loss|losses|loss_?fns?|loss_?func\w*|objective|metrics?)(_|\d|$)|^pos_weight$"
 )
@@ -160,7 +163,7 @@ def _spellings(state: Mapping[str, Any], names: NameMap, adapters: bool) -> Iter
     expected = frozenset(name for name in leaves if not name.endswith(COUNTER))
     if adapters:
         for adapter in _adapters(state, net):
-            own = [name for name in net if adapter in name.split(".")]
+            own = [name for name in net if adapter in name.split(".") and _UNSAVED not in name.split(".")]
             short = {**{name: name for name in net}, **{_without_adapter(name, adapter): name for name in own}}
             file = {_without_adapter(strip_wrappers(name), ""): name for name in state}
             yield _Spelling(file, short, frozenset(names.aliases[name] for name in own) & expected)

@@ -77,6 +77,18 @@ def test_names_that_mostly_differ(net, strict):
         load_checkpoint(lora(torch.ones(2, 3)), net, strict=strict)
 
 
+@pytest.mark.parametrize("level", ["fourierft_spectrum", "c3a_kernel", "lora_E"])
+def test_adapters_of_one_tensor(level):
+    """AdaLoRA's models have ranks beside it, which its files lack."""
+    layer = nn.Module()
+    layer.base_layer = nn.Linear(3, 3)
+    setattr(layer, level, nn.ParameterDict({"default": nn.Parameter(torch.zeros(4))}))
+    layer.ranknum = nn.ParameterDict({"default": nn.Parameter(torch.tensor(2.0), requires_grad=False)})
+    module = nn.ModuleDict({"base_model": nn.ModuleDict({"model": nn.ModuleDict({"fc": layer})})})
+    loaded = load_checkpoint({f"base_model.model.fc.{level}": torch.arange(4.0)}, net_of(module))
+    same(loaded, {**module.state_dict(), f"base_model.model.fc.{level}.default": torch.arange(4.0)})
+
+
 def test_adapters_that_do_not_fit():
     net = net_of(Adapted())
     with pytest.raises(ValueError, match=r"lora_A.default.weight has shape \(4, 3\), but the network's has \(2, 3\)"):
