@@ -194,13 +194,19 @@ def _misfit(
             "the file holds an adapter: convert the model with its adapter, as from peft.PeftModel.from_pretrained, or "
             "merged into it by merge_and_unload()"
         )
-    elif (part := _find_part(state, names, fit, {name for each in problems.values() for name in each})) is not None:
+    elif (part := _find_part(state, names, fit, _with_ties(names, problems))) is not None:
         remedy += f", or pass prefix={part!r} to load " + (
             "that module alone, where the network's other weights may stay as they are"
             if part and any(name.startswith(part) for name in names.aliases)
             else "what the network has and to leave out the file's other modules"
         )
     return ValueError(f"{place} does not fit the network: {'; '.join(said)}; {remedy}")
+
+
+def _with_ties(names: Any, problems: Mapping[str, Sequence[str]]) -> set[str]:
+    """The names that have a problem, and those tied to them."""
+    bad = {names.aliases[name] for each in problems.values() for name in each}
+    return {name for name, leaf in names.aliases.items() if leaf in bad}
 
 
 def _describe(problem: str, names: Sequence[str]) -> str:
@@ -239,7 +245,8 @@ def _collect_arrays(
         own = _find_leaf(net.variables, leaf).dtype
         problem, array = _to_stored_array(state[given], leaf, own, target, names)
         if problem is None and leaf.name in values and array.tobytes() != values[leaf.name].tobytes():  # type: ignore[union-attr]
-            problem = f"and {leaf.name} are tied in the network but differ in the file"
+            others = [x for x in fit.taken if names.aliases[x] == leaf.name and x != name]
+            problem = f"and {others[0]} are tied in the network but differ in the file"
         if problem is not None:
             problems.setdefault(problem, []).append(name)
         else:

@@ -89,6 +89,15 @@ def test_adapters_of_one_tensor(level):
     same(loaded, {**module.state_dict(), f"base_model.model.fc.{level}.default": torch.arange(4.0)})
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_tied_tensors_that_differ(order):
+    state = {"embed.weight": torch.zeros(5, 3), "head.weight": torch.ones(5, 3)}
+    match = r"(head.weight and embed.weight|embed.weight and head.weight) are tied in the network but differ"
+    with pytest.raises(ValueError, match=match) as error:
+        load_checkpoint(dict(list(state.items())[::order]), net_of(trained(0, Tied)))
+    assert "prefix" not in str(error.value)
+
+
 def test_adapters_that_do_not_fit():
     net = net_of(Adapted())
     with pytest.raises(ValueError, match=r"lora_A.default.weight has shape \(4, 3\), but the network's has \(2, 3\)"):
