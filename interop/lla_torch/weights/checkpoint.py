@@ -76,8 +76,8 @@ def load_checkpoint(
     state, fit = find_state_dict(content, names, key, prefix, place)
     differences = [f"{x}: {_shorten(y)}" for x, y in (("missing", fit.missing), ("unexpected", fit.unexpected)) if y]
     values, problems = _collect_arrays(state, fit, net, dtype)
-    refused = strict or 2 * fit.found < fit.expected
-    if problems or (differences and refused):
+    refused = strict or fit.few
+    if problems or (differences and refused) or not fit.taken:
         file = None if isinstance(path, Mapping) else Path(path)
         raise _misfit(state, names, fit, differences if refused else [], problems, place, file)
     if differences:
@@ -182,7 +182,7 @@ def _misfit(
         f"only {fit.found} of the network's {fit.expected} names are in it (its names are such as {list(state)[:3]}, "
         f"the network's such as {list(names.aliases)[:3]})"
     )
-    said = [few] if 2 * fit.found < fit.expected else []
+    said = [few] if fit.few else []
     said += [*differences, *(_describe(problem, each) for problem, each in list(problems.items())[:_SHOWN])]
     remedy = "convert the module that was saved"
     if file is not None and fit.missing and fit.unexpected:  # transformers has other names in files than in modules
@@ -194,13 +194,19 @@ def _misfit(
             "the file holds an adapter: convert the model with its adapter, as from peft.PeftModel.from_pretrained, or "
             "merged into it by merge_and_unload()"
         )
-    elif (part := _find_part(state, names, fit, {name for each in problems.values() for name in each})) is not None:
+    elif (part := _find_part(state, names, fit, _with_ties(names, problems))) is not None:
         remedy += f", or pass prefix={part!r} to load " + (
             "that module alone, where the network's other weights may stay as they are"
             if part and any(name.startswith(part) for name in names.aliases)
             else "what the network has and to leave out the file's other modules"
         )
     return ValueError(f"{place} does not fit the network: {'; '.join(said)}; {remedy}")
+
+
+def _with_ties(names: Any, problems: Mapping[str, Sequence[str]]) -> set[str]:
+    """The names that have a problem, and those tied to them."""
+    bad = {names.aliases[name] for each in problems.values() for name in each}
+    return {name for name, leaf in names.aliases.items() if leaf in bad}
 
 
 def _describe(problem: str, names: Sequence[str]) -> str:
@@ -239,7 +245,8 @@ def _collect_arrays(
         own = _find_leaf(net.variables, leaf).dtype
         problem, array = _to_stored_array(state[given], leaf, own, target, names)
         if problem is None and leaf.name in values and array.tobytes() != values[leaf.name].tobytes():  # type: ignore[union-attr]
-            problem = f"and {leaf.name} are tied in the network but differ in the file"
+            others = [x for x in fit.taken if names.aliases[x] == leaf.name and x != name]
+            problem = f"and {others[0]} are tied in the network but differ in the file"
         if problem is not None:
             problems.setdefault(problem, []).append(name)
         else:

@@ -35,7 +35,7 @@ def find_state_dict(
     """
     if key is not None:
         content, place = _find_entry(content, key, place), f"{place}, key={key!r},"
-    candidates = dict(_candidates(content, "", 0))
+    candidates = dict(_candidates(content, "", 0, {}))
     if not candidates:
         raise ValueError(
             f"{place} holds no state_dict (names and tensors) but {_outline(content)}; save module.state_dict(), or "
@@ -58,7 +58,7 @@ def find_state_dict(
             f"key={min(name for name in whole if name)!r}"
         )
     best = next(iter(whole)) if whole else max(fits, key=lambda name: fits[name][0].found)
-    if len(candidates) > 1 and not whole and 2 * fits[best][0].found < fits[best][0].expected:
+    if len(candidates) > 1 and not whole and fits[best][0].few:
         raise ValueError(
             f"{place} holds state_dicts {sorted(candidates)[:20]}, none of which fits; convert the module that was "
             f"saved, or name the one you mean, such as key={best!r}, to see how it differs"
@@ -98,18 +98,26 @@ def _find_entry(content: Any, key: str, place: str) -> Any:
     return content
 
 
-def _candidates(content: Any, key: str, depth: int) -> Iterable[tuple[str, dict[str, torch.Tensor]]]:
-    """The state_dicts of a file's content, with their keys: dicts of tensors, maybe with a few other entries."""
-    if not isinstance(content, Mapping) or depth > _DEPTH:
+def _candidates(
+    content: Any, key: str, depth: int, seen: dict[int, int]
+) -> Iterable[tuple[str, dict[str, torch.Tensor]]]:
+    """The state_dicts of a file's content, with their keys: dicts of tensors, maybe with a few other entries.
+
+    A dict that is at several keys is one state_dict, and a few of them that hold each other many times are soon read:
+    ``seen`` has the depth at which each was met.
+    """
+    if not isinstance(content, Mapping) or depth > _DEPTH or seen.get(id(content), _DEPTH + 1) <= depth:
         return
+    met = id(content) in seen
+    seen[id(content)] = depth
     tensors = {k: _as_tensor(v) for k, v in content.items() if isinstance(k, str) and _is_tensor(v)}
     extra = {k: v for k, v in content.items() if str(k).endswith("_extra_state") and k not in tensors}
     others = [k for k in content if k not in tensors and k not in extra]
-    if tensors and len(tensors) > len(others):
+    if tensors and len(tensors) > len(others) and not met:
         yield key, {**tensors, **{k: v for k, v in extra.items() if v is not None}}
     for name in others:
         if isinstance(name, str):
-            yield from _candidates(content[name], f"{key}.{name}" if key else name, depth + 1)
+            yield from _candidates(content[name], f"{key}.{name}" if key else name, depth + 1, seen)
 
 
 def _is_tensor(value: Any) -> bool:

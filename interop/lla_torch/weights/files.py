@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lla_torch.weights.pickles import READ_ERRORS, read_pickle
+from lla_torch.weights.pickles import read_pickle
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".th", ".tar")
 """Ends of the names that checkpoint files have."""
@@ -72,12 +72,11 @@ def read_file(path: Path, limit: int) -> Any:
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file, whose header is checked against its size; the format has no checksum."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, *READ_ERRORS) as error:
+    except Exception as error:
         raise ValueError(
             f"path: {str(path)!r} is not a complete safetensors file ({error}); save or download it again"
         ) from error
@@ -99,14 +98,19 @@ def _read_folder(folder: Path, limit: int) -> Any:
             if whole not in named:
                 sets.setdefault(whole, {})[file.name] = file.name
     choices = {**{file.name: file for file in weights}, **named, **{whole: folder / whole for whole in sets}}
-    choice = _choose(folder, list(choices))
+    choice = _choose(folder, {name: file.name for name, file in choices.items()})
     if choice in sets:
         return _read_set(folder, list(sets[choice]), limit)
     return read_file(choices[choice], limit)
 
 
-def _choose(folder: Path, names: list[str]) -> str:
-    """The checkpoint among the files of a folder: the only one, or of two formats of the same weights the safe one."""
+def _choose(folder: Path, names: dict[str, str]) -> str:
+    """The checkpoint among those of a folder: the only one, or of two formats of the same weights the safe one.
+
+    Args:
+      folder: the folder.
+      names: the file to pass for each checkpoint: itself, or the index of its shards.
+    """
     stems = {"model" if Path(name).stem == "pytorch_model" else Path(name).stem for name in names}
     if len(stems) == 1:
         return min(names, key=lambda name: (SUFFIXES.index(Path(name).suffix), name))
@@ -115,8 +119,15 @@ def _choose(folder: Path, names: list[str]) -> str:
             f"path: {str(folder)!r} is a checkpoint of torch.distributed; turn it into one file with "
             "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, 'weights.pth')"
         )
+    files = sorted(file for file in names.values() if (folder / file).exists())
+    sets = sorted(name for name, file in names.items() if not (folder / file).exists())
     if names:
-        raise ValueError(f"path: {str(folder)!r} holds several checkpoints; pass the path of one of {sorted(names)}")
+        shards = f"; for the shards of {sets}, pass a folder with them alone" if sets else ""
+        raise ValueError(
+            f"path: {str(folder)!r} holds several checkpoints; pass the path of one of {files}{shards}"
+            if files
+            else f"path: {str(folder)!r} holds several checkpoints in shards, {sets}; pass a folder with those of one"
+        )
     inner = sorted({f"{each.parent.name}/" for each in folder.glob("*/*") if each.suffix in SUFFIXES})
     found = f"but its folders {inner[:20]} do; pass one of these" if inner else "such as model.safetensors; pass one"
     raise ValueError(f"path: {str(folder)!r} holds no checkpoint file, {found}")

@@ -21,9 +21,12 @@ _OLD_NAMES = (  # of weight_norm, and of norms in old files of BERT
     (re.compile(r"(?<=Norm\.)beta$"), "bias"),
 )
 _ADAPTER = re.compile(
-    r"(lora|ia3|vera|oft|boft|hada|lokr|hra|ln_tuning|randlora|trainable_tokens|adaption|shira)_|modules_to_save$"
+    r"(lora|ia3|vera|oft|boft|hada|lokr|hra|ln_tuning|randlora|trainable_tokens|adaption|shira|fourierft|c3a|waveft|vblora|"
+    r"delora|glora|gralora|tinylora|unilora|pvera|psoft)_|modules_to_save$"
 )
 """Levels of PEFT's tensors, which the adapter's name follows."""
+_UNSAVED = "ranknum"
+"""The level of AdaLoRA's ranks, which PEFT's files lack and its models keep."""
 _LOSS = re.compile(
     r"(^|_)(criterions?|criteria|loss|losses|loss_?fns?|loss_?func\w*|objective|metrics?)(_|\d|$)|^pos_weight$"
 )
@@ -61,6 +64,11 @@ class Fit:
     def found(self) -> int:
         """How many of the expected leaves are in the file."""
         return self.expected - len(self.missing)
+
+    @property
+    def few(self) -> bool:
+        """Whether so little is in the file that the network would stay as it is, more or less."""
+        return 2 * self.found < self.expected or not self.taken
 
 
 @dataclass(frozen=True)
@@ -155,7 +163,7 @@ def _spellings(state: Mapping[str, Any], names: NameMap, adapters: bool) -> Iter
     expected = frozenset(name for name in leaves if not name.endswith(COUNTER))
     if adapters:
         for adapter in _adapters(state, net):
-            own = [name for name in net if adapter in name.split(".")]
+            own = [name for name in net if adapter in name.split(".") and _UNSAVED not in name.split(".")]
             short = {**{name: name for name in net}, **{_without_adapter(name, adapter): name for name in own}}
             file = {_without_adapter(strip_wrappers(name), ""): name for name in state}
             yield _Spelling(file, short, frozenset(names.aliases[name] for name in own) & expected)
@@ -195,7 +203,9 @@ def _without_adapter(name: str, adapter: str) -> str:
 def _levels(spelling: _Spelling, prefix: str | None, aliases: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Pairs (what the file's names have before the network's, what the network's have before the file's)."""
     if prefix is not None:
-        yield from ((prefix, ""), (prefix, prefix), ("", prefix))
+        yield prefix, ""
+        if any(name.startswith(prefix) for name in spelling.net):
+            yield from ((prefix, prefix), ("", prefix))
         return
     yield "", ""
     net, file = list(spelling.net), list(spelling.file)

@@ -25,17 +25,18 @@ import torch
 
 
 class Dtype:
-    """numpy's type of entries, as a pickle describes it: numbers, booleans, text and objects, no records.
+    """numpy's type of entries, as a pickle describes it: numbers, booleans, text, dates and objects, no records.
 
     Args:
-      text: such as "f8".
+      text: such as "f8". Dates and durations ("M8", "m8") are read as the integers that hold them.
     """
 
     def __init__(self, text: Any = "", *_: Any):
-        if not isinstance(text, str) or not re.fullmatch(r"\?|b1|[iufcSUO]\d{0,8}", text):
+        if not isinstance(text, str) or not re.fullmatch(r"\?|b1|[mM]8|[iufcSUO]\d{0,8}", text):
             shown = text[:20] if isinstance(text, str) else type(text).__name__
             raise pickle.UnpicklingError(f"it holds numpy entries of type {shown!r}, which are no numbers")
-        self.dtype: np.dtype[Any] = np.dtype("O" if text.startswith("O") else text)
+        kind = {"O": "O", "M": "i8", "m": "i8"}.get(text[0], text)
+        self.dtype: np.dtype[Any] = np.dtype(kind)
 
     def __setstate__(self, state: Any) -> None:
         if state[1] in ("<", ">"):
@@ -112,7 +113,14 @@ _RECORDS = (  # dicts with attributes
     "addict.addict.Dict",
     "yacs.config.CfgNode",
 )
-_NUMBERS = ("bool", "bool_", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "longdouble")
+_SETTINGS = (  # objects of omegaconf, as Hydra's and fairseq's, which become records of what the file holds
+    *("dictconfig.DictConfig", "listconfig.ListConfig", "base.ContainerMetadata", "base.Metadata", "base.UnionNode"),
+    *(f"nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean", "Bytes", "Path", "Enum")),
+)
+_NUMBERS = (
+    *("bool", "bool_", "float16", "float32", "float64", "longdouble", "complex64", "complex128", "str_", "bytes_"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "datetime64", "timedelta64"),
+)
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
 _FACTORIES = ("int", "float", "bool", "str", "list", "dict", "tuple")
 HARMLESS: list[Any] = [
@@ -135,7 +143,9 @@ HARMLESS: list[Any] = [
     *((_path, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name in _PATHS),
     *((_name, f"builtins.{name}") for name in _FACTORIES),
     *((_name, f"numpy.{name}") for name in _NUMBERS),
+    (_name, "typing.Any"),
     *((OrderedDict, name) for name in _RECORDS),
+    *((types.SimpleNamespace, f"omegaconf.{name}") for name in _SETTINGS),
 ]
 """What torch's reader takes for the names in a file: pairs (function or class, name)."""
 

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import mmap
+import io
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from lla_torch.weights.harmless import harmless_types
 
-READ_ERRORS = (
-    RuntimeError,
-    EOFError,
-    KeyError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    OSError,
-    AssertionError,
-    RecursionError,
-    MemoryError,
-    OverflowError,
-)
-"""What readers raise for damaged files."""
 _SHOWN = 20  # names in a message
 _PIECE = 2**20  # bytes that are checked at once
-_FILLED = (b"cbuiltins\nbytearray\n", b"c__builtin__\nbytearray\n")
 _FOLDER = 0x10  # an attribute of entries for which torch reads nothing
+_OLD_PICKLES = 5  # of the format before torch 1.6: a number, a version, the machine, the content, names of storages
+_LONGEST_CODEC = 99  # characters of a codec's name
+_ENCODE = "_codecs encode"
 _PICKLED = "torch.storage._load_from_bytes"
 _SAVE = "torch.save(module.state_dict(), 'weights.pth')"
 
@@ -53,39 +40,13 @@ def read_pickle(path: Path, limit: int) -> Any:
         zipped = file.read(4) == b"PK\x03\x04"
     if zipped:
         _check_archive(path, limit)
-    _refuse_filled(path, zipped)
+    _check_pickles(path, zipped)
     try:
         with warnings.catch_warnings(), harmless_types():
             warnings.simplefilter("ignore")  # about pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (*READ_ERRORS, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever a reader of damaged files raises
         raise _explain(path, error) from error
-
-
-def _refuse_filled(path: Path, zipped: bool) -> None:
-    """Refuse ``bytearray(n)``, which torch's reader allows: a few bytes would fill any amount of memory.
-
-    The name of a function is plain text in the pickles that torch reads.
-    """
-    if any(text.find(name) >= 0 for text in _pickles(path, zipped) for name in _FILLED):
-        raise ValueError(
-            f"path: {str(path)!r} is refused, because it holds a bytearray, which may fill the memory. Where the file "
-            f"comes from, save the weights alone: {_SAVE}"
-        )
-
-
-def _pickles(path: Path, zipped: bool) -> Iterator[Any]:
-    """The pickles in a file: of an archive its entries of this kind, without their checksums; else all of it."""
-    if not zipped:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            yield content
-        return
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.filename.endswith(".pkl"):
-                with archive.open(entry) as part:
-                    part._expected_crc = None  # type: ignore[attr-defined]  # torch may have been told to write none
-                    yield part.read()
 
 
 def _explain(path: Path, error: Exception) -> ValueError:
@@ -116,9 +77,63 @@ def _foreign_objects(path: Path, error: Exception) -> list[str]:
     try:
         with harmless_types():
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (*READ_ERRORS, pickle.UnpicklingError):
+    except Exception:
         names = []  # the old format, or a damaged file
     return sorted(names) or sorted(set(re.findall(r"GLOBAL ([A-Za-z_][\w.]*)", str(error))))
+
+
+# --- pickles that take long or much
+
+
+def _check_pickles(path: Path, zipped: bool) -> None:
+    """Raise a ValueError if a pickle names what torch's reader calls and a few bytes can make huge or slow.
+
+    These are bytearrays of a length, and codecs that take a time quadratic in the text. No checkpoint needs them.
+    """
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            entry = next(each for each in archive.infolist() if each.filename.split("/")[-1] == "data.pkl")
+            entry.CRC = None  # type: ignore[assignment]  # checked before, and torch may be told to write none
+            found = _find_costly(io.BytesIO(archive.read(entry)), 1)
+    else:
+        with path.open("rb") as file:
+            found = _find_costly(file, _OLD_PICKLES)
+    if found is not None:
+        raise ValueError(
+            f"path: {str(path)!r} is refused, because it holds a {found}, which no weights need and which may take all "
+            f"memory or time. Where the file comes from, save the weights alone: {_SAVE}"
+        )
+
+
+def _find_costly(file: BinaryIO, pickles: int) -> str | None:
+    """The first such thing among the opcodes of pickles, one after the other; None if there is none to be read.
+
+    A bytearray is written with its content: text, or encoded text, or nothing.
+    """
+    encodes, slow = False, None
+    try:
+        for _ in range(pickles):
+            memo: dict[Any, str] = {}  # the names at its places
+            top = ""  # the name on top of the stack
+            for opcode, argument, _ in pickletools.genops(file):
+                if "PUT" in opcode.name:
+                    memo[argument] = top
+                    continue
+                name = str(argument) if opcode.name == "GLOBAL" else ""
+                name = memo.get(argument, "") if "GET" in opcode.name else name
+                if top.endswith(" bytearray") and name != _ENCODE and opcode.name not in ("BINUNICODE", "EMPTY_TUPLE"):
+                    return "bytearray of a given length"
+                top = name
+                encodes |= top == _ENCODE or top.endswith(" bytearray")
+                if isinstance(argument, str) and len(argument) <= _LONGEST_CODEC and _is_slow_codec(argument):
+                    slow = f"text in the encoding {argument!r}"
+    except Exception:  # damaged, which the reader says
+        pass
+    return slow if encodes else None
+
+
+def _is_slow_codec(name: str) -> bool:
+    return re.sub(r"[\W_]", "", name).lower() in ("punycode", "idna")
 
 
 # --- the zip archive around a pickle
@@ -131,7 +146,7 @@ def _check_archive(path: Path, limit: int) -> None:
             entries = archive.infolist()
             fits = _fits_sizes(path, entries, limit)
             damaged = _find_damage(archive, entries) if fits else None
-    except (zipfile.BadZipFile, zlib.error, *READ_ERRORS) as error:
+    except Exception as error:
         raise ValueError(
             f"path: {str(path)!r} is not a checkpoint of torch.save, or a damaged one ({error}); save or download it "
             "again"

@@ -54,6 +54,23 @@ def test_shards(tmp_path, net, state, whole):
         load_checkpoint(tmp_path, net)
 
 
+def test_shards_beside_another_checkpoint(tmp_path, net, state):
+    write_shards(state, tmp_path, "model.safetensors", safetensors_torch.save_file)
+    safetensors_torch.save_file(state, tmp_path / "consolidated.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    with pytest.raises(ValueError, match=r"one of \['consolidated.safetensors', 'model.safetensors.index.json'\]$"):
+        load_checkpoint(tmp_path, net)
+    same(load_checkpoint(index, net), state)
+    index.unlink()
+    with pytest.raises(ValueError, match=r"one of \['consolidated.safetensors'\]; for the shards of .* them alone"):
+        load_checkpoint(tmp_path, net)
+    for shard in sorted(tmp_path.glob("model-*")):
+        (tmp_path / shard.name.replace("model", "ema")).write_bytes(shard.read_bytes())
+    (tmp_path / "consolidated.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"in shards, \['ema.safetensors', 'model.safetensors'\]; pass a folder"):
+        load_checkpoint(tmp_path, net)
+
+
 def test_links_as_in_a_cache(tmp_path, net, state):
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshot").mkdir()

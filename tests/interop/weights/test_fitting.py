@@ -45,6 +45,13 @@ def test_modules_to_name(net):
         load_checkpoint(two, net, prefix=3)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("names", [["head.fc.gamma", "head.fc.beta"], ["head.x"], ["head.fc.gamma", "fc.weight"]])
+def test_a_module_of_which_the_network_has_nothing(net, names, strict):
+    with pytest.raises(ValueError, match=r"only 0 of the network's 9 names are in it"):
+        load_checkpoint({name: torch.ones(3) for name in names}, net, prefix="head", strict=strict)
+
+
 def test_the_remedy_that_an_error_names_works(net):
     state = trained().state_dict()
     more = {**state, "projector.weight": torch.ones(2)}
@@ -68,6 +75,27 @@ def test_names_that_mostly_differ(net, strict):
         load_checkpoint(few, net, strict=strict)
     with pytest.raises(ValueError, match=r"holds an adapter: convert the model with its adapter.*merge_and_unload"):
         load_checkpoint(lora(torch.ones(2, 3)), net, strict=strict)
+
+
+@pytest.mark.parametrize("level", ["fourierft_spectrum", "c3a_kernel", "lora_E"])
+def test_adapters_of_one_tensor(level):
+    """AdaLoRA's models have ranks beside it, which its files lack."""
+    layer = nn.Module()
+    layer.base_layer = nn.Linear(3, 3)
+    setattr(layer, level, nn.ParameterDict({"default": nn.Parameter(torch.zeros(4))}))
+    layer.ranknum = nn.ParameterDict({"default": nn.Parameter(torch.tensor(2.0), requires_grad=False)})
+    module = nn.ModuleDict({"base_model": nn.ModuleDict({"model": nn.ModuleDict({"fc": layer})})})
+    loaded = load_checkpoint({f"base_model.model.fc.{level}": torch.arange(4.0)}, net_of(module))
+    same(loaded, {**module.state_dict(), f"base_model.model.fc.{level}.default": torch.arange(4.0)})
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_tied_tensors_that_differ(order):
+    state = {"embed.weight": torch.zeros(5, 3), "head.weight": torch.ones(5, 3)}
+    match = r"(head.weight and embed.weight|embed.weight and head.weight) are tied in the network but differ"
+    with pytest.raises(ValueError, match=match) as error:
+        load_checkpoint(dict(list(state.items())[::order]), net_of(trained(0, Tied)))
+    assert "prefix" not in str(error.value)
 
 
 def test_adapters_that_do_not_fit():

@@ -7,8 +7,10 @@ import datetime
 import decimal
 import pathlib
 import pickle
+import sys
 import time
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ SAME = {
         (1, [2], {3: None}),
     ],
     "defaultdict": collections.defaultdict(list, a=[1]),
-    "numbers": [1j, 10**40, -1, 2.5, True, decimal.Decimal("1.5"), b"abc", b""],
+    "numbers": [1j, 10**40, -1, 2.5, True, decimal.Decimal("1.5"), b"abc", b"", bytearray(b"ab")],
     "types of torch": [torch.float16, torch.Size([2, 3]), torch.device("cpu"), torch.strided],
     "dates": [
         datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC),
@@ -53,6 +55,7 @@ OTHERWISE = {
     "deque": (collections.deque([1, 2], 3), [1, 2]),
     "range": (range(10**15), (0, 10**15, 1)),
     "slice": (slice(1, 2), (1, 2, None)),
+    "dates of numpy": ([np.datetime64("1970-01-03", "D"), np.timedelta64(3, "s")], [2, 3]),
     "version of torch": (torch.__version__, str(torch.__version__)),
 }
 ARRAYS = [
@@ -101,9 +104,41 @@ def test_the_settings_of_other_packages_are_dicts():
     assert kinds["lightning_fabric.utilities.data.AttributeDict"] is collections.OrderedDict
 
 
+class Setting:
+    """Stands for omegaconf's classes, which need not be installed."""
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_settings_of_hydra_and_fairseq(tmp_path, monkeypatch, new):
+    classes = {}
+    for name in ("dictconfig.DictConfig", "base.ContainerMetadata", "base.Metadata", "nodes.AnyNode"):
+        module, kind = name.split(".")
+        classes[kind] = type(kind, (Setting,), {"__module__": f"omegaconf.{module}"})
+        place = sys.modules.get(f"omegaconf.{module}", types.ModuleType(f"omegaconf.{module}"))
+        setattr(place, kind, classes[kind])
+        monkeypatch.setitem(sys.modules, f"omegaconf.{module}", place)
+    monkeypatch.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
+
+    def made(kind, **state):
+        result = classes[kind]()
+        result.__dict__.update(state)
+        return result
+
+    rate = made("AnyNode", _val=0.1, _metadata=made("Metadata", ref_type=Any, object_type=None, key="lr"))
+    about = made("ContainerMetadata", ref_type=Any, object_type=dict, resolver_cache=collections.defaultdict(dict))
+    settings = made("DictConfig", _metadata=about, _content={"lr": rate}, _parent=None)
+    rate._parent = settings
+    net, state = net_of(trained(0)), trained().state_dict()
+    content = {"model": state, "cfg": settings, "hparams_type": classes["DictConfig"]}
+    path = save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
+    same(load_checkpoint(path, net), state)
+    assert read_pickle(path, 0)["cfg"]._content["lr"]._val == 0.1
+
+
 def test_beside_weights(tmp_path):
     net, state = net_of(trained(0)), trained().state_dict()
     content = {"state_dict": state, "best_acc": np.float64(0.9), **SAME, "history": ARRAYS}
+    content["types"] = [np.float32, np.uint32, np.complex64, np.str_, np.datetime64, int]
     same(load_checkpoint(save(content, tmp_path / "a.pth"), net), state)
 
 
@@ -130,7 +165,7 @@ def test_what_a_file_may_not_say_of_arrays(tmp_path):
     ):
         with pytest.raises(pickle.UnpicklingError, match="shape and content disagree"):
             array.__setstate__((1, shape, Dtype(text), False, content))
-    for text in ("V8", "M8", "f8,f8", b"f8", 3, "S" + "9" * 20):
+    for text in ("V8", "M9", "f8,f8", b"f8", 3, "S" + "9" * 20):
         with pytest.raises(pickle.UnpicklingError, match="which are no numbers"):
             Dtype(text)
     path = save(np.zeros(2, dtype=[("a", "f4")]), tmp_path / "a.pth")

@@ -73,20 +73,6 @@ def test_nothing_of_a_file_is_executed(tmp_path, net, writer, hiding):
     assert not target.exists()
 
 
-class Filled:
-    """Unpickles as ``bytearray(2**30)``."""
-
-    def __reduce__(self):
-        return bytearray, (2**30,)
-
-
-@pytest.mark.parametrize("writer", ["zip", "old"])
-def test_a_few_bytes_do_not_fill_the_memory(tmp_path, net, writer):
-    path = WRITERS[writer]({"state_dict": trained().state_dict(), "x": Filled()}, tmp_path)
-    with pytest.raises(ValueError, match="holds a bytearray, which may fill the memory"):
-        load_checkpoint(path, net)
-
-
 @pytest.mark.parametrize("writer", ["zip", "old"])
 def test_the_factory_of_a_dict_is_no_function(tmp_path, net, writer):
     path = WRITERS[writer]({"state_dict": trained().state_dict(), "x": collections.defaultdict(os.getcwd)}, tmp_path)
@@ -105,6 +91,52 @@ def test_newer_protocols(tmp_path, net):
     save_plainly({"a": torch.ones(2)}, path)
     with pytest.raises(ValueError, match=r"written by pickle.dump"):
         load_checkpoint(path, net)
+
+
+BOMBS = {
+    "bytearray": b"cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x01\x85R",
+    "bytearray of Python 2": b"c__builtin__\nbytearray\n\x8a\x05\0\0\0\0\x01\x85R",
+    "bytearray by number": b"cbuiltins\nbytearray\nq\x010h\x01\x8a\x05\0\0\0\0\x01\x85R",
+    "punycode": b"c_codecs\nencode\nX\x02\0\0\0\xc3\xa9X\x08\0\0\0PunyCode\x86R",
+    "idna": b"X\x04\0\0\0idna0c_codecs\nencode\nX\x02\0\0\0\xc3\xa9X\x04\0\0\0idna\x86R",
+}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("kind", BOMBS)
+def test_small_pickles_that_would_take_all_memory_or_time(tmp_path, net, kind, old):
+    path = save_old({}, tmp_path / "a.pth") if old else tmp_path / "a.pth"
+    content = b"\x80\x02" + BOMBS[kind] + b"."
+    if old:
+        whole, empty = path.read_bytes(), pickle.dumps({}, 2)
+        assert empty in whole
+        path.write_bytes(whole.replace(empty, content))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", content)
+            archive.writestr("a/version", "3")
+    with pytest.raises(ValueError, match=r"refused, because it holds .*(bytearray|punycode|PunyCode|idna)"):
+        load_checkpoint(path, net)
+
+
+@pytest.mark.parametrize("writer", ["zip", "old"])
+def test_a_state_dict_at_many_keys_is_one(tmp_path, net, writer):
+    state = trained().state_dict()
+    content = {"other": torch.ones(1)}
+    for _ in range(3):  # a million ways to it
+        content = {f"k{i}": content for i in range(100)}
+    path = WRITERS[writer]({**content, "model": state, "state_dict": state, "b": [b"a", bytearray(b"a")]}, tmp_path)
+    same(load_checkpoint(path, net), state)
+    same(load_checkpoint(path, net, key="state_dict"), state)
+
+
+def test_whatever_a_reader_raises(tmp_path, net):
+    whole = save_old({"x": np.float64(0.9), **trained().state_dict()}, tmp_path / "a.pth").read_bytes()
+    contents = [whole[:56], whole.replace(b"latin1", b"lati~1"), b"\x80\x02cdecimal\nDecimal\nX\x01\0\0\0x\x85R."]
+    for content in contents:  # struct.error, LookupError, ArithmeticError
+        (tmp_path / "b.pth").write_bytes(content)
+        with pytest.raises(ValueError, match=r"not a checkpoint of torch.save, or a damaged one"):
+            load_checkpoint(tmp_path / "b.pth", net)
 
 
 def test_other_objects_in_files(tmp_path, net):
