@@ -63,6 +63,13 @@ MADE = frozenset(
     ]
 )
 """Functions that make a tensor of numbers alone."""
+SIZED = frozenset(
+    [
+        *("pad", "view", "reshape", "expand", "repeat", "tile", "unflatten", "interpolate", "unfold", "roll"),
+        *("narrow", "split", "chunk", "topk", "new_zeros", "new_ones", "new_full", "new_empty"),
+    ]
+)
+"""Functions of a tensor that take sizes or places, which torch itself would take from tensors of one number."""
 FILLED = {"ones_like": 1, "new_ones": 1, "zeros_like": 0, "new_zeros": 0}
 """Functions whose result has the shape of a tensor, or its type, and is filled with one number."""
 
@@ -216,13 +223,16 @@ class ConstantValues(TorchFunctionMode):
     # --- indices
 
     def _settle(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The arguments with known masks, and known numbers in slices, in the form whose result has a fixed size."""
+        """Arguments with known masks, and known numbers as indices and sizes, so that a result has a fixed size."""
         if name == "__getitem__":
             return (args[0], self._indices(args[1])), kwargs
         if name == "__setitem__" and self._counts_values(*args):
             return (args[0], self._indices(args[1]), args[2]), kwargs
         if name in ("index_put", "index_put_") and len(args) >= 3 and self._counts_values(*args[:3]):
             return (args[0], tuple(self._indices(tuple(args[1]))), *args[2:]), kwargs
+        if name in SIZED:
+            rest, kwargs = torch_pytree.tree_map(self._number, (tuple(args[1:]), kwargs))
+            return (*args[:1], *rest), kwargs
         return args, kwargs
 
     def _pick(self, name: str, x: Any, by: Any = None, dim: int | None = None, **named: Any) -> torch.Tensor | None:

@@ -64,6 +64,10 @@ CONSTANT = {
     "if": lambda n, x: x * n.w if n.mask.any() else x,
     "tolist": lambda n, x: torch.stack([x[:, i] * n.w[0] for i in n.ids.tolist()]),
     "for": lambda n, x: torch.stack([x[:, i] * n.w[0] for i in n.ids]),
+    "padding": lambda n, x: F.pad((x * n.w)[:, None], (n.ids[0], n.ids.sum() // 5), mode="reflect").repeat(
+        1, n.ids[1], 1
+    ),
+    "sizes": lambda n, x: (x * n.w).view(-1, n.ids[1] + 1, 2).roll(n.ids[1], 1).narrow(1, n.ids[3], n.ids[1]),
     "combinations": lambda n, x: torch.combinations(n.w).sum(0)[0] * x,
 }
 
