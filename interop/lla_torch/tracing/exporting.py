@@ -401,7 +401,8 @@ def _explain(error: Exception, module: nn.Module, own_failure: Callable[[], Exce
     if kind == "UnsupportedOperatorException" and "sparse" in str(error):
         return ConversionError(
             f"{place}: the operator {_first_line(error)} works on sparse tensors, which have no graph; make them "
-            "dense: x.to_dense()"
+            "dense, x.to_dense(), or write the product of a sparse matrix with h as torch.zeros_like(h).index_add(0, "
+            "rows, values[:, None] * h[columns])"
         )
     if "DataDependent" in kind or "data-dependent" in str(error):
         return ConversionError(
