@@ -231,7 +231,7 @@ class ConstantValues(TorchFunctionMode):
     # --- indices
 
     def _settle(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The arguments with known masks, and known numbers in slices, in the form whose result has a fixed size."""
+        """Arguments with known masks, and known numbers as indices and sizes, so that a result has a fixed size."""
         if name == "__getitem__":
             return (args[0], self._indices(args[1])), kwargs
         if name == "__setitem__" and self._counts_values(*args):
