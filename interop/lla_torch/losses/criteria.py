@@ -137,7 +137,8 @@ def _check(module: nn.Module) -> None:
     if len(required) > 2:
         raise ValueError(
             f"criterion: {name} takes {', '.join(required)}, but a criterion is called with (outputs, labels); write a "
-            "module whose forward(outputs, labels) passes these on"
+            "module with a reduction whose forward(outputs, labels) passes these on (of a batch (inputs, target, more) "
+            "labels is (target, more)), or write the loss as a step for lla_torch.convert_loss"
         )
     trained = [n for n, p in module.named_parameters() if p.requires_grad]
     if trained:

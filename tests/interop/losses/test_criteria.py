@@ -217,6 +217,7 @@ def test_criteria_compare_by_value():
 WRONG: dict[str, tuple] = {
     "size of the data set": (nn.MSELoss(reduction="sum"), (2, 3)),
     "takes input1, input2, target": (nn.MarginRankingLoss(), (2,)),
+    "or write the loss as a step": (nn.GaussianNLLLoss(), (2,)),
     "takes log_probs": (nn.CTCLoss(), (2, 3)),
     "reduction='batchmean'": (nn.MSELoss(reduction="batchmean"), (2, 3)),
     "batch of 1": (Squares(False), (1, 3)),
