@@ -20,6 +20,8 @@ _SHOWN = 20  # names in a message
 _PIECE = 2**20  # bytes that are checked at once
 _FOLDER = 0x10  # an attribute of entries for which torch reads nothing
 _OLD_PICKLES = 5  # of the format before torch 1.6: a number, a version, the machine, the content, names of storages
+_DEEPEST = 200  # levels of tuples
+_MOST_NESTED = 10**7  # entries of all levels of a tuple
 _LONGEST_CODEC = 99  # characters of a codec's name
 _ENCODE = "_codecs encode"
 _PICKLED = "torch.storage._load_from_bytes"
@@ -88,7 +90,8 @@ def _foreign_objects(path: Path, error: Exception) -> list[str]:
 def _check_pickles(path: Path, zipped: bool) -> None:
     """Raise a ValueError if a pickle names what torch's reader calls and a few bytes can make huge or slow.
 
-    These are bytearrays of a length, and codecs that take a time quadratic in the text. No checkpoint needs them.
+    These are bytearrays of a length, codecs that take a time quadratic in the text, and nests of tuples as keys. No
+    checkpoint needs them.
     """
     if zipped:
         with zipfile.ZipFile(path) as archive:
@@ -115,7 +118,11 @@ def _find_costly(file: BinaryIO, pickles: int) -> str | None:
         for _ in range(pickles):
             memo: dict[Any, str] = {}  # the names at its places
             top = ""  # the name on top of the stack
+            nests = Nests()
             for opcode, argument, _ in pickletools.genops(file):
+                nests.step(opcode, argument)
+                if nests.tallest > _DEEPEST or nests.largest > _MOST_NESTED:
+                    return "nest of tuples"
                 if "PUT" in opcode.name:
                     memo[argument] = top
                     continue
@@ -130,6 +137,43 @@ def _find_costly(file: BinaryIO, pickles: int) -> str | None:
     except Exception:  # damaged, which the reader says
         pass
     return slow if encodes else None
+
+
+class Nests:
+    """The nests of tuples that a pickle builds: as a key, each is hashed through all levels, by recursion in C."""
+
+    def __init__(self) -> None:
+        self.stack: list[tuple[int, int] | None] = []  # (levels, entries of all levels) of each object; None: a mark
+        self.memo: dict[Any, tuple[int, int]] = {}
+        self.tallest = self.largest = 0
+
+    def step(self, opcode: Any, argument: Any) -> None:
+        """Follow one opcode of a pickle."""
+        if "PUT" in opcode.name or opcode.name == "MEMOIZE":
+            self.memo[len(self.memo) if argument is None else argument] = self.stack[-1] or (0, 1)
+            return
+        taken: list[tuple[int, int]] = []
+        for kind in reversed(opcode.stack_before):
+            if kind is pickletools.stackslice:
+                while self.stack[-1] is not None:
+                    taken.append(self.stack.pop() or (0, 1))
+            else:
+                taken.append(self.stack.pop() or (0, 0))
+        for kind in opcode.stack_after:
+            self.stack.append(self._made(opcode, argument, kind, taken))
+
+    def _made(self, opcode: Any, argument: Any, kind: Any, taken: list[tuple[int, int]]) -> tuple[int, int] | None:
+        if kind is pickletools.markobject:
+            return None
+        if "GET" in opcode.name:
+            return self.memo[argument]
+        if opcode.name == "DUP":
+            return taken[0]
+        if "TUPLE" not in opcode.name:
+            return 0, 1
+        levels, entries = 1 + max((x[0] for x in taken), default=0), 1 + sum(x[1] for x in taken)
+        self.tallest, self.largest = max(self.tallest, levels), max(self.largest, entries)
+        return levels, entries
 
 
 def _is_slow_codec(name: str) -> bool:

@@ -98,6 +98,9 @@ BOMBS = {
     "bytearray of Python 2": b"c__builtin__\nbytearray\n\x8a\x05\0\0\0\0\x01\x85R",
     "bytearray by number": b"cbuiltins\nbytearray\nq\x010h\x01\x8a\x05\0\0\0\0\x01\x85R",
     "punycode": b"c_codecs\nencode\nX\x02\0\0\0\xc3\xa9X\x08\0\0\0PunyCode\x86R",
+    "levels of tuples": b"}" + b")" + b"\x85" * 200_000 + b"K\x01s",
+    "levels of pairs": b"})" + b"K\x01\x86" * 200_000 + b"K\x01s",
+    "doubled tuples": b"})" + b"q\x01h\x01\x86" * 40 + b"K\x01s",
     "idna": b"X\x04\0\0\0idna0c_codecs\nencode\nX\x02\0\0\0\xc3\xa9X\x04\0\0\0idna\x86R",
 }
 
@@ -115,7 +118,9 @@ def test_small_pickles_that_would_take_all_memory_or_time(tmp_path, net, kind, o
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("a/data.pkl", content)
             archive.writestr("a/version", "3")
-    with pytest.raises(ValueError, match=r"refused, because it holds .*(bytearray|punycode|PunyCode|idna)"):
+    with pytest.raises(
+        ValueError, match=r"refused, because it holds .*(bytearray|punycode|PunyCode|idna|nest of tuples)"
+    ):
         load_checkpoint(path, net)
 
 
