@@ -45,16 +45,14 @@ def select_leaves(select: Select | None, tree: PyTree) -> list[bool]:
       select: None for all leaves; a glob over the whole path (``*`` and ``?`` stay within one level, ``**`` spans any
         number of levels, none included); a compiled regular expression, searched for in the path; a predicate
         ``(path, leaf) -> bool``; or a sequence of these, one of which must match. A glob that begins with the name of
-        the collection, "params/", and matches no path, is taken without it: so are the names of whole variables. A
-        path in a sequence, without wildcards, must be a leaf's.
+        the collection, "params/", and matches no path, is taken without it: so are the names of whole variables.
       tree: the tree to select from.
 
     Returns:
       One bool per leaf, in leaf order.
 
     Raises:
-      ValueError: nothing matches (the message lists all paths), a path in a sequence is no leaf's, or ``select`` is of
-        another kind.
+      ValueError: nothing matches (the message lists all paths), or ``select`` is of another kind.
     """
     leaves = jax.tree.leaves(tree)
     if select is None:
@@ -62,18 +60,9 @@ def select_leaves(select: Select | None, tree: PyTree) -> list[bool]:
     names = paths(tree)
     matches = _matcher(select, names)
     chosen = [bool(matches(path, leaf)) for path, leaf in zip(names, leaves, strict=True)]
-    lost = _lost_paths(select, names)
-    if lost or not any(chosen):
-        raise Misuse("select", f"{lost or select!r} matches no leaf; the leaves are: {', '.join(names)}")
+    if not any(chosen):
+        raise Misuse("select", f"{select!r} matches no leaf; the leaves are: {', '.join(names)}")
     return chosen
-
-
-def _lost_paths(select: Select, names: Sequence[Path]) -> list[str]:
-    """The paths in a sequence, without wildcards, that match no leaf: another network's, or mistaken."""
-    parts = select if isinstance(select, Sequence) and not isinstance(select, str) else []
-    plain = [part for part in parts if isinstance(part, str) and not re.search(r"[*?]", part)]
-    known = set(names)
-    return [path for path in plain if path not in known and path.removeprefix("params/") not in known]
 
 
 def describe(select: Select, tree: PyTree, chosen: Sequence[bool]) -> dict[str, Any]:
