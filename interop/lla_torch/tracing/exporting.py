@@ -38,7 +38,6 @@ from lla_torch.tracing.guards import (
     tracing_mode,
 )
 from lla_torch.tracing.objects import own_object
-from lla_torch.tracing.open_sizes import OpenSizes
 from lla_torch.tracing.outputs import split_outputs
 
 LOG = logging.getLogger("lla_torch")
@@ -237,7 +236,7 @@ def _export(flat: nn.Module, tensors: tuple[torch.Tensor, ...], constants: Const
     if rows == {1}:  # torch treats a length of 1 as fixed
         tensors = tuple(_like(x, torch.cat([x, x])) if x.ndim else x for x in tensors)
     dynamic = tuple({0: Dim.AUTO} if x.ndim and x.shape[0] > 1 else None for x in tensors)
-    with tracing_mode(), traceable_branches(), OpenSizes(), constants:
+    with tracing_mode(), traceable_branches(), constants:
         return torch.export.export(flat, tensors, dynamic_shapes=(dynamic,) if tensors else None, strict=False)
 
 

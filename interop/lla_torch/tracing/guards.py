@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from lla_torch.tracing.derivatives import Refused, autograd_grad, derivatives_in_graph
 from lla_torch.tracing.functions import has_own_derivative, kinds_of, run_forward
+from lla_torch.tracing.open_sizes import open_version
 from lla_torch.tracing.replacements import REPLACEMENTS
 
 LOCK = threading.RLock()
@@ -51,7 +52,7 @@ REFUSED: dict[Any, tuple[str, str, bool]] = {
 
 class UntraceableCalls(TorchFunctionMode):
     """A torch mode that refuses calls that the graph would silently lose, keeps every dropout one operator, and
-    traces versions of functions that decide by values.
+    traces versions of functions that decide by values or fix an open size.
     """
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -68,10 +69,9 @@ class UntraceableCalls(TorchFunctionMode):
             )
         if func is torch.autograd.grad:
             return autograd_grad(*args, **kwargs)
-        traced = DROPOUTS.get(func) or REPLACEMENTS.get(func)
-        if traced is not None:
-            return traced(*args, **kwargs)
-        return func(*args, **kwargs)
+        traced = DROPOUTS.get(func) or REPLACEMENTS.get(func) or open_version(func, args, kwargs)
+        result = NotImplemented if traced is None else traced(*args, **kwargs)
+        return func(*args, **kwargs) if result is NotImplemented else result
 
 
 def _is_user_call() -> bool:

@@ -9,23 +9,17 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as torch_pytree
 
 
-class OpenSizes(TorchFunctionMode):
-    """A torch mode that computes the functions of ``OPEN`` by other ones where a size is open, and ``ALWAYS`` always.
+def open_version(func: Any, args: Any, kwargs: Any) -> Callable[..., Any] | None:
+    """The function to trace in place of one that would fix an open size at its present length; None if none is needed.
 
-    torch's own would fix the size at its present length.
+    It returns NotImplemented for arguments that it does not know.
     """
-
-    def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        other = ALWAYS.get(func)
-        if other is None and func in OPEN and _has_open_size((args, kwargs)):
-            other = OPEN[func]
-        result = NotImplemented if other is None else other(*args, **kwargs)
-        return func(*args, **kwargs) if result is NotImplemented else result
+    if func in ALWAYS:
+        return ALWAYS[func]
+    return OPEN[func] if func in OPEN and _has_open_size((args, kwargs)) else None
 
 
 def _has_open_size(arguments: Any) -> bool:
@@ -105,10 +99,6 @@ def _multi_dot(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return functools.reduce(torch.matmul, tensors)
 
 
-def _chain_matmul(*matrices: torch.Tensor) -> torch.Tensor:
-    return functools.reduce(torch.matmul, matrices)
-
-
 def _linspace(start: Any, end: Any, steps: Any, **named: Any) -> Any:
     if not isinstance(start, int | float) or not isinstance(end, int | float) or named.get("out") is not None:
         return NotImplemented
@@ -162,7 +152,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "block_diag": _block_diag,
     "vander": _vander,
     "gradient": _gradient,
-    "chain_matmul": _chain_matmul,
+    "chain_matmul": lambda *matrices: _multi_dot(matrices),
     "fill_diagonal_": _fill_diagonal,
     "linspace": _linspace,
     "logspace": _logspace,

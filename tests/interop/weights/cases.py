@@ -41,6 +41,9 @@ class Tied(nn.Module):
         self.head = nn.Linear(3, 5, bias=False)
         self.head.weight = self.embed.weight
 
+    def forward(self, x):
+        return self.head(self.embed(x))
+
 
 class Holder(nn.Module):
     """A network with another module beside it."""

@@ -9,13 +9,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lla_torch.net import Net, convert
+from lla_torch.net import convert
 from lla_torch.weights.checkpoint import to_state_dict
 from lla_torch.weights.moments import adam_moments, optax_state
-from lla_torch.weights.names import as_jax, filter_axis, map_names, references, to_array
+from lla_torch.weights.names import map_names
 from torch import nn
 
-from tests.interop.weights.cases import Flattens
+from tests.interop.weights.cases import Flattens, Tied, net_of
 
 
 class Small(nn.Module):
@@ -28,24 +28,6 @@ class Small(nn.Module):
 
     def forward(self, x):
         return self.fc(self.norm(self.conv(x)).mean((2, 3)))
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(5, 3)
-        self.head = nn.Linear(3, 5, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, x):
-        return self.head(self.embed(x))
-
-
-def net_of(module):
-    """A converted network without its function."""
-    names, tensors = map_names(module), dict(module.named_parameters(remove_duplicate=False))
-    arrays = {x.name: as_jax(names.to_jax(x, to_array(tensors[x.name])), x.name) for x in names.leaves}
-    return Net(None, {"params": {}, **names.tree(arrays)}, names, filter_axis(names), references(module))
 
 
 def steps(module, optimizer, x=None, num=3):
