@@ -151,8 +151,13 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
     """
     if isinstance(loss, Loss):
         return loss
+    if callable(getattr(loss, "loss", None)):
+        raise misuse("loss", loss, "a loss and not a network; this one makes it: net.loss(criterion)")
     if not callable(loss):
-        raise misuse("loss", loss, "an lla.Loss, as lla.from_linen makes it, or a function f(params, batch) -> scalar")
+        pair = isinstance(loss, tuple | list) and any(isinstance(each, Loss) for each in loss)
+        of_pair = "; of the pair that lla_torch.convert_loss returns pass the first: loss, params = ..." if pair else ""
+        rule = f"an lla.Loss, as lla.from_linen makes it, or a function f(params, batch) -> scalar{of_pair}"
+        raise misuse("loss", loss, rule)
     return Loss(_Scalar(static(loss)), _identity, per_example=False)
 
 

@@ -86,12 +86,18 @@ def _remedy(error: Exception, module: nn.Module, args: Any, kwargs: Mapping[str,
     if misfit := _misfit(module.forward, args, kwargs):
         return misfit
     text = str(error)
+    if args and isinstance(args[-1], Mapping):
+        return "pass arguments by name as example_kwargs={...}"
+    if len(args) == 1 and isinstance(args[0], tuple | list) and _binds(inspect.signature(module.forward), args[0]):
+        return "give the entries of the tuple one by one"
     if not Call(tuple(args), dict(kwargs)).tensors:
         return "give tensors or arrays, such as torch.tensor(...) of a list"
     if "scalar types: Long, Int" in text:
         return "indices, such as those of an embedding, are integers: x.long()"
     if "dtype" in text or "scalar type" in text:
         return "cast the inputs to the module's type, such as x.float(); in a batch the inputs come before the labels"
+    if "channels" in text and "expected input" in text:
+        return "images have their channels on axis 1, (N, C, H, W): of (N, H, W, C) give x.permute(0, 3, 1, 2)"
     return "give inputs (their number, shapes and types) with which module(*inputs) works"
 
 

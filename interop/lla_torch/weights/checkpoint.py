@@ -284,9 +284,9 @@ def _find_part(state: Mapping[str, Any], names: Any, fit: Fit, bad: Collection[s
 # --- the tensors
 
 
-def _is_wide(array: Any, leaf: Leaf) -> bool:
+def _is_wide(dtype: Any, leaf: Leaf) -> bool:
     """Whether the network keeps an array that is no weight in 64 bits, whatever jax's mode."""
-    return leaf.collection != "params" and array.dtype.name in ("float64", "complex128")
+    return leaf.collection != "params" and dtype.name in ("float64", "complex128")
 
 
 def _collect_arrays(
