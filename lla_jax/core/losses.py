@@ -154,7 +154,8 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
     if callable(getattr(loss, "loss", None)):
         raise misuse("loss", loss, "a loss and not a network; this one makes it: net.loss(criterion)")
     if not callable(loss):
-        pair = isinstance(loss, tuple | list) and any(isinstance(each, Loss) for each in loss)
+        given: Any = loss
+        pair = isinstance(given, tuple | list) and any(isinstance(each, Loss) for each in given)
         of_pair = "; of the pair that lla_torch.convert_loss returns pass the first: loss, params = ..." if pair else ""
         rule = f"an lla.Loss, as lla.from_linen makes it, or a function f(params, batch) -> scalar{of_pair}"
         raise misuse("loss", loss, rule)
