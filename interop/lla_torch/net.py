@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from torch.utils import _pytree as torch_pytree
 
 import lla_jax
 from lla_jax import Loss
-from lla_jax.models import static
+from lla_jax.models import explained, static, warn_caller
 from lla_torch.conversion.function import Function, depends_on_params
 from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, convert_parts, unwrap
 from lla_torch.losses.losses import Apply, OnLabels, Step, losses_of_step, mean_of_step, torch_criterion
@@ -26,6 +25,7 @@ from lla_torch.tracing.guards import ConversionError, preserve_module
 from lla_torch.weights.names import FilterAxis, NameMap, filter_axis, references
 
 
+@explained
 @dataclass(frozen=True)
 class ApplyFunction:
     """The type of ``net.apply``: a network as a function without weights, which compares by value."""
@@ -65,6 +65,7 @@ class ApplyFunction:
         return (outputs, state) if train else outputs
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class Net:
     """A converted torch network: its function, its variables, and the map from torch's names to them.
@@ -209,6 +210,7 @@ def _make_net(parts: Parts) -> Net:
     return Net(parts.function, parts.variables, parts.names, filter_axis(parts.names), references(parts.module))
 
 
+@explained
 def convert(
     module: nn.Module,
     example_inputs: Any,
@@ -253,6 +255,7 @@ def convert(
         ) from error
 
 
+@explained
 def convert_loss(
     step: Callable[[nn.Module, Any], Any],
     module: nn.Module,
@@ -374,11 +377,10 @@ def _warn_of_a_mean(step: Callable[[nn.Module, Any], Any], module: nn.Module, ba
     slack = 1e-5 * max(abs(total), abs(first), abs(second))
     within = min(first, second) - slack <= total <= max(first, second) + slack
     if first and second and within and abs(total - first - second) > slack:
-        warnings.warn(
+        warn_caller(
             f"step: the first of its two values, {total:.4g} for {2 * half} examples, {first:.4g} and {second:.4g} for "
             "the halves, is a mean, where the sum of the losses is expected; return (sum, weight), such as "
-            "(F.cross_entropy(..., reduction='sum'), count)",
-            stacklevel=3,
+            "(F.cross_entropy(..., reduction='sum'), count)"
         )
 
 

@@ -19,11 +19,13 @@ import numpy as np
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, parameters, single_key
+from lla_jax.core.signatures import explained
 from lla_jax.core.static import Static, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.core.whole import Whole, call, example_of, is_array, with_axis
 
 
+@explained
 class Sums(NamedTuple):
     """Weighted sums over examples: example i has the weighted loss s_i, the weight w_i, and e_i = s_i - m w_i.
 
@@ -140,6 +142,7 @@ def _identity(outputs: Any, batch: Batch) -> Any:
     return outputs
 
 
+@explained
 def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
     """Return a ``Loss`` as it is, and wrap a plain ``f(params, batch) -> scalar`` as a batch-coupled ``Loss``.
 

@@ -91,6 +91,8 @@ def identity(value: Any, outer: tuple[Any, ...] = (), names: Sequence[str] = ())
         return (functools.partial, *(identity(part, outer) for part in parts))
     if isinstance(value, types.ModuleType):
         return _identity_of_module(value, names)
+    if isinstance(value, types.FunctionType) and hasattr(value, "__explained__"):
+        return identity(value.__explained__, outer)
     if isinstance(value, types.FunctionType) and not _is_library(value.__module__):
         return _identity_of_function(value, outer)
     if isinstance(value, types.FunctionType | type) and _is_library(value.__module__):

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import jax
 import numpy as np
 
+from lla_jax.core.signatures import explained
 from lla_jax.core.static import static
 from lla_jax.core.text import pm
 
@@ -25,6 +26,7 @@ Select = str | Sequence[str] | Callable[[Path, Any], bool] | Any
 """A glob (``"**/kernel"``), compiled regular expression, predicate ``(path, leaf) -> bool``, or a sequence of these."""
 
 
+@explained
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class Loss:
@@ -75,6 +77,7 @@ class Loss:
             object.__setattr__(self, name, static(getattr(self, name)))
 
 
+@explained
 @dataclass(frozen=True)
 class Problem:
     """The problem that a factory gives to the command line: ``lla-jax landscape --problem module:factory``.
@@ -99,6 +102,7 @@ class Problem:
     checkpoints: Sequence[PyTree] = ()
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class Directions:
     """Directions in parameter space, the axes of a landscape.
@@ -151,6 +155,7 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class Landscape:
     """Losses (and metrics) on a grid of points around a network.
@@ -187,6 +192,7 @@ class Landscape:
         return len(self.coords)
 
 
+@explained
 @dataclass(frozen=True)
 class Estimate:
     """A number with its standard error: mean +- 2 sem holds the truth in about 95 of 100 cases.
@@ -211,6 +217,7 @@ class Estimate:
         return f"Estimate({pm(float(self.mean), self.sem, 6)}, num={self.num})"
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class Eigenpairs:
     """Eigenvalues and eigenvectors of a symmetric operator, each with its error.
@@ -243,6 +250,7 @@ class Eigenpairs:
         return len(self.values)
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectrum:
     """A spectral density from stochastic Lanczos quadrature: nodes and weights, one row per probe.
@@ -279,6 +287,7 @@ class UpdateRule(Protocol):
     def __call__(self, params: PyTree, directions: PyTree, coord: Any, /) -> PyTree: ...
 
 
+@explained
 @dataclass(frozen=True)
 class Execution:
     """How a call is executed. The values depend on it only by rounding.

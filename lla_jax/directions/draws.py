@@ -15,12 +15,14 @@ import numpy as np
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Path, PyTree, Recipe, Select
 from lla_jax.directions import combining
 from lla_jax.directions.checks import SAMPLES, check_directions
 from lla_jax.directions.normalization import equinox_filter_axis, flax_filter_axis, normalize
 
 
+@explained
 def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | None = None) -> Directions:
     """Draw Gaussian directions d_i ~ N(0, I), every entry independent.
 
@@ -66,6 +68,7 @@ def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | Non
     return Directions(tree, recipe)
 
 
+@explained
 def rebuild(recipe: Mapping[str, Any], params: PyTree) -> Directions:
     """Draw random directions again from their recipe, and repeat their selections and normalizations.
 
@@ -177,6 +180,7 @@ def _select_paths(names: Sequence[Path]) -> Select:
     return lambda path, leaf: path in names
 
 
+@explained
 def orthogonal(
     key: jax.Array, params: PyTree, given: PyTree | Directions, *, select: Select | None = None
 ) -> Directions:

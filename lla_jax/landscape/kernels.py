@@ -20,6 +20,7 @@ from lla_jax.core import data as _data
 from lla_jax.core import examples, precision
 from lla_jax.core import losses as _losses
 from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Loss, PyTree, UpdateRule
 from lla_jax.core.whole import call
@@ -165,6 +166,7 @@ def point_values(
     return devices.shard_over_points(run, mesh, (False, False, False, True, False))(loss, *points[:3], key)
 
 
+@explained
 def losses(
     loss: Loss | Callable[[PyTree, Batch], Any],
     params: PyTree,

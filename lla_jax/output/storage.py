@@ -17,6 +17,7 @@ import numpy as np
 from lla_jax.core import files as _files
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Eigenpairs, Landscape, PyTree, Recipe, Spectrum
 from lla_jax.directions import draws
 
@@ -27,6 +28,7 @@ Header = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
 
+@explained
 def save(x: Landscape | Directions | Eigenpairs | Spectrum, path: str | os.PathLike[str]) -> Path:
     """Write a result as .npz with a JSON header; an existing file is replaced in one step or left as it was.
 
@@ -58,6 +60,7 @@ def save(x: Landscape | Directions | Eigenpairs | Spectrum, path: str | os.PathL
     return target
 
 
+@explained
 def load(path: str | os.PathLike[str], like: PyTree = None) -> Any:
     """Read a result that ``save`` wrote.
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lla_jax.models import explained
+
 Layout = Literal["logical", "pointwise", "views", "graph"]
 
 
@@ -50,6 +52,7 @@ def full_name(op: Any) -> str:
     return ".".join(parts)
 
 
+@explained
 def lowering(op: Any, *ops: Any, layout: Layout = "logical", random: bool = False) -> Callable[..., Any]:
     """A decorator that registers the JAX function of an ATen (or custom) operator.
 
@@ -71,9 +74,8 @@ def lowering(op: Any, *ops: Any, layout: Layout = "logical", random: bool = Fals
       function registered again replaces the former, for modules converted from then on.
     """
 
-    subject = sys._getframe(1).f_globals.get("__name__", "")
-
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        subject = sys._getframe(1).f_globals.get("__name__", "")
         for each in (op, *ops):
             name = full_name(each)
             TABLE[name] = TorchOperator(name, function, layout, random, subject)

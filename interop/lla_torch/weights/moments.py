@@ -11,12 +11,14 @@ import optax
 import torch
 
 from lla_jax import Directions, directions
+from lla_jax.models import explained
 from lla_torch.weights.fitting import match_names
 from lla_torch.weights.names import to_array
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+@explained
 def adam_moments(optimizer_or_state: Any, net: Any, params: Sequence[str] | None = None) -> Directions:
     """First and second moment (m, v) of Adam as two directions, raw as torch keeps them; see ``optax_state``.
 
@@ -34,6 +36,7 @@ def adam_moments(optimizer_or_state: Any, net: Any, params: Sequence[str] | None
     return directions.adam_moments(optax_state(optimizer_or_state, net, params), net.variables["params"])
 
 
+@explained
 def optax_state(optimizer_or_state: Any, net: Any, params: Sequence[str] | None = None) -> optax.ScaleByAdamState:
     """Convert the state of a torch optimizer with exp_avg and exp_avg_sq (Adam, AdamW, NAdam, RAdam) to optax's.
 

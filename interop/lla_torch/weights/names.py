@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lla_jax.models import explained
 from lla_torch.program.errors import misuse
 from lla_torch.program.views import View, inverse
 
@@ -304,6 +305,7 @@ def map_names(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = 
     return NameMap(tuple(leaves), aliases)
 
 
+@explained
 def trainable(module: nn.Module) -> tuple[str, ...]:
     """The paths of the parameters with ``requires_grad``, a selection for ``select=``; as ``net.trainable``.
 

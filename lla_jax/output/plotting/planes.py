@@ -14,6 +14,7 @@ from matplotlib.patheffects import withStroke
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Landscape
 from lla_jax.output.plotting import reading, scales, style
 from lla_jax.output.plotting.reading import Plane
@@ -31,6 +32,7 @@ _ROW: dict[str, Any] = {
 _MOST = 121  # vertices per axis of a surface; odd, so that a centre cell stays
 
 
+@explained
 def surface(
     landscape: Landscape,
     value: str = "loss",
@@ -64,6 +66,7 @@ def surface(
     )
 
 
+@explained
 def contour(
     landscape: Landscape | Mapping[str, Landscape],
     value: str = "loss",
@@ -99,6 +102,7 @@ def contour(
     return picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title, ax=ax)
 
 
+@explained
 def heatmap(
     landscape: Landscape,
     value: str = "loss",
@@ -116,6 +120,7 @@ def heatmap(
     return picture("heatmap", planes, value, cap=cap, log=log, title=title, ax=ax)
 
 
+@explained
 def panels(
     landscapes: Mapping[str, Landscape],
     value: str = "loss",
@@ -145,6 +150,7 @@ def panels(
     return picture(kind, _planes(landscapes, value, kind), value, shared=shared, cap=cap, log=log, title=title)
 
 
+@explained
 def volume(
     landscape: Landscape,
     value: str = "loss",
