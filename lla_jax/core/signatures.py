@@ -6,17 +6,18 @@ The texts come from the docstrings: what an argument is stands in the section "A
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import FunctionType
+from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType, ModuleType
 from typing import Any, NoReturn, TypeVar, cast
 
+from lla_jax._names import explain_module, nearest, no_such_name
 from lla_jax.core.arguments import Misuse, show_value
 
-Explained = TypeVar("Explained", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
+Explained = TypeVar("Explained", bound=Callable[..., Any] | ModuleType)
 Options = TypeVar("Options", bound=Mapping[str, Any])
 """A TypedDict of options that several functions share."""
 
@@ -36,14 +37,18 @@ def explained(item: Explained) -> Explained:
 
     It is the innermost decorator of a function. A class gets it for its constructor and public methods; unknown
     attributes of its objects, and assignments to frozen ones, are explained too. A call that fits costs nothing but one
-    more Python frame: the arguments are looked at only after Python refused them.
+    more Python frame: the arguments are looked at only after Python refused them. A module is passed as it is, and
+    explains its unknown names.
 
     Args:
-      item: a function or a class.
+      item: a function, a class or a module.
 
     Returns:
-      A function with the same name, signature and docstring; of a class, the class itself.
+      A function with the same name, signature and docstring; of a class or a module, the item itself.
     """
+    if isinstance(item, ModuleType):
+        explain_module(item)
+        return item
     return _explain_class(item) if isinstance(item, type) else _explain_calls(item, item.__qualname__)
 
 
@@ -56,36 +61,9 @@ def no_such_argument(name: str, function: str, known: Iterable[str]) -> MisusedC
       known: the names of its arguments.
     """
     known = list(known)
-    near = _nearest(name, known)
+    near = nearest(name, known)
     meant = f"; did you mean {near}?" if near else _find_elsewhere(name)
     return MisusedCall(name, f"{function}() has no such argument{meant} It takes {', '.join(known) or 'none'}")
-
-
-def no_such_name(owner: str, name: str, known: Iterable[str]) -> str:
-    """The text for an attribute that does not exist: the nearest one that does, and all others.
-
-    Args:
-      owner: what lacks it, such as "Spectrum".
-      name: the name that was asked for.
-      known: the names that exist.
-    """
-    known = list(known)
-    near = _nearest(name, known)
-    meant = f"; did you mean {near}? It has: " if near else "; it has: "
-    return f"{owner} has no attribute {name!r}{meant}{', '.join(known)}"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that is most like a name, or that is a part of it; None if none is."""
-    plain = name.lower().replace("-", "_")
-    if plain in known:
-        return plain
-    if near := difflib.get_close_matches(plain, known, 1, 0.7):
-        return near[0]
-    parts = plain.split("_")
-    return next((k for k in known if k in parts or plain in k.split("_")), None) or next(
-        iter(difflib.get_close_matches(plain, known, 1)), None
-    )
 
 
 def _find_elsewhere(name: str) -> str:
@@ -185,7 +163,7 @@ def describe_arguments(doc: str | None) -> dict[str, str]:
 # --- options that several functions share
 
 
-def show_options(kind: type, defaults: Mapping[str, Any]) -> Callable[[Explained], Explained]:
+def show_options(kind: type, defaults: Mapping[str, Any]) -> Callable[[Function], Function]:
     """A decorator for functions that take shared options as ``**options``: it lists the options in their signature.
 
     Args:
@@ -193,7 +171,7 @@ def show_options(kind: type, defaults: Mapping[str, Any]) -> Callable[[Explained
       defaults: the default of each option.
     """
 
-    def decorate(f: Explained) -> Explained:
+    def decorate(f: Function) -> Function:
         signature = inspect.signature(f)
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         types = {name: getattr(each, "__forward_arg__", each) for name, each in kind.__annotations__.items()}
@@ -249,11 +227,15 @@ def _refuse_attribute(self: Any, name: str) -> Any:
         raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
     if hasattr(kind, name):  # a property, in which an attribute of something else was missing
         return object.__getattribute__(self, name)
-    raise AttributeError(no_such_name(kind.__name__, name, _describe_names(kind)))
+    held = (f"{field}[{name!r}]" for field, value in vars(self).items() if isinstance(value, Mapping) and name in value)
+    names, about = _public_names(kind), describe_arguments(kind.__doc__)
+    meant = next(held, None) or nearest(name, names)
+    shown = names if meant else [f"{n} ({about[n]})" if n in about else n for n in names]
+    raise AttributeError(no_such_name(kind.__name__, name, shown, meant))
 
 
-def _describe_names(kind: type) -> list[str]:
-    """The public names of a class."""
+def _public_names(kind: type) -> list[str]:
+    """The public names of a class, its fields first."""
     fields: Iterable[str] = getattr(kind, "__dataclass_fields__", getattr(kind, "_fields", ()))
     return list(dict.fromkeys(n for n in (*fields, *dir(kind)) if not n.startswith("_")))
 

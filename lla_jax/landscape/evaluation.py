@@ -40,7 +40,6 @@ class Options(TypedDict, total=False):
 
 
 @overload
-@explained
 def evaluate(
     loss: Loss | Callable[[PyTree, Batch], Any],
     params: PyTree,
@@ -62,6 +61,7 @@ def evaluate(
 ) -> list[Landscape]: ...
 
 
+@explained
 def evaluate(
     loss: Loss | Callable[[PyTree, Batch], Any],
     params: PyTree,
