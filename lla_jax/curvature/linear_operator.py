@@ -18,6 +18,7 @@ from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.curvature import products
+from lla_jax.curvature.algebra import Algebra
 from lla_jax.curvature.products import Multiplier
 from lla_jax.curvature.space import Space, stack, take
 from lla_jax.execution import devices, processes, sharding
@@ -29,7 +30,7 @@ must lie on the devices of the old ones."""
 
 
 @explained
-class Operator(abc.ABC):
+class Operator(Algebra):
     """The base of ``LinearOperator`` and ``HostOperator``: a symmetric operator, or S A S with a scale S."""
 
     multiplier: Multiplier

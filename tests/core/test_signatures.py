@@ -1,4 +1,4 @@
-"""Calls that do not fit a signature, and unknown attributes: what the errors say, and what the decorator leaves alone."""
+"""Calls that do not fit a signature, and unknown attributes: what the errors say, and what stays as it was."""
 
 import copy
 import dataclasses
