@@ -117,6 +117,17 @@ def check_choice(name: str, value: Any, choices: Iterable[Any], remedy: str = ""
         raise misuse(name, value, f"one of {', '.join(map(repr, known))}{remedy and f', {remedy}'}")
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """Return the value as a bool, after a check that it is True or False.
+
+    Raises:
+      Misuse: the value has another type: strings, even "no", would count as True, and None as False.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise misuse(name, value, "True or False")
+    return bool(value)
+
+
 def clamp_count(name: str, value: Any, n: int) -> int:
     """Return the smaller of the value and the number n of parameters, with a warning if the value is larger.
 
