@@ -15,7 +15,7 @@ from torch.utils import _pytree as torch_pytree
 
 import lla_jax
 from lla_jax import Loss
-from lla_jax.models import static
+from lla_jax.models import explained, static
 from lla_torch.conversion.function import Function, depends_on_params
 from lla_torch.conversion.module import Parts, convert_callable, convert_parts, unwrap
 from lla_torch.losses.functionals import as_criterion
@@ -29,6 +29,7 @@ from lla_torch.weights.arguments import check_flag, check_key, check_module
 from lla_torch.weights.names import FilterAxis, NameMap, filter_axis, references
 
 
+@explained
 @dataclass(frozen=True)
 class ApplyFunction:
     """The type of ``net.apply``: a network as a function without weights, which compares by value."""
@@ -73,6 +74,7 @@ class ApplyFunction:
         return (outputs, state) if train else outputs
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class Net:
     """A converted torch network: its function, its variables, and the map from torch's names to them.
@@ -254,6 +256,7 @@ def _make_net(parts: Parts) -> Net:
     return Net(parts.function, parts.variables, parts.names, filter_axis(parts.names), references(parts.module))
 
 
+@explained
 def convert(
     module: nn.Module,
     example_inputs: Any,
@@ -303,6 +306,7 @@ def convert(
         ) from error
 
 
+@explained
 def convert_loss(
     step: Callable[[nn.Module, Any], Any],
     module: nn.Module,

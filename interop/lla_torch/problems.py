@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 from torch.utils import data as torch_data
 
 import lla_jax
+from lla_jax.models import explained, warn_caller
 from lla_torch.conversion.function import arguments
 from lla_torch.losses.criteria import is_from_torch
 from lla_torch.losses.functionals import as_criterion
@@ -42,6 +42,7 @@ class Batches:
         return len(self.source)
 
 
+@explained
 def stream(loader: Iterable[Any] | Callable[[], Iterable[Any]], *, shuffle_ok: bool = False) -> lla_jax.data.Stream:
     """Turn a torch ``DataLoader``, or anything that yields batches of tensors, into a stream of batches for lla_jax.
 
@@ -73,6 +74,7 @@ def arrays(batch: Any) -> Any:
     return _convert_batch(batch, "batch")
 
 
+@explained
 def problem(
     module: nn.Module,
     criterion: Callable[..., Any] | nn.Module,
@@ -262,13 +264,12 @@ def _warn_of_drop_last(loader: Any) -> None:
     try:
         count, size = len(batches.sampler), int(batches.batch_size)
     except (TypeError, AttributeError):  # a data set or sampler without length
-        warnings.warn("loader: drop_last=True may leave out examples of the last batch; use False", stacklevel=3)
+        warn_caller("loader: drop_last=True may leave out examples of the last batch; use False")
         return
     if dropped := count % size:
-        warnings.warn(
+        warn_caller(
             f"loader: drop_last=True leaves out {dropped} of {count} examples; use drop_last=False (a shorter batch "
-            "counts with the weight of its examples)",
-            stacklevel=3,
+            "counts with the weight of its examples)"
         )
 
 

@@ -16,10 +16,12 @@ import numpy as np
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_integer, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, PyTree
 from lla_jax.core.whole import Whole, pack
 
 
+@explained
 @dataclass(frozen=True)
 class Stream:
     """A source of batches that can be read again from the start; made by ``stream``, and iterated as numpy batches."""
@@ -50,6 +52,7 @@ class Stream:
             return None
 
 
+@explained
 def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -> Stream:
     """Wrap a loader (or a function that returns one) as streamed data, held in memory one batch at a time.
 
@@ -75,6 +78,7 @@ def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -
     return Stream(loader_or_factory)
 
 
+@explained
 def whole(data: PyTree = None) -> Whole:
     """Mark data as one example that must stay whole: a graph, sets of points, a list of boxes, or no data at all.
 
@@ -120,6 +124,7 @@ def check_uncut(data: Any, batch_size: int | None) -> None:
         )
 
 
+@explained
 def to_numpy(batch: Batch) -> Batch:
     """Convert the leaves of a batch (jax arrays, torch tensors) to numpy, and check them as ``num_examples`` does."""
 
@@ -137,6 +142,7 @@ def first_batch(data: Batch | Stream) -> Batch:
     return next(iter(data)) if isinstance(data, Stream) else as_arrays(data)
 
 
+@explained
 def as_arrays(data: Batch) -> Batch:
     """Convert torch tensors and other foreign arrays in the data to numpy, and mappings of other classes to dicts.
 
@@ -213,6 +219,7 @@ def _is_dense(tensor: Any) -> bool:
     return plain and str(tensor.layout) == "torch.strided" and not (tensor.is_quantized or tensor.is_nested)
 
 
+@explained
 def num_examples(data: Batch) -> int:
     """The length N of the leading axis that all leaves share; 1 for a ``Whole``.
 

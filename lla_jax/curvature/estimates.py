@@ -18,6 +18,7 @@ import numpy as np
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error, widening
 from lla_jax.core.text import pm
 from lla_jax.core.types import Estimate, PyTree
@@ -59,6 +60,7 @@ class Round(NamedTuple):
     trouble: str | None = None
 
 
+@explained
 def trace(
     H: Operator,
     key: jax.Array,
@@ -111,6 +113,7 @@ def trace(
     return _estimate(rounds, H, key, recipe, rtol, max_products, progress)
 
 
+@explained
 def frobenius_norm(
     H: Operator,
     key: jax.Array,
@@ -150,6 +153,7 @@ def frobenius_norm(
     return _estimate(rounds, H, key, {"kind": "frobenius_norm"}, rtol, max_products, progress)
 
 
+@explained
 def diagonal(
     H: Operator,
     key: jax.Array,

@@ -13,6 +13,7 @@ from typing import Any, TypedDict, Unpack, overload
 
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Directions, Execution, Landscape, Loss, PyTree, UpdateRule
 from lla_jax.execution.progress import Progress
 from lla_jax.landscape import grids, jobs, memory, rules, sweeps
@@ -60,6 +61,7 @@ def evaluate(
 ) -> list[Landscape]: ...
 
 
+@explained
 def evaluate(
     loss: Loss | Callable[[PyTree, Batch], Any],
     params: PyTree,

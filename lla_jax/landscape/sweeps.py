@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, is_integer, misuse, show_value
+from lla_jax.core.signatures import explained
 from lla_jax.core.text import table
 from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree, UpdateRule
 from lla_jax.directions import draws, normalization
@@ -30,6 +31,7 @@ from lla_jax.landscape.tasks import Policy, Task
 Axes = Callable[[Any, PyTree], Directions]
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class Table:
     """The landscapes of a sweep, as a mapping that prints one line per landscape.
@@ -90,6 +92,7 @@ class Table:
         return table(lines, left=(0, 1))
 
 
+@explained
 def sweep(
     loss: Loss | Callable[[PyTree, Any], Any],
     checkpoints: Sequence[PyTree],
@@ -305,6 +308,7 @@ def _list_members(checkpoints: int, axes_by_name: Mapping[str, Any], seeds: Sequ
     return members
 
 
+@explained
 def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape | Table:
     """Read the landscape, or the sweep, of a store from its chunks; nothing is computed.
 

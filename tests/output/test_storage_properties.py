@@ -48,7 +48,7 @@ STATES = st.none() | named_arrays(st.lists(SIZES, max_size=3))
 def landscapes(draw):
     shape = tuple(draw(st.lists(SIZES, min_size=1, max_size=3)))
     floats = {"dtypes": ["float64", "float32"]}
-    coords = tuple(draw(arrays((n,), **floats)) for n in shape)
+    coords = tuple(np.nan_to_num(draw(arrays((n,), **floats))) for n in shape)
     values, stderr = (draw(named_arrays(st.just(shape), **floats)) for _ in range(2))
     return lla.Landscape(coords, values, stderr, draw(RECIPES))
 

@@ -14,6 +14,7 @@ from torch import nn
 
 import lla_jax
 from lla_jax import check_examples
+from lla_jax.models import explained
 from lla_torch.certification.computed import cast_batch, jax_numbers, numbers_as_run
 from lla_torch.certification.differences import (
     eps_of,
@@ -81,6 +82,7 @@ class Row:
         return self.error <= self.tolerance
 
 
+@explained
 @dataclass(frozen=True)
 class Certificate:
     """The comparisons of a torch module with its converted network; print it for a table.
@@ -113,6 +115,7 @@ class Certificate:
         return str(self)
 
 
+@explained
 def certify(
     module: nn.Module,
     net: Net,

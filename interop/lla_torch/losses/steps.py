@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as torch_pytree
 
+from lla_jax.models import warn_caller
 from lla_torch.conversion.function import depends_on_params
 from lla_torch.program.program import Program
 from lla_torch.tracing.calls import as_arrays
@@ -25,10 +25,9 @@ def check_dependence(program: Program) -> None:
             "module(inputs), not from another network or plain numbers"
         )
     if not depends_on_params(program, 0, through_stops=False):
-        warnings.warn(
+        warn_caller(
             "step: its loss is detached from the parameters (torch.no_grad, .detach()), so gradient and Hessian are "
-            "zero; leave these out, unless you want the values alone",
-            stacklevel=3,
+            "zero; leave these out, unless you want the values alone"
         )
 
 
@@ -60,11 +59,10 @@ def warn_of_a_mean(step: Callable[[nn.Module, Any], Any], module: nn.Module, bat
     slack = 1e-5 * max(abs(total), abs(first), abs(second))
     within = min(first, second) - slack <= total <= max(first, second) + slack
     if first and second and within and abs(total - first - second) > slack:
-        warnings.warn(
+        warn_caller(
             f"step: the first of its two values, {total:.4g} for {2 * half} examples, {first:.4g} and {second:.4g} for "
             "the halves, is a mean, where the sum of the losses is expected; return (sum, weight), such as "
-            "(F.cross_entropy(..., reduction='sum'), count)",
-            stacklevel=3,
+            "(F.cross_entropy(..., reduction='sum'), count)"
         )
 
 

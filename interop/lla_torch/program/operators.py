@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from lla_jax.models import explained
 from lla_torch.program.errors import misuse
 
 Layout = Literal["logical", "pointwise", "views", "graph"]
@@ -52,6 +53,7 @@ def full_name(op: Any) -> str:
     return ".".join(parts)
 
 
+@explained
 def lowering(op: Any, *ops: Any, layout: Layout = "logical", random: bool = False) -> Callable[..., Any]:
     """A decorator that registers the JAX function of an ATen (or custom) operator.
 
@@ -85,9 +87,9 @@ def lowering(op: Any, *ops: Any, layout: Layout = "logical", random: bool = Fals
         raise misuse("layout", layout, f"one of {', '.join(map(repr, get_args(Layout)[:3]))}")
     if not isinstance(random, bool):
         raise misuse("random", random, "True or False")
-    subject = sys._getframe(1).f_globals.get("__name__", "")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        subject = sys._getframe(1).f_globals.get("__name__", "")
         if not callable(function):
             raise misuse("function", function, "the function of arrays that computes the operator")
         for each in (op, *ops):

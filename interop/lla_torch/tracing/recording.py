@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as torch_pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lla_jax.models import explained
 from lla_torch.program.errors import is_own
 from lla_torch.tracing.calls import as_tensors, why_call_fails
 from lla_torch.tracing.guards import LOCK
@@ -27,6 +28,7 @@ _MASKS = {"bernoulli", "bernoulli_"}
 """Operators that draw 0 or 1. On the CPU, dropout is one of these and a product, so that its mask is recorded."""
 
 
+@explained
 def record(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Any, tuple[np.ndarray, ...]]:
     """Run a torch module in its present mode, and record every random draw that it makes.
 

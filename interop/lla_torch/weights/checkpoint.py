@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lla_jax.models import explained, warn_caller
 from lla_torch.program.errors import misuse
 from lla_torch.weights.arguments import check_flag, check_net, floating_type, is_net
 from lla_torch.weights.entries import find_state_dict
@@ -27,6 +27,7 @@ _SHOWN = 20  # names in a message
 _SPARE = 2**26  # bytes of a checkpoint's other entries
 
 
+@explained
 def load_checkpoint(
     path: str | os.PathLike[str] | Mapping[str, Any],
     net: Any,
@@ -97,14 +98,13 @@ def load_checkpoint(
     if problems or (differences and refused) or not fit.taken:
         raise _misfit(state, names, fit, differences if refused else [], problems, place, file)
     if differences:
-        warnings.warn(
+        warn_caller(
             f"{place} differs from the network: {'; '.join(differences)} (strict=False: missing tensors keep the "
-            "network's values, unexpected ones are left out)",
-            stacklevel=2,
+            "network's values, unexpected ones are left out)"
         )
     bad = [name for name, x in values.items() if not np.isfinite(x).all()]
     if bad:
-        warnings.warn(f"{place} has entries that are not finite in {_shorten(bad)}; losses will be NaN", stacklevel=2)
+        warn_caller(f"{place} has entries that are not finite in {_shorten(bad)}; losses will be NaN")
     if module is not None:
         return _load_into_copy(module, names, values)
     arrays = {
@@ -153,6 +153,7 @@ def _bound(names: Any) -> int:
     return 16 * 8 * sum(math.prod(leaf.shape) for leaf in names.leaves) + _SPARE
 
 
+@explained
 def to_state_dict(net: Any, params: Any = None, state: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
     """Convert a network's arrays to torch's ``state_dict``: every name, torch's layout and order, the same bits.
 

@@ -12,6 +12,7 @@ import optax
 import torch
 
 from lla_jax import Directions, directions
+from lla_jax.models import explained
 from lla_torch.program.errors import misuse
 from lla_torch.weights.arguments import check_net, is_net
 from lla_torch.weights.fitting import match_names
@@ -20,6 +21,7 @@ from lla_torch.weights.names import to_array
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+@explained
 def adam_moments(optimizer_or_state: Any, net: Any, params: Sequence[str] | None = None) -> Directions:
     """First and second moment (m, v) of Adam as two directions, raw as torch keeps them; see ``optax_state``.
 
@@ -37,6 +39,7 @@ def adam_moments(optimizer_or_state: Any, net: Any, params: Sequence[str] | None
     return directions.adam_moments(optax_state(optimizer_or_state, net, params), net.variables["params"])
 
 
+@explained
 def optax_state(optimizer_or_state: Any, net: Any, params: Sequence[str] | None = None) -> optax.ScaleByAdamState:
     """Convert the state of a torch optimizer with exp_avg and exp_avg_sq (Adam, AdamW, NAdam, RAdam) to optax's.
 

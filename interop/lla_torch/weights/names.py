@@ -21,7 +21,6 @@ and a slash in a name is a dot in its path. Nothing is computed, so the way back
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lla_jax.models import explained, warn_caller
 from lla_torch.program.errors import misuse
 from lla_torch.program.views import View, inverse
 from lla_torch.weights.arguments import check_module, is_net
@@ -306,6 +306,7 @@ def map_names(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = 
     return NameMap(tuple(leaves), aliases)
 
 
+@explained
 def trainable(module: Any) -> tuple[str, ...]:
     """The paths of the parameters with ``requires_grad``, a selection for ``select=``; as ``net.trainable``.
 
@@ -387,9 +388,8 @@ def as_jax(array: np.ndarray, name: str, dtype: Any = None, wide: bool = False) 
     with np.errstate(over="ignore"):
         cast = array.astype(target, copy=False)
     if cast is not array and is_float(target) and (lost := int(np.isinf(cast).sum() - np.isinf(array).sum())) > 0:
-        warnings.warn(
-            f"{name}: {lost} entries are beyond the range of {target.name} and become infinite; pass another dtype",
-            stacklevel=4,
+        warn_caller(
+            f"{name}: {lost} entries are beyond the range of {target.name} and become infinite; pass another dtype"
         )
     return jax.numpy.array(cast, copy=True)
 

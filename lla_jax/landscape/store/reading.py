@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.signatures import explained
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.announcing import Member, folder_of, read_announcements
@@ -56,6 +57,7 @@ def members(folder: Path) -> dict[Member | None, Path]:
     return folders
 
 
+@explained
 class Status(NamedTuple):
     """The progress of a store.
 
@@ -89,6 +91,7 @@ class Status(NamedTuple):
         return (self.points - self.done) / self.rate if self.rate else None
 
 
+@explained
 def status(store: str | os.PathLike[str]) -> Status:
     """Tell the progress of a store; every chunk is read, and nothing is computed or changed.
 
