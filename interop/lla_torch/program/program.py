@@ -264,8 +264,8 @@ def _as_jax(value: Any, number: int) -> Any:
             return jnp.asarray(value)
     except FloatingPointError:
         warn_caller(
-            f"inputs: tensor number {number} has entries beyond the range of float32, which become infinite; scale them, "
-            "or call jax.config.update('jax_enable_x64', True) and convert the module in float64"
+            f"inputs: tensor number {number} has entries beyond the range of float32, which become infinite; scale "
+            "them, or call jax.config.update('jax_enable_x64', True) and convert the module in float64"
         )
         with np.errstate(over="ignore"):
             return jnp.asarray(value)
