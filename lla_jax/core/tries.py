@@ -172,7 +172,7 @@ def _tries_of_signature(
     yield (
         "loss",
         _advise("takes the inputs in place of the batch", names, f"f(params, state, batch{at}, train)"),
-        (lambda: f(params, state, x, train, *rest)),
+        of_inputs(lambda x: f(params, state, x, train, *rest)),
     )
     for text, call, made in (
         ("takes (params, inputs)", f"(f(params, batch{at}), state)", of_inputs(partial(f, params))),
