@@ -122,9 +122,12 @@ def _defect(manifest: Mapping[str, Any]) -> str:
         return f"points, chunk, microbatch, devices and data_shards are {shown}, not positive integers"
     if plan["loop"] not in LOOPS or not all(isinstance(plan[name], bool) for name in ("share", "scan")):
         return "its plan has an unknown loop, or share and scan are not true or false"
-    names = [*manifest["names"], *manifest["identity"]]
-    if not manifest["names"] or not all(isinstance(name, str) for name in names):
+    names, identity = manifest["names"], manifest["identity"]
+    lists = isinstance(names, list) and isinstance(identity, list)
+    if not lists or not names or not all(isinstance(name, str) for name in [*names, *identity]):
         return "names and identity are not lists of strings"
+    if "loss" not in names or len(set(names)) < len(names):
+        return "its names lack the loss, or have a name twice"
     if not isinstance(recipe.get("probe"), dict):
         return "its recipe has no probe"
     return "" if manifest["hash"] == _hash(manifest) else "its hash is that of other contents"
