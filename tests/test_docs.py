@@ -48,7 +48,9 @@ def test_links_lead_somewhere(name):
 
 @pytest.mark.parametrize("name", sorted(set(PAGES) - {"operators.md"}))  # its table has names of operators
 def test_names_exist(name):
-    """Every ``lla.a.b`` and ``lla_torch.a`` of a page is there."""
+    """Every ``lla.a.b`` and ``lla_torch.a`` of a page is there, and so is every test."""
+    for file, test in re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", PAGES[name]):
+        assert f"def {test}" in (ROOT / file).read_text(), (file, test)
     found = re.findall(r"\b(lla|lla_jax|lla_torch)((?:\.[A-Za-z_]\w*)+)", PAGES[name])
     for package, dotted in sorted(set(found)):
         if package == "lla_torch":
