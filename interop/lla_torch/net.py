@@ -351,7 +351,7 @@ def convert_loss(
       UserWarning: the loss is detached from the parameters; the step returns (mean, weight) in place of (sum, weight),
         and takes this number of examples only. Of other steps ``lla_jax`` says so where the loss is used.
     """
-    check_step(step)
+    check_step(step, module)
     check_module(module)
     check_key(key)
     refuse_loaders("example_batch", example_batch)

@@ -815,7 +815,7 @@ def a_name_for_a_step() -> None:
     lla_torch.convert_loss("step", case().module, (case().x, case().y))
 
 
-@slip("module", "function given")
+@slip("step", "convert_loss(step, module, batch)")
 def a_module_and_its_step_swapped() -> None:
     lla_torch.convert_loss(case().module, step, (case().x, case().y))
 

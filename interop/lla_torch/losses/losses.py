@@ -140,8 +140,8 @@ def default_labels(batch: Any) -> Any:
     """
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         raise ValueError(
-            "labels: None given, but the batch is not (inputs, labels); pass labels=lambda batch: ... and "
-            "inputs=lambda batch: ..."
+            f"labels: None given, but the batch is {show_arrays(batch)}, not (inputs, labels); pass data with labels, "
+            "(x, y), or labels=lambda batch: ... and inputs=lambda batch: ..."
         )
     return batch[1] if len(batch) == 2 else tuple(batch[1:])
 

@@ -151,7 +151,9 @@ def _is_loss(step: Any) -> bool:
     return any(name in ("torch.nn.functional", "torch.nn.modules.loss") for name in names)
 
 
-def check_step(step: Any) -> None:
-    """Raise a ValueError unless the value can be a step, ``step(module, batch)``."""
+def check_step(step: Any, module: Any) -> None:
+    """Raise a ValueError unless the value can be a step, ``step(module, batch)``, and comes before the module."""
+    if isinstance(step, nn.Module) and callable(module) and not isinstance(module, nn.Module | type):
+        raise misuse("step", step, "the function, before its module: convert_loss(step, module, batch)")
     if not callable(step) or isinstance(step, type):
         raise misuse("step", step, "a function step(module, batch) that returns the loss, before the module")
