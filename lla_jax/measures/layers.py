@@ -145,8 +145,9 @@ def per_layer(
 
 def table(rows: Sequence[Layer]) -> str:
     """The rows of ``per_layer`` as text with aligned columns; below them the total trace and the products used."""
-    if not rows:
-        raise ValueError("rows: empty; pass the rows that lla.per_layer returned")
+    given, rows = rows, tuple(rows) if isinstance(rows, Sequence) else ()
+    if not rows or not all(isinstance(row, Layer) for row in rows):
+        raise misuse("rows", given, "the rows that lla.per_layer returned, one at least")
     total = rows[0].trace.recipe["total"]
     body = [("module", "size", "trace", "share", "lambda_max", "lambda_min", "residual")]
     for row in rows:
@@ -156,7 +157,14 @@ def table(rows: Sequence[Layer]) -> str:
     size = sum(row.size for row in rows)
     body.append(("total", f"{size:,}", text.pm(total["mean"], total["sem"]), "", "", "", ""))
     probes, lanczos = rows[0].trace.num, sum(row.products for row in rows)
-    return f"{text.table(body)}\n{probes} products for the traces, {lanczos} for the eigenvalues"
+    lines = [text.table(body), f"{probes} products for the traces, {lanczos} for the eigenvalues"]
+    if any(math.isnan(row.share) for row in rows):
+        lines.append(f"no shares: {_may_be_zero(total['mean'], total['sem'])}")
+    return "\n".join(lines)
+
+
+def _may_be_zero(mean: float, sem: float) -> str:
+    return f"the sum of all traces, {text.pm(float(mean), float(sem))}, may be zero"
 
 
 class _Paths:
@@ -229,10 +237,11 @@ def _traces(
         reached = len(forms) >= min(LEAST, most) and bool(sem.max() <= rtol * np.abs(mean[:-1]).sum())
     num = len(forms)
     if not reached:
+        shares = "" if abs(mean[-1]) > COVERS * sem[-1] else f"; shares are NaN, as {_may_be_zero(mean[-1], sem[-1])}"
         reason = f"product {num + 1} is not finite" if num < used else "raise max_products or rtol"
         warn_caller(
             f"trace: after {num} products the largest error is {sem.max():.2g}, and rtol={rtol:g} of the traces' sum, "
-            f"{rtol * np.abs(mean[:-1]).sum():.2g}, is asked for: {reason}"
+            f"{rtol * np.abs(mean[:-1]).sum():.2g}, is asked for: {reason}{shares}"
         )
     about = {
         "kind": "block trace",

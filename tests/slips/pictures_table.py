@@ -246,6 +246,11 @@ def layers_of_nothing() -> None:
     plotting.layers(None)
 
 
+@slip("rows", "None given", "lla.per_layer")
+def a_table_of_no_layers() -> None:
+    lla.layers.table(None)
+
+
 @slip("landscape", "'convexity'", "lla.convexity")
 def convexity_of_a_plane_of_losses() -> None:
     plotting.convexity(PLANE)
