@@ -13,6 +13,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from lla_jax.core.arguments import Misuse, check_choice, check_number, misuse, show_value
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Eigenpairs, Landscape, Spectrum
 from lla_jax.curvature import quadrature
 from lla_jax.curvature.quadrature import Density
@@ -57,6 +58,7 @@ class _Curve(NamedTuple):
     colour: str
 
 
+@explained
 def spectral_density(
     spec: Spectrum | Mapping[str, Spectrum],
     *,
@@ -220,6 +222,7 @@ def _incomplete_note(result: Any) -> str:
 # --- scree
 
 
+@explained
 def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax: Axes | None = None) -> Figure:
     """Draw eigenvalues by rank, with bars of +- their residuals; colour and marker show the sign.
 
@@ -295,6 +298,7 @@ def _values_and_residuals(pairs: object) -> tuple[np.ndarray, np.ndarray]:
 # --- layers
 
 
+@explained
 def layers(rows: Sequence[Layer], *, title: str | None = None) -> Figure:
     """Draw the curvature by layer: trace and extreme eigenvalues of every module, side by side.
 
@@ -363,6 +367,7 @@ def _fraction_text(row: Any) -> str:
 # --- convexity
 
 
+@explained
 def convexity(
     landscape: Landscape, *, cap: float | None = None, title: str | None = None, ax: Axes | None = None
 ) -> Figure:

@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lla_jax.core.arguments import Misuse, check_choice, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Landscape
 from lla_jax.output.plotting import reading, scales, style
 
 
+@explained
 def line(
     landscape: Landscape,
     value: str | Sequence[str] = "loss",
@@ -49,6 +51,7 @@ def line(
     return fig
 
 
+@explained
 def train_test(
     landscape: Landscape,
     *,

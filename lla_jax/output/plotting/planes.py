@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Landscape
 from lla_jax.output.plotting import reading, scales, style, surfaces
 from lla_jax.output.plotting.figures import new_figure
@@ -21,6 +22,7 @@ from lla_jax.output.plotting.scales import Levels, Scale
 Kind = Literal["surface", "contour", "heatmap"]
 
 
+@explained
 def surface(
     landscape: Landscape,
     value: str = "loss",
@@ -54,6 +56,7 @@ def surface(
     )
 
 
+@explained
 def contour(
     landscape: Landscape | Mapping[str, Landscape],
     value: str = "loss",
@@ -89,6 +92,7 @@ def contour(
     return picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title, ax=ax)
 
 
+@explained
 def heatmap(
     landscape: Landscape,
     value: str = "loss",
@@ -106,6 +110,7 @@ def heatmap(
     return picture("heatmap", planes, value, cap=cap, log=log, title=title, ax=ax)
 
 
+@explained
 def panels(
     landscapes: Mapping[str, Landscape],
     value: str = "loss",
@@ -138,6 +143,7 @@ def panels(
     )
 
 
+@explained
 def volume(
     landscape: Landscape,
     value: str = "loss",
