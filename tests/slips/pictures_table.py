@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 from typing import Any
 
@@ -548,6 +549,31 @@ def no_file() -> None:
 @slip("fname", "'' given", "picture.png")
 def an_empty_file_name() -> None:
     plotting.line(LINE).savefig("")
+
+
+@slip("savefig", "dpi=-3", "positive", "dpi=200")
+def a_negative_resolution() -> None:
+    plotting.line(LINE).savefig(io.BytesIO(), dpi=-3)
+
+
+@slip("savefig", "dpi='high'", "dpi=200")
+def a_resolution_as_text() -> None:
+    plotting.line(LINE).savefig(io.BytesIO(), dpi="high")
+
+
+@slip("fname", "picture.png")
+def a_missing_file_name() -> None:
+    plotting.line(LINE).savefig()
+
+
+@slip("cmap", "surface()", "It takes landscape, value, cap, log, title, ax")
+def a_colour_map() -> None:
+    plotting.surface(PLANE, cmap="jet")
+
+
+@slip("vmin", "It takes landscape, value, cap, log, title, ax")
+def limits_of_colours() -> None:
+    plotting.heatmap(PLANE, vmin=2, vmax=1)
 
 
 @slip("show", "'agg'", 'fig.savefig("picture.png")')
