@@ -320,6 +320,26 @@ def a_surface_of_words() -> None:
     plotting.surface(landscape(A, B, loss=np.full((5, 4), "high")))
 
 
+@slip("landscape.coords[0]", "all different")
+def a_surface_over_a_coordinate_twice() -> None:
+    plotting.surface(lla.Landscape((np.array([0.0, 0.0, 1.0, 2.0, 3.0]), B), PLANE.values, {}, {}))
+
+
+@slip("landscape.coords[1]", "finite numbers")
+def a_contour_over_a_coordinate_of_nan() -> None:
+    plotting.contour(lla.Landscape((A, np.array([0.0, 1.0, np.nan, 2.0])), PLANE.values, {}, {}))
+
+
+@slip("landscape.recipe", "None given", "a dict")
+def a_landscape_without_a_recipe() -> None:
+    plotting.line(lla.Landscape((A,), LINE.values, {}, None))
+
+
+@slip("marks", "[[name, [a, b]], ...]")
+def a_recipe_with_other_marks() -> None:
+    plotting.contour(lla.Landscape((A, B), PLANE.values, {}, {"directions": {"marks": {"start": (0, 0)}}}))
+
+
 @slip("landscape", "(4, 5)", "(5, 4)")
 def a_surface_of_transposed_values() -> None:
     plotting.surface(landscape(A, B, loss=np.ones((4, 5))))
