@@ -350,6 +350,11 @@ class Density(NamedTuple):
     scale: str
     threshold: float
 
+    def __repr__(self) -> str:
+        return (
+            f"Density({len(self.x)} points, {self.x[0]:.4g} .. {self.x[-1]:.4g}, {self.scale}, sigma {self.sigma:.3g})"
+        )
+
 
 @explained
 def density(

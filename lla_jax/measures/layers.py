@@ -49,6 +49,11 @@ class Layer(NamedTuple):
     residual: float
     products: int
 
+    def __repr__(self) -> str:
+        ends = f"eigenvalues {self.lambda_min:.4g} .. {self.lambda_max:.4g} +- {self.residual:.2g}"
+        trace = f"{self.trace:.4g}" if isinstance(self.trace, Estimate) else self.trace
+        return f"Layer({self.module}: {self.size:,} parameters, trace {trace} ({self.share:.1%}), {ends})"
+
 
 @accept_old("devices")
 @explained
