@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,10 @@ import numpy as np
 from lla_jax.core import constants, jaxprs
 from lla_jax.core.apart import check_apart, check_apart_uncut, check_criterion
 from lla_jax.core.arguments import Misuse, warn_caller
+from lla_jax.core.called import show_shapes
 from lla_jax.core.data import Stream, as_arrays, check_uncut, first_batch, num_examples
-from lla_jax.core.losses import as_loss
+from lla_jax.core.labels import check_labels
+from lla_jax.core.losses import as_loss, penalty_of
 from lla_jax.core.pairs import find_pairs
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import ROWS, Metrics, Model, like, sizes, takes, trace
@@ -99,6 +102,8 @@ def check(
         verdict = _check(model, data, size, most, apart)
         if verdict.holds != "now":
             remember(_CHECKED, key if verdict.holds == "always" else (key, most), lambda: verdict)
+    if verdict.rows:
+        check_labels(model, data, verdict.rows, (key, verdict.rows))
     if slopes and not verdict.moves:
         raise constants.refuse_flat()
     if verdict.warning:
@@ -113,11 +118,13 @@ class _Verdict(NamedTuple):
       holds: "always", "for this length" (of a model that takes its own number of rows), or "now": the losses of the
         rows were all the same, which shows little.
       moves: whether the loss may have a slope in the parameters.
+      rows: a number of rows that the model takes; 0 if none was found.
     """
 
     warning: str
     holds: str
     moves: bool = True
+    rows: int = 0
 
 
 @jax.default_matmul_precision("highest")
@@ -132,7 +139,7 @@ def _check(model: Model, data: Batch, size: int, most: int, apart: bool) -> _Ver
         moves = _check_traced(model, data, size)
         if model.loss.per_example:
             check_criterion(model, data, min(ROWS, size))
-        return _Verdict("" if model.loss.per_example else find_pairs(model, data), "always", moves)
+        return _Verdict("" if model.loss.per_example else find_pairs(model, data), "always", moves, size)
     lengths = [size, *(n for n in FIXED if size < n <= most)]
     length = next((n for n in lengths if takes(model, data, *sizes(model, n))), 0)
     if length:
@@ -140,10 +147,10 @@ def _check(model: Model, data: Batch, size: int, most: int, apart: bool) -> _Ver
         shown = length == 1 or check_apart(model, data, length)
         if not shown and most > length:  # such as two of three rows
             shown = check_apart_uncut(model, data, min(most, FIXED[0]))
-        return _Verdict("", ("always" if length == size else "for this length") if shown else "now", moves)
+        return _Verdict("", ("always" if length == size else "for this length") if shown else "now", moves, length)
     if 1 < most <= MOST_FIXED and takes(model, data, most):
         moves = _check_constants(model, data, most, most)
-        return _Verdict("", "for this length" if check_apart_uncut(model, data, most) else "now", moves)
+        return _Verdict("", "for this length" if check_apart_uncut(model, data, most) else "now", moves, most)
     if most <= MOST_FIXED:
         trace(model, data, most)  # raises the error of a model that fails
     return _Verdict("", "now")
@@ -195,11 +202,19 @@ class _Watched(Stream):
     seen: set[Hashable]
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in super().__iter__():
+        first: Batch = None
+        for number, batch in enumerate(super().__iter__()):
+            first = batch if number == 0 else first
             shape = shapes_of(batch if isinstance(batch, Whole) else jax.tree.map(lambda x: x[0], batch))
             several = num_examples(batch) > 1
             if (shape, True) not in self.seen and (shape, several) not in self.seen:
-                self.look(batch)
+                try:
+                    self.look(batch)
+                except Misuse as error:
+                    if number == 0:
+                        raise
+                    shown = f"batch {number} of the stream is {show_shapes(batch)}, and batch 0 {show_shapes(first)}"
+                    raise type(error)("data", f"{shown}; for it {error.argument}: {error.text}") from error
                 self.seen.add((shape, several))
             yield batch
 
@@ -219,6 +234,8 @@ def _check_traced(model: Model, data: Batch, size: int) -> bool:
 def _check_constants(model: Model, data: Batch, size: int, other: int) -> bool:
     """Check that weights do not depend on the parameters, and losses do; whether the loss may have a slope."""
     traced = trace(model, data, size)
+    if model.loss.penalty is not None:
+        jax.eval_shape(partial(penalty_of, model.loss), model.params)
     _check_weights(traced, model)
     constants.check_follows(traced, model)
     constants.check_repeats(model, data, size, other)

@@ -25,6 +25,7 @@ from lla_jax.core.arguments import Misuse, misuse
 
 MOST_LEVELS = 200  # of nested lists and dicts in JSON; far more of them exhaust the stack
 LONGEST_DESCRIPTION = 1000  # bytes that describe the dtype and shape of an array; numpy needs long for a long one
+LONGEST_PATH, LONGEST_NAME = 4096, 255  # bytes, of file systems
 SIGNATURES = {
     b"\x89PNG": "a picture (PNG)",
     b"\xff\xd8\xff": "a picture (JPEG)",
@@ -56,10 +57,14 @@ def check_path(name: str, path: Any, example: str = "runs/exp1.npz") -> Path:
     if not text.strip():
         raise misuse(name, path, f"the path of a file or folder, such as {example!r}")
     try:
-        if b"\0" in os.fsencode(text):
-            raise misuse(name, path, f"a path without NUL characters, such as {example!r}")
+        names = os.fsencode(text).split(os.sep.encode())
     except UnicodeEncodeError:
         raise misuse(name, path, f"a path of characters that have an encoding, such as {example!r}") from None
+    if b"\0" in os.fsencode(text):
+        raise misuse(name, path, f"a path without NUL characters, such as {example!r}")
+    if max(map(len, names)) > LONGEST_NAME or len(os.fsencode(text)) > LONGEST_PATH:
+        rule = f"of at most {LONGEST_PATH:,} bytes, with names of at most {LONGEST_NAME}"
+        raise Misuse(name, f"{show_path(Path(text))} given; it must be a path {rule}, such as {example!r}")
     with contextlib.suppress(RuntimeError):  # "~name" of no user is a file of that name
         return Path(text).expanduser()
     return Path(text)

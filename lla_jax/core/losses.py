@@ -156,9 +156,18 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
     """
     if isinstance(loss, Loss):
         return loss
+    if callable(getattr(loss, "loss", None)):
+        raise misuse("loss", loss, "a loss and not a network; this one makes it: net.loss(criterion)")
     if not callable(loss):
-        raise misuse("loss", loss, "an lla.Loss, as lla.from_linen makes it, or a function f(params, batch) -> scalar")
+        rule = "an lla.Loss, as lla.from_linen makes it, or a function f(params, batch) -> scalar"
+        raise misuse("loss", loss, rule + _of_pair(loss))
     return Loss(_Scalar(static(loss)), _identity, per_example=False)
+
+
+def _of_pair(given: Any) -> str:
+    """What to do with a pair (loss, params) that is given as the loss."""
+    pair = isinstance(given, tuple | list) and any(isinstance(each, Loss) for each in given)
+    return "; of the pair that lla_torch.convert_loss returns pass the first: loss, params = ..." if pair else ""
 
 
 class Block(NamedTuple):

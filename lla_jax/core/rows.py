@@ -98,8 +98,7 @@ def takes(model: Model, data: Batch, *sizes: int) -> bool:
     return True
 
 
-@jax.jit
-def values_of(model: Model, rows: Batch, index: Any, shake: Any, noise: Any) -> Values:
+def _values_of(model: Model, rows: Batch, index: Any, shake: Any, noise: Any) -> Values:
     """{name: (values, weights or None)} of the loss and the metrics, as the functions return them for some rows.
 
     Args:
@@ -123,6 +122,9 @@ def values_of(model: Model, rows: Batch, index: Any, shake: Any, noise: Any) -> 
             check_scalar(values.shape)
             results[name] = values, None if weight is None else jnp.asarray(weight)
     return results
+
+
+values_of = jax.jit(_values_of)
 
 
 def _disturb(tree: PyTree, noise: Any, asleep: float) -> PyTree:
@@ -153,7 +155,7 @@ def trace(model: Model, data: Batch, size: int) -> Any:
 def trace_again(model: Model, data: Batch, size: int) -> Any:
     """The jaxpr of ``trace``, traced anew: jax keeps that of a function and shapes that it has seen."""
     shapes = like(data, size), jax.ShapeDtypeStruct((size,), np.int32), np.float32(0), np.float32(0)
-    return jax.make_jaxpr(lambda *args: values_of.__wrapped__(*args))(model, *shapes)
+    return jax.make_jaxpr(lambda *args: _values_of(*args))(model, *shapes)
 
 
 @functools.partial(jax.jit, static_argnames="train")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 
 from lla_jax.core.static import Static
 
+ROWS_TAKEN = {"slice", "dynamic_slice", "gather", "squeeze"}
 SECONDS = 5.0  # after which no more is tried
 
 Try = tuple[str, str, Callable[[], Any]]
@@ -36,8 +38,8 @@ class Found(NamedTuple):
 
 TRACED = "jax traces the function once, with arrays whose values are not known, and runs the program that it sees"
 KEPT = (
-    "It keeps an array of an earlier call, in a list, a global or an attribute, and uses it again; it must depend on its "
-    "arguments alone: return the values in place of storing them"
+    "It keeps an array of an earlier call, in a list, a global or an attribute, and uses it again; it must depend on "
+    "its arguments alone: return the values in place of storing them"
 )
 _OF_ERRORS: tuple[tuple[Any, str], ...] = (
     (
@@ -117,13 +119,17 @@ def of_criterion(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | Non
 def _tries_of_criterion(f: Callable[..., Any], outputs: Any, batch: Any) -> Iterator[Try]:
     classes = np.shape(jax.tree.leaves(outputs)[0])[-1:] if jax.tree.leaves(outputs) else ()
     for remedy, other in _with_other_labels(batch, classes[0] if classes else 0):
-        yield "data", remedy, lambda b=other: f(outputs, b)
+        yield "data", remedy, partial(f, outputs, other)
     yield "loss", _advise("takes (batch, outputs)", "outputs, batch", "f(batch, outputs)"), lambda: f(batch, outputs)
     for key, part in _entries(batch):
         text = "takes (outputs, labels)"
-        yield "loss", _advise(text, "outputs, batch", f"f(outputs, batch[{key!r}])"), lambda x=part: f(outputs, x)
+        yield (
+            "loss",
+            _advise(text, "outputs, batch", f"f(outputs, batch[{key!r}])"),
+            _with_all_of(part, partial(f, outputs)),
+        )
         text = "takes (labels, outputs)"
-        yield "loss", _advise(text, "outputs, batch", f"f(batch[{key!r}], outputs)"), lambda x=part: f(x, outputs)
+        yield "loss", _advise(text, "outputs, batch", f"f(batch[{key!r}], outputs)"), partial(f, part, outputs)
     if type(batch) in (tuple, list):
         text = "takes the entries of the batch one by one"
         yield "loss", _advise(text, "outputs, batch", "f(outputs, *batch)"), lambda: f(outputs, *batch)
@@ -131,10 +137,10 @@ def _tries_of_criterion(f: Callable[..., Any], outputs: Any, batch: Any) -> Iter
     for key, part in _entries(outputs):
         text = f"The model returns a {type(outputs).__name__} of {len(outputs)}, and it works with entry {key!r}"
         way = f"lambda outputs, batch: f(outputs[{key!r}], batch)"
-        yield "loss", f"{text}: {way}", lambda x=part: f(x, batch)
+        yield "loss", f"{text}: {way}", partial(f, part, batch)
         for name, label in _entries(batch):
             way = f"lambda outputs, batch: f(outputs[{key!r}], batch[{name!r}])"
-            yield "loss", f"{text}: {way}", lambda x=part, y=label: f(x, y)
+            yield "loss", f"{text}: {way}", partial(f, part, label)
     if hasattr(outputs, "ndim") and outputs.ndim == 2 and outputs.shape[1] == 1:
         text = "The outputs have shape (N, 1), and it works with (N,): lambda outputs, batch: f(outputs[:, 0], "
         yield "loss", f"{text}batch)", lambda: f(outputs[:, 0], batch)
@@ -148,7 +154,7 @@ def of_model(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | None:
 
     def tries() -> Iterator[Try]:
         for remedy, other in _other_data(batch):
-            yield "data", remedy, lambda b=other: f(params, state, b, train, *rest)
+            yield "data", remedy, partial(f, params, state, other, train, *rest)
         if isinstance(f, Static):
             yield from _tries_of_signature(f, params, state, batch, train, rest)
 
@@ -162,16 +168,17 @@ def _tries_of_signature(
     inputs = _entries(batch)[:1] or [("", batch)]
     at = "".join(f"[{key!r}]" for key, _ in inputs if key != "")
     x = inputs[0][1]
+    of_inputs = partial(_with_all_of, x)
     yield (
         "loss",
         _advise("takes the inputs in place of the batch", names, f"f(params, state, batch{at}, train)"),
-        (lambda: f(params, state, x, train, *rest)),
+        of_inputs(lambda x: f(params, state, x, train, *rest)),
     )
     for text, call, made in (
-        ("takes (params, inputs)", f"(f(params, batch{at}), state)", lambda: f(params, x)),
+        ("takes (params, inputs)", f"(f(params, batch{at}), state)", of_inputs(partial(f, params))),
         ("takes (params, batch)", "(f(params, batch), state)", lambda: f(params, batch)),
         ("takes (params, inputs, train)", f"(f(params, batch{at}, train), state)", lambda: f(params, x, train)),
-        ("takes (params, state, inputs)", f"f(params, state, batch{at})", lambda: f(params, state, x)),
+        ("takes (params, state, inputs)", f"f(params, state, batch{at})", of_inputs(partial(f, params, state))),
         ("takes (params, state, batch)", "f(params, state, batch)", lambda: f(params, state, batch)),
         ("takes (batch, params)", "(f(batch, params), state)", lambda: f(batch, params)),
         ("takes (inputs, params)", f"(f(batch{at}, params), state)", lambda: f(x, params)),
@@ -194,9 +201,9 @@ def of_function(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | None
 
     def tries() -> Iterator[Try]:
         for remedy, other in _other_data(batch):
-            yield "data", remedy, lambda b=other: f(params, b)
+            yield "data", remedy, partial(f, params, other)
         for remedy, other in _with_other_labels(batch, 0):
-            yield "data", remedy, lambda b=other: f(params, b)
+            yield "data", remedy, partial(f, params, other)
         names = "params, batch"
         yield "loss", _advise("takes (batch, params)", names, "f(batch, params)"), lambda: f(batch, params)
         if type(batch) in (tuple, list):
@@ -204,7 +211,7 @@ def of_function(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | None
             yield "loss", _advise(text, names, "f(params, *batch)"), lambda: f(params, *batch)
         for key, part in _entries(batch)[:1]:
             text = "takes the inputs in place of the batch"
-            yield "loss", _advise(text, names, f"f(params, batch[{key!r}])"), lambda x=part: f(params, x)
+            yield "loss", _advise(text, names, f"f(params, batch[{key!r}])"), _with_all_of(part, partial(f, params))
         text = "takes the parameters alone"
         yield "loss", _advise(text, names, "f(params)") + "; if there are no data, data=None", lambda: f(params)
 
@@ -334,6 +341,20 @@ def _first(tries: Iterable[Try], suits: Callable[[Any], bool]) -> Found | None:
     return None
 
 
+def _with_all_of(x: Any, call: Callable[[Any], Any]) -> Callable[[], Any]:
+    """A try of ``call(x)`` that does not go through if it takes single rows of x, as ``batch[0]`` does of an array."""
+
+    def made() -> Any:
+        if hasattr(x, "shape"):
+            closed = jax.make_jaxpr(call)(x)
+            readers = {eqn.primitive.name for eqn in closed.eqns if closed.jaxpr.invars[0] in eqn.invars}
+            if readers <= ROWS_TAKEN:
+                raise ValueError("it takes single rows")
+        return call(x)
+
+    return made
+
+
 def _are_values(result: Any, rows: int) -> bool:
     """Whether a criterion may return this: a number, or one for each example."""
     result = result[0] if isinstance(result, tuple) and result else result
@@ -364,9 +385,13 @@ def _leaves(batch: Any) -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:
     """(its path in the data, the array, a function that puts another one in its place) of the first leaves."""
     paths = [f"data{jax.tree_util.keystr(path)}" for path, _ in jax.tree.leaves_with_path(batch)]
     leaves, structure = jax.tree.flatten(batch)
+
+    def put(i: int, new: Any) -> Any:
+        return jax.tree.unflatten(structure, [*leaves[:i], new, *leaves[i + 1 :]])
+
     for i, (path, x) in enumerate(zip(paths[:4], leaves[:4], strict=True)):
         if hasattr(x, "shape") and hasattr(x, "astype"):
-            yield path, x, lambda new, i=i: jax.tree.unflatten(structure, [*leaves[:i], new, *leaves[i + 1 :]])
+            yield path, x, partial(put, i)
 
 
 def _is_list_of_batches(batch: Any) -> bool:

@@ -84,8 +84,7 @@ class Loss:
         return f"Loss({', '.join(parts)})"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.per_example, bool):
-            object.__setattr__(self, "per_example", check_flag("per_example", self.per_example))
+        object.__setattr__(self, "per_example", check_flag("per_example", self.per_example))
         for name in ("apply", "criterion", "penalty", "filter_axis"):
             object.__setattr__(self, name, static(getattr(self, name)))
         for name, signature in _SIGNATURES.items():

@@ -23,9 +23,10 @@ from lla_jax.core.standard_errors import standard_error, widening
 from lla_jax.core.text import pm
 from lla_jax.core.types import Estimate, PyTree
 from lla_jax.curvature import sketches
-from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, halve, no_finite_product
+from lla_jax.curvature.linear_operator import Operator, check_operator, halve, no_finite_product, settle
 from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.space import draw
+from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.progress import Progress
 
@@ -58,6 +59,14 @@ class Round(NamedTuple):
     value: Callable[[], tuple[Any, Any]] | None = None
     exact: bool = False
     trouble: str | None = None
+
+    def times(self, size: float) -> Round:
+        """The same, multiplied by the size of its unit; trees in float64, since their type may not hold the numbers."""
+        if size == 1:
+            return self
+        tree = self.value and self.value()
+        scaled = tree and jax.tree.map(lambda x: np.asarray(x, np.float64) * size, tree)
+        return self._replace(mean=self.mean * size, sem=self.sem * size, value=scaled and (lambda: scaled))
 
 
 @explained
@@ -104,13 +113,14 @@ def trace(
     """
     arguments.check_choice("method", method, PRODUCTS_EACH)
     key = arguments.single_key(key)
-    checked = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
-    if method == "hutchinson":
-        rounds = _probe_rounds(H, key, max_products, checked, lambda forms: _mean(forms[:, 0]))
-    else:
-        rounds = _sketch_rounds(H, key, max_products, checked, method)
-    recipe = {"kind": "trace", "method": method}
-    return _estimate(rounds, H, key, recipe, rtol, max_products, progress)
+    unit = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
+
+    def rounds(unit: Unit) -> Iterator[Round]:
+        if method == "hutchinson":
+            return _probe_rounds(unit, key, max_products, lambda forms: _mean(forms[:, 0]))
+        return _sketch_rounds(unit, key, max_products, method)
+
+    return _estimate(rounds, unit, key, {"kind": "trace", "method": method}, rtol, max_products, progress)
 
 
 @explained
@@ -142,15 +152,17 @@ def frobenius_norm(
     References: Hutchinson 1990, for the trace of A'A; the standard error by the delta method.
     """
     key = arguments.single_key(key)
-    checked = _check(H, key, rtol, max_products, 1)
+    unit = _check(H, key, rtol, max_products, 1)
 
     def summary(forms: np.ndarray) -> tuple[float, float]:
         mean, sem = _mean(forms[:, 1] ** 2)
         root = math.sqrt(mean)
         return root, sem / (2 * root) if root > 0 else sem
 
-    rounds = _probe_rounds(H, key, max_products, checked, summary)
-    return _estimate(rounds, H, key, {"kind": "frobenius_norm"}, rtol, max_products, progress)
+    def rounds(unit: Unit) -> Iterator[Round]:
+        return _probe_rounds(unit, key, max_products, summary)
+
+    return _estimate(rounds, unit, key, {"kind": "frobenius_norm"}, rtol, max_products, progress)
 
 
 @explained
@@ -186,20 +198,23 @@ def diagonal(
     References: Bekas et al. 2007.
     """
     key = arguments.single_key(key)
-    checked = _check(H, key, rtol, max_products, 1)
-    rounds = _diagonal_rounds(H, key, max_products, checked)
-    return _estimate(rounds, H, key, {"kind": "diagonal"}, rtol, max_products, progress)
+    unit = _check(H, key, rtol, max_products, 1)
+
+    def rounds(unit: Unit) -> Iterator[Round]:
+        return _diagonal_rounds(unit, key, max_products)
+
+    return _estimate(rounds, unit, key, {"kind": "diagonal"}, rtol, max_products, progress)
 
 
 # --- draws until the standard error is small enough
 
 
-def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: int) -> int:
-    """Check the arguments and a given operator's symmetry. Returns the products used."""
+def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: int) -> Unit:
+    """Check the arguments and a given operator's symmetry. Returns the operator with its unit."""
     check_operator(H)
     arguments.check_number("rtol", rtol, least=0.0, remedy="relative to the mean, such as 0.02")
     arguments.check_integer("max_products", max_products, least, remedy="such as 1000")
-    return check_given(H, key)
+    return settle(H, key)
 
 
 def _mean(draws: np.ndarray) -> tuple[float, float]:
@@ -216,8 +231,8 @@ def _is_precise(now: Round, rtol: float, rounding: float) -> bool:
 
 
 def _estimate(
-    rounds: Iterator[Round],
-    H: Operator,
+    rounds: Callable[[Unit], Iterator[Round]],
+    unit: Unit,
     key: jax.Array,
     recipe: dict[str, Any],
     rtol: float,
@@ -227,12 +242,17 @@ def _estimate(
     """Take rounds until the standard error is small enough; warn if it never is."""
     # fewer draws without any spread are believed where that cannot be luck, as it can with signs on a sparse matrix
     sketch = recipe.get("method", "hutchinson") != "hutchinson"
-    rounding = 100 * float(jnp.finfo(H.dtype).eps) if sketch else -1.0
-    for now in rounds:
-        if progress is not None:
-            progress(now.products, None)
-        if now.trouble or _is_precise(now, rtol, rounding):
-            break
+    rounding = 100 * float(jnp.finfo(unit.H.dtype).eps) if sketch else -1.0
+
+    def take(unit: Unit) -> Round:
+        for now in rounds(unit):
+            if progress is not None:
+                progress(now.products, None)
+            if now.trouble or _is_precise(now, rtol, rounding):
+                break
+        return now.times(unit.size)
+
+    now = adapt(unit, key, take)
     converged = _is_precise(now, rtol, rounding)
     recipe |= {
         "products": now.products,
@@ -241,7 +261,7 @@ def _estimate(
         "rtol": rtol,
         "max_products": int(max_products),
         "key": recipes.fingerprint(key),
-        "operator": dict(H.recipe),
+        "operator": dict(unit.H.recipe),
     }
     if now.value is not None:
         recipe |= {"norm": now.mean, "norm_sem": now.sem}
@@ -307,14 +327,14 @@ def _forms(z: PyTree, product: PyTree) -> jax.Array:
 
 
 def _probe_rounds(
-    H: Operator, key: jax.Array, max_products: int, used: int, summary: Callable[[np.ndarray], tuple[float, float]]
+    unit: Unit, key: jax.Array, max_products: int, summary: Callable[[np.ndarray], tuple[float, float]]
 ) -> Iterator[Round]:
     """Rounds of independent probes; ``summary`` makes (mean, sem) of their ``_forms`` (num, 2)."""
-    forms = np.zeros((0, 2))
+    used, forms = unit.products, np.zeros((0, 2))
     while len(forms) < max_products:
         lo, hi = len(forms), min(len(forms) + AT_ONCE, max_products)
         pieces: list[np.ndarray] = []
-        for piece in map_probes(_forms, H, key, lo, hi):
+        for piece in map_probes(_forms, unit.H, key, lo, hi):
             pieces.append(np.asarray(piece, np.float64))
             if not np.isfinite(pieces[-1]).all():
                 break
@@ -323,6 +343,7 @@ def _probe_rounds(
         trouble = f"product {used + int(bad[0]) + 1} is not finite" if len(bad) else None
         used += len(new)
         forms = np.concatenate([forms, new[: bad[0]] if len(bad) else new])
+        unit.check(float(forms[:, 1].max()) if len(forms) else math.nan, used)
         if not len(forms):
             raise no_finite_product(trouble)
         yield Round(*summary(forms), len(forms), used, trouble=trouble)
@@ -333,8 +354,9 @@ def _probe_rounds(
 # --- sketches
 
 
-def _sketch_rounds(H: Operator, key: jax.Array, max_products: int, used: int, method: str) -> Iterator[Round]:
+def _sketch_rounds(unit: Unit, key: jax.Array, max_products: int, method: str) -> Iterator[Round]:
     """Rounds in which the basis and the test vectors of Hutch++ or XTrace grow together."""
+    H, used = unit.H, unit.products
     n, each = H.shape[0], PRODUCTS_EACH[method]
     nbytes, free = H.memory()
     room = max(1, int(MEMORY_FRACTION * free) // nbytes)
@@ -359,9 +381,11 @@ def _sketch_rounds(H: Operator, key: jax.Array, max_products: int, used: int, me
                 return
         except sketches.NotFinite as error:
             if now is None:
+                unit.check(math.nan, times.used)
                 raise no_finite_product(error) from None
             yield now._replace(products=times.used, trouble=str(error))
             return
+        unit.check(float(np.abs(sketch.product).max()), times.used)
         if len(sketch.core) == n:  # the basis spans the space
             now = Round(float(np.trace(sketch.core)), 0.0, len(sketch.forms), times.used, exact=True)
         else:
@@ -414,13 +438,13 @@ def _merge(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
     return Moments(num, mean, squares), count, norms
 
 
-def _diagonal_rounds(H: Operator, key: jax.Array, max_products: int, used: int) -> Iterator[Round]:
+def _diagonal_rounds(unit: Unit, key: jax.Array, max_products: int) -> Iterator[Round]:
     """Rounds of draws of z * (A z), whose mean is the diagonal; only their moments are kept.
 
-    ``used`` products were made before, and do not count towards ``max_products``. A product that is not finite ends
+    The unit's products were made before, and do not count towards ``max_products``. A product that is not finite ends
     the rounds; if it is the first one, there is an error.
     """
-    done = 0
+    H, used, done = unit.H, unit.products, 0
     zeros = H.place(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), H.structure))
     moments = Moments(np.int32(0), zeros, zeros)
 
@@ -443,6 +467,7 @@ def _diagonal_rounds(H: Operator, key: jax.Array, max_products: int, used: int) 
             if trouble:
                 break
         done, num = hi, int(moments.num)
+        unit.check(math.sqrt(float(mean) + float(squares) / num) if num else math.nan, used)
         if not num:
             raise no_finite_product(trouble)
         sem = widening(num - 1) * math.sqrt(float(squares) / num / (num - 1)) if num > 1 else math.nan

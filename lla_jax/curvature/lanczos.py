@@ -24,11 +24,12 @@ from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import (
     LinearOperator,
     Operator,
-    check_given,
     check_operator,
     no_finite_product,
+    settle,
 )
 from lla_jax.curvature.space import draw_one, take, vector_at
+from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution import sharding
 from lla_jax.execution.interrupts import deferred_interrupts
 
@@ -391,7 +392,12 @@ def tridiagonal(alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
 
 
 def sequence(
-    H: Operator, basis: PyTree, steps: int, *, stop: Callable[[np.ndarray, np.ndarray], bool] | None = None
+    H: Operator,
+    basis: PyTree,
+    steps: int,
+    *,
+    stop: Callable[[np.ndarray, np.ndarray], bool] | None = None,
+    look: Callable[[float, int], None] | None = None,
 ) -> tuple[PyTree, np.ndarray, np.ndarray, int]:
     """Take at most ``steps`` steps of Lanczos from row 0, up to a breakdown.
 
@@ -402,6 +408,7 @@ def sequence(
       basis: from ``begin``, with ``steps`` + 1 rows.
       steps: products at most.
       stop: ``stop(alphas, betas)`` is asked after every call, of up to STEPS_PER_CALL steps, whether to end here.
+      look: called with the largest |A q| so far, NaN if there is none, and the products so far: ``Unit.check``.
 
     Returns:
       (basis, alphas (s,), betas (s,), products used).
@@ -418,6 +425,8 @@ def sequence(
             alphas = np.append(alphas, [new.coefficients[i, j + i] for i in range(good)])
             betas = np.append(betas, new.norms[:good])
             scale = float(new.sizes[:good].max(initial=scale))
+            if look is not None:
+                look(scale if len(alphas) else np.nan, products)
             if good < len(new.norms) or (stop is not None and stop(alphas, betas)):
                 break
     return basis, alphas, betas, products
@@ -448,16 +457,19 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     key = arguments.single_key(key)
     check_start(start)
     steps = clamp_count("steps", steps, H.shape[0])
-    check_given(H, key)
-    basis = begin(random(H, key, 0, start), rows=steps + 1, shards=H.space.shards)
-    basis, alphas, betas, products = sequence(H, basis, steps)
-    if not len(alphas):
-        raise no_finite_product(f"product {products} is not finite")
-    if products > len(alphas):
-        warn_caller(f"H: product {products} is not finite; the {len(alphas)} steps before it are kept")
-    done = len(alphas)
-    rest = jax.tree.map(lambda q: q[done] * betas[-1].astype(q.dtype), basis)
-    return Lanczos(H.place(jax.tree.map(lambda q: q[:done], basis)), alphas, betas, H.place(rest))
+
+    def compute(unit: Unit) -> Lanczos:
+        basis = begin(random(H, key, 0, start), rows=steps + 1, shards=H.space.shards)
+        basis, alphas, betas, products = sequence(unit.H, basis, steps, look=unit.check)
+        if not len(alphas):
+            raise no_finite_product(f"product {products} is not finite")
+        if products > len(alphas):
+            warn_caller(f"H: product {products} is not finite; the {len(alphas)} steps before it are kept")
+        done, alphas, betas = len(alphas), alphas * unit.size, betas * unit.size
+        rest = jax.tree.map(lambda q: q[done] * betas[-1].astype(q.dtype), basis)
+        return Lanczos(H.place(jax.tree.map(lambda q: q[:done], basis)), alphas, betas, H.place(rest))
+
+    return adapt(settle(H, key), key, compute)
 
 
 # --- sizes, rounding, arguments

@@ -17,10 +17,11 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import PyTree, Recipe
-from lla_jax.curvature import products
+from lla_jax.curvature import products, units
 from lla_jax.curvature.algebra import Algebra
 from lla_jax.curvature.products import Multiplier
 from lla_jax.curvature.space import Space, stack, take
+from lla_jax.curvature.units import Unit
 from lla_jax.execution import devices, processes, sharding
 from lla_jax.execution.interrupts import deferred_interrupts
 
@@ -367,9 +368,17 @@ def check_symmetric(H: Operator, key: jax.Array) -> int:
     Raises:
       ValueError: it is not symmetric; a product has another structure than its vector, or is not finite.
     """
-    u, v = _two_vectors(H.space, key)
-    of_u, of_v = (_tree.align(H.product(x), H.structure, "A v", "its vector v") for x in (u, v))
-    one, two, *sizes = (float(x) for x in _symmetry_terms(u, v, of_u, of_v))
+    _settle_given(H, key)
+    return 2
+
+
+def _settle_given(H: Operator, key: jax.Array) -> Unit:
+    """The operator in its unit, after the check of ``check_symmetric``; out of the ordinary range it takes 2 more."""
+    unit, (one, two, *sizes) = Unit(H, products=2, settled=True), _symmetry(H, key)
+    if not all(units.is_ordinary(H, size) for size in sizes):
+        unit = units.find(unit, float(np.max(sizes)), 2, key)
+        if unit.size != 1:
+            unit, (one, two, *sizes) = unit._replace(products=unit.products + 2), _symmetry(unit.H, key)
     for number, size in enumerate(sizes):
         if not np.isfinite(size):
             text = f"product {number + 1} is not finite, and its vector is"
@@ -377,11 +386,18 @@ def check_symmetric(H: Operator, key: jax.Array) -> int:
     if abs(one - two) > ASYMMETRY * sum(sizes):
         raise Misuse(
             "H",
-            f"u'(A v) = {one:.6g} and v'(A u) = {two:.6g} for two random vectors, so it is not symmetric (or changes "
-            "from product to product); it must be A = A'. For a matrix pass (A + A') / 2; scale both sides, as "
-            "lla.operators.preconditioned does",
+            f"u'(A v) = {one * unit.size:.6g} and v'(A u) = {two * unit.size:.6g} for two random vectors, so it is not "
+            "symmetric (or not linear, or changes from product to product); it must be A = A'. For a matrix pass "
+            "(A + A') / 2; scale both sides, as lla.operators.preconditioned does",
         )
-    return 2
+    return unit
+
+
+def _symmetry(H: Operator, key: jax.Array) -> list[float]:
+    """u'(A v), v'(A u), |A u| and |A v| of two random vectors."""
+    u, v = _two_vectors(H.space, key)
+    of_u, of_v = (_tree.align(H.product(x), H.structure, "A v", "its vector v") for x in (u, v))
+    return [float(x) for x in _symmetry_terms(u, v, of_u, of_v)]
 
 
 def check_operator(H: Any) -> None:
@@ -396,9 +412,10 @@ def no_finite_product(trouble: object) -> Misuse:
     return Misuse("H", f"{trouble}, and there is nothing to keep; check that the loss is finite here")
 
 
-def check_given(H: Operator, key: jax.Array) -> int:
-    """Check the symmetry of a user's product. Returns the products used: 2, or 0 for other operators (no check)."""
-    return check_symmetric(H, jax.random.fold_in(key, NUMBER)) if H.is_given else 0
+def settle(H: Operator, key: jax.Array) -> Unit:
+    """The operator with its unit: for a user's product, after a check of its symmetry, which takes 2 products or a few
+    more; for other operators as it is, since their first products will show their size."""
+    return _settle_given(H, jax.random.fold_in(key, NUMBER)) if H.is_given else Unit(H)
 
 
 @jax.jit

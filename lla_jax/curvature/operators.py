@@ -262,7 +262,9 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
         return operator
 
     def call(v: PyTree) -> PyTree:
-        image = _tree.align(product(v, *args), v, "product(v)", "like")
+        with np.errstate(over="ignore", invalid="ignore"):  # of its results that are not finite we speak ourselves
+            image = product(v, *args)
+        image = _tree.align(image, v, "product(v)", "like")
         return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), image, v)
 
     return HostOperator(by, space, call, like, recipe={"kind": "given"})

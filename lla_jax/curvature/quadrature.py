@@ -18,9 +18,10 @@ from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import PyTree, Recipe, Spectrum
 from lla_jax.curvature import lanczos as _lanczos
-from lla_jax.curvature import moments
+from lla_jax.curvature import moments, units
 from lla_jax.curvature.lanczos import STEPS_PER_CALL, WINDOW
-from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, no_finite_product
+from lla_jax.curvature.linear_operator import Operator, check_operator, no_finite_product, settle
+from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.execution import devices
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.interrupts import deferred_interrupts
@@ -136,38 +137,47 @@ def spectrum(
         if resume.state is None:
             return resume
     state = None if resume is None else resume.state
-    with deferred_interrupts() as check:
+
+    def compute(unit: Unit) -> Spectrum:
+        H = unit.H
         if state is None:
             group = _group(H, steps, probes, scheme)
             alphas, betas = np.zeros((2, probes, steps))
-            s = _Sequences(alphas, betas, np.zeros(probes, np.int64), group, check_given(H, key))
+            s = _Sequences(alphas, betas, np.zeros(probes, np.int64), group, unit.products)
         else:
             s = _restore(state, H, _rows(steps, scheme))
         memory = _memory(H, s, _rows(steps, scheme), save_every is not None)
 
         def hand_over(stopped: str) -> None:
             if on_partial is not None and s.done.any():
-                on_partial(_result(s, recipe | {"complete": False, "stopped": stopped}, H, _state(s, scheme)))
+                on_partial(_result(s, recipe | {"complete": False, "stopped": stopped}, unit, _state(s, unit, scheme)))
 
         report = _progress.save_regularly(progress, save_every, on_partial, lambda: hand_over("running"))
 
         def after_step(products: int, total: int) -> None:
             check()
+            unit.check(float(s.scale.max()) if s.done.any() else np.nan, products)
             if report is not None:
                 report(products, total)
 
         try:
             _run_groups(s, H, key, recipe, after_step)
             check()
+        except OutOfRange:
+            raise
         except BaseException:
             hand_over("interrupted")
             raise
-    if not s.done.any():
-        raise no_finite_product(f"product {s.products} is not finite")
-    result = _result(s, recipe | {"complete": True, "stopped": s.trouble, "memory": memory}, H, None)
-    if s.trouble:
-        warn_caller(f"spectrum: {s.trouble}; the {result.probes} of {probes} probes that have steps before it are kept")
-    return result
+        if not s.done.any():
+            raise no_finite_product(f"product {s.products} is not finite")
+        result = _result(s, recipe | {"complete": True, "stopped": s.trouble, "memory": memory}, unit, None)
+        if s.trouble:
+            left = f"the {result.probes} of {probes} probes that have steps before it are kept"
+            warn_caller(f"spectrum: {s.trouble}; {left}")
+        return result
+
+    with deferred_interrupts() as check:
+        return adapt(settle(H, key) if state is None else units.again(H, state), key, compute)
 
 
 def _rows(steps: int, scheme: str) -> int:
@@ -262,7 +272,8 @@ def _advance(s: _Sequences, H: Operator, window: bool) -> None:
     s.basis = basis
 
 
-def _result(s: _Sequences, recipe: Recipe, H: Operator, state: dict[str, np.ndarray] | None) -> Spectrum:
+def _result(s: _Sequences, recipe: Recipe, unit: Unit, state: dict[str, np.ndarray] | None) -> Spectrum:
+    H = unit.H
     kept = np.flatnonzero(s.done)
     nodes, weights = np.zeros((2, len(kept), s.alphas.shape[1]))
     counts, exhausted = [], []
@@ -275,7 +286,7 @@ def _result(s: _Sequences, recipe: Recipe, H: Operator, state: dict[str, np.ndar
         nodes[row], weights[row, : len(w)] = np.pad(theta, (0, nodes.shape[1] - len(theta)), mode="edge"), w
     recipe |= {"products": s.products, "steps_done": s.done[kept].tolist(), "nodes": counts}
     recipe["exhausted"] = exhausted
-    return Spectrum(nodes, weights, recipe, state)
+    return Spectrum(nodes * unit.size, weights, recipe, state)
 
 
 def _rule(alphas: np.ndarray, betas: np.ndarray, recipe: Recipe, H: Operator) -> tuple[np.ndarray, np.ndarray]:
@@ -301,14 +312,18 @@ _TABLE = ("alphas", "betas", "done", "scale", "last")
 _COUNTS = ("group", "products", "start", "at")
 
 
-def _state(s: _Sequences, scheme: str) -> dict[str, np.ndarray]:
+def _state(s: _Sequences, unit: Unit, scheme: str) -> dict[str, np.ndarray]:
     """The state as named arrays, from which ``_restore`` makes it again."""
     table = (s.alphas, s.betas, s.done, s.scale, s.last)
     counts = np.array([getattr(s, name) for name in _COUNTS], np.int64)
     filled = slice(s.at + 1 if scheme == "full" else WINDOW)
     at = filled if s.group == 1 else (slice(None), filled)
     leaves = {f"basis/{i}": np.asarray(x)[at] for i, x in enumerate(jax.tree.leaves(s.basis))}
-    return {name: np.array(x) for name, x in zip(_TABLE, table, strict=True)} | {"counts": counts} | leaves
+    return (
+        {name: np.array(x) for name, x in zip(_TABLE, table, strict=True)}
+        | {"counts": counts, "unit": np.array(unit.size)}
+        | leaves
+    )
 
 
 def _restore(state: Mapping[str, Any], H: Operator, rows: int) -> _Sequences:

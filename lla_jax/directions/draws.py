@@ -206,7 +206,9 @@ def _floats(x: Any) -> Any:
 
 def _check_fingerprint(subject: str, now: Any, then: Any, remedy: str) -> None:
     if not recipes.same(now, then):
-        raise arguments.Misuse("recipe", f"{subject} does not agree with the recipe's fingerprint {then}: {remedy}")
+        raise arguments.Misuse(
+            "recipe", f"{subject} does not agree with the recipe's fingerprint {_few(then)}: {remedy}"
+        )
 
 
 def _selection_again(description: Mapping[str, Any] | None, params: PyTree) -> list[bool]:

@@ -17,6 +17,7 @@ from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import Estimate, Execution, Loss, Path, PyTree, Select
 from lla_jax.curvature import eigen, estimates, operators
+from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.keywords import accept_old
 from lla_jax.execution.progress import Progress
 
@@ -134,7 +135,11 @@ def per_layer(
     blocks = list(dict.fromkeys(block_of))
     keys = jax.random.split(key)
     member = np.array([[name == block for name in block_of] for block in blocks])
-    traces, total = _traces(H, keys[0], member, rtol, max_products, progress)
+
+    def compute(unit: Unit) -> tuple[list[Estimate], Estimate]:
+        return _traces(unit, keys[0], member, rtol, max_products, progress)
+
+    traces, total = adapt(Unit(H), keys[1], compute)
     rows, done = [], traces[0].num
     leaves, structure = jax.tree.flatten(H.structure)
     not_zero = abs(total.mean) > COVERS * total.sem
@@ -211,24 +216,25 @@ def _per_leaf(z: PyTree, product: PyTree) -> jax.Array:
 
 
 def _traces(
-    H: Any, key: jax.Array, member: np.ndarray, rtol: float, most: int, progress: Progress | None
+    unit: Unit, key: jax.Array, member: np.ndarray, rtol: float, most: int, progress: Progress | None
 ) -> tuple[list[Estimate], Estimate]:
     """(the trace of every block, the trace of all blocks together); warns if they miss ``rtol``.
 
     Args:
-      H: the Hessian.
+      unit: the Hessian with its unit.
       key: draws the probes.
       member: (blocks, leaves), whether a leaf belongs to a block.
       rtol: as for ``per_layer``.
       most: products at most.
       progress: called with (products so far, None).
     """
-    forms, used, reached = np.zeros((0, member.shape[1])), 0, False
+    H, forms, used, reached = unit.H, np.zeros((0, member.shape[1])), 0, False
     while used < most and not reached and len(forms) == used:
         pieces = estimates.map_probes(_per_leaf, H, key, used, min(used + estimates.AT_ONCE, most))
         new = np.concatenate([np.asarray(piece, np.float64) for piece in pieces])
         used += len(new)
         forms = np.concatenate([forms, new[np.isfinite(new).all(1).cumprod().astype(bool)]])
+        unit.check(float(np.abs(forms).max()) if len(forms) else math.nan, used)
         if not len(forms):
             raise Misuse("loss", "the first Hessian product is not finite; check that the loss is finite here")
         if progress is not None:
@@ -236,7 +242,7 @@ def _traces(
         draws = np.concatenate([forms @ member.T, forms.sum(1, keepdims=True)], 1)
         mean, sem = draws.mean(0), standard_error(draws)
         reached = len(forms) >= min(LEAST, most) and bool(sem.max() <= rtol * np.abs(mean[:-1]).sum())
-    num = len(forms)
+    num, mean, sem = len(forms), mean * unit.size, sem * unit.size
     if not reached:
         reason = f"product {num + 1} is not finite" if num < used else "raise max_products or rtol"
         warn_caller(

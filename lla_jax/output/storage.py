@@ -271,7 +271,11 @@ def _contradiction(x: Any) -> str:
     if isinstance(x, Directions):
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x.tree)]
         fits = x.tree is None or (() not in shapes and len({s[0] for s in shapes}) == 1)
-        return "" if fits else f"has leaves of shapes {shapes}, not one number of directions"
+        if not fits:
+            return f"has leaves of shapes {shapes}, not one number of directions"
+        named = [x.recipe.get("kind", ""), *_list_of(x.recipe, "names")]
+        named += [step.get("by") if isinstance(step, Mapping) else step for step in _list_of(x.recipe, "normalize")]
+        return "" if all(isinstance(name, str) for name in named) else "has a damaged recipe (kind, names, normalize)"
     if isinstance(x, Spectrum):
         shapes = [np.shape(x.nodes), np.shape(x.weights)]
         fits = shapes[0] == shapes[1] and len(shapes[0]) == 2 and _are_real(x.nodes, x.weights)
@@ -285,6 +289,12 @@ def _contradiction(x: Any) -> str:
         return ""
     fault = _contradiction(x.vectors)
     return fault if fault or x.vectors.num == x.num else f"has {x.num} values and {x.vectors.num} vectors"
+
+
+def _list_of(recipe: Mapping[str, Any], name: str) -> list[Any]:
+    """The entries of a list in a recipe; [None], which is no text, for another value."""
+    entries = recipe.get(name) or []
+    return list(entries) if isinstance(entries, list | tuple) else [None]
 
 
 def _are_real(*arrays: Any) -> bool:
