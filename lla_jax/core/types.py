@@ -285,7 +285,8 @@ class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
     def __repr__(self) -> str:
         if not isinstance(self.mean, float | int | np.number):
             recipe = self.recipe
-            norm = f", norm {pm(recipe['norm'], recipe['norm_sem'], 6)}" if {"norm", "norm_sem"} <= set(recipe) else ""
+            size, sem = (recipe.get(name) for name in ("norm", "norm_sem"))
+            norm = f", norm {pm(size, sem, 6)}" if isinstance(size, float) and isinstance(sem, float) else ""
             return f"Estimate(of {len(jax.tree.leaves(self.mean))} arrays{norm}, num={self.num})"
         return f"Estimate({pm(float(self.mean), self.sem, 6)}, num={self.num})"
 
