@@ -112,7 +112,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any], remedy: str = ""
     """
     known = list(choices)
     is_bool = isinstance(value, bool | np.bool_)
-    comparable = [choice for choice in known if np.ndim(value) == 0 and is_bool == isinstance(choice, bool)]
+    comparable = [choice for choice in known if getattr(value, "ndim", 0) == 0 and is_bool == isinstance(choice, bool)]
     if not any(value == choice for choice in comparable):
         raise misuse(name, value, f"one of {', '.join(map(repr, known))}{remedy and f', {remedy}'}")
 

@@ -19,6 +19,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_integer, misuse
 from lla_jax.core.called import show_shapes
 from lla_jax.core.signatures import explained
+from lla_jax.core.text import name_of
 from lla_jax.core.types import Batch, PyTree
 from lla_jax.core.whole import Whole, pack
 
@@ -29,6 +30,11 @@ class Stream:
     """A source of batches that can be read again from the start; made by ``stream``, and iterated as numpy batches."""
 
     source: Callable[[], Iterable[Batch]] | Iterable[Batch]
+
+    def __repr__(self) -> str:
+        num, source = self.num_batches, self.source
+        name = name_of(source) if hasattr(source, "__qualname__") else type(source).__name__
+        return f"Stream({name}{'' if num is None else f' of {num} batches'})"
 
     def __iter__(self) -> Iterator[Batch]:
         first: Batch = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 SIGN = " +- "
 
@@ -18,6 +20,16 @@ def pm(value: float, error: float, digits: int = 4) -> str:
     """
     text = f"{value:.{digits}g}"
     return text if math.isnan(error) else f"{text}{SIGN}{error:.2g}"
+
+
+def name_of(f: Any) -> str:
+    """A function, or another object that is called, in one short piece of text: its name, its repr or its type."""
+    if isinstance(f, functools.partial):
+        return f"partial({name_of(f.func)})"
+    if name := getattr(f, "__qualname__", None):
+        return str(name).rpartition("<locals>.")[2]
+    text = repr(f)
+    return text if len(text) <= 80 and "\n" not in text and " at 0x" not in text else type(f).__name__
 
 
 def duration(seconds: float) -> str:

@@ -15,7 +15,7 @@ from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Directions, Execution, Landscape, Loss, PyTree, UpdateRule
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, takes_progress
 from lla_jax.landscape import grids, jobs, memory, rules, sweeps
 from lla_jax.landscape.store import writing
 from lla_jax.landscape.tasks import Policy, Task
@@ -32,7 +32,7 @@ class Options(TypedDict, total=False):
     extra_data: Mapping[str, Any] | None
     key: Any
     execution: Execution
-    progress: Progress | None
+    progress: AskedProgress
     on_partial: Callable[[Landscape], None] | None
     resume: Landscape | None
     store: str | os.PathLike[str] | None
@@ -61,6 +61,7 @@ def evaluate(
 ) -> list[Landscape]: ...
 
 
+@takes_progress("points")
 @explained
 def evaluate(
     loss: Loss | Callable[[PyTree, Batch], Any],
@@ -77,7 +78,7 @@ def evaluate(
     extra_data: Mapping[str, Any] | None = None,
     key: Any = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
     on_partial: Callable[[Landscape], None] | None = None,
     resume: Landscape | None = None,
     store: str | os.PathLike[str] | None = None,
@@ -107,7 +108,7 @@ def evaluate(
       extra_data: ``{name: data}``, further data sets; their values are called ``name_loss`` and ``name_<metric>``.
       key: for ``point_metrics``; default ``jax.random.key(0)``.
       execution: chunks, blocks and devices; fields that are "auto" are chosen by timing the first chunk.
-      progress: called as ``progress(done, total)`` in points after every chunk; ``total`` is None while unknown
+      progress: True for a bar, or a function called as ``progress(done, total)`` in points after every chunk; ``total`` is None while unknown
         (streams without a length).
       on_partial: called with the unfinished landscape (cells without a value NaN, ``recipe["complete"]`` False) if the
         call is interrupted or fails after its first values; the exception is then re-raised.

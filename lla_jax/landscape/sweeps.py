@@ -21,7 +21,7 @@ from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree, U
 from lla_jax.directions import draws, normalization
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.plans import Plan
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
 from lla_jax.landscape import grids, jobs, memory, planning, points, rules
 from lla_jax.landscape.jobs import Job
 from lla_jax.landscape.store import chunks as _chunks
@@ -93,6 +93,7 @@ class Table:
         return table(lines, left=(0, 1))
 
 
+@takes_progress("points")
 @explained
 def sweep(
     loss: Loss | Callable[[PyTree, Any], Any],
@@ -111,7 +112,7 @@ def sweep(
     extra_data: Mapping[str, Any] | None = None,
     key: Any = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
     store: str | os.PathLike[str] | None = None,
     shard: tuple[int, int] | None = None,
 ) -> Table:
@@ -135,7 +136,7 @@ def sweep(
       extra_data: as for ``evaluate``.
       key: as for ``evaluate``, for ``point_metrics``.
       execution: as for ``evaluate``.
-      progress: ``progress(done, total)`` in points over all landscapes.
+      progress: True for a bar, or a function ``progress(done, total)``, called in points over all landscapes.
       store: a folder with a chunk store for every landscape; a second call continues, or returns the finished sweep.
         More seeds, axes or checkpoints, and a wider or denser grid, are added to the landscapes in the store.
         Checkpoints are recognized by their place in the list.

@@ -19,7 +19,7 @@ from lla_jax.core.types import Estimate, Execution, Loss, Path, PyTree, Select
 from lla_jax.curvature import eigen, estimates, operators
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.keywords import accept_old
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
 
 LEAST = 16  # probes before a standard error is believed
 COVERS = 2  # a trace within so many standard errors of zero may be zero
@@ -50,8 +50,14 @@ class Layer(NamedTuple):
     residual: float
     products: int
 
+    def __repr__(self) -> str:
+        ends = f"eigenvalues {self.lambda_min:.4g} .. {self.lambda_max:.4g} +- {self.residual:.2g}"
+        trace = f"{self.trace:.4g}" if isinstance(self.trace, Estimate) else self.trace
+        return f"Layer({self.module}: {self.size:,} parameters, trace {trace} ({self.share:.1%}), {ends})"
+
 
 @accept_old("devices")
+@takes_progress("products")
 @explained
 def per_layer(
     loss: Loss | Callable[[PyTree, Any], Any],
@@ -66,7 +72,7 @@ def per_layer(
     groups: Callable[[Path], str | None] | None = None,
     select: Select | None = None,
     batch_stats: str = "frozen",
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
 ) -> tuple[Layer, ...]:
     """The curvature of each part of a network: trace, share and extreme eigenvalues of every module's diagonal block.
@@ -93,7 +99,7 @@ def per_layer(
         of the total. By default a block is a module, the leaves with one parent; a leaf at the root is its own block.
       select: the leaves that belong to blocks, as for ``hessian``; the others are left out as with ``groups``.
       batch_stats: as for ``hessian``.
-      progress: ``progress(done, total)`` in products; ``total`` is None while traces are estimated.
+      progress: True for a bar, or a function ``progress(done, total)``, called in products; ``total`` is None while traces are estimated.
       execution: as for ``hessian``.
 
     Returns:

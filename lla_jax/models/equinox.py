@@ -53,6 +53,9 @@ class _EquinoxApply(ByValue):
     stateful: bool
     coupled: bool
 
+    def __repr__(self) -> str:
+        return f"equinox {type(self.static[0].tree()).__name__}"
+
     def __call__(
         self, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any = None
     ) -> tuple[Any, PyTree]:

@@ -42,6 +42,9 @@ class _LinenApply(ByValue):
     kwargs: tuple[Kwargs, Kwargs | None]
     coupled: bool
 
+    def __repr__(self) -> str:
+        return f"linen {type(self.module).__name__}"
+
     def __call__(
         self, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any = None
     ) -> tuple[Any, PyTree]:

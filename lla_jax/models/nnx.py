@@ -36,6 +36,10 @@ class _NnxApply(ByValue):
     impl: Any  # implementation of the model's random keys
     layer_ndims: tuple[tuple[Path, int], ...]  # the number of axes of kernels and biases in one layer, for normalize
 
+    def __repr__(self) -> str:
+        root = next(iter(getattr(self.graphdefs[0], "nodes", ())), None)
+        return f"nnx {getattr(getattr(root, 'type', None), '__name__', 'model')}"
+
     def __call__(
         self, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any = None
     ) -> tuple[Any, PyTree]:
