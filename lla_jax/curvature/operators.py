@@ -30,7 +30,7 @@ from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
 from lla_jax.curvature import assembly, matrices, sampling
 from lla_jax.curvature.assembly import DEFAULTS, Options
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, as_arrays
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, as_arrays, check_operator
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.products import Multiplier
 from lla_jax.curvature.samplers import bernoulli, categorical, gaussian, poisson
@@ -283,6 +283,7 @@ def masked(operator: Any, mask: PyTree) -> Any:
     Raises:
       ValueError: the operator is masked or preconditioned already, or the mask has another structure or values.
     """
+    check_operator(operator, "operator")
     entries = [np.asarray(x) for x in jax.tree.leaves(mask)]
     if not all(np.isin(x, (0, 1)).all() for x in entries) or not any(x.any() for x in entries):
         text = "has other values than 0 and 1, or no 1; it must be a tree of 0 and 1 (or bool), with a 1 somewhere"
@@ -310,6 +311,7 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
 
     References: Cohen et al. 2022, arXiv 2207.14484, section 2.
     """
+    check_operator(operator, "operator")
     check_number("eps", eps, least=0.0, remedy="such as Adam's 1e-8")
     if check_number("decay", decay, remedy="and at most 1, such as 1 - 0.999**steps") > 1:
         raise misuse("decay", decay, "a finite number above 0, and at most 1, such as 1 - 0.999**steps")
@@ -343,6 +345,7 @@ def dense(operator: Any) -> np.ndarray:
     Raises:
       ValueError: n above 20,000.
     """
+    check_operator(operator, "operator")
     n = operator.space.size
     if n > DENSE_MOST:
         text = f"{n:,} x {n:,} is too large to be held; it must be at most {DENSE_MOST:,}"
