@@ -10,15 +10,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-Options = TypeVar("Options", bound=Mapping[str, Any])
-"""A TypedDict of options that several functions share."""
 
 
 class Misuse(ValueError):
@@ -121,6 +117,17 @@ def check_choice(name: str, value: Any, choices: Iterable[Any], remedy: str = ""
         raise misuse(name, value, f"one of {', '.join(map(repr, known))}{remedy and f', {remedy}'}")
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """Return the value as a bool, after a check that it is True or False.
+
+    Raises:
+      Misuse: the value has another type: strings, even "no", would count as True, and None as False.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise misuse(name, value, "True or False")
+    return bool(value)
+
+
 def clamp_count(name: str, value: Any, n: int) -> int:
     """Return the smaller of the value and the number n of parameters, with a warning if the value is larger.
 
@@ -155,49 +162,10 @@ def parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-def show_options(kind: type, defaults: Mapping[str, Any]) -> Callable[[Function], Function]:
-    """A decorator for functions that take shared options as ``**options``: it lists the options in their signature.
-
-    Args:
-      kind: the TypedDict of the options.
-      defaults: the default of each option.
-    """
-
-    def decorate(f: Function) -> Function:
-        signature = inspect.signature(f)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        types = {name: getattr(each, "__forward_arg__", each) for name, each in kind.__annotations__.items()}
-        shared = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=types[name])
-            for name, value in defaults.items()
-        ]
-        f.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
-        return f
-
-    return decorate
-
-
-def complete(function: str, options: Options, defaults: Options) -> Options:
-    """Complete the given options of a function by the defaults of the others.
-
-    Args:
-      function: the function's name, for the error.
-      options: the options that were given.
-      defaults: the defaults of all options.
-
-    Raises:
-      TypeError: an option has an unknown name; the message is Python's own for an unexpected keyword.
-    """
-    if unknown := sorted(set(options) - set(defaults)):
-        raise TypeError(
-            f"{function}() got an unexpected keyword argument {unknown[0]!r}; it takes {', '.join(defaults)}"
-        )
-    return cast(Options, {**defaults, **options})
-
-
 def warn_caller(text: str) -> None:
-    """Give a warning that names the line where the user called the library, not a line of the library."""
+    """Give a warning that names the line where the user called the library, not a line of lla_jax or lla_torch."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "lla_jax":
+    ours = ("lla_jax", "lla_torch")
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level)

@@ -18,6 +18,7 @@ from jax.interpreters import partial_eval
 
 from lla_jax.core import data as _data
 from lla_jax.core import jaxprs, losses
+from lla_jax.core.apart import check_weights
 from lla_jax.core.arguments import warn_caller
 from lla_jax.core.data import Stream
 from lla_jax.core.remembering import remember, shapes_of
@@ -125,6 +126,7 @@ def _mixed_up(loss: Loss, params: PyTree, data: Batch, batch_size: int | None) -
         halves = (_data.rows_of(block, start, size // 2) for start in (0, size // 2))
         pairs = [_result(loss, params, *each) for each in (block, *halves)]
         values, weights = (np.asarray(each, np.float64) for each in zip(*pairs, strict=True))
+        check_weights("loss", weights)
         eps = max(float(jnp.finfo(jnp.result_type(x)).eps) for x in (pairs[0][0], 1.0 * pairs[0][1]))
         return _find_mixed_up(values, weights, max(EQUAL * 10, 4 * eps))
 

@@ -24,6 +24,7 @@ from lla_jax.core import files as _files
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream, num_examples
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Eigenpairs, PyTree, Spectrum
 from lla_jax.core.whole import Whole
 
@@ -201,6 +202,7 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+@explained
 def describe(data: Any) -> dict[str, Any]:
     """The entry of a recipe that describes data: number of examples and fingerprint; of a stream, its kind alone.
 
@@ -212,6 +214,7 @@ def describe(data: Any) -> dict[str, Any]:
     return entry | ({"whole": True} if isinstance(data, Whole) else {})
 
 
+@explained
 def fingerprint(tree: PyTree) -> str:
     """A hash of the names, shapes, dtypes and contents of all leaves; 16 hex digits.
 

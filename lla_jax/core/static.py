@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import inspect
 import sys
 import sysconfig
 import types
@@ -56,6 +57,15 @@ def static(f: Any) -> Any:
     return Static(f) if isinstance(f, types.FunctionType | functools.partial) else f
 
 
+def takes_exactly(f: Any, count: int) -> bool:
+    """Whether a plain function, perhaps wrapped, takes this number of positional arguments and no other."""
+    f = f.f if isinstance(f, Static) else f
+    if not isinstance(f, types.FunctionType):
+        return False
+    code, no_defaults = f.__code__, not f.__defaults__
+    return no_defaults and code.co_argcount == count and not code.co_flags & inspect.CO_VARARGS
+
+
 class _ByIdentity:
     """An object that equals only itself; it is held here, so that no other object can get its id."""
 
@@ -91,6 +101,8 @@ def identity(value: Any, outer: tuple[Any, ...] = (), names: Sequence[str] = ())
         return (functools.partial, *(identity(part, outer) for part in parts))
     if isinstance(value, types.ModuleType):
         return _identity_of_module(value, names)
+    if isinstance(value, types.FunctionType) and hasattr(value, "__explained__"):
+        return identity(value.__explained__, outer)
     if isinstance(value, types.FunctionType) and not _is_library(value.__module__):
         return _identity_of_function(value, outer)
     if isinstance(value, types.FunctionType | type) and _is_library(value.__module__):

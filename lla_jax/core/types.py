@@ -13,7 +13,9 @@ from typing import Any, Literal, Protocol
 import jax
 import numpy as np
 
-from lla_jax.core.static import static
+from lla_jax.core.arguments import Misuse, check_flag, misuse
+from lla_jax.core.signatures import explained
+from lla_jax.core.static import static, takes_exactly
 from lla_jax.core.text import pm
 
 PyTree = Any
@@ -25,6 +27,15 @@ Select = str | Sequence[str] | Callable[[Path, Any], bool] | Any
 """A glob (``"**/kernel"``), compiled regular expression, predicate ``(path, leaf) -> bool``, or a sequence of these."""
 
 
+_SIGNATURES = {
+    "apply": "apply(params, state, batch, train) -> (outputs, new_state)",
+    "criterion": "criterion(outputs, batch) -> losses (B,), such as lambda outputs, batch: "
+    "optax.softmax_cross_entropy_with_integer_labels(outputs, batch[1])",
+    "penalty": "penalty(params) -> scalar, such as lambda params: 1e-4 * optax.global_norm(params) ** 2, or None",
+}
+
+
+@explained
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class Loss:
@@ -71,10 +82,22 @@ class Loss:
         return f"Loss({self.apply!r}, {self.criterion!r}, {kind}, {state} state arrays)"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "per_example", check_flag("per_example", self.per_example))
         for name in ("apply", "criterion", "penalty", "filter_axis"):
             object.__setattr__(self, name, static(getattr(self, name)))
+        for name, signature in _SIGNATURES.items():
+            f = getattr(self, name)
+            if not callable(f) and not (name == "penalty" and f is None):
+                raise misuse(name, f, f"a function, {signature}")
+        if takes_exactly(self.apply, 2) and takes_exactly(self.criterion, 4):
+            raise Misuse(
+                "apply",
+                "it takes 2 arguments, and the criterion 4; they must be apply(params, state, batch, train) and "
+                "criterion(outputs, batch): swap them, lla.Loss(apply, criterion)",
+            )
 
 
+@explained
 @dataclass(frozen=True)
 class Problem:
     """The problem that a factory gives to the command line: ``lla-jax landscape --problem module:factory``.
@@ -99,6 +122,7 @@ class Problem:
     checkpoints: Sequence[PyTree] = ()
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class Directions:
     """Directions in parameter space, the axes of a landscape.
@@ -151,6 +175,7 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class Landscape:
     """Losses (and metrics) on a grid of points around a network.
@@ -187,6 +212,7 @@ class Landscape:
         return len(self.coords)
 
 
+@explained
 @dataclass(frozen=True)
 class Estimate:
     """A number with its standard error: mean +- 2 sem holds the truth in about 95 of 100 cases.
@@ -211,6 +237,7 @@ class Estimate:
         return f"Estimate({pm(float(self.mean), self.sem, 6)}, num={self.num})"
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class Eigenpairs:
     """Eigenvalues and eigenvectors of a symmetric operator, each with its error.
@@ -243,6 +270,7 @@ class Eigenpairs:
         return len(self.values)
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectrum:
     """A spectral density from stochastic Lanczos quadrature: nodes and weights, one row per probe.
@@ -279,6 +307,7 @@ class UpdateRule(Protocol):
     def __call__(self, params: PyTree, directions: PyTree, coord: Any, /) -> PyTree: ...
 
 
+@explained
 @dataclass(frozen=True)
 class Execution:
     """How a call is executed. The values depend on it only by rounding.

@@ -18,6 +18,7 @@ import numpy as np
 from lla_jax.core import arguments, precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import misuse, warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Eigenpairs, PyTree, Recipe
 from lla_jax.curvature import eigensearch, units
 from lla_jax.curvature import lanczos as _lanczos
@@ -37,6 +38,7 @@ ROWS = {True: 64, False: 32}  # rows of the first buffer, on the device or not
 ROUNDING = 8.0  # times eps max|lambda|: the part of a residual that rounding may hide
 
 
+@explained
 def eigenpairs(
     H: Operator,
     key: jax.Array,
@@ -325,6 +327,7 @@ def _restore(state: Mapping[str, Any], H: Operator) -> Search:
     return Search(basis, np.pad(state["T"], (0, rows - filled)), scale=float(state["scale"]), **numbers, **arrays)
 
 
+@explained
 class Extremes(NamedTuple):
     """The ends of a spectrum as Ritz values, which lie inside the spectrum.
 
@@ -341,6 +344,7 @@ class Extremes(NamedTuple):
     products: int
 
 
+@explained
 def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3) -> Extremes:
     """The smallest and the largest eigenvalue, roughly: the ends of a short Lanczos sequence.
 

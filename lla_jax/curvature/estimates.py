@@ -18,6 +18,7 @@ import numpy as np
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error, widening
 from lla_jax.core.text import pm
 from lla_jax.core.types import Estimate, PyTree
@@ -68,6 +69,7 @@ class Round(NamedTuple):
         return self._replace(mean=self.mean * size, sem=self.sem * size, value=scaled and (lambda: scaled))
 
 
+@explained
 def trace(
     H: Operator,
     key: jax.Array,
@@ -121,6 +123,7 @@ def trace(
     return _estimate(rounds, unit, key, {"kind": "trace", "method": method}, rtol, max_products, progress)
 
 
+@explained
 def frobenius_norm(
     H: Operator,
     key: jax.Array,
@@ -162,6 +165,7 @@ def frobenius_norm(
     return _estimate(rounds, unit, key, {"kind": "frobenius_norm"}, rtol, max_products, progress)
 
 
+@explained
 def diagonal(
     H: Operator,
     key: jax.Array,

@@ -19,6 +19,7 @@ import numpy as np
 from lla_jax.core import arguments, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import clamp_count, warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import (
     LinearOperator,
@@ -75,6 +76,7 @@ class Steps(NamedTuple):
     sizes: np.ndarray
 
 
+@explained
 class Lanczos(NamedTuple):
     """The result of ``lanczos``: A Q - Q T = r e_s', Q'Q = I, T tridiagonal.
 
@@ -152,6 +154,7 @@ def orthogonal(
     return unit, total, beta, size
 
 
+@explained
 def lanczos_step(basis: PyTree, product: PyTree, into: Any, scale: Any = 0.0) -> Step:
     """One step of Lanczos with full re-orthogonalisation, done twice. Pure, to be jitted.
 
@@ -353,6 +356,7 @@ def store(basis: PyTree, steps: Steps, into: int, *, window: bool = False, batch
     return steps.vectors if window else _store_rows(basis, steps.vectors, np.int32(into), batched=batched)
 
 
+@explained
 def random(H: Operator, key: jax.Array, number: int, distribution: str) -> PyTree:
     """The random vector with this number, on the operator's devices."""
     return H.space.wait_for(H.place(draw_one(H.space, key, np.uint32(number), distribution=distribution)))
@@ -424,6 +428,7 @@ def sequence(
     return basis, alphas, betas, products
 
 
+@explained
 def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher") -> Lanczos:
     """Take the steps of Lanczos from a random vector, with full re-orthogonalisation, done twice.
 

@@ -15,8 +15,10 @@ import numpy as np
 from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Loss, PyTree, Recipe
 from lla_jax.curvature import products, units
+from lla_jax.curvature.algebra import Algebra
 from lla_jax.curvature.products import Multiplier
 from lla_jax.curvature.space import Space, stack, take
 from lla_jax.curvature.units import Unit
@@ -28,7 +30,8 @@ Rebuild = Callable[[PyTree, Recipe], Any]
 must lie on the devices of the old ones."""
 
 
-class Operator(abc.ABC):
+@explained
+class Operator(Algebra):
     """The base of ``LinearOperator`` and ``HostOperator``: a symmetric operator, or S A S with a scale S."""
 
     multiplier: Multiplier
@@ -238,6 +241,7 @@ def describe_params(params: PyTree) -> Recipe:
     return {"fingerprint": recipes.fingerprint(sharding.view_on_host(params)), "size": size}
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class LinearOperator(Operator):
     """A symmetric operator over data in memory; a pytree, to be passed to jitted functions.
@@ -286,6 +290,7 @@ jax.tree_util.register_pytree_node(
 )
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class HostOperator(Operator):
     """A symmetric operator whose ``mv`` runs on the host: over a stream or several processes, or not traceable.

@@ -21,11 +21,10 @@ from lla_jax.core.arguments import (
     check_choice,
     check_integer,
     check_number,
-    complete,
     misuse,
-    show_options,
     single_key,
 )
+from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
 from lla_jax.curvature import assembly, matrices, sampling
@@ -62,6 +61,7 @@ DENSE_MOST = 20_000  # parameters of a matrix that ``dense`` computes
 
 @accept_old("devices", "linearize", "processes")
 @show_options(Options, DEFAULTS)
+@explained
 def hessian(
     loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,
@@ -111,6 +111,7 @@ def hessian(
 
 @accept_old("devices", "linearize", "processes")
 @show_options(Options, DEFAULTS)
+@explained
 def ggn(
     loss: Loss,
     params: PyTree,
@@ -149,6 +150,7 @@ def ggn(
 
 @accept_old("devices", "linearize", "processes")
 @show_options(Options, DEFAULTS)
+@explained
 def fisher(
     loss: Loss,
     params: PyTree,
@@ -220,6 +222,7 @@ def fisher(
     return operator
 
 
+@explained
 def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: bool = True) -> Any:
     """An operator of your own, from a symmetric product.
 
@@ -267,6 +270,7 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
     return HostOperator(by, space, call, like, recipe={"kind": "given"})
 
 
+@explained
 def masked(operator: Any, mask: PyTree) -> Any:
     """The operator restricted to the entries of a mask: M A M, with M = diag(mask).
 
@@ -291,6 +295,7 @@ def masked(operator: Any, mask: PyTree) -> Any:
     return _scale(operator, mask, "mask", {"masked": recipes.fingerprint(mask)})
 
 
+@explained
 def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: float = 1e-8, decay: float = 1.0) -> Any:
     """The curvature that Adam sees: P^-1/2 A P^-1/2 with P = diag(sqrt(v / decay) + eps).
 
@@ -337,6 +342,7 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
     return _scale(operator, scale, "second_moment", recipe)
 
 
+@explained
 def dense(operator: Any) -> np.ndarray:
     """The matrix (n, n), float64, with entries in the order of the raveled leaves: for small models and for tests.
 

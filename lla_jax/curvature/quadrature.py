@@ -14,6 +14,7 @@ from scipy.special import ndtr
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import PyTree, Recipe, Spectrum
 from lla_jax.curvature import lanczos as _lanczos
@@ -62,6 +63,7 @@ class _Sequences:
         return basis
 
 
+@explained
 def spectrum(
     H: Operator,
     key: jax.Array,
@@ -339,6 +341,7 @@ def _restore(state: Mapping[str, Any], H: Operator, rows: int) -> _Sequences:
 # --- the density
 
 
+@explained
 class Density(NamedTuple):
     """A spectral density on a grid.
 
@@ -364,6 +367,7 @@ class Density(NamedTuple):
     threshold: float
 
 
+@explained
 def density(
     spec: Spectrum,
     *,

@@ -17,6 +17,7 @@ import optax
 
 from lla_jax import models
 from lla_jax.core.arguments import check_integer
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Problem
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -59,6 +60,7 @@ class Trained(NamedTuple):
     test: Arrays
 
 
+@explained
 def load_digits(seed: int = 0) -> tuple[Arrays, Arrays]:
     """Load the 1,797 handwritten digits, shuffled and split into training and test data.
 
@@ -122,6 +124,7 @@ def _step(variables: Any, opt_state: Any, batch: Any, *, total: int) -> tuple[An
     return {"params": optax.apply_updates(variables["params"], updates), **updated}, opt_state
 
 
+@explained
 def train(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], Any] | None = None) -> Trained:
     """Train the network with Adam and a cosine schedule on batches of 64 images, moved by up to one pixel at random.
 
@@ -155,6 +158,7 @@ def train(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], Any
     return Trained(CNN(), variables, opt_state, initial, tuple(checkpoints), train_data, test_data)
 
 
+@explained
 def problem(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], Any] | None = None) -> Problem:
     """Train the network and return it as a ``Problem``: ``lla-jax landscape --problem lla_jax.demo:problem``.
 
@@ -170,6 +174,7 @@ def problem(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], A
     return make_problem(train(seed, epochs=epochs, progress=progress))
 
 
+@explained
 def make_problem(trained: Trained) -> Problem:
     """The ``Problem`` of a network that is trained already, with the same entries as that of ``problem``."""
     return Problem(

@@ -12,10 +12,12 @@ import numpy as np
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, PyTree, Recipe, Select
 from lla_jax.directions.checks import check_directions
 
 
+@explained
 def select(axes: Directions, pattern: Select) -> Directions:
     """Keep the selected leaves of every direction, and set all others to exactly 0.
 
@@ -49,6 +51,7 @@ def _keep(leaves: list[Any], chosen: tuple[bool, ...]) -> list[jax.Array]:
     return [jnp.asarray(leaf) if moves else jnp.zeros_like(leaf) for leaf, moves in zip(leaves, chosen)]
 
 
+@explained
 def given(*trees: PyTree, names: Sequence[str] | None = None) -> Directions:
     """Make directions of the user's own trees: eigenvectors, LoRA updates, steps of an optimizer, anything.
 
@@ -74,6 +77,7 @@ def given(*trees: PyTree, names: Sequence[str] | None = None) -> Directions:
     return check_directions(_tree.stack(aligned), recipe, "pass a tree with entries other than 0")
 
 
+@explained
 def join(*axes: Directions) -> Directions:
     """Join several ``Directions`` into one, in their order: a gradient and a random axis, eigenvectors and moments, ...
 

@@ -13,10 +13,12 @@ import numpy as np
 from lla_jax.core import gradients
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, is_integer, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Eigenpairs, Path, PyTree, Recipe
 from lla_jax.directions.checks import check_directions
 
 
+@explained
 def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
     """The first and second moment (m, v) of Adam, raw as the optimizer keeps them, as two directions.
 
@@ -81,6 +83,7 @@ def _merge(trees: Sequence[PyTree], moment: str) -> dict[Path, Any]:
     return merged
 
 
+@explained
 def gradient(loss: Any, params: PyTree, data: Any, *, batch_size: int | None = None) -> Directions:
     """The gradient of the loss over all examples and of its penalty, g = dL/dtheta, as one direction (uphill).
 
@@ -104,6 +107,7 @@ def gradient(loss: Any, params: PyTree, data: Any, *, batch_size: int | None = N
     )
 
 
+@explained
 def eigenvectors(pairs: Eigenpairs, which: int | Sequence[int] = (0, 1)) -> Directions:
     """Eigenvectors v_i of the Hessian (or of another operator on the parameters) as directions of unit norm.
 
@@ -167,6 +171,7 @@ def _indices(which: int | Sequence[int], num: int) -> list[int]:
     return [int(i) % num for i in given]
 
 
+@explained
 def between(
     a: PyTree, b: PyTree, *more: PyTree, orthogonal: bool = False, names: Sequence[str] | None = None
 ) -> Directions:

@@ -20,6 +20,7 @@ import numpy as np
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_choice, is_integer, misuse, warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.static import Static
 from lla_jax.core.types import Directions, FilterAxis, Loss, Path, PyTree, Recipe, Select
 from lla_jax.directions.checks import SAMPLES, check_directions
@@ -30,6 +31,7 @@ _UNITS = {"filter": "filters", "layer": "layers", "weight": "leaves"}
 _ONE_DIM = ("vector", "entry", "zero")
 
 
+@explained
 def normalize(
     axes: Directions,
     params: PyTree,
@@ -175,6 +177,7 @@ def _warn_of_zeros(names: Sequence[Path], filters: Sequence[Any], still: Sequenc
         )
 
 
+@explained
 def flax_filter_axis(path: Path, leaf: Any) -> int | tuple[int, ...] | None:
     """The axes that index the filters of a tensor in Flax (linen, nnx) and Haiku layouts; None if one-dimensional.
 
@@ -202,6 +205,7 @@ def flax_filter_axis(path: Path, leaf: Any) -> int | tuple[int, ...] | None:
     return None if _is_one_dimensional(name, leaf) else -1
 
 
+@explained
 def equinox_filter_axis(path: Path, leaf: Any) -> int | None:
     """The axis that indexes the filters of a tensor in Equinox (and torch) layouts: 0, or None if one-dimensional.
 

@@ -17,6 +17,7 @@ import numpy as np
 from lla_jax.core import remembering
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
 from lla_jax.core.data import cuts
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Execution, PyTree
 from lla_jax.execution.devices import is_out_of_memory
 
@@ -31,6 +32,7 @@ LANDSCAPE_FIELDS = ("chunk", "microbatch", "loop", "share", "scan", "data_shards
 OPERATOR_FIELDS = ("linearize", "processes")  # landscapes do not read them
 
 
+@explained
 @dataclass(frozen=True)
 class Plan:
     """One way to execute a kernel.

@@ -7,12 +7,13 @@ before, so that no error accumulates. A pure function for use under ``jax.jit`` 
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, Unpack, overload
 
+from lla_jax.core import files as _files
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Directions, Execution, Landscape, Loss, PyTree, UpdateRule
 from lla_jax.execution.progress import Progress
 from lla_jax.landscape import grids, jobs, memory, rules, sweeps
@@ -60,6 +61,7 @@ def evaluate(
 ) -> list[Landscape]: ...
 
 
+@explained
 def evaluate(
     loss: Loss | Callable[[PyTree, Batch], Any],
     params: PyTree,
@@ -158,7 +160,7 @@ def evaluate(
     if resume is not None and (store is not None or not isinstance(directions, Directions)):
         raise Misuse("resume", "continues one landscape held in memory; leave store out, and pass one Directions")
     shard = writing.check_shard(shard, store)
-    folder = None if store is None else pathlib.Path(store)
+    folder = None if store is None else _files.check_path("store", store, "runs/exp1")
     if isinstance(directions, Directions):
         job = jobs.set_axes(job, directions)
         if folder is None:

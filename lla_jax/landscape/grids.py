@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.signatures import explained
 
 
+@explained
 def grid(
     extent: float = 1.0,
     points: int | Sequence[int] = 41,

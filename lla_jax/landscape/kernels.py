@@ -20,9 +20,11 @@ from lla_jax.core import data as _data
 from lla_jax.core import examples, precision
 from lla_jax.core import losses as _losses
 from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.called import call, explain
+from lla_jax.core.signatures import explained
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Loss, PyTree, UpdateRule
-from lla_jax.core.whole import call
+from lla_jax.core.whole import is_array
 from lla_jax.execution import devices, plans, rewriting
 from lla_jax.execution.plans import Plan
 from lla_jax.landscape.rules import add
@@ -97,8 +99,7 @@ def sums_at_points(
         outputs, _ = _losses.outputs_of(loss, p, state, block, formula.train)
         packed = {"loss": _losses.pack(_losses.loss_sums(loss, outputs, block))}
         for name, metric in formula.metrics:
-            with _losses.note_call(f"the metric {name!r}", "f(outputs, batch)", block):
-                result = call(metric, outputs, block.batch)
+            result = call(metric, outputs, block.batch, name)
             packed[name] = _losses.pack(_losses.example_sums(name, result, block.mask))
         return packed
 
@@ -151,13 +152,7 @@ def point_values(
     def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, key: Any) -> dict[str, Any]:
         def one(c: Any) -> dict[str, Any]:
             p = formula.rule(params, directions, c)
-            values = {name: jnp.asarray(f(p, key)) for name, f in point_metrics}
-            for name, value in values.items():
-                if value.ndim:
-                    raise Misuse(
-                        "point_metrics",
-                        f"{name!r} returned shape {value.shape}; it must return a scalar per point, such as a mean",
-                    )
+            values = {name: _point_value(name, f, p, key) for name, f in point_metrics}
             return values if loss.penalty is None else values | {"": _losses.penalty_of(loss, p)}
 
         return plans.map_points(one, coords, loop)
@@ -165,6 +160,19 @@ def point_values(
     return devices.shard_over_points(run, mesh, (False, False, False, True, False))(loss, *points[:3], key)
 
 
+def _point_value(name: str, f: Any, params: PyTree, key: Any) -> Any:
+    """A point metric, a scalar array."""
+    given = {"params": params, "key": key}
+    with explain(f, f"the point metric {name!r}", "f(params, key)", given, argument="point_metrics"):
+        value = f(params, key)
+    shape = jnp.shape(value) if is_array(value) else None
+    if shape != ():
+        what = f"a {type(value).__name__}" if shape is None else f"shape {shape}"
+        raise Misuse("point_metrics", f"{name!r} returned {what}; it must return a scalar per point, such as a mean")
+    return jnp.asarray(value)
+
+
+@explained
 def losses(
     loss: Loss | Callable[[PyTree, Batch], Any],
     params: PyTree,

@@ -7,6 +7,7 @@ from typing import Any
 
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Eigenpairs, Execution, Landscape, Loss, PyTree
 from lla_jax.directions import derived, draws, normalization
 from lla_jax.execution import progress as _progress
@@ -23,6 +24,7 @@ ADAM_ZOOM = 10.0
 _MATRICES = {"ggn": "GGN", "fisher (mc)": "Fisher", "fisher (empirical)": "Empirical Fisher"}
 
 
+@explained
 def all_modes(
     loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,

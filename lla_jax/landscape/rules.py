@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, check_choice
+from lla_jax.core.signatures import explained
 from lla_jax.core.static import static
 from lla_jax.core.tree import wide  # not its module: rules compare by value
 from lla_jax.core.types import PyTree
 
 
+@explained
 def add(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
     """The parameters theta + sum_i c_i d_i, exactly theta at c = 0; half-precision leaves become float32 and stay so.
 
@@ -40,6 +42,7 @@ def add(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
     return jax.tree.map(move, params, directions)
 
 
+@explained
 def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> PyTree:
     """The parameters after a step of Adam's form: theta + (a / sqrt(b)) m / (sqrt(v) + eps).
 

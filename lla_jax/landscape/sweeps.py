@@ -13,7 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from lla_jax.core import files as _files
 from lla_jax.core.arguments import Misuse, is_integer, misuse, show_value
+from lla_jax.core.signatures import explained
 from lla_jax.core.text import table
 from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree, UpdateRule
 from lla_jax.directions import draws, normalization
@@ -30,6 +32,7 @@ from lla_jax.landscape.tasks import Policy, Task
 Axes = Callable[[Any, PyTree], Directions]
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class Table:
     """The landscapes of a sweep, as a mapping that prints one line per landscape.
@@ -90,6 +93,7 @@ class Table:
         return table(lines, left=(0, 1))
 
 
+@explained
 def sweep(
     loss: Loss | Callable[[PyTree, Any], Any],
     checkpoints: Sequence[PyTree],
@@ -173,12 +177,12 @@ def sweep(
         execution=execution,
     )
     job = jobs.prepare(task, checkpoints[0], coords)
-    folder = None if store is None else Path(store)
+    folder = None if store is None else _files.check_path("store", store, "runs/exp1")
     announcement = None if folder is None else announce(folder, members, job.num)
     each = _jobs(job, members, axes_by_name, checkpoints, states, folder)
     try:
         known = () if folder is None else existing_stores(folder, members)
-        plan = next((planning.plan_from_recipe(kept.manifest["recipe"]) for kept in known), None)
+        plan = next((planning.plan_from_recipe(kept.manifest["recipe"], job.num) for kept in known), None)
         planes = compute_each(each, len(members), progress, shard=shard, plan=plan)
         return Table(dict(zip(members, planes, strict=True)))
     except ValueError:
@@ -212,7 +216,7 @@ def compute_each(
             plane = memory.compute(job, report, on_partial)
         else:
             plane = writing.compute(job, folder, report, on_partial, shard, plan, place=(i, num))
-        plan = plan or planning.plan_from_recipe(plane.recipe)
+        plan = plan or planning.plan_from_recipe(plane.recipe, job.num)
         del job  # and with it its axes, before others are drawn
         yield plane
 
@@ -305,6 +309,7 @@ def _list_members(checkpoints: int, axes_by_name: Mapping[str, Any], seeds: Sequ
     return members
 
 
+@explained
 def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape | Table:
     """Read the landscape, or the sweep, of a store from its chunks; nothing is computed.
 
@@ -322,9 +327,10 @@ def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape 
     Warns:
       UserWarning: non-finite cells.
     """
+    whole = _files.check_path("store", store, "runs/exp1")
     planes: dict[Any, Landscape] = {}
     missing: list[str] = []
-    for member, folder in reading.members(Path(store)).items():
+    for member, folder in reading.members(whole).items():
         one = _chunks.read(folder)
         if one is None:
             missing.append(f"all of {folder.name}")
@@ -339,5 +345,5 @@ def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape 
             points.check_values(plane)
         planes[member] = plane
     if (missing and not partial) or not planes:
-        raise reading.Incomplete(Path(store), "; ".join(missing[:5]) + " and more" * (len(missing) > 5))
+        raise reading.Incomplete(whole, "; ".join(missing[:5]) + " and more" * (len(missing) > 5))
     return planes[None] if None in planes else Table(planes)

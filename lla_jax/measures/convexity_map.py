@@ -12,6 +12,7 @@ import numpy as np
 from lla_jax.core import arguments
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree
 from lla_jax.curvature import eigen, operators
 from lla_jax.curvature.linear_operator import LinearOperator
@@ -25,6 +26,7 @@ CURVATURES = ("lambda_min", "lambda_max", "residual")
 
 
 @accept_old("devices")
+@explained
 def convexity(
     loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,

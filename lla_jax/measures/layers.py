@@ -13,6 +13,7 @@ import numpy as np
 from lla_jax.core import arguments, recipes, text
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import Estimate, Execution, Loss, Path, PyTree, Select
 from lla_jax.curvature import eigen, estimates, operators
@@ -24,6 +25,7 @@ LEAST = 16  # probes before a standard error is believed
 COVERS = 2  # a trace within so many standard errors of zero may be zero
 
 
+@explained
 class Layer(NamedTuple):
     """One diagonal block H_bb of the Hessian, a row of the table.
 
@@ -50,6 +52,7 @@ class Layer(NamedTuple):
 
 
 @accept_old("devices")
+@explained
 def per_layer(
     loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,
@@ -148,6 +151,7 @@ def per_layer(
     return tuple(rows)
 
 
+@explained
 def table(rows: Sequence[Layer]) -> str:
     """The rows of ``per_layer`` as text with aligned columns; below them the total trace and the products used."""
     if not rows:

@@ -14,6 +14,7 @@ import numpy as np
 from lla_jax.core import precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.text import pm, table
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, PyTree
 from lla_jax.curvature import matrices
@@ -26,6 +27,7 @@ COVERS = 2  # a number within so many standard errors of zero may be zero
 APART = 0.02  # relative difference of two curvatures, beyond their error, that the report mentions
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class PlaneReport:
     """The curvature that a landscape shows at its centre; ``print`` it.
@@ -137,6 +139,7 @@ def _share(share: float | Estimate | None, argument: str) -> str:
     return f"{100 * share:.3g}%"
 
 
+@explained
 def plane_report(
     plane: Landscape,
     axes: Directions,

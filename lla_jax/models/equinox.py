@@ -9,7 +9,8 @@ from typing import Any, Unpack
 import jax
 import numpy as np
 
-from lla_jax.core.arguments import Misuse, complete, misuse, parameters, show_options
+from lla_jax.core.arguments import Misuse, misuse, parameters
+from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
@@ -153,6 +154,7 @@ def _equinox_mode(model: PyTree, train: bool, keyed: bool) -> PyTree:
 
 
 @show_options(Options, DEFAULTS)
+@explained
 def from_equinox(
     model: Any,
     criterion: Callable[[Any, Batch], Any],

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from lla_jax.core.arguments import Misuse, complete, parameters, show_options
+from lla_jax.core.arguments import Misuse, parameters
+from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
@@ -90,6 +91,7 @@ class _LinenApply(ByValue):
 
 
 @show_options(Options, DEFAULTS)
+@explained
 def from_linen(
     module: Any,
     variables: Mapping[str, Any],

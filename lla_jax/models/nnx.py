@@ -8,7 +8,8 @@ from typing import Any, Unpack
 
 import jax
 
-from lla_jax.core.arguments import complete, parameters, show_options
+from lla_jax.core.arguments import parameters
+from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, Path, PyTree
 from lla_jax.models.calling import (
@@ -106,6 +107,7 @@ def _layer_ndims(model: Any) -> tuple[tuple[Path, int], ...]:
 
 
 @show_options(Options, DEFAULTS)
+@explained
 def from_nnx(
     model: Any,
     criterion: Callable[[Any, Batch], Any],

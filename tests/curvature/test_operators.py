@@ -256,7 +256,7 @@ def test_what_an_operator_does_not_read_is_refused(name):
 
 
 def test_an_option_that_there_is_not_is_named():
-    with pytest.raises(TypeError, match=r"ggn\(\) got an unexpected keyword argument 'device'; it takes batch_size"):
+    with pytest.raises(TypeError, match=r"device: ggn\(\) has no such argument.* It takes batch_size"):
         lla.ggn(LOSS, helpers.params(), DATA, device=1)
     for wrong in ({"devices": 2}, None, "all"):
         with pytest.raises(ValueError, match=r"execution: .* given; it must be an lla.Execution"):
@@ -386,6 +386,5 @@ def test_misuse_is_refused_with_what_to_do(name):
 
 
 def test_a_list_of_batches_is_explained():
-    with pytest.raises(TypeError) as raised:
+    with pytest.raises(ValueError, match=r"data: .*wrap it, lla.stream\(batches\)"):
         lla.hessian(LOSS, helpers.params(), [DATA, DATA])
-    assert "wrap it, lla.stream(batches)" in raised.value.__notes__[0]

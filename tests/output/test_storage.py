@@ -35,6 +35,24 @@ def test_a_landscape_comes_back_as_it_was(plane, tmp_path):
     assert os.listdir(path.parent) == ["plane.npz"]
 
 
+@pytest.mark.parametrize("name", ["run0.5", "lr1e-3", "lr=0.1.seed=2", "v1.2", "net.v2", ".hidden"])
+def test_a_name_with_dots_is_a_name(plane, tmp_path, name):
+    path = lla.save(plane, tmp_path / name)
+    assert path == tmp_path / f"{name}.npz"
+    same(lla.load(tmp_path / name).values, plane.values)  # by the name that was given
+
+
+def test_a_result_replaces_the_one_that_is_there(plane, tmp_path):
+    path = lla.save(lla.Landscape(plane.coords, plane.values, {}, {}), tmp_path / "x.npz")
+    assert lla.save(plane, str(path).encode()) == path
+    assert lla.load(path).recipe["rule"] == plane.recipe["rule"]
+
+
+def test_a_direction_that_is_chosen_twice_comes_back(tmp_path):
+    axes = lla.directions.random(jax.random.key(7), params(), 1)[[0, 0, 0]]
+    same(lla.load(lla.save(axes, tmp_path / "axes"), like=params()).tree, axes.tree)
+
+
 def test_nonfinite_cells_survive(plane, tmp_path):
     values = {"loss": np.array([[np.nan, np.inf, -np.inf, 1.0]] * 3)}
     broken = lla.Landscape(plane.coords, values, {}, plane.recipe)

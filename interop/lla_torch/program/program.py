@@ -328,11 +328,29 @@ def _check_shape(spec: Input, shape: tuple[int, ...]) -> None:
 
 def leaf_at(tree: Any, path: tuple[str, ...]) -> Any:
     """The leaf of nested dicts at a path; a ValueError if it is missing."""
+    node = tree
     for name in path:
-        if not isinstance(tree, Mapping) or name not in tree:
-            raise ValueError(f"variables: {'/'.join(path)} is missing; pass all collections, as in net.variables")
-        tree = tree[name]
-    return tree
+        if not isinstance(node, Mapping) or name not in node:
+            raise ValueError(_missing(tree, path))
+        node = node[name]
+    return node
+
+
+def _missing(tree: Any, path: tuple[str, ...]) -> str:
+    """The message for a leaf that is not in a tree, with what the tree probably is."""
+    known = [str(name) for name in tree] if isinstance(tree, Mapping) else []
+    remedy = "pass all collections, as in net.variables; params are net.variables['params']"
+    if "params" in known:
+        remedy = "these are all variables: pass net.variables['params'] as params"
+    elif any("." in name for name in known):
+        remedy = (
+            "these are torch's names: pass net.variables['params'], for other weights that of "
+            "lla_torch.load_checkpoint(state_dict, net)"
+        )
+    elif not known:
+        remedy = "pass {**net.variables, 'params': params} as variables"
+    has = f", which has {known[:10]}" if known else ""
+    return f"variables: {'/'.join(path)} is missing in the tree{has}; {remedy}"
 
 
 def _update(tree: Any, updates: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:
