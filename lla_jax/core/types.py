@@ -234,7 +234,8 @@ class Estimate:
     def __repr__(self) -> str:
         if not isinstance(self.mean, float | int | np.number):
             return f"Estimate(of {len(jax.tree.leaves(self.mean))} arrays, num={self.num})"
-        return f"Estimate({pm(float(self.mean), self.sem, 6)}, num={self.num})"
+        unknown = ", no error from one draw" if self.num == 1 and np.isnan(self.sem) else ""
+        return f"Estimate({pm(float(self.mean), self.sem, 6)}{unknown}, num={self.num})"
 
 
 @explained

@@ -14,7 +14,7 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.arguments import Misuse, misuse, single_key
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Loss, PyTree, Recipe
 from lla_jax.curvature import products, units
@@ -92,7 +92,7 @@ class Operator(Algebra):
         All entries are one flat draw; for parameters that are sharded over devices, each leaf is a draw. Masked entries
         are 0. Pure.
         """
-        return self.space.random(key, distribution)
+        return self.space.random(single_key(key), distribution)
 
     @abc.abstractmethod
     def mv(self, v: PyTree) -> PyTree:
@@ -409,12 +409,14 @@ def check_operator(H: Any, name: str = "H") -> None:
     """
     if not isinstance(H, Operator):
         raise misuse(name, H, f"an operator: {_as_operator(H)}")
+    if not H.space.size:
+        raise Misuse(name, f"{H!r} acts on no parameters; it must act on some: pass params with entries")
 
 
 def _as_operator(H: Any) -> str:
     """How to make an operator of a matrix, a product or the parts of a problem."""
     made, kind = "lla.hessian(loss, params, data)", type(H).__module__.partition(".")[0]
-    if jnp.issubdtype(getattr(H, "dtype", np.float32), jax.dtypes.prng_key):
+    if isinstance(H, jax.Array) and jnp.issubdtype(H.dtype, jax.dtypes.prng_key):
         return f"{made}, and the key after it; were the two swapped?"
     if isinstance(H, Loss):
         return f"{made} of this loss"
