@@ -5,6 +5,7 @@ Every message names the argument, its value, what the argument must be, and a re
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 import warnings
@@ -146,11 +147,15 @@ def single_key(key: Any) -> jax.Array:
     Raises:
       Misuse: the value is not one key.
     """
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.prng_key) and dtype == np.uint32 and key.ndim == 1:
-        key, dtype = (wrapped := jax.random.wrap_key_data(key)), wrapped.dtype  # a key of the old kind
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
+    if isinstance(key, np.ndarray | jax.Array) and key.dtype == np.uint32 and key.ndim == 1:  # a key of the old kind
+        with contextlib.suppress(TypeError):  # of another length
+            key = jax.random.wrap_key_data(jnp.asarray(key))
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise misuse("key", key, "one jax.random key, such as jax.random.key(0)")
+    if key.shape:
+        raise misuse(
+            "key", key, "one jax.random key, such as jax.random.key(0), and not an array of them: take keys[0]"
+        )
     return key
 
 

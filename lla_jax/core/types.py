@@ -288,7 +288,8 @@ class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
             size, sem = (recipe.get(name) for name in ("norm", "norm_sem"))
             norm = f", norm {pm(size, sem, 6)}" if isinstance(size, float) and isinstance(sem, float) else ""
             return f"Estimate(of {len(jax.tree.leaves(self.mean))} arrays{norm}, num={self.num})"
-        return f"Estimate({pm(float(self.mean), self.sem, 6)}, num={self.num})"
+        unknown = ", no error from one draw" if self.num == 1 and np.isnan(self.sem) else ""
+        return f"Estimate({pm(float(self.mean), self.sem, 6)}{unknown}, num={self.num})"
 
     def __float__(self) -> float:
         if isinstance(self.mean, float | int | np.number) or getattr(self.mean, "shape", None) == ():
