@@ -152,6 +152,8 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
       ValueError: ``loss`` is neither.
     """
     if isinstance(loss, Loss):
+        if loss.key is not None:
+            single_key(loss.key)  # checked, and used as it came
         return loss
     if not callable(loss):
         raise misuse("loss", loss, "an lla.Loss, as lla.from_linen makes it, or a function f(params, batch) -> scalar")
