@@ -19,15 +19,15 @@ from jax.sharding import Mesh
 from lla_jax.core import data as _data
 from lla_jax.core import examples, precision
 from lla_jax.core import losses as _losses
-from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.arguments import Misuse, check_choice, check_flag, misuse
 from lla_jax.core.called import call, explain
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import static
-from lla_jax.core.types import Batch, Loss, PyTree, UpdateRule
+from lla_jax.core.types import Batch, Directions, Loss, PyTree, UpdateRule
 from lla_jax.core.whole import is_array
 from lla_jax.execution import devices, plans, rewriting
 from lla_jax.execution.plans import Plan
-from lla_jax.landscape.rules import add
+from lla_jax.landscape.rules import RULES, add
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def losses(
     coords: Any,
     data: Batch,
     *,
-    rule: UpdateRule = add,
+    rule: str | UpdateRule = add,
     loop: str = "map",
     share: bool = False,
 ) -> Any:
@@ -191,10 +191,10 @@ def losses(
     Args:
       loss: a ``Loss`` (frozen statistics) or a plain function.
       params: the centre.
-      directions: the stacked tree (``axes.tree``), with leading axis k.
+      directions: the stacked tree (``axes.tree``), with leading axis k, or the ``Directions`` themselves.
       coords: (C, k), the coordinates of the points.
       data: one data set or ``lla.whole(...)``, computed as one block.
-      rule: ``add``, ``adam`` or any ``(params, directions, coord) -> params``.
+      rule: ``add``, ``adam``, their names, or any ``(params, directions, coord) -> params``.
       loop: "map" for one point after another, "vmap" for all at once.
       share: compute the layers that are affine in the coordinates once for all points (rule ``add`` only; the result
         cannot be differentiated then).
@@ -206,6 +206,14 @@ def losses(
       ValueError: ``coords`` of another shape, or ``share`` with another rule than ``add``.
     """
     loss, params = precision.at_least_single(_losses.as_loss(loss), params)
+    directions = directions.tree if isinstance(directions, Directions) else directions
+    coords, share = jnp.asarray(coords), check_flag("share", share)
+    check_choice("loop", loop, ("map", "vmap"))
+    if isinstance(data, _data.Stream):
+        raise misuse("data", data, "in memory, since this function is traced: pass a batch, or use lla.evaluate")
+    if isinstance(rule, str):
+        check_choice("rule", rule, RULES, "or a function (params, directions, coord) -> params")
+        rule = RULES[rule]
     if share and rule is not add:
         raise misuse(
             "share", share, "False with this rule, since only the add rule is affine in the coordinates; use rule=add"
