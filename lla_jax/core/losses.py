@@ -161,8 +161,11 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
     if callable(getattr(loss, "loss", None)):
         raise misuse("loss", loss, "a loss and not a network; this one makes it: net.loss(criterion)")
     if not callable(loss):
-        rule = "an lla.Loss, as lla.from_linen makes it, or a function f(params, batch) -> scalar"
-        raise misuse("loss", loss, rule + _of_pair(loss))
+        raise misuse(
+            "loss",
+            loss,
+            f"an lla.Loss, as lla.from_linen makes it, or a function f(params, batch) -> scalar{_of_pair(loss)}",
+        )
     return Loss(_Scalar(static(loss)), _identity, per_example=False)
 
 
