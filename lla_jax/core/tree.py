@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
-from lla_jax.core.arguments import Misuse, check_choice, misuse
+from lla_jax.core.arguments import Misuse, check_choice, misuse, show_value
+from lla_jax.core.foreign import advise_params
 from lla_jax.core.types import Path, PyTree, Select
 
 
@@ -105,44 +106,67 @@ def shape_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def check_real(tree: PyTree, name: str = "params") -> None:
-    """Raise an error unless every leaf is real, floating and finite.
+    """Raise an error unless every leaf is real, floating and finite: the check of every tree of parameters.
 
     Args:
       tree: a pytree of arrays.
       name: the argument's name, for the error.
 
     Raises:
-      ValueError: the tree is empty, or a leaf is not an array, not real floating, or not finite; it names the leaf.
+      ValueError: the tree is empty, or a leaf is not an array, not real floating, or not finite; it names the leaf, and
+        says what to pass in place of an object of another library.
     """
     leaves = jax.tree.leaves_with_path(tree)
     if not leaves:
-        raise Misuse(name, "has no array leaves; pass the tree of trained parameters, e.g. variables['params']")
+        advice = advise_params(tree) or "pass the tree of trained parameters, e.g. variables['params']"
+        raise Misuse(name, f"has no array leaves; {advice}")
     for keys, leaf in leaves:
-        where = f"{name}[{_name(keys)!r}]"
-        try:
-            dtype = jnp.result_type(leaf)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"{where} is {leaf!r}, not an array; pass only trained arrays, e.g. "
-                "eqx.filter(model, eqx.is_inexact_array)"
-            ) from None
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"{where} has dtype {dtype}; it must be real floating, as every leaf. From an nnx model take "
-                "nnx.state(model, nnx.Param), from variables variables['params']; keep other arrays in the loss's "
-                "state, or split a complex parameter into its real and imaginary parts"
-            )
-        if isinstance(leaf, np.ma.MaskedArray) and np.ma.getmaskarray(leaf).any():
-            raise ValueError(
-                f"{where} is a masked array, whose mask would be lost; it must have no masked entries: fill them, "
-                "such as x.filled(0)"
-            )
-        bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf)).sum())
-        if bad:
-            raise ValueError(
-                f"{where} has {bad} NaN or infinite entries of {np.size(leaf)}; all must be finite: find "
-                "out where they come from, or replace them"
-            )
+        if fault := _fault_of(leaf):
+            text, remedy = fault
+            where = f"{name}[{_name(keys)!r}]" if keys else f"{name}:"
+            raise ValueError(f"{where} {text}; {advise_params(tree) or remedy}")
+
+
+def _fault_of(leaf: Any) -> tuple[str, str] | None:
+    """(what is wrong with a leaf of a tree of parameters, a remedy); None if it is real, floating and finite."""
+    if isinstance(leaf, jax.core.Tracer):
+        return "is traced", "call this outside of jax.jit, jax.grad and jax.vmap, since values are read on the host"
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        return "was deleted", "its buffer was donated to a jitted function, such as a training step: pass a copy"
+    try:
+        dtype = jnp.result_type(leaf)
+    except (TypeError, ValueError):
+        filtered = "pass only trained arrays, e.g. eqx.filter(model, eqx.is_inexact_array)"
+        return f"is {show_value(leaf)}, not an array", filtered
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return f"is {show_value(leaf)}, a shape without values", "pass trained arrays"
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return (
+            f"has dtype {dtype}; it must be real floating, as every leaf",
+            "from an nnx model take nnx.state(model, nnx.Param), from variables variables['params']; keep other arrays "
+            "in the loss's state, or split a complex parameter into its real and imaginary parts",
+        )
+    if isinstance(leaf, np.ma.MaskedArray) and np.ma.getmaskarray(leaf).any():
+        remedy = "it must have no masked entries: fill them, such as x.filled(0)"
+        return "is a masked array, whose mask would be lost", remedy
+    array = np.asarray(leaf)
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        remedy = "all must be finite: find out where they come from, or replace them"
+        return f"has {bad} NaN or infinite entries of {array.size}", remedy
+    return _overflow_of(array, dtype)
+
+
+def _overflow_of(array: np.ndarray, dtype: np.dtype) -> tuple[str, str] | None:
+    """The fault of a float64 array whose entries are too large for float32, in which jax would keep them."""
+    kept = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+    if array.dtype == kept or not array.size:
+        return None
+    largest = float(abs(array).max())
+    if largest <= float(jnp.finfo(kept).max):
+        return None
+    remedy = "scale them, or run jax with 64 bits (jax_enable_x64)"
+    return f"has entries up to {largest:.3g}, too large for {kept}", remedy
 
 
 def align(

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from lla_jax.core import data as _data
 from lla_jax.core import examples, precision
 from lla_jax.core import losses as _losses
+from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Loss, PyTree, UpdateRule
@@ -197,6 +198,8 @@ def losses(
     Raises:
       ValueError: ``coords`` of another shape, or ``share`` with another rule than ``add``.
     """
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+        _tree.check_real(params)
     loss, params = precision.at_least_single(_losses.as_loss(loss), params)
     if share and rule is not add:
         raise misuse(
