@@ -10,8 +10,6 @@ from typing import Any
 
 import jax
 
-from lla_jax.core.types import PyTree
-
 _LIBRARIES = ("flax.linen", "flax.nnx", "flax.training", "torch", "equinox", "haiku", "optax", "lla_torch", "lla_jax")
 
 _TORCH = (
@@ -36,7 +34,7 @@ def library_of(value: Any) -> str:
     return next((name for module in modules for name in _LIBRARIES if module.startswith(name + ".")), "")
 
 
-def advise_params(tree: PyTree) -> str:
+def advise_params(tree: Any) -> str:
     """What to pass in place of an object that is no tree of parameters; "" if its kind is not known."""
     if isinstance(tree, type):
         return f"{tree.__name__} is a class: pass the trained parameters of an instance"
@@ -67,7 +65,7 @@ def _advise_state(state: Any) -> str:
     return "the state holds other variables than parameters: pass nnx.state(model, nnx.Param)"
 
 
-def _advise_leaves(tree: PyTree) -> str:
+def _advise_leaves(tree: Any) -> str:
     leaves = jax.tree.leaves(tree)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         return "shapes without values, as jax.eval_shape gives them: pass trained arrays, or those of module.init"

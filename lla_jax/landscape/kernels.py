@@ -20,13 +20,14 @@ from lla_jax.core import data as _data
 from lla_jax.core import examples, precision
 from lla_jax.core import losses as _losses
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.arguments import Misuse, check_choice, misuse
+from lla_jax.core.asking import explain_call
 from lla_jax.core.static import static
-from lla_jax.core.types import Batch, Loss, PyTree, UpdateRule
-from lla_jax.core.whole import call
+from lla_jax.core.types import Batch, Directions, Loss, PyTree, UpdateRule
+from lla_jax.core.whole import call, is_array
 from lla_jax.execution import devices, plans, rewriting
 from lla_jax.execution.plans import Plan
-from lla_jax.landscape.rules import add
+from lla_jax.landscape.rules import add, params_at
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def sums_at_points(
     """
     _check_points(points)
     params, directions, coords, states = points
+    at = functools.partial(params_at, formula.rule, params, directions)
 
     def sums(p: PyTree, state: PyTree) -> dict[str, Any]:
         outputs, _ = _losses.outputs_of(loss, p, state, block, formula.train)
@@ -108,9 +110,8 @@ def sums_at_points(
         return plans.map_points(shared, coords, plan.loop)
     sums_of = rewriting.rewrite_for_values(sums) if values_only else sums
     if states is None:
-        return plans.map_points(lambda c: sums_of(formula.rule(params, directions, c), loss.state), coords, plan.loop)
-    params_at = functools.partial(formula.rule, params, directions)
-    return plans.map_points(lambda point: sums_of(params_at(point[0]), point[1]), (coords, states), plan.loop)
+        return plans.map_points(lambda c: sums_of(at(c), loss.state), coords, plan.loop)
+    return plans.map_points(lambda point: sums_of(at(point[0]), point[1]), (coords, states), plan.loop)
 
 
 @functools.partial(jax.jit, static_argnames=("formula", "plan", "mesh"))
@@ -142,6 +143,19 @@ def block_sums(
     return devices.shard_over_points(run, mesh, split)(loss, *points, *blocks)
 
 
+def _point_metric(name: str, f: Callable[[PyTree, Any], Any], params: PyTree, key: Any) -> Any:
+    """The value of a point metric, a real scalar."""
+    with explain_call("point_metrics", f"{name}(params, key) -> scalar", "the parameters of a point and a key"):
+        value = f(params, key)
+    rule = "it must return a real scalar per point, such as a mean"
+    if not is_array(value) or jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
+        kind = jnp.result_type(value) if is_array(value) else f"a {type(value).__name__}"
+        raise Misuse("point_metrics", f"{name!r} returned {kind}; {rule}")
+    if jnp.ndim(value):
+        raise Misuse("point_metrics", f"{name!r} returned shape {jnp.shape(value)}; {rule}")
+    return jnp.asarray(value)
+
+
 @functools.partial(jax.jit, static_argnames=("formula", "loop", "mesh", "point_metrics"))
 def point_values(
     loss: Loss, points: Points, key: Any, *, formula: Formula, loop: str, mesh: Mesh, point_metrics: Any
@@ -151,14 +165,8 @@ def point_values(
 
     def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, key: Any) -> dict[str, Any]:
         def one(c: Any) -> dict[str, Any]:
-            p = formula.rule(params, directions, c)
-            values = {name: jnp.asarray(f(p, key)) for name, f in point_metrics}
-            for name, value in values.items():
-                if value.ndim:
-                    raise Misuse(
-                        "point_metrics",
-                        f"{name!r} returned shape {value.shape}; it must return a scalar per point, such as a mean",
-                    )
+            p = params_at(formula.rule, params, directions, c)
+            values = {name: _point_metric(name, f, p, key) for name, f in point_metrics}
             return values if loss.penalty is None else values | {"": _losses.penalty_of(loss, p)}
 
         return plans.map_points(one, coords, loop)
@@ -184,7 +192,7 @@ def losses(
     Args:
       loss: a ``Loss`` (frozen statistics) or a plain function.
       params: the centre.
-      directions: the stacked tree (``axes.tree``), with leading axis k.
+      directions: ``Directions``, or their stacked tree (``axes.tree``), with leading axis k.
       coords: (C, k), the coordinates of the points.
       data: one data set or ``lla.whole(...)``, computed as one block.
       rule: ``add``, ``adam`` or any ``(params, directions, coord) -> params``.
@@ -205,8 +213,15 @@ def losses(
         raise misuse(
             "share", share, "False with this rule, since only the add rule is affine in the coordinates; use rule=add"
         )
+    if not callable(rule):
+        raise misuse("rule", rule, "a function, such as lla.landscape.add, which is the default")
+    check_choice("loop", loop, ("map", "vmap"))
+    check_choice("share", share, (True, False))
+    tree = directions.tree if isinstance(directions, Directions) else directions
+    directions = _tree.align(tree, params, "directions", stacked=True)
     axes = len(jax.tree.leaves(directions)[0])
-    if np.ndim(coords) != 2 or coords.shape[1] != axes:
+    coords = np.asarray(coords, np.float32) if isinstance(coords, list) else coords
+    if isinstance(coords, tuple) or np.ndim(coords) != 2 or coords.shape[1] != axes:
         raise misuse(
             "coords",
             coords,
@@ -220,5 +235,7 @@ def losses(
     sums = sums_at_points(loss, Points(params, directions, coords), block, formula, plan)["loss"]
     value = _losses.unpack(sums).mean
     if loss.penalty is not None:
-        value += plans.map_points(lambda c: _losses.penalty_of(loss, rule(params, directions, c)), coords, loop)
+        value += plans.map_points(
+            lambda c: _losses.penalty_of(loss, params_at(rule, params, directions, c)), coords, loop
+        )
     return value

@@ -13,6 +13,7 @@ import numpy as np
 from lla_jax.core import arguments, recipes, text
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
+from lla_jax.core.asking import explain_call
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import Estimate, Execution, Loss, Path, PyTree, Select
 from lla_jax.curvature import eigen, estimates, operators
@@ -145,6 +146,8 @@ def per_layer(
 
 def table(rows: Sequence[Layer]) -> str:
     """The rows of ``per_layer`` as text with aligned columns; below them the total trace and the products used."""
+    if not isinstance(rows, tuple | list) or not all(isinstance(row, Layer) for row in rows):
+        raise arguments.misuse("rows", rows, "the rows that lla.per_layer returned")
     if not rows:
         raise ValueError("rows: empty; pass the rows that lla.per_layer returned")
     total = rows[0].trace.recipe["total"]
@@ -180,7 +183,8 @@ def _names(params: PyTree, groups: Any, chosen: Sequence[bool]) -> list[str | No
     if not callable(groups):
         remedy = 'such as lambda path: path.split("/")[0]'
         raise misuse("groups", groups, f"None, or a function from a path to the name of a block, {remedy}")
-    names = [groups(path) if yes else None for path, yes in zip(paths, chosen)]
+    with explain_call("groups", "groups(path) -> name or None", "the path of a leaf"):
+        names = [groups(path) if yes else None for path, yes in zip(paths, chosen)]
     for path, name in zip(paths, names, strict=True):
         if name is not None and (not isinstance(name, str) or not name):
             text = f"gave {name!r} for {path!r}"

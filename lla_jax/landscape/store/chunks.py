@@ -26,7 +26,7 @@ import numpy as np
 
 from lla_jax.core import files as _files
 from lla_jax.core import recipes
-from lla_jax.core.arguments import Misuse
+from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.types import Landscape
 from lla_jax.landscape.grids import SNAP
 from lla_jax.landscape.means import Means
@@ -83,6 +83,23 @@ class DamagedChunk(ValueError):
 
 
 # --- the folder of a store
+
+
+def store_folder(store: Any) -> Path | None:
+    """The folder that ``store=`` names, or None.
+
+    Raises:
+      Misuse: the value is no path, or one that no file system has.
+    """
+    if store is None:
+        return None
+    rule = 'a folder, such as store="runs/exp1"'
+    if not isinstance(store, str | os.PathLike) or not os.fspath(store):
+        raise misuse("store", store, rule)
+    text = os.fspath(store)
+    if not isinstance(text, str) or "\0" in text or max(map(len, text.encode().split(b"/"))) > 255:
+        raise misuse("store", store, f"{rule}: a path without null bytes, and no name in it longer than 255 bytes")
+    return Path(text)
 
 
 def check_writable(folder: Path, nbytes: int = 0) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from lla_jax.core.arguments import Misuse
+from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.announcing import Member, folder_of, read_announcements
@@ -101,7 +101,9 @@ def status(store: str | os.PathLike[str]) -> Status:
     Raises:
       ValueError: the folder holds no store, or a damaged manifest.
     """
-    folder, now = Path(store), time.time()
+    folder, now = _chunks.store_folder(store), time.time()
+    if folder is None:
+        raise misuse("store", store, "the folder that was given as store=")
     announced = {folder_of(member): points for member, points in read_announcements(folder).items()}
     folders = members(folder)
     points = done = chunks = written = recent = 0
