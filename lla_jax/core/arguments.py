@@ -35,6 +35,10 @@ class Misuse(ValueError):
         return f"{self.argument}: {self.text}"
 
 
+class MissingEntry(Misuse, KeyError, IndexError):
+    """The error for an entry that a result does not have; it is a KeyError and an IndexError, as Python's own, too."""
+
+
 def misuse(name: str, value: Any, rule: str) -> Misuse:
     """Make (not raise) the error for a misused argument: ``name: VALUE given; it must be RULE``.
 

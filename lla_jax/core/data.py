@@ -433,7 +433,7 @@ def host_batches(data: Batch | Stream, batch_size: int | None) -> Iterator[tuple
             yield batch, offset
             offset += num_examples(batch)
         return
-    for start, size in cuts(num_examples(data), batch_size and check_batch_size(batch_size)):
+    for start, size in cuts(num_examples(data), None if batch_size is None else check_batch_size(batch_size)):
         yield rows_of(data, start, size), start
 
 
@@ -456,7 +456,7 @@ def check_batch_size(batch_size: int) -> int:
 def check_extra(extra: Mapping[str, Any] | None) -> dict[str, Any]:
     """The further data sets by name, {} for None; a ValueError unless every name is a non-empty string."""
     if extra is not None and not isinstance(extra, Mapping):
-        raise misuse("extra_data", extra, 'a dict of data sets, such as {"test": (inputs, labels)}')
+        raise misuse("extra_data", extra, "a dict of data sets by name, such as {'test': (x, y)}")
     extra = dict(extra or {})
     for name in extra:
         if not isinstance(name, str) or not name:

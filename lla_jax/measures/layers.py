@@ -99,7 +99,8 @@ def per_layer(
         of the total. By default a block is a module, the leaves with one parent; a leaf at the root is its own block.
       select: the leaves that belong to blocks, as for ``hessian``; the others are left out as with ``groups``.
       batch_stats: as for ``hessian``.
-      progress: True for a bar, or a function ``progress(done, total)``, called in products; ``total`` is None while traces are estimated.
+      progress: True for a bar, or a function ``progress(done, total)``, called in products; ``total`` is None
+        while traces are estimated.
       execution: as for ``hessian``.
 
     Returns:
