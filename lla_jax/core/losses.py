@@ -155,6 +155,8 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
       ValueError: ``loss`` is neither.
     """
     if isinstance(loss, Loss):
+        if loss.key is not None:
+            single_key(loss.key)  # checked, and used as it came
         return loss
     if callable(getattr(loss, "loss", None)):
         raise misuse("loss", loss, "a loss and not a network; this one makes it: net.loss(criterion)")
