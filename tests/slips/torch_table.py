@@ -480,6 +480,28 @@ def arrays_by_torch_names_for_params() -> None:
     hessian(nn.CrossEntropyLoss(), params=named)
 
 
+@slip("params", "lla_torch.convert", "net.variables['params']")
+def a_state_dict_for_params() -> None:
+    hessian(nn.CrossEntropyLoss(), params=case().module.state_dict())
+
+
+@slip("params", "net.variables['params']")
+def named_parameters_for_params() -> None:
+    hessian(nn.CrossEntropyLoss(), params=dict(case().module.named_parameters()))
+
+
+@slip("params", "Net", "net.variables['params']")
+def a_network_for_its_params() -> None:
+    hessian(nn.CrossEntropyLoss(), params=case().net)
+
+
+@slip("select", "all frozen", "unfreeze")
+def the_trainable_parts_of_a_frozen_network() -> None:
+    frozen = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).requires_grad_(False)
+    loss = case().net.loss(nn.CrossEntropyLoss())
+    lla.hessian(loss, case().params, case().data, select=lla_torch.trainable(frozen))
+
+
 # --- certificates
 
 
