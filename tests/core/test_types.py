@@ -102,8 +102,8 @@ def test_results_that_are_no_arrays_say_what_to_take(result, use):
             "Problem(Loss(apply, cross_entropy, per example); params: 58 numbers in 5 arrays; data: (23, 5) (23,))",
         ),
         (
-            lla.Problem(lambda p, b: 0.0, {}, lla.stream([1, 2]), metrics={"f1": len}),
-            "Problem(<lambda>; params: {}; data: Stream(list of 2 batches); metrics: f1)",
+            lla.Problem(lambda p, b: 0.0, np.ones(2), lla.stream([1, 2]), metrics={"f1": len}),
+            "Problem(<lambda>; params: (2,); data: Stream(list of 2 batches); metrics: f1)",
         ),
     ],
 )
