@@ -7,6 +7,7 @@ import functools
 import tempfile
 from typing import Any
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import lla_torch
@@ -109,7 +110,11 @@ rows(
     ("samples_of_a_trace", lambda: lla.trace(operator(), KEY, num_samples=9), ("has no such argument", "max_products")),
     ("batchsize", lambda: lla.hessian(LOSS, PARAMS, None, batchsize=3), ("did you mean batch_size?",)),
     ("selection", lambda: lla.ggn(LOSS, PARAMS, None, selection="**"), ("did you mean select?",)),
-    ("an_input", lambda: lla.from_linen(None, {"params": {}}, len, input=0), ("did you mean inputs?",)),
+    (
+        "an_input",
+        lambda: lla.from_linen(flax.linen.Dense(2), {"params": PARAMS}, len, input=0),
+        ("did you mean inputs?",),
+    ),
     ("a_device_of_execution", lambda: lla.Execution(device=1), ("did you mean devices?",)),
     ("chunks_of_execution", lambda: lla.Execution(chunk_size=1), ("did you mean chunk?",)),
     ("a_count_of_directions", lambda: lla.directions.random(KEY, PARAMS, n=2), ("n: random()", "num")),
@@ -182,7 +187,6 @@ rows(
     ("an_array_of_directions", lambda: np.asarray(AXES), ("axes.tree",)),
     ("twice_the_directions", lambda: 2 * AXES, ("jax.tree.map(lambda x: 2 * x, axes)",)),
     ("an_array_of_a_plane", lambda: np.asarray(PLANE), ('plane.values["loss"]',)),
-    ("a_value_of_a_plane", lambda: PLANE["loss"], ('plane.values["loss"]',)),
     ("a_difference_of_planes", lambda: PLANE - PLANE, ('plane.values["loss"]',)),
     ("a_logarithm_of_a_plane", lambda: np.log(PLANE), ('plane.values["loss"]',)),
     ("a_jax_array_of_a_plane", lambda: jnp.asarray(PLANE), ('plane.values["loss"]',)),
