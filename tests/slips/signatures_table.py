@@ -10,12 +10,16 @@ from typing import Any
 import flax.linen
 import jax
 import jax.numpy as jnp
-import lla_torch
 import numpy as np
-import torch
 
 import lla_jax as lla
 from tests.slips.slip import table
+
+try:
+    import lla_torch
+    import torch
+except ImportError:  # then the rows at the end are left out
+    torch = None
 
 SLIPS, slip = table()
 
@@ -85,12 +89,6 @@ rows(
     ("an_operator_at_nothing", lambda: operator().at(), ("params: missing", "at(params)")),
     ("a_given_operator_without_a_vector", lambda: lla.operators.given(lambda v: v), ("like: missing",)),
     ("lanczos_without_steps", lambda: lla.lanczos.lanczos(operator(), KEY), ("steps: missing",)),
-    ("a_conversion_without_inputs", lambda: lla_torch.convert(torch.nn.Linear(3, 2)), ("example_inputs: missing",)),
-    ("a_torch_loss_without_a_criterion", lambda: net().loss(), ("criterion: missing", "torch loss module")),
-    ("a_network_without_variables", lambda: net().apply(), ("variables: missing", "net.variables")),
-    ("a_certificate_without_a_batch", lambda: lla_torch.certify(torch.nn.Linear(3, 2), net()), ("batch: missing",)),
-    ("a_torch_problem_of_a_module_alone", lambda: lla_torch.problem(torch.nn.Linear(3, 2)), ("missing",)),
-    ("a_checkpoint_without_a_net", lambda: lla_torch.load_checkpoint("model.pt"), ("net: missing",)),
 )
 
 # --- unknown, surplus and repeated arguments
@@ -122,9 +120,6 @@ rows(
     ("a_title", lambda: lla.plotting.surface(PLANE, titel="a"), ("titel: surface() has no such argument",)),
     ("a_file_of_save", lambda: lla.save(PLANE, filename="a.npz"), ("filename: save()", "It takes x, path")),
     ("a_state_of_loss", lambda: lla.Loss(len, len, states=3), ("did you mean state?",)),
-    ("inputs_of_convert", lambda: lla_torch.convert(None, inputs=1), ("did you mean example_inputs?",)),
-    ("reduction_of_a_loss", lambda: net().loss(len, reduction="sum"), ("reduction: Net.loss() has no such argument",)),
-    ("strictness", lambda: lla_torch.load_checkpoint("a", net(), stric=True), ("did you mean strict?",)),
     ("steps_by_position", lambda: lla.spectrum(operator(), KEY, 100), ("100 given as argument 3", "steps=...")),
     ("a_rule_by_position", lambda: lla.evaluate(LOSS, PARAMS, None, AXES, None, "add"), ("give the others by name",)),
     (
@@ -147,7 +142,6 @@ rows(
     ("a_direction", lambda: lla.directions.gaussian, ("it has: ", "random")),
     ("a_picture", lambda: lla.plotting.contourf, ("did you mean contour?",)),
     ("an_operator", lambda: lla.operators.mask, ("did you mean masked?",)),
-    ("of_torch", lambda: lla_torch.from_torch, ("it has: ", "convert")),
     ("a_room_as_a_function", lambda: lla.plotting(PLANE), ("is a module, not a function", "surface")),
     ("a_module_as_a_function", lambda: lla.lanczos(operator(), KEY), ("is a module, not a function", "lanczos")),
     ("eigenvalues_of_pairs", lambda: PAIRS.eigenvalues, ("did you mean values?",)),
@@ -163,8 +157,6 @@ rows(
     ("a_transposed_operator", lambda: operator().T, ("did you mean H itself",)),
     ("a_dense_operator", lambda: operator().todense(), ("lla.operators.dense(H)",)),
     ("eigenpairs_of_an_operator", lambda: operator().eigenpairs(), ("lla.eigenpairs(H, key)",)),
-    ("parameters_of_a_net", lambda: net().params, ("did you mean variables['params']?",)),
-    ("weights_of_a_net", lambda: net().forward, ("has no attribute 'forward'", "apply")),
     ("a_changed_field", lambda: setattr(lla.Execution(), "chunk", 3), ("dataclasses.replace(x, chunk=...)",)),
     ("a_changed_mean", lambda: setattr(NUMBER, "mean", 3), ("mean: Estimate objects do not change",)),
     ("a_replaced_name", lambda: dataclasses.replace(lla.Execution(), chunks=3), ("did you mean chunk?",)),
@@ -193,7 +185,6 @@ rows(
     ("a_length_of_a_plane", lambda: len(PLANE), ("plane.coords",)),
     ("nodes_of_a_spectrum", lambda: SPECTRUM[0], ("spectrum.nodes",)),
     ("a_problem_unpacked", lambda: tuple(lla.Problem(LOSS, PARAMS)), ("problem.loss, problem.params",)),
-    ("a_net_unpacked", lambda: tuple(net()), ("net.apply", "net.variables")),
     ("a_loss_called", lambda: LOSS(PARAMS, (np.zeros((2, 3)),)), ("is not called", "loss.apply")),
 )
 
@@ -254,3 +245,26 @@ rows(
     ),
     ("a_class_for_progress", lambda: lla.diagonal(operator(), KEY, progress=dict), ("progress: ", "True for a bar")),
 )
+
+# --- with torch
+
+if torch is not None:
+    rows(
+        ("a_conversion_without_inputs", lambda: lla_torch.convert(torch.nn.Linear(3, 2)), ("example_inputs: missing",)),
+        ("a_torch_loss_without_a_criterion", lambda: net().loss(), ("criterion: missing", "torch loss module")),
+        ("a_network_without_variables", lambda: net().apply(), ("variables: missing", "net.variables")),
+        ("a_certificate_without_a_batch", lambda: lla_torch.certify(torch.nn.Linear(3, 2), net()), ("batch: missing",)),
+        ("a_torch_problem_of_a_module_alone", lambda: lla_torch.problem(torch.nn.Linear(3, 2)), ("missing",)),
+        ("a_checkpoint_without_a_net", lambda: lla_torch.load_checkpoint("model.pt"), ("net: missing",)),
+        ("inputs_of_convert", lambda: lla_torch.convert(None, inputs=1), ("did you mean example_inputs?",)),
+        (
+            "reduction_of_a_loss",
+            lambda: net().loss(len, reduction="sum"),
+            ("reduction: Net.loss() has no such argument",),
+        ),
+        ("strictness", lambda: lla_torch.load_checkpoint("a", net(), stric=True), ("did you mean strict?",)),
+        ("of_torch", lambda: lla_torch.from_torch, ("it has: ", "convert")),
+        ("parameters_of_a_net", lambda: net().params, ("did you mean variables['params']?",)),
+        ("weights_of_a_net", lambda: net().forward, ("has no attribute 'forward'", "apply")),
+        ("a_net_unpacked", lambda: tuple(net()), ("net.apply", "net.variables")),
+    )
