@@ -9,18 +9,19 @@ from typing import Any, NoReturn
 LIKE = 0.6  # of names that may have been taken for each other
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
+def nearest(name: str, known: Iterable[str], least: float = LIKE) -> str | None:
     """The known name that is most like a name, as a whole or in one of its words; None if none is.
 
     Args:
       name: the unknown name; its case and hyphens do not matter.
       known: the names that exist.
+      least: how alike they must be, from 0 to 1.
     """
     plain = name.lower().replace("-", "_")
     scores = {each: _likeness(plain, each.lower()) for each in known}
     by_case = sorted(scores, key=lambda each: each[:1].isupper() != name[:1].isupper())  # a class for a class
     best = max(by_case, key=lambda each: scores[each], default=None)
-    return best if best is not None and scores[best] >= LIKE else None
+    return best if best is not None and scores[best] >= least else None
 
 
 def _likeness(one: str, other: str) -> float:

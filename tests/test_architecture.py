@@ -281,6 +281,8 @@ DOCUMENTED = {
 @pytest.mark.parametrize(("name", "item"), list(explained_calls()))
 def test_public_calls_that_do_not_fit_are_explained(name, item):
     """By the decorator ``explained``, the innermost one."""
-    from lla_jax.core.signatures import CALLED
+    from lla_jax.core.signatures import CALLED, MisusedCall
 
     assert hasattr(item, "__explained__") or item in CALLED
+    with pytest.raises(MisusedCall, match=r"^no_such_argument: \w+\(\) has no such argument"):
+        item(no_such_argument=1)

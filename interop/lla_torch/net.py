@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import torch
@@ -96,6 +96,10 @@ class Net:
     tree_map: NameMap
     filter_axis: FilterAxis
     _refs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> NoReturn:
+        """Raise the error for a network that is unpacked, as if it were a pair of function and variables."""
+        raise ConversionError(f"net: {self!r} is not unpacked; take apply, variables = net.apply, net.variables")
 
     def __repr__(self) -> str:
         size = sum(x.size for x in jax.tree.leaves(self.variables["params"]))

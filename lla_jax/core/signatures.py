@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, NoReturn, TypeVar, cast
 
-from lla_jax._names import explain_module, nearest, no_such_name
+from lla_jax._names import LIKE, explain_module, nearest, no_such_name
 from lla_jax.core.arguments import Misuse, show_value
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -21,7 +21,9 @@ Explained = TypeVar("Explained", bound=Callable[..., Any] | ModuleType)
 Options = TypeVar("Options", bound=Mapping[str, Any])
 """A TypedDict of options that several functions share."""
 
-EXAMPLES = {"key": "jax.random.key(0)"}
+ALIKE = 0.9  # of names so alike that one is the other misspelt, even if other functions have it
+
+EXAMPLES = {"key": "jax.random.key(0)", "grid": "lla.grid(points=41)"}
 """Values of arguments for messages, where one value serves every function."""
 
 CALLED: list[Callable[..., Any]] = []
@@ -61,15 +63,16 @@ def no_such_argument(name: str, function: str, known: Iterable[str]) -> MisusedC
       known: the names of its arguments.
     """
     known = list(known)
-    near = nearest(name, known)
-    meant = f"; did you mean {near}?" if near else _find_elsewhere(name)
+    elsewhere = _find_elsewhere(name)
+    near = nearest(name, known, ALIKE if elsewhere else LIKE)
+    meant = f"; did you mean {near}?" if near else elsewhere or "."
     return MisusedCall(name, f"{function}() has no such argument{meant} It takes {', '.join(known) or 'none'}")
 
 
 def _find_elsewhere(name: str) -> str:
-    """The words for an argument that other functions have."""
+    """The words for an argument that other functions have; "" if none has."""
     names = [f.__qualname__ for f in CALLED if name in _parameters(f)]
-    return f"; it is one of {' and '.join(f'{n}()' for n in names[:2])}." if names else "."
+    return f"; it is one of {' and '.join(f'{n}()' for n in names[:2])}." if names else ""
 
 
 def _parameters(f: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, NoReturn, Protocol
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from lla_jax.core.arguments import MissingEntry, Misuse, check_flag, misuse, show_value
 from lla_jax.core.foreign import advise_params, library_of
 from lla_jax.core.refusals import AS_ARRAY, AS_SEQUENCE, no_array
-from lla_jax.core.signatures import explained
+from lla_jax.core.signatures import MisusedCall, explained
 from lla_jax.core.static import static, takes_exactly
 from lla_jax.core.text import name_of, pm
 
@@ -76,6 +76,14 @@ class Loss:
     per_example: bool = field(default=True, metadata={"static": True})
     filter_axis: FilterAxis | None = field(default=None, metadata={"static": True})
     precision: Literal["float32", "params"] = field(default="float32", metadata={"static": True})
+
+    def __call__(self, *args: Any, **options: Any) -> NoReturn:
+        """Raise the error for a loss that is taken for a function of parameters and batch."""
+        raise MisusedCall(
+            "loss",
+            f"{self!r} is not called itself; its losses of a batch are loss.criterion(loss.apply(params, loss.state, "
+            "batch, False)[0], batch), and lla.evaluate computes their mean at points",
+        )
 
     def __repr__(self) -> str:
         parts = [name_of(self.apply), name_of(self.criterion), "per example" if self.per_example else "per batch"]
@@ -259,6 +267,8 @@ class Landscape:
       recipe: directions, rule, batch_stats policy, data fingerprint, plan, precision, versions; JSON-able.
     """
 
+    _meant: ClassVar[dict[str, str]] = {"plot": "lla.plotting.surface(plane), contour or line", "grid": "coords"}
+
     coords: tuple[np.ndarray, ...]
     values: dict[str, np.ndarray]
     stderr: dict[str, np.ndarray]
@@ -323,6 +333,11 @@ class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
       num: number of independent draws (probes, test vectors) over which the mean is taken.
       recipe: how it was made: steps, probes, scheme, products, whether it converged; JSON-able.
     """
+
+    _meant: ClassVar[dict[str, str]] = {
+        "value": "mean",
+        **dict.fromkeys(("std", "stderr", "error", "standard_error", "se", "uncertainty"), "sem"),
+    }
 
     mean: Any
     sem: Any
@@ -453,6 +468,12 @@ class Spectrum:
       recipe: operator, steps, probes, start distribution, scheme, products; JSON-able.
       state: arrays from which an interrupted computation continues; None in a finished result.
     """
+
+    _meant: ClassVar[dict[str, str]] = {
+        "eigenvalues": "nodes, its Ritz values",
+        "density": "lla.density(spectrum)",
+        "plot": "lla.plotting.spectral_density(spectrum)",
+    }
 
     nodes: np.ndarray
     weights: np.ndarray

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lla_jax.core.arguments import Misuse, check_integer
-from lla_jax.core.signatures import explained
+from lla_jax.core.arguments import Misuse, check_integer, parameters
+from lla_jax.core.signatures import explained, no_such_argument
 from lla_jax.core.types import PyTree
 from lla_jax.execution import devices
 
@@ -64,6 +64,9 @@ def start(
     Raises:
       ValueError: only some of ``coordinator``, ``num`` and ``process`` are given, or a number is out of its range.
     """
+    known = [name for name in parameters(jax.distributed.initialize) if name != "self"]
+    if unknown := [name for name in options if name not in known]:
+        raise no_such_argument(unknown[0], "start", ["coordinator", "num", "process", "heartbeat", *known[3:]])
     given = [x is not None for x in (coordinator, num, process)]
     if any(given) and not all(given):
         raise ValueError(

@@ -125,6 +125,7 @@ def test_a_certificate_fails_where_the_networks_differ(small):
     module, net, x, y = small
     good = lla_torch.certify(module, net, (x, y), torch.nn.CrossEntropyLoss())
     assert good.ok
+    assert good
     quantities = {"outputs", "loss", "gradient", "Hessian product", "statistics", "examples apart"}
     assert {r.quantity.removesuffix(", as run") for r in good.rows} == quantities
     assert "agree to rounding" in str(good)
@@ -133,11 +134,20 @@ def test_a_certificate_fails_where_the_networks_differ(small):
         other.conv.weight[0, 0, 0, 0] += 1e-3
     bad = lla_torch.certify(other, net, (x, y), torch.nn.CrossEntropyLoss())
     assert not bad.ok
+    assert not bad
     assert "DIFFER" in str(bad)
     assert [row.quantity for row in bad.rows] == ["weights"]
     assert "the module holds other weights than the network, in conv.weight: " in str(bad)
     other.load_state_dict(lla_torch.to_state_dict(net))
     assert lla_torch.certify(other, net, (x, y)).ok
+
+
+def test_reprs_are_short(small):
+    _, net, _, _ = small
+    loss = net.loss(torch.nn.CrossEntropyLoss())
+    assert repr(loss).startswith("Loss(torch network (")
+    assert repr(loss).endswith("eval and train), torch CrossEntropyLoss, per example, 3 state arrays)")
+    assert all(len(repr(x)) < 150 for x in (net, net.apply, net.tree_map, net.filter_axis, loss))
 
 
 def test_own_criteria_inputs_and_labels(small):

@@ -100,6 +100,9 @@ class Certificate:
         """Whether every row is within its tolerance."""
         return all(row.ok for row in self.rows)
 
+    def __bool__(self) -> bool:
+        return self.ok
+
     def __str__(self) -> str:
         head = f"{'':28}{'precision':>10}{'error':>10}{'allowed':>10}"
         lines = [
