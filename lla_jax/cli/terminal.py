@@ -6,7 +6,10 @@ This module imports no jax.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import os
+import select
 import sys
 import time
 import warnings
@@ -22,6 +25,34 @@ def print_message(text: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(f"lla-jax: {text}", sys.stderr)  # above a progress bar, if there is one
+
+
+def tolerate_encodings() -> None:
+    """Let characters that the output's encoding lacks be printed as others, instead of an error in every message."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            is_unicode = stream.encoding.lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors="backslashreplace" if is_unicode else "replace")
+
+
+def is_read() -> bool:
+    """Whether somebody reads the output still: not after ``lla-jax ... | head`` has its lines."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # not a file, or no poll on this system
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)
+            if any(event & select.POLLERR for _, event in poll.poll(0)):
+                return False
+    return True
+
+
+def drop_output() -> None:
+    """Send the rest of the output nowhere, so that the interpreter does not complain at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ Every message names the argument, its value, what the argument must be, and a re
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 import warnings
@@ -32,6 +33,10 @@ class Misuse(ValueError):
 
     def __str__(self) -> str:
         return f"{self.argument}: {self.text}"
+
+
+class MissingEntry(Misuse, KeyError, IndexError):
+    """The error for an entry that a result does not have; it is a KeyError and an IndexError, as Python's own, too."""
 
 
 def misuse(name: str, value: Any, rule: str) -> Misuse:
@@ -128,6 +133,24 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def check_functions(argument: str, functions: Any) -> dict[str, Callable[..., Any]]:
+    """Return functions by name as a dict, {} for None, after a check of the names and of the functions.
+
+    Raises:
+      Misuse: no dict, a name that may not be used, or a value that cannot be called.
+    """
+    if functions is not None and not isinstance(functions, Mapping):
+        raise misuse(argument, functions, "a dict, {name: function}, such as {'accuracy': accuracy}")
+    for name, f in (functions or {}).items():
+        if not isinstance(name, str) or not name or name == "loss" or not callable(f):
+            raise Misuse(
+                argument,
+                f"entry {name!r}: {show_value(f)} given; it must be a function under a name other than 'loss', "
+                "such as {'accuracy': accuracy}",
+            )
+    return dict(functions or {})
+
+
 def clamp_count(name: str, value: Any, n: int) -> int:
     """Return the smaller of the value and the number n of parameters, with a warning if the value is larger.
 
@@ -146,11 +169,15 @@ def single_key(key: Any) -> jax.Array:
     Raises:
       Misuse: the value is not one key.
     """
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.prng_key) and dtype == np.uint32 and key.ndim == 1:
-        key, dtype = (wrapped := jax.random.wrap_key_data(key)), wrapped.dtype  # a key of the old kind
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
+    if isinstance(key, np.ndarray | jax.Array) and key.dtype == np.uint32 and key.ndim == 1:  # a key of the old kind
+        with contextlib.suppress(TypeError):  # of another length
+            key = jax.random.wrap_key_data(jnp.asarray(key))
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise misuse("key", key, "one jax.random key, such as jax.random.key(0)")
+    if key.shape:
+        raise misuse(
+            "key", key, "one jax.random key, such as jax.random.key(0), and not an array of them: take keys[0]"
+        )
     return key
 
 

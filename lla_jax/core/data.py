@@ -90,9 +90,7 @@ def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -
             f"the one-shot iterator {type(source).__name__} given, but data are read more than once; pass "
             "the loader itself or a factory, e.g. lla.stream(lambda: make_batches())",
         )
-    if isinstance(source, type):
-        raise misuse("stream", source, f"an object, not its class: lla.stream({source.__name__}(...))")
-    if callable(source) and not isinstance(source, Iterable):
+    if isinstance(source, type) or (callable(source) and not isinstance(source, Iterable)):
         return Stream(_Factory(source))
     _check_source(source)
     return Stream(source)
@@ -198,7 +196,7 @@ def _batch_of(each: Any, number: int) -> Batch:
     try:
         return to_numpy(each)
     except Misuse as error:
-        raise Misuse("data", f"batch {number} of the stream: {error.text}") from error
+        raise Misuse("data", f"{error.text} (batch {number} of the stream)") from error
 
 
 @explained
@@ -435,7 +433,7 @@ def host_batches(data: Batch | Stream, batch_size: int | None) -> Iterator[tuple
             yield batch, offset
             offset += num_examples(batch)
         return
-    for start, size in cuts(num_examples(data), batch_size and check_batch_size(batch_size)):
+    for start, size in cuts(num_examples(data), None if batch_size is None else check_batch_size(batch_size)):
         yield rows_of(data, start, size), start
 
 
@@ -457,6 +455,8 @@ def check_batch_size(batch_size: int) -> int:
 
 def check_extra(extra: Mapping[str, Any] | None) -> dict[str, Any]:
     """The further data sets by name, {} for None; a ValueError unless every name is a non-empty string."""
+    if extra is not None and not isinstance(extra, Mapping):
+        raise misuse("extra_data", extra, "a dict of data sets by name, such as {'test': (x, y)}")
     extra = dict(extra or {})
     for name in extra:
         if not isinstance(name, str) or not name:

@@ -33,12 +33,14 @@ def name_of(f: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A number of seconds as text in a readable unit, such as ``0.83 s``, ``12 s``, ``3 min`` or ``1.5 h``."""
+    """A number of seconds as text in a readable unit: ``0.83 s``, ``3 min``, ``1.5 h``, ``12 days``."""
     if seconds < 90:
         return f"{seconds:.2g} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    if seconds < 5 * 86400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:,.0f} days" if seconds < 5 * 31557600 else f"{seconds / 31557600:,.0f} years"
 
 
 def table(rows: Iterable[Sequence[str]], left: Collection[int] = (0,), indent: int = 0) -> str:

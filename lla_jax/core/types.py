@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol
 import jax
 import numpy as np
 
-from lla_jax.core.arguments import Misuse, check_flag, misuse, show_value
+from lla_jax.core.arguments import MissingEntry, Misuse, check_flag, misuse, show_value
+from lla_jax.core.foreign import advise_params, library_of
 from lla_jax.core.refusals import AS_ARRAY, AS_SEQUENCE, no_array
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import static, takes_exactly
@@ -132,6 +133,22 @@ class Problem:
         parts += [f"{len(self.checkpoints)} checkpoints"] if len(self.checkpoints) else []
         return f"Problem({'; '.join(parts)})"
 
+    def __post_init__(self) -> None:
+        model = isinstance(self.loss, type) or library_of(self.loss) in ("torch", "flax.linen", "flax.nnx")
+        if model or not (callable(self.loss) or isinstance(self.loss, Loss)):
+            rule = "an lla.Loss or a function f(params, batch) -> scalar, first of Problem(loss, params, data)"
+            raise misuse("loss", self.loss, rule)
+        if not jax.tree.leaves(self.params) or library_of(self.params) in ("torch", "flax.linen", "lla_jax"):
+            advice = advise_params(self.params) or "pass the tree of trained parameters"
+            raise misuse("params", self.params, f"a tree of arrays; {advice}")
+        for name in ("metrics", "extra_data"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, {})
+            elif not isinstance(getattr(self, name), Mapping):
+                raise misuse(name, getattr(self, name), f"a dict by name, such as {name}={{'test': ...}}")
+        if not isinstance(self.checkpoints, list | tuple):
+            raise misuse("checkpoints", self.checkpoints, "a list of parameter trees, such as [early, late]")
+
 
 @explained
 @no_array(
@@ -153,10 +170,17 @@ class Directions:
     tree: PyTree
     recipe: Recipe
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.recipe, Mapping):
+            raise misuse("recipe", self.recipe, "a dict, such as {}; of trees make directions by lla.directions.given")
+
     @property
     def num(self) -> int:
         """Number of directions k."""
-        return int(jax.tree.leaves(self.tree)[0].shape[0])
+        leaves = jax.tree.leaves(self.tree)
+        if not leaves:
+            raise Misuse("directions", "have no leaves; make them by lla.directions.given(*trees) or .random")
+        return int(leaves[0].shape[0])
 
     def __repr__(self) -> str:
         size = sum(leaf[0].size for leaf in jax.tree.leaves(self.tree))
@@ -198,10 +222,10 @@ def _describe_arrays(tree: PyTree) -> str:
 
 
 def _pick(index: Any, num: int, what: str) -> np.ndarray:
-    """The chosen ones of ``num`` indices, as an array; an IndexError, which also ends a loop, where there are none."""
+    """The chosen ones of ``num`` indices, as an array; an IndexError, which also ends a loop, if there are none."""
     try:
         picked = np.atleast_1d(np.arange(num)[index])
-        if picked.ndim == 1:
+        if picked.ndim == 1 and picked.size:
             return picked
     except (IndexError, TypeError, ValueError):
         pass
@@ -248,6 +272,29 @@ class Landscape:
         ]
         return f"Landscape({' x '.join(map(str, self.shape))} {kind}, {', '.join(ranges)})"
 
+    def __post_init__(self) -> None:
+        for argument, each in (("values", self.values), ("stderr", self.stderr)):
+            if not isinstance(each, Mapping):
+                raise misuse(argument, each, f"a dict of arrays by name, such as {{'loss': {argument}}}")
+        shape = tuple(np.shape(c) for c in self.coords) if isinstance(self.coords, tuple | list | np.ndarray) else ((),)
+        if any(len(each) != 1 for each in shape):
+            raise Misuse("coords", f"axes of shapes {shape} given; pass one 1-D array of coordinates per axis")
+        for argument in ("values", "stderr"):
+            for name, each in getattr(self, argument).items():
+                if np.shape(each) != self.shape:
+                    raise Misuse(
+                        argument,
+                        f"{name!r} has shape {np.shape(each)}, and the coords {self.shape}; pass one value per point",
+                    )
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The values of this name: ``plane["loss"]`` is ``plane.values["loss"]``."""
+        if not isinstance(name, str):
+            raise misuse("name", name, f"the name of a value: {', '.join(self.values)}; of points index plane['loss']")
+        if name not in self.values:
+            raise MissingEntry("name", f"{name!r} given; the landscape has the values {', '.join(self.values)}")
+        return self.values[name]
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Points per axis (n1, ..., nk)."""
@@ -288,7 +335,8 @@ class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
             size, sem = (recipe.get(name) for name in ("norm", "norm_sem"))
             norm = f", norm {pm(size, sem, 6)}" if isinstance(size, float) and isinstance(sem, float) else ""
             return f"Estimate(of {len(jax.tree.leaves(self.mean))} arrays{norm}, num={self.num})"
-        return f"Estimate({pm(float(self.mean), self.sem, 6)}, num={self.num})"
+        unknown = ", no error from one draw" if self.num == 1 and np.isnan(self.sem) else ""
+        return f"Estimate({pm(float(self.mean), self.sem, 6)}{unknown}, num={self.num})"
 
     def __float__(self) -> float:
         if isinstance(self.mean, float | int | np.number) or getattr(self.mean, "shape", None) == ():

@@ -364,7 +364,8 @@ def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3)
       ``Extremes``, of the steps before a product that is not finite; all NaN where the first is not.
     """
     check_operator(H)
-    steps = arguments.check_integer("steps", steps, remedy="such as 30")
+    steps = min(arguments.check_integer("steps", steps, remedy="such as 30"), H.space.size)
+    _lanczos.check_room(H, "steps", steps)
 
     def compute(unit: Unit) -> Extremes:
         ends = Extremes(np.nan, np.nan, np.nan, 0)

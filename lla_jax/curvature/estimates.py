@@ -33,6 +33,7 @@ from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
 log = logging.getLogger("lla_jax")
 
 LEAST_DRAWS = 2 * AT_ONCE  # for a standard error to be believed; of fewer, one in forty is half the true one or less
+NEAR_ZERO = 2.0  # standard errors: a value within them may be zero
 MEMORY_FRACTION = 0.25  # of the free memory, which the basis of a sketch may take
 PRODUCTS_EACH = {"hutchinson": 1, "hutch++": 3, "xtrace": 2}
 
@@ -248,11 +249,15 @@ def _estimate(
     rounding = 100 * float(jnp.finfo(unit.H.dtype).eps) if sketch else -1.0
 
     def take(unit: Unit) -> Round:
+        early = not sketch and rtol > 0 and max_products > 2 * LEAST_DRAWS
         for now in rounds(unit):
             if progress is not None:
                 progress(now.products, None)
             if now.trouble or _is_precise(now, rtol, rounding):
                 break
+            if early and now.num >= LEAST_DRAWS:
+                _warn_early(recipe, now, rtol, max_products)
+                early = False
         return now.times(unit.size)
 
     now = adapt(unit, key, take)
@@ -283,9 +288,37 @@ def _shortfall(recipe: dict[str, Any], now: Round, rtol: float) -> str:
         text = "too few draws to believe their standard error"
         return f"{result}: {text}; raise max_products (at least {LEAST_DRAWS} draws)"
     request = f"{result}, and rtol={rtol:g} asks for a standard error of {rtol * abs(now.mean):.2g}"
-    if rtol > 0 and now.mean and now.sem < math.inf and recipe.get("method", "hutchinson") == "hutchinson":
-        return f"{request}; about {now.num * (now.sem / (rtol * now.mean)) ** 2:.2g} products would do (max_products)"
+    if now.num == 1:
+        most = LEAST_DRAWS * PRODUCTS_EACH.get(recipe.get("method", "hutchinson"), 1)
+        return f"{request}; one draw has no error: raise max_products, to {most} for {LEAST_DRAWS} draws"
+    if rtol == 0:
+        return f"{request}, which only an exact number has; this is the error after all of max_products"
+    if now.num >= LEAST_DRAWS and abs(now.mean) <= NEAR_ZERO * now.sem:
+        text = "the value may be zero, and no number of products makes an error small beside zero"
+        return f"{request}; {text}: take it with this error, or halve the error with 4 times max_products"
+    if recipe.get("method", "hutchinson") == "hutchinson" and 0 < now.sem < math.inf:
+        return f"{request}; about {_draws_needed(now, rtol):.2g} products would do (max_products), or a larger rtol"
     return f"{request}; raise max_products or rtol"
+
+
+def _draws_needed(now: Round, rtol: float) -> float:
+    """The number of independent draws after which the standard error is rtol |mean|."""
+    return now.num * (now.sem / (rtol * abs(now.mean))) ** 2
+
+
+def _warn_early(recipe: dict[str, Any], now: Round, rtol: float, max_products: int) -> None:
+    """Say how many products ``rtol`` takes, if they are more than twice as many as are allowed."""
+    # the noise of a tree's entries adds to its norm
+    own = now if now.value is None else now._replace(mean=math.sqrt(max(now.mean**2 - now.sem**2, 0.0)))
+    needed = _draws_needed(own, rtol) if own.mean else math.inf
+    if needed > 2 * max_products:
+        reached = rtol * math.sqrt(needed / max_products)
+        about = f"about {needed:.2g} products" if needed < 1e6 else "more than a million products"
+        left = f"an error of about {reached:.0%} will be left" if reached < 1 else "the error will exceed the value"
+        warn_caller(
+            f"{recipe['kind']}: after {now.num} draws, rtol={rtol:g} seems to need {about}; after "
+            f"max_products={max_products} {left}. Raise rtol for fewer products, or max_products for a smaller error"
+        )
 
 
 # --- probes

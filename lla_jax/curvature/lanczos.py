@@ -457,6 +457,7 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     key = arguments.single_key(key)
     check_start(start)
     steps = clamp_count("steps", steps, H.shape[0])
+    check_room(H, "steps", steps)
 
     def compute(unit: Unit) -> Lanczos:
         basis = begin(random(H, key, 0, start), rows=steps + 1, shards=H.space.shards)
@@ -493,6 +494,22 @@ def bytes_needed(
     growing = grown_from + work // 2 if grown_from else 0
     fixed = FIXED_BYTES if jax.default_backend() == "cpu" else 0
     return nbytes * rows * group + max(nbytes * max(work, growing) + fixed, nbytes * kept + fixed // 2)
+
+
+def check_room(H: Operator, name: str, rows: int, remedy: str = "") -> None:
+    """Refuse so many steps that their vectors do not fit into the free memory.
+
+    Args:
+      H: the operator.
+      name: the argument's name.
+      rows: the number of steps, each of which keeps a vector.
+      remedy: words about another way.
+    """
+    nbytes, free = H.memory()
+    if nbytes * rows > free:
+        needed, left = f"{nbytes * rows / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB are free"
+        text = f"{rows} given, whose vectors take {needed}, and {left}"
+        raise arguments.Misuse(name, f"{text}; it must be at most {free // nbytes}: take fewer{remedy}")
 
 
 def rounding(H: Operator, times: float) -> float:

@@ -14,9 +14,9 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.arguments import Misuse, misuse, single_key
 from lla_jax.core.signatures import explained
-from lla_jax.core.types import PyTree, Recipe
+from lla_jax.core.types import Loss, PyTree, Recipe
 from lla_jax.curvature import products, units
 from lla_jax.curvature.algebra import Algebra
 from lla_jax.curvature.products import Multiplier
@@ -92,7 +92,7 @@ class Operator(Algebra):
         All entries are one flat draw; for parameters that are sharded over devices, each leaf is a draw. Masked entries
         are 0. Pure.
         """
-        return self.space.random(key, distribution)
+        return self.space.random(single_key(key), distribution)
 
     @abc.abstractmethod
     def mv(self, v: PyTree) -> PyTree:
@@ -400,11 +400,44 @@ def _symmetry(H: Operator, key: jax.Array) -> list[float]:
     return [float(x) for x in _symmetry_terms(u, v, of_u, of_v)]
 
 
-def check_operator(H: Any) -> None:
-    """Refuse an ``H`` that is no operator."""
+def check_operator(H: Any, name: str = "H") -> None:
+    """Refuse an ``H`` that is no operator; the message says how to make one of the value.
+
+    Args:
+      H: the value given.
+      name: the argument's name.
+    """
     if not isinstance(H, Operator):
-        remedy = "lla.operators.given(product, like) for one of your own"
-        raise misuse("H", H, f"an operator: lla.hessian(loss, params, data), or {remedy}")
+        raise misuse(name, H, f"an operator: {_as_operator(H)}")
+    if not H.space.size:
+        raise Misuse(name, f"{H!r} acts on no parameters; it must act on some: pass params with entries")
+
+
+def _as_operator(H: Any) -> str:
+    """How to make an operator of a matrix, a product or the parts of a problem."""
+    made, kind = "lla.hessian(loss, params, data)", type(H).__module__.partition(".")[0]
+    if isinstance(H, jax.Array) and jnp.issubdtype(H.dtype, jax.dtypes.prng_key):
+        return f"{made}, and the key after it; were the two swapped?"
+    if isinstance(H, Loss):
+        return f"{made} of this loss"
+    if kind == "torch" and hasattr(H, "detach"):
+        H, kind, matrix = np.empty(tuple(H.shape)), "numpy", "A.numpy()"
+    else:
+        matrix = "A"
+    square = len(np.shape(H)) == 2 and np.shape(H)[0] == np.shape(H)[1] if hasattr(H, "shape") else False
+    if square and (hasattr(H, "matvec") or kind == "scipy"):
+        n = np.shape(H)[0]
+        return f"lla.operators.given(lambda v: A @ np.asarray(v), jnp.zeros({n}), traceable=False) for this matrix A"
+    if square:
+        return f"lla.operators.given(lambda v, A: A @ v, jnp.zeros({np.shape(H)[0]}), {matrix}) for this matrix A"
+    if isinstance(H, list | tuple):
+        return f"{made}; a matrix as numpy array A, in lla.operators.given(lambda v, A: A @ v, jnp.zeros(len(A)), A)"
+    if callable(H):
+        return (
+            f"{made} for a loss; lla.operators.given(product, like) for a product v -> A v, with like=params, or "
+            "jnp.zeros(n), whose structure its vectors have"
+        )
+    return f"{made}, or lla.operators.given(product, like) for one of your own"
 
 
 def no_finite_product(trouble: object) -> Misuse:

@@ -30,6 +30,8 @@ from lla_jax.execution.progress import AskedProgress, takes_progress
 log = logging.getLogger("lla_jax")
 
 MEMORY_FRACTION = 0.25  # of the free memory, which the bases of the probes may take
+MOST_NODES = 10**8  # of all probes, whose table takes 16 bytes for each
+MOST_POINTS = 10**7  # of a density
 AT_ONCE = 16  # probes at once: more gain nothing
 CLOSE = 32.0  # nodes nearer than this times eps max|node| count as one: the products are no better than that
 SPENT = 100.0  # times eps max|node|: a remainder below it adds nothing to a sequence
@@ -123,6 +125,9 @@ def spectrum(
     arguments.check_choice("scheme", scheme, ("full", "lla"))
     n = H.shape[0]
     steps = arguments.clamp_count("steps", steps, n)
+    if probes * steps > MOST_NODES:
+        text = f"{probes} given, with {steps} steps each"
+        raise arguments.Misuse("probes", f"{text}; it must be at most {MOST_NODES // steps}, such as 4: take fewer")
     recipe = {
         "kind": "spectrum",
         "operator": dict(H.recipe),
@@ -190,11 +195,7 @@ def _group(H: Operator, steps: int, probes: int, scheme: str) -> int:
     """The number of probes computed at once: a divisor of all, so that one shape compiles."""
     nbytes, free = H.memory()
     each = nbytes * _rows(steps, scheme)
-    if each > free:
-        needed, left = f"{each / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB are free"
-        rule = f"it must be at most {free // nbytes}"
-        remedy = f'take fewer, or scheme="lla", which keeps {WINDOW} vectors'
-        raise arguments.Misuse("steps", f"{steps} given, whose vectors take {needed}, and {left}; {rule}: {remedy}")
+    _lanczos.check_room(H, "steps", _rows(steps, scheme), f', or scheme="lla", which keeps {WINDOW} vectors')
     room = min(AT_ONCE, max(1, int(MEMORY_FRACTION * free) // each)) if H.on_device else 1
     group = max(g for g in range(1, probes + 1) if probes % g == 0 and g <= room)
     return group
@@ -408,7 +409,7 @@ def density(
     """
     if not isinstance(spec, Spectrum) or not spec.nodes.size:
         raise arguments.misuse("spec", spec, "the result of lla.spectrum(H, key), with at least one probe")
-    arguments.check_integer("points", points, least=2, remedy="such as 1000")
+    arguments.check_integer("points", points, least=2, most=MOST_POINTS, remedy="such as 1000")
     arguments.check_number("width", width, remedy="relative to the range of the nodes, such as 0.01")
     arguments.check_choice("scale", scale, ("linear", "symlog"))
     if scale == "linear" and threshold is not None:

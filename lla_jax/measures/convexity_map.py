@@ -64,7 +64,8 @@ def convexity(
       steps: Lanczos steps per point at most; a step takes a Hessian product.
       batch_size: as for ``hessian``.
       execution: as for ``hessian``, except that every process computes for itself.
-      progress: True for a bar, or a function called as ``progress(done, total)`` in products, ``steps`` per point, after every point.
+      progress: True for a bar, or a function called as ``progress(done, total)`` in products, ``steps`` per point,
+        after every point.
       on_partial: called with the finished points (the eigenvalues of others NaN, ``recipe["complete"]`` False) if the
         computation is interrupted or fails; the exception is then raised again.
       resume: a partial landscape that ``on_partial`` was called with, of the same call. The computation continues from

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import arguments, recipes, text
+from lla_jax.core import arguments, called, recipes, text, tries
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
 from lla_jax.core.signatures import explained
@@ -99,7 +99,8 @@ def per_layer(
         of the total. By default a block is a module, the leaves with one parent; a leaf at the root is its own block.
       select: the leaves that belong to blocks, as for ``hessian``; the others are left out as with ``groups``.
       batch_stats: as for ``hessian``.
-      progress: True for a bar, or a function ``progress(done, total)``, called in products; ``total`` is None while traces are estimated.
+      progress: True for a bar, or a function ``progress(done, total)``, called in products; ``total`` is None
+        while traces are estimated.
       execution: as for ``hessian``.
 
     Returns:
@@ -162,7 +163,7 @@ def table(rows: Sequence[Layer]) -> str:
     """The rows of ``per_layer`` as text with aligned columns; below them the total trace and the products used."""
     given, rows = rows, tuple(rows) if isinstance(rows, Sequence) else ()
     if not rows or not all(isinstance(row, Layer) for row in rows):
-        raise misuse("rows", given, "the rows that lla.per_layer returned, one at least")
+        raise misuse("rows", given, "the rows that lla.per_layer(loss, params, data, key) returned, one at least")
     total = rows[0].trace.recipe["total"]
     body = [("module", "size", "trace", "share", "lambda_max", "lambda_min", "residual")]
     for row in rows:
@@ -203,7 +204,10 @@ def _names(params: PyTree, groups: Any, chosen: Sequence[bool]) -> list[str | No
     if not callable(groups):
         remedy = 'such as lambda path: path.split("/")[0]'
         raise misuse("groups", groups, f"None, or a function from a path to the name of a block, {remedy}")
-    names = [groups(path) if yes else None for path, yes in zip(paths, chosen)]
+    names = []
+    for path, yes in zip(paths, chosen):
+        with called.explain(groups, "the function", "groups(path)", {"path": path}, _slip_of_groups, "groups"):
+            names.append(groups(path) if yes else None)
     for path, name in zip(paths, names, strict=True):
         if name is not None and (not isinstance(name, str) or not name):
             text = f"gave {name!r} for {path!r}"
@@ -212,6 +216,10 @@ def _names(params: PyTree, groups: Any, chosen: Sequence[bool]) -> list[str | No
         text = f"leaves everything out; it must give a name for at least one leaf of {', '.join(paths)}"
         raise Misuse("groups", f"{text}: give names to some, or pass None")
     return names
+
+
+def _slip_of_groups(groups: Any, given: Any) -> tries.Found:
+    return tries.Found("groups", 'It must take a path, a string such as "layers/0/kernel", and return a name or None')
 
 
 # --- traces

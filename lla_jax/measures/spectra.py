@@ -374,6 +374,11 @@ def _with_errors(
 ) -> Estimate:
     resolved = bool(WITHIN * systematic <= RESOLVED * abs(mean)) if math.isfinite(systematic) else False
     recipe |= {"statistical": statistical, "systematic": systematic, "resolved": resolved}
+    if spec.probes == 1 and math.isnan(statistical) and not math.isnan(mean) and "n" in spec.recipe:
+        remedy = "take spectrum(H, key, probes=4), or definition='pooled', whose error one probe has"
+        warn_caller(
+            f"{recipe['kind']}: no error of {mean:.4g}, since its only source is the scatter of probes; {remedy}"
+        )
     return Estimate(mean, statistical + systematic, spec.probes, recipe)
 
 

@@ -328,7 +328,9 @@ def _contradiction(x: Any) -> str:
         parts = [jax.tree.leaves(part) for part in (x.mean, x.sem)]
         of_mean, of_sem = ([np.shape(leaf) for leaf in part] for part in parts)
         if of_mean != of_sem or not of_mean or not _are_real(*parts[0], *parts[1]):
-            return f"has a mean and a standard error of shapes {of_mean} and {of_sem} that do not fit, or are no real numbers"
+            return (
+                f"has a mean and standard errors of shapes {of_mean} and {of_sem} that do not fit, or no real numbers"
+            )
         return "" if is_integer(x.num) and 0 <= x.num < 2**63 else f"has {show_value(x.num)} draws"
     if not is_integer(x.products) or not 0 <= x.products < 2**63:
         return f"has used {show_value(x.products)} products"

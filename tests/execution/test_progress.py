@@ -72,11 +72,9 @@ def test_seconds_that_are_none_are_refused(every):
 
 
 def test_true_is_a_bar_and_false_is_none(axes, capsys):
-    line = (
-        lambda asked: lla.evaluate(  # noqa: E731
-            mlp_loss(), params(), DATA, axes[:1], lla.grid(points=3, dims=1), execution=FIXED, progress=asked
-        )
-    )
+    def line(asked):
+        lla.evaluate(mlp_loss(), params(), DATA, axes[:1], lla.grid(points=3, dims=1), execution=FIXED, progress=asked)
+
     line(True)
     assert "evaluate: 100%" in capsys.readouterr().err.split("\r")[-1]
     line(False)
