@@ -213,7 +213,8 @@ def losses(
     loss, params = precision.at_least_single(_losses.as_loss(loss), params)
     directions = directions.tree if isinstance(directions, Directions) else directions
     if isinstance(coords, tuple):  # a grid, one array for each axis
-        rule = "an array of shape (C, k), one row per point; of a grid: np.stack(np.meshgrid(*grid, indexing="ij"), -1).reshape(-1, k)"
+        points = "np.stack(np.meshgrid(*grid, indexing='ij'), -1).reshape(-1, len(grid))"
+        rule = f"an array of shape (C, k), one row per point; of a grid: {points}"
         raise misuse("coords", coords, rule)
     coords, share = jnp.asarray(coords), check_flag("share", share)
     check_choice("loop", loop, ("map", "vmap"))
