@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from lla_jax.core.notebooks import in_notebook
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 Progress = Callable[[float, float | None], None]
 """``progress(done, total)``, called during a computation; the total is None where it is unknown."""
@@ -78,8 +80,8 @@ def bar(label: str, unit: str = "points") -> Iterator[Progress]:
     """
     from tqdm import tqdm
 
-    # in a file that no one watches, a line now and then is enough
-    every = 0.2 if sys.stderr.isatty() else 10.0
+    # a notebook keeps every state of a bar; in a file that no one watches, a line now and then is enough
+    every = 0.2 if sys.stderr.isatty() else 1.0 if in_notebook() else 10.0
     with tqdm(desc=label, unit=f" {unit}", mininterval=every, bar_format=_OPEN, dynamic_ncols=True) as shown:
 
         def progress(done: float, total: float | None) -> None:

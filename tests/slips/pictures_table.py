@@ -275,6 +275,11 @@ def a_surface_of_two_values() -> None:
     plotting.surface(PLANE, ["loss", "accuracy"])
 
 
+@slip("value", "panels or contour with {name: landscape}")
+def a_contour_of_two_landscapes() -> None:
+    plotting.contour(PLANE, PLANE)
+
+
 @slip("value", "None given", "'loss', 'accuracy'")
 def a_line_of_no_value() -> None:
     plotting.line(LINE, None)

@@ -111,7 +111,9 @@ def spectral_density(
     canvas.set_ylim(bottom * (bottom / top) ** (strip * len(curves)), top)  # the ticks have a strip of their own
     canvas.yaxis.set_major_locator(LogLocator(numticks=7))
     canvas.yaxis.set_minor_formatter(NullFormatter())
-    canvas.set_xlim(min(c.density.x[0] for c in curves), max(c.density.x[-1] for c in curves))
+    left, right = min(c.density.x[0] for c in curves), max(c.density.x[-1] for c in curves)
+    room = 0.03 * (right - left) if len(curves) > 1 and not log_x else 0.0  # narrow curves end close to their ticks
+    canvas.set_xlim(left - room, right + room)
     below = f" (linear below {curves[0].density.threshold:.2g})" if log_x else ""
     canvas.set_xlabel(rf"{_matrix(curves[0].spec.recipe)}eigenvalue $\lambda$" + below, fontsize=style.SIZE)
     canvas.set_ylabel(

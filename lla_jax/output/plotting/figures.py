@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import matplotlib
 from matplotlib import figure as _figure
 
 from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.notebooks import in_notebook
 
 DPI = 300
 ON_SCREEN = 144  # pixels per inch in a notebook: one column of 3.5 in has 504, and letters of 7 points can be read
@@ -55,7 +55,7 @@ class Figure(_figure.Figure):
         Raises:
           ValueError: there is neither a notebook nor a window.
         """
-        if _in_notebook():
+        if in_notebook():
             from IPython.display import display
 
             display(self)
@@ -96,13 +96,6 @@ def _check_file(fname: Any, kind: Any, known: Any) -> None:
         raise misuse("fname", str(fname), f"a file, and this is a folder; such as {path / 'picture.png'}")
     if not path.parent.is_dir():
         raise misuse("fname", str(fname), f"in a folder that exists; make {str(path.parent)!r}, or take another")
-
-
-def _in_notebook() -> bool:
-    """Whether this runs in a kernel of Jupyter, which displays pictures."""
-    ipython = sys.modules.get("IPython")  # never imported only to ask
-    shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
 
 
 def _manage(fig: Figure) -> None:

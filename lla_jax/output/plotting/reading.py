@@ -195,7 +195,10 @@ def read(
         raise Misuse(
             argument, f"{show_value(landscape)} given; {function} draws {axes}, and this has {landscape.dims}, {use}"
         )
-    check_choice("value", value, landscape.values, "the names of this landscape's values")
+    names = "the names of this landscape's values"
+    if isinstance(value, Landscape):
+        names += "; several landscapes are drawn by panels or contour with {name: landscape}"
+    check_choice("value", value, landscape.values, names)
     z = _real(landscape.values[value], f"{argument}.values[{value!r}]")
     if z.shape != landscape.shape:
         raise Misuse(
@@ -224,7 +227,7 @@ def _real(values: Any, name: str) -> np.ndarray:
         z = np.asarray(values)
         if not np.iscomplexobj(z):
             return z.astype(float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise misuse(name, values, "an array of real numbers, one for each point") from error
     raise misuse(name, z, "real; draw abs(values) or values.real")
 

@@ -69,6 +69,8 @@ def test_a_notebook_runs_and_shows_figures_and_results():
         "fig.show()",
         "plotting.line(landscape);",
         "%matplotlib inline\nfig",
+        "from lla_jax.execution.progress import bar\n"
+        "with bar('plane') as progress:\n    [progress(k + 1, 10**5) for k in range(10**5)]",
     ]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     env = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
@@ -79,6 +81,10 @@ def test_a_notebook_runs_and_shows_figures_and_results():
         (picture,) = shown  # once
         assert "image/png" in picture.data
     assert not outputs[3]
+    assert {output.name for output in outputs[5]} == {"stderr"}
+    shown = "".join(output.text for output in outputs[5])
+    assert "100000/100000 points" in shown
+    assert len(shown) < 3000  # a bar that is drawn about once a second
 
 
 def test_files_of_all_kinds_are_written(tmp_path):
