@@ -91,7 +91,7 @@ def check(argv: Sequence[str]) -> None:
       argv: the arguments after the program's name, from ``complete``.
     """
     command = argv[0]
-    if command in ("-h", "--help", "--version"):
+    if not {"-h", "--help", "--version"}.isdisjoint([command, *(argv if command in COMMANDS else ())]):
         return
     if command not in COMMANDS:
         raise Mistake(_unknown_command(argv))
@@ -130,8 +130,6 @@ def _check_words(command: str, words: Sequence[str]) -> None:
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        if word in ("-h", "--help"):
-            return
         if _is_option(word):
             name, equals, value = word.partition("=")
             key = name.lstrip("-").replace("-", "_")
