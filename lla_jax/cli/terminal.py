@@ -17,9 +17,7 @@ from collections.abc import Iterator
 
 from lla_jax.core.text import duration
 from lla_jax.execution.progress import Progress
-
-_FORMAT = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}, {remaining} left]"
-_OPEN = "{desc}: {n_fmt}{unit} [{elapsed}]"  # while the total is not known
+from lla_jax.execution.progress import bar as progress_bar
 
 
 def print_message(text: str) -> None:
@@ -66,18 +64,13 @@ def bar(label: str, unit: str = "points", estimate: bool = False) -> Iterator[Pr
       unit: of the numbers ``done`` and ``total``.
       estimate: also announce the expected time, once, if more than ten seconds are left.
     """
-    from tqdm import tqdm
-
-    # in a file that no one watches, a line now and then is enough
-    every = 0.2 if sys.stderr.isatty() else 10.0
     began: tuple[float, float] | None = None
     announced = not estimate
-    with tqdm(desc=label, unit=f" {unit}", mininterval=every, bar_format=_OPEN, dynamic_ncols=True) as shown:
+    with progress_bar(label, unit) as show:
 
         def progress(done: float, total: float | None) -> None:
             nonlocal began, announced
-            shown.total, shown.bar_format = total, _FORMAT if total else _OPEN
-            shown.update(round(done) - shown.n)
+            show(done, total)
             if announced or not total:
                 return
             now = time.monotonic()
@@ -92,8 +85,6 @@ def bar(label: str, unit: str = "points", estimate: bool = False) -> Iterator[Pr
                     print_message(f"expected time: about {duration(left)} for the other {total - done:.0f} {unit}")
 
         yield progress
-        if shown.total:  # fewer were needed than announced
-            shown.total = shown.n
 
 
 @contextlib.contextmanager

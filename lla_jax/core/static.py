@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import inspect
 import sys
 import sysconfig
 import types
@@ -17,6 +18,8 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+
+from lla_jax.core.text import name_of
 
 _LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
@@ -48,12 +51,21 @@ class Static:
         return (Static, (self.f,))  # identities hold for this process only
 
     def __repr__(self) -> str:
-        return f"Static({self.f!r})"
+        return name_of(self.f)
 
 
 def static(f: Any) -> Any:
     """Wrap a plain function or partial as ``Static``; return anything else (with an equality of its own) as it is."""
     return Static(f) if isinstance(f, types.FunctionType | functools.partial) else f
+
+
+def takes_exactly(f: Any, count: int) -> bool:
+    """Whether a plain function, perhaps wrapped, takes this number of positional arguments and no other."""
+    f = f.f if isinstance(f, Static) else f
+    if not isinstance(f, types.FunctionType):
+        return False
+    code, no_defaults = f.__code__, not f.__defaults__
+    return no_defaults and code.co_argcount == count and not code.co_flags & inspect.CO_VARARGS
 
 
 class _ByIdentity:
@@ -91,6 +103,8 @@ def identity(value: Any, outer: tuple[Any, ...] = (), names: Sequence[str] = ())
         return (functools.partial, *(identity(part, outer) for part in parts))
     if isinstance(value, types.ModuleType):
         return _identity_of_module(value, names)
+    if isinstance(value, types.FunctionType) and hasattr(value, "__explained__"):
+        return identity(value.__explained__, outer)
     if isinstance(value, types.FunctionType) and not _is_library(value.__module__):
         return _identity_of_function(value, outer)
     if isinstance(value, types.FunctionType | type) and _is_library(value.__module__):
