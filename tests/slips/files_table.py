@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -488,3 +490,17 @@ def a_store_without_a_name() -> None:
         lla.grid(points=2, dims=1),
         store="",
     )
+
+
+@slip("resume: its state is damaged", "start anew without resume")
+def a_partial_result_whose_state_is_damaged() -> None:
+    kept: list[lla.Spectrum] = []
+    H = lla.hessian(lambda p, b: ((b @ p["w"]) ** 2).mean(), PARAMS, np.eye(3, dtype=np.float32))
+
+    def interrupt(done: float, total: float | None) -> None:
+        if done >= 1:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        lla.spectrum(H, jax.random.key(0), steps=2, probes=2, progress=interrupt, on_partial=kept.append)
+    lla.spectrum(H, jax.random.key(0), steps=2, probes=2, resume=replace(kept[0], state={"done": np.zeros(3)}))

@@ -26,7 +26,7 @@ import numpy as np
 
 from lla_jax.core import files as _files
 from lla_jax.core import recipes
-from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Landscape
 from lla_jax.landscape.grids import SNAP
 from lla_jax.landscape.means import Means
