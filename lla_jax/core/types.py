@@ -222,10 +222,10 @@ def _describe_arrays(tree: PyTree) -> str:
 
 
 def _pick(index: Any, num: int, what: str) -> np.ndarray:
-    """The chosen ones of ``num`` indices, as an array; an IndexError, which also ends a loop, where there are none."""
+    """The chosen ones of ``num`` indices, as an array; an IndexError, which also ends a loop, if there are none."""
     try:
         picked = np.atleast_1d(np.arange(num)[index])
-        if picked.ndim == 1:
+        if picked.ndim == 1 and picked.size:
             return picked
     except (IndexError, TypeError, ValueError):
         pass

@@ -212,6 +212,10 @@ def losses(
         _tree.check_real(params)
     loss, params = precision.at_least_single(_losses.as_loss(loss), params)
     directions = directions.tree if isinstance(directions, Directions) else directions
+    if isinstance(coords, tuple):  # a grid, one array for each axis
+        points = "np.stack(np.meshgrid(*grid, indexing='ij'), -1).reshape(-1, len(grid))"
+        rule = f"an array of shape (C, k), one row per point; of a grid: {points}"
+        raise misuse("coords", coords, rule)
     coords, share = jnp.asarray(coords), check_flag("share", share)
     check_choice("loop", loop, ("map", "vmap"))
     if isinstance(data, _data.Stream):

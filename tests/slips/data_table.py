@@ -254,7 +254,7 @@ def a_flax_module_as_loss() -> None:
     hessian(nn.Dense(2))
 
 
-@slip('variables["params"]')
+@slip("variables['params']")
 def all_variables_as_params() -> None:
     module = nn.Dense(2)
     variables = module.init(jax.random.key(0), X)
@@ -570,7 +570,7 @@ def labels_as_strings() -> None:
     hessian(of(), (X, np.array(["cat", "dog"])[Y]))
 
 
-@slip("extra_data: ", '{"test": (inputs, labels)}')
+@slip("extra_data: ", "{'test': (x, y)}")
 def a_data_set_in_place_of_named_ones() -> None:
     evaluate(of(), extra_data=(X, Y))
 

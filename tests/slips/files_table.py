@@ -162,7 +162,7 @@ def a_description_that_is_nested() -> None:
     load(arrays={"value0": b"\x93NUMPY\x01\x00" + struct.pack("<H", 9000) + b"(" * 9000})
 
 
-@slip("result.npz", "has shape (4,), and the coords (3,)")
+@slip("shape (4,), and the coords (3,)")
 def shapes_that_disagree() -> None:
     load(arrays={"value0": np.ones(4)})
 
@@ -318,7 +318,7 @@ def saving_into_a_file() -> None:
         lla.save(PLANE, inside / "file" / "plane.npz")
 
 
-@slip("a Landscape as path", "swap them")
+@slip("a Landscape as path; swap them")
 def path_and_result_swapped() -> None:
     lla.save("plane.npz", PLANE)  # type: ignore[arg-type]
 

@@ -579,17 +579,17 @@ def rebuild_of_a_landscape() -> None:
     lla.directions.rebuild({"directions": {}}, PARAMS)
 
 
-@slip("axes", "[5]", "0 to 1")
+@slip("index: 5", "-2 to 1")
 def a_direction_that_does_not_exist() -> None:
     AXES[5]
 
 
-@slip("axes", "'random 1'")
+@slip("index: 'random 1'", "-2 to 1")
 def a_direction_by_its_name() -> None:
     AXES["random 1"]
 
 
-@slip("axes", "0 to 1")
+@slip("index: slice(5", "-2 to 1")
 def an_empty_choice_of_directions() -> None:
     AXES[5:]
 

@@ -340,7 +340,7 @@ def a_recipe_with_other_marks() -> None:
     plotting.contour(lla.Landscape((A, B), PLANE.values, {}, {"directions": {"marks": {"start": (0, 0)}}}))
 
 
-@slip("landscape", "(4, 5)", "(5, 4)")
+@slip("values", "(4, 5)", "(5, 4)")
 def a_surface_of_transposed_values() -> None:
     plotting.surface(landscape(A, B, loss=np.ones((4, 5))))
 
