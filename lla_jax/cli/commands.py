@@ -22,7 +22,6 @@ from lla_jax.cli.options import (
     Mistake,
     PlotOptions,
     StatusOptions,
-    mistake,
 )
 
 COMMANDS: dict[str, type] = {
@@ -33,6 +32,14 @@ COMMANDS: dict[str, type] = {
     "status": StatusOptions,
     "plot": PlotOptions,
 }
+EXAMPLES = {
+    "landscape": "lla-jax landscape --problem MODULE:FUNCTION, such as --problem lla_jax.demo:problem",
+    "hessian": "lla-jax hessian --problem MODULE:FUNCTION, such as --problem lla_jax.demo:problem",
+    "merge": "lla-jax merge FOLDER, such as lla-jax merge run",
+    "status": "lla-jax status FOLDER, such as lla-jax status run",
+    "plot": "lla-jax plot FILE, such as lla-jax plot run/landscape.npz",
+}
+ALIKE = 0.7  # from this ratio on, one word may be meant for another
 _NUMBER = re.compile(r"-([\d.]|inf|nan)", re.IGNORECASE)
 _RULES: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("an integer", int),
@@ -84,7 +91,7 @@ def check(argv: Sequence[str]) -> None:
       argv: the arguments after the program's name, from ``complete``.
     """
     command = argv[0]
-    if command in ("-h", "--help", "--version"):
+    if not {"-h", "--help", "--version"}.isdisjoint([command, *(argv if command in COMMANDS else ())]):
         return
     if command not in COMMANDS:
         raise Mistake(_unknown_command(argv))
@@ -96,20 +103,22 @@ def check(argv: Sequence[str]) -> None:
 
 def _unknown_command(argv: Sequence[str]) -> str:
     """The message for arguments that do not begin with a command."""
-    known, first = ", ".join(COMMANDS), argv[0]
-    inside = next((word for word in argv if word in COMMANDS), None)
-    if first.startswith("-"):
-        if inside is not None:
-            others = [word for word in argv if word != inside]
-            return f"{first} given before the command; options come after it: lla-jax {shlex.join([inside, *others])}"
-        return f"{first} given without a command; write lla-jax COMMAND {shlex.join(argv)}, where COMMAND is: {known}"
-    if ":" in first:
+    first = argv[0]
+    if ":" in first and not first.startswith("-"):
         return f"{first} given without a command; write lla-jax landscape --problem {shlex.join(argv)}, or hessian"
     if first.endswith(".npz"):
         return f"{first} given without a command; write lla-jax plot {shlex.join(argv)}"
-    near = difflib.get_close_matches(first.lower(), COMMANDS, 1)
-    meant = f"did you mean {near[0]}? " if near else ""
-    return f"there is no command {first!r}; {meant}The commands are: {known} (lla-jax --help)"
+    known = f"the commands are {', '.join(COMMANDS)} (lla-jax --help)"
+    if not first.startswith("-"):
+        near = difflib.get_close_matches(first.lower(), COMMANDS, 1, ALIKE)
+        return f"there is no command {first!r}{f', did you mean {near[0]}?' if near else ''}; {known}"
+    if (inside := next((word for word in argv if word in COMMANDS), None)) is not None:
+        others = [word for word in argv if word != inside]
+        return f"{first} given before the command; options come after it: lla-jax {shlex.join([inside, *others])}"
+    having = _commands_with(first.partition("=")[0])
+    if having:
+        return f"{first} given without a command; write lla-jax {having[0]} {shlex.join(argv)}; {known}"
+    return f"there is no option {first} before a command; {known}"
 
 
 def _check_words(command: str, words: Sequence[str]) -> None:
@@ -121,8 +130,6 @@ def _check_words(command: str, words: Sequence[str]) -> None:
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        if word in ("-h", "--help"):
-            return
         if _is_option(word):
             name, equals, value = word.partition("=")
             key = name.lstrip("-").replace("-", "_")
@@ -139,8 +146,7 @@ def _check_words(command: str, words: Sequence[str]) -> None:
         given.add(last.option)
     for rule in rules.values():
         if rule.required and rule.option not in given:
-            example = " MODULE:FUNCTION, such as --problem lla_jax.demo:problem" if rule.option == "problem" else ""
-            raise Mistake(f"{rule.shown}: not given, and lla-jax {command} needs it; add {rule.shown}{example}")
+            raise Mistake(f"{rule.shown}: not given, and lla-jax {command} needs it; write {EXAMPLES[command]}")
 
 
 def _is_option(word: str) -> bool:
@@ -156,7 +162,6 @@ def _take(rule: Rule, rest: list[str]) -> list[str]:
 
 
 def _check_values(rule: Rule, values: Sequence[str], equals: bool) -> None:
-    option = rule.shown.removeprefix("--")
     if rule.most == 0:
         if equals:
             raise Mistake(f"{rule.shown}: {values[0]!r} given, but it takes no value; write {rule.shown} alone")
@@ -165,16 +170,17 @@ def _check_values(rule: Rule, values: Sequence[str], equals: bool) -> None:
         raise Mistake(f"{rule.shown}: no value given; it must be {rule.text}, or leave {rule.shown} out")
     for value in values:
         if rule.choices and value not in rule.choices:
-            near = difflib.get_close_matches(value.lower(), rule.choices, 1)
+            near = difflib.get_close_matches(value.lower(), rule.choices, 1, ALIKE)
             meant = f"; did you mean {near[0]}?" if near else ""
-            raise mistake(option, repr(value), f"{rule.text}{meant}")
+            raise Mistake(f"{rule.shown}: {value!r} given; it must be {rule.text}{meant}")
         try:
             rule.read(value)
         except (ValueError, IndexError):
             several = " (several are separated by spaces)" if rule.most is None else ""
-            raise mistake(option, repr(value), f"{rule.text}{several}") from None
+            raise Mistake(f"{rule.shown}: {value!r} given; it must be {rule.text}{several}") from None
     if len(values) % rule.by:
-        raise mistake(option, f"{len(values)} numbers", "pairs, LOW HIGH for each axis, such as -1 1 -1 1")
+        example = "LOW HIGH for each axis, such as --range -1 1 -1 1, without ="
+        raise Mistake(f"{rule.shown}: {' '.join(values)} given; it must be pairs, {example}")
 
 
 def _unknown_option(command: str, name: str) -> str:
@@ -183,24 +189,29 @@ def _unknown_option(command: str, name: str) -> str:
     options = {rule.option for rule in rules_of(COMMANDS[command]).values() if not rule.option.isupper()}
     if key in options:
         return f"{name}: options have two dashes; write --{key}"
-    others = [other for other, kind in COMMANDS.items() if key.replace("-", "_") in {f.name for f in fields(kind)}]
-    if others:
+    if others := _commands_with(name):
         return f"{name}: given, but it is an option of lla-jax {' and '.join(others)}, not of {command}; leave it out"
     if key.removeprefix("no-") in options:
         return f"{name}: there is no such option; leave --{key.removeprefix('no-')} out instead"
-    near = difflib.get_close_matches(key, sorted(options), 1)
+    near = difflib.get_close_matches(key, sorted(options), 1, ALIKE)
     return f"{name}: lla-jax {command} has no such option" + (f"; did you mean --{near[0]}?" if near else "")
+
+
+def _commands_with(name: str) -> list[str]:
+    """The commands that have an option."""
+    key = name.lstrip("-").replace("-", "_")
+    return [command for command in COMMANDS if key in {field.name for field in fields(COMMANDS[command])}]
 
 
 def _left_over(command: str, word: str, last: Rule | None, lacks_problem: bool) -> str:
     """The message for a word that belongs to no option."""
     if last is not None and last.most is not None and not last.option.isupper():
         takes = "takes no value" if last.most == 0 else "takes one value"
-        joined = f"; write --shard {word}/N" if last.option == "shard" else ""
-        return f"{word!r} is left over after {last.shown}, which {takes}; leave it out{joined}"
+        remedy = "write it as I/N, such as 3/16" if last.option == "shard" else "leave it out"
+        return f"{word!r} is left over after {last.shown}, which {takes}; {remedy}"
     if lacks_problem:
         return f"{word!r} given without an option; write lla-jax {command} --problem {shlex.quote(word)}"
-    return f"{word!r} is left over; lla-jax {command} takes no more than it has, so leave it out"
+    return f"{word!r} is left over; leave it out, or name the option that it belongs to"
 
 
 # --- the rules of the options

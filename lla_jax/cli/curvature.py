@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ import jax
 from lla_jax.cli.options import HessianOptions, LandscapeOptions, hessian_settings, mistake
 from lla_jax.cli.stores import DEFAULT
 from lla_jax.cli.terminal import bar, print_message
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Execution, Problem, PyTree, Spectrum
 from lla_jax.curvature import eigen, estimates, operators, quadrature
 from lla_jax.directions import combining, derived
@@ -151,7 +154,9 @@ def trace(operator: Any, options: HessianOptions) -> Estimate:
         return asdict(estimates.trace(operator, key, method=options.trace, rtol=options.rtol, progress=progress))
 
     settings = {**hessian_settings(options), "trace": options.trace, "rtol": f"{options.rtol:g}"}
-    return Estimate(**_numbers("trace", operator, compute, settings, options))
+    found = _numbers("trace", operator, compute, settings, options)
+    with _readable(options, "trace"):
+        return Estimate(**found)
 
 
 def layer_rows(problem: Problem, operator: Any, options: HessianOptions) -> tuple[layers.Layer, ...]:
@@ -171,7 +176,18 @@ def layer_rows(problem: Problem, operator: Any, options: HessianOptions) -> tupl
         return [row._asdict() | {"trace": asdict(row.trace)} for row in rows]
 
     rows = _numbers("layers", operator, compute, hessian_settings(options), options)
-    return tuple(layers.Layer(**row | {"trace": Estimate(**row["trace"])}) for row in rows)
+    with _readable(options, "layers"):
+        return tuple(layers.Layer(**row | {"trace": Estimate(**row["trace"])}) for row in rows)
+
+
+@contextlib.contextmanager
+def _readable(options: HessianOptions, name: str) -> Iterator[None]:
+    """A context that takes numbers from ``name.json``, which may hold others than this command writes."""
+    try:
+        yield
+    except (TypeError, LookupError) as error:
+        path = options.out / f"{name}.json"
+        raise Misuse("path", f"{path} is not what lla_jax wrote: {error!r}. Remove it", path) from error
 
 
 def _key(options: HessianOptions, part: int) -> jax.Array:

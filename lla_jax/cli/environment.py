@@ -28,6 +28,7 @@ def prepare_jax(devices: int | None) -> None:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lla_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("MPLBACKEND", "Agg")  # a factory that shows a figure must not wait for a window
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
@@ -43,5 +44,6 @@ def make_folder(folder: Path) -> Path:
     try:
         _files.try_to_write(folder)
     except OSError as error:
-        raise mistake("out", folder, f"a folder that can be written to ({error})") from error
+        reason = "it is a file" if folder.is_file() else error.strerror or error
+        raise mistake("out", folder, f"a folder that can be written to ({reason}); pass another one") from error
     return folder

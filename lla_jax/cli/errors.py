@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
@@ -67,16 +68,14 @@ def message(error: Exception, options: Any) -> str:
 
 
 def platform_fault() -> str:
-    """What is wrong with JAX_PLATFORMS, if jax cannot start with it; else ""."""
+    """What is wrong with JAX_PLATFORMS, if jax was imported and cannot start with it; else ""."""
     platforms = os.environ.get("JAX_PLATFORMS")
-    if not platforms:
+    if not platforms or "jax" not in sys.modules or not hasattr(sys.modules["jax"], "devices"):
         return ""
     try:
-        import jax
-
-        jax.devices()
+        sys.modules["jax"].devices()
     except Exception as error:  # jax has several kinds of them
-        reason = str(error).partition("(set JAX_PLATFORMS")[0].strip() or type(error).__name__
+        reason = str(error).partition("(set JAX_PLATFORMS")[0].strip(" .") or type(error).__name__
         return (
             f"JAX_PLATFORMS: {platforms!r} given, and jax cannot start with it ({reason}); unset the variable for the "
             "devices there are, or install the jax of that platform"

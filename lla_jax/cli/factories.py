@@ -45,7 +45,7 @@ def describe(returned: Any) -> str:
     for library, module, remedy in MODELS:
         base = getattr(sys.modules.get(module), "Module", None)
         if isinstance(base, type) and isinstance(returned, base):
-            return f"{kind}, a {library} module; it must return {PROBLEM}: {remedy}"
+            return f"{kind}, a module of {library}; it must return {PROBLEM}: {remedy}"
     return f"{kind}; it must return {PROBLEM}"
 
 

@@ -40,7 +40,7 @@ from lla_jax.cli.options import (
     settings,
     shard,
 )
-from lla_jax.cli.problems import load_problem
+from lla_jax.cli.problems import load_problem, split_name
 from lla_jax.cli.terminal import (
     bar,
     drop_output,
@@ -153,12 +153,12 @@ def landscape(options: LandscapeOptions) -> None:
     check_axes(options)
     check_normalize(options)
     check_pictures(options, options.dims)
-    this_shard, chosen = shard(options), settings(options)
+    this_shard, chosen, name = shard(options), settings(options), ":".join(split_name(options.problem))
     from lla_jax import evaluate, grid, save
     from lla_jax.cli import stores
     from lla_jax.core.types import Execution
 
-    out = make_folder(options.out or stores.choose_folder(chosen, options.problem, options.overwrite))
+    out = make_folder(options.out or stores.choose_folder(chosen, name, options.overwrite))
     _check_devices(options.devices)
     stores.begin(out, chosen, options.overwrite)
     problem, out = _build(options.problem, out)
@@ -187,9 +187,9 @@ def landscape(options: LandscapeOptions) -> None:
                 shard=this_shard,
             )
     except KeyboardInterrupt:
-        stores.report_interruption(out, chosen, options.problem)
+        stores.report_interruption(out, chosen, name)
         raise
-    stores.write_settings(out, chosen, options.problem)
+    stores.write_settings(out, chosen, name)
     if not result.recipe["complete"]:
         print(f"Shard {options.shard} is finished.\n{stores.status(out)}\nWhen all are: lla-jax merge {out}")
         return
@@ -204,6 +204,7 @@ def landscape(options: LandscapeOptions) -> None:
 def hessian(options: HessianOptions) -> None:
     """Compute the curvature of a user's problem into ``options.out``, or continue an interrupted computation."""
     check_hessian(options)
+    split_name(options.problem)
     out = make_folder(options.out)
     from lla_jax.cli import curvature
     from lla_jax.output import kept, pictures

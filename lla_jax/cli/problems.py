@@ -44,7 +44,7 @@ def load_problem(spec: str) -> Problem:
     """
     from lla_jax.core.types import Problem
 
-    module_name, name = _split(spec)
+    module_name, name = split_name(spec)
     given = f"--problem: {spec!r} given, but"
     try:
         with _apart(module_name):
@@ -63,7 +63,7 @@ def load_problem(spec: str) -> Problem:
             f"{given} {name} needs {', '.join(required)}; the factory must take no arguments: give them defaults, or "
             "write a function that calls it"
         )
-    print_message(f"building the problem: {spec}() (your own code, which may train or load a network)")
+    print_message(f"building the problem: {module_name}:{name}() (your own code, which may train or load a network)")
     start = time.monotonic()
     try:
         with _apart(module_name):
@@ -80,7 +80,7 @@ def load_problem(spec: str) -> Problem:
     return problem
 
 
-def _split(spec: str) -> tuple[str, str]:
+def split_name(spec: str) -> tuple[str, str]:
     """The two parts of module:factory; another text is refused with what was probably meant."""
     module_name, _, name = spec.strip().removesuffix("()").rpartition(":")
     if module_name.rstrip(":") and name:
@@ -89,7 +89,7 @@ def _split(spec: str) -> tuple[str, str]:
     if path.suffix == ".ipynb":
         rule += "; save the notebook as a script first"
     elif path.is_file() and (found := factories.functions_in(path)):
-        rule += f"; {path} has the functions {', '.join(found[:5])}, so write {path}:{found[-1]}"
+        rule += f"; {path} has the functions {', '.join(found[:5])}: so write {path}:{found[0]}"
     elif "." in spec and "/" not in spec and path.suffix != ".py" and not spec.startswith("."):
         rule += f"; did you mean {':'.join(spec.rsplit('.', 1))}?"
     raise mistake("problem", repr(spec), rule)

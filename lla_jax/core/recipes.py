@@ -7,11 +7,12 @@ slightly different numbers from the same key.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,16 @@ def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs |
     if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
         raise misuse("resume", resume, f"what {recipe['kind']} gave to on_partial; save it there, and pass it here")
     check_same("resume", f"the partial result of {recipe['kind']}", resume.recipe, recipe, recipe, START_ANEW)
+
+
+@contextlib.contextmanager
+def reading_state() -> Iterator[None]:
+    """A context that restores the state of a partial result, which may come from a damaged file."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {error}"[:300]
+        raise Misuse("resume", f"its state is damaged, or of another version ({reason}); {START_ANEW}") from error
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:

@@ -318,6 +318,7 @@ def _partial(s: Search, unit: Unit, goal: Goal, recipe: Recipe, stopped: str) ->
     return _pairs(vectors, ritz.values[:num], ritz.errors[:num], s.products, recipe, unit, state)
 
 
+@recipes.reading_state()
 def _restore(state: Mapping[str, Any], H: Operator) -> Search:
     numbers: dict[str, Any] = dict(zip(_COUNTS, map(int, state["counts"])))
     filled, rows = numbers["filled"], numbers.pop("rows")

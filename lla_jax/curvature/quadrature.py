@@ -329,6 +329,7 @@ def _state(s: _Sequences, unit: Unit, scheme: str) -> dict[str, np.ndarray]:
     )
 
 
+@recipes.reading_state()
 def _restore(state: Mapping[str, Any], H: Operator, rows: int) -> _Sequences:
     counts: dict[str, Any] = dict(zip(_COUNTS, map(int, state["counts"]), strict=True))
     table: dict[str, Any] = {name: np.array(state[name]) for name in _TABLE}

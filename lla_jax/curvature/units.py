@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core import recipes
 from lla_jax.core.arguments import warn_caller
 from lla_jax.core.types import PyTree
 from lla_jax.curvature.space import draw_one
@@ -103,6 +104,7 @@ def find(unit: Unit, size: float, products: int, key: jax.Array) -> Unit:
     return unit._replace(settled=True)  # the products for nothing are not counted
 
 
+@recipes.reading_state()
 def again(H: Any, state: Mapping[str, Any]) -> Unit:
     """The operator in the unit of a saved state, whose entry "unit" is its size; states of before have none."""
     size = float(state.get("unit", 1.0))

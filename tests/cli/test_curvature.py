@@ -206,6 +206,10 @@ def test_trace_and_layers_are_kept_as_well(tiny, capsys, monkeypatch):
         assert again.out == first.out
         assert hessian(*QUICK, "--rtol", 0.1) == 2
         assert "r/trace.json was made with other options: rtol 0.02 -> 0.1" in capsys.readouterr().err
+        content = json.loads((tiny / "r/trace.json").read_text())
+        (tiny / "r/trace.json").write_text(json.dumps({**content, "result": {"average": 1}}))
+        assert hessian(*QUICK) == 2
+        assert "r/trace.json is not what lla_jax wrote: TypeError" in capsys.readouterr().err
         (tiny / "r/trace.json").write_text("[1")
         assert hessian(*QUICK) == 2
         said = capsys.readouterr().err

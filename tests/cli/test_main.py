@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -140,6 +141,37 @@ def test_module_can_be_run():
     assert done.stdout == f"lla-jax {lla.__version__}\n"
 
 
+@pytest.mark.parametrize("words", [["--help"], ["nonsense"], ["status", "."]])
+def test_a_reader_who_leaves_ends_the_program_quietly(words, tmp_path):
+    done = subprocess.run(
+        [*("bash", "-c", '"$@" 2>&1 | true; echo ${PIPESTATUS[0]}', "-"), sys.executable, "-m", "lla_jax", *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(lla.__file__).parents[1])},
+    )
+    assert done.stdout.strip() in ("141", "0", "2")
+    assert done.stderr == ""
+
+
+def test_help_is_printed_in_any_encoding():
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-m", "lla_jax", "help"], capture_output=True, text=True, env=env)
+    assert done.returncode == 0
+    assert "landscape" in done.stdout
+
+
+def test_a_platform_that_is_not_there_is_named(monkeypatch, capsys):
+    import jax
+
+    monkeypatch.setenv("JAX_PLATFORMS", "gpu")
+    monkeypatch.setattr(
+        jax, "devices", lambda: (_ for _ in ()).throw(RuntimeError("no backend 'gpu' (set JAX_PLATFORMS"))
+    )
+    assert tiny_run("--points", 3, factory="wrong_shapes") == 2
+    assert "JAX_PLATFORMS: 'gpu' given, and jax cannot start with it (no backend 'gpu')" in capsys.readouterr().err
+
+
 def test_checkpoints_of_a_model_with_state_ask_for_reestimation(capsys):
     command = ("landscape", "--problem", "tiny_problem:with_state", "--axes", "checkpoints", "--dims", 1, "--points", 3)
     assert run(*command) == 0
@@ -157,6 +189,12 @@ def test_plot_draws_again(tiny, capsys):
     assert "--value: 'accuracy' given; it must be in r/landscape.npz, which has loss" in capsys.readouterr().err
     assert run("plot", "r/landscape.npz", "--cap", "inf") == 2
     assert "--cap: inf given" in capsys.readouterr().err
+    (tiny / "r/mine.npz").write_text("not a zip")
+    for path in (tiny / "r").glob("*.png"):
+        path.unlink()
+    assert run("plot", "r") == 0  # all that is in the folder
+    assert "r/mine.npz is not drawn" in capsys.readouterr().err
+    assert len(list((tiny / "r").glob("*.png"))) == 2
     (tiny / "foreign.npz").write_text("not a zip")
     for file, what in {"foreign.npz": "is not a readable lla_jax result", "absent.npz": "does not exist"}.items():
         assert run("plot", file) == 2

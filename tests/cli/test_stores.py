@@ -127,3 +127,18 @@ def test_status_and_merge_of_no_store_say_so(tiny, capsys):
         assert "error: . holds no store" in capsys.readouterr().err
     assert tiny_run("--shard", "1/2", "--overwrite") == 2
     assert "--overwrite: given with --shard; it would remove what the other shards computed" in capsys.readouterr().err
+
+
+def test_without_out_another_landscape_gets_a_folder_of_its_own(tiny, capsys):
+    line, gradient = ("--dims", 1, "--points", 3), ("--dims", 1, "--points", 3, "--normalize", "layer")
+    assert tiny_run(*line) == 0
+    assert tiny_run(*gradient) == 0
+    assert "run was made with other options; this landscape is kept in run-2" in capsys.readouterr().err
+    assert tiny_run(*line) == 0  # each command finds its own again
+    assert tiny_run(*gradient, factory="make()") == 0
+    assert tiny_run("--dims", 1, "--points", 5) == 0  # a denser grid continues
+    assert sorted(path.name for path in tiny.glob("run*")) == ["run", "run-2"]
+    assert lla.load("run/landscape.npz").shape == (5,)
+    assert lla.load("run-2/landscape.npz").recipe["directions"]["normalize"][0]["by"] == "layer"
+    assert tiny_run(*gradient, "--overwrite") == 0  # as before there is one folder to overwrite
+    assert lla.load("run/landscape.npz").shape == (3,)

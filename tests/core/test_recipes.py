@@ -154,3 +154,10 @@ def test_errors_are_value_errors_whose_data_survive_the_way_from_another_process
     assert isinstance(again, ValueError)
     assert str(again) == str(error) == f"{error.argument}: {error.text}"
     assert vars(again) == vars(error)
+
+
+def test_a_state_that_cannot_be_restored_is_said_to_be_damaged():
+    said = r"resume: its state is damaged.*'done'.*start anew"
+    with pytest.raises(Misuse, match=said) as refused, recipes.reading_state():
+        {}["done"]
+    assert isinstance(refused.value.__cause__, KeyError)

@@ -373,7 +373,7 @@ def test_landscapes_that_contradict_themselves_are_refused(plane, tmp_path):
             lla.load(spoilt(path, **changes))
 
 
-def test_results_that_could_not_be_read_again_are_not_saved(plane, tmp_path):
+def test_results_that_could_not_be_read_again_are_not_saved(tmp_path):
     objects = np.array([None], object)
     for bad, message in (
         (pairs(residuals=np.zeros(2)), r"shapes \[\(3,\), \(2,\)\]"),
