@@ -154,8 +154,10 @@ def per_layer(
 @explained
 def table(rows: Sequence[Layer]) -> str:
     """The rows of ``per_layer`` as text with aligned columns; below them the total trace and the products used."""
-    if not isinstance(rows, list | tuple) or not rows or not all(isinstance(row, Layer) for row in rows):
-        raise misuse("rows", rows, "the rows that lla.per_layer(loss, params, data, key) returned")
+    known = isinstance(rows, list | tuple) and all(isinstance(row, Layer) for row in rows)
+    if not known or not rows:
+        rule = "the rows that lla.per_layer(loss, params, data, key) returned"
+        raise misuse("rows", rows, rule) if not known else Misuse("rows", f"empty; it must be {rule}")
     total = rows[0].trace.recipe["total"]
     body = [("module", "size", "trace", "share", "lambda_max", "lambda_min", "residual")]
     for row in rows:
