@@ -41,7 +41,7 @@ OUTSIDE = {
     "flax": ("models/linen", "models/nnx", "models/calling", "demo"),
     "equinox": ("models/equinox", "directions/normalization"),
     "matplotlib": ("output/plotting",),
-    "tqdm": ("cli/terminal", "demo"),
+    "tqdm": ("execution/progress", "cli/terminal", "demo"),
     "tyro": ("cli/main", "cli/options"),
     "torch": (),
     "lla_torch": (),

@@ -36,6 +36,9 @@ class ApplyFunction:
 
     function: Function
 
+    def __repr__(self) -> str:
+        return repr(self.function)
+
     def __call__(
         self,
         variables: Mapping[str, Any],

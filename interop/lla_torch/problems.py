@@ -194,10 +194,10 @@ def _array(tensor: torch.Tensor, name: str) -> np.ndarray:
 def _check_source(loader: Any) -> None:
     """Refuse what is no source of batches, and data in memory, whose rows or arrays would be taken for batches."""
     rule = "a DataLoader, another iterable of batches that starts anew each time, or a function that returns one"
-    if isinstance(loader, torch_data.Dataset) and not isinstance(loader, Iterable):
-        raise misuse("loader", loader, f"{rule}; of a data set make one, DataLoader(dataset, batch_size=256)")
     if isinstance(loader, torch_data.TensorDataset):
         raise misuse("loader", loader, f"{rule}; a TensorDataset in memory is dataset.tensors, which needs no stream")
+    if isinstance(loader, torch_data.Dataset) and not isinstance(loader, Iterable):
+        raise misuse("loader", loader, f"{rule}; of a data set make one, DataLoader(dataset, batch_size=256)")
     if isinstance(loader, str | os.PathLike | Mapping | nn.Module | type):
         raise misuse("loader", loader, rule)
     kinds = [(x.shape[1:], str(x.dtype)) for x in loader if _is_array(x)] if isinstance(loader, tuple | list) else []

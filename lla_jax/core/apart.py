@@ -77,8 +77,8 @@ def _check_numbers(rows: Batch, index: np.ndarray, block: Values, shake: float) 
         if found.size:
             raise Misuse(
                 "data",
-                f"data{jax.tree_util.keystr(path)} holds NaN or infinity, as in its row {found[0]}, where the loss is not "
-                "finite; leave such rows out (np.isfinite), fill them (np.nan_to_num), or give them the weight 0",
+                f"data{jax.tree_util.keystr(path)} holds NaN or infinity, as in its row {found[0]}, where the loss is "
+                "not finite; leave such rows out (np.isfinite), fill them (np.nan_to_num), or give them the weight 0",
             )
 
 

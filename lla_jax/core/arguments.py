@@ -35,6 +35,10 @@ class Misuse(ValueError):
         return f"{self.argument}: {self.text}"
 
 
+class MissingEntry(Misuse, KeyError, IndexError):
+    """The error for an entry that a result does not have; it is a KeyError and an IndexError, as Python's own, too."""
+
+
 def misuse(name: str, value: Any, rule: str) -> Misuse:
     """Make (not raise) the error for a misused argument: ``name: VALUE given; it must be RULE``.
 
@@ -113,7 +117,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any], remedy: str = ""
     """
     known = list(choices)
     is_bool = isinstance(value, bool | np.bool_)
-    comparable = [choice for choice in known if np.ndim(value) == 0 and is_bool == isinstance(choice, bool)]
+    comparable = [choice for choice in known if getattr(value, "ndim", 0) == 0 and is_bool == isinstance(choice, bool)]
     if not any(value == choice for choice in comparable):
         raise misuse(name, value, f"one of {', '.join(map(repr, known))}{remedy and f', {remedy}'}")
 
@@ -127,6 +131,24 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise misuse(name, value, "True or False")
     return bool(value)
+
+
+def check_functions(argument: str, functions: Any) -> dict[str, Callable[..., Any]]:
+    """Return functions by name as a dict, {} for None, after a check of the names and of the functions.
+
+    Raises:
+      Misuse: no dict, a name that may not be used, or a value that cannot be called.
+    """
+    if functions is not None and not isinstance(functions, Mapping):
+        raise misuse(argument, functions, "a dict, {name: function}, such as {'accuracy': accuracy}")
+    for name, f in (functions or {}).items():
+        if not isinstance(name, str) or not name or name == "loss" or not callable(f):
+            raise Misuse(
+                argument,
+                f"entry {name!r}: {show_value(f)} given; it must be a function under a name other than 'loss', "
+                "such as {'accuracy': accuracy}",
+            )
+    return dict(functions or {})
 
 
 def clamp_count(name: str, value: Any, n: int) -> int:

@@ -66,7 +66,7 @@ def explain(
     name: str,
     how: str,
     given: Mapping[str, Any],
-    slips: Callable[..., tries.Found | None] = tries.nothing,
+    slips: Callable[..., tries.Found | None] | None = None,
     argument: str = "loss",
 ) -> Iterator[None]:
     """Turn an error that a user's function raises in this block into a ``CallFailed``; errors of ours pass on.
@@ -76,7 +76,7 @@ def explain(
       name: what it is, such as "the criterion".
       how: how it is called, such as "f(outputs, batch)".
       given: the arguments that are shown, by name.
-      slips: ``slips(f, given) -> the likely slip or None``, a function of ``tries``.
+      slips: ``slips(f, given) -> the likely slip or None``, a function of ``tries``; None if only ``how`` is known.
       argument: the argument that holds the function.
 
     Raises:
@@ -106,7 +106,7 @@ def _explain(
     name: str,
     how: str,
     given: Mapping[str, Any],
-    slips: Callable[..., tries.Found | None],
+    slips: Callable[..., tries.Found | None] | None,
 ) -> tuple[tries.Found, str]:
     """(the likely slip, the message: which function failed, with what it was called, and what to do)."""
     shown = next((line for line in str(error).splitlines() if line.strip()), "no message")[:300].rstrip(".")
@@ -114,9 +114,14 @@ def _explain(
     if not _EXPLAINS.get():
         return tries.Found("loss", ""), what
     called = f"It is called as {how} with {'; '.join(f'{key} {show_shapes(value)}' for key, value in given.items())}"
-    if whole := isinstance(given.get("batch"), Whole):
+    if isinstance(given.get("batch"), Whole):
         given = {key: without_axis(x) if key == "outputs" else example_of(x) for key, x in given.items()}
-    found = tries.of_error(error) or tries.of_object(f) or slips(f, given) or tries.of_data({} if whole else given)
+    found = (
+        tries.of_error(error)
+        or tries.of_object(f)
+        or (slips or tries.of_arguments(how))(f, given)
+        or tries.of_data(given, error)
+    )
     return found, f"{what}. {called}. {found.remedy}"
 
 

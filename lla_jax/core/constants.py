@@ -30,6 +30,22 @@ def _values(traced: Any) -> list[bool]:
     return jax.tree.leaves(flags)
 
 
+def check_weights(traced: Any, model: Model) -> None:
+    """Refuse weights that depend on the parameters."""
+    start = len(jax.tree.leaves(model.loss))
+    for name in traced.out_info:
+        weights = {key: (False, None if w is None else key == name) for key, (_, w) in traced.out_info.items()}
+        reads = jaxprs.inputs_of(traced.jaxpr, jax.tree.leaves(weights))
+        if any(reads[start : start + len(jax.tree.leaves(model.params))]):
+            raise Misuse(
+                name,
+                "returned a pair, whose second entry is the weights of the first, and it depends on the parameters; "
+                "weights must be constants. Return the losses alone if it is an auxiliary value (a metric is passed as "
+                "metrics={name: f}); for weights that the model computes, return their weighted mean with "
+                "per_example=False",
+            )
+
+
 def check_follows(traced: Any, model: Model) -> None:
     """Refuse a loss that no parameter reaches. That some parameters are not read is allowed.
 

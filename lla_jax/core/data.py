@@ -19,6 +19,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_integer, misuse
 from lla_jax.core.called import show_shapes
 from lla_jax.core.signatures import explained
+from lla_jax.core.text import name_of
 from lla_jax.core.types import Batch, PyTree
 from lla_jax.core.whole import Whole, pack
 
@@ -29,6 +30,11 @@ class Stream:
     """A source of batches that can be read again from the start; made by ``stream``, and iterated as numpy batches."""
 
     source: Callable[[], Iterable[Batch]] | Iterable[Batch]
+
+    def __repr__(self) -> str:
+        num, source = self.num_batches, self.source
+        name = name_of(source) if hasattr(source, "__qualname__") else type(source).__name__
+        return f"Stream({name}{'' if num is None else f' of {num} batches'})"
 
     def __iter__(self) -> Iterator[Batch]:
         first: Batch = None
@@ -84,9 +90,7 @@ def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -
             f"the one-shot iterator {type(source).__name__} given, but data are read more than once; pass "
             "the loader itself or a factory, e.g. lla.stream(lambda: make_batches())",
         )
-    if isinstance(source, type):
-        raise misuse("stream", source, f"an object, not its class: lla.stream({source.__name__}(...))")
-    if callable(source) and not isinstance(source, Iterable):
+    if isinstance(source, type) or (callable(source) and not isinstance(source, Iterable)):
         return Stream(_Factory(source))
     _check_source(source)
     return Stream(source)
@@ -192,7 +196,7 @@ def _batch_of(each: Any, number: int) -> Batch:
     try:
         return to_numpy(each)
     except Misuse as error:
-        raise Misuse("data", f"batch {number} of the stream: {error.text}") from error
+        raise Misuse("data", f"{error.text} (batch {number} of the stream)") from error
 
 
 @explained
@@ -429,7 +433,7 @@ def host_batches(data: Batch | Stream, batch_size: int | None) -> Iterator[tuple
             yield batch, offset
             offset += num_examples(batch)
         return
-    for start, size in cuts(num_examples(data), batch_size and check_batch_size(batch_size)):
+    for start, size in cuts(num_examples(data), None if batch_size is None else check_batch_size(batch_size)):
         yield rows_of(data, start, size), start
 
 
@@ -451,6 +455,8 @@ def check_batch_size(batch_size: int) -> int:
 
 def check_extra(extra: Mapping[str, Any] | None) -> dict[str, Any]:
     """The further data sets by name, {} for None; a ValueError unless every name is a non-empty string."""
+    if extra is not None and not isinstance(extra, Mapping):
+        raise misuse("extra_data", extra, "a dict of data sets by name, such as {'test': (x, y)}")
     extra = dict(extra or {})
     for name in extra:
         if not isinstance(name, str) or not name:

@@ -18,9 +18,9 @@ import numpy as np
 
 from lla_jax.core import constants, jaxprs
 from lla_jax.core.apart import check_apart, check_apart_uncut, check_criterion
-from lla_jax.core.arguments import Misuse, warn_caller
+from lla_jax.core.arguments import Misuse, check_functions, warn_caller
 from lla_jax.core.called import show_shapes
-from lla_jax.core.data import Stream, as_arrays, check_uncut, first_batch, num_examples
+from lla_jax.core.data import Stream, as_arrays, check_batch_size, check_uncut, first_batch, num_examples
 from lla_jax.core.labels import check_labels
 from lla_jax.core.losses import as_loss, penalty_of
 from lla_jax.core.pairs import find_pairs
@@ -65,8 +65,9 @@ def check_examples(
         that depend on the other examples; weights that depend on the parameters; losses that do not, or whose constants
         change from trace to trace; a list of batches as data; a function that fails, with its error as the cause.
     """
+    pairs = tuple((name, static(f)) for name, f in check_functions("metrics", metrics).items())
+    batch_size = batch_size if batch_size is None else check_batch_size(batch_size)
     data = first_batch(data)
-    pairs = tuple((name, static(f)) for name, f in (metrics or {}).items())
     check_uncut(data, batch_size)
     check(as_loss(loss), params, data, pairs, most=batch_size)
 
@@ -236,7 +237,7 @@ def _check_constants(model: Model, data: Batch, size: int, other: int) -> bool:
     traced = trace(model, data, size)
     if model.loss.penalty is not None:
         jax.eval_shape(partial(penalty_of, model.loss), model.params)
-    _check_weights(traced, model)
+    constants.check_weights(traced, model)
     constants.check_follows(traced, model)
     constants.check_repeats(model, data, size, other)
     return constants.moves(traced, model)
@@ -252,22 +253,6 @@ def _check_shapes(results: Any, size: int, others: Any, other_size: int) -> None
                 f"has shape {shape} for {size} examples and {other} for {other_size}; it must have one value per "
                 "example, or further axes of fixed length. Outputs (N, 1) less labels (N,) are (N, N): give both one "
                 "shape, as by outputs[:, 0] or labels[:, None]",
-            )
-
-
-def _check_weights(traced: Any, model: Model) -> None:
-    """Refuse weights that depend on the parameters."""
-    start = len(jax.tree.leaves(model.loss))
-    for name in traced.out_info:
-        weights = {key: (False, None if w is None else key == name) for key, (_, w) in traced.out_info.items()}
-        reads = jaxprs.inputs_of(traced.jaxpr, jax.tree.leaves(weights))
-        if any(reads[start : start + len(jax.tree.leaves(model.params))]):
-            raise Misuse(
-                name,
-                "returned a pair, whose second entry is the weights of the first, and it depends on the parameters; "
-                "weights must be constants. Return the losses alone if it is an auxiliary value (a metric is passed as "
-                "metrics={name: f}); for weights that the model computes, return their weighted mean with "
-                "per_example=False",
             )
 
 

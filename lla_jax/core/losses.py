@@ -155,12 +155,17 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
       ValueError: ``loss`` is neither.
     """
     if isinstance(loss, Loss):
+        if loss.key is not None:
+            single_key(loss.key)  # checked, and used as it came
         return loss
     if callable(getattr(loss, "loss", None)):
         raise misuse("loss", loss, "a loss and not a network; this one makes it: net.loss(criterion)")
     if not callable(loss):
-        rule = "an lla.Loss, as lla.from_linen makes it, or a function f(params, batch) -> scalar"
-        raise misuse("loss", loss, rule + _of_pair(loss))
+        raise misuse(
+            "loss",
+            loss,
+            f"an lla.Loss, as lla.from_linen makes it, or a function f(params, batch) -> scalar{_of_pair(loss)}",
+        )
     return Loss(_Scalar(static(loss)), _identity, per_example=False)
 
 

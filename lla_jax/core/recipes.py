@@ -226,6 +226,7 @@ def fingerprint(tree: PyTree) -> str:
         rest = repr((tree.form.structure, [(number, value) for number, _, value in tree.form.fixed]))
         digest.update(re.sub(r" at 0x[0-9a-f]+", "", rest).encode())  # addresses differ between processes
     for path, leaf in zip(_tree.paths(tree), jax.tree.leaves(tree), strict=True):
+        leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf, _tree.shape_dtype(leaf)[1])  # a Python number
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)

@@ -227,8 +227,8 @@ def _refuse_attribute(self: Any, name: str) -> Any:
         raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
     if hasattr(kind, name):  # a property, in which an attribute of something else was missing
         return object.__getattribute__(self, name)
-    told = getattr(kind, "_meant", {})
-    held = (f"{field}[{name!r}]" for field, value in vars(self).items() if isinstance(value, Mapping) and name in value)
+    told, own = getattr(kind, "_meant", {}), getattr(self, "__dict__", {})  # a NamedTuple has none
+    held = (f"{field}[{name!r}]" for field, value in own.items() if isinstance(value, Mapping) and name in value)
     names, about = _public_names(kind), describe_arguments(kind.__doc__)
     meant = told.get(name) or next(held, None) or nearest(name, names)
     shown = names if meant else [f"{n} ({about[n]})" if n in about else n for n in names]

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from lla_jax.core.text import name_of
+
 _LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
@@ -49,7 +51,7 @@ class Static:
         return (Static, (self.f,))  # identities hold for this process only
 
     def __repr__(self) -> str:
-        return f"Static({self.f!r})"
+        return name_of(self.f)
 
 
 def static(f: Any) -> Any:

@@ -104,11 +104,6 @@ def of_object(f: Any) -> Found | None:
     return None
 
 
-def nothing(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | None:
-    """No slip is looked for."""
-    return None
-
-
 def of_criterion(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | None:
     """The slip in a criterion or metric ``f(outputs, batch)`` that failed: arguments, outputs or labels."""
     outputs, batch = given["outputs"], given["batch"]
@@ -153,6 +148,9 @@ def of_model(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | None:
     rows = _rows(batch)
 
     def tries() -> Iterator[Try]:
+        if isinstance(params, Mapping) and "params" in params:
+            text = 'These are all variables of a Flax module; pass its parameters alone, variables["params"]'
+            yield "params", text, partial(f, params["params"], state, batch, train, *rest)
         for remedy, other in _other_data(batch):
             yield "data", remedy, partial(f, params, state, other, train, *rest)
         if isinstance(f, Static):
@@ -165,6 +163,13 @@ def _tries_of_signature(
     f: Callable[..., Any], params: Any, state: Any, batch: Any, train: bool, rest: tuple[Any, ...]
 ) -> Iterator[Try]:
     names = "params, state, batch, train"
+    if rest:
+        text = "The loss has a key, so that apply gets keys as its fifth argument, and it takes none: leave key out"
+        yield "key", text, partial(f, params, state, batch, train)
+    else:
+        keys = jax.random.split(jax.random.key(0), _rows(batch))
+        text = "It takes keys as its fifth argument, which a loss with a key gets: lla.Loss(..., key=jax.random.key(0))"
+        yield "key", text, partial(f, params, state, batch, train, keys)
     inputs = _entries(batch)[:1] or [("", batch)]
     at = "".join(f"[{key!r}]" for key, _ in inputs if key != "")
     x = inputs[0][1]
@@ -223,9 +228,20 @@ def of_penalty(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | None:
     return Found("penalty", "It gets the parameters alone, and returns a scalar, such as jnp.sum(params['w'] ** 2)")
 
 
-def of_data(given: Mapping[str, Any]) -> Found:
+def of_arguments(how: str) -> Callable[..., Found]:
+    """The slip in a function of which only its arguments are known, called as ``how``."""
+    return lambda f, given: Found("loss", f"It must take these arguments, {how}, and work with arrays of these shapes")
+
+
+def of_data(given: Mapping[str, Any], error: Exception) -> Found:
     """What the data alone tell, where nothing else was found."""
     batch = given.get("batch", ())
+    if batch is None:
+        return Found("data", "The data are None, for a loss without data; pass (inputs, labels) if it reads some")
+    if "outputs" in given and given["outputs"] is None:
+        return Found("loss", "The outputs are None: apply must return (outputs, new_state), in this order")
+    if given.get("state", ()) is None and "NoneType" in str(error):
+        return Found("loss", "The state is None: if the model has statistics, pass them, lla.Loss(..., state=...)")
     if _is_list_of_batches(batch):
         return Found("data", "A list of batches is not a data set: wrap it, lla.stream(batches)")
     if any(entry is None for entry in (batch if type(batch) in (tuple, list) else ())):
@@ -300,7 +316,7 @@ def _other_inputs(path: str, x: Any) -> Iterator[tuple[str, Any]]:
 
 def _with_other_labels(batch: Any, classes: int) -> Iterator[tuple[str, Any]]:
     """(remedy, batch) for labels that the criterion might take in place of these."""
-    for path, x, put in reversed(list(_leaves(batch))):
+    for path, x, put in [] if hasattr(batch, "shape") else reversed(list(_leaves(batch))):
         for text, other in _other_labels(path, x, classes):
             yield text, put(other)
 

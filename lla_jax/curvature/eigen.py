@@ -28,7 +28,7 @@ from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.execution import progress as _progress
 from lla_jax.execution import sharding
 from lla_jax.execution.interrupts import deferred_interrupts
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, takes_progress
 
 log = logging.getLogger("lla_jax")
 
@@ -38,6 +38,7 @@ ROWS = {True: 64, False: 32}  # rows of the first buffer, on the device or not
 ROUNDING = 8.0  # times eps max|lambda|: the part of a residual that rounding may hide
 
 
+@takes_progress("products")
 @explained
 def eigenpairs(
     H: Operator,
@@ -48,7 +49,7 @@ def eigenpairs(
     tol: float = 1e-3,
     max_products: int | None = None,
     max_vectors: int | None = None,
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
     on_partial: Callable[[Eigenpairs], None] | None = None,
     save_every: float | None = None,
     resume: Eigenpairs | None = None,
@@ -73,7 +74,7 @@ def eigenpairs(
       max_vectors: vectors held at most, besides k at the end and one for every further sequence; beyond, the search is
         restarted from the best Ritz vectors and takes more products. By default as many as a quarter of the free memory
         holds.
-      progress: called as ``progress(products, None)``.
+      progress: True for a bar, or a function called as ``progress(products, None)``.
       on_partial: called with the pairs found so far, and the state to continue from, if the search is interrupted
         (Ctrl-C, or any exception), before the exception is raised again. The residuals are the search's own estimates.
         A first Ctrl-C waits for the end of a step; a second one does not, and if it comes while a step is stored,

@@ -28,7 +28,7 @@ from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.space import draw
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.interrupts import deferred_interrupts
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
 
 log = logging.getLogger("lla_jax")
 
@@ -70,6 +70,7 @@ class Round(NamedTuple):
         return self._replace(mean=self.mean * size, sem=self.sem * size, value=scaled and (lambda: scaled))
 
 
+@takes_progress("products")
 @explained
 def trace(
     H: Operator,
@@ -78,7 +79,7 @@ def trace(
     method: str = "xtrace",
     rtol: float = 0.02,
     max_products: int = 1000,
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
 ) -> Estimate:
     """The trace of an operator, with its standard error.
 
@@ -98,7 +99,7 @@ def trace(
       method: "hutchinson", "hutch++" or "xtrace".
       rtol: standard error asked for, relative to the mean; 0 uses all products.
       max_products: most products to use; the 2 that check a given operator's symmetry come on top.
-      progress: called with (products so far, None).
+      progress: True for a bar, or a function called with (products so far, None).
 
     Returns:
       ``Estimate`` of floats; ``num`` is the number of draws. The recipe has ``products`` (all of them), ``converged``
@@ -124,6 +125,7 @@ def trace(
     return _estimate(rounds, unit, key, {"kind": "trace", "method": method}, rtol, max_products, progress)
 
 
+@takes_progress("products")
 @explained
 def frobenius_norm(
     H: Operator,
@@ -131,7 +133,7 @@ def frobenius_norm(
     *,
     rtol: float = 0.02,
     max_products: int = 1000,
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
 ) -> Estimate:
     """The Frobenius norm of an operator, with its standard error.
 
@@ -166,6 +168,7 @@ def frobenius_norm(
     return _estimate(rounds, unit, key, {"kind": "frobenius_norm"}, rtol, max_products, progress)
 
 
+@takes_progress("products")
 @explained
 def diagonal(
     H: Operator,
@@ -173,7 +176,7 @@ def diagonal(
     *,
     rtol: float = 0.1,
     max_products: int = 1000,
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
 ) -> Estimate:
     """The diagonal of an operator, with the standard error of every entry.
 

@@ -92,6 +92,10 @@ class Lanczos(NamedTuple):
     betas: np.ndarray
     remainder: PyTree
 
+    def __repr__(self) -> str:
+        size = sum(x.size for x in jax.tree.leaves(self.remainder))
+        return f"Lanczos({len(self.alphas)} steps, {size:,} parameters, |r| = {float(self.betas[-1]):.3g})"
+
 
 # --- pure functions on trees
 

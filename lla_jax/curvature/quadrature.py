@@ -25,7 +25,7 @@ from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.execution import devices
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.interrupts import deferred_interrupts
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, takes_progress
 
 log = logging.getLogger("lla_jax")
 
@@ -63,6 +63,7 @@ class _Sequences:
         return basis
 
 
+@takes_progress("products")
 @explained
 def spectrum(
     H: Operator,
@@ -72,7 +73,7 @@ def spectrum(
     probes: int = 4,
     start: Literal["rademacher", "normal"] = "rademacher",
     scheme: Literal["full", "lla"] = "full",
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
     on_partial: Callable[[Spectrum], None] | None = None,
     save_every: float | None = None,
     resume: Spectrum | None = None,
@@ -94,7 +95,8 @@ def spectrum(
       start: distribution of their entries, "rademacher" (signs) or "normal".
       scheme: "full" re-orthogonalises against all vectors before, twice. "lla" against the last 11, once, as LLA does,
         with the copies of eigenvalues that come of it: to reproduce its figures, in the memory of 11 vectors.
-      progress: called as ``progress(products, total)``, with the products that all steps of all probes take.
+      progress: True for a bar, or a function called as ``progress(products, total)``, with the products that all
+        steps of all probes take.
       on_partial: called with the ``Spectrum`` of the steps so far and the state to continue from, if the computation is
         interrupted (Ctrl-C, or any exception), before the exception is raised again. A first Ctrl-C waits for the end
         of a step; a second one does not, and if it comes while a step is stored, the present probes begin anew.
@@ -365,6 +367,11 @@ class Density(NamedTuple):
     sigma: float
     scale: str
     threshold: float
+
+    def __repr__(self) -> str:
+        return (
+            f"Density({len(self.x)} points, {self.x[0]:.4g} .. {self.x[-1]:.4g}, {self.scale}, sigma {self.sigma:.3g})"
+        )
 
 
 @explained

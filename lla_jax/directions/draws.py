@@ -15,6 +15,7 @@ import numpy as np
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.asking import check_memory
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Path, PyTree, Recipe, Select
 from lla_jax.directions import combining
@@ -53,6 +54,8 @@ def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | Non
     key = arguments.single_key(key)
     _tree.check_real(params)
     num = arguments.check_integer("num", num, remedy="the number of directions, such as 2")
+    size = sum(map(np.size, jax.tree.leaves(params)))
+    check_memory("num", f"{num:,} directions of {size:,} parameters", 4.0 * num * size)
     chosen = _tree.select_leaves(select, params)
     tree, fingerprint, dtype = _draw(key, params, num, chosen)
     recipe = Recipe(
@@ -84,11 +87,16 @@ def rebuild(recipe: Mapping[str, Any], params: PyTree) -> Directions:
         normalized, differ from those of the recipe by more than 1e-5 relative (another generator, key implementation,
         x64 setting, or network).
     """
+    if not isinstance(recipe, Mapping):
+        raise arguments.misuse("recipe", recipe, "the recipe of random directions, such as axes.recipe, then params")
     if recipe.get("kind") != "random":
+        inner = "; of a landscape pass recipe['directions']" if "directions" in recipe else ""
         raise arguments.Misuse(
             "recipe",
-            f"its kind is {recipe.get('kind')!r}: only 'random' directions can be drawn again; keep the arrays",
+            f"its kind is {recipe.get('kind')!r}: only 'random' directions can be drawn again; keep the arrays{inner}",
         )
+    if missing := [name for name in ("key", "impl", "num", "select", "fingerprint", "dtype") if name not in recipe]:
+        raise arguments.Misuse("recipe", f"lacks the entries {missing}; pass the whole recipe, axes.recipe")
     _check_recipe(recipe)
     _tree.check_real(params)
     try:
@@ -243,6 +251,10 @@ def orthogonal(
       ValueError: ``given`` of another structure or shape, zero, or with k > 1; a random direction of which nothing is
         left (a single parameter moves); and as for ``random``.
     """
+    arguments.single_key(key)
+    _tree.check_real(params)
+    if not isinstance(given, Directions):
+        _tree.check_real(given, "given")
     fixed = given if isinstance(given, Directions) else combining.given(given, names=["given"])
     if fixed.num != 1:
         raise arguments.Misuse("given", f"has {fixed.num} directions; pass one of them, such as axes[0]")

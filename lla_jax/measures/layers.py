@@ -19,7 +19,7 @@ from lla_jax.core.types import Estimate, Execution, Loss, Path, PyTree, Select
 from lla_jax.curvature import eigen, estimates, operators
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.keywords import accept_old
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
 
 LEAST = 16  # probes before a standard error is believed
 COVERS = 2  # a trace within so many standard errors of zero may be zero
@@ -50,8 +50,14 @@ class Layer(NamedTuple):
     residual: float
     products: int
 
+    def __repr__(self) -> str:
+        ends = f"eigenvalues {self.lambda_min:.4g} .. {self.lambda_max:.4g} +- {self.residual:.2g}"
+        trace = f"{self.trace:.4g}" if isinstance(self.trace, Estimate) else self.trace
+        return f"Layer({self.module}: {self.size:,} parameters, trace {trace} ({self.share:.1%}), {ends})"
+
 
 @accept_old("devices")
+@takes_progress("products")
 @explained
 def per_layer(
     loss: Loss | Callable[[PyTree, Any], Any],
@@ -66,7 +72,7 @@ def per_layer(
     groups: Callable[[Path], str | None] | None = None,
     select: Select | None = None,
     batch_stats: str = "frozen",
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
 ) -> tuple[Layer, ...]:
     """The curvature of each part of a network: trace, share and extreme eigenvalues of every module's diagonal block.
@@ -93,7 +99,8 @@ def per_layer(
         of the total. By default a block is a module, the leaves with one parent; a leaf at the root is its own block.
       select: the leaves that belong to blocks, as for ``hessian``; the others are left out as with ``groups``.
       batch_stats: as for ``hessian``.
-      progress: ``progress(done, total)`` in products; ``total`` is None while traces are estimated.
+      progress: True for a bar, or a function ``progress(done, total)``, called in products; ``total`` is None
+        while traces are estimated.
       execution: as for ``hessian``.
 
     Returns:
@@ -154,10 +161,9 @@ def per_layer(
 @explained
 def table(rows: Sequence[Layer]) -> str:
     """The rows of ``per_layer`` as text with aligned columns; below them the total trace and the products used."""
-    known = isinstance(rows, list | tuple) and all(isinstance(row, Layer) for row in rows)
-    if not known or not rows:
-        rule = "the rows that lla.per_layer(loss, params, data, key) returned"
-        raise misuse("rows", rows, rule) if not known else Misuse("rows", f"empty; it must be {rule}")
+    given, rows = rows, tuple(rows) if isinstance(rows, Sequence) else ()
+    if not rows or not all(isinstance(row, Layer) for row in rows):
+        raise misuse("rows", given, "the rows that lla.per_layer(loss, params, data, key) returned, one at least")
     total = rows[0].trace.recipe["total"]
     body = [("module", "size", "trace", "share", "lambda_max", "lambda_min", "residual")]
     for row in rows:
@@ -167,7 +173,14 @@ def table(rows: Sequence[Layer]) -> str:
     size = sum(row.size for row in rows)
     body.append(("total", f"{size:,}", text.pm(total["mean"], total["sem"]), "", "", "", ""))
     probes, lanczos = rows[0].trace.num, sum(row.products for row in rows)
-    return f"{text.table(body)}\n{probes} products for the traces, {lanczos} for the eigenvalues"
+    lines = [text.table(body), f"{probes} products for the traces, {lanczos} for the eigenvalues"]
+    if any(math.isnan(row.share) for row in rows):
+        lines.append(f"no shares: {_may_be_zero(total['mean'], total['sem'])}")
+    return "\n".join(lines)
+
+
+def _may_be_zero(mean: float, sem: float) -> str:
+    return f"the sum of all traces, {text.pm(float(mean), float(sem))}, may be zero"
 
 
 class _Paths:
@@ -248,10 +261,11 @@ def _traces(
         reached = len(forms) >= min(LEAST, most) and bool(sem.max() <= rtol * np.abs(mean[:-1]).sum())
     num, mean, sem = len(forms), mean * unit.size, sem * unit.size
     if not reached:
+        shares = "" if abs(mean[-1]) > COVERS * sem[-1] else f"; shares are NaN, as {_may_be_zero(mean[-1], sem[-1])}"
         reason = f"product {num + 1} is not finite" if num < used else "raise max_products or rtol"
         warn_caller(
             f"trace: after {num} products the largest error is {sem.max():.2g}, and rtol={rtol:g} of the traces' sum, "
-            f"{rtol * np.abs(mean[:-1]).sum():.2g}, is asked for: {reason}"
+            f"{rtol * np.abs(mean[:-1]).sum():.2g}, is asked for: {reason}{shares}"
         )
     about = {
         "kind": "block trace",

@@ -20,7 +20,7 @@ from lla_jax.core import files as _files
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, is_integer, show_value
 from lla_jax.core.signatures import explained
-from lla_jax.core.types import Directions, Eigenpairs, Landscape, PyTree, Recipe, Spectrum
+from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, PyTree, Recipe, Spectrum
 from lla_jax.directions import draws
 
 FORMAT = "lla_jax"
@@ -31,12 +31,12 @@ Arrays = dict[str, np.ndarray]
 
 
 @explained
-def save(x: Landscape | Directions | Eigenpairs | Spectrum, path: str | os.PathLike[str]) -> Path:
+def save(x: Landscape | Directions | Eigenpairs | Spectrum | Estimate, path: str | os.PathLike[str]) -> Path:
     """Write a result as .npz with a JSON header; an existing file is replaced in one step or left as it was.
 
     Args:
-      x: a ``Landscape``, ``Directions``, ``Eigenpairs`` or ``Spectrum``, with the state that continues an interrupted
-        computation. Random directions are stored as their recipe.
+      x: a ``Landscape``, ``Directions``, ``Eigenpairs``, ``Spectrum`` or ``Estimate``, with the state that continues an
+        interrupted computation. Random directions are stored as their recipe.
       path: the file; ".npz" is appended to a name without an ending, such as "plane", "run0.5" or "v1.2". The folder is
         made if it is missing.
 
@@ -48,11 +48,13 @@ def save(x: Landscape | Directions | Eigenpairs | Spectrum, path: str | os.PathL
         ending of another kind of file, such as ".csv".
       OSError: the folder cannot be written.
     """
-    target = _target(path)
+    if isinstance(x, str | os.PathLike) and isinstance(path, tuple(_FORMS)):
+        raise Misuse("x", f"{x!r} given, and a {type(path).__name__} as path; swap them, lla.save(result, {str(x)!r})")
     kind = next((kind for kind in _FORMS if isinstance(x, kind)), None)
     if kind is None:
         known = ", ".join(known.__name__ for known in _FORMS)
-        raise Misuse("x", f"{type(x).__name__} given; it must be one of {known}")
+        raise Misuse("x", f"{type(x).__name__} given; it must be one of {known}{_how_to_keep(x)}")
+    target = _target(path)
     header, arrays = _FORMS[kind][0](x)
     if objects := [name for name, array in arrays.items() if array.dtype == object]:
         raise Misuse("x", f"{objects} hold objects, which only pickle could save; convert them to arrays of numbers")
@@ -95,8 +97,8 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Any:
         drawn again without them.
 
     Returns:
-      The ``Landscape``, ``Directions``, ``Eigenpairs`` or ``Spectrum``, its arrays the same to the bit. Directions and
-      eigenvectors without ``like`` come as nested dicts named by their paths.
+      The ``Landscape``, ``Directions``, ``Eigenpairs``, ``Spectrum`` or ``Estimate``, its arrays the same to the bit.
+      Directions, eigenvectors and estimates of trees come without ``like`` as nested dicts named by their paths.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -109,6 +111,9 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Any:
     result = _read(path)
     if isinstance(result, Eigenpairs) and result.vectors is not None:
         return Eigenpairs(**{**vars(result), "vectors": _restore_structure(result.vectors, like)})
+    if isinstance(result, Estimate) and isinstance(result.mean, dict):
+        mean, sem = (_restore_estimate(tree, like) for tree in (result.mean, result.sem))
+        return Estimate(mean, sem, result.num, result.recipe)
     if not isinstance(result, Directions):
         return result
     if result.tree is not None:
@@ -129,6 +134,15 @@ def _restore_structure(x: Directions, like: PyTree) -> Directions:
     """Directions with the structure of ``like`` in place of a flat dict of paths; without it, as nested dicts."""
     tree = _nest(x.tree) if like is None else _tree.align(x.tree, like, "directions", "like", stacked=True)
     return Directions(tree, x.recipe)
+
+
+def _restore_estimate(leaves: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
+    """A flat dict of paths as a tree like the parameters, None in leaves that it lacks; without ``like``, nested."""
+    if like is None:
+        return _nest(leaves)
+    named = zip(_tree.paths(like), jax.tree.leaves(like), strict=True)
+    selected = jax.tree.unflatten(jax.tree.structure(like), [leaf if path in leaves else None for path, leaf in named])
+    return _tree.align(dict(leaves), selected, "estimate", "like")
 
 
 def _nest(leaves: Mapping[str, np.ndarray]) -> PyTree:
@@ -175,7 +189,7 @@ def _names(names: Any) -> list[str]:
 def _directions_parts(x: Directions) -> tuple[Header, Arrays]:
     if x.recipe.get("kind") == "random" and not x.recipe.get("transformed") and x.num <= x.recipe["num"]:
         return {"recipe": dict(x.recipe), "leaves": None}, {}
-    names, arrays = _list_arrays(_leaves(x), "leaf")
+    names, arrays = _list_arrays(_leaves(x.tree), "leaf")
     return {"recipe": dict(x.recipe), "leaves": names}, arrays
 
 
@@ -186,7 +200,7 @@ def _by_path(header: Header, arrays: Arrays) -> Directions:
 
 def _eigenpairs_parts(x: Eigenpairs) -> tuple[Header, Arrays]:
     given = x.vectors
-    leaves, vectors = _list_arrays(None if given is None else _leaves(given), "leaf")
+    leaves, vectors = _list_arrays(None if given is None else _leaves(given.tree), "leaf")
     state, rest = _list_arrays(x.state, "state")
     directions = None if given is None else {"recipe": dict(given.recipe), "leaves": leaves}
     header = {"recipe": x.recipe, "products": int(x.products), "directions": directions, "state": state}
@@ -211,17 +225,47 @@ def _spectrum(header: Header, arrays: Arrays) -> Spectrum:
     return Spectrum(arrays.pop("nodes"), arrays.pop("weights"), header["recipe"], state)
 
 
+def _estimate_parts(x: Estimate) -> tuple[Header, Arrays]:
+    if isinstance(x.mean, float | int | np.number):
+        leaves, arrays = None, {"mean": np.asarray(float(x.mean)), "sem": np.asarray(float(x.sem))}
+    else:
+        leaves, arrays = _list_arrays(_leaves(x.mean), "mean")
+        arrays |= _list_arrays(_leaves(x.sem), "sem")[1]
+    return {"recipe": x.recipe, "num": int(x.num), "leaves": leaves}, arrays
+
+
+def _estimate(header: Header, arrays: Arrays) -> Estimate:
+    names = header["leaves"]
+    if names is None:
+        return Estimate(float(arrays.pop("mean")), float(arrays.pop("sem")), header["num"], header["recipe"])
+    mean, sem = (_take_arrays(names, arrays, prefix) for prefix in ("mean", "sem"))
+    return Estimate(mean, sem, header["num"], header["recipe"])
+
+
 _FORMS: dict[type, tuple[Callable[[Any], tuple[Header, Arrays]], Callable[[Header, Arrays], Any]]] = {
     Landscape: (_landscape_parts, _landscape),
     Directions: (_directions_parts, _by_path),
     Eigenpairs: (_eigenpairs_parts, _eigenpairs),
     Spectrum: (_spectrum_parts, _spectrum),
+    Estimate: (_estimate_parts, _estimate),
 }
 
 
-def _leaves(x: Directions) -> dict[str, Any]:
-    """The leaves of directions by path."""
-    names, leaves = _tree.paths(x.tree), jax.tree.leaves(x.tree)
+def _how_to_keep(x: Any) -> str:
+    """How other things than results are kept, in words that end the error for them."""
+    if hasattr(x, "savefig"):
+        return '; a figure is saved by fig.savefig("picture.png")'
+    if hasattr(x, "mv"):
+        return "; an operator is made anew from loss, parameters and data: save what is computed from it"
+    if hasattr(x, "to_csv"):
+        return '; a table is saved by table.to_csv("table.csv")'
+    is_several = isinstance(x, list | tuple | Mapping)
+    return "; save results one by one, and other arrays by numpy.savez" if is_several or hasattr(x, "dtype") else ""
+
+
+def _leaves(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by path."""
+    names, leaves = _tree.paths(tree), jax.tree.leaves(tree)
     if len(set(names)) < len(names):
         raise Misuse("x", f"two of its leaves have the same path among {names}; rename one of their keys")
     return dict(zip(names, leaves, strict=True))
@@ -280,6 +324,14 @@ def _contradiction(x: Any) -> str:
         shapes = [np.shape(x.nodes), np.shape(x.weights)]
         fits = shapes[0] == shapes[1] and len(shapes[0]) == 2 and _are_real(x.nodes, x.weights)
         return "" if fits else f"has nodes and weights of shapes {shapes} that do not fit, or are no real numbers"
+    if isinstance(x, Estimate):
+        parts = [jax.tree.leaves(part) for part in (x.mean, x.sem)]
+        of_mean, of_sem = ([np.shape(leaf) for leaf in part] for part in parts)
+        if of_mean != of_sem or not of_mean or not _are_real(*parts[0], *parts[1]):
+            return (
+                f"has a mean and standard errors of shapes {of_mean} and {of_sem} that do not fit, or no real numbers"
+            )
+        return "" if is_integer(x.num) and 0 <= x.num < 2**63 else f"has {show_value(x.num)} draws"
     if not is_integer(x.products) or not 0 <= x.products < 2**63:
         return f"has used {show_value(x.products)} products"
     shapes = [np.shape(x.values), np.shape(x.residuals)]

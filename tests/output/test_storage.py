@@ -332,6 +332,24 @@ def test_no_damage_makes_another_kind_of_error(tmp_path):
     assert refused > 75
 
 
+def test_an_estimate_comes_back(tmp_path):
+    number = lla.Estimate(1.0 / 3, np.float64(0.1), 16, {"kind": "trace", "products": 32})
+    assert lla.load(lla.save(number, tmp_path / "trace.npz")) == number
+    params = {"a": {"w": np.ones((2, 3), np.float32)}, "b": np.ones(2, np.float32)}
+    mean = {"a": {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, "b": None}  # of a selection
+    sem = jax.tree.map(lambda x: x / 10, mean)
+    path = lla.save(lla.Estimate(mean, sem, 50, {"norm": 1.0, "norm_sem": 0.1}), tmp_path / "diagonal.npz")
+    assert bits(lla.load(path).mean) == bits({"a": mean["a"]})
+    back = lla.load(path, like=params)
+    assert jax.tree.structure(back.mean) == jax.tree.structure(mean)
+    assert bits(back.sem) == bits(sem)
+    with pytest.raises(ValueError, match="estimate"):
+        lla.load(path, like={"a": {"w": np.ones((3, 3), np.float32)}})
+    for changes in ({"mean0": np.zeros(2)}, {"sem0": np.zeros((2, 3), complex)}, {"header": {"num": "many"}}):
+        with pytest.raises(ValueError, match="not a readable lla_jax result"):
+            lla.load(spoilt(path, **changes))
+
+
 def test_files_of_the_first_release_are_still_read(tmp_path):
     landscape = {"dims": 1, "values": ["loss"], "stderr": [], "recipe": {"rule": "add"}}
     axes = {"recipe": {"kind": "given"}, "leaves": [["a/kernel", "bfloat16"], ["b", "float32"]]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 from typing import Any
 
@@ -246,6 +247,11 @@ def layers_of_nothing() -> None:
     plotting.layers(None)
 
 
+@slip("rows", "None given", "lla.per_layer")
+def a_table_of_no_layers() -> None:
+    lla.layers.table(None)
+
+
 @slip("landscape", "'convexity'", "lla.convexity")
 def convexity_of_a_plane_of_losses() -> None:
     plotting.convexity(PLANE)
@@ -312,6 +318,26 @@ def a_surface_of_complex_values() -> None:
 @slip("landscape.values['loss']", "real numbers")
 def a_surface_of_words() -> None:
     plotting.surface(landscape(A, B, loss=np.full((5, 4), "high")))
+
+
+@slip("landscape.coords[0]", "all different")
+def a_surface_over_a_coordinate_twice() -> None:
+    plotting.surface(lla.Landscape((np.array([0.0, 0.0, 1.0, 2.0, 3.0]), B), PLANE.values, {}, {}))
+
+
+@slip("landscape.coords[1]", "finite numbers")
+def a_contour_over_a_coordinate_of_nan() -> None:
+    plotting.contour(lla.Landscape((A, np.array([0.0, 1.0, np.nan, 2.0])), PLANE.values, {}, {}))
+
+
+@slip("landscape.recipe", "None given", "a dict")
+def a_landscape_without_a_recipe() -> None:
+    plotting.line(lla.Landscape((A,), LINE.values, {}, None))
+
+
+@slip("marks", "[[name, [a, b]], ...]")
+def a_recipe_with_other_marks() -> None:
+    plotting.contour(lla.Landscape((A, B), PLANE.values, {}, {"directions": {"marks": {"start": (0, 0)}}}))
 
 
 @slip("landscape", "(4, 5)", "(5, 4)")
@@ -543,6 +569,31 @@ def no_file() -> None:
 @slip("fname", "'' given", "picture.png")
 def an_empty_file_name() -> None:
     plotting.line(LINE).savefig("")
+
+
+@slip("savefig", "dpi=-3", "positive", "dpi=200")
+def a_negative_resolution() -> None:
+    plotting.line(LINE).savefig(io.BytesIO(), dpi=-3)
+
+
+@slip("savefig", "dpi='high'", "dpi=200")
+def a_resolution_as_text() -> None:
+    plotting.line(LINE).savefig(io.BytesIO(), dpi="high")
+
+
+@slip("fname", "picture.png")
+def a_missing_file_name() -> None:
+    plotting.line(LINE).savefig()
+
+
+@slip("cmap", "surface()", "It takes landscape, value, cap, log, title, ax")
+def a_colour_map() -> None:
+    plotting.surface(PLANE, cmap="jet")
+
+
+@slip("vmin", "It takes landscape, value, cap, log, title, ax")
+def limits_of_colours() -> None:
+    plotting.heatmap(PLANE, vmin=2, vmax=1)
 
 
 @slip("show", "'agg'", 'fig.savefig("picture.png")')

@@ -39,6 +39,10 @@ class Function:
     train: Program | None
     call: tuple[Any, Any]
 
+    def __repr__(self) -> str:
+        modes = "eval and train" if self.train is not None else "eval"
+        return f"torch network ({len(self.eval.instructions)} operators, {modes})"
+
     @property
     def draws(self) -> bool:
         """Whether any mode draws random numbers."""

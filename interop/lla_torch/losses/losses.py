@@ -38,6 +38,9 @@ class Apply:
     inputs: Callable[[Any], Any] | None
     outputs: Callable[[Any], Any] | None = None
 
+    def __repr__(self) -> str:
+        return repr(self.function)
+
     def __call__(self, params: Any, state: Any, batch: Any, train: bool, keys: Any = None) -> tuple[Any, Any]:
         variables = {"params": params, **(state or {})}
         args, kwargs = arguments(self.inputs, batch)
@@ -101,6 +104,9 @@ class OnLabels:
     criterion: Callable[[Any, Any], Any]
     labels: Callable[[Any], Any] | None = None
 
+    def __repr__(self) -> str:
+        return getattr(self.criterion, "__qualname__", repr(self.criterion)).rpartition("<locals>.")[2]
+
     def __call__(self, outputs: Any, batch: Any) -> Any:
         labels = call_users("labels", self.labels or default_labels, batch, "it gets the batch and returns the labels")
         try:
@@ -152,6 +158,9 @@ class Step:
 
     function: Function
 
+    def __repr__(self) -> str:
+        return f"step of {self.function!r}"
+
     def __call__(self, params: Any, state: Any, batch: Any, train: bool, keys: Any = None) -> tuple[Any, Any]:
         if keys is not None:
             return Apply(self.function, _as_inputs)(params, state, batch, train, keys)
@@ -190,6 +199,9 @@ class TorchCriterion:
     module: nn.Module
     per_example: bool
     convert: Callable[..., Callable[..., Any]]
+
+    def __repr__(self) -> str:
+        return f"torch {type(self.module).__name__}"
 
     @functools.cached_property
     def _criteria(self) -> dict[Any, Criterion]:

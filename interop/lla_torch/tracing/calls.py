@@ -113,7 +113,7 @@ def _misfit(function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) 
         takes = f"forward takes {signature} ({error})"
         labels = len(args) == 2 and not kwargs and _binds(signature, args[:1])
         hint = "of a batch (inputs, labels) give the inputs alone, batch[0]" if labels else ""
-        if len(args) == 1 and isinstance(args[0], Mapping):
+        if args and isinstance(args[-1], Mapping):
             hint = "pass the entries of a dict by name, example_kwargs={...}"
         elif len(args) == 1 and isinstance(args[0], tuple | list) and _binds(signature, args[0]):
             hint = "give the entries of a tuple one by one"

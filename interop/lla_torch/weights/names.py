@@ -115,6 +115,9 @@ class NameMap:
     leaves: tuple[Leaf, ...]
     aliases: Mapping[str, str] = field(hash=False)
 
+    def __repr__(self) -> str:
+        return f"NameMap({len(self.leaves)} arrays of {len(self.aliases)} names)"
+
     def by_name(self, name: str) -> Leaf:
         """The leaf of a torch name, also of a tied one; a ValueError for an unknown name."""
         if name not in self.aliases:
@@ -220,6 +223,9 @@ class FilterAxis:
     """``filter_axis(path, leaf)`` for ``Loss``: the axis of a parameter that indexes its filters, or None."""
 
     axes: tuple[tuple[str, int | None], ...]
+
+    def __repr__(self) -> str:
+        return f"FilterAxis({len(self.axes)} parameters)"
 
     def __call__(self, path: str, leaf: Any) -> int | None:
         axes = dict(self.axes)

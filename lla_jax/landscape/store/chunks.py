@@ -26,7 +26,7 @@ import numpy as np
 
 from lla_jax.core import files as _files
 from lla_jax.core import recipes
-from lla_jax.core.arguments import Misuse
+from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.types import Landscape
 from lla_jax.landscape.grids import SNAP
 from lla_jax.landscape.means import Means
@@ -82,6 +82,15 @@ class DamagedChunk(ValueError):
 
 
 # --- the folder of a store
+
+
+def store_folder(store: Any) -> Path | None:
+    """The folder that ``store=`` names, or None.
+
+    Raises:
+      Misuse: the value is no path, or one that no file system has.
+    """
+    return None if store is None else _files.check_path("store", store, "runs/exp1")
 
 
 def check_writable(folder: Path, nbytes: int = 0) -> None:

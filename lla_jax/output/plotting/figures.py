@@ -31,14 +31,20 @@ class Figure(_figure.Figure):
         width, height = (round(ON_SCREEN * inches) for inches in self.get_size_inches())
         return file.getvalue(), {"width": width, "height": height}
 
-    def savefig(self, fname: Any, *args: Any, **kwargs: Any) -> None:
+    def savefig(self, fname: Any = None, *args: Any, **kwargs: Any) -> None:
         """Write the figure, as matplotlib does; the suffix of ``fname``, or ``format``, chooses the kind of file.
 
         Raises:
-          ValueError: another type than a path or an open file, a folder that is not there, an unknown suffix.
+          ValueError: another type than a path or an open file, a folder that is not there, an unknown suffix, options
+            that matplotlib refuses.
         """
         _check_file(fname, kwargs.get("format"), self.canvas.get_supported_filetypes())
-        super().savefig(fname, *args, **kwargs)
+        try:
+            super().savefig(fname, *args, **kwargs)
+        except (TypeError, ValueError) as error:
+            options = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+            example = 'fig.savefig("picture.png", dpi=200)'
+            raise Misuse("savefig", f"matplotlib refuses ({options}): {error}; such as {example}") from error
 
     def show(self, warn: bool = True) -> None:
         """Show the figure: in a notebook below the cell, elsewhere in a window, by pyplot, until it is closed.

@@ -178,7 +178,7 @@ def volume(
         here = [mark for mark in plane.marks if mark in [at[:3] for at in near]]
         planes[name] = plane._replace(marks=here, origin=plane.origin if np.isclose(cut[k], 0, atol=1e-9) else None)
     if len(planes) == 1:  # a single panel has no title of its own
-        title = ": ".join(filter(None, (title, *planes)))
+        title = style.join(title, *planes, by=": ")
     return picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title)
 
 
@@ -284,7 +284,7 @@ def picture(
         _colour_bar(fig, last_drawn, axes, common, kind, label=True)
     if not solo:
         own = "" if shared else f"{common.label}, each panel on its own scale"
-        heading = style.join(": ".join(filter(None, (title, own))), *notes if len(notes) == 1 else ())
+        heading = style.join(style.join(title, own, by=": "), *notes if len(notes) == 1 else ())
         if heading:
             fig.suptitle(style.wrap(heading, 96), fontsize=style.SIZE + 1)
     common_caption = "".join(captions) if len(captions) == 1 and (kind == "surface" or not solo) else ""

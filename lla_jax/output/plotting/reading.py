@@ -28,6 +28,9 @@ _SYMBOLS = {
     "lambda_max": r"$\lambda_{\max}$",
     "lambda_min": r"$\lambda_{\min}$",
 }
+_LARGEST = 1e280
+"""The largest magnitude that is drawn: matplotlib's margins and ticks overflow beyond."""
+
 _DRAWS = {1: "line or train_test", 2: "surface, contour or heatmap", 3: "volume"}
 """The functions that draw a landscape, by its number of axes."""
 
@@ -112,9 +115,15 @@ def origin(landscape: Landscape) -> Origin:
 def marks(landscape: Landscape, dims: int) -> list[tuple[Any, ...]]:
     """The recipe's named points in the landscape, ``(name, a, b, ...)``: ``dims`` coordinates, filled up with 0."""
     inside = []
-    for name, at in _directions(landscape).get("marks") or ():
-        if not any(at[landscape.dims :]):  # otherwise the point is off the plane
-            inside.append((str(name), *[float(t) for t in [*at, 0, 0, 0][:dims]]))
+    recorded = _directions(landscape).get("marks") or ()
+    try:
+        for name, at in recorded:
+            if not any(at[landscape.dims :]):  # otherwise the point is off the plane
+                inside.append((str(name), *[float(t) for t in [*at, 0, 0, 0][:dims]]))
+    except (TypeError, ValueError) as error:
+        raise misuse(
+            'landscape.recipe["directions"]["marks"]', recorded, "[[name, [a, b]], ...], or leave it out"
+        ) from error
     return inside
 
 
@@ -193,9 +202,20 @@ def read(
             argument,
             f"values[{value!r}] has shape {z.shape}, but the coordinates make {landscape.shape}; mend one of them",
         )
-    orders = [np.argsort(c) for c in landscape.coords]
-    coords = [np.asarray(c, float)[order] for c, order in zip(landscape.coords, orders)]
-    return coords, np.where(np.isfinite(z), z, np.nan)[np.ix_(*orders)]
+    if not isinstance(landscape.recipe, Mapping):
+        raise misuse(f"{argument}.recipe", landscape.recipe, "a dict, which may be empty")
+    coords = [_coordinates(c, f"{argument}.coords[{k}]") for k, c in enumerate(landscape.coords)]
+    orders = [np.argsort(c) for c in coords]
+    drawn = np.where(np.abs(z) < _LARGEST, z, np.nan)
+    return [c[order] for c, order in zip(coords, orders)], drawn[np.ix_(*orders)]
+
+
+def _coordinates(c: Any, name: str) -> np.ndarray:
+    """The coordinates of an axis as floats, if they can be drawn: finite and all different."""
+    values = _real(c, name)
+    if values.ndim != 1 or not (np.abs(values) < _LARGEST).all() or len(np.unique(values)) < len(values):
+        raise misuse(name, values, "a 1-D array of finite numbers, all different, as lla.grid makes it")
+    return values
 
 
 def _real(values: Any, name: str) -> np.ndarray:

@@ -89,9 +89,9 @@ def legend(fig: Figure, axes: Sequence[Axes], *, outside: bool, title: str = "",
     drawn.get_title().set_multialignment("center")
 
 
-def join(*parts: str | None) -> str:
-    """The parts that are not empty or None, joined by spaces."""
-    return " ".join(str(part) for part in parts if part is not None and part != "")
+def join(*parts: str | None, by: str = " ") -> str:
+    """The parts that are not empty or None, joined by spaces or by another text."""
+    return by.join(str(part) for part in parts if part is not None and part != "")
 
 
 def wrap(text: str, width: int) -> str:

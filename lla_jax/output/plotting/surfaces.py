@@ -110,9 +110,11 @@ def _is_hidden(ax: Any, plane: Plane, z: np.ndarray, points: np.ndarray) -> np.n
     towards = np.sign(eye[3]) if abs(eye[3]) > 1e-12 else np.sign(eye[2] * ax.elev) or 1.0
     sight = towards * (eye[:3] - points * eye[3])
     low, high = np.array([ax.get_xlim(), ax.get_ylim(), ax.get_zlim()]).T
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # axes may differ by powers of ten
         leaves = np.nanmin((np.where(sight > 0, high, low) - points) / sight, axis=1)
-    a, b, c = np.moveaxis(points[:, None] + np.linspace(0, 1, 300)[:, None] * (leaves[:, None] * sight)[:, None], -1, 0)
-    above = (c - _heights(plane, z, a, b)) / (high[2] - low[2])
+        a, b, c = np.moveaxis(
+            points[:, None] + np.linspace(0, 1, 300)[:, None] * (leaves[:, None] * sight)[:, None], -1, 0
+        )
+        above = (c - _heights(plane, z, a, b)) / (high[2] - low[2])
     hidden: np.ndarray = (above > 0.01).any(axis=1) & (above < -0.01).any(axis=1)
     return hidden
