@@ -67,13 +67,13 @@ def check_everything(H, a, scale):
     close(np.linalg.eigvalsh(lanczos.tridiagonal(tridiagonal.alphas, tridiagonal.betas)), np.sort(VALUES), scale)
 
 
-@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e30, 3e37])
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 3e37])
 def test_all_numbers_of_a_matrix_of_any_size(scale):
     check_everything(on_host(matrix(), scale), matrix(), scale)
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("scale", [1e-80, 1e38])
+@pytest.mark.parametrize("scale", [1e-38, 1e38])
 def test_in_double_precision(scale):
     check_everything(on_host(matrix("float64"), scale), matrix("float64"), scale)
 
@@ -187,6 +187,12 @@ def test_continued_in_the_same_unit(call):
     rest = call(H, KEY, **options, resume=part)
     values = (lambda x: x.values) if call is lla.eigenpairs else (lambda x: x.nodes)
     np.testing.assert_array_equal(values(rest), values(whole))
+
+
+def test_a_damaged_unit_is_refused():
+    for unit in (0.0, np.nan, -1.0, [1.0, 2.0]):
+        with pytest.raises(ValueError, match=r"resume: .* a number above 0"):
+            units.again(operators.given(lambda v: v, jnp.zeros(3)), {"unit": np.array(unit)})
 
 
 def test_a_block_of_zeros_beside_others_takes_no_products_more():
