@@ -183,7 +183,8 @@ def diagonal(
         diag A = E z * (A z), z random signs;   variance of entry i: sum over j != i of A_ij^2
 
     Memory is constant: running means. Draws are added until there are at least 16 and |sem| <= rtol |mean| (2-norms
-    over all entries).
+    over all entries). That takes about (off / (rtol on))^2 products, with the norms of the entries beside the diagonal
+    and on it; where these are more than twice ``max_products``, the logger ``lla_jax`` says so after 16 draws.
 
     Args:
       H: as for ``trace``.
@@ -256,7 +257,7 @@ def _estimate(
             if now.trouble or _is_precise(now, rtol, rounding):
                 break
             if early and now.num >= LEAST_DRAWS:
-                _warn_early(recipe, now, rtol, max_products)
+                _say_early(recipe, now, rtol, max_products)
                 early = False
         return now.times(unit.size)
 
@@ -306,8 +307,8 @@ def _draws_needed(now: Round, rtol: float) -> float:
     return now.num * (now.sem / (rtol * abs(now.mean))) ** 2
 
 
-def _warn_early(recipe: dict[str, Any], now: Round, rtol: float, max_products: int) -> None:
-    """Say how many products ``rtol`` takes, if they are more than twice as many as are allowed."""
+def _say_early(recipe: dict[str, Any], now: Round, rtol: float, max_products: int) -> None:
+    """Log how many products ``rtol`` takes, if they are more than twice as many as are allowed."""
     # the noise of a tree's entries adds to its norm
     own = now if now.value is None else now._replace(mean=math.sqrt(max(now.mean**2 - now.sem**2, 0.0)))
     needed = _draws_needed(own, rtol) if own.mean else math.inf
@@ -315,10 +316,8 @@ def _warn_early(recipe: dict[str, Any], now: Round, rtol: float, max_products: i
         reached = rtol * math.sqrt(needed / max_products)
         about = f"about {needed:.2g} products" if needed < 1e6 else "more than a million products"
         left = f"an error of about {reached:.0%} will be left" if reached < 1 else "the error will exceed the value"
-        warn_caller(
-            f"{recipe['kind']}: after {now.num} draws, rtol={rtol:g} seems to need {about}; after "
-            f"max_products={max_products} {left}. Raise rtol for fewer products, or max_products for a smaller error"
-        )
+        text = f"{recipe['kind']}: after {now.num} draws, rtol={rtol:g} seems to need {about}; after max_products="
+        log.warning("%s%d %s. Raise rtol for fewer products, max_products for more", text, max_products, left)
 
 
 # --- probes
