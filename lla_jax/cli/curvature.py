@@ -185,9 +185,9 @@ def _readable(options: HessianOptions, name: str) -> Iterator[None]:
     """A context that takes numbers from ``name.json``, which may hold others than this command writes."""
     try:
         yield
-    except (TypeError, LookupError) as error:
+    except (TypeError, ValueError, LookupError) as error:
         path = options.out / f"{name}.json"
-        raise Misuse("path", f"{path} is not what lla_jax wrote: {error!r}. Remove it", path) from error
+        raise Misuse("path", f"{path} is not what lla_jax wrote ({error}). Remove it", path) from error
 
 
 def _key(options: HessianOptions, part: int) -> jax.Array:

@@ -209,7 +209,7 @@ def test_trace_and_layers_are_kept_as_well(tiny, capsys, monkeypatch):
         content = json.loads((tiny / "r/trace.json").read_text())
         (tiny / "r/trace.json").write_text(json.dumps({**content, "result": {"average": 1}}))
         assert hessian(*QUICK) == 2
-        assert "r/trace.json is not what lla_jax wrote: TypeError" in capsys.readouterr().err
+        assert "r/trace.json is not what lla_jax wrote (" in capsys.readouterr().err
         (tiny / "r/trace.json").write_text("[1")
         assert hessian(*QUICK) == 2
         said = capsys.readouterr().err
