@@ -7,7 +7,10 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from lla_jax._names import explain_module, no_such_name
 
 _IMPORT = re.compile(r"^from (\S+) import (\w+) as (\w+)$", re.MULTILINE)
 
@@ -29,11 +32,13 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
 
     def load(name: str) -> Any:
         if name not in sources:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}; it has: {', '.join(names)}")
+            raise AttributeError(no_such_name(f"module {package!r}", name, names))
         source, original = sources[name]
         origin = importlib.import_module(source)
         is_package = hasattr(origin, "__path__")  # then the name is that of a module in it
         value = importlib.import_module(f"{source}.{original}") if is_package else getattr(origin, original)
+        if isinstance(value, ModuleType):
+            explain_module(value)
         setattr(module, name, value)
         return value
 

@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "lla_jax"
 
 FLOORS = [
+    {"_names"},
     {"_lazy", "_former", "_version"},
     {"__init__"},
     {"core"},
@@ -40,7 +41,7 @@ OUTSIDE = {
     "flax": ("models/linen", "models/nnx", "models/calling", "demo"),
     "equinox": ("models/equinox", "directions/normalization"),
     "matplotlib": ("output/plotting",),
-    "tqdm": ("cli/terminal", "demo"),
+    "tqdm": ("execution/progress", "cli/terminal", "demo"),
     "tyro": ("cli/main", "cli/options"),
     "torch": (),
     "lla_torch": (),
@@ -250,3 +251,36 @@ def test_the_options_of_evaluate_for_type_checkers_are_those_of_its_signature():
 
     options = [p.name for p in inspect.signature(lla.evaluate).parameters.values() if p.kind is p.KEYWORD_ONLY]
     assert list(Options.__annotations__) == options
+
+
+def explained_calls():
+    """Every function and class that is a public name of the package, of its rooms, or of a module that is one."""
+    for room in rooms_with_public_names():
+        package = importlib.import_module(".".join(room.relative_to(ROOT).parts))
+        for name in package.__all__:
+            item = getattr(package, name)
+            if callable(item) and not inspect.ismodule(item) and name not in FOR_ADAPTERS:
+                yield f"{room.name}.{name}", item
+    for module, names in DOCUMENTED.items():
+        for name in names:
+            yield f"{module}.{name}", getattr(getattr(lla, module), name)
+
+
+FOR_ADAPTERS = ("Options", "UpdateRule", "explained", "static", "warn_caller")
+"""Types that are not called, and helpers for those who write adapters."""
+
+DOCUMENTED = {
+    "operators": ("given", "masked", "preconditioned", "dense", "categorical", "bernoulli", "gaussian", "poisson"),
+    "lanczos": ("lanczos", "lanczos_step", "random"),
+    "layers": ("table",),
+    "hosts": ("start",),
+}
+"""Functions of public modules that are in no stub."""
+
+
+@pytest.mark.parametrize(("name", "item"), list(explained_calls()))
+def test_public_calls_that_do_not_fit_are_explained(name, item):
+    """By the decorator ``explained``, the innermost one."""
+    from lla_jax.core.signatures import CALLED
+
+    assert hasattr(item, "__explained__") or item in CALLED

@@ -8,6 +8,9 @@ except ImportError as error:
         "with: pip install 'lla-jax[torch]'. Everything in lla_jax works without it."
     ) from error
 
+import sys
+
+from lla_jax.models import explained
 from lla_torch.certification.certificate import Certificate, certify
 from lla_torch.net import Net, convert, convert_loss
 from lla_torch.problems import problem, stream
@@ -35,3 +38,5 @@ __all__ = [
     "to_state_dict",
     "trainable",
 ]
+
+explained(sys.modules[__name__])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,21 +15,29 @@ from torch.utils import _pytree as torch_pytree
 
 import lla_jax
 from lla_jax import Loss
-from lla_jax.models import static
+from lla_jax.models import explained, static
 from lla_torch.conversion.function import Function, depends_on_params
-from lla_torch.conversion.module import Parts, as_arrays, as_tensors, convert_callable, convert_parts, unwrap
+from lla_torch.conversion.module import Parts, convert_callable, convert_parts, unwrap
+from lla_torch.losses.functionals import as_criterion
 from lla_torch.losses.losses import Apply, OnLabels, Step, losses_of_step, mean_of_step, torch_criterion
 from lla_torch.losses.selection import Choice, selection
+from lla_torch.losses.steps import check_dependence, form_of_losses, is_fixed, warn_of_a_mean
 from lla_torch.program.errors import misuse
-from lla_torch.tracing.guards import ConversionError, preserve_module
+from lla_torch.tracing.calls import as_arrays, as_tensors, check_step, refuse_loaders
+from lla_torch.tracing.guards import ConversionError
+from lla_torch.weights.arguments import check_flag, check_key, check_module
 from lla_torch.weights.names import FilterAxis, NameMap, filter_axis, references
 
 
+@explained
 @dataclass(frozen=True)
 class ApplyFunction:
     """The type of ``net.apply``: a network as a function without weights, which compares by value."""
 
     function: Function
+
+    def __repr__(self) -> str:
+        return repr(self.function)
 
     def __call__(
         self,
@@ -58,13 +65,19 @@ class ApplyFunction:
           of ``variables`` without "params", with running statistics as torch updates them.
 
         Raises:
-          ValueError: inputs of another nesting, shape or type than at conversion; random numbers without key and draws,
-            or with both; train mode that was not converted.
+          ValueError: variables that are no such dict; inputs of another nesting, shape or type than at conversion;
+            random numbers without key and draws, or with both; train mode that was not converted.
         """
+        check_variables(variables, None)
+        check_flag("train", train)
+        check_key(key)
+        if not (draws is None or isinstance(draws, Sequence)):
+            raise misuse("draws", draws, "a sequence of arrays, the second result of lla_torch.record")
         outputs, state = self.function(variables, inputs, named, train=train, key=key, draws=draws)
         return (outputs, state) if train else outputs
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class Net:
     """A converted torch network: its function, its variables, and the map from torch's names to them.
@@ -124,12 +137,25 @@ class Net:
         """A copy of the network with the given fields, such as ``variables``, replaced.
 
         Raises:
-          ValueError: variables with other values of a buffer that decided a size or a branch at conversion.
+          ValueError: an unknown field; variables without one of the network's collections, or with other values of a
+            buffer that decided a size or a branch at conversion.
         """
+        known = [each.name for each in dataclasses.fields(self) if each.init and each.name[0] != "_"]
+        if unknown := sorted(set(changes) - set(known)):
+            raise ValueError(
+                f"changes: there is no field {unknown[0]!r}; it must be one of {known}. Of other parameters make "
+                "variables={**net.variables, 'params': params}"
+            )
+        if "variables" in changes:
+            check_variables(changes["variables"], self.variables)
         net = dataclasses.replace(self, **changes)
         if "variables" in changes and net.function is not None:
             net.function.check_decided(net.variables)
         return net
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """``net.apply(net.variables, *inputs, **named)``: the network's outputs with its own variables."""
+        return self.apply(self.variables, *inputs, **named)
 
     @property
     def apply(self) -> ApplyFunction:
@@ -157,7 +183,8 @@ class Net:
         Args:
           criterion: a JAX function (outputs, labels) -> losses (B, ...) or (losses, weights), or a torch loss module. A
             torch module is converted to losses per example, whose mean over the data set equals torch's
-            reduction="mean" over all of it, with class weights and ignored labels counted as torch counts them.
+            reduction="mean" over all of it, with class weights and ignored labels counted as torch counts them. torch's
+            function of the same loss, such as ``F.cross_entropy``, stands for its module.
           inputs: function of the batch that gives the network's inputs; None: its first entry (the batch itself if it
             is one array). A tuple holds the positional arguments, a dict those by name.
           labels: function of the batch that gives the labels; None: its second entry, or the tuple of all entries but
@@ -174,13 +201,22 @@ class Net:
           A ``lla_jax.Loss`` whose state is ``net.variables`` without "params", or None if there is nothing else.
 
         Raises:
-          ValueError: a torch loss that is a sum, takes other inputs than (outputs, labels) or has weights to train; a
-            key for a network that draws no random numbers, or whose train mode has both dropout and running statistics.
+          ValueError: a criterion that is neither; a torch loss that is a sum, takes other inputs than (outputs, labels)
+            or has weights to train; an option of another type; a key for a network that draws no random numbers, or
+            whose train mode has both dropout and running statistics.
             A torch loss that cannot be converted raises when it is first called.
         """
+        check_key(key)
         if key is not None:
             _check_noise(self.function)
-        given = criterion
+        if not (per_example is None or isinstance(per_example, bool)):
+            raise misuse("per_example", per_example, "None, True or False")
+        for name, x in (("inputs", inputs), ("labels", labels)):
+            if not (x is None or callable(x)):
+                raise misuse(name, x, f"None or a function of the batch, such as {name}=lambda batch: batch[{x!r}]")
+        if not (penalty is None or callable(penalty)):
+            raise misuse("penalty", penalty, "None or a function of the parameters, such as lambda p: 1e-4 * f(p)")
+        given = criterion = as_criterion(criterion)
         if isinstance(criterion, nn.Module):
             criterion = torch_criterion(criterion, per_example, convert_callable)
             per_example = criterion.per_example
@@ -189,6 +225,20 @@ class Net:
         on_labels = OnLabels(static(criterion), static(labels))
         separate = True if per_example is None else per_example
         return Loss(apply, on_labels, state or None, key, penalty, separate, self.filter_axis)
+
+
+def check_variables(variables: Any, like: Mapping[str, Any] | None) -> None:
+    """Raise a ValueError unless the value is a dict of collections, and has all those of ``like``."""
+    if isinstance(variables, Mapping) and set(like or {}) <= set(variables):
+        return
+    hint = ""
+    if isinstance(variables, Mapping):
+        hint = ". Of the parameters alone make {**net.variables, 'params': params}"
+    elif hasattr(variables, "shape"):
+        hint = "; they come first, net.apply(net.variables, x), and net(x) takes the network's own"
+    elif isinstance(variables, nn.Module | Net):
+        hint = ", not the network itself"
+    raise misuse("variables", variables, f"net.variables, or a dict like it, {{'params': ..., ...}}{hint}")
 
 
 def _check_noise(function: Function) -> None:
@@ -209,10 +259,11 @@ def _make_net(parts: Parts) -> Net:
     return Net(parts.function, parts.variables, parts.names, filter_axis(parts.names), references(parts.module))
 
 
+@explained
 def convert(
     module: nn.Module,
     example_inputs: Any,
-    *,
+    *others: Any,
     example_kwargs: Mapping[str, Any] | None = None,
     train: bool = False,
     dtype: Any = None,
@@ -223,8 +274,9 @@ def convert(
 
     Args:
       module: any module that torch.export can trace.
-      example_inputs: a tensor, or a tuple of the module's positional arguments. Leading axes may have another length
-        later; other axes are fixed, and so are arguments that are no tensors.
+      example_inputs: a tensor or array, or a tuple of the module's positional arguments. Leading axes may have another
+        length later; other axes are fixed, and so are arguments that are no tensors.
+      others: further positional arguments, where they are not given as a tuple: ``convert(module, x, y)``.
       example_kwargs: arguments by name.
       train: convert ``module.train()`` as well, for batch statistics and dropout.
       dtype: precision of the weights, such as "float32" or "bfloat16"; None: the module's own. The function follows
@@ -240,6 +292,10 @@ def convert(
         example_kwargs with a name that ``Net.apply`` has for
         itself (train, key, draws).
     """
+    check_module(module)
+    if not (example_kwargs is None or isinstance(example_kwargs, Mapping)):
+        raise misuse("example_kwargs", example_kwargs, "a dict of the module's arguments by name, such as {'x': x}")
+    example_inputs = (example_inputs, *others) if others else example_inputs
     if taken := {"train", "key", "draws"} & set(example_kwargs or {}):
         raise ValueError(f"example_kwargs: {sorted(taken)} are arguments of net.apply itself; pass them by position")
     try:
@@ -253,6 +309,7 @@ def convert(
         ) from error
 
 
+@explained
 def convert_loss(
     step: Callable[[nn.Module, Any], Any],
     module: nn.Module,
@@ -289,13 +346,18 @@ def convert_loss(
       ``convert`` gives for the layers that the step runs.
 
     Raises:
-      ConversionError, ValueError: as ``convert``; a loss of none of these forms; weights that depend on the parameters;
+      ConversionError, ValueError: as ``convert``; a step that is no function; a loss of none of these forms, or that
+        does not depend on the parameters; weights that depend on the parameters;
         a key for a step that draws no random numbers, or a key with batch statistics and losses per example.
 
     Warns:
-      UserWarning: the step returns (mean, weight) in place of (sum, weight), and takes this number of examples only. Of
-        other steps ``lla_jax`` says so where the loss is used.
+      UserWarning: the loss is detached from the parameters; the step returns (mean, weight) in place of (sum, weight),
+        and takes this number of examples only. Of other steps ``lla_jax`` says so where the loss is used.
     """
+    check_step(step)
+    check_module(module)
+    check_key(key)
+    refuse_loaders("example_batch", example_batch)
     if net is not None and not isinstance(net, Net):
         raise misuse("net", net, "the network of this module, as lla_torch.convert gives it, or None")
     whole = isinstance(example_batch, lla_jax.data.Whole)
@@ -311,7 +373,8 @@ def convert_loss(
     shape = jax.eval_shape(
         lambda v, k: net.function(v, (as_arrays(example_batch),), {}, key=k)[0], net.variables, jax.random.key(0)
     )
-    coupled, weighted = _form_of_losses(shape, rows, whole)
+    coupled, weighted = form_of_losses(shape, rows, whole)
+    check_dependence(net.function.eval)
     if weighted and any(
         program and depends_on_params(program, 1) for program in (net.function.eval, net.function.train)
     ):
@@ -320,8 +383,8 @@ def convert_loss(
             "(losses, weights) or (sum, weight), with weights that depend on the batch alone. Leave logits, metrics "
             "and other values out"
         )
-    if coupled and weighted and rows is not None and not whole and _is_fixed(net, example_batch, rows):
-        _warn_of_a_mean(step, module, example_batch, rows)
+    if coupled and weighted and rows is not None and not whole and is_fixed(net, example_batch, rows):
+        warn_of_a_mean(step, module, example_batch, rows)
     state = {name: tree for name, tree in net.variables.items() if name != "params"}
     if key is not None and (not coupled or not net.function.draws):
         _check_noise(net.function)
@@ -344,57 +407,3 @@ def check_same_parameters(module: nn.Module, names: NameMap) -> None:
         lacks = [f"lacks the module's parameters {missing}"] if missing else []
         shaped = [f"has other shapes of {differ}"] if differ else []
         raise ValueError(f"net: it {' and '.join([*lacks, *shaped])}; convert this very module")
-
-
-def _rows(batch: Any, rows: int, cut: slice) -> Any:
-    """Some rows of the tensors of a batch whose leading axis is that of the examples."""
-    take = lambda x: x[cut].detach() if isinstance(x, torch.Tensor) and x.shape[:1] == (rows,) else x  # noqa: E731
-    return torch_pytree.tree_map(take, batch)
-
-
-def _is_fixed(net: Net, batch: Any, rows: int) -> bool:
-    """Whether a converted step takes no other number of examples than its example batch has."""
-    half = as_arrays(_rows(batch, rows, slice(rows // 2)))
-    try:
-        jax.eval_shape(lambda v, k: net.function(v, (half,), {}, key=k)[0], net.variables, jax.random.key(0))
-    except Exception:  # whatever the step says to another shape
-        return True
-    return False
-
-
-def _warn_of_a_mean(step: Callable[[nn.Module, Any], Any], module: nn.Module, batch: Any, rows: int) -> None:
-    """Warn where the first value of a step, computed by torch, is a mean: a sum is that of the two halves together."""
-    half = rows // 2
-    try:
-        with preserve_module(module, train=False):  # with gradients, since the step may take some
-            cuts = (slice(2 * half), slice(half), slice(half, 2 * half))
-            total, first, second = (float(step(module, _rows(batch, rows, cut))[0]) for cut in cuts)
-    except Exception:  # it takes no halves in torch either
-        return
-    slack = 1e-5 * max(abs(total), abs(first), abs(second))
-    within = min(first, second) - slack <= total <= max(first, second) + slack
-    if first and second and within and abs(total - first - second) > slack:
-        warnings.warn(
-            f"step: the first of its two values, {total:.4g} for {2 * half} examples, {first:.4g} and {second:.4g} for "
-            "the halves, is a mean, where the sum of the losses is expected; return (sum, weight), such as "
-            "(F.cross_entropy(..., reduction='sum'), count)",
-            stacklevel=3,
-        )
-
-
-def _form_of_losses(shape: Any, rows: int | None, whole: bool) -> tuple[bool, bool]:
-    """(whether a step returns one number for its batch, whether with a weight), from the shapes that it returns.
-
-    For data that stay ``whole`` the losses may be those of any parts, such as nodes.
-    """
-    weighted = isinstance(shape, tuple | list) and len(shape) == 2
-    losses, weights = shape if weighted else (shape, shape)
-    same = hasattr(losses, "shape") and getattr(weights, "shape", None) == losses.shape
-    entries = same and weighted and losses.shape[:1] == (rows,)  # (B, ...), such as tokens
-    if not same or not (whole or entries or losses.shape in ((), (rows,))):
-        raise ValueError(
-            f"step: it returns {shape}; it must return a scalar, the mean over the batch, or one loss per example, of "
-            f"shape ({rows},), such as cross_entropy(..., reduction='none'); or, where entries are masked or padded, "
-            "(sum of the losses, sum of the weights) as two scalars, or (losses, weights) of one shape"
-        )
-    return losses.shape == (), weighted

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,14 @@ from torch import nn
 from torch.utils import data as torch_data
 
 import lla_jax
+from lla_jax.models import explained, warn_caller
 from lla_torch.conversion.function import arguments
+from lla_torch.losses.criteria import is_from_torch
+from lla_torch.losses.functionals import as_criterion
+from lla_torch.losses.losses import default_labels
 from lla_torch.losses.selection import Choice
+from lla_torch.program.errors import first_line, misuse
+from lla_torch.weights.arguments import check_flag, check_module
 from lla_torch.weights.names import to_array
 
 _SHUFFLING = (torch_data.RandomSampler, torch_data.SubsetRandomSampler, torch_data.WeightedRandomSampler)
@@ -37,6 +42,7 @@ class Batches:
         return len(self.source)
 
 
+@explained
 def stream(loader: Iterable[Any] | Callable[[], Iterable[Any]], *, shuffle_ok: bool = False) -> lla_jax.data.Stream:
     """Turn a torch ``DataLoader``, or anything that yields batches of tensors, into a stream of batches for lla_jax.
 
@@ -54,7 +60,9 @@ def stream(loader: Iterable[Any] | Callable[[], Iterable[Any]], *, shuffle_ok: b
       ValueError: a bare iterator; a loader that shuffles, or whose first batch is not the same twice, unless
         ``shuffle_ok``; a batch with other values than tensors, arrays and numbers.
     """
+    _check_source(loader)
     lla_jax.stream(loader)  # refuses a source that can be read only once
+    check_flag("shuffle_ok", shuffle_ok)
     if not shuffle_ok:
         _check_order(loader)
     _warn_of_drop_last(loader)
@@ -66,6 +74,7 @@ def arrays(batch: Any) -> Any:
     return _convert_batch(batch, "batch")
 
 
+@explained
 def problem(
     module: nn.Module,
     criterion: Callable[..., Any] | nn.Module,
@@ -95,7 +104,7 @@ def problem(
       optimizer: Adam, AdamW, NAdam or RAdam, or its ``state_dict()``, for Adam axes; see ``optax_state``.
       metrics: ``{name: f(outputs, batch) -> (B,)}`` of JAX functions.
       extra_data: ``{name: data}`` such as {"test": test_loader}, of the same kinds as ``loader``.
-      checkpoints: files or state_dicts of the same module at other times; see ``load_checkpoint``.
+      checkpoints: files or state_dicts of the same module at other times, or a single one; see ``load_checkpoint``.
       example_inputs: the module's inputs for the conversion; None: those of two examples of the data.
       train: convert train mode as well, for batch statistics of the batch.
       key: a ``jax.random`` key for dropout or sampling; see ``Net.loss``.
@@ -116,9 +125,18 @@ def problem(
     from lla_torch.weights.checkpoint import load_checkpoint
     from lla_torch.weights.moments import optax_state
 
+    _check_mappings(metrics, extra_data)
+    if isinstance(checkpoints, str | os.PathLike | Mapping):
+        checkpoints = (checkpoints,)
     if optimizer is None and optimizer_params is not None:
         raise ValueError("optimizer_params: given without optimizer, whose parameters they name; pass both or none")
+    check_module(module)
+    if is_from_torch(module):
+        raise misuse("module", module, "the network; the criterion comes after it: problem(module, criterion, loader)")
+    criterion = as_criterion(criterion)
     data = _read_data(loader, "loader", shuffle_ok)
+    if labels is None and not isinstance(data, _STREAM | _WHOLE | Mapping):
+        default_labels(data)
     args, kwargs = _example_inputs(data, inputs) if example_inputs is None else (example_inputs, {})
     net = convert(module, args, example_kwargs=kwargs, train=train)
     solutions = [load_checkpoint(each, net, dtype="net").variables["params"] for each in checkpoints]
@@ -131,6 +149,15 @@ def problem(
         extra_data={name: _read_data(d, f"extra_data[{name!r}]", shuffle_ok) for name, d in (extra_data or {}).items()},
         checkpoints=tuple(solutions),
     )
+
+
+def _check_mappings(metrics: Any, extra_data: Any) -> None:
+    """Raise a ValueError unless metrics and further data have names."""
+    functions = metrics.values() if isinstance(metrics, Mapping) else [metrics]
+    if metrics is not None and not (isinstance(metrics, Mapping) and all(map(callable, functions))):
+        raise misuse("metrics", metrics, "a dict of functions, such as {'accuracy': lambda outputs, batch: ...}")
+    if extra_data is not None and not isinstance(extra_data, Mapping):
+        raise misuse("extra_data", extra_data, "a dict of data by name, such as {'test': test_loader}")
 
 
 # --- batches
@@ -164,8 +191,41 @@ def _array(tensor: torch.Tensor, name: str) -> np.ndarray:
     return to_array(tensor, copy=False)
 
 
+def _check_source(loader: Any) -> None:
+    """Refuse what is no source of batches, and data in memory, whose rows or arrays would be taken for batches."""
+    rule = "a DataLoader, another iterable of batches that starts anew each time, or a function that returns one"
+    if isinstance(loader, torch_data.TensorDataset):
+        raise misuse("loader", loader, f"{rule}; a TensorDataset in memory is dataset.tensors, which needs no stream")
+    if isinstance(loader, torch_data.Dataset) and not isinstance(loader, Iterable):
+        raise misuse("loader", loader, f"{rule}; of a data set make one, DataLoader(dataset, batch_size=256)")
+    if isinstance(loader, str | os.PathLike | Mapping | nn.Module | type):
+        raise misuse("loader", loader, rule)
+    kinds = [(x.shape[1:], str(x.dtype)) for x in loader if _is_array(x)] if isinstance(loader, tuple | list) else []
+    if _is_array(loader) or (kinds and (isinstance(loader, tuple) or len(set(kinds)) > 1)):
+        raise misuse(
+            "loader",
+            loader,
+            f"{rule}; data in memory, (x, y), need no stream: pass them as they are, or [(x, y)] as one batch",
+        )
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, torch.Tensor | np.ndarray | jax.Array)
+
+
 def _open(source: Any) -> Iterable[Any]:
-    return source() if callable(source) and not isinstance(source, Iterable) else source
+    if isinstance(source, Iterable) or not callable(source):
+        return source
+    try:
+        opened = source()
+    except Exception as error:
+        raise ValueError(
+            f"loader: the function that should return a loader failed ({type(error).__name__}: {first_line(error)}); "
+            "it is called without arguments, such as lambda: DataLoader(dataset, 256)"
+        ) from error
+    if not isinstance(opened, Iterable):
+        raise misuse("loader", opened, "what the function returns: an iterable of batches, such as a DataLoader")
+    return opened
 
 
 # --- order
@@ -204,13 +264,12 @@ def _warn_of_drop_last(loader: Any) -> None:
     try:
         count, size = len(batches.sampler), int(batches.batch_size)
     except (TypeError, AttributeError):  # a data set or sampler without length
-        warnings.warn("loader: drop_last=True may leave out examples of the last batch; use False", stacklevel=3)
+        warn_caller("loader: drop_last=True may leave out examples of the last batch; use False")
         return
     if dropped := count % size:
-        warnings.warn(
+        warn_caller(
             f"loader: drop_last=True leaves out {dropped} of {count} examples; use drop_last=False (a shorter batch "
-            "counts with the weight of its examples)",
-            stacklevel=3,
+            "counts with the weight of its examples)"
         )
 
 
@@ -222,6 +281,8 @@ def _read_data(source: Any, name: str, shuffle_ok: bool) -> Any:
         return source
     if isinstance(source, torch_data.TensorDataset):
         return arrays(source.tensors)
+    if isinstance(source, str | os.PathLike):
+        raise misuse(name, source, "the data themselves: a tuple of arrays, such as of numpy.load(path), or a loader")
     if isinstance(source, torch_data.Dataset):
         raise ValueError(
             f"{name}: a {type(source).__name__} yields single examples; wrap it in a loader, such as "

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from lla_jax.cli.options import HessianOptions, LandscapeOptions, hessian_settings, mistake
+from lla_jax.cli.stores import DEFAULT
 from lla_jax.cli.terminal import bar, print_message
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Execution, Problem, PyTree, Spectrum
 from lla_jax.curvature import eigen, estimates, operators, quadrature
@@ -93,7 +94,7 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
     which = options.which or "magnitude"
     hessian_options = HessianOptions(
         problem=options.problem,
-        out=options.out,
+        out=options.out or DEFAULT,
         top=1 if which == "ends" else options.dims,
         select=options.select,
         batch_stats=batch_stats,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import traceback
 from pathlib import Path
@@ -63,6 +64,24 @@ def message(error: Exception, options: Any) -> str:
         case Misuse() if (option := error.argument.removeprefix("execution.")) in vars(options):
             return f"--{option.replace('_', '-')}: {error.text}"
     return str(error)
+
+
+def platform_fault() -> str:
+    """What is wrong with JAX_PLATFORMS, if jax cannot start with it; else ""."""
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if not platforms:
+        return ""
+    try:
+        import jax
+
+        jax.devices()
+    except Exception as error:  # jax has several kinds of them
+        reason = str(error).partition("(set JAX_PLATFORMS")[0].strip() or type(error).__name__
+        return (
+            f"JAX_PLATFORMS: {platforms!r} given, and jax cannot start with it ({reason}); unset the variable for the "
+            "devices there are, or install the jax of that platform"
+        )
+    return ""
 
 
 def _changes(error: Differs) -> str:

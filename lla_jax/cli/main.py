@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from lla_jax._version import __version__
-from lla_jax.cli import errors
+from lla_jax.cli import commands, errors
 from lla_jax.cli.environment import make_folder, prepare_jax
 from lla_jax.cli.options import (
     DemoOptions,
@@ -40,7 +41,15 @@ from lla_jax.cli.options import (
     shard,
 )
 from lla_jax.cli.problems import load_problem
-from lla_jax.cli.terminal import bar, plain_warnings, print_message, show_log
+from lla_jax.cli.terminal import (
+    bar,
+    drop_output,
+    is_read,
+    plain_warnings,
+    print_message,
+    show_log,
+    tolerate_encodings,
+)
 from lla_jax.core.text import duration
 
 if TYPE_CHECKING:
@@ -50,6 +59,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 MISUSE = 2
 FAILURE = 1
+UNREAD = 141  # as a shell says of a program whose reader left
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,21 +69,41 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program's name; those of the process by default.
 
     Returns:
-      Exit code: 0, 2 for a mistake of the user, 1 for an error in the user's code or ours, 130 when interrupted.
+      Exit code: 0, 2 for a mistake of the user, 1 for an error in the user's code or ours, 130 when interrupted, 141
+      when nobody reads the output any more (``lla-jax --help | head``).
 
     Raises:
       SystemExit: --help, or options that cannot be parsed.
       Exception: with --debug, every error of a verb.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    tolerate_encodings()
+    try:
+        try:
+            return _run(commands.complete(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()  # a reader who left is noticed here, not by the interpreter at its end
+    except BrokenPipeError:
+        if is_read():
+            raise
+        drop_output()
+        return UNREAD
+
+
+def _run(argv: list[str]) -> int:
+    """Run the command line of checked words, and return the exit code; a closed pipe is left to ``main``."""
     if argv == ["--version"]:
         print(f"lla-jax {__version__}")
         return 0
+    try:
+        commands.check(argv)
+    except Mistake as error:
+        print_message(f"error: {error}")
+        raise SystemExit(MISUSE) from error
     options: Any = tyro.cli(
         Options,  # type: ignore[arg-type]
         prog="lla-jax",
         description="Loss landscapes of neural networks. Start with: lla-jax demo",
-        args=argv or ["--help"],
+        args=argv,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     prepare_jax(getattr(options, "devices", None))
@@ -92,10 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_message("interrupted")
         return INTERRUPTED
     except Exception as error:
-        if options.debug:
+        if options.debug or (isinstance(error, BrokenPipeError) and not is_read()):
             raise
         is_mistake = errors.is_mistake(error)
         text = errors.message(error, options) if is_mistake else errors.locate(error)
+        if fault := errors.platform_fault():
+            text, is_mistake = fault, True
         print_message(f"error: {text}\n(--debug shows where it comes from)")
         return MISUSE if is_mistake else FAILURE
     return 0
@@ -122,14 +154,15 @@ def landscape(options: LandscapeOptions) -> None:
     check_normalize(options)
     check_pictures(options, options.dims)
     this_shard, chosen = shard(options), settings(options)
-    out = make_folder(options.out)
     from lla_jax import evaluate, grid, save
     from lla_jax.cli import stores
     from lla_jax.core.types import Execution
 
+    out = make_folder(options.out or stores.choose_folder(chosen, options.problem, options.overwrite))
     _check_devices(options.devices)
     stores.begin(out, chosen, options.overwrite)
-    problem = load_problem(options.problem)
+    problem, out = _build(options.problem, out)
+    options = replace(options, out=out)
     axes = make_axes(problem, options)
     if options.axes == "checkpoints" and options.batch_stats == "frozen" and _has_state(problem):
         _print_note(
@@ -177,7 +210,8 @@ def hessian(options: HessianOptions) -> None:
 
     _check_devices(options.devices)
     with show_log():
-        results = curvature.compute_parts(load_problem(options.problem), options)
+        problem, out = _build(options.problem, out)
+        results = curvature.compute_parts(problem, replace(options, out=out))
     files = curvature.write(results, out)
     if not kept.is_writer():  # one of several processes prints
         return
@@ -211,16 +245,50 @@ def status(options: StatusOptions) -> None:
 
 
 def plot(options: PlotOptions) -> None:
-    """Draw a saved result again."""
+    """Draw a saved result again, or all results in a folder."""
+    if options.file.is_dir():
+        _plot_folder(options)
+        return
     from lla_jax import load
     from lla_jax.core.types import Landscape
 
-    if not options.file.exists():
-        raise Mistake(f"{options.file} does not exist; pass a result that lla-jax or lla_jax.save wrote")
-    saved = load(options.file)
-    if not isinstance(saved, Landscape):
+    try:
+        saved = load(options.file)
+    except FileNotFoundError as error:
+        raise Mistake(f"{options.file} does not exist; pass a result that lla-jax or lla_jax.save wrote") from error
+    if isinstance(saved, Landscape):
+        _plot_landscape(saved, options)
+    else:
         _plot_curvature(saved, options)
-        return
+
+
+def _plot_folder(options: PlotOptions) -> None:
+    """Draw every result in a folder; those that have no picture are told."""
+    from lla_jax import load
+    from lla_jax.core.types import Eigenpairs, Landscape, Spectrum
+
+    folder = options.file
+    results: dict[Path, Any] = {}
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            results[path] = load(path)
+        except (ValueError, OSError) as error:
+            _print_note(f"{path} is not drawn: {error}")
+    drawn = {p: x for p, x in results.items() if isinstance(x, Landscape | Eigenpairs | Spectrum)}
+    if not drawn:
+        is_store = (folder / "manifest.json").exists()
+        remedy = f"lla-jax merge {folder} writes it" if is_store else "pass the --out of lla-jax landscape or hessian"
+        raise Mistake(f"{folder} holds no result (.npz) that has a picture; {remedy}")
+    for path, saved in drawn.items():
+        one = replace(options, file=path)
+        if isinstance(saved, Landscape):
+            _plot_landscape(saved, one)
+        else:  # the options of the pictures are for the landscapes
+            _plot_curvature(saved, PlotOptions(path, options.out, format=options.format))
+
+
+def _plot_landscape(saved: Landscape, options: PlotOptions) -> None:
+    """Draw a landscape again, into --out or the folder of the file."""
     check_pictures(options, saved.dims)
     if options.value not in saved.values:
         raise mistake("value", repr(options.value), f"in {options.file}, which has {', '.join(saved.values)}")
@@ -350,6 +418,13 @@ def draw(
 
 def _print_note(text: str) -> None:
     print_message(f"note: {text}")
+
+
+def _build(spec: str, out: Path) -> tuple[Problem, Path]:
+    """The user's problem, and the folder, which stays the same one if the factory goes to another working folder."""
+    before = Path.cwd()
+    problem = load_problem(spec)
+    return problem, out if Path.cwd() == before else before / out
 
 
 def _check_devices(devices: int | None) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 ADAM_B = (0.1, 2.0)  # as in modes.all_modes
+MOST_POINTS = 2**27  # as in store/manifest.py, which needs jax
 
 
 class Mistake(Exception):
@@ -55,13 +56,15 @@ class LandscapeOptions:
     """Compute and draw the loss landscape around your own network.
 
     Write a function without arguments that returns lla_jax.Problem(loss, params, data), and name it: --problem
-    my_module:my_function. Or try --problem lla_jax.demo:problem. After any interruption (Ctrl-C, a kill, a full disk)
-    the same command continues; with a wider or denser grid it reuses the points there are.
+    my_module:my_function. For a torch module it returns lla_torch.problem(module, criterion, loader). Or try --problem
+    lla_jax.demo:problem. After any interruption (Ctrl-C, a kill, a full disk) the same command continues; with a wider
+    or denser grid it reuses the points there are.
     """
 
     problem: str
-    """The factory, MODULE:FUNCTION or FILE.py:FUNCTION; modules are also looked for in the current folder."""
-    out: Path = Path("run")
+    """The factory, MODULE:FUNCTION or FILE.py:FUNCTION, a function that returns lla_jax.Problem or lla_torch.problem;
+    modules are also looked for in the current folder."""
+    out: Annotated[Path | None, _optional("PATH", "run; run-2, ... if that has another landscape")] = None
     """Folder for the finished chunks, the result (landscape.npz) and the pictures."""
     axes: Literal["random", "hessian", "adam", "gradient", "checkpoints"] = "random"
     """Random Gaussian directions; eigenvectors of the Hessian; Adam's moments m and v; the gradient and a direction
@@ -126,7 +129,8 @@ class HessianOptions:
     """
 
     problem: str
-    """The factory, MODULE:FUNCTION or FILE.py:FUNCTION; modules are also looked for in the current folder."""
+    """The factory, MODULE:FUNCTION or FILE.py:FUNCTION, a function that returns lla_jax.Problem or lla_torch.problem;
+    modules are also looked for in the current folder."""
     out: Path = Path("run")
     """Folder for the results (eigenpairs.npz, spectrum.npz, hessian.json, hessian.txt) and the pictures."""
     matrix: Literal["hessian", "ggn", "fisher", "empirical-fisher"] = "hessian"
@@ -170,7 +174,7 @@ class PlotOptions:
     """Draw a saved result again."""
 
     file: tyro.conf.Positional[Path]
-    """A result saved as .npz: a landscape, eigenpairs or a spectrum."""
+    """A result saved as .npz: a landscape, eigenpairs or a spectrum; or a folder, to draw all in it."""
     out: Annotated[Path | None, _optional("PATH", "that of the file")] = None
     """Folder for the pictures."""
     value: str = "loss"
@@ -237,6 +241,8 @@ def check_grid(options: LandscapeOptions) -> None:
     if len(options.points) not in (1, dims):
         raise mistake("points", f"{len(options.points)} numbers", f"one, or one for each of the {dims} axes (--dims)")
     _check_least("points", min(options.points), 1, "such as 41")
+    if (num := math.prod(points(options))) > MOST_POINTS:
+        raise mistake("points", f"{num:,} in all", f"at most {MOST_POINTS:,} in all, such as 101 for each axis")
     if options.extent is not None and not (math.isfinite(options.extent) and options.extent > 0):
         raise mistake("extent", options.extent, "a positive number, such as 1")
     if options.range and options.extent is not None:
@@ -253,6 +259,7 @@ def check_grid(options: LandscapeOptions) -> None:
         rule = "above 0, because --rule adam divides by its square root"
         raise mistake("range", f"{b[0]:g} {b[1]:g} for the second axis, b,", rule)
     _check_least("batch-size", options.batch_size, 1, "or leave it out")
+    _check_seed(options.seed)
     if options.seed and not _is_random(options):
         raise Mistake(f"--seed: {options.seed} given, but none of these axes is random; leave it out")
 
@@ -267,6 +274,7 @@ def check_axes(options: LandscapeOptions) -> None:
 
 def check_hessian(options: HessianOptions) -> None:
     """Refuse numbers out of bounds, and --layers of another matrix than the complete Hessian."""
+    _check_seed(options.seed)
     _check_least("top", options.top, 1, "such as 5")
     _check_least("steps", options.steps, 2, "such as 100")
     _check_least("probes", options.probes, 1, "such as 4")
@@ -305,6 +313,11 @@ def check_pictures(options: LandscapeOptions | MergeOptions | PlotOptions, dims:
     if not math.isfinite(options.cap) or (options.log and options.cap <= 0):
         rule = f"a finite number{' above 0, with --log' if options.log else ''}"
         raise mistake("cap", f"{options.cap:g}", f"{rule}, such as 5")
+
+
+def _check_seed(seed: int) -> None:
+    if not -(2**63) <= seed < 2**63:
+        raise mistake("seed", seed, "an integer of at most 63 bits, such as 0")
 
 
 def _check_least(option: str, value: int | None, least: int, remedy: str) -> None:

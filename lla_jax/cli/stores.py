@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,41 @@ if TYPE_CHECKING:
     from lla_jax.landscape.sweeps import Table
 
 
+DEFAULT = Path("run")
 COMMAND = "command.json"  # the options that the store in this folder was begun with
 GRID = ("points", "range")  # a store may have several grids
+
+
+def choose_folder(settings: Mapping[str, str], problem: str, overwrite: bool) -> Path:
+    """The folder of a landscape without --out: run, or the first of run-2, run-3, ... that is free or has the same.
+
+    The same command finds its folder again, and continues there. Args: as for ``begin``; ``problem`` is its name.
+    """
+    from lla_jax.landscape.store import chunks
+
+    wanted = {**{name: text for name, text in settings.items() if name not in GRID}, "problem": problem}
+    for number in itertools.count(1):
+        folder = DEFAULT if number == 1 else Path(f"{DEFAULT}-{number}")
+        is_free = not chunks.exists(folder) and not (folder / "landscape.npz").exists()
+        before = _settings_of(folder)
+        if overwrite or is_free or (before and all(before.get(name, text) == text for name, text in wanted.items())):
+            break
+        if not before:  # made by the library, or killed early: ``evaluate`` compares
+            break
+    if number > 1:
+        print_message(f"{DEFAULT} was made with other options; this landscape is kept in {folder} (see --out)")
+    return folder
+
+
+def _settings_of(folder: Path) -> dict[str, str]:
+    """The settings in command.json of a folder; an empty dict if it cannot be read."""
+    from lla_jax.core import files
+
+    try:
+        settings = files.parse_json((folder / COMMAND).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def begin(out: Path, settings: Mapping[str, str], overwrite: bool) -> None:
@@ -47,10 +80,7 @@ def begin(out: Path, settings: Mapping[str, str], overwrite: bool) -> None:
             raise Mistake(f"{result} exists without the chunks it was made of; remove it, or {REMEDY}")
         (out / COMMAND).unlink(missing_ok=True)
         return
-    try:
-        before = json.loads((out / COMMAND).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # made by the library, or killed before it was written: ``evaluate`` compares
-        before = {}
+    before = _settings_of(out)  # empty if made by the library, or killed before it was written: ``evaluate`` compares
     kept.check_settings(out, before, {name: now for name, now in settings.items() if name not in GRID})
 
 
@@ -91,8 +121,6 @@ def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
     from lla_jax.landscape.store import reading
     from lla_jax.output.storage import save
 
-    if not folder.is_dir():
-        raise Mistake(f"{folder} is not a folder; pass the --out of lla-jax landscape, or a store of lla_jax")
     result = sweeps.merge(folder, partial=partial)
     name = "landscape.partial.npz" if partial else "landscape.npz"
     if isinstance(result, Landscape):

@@ -5,20 +5,17 @@ Every message names the argument, its value, what the argument must be, and a re
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-Options = TypeVar("Options", bound=Mapping[str, Any])
-"""A TypedDict of options that several functions share."""
 
 
 class Misuse(ValueError):
@@ -36,6 +33,10 @@ class Misuse(ValueError):
 
     def __str__(self) -> str:
         return f"{self.argument}: {self.text}"
+
+
+class MissingEntry(Misuse, KeyError, IndexError):
+    """The error for an entry that a result does not have; it is a KeyError and an IndexError, as Python's own, too."""
 
 
 def misuse(name: str, value: Any, rule: str) -> Misuse:
@@ -116,7 +117,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any], remedy: str = ""
     """
     known = list(choices)
     is_bool = isinstance(value, bool | np.bool_)
-    comparable = [choice for choice in known if np.ndim(value) == 0 and is_bool == isinstance(choice, bool)]
+    comparable = [choice for choice in known if getattr(value, "ndim", 0) == 0 and is_bool == isinstance(choice, bool)]
     if not any(value == choice for choice in comparable):
         raise misuse(name, value, f"one of {', '.join(map(repr, known))}{remedy and f', {remedy}'}")
 
@@ -168,11 +169,15 @@ def single_key(key: Any) -> jax.Array:
     Raises:
       Misuse: the value is not one key.
     """
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.prng_key) and dtype == np.uint32 and key.ndim == 1:
-        key, dtype = (wrapped := jax.random.wrap_key_data(key)), wrapped.dtype  # a key of the old kind
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
+    if isinstance(key, np.ndarray | jax.Array) and key.dtype == np.uint32 and key.ndim == 1:  # a key of the old kind
+        with contextlib.suppress(TypeError):  # of another length
+            key = jax.random.wrap_key_data(jnp.asarray(key))
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise misuse("key", key, "one jax.random key, such as jax.random.key(0)")
+    if key.shape:
+        raise misuse(
+            "key", key, "one jax.random key, such as jax.random.key(0), and not an array of them: take keys[0]"
+        )
     return key
 
 
@@ -184,49 +189,10 @@ def parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-def show_options(kind: type, defaults: Mapping[str, Any]) -> Callable[[Function], Function]:
-    """A decorator for functions that take shared options as ``**options``: it lists the options in their signature.
-
-    Args:
-      kind: the TypedDict of the options.
-      defaults: the default of each option.
-    """
-
-    def decorate(f: Function) -> Function:
-        signature = inspect.signature(f)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        types = {name: getattr(each, "__forward_arg__", each) for name, each in kind.__annotations__.items()}
-        shared = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=types[name])
-            for name, value in defaults.items()
-        ]
-        f.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
-        return f
-
-    return decorate
-
-
-def complete(function: str, options: Options, defaults: Options) -> Options:
-    """Complete the given options of a function by the defaults of the others.
-
-    Args:
-      function: the function's name, for the error.
-      options: the options that were given.
-      defaults: the defaults of all options.
-
-    Raises:
-      TypeError: an option has an unknown name; the message is Python's own for an unexpected keyword.
-    """
-    if unknown := sorted(set(options) - set(defaults)):
-        raise TypeError(
-            f"{function}() got an unexpected keyword argument {unknown[0]!r}; it takes {', '.join(defaults)}"
-        )
-    return cast(Options, {**defaults, **options})
-
-
 def warn_caller(text: str) -> None:
-    """Give a warning that names the line where the user called the library, not a line of the library."""
+    """Give a warning that names the line where the user called the library, not a line of lla_jax or lla_torch."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "lla_jax":
+    ours = ("lla_jax", "lla_torch")
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level)

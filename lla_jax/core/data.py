@@ -18,15 +18,23 @@ import numpy as np
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_integer, misuse
 from lla_jax.core.called import show_shapes
+from lla_jax.core.signatures import explained
+from lla_jax.core.text import name_of
 from lla_jax.core.types import Batch, PyTree
 from lla_jax.core.whole import Whole, pack
 
 
+@explained
 @dataclass(frozen=True)
 class Stream:
     """A source of batches that can be read again from the start; made by ``stream``, and iterated as numpy batches."""
 
     source: Callable[[], Iterable[Batch]] | Iterable[Batch]
+
+    def __repr__(self) -> str:
+        num, source = self.num_batches, self.source
+        name = name_of(source) if hasattr(source, "__qualname__") else type(source).__name__
+        return f"Stream({name}{'' if num is None else f' of {num} batches'})"
 
     def __iter__(self) -> Iterator[Batch]:
         first: Batch = None
@@ -56,6 +64,7 @@ class Stream:
             return None
 
 
+@explained
 def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -> Stream:
     """Wrap a loader (or a function that returns one) as streamed data, held in memory one batch at a time.
 
@@ -120,6 +129,7 @@ class _Factory:
 
     def __init__(self, f: Callable[[], Iterable[Batch]]):
         self.f = f
+        self.__qualname__ = name_of(f)
         self.last: Callable[[], Any] = lambda: None
 
     def __eq__(self, other: object) -> bool:
@@ -191,6 +201,7 @@ def _batch_of(each: Any, number: int) -> Batch:
         raise Misuse("data", f"{error.text} (batch {number} of the stream)") from error
 
 
+@explained
 def whole(data: PyTree = None) -> Whole:
     """Mark data as one example that must stay whole: a graph, sets of points, a list of boxes, or no data at all.
 
@@ -236,6 +247,7 @@ def check_uncut(data: Any, batch_size: int | None) -> None:
         )
 
 
+@explained
 def to_numpy(batch: Batch) -> Batch:
     """Convert the leaves of a batch (jax arrays, torch tensors) to numpy, and check them as ``num_examples`` does."""
 
@@ -253,6 +265,7 @@ def first_batch(data: Batch | Stream) -> Batch:
     return next(iter(data)) if isinstance(data, Stream) else as_arrays(data)
 
 
+@explained
 def as_arrays(data: Batch) -> Batch:
     """Convert torch tensors and other foreign arrays in the data to numpy, and mappings of other classes to dicts.
 
@@ -342,6 +355,7 @@ def _is_dense(tensor: Any) -> bool:
     return plain and str(tensor.layout) == "torch.strided" and not (tensor.is_quantized or tensor.is_nested)
 
 
+@explained
 def num_examples(data: Batch) -> int:
     """The length N of the leading axis that all leaves share; 1 for a ``Whole``.
 
@@ -421,7 +435,7 @@ def host_batches(data: Batch | Stream, batch_size: int | None) -> Iterator[tuple
             yield batch, offset
             offset += num_examples(batch)
         return
-    for start, size in cuts(num_examples(data), batch_size and check_batch_size(batch_size)):
+    for start, size in cuts(num_examples(data), None if batch_size is None else check_batch_size(batch_size)):
         yield rows_of(data, start, size), start
 
 
@@ -444,7 +458,7 @@ def check_batch_size(batch_size: int) -> int:
 def check_extra(extra: Mapping[str, Any] | None) -> dict[str, Any]:
     """The further data sets by name, {} for None; a ValueError unless every name is a non-empty string."""
     if extra is not None and not isinstance(extra, Mapping):
-        raise misuse("extra_data", extra, 'a dict of data sets, such as {"test": (inputs, labels)}')
+        raise misuse("extra_data", extra, "a dict of data sets by name, such as {'test': (x, y)}")
     extra = dict(extra or {})
     for name in extra:
         if not isinstance(name, str) or not name:

@@ -26,6 +26,7 @@ from lla_jax.core.losses import as_loss, penalty_of
 from lla_jax.core.pairs import find_pairs
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import ROWS, Metrics, Model, like, sizes, takes, trace
+from lla_jax.core.signatures import explained
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.core.whole import Whole
@@ -36,6 +37,7 @@ MOST_FIXED = 4096  # rows of a block of a model that takes only its own number
 _CHECKED: dict[Hashable, _Verdict] = {}  # of the models that passed
 
 
+@explained
 def check_examples(
     loss: Loss | Callable[[PyTree, Batch], Any],
     params: PyTree,

@@ -1,21 +1,87 @@
 """Writes and reads files of arrays and JSON; pickled objects are neither written nor read.
 
 Any number of processes may write one file at once: a file is written under another name and renamed, so that no reader
-sees half of it.
+sees half of it. A file that is read may be damaged, of another program, or hostile: no claim in it is believed before
+it is compared with the size of the file, so that reading takes a small multiple of that size.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
+import stat
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from lla_jax.core.arguments import Misuse, misuse
+
+MOST_LEVELS = 200  # of nested lists and dicts in JSON; far more of them exhaust the stack
+LONGEST_DESCRIPTION = 1000  # bytes that describe the dtype and shape of an array; numpy needs long for a long one
+LONGEST_PATH, LONGEST_NAME = 4096, 255  # bytes, of file systems
+SIGNATURES = {
+    b"\x89PNG": "a picture (PNG)",
+    b"\xff\xd8\xff": "a picture (JPEG)",
+    b"%PDF": "a PDF",
+    b"\x93NUMPY": "a single array (.npy), which numpy.load reads",
+    b"\x89HDF": "an HDF5 file",
+    b"\x80": "a pickle, which is never opened because it can run any code",
+    b"\x1f\x8b": "a file packed by gzip",
+}
+
+
+# --- paths
+
+
+def check_path(name: str, path: Any, example: str = "runs/exp1.npz") -> Path:
+    """Return a path given as text, bytes or a Path-like object as a ``Path``; "~" is the user's home folder.
+
+    Args:
+      name: the argument's name.
+      path: the value given.
+      example: a path for the message.
+
+    Raises:
+      Misuse: another type, an empty text, or characters that no path has.
+    """
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise misuse(name, path, f"a path, such as {example!r}")
+    text = os.fsdecode(path)
+    if not text.strip():
+        raise misuse(name, path, f"the path of a file or folder, such as {example!r}")
+    try:
+        names = os.fsencode(text).split(os.sep.encode())
+    except UnicodeEncodeError:
+        raise misuse(name, path, f"a path of characters that have an encoding, such as {example!r}") from None
+    if b"\0" in os.fsencode(text):
+        raise misuse(name, path, f"a path without NUL characters, such as {example!r}")
+    if max(map(len, names)) > LONGEST_NAME or len(os.fsencode(text)) > LONGEST_PATH:
+        rule = f"of at most {LONGEST_PATH:,} bytes, with names of at most {LONGEST_NAME}"
+        raise Misuse(name, f"{show_path(Path(text))} given; it must be a path {rule}, such as {example!r}")
+    with contextlib.suppress(RuntimeError):  # "~name" of no user is a file of that name
+        return Path(text).expanduser()
+    return Path(text)
+
+
+def explain(name: str, path: Path, action: str, error: OSError, remedy: str) -> OSError:
+    """Make (not raise) an OSError of the same kind that names the argument and the path, and says what to do."""
+    return type(error)(f"{name}: {show_path(path)} {action} ({error.strerror or error}); {remedy}")
+
+
+def show_path(path: Path) -> str:
+    """The text of a path in messages; the middle of a very long one is left out."""
+    text = str(path)
+    return text if len(text) <= 300 else f"{text[:100]}...{text[-100:]} ({len(text)} characters)"
+
+
+# --- writing
 
 
 def try_to_write(folder: Path) -> None:
@@ -49,7 +115,7 @@ def _write_to_disk(name: str, write: Callable[[IO[bytes]], Any]) -> None:
 
 def write_npz(target: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name, with a JSON header, into an .npz file, and replace an old one; the last writer wins."""
-    text = json.dumps(header, default=to_plain)
+    text = to_json(header)
     with _temporary_file(target) as name:
         _write_to_disk(name, lambda file: np.savez(file, header=np.array(text), **arrays))  # type: ignore[arg-type]
         os.replace(name, target)
@@ -67,7 +133,7 @@ def write_new(target: Path, value: Any) -> bool:
 
     On a file system without links, a reader may find the file empty for a moment.
     """
-    text = json.dumps(value, default=to_plain)
+    text = to_json(value)
     with _temporary_file(target) as name:
         _write_to_disk(name, lambda file: file.write(text.encode()))
         try:
@@ -83,16 +149,119 @@ def write_new(target: Path, value: Any) -> bool:
     return True
 
 
+# --- reading
+
+
 def read_npz(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
     """Read a file that ``write_npz`` wrote: (header, arrays by name).
 
-    A truncated or corrupt file raises an exception of any type, a compressed one a ValueError.
+    Raises:
+      OSError: the file cannot be opened.
+      ValueError: it is of another program; the message says of what kind.
+      Exception: of any type for a truncated or corrupt file.
     """
-    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-        if sum(member.file_size for member in file.zip.infolist()) > path.stat().st_size:
-            raise ValueError(f"{path}: compressed, and lla_jax never writes compressed files; save the result again")
-        arrays = {name: file[name] for name in file.files}
-    return json.loads(str(arrays.pop("header")[()])), arrays
+    if kind := _foreign_kind(path):
+        raise ValueError(f"it is {kind}")
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        names = [member.filename.removesuffix(".npy") for member in members]
+        if len(set(names)) < len(names):
+            raise ValueError("it has an entry twice")
+        whole = sum(member.file_size for member in members)
+        if whole > path.stat().st_size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed, and lla_jax never writes compressed files; save the result again")
+        arrays = {name: _read_array(archive, member) for name, member in zip(names, members, strict=True)}
+    header = arrays.pop("header")
+    if header.dtype.kind != "U" or header.shape:
+        raise ValueError("its header is no text")
+    return parse_json(str(header[()])), arrays
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read an array, after a check that the file holds as many bytes as its dtype and shape claim."""
+    with archive.open(member) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"its entry {member.filename!r} is of an unknown version")
+        try:
+            read = np.lib.format.read_array_header_1_0
+            shape, _, dtype = read(file, max_header_size=LONGEST_DESCRIPTION)
+        except Exception as error:  # numpy's own advice is to allow pickles
+            raise ValueError(f"its entry {member.filename!r} has no readable description") from error
+        if dtype.kind not in "biufcVU" or dtype.names or dtype.subdtype or not dtype.itemsize:
+            raise ValueError(f"its entry {member.filename!r} holds {dtype}, which are no numbers")
+        held, claimed = member.file_size - file.tell(), _product(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or held != claimed:
+            raise ValueError(f"its entry {member.filename!r} claims {claimed:,} bytes and has {held:,}")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False, max_header_size=LONGEST_DESCRIPTION)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    """The number of entries of an array; axes beyond numpy's limit make an array of no use, even if it is empty."""
+    return math.prod(shape) or (0 if all(n < 2**40 for n in shape) else -1)
+
+
+def _foreign_kind(path: Path) -> str:
+    """What a file of another program is, in words; "" for what may be a file of ``write_npz``."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        inside = sorted(child.name for child in path.glob("*.npz"))[:3]
+        return f"a folder; pass a file in it{', such as ' + ', '.join(inside) if inside else ''}"
+    if not stat.S_ISREG(status.st_mode):
+        return "no regular file"
+    if not status.st_size:
+        return "empty: the disk was full, or whoever wrote it was stopped"
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if kind := next((kind for signature, kind in SIGNATURES.items() if start.startswith(signature)), ""):
+        return kind
+    if not start.startswith(b"PK"):
+        return "text" if start.isascii() and b"\0" not in start else ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return ""  # truncated
+    if any(name.endswith("data.pkl") for name in names):
+        return "a torch checkpoint, which lla_torch.load_checkpoint reads"
+    if "header.npy" not in names:
+        shown = ", ".join(name.removesuffix(".npy") for name in names[:5]) or "none"
+        return f"of another program (entries: {shown[:200]}); numpy.load reads it"
+    return ""
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; a ValueError for one that is no JSON, or of too many levels."""
+    try:
+        value = json.loads(text)
+        deep = _has_many_levels(value)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        deep = True
+    except ValueError as error:  # Python's advice is to raise its limit
+        raise ValueError("its JSON has a number of thousands of digits") from error
+    if deep:
+        raise ValueError(f"its JSON has more than {MOST_LEVELS} levels")
+    return value
+
+
+def to_json(value: Any) -> str:
+    """JSON of a value that may hold numpy's numbers and arrays; what ``parse_json`` would refuse is a ValueError."""
+    if _has_many_levels(value):  # which would end in a RecursionError, here or in whoever reads it
+        raise Misuse(
+            "recipe", f"has more than {MOST_LEVELS} levels of lists and dicts, or holds itself; keep it flatter"
+        )
+    return json.dumps(value, default=to_plain)
+
+
+def _has_many_levels(value: Any) -> bool:
+    level, count = [value], 0
+    while level := list({id(x): x for x in level if isinstance(x, dict | list | tuple)}.values()):
+        if (count := count + 1) > MOST_LEVELS:
+            return True
+        level = [x for inner in level for x in (inner.values() if isinstance(inner, dict) else inner)]
+    return False
 
 
 def to_plain(value: Any) -> Any:

@@ -22,6 +22,7 @@ from lla_jax.core.data import (
     to_numpy,
 )
 from lla_jax.core.losses import as_loss, block_at, loss_sums, outputs_of, penalty_of
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.core.whole import Whole
 
@@ -48,6 +49,7 @@ def _finish_gradient(gradient: PyTree, weight: Any, loss: Loss, params: PyTree) 
     return _tree.axpy(1.0, jax.grad(lambda p: penalty_of(loss, p))(params), grads)
 
 
+@explained
 def mean_gradient(
     loss: Loss | Callable, params: PyTree, data: Batch | Stream, *, batch_size: int | None = None
 ) -> PyTree:

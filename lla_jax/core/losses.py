@@ -20,11 +20,13 @@ from lla_jax.core import tree as _tree
 from lla_jax.core import tries
 from lla_jax.core.arguments import Misuse, misuse, parameters, single_key
 from lla_jax.core.called import call, explain
+from lla_jax.core.signatures import explained
 from lla_jax.core.static import Static, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.core.whole import Whole, example_of, is_array, with_axis
 
 
+@explained
 class Sums(NamedTuple):
     """Weighted sums over examples: example i has the weighted loss s_i, the weight w_i, and e_i = s_i - m w_i.
 
@@ -142,6 +144,7 @@ def _identity(outputs: Any, batch: Batch) -> Any:
     return outputs
 
 
+@explained
 def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
     """Return a ``Loss`` as it is, and wrap a plain ``f(params, batch) -> scalar`` as a batch-coupled ``Loss``.
 
@@ -155,9 +158,21 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
         if loss.key is not None:
             single_key(loss.key)  # checked, and used as it came
         return loss
+    if callable(getattr(loss, "loss", None)):
+        raise misuse("loss", loss, "a loss and not a network; this one makes it: net.loss(criterion)")
     if not callable(loss):
-        raise misuse("loss", loss, "an lla.Loss, as lla.from_linen makes it, or a function f(params, batch) -> scalar")
+        raise misuse(
+            "loss",
+            loss,
+            f"an lla.Loss, as lla.from_linen makes it, or a function f(params, batch) -> scalar{_of_pair(loss)}",
+        )
     return Loss(_Scalar(static(loss)), _identity, per_example=False)
+
+
+def _of_pair(given: Any) -> str:
+    """What to do with a pair (loss, params) that is given as the loss."""
+    pair = isinstance(given, tuple | list) and any(isinstance(each, Loss) for each in given)
+    return "; of the pair that lla_torch.convert_loss returns pass the first: loss, params = ..." if pair else ""
 
 
 class Block(NamedTuple):

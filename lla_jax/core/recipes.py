@@ -24,6 +24,7 @@ from lla_jax.core import files as _files
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream, num_examples
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Eigenpairs, PyTree, Spectrum
 from lla_jax.core.whole import Whole
 
@@ -201,6 +202,7 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+@explained
 def describe(data: Any) -> dict[str, Any]:
     """The entry of a recipe that describes data: number of examples and fingerprint; of a stream, its kind alone.
 
@@ -212,6 +214,7 @@ def describe(data: Any) -> dict[str, Any]:
     return entry | ({"whole": True} if isinstance(data, Whole) else {})
 
 
+@explained
 def fingerprint(tree: PyTree) -> str:
     """A hash of the names, shapes, dtypes and contents of all leaves; 16 hex digits.
 
@@ -223,6 +226,7 @@ def fingerprint(tree: PyTree) -> str:
         rest = repr((tree.form.structure, [(number, value) for number, _, value in tree.form.fixed]))
         digest.update(re.sub(r" at 0x[0-9a-f]+", "", rest).encode())  # addresses differ between processes
     for path, leaf in zip(_tree.paths(tree), jax.tree.leaves(tree), strict=True):
+        leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf, _tree.shape_dtype(leaf)[1])  # a Python number
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from lla_jax.core.text import name_of
+
 _LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
@@ -49,7 +51,7 @@ class Static:
         return (Static, (self.f,))  # identities hold for this process only
 
     def __repr__(self) -> str:
-        return f"Static({self.f!r})"
+        return name_of(self.f)
 
 
 def static(f: Any) -> Any:
@@ -101,6 +103,8 @@ def identity(value: Any, outer: tuple[Any, ...] = (), names: Sequence[str] = ())
         return (functools.partial, *(identity(part, outer) for part in parts))
     if isinstance(value, types.ModuleType):
         return _identity_of_module(value, names)
+    if isinstance(value, types.FunctionType) and hasattr(value, "__explained__"):
+        return identity(value.__explained__, outer)
     if isinstance(value, types.FunctionType) and not _is_library(value.__module__):
         return _identity_of_function(value, outer)
     if isinstance(value, types.FunctionType | type) and _is_library(value.__module__):

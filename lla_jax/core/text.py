@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 SIGN = " +- "
 
@@ -20,13 +22,25 @@ def pm(value: float, error: float, digits: int = 4) -> str:
     return text if math.isnan(error) else f"{text}{SIGN}{error:.2g}"
 
 
+def name_of(f: Any) -> str:
+    """A function, or another object that is called, in one short piece of text: its name, its repr or its type."""
+    if isinstance(f, functools.partial):
+        return f"partial({name_of(f.func)})"
+    if name := getattr(f, "__qualname__", None):
+        return str(name).rpartition("<locals>.")[2]
+    text = repr(f)
+    return text if len(text) <= 80 and "\n" not in text and " at 0x" not in text else type(f).__name__
+
+
 def duration(seconds: float) -> str:
-    """A number of seconds as text in a readable unit, such as ``0.83 s``, ``12 s``, ``3 min`` or ``1.5 h``."""
+    """A number of seconds as text in a readable unit: ``0.83 s``, ``3 min``, ``1.5 h``, ``12 days``."""
     if seconds < 90:
         return f"{seconds:.2g} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    if seconds < 5 * 86400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:,.0f} days" if seconds < 5 * 31557600 else f"{seconds / 31557600:,.0f} years"
 
 
 def table(rows: Iterable[Sequence[str]], left: Collection[int] = (0,), indent: int = 0) -> str:

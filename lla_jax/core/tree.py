@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
-from lla_jax.core.arguments import Misuse, check_choice, misuse
+from lla_jax.core.arguments import Misuse, check_choice, misuse, show_value
+from lla_jax.core.asking import explain_call
+from lla_jax.core.foreign import advise_params, library_of
 from lla_jax.core.types import Path, PyTree, Select
 
 
@@ -38,15 +40,17 @@ def _name(keys: tuple[Any, ...]) -> Path:
     return tree_util.keystr(keys, simple=True, separator="/")
 
 
-def select_leaves(select: Select | None, tree: PyTree) -> list[bool]:
+def select_leaves(select: Select | None, tree: PyTree, name: str = "select") -> list[bool]:
     """Tell for every leaf whether a selection takes it.
 
     Args:
       select: None for all leaves; a glob over the whole path (``*`` and ``?`` stay within one level, ``**`` spans any
         number of levels, none included); a compiled regular expression, searched for in the path; a predicate
-        ``(path, leaf) -> bool``; or a sequence of these, one of which must match. A glob that begins with the name of
-        the collection, "params/", and matches no path, is taken without it: so are the names of whole variables.
+        ``(path, leaf) -> bool``; or a sequence, set or array of these, one of which must match. A glob that begins
+        with the name of the collection, "params/", and matches no path, is taken without it: so are the names of whole
+        variables.
       tree: the tree to select from.
+      name: the argument's name, for the error.
 
     Returns:
       One bool per leaf, in leaf order.
@@ -56,39 +60,80 @@ def select_leaves(select: Select | None, tree: PyTree) -> list[bool]:
     """
     leaves = jax.tree.leaves(tree)
     if select is None:
-        return [True] * len(leaves)
-    names = paths(tree)
-    matches = _matcher(select, names)
-    chosen = [bool(matches(path, leaf)) for path, leaf in zip(names, leaves, strict=True)]
+        return [True] * len(jax.tree.leaves(tree))
+    select, leaves, names = _as_sequence(select), jax.tree.leaves(tree), paths(tree)
+    matches = _matcher(select, names, name)
+    chosen = [matches(path, leaf) for path, leaf in zip(names, leaves, strict=True)]
     if not any(chosen):
-        raise Misuse("select", f"{select!r} matches no leaf; the leaves are: {', '.join(names)}")
+        raise Misuse(name, _explain_no_match(select, names))
     return chosen
+
+
+def _as_sequence(select: Any) -> Any:
+    """Sets and arrays of paths as lists; any other selection as it is."""
+    if isinstance(select, set | frozenset):
+        return sorted(select, key=str)
+    if isinstance(select, np.ndarray) and select.dtype.kind in "UO":
+        return select.ravel().tolist()
+    return select
+
+
+def _explain_no_match(select: Any, names: Sequence[Path]) -> str:
+    """The error's text for a selection that matches no leaf, with the one that was perhaps meant."""
+    listed = f"the leaves are: {', '.join(names)}"
+    if isinstance(select, Sequence) and not isinstance(select, str) and not select:
+        frozen = "a network whose parameters are all frozen has no trainable ones: unfreeze some, or leave this out"
+        return f"{show_value(select)} is empty and matches no leaf; {listed}; {frozen}"
+    whole = isinstance(select, tuple | list) and all(isinstance(part, str) for part in select)
+    text = "/".join(select) if whole else select if isinstance(select, str) else ""
+    guesses = [text, f"{text}/**", f"**/{text}", f"**/{text}/**", text.replace(".", "/")]
+    meant = next((g for g in guesses if text and g != select and any(map(_glob(g).search, names))), None)
+    if meant is None and isinstance(select, str) and _compiles(select) and any(re.search(select, n) for n in names):
+        return f"{select!r} matches no leaf; for a regular expression pass re.compile({select!r}); {listed}"
+    shown = repr(select) if isinstance(select, str | tuple | list) else show_value(select)
+    return f"{shown} matches no leaf; {listed}" + (f"; did you mean {meant!r}?" if meant else "")
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        return bool(pattern) and re.compile(pattern) is not None
+    except re.error:
+        return False
 
 
 def describe(select: Select, tree: PyTree, chosen: Sequence[bool]) -> dict[str, Any]:
     """The entry of a recipe that describes a selection: its text, for readers, and the paths it chose."""
+    select = _as_sequence(select)
     parts = select if isinstance(select, Sequence) and not isinstance(select, str) else [select]
     text = ", ".join(p if isinstance(p, str) else getattr(p, "pattern", type(p).__name__) for p in parts)
     return {"text": text, "paths": [path for path, yes in zip(paths(tree), chosen, strict=True) if yes]}
 
 
-def _matcher(select: Select, names: Sequence[Path]) -> Callable[[Path, Any], bool]:
+_SELECTION = (
+    'a glob such as "**/kernel", a compiled regular expression, a predicate (path, leaf) -> bool, or a sequence of '
+    "these"
+)
+
+
+def _matcher(select: Select, names: Sequence[Path], name: str = "select") -> Callable[[Path, Any], bool]:
     if isinstance(select, str):
         whole = _glob(select)
         select = whole if any(map(whole.search, names)) else _glob(select.removeprefix("params/"))
     if isinstance(select, re.Pattern):
+        if isinstance(select.pattern, bytes):
+            raise misuse(name, select, "a regular expression of text, not of bytes: re.compile('...')")
         return lambda path, leaf: select.search(path) is not None
-    if callable(select):
-        return select
-    if isinstance(select, Sequence):
-        matchers = [_matcher(s, names) for s in select]
+    if callable(select) and not isinstance(select, type):
+        return lambda path, leaf: _says_yes(name, select, path, leaf)
+    if isinstance(select, Sequence) and not isinstance(select, bytes):
+        matchers = [_matcher(s, names, name) for s in select]
         return lambda path, leaf: any(match(path, leaf) for match in matchers)
-    raise misuse(
-        "select",
-        select,
-        'a glob such as "**/kernel", a compiled regular expression, a predicate (path, leaf) -> bool, or a sequence of '
-        "these",
-    )
+    raise misuse(name, select, _SELECTION)
+
+
+def _says_yes(name: str, predicate: Callable[[Path, Any], Any], path: Path, leaf: Any) -> bool:
+    with explain_call(name, "predicate(path, leaf) -> bool", f"the leaf {path!r}"):
+        return bool(predicate(path, leaf))
 
 
 _WILDCARDS = {"**/": r"(?:[^/]+/)*", "/**": r"(?:/[^/]+)*", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
@@ -105,44 +150,69 @@ def shape_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def check_real(tree: PyTree, name: str = "params") -> None:
-    """Raise an error unless every leaf is real, floating and finite.
+    """Raise an error unless every leaf is real, floating and finite: the check of every tree of parameters.
 
     Args:
       tree: a pytree of arrays.
       name: the argument's name, for the error.
 
     Raises:
-      ValueError: the tree is empty, or a leaf is not an array, not real floating, or not finite; it names the leaf.
+      ValueError: the tree is empty, or a leaf is not an array, not real floating, or not finite; it names the leaf, and
+        says what to pass in place of an object of another library.
     """
     leaves = jax.tree.leaves_with_path(tree)
+    if library_of(tree) in ("lla_jax", "lla_torch", "optax"):
+        raise Misuse(name, f"{show_value(tree)} given; {advise_params(tree)}")
     if not leaves:
-        raise Misuse(name, "has no array leaves; pass the tree of trained parameters, e.g. variables['params']")
+        advice = advise_params(tree) or "pass the tree of trained parameters, e.g. variables['params']"
+        raise Misuse(name, f"has no array leaves; {advice}")
     for keys, leaf in leaves:
-        where = f"{name}[{_name(keys)!r}]"
-        try:
-            dtype = jnp.result_type(leaf)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"{where} is {leaf!r}, not an array; pass only trained arrays, e.g. "
-                "eqx.filter(model, eqx.is_inexact_array)"
-            ) from None
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"{where} has dtype {dtype}; it must be real floating, as every leaf. From an nnx model take "
-                "nnx.state(model, nnx.Param), from variables variables['params']; keep other arrays in the loss's "
-                "state, or split a complex parameter into its real and imaginary parts"
-            )
-        if isinstance(leaf, np.ma.MaskedArray) and np.ma.getmaskarray(leaf).any():
-            raise ValueError(
-                f"{where} is a masked array, whose mask would be lost; it must have no masked entries: fill them, "
-                "such as x.filled(0)"
-            )
-        bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf)).sum())
-        if bad:
-            raise ValueError(
-                f"{where} has {bad} NaN or infinite entries of {np.size(leaf)}; all must be finite: find "
-                "out where they come from, or replace them"
-            )
+        if fault := _fault_of(leaf):
+            text, remedy = fault
+            where = f"{name}[{_name(keys)!r}]" if keys else f"{name}:"
+            raise ValueError(f"{where} {text}; {advise_params(tree) or remedy}")
+
+
+def _fault_of(leaf: Any) -> tuple[str, str] | None:
+    """(what is wrong with a leaf of a tree of parameters, a remedy); None if it is real, floating and finite."""
+    if isinstance(leaf, jax.core.Tracer):
+        return "is traced", "call this outside of jax.jit, jax.grad and jax.vmap, since values are read on the host"
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        return "was deleted", "its buffer was donated to a jitted function, such as a training step: pass a copy"
+    try:
+        dtype = jnp.result_type(leaf)
+    except (TypeError, ValueError):
+        filtered = "pass only trained arrays, e.g. eqx.filter(model, eqx.is_inexact_array)"
+        return f"is {show_value(leaf)}, not an array", filtered
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return f"is {show_value(leaf)}, a shape without values", "pass trained arrays"
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return (
+            f"has dtype {dtype}; it must be real floating, as every leaf",
+            "from an nnx model take nnx.state(model, nnx.Param), from variables variables['params']; keep other arrays "
+            "in the loss's state, or split a complex parameter into its real and imaginary parts",
+        )
+    if isinstance(leaf, np.ma.MaskedArray) and np.ma.getmaskarray(leaf).any():
+        remedy = "it must have no masked entries: fill them, such as x.filled(0)"
+        return "is a masked array, whose mask would be lost", remedy
+    array = np.asarray(leaf)
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        remedy = "all must be finite: find out where they come from, or replace them"
+        return f"has {bad} NaN or infinite entries of {array.size}", remedy
+    return _overflow_of(array, dtype)
+
+
+def _overflow_of(array: np.ndarray, dtype: np.dtype) -> tuple[str, str] | None:
+    """The fault of a float64 array whose entries are too large for float32, in which jax would keep them."""
+    kept = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+    if array.dtype == kept or not array.size:
+        return None
+    largest = float(abs(array).max())
+    if largest <= float(jnp.finfo(kept).max):
+        return None
+    remedy = "scale them, or run jax with 64 bits (jax_enable_x64)"
+    return f"has entries up to {largest:.3g}, too large for {kept}", remedy
 
 
 def align(
@@ -167,8 +237,7 @@ def align(
     structure: Any = jax.tree.structure(like)
     if jax.tree.structure(tree) != structure:
         missing, extra = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
-        variables = any(path.startswith("params/") for path in (*missing, *extra))
-        hint = "; did you mean variables['params']?" if variables else ""
+        hint = _structure_hint(expected, given)
         if missing or extra or len(given) != len(expected) or len(set(given)) != len(given):
             raise Misuse(
                 name,
@@ -184,9 +253,25 @@ def align(
             shape = f"(k, *{np.shape(ref)}), with one k for all leaves," if stacked else f"{np.shape(ref)},"
             raise ValueError(
                 f"{name}[{path!r}] has shape {np.shape(leaf)}; it must be {shape} as in {like_name}: "
-                f"pass a tree whose leaves have the shapes of {like_name}"
+                f"pass a tree whose leaves have the shapes of {like_name}{_shape_hint(leaf, ref, stacked)}"
             )
     return tree
+
+
+def _shape_hint(leaf: Any, ref: Any, stacked: bool) -> str:
+    if stacked and np.shape(leaf) == np.shape(ref):
+        return "; a single tree becomes directions by lla.directions.given(tree)"
+    return ""
+
+
+def _structure_hint(expected: Sequence[Path], given: Sequence[Path]) -> str:
+    """The end of the message about trees of another structure: the likely slip."""
+    if any(path.startswith("params/") for path in {*expected} ^ {*given}):
+        return "; did you mean variables['params']?"
+    inner = {path.partition("/")[2] for path in given if path.partition("/")[0].isdigit()}
+    if set(expected) & inner and inner <= set(expected):
+        return "; a list of trees was given as one tree: pass them one by one, as in given(*trees)"
+    return ""
 
 
 @jax.jit

@@ -13,9 +13,12 @@ from typing import Any, Literal, Protocol
 import jax
 import numpy as np
 
-from lla_jax.core.arguments import Misuse, check_flag, misuse
+from lla_jax.core.arguments import MissingEntry, Misuse, check_flag, misuse, show_value
+from lla_jax.core.foreign import advise_params, library_of
+from lla_jax.core.refusals import AS_ARRAY, AS_SEQUENCE, no_array
+from lla_jax.core.signatures import explained
 from lla_jax.core.static import static, takes_exactly
-from lla_jax.core.text import pm
+from lla_jax.core.text import name_of, pm
 
 PyTree = Any
 Recipe = dict[str, Any]
@@ -25,7 +28,6 @@ FilterAxis = int | Callable[[Path, Any], int | tuple[int, ...] | None]
 Select = str | Sequence[str] | Callable[[Path, Any], bool] | Any
 """A glob (``"**/kernel"``), compiled regular expression, predicate ``(path, leaf) -> bool``, or a sequence of these."""
 
-
 _SIGNATURES = {
     "apply": "apply(params, state, batch, train) -> (outputs, new_state)",
     "criterion": "criterion(outputs, batch) -> losses (B,), such as lambda outputs, batch: "
@@ -34,6 +36,7 @@ _SIGNATURES = {
 }
 
 
+@explained
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class Loss:
@@ -75,9 +78,11 @@ class Loss:
     precision: Literal["float32", "params"] = field(default="float32", metadata={"static": True})
 
     def __repr__(self) -> str:
-        state = len(jax.tree.leaves(self.state))
-        kind = "per example" if self.per_example else "per batch"
-        return f"Loss({self.apply!r}, {self.criterion!r}, {kind}, {state} state arrays)"
+        parts = [name_of(self.apply), name_of(self.criterion), "per example" if self.per_example else "per batch"]
+        if state := len(jax.tree.leaves(self.state)):
+            parts.append(f"{state} state arrays")
+        parts += [name for name in ("key", "penalty") if getattr(self, name) is not None]
+        return f"Loss({', '.join(parts)})"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "per_example", check_flag("per_example", self.per_example))
@@ -95,6 +100,8 @@ class Loss:
             )
 
 
+@explained
+@no_array("holds its parts by name; take problem.loss, problem.params and problem.data")
 @dataclass(frozen=True)
 class Problem:
     """The problem that a factory gives to the command line: ``lla-jax landscape --problem module:factory``.
@@ -118,7 +125,37 @@ class Problem:
     extra_data: Mapping[str, Any] = field(default_factory=dict)
     checkpoints: Sequence[PyTree] = ()
 
+    def __repr__(self) -> str:
+        loss = self.loss if isinstance(self.loss, Loss) else name_of(self.loss)
+        parts = [f"{loss}", f"params: {_describe_arrays(self.params)}", f"data: {_describe_arrays(self.data)}"]
+        parts += ["opt_state"] if self.opt_state is not None else []
+        parts += [f"{name}: {', '.join(x)}" for name in ("metrics", "extra_data") if (x := getattr(self, name))]
+        parts += [f"{len(self.checkpoints)} checkpoints"] if len(self.checkpoints) else []
+        return f"Problem({'; '.join(parts)})"
 
+    def __post_init__(self) -> None:
+        model = isinstance(self.loss, type) or library_of(self.loss) in ("torch", "flax.linen", "flax.nnx")
+        if model or not (callable(self.loss) or isinstance(self.loss, Loss)):
+            rule = "an lla.Loss or a function f(params, batch) -> scalar, first of Problem(loss, params, data)"
+            raise misuse("loss", self.loss, rule)
+        if not jax.tree.leaves(self.params) or library_of(self.params) in ("torch", "flax.linen", "lla_jax"):
+            advice = advise_params(self.params) or "pass the tree of trained parameters"
+            raise misuse("params", self.params, f"a tree of arrays; {advice}")
+        for name in ("metrics", "extra_data"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, {})
+            elif not isinstance(getattr(self, name), Mapping):
+                raise misuse(name, getattr(self, name), f"a dict by name, such as {name}={{'test': ...}}")
+        if not isinstance(self.checkpoints, list | tuple):
+            raise misuse("checkpoints", self.checkpoints, "a list of parameter trees, such as [early, late]")
+
+
+@explained
+@no_array(
+    "is a tree of arrays; take axes.tree, whose leaves have a leading axis; 2 * axes is jax.tree.map("
+    "lambda x: 2 * x, axes)",
+    AS_ARRAY,
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class Directions:
     """Directions in parameter space, the axes of a landscape.
@@ -133,10 +170,17 @@ class Directions:
     tree: PyTree
     recipe: Recipe
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.recipe, Mapping):
+            raise misuse("recipe", self.recipe, "a dict, such as {}; of trees make directions by lla.directions.given")
+
     @property
     def num(self) -> int:
         """Number of directions k."""
-        return int(jax.tree.leaves(self.tree)[0].shape[0])
+        leaves = jax.tree.leaves(self.tree)
+        if not leaves:
+            raise Misuse("directions", "have no leaves; make them by lla.directions.given(*trees) or .random")
+        return int(leaves[0].shape[0])
 
     def __repr__(self) -> str:
         size = sum(leaf[0].size for leaf in jax.tree.leaves(self.tree))
@@ -144,9 +188,15 @@ class Directions:
         made = ", ".join(filter(None, [self.recipe.get("kind"), steps]))
         return f"Directions({self.num} x {size:,} parameters, {made})"
 
+    def __len__(self) -> int:
+        return self.num
+
+    def __bool__(self) -> bool:
+        return True
+
     def __getitem__(self, index: int | slice | Sequence[int]) -> Directions:
         """Some of the directions: ``axes[0]``, ``axes[:2]``, ``axes[[3, 0]]``; an int keeps a leading axis (k = 1)."""
-        picked = np.atleast_1d(np.arange(self.num)[index])
+        picked = _pick(index, self.num, "directions")
         recipe = Recipe(self.recipe)
         recipe["chosen"] = [int(i) for i in np.asarray(recipe.get("chosen", range(self.num)))[picked]]
         if "names" in recipe:
@@ -157,6 +207,30 @@ class Directions:
                 [name, [at[i] for i in picked]] for name, at in recipe["marks"] if not np.any(np.asarray(at)[left_out])
             ]
         return Directions(jax.tree.map(lambda leaf: leaf[picked], self.tree), recipe)
+
+
+def _describe_arrays(tree: PyTree) -> str:
+    """Data or parameters in a few words: the shapes of up to four arrays, the number of more, or the repr."""
+    leaves = jax.tree.leaves(tree)
+    if tree is None or type(tree).__module__.startswith("lla_jax."):
+        return repr(tree)
+    if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves):
+        return name_of(tree)
+    if len(leaves) <= 4:
+        return " ".join(str(tuple(leaf.shape)) for leaf in leaves)
+    return f"{sum(int(np.prod(leaf.shape)) for leaf in leaves):,} numbers in {len(leaves)} arrays"
+
+
+def _pick(index: Any, num: int, what: str) -> np.ndarray:
+    """The chosen ones of ``num`` indices, as an array; an IndexError, which also ends a loop, if there are none."""
+    try:
+        picked = np.atleast_1d(np.arange(num)[index])
+        if picked.ndim == 1 and picked.size:
+            return picked
+    except (IndexError, TypeError, ValueError):
+        pass
+    rule = f"there are {num} {what}; it must be an integer from {-num} to {num - 1}, a slice, or a list such as [0, 1]"
+    raise IndexError(f"index: {show_value(index)} given, and {rule}") from None
 
 
 def _rebuild(recipe: str, children: Any) -> Directions:
@@ -171,6 +245,8 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
+@explained
+@no_array('holds several arrays; take plane.values["loss"] and plane.coords, or draw it with lla.plotting')
 @dataclass(frozen=True, eq=False, repr=False)
 class Landscape:
     """Losses (and metrics) on a grid of points around a network.
@@ -196,6 +272,29 @@ class Landscape:
         ]
         return f"Landscape({' x '.join(map(str, self.shape))} {kind}, {', '.join(ranges)})"
 
+    def __post_init__(self) -> None:
+        for argument, each in (("values", self.values), ("stderr", self.stderr)):
+            if not isinstance(each, Mapping):
+                raise misuse(argument, each, f"a dict of arrays by name, such as {{'loss': {argument}}}")
+        shape = tuple(np.shape(c) for c in self.coords) if isinstance(self.coords, tuple | list | np.ndarray) else ((),)
+        if any(len(each) != 1 for each in shape):
+            raise Misuse("coords", f"axes of shapes {shape} given; pass one 1-D array of coordinates per axis")
+        for argument in ("values", "stderr"):
+            for name, each in getattr(self, argument).items():
+                if np.shape(each) != self.shape:
+                    raise Misuse(
+                        argument,
+                        f"{name!r} has shape {np.shape(each)}, and the coords {self.shape}; pass one value per point",
+                    )
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The values of this name: ``plane["loss"]`` is ``plane.values["loss"]``."""
+        if not isinstance(name, str):
+            raise misuse("name", name, f"the name of a value: {', '.join(self.values)}; of points index plane['loss']")
+        if name not in self.values:
+            raise MissingEntry("name", f"{name!r} given; the landscape has the values {', '.join(self.values)}")
+        return self.values[name]
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Points per axis (n1, ..., nk)."""
@@ -207,9 +306,14 @@ class Landscape:
         return len(self.coords)
 
 
+@explained
+@no_array("is a mean with its error; take estimate.mean and estimate.sem", AS_SEQUENCE)
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
     """A number with its standard error: mean +- 2 sem holds the truth in about 95 of 100 cases.
+
+    Where a number is needed, as in ``float(estimate)``, ``estimate / 2`` or ``estimate > 0``, it is its mean, and the
+    result has no error. ``f"{estimate:.3f}"`` shows the mean in this format, and the error with two digits.
 
     Args:
       mean: the estimate, a float (or, for ``diagonal``, a parameter tree).
@@ -227,10 +331,67 @@ class Estimate:
 
     def __repr__(self) -> str:
         if not isinstance(self.mean, float | int | np.number):
-            return f"Estimate(of {len(jax.tree.leaves(self.mean))} arrays, num={self.num})"
-        return f"Estimate({pm(float(self.mean), self.sem, 6)}, num={self.num})"
+            recipe = self.recipe
+            size, sem = (recipe.get(name) for name in ("norm", "norm_sem"))
+            norm = f", norm {pm(size, sem, 6)}" if isinstance(size, float) and isinstance(sem, float) else ""
+            return f"Estimate(of {len(jax.tree.leaves(self.mean))} arrays{norm}, num={self.num})"
+        unknown = ", no error from one draw" if self.num == 1 and np.isnan(self.sem) else ""
+        return f"Estimate({pm(float(self.mean), self.sem, 6)}{unknown}, num={self.num})"
+
+    def __float__(self) -> float:
+        if isinstance(self.mean, float | int | np.number) or getattr(self.mean, "shape", None) == ():
+            return float(self.mean)
+        raise Misuse(
+            "Estimate",
+            f"{self!r} has a value for each parameter and is no single number; take their tree, estimate.mean, or its "
+            'norm, estimate.recipe["norm"]',
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Estimate):
+            return (self.mean, self.sem, self.num, self.recipe) == (other.mean, other.sem, other.num, other.recipe)
+        return float(self) == other if isinstance(other, float | int | np.number) else NotImplemented
+
+    __ne__ = object.__ne__
+
+    def __int__(self) -> int:
+        return int(float(self))
+
+    def __round__(self, digits: int | None = None) -> float:
+        return round(float(self), digits)
+
+    def __bool__(self) -> bool:
+        raise Misuse(
+            "Estimate", f"{self!r} is neither true nor false; write estimate is not None, or estimate > 0 for its mean"
+        )
+
+    def __format__(self, form: str) -> str:
+        if not form:
+            return str(self)
+        try:
+            return f"{float(self):{form}}" + ("" if np.isnan(self.sem) else f" +- {self.sem:.2g}")
+        except ValueError as error:
+            if isinstance(error, Misuse):
+                raise
+            raise misuse("format", form, 'a format of numbers, such as ".3f", ".4g" or "10.2e"') from error
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        if isinstance(self.mean, np.ndarray | jax.Array):
+            return np.asarray(self.mean, dtype)
+        return np.asarray(float(self), dtype)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        numbers = [np.asarray(x)[()] if isinstance(x, Estimate) else x for x in inputs]
+        if method == "__call__" and any(isinstance(x, jax.Array) for x in numbers):  # perhaps under jit
+            return getattr(jax.numpy, ufunc.__name__)(*numbers, **options)
+        return getattr(ufunc, method)(*numbers, **options)
 
 
+@explained
+@no_array(
+    "holds values and vectors; take values, vectors = pairs.values, pairs.vectors, or one after another: "
+    "for value, vector in zip(pairs.values, pairs.vectors)"
+)
 @dataclass(frozen=True, eq=False, repr=False)
 class Eigenpairs:
     """Eigenvalues and eigenvectors of a symmetric operator, each with its error.
@@ -262,7 +423,23 @@ class Eigenpairs:
         """Number of pairs k."""
         return len(self.values)
 
+    def __len__(self) -> int:
+        return self.num
 
+    def __bool__(self) -> bool:
+        return True  # also of no pairs
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> Eigenpairs:
+        """Some of the pairs, such as ``pairs[:2]``; an int keeps a leading axis (k = 1)."""
+        picked = _pick(index, self.num, "pairs")
+        recipe = Recipe(self.recipe)
+        recipe["chosen"] = [int(i) for i in np.asarray(recipe.get("chosen", range(self.num)))[picked]]
+        vectors = None if self.vectors is None else self.vectors[picked]
+        return Eigenpairs(self.values[picked], vectors, self.residuals[picked], self.products, recipe)
+
+
+@explained
+@no_array("holds spectrum.nodes and spectrum.weights; lla.density(spectrum) makes the curve, lla.plotting its picture")
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectrum:
     """A spectral density from stochastic Lanczos quadrature: nodes and weights, one row per probe.
@@ -299,6 +476,7 @@ class UpdateRule(Protocol):
     def __call__(self, params: PyTree, directions: PyTree, coord: Any, /) -> PyTree: ...
 
 
+@explained
 @dataclass(frozen=True)
 class Execution:
     """How a call is executed. The values depend on it only by rounding.

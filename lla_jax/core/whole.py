@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.static import identity
 from lla_jax.core.types import Batch, PyTree
 
@@ -40,6 +41,7 @@ class Form(NamedTuple):
     fixed: tuple[Fixed, ...]
 
 
+@explained
 @jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, eq=False, repr=False)
 class Whole:

@@ -18,15 +18,17 @@ import numpy as np
 from lla_jax.core import arguments, precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import misuse, warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Eigenpairs, PyTree, Recipe
-from lla_jax.curvature import eigensearch
+from lla_jax.curvature import eigensearch, units
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Goal, Ritz, Search
-from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, no_finite_product
+from lla_jax.curvature.linear_operator import Operator, check_operator, no_finite_product, settle
+from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.execution import progress as _progress
 from lla_jax.execution import sharding
 from lla_jax.execution.interrupts import deferred_interrupts
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, takes_progress
 
 log = logging.getLogger("lla_jax")
 
@@ -36,6 +38,8 @@ ROWS = {True: 64, False: 32}  # rows of the first buffer, on the device or not
 ROUNDING = 8.0  # times eps max|lambda|: the part of a residual that rounding may hide
 
 
+@takes_progress("products")
+@explained
 def eigenpairs(
     H: Operator,
     key: jax.Array,
@@ -45,7 +49,7 @@ def eigenpairs(
     tol: float = 1e-3,
     max_products: int | None = None,
     max_vectors: int | None = None,
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
     on_partial: Callable[[Eigenpairs], None] | None = None,
     save_every: float | None = None,
     resume: Eigenpairs | None = None,
@@ -70,7 +74,7 @@ def eigenpairs(
       max_vectors: vectors held at most, besides k at the end and one for every further sequence; beyond, the search is
         restarted from the best Ritz vectors and takes more products. By default as many as a quarter of the free memory
         holds.
-      progress: called as ``progress(products, None)``.
+      progress: True for a bar, or a function called as ``progress(products, None)``.
       on_partial: called with the pairs found so far, and the state to continue from, if the search is interrupted
         (Ctrl-C, or any exception), before the exception is raised again. The residuals are the search's own estimates.
         A first Ctrl-C waits for the end of a step; a second one does not, and if it comes while a step is stored,
@@ -122,10 +126,12 @@ def eigenpairs(
             return resume
     state = None if resume is None else resume.state
     goal = Goal(k, which, tol)
-    with deferred_interrupts() as check:
+
+    def compute(unit: Unit) -> Eigenpairs:
+        H = unit.H
         if state is None:
             rows = min(max(ROWS[H.on_device], 2 * k), most)
-            s = eigensearch.begin(H, key, rows, most, check_given(H, key))
+            s = eigensearch.begin(H, key, rows, most, unit.products)
         else:
             s = _restore(state, H)
         s.saved = save_every is not None
@@ -134,24 +140,32 @@ def eigenpairs(
 
         def hand_over(stopped: str) -> None:
             if on_partial is not None and s.known and s.basis is not None:
-                on_partial(_partial(s, H, goal, recipe, stopped))
+                on_partial(_partial(s, unit, goal, recipe, stopped))
 
         report = _progress.save_regularly(progress, save_every, on_partial, lambda: hand_over("running"))
 
         def after_step(products: int) -> None:
             check()
+            unit.check(s.scale, products)
             if report is not None:
                 report(products, None)
 
         try:
             ended = eigensearch.search(s, H, key, goal, limit - k, after_step)
             if not s.known:
+                unit.check(np.nan, s.products)
                 raise no_finite_product(f"product {s.products} is not finite")
-            result = _finish(s, H, goal, ended, recipe, after_step)
+            result = _finish(s, unit, goal, ended, recipe, after_step)
             check()
+        except OutOfRange:
+            raise
         except BaseException:
             hand_over("interrupted")
             raise
+        return result
+
+    with deferred_interrupts() as check:
+        result = adapt(settle(H, key) if state is None else units.again(H, state), key, compute)
     _warn(result)
     return result
 
@@ -204,9 +218,10 @@ def _pairs(
     residuals: np.ndarray,
     products: int,
     recipe: Recipe,
-    H: Operator,
+    unit: Unit,
     state: Any,
 ) -> Eigenpairs:
+    H, values, residuals = unit.H, values * unit.size, residuals * unit.size
     about = Recipe(
         kind="eigenvectors",
         values=values.tolist(),
@@ -220,9 +235,10 @@ def _pairs(
 
 
 def _finish(
-    s: Search, H: Operator, goal: Goal, ended: str, recipe: Recipe, after_step: Callable[[int], None]
+    s: Search, unit: Unit, goal: Goal, ended: str, recipe: Recipe, after_step: Callable[[int], None]
 ) -> Eigenpairs:
     """The pairs, with values and residuals from one more product for each."""
+    H = unit.H
     ritz = eigensearch.ritz_pairs(s, goal.which)
     num = min(goal.k, len(ritz.values))
     vectors, quotients = [], []
@@ -242,15 +258,16 @@ def _finish(
         "converged": bool(in_full and num == goal.k and within.all()),
         "verified": ended == "verified",
         "stopped": None if in_full else ended,
-        "scale": float(scale),
-        "rounding": float(rounding),
+        "scale": float(scale * unit.size),
+        "rounding": float(rounding * unit.size),
         "sequences": s.draws,
         "restarts": s.restarts,
         "complete": True,
         "memory": {"vectors": s.rows, "bytes": s.bytes_needed},
     }
     residuals = residuals + rounding
-    return _pairs([vectors[i] for i in indices], values[indices], residuals[indices], s.products + num, recipe, H, None)
+    found = [vectors[i] for i in indices]
+    return _pairs(found, values[indices], residuals[indices], s.products + num, recipe, unit, None)
 
 
 def _warn(result: Eigenpairs) -> None:
@@ -287,17 +304,18 @@ _COUNTS = (
 )
 
 
-def _partial(s: Search, H: Operator, goal: Goal, recipe: Recipe, stopped: str) -> Eigenpairs:
+def _partial(s: Search, unit: Unit, goal: Goal, recipe: Recipe, stopped: str) -> Eigenpairs:
     """The pairs so far, with the state to continue from."""
+    H = unit.H
     ritz = eigensearch.ritz_pairs(s, goal.which)
     num = min(goal.k, len(ritz.values))
     state = {f"basis/{i}": np.asarray(x[: s.filled]) for i, x in enumerate(jax.tree.leaves(s.basis))}
     state |= {name: getattr(s, name) for name in _ARRAYS}
-    state |= {"T": s.T[: s.filled, : s.filled], "scale": np.array(s.scale)}
+    state |= {"T": s.T[: s.filled, : s.filled], "scale": np.array(s.scale), "unit": np.array(unit.size)}
     state["counts"] = np.array([getattr(s, name) for name in _COUNTS], np.int64)
     recipe = recipe | {"complete": False, "converged": False, "verified": False, "stopped": stopped}
     vectors = [_ritz_vector(s, ritz, i, H) for i in range(num)]
-    return _pairs(vectors, ritz.values[:num], ritz.errors[:num], s.products, recipe, H, state)
+    return _pairs(vectors, ritz.values[:num], ritz.errors[:num], s.products, recipe, unit, state)
 
 
 def _restore(state: Mapping[str, Any], H: Operator) -> Search:
@@ -310,6 +328,7 @@ def _restore(state: Mapping[str, Any], H: Operator) -> Search:
     return Search(basis, np.pad(state["T"], (0, rows - filled)), scale=float(state["scale"]), **numbers, **arrays)
 
 
+@explained
 class Extremes(NamedTuple):
     """The ends of a spectrum as Ritz values, which lie inside the spectrum.
 
@@ -326,6 +345,7 @@ class Extremes(NamedTuple):
     products: int
 
 
+@explained
 def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3) -> Extremes:
     """The smallest and the largest eigenvalue, roughly: the ends of a short Lanczos sequence.
 
@@ -344,19 +364,25 @@ def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3)
       ``Extremes``, of the steps before a product that is not finite; all NaN where the first is not.
     """
     check_operator(H)
-    steps = arguments.check_integer("steps", steps, remedy="such as 30")
-    ends = Extremes(np.nan, np.nan, np.nan, 0)
+    steps = min(arguments.check_integer("steps", steps, remedy="such as 30"), H.space.size)
+    _lanczos.check_room(H, "steps", steps)
 
-    def update(alphas: np.ndarray, betas: np.ndarray) -> bool:
-        nonlocal ends
-        if not len(alphas):
-            return True
-        theta, y = np.linalg.eigh(_lanczos.tridiagonal(alphas, betas))
-        residual = float(betas[-1] * np.abs(y[-1, [0, -1]]).max())
-        ends = Extremes(float(theta[0]), float(theta[-1]), residual, 0)
-        return residual <= tol * np.abs(theta[[0, -1]]).max()
+    def compute(unit: Unit) -> Extremes:
+        ends = Extremes(np.nan, np.nan, np.nan, 0)
 
-    basis = _lanczos.begin(_lanczos.random(H, key, 0, "rademacher"), rows=steps + 1, shards=H.space.shards)
-    _, alphas, betas, products = _lanczos.sequence(H, basis, min(steps, H.shape[0]), stop=update)
-    update(alphas, betas)
-    return ends._replace(products=products)
+        def update(alphas: np.ndarray, betas: np.ndarray) -> bool:
+            nonlocal ends
+            if not len(alphas):
+                return True
+            theta, y = np.linalg.eigh(_lanczos.tridiagonal(alphas, betas))
+            residual = float(betas[-1] * np.abs(y[-1, [0, -1]]).max())
+            ends = Extremes(float(theta[0]) * unit.size, float(theta[-1]) * unit.size, residual * unit.size, 0)
+            return residual <= tol * np.abs(theta[[0, -1]]).max()
+
+        basis = _lanczos.begin(_lanczos.random(H, key, 0, "rademacher"), rows=steps + 1, shards=H.space.shards)
+        most = min(steps, H.shape[0])
+        _, alphas, betas, products = _lanczos.sequence(unit.H, basis, most, stop=update, look=unit.check)
+        update(alphas, betas)
+        return ends._replace(products=products + unit.products)
+
+    return adapt(Unit(H), key, compute)

@@ -18,19 +18,22 @@ import numpy as np
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error, widening
 from lla_jax.core.text import pm
 from lla_jax.core.types import Estimate, PyTree
 from lla_jax.curvature import sketches
-from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, halve, no_finite_product
+from lla_jax.curvature.linear_operator import Operator, check_operator, halve, no_finite_product, settle
 from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.space import draw
+from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.interrupts import deferred_interrupts
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
 
 log = logging.getLogger("lla_jax")
 
 LEAST_DRAWS = 2 * AT_ONCE  # for a standard error to be believed; of fewer, one in forty is half the true one or less
+NEAR_ZERO = 2.0  # standard errors: a value within them may be zero
 MEMORY_FRACTION = 0.25  # of the free memory, which the basis of a sketch may take
 PRODUCTS_EACH = {"hutchinson": 1, "hutch++": 3, "xtrace": 2}
 
@@ -58,7 +61,17 @@ class Round(NamedTuple):
     exact: bool = False
     trouble: str | None = None
 
+    def times(self, size: float) -> Round:
+        """The same, multiplied by the size of its unit; trees in float64, since their type may not hold the numbers."""
+        if size == 1:
+            return self
+        tree = self.value and self.value()
+        scaled = tree and jax.tree.map(lambda x: np.asarray(x, np.float64) * size, tree)
+        return self._replace(mean=self.mean * size, sem=self.sem * size, value=scaled and (lambda: scaled))
 
+
+@takes_progress("products")
+@explained
 def trace(
     H: Operator,
     key: jax.Array,
@@ -66,7 +79,7 @@ def trace(
     method: str = "xtrace",
     rtol: float = 0.02,
     max_products: int = 1000,
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
 ) -> Estimate:
     """The trace of an operator, with its standard error.
 
@@ -86,7 +99,7 @@ def trace(
       method: "hutchinson", "hutch++" or "xtrace".
       rtol: standard error asked for, relative to the mean; 0 uses all products.
       max_products: most products to use; the 2 that check a given operator's symmetry come on top.
-      progress: called with (products so far, None).
+      progress: True for a bar, or a function called with (products so far, None).
 
     Returns:
       ``Estimate`` of floats; ``num`` is the number of draws. The recipe has ``products`` (all of them), ``converged``
@@ -102,22 +115,25 @@ def trace(
     """
     arguments.check_choice("method", method, PRODUCTS_EACH)
     key = arguments.single_key(key)
-    checked = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
-    if method == "hutchinson":
-        rounds = _probe_rounds(H, key, max_products, checked, lambda forms: _mean(forms[:, 0]))
-    else:
-        rounds = _sketch_rounds(H, key, max_products, checked, method)
-    recipe = {"kind": "trace", "method": method}
-    return _estimate(rounds, H, key, recipe, rtol, max_products, progress)
+    unit = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
+
+    def rounds(unit: Unit) -> Iterator[Round]:
+        if method == "hutchinson":
+            return _probe_rounds(unit, key, max_products, lambda forms: _mean(forms[:, 0]))
+        return _sketch_rounds(unit, key, max_products, method)
+
+    return _estimate(rounds, unit, key, {"kind": "trace", "method": method}, rtol, max_products, progress)
 
 
+@takes_progress("products")
+@explained
 def frobenius_norm(
     H: Operator,
     key: jax.Array,
     *,
     rtol: float = 0.02,
     max_products: int = 1000,
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
 ) -> Estimate:
     """The Frobenius norm of an operator, with its standard error.
 
@@ -139,24 +155,28 @@ def frobenius_norm(
     References: Hutchinson 1990, for the trace of A'A; the standard error by the delta method.
     """
     key = arguments.single_key(key)
-    checked = _check(H, key, rtol, max_products, 1)
+    unit = _check(H, key, rtol, max_products, 1)
 
     def summary(forms: np.ndarray) -> tuple[float, float]:
         mean, sem = _mean(forms[:, 1] ** 2)
         root = math.sqrt(mean)
         return root, sem / (2 * root) if root > 0 else sem
 
-    rounds = _probe_rounds(H, key, max_products, checked, summary)
-    return _estimate(rounds, H, key, {"kind": "frobenius_norm"}, rtol, max_products, progress)
+    def rounds(unit: Unit) -> Iterator[Round]:
+        return _probe_rounds(unit, key, max_products, summary)
+
+    return _estimate(rounds, unit, key, {"kind": "frobenius_norm"}, rtol, max_products, progress)
 
 
+@takes_progress("products")
+@explained
 def diagonal(
     H: Operator,
     key: jax.Array,
     *,
     rtol: float = 0.1,
     max_products: int = 1000,
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
 ) -> Estimate:
     """The diagonal of an operator, with the standard error of every entry.
 
@@ -182,20 +202,23 @@ def diagonal(
     References: Bekas et al. 2007.
     """
     key = arguments.single_key(key)
-    checked = _check(H, key, rtol, max_products, 1)
-    rounds = _diagonal_rounds(H, key, max_products, checked)
-    return _estimate(rounds, H, key, {"kind": "diagonal"}, rtol, max_products, progress)
+    unit = _check(H, key, rtol, max_products, 1)
+
+    def rounds(unit: Unit) -> Iterator[Round]:
+        return _diagonal_rounds(unit, key, max_products)
+
+    return _estimate(rounds, unit, key, {"kind": "diagonal"}, rtol, max_products, progress)
 
 
 # --- draws until the standard error is small enough
 
 
-def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: int) -> int:
-    """Check the arguments and a given operator's symmetry. Returns the products used."""
+def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: int) -> Unit:
+    """Check the arguments and a given operator's symmetry. Returns the operator with its unit."""
     check_operator(H)
     arguments.check_number("rtol", rtol, least=0.0, remedy="relative to the mean, such as 0.02")
     arguments.check_integer("max_products", max_products, least, remedy="such as 1000")
-    return check_given(H, key)
+    return settle(H, key)
 
 
 def _mean(draws: np.ndarray) -> tuple[float, float]:
@@ -212,8 +235,8 @@ def _is_precise(now: Round, rtol: float, rounding: float) -> bool:
 
 
 def _estimate(
-    rounds: Iterator[Round],
-    H: Operator,
+    rounds: Callable[[Unit], Iterator[Round]],
+    unit: Unit,
     key: jax.Array,
     recipe: dict[str, Any],
     rtol: float,
@@ -223,12 +246,21 @@ def _estimate(
     """Take rounds until the standard error is small enough; warn if it never is."""
     # fewer draws without any spread are believed where that cannot be luck, as it can with signs on a sparse matrix
     sketch = recipe.get("method", "hutchinson") != "hutchinson"
-    rounding = 100 * float(jnp.finfo(H.dtype).eps) if sketch else -1.0
-    for now in rounds:
-        if progress is not None:
-            progress(now.products, None)
-        if now.trouble or _is_precise(now, rtol, rounding):
-            break
+    rounding = 100 * float(jnp.finfo(unit.H.dtype).eps) if sketch else -1.0
+
+    def take(unit: Unit) -> Round:
+        early = not sketch and rtol > 0 and max_products > 2 * LEAST_DRAWS
+        for now in rounds(unit):
+            if progress is not None:
+                progress(now.products, None)
+            if now.trouble or _is_precise(now, rtol, rounding):
+                break
+            if early and now.num >= LEAST_DRAWS:
+                _warn_early(recipe, now, rtol, max_products)
+                early = False
+        return now.times(unit.size)
+
+    now = adapt(unit, key, take)
     converged = _is_precise(now, rtol, rounding)
     recipe |= {
         "products": now.products,
@@ -237,7 +269,7 @@ def _estimate(
         "rtol": rtol,
         "max_products": int(max_products),
         "key": recipes.fingerprint(key),
-        "operator": dict(H.recipe),
+        "operator": dict(unit.H.recipe),
     }
     if now.value is not None:
         recipe |= {"norm": now.mean, "norm_sem": now.sem}
@@ -256,9 +288,37 @@ def _shortfall(recipe: dict[str, Any], now: Round, rtol: float) -> str:
         text = "too few draws to believe their standard error"
         return f"{result}: {text}; raise max_products (at least {LEAST_DRAWS} draws)"
     request = f"{result}, and rtol={rtol:g} asks for a standard error of {rtol * abs(now.mean):.2g}"
-    if rtol > 0 and now.mean and now.sem < math.inf and recipe.get("method", "hutchinson") == "hutchinson":
-        return f"{request}; about {now.num * (now.sem / (rtol * now.mean)) ** 2:.2g} products would do (max_products)"
+    if now.num == 1:
+        most = LEAST_DRAWS * PRODUCTS_EACH.get(recipe.get("method", "hutchinson"), 1)
+        return f"{request}; one draw has no error: raise max_products, to {most} for {LEAST_DRAWS} draws"
+    if rtol == 0:
+        return f"{request}, which only an exact number has; this is the error after all of max_products"
+    if now.num >= LEAST_DRAWS and abs(now.mean) <= NEAR_ZERO * now.sem:
+        text = "the value may be zero, and no number of products makes an error small beside zero"
+        return f"{request}; {text}: take it with this error, or halve the error with 4 times max_products"
+    if recipe.get("method", "hutchinson") == "hutchinson" and 0 < now.sem < math.inf:
+        return f"{request}; about {_draws_needed(now, rtol):.2g} products would do (max_products), or a larger rtol"
     return f"{request}; raise max_products or rtol"
+
+
+def _draws_needed(now: Round, rtol: float) -> float:
+    """The number of independent draws after which the standard error is rtol |mean|."""
+    return now.num * (now.sem / (rtol * abs(now.mean))) ** 2
+
+
+def _warn_early(recipe: dict[str, Any], now: Round, rtol: float, max_products: int) -> None:
+    """Say how many products ``rtol`` takes, if they are more than twice as many as are allowed."""
+    # the noise of a tree's entries adds to its norm
+    own = now if now.value is None else now._replace(mean=math.sqrt(max(now.mean**2 - now.sem**2, 0.0)))
+    needed = _draws_needed(own, rtol) if own.mean else math.inf
+    if needed > 2 * max_products:
+        reached = rtol * math.sqrt(needed / max_products)
+        about = f"about {needed:.2g} products" if needed < 1e6 else "more than a million products"
+        left = f"an error of about {reached:.0%} will be left" if reached < 1 else "the error will exceed the value"
+        warn_caller(
+            f"{recipe['kind']}: after {now.num} draws, rtol={rtol:g} seems to need {about}; after "
+            f"max_products={max_products} {left}. Raise rtol for fewer products, or max_products for a smaller error"
+        )
 
 
 # --- probes
@@ -303,14 +363,14 @@ def _forms(z: PyTree, product: PyTree) -> jax.Array:
 
 
 def _probe_rounds(
-    H: Operator, key: jax.Array, max_products: int, used: int, summary: Callable[[np.ndarray], tuple[float, float]]
+    unit: Unit, key: jax.Array, max_products: int, summary: Callable[[np.ndarray], tuple[float, float]]
 ) -> Iterator[Round]:
     """Rounds of independent probes; ``summary`` makes (mean, sem) of their ``_forms`` (num, 2)."""
-    forms = np.zeros((0, 2))
+    used, forms = unit.products, np.zeros((0, 2))
     while len(forms) < max_products:
         lo, hi = len(forms), min(len(forms) + AT_ONCE, max_products)
         pieces: list[np.ndarray] = []
-        for piece in map_probes(_forms, H, key, lo, hi):
+        for piece in map_probes(_forms, unit.H, key, lo, hi):
             pieces.append(np.asarray(piece, np.float64))
             if not np.isfinite(pieces[-1]).all():
                 break
@@ -319,6 +379,7 @@ def _probe_rounds(
         trouble = f"product {used + int(bad[0]) + 1} is not finite" if len(bad) else None
         used += len(new)
         forms = np.concatenate([forms, new[: bad[0]] if len(bad) else new])
+        unit.check(float(forms[:, 1].max()) if len(forms) else math.nan, used)
         if not len(forms):
             raise no_finite_product(trouble)
         yield Round(*summary(forms), len(forms), used, trouble=trouble)
@@ -329,8 +390,9 @@ def _probe_rounds(
 # --- sketches
 
 
-def _sketch_rounds(H: Operator, key: jax.Array, max_products: int, used: int, method: str) -> Iterator[Round]:
+def _sketch_rounds(unit: Unit, key: jax.Array, max_products: int, method: str) -> Iterator[Round]:
     """Rounds in which the basis and the test vectors of Hutch++ or XTrace grow together."""
+    H, used = unit.H, unit.products
     n, each = H.shape[0], PRODUCTS_EACH[method]
     nbytes, free = H.memory()
     room = max(1, int(MEMORY_FRACTION * free) // nbytes)
@@ -355,9 +417,11 @@ def _sketch_rounds(H: Operator, key: jax.Array, max_products: int, used: int, me
                 return
         except sketches.NotFinite as error:
             if now is None:
+                unit.check(math.nan, times.used)
                 raise no_finite_product(error) from None
             yield now._replace(products=times.used, trouble=str(error))
             return
+        unit.check(float(np.abs(sketch.product).max()), times.used)
         if len(sketch.core) == n:  # the basis spans the space
             now = Round(float(np.trace(sketch.core)), 0.0, len(sketch.forms), times.used, exact=True)
         else:
@@ -410,13 +474,13 @@ def _merge(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
     return Moments(num, mean, squares), count, norms
 
 
-def _diagonal_rounds(H: Operator, key: jax.Array, max_products: int, used: int) -> Iterator[Round]:
+def _diagonal_rounds(unit: Unit, key: jax.Array, max_products: int) -> Iterator[Round]:
     """Rounds of draws of z * (A z), whose mean is the diagonal; only their moments are kept.
 
-    ``used`` products were made before, and do not count towards ``max_products``. A product that is not finite ends
+    The unit's products were made before, and do not count towards ``max_products``. A product that is not finite ends
     the rounds; if it is the first one, there is an error.
     """
-    done = 0
+    H, used, done = unit.H, unit.products, 0
     zeros = H.place(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), H.structure))
     moments = Moments(np.int32(0), zeros, zeros)
 
@@ -439,6 +503,7 @@ def _diagonal_rounds(H: Operator, key: jax.Array, max_products: int, used: int) 
             if trouble:
                 break
         done, num = hi, int(moments.num)
+        unit.check(math.sqrt(float(mean) + float(squares) / num) if num else math.nan, used)
         if not num:
             raise no_finite_product(trouble)
         sem = widening(num - 1) * math.sqrt(float(squares) / num / (num - 1)) if num > 1 else math.nan

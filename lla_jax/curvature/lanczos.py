@@ -19,15 +19,17 @@ import numpy as np
 from lla_jax.core import arguments, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import clamp_count, warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import (
     LinearOperator,
     Operator,
-    check_given,
     check_operator,
     no_finite_product,
+    settle,
 )
 from lla_jax.curvature.space import draw_one, take, vector_at
+from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution import sharding
 from lla_jax.execution.interrupts import deferred_interrupts
 
@@ -74,6 +76,7 @@ class Steps(NamedTuple):
     sizes: np.ndarray
 
 
+@explained
 class Lanczos(NamedTuple):
     """The result of ``lanczos``: A Q - Q T = r e_s', Q'Q = I, T tridiagonal.
 
@@ -88,6 +91,10 @@ class Lanczos(NamedTuple):
     alphas: np.ndarray
     betas: np.ndarray
     remainder: PyTree
+
+    def __repr__(self) -> str:
+        size = sum(x.size for x in jax.tree.leaves(self.remainder))
+        return f"Lanczos({len(self.alphas)} steps, {size:,} parameters, |r| = {float(self.betas[-1]):.3g})"
 
 
 # --- pure functions on trees
@@ -151,6 +158,7 @@ def orthogonal(
     return unit, total, beta, size
 
 
+@explained
 def lanczos_step(basis: PyTree, product: PyTree, into: Any, scale: Any = 0.0) -> Step:
     """One step of Lanczos with full re-orthogonalisation, done twice. Pure, to be jitted.
 
@@ -352,6 +360,7 @@ def store(basis: PyTree, steps: Steps, into: int, *, window: bool = False, batch
     return steps.vectors if window else _store_rows(basis, steps.vectors, np.int32(into), batched=batched)
 
 
+@explained
 def random(H: Operator, key: jax.Array, number: int, distribution: str) -> PyTree:
     """The random vector with this number, on the operator's devices."""
     return H.space.wait_for(H.place(draw_one(H.space, key, np.uint32(number), distribution=distribution)))
@@ -383,7 +392,12 @@ def tridiagonal(alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
 
 
 def sequence(
-    H: Operator, basis: PyTree, steps: int, *, stop: Callable[[np.ndarray, np.ndarray], bool] | None = None
+    H: Operator,
+    basis: PyTree,
+    steps: int,
+    *,
+    stop: Callable[[np.ndarray, np.ndarray], bool] | None = None,
+    look: Callable[[float, int], None] | None = None,
 ) -> tuple[PyTree, np.ndarray, np.ndarray, int]:
     """Take at most ``steps`` steps of Lanczos from row 0, up to a breakdown.
 
@@ -394,6 +408,7 @@ def sequence(
       basis: from ``begin``, with ``steps`` + 1 rows.
       steps: products at most.
       stop: ``stop(alphas, betas)`` is asked after every call, of up to STEPS_PER_CALL steps, whether to end here.
+      look: called with the largest |A q| so far, NaN if there is none, and the products so far: ``Unit.check``.
 
     Returns:
       (basis, alphas (s,), betas (s,), products used).
@@ -410,11 +425,14 @@ def sequence(
             alphas = np.append(alphas, [new.coefficients[i, j + i] for i in range(good)])
             betas = np.append(betas, new.norms[:good])
             scale = float(new.sizes[:good].max(initial=scale))
+            if look is not None:
+                look(scale if len(alphas) else np.nan, products)
             if good < len(new.norms) or (stop is not None and stop(alphas, betas)):
                 break
     return basis, alphas, betas, products
 
 
+@explained
 def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher") -> Lanczos:
     """Take the steps of Lanczos from a random vector, with full re-orthogonalisation, done twice.
 
@@ -439,16 +457,20 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
     key = arguments.single_key(key)
     check_start(start)
     steps = clamp_count("steps", steps, H.shape[0])
-    check_given(H, key)
-    basis = begin(random(H, key, 0, start), rows=steps + 1, shards=H.space.shards)
-    basis, alphas, betas, products = sequence(H, basis, steps)
-    if not len(alphas):
-        raise no_finite_product(f"product {products} is not finite")
-    if products > len(alphas):
-        warn_caller(f"H: product {products} is not finite; the {len(alphas)} steps before it are kept")
-    done = len(alphas)
-    rest = jax.tree.map(lambda q: q[done] * betas[-1].astype(q.dtype), basis)
-    return Lanczos(H.place(jax.tree.map(lambda q: q[:done], basis)), alphas, betas, H.place(rest))
+    check_room(H, "steps", steps)
+
+    def compute(unit: Unit) -> Lanczos:
+        basis = begin(random(H, key, 0, start), rows=steps + 1, shards=H.space.shards)
+        basis, alphas, betas, products = sequence(unit.H, basis, steps, look=unit.check)
+        if not len(alphas):
+            raise no_finite_product(f"product {products} is not finite")
+        if products > len(alphas):
+            warn_caller(f"H: product {products} is not finite; the {len(alphas)} steps before it are kept")
+        done, alphas, betas = len(alphas), alphas * unit.size, betas * unit.size
+        rest = jax.tree.map(lambda q: q[done] * betas[-1].astype(q.dtype), basis)
+        return Lanczos(H.place(jax.tree.map(lambda q: q[:done], basis)), alphas, betas, H.place(rest))
+
+    return adapt(settle(H, key), key, compute)
 
 
 # --- sizes, rounding, arguments
@@ -472,6 +494,22 @@ def bytes_needed(
     growing = grown_from + work // 2 if grown_from else 0
     fixed = FIXED_BYTES if jax.default_backend() == "cpu" else 0
     return nbytes * rows * group + max(nbytes * max(work, growing) + fixed, nbytes * kept + fixed // 2)
+
+
+def check_room(H: Operator, name: str, rows: int, remedy: str = "") -> None:
+    """Refuse so many steps that their vectors do not fit into the free memory.
+
+    Args:
+      H: the operator.
+      name: the argument's name.
+      rows: the number of steps, each of which keeps a vector.
+      remedy: words about another way.
+    """
+    nbytes, free = H.memory()
+    if nbytes * rows > free:
+        needed, left = f"{nbytes * rows / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB are free"
+        text = f"{rows} given, whose vectors take {needed}, and {left}"
+        raise arguments.Misuse(name, f"{text}; it must be at most {free // nbytes}: take fewer{remedy}")
 
 
 def rounding(H: Operator, times: float) -> float:

@@ -14,11 +14,14 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, misuse
-from lla_jax.core.types import PyTree, Recipe
-from lla_jax.curvature import products
+from lla_jax.core.arguments import Misuse, misuse, single_key
+from lla_jax.core.signatures import explained
+from lla_jax.core.types import Loss, PyTree, Recipe
+from lla_jax.curvature import products, units
+from lla_jax.curvature.algebra import Algebra
 from lla_jax.curvature.products import Multiplier
 from lla_jax.curvature.space import Space, stack, take
+from lla_jax.curvature.units import Unit
 from lla_jax.execution import devices, processes, sharding
 from lla_jax.execution.interrupts import deferred_interrupts
 
@@ -27,7 +30,8 @@ Rebuild = Callable[[PyTree, Recipe], Any]
 must lie on the devices of the old ones."""
 
 
-class Operator(abc.ABC):
+@explained
+class Operator(Algebra):
     """The base of ``LinearOperator`` and ``HostOperator``: a symmetric operator, or S A S with a scale S."""
 
     multiplier: Multiplier
@@ -88,7 +92,7 @@ class Operator(abc.ABC):
         All entries are one flat draw; for parameters that are sharded over devices, each leaf is a draw. Masked entries
         are 0. Pure.
         """
-        return self.space.random(key, distribution)
+        return self.space.random(single_key(key), distribution)
 
     @abc.abstractmethod
     def mv(self, v: PyTree) -> PyTree:
@@ -237,6 +241,7 @@ def describe_params(params: PyTree) -> Recipe:
     return {"fingerprint": recipes.fingerprint(sharding.view_on_host(params)), "size": size}
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class LinearOperator(Operator):
     """A symmetric operator over data in memory; a pytree, to be passed to jitted functions.
@@ -285,6 +290,7 @@ jax.tree_util.register_pytree_node(
 )
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class HostOperator(Operator):
     """A symmetric operator whose ``mv`` runs on the host: over a stream or several processes, or not traceable.
@@ -362,9 +368,17 @@ def check_symmetric(H: Operator, key: jax.Array) -> int:
     Raises:
       ValueError: it is not symmetric; a product has another structure than its vector, or is not finite.
     """
-    u, v = _two_vectors(H.space, key)
-    of_u, of_v = (_tree.align(H.product(x), H.structure, "A v", "its vector v") for x in (u, v))
-    one, two, *sizes = (float(x) for x in _symmetry_terms(u, v, of_u, of_v))
+    _settle_given(H, key)
+    return 2
+
+
+def _settle_given(H: Operator, key: jax.Array) -> Unit:
+    """The operator in its unit, after the check of ``check_symmetric``; out of the ordinary range it takes 2 more."""
+    unit, (one, two, *sizes) = Unit(H, products=2, settled=True), _symmetry(H, key)
+    if not all(units.is_ordinary(H, size) for size in sizes):
+        unit = units.find(unit, float(np.max(sizes)), 2, key)
+        if unit.size != 1:
+            unit, (one, two, *sizes) = unit._replace(products=unit.products + 2), _symmetry(unit.H, key)
     for number, size in enumerate(sizes):
         if not np.isfinite(size):
             text = f"product {number + 1} is not finite, and its vector is"
@@ -372,18 +386,58 @@ def check_symmetric(H: Operator, key: jax.Array) -> int:
     if abs(one - two) > ASYMMETRY * sum(sizes):
         raise Misuse(
             "H",
-            f"u'(A v) = {one:.6g} and v'(A u) = {two:.6g} for two random vectors, so it is not symmetric (or changes "
-            "from product to product); it must be A = A'. For a matrix pass (A + A') / 2; scale both sides, as "
-            "lla.operators.preconditioned does",
+            f"u'(A v) = {one * unit.size:.6g} and v'(A u) = {two * unit.size:.6g} for two random vectors, so it is not "
+            "symmetric (or not linear, or changes from product to product); it must be A = A'. For a matrix pass "
+            "(A + A') / 2; scale both sides, as lla.operators.preconditioned does",
         )
-    return 2
+    return unit
 
 
-def check_operator(H: Any) -> None:
-    """Refuse an ``H`` that is no operator."""
+def _symmetry(H: Operator, key: jax.Array) -> list[float]:
+    """u'(A v), v'(A u), |A u| and |A v| of two random vectors."""
+    u, v = _two_vectors(H.space, key)
+    of_u, of_v = (_tree.align(H.product(x), H.structure, "A v", "its vector v") for x in (u, v))
+    return [float(x) for x in _symmetry_terms(u, v, of_u, of_v)]
+
+
+def check_operator(H: Any, name: str = "H") -> None:
+    """Refuse an ``H`` that is no operator; the message says how to make one of the value.
+
+    Args:
+      H: the value given.
+      name: the argument's name.
+    """
     if not isinstance(H, Operator):
-        remedy = "lla.operators.given(product, like) for one of your own"
-        raise misuse("H", H, f"an operator: lla.hessian(loss, params, data), or {remedy}")
+        raise misuse(name, H, f"an operator: {_as_operator(H)}")
+    if not H.space.size:
+        raise Misuse(name, f"{H!r} acts on no parameters; it must act on some: pass params with entries")
+
+
+def _as_operator(H: Any) -> str:
+    """How to make an operator of a matrix, a product or the parts of a problem."""
+    made, kind = "lla.hessian(loss, params, data)", type(H).__module__.partition(".")[0]
+    if isinstance(H, jax.Array) and jnp.issubdtype(H.dtype, jax.dtypes.prng_key):
+        return f"{made}, and the key after it; were the two swapped?"
+    if isinstance(H, Loss):
+        return f"{made} of this loss"
+    if kind == "torch" and hasattr(H, "detach"):
+        H, kind, matrix = np.empty(tuple(H.shape)), "numpy", "A.numpy()"
+    else:
+        matrix = "A"
+    square = len(np.shape(H)) == 2 and np.shape(H)[0] == np.shape(H)[1] if hasattr(H, "shape") else False
+    if square and (hasattr(H, "matvec") or kind == "scipy"):
+        n = np.shape(H)[0]
+        return f"lla.operators.given(lambda v: A @ np.asarray(v), jnp.zeros({n}), traceable=False) for this matrix A"
+    if square:
+        return f"lla.operators.given(lambda v, A: A @ v, jnp.zeros({np.shape(H)[0]}), {matrix}) for this matrix A"
+    if isinstance(H, list | tuple):
+        return f"{made}; a matrix as numpy array A, in lla.operators.given(lambda v, A: A @ v, jnp.zeros(len(A)), A)"
+    if callable(H):
+        return (
+            f"{made} for a loss; lla.operators.given(product, like) for a product v -> A v, with like=params, or "
+            "jnp.zeros(n), whose structure its vectors have"
+        )
+    return f"{made}, or lla.operators.given(product, like) for one of your own"
 
 
 def no_finite_product(trouble: object) -> Misuse:
@@ -391,9 +445,10 @@ def no_finite_product(trouble: object) -> Misuse:
     return Misuse("H", f"{trouble}, and there is nothing to keep; check that the loss is finite here")
 
 
-def check_given(H: Operator, key: jax.Array) -> int:
-    """Check the symmetry of a user's product. Returns the products used: 2, or 0 for other operators (no check)."""
-    return check_symmetric(H, jax.random.fold_in(key, NUMBER)) if H.is_given else 0
+def settle(H: Operator, key: jax.Array) -> Unit:
+    """The operator with its unit: for a user's product, after a check of its symmetry, which takes 2 products or a few
+    more; for other operators as it is, since their first products will show their size."""
+    return _settle_given(H, jax.random.fold_in(key, NUMBER)) if H.is_given else Unit(H)
 
 
 @jax.jit

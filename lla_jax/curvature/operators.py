@@ -6,7 +6,8 @@ Data in memory give a ``LinearOperator``, a pytree whose ``mv`` can be jitted; s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import recipes
+from lla_jax.core import called, recipes, tries
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import (
     Misuse,
@@ -22,16 +23,15 @@ from lla_jax.core.arguments import (
     check_flag,
     check_integer,
     check_number,
-    complete,
     misuse,
-    show_options,
     single_key,
 )
+from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
 from lla_jax.curvature import assembly, matrices, sampling
 from lla_jax.curvature.assembly import DEFAULTS, Options
-from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, as_arrays
+from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, as_arrays, check_operator
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.products import Multiplier
 from lla_jax.curvature.samplers import bernoulli, categorical, gaussian, poisson
@@ -63,6 +63,7 @@ DENSE_MOST = 20_000  # parameters of a matrix that ``dense`` computes
 
 @accept_old("devices", "linearize", "processes")
 @show_options(Options, DEFAULTS)
+@explained
 def hessian(
     loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,
@@ -112,6 +113,7 @@ def hessian(
 
 @accept_old("devices", "linearize", "processes")
 @show_options(Options, DEFAULTS)
+@explained
 def ggn(
     loss: Loss,
     params: PyTree,
@@ -150,6 +152,7 @@ def ggn(
 
 @accept_old("devices", "linearize", "processes")
 @show_options(Options, DEFAULTS)
+@explained
 def fisher(
     loss: Loss,
     params: PyTree,
@@ -221,6 +224,7 @@ def fisher(
     return operator
 
 
+@explained
 def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: bool = True) -> Any:
     """An operator of your own, from a symmetric product.
 
@@ -238,11 +242,20 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
     Raises:
       ValueError: ``like`` has leaves that are not floating, or none; A v is no tree like ``v``.
     """
+    function: Any = product
+    if not callable(function):
+        made = "such as lla.operators.given(lambda v, A: A @ v, like, A) for a matrix A"
+        raise misuse("product", product, f"a function v -> A v, and like a vector's structure; {made}")
     leaves, structure = jax.tree.flatten(like)
-    dtypes = [getattr(x, "dtype", None) or jnp.result_type(x) for x in leaves]
-    if not leaves or not all(jnp.issubdtype(d, jnp.floating) for d in dtypes):
-        text = ", ".join(map(str, dtypes)) or "no leaves"
-        raise Misuse("like", f"has {text}; it must be a pytree of real floating arrays, such as the parameters")
+    dtypes = [_dtype_of(x) for x in leaves]
+    if not leaves or not all(d is not None and jnp.issubdtype(d, jnp.floating) for d in dtypes):
+        text = ", ".join(type(x).__name__ if d is None else str(d) for x, d in zip(leaves, dtypes)) or "no leaves"
+        raise Misuse(
+            "like",
+            f"has {text}; it must be a pytree of real floating arrays whose structure vectors have, such as the "
+            "parameters, or jnp.zeros(n) for vectors of n entries",
+        )
+    check_flag("traceable", traceable)
     wide = [jax.dtypes.canonicalize_dtype(_tree.wide(d)) for d in dtypes]
     shapes = tuple((tuple(np.shape(x)), d) for x, d in zip(leaves, wide, strict=True))
     mesh = sharding.mesh_of(like)
@@ -251,21 +264,48 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
     space = Space(structure, shapes, shards)
     if traceable:
         operator = LinearOperator(by, space, args, ((),), recipe={"kind": "given"})
-        try:
+        with _explained_product(product, operator.structure, args):
             image = jax.eval_shape(product, operator.structure, *args)
-        except TypeError as error:
-            error.add_note("product: jax could not trace it; a product in numpy or elsewhere needs traceable=False")
-            raise
         _tree.align(image, operator.structure, "product(v)", "like")
         return operator
 
     def call(v: PyTree) -> PyTree:
-        image = _tree.align(product(v, *args), v, "product(v)", "like")
+        # of results that are not finite we speak ourselves
+        with np.errstate(over="ignore", invalid="ignore"), _explained_product(product, v, args):
+            image = product(v, *args)
+        image = _tree.align(image, v, "product(v)", "like")
         return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), image, v)
 
     return HostOperator(by, space, call, like, recipe={"kind": "given"})
 
 
+def _dtype_of(x: Any) -> Any:
+    """The dtype of an array, a ``jax.ShapeDtypeStruct`` or a number; None for anything else."""
+    try:
+        return jnp.dtype(getattr(x, "dtype", None) or jnp.result_type(x))
+    except TypeError:
+        return None
+
+
+@contextlib.contextmanager
+def _explained_product(product: Any, v: PyTree, args: tuple[Any, ...]) -> Iterator[None]:
+    """Explain an error of a user's product; where jax cannot trace it, say how it is called without."""
+    try:
+        with called.explain(product, "the product", "product(v, *args)", {"v": v, "args": args}, _slip, "product"):
+            yield
+    except called.CallFailed as error:
+        if not isinstance(error.__cause__, jax.errors.JAXTypeError):
+            raise
+        text = "jax could not trace it; a product in numpy, scipy or torch needs traceable=False, which calls it with"
+        raise Misuse("product", f"{text} arrays: lla.operators.given(product, like, traceable=False)") from error
+
+
+def _slip(product: Any, given: Mapping[str, Any]) -> tries.Found:
+    remedy = "It must return A v for one vector v of the structure of like; what else it reads, such as a matrix, is"
+    return tries.Found("product", f"{remedy} given after like: lla.operators.given(product, like, A)")
+
+
+@explained
 def masked(operator: Any, mask: PyTree) -> Any:
     """The operator restricted to the entries of a mask: M A M, with M = diag(mask).
 
@@ -282,6 +322,8 @@ def masked(operator: Any, mask: PyTree) -> Any:
     Raises:
       ValueError: the operator is masked or preconditioned already, or the mask has another structure or values.
     """
+    check_operator(operator, "operator")
+    mask = _tree.align(mask, operator.structure, "mask", "the operator's vectors")
     entries = [np.asarray(x) for x in jax.tree.leaves(mask)]
     if not all(np.isin(x, (0, 1)).all() for x in entries) or not any(x.any() for x in entries):
         text = "has other values than 0 and 1, or no 1; it must be a tree of 0 and 1 (or bool), with a 1 somewhere"
@@ -289,6 +331,7 @@ def masked(operator: Any, mask: PyTree) -> Any:
     return _scale(operator, mask, "mask", {"masked": recipes.fingerprint(mask)})
 
 
+@explained
 def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: float = 1e-8, decay: float = 1.0) -> Any:
     """The curvature that Adam sees: P^-1/2 A P^-1/2 with P = diag(sqrt(v / decay) + eps).
 
@@ -309,6 +352,7 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
 
     References: Cohen et al. 2022, arXiv 2207.14484, section 2.
     """
+    check_operator(operator, "operator")
     check_number("eps", eps, least=0.0, remedy="such as Adam's 1e-8")
     if check_number("decay", decay, remedy="and at most 1, such as 1 - 0.999**steps") > 1:
         raise misuse("decay", decay, "a finite number above 0, and at most 1, such as 1 - 0.999**steps")
@@ -322,6 +366,7 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
     if not all(operator.leaf_mask):
         second_moment = _tree.align(second_moment, operator.centre(), "second_moment")
         second_moment = matrices.part(second_moment, operator.leaf_mask)
+    second_moment = _tree.align(second_moment, operator.structure, "second_moment", "the operator's vectors")
     _tree.check_real(second_moment, "second_moment")
     if min(np.min(np.asarray(x), initial=0) for x in jax.tree.leaves(second_moment)) < 0:
         text = "has negative entries; it must be Adam's v, a mean of squares"
@@ -334,6 +379,7 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
     return _scale(operator, scale, "second_moment", recipe)
 
 
+@explained
 def dense(operator: Any) -> np.ndarray:
     """The matrix (n, n), float64, with entries in the order of the raveled leaves: for small models and for tests.
 
@@ -342,6 +388,7 @@ def dense(operator: Any) -> np.ndarray:
     Raises:
       ValueError: n above 20,000.
     """
+    check_operator(operator, "operator")
     n = operator.space.size
     if n > DENSE_MOST:
         text = f"{n:,} x {n:,} is too large to be held; it must be at most {DENSE_MOST:,}"

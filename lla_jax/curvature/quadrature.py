@@ -14,20 +14,24 @@ from scipy.special import ndtr
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import PyTree, Recipe, Spectrum
 from lla_jax.curvature import lanczos as _lanczos
-from lla_jax.curvature import moments
+from lla_jax.curvature import moments, units
 from lla_jax.curvature.lanczos import STEPS_PER_CALL, WINDOW
-from lla_jax.curvature.linear_operator import Operator, check_given, check_operator, no_finite_product
+from lla_jax.curvature.linear_operator import Operator, check_operator, no_finite_product, settle
+from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.execution import devices
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.interrupts import deferred_interrupts
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, takes_progress
 
 log = logging.getLogger("lla_jax")
 
 MEMORY_FRACTION = 0.25  # of the free memory, which the bases of the probes may take
+MOST_NODES = 10**8  # of all probes, whose table takes 16 bytes for each
+MOST_POINTS = 10**7  # of a density
 AT_ONCE = 16  # probes at once: more gain nothing
 CLOSE = 32.0  # nodes nearer than this times eps max|node| count as one: the products are no better than that
 SPENT = 100.0  # times eps max|node|: a remainder below it adds nothing to a sequence
@@ -59,6 +63,8 @@ class _Sequences:
         return basis
 
 
+@takes_progress("products")
+@explained
 def spectrum(
     H: Operator,
     key: jax.Array,
@@ -67,7 +73,7 @@ def spectrum(
     probes: int = 4,
     start: Literal["rademacher", "normal"] = "rademacher",
     scheme: Literal["full", "lla"] = "full",
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
     on_partial: Callable[[Spectrum], None] | None = None,
     save_every: float | None = None,
     resume: Spectrum | None = None,
@@ -89,7 +95,8 @@ def spectrum(
       start: distribution of their entries, "rademacher" (signs) or "normal".
       scheme: "full" re-orthogonalises against all vectors before, twice. "lla" against the last 11, once, as LLA does,
         with the copies of eigenvalues that come of it: to reproduce its figures, in the memory of 11 vectors.
-      progress: called as ``progress(products, total)``, with the products that all steps of all probes take.
+      progress: True for a bar, or a function called as ``progress(products, total)``, with the products that all
+        steps of all probes take.
       on_partial: called with the ``Spectrum`` of the steps so far and the state to continue from, if the computation is
         interrupted (Ctrl-C, or any exception), before the exception is raised again. A first Ctrl-C waits for the end
         of a step; a second one does not, and if it comes while a step is stored, the present probes begin anew.
@@ -118,6 +125,9 @@ def spectrum(
     arguments.check_choice("scheme", scheme, ("full", "lla"))
     n = H.shape[0]
     steps = arguments.clamp_count("steps", steps, n)
+    if probes * steps > MOST_NODES:
+        text = f"{probes} given, with {steps} steps each"
+        raise arguments.Misuse("probes", f"{text}; it must be at most {MOST_NODES // steps}, such as 4: take fewer")
     recipe = {
         "kind": "spectrum",
         "operator": dict(H.recipe),
@@ -134,38 +144,47 @@ def spectrum(
         if resume.state is None:
             return resume
     state = None if resume is None else resume.state
-    with deferred_interrupts() as check:
+
+    def compute(unit: Unit) -> Spectrum:
+        H = unit.H
         if state is None:
             group = _group(H, steps, probes, scheme)
             alphas, betas = np.zeros((2, probes, steps))
-            s = _Sequences(alphas, betas, np.zeros(probes, np.int64), group, check_given(H, key))
+            s = _Sequences(alphas, betas, np.zeros(probes, np.int64), group, unit.products)
         else:
             s = _restore(state, H, _rows(steps, scheme))
         memory = _memory(H, s, _rows(steps, scheme), save_every is not None)
 
         def hand_over(stopped: str) -> None:
             if on_partial is not None and s.done.any():
-                on_partial(_result(s, recipe | {"complete": False, "stopped": stopped}, H, _state(s, scheme)))
+                on_partial(_result(s, recipe | {"complete": False, "stopped": stopped}, unit, _state(s, unit, scheme)))
 
         report = _progress.save_regularly(progress, save_every, on_partial, lambda: hand_over("running"))
 
         def after_step(products: int, total: int) -> None:
             check()
+            unit.check(float(s.scale.max()) if s.done.any() else np.nan, products)
             if report is not None:
                 report(products, total)
 
         try:
             _run_groups(s, H, key, recipe, after_step)
             check()
+        except OutOfRange:
+            raise
         except BaseException:
             hand_over("interrupted")
             raise
-    if not s.done.any():
-        raise no_finite_product(f"product {s.products} is not finite")
-    result = _result(s, recipe | {"complete": True, "stopped": s.trouble, "memory": memory}, H, None)
-    if s.trouble:
-        warn_caller(f"spectrum: {s.trouble}; the {result.probes} of {probes} probes that have steps before it are kept")
-    return result
+        if not s.done.any():
+            raise no_finite_product(f"product {s.products} is not finite")
+        result = _result(s, recipe | {"complete": True, "stopped": s.trouble, "memory": memory}, unit, None)
+        if s.trouble:
+            left = f"the {result.probes} of {probes} probes that have steps before it are kept"
+            warn_caller(f"spectrum: {s.trouble}; {left}")
+        return result
+
+    with deferred_interrupts() as check:
+        return adapt(settle(H, key) if state is None else units.again(H, state), key, compute)
 
 
 def _rows(steps: int, scheme: str) -> int:
@@ -176,11 +195,7 @@ def _group(H: Operator, steps: int, probes: int, scheme: str) -> int:
     """The number of probes computed at once: a divisor of all, so that one shape compiles."""
     nbytes, free = H.memory()
     each = nbytes * _rows(steps, scheme)
-    if each > free:
-        needed, left = f"{each / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB are free"
-        rule = f"it must be at most {free // nbytes}"
-        remedy = f'take fewer, or scheme="lla", which keeps {WINDOW} vectors'
-        raise arguments.Misuse("steps", f"{steps} given, whose vectors take {needed}, and {left}; {rule}: {remedy}")
+    _lanczos.check_room(H, "steps", _rows(steps, scheme), f', or scheme="lla", which keeps {WINDOW} vectors')
     room = min(AT_ONCE, max(1, int(MEMORY_FRACTION * free) // each)) if H.on_device else 1
     group = max(g for g in range(1, probes + 1) if probes % g == 0 and g <= room)
     return group
@@ -260,7 +275,8 @@ def _advance(s: _Sequences, H: Operator, window: bool) -> None:
     s.basis = basis
 
 
-def _result(s: _Sequences, recipe: Recipe, H: Operator, state: dict[str, np.ndarray] | None) -> Spectrum:
+def _result(s: _Sequences, recipe: Recipe, unit: Unit, state: dict[str, np.ndarray] | None) -> Spectrum:
+    H = unit.H
     kept = np.flatnonzero(s.done)
     nodes, weights = np.zeros((2, len(kept), s.alphas.shape[1]))
     counts, exhausted = [], []
@@ -273,7 +289,7 @@ def _result(s: _Sequences, recipe: Recipe, H: Operator, state: dict[str, np.ndar
         nodes[row], weights[row, : len(w)] = np.pad(theta, (0, nodes.shape[1] - len(theta)), mode="edge"), w
     recipe |= {"products": s.products, "steps_done": s.done[kept].tolist(), "nodes": counts}
     recipe["exhausted"] = exhausted
-    return Spectrum(nodes, weights, recipe, state)
+    return Spectrum(nodes * unit.size, weights, recipe, state)
 
 
 def _rule(alphas: np.ndarray, betas: np.ndarray, recipe: Recipe, H: Operator) -> tuple[np.ndarray, np.ndarray]:
@@ -299,14 +315,18 @@ _TABLE = ("alphas", "betas", "done", "scale", "last")
 _COUNTS = ("group", "products", "start", "at")
 
 
-def _state(s: _Sequences, scheme: str) -> dict[str, np.ndarray]:
+def _state(s: _Sequences, unit: Unit, scheme: str) -> dict[str, np.ndarray]:
     """The state as named arrays, from which ``_restore`` makes it again."""
     table = (s.alphas, s.betas, s.done, s.scale, s.last)
     counts = np.array([getattr(s, name) for name in _COUNTS], np.int64)
     filled = slice(s.at + 1 if scheme == "full" else WINDOW)
     at = filled if s.group == 1 else (slice(None), filled)
     leaves = {f"basis/{i}": np.asarray(x)[at] for i, x in enumerate(jax.tree.leaves(s.basis))}
-    return {name: np.array(x) for name, x in zip(_TABLE, table, strict=True)} | {"counts": counts} | leaves
+    return (
+        {name: np.array(x) for name, x in zip(_TABLE, table, strict=True)}
+        | {"counts": counts, "unit": np.array(unit.size)}
+        | leaves
+    )
 
 
 def _restore(state: Mapping[str, Any], H: Operator, rows: int) -> _Sequences:
@@ -323,6 +343,7 @@ def _restore(state: Mapping[str, Any], H: Operator, rows: int) -> _Sequences:
 # --- the density
 
 
+@explained
 class Density(NamedTuple):
     """A spectral density on a grid.
 
@@ -347,7 +368,13 @@ class Density(NamedTuple):
     scale: str
     threshold: float
 
+    def __repr__(self) -> str:
+        return (
+            f"Density({len(self.x)} points, {self.x[0]:.4g} .. {self.x[-1]:.4g}, {self.scale}, sigma {self.sigma:.3g})"
+        )
 
+
+@explained
 def density(
     spec: Spectrum,
     *,
@@ -382,7 +409,7 @@ def density(
     """
     if not isinstance(spec, Spectrum) or not spec.nodes.size:
         raise arguments.misuse("spec", spec, "the result of lla.spectrum(H, key), with at least one probe")
-    arguments.check_integer("points", points, least=2, remedy="such as 1000")
+    arguments.check_integer("points", points, least=2, most=MOST_POINTS, remedy="such as 1000")
     arguments.check_number("width", width, remedy="relative to the range of the nodes, such as 0.01")
     arguments.check_choice("scale", scale, ("linear", "symlog"))
     if scale == "linear" and threshold is not None:

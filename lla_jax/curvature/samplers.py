@@ -13,8 +13,10 @@ import jax.numpy as jnp
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.signatures import explained
 
 
+@explained
 def categorical(
     key: Any, outputs: Any, example: Any, *, temperature: float = 1.0, axis: int = -1, target: int | str = 1
 ) -> Any:
@@ -51,6 +53,7 @@ def draw_classes(key: Any, scores: Any, label: Any) -> Any:
     return jnp.where((label >= 0) & (label < scores.shape[-1]), drawn, label).astype(label.dtype)
 
 
+@explained
 def bernoulli(
     key: Any,
     outputs: Any,
@@ -79,6 +82,7 @@ def bernoulli(
     return _with_entry(example, target, drawn.astype(old.dtype))
 
 
+@explained
 def gaussian(key: Any, outputs: Any, example: Any, *, variance: float = 1.0, target: int | str = 1) -> Any:
     """The example with another target, drawn from the normal distribution with mean ``outputs``.
 
@@ -98,6 +102,7 @@ def gaussian(key: Any, outputs: Any, example: Any, *, variance: float = 1.0, tar
     return _with_entry(example, target, drawn)
 
 
+@explained
 def poisson(key: Any, outputs: Any, example: Any, *, log_rate: bool = True, target: int | str = 1) -> Any:
     """The example with another target, a count drawn from the Poisson distribution with the rate exp(outputs).
 

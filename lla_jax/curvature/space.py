@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, check_choice
+from lla_jax.core.arguments import Misuse, check_choice, misuse
 from lla_jax.core.types import PyTree
 from lla_jax.execution import devices, sharding
 
@@ -80,6 +80,8 @@ class Space:
           ValueError: it is not; the message names the leaf.
         """
         leaves, treedef = jax.tree.flatten(v)
+        if jax.tree_util.treedef_is_leaf(treedef) and treedef != self.treedef and np.ndim(v):
+            raise misuse(name, v, "a tree like H.structure; H @ v takes flat vectors and matrices too")
         lead = np.shape(leaves[0])[:1] if stacked and leaves else ()
         shapes = [(*lead, *s) for s, _ in self.shapes]
         if treedef != self.treedef or [np.shape(x) for x in leaves] != shapes or (stacked and not lead):

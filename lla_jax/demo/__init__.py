@@ -6,7 +6,6 @@ The data are in the package (``digits.npz``; source and licence in ``digits.md``
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -17,7 +16,9 @@ import optax
 
 from lla_jax import models
 from lla_jax.core.arguments import check_integer
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Problem
+from lla_jax.execution.progress import AskedProgress, takes_progress
 
 Arrays = tuple[np.ndarray, np.ndarray]
 NUM_TEST = 360
@@ -59,6 +60,7 @@ class Trained(NamedTuple):
     test: Arrays
 
 
+@explained
 def load_digits(seed: int = 0) -> tuple[Arrays, Arrays]:
     """Load the 1,797 handwritten digits, shuffled and split into training and test data.
 
@@ -122,13 +124,15 @@ def _step(variables: Any, opt_state: Any, batch: Any, *, total: int) -> tuple[An
     return {"params": optax.apply_updates(variables["params"], updates), **updated}, opt_state
 
 
-def train(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], Any] | None = None) -> Trained:
+@takes_progress("steps")
+@explained
+def train(seed: int = 0, *, epochs: int = 24, progress: AskedProgress = None) -> Trained:
     """Train the network with Adam and a cosine schedule on batches of 64 images, moved by up to one pixel at random.
 
     Args:
       seed: for the split, the initial weights, the shifts and the order of the batches.
       epochs: passes over the training data, at least 1; 24 reach a test accuracy of 97 % or more, 2 suffice for a test.
-      progress: called as ``progress(done_steps, total_steps)``.
+      progress: True for a bar, or a function called as ``progress(done_steps, total_steps)``.
 
     Returns:
       The trained network.
@@ -155,13 +159,15 @@ def train(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], Any
     return Trained(CNN(), variables, opt_state, initial, tuple(checkpoints), train_data, test_data)
 
 
-def problem(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], Any] | None = None) -> Problem:
+@takes_progress("steps")
+@explained
+def problem(seed: int = 0, *, epochs: int = 24, progress: AskedProgress = None) -> Problem:
     """Train the network and return it as a ``Problem``: ``lla-jax landscape --problem lla_jax.demo:problem``.
 
     Args:
       seed: for the split, the initial weights, the shifts and the order of the batches.
       epochs: passes over the training data; 2 are enough for a quick test.
-      progress: called as ``progress(done_steps, total_steps)`` while training.
+      progress: True for a bar, or a function called as ``progress(done_steps, total_steps)`` while training.
 
     Returns:
       A ``Problem`` of loss (cross-entropy), parameters, training data, optimizer state, the metric "accuracy", the test
@@ -170,6 +176,7 @@ def problem(seed: int = 0, *, epochs: int = 24, progress: Callable[[int, int], A
     return make_problem(train(seed, epochs=epochs, progress=progress))
 
 
+@explained
 def make_problem(trained: Trained) -> Problem:
     """The ``Problem`` of a network that is trained already, with the same entries as that of ``problem``."""
     return Problem(

@@ -8,9 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core.arguments import misuse
 from lla_jax.core.types import Directions, PyTree, Recipe
 
 SAMPLES = 8  # entries of a draw or of the weights that a recipe keeps, to notice if they change
+
+
+def check_axes(name: str, value: Any, how: str) -> None:
+    """Raise an error unless the value is ``Directions``.
+
+    Args:
+      name: the argument's name.
+      value: the value given.
+      how: the call, such as "lla.directions.normalize(axes, params)".
+    """
+    if not isinstance(value, Directions):
+        raise misuse(name, value, f"lla.Directions, as in {how}; of trees make them, lla.directions.given(*trees)")
 
 
 def check_directions(tree: PyTree, recipe: Recipe, hint: str) -> Directions:

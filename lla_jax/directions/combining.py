@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,12 @@ import numpy as np
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, PyTree, Recipe, Select
-from lla_jax.directions.checks import check_directions
+from lla_jax.directions.checks import check_axes, check_directions
 
 
+@explained
 def select(axes: Directions, pattern: Select) -> Directions:
     """Keep the selected leaves of every direction, and set all others to exactly 0.
 
@@ -32,10 +34,11 @@ def select(axes: Directions, pattern: Select) -> Directions:
     Raises:
       ValueError: the pattern matches no leaf (the paths are listed), or a direction moves none of the leaves kept.
     """
+    check_axes("axes", axes, "lla.directions.select(axes, pattern)")
     leaves, structure = jax.tree.flatten(axes.tree)
     shapes = [jax.ShapeDtypeStruct(shape[1:], dtype) for shape, dtype in map(_tree.shape_dtype, leaves)]
     like = jax.tree.unflatten(structure, shapes)
-    chosen = _tree.select_leaves(pattern, like)
+    chosen = _tree.select_leaves(pattern, like, "pattern")
     after = len(axes.recipe.get("normalize", []))
     step = {**_tree.describe(pattern, like, chosen), "after": after}
     recipe = Recipe(axes.recipe, restrict=[*axes.recipe.get("restrict", []), step])
@@ -49,11 +52,13 @@ def _keep(leaves: list[Any], chosen: tuple[bool, ...]) -> list[jax.Array]:
     return [jnp.asarray(leaf) if moves else jnp.zeros_like(leaf) for leaf, moves in zip(leaves, chosen)]
 
 
+@explained
 def given(*trees: PyTree, names: Sequence[str] | None = None) -> Directions:
     """Make directions of the user's own trees: eigenvectors, LoRA updates, steps of an optimizer, anything.
 
     Args:
-      *trees: one tree per direction, of the parameters' structure and shapes.
+      *trees: one tree per direction, of the parameters' structure and shapes. A single list of several like trees
+        counts as these, unless ``names`` has one name.
       names: one name per direction, for the axes of pictures.
 
     Returns:
@@ -65,6 +70,7 @@ def given(*trees: PyTree, names: Sequence[str] | None = None) -> Directions:
     """
     if not trees:
         raise Misuse("trees", "none given; pass at least one tree like the parameters")
+    trees = _unpack(trees, names)
     if names is not None and (isinstance(names, str) or len(names) != len(trees)):
         raise misuse("names", names, f"one name per tree, a list of {len(trees)}")
     for i, tree in enumerate(trees):
@@ -74,11 +80,24 @@ def given(*trees: PyTree, names: Sequence[str] | None = None) -> Directions:
     return check_directions(_tree.stack(aligned), recipe, "pass a tree with entries other than 0")
 
 
+def _unpack(trees: tuple[PyTree, ...], names: Sequence[str] | None) -> tuple[PyTree, ...]:
+    """The trees in a list that was given in their place; other trees, a list of unlike layers too, as they are."""
+    if len(trees) != 1 or (names is not None and len(names) == 1):
+        return trees
+    entries = list(trees[0]) if isinstance(trees[0], Iterator) else trees[0]
+    if type(entries) not in (list, tuple) or not entries:
+        return trees
+    containers = all(not isinstance(e, list | tuple) and not jax.tree_util.all_leaves([e]) for e in entries)
+    forms = {str((jax.tree.structure(e), [np.shape(x) for x in jax.tree.leaves(e)])) for e in entries}
+    return tuple(entries) if containers and len(forms) == 1 else trees
+
+
+@explained
 def join(*axes: Directions) -> Directions:
     """Join several ``Directions`` into one, in their order: a gradient and a random axis, eigenvectors and moments, ...
 
     Args:
-      *axes: directions of one structure.
+      *axes: directions of one structure; a list of them counts as these.
 
     Returns:
       All of them as one ``Directions``; ``recipe["parts"]`` has the recipes.
@@ -88,6 +107,10 @@ def join(*axes: Directions) -> Directions:
     """
     if not axes:
         raise Misuse("axes", "none given; pass at least one lla.Directions")
+    first: Any = axes[0]
+    axes = tuple(first) if len(axes) == 1 and type(first) in (list, tuple) and first else axes
+    for i, each in enumerate(axes):
+        check_axes(f"axes[{i}]", each, "lla.directions.join(axes, others)")
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype), axes[0].tree)
     trees = [_tree.align(a.tree, like, f"axes[{i}]", "axes[0]", stacked=True) for i, a in enumerate(axes)]
     names = [name for a in axes for name in names_of(a)]

@@ -12,11 +12,14 @@ import numpy as np
 
 from lla_jax.core import gradients
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, is_integer, misuse
+from lla_jax.core.arguments import Misuse, check_choice, is_integer, misuse
+from lla_jax.core.foreign import library_of
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Eigenpairs, Path, PyTree, Recipe
 from lla_jax.directions.checks import check_directions
 
 
+@explained
 def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
     """The first and second moment (m, v) of Adam, raw as the optimizer keeps them, as two directions.
 
@@ -50,9 +53,11 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
     states = [node for node in jax.tree.leaves(opt_state, is_leaf=is_adam) if isinstance(node, adam)]
     if not states:
         kinds = ", ".join(dict.fromkeys(others)) or type(opt_state).__name__
+        swapped = any(isinstance(node, adam) for node in jax.tree.leaves(params, is_leaf=is_adam))
         raise Misuse(
-            "opt_state", f"holds no Adam moments; its states are: {kinds}; pass the state of an Adam optimizer"
+            "opt_state", f"holds no Adam moments; its states are: {kinds}; {_advise_state(opt_state, swapped)}"
         )
+    _tree.check_real(params)
     names, (leaves, structure) = _tree.paths(params), jax.tree.flatten(params)
     moments = []
     for moment in ("mu", "nu"):
@@ -65,6 +70,17 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
     return check_directions(
         _tree.stack(moments), recipe, "the optimizer has taken no step yet, so pass the state after one"
     )
+
+
+def _advise_state(opt_state: Any, swapped: bool) -> str:
+    """What to pass in place of an object without Adam's state."""
+    if swapped:
+        return "the arguments are swapped: adam_moments(opt_state, params)"
+    if library_of(opt_state) == "torch" or (isinstance(opt_state, dict) and "param_groups" in opt_state):
+        return "of a PyTorch optimizer take lla_torch.adam_moments"
+    if hasattr(opt_state, "init") and hasattr(opt_state, "update"):
+        return "this is the optimizer itself: pass its state, of optimizer.init(params) and the steps after it"
+    return "pass the state of an Adam optimizer"
 
 
 def _merge(trees: Sequence[PyTree], moment: str) -> dict[Path, Any]:
@@ -81,6 +97,7 @@ def _merge(trees: Sequence[PyTree], moment: str) -> dict[Path, Any]:
     return merged
 
 
+@explained
 def gradient(loss: Any, params: PyTree, data: Any, *, batch_size: int | None = None) -> Directions:
     """The gradient of the loss over all examples and of its penalty, g = dL/dtheta, as one direction (uphill).
 
@@ -104,7 +121,8 @@ def gradient(loss: Any, params: PyTree, data: Any, *, batch_size: int | None = N
     )
 
 
-def eigenvectors(pairs: Eigenpairs, which: int | Sequence[int] = (0, 1)) -> Directions:
+@explained
+def eigenvectors(pairs: Eigenpairs, which: int | slice | Sequence[int] = (0, 1)) -> Directions:
     """Eigenvectors v_i of the Hessian (or of another operator on the parameters) as directions of unit norm.
 
         L(theta + a v_i + b v_j)  ~  L(theta) + a g'v_i + b g'v_j + (lambda_i a^2 + lambda_j b^2) / 2
@@ -113,7 +131,7 @@ def eigenvectors(pairs: Eigenpairs, which: int | Sequence[int] = (0, 1)) -> Dire
 
     Args:
       pairs: eigenpairs, as ``lla.eigenpairs`` returns them.
-      which: indices into ``pairs.values``, each once; negative ones count from the end.
+      which: indices into ``pairs.values``, each once, or a slice; negative ones count from the end.
 
     Returns:
       The vectors as ``pairs`` has them, one direction per index, with names such as "eigenvector 1 (lambda = 12.3)";
@@ -152,11 +170,12 @@ def eigenvectors(pairs: Eigenpairs, which: int | Sequence[int] = (0, 1)) -> Dire
     return axes
 
 
-def _indices(which: int | Sequence[int], num: int) -> list[int]:
+def _indices(which: int | slice | Sequence[int], num: int) -> list[int]:
     """The indices as a list, counted from 0; a ValueError if one does not exist among ``num`` pairs or comes twice."""
     if not num:
         raise Misuse("pairs", "holds no pair; compute some with lla.eigenpairs(operator, key, k=...)")
-    given: list[Any] = [which] if np.ndim(which) == 0 else list(which)  # type: ignore[arg-type]
+    which = range(num)[which] if isinstance(which, slice) else which
+    given: list[Any] = [which] if np.ndim(which) == 0 else list(which)  # type: ignore[arg-type, list-item]
     rule = f"indices of the {num} pair(s), 0 to {num - 1} or -1 to -{num} from the end, each once, such as 0"
     if not given or not all(map(is_integer, given)):
         raise misuse("which", which, rule)
@@ -167,6 +186,7 @@ def _indices(which: int | Sequence[int], num: int) -> list[int]:
     return [int(i) % num for i in given]
 
 
+@explained
 def between(
     a: PyTree, b: PyTree, *more: PyTree, orthogonal: bool = False, names: Sequence[str] | None = None
 ) -> Directions:
@@ -195,6 +215,9 @@ def between(
       Goodfellow et al. 2014, arXiv:1412.6544 (line); Garipov et al. 2018, arXiv:1802.10026 (plane through three).
     """
     points = [a, b, *more]
+    check_choice("orthogonal", orthogonal, (True, False))
+    if isinstance(names, str):
+        raise misuse("names", names, f"one name for each of the {len(points)} checkpoints, that of a first")
     names = [string.ascii_uppercase[i % 26] for i in range(len(points))] if names is None else [str(n) for n in names]
     if len(names) != len(points):
         raise misuse("names", names, f"one name for each of the {len(points)} checkpoints, that of a first")

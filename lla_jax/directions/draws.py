@@ -15,12 +15,15 @@ import numpy as np
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.asking import check_memory
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Path, PyTree, Recipe, Select
 from lla_jax.directions import combining
 from lla_jax.directions.checks import SAMPLES, check_directions
 from lla_jax.directions.normalization import equinox_filter_axis, flax_filter_axis, normalize
 
 
+@explained
 def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | None = None) -> Directions:
     """Draw Gaussian directions d_i ~ N(0, I), every entry independent.
 
@@ -51,6 +54,8 @@ def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | Non
     key = arguments.single_key(key)
     _tree.check_real(params)
     num = arguments.check_integer("num", num, remedy="the number of directions, such as 2")
+    size = sum(map(np.size, jax.tree.leaves(params)))
+    check_memory("num", f"{num:,} directions of {size:,} parameters", 4.0 * num * size)
     chosen = _tree.select_leaves(select, params)
     tree, fingerprint, dtype = _draw(key, params, num, chosen)
     recipe = Recipe(
@@ -66,6 +71,7 @@ def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | Non
     return Directions(tree, recipe)
 
 
+@explained
 def rebuild(recipe: Mapping[str, Any], params: PyTree) -> Directions:
     """Draw random directions again from their recipe, and repeat their selections and normalizations.
 
@@ -81,13 +87,55 @@ def rebuild(recipe: Mapping[str, Any], params: PyTree) -> Directions:
         normalized, differ from those of the recipe by more than 1e-5 relative (another generator, key implementation,
         x64 setting, or network).
     """
+    if not isinstance(recipe, Mapping):
+        raise arguments.misuse("recipe", recipe, "the recipe of random directions, such as axes.recipe, then params")
     if recipe.get("kind") != "random":
+        inner = "; of a landscape pass recipe['directions']" if "directions" in recipe else ""
         raise arguments.Misuse(
             "recipe",
-            f"its kind is {recipe.get('kind')!r}: only 'random' directions can be drawn again; keep the arrays",
+            f"its kind is {recipe.get('kind')!r}: only 'random' directions can be drawn again; keep the arrays{inner}",
         )
-    key = jax.random.wrap_key_data(jnp.asarray(np.asarray(recipe["key"], np.uint32)), impl=recipe["impl"])
+    if missing := [name for name in ("key", "impl", "num", "select", "fingerprint", "dtype") if name not in recipe]:
+        raise arguments.Misuse("recipe", f"lacks the entries {missing}; pass the whole recipe, axes.recipe")
+    _check_recipe(recipe)
     _tree.check_real(params)
+    try:
+        return _draw_again(recipe, params)
+    except arguments.Misuse:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise _damaged(f"{type(error).__name__}: {error}") from error
+
+
+def _check_recipe(recipe: Mapping[str, Any]) -> None:
+    """Refuse a recipe of random directions that asks for more than it could have been made with."""
+    num, key, fingerprint = recipe.get("num"), recipe.get("key"), recipe.get("fingerprint")
+    if recipe.get("draw") != "flat":
+        raise _damaged(f"its draw is {arguments.show_value(recipe.get('draw'))}, and this version knows 'flat'")
+    if not isinstance(key, list) or len(key) > 8 or not all(arguments.is_integer(k) and 0 <= k < 2**32 for k in key):
+        raise _damaged(f"its key is {_few(key)}")
+    if not arguments.is_integer(num) or not isinstance(fingerprint, list) or len(fingerprint) != num or num < 1:
+        raise _damaged(f"it has {_few(num)} directions, which its fingerprint does not have")
+    chosen = recipe.get("chosen", [0])
+    few = isinstance(chosen, list) and 0 < len(chosen) <= num
+    if not few or not all(arguments.is_integer(i) and 0 <= i < num for i in chosen):
+        raise _damaged(f"it chooses {_few(chosen)} of {num} directions")
+
+
+def _few(value: Any) -> str:
+    """The text of a value for a message; of a long list, which takes long to print, its length."""
+    return f"{len(value)} entries" if isinstance(value, list) and len(value) > 20 else arguments.show_value(value)
+
+
+def _damaged(reason: str) -> arguments.Misuse:
+    return arguments.Misuse(
+        "recipe", f"is damaged, or of another version of lla_jax ({reason[:300]}); draw new ones with directions.random"
+    )
+
+
+def _draw_again(recipe: Mapping[str, Any], params: PyTree) -> Directions:
+    """Draw the directions of a recipe, and repeat its selections and normalizations."""
+    key = jax.random.wrap_key_data(jnp.asarray(np.asarray(recipe["key"], np.uint32)), impl=recipe["impl"])
     tree, fingerprint, _ = _draw(key, params, recipe["num"], _selection_again(recipe["select"], params))
     _check_fingerprint(
         "the random draw",
@@ -166,7 +214,9 @@ def _floats(x: Any) -> Any:
 
 def _check_fingerprint(subject: str, now: Any, then: Any, remedy: str) -> None:
     if not recipes.same(now, then):
-        raise arguments.Misuse("recipe", f"{subject} does not agree with the recipe's fingerprint {then}: {remedy}")
+        raise arguments.Misuse(
+            "recipe", f"{subject} does not agree with the recipe's fingerprint {_few(then)}: {remedy}"
+        )
 
 
 def _selection_again(description: Mapping[str, Any] | None, params: PyTree) -> list[bool]:
@@ -174,9 +224,11 @@ def _selection_again(description: Mapping[str, Any] | None, params: PyTree) -> l
 
 
 def _select_paths(names: Sequence[Path]) -> Select:
-    return lambda path, leaf: path in names
+    chosen = frozenset(names)
+    return lambda path, leaf: path in chosen
 
 
+@explained
 def orthogonal(
     key: jax.Array, params: PyTree, given: PyTree | Directions, *, select: Select | None = None
 ) -> Directions:
@@ -199,6 +251,10 @@ def orthogonal(
       ValueError: ``given`` of another structure or shape, zero, or with k > 1; a random direction of which nothing is
         left (a single parameter moves); and as for ``random``.
     """
+    arguments.single_key(key)
+    _tree.check_real(params)
+    if not isinstance(given, Directions):
+        _tree.check_real(given, "given")
     fixed = given if isinstance(given, Directions) else combining.given(given, names=["given"])
     if fixed.num != 1:
         raise arguments.Misuse("given", f"has {fixed.num} directions; pass one of them, such as axes[0]")

@@ -20,9 +20,11 @@ import numpy as np
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_choice, is_integer, misuse, warn_caller
+from lla_jax.core.asking import ask
+from lla_jax.core.signatures import explained
 from lla_jax.core.static import Static
 from lla_jax.core.types import Directions, FilterAxis, Loss, Path, PyTree, Recipe, Select
-from lla_jax.directions.checks import SAMPLES, check_directions
+from lla_jax.directions.checks import SAMPLES, check_axes, check_directions
 from lla_jax.directions.stacks import EMBEDDINGS, KERNELS, SCALES, Stacked, stacked_axes
 
 _BY = ("none", "weight", "layer", "filter", "model")
@@ -30,6 +32,7 @@ _UNITS = {"filter": "filters", "layer": "layers", "weight": "leaves"}
 _ONE_DIM = ("vector", "entry", "zero")
 
 
+@explained
 def normalize(
     axes: Directions,
     params: PyTree,
@@ -94,11 +97,11 @@ def normalize(
       (arXiv:2412.10146): (1) order 1 sums absolute values, LLA the signed values; (2) "model" uses one factor for all
       tensors, LLA recomputes it for each. Difference from Li's code: (3) no 1e-10 is added to |d|.
     """
-    if not isinstance(axes, Directions):
-        raise misuse("axes", axes, "lla.Directions; pass the directions first, then the parameters")
+    check_axes("axes", axes, "lla.directions.normalize(axes, params), the directions first, then the parameters")
     check_choice("by", by, _BY)
     check_choice("order", order, (1, 2))
     check_choice("one_dim", one_dim, _ONE_DIM)
+    check_choice("unit", unit, (True, False))
     if unit and by in ("none", "weight"):
         raise misuse(
             "unit", unit, f"False, since by={by!r} has no norm to divide by; use by='filter', 'layer' or 'model'"
@@ -114,7 +117,7 @@ def normalize(
     stacks = {} if stacked is None and told else stacked_axes(stacked, params, _layer_ndims(filter_axis))
     layers = [_one_layer(leaf, stacks.get(path, ())) for path, leaf in zip(names, weights)]
     filters = [_filter_axes(axes_of, path, layer) for path, layer in zip(names, layers)]
-    excluded = [False] * len(names) if exclude is None else _tree.select_leaves(exclude, params)
+    excluded = [False] * len(names) if exclude is None else _tree.select_leaves(exclude, params, "exclude")
     treatments = tuple(
         _treatment(by, one_dim, leaf_axes, np.ndim(leaf), stacks.get(path, ()), keep)
         for leaf_axes, leaf, path, keep in zip(filters, weights, names, excluded)
@@ -175,6 +178,7 @@ def _warn_of_zeros(names: Sequence[Path], filters: Sequence[Any], still: Sequenc
         )
 
 
+@explained
 def flax_filter_axis(path: Path, leaf: Any) -> int | tuple[int, ...] | None:
     """The axes that index the filters of a tensor in Flax (linen, nnx) and Haiku layouts; None if one-dimensional.
 
@@ -202,6 +206,7 @@ def flax_filter_axis(path: Path, leaf: Any) -> int | tuple[int, ...] | None:
     return None if _is_one_dimensional(name, leaf) else -1
 
 
+@explained
 def equinox_filter_axis(path: Path, leaf: Any) -> int | None:
     """The axis that indexes the filters of a tensor in Equinox (and torch) layouts: 0, or None if one-dimensional.
 
@@ -255,7 +260,7 @@ def _axes_table(names: Sequence[Path], filters: Sequence[tuple[int, ...] | None]
 
 def _filter_axes(axes_of: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
     """The axes that index the filters of a leaf, counted from 0 and sorted; None for a one-dimensional tensor."""
-    axes, ndim = axes_of(path, leaf), np.ndim(leaf)
+    axes, ndim = ask("filter_axis", axes_of, "f(path, leaf) -> axes", path, leaf), np.ndim(leaf)
     if axes is None:
         return None
     axes = tuple(axes) if isinstance(axes, tuple | list) else (axes,)

@@ -18,6 +18,7 @@ import numpy as np
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, is_integer, misuse, warn_caller
+from lla_jax.core.asking import ask
 from lla_jax.core.types import Path, PyTree
 
 Axes = tuple[int, ...]
@@ -52,10 +53,13 @@ def stacked_axes(
     told: dict[Path, Any] = {}
     if isinstance(stacked, Mapping):
         for pattern, axes in stacked.items():
-            chosen = _tree.select_leaves(pattern, params)
+            chosen = _tree.select_leaves(pattern, params, "stacked")
             told |= {path: axes for path, yes in zip(names, chosen, strict=True) if yes}
     elif callable(stacked):
-        told = {path: stacked(path, leaf) for path, leaf in zip(names, leaves, strict=True)}
+        told = {
+            path: ask("stacked", stacked, "f(path, leaf) -> axes", path, leaf)
+            for path, leaf in zip(names, leaves, strict=True)
+        }
     else:
         raise misuse("stacked", stacked, 'a dict {glob: axis}, such as {"layers/**": 0}, a function, or None')
     checked = {path: _check(path, axes, shapes[path]) for path, axes in told.items() if axes is not None}

@@ -24,15 +24,21 @@ def devices_of(execution: Execution) -> tuple[Any, ...]:
     Raises:
       ValueError: the field asks for more devices than there are, or has an unknown value.
     """
-    chosen, local = execution.devices, jax.local_devices()
-    if chosen == "all":
+    chosen: Any = execution.devices
+    local = jax.local_devices()
+    if isinstance(chosen, str) and chosen == "all":
         return tuple(local)
     if is_integer(chosen):
         remedy = f'as there are {len(local)} local devices, or "all"'
         return tuple(local[: check_integer("execution.devices", chosen, most=len(local), remedy=remedy)])
-    if isinstance(chosen, Sequence) and not isinstance(chosen, str) and len(chosen):
+    several = isinstance(chosen, Sequence | np.ndarray) and not isinstance(chosen, str) and np.size(chosen)
+    if several and all(isinstance(each, jax.Device) for each in chosen) and len(set(chosen)) == len(chosen):
         return tuple(chosen)
-    raise misuse("execution.devices", chosen, '"all", a number such as 1, or a sequence of jax devices')
+    raise misuse(
+        "execution.devices",
+        chosen,
+        '"all", a number such as 1, or a sequence of jax devices, each once, such as jax.devices()[:2]',
+    )
 
 
 def mesh_of(devices: Sequence[Any], data_shards: int = 1) -> Mesh:

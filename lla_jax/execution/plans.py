@@ -7,7 +7,7 @@ Nothing here knows of losses. A few candidates are timed on the first chunk, bec
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from lla_jax.core import remembering
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
 from lla_jax.core.data import cuts
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Execution, PyTree
 from lla_jax.execution.devices import is_out_of_memory
 
@@ -31,6 +32,7 @@ LANDSCAPE_FIELDS = ("chunk", "microbatch", "loop", "share", "scan", "data_shards
 OPERATOR_FIELDS = ("linearize", "processes")  # landscapes do not read them
 
 
+@explained
 @dataclass(frozen=True)
 class Plan:
     """One way to execute a kernel.
@@ -66,7 +68,8 @@ def check_for_landscape(execution: Execution) -> None:
     readers = "operators (lla.hessian, lla.ggn, lla.fisher, lla.per_layer, lla.convexity)"
     _check_fields(execution, OPERATOR_FIELDS, "a landscape", readers)
     for name in ("chunk", "microbatch"):
-        if (value := getattr(execution, name)) != "auto":
+        value = getattr(execution, name)
+        if not isinstance(value, str) or value != "auto":
             check_integer(f"execution.{name}", value, remedy='or "auto"')
     check_choice("execution.loop", execution.loop, ("auto", "vmap", "map"))
     for name in ("share", "scan"):
@@ -93,11 +96,13 @@ def _check_fields(execution: Execution, unread: tuple[str, ...], caller: str, re
       caller: the caller in words, such as "a landscape".
       readers: the functions that read these fields, in words.
     """
+    if isinstance(execution, Mapping):
+        raise misuse("execution", execution, "an lla.Execution: lla.Execution(**{...})")
     if not isinstance(execution, Execution):
         raise misuse("execution", execution, "an lla.Execution, such as lla.Execution(devices=2)")
     for name in unread:
         value, default = getattr(execution, name), getattr(Execution, name)
-        if value != default:
+        if isinstance(value, np.ndarray) or value != default:
             raise Misuse(
                 f"execution.{name}",
                 f"{value!r} given, and {caller} does not read it; it must be {default!r}, the default: leave it out, "
@@ -164,7 +169,7 @@ def candidates(
     plans: list[Plan] = []
     for loop, microbatch, chunk in proposals:
         if execution.chunk != "auto":
-            chunk = execution.chunk
+            chunk = min(execution.chunk, max(1, points))
         elif chunk < 1 or (loop == "vmap" and chunk == 1):
             continue
         else:

@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lla_jax.core.arguments import Misuse, check_integer
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import PyTree
 from lla_jax.execution import devices
 
@@ -36,6 +37,7 @@ class Lost(RuntimeError):
     """The error for a lost process of the group, without which sums over all processes are impossible."""
 
 
+@explained
 def start(
     coordinator: str | None = None,
     num: int | None = None,

@@ -2,12 +2,93 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
+import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Progress = Callable[[float, float | None], None]
 """``progress(done, total)``, called during a computation; the total is None where it is unknown."""
+
+AskedProgress = Any
+"""What the argument ``progress`` of public functions may be: a callback, True for a bar, or False or None for nothing.
+
+``takes_progress`` makes the callback of it, before the function starts; so it is not narrower than Any."""
+
+_FORMAT = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}, {remaining} left]"
+_OPEN = "{desc}: {n_fmt}{unit} [{elapsed}]"  # while the total is not known
+
+
+def takes_progress(unit: str) -> Callable[[Function], Function]:
+    """A decorator for functions with an argument ``progress``: True shows a bar, and False is None.
+
+    Args:
+      unit: what the function counts, such as "points".
+    """
+
+    def decorate(f: Function) -> Function:
+        @functools.wraps(f)
+        def call(*args: Any, **options: Any) -> Any:
+            asked = options.get("progress")
+            if asked is None:
+                return f(*args, **options)
+            with _as_callback(asked, f.__name__, unit) as progress:
+                return f(*args, **options | {"progress": progress})
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def _as_callback(asked: Any, label: str, unit: str) -> contextlib.AbstractContextManager[Progress | None]:
+    """A context that gives the callback of what was asked for; a ValueError for what is none."""
+    if type(asked).__name__ in ("bool", "bool_"):  # of Python or numpy
+        return bar(label, unit) if asked else contextlib.nullcontext()
+    if not _takes_two(asked):
+        from lla_jax.core.arguments import misuse
+
+        raise misuse("progress", asked, "True for a bar, None, or a function progress(done, total)")
+    return contextlib.nullcontext(asked)
+
+
+def _takes_two(asked: Any) -> bool:
+    """Whether an object is a function that can be called with two arguments."""
+    if not callable(asked) or isinstance(asked, type):
+        return False
+    try:
+        inspect.signature(asked).bind(0.0, None)
+    except TypeError:
+        return False
+    except ValueError:  # some functions have no signature
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def bar(label: str, unit: str = "points") -> Iterator[Progress]:
+    """A context with a progress bar on the error stream; it gives the callback ``progress(done, total)``.
+
+    Args:
+      label: the text before the bar.
+      unit: of the numbers ``done`` and ``total``.
+    """
+    from tqdm import tqdm
+
+    # in a file that no one watches, a line now and then is enough
+    every = 0.2 if sys.stderr.isatty() else 10.0
+    with tqdm(desc=label, unit=f" {unit}", mininterval=every, bar_format=_OPEN, dynamic_ncols=True) as shown:
+
+        def progress(done: float, total: float | None) -> None:
+            shown.total, shown.bar_format = total, _FORMAT if total else _OPEN
+            shown.update(round(done) - shown.n)
+
+        yield progress
+        if shown.total:  # fewer were needed than announced
+            shown.total = shown.n
 
 
 def report_part(progress: Any, start: int, length: int, total: int) -> Any:

@@ -24,6 +24,7 @@ from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.execution import devices, plans
 from lla_jax.landscape.kernels import Blocks, Formula, Points
+from lla_jax.landscape.rules import params_at
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -125,7 +126,7 @@ def batch_statistics(
         zeroed = jax.tree.unflatten(structure, zeroed)
 
         def one(c: Any) -> list[Any]:
-            new = losses.outputs_of(loss, formula.rule(params, directions, c), zeroed, block, True)[1]
+            new = losses.outputs_of(loss, params_at(formula.rule, params, directions, c), zeroed, block, True)[1]
             return [x for x, a in zip(jax.tree.leaves(new), is_average, strict=True) if a]
 
         return plans.map_points(one, coords, loop)

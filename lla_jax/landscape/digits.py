@@ -15,6 +15,7 @@ from lla_jax.core.jaxprs import inputs_of
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.types import Batch, Loss, PyTree, Recipe
 from lla_jax.landscape.kernels import Formula
+from lla_jax.landscape.rules import params_at
 
 
 def _loss_of(params: PyTree, loss: Loss, batch: Batch, size: int, train: bool) -> Any:
@@ -119,5 +120,5 @@ def _lost(
 ) -> Any:
     """The lost share of the steps from the first of the points to each of the others."""
     f = functools.partial(_loss_of, size=size, train=formula.train)
-    one, *others = (formula.rule(params, directions, c) for c in steps)
+    one, *others = (params_at(formula.rule, params, directions, c) for c in steps)
     return jnp.stack([precision.lost_share(f, one, two, loss, batch) for two in others])

@@ -7,15 +7,16 @@ before, so that no error accumulates. A pure function for use under ``jax.jit`` 
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, Unpack, overload
 
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Directions, Execution, Landscape, Loss, PyTree, UpdateRule
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, takes_progress
 from lla_jax.landscape import grids, jobs, memory, rules, sweeps
+from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import writing
 from lla_jax.landscape.tasks import Policy, Task
 
@@ -31,7 +32,7 @@ class Options(TypedDict, total=False):
     extra_data: Mapping[str, Any] | None
     key: Any
     execution: Execution
-    progress: Progress | None
+    progress: AskedProgress
     on_partial: Callable[[Landscape], None] | None
     resume: Landscape | None
     store: str | os.PathLike[str] | None
@@ -60,6 +61,8 @@ def evaluate(
 ) -> list[Landscape]: ...
 
 
+@takes_progress("points")
+@explained
 def evaluate(
     loss: Loss | Callable[[PyTree, Batch], Any],
     params: PyTree,
@@ -75,7 +78,7 @@ def evaluate(
     extra_data: Mapping[str, Any] | None = None,
     key: Any = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
     on_partial: Callable[[Landscape], None] | None = None,
     resume: Landscape | None = None,
     store: str | os.PathLike[str] | None = None,
@@ -105,8 +108,8 @@ def evaluate(
       extra_data: ``{name: data}``, further data sets; their values are called ``name_loss`` and ``name_<metric>``.
       key: for ``point_metrics``; default ``jax.random.key(0)``.
       execution: chunks, blocks and devices; fields that are "auto" are chosen by timing the first chunk.
-      progress: called as ``progress(done, total)`` in points after every chunk; ``total`` is None while unknown
-        (streams without a length).
+      progress: True for a bar, or a function called as ``progress(done, total)`` in points after every chunk;
+        ``total`` is None while unknown (streams without a length).
       on_partial: called with the unfinished landscape (cells without a value NaN, ``recipe["complete"]`` False) if the
         call is interrupted or fails after its first values; the exception is then re-raised.
       resume: an unfinished landscape of the same recipe, which is continued; without a store, and for one landscape.
@@ -141,6 +144,10 @@ def evaluate(
     the mean over one minibatch. (3) The network is in evaluation mode unless asked otherwise, and nothing of the user's
     is changed.
     """
+    if on_partial is not None and not callable(on_partial):
+        raise misuse(
+            "on_partial", on_partial, "a function of an unfinished landscape, such as landscapes.append, or None"
+        )
     coords = grids.check_grid(grid)
     task = Task(
         loss,
@@ -154,21 +161,41 @@ def evaluate(
         key=key,
         execution=execution,
     )
+    if not isinstance(directions, Directions):
+        _check_list(directions, len(coords))
     job = jobs.prepare(task, params, coords)
     if resume is not None and (store is not None or not isinstance(directions, Directions)):
         raise Misuse("resume", "continues one landscape held in memory; leave store out, and pass one Directions")
     shard = writing.check_shard(shard, store)
-    folder = None if store is None else pathlib.Path(store)
+    folder = _chunks.store_folder(store)
     if isinstance(directions, Directions):
         job = jobs.set_axes(job, directions)
         if folder is None:
             return memory.compute(job, progress, on_partial, resume)
         return writing.compute(job, folder, progress, on_partial, shard)
-    if not isinstance(directions, Sequence) or not directions:
+    each = ((jobs.set_axes(job, axes), folder and folder / f"{i:03d}") for i, axes in enumerate(directions))
+    return list(sweeps.compute_each(each, len(directions), progress, on_partial, shard))
+
+
+def _check_list(directions: Any, dims: int) -> None:
+    """Raise an error unless ``directions`` is a list of ``Directions``, each for a landscape of ``dims`` axes."""
+    if not isinstance(directions, Sequence) or isinstance(directions, str) or not directions:
         raise misuse(
             "directions",
             directions,
-            "lla.Directions (from lla.directions.random, .given, ...) or a list with at least one of them",
+            "lla.Directions (from lla.directions.random, .given, ...) or a list with at least one of them; of trees "
+            "make them, lla.directions.given(*trees)",
         )
-    each = ((jobs.set_axes(job, axes), folder and folder / f"{i:03d}") for i, axes in enumerate(directions))
-    return list(sweeps.compute_each(each, len(directions), progress, on_partial, shard))
+    for i, each in enumerate(directions):
+        if not isinstance(each, Directions):
+            raise misuse(
+                f"directions[{i}]",
+                each,
+                "lla.Directions, for a landscape of its own; of trees make directions, lla.directions.given(*trees)",
+            )
+    if len(directions) == dims > 1 and all(each.num == 1 for each in directions):
+        raise Misuse(
+            "directions",
+            f"a list of {dims} single directions given for a grid of {dims} axes; a list gives a landscape for each "
+            "entry: for one landscape join them, lla.directions.join(*directions)",
+        )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.asking import check_memory
+from lla_jax.core.signatures import explained
 
 
+@explained
 def grid(
     extent: float = 1.0,
     points: int | Sequence[int] = 41,
@@ -43,7 +46,9 @@ def grid(
     """
     try:
         return _grid(extent, points, dims, ranges)
-    except TypeError as error:
+    except Misuse:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
         raise Misuse(
             "grid",
             f"extent={extent!r}, points={points!r}, dims={dims!r}, ranges={ranges!r} given; they must be a number, an "
@@ -52,8 +57,13 @@ def grid(
 
 
 def _grid(extent: Any, points: Any, dims: Any, ranges: Any) -> tuple[np.ndarray, ...]:
+    for value in (extent, points, dims, *(points if isinstance(points, list | tuple) else ())):
+        if isinstance(value, bool | np.bool_ | str):
+            raise TypeError(f"{value!r} is no number")
+    if isinstance(points, set | frozenset | Mapping) or isinstance(ranges, str | Mapping):
+        raise TypeError("not in order")
     if ranges is None:
-        dims = dims if isinstance(points, int | np.integer) else len(points)
+        dims = operator.index(dims) if isinstance(points, int | np.integer) else len(points)
         if not math.isfinite(extent) or extent <= 0:
             raise misuse("extent", extent, "a finite number above 0; for other ends use ranges=[(lo, hi), ...]")
         ranges = [(-float(extent), float(extent))] * dims
@@ -62,11 +72,14 @@ def _grid(extent: Any, points: Any, dims: Any, ranges: Any) -> tuple[np.ndarray,
         raise Misuse(
             "grid", f"{len(counts)} numbers of points for {len(ranges)} ranges; give one of each for at least one axis"
         )
+    if any(isinstance(end, bool | str) for ends in ranges for end in ends):
+        raise TypeError("an end is no number")
+    check_memory("points", f"{max(counts):,} points on an axis", 24.0 * sum(counts))
     return tuple(_axis(float(lo), float(hi), int(n)) for (lo, hi), n in zip(ranges, counts, strict=True))
 
 
 def _axis(lo: float, hi: float, n: int) -> np.ndarray:
-    if n < 1 or not (math.isfinite(lo) and math.isfinite(hi)) or (n > 1 and lo >= hi):
+    if n < 1 or not math.isfinite(hi - lo) or (n > 1 and lo >= hi):
         raise Misuse(
             "grid", f"{n} points from {lo} to {hi} given; an axis must have at least one point, and finite lo < hi"
         )
@@ -93,14 +106,32 @@ def is_same_grid(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> bool:
     )
 
 
-def check_grid(grid: Sequence[Any]) -> tuple[np.ndarray, ...]:
+LARGEST = 1e38  # coordinates are used in float32
+
+
+def _as_axes(grid: Any) -> Any:
+    if isinstance(grid, str | Mapping | set | frozenset):
+        raise TypeError("not a sequence of axes")
+    return grid
+
+
+def _axis_hint(axis: np.ndarray) -> str:
+    """The end of the message about an axis that is not 1-D: the likely slip."""
+    if axis.ndim == 0:
+        return "; for a single axis pass a list of one array, [coordinates], and for ends lla.grid(ranges=[(lo, hi)])"
+    return "; of np.meshgrid pass the arguments, not its result" if axis.ndim > 1 else ""
+
+
+def check_grid(grid: Any) -> tuple[np.ndarray, ...]:
     """Return the grid as a tuple of 1-D float64 arrays, one per axis.
 
     Raises:
       ValueError: no axis, an axis that is not 1-D or is empty, or coordinates that are not finite numbers.
     """
+    if isinstance(grid, np.ndarray) and grid.ndim == 1 and grid.dtype.kind in "fiu":
+        grid = (grid,)  # one axis
     try:
-        coords = tuple(np.asarray(c, np.float64) for c in grid)
+        coords = tuple(np.asarray(c, np.float64) for c in _as_axes(grid))
     except (TypeError, ValueError) as error:
         raise misuse("grid", grid, "one 1-D array of coordinates per axis, such as lla.grid()") from error
     for i, c in enumerate(coords):
@@ -108,7 +139,11 @@ def check_grid(grid: Sequence[Any]) -> tuple[np.ndarray, ...]:
             raise Misuse(
                 "grid",
                 f"axis {i} has shape {c.shape}; it must be a 1-D array of one or more finite coordinates, such as "
-                "np.linspace(-1, 1, 41)",
+                f"np.linspace(-1, 1, 41){_axis_hint(c)}",
+            )
+        if abs(c).max() > LARGEST:
+            raise Misuse(
+                "grid", f"axis {i} goes to {abs(c).max():.3g}; coordinates must be below {LARGEST:g}, as in float32"
             )
     if not coords:
         raise Misuse("grid", "has no axis; pass one such as lla.grid(extent=1.0, points=41, dims=2)")

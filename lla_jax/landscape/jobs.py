@@ -15,9 +15,11 @@ from lla_jax.core import data as _data
 from lla_jax.core import examples, precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.asking import check_memory
 from lla_jax.core.counts import warn_of_counts
 from lla_jax.core.data import Stream
 from lla_jax.core.recipes import versions
+from lla_jax.core.text import duration
 from lla_jax.core.types import Batch, Directions, Loss, PyTree, Recipe
 from lla_jax.core.whole import Whole
 from lla_jax.execution import devices as _devices
@@ -106,6 +108,9 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
     plans.check_for_landscape(task.execution)
     _tree.check_real(params)
     task = tasks.check(task)
+    num = math.prod(map(len, coords))
+    text = f"{' x '.join(f'{len(c):,}' for c in coords)} = {num:.4g} points (at 1 ms each {duration(num / 1000)})"
+    check_memory("grid", text, 16.0 * num * len(task.names))
     counts = {p: None if isinstance(d, Stream) else _data.num_examples(d) for p, d in task.sets.items()}
     mesh = _mesh(task, math.prod(map(len, coords)))
     recipe = _recipe(task, params)

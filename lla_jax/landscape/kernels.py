@@ -19,14 +19,16 @@ from jax.sharding import Mesh
 from lla_jax.core import data as _data
 from lla_jax.core import examples, precision
 from lla_jax.core import losses as _losses
+from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_choice, check_flag, misuse
 from lla_jax.core.called import call, explain
+from lla_jax.core.signatures import explained
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Directions, Loss, PyTree, UpdateRule
 from lla_jax.core.whole import is_array
 from lla_jax.execution import devices, plans, rewriting
 from lla_jax.execution.plans import Plan
-from lla_jax.landscape.rules import RULES, add
+from lla_jax.landscape.rules import RULES, add, params_at
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def sums_at_points(
     """
     _check_points(points)
     params, directions, coords, states = points
+    at = functools.partial(params_at, formula.rule, params, directions)
 
     def sums(p: PyTree, state: PyTree) -> dict[str, Any]:
         outputs, _ = _losses.outputs_of(loss, p, state, block, formula.train)
@@ -107,9 +110,8 @@ def sums_at_points(
         return plans.map_points(shared, coords, plan.loop)
     sums_of = rewriting.rewrite_for_values(sums) if values_only else sums
     if states is None:
-        return plans.map_points(lambda c: sums_of(formula.rule(params, directions, c), loss.state), coords, plan.loop)
-    params_at = functools.partial(formula.rule, params, directions)
-    return plans.map_points(lambda point: sums_of(params_at(point[0]), point[1]), (coords, states), plan.loop)
+        return plans.map_points(lambda c: sums_of(at(c), loss.state), coords, plan.loop)
+    return plans.map_points(lambda point: sums_of(at(point[0]), point[1]), (coords, states), plan.loop)
 
 
 @functools.partial(jax.jit, static_argnames=("formula", "plan", "mesh"))
@@ -150,7 +152,7 @@ def point_values(
 
     def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, key: Any) -> dict[str, Any]:
         def one(c: Any) -> dict[str, Any]:
-            p = formula.rule(params, directions, c)
+            p = params_at(formula.rule, params, directions, c)
             values = {name: _point_value(name, f, p, key) for name, f in point_metrics}
             return values if loss.penalty is None else values | {"": _losses.penalty_of(loss, p)}
 
@@ -164,13 +166,16 @@ def _point_value(name: str, f: Any, params: PyTree, key: Any) -> Any:
     given = {"params": params, "key": key}
     with explain(f, f"the point metric {name!r}", "f(params, key)", given, argument="point_metrics"):
         value = f(params, key)
-    shape = jnp.shape(value) if is_array(value) else None
-    if shape != ():
-        what = f"a {type(value).__name__}" if shape is None else f"shape {shape}"
-        raise Misuse("point_metrics", f"{name!r} returned {what}; it must return a scalar per point, such as a mean")
+    rule = "it must return a real scalar per point, such as a mean"
+    if not is_array(value) or jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
+        kind = jnp.result_type(value) if is_array(value) else f"a {type(value).__name__}"
+        raise Misuse("point_metrics", f"{name!r} returned {kind}; {rule}")
+    if jnp.ndim(value):
+        raise Misuse("point_metrics", f"{name!r} returned shape {jnp.shape(value)}; {rule}")
     return jnp.asarray(value)
 
 
+@explained
 def losses(
     loss: Loss | Callable[[PyTree, Batch], Any],
     params: PyTree,
@@ -189,7 +194,7 @@ def losses(
     Args:
       loss: a ``Loss`` (frozen statistics) or a plain function.
       params: the centre.
-      directions: the stacked tree (``axes.tree``), with leading axis k, or the ``Directions`` themselves.
+      directions: ``Directions``, or their stacked tree (``axes.tree``), with leading axis k.
       coords: (C, k), the coordinates of the points.
       data: one data set or ``lla.whole(...)``, computed as one block.
       rule: ``add``, ``adam``, their names, or any ``(params, directions, coord) -> params``.
@@ -203,8 +208,14 @@ def losses(
     Raises:
       ValueError: ``coords`` of another shape, or ``share`` with another rule than ``add``.
     """
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+        _tree.check_real(params)
     loss, params = precision.at_least_single(_losses.as_loss(loss), params)
     directions = directions.tree if isinstance(directions, Directions) else directions
+    if isinstance(coords, tuple):  # a grid, one array for each axis
+        points = "np.stack(np.meshgrid(*grid, indexing='ij'), -1).reshape(-1, len(grid))"
+        rule = f"an array of shape (C, k), one row per point; of a grid: {points}"
+        raise misuse("coords", coords, rule)
     coords, share = jnp.asarray(coords), check_flag("share", share)
     check_choice("loop", loop, ("map", "vmap"))
     if isinstance(data, _data.Stream):
@@ -216,6 +227,9 @@ def losses(
         raise misuse(
             "share", share, "False with this rule, since only the add rule is affine in the coordinates; use rule=add"
         )
+    if not callable(rule):
+        raise misuse("rule", rule, "a function, such as lla.landscape.add, which is the default")
+    directions = _tree.align(directions, params, "directions", stacked=True)
     axes = len(jax.tree.leaves(directions)[0])
     if np.ndim(coords) != 2 or coords.shape[1] != axes:
         raise misuse(
@@ -231,5 +245,7 @@ def losses(
     sums = sums_at_points(loss, Points(params, directions, coords), block, formula, plan)["loss"]
     value = _losses.unpack(sums).mean
     if loss.penalty is not None:
-        value += plans.map_points(lambda c: _losses.penalty_of(loss, rule(params, directions, c)), coords, loop)
+        value += plans.map_points(
+            lambda c: _losses.penalty_of(loss, params_at(rule, params, directions, c)), coords, loop
+        )
     return value

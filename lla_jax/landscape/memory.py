@@ -41,7 +41,7 @@ def compute(
     unfinished: list[Means] = []  # of a stream: means over the batches read so far, at every point
     try:
         plan, recipe, seconds = planning.choose_plan(
-            job, None if resume is None else planning.plan_from_recipe(resume.recipe)
+            job, None if resume is None else planning.plan_from_recipe(resume.recipe, job.num)
         )
         log.info("%s", planning.describe(job, plan, None if seconds is None else seconds * (job.num - done)))
         if resume is not None:

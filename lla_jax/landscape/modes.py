@@ -7,10 +7,11 @@ from typing import Any
 
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Eigenpairs, Execution, Landscape, Loss, PyTree
 from lla_jax.directions import derived, draws, normalization
 from lla_jax.execution import progress as _progress
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, takes_progress
 from lla_jax.landscape import grids, sweeps
 
 NORMALIZATIONS: dict[str, Mapping[str, Any]] = {
@@ -23,6 +24,8 @@ ADAM_ZOOM = 10.0
 _MATRICES = {"ggn": "GGN", "fisher (mc)": "Fisher", "fisher (empirical)": "Empirical Fisher"}
 
 
+@takes_progress("points")
+@explained
 def all_modes(
     loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,
@@ -35,7 +38,7 @@ def all_modes(
     batch_size: int | None = None,
     metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
 ) -> dict[str, Landscape]:
     """Compute a predefined comparison of planes: each pair of axes under every normalization and update rule.
 
@@ -56,7 +59,7 @@ def all_modes(
       batch_size: as for ``evaluate``.
       metrics: as for ``evaluate``.
       execution: as for ``evaluate``.
-      progress: ``progress(done, total)`` in points over all planes.
+      progress: True for a bar, or a function ``progress(done, total)``, called in points over all planes.
 
     Returns:
       {"random, not normalized": Landscape, ..., "Hessian eigenvectors, not normalized": ..., ...}: first the planes of

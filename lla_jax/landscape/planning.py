@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from lla_jax.core import losses
-from lla_jax.core.arguments import warn_caller
+from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.remembering import remember
 from lla_jax.core.text import duration
 from lla_jax.core.types import Batch, PyTree, Recipe
@@ -34,9 +34,16 @@ _DETERMINISTIC: dict[Hashable, None] = {}  # programs of this process that gave 
 PLAN = ("chunk", "microbatch", "loop", "share", "scan")
 
 
-def plan_from_recipe(recipe: dict[str, Any]) -> Plan:
-    """The ``Plan`` in the recipe of a landscape, with which the landscape was begun and has to be finished."""
-    return Plan(**{name: recipe["plan"][name] for name in PLAN})
+def plan_from_recipe(recipe: Mapping[str, Any], most: int) -> Plan:
+    """The ``Plan`` in the recipe of a landscape, with which the landscape was begun and has to be finished.
+
+    Its chunk has at most ``most`` points, those of the landscape: a recipe from a file may claim any number.
+    """
+    try:
+        plan = Plan(**{name: recipe["plan"][name] for name in PLAN})
+        return replace(plan, chunk=min(plan.chunk, most))
+    except (KeyError, TypeError) as error:
+        raise Misuse("resume", "its recipe has no plan, or a damaged one; start anew without resume") from error
 
 
 def plan_recipe(job: Job, plan: Plan) -> dict[str, Any]:

@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core.arguments import Misuse, check_choice
+from lla_jax.core.arguments import Misuse, check_choice, misuse
+from lla_jax.core.asking import explain_call
+from lla_jax.core.signatures import explained
 from lla_jax.core.static import static
-from lla_jax.core.tree import wide  # not its module: rules compare by value
-from lla_jax.core.types import PyTree
+from lla_jax.core.tree import paths, wide  # not its module: rules compare by value
+from lla_jax.core.types import Directions, PyTree
 
 
+@explained
 def add(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
     """The parameters theta + sum_i c_i d_i, exactly theta at c = 0; half-precision leaves become float32 and stay so.
 
@@ -30,6 +33,8 @@ def add(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
     References: Goodfellow et al. 2014, arXiv 1412.6544; Li et al. 2018, arXiv 1712.09913, section 2.
     """
 
+    directions, coord = _check(directions, coord)
+
     def move(p: Any, d: Any) -> Any:
         dtype = wide(p.dtype)
         q = p.astype(dtype)
@@ -40,6 +45,7 @@ def add(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
     return jax.tree.map(move, params, directions)
 
 
+@explained
 def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> PyTree:
     """The parameters after a step of Adam's form: theta + (a / sqrt(b)) m / (sqrt(v) + eps).
 
@@ -60,6 +66,8 @@ def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> P
     depend on the number of steps. (2) Grids with b <= 0 are refused.
     """
 
+    directions, coord = _check(directions, coord, 2)
+
     def move(p: Any, d: Any) -> Any:
         dtype = wide(p.dtype)
         a, b = coord[0].astype(dtype), coord[1].astype(dtype)
@@ -69,7 +77,51 @@ def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> P
     return jax.tree.map(move, params, directions)
 
 
+def _check(directions: PyTree, coord: Any, least: int = 1) -> tuple[PyTree, Any]:
+    """(the stacked tree of directions, the coordinates as an array), after a check of their number."""
+    tree = directions.tree if isinstance(directions, Directions) else directions
+    coord = jnp.asarray(coord) if isinstance(coord, list | tuple) else coord
+    leaves = jax.tree.leaves(tree)
+    num = int(np.shape(leaves[0])[0]) if leaves and np.ndim(leaves[0]) else 0
+    if np.shape(coord) != (num,) or num < least:
+        raise misuse("coord", coord, f"an array of shape ({num},), a coordinate for each of the {num} directions")
+    return tree, coord
+
+
 RULES: dict[str, Callable[..., PyTree]] = {"add": add, "adam": adam}
+
+
+HOW = "rule(params, directions, coord) -> params"
+
+
+def params_at(rule: Callable[..., PyTree], params: PyTree, directions: PyTree, coord: Any) -> PyTree:
+    """The parameters that a rule gives at the coordinates of a point, after a check of their structure and shapes.
+
+    While a program is traced this is checked, and a compiled program does not check again.
+
+    Raises:
+      Misuse: the rule failed, or its result is not like the parameters.
+    """
+    axes = len(jax.tree.leaves(directions)[0])
+    with explain_call("rule", HOW, f"stacked directions with leading axis {axes} and a coord of shape ({axes},)"):
+        result = rule(params, directions, coord)
+    if rule is add or rule is adam:
+        return result
+    advice = "return a tree like params, such as lla.landscape.add(params, directions, coord)"
+    structure: Any = jax.tree.structure(params)
+    if jax.tree.structure(result) != structure:
+        kind = "None" if result is None else f"a {type(result).__name__}"
+        raise Misuse("rule", f"returned {kind} of another structure than params; it is {HOW}: {advice}")
+    for path, leaf, own in zip(paths(params), jax.tree.leaves(result), jax.tree.leaves(params), strict=True):
+        if np.shape(leaf) != np.shape(own):
+            raise Misuse(
+                "rule", f"returned shape {np.shape(leaf)} for {path!r}, and in params it is {np.shape(own)}; {advice}"
+            )
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise Misuse(
+                "rule", f"returned {jnp.result_type(leaf)} for {path!r}; parameters must be real floating: {advice}"
+            )
+    return result
 
 
 class Rule(NamedTuple):

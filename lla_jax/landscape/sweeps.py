@@ -13,13 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax.core.arguments import Misuse, is_integer, misuse, show_value
+from lla_jax.core.arguments import MissingEntry, Misuse, is_integer, misuse, show_value
+from lla_jax.core.asking import explain_call
+from lla_jax.core.signatures import explained
 from lla_jax.core.text import table
 from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree, UpdateRule
 from lla_jax.directions import draws, normalization
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.plans import Plan
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
 from lla_jax.landscape import grids, jobs, memory, planning, points, rules
 from lla_jax.landscape.jobs import Job
 from lla_jax.landscape.store import chunks as _chunks
@@ -30,6 +32,7 @@ from lla_jax.landscape.tasks import Policy, Task
 Axes = Callable[[Any, PyTree], Directions]
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class Table:
     """The landscapes of a sweep, as a mapping that prints one line per landscape.
@@ -42,7 +45,15 @@ class Table:
     landscapes: dict[Member, Landscape]
 
     def __getitem__(self, member: Member) -> Landscape:
-        return self.landscapes[member]
+        try:
+            return self.landscapes[member]
+        except (KeyError, TypeError) as error:
+            checkpoints, names, seeds = (list(dict.fromkeys(column)) for column in zip(*self.landscapes))
+            raise MissingEntry(
+                "table",
+                f"[{member!r}] given; its landscapes are table[checkpoint, name of the axes, seed], with checkpoint "
+                f"in {checkpoints}, name in {names} and seed in {seeds}",
+            ) from error
 
     def __len__(self) -> int:
         return len(self.landscapes)
@@ -63,7 +74,7 @@ class Table:
         """
         rows: list[dict[str, Any]] = []
         for (checkpoint, name, seed), plane in self.landscapes.items():
-            z = plane.values[value]
+            z = plane[value]
             finite = z[np.isfinite(z)]
             least, mean, largest = (finite.min(), finite.mean(), finite.max()) if finite.size else (np.nan,) * 3
             row = {"checkpoint": checkpoint, "axes": name, "seed": seed}
@@ -75,10 +86,16 @@ class Table:
     def to_csv(self, path: str | os.PathLike[str], value: str = "loss") -> Path:
         """Write ``rows(value)`` as comma-separated values, with a head, into a file; return its path."""
         rows = self.rows(value)
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        if not isinstance(path, str | os.PathLike):
+            raise misuse("path", path, 'a file, such as "table.csv"')
+        try:
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+        except OSError as error:
+            text = f"path: {path} cannot be written ({error.strerror}); pass a file in a folder that exists"
+            raise type(error)(error.errno, text) from error
         return Path(path)
 
     def __repr__(self) -> str:
@@ -90,6 +107,8 @@ class Table:
         return table(lines, left=(0, 1))
 
 
+@takes_progress("points")
+@explained
 def sweep(
     loss: Loss | Callable[[PyTree, Any], Any],
     checkpoints: Sequence[PyTree],
@@ -107,7 +126,7 @@ def sweep(
     extra_data: Mapping[str, Any] | None = None,
     key: Any = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
     store: str | os.PathLike[str] | None = None,
     shard: tuple[int, int] | None = None,
 ) -> Table:
@@ -131,7 +150,7 @@ def sweep(
       extra_data: as for ``evaluate``.
       key: as for ``evaluate``, for ``point_metrics``.
       execution: as for ``evaluate``.
-      progress: ``progress(done, total)`` in points over all landscapes.
+      progress: True for a bar, or a function ``progress(done, total)``, called in points over all landscapes.
       store: a folder with a chunk store for every landscape; a second call continues, or returns the finished sweep.
         More seeds, axes or checkpoints, and a wider or denser grid, are added to the landscapes in the store.
         Checkpoints are recognized by their place in the list.
@@ -149,8 +168,10 @@ def sweep(
       >>> table = lla.sweep(loss, [early, late], data, grid=lla.grid(points=21), seeds=range(16), store="runs/exp2")
       >>> table  # one line per landscape
     """
-    if not isinstance(checkpoints, Sequence) or not checkpoints:
+    if not isinstance(checkpoints, Sequence) or isinstance(checkpoints, str) or not checkpoints:
         raise misuse("checkpoints", checkpoints, "a list of one or more parameter trees, such as [params]")
+    if states is not None and not isinstance(states, Sequence):
+        raise misuse("states", states, "a list with the state of each checkpoint, such as [loss.state]")
     if states is not None and len(states) != len(checkpoints):
         raise Misuse(
             "states", f"{len(states)} given for {len(checkpoints)} checkpoints; pass one for each, or leave them out"
@@ -173,12 +194,12 @@ def sweep(
         execution=execution,
     )
     job = jobs.prepare(task, checkpoints[0], coords)
-    folder = None if store is None else Path(store)
+    folder = _chunks.store_folder(store)
     announcement = None if folder is None else announce(folder, members, job.num)
     each = _jobs(job, members, axes_by_name, checkpoints, states, folder)
     try:
         known = () if folder is None else existing_stores(folder, members)
-        plan = next((planning.plan_from_recipe(kept.manifest["recipe"]) for kept in known), None)
+        plan = next((planning.plan_from_recipe(kept.manifest["recipe"], job.num) for kept in known), None)
         planes = compute_each(each, len(members), progress, shard=shard, plan=plan)
         return Table(dict(zip(members, planes, strict=True)))
     except ValueError:
@@ -212,7 +233,7 @@ def compute_each(
             plane = memory.compute(job, report, on_partial)
         else:
             plane = writing.compute(job, folder, report, on_partial, shard, plan, place=(i, num))
-        plan = plan or planning.plan_from_recipe(plane.recipe)
+        plan = plan or planning.plan_from_recipe(plane.recipe, job.num)
         del job  # and with it its axes, before others are drawn
         yield plane
 
@@ -240,7 +261,8 @@ def _jobs(
 
 def _make_axes(source: Any, name: str, seed: int | None, params: PyTree) -> Directions:
     """The axes for one checkpoint and seed: the user's ``Directions``, or those that the user's function gives."""
-    axes = source if isinstance(source, Directions) else source(jax.random.key(seed or 0), params)
+    with explain_call("axes", f"{name}(key, params) -> lla.Directions", "a key and the parameters"):
+        axes = source if isinstance(source, Directions) else source(jax.random.key(seed or 0), params)
     if not isinstance(axes, Directions):
         raise Misuse(
             "axes", f"{name!r} gave a {type(axes).__name__}; it must give lla.Directions, such as lla.directions.random"
@@ -254,7 +276,7 @@ def _check_seeds(seeds: Any) -> list[int]:
         given = list(seeds)
     except TypeError:
         given = [None]
-    if not all(map(is_integer, given)):
+    if not all(is_integer(seed) and abs(seed) < 2**63 for seed in given):
         raise misuse("seeds", seeds, "a sequence of integers, such as range(16)")
     return [int(seed) for seed in given]
 
@@ -305,6 +327,7 @@ def _list_members(checkpoints: int, axes_by_name: Mapping[str, Any], seeds: Sequ
     return members
 
 
+@explained
 def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape | Table:
     """Read the landscape, or the sweep, of a store from its chunks; nothing is computed.
 
@@ -322,22 +345,25 @@ def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape 
     Warns:
       UserWarning: non-finite cells.
     """
+    folder = _chunks.store_folder(store)
+    if folder is None:
+        raise misuse("store", store, "the folder that was given as store=")
     planes: dict[Any, Landscape] = {}
     missing: list[str] = []
-    for member, folder in reading.members(Path(store)).items():
-        one = _chunks.read(folder)
+    for member, place in reading.members(folder).items():
+        one = _chunks.read(place)
         if one is None:
-            missing.append(f"all of {folder.name}")
+            missing.append(f"all of {place.name}")
             continue
         contents = _chunks.read_chunks(one, one.grids[-1])
         plane = _chunks.landscape(one, one.grids[-1], contents)
         missing += [f"{error.path} (damaged: {error})" for error in contents.damaged.values()]
         if contents.missing:
             num = plane.values["loss"].size - contents.done
-            missing.append(f"{len(contents.missing)} chunks of {folder} ({num:,} points)")
+            missing.append(f"{len(contents.missing)} chunks of {place} ({num:,} points)")
         elif not contents.damaged:
             points.check_values(plane)
         planes[member] = plane
     if (missing and not partial) or not planes:
-        raise reading.Incomplete(Path(store), "; ".join(missing[:5]) + " and more" * (len(missing) > 5))
+        raise reading.Incomplete(folder, "; ".join(missing[:5]) + " and more" * (len(missing) > 5))
     return planes[None] if None in planes else Table(planes)

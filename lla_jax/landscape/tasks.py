@@ -8,7 +8,7 @@ import jax
 
 from lla_jax.core import data as _data
 from lla_jax.core import losses
-from lla_jax.core.arguments import Misuse, check_choice, check_functions
+from lla_jax.core.arguments import Misuse, check_choice, check_functions, single_key
 from lla_jax.core.data import Stream
 from lla_jax.core.static import static
 from lla_jax.core.types import Execution, Loss
@@ -82,6 +82,8 @@ def check(task: Task) -> Task:
         _data.check_batch_size(task.batch_size)
     metrics, point_metrics = check_metrics(task.metrics, task.point_metrics, task.loss)
     check_policy(task.batch_stats, task.loss)
+    if task.key is not None:
+        single_key(task.key)
     task = task._replace(
         loss=losses.as_loss(task.loss),
         metrics=metrics,

@@ -12,19 +12,22 @@ import numpy as np
 from lla_jax.core import arguments
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree
 from lla_jax.curvature import eigen, operators
 from lla_jax.curvature.linear_operator import LinearOperator
 from lla_jax.execution import plans
 from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.keywords import accept_old
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, takes_progress
 from lla_jax.landscape import evaluation, rules
 
 CURVATURES = ("lambda_min", "lambda_max", "residual")
 
 
 @accept_old("devices")
+@takes_progress("products")
+@explained
 def convexity(
     loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,
@@ -36,7 +39,7 @@ def convexity(
     steps: int = 20,
     batch_size: int | None = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
     on_partial: Callable[[Landscape], None] | None = None,
     resume: Landscape | None = None,
 ) -> Landscape:
@@ -61,7 +64,8 @@ def convexity(
       steps: Lanczos steps per point at most; a step takes a Hessian product.
       batch_size: as for ``hessian``.
       execution: as for ``hessian``, except that every process computes for itself.
-      progress: called as ``progress(done, total)`` in products, ``steps`` per point, after every point.
+      progress: True for a bar, or a function called as ``progress(done, total)`` in products, ``steps`` per point,
+        after every point.
       on_partial: called with the finished points (the eigenvalues of others NaN, ``recipe["complete"]`` False) if the
         computation is interrupted or fails; the exception is then raised again.
       resume: a partial landscape that ``on_partial`` was called with, of the same call. The computation continues from

@@ -10,19 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import arguments, recipes, text
+from lla_jax.core import arguments, called, recipes, text, tries
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import Estimate, Execution, Loss, Path, PyTree, Select
 from lla_jax.curvature import eigen, estimates, operators
+from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.keywords import accept_old
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
 
 LEAST = 16  # probes before a standard error is believed
 COVERS = 2  # a trace within so many standard errors of zero may be zero
 
 
+@explained
 class Layer(NamedTuple):
     """One diagonal block H_bb of the Hessian, a row of the table.
 
@@ -47,8 +50,15 @@ class Layer(NamedTuple):
     residual: float
     products: int
 
+    def __repr__(self) -> str:
+        ends = f"eigenvalues {self.lambda_min:.4g} .. {self.lambda_max:.4g} +- {self.residual:.2g}"
+        trace = f"{self.trace:.4g}" if isinstance(self.trace, Estimate) else self.trace
+        return f"Layer({self.module}: {self.size:,} parameters, trace {trace} ({self.share:.1%}), {ends})"
+
 
 @accept_old("devices")
+@takes_progress("products")
+@explained
 def per_layer(
     loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,
@@ -62,7 +72,7 @@ def per_layer(
     groups: Callable[[Path], str | None] | None = None,
     select: Select | None = None,
     batch_stats: str = "frozen",
-    progress: Progress | None = None,
+    progress: AskedProgress = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
 ) -> tuple[Layer, ...]:
     """The curvature of each part of a network: trace, share and extreme eigenvalues of every module's diagonal block.
@@ -89,7 +99,8 @@ def per_layer(
         of the total. By default a block is a module, the leaves with one parent; a leaf at the root is its own block.
       select: the leaves that belong to blocks, as for ``hessian``; the others are left out as with ``groups``.
       batch_stats: as for ``hessian``.
-      progress: ``progress(done, total)`` in products; ``total`` is None while traces are estimated.
+      progress: True for a bar, or a function ``progress(done, total)``, called in products; ``total`` is None
+        while traces are estimated.
       execution: as for ``hessian``.
 
     Returns:
@@ -126,7 +137,11 @@ def per_layer(
     blocks = list(dict.fromkeys(block_of))
     keys = jax.random.split(key)
     member = np.array([[name == block for name in block_of] for block in blocks])
-    traces, total = _traces(H, keys[0], member, rtol, max_products, progress)
+
+    def compute(unit: Unit) -> tuple[list[Estimate], Estimate]:
+        return _traces(unit, keys[0], member, rtol, max_products, progress)
+
+    traces, total = adapt(Unit(H), keys[1], compute)
     rows, done = [], traces[0].num
     leaves, structure = jax.tree.flatten(H.structure)
     not_zero = abs(total.mean) > COVERS * total.sem
@@ -143,10 +158,12 @@ def per_layer(
     return tuple(rows)
 
 
+@explained
 def table(rows: Sequence[Layer]) -> str:
     """The rows of ``per_layer`` as text with aligned columns; below them the total trace and the products used."""
-    if not rows:
-        raise ValueError("rows: empty; pass the rows that lla.per_layer returned")
+    given, rows = rows, tuple(rows) if isinstance(rows, Sequence) else ()
+    if not rows or not all(isinstance(row, Layer) for row in rows):
+        raise misuse("rows", given, "the rows that lla.per_layer(loss, params, data, key) returned, one at least")
     total = rows[0].trace.recipe["total"]
     body = [("module", "size", "trace", "share", "lambda_max", "lambda_min", "residual")]
     for row in rows:
@@ -156,7 +173,14 @@ def table(rows: Sequence[Layer]) -> str:
     size = sum(row.size for row in rows)
     body.append(("total", f"{size:,}", text.pm(total["mean"], total["sem"]), "", "", "", ""))
     probes, lanczos = rows[0].trace.num, sum(row.products for row in rows)
-    return f"{text.table(body)}\n{probes} products for the traces, {lanczos} for the eigenvalues"
+    lines = [text.table(body), f"{probes} products for the traces, {lanczos} for the eigenvalues"]
+    if any(math.isnan(row.share) for row in rows):
+        lines.append(f"no shares: {_may_be_zero(total['mean'], total['sem'])}")
+    return "\n".join(lines)
+
+
+def _may_be_zero(mean: float, sem: float) -> str:
+    return f"the sum of all traces, {text.pm(float(mean), float(sem))}, may be zero"
 
 
 class _Paths:
@@ -180,7 +204,10 @@ def _names(params: PyTree, groups: Any, chosen: Sequence[bool]) -> list[str | No
     if not callable(groups):
         remedy = 'such as lambda path: path.split("/")[0]'
         raise misuse("groups", groups, f"None, or a function from a path to the name of a block, {remedy}")
-    names = [groups(path) if yes else None for path, yes in zip(paths, chosen)]
+    names = []
+    for path, yes in zip(paths, chosen):
+        with called.explain(groups, "the function", "groups(path)", {"path": path}, _slip_of_groups, "groups"):
+            names.append(groups(path) if yes else None)
     for path, name in zip(paths, names, strict=True):
         if name is not None and (not isinstance(name, str) or not name):
             text = f"gave {name!r} for {path!r}"
@@ -189,6 +216,10 @@ def _names(params: PyTree, groups: Any, chosen: Sequence[bool]) -> list[str | No
         text = f"leaves everything out; it must give a name for at least one leaf of {', '.join(paths)}"
         raise Misuse("groups", f"{text}: give names to some, or pass None")
     return names
+
+
+def _slip_of_groups(groups: Any, given: Any) -> tries.Found:
+    return tries.Found("groups", 'It must take a path, a string such as "layers/0/kernel", and return a name or None')
 
 
 # --- traces
@@ -202,24 +233,25 @@ def _per_leaf(z: PyTree, product: PyTree) -> jax.Array:
 
 
 def _traces(
-    H: Any, key: jax.Array, member: np.ndarray, rtol: float, most: int, progress: Progress | None
+    unit: Unit, key: jax.Array, member: np.ndarray, rtol: float, most: int, progress: Progress | None
 ) -> tuple[list[Estimate], Estimate]:
     """(the trace of every block, the trace of all blocks together); warns if they miss ``rtol``.
 
     Args:
-      H: the Hessian.
+      unit: the Hessian with its unit.
       key: draws the probes.
       member: (blocks, leaves), whether a leaf belongs to a block.
       rtol: as for ``per_layer``.
       most: products at most.
       progress: called with (products so far, None).
     """
-    forms, used, reached = np.zeros((0, member.shape[1])), 0, False
+    H, forms, used, reached = unit.H, np.zeros((0, member.shape[1])), 0, False
     while used < most and not reached and len(forms) == used:
         pieces = estimates.map_probes(_per_leaf, H, key, used, min(used + estimates.AT_ONCE, most))
         new = np.concatenate([np.asarray(piece, np.float64) for piece in pieces])
         used += len(new)
         forms = np.concatenate([forms, new[np.isfinite(new).all(1).cumprod().astype(bool)]])
+        unit.check(float(np.abs(forms).max()) if len(forms) else math.nan, used)
         if not len(forms):
             raise Misuse("loss", "the first Hessian product is not finite; check that the loss is finite here")
         if progress is not None:
@@ -227,12 +259,13 @@ def _traces(
         draws = np.concatenate([forms @ member.T, forms.sum(1, keepdims=True)], 1)
         mean, sem = draws.mean(0), standard_error(draws)
         reached = len(forms) >= min(LEAST, most) and bool(sem.max() <= rtol * np.abs(mean[:-1]).sum())
-    num = len(forms)
+    num, mean, sem = len(forms), mean * unit.size, sem * unit.size
     if not reached:
+        shares = "" if abs(mean[-1]) > COVERS * sem[-1] else f"; shares are NaN, as {_may_be_zero(mean[-1], sem[-1])}"
         reason = f"product {num + 1} is not finite" if num < used else "raise max_products or rtol"
         warn_caller(
             f"trace: after {num} products the largest error is {sem.max():.2g}, and rtol={rtol:g} of the traces' sum, "
-            f"{rtol * np.abs(mean[:-1]).sum():.2g}, is asked for: {reason}"
+            f"{rtol * np.abs(mean[:-1]).sum():.2g}, is asked for: {reason}{shares}"
         )
     about = {
         "kind": "block trace",

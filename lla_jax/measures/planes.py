@@ -14,10 +14,12 @@ import numpy as np
 from lla_jax.core import precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.text import pm, table
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, PyTree
 from lla_jax.curvature import matrices
 from lla_jax.curvature.linear_operator import Operator
+from lla_jax.curvature.units import Unit, adapt
 
 ON_CENTRE = 1e-9  # of an axis' range: a coordinate this close to 0 is the centre
 DEPENDENT = 1e-10  # squared sine of the angle between axes that span no plane
@@ -25,6 +27,7 @@ COVERS = 2  # a number within so many standard errors of zero may be zero
 APART = 0.02  # relative difference of two curvatures, beyond their error, that the report mentions
 
 
+@explained
 @dataclass(frozen=True, eq=False, repr=False)
 class PlaneReport:
     """The curvature that a landscape shows at its centre; ``print`` it.
@@ -136,6 +139,7 @@ def _share(share: float | Estimate | None, argument: str) -> str:
     return f"{100 * share:.3g}%"
 
 
+@explained
 def plane_report(
     plane: Landscape,
     axes: Directions,
@@ -293,10 +297,17 @@ def _align_axes(axes: Directions, H: Any) -> PyTree:
 
 def _project(H: Any, tree: PyTree, num: int) -> tuple[np.ndarray, np.ndarray]:
     """(D' H D, D' D) of the ``num`` axes D, each (num, num) float64."""
-    vectors, images = _tree.unstack(tree), _tree.unstack(H.products(tree))
-    projected = np.array([[float(_tree.dot(v, h)) for h in images] for v in vectors])
-    gram = np.array([[float(_tree.dot(v, w)) for w in vectors] for v in vectors])
-    return (projected + projected.T) / 2, gram.reshape(num, num)
+    vectors = _tree.unstack(tree)
+    gram = np.array([[float(_tree.dot(v, w)) for w in vectors] for v in vectors]).reshape(num, num)
+
+    def compute(unit: Unit) -> np.ndarray:
+        images = _tree.unstack(unit.H.products(tree))
+        sizes = [float(_tree.dot(h, h)) / length for h, length in zip(images, np.diag(gram)) if length > 0]
+        unit.check(math.sqrt(np.max(sizes, initial=0)) if sizes else 1.0, num)
+        return unit.size * np.array([[float(_tree.dot(v, h)) for h in images] for v in vectors])
+
+    projected = adapt(Unit(H), jax.random.key(0), compute)
+    return (projected + projected.T) / 2, gram
 
 
 def _plane_eigenvalues(projected: np.ndarray, gram: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from scipy import special
 
 from lla_jax.core import precision
 from lla_jax.core.arguments import Misuse, check_choice, check_number, misuse, warn_caller
+from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import WITHIN, standard_error
 from lla_jax.core.text import pm
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Spectrum
@@ -42,6 +43,7 @@ RESOLVED = 0.5  # of the value, which two systematic errors of a resolved criter
 Definition = Literal["pooled", "lla"]
 
 
+@explained
 class SpectrumType(NamedTuple):
     """The type of a spectrum, and the fractions of its absolute curvature that lie below, near and above zero.
 
@@ -58,6 +60,7 @@ class SpectrumType(NamedTuple):
     positive: float
 
 
+@explained
 def r_e(spec: Spectrum, *, definition: Definition = "pooled") -> Estimate:
     """The ratio of the most negative to the largest eigenvalue, a measure of how far from convex the loss is.
 
@@ -99,6 +102,7 @@ def r_e(spec: Spectrum, *, definition: Definition = "pooled") -> Estimate:
     return _with_errors(mean, statistical, systematic, spec, recipe)
 
 
+@explained
 def k_hn(spec: Spectrum, n: float = 0.5, *, definition: Definition = "pooled") -> Estimate:
     """The ratio of negative to positive curvature: sums over weighted eigenvalues, raised to a power.
 
@@ -169,6 +173,7 @@ def k_hn(spec: Spectrum, n: float = 0.5, *, definition: Definition = "pooled") -
     return _with_errors(mean, statistical, systematic, spec, recipe)
 
 
+@explained
 def spectrum_type(spec: Spectrum) -> SpectrumType:
     """The type of a spectrum: whether most of its absolute curvature lies below, near or above zero.
 
@@ -203,6 +208,7 @@ def spectrum_type(spec: Spectrum) -> SpectrumType:
     return SpectrumType(kind, negative, zero, positive)
 
 
+@explained
 def saddle_index(spec: Spectrum) -> Estimate:
     """The fraction of directions in which the loss curves down; times the number of parameters, the index of a saddle.
 
@@ -247,6 +253,7 @@ def saddle_index(spec: Spectrum) -> Estimate:
     return _with_errors(mean, statistical, systematic, spec, recipe)
 
 
+@explained
 def escape_directions(pairs: Eigenpairs) -> tuple[Directions, np.ndarray]:
     """Directions in which the loss surely curves down: eigenvectors with an eigenvalue below minus its residual.
 
@@ -367,6 +374,11 @@ def _with_errors(
 ) -> Estimate:
     resolved = bool(WITHIN * systematic <= RESOLVED * abs(mean)) if math.isfinite(systematic) else False
     recipe |= {"statistical": statistical, "systematic": systematic, "resolved": resolved}
+    if spec.probes == 1 and math.isnan(statistical) and not math.isnan(mean) and "n" in spec.recipe:
+        remedy = "take spectrum(H, key, probes=4), or definition='pooled', whose error one probe has"
+        warn_caller(
+            f"{recipe['kind']}: no error of {mean:.4g}, since its only source is the scatter of probes; {remedy}"
+        )
     return Estimate(mean, statistical + systematic, spec.probes, recipe)
 
 

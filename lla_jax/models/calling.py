@@ -13,14 +13,17 @@ so that ``batch_stats="batch"`` does not switch dropout on, and a stochastic los
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypedDict
 
 import jax
 import numpy as np
 
-from lla_jax.core.arguments import Misuse, misuse
-from lla_jax.core.types import Batch, FilterAxis, Loss, PyTree
+from lla_jax.core.arguments import Misuse, is_integer, misuse, single_key
+from lla_jax.core.foreign import advise_params, library_of
+from lla_jax.core.tree import paths
+from lla_jax.core.types import Batch, FilterAxis, Loss, Path, PyTree
 
 Inputs = str | int | tuple[str | int, ...] | Callable[[Batch], Any] | None
 """The place of the model's input in a batch; see ``Options``."""
@@ -68,6 +71,152 @@ DEFAULTS: Options = {
 }
 
 
+_ADAPTERS = {
+    "flax.linen": "a linen module, for lla.from_linen(module, variables, criterion)",
+    "flax.nnx": "an nnx object; of an nnx module make the loss by lla.from_nnx(model, criterion)",
+    "equinox": "an Equinox object; of an Equinox model make the loss by lla.from_equinox(model, criterion)",
+    "torch": "a PyTorch object; convert the module, net = lla_torch.convert(module, example_inputs), and use "
+    "net.loss(criterion)",
+    "haiku": "a Haiku object; use lla.Loss(lambda params, state, batch, train: (f.apply(params, ...), state), "
+    "criterion)",
+    "flax.training": "a training state; pass the model itself",
+}
+
+
+def model_misuse(name: str, value: Any, rule: str) -> Misuse:
+    """Make (not raise) the error for an object that is no model of an adapter's library.
+
+    Args:
+      name: the argument's name.
+      value: the object.
+      rule: what it must be.
+    """
+    if isinstance(value, type):
+        return Misuse(
+            name, f"the class {value.__name__} given; it must be {rule}: make one of it, {value.__name__}(...)"
+        )
+    advice = _ADAPTERS.get(library_of(value), "")
+    return misuse(name, value, f"{rule}{advice and f'. This is {advice}'}")
+
+
+def check_method(model: Any, method: Any) -> Any:
+    """Return the method of a model by its name.
+
+    Raises:
+      Misuse: the name is no string, or the model has no such method.
+    """
+    call = getattr(model, method, None) if isinstance(method, str) else None
+    if not callable(call):
+        kind = model if isinstance(model, type) else type(model)
+        names = [name for name, each in vars(kind).items() if callable(each) and name[:1] != "_"]
+        own = f" It has {', '.join(names)}." if names else ""
+        raise misuse("method", method, f"the name of a method of {kind.__name__}, such as '__call__'.{own}".rstrip("."))
+    return call
+
+
+Shapes = tuple[tuple[Path, tuple[int, ...]], ...]
+"""The paths and shapes of the parameters of a model."""
+
+
+def shapes_of(params: PyTree) -> Shapes:
+    """The paths and shapes of all leaves."""
+    return tuple((path, tuple(np.shape(leaf))) for path, leaf in zip(paths(params), jax.tree.leaves(params)))
+
+
+@contextlib.contextmanager
+def explain_params(params: PyTree, expected: Shapes) -> Iterator[None]:
+    """Explain an error that is raised in this block by parameters of another network, if they are.
+
+    Args:
+      params: the parameters with which the model is called.
+      expected: the paths and shapes of the model's own parameters.
+
+    Raises:
+      Misuse: the block failed, and the parameters are not like the model's own.
+    """
+    try:
+        yield
+    except Misuse:
+        raise
+    except Exception as error:
+        if difference := _difference(params, expected):
+            raise Misuse("params", difference) from error
+        raise
+
+
+def check_shapes(params: PyTree, expected: Shapes) -> None:
+    """Raise an error if a leaf has another shape than the model's own parameter of this path."""
+    own = dict(expected)
+    if any(own.get(path, shape) != shape for path, shape in shapes_of(params)):
+        raise Misuse("params", _difference(params, expected))
+
+
+def _difference(params: PyTree, expected: Shapes) -> str:
+    """How parameters differ from those of the model, with a remedy; "" if they do not."""
+    given, own = dict(shapes_of(params)), dict(expected)
+    missing = [path for path in own if path not in given]
+    changed = [path for path in own if path in given and given[path] != own[path]]
+    keys = ["/".join(map(str, key)) if isinstance(key, tuple) else key for key in _keys(params)]
+    if own and any("/" in str(key) for key in keys) and set(own) <= set(keys):
+        return f"a flat dict of {_few(keys)} given; nest it, flax.traverse_util.unflatten_dict"
+    if not missing and not changed:
+        return ""
+    if changed and not missing:
+        return (
+            f"{changed[0]!r} has shape {given[changed[0]]}, and in the model of this loss {own[changed[0]]}; these are "
+            "the parameters of another network: pass those of this one, or make the loss of the other"
+        )
+    shown = f"they lack {_few(missing)}, which the model of this loss has, and have {_few(list(given))}"
+    if set(own) <= {path.partition("/")[2] for path in given if path.startswith("params/")}:
+        return f"{shown}; these are all variables: pass variables['params']"
+    remedy = (
+        "pass those of this model: of a linen module variables['params'], of an nnx model nnx.state(model, nnx.Param), "
+        "of an Equinox model eqx.filter(model, eqx.is_inexact_array)"
+    )
+    return f"{shown}; {(library_of(params) != 'equinox' and advise_params(params)) or remedy}"
+
+
+def _keys(params: PyTree) -> list[Any]:
+    return list(params) if isinstance(params, Mapping) else []
+
+
+def _few(names: list[Path]) -> str:
+    more = f" and {len(names) - 3} others" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more
+
+
+def check_options(function: str, options: Options) -> Options:
+    """Return the options with ``inputs`` as a tuple where a list was given, after a check of their kinds.
+
+    Args:
+      function: the name of the adapter, such as "from_linen".
+      options: all options.
+
+    Raises:
+      Misuse: an option is of another kind.
+    """
+    inputs = options["inputs"]
+    inputs = tuple(inputs) if isinstance(inputs, list) else inputs
+    names = inputs if type(inputs) is tuple else (inputs,)
+    if not (inputs is None or callable(inputs) or all(isinstance(x, str) or is_integer(x) for x in names)):
+        raise misuse(
+            "inputs",
+            inputs,
+            "the index or name of the model's input in a batch, such as 0, a tuple of these, or a "
+            "function of the batch",
+        )
+    if options["key"] is not None:
+        single_key(options["key"])
+    for name in ("train_kwargs", "eval_kwargs"):
+        if not isinstance(options[name], Mapping | None):  # type: ignore[literal-required]
+            value = options[name]  # type: ignore[literal-required]
+            raise misuse(name, value, f"a dict of keyword arguments, such as {function}(..., {name}={{'train': True}})")
+    axis = options["filter_axis"]
+    if not (axis is None or is_integer(axis) or callable(axis)):
+        raise misuse("filter_axis", axis, "an int, such as -1, a function (path, leaf) -> axes, or None")
+    return {**options, "inputs": inputs}
+
+
 def loss_of(apply: Callable[..., Any], criterion: Callable[..., Any], state: PyTree, options: Options) -> Loss:
     """Make the ``Loss`` of an adapter, with those of the options that a ``Loss`` has too."""
     names = ("key", "penalty", "per_example", "filter_axis", "precision")
@@ -83,7 +232,7 @@ def model_arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
     if batch is None and not callable(inputs):
         raise Misuse("data", "None given, but the model takes an input; pass its data")
     if callable(inputs):
-        chosen = inputs(batch)
+        chosen = _call_inputs(inputs, batch)
     elif inputs is not None:
         try:
             chosen = tuple(batch[i] for i in inputs) if type(inputs) is tuple else batch[inputs]
@@ -101,6 +250,24 @@ def model_arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
     else:
         chosen = batch[0] if isinstance(batch, tuple | list) else batch
     return chosen if type(chosen) is tuple else (chosen,)
+
+
+def _call_inputs(inputs: Callable[[Batch], Any], batch: Batch) -> Any:
+    """What a function of the user finds in a batch."""
+    shapes = f"a batch of the shapes {jax.tree.map(np.shape, batch)}"
+    try:
+        chosen = inputs(batch)
+    except Exception as error:
+        raise Misuse(
+            "inputs",
+            f"the function failed on {shapes} with {type(error).__name__}: {error}; it must take the batch and return "
+            "the model's input, such as lambda batch: batch[0]",
+        ) from error
+    if chosen is None:
+        raise Misuse(
+            "inputs", f"the function returned None for {shapes}; it must return the model's input, such as batch[0]"
+        )
+    return chosen
 
 
 Kwargs = tuple[tuple[str, Any], ...]
@@ -129,6 +296,15 @@ def mode_kwargs(names: Mapping[str, Any], coupled: bool, options: Options) -> tu
             "running averages is not possible. Give the model two flags (deterministic and use_running_average), or "
             "pass eval_kwargs={...} with the keyword arguments of the call",
         )
+
+    open_ended = any(getattr(each, "kind", None) == each.VAR_KEYWORD for each in names.values()) or not names
+    for option, kwargs in (("train_kwargs", train_kwargs), ("eval_kwargs", eval_kwargs)):
+        if (unknown := sorted(set(kwargs or {}) - set(names))) and not open_ended:
+            raise Misuse(
+                option,
+                f"{unknown[0]!r} given, which is no argument of the model's call; its arguments are: "
+                f"{', '.join(names)}: name one of these",
+            )
 
     def flags(train: bool) -> dict[str, Any]:
         values: dict[str, Any] = dict.fromkeys(train_flags, train or (keyed and not deterministic))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 import jax
 import numpy as np
 
-from lla_jax.core.arguments import Misuse, complete, misuse, parameters, show_options
+from lla_jax.core.arguments import Misuse, misuse, parameters
+from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
@@ -17,10 +19,17 @@ from lla_jax.models.calling import (
     Inputs,
     Kwargs,
     Options,
+    Shapes,
+    check_method,
+    check_options,
+    check_shapes,
+    explain_params,
     loss_of,
     mode_kwargs,
     model_arguments,
+    model_misuse,
     refuse_noisy_statistics,
+    shapes_of,
 )
 
 
@@ -51,6 +60,10 @@ class _EquinoxApply(ByValue):
     takes: frozenset[str]
     stateful: bool
     coupled: bool
+    shapes: Shapes
+
+    def __repr__(self) -> str:
+        return f"equinox {type(self.static[0].tree()).__name__}"
 
     def __call__(
         self, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any = None
@@ -77,7 +90,9 @@ class _EquinoxApply(ByValue):
         if keys is not None:
             refuse_noisy_statistics(train, self.coupled)
         rest = state["arrays"] if state is not None else None
-        model = eqx.combine(params, *([] if rest is None else [rest]), self.static[train].tree())
+        check_shapes(params, self.shapes)
+        with explain_params(params, self.shapes):
+            model = eqx.combine(params, *([] if rest is None else [rest]), self.static[train].tree())
         call, kwargs = getattr(model, self.method), dict(self.kwargs[train])
         held = _fill_from_batch(model, state["state"]) if self.stateful and train else state and state["state"]
 
@@ -90,7 +105,9 @@ class _EquinoxApply(ByValue):
                 return call(*args, state=own, **extra, **kwargs)
             return call(*args, own, **extra, **kwargs)
 
-        results = mapped(one)(model_arguments(self.inputs, batch), keys)
+        args = model_arguments(self.inputs, batch)
+        with _explain_example(args):
+            results = mapped(one)(args, keys)
         if not self.stateful:
             return results, state
         outputs, new = results
@@ -99,6 +116,29 @@ class _EquinoxApply(ByValue):
         # counters stay, see from_equinox
         new = jax.tree.map(lambda a, b: b if eqx.is_inexact_array(a) else a, state["state"], new)
         return outputs, {**state, "state": new}
+
+
+@contextlib.contextmanager
+def _explain_example(args: tuple[Any, ...]) -> Iterator[None]:
+    """Explain an error that the user's model raises in this block: it is called on one example."""
+    try:
+        yield
+    except Misuse:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(jax.tree.map(lambda x: np.shape(x)[1:], arg)) for arg in args)
+        halved = "'NoneType' object is not callable" in str(error)
+        remedy = (
+            "a part of it is None, as in one half of eqx.partition or eqx.filter: pass the whole model to from_equinox"
+            if halved
+            else "it must take one example, without the axis of the batch, over which it is vmapped here; compare the "
+            "shapes, and choose the input by inputs="
+        )
+        lines = (str(error) or "no message").splitlines()
+        raise Misuse(
+            "model",
+            f"failed with {type(error).__name__}: {lines[0]}; it was called on one example of shape {shapes}: {remedy}",
+        ) from error
 
 
 def _equinox_norms(model: PyTree) -> list[Any]:
@@ -153,6 +193,7 @@ def _equinox_mode(model: PyTree, train: bool, keyed: bool) -> PyTree:
 
 
 @show_options(Options, DEFAULTS)
+@explained
 def from_equinox(
     model: Any,
     criterion: Callable[[Any, Batch], Any],
@@ -198,7 +239,11 @@ def from_equinox(
     import equinox as eqx
 
     if not isinstance(model, eqx.Module):
-        raise misuse("model", model, "an equinox.Module; for other models use lla.from_linen or lla.from_nnx")
+        raise model_misuse("model", model, "the equinox.Module itself, which takes one example and is vmapped here")
+    if type(model).__module__.startswith("equinox._") and hasattr(model, "_fun"):
+        raise misuse("model", model, "the model itself, not wrapped by eqx.filter_jit, eqx.filter_vmap or the like")
+    if state is not None and not isinstance(state, eqx.nn.State):
+        raise misuse("state", state, "the equinox.nn.State of eqx.nn.make_with_state(Model)(...), or None")
     is_index = lambda node: isinstance(node, eqx.nn.StateIndex)  # noqa: E731
     stateful = state is not None
     if not stateful and any(is_index(node) for node in jax.tree.leaves(model, is_leaf=is_index)):
@@ -207,8 +252,8 @@ def from_equinox(
             "None given, but the model has stateful layers. Make it with "
             "model, state = equinox.nn.make_with_state(Model)(...) and pass state=state",
         )
-    names = parameters(getattr(model, method))
-    options = complete("from_equinox", options, DEFAULTS)
+    names = parameters(check_method(model, method))
+    options = check_options("from_equinox", complete("from_equinox", options, DEFAULTS))
     keyed = options["key"] is not None
     takes = frozenset(name for name in ("key", "state") if name in names)
     if keyed and "key" not in takes:
@@ -223,10 +268,13 @@ def from_equinox(
     def static_part(train: bool) -> _Static:
         return _Static.of(eqx.filter(_equinox_mode(model, train, keyed), eqx.is_array, inverse=True))
 
+    own = shapes_of(eqx.filter(model, eqx.is_inexact_array))
+    if not own:
+        raise misuse("model", model, "a model with its arrays, not the static half that eqx.partition gives")
     statics = static_part(False), static_part(True)
     arrays = eqx.filter(model, lambda leaf: eqx.is_array(leaf) and not eqx.is_inexact_array(leaf))
     held: dict[str, Any] | None = {"arrays": arrays, "state": _debias(model, state) if stateful else None}
-    apply = _EquinoxApply(statics, static(options["inputs"]), method, kwargs, axis_name, takes, stateful, coupled)
+    apply = _EquinoxApply(statics, static(options["inputs"]), method, kwargs, axis_name, takes, stateful, coupled, own)
     if not stateful and not jax.tree.leaves(arrays):
         held = None
     return loss_of(apply, criterion, held, options)

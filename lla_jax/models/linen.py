@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from lla_jax.core.arguments import Misuse, complete, parameters, show_options
+import jax
+
+from lla_jax.core.arguments import Misuse, parameters
+from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.models.calling import (
@@ -16,12 +19,27 @@ from lla_jax.models.calling import (
     Inputs,
     Kwargs,
     Options,
+    Shapes,
+    check_method,
+    check_options,
+    explain_params,
     loss_of,
     map_examples,
     mode_kwargs,
     model_arguments,
+    model_misuse,
     refuse_noisy_statistics,
+    shapes_of,
 )
+
+
+def _refuse_none(params: PyTree, expected: Shapes) -> None:
+    """Raise an error if parameters have None in place of an array: linen modules pass over it in silence."""
+    holes = jax.tree.leaves_with_path(params, is_leaf=lambda node: node is None)
+    for keys, leaf in holes:
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        if leaf is None and any(own == path or own.startswith(path + "/") for own, _ in expected):
+            raise Misuse("params", f"{path!r} is None, and an array in the model's variables; pass all parameters")
 
 
 def _skip_dropout(next_fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
@@ -40,11 +58,16 @@ class _LinenApply(ByValue):
     method: Any
     kwargs: tuple[Kwargs, Kwargs | None]
     coupled: bool
+    shapes: Shapes
+
+    def __repr__(self) -> str:
+        return f"linen {type(self.module).__name__}"
 
     def __call__(
         self, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any = None
     ) -> tuple[Any, PyTree]:
         args, state_ = model_arguments(self.inputs, batch), state or {}
+        _refuse_none(params, self.shapes)
         if keys is not None:
             refuse_noisy_statistics(train, self.coupled)
             return map_examples(lambda a, k: self._call(params, state_, a, train, k), args, keys), state
@@ -70,7 +93,7 @@ class _LinenApply(ByValue):
         quiet = nn.intercept_methods(_skip_dropout) if train and key is None else contextlib.nullcontext()
         variables = {"params": params, **state}
         try:
-            with quiet:
+            with quiet, explain_params(params, self.shapes):
                 return self.module.apply(
                     variables, *args, rngs=key, mutable=mutable, method=self.method, **dict(kwargs)
                 )
@@ -90,6 +113,7 @@ class _LinenApply(ByValue):
 
 
 @show_options(Options, DEFAULTS)
+@explained
 def from_linen(
     module: Any,
     variables: Mapping[str, Any],
@@ -129,6 +153,11 @@ def from_linen(
       ValueError: ``variables`` has no entry "params", or a key is given and one flag controls both noise and batch
         statistics.
     """
+    import flax.core
+    import flax.linen as nn
+
+    if not isinstance(module, nn.Module):
+        raise model_misuse("module", module, "a linen module, from_linen(module, variables, criterion)")
     if not isinstance(variables, Mapping) or "params" not in variables:
         given = f"a dict of {sorted(variables)}" if isinstance(variables, Mapping) else type(variables).__name__
         raise Misuse(
@@ -136,16 +165,16 @@ def from_linen(
             f'{given} given; it must be the dict that module.init returns, with an entry "params". If these are the '
             'parameters alone, pass variables={"params": params}',
         )
-    import flax.core
-
-    options = complete("from_linen", options, DEFAULTS)
+    options = check_options("from_linen", complete("from_linen", options, DEFAULTS))
     # "intermediates", which sow leaves after a call, would grow with every train step
     plain: dict[str, Any] = flax.core.unfreeze(dict(variables))
+    if isinstance(plain["params"], Mapping) and "params" in plain["params"]:
+        raise Misuse("variables", "its entry 'params' is a dict of variables again; pass variables, not {'params': it}")
     state = {name: plain[name] for name in plain if name not in ("params", "intermediates")}
     coupled = bool(state.get("batch_stats"))
-    call = method if callable(method) else getattr(type(module), method or "__call__")
+    call = method if callable(method) else check_method(type(module), "__call__" if method is None else method)
     kwargs: tuple[Kwargs, Kwargs | None] = mode_kwargs(parameters(call), coupled, options)
     if coupled and options["train_kwargs"] is None and not kwargs[1]:
         kwargs = (kwargs[0], None)  # without a known flag, train mode would silently be eval mode
-    apply = _LinenApply(module, static(options["inputs"]), method, kwargs, coupled)
+    apply = _LinenApply(module, static(options["inputs"]), method, kwargs, coupled, shapes_of(plain["params"]))
     return loss_of(apply, criterion, state or None, options)

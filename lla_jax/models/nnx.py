@@ -8,7 +8,8 @@ from typing import Any, Unpack
 
 import jax
 
-from lla_jax.core.arguments import complete, parameters, show_options
+from lla_jax.core.arguments import Misuse, parameters
+from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, Path, PyTree
 from lla_jax.models.calling import (
@@ -16,11 +17,18 @@ from lla_jax.models.calling import (
     Inputs,
     Kwargs,
     Options,
+    Shapes,
+    check_method,
+    check_options,
+    check_shapes,
+    explain_params,
     loss_of,
     map_examples,
     mode_kwargs,
     model_arguments,
+    model_misuse,
     refuse_noisy_statistics,
+    shapes_of,
 )
 
 
@@ -34,11 +42,17 @@ class _NnxApply(ByValue):
     coupled: bool
     impl: Any  # implementation of the model's random keys
     layer_ndims: tuple[tuple[Path, int], ...]  # the number of axes of kernels and biases in one layer, for normalize
+    shapes: Shapes
+
+    def __repr__(self) -> str:
+        root = next(iter(getattr(self.graphdefs[0], "nodes", ())), None)
+        return f"nnx {getattr(getattr(root, 'type', None), '__name__', 'model')}"
 
     def __call__(
         self, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any = None
     ) -> tuple[Any, PyTree]:
         args = model_arguments(self.inputs, batch)
+        check_shapes(params, self.shapes)
         if keys is None:
             outputs, model = self._call(params, state, args, train)
             return outputs, _nnx_statistics(model, state) if train else state
@@ -51,7 +65,8 @@ class _NnxApply(ByValue):
         from flax import nnx
 
         rest = {} if state is None else _nnx_streams(state, self.impl, key)
-        model = nnx.merge(self.graphdefs[train], params, rest, copy=True)
+        with explain_params(params, self.shapes):
+            model = nnx.merge(self.graphdefs[train], params, rest, copy=True)
         kwargs = dict(self.kwargs[train])
         if key is not None and self.takes_rngs:
             kwargs["rngs"] = nnx.Rngs(key)
@@ -106,6 +121,7 @@ def _layer_ndims(model: Any) -> tuple[tuple[Path, int], ...]:
 
 
 @show_options(Options, DEFAULTS)
+@explained
 def from_nnx(
     model: Any,
     criterion: Callable[[Any, Batch], Any],
@@ -139,9 +155,14 @@ def from_nnx(
     """
     from flax import nnx
 
-    options = complete("from_nnx", options, DEFAULTS)
+    if not isinstance(model, nnx.Module):
+        raise model_misuse("model", model, "the nnx model itself, from_nnx(model, criterion), not a part of it")
+    options = check_options("from_nnx", complete("from_nnx", options, DEFAULTS))
     keyed = options["key"] is not None
-    names = parameters(getattr(model, method))
+    names = parameters(check_method(model, method))
+    own = nnx.state(model, nnx.Param)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(model))):
+        raise Misuse("model", "holds shapes without values, as nnx.eval_shape gives them; pass a model with values")
 
     def view(train: bool) -> Any:
         modes = {"use_running_average": not train, "deterministic": not keyed}
@@ -163,6 +184,6 @@ def from_nnx(
     coupled = bool(jax.tree.leaves(nnx.state(model, nnx.BatchStat)))
     kwargs = mode_kwargs(names, coupled, options)
     inputs, ndims = static(options["inputs"]), _layer_ndims(model)
-    apply = _NnxApply(graphdefs, inputs, method, kwargs, "rngs" in names, coupled, impl, ndims)
+    apply = _NnxApply(graphdefs, inputs, method, kwargs, "rngs" in names, coupled, impl, ndims, shapes_of(own))
     state = state if jax.tree.leaves(state) else None
     return loss_of(apply, criterion, state, options)

@@ -78,7 +78,7 @@ def result(
       Differs: the file was made with other settings (argument "settings"), or from another operator ("operator").
       Misuse: the file has another ending, cannot be read, or is not the same file to all processes (argument "path").
     """
-    path = Path(path)
+    path = _files.check_path("path", path, "eigenpairs.npz")
     if path.suffix != ".npz":
         raise Misuse("path", f"{path} given; it must be a file that ends in .npz, such as eigenpairs.npz")
     name, partial = path.stem, path.with_suffix(".partial.npz")
@@ -143,14 +143,14 @@ def numbers(
     Raises:
       Differs, Misuse: as ``result``.
     """
-    path = Path(path)
+    path = _files.check_path("path", path, "trace.json")
     loads = path.exists() and not overwrite
     _agree(path, path if loads else None)
     if loads:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = _files.parse_json(path.read_text(encoding="utf-8"))
             loaded = content["result"]
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, OSError) as error:
             raise Misuse(
                 "path", f"{path} is not what lla_jax wrote: {error!r}. Remove it, or pass another path", path
             ) from error
@@ -188,8 +188,11 @@ def is_writer() -> bool:
 
 def _check_same(path: Path, then: Mapping[str, Any], operator: Mapping[str, Any], settings: Mapping[str, str]) -> None:
     """Raise ``Differs`` unless the recipe ``then`` of a kept result has the given operator and settings."""
-    check_settings(path, then.get(SETTINGS, {}), settings)
-    recipes.check_same("operator", f"that of {path}", then.get("operator", {}), operator, operator, ANEW, path)
+    before, made_of = then.get(SETTINGS, {}), then.get("operator", {})
+    if not isinstance(before, Mapping) or not isinstance(made_of, Mapping):
+        raise Misuse("path", f"{path} is not what lla_jax wrote: its settings are damaged. Remove it", path)
+    check_settings(path, before, settings)
+    recipes.check_same("operator", f"that of {path}", made_of, operator, operator, ANEW, path)
 
 
 def _agree(path: Path, existing: Path | None) -> None:

@@ -6,7 +6,9 @@ other weights are detected. All other results are stored as arrays, with the sta
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ import numpy as np
 
 from lla_jax.core import files as _files
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse
-from lla_jax.core.types import Directions, Eigenpairs, Landscape, PyTree, Recipe, Spectrum
+from lla_jax.core.arguments import Misuse, is_integer, show_value
+from lla_jax.core.signatures import explained
+from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, PyTree, Recipe, Spectrum
 from lla_jax.directions import draws
 
 FORMAT = "lla_jax"
@@ -27,57 +30,90 @@ Header = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
 
-def save(x: Landscape | Directions | Eigenpairs | Spectrum, path: str | os.PathLike[str]) -> Path:
+@explained
+def save(x: Landscape | Directions | Eigenpairs | Spectrum | Estimate, path: str | os.PathLike[str]) -> Path:
     """Write a result as .npz with a JSON header; an existing file is replaced in one step or left as it was.
 
     Args:
-      x: a ``Landscape``, ``Directions``, ``Eigenpairs`` or ``Spectrum``, with the state that continues an interrupted
-        computation. Random directions are stored as their recipe.
-      path: the file; ".npz" is appended if it has another ending. The folder is made if it is missing.
+      x: a ``Landscape``, ``Directions``, ``Eigenpairs``, ``Spectrum`` or ``Estimate``, with the state that continues an
+        interrupted computation. Random directions are stored as their recipe.
+      path: the file; ".npz" is appended to a name without an ending, such as "plane", "run0.5" or "v1.2". The folder is
+        made if it is missing.
 
     Returns:
       The path written.
 
     Raises:
-      ValueError: another type, arrays that do not fit together, or a recipe that is not JSON.
+      ValueError: another type, arrays that do not fit together, a recipe that is not JSON, a folder as path, or an
+        ending of another kind of file, such as ".csv".
       OSError: the folder cannot be written.
     """
+    if isinstance(x, str | os.PathLike) and isinstance(path, tuple(_FORMS)):
+        raise Misuse("x", f"{x!r} given, and a {type(path).__name__} as path; swap them, lla.save(result, {str(x)!r})")
     kind = next((kind for kind in _FORMS if isinstance(x, kind)), None)
     if kind is None:
         known = ", ".join(known.__name__ for known in _FORMS)
-        raise Misuse("x", f"{type(x).__name__} given; it must be one of {known}")
+        raise Misuse("x", f"{type(x).__name__} given; it must be one of {known}{_how_to_keep(x)}")
+    target = _target(path)
     header, arrays = _FORMS[kind][0](x)
     if objects := [name for name, array in arrays.items() if array.dtype == object]:
         raise Misuse("x", f"{objects} hold objects, which only pickle could save; convert them to arrays of numbers")
     if fault := _contradiction(x):
         raise Misuse("x", f"a {kind.__name__} that {fault}; load would refuse it, so mend it first")
-    target = Path(path)
-    target = target if target.suffix == ".npz" else target.with_name(target.name + ".npz")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _files.write_npz(target, {"format": FORMAT, "version": VERSION, "type": kind.__name__, **header}, arrays)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _files.write_npz(target, {"format": FORMAT, "version": VERSION, "type": kind.__name__, **header}, arrays)
+    except OSError as error:
+        remedy = "mend that, or pass a file in a folder that can be written to"
+        raise _files.explain("path", target, "could not be written", error, remedy) from error
     return target
 
 
+def _target(path: Any) -> Path:
+    """The file to write for a path that a user gave; an ending that names another kind of file is refused."""
+    given = _files.check_path("path", path, "plane.npz")
+    if os.path.isdir(given) or os.fsdecode(path).endswith(("/", os.sep)):
+        raise Misuse("path", f"{given} is a folder; pass a file in it, such as {given / 'plane.npz'}", given)
+    if given.suffix.lower() == ".npz":
+        return given
+    ending = given.suffix.lower()
+    if re.fullmatch(r"\.[a-z][a-z0-9]*", ending) and not re.fullmatch(r"\.v\d+", ending):  # not "run0.5", "net.v2"
+        raise Misuse(
+            "path",
+            f"{given} given; results are saved as .npz, so pass {given.with_suffix('.npz').name!r}, or "
+            f"{given.name + '.npz'!r} if {given.suffix!r} belongs to the name",
+            given,
+        )
+    return given.with_name(given.name + ".npz")
+
+
+@explained
 def load(path: str | os.PathLike[str], like: PyTree = None) -> Any:
     """Read a result that ``save`` wrote.
 
     Args:
-      path: the file.
+      path: the file; ".npz" may be left out.
       like: the parameters that directions or eigenvectors belong to, for their structure; random directions cannot be
         drawn again without them.
 
     Returns:
-      The ``Landscape``, ``Directions``, ``Eigenpairs`` or ``Spectrum``, its arrays the same to the bit. Directions and
-      eigenvectors without ``like`` come as nested dicts named by their paths.
+      The ``Landscape``, ``Directions``, ``Eigenpairs``, ``Spectrum`` or ``Estimate``, its arrays the same to the bit.
+      Directions, eigenvectors and estimates of trees come without ``like`` as nested dicts named by their paths.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is truncated, corrupt, of another program or of a newer version, or random directions cannot
         be drawn again as they were.
     """
-    result = _read(Path(path))
+    path = _files.check_path("path", path, "plane.npz")
+    if not os.path.lexists(path) and os.path.isfile(f"{path}.npz"):  # the name that ``save`` was given
+        path = path.with_name(f"{path.name}.npz")
+    result = _read(path)
     if isinstance(result, Eigenpairs) and result.vectors is not None:
         return Eigenpairs(**{**vars(result), "vectors": _restore_structure(result.vectors, like)})
+    if isinstance(result, Estimate) and isinstance(result.mean, dict):
+        mean, sem = (_restore_estimate(tree, like) for tree in (result.mean, result.sem))
+        return Estimate(mean, sem, result.num, result.recipe)
     if not isinstance(result, Directions):
         return result
     if result.tree is not None:
@@ -86,13 +122,27 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Any:
         raise Misuse(
             "like", f"None given, but {path} stores random directions as a recipe; pass the parameters, like=params"
         )
-    return draws.rebuild(result.recipe, like)
+    try:
+        return draws.rebuild(result.recipe, like)
+    except Misuse as error:
+        if error.argument == "recipe":
+            raise Misuse("path", f"{path} holds random directions that cannot be drawn again: {error}", path) from error
+        raise
 
 
 def _restore_structure(x: Directions, like: PyTree) -> Directions:
     """Directions with the structure of ``like`` in place of a flat dict of paths; without it, as nested dicts."""
     tree = _nest(x.tree) if like is None else _tree.align(x.tree, like, "directions", "like", stacked=True)
     return Directions(tree, x.recipe)
+
+
+def _restore_estimate(leaves: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
+    """A flat dict of paths as a tree like the parameters, None in leaves that it lacks; without ``like``, nested."""
+    if like is None:
+        return _nest(leaves)
+    named = zip(_tree.paths(like), jax.tree.leaves(like), strict=True)
+    selected = jax.tree.unflatten(jax.tree.structure(like), [leaf if path in leaves else None for path, leaf in named])
+    return _tree.align(dict(leaves), selected, "estimate", "like")
 
 
 def _nest(leaves: Mapping[str, np.ndarray]) -> PyTree:
@@ -124,15 +174,22 @@ def _landscape_parts(x: Landscape) -> tuple[Header, Arrays]:
 
 def _landscape(header: Header, arrays: Arrays) -> Landscape:
     coords = tuple(arrays.pop(f"coord{i}") for i in range(header["dims"]))
-    values = {name: arrays.pop(f"value{i}") for i, name in enumerate(header["values"])}
-    stderr = {name: arrays.pop(f"stderr{i}") for i, name in enumerate(header["stderr"])}
+    values = {name: arrays.pop(f"value{i}") for i, name in enumerate(_names(header["values"]))}
+    stderr = {name: arrays.pop(f"stderr{i}") for i, name in enumerate(_names(header["stderr"]))}
     return Landscape(coords, values, stderr, header["recipe"])
 
 
+def _names(names: Any) -> list[str]:
+    """The names of values in a header, after a check."""
+    if not isinstance(names, list) or len(set(names)) < len(names):
+        raise ValueError(f"its values are named {show_value(names)}")
+    return names
+
+
 def _directions_parts(x: Directions) -> tuple[Header, Arrays]:
-    if x.recipe.get("kind") == "random" and not x.recipe.get("transformed"):
+    if x.recipe.get("kind") == "random" and not x.recipe.get("transformed") and x.num <= x.recipe["num"]:
         return {"recipe": dict(x.recipe), "leaves": None}, {}
-    names, arrays = _list_arrays(_leaves(x), "leaf")
+    names, arrays = _list_arrays(_leaves(x.tree), "leaf")
     return {"recipe": dict(x.recipe), "leaves": names}, arrays
 
 
@@ -143,7 +200,7 @@ def _by_path(header: Header, arrays: Arrays) -> Directions:
 
 def _eigenpairs_parts(x: Eigenpairs) -> tuple[Header, Arrays]:
     given = x.vectors
-    leaves, vectors = _list_arrays(None if given is None else _leaves(given), "leaf")
+    leaves, vectors = _list_arrays(None if given is None else _leaves(given.tree), "leaf")
     state, rest = _list_arrays(x.state, "state")
     directions = None if given is None else {"recipe": dict(given.recipe), "leaves": leaves}
     header = {"recipe": x.recipe, "products": int(x.products), "directions": directions, "state": state}
@@ -168,17 +225,47 @@ def _spectrum(header: Header, arrays: Arrays) -> Spectrum:
     return Spectrum(arrays.pop("nodes"), arrays.pop("weights"), header["recipe"], state)
 
 
+def _estimate_parts(x: Estimate) -> tuple[Header, Arrays]:
+    if isinstance(x.mean, float | int | np.number):
+        leaves, arrays = None, {"mean": np.asarray(float(x.mean)), "sem": np.asarray(float(x.sem))}
+    else:
+        leaves, arrays = _list_arrays(_leaves(x.mean), "mean")
+        arrays |= _list_arrays(_leaves(x.sem), "sem")[1]
+    return {"recipe": x.recipe, "num": int(x.num), "leaves": leaves}, arrays
+
+
+def _estimate(header: Header, arrays: Arrays) -> Estimate:
+    names = header["leaves"]
+    if names is None:
+        return Estimate(float(arrays.pop("mean")), float(arrays.pop("sem")), header["num"], header["recipe"])
+    mean, sem = (_take_arrays(names, arrays, prefix) for prefix in ("mean", "sem"))
+    return Estimate(mean, sem, header["num"], header["recipe"])
+
+
 _FORMS: dict[type, tuple[Callable[[Any], tuple[Header, Arrays]], Callable[[Header, Arrays], Any]]] = {
     Landscape: (_landscape_parts, _landscape),
     Directions: (_directions_parts, _by_path),
     Eigenpairs: (_eigenpairs_parts, _eigenpairs),
     Spectrum: (_spectrum_parts, _spectrum),
+    Estimate: (_estimate_parts, _estimate),
 }
 
 
-def _leaves(x: Directions) -> dict[str, Any]:
-    """The leaves of directions by path."""
-    names, leaves = _tree.paths(x.tree), jax.tree.leaves(x.tree)
+def _how_to_keep(x: Any) -> str:
+    """How other things than results are kept, in words that end the error for them."""
+    if hasattr(x, "savefig"):
+        return '; a figure is saved by fig.savefig("picture.png")'
+    if hasattr(x, "mv"):
+        return "; an operator is made anew from loss, parameters and data: save what is computed from it"
+    if hasattr(x, "to_csv"):
+        return '; a table is saved by table.to_csv("table.csv")'
+    is_several = isinstance(x, list | tuple | Mapping)
+    return "; save results one by one, and other arrays by numpy.savez" if is_several or hasattr(x, "dtype") else ""
+
+
+def _leaves(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by path."""
+    names, leaves = _tree.paths(tree), jax.tree.leaves(tree)
     if len(set(names)) < len(names):
         raise Misuse("x", f"two of its leaves have the same path among {names}; rename one of their keys")
     return dict(zip(names, leaves, strict=True))
@@ -202,9 +289,11 @@ def _take_arrays(names: list[list[str]] | None, arrays: Arrays, prefix: str) -> 
 
 def _restore_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
     """An array of the dtype it was saved with: numpy reads bfloat16 as raw bytes."""
-    if array.dtype.name == dtype:
+    if array.dtype.name == dtype and array.dtype.kind != "V":
         return array
     wanted = np.dtype(dtype)
+    if wanted.type is np.void:
+        raise ValueError(f"an array is of {dtype}, which are no numbers")
     if array.dtype.kind != "V" or wanted.itemsize != array.dtype.itemsize or wanted.hasobject or wanted.fields:
         raise ValueError(f"an array is of {array.dtype.name}, but of {dtype} by the header")
     return array.view(wanted)
@@ -217,24 +306,51 @@ def _contradiction(x: Any) -> str:
     if isinstance(x, Landscape):
         shape = tuple(np.size(c) for c in x.coords)
         shapes = [np.shape(z) for z in (*x.values.values(), *x.stderr.values())]
-        fits = all(np.ndim(c) == 1 for c in x.coords) and all(s == shape for s in shapes)
-        return "" if fits else f"has coordinates for {shape} and values of shapes {shapes}"
+        fits = shape and all(np.ndim(c) == 1 for c in x.coords) and all(s == shape for s in shapes)
+        if not fits:
+            return f"has coordinates for {shape} and values of shapes {shapes}"
+        if not _are_real(*x.coords) or not all(np.isfinite(c).all() for c in x.coords):
+            return f"has coordinates that are not finite real numbers ({', '.join(map(show_value, x.coords))})"
+        return "" if _are_real(*x.values.values(), *x.stderr.values()) else "has values that are no real numbers"
     if isinstance(x, Directions):
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x.tree)]
         fits = x.tree is None or (() not in shapes and len({s[0] for s in shapes}) == 1)
-        return "" if fits else f"has leaves of shapes {shapes}, not one number of directions"
+        if not fits:
+            return f"has leaves of shapes {shapes}, not one number of directions"
+        named = [x.recipe.get("kind", ""), *_list_of(x.recipe, "names")]
+        named += [step.get("by") if isinstance(step, Mapping) else step for step in _list_of(x.recipe, "normalize")]
+        return "" if all(isinstance(name, str) for name in named) else "has a damaged recipe (kind, names, normalize)"
     if isinstance(x, Spectrum):
         shapes = [np.shape(x.nodes), np.shape(x.weights)]
-        return "" if shapes[0] == shapes[1] and len(shapes[0]) == 2 else f"has nodes and weights of shapes {shapes}"
-    if isinstance(x.products, bool) or not isinstance(x.products, int | np.integer):
-        return f"has used {x.products!r} products"
+        fits = shapes[0] == shapes[1] and len(shapes[0]) == 2 and _are_real(x.nodes, x.weights)
+        return "" if fits else f"has nodes and weights of shapes {shapes} that do not fit, or are no real numbers"
+    if isinstance(x, Estimate):
+        parts = [jax.tree.leaves(part) for part in (x.mean, x.sem)]
+        of_mean, of_sem = ([np.shape(leaf) for leaf in part] for part in parts)
+        if of_mean != of_sem or not of_mean or not _are_real(*parts[0], *parts[1]):
+            return (
+                f"has a mean and standard errors of shapes {of_mean} and {of_sem} that do not fit, or no real numbers"
+            )
+        return "" if is_integer(x.num) and 0 <= x.num < 2**63 else f"has {show_value(x.num)} draws"
+    if not is_integer(x.products) or not 0 <= x.products < 2**63:
+        return f"has used {show_value(x.products)} products"
     shapes = [np.shape(x.values), np.shape(x.residuals)]
-    if shapes[0] != shapes[1] or len(shapes[0]) != 1:
-        return f"has values and residuals of shapes {shapes}"
+    if shapes[0] != shapes[1] or len(shapes[0]) != 1 or not _are_real(x.values, x.residuals):
+        return f"has values and residuals of shapes {shapes} that do not fit, or are no real numbers"
     if x.vectors is None:
         return ""
     fault = _contradiction(x.vectors)
     return fault if fault or x.vectors.num == x.num else f"has {x.num} values and {x.vectors.num} vectors"
+
+
+def _list_of(recipe: Mapping[str, Any], name: str) -> list[Any]:
+    """The entries of a list in a recipe; [None], which is no text, for another value."""
+    entries = recipe.get(name) or []
+    return list(entries) if isinstance(entries, list | tuple) else [None]
+
+
+def _are_real(*arrays: Any) -> bool:
+    return all(np.asarray(array).dtype.kind in "biuf" for array in arrays)
 
 
 # --- files
@@ -242,12 +358,19 @@ def _contradiction(x: Any) -> str:
 
 def _read(path: Path) -> Any:
     """The result in a file; its directions have a flat dict of paths as their tree."""
-    if not path.exists():
-        raise FileNotFoundError(f"path: {path} does not exist; pass a file written by lla_jax.save")
     try:
         header, arrays = _files.read_npz(path)
         ours = isinstance(header, dict) and header.get("format") == FORMAT
-        version, kind = (int(header.get("version", 0)), str(header["type"])) if ours else (0, "")
+        version, kind = (header["version"], str(header["type"])) if ours else (1, "")
+        if not is_integer(version) or version < 1:
+            raise ValueError(f"its version is {show_value(version)}")
+    except FileNotFoundError as error:
+        remedy = "pass a file written by lla_jax.save"
+        raise FileNotFoundError(f"path: {_files.show_path(path)} does not exist; {remedy}") from error
+    except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # from zipfile, where lengths are damaged
+            raise _unreadable(path, error) from error
+        raise _files.explain("path", path, "cannot be read", error, "mend that, or pass another file") from error
     except Exception as error:  # on a broken file the readers raise errors of any kind
         raise _unreadable(path, error) from error
     if not ours:
@@ -255,13 +378,15 @@ def _read(path: Path) -> Any:
     if version > VERSION:
         raise Misuse(
             "path",
-            f"{path} has format version {version}, but this lla_jax reads up to {VERSION}; update lla_jax to read it",
+            f"{path} has format version {show_value(version)}, but this lla_jax reads up to {VERSION}; update lla_jax",
             path,
         )
     build = next((build for known, (_, build) in _FORMS.items() if known.__name__ == kind), None)
     if build is None:
         raise Misuse(
-            "path", f"{path} holds a {kind!r}, which this version of lla_jax does not know; update lla_jax", path
+            "path",
+            f"{path} holds a {show_value(kind)}, which this version of lla_jax does not know; update lla_jax",
+            path,
         )
     try:
         if strange := sorted(name for name, array in arrays.items() if array.dtype.kind not in "biufcV"):
@@ -278,9 +403,10 @@ def _read(path: Path) -> Any:
 
 def _unreadable(path: Path, error: Exception) -> Misuse:
     """The error for a broken file, with what was wrong in it."""
+    damage = f"it is truncated or corrupt ({type(error).__name__}: {error}"[:300] + ")"
+    reason = str(error)[:300] if isinstance(error, ValueError) else damage
     return Misuse(
         "path",
-        f"{path} is not a readable lla_jax result ({type(error).__name__}: {error}); it is truncated, corrupt or of "
-        "another program. Compute it again, or pass a file written by lla_jax.save",
+        f"{path} is not a readable lla_jax result: {reason}. Compute it again, or pass a file written by lla_jax.save",
         path,
     )

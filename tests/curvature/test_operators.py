@@ -204,9 +204,8 @@ def test_given_operator_traceable_or_not():
     assert seen.count == 0
     struct = operators.given(lambda v: 2 * v, jax.ShapeDtypeStruct((2,), np.float32))
     np.testing.assert_array_equal(operators.dense(struct), 2 * np.eye(2))
-    with pytest.raises(TypeError) as raised:
+    with pytest.raises(ValueError, match="needs traceable=False"):
         operators.given(lambda v: np.asarray(v), np.zeros(2))
-    assert any("needs traceable=False" in note for note in raised.value.__notes__)
 
 
 def test_a_large_operator_is_not_made_dense():
@@ -256,7 +255,7 @@ def test_what_an_operator_does_not_read_is_refused(name):
 
 
 def test_an_option_that_there_is_not_is_named():
-    with pytest.raises(TypeError, match=r"ggn\(\) got an unexpected keyword argument 'device'; it takes batch_size"):
+    with pytest.raises(TypeError, match=r"device: ggn\(\) has no such argument.* It takes batch_size"):
         lla.ggn(LOSS, helpers.params(), DATA, device=1)
     for wrong in ({"devices": 2}, None, "all"):
         with pytest.raises(ValueError, match=r"execution: .* given; it must be an lla.Execution"):

@@ -100,18 +100,24 @@ def test_out_of_memory_halves_the_probes_at_once(monkeypatch):
 
 
 NEEDED = """
-import pathlib, jax, lla_jax as lla
+import gc, pathlib, time, jax, lla_jax as lla
 from lla_jax.curvature import operators
 
 def now(name):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(x for x in lines if x.startswith(name)).split()[1])
 
+def settle():
+    # the vectors of the first product are given back late, up to 250 MiB
+    gc.collect()
+    time.sleep(0.1)
+    return now("VmRSS")
+
 like = jax.numpy.linspace(-1, 2, 16_000_000)
 H = operators.given(lambda v: like * v, like, traceable=False)
 H.product(H.random(jax.random.key(0)))
+before = min(settle() for _ in range(20))
 pathlib.Path("/proc/self/clear_refs").write_text("5")
-before = now("VmRSS")
 found = lla.spectrum(H, jax.random.key(0), steps=17, probes=1)
 print(found.recipe["memory"]["bytes"] / (now("VmHWM") - before))
 """
@@ -120,9 +126,9 @@ print(found.recipe["memory"]["bytes"] / (now("VmHWM") - before))
 @pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel does not count")
 def test_memory_is_what_is_said():
-    """Within 15 %, for 17 vectors of 61 MiB, 1.0 GiB in all."""
+    """Within 15 %, for 17 vectors of 61 MiB and as much again beside them, 1.4 GiB in all."""
     command = [sys.executable, "-c", NEEDED]
-    ratio = float(subprocess.run(command, check=True, capture_output=True, text=True, timeout=200).stdout)
+    ratio = float(subprocess.run(command, check=True, capture_output=True, text=True, timeout=400).stdout)
     assert abs(ratio - 1) < 0.15
 
 

@@ -1,6 +1,7 @@
 """Progress is reported in order up to the total, and results are saved on the way."""
 
 import jax
+import numpy as np
 import pytest
 
 import lla_jax as lla
@@ -68,3 +69,24 @@ def test_seconds_that_are_none_are_refused(every):
         progress.save_regularly(None, every, print, print)
     with pytest.raises(ValueError, match=r"save_every: 5 given without on_partial, which it would call; pass"):
         progress.save_regularly(None, 5, None, print)
+
+
+def test_true_is_a_bar_and_false_is_none(axes, capsys):
+    def line(asked):
+        lla.evaluate(mlp_loss(), params(), DATA, axes[:1], lla.grid(points=3, dims=1), execution=FIXED, progress=asked)
+
+    line(True)
+    assert "evaluate: 100%" in capsys.readouterr().err.split("\r")[-1]
+    line(False)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [1, "bar", [], lambda done: None, dict])
+def test_what_is_no_progress(asked):
+    called = progress.takes_progress("points")(lambda *, progress=None: progress)
+    with pytest.raises(
+        ValueError, match=r"progress: .* given; it must be True for a bar, None, or a function progress"
+    ):
+        called(progress=asked)
+    assert called(progress=print) is print
+    assert called(progress=None) is called() is called(progress=np.False_) is None

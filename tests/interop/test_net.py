@@ -134,6 +134,10 @@ def test_a_certificate_fails_where_the_networks_differ(small):
     bad = lla_torch.certify(other, net, (x, y), torch.nn.CrossEntropyLoss())
     assert not bad.ok
     assert "DIFFER" in str(bad)
+    assert [row.quantity for row in bad.rows] == ["weights"]
+    assert "the module holds other weights than the network, in conv.weight: " in str(bad)
+    other.load_state_dict(lla_torch.to_state_dict(net))
+    assert lla_torch.certify(other, net, (x, y)).ok
 
 
 def test_own_criteria_inputs_and_labels(small):
@@ -267,3 +271,29 @@ def test_a_mean_where_a_step_should_give_a_sum_is_pointed_out(length):
     assert value("sum") == pytest.approx(right, rel=1e-5)
     with pytest.warns(UserWarning, match=r"reduction='sum'"):
         value("mean")
+
+
+def test_a_network_is_called_with_its_own_variables(small):
+    module, net, x, _ = small
+    np.testing.assert_array_equal(net(x.numpy()), net.apply(net.variables, x.numpy()))
+    np.testing.assert_allclose(net(x.numpy()), module(x).detach(), atol=1e-5)
+
+
+def test_positional_arguments_need_no_tuple():
+    module = torch.nn.Bilinear(3, 2, 2)
+    x, y = torch.ones(4, 3), torch.ones(4, 2)
+    net = lla_torch.convert(module, x, y)
+    assert net.function == lla_torch.convert(module, (x, y)).function
+    np.testing.assert_allclose(net(x.numpy(), y.numpy()), module(x, y).detach(), rtol=1e-5)
+
+
+def test_numbers_beyond_the_range_of_a_type_are_warned_of():
+    module = torch.nn.Linear(3, 2).double()
+    x = torch.ones(4, 3, dtype=torch.float64)
+    net = lla_torch.convert(module, x, dtype="float32")
+    with pytest.warns(UserWarning, match="inputs: tensor number 0 has entries beyond the range of float32"):
+        net(x.numpy() * 1e39)
+    with torch.no_grad():
+        module.weight.fill_(1e39)
+    with pytest.warns(UserWarning, match="weight: 6 entries are beyond the range of float32"):
+        lla_torch.convert(module, x, dtype=torch.float32)

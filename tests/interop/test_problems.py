@@ -158,6 +158,9 @@ def test_problem(trained, tmp_path):
         extra_data={"test": (X[:6], Y[:6])},
         checkpoints=[tmp_path / "start.pth", {k: v.double() for k, v in start.items()}],
     )
+    alone = problem(module, cross_entropy, (X, Y), checkpoints=tmp_path / "start.pth").checkpoints
+    assert len(alone) == 1
+    jax.tree.map(np.testing.assert_array_equal, alone[0], made.checkpoints[0])
     assert isinstance(made, lla_jax.Problem)
     before, now = (torch.func.functional_call(module, s, (X,)).detach() for s in (start, module.state_dict()))
     moments = lla_jax.directions.adam_moments(made.opt_state, made.params)

@@ -135,7 +135,15 @@ def test_a_total_of_zero_has_no_shares(diagonal):
     assert [row.trace.mean for row in rows] == [sum(diagonal[:2]), sum(diagonal[2:])]
     assert all(math.isnan(row.share) for row in rows)
     assert rows[1].lambda_min == pytest.approx(min(diagonal[2:]))
-    assert "-" in layers.table(rows)
+    assert layers.table(rows).splitlines()[-1] == "no shares: the sum of all traces, 0 +- 0, may be zero"
+
+
+def test_a_warning_says_why_there_are_no_shares():
+    batches = [(x, y) for x, y in zip(*(np.array_split(part, 3) for part in dataset()))]
+    warned = r"raise max_products or rtol; shares are NaN, as the sum of all traces, .* \+- .*, may be zero"
+    with pytest.warns(UserWarning, match=warned):
+        rows = lla.per_layer(mlp_loss(), params(), lla.stream(batches), KEY, steps=2, max_products=2, execution=ONE)
+    assert all(math.isnan(row.share) for row in rows)
 
 
 def test_all_blocks_share_one_program():
@@ -213,7 +221,7 @@ def test_the_table_is_aligned_and_says_what_it_cost():
         assert line[:ends].rstrip().endswith(cell)
     assert f"{rows[0].trace.num} products for the traces" in lines[-1]
     assert f"{sum(row.products for row in rows)} for the eigenvalues" in lines[-1]
-    with pytest.raises(ValueError, match="rows: empty"):
+    with pytest.raises(ValueError, match=r"rows: \(\) given; it must be the rows that lla.per_layer"):
         layers.table(())
 
 

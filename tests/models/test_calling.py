@@ -334,6 +334,6 @@ def test_copies_are_equal():
 def test_an_unknown_option_is_named_and_so_are_those_there_are(adapter):
     model = {from_linen: (nn.Dense(2), {"params": {}}), from_nnx: (nnx.Linear(2, 2, rngs=nnx.Rngs(0)),)}
     arguments = model.get(adapter, (eqx.nn.Linear(2, 2, key=jax.random.key(0)),))
-    said = rf"{adapter.__name__}\(\) .* argument 'input'; it takes inputs, key, penalty, per_example"
+    said = rf"input: {adapter.__name__}\(\) .* did you mean inputs\? It takes inputs, key, penalty, per_example"
     with pytest.raises(TypeError, match=said):
         adapter(*arguments, lambda outputs, batch: outputs, input=0)

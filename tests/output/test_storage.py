@@ -35,6 +35,24 @@ def test_a_landscape_comes_back_as_it_was(plane, tmp_path):
     assert os.listdir(path.parent) == ["plane.npz"]
 
 
+@pytest.mark.parametrize("name", ["run0.5", "lr1e-3", "lr=0.1.seed=2", "v1.2", "net.v2", ".hidden"])
+def test_a_name_with_dots_is_a_name(plane, tmp_path, name):
+    path = lla.save(plane, tmp_path / name)
+    assert path == tmp_path / f"{name}.npz"
+    same(lla.load(tmp_path / name).values, plane.values)  # by the name that was given
+
+
+def test_a_result_replaces_the_one_that_is_there(plane, tmp_path):
+    path = lla.save(lla.Landscape(plane.coords, plane.values, {}, {}), tmp_path / "x.npz")
+    assert lla.save(plane, str(path).encode()) == path
+    assert lla.load(path).recipe["rule"] == plane.recipe["rule"]
+
+
+def test_a_direction_that_is_chosen_twice_comes_back(tmp_path):
+    axes = lla.directions.random(jax.random.key(7), params(), 1)[[0, 0, 0]]
+    same(lla.load(lla.save(axes, tmp_path / "axes"), like=params()).tree, axes.tree)
+
+
 def test_nonfinite_cells_survive(plane, tmp_path):
     values = {"loss": np.array([[np.nan, np.inf, -np.inf, 1.0]] * 3)}
     broken = lla.Landscape(plane.coords, values, {}, plane.recipe)
@@ -312,6 +330,24 @@ def test_no_damage_makes_another_kind_of_error(tmp_path):
             message, refused = str(error), refused + 1
         assert not message or message.startswith("path: ")
     assert refused > 75
+
+
+def test_an_estimate_comes_back(tmp_path):
+    number = lla.Estimate(1.0 / 3, np.float64(0.1), 16, {"kind": "trace", "products": 32})
+    assert lla.load(lla.save(number, tmp_path / "trace.npz")) == number
+    params = {"a": {"w": np.ones((2, 3), np.float32)}, "b": np.ones(2, np.float32)}
+    mean = {"a": {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, "b": None}  # of a selection
+    sem = jax.tree.map(lambda x: x / 10, mean)
+    path = lla.save(lla.Estimate(mean, sem, 50, {"norm": 1.0, "norm_sem": 0.1}), tmp_path / "diagonal.npz")
+    assert bits(lla.load(path).mean) == bits({"a": mean["a"]})
+    back = lla.load(path, like=params)
+    assert jax.tree.structure(back.mean) == jax.tree.structure(mean)
+    assert bits(back.sem) == bits(sem)
+    with pytest.raises(ValueError, match="estimate"):
+        lla.load(path, like={"a": {"w": np.ones((3, 3), np.float32)}})
+    for changes in ({"mean0": np.zeros(2)}, {"sem0": np.zeros((2, 3), complex)}, {"header": {"num": "many"}}):
+        with pytest.raises(ValueError, match="not a readable lla_jax result"):
+            lla.load(spoilt(path, **changes))
 
 
 def test_files_of_the_first_release_are_still_read(tmp_path):

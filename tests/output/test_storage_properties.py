@@ -13,7 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import lla_jax as lla
+from lla_jax.core import files as _files
 from lla_jax.core.arguments import Misuse
+from tests.hostile import HOSTILE, replace_a_value
+from tests.slips.slip import error_of, raised_on_purpose
 
 CHEAP = settings(deadline=None, max_examples=25, derandomize=True)
 DTYPES = ["float64", "float32", "float16", "bfloat16", ">f4", "int64", "int8", "uint32", "bool", "complex64"]
@@ -48,7 +51,7 @@ STATES = st.none() | named_arrays(st.lists(SIZES, max_size=3))
 def landscapes(draw):
     shape = tuple(draw(st.lists(SIZES, min_size=1, max_size=3)))
     floats = {"dtypes": ["float64", "float32"]}
-    coords = tuple(draw(arrays((n,), **floats)) for n in shape)
+    coords = tuple(np.nan_to_num(draw(arrays((n,), **floats))) for n in shape)
     values, stderr = (draw(named_arrays(st.just(shape), **floats)) for _ in range(2))
     return lla.Landscape(coords, values, stderr, draw(RECIPES))
 
@@ -161,3 +164,36 @@ def test_a_damaged_file_is_refused_or_read_as_it_was(result, data, path):
         assert str(path) in str(refused)
     else:
         assert parts(loaded) == parts(result)
+
+
+PARAMS = {"a": np.ones((2, 3), np.float32), "b": np.zeros(2, np.float32)}
+
+
+@pytest.fixture(scope="module")
+def results():
+    """A result of each type, as the library makes it."""
+    axes = lla.directions.normalize(lla.directions.random(jax.random.key(0), PARAMS, 3), PARAMS)[[2, 0]]
+    vectors = lla.directions.given(PARAMS, names=["first"])
+    one, state = np.ones(1), {"basis": np.ones((2, 3))}
+    return [
+        lla.Landscape((np.linspace(-1, 1, 3),), {"loss": np.ones(3)}, {"loss": np.zeros(3)}, {"kind": "test"}),
+        axes,
+        lla.directions.select(axes, "a"),
+        vectors,
+        lla.Eigenpairs(one, vectors, 0.1 * one, 7, {"kind": "eigenpairs"}, state),
+        lla.Spectrum(np.ones((2, 3)), np.full((2, 3), 1 / 3), {"kind": "spectrum"}, state),
+    ]
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=100, derandomize=True)
+def test_any_value_in_a_header_may_be_replaced(results, data, path):
+    """No value, however odd, makes an error of another kind, or a result that cannot be printed."""
+    result = results[data.draw(st.integers(0, len(results) - 1))]
+    header, arrays = _files.read_npz(lla.save(result, path))
+    replace_a_value(header, data.draw(st.integers(0, 10_000)), HOSTILE[data.draw(st.integers(0, len(HOSTILE) - 1))])
+    with open(path, "wb") as file:
+        np.savez(file, header=np.array(json.dumps(header)), **arrays)
+    error = error_of(lambda: repr(lla.load(path, like=PARAMS)))
+    assert error is None or raised_on_purpose(error.__traceback__), error
+    assert len(str(error)) < 4000

@@ -168,7 +168,7 @@ def labels_as_strings() -> None:
     hessian(of(), (X, np.array(["cat", "dog"])[Y]))
 
 
-@slip("extra_data: ", '{"test": (inputs, labels)}')
+@slip("extra_data: ", "{'test': (x, y)}")
 def a_data_set_in_place_of_named_ones() -> None:
     evaluate(of(), extra_data=(X, Y))
 

@@ -47,19 +47,20 @@ def check(slip: Slip) -> None:
     """Make the call, and compare what it says; an error must come from a ``raise`` of this library's own code."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        error = _error_of(slip.call)
+        error = error_of(slip.call)
     if error is None:
         assert slip.warns, "the call was accepted in silence" if not seen else f"only warned: {seen[0].message}"
         text = "\n".join(str(warning.message) for warning in seen)
     else:
         assert not slip.warns, f"an error where a warning was awaited: {type(error).__name__}: {error}"
-        assert _raised_on_purpose(error.__traceback__), "".join(traceback.format_exception(error))
+        assert raised_on_purpose(error.__traceback__), "".join(traceback.format_exception(error))
         text = str(error)
     for word in slip.words:
         assert word in text, f"{word!r} is not in: {text}"
 
 
-def _error_of(call: Callable[[], Any]) -> Exception | None:
+def error_of(call: Callable[[], Any]) -> Exception | None:
+    """The error of a call, or None."""
     try:
         call()
     except Exception as error:
@@ -67,7 +68,7 @@ def _error_of(call: Callable[[], Any]) -> Exception | None:
     return None
 
 
-def _raised_on_purpose(trace: TracebackType | None) -> bool:
+def raised_on_purpose(trace: TracebackType | None) -> bool:
     """Whether a traceback ends at a ``raise`` statement in a file of this library."""
     assert trace is not None
     while trace.tb_next is not None:

@@ -14,6 +14,7 @@ from torch import nn
 
 import lla_jax
 from lla_jax import check_examples
+from lla_jax.models import explained
 from lla_torch.certification.computed import cast_batch, jax_numbers, numbers_as_run
 from lla_torch.certification.differences import (
     eps_of,
@@ -24,14 +25,18 @@ from lla_torch.certification.differences import (
     rounding_of,
 )
 from lla_torch.certification.reference import Case, central_differences, torch_numbers
-from lla_torch.conversion.module import as_tensors, unwrap
+from lla_torch.conversion.module import unwrap
+from lla_torch.losses.functionals import as_criterion
 from lla_torch.losses.selection import Choice
 from lla_torch.net import Net, check_same_parameters
 from lla_torch.program.bits import has_64_bits
 from lla_torch.program.errors import misuse
 from lla_torch.program.instructions import DType
+from lla_torch.program.program import leaf_at
+from lla_torch.tracing.calls import as_tensors, refuse_loaders
 from lla_torch.tracing.exporting import why_unusable
-from lla_torch.weights.names import is_float
+from lla_torch.weights.arguments import check_module, check_net
+from lla_torch.weights.names import is_float, to_array
 
 TOLERANCES = {
     "outputs": 1e-12,
@@ -77,6 +82,7 @@ class Row:
         return self.error <= self.tolerance
 
 
+@explained
 @dataclass(frozen=True)
 class Certificate:
     """The comparisons of a torch module with its converted network; print it for a table.
@@ -109,6 +115,7 @@ class Certificate:
         return str(self)
 
 
+@explained
 def certify(
     module: nn.Module,
     net: Net,
@@ -141,7 +148,8 @@ def certify(
     say which of these cases apply.
 
     Args:
-      module: the torch module, with the weights that the network is to have.
+      module: the torch module, with the weights that the network is to have. If it holds others, the table has one row,
+        "weights", that says so and what to do.
       net: the network, from ``convert`` or ``load_checkpoint``.
       batch: (inputs, labels), torch tensors or arrays; without a criterion the inputs alone are enough. Or
         ``lla_jax.whole(...)`` of these, one example such as a graph, of whose rows nothing is said.
@@ -157,12 +165,18 @@ def certify(
       A ``Certificate``; ``print`` shows the table, ``.ok`` says whether all errors are within rounding.
 
     Raises:
-      ValueError: a network of another module; batches that the module does not take; a criterion
-        that is no torch module, that fails on the outputs and labels, or that does not return a scalar.
+      ValueError: arguments of another type or order; a network of another module; batches that the module does not
+        take; a criterion that is neither a torch module nor torch's function of one, that fails on the outputs and
+        labels, or that does not return a scalar.
     """
+    check_module(module)
+    check_net(net)
+    given: Any = None if criterion is None else as_criterion(criterion)
     module, whole = unwrap(module), isinstance(batch, lla_jax.data.Whole)
     batch = batch.data if isinstance(batch, lla_jax.data.Whole) else batch
-    case = _make_case(module, net, batch, criterion, inputs, labels, outputs, seed)._replace(whole=whole)
+    case = _make_case(module, net, batch, given, inputs, labels, outputs, seed)._replace(whole=whole)
+    if row := _other_weights(module, net):
+        return Certificate((row,), 1 if whole else _count_examples(batch))
     own, exact = case.types[0], torch_numbers(case, "float64")
     case = case._replace(samples=bool(exact["draws"]))  # a recurrent layer may draw, and does so with dropout only
     rounded = exact
@@ -186,12 +200,16 @@ def certify(
 def _make_case(
     module: nn.Module, net: Net, batch: Any, criterion: Any, inputs: Any, labels: Any, outputs: Any, seed: int
 ) -> Case:
+    if isinstance(batch, lla_jax.data.Stream):
+        raise misuse("batch", batch, "tensors or arrays of one batch, (inputs, labels): next(iter(loader))")
+    refuse_loaders("batch", batch)
+    _check_rows(batch)
     if criterion is not None and not isinstance(criterion, nn.Module):
         raise misuse(
             "criterion",
             criterion,
-            "a torch loss module, such as nn.CrossEntropyLoss(), since torch computes the loss too. Write a JAX "
-            "function as a module, or give None to compare the outputs",
+            "a torch loss module, such as nn.CrossEntropyLoss(), since torch computes the loss too. Write a function "
+            "as a module, or give None to compare the outputs",
         )
     named = dict(module.named_parameters())
     check_same_parameters(module, net.tree_map)
@@ -200,12 +218,47 @@ def _make_case(
             raise ValueError(f"batch: tensor number {number} {reason}")
     own = net.function.eval.own.name
     floating = [str(p.dtype).removeprefix("torch.") for p in named.values() if p.is_floating_point()]
+    if isinstance(seed, bool) or not (seed is None or (isinstance(seed, int | np.integer) and seed >= 0)):
+        raise misuse("seed", seed, "an integer of at least 0")
     rng = np.random.default_rng(seed)
     params = [leaf for leaf in net.tree_map.leaves if leaf.collection == "params" and is_float(leaf.stored_dtype)]
     vector = {x.name: net.tree_map.to_torch(x, rng.standard_normal(x.stored_shape)) for x in params}
     types = tuple(dict.fromkeys([own, *floating]))
     samples, trains = bool(net.function.eval.random), net.function.train is not None
     return Case(module, as_tensors(batch), criterion, inputs, labels, outputs, vector, types, samples, trains)
+
+
+def _check_rows(batch: Any) -> None:
+    """Raise a ValueError for a batch without arrays or without examples."""
+    shapes = [x.shape for x in jax.tree.leaves(batch) if hasattr(x, "shape")]
+    if not shapes or any(0 in shape[:1] for shape in shapes):
+        raise misuse("batch", batch, "tensors or arrays of at least one example, (inputs, labels)")
+
+
+def _other_weights(module: nn.Module, net: Net) -> Row | None:
+    """The row that says that the module holds other weights than the network; None if they are the same.
+
+    Weights that were cast are the same, up to the rounding of the coarser type.
+    """
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    errors: dict[str, tuple[float, float]] = {}
+    for leaf in net.tree_map.leaves:
+        if leaf.name in tensors and leaf.persistent and is_float(leaf.stored_dtype):
+            stored = np.asarray(leaf_at(net.variables[leaf.collection], leaf.path))
+            own = net.tree_map.to_jax(leaf, to_array(tensors[leaf.name], copy=False))
+            allowed = SLACK * max(map(eps_of, (own.dtype.name, stored.dtype.name)))
+            error = 0.0 if np.array_equal(own, stored) else relative_difference({"": stored}, {"": own})
+            if not error <= allowed and not np.array_equal(own, stored, equal_nan=True):
+                errors[leaf.name] = (error, allowed)
+    if not errors:
+        return None
+    error, allowed = max(errors.values())
+    note = (
+        f"the module holds other weights than the network, in {', '.join(list(errors)[:3])}"
+        f"{f' and {len(errors) - 3} more' if len(errors) > 3 else ''}: give it the network's, "
+        "module.load_state_dict(lla_torch.to_state_dict(net)), or convert it again. Nothing else is compared"
+    )
+    return Row("weights", net.function.eval.own.name, error, allowed, note)
 
 
 def _same_draws(first: dict[str, Any], second: dict[str, Any]) -> bool:

@@ -17,9 +17,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as torch_pytree
 
 from lla_torch.conversion.function import arguments
-from lla_torch.conversion.module import as_tensors
 from lla_torch.losses.losses import default_labels
-from lla_torch.losses.selection import FAILURES, Choice, failure, selection
+from lla_torch.losses.selection import Choice, failure, selection
+from lla_torch.program.errors import is_own
+from lla_torch.tracing.calls import as_tensors, why_call_fails
 from lla_torch.tracing.guards import preserve_module
 from lla_torch.tracing.outputs import split_outputs
 from lla_torch.tracing.recording import Recorder
@@ -296,8 +297,15 @@ def _run_module(case: Case, dtype: str, samples: bool) -> tuple[Any, tuple[np.nd
     recorder = Recorder()
     args, kwargs = arguments(case.inputs, _cast_batch(case, dtype))
     with recorder.generators(), recorder if samples else contextlib.nullcontext():
-        outputs, _ = split_outputs(case.module(*args, **kwargs))
+        outputs, _ = split_outputs(_call_module(case.module, args, kwargs))
     return outputs, tuple(recorder.draws) if samples else None
+
+
+def _call_module(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    try:
+        return module(*args, **kwargs)
+    except Exception as error:
+        raise ValueError(f"batch: {why_call_fails(error, module, args, kwargs)}") from error
 
 
 def _cast_batch(case: Case, dtype: str) -> Any:
@@ -317,7 +325,9 @@ def _compute_loss(case: Case, dtype: str, outputs: Any) -> torch.Tensor | None:
     name = f"criterion: {type(criterion).__name__}"
     try:
         loss = torch.func.functional_call(criterion, tensors, (outputs, labels))
-    except FAILURES as error:
+    except Exception as error:
+        if is_own(error):
+            raise
         raise failure(error, criterion, outputs, labels) from error
     if not isinstance(loss, torch.Tensor) or loss.ndim:
         what = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__

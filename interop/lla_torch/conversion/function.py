@@ -11,10 +11,10 @@ import torch
 from torch.utils import _pytree as torch_pytree
 
 from lla_torch.conversion.widths import names
-from lla_torch.program.errors import misuse
+from lla_torch.program.errors import call_users, misuse
 from lla_torch.program.instructions import Instruction, Ref
 from lla_torch.program.program import Program, leaf_at
-from lla_torch.tracing.exporting import Call
+from lla_torch.tracing.calls import Call
 from lla_torch.weights.names import to_array
 
 
@@ -38,6 +38,10 @@ class Function:
     eval: Program
     train: Program | None
     call: tuple[Any, Any]
+
+    def __repr__(self) -> str:
+        modes = "eval and train" if self.train is not None else "eval"
+        return f"torch network ({len(self.eval.instructions)} operators, {modes})"
 
     @property
     def draws(self) -> bool:
@@ -104,11 +108,18 @@ OF_SHAPES = names("sym_size sym_numel empty_like full_like ones_like zeros_like 
 """Operators whose results depend on the shape of their first argument only, as far as this one has parameters."""
 
 
-def depends_on_params(program: Program, output: int) -> bool:
-    """Whether one of the values that a program returns depends on its parameters."""
+def depends_on_params(program: Program, output: int, through_stops: bool = True) -> bool:
+    """Whether one of the values that a program returns depends on its parameters.
+
+    Args:
+      program: the program.
+      output: the number of the value.
+      through_stops: whether what depends on them through detached values alone counts.
+    """
     reached = {slot for slot, spec in enumerate(program.inputs) if spec.kind == "params"}
     for each in program.instructions:
-        if each.operator.name.split(".")[1] in OF_SHAPES:
+        name = each.operator.name.split(".")[1]
+        if name in OF_SHAPES or (name == "stop_gradient" and not through_stops):
             continue
         if any(ref.index in reached for ref in _refs((each.args, each.kwargs))):
             reached.add(each.out)
@@ -178,16 +189,22 @@ def _collect_tensors(pattern: Any, value: Any, name: str, tensors: dict[int, Any
         if isinstance(value, torch.Tensor):
             value = to_array(value)
         if not _is_numeric(value):
-            raise misuse(name, value, "an array, since it was a tensor at conversion; pass numpy.asarray of it")
+            way = "numpy.asarray of it"
+            if isinstance(value, tuple | list) and any(hasattr(x, "shape") for x in value):
+                way = "its entries one by one, net.apply(variables, *inputs)"
+            raise misuse(name, value, f"an array, since it was a tensor at conversion; pass {way}")
         tensors[pattern.index] = value
     elif isinstance(pattern, Mapping):
         if not isinstance(value, Mapping) or set(value) != set(pattern):
-            raise _nesting_error(name, value, f"a dict with the names {sorted(pattern)}")
+            rule = f"inputs by the names {sorted(pattern)}" if pattern else "inputs by position alone"
+            raise _nesting_error(name, value, f"{rule}, as at conversion", "pass each name of example_kwargs")
         for key, each in pattern.items():
             _collect_tensors(each, value[key], f"{name}[{key!r}]", tensors)
     elif isinstance(pattern, tuple):
         if not isinstance(value, tuple | list) or len(value) != len(pattern):
-            raise _nesting_error(name, value, f"{len(pattern)} values")
+            names = " (the others were given by name, in example_kwargs)" if not pattern else ""
+            count = f"{len(pattern)} value{'s' * (len(pattern) != 1)}, as at conversion{names}"
+            raise _nesting_error(name, value, count, "nest them as example_inputs")
         for i, (each, v) in enumerate(zip(pattern, value, strict=True)):
             _collect_tensors(each, v, f"{name}[{i}]", tensors)
     elif type(value) is not type(pattern) or value != pattern:
@@ -198,8 +215,8 @@ def _is_numeric(value: Any) -> bool:
     return hasattr(value, "shape") or isinstance(value, int | float)
 
 
-def _nesting_error(name: str, value: Any, rule: str) -> ValueError:
-    return ValueError(f"{name}: {_kind(value)} given; it must be {rule}, as at conversion; nest it as example_inputs")
+def _nesting_error(name: str, value: Any, rule: str, remedy: str) -> ValueError:
+    return ValueError(f"{name}: {_kind(value)} given; it must be {rule}; {remedy}")
 
 
 def _kind(value: Any) -> str:
@@ -241,7 +258,7 @@ def arguments(inputs: Callable[[Any], Any] | None, batch: Any) -> tuple[tuple[An
       ValueError: ``inputs`` is None and the batch is a dict.
     """
     if inputs is not None:
-        values = inputs(batch)
+        values = call_users("inputs", inputs, batch, "it gets the batch and returns the network's inputs")
     elif isinstance(batch, Mapping):
         raise ValueError(
             f"inputs: None given, but the batches are dicts with {sorted(map(str, batch))}; pass inputs=lambda batch: "

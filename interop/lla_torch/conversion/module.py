@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as torch_pytree
 
 from lla_torch.conversion.function import Function, call_pattern
 from lla_torch.conversion.graph import Graph, graph_of, tensors_of
@@ -20,9 +19,11 @@ from lla_torch.program.errors import misuse
 from lla_torch.program.instructions import Instruction, Ref
 from lla_torch.program.program import Program
 from lla_torch.program.views import View
-from lla_torch.tracing.exporting import Call, export
+from lla_torch.tracing.calls import Call, as_tensors, refuse_loaders
+from lla_torch.tracing.exporting import export
 from lla_torch.tracing.guards import ConversionError
-from lla_torch.weights.names import NameMap, as_jax, keeps_64_bits, to_array, to_tensor
+from lla_torch.weights.arguments import check_flag, check_module, floating_type
+from lla_torch.weights.names import NameMap, as_jax, keeps_64_bits, to_array
 
 
 class Parts(NamedTuple):
@@ -58,6 +59,8 @@ def convert_parts(
       ConversionError, ValueError: as ``convert``.
     """
     module = unwrap(module)
+    check_flag("train", train)
+    dtype = None if dtype is None else floating_type(dtype)
     args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     call = Call(tuple(map(as_tensors, args)), {name: as_tensors(x) for name, x in example_kwargs.items()})
     _refuse_hidden_tensors(call)
@@ -95,6 +98,8 @@ def _refuse_changes_of_what_decided(programs: Sequence[Program]) -> None:
 
 def _refuse_hidden_tensors(call: Call) -> None:
     """Refuse a call without tensors that gets an object, such as a graph, whose tensors no conversion sees."""
+    for x in call.leaves:
+        refuse_loaders("example_inputs", x)
     plain = bool | int | float | complex | str | bytes | torch.dtype | torch.device | None
     hidden = [x for x in call.leaves if not isinstance(x, plain)]
     if hidden and not call.tensors:
@@ -108,8 +113,7 @@ def _refuse_hidden_tensors(call: Call) -> None:
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside of torch.compile, DataParallel and DistributedDataParallel; a ValueError if it is no module."""
-    if not isinstance(module, nn.Module):
-        raise misuse("module", module, "a torch.nn.Module, such as one whose forward calls a function")
+    check_module(module)
     while True:
         inner = getattr(module, "_orig_mod", None)  # torch.compile
         if inner is None and isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -117,23 +121,6 @@ def unwrap(module: nn.Module) -> nn.Module:
         if inner is None:
             return module
         module = inner
-
-
-def as_tensors(x: Any) -> Any:
-    """Nested arguments with numpy and jax arrays copied to tensors, and mappings as dicts; other values stay."""
-    is_array = lambda leaf: isinstance(leaf, np.ndarray | jax.Array)  # noqa: E731
-
-    def convert(leaf: Any) -> Any:
-        if isinstance(leaf, Mapping):  # of a class that torch does not know, such as a tokenizer's BatchEncoding
-            return {name: as_tensors(value) for name, value in leaf.items()}
-        return to_tensor(leaf) if is_array(leaf) else leaf
-
-    return torch_pytree.tree_map(convert, x, is_leaf=is_array)
-
-
-def as_arrays(x: Any) -> Any:
-    """Nested arguments with tensors and jax arrays copied to numpy arrays; other values stay."""
-    return torch_pytree.tree_map(lambda leaf: to_array(leaf) if isinstance(leaf, torch.Tensor) else leaf, as_tensors(x))
 
 
 def _main_dtype(tensors: Mapping[str, torch.Tensor], call: Call) -> torch.dtype:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +18,12 @@ from torch import nn
 
 from lla_torch.conversion.function import Function, arguments
 from lla_torch.losses.criteria import Criterion, criterion_of, is_per_example
-from lla_torch.losses.selection import FAILURES, failure, needs_selection, scores_among
+from lla_torch.losses.functionals import STEP
+from lla_torch.losses.selection import failure, scores_among
+from lla_torch.program.errors import call_users, first_line, is_own, misuse, show_arrays
 from lla_torch.program.instructions import Instruction, read_argument, run_instruction
 from lla_torch.program.noise import Noise
 from lla_torch.program.views import View, as_view
-from lla_torch.tracing.guards import ConversionError
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ class Apply:
     function: Function
     inputs: Callable[[Any], Any] | None
     outputs: Callable[[Any], Any] | None = None
+
+    def __repr__(self) -> str:
+        return repr(self.function)
 
     def __call__(self, params: Any, state: Any, batch: Any, train: bool, keys: Any = None) -> tuple[Any, Any]:
         variables = {"params": params, **(state or {})}
@@ -59,7 +66,9 @@ class Apply:
 
     def select(self, outputs: Any) -> Any:
         """What the criterion gets of the network's outputs."""
-        return outputs if self.outputs is None else self.outputs(outputs)
+        if self.outputs is None:
+            return outputs
+        return call_users("outputs", self.outputs, outputs, "it gets the network's outputs as jax arrays, not tensors")
 
     def scores(self, criterion: Callable[[Any, Any], Any]) -> tuple[Apply, OfScores] | None:
         """The same losses, cut before the log-softmax with which the network ends: (apply, criterion).
@@ -95,8 +104,38 @@ class OnLabels:
     criterion: Callable[[Any, Any], Any]
     labels: Callable[[Any], Any] | None = None
 
+    def __repr__(self) -> str:
+        return getattr(self.criterion, "__qualname__", repr(self.criterion)).rpartition("<locals>.")[2]
+
     def __call__(self, outputs: Any, batch: Any) -> Any:
-        return self.criterion(outputs, (self.labels or default_labels)(batch))
+        labels = call_users("labels", self.labels or default_labels, batch, "it gets the batch and returns the labels")
+        try:
+            return self.criterion(outputs, labels)
+        except jax.errors.JaxRuntimeError:
+            raise
+        except Exception as error:
+            if is_own(error):
+                raise
+            raise ValueError(_why_criterion_fails(error, outputs, labels)) from error
+
+
+def _why_criterion_fails(error: Exception, outputs: Any, labels: Any) -> str:
+    """The message for a criterion of the user's that fails: what it got, and what it probably expects."""
+    remedy = (
+        "net.loss calls it as criterion(outputs, labels), with the labels alone: write labels for batch[1]. With "
+        "labels=lambda batch: batch it gets the whole batch"
+    )
+    if calls_torch(error):
+        remedy = f"it calls torch, which takes no jax arrays: pass a torch loss module, nn.CrossEntropyLoss(), {STEP}"
+    given = f"outputs {show_arrays(outputs)} and labels {show_arrays(labels)}"
+    return f"criterion: it failed on {given} ({type(error).__name__}: {first_line(error)}); {remedy}"
+
+
+def calls_torch(error: Exception) -> bool:
+    """Whether an error was raised in torch, or by a function of torch that got another type than tensors."""
+    frames = traceback.extract_tb(error.__traceback__)
+    files = [frame.filename for frame in frames if not frame.filename.startswith(os.path.dirname(__file__))]
+    return "must be Tensor" in str(error) or bool(files and files[-1].startswith(os.path.dirname(torch.__file__)))
 
 
 def default_labels(batch: Any) -> Any:
@@ -118,6 +157,9 @@ class Step:
     """``Loss.apply`` of a converted step, as ``Apply``; its outputs are the losses."""
 
     function: Function
+
+    def __repr__(self) -> str:
+        return f"step of {self.function!r}"
 
     def __call__(self, params: Any, state: Any, batch: Any, train: bool, keys: Any = None) -> tuple[Any, Any]:
         if keys is not None:
@@ -158,6 +200,9 @@ class TorchCriterion:
     per_example: bool
     convert: Callable[..., Callable[..., Any]]
 
+    def __repr__(self) -> str:
+        return f"torch {type(self.module).__name__}"
+
     @functools.cached_property
     def _criteria(self) -> dict[Any, Criterion]:
         """The converted modules, by structure, shapes and types of the arguments."""
@@ -188,12 +233,11 @@ class TorchCriterion:
                 examples = jax.tree.map(_example_tensor, (outputs, labels))
                 try:
                     criterion, per_example = criterion_of(self.module, self.convert, *examples)
-                except FAILURES as error:
-                    raise failure(error, self.module, outputs, labels) from error
-                except ConversionError as error:
-                    if isinstance(error.__cause__, FAILURES) and needs_selection(outputs, labels):
-                        raise failure(error.__cause__, self.module, outputs, labels) from error
-                    raise
+                except Exception as error:
+                    own = error if not is_own(error) else _own_failure(self.module, *examples)
+                    if own is None:
+                        raise
+                    raise failure(own, self.module, outputs, labels) from own
             if per_example != self.per_example:
                 raise ValueError(
                     f"per_example: {self.per_example} given, but {type(self.module).__name__} returns "
@@ -202,6 +246,17 @@ class TorchCriterion:
                 )
             self._criteria[kinds] = criterion
         return self._criteria[kinds](outputs, labels)
+
+
+def _own_failure(module: nn.Module, outputs: Any, labels: Any) -> Exception | None:
+    """The error of a loss module on outputs and labels in torch, where nothing is converted; None if it has none."""
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module(outputs, labels)
+    except Exception as error:
+        return None if is_own(error) else error
+    return None
 
 
 def _example_tensor(x: Any) -> torch.Tensor:
@@ -214,5 +269,12 @@ def _example_tensor(x: Any) -> torch.Tensor:
 
 
 def torch_criterion(module: nn.Module, per_example: bool | None, convert: Callable[..., Any]) -> TorchCriterion:
-    """The criterion of a torch loss module; with ``per_example=None``, ``is_per_example(module)`` decides."""
+    """The criterion of a torch loss module; with ``per_example=None``, ``is_per_example(module)`` decides.
+
+    Raises:
+      ValueError: as ``is_per_example``; a tensor of the module, such as class weights, that holds no values.
+    """
+    for name, x in (*module.named_parameters(), *module.named_buffers()):
+        if x.is_meta:
+            raise misuse("criterion", module, f"a loss whose tensor {name!r} has values; it is on the meta device")
     return TorchCriterion(module, is_per_example(module) if per_example is None else per_example, convert)

@@ -63,10 +63,6 @@ def scores_among(outputs: Any) -> Any:
     return outputs
 
 
-FAILURES = (TypeError, AttributeError, KeyError, IndexError, RuntimeError)
-"""The errors of a loss module that gets other outputs or labels than it takes."""
-
-
 def needs_selection(outputs: Any, labels: Any) -> bool:
     """Whether a criterion cannot take the outputs as they are: several arrays, or classes on the last axis of many."""
     if not (_is_array(outputs) and _is_array(labels)):
@@ -84,6 +80,8 @@ def failure(error: Exception, module: nn.Module, outputs: Any, labels: Any) -> V
             "torch has the classes on axis 1: pass outputs=lambda out: out['logits'].swapaxes(1, -1) (of "
             "a network that returns one array: out.swapaxes(1, -1))"
         )
+    elif labels_remedy := _way_to_labels(module, outputs, labels):
+        remedy = labels_remedy
     else:
         remedy = (
             "they must be as the criterion takes them, such as one shape for both: labels[:, None] for outputs (N, 1), "
@@ -92,6 +90,23 @@ def failure(error: Exception, module: nn.Module, outputs: Any, labels: Any) -> V
     return ValueError(
         f"criterion: {type(module).__name__} failed on the network's outputs, {show_outputs(outputs)}, with the "
         f"labels, {show_outputs(labels)}: {error}; {remedy}"
+    )
+
+
+def _way_to_labels(module: nn.Module, outputs: Any, labels: Any) -> str:
+    """How to get the labels that a loss of classes takes from those given; "" where that is not the matter."""
+    if not isinstance(module, nn.CrossEntropyLoss | nn.NLLLoss | nn.MultiMarginLoss) or not _is_array(labels):
+        return ""
+    shape, expected = tuple(labels.shape), (*outputs.shape[:1], *outputs.shape[2:])
+    kind, take = "they must be the numbers of the classes, integers of shape (B,)", "labels=lambda batch: batch[1]"
+    if shape == tuple(outputs.shape):
+        return f"{kind}: of one-hot rows {take}.argmax(1)"
+    if shape in ((*expected, 1), (expected[0], 1, *expected[1:])):
+        return f"{kind}: {take}.squeeze({shape.index(1, 1)})"
+    return (
+        f"{kind}: {take}.astype('int32'), of tensors .long()"
+        if shape == expected and "float" in str(labels.dtype)
+        else ""
     )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from lla_jax.models import explained
+from lla_torch.program.errors import misuse
 
 Layout = Literal["logical", "pointwise", "views", "graph"]
 
@@ -50,6 +53,7 @@ def full_name(op: Any) -> str:
     return ".".join(parts)
 
 
+@explained
 def lowering(op: Any, *ops: Any, layout: Layout = "logical", random: bool = False) -> Callable[..., Any]:
     """A decorator that registers the JAX function of an ATen (or custom) operator.
 
@@ -71,9 +75,23 @@ def lowering(op: Any, *ops: Any, layout: Layout = "logical", random: bool = Fals
       function registered again replaces the former, for modules converted from then on.
     """
 
-    subject = sys._getframe(1).f_globals.get("__name__", "")
+    for each in (op, *ops):
+        if not (isinstance(each, str) and each) and type(each).__name__ not in ("OpOverload", "OpOverloadPacket"):
+            raise misuse(
+                "op",
+                each,
+                "the name of an operator, such as 'aten.erfinv.default', or one of torch.ops.aten; the "
+                "function is decorated: @lowering(op)",
+            )
+    if layout not in get_args(Layout):
+        raise misuse("layout", layout, f"one of {', '.join(map(repr, get_args(Layout)[:3]))}")
+    if not isinstance(random, bool):
+        raise misuse("random", random, "True or False")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        subject = sys._getframe(1).f_globals.get("__name__", "")
+        if not callable(function):
+            raise misuse("function", function, "the function of arrays that computes the operator")
         for each in (op, *ops):
             name = full_name(each)
             TABLE[name] = TorchOperator(name, function, layout, random, subject)

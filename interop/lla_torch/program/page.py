@@ -49,6 +49,9 @@ operators are decomposed into these by torch before. The rest is refused at conv
 line, and can be added:
 
 ```python
+import jax, lla_torch
+
+
 @lla_torch.lowering("aten.erfinv.default")
 def erfinv(x):
     return jax.scipy.special.erfinv(x)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.models import warn_caller
 from lla_torch.program.bits import bits_of, has_64_bits, in_64_bits, is_beyond_32_bits, is_wide
 from lla_torch.program.decided import Decided, nan_unless, why_fixed
 from lla_torch.program.instructions import DType, Instruction, Ref, read_argument, run_instruction, to_logical
@@ -239,7 +240,7 @@ def _fill_slot(spec: Input, trees: Mapping[str, Any], inputs: Sequence[Any], own
         if spec.dtype is None:  # not a tensor
             return value
         with bits_of(spec.dtype.wide):
-            array = jnp.asarray(value)
+            array = _as_jax(value, spec.path)
             _check_shape(spec, array.shape)
             return plain(_cast_input(array, spec, own))
     assert isinstance(spec.path, tuple)
@@ -254,6 +255,20 @@ def _fill_slot(spec: Input, trees: Mapping[str, Any], inputs: Sequence[Any], own
         with bits_of(is_wide(array.dtype)):
             array = jax.lax.complex(array[..., 0], array[..., 1])
     return plain(array) if spec.order is None else View(array, spec.order, spec.split, spec.merged)
+
+
+def _as_jax(value: Any, number: int) -> Any:
+    """An input as a jax array, with a warning of ours where numbers are beyond the range of its type."""
+    try:
+        with np.errstate(over="raise"):
+            return jnp.asarray(value)
+    except FloatingPointError:
+        warn_caller(
+            f"inputs: tensor number {number} has entries beyond the range of float32, which become infinite; scale "
+            "them, or call jax.config.update('jax_enable_x64', True) and convert the module in float64"
+        )
+        with np.errstate(over="ignore"):
+            return jnp.asarray(value)
 
 
 def _fill_parts(leaf: Any, spec: Input, own: np.dtype) -> Any:
@@ -328,11 +343,29 @@ def _check_shape(spec: Input, shape: tuple[int, ...]) -> None:
 
 def leaf_at(tree: Any, path: tuple[str, ...]) -> Any:
     """The leaf of nested dicts at a path; a ValueError if it is missing."""
+    node = tree
     for name in path:
-        if not isinstance(tree, Mapping) or name not in tree:
-            raise ValueError(f"variables: {'/'.join(path)} is missing; pass all collections, as in net.variables")
-        tree = tree[name]
-    return tree
+        if not isinstance(node, Mapping) or name not in node:
+            raise ValueError(_missing(tree, path))
+        node = node[name]
+    return node
+
+
+def _missing(tree: Any, path: tuple[str, ...]) -> str:
+    """The message for a leaf that is not in a tree, with what the tree probably is."""
+    known = [str(name) for name in tree] if isinstance(tree, Mapping) else []
+    remedy = "pass all collections, as in net.variables; params are net.variables['params']"
+    if "params" in known:
+        remedy = "these are all variables: pass net.variables['params'] as params"
+    elif any("." in name for name in known):
+        remedy = (
+            "these are torch's names: pass net.variables['params'], for other weights that of "
+            "lla_torch.load_checkpoint(state_dict, net)"
+        )
+    elif not known:
+        remedy = "pass {**net.variables, 'params': params} as variables"
+    has = f", which has {known[:10]}" if known else ""
+    return f"variables: {'/'.join(path)} is missing in the tree{has}; {remedy}"
 
 
 def _update(tree: Any, updates: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:

@@ -14,7 +14,6 @@ import operator
 import traceback
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -25,8 +24,10 @@ from torch.export import Dim, ExportedProgram, default_decompositions
 from torch.export._remove_effect_tokens_pass import _remove_effect_tokens
 from torch.utils import _pytree as torch_pytree
 
+from lla_torch.program.errors import first_line
 from lla_torch.program.operators import TABLE
 from lla_torch.tracing.branches import mark_branches, traceable_branches
+from lla_torch.tracing.calls import Call, why_call_fails, why_step_fails
 from lla_torch.tracing.constants import ConstantValues
 from lla_torch.tracing.derivatives import Refused
 from lla_torch.tracing.fixing import note_fixed_axes
@@ -55,24 +56,6 @@ class Traced(NamedTuple):
     program: ExportedProgram
     deciding: frozenset[str]
     fixed: dict[tuple[int, int], str]
-
-
-@dataclass(frozen=True)
-class Call:
-    """The arguments of a module's call, by position and by name; they may be nested."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @property
-    def leaves(self) -> list[Any]:
-        """All leaves of the nested arguments, tensors and others, in order."""
-        return torch_pytree.tree_flatten((self.args, self.kwargs))[0]
-
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        """The tensors among the leaves, in order."""
-        return [x for x in self.leaves if isinstance(x, torch.Tensor)]
 
 
 class _FlatCall(nn.Module):
@@ -138,7 +121,7 @@ def export(module: nn.Module, call: Call, *, train: bool = False, function: Call
             # checks of values, such as torch.linalg's under vmap, have an effect, for which torch adds inputs
             decomposed = _remove_effect_tokens(decomposed)
         except Exception as error:
-            raise _explain(error, module, lambda: _own_failure(flat, tensors)) from error
+            raise _explain(error, module, call, function, lambda: _own_failure(flat, tensors)) from error
     if dropped := flat.seen.dropped:
         LOG.info("%s: outputs that hold no array are left out: %s", type(module).__name__, dropped)
     decomposed.graph_module.meta[DROPPED] = dropped
@@ -378,7 +361,13 @@ def _own_failure(flat: nn.Module, tensors: tuple[torch.Tensor, ...]) -> Exceptio
     return None
 
 
-def _explain(error: Exception, module: nn.Module, own_failure: Callable[[], Exception | None]) -> ConversionError:
+def _explain(
+    error: Exception,
+    module: nn.Module,
+    call: Call,
+    function: Callable[..., Any] | None,
+    own_failure: Callable[[], Exception | None],
+) -> ConversionError:
     """The ConversionError for a failed export; it names the module, the line and a remedy."""
     if isinstance(error, ConversionError):
         return error
@@ -389,46 +378,47 @@ def _explain(error: Exception, module: nn.Module, own_failure: Callable[[], Exce
     if "DeviceMismatch" in kind:
         return ConversionError(
             f"{place}: tensors on different devices meet; put the module, its inputs and tensors made in forward on "
-            f"one: module.cpu(), x.cpu(), torch.zeros(..., device=x.device). torch says: {_first_line(error)}"
+            f"one: module.cpu(), x.cpu(), torch.zeros(..., device=x.device). torch says: {first_line(error)}"
         )
     if kind == "UncapturedHigherOrderOpError":
         return ConversionError(
             f"{place}: a function that takes functions cannot be traced; torch.cond takes branches that return tensors "
             "of equal shapes and types and change nothing else; write a loop of a fixed number of steps in Python, and "
-            f"other choices with torch.where. torch says: {_first_line(error)}"
+            f"other choices with torch.where. torch says: {first_line(error)}"
         )
     if "sparse" in str(error) and "fake tensor in the exported program" not in str(error):
         return ConversionError(
             f"{place}: torch.export cannot trace sparse tensors; make them dense by x.to_dense(), or pass the indices "
             "and values of a sparse matrix as dense tensors, and write its product with h as "
             "torch.zeros_like(h).index_add(0, rows, values[:, None] * h[columns]). "
-            f"torch says: {_first_line(error)}"
+            f"torch says: {first_line(error)}"
         )
     if "DataDependent" in kind or "data-dependent" in str(error):
         return ConversionError(
             f"{place}: the forward pass depends on the values of a tensor (an `if`, a loop, .item(), an index that is "
             f"computed, BatchNorm(momentum=None)), so it is no single graph. {_other_than_choosing(place)}. torch "
-            f"says: {_first_line(error)}"
+            f"says: {first_line(error)}"
         )
     if "arget size" in str(error) and "input size" in str(error):
         return ConversionError(
             f"{place}: outputs and labels have different shapes; give the labels an axis, labels[:, None], or take it "
-            f"from the outputs, outputs.squeeze(1). torch says: {_first_line(error)}"
+            f"from the outputs, outputs.squeeze(1). torch says: {first_line(error)}"
         )
     if "fake tensor in the exported program" in str(error):
         return ConversionError(
             f"{place}: a tensor is made in a way that leaves no trace in the graph (.data, numpy, torch.vmap with "
             f"out_dims); write it with differentiable operators, and move the axes of a mapped result by movedim. "
-            f"torch says: {_first_line(error)}"
+            f"torch says: {first_line(error)}"
         )
     if own := own_failure():
-        return ConversionError(
-            f"{_innermost_place(own.__traceback__, module)}: the call fails in torch as well; give inputs (their "
-            f"number, shapes and types) with which module(*inputs) works. torch says: {_first_line(own)}"
-        )
+        place = _innermost_place(own.__traceback__, module)
+        if function is not None:
+            return ConversionError(why_step_fails(own, function, module, call.args[0], place))
+        return ConversionError(why_call_fails(own, module, call.args, call.kwargs, place))
+    axis = "; if the example inputs lack the axis of examples, give it, x[None]" if "channels" in str(error) else ""
     return ConversionError(
         f"{place}: torch.export cannot trace this module ({kind}); write this line with operators that torch.export "
-        f"supports. torch says: {_first_line(error)}"
+        f"supports{axis}. torch says: {first_line(error)}"
     )
 
 
@@ -443,11 +433,6 @@ def _other_than_choosing(place: str) -> str:
         "Write it with torch.where, fix the choice before converting, or convert the part of the module before it, "
         "such as module.backbone; of a detection model the raw boxes and scores, before some are selected"
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _innermost_place(trace: TracebackType | None, module: nn.Module) -> str:

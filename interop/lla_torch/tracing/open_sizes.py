@@ -141,6 +141,17 @@ def _combinations(input: torch.Tensor, r: int = 2, with_replacement: bool = Fals
     return input[places]
 
 
+def _of_one_example(loss: Callable[..., torch.Tensor]) -> Callable[..., Any]:
+    """A loss of scores (C,) and one class, computed as that of a batch of one, where torch would read the class."""
+
+    def compute(input: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if input.ndim != 1 or target.ndim != 0:
+            return NotImplemented
+        return loss(input[None], target[None], *args, **kwargs).reshape(())
+
+    return compute
+
+
 def _choices(n: int, r: int, repeated: bool) -> list[tuple[int, ...]]:
     choose: Callable[..., Any] = itertools.combinations_with_replacement if repeated else itertools.combinations
     return list(choose(range(n), r))
@@ -165,6 +176,8 @@ OPEN: dict[Any, Callable[..., Any]] = {
         for owner in (torch, torch.Tensor)
         if hasattr(owner, name)
     },
+    functional.cross_entropy: _of_one_example(functional.cross_entropy),
+    functional.nll_loss: _of_one_example(functional.nll_loss),
     torch.linalg.multi_dot: _multi_dot,
     torch.linalg.vander: _linalg_vander,
 }

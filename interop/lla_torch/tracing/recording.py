@@ -12,9 +12,12 @@ from torch import nn
 from torch.utils import _pytree as torch_pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lla_torch.program.errors import misuse
+from lla_jax.models import explained
+from lla_torch.program.errors import is_own
+from lla_torch.tracing.calls import as_tensors, why_call_fails
 from lla_torch.tracing.guards import LOCK
 from lla_torch.tracing.outputs import split_outputs
+from lla_torch.weights.arguments import check_module
 from lla_torch.weights.names import to_array
 
 _FAMILIES = ("uniform", "normal", "exponential", "random", "log_normal", "cauchy", "geometric")
@@ -25,12 +28,13 @@ _MASKS = {"bernoulli", "bernoulli_"}
 """Operators that draw 0 or 1. On the CPU, dropout is one of these and a product, so that its mask is recorded."""
 
 
+@explained
 def record(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Any, tuple[np.ndarray, ...]]:
     """Run a torch module in its present mode, and record every random draw that it makes.
 
     Args:
       module: the torch module; ``module.train()`` turns its dropout on.
-      inputs: the arguments of its forward.
+      inputs: the arguments of its forward, one by one; tensors or arrays.
       kwargs: further arguments by name.
 
     Returns:
@@ -42,16 +46,22 @@ def record(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Any, tuple[n
       Afterwards the module's buffers and training flags and torch's generators are as before; no gradients are kept.
 
     Raises:
-      ValueError: an operator whose draws cannot be replayed, such as ``multinomial``; it is named.
+      ValueError: no module; inputs that the module does not take; an operator whose draws cannot be replayed, such as
+        ``multinomial``.
     """
-    if not isinstance(module, nn.Module):
-        raise misuse("module", module, "a torch.nn.Module, such as one whose forward calls a function")
+    check_module(module)
+    inputs, kwargs = as_tensors(inputs), as_tensors(kwargs)
     try:
-        return _recorded(module, inputs, kwargs, torch.no_grad())
-    except RuntimeError as error:
-        if "does not require grad" not in str(error):
+        try:
+            return _recorded(module, inputs, kwargs, torch.no_grad())
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+        return _recorded(module, inputs, kwargs, torch.enable_grad())  # the module differentiates by its inputs
+    except Exception as error:
+        if is_own(error):
             raise
-    return _recorded(module, inputs, kwargs, torch.enable_grad())  # the module differentiates by its inputs
+        raise ValueError(why_call_fails(error, module, inputs, kwargs)) from error
 
 
 def _recorded(module: nn.Module, inputs: Any, kwargs: Any, mode: Any) -> tuple[Any, tuple[np.ndarray, ...]]:

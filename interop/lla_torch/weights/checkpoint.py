@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,22 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import torch
+from torch import nn
 
+from lla_jax.models import explained, warn_caller
 from lla_torch.program.errors import misuse
+from lla_torch.weights.arguments import check_flag, check_net, floating_type, is_net
 from lla_torch.weights.entries import find_state_dict
 from lla_torch.weights.files import is_shard, read_file
 from lla_torch.weights.fitting import Fit, find_fits, same_shape
-from lla_torch.weights.names import Leaf, as_jax, to_array, to_tensor
+from lla_torch.weights.names import Leaf, NameMap, as_jax, map_names, to_array, to_tensor
 
+_OR_NET = "None, 'net',"
 _SHOWN = 20  # names in a message
 _SPARE = 2**26  # bytes of a checkpoint's other entries
 
 
+@explained
 def load_checkpoint(
     path: str | os.PathLike[str] | Mapping[str, Any],
     net: Any,
@@ -32,7 +37,10 @@ def load_checkpoint(
     key: str | None = None,
     prefix: str | None = None,
 ) -> Any:
-    """Load the weights, statistics and buffers of a checkpoint into a copy of a network.
+    """Load the weights, statistics and buffers of a checkpoint into a copy of a network, converted or still in torch.
+
+        module = lla_torch.load_checkpoint("net.pth", module)
+        net = lla_torch.convert(module, example_inputs)  # both have the weights, and certify compares them
 
     A state_dict inside a training checkpoint is found. Levels of DataParallel, torch.compile and AveragedModel in names
     are left out, and so is the one prefix under which all of the network is in the file (``net.`` of a Lightning
@@ -43,58 +51,95 @@ def load_checkpoint(
     Args:
       path: a .pth, .pt, .th, .ckpt, .bin or .safetensors file, the .index.json of a model in shards, a folder with one
         of these, or a state_dict.
-      net: the converted network.
+      net: the converted network, or a torch module, of which a copy is loaded: the file is read as data alone, by the
+        same rules for names.
       strict: whether every tensor of the network must be in the file and the other way round. False keeps the network's
         values for missing ones, and warns of them and of unexpected ones; shapes must agree in any case, and half of
         the network's names must be in the file.
-      dtype: of the floating tensors: None keeps the file's, "net" takes the network's, or a name such as "float32".
+      dtype: of the floating tensors: None keeps the file's, "net" takes the network's, or a name such as "float32". A
+        torch module keeps its own.
       key: entry to take of a checkpoint that holds several state_dicts, such as "ema"; "a.b" is an entry of an entry.
       prefix: the module to load, such as "student." (needed if several fit): a module of the file that is the network,
         a module of the network that the file is, or one that both have. The other weights of the network stay, and
         other modules of the file are left out; "" leaves these out as well.
 
     Returns:
-      A new network; ``net`` stays as it is. ``num_batches_tracked`` may be missing, as in old files.
+      A new network (a module, where one was given); ``net`` stays as it is. ``num_batches_tracked`` may be missing, as
+      in old files.
 
     Raises:
       FileNotFoundError: no such file, or a shard that is missing.
-      ValueError: a file that is no checkpoint or cannot be read, is damaged (files of torch.save have checksums,
-        safetensors and the format before torch 1.6 have none), unpacks to far more than the network, or holds Python
-        objects other than tensors, numbers, containers and harmless records (nothing of any file is executed); no
-        state_dict, or several that fit; names or shapes that do not agree; tensors without values (meta); tied
-        weights that differ; float64 while jax has no 64 bits.
+      ValueError: arguments of another type or order; a file that is no checkpoint or cannot be read, is damaged (files
+        of torch.save have checksums, safetensors and the format before torch 1.6 have none), unpacks to far more than
+        the network, or holds Python objects other than tensors, numbers, containers and harmless records (nothing of
+        any file is executed); no state_dict, or several that fit; names or shapes that do not agree; tensors without
+        values (meta); tied weights that differ; float64 while jax has no 64 bits.
 
     Warns:
       UserWarning: names that do not agree, with ``strict=False``; entries that are not finite.
     """
-    if not isinstance(path, str | os.PathLike | Mapping):
-        raise misuse("path", path, "the path of a checkpoint, or a state_dict, such as module.state_dict()")
-    place = "path: the state_dict" if isinstance(path, Mapping) else f"path: {os.fspath(path)!r}"
+    content, place, file = _check_path(path, net)
+    check_flag("strict", strict)
+    if not (key is None or isinstance(key, str)):
+        raise misuse("key", key, "None or the name of an entry of the checkpoint, such as 'model'")
     prefix = _read_prefix(prefix)
-    names = net.tree_map
-    content = path if isinstance(path, Mapping) else read_file(Path(path), _bound(names))
+    module = net if isinstance(net, nn.Module) else None
+    if module is None:
+        check_net(net)
+    elif dtype not in (None, "net"):
+        raise misuse("dtype", dtype, "None for a torch module, which keeps its own; cast it by module.to")
+    names = net.tree_map if module is None else map_names(module)
+    owns = {leaf.name: _find_leaf(net.variables, leaf).dtype for leaf in names.leaves} if module is None else {}
+    content = read_file(file, _bound(names)) if file is not None else content
     state, fit = find_state_dict(content, names, key, prefix, place)
     differences = [f"{x}: {_shorten(y)}" for x, y in (("missing", fit.missing), ("unexpected", fit.unexpected)) if y]
-    values, problems = _collect_arrays(state, fit, net, dtype)
+    values, problems = _collect_arrays(state, fit, names, owns, "net" if module is not None else dtype)
     refused = strict or fit.few
     if problems or (differences and refused) or not fit.taken:
-        file = None if isinstance(path, Mapping) else Path(path)
         raise _misfit(state, names, fit, differences if refused else [], problems, place, file)
     if differences:
-        warnings.warn(
+        warn_caller(
             f"{place} differs from the network: {'; '.join(differences)} (strict=False: missing tensors keep the "
-            "network's values, unexpected ones are left out)",
-            stacklevel=2,
+            "network's values, unexpected ones are left out)"
         )
     bad = [name for name, x in values.items() if not np.isfinite(x).all()]
     if bad:
-        warnings.warn(f"{place} has entries that are not finite in {_shorten(bad)}; losses will be NaN", stacklevel=2)
+        warn_caller(f"{place} has entries that are not finite in {_shorten(bad)}; losses will be NaN")
+    if module is not None:
+        return _load_into_copy(module, names, values)
     arrays = {
-        leaf.full_path: as_jax(values[leaf.name], leaf.name, wide=_is_wide(_find_leaf(net.variables, leaf), leaf))
+        leaf.full_path: as_jax(values[leaf.name], leaf.name, wide=_is_wide(owns[leaf.name], leaf))
         for leaf in names.leaves
         if leaf.name in values
     }
     return net.replace(variables=_replace_leaves(net.variables, arrays, ()))
+
+
+def _check_path(path: Any, net: Any) -> tuple[Any, str, Path | None]:
+    """(state_dict or None, the source in messages, file or None) of the first argument.
+
+    Raises:
+      ValueError: it is neither a path nor a dict.
+    """
+    if isinstance(path, Mapping):
+        return path, "path: the state_dict", None
+    rule = "the path of a checkpoint, or a state_dict, such as module.state_dict()"
+    if is_net(path) or (isinstance(path, nn.Module) and isinstance(net, str | os.PathLike)):
+        rule += "; the network is the second argument, load_checkpoint(path, net)"
+    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes) or not os.fspath(path):
+        raise misuse("path", path, rule)
+    return None, f"path: {os.fspath(path)!r}", Path(path).expanduser()
+
+
+def _load_into_copy(module: nn.Module, names: NameMap, values: Mapping[str, np.ndarray]) -> nn.Module:
+    """A copy of a module with the given arrays, which are stored ones by leaf name; other tensors stay."""
+    result = copy.deepcopy(module)
+    tensors = {x.name: _tensor(x, values[x.name], names) for x in names.leaves if x.name in values}
+    own = dict((*result.named_parameters(), *result.named_buffers()))
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+    return result
 
 
 def _read_prefix(prefix: Any) -> str | None:
@@ -108,6 +153,7 @@ def _bound(names: Any) -> int:
     return 16 * 8 * sum(math.prod(leaf.shape) for leaf in names.leaves) + _SPARE
 
 
+@explained
 def to_state_dict(net: Any, params: Any = None, state: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
     """Convert a network's arrays to torch's ``state_dict``: every name, torch's layout and order, the same bits.
 
@@ -123,6 +169,12 @@ def to_state_dict(net: Any, params: Any = None, state: Mapping[str, Any] | None 
     Raises:
       ValueError: an unknown collection, or a leaf that is missing or has another shape than the network's.
     """
+    check_net(net)
+    if not (state is None or isinstance(state, Mapping)):
+        raise misuse("state", state, "None or a dict of collections, such as {'batch_stats': ...}")
+    if params is not None and not isinstance(params, Mapping):
+        axes = "; of k directions give one: jax.tree.map(lambda x: x[0], directions.tree)"
+        raise misuse("params", params, f"a tree like net.variables['params']{axes if hasattr(params, 'tree') else ''}")
     given = {**({} if params is None else {"params": params}), **(state or {})}
     unknown = sorted(set(state or {}) - (set(net.variables) - {"params"}))
     if unknown:
@@ -150,7 +202,12 @@ def _find_leaf(variables: Mapping[str, Any], leaf: Leaf) -> Any:
     for part in leaf.path:
         if not isinstance(node, Mapping) or part not in node:
             tree = "params" if leaf.collection == "params" else "state"
-            raise ValueError(f"{tree}: {leaf.full_path} is missing; pass a tree of the network's own structure")
+            known = list(variables[leaf.collection])
+            hint = "; did you mean variables['params']?" if "params" in known else ""
+            raise ValueError(
+                f"{tree}: {leaf.full_path} is missing, it has {known[:10]}; pass a tree of the network's own "
+                f"structure, such as net.variables['params']{hint}"
+            )
         node = node[part]
     return node
 
@@ -228,21 +285,24 @@ def _find_part(state: Mapping[str, Any], names: Any, fit: Fit, bad: Collection[s
 # --- the tensors
 
 
-def _is_wide(array: Any, leaf: Leaf) -> bool:
+def _is_wide(dtype: Any, leaf: Leaf) -> bool:
     """Whether the network keeps an array that is no weight in 64 bits, whatever jax's mode."""
-    return leaf.collection != "params" and array.dtype.name in ("float64", "complex128")
+    return leaf.collection != "params" and dtype.name in ("float64", "complex128")
 
 
 def _collect_arrays(
-    state: Mapping[str, Any], fit: Fit, net: Any, dtype: Any
+    state: Mapping[str, Any], fit: Fit, names: Any, owns: Mapping[str, Any], dtype: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """Stored arrays by leaf name, and what is wrong with others: the names by problem."""
-    names, target = net.tree_map, _target_dtype(dtype)
+    """Stored arrays by leaf name, and what is wrong with others: the names by problem.
+
+    ``owns`` has the types of the network's arrays by leaf name; others have those of the torch module.
+    """
+    target = dtype if dtype is None or (isinstance(dtype, str) and dtype == "net") else floating_type(dtype, _OR_NET)
     problems: dict[str, list[str]] = {}
     values: dict[str, np.ndarray] = {}
     for name, given in fit.taken.items():
         leaf = names.by_name(name)
-        own = _find_leaf(net.variables, leaf).dtype
+        own = owns.get(leaf.name, leaf.stored_dtype)
         problem, array = _to_stored_array(state[given], leaf, own, target, names)
         if problem is None and leaf.name in values and array.tobytes() != values[leaf.name].tobytes():  # type: ignore[union-attr]
             others = [x for x in fit.taken if names.aliases[x] == leaf.name and x != name]
@@ -252,18 +312,6 @@ def _collect_arrays(
         else:
             values[leaf.name] = array  # type: ignore[assignment]
     return values, problems
-
-
-def _target_dtype(dtype: Any) -> Any:
-    if dtype is None or (isinstance(dtype, str) and dtype == "net"):
-        return dtype
-    try:
-        result = jnp.dtype(str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype)
-    except TypeError:
-        result = None
-    if result is None or not jnp.issubdtype(result, jnp.floating):
-        raise misuse("dtype", dtype, "None, 'net', or a floating type, such as 'float32'")
-    return result
 
 
 def _to_stored_array(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 
@@ -37,10 +38,7 @@ def find_state_dict(
         content, place = _find_entry(content, key, place), f"{place}, key={key!r},"
     candidates = dict(_candidates(content, "", 0, {}))
     if not candidates:
-        raise ValueError(
-            f"{place} holds no state_dict (names and tensors) but {_outline(content)}; save module.state_dict(), or "
-            "pass the key= of the entry that holds it"
-        )
+        raise ValueError(f"{place} holds no state_dict (names and tensors) but {_outline(content)}; {_way(content)}")
     given = [name for state in candidates.values() for name in state]
     shown = (*names.aliases, *given)
     if prefix and not any(name.startswith(prefix) for name in (*shown, *map(strip_wrappers, shown))):
@@ -81,6 +79,18 @@ def find_state_dict(
 def _outline(content: Any) -> str:
     """An object of a file in a message: the names of a dict, or the type."""
     return f"a dict with {sorted(map(str, content))[:20]}" if isinstance(content, Mapping) else type(content).__name__
+
+
+def _way(content: Any) -> str:
+    """What to do about a content without a state_dict."""
+    if isinstance(content, Mapping) and {"state", "param_groups"} <= set(content):
+        return "it is that of an optimizer, for lla_torch.adam_moments; pass the file or entry with the weights"
+    if isinstance(content, Mapping) and any(hasattr(x, "shape") for x in jax.tree.leaves(dict(content))):
+        return (
+            "a tree of arrays needs no loading: net.replace(variables={**net.variables, 'params': tree}); of a file "
+            "pass the key= of the entry that holds module.state_dict()"
+        )
+    return "save module.state_dict(), or pass the key= of the entry that holds it"
 
 
 def _find_entry(content: Any, key: str, place: str) -> Any:

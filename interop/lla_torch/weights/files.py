@@ -43,17 +43,26 @@ def read_file(path: Path, limit: int) -> Any:
       ValueError: another kind of file, a damaged one, one with Python objects that are not harmless, or a folder with
         no checkpoint or with several.
     """
-    if not path.exists():
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:  # names that no file can have
+        name = f"{str(path)[:40]!r} ... of {len(str(path))} characters" if len(str(path)) > 80 else repr(str(path))
+        raise ValueError(f"path: {name} can name no file ({error.args[-1]}); pass a checkpoint file") from error
+    if not there:
         link = ", but the file that this link leads to is missing; download it" if path.is_symlink() else None
-        raise FileNotFoundError(
-            f"path: {str(path)!r} given{link or ', but there is no such file; pass a checkpoint file'}"
-        )
+        where = "" if path.is_absolute() else f" in {str(Path.cwd())!r}"
+        remote = "; nothing is fetched from the net, so download it first" if re.match(r"\w+:/", str(path)) else ""
+        none = f", but there is no such file{where}; pass a checkpoint file{remote}"
+        raise FileNotFoundError(f"path: {str(path)!r} given{link or none}")
     if path.is_dir():
         return _read_folder(path, limit)
     if not path.is_file():
         raise ValueError(f"path: {str(path)!r} is neither a file nor a folder; pass a checkpoint file")
-    with path.open("rb") as file:
-        head = file.read(512)
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise ValueError(f"path: {str(path)!r} cannot be read ({error.strerror}); pass a file that can") from error
     if not head:
         raise ValueError(f"path: {str(path)!r} is empty; save or download the checkpoint again")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:  # the length of the header

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,12 +12,16 @@ import optax
 import torch
 
 from lla_jax import Directions, directions
+from lla_jax.models import explained
+from lla_torch.program.errors import misuse
+from lla_torch.weights.arguments import check_net, is_net
 from lla_torch.weights.fitting import match_names
 from lla_torch.weights.names import to_array
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+@explained
 def adam_moments(optimizer_or_state: Any, net: Any, params: Sequence[str] | None = None) -> Directions:
     """First and second moment (m, v) of Adam as two directions, raw as torch keeps them; see ``optax_state``.
 
@@ -34,6 +39,7 @@ def adam_moments(optimizer_or_state: Any, net: Any, params: Sequence[str] | None
     return directions.adam_moments(optax_state(optimizer_or_state, net, params), net.variables["params"])
 
 
+@explained
 def optax_state(optimizer_or_state: Any, net: Any, params: Sequence[str] | None = None) -> optax.ScaleByAdamState:
     """Convert the state of a torch optimizer with exp_avg and exp_avg_sq (Adam, AdamW, NAdam, RAdam) to optax's.
 
@@ -54,6 +60,8 @@ def optax_state(optimizer_or_state: Any, net: Any, params: Sequence[str] | None 
       ValueError: another optimizer; parameters that cannot be matched or have moments of another shape; moments that
         are sparse, or complex for real weights.
     """
+    check_net(net)
+    params = None if params is None else _read_names(params)
     if isinstance(optimizer_or_state, torch.optim.Optimizer):
         source = f"{type(optimizer_or_state).__name__} optimizer"
         if isinstance(optimizer_or_state, torch.optim.SparseAdam):
@@ -76,15 +84,42 @@ def optax_state(optimizer_or_state: Any, net: Any, params: Sequence[str] | None 
     return _assemble(names, states, net, source)
 
 
+def _read_names(params: Any) -> list[str]:
+    """The torch names in ``params``: a sequence or dict of names, or the pairs of ``module.named_parameters()``."""
+    names: list[Any] = list(params) if isinstance(params, Iterable) and not isinstance(params, str) else [None]
+    names = [each[0] if isinstance(each, tuple) and len(each) == 2 else each for each in names]
+    if not all(isinstance(name, str) for name in names):
+        raise misuse(
+            "params",
+            params,
+            "torch names in the order of the optimizer, such as [name for name, _ in module.named_parameters()], not "
+            "the tensors",
+        )
+    return names
+
+
 def _read_saved_state(state: Any) -> tuple[list[Any], list[Any]]:
     if not isinstance(state, Mapping) or not {"state", "param_groups"} <= set(state):
         kind = f"a dict with {sorted(map(str, state))[:20]}" if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(
             f"optimizer_or_state: {kind} given; it must be a torch optimizer or its state_dict() with 'state' and "
-            "'param_groups', in a training checkpoint an entry such as checkpoint['optimizer']"
+            f"'param_groups', in a training checkpoint an entry such as checkpoint['optimizer']{_slip(state)}"
         )
     groups = list(state["param_groups"])
     return groups, [state["state"].get(index, {}) for group in groups for index in group["params"]]
+
+
+def _slip(state: Any) -> str:
+    """What was probably meant by a state of another type."""
+    if isinstance(state, str | os.PathLike):
+        return "; of a file pass torch.load(path, weights_only=True), or this entry of it"
+    if isinstance(state, type):
+        return "; this is a class: pass the optimizer that has trained the module"
+    if isinstance(state, torch.nn.Module) or is_net(state):
+        return "; the network is the second argument"
+    if isinstance(state, tuple | list):
+        return "; of optax's state make directions by lla_jax.directions.adam_moments(opt_state, params)"
+    return ""
 
 
 def _saved_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:

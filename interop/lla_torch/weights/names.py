@@ -31,8 +31,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from lla_jax.models import explained, warn_caller
 from lla_torch.program.errors import misuse
 from lla_torch.program.views import View, inverse
+from lla_torch.weights.arguments import check_module, is_net
 
 NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -112,6 +114,9 @@ class NameMap:
 
     leaves: tuple[Leaf, ...]
     aliases: Mapping[str, str] = field(hash=False)
+
+    def __repr__(self) -> str:
+        return f"NameMap({len(self.leaves)} arrays of {len(self.aliases)} names)"
 
     def by_name(self, name: str) -> Leaf:
         """The leaf of a torch name, also of a tied one; a ValueError for an unknown name."""
@@ -219,6 +224,9 @@ class FilterAxis:
 
     axes: tuple[tuple[str, int | None], ...]
 
+    def __repr__(self) -> str:
+        return f"FilterAxis({len(self.axes)} parameters)"
+
     def __call__(self, path: str, leaf: Any) -> int | None:
         axes = dict(self.axes)
         if path not in axes:
@@ -304,7 +312,8 @@ def map_names(module: nn.Module, constants: Mapping[str, torch.Tensor] | None = 
     return NameMap(tuple(leaves), aliases)
 
 
-def trainable(module: nn.Module) -> tuple[str, ...]:
+@explained
+def trainable(module: Any) -> tuple[str, ...]:
     """The paths of the parameters with ``requires_grad``, a selection for ``select=``; as ``net.trainable``.
 
         loss, params = lla_torch.convert_loss(step, module, batch)
@@ -314,8 +323,11 @@ def trainable(module: nn.Module) -> tuple[str, ...]:
     directions move them, and the Hessian has their rows, unless a selection leaves them out.
 
     Args:
-      module: the torch module.
+      module: the torch module, or its converted network.
     """
+    if is_net(module):
+        return tuple(module.trainable)
+    check_module(module)
     return map_names(module).trainable
 
 
@@ -379,7 +391,13 @@ def as_jax(array: np.ndarray, name: str, dtype: Any = None, wide: bool = False) 
             f"{name}: {target.name} given, which jax has only after jax.config.update('jax_enable_x64', True); call "
             "that first, or pass dtype='float32'"
         )
-    return jax.numpy.array(array.astype(target, copy=False), copy=True)
+    with np.errstate(over="ignore"):
+        cast = array.astype(target, copy=False)
+    if cast is not array and is_float(target) and (lost := int(np.isinf(cast).sum() - np.isinf(array).sum())) > 0:
+        warn_caller(
+            f"{name}: {lost} entries are beyond the range of {target.name} and become infinite; pass another dtype"
+        )
+    return jax.numpy.array(cast, copy=True)
 
 
 def keeps_64_bits(leaf: Leaf, own: str) -> bool:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from lla_jax.core import files as _files
 from lla_jax.core import recipes
-from lla_jax.core.arguments import Misuse
+from lla_jax.core.arguments import Misuse, is_integer
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.chunks import Store
 
 SWEEP = "lla_jax sweep"
+MOST = 2**64
 Member = tuple[int, str, int | None]
 """A landscape of a sweep: (index of the checkpoint, name of the axes, seed)."""
 
@@ -60,11 +62,22 @@ def read_announcements(folder: Path) -> dict[Member, int]:
         if announcement.get("format") != SWEEP:
             continue
         try:
+            number = _count(announcement["points"])
             for checkpoint, name, seed in announcement["cells"]:
-                points[int(checkpoint), str(name), None if seed is None else int(seed)] = int(announcement["points"])
+                index, number_of_seed = _count(checkpoint), None if seed is None else _count(seed, least=-MOST)
+                member = index, str(name), number_of_seed
+                if len(folder_of(member)) > _files.LONGEST_NAME:
+                    raise ValueError("a name that is too long")
+                points[member] = number
         except (KeyError, TypeError, ValueError) as error:
             raise Misuse("store", f"{path} was changed or damaged; remove it, and repeat the sweep", path) from error
     return dict(sorted(points.items(), key=lambda item: (item[0][0], item[0][1], item[0][2] or 0)))
+
+
+def _count(value: Any, least: int = 0) -> int:
+    if not is_integer(value) or not least <= value < MOST:
+        raise ValueError("a number out of bounds")
+    return int(value)
 
 
 def existing_stores(folder: Path, members: Iterable[Member]) -> Iterator[Store]:

@@ -31,11 +31,10 @@ from lla_jax.core.types import Landscape
 from lla_jax.landscape.grids import SNAP
 from lla_jax.landscape.means import Means
 from lla_jax.landscape.store import manifest as _manifest
+from lla_jax.landscape.store.new_points import Coords, NewPoints
 
 LEFTOVER_S = 60.0  # a temporary file of this age was left by a writer that was killed
 LEFTOVERS = (".manifest-*.tmp", ".grid-[0-9][0-9][0-9]-*.tmp", "grid-[0-9][0-9][0-9]/.[0-9]*-*.tmp")
-
-Coords = tuple[np.ndarray, ...]
 
 
 class Store(NamedTuple):
@@ -85,6 +84,15 @@ class DamagedChunk(ValueError):
 # --- the folder of a store
 
 
+def store_folder(store: Any) -> Path | None:
+    """The folder that ``store=`` names, or None.
+
+    Raises:
+      Misuse: the value is no path, or one that no file system has.
+    """
+    return None if store is None else _files.check_path("store", store, "runs/exp1")
+
+
 def check_writable(folder: Path, nbytes: int = 0) -> None:
     """Make the folder if it is not there, and check that ``nbytes`` can be written into it.
 
@@ -126,7 +134,9 @@ def read(folder: Path) -> Store | None:
             grid = _coords(_manifest.read_json(path))
             if len(grid) != len(grids[0]):
                 raise ValueError(f"it has {len(grid)} axes, and the first grid has {len(grids[0])}")
-        except (KeyError, ValueError) as error:
+        except Misuse:
+            raise
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise Misuse(
                 "store", f"{path} is no grid of this store ({error}); remove it, or start anew in another folder", path
             ) from error
@@ -177,12 +187,12 @@ def add_grid(store: Store, coords: Coords) -> tuple[Store, Coords]:
       (store with the grid, coordinates of the grid as the store has them).
 
     Raises:
-      ValueError: an axis has a coordinate twice, or the store has become unreadable.
+      ValueError: an axis has a coordinate twice, too many points, or the store has become unreadable.
       OSError: the file cannot be written.
     """
     while True:
         coords = tuple(_snap(axis, [grid[k] for grid in store.grids]) for k, axis in enumerate(coords))
-        check_distinct(coords)
+        check_grid(coords)
         if any(_same(grid, coords) for grid in store.grids):
             return store, coords
         path = store.folder / f"grid-{len(store.grids):03d}.json"
@@ -193,8 +203,11 @@ def add_grid(store: Store, coords: Coords) -> tuple[Store, Coords]:
         store = current
 
 
-def check_distinct(coords: Coords) -> None:
-    """Raise a ValueError unless all coordinates of an axis differ, since a store knows points by their coordinates."""
+def check_grid(coords: Coords) -> None:
+    """Refuse a grid of too many points, or with a coordinate twice: a store knows points by their coordinates."""
+    if (num := math.prod(_shape(coords))) > _manifest.MOST_POINTS:
+        most = f"a store holds at most {_manifest.MOST_POINTS:,}"
+        raise Misuse("grid", f"has {num:,} points, and {most}; pass fewer, or parts of it, each with a store")
     for i, axis in enumerate(coords):
         if len(np.unique(axis)) < len(axis):
             raise Misuse(
@@ -221,22 +234,9 @@ def _shape(grid: Coords) -> tuple[int, ...]:
     return tuple(map(len, grid))
 
 
-def _new_points(grid: Coords, earlier: Sequence[Coords]) -> np.ndarray | range:
+def _new_points(grid: Coords, earlier: Sequence[Coords]) -> NewPoints | range:
     """The flat indices of the points of a grid that no earlier grid has, in order."""
-    if not earlier:
-        return range(math.prod(_shape(grid)))
-    new = np.ones(_shape(grid), bool)
-    for other in earlier:
-        new &= ~_outer([np.isin(a, b) for a, b in zip(grid, other)])
-    return np.flatnonzero(new)
-
-
-def _outer(masks: Sequence[np.ndarray]) -> np.ndarray:
-    """The outer product of masks, one per axis: an array with an axis for each mask."""
-    outer = masks[0]
-    for mask in masks[1:]:
-        outer = outer[..., None] & mask
-    return outer
+    return NewPoints(grid, earlier) if earlier else range(math.prod(_shape(grid)))
 
 
 def _indices(store: Store, chunk: Chunk) -> tuple[np.ndarray, ...]:
@@ -352,9 +352,12 @@ def load(store: Store, chunk: Chunk) -> tuple[Means, dict[str, Any]]:
             raise ValueError(wrong)
         values = {name: arrays[f"value{i}"] for i, name in enumerate(header["values"])}
         stderr = {name: arrays[f"stderr{i}"] for i, name in enumerate(header["stderr"])}
+    except FileNotFoundError:
+        raise
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # EINVAL comes from zipfile, where lengths are damaged
-            raise
+            remedy = "mend that and repeat the call, which continues"
+            raise _files.explain("store", path, "cannot be read", error, remedy) from error
         raise DamagedChunk(path, f"{type(error).__name__}: {error}") from error
     except MemoryError:
         raise
@@ -373,7 +376,8 @@ def _mismatch(store: Store, chunk: Chunk, header: Any, arrays: Mapping[str, np.n
         return f"it has values of {header['values']}, not of {names}"
     if odd := [x for x in arrays.values() if x.shape != (length,) or x.dtype != np.float64]:
         return f"it has {odd[0].dtype} of shape {odd[0].shape} for {length} points"
-    if not isinstance(header["writer"], str) or not isinstance(header["seconds"], float):
+    writer, seconds = header["writer"], header["seconds"]
+    if not isinstance(writer, str) or not writer.isprintable() or not isinstance(seconds, float) or not seconds >= 0:
         return "its header lacks the writer or the seconds"
     return ""
 
@@ -430,6 +434,14 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
+def remove_chunk(path: Path) -> None:
+    """Remove the file of a damaged chunk; a folder in its place, which nobody of this library makes, is refused."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _files.explain("store", path, "cannot be removed", error, "remove it yourself") from error
+
+
 def remove(folder: Path) -> None:
     """Remove the store in a folder, its manifest first, and leave all other files there; do nothing if there is none.
 
@@ -448,4 +460,7 @@ def remove(folder: Path) -> None:
     for path in [manifest, *folder.glob("grid-[0-9][0-9][0-9].json")]:
         path.unlink(missing_ok=True)
     for path in folder.glob("grid-[0-9][0-9][0-9]"):
-        shutil.rmtree(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

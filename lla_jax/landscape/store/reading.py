@@ -9,7 +9,9 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from lla_jax.core.arguments import Misuse
+from lla_jax.core import files as _files
+from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.announcing import Member, folder_of, read_announcements
@@ -48,14 +50,13 @@ def members(folder: Path) -> dict[Member | None, Path]:
         stores = sorted(path.parent for path in folder.glob(f"*/{_manifest.NAME}") if _manifest.is_ours(path))
         folders = {(0, path.name, None): path for path in stores}
     if not folders:
-        raise Misuse(
-            "store",
-            f"{folder} holds no store; pass the folder that was given as store= (or --out to lla-jax landscape)",
-            folder,
-        )
+        kind = "holds no store" if folder.is_dir() else "is no folder" if os.path.lexists(folder) else "does not exist"
+        remedy = "pass the folder that was given as store= (or --out to lla-jax landscape)"
+        raise Misuse("store", f"{_files.show_path(folder)} {kind}; {remedy}", folder)
     return folders
 
 
+@explained
 class Status(NamedTuple):
     """The progress of a store.
 
@@ -89,6 +90,7 @@ class Status(NamedTuple):
         return (self.points - self.done) / self.rate if self.rate else None
 
 
+@explained
 def status(store: str | os.PathLike[str]) -> Status:
     """Tell the progress of a store; every chunk is read, and nothing is computed or changed.
 
@@ -101,7 +103,9 @@ def status(store: str | os.PathLike[str]) -> Status:
     Raises:
       ValueError: the folder holds no store, or a damaged manifest.
     """
-    folder, now = Path(store), time.time()
+    folder, now = _chunks.store_folder(store), time.time()
+    if folder is None:
+        raise misuse("store", store, "the folder that was given as store=")
     announced = {folder_of(member): points for member, points in read_announcements(folder).items()}
     folders = members(folder)
     points = done = chunks = written = recent = 0

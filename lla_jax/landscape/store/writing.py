@@ -7,6 +7,7 @@ its own, so that several writers rarely compute the same chunk, and early chunks
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +92,8 @@ def compute(
     if choice is None:
         _chunks.check_same(store, job.recipe)
         recipe = store.manifest["recipe"]
-        choice = planning.choose_plan(job, planning.plan_from_recipe(recipe))
+        most = max(math.prod(map(len, store.grids[0])), job.num)
+        choice = planning.choose_plan(job, planning.plan_from_recipe(recipe, most))
         recipes.check_same_values("store", recipe, choice[1], folder)
         log.info("store: %s was begun before; its plan is obeyed", folder)
     plan, _, seconds = choice
@@ -141,7 +143,7 @@ def _report(damaged: dict[Chunk, DamagedChunk], mine: set[Chunk]) -> None:
         action = "removed and computed again" if again else "left to the process to whose shard it belongs"
         warn_caller(f"store: {error.path} was damaged ({error}) and is {action}")
         if again:
-            error.path.unlink(missing_ok=True)
+            _chunks.remove_chunk(error.path)
 
 
 def _begin(job: Job, folder: Path, plan: Plan | None, shards: int) -> tuple[Store, Any]:
@@ -150,7 +152,7 @@ def _begin(job: Job, folder: Path, plan: Plan | None, shards: int) -> tuple[Stor
     Returns:
       (store, result of ``choose_plan``); if another writer made the store first, (its store, None).
     """
-    _chunks.check_distinct(job.coords)
+    _chunks.check_grid(job.coords)
     _chunks.check_writable(folder, OVERHEAD)
     if sweep := next(folder.glob("sweep-*.json"), None):
         raise Misuse("store", f"{folder} holds a sweep ({sweep.name}); pass another folder for a landscape", folder)

@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from lla_jax.core.arguments import Misuse, misuse, show_value
+from lla_jax.core.arguments import Misuse, check_choice, check_number, misuse, show_value
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Eigenpairs, Landscape, Spectrum
 from lla_jax.curvature import quadrature
 from lla_jax.curvature.quadrature import Density
 from lla_jax.output.plotting import reading, scales, style
+from lla_jax.output.plotting.figures import new_figure
 from lla_jax.output.plotting.lines import line
 from lla_jax.output.plotting.planes import picture
 from lla_jax.output.plotting.reading import Plane
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 
 _MATRICES = {"hessian": "Hessian", "ggn": "GGN", "fisher (mc)": "Fisher", "fisher (empirical)": "empirical Fisher"}
+_FINEST = 0.2  # of the widest spectrum's own width: narrower Gaussians could not be seen
+_MOST_POINTS = 50_000  # of a curve; narrower Gaussians keep their mass in a cell
 _ROUNDING = 1e-5  # of lambda_max: a smaller lambda_min is zero in float32
 _KNEE = 0.01  # of the largest |node|: below it a logarithmic axis would show the gaps between nodes of 100 steps
 _POSITIVE, _NEGATIVE, _TRACE, _ERROR = style.COLOURS[0], style.COLOURS[1], style.COLOURS[2], "0.25"
@@ -38,13 +42,6 @@ def _matrix(recipe: Mapping[str, Any]) -> str:
     about = operator if isinstance(operator, Mapping) else {}
     name = _MATRICES.get(str(about.get("kind")), "")
     return f"{'preconditioned ' * ('preconditioned' in about)}{name} " if name else ""
-
-
-def _canvas(ax: Axes | None, height: float) -> tuple[Any, Any]:
-    """The figure and axes of ``style.canvas``; 3-D axes are refused."""
-    if hasattr(ax, "plot_surface"):
-        raise misuse("ax", ax, "plain 2-D axes for a curve, such as fig.add_subplot()")
-    return style.canvas(ax, height)
 
 
 # --- density
@@ -61,6 +58,7 @@ class _Curve(NamedTuple):
     colour: str
 
 
+@explained
 def spectral_density(
     spec: Spectrum | Mapping[str, Spectrum],
     *,
@@ -74,7 +72,8 @@ def spectral_density(
     """Draw the density of all eigenvalues on a logarithmic y axis, which shows bulk and outliers, with ticks below.
 
     The curve has mass 1 in the coordinate of the x axis and is drawn from end to end; the band is +- 1 standard error
-    over the probes.
+    over the probes. All curves of a figure are smoothed by Gaussians of one width, so that the widths of their bulks
+    can be compared; the legend states it.
 
     Args:
       spec: what ``lla.spectrum`` returned, or several to compare: ``{"at initialization": ..., "trained": ...}``.
@@ -82,7 +81,8 @@ def spectral_density(
         some of their names. By default the ticks are the smallest and the largest node of every probe.
       scale: of the x axis, "linear" or "symlog", which shows the bulk if 100 steps or more resolve it.
       threshold: below it "symlog" is about linear; by default 0.01 of the largest |node| of all spectra.
-      width: standard deviation of the Gaussian around a node, relative to the range of its spectrum.
+      width: standard deviation of the Gaussian around a node, relative to the range of its spectrum, at most 1. Of
+        several spectra, the one with the least range sets it for all, down to a fifth of what the widest one would.
       title: text above.
       ax: axes to draw into; by default a new figure.
 
@@ -93,7 +93,7 @@ def spectral_density(
       ValueError: no spectrum, or one with nodes that are not finite; pairs of other names; as ``lla.density``.
     """
     curves = _curves(spec, pairs, scale, threshold, width)
-    fig, canvas = _canvas(ax, 2.9)
+    fig, canvas = style.canvas(ax, 2.9)
     log_x = curves[0].density.scale == "symlog"
     if log_x:
         _symlog_axis(canvas, curves)
@@ -134,6 +134,9 @@ def _curves(spec: Any, pairs: Any, scale: Any, threshold: float | None, width: f
     spectra = dict(spec) if isinstance(spec, Mapping) else {"": spec}
     if not spectra:
         raise misuse("spec", spec, "what lla.spectrum returned, or {name: spectrum}")
+    check_number("width", width, remedy="relative to the range of the nodes, such as 0.01")
+    if width > 1:
+        raise misuse("width", width, "at most 1, relative to the range of the nodes, such as 0.01")
     pairs_of = dict(pairs) if isinstance(pairs, Mapping) else {} if pairs is None else {"": pairs}
     if unknown := [name for name in pairs_of if name not in spectra]:
         raise Misuse(
@@ -142,21 +145,34 @@ def _curves(spec: Any, pairs: Any, scale: Any, threshold: float | None, width: f
             "one spectrum, and {name: Eigenpairs} with the names of the spectra for several",
         )
     for name, spectrum in spectra.items():
+        argument = f"spec[{name!r}]" if name else "spec"
         if not isinstance(spectrum, Spectrum) or not spectrum.nodes.size or not np.isfinite(spectrum.nodes).all():
-            argument = f"spec[{name!r}]" if name else "spec"
-            raise misuse(argument, spectrum, "what lla.spectrum returned, with one probe at least and finite nodes")
+            rule = "what lla.spectrum returned, with one probe at least and finite nodes"
+            raise reading.wrong_object(argument, spectrum, rule)
+        if spectrum.weights.shape != spectrum.nodes.shape or not np.isfinite(spectrum.weights).all():
+            raise misuse(argument, spectrum, f"with finite weights of the nodes' shape, {spectrum.nodes.shape}")
     if scale == "symlog" and threshold is None:
         threshold = _KNEE * max(float(np.abs(spectrum.nodes).max()) for spectrum in spectra.values()) or None
     curves = []
-    for k, (name, spectrum) in enumerate(spectra.items()):
-        points = max(1000, int(12 / width)) if isinstance(width, float | int) and width > 0 else 1000
-        density = quadrature.density(spectrum, points=points, width=width, scale=scale, threshold=threshold)
+    for k, ((name, spectrum), relative) in enumerate(zip(spectra.items(), _widths(spectra, width, scale, threshold))):
+        points = int(np.clip(12 / relative, 1000, _MOST_POINTS))
+        density = quadrature.density(spectrum, points=points, width=relative, scale=scale, threshold=threshold)
         ticks, tick_label = spectrum.nodes[:, [0, -1]].ravel(), "extreme Ritz values"
         if name in pairs_of:
             ticks, tick_label = _values_and_residuals(pairs_of[name])[0], "eigenvalues"
         label = style.join(str(name), _incomplete_note(spectrum)) if name else ""
         curves.append(_Curve(spectrum, density, ticks[np.isfinite(ticks)], tick_label, label, style.COLOURS[k % 7]))
     return curves
+
+
+def _widths(spectra: Mapping[str, Spectrum], width: float, scale: Any, threshold: float | None) -> list[float]:
+    """The width of each spectrum's Gaussians, relative to its own range, so that they are the same for all."""
+    own = [
+        quadrature.density(spectrum, points=2, width=width, scale=scale, threshold=threshold).sigma
+        for spectrum in spectra.values()
+    ]
+    common = max(min(own), _FINEST * max(own))
+    return [width * (common / sigma) for sigma in own]
 
 
 def _floor(curve: _Curve) -> float:
@@ -189,10 +205,13 @@ def _symlog_axis(ax: Any, curves: Sequence[_Curve]) -> None:
 
 
 def _describe_probes(curves: Sequence[_Curve], width: float) -> str:
-    """A legend's title such as "4 probes of 100 Lanczos steps, Gaussians of 1% of the range"."""
+    """A legend's title such as "4 probes of 100 Lanczos steps, Gaussians of 1% of the range", or of one width."""
     counts = [(c.spec.probes, c.spec.recipe.get("steps", c.spec.nodes.shape[1])) for c in curves]
     each = [f"{probes} probe{'s' * (probes > 1)} of {steps} Lanczos steps" for probes, steps in counts]
-    return f"{'; '.join(dict.fromkeys(each))}, Gaussians of {100 * width:.3g}% of the range"
+    at = curves[0].density
+    common = f",\nGaussians of width {at.sigma:.2g}{' decades' * (at.scale == 'symlog')}, the same for all"
+    own = f", Gaussians of {100 * width:.3g}% of the range"
+    return "; ".join(dict.fromkeys(each)) + (common if len(curves) > 1 else own)
 
 
 def _incomplete_note(result: Any) -> str:
@@ -203,6 +222,7 @@ def _incomplete_note(result: Any) -> str:
 # --- scree
 
 
+@explained
 def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax: Axes | None = None) -> Figure:
     """Draw eigenvalues by rank, with bars of +- their residuals; colour and marker show the sign.
 
@@ -218,6 +238,7 @@ def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax:
     Raises:
       ValueError: not ``Eigenpairs``, no finite value, or ``log`` with values <= 0.
     """
+    check_choice("log", log, (True, False))
     values, residuals = _values_and_residuals(pairs)
     known = np.isfinite(values)
     if not known.any():
@@ -228,7 +249,7 @@ def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax:
         )
     if log:
         scales.check_positive(values[known], "eigenvalues")
-    fig, canvas = _canvas(ax, 2.5)
+    fig, canvas = style.canvas(ax, 2.5)
     rank = 1 + np.arange(len(values))
     for inside, name, marker, colour in (
         (values > 0, r"$\lambda > 0$", "o", _POSITIVE),
@@ -269,7 +290,7 @@ def _round_up(x: float) -> str:
 def _values_and_residuals(pairs: object) -> tuple[np.ndarray, np.ndarray]:
     """(values, residuals) of eigenpairs; residuals that are not finite become 0, so that they have no bars."""
     if not isinstance(pairs, Eigenpairs):
-        raise misuse("pairs", pairs, "Eigenpairs, as lla.eigenpairs returns them")
+        raise reading.wrong_object("pairs", pairs, "Eigenpairs, as lla.eigenpairs returns them")
     residuals = np.asarray(pairs.residuals, float)
     return np.asarray(pairs.values, float), np.where(np.isfinite(residuals), abs(residuals), 0)
 
@@ -277,6 +298,7 @@ def _values_and_residuals(pairs: object) -> tuple[np.ndarray, np.ndarray]:
 # --- layers
 
 
+@explained
 def layers(rows: Sequence[Layer], *, title: str | None = None) -> Figure:
     """Draw the curvature by layer: trace and extreme eigenvalues of every module, side by side.
 
@@ -296,10 +318,11 @@ def layers(rows: Sequence[Layer], *, title: str | None = None) -> Figure:
     given: Any = rows
     rows = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
     if not rows or not all(hasattr(row, name) for row in rows for name in fields):
-        raise misuse("rows", given, f"one row or more with {', '.join(fields)}, as lla.per_layer returns them")
+        rule = "one row or more, as lla.per_layer returns them, in a tuple or a list"
+        raise reading.wrong_object("rows", given, rule)
     names = [f"{row.module} ({row.size:,})" for row in rows]
     width = float(np.clip(2.3 + 0.055 * max(map(len, names)), style.SINGLE, style.DOUBLE))
-    fig = Figure(figsize=(width, 1.15 + 0.17 * len(rows)), dpi=style.DPI, layout="constrained")
+    fig = new_figure(width, 1.15 + 0.17 * len(rows))
     left, right = fig.subplots(1, 2, sharey=True)
     thin: dict[str, Any] = {"fmt": "none", "ecolor": _ERROR, "elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8}
     y = np.arange(len(rows))
@@ -344,6 +367,7 @@ def _fraction_text(row: Any) -> str:
 # --- convexity
 
 
+@explained
 def convexity(
     landscape: Landscape, *, cap: float | None = None, title: str | None = None, ax: Axes | None = None
 ) -> Figure:
@@ -366,7 +390,12 @@ def convexity(
 
     References: Li et al. 2018, arXiv 1712.09913, section 6.
     """
-    if isinstance(landscape, Landscape) and landscape.dims == 1:
+    if not isinstance(landscape, Landscape):
+        raise reading.wrong_object("landscape", landscape, "a Landscape, as lla.convexity returns it")
+    if "convexity" not in landscape.values:
+        rest = "pass what lla.convexity returned, or draw these values by heatmap or line"
+        raise Misuse("landscape", f"{show_value(landscape)} given, without values 'convexity'; {rest}")
+    if landscape.dims == 1:
         if cap is not None:
             raise Misuse("cap", f"{cap!r} given, but it is for maps, and this landscape has one axis; leave it out")
         fig = line(landscape, "convexity", title=title, ax=ax)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lla_jax.core.arguments import Misuse, check_choice, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Landscape
 from lla_jax.output.plotting import reading, scales, style
 
 
+@explained
 def line(
     landscape: Landscape,
     value: str | Sequence[str] = "loss",
@@ -38,7 +40,7 @@ def line(
     Raises:
       ValueError: as ``surface``.
     """
-    names = [value] if isinstance(value, str) else list(value)
+    names = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
     if not names:
         raise misuse("value", value, f"one name or several of {reading.quote(landscape.values)}")
     fig, canvas = _canvas(ax, names, landscape, log, "line")
@@ -49,6 +51,7 @@ def line(
     return fig
 
 
+@explained
 def train_test(
     landscape: Landscape,
     *,
@@ -79,6 +82,9 @@ def train_test(
     Raises:
       ValueError: as ``surface``; values of these names that the landscape lacks.
     """
+    check_choice("log", log, (True, False))
+    if not isinstance(landscape, Landscape):
+        raise reading.wrong_object("landscape", landscape, "a Landscape, as lla.evaluate returns it")
     check_choice("loss", loss, landscape.values, "the names of this landscape's values")
     if accuracy is not None:
         check_choice("accuracy", accuracy, landscape.values, "or None, which leaves it out")

@@ -10,27 +10,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
-from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Landscape
-from lla_jax.output.plotting import reading, scales, style
+from lla_jax.output.plotting import reading, scales, style, surfaces
+from lla_jax.output.plotting.figures import new_figure
 from lla_jax.output.plotting.reading import Plane
 from lla_jax.output.plotting.scales import Levels, Scale
 
 Kind = Literal["surface", "contour", "heatmap"]
 
-_CMAP = "viridis"  # perceptually uniform and readable with every colour vision deficiency
-_ROW: dict[str, Any] = {
-    "color": "white",
-    "linewidth": 1.0,
-    "solid_capstyle": "round",
-    "path_effects": [withStroke(linewidth=2.2, foreground="black")],
-}
-_MOST = 121  # vertices per axis of a surface; odd, so that a centre cell stays
 
-
+@explained
 def surface(
     landscape: Landscape,
     value: str = "loss",
@@ -64,6 +56,7 @@ def surface(
     )
 
 
+@explained
 def contour(
     landscape: Landscape | Mapping[str, Landscape],
     value: str = "loss",
@@ -93,12 +86,13 @@ def contour(
       ValueError: as ``surface``; levels that are not increasing; ``ax`` with several landscapes.
     """
     if isinstance(landscape, Mapping):
-        planes = _planes(landscape, value, "contour")
+        planes = _planes(landscape, value, "contour", "landscape")
     else:
         planes = {"": reading.plane(landscape, value, "contour")}
     return picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title, ax=ax)
 
 
+@explained
 def heatmap(
     landscape: Landscape,
     value: str = "loss",
@@ -116,6 +110,7 @@ def heatmap(
     return picture("heatmap", planes, value, cap=cap, log=log, title=title, ax=ax)
 
 
+@explained
 def panels(
     landscapes: Mapping[str, Landscape],
     value: str = "loss",
@@ -142,9 +137,13 @@ def panels(
       ValueError: as ``surface`` (no finite cell: in all of them together); no landscapes; an unknown ``kind``.
     """
     check_choice("kind", kind, _DRAW)
-    return picture(kind, _planes(landscapes, value, kind), value, shared=shared, cap=cap, log=log, title=title)
+    check_choice("shared", shared, (True, False))
+    return picture(
+        kind, _planes(landscapes, value, kind, "landscapes"), value, shared=shared, cap=cap, log=log, title=title
+    )
 
 
+@explained
 def volume(
     landscape: Landscape,
     value: str = "loss",
@@ -169,8 +168,8 @@ def volume(
     Raises:
       ValueError: as ``contour``; fewer than one slice.
     """
-    check_integer("slices", slices, remedy="the most panels to draw")
     (x, y, cut), z = reading.read(landscape, value, 3, "volume")
+    check_integer("slices", slices, remedy="the most panels to draw")
     chosen = _choose_slices(cut, slices)
     titles = _slice_titles(cut[chosen])
     planes = {name: reading.assemble(landscape, x, y, z[:, :, k], 2, "volume") for name, k in zip(titles, chosen)}
@@ -179,15 +178,18 @@ def volume(
         here = [mark for mark in plane.marks if mark in [at[:3] for at in near]]
         planes[name] = plane._replace(marks=here, origin=plane.origin if np.isclose(cut[k], 0, atol=1e-9) else None)
     if len(planes) == 1:  # a single panel has no title of its own
-        title = ": ".join(filter(None, (title, *planes)))
+        title = style.join(title, *planes, by=": ")
     return picture("contour", planes, value, shared=True, levels=levels, cap=cap, log=log, title=title)
 
 
-def _planes(landscapes: Mapping[str, Landscape], value: str, function: str) -> dict[str, Plane]:
+def _planes(landscapes: Mapping[str, Landscape], value: str, function: str, argument: str) -> dict[str, Plane]:
     """The planes of several landscapes by name."""
     if not isinstance(landscapes, Mapping) or not landscapes:
-        raise misuse("landscapes", landscapes, "{name: landscape}, with one landscape at least")
-    return {str(name): reading.plane(landscape, value, function) for name, landscape in landscapes.items()}
+        raise reading.wrong_object(argument, landscapes, "{name: landscape}, with one landscape at least")
+    return {
+        str(name): reading.plane(landscape, value, function, argument=f"{argument}[{name!r}]")
+        for name, landscape in landscapes.items()
+    }
 
 
 def _choose_slices(cut: np.ndarray, number: int) -> list[int]:
@@ -251,10 +253,11 @@ def picture(
     common = scales.scale([plane.z for plane in planes.values()], value, levels, log, cap, least)  # also the checks
     if ax is not None and len(planes) > 1:
         raise Misuse("ax", f"given with {len(planes)} landscapes, but it takes one; leave ax out")
-    if ax is not None and (kind == "surface") != hasattr(ax, "plot_surface"):
-        if kind == "surface":
-            raise misuse("ax", ax, 'axes for a surface, fig.add_subplot(projection="3d")')
-        raise misuse("ax", ax, f"plain 2-D axes for a {kind}, such as fig.add_subplot()")
+    style.check_axes(ax, f"a {kind}")
+    known = scales.finite([plane.z for plane in planes.values()], value, log)
+    if cap is not None and cap < known.min():
+        lowest = f"above the smallest value, {known.min():.4g}, or None"
+        raise misuse("cap", cap, f"{lowest}; below it all values would be drawn as one")
     solo, shared = len(planes) == 1, shared or len(planes) == 1
     fig, axes, width = (ax.figure, [ax], 42) if ax is not None else _page(len(planes), kind)
     # a note or caption that all panels have in common is written once, others above each panel
@@ -281,7 +284,7 @@ def picture(
         _colour_bar(fig, last_drawn, axes, common, kind, label=True)
     if not solo:
         own = "" if shared else f"{common.label}, each panel on its own scale"
-        heading = style.join(": ".join(filter(None, (title, own))), *notes if len(notes) == 1 else ())
+        heading = style.join(style.join(title, own, by=": "), *notes if len(notes) == 1 else ())
         if heading:
             fig.suptitle(style.wrap(heading, 96), fontsize=style.SIZE + 1)
     common_caption = "".join(captions) if len(captions) == 1 and (kind == "surface" or not solo) else ""
@@ -297,7 +300,7 @@ def _page(n: int, kind: Kind) -> tuple[Any, list[Any], int]:
     columns = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 9: 3}.get(n, 4)
     rows = -(-n // columns)
     size = (style.SINGLE, 2.9) if n == 1 else (style.DOUBLE, rows * 0.86 * style.DOUBLE / columns + 0.4)
-    fig = Figure(figsize=size, dpi=style.DPI, layout="constrained")
+    fig = new_figure(*size)
     projection = "3d" if kind == "surface" else None
     return (
         fig,
@@ -371,7 +374,7 @@ def _draw_contour(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
         return None
     heights = scales.heights(plane.z, scale.log, None)  # not clipped: the last level stays where it is
     z = np.ma.masked_invalid(heights).T
-    filled = ax.contourf(plane.x, plane.y, z, levels=scale.levels, extend=scale.extend, cmap=_CMAP)
+    filled = ax.contourf(plane.x, plane.y, z, levels=scale.levels, extend=scale.extend, cmap=style.CMAP)
     lines = scale.levels[(scale.levels > z.min()) & (scale.levels < z.max())]
     if len(lines):
         ax.contour(plane.x, plane.y, z, levels=lines, colors="k", linewidths=0.3, linestyles="-", alpha=0.6)
@@ -383,30 +386,13 @@ def _draw_heatmap(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
     _hatch(ax, plane)
     z = np.ma.masked_invalid(scales.heights(plane.z, scale.log, scale.cap)).T
     drawn = ax.pcolormesh(
-        scales.edges(plane.x), scales.edges(plane.y), z, cmap=_CMAP, vmin=scale.lo, vmax=scale.hi, rasterized=True
+        scales.edges(plane.x), scales.edges(plane.y), z, cmap=style.CMAP, vmin=scale.lo, vmax=scale.hi, rasterized=True
     )
     _mark_flat(ax, plane, size)
     return drawn
 
 
-def _draw_surface(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
-    """Draw the quadrilaterals that have four finite corners; a vertex that is not finite leaves a clean hole."""
-    z = scales.heights(plane.z, scale.log, scale.cap)
-    rows, cols = (np.unique(np.linspace(0, n - 1, min(n, _MOST)).round().astype(int)) for n in z.shape)
-    points = np.stack([*np.meshgrid(plane.x[rows], plane.y[cols], indexing="ij"), z[np.ix_(rows, cols)]], axis=-1)
-    corners = np.stack([points[:-1, :-1], points[1:, :-1], points[1:, 1:], points[:-1, 1:]], axis=2).reshape(-1, 4, 3)
-    corners = corners[np.isfinite(corners).all(axis=(1, 2))]
-    drawn = Poly3DCollection(corners, cmap=_CMAP, linewidths=0.2)
-    drawn.set_array(corners[..., 2].mean(axis=1))
-    drawn.set_clim(scale.lo, scale.hi)
-    ax.computed_zorder = False  # marks stay visible, faded, behind the walls of a bowl
-    ax.add_collection3d(drawn)
-    drawn.set_edgecolor((0, 0, 0, 0.35) if len(corners) < 4000 else "face")  # "face" needs the axes
-    _mark_surface(ax, plane, z, size)
-    return drawn
-
-
-_DRAW = {"surface": _draw_surface, "contour": _draw_contour, "heatmap": _draw_heatmap}
+_DRAW = {"surface": surfaces.draw_surface, "contour": _draw_contour, "heatmap": _draw_heatmap}
 
 
 def _hatch(ax: Any, plane: Plane) -> None:
@@ -423,7 +409,7 @@ def _mark_flat(ax: Any, plane: Plane, size: float) -> None:
     if plane.origin == "point":
         ax.plot(0, 0, marker="*", markersize=size, label=style.ORIGIN, clip_on=False, zorder=5, **style.POINT)
     elif plane.origin == "line":
-        ax.axvline(0, label=f"{style.ORIGIN} (a = 0)", **_ROW)
+        ax.axvline(0, label=f"{style.ORIGIN} (a = 0)", **style.ROW)
     sides: list[tuple[float, bool]] = []
     for name, a, b in plane.marks:
         if (a, b) != (0, 0) or plane.origin != "point":
@@ -435,64 +421,3 @@ def _mark_flat(ax: Any, plane: Plane, size: float) -> None:
         side: dict[str, Any] = {"ha": "right" if right else "left", "va": "top" if top else "bottom"}
         shift = (-3 if right else 3, -3 if top else 3)  # names lean towards the middle, inside the picture
         ax.annotate(name, (a, b), xytext=shift, textcoords="offset points", zorder=6, **side, **style.NAME)
-
-
-def _mark_surface(ax: Any, plane: Plane, z: np.ndarray, size: float) -> None:
-    """Draw marks on stems from the floor, so that their (a, b) can be read; faded where the surface hides them."""
-    if not np.isfinite(plane.z).all():
-        square = {"marker": "s", "color": "white", "markeredgecolor": "0.6", "linestyle": "none"}
-        ax.plot([], [], [], label=f"hole: {style.hole_label(plane.incomplete)}", **square)
-    points = [(name, a, b, "o", 0.55 * size) for name, a, b in plane.marks]
-    if plane.origin == "point":
-        name_at_origin = "".join(name for name, a, b in plane.marks if (a, b) == (0, 0))
-        points = [(name_at_origin, 0.0, 0.0, "*", size), *(point for point in points if point[1:3] != (0, 0))]
-    elif plane.origin == "line":
-        at = np.stack([0 * plane.y, plane.y, _heights(plane, z, 0 * plane.y, plane.y)], axis=-1)
-        hidden = _is_hidden(ax, plane, z, at)[:, None]
-        ax.plot(*np.where(hidden, np.nan, at).T, label=f"{style.ORIGIN} (a = 0)", zorder=10, **_ROW)
-        ax.plot(*at.T, color="white", linewidth=0.8, linestyle=":", zorder=9)
-    floor, faded = ax.get_zlim()[0], style.POINT | {"alpha": 0.55}
-    for name, a, b, marker, points_size in points:
-        (height,) = _heights(plane, z, np.array([a]), np.array([b]))
-        if not np.isfinite(height):
-            continue
-        (hidden,) = _is_hidden(ax, plane, z, np.array([[a, b, height]]))
-        ax.plot([a, a], [b, b], [floor, height], color="0.15", linewidth=0.7, linestyle=(0, (2, 1.5)), zorder=9)
-        ax.plot([a], [b], [floor], color="0.15", marker="x", markersize=3, markeredgewidth=0.7, zorder=9)
-        shape = {"marker": marker, "markersize": points_size, "zorder": 10}
-        ax.plot([a], [b], [height], **shape, **(faded if hidden else style.POINT))
-        if marker == "*":
-            ax.plot([], [], [], label=style.ORIGIN, **shape, **style.POINT)
-        if hidden:
-            ax.plot([], [], [], marker="o", markersize=0.55 * size, label="faded: behind the surface", **faded)
-        if name:
-            x, _, _, w = ax.get_proj() @ (a, b, height, 1)  # names lean towards the middle
-            ax.text(a, b, height, f" {name} ", ha="right" if x / w > 0 else "left", zorder=11, **style.NAME)
-
-
-def _heights(plane: Plane, z: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Heights ``z`` of the surface over points (a, b), linear between vertices; a and b of shape ``(n,)``."""
-    i, j = (np.clip(np.searchsorted(c, t) - 1, 0, len(c) - 2) for c, t in ((plane.x, a), (plane.y, b)))
-    s, t = (a - plane.x[i]) / (plane.x[i + 1] - plane.x[i]), (b - plane.y[j]) / (plane.y[j + 1] - plane.y[j])
-    # a corner without weight may be infinite or not a number
-    parts = [
-        (z[i, j], (1 - s) * (1 - t)),
-        (z[i + 1, j], s * (1 - t)),
-        (z[i, j + 1], (1 - s) * t),
-        (z[i + 1, j + 1], s * t),
-    ]
-    return np.sum([np.where(abs(weight) < 1e-9, 0, corner * weight) for corner, weight in parts], axis=0)
-
-
-def _is_hidden(ax: Any, plane: Plane, z: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Whether the surface lies between the eye and points ``(n, 3)`` on it: the line of sight crosses it."""
-    eye = np.linalg.svd(ax.get_proj()[[0, 1, 3]])[2][-1]  # the point without a projection; orthographic: at infinity
-    towards = np.sign(eye[3]) if abs(eye[3]) > 1e-12 else np.sign(eye[2] * ax.elev) or 1.0
-    sight = towards * (eye[:3] - points * eye[3])
-    low, high = np.array([ax.get_xlim(), ax.get_ylim(), ax.get_zlim()]).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        leaves = np.nanmin((np.where(sight > 0, high, low) - points) / sight, axis=1)
-    a, b, c = np.moveaxis(points[:, None] + np.linspace(0, 1, 300)[:, None] * (leaves[:, None] * sight)[:, None], -1, 0)
-    above = (c - _heights(plane, z, a, b)) / (high[2] - low[2])
-    hidden: np.ndarray = (above > 0.01).any(axis=1) & (above < -0.01).any(axis=1)
-    return hidden

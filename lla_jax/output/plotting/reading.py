@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, check_choice, misuse, show_value
-from lla_jax.core.types import Landscape
+from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, Spectrum
 
 Origin = Literal["point", "line"] | None
 
@@ -27,6 +28,11 @@ _SYMBOLS = {
     "lambda_max": r"$\lambda_{\max}$",
     "lambda_min": r"$\lambda_{\min}$",
 }
+_LARGEST = 1e280
+"""The largest magnitude that is drawn: matplotlib's margins and ticks overflow beyond."""
+
+_DRAWS = {1: "line or train_test", 2: "surface, contour or heatmap", 3: "volume"}
+"""The functions that draw a landscape, by its number of axes."""
 
 
 def quote(names: Iterable[str]) -> str:
@@ -109,13 +115,65 @@ def origin(landscape: Landscape) -> Origin:
 def marks(landscape: Landscape, dims: int) -> list[tuple[Any, ...]]:
     """The recipe's named points in the landscape, ``(name, a, b, ...)``: ``dims`` coordinates, filled up with 0."""
     inside = []
-    for name, at in _directions(landscape).get("marks") or ():
-        if not any(at[landscape.dims :]):  # otherwise the point is off the plane
-            inside.append((str(name), *[float(t) for t in [*at, 0, 0, 0][:dims]]))
+    recorded = _directions(landscape).get("marks") or ()
+    try:
+        for name, at in recorded:
+            if not any(at[landscape.dims :]):  # otherwise the point is off the plane
+                inside.append((str(name), *[float(t) for t in [*at, 0, 0, 0][:dims]]))
+    except (TypeError, ValueError) as error:
+        raise misuse(
+            'landscape.recipe["directions"]["marks"]', recorded, "[[name, [a, b]], ...], or leave it out"
+        ) from error
     return inside
 
 
-def read(landscape: object, value: str, dims: int, function: str) -> tuple[list[np.ndarray], np.ndarray]:
+def wrong_object(argument: str, value: Any, rule: str) -> Misuse:
+    """Make the error for an object that a function does not draw; it says how this one is drawn."""
+    return misuse(argument, value, "; ".join(filter(None, (rule, _how_to_draw(value)))))
+
+
+def _how_to_draw(value: Any) -> str:
+    """How a user draws an object that stands in the wrong place; empty where nothing is known of it."""
+    if isinstance(value, Landscape):
+        use = _DRAWS.get(value.dims, "evaluate on fewer axes")
+        return f"a landscape of {value.dims} ax{'i' if value.dims == 1 else 'e'}s: {use}"
+    if isinstance(value, Spectrum):
+        return "a spectrum: spectral_density draws it"
+    if isinstance(value, Eigenpairs):
+        return "eigenpairs: scree draws their values"
+    if isinstance(value, Estimate):
+        return "an estimate is one number: print it"
+    if isinstance(value, Directions):
+        return "directions are axes: plane = lla.evaluate(loss, params, data, axes, lla.grid()) is what to draw"
+    if isinstance(value, str | Path):
+        return f"a file is read first: lla.load({str(value)[:40]!r})"
+    if hasattr(value, "mv"):
+        return "an operator: draw lla.spectrum(H, key) by spectral_density, or lla.eigenpairs(H, key, k=5) by scree"
+    if hasattr(value, "savefig"):
+        return 'this is a figure already: save it, fig.savefig("picture.png")'
+    if hasattr(value, "landscapes"):
+        return 'of a sweep draw one, such as table[0, "filter", 0], or several: panels({"seed 0": table[...], ...})'
+    if hasattr(value, "sigma") and hasattr(value, "density"):
+        return "this is a density already: pass the spectrum itself, as lla.spectrum returned it"
+    if isinstance(value, Mapping | Sequence):
+        return _how_to_draw_several(list(value.values() if isinstance(value, Mapping) else value))
+    if hasattr(value, "shape"):
+        return 'values alone have no coordinates: lla.Landscape((a, b), {"loss": values}, {}, {}) has both'
+    return "first compute it: lla.evaluate(loss, params, data, axes, lla.grid())" if callable(value) else ""
+
+
+def _how_to_draw_several(values: list[Any]) -> str:
+    """How a user draws the entries of a list or dict."""
+    if values and all(isinstance(value, Landscape) for value in values):
+        return "several planes: panels or contour with {name: landscape}; several lines: line(..., ax=ax) for each"
+    if values and all(isinstance(value, Spectrum) for value in values):
+        return "several spectra: spectral_density({name: spectrum, ...})"
+    return "rows of per_layer: layers draws them" if values and hasattr(values[0], "lambda_max") else ""
+
+
+def read(
+    landscape: object, value: str, dims: int, function: str, argument: str = "landscape"
+) -> tuple[list[np.ndarray], np.ndarray]:
     """(increasing coordinates of each axis, values sorted likewise): copies, with NaN for values that are not finite.
 
     Args:
@@ -123,30 +181,52 @@ def read(landscape: object, value: str, dims: int, function: str) -> tuple[list[
       value: the name of the values.
       dims: the number of axes that the picture has.
       function: the name of the plotting function, for messages.
+      argument: that of the landscape, for messages.
 
     Raises:
       ValueError: another type or number of axes, an unknown value, values of another shape than the coordinates.
     """
     if not isinstance(landscape, Landscape):
-        several = "or {name: landscape}" if function == "contour" else "panels draws several"
-        raise misuse("landscape", landscape, f"a Landscape, as lla.evaluate returns it; {several}")
+        several = ", or {name: landscape}" if function == "contour" and argument == "landscape" else ""
+        raise wrong_object(argument, landscape, f"a Landscape, as lla.evaluate returns it{several}")
     if landscape.dims != dims:
-        use = {1: "line or train_test", 2: "surface, contour or heatmap", 3: "volume"}.get(landscape.dims, "a slice")
+        use = f"so use {_DRAWS[landscape.dims]}" if landscape.dims in _DRAWS else "so evaluate on fewer axes"
         axes = "1 axis" if dims == 1 else f"{dims} axes"
         raise Misuse(
-            "landscape",
-            f"{show_value(landscape)} given; {function} draws {axes}, and this has {landscape.dims}, so use {use}",
+            argument, f"{show_value(landscape)} given; {function} draws {axes}, and this has {landscape.dims}, {use}"
         )
     check_choice("value", value, landscape.values, "the names of this landscape's values")
-    z = np.asarray(landscape.values[value], dtype=float)
+    z = _real(landscape.values[value], f"{argument}.values[{value!r}]")
     if z.shape != landscape.shape:
         raise Misuse(
-            "landscape",
+            argument,
             f"values[{value!r}] has shape {z.shape}, but the coordinates make {landscape.shape}; mend one of them",
         )
-    orders = [np.argsort(c) for c in landscape.coords]
-    coords = [np.asarray(c, float)[order] for c, order in zip(landscape.coords, orders)]
-    return coords, np.where(np.isfinite(z), z, np.nan)[np.ix_(*orders)]
+    if not isinstance(landscape.recipe, Mapping):
+        raise misuse(f"{argument}.recipe", landscape.recipe, "a dict, which may be empty")
+    coords = [_coordinates(c, f"{argument}.coords[{k}]") for k, c in enumerate(landscape.coords)]
+    orders = [np.argsort(c) for c in coords]
+    drawn = np.where(np.abs(z) < _LARGEST, z, np.nan)
+    return [c[order] for c, order in zip(coords, orders)], drawn[np.ix_(*orders)]
+
+
+def _coordinates(c: Any, name: str) -> np.ndarray:
+    """The coordinates of an axis as floats, if they can be drawn: finite and all different."""
+    values = _real(c, name)
+    if values.ndim != 1 or not (np.abs(values) < _LARGEST).all() or len(np.unique(values)) < len(values):
+        raise misuse(name, values, "a 1-D array of finite numbers, all different, as lla.grid makes it")
+    return values
+
+
+def _real(values: Any, name: str) -> np.ndarray:
+    """Values as an array of floats, if they are real numbers."""
+    try:
+        z = np.asarray(values)
+        if not np.iscomplexobj(z):
+            return z.astype(float)
+    except (TypeError, ValueError) as error:
+        raise misuse(name, values, "an array of real numbers, one for each point") from error
+    raise misuse(name, z, "real; draw abs(values) or values.real")
 
 
 class Plane(NamedTuple):
@@ -162,17 +242,18 @@ class Plane(NamedTuple):
     incomplete: str  # "(incomplete: 3 of 9 points)"
 
 
-def plane(landscape: Landscape, value: str, function: str, least: int = 2) -> Plane:
+def plane(landscape: Landscape, value: str, function: str, least: int = 2, argument: str = "landscape") -> Plane:
     """The picture's content from a landscape of two axes; refused with fewer than ``least`` points on an axis."""
-    (x, y), z = read(landscape, value, 2, function)
+    (x, y), z = read(landscape, value, 2, function, argument)
     return assemble(landscape, x, y, z, least, function)
 
 
 def assemble(landscape: Landscape, x: np.ndarray, y: np.ndarray, z: np.ndarray, least: int, function: str) -> Plane:
     """A plane of these values, with labels and marks from the recipe; marks outside of x and y are dropped."""
     if min(z.shape) < least:
+        remedy = "evaluate more points" if function == "volume" else "use heatmap"
         raise Misuse(
-            "landscape", f"{z.shape} points given, but {function} needs {least} points or more per axis; use heatmap"
+            "landscape", f"{z.shape} points given, but {function} needs {least} points or more per axis; {remedy}"
         )
     inside = [(n, a, b) for n, a, b, _ in marks(landscape, 3) if x[0] <= a <= x[-1] and y[0] <= b <= y[-1]]
     marked = origin(landscape)

@@ -9,10 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from lla_jax.core.arguments import Misuse, check_number, misuse
+from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
 from lla_jax.output.plotting import reading
 
 Levels = int | Sequence[float] | np.ndarray
+
+_MOST_LEVELS = 1000
 
 NICE = (1, 2, 2.5, 5, 10)
 """The steps between round numbers."""
@@ -37,6 +39,7 @@ def finite(arrays: Iterable[np.ndarray], value: str, log: bool) -> np.ndarray:
     Raises:
       ValueError: there is none, or one is <= 0 with ``log``; ``value`` is their name for the message.
     """
+    check_choice("log", log, (True, False))
     entries = np.concatenate([np.ravel(z) for z in arrays])
     known = entries[np.isfinite(entries)]
     if not known.size:
@@ -88,7 +91,7 @@ def scale(
       ValueError: no finite value, values <= 0 with ``log``, a cap that is no finite number, levels that do not rise.
     """
     known = finite(arrays, value, log)
-    number = isinstance(cap, int | float | np.number) and np.isfinite(cap)
+    number = isinstance(cap, int | float | np.number) and not isinstance(cap, bool) and np.isfinite(cap)
     if cap is not None and not (number and (cap > 0 or not log)):
         need = "a finite number" + (" above 0, for log=True" if log else "")
         raise misuse("cap", cap, f"{need}, or None to draw every value as it is")
@@ -124,13 +127,17 @@ def _levels(levels: Levels, lo: float, hi: float, log: bool, clipped: bool) -> n
     With ``log`` the number is exactly that of the intervals, equal from lo to hi. Else it is about that: the levels are
     round numbers, the first and last at lo and hi or beyond; on a clipped scale the last is hi itself.
     """
-    if np.ndim(levels):
+    need = "2 or more increasing numbers" + (" above 0, for log=True" if log else "") + ", or their number, such as 20"
+    try:
         given = np.asarray(levels, float)
+    except (TypeError, ValueError) as error:
+        raise misuse("levels", levels, need) from error
+    if given.ndim:
         if given.ndim != 1 or len(given) < 2 or not (np.diff(given) > 0).all() or (log and given[0] <= 0):
-            need = "2 or more increasing numbers" + (" above 0, for log=True" if log else "")
-            raise misuse("levels", levels, f"{need}, or their number, such as 20")
+            raise misuse("levels", levels, need)
         return np.log10(given) if log else given
-    number = int(check_number("levels", levels, least=1, remedy="or an increasing array"))
+    whole: Any = int(given) if isinstance(levels, float) and np.isfinite(given) and given == int(given) else levels
+    number = check_integer("levels", whole, most=_MOST_LEVELS, remedy="or an increasing array")
     if log:
         return np.linspace(lo, hi, number + 1)
     found: np.ndarray = np.asarray(MaxNLocator(number, steps=NICE).tick_values(lo, hi))

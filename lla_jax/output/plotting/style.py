@@ -10,22 +10,55 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from lla_jax.core.arguments import misuse
+from lla_jax.output.plotting.figures import new_figure
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 DASHES = ("-", "--", "-.", ":")
 SIZE, SMALL = 8, 7  # points, in a figure printed at its own size
-SINGLE, DOUBLE, DPI = 3.5, 7.0, 300  # inches: one column, two columns
+SINGLE, DOUBLE = 3.5, 7.0  # inches: one column, two columns
 HATCH: dict[str, Any] = {"facecolor": "0.88", "edgecolor": "0.55", "hatch": "/////", "linewidth": 0.0}
 POINT: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markeredgewidth": 0.6, "linestyle": "none"}
 NAME: dict[str, Any] = {"fontsize": SMALL, "path_effects": [withStroke(linewidth=1.6, foreground="white")]}
+CMAP = "viridis"  # perceptually uniform and readable with every colour vision deficiency
+ROW: dict[str, Any] = {
+    "color": "white",
+    "linewidth": 1.0,
+    "solid_capstyle": "round",
+    "path_effects": [withStroke(linewidth=2.2, foreground="black")],
+}
 ORIGIN = "trained network"
 
 
 def canvas(ax: Axes | None, height: float) -> tuple[Any, Any]:
     """(figure, axes) to draw curves into: ``ax`` and its figure, else a new figure of one column, ``height`` inches."""
+    check_axes(ax, "a curve")
     if ax is not None:
         return ax.figure, ax
-    fig = Figure(figsize=(SINGLE, height), dpi=DPI, layout="constrained")
+    fig = new_figure(SINGLE, height)
     return fig, fig.add_subplot()
+
+
+def check_axes(ax: Any, picture: str) -> None:
+    """Refuse an ``ax`` that cannot take a picture: no axes, axes without a figure, 3-D where 2-D are needed.
+
+    Args:
+      ax: the user's argument; None is a new figure.
+      picture: "a surface", which needs 3-D axes, or another one, for the message.
+    """
+    if ax is None:
+        return
+    solid = picture == "a surface"
+    kind, make = ("3-D", 'fig.add_subplot(projection="3d")') if solid else ("plain 2-D", "fig.add_subplot()")
+    rule = f"{kind} axes for {picture}, such as {make}"
+    if not isinstance(ax, Axes):
+        if hasattr(ax, "add_subplot"):
+            rule += ", and this is a whole figure"
+        elif hasattr(ax, "shape"):
+            rule += "; pass one entry of the array, such as axes[0]"
+        raise misuse("ax", ax, rule)
+    if ax.figure is None or ax.name == "polar" or solid != hasattr(ax, "plot_surface"):
+        raise misuse("ax", ax, rule + (", and these were removed from their figure" if ax.figure is None else ""))
 
 
 def hole_label(incomplete: str) -> str:
@@ -56,9 +89,9 @@ def legend(fig: Figure, axes: Sequence[Axes], *, outside: bool, title: str = "",
     drawn.get_title().set_multialignment("center")
 
 
-def join(*parts: str | None) -> str:
-    """The parts that are not empty or None, joined by spaces."""
-    return " ".join(filter(None, parts))
+def join(*parts: str | None, by: str = " ") -> str:
+    """The parts that are not empty or None, joined by spaces or by another text."""
+    return by.join(str(part) for part in parts if part is not None and part != "")
 
 
 def wrap(text: str, width: int) -> str:

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 import lla_torch
 from torch import nn
+from torch.nn import functional
 
 from tests.interop.conversions import real
 
@@ -40,6 +41,7 @@ OPEN = {
     "fill_diagonal": lambda x: (x @ x.T).fill_diagonal_(0.5),
     "cov": lambda x: torch.cov(x.T),
     "corrcoef": lambda x: torch.corrcoef(x),
+    "cross_entropy": lambda x: functional.cross_entropy(x[:, 0], x[:, 1].argmax(), reduction="none"),
 }
 
 

@@ -215,3 +215,10 @@ def test_replayed_by_the_converted_module():
         outputs, draws = record(module, X.double())
         replayed, _ = net.apply(net.variables, X.double().numpy(), train=True, draws=draws)
         np.testing.assert_allclose(replayed, outputs, rtol=1e-12, atol=1e-12)
+
+
+def test_arrays_are_taken_as_tensors():
+    module, x = nn.Linear(3, 2), torch.ones(4, 3)
+    outputs, draws = record(module, x.numpy())
+    np.testing.assert_array_equal(outputs, module(x).detach())
+    assert draws == ()

@@ -380,3 +380,33 @@ def test_files_with_names_of_their_library(tmp_path, net):
         ValueError, match=r"missing: .*load the file with the library that wrote it and pass .*state_dict"
     ):
         load_checkpoint(path, net)
+
+
+def test_a_torch_module_is_loaded_as_its_network(net, tmp_path):
+    module, other = trained(0), trained(1)
+    before = {name: x.clone() for name, x in module.state_dict().items()}
+    torch.save({"state_dict": {f"net.{name}": x for name, x in other.state_dict().items()}}, tmp_path / "net.ckpt")
+    loaded = load_checkpoint(tmp_path / "net.ckpt", module)
+    assert type(loaded) is type(module)
+    for name, x in other.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], x)
+        assert torch.equal(module.state_dict()[name], before[name])
+    same(load_checkpoint(tmp_path / "net.ckpt", net), loaded.state_dict())
+    with pytest.raises(ValueError, match="does not fit the network"):
+        load_checkpoint(nn.Linear(2, 2).state_dict(), module)
+
+
+def test_tied_and_turned_weights_of_a_torch_module_are_loaded():
+    for kind in (Tied, Flattens):
+        first, second = kind(), kind().half()
+        loaded = load_checkpoint(second.state_dict(), first)
+        for name, x in loaded.named_parameters():
+            assert x.dtype == torch.float32
+            assert torch.equal(x, second.get_parameter(name).float())
+    assert loaded.state_dict().keys() == first.state_dict().keys()
+
+
+def test_the_way_back_gives_a_module_the_weights_of_its_network(net):
+    module = trained(1)
+    module.load_state_dict(to_state_dict(net))
+    same(net, module.state_dict())

@@ -209,3 +209,12 @@ def test_moments_that_cannot_be_used():
         optimizer.state[module.fc.bias] = {"step": torch.tensor(1.0), "exp_avg": moment, "exp_avg_sq": moment}
         with pytest.raises(ValueError, match=f"exp_avg of the Adam optimizer is .*{said}.*give|{said}.*dense"):
             adam_moments(optimizer, net)
+
+
+def test_names_as_torch_gives_them():
+    module, optimizer = trained()
+    net, names = net_of(module), [name for name, _ in module.named_parameters()]
+    expected = optax_state(optimizer.state_dict(), net, names)
+    for params in (module.named_parameters(), dict(module.named_parameters()), tuple(names)):
+        found = optax_state(optimizer.state_dict(), net, params)
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, expected)))

@@ -120,7 +120,7 @@ def test_the_chunks_of_any_grids_hold_every_point_once(tmp_path, seed):
         np.testing.assert_array_equal(seen, 1)
     new_points = []
     for grid, new in zip(store.grids, store.new):
-        indices = np.unravel_index(np.asarray(new), [len(axis) for axis in grid])
+        indices = np.unravel_index(np.asarray(new[:]), [len(axis) for axis in grid])
         new_points.append(np.stack([axis[i] for axis, i in zip(grid, indices)], -1))
     every = np.concatenate(new_points)
     assert len(np.unique(every, axis=0)) == len(every)

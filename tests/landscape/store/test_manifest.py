@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import lla_jax as lla
 from lla_jax.landscape.store import chunks as chunk_store
 from lla_jax.landscape.store import manifest as _manifest
+from tests.hostile import HOSTILE, replace_a_value
+from tests.slips.slip import error_of, raised_on_purpose
+
+PLAN = {"chunk": 2, "microbatch": 3, "loop": "map", "share": True, "scan": True, "devices": 1, "data_shards": 1}
 
 
 def changed(*path, to):
@@ -43,8 +50,7 @@ def changed(*path, to):
 )
 def test_a_manifest_that_was_changed_is_refused(tmp_path, monkeypatch, change, said):
     monkeypatch.setattr(_manifest, "PATIENCE_S", 0.0)
-    plan = {"chunk": 2, "microbatch": 3, "loop": "map", "share": True, "scan": True, "devices": 1, "data_shards": 1}
-    recipe = {"plan": plan, "probe": {"loss": 1.0}, "batch_size": None}
+    recipe = {"plan": dict(PLAN), "probe": {"loss": 1.0}, "batch_size": None}
     manifest = _manifest.make(recipe, ["batch_size"], [[0.0, 1.0]], ["loss"], 12)
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(manifest))
@@ -57,3 +63,30 @@ def test_a_manifest_that_was_changed_is_refused(tmp_path, monkeypatch, change, s
     path.write_text("{")
     with pytest.raises(ValueError, match=r"store: .* is not readable"):
         lla.runs.merge(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("manifests")
+
+
+@given(where=st.integers(0, 1000), value=st.sampled_from(HOSTILE), again=st.booleans(), grid=st.booleans())
+@settings(deadline=None, max_examples=100, derandomize=True)
+def test_any_value_of_a_manifest_may_be_replaced(folder, where, value, again, grid):
+    """No value, however odd, makes an error of another kind, even if its author makes the hash fit."""
+    recipe = {"plan": dict(PLAN), "probe": {"loss": 1.0}, "params": {"fingerprint": "abc"}}
+    manifest = _manifest.make(recipe, ["params"], [[0.0, 1.0], [0.5]], ["loss"], 12)
+    further = {"coords": [[0.0, 0.5, 1.0], [0.5]]}
+    replace_a_value(further if grid else manifest, where, value)
+    try:
+        if again:
+            manifest["hash"] = _manifest._hash(manifest)
+        text = json.dumps(manifest)
+    except Exception:  # such a file cannot be written
+        return
+    (folder / "manifest.json").write_text(text)
+    (folder / "grid-001.json").write_text(json.dumps(further))
+    for call in (chunk_store.read, lla.runs.status, lambda path: lla.runs.merge(path, partial=True)):
+        error = error_of(partial(call, folder))
+        assert error is None or raised_on_purpose(error.__traceback__), error
+        assert len(str(error)) < 4000

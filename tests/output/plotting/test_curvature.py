@@ -140,9 +140,14 @@ def test_several_spectra_share_an_axis_and_a_legend():
     both = {"at initialization": spectrum(), "after training": later}
     fig = plotting.spectral_density(both, scale="symlog", pairs={"after training": pairs([3.0])})
     ax = fig.axes[0]
+    least = spectral.density(later, scale="symlog", threshold=0.3).sigma
     for k, spec in enumerate(both.values()):
         wanted = spectral.density(spec, scale="symlog", threshold=0.3, points=1200)
-        np.testing.assert_array_equal(curve(ax, k), [wanted.x, wanted.density])
+        width = 0.01 * least / wanted.sigma  # Gaussians as narrow as those of the spectrum with the least range
+        wanted = spectral.density(spec, scale="symlog", threshold=0.3, points=int(12 / width), width=width)
+        assert wanted.sigma == pytest.approx(least, rel=1e-12)
+        np.testing.assert_allclose(curve(ax, k), [wanted.x, wanted.density], rtol=1e-12)
+    assert f"Gaussians of width {least:.2g} decades, the same for all" in texts(fig)
     np.testing.assert_array_equal(rugs(ax)[0], NODES[:, [0, -1]].ravel())
     np.testing.assert_array_equal(rugs(ax)[1], [3.0])
     lines = [line for line in ax.lines if len(line.get_xdata()) > 10]
@@ -246,7 +251,7 @@ def test_scree_of_what_is_unfinished_zero_or_not_finite():
         (lambda: plotting.scree(pairs([np.nan])), r"pairs: .* given; none of 1 values is finite"),
         (lambda: plotting.scree(pairs([])), r"pairs: .* given; none of 0 values is finite"),
         (lambda: plotting.scree(pairs(), ax=Figure().add_subplot(projection="3d")), r"plain 2-D axes"),
-        (lambda: plotting.layers([]), r"rows: \[\] given; it must be one row or more with module, size, trace"),
+        (lambda: plotting.layers([]), r"rows: \[\] given; it must be one row or more, as lla.per_layer returns them"),
         (lambda: plotting.layers([1, 2]), r"as lla.per_layer returns them"),
         (lambda: plotting.layers("rows"), r"as lla.per_layer returns them"),
     ],
@@ -396,7 +401,7 @@ def test_convexity_of_one_axis_is_a_curve_from_zero():
     assert second.get_ylim()[0] == 0
     with pytest.raises(ValueError, match=r"cap: 1 given, but it is for maps"):
         plotting.convexity(landscape, cap=1)
-    with pytest.raises(ValueError, match=r"value: 'convexity' given; it must be one of 'loss'"):
+    with pytest.raises(ValueError, match=r"landscape: .* without values 'convexity'; pass what lla.convexity returned"):
         plotting.convexity(Landscape((A, B), {"loss": np.zeros((9, 7))}, {}, {}))
     png(plotting.convexity(Landscape((A, np.zeros(1)), {"convexity": np.ones((9, 1))}, {}, {})))
 

@@ -238,13 +238,25 @@ def plotting_floor(fig):
     return fig.axes[0].get_zlim()[0]
 
 
-def test_marks_behind_the_surface_are_faded():
+def faces(fig):
+    """The faces of the marks, as the picture is drawn now."""
+    png(fig)
+    marks = [line for line in fig.axes[0].lines if np.size(line.get_data_3d()[2]) == 1]
+    return {line.get_marker(): line.get_markerfacecolor() for line in marks if line.get_marker() in "*o"}
+
+
+def test_marks_behind_the_surface_are_grey_while_they_are():
     recipe = {"kind": "between", "names": ["B - A", "C - A"], "marks": [["A", [0, 0]], ["B", [0.9, 0.9]]]}
     axis = np.linspace(-1, 1, 31)
     hill = make(lambda a, b: np.exp(-8 * ((a - 0.15) ** 2 + (b + 0.25) ** 2)), (axis, axis), directions=recipe)
     fig = plotting.surface(hill)
-    alphas = {line.get_marker(): line.get_alpha() for line in fig.axes[0].lines if np.size(line.get_data_3d()[2]) == 1}
-    assert alphas == {"*": 0.55, "o": None, "x": None}
+    assert faces(fig) == {"*": "0.72", "o": "white"}
+    fig.axes[0].view_init(80, -60)  # turned: the star is in view
+    assert faces(fig) == {"*": "white", "o": "white"}
+    fig.axes[0].view_init(10, 150)
+    assert faces(fig)["*"] == "white"
+    fig.axes[0].view_init(30, -60)
+    assert faces(fig)["*"] == "0.72"
     assert "behind the surface" in texts(fig)
     hill.values["loss"][:] = axis  # a slope facing the eye
     assert "behind the surface" not in texts(plotting.surface(hill))

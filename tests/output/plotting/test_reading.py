@@ -129,7 +129,7 @@ ERRORS = {
     "metric loss": (lambda: plotting.train_test(line(), loss="nll"), r"loss: 'nll' given; it must be one of 'loss'"),
     "levels text": (
         lambda: plotting.contour(make(), levels="20"),
-        r"levels: '20' given; it must be a finite number of at least 1",
+        r"levels: '20' given; it must be an integer from 1 to 1000",
     ),
     "log cap": (lambda: plotting.contour(make(), cap=-1, log=True), r"cap: -1 given; .*above 0"),
     "levels": (lambda: plotting.contour(make(), levels=[2, 1]), r"levels: \[2, 1\] given; .*increasing"),

@@ -1,0 +1,73 @@
+"""Recognizes objects of other libraries by the names of their types, and says what to pass in their place.
+
+No library is imported for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+_LIBRARIES = ("flax.linen", "flax.nnx", "flax.training", "torch", "equinox", "haiku", "optax", "lla_torch", "lla_jax")
+
+_TORCH = (
+    "a PyTorch module or its tensors are no parameters for JAX: convert the module, net = lla_torch.convert(module, "
+    "example_inputs), and pass net.loss(criterion) and net.variables['params']"
+)
+_MODELS = {
+    "flax.linen": "a linen module holds no parameters: pass variables['params'] of variables = module.init(key, x)",
+    "flax.nnx": "pass the state of the nnx model, nnx.state(model, nnx.Param)",
+    "equinox": "pass only trained arrays, eqx.filter(model, eqx.is_inexact_array)",
+    "torch": _TORCH,
+    "lla_torch": "pass net.variables['params'] of the converted network",
+    "optax": "this is the state of an optimizer: pass the parameters that it trained, and the state where opt_state "
+    "is asked for",
+}
+
+
+def library_of(value: Any) -> str:
+    """The library that made the type of a value (a class counts as its instance), such as "flax.nnx"; else ""."""
+    kinds = value.__mro__ if isinstance(value, type) else type(value).__mro__
+    modules = [str(getattr(kind, "__module__", "")) + "." for kind in kinds]
+    return next((name for module in modules for name in _LIBRARIES if module.startswith(name + ".")), "")
+
+
+def advise_params(tree: Any) -> str:
+    """What to pass in place of an object that is no tree of parameters; "" if its kind is not known."""
+    if isinstance(tree, type):
+        return f"{tree.__name__} is a class: pass the trained parameters of an instance"
+    if hasattr(tree, "params") and not isinstance(tree, dict) and not hasattr(tree, "loss"):
+        return "pass its parameters alone, such as state.params"
+    library, name = library_of(tree), type(tree).__name__
+    if library == "lla_jax":
+        return f"{name} of lla_jax is no tree of parameters: pass it in its own place, and params here"
+    if library == "flax.nnx" and name == "State":
+        return _advise_state(tree)
+    if library in _MODELS:
+        return _MODELS[library]
+    if isinstance(tree, str | bytes) or hasattr(tree, "__fspath__"):
+        return "load the file first, and pass the tree of parameters"
+    if isinstance(tree, Iterator):
+        return "an iterator has no leaves: " + (_TORCH if "Module." in str(tree) else "pass a dict of arrays by name")
+    if isinstance(tree, tuple | list) and any(library_of(each) == "optax" for each in tree):
+        return _MODELS["optax"]
+    return _advise_leaves(tree)
+
+
+def _advise_state(state: Any) -> str:
+    variables = jax.tree.leaves(state, is_leaf=lambda node: hasattr(node, "get_metadata"))
+    if not variables:
+        return "the model has no variables of the type that was asked for: pass nnx.state(model, nnx.Param)"
+    if all("Param" in [kind.__name__ for kind in type(each).__mro__] for each in variables):
+        return ""
+    return "the state holds other variables than parameters: pass nnx.state(model, nnx.Param)"
+
+
+def _advise_leaves(tree: Any) -> str:
+    leaves = jax.tree.leaves(tree)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        return "shapes without values, as jax.eval_shape gives them: pass trained arrays, or those of module.init"
+    libraries = {library_of(leaf) for leaf in leaves} - {""}
+    return next((_MODELS[name] for name in _MODELS if name in libraries), "")

@@ -1,0 +1,141 @@
+"""Chooses the unit of an operator's numbers, so that its products are neither too large nor too small for their type.
+
+Squares of numbers beyond 1e19 overflow in float32, and those of numbers below 1e-19 are flushed to zero. An operator of
+such a size is divided by its own size, a power of four, and the results are multiplied by it on the host, in float64.
+Half of the factor scales the vector before the product and half the product: neither overflows on the way. An operator
+of ordinary size stays as it is. No product is spent on the question: the sizes of the first ones are looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lla_jax.core.arguments import warn_caller
+from lla_jax.core.types import PyTree
+from lla_jax.curvature.space import draw_one
+
+T = TypeVar("T")
+
+NEAR = 1e3  # times the least number of a type: smaller products may have terms that are flushed to zero
+
+
+class OutOfRange(Exception):
+    """The size of the first products is out of the ordinary range."""
+
+    def __init__(self, size: float, products: int):
+        super().__init__(size, products)
+        self.size, self.products = size, products
+
+
+class Unit(NamedTuple):
+    """An operator divided by a unit.
+
+    Args:
+      H: the operator, divided by ``size``.
+      size: the unit, a power of four; 1 for an operator of ordinary size.
+      products: products used so far.
+      settled: whether the size of the products has been looked at.
+    """
+
+    H: Any
+    size: float = 1.0
+    products: int = 0
+    settled: bool = False
+
+    def check(self, size: float, products: int) -> None:
+        """Look at the size |A v| of the first products; ``products`` is their number so far.
+
+        Raises:
+          OutOfRange: it is zero, not finite, or out of the range in which squares are exact; caught by ``adapt``.
+        """
+        if not self.settled and not is_ordinary(self.H, size):
+            raise OutOfRange(size, products)
+
+
+def is_ordinary(H: Any, size: float) -> bool:
+    """Whether products of this size, and remainders a million times smaller, can be squared in the operator's type."""
+    quarter = 2.0 ** (_exponents(H) // 2)
+    return bool(1 / quarter <= size <= quarter)
+
+
+def adapt(unit: Unit, key: jax.Array, compute: Callable[[Unit], T]) -> T:
+    """``compute(unit)``; if the size of the products is out of range, once more in the operator's own unit.
+
+    Args:
+      unit: the operator.
+      key: draws the vector that the size is taken of.
+      compute: makes a result; it shows ``Unit.check`` the size of its first products.
+    """
+    try:
+        return compute(unit)
+    except OutOfRange as error:
+        size, products = error.size, error.products
+    return compute(find(unit, size, products, key))
+
+
+def find(unit: Unit, size: float, products: int, key: jax.Array) -> Unit:
+    """The operator in a unit of its own, from one or two products; as it is, if it is zero or has no finite products.
+
+    Args:
+      unit: the operator, as it is.
+      size: the size of its products, out of the ordinary range.
+      products: products used so far.
+      key: draws the vector to multiply.
+    """
+    H, sign = unit.H, 1 if size < 1 else -1
+    vector = H.space.wait_for(H.place(draw_one(H.space, key, np.uint32(0), distribution="rademacher")))
+    for power in (sign * _exponents(H), sign * (_exponents(H) // 2)):
+        largest = float(_largest(_divide(H, -power).product(vector)))
+        products += 1
+        if math.isfinite(largest) and largest > 0:
+            exponent = math.frexp(largest)[1] // 2 - power
+            _warn_of_flushing(H, largest / 4.0**power)
+            return Unit(_divide(H, exponent), 4.0**exponent, products, True)
+        if (largest == 0) == (sign > 0):  # zero though enlarged, or not finite though made small
+            break
+    return unit._replace(settled=True)  # the products for nothing are not counted
+
+
+def again(H: Any, state: Mapping[str, Any]) -> Unit:
+    """The operator in the unit of a saved state, whose entry "unit" is its size; states of before have none."""
+    size = float(state.get("unit", 1.0))
+    return Unit(H if size == 1 else _divide(H, round(math.log(size, 4))), size, settled=True)
+
+
+def _exponents(H: Any) -> int:
+    """Half of the range of exponents of the narrowest type among the leaves: 63 in float32, 511 in float64."""
+    return min(-int(jnp.finfo(dtype).minexp) // 2 for _, dtype in H.space.shapes)
+
+
+def _warn_of_flushing(H: Any, largest: float) -> None:
+    """Warn where a product is so near to the least number of its type that jax may count entries of A as zero."""
+    least = max(float(jnp.finfo(dtype).tiny) for _, dtype in H.space.shapes)
+    if largest < NEAR * least and not (H.is_given and H.multiplier.product is None):
+        warn_caller(
+            f"H: its products are about {largest:.1g}, and jax counts numbers below {least:.2g} as zero on the way to "
+            "them; for all digits multiply the loss or matrix by 1e20 (and divide the results), or compute in float64"
+        )
+
+
+def _divide(H: Any, exponent: int) -> Any:
+    """The operator divided by 4^exponent: S A S with S = 2^-exponent, times the scale that it has."""
+    space, factor = H.space, 2.0**-exponent
+    if space.scale is None:
+        scale = jax.tree.map(lambda x: np.full(x.shape, factor, x.dtype), space.structure)
+    else:
+        scale = jax.tree.map(lambda s: s * np.asarray(factor, s.dtype), space.scale)
+    return replace(H, space=replace(space, scale=H.place(jax.tree.map(jnp.asarray, scale))))
+
+
+@jax.jit
+def _largest(tree: PyTree) -> jax.Array:
+    """The largest magnitude of all entries; NaN if there is one."""
+    leaves = jax.tree.leaves(tree)
+    return jnp.stack([jnp.abs(x).max(initial=0).astype(jnp.result_type(*leaves)) for x in leaves]).max()

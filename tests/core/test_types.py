@@ -1,0 +1,111 @@
+"""Results as people use them: as numbers, arrays and sequences, and as text."""
+
+import copy
+import math
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lla_jax as lla
+from lla_jax.core.arguments import Misuse
+from tests import helpers
+
+NUMBER = lla.Estimate(12.3456, 0.0123, 16, {})
+TREE = lla.Estimate({"w": np.ones(3)}, {"w": np.ones(3)}, 16, {"norm": 1.7, "norm_sem": 0.1})
+AXES = lla.Directions({"w": np.arange(8.0).reshape(4, 2)}, {"kind": "given"})
+PAIRS = lla.Eigenpairs(np.arange(4.0), AXES, np.full(4, 0.5), 9, {"which": "largest"})
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (f"{NUMBER:.3f}", "12.346 +- 0.012"),
+        (f"{NUMBER:10.2e}", "  1.23e+01 +- 0.012"),
+        (f"{NUMBER}", "Estimate(12.3456 +- 0.012, num=16)"),
+        ("%.2f" % NUMBER, "12.35"),  # noqa: UP031
+        (f"{lla.Estimate(1.5, math.nan, 1, {}):.2f}", "1.50"),
+        (f"{TREE}", "Estimate(of 1 arrays, norm 1.7 +- 0.1, num=16)"),
+    ],
+)
+def test_an_estimate_as_text(shown, text):
+    assert shown == text
+
+
+def test_an_estimate_where_a_number_is_needed_is_its_mean():
+    assert float(NUMBER) == np.asarray(NUMBER) == 12.3456
+    assert (int(NUMBER), round(NUMBER), round(NUMBER, 1)) == (12, 12, 12.3)
+    assert NUMBER / 2 == 6.1728
+    assert 2 * NUMBER == np.float32(2) * NUMBER == NUMBER + NUMBER == 24.6912
+    assert NUMBER > 12 and NUMBER == 12.3456 and NUMBER != 3  # noqa: PT018
+    assert NUMBER == copy.deepcopy(NUMBER) == pickle.loads(pickle.dumps(NUMBER))
+    assert math.sqrt(NUMBER) == np.sqrt(NUMBER)
+    np.testing.assert_array_equal(np.array([NUMBER, NUMBER]), [12.3456, 12.3456])
+    for x in (NUMBER * jnp.ones(2), jnp.ones(2) * NUMBER, jax.jit(lambda x: NUMBER * x)(jnp.ones(2))):
+        np.testing.assert_allclose(x, [12.3456, 12.3456], rtol=1e-6)
+        assert isinstance(x, jax.Array)
+    on_arrays = lla.Estimate(np.ones(3), np.ones(3), 4, {})
+    np.testing.assert_array_equal(np.asarray(on_arrays), np.ones(3))
+
+
+@pytest.mark.parametrize("use", [float, int, np.asarray, "{:.2f}".format, lambda x: 2 * x, lambda x: x > 1])
+def test_an_estimate_of_a_tree_is_no_number(use):
+    with pytest.raises(Misuse, match=r'take their tree, estimate.mean, or its norm, estimate.recipe\["norm"\]'):
+        use(TREE)
+
+
+def test_some_of_the_pairs():
+    assert len(PAIRS) == 4
+    some = PAIRS[[3, 0]]
+    np.testing.assert_array_equal(some.values, [3, 0])
+    np.testing.assert_array_equal(some.vectors.tree["w"], AXES.tree["w"][[3, 0]])
+    assert (some.recipe["chosen"], some[1].recipe["chosen"], PAIRS[1:].num) == ([3, 0], [0], 3)
+    assert len(list(zip(PAIRS.values, PAIRS.vectors, strict=True))) == len(AXES) == 4
+    assert PAIRS and AXES and PAIRS[:0]  # noqa: PT018
+
+
+@pytest.mark.parametrize("index", [4, "w", (0, 1), None, 1.5, [0, 7]])
+def test_directions_and_pairs_that_there_are_not(index):
+    for items in (AXES, PAIRS):
+        with pytest.raises(
+            IndexError, match=r"index: .* given, and there are 4 .*; it must be an integer from -4 to 3"
+        ):
+            items[index]
+
+
+LANDSCAPE = lla.Landscape((np.arange(3.0),), {"loss": np.ones(3)}, {}, {})
+SPECTRUM = lla.Spectrum(np.ones((1, 2)), np.full((1, 2), 0.5), {})
+PROBLEM = lla.Problem(helpers.mlp_loss(), helpers.params(), helpers.dataset())
+
+
+@pytest.mark.parametrize("result", [LANDSCAPE, SPECTRUM, PAIRS, PROBLEM], ids=lambda result: type(result).__name__)
+@pytest.mark.parametrize("use", [np.asarray, list, float, lambda x: x + x, lambda x: 2 * x, lambda x: x > 1, np.exp])
+def test_results_that_are_no_arrays_say_what_to_take(result, use):
+    with pytest.raises(Misuse, match=r"take|lla\.density") as raised:
+        use(result)
+    assert isinstance(raised.value, TypeError)
+    assert result
+
+
+@pytest.mark.parametrize(
+    ("item", "text"),
+    [
+        (helpers.mlp_loss(), "Loss(apply, cross_entropy, per example)"),
+        (
+            helpers.mlp_loss(penalty=lambda p: 0.0, state={"n": 1}),
+            "Loss(apply, cross_entropy, per example, 1 state arrays, penalty)",
+        ),
+        (
+            PROBLEM,
+            "Problem(Loss(apply, cross_entropy, per example); params: 58 numbers in 5 arrays; data: (23, 5) (23,))",
+        ),
+        (
+            lla.Problem(lambda p, b: 0.0, {}, lla.stream([1, 2]), metrics={"f1": len}),
+            "Problem(<lambda>; params: {}; data: Stream(list of 2 batches); metrics: f1)",
+        ),
+    ],
+)
+def test_reprs_are_short(item, text):
+    assert repr(item) == text
