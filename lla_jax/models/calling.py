@@ -124,12 +124,13 @@ def shapes_of(params: PyTree) -> Shapes:
 
 
 @contextlib.contextmanager
-def explain_params(params: PyTree, expected: Shapes) -> Iterator[None]:
+def explain_params(params: PyTree, expected: Shapes, exact: bool = False) -> Iterator[None]:
     """Explain an error that is raised in this block by parameters of another network, if they are.
 
     Args:
       params: the parameters with which the model is called.
       expected: the paths and shapes of the model's own parameters.
+      exact: whether the model refuses further leaves.
 
     Raises:
       Misuse: the block failed, and the parameters are not like the model's own.
@@ -139,7 +140,7 @@ def explain_params(params: PyTree, expected: Shapes) -> Iterator[None]:
     except Misuse:
         raise
     except Exception as error:
-        if difference := _difference(params, expected):
+        if difference := _difference(params, expected, exact):
             raise Misuse("params", difference) from error
         raise
 
@@ -151,7 +152,7 @@ def check_shapes(params: PyTree, expected: Shapes) -> None:
         raise Misuse("params", _difference(params, expected))
 
 
-def _difference(params: PyTree, expected: Shapes) -> str:
+def _difference(params: PyTree, expected: Shapes, exact: bool = False) -> str:
     """How parameters differ from those of the model, with a remedy; "" if they do not."""
     given, own = dict(shapes_of(params)), dict(expected)
     missing = [path for path in own if path not in given]
@@ -159,6 +160,12 @@ def _difference(params: PyTree, expected: Shapes) -> str:
     keys = ["/".join(map(str, key)) if isinstance(key, tuple) else key for key in _keys(params)]
     if own and any("/" in str(key) for key in keys) and set(own) <= set(keys):
         return f"a flat dict of {_few(keys)} given; nest it, flax.traverse_util.unflatten_dict"
+    extra = [path for path in given if path not in own]
+    if exact and extra and not missing and not changed:
+        return (
+            f"they have {_few(extra)}, which are no parameters of the model of this loss; pass those alone, such as "
+            "nnx.state(model, nnx.Param)"
+        )
     if not missing and not changed:
         return ""
     if changed and not missing:
