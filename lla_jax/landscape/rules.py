@@ -109,6 +109,8 @@ def params_at(rule: Callable[..., PyTree], params: PyTree, directions: PyTree, c
     if jax.tree.structure(result) != structure:
         kind = "None" if result is None else f"a {type(result).__name__}"
         raise Misuse("rule", f"returned {kind} of another structure than params; it is {HOW}: {advice}")
+    if all(leaf is own for leaf, own in zip(jax.tree.leaves(result), jax.tree.leaves(params), strict=True)):
+        raise Misuse("rule", f"returned params as they are, so that all points are the centre; it is {HOW}: {advice}")
     for path, leaf, own in zip(paths(params), jax.tree.leaves(result), jax.tree.leaves(params), strict=True):
         if np.shape(leaf) != np.shape(own):
             raise Misuse(

@@ -221,6 +221,11 @@ def a_rule_that_returns_integers() -> None:
     evaluate(rule=lambda params, directions, coord: {"w": params["w"].astype(int)})
 
 
+@slip("rule", "as they are", "lla.landscape.add")
+def a_rule_that_moves_nothing() -> None:
+    evaluate(rule=lambda params, directions, coord: params)
+
+
 @slip("rule", "jax.numpy")
 def a_rule_in_numpy() -> None:
     evaluate(rule=lambda params, directions, coord: {"w": np.asarray(params["w"]) + float(coord[0])})
