@@ -26,8 +26,13 @@ _NAMES = {
 
 
 def is_mistake(error: Exception) -> bool:
-    """Whether an error is the user's mistake: a ``Mistake``, an ``OSError``, or a ``ValueError`` of this library."""
-    return isinstance(error, Mistake | OSError) or (isinstance(error, ValueError) and _is_ours(error))
+    """Whether an error is the user's mistake: a ``Mistake``, an ``OSError``, or a ``ValueError`` of this library.
+
+    A function of the user's that failed has an error of its own, the cause.
+    """
+    if isinstance(error, Mistake | OSError):
+        return True
+    return isinstance(error, ValueError) and _is_ours(error) and not _is_of_function(error)
 
 
 def message(error: Exception, options: Any) -> str:
@@ -73,11 +78,22 @@ def _changes(error: Differs) -> str:
 
 def locate(error: BaseException) -> str:
     """An error of the user's code as one line: its kind, its message, and file and line of the user's last call."""
-    frames = traceback.extract_tb(error.__traceback__)
+    cause = error.__cause__ if _is_of_function(error) and error.__cause__ else error
+    frames = traceback.extract_tb(cause.__traceback__)
     installed = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
     foreign = (*installed, str(LIBRARY), "<frozen")
     frame = next((f for f in reversed(frames) if not f.filename.startswith(foreign)), frames[-1])
-    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+    text = str(error) if cause is not error else f"{type(error).__name__}: {error}"
+    return f"{text} ({frame.filename}:{frame.lineno})"
+
+
+def _is_of_function(error: BaseException) -> bool:
+    """Whether an error says that a function of the user's failed."""
+    if not isinstance(error, ValueError):  # the others need no jax
+        return False
+    from lla_jax.core.called import CallFailed
+
+    return isinstance(error, CallFailed)
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -7,13 +7,14 @@ up to rounding, if each example has a loss of its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from lla_jax.core.arguments import Misuse
-from lla_jax.core.data import rows_of
+from lla_jax.core.data import num_examples, rows_of
 from lla_jax.core.losses import block_of_rows
 from lla_jax.core.rows import Model, Run, Values, outputs_of_rows, sizes, spread, take, takes
 from lla_jax.core.types import Batch, Loss
@@ -34,6 +35,8 @@ def check_apart(model: Model, data: Batch, size: int) -> bool:
     run, run_half = Run(model, data, size), Run(model, data, half)
     rows, index = spread(data, size)
     shake, block = _wake(run, rows, index)
+    _check_weights(run, data, block, index)
+    _check_numbers(rows, index, block, shake)
     parts = (rows_of((rows, index), start, half) for start in (0, half))
     first, second = (run_half(part, numbers, shake) for part, numbers in parts)
     halves = jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
@@ -47,10 +50,64 @@ def check_apart_uncut(model: Model, data: Batch, size: int) -> bool:
     run, index, half = Run(model, data, size), np.arange(size, dtype=np.int32), size // 2
     rows, twice = take(data, index), index % half
     shake, block = _wake(run, rows, index)
+    _check_weights(run, data, block, index)
     alone = jax.tree.map(lambda x: x[:half], run(jax.tree.map(lambda x: x[twice], rows), index[twice], shake))
     ways = {"beside others": alone, "in another order": _rotated(run, rows, index, shake)}
     _compare(run, rows, index, shake, block, ways)
     return _differ(block)
+
+
+def _check_weights(run: Run, data: Batch, block: Values, index: np.ndarray) -> None:
+    """Refuse weights that are negative or not finite in these rows, or 0 in all rows of the data."""
+    for name, (_, weights) in block.items():
+        if weights is None:
+            continue
+        check_weights(name, weights)
+        if not np.any(weights) and not any(np.any(run(*rows, 0.0)[name][1]) for rows in _all_rows(data, len(index))):
+            raise Misuse(name, "all of its weights are 0, so that no example counts; at least one must be positive")
+
+
+def _check_numbers(rows: Batch, index: np.ndarray, block: Values, shake: float) -> None:
+    """Refuse rows of the data with NaN or infinity in which the loss is not finite, and counts."""
+    values, weights = block["loss"]
+    broken = ~np.isfinite(np.asarray(values, np.float64)) & (True if weights is None else np.asarray(weights) != 0)
+    of_rows = broken.reshape(len(index), -1).any(1)
+    for path, x in jax.tree.leaves_with_path(rows) if shake == 0 and of_rows.any() else ():
+        found = index[of_rows & ~np.isfinite(np.asarray(x, np.float64)).reshape(len(index), -1).all(1)]
+        if found.size:
+            raise Misuse(
+                "data",
+                f"data{jax.tree_util.keystr(path)} holds NaN or infinity, as in its row {found[0]}, where the loss is "
+                "not finite; leave such rows out (np.isfinite), fill them (np.nan_to_num), or give them the weight 0",
+            )
+
+
+def _all_rows(data: Batch, size: int) -> Iterator[tuple[Batch, np.ndarray]]:
+    """(rows, their numbers) of all blocks of a size; the last one ends with the last row."""
+    count = num_examples(data)
+    for start in range(0, count, size):
+        index = np.arange(size, dtype=np.int32) + min(start, count - size)
+        yield take(data, index), index
+
+
+def check_weights(name: str, weights: Any) -> None:
+    """Refuse weights that are negative or not finite.
+
+    Args:
+      name: of the values that have these weights.
+      weights: numbers.
+
+    Raises:
+      ValueError: such weights.
+    """
+    weights = np.asarray(weights, np.float64)
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        wrong = weights[~np.isfinite(weights) | (weights < 0)].flat[0]
+        raise Misuse(
+            name,
+            f"returned the pair (values, weights) with a weight of {wrong:.4g}; weights must be finite and at least 0: "
+            "give examples that do not count the weight 0, as by jnp.where(mask, weights, 0)",
+        )
 
 
 def _wake(run: Run, rows: Batch, index: np.ndarray) -> tuple[float, Values]:

@@ -125,6 +125,35 @@ def check_choice(name: str, value: Any, choices: Iterable[Any], remedy: str = ""
         raise misuse(name, value, f"one of {', '.join(map(repr, known))}{remedy and f', {remedy}'}")
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """Return the value as a bool, after a check that it is True or False.
+
+    Raises:
+      Misuse: the value has another type: strings, even "no", would count as True, and None as False.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise misuse(name, value, "True or False")
+    return bool(value)
+
+
+def check_functions(argument: str, functions: Any) -> dict[str, Callable[..., Any]]:
+    """Return functions by name as a dict, {} for None, after a check of the names and of the functions.
+
+    Raises:
+      Misuse: no dict, a name that may not be used, or a value that cannot be called.
+    """
+    if functions is not None and not isinstance(functions, Mapping):
+        raise misuse(argument, functions, "a dict, {name: function}, such as {'accuracy': accuracy}")
+    for name, f in (functions or {}).items():
+        if not isinstance(name, str) or not name or name == "loss" or not callable(f):
+            raise Misuse(
+                argument,
+                f"entry {name!r}: {show_value(f)} given; it must be a function under a name other than 'loss', "
+                "such as {'accuracy': accuracy}",
+            )
+    return dict(functions or {})
+
+
 def clamp_count(name: str, value: Any, n: int) -> int:
     """Return the smaller of the value and the number n of parameters, with a warning if the value is larger.
 

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import partial_eval
 
+from lla_jax.core import constants, jaxprs, losses
 from lla_jax.core import data as _data
-from lla_jax.core import jaxprs, losses
-from lla_jax.core.arguments import warn_caller
+from lla_jax.core.apart import check_weights
+from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.data import Stream
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import ROWS, Model, like, outputs_of_rows, spread, takes, trace
@@ -118,13 +119,18 @@ def _mixed_up(loss: Loss, params: PyTree, data: Batch, batch_size: int | None) -
         model = Model(loss, params, (), False)
         if not takes(model, data, size, size // 2):
             return ""
-        value, weight = trace(model, data, size).out_info["loss"]
+        traced = trace(model, data, size)
+        value, weight = traced.out_info["loss"]
         if weight is None or value.shape or weight.shape:
             return ""
         block = spread(data, size)
         halves = (_data.rows_of(block, start, size // 2) for start in (0, size // 2))
         pairs = [_result(loss, params, *each) for each in (block, *halves)]
         values, weights = (np.asarray(each, np.float64) for each in zip(*pairs, strict=True))
+        constants.check_weights(traced, model)
+        check_weights("loss", weights)
+        if size == count and not weights.any():
+            raise Misuse("loss", "its weight is 0, so that no example counts; the weight of a batch must be positive")
         eps = max(float(jnp.finfo(jnp.result_type(x)).eps) for x in (pairs[0][0], 1.0 * pairs[0][1]))
         return _find_mixed_up(values, weights, max(EQUAL * 10, 4 * eps))
 

@@ -6,6 +6,7 @@ by ``stream``, and data without a common leading axis, which are one example, by
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_integer, misuse
+from lla_jax.core.called import show_shapes
 from lla_jax.core.types import Batch, PyTree
 from lla_jax.core.whole import Whole, pack
 
@@ -27,18 +29,22 @@ class Stream:
     source: Callable[[], Iterable[Batch]] | Iterable[Batch]
 
     def __iter__(self) -> Iterator[Batch]:
-        source = self.source
-        batches = source() if callable(source) and not isinstance(source, Iterable) else source
-        kinds: set[bool] = set()
-        for each in batches:  # type: ignore[union-attr]
-            batch = to_numpy(each)
-            kinds.add(isinstance(batch, Whole))
-            if len(kinds) > 1:
+        first: Batch = None
+        for number, each in enumerate(_read(self.source)):
+            batch = _batch_of(each, number)
+            first = batch if number == 0 else first
+            if isinstance(batch, Whole) != isinstance(first, Whole):
                 raise Misuse(
                     "data", "the stream yields batches of rows and lla.whole(...); it must mark all of them or none"
                 )
+            if not isinstance(batch, Whole) and not _alike(batch, first):
+                raise Misuse(
+                    "data",
+                    f"batch {number} of the stream is {show_shapes(batch)}, and batch 0 {show_shapes(first)}; all "
+                    "batches must have one structure, such as (inputs, labels)",
+                )
             yield batch
-        if not kinds:
+        if first is None:
             raise Misuse("data", "the stream yielded no batch; pass a loader or factory that yields at least one")
 
     @property
@@ -62,17 +68,126 @@ def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -
       A ``Stream``, accepted wherever data are.
 
     Raises:
-      ValueError: for a bare iterator or generator, which could be read only once.
+      ValueError: for a bare iterator or generator, which could be read only once; for what is no source of batches,
+        such as an array, a dict or a data set of single examples. While the stream is read: a factory that fails or
+        returns the same iterator again, and batches of another structure than the first one.
     """
-    if isinstance(loader_or_factory, Iterator):
+    source = loader_or_factory
+    if isinstance(source, Stream):
+        return source
+    if isinstance(source, Iterator):
         raise Misuse(
             "stream",
-            f"the one-shot iterator {type(loader_or_factory).__name__} given, but data are read more than once; pass "
+            f"the one-shot iterator {type(source).__name__} given, but data are read more than once; pass "
             "the loader itself or a factory, e.g. lla.stream(lambda: make_batches())",
         )
-    if not callable(loader_or_factory) and not isinstance(loader_or_factory, Iterable):
-        raise misuse("stream", loader_or_factory, "a loader or a factory of one, such as lambda: make_batches()")
-    return Stream(loader_or_factory)
+    if isinstance(source, type) or (callable(source) and not isinstance(source, Iterable)):
+        return Stream(_Factory(source))
+    _check_source(source)
+    return Stream(source)
+
+
+def _check_source(source: Any) -> None:
+    """Refuse what yields no batches: an array, a dict, a string, a data set of single examples, or a whole one."""
+    if _yields_examples(source):
+        kind = type(source).__name__
+        text = "which yields single examples; wrap it in a loader of batches, such as torch.utils.data.DataLoader("
+        raise Misuse("stream", f"a {kind} given, {text}dataset, batch_size=256)")
+    if isinstance(source, str | bytes | Mapping) or hasattr(source, "__array__"):
+        raise misuse(
+            "stream", source, "a loader, a list of batches or a factory; data in memory are passed without stream"
+        )
+    if not isinstance(source, Iterable):
+        raise misuse("stream", source, "a loader or a factory of one, such as lambda: make_batches()")
+    arrays = type(source) is tuple and all(hasattr(x, "shape") and len(x.shape) for x in source)
+    if arrays and len({(tuple(x.shape[1:]), str(x.dtype)) for x in source}) > 1:
+        rule = "a source of batches: pass this tuple as the data, without stream, or lla.stream([data]) for one batch"
+        raise misuse("stream", source, rule)
+
+
+def _yields_examples(source: Any) -> bool:
+    """Whether a source is a data set in torch's sense, which gives single examples by their numbers."""
+    names = [f"{kind.__module__}.{kind.__name__}" for kind in type(source).__mro__]
+    return any(name.startswith("torch.utils.data") and name.endswith(".Dataset") for name in names)
+
+
+class _Factory:
+    """A function that returns the batches anew each time; it compares by the function.
+
+    It keeps the last iterator, weakly where it can: one that is returned again has been read already.
+    """
+
+    def __init__(self, f: Callable[[], Iterable[Batch]]):
+        self.f = f
+        self.last: Callable[[], Any] = lambda: None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Factory) and self.f == other.f
+
+    def __hash__(self) -> int:
+        return hash(self.f)
+
+    def __call__(self) -> Iterable[Batch]:
+        try:
+            batches = self.f()
+        except Misuse:
+            raise
+        except Exception as error:
+            raise Misuse(
+                "stream",
+                f"the factory failed with {type(error).__name__}: {error}; it is called without arguments, and must "
+                "return the batches anew each time, such as lambda: make_batches(data)",
+            ) from error
+        if isinstance(batches, Iterator):
+            if batches is self.last():
+                raise Misuse(
+                    "stream",
+                    f"the factory returned the same {type(batches).__name__} a second time, which has been read "
+                    "already; it must make a new one in each call, such as lambda: make_batches() in place of "
+                    "lambda: batches",
+                )
+            try:
+                self.last = weakref.ref(batches)
+            except TypeError:  # those of lists, zip and map hold nothing that has to be freed
+                self.last = lambda: batches
+        else:
+            _check_source(batches)
+        return batches
+
+
+def _read(source: Any) -> Iterator[Batch]:
+    """The batches of a source; an error of its own becomes one that names the batch, with the error as its cause."""
+    batches = iter(source() if isinstance(source, _Factory) else source)
+    number = 0
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (Misuse, MemoryError):
+            raise
+        except Exception as error:
+            raise Misuse(
+                "data",
+                f"the stream failed at its batch {number} with {type(error).__name__}: {error}; the loader must yield "
+                "all of its batches, each time that it is read",
+            ) from error
+        yield batch
+        number += 1
+
+
+def _alike(one: Batch, other: Batch) -> bool:
+    return len({jax.tree.structure(batch) for batch in (one, other)}) == 1
+
+
+def _batch_of(each: Any, number: int) -> Batch:
+    """A batch of a stream as numpy arrays, after a check; errors name its number."""
+    if each is None:
+        raise Misuse("data", f"batch {number} of the stream is None; every batch must be arrays, (inputs, labels)")
+    try:
+        return to_numpy(each)
+    except Misuse as error:
+        raise Misuse("data", f"{error.text} (batch {number} of the stream)") from error
 
 
 def whole(data: PyTree = None) -> Whole:
@@ -148,6 +263,12 @@ def as_arrays(data: Batch) -> Batch:
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, Mapping):
             return as_arrays(dict(leaf))
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
+            raise Misuse(
+                "data",
+                f"an array of shape {leaf.shape} was deleted, as jax does with arguments that are donated "
+                "(donate_argnums); pass a copy that is kept, such as np.asarray(x) made before",
+            )
         return _on_host(leaf) if hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array) else leaf
 
     return jax.tree.map(convert, data)
@@ -195,6 +316,9 @@ def _as_numpy(leaf: Any) -> np.ndarray:
       ValueError: an array that numpy cannot hold, such as a sparse, masked, nested or quantized tensor.
     """
     if hasattr(leaf, "detach") and hasattr(leaf, "resolve_conj"):
+        if leaf.device.type == "meta":
+            text = "is on the device meta, and has no numbers; it must be a tensor with data, on a CPU or GPU"
+            raise Misuse("data", f"a tensor of shape {tuple(leaf.shape)} {text}: load it first")
         if _is_dense(leaf):
             leaf = leaf.detach().cpu().resolve_conj().resolve_neg()
             leaf = leaf.float() if str(leaf.dtype) == "torch.bfloat16" else leaf
@@ -205,7 +329,11 @@ def _as_numpy(leaf: Any) -> np.ndarray:
                 "must be a plain tensor: use x.to_dense(), x.dequantize(), or pad it and pass the mask as a further "
                 "array",
             )
-    return np.asarray(leaf)
+    try:
+        return np.asarray(leaf)
+    except Exception as error:
+        text = f"a {type(leaf).__name__} given, of which numpy makes no array ({type(error).__name__}: {error})"
+        raise Misuse("data", f"{text}; pass numpy or jax arrays of numbers") from error
 
 
 def _is_dense(tensor: Any) -> bool:
@@ -232,16 +360,13 @@ def num_examples(data: Batch) -> int:
         is_object = hasattr(leaf, "shape") and np.dtype(leaf.dtype) == object
         if not hasattr(leaf, "shape") or is_object:
             what = "an array of objects, not of numbers" if is_object else f"a {type(leaf).__name__}, not an array"
-            raise Misuse(
-                "data",
-                f"leaf {path!r} is {what}; pass arrays with leading axis N, wrap a loader as lla.stream(loader), or "
-                "data that are one example, such as a graph with its number of nodes, as lla.whole(data)",
-            )
+            raise Misuse("data", f"leaf {path!r} is {what}; {_remedy_for(leaf, data)}")
         if len(leaf.shape) == 0:
             raise Misuse(
                 "data",
                 f"leaf {path!r} is a scalar, without the leading axis N of the examples; pass one for each of them, or "
-                "let the loss hold it; if these are one example that must stay whole, pass lla.whole(data)",
+                "let the loss hold it; if these are one example that must stay whole, pass lla.whole(data); if they "
+                "are a list of single examples, stack them: jax.tree.map(lambda *x: np.stack(x), *data)",
             )
     lengths = {path: int(leaf.shape[0]) for path, leaf in zip(paths, leaves, strict=True)}
     if len(set(lengths.values())) > 1:
@@ -255,6 +380,26 @@ def num_examples(data: Batch) -> int:
     if n == 0:
         raise Misuse("data", "empty, the leading axis has length 0; pass at least one example")
     return n
+
+
+def _remedy_for(leaf: Any, data: Any) -> str:
+    """What to pass in place of data with a leaf that is no array."""
+    if isinstance(leaf, bool | int | float | complex) and leaf is not data:
+        return (
+            "lists of numbers are no arrays: pass np.asarray of them, (np.asarray(inputs), np.asarray(labels)); "
+            "data that are one example, such as a graph with its number of nodes, are passed as lla.whole(data)"
+        )
+    if _yields_examples(leaf):
+        return (
+            "a data set of single examples is read by a loader: lla.stream(torch.utils.data.DataLoader(dataset, "
+            "batch_size=256))"
+        )
+    if isinstance(leaf, Iterator):
+        return "an iterator is read once: pass a factory of it, lla.stream(lambda: make_batches())"
+    return (
+        "pass arrays with leading axis N, wrap a loader as lla.stream(loader), or data that are one example, such as a "
+        "graph with its number of nodes, as lla.whole(data)"
+    )
 
 
 def pad_rows(batch: Batch, rows: int) -> Batch:
@@ -298,7 +443,7 @@ def check_batch_size(batch_size: int) -> int:
 def check_extra(extra: Mapping[str, Any] | None) -> dict[str, Any]:
     """The further data sets by name, {} for None; a ValueError unless every name is a non-empty string."""
     if extra is not None and not isinstance(extra, Mapping):
-        raise misuse("extra_data", extra, "a dict of data sets by name, such as {'test': (x, y)}")
+        raise misuse("extra_data", extra, 'a dict of data sets, such as {"test": (inputs, labels)}')
     extra = dict(extra or {})
     for name in extra:
         if not isinstance(name, str) or not name:

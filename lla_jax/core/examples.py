@@ -10,16 +10,19 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lla_jax.core import jaxprs
+from lla_jax.core import constants, jaxprs
 from lla_jax.core.apart import check_apart, check_apart_uncut, check_criterion
-from lla_jax.core.arguments import Misuse, warn_caller
-from lla_jax.core.data import Stream, as_arrays, check_uncut, first_batch, num_examples
-from lla_jax.core.losses import as_loss
+from lla_jax.core.arguments import Misuse, check_functions, warn_caller
+from lla_jax.core.called import show_shapes
+from lla_jax.core.data import Stream, as_arrays, check_batch_size, check_uncut, first_batch, num_examples
+from lla_jax.core.labels import check_labels
+from lla_jax.core.losses import as_loss, penalty_of
 from lla_jax.core.pairs import find_pairs
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import ROWS, Metrics, Model, like, sizes, takes, trace
@@ -57,16 +60,25 @@ def check_examples(
 
     Raises:
       ValueError: losses whose shape grows with the square of the number of examples; losses or weights of an example
-        that depend on the other examples; weights that depend on the parameters; a list of batches as data.
+        that depend on the other examples; weights that depend on the parameters; losses that do not, or whose constants
+        change from trace to trace; a list of batches as data; a function that fails, with its error as the cause.
     """
+    pairs = tuple((name, static(f)) for name, f in check_functions("metrics", metrics).items())
+    batch_size = batch_size if batch_size is None else check_batch_size(batch_size)
     data = first_batch(data)
-    pairs = tuple((name, static(f)) for name, f in (metrics or {}).items())
     check_uncut(data, batch_size)
     check(as_loss(loss), params, data, pairs, most=batch_size)
 
 
 def check(
-    loss: Loss, params: PyTree, data: Batch, metrics: Metrics = (), *, train: bool = False, most: int | None = None
+    loss: Loss,
+    params: PyTree,
+    data: Batch,
+    metrics: Metrics = (),
+    *,
+    train: bool = False,
+    most: int | None = None,
+    slopes: bool = False,
 ) -> None:
     """The check of ``check_examples``, for arguments that were checked; a model that passed it is not checked again.
 
@@ -77,6 +89,7 @@ def check(
       metrics: ((name, function), ...).
       train: whether normalization layers use the statistics of a batch; then the criterion alone is compared.
       most: most rows of a block; if batches must not be cut, the rows of a batch.
+      slopes: whether the loss is to be differentiated.
     """
     count = num_examples(data)
     most, apart = min(count, most or count), loss.per_example and not train
@@ -88,6 +101,10 @@ def check(
         verdict = _check(model, data, size, most, apart)
         if verdict.holds != "now":
             remember(_CHECKED, key if verdict.holds == "always" else (key, most), lambda: verdict)
+    if verdict.rows:
+        check_labels(model, data, verdict.rows, (key, verdict.rows))
+    if slopes and not verdict.moves:
+        raise constants.refuse_flat()
     if verdict.warning:
         warn_caller(verdict.warning)
 
@@ -99,38 +116,42 @@ class _Verdict(NamedTuple):
       warning: a warning, or an empty string.
       holds: "always", "for this length" (of a model that takes its own number of rows), or "now": the losses of the
         rows were all the same, which shows little.
+      moves: whether the loss may have a slope in the parameters.
+      rows: a number of rows that the model takes; 0 if none was found.
     """
 
     warning: str
     holds: str
+    moves: bool = True
+    rows: int = 0
 
 
 @jax.default_matmul_precision("highest")
 def _check(model: Model, data: Batch, size: int, most: int, apart: bool) -> _Verdict:
     """Make all checks."""
     if isinstance(data, Whole):  # which has no other examples to depend on
-        if not takes(model, data, 1):
-            return _Verdict("", "now")
-        _check_weights(trace(model, data, 1), model)
-        return _Verdict("", "always")
+        return _Verdict("", "always", _check_constants(model, data, 1, 1))
     if not apart:
+        trace(model, data, size)  # raises the error of a model that fails
         if not takes(model, data, *sizes(model, size)):
             return _Verdict("", "now")
-        _check_traced(model, data, size)
+        moves = _check_traced(model, data, size)
         if model.loss.per_example:
             check_criterion(model, data, min(ROWS, size))
-        return _Verdict("" if model.loss.per_example else find_pairs(model, data), "always")
+        return _Verdict("" if model.loss.per_example else find_pairs(model, data), "always", moves, size)
     lengths = [size, *(n for n in FIXED if size < n <= most)]
     length = next((n for n in lengths if takes(model, data, *sizes(model, n))), 0)
     if length:
-        _check_traced(model, data, length)
+        moves = _check_traced(model, data, length)
         shown = length == 1 or check_apart(model, data, length)
         if not shown and most > length:  # such as two of three rows
             shown = check_apart_uncut(model, data, min(most, FIXED[0]))
-        return _Verdict("", ("always" if length == size else "for this length") if shown else "now")
+        return _Verdict("", ("always" if length == size else "for this length") if shown else "now", moves, length)
     if 1 < most <= MOST_FIXED and takes(model, data, most):
-        _check_weights(trace(model, data, most), model)
-        return _Verdict("", "for this length" if check_apart_uncut(model, data, most) else "now")
+        moves = _check_constants(model, data, most, most)
+        return _Verdict("", "for this length" if check_apart_uncut(model, data, most) else "now", moves, most)
+    if most <= MOST_FIXED:
+        trace(model, data, most)  # raises the error of a model that fails
     return _Verdict("", "now")
 
 
@@ -180,11 +201,19 @@ class _Watched(Stream):
     seen: set[Hashable]
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in super().__iter__():
+        first: Batch = None
+        for number, batch in enumerate(super().__iter__()):
+            first = batch if number == 0 else first
             shape = shapes_of(batch if isinstance(batch, Whole) else jax.tree.map(lambda x: x[0], batch))
             several = num_examples(batch) > 1
             if (shape, True) not in self.seen and (shape, several) not in self.seen:
-                self.look(batch)
+                try:
+                    self.look(batch)
+                except Misuse as error:
+                    if number == 0:
+                        raise
+                    shown = f"batch {number} of the stream is {show_shapes(batch)}, and batch 0 {show_shapes(first)}"
+                    raise type(error)("data", f"{shown}; for it {error.argument}: {error.text}") from error
                 self.seen.add((shape, several))
             yield batch
 
@@ -192,14 +221,24 @@ class _Watched(Stream):
 # --- what tracing shows
 
 
-def _check_traced(model: Model, data: Batch, size: int) -> None:
-    """Check the shapes of the losses, what their weights depend on, and that all data are read."""
-    traced = trace(model, data, size)
-    _check_weights(traced, model)
-    _check_reads(traced, model, data)
+def _check_traced(model: Model, data: Batch, size: int) -> bool:
+    """Check the shapes of the losses, their constants, and that all data are read; whether the loss has a slope."""
+    traced, other = trace(model, data, size), sizes(model, size)[-1]
     if model.loss.per_example:
-        _, other = sizes(model, size)
         _check_shapes(traced.out_info, size, trace(model, data, other).out_info, other)
+    _check_reads(traced, model, data)
+    return _check_constants(model, data, size, other)
+
+
+def _check_constants(model: Model, data: Batch, size: int, other: int) -> bool:
+    """Check that weights do not depend on the parameters, and losses do; whether the loss may have a slope."""
+    traced = trace(model, data, size)
+    if model.loss.penalty is not None:
+        jax.eval_shape(partial(penalty_of, model.loss), model.params)
+    constants.check_weights(traced, model)
+    constants.check_follows(traced, model)
+    constants.check_repeats(model, data, size, other)
+    return constants.moves(traced, model)
 
 
 def _check_shapes(results: Any, size: int, others: Any, other_size: int) -> None:
@@ -212,22 +251,6 @@ def _check_shapes(results: Any, size: int, others: Any, other_size: int) -> None
                 f"has shape {shape} for {size} examples and {other} for {other_size}; it must have one value per "
                 "example, or further axes of fixed length. Outputs (N, 1) less labels (N,) are (N, N): give both one "
                 "shape, as by outputs[:, 0] or labels[:, None]",
-            )
-
-
-def _check_weights(traced: Any, model: Model) -> None:
-    """Refuse weights that depend on the parameters."""
-    start = len(jax.tree.leaves(model.loss))
-    for name in traced.out_info:
-        weights = {key: (False, None if w is None else key == name) for key, (_, w) in traced.out_info.items()}
-        reads = jaxprs.inputs_of(traced.jaxpr, jax.tree.leaves(weights))
-        if any(reads[start : start + len(jax.tree.leaves(model.params))]):
-            raise Misuse(
-                name,
-                "returned a pair, whose second entry is the weights of the first, and it depends on the parameters; "
-                "weights must be constants. Return the losses alone if it is an auxiliary value (a metric is passed as "
-                "metrics={name: f}); for weights that the model computes, return their weighted mean with "
-                "per_example=False",
             )
 
 

@@ -73,9 +73,9 @@ def mean_gradient(
     weight: Any = np.zeros((), np.float32)
     rows = 0
     if isinstance(data, Stream):
-        data = examples.watch(data, loss, params)
+        data = examples.watch(data, loss, params, slopes=True)
     else:
-        examples.check(loss, params, data, most=batch_size)
+        examples.check(loss, params, data, most=batch_size, slopes=True)
     for batch, offset in host_batches(data, batch_size):
         check_uncut(batch, batch_size)
         count = num_examples(batch)

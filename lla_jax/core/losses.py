@@ -6,9 +6,8 @@ and rows that must not count are masked out.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import tree as _tree
+from lla_jax.core import tries
 from lla_jax.core.arguments import Misuse, misuse, parameters, single_key
+from lla_jax.core.called import call, explain
 from lla_jax.core.static import Static, static
 from lla_jax.core.types import Batch, Loss, PyTree
-from lla_jax.core.whole import Whole, call, example_of, is_array, with_axis
+from lla_jax.core.whole import Whole, example_of, is_array, with_axis
 
 
 class Sums(NamedTuple):
@@ -101,7 +102,8 @@ def penalty_of(loss: Loss, params: PyTree) -> Any:
       ValueError: it is no scalar.
     """
     assert loss.penalty is not None
-    value = loss.penalty(params)
+    with explain(loss.penalty, "the penalty", "penalty(params)", {"params": params}, tries.of_penalty):
+        value = loss.penalty(params)
     shape = jnp.shape(value) if is_array(value) else None
     if shape != ():
         what = f"a {type(value).__name__}" if shape is None else f"shape {shape}"
@@ -150,6 +152,8 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
       ValueError: ``loss`` is neither.
     """
     if isinstance(loss, Loss):
+        if loss.key is not None:
+            single_key(loss.key)  # checked, and used as it came
         return loss
     if not callable(loss):
         raise misuse("loss", loss, "an lla.Loss, as lla.from_linen makes it, or a function f(params, batch) -> scalar")
@@ -209,7 +213,7 @@ def outputs_of(loss: Loss, params: PyTree, state: PyTree, block: Block, train: b
     whole = isinstance(block.batch, Whole)
     keys = tuple(single_key(each[0]) for each in keys) if whole else keys
     apply = getattr(loss.apply, "on_example", loss.apply) if whole else loss.apply
-    with note_call("the model", "apply(params, state, batch, train)", block):
+    with _explain_model(apply, params, state, block.batch, train, keys):
         result = apply(params, state, example_of(block.batch), train, *keys)
     if not isinstance(result, tuple) or len(result) != 2:
         raise Misuse(
@@ -220,26 +224,17 @@ def outputs_of(loss: Loss, params: PyTree, state: PyTree, block: Block, train: b
     return (with_axis(result[0]), result[1]) if whole else result
 
 
-@contextlib.contextmanager
-def note_call(what: str, how: str, block: Block) -> Iterator[None]:
-    """Add a note to an error that a user's function raises in the ``with`` block: how it was called, with what shapes.
-
-    Only errors of the types TypeError, IndexError, KeyError and AttributeError get a note.
-    """
-    try:
-        yield
-    except (TypeError, IndexError, KeyError, AttributeError) as error:
-        whole = isinstance(block.batch, Whole)
-        shapes = jax.tree.map(np.shape, example_of(block.batch))
-        given = f"the data that lla.whole holds, of these shapes: {shapes}"
-        batch = f"a batch of these shapes (leading axis: examples): {shapes}. A list of batches is not a data set"
-        error.add_note(
-            f"{what} failed; it is called as {how} with {given if whole else f'{batch}: wrap it, lla.stream(batches)'}"
-        )
-        raise
+def _explain_model(apply: Any, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: tuple[Any, ...]) -> Any:
+    """The context in which ``apply`` of a loss, or a plain function, is called."""
+    if isinstance(apply, _Scalar):
+        given = {"params": params, "batch": batch}
+        return explain(apply.f, "the function", "f(params, batch)", given, tries.of_function)
+    given = {"params": params, "state": state, "batch": batch, "train": train} | ({"keys": keys[0]} if keys else {})
+    return explain(apply, "the model", f"apply({', '.join(given)})", given, tries.of_model)
 
 
-def _check_real(name: str, values: Any) -> Any:
+def check_real(name: str, values: Any) -> Any:
+    """The values as an array, after a check that they are not complex."""
     values = jnp.asarray(values)
     if jnp.issubdtype(values.dtype, jnp.complexfloating):
         raise Misuse(name, f"is complex ({values.dtype}); it must be real: take, for example, its absolute value")
@@ -283,7 +278,7 @@ def entries_of(name: str, result: Any, size: int) -> tuple[Any, Any]:
       ValueError: complex values, values without the leading axis B, or weights of another shape.
     """
     values, weights = split_result(name, result)
-    values = _check_real(name, values)
+    values = check_real(name, values)
     if values.ndim == 0 or values.shape[0] != size:
         hint = "set per_example=False if the loss couples the examples of a batch" if name == "loss" else "return (B,)"
         raise Misuse(
@@ -340,7 +335,7 @@ def example_sums(name: str, result: Any, mask: Any) -> Sums:
     return Sums((w != 0).sum().astype(s.dtype), weight, m, e.sum(), (w * w).sum(), (w * e).sum(), (e * e).sum())
 
 
-def _check_scalar(shape: tuple[int, ...]) -> None:
+def check_scalar(shape: tuple[int, ...]) -> None:
     """Raise a ValueError unless the loss of a whole batch has the shape of a scalar."""
     if shape:
         raise Misuse(
@@ -361,8 +356,8 @@ def batch_sums(result: Any, mask: Any) -> Sums:
       ValueError: the result is complex or not a scalar.
     """
     value, weight = split_result("loss", result)
-    value, weight = _check_real("loss", value), mask.shape[0] if weight is None else weight
-    _check_scalar(value.shape)
+    value, weight = check_real("loss", value), mask.shape[0] if weight is None else weight
+    check_scalar(value.shape)
     value = value.astype(_tree.wide(value.dtype))
     weight = jnp.asarray(weight, value.dtype)
     zero = jnp.zeros_like(value)
@@ -373,8 +368,7 @@ def batch_sums(result: Any, mask: Any) -> Sums:
 
 def loss_sums(loss: Loss, outputs: Any, block: Block) -> Sums:
     """The sums over a block of the loss that the criterion gives for ``outputs``, without the penalty."""
-    with note_call("the criterion", "criterion(outputs, batch)", block):
-        result = call(loss.criterion, outputs, block.batch)
+    result = call(loss.criterion, outputs, block.batch)
     if _counts_examples(loss, result, block):
         return example_sums("loss", result, block.mask)
     return batch_sums(result, block.mask)
@@ -389,14 +383,13 @@ def _counts_examples(loss: Loss, result: Any, block: Block) -> bool:
     if not isinstance(block.batch, Whole):
         return loss.per_example
     if not loss.per_example:
-        _check_scalar(jnp.shape(split_result("loss", result)[0])[1:])
+        check_scalar(jnp.shape(split_result("loss", result)[0])[1:])
     return True
 
 
 def loss_total(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
     """(sum w l, sum w) over a block without the penalty, two scalars that can be differentiated."""
-    with note_call("the criterion", "criterion(outputs, batch)", block):
-        result = call(loss.criterion, outputs, block.batch)
+    result = call(loss.criterion, outputs, block.batch)
     if _counts_examples(loss, result, block):
         s, w = _sum_entries("loss", result, block.mask)
         return s.sum(), w.sum()
@@ -419,10 +412,9 @@ def loss_roots(loss: Loss, outputs: Any, block: Block, drawn: Batch | None = Non
       scalar ``weight``, the sum of w over all entries that count. Without weights every w is 1. Of a ``Whole`` each
       entry, such as a node, is an observation of its own, and B their number.
     """
-    with note_call("the criterion", "criterion(outputs, batch)", block):
-        result = call(loss.criterion, outputs, block.batch if drawn is None else drawn)
-        if drawn is not None and isinstance(result, tuple):
-            result = (result[0], call(loss.criterion, outputs, block.batch)[1])
+    result = call(loss.criterion, outputs, block.batch if drawn is None else drawn)
+    if drawn is not None and isinstance(result, tuple):
+        result = (result[0], call(loss.criterion, outputs, block.batch)[1])
     mask = block.mask
     if isinstance(block.batch, Whole):
         result = jax.tree.map(jnp.ravel, result)

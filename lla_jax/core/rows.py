@@ -12,10 +12,19 @@ import numpy as np
 
 from lla_jax.core import jaxprs
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.called import CallFailed, call, unexplained
 from lla_jax.core.data import num_examples
-from lla_jax.core.losses import Block, block_of_rows, entries_of, note_call, outputs_of, split_result
+from lla_jax.core.losses import (
+    Block,
+    block_of_rows,
+    check_real,
+    check_scalar,
+    entries_of,
+    outputs_of,
+    split_result,
+)
 from lla_jax.core.types import Batch, Loss, PyTree
-from lla_jax.core.whole import Whole, call
+from lla_jax.core.whole import Whole
 
 ROWS = 16  # rows of a block, so that a comparison with its halves costs the losses of 48 examples
 ASLEEP = 0.1  # in place of parameters that are zero, behind which nothing could be seen
@@ -77,8 +86,11 @@ def takes(model: Model, data: Batch, *sizes: int) -> bool:
     which follows, tells more.
     """
     try:
-        for size in sizes:
-            trace(model, data, size)
+        with unexplained():
+            for size in sizes:
+                trace(model, data, size)
+    except CallFailed:
+        return False
     except Misuse:
         raise
     except Exception:
@@ -86,8 +98,7 @@ def takes(model: Model, data: Batch, *sizes: int) -> bool:
     return True
 
 
-@jax.jit
-def values_of(model: Model, rows: Batch, index: Any, shake: Any, noise: Any) -> Values:
+def _values_of(model: Model, rows: Batch, index: Any, shake: Any, noise: Any) -> Values:
     """{name: (values, weights or None)} of the loss and the metrics, as the functions return them for some rows.
 
     Args:
@@ -102,14 +113,18 @@ def values_of(model: Model, rows: Batch, index: Any, shake: Any, noise: Any) -> 
     outputs, _ = outputs_of(loss, params, loss.state, block, model.train)
     results = {}
     for name, f in (("loss", loss.criterion), *model.metrics):
-        with note_call(name, "f(outputs, batch)", block):
-            result = call(f, outputs, block.batch)
+        result = call(f, outputs, block.batch, "" if name == "loss" else name)
         if loss.per_example or isinstance(rows, Whole) or name != "loss":
             results[name] = entries_of(name, result, len(index))
         else:
             values, weight = split_result(name, result)
-            results[name] = jnp.asarray(values), None if weight is None else jnp.asarray(weight)
+            values = check_real(name, values)
+            check_scalar(values.shape)
+            results[name] = values, None if weight is None else jnp.asarray(weight)
     return results
+
+
+values_of = jax.jit(_values_of)
 
 
 def _disturb(tree: PyTree, noise: Any, asleep: float) -> PyTree:
@@ -135,6 +150,12 @@ def trace(model: Model, data: Batch, size: int) -> Any:
     return values_of.trace(
         model, like(data, size), jax.ShapeDtypeStruct((size,), np.int32), np.float32(0), np.float32(0)
     )
+
+
+def trace_again(model: Model, data: Batch, size: int) -> Any:
+    """The jaxpr of ``trace``, traced anew: jax keeps that of a function and shapes that it has seen."""
+    shapes = like(data, size), jax.ShapeDtypeStruct((size,), np.int32), np.float32(0), np.float32(0)
+    return jax.make_jaxpr(lambda *args: _values_of(*args))(model, *shapes)
 
 
 @functools.partial(jax.jit, static_argnames="train")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import inspect
 import sys
 import sysconfig
 import types
@@ -54,6 +55,15 @@ class Static:
 def static(f: Any) -> Any:
     """Wrap a plain function or partial as ``Static``; return anything else (with an equality of its own) as it is."""
     return Static(f) if isinstance(f, types.FunctionType | functools.partial) else f
+
+
+def takes_exactly(f: Any, count: int) -> bool:
+    """Whether a plain function, perhaps wrapped, takes this number of positional arguments and no other."""
+    f = f.f if isinstance(f, Static) else f
+    if not isinstance(f, types.FunctionType):
+        return False
+    code, no_defaults = f.__code__, not f.__defaults__
+    return no_defaults and code.co_argcount == count and not code.co_flags & inspect.CO_VARARGS
 
 
 class _ByIdentity:

@@ -13,9 +13,9 @@ from typing import Any, Literal, Protocol
 import jax
 import numpy as np
 
-from lla_jax.core.arguments import MissingEntry, Misuse, misuse
+from lla_jax.core.arguments import MissingEntry, Misuse, check_flag, misuse
 from lla_jax.core.foreign import advise_params, library_of
-from lla_jax.core.static import static
+from lla_jax.core.static import static, takes_exactly
 from lla_jax.core.text import pm
 
 PyTree = Any
@@ -25,6 +25,14 @@ Path = str
 FilterAxis = int | Callable[[Path, Any], int | tuple[int, ...] | None]
 Select = str | Sequence[str] | Callable[[Path, Any], bool] | Any
 """A glob (``"**/kernel"``), compiled regular expression, predicate ``(path, leaf) -> bool``, or a sequence of these."""
+
+
+_SIGNATURES = {
+    "apply": "apply(params, state, batch, train) -> (outputs, new_state)",
+    "criterion": "criterion(outputs, batch) -> losses (B,), such as lambda outputs, batch: "
+    "optax.softmax_cross_entropy_with_integer_labels(outputs, batch[1])",
+    "penalty": "penalty(params) -> scalar, such as lambda params: 1e-4 * optax.global_norm(params) ** 2, or None",
+}
 
 
 @jax.tree_util.register_dataclass
@@ -73,8 +81,19 @@ class Loss:
         return f"Loss({self.apply!r}, {self.criterion!r}, {kind}, {state} state arrays)"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "per_example", check_flag("per_example", self.per_example))
         for name in ("apply", "criterion", "penalty", "filter_axis"):
             object.__setattr__(self, name, static(getattr(self, name)))
+        for name, signature in _SIGNATURES.items():
+            f = getattr(self, name)
+            if not callable(f) and not (name == "penalty" and f is None):
+                raise misuse(name, f, f"a function, {signature}")
+        if takes_exactly(self.apply, 2) and takes_exactly(self.criterion, 4):
+            raise Misuse(
+                "apply",
+                "it takes 2 arguments, and the criterion 4; they must be apply(params, state, batch, train) and "
+                "criterion(outputs, batch): swap them, lla.Loss(apply, criterion)",
+            )
 
 
 @dataclass(frozen=True)

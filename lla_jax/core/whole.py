@@ -129,17 +129,8 @@ def example_of(batch: Batch) -> Any:
     return without_axis(batch).data if isinstance(batch, Whole) else batch
 
 
-def call(f: Callable[[Any, Any], Any], outputs: Any, batch: Batch) -> Any:
-    """The result of a criterion or metric, ``f(outputs, batch)``; that for a ``Whole`` is one row.
-
-    Args:
-      f: the user's function. For a ``Whole`` it returns a scalar, an entry for each of its parts (such as nodes), or
-        one of these with its weights.
-      outputs: of the model, with the leading axis of the examples.
-      batch: the batch of a block.
-    """
-    if not isinstance(batch, Whole):
-        return f(outputs, batch)
+def call_on_whole(f: Callable[[Any, Any], Any], outputs: Any, batch: Whole) -> Any:
+    """The result of a criterion or metric for a ``Whole``, ``f(outputs, batch)``, as one row; see ``called.call``."""
     result = f(without_axis(outputs), example_of(batch))
     row = lambda x: jnp.asarray(x)[None] if is_array(x) or isinstance(x, list) else x  # noqa: E731
     return tuple(map(row, result)) if isinstance(result, tuple) else row(result)

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from lla_jax.core import jaxprs, losses
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, warn_caller
+from lla_jax.core.called import call
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import outputs_of_rows
 from lla_jax.core.types import Batch, Loss, PyTree
-from lla_jax.core.whole import call
 
 _SHAPES: dict[Hashable, str] = {}  # of the criteria of this process, in their outputs
 

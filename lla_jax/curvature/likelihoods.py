@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lla_jax.core import losses, precision
+from lla_jax.core import precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.called import explain
 from lla_jax.core.types import Batch, Loss
 from lla_jax.core.whole import Whole, pack
 from lla_jax.curvature import criteria, samplers
@@ -77,9 +78,9 @@ def draw(sampler: Any, loss: Loss, keys: Any, outputs: Any, batch: Batch) -> Bat
     """
     outputs = precision.widen(outputs)  # a uniform number in half precision draws what is rare ten times too often
     if not isinstance(sampler, Likelihood):
-        with losses.note_call(
-            "sample", "sample(key, outputs, example) for one example", losses.Block(batch, None, None)
-        ):
+        given = {"keys": keys, "outputs": outputs, "batch": batch}
+        how = "sample(key, outputs, example), vmapped over the examples,"
+        with explain(sampler, "the sampler", how, given, argument="sample"):
             drawn = jax.vmap(functools.partial(_draw_one, sampler))(keys, outputs, batch)
         if jax.tree_util.all_leaves([drawn]) and not jax.tree_util.all_leaves([batch]):
             raise Misuse(

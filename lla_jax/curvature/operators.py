@@ -19,6 +19,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import (
     Misuse,
     check_choice,
+    check_flag,
     check_integer,
     check_number,
     complete,
@@ -389,6 +390,7 @@ def _operator(
 ) -> LinearOperator | HostOperator:
     """The operator of a kind of matrix, with the options that all kinds share."""
     options = complete(kind, options, DEFAULTS)
+    check_flag("allow_nondeterministic", options["allow_nondeterministic"])
     matrix, params = _matrix(kind, params, options["select"], options["batch_stats"])
     return assembly.operator(replace(matrix, sample=sample, samples=samples), loss, params, data, options, key)
 

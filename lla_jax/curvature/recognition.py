@@ -90,8 +90,7 @@ def recognise(loss: Loss, params: PyTree, block: losses.Block, train: bool) -> L
       ValueError: the criterion reads no target, or none of the likelihoods that are known fits.
     """
     outputs, batch = outputs_of_rows(loss, params, block, train=train), block.batch
-    with losses.note_call("the criterion", "criterion(outputs, batch)", block):
-        read = criteria.leaves_read(loss, outputs, batch)
+    read = criteria.leaves_read(loss, outputs, batch)
     if not read:
         raise Misuse(
             "loss",

@@ -20,14 +20,14 @@ from lla_jax.core import data as _data
 from lla_jax.core import examples, precision
 from lla_jax.core import losses as _losses
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, check_choice, misuse
-from lla_jax.core.asking import explain_call
+from lla_jax.core.arguments import Misuse, check_choice, check_flag, misuse
+from lla_jax.core.called import call, explain
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Directions, Loss, PyTree, UpdateRule
-from lla_jax.core.whole import call, is_array
+from lla_jax.core.whole import is_array
 from lla_jax.execution import devices, plans, rewriting
 from lla_jax.execution.plans import Plan
-from lla_jax.landscape.rules import add, params_at
+from lla_jax.landscape.rules import RULES, add, params_at
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ def sums_at_points(
         outputs, _ = _losses.outputs_of(loss, p, state, block, formula.train)
         packed = {"loss": _losses.pack(_losses.loss_sums(loss, outputs, block))}
         for name, metric in formula.metrics:
-            with _losses.note_call(f"the metric {name!r}", "f(outputs, batch)", block):
-                result = call(metric, outputs, block.batch)
+            result = call(metric, outputs, block.batch, name)
             packed[name] = _losses.pack(_losses.example_sums(name, result, block.mask))
         return packed
 
@@ -143,19 +142,6 @@ def block_sums(
     return devices.shard_over_points(run, mesh, split)(loss, *points, *blocks)
 
 
-def _point_metric(name: str, f: Callable[[PyTree, Any], Any], params: PyTree, key: Any) -> Any:
-    """The value of a point metric, a real scalar."""
-    with explain_call("point_metrics", f"{name}(params, key) -> scalar", "the parameters of a point and a key"):
-        value = f(params, key)
-    rule = "it must return a real scalar per point, such as a mean"
-    if not is_array(value) or jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
-        kind = jnp.result_type(value) if is_array(value) else f"a {type(value).__name__}"
-        raise Misuse("point_metrics", f"{name!r} returned {kind}; {rule}")
-    if jnp.ndim(value):
-        raise Misuse("point_metrics", f"{name!r} returned shape {jnp.shape(value)}; {rule}")
-    return jnp.asarray(value)
-
-
 @functools.partial(jax.jit, static_argnames=("formula", "loop", "mesh", "point_metrics"))
 def point_values(
     loss: Loss, points: Points, key: Any, *, formula: Formula, loop: str, mesh: Mesh, point_metrics: Any
@@ -166,12 +152,29 @@ def point_values(
     def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, key: Any) -> dict[str, Any]:
         def one(c: Any) -> dict[str, Any]:
             p = params_at(formula.rule, params, directions, c)
-            values = {name: _point_metric(name, f, p, key) for name, f in point_metrics}
+            values = {name: _point_value(name, f, p, key) for name, f in point_metrics}
             return values if loss.penalty is None else values | {"": _losses.penalty_of(loss, p)}
 
         return plans.map_points(one, coords, loop)
 
     return devices.shard_over_points(run, mesh, (False, False, False, True, False))(loss, *points[:3], key)
+
+
+def _point_value(name: str, f: Any, params: PyTree, key: Any) -> Any:
+    """A point metric, a scalar array."""
+    given = {"params": params, "key": key}
+    with explain(f, f"the point metric {name!r}", "f(params, key)", given, argument="point_metrics"):
+        value = f(params, key)
+    shape = jnp.shape(value) if is_array(value) else None
+    complex_value = shape is not None and jnp.issubdtype(jnp.result_type(value), jnp.complexfloating)
+    if shape != () or complex_value:
+        what = (
+            f"a {type(value).__name__}" if shape is None else "a complex number" if complex_value else f"shape {shape}"
+        )
+        raise Misuse(
+            "point_metrics", f"{name!r} returned {what}; it must return a real scalar per point, such as a mean"
+        )
+    return jnp.asarray(value)
 
 
 def losses(
@@ -181,7 +184,7 @@ def losses(
     coords: Any,
     data: Batch,
     *,
-    rule: UpdateRule = add,
+    rule: str | UpdateRule = add,
     loop: str = "map",
     share: bool = False,
 ) -> Any:
@@ -195,7 +198,7 @@ def losses(
       directions: ``Directions``, or their stacked tree (``axes.tree``), with leading axis k.
       coords: (C, k), the coordinates of the points.
       data: one data set or ``lla.whole(...)``, computed as one block.
-      rule: ``add``, ``adam`` or any ``(params, directions, coord) -> params``.
+      rule: ``add``, ``adam``, their names, or any ``(params, directions, coord) -> params``.
       loop: "map" for one point after another, "vmap" for all at once.
       share: compute the layers that are affine in the coordinates once for all points (rule ``add`` only; the result
         cannot be differentiated then).
@@ -209,24 +212,27 @@ def losses(
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
         _tree.check_real(params)
     loss, params = precision.at_least_single(_losses.as_loss(loss), params)
+    directions = directions.tree if isinstance(directions, Directions) else directions
+    axes = len(jax.tree.leaves(directions)[0]) if jax.tree.leaves(directions) else 0
+    wide = f"an array of shape (C, {axes}) for C points along {axes} directions, such as jnp.zeros((1, {axes}))"
+    if isinstance(coords, tuple):
+        raise misuse("coords", coords, f"{wide}: a grid holds an array per axis, not one row per point")
+    coords, share = jnp.asarray(coords), check_flag("share", share)
+    check_choice("loop", loop, ("map", "vmap"))
+    if isinstance(data, _data.Stream):
+        raise misuse("data", data, "in memory, since this function is traced: pass a batch, or use lla.evaluate")
+    if isinstance(rule, str):
+        check_choice("rule", rule, RULES, "or a function (params, directions, coord) -> params")
+        rule = RULES[rule]
     if share and rule is not add:
         raise misuse(
             "share", share, "False with this rule, since only the add rule is affine in the coordinates; use rule=add"
         )
     if not callable(rule):
         raise misuse("rule", rule, "a function, such as lla.landscape.add, which is the default")
-    check_choice("loop", loop, ("map", "vmap"))
-    check_choice("share", share, (True, False))
-    tree = directions.tree if isinstance(directions, Directions) else directions
-    directions = _tree.align(tree, params, "directions", stacked=True)
-    axes = len(jax.tree.leaves(directions)[0])
-    coords = np.asarray(coords, np.float32) if isinstance(coords, list) else coords
-    if isinstance(coords, tuple) or np.ndim(coords) != 2 or coords.shape[1] != axes:
-        raise misuse(
-            "coords",
-            coords,
-            f"an array of shape (C, {axes}) for C points along {axes} directions, such as jnp.zeros((1, {axes}))",
-        )
+    directions = _tree.align(directions, params, "directions", stacked=True)
+    if np.ndim(coords) != 2 or coords.shape[1] != axes:
+        raise misuse("coords", coords, wide)
     data = _data.as_arrays(data)
     examples.check_shapes(loss, params, data)
     formula = Formula(static(rule), False, ())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 
 from lla_jax.core import data as _data
 from lla_jax.core import losses
-from lla_jax.core.arguments import Misuse, check_choice, misuse, show_value, single_key
+from lla_jax.core.arguments import Misuse, check_choice, check_functions, single_key
 from lla_jax.core.data import Stream
 from lla_jax.core.static import static
 from lla_jax.core.types import Execution, Loss
@@ -123,18 +122,7 @@ def check_metrics(metrics: Any, point_metrics: Any, loss: Any) -> tuple[tuple, t
     Raises:
       ValueError: no dict of functions by name, a name that may not be used, or metrics of a plain function.
     """
-    for argument, functions in (("metrics", metrics), ("point_metrics", point_metrics)):
-        if functions is not None and not isinstance(functions, Mapping):
-            raise misuse(argument, functions, "a dict, {name: function}")
-    metrics, point_metrics = dict(metrics or {}), dict(point_metrics or {})
-    for argument, functions in (("metrics", metrics), ("point_metrics", point_metrics)):
-        for name, f in functions.items():
-            if not isinstance(name, str) or not name or name == "loss" or not callable(f):
-                raise Misuse(
-                    argument,
-                    f"entry {name!r}: {show_value(f)} given; it must be a function under a name other than 'loss', "
-                    "such as {'accuracy': accuracy}",
-                )
+    metrics, point_metrics = check_functions("metrics", metrics), check_functions("point_metrics", point_metrics)
     if both := set(metrics) & set(point_metrics):
         raise Misuse("point_metrics", f"{sorted(both)} are names of metrics already; rename them")
     if metrics and not isinstance(loss, Loss):

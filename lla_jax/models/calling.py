@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, is_integer, misuse, single_key
+from lla_jax.core.called import CallFailed
 from lla_jax.core.foreign import advise_params, library_of
 from lla_jax.core.tree import paths
 from lla_jax.core.types import Batch, FilterAxis, Loss, Path, PyTree
@@ -175,7 +176,7 @@ def _difference(params: PyTree, expected: Shapes, exact: bool = False) -> str:
         )
     shown = f"they lack {_few(missing)}, which the model of this loss has, and have {_few(list(given))}"
     if set(own) <= {path.partition("/")[2] for path in given if path.startswith("params/")}:
-        return f"{shown}; these are all variables: pass variables['params']"
+        return f'{shown}; these are all variables: pass variables["params"]'
     remedy = (
         "pass those of this model: of a linen module variables['params'], of an nnx model nnx.state(model, nnx.Param), "
         "of an Equinox model eqx.filter(model, eqx.is_inexact_array)"
@@ -265,7 +266,7 @@ def _call_inputs(inputs: Callable[[Batch], Any], batch: Batch) -> Any:
     try:
         chosen = inputs(batch)
     except Exception as error:
-        raise Misuse(
+        raise CallFailed(
             "inputs",
             f"the function failed on {shapes} with {type(error).__name__}: {error}; it must take the batch and return "
             "the model's input, such as lambda batch: batch[0]",

@@ -72,8 +72,9 @@ def test_errors_of_the_users_loss_are_one_message(capsys):
     assert tiny_run("--points", 3, factory="wrong_shapes") == 1
     said = capsys.readouterr().err
     assert "Traceback" not in said
-    assert re.search(r"^lla-jax: error: TypeError: .*tiny_problem.py:\d+\)\n\(--debug", said, re.DOTALL | re.MULTILINE)
-    with pytest.raises(TypeError):
+    wanted = r"^lla-jax: error: loss: the function failed with TypeError: .*tiny_problem.py:\d+\)\n\(--debug"
+    assert re.search(wanted, said, re.DOTALL | re.MULTILINE)
+    with pytest.raises(ValueError, match="failed with TypeError"):
         tiny_run("--points", 3, "--debug", factory="wrong_shapes")
 
 

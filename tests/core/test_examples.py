@@ -234,7 +234,11 @@ APART = {
     "frozen statistics": (lla.Loss(centred_in_train, squares, np.zeros(4, "f")), W, {}),
     "chaotic": (lla.Loss(deep, squares), W, {}),
     "half precision": (lla.Loss(linear, squares), jax.tree.map(lambda x: x.astype(jnp.bfloat16), W), {}),
-    "masked NaN": (lla.Loss(linear, lambda o, b: (jnp.log(b[:, 0]), jnp.where(b[:, 0] > 0, 1.0, 0.0))), W, {}),
+    "masked NaN": (
+        lla.Loss(linear, lambda o, b: (jnp.log(b[:, 0]) + o[:, 0], jnp.where(b[:, 0] > 0, 1.0, 0.0))),
+        W,
+        {},
+    ),
     "a metric of 0 and 1": (lla.Loss(linear, squares), W, {"metrics": {"a": lambda o, b: o.argmax(1) == 0}}),
 }
 

@@ -149,7 +149,9 @@ def test_resuming_with_other_functions_or_noise_is_refused(axes, what):
         loss = mlp_loss(penalty=lambda p: p["gain"] * 2.0**k)
         loss = {
             "state": lla.Loss(loss.apply, loss.criterion, state={"s": np.full(2, k, np.float32)}),
-            "noise": lla.Loss(lambda p, s, b, t, keys: (b[0], s), lambda o, b: o[:, 0], key=jax.random.key(k)),
+            "noise": lla.Loss(
+                lambda p, s, b, t, keys: (p["gain"] * b[0], s), lambda o, b: o[:, 0], key=jax.random.key(k)
+            ),
             "criterion": lla.Loss(loss.apply, lambda o, b: o[:, 0] * (k + 1.0)),
             "penalty": loss,
         }.get(what, mlp_loss())

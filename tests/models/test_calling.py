@@ -269,7 +269,7 @@ def test_options_reach_the_loss():
         loss, *_ = make(penalty=penalty, per_example=False, filter_axis=-1, key=key)
         assert (loss.penalty({}), loss.per_example, loss.filter_axis) == (0.0, False, -1)
         assert loss.key is key
-        assert loss.criterion == Loss(None, squares).criterion
+        assert loss.criterion == Loss(penalty, squares).criterion
 
 
 def test_errors():

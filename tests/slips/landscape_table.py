@@ -289,12 +289,12 @@ def an_array_as_flag() -> None:
     evaluate(execution=lla.Execution(linearize=np.array([True, False])))
 
 
-@slip("extra_data", "by name")
+@slip("extra_data", "a dict of data sets")
 def a_data_set_as_extra_data() -> None:
     evaluate(extra_data=(DATA, DATA))
 
 
-@slip("extra_data", "by name")
+@slip("extra_data", "a dict of data sets")
 def a_list_as_extra_data() -> None:
     evaluate(extra_data=[DATA])
 
@@ -304,7 +304,7 @@ def a_seed_as_key() -> None:
     evaluate(key=0)
 
 
-@slip("point_metrics", "norm(params, key) -> scalar")
+@slip("point_metrics", "f(params, key)")
 def a_point_metric_of_one_argument() -> None:
     evaluate(point_metrics={"norm": lambda params: 1.0})
 
@@ -475,9 +475,9 @@ def a_grid_for_landscape_losses() -> None:
     lla.landscape.losses(loss, PARAMS, AXES.tree, GRID, DATA)
 
 
-@slip("rule", "lla.landscape.add")
-def the_name_of_a_rule_for_landscape_losses() -> None:
-    lla.landscape.losses(loss, PARAMS, AXES.tree, jnp.zeros((1, 2)), DATA, rule="add")
+@slip("rule", "'add', 'adam'")
+def an_unknown_rule_for_landscape_losses() -> None:
+    lla.landscape.losses(loss, PARAMS, AXES.tree, jnp.zeros((1, 2)), DATA, rule="sgd")
 
 
 # --- results, and what users make themselves

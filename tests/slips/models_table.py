@@ -266,12 +266,12 @@ def an_equinox_model_with_functions_as_params() -> None:
     gradient(eqx.nn.MLP(2, 2, 2, 1, key=KEY))
 
 
-@slip("params", "variables['params']")
+@slip("params", 'variables["params"]')
 def variables_in_place_of_params() -> None:
     gradient(VARIABLES)
 
 
-@slip("params", "variables['params']")
+@slip("params", 'variables["params"]')
 def variables_for_a_hessian() -> None:
     lla.hessian(LOSS, VARIABLES, DATA)
 
