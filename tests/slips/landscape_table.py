@@ -236,11 +236,6 @@ def an_object_as_rule() -> None:
     evaluate(rule=3)
 
 
-@slip("coord", "shape (2,)")
-def one_coordinate_for_two_directions() -> None:
-    lla.landscape.add(PARAMS, AXES.tree, np.zeros(1))
-
-
 # --- what is computed, and how
 
 
