@@ -114,7 +114,8 @@ def _yields_examples(source: Any) -> bool:
 class _Factory:
     """A function that returns the batches anew each time; it compares by the function.
 
-    It keeps the last iterator, weakly where it can: one that is returned again has been read already.
+    It keeps the last iterator of Python's own, weakly where it can: one that is returned again has been read already.
+    An iterator of another class may start anew when it is iterated.
     """
 
     def __init__(self, f: Callable[[], Iterable[Batch]]):
@@ -138,7 +139,7 @@ class _Factory:
                 f"the factory failed with {type(error).__name__}: {error}; it is called without arguments, and must "
                 "return the batches anew each time, such as lambda: make_batches(data)",
             ) from error
-        if isinstance(batches, Iterator):
+        if type(batches).__module__ in ("builtins", "itertools") and isinstance(batches, Iterator):
             if batches is self.last():
                 raise Misuse(
                     "stream",

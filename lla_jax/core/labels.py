@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core.arguments import Misuse
-from lla_jax.core.losses import block_of_rows
+from lla_jax.core.losses import Block
 from lla_jax.core.remembering import remember
 from lla_jax.core.rows import Model, Run, like, outputs_of_rows, take
 from lla_jax.core.types import Batch
@@ -69,7 +69,8 @@ def _may_be_labels(x: Any) -> bool:
 
 def _find(model: Model, data: Batch, size: int) -> list[_Labels]:
     """The leaves of the data that have the axes of an output, but for one axis of at least 2 classes."""
-    block = block_of_rows(like(data, size), np.arange(size, dtype=np.int32))
+    mask, index = (jax.ShapeDtypeStruct((size,), kind) for kind in (np.bool_, np.int32))
+    block = Block(like(data, size), mask, index)
     outputs = jax.tree.leaves(outputs_of_rows.eval_shape(model.loss, model.params, block, train=model.train))
     found = []
     for number, (path, x) in enumerate(jax.tree.leaves_with_path(block.batch)):

@@ -91,6 +91,22 @@ def test_bad_streams_are_refused_at_once(source, message):
         lla.stream(source)
 
 
+def test_an_iterator_that_starts_anew_is_read_again(axis, in_memory):
+    class Loader:
+        def __iter__(self):
+            self.batches = iter(cut(DATA, (6,)))
+            return self
+
+        def __next__(self):
+            return next(self.batches)
+
+    loader = Loader()
+    found = run(axis, lla.stream(lambda: loader))
+    np.testing.assert_allclose(found.values["loss"], in_memory.values["loss"], rtol=1e-5)
+    stream = lla.stream([DATA])
+    assert lla.stream(stream) is stream
+
+
 def test_empty_and_uneven_streams(axis):
     with pytest.raises(ValueError, match="yielded no batch"):
         run(axis, lla.stream(list))
