@@ -209,6 +209,8 @@ def _sample_positions(size: int) -> np.ndarray:
 
 
 def _floats(x: Any) -> Any:
+    if isinstance(x, jax.core.Tracer):
+        raise arguments.Misuse("directions", "drawn within jax.jit; draw them outside, and pass axes.tree into it")
     return np.asarray(x, np.float64).tolist()
 
 

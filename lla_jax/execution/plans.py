@@ -27,6 +27,7 @@ LONG_S = 0.5  # a call that takes longer is timed only once
 FASTER = 0.9  # a later guess wins only below this fraction of the best time so far: timings of short calls are inexact
 SHORT_S = 0.05  # time spent on repeating a short call
 MOST_REPEATS = 10
+MOST_PADDED = 4096  # a larger chunk is cut to the number of points, since what is padded takes memory
 
 LANDSCAPE_FIELDS = ("chunk", "microbatch", "loop", "share", "scan", "data_shards")  # operators do not read them
 OPERATOR_FIELDS = ("linearize", "processes")  # landscapes do not read them
@@ -169,7 +170,7 @@ def candidates(
     plans: list[Plan] = []
     for loop, microbatch, chunk in proposals:
         if execution.chunk != "auto":
-            chunk = min(execution.chunk, max(1, points))
+            chunk = min(execution.chunk, max(MOST_PADDED, points))
         elif chunk < 1 or (loop == "vmap" and chunk == 1):
             continue
         else:

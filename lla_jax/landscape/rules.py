@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core.arguments import Misuse, check_choice, misuse
+from lla_jax.core.arguments import Misuse, check_choice
 from lla_jax.core.asking import explain_call
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import static
 from lla_jax.core.tree import paths, wide  # not its module: rules compare by value
-from lla_jax.core.types import Directions, PyTree
+from lla_jax.core.types import PyTree
 
 
 @explained
@@ -32,8 +32,6 @@ def add(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
 
     References: Goodfellow et al. 2014, arXiv 1412.6544; Li et al. 2018, arXiv 1712.09913, section 2.
     """
-
-    directions, coord = _check(directions, coord)
 
     def move(p: Any, d: Any) -> Any:
         dtype = wide(p.dtype)
@@ -66,8 +64,6 @@ def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> P
     depend on the number of steps. (2) Grids with b <= 0 are refused.
     """
 
-    directions, coord = _check(directions, coord, 2)
-
     def move(p: Any, d: Any) -> Any:
         dtype = wide(p.dtype)
         a, b = coord[0].astype(dtype), coord[1].astype(dtype)
@@ -75,17 +71,6 @@ def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> P
         return p.astype(dtype) + a / jnp.sqrt(b) * m / (jnp.sqrt(v) + eps)
 
     return jax.tree.map(move, params, directions)
-
-
-def _check(directions: PyTree, coord: Any, least: int = 1) -> tuple[PyTree, Any]:
-    """(the stacked tree of directions, the coordinates as an array), after a check of their number."""
-    tree = directions.tree if isinstance(directions, Directions) else directions
-    coord = jnp.asarray(coord) if isinstance(coord, list | tuple) else coord
-    leaves = jax.tree.leaves(tree)
-    num = int(np.shape(leaves[0])[0]) if leaves and np.ndim(leaves[0]) else 0
-    if np.shape(coord) != (num,) or num < least:
-        raise misuse("coord", coord, f"an array of shape ({num},), a coordinate for each of the {num} directions")
-    return tree, coord
 
 
 RULES: dict[str, Callable[..., PyTree]] = {"add": add, "adam": adam}
@@ -112,6 +97,8 @@ def params_at(rule: Callable[..., PyTree], params: PyTree, directions: PyTree, c
     if jax.tree.structure(result) != structure:
         kind = "None" if result is None else f"a {type(result).__name__}"
         raise Misuse("rule", f"returned {kind} of another structure than params; it is {HOW}: {advice}")
+    if all(leaf is own for leaf, own in zip(jax.tree.leaves(result), jax.tree.leaves(params), strict=True)):
+        raise Misuse("rule", f"returned params as they are, so that all points are the centre; it is {HOW}: {advice}")
     for path, leaf, own in zip(paths(params), jax.tree.leaves(result), jax.tree.leaves(params), strict=True):
         if np.shape(leaf) != np.shape(own):
             raise Misuse(

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, is_integer, misuse, single_key
+from lla_jax.core.called import CallFailed
 from lla_jax.core.foreign import advise_params, library_of
 from lla_jax.core.tree import paths
 from lla_jax.core.types import Batch, FilterAxis, Loss, Path, PyTree
@@ -124,12 +125,13 @@ def shapes_of(params: PyTree) -> Shapes:
 
 
 @contextlib.contextmanager
-def explain_params(params: PyTree, expected: Shapes) -> Iterator[None]:
+def explain_params(params: PyTree, expected: Shapes, exact: bool = False) -> Iterator[None]:
     """Explain an error that is raised in this block by parameters of another network, if they are.
 
     Args:
       params: the parameters with which the model is called.
       expected: the paths and shapes of the model's own parameters.
+      exact: whether the model refuses further leaves.
 
     Raises:
       Misuse: the block failed, and the parameters are not like the model's own.
@@ -139,7 +141,7 @@ def explain_params(params: PyTree, expected: Shapes) -> Iterator[None]:
     except Misuse:
         raise
     except Exception as error:
-        if difference := _difference(params, expected):
+        if difference := _difference(params, expected, exact):
             raise Misuse("params", difference) from error
         raise
 
@@ -151,7 +153,7 @@ def check_shapes(params: PyTree, expected: Shapes) -> None:
         raise Misuse("params", _difference(params, expected))
 
 
-def _difference(params: PyTree, expected: Shapes) -> str:
+def _difference(params: PyTree, expected: Shapes, exact: bool = False) -> str:
     """How parameters differ from those of the model, with a remedy; "" if they do not."""
     given, own = dict(shapes_of(params)), dict(expected)
     missing = [path for path in own if path not in given]
@@ -159,6 +161,12 @@ def _difference(params: PyTree, expected: Shapes) -> str:
     keys = ["/".join(map(str, key)) if isinstance(key, tuple) else key for key in _keys(params)]
     if own and any("/" in str(key) for key in keys) and set(own) <= set(keys):
         return f"a flat dict of {_few(keys)} given; nest it, flax.traverse_util.unflatten_dict"
+    extra = [path for path in given if path not in own]
+    if exact and extra and not missing and not changed:
+        return (
+            f"they have {_few(extra)}, which are no parameters of the model of this loss; pass those alone, such as "
+            "nnx.state(model, nnx.Param)"
+        )
     if not missing and not changed:
         return ""
     if changed and not missing:
@@ -168,7 +176,7 @@ def _difference(params: PyTree, expected: Shapes) -> str:
         )
     shown = f"they lack {_few(missing)}, which the model of this loss has, and have {_few(list(given))}"
     if set(own) <= {path.partition("/")[2] for path in given if path.startswith("params/")}:
-        return f"{shown}; these are all variables: pass variables['params']"
+        return f'{shown}; these are all variables: pass variables["params"]'
     remedy = (
         "pass those of this model: of a linen module variables['params'], of an nnx model nnx.state(model, nnx.Param), "
         "of an Equinox model eqx.filter(model, eqx.is_inexact_array)"
@@ -258,7 +266,7 @@ def _call_inputs(inputs: Callable[[Batch], Any], batch: Batch) -> Any:
     try:
         chosen = inputs(batch)
     except Exception as error:
-        raise Misuse(
+        raise CallFailed(
             "inputs",
             f"the function failed on {shapes} with {type(error).__name__}: {error}; it must take the batch and return "
             "the model's input, such as lambda batch: batch[0]",

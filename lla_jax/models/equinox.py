@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, misuse, parameters
+from lla_jax.core.called import CallFailed
 from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
@@ -135,7 +136,7 @@ def _explain_example(args: tuple[Any, ...]) -> Iterator[None]:
             "shapes, and choose the input by inputs="
         )
         lines = (str(error) or "no message").splitlines()
-        raise Misuse(
+        raise CallFailed(
             "model",
             f"failed with {type(error).__name__}: {lines[0]}; it was called on one example of shape {shapes}: {remedy}",
         ) from error

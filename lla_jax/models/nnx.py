@@ -51,8 +51,12 @@ class _NnxApply(ByValue):
     def __call__(
         self, params: PyTree, state: PyTree, batch: Batch, train: bool, keys: Any = None
     ) -> tuple[Any, PyTree]:
+        from flax import nnx
+
         args = model_arguments(self.inputs, batch)
         check_shapes(params, self.shapes)
+        if isinstance(params, nnx.Module) and dict(shapes_of(params)).keys() == dict(self.shapes).keys():
+            params = nnx.state(params, nnx.Param)  # a model without other variables stands for its parameters
         if keys is None:
             outputs, model = self._call(params, state, args, train)
             return outputs, _nnx_statistics(model, state) if train else state
@@ -65,7 +69,7 @@ class _NnxApply(ByValue):
         from flax import nnx
 
         rest = {} if state is None else _nnx_streams(state, self.impl, key)
-        with explain_params(params, self.shapes):
+        with explain_params(params, self.shapes, exact=True):
             model = nnx.merge(self.graphdefs[train], params, rest, copy=True)
         kwargs = dict(self.kwargs[train])
         if key is not None and self.takes_rngs:
@@ -148,7 +152,8 @@ def from_nnx(
 
     Returns:
       A ``Loss`` whose state is an ``nnx.State`` of all variables except the parameters, with random keys as their
-      integer data (None if there are none). The parameters may be given as ``nnx.State`` or as its pure dict.
+      integer data (None if there are none). The parameters may be given as ``nnx.State``, as its pure
+      dict, or as a model without other variables.
 
     Raises:
       ValueError: a key is given and one flag of the call controls both noise and batch statistics.

@@ -10,7 +10,16 @@ from lla_jax.core import text
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [(0.83, "0.83 s"), (12.4, "12 s"), (40, "40 s"), (100, "2 min"), (5000, "83 min"), (7200, "2.0 h")],
+    [
+        (0.83, "0.83 s"),
+        (12.4, "12 s"),
+        (40, "40 s"),
+        (100, "2 min"),
+        (5000, "83 min"),
+        (7200, "2.0 h"),
+        (1e6, "12 days"),
+        (1e12, "31,688 years"),
+    ],
 )
 def test_a_duration_has_a_unit_that_is_easily_read(seconds, expected):
     assert text.duration(seconds) == expected

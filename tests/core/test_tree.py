@@ -53,6 +53,8 @@ class TestSelected:
             (re.compile("bias|^head"), ["Conv_0/bias", "head/0", "head/1/kernel"]),
             (lambda path, leaf: np.ndim(leaf) == 1, ["Conv_0/bias", "head/0"]),
             (["head/0", re.compile("bias$")], ["Conv_0/bias", "head/0"]),
+            ({"head/0", "Conv_0/bias"}, ["Conv_0/bias", "head/0"]),
+            (np.array(["head/0", "Conv_0/bias"]), ["Conv_0/bias", "head/0"]),
         ],
     )
     def test_kinds(self, select, expected):
@@ -65,6 +67,10 @@ class TestSelected:
     def test_nothing_matches(self, select):
         with pytest.raises(ValueError, match=r"matches no leaf.*Conv_0/bias, Conv_0/kernel"):
             _tree.select_leaves(select, TREE)
+
+    def test_a_set_of_paths_is_described_in_order(self):
+        chosen = _tree.select_leaves({"head/0", "Conv_0/bias"}, TREE)
+        assert _tree.describe({"head/0", "Conv_0/bias"}, TREE, chosen)["text"] == "Conv_0/bias, head/0"
 
     def test_unknown_kind(self):
         with pytest.raises(ValueError, match="select: 3 given; it must be a glob such as"):
@@ -135,6 +141,11 @@ class TestChecks:
     def test_empty(self):
         with pytest.raises(ValueError, match="no array leaves"):
             _tree.check_real({})
+
+    def test_large_numbers_of_64_bits_pass_where_they_are_kept(self):
+        with jax.enable_x64(True):
+            _tree.check_real({"w": np.array([1e300])})
+        _tree.check_real({"w": np.array([1e30])})
 
     def test_numbers_pass(self):
         _tree.check_real([1.0, np.float16(2), np.ones(2, jnp.bfloat16)])

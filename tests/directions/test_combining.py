@@ -46,6 +46,18 @@ class TestGiven:
         assert axes.recipe == Recipe(kind="given", names=["step", "weights"])
         assert axes.recipe["names"] == ["step", "weights"]
 
+    def test_a_list_of_like_trees_counts_as_these(self):
+        expected = rows(directions.given(self.tree, self.params))
+        for trees in ([self.tree, self.params], (self.tree, self.params), iter([self.tree, self.params])):
+            np.testing.assert_array_equal(rows(directions.given(trees)), expected)
+
+    @pytest.mark.parametrize("layers", [[{"w": np.ones((2, 3))}, {"w": np.ones((3, 1))}], [np.ones(2), np.ones(2)]])
+    def test_a_list_of_layers_stays_one_tree(self, layers):
+        assert directions.given(layers).num == 1
+
+    def test_a_single_name_says_that_a_list_is_one_tree(self):
+        assert directions.given([self.tree, self.params], names=["step"]).num == 1
+
     @pytest.mark.parametrize(
         ("trees", "names", "message"),
         [
@@ -67,6 +79,10 @@ class TestJoin:
     def setup_method(self):
         self.params = params_of()
         self.tree = tree_like(self.params, 11)
+
+    def test_a_list_of_directions_counts_as_these(self):
+        parts = [directions.given(self.tree, names=["mine"]), directions.random(KEY, self.params)]
+        np.testing.assert_array_equal(rows(directions.join(parts)), rows(directions.join(*parts)))
 
     def test_join(self):
         random = directions.random(KEY, self.params, 2)

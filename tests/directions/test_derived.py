@@ -48,6 +48,7 @@ class TestEigenvectors:
         assert json.loads(json.dumps(ends.recipe)) == ends.recipe
         for vector in rows(ends):
             assert np.linalg.norm(vector) == pytest.approx(1, rel=1e-6)
+        assert directions.eigenvectors(pairs, slice(2)).recipe["indices"] == [0, 1]
         one = directions.eigenvectors(pairs, 3)
         assert one.num == 1
         equal(one, pairs.vectors[3])

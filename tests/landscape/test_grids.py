@@ -44,6 +44,11 @@ def test_bad_grids(arguments, message):
         lla.grid(**arguments)
 
 
+def test_an_array_of_coordinates_is_one_axis():
+    (axis,) = grids.check_grid(np.array([-1, 0, 2]))
+    np.testing.assert_array_equal(axis, [-1.0, 0.0, 2.0])
+
+
 @pytest.mark.parametrize("arguments", [{"points": 2.5}, {"dims": "2"}, {"ranges": (-1, 1)}, {"extent": "1"}])
 def test_grids_of_the_wrong_kind(arguments):
     with pytest.raises(ValueError, match="grid: extent="):

@@ -27,6 +27,14 @@ def test_the_kernel_is_jittable_and_differentiable(axes):
     assert slope[1, 0] == pytest.approx((up - down) / (2 * eps), rel=1e-3)
 
 
+def test_directions_and_lists_of_coordinates_are_taken():
+    centre, line = {"w": np.ones(2, np.float32)}, {"w": np.array([1, 3], np.float32)}
+    found = lla.landscape.losses(
+        lambda p, batch: p["w"].sum(), centre, lla.directions.given(line), [[0.0], [0.5]], np.zeros((1, 1), np.float32)
+    )
+    np.testing.assert_allclose(found, [2, 4])
+
+
 def test_sharing_is_for_the_add_rule_only(axes):
     with pytest.raises(ValueError, match="only the add rule is affine"):
         lla.landscape.losses(

@@ -116,3 +116,9 @@ def test_a_loss_that_is_not_deterministic_is_warned_of_and_recorded(axes):
     assert result.recipe["deterministic"] is False
     again = lla.evaluate(mlp_loss(), params(), DATA, axes[:1], lla.grid(points=3, dims=1), execution=FIXED)
     assert again.recipe["deterministic"] is True
+
+
+def test_a_chunk_far_above_the_number_of_points_is_cut():
+    how = lla.Execution(chunk=10**9, microbatch=1, loop="map")
+    options = {"row_bytes": 4, "param_bytes": 4, "uncut": False, "sharable": False, "scannable": True, "on_cpu": True}
+    assert [plan.chunk for plan in plans.candidates(how, points=9, rows=4, **options)] == [plans.MOST_PADDED]

@@ -102,6 +102,7 @@ def test_the_table_has_rows_a_text_and_a_file(tmp_path):
     rows = table.rows()
     for row, plane in zip(rows, table.landscapes.values(), strict=True):
         z = plane.values["loss"]
+        assert plane["loss"] is z
         assert (row["least"], row["largest"], row["finite"]) == (z.min(), z.max(), 1.0)
         assert row["centre"] in z[1, 1:3]  # four points: two are nearest to 0
     with open(table.to_csv(tmp_path / "t.csv"), newline="") as file:

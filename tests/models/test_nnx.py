@@ -36,3 +36,10 @@ def test_nnx_one_flag_without_key_is_quiet():
     own = nnx.clone(model)
     close(outputs, own.norm(own.first(x), use_running_average=False))
     close(state["norm"], nnx.state(own.norm, nnx.BatchStat))
+
+
+def test_a_model_without_other_variables_stands_for_its_parameters():
+    model = nnx.Linear(data()[0].shape[1], 3, rngs=nnx.Rngs(0))
+    loss, batch = from_nnx(model, squares), data()
+    outputs, _ = loss.apply(model, loss.state, batch, False)
+    close(outputs, model(batch[0]))

@@ -220,6 +220,11 @@ def a_rule_that_returns_integers() -> None:
     evaluate(rule=lambda params, directions, coord: {"w": params["w"].astype(int)})
 
 
+@slip("rule", "as they are", "lla.landscape.add")
+def a_rule_that_moves_nothing() -> None:
+    evaluate(rule=lambda params, directions, coord: params)
+
+
 @slip("rule", "jax.numpy")
 def a_rule_in_numpy() -> None:
     evaluate(rule=lambda params, directions, coord: {"w": np.asarray(params["w"]) + float(coord[0])})
@@ -228,11 +233,6 @@ def a_rule_in_numpy() -> None:
 @slip("rule", "(params, directions, coord) -> params")
 def an_object_as_rule() -> None:
     evaluate(rule=3)
-
-
-@slip("coord", "shape (2,)")
-def one_coordinate_for_two_directions() -> None:
-    lla.landscape.add(PARAMS, AXES.tree, np.zeros(1))
 
 
 # --- what is computed, and how
@@ -283,12 +283,12 @@ def an_array_as_flag() -> None:
     evaluate(execution=lla.Execution(linearize=np.array([True, False])))
 
 
-@slip("extra_data", "by name")
+@slip("extra_data", "a dict of data sets")
 def a_data_set_as_extra_data() -> None:
     evaluate(extra_data=(DATA, DATA))
 
 
-@slip("extra_data", "by name")
+@slip("extra_data", "a dict of data sets")
 def a_list_as_extra_data() -> None:
     evaluate(extra_data=[DATA])
 
@@ -467,6 +467,11 @@ def a_report_of_an_array() -> None:
 @slip("coords", "meshgrid")
 def a_grid_for_landscape_losses() -> None:
     lla.landscape.losses(loss, PARAMS, AXES.tree, GRID, DATA)
+
+
+@slip("rule", "'add', 'adam'")
+def an_unknown_rule_for_landscape_losses() -> None:
+    lla.landscape.losses(loss, PARAMS, AXES.tree, np.zeros((1, 2)), DATA, rule="sgd")
 
 
 # --- results, and what users make themselves
