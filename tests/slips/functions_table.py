@@ -218,7 +218,7 @@ def a_flax_module_as_loss() -> None:
     hessian(nn.Dense(2))
 
 
-@slip("variables['params']")
+@slip('variables["params"]')
 def all_variables_as_params() -> None:
     module = nn.Dense(2)
     variables = module.init(jax.random.key(0), X)
