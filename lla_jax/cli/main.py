@@ -158,7 +158,7 @@ def landscape(options: LandscapeOptions) -> None:
     from lla_jax.cli import stores
     from lla_jax.core.types import Execution
 
-    out = make_folder(options.out or stores.choose_folder(chosen, name, options.overwrite))
+    out = make_folder(options.out or stores.choose_folder(chosen, name))
     _check_devices(options.devices)
     stores.begin(out, chosen, options.overwrite)
     problem, out = _build(options.problem, out)

@@ -271,6 +271,8 @@ def _structure_hint(expected: Sequence[Path], given: Sequence[Path]) -> str:
     inner = {path.partition("/")[2] for path in given if path.partition("/")[0].isdigit()}
     if set(expected) & inner and inner <= set(expected):
         return "; a list of trees was given as one tree: pass them one by one, as in given(*trees)"
+    if {path.partition("/")[2] for path in expected if path.partition("/")[0].isdigit()} == set(given):
+        return "; a list of layers, given as a list of trees, is one tree with a name: given(step, names=['step'])"
     return ""
 
 

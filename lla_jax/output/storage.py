@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,11 @@ from lla_jax.directions import draws
 
 FORMAT = "lla_jax"
 VERSION = 1
+OTHER_KINDS = frozenset(
+    "csv feather gz h5 hdf5 html jpeg jpg json mat msgpack npy onnx parquet pdf pickle pkl png pt pth safetensors svg "
+    "tar tiff tsv txt xlsx xml yaml yml zip".split()
+)
+"""Endings of files of other kinds, which a name does not end in by chance."""
 
 Header = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -76,8 +80,7 @@ def _target(path: Any) -> Path:
         raise Misuse("path", f"{given} is a folder; pass a file in it, such as {given / 'plane.npz'}", given)
     if given.suffix.lower() == ".npz":
         return given
-    ending = given.suffix.lower()
-    if re.fullmatch(r"\.[a-z][a-z0-9]*", ending) and not re.fullmatch(r"\.v\d+", ending):  # not "run0.5", "net.v2"
+    if given.suffix.lower().removeprefix(".") in OTHER_KINDS:  # but not "run0.5", "model.best"
         raise Misuse(
             "path",
             f"{given} given; results are saved as .npz, so pass {given.with_suffix('.npz').name!r}, or "

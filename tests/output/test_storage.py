@@ -35,7 +35,9 @@ def test_a_landscape_comes_back_as_it_was(plane, tmp_path):
     assert os.listdir(path.parent) == ["plane.npz"]
 
 
-@pytest.mark.parametrize("name", ["run0.5", "lr1e-3", "lr=0.1.seed=2", "v1.2", "net.v2", ".hidden"])
+@pytest.mark.parametrize(
+    "name", ["run0.5", "lr1e-3", "lr=0.1.seed=2", "v1.2", "net.v2", "model.best", "run.seed0", ".hidden"]
+)
 def test_a_name_with_dots_is_a_name(plane, tmp_path, name):
     path = lla.save(plane, tmp_path / name)
     assert path == tmp_path / f"{name}.npz"

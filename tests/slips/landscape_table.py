@@ -464,6 +464,11 @@ def a_report_of_an_array() -> None:
     lla.plane_report(np.zeros((2, 2)), AXES, None)
 
 
+@slip("coords", "array of numbers")
+def words_as_coords() -> None:
+    lla.landscape.losses(loss, PARAMS, AXES.tree, "abc", DATA)
+
+
 @slip("coords", "meshgrid")
 def a_grid_for_landscape_losses() -> None:
     lla.landscape.losses(loss, PARAMS, AXES.tree, GRID, DATA)
