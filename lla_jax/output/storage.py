@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from lla_jax.directions import draws
 
 FORMAT = "lla_jax"
 VERSION = 1
-OTHER_KINDS = frozenset(
-    "csv feather gz h5 hdf5 html jpeg jpg json mat msgpack npy onnx parquet pdf pickle pkl png pt pth safetensors svg "
-    "tar tiff tsv txt xlsx xml yaml yml zip".split()
+OTHER_KINDS = re.compile(
+    r"\.(csv|feather|gz|h5|hdf5|html|jpe?g|json|mat|msgpack|npy|onnx|parquet|pdf|pickle|pkl|png|pth?|safetensors|svg|tar"
+    r"|tiff?|tsv|txt|xlsx|xml|ya?ml|zip)"
 )
 """Endings of files of other kinds, which a name does not end in by chance."""
 
@@ -80,7 +81,7 @@ def _target(path: Any) -> Path:
         raise Misuse("path", f"{given} is a folder; pass a file in it, such as {given / 'plane.npz'}", given)
     if given.suffix.lower() == ".npz":
         return given
-    if given.suffix.lower().removeprefix(".") in OTHER_KINDS:  # but not "run0.5", "model.best"
+    if OTHER_KINDS.fullmatch(given.suffix.lower()):  # but not "run0.5", "model.best"
         raise Misuse(
             "path",
             f"{given} given; results are saved as .npz, so pass {given.with_suffix('.npz').name!r}, or "
