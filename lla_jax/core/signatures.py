@@ -86,8 +86,8 @@ def no_such_argument(name: str, function: str, known: Iterable[str]) -> MisusedC
 
 def _find_elsewhere(name: str) -> str:
     """The words for an argument that other public functions have, those of the package itself first; "" if none has."""
-    places = {f.__qualname__: place_of(f.__qualname__) for f in CALLED if name in _parameters(f)}
-    names = sorted((n for n, place in places.items() if place), key=lambda n: (n[:1].isupper(), places[n].count(".")))
+    places = {f.__qualname__: place_of(f.__qualname__) or "" for f in CALLED if name in _parameters(f)}
+    names = sorted((n for n in places if places[n]), key=lambda n: (n[:1].isupper(), places[n].count(".")))
     return f"; it is one of {' and '.join(f'{n}()' for n in names[:2])}." if names else ""
 
 
