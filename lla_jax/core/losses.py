@@ -22,7 +22,7 @@ from lla_jax.core.arguments import Misuse, misuse, parameters, single_key
 from lla_jax.core.called import call, explain
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import Static, static
-from lla_jax.core.types import Batch, Loss, PyTree
+from lla_jax.core.types import Batch, Loss, Problem, PyTree
 from lla_jax.core.whole import Whole, example_of, is_array, with_axis
 
 
@@ -158,6 +158,11 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
         if loss.key is not None:
             single_key(loss.key)  # checked, and used as it came
         return loss
+    if isinstance(loss, Problem):
+        raise misuse("loss", loss, "a loss: pass problem.loss, and with it problem.params and problem.data")
+    if getattr(loss, "__name__", "") == "apply" and str(getattr(loss, "__module__", "")).startswith("flax.linen"):
+        rule = "a loss; the apply of a module gives outputs, and lla.from_linen(module, variables, criterion) a loss"
+        raise misuse("loss", loss, rule)
     if callable(getattr(loss, "loss", None)):
         raise misuse("loss", loss, "a loss and not a network; this one makes it: net.loss(criterion)")
     if not callable(loss):

@@ -14,7 +14,7 @@ TWO = ("add", "sub", "mul", "truediv", "matmul")
 AS_ARRAY = ("__array__", "__jax_array__", *NUMBER, *(f"__{side}{name}__" for name in TWO for side in ("", "r")))
 """Methods of arrays and numbers."""
 
-AS_SEQUENCE = ("__iter__", "__getitem__", "__len__")
+AS_SEQUENCE = ("__iter__", "__getitem__", "__len__", "__contains__")
 
 
 def refuse(text: str) -> Callable[..., NoReturn]:

@@ -44,6 +44,12 @@ class Table:
 
     landscapes: dict[Member, Landscape]
 
+    def __post_init__(self) -> None:
+        given = self.landscapes.items() if isinstance(self.landscapes, Mapping) else [(None, None)]
+        if not all(isinstance(k, tuple) and len(k) == 3 and isinstance(v, Landscape) for k, v in given):
+            rule = "a dict of landscapes, such as {(0, 'filter', 0): plane}, by (checkpoint, name of the axes, seed)"
+            raise misuse("landscapes", self.landscapes, rule)
+
     def __getitem__(self, member: Member) -> Landscape:
         try:
             return self.landscapes[member]

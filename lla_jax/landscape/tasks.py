@@ -79,7 +79,7 @@ def check(task: Task) -> Task:
       ValueError: arguments that do not fit together, naming the argument.
     """
     if task.batch_size is not None:
-        _data.check_batch_size(task.batch_size)
+        task = task._replace(batch_size=_data.check_batch_size(task.batch_size))
     metrics, point_metrics = check_metrics(task.metrics, task.point_metrics, task.loss)
     check_policy(task.batch_stats, task.loss)
     if task.key is not None:

@@ -89,6 +89,11 @@ def test_results_that_are_no_arrays_say_what_to_take(result, use):
     assert result
 
 
+def test_a_landscape_knows_its_values_by_name():
+    assert "loss" in LANDSCAPE
+    assert "accuracy" not in LANDSCAPE
+
+
 @pytest.mark.parametrize(
     ("item", "text"),
     [
@@ -105,6 +110,11 @@ def test_results_that_are_no_arrays_say_what_to_take(result, use):
             lla.Problem(lambda p, b: 0.0, np.ones(2), lla.stream([1, 2]), metrics={"f1": len}),
             "Problem(<lambda>; params: (2,); data: Stream(list of 2 batches); metrics: f1)",
         ),
+        (lla.Problem(len, np.ones(2), extra_data=None, checkpoints=None), "Problem(len; params: (2,); data: None)"),
+        (LANDSCAPE, "Landscape(3, loss 1 .. 1)"),
+        (lla.Landscape((np.arange(2),), {"loss": np.array(["a", "b"])}, {}, None), "Landscape(2, loss of <U1)"),
+        (lla.Directions({"w": np.ones((2, 3))}, {}), "Directions(2 x 3 parameters)"),
+        (lla.Directions({"w": 3.0}, {"normalize": "filter", "kind": 3}), "Directions(? x 1 parameters, 3)"),
     ],
 )
 def test_reprs_are_short(item, text):

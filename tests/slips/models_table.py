@@ -228,7 +228,22 @@ def an_equinox_model_that_takes_batches() -> None:
     gradient(model, lla.from_equinox(model, criterion))
 
 
+@slip("loss", "problem.loss")
+def a_problem_as_loss() -> None:
+    gradient(PARAMS, lla.Problem(LOSS, PARAMS, DATA))
+
+
+@slip("loss", "lla.from_linen(module, variables, criterion)")
+def the_apply_of_a_module_as_loss() -> None:
+    gradient(PARAMS, Net().apply)
+
+
 # --- parameters
+
+
+@slip("params", "the loss comes first")
+def loss_and_params_swapped() -> None:
+    gradient(lambda params, batch: 0.0, PARAMS)
 
 
 @slip("params", "nnx.state(model, nnx.Param)")
