@@ -143,7 +143,8 @@ def check_criterion(model: Model, data: Batch, size: int) -> None:
 
 def _rotated(run: Run, rows: Batch, index: np.ndarray, shake: float) -> Values:
     """The values of the rows, computed from the block whose first row is put at its end."""
-    values = run(jax.tree.map(lambda x: np.roll(x, -1, 0), rows), np.roll(index, -1), shake)
+    order = np.roll(np.arange(len(index)), -1)
+    values = run(jax.tree.map(lambda x: x[order], rows), index[order], shake)
     return jax.tree.map(lambda x: np.roll(x, 1, 0), values)
 
 
