@@ -10,7 +10,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ from lla_jax.core.arguments import Misuse, check_functions, warn_caller
 from lla_jax.core.called import show_shapes
 from lla_jax.core.data import Stream, as_arrays, check_batch_size, check_uncut, first_batch, num_examples
 from lla_jax.core.labels import check_labels
-from lla_jax.core.losses import as_loss, penalty_of
+from lla_jax.core.losses import as_loss
 from lla_jax.core.pairs import find_pairs
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import ROWS, Metrics, Model, like, sizes, takes, trace
@@ -235,8 +234,7 @@ def _check_traced(model: Model, data: Batch, size: int) -> bool:
 def _check_constants(model: Model, data: Batch, size: int, other: int) -> bool:
     """Check that weights do not depend on the parameters, and losses do; whether the loss may have a slope."""
     traced = trace(model, data, size)
-    if model.loss.penalty is not None:
-        jax.eval_shape(partial(penalty_of, model.loss), model.params)
+    constants.check_penalty_repeats(model)
     constants.check_weights(traced, model)
     constants.check_follows(traced, model)
     constants.check_repeats(model, data, size, other)

@@ -349,3 +349,25 @@ def test_the_check_is_made_once_per_model_and_compiles_two_programs(monkeypatch)
         lla.check_examples(loss, jax.tree.map(lambda x: 2 * x, W), X[:18])
     assert seen.count == 0
     assert sum(calls) == 3 * examples.ROWS
+
+
+def test_losses_may_print_and_call_back():
+    def printed(outputs, batch):
+        losses = squares(outputs, batch)
+        jax.debug.callback(lambda x: None, losses)
+        return losses, jnp.ones(len(losses))
+
+    plain = jax.jit(lambda p, b: printed(linear(p, None, b, False)[0], b)[0].mean())
+    for loss in (lla.Loss(linear, printed), plain):
+        lla.check_examples(loss, W, X)
+    with pytest.raises(ValueError, match="does not depend on params"):
+        lla.check_examples(lambda p, b: [jax.debug.callback(lambda x: None, p), jnp.zeros(())][1], W, X)
+
+
+def test_data_may_be_random_keys():
+    def noisy(p, state, batch, train):
+        noise = jax.vmap(lambda key: jax.random.normal(key, (5,)))(batch["keys"])
+        return (batch["x"] + noise) @ p["w"], state
+
+    data = {"x": X, "keys": jax.random.split(jax.random.key(0), len(X))}
+    lla.check_examples(lla.Loss(noisy, squares), W, data)
