@@ -7,6 +7,7 @@ shapes of losses are the same for a block and for its halves, apart from the lea
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 
 from lla_jax.core import constants, jaxprs
-from lla_jax.core.apart import check_apart, check_apart_uncut, check_criterion
+from lla_jax.core.apart import NothingCounts, check_apart, check_apart_uncut, check_criterion
 from lla_jax.core.arguments import Misuse, check_functions, warn_caller
 from lla_jax.core.called import show_shapes
 from lla_jax.core.data import Stream, as_arrays, check_batch_size, check_uncut, first_batch, num_examples
@@ -55,7 +56,7 @@ def check_examples(
     Args:
       loss: a ``Loss``, or a plain ``f(params, batch) -> scalar``.
       params: the parameters.
-      data: one data set (rows are taken from all of it), or a stream, whose first batch is read.
+      data: one data set (rows are taken from all of it), or a stream, whose first batch with a weight is read.
       metrics: ``{name: f(outputs, batch) -> (B,)}``, for which the same must hold.
       batch_size: most rows of a block.
 
@@ -66,9 +67,34 @@ def check_examples(
     """
     pairs = tuple((name, static(f)) for name, f in check_functions("metrics", metrics).items())
     batch_size = batch_size if batch_size is None else check_batch_size(batch_size)
-    data = first_batch(data)
-    check_uncut(data, batch_size)
-    check(as_loss(loss), params, data, pairs, most=batch_size)
+    first = first_batch(data)
+    check_uncut(first, batch_size)
+    check_first(as_loss(loss), params, data, first, pairs, most=batch_size)
+
+
+def check_first(
+    loss: Loss, params: PyTree, data: Batch | Stream, first: Batch, metrics: Metrics = (), **options: Any
+) -> None:
+    """Make the check of a data set, or of the first batch of a stream in which some example counts.
+
+    Args:
+      loss: the loss.
+      params: the parameters.
+      data: a data set or a stream.
+      first: the data set as arrays, or the first batch of the stream.
+      metrics: ((name, function), ...).
+      options: those of ``check``.
+    """
+    try:
+        check(loss, params, first, metrics, **options)
+        return
+    except NothingCounts as error:
+        nothing = error
+    for batch in data if isinstance(data, Stream) else ():
+        with contextlib.suppress(NothingCounts):
+            check(loss, params, batch, metrics, **options)
+            return
+    raise nothing
 
 
 def check(
@@ -210,12 +236,14 @@ class _Watched(Stream):
             if (shape, True) not in self.seen and (shape, several) not in self.seen:
                 try:
                     self.look(batch)
+                    self.seen.add((shape, several))
+                except NothingCounts:  # the next batch is looked at
+                    pass
                 except Misuse as error:
                     if number == 0:
                         raise
                     shown = f"batch {number} of the stream is {show_shapes(batch)}, and batch 0 {show_shapes(first)}"
                     raise type(error)("data", f"{shown}; for it {error.argument}: {error.text}") from error
-                self.seen.add((shape, several))
             yield batch
 
 

@@ -371,3 +371,15 @@ def test_data_may_be_random_keys():
 
     data = {"x": X, "keys": jax.random.split(jax.random.key(0), len(X))}
     lla.check_examples(lla.Loss(noisy, squares), W, data)
+
+
+def test_a_stream_may_begin_with_a_batch_that_does_not_count():
+    weighted = lambda o, b: (squares(o, b), b[1])  # noqa: E731
+    summed = lambda o, b: ((squares(o, b) * b[1]).sum() / jnp.maximum(b[1].sum(), 1), b[1].sum())  # noqa: E731
+    batches = [(X[:4], np.zeros(4)), (X[4:8], np.ones(4))]
+    want = squares(X[4:8] @ W["w"], None).mean()
+    for loss in (lla.Loss(linear, weighted), lla.Loss(linear, summed, per_example=False)):
+        assert line(loss, W, lla.stream(batches))[1] == pytest.approx(want, rel=1e-5)
+        lla.hessian(loss, W, lla.stream(batches))
+    with pytest.raises(ValueError, match="all of its weights are 0"):
+        lla.check_examples(lla.Loss(linear, lambda o, b: (squares(o, b), b[1])), W, lla.stream(batches[:1] * 2))
