@@ -372,7 +372,7 @@ def num_examples(data: Batch) -> int:
             "loss without data",
         )
     for path, leaf in zip(paths, leaves, strict=True):
-        is_object = hasattr(leaf, "shape") and np.dtype(leaf.dtype) == object
+        is_object = hasattr(leaf, "shape") and leaf.dtype == object
         if not hasattr(leaf, "shape") or is_object:
             what = "an array of objects, not of numbers" if is_object else f"a {type(leaf).__name__}, not an array"
             raise Misuse("data", f"leaf {path!r} is {what}; {_remedy_for(leaf, data)}")

@@ -108,7 +108,7 @@ def _check(
       batch_size: the user's.
       uncut: whether batches must not be cut.
     """
-    examples.check(loss, params, first, train=matrix.train, most=batch_size, slopes=True)
+    examples.check_first(loss, params, data, first, train=matrix.train, most=batch_size, slopes=True)
     counts.warn_of_counts(loss, params, data, batch_size)
     if matrix.kind == "fisher" and matrix.sample is None and isinstance(data, Whole):
         _check_entries(loss, params, data, matrix.train)

@@ -69,3 +69,14 @@ def test_a_global_that_changes_between_calls_and_not_within_is_left_alone():
     scale = [2.0]
     for scale[0] in (2.0, 3.0):
         lla.check_examples(lambda p, b: scale[0] * mean(p, b), params(), DATA)
+
+
+def test_what_a_first_call_alone_computes_and_does_not_use_is_left_alone():
+    seen = []
+
+    def checks_once(p, batch):
+        if not seen:
+            seen.append(jnp.dot(batch[0], batch[0].T).shape)
+        return mean(p, batch)
+
+    lla.check_examples(checks_once, params(), DATA)

@@ -88,6 +88,41 @@ def a_counter() -> None:
     lla.directions.gradient(counts, PARAMS, (X, Y))
 
 
+@slip("other operations each time it is traced", "random numbers")
+def layers_left_out_by_chance() -> None:
+    def drops(p, b):
+        h = b[0] @ p["w"]
+        for _ in range(16):
+            h = jnp.tanh(h) if random.random() < 0.5 else jnp.sin(h)
+        return by_class(h, b).mean()
+
+    check(drops)
+
+
+@slip("other operations each time it is traced", "slice of")
+def images_cropped_by_chance() -> None:
+    def crops(p, b):
+        starts = [random.randrange(3) for _ in range(16)]
+        return sum((b[0][:, i] * p["w"][0, 0]).mean() ** 2 for i in starts)
+
+    hessian(crops)
+
+
+@slip("other constants each time it is traced")
+def noise_in_a_jitted_function() -> None:
+    check(jax.jit(lambda p, b: plain(p, b) + RNG.normal()))
+
+
+@slip("penalty: it has other constants each time it is traced")
+def noise_in_a_penalty() -> None:
+    check(of(penalty=lambda p: random.random() * jnp.sum(p["w"] ** 2)))
+
+
+@slip("loss: it does not depend on params")
+def a_constant_with_a_constant_penalty() -> None:
+    hessian(of(lambda o, b: jnp.zeros(len(o)), penalty=lambda p: 1e-4))
+
+
 @slip("keeps an array of an earlier call", "return the values")
 def a_list_of_losses() -> None:
     def keeps(p, b):
