@@ -79,6 +79,23 @@ def _gaussian_nll_loss(
     return losses.mean() if reduction == "mean" else losses.sum() if reduction == "sum" else losses
 
 
+def _hinge_embedding_loss(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    margin: float = 1.0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """torch's hinge loss of distances, whose operator torch.export takes in no form that is not reduced."""
+    if size_average is not None or reduce is not None:
+        reduction = functional._Reduction.legacy_get_string(size_average, reduce)
+    functional._Reduction.get_enum(reduction)  # refuses what is no reduction
+    far = torch.where(target != 1, (margin - input).clamp_min(0), 0)
+    losses = far + torch.where(target != -1, input, 0)
+    return losses.mean() if reduction == "mean" else losses.sum() if reduction == "sum" else losses
+
+
 def _bincount(input: torch.Tensor, weights: torch.Tensor | None = None, minlength: int = 0) -> torch.Tensor:
     """torch's counts of the numbers 0 to minlength - 1.
 
@@ -156,6 +173,7 @@ REPLACEMENTS: dict[Any, Callable[..., torch.Tensor]] = {
     functional.ctc_loss: _ctc_loss,
     torch.ctc_loss: _ctc_loss,
     functional.gaussian_nll_loss: _gaussian_nll_loss,
+    functional.hinge_embedding_loss: _hinge_embedding_loss,
     torch.fake_quantize_per_tensor_affine: _fake_quantize,
     torch.fake_quantize_per_channel_affine: _operator("fake_quantize_channels", _quantize_channels),
     torch._fake_quantize_learnable_per_tensor_affine: _operator("fake_quantize_learned", _quantize_learned),
