@@ -125,7 +125,9 @@ def _why_criterion_fails(error: Exception, outputs: Any, labels: Any) -> str:
         "net.loss calls it as criterion(outputs, labels), with the labels alone: write labels for batch[1]. With "
         "labels=lambda batch: batch it gets the whole batch"
     )
-    if calls_torch(error):
+    if "TracerArrayConversionError" in type(error).__name__:
+        remedy = "it calls numpy, which takes no traced arrays: write it with jax.numpy"
+    elif calls_torch(error):
         remedy = f"it calls torch, which takes no jax arrays: pass a torch loss module, nn.CrossEntropyLoss(), {STEP}"
     given = f"outputs {show_arrays(outputs)} and labels {show_arrays(labels)}"
     return f"criterion: it failed on {given} ({type(error).__name__}: {first_line(error)}); {remedy}"
@@ -237,7 +239,9 @@ class TorchCriterion:
                     own = error if not is_own(error) else _own_failure(self.module, *examples)
                     if own is None:
                         raise
-                    raise failure(own, self.module, outputs, labels) from own
+                    raise failure(
+                        own, self.module, outputs, labels, _works_without_options(self.module, *examples)
+                    ) from own
             if per_example != self.per_example:
                 raise ValueError(
                     f"per_example: {self.per_example} given, but {type(self.module).__name__} returns "
@@ -259,9 +263,17 @@ def _own_failure(module: nn.Module, outputs: Any, labels: Any) -> Exception | No
     return None
 
 
+def _works_without_options(module: nn.Module, outputs: Any, labels: Any) -> bool:
+    """Whether one of torch's losses that fails computes these outputs and labels as soon as it has no options."""
+    plain = type(module).__module__ == "torch.nn.modules.loss"
+    return plain and _own_failure(type(module)(), outputs, labels) is None
+
+
 def _example_tensor(x: Any) -> torch.Tensor:
     """A tensor of the shape (with at least two rows) and type of an array, with random numbers or the label 0."""
     rows = (max(2, x.shape[0]), *x.shape[1:]) if x.ndim else ()
+    if jax.numpy.issubdtype(x.dtype, jax.numpy.complexfloating):
+        return torch.zeros(rows, dtype=getattr(torch, x.dtype.name))
     if not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
         return torch.zeros(rows, dtype=torch.bool if x.dtype == bool else torch.int64)
     numbers = np.random.default_rng(0).random(rows)

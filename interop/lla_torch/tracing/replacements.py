@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional
+from torch.nn import _reduction, functional
 
 
 @torch.library.custom_op("lla_torch::ctc_loss", mutates_args=())
@@ -89,8 +89,8 @@ def _hinge_embedding_loss(
 ) -> torch.Tensor:
     """torch's hinge loss of distances, whose operator torch.export takes in no form that is not reduced."""
     if size_average is not None or reduce is not None:
-        reduction = functional._Reduction.legacy_get_string(size_average, reduce)
-    functional._Reduction.get_enum(reduction)  # refuses what is no reduction
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    _reduction.get_enum(reduction)  # refuses what is no reduction
     far = torch.where(target != 1, (margin - input).clamp_min(0), 0)
     losses = far + torch.where(target != -1, input, 0)
     return losses.mean() if reduction == "mean" else losses.sum() if reduction == "sum" else losses
