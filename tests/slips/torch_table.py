@@ -138,6 +138,34 @@ def a_pipeline_for_its_model() -> None:
     lla_torch.convert(Pipeline(case().module), case().x)
 
 
+@slip("module", "super().__init__()")
+def a_module_that_is_not_set_up() -> None:
+    class Unfinished(nn.Module):
+        def __init__(self) -> None: ...
+
+    lla_torch.convert(Unfinished(), case().x)
+
+
+@slip("module", "the one that was exported")
+def an_exported_program() -> None:
+    lla_torch.convert(torch.export.export(case().module, (case().x,)), case().x)
+
+
+@slip("module", "the module that was exported")
+def the_graph_of_an_exported_program() -> None:
+    lla_torch.convert(torch.export.export(case().module, (case().x,)).module(), case().x)
+
+
+class NoReturn(nn.Module):
+    def forward(self, x: Any) -> None:
+        torch.tanh(x)
+
+
+@slip("NoReturn", "returns no tensor", "None")
+def a_forward_without_return() -> None:
+    lla_torch.convert(NoReturn(), case().x)
+
+
 @slip("no forward pass", "'0', '1'")
 def a_list_of_modules_without_forward() -> None:
     lla_torch.convert(nn.ModuleList([nn.Linear(3, 4), nn.Tanh()]), case().x)
