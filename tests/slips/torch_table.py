@@ -347,6 +347,36 @@ def a_number_for_draws() -> None:
     case().net(case().x.numpy(), draws=3)
 
 
+@slip("net.variables['params']")
+def a_network_as_the_dict_of_its_variables() -> None:
+    case().net["params"]
+
+
+@slip("names", "'0.weigth'", "did you mean '0.weight'")
+def a_name_with_a_slip() -> None:
+    case().net.names["0.weigth"]
+
+
+@slip("state_dict", "lla_torch.to_state_dict(net)")
+def a_method_of_torch() -> None:
+    case().net.state_dict()
+
+
+@slip("inputs", "by position")
+def inputs_by_their_name_in_torch() -> None:
+    case().net(input=case().x)
+
+
+@slip("inputs", "(8,)", "(inputs, labels), in this order")
+def labels_before_inputs() -> None:
+    hessian(nn.CrossEntropyLoss(), data=case().data[::-1])
+
+
+@slip("list of batches", "lla_torch.stream(batches)")
+def a_list_of_batches() -> None:
+    hessian(nn.CrossEntropyLoss(), data=[case().data, case().data])
+
+
 @slip("variables", "{**net.variables, 'params': params}")
 def params_in_place_of_all_variables() -> None:
     case().net.replace(variables=case().params)

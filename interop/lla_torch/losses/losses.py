@@ -45,7 +45,13 @@ class Apply:
         variables = {"params": params, **(state or {})}
         args, kwargs = arguments(self.inputs, batch)
         if keys is None:
-            outputs, new = self.function(variables, args, kwargs, train=train)
+            try:
+                outputs, new = self.function(variables, args, kwargs, train=train)
+            except ValueError as error:
+                way = _way_to_inputs(self.function, variables, batch) if self.inputs is None else ""
+                if not way:
+                    raise
+                raise ValueError(f"{error}. {way}") from error
             return self.select(outputs), (new if train and state else state)
         program, noisy = self.function.train, self.function.noisy_in_train
         if (train or noisy) and program is not None and program.mutates:
@@ -78,6 +84,19 @@ class Apply:
         """
         cut = self.function.before_log_probabilities() if self.outputs in (None, scores_among) else None
         return None if cut is None else (Apply(cut[0], self.inputs), OfScores(criterion, cut[1]))
+
+
+def _way_to_inputs(function: Function, variables: Any, batch: Any) -> str:
+    """What the likely slip is with a batch whose first entry the network does not take; "" if none is found."""
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        return ""
+    if all(isinstance(x, tuple | list) for x in batch):
+        return "A list of batches is no data set: wrap it, lla_torch.stream(batches)"
+    try:
+        jax.eval_shape(lambda variables, inputs: function(variables, (inputs,), {})[0], variables, batch[1])
+    except Exception:  # whatever it is, the second entry is no better
+        return ""
+    return "The second entry of the batch would do: data are (inputs, labels), in this order"
 
 
 @dataclass(frozen=True)
