@@ -49,6 +49,14 @@ class Operator(Algebra):
         size = "masked" if traced else f"{self.shape[0]:,} x {self.shape[0]:,}"
         return f"{type(self).__name__}({kind}, {size}{text})"
 
+    def __call__(self, v: Any) -> Any:
+        """The product A v, as ``H @ v``.
+
+        Args:
+          v: a vector: a tree like ``structure``, a flat array, or a matrix of such columns.
+        """
+        return self @ v
+
     @property
     def structure(self) -> PyTree:
         """A vector's tree of ``jax.ShapeDtypeStruct``; leaves that are not selected are None."""

@@ -11,6 +11,7 @@ import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 
 import lla_jax as lla
 from tests.slips.slip import table
@@ -200,6 +201,11 @@ rows(
     ("a_cube_for_a_vector", lambda: operator() @ np.ones((8, 1, 1)), ("v: ", "(8, k)")),
     ("directions_for_a_vector", lambda: operator() @ AXES, ("v: ", "H.products(v.tree)")),
     ("another_tree", lambda: operator() @ {"w": np.ones((2, 3))}, ("v: ", "lacks ['b']")),
+    ("a_sparse_matrix", lambda: operator() @ scipy.sparse.eye(8).tocsr(), ("v: ", "v.toarray()")),
+    ("nothing_for_a_vector", lambda: operator()(), ("v: missing in the call Operator(v)",)),
+    ("parameters_and_a_vector", lambda: operator()(PARAMS, PARAMS), ("given as argument 2 of Operator()",)),
+    ("a_dot", lambda: operator().dot(np.ones(8)), ("has no attribute 'dot'", "H @ v")),
+    ("eigenvalues_as_of_numpy", lambda: operator().eigh(), ("lla.eigenpairs(H, key)",)),
     ("rows_of_unequal_length", lambda: operator() @ [[1.0], [2.0, 3.0]], ("v: ", "H.structure")),
     ("a_tree_on_the_left", lambda: PARAMS @ operator(), ("v: ", "H @ v")),
     ("a_flat_vector_for_mv", lambda: operator().mv(np.ones(8)), ("v: ", "H @ v takes flat vectors")),
