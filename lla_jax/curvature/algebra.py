@@ -178,9 +178,11 @@ class Algebra(abc.ABC):
             return jax.lax.map(self.mv, v) if many else self.mv(v)
         return self.products(v) if many else self.product(v)
 
-    __array__ = __jax_array__ = __float__ = _NO_ARRAY
-    __mul__ = __rmul__ = __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __neg__ = __pow__ = _NO_SUM
-    __getitem__ = __iter__ = __len__ = _NO_ENTRY
+    __array_interface__ = __jax_array__ = property(_NO_ARRAY)
+    __float__ = __int__ = _NO_ARRAY
+    __mul__ = __rmul__ = __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __pow__ = _NO_SUM
+    __neg__ = __abs__ = __round__ = __lt__ = __gt__ = __le__ = __ge__ = _NO_SUM
+    __getitem__ = __setitem__ = __iter__ = __len__ = _NO_ENTRY
 
     def __bool__(self) -> bool:
         return True  # and not the length, which there is not
