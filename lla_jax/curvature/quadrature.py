@@ -418,8 +418,9 @@ def density(
         raise arguments.Misuse("threshold", f'{text}; leave it out, or use scale="symlog"')
     if threshold is not None:
         threshold = arguments.check_number("threshold", threshold, remedy="in units of eigenvalues, or None")
+    spec, unit = units.of_spectrum(spec)
     largest = float(np.abs(spec.nodes).max())
-    knee = 1e-4 * (largest or 1.0) if threshold is None else threshold
+    knee = 1e-4 * (largest or 1.0) if threshold is None else threshold / unit
 
     def coordinate(x: np.ndarray) -> np.ndarray:
         return x if scale == "linear" else np.sign(x) * np.log10(1 + np.abs(x) / knee)
@@ -445,7 +446,9 @@ def density(
             for power, exact, (theta, w) in zip(powers, exhausted(spec), map(_shifted, spec.nodes, spec.weights))
         ]
         sem = sem + np.abs(np.mean(others, 0) - mean) / 2
-    return Density(x, mean, sem, t, float(sigma), scale, knee if scale == "symlog" else 0.0)
+    if scale == "linear":
+        return Density(x * unit, mean / unit, sem / unit, t * unit, float(sigma) * unit, scale, 0.0)
+    return Density(x * unit, mean, sem, t, float(sigma), scale, knee * unit)
 
 
 def _smooth(nodes: np.ndarray, weights: np.ndarray, edges: np.ndarray, sigma: float) -> np.ndarray:
