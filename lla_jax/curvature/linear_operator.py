@@ -421,6 +421,21 @@ def check_operator(H: Any, name: str = "H") -> None:
         raise Misuse(name, f"{H!r} acts on no parameters; it must act on some: pass params with entries")
 
 
+def check_spectral(H: Any, key: Any) -> jax.Array:
+    """Check the operator and the key of a function that runs on the host; returns the key."""
+    check_operator(H)
+    key = single_key(key)
+    arrays = *jax.tree.leaves((H, key)), jnp.zeros(())  # the last one is traced under jax.jit whatever is given
+    if any(isinstance(x, jax.core.Tracer) for x in arrays):
+        raise Misuse(
+            "H",
+            "this function runs on the host, which looks at numbers after each product, and is called under jax.jit, "
+            "jax.vmap or jax.grad; call it outside of them, in a loop over keys or parameters (H.at(params)); the "
+            "products H.mv(v) and H @ v may be traced",
+        )
+    return key
+
+
 def _as_operator(H: Any) -> str:
     """How to make an operator of a matrix, a product or the parts of a problem."""
     made, kind = "lla.hessian(loss, params, data)", type(H).__module__.partition(".")[0]

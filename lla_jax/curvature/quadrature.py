@@ -20,7 +20,7 @@ from lla_jax.core.types import PyTree, Recipe, Spectrum
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature import moments, units
 from lla_jax.curvature.lanczos import STEPS_PER_CALL, WINDOW
-from lla_jax.curvature.linear_operator import Operator, check_operator, no_finite_product, settle
+from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
 from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.execution import devices
 from lla_jax.execution import progress as _progress
@@ -118,8 +118,7 @@ def spectrum(
     References: Golub and Meurant 1994; Ghorbani et al. 2019, arXiv 1901.10159. Where we differ from LLA
     (arXiv 2412.10146): (1) full re-orthogonalisation, so that no eigenvalue is counted twice; (2) float64 for T.
     """
-    check_operator(H)
-    key = arguments.single_key(key)
+    key = check_spectral(H, key)
     probes = arguments.check_integer("probes", probes, remedy="such as 4")
     _lanczos.check_start(start)
     arguments.check_choice("scheme", scheme, ("full", "lla"))
