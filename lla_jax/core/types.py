@@ -270,6 +270,14 @@ def _pick(index: Any, num: int, what: str) -> np.ndarray:
     raise IndexError(f"index: {show_value(index)} given, and {rule}") from None
 
 
+def _equal(a: PyTree, b: PyTree) -> bool:
+    """Whether two trees have the same paths and entries; NaN is equal to NaN."""
+    one, two = jax.tree.leaves_with_path(a), jax.tree.leaves_with_path(b)
+    return [path for path, _ in one] == [path for path, _ in two] and all(
+        np.array_equal(x, y, equal_nan=True) for (_, x), (_, y) in zip(one, two)
+    )
+
+
 def _rebuild(recipe: str, children: Any) -> Directions:
     """Directions whose recipe says "transformed", because jax may have changed the entries."""
     return Directions(next(iter(children)), json.loads(recipe) | {"transformed": True})
@@ -408,10 +416,16 @@ class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Estimate):
-            return (self.mean, self.sem, self.num, self.recipe) == (other.mean, other.sem, other.num, other.recipe)
-        return float(self) == other if isinstance(other, float | int | np.number) else NotImplemented
+            same = (self.num, self.recipe) == (other.num, other.recipe)
+            return same and _equal((self.mean, self.sem), (other.mean, other.sem))
+        if isinstance(other, float | int | np.number):
+            return isinstance(self.mean, float | int | np.number) and float(self) == other
+        return NotImplemented
 
     __ne__ = object.__ne__
+
+    def __hash__(self) -> int:
+        return hash(self.mean) if isinstance(self.mean, float | int | np.number) else hash(self.num)
 
     def __int__(self) -> int:
         return int(float(self))
@@ -441,9 +455,18 @@ class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         numbers = [np.asarray(x)[()] if isinstance(x, Estimate) else x for x in inputs]
+        if any(isinstance(x, Estimate) for x in options.get("out", ())):  # of estimate += 1, which becomes a number
+            options.pop("out")
         if method == "__call__" and any(isinstance(x, jax.Array) for x in numbers):  # perhaps under jit
             return getattr(jax.numpy, ufunc.__name__)(*numbers, **options)
-        return getattr(ufunc, method)(*numbers, **options)
+        try:
+            return getattr(ufunc, method)(*numbers, **options)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, Misuse):
+                raise
+            text = f"is a number in numpy.{ufunc.__name__}, which fails with it ({error})"
+            remedy = 'write float(estimate) for the number, and f"{estimate}" for a text'
+            raise MisusedCall("Estimate", f"{self!r} {text}; {remedy}") from error
 
 
 @explained

@@ -362,6 +362,32 @@ def a_seed_for_a_random_vector() -> None:
     operator().random(0)
 
 
+@slip("key:", "jax.random.key(0)")
+def a_seed_for_the_extremes() -> None:
+    lla.spectral.extremes(operator(), 0)
+
+
+@slip("tol:", "such as 1e-3")
+def a_tolerance_of_the_extremes_that_is_nan() -> None:
+    lla.spectral.extremes(operator(), KEY, tol=float("nan"))
+
+
+@slip("H:", "runs on the host", "call it outside of them")
+def a_trace_under_jit() -> None:
+    jax.jit(lambda x: x * lla.trace(operator(), KEY).mean)(1.0)
+
+
+@slip("H:", "runs on the host", "in a loop over keys")
+def traces_of_several_keys_at_once() -> None:
+    jax.vmap(lambda key: lla.trace(operator(), key).mean)(jax.random.split(KEY, 2))
+
+
+@slip("H:", "runs on the host", "H.at(params)")
+def eigenpairs_of_an_operator_under_jit() -> None:
+    H = lla.operators.given(lambda v: 2 * v, jnp.zeros(3))
+    jax.jit(lambda H: lla.eigenpairs(H, KEY).values)(H)
+
+
 # --- parameters
 
 

@@ -11,6 +11,7 @@ import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 
 import lla_jax as lla
 from tests.slips.slip import table
@@ -183,6 +184,15 @@ rows(
     ("a_float_of_a_diagonal", lambda: float(DIAGONAL), ("estimate.mean", 'estimate.recipe["norm"]')),
     ("a_format_of_a_diagonal", lambda: f"{DIAGONAL:.3f}", ("estimate.mean",)),
     ("half_of_a_diagonal", lambda: DIAGONAL / 2, ("estimate.mean",)),
+    ("a_text_before_an_estimate", lambda: "trace: " + NUMBER, ("numpy.add", 'f"{estimate}" for a text')),
+    ("a_product_of_estimates", lambda: NUMBER @ NUMBER, ("numpy.matmul", "float(estimate)")),
+    ("a_format_of_pairs", lambda: f"{PAIRS:.3f}", ("pairs.values",)),
+    ("the_size_of_a_plane", lambda: abs(PLANE), ('plane.values["loss"]',)),
+    ("a_square_of_pairs", lambda: PAIRS**2, ("pairs.values",)),
+    ("a_replaced_value", lambda: PLANE.__setitem__("loss", 3), ('plane.values["loss"]',)),
+    ("a_logarithm_of_jax_of_a_spectrum", lambda: jnp.log(SPECTRUM), ("spectrum.nodes",)),
+    ("pairs_under_jit", lambda: jax.jit(lambda pairs: pairs)(PAIRS), ("pairs.values",)),
+    ("a_spectrum_in_numpy", lambda: np.asarray([SPECTRUM, SPECTRUM]), ("spectrum.nodes",)),
     ("the_truth_of_an_estimate", lambda: bool(NUMBER), ("estimate > 0", "is not None")),
     ("a_format_for_integers", lambda: f"{NUMBER:d}", ("format: 'd' given", ".3f")),
     ("an_estimate_unpacked", lambda: tuple(NUMBER), ("estimate.mean and estimate.sem",)),
@@ -215,6 +225,11 @@ rows(
     ("a_cube_for_a_vector", lambda: operator() @ np.ones((8, 1, 1)), ("v: ", "(8, k)")),
     ("directions_for_a_vector", lambda: operator() @ AXES, ("v: ", "H.products(v.tree)")),
     ("another_tree", lambda: operator() @ {"w": np.ones((2, 3))}, ("v: ", "lacks ['b']")),
+    ("a_sparse_matrix", lambda: operator() @ scipy.sparse.eye(8).tocsr(), ("v: ", "v.toarray()")),
+    ("nothing_for_a_vector", lambda: operator()(), ("v: missing in the call Operator(v)",)),
+    ("parameters_and_a_vector", lambda: operator()(PARAMS, PARAMS), ("given as argument 2 of Operator()",)),
+    ("a_dot", lambda: operator().dot(np.ones(8)), ("has no attribute 'dot'", "H @ v")),
+    ("eigenvalues_as_of_numpy", lambda: operator().eigh(), ("lla.eigenpairs(H, key)",)),
     ("rows_of_unequal_length", lambda: operator() @ [[1.0], [2.0, 3.0]], ("v: ", "H.structure")),
     ("a_tree_on_the_left", lambda: PARAMS @ operator(), ("v: ", "H @ v")),
     ("a_flat_vector_for_mv", lambda: operator().mv(np.ones(8)), ("v: ", "H @ v takes flat vectors")),
@@ -225,6 +240,8 @@ rows(
     ("eigenvalues_of_numpy", lambda: np.linalg.eigvalsh(operator()), ("lla.operators.dense(H)",)),
     ("twice_an_operator", lambda: 2 * operator(), ("2 * (H @ v)", "lla.operators.given")),
     ("a_shifted_operator", lambda: operator() + 0.1, ("lla.operators.given",)),
+    ("one_over_an_operator", lambda: 1 / operator(), ("lla.operators.given",)),
+    ("operators_in_order", lambda: sorted([operator(), operator()]), ("lla.operators.given",)),
     ("an_exponential", lambda: np.exp(operator()), ("lla.operators.given",)),
     ("an_entry_of_an_operator", lambda: operator()[0, 0], ("lla.operators.dense(H)[0]",)),
     ("a_length_of_an_operator", lambda: len(operator()), ("lla.operators.dense(H)",)),
