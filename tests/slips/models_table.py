@@ -216,6 +216,17 @@ def a_dict_as_equinox_state() -> None:
     lla.from_equinox(small(), criterion, state={})
 
 
+@slip("model", "model, state = ...", "state=state")
+def an_equinox_model_with_its_state() -> None:
+    class Stateful(eqx.Module):
+        index: eqx.nn.StateIndex
+
+        def __init__(self):
+            self.index = eqx.nn.StateIndex(jnp.zeros(2))
+
+    lla.from_equinox(eqx.nn.make_with_state(Stateful)(), criterion)
+
+
 @slip("model", "one example of shape (2,)")
 def an_equinox_model_that_takes_batches() -> None:
     class Batched(eqx.Module):
