@@ -236,10 +236,11 @@ def outputs_of(loss: Loss, params: PyTree, state: PyTree, block: Block, train: b
     with _explain_model(apply, params, state, block.batch, train, keys):
         result = apply(params, state, example_of(block.batch), train, *keys)
     if not isinstance(result, tuple) or len(result) != 2:
+        what = "an array" if hasattr(result, "shape") else f"a {type(result).__name__}"
         raise Misuse(
             "loss",
-            f"apply returned a {type(result).__name__}; it must return a pair, apply(params, state, batch, train) -> "
-            "(outputs, new_state). Return the given state if there is no new one",
+            f"apply returned {what}; it must return a pair, apply(params, state, batch, train) -> "
+            "(outputs, new_state). Return (outputs, state), with the given state, if there is no new one",
         )
     return (with_axis(result[0]), result[1]) if whole else result
 
@@ -300,7 +301,9 @@ def entries_of(name: str, result: Any, size: int) -> tuple[Any, Any]:
     values, weights = split_result(name, result)
     values = check_real(name, values)
     if values.ndim == 0 or values.shape[0] != size:
-        hint = "set per_example=False if the loss couples the examples of a batch" if name == "loss" else "return (B,)"
+        mean = "leave the mean out, or " if values.ndim == 0 else ""
+        couples = "set per_example=False if the loss couples the examples of a batch"
+        hint = mean + (couples if name == "loss" else "return (B,)")
         raise Misuse(
             name,
             f"returned shape {values.shape} for a batch of {size} examples; it must return one value per example, "

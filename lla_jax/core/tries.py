@@ -72,6 +72,12 @@ def of_error(error: Exception) -> Found | None:
     for kinds, remedy in _OF_ERRORS:
         if isinstance(error, kinds):
             return Found("loss", remedy)
+    if type(error).__name__ == "ScopeCollectionNotFound":  # of Flax
+        return Found(
+            "variables",
+            "The collection that it names is not among the variables: pass all that module.init returned, or of a "
+            'train state {"params": state.params, "batch_stats": state.batch_stats}',
+        )
     if type(error).__module__.startswith("torch") or any(text in str(error) for text in _FOREIGN):
         return Found(
             "loss",

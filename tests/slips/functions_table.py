@@ -315,7 +315,7 @@ def a_criterion_of_outputs_inputs_and_labels() -> None:
     check(of(lambda o, x, y: by_class(o, (x, y))))
 
 
-@slip("per_example=False")
+@slip("leave the mean out, or set per_example=False")
 def a_criterion_that_returns_the_mean() -> None:
     check(of(lambda o, b: by_class(o, b).mean()))
 
