@@ -313,6 +313,7 @@ def _partial(s: Search, unit: Unit, goal: Goal, recipe: Recipe, stopped: str) ->
     state |= {"T": s.T[: s.filled, : s.filled], "scale": np.array(s.scale), "unit": np.array(unit.size)}
     state["counts"] = np.array([getattr(s, name) for name in _COUNTS], np.int64)
     recipe = recipe | {"complete": False, "converged": False, "verified": False, "stopped": stopped}
+    recipe |= recipes.seal(state)
     vectors = [_ritz_vector(s, ritz, i, H) for i in range(num)]
     return _pairs(vectors, ritz.values[:num], ritz.errors[:num], s.products, recipe, unit, state)
 

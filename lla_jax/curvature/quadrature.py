@@ -288,6 +288,7 @@ def _result(s: _Sequences, recipe: Recipe, unit: Unit, state: dict[str, np.ndarr
         nodes[row], weights[row, : len(w)] = np.pad(theta, (0, nodes.shape[1] - len(theta)), mode="edge"), w
     recipe |= {"products": s.products, "steps_done": s.done[kept].tolist(), "nodes": counts}
     recipe["exhausted"] = exhausted
+    recipe = recipe if state is None else recipe | recipes.seal(state)
     return Spectrum(nodes * unit.size, weights, recipe, state)
 
 
