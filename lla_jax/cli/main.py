@@ -361,7 +361,7 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
         if problem.opt_state is None:
             raise Mistake(
                 "--axes: adam given, which needs Problem.opt_state, the optax state at the end of training; set it in "
-                "the factory"
+                "the factory (of a torch module: lla_torch.problem(module, criterion, loader, optimizer))"
             )
         axes = derived.adam_moments(problem.opt_state, params)
     elif options.axes == "hessian":
