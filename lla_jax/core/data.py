@@ -106,7 +106,7 @@ def _check_source(source: Any) -> None:
         raise misuse(
             "stream", source, "a loader, a list of batches or a factory; data in memory are passed without stream"
         )
-    if not isinstance(source, Iterable):
+    if not isinstance(source, Iterable) and not hasattr(type(source), "__getitem__"):  # with which Python iterates too
         raise misuse("stream", source, "a loader or a factory of one, such as lambda: make_batches()")
     arrays = type(source) is tuple and all(hasattr(x, "shape") and len(x.shape) for x in source)
     if arrays and len({(tuple(x.shape[1:]), str(x.dtype)) for x in source}) > 1:
@@ -320,7 +320,7 @@ def _on_host(leaf: Any) -> np.ndarray:
                 f"from {kept.min} to {kept.max}: reduce them (ids % size), or switch "
                 "jax_enable_x64 on (JAX_ENABLE_X64=1)",
             )
-    return array
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))  # jax takes no other
 
 
 def _as_numpy(leaf: Any) -> np.ndarray:

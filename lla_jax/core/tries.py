@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core.arguments import parameters
 from lla_jax.core.static import Static
 
 ROWS_TAKEN = {"slice", "dynamic_slice", "gather", "squeeze"}
@@ -64,6 +65,7 @@ _OF_ERRORS: tuple[tuple[Any, str], ...] = (
     ),
     (jax.errors.UnexpectedTracerError, KEPT),
 )
+OUTPUTS = {"outputs", "output", "logits", "log_probs", "predictions", "prediction", "preds", "pred", "y_pred", "y_hat"}
 _FOREIGN = ("must be Tensor, not", "Tracer has no attribute", "__dlpack", "not convertible to Tensor")
 
 
@@ -220,7 +222,20 @@ def of_function(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | None
         text = "takes the parameters alone"
         yield "loss", _advise(text, names, "f(params)") + "; if there are no data, data=None", lambda: f(params)
 
-    return _first(tries(), lambda result: hasattr(result, "shape") and result.shape == ())
+    return _first(tries(), lambda result: hasattr(result, "shape") and result.shape == ()) or _of_criterion_as_loss(f)
+
+
+def _of_criterion_as_loss(f: Callable[..., Any]) -> Found | None:
+    """The slip of passing a criterion, whose first argument is named after outputs, in place of a loss."""
+    first = next(iter(parameters(f.f if isinstance(f, Static) else f)), "")
+    if first not in OUTPUTS:
+        return None
+    return Found(
+        "loss",
+        f"Its first argument, {first}, is that of a criterion, not of a loss: use lla.Loss(apply, lambda outputs, "
+        "batch: f(outputs, batch[1])) with apply=lambda params, state, batch, train: (model(params, batch[0]), state), "
+        "or lla.from_linen, lla.from_nnx, lla.from_equinox",
+    )
 
 
 def of_penalty(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | None:

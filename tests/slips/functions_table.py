@@ -385,6 +385,16 @@ def a_sampler_of_two_arguments() -> None:
     lla.fisher(of(), PARAMS, (X, Y), jax.random.key(0), sample=lambda key, outputs: outputs)
 
 
+@slip("is that of a criterion, not of a loss", "lla.Loss(apply, lambda outputs, batch: f(outputs, batch[1]))")
+def a_criterion_as_loss() -> None:
+    hessian(optax.softmax_cross_entropy_with_integer_labels)
+
+
+@slip("loss: ", "must be an lla.Loss")
+def a_class_as_loss() -> None:
+    evaluate(lla.Loss)
+
+
 # --- weights
 
 
