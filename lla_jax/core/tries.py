@@ -42,6 +42,15 @@ KEPT = (
     "It keeps an array of an earlier call, in a list, a global or an attribute, and uses it again; it must depend on "
     "its arguments alone: return the values in place of storing them"
 )
+NO_SLOPE = (
+    "It has no derivative in jax, or only the first one. Curvature needs two: write it without callbacks, with jax.lax."
+    "scan or fixed bounds in place of while loops, and with jax.custom_jvp in place of jax.custom_vjp; lla.hessian "
+    "works with custom_vjp where lla.ggn and lla.fisher do not, and lla.evaluate needs no derivative"
+)
+_NO_SLOPE = (
+    *("to a custom_vjp function", "Reverse-mode differentiation does not work", "callbacks do not support JVP"),
+    *("Differentiation rule for", "Transpose rule", "Linearization"),
+)
 _OF_ERRORS: tuple[tuple[Any, str], ...] = (
     (
         jax.errors.TracerArrayConversionError,
@@ -74,6 +83,8 @@ def of_error(error: Exception) -> Found | None:
     for kinds, remedy in _OF_ERRORS:
         if isinstance(error, kinds):
             return Found("loss", remedy)
+    if any(text in str(error) for text in _NO_SLOPE):
+        return Found("loss", NO_SLOPE)
     if type(error).__module__.startswith("torch") or any(text in str(error) for text in _FOREIGN):
         return Found(
             "loss",
@@ -339,6 +350,8 @@ def _with_other_labels(batch: Any, classes: int) -> Iterator[tuple[str, Any]]:
 def _other_labels(path: str, x: Any, classes: int) -> Iterator[tuple[str, Any]]:
     shape, floating = tuple(x.shape), jnp.issubdtype(x.dtype, jnp.floating)
     given = f"{path} has type {x.dtype} and shape {shape}"
+    if x.dtype == bool:
+        yield f"{given}; class numbers must be integers: pass {path}.astype(np.int32)", x.astype(jnp.int32)
     if floating:
         text = f"{given}; class numbers must be integers: pass {path}.astype(np.int32)"
         yield text, x.astype(jnp.int32)
@@ -350,7 +363,7 @@ def _other_labels(path: str, x: Any, classes: int) -> Iterator[tuple[str, Any]]:
         yield f"{given}, one-hot; it works with class numbers: pass {path}.argmax(-1)", x.argmax(-1)
     if not floating and classes > 1:
         text = f"{given}; it works with one-hot rows: pass np.eye({classes}, dtype=np.float32)[{path}]"
-        yield text, jax.nn.one_hot(x, classes)
+        yield text, jax.nn.one_hot(x.astype(jnp.int32), classes)
     if len(shape) == 1:
         yield f"{given}; it works with shape (N, 1): pass {path}[:, None]", x[:, None]
 
