@@ -20,6 +20,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.core import tries
 from lla_jax.core.arguments import Misuse, misuse, parameters, single_key
 from lla_jax.core.called import call, explain
+from lla_jax.core.foreign import library_of
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import Static, static
 from lla_jax.core.types import Batch, Loss, Problem, PyTree
@@ -163,9 +164,9 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
     if getattr(loss, "__name__", "") == "apply" and str(getattr(loss, "__module__", "")).startswith("flax.linen"):
         rule = "a loss; the apply of a module gives outputs, and lla.from_linen(module, variables, criterion) a loss"
         raise misuse("loss", loss, rule)
-    if callable(getattr(loss, "loss", None)):
+    if callable(getattr(loss, "loss", None)) and (library_of(loss) == "lla_torch" or not callable(loss)):
         raise misuse("loss", loss, "a loss and not a network; this one makes it: net.loss(criterion)")
-    if not callable(loss):
+    if not callable(loss) or isinstance(loss, type):
         raise misuse(
             "loss",
             loss,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lla_jax.core import counts, examples, losses, precision, recipes
+from lla_jax.core import called, counts, examples, losses, precision, recipes
 from lla_jax.core import data as _data
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
@@ -32,6 +32,7 @@ from lla_jax.execution import processes as _processes
 FEW_ROWS = 8  # at which a criterion is looked at
 
 
+@called.differentiated()
 def operator(
     matrix: Matrix,
     loss: Loss | Callable[[PyTree, Any], Any],

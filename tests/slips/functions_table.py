@@ -13,7 +13,7 @@ import optax
 
 import lla_jax as lla
 from tests.slips.slip import table
-from tests.slips.small import GRID, LINE, PARAMS, X, Y, apply, by_class, check, evaluate, hessian, of, plain
+from tests.slips.small import GRID, LINE, ONE, PARAMS, X, Y, apply, by_class, check, evaluate, hessian, of, plain
 
 SLIPS, slip = table()
 RNG = np.random.default_rng()
@@ -383,6 +383,38 @@ def a_point_metric_without_return() -> None:
 @slip("sample: the sampler failed", "sample(key, outputs, example)")
 def a_sampler_of_two_arguments() -> None:
     lla.fisher(of(), PARAMS, (X, Y), jax.random.key(0), sample=lambda key, outputs: outputs)
+
+
+@slip("is that of a criterion, not of a loss", "lla.Loss(apply, lambda outputs, batch: f(outputs, batch[1]))")
+def a_criterion_as_loss() -> None:
+    hessian(optax.softmax_cross_entropy_with_integer_labels)
+
+
+@slip("loss: ", "must be an lla.Loss")
+def a_class_as_loss() -> None:
+    evaluate(lla.Loss)
+
+
+@slip("its derivative failed with ValueError", "jax.lax.scan")
+def a_loss_of_a_while_loop() -> None:
+    def doubled(p, b):
+        value = plain(p, b)
+        return jax.lax.while_loop(lambda x: x < 3, lambda x: x + value, value)
+
+    lla.directions.gradient(doubled, PARAMS, (X, Y))
+
+
+@slip("its derivative failed with TypeError", "jax.custom_jvp in place of jax.custom_vjp")
+def the_gauss_newton_matrix_of_a_custom_vjp() -> None:
+    same = jax.custom_vjp(lambda x: x)
+    same.defvjp(lambda x: (x, None), lambda kept, slope: (slope,))
+    lla.ggn(of(model=lambda p, s, b, t: (same(b[0] @ p["w"]), s)), PARAMS, (X, Y), execution=ONE).mv(PARAMS)
+
+
+@slip("do not support JVP", "write it without callbacks")
+def the_hessian_of_a_callback() -> None:
+    shape = jax.ShapeDtypeStruct((), np.float32)
+    hessian(lambda p, b: plain(p, b) + jax.pure_callback(lambda w: np.float32(w.sum()), shape, p["w"]))
 
 
 # --- weights
