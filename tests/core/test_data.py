@@ -1,6 +1,7 @@
 """Data sets and streams: means and standard errors do not depend on how the data are cut or streamed."""
 
 import collections
+import pickle
 
 import jax
 import numpy as np
@@ -161,3 +162,18 @@ def test_mappings_of_any_class_are_dicts():
         assert type(found) is dict
         assert type(found["more"]) is dict
         np.testing.assert_array_equal(found["ids"], batch["ids"])
+
+
+def factory():
+    yield DATA
+
+
+def test_a_stream_can_be_pickled_before_and_after_it_is_read():
+    streamed = lla.stream(factory)
+    list(streamed)
+    for each in (lla.stream(factory), streamed):
+        assert [len(x) for x, _ in pickle.loads(pickle.dumps(each))] == [len(DATA[0])]
+
+
+def test_keys_of_jax_are_examples():
+    assert data.num_examples((np.ones(4), jax.random.split(jax.random.key(0), 4))) == 4
