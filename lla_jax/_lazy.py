@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lla_jax._names import explain_module, no_such_name
+from lla_jax._names import NoSuchName, explain_module, no_such_name
 
 _IMPORT = re.compile(r"^from (\S+) import (\w+) as (\w+)$", re.MULTILINE)
 
@@ -32,7 +32,7 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
 
     def load(name: str) -> Any:
         if name not in sources:
-            raise AttributeError(no_such_name(f"module {package!r}", name, names))
+            raise NoSuchName(lambda: no_such_name(f"module {package!r}", name, names))
         source, original = sources[name]
         origin = importlib.import_module(source)
         is_package = hasattr(origin, "__path__")  # then the name is that of a module in it
