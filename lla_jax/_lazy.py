@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lla_jax._names import STUB_LINE, explain_module, no_such_name, place_of
+from lla_jax._names import STUB_LINE, NoSuchName, explain_module, no_such_name, place_of
 
 
 def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
@@ -29,7 +29,7 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
 
     def load(name: str) -> Any:
         if name not in sources:
-            raise AttributeError(no_such_name(f"module {package!r}", name, names, place_of(name)))
+            raise NoSuchName(lambda: no_such_name(f"module {package!r}", name, names, place_of(name)))
         source, original = sources[name]
         origin = importlib.import_module(source)
         is_package = hasattr(origin, "__path__")  # then the name is that of a module in it

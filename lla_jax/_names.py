@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -46,7 +46,7 @@ def _likeness(one: str, other: str) -> float:
         begins = 0.75 if len(a) > 2 and a[:3] == b[:3] else 0.0
         return max(SequenceMatcher(None, a, b).ratio(), begins)
 
-    words = max(ratio(a, b) for a in one.split("_") or [one] for b in other.split("_") or [other] if a and b)
+    words = max((ratio(a, b) for a in one.split("_") for b in other.split("_") if a and b), default=0.0)
     return 0.8 * max(words, ratio(one, other)) + 0.2 * ratio(one, other)
 
 
@@ -84,6 +84,24 @@ def _read_stub(folder: Path) -> dict[str, tuple[str, str]]:
     return {name: (source, original) for source, original, name in STUB_LINE.findall(text)}
 
 
+class NoSuchName(AttributeError):
+    """The error for an attribute that does not exist; its text is made when it is read, since ``hasattr`` reads none.
+
+    Args:
+      explain: makes the text.
+    """
+
+    def __init__(self, explain: Callable[[], str]):
+        super().__init__()
+        self.explain = explain
+
+    def __str__(self) -> str:
+        return self.explain()
+
+    def __reduce__(self) -> Any:
+        return AttributeError, (str(self),)
+
+
 class PublicModule(ModuleType):
     """A module whose unknown names are explained, and which says what to do if it is called as a function."""
 
@@ -108,6 +126,6 @@ def explain_module(module: ModuleType) -> None:
     def refuse(name: str) -> NoReturn:
         if name.startswith("__"):  # asked by Python of every module
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-        raise AttributeError(no_such_name(f"module {module.__name__!r}", name, public(module), place_of(name)))
+        raise NoSuchName(lambda: no_such_name(f"module {module.__name__!r}", name, public(module), place_of(name)))
 
     vars(module).setdefault("__getattr__", refuse)

@@ -187,10 +187,19 @@ def _numbers(closed: Any) -> list[np.ndarray]:
 
 def _start(x: Any) -> np.ndarray:
     if isinstance(x, jax.core.Tracer):
-        raise Misuse("loss", tries.KEPT)
+        if _is_outermost():
+            raise Misuse("loss", tries.KEPT)
+        return np.zeros(0)  # of a trace around this one, over which the loss closes
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.extended):
         x = jax.random.key_data(x)
     return np.asarray(x if np.size(x) <= MOST_COMPARED else x.ravel()[:MOST_COMPARED])
+
+
+def _is_outermost() -> bool:
+    """Whether nothing is being traced around this call, as by a jax.jit or jax.grad of the user's."""
+    from jax._src.core import trace_state_clean  # jax tells it nowhere else
+
+    return bool(trace_state_clean())
 
 
 def _same(one: list[np.ndarray], two: list[np.ndarray]) -> bool:

@@ -115,9 +115,13 @@ def _check_source(source: Any) -> None:
 
 
 def _yields_examples(source: Any) -> bool:
-    """Whether a source is a data set in torch's sense, which gives single examples by their numbers."""
-    names = [f"{kind.__module__}.{kind.__name__}" for kind in type(source).__mro__]
-    return any(name.startswith("torch.utils.data") and name.endswith(".Dataset") for name in names)
+    """Whether a source is a data set in torch's sense, which gives single examples by their numbers.
+
+    Those that are iterated may yield batches.
+    """
+    kinds = [kind for kind in type(source).__mro__ if kind.__module__.startswith("torch.utils.data")]
+    names = {kind.__name__ for kind in kinds}
+    return "Dataset" in names and "IterableDataset" not in names
 
 
 class _Factory:
@@ -130,7 +134,10 @@ class _Factory:
     def __init__(self, f: Callable[[], Iterable[Batch]]):
         self.f = f
         self.__qualname__ = name_of(f)
-        self.last: Callable[[], Any] = lambda: None
+        self.last: Any = None  # a function that returns it, as a weak reference does
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"last": None}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Factory) and self.f == other.f
@@ -150,7 +157,7 @@ class _Factory:
                 "return the batches anew each time, such as lambda: make_batches(data)",
             ) from error
         if type(batches).__module__ in ("builtins", "itertools") and isinstance(batches, Iterator):
-            if batches is self.last():
+            if self.last is not None and batches is self.last():
                 raise Misuse(
                     "stream",
                     f"the factory returned the same {type(batches).__name__} a second time, which has been read "

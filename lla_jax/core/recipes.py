@@ -121,6 +121,8 @@ def reading_state() -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError) as error:
+        if isinstance(error, Misuse) and error.argument == "resume":
+            raise
         reason = f"{type(error).__name__}: {error}"[:300]
         raise Misuse("resume", f"its state is damaged, or of another version ({reason}); {START_ANEW}") from error
 

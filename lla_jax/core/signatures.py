@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, NoReturn, TypeVar, cast
 
-from lla_jax._names import LIKE, explain_module, nearest, no_such_name, place_of
+from lla_jax._names import LIKE, NoSuchName, explain_module, nearest, no_such_name, place_of
 from lla_jax.core.arguments import Misuse, show_value
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -107,13 +107,16 @@ def _explain_calls(f: Any, name: str, owner: type | None = None) -> Any:
         try:
             return f(*args, **options)
         except TypeError as error:
-            trace = error.__traceback__
-            if trace is None or trace.tb_next is not None:  # raised inside of the function, by something else
-                raise
+            # a local name of the error or of its traceback, which holds this frame, would keep the arguments alive
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise  # from inside of the function, by something else
             slip = _describe_slip(call, name, owner, args, options)
             if slip is None:
                 raise
-        raise slip
+        try:
+            raise slip
+        finally:
+            del slip
 
     call.__explained__ = f  # type: ignore[attr-defined]
     if owner is None:
@@ -256,12 +259,18 @@ def _refuse_attribute(self: Any, name: str) -> Any:
         raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
     if hasattr(kind, name):  # a property, in which an attribute of something else was missing
         return object.__getattribute__(self, name)
-    told, own = getattr(kind, "_meant", {}), getattr(self, "__dict__", {})  # a NamedTuple has none
+    raise NoSuchName(lambda: _explain_attribute(self, name))
+
+
+def _explain_attribute(item: Any, name: str) -> str:
+    """The text for an attribute that an object does not have."""
+    kind = type(item)
+    told, own = getattr(kind, "_meant", {}), getattr(item, "__dict__", {})  # a NamedTuple has none
     held = (f"{field}[{name!r}]" for field, value in own.items() if isinstance(value, Mapping) and name in value)
     names, about = _public_names(kind), describe_arguments(kind.__doc__)
     meant = told.get(name) or next(held, None) or nearest(name, names)
     shown = names if meant else [f"{n} ({about[n]})" if n in about else n for n in names]
-    raise AttributeError(no_such_name(kind.__name__, name, shown, meant))
+    return no_such_name(kind.__name__, name, shown, meant)
 
 
 def _public_names(kind: type) -> list[str]:

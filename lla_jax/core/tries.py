@@ -367,7 +367,7 @@ def _other_labels(path: str, x: Any, classes: int) -> Iterator[tuple[str, Any]]:
         yield text, x[..., 0].astype(jnp.int32)
     if len(shape) > 1 and shape[-1] > 1:
         yield f"{given}, one-hot; it works with class numbers: pass {path}.argmax(-1)", x.argmax(-1)
-    if not floating and classes > 1:
+    if jnp.issubdtype(x.dtype, jnp.integer) and classes > 1:
         text = f"{given}; it works with one-hot rows: pass np.eye({classes}, dtype=np.float32)[{path}]"
         yield text, jax.nn.one_hot(x.astype(jnp.int32), classes)
     if len(shape) == 1:
@@ -380,8 +380,11 @@ def _other_labels(path: str, x: Any, classes: int) -> Iterator[tuple[str, Any]]:
 def _first(tries: Iterable[Try], suits: Callable[[Any], bool]) -> Found | None:
     """The first try that goes through, with a result that suits."""
     end = time.monotonic() + SECONDS
-    for argument, remedy, call in tries:
-        if time.monotonic() > end:
+    remaining = iter(tries)
+    while time.monotonic() < end:
+        try:
+            argument, remedy, call = next(remaining)
+        except Exception:  # no more are left, or none can be made of such arguments
             return None
         try:
             if suits(jax.eval_shape(call)):

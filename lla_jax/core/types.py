@@ -414,18 +414,28 @@ class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
             'norm, estimate.recipe["norm"]',
         )
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: Any) -> Any:
         if isinstance(other, Estimate):
-            same = (self.num, self.recipe) == (other.num, other.recipe)
-            return same and _equal((self.mean, self.sem), (other.mean, other.sem))
-        if isinstance(other, float | int | np.number):
-            return isinstance(self.mean, float | int | np.number) and float(self) == other
-        return NotImplemented
+            one, two = ((x.mean, x.sem, x.num, x.recipe) for x in (self, other))
+            leaves, structure = jax.tree.flatten(one)
+            others, other = jax.tree.flatten(two)
+            return len({structure, other}) == 1 and all(map(np.array_equal, leaves, others))
+        if not self._is_one_array or not isinstance(other, float | int | np.number | np.ndarray | jax.Array):
+            return NotImplemented
+        if isinstance(self.mean, float) and isinstance(other, float | int):
+            return self.mean == other
+        return np.lib.mixins.NDArrayOperatorsMixin.__eq__(self, other)
 
-    __ne__ = object.__ne__
+    def __ne__(self, other: Any) -> Any:
+        equal = self == other
+        return ~equal if isinstance(equal, np.ndarray | np.bool_ | jax.Array) else not equal
 
     def __hash__(self) -> int:
-        return hash(self.mean) if isinstance(self.mean, float | int | np.number) else hash(self.num)
+        return hash(float(self)) if self._is_one_array and np.ndim(self.mean) == 0 else hash(self.num)
+
+    @property
+    def _is_one_array(self) -> bool:
+        return isinstance(self.mean, float | int | np.number | np.ndarray | jax.Array)
 
     def __int__(self) -> int:
         return int(float(self))
@@ -449,14 +459,16 @@ class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
             raise misuse("format", form, 'a format of numbers, such as ".3f", ".4g" or "10.2e"') from error
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        if isinstance(self.mean, np.ndarray | jax.Array):
-            return np.asarray(self.mean, dtype)
-        return np.asarray(float(self), dtype)
+        value = self.mean if isinstance(self.mean, np.ndarray | jax.Array) else float(self)
+        return np.array(value, dtype) if copy else np.asarray(value, dtype)
+
+    def __jax_array__(self) -> jax.Array:
+        return jax.numpy.asarray(self.mean if isinstance(self.mean, np.ndarray | jax.Array) else float(self))
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        if any(isinstance(x, Estimate) for x in options.get("out", ())):  # of estimate /= 2, which makes a number
+            options = {name: value for name, value in options.items() if name != "out"}
         numbers = [np.asarray(x)[()] if isinstance(x, Estimate) else x for x in inputs]
-        if any(isinstance(x, Estimate) for x in options.get("out", ())):  # of estimate += 1, which becomes a number
-            options.pop("out")
         if method == "__call__" and any(isinstance(x, jax.Array) for x in numbers):  # perhaps under jit
             return getattr(jax.numpy, ufunc.__name__)(*numbers, **options)
         try:

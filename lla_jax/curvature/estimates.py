@@ -293,7 +293,7 @@ def _shortfall(recipe: dict[str, Any], now: Round, rtol: float) -> str:
         return f"{request}; one draw has no error: raise max_products, to {most} for {LEAST_DRAWS} draws"
     if rtol == 0:
         return f"{request}, which only an exact number has; this is the error after all of max_products"
-    if now.num >= LEAST_DRAWS and abs(now.mean) <= NEAR_ZERO * now.sem:
+    if now.mean == 0 or (now.num >= LEAST_DRAWS and abs(now.mean) <= NEAR_ZERO * now.sem):
         text = "the value may be zero, and no number of products makes an error small beside zero"
         return f"{request}; {text}: take it with this error, or halve the error with 4 times max_products"
     if recipe.get("method", "hutchinson") == "hutchinson" and 0 < now.sem < math.inf:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import recipes
-from lla_jax.core.arguments import misuse, warn_caller
+from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.types import PyTree, Spectrum
 from lla_jax.curvature.space import draw_one
 
@@ -112,7 +112,8 @@ def again(H: Any, state: Mapping[str, Any]) -> Unit:
     """The operator in the unit of a saved state, whose entry "unit" is its size; states of before have none."""
     size = np.asarray(state.get("unit", 1.0))
     if size.shape or not np.isfinite(size) or size <= 0:
-        raise misuse("resume", size, "a result whose unit is a number above 0, as on_partial got it; start anew")
+        text = f"its unit is {size.tolist()}; it must be a number above 0, as in the result that on_partial got"
+        raise Misuse("resume", f"{text}: {recipes.START_ANEW}")
     return Unit(H if size == 1 else _divide(H, round(math.log(size, 4))), float(size), settled=True)
 
 

@@ -69,6 +69,38 @@ def test_an_estimate_where_a_number_is_needed_is_its_mean():
     np.testing.assert_array_equal(np.asarray(on_arrays), np.ones(3))
 
 
+def test_an_estimate_that_is_changed_in_place_becomes_a_number():
+    name = NUMBER
+    name /= 2
+    assert (name, NUMBER.mean) == (6.1728, 12.3456)
+    name = NUMBER
+    name *= np.ones(2)
+    np.testing.assert_array_equal(name, [12.3456, 12.3456])
+    total = np.zeros(2)
+    total += NUMBER
+    np.testing.assert_array_equal(total, [12.3456, 12.3456])
+
+
+def test_estimates_compare_with_arrays_and_with_each_other():
+    whole, arrays = lla.Estimate(12.0, 0.1, 16, {}), lla.Estimate(np.ones(3), np.ones(3), 4, {})
+    assert whole == jnp.float32(12) and jnp.float32(12) == whole and not whole != jnp.float32(12)  # noqa: PT018, SIM202
+    np.testing.assert_array_equal(arrays == np.array([1, 2, 1]), [True, False, True])
+    np.testing.assert_array_equal(arrays != np.array([1, 2, 1]), [False, True, False])
+    for one in (whole, arrays, TREE):
+        assert one == copy.deepcopy(one)
+        assert hash(one) == hash(copy.deepcopy(one))
+        assert one not in ("text", None)
+    assert TREE != 1.0
+    assert lla.Estimate({"w": np.zeros(3)}, TREE.sem, 16, TREE.recipe) != TREE
+
+
+def test_a_copy_of_an_estimate_is_one():
+    arrays = lla.Estimate(np.ones(3), np.ones(3), 4, {})
+    np.array(arrays)[0] = 9
+    np.testing.assert_array_equal(arrays.mean, np.ones(3))
+    assert jnp.asarray(NUMBER) == jnp.float32(12.3456)
+
+
 @pytest.mark.parametrize("use", [float, int, np.asarray, "{:.2f}".format, lambda x: 2 * x, lambda x: x > 1])
 def test_an_estimate_of_a_tree_is_no_number(use):
     with pytest.raises(Misuse, match=r'take their tree, estimate.mean, or its norm, estimate.recipe\["norm"\]'):
