@@ -26,7 +26,7 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
     Args:
       opt_state: an optax state with Adam's (or AMSGrad's) state somewhere inside: chain, masked, inject_hyperparams,
         partition, MultiSteps; or an object with such an ``opt_state`` (``nnx.Optimizer``, ``TrainState``); or nested
-        dicts and lists with entries ``mu`` and ``nu``, as checkpoints are restored without their classes.
+        dicts and lists with ``count``, ``mu`` and ``nu``, as checkpoints are restored without their classes.
       params: the parameters. Leaves without moments (masked) get zeros; several Adams on different leaves are merged.
 
     Returns:
@@ -75,7 +75,7 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
 
 def _is_restored(node: Any) -> bool:
     """Whether a node is Adam's state as a mapping, without its class."""
-    return isinstance(node, Mapping) and "mu" in node and "nu" in node
+    return isinstance(node, Mapping) and all(name in node for name in ("count", "mu", "nu"))
 
 
 def _advise_state(opt_state: Any, swapped: bool) -> str:
