@@ -242,7 +242,9 @@ def _estimate(header: Header, arrays: Arrays) -> Estimate:
     names = header["leaves"]
     if names is None:
         return Estimate(float(arrays.pop("mean")), float(arrays.pop("sem")), header["num"], header["recipe"])
-    mean, sem = (_take_arrays(names, arrays, prefix) for prefix in ("mean", "sem"))
+    errors = [[name, arrays[f"sem{i}"].dtype.name] for i, (name, _) in enumerate(names)]  # the errors may be wider
+    errors = [own if not own[1].startswith("void") else named for own, named in zip(errors, names, strict=True)]
+    mean, sem = _take_arrays(names, arrays, "mean"), _take_arrays(errors, arrays, "sem")
     return Estimate(mean, sem, header["num"], header["recipe"])
 
 

@@ -425,3 +425,8 @@ def test_an_interrupted_run_continues_from_its_file_to_the_same_bits(tmp_path):
         if name == "eigenpairs":
             assert bits(continued.vectors.tree) == bits(whole.vectors.tree)
             assert continued.products == whole.products
+
+
+def test_an_estimate_whose_errors_are_wider_than_its_means(tmp_path):
+    estimate = lla.Estimate({"w": np.ones(3, np.float32)}, {"w": np.ones(3)}, 4, {})
+    assert lla.load(lla.save(estimate, tmp_path / "diagonal.npz")) == estimate
