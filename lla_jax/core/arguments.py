@@ -56,7 +56,9 @@ def show_value(value: Any) -> str:
     if len(text) <= 80 and "\n" not in text and " at 0x" not in text:
         return text
     kind, shape = type(value).__name__, getattr(value, "shape", None)
-    return kind if shape is None else f"{kind} of shape {shape}"
+    if shape is None:
+        return kind
+    return f"{kind} of shape {tuple(shape) if isinstance(shape, tuple) else shape}"  # of torch it is a torch.Size
 
 
 def is_integer(value: Any) -> bool:

@@ -76,7 +76,14 @@ def of_error(error: Exception) -> Found | None:
         return Found(
             "loss",
             "It calls torch, or a method that arrays of jax do not have. Write it with jax.numpy, or convert the torch "
-            "module and its loss: lla_torch.convert(module, inputs).loss(criterion), lla_torch.convert_loss(step, ...)",
+            "module and its loss: lla_torch.convert(module, inputs).loss(nn.CrossEntropyLoss()), "
+            "lla_torch.convert_loss(step, ...)",
+        )
+    if "'NoneType' object is not callable" in str(error):
+        return Found(
+            "loss",
+            "A part of it is None, and called as a function, as in one half of eqx.partition or eqx.filter: pass the "
+            "whole model",
         )
     return None
 
@@ -221,16 +228,6 @@ def of_function(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | None
         yield "loss", _advise(text, names, "f(params)") + "; if there are no data, data=None", lambda: f(params)
 
     return _first(tries(), lambda result: hasattr(result, "shape") and result.shape == ())
-
-
-def of_penalty(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | None:
-    """The slip in a ``penalty(params)`` that failed: arguments that it does not get."""
-    return Found("penalty", "It gets the parameters alone, and returns a scalar, such as jnp.sum(params['w'] ** 2)")
-
-
-def of_arguments(how: str) -> Callable[..., Found]:
-    """The slip in a function of which only its arguments are known, called as ``how``."""
-    return lambda f, given: Found("loss", f"It must take these arguments, {how}, and work with arrays of these shapes")
 
 
 def of_data(given: Mapping[str, Any], error: Exception) -> Found:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
-from lla_jax.core.asking import check_memory
+from lla_jax.core.memory import check_memory
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Path, PyTree, Recipe, Select
 from lla_jax.directions import combining

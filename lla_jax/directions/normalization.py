@@ -20,7 +20,7 @@ import numpy as np
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_choice, is_integer, misuse, warn_caller
-from lla_jax.core.asking import ask
+from lla_jax.core.called import ask
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import Static
 from lla_jax.core.types import Directions, FilterAxis, Loss, Path, PyTree, Recipe, Select
@@ -260,7 +260,7 @@ def _axes_table(names: Sequence[Path], filters: Sequence[tuple[int, ...] | None]
 
 def _filter_axes(axes_of: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
     """The axes that index the filters of a leaf, counted from 0 and sorted; None for a one-dimensional tensor."""
-    axes, ndim = ask("filter_axis", axes_of, "f(path, leaf) -> axes", path, leaf), np.ndim(leaf)
+    axes, ndim = ask("filter_axis", axes_of, "f(path, leaf) -> axes", {"path": path, "leaf": leaf}), np.ndim(leaf)
     if axes is None:
         return None
     axes = tuple(axes) if isinstance(axes, tuple | list) else (axes,)

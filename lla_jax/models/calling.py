@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, is_integer, misuse, single_key
-from lla_jax.core.called import CallFailed
+from lla_jax.core.called import ask, passes, show_shapes
 from lla_jax.core.foreign import advise_params, library_of
 from lla_jax.core.tree import paths
 from lla_jax.core.types import Batch, FilterAxis, Loss, Path, PyTree
@@ -138,10 +138,8 @@ def explain_params(params: PyTree, expected: Shapes, exact: bool = False) -> Ite
     """
     try:
         yield
-    except Misuse:
-        raise
     except Exception as error:
-        if difference := _difference(params, expected, exact):
+        if not passes(error) and (difference := _difference(params, expected, exact)):
             raise Misuse("params", difference) from error
         raise
 
@@ -262,16 +260,10 @@ def model_arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
 
 def _call_inputs(inputs: Callable[[Batch], Any], batch: Batch) -> Any:
     """What a function of the user finds in a batch."""
-    shapes = f"a batch of the shapes {jax.tree.map(np.shape, batch)}"
-    try:
-        chosen = inputs(batch)
-    except Exception as error:
-        raise CallFailed(
-            "inputs",
-            f"the function failed on {shapes} with {type(error).__name__}: {error}; it must take the batch and return "
-            "the model's input, such as lambda batch: batch[0]",
-        ) from error
+    remedy = "It must take the batch and return the model's input, such as lambda batch: batch[0]"
+    chosen = ask("inputs", inputs, "inputs(batch)", {"batch": batch}, remedy)
     if chosen is None:
+        shapes = f"a batch {show_shapes(batch)}"
         raise Misuse(
             "inputs", f"the function returned None for {shapes}; it must return the model's input, such as batch[0]"
         )

@@ -195,7 +195,7 @@ def a_data_set_for_inputs() -> None:
     lla_torch.convert(case().module, case().loader.dataset)
 
 
-@slip("(8, 3) float32, (8,) int64", "inputs alone, batch[0]")
+@slip("float32 (8, 3), int64 (8,)", "inputs alone, batch[0]")
 def a_batch_with_labels_for_inputs() -> None:
     lla_torch.convert(case().module, (case().x, case().y))
 
@@ -205,17 +205,17 @@ def labels_as_a_further_argument() -> None:
     lla_torch.convert(case().module, case().x, case().y)
 
 
-@slip("(1.0, 2.0, 3.0)", "torch.tensor(...) of a list")
+@slip("[1.0, 2.0, 3.0]", "torch.tensor(...) of a list")
 def numbers_in_place_of_a_tensor() -> None:
     lla_torch.convert(case().module, [[1.0, 2.0, 3.0]])
 
 
-@slip("(8, 2) float32", "mat1 and mat2")
+@slip("float32 (8, 2)", "mat1 and mat2")
 def inputs_of_another_width() -> None:
     lla_torch.convert(case().module, case().x[:, :2])
 
 
-@slip("(2, 8, 8, 3) float32", "x.permute(0, 3, 1, 2)")
+@slip("float32 (2, 8, 8, 3)", "x.permute(0, 3, 1, 2)")
 def images_with_channels_last() -> None:
     lla_torch.convert(nn.Conv2d(3, 2, 3), torch.zeros(2, 8, 8, 3))
 
@@ -361,9 +361,14 @@ def a_criterion_that_calls_torch() -> None:
     hessian(lambda outputs, labels: F.cross_entropy(outputs, labels))
 
 
-@slip("criterion", "(8, 2) float32", "(8,) int32", "labels for batch[1]")
+@slip("criterion", "outputs float32 (8, 2)", "labels int32 (8,)", "labels for batch[1]")
 def a_criterion_of_outputs_and_batch() -> None:
     hessian(lambda outputs, batch: outputs[:, 0] - batch[1][:, 0])
+
+
+@slip("criterion", "jax.numpy in place of numpy")
+def a_criterion_in_numpy() -> None:
+    hessian(lambda outputs, labels: np.tanh(outputs[:, 0]))
 
 
 @slip("criterion", 'reduction="sum"', 'reduction="mean"')
@@ -540,7 +545,7 @@ def a_certificate_without_labels() -> None:
     lla_torch.certify(case().module, case().net, case().x, nn.CrossEntropyLoss())
 
 
-@slip("batch", "(8,) int64", "inputs come before the labels")
+@slip("batch", "int64 (8,)", "inputs come before the labels")
 def a_certificate_with_labels_first() -> None:
     lla_torch.certify(case().module, case().net, (case().y, case().x), nn.CrossEntropyLoss())
 
@@ -882,7 +887,7 @@ def a_loader_for_a_batch() -> None:
     lla_torch.convert_loss(step, case().module, case().loader)
 
 
-@slip("step", "(8, 3) float32, (3,) int64")
+@slip("step", "float32 (8, 3), int64 (3,)")
 def a_batch_with_fewer_labels() -> None:
     lla_torch.convert_loss(step, case().module, (case().x, case().y[:3]))
 
@@ -910,7 +915,7 @@ def a_record_without_inputs() -> None:
     lla_torch.record(case().module)
 
 
-@slip("(8, 2) float32")
+@slip("float32 (8, 2)")
 def a_record_of_another_width() -> None:
     lla_torch.record(case().module, case().x[:, :2])
 

@@ -7,12 +7,11 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import torch
 from torch import nn
 
-from lla_torch.program.errors import misuse
+from lla_jax.models.adapters import misuse, single_key
 
 
 def check_module(module: Any) -> None:
@@ -87,16 +86,7 @@ def floating_type(dtype: Any, others: str = "None") -> Any:
     return result
 
 
-def check_flag(name: str, value: Any) -> None:
-    """Raise a ValueError unless the value is True or False."""
-    if not isinstance(value, bool):
-        raise misuse(name, value, "True or False")
-
-
 def check_key(key: Any) -> None:
     """Raise a ValueError unless the value is None or one key of ``jax.random``."""
-    dtype = getattr(key, "dtype", None)
-    new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ()
-    old = dtype is not None and dtype == jnp.uint32 and key.ndim == 1
-    if not (key is None or new or old):
-        raise misuse("key", key, "None or one jax.random key, such as jax.random.key(0)")
+    if key is not None:
+        single_key(key)
