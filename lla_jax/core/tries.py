@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core.foreign import LIBRARIES, library_of
 from lla_jax.core.static import Static
 
 ROWS_TAKEN = {"slice", "dynamic_slice", "gather", "squeeze"}
@@ -88,26 +89,15 @@ def of_error(error: Exception) -> Found | None:
     return None
 
 
-_MODELS = {
-    "flax.linen": "a Flax module; lla.from_linen(module, variables, criterion) makes its loss",
-    "flax.nnx": "an nnx module; lla.from_nnx(model, criterion) makes its loss, and nnx.state(model, nnx.Param) are its "
-    "parameters",
-    "equinox": "an Equinox module; lla.from_equinox(model, criterion) makes its loss, and eqx.filter(model, "
-    "eqx.is_inexact_array) are its parameters",
-    "torch.nn": "a torch module; lla_torch.convert(module, inputs) makes it a function, whose loss is "
-    "net.loss(criterion)",
-}
-
-
 def of_object(f: Any) -> Found | None:
     """The slip of passing a class, or a module of a neural-network library, in place of a function."""
     f = f.f if isinstance(f, Static) else f
     if isinstance(f, type):
         return Found("loss", f"A class was given, {f.__name__}; pass a function, or an object that can be called")
-    for kind in type(f).__mro__:
-        found = [text for name, text in _MODELS.items() if kind.__module__.startswith(name)]
-        if found and kind.__name__ == "Module":
-            return Found("loss", f"It is {found[0]}")
+    library = LIBRARIES.get(library_of(f))
+    if library and any(kind.__name__ == "Module" for kind in type(f).__mro__):
+        name, loss, params = library
+        return Found("loss", f"It is a module of {name}: its loss is {loss}, and its parameters are {params}")
     return None
 
 

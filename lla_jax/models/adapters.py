@@ -2,6 +2,7 @@
 
 from lla_jax.core.arguments import Misuse, check_flag, misuse, show_value, single_key, warn_caller
 from lla_jax.core.called import ask, explain, passes, show_shapes
+from lla_jax.core.foreign import library_of
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import first_line
 
@@ -12,6 +13,7 @@ __all__ = [
     "explain",
     "explained",
     "first_line",
+    "library_of",
     "misuse",
     "passes",
     "show_shapes",

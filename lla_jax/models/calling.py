@@ -22,7 +22,7 @@ import numpy as np
 
 from lla_jax.core.arguments import Misuse, is_integer, misuse, single_key
 from lla_jax.core.called import ask, passes, show_shapes
-from lla_jax.core.foreign import advise_params, library_of
+from lla_jax.core.foreign import LIBRARIES, advise_params, library_of
 from lla_jax.core.tree import paths
 from lla_jax.core.types import Batch, FilterAxis, Loss, Path, PyTree
 
@@ -72,18 +72,6 @@ DEFAULTS: Options = {
 }
 
 
-_ADAPTERS = {
-    "flax.linen": "a linen module, for lla.from_linen(module, variables, criterion)",
-    "flax.nnx": "an nnx object; of an nnx module make the loss by lla.from_nnx(model, criterion)",
-    "equinox": "an Equinox object; of an Equinox model make the loss by lla.from_equinox(model, criterion)",
-    "torch": "a PyTorch object; convert the module, net = lla_torch.convert(module, example_inputs), and use "
-    "net.loss(criterion)",
-    "haiku": "a Haiku object; use lla.Loss(lambda params, state, batch, train: (f.apply(params, ...), state), "
-    "criterion)",
-    "flax.training": "a training state; pass the model itself",
-}
-
-
 def model_misuse(name: str, value: Any, rule: str) -> Misuse:
     """Make (not raise) the error for an object that is no model of an adapter's library.
 
@@ -96,8 +84,9 @@ def model_misuse(name: str, value: Any, rule: str) -> Misuse:
         return Misuse(
             name, f"the class {value.__name__} given; it must be {rule}: make one of it, {value.__name__}(...)"
         )
-    advice = _ADAPTERS.get(library_of(value), "")
-    return misuse(name, value, f"{rule}{advice and f'. This is {advice}'}")
+    library = LIBRARIES.get(library_of(value))
+    meant = f". This is of {library.name}; the loss of its models is {library.loss}" if library else ""
+    return misuse(name, value, f"{rule}{meant}")
 
 
 def check_method(model: Any, method: Any) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import torch
 from torch import nn
 
-from lla_jax.models.adapters import misuse, single_key
+from lla_jax.models.adapters import library_of, misuse, single_key
 
 
 def check_module(module: Any) -> None:
@@ -41,8 +41,7 @@ def _way_to_a_module(value: Any) -> str:
         return "; of several that follow each other make one, nn.Sequential(*modules)"
     if hasattr(value, "shape") or isinstance(value, list | tuple):
         return ", the first argument, before inputs and batches"
-    kinds = {base.__module__.split(".")[0] for base in type(value).__mro__}
-    if kinds & {"flax", "equinox"}:
+    if library_of(value).startswith(("flax", "equinox")):
         return "; a Flax or Equinox model needs no conversion: lla_jax.from_linen, from_nnx or from_equinox"
     inner = [x for x in ("model", "module", "net") if isinstance(getattr(value, x, None), nn.Module)]
     if inner:
