@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, check_choice, is_integer, misuse, warn_caller
+from lla_jax.core.arguments import Misuse, check_choice, check_flag, is_integer, misuse, warn_caller
 from lla_jax.core.called import ask
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import Static
@@ -101,7 +101,7 @@ def normalize(
     check_choice("by", by, _BY)
     check_choice("order", order, (1, 2))
     check_choice("one_dim", one_dim, _ONE_DIM)
-    check_choice("unit", unit, (True, False))
+    check_flag("unit", unit)
     if unit and by in ("none", "weight"):
         raise misuse(
             "unit", unit, f"False, since by={by!r} has no norm to divide by; use by='filter', 'layer' or 'model'"

@@ -132,22 +132,22 @@ def logarithms_of_negative_eigenvalues() -> None:
     plotting.scree(pairs(3.0, -1.0), log=True)
 
 
-@slip("log", "'yes' given", "True, False")
+@slip("log", "'yes' given", "True or False")
 def a_word_for_log() -> None:
     plotting.contour(PLANE, log="yes")
 
 
-@slip("log", "10 given", "True, False")
+@slip("log", "10 given", "True or False")
 def a_base_for_log() -> None:
     plotting.line(LINE, log=10)
 
 
-@slip("log", "'y' given", "True, False")
+@slip("log", "'y' given", "True or False")
 def a_word_for_log_of_eigenvalues() -> None:
     plotting.scree(pairs(3.0), log="y")
 
 
-@slip("shared", "'colour' given", "True, False")
+@slip("shared", "'colour' given", "True or False")
 def a_word_for_shared() -> None:
     plotting.panels({"a": PLANE}, shared="colour")
 
