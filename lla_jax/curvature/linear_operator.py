@@ -31,7 +31,7 @@ must lie on the devices of the old ones."""
 
 
 @explained
-class Operator(Algebra):
+class Operator(Algebra, abc.ABC):
     """The base of ``LinearOperator`` and ``HostOperator``: a symmetric operator, or S A S with a scale S."""
 
     multiplier: Multiplier
