@@ -24,9 +24,10 @@ INLINED = jaxprs.JITS | {"remat": "jaxpr", "remat2": "jaxpr", "checkpoint": "jax
 MOST_COMPARED = 1000  # entries of a constant
 
 
-def _values(traced: Any) -> list[bool]:
-    """For every output of a traced ``values_of``, whether it is the value of the loss."""
-    flags = {name: (name == "loss", None if w is None else False) for name, (_, w) in traced.out_info.items()}
+def _values(traced: Any, *names: str) -> list[bool]:
+    """For every output of a traced ``values_of``, whether it is the value of the loss, or of one of these names."""
+    names = names or ("loss",)
+    flags = {name: (name in names, None if w is None else False) for name, (_, w) in traced.out_info.items()}
     return jax.tree.leaves(flags)
 
 
@@ -49,13 +50,15 @@ def check_weights(traced: Any, model: Model) -> None:
 def check_follows(traced: Any, model: Model) -> None:
     """Refuse a loss that no parameter reaches. That some parameters are not read is allowed.
 
+    So is a constant beside metrics that follow the parameters, where the metrics are what is asked for.
+
     Raises:
-      ValueError: the value of the loss, and of its penalty, is the same at all parameters.
+      ValueError: the value of the loss, and of its penalty and metrics, is the same at all parameters.
     """
     if model.loss.penalty is not None:
         return
     start = len(jax.tree.leaves(model.loss))
-    reads = jaxprs.inputs_of(traced.jaxpr, _values(traced))
+    reads = jaxprs.inputs_of(traced.jaxpr, _values(traced, *traced.out_info))
     if not any(reads[start : start + len(jax.tree.leaves(model.params))]):
         raise Misuse(
             "loss",
@@ -102,7 +105,7 @@ def check_repeats(model: Model, data: Batch, size: int, other: int) -> None:
       model: the loss, parameters and metrics.
       data: arrays.
       size: number of rows for which it was traced.
-      other: another one; the same where it was traced once.
+      other: another one; the same where it was traced for one number alone, and is traced again.
 
     Raises:
       ValueError: constants differ.
