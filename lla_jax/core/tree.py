@@ -60,8 +60,8 @@ def select_leaves(select: Select | None, tree: PyTree, name: str = "select") -> 
     """
     leaves = jax.tree.leaves(tree)
     if select is None:
-        return [True] * len(jax.tree.leaves(tree))
-    select, leaves, names = _as_sequence(select), jax.tree.leaves(tree), paths(tree)
+        return [True] * len(leaves)
+    select, names = _as_sequence(select), paths(tree)
     matches = _matcher(select, names, name)
     chosen = [matches(path, leaf) for path, leaf in zip(names, leaves, strict=True)]
     if not any(chosen):
