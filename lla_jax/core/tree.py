@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
-from lla_jax.core.arguments import Misuse, check_choice, misuse, show_value
+from lla_jax.core.arguments import Misuse, MisusedLeaf, check_choice, misuse, show_value
 from lla_jax.core.asking import explain_call
 from lla_jax.core.foreign import advise_params, library_of
 from lla_jax.core.types import Path, PyTree, Select
@@ -169,8 +169,8 @@ def check_real(tree: PyTree, name: str = "params") -> None:
     for keys, leaf in leaves:
         if fault := _fault_of(leaf):
             text, remedy = fault
-            where = f"{name}[{_name(keys)!r}]" if keys else f"{name}:"
-            raise ValueError(f"{where} {text}; {advise_params(tree) or remedy}")
+            text = f"{text}; {advise_params(tree) or remedy}"
+            raise MisusedLeaf(name, f"[{_name(keys)!r}] {text}") if keys else Misuse(name, text)
 
 
 def _fault_of(leaf: Any) -> tuple[str, str] | None:
@@ -251,9 +251,10 @@ def align(
     for path, leaf, ref in zip(expected, leaves, jax.tree.leaves(like), strict=True):
         if tuple(np.shape(leaf)) != (*lead, *np.shape(ref)) or (stacked and not lead):
             shape = f"(k, *{np.shape(ref)}), with one k for all leaves," if stacked else f"{np.shape(ref)},"
-            raise ValueError(
-                f"{name}[{path!r}] has shape {np.shape(leaf)}; it must be {shape} as in {like_name}: "
-                f"pass a tree whose leaves have the shapes of {like_name}{_shape_hint(leaf, ref, stacked)}"
+            raise MisusedLeaf(
+                name,
+                f"[{path!r}] has shape {np.shape(leaf)}; it must be {shape} as in {like_name}: "
+                f"pass a tree whose leaves have the shapes of {like_name}{_shape_hint(leaf, ref, stacked)}",
             )
     return tree
 
