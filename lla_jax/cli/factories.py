@@ -46,6 +46,8 @@ def describe(returned: Any) -> str:
         base = getattr(sys.modules.get(module), "Module", None)
         if isinstance(base, type) and isinstance(returned, base):
             return f"{kind}, a module of {library}; it must return {PROBLEM}: {remedy}"
+    if type(returned).__module__ == "lla_torch.net":
+        return f"{kind}, a converted network; it must return {PROBLEM}: {MODELS[0][2]}"
     return f"{kind}; it must return {PROBLEM}"
 
 

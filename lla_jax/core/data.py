@@ -106,7 +106,7 @@ def _check_source(source: Any) -> None:
         raise misuse(
             "stream", source, "a loader, a list of batches or a factory; data in memory are passed without stream"
         )
-    if not isinstance(source, Iterable):
+    if not isinstance(source, Iterable) and not hasattr(type(source), "__getitem__"):  # with which Python iterates too
         raise misuse("stream", source, "a loader or a factory of one, such as lambda: make_batches()")
     arrays = type(source) is tuple and all(hasattr(x, "shape") and len(x.shape) for x in source)
     if arrays and len({(tuple(x.shape[1:]), str(x.dtype)) for x in source}) > 1:
@@ -327,7 +327,7 @@ def _on_host(leaf: Any) -> np.ndarray:
                 f"from {kept.min} to {kept.max}: reduce them (ids % size), or switch "
                 "jax_enable_x64 on (JAX_ENABLE_X64=1)",
             )
-    return array
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))  # jax takes no other
 
 
 def _as_numpy(leaf: Any) -> np.ndarray:
@@ -379,8 +379,9 @@ def num_examples(data: Batch) -> int:
             "loss without data",
         )
     for path, leaf in zip(paths, leaves, strict=True):
-        is_object = hasattr(leaf, "shape") and leaf.dtype == object
-        if not hasattr(leaf, "shape") or is_object:
+        is_array = isinstance(getattr(leaf, "shape", None), tuple)
+        is_object = is_array and leaf.dtype == object
+        if not is_array or is_object:
             what = "an array of objects, not of numbers" if is_object else f"a {type(leaf).__name__}, not an array"
             raise Misuse("data", f"leaf {path!r} is {what}; {_remedy_for(leaf, data)}")
         if len(leaf.shape) == 0:
@@ -408,9 +409,12 @@ def _remedy_for(leaf: Any, data: Any) -> str:
     """What to pass in place of data with a leaf that is no array."""
     if isinstance(leaf, bool | int | float | complex) and leaf is not data:
         return (
-            "lists of numbers are no arrays: pass np.asarray of them, (np.asarray(inputs), np.asarray(labels)); "
+            "lists of numbers are no arrays: pass np.asarray of them, (np.asarray(inputs), np.asarray(labels)); leave "
+            "out a number that is the same for all examples, or repeat it, np.full(N, x); "
             "data that are one example, such as a graph with its number of nodes, are passed as lla.whole(data)"
         )
+    if isinstance(leaf, str) and leaf is not data:
+        return "leave names and texts out of the data, or number them: np.unique(texts, return_inverse=True)[1]"
     if _yields_examples(leaf):
         return (
             "a data set of single examples is read by a loader: lla.stream(torch.utils.data.DataLoader(dataset, "

@@ -49,6 +49,8 @@ def advise_params(tree: Any) -> str:
         return _MODELS[library]
     if isinstance(tree, str | bytes) or hasattr(tree, "__fspath__"):
         return "load the file first, and pass the tree of parameters"
+    if callable(tree) and not library:
+        return "a function holds no parameters: the loss comes first, then the parameters, then the data"
     if isinstance(tree, Iterator):
         return "an iterator has no leaves: " + (_TORCH if "Module." in str(tree) else "pass a dict of arrays by name")
     if isinstance(tree, tuple | list) and any(library_of(each) == "optax" for each in tree):

@@ -26,7 +26,7 @@ _NO_SUM = (
 @no_array(
     "is known by its products and is no array; write H @ v for a product (and for jnp.dot(H, v)), or make the matrix "
     "of a small one, lla.operators.dense(H)",
-    ("__array__", *AS_NUMBER),
+    ("__array_interface__", *AS_NUMBER),
     "H",
 )
 @no_array(_NO_SUM, ARITHMETIC, "H")
@@ -48,7 +48,10 @@ class Algebra:
         "eigenvalues": "lla.eigenpairs(H, key).values",
         "eigenpairs": "lla.eigenpairs(H, key)",
         "spectrum": "lla.spectrum(H, key)",
-        "matmul": "H @ v",
+        **dict.fromkeys(("matmul", "matmat", "dot", "hvp"), "H @ v"),
+        **dict.fromkeys(("eigh", "eigvalsh"), "lla.eigenpairs(H, key), or numpy.linalg.eigh(lla.operators.dense(H))"),
+        **dict.fromkeys(("size", "ndim"), "shape"),
+        "numpy": "lla.operators.dense(H)",
     }
 
     if TYPE_CHECKING:  # what an operator has
@@ -60,7 +63,7 @@ class Algebra:
     def matvec(self, v: Any) -> np.ndarray:
         """The product A v with a flat vector (n,) or (n, 1), for SciPy: a numpy array of the same shape."""
         flat = np.asarray(v)
-        return np.asarray(self @ flat.reshape(-1)).reshape(flat.shape)
+        return np.array(self @ flat.reshape(-1)).reshape(flat.shape)  # a copy: GMRES writes into it
 
     rmatvec = matvec
 
@@ -118,12 +121,15 @@ class Algebra:
             v = v.detach().cpu().numpy()
         elif not isinstance(v, jax.Array) and hasattr(v, "__array__"):
             v = np.asarray(v)
+        if hasattr(v, "toarray"):  # of scipy.sparse
+            raise misuse("v", v, RULE.format(n=self.space.size) + "; of a sparse matrix pass v.toarray()")
         if isinstance(v, dict | list | tuple) or not hasattr(v, "ndim"):
             if jax.tree.leaves(v) and not jax.tree_util.all_leaves([v]):
                 return None
             raise misuse("v", v, RULE.format(n="n"))
         rule = RULE.format(n=self.space.size)
-        if v.ndim not in (1, 2) or not jnp.issubdtype(v.dtype, jnp.number) or jnp.iscomplexobj(v):
+        is_real = v.dtype == bool or (jnp.issubdtype(v.dtype, jnp.number) and not jnp.iscomplexobj(v))
+        if v.ndim not in (1, 2) or not is_real:
             text = f"{show_value(v)} of dtype {v.dtype} given"
             raise Misuse("v", f"{text}; it must be {rule}, of real numbers")
         return v
@@ -155,13 +161,12 @@ class Algebra:
             return jax.lax.map(self.mv, v) if many else self.mv(v)
         return self.products(v) if many else self.product(v)
 
-    def __call__(self, v: Any) -> Any:
-        """The product A v, as ``H @ v``."""
-        return self @ v
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self  # it does not change, and its programs cannot be copied
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """The product for ``numpy.matmul``, and so for ``v @ H`` with a numpy array; an error for other functions."""
         if ufunc is np.matmul and method == "__call__" and not options:
             left, right = inputs
             return left @ right if isinstance(left, Algebra) else right.__rmatmul__(left)
-        return refuse(_NO_SUM, "H")(self)
+        return refuse(_NO_SUM, name="H")(self)

@@ -71,6 +71,17 @@ def test_a_global_that_changes_between_calls_and_not_within_is_left_alone():
         lla.check_examples(lambda p, b: scale[0] * mean(p, b), params(), DATA)
 
 
+def test_what_a_first_call_alone_computes_and_does_not_use_is_left_alone():
+    seen = []
+
+    def checks_once(p, batch):
+        if not seen:
+            seen.append(jnp.dot(batch[0], batch[0].T).shape)
+        return mean(p, batch)
+
+    lla.check_examples(checks_once, params(), DATA)
+
+
 def test_a_loss_may_close_over_a_value_that_is_being_traced():
     axes = jax.tree.map(lambda x: x[None], params())
 

@@ -164,6 +164,18 @@ def test_mappings_of_any_class_are_dicts():
         np.testing.assert_array_equal(found["ids"], batch["ids"])
 
 
+def test_data_of_another_byte_order_and_sources_with_numbered_batches():
+    class Numbered:
+        def __getitem__(self, number):
+            return [np.arange(3, dtype=">f4"), np.arange(3, 5, dtype=">f4")][number]  # an IndexError ends it
+
+    batches = list(lla.stream(Numbered()))
+    assert [batch.tolist() for batch in batches] == [[0, 1, 2], [3, 4]]
+    assert all(batch.dtype.isnative for batch in batches)
+    H = lla.hessian(lambda p, x: p["a"] ** 2 * x.mean(), {"a": np.float32(1)}, np.arange(3, dtype=">f4"))
+    assert H.mv({"a": np.float32(1)}) == {"a": 2.0}
+
+
 def factory():
     yield DATA
 

@@ -188,7 +188,7 @@ def test_unknown_attributes_are_named_and_jax_copy_and_pickle_go_on_working():
     assert (again.nodes == spectrum.nodes).all()
     axes = lla.Directions({"w": np.ones((2, 3))}, {"kind": "given"})
     assert jax.tree.map(lambda x: 2 * x, axes).num == copy.copy(axes).num == 2
-    with pytest.raises(AttributeError, match="'float' object has no attribute 'shape'"):
+    with pytest.raises(ValueError, match="no leading axis"):  # the property's own error
         _ = lla.Directions({"w": 1.0}, {}).num
 
 

@@ -19,6 +19,25 @@ AXES = lla.Directions({"w": np.arange(8.0).reshape(4, 2)}, {"kind": "given"})
 PAIRS = lla.Eigenpairs(np.arange(4.0), AXES, np.full(4, 0.5), 9, {"which": "largest"})
 
 
+def test_estimates_are_compared_hashed_and_added_in_place():
+    again = lla.Estimate({"w": np.ones(3)}, {"w": np.ones(3)}, 16, {"norm": 1.7, "norm_sem": 0.1})
+    other = lla.Estimate({"w": np.zeros(3)}, {"w": np.ones(3)}, 16, {"norm": 1.7, "norm_sem": 0.1})
+    assert again == TREE != other
+    assert TREE in [1, TREE]
+    assert {NUMBER: 1}[lla.Estimate(12.3456, 0.0123, 16, {})] == 1
+    assert len({TREE, again, other}) == 2
+    total = NUMBER
+    total += 1
+    assert total == 13.3456
+
+
+def test_device_get_leaves_results_as_they_are():
+    results = {"tree": lla.Spectrum(np.ones((1, 2)), np.full((1, 2), 0.5), {}), "loss": jnp.ones(2)}
+    got = jax.device_get(results)
+    assert got["tree"] is results["tree"]
+    assert isinstance(got["loss"], np.ndarray)
+
+
 @pytest.mark.parametrize(
     ("shown", "text"),
     [
@@ -121,6 +140,11 @@ def test_results_that_are_no_arrays_say_what_to_take(result, use):
     assert result
 
 
+def test_a_landscape_knows_its_values_by_name():
+    assert "loss" in LANDSCAPE
+    assert "accuracy" not in LANDSCAPE
+
+
 @pytest.mark.parametrize(
     ("item", "text"),
     [
@@ -137,6 +161,11 @@ def test_results_that_are_no_arrays_say_what_to_take(result, use):
             lla.Problem(lambda p, b: 0.0, np.ones(2), lla.stream([1, 2]), metrics={"f1": len}),
             "Problem(<lambda>; params: (2,); data: Stream(list of 2 batches); metrics: f1)",
         ),
+        (lla.Problem(len, np.ones(2), extra_data=None, checkpoints=None), "Problem(len; params: (2,); data: None)"),
+        (LANDSCAPE, "Landscape(3, loss 1 .. 1)"),
+        (lla.Landscape((np.arange(2),), {"loss": np.array(["a", "b"])}, {}, None), "Landscape(2, loss of <U1)"),
+        (lla.Directions({"w": np.ones((2, 3))}, {}), "Directions(2 x 3 parameters)"),
+        (lla.Directions({"w": 3.0}, {"normalize": "filter", "kind": 3}), "Directions(? x 1 parameters, 3)"),
     ],
 )
 def test_reprs_are_short(item, text):

@@ -139,6 +139,21 @@ def a_grid_with_nan() -> None:
     evaluate([[0, np.nan], [0, 1]])
 
 
+@slip("grid", "coordinates per axis")
+def a_complex_grid() -> None:
+    evaluate([[0, 1j], [0, 1]])
+
+
+@slip("grid", "lla.grid(points=(n1, n2))")
+def numbers_of_points_as_grid() -> None:
+    evaluate((41, 41))
+
+
+@slip("grid", "a grid already")
+def coordinates_for_extent() -> None:
+    lla.grid(np.linspace(-1, 1, 5))
+
+
 @slip("grid", "float32")
 def a_grid_beyond_float32() -> None:
     evaluate([[0, 1e39], [0, 1]])
@@ -318,6 +333,26 @@ def a_list_as_on_partial() -> None:
     evaluate(on_partial=[])
 
 
+@slip("on_partial", "an unfinished landscape")
+def an_on_partial_of_no_argument() -> None:
+    evaluate(on_partial=lambda: None)
+
+
+@slip("on_partial", "an unfinished landscape")
+def a_list_as_on_partial_of_convexity() -> None:
+    lla.convexity(loss, PARAMS, DATA, AXES, GRID, KEY, on_partial=[])
+
+
+@slip("extra_data['test']", "lla.stream(loader)")
+def a_function_among_extra_data() -> None:
+    evaluate(extra_data={"test": loss})
+
+
+@slip("extra_data['test']", "shape")
+def extra_data_of_another_width() -> None:
+    evaluate(extra_data={"test": np.ones((3, 5), np.float32)})
+
+
 # --- stores
 
 
@@ -429,6 +464,16 @@ def a_word_as_axes() -> None:
     sweep([PARAMS], axes="random")
 
 
+@slip("checkpoints[1]", "load the file first")
+def a_path_among_checkpoints() -> None:
+    sweep([PARAMS, "late.msgpack"])
+
+
+@slip("partial", "True or False")
+def a_word_for_partial() -> None:
+    lla.runs.merge("runs", partial="yes")
+
+
 @slip("states", "1 checkpoints")
 def states_of_other_checkpoints() -> None:
     sweep([PARAMS], states=[{}, {}])
@@ -464,6 +509,11 @@ def a_report_of_an_array() -> None:
     lla.plane_report(np.zeros((2, 2)), AXES, None)
 
 
+@slip("coords", "array of numbers")
+def words_as_coords() -> None:
+    lla.landscape.losses(loss, PARAMS, AXES.tree, "abc", DATA)
+
+
 @slip("coords", "meshgrid")
 def a_grid_for_landscape_losses() -> None:
     lla.landscape.losses(loss, PARAMS, AXES.tree, GRID, DATA)
@@ -472,6 +522,11 @@ def a_grid_for_landscape_losses() -> None:
 @slip("rule", "'add', 'adam'")
 def an_unknown_rule_for_landscape_losses() -> None:
     lla.landscape.losses(loss, PARAMS, AXES.tree, np.zeros((1, 2)), DATA, rule="sgd")
+
+
+@slip("loss", "the directions and the data")
+def directions_of_nan() -> None:
+    evaluate(axes=lla.Directions({"w": np.full((2, 2), np.nan, np.float32)}, {}))
 
 
 # --- results, and what users make themselves
@@ -525,6 +580,26 @@ def a_landscape_of_an_array() -> None:
 @slip("coords", "1-D")
 def a_landscape_of_a_meshgrid() -> None:
     lla.Landscape(np.meshgrid([0, 1], [0, 1]), {}, {}, {})
+
+
+@slip("landscapes", "(checkpoint, name of the axes, seed)")
+def a_table_of_a_list() -> None:
+    lla.landscape.Table([PLANE])
+
+
+@slip("landscapes", "{(0, 'filter', 0): plane}")
+def a_table_with_numbers_as_keys() -> None:
+    lla.landscape.Table({0: PLANE})
+
+
+@slip("'save'", 'lla.save(result, "result.npz")')
+def a_method_that_saves() -> None:
+    PLANE.save("plane.npz")
+
+
+@slip("'min'", 'values["loss"]')
+def the_least_value_of_a_landscape() -> None:
+    PLANE.min()
 
 
 @slip("loss", "Problem(loss, params, data)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 import lla_jax as lla
-from tests.slips.slip import table
+from tests.slips.slip import command, table
 
 SLIPS, slip = table()
 
@@ -135,6 +136,34 @@ class Pipeline:
 @slip("module", ".model")
 def a_pipeline_for_its_model() -> None:
     lla_torch.convert(Pipeline(case().module), case().x)
+
+
+@slip("module", "super().__init__()")
+def a_module_that_is_not_set_up() -> None:
+    class Unfinished(nn.Module):
+        def __init__(self) -> None: ...
+
+    lla_torch.convert(Unfinished(), case().x)
+
+
+@slip("module", "the one that was exported")
+def an_exported_program() -> None:
+    lla_torch.convert(torch.export.export(case().module, (case().x,)), case().x)
+
+
+@slip("module", "the module that was exported")
+def the_graph_of_an_exported_program() -> None:
+    lla_torch.convert(torch.export.export(case().module, (case().x,)).module(), case().x)
+
+
+class NoReturn(nn.Module):
+    def forward(self, x: Any) -> None:
+        torch.tanh(x)
+
+
+@slip("NoReturn", "returns no tensor", "None")
+def a_forward_without_return() -> None:
+    lla_torch.convert(NoReturn(), case().x)
 
 
 @slip("no forward pass", "'0', '1'")
@@ -318,6 +347,36 @@ def a_number_for_draws() -> None:
     case().net(case().x.numpy(), draws=3)
 
 
+@slip("net.variables['params']")
+def a_network_as_the_dict_of_its_variables() -> None:
+    case().net["params"]
+
+
+@slip("names", "'0.weigth'", "did you mean '0.weight'")
+def a_name_with_a_slip() -> None:
+    case().net.names["0.weigth"]
+
+
+@slip("state_dict", "lla_torch.to_state_dict(net)")
+def a_method_of_torch() -> None:
+    case().net.state_dict()
+
+
+@slip("inputs", "by position")
+def inputs_by_their_name_in_torch() -> None:
+    case().net(input=case().x)
+
+
+@slip("inputs", "(8,)", "(inputs, labels), in this order")
+def labels_before_inputs() -> None:
+    hessian(nn.CrossEntropyLoss(), data=case().data[::-1])
+
+
+@slip("list of batches", "lla_torch.stream(batches)")
+def a_list_of_batches() -> None:
+    hessian(nn.CrossEntropyLoss(), data=[case().data, case().data])
+
+
 @slip("variables", "{**net.variables, 'params': params}")
 def params_in_place_of_all_variables() -> None:
     case().net.replace(variables=case().params)
@@ -409,6 +468,48 @@ def integer_rows_for_classes() -> None:
 @slip("criterion", "(8, 1)", "squeeze(1)")
 def labels_with_an_axis_more() -> None:
     hessian(nn.CrossEntropyLoss(), (case().x.numpy(), case().y[:, None].numpy()))
+
+
+@slip("criterion", "they must be floats", "astype('float32')")
+def integer_labels_for_probabilities() -> None:
+    hessian(nn.BCEWithLogitsLoss(), (case().x.numpy(), np.eye(2, dtype=int)[case().y.numpy()]))
+
+
+@slip("criterion", "CrossEntropyLoss", "astype('int32')")
+def truth_values_for_classes() -> None:
+    hessian(nn.CrossEntropyLoss(), (case().x.numpy(), case().y.numpy() > 0))
+
+
+@slip("criterion", "weight tensor", "without its options", "weights")
+def weights_for_more_classes() -> None:
+    hessian(nn.CrossEntropyLoss(weight=torch.ones(3)))
+
+
+@slip("criterion", "label_smoothing must be between", "without its options")
+def smoothing_in_percent() -> None:
+    hessian(nn.CrossEntropyLoss(label_smoothing=10))
+
+
+@slip("criterion", "weight", "requires_grad_(False)")
+def class_weights_with_a_gradient() -> None:
+    case().net.loss(nn.CrossEntropyLoss(weight=torch.ones(2, requires_grad=True)))
+
+
+@slip("criterion", "nn.CrossEntropyLoss(...)", "weights as tensors")
+def class_weights_in_a_list() -> None:
+    case().net.loss(functools.partial(F.cross_entropy, weight=[1.0, 2.0]))
+
+
+@slip("criterion", "not its TorchScript")
+def a_loss_in_torch_script() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has deprecated it
+        case().net.loss(torch.jit.script(nn.MSELoss()))
+
+
+@slip("criterion", "calls numpy", "jax.numpy")
+def a_criterion_in_numpy() -> None:
+    hessian(lambda outputs, labels: np.square(np.asarray(outputs)[:, 0] - labels))
 
 
 @slip("labels", "(inputs, labels)")
@@ -743,6 +844,12 @@ def a_problem_with_its_criterion_first() -> None:
 @slip("criterion", "DataLoader given")
 def a_problem_with_its_loader_second() -> None:
     lla_torch.problem(case().module, case().loader, nn.CrossEntropyLoss())
+
+
+@slip("--problem", "a converted network", "return lla_torch.problem(module, criterion, loader)")
+def a_factory_that_returns_a_network() -> None:
+    code = "from tests.slips.torch_table import case\nmake = lambda: case().net"
+    command("landscape", "--problem", "mine:make", files={"mine.py": code})
 
 
 @slip("labels", "(inputs, labels)")
