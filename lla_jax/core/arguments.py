@@ -35,6 +35,13 @@ class Misuse(ValueError):
         return f"{self.argument}: {self.text}"
 
 
+class MisusedLeaf(Misuse):
+    """The error for one leaf of a tree, whose text begins with its path: "['w'] has dtype ..."."""
+
+    def __str__(self) -> str:
+        return f"{self.argument}{self.text}"
+
+
 class MissingEntry(Misuse, KeyError, IndexError):
     """The error for an entry that a result does not have; it is a KeyError and an IndexError, as Python's own, too."""
 

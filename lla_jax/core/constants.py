@@ -7,6 +7,7 @@ loss that was evaluated elsewhere, is a constant from then on, which only the ja
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -28,9 +29,10 @@ INLINED = jaxprs.JITS | {"remat": "jaxpr", "remat2": "jaxpr", "checkpoint": "jax
 MOST_COMPARED = 1000  # entries of a constant
 
 
-def _values(traced: Any) -> list[bool]:
-    """For every output of a traced ``values_of``, whether it is the value of the loss."""
-    flags = {name: (name == "loss", None if w is None else False) for name, (_, w) in traced.out_info.items()}
+def _values(traced: Any, *names: str) -> list[bool]:
+    """For every output of a traced ``values_of``, whether it is the value of the loss, or of one of these names."""
+    names = names or ("loss",)
+    flags = {name: (name in names, None if w is None else False) for name, (_, w) in traced.out_info.items()}
     return jax.tree.leaves(flags)
 
 
@@ -55,11 +57,14 @@ def check_weights(traced: Any, model: Model) -> None:
 def check_follows(traced: Any, model: Model) -> None:
     """Refuse a loss that no parameter reaches, nor its penalty. That some parameters are not read is allowed.
 
+    So is a constant beside metrics that follow the parameters, where the metrics are what is asked for.
+
     Raises:
-      ValueError: the value of the loss, and of its penalty, is the same at all parameters.
+      ValueError: the value of the loss, and of its penalty and metrics, is the same at all parameters.
     """
     start = len(jax.tree.leaves(model.loss))
-    reads = jaxprs.inputs_of(traced.jaxpr, _values(traced))[start : start + len(jax.tree.leaves(model.params))]
+    reads = jaxprs.inputs_of(traced.jaxpr, _values(traced, *traced.out_info))
+    reads = reads[start : start + len(jax.tree.leaves(model.params))]
     if not any(reads) and not any(jaxprs.inputs_of(_penalty(model), [True]) if model.loss.penalty else ()):
         raise Misuse(
             "loss",
@@ -111,7 +116,7 @@ def check_repeats(model: Model, data: Batch, size: int, other: int) -> None:
       model: the loss, parameters and metrics.
       data: arrays.
       size: number of rows for which it was traced.
-      other: another one; the same where it was traced once.
+      other: another one; the same where it was traced for one number alone, and is traced again.
 
     Raises:
       ValueError: constants or operations differ.
@@ -164,7 +169,7 @@ def _other_operations(one: Any, two: Any, ratio: float = 1.0) -> str:
     none = ("none", ())
     for a, b in itertools.zip_longest(_operations(one), _operations(two), fillvalue=none):
         same = a[0] == b[0] and len(a[1]) == len(b[1])
-        if not same or any(x != y and x != ratio * y for x, y in zip(a[1], b[1], strict=True)):
+        if not same or any(x != y and not math.isclose(x, ratio * y) for x, y in zip(a[1], b[1], strict=True)):
             return f"{a[0]} and {b[0]}" if a[0] != b[0] else f"{a[0]} of {a[1]} and of {b[1]}"
     return ""
 

@@ -22,8 +22,8 @@ from lla_jax.core.arguments import Misuse, check_functions, warn_caller
 from lla_jax.core.called import show_shapes
 from lla_jax.core.data import Stream, as_arrays, check_batch_size, check_uncut, first_batch, num_examples
 from lla_jax.core.labels import check_labels
-from lla_jax.core.losses import as_loss
-from lla_jax.core.pairs import find_pairs
+from lla_jax.core.losses import as_loss, is_plain
+from lla_jax.core.pairs import find_pairs, odd_length
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import ROWS, Metrics, Model, like, sizes, takes, trace
 from lla_jax.core.signatures import explained
@@ -128,7 +128,7 @@ def check(
         verdict = _check(model, data, size, most, apart)
         if verdict.holds != "now":
             remember(_CHECKED, key if verdict.holds == "always" else (key, most), lambda: verdict)
-    if verdict.rows:
+    if verdict.rows and not is_plain(loss):
         check_labels(model, data, verdict.rows, (key, verdict.rows))
     if slopes and not verdict.moves:
         raise constants.refuse_flat()
@@ -252,7 +252,8 @@ class _Watched(Stream):
 
 def _check_traced(model: Model, data: Batch, size: int) -> bool:
     """Check the shapes of the losses, their constants, and that all data are read; whether the loss has a slope."""
-    traced, other = trace(model, data, size), sizes(model, size)[-1]
+    other = sizes(model, size)[-1] if model.loss.per_example else odd_length(model, data) or size
+    traced = trace(model, data, size)
     if model.loss.per_example:
         _check_shapes(traced.out_info, size, trace(model, data, other).out_info, other)
     _check_reads(traced, model, data)

@@ -142,6 +142,11 @@ def _takes_params_alone(f: Any) -> bool:
     return inspect.Parameter.VAR_POSITIONAL not in kinds and sum(kind in positional for kind in kinds) == 1
 
 
+def is_plain(loss: Loss) -> bool:
+    """Whether a loss was made of a plain function, whose outputs are its value."""
+    return isinstance(loss.apply, _Scalar)
+
+
 def _identity(outputs: Any, batch: Batch) -> Any:
     return outputs
 

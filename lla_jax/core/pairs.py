@@ -39,7 +39,7 @@ def find_pairs(model: Model, data: Batch) -> str:
     axes of examples, one from values of the parameters and one from data alone. Columns that the user made, and
     products of matrices, are taken as meant.
     """
-    size = _odd_length(model, data)
+    size = odd_length(model, data)
     if not size:
         return ""
     traced = trace(model, data, size)
@@ -71,7 +71,7 @@ def find_pairs(model: Model, data: Batch) -> str:
     )
 
 
-def _odd_length(model: Model, data: Batch) -> int:
+def odd_length(model: Model, data: Batch) -> int:
     """A number of rows that the model takes and that is the length of no other axis; 0 if there is none."""
     others = {n for x in jax.tree.leaves((model.params, model.loss.state, like(data, 1))) for n in np.shape(x)}
     lengths = [next(n for n in range(11, 10**6) if n not in others), num_examples(data)]

@@ -10,47 +10,51 @@ from lla_jax.core.signatures import MisusedCall
 
 Class = TypeVar("Class", bound=type)
 
-NUMBER = tuple(f"__{name}__" for name in ("float", "int", "neg", "abs", "round", "lt", "le", "gt", "ge"))
-TWO = ("add", "sub", "mul", "truediv", "matmul", "pow", "mod", "floordiv")
+AS_NUMBER = ("__float__", "__int__")
+ORDER = ("__lt__", "__le__", "__gt__", "__ge__")
+TWO = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+ARITHMETIC = ("__neg__", "__abs__", "__round__", *(f"__{side}{name}__" for name in TWO for side in ("", "r")), *ORDER)
 ASKED = ("__array_interface__", "__jax_array__")
 """Attributes that numpy and jax look at, of which they let an error through. (``jax.device_get`` would call
 ``__array__``, and should return a result as it is; jax refuses by itself what has a method ``__jax_array__``.)"""
 
-AS_ARRAY = (*ASKED, *NUMBER, *(f"__{side}{name}__" for name in TWO for side in ("", "r")))
+AS_ARRAY = (*ASKED, "__matmul__", "__rmatmul__", *AS_NUMBER, *ARITHMETIC)
 """Methods of arrays and numbers."""
 
 AS_SEQUENCE = ("__iter__", "__getitem__", "__setitem__", "__len__", "__contains__")
 
 
-def refuse(text: str, error: type[Misuse] = MisusedCall) -> Callable[..., NoReturn]:
+def refuse(text: str, error: type[Misuse] = MisusedCall, name: str = "") -> Callable[..., NoReturn]:
     """A method that raises the error for a use that an object does not have; it is a TypeError as Python's own, too.
 
     Args:
       text: what the object is, and what to write instead; it follows the object's repr.
       error: the error's type; jax catches those that are TypeErrors.
+      name: of the argument that the object usually is; empty for the name of its class.
     """
 
     def method(self: Any, *args: Any, **options: Any) -> NoReturn:
-        raise error(type(self).__name__, f"{self!r} {text}")
+        raise error(name or type(self).__name__, f"{self!r} {text}")
 
     return method
 
 
-def no_array(text: str, uses: tuple[str, ...] = (*AS_ARRAY, *AS_SEQUENCE)) -> Callable[[Class], Class]:
+def no_array(text: str, uses: tuple[str, ...] = (*AS_ARRAY, *AS_SEQUENCE), name: str = "") -> Callable[[Class], Class]:
     """A decorator for classes whose objects are no arrays: their use as arrays, numbers or sequences says what to do.
 
     Args:
       text: as for ``refuse``.
       uses: the methods that refuse; those that the class defines stay.
+      name: as for ``refuse``.
     """
 
     def decorate(cls: Class) -> Class:
-        for name in uses:
-            if name not in vars(cls):
-                refusal = refuse(text, Misuse if name == "__jax_array__" else MisusedCall)
-                setattr(cls, name, property(refusal) if name in ASKED else refusal)
+        for use in uses:
+            if use not in vars(cls):
+                refusal = refuse(text, Misuse if use == "__jax_array__" else MisusedCall, name)
+                setattr(cls, use, property(refusal) if use in ASKED else refusal)
         if "__float__" in uses and "__format__" not in vars(cls):
-            setattr(cls, "__format__", _format(refuse(text)))  # noqa: B010
+            setattr(cls, "__format__", _format(refuse(text, name=name)))  # noqa: B010
         if "__len__" in uses and "__bool__" not in vars(cls):
             cls.__bool__ = lambda self: True  # type: ignore[attr-defined]  # Python would ask for the length
         return cls

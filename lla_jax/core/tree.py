@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
-from lla_jax.core.arguments import Misuse, check_choice, misuse, show_value
+from lla_jax.core.arguments import Misuse, MisusedLeaf, check_choice, misuse, show_value
 from lla_jax.core.called import ask
 from lla_jax.core.foreign import advise_params, library_of
 from lla_jax.core.types import Path, PyTree, Select
@@ -60,8 +60,8 @@ def select_leaves(select: Select | None, tree: PyTree, name: str = "select") -> 
     """
     leaves = jax.tree.leaves(tree)
     if select is None:
-        return [True] * len(jax.tree.leaves(tree))
-    select, leaves, names = _as_sequence(select), jax.tree.leaves(tree), paths(tree)
+        return [True] * len(leaves)
+    select, names = _as_sequence(select), paths(tree)
     matches = _matcher(select, names, name)
     chosen = [matches(path, leaf) for path, leaf in zip(names, leaves, strict=True)]
     if not any(chosen):
@@ -178,8 +178,8 @@ def check_real(tree: PyTree, name: str = "params") -> None:
     for keys, leaf in leaves:
         if fault := _fault_of(leaf):
             text, remedy = fault
-            where = f"{name}[{_name(keys)!r}]" if keys else f"{name}:"
-            raise ValueError(f"{where} {text}; {advise_params(tree) or remedy}")
+            text = f"{text}; {advise_params(tree) or remedy}"
+            raise MisusedLeaf(name, f"[{_name(keys)!r}] {text}") if keys else Misuse(name, text)
 
 
 def _fault_of(leaf: Any) -> tuple[str, str] | None:
@@ -262,9 +262,10 @@ def align(
     for path, leaf, ref in zip(expected, leaves, jax.tree.leaves(like), strict=True):
         if tuple(np.shape(leaf)) != (*lead, *np.shape(ref)) or (stacked and not lead):
             shape = f"(k, *{np.shape(ref)}), with one k for all leaves," if stacked else f"{np.shape(ref)},"
-            raise ValueError(
-                f"{name}[{path!r}] has shape {np.shape(leaf)}; it must be {shape} as in {like_name}: "
-                f"pass a tree whose leaves have the shapes of {like_name}{_shape_hint(leaf, ref, stacked)}"
+            raise MisusedLeaf(
+                name,
+                f"[{path!r}] has shape {np.shape(leaf)}; it must be {shape} as in {like_name}: "
+                f"pass a tree whose leaves have the shapes of {like_name}{_shape_hint(leaf, ref, stacked)}",
             )
     return tree
 

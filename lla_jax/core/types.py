@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from lla_jax.core.arguments import MissingEntry, Misuse, check_flag, misuse, show_value
+from lla_jax.core.comparable import Comparable
 from lla_jax.core.foreign import advise_params, library_of
 from lla_jax.core.refusals import AS_ARRAY, AS_SEQUENCE, no_array
 from lla_jax.core.signatures import MisusedCall, explained
@@ -369,8 +370,8 @@ class Landscape:
 
 @explained
 @no_array("is a mean with its error; take estimate.mean and estimate.sem", AS_SEQUENCE)
-@dataclass(frozen=True)
-class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
+@dataclass(frozen=True, eq=False)
+class Estimate(Comparable):
     """A number with its standard error: mean +- 2 sem holds the truth in about 95 of 100 cases.
 
     Where a number is needed, as in ``float(estimate)``, ``estimate / 2`` or ``estimate > 0``, it is its mean, and the
@@ -414,29 +415,6 @@ class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
             'norm, estimate.recipe["norm"]',
         )
 
-    def __eq__(self, other: Any) -> Any:
-        if isinstance(other, Estimate):
-            one, two = ((x.mean, x.sem, x.num, x.recipe) for x in (self, other))
-            leaves, structure = jax.tree.flatten(one)
-            others, other = jax.tree.flatten(two)
-            return len({structure, other}) == 1 and all(map(np.array_equal, leaves, others))
-        if not self._is_one_array or not isinstance(other, float | int | np.number | np.ndarray | jax.Array):
-            return NotImplemented
-        if isinstance(self.mean, float) and isinstance(other, float | int):
-            return self.mean == other
-        return np.lib.mixins.NDArrayOperatorsMixin.__eq__(self, other)
-
-    def __ne__(self, other: Any) -> Any:
-        equal = self == other
-        return ~equal if isinstance(equal, np.ndarray | np.bool_ | jax.Array) else not equal
-
-    def __hash__(self) -> int:
-        return hash(float(self)) if self._is_one_array and np.ndim(self.mean) == 0 else hash(self.num)
-
-    @property
-    def _is_one_array(self) -> bool:
-        return isinstance(self.mean, float | int | np.number | np.ndarray | jax.Array)
-
     def __int__(self) -> int:
         return int(float(self))
 
@@ -461,24 +439,6 @@ class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         value = self.mean if isinstance(self.mean, np.ndarray | jax.Array) else float(self)
         return np.array(value, dtype) if copy else np.asarray(value, dtype)
-
-    def __jax_array__(self) -> jax.Array:
-        return jax.numpy.asarray(self.mean if isinstance(self.mean, np.ndarray | jax.Array) else float(self))
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        if any(isinstance(x, Estimate) for x in options.get("out", ())):  # of estimate /= 2, which makes a number
-            options = {name: value for name, value in options.items() if name != "out"}
-        numbers = [np.asarray(x)[()] if isinstance(x, Estimate) else x for x in inputs]
-        if method == "__call__" and any(isinstance(x, jax.Array) for x in numbers):  # perhaps under jit
-            return getattr(jax.numpy, ufunc.__name__)(*numbers, **options)
-        try:
-            return getattr(ufunc, method)(*numbers, **options)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, Misuse):
-                raise
-            text = f"is a number in numpy.{ufunc.__name__}, which fails with it ({error})"
-            remedy = 'write float(estimate) for the number, and f"{estimate}" for a text'
-            raise MisusedCall("Estimate", f"{self!r} {text}; {remedy}") from error
 
 
 @explained

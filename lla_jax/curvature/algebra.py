@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, misuse, show_value
+from lla_jax.core.refusals import ARITHMETIC, AS_NUMBER, AS_SEQUENCE, no_array, refuse
 from lla_jax.core.types import Directions, PyTree
 from lla_jax.curvature.space import Space
 
 RULE = "a vector: a tree like H.structure, an array ({n},) of its raveled leaves, or a matrix ({n}, k) of such columns"
 
 
-def _refuse(text: str) -> Callable[..., NoReturn]:
-    """A method that raises the error for a use of an operator that there is not."""
-
-    def method(self: Any, *args: Any, **options: Any) -> NoReturn:
-        raise Misuse("H", f"{self!r} {text}")
-
-    return method
-
-
-_NO_ARRAY = _refuse(
-    "is known by its products and is no array; write H @ v for a product (and for v @ H or jnp.dot(H, v), since H is "
-    "symmetric), or make the matrix of a small one, lla.operators.dense(H)"
-)
-_NO_SUM = _refuse(
+_NO_SUM = (
     "is multiplied with vectors only, by @; scale or add the products, 2 * (H @ v) + v, or make the other operator: "
     "lla.operators.given(lambda v: jax.tree.map(lambda x: 2 * x, H.mv(v)), H.structure)"
 )
-_NO_ENTRY = _refuse("has no entries to take; H @ v is a product, and lla.operators.dense(H)[0] a row of a small one")
 
 
-class Algebra(abc.ABC):
+@no_array(
+    "is known by its products and is no array; write H @ v for a product (and for jnp.dot(H, v)), or make the matrix "
+    "of a small one, lla.operators.dense(H)",
+    ("__array_interface__", *AS_NUMBER),
+    "H",
+)
+@no_array(_NO_SUM, ARITHMETIC, "H")
+@no_array(
+    "has no entries to take; H @ v is a product, and lla.operators.dense(H)[0] a row of a small one", AS_SEQUENCE, "H"
+)
+class Algebra:
     """The products of a symmetric operator with flat vectors, matrices and trees, by ``@`` and as SciPy asks for them.
 
     ``scipy.sparse.linalg.aslinearoperator(H)`` and SciPy's solvers, such as ``eigsh(H)``, take an operator as it is.
@@ -58,24 +54,11 @@ class Algebra(abc.ABC):
         "numpy": "lla.operators.dense(H)",
     }
 
-    space: Space
-
-    @property
-    @abc.abstractmethod
-    def shape(self) -> tuple[int, int]:
-        """(n, n)."""
-
-    @abc.abstractmethod
-    def mv(self, v: PyTree) -> PyTree:
-        """The product A v: a tree like ``v``."""
-
-    @abc.abstractmethod
-    def product(self, v: PyTree) -> PyTree:
-        """The product A v, computed from the host."""
-
-    @abc.abstractmethod
-    def products(self, stacked: PyTree) -> PyTree:
-        """The products A v with several vectors, computed from the host."""
+    if TYPE_CHECKING:  # what an operator has
+        space: Space
+        mv: Callable[[PyTree], PyTree]
+        product: Callable[[PyTree], PyTree]
+        products: Callable[[PyTree], PyTree]
 
     def matvec(self, v: Any) -> np.ndarray:
         """The product A v with a flat vector (n,) or (n, 1), for SciPy: a numpy array of the same shape."""
@@ -178,15 +161,6 @@ class Algebra(abc.ABC):
             return jax.lax.map(self.mv, v) if many else self.mv(v)
         return self.products(v) if many else self.product(v)
 
-    __array_interface__ = __jax_array__ = property(_NO_ARRAY)
-    __float__ = __int__ = _NO_ARRAY
-    __mul__ = __rmul__ = __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __pow__ = _NO_SUM
-    __neg__ = __abs__ = __round__ = __lt__ = __gt__ = __le__ = __ge__ = _NO_SUM
-    __getitem__ = __setitem__ = __iter__ = __len__ = _NO_ENTRY
-
-    def __bool__(self) -> bool:
-        return True  # and not the length, which there is not
-
     def __deepcopy__(self, memo: Any) -> Any:
         return self  # it does not change, and its programs cannot be copied
 
@@ -195,4 +169,4 @@ class Algebra(abc.ABC):
         if ufunc is np.matmul and method == "__call__" and not options:
             left, right = inputs
             return left @ right if isinstance(left, Algebra) else right.__rmatmul__(left)
-        return _NO_SUM(self)
+        return refuse(_NO_SUM, name="H")(self)

@@ -164,7 +164,7 @@ def eigenpairs(
         return result
 
     with deferred_interrupts() as check:
-        result = adapt(settle(H, key) if state is None else units.again(H, state), key, compute)
+        result = adapt(settle(H, key) if state is None else units.of_state(H, state), key, compute)
     _warn(result)
     return result
 

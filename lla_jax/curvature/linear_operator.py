@@ -31,7 +31,7 @@ must lie on the devices of the old ones."""
 
 
 @explained
-class Operator(Algebra):
+class Operator(Algebra, abc.ABC):
     """The base of ``LinearOperator`` and ``HostOperator``: a symmetric operator, or S A S with a scale S."""
 
     multiplier: Multiplier
@@ -384,7 +384,7 @@ def _settle_given(H: Operator, key: jax.Array) -> Unit:
     """The operator in its unit, after the check of ``check_symmetric``; out of the ordinary range it takes 2 more."""
     unit, (one, two, *sizes) = Unit(H, products=2, settled=True), _symmetry(H, key)
     if not all(units.is_ordinary(H, size) for size in sizes):
-        unit = units.find(unit, float(np.max(sizes)), 2, key)
+        unit = units.find_unit(unit, float(np.max(sizes)), 2, key)
         if unit.size != 1:
             unit, (one, two, *sizes) = unit._replace(products=unit.products + 2), _symmetry(unit.H, key)
     for number, size in enumerate(sizes):

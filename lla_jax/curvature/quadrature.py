@@ -184,7 +184,7 @@ def spectrum(
         return result
 
     with deferred_interrupts() as check:
-        return adapt(settle(H, key) if state is None else units.again(H, state), key, compute)
+        return adapt(settle(H, key) if state is None else units.of_state(H, state), key, compute)
 
 
 def _rows(steps: int, scheme: str) -> int:

@@ -3,7 +3,8 @@
 Squares of numbers beyond 1e19 overflow in float32, and those of numbers below 1e-19 are flushed to zero. An operator of
 such a size is divided by its own size, a power of four, and the results are multiplied by it on the host, in float64.
 Half of the factor scales the vector before the product and half the product: neither overflows on the way. An operator
-of ordinary size stays as it is. No product is spent on the question: the sizes of the first ones are looked at.
+of ordinary size stays as it is. No product is spent on the question: the sizes of the computation's own ones are looked
+at, and where one is out of range, it starts again in another unit.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ORDINARY = 1e20  # the largest node of a spectrum whose powers are taken as they
 
 
 class OutOfRange(Exception):
-    """The size of the first products is out of the ordinary range."""
+    """The size of the products is out of the ordinary range."""
 
     def __init__(self, size: float, products: int):
         super().__init__(size, products)
@@ -54,7 +55,7 @@ class Unit(NamedTuple):
     settled: bool = False
 
     def check(self, size: float, products: int) -> None:
-        """Look at the size |A v| of the first products; ``products`` is their number so far.
+        """Look at the size |A v| of the products; ``products`` is their number so far.
 
         Raises:
           OutOfRange: it is zero, not finite, or out of the range in which squares are exact; caught by ``adapt``.
@@ -65,8 +66,8 @@ class Unit(NamedTuple):
 
 def is_ordinary(H: Any, size: float) -> bool:
     """Whether products of this size, and remainders a million times smaller, can be squared in the operator's type."""
-    quarter = 2.0 ** (_exponents(H) // 2)
-    return bool(1 / quarter <= size <= quarter)
+    half = _exponents(H)
+    return bool(2.0 ** -max(half // 2, half - 20) <= size <= 2.0 ** (half // 2))
 
 
 def adapt(unit: Unit, key: jax.Array, compute: Callable[[Unit], T]) -> T:
@@ -75,16 +76,16 @@ def adapt(unit: Unit, key: jax.Array, compute: Callable[[Unit], T]) -> T:
     Args:
       unit: the operator.
       key: draws the vector that the size is taken of.
-      compute: makes a result; it shows ``Unit.check`` the size of its first products.
+      compute: makes a result; it shows ``Unit.check`` the size of its products as they come.
     """
     try:
         return compute(unit)
     except OutOfRange as error:
         size, products = error.size, error.products
-    return compute(find(unit, size, products, key))
+    return compute(find_unit(unit, size, products, key))
 
 
-def find(unit: Unit, size: float, products: int, key: jax.Array) -> Unit:
+def find_unit(unit: Unit, size: float, products: int, key: jax.Array) -> Unit:
     """The operator in a unit of its own, from one or two products; as it is, if it is zero or has no finite products.
 
     Args:
@@ -108,7 +109,7 @@ def find(unit: Unit, size: float, products: int, key: jax.Array) -> Unit:
 
 
 @recipes.reading_state()
-def again(H: Any, state: Mapping[str, Any]) -> Unit:
+def of_state(H: Any, state: Mapping[str, Any]) -> Unit:
     """The operator in the unit of a saved state, whose entry "unit" is its size; states of before have none."""
     size = np.asarray(state.get("unit", 1.0))
     if size.shape or not np.isfinite(size) or size <= 0:

@@ -93,3 +93,23 @@ def test_a_loss_may_close_over_a_value_that_is_being_traced():
     np.testing.assert_allclose(jax.grad(scaled)(3.0), once, rtol=1e-6)
     product = jax.jit(lambda a: lla.hessian(lambda p, b: a * mean(p, b), params(), DATA).mv(params()))
     np.testing.assert_allclose(product(2.0)["gain"], 2 * product(1.0)["gain"], rtol=1e-5)
+
+
+def test_a_constant_beside_metrics_that_follow_the_parameters_is_allowed():
+    loss = lla.Loss(apply, lambda outputs, batch: jnp.zeros(len(outputs)))
+    lla.check_examples(loss, params(), DATA, metrics={"loss of classes": cross_entropy})
+    for metrics in ({}, {"constant too": lambda outputs, batch: jnp.ones(len(outputs))}):
+        with pytest.raises(ValueError, match="loss: it does not depend on params"):
+            lla.check_examples(loss, params(), DATA, metrics=metrics)
+
+
+@pytest.mark.parametrize(("scale", "times"), [(lambda batch: 1.0, 2), (lambda batch: 1 / len(batch[0]), 3)])
+def test_a_plain_function_is_traced_once_more_where_its_constants_differ_between_sizes(scale, times):
+    calls = []
+
+    def counted(p, batch):
+        calls.append(len(batch[0]))
+        return scale(batch) * cross_entropy(apply(p, None, batch, False)[0], batch).sum()
+
+    lla.check_examples(counted, params(), DATA)
+    assert len(calls) == times

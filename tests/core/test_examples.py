@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.core import examples, rows
+from lla_jax.core import apart, examples, rows
 from tests.helpers import FIXED, MODELS, ONE, compilations
 
 RNG = np.random.default_rng(0)
@@ -349,6 +349,16 @@ def test_the_check_is_made_once_per_model_and_compiles_two_programs(monkeypatch)
         lla.check_examples(loss, jax.tree.map(lambda x: 2 * x, W), X[:18])
     assert seen.count == 0
     assert sum(calls) == 3 * examples.ROWS
+
+
+def test_a_rare_weight_in_many_rows_is_not_searched_for(monkeypatch):
+    monkeypatch.setattr(apart, "MOST_BLOCKS", 2)
+    weights = np.zeros(50, np.float32)
+    weights[31] = 1
+    loss = lla.Loss(linear, lambda outputs, batch: ((outputs**2).sum(-1), batch[1]))
+    x, p = np.ones((50, 2), np.float32), {"w": jnp.ones((2, 1))}
+    monkeypatch.setattr(apart, "_all_rows", lambda data, size: (pytest.fail("searched") for _ in range(1)))
+    lla.check_examples(loss, p, (x, weights))
 
 
 def test_losses_may_print_and_call_back():

@@ -84,3 +84,10 @@ def test_labels_of_tokens_with_their_classes_last_or_second():
         lla.check_examples(loss, params(), (X, tokens))
         with pytest.raises(ValueError, match="holds labels from 1 to 3, and the outputs have 3 classes"):
             lla.check_examples(loss, params(), (X, tokens + 1))
+
+
+def test_clipped_labels_are_found_in_a_network_whose_outputs_are_all_the_same():
+    loss = lla.Loss(lambda p, s, b, t: (b[0] @ p, s), lambda o, b: by_class(o, jnp.clip(b[1], 0, 2)))
+    for p in (jnp.full((5, 3), 0.1), jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)))):
+        with pytest.raises(ValueError, match="the loss is that of class 2"):
+            lla.check_examples(loss, p, (X, Y + 1))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse
 
 TREE = {
     "Conv_0": {"kernel": np.ones((2, 3), np.float32), "bias": np.zeros(3, np.float32)},
@@ -135,7 +136,7 @@ class TestChecks:
         ],
     )
     def test_bad_leaf(self, leaf, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(Misuse, match=message):
             _tree.check_real({"a": {"b": leaf, "c": np.ones(2)}})
 
     def test_empty(self):
@@ -166,7 +167,7 @@ class TestChecks:
         ],
     )
     def test_align_refuses(self, tree, stacked, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(Misuse, match=message):
             _tree.align(tree, {"a": np.ones(3), "b": np.ones(2)}, stacked=stacked)
 
 

@@ -93,3 +93,31 @@ def test_the_remedy_for_another_operator_works(hessian):
     twice = lla.operators.given(lambda v: jax.tree.map(lambda x: 2 * x, H.mv(v)), H.structure)
     v = vector(len(A))
     assert error(twice @ v, 2 * A @ v) < SINGLE
+
+
+def test_a_vector_of_jax_may_stand_on_the_left(hessian):
+    H, A = hessian
+    v = jnp.asarray(vector(len(A)), jnp.float32)
+    assert error(v @ H, A @ v) < SINGLE
+
+
+USES = {
+    "2 / H": lambda H: 2 / H,
+    "H // 2": lambda H: H // 2,
+    "H % 2": lambda H: H % 2,
+    "H ** 2": lambda H: H**2,
+    "abs": abs,
+    "H > 1": lambda H: H > 1,
+    "H - v": lambda H: H - np.ones(28),
+    "float": float,
+    "len": len,
+    "array": np.asarray,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_an_operator_is_no_array_as_python_and_the_library_say_it(hessian, use):
+    for kind in (TypeError, ValueError):
+        with pytest.raises(kind, match=r"^H: LinearOperator\(hessian"):
+            USES[use](hessian[0])
+    assert not np.iterable(hessian[0])
