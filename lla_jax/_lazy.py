@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lla_jax._names import explain_module, no_such_name
-
-_IMPORT = re.compile(r"^from (\S+) import (\w+) as (\w+)$", re.MULTILINE)
+from lla_jax._names import STUB_LINE, NoSuchName, explain_module, no_such_name, place_of
 
 
 def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
@@ -27,12 +24,12 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
     """
     module = sys.modules[package]
     stub = Path(str(module.__file__)).with_suffix(".pyi").read_text(encoding="utf-8")
-    sources = {name: (source, original) for source, original, name in _IMPORT.findall(stub)}
+    sources = {name: (source, original) for source, original, name in STUB_LINE.findall(stub)}
     names = sorted(sources)
 
     def load(name: str) -> Any:
         if name not in sources:
-            raise AttributeError(no_such_name(f"module {package!r}", name, names))
+            raise NoSuchName(lambda: no_such_name(f"module {package!r}", name, names, place_of(name)))
         source, original = sources[name]
         origin = importlib.import_module(source)
         is_package = hasattr(origin, "__path__")  # then the name is that of a module in it

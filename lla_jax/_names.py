@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 LIKE = 0.6  # of names that may have been taken for each other
+
+STUB_LINE = re.compile(r"^from (\S+) import (\w+) as (\w+)$", re.MULTILINE)
+"""A line of a stub: (source, original name, public name)."""
+
+_MEANT = {
+    **dict.fromkeys(("from_torch", "from_pytorch", "convert"), "lla_torch.convert(module, example_inputs)"),
+    **dict.fromkeys(("from_haiku", "from_function"), "lla.Loss(apply, criterion, state=state)"),
+    "from_flax": "lla.from_linen or lla.from_nnx",
+    "open": "lla.load(path)",
+}
+"""Names that people try, and what there is in their place."""
 
 
 def nearest(name: str, known: Iterable[str], least: float = LIKE) -> str | None:
@@ -32,7 +46,7 @@ def _likeness(one: str, other: str) -> float:
         begins = 0.75 if len(a) > 2 and a[:3] == b[:3] else 0.0
         return max(SequenceMatcher(None, a, b).ratio(), begins)
 
-    words = max(ratio(a, b) for a in one.split("_") or [one] for b in other.split("_") or [other] if a and b)
+    words = max((ratio(a, b) for a in one.split("_") for b in other.split("_") if a and b), default=0.0)
     return 0.8 * max(words, ratio(one, other)) + 0.2 * ratio(one, other)
 
 
@@ -48,6 +62,44 @@ def no_such_name(owner: str, name: str, known: Iterable[str], meant: str | None 
     known = list(known)
     near = meant or nearest(name, known)
     return f"{owner} has no attribute {name!r}; {f'did you mean {near}? It' if near else 'it'} has: {', '.join(known)}"
+
+
+def place_of(name: str) -> str | None:
+    """Where a name is public in another module than the one that was asked, as in "lla.runs.merge"; else None."""
+    root = Path(__file__).parent
+    public_names = _read_stub(root)
+    if name in public_names:
+        return f"lla.{name}"
+    for alias, (source, original) in reversed(public_names.items()):  # lla.runs before lla.landscape, which it is
+        folder = root.parent / Path(*source.split("."), original)
+        if (folder / "__init__.pyi").is_file() and name in _read_stub(folder):
+            return f"lla.{alias}.{name}"
+    return _MEANT.get(name)
+
+
+@functools.cache
+def _read_stub(folder: Path) -> dict[str, tuple[str, str]]:
+    """{public name: (source, original name)} of the stub of a package."""
+    text = (folder / "__init__.pyi").read_text(encoding="utf-8")
+    return {name: (source, original) for source, original, name in STUB_LINE.findall(text)}
+
+
+class NoSuchName(AttributeError):
+    """The error for an attribute that does not exist; its text is made when it is read, since ``hasattr`` reads none.
+
+    Args:
+      explain: makes the text.
+    """
+
+    def __init__(self, explain: Callable[[], str]):
+        super().__init__()
+        self.explain = explain
+
+    def __str__(self) -> str:
+        return self.explain()
+
+    def __reduce__(self) -> Any:
+        return AttributeError, (str(self),)
 
 
 class PublicModule(ModuleType):
@@ -74,6 +126,6 @@ def explain_module(module: ModuleType) -> None:
     def refuse(name: str) -> NoReturn:
         if name.startswith("__"):  # asked by Python of every module
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-        raise AttributeError(no_such_name(f"module {module.__name__!r}", name, public(module)))
+        raise NoSuchName(lambda: no_such_name(f"module {module.__name__!r}", name, public(module), place_of(name)))
 
     vars(module).setdefault("__getattr__", refuse)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import jax
 import torch
@@ -26,7 +26,7 @@ from lla_torch.losses.steps import check_dependence, form_of_losses, is_fixed, w
 from lla_torch.tracing.calls import as_arrays, as_tensors, check_step, refuse_loaders
 from lla_torch.tracing.guards import ConversionError
 from lla_torch.weights.arguments import check_key, check_module
-from lla_torch.weights.names import FilterAxis, NameMap, filter_axis, references
+from lla_torch.weights.names import FilterAxis, NameMap, Names, filter_axis, references
 
 
 @explained
@@ -96,6 +96,22 @@ class Net:
     tree_map: NameMap
     filter_axis: FilterAxis
     _refs: Mapping[str, Any] = field(default_factory=dict)
+    _meant: ClassVar[dict[str, str]] = {
+        "parameters": "net.variables['params']",
+        "named_parameters": "net.variables['params']",
+        "state_dict": "lla_torch.to_state_dict(net)",
+        "load_state_dict": "net = lla_torch.load_checkpoint(state_dict, net)",
+        "forward": "net(x)",
+        "eval": "net(x), which is in eval mode",
+        "train": "net(x, train=True), after convert(..., train=True)",
+        "to": "jax.device_put(net.variables, device), and convert(..., dtype=...) for another type",
+        "cuda": "jax.device_put(net.variables, device)",
+        "cpu": "jax.device_put(net.variables, device)",
+    }
+
+    def __getitem__(self, name: Any) -> NoReturn:
+        """Raise the error for a network that is taken for the dict of its variables."""
+        raise ConversionError(f"net: {self!r} is not indexed; take net.variables[{name!r}]")
 
     def __iter__(self) -> NoReturn:
         """Raise the error for a network that is unpacked, as if it were a pair of function and variables."""
@@ -126,7 +142,7 @@ class Net:
         Such a path is a selection, ``select=net.names["fc.weight"]``; so is "fc/kernel", without the collection.
         """
         by_name = self.tree_map.by_name
-        return {name: by_name(name).full_path for name in self.tree_map.aliases}
+        return Names({name: by_name(name).full_path for name in self.tree_map.aliases})
 
     @property
     def trainable(self) -> tuple[str, ...]:

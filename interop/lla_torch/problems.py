@@ -199,7 +199,7 @@ def _check_source(loader: Any) -> None:
         raise misuse("loader", loader, f"{rule}; of a data set make one, DataLoader(dataset, batch_size=256)")
     if isinstance(loader, str | os.PathLike | Mapping | nn.Module | type):
         raise misuse("loader", loader, rule)
-    kinds = [(x.shape[1:], str(x.dtype)) for x in loader if _is_array(x)] if isinstance(loader, tuple | list) else []
+    kinds = [(x.ndim, str(x.dtype)) for x in loader if _is_array(x)] if isinstance(loader, tuple | list) else []
     if _is_array(loader) or (kinds and (isinstance(loader, tuple) or len(set(kinds)) > 1)):
         raise misuse(
             "loader",

@@ -57,8 +57,10 @@ def compute_parts(problem: Problem, options: HessianOptions) -> CurvatureResults
     them first.
     """
     operator, out = make_operator(problem, options), options.out
-    if options.top > operator.shape[0]:
-        raise mistake("top", options.top, f"at most {operator.shape[0]}, the number of parameters")
+    if options.top > (n := operator.shape[0]):
+        if options.top != HessianOptions.top:
+            raise mistake("top", options.top, f"at most {n}, the number of parameters")
+        options = replace(options, top=n)  # nobody asked for more
     print_message(operator.recipe["plan"]["text"])
     if options.overwrite and kept.is_writer():  # parts of another command would not fit to those of this one
         for name in (*RESULTS, *PARTIAL):

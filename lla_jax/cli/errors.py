@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LIBRARY = Path(str(lla_jax.__file__)).parent
 REMEDY = "choose another --out, or --overwrite it"
+SEED = "; if the factory should give the same each time, seed what it draws or trains"
 _NAMES = {
     "params": "parameters",
     "state": "state (BatchNorm)",
@@ -52,7 +53,8 @@ def message(error: Exception, options: Any) -> str:
 
     match error:
         case Differs(path=Path()):
-            return f"{error.path} was made with other {_changes(error)}\n{REMEDY}"
+            drawn = error.argument == "store" and {"params", "data"} & set(error.changed)
+            return f"{error.path} was made with other {_changes(error)}\n{REMEDY}{SEED if drawn else ''}"
         case Incomplete():
             return (
                 f"{error.path} is not complete, it lacks {error.lacks}. Repeat the command that computes it, which "

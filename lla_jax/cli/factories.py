@@ -34,9 +34,10 @@ def describe(returned: Any) -> str:
         return f"a dict; it must return {PROBLEM}, such as lla_jax.Problem(**that_dict)"
     if library := LIBRARIES.get(library_of(returned)):
         remedy = f"loss={library.loss}, params={library.params}".replace("lla.", "lla_jax.")
-        if library.name == "PyTorch":
+        if library.name in ("PyTorch", "lla_torch"):
             remedy = "return lla_torch.problem(module, criterion, loader)"
-        return f"{kind}, of {library.name}; it must return {PROBLEM}: {remedy}"
+        what = "a converted network" if library.name == "lla_torch" else f"of {library.name}"
+        return f"{kind}, {what}; it must return {PROBLEM}: {remedy}"
     return f"{kind}; it must return {PROBLEM}"
 
 

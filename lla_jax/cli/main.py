@@ -158,7 +158,7 @@ def landscape(options: LandscapeOptions) -> None:
     from lla_jax.cli import stores
     from lla_jax.core.types import Execution
 
-    out = make_folder(options.out or stores.choose_folder(chosen, name, options.overwrite))
+    out = make_folder(options.out or stores.choose_folder(chosen, name))
     _check_devices(options.devices)
     stores.begin(out, chosen, options.overwrite)
     problem, out = _build(options.problem, out)
@@ -361,7 +361,7 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
         if problem.opt_state is None:
             raise Mistake(
                 "--axes: adam given, which needs Problem.opt_state, the optax state at the end of training; set it in "
-                "the factory"
+                "the factory (of a torch module: lla_torch.problem(module, criterion, loader, optimizer))"
             )
         axes = derived.adam_moments(problem.opt_state, params)
     elif options.axes == "hessian":

@@ -137,7 +137,7 @@ class HessianOptions:
     """The Hessian; the generalized Gauss-Newton matrix; the Fisher matrix with targets drawn from the model, or from
     the data."""
     top: int = 5
-    """Number of eigenpairs."""
+    """Number of eigenpairs; all of them, if there are fewer than by default."""
     which: Literal["magnitude", "largest", "smallest"] = "magnitude"
     """Which eigenpairs: of largest magnitude, the largest, or the smallest (most negative)."""
     tol: float = 1e-3

@@ -22,10 +22,15 @@ COMMAND = "command.json"  # the options that the store in this folder was begun 
 GRID = ("points", "range")  # a store may have several grids
 
 
-def choose_folder(settings: Mapping[str, str], problem: str, overwrite: bool) -> Path:
+def choose_folder(settings: Mapping[str, str], problem: str) -> Path:
     """The folder of a landscape without --out: run, or the first of run-2, run-3, ... that is free or has the same.
 
-    The same command finds its folder again, and continues there. Args: as for ``begin``; ``problem`` is its name.
+    The same command finds its folder again, and continues there; with --overwrite it begins anew there, and never in
+    the folder of another one.
+
+    Args:
+      settings: {option: its text}, from ``options.settings``.
+      problem: the name of the problem.
     """
     from lla_jax.landscape.store import chunks
 
@@ -34,7 +39,7 @@ def choose_folder(settings: Mapping[str, str], problem: str, overwrite: bool) ->
         folder = DEFAULT if number == 1 else Path(f"{DEFAULT}-{number}")
         is_free = not chunks.exists(folder) and not (folder / "landscape.npz").exists()
         before = _settings_of(folder)
-        if overwrite or is_free or (before and all(before.get(name, text) == text for name, text in wanted.items())):
+        if is_free or (before and all(before.get(name, text) == text for name, text in wanted.items())):
             break
         if not before:  # made by the library, or killed early: ``evaluate`` compares
             break

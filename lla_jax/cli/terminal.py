@@ -28,7 +28,13 @@ def print_message(text: str) -> None:
 
 
 def tolerate_encodings() -> None:
-    """Let characters that the output's encoding lacks be printed as others, instead of an error in every message."""
+    """Let characters that the output's encoding lacks be printed as others, instead of an error in every message.
+
+    What is printed to a stream that was closed, as by ``lla-jax ... >&-``, is dropped.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             is_unicode = stream.encoding.lower().replace("-", "") == "utf8"

@@ -25,6 +25,10 @@ UNSTEADY = 10.0  # times the difference between two evaluations of the same rows
 SHAKEN = 0.5  # times the parameters: a change that wakes losses which are all the same
 
 
+class NothingCounts(Misuse):
+    """The error for weights that are all 0, as they may be in one batch of a stream."""
+
+
 def check_apart(model: Model, data: Batch, size: int) -> bool:
     """Compare the losses of a block with those of its halves, and of the block in another order.
 
@@ -64,7 +68,9 @@ def _check_weights(run: Run, data: Batch, block: Values, index: np.ndarray) -> N
             continue
         check_weights(name, weights)
         if not np.any(weights) and not any(np.any(run(*rows, 0.0)[name][1]) for rows in _all_rows(data, len(index))):
-            raise Misuse(name, "all of its weights are 0, so that no example counts; at least one must be positive")
+            raise NothingCounts(
+                name, "all of its weights are 0, so that no example counts; at least one must be positive"
+            )
 
 
 def _check_numbers(rows: Batch, index: np.ndarray, block: Values, shake: float) -> None:
@@ -143,7 +149,8 @@ def check_criterion(model: Model, data: Batch, size: int) -> None:
 
 def _rotated(run: Run, rows: Batch, index: np.ndarray, shake: float) -> Values:
     """The values of the rows, computed from the block whose first row is put at its end."""
-    values = run(jax.tree.map(lambda x: np.roll(x, -1, 0), rows), np.roll(index, -1), shake)
+    order = np.roll(np.arange(len(index)), -1)
+    values = run(jax.tree.map(lambda x: x[order], rows), index[order], shake)
     return jax.tree.map(lambda x: np.roll(x, 1, 0), values)
 
 

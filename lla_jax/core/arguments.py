@@ -100,6 +100,8 @@ def check_number(name: str, value: Any, above: float = 0.0, least: float | None 
     Raises:
       Misuse: the value has another type, is not finite, or is out of bounds.
     """
+    if isinstance(value, np.ndarray | jax.Array) and value.ndim == 0 and not isinstance(value, jax.core.Tracer):
+        value = value.item() if jnp.issubdtype(value.dtype, jnp.number) else value
     real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not real or not np.isfinite(value) or (value <= above if least is None else value < least):
         bound = f"above {above:g}" if least is None else f"of at least {least:g}"

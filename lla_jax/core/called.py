@@ -104,6 +104,19 @@ def ask(argument: str, f: Callable[..., Any], how: str, given: Mapping[str, Any]
         return f(*given.values())
 
 
+@contextlib.contextmanager
+def differentiated() -> Iterator[None]:
+    """Turn an error that jax raises for a loss without derivatives in this block into a ``CallFailed``."""
+    try:
+        yield
+    except (TypeError, ValueError, NotImplementedError) as error:
+        if isinstance(error, Misuse) or (found := tries.of_error(error)) is None or found.remedy != tries.NO_SLOPE:
+            raise
+        shown = first_line(error)[:300].rstrip(".")
+        text = f"its derivative failed with {type(error).__name__}: {shown}. {found.remedy}"
+        raise CallFailed("loss", text) from error
+
+
 def passes(error: Exception) -> bool:
     """Whether an error is raised on purpose by this library, or says that the memory does not suffice."""
     if isinstance(error, Misuse | MemoryError | jax.errors.JaxRuntimeError):

@@ -6,6 +6,9 @@ loss that was evaluated elsewhere, is a constant from then on, which only the ja
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +18,8 @@ from jax.extend import core
 
 from lla_jax.core import jaxprs, tries
 from lla_jax.core.arguments import Misuse
-from lla_jax.core.rows import Model, trace, trace_again
+from lla_jax.core.losses import penalty_of
+from lla_jax.core.rows import Model, trace, trace_again, trace_anew
 from lla_jax.core.types import Batch
 
 FLAT = {"sign", "floor", "ceil", "round", "stop_gradient"}
@@ -34,6 +38,8 @@ def check_weights(traced: Any, model: Model) -> None:
     """Refuse weights that depend on the parameters."""
     start = len(jax.tree.leaves(model.loss))
     for name in traced.out_info:
+        if traced.out_info[name][1] is None:
+            continue
         weights = {key: (False, None if w is None else key == name) for key, (_, w) in traced.out_info.items()}
         reads = jaxprs.inputs_of(traced.jaxpr, jax.tree.leaves(weights))
         if any(reads[start : start + len(jax.tree.leaves(model.params))]):
@@ -47,16 +53,14 @@ def check_weights(traced: Any, model: Model) -> None:
 
 
 def check_follows(traced: Any, model: Model) -> None:
-    """Refuse a loss that no parameter reaches. That some parameters are not read is allowed.
+    """Refuse a loss that no parameter reaches, nor its penalty. That some parameters are not read is allowed.
 
     Raises:
       ValueError: the value of the loss, and of its penalty, is the same at all parameters.
     """
-    if model.loss.penalty is not None:
-        return
     start = len(jax.tree.leaves(model.loss))
-    reads = jaxprs.inputs_of(traced.jaxpr, _values(traced))
-    if not any(reads[start : start + len(jax.tree.leaves(model.params))]):
+    reads = jaxprs.inputs_of(traced.jaxpr, _values(traced))[start : start + len(jax.tree.leaves(model.params))]
+    if not any(reads) and not any(jaxprs.inputs_of(_penalty(model), [True]) if model.loss.penalty else ()):
         raise Misuse(
             "loss",
             "it does not depend on params, so that its landscape is flat and its derivatives are zero; it must be "
@@ -64,6 +68,11 @@ def check_follows(traced: Any, model: Model) -> None:
             "outside in place of its argument; it returns a Python or numpy number, or one that torch has computed "
             "(write it with jax.numpy, or convert the torch module, lla_torch.convert)",
         )
+
+
+def _penalty(model: Model) -> Any:
+    """The jaxpr of the penalty, a function of the parameters."""
+    return trace_anew(partial(penalty_of, model.loss), model.params)
 
 
 def moves(traced: Any, model: Model) -> bool:
@@ -93,10 +102,10 @@ def refuse_flat() -> Misuse:
 
 
 def check_repeats(model: Model, data: Batch, size: int, other: int) -> None:
-    """Refuse a loss whose constants differ if it is traced twice.
+    """Refuse a loss whose constants or operations differ if it is traced twice.
 
-    The two traces that a check makes anyway, for two numbers of rows, are compared first; only where their constants
-    differ, as 1/16 and 1/8 in a mean, the loss is traced again.
+    The two traces that a check makes anyway, for two numbers of rows, are compared first; only where they differ by
+    more than the number of rows, as 1/16 and 1/8 in a mean, the loss is traced again.
 
     Args:
       model: the loss, parameters and metrics.
@@ -105,23 +114,66 @@ def check_repeats(model: Model, data: Batch, size: int, other: int) -> None:
       other: another one; the same where it was traced once.
 
     Raises:
-      ValueError: constants differ.
+      ValueError: constants or operations differ.
     """
     first = trace(model, data, size).jaxpr
-    if other != size and _same(_numbers(first), _numbers(trace(model, data, other).jaxpr)):
-        return
-    numbers, again = _numbers(first), _numbers(trace_again(model, data, size))
-    if len(numbers) != len(again) or _same(numbers, again):
-        return
-    one, two = next((a, b) for a, b in zip(numbers, again, strict=True) if not _same([a], [b]))
-    shown = " and ".join(f"{x.item():.4g}" if x.size == 1 else f"an array of shape {x.shape}" for x in (one, two))
+    if other != size:
+        second = trace(model, data, other).jaxpr
+        if _same(_numbers(first), _numbers(second)) and not _other_operations(first, second, size / other):
+            return
+    _refuse_other("loss", first, trace_again(model, data, size))
+
+
+def check_penalty_repeats(model: Model) -> None:
+    """Refuse a penalty whose constants or operations differ if it is traced twice."""
+    if model.loss.penalty is not None:
+        first = jax.make_jaxpr(lambda params: penalty_of(model.loss, params))(model.params)
+        _refuse_other("penalty", first, _penalty(model))
+
+
+def _refuse_other(name: str, first: Any, again: Any) -> None:
+    """Raise the error if two traces of one function are not the same program."""
+    first, again = jaxprs.needed(first), jaxprs.needed(again)  # without what a first call alone computes, as asserts do
+    numbers, others = _numbers(first), _numbers(again)
+    kind, shown = "operations", _other_operations(first, again)
+    if not shown:
+        if len(numbers) != len(others) or _same(numbers, others):
+            return
+        pair = next((a, b) for a, b in zip(numbers, others, strict=True) if not _same([a], [b]))
+        kind, shown = (
+            "constants",
+            " and ".join(f"{x.item():.4g}" if x.size == 1 else f"an array of shape {x.shape}" for x in pair),
+        )
     raise Misuse(
-        "loss",
-        f"it has other constants each time it is traced ({shown}), of which jax keeps the first; it must depend on its "
+        name,
+        f"it has other {kind} each time it is traced ({shown}), of which jax keeps the first; it must depend on its "
         "arguments alone. Usual causes: random numbers of numpy, Python or torch, the clock, a counter or other global "
         "that it changes. Noise is drawn by jax.random from a key: lla.Loss(apply, criterion, key=jax.random.key(0)), "
         "whose apply gets keys as its fifth argument",
     )
+
+
+def _other_operations(one: Any, two: Any, ratio: float = 1.0) -> str:
+    """The first operations of two jaxprs that differ, in words; an empty string if all are the same.
+
+    Args:
+      one: a jaxpr.
+      two: another one.
+      ratio: by which the integers in the operations may differ, as the shapes for two numbers of rows do.
+    """
+    none = ("none", ())
+    for a, b in itertools.zip_longest(_operations(one), _operations(two), fillvalue=none):
+        same = a[0] == b[0] and len(a[1]) == len(b[1])
+        if not same or any(x != y and x != ratio * y for x, y in zip(a[1], b[1], strict=True)):
+            return f"{a[0]} and {b[0]}" if a[0] != b[0] else f"{a[0]} of {a[1]} and of {b[1]}"
+    return ""
+
+
+def _operations(closed: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(name, the integers among its parameters, such as the start of a slice) of every operation of a jaxpr."""
+    for eqn in jaxprs.equations(closed.jaxpr):
+        leaves = jax.tree.leaves([value for value in eqn.params.values() if isinstance(value, tuple | int)])
+        yield eqn.primitive.name, tuple(int(x) for x in leaves if isinstance(x, int | np.integer))
 
 
 def _numbers(closed: Any) -> list[np.ndarray]:
@@ -135,10 +187,19 @@ def _numbers(closed: Any) -> list[np.ndarray]:
 
 def _start(x: Any) -> np.ndarray:
     if isinstance(x, jax.core.Tracer):
-        raise Misuse("loss", tries.KEPT)
+        if _is_outermost():
+            raise Misuse("loss", tries.KEPT)
+        return np.zeros(0)  # of a trace around this one, over which the loss closes
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.extended):
         x = jax.random.key_data(x)
     return np.asarray(x if np.size(x) <= MOST_COMPARED else x.ravel()[:MOST_COMPARED])
+
+
+def _is_outermost() -> bool:
+    """Whether nothing is being traced around this call, as by a jax.jit or jax.grad of the user's."""
+    from jax._src.core import trace_state_clean  # jax tells it nowhere else
+
+    return bool(trace_state_clean())
 
 
 def _same(one: list[np.ndarray], two: list[np.ndarray]) -> bool:

@@ -18,8 +18,8 @@ from jax.interpreters import partial_eval
 
 from lla_jax.core import constants, jaxprs, losses
 from lla_jax.core import data as _data
-from lla_jax.core.apart import check_weights
-from lla_jax.core.arguments import Misuse, warn_caller
+from lla_jax.core.apart import NothingCounts, check_weights
+from lla_jax.core.arguments import warn_caller
 from lla_jax.core.data import Stream
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import ROWS, Model, like, outputs_of_rows, spread, takes, trace
@@ -83,8 +83,16 @@ def warn_of_counts(loss: Loss, params: PyTree, data: Batch | Stream, batch_size:
     batches = [batch for batch in _some_batches(data, batch_size) if not isinstance(batch, Whole)]
     if not batches:
         return
-    if text := _mixed_up(loss, params, batches[0] if isinstance(data, Stream) else data, batch_size):
-        warn_caller(text)
+    for batch in batches if isinstance(data, Stream) else [data]:
+        try:
+            text = _mixed_up(loss, params, batch, batch_size)
+        except NothingCounts:  # of a stream the next batch may count
+            if not isinstance(data, Stream):
+                raise
+            continue
+        if text:
+            warn_caller(text)
+        break
     if len(batches) < 2:
         return
     shapes = {tuple(x.shape[1:] for x in jax.tree.leaves(batch)) for batch in batches}
@@ -130,7 +138,9 @@ def _mixed_up(loss: Loss, params: PyTree, data: Batch, batch_size: int | None) -
         constants.check_weights(traced, model)
         check_weights("loss", weights)
         if size == count and not weights.any():
-            raise Misuse("loss", "its weight is 0, so that no example counts; the weight of a batch must be positive")
+            raise NothingCounts(
+                "loss", "its weight is 0, so that no example counts; the weight of a batch must be positive"
+            )
         eps = max(float(jnp.finfo(jnp.result_type(x)).eps) for x in (pairs[0][0], 1.0 * pairs[0][1]))
         return _find_mixed_up(values, weights, max(EQUAL * 10, 4 * eps))
 

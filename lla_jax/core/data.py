@@ -106,7 +106,7 @@ def _check_source(source: Any) -> None:
         raise misuse(
             "stream", source, "a loader, a list of batches or a factory; data in memory are passed without stream"
         )
-    if not isinstance(source, Iterable):
+    if not isinstance(source, Iterable) and not hasattr(type(source), "__getitem__"):  # with which Python iterates too
         raise misuse("stream", source, "a loader or a factory of one, such as lambda: make_batches()")
     arrays = type(source) is tuple and all(hasattr(x, "shape") and len(x.shape) for x in source)
     if arrays and len({(tuple(x.shape[1:]), str(x.dtype)) for x in source}) > 1:
@@ -115,9 +115,13 @@ def _check_source(source: Any) -> None:
 
 
 def _yields_examples(source: Any) -> bool:
-    """Whether a source is a data set in torch's sense, which gives single examples by their numbers."""
-    names = [f"{kind.__module__}.{kind.__name__}" for kind in type(source).__mro__]
-    return any(name.startswith("torch.utils.data") and name.endswith(".Dataset") for name in names)
+    """Whether a source is a data set in torch's sense, which gives single examples by their numbers.
+
+    Those that are iterated may yield batches.
+    """
+    kinds = [kind for kind in type(source).__mro__ if kind.__module__.startswith("torch.utils.data")]
+    names = {kind.__name__ for kind in kinds}
+    return "Dataset" in names and "IterableDataset" not in names
 
 
 class _Factory:
@@ -130,7 +134,10 @@ class _Factory:
     def __init__(self, f: Callable[[], Iterable[Batch]]):
         self.f = f
         self.__qualname__ = name_of(f)
-        self.last: Callable[[], Any] = lambda: None
+        self.last: Any = None  # a function that returns it, as a weak reference does
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"last": None}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Factory) and self.f == other.f
@@ -150,7 +157,7 @@ class _Factory:
                 "return the batches anew each time, such as lambda: make_batches(data)",
             ) from error
         if type(batches).__module__ in ("builtins", "itertools") and isinstance(batches, Iterator):
-            if batches is self.last():
+            if self.last is not None and batches is self.last():
                 raise Misuse(
                     "stream",
                     f"the factory returned the same {type(batches).__name__} a second time, which has been read "
@@ -320,7 +327,7 @@ def _on_host(leaf: Any) -> np.ndarray:
                 f"from {kept.min} to {kept.max}: reduce them (ids % size), or switch "
                 "jax_enable_x64 on (JAX_ENABLE_X64=1)",
             )
-    return array
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))  # jax takes no other
 
 
 def _as_numpy(leaf: Any) -> np.ndarray:
@@ -372,8 +379,9 @@ def num_examples(data: Batch) -> int:
             "loss without data",
         )
     for path, leaf in zip(paths, leaves, strict=True):
-        is_object = hasattr(leaf, "shape") and np.dtype(leaf.dtype) == object
-        if not hasattr(leaf, "shape") or is_object:
+        is_array = isinstance(getattr(leaf, "shape", None), tuple)
+        is_object = is_array and leaf.dtype == object
+        if not is_array or is_object:
             what = "an array of objects, not of numbers" if is_object else f"a {type(leaf).__name__}, not an array"
             raise Misuse("data", f"leaf {path!r} is {what}; {_remedy_for(leaf, data)}")
         if len(leaf.shape) == 0:
@@ -401,9 +409,12 @@ def _remedy_for(leaf: Any, data: Any) -> str:
     """What to pass in place of data with a leaf that is no array."""
     if isinstance(leaf, bool | int | float | complex) and leaf is not data:
         return (
-            "lists of numbers are no arrays: pass np.asarray of them, (np.asarray(inputs), np.asarray(labels)); "
+            "lists of numbers are no arrays: pass np.asarray of them, (np.asarray(inputs), np.asarray(labels)); leave "
+            "out a number that is the same for all examples, or repeat it, np.full(N, x); "
             "data that are one example, such as a graph with its number of nodes, are passed as lla.whole(data)"
         )
+    if isinstance(leaf, str) and leaf is not data:
+        return "leave names and texts out of the data, or number them: np.unique(texts, return_inverse=True)[1]"
     if _yields_examples(leaf):
         return (
             "a data set of single examples is read by a loader: lla.stream(torch.utils.data.DataLoader(dataset, "

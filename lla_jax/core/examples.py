@@ -7,22 +7,22 @@ shapes of losses are the same for a block and for its halves, apart from the lea
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from lla_jax.core import constants, jaxprs
-from lla_jax.core.apart import check_apart, check_apart_uncut, check_criterion
+from lla_jax.core.apart import NothingCounts, check_apart, check_apart_uncut, check_criterion
 from lla_jax.core.arguments import Misuse, check_functions, warn_caller
 from lla_jax.core.called import show_shapes
 from lla_jax.core.data import Stream, as_arrays, check_batch_size, check_uncut, first_batch, num_examples
 from lla_jax.core.labels import check_labels
-from lla_jax.core.losses import as_loss, penalty_of
+from lla_jax.core.losses import as_loss
 from lla_jax.core.pairs import find_pairs
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import ROWS, Metrics, Model, like, sizes, takes, trace
@@ -56,7 +56,7 @@ def check_examples(
     Args:
       loss: a ``Loss``, or a plain ``f(params, batch) -> scalar``.
       params: the parameters.
-      data: one data set (rows are taken from all of it), or a stream, whose first batch is read.
+      data: one data set (rows are taken from all of it), or a stream, whose first batch with a weight is read.
       metrics: ``{name: f(outputs, batch) -> (B,)}``, for which the same must hold.
       batch_size: most rows of a block.
 
@@ -67,9 +67,34 @@ def check_examples(
     """
     pairs = tuple((name, static(f)) for name, f in check_functions("metrics", metrics).items())
     batch_size = batch_size if batch_size is None else check_batch_size(batch_size)
-    data = first_batch(data)
-    check_uncut(data, batch_size)
-    check(as_loss(loss), params, data, pairs, most=batch_size)
+    first = first_batch(data)
+    check_uncut(first, batch_size)
+    check_first(as_loss(loss), params, data, first, pairs, most=batch_size)
+
+
+def check_first(
+    loss: Loss, params: PyTree, data: Batch | Stream, first: Batch, metrics: Metrics = (), **options: Any
+) -> None:
+    """Make the check of a data set, or of the first batch of a stream in which some example counts.
+
+    Args:
+      loss: the loss.
+      params: the parameters.
+      data: a data set or a stream.
+      first: the data set as arrays, or the first batch of the stream.
+      metrics: ((name, function), ...).
+      options: those of ``check``.
+    """
+    try:
+        check(loss, params, first, metrics, **options)
+        return
+    except NothingCounts as error:
+        nothing = error
+    for batch in data if isinstance(data, Stream) else ():
+        with contextlib.suppress(NothingCounts):
+            check(loss, params, batch, metrics, **options)
+            return
+    raise nothing
 
 
 def check(
@@ -211,12 +236,14 @@ class _Watched(Stream):
             if (shape, True) not in self.seen and (shape, several) not in self.seen:
                 try:
                     self.look(batch)
+                    self.seen.add((shape, several))
+                except NothingCounts:  # the next batch is looked at
+                    pass
                 except Misuse as error:
                     if number == 0:
                         raise
                     shown = f"batch {number} of the stream is {show_shapes(batch)}, and batch 0 {show_shapes(first)}"
                     raise type(error)("data", f"{shown}; for it {error.argument}: {error.text}") from error
-                self.seen.add((shape, several))
             yield batch
 
 
@@ -235,8 +262,7 @@ def _check_traced(model: Model, data: Batch, size: int) -> bool:
 def _check_constants(model: Model, data: Batch, size: int, other: int) -> bool:
     """Check that weights do not depend on the parameters, and losses do; whether the loss may have a slope."""
     traced = trace(model, data, size)
-    if model.loss.penalty is not None:
-        jax.eval_shape(partial(penalty_of, model.loss), model.params)
+    constants.check_penalty_repeats(model)
     constants.check_weights(traced, model)
     constants.check_follows(traced, model)
     constants.check_repeats(model, data, size, other)

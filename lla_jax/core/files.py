@@ -206,6 +206,8 @@ def _foreign_kind(path: Path) -> str:
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         inside = sorted(child.name for child in path.glob("*.npz"))[:3]
+        if not inside and any(next(path.glob(name), None) for name in ("manifest.json", "sweep-*.json")):
+            return "a folder; if it is a store, lla.runs.merge(path) reads it"
         return f"a folder; pass a file in it{', such as ' + ', '.join(inside) if inside else ''}"
     if not stat.S_ISREG(status.st_mode):
         return "no regular file"

@@ -74,6 +74,8 @@ def advise_params(tree: Any) -> str:
         return _advise(library)
     if isinstance(tree, str | bytes) or hasattr(tree, "__fspath__"):
         return "load the file first, and pass the tree of parameters"
+    if callable(tree) and not library:
+        return "a function holds no parameters: the loss comes first, then the parameters, then the data"
     if isinstance(tree, Iterator):
         of_torch = "Module." in str(tree)
         return f"an iterator has no leaves: {_advise('torch') if of_torch else 'pass a dict of arrays by name'}"

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax.core import counts, examples, precision
+from lla_jax.core import called, counts, examples, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.data import (
     Stream,
@@ -49,6 +49,7 @@ def _finish_gradient(gradient: PyTree, weight: Any, loss: Loss, params: PyTree) 
     return _tree.axpy(1.0, jax.grad(lambda p: penalty_of(loss, p))(params), grads)
 
 
+@called.differentiated()
 @explained
 def mean_gradient(
     loss: Loss | Callable, params: PyTree, data: Batch | Stream, *, batch_size: int | None = None

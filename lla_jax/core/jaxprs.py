@@ -82,8 +82,33 @@ def inputs_of(closed: Any, outputs: Sequence[bool]) -> list[bool]:
       closed: a jaxpr with its constants.
       outputs: for every output, whether it is chosen.
     """
-    _, used = partial_eval.dce_jaxpr(closed.jaxpr, list(outputs))
+    _, used = partial_eval.dce_jaxpr(_silent(closed.jaxpr), list(outputs))
     return list(used)
+
+
+def needed(closed: Any) -> Any:
+    """A jaxpr without the equations on which no output depends."""
+    jaxpr, _ = partial_eval.dce_jaxpr(_silent(closed.jaxpr), [True] * len(closed.jaxpr.outvars), instantiate=True)
+    return closed.replace(jaxpr=jaxpr)
+
+
+def _silent(jaxpr: Any) -> Any:
+    """The jaxpr, nested ones included, without its effects: what ``jax.debug.print`` reads reaches no output."""
+
+    def silent(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(map(silent, value)) if type(value) in (tuple, list) else value
+        if hasattr(value, "jaxpr") and hasattr(value, "consts"):
+            return value.replace(jaxpr=_silent(value.jaxpr))
+        return _silent(value) if hasattr(value, "eqns") else value
+
+    if not jaxpr.effects:
+        return jaxpr
+    eqns = [
+        eqn.replace(params={k: silent(x) for k, x in eqn.params.items()}, effects=frozenset()) if eqn.effects else eqn
+        for eqn in jaxpr.eqns
+    ]
+    return jaxpr.replace(eqns=eqns, effects=frozenset())
 
 
 def float_types(closed: Any) -> set[str]:

@@ -14,14 +14,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core import jaxprs
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.losses import Block
 from lla_jax.core.remembering import remember
-from lla_jax.core.rows import Model, Run, like, outputs_of_rows, take
+from lla_jax.core.rows import Model, Run, like, outputs_of_rows, take, trace
 from lla_jax.core.types import Batch
 from lla_jax.core.whole import Whole
 
 MOST_READ = 2**22  # entries of the labels that are looked at
+
+INDEX, ONE_HOT = "index", "one-hot"
+COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
+ELEMENTWISE = COMPARISONS | {
+    *("reshape", "broadcast_in_dim", "squeeze", "expand_dims", "transpose", "rev", "convert_element_type", "copy"),
+    *("concatenate", "slice", "add", "sub", "min", "max", "clamp", "select_n", "pad", "mul", "reduce_precision"),
+}
+"""Operations after which labels are still numbers of classes, and comparisons."""
 
 _CLASSES: dict[Hashable, list[_Labels]] = {}  # of the models of this process
 _FINE: dict[Hashable, bool] = {}  # labels outside of the classes that a model ignores
@@ -120,20 +129,38 @@ def _compare(model: Model, data: Batch, size: int, found: _Labels, low: int, hig
     reads = counts & (first != second)
     if not reads.any():
         return ""
-    if (now == wrapped)[reads].all():
+    if (now == wrapped)[reads].all() and INDEX in _uses(model, data, size, found):
         return f"that of class {found.classes - 1}, or another one from the end"
-    return "0" if (low, high) == (1, found.classes) and (now[reads] == 0).all() else ""
+    zero = (low, high) == (1, found.classes) and (now[reads] == 0).all()
+    return "0" if zero and ONE_HOT in _uses(model, data, size, found) else ""
+
+
+def _uses(model: Model, data: Batch, size: int, found: _Labels) -> set[str]:
+    """How a loss reads the labels: as an index, or made one-hot, and not by a comparison of its own, as ``y > 0``."""
+    traced = trace(model, data, size)
+    number = len(jax.tree.leaves((model.loss, model.params))) + found.leaf
+    uses: set[str] = set()
+
+    def rule(eqn: Any, values: list[Any]) -> list[bool]:
+        name, shape = eqn.primitive.name, eqn.outvars[0].aval.shape if eqn.outvars else ()
+        raw = [value is True for value in values]
+        if not any(raw):
+            return [False] * len(eqn.outvars)
+        if name not in ELEMENTWISE:  # a loop, or another operation that may index
+            uses.update({INDEX} if name.endswith("gather") or "slice" in name else {INDEX, ONE_HOT})
+        if name == "eq" and shape[-1:] != (1,) and found.classes in shape:
+            uses.add(ONE_HOT)
+        return [name in ELEMENTWISE - COMPARISONS and (name != "select_n" or any(raw[1:]))] * len(eqn.outvars)
+
+    jaxprs.interpret(traced.jaxpr, [i == number for i in range(len(traced.jaxpr.jaxpr.invars))], rule)
+    return uses
 
 
 def _explain(found: _Labels, low: int, high: int, wrong: str) -> str:
     path, classes = found.path, found.classes
-    text = (
-        f"{path} holds labels from {low} to {high}, and the outputs have {classes} classes, 0 to {classes - 1}; for "
-        f"labels outside the loss is {wrong}. Number the classes from 0"
-    )
-    if (low, high) == (1, classes):
-        return f"{text}: pass {path} - 1"
+    way = f": pass {path} - 1" if (low, high) == (1, classes) else f", as by np.unique({path}, return_inverse=True)[1]"
     return (
-        f"{text}, as by np.unique({path}, return_inverse=True)[1], or let the criterion return (losses, weights) with "
-        "the weight 0 for labels that do not count"
+        f"{path} holds labels from {low} to {high}, and the outputs have {classes} classes, 0 to {classes - 1}; for "
+        f"labels outside the loss is {wrong}. Number the classes from 0{way}. Labels that do not count need the "
+        "weight 0, by (losses, weights) from the criterion; classes are merged in the data"
     )

@@ -20,9 +20,10 @@ from lla_jax.core import tree as _tree
 from lla_jax.core import tries
 from lla_jax.core.arguments import Misuse, misuse, parameters, single_key
 from lla_jax.core.called import call, explain
+from lla_jax.core.foreign import library_of
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import Static, static
-from lla_jax.core.types import Batch, Loss, PyTree
+from lla_jax.core.types import Batch, Loss, Problem, PyTree
 from lla_jax.core.whole import Whole, example_of, is_array, with_axis
 
 
@@ -159,9 +160,14 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
         if loss.key is not None:
             single_key(loss.key)  # checked, and used as it came
         return loss
-    if callable(getattr(loss, "loss", None)):
+    if isinstance(loss, Problem):
+        raise misuse("loss", loss, "a loss: pass problem.loss, and with it problem.params and problem.data")
+    if getattr(loss, "__name__", "") == "apply" and str(getattr(loss, "__module__", "")).startswith("flax.linen"):
+        rule = "a loss; the apply of a module gives outputs, and lla.from_linen(module, variables, criterion) a loss"
+        raise misuse("loss", loss, rule)
+    if callable(getattr(loss, "loss", None)) and (library_of(loss) == "lla_torch" or not callable(loss)):
         raise misuse("loss", loss, "a loss and not a network; this one makes it: net.loss(criterion)")
-    if not callable(loss):
+    if not callable(loss) or isinstance(loss, type):
         raise misuse(
             "loss",
             loss,
@@ -232,10 +238,11 @@ def outputs_of(loss: Loss, params: PyTree, state: PyTree, block: Block, train: b
     with _explain_model(apply, params, state, block.batch, train, keys):
         result = apply(params, state, example_of(block.batch), train, *keys)
     if not isinstance(result, tuple) or len(result) != 2:
+        what = "an array" if hasattr(result, "shape") else f"a {type(result).__name__}"
         raise Misuse(
             "loss",
-            f"apply returned a {type(result).__name__}; it must return a pair, apply(params, state, batch, train) -> "
-            "(outputs, new_state). Return the given state if there is no new one",
+            f"apply returned {what}; it must return a pair, apply(params, state, batch, train) -> "
+            "(outputs, new_state). Return (outputs, state), with the given state, if there is no new one",
         )
     return (with_axis(result[0]), result[1]) if whole else result
 
@@ -296,7 +303,9 @@ def entries_of(name: str, result: Any, size: int) -> tuple[Any, Any]:
     values, weights = split_result(name, result)
     values = check_real(name, values)
     if values.ndim == 0 or values.shape[0] != size:
-        hint = "set per_example=False if the loss couples the examples of a batch" if name == "loss" else "return (B,)"
+        mean = "leave the mean out, or " if values.ndim == 0 else ""
+        couples = "set per_example=False if the loss couples the examples of a batch"
+        hint = mean + (couples if name == "loss" else "return (B,)")
         raise Misuse(
             name,
             f"returned shape {values.shape} for a batch of {size} examples; it must return one value per example, "

@@ -104,6 +104,15 @@ def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs |
     if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
         raise misuse("resume", resume, f"what {recipe['kind']} gave to on_partial; save it there, and pass it here")
     check_same("resume", f"the partial result of {recipe['kind']}", resume.recipe, recipe, recipe, START_ANEW)
+    sealed = resume.recipe.get("seal")  # results of before have none
+    with reading_state():
+        if resume.state is not None and sealed is not None and seal(resume.state)["seal"] != sealed:
+            raise ValueError("its arrays are not those that on_partial got")
+
+
+def seal(state: Mapping[str, Any]) -> dict[str, str]:
+    """The entry of a partial result's recipe by which ``check_resume`` knows its state again."""
+    return {"seal": fingerprint({name: np.asarray(array) for name, array in state.items()})}
 
 
 @contextlib.contextmanager
@@ -112,6 +121,8 @@ def reading_state() -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError) as error:
+        if isinstance(error, Misuse) and error.argument == "resume":
+            raise
         reason = f"{type(error).__name__}: {error}"[:300]
         raise Misuse("resume", f"its state is damaged, or of another version ({reason}); {START_ANEW}") from error
 

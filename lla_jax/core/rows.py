@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,14 +60,16 @@ def like(data: Batch, size: int) -> Batch:
 
 
 def take(data: Batch, index: np.ndarray) -> Batch:
-    """Rows of the data as numpy arrays; of arrays on other devices than a CPU only these rows are moved.
+    """Rows of the data as numpy arrays, but for keys; of arrays on other devices than a CPU only these rows are moved.
 
     A ``Whole`` stays as it is.
     """
     if isinstance(data, Whole):
         return data
 
-    def take(x: Any) -> np.ndarray:
+    def take(x: Any) -> Any:
+        if jnp.issubdtype(x.dtype, jax.dtypes.extended):  # keys, of which numpy makes no array
+            return x[index]
         on_host = not isinstance(x, jax.Array) or [d.platform for d in x.devices()] == ["cpu"]
         return np.asarray(x)[index] if on_host else np.asarray(x[index])
 
@@ -153,9 +156,18 @@ def trace(model: Model, data: Batch, size: int) -> Any:
 
 
 def trace_again(model: Model, data: Batch, size: int) -> Any:
-    """The jaxpr of ``trace``, traced anew: jax keeps that of a function and shapes that it has seen."""
+    """The jaxpr of ``trace``, traced anew."""
     shapes = like(data, size), jax.ShapeDtypeStruct((size,), np.int32), np.float32(0), np.float32(0)
-    return jax.make_jaxpr(lambda *args: _values_of(*args))(model, *shapes)
+    return trace_anew(_values_of, model, *shapes)
+
+
+def trace_anew(f: Callable[..., Any], *args: Any) -> Any:
+    """The jaxpr of a function, traced anew together with the jitted functions that it calls.
+
+    jax keeps the jaxpr of functions, shapes and settings that it has seen; the precision is set by its other name.
+    """
+    with jax.default_matmul_precision("float32"):  # where checks are made with "highest"
+        return jax.make_jaxpr(lambda *args: f(*args))(*args)
 
 
 @functools.partial(jax.jit, static_argnames="train")
@@ -175,5 +187,7 @@ class Run:
 
     def __call__(self, rows: Batch, index: np.ndarray, shake: float, noise: float = 0.0) -> Values:
         """The values as numpy arrays: two programs with collectives that run at once can deadlock on a CPU."""
-        typed = jax.tree.map(lambda x: x.astype(jax.dtypes.canonicalize_dtype(x.dtype)), rows)
+        typed = jax.tree.map(
+            lambda x, to: x if x.dtype == to.dtype else x.astype(to.dtype), rows, like(rows, len(index))
+        )
         return jax.tree.map(np.asarray, self.compiled(self.model, typed, index, np.float32(shake), np.float32(noise)))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, NoReturn, TypeVar, cast
 
-from lla_jax._names import LIKE, explain_module, nearest, no_such_name
+from lla_jax._names import LIKE, NoSuchName, explain_module, nearest, no_such_name, place_of
 from lla_jax.core.arguments import Misuse, show_value
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -25,6 +25,20 @@ ALIKE = 0.9  # of names so alike that one is the other misspelt, even if other f
 
 EXAMPLES = {"key": "jax.random.key(0)", "grid": "lla.grid(points=41)"}
 """Values of arguments for messages, where one value serves every function."""
+
+_SAME = {
+    "axes": ("directions",),
+    "directions": ("axes",),
+    "coords": ("grid",),
+    "rng": ("key",),
+    "rngs": ("key",),
+    "seed": ("key", "seeds"),
+    "dataset": ("data",),
+    "weights": ("params",),
+    "num": ("points",),
+    "n": ("points", "num"),
+}
+"""What an argument is called elsewhere, and the names that may be meant by it."""
 
 CALLED: list[Callable[..., Any]] = []
 """All explained functions that are imported; a message looks here for the one that has an argument."""
@@ -64,14 +78,16 @@ def no_such_argument(name: str, function: str, known: Iterable[str]) -> MisusedC
     """
     known = list(known)
     elsewhere = _find_elsewhere(name)
-    near = nearest(name, known, ALIKE if elsewhere else LIKE)
+    same = next((each for each in _SAME.get(name, ()) if each in known), None)
+    near = same or nearest(name, known, ALIKE if elsewhere else LIKE)
     meant = f"; did you mean {near}?" if near else elsewhere or "."
     return MisusedCall(name, f"{function}() has no such argument{meant} It takes {', '.join(known) or 'none'}")
 
 
 def _find_elsewhere(name: str) -> str:
-    """The words for an argument that other functions have; "" if none has."""
-    names = [f.__qualname__ for f in CALLED if name in _parameters(f)]
+    """The words for an argument that other public functions have, those of the package itself first; "" if none has."""
+    places = {f.__qualname__: place_of(f.__qualname__) or "" for f in CALLED if name in _parameters(f)}
+    names = sorted((n for n in places if places[n]), key=lambda n: (n[:1].isupper(), places[n].count(".")))
     return f"; it is one of {' and '.join(f'{n}()' for n in names[:2])}." if names else ""
 
 
@@ -91,13 +107,16 @@ def _explain_calls(f: Any, name: str, owner: type | None = None) -> Any:
         try:
             return f(*args, **options)
         except TypeError as error:
-            trace = error.__traceback__
-            if trace is None or trace.tb_next is not None:  # raised inside of the function, by something else
-                raise
+            # a local name of the error or of its traceback, which holds this frame, would keep the arguments alive
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise  # from inside of the function, by something else
             slip = _describe_slip(call, name, owner, args, options)
             if slip is None:
                 raise
-        raise slip
+        try:
+            raise slip
+        finally:
+            del slip
 
     call.__explained__ = f  # type: ignore[attr-defined]
     if owner is None:
@@ -133,10 +152,19 @@ def _surplus(name: str, places: list[str], by_name: list[str], args: tuple[Any, 
     extra = ", ".join(map(show_value, args[len(places) :]))
     takes = f"takes {len(places)} by position ({', '.join(places)})" if places else "takes none by position"
     text = f"{extra} given as argument {len(places) + 1} of {name}(), which {takes}"
+    if _are_data_split(places, args):
+        return MisusedCall("data", f"{text}; a data set is one argument: pass a tuple, (x, y)")
     if not by_name:
         return MisusedCall("arguments", f"{text} and no other; leave the rest out")
     names = ", ".join(f"{n}=..." for n in by_name)
     return MisusedCall("arguments", f"{text}; give the others by name: {names}")
+
+
+def _are_data_split(places: list[str], args: tuple[Any, ...]) -> bool:
+    """Whether two arrays stand where one data set belongs, such as inputs and labels."""
+    at = places.index("data") if "data" in places else len(args)
+    lengths = [shape[0] if (shape := getattr(x, "shape", ())) else None for x in args[at : at + 2]]
+    return len(lengths) == 2 and None not in lengths and lengths[0] == lengths[1]
 
 
 def _missing(f: Any, name: str, owner: type | None, missing: list[str], known: list[str]) -> MisusedCall:
@@ -200,7 +228,8 @@ def complete(function: str, options: Options, defaults: Options) -> Options:
       MisusedCall: an option has an unknown name.
     """
     if unknown := sorted(set(options) - set(defaults)):
-        raise no_such_argument(unknown[0], function, defaults)
+        own = (name for f in CALLED if f.__qualname__ == function for name in _parameters(f))
+        raise no_such_argument(unknown[0], function, dict.fromkeys([*defaults, *own]))
     return cast(Options, {**defaults, **options})
 
 
@@ -230,12 +259,18 @@ def _refuse_attribute(self: Any, name: str) -> Any:
         raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
     if hasattr(kind, name):  # a property, in which an attribute of something else was missing
         return object.__getattribute__(self, name)
-    told, own = getattr(kind, "_meant", {}), getattr(self, "__dict__", {})  # a NamedTuple has none
+    raise NoSuchName(lambda: _explain_attribute(self, name))
+
+
+def _explain_attribute(item: Any, name: str) -> str:
+    """The text for an attribute that an object does not have."""
+    kind = type(item)
+    told, own = getattr(kind, "_meant", {}), getattr(item, "__dict__", {})  # a NamedTuple has none
     held = (f"{field}[{name!r}]" for field, value in own.items() if isinstance(value, Mapping) and name in value)
     names, about = _public_names(kind), describe_arguments(kind.__doc__)
     meant = told.get(name) or next(held, None) or nearest(name, names)
     shown = names if meant else [f"{n} ({about[n]})" if n in about else n for n in names]
-    raise AttributeError(no_such_name(kind.__name__, name, shown, meant))
+    return no_such_name(kind.__name__, name, shown, meant)
 
 
 def _public_names(kind: type) -> list[str]:

@@ -163,7 +163,13 @@ def check_real(tree: PyTree, name: str = "params") -> None:
       ValueError: the tree is empty, or a leaf is not an array, not real floating, or not finite; it names the leaf, and
         says what to pass in place of an object of another library.
     """
-    leaves = jax.tree.leaves_with_path(tree)
+    try:
+        leaves = jax.tree.leaves_with_path(tree)
+    except ValueError as error:
+        if "sorting" not in str(error):
+            raise
+        text = "a dict in it has keys of several types, which jax cannot sort; make them strings"
+        raise Misuse(name, text) from error
     if library_of(tree) in ("lla_jax", "lla_torch", "optax"):
         raise Misuse(name, f"{show_value(tree)} given; {advise_params(tree)}")
     if not leaves:
@@ -185,6 +191,8 @@ def _fault_of(leaf: Any) -> tuple[str, str] | None:
     try:
         dtype = jnp.result_type(leaf)
     except (TypeError, ValueError):
+        if isinstance(leaf, np.ndarray):
+            return f"has dtype {leaf.dtype}, which jax does not know", "convert it, such as x.astype(np.float32)"
         filtered = "pass only trained arrays, e.g. eqx.filter(model, eqx.is_inexact_array)"
         return f"is {show_value(leaf)}, not an array", filtered
     if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -274,6 +282,8 @@ def _structure_hint(expected: Sequence[Path], given: Sequence[Path]) -> str:
     inner = {path.partition("/")[2] for path in given if path.partition("/")[0].isdigit()}
     if set(expected) & inner and inner <= set(expected):
         return "; a list of trees was given as one tree: pass them one by one, as in given(*trees)"
+    if {path.partition("/")[2] for path in expected if path.partition("/")[0].isdigit()} == set(given):
+        return "; a list of layers, given as a list of trees, is one tree with a name: given(step, names=['step'])"
     return ""
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core.arguments import parameters
 from lla_jax.core.foreign import LIBRARIES, library_of
 from lla_jax.core.static import Static
 
@@ -42,6 +43,15 @@ KEPT = (
     "It keeps an array of an earlier call, in a list, a global or an attribute, and uses it again; it must depend on "
     "its arguments alone: return the values in place of storing them"
 )
+NO_SLOPE = (
+    "It has no derivative in jax, or only the first one. Curvature needs two: write it without callbacks, with jax.lax."
+    "scan or fixed bounds in place of while loops, and with jax.custom_jvp in place of jax.custom_vjp; lla.hessian "
+    "works with custom_vjp where lla.ggn and lla.fisher do not, and lla.evaluate needs no derivative"
+)
+_NO_SLOPE = (
+    *("to a custom_vjp function", "Reverse-mode differentiation does not work", "callbacks do not support JVP"),
+    *("Differentiation rule for", "Transpose rule", "Linearization"),
+)
 _OF_ERRORS: tuple[tuple[Any, str], ...] = (
     (
         jax.errors.TracerArrayConversionError,
@@ -65,6 +75,7 @@ _OF_ERRORS: tuple[tuple[Any, str], ...] = (
     ),
     (jax.errors.UnexpectedTracerError, KEPT),
 )
+OUTPUTS = {"outputs", "output", "logits", "log_probs", "predictions", "prediction", "preds", "pred", "y_pred", "y_hat"}
 _FOREIGN = ("must be Tensor, not", "Tracer has no attribute", "__dlpack", "not convertible to Tensor")
 
 
@@ -73,6 +84,14 @@ def of_error(error: Exception) -> Found | None:
     for kinds, remedy in _OF_ERRORS:
         if isinstance(error, kinds):
             return Found("loss", remedy)
+    if type(error).__name__ == "ScopeCollectionNotFound":  # of Flax
+        return Found(
+            "variables",
+            "The collection that it names is not among the variables: pass all that module.init returned, or of a "
+            'train state {"params": state.params, "batch_stats": state.batch_stats}',
+        )
+    if any(text in str(error) for text in _NO_SLOPE):
+        return Found("loss", NO_SLOPE)
     if type(error).__module__.startswith("torch") or any(text in str(error) for text in _FOREIGN):
         return Found(
             "loss",
@@ -217,7 +236,20 @@ def of_function(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | None
         text = "takes the parameters alone"
         yield "loss", _advise(text, names, "f(params)") + "; if there are no data, data=None", lambda: f(params)
 
-    return _first(tries(), lambda result: hasattr(result, "shape") and result.shape == ())
+    return _first(tries(), lambda result: hasattr(result, "shape") and result.shape == ()) or _of_criterion_as_loss(f)
+
+
+def _of_criterion_as_loss(f: Callable[..., Any]) -> Found | None:
+    """The slip of passing a criterion, whose first argument is named after outputs, in place of a loss."""
+    first = next(iter(parameters(f.f if isinstance(f, Static) else f)), "")
+    if first not in OUTPUTS:
+        return None
+    return Found(
+        "loss",
+        f"Its first argument, {first}, is that of a criterion, not of a loss: use lla.Loss(apply, lambda outputs, "
+        "batch: f(outputs, batch[1])) with apply=lambda params, state, batch, train: (model(params, batch[0]), state), "
+        "or lla.from_linen, lla.from_nnx, lla.from_equinox",
+    )
 
 
 def of_data(given: Mapping[str, Any], error: Exception) -> Found:
@@ -311,6 +343,8 @@ def _with_other_labels(batch: Any, classes: int) -> Iterator[tuple[str, Any]]:
 def _other_labels(path: str, x: Any, classes: int) -> Iterator[tuple[str, Any]]:
     shape, floating = tuple(x.shape), jnp.issubdtype(x.dtype, jnp.floating)
     given = f"{path} has type {x.dtype} and shape {shape}"
+    if x.dtype == bool:
+        yield f"{given}; class numbers must be integers: pass {path}.astype(np.int32)", x.astype(jnp.int32)
     if floating:
         text = f"{given}; class numbers must be integers: pass {path}.astype(np.int32)"
         yield text, x.astype(jnp.int32)
@@ -320,9 +354,9 @@ def _other_labels(path: str, x: Any, classes: int) -> Iterator[tuple[str, Any]]:
         yield text, x[..., 0].astype(jnp.int32)
     if len(shape) > 1 and shape[-1] > 1:
         yield f"{given}, one-hot; it works with class numbers: pass {path}.argmax(-1)", x.argmax(-1)
-    if not floating and classes > 1:
+    if jnp.issubdtype(x.dtype, jnp.integer) and classes > 1:
         text = f"{given}; it works with one-hot rows: pass np.eye({classes}, dtype=np.float32)[{path}]"
-        yield text, jax.nn.one_hot(x, classes)
+        yield text, jax.nn.one_hot(x.astype(jnp.int32), classes)
     if len(shape) == 1:
         yield f"{given}; it works with shape (N, 1): pass {path}[:, None]", x[:, None]
 
@@ -333,8 +367,11 @@ def _other_labels(path: str, x: Any, classes: int) -> Iterator[tuple[str, Any]]:
 def _first(tries: Iterable[Try], suits: Callable[[Any], bool]) -> Found | None:
     """The first try that goes through, with a result that suits."""
     end = time.monotonic() + SECONDS
-    for argument, remedy, call in tries:
-        if time.monotonic() > end:
+    remaining = iter(tries)
+    while time.monotonic() < end:
+        try:
+            argument, remedy, call = next(remaining)
+        except Exception:  # no more are left, or none can be made of such arguments
             return None
         try:
             if suits(jax.eval_shape(call)):

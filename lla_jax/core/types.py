@@ -28,6 +28,8 @@ FilterAxis = int | Callable[[Path, Any], int | tuple[int, ...] | None]
 Select = str | Sequence[str] | Callable[[Path, Any], bool] | Any
 """A glob (``"**/kernel"``), compiled regular expression, predicate ``(path, leaf) -> bool``, or a sequence of these."""
 
+_SAVED = {"save": 'lla.save(result, "result.npz")'}
+
 _SIGNATURES = {
     "apply": "apply(params, state, batch, train) -> (outputs, new_state)",
     "criterion": "criterion(outputs, batch) -> losses (B,), such as lambda outputs, batch: "
@@ -154,7 +156,10 @@ class Problem:
                 object.__setattr__(self, name, {})
             elif not isinstance(getattr(self, name), Mapping):
                 raise misuse(name, getattr(self, name), f"a dict by name, such as {name}={{'test': ...}}")
-        if not isinstance(self.checkpoints, list | tuple):
+        checkpoints: Any = self.checkpoints
+        if checkpoints is None:
+            object.__setattr__(self, "checkpoints", ())
+        elif not isinstance(checkpoints, list | tuple):
             raise misuse("checkpoints", self.checkpoints, "a list of parameter trees, such as [early, late]")
 
 
@@ -175,12 +180,21 @@ class Directions:
         every recipe unless it is given ``tree`` only.
     """
 
+    _meant: ClassVar[dict[str, str]] = {
+        **_SAVED,
+        "normalize": "lla.directions.normalize(axes, params)",
+        "shape": "num, the number of directions",
+        "names": 'recipe["names"]',
+    }
+
     tree: PyTree
     recipe: Recipe
 
     def __post_init__(self) -> None:
         if not isinstance(self.recipe, Mapping):
             raise misuse("recipe", self.recipe, "a dict, such as {}; of trees make directions by lla.directions.given")
+        if isinstance(self.tree, Directions):
+            raise misuse("tree", self.tree, "a tree with a leading axis on every leaf, such as axes.tree")
 
     @property
     def num(self) -> int:
@@ -188,13 +202,20 @@ class Directions:
         leaves = jax.tree.leaves(self.tree)
         if not leaves:
             raise Misuse("directions", "have no leaves; make them by lla.directions.given(*trees) or .random")
+        if not getattr(leaves[0], "shape", ()):
+            raise Misuse(
+                "directions", "their leaves have no leading axis; of trees make them by lla.directions.given(*trees)"
+            )
         return int(leaves[0].shape[0])
 
     def __repr__(self) -> str:
-        size = sum(leaf[0].size for leaf in jax.tree.leaves(self.tree))
-        steps = ", ".join(f"{step['by']}-normalized" for step in self.recipe.get("normalize", []))
-        made = ", ".join(filter(None, [self.recipe.get("kind"), steps]))
-        return f"Directions({self.num} x {size:,} parameters, {made})"
+        shapes = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(self.tree)]
+        num = shapes[0][0] if shapes and shapes[0] else "?"  # of trees that evaluate will refuse
+        steps = self.recipe.get("normalize") or ()
+        names = [f"{step['by']}-normalized" for step in steps if isinstance(step, Mapping) and "by" in step]
+        made = [str(self.recipe["kind"])] if self.recipe.get("kind") else []
+        size = sum(int(np.prod(shape[1:])) for shape in shapes)
+        return f"Directions({', '.join([f'{num} x {size:,} parameters', *made, *names])})"
 
     def __len__(self) -> int:
         return self.num
@@ -205,6 +226,14 @@ class Directions:
     def __getitem__(self, index: int | slice | Sequence[int]) -> Directions:
         """Some of the directions: ``axes[0]``, ``axes[:2]``, ``axes[[3, 0]]``; an int keeps a leading axis (k = 1)."""
         picked = _pick(index, self.num, "directions")
+        try:
+            recipe = self._recipe_of(picked)
+        except (IndexError, TypeError, ValueError) as error:
+            text = f"its entries chosen, names or marks do not fit the {self.num} directions; correct them, or leave"
+            raise Misuse("recipe", f"{text} them out") from error
+        return Directions(jax.tree.map(lambda leaf: leaf[picked], self.tree), recipe)
+
+    def _recipe_of(self, picked: np.ndarray) -> Recipe:
         recipe = Recipe(self.recipe)
         recipe["chosen"] = [int(i) for i in np.asarray(recipe.get("chosen", range(self.num)))[picked]]
         if "names" in recipe:
@@ -214,7 +243,7 @@ class Directions:
             recipe["marks"] = [
                 [name, [at[i] for i in picked]] for name, at in recipe["marks"] if not np.any(np.asarray(at)[left_out])
             ]
-        return Directions(jax.tree.map(lambda leaf: leaf[picked], self.tree), recipe)
+        return recipe
 
 
 def _describe_arrays(tree: PyTree) -> str:
@@ -241,6 +270,14 @@ def _pick(index: Any, num: int, what: str) -> np.ndarray:
     raise IndexError(f"index: {show_value(index)} given, and {rule}") from None
 
 
+def _equal(a: PyTree, b: PyTree) -> bool:
+    """Whether two trees have the same paths and entries; NaN is equal to NaN."""
+    one, two = jax.tree.leaves_with_path(a), jax.tree.leaves_with_path(b)
+    return [path for path, _ in one] == [path for path, _ in two] and all(
+        np.array_equal(x, y, equal_nan=True) for (_, x), (_, y) in zip(one, two)
+    )
+
+
 def _rebuild(recipe: str, children: Any) -> Directions:
     """Directions whose recipe says "transformed", because jax may have changed the entries."""
     return Directions(next(iter(children)), json.loads(recipe) | {"transformed": True})
@@ -251,6 +288,14 @@ jax.tree_util.register_pytree_with_keys(
     lambda d: (((jax.tree_util.GetAttrKey("tree"), d.tree),), json.dumps(d.recipe, default=repr, sort_keys=True)),
     _rebuild,
 )
+
+
+def _describe_range(values: Any) -> str:
+    """The range of the values of a landscape, in a few words."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiubc" and array.dtype.name != "bfloat16":  # made by the user
+        return f"of {array.dtype}"
+    return f"{np.nanmin(array):.4g} .. {np.nanmax(array):.4g}" if np.isfinite(array).any() else "not finite"
 
 
 @explained
@@ -267,7 +312,12 @@ class Landscape:
       recipe: directions, rule, batch_stats policy, data fingerprint, plan, precision, versions; JSON-able.
     """
 
-    _meant: ClassVar[dict[str, str]] = {"plot": "lla.plotting.surface(plane), contour or line", "grid": "coords"}
+    _meant: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("plot", "show"), "lla.plotting.surface(plane), contour or line"),
+        **dict.fromkeys(("min", "max", "mean", "argmin"), 'values["loss"], which is an array'),
+        **_SAVED,
+        "grid": "coords",
+    }
 
     coords: tuple[np.ndarray, ...]
     values: dict[str, np.ndarray]
@@ -275,12 +325,10 @@ class Landscape:
     recipe: dict[str, Any]
 
     def __repr__(self) -> str:
-        kind = self.recipe.get("directions", {}).get("kind", "")
-        ranges = [
-            f"{name} {np.nanmin(v):.4g} .. {np.nanmax(v):.4g}" if np.isfinite(v).any() else f"{name} not finite"
-            for name, v in self.values.items()
-        ]
-        return f"Landscape({' x '.join(map(str, self.shape))} {kind}, {', '.join(ranges)})"
+        directions = self.recipe.get("directions") if isinstance(self.recipe, Mapping) else None
+        kind = f" {directions['kind']}" if isinstance(directions, Mapping) and directions.get("kind") else ""
+        ranges = [f"{name} {_describe_range(values)}" for name, values in self.values.items()]
+        return f"Landscape({', '.join([' x '.join(map(str, self.shape)) + kind, *ranges])})"
 
     def __post_init__(self) -> None:
         for argument, each in (("values", self.values), ("stderr", self.stderr)):
@@ -304,6 +352,9 @@ class Landscape:
         if name not in self.values:
             raise MissingEntry("name", f"{name!r} given; the landscape has the values {', '.join(self.values)}")
         return self.values[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.values
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -335,6 +386,7 @@ class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
     """
 
     _meant: ClassVar[dict[str, str]] = {
+        **_SAVED,
         "value": "mean",
         **dict.fromkeys(("std", "stderr", "error", "standard_error", "se", "uncertainty"), "sem"),
     }
@@ -362,12 +414,28 @@ class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
             'norm, estimate.recipe["norm"]',
         )
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: Any) -> Any:
         if isinstance(other, Estimate):
-            return (self.mean, self.sem, self.num, self.recipe) == (other.mean, other.sem, other.num, other.recipe)
-        return float(self) == other if isinstance(other, float | int | np.number) else NotImplemented
+            one, two = ((x.mean, x.sem, x.num, x.recipe) for x in (self, other))
+            leaves, structure = jax.tree.flatten(one)
+            others, other = jax.tree.flatten(two)
+            return len({structure, other}) == 1 and all(map(np.array_equal, leaves, others))
+        if not self._is_one_array or not isinstance(other, float | int | np.number | np.ndarray | jax.Array):
+            return NotImplemented
+        if isinstance(self.mean, float) and isinstance(other, float | int):
+            return self.mean == other
+        return np.lib.mixins.NDArrayOperatorsMixin.__eq__(self, other)
 
-    __ne__ = object.__ne__
+    def __ne__(self, other: Any) -> Any:
+        equal = self == other
+        return ~equal if isinstance(equal, np.ndarray | np.bool_ | jax.Array) else not equal
+
+    def __hash__(self) -> int:
+        return hash(float(self)) if self._is_one_array and np.ndim(self.mean) == 0 else hash(self.num)
+
+    @property
+    def _is_one_array(self) -> bool:
+        return isinstance(self.mean, float | int | np.number | np.ndarray | jax.Array)
 
     def __int__(self) -> int:
         return int(float(self))
@@ -391,15 +459,26 @@ class Estimate(np.lib.mixins.NDArrayOperatorsMixin):
             raise misuse("format", form, 'a format of numbers, such as ".3f", ".4g" or "10.2e"') from error
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        if isinstance(self.mean, np.ndarray | jax.Array):
-            return np.asarray(self.mean, dtype)
-        return np.asarray(float(self), dtype)
+        value = self.mean if isinstance(self.mean, np.ndarray | jax.Array) else float(self)
+        return np.array(value, dtype) if copy else np.asarray(value, dtype)
+
+    def __jax_array__(self) -> jax.Array:
+        return jax.numpy.asarray(self.mean if isinstance(self.mean, np.ndarray | jax.Array) else float(self))
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        if any(isinstance(x, Estimate) for x in options.get("out", ())):  # of estimate /= 2, which makes a number
+            options = {name: value for name, value in options.items() if name != "out"}
         numbers = [np.asarray(x)[()] if isinstance(x, Estimate) else x for x in inputs]
         if method == "__call__" and any(isinstance(x, jax.Array) for x in numbers):  # perhaps under jit
             return getattr(jax.numpy, ufunc.__name__)(*numbers, **options)
-        return getattr(ufunc, method)(*numbers, **options)
+        try:
+            return getattr(ufunc, method)(*numbers, **options)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, Misuse):
+                raise
+            text = f"is a number in numpy.{ufunc.__name__}, which fails with it ({error})"
+            remedy = 'write float(estimate) for the number, and f"{estimate}" for a text'
+            raise MisusedCall("Estimate", f"{self!r} {text}; {remedy}") from error
 
 
 @explained
@@ -421,6 +500,8 @@ class Eigenpairs:
       recipe: operator, which, tol, whether all converged; JSON-able.
       state: arrays from which an interrupted computation continues; None in a finished result.
     """
+
+    _meant: ClassVar[dict[str, str]] = _SAVED
 
     values: np.ndarray
     vectors: Any
@@ -470,6 +551,7 @@ class Spectrum:
     """
 
     _meant: ClassVar[dict[str, str]] = {
+        **_SAVED,
         "eigenvalues": "nodes, its Ritz values",
         "density": "lla.density(spectrum)",
         "plot": "lla.plotting.spectral_density(spectrum)",

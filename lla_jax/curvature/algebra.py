@@ -52,7 +52,10 @@ class Algebra(abc.ABC):
         "eigenvalues": "lla.eigenpairs(H, key).values",
         "eigenpairs": "lla.eigenpairs(H, key)",
         "spectrum": "lla.spectrum(H, key)",
-        "matmul": "H @ v",
+        **dict.fromkeys(("matmul", "matmat", "dot", "hvp"), "H @ v"),
+        **dict.fromkeys(("eigh", "eigvalsh"), "lla.eigenpairs(H, key), or numpy.linalg.eigh(lla.operators.dense(H))"),
+        **dict.fromkeys(("size", "ndim"), "shape"),
+        "numpy": "lla.operators.dense(H)",
     }
 
     space: Space
@@ -77,7 +80,7 @@ class Algebra(abc.ABC):
     def matvec(self, v: Any) -> np.ndarray:
         """The product A v with a flat vector (n,) or (n, 1), for SciPy: a numpy array of the same shape."""
         flat = np.asarray(v)
-        return np.asarray(self @ flat.reshape(-1)).reshape(flat.shape)
+        return np.array(self @ flat.reshape(-1)).reshape(flat.shape)  # a copy: GMRES writes into it
 
     rmatvec = matvec
 
@@ -135,12 +138,15 @@ class Algebra(abc.ABC):
             v = v.detach().cpu().numpy()
         elif not isinstance(v, jax.Array) and hasattr(v, "__array__"):
             v = np.asarray(v)
+        if hasattr(v, "toarray"):  # of scipy.sparse
+            raise misuse("v", v, RULE.format(n=self.space.size) + "; of a sparse matrix pass v.toarray()")
         if isinstance(v, dict | list | tuple) or not hasattr(v, "ndim"):
             if jax.tree.leaves(v) and not jax.tree_util.all_leaves([v]):
                 return None
             raise misuse("v", v, RULE.format(n="n"))
         rule = RULE.format(n=self.space.size)
-        if v.ndim not in (1, 2) or not jnp.issubdtype(v.dtype, jnp.number) or jnp.iscomplexobj(v):
+        is_real = v.dtype == bool or (jnp.issubdtype(v.dtype, jnp.number) and not jnp.iscomplexobj(v))
+        if v.ndim not in (1, 2) or not is_real:
             text = f"{show_value(v)} of dtype {v.dtype} given"
             raise Misuse("v", f"{text}; it must be {rule}, of real numbers")
         return v
@@ -172,16 +178,17 @@ class Algebra(abc.ABC):
             return jax.lax.map(self.mv, v) if many else self.mv(v)
         return self.products(v) if many else self.product(v)
 
-    __array__ = __jax_array__ = __float__ = _NO_ARRAY
-    __mul__ = __rmul__ = __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __neg__ = __pow__ = _NO_SUM
-    __getitem__ = __iter__ = __len__ = _NO_ENTRY
+    __array_interface__ = __jax_array__ = property(_NO_ARRAY)
+    __float__ = __int__ = _NO_ARRAY
+    __mul__ = __rmul__ = __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __pow__ = _NO_SUM
+    __neg__ = __abs__ = __round__ = __lt__ = __gt__ = __le__ = __ge__ = _NO_SUM
+    __getitem__ = __setitem__ = __iter__ = __len__ = _NO_ENTRY
 
     def __bool__(self) -> bool:
         return True  # and not the length, which there is not
 
-    def __call__(self, v: Any) -> Any:
-        """The product A v, as ``H @ v``."""
-        return self @ v
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self  # it does not change, and its programs cannot be copied
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """The product for ``numpy.matmul``, and so for ``v @ H`` with a numpy array; an error for other functions."""

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lla_jax.core import counts, examples, losses, precision, recipes
+from lla_jax.core import called, counts, examples, losses, precision, recipes
 from lla_jax.core import data as _data
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
@@ -32,6 +32,7 @@ from lla_jax.execution import processes as _processes
 FEW_ROWS = 8  # at which a criterion is looked at
 
 
+@called.differentiated()
 def operator(
     matrix: Matrix,
     loss: Loss | Callable[[PyTree, Any], Any],
@@ -108,7 +109,7 @@ def _check(
       batch_size: the user's.
       uncut: whether batches must not be cut.
     """
-    examples.check(loss, params, first, train=matrix.train, most=batch_size, slopes=True)
+    examples.check_first(loss, params, data, first, train=matrix.train, most=batch_size, slopes=True)
     counts.warn_of_counts(loss, params, data, batch_size)
     if matrix.kind == "fisher" and matrix.sample is None and isinstance(data, Whole):
         _check_entries(loss, params, data, matrix.train)

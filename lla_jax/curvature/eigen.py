@@ -23,7 +23,7 @@ from lla_jax.core.types import Directions, Eigenpairs, PyTree, Recipe
 from lla_jax.curvature import eigensearch, room, units
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Goal, Ritz, Search
-from lla_jax.curvature.linear_operator import Operator, check_operator, no_finite_product, settle
+from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
 from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.execution import progress as _progress
 from lla_jax.execution import sharding
@@ -99,8 +99,7 @@ def eigenpairs(
     deflation, arXiv 2412.10146): (1) it ends on the residual, not on two values that happen to be close; (2) negative
     and repeated values are found like any other; (3) a fraction of the products.
     """
-    check_operator(H)
-    key, n = arguments.single_key(key), H.shape[0]
+    key, n = check_spectral(H, key), H.shape[0]
     k = arguments.clamp_count("k", k, n)
     arguments.check_choice("which", which, ("magnitude", "largest", "smallest"))
     if arguments.check_number("tol", tol, remedy="and below 1, such as 1e-3") >= 1:
@@ -314,6 +313,7 @@ def _partial(s: Search, unit: Unit, goal: Goal, recipe: Recipe, stopped: str) ->
     state |= {"T": s.T[: s.filled, : s.filled], "scale": np.array(s.scale), "unit": np.array(unit.size)}
     state["counts"] = np.array([getattr(s, name) for name in _COUNTS], np.int64)
     recipe = recipe | {"complete": False, "converged": False, "verified": False, "stopped": stopped}
+    recipe |= recipes.seal(state)
     vectors = [_ritz_vector(s, ritz, i, H) for i in range(num)]
     return _pairs(vectors, ritz.values[:num], ritz.errors[:num], s.products, recipe, unit, state)
 
@@ -364,7 +364,8 @@ def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3)
     Returns:
       ``Extremes``, of the steps before a product that is not finite; all NaN where the first is not.
     """
-    check_operator(H)
+    key = check_spectral(H, key)
+    arguments.check_number("tol", tol, least=0.0, remedy="such as 1e-3")
     steps = min(arguments.check_integer("steps", steps, remedy="such as 30"), H.space.size)
     room.check_room(H, "steps", steps)
 

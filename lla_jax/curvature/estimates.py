@@ -23,7 +23,7 @@ from lla_jax.core.standard_errors import standard_error, widening
 from lla_jax.core.text import pm
 from lla_jax.core.types import Estimate, PyTree
 from lla_jax.curvature import sketches
-from lla_jax.curvature.linear_operator import Operator, check_operator, halve, no_finite_product, settle
+from lla_jax.curvature.linear_operator import Operator, check_spectral, halve, no_finite_product, settle
 from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.space import draw
 from lla_jax.curvature.units import Unit, adapt
@@ -114,7 +114,7 @@ def trace(
     from LLA: (1) it stops on the standard error, not on two means that happen to be close; (2) the error is reported.
     """
     arguments.check_choice("method", method, PRODUCTS_EACH)
-    key = arguments.single_key(key)
+    key = check_spectral(H, key)
     unit = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
 
     def rounds(unit: Unit) -> Iterator[Round]:
@@ -154,7 +154,7 @@ def frobenius_norm(
 
     References: Hutchinson 1990, for the trace of A'A; the standard error by the delta method.
     """
-    key = arguments.single_key(key)
+    key = check_spectral(H, key)
     unit = _check(H, key, rtol, max_products, 1)
 
     def summary(forms: np.ndarray) -> tuple[float, float]:
@@ -202,7 +202,7 @@ def diagonal(
 
     References: Bekas et al. 2007.
     """
-    key = arguments.single_key(key)
+    key = check_spectral(H, key)
     unit = _check(H, key, rtol, max_products, 1)
 
     def rounds(unit: Unit) -> Iterator[Round]:
@@ -216,7 +216,6 @@ def diagonal(
 
 def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: int) -> Unit:
     """Check the arguments and a given operator's symmetry. Returns the operator with its unit."""
-    check_operator(H)
     arguments.check_number("rtol", rtol, least=0.0, remedy="relative to the mean, such as 0.02")
     arguments.check_integer("max_products", max_products, least, remedy="such as 1000")
     return settle(H, key)
@@ -294,7 +293,7 @@ def _shortfall(recipe: dict[str, Any], now: Round, rtol: float) -> str:
         return f"{request}; one draw has no error: raise max_products, to {most} for {LEAST_DRAWS} draws"
     if rtol == 0:
         return f"{request}, which only an exact number has; this is the error after all of max_products"
-    if now.num >= LEAST_DRAWS and abs(now.mean) <= NEAR_ZERO * now.sem:
+    if now.mean == 0 or (now.num >= LEAST_DRAWS and abs(now.mean) <= NEAR_ZERO * now.sem):
         text = "the value may be zero, and no number of products makes an error small beside zero"
         return f"{request}; {text}: take it with this error, or halve the error with 4 times max_products"
     if recipe.get("method", "hutchinson") == "hutchinson" and 0 < now.sem < math.inf:

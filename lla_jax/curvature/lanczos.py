@@ -24,7 +24,7 @@ from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import (
     LinearOperator,
     Operator,
-    check_operator,
+    check_spectral,
     no_finite_product,
     settle,
 )
@@ -450,8 +450,7 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
 
     References: Lanczos 1950; Giraud et al. 2005 (why twice is enough).
     """
-    check_operator(H)
-    key = arguments.single_key(key)
+    key = check_spectral(H, key)
     check_start(start)
     steps = clamp_count("steps", steps, H.shape[0])
     check_room(H, "steps", steps)

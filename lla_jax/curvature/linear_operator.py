@@ -49,6 +49,14 @@ class Operator(Algebra):
         size = "masked" if traced else f"{self.shape[0]:,} x {self.shape[0]:,}"
         return f"{type(self).__name__}({kind}, {size}{text})"
 
+    def __call__(self, v: Any) -> Any:
+        """The product A v, as ``H @ v``.
+
+        Args:
+          v: a vector: a tree like ``structure``, a flat array, or a matrix of such columns.
+        """
+        return self @ v
+
     @property
     def structure(self) -> PyTree:
         """A vector's tree of ``jax.ShapeDtypeStruct``; leaves that are not selected are None."""
@@ -411,6 +419,21 @@ def check_operator(H: Any, name: str = "H") -> None:
         raise misuse(name, H, f"an operator: {_as_operator(H)}")
     if not H.space.size:
         raise Misuse(name, f"{H!r} acts on no parameters; it must act on some: pass params with entries")
+
+
+def check_spectral(H: Any, key: Any) -> jax.Array:
+    """Check the operator and the key of a function that runs on the host; returns the key."""
+    check_operator(H)
+    key = single_key(key)
+    arrays = *jax.tree.leaves((H, key)), jnp.zeros(())  # the last one is traced under jax.jit whatever is given
+    if any(isinstance(x, jax.core.Tracer) for x in arrays):
+        raise Misuse(
+            "H",
+            "this function runs on the host, which looks at numbers after each product, and is called under jax.jit, "
+            "jax.vmap or jax.grad; call it outside of them, in a loop over keys or parameters (H.at(params)); the "
+            "products H.mv(v) and H @ v may be traced",
+        )
+    return key
 
 
 def _as_operator(H: Any) -> str:

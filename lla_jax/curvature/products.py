@@ -19,6 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from lla_jax.core import losses
 from lla_jax.core import tree as _tree
+from lla_jax.core.called import differentiated
 from lla_jax.core.data import num_examples
 from lla_jax.core.types import Batch, PyTree
 from lla_jax.curvature import matrices
@@ -123,7 +124,8 @@ def _block_sums(by: Multiplier, common: Common, block: Any, v: PyTree) -> tuple[
 
     def apply_maps(block: Linearized, v: PyTree) -> Any:
         local = jax.tree.map(lambda x: x[0], block) if mesh.size > 1 else block
-        return with_device_axis(_sum_over(lambda each: (each.map(v), each.sums), local))
+        with differentiated():
+            return with_device_axis(_sum_over(lambda each: (each.map(v), each.sums), local))
 
     def recompute(common: Common, starts: Any, v: PyTree) -> Any:
         start_of = matrices.part(common.params, matrix.leaf_mask)
@@ -131,7 +133,8 @@ def _block_sums(by: Multiplier, common: Common, block: Any, v: PyTree) -> tuple[
         def one(start: Any) -> Any:
             rows = _local_block(common, start, block.size, mesh)
             g = matrices.gradient_map(matrix, common.loss, common.params, rows, common.key)
-            _, product, sums = jax.jvp(g, (start_of,), (v,), has_aux=True)
+            with differentiated():
+                _, product, sums = jax.jvp(g, (start_of,), (v,), has_aux=True)
             return product, sums
 
         return with_device_axis(_sum_over(one, starts))
@@ -227,7 +230,8 @@ def linearize(common: Common, starts: Any, *, by: Multiplier, size: int) -> Line
     def one(common: Common, start: Any) -> Linearized:
         rows = _local_block(common, start, size, mesh)
         g = matrices.gradient_map(matrix, common.loss, common.params, rows, common.key)
-        _, linear, sums = jax.linearize(g, matrices.part(common.params, matrix.leaf_mask), has_aux=True)
+        with differentiated():
+            _, linear, sums = jax.linearize(g, matrices.part(common.params, matrix.leaf_mask), has_aux=True)
         return Linearized(linear, sums)
 
     def every(common: Common, starts: Any) -> Linearized:

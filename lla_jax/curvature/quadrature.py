@@ -20,7 +20,7 @@ from lla_jax.core.types import PyTree, Recipe, Spectrum
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature import moments, units
 from lla_jax.curvature.lanczos import STEPS_PER_CALL, WINDOW
-from lla_jax.curvature.linear_operator import Operator, check_operator, no_finite_product, settle
+from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
 from lla_jax.curvature.room import bytes_needed, check_room
 from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.execution import devices
@@ -119,8 +119,7 @@ def spectrum(
     References: Golub and Meurant 1994; Ghorbani et al. 2019, arXiv 1901.10159. Where we differ from LLA
     (arXiv 2412.10146): (1) full re-orthogonalisation, so that no eigenvalue is counted twice; (2) float64 for T.
     """
-    check_operator(H)
-    key = arguments.single_key(key)
+    key = check_spectral(H, key)
     probes = arguments.check_integer("probes", probes, remedy="such as 4")
     _lanczos.check_start(start)
     arguments.check_choice("scheme", scheme, ("full", "lla"))
@@ -290,6 +289,7 @@ def _result(s: _Sequences, recipe: Recipe, unit: Unit, state: dict[str, np.ndarr
         nodes[row], weights[row, : len(w)] = np.pad(theta, (0, nodes.shape[1] - len(theta)), mode="edge"), w
     recipe |= {"products": s.products, "steps_done": s.done[kept].tolist(), "nodes": counts}
     recipe["exhausted"] = exhausted
+    recipe = recipe if state is None else recipe | recipes.seal(state)
     return Spectrum(nodes * unit.size, weights, recipe, state)
 
 
@@ -419,8 +419,9 @@ def density(
         raise arguments.Misuse("threshold", f'{text}; leave it out, or use scale="symlog"')
     if threshold is not None:
         threshold = arguments.check_number("threshold", threshold, remedy="in units of eigenvalues, or None")
+    spec, unit = units.of_spectrum(spec)
     largest = float(np.abs(spec.nodes).max())
-    knee = 1e-4 * (largest or 1.0) if threshold is None else threshold
+    knee = 1e-4 * (largest or 1.0) if threshold is None else threshold / unit
 
     def coordinate(x: np.ndarray) -> np.ndarray:
         return x if scale == "linear" else np.sign(x) * np.log10(1 + np.abs(x) / knee)
@@ -446,7 +447,9 @@ def density(
             for power, exact, (theta, w) in zip(powers, exhausted(spec), map(_shifted, spec.nodes, spec.weights))
         ]
         sem = sem + np.abs(np.mean(others, 0) - mean) / 2
-    return Density(x, mean, sem, t, float(sigma), scale, knee if scale == "symlog" else 0.0)
+    if scale == "linear":
+        return Density(x * unit, mean / unit, sem / unit, t * unit, float(sigma) * unit, scale, 0.0)
+    return Density(x * unit, mean, sem, t, float(sigma), scale, knee * unit)
 
 
 def _smooth(nodes: np.ndarray, weights: np.ndarray, edges: np.ndarray, sigma: float) -> np.ndarray:

@@ -89,7 +89,7 @@ class Space:
         if not all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves):
             text = "has entries that are not floating; it must be a tree like the operator's structure"
             raise Misuse(name, f"{text}: cast it to float")
-        return v
+        return v if all(isinstance(x, jax.Array) for x in leaves) else jax.tree.map(jnp.asarray, v)
 
     def random(self, key: jax.Array, distribution: str = "rademacher") -> PyTree:
         """A vector of independent entries of variance 1: signs ("rademacher") or Gaussians ("normal").

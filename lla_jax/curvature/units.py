@@ -18,13 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import recipes
-from lla_jax.core.arguments import misuse, warn_caller
-from lla_jax.core.types import PyTree
+from lla_jax.core.arguments import Misuse, warn_caller
+from lla_jax.core.types import PyTree, Spectrum
 from lla_jax.curvature.space import draw_one
 
 T = TypeVar("T")
 
 NEAR = 1e3  # times the least number of a type: smaller products may have terms that are flushed to zero
+
+
+ORDINARY = 1e20  # the largest node of a spectrum whose powers are taken as they are; its inverse is the least one
 
 
 class OutOfRange(Exception):
@@ -109,8 +112,19 @@ def again(H: Any, state: Mapping[str, Any]) -> Unit:
     """The operator in the unit of a saved state, whose entry "unit" is its size; states of before have none."""
     size = np.asarray(state.get("unit", 1.0))
     if size.shape or not np.isfinite(size) or size <= 0:
-        raise misuse("resume", size, "a result whose unit is a number above 0, as on_partial got it; start anew")
+        text = f"its unit is {size.tolist()}; it must be a number above 0, as in the result that on_partial got"
+        raise Misuse("resume", f"{text}: {recipes.START_ANEW}")
     return Unit(H if size == 1 else _divide(H, round(math.log(size, 4))), float(size), settled=True)
+
+
+def of_spectrum(spec: Spectrum) -> tuple[Spectrum, float]:
+    """(a spectrum in a unit in which its nodes have powers, the unit): a power of two, and 1 for an ordinary one."""
+    nodes = np.asarray(spec.nodes, np.float64)
+    largest = float(np.abs(nodes).max(initial=0))
+    if not 0 < largest < math.inf or 1 / ORDINARY <= largest <= ORDINARY:
+        return spec, 1.0
+    exponent = math.frexp(largest)[1] - 1
+    return replace(spec, nodes=np.ldexp(nodes, -exponent)), math.ldexp(1.0, exponent)
 
 
 def _exponents(H: Any) -> int:

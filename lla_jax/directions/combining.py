@@ -82,10 +82,10 @@ def given(*trees: PyTree, names: Sequence[str] | None = None) -> Directions:
 
 def _unpack(trees: tuple[PyTree, ...], names: Sequence[str] | None) -> tuple[PyTree, ...]:
     """The trees in a list that was given in their place; other trees, a list of unlike layers too, as they are."""
-    if len(trees) != 1 or (names is not None and len(names) == 1):
+    if len(trees) != 1 or (names is not None and not isinstance(names, str) and len(names) == 1):
         return trees
     entries = list(trees[0]) if isinstance(trees[0], Iterator) else trees[0]
-    if type(entries) not in (list, tuple) or not entries:
+    if type(entries) not in (list, tuple) or len(entries) < 2:  # one may be the list of a single layer
         return trees
     containers = all(not isinstance(e, list | tuple) and not jax.tree_util.all_leaves([e]) for e in entries)
     forms = {str((jax.tree.structure(e), [np.shape(x) for x in jax.tree.leaves(e)])) for e in entries}

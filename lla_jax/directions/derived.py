@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,8 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
 
     Args:
       opt_state: an optax state with Adam's (or AMSGrad's) state somewhere inside: chain, masked, inject_hyperparams,
-        partition, MultiSteps; or an object with such an ``opt_state`` (``nnx.Optimizer``, ``TrainState``).
+        partition, MultiSteps; or an object with such an ``opt_state`` (``nnx.Optimizer``, ``TrainState``); or nested
+        dicts and lists with ``count``, ``mu`` and ``nu``, as checkpoints are restored without their classes.
       params: the parameters. Leaves without moments (masked) get zeros; several Adams on different leaves are merged.
 
     Returns:
@@ -48,9 +49,9 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
     def is_adam(node: Any) -> bool:
         if hasattr(node, "_fields"):
             others.append(type(node).__name__)
-        return isinstance(node, adam)
+        return isinstance(node, adam) or _is_restored(node)
 
-    states = [node for node in jax.tree.leaves(opt_state, is_leaf=is_adam) if isinstance(node, adam)]
+    states = [node for node in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(node)]
     if not states:
         kinds = ", ".join(dict.fromkeys(others)) or type(opt_state).__name__
         swapped = any(isinstance(node, adam) for node in jax.tree.leaves(params, is_leaf=is_adam))
@@ -61,7 +62,7 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
     names, (leaves, structure) = _tree.paths(params), jax.tree.flatten(params)
     moments = []
     for moment in ("mu", "nu"):
-        merged = _merge([getattr(state, moment) for state in states], moment)
+        merged = _merge([s[moment] if _is_restored(s) else getattr(s, moment) for s in states], moment)
         if unknown := sorted(set(merged) - set(names)):
             raise Misuse("opt_state", f"its {moment} has leaves {unknown} that params lack; pass the params it trained")
         filled = [merged.get(p, np.zeros(*_tree.shape_dtype(leaf))) for p, leaf in zip(names, leaves)]
@@ -70,6 +71,11 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
     return check_directions(
         _tree.stack(moments), recipe, "the optimizer has taken no step yet, so pass the state after one"
     )
+
+
+def _is_restored(node: Any) -> bool:
+    """Whether a node is Adam's state as a mapping, without its class."""
+    return isinstance(node, Mapping) and all(name in node for name in ("count", "mu", "nu"))
 
 
 def _advise_state(opt_state: Any, swapped: bool) -> str:

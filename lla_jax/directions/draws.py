@@ -54,8 +54,10 @@ def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | Non
     key = arguments.single_key(key)
     _tree.check_real(params)
     num = arguments.check_integer("num", num, remedy="the number of directions, such as 2")
-    size = sum(map(np.size, jax.tree.leaves(params)))
-    check_memory("num", f"{num:,} directions of {size:,} parameters", 4.0 * num * size)
+    leaves = jax.tree.leaves(params)
+    size = sum(map(np.size, leaves))
+    if all(device.platform == "cpu" for leaf in leaves if isinstance(leaf, jax.Array) for device in leaf.devices()):
+        check_memory("num", f"{num:,} directions of {size:,} parameters", 4.0 * num * size)
     chosen = _tree.select_leaves(select, params)
     tree, fingerprint, dtype = _draw(key, params, num, chosen)
     recipe = Recipe(

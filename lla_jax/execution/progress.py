@@ -50,19 +50,27 @@ def _as_callback(asked: Any, label: str, unit: str) -> contextlib.AbstractContex
     """A context that gives the callback of what was asked for; a ValueError for what is none."""
     if type(asked).__name__ in ("bool", "bool_"):  # of Python or numpy
         return bar(label, unit) if asked else contextlib.nullcontext()
-    if not _takes_two(asked):
+    if not _takes(asked, 2):
         from lla_jax.core.arguments import misuse
 
         raise misuse("progress", asked, "True for a bar, None, or a function progress(done, total)")
     return contextlib.nullcontext(asked)
 
 
-def _takes_two(asked: Any) -> bool:
-    """Whether an object is a function that can be called with two arguments."""
+def check_on_partial(asked: Any) -> None:
+    """Raise an error unless it is None or a function of one argument: it is called only when much is at stake."""
+    if asked is not None and not _takes(asked, 1):
+        from lla_jax.core.arguments import misuse
+
+        raise misuse("on_partial", asked, "a function of an unfinished landscape, such as landscapes.append, or None")
+
+
+def _takes(asked: Any, num: int) -> bool:
+    """Whether an object is a function that can be called with this number of arguments."""
     if not callable(asked) or isinstance(asked, type):
         return False
     try:
-        inspect.signature(asked).bind(0.0, None)
+        inspect.signature(asked).bind(*range(num))
     except TypeError:
         return False
     except ValueError:  # some functions have no signature

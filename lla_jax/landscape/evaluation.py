@@ -14,7 +14,7 @@ from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Directions, Execution, Landscape, Loss, PyTree, UpdateRule
-from lla_jax.execution.progress import AskedProgress, takes_progress
+from lla_jax.execution.progress import AskedProgress, check_on_partial, takes_progress
 from lla_jax.landscape import grids, jobs, memory, rules, sweeps
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import writing
@@ -144,10 +144,7 @@ def evaluate(
     the mean over one minibatch. (3) The network is in evaluation mode unless asked otherwise, and nothing of the user's
     is changed.
     """
-    if on_partial is not None and not callable(on_partial):
-        raise misuse(
-            "on_partial", on_partial, "a function of an unfinished landscape, such as landscapes.append, or None"
-        )
+    check_on_partial(on_partial)
     coords = grids.check_grid(grid)
     task = Task(
         loss,

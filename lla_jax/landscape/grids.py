@@ -52,7 +52,8 @@ def grid(
         raise Misuse(
             "grid",
             f"extent={extent!r}, points={points!r}, dims={dims!r}, ranges={ranges!r} given; they must be a number, an "
-            "int or one int per axis, an int, and one (lo, hi) per axis, such as lla.grid(extent=1.0, points=41)",
+            "int or one int per axis, an int, and one (lo, hi) per axis, such as lla.grid(extent=1.0, points=41); "
+            "arrays of coordinates are a grid already: pass (a, b) where a grid is asked for",
         ) from error
 
 
@@ -62,12 +63,14 @@ def _grid(extent: Any, points: Any, dims: Any, ranges: Any) -> tuple[np.ndarray,
             raise TypeError(f"{value!r} is no number")
     if isinstance(points, set | frozenset | Mapping) or isinstance(ranges, str | Mapping):
         raise TypeError("not in order")
+    is_one = np.ndim(points) == 0  # also of an array of jax
+    points = operator.index(points) if is_one else points
     if ranges is None:
-        dims = operator.index(dims) if isinstance(points, int | np.integer) else len(points)
+        dims = operator.index(dims) if is_one else len(points)
         if not math.isfinite(extent) or extent <= 0:
             raise misuse("extent", extent, "a finite number above 0; for other ends use ranges=[(lo, hi), ...]")
         ranges = [(-float(extent), float(extent))] * dims
-    counts = [points] * len(ranges) if isinstance(points, int | np.integer) else [operator.index(n) for n in points]
+    counts = [points] * len(ranges) if is_one else [operator.index(n) for n in points]
     if len(counts) != len(ranges) or not counts:
         raise Misuse(
             "grid", f"{len(counts)} numbers of points for {len(ranges)} ranges; give one of each for at least one axis"
@@ -118,7 +121,9 @@ def _as_axes(grid: Any) -> Any:
 def _axis_hint(axis: np.ndarray) -> str:
     """The end of the message about an axis that is not 1-D: the likely slip."""
     if axis.ndim == 0:
-        return "; for a single axis pass a list of one array, [coordinates], and for ends lla.grid(ranges=[(lo, hi)])"
+        points = "for numbers of points lla.grid(points=(n1, n2))"
+        ends = "for ends lla.grid(ranges=[(lo, hi)])"
+        return f"; for a single axis pass a list of one array, [coordinates], {points}, and {ends}"
     return "; of np.meshgrid pass the arguments, not its result" if axis.ndim > 1 else ""
 
 
@@ -131,7 +136,10 @@ def check_grid(grid: Any) -> tuple[np.ndarray, ...]:
     if isinstance(grid, np.ndarray) and grid.ndim == 1 and grid.dtype.kind in "fiu":
         grid = (grid,)  # one axis
     try:
-        coords = tuple(np.asarray(c, np.float64) for c in _as_axes(grid))
+        axes = [np.asarray(c) for c in _as_axes(grid)]
+        if any(np.iscomplexobj(c) for c in axes):
+            raise TypeError("complex")
+        coords = tuple(c.astype(np.float64) for c in axes)
     except (TypeError, ValueError) as error:
         raise misuse("grid", grid, "one 1-D array of coordinates per axis, such as lla.grid()") from error
     for i, c in enumerate(coords):

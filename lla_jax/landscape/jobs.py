@@ -97,21 +97,24 @@ class Job(NamedTuple):
         return any(isinstance(data, Stream) for data in self.task.sets.values())
 
 
-def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
+def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...], name: str = "params") -> Job:
     """Make the job of a task around a centre: check the arguments, describe them in a recipe, put them on the devices.
 
-    The job has no axes yet; ``set_axes`` adds them.
+    The job has no axes yet; ``set_axes`` adds them. ``name`` is that of the argument with the centre, for errors.
 
     Raises:
       ValueError: arguments that do not fit together, naming the argument.
     """
     plans.check_for_landscape(task.execution)
-    _tree.check_real(params)
+    _tree.check_real(params, name)
     task = tasks.check(task)
     num = math.prod(map(len, coords))
     text = f"{' x '.join(f'{len(c):,}' for c in coords)} = {num:.4g} points (at 1 ms each {duration(num / 1000)})"
     check_memory("grid", text, 16.0 * num * len(task.names))
-    counts = {p: None if isinstance(d, Stream) else _data.num_examples(d) for p, d in task.sets.items()}
+    counts: dict[str, int | None] = {}
+    for prefix, data in task.sets.items():
+        with tasks.named(prefix):
+            counts[prefix] = None if isinstance(data, Stream) else _data.num_examples(data)
     mesh = _mesh(task, math.prod(map(len, coords)))
     recipe = _recipe(task, params)
     loss, params = precision.at_least_single(task.loss, params)
@@ -134,9 +137,10 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...]) -> Job:
 
 def _check_examples(task: Task, params: PyTree) -> None:
     """Check, once per model, that each example in memory has a loss of its own."""
-    for data in task.sets.values():
-        if not isinstance(data, Stream):
-            examples.check(task.loss, params, data, task.metrics, train=task.formula.train, most=_most_rows(task))
+    for prefix, data in task.sets.items():
+        with tasks.named(prefix):
+            if not isinstance(data, Stream):
+                examples.check(task.loss, params, data, task.metrics, train=task.formula.train, most=_most_rows(task))
 
 
 def _watch_streams(task: Task, params: PyTree) -> Task:
@@ -224,14 +228,16 @@ def pieces(data: Any, count: int | None, mesh: Mesh, padded: bool) -> Iterator[P
     return iter([Piece(data, count, 0)])
 
 
-def recentre(job: Job, params: PyTree, state: PyTree) -> Job:
+def recentre(job: Job, params: PyTree, state: PyTree, name: str) -> Job:
     """The same job around other parameters and with another state of the loss; the data stay on the devices.
+
+    ``name`` is that of the parameters in errors, such as "checkpoints[1]".
 
     Raises:
       ValueError: parameters of another structure or shape.
     """
-    _tree.check_real(params)
-    params = _tree.align(params, job.params, "checkpoints", "the first of them")
+    _tree.check_real(params, name)
+    params = _tree.align(params, job.params, name, "checkpoints[0]")
     recipe = job.recipe | {
         "params": job.recipe["params"] | {"fingerprint": recipes.fingerprint(params)},
         "state": recipes.fingerprint(state),

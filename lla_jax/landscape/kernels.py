@@ -216,6 +216,8 @@ def losses(
         points = "np.stack(np.meshgrid(*grid, indexing='ij'), -1).reshape(-1, len(grid))"
         rule = f"an array of shape (C, k), one row per point; of a grid: {points}"
         raise misuse("coords", coords, rule)
+    if not np.issubdtype(getattr(coords, "dtype", None) or np.asarray(coords).dtype, np.number):
+        raise misuse("coords", coords, "an array of numbers of shape (C, k), one row per point")
     coords, share = jnp.asarray(coords), check_flag("share", share)
     check_choice("loop", loop, ("map", "vmap"))
     if isinstance(data, _data.Stream):

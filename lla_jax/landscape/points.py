@@ -217,8 +217,8 @@ def check_values(landscape: Landscape, reads: bool = True) -> None:
     """
     if not np.isfinite(landscape.values["loss"]).any():
         raise ValueError(
-            "loss: not finite at any point of the grid; check the loss at the trained parameters, the data for NaN, "
-            "and the range of the grid"
+            "loss: not finite at any point of the grid; check the loss at the trained parameters, the directions and "
+            "the data for NaN, and the range of the grid"
         )
     for name, cells in landscape.values.items():
         fraction = 1 - np.isfinite(cells).mean()

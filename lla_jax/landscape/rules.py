@@ -91,10 +91,10 @@ def params_at(rule: Callable[..., PyTree], params: PyTree, directions: PyTree, c
     if rule is add or rule is adam:
         return result
     advice = "return a tree like params, such as lla.landscape.add(params, directions, coord)"
-    structure: Any = jax.tree.structure(params)
-    if jax.tree.structure(result) != structure:
+    if paths(result) != paths(params):
         kind = "None" if result is None else f"a {type(result).__name__}"
         raise Misuse("rule", f"returned {kind} of another structure than params; it is {HOW}: {advice}")
+    result = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(result))  # perhaps in another container
     if all(leaf is own for leaf, own in zip(jax.tree.leaves(result), jax.tree.leaves(params), strict=True)):
         raise Misuse("rule", f"returned params as they are, so that all points are the centre; it is {HOW}: {advice}")
     for path, leaf, own in zip(paths(params), jax.tree.leaves(result), jax.tree.leaves(params), strict=True):

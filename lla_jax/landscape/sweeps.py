@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax.core.arguments import MissingEntry, Misuse, is_integer, misuse, show_value
+from lla_jax.core.arguments import MissingEntry, Misuse, check_flag, is_integer, misuse, show_value
 from lla_jax.core.called import ask
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import table
@@ -43,6 +43,12 @@ class Table:
     """
 
     landscapes: dict[Member, Landscape]
+
+    def __post_init__(self) -> None:
+        given = self.landscapes.items() if isinstance(self.landscapes, Mapping) else [(None, None)]
+        if not all(isinstance(k, tuple) and len(k) == 3 and isinstance(v, Landscape) for k, v in given):
+            rule = "a dict of landscapes, such as {(0, 'filter', 0): plane}, by (checkpoint, name of the axes, seed)"
+            raise misuse("landscapes", self.landscapes, rule)
 
     def __getitem__(self, member: Member) -> Landscape:
         try:
@@ -193,7 +199,7 @@ def sweep(
         key=key,
         execution=execution,
     )
-    job = jobs.prepare(task, checkpoints[0], coords)
+    job = jobs.prepare(task, checkpoints[0], coords, "checkpoints[0]")
     folder = _chunks.store_folder(store)
     announcement = None if folder is None else announce(folder, members, job.num)
     each = _jobs(job, members, axes_by_name, checkpoints, states, folder)
@@ -253,7 +259,8 @@ def _jobs(
         params = checkpoints[checkpoint]
         if checkpoint != current:
             current = checkpoint
-            job = jobs.recentre(job, params, job.loss.state if states is None else states[checkpoint])
+            state = job.loss.state if states is None else states[checkpoint]
+            job = jobs.recentre(job, params, state, f"checkpoints[{checkpoint}]")
         place = folder and folder / folder_of(member)
         # no variable holds the axes here, so that they are freed before the next ones are drawn
         yield jobs.set_axes(job, _make_axes(axes_by_name[name], name, seed, params)), place
@@ -275,7 +282,7 @@ def _make_axes(source: Any, name: str, seed: int | None, params: PyTree) -> Dire
 def _check_seeds(seeds: Any) -> list[int]:
     """The seeds as a list of ints; a ValueError if they are something else."""
     try:
-        given = list(seeds)
+        given = list(np.asarray(seeds) if isinstance(seeds, jax.Array) else seeds)
     except TypeError:
         given = [None]
     if not all(is_integer(seed) and abs(seed) < 2**63 for seed in given):
@@ -347,6 +354,7 @@ def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape 
     Warns:
       UserWarning: non-finite cells.
     """
+    partial = check_flag("partial", partial)
     folder = _chunks.store_folder(store)
     if folder is None:
         raise misuse("store", store, "the folder that was given as store=")

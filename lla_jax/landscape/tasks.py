@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -79,7 +81,7 @@ def check(task: Task) -> Task:
       ValueError: arguments that do not fit together, naming the argument.
     """
     if task.batch_size is not None:
-        _data.check_batch_size(task.batch_size)
+        task = task._replace(batch_size=_data.check_batch_size(task.batch_size))
     metrics, point_metrics = check_metrics(task.metrics, task.point_metrics, task.loss)
     check_policy(task.batch_stats, task.loss)
     if task.key is not None:
@@ -88,13 +90,27 @@ def check(task: Task) -> Task:
         loss=losses.as_loss(task.loss),
         metrics=metrics,
         point_metrics=point_metrics,
-        extra_data={name: _arrays(data) for name, data in _data.check_extra(task.extra_data).items()},
-        data=_arrays(task.data),
+        extra_data=_data.check_extra(task.extra_data),
     )
-    for data in task.sets.values():
-        _data.check_uncut(data, task.batch_size)
+    arrays: dict[str, Any] = {}
+    for prefix, data in task.sets.items():
+        with named(prefix):
+            arrays[prefix] = _arrays(data)
+            _data.check_uncut(arrays[prefix], task.batch_size)
+    task = task._replace(data=arrays.pop(""), extra_data={prefix[:-1]: data for prefix, data in arrays.items()})
     check_names(task.names)
     return task
+
+
+@contextlib.contextmanager
+def named(prefix: str) -> Iterator[None]:
+    """Name the entry of ``extra_data`` in errors about data that are raised here; "" is the prefix of ``data``."""
+    try:
+        yield
+    except Misuse as error:
+        if prefix and error.argument == "data":
+            error.argument = f"extra_data[{prefix[:-1]!r}]"
+        raise
 
 
 def _arrays(data: Any) -> Any:

@@ -19,7 +19,7 @@ from lla_jax.curvature.linear_operator import LinearOperator
 from lla_jax.execution import plans
 from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.keywords import accept_old
-from lla_jax.execution.progress import AskedProgress, takes_progress
+from lla_jax.execution.progress import AskedProgress, check_on_partial, takes_progress
 from lla_jax.landscape import evaluation, rules
 
 CURVATURES = ("lambda_min", "lambda_max", "residual")
@@ -84,6 +84,7 @@ def convexity(
 
     References: Li et al. 2018, arXiv 1712.09913, section 6 (figure 7).
     """
+    check_on_partial(on_partial)
     steps = arguments.check_integer("steps", steps, remedy="such as 20")
     if not isinstance(axes, Directions):
         raise misuse("axes", axes, "lla.Directions, such as lla.directions.random(key, params)")

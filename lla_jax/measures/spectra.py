@@ -28,7 +28,7 @@ from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import WITHIN, standard_error
 from lla_jax.core.text import pm
 from lla_jax.core.types import Directions, Eigenpairs, Estimate, Spectrum
-from lla_jax.curvature import moments
+from lla_jax.curvature import moments, units
 from lla_jax.curvature.quadrature import exhausted
 
 DEFINITIONS = ("pooled", "lla")
@@ -87,6 +87,7 @@ def r_e(spec: Spectrum, *, definition: Definition = "pooled") -> Estimate:
     biased, as each probe misses part of the range; (2) the error.
     """
     check_choice("definition", definition, DEFINITIONS)
+    spec, _ = _in_unit(spec)
     nodes, weights = _rows(spec)
 
     def ratio(kept: np.ndarray) -> float:
@@ -140,6 +141,7 @@ def k_hn(spec: Spectrum, n: float = 0.5, *, definition: Definition = "pooled") -
     """
     check_number("n", n, remedy="such as 0.5 (LLA's) or 1")
     check_choice("definition", definition, DEFINITIONS)
+    spec, _ = _in_unit(spec)
     nodes, weights = _rows(spec)
     t = 0.0 if definition == "lla" else _rounding(spec)
     if definition == "pooled":
@@ -194,6 +196,7 @@ def spectrum_type(spec: Spectrum) -> SpectrumType:
 
     References: arXiv 2504.17618 (the three types).
     """
+    spec, _ = _in_unit(spec)
     nodes, weights = _rows(spec)
     mass = weights * np.abs(nodes)
     total, near = float(mass.sum()), NEAR_ZERO * float(np.abs(nodes).max())
@@ -235,13 +238,14 @@ def saddle_index(spec: Spectrum) -> Estimate:
 
     References: Dauphin et al. 2014, arXiv 1406.2572; Chen et al. 2021, arXiv 2105.06595 (the bounds).
     """
+    spec, unit = _in_unit(spec)
     nodes, weights = _rows(spec)
     t = _rounding(spec)
     found = np.array([_share_below(*row, t) for row in zip(nodes, weights, exhausted(spec), strict=True)])
     least, share, most = found.T
     recipe = _describe("saddle_index", spec)
     recipe |= {
-        "threshold": t,
+        "threshold": t * unit,
         "zero": float(weights[np.abs(nodes) <= t].sum() / spec.probes),
         "unresolved": float((most - least).mean()),
     }
@@ -284,6 +288,12 @@ def escape_directions(pairs: Eigenpairs) -> tuple[Directions, np.ndarray]:
 
 
 # --- rows of nodes and weights
+
+
+def _in_unit(spec: Spectrum) -> tuple[Spectrum, float]:
+    """(the spectrum in a unit of its own, the unit), after the check: the criteria are ratios, which have no unit."""
+    _rows(spec)
+    return units.of_spectrum(spec)
 
 
 def _rows(spec: Spectrum) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ so that ``batch_stats="batch"`` does not switch dropout on, and a stochastic los
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypedDict
 
 import jax
@@ -128,7 +128,7 @@ def explain_params(params: PyTree, expected: Shapes, exact: bool = False) -> Ite
     try:
         yield
     except Exception as error:
-        if not passes(error) and (difference := _difference(params, expected, exact)):
+        if not passes(error) and (difference := difference_of(params, expected, exact)):
             raise Misuse("params", difference) from error
         raise
 
@@ -137,10 +137,10 @@ def check_shapes(params: PyTree, expected: Shapes) -> None:
     """Raise an error if a leaf has another shape than the model's own parameter of this path."""
     own = dict(expected)
     if any(own.get(path, shape) != shape for path, shape in shapes_of(params)):
-        raise Misuse("params", _difference(params, expected))
+        raise Misuse("params", difference_of(params, expected))
 
 
-def _difference(params: PyTree, expected: Shapes, exact: bool = False) -> str:
+def difference_of(params: PyTree, expected: Shapes, exact: bool = False) -> str:
     """How parameters differ from those of the model, with a remedy; "" if they do not."""
     given, own = dict(shapes_of(params)), dict(expected)
     missing = [path for path in own if path not in given]
@@ -164,11 +164,21 @@ def _difference(params: PyTree, expected: Shapes, exact: bool = False) -> str:
     shown = f"they lack {_few(missing)}, which the model of this loss has, and have {_few(list(given))}"
     if set(own) <= {path.partition("/")[2] for path in given if path.startswith("params/")}:
         return f'{shown}; these are all variables: pass variables["params"]'
+    if inside := _prefix(given, own):
+        place = "".join(f"[{key if key.isdigit() else repr(key)}]" for key in inside.split("/")[:-1])
+        return f"{shown}; those of this model are a part of them: pass params{place}"
     remedy = (
         "pass those of this model: of a linen module variables['params'], of an nnx model nnx.state(model, nnx.Param), "
         "of an Equinox model eqx.filter(model, eqx.is_inexact_array)"
     )
     return f"{shown}; {(library_of(params) != 'equinox' and advise_params(params)) or remedy}"
+
+
+def _prefix(given: Iterable[Path], own: Mapping[Path, Any]) -> str:
+    """The beginning under which given paths have all of the model's own, such as "state/params/"; "" if none has."""
+    paths, first = set(given), next(iter(own), "")
+    begins = [path.removesuffix(first) for path in paths if first and path.endswith("/" + first)]
+    return next((begin for begin in begins if {begin + path for path in own} <= paths), "")
 
 
 def _keys(params: PyTree) -> list[Any]:

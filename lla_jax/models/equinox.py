@@ -218,7 +218,10 @@ def from_equinox(
     import equinox as eqx
 
     if not isinstance(model, eqx.Module):
-        raise model_misuse("model", model, "the equinox.Module itself, which takes one example and is vmapped here")
+        rule = "the equinox.Module itself, which takes one example and is vmapped here"
+        if isinstance(model, tuple) and any(isinstance(each, eqx.nn.State) for each in model):
+            rule += "; of eqx.nn.make_with_state take both: model, state = ..., and pass state=state"
+        raise model_misuse("model", model, rule)
     if type(model).__module__.startswith("equinox._") and hasattr(model, "_fun"):
         raise misuse("model", model, "the model itself, not wrapped by eqx.filter_jit, eqx.filter_vmap or the like")
     if state is not None and not isinstance(state, eqx.nn.State):

@@ -163,7 +163,8 @@ def from_linen(
         raise Misuse(
             "variables",
             f'{given} given; it must be the dict that module.init returns, with an entry "params". If these are the '
-            'parameters alone, pass variables={"params": params}',
+            'parameters alone, pass variables={"params": params}; of a train state {"params": state.params}, and '
+            '"batch_stats": state.batch_stats if it has them',
         )
     options = check_options("from_linen", complete("from_linen", options, DEFAULTS))
     # "intermediates", which sow leaves after a call, would grow with every train step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -11,6 +11,7 @@ import jax
 from lla_jax.core.arguments import Misuse, parameters
 from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import ByValue, static
+from lla_jax.core.tree import paths
 from lla_jax.core.types import Batch, Loss, Path, PyTree
 from lla_jax.models.calling import (
     DEFAULTS,
@@ -21,6 +22,7 @@ from lla_jax.models.calling import (
     check_method,
     check_options,
     check_shapes,
+    difference_of,
     explain_params,
     loss_of,
     map_examples,
@@ -57,6 +59,7 @@ class _NnxApply(ByValue):
         check_shapes(params, self.shapes)
         if isinstance(params, nnx.Module) and dict(shapes_of(params)).keys() == dict(self.shapes).keys():
             params = nnx.state(params, nnx.Param)  # a model without other variables stands for its parameters
+        params = _in_order(params, self.shapes)
         if keys is None:
             outputs, model = self._call(params, state, args, train)
             return outputs, _nnx_statistics(model, state) if train else state
@@ -75,6 +78,37 @@ class _NnxApply(ByValue):
         if key is not None and self.takes_rngs:
             kwargs["rngs"] = nnx.Rngs(key)
         return getattr(model, self.method)(*args, **kwargs), model
+
+
+def _in_order(params: PyTree, shapes: Shapes) -> PyTree:
+    """The parameters with their leaves in the model's order, in which ``nnx.merge`` takes them whatever their paths.
+
+    Orders differ where a checkpoint was restored with "10" before "2" as keys of a list.
+
+    Raises:
+      Misuse: the parameters have other paths than those of the model.
+    """
+    from flax import nnx
+
+    own, flat = [path for path, _ in shapes], _flat(params)
+    if [*flat] == own:
+        return params
+    difference = difference_of(params, shapes, exact=True)
+    if difference or {*flat} != {*own}:
+        raise Misuse("params", difference or f"their paths are {[*flat][:3]}, and in the model of this loss {own[:3]}")
+    keys = {path: tuple(int(key) if key.isdigit() else key for key in path.split("/")) for path in own}
+    ordered = nnx.from_flat_state([(keys[path], flat[path]) for path in own])
+    if [*_flat(ordered)] != own:
+        raise Misuse("params", "their keys are in another order than in the model; pass nnx.state(model, nnx.Param)")
+    return ordered
+
+
+def _flat(params: PyTree) -> dict[Path, Any]:
+    """{path: leaf} of nested or flat parameters, in the order of their leaves."""
+    pairs = params.items() if isinstance(params, Mapping) else params
+    if isinstance(pairs, Iterable) and all(isinstance(pair, tuple) and isinstance(pair[0], tuple) for pair in pairs):
+        return {"/".join(map(str, path)): leaf for path, leaf in pairs}  # as nnx.to_flat_state gives them
+    return dict(zip(paths(params), jax.tree.leaves(params), strict=True))
 
 
 def _nnx_streams(state: PyTree, impl: Any, key: Any = None) -> PyTree:

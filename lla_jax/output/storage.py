@@ -25,6 +25,11 @@ from lla_jax.directions import draws
 
 FORMAT = "lla_jax"
 VERSION = 1
+OTHER_KINDS = re.compile(
+    r"\.(csv|feather|gz|h5|hdf5|html|jpe?g|json|mat|msgpack|npy|onnx|parquet|pdf|pickle|pkl|png|pth?|safetensors|svg|tar"
+    r"|tiff?|tsv|txt|xlsx|xml|ya?ml|zip)"
+)
+"""Endings of files of other kinds, which a name does not end in by chance."""
 
 Header = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -76,8 +81,7 @@ def _target(path: Any) -> Path:
         raise Misuse("path", f"{given} is a folder; pass a file in it, such as {given / 'plane.npz'}", given)
     if given.suffix.lower() == ".npz":
         return given
-    ending = given.suffix.lower()
-    if re.fullmatch(r"\.[a-z][a-z0-9]*", ending) and not re.fullmatch(r"\.v\d+", ending):  # not "run0.5", "net.v2"
+    if OTHER_KINDS.fullmatch(given.suffix.lower()):  # but not "run0.5", "model.best"
         raise Misuse(
             "path",
             f"{given} given; results are saved as .npz, so pass {given.with_suffix('.npz').name!r}, or "
@@ -238,7 +242,9 @@ def _estimate(header: Header, arrays: Arrays) -> Estimate:
     names = header["leaves"]
     if names is None:
         return Estimate(float(arrays.pop("mean")), float(arrays.pop("sem")), header["num"], header["recipe"])
-    mean, sem = (_take_arrays(names, arrays, prefix) for prefix in ("mean", "sem"))
+    errors = [[name, arrays[f"sem{i}"].dtype.name] for i, (name, _) in enumerate(names)]  # the errors may be wider
+    errors = [own if not own[1].startswith("void") else named for own, named in zip(errors, names, strict=True)]
+    mean, sem = _take_arrays(names, arrays, "mean"), _take_arrays(errors, arrays, "sem")
     return Estimate(mean, sem, header["num"], header["recipe"])
 
 

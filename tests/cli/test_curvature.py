@@ -153,6 +153,12 @@ def test_hessian_axes_are_the_eigenvectors(tiny, capsys):
     assert {p.name for p in (tiny / "ends").glob("eigen*")} == {"eigenpairs-largest.npz", "eigenpairs-smallest.npz"}
 
 
+@pytest.mark.filterwarnings("ignore:steps. 2 asked for")
+def test_without_top_all_pairs_of_a_small_selection_are_computed(tiny):
+    assert hessian("--select", "**/bias", "--steps", 2, "--probes", 1, "--out", "r") == 0
+    assert lla.load("r/eigenpairs.npz").num == 1
+
+
 def test_results_are_drawn_again(tiny, capsys):
     assert hessian(*QUICK) == 0
     for name in ("eigenpairs", "spectrum"):

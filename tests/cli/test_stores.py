@@ -140,5 +140,6 @@ def test_without_out_another_landscape_gets_a_folder_of_its_own(tiny, capsys):
     assert sorted(path.name for path in tiny.glob("run*")) == ["run", "run-2"]
     assert lla.load("run/landscape.npz").shape == (5,)
     assert lla.load("run-2/landscape.npz").recipe["directions"]["normalize"][0]["by"] == "layer"
-    assert tiny_run(*gradient, "--overwrite") == 0  # as before there is one folder to overwrite
-    assert lla.load("run/landscape.npz").shape == (3,)
+    assert tiny_run(*gradient, "--overwrite") == 0  # its own, not the other one's
+    assert sorted(path.name for path in tiny.glob("run*")) == ["run", "run-2"]
+    assert lla.load("run/landscape.npz").shape == (5,)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import types
 
 import numpy as np
 
+from lla_jax.cli import main as cli
 from lla_jax.cli import terminal as _terminal
 
 
@@ -18,6 +20,14 @@ def test_progress_announces_a_long_run(capsys, monkeypatch):
             progress(done, 100)
     said = capsys.readouterr().err
     assert said.count("expected time: about 18 s for the other 90 points") == 1
+
+
+def test_closed_streams_take_what_is_printed(monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stderr", None)
+    assert cli.main(["--version"]) == 0
+    sys.stdout.close()
+    sys.stderr.close()
 
 
 def test_a_part_that_needed_less_than_announced_ends_at_100_percent(capsys):

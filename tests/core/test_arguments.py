@@ -36,7 +36,9 @@ def test_what_is_no_number_above_zero(value):
 
 
 def test_numbers_of_python_and_numpy():
-    assert [arguments.check_number("x", x, least=0) for x in (0, 1, 2.5, np.float32(0.5))] == [0, 1, 2.5, 0.5]
+    assert [arguments.check_number("x", x, least=0) for x in (0, 1, 2.5, np.float32(0.5), jax.numpy.float32(2))] == [
+        *(0, 1, 2.5, 0.5, 2)
+    ]
 
 
 @pytest.mark.parametrize("value", ["fast", 1, None, ["full"], np.array([1, 2])])

@@ -142,3 +142,16 @@ def test_shapes_are_shown_briefly():
         "{'a': float32 (2, 3), 'b': [float32 (1,), None, 3]}"
     )
     assert called.show_shapes(tuple(np.ones(1, "f") for _ in range(20))).count("float32") == called.MOST_SHOWN
+
+
+def test_data_of_which_no_try_can_be_made_leave_the_error_of_the_user():
+    keys = jax.random.split(jax.random.key(0), len(Y))
+    for more in (Y > 0, keys):
+        with pytest.raises(ValueError, match=r"the criterion failed with TypeError: tuple indices"):
+            check(lla.Loss(apply, lambda outputs, batch: batch["nope"]), (X, Y, more))
+
+    def impossible():
+        raise ValueError("no such array")
+        yield
+
+    assert tries._first(impossible(), bool) is None

@@ -69,3 +69,27 @@ def test_a_global_that_changes_between_calls_and_not_within_is_left_alone():
     scale = [2.0]
     for scale[0] in (2.0, 3.0):
         lla.check_examples(lambda p, b: scale[0] * mean(p, b), params(), DATA)
+
+
+def test_what_a_first_call_alone_computes_and_does_not_use_is_left_alone():
+    seen = []
+
+    def checks_once(p, batch):
+        if not seen:
+            seen.append(jnp.dot(batch[0], batch[0].T).shape)
+        return mean(p, batch)
+
+    lla.check_examples(checks_once, params(), DATA)
+
+
+def test_a_loss_may_close_over_a_value_that_is_being_traced():
+    axes = jax.tree.map(lambda x: x[None], params())
+
+    def scaled(a):
+        return lla.landscape.losses(lambda p, b: a * mean(p, b), params(), axes, jnp.zeros((1, 1)), DATA)[0]
+
+    once = scaled(1.0)
+    np.testing.assert_allclose(jax.jit(scaled)(3.0), 3 * once, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(scaled)(3.0), once, rtol=1e-6)
+    product = jax.jit(lambda a: lla.hessian(lambda p, b: a * mean(p, b), params(), DATA).mv(params()))
+    np.testing.assert_allclose(product(2.0)["gain"], 2 * product(1.0)["gain"], rtol=1e-5)

@@ -1,6 +1,7 @@
 """Data sets and streams: means and standard errors do not depend on how the data are cut or streamed."""
 
 import collections
+import pickle
 
 import jax
 import numpy as np
@@ -161,3 +162,30 @@ def test_mappings_of_any_class_are_dicts():
         assert type(found) is dict
         assert type(found["more"]) is dict
         np.testing.assert_array_equal(found["ids"], batch["ids"])
+
+
+def test_data_of_another_byte_order_and_sources_with_numbered_batches():
+    class Numbered:
+        def __getitem__(self, number):
+            return [np.arange(3, dtype=">f4"), np.arange(3, 5, dtype=">f4")][number]  # an IndexError ends it
+
+    batches = list(lla.stream(Numbered()))
+    assert [batch.tolist() for batch in batches] == [[0, 1, 2], [3, 4]]
+    assert all(batch.dtype.isnative for batch in batches)
+    H = lla.hessian(lambda p, x: p["a"] ** 2 * x.mean(), {"a": np.float32(1)}, np.arange(3, dtype=">f4"))
+    assert H.mv({"a": np.float32(1)}) == {"a": 2.0}
+
+
+def factory():
+    yield DATA
+
+
+def test_a_stream_can_be_pickled_before_and_after_it_is_read():
+    streamed = lla.stream(factory)
+    list(streamed)
+    for each in (lla.stream(factory), streamed):
+        assert [len(x) for x, _ in pickle.loads(pickle.dumps(each))] == [len(DATA[0])]
+
+
+def test_keys_of_jax_are_examples():
+    assert data.num_examples((np.ones(4), jax.random.split(jax.random.key(0), 4))) == 4

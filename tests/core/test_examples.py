@@ -349,3 +349,37 @@ def test_the_check_is_made_once_per_model_and_compiles_two_programs(monkeypatch)
         lla.check_examples(loss, jax.tree.map(lambda x: 2 * x, W), X[:18])
     assert seen.count == 0
     assert sum(calls) == 3 * examples.ROWS
+
+
+def test_losses_may_print_and_call_back():
+    def printed(outputs, batch):
+        losses = squares(outputs, batch)
+        jax.debug.callback(lambda x: None, losses)
+        return losses, jnp.ones(len(losses))
+
+    plain = jax.jit(lambda p, b: printed(linear(p, None, b, False)[0], b)[0].mean())
+    for loss in (lla.Loss(linear, printed), plain):
+        lla.check_examples(loss, W, X)
+    with pytest.raises(ValueError, match="does not depend on params"):
+        lla.check_examples(lambda p, b: [jax.debug.callback(lambda x: None, p), jnp.zeros(())][1], W, X)
+
+
+def test_data_may_be_random_keys():
+    def noisy(p, state, batch, train):
+        noise = jax.vmap(lambda key: jax.random.normal(key, (5,)))(batch["keys"])
+        return (batch["x"] + noise) @ p["w"], state
+
+    data = {"x": X, "keys": jax.random.split(jax.random.key(0), len(X))}
+    lla.check_examples(lla.Loss(noisy, squares), W, data)
+
+
+def test_a_stream_may_begin_with_a_batch_that_does_not_count():
+    weighted = lambda o, b: (squares(o, b), b[1])  # noqa: E731
+    summed = lambda o, b: ((squares(o, b) * b[1]).sum() / jnp.maximum(b[1].sum(), 1), b[1].sum())  # noqa: E731
+    batches = [(X[:4], np.zeros(4)), (X[4:8], np.ones(4))]
+    want = squares(X[4:8] @ W["w"], None).mean()
+    for loss in (lla.Loss(linear, weighted), lla.Loss(linear, summed, per_example=False)):
+        assert line(loss, W, lla.stream(batches))[1] == pytest.approx(want, rel=1e-5)
+        lla.hessian(loss, W, lla.stream(batches))
+    with pytest.raises(ValueError, match="all of its weights are 0"):
+        lla.check_examples(lla.Loss(linear, lambda o, b: (squares(o, b), b[1])), W, lla.stream(batches[:1] * 2))

@@ -31,6 +31,25 @@ def test_labels_that_the_loss_ignores_or_computes_with_are_fine(name):
     lla.check_examples(lla.Loss(apply, LEFT_ALONE[name]), params(), (X, IGNORED))
 
 
+OUTSIDE = {  # of the three classes 0, 1, 2
+    "one against the rest": (lambda o, b: by_class(o, (b[1] > 0).astype(int)), Y * 3),
+    "another one": (lambda o, b: by_class(o, jnp.where(b[1] == 3, 1, 0)), Y + 4),
+    "ordered levels": (
+        lambda o, b: optax.sigmoid_binary_cross_entropy(o, jnp.arange(3.0) < b[1][:, None]),
+        np.arange(12) % 4,
+    ),
+    "void is C": (lambda o, b: jnp.where(b[1] == 3, 0, by_class(o, jnp.where(b[1] == 3, 0, b[1]))), Y + 1),
+    "events": (lambda o, b: jnp.where(b[1] == 1, (o**2).sum(1), 0), Y + 1),
+    "taken as 0": (lambda o, b: by_class(o, b[1] % 3), Y + 3),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_labels_that_the_loss_compares_itself_are_no_classes(name):
+    criterion, labels = OUTSIDE[name]
+    lla.check_examples(lla.Loss(apply, criterion), params(), (X, labels))
+
+
 REFUSED = {
     "NaN": (lambda o, b: by_class(o, b[1]), IGNORED, "for labels outside the loss is not finite"),
     "the last class": (

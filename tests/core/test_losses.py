@@ -302,3 +302,14 @@ def test_losses_and_weights_of_a_coupled_loss_are_refused_as_no_scalar():
     loss = lla.Loss(apply, lambda o, b: (cross_entropy(o, b), jnp.ones(len(o))), per_example=False)
     with pytest.raises(ValueError, match="must return a scalar per batch"):
         lla.hessian(loss, params(), DATA)
+
+
+def test_an_object_with_a_method_loss_may_be_a_loss():
+    class Trainer:
+        def loss(self):
+            raise AssertionError
+
+        def __call__(self, params, batch):
+            return params["a"] ** 2
+
+    assert not losses.as_loss(Trainer()).per_example

@@ -161,3 +161,10 @@ def test_a_state_that_cannot_be_restored_is_said_to_be_damaged():
     with pytest.raises(Misuse, match=said) as refused, recipes.reading_state():
         {}["done"]
     assert isinstance(refused.value.__cause__, KeyError)
+
+
+def test_a_state_that_was_refused_in_words_keeps_them():
+    with pytest.raises(Misuse, match=r"^resume: its unit is 0"), recipes.reading_state():
+        raise Misuse("resume", "its unit is 0")
+    with pytest.raises(Misuse, match=r"^resume: its state is damaged.*Misuse: v: too short"), recipes.reading_state():
+        raise Misuse("v", "too short")

@@ -1,9 +1,12 @@
 """Calls that do not fit a signature, and unknown attributes: what the errors say, and what stays as it was."""
 
+import contextlib
 import copy
 import dataclasses
+import gc
 import inspect
 import pickle
+import weakref
 from typing import NamedTuple
 
 import jax
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
+from lla_jax import _names
 from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.signatures import MisusedCall, describe_arguments, explained
 from lla_jax.core.static import identity
@@ -67,6 +71,40 @@ def test_a_call_that_fits_and_a_type_error_from_inside_stay_what_they_are():
     with pytest.raises(TypeError, match="mine") as raised:
         total(1, 2, points=-1)
     assert not isinstance(raised.value, Misuse)
+
+
+@pytest.mark.parametrize("options", [{"rto": 1}, {}])
+def test_an_error_does_not_keep_the_arguments_alive(options):
+    @explained
+    def takes_arrays(x: np.ndarray, *, rtol: float = 0.1) -> None:
+        raise TypeError("from inside")
+
+    def fail():
+        x = np.ones(3)
+        with contextlib.suppress(TypeError):
+            takes_arrays(x, **options)
+        return weakref.ref(x)
+
+    gc.disable()
+    try:
+        assert fail()() is None
+    finally:
+        gc.enable()
+
+
+def test_the_likest_name_is_looked_for_only_where_the_error_is_read(monkeypatch):
+    asked = []
+    monkeypatch.setattr(_names, "_likeness", lambda one, other: asked.append(one) or 0.0)
+    assert not hasattr(lla, "nothing")
+    assert not hasattr(lla.operators, "nothing")
+    assert not hasattr(lla.Estimate(1.0, 0.1, 3), "nothing")
+    assert not asked
+
+
+@pytest.mark.parametrize("name", ["_", "__"])
+def test_names_without_letters(name):
+    assert not hasattr(lla, name)
+    assert not hasattr(lla.operators, name)
 
 
 def test_name_signature_docstring_and_pickle_stay():
@@ -143,11 +181,14 @@ def test_unknown_attributes_are_named_and_jax_copy_and_pickle_go_on_working():
     with pytest.raises(AttributeError, match=r"did you mean recipe\['steps'\]"):
         _ = spectrum.steps
     assert not hasattr(spectrum, "shape")
+    with pytest.raises(AttributeError) as caught:
+        _ = spectrum.node
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     again = copy.deepcopy(pickle.loads(pickle.dumps(spectrum)))
     assert (again.nodes == spectrum.nodes).all()
     axes = lla.Directions({"w": np.ones((2, 3))}, {"kind": "given"})
     assert jax.tree.map(lambda x: 2 * x, axes).num == copy.copy(axes).num == 2
-    with pytest.raises(AttributeError, match="'float' object has no attribute 'shape'"):
+    with pytest.raises(ValueError, match="no leading axis"):  # the property's own error
         _ = lla.Directions({"w": 1.0}, {}).num
 
 

@@ -19,6 +19,25 @@ AXES = lla.Directions({"w": np.arange(8.0).reshape(4, 2)}, {"kind": "given"})
 PAIRS = lla.Eigenpairs(np.arange(4.0), AXES, np.full(4, 0.5), 9, {"which": "largest"})
 
 
+def test_estimates_are_compared_hashed_and_added_in_place():
+    again = lla.Estimate({"w": np.ones(3)}, {"w": np.ones(3)}, 16, {"norm": 1.7, "norm_sem": 0.1})
+    other = lla.Estimate({"w": np.zeros(3)}, {"w": np.ones(3)}, 16, {"norm": 1.7, "norm_sem": 0.1})
+    assert again == TREE != other
+    assert TREE in [1, TREE]
+    assert {NUMBER: 1}[lla.Estimate(12.3456, 0.0123, 16, {})] == 1
+    assert len({TREE, again, other}) == 2
+    total = NUMBER
+    total += 1
+    assert total == 13.3456
+
+
+def test_device_get_leaves_results_as_they_are():
+    results = {"tree": lla.Spectrum(np.ones((1, 2)), np.full((1, 2), 0.5), {}), "loss": jnp.ones(2)}
+    got = jax.device_get(results)
+    assert got["tree"] is results["tree"]
+    assert isinstance(got["loss"], np.ndarray)
+
+
 @pytest.mark.parametrize(
     ("shown", "text"),
     [
@@ -48,6 +67,38 @@ def test_an_estimate_where_a_number_is_needed_is_its_mean():
         assert isinstance(x, jax.Array)
     on_arrays = lla.Estimate(np.ones(3), np.ones(3), 4, {})
     np.testing.assert_array_equal(np.asarray(on_arrays), np.ones(3))
+
+
+def test_an_estimate_that_is_changed_in_place_becomes_a_number():
+    name = NUMBER
+    name /= 2
+    assert (name, NUMBER.mean) == (6.1728, 12.3456)
+    name = NUMBER
+    name *= np.ones(2)
+    np.testing.assert_array_equal(name, [12.3456, 12.3456])
+    total = np.zeros(2)
+    total += NUMBER
+    np.testing.assert_array_equal(total, [12.3456, 12.3456])
+
+
+def test_estimates_compare_with_arrays_and_with_each_other():
+    whole, arrays = lla.Estimate(12.0, 0.1, 16, {}), lla.Estimate(np.ones(3), np.ones(3), 4, {})
+    assert whole == jnp.float32(12) and jnp.float32(12) == whole and not whole != jnp.float32(12)  # noqa: PT018, SIM202
+    np.testing.assert_array_equal(arrays == np.array([1, 2, 1]), [True, False, True])
+    np.testing.assert_array_equal(arrays != np.array([1, 2, 1]), [False, True, False])
+    for one in (whole, arrays, TREE):
+        assert one == copy.deepcopy(one)
+        assert hash(one) == hash(copy.deepcopy(one))
+        assert one not in ("text", None)
+    assert TREE != 1.0
+    assert lla.Estimate({"w": np.zeros(3)}, TREE.sem, 16, TREE.recipe) != TREE
+
+
+def test_a_copy_of_an_estimate_is_one():
+    arrays = lla.Estimate(np.ones(3), np.ones(3), 4, {})
+    np.array(arrays)[0] = 9
+    np.testing.assert_array_equal(arrays.mean, np.ones(3))
+    assert jnp.asarray(NUMBER) == jnp.float32(12.3456)
 
 
 @pytest.mark.parametrize("use", [float, int, np.asarray, "{:.2f}".format, lambda x: 2 * x, lambda x: x > 1])
@@ -89,6 +140,11 @@ def test_results_that_are_no_arrays_say_what_to_take(result, use):
     assert result
 
 
+def test_a_landscape_knows_its_values_by_name():
+    assert "loss" in LANDSCAPE
+    assert "accuracy" not in LANDSCAPE
+
+
 @pytest.mark.parametrize(
     ("item", "text"),
     [
@@ -105,6 +161,11 @@ def test_results_that_are_no_arrays_say_what_to_take(result, use):
             lla.Problem(lambda p, b: 0.0, np.ones(2), lla.stream([1, 2]), metrics={"f1": len}),
             "Problem(<lambda>; params: (2,); data: Stream(list of 2 batches); metrics: f1)",
         ),
+        (lla.Problem(len, np.ones(2), extra_data=None, checkpoints=None), "Problem(len; params: (2,); data: None)"),
+        (LANDSCAPE, "Landscape(3, loss 1 .. 1)"),
+        (lla.Landscape((np.arange(2),), {"loss": np.array(["a", "b"])}, {}, None), "Landscape(2, loss of <U1)"),
+        (lla.Directions({"w": np.ones((2, 3))}, {}), "Directions(2 x 3 parameters)"),
+        (lla.Directions({"w": 3.0}, {"normalize": "filter", "kind": 3}), "Directions(? x 1 parameters, 3)"),
     ],
 )
 def test_reprs_are_short(item, text):

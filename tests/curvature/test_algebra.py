@@ -1,10 +1,12 @@
 """Operators written as matrices: products with vectors, matrices and trees, and operators in SciPy's solvers."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.sparse.linalg import aslinearoperator, eigsh
+from scipy.sparse.linalg import aslinearoperator, eigsh, gmres
 
 import lla_jax as lla
 from lla_jax.curvature import operators
@@ -61,6 +63,17 @@ def test_scipy_takes_operators(hessian):
     assert taken.shape == H.shape
     assert error(taken @ v, A @ v) < SINGLE
     assert error(taken.rmatvec(v[:, None]), A @ v[:, None]) < SINGLE
+    shifted = np.linalg.eigvalsh(A)
+    nearest = shifted[np.abs(shifted - shifted[-1] * 1.1).argmin()]  # GMRES writes into the products that it gets
+    assert error(eigsh(H, k=1, sigma=shifted[-1] * 1.1, tol=1e-3)[0][0], nearest) < 1e-2
+    assert error(gmres(H, A @ v, atol=0, rtol=1e-2)[0] @ A, A @ v) < 0.1
+
+
+def test_vectors_of_truth_values_and_copies(hessian):
+    H, A = hessian
+    entries = vector(len(A)) > 0
+    assert error(H @ entries, A @ entries) < SINGLE
+    assert error(copy.deepcopy(H) @ entries, A @ entries) < SINGLE
 
 
 @pytest.mark.parametrize("traceable", [True, False])

@@ -481,3 +481,10 @@ class TestErrorBarsCover:
         assert (np.array(away) <= 2).mean() >= 0.92
         assert (np.array(away) <= 3).mean() >= 0.965
         assert 0.4 < np.sqrt(np.mean(np.minimum(away, 5) ** 2)) < 1.2
+
+
+def test_a_mean_of_exactly_zero_from_few_draws_is_warned_of():
+    swap = given(lambda v: v[::-1], jnp.zeros(2))
+    with pytest.warns(UserWarning, match="the value may be zero"):
+        found = lla.trace(swap, jax.random.key(0), method="hutchinson", max_products=2)
+    assert (found.mean, found.num) == (0, 2)

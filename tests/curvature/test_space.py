@@ -81,3 +81,8 @@ def test_a_space_knows_its_vectors():
     v = H.random(KEY)
     assert H.space.check(v) is v
     assert H.space.tree(jax.tree.leaves(v))["gain"] is None
+
+
+def test_vectors_may_be_numbers_of_numpy_and_python():
+    H = operators.hessian(lambda p: p["a"] ** 2 + p["b"] ** 2, {"a": 2.0, "b": np.float32(1)}, None)
+    assert H.mv({"a": 1.0, "b": np.float64(3.0)}) == {"a": 2.0, "b": 6.0}

@@ -191,7 +191,7 @@ def test_continued_in_the_same_unit(call):
 
 def test_a_damaged_unit_is_refused():
     for unit in (0.0, np.nan, -1.0, [1.0, 2.0]):
-        with pytest.raises(ValueError, match=r"resume: .* a number above 0"):
+        with pytest.raises(ValueError, match=r"^resume: its unit is .*; it must be a number above 0.*: st"):
             units.again(operators.given(lambda v: v, jnp.zeros(3)), {"unit": np.array(unit)})
 
 

@@ -127,3 +127,14 @@ def test_joining_and_selecting_commute(seed, pattern):
     equal(directions.select(joined, pattern), directions.join(*(directions.select(x, pattern) for x in (one, two))))
     kept = directions.select(joined, pattern)
     equal(directions.select(kept, pattern), kept)
+
+
+def test_layers_in_a_list_are_one_tree_if_it_has_a_name():
+    layers = [{"w": np.ones((2, 2), np.float32)}, {"w": np.full((2, 2), 2.0, np.float32)}]
+    assert directions.given(layers).num == 2  # as given(*layers), which is what most mean
+    step = directions.given(layers, names=["step"])
+    assert jax.tree.map(np.shape, step.tree) == [{"w": (1, 2, 2)}] * 2
+    one = directions.given(layers[:1])
+    assert isinstance(one.tree, list)
+    with pytest.raises(ValueError, match=r"given\(step, names=\['step'\]\)"):
+        directions.normalize(directions.given(layers), layers)

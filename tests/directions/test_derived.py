@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,6 +172,14 @@ class TestAdamMoments:
             axes = directions.adam_moments(state, params)
             assert jax.tree.structure(axes.tree) == jax.tree.structure(params)
             np.testing.assert_allclose(axes.tree["kernel"].get_value()[0], np.full((2, 3), 0.2), rtol=1e-6)
+
+    def test_a_state_that_was_restored_without_its_classes(self):
+        params = {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}
+        _, state = optax.adam(0.1).update(params, optax.adam(0.1).init(params))
+        expected = directions.adam_moments(state, params).tree
+        as_dicts = flax.serialization.to_state_dict({"opt_state": state, "params": params})
+        for restored in (as_dicts, [state[0]._asdict(), None]):
+            jax.tree.map(np.testing.assert_array_equal, directions.adam_moments(restored, params).tree, expected)
 
     def test_mixed_precision_moments(self):
         params = {"w": np.ones(3, np.float32)}

@@ -68,6 +68,17 @@ def test_other_sources():
         stream([])
 
 
+class Sharded(IterableDataset):
+    def __iter__(self):
+        return (torch.ones(4, n) for n in (3, 5))
+
+
+def test_a_data_set_that_is_iterated_and_batches_of_other_lengths():
+    for loader in (Sharded(), list(Sharded())):
+        assert [x.shape for x in stream(loader)] == [(4, 3), (4, 5)]
+        assert [x.shape for x in lla_jax.stream(loader)] == [(4, 3), (4, 5)]
+
+
 def test_nested_batches():
     Pair = namedtuple("Pair", ["a", "b"])
     batch = {"x": [X, {"y": Y}], "pair": Pair(X.bfloat16(), X.requires_grad_()), "n": np.ones(10), "none": None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,6 +43,11 @@ def test_grids_are_symmetric_reach_their_ends_and_hit_the_centre():
 def test_bad_grids(arguments, message):
     with pytest.raises(ValueError, match=message):
         lla.grid(**arguments)
+
+
+def test_numbers_of_points_may_be_arrays_without_axes():
+    for count in (3, np.int32(3), np.array(3), jnp.array(3)):
+        assert [len(axis) for axis in lla.grid(points=count)] == [3, 3]
 
 
 def test_an_array_of_coordinates_is_one_axis():

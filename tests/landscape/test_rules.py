@@ -8,6 +8,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 
 import lla_jax as lla
 from lla_jax.landscape import grids, rules
@@ -69,6 +70,17 @@ def test_a_rule_of_the_users_may_have_any_name(axes):
     coords = lla.grid(points=3)
     found = lla.evaluate(mlp_loss(), params(), DATA, axes[:2], coords, rule=adamw_like, execution=FIXED)
     np.testing.assert_allclose(found.values["loss"], reference(params(), axes[:2], coords, DATA)[0], rtol=RTOL)
+
+
+def test_a_rule_may_return_its_leaves_in_another_container(axes):
+    def step(p, directions, coord):
+        return FrozenDict(lla.landscape.add(p, directions, coord))
+
+    line = lla.grid(points=3, dims=1)
+    frozen, plain = (
+        lla.evaluate(mlp_loss(), params(), DATA, axes[0], line, rule=rule, execution=FIXED) for rule in (step, "add")
+    )
+    np.testing.assert_allclose(frozen.values["loss"], plain.values["loss"], rtol=1e-6)
 
 
 def test_a_checked_rule_says_what_it_needs_and_allows():

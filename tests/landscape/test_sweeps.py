@@ -50,7 +50,7 @@ def test_a_sweep_lets_go_of_the_axes_in_use_before_it_draws_others():
         held.append(sum(x.shape == (2, 5, 6) for x in jax.live_arrays()))
         return KINDS["raw, L2"](key, p)
 
-    sweep(checkpoints=1, axes=drawn, seeds=range(4))
+    sweep(checkpoints=1, axes=drawn, seeds=jax.numpy.arange(4))
     assert np.ptp(held[1:]) == 0
     assert held[1] <= held[0] + 1  # those that were drawn last, and not their copy on the devices
 

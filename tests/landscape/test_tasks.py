@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import lla_jax as lla
@@ -24,6 +25,7 @@ def test_a_checked_task_has_one_form(axes):
     assert full.formula == task(metrics={"hits": accuracy}).formula
     assert full.formula != task().formula
     assert task(loss=lambda p, b: 0.0).couples_examples
+    assert type(task(batch_size=np.int64(4)).batch_size) is int  # numpy's own has no bit_length in older versions
     assert (task().couples_examples, task(batch_stats="batch").couples_examples) == (False, True)
 
 

@@ -530,3 +530,21 @@ def test_the_loss_curves_down_along_the_escape_directions_of_every_operator(name
     v = flat(chosen, 1)[0]
     assert v @ a @ v < 0.99 * lowest
     assert values[0] == pytest.approx(lowest, rel=1e-2)
+
+
+@pytest.mark.parametrize("power", [-1000, -500, -100, 60, 500, 1020])
+def test_criteria_have_no_unit(power):
+    rng = np.random.default_rng(0)
+    nodes, weights = np.sort(rng.uniform(-1, 3, (3, 6))), rng.dirichlet(np.ones(6), 3)
+    recipe = {"n": 100, "steps": 6, "steps_done": [6] * 3, "dtype": "float32", "start": "rademacher", "scheme": "full"}
+    spec, scaled = (lla.Spectrum(x, weights, recipe) for x in (nodes, np.ldexp(nodes, power)))
+    for criterion in (lla.r_e, lla.k_hn, lambda x: lla.k_hn(x, 9), lla.saddle_index):
+        one, other = criterion(spec), criterion(scaled)
+        np.testing.assert_allclose([other.mean, other.sem], [one.mean, one.sem], rtol=1e-3)
+    np.testing.assert_allclose(lla.spectrum_type(scaled)[1:], lla.spectrum_type(spec)[1:], rtol=1e-3)
+    threshold = lla.saddle_index(spec).recipe["threshold"]
+    assert math.isclose(lla.saddle_index(scaled).recipe["threshold"], math.ldexp(threshold, power), rel_tol=1e-2)
+    linear, there = lla.density(spec), lla.density(scaled)
+    np.testing.assert_allclose(there.x, np.ldexp(linear.x, power), rtol=1e-3)
+    symlog, there = (lla.density(x, scale="symlog") for x in (spec, scaled))
+    np.testing.assert_allclose(there.sem, symlog.sem, rtol=1e-3)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
+import pytest
 from flax import nnx
 
-from lla_jax.models.nnx import from_nnx
+from lla_jax.models.calling import shapes_of
+from lla_jax.models.nnx import _in_order, from_nnx
 from tests.models.cases import NnxFlag, bits, close, data, make_nnx, squares
 
 
@@ -43,3 +46,16 @@ def test_a_model_without_other_variables_stands_for_its_parameters():
     loss, batch = from_nnx(model, squares), data()
     outputs, _ = loss.apply(model, loss.state, batch, False)
     close(outputs, model(batch[0]))
+
+
+def test_parameters_are_taken_by_their_paths_and_not_by_their_order():
+    model = nnx.Dict(layers=nnx.List([nnx.Linear(2, 2, rngs=nnx.Rngs(seed)) for seed in range(11)]))
+    pure = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    restored = {"layers": {str(key): layer for key, layer in pure["layers"].items()}}  # where "10" is before "2"
+    expected = [pure["layers"][i]["kernel"] for i in range(11)]
+    shapes = shapes_of(nnx.state(model, nnx.Param))
+    for given in (pure, restored, nnx.to_flat_state(nnx.state(model, nnx.Param))):
+        leaves = jax.tree.leaves(_in_order(given, shapes))
+        assert all(map(np.array_equal, leaves[1::2], expected))
+    with pytest.raises(ValueError, match="lack 'layers/0/bias'"):
+        _in_order({"blocks": pure["layers"]}, shapes)

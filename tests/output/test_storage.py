@@ -35,7 +35,9 @@ def test_a_landscape_comes_back_as_it_was(plane, tmp_path):
     assert os.listdir(path.parent) == ["plane.npz"]
 
 
-@pytest.mark.parametrize("name", ["run0.5", "lr1e-3", "lr=0.1.seed=2", "v1.2", "net.v2", ".hidden"])
+@pytest.mark.parametrize(
+    "name", ["run0.5", "lr1e-3", "lr=0.1.seed=2", "v1.2", "net.v2", "model.best", "run.seed0", ".hidden"]
+)
 def test_a_name_with_dots_is_a_name(plane, tmp_path, name):
     path = lla.save(plane, tmp_path / name)
     assert path == tmp_path / f"{name}.npz"
@@ -423,3 +425,8 @@ def test_an_interrupted_run_continues_from_its_file_to_the_same_bits(tmp_path):
         if name == "eigenpairs":
             assert bits(continued.vectors.tree) == bits(whole.vectors.tree)
             assert continued.products == whole.products
+
+
+def test_an_estimate_whose_errors_are_wider_than_its_means(tmp_path):
+    estimate = lla.Estimate({"w": np.ones(3, np.float32)}, {"w": np.ones(3)}, 4, {})
+    assert lla.load(lla.save(estimate, tmp_path / "diagonal.npz")) == estimate

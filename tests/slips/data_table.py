@@ -50,6 +50,16 @@ def labels_as_floats() -> None:
     hessian(of(), (X, Y.astype(np.float32)))
 
 
+@slip("data[1].astype(np.int32)", "class numbers must be integers")
+def labels_as_truth_values() -> None:
+    check(of(), (X, Y.astype(bool)))
+
+
+@slip("data: ", "pass arrays with leading axis N")
+def a_module_as_data() -> None:
+    hessian(of(), np)
+
+
 @slip("one-hot", "data[1].argmax(-1)")
 def one_hot_labels_for_class_numbers() -> None:
     lla.ggn(of(), PARAMS, (X, np.eye(2, dtype=np.float32)[Y]))
@@ -186,6 +196,11 @@ def a_batch_size_in_words() -> None:
 @slip("an iterator is read once", "lla.stream(lambda: make_batches())")
 def a_generator_as_data() -> None:
     check(of(), ((X, Y) for _ in range(2)))
+
+
+@slip("leave names and texts out of the data", "np.unique")
+def names_of_files_in_the_batches() -> None:
+    check(of(), lla.stream([(X, Y, ["a.png"] * 8)]))
 
 
 # --- streams

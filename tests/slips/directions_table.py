@@ -240,3 +240,28 @@ def an_empty_choice_of_directions() -> None:
 @slip("recipe", "a dict")
 def directions_without_recipe() -> None:
     lla.Directions(AXES.tree, None)
+
+
+@slip("tree", "axes.tree")
+def directions_within_directions() -> None:
+    lla.Directions(AXES, {})
+
+
+@slip("directions", "lla.directions.given(*trees)")
+def directions_of_a_number() -> None:
+    len(lla.Directions({"w": 3.0}, {}))
+
+
+@slip("recipe", "names", "2 directions")
+def a_recipe_with_a_name_too_few() -> None:
+    lla.Directions(AXES.tree, {"names": ["first"]})[1]
+
+
+@slip("recipe", "marks", "leave them out")
+def a_recipe_with_marks_by_name() -> None:
+    lla.Directions(AXES.tree, {"marks": {"start": [0, 1]}})[1]
+
+
+@slip("'normalize'", "lla.directions.normalize(axes, params)")
+def a_method_that_normalizes() -> None:
+    AXES.normalize()

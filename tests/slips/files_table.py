@@ -488,3 +488,10 @@ def a_store_without_a_name() -> None:
         lla.grid(points=2, dims=1),
         store="",
     )
+
+
+@slip("path", "lla.runs.merge(path)")
+def a_store_that_is_loaded() -> None:
+    folder = Path(tempfile.mkdtemp())
+    (folder / "manifest.json").write_text("{}")
+    lla.load(folder)

@@ -13,7 +13,7 @@ import optax
 
 import lla_jax as lla
 from tests.slips.slip import table
-from tests.slips.small import GRID, LINE, PARAMS, X, Y, apply, by_class, check, evaluate, hessian, of, plain
+from tests.slips.small import GRID, LINE, ONE, PARAMS, X, Y, apply, by_class, check, evaluate, hessian, of, plain
 
 SLIPS, slip = table()
 RNG = np.random.default_rng()
@@ -86,6 +86,41 @@ def a_counter() -> None:
         return plain(p, b) * COUNTS[0]
 
     lla.directions.gradient(counts, PARAMS, (X, Y))
+
+
+@slip("other operations each time it is traced", "random numbers")
+def layers_left_out_by_chance() -> None:
+    def drops(p, b):
+        h = b[0] @ p["w"]
+        for _ in range(16):
+            h = jnp.tanh(h) if random.random() < 0.5 else jnp.sin(h)
+        return by_class(h, b).mean()
+
+    check(drops)
+
+
+@slip("other operations each time it is traced", "slice of")
+def images_cropped_by_chance() -> None:
+    def crops(p, b):
+        starts = [random.randrange(3) for _ in range(16)]
+        return sum((b[0][:, i] * p["w"][0, 0]).mean() ** 2 for i in starts)
+
+    hessian(crops)
+
+
+@slip("other constants each time it is traced")
+def noise_in_a_jitted_function() -> None:
+    check(jax.jit(lambda p, b: plain(p, b) + RNG.normal()))
+
+
+@slip("penalty: it has other constants each time it is traced")
+def noise_in_a_penalty() -> None:
+    check(of(penalty=lambda p: random.random() * jnp.sum(p["w"] ** 2)))
+
+
+@slip("loss: it does not depend on params")
+def a_constant_with_a_constant_penalty() -> None:
+    hessian(of(lambda o, b: jnp.zeros(len(o)), penalty=lambda p: 1e-4))
 
 
 @slip("keeps an array of an earlier call", "return the values")
@@ -280,7 +315,7 @@ def a_criterion_of_outputs_inputs_and_labels() -> None:
     check(of(lambda o, x, y: by_class(o, (x, y))))
 
 
-@slip("per_example=False")
+@slip("leave the mean out, or set per_example=False")
 def a_criterion_that_returns_the_mean() -> None:
     check(of(lambda o, b: by_class(o, b).mean()))
 
@@ -348,6 +383,38 @@ def a_point_metric_without_return() -> None:
 @slip("sample: the sampler failed", "sample(key, outputs, example)")
 def a_sampler_of_two_arguments() -> None:
     lla.fisher(of(), PARAMS, (X, Y), jax.random.key(0), sample=lambda key, outputs: outputs)
+
+
+@slip("is that of a criterion, not of a loss", "lla.Loss(apply, lambda outputs, batch: f(outputs, batch[1]))")
+def a_criterion_as_loss() -> None:
+    hessian(optax.softmax_cross_entropy_with_integer_labels)
+
+
+@slip("loss: ", "must be an lla.Loss")
+def a_class_as_loss() -> None:
+    evaluate(lla.Loss)
+
+
+@slip("its derivative failed with ValueError", "jax.lax.scan")
+def a_loss_of_a_while_loop() -> None:
+    def doubled(p, b):
+        value = plain(p, b)
+        return jax.lax.while_loop(lambda x: x < 3, lambda x: x + value, value)
+
+    lla.directions.gradient(doubled, PARAMS, (X, Y))
+
+
+@slip("its derivative failed with TypeError", "jax.custom_jvp in place of jax.custom_vjp")
+def the_gauss_newton_matrix_of_a_custom_vjp() -> None:
+    same = jax.custom_vjp(lambda x: x)
+    same.defvjp(lambda x: (x, None), lambda kept, slope: (slope,))
+    lla.ggn(of(model=lambda p, s, b, t: (same(b[0] @ p["w"]), s)), PARAMS, (X, Y), execution=ONE).mv(PARAMS)
+
+
+@slip("do not support JVP", "write it without callbacks")
+def the_hessian_of_a_callback() -> None:
+    shape = jax.ShapeDtypeStruct((), np.float32)
+    hessian(lambda p, b: plain(p, b) + jax.pure_callback(lambda w: np.float32(w.sum()), shape, p["w"]))
 
 
 # --- weights

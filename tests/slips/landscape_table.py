@@ -30,10 +30,6 @@ def evaluate(grid: Any = GRID, axes: Any = AXES, **options: Any) -> Any:
     return lla.evaluate(loss, PARAMS, DATA, axes, grid, **options)
 
 
-def sweep(checkpoints: Any, **options: Any) -> Any:
-    return lla.sweep(loss, checkpoints, DATA, grid=GRID, **options)
-
-
 def file() -> Path:
     path = Path(tempfile.mkdtemp()) / "plane.npz"
     path.write_text("results")
@@ -141,6 +137,21 @@ def a_dict_as_grid() -> None:
 @slip("grid", "finite coordinates")
 def a_grid_with_nan() -> None:
     evaluate([[0, np.nan], [0, 1]])
+
+
+@slip("grid", "coordinates per axis")
+def a_complex_grid() -> None:
+    evaluate([[0, 1j], [0, 1]])
+
+
+@slip("grid", "lla.grid(points=(n1, n2))")
+def numbers_of_points_as_grid() -> None:
+    evaluate((41, 41))
+
+
+@slip("grid", "a grid already")
+def coordinates_for_extent() -> None:
+    lla.grid(np.linspace(-1, 1, 5))
 
 
 @slip("grid", "float32")
@@ -322,6 +333,26 @@ def a_list_as_on_partial() -> None:
     evaluate(on_partial=[])
 
 
+@slip("on_partial", "an unfinished landscape")
+def an_on_partial_of_no_argument() -> None:
+    evaluate(on_partial=lambda: None)
+
+
+@slip("on_partial", "an unfinished landscape")
+def a_list_as_on_partial_of_convexity() -> None:
+    lla.convexity(loss, PARAMS, DATA, AXES, GRID, KEY, on_partial=[])
+
+
+@slip("extra_data['test']", "lla.stream(loader)")
+def a_function_among_extra_data() -> None:
+    evaluate(extra_data={"test": loss})
+
+
+@slip("extra_data['test']", "shape")
+def extra_data_of_another_width() -> None:
+    evaluate(extra_data={"test": np.ones((3, 5), np.float32)})
+
+
 # --- stores
 
 
@@ -348,11 +379,6 @@ def a_store_with_a_null_byte() -> None:
 @slip("store", "not a folder", "another one")
 def a_file_as_store() -> None:
     evaluate(store=file())
-
-
-@slip("store", "runs/exp1")
-def a_number_as_store_of_a_sweep() -> None:
-    sweep([PARAMS], store=3)
 
 
 @slip("store", "runs/exp1")
@@ -388,91 +414,3 @@ def a_shard_beyond_the_last() -> None:
 @slip("shard", "store=folder")
 def a_shard_without_a_store() -> None:
     evaluate(shard=(1, 2))
-
-
-# --- sweeps and modes
-
-
-@slip("checkpoints", "[params]")
-def a_tree_as_checkpoints() -> None:
-    sweep(PARAMS)
-
-
-@slip("checkpoints", "[params]")
-def no_checkpoints() -> None:
-    sweep([])
-
-
-@slip("seeds", "range(16)")
-def a_number_of_seeds() -> None:
-    sweep([PARAMS], seeds=16)
-
-
-@slip("seeds", "range(16)")
-def a_seed_beyond_64_bits() -> None:
-    sweep([PARAMS], seeds=[2**70])
-
-
-@slip("axes", "axes(key, params) -> lla.Directions")
-def axes_of_one_argument() -> None:
-    sweep([PARAMS], axes=lambda key: AXES)
-
-
-@slip("axes", "lla.directions.random")
-def axes_that_give_nothing() -> None:
-    sweep([PARAMS], axes=lambda key, params: None)
-
-
-@slip("grid", "2 axes given for 3 directions")
-def axes_of_another_number() -> None:
-    sweep([PARAMS], axes=lambda key, params: lla.Directions({"w": np.ones((3, 2), np.float32)}, {}))
-
-
-@slip("axes", "(key, params) -> lla.Directions")
-def a_word_as_axes() -> None:
-    sweep([PARAMS], axes="random")
-
-
-@slip("states", "1 checkpoints")
-def states_of_other_checkpoints() -> None:
-    sweep([PARAMS], states=[{}, {}])
-
-
-@slip("grid", "two")
-def modes_on_a_line() -> None:
-    lla.all_modes(loss, PARAMS, DATA, KEY, grid=lla.grid(dims=1))
-
-
-@slip("pairs", "Eigenpairs")
-def modes_of_directions() -> None:
-    lla.all_modes(loss, PARAMS, DATA, KEY, grid=GRID, pairs=AXES)
-
-
-@slip("axes", "lla.Directions")
-def convexity_along_a_tree() -> None:
-    lla.convexity(loss, PARAMS, DATA, PARAMS, GRID, KEY)
-
-
-@slip("groups", "called as groups(path)")
-def groups_of_two_arguments() -> None:
-    lla.per_layer(loss, PARAMS, DATA, KEY, groups=lambda path, leaf: path)
-
-
-@slip("rows", "lla.per_layer")
-def a_table_of_params() -> None:
-    lla.layers.table(PARAMS)
-
-
-@slip("plane", "lla.evaluate")
-def a_report_of_an_array() -> None:
-    lla.plane_report(np.zeros((2, 2)), AXES, None)
-
-
-@slip("coords", "meshgrid")
-def a_grid_for_landscape_losses() -> None:
-    lla.landscape.losses(loss, PARAMS, AXES.tree, GRID, DATA)
-
-
-@slip("rule", "'add', 'adam'")
-def an_unknown_rule_for_landscape_losses() -> None:
-    lla.landscape.losses(loss, PARAMS, AXES.tree, np.zeros((1, 2)), DATA, rule="sgd")

@@ -216,6 +216,17 @@ def a_dict_as_equinox_state() -> None:
     lla.from_equinox(small(), criterion, state={})
 
 
+@slip("model", "model, state = ...", "state=state")
+def an_equinox_model_with_its_state() -> None:
+    class Stateful(eqx.Module):
+        index: eqx.nn.StateIndex
+
+        def __init__(self):
+            self.index = eqx.nn.StateIndex(jnp.zeros(2))
+
+    lla.from_equinox(eqx.nn.make_with_state(Stateful)(), criterion)
+
+
 class OnNumbers(eqx.Module):
     """A model that computes with something that jax cannot trace."""
 
@@ -263,7 +274,36 @@ def an_equinox_model_that_takes_batches() -> None:
     gradient(model, lla.from_equinox(model, criterion))
 
 
+@slip("loss", "problem.loss")
+def a_problem_as_loss() -> None:
+    gradient(PARAMS, lla.Problem(LOSS, PARAMS, DATA))
+
+
+@slip("loss", "lla.from_linen(module, variables, criterion)")
+def the_apply_of_a_module_as_loss() -> None:
+    gradient(PARAMS, Net().apply)
+
+
+@slip("variables", '"params": state.params', "state.batch_stats")
+def a_train_state_as_variables() -> None:
+    from flax.training.train_state import TrainState
+
+    lla.from_linen(Net(), TrainState.create(apply_fn=Net().apply, params=PARAMS, tx=optax.sgd(0.1)), criterion)
+
+
+@slip("variables", "all that module.init returned", "batch_stats")
+def variables_without_running_averages() -> None:
+    norm = {"scale": np.ones(2, np.float32), "bias": np.zeros(2, np.float32)}
+    module = nn.BatchNorm()
+    gradient(norm, lla.from_linen(module, {"params": norm}, criterion))
+
+
 # --- parameters
+
+
+@slip("params", "the loss comes first")
+def loss_and_params_swapped() -> None:
+    gradient(lambda params, batch: 0.0, PARAMS)
 
 
 @slip("params", "nnx.state(model, nnx.Param)")
@@ -340,6 +380,26 @@ def a_flat_dict_of_params() -> None:
 @slip("params", "variables['params']")
 def a_list_of_arrays_as_params() -> None:
     gradient(jax.tree.leaves(PARAMS))
+
+
+@slip("params", "pass params['state']['params']")
+def params_deep_in_a_checkpoint() -> None:
+    gradient({"state": {"params": PARAMS}})
+
+
+@slip("params", "pass params[0]")
+def a_list_of_one_tree_as_params() -> None:
+    gradient([PARAMS])
+
+
+@slip("params", "keys of several types", "strings")
+def params_with_names_and_numbers_as_keys() -> None:
+    gradient({**PARAMS, 3: np.ones(2, np.float32)})
+
+
+@slip("params['w']", "dtype object", "x.astype(np.float32)")
+def an_array_of_objects_as_params() -> None:
+    gradient({"w": np.ones(2).astype(object)})
 
 
 @slip("params", "optimizer")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -362,6 +365,32 @@ def a_seed_for_a_random_vector() -> None:
     operator().random(0)
 
 
+@slip("key:", "jax.random.key(0)")
+def a_seed_for_the_extremes() -> None:
+    lla.spectral.extremes(operator(), 0)
+
+
+@slip("tol:", "such as 1e-3")
+def a_tolerance_of_the_extremes_that_is_nan() -> None:
+    lla.spectral.extremes(operator(), KEY, tol=float("nan"))
+
+
+@slip("H:", "runs on the host", "call it outside of them")
+def a_trace_under_jit() -> None:
+    jax.jit(lambda x: x * lla.trace(operator(), KEY).mean)(1.0)
+
+
+@slip("H:", "runs on the host", "in a loop over keys")
+def traces_of_several_keys_at_once() -> None:
+    jax.vmap(lambda key: lla.trace(operator(), key).mean)(jax.random.split(KEY, 2))
+
+
+@slip("H:", "runs on the host", "H.at(params)")
+def eigenpairs_of_an_operator_under_jit() -> None:
+    H = lla.operators.given(lambda v: 2 * v, jnp.zeros(3))
+    jax.jit(lambda H: lla.eigenpairs(H, KEY).values)(H)
+
+
 # --- parameters
 
 
@@ -393,6 +422,34 @@ def groups_that_take_nothing() -> None:
 @slip("rows:", "lla.per_layer")
 def a_table_of_an_operator() -> None:
     lla.layers.table(operator())
+
+
+# --- partial results
+
+
+def partial(call: Callable[..., Any], **options: Any) -> Any:
+    """What on_partial gets of a call that is interrupted after a few products, with one number of its state changed."""
+    parts: list[Any] = []
+
+    def interrupt(done: int, total: int | None) -> None:
+        if done > 2:
+            raise InterruptedError
+
+    with contextlib.suppress(InterruptedError):
+        call(operator(), KEY, progress=interrupt, on_partial=parts.append, **options)
+    name = "T" if "T" in parts[0].state else "alphas"
+    return dataclasses.replace(parts[0], state=parts[0].state | {name: parts[0].state[name] + 1})
+
+
+@slip("resume:", "its arrays are not those that on_partial got", "start anew")
+def partial_pairs_with_another_number() -> None:
+    lla.eigenpairs(operator(), KEY, k=1, resume=partial(lla.eigenpairs, k=1))
+
+
+@slip("resume:", "its arrays are not those that on_partial got", "start anew")
+def a_partial_spectrum_with_another_number() -> None:
+    options: dict[str, Any] = {"steps": 3, "probes": 3}
+    lla.spectrum(operator(), KEY, resume=partial(lla.spectrum, **options), **options)
 
 
 # --- numbers without an error, or far from the one asked for

@@ -68,6 +68,26 @@ def a_landscape_of_a_meshgrid() -> None:
     lla.Landscape(np.meshgrid([0, 1], [0, 1]), {}, {}, {})
 
 
+@slip("landscapes", "(checkpoint, name of the axes, seed)")
+def a_table_of_a_list() -> None:
+    lla.landscape.Table([PLANE])
+
+
+@slip("landscapes", "{(0, 'filter', 0): plane}")
+def a_table_with_numbers_as_keys() -> None:
+    lla.landscape.Table({0: PLANE})
+
+
+@slip("'save'", 'lla.save(result, "result.npz")')
+def a_method_that_saves() -> None:
+    PLANE.save("plane.npz")
+
+
+@slip("'min'", 'values["loss"]')
+def the_least_value_of_a_landscape() -> None:
+    PLANE.min()
+
+
 @slip("loss", "Problem(loss, params, data)")
 def a_problem_with_its_arguments_swapped() -> None:
     lla.Problem(PARAMS, plain, DATA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 
 import jax
 import numpy as np
@@ -60,11 +61,6 @@ def a_criterion_of_outputs_and_batch() -> None:
     hessian(lambda outputs, batch: outputs[:, 0] - batch[1][:, 0])
 
 
-@slip("criterion", "jax.numpy in place of numpy")
-def a_criterion_in_numpy() -> None:
-    hessian(lambda outputs, labels: np.tanh(outputs[:, 0]))
-
-
 @slip("criterion", 'reduction="sum"', 'reduction="mean"')
 def a_criterion_that_sums() -> None:
     case().net.loss(nn.CrossEntropyLoss(reduction="sum"))
@@ -108,6 +104,48 @@ def integer_rows_for_classes() -> None:
 @slip("criterion", "(8, 1)", "squeeze(1)")
 def labels_with_an_axis_more() -> None:
     hessian(nn.CrossEntropyLoss(), (case().x.numpy(), case().y[:, None].numpy()))
+
+
+@slip("criterion", "they must be floats", "astype('float32')")
+def integer_labels_for_probabilities() -> None:
+    hessian(nn.BCEWithLogitsLoss(), (case().x.numpy(), np.eye(2, dtype=int)[case().y.numpy()]))
+
+
+@slip("criterion", "CrossEntropyLoss", "astype('int32')")
+def truth_values_for_classes() -> None:
+    hessian(nn.CrossEntropyLoss(), (case().x.numpy(), case().y.numpy() > 0))
+
+
+@slip("criterion", "weight tensor", "without its options", "weights")
+def weights_for_more_classes() -> None:
+    hessian(nn.CrossEntropyLoss(weight=torch.ones(3)))
+
+
+@slip("criterion", "label_smoothing must be between", "without its options")
+def smoothing_in_percent() -> None:
+    hessian(nn.CrossEntropyLoss(label_smoothing=10))
+
+
+@slip("criterion", "weight", "requires_grad_(False)")
+def class_weights_with_a_gradient() -> None:
+    case().net.loss(nn.CrossEntropyLoss(weight=torch.ones(2, requires_grad=True)))
+
+
+@slip("criterion", "nn.CrossEntropyLoss(...)", "weights as tensors")
+def class_weights_in_a_list() -> None:
+    case().net.loss(functools.partial(F.cross_entropy, weight=[1.0, 2.0]))
+
+
+@slip("criterion", "not its TorchScript")
+def a_loss_in_torch_script() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has deprecated it
+        case().net.loss(torch.jit.script(nn.MSELoss()))
+
+
+@slip("criterion", "calls numpy", "jax.numpy")
+def a_criterion_in_numpy() -> None:
+    hessian(lambda outputs, labels: np.square(np.asarray(outputs)[:, 0] - labels))
 
 
 @slip("labels", "(inputs, labels)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.slips.slip import table
-from tests.slips.torch_case import case
+from tests.slips.torch_case import case, hessian
 
 SLIPS, slip = table()
 
@@ -80,6 +80,34 @@ class Pipeline:
 @slip("module", ".model")
 def a_pipeline_for_its_model() -> None:
     lla_torch.convert(Pipeline(case().module), case().x)
+
+
+@slip("module", "super().__init__()")
+def a_module_that_is_not_set_up() -> None:
+    class Unfinished(nn.Module):
+        def __init__(self) -> None: ...
+
+    lla_torch.convert(Unfinished(), case().x)
+
+
+@slip("module", "the one that was exported")
+def an_exported_program() -> None:
+    lla_torch.convert(torch.export.export(case().module, (case().x,)), case().x)
+
+
+@slip("module", "the module that was exported")
+def the_graph_of_an_exported_program() -> None:
+    lla_torch.convert(torch.export.export(case().module, (case().x,)).module(), case().x)
+
+
+class NoReturn(nn.Module):
+    def forward(self, x: Any) -> None:
+        torch.tanh(x)
+
+
+@slip("NoReturn", "returns no tensor", "None")
+def a_forward_without_return() -> None:
+    lla_torch.convert(NoReturn(), case().x)
 
 
 @slip("no forward pass", "'0', '1'")
@@ -261,6 +289,36 @@ def a_seed_for_a_key() -> None:
 @slip("draws", "lla_torch.record")
 def a_number_for_draws() -> None:
     case().net(case().x.numpy(), draws=3)
+
+
+@slip("net.variables['params']")
+def a_network_as_the_dict_of_its_variables() -> None:
+    case().net["params"]
+
+
+@slip("names", "'0.weigth'", "did you mean '0.weight'")
+def a_name_with_a_slip() -> None:
+    case().net.names["0.weigth"]
+
+
+@slip("state_dict", "lla_torch.to_state_dict(net)")
+def a_method_of_torch() -> None:
+    case().net.state_dict()
+
+
+@slip("inputs", "by position")
+def inputs_by_their_name_in_torch() -> None:
+    case().net(input=case().x)
+
+
+@slip("inputs", "(8,)", "(inputs, labels), in this order")
+def labels_before_inputs() -> None:
+    hessian(nn.CrossEntropyLoss(), data=case().data[::-1])
+
+
+@slip("list of batches", "lla_torch.stream(batches)")
+def a_list_of_batches() -> None:
+    hessian(nn.CrossEntropyLoss(), data=[case().data, case().data])
 
 
 @slip("variables", "{**net.variables, 'params': params}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.slips.slip import table
+from tests.slips.slip import command, table
 from tests.slips.torch_case import case
 
 SLIPS, slip = table()
@@ -29,6 +29,12 @@ def a_problem_with_its_criterion_first() -> None:
 @slip("criterion", "DataLoader given")
 def a_problem_with_its_loader_second() -> None:
     lla_torch.problem(case().module, case().loader, nn.CrossEntropyLoss())
+
+
+@slip("--problem", "a converted network", "return lla_torch.problem(module, criterion, loader)")
+def a_factory_that_returns_a_network() -> None:
+    code = "from tests.slips.torch_case import case\nmake = lambda: case().net"
+    command("landscape", "--problem", "mine:make", files={"mine.py": code})
 
 
 @slip("labels", "(inputs, labels)")

@@ -204,7 +204,8 @@ def _collect_tensors(pattern: Any, value: Any, name: str, tensors: dict[int, Any
         if not isinstance(value, tuple | list) or len(value) != len(pattern):
             names = " (the others were given by name, in example_kwargs)" if not pattern else ""
             count = f"{len(pattern)} value{'s' * (len(pattern) != 1)}, as at conversion{names}"
-            raise _nesting_error(name, value, count, "nest them as example_inputs")
+            way = "give inputs by position, nested as example_inputs, and options by name, as train=True"
+            raise _nesting_error(name, value, count, way)
         for i, (each, v) in enumerate(zip(pattern, value, strict=True)):
             _collect_tensors(each, v, f"{name}[{i}]", tensors)
     elif type(value) is not type(pattern) or value != pattern:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -140,7 +141,8 @@ def _check(module: nn.Module) -> None:
             "module with a reduction whose forward(outputs, labels) passes these on (of a batch (inputs, target, more) "
             "labels is (target, more)), or write the loss as a step for lla_torch.convert_loss"
         )
-    trained = [n for n, p in module.named_parameters() if p.requires_grad]
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    trained = [name for name, x in tensors if x.requires_grad]
     if trained:
         raise ValueError(
             f"criterion: {name} has weights of its own to train ({', '.join(trained)}), which the landscape would "
@@ -152,6 +154,7 @@ def _kind(module: nn.Module, unreduced: nn.Module, outputs: Any, labels: Any) ->
     name = f"criterion: {type(module).__name__}"
     reduction = getattr(module, "reduction", None)
     if is_from_torch(module):
+        _try_in_torch(unreduced, outputs, labels)
         if reduction == "batchmean":
             return "examples"
         return "classes" if isinstance(module, nn.CrossEntropyLoss | nn.NLLLoss) and reduction == "mean" else "entries"
@@ -177,6 +180,21 @@ def _kind(module: nn.Module, unreduced: nn.Module, outputs: Any, labels: Any) ->
         _mean_is_of_entries(module, unreduced, outputs, varied) for varied in _variants(module, labels)
     )
     return "entries" if independent else "coupled"
+
+
+def _try_in_torch(module: nn.Module, outputs: Any, labels: Any) -> None:
+    """Let torch refuse what its loss does not take, such as integer labels, which a graph might cut to integers.
+
+    All in float32: other widths are no matter of the loss, and some of them torch's own kernels do not have.
+    """
+    widened = (
+        x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        for x in pytree.tree_leaves((outputs, labels))
+    )
+    inputs = pytree.tree_unflatten(widened, pytree.tree_structure((outputs, labels)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        copy.deepcopy(module).float()(*inputs)
 
 
 def is_per_example(module: nn.Module) -> bool:

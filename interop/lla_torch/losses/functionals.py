@@ -56,9 +56,12 @@ def as_criterion(criterion: Any) -> nn.Module | Callable[..., Any]:
         try:
             return kind(**options)
         except TypeError as error:
-            raise misuse("criterion", criterion, f"given as a module, nn.{kind.__name__}(...) ({error})") from error
+            rule = f"given as a module, nn.{kind.__name__}(...), with its weights as tensors ({error})"
+            raise misuse("criterion", criterion, rule) from error
+    if isinstance(criterion, torch.jit.ScriptModule):
+        raise misuse("criterion", criterion, "the loss module itself, not its TorchScript")
     if isinstance(criterion, nn.Module):
-        return criterion
+        return getattr(criterion, "_orig_mod", criterion)  # torch.compile's wrapper has it
     if _is_function(function) and (getattr(function, "__module__", "") or "").split(".")[0] == "torch":
         raise misuse(
             "criterion", criterion, f"a torch loss module, such as nn.CrossEntropyLoss(), a JAX function, {STEP}"

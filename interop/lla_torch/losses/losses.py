@@ -42,7 +42,13 @@ class Apply:
         variables = {"params": params, **(state or {})}
         args, kwargs = arguments(self.inputs, batch)
         if keys is None:
-            outputs, new = self.function(variables, args, kwargs, train=train)
+            try:
+                outputs, new = self.function(variables, args, kwargs, train=train)
+            except ValueError as error:
+                way = _way_to_inputs(self.function, variables, batch) if self.inputs is None else ""
+                if not way:
+                    raise
+                raise ValueError(f"{error}. {way}") from error
             return self.select(outputs), (new if train and state else state)
         program, noisy = self.function.train, self.function.noisy_in_train
         if (train or noisy) and program is not None and program.mutates:
@@ -76,6 +82,19 @@ class Apply:
         """
         cut = self.function.before_log_probabilities() if self.outputs in (None, scores_among) else None
         return None if cut is None else (Apply(cut[0], self.inputs), OfScores(criterion, cut[1]))
+
+
+def _way_to_inputs(function: Function, variables: Any, batch: Any) -> str:
+    """What the likely slip is with a batch whose first entry the network does not take; "" if none is found."""
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        return ""
+    if all(isinstance(x, tuple | list) for x in batch):
+        return "A list of batches is no data set: wrap it, lla_torch.stream(batches)"
+    try:
+        jax.eval_shape(lambda variables, inputs: function(variables, (inputs,), {})[0], variables, batch[1])
+    except Exception:  # whatever it is, the second entry is no better
+        return ""
+    return "The second entry of the batch would do: data are (inputs, labels), in this order"
 
 
 @dataclass(frozen=True)
@@ -217,7 +236,9 @@ class TorchCriterion:
                     own = _own_failure(self.module, *examples) if passes(error) else error
                     if own is None:
                         raise
-                    raise failure(own, self.module, outputs, labels) from own
+                    raise failure(
+                        own, self.module, outputs, labels, _works_without_options(self.module, *examples)
+                    ) from own
             if per_example != self.per_example:
                 raise ValueError(
                     f"per_example: {self.per_example} given, but {type(self.module).__name__} returns "
@@ -244,9 +265,17 @@ def _own_failure(module: nn.Module, outputs: Any, labels: Any) -> Exception | No
     return None
 
 
+def _works_without_options(module: nn.Module, outputs: Any, labels: Any) -> bool:
+    """Whether one of torch's losses that fails computes these outputs and labels as soon as it has no options."""
+    plain = type(module).__module__ == "torch.nn.modules.loss"
+    return plain and _own_failure(type(module)(), outputs, labels) is None
+
+
 def _example_tensor(x: Any) -> torch.Tensor:
     """A tensor of the shape (with at least two rows) and type of an array, with random numbers or the label 0."""
     rows = (max(2, x.shape[0]), *x.shape[1:]) if x.ndim else ()
+    if jax.numpy.issubdtype(x.dtype, jax.numpy.complexfloating):
+        return torch.zeros(rows, dtype=getattr(torch, x.dtype.name))
     if not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
         return torch.zeros(rows, dtype=torch.bool if x.dtype == bool else torch.int64)
     numbers = np.random.default_rng(0).random(rows)

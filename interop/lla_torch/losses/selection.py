@@ -70,9 +70,14 @@ def needs_selection(outputs: Any, labels: Any) -> bool:
     return len(outputs.shape) == len(labels.shape) + 1 > 2 and tuple(outputs.shape[:-1]) == tuple(labels.shape)
 
 
-def failure(error: Exception, module: nn.Module, outputs: Any, labels: Any) -> ValueError:
-    """The error for a loss module that fails on the network's outputs and the labels; it says what to select."""
-    if not _is_array(outputs):
+def failure(error: Exception, module: nn.Module, outputs: Any, labels: Any, by_options: bool = False) -> ValueError:
+    """The error for a loss module that fails on the network's outputs and the labels; it says what to select.
+
+    ``by_options``: without options, such as weights of the classes, the loss module takes them.
+    """
+    if by_options:
+        remedy = "without its options it takes them: correct these, such as its weights or reduction"
+    elif not _is_array(outputs):
         remedy = "pass outputs=, the name or number of the entry it takes, or a function of the outputs"
         remedy += "" if is_from_torch(module) else "; entries are found by outputs['name'], not by outputs.name"
     elif needs_selection(outputs, labels):
@@ -95,8 +100,11 @@ def failure(error: Exception, module: nn.Module, outputs: Any, labels: Any) -> V
 
 def _way_to_labels(module: nn.Module, outputs: Any, labels: Any) -> str:
     """How to get the labels that a loss of classes takes from those given; "" where that is not the matter."""
-    if not isinstance(module, nn.CrossEntropyLoss | nn.NLLLoss | nn.MultiMarginLoss) or not _is_array(labels):
+    if not _is_array(labels):
         return ""
+    if not isinstance(module, nn.CrossEntropyLoss | nn.NLLLoss | nn.MultiMarginLoss):
+        same = tuple(labels.shape) == tuple(outputs.shape) and "float" not in str(labels.dtype)
+        return "they must be floats: labels=lambda batch: batch[1].astype('float32'), of tensors .float()" * same
     shape, expected = tuple(labels.shape), (*outputs.shape[:1], *outputs.shape[2:])
     kind, take = "they must be the numbers of the classes, integers of shape (B,)", "labels=lambda batch: batch[1]"
     if shape == tuple(outputs.shape):
@@ -105,7 +113,7 @@ def _way_to_labels(module: nn.Module, outputs: Any, labels: Any) -> str:
         return f"{kind}: {take}.squeeze({shape.index(1, 1)})"
     return (
         f"{kind}: {take}.astype('int32'), of tensors .long()"
-        if shape == expected and "float" in str(labels.dtype)
+        if shape == expected and any(kind in str(labels.dtype) for kind in ("float", "bool"))
         else ""
     )
 

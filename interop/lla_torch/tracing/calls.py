@@ -36,12 +36,14 @@ class Call:
         return [x for x in self.leaves if isinstance(x, torch.Tensor)]
 
 
-def as_tensors(x: Any) -> Any:
-    """Nested arguments with numpy and jax arrays copied to tensors, and mappings as dicts; other values stay."""
+def as_tensors(x: Any, keep: bool = False) -> Any:
+    """Nested arguments with numpy and jax arrays copied to tensors, and mappings as dicts (or kept); others stay."""
     is_array = lambda leaf: isinstance(leaf, np.ndarray | jax.Array)  # noqa: E731
 
     def convert(leaf: Any) -> Any:
-        if isinstance(leaf, Mapping):  # of a class that torch does not know, such as a tokenizer's BatchEncoding
+        if (
+            isinstance(leaf, Mapping) and not keep
+        ):  # of a class that torch does not know, such as a tokenizer's BatchEncoding
             return {name: as_tensors(value) for name, value in leaf.items()}
         return to_tensor(leaf) if is_array(leaf) else leaf
 

@@ -76,8 +76,9 @@ class _FlatCall(nn.Module):
         call = self.module if self._function is None else functools.partial(self._function, self.module)
         self._constants.hold(dict(self.module.named_buffers(remove_duplicate=False)))
         outputs, self.seen.dropped = split_outputs(call(*args, **kwargs))
-        if self.seen.dropped and not any(isinstance(x, torch.Tensor) for x in torch_pytree.tree_leaves(outputs)):
-            raise ConversionError(_no_tensors_message(self.module, self.seen.dropped))
+        expected = self._function is None or self.seen.dropped  # of a step its losses are checked
+        if expected and not any(isinstance(x, torch.Tensor) for x in torch_pytree.tree_leaves(outputs)):
+            raise ConversionError(_no_tensors_message(self.module, self.seen.dropped or {"": repr(outputs)[:80]}))
         for m, name, buffer in buffers:  # torch.export sees writes in place, but no assignments below its root
             new = m._buffers.get(name)
             if new is not None and new is not buffer:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
+import lla_jax
 from lla_torch.tracing.derivatives import Refused, autograd_grad, derivatives_in_graph
 from lla_torch.tracing.functions import has_own_derivative, kinds_of, run_forward
 from lla_torch.tracing.open_sizes import open_version
@@ -33,8 +34,8 @@ class ConversionError(ValueError):
 
 
 def is_library(file: str) -> bool:
-    """Whether a source file is not the user's: it is torch's, this package's, contextlib, or no file, as "<string>"."""
-    folders = (os.path.dirname(torch.__file__), str(Path(__file__).parents[1]))
+    """Whether a source file is not the user's: it is torch's, one of ours, contextlib, or no file, as "<string>"."""
+    folders = (os.path.dirname(torch.__file__), os.path.dirname(lla_jax.__file__), str(Path(__file__).parents[1]))
     return file.startswith((*(folder + os.sep for folder in folders), "<")) or file == contextlib.__file__
 
 

@@ -49,7 +49,7 @@ def record(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Any, tuple[n
         ``multinomial``.
     """
     check_module(module)
-    inputs, kwargs = as_tensors(inputs), as_tensors(kwargs)
+    inputs, kwargs = as_tensors(inputs, keep=True), as_tensors(kwargs, keep=True)  # torch runs it: no dict is needed
     try:
         try:
             return _recorded(module, inputs, kwargs, torch.no_grad())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional
+from torch.nn import _reduction, functional
 
 
 @torch.library.custom_op("lla_torch::ctc_loss", mutates_args=())
@@ -76,6 +76,23 @@ def _gaussian_nll_loss(
         losses = losses + 0.5 * math.log(2 * math.pi)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(reduction + " is not valid")
+    return losses.mean() if reduction == "mean" else losses.sum() if reduction == "sum" else losses
+
+
+def _hinge_embedding_loss(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    margin: float = 1.0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """torch's hinge loss of distances, whose operator torch.export takes in no form that is not reduced."""
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    _reduction.get_enum(reduction)  # refuses what is no reduction
+    far = torch.where(target != 1, (margin - input).clamp_min(0), 0)
+    losses = far + torch.where(target != -1, input, 0)
     return losses.mean() if reduction == "mean" else losses.sum() if reduction == "sum" else losses
 
 
@@ -156,6 +173,7 @@ REPLACEMENTS: dict[Any, Callable[..., torch.Tensor]] = {
     functional.ctc_loss: _ctc_loss,
     torch.ctc_loss: _ctc_loss,
     functional.gaussian_nll_loss: _gaussian_nll_loss,
+    functional.hinge_embedding_loss: _hinge_embedding_loss,
     torch.fake_quantize_per_tensor_affine: _fake_quantize,
     torch.fake_quantize_per_channel_affine: _operator("fake_quantize_channels", _quantize_channels),
     torch._fake_quantize_learnable_per_tensor_affine: _operator("fake_quantize_learned", _quantize_learned),

@@ -18,6 +18,12 @@ def check_module(module: Any) -> None:
     """Raise a ValueError unless the value is a torch module; it says how to get one from what was given."""
     if not isinstance(module, nn.Module):
         raise misuse("module", module, f"a torch.nn.Module{_way_to_a_module(module)}")
+    if "_modules" not in vars(module):
+        raise ValueError(
+            f"module: {type(module).__name__} given, which is not set up; begin its __init__ with super().__init__()"
+        )
+    if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):  # which torch puts there to refuse it
+        raise ValueError("module: the graph of an exported program given; it must be the module that was exported")
 
 
 def _way_to_a_module(value: Any) -> str:
@@ -29,6 +35,8 @@ def _way_to_a_module(value: Any) -> str:
             "; a file holds weights alone: build the module, and load the file into its network, "
             "load_checkpoint(path, convert(module, example_inputs))"
         )
+    if isinstance(value, torch.export.ExportedProgram):
+        return ": pass the one that was exported"
     if is_net(value):
         return "; this is its converted network already"
     if isinstance(value, Mapping):

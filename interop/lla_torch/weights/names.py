@@ -21,10 +21,11 @@ and a slash in a name is a dot in its path. Nothing is computed, so the way back
 
 from __future__ import annotations
 
+import difflib
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -208,6 +209,15 @@ class NameMap:
             return replace(leaf, split=split, order=(len(split) - 1, *(i - 1 for i in x.order[1:])), merged=leaf.shape)
 
         return replace(self, leaves=tuple(reorder(leaf) for leaf in self.leaves))
+
+
+class Names(dict[str, str]):
+    """{torch name: path}; of an unknown name the error says which one is near."""
+
+    def __missing__(self, name: Any) -> NoReturn:
+        near = difflib.get_close_matches(str(name), self, 1)
+        way = f"did you mean {near[0]!r}?" if near else f"names are those of module.state_dict(): {list(self)[:20]}"
+        raise KeyError(f"names: {name!r} is no tensor of the network; {way}")
 
 
 def _joined(parts: np.ndarray) -> np.ndarray:

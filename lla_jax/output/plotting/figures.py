@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,13 @@ class Figure(_figure.Figure):
           ValueError: another type than a path or an open file, a folder that is not there, an unknown suffix, options
             that matplotlib refuses.
         """
-        _check_file(fname, kwargs.get("format"), self.canvas.get_supported_filetypes())
+        if not hasattr(fname, "write") and not hasattr(fname, "savefig"):  # an open file, or the pages of a PDF
+            _check_path(fname, kwargs.get("format"), self.canvas.get_supported_filetypes())
         try:
             super().savefig(fname, *args, **kwargs)
         except (TypeError, ValueError) as error:
+            if not (args or kwargs):
+                raise
             options = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
             example = 'fig.savefig("picture.png", dpi=200)'
             raise Misuse("savefig", f"matplotlib refuses ({options}): {error}; such as {example}") from error
@@ -81,13 +85,12 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
 
 
-def _check_file(fname: Any, kind: Any, known: Any) -> None:
-    """Refuse a file that matplotlib cannot write, before anything is drawn."""
-    if hasattr(fname, "write"):
-        return
-    if not isinstance(fname, str | Path) or not str(fname) or "\0" in str(fname):
+def _check_path(fname: Any, kind: Any, known: Any) -> None:
+    """Refuse a path that matplotlib cannot write to, before anything is drawn."""
+    text = os.fspath(fname) if isinstance(fname, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
         raise misuse("fname", fname, 'a path, such as "picture.png", or an open binary file')
-    path = Path(fname)
+    path = Path(text)
     suffix = path.suffix[1:].lower() if kind is None else str(kind).lower()
     if suffix and suffix not in known:
         name, value = ("fname", str(fname)) if kind is None else ("format", kind)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+
+from lla_torch.program.ops.losses import binary_cross_entropy
 
 from tests.interop.program.check_operators import as_constant, compare, prob, r
 
@@ -88,3 +93,12 @@ TWICE = {"bce", "huber", "cross entropy"}
 @pytest.mark.parametrize("name", LOSSES)
 def test_operator(name: str):
     compare(*LOSSES[name](), second=name in TWICE)
+
+
+def test_what_is_no_probability_has_no_cross_entropy_and_no_derivatives():
+    """torch refuses outputs without a sigmoid; numbers for them would be those of another loss."""
+    x, t = jnp.array([0.3, 1.5, 0.3, -0.1]), jnp.array([1.0, 1.0, 2.0, 0.0])
+    losses = lambda x: binary_cross_entropy(x, t, reduction=0)  # noqa: E731
+    slope = jax.grad(lambda x: losses(x).sum())
+    for values in (losses(x), slope(x), jax.jvp(slope, (x,), (jnp.ones(4),))[1]):
+        np.testing.assert_array_equal(np.isnan(values), [False, True, True, True])

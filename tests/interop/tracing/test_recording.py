@@ -1,5 +1,6 @@
 """Recorded draws of torch modules give torch's own outputs again, and recording changes nothing in the module."""
 
+import collections
 from collections import namedtuple
 
 import jax
@@ -221,4 +222,19 @@ def test_arrays_are_taken_as_tensors():
     module, x = nn.Linear(3, 2), torch.ones(4, 3)
     outputs, draws = record(module, x.numpy())
     np.testing.assert_array_equal(outputs, module(x).detach())
+    assert draws == ()
+
+
+def test_a_mapping_stays_what_it_is():
+    class Batch(collections.UserDict):
+        @property
+        def x(self):
+            return self["x"]
+
+    class Doubles(nn.Module):
+        def forward(self, batch):
+            return 2 * batch.x
+
+    outputs, draws = lla_torch.record(Doubles(), Batch(x=torch.ones(2)))
+    np.testing.assert_array_equal(outputs, [2.0, 2.0])
     assert draws == ()

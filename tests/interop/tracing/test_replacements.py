@@ -119,6 +119,12 @@ def test_a_negative_variance_has_no_loss():
     np.testing.assert_array_equal(np.isnan(losses), [False, True])
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_hinge_loss_of_distances_is_torchs(reduction):
+    signs = T([[1, -1, 1], [-1, -1, 1]])
+    compare(lambda x, t: F.hinge_embedding_loss(x, t, margin=0.3, reduction=reduction), real(2, 3), signs)
+
+
 def test_counts_have_the_length_that_is_given():
     ids, weights = T([0, 2, 2, 1, 5]), np.array([0.5, 1.0, 2.0, 3.0, 4.0])
     compare(lambda i: torch.bincount(i, minlength=6), ids)

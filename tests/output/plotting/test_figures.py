@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 from matplotlib.backends import backend_registry
+from matplotlib.backends.backend_pdf import PdfPages
 
 from lla_jax.core.types import Eigenpairs, Spectrum
 from lla_jax.output import plotting
@@ -100,6 +101,14 @@ def test_files_of_all_kinds_are_written(tmp_path):
     file = io.BytesIO()
     fig.savefig(file, dpi=100)
     assert size(file.getvalue()) == (350, 270)
+    with PdfPages(tmp_path / "pages.pdf") as pages:
+        pages.savefig(fig)
+        fig.savefig(pages, format="pdf")
+    assert (tmp_path / "pages.pdf").stat().st_size > 1000
+    closed = io.BytesIO()
+    closed.close()
+    with pytest.raises(ValueError, match="closed file"):  # the file's own error
+        fig.savefig(closed)
 
 
 def test_show_opens_a_window_where_there_is_one(monkeypatch):

@@ -171,8 +171,12 @@ def _cross_entropy_of_probability_jvp(primals: tuple[Array, Array], tangents: tu
 
 @lowering("aten.binary_cross_entropy.default")
 def binary_cross_entropy(x: Array, target: Array, weight: Array | None = None, reduction: int = _MEAN) -> Array:
-    """-weight (t log x + (1 - t) log(1 - x)), reduced; logarithms are at least -100, gradients bounded as in torch."""
-    losses = _cross_entropy_of_probability(x, target)
+    """-weight (t log x + (1 - t) log(1 - x)), reduced; logarithms are at least -100, gradients bounded as in torch.
+
+    Where x or t is no probability, which torch refuses, it is NaN with all its derivatives.
+    """
+    probable = (x >= 0) & (x <= 1) & (target >= 0) & (target <= 1)
+    losses = _cross_entropy_of_probability(x + jnp.where(probable, 0, jnp.nan).astype(x.dtype), target)
     return _reduce(losses if weight is None else losses * weight, reduction)
 
 
