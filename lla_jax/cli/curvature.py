@@ -17,7 +17,8 @@ from lla_jax.cli.options import HessianOptions, LandscapeOptions, hessian_settin
 from lla_jax.cli.stores import DEFAULT
 from lla_jax.cli.terminal import bar, print_message
 from lla_jax.core.arguments import Misuse
-from lla_jax.core.types import Directions, Eigenpairs, Estimate, Execution, Problem, PyTree, Spectrum
+from lla_jax.core.results import Eigenpairs, Estimate, Spectrum
+from lla_jax.core.types import Directions, Execution, Problem, PyTree
 from lla_jax.curvature import eigen, estimates, operators, quadrature
 from lla_jax.directions import combining, derived
 from lla_jax.execution import processes

@@ -32,12 +32,11 @@ def describe(returned: Any) -> str:
         return f"a {kind} of {len(returned)} things; it must return {PROBLEM}, its entries by name or in this order"
     if isinstance(returned, dict):
         return f"a dict; it must return {PROBLEM}, such as lla_jax.Problem(**that_dict)"
-    converted = type(returned).__module__ == "lla_torch.net"
-    if library := LIBRARIES.get("torch" if converted else library_of(returned)):
+    if library := LIBRARIES.get(library_of(returned)):
         remedy = f"loss={library.loss}, params={library.params}".replace("lla.", "lla_jax.")
-        if library.name == "PyTorch":
+        if library.name in ("PyTorch", "lla_torch"):
             remedy = "return lla_torch.problem(module, criterion, loader)"
-        what = "a converted network" if converted else f"of {library.name}"
+        what = "a converted network" if library.name == "lla_torch" else f"of {library.name}"
         return f"{kind}, {what}; it must return {PROBLEM}: {remedy}"
     return f"{kind}; it must return {PROBLEM}"
 

@@ -53,7 +53,8 @@ from lla_jax.cli.terminal import (
 from lla_jax.core.text import duration
 
 if TYPE_CHECKING:
-    from lla_jax.core.types import Directions, Landscape, Problem
+    from lla_jax.core.results import Landscape
+    from lla_jax.core.types import Directions, Problem
 
 
 INTERRUPTED = 130
@@ -224,7 +225,7 @@ def hessian(options: HessianOptions) -> None:
 def merge(options: MergeOptions) -> None:
     """Merge the chunks of a store into its result, and draw it."""
     from lla_jax.cli import stores
-    from lla_jax.core.types import Landscape
+    from lla_jax.core.results import Landscape
 
     result, paths = stores.merge(options.folder, options.partial)
     if not isinstance(result, Landscape):  # the table of a sweep
@@ -251,7 +252,7 @@ def plot(options: PlotOptions) -> None:
         _plot_folder(options)
         return
     from lla_jax import load
-    from lla_jax.core.types import Landscape
+    from lla_jax.core.results import Landscape
 
     try:
         saved = load(options.file)
@@ -266,7 +267,7 @@ def plot(options: PlotOptions) -> None:
 def _plot_folder(options: PlotOptions) -> None:
     """Draw every result in a folder; those that have no picture are told."""
     from lla_jax import load
-    from lla_jax.core.types import Eigenpairs, Landscape, Spectrum
+    from lla_jax.core.results import Eigenpairs, Landscape, Spectrum
 
     folder = options.file
     results: dict[Path, Any] = {}
@@ -304,7 +305,7 @@ def _plot_landscape(saved: Landscape, options: PlotOptions) -> None:
 
 def _plot_curvature(saved: Any, options: PlotOptions) -> None:
     """Draw eigenpairs or a spectrum again, into --out or the folder of the file; other results are refused."""
-    from lla_jax.core.types import Eigenpairs, Spectrum
+    from lla_jax.core.results import Eigenpairs, Spectrum
     from lla_jax.output import pictures
 
     if not isinstance(saved, Eigenpairs | Spectrum):

@@ -13,7 +13,7 @@ from lla_jax.cli.terminal import print_message
 from lla_jax.core.text import duration
 
 if TYPE_CHECKING:
-    from lla_jax.core.types import Landscape
+    from lla_jax.core.results import Landscape
     from lla_jax.landscape.sweeps import Table
 
 
@@ -121,7 +121,7 @@ def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
     Returns:
       (the landscape, or the table of a sweep; the files written).
     """
-    from lla_jax.core.types import Landscape
+    from lla_jax.core.results import Landscape
     from lla_jax.landscape import sweeps
     from lla_jax.landscape.store import reading
     from lla_jax.output.storage import save

@@ -10,13 +10,13 @@ from lla_jax.core.losses import Sums as Sums
 from lla_jax.core.losses import as_loss as as_loss
 from lla_jax.core.recipes import describe as describe
 from lla_jax.core.recipes import fingerprint as fingerprint
+from lla_jax.core.results import Eigenpairs as Eigenpairs
+from lla_jax.core.results import Estimate as Estimate
+from lla_jax.core.results import Landscape as Landscape
+from lla_jax.core.results import Spectrum as Spectrum
 from lla_jax.core.types import Directions as Directions
-from lla_jax.core.types import Eigenpairs as Eigenpairs
-from lla_jax.core.types import Estimate as Estimate
 from lla_jax.core.types import Execution as Execution
-from lla_jax.core.types import Landscape as Landscape
 from lla_jax.core.types import Loss as Loss
 from lla_jax.core.types import Problem as Problem
-from lla_jax.core.types import Spectrum as Spectrum
 from lla_jax.core.types import UpdateRule as UpdateRule
 from lla_jax.core.whole import Whole as Whole

@@ -94,19 +94,6 @@ def explain(
         raise CallFailed(argument if found.argument == "loss" else found.argument, text) from error
 
 
-@contextlib.contextmanager
-def differentiated() -> Iterator[None]:
-    """Turn an error that jax raises for a loss without derivatives in this block into a ``CallFailed``."""
-    try:
-        yield
-    except (TypeError, ValueError, NotImplementedError) as error:
-        if isinstance(error, Misuse) or (found := tries.of_error(error)) is None or found.remedy != tries.NO_SLOPE:
-            raise
-        shown = next((line for line in str(error).splitlines() if line.strip()), "")[:300].rstrip(".")
-        text = f"its derivative failed with {type(error).__name__}: {shown}. {found.remedy}"
-        raise CallFailed("loss", text) from error
-
-
 def ask(argument: str, f: Callable[..., Any], how: str, given: Mapping[str, Any], slips: Slips = None) -> Any:
     """The result of a small function of the user's, ``f(*given.values())``; the arguments are those of ``explain``.
 
@@ -115,6 +102,19 @@ def ask(argument: str, f: Callable[..., Any], how: str, given: Mapping[str, Any]
     """
     with explain(f, "the function", how, given, slips, argument):
         return f(*given.values())
+
+
+@contextlib.contextmanager
+def differentiated() -> Iterator[None]:
+    """Turn an error that jax raises for a loss without derivatives in this block into a ``CallFailed``."""
+    try:
+        yield
+    except (TypeError, ValueError, NotImplementedError) as error:
+        if isinstance(error, Misuse) or (found := tries.of_error(error)) is None or found.remedy != tries.NO_SLOPE:
+            raise
+        shown = first_line(error)[:300].rstrip(".")
+        text = f"its derivative failed with {type(error).__name__}: {shown}. {found.remedy}"
+        raise CallFailed("loss", text) from error
 
 
 def passes(error: Exception) -> bool:

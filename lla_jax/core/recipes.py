@@ -25,8 +25,9 @@ from lla_jax.core import files as _files
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream, num_examples
+from lla_jax.core.results import Eigenpairs, Spectrum
 from lla_jax.core.signatures import explained
-from lla_jax.core.types import Eigenpairs, PyTree, Spectrum
+from lla_jax.core.types import PyTree
 from lla_jax.core.whole import Whole
 
 LANDSCAPE = (

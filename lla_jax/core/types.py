@@ -13,13 +13,12 @@ from typing import Any, ClassVar, Literal, NoReturn, Protocol
 import jax
 import numpy as np
 
-from lla_jax.core.arguments import MissingEntry, Misuse, check_flag, misuse, show_value
-from lla_jax.core.comparable import Comparable
+from lla_jax.core.arguments import Misuse, check_flag, misuse, show_value
 from lla_jax.core.foreign import advise_params, library_of
-from lla_jax.core.refusals import AS_ARRAY, AS_SEQUENCE, no_array
+from lla_jax.core.refusals import AS_ARRAY, no_array
 from lla_jax.core.signatures import MisusedCall, explained
 from lla_jax.core.static import static, takes_exactly
-from lla_jax.core.text import name_of, pm
+from lla_jax.core.text import name_of
 
 PyTree = Any
 Recipe = dict[str, Any]
@@ -29,7 +28,7 @@ FilterAxis = int | Callable[[Path, Any], int | tuple[int, ...] | None]
 Select = str | Sequence[str] | Callable[[Path, Any], bool] | Any
 """A glob (``"**/kernel"``), compiled regular expression, predicate ``(path, leaf) -> bool``, or a sequence of these."""
 
-_SAVED = {"save": 'lla.save(result, "result.npz")'}
+SAVED = {"save": 'lla.save(result, "result.npz")'}
 
 _SIGNATURES = {
     "apply": "apply(params, state, batch, train) -> (outputs, new_state)",
@@ -182,7 +181,7 @@ class Directions:
     """
 
     _meant: ClassVar[dict[str, str]] = {
-        **_SAVED,
+        **SAVED,
         "normalize": "lla.directions.normalize(axes, params)",
         "shape": "num, the number of directions",
         "names": 'recipe["names"]',
@@ -226,7 +225,7 @@ class Directions:
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> Directions:
         """Some of the directions: ``axes[0]``, ``axes[:2]``, ``axes[[3, 0]]``; an int keeps a leading axis (k = 1)."""
-        picked = _pick(index, self.num, "directions")
+        picked = pick(index, self.num, "directions")
         try:
             recipe = self._recipe_of(picked)
         except (IndexError, TypeError, ValueError) as error:
@@ -259,7 +258,7 @@ def _describe_arrays(tree: PyTree) -> str:
     return f"{sum(int(np.prod(leaf.shape)) for leaf in leaves):,} numbers in {len(leaves)} arrays"
 
 
-def _pick(index: Any, num: int, what: str) -> np.ndarray:
+def pick(index: Any, num: int, what: str) -> np.ndarray:
     """The chosen ones of ``num`` indices, as an array; an IndexError, which also ends a loop, if there are none."""
     try:
         picked = np.atleast_1d(np.arange(num)[index])
@@ -289,248 +288,6 @@ jax.tree_util.register_pytree_with_keys(
     lambda d: (((jax.tree_util.GetAttrKey("tree"), d.tree),), json.dumps(d.recipe, default=repr, sort_keys=True)),
     _rebuild,
 )
-
-
-def _describe_range(values: Any) -> str:
-    """The range of the values of a landscape, in a few words."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiubc" and array.dtype.name != "bfloat16":  # made by the user
-        return f"of {array.dtype}"
-    return f"{np.nanmin(array):.4g} .. {np.nanmax(array):.4g}" if np.isfinite(array).any() else "not finite"
-
-
-@explained
-@no_array('holds several arrays; take plane.values["loss"] and plane.coords, or draw it with lla.plotting')
-@dataclass(frozen=True, eq=False, repr=False)
-class Landscape:
-    """Losses (and metrics) on a grid of points around a network.
-
-    Args:
-      coords: the coordinates, one 1-D float64 array per axis, in units of the direction.
-      values: ``{name: (n1, ..., nk)}`` float64; ``values["loss"][i, j]`` is the loss at
-        ``rule(params, directions, (coords[0][i], coords[1][j]))``. NaN or inf where the network gave it.
-      stderr: ``{name: (n1, ..., nk)}``: standard errors over the examples; absent where not defined.
-      recipe: directions, rule, batch_stats policy, data fingerprint, plan, precision, versions; JSON-able.
-    """
-
-    _meant: ClassVar[dict[str, str]] = {
-        **dict.fromkeys(("plot", "show"), "lla.plotting.surface(plane), contour or line"),
-        **dict.fromkeys(("min", "max", "mean", "argmin"), 'values["loss"], which is an array'),
-        **_SAVED,
-        "grid": "coords",
-    }
-
-    coords: tuple[np.ndarray, ...]
-    values: dict[str, np.ndarray]
-    stderr: dict[str, np.ndarray]
-    recipe: dict[str, Any]
-
-    def __repr__(self) -> str:
-        directions = self.recipe.get("directions") if isinstance(self.recipe, Mapping) else None
-        kind = f" {directions['kind']}" if isinstance(directions, Mapping) and directions.get("kind") else ""
-        ranges = [f"{name} {_describe_range(values)}" for name, values in self.values.items()]
-        return f"Landscape({', '.join([' x '.join(map(str, self.shape)) + kind, *ranges])})"
-
-    def __post_init__(self) -> None:
-        for argument, each in (("values", self.values), ("stderr", self.stderr)):
-            if not isinstance(each, Mapping):
-                raise misuse(argument, each, f"a dict of arrays by name, such as {{'loss': {argument}}}")
-        shape = tuple(np.shape(c) for c in self.coords) if isinstance(self.coords, tuple | list | np.ndarray) else ((),)
-        if any(len(each) != 1 for each in shape):
-            raise Misuse("coords", f"axes of shapes {shape} given; pass one 1-D array of coordinates per axis")
-        for argument in ("values", "stderr"):
-            for name, each in getattr(self, argument).items():
-                if np.shape(each) != self.shape:
-                    raise Misuse(
-                        argument,
-                        f"{name!r} has shape {np.shape(each)}, and the coords {self.shape}; pass one value per point",
-                    )
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        """The values of this name: ``plane["loss"]`` is ``plane.values["loss"]``."""
-        if not isinstance(name, str):
-            raise misuse("name", name, f"the name of a value: {', '.join(self.values)}; of points index plane['loss']")
-        if name not in self.values:
-            raise MissingEntry("name", f"{name!r} given; the landscape has the values {', '.join(self.values)}")
-        return self.values[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.values
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Points per axis (n1, ..., nk)."""
-        return tuple(len(c) for c in self.coords)
-
-    @property
-    def dims(self) -> int:
-        """Number of axes k."""
-        return len(self.coords)
-
-
-@explained
-@no_array("is a mean with its error; take estimate.mean and estimate.sem", AS_SEQUENCE)
-@dataclass(frozen=True, eq=False)
-class Estimate(Comparable):
-    """A number with its standard error: mean +- 2 sem holds the truth in about 95 of 100 cases.
-
-    Where a number is needed, as in ``float(estimate)``, ``estimate / 2`` or ``estimate > 0``, it is its mean, and the
-    result has no error. ``f"{estimate:.3f}"`` shows the mean in this format, and the error with two digits.
-
-    Args:
-      mean: the estimate, a float (or, for ``diagonal``, a parameter tree).
-      sem: its standard error, of the same kind; NaN where one draw leaves it unknown, 0 where the value is exact. It is
-        wider than the plain one, s / sqrt(num), where that would not hold the truth: of few or skewed draws, of draws
-        that are not independent, and of criteria that depend on the steps (recipe: "statistical" and "systematic").
-      num: number of independent draws (probes, test vectors) over which the mean is taken.
-      recipe: how it was made: steps, probes, scheme, products, whether it converged; JSON-able.
-    """
-
-    _meant: ClassVar[dict[str, str]] = {
-        **_SAVED,
-        "value": "mean",
-        **dict.fromkeys(("std", "stderr", "error", "standard_error", "se", "uncertainty"), "sem"),
-    }
-
-    mean: Any
-    sem: Any
-    num: int
-    recipe: dict[str, Any] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        if not isinstance(self.mean, float | int | np.number):
-            recipe = self.recipe
-            size, sem = (recipe.get(name) for name in ("norm", "norm_sem"))
-            norm = f", norm {pm(size, sem, 6)}" if isinstance(size, float) and isinstance(sem, float) else ""
-            return f"Estimate(of {len(jax.tree.leaves(self.mean))} arrays{norm}, num={self.num})"
-        unknown = ", no error from one draw" if self.num == 1 and np.isnan(self.sem) else ""
-        return f"Estimate({pm(float(self.mean), self.sem, 6)}{unknown}, num={self.num})"
-
-    def __float__(self) -> float:
-        if isinstance(self.mean, float | int | np.number) or getattr(self.mean, "shape", None) == ():
-            return float(self.mean)
-        raise Misuse(
-            "Estimate",
-            f"{self!r} has a value for each parameter and is no single number; take their tree, estimate.mean, or its "
-            'norm, estimate.recipe["norm"]',
-        )
-
-    def __int__(self) -> int:
-        return int(float(self))
-
-    def __round__(self, digits: int | None = None) -> float:
-        return round(float(self), digits)
-
-    def __bool__(self) -> bool:
-        raise Misuse(
-            "Estimate", f"{self!r} is neither true nor false; write estimate is not None, or estimate > 0 for its mean"
-        )
-
-    def __format__(self, form: str) -> str:
-        if not form:
-            return str(self)
-        try:
-            return f"{float(self):{form}}" + ("" if np.isnan(self.sem) else f" +- {self.sem:.2g}")
-        except ValueError as error:
-            if isinstance(error, Misuse):
-                raise
-            raise misuse("format", form, 'a format of numbers, such as ".3f", ".4g" or "10.2e"') from error
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        value = self.mean if isinstance(self.mean, np.ndarray | jax.Array) else float(self)
-        return np.array(value, dtype) if copy else np.asarray(value, dtype)
-
-
-@explained
-@no_array(
-    "holds values and vectors; take values, vectors = pairs.values, pairs.vectors, or one after another: "
-    "for value, vector in zip(pairs.values, pairs.vectors)"
-)
-@dataclass(frozen=True, eq=False, repr=False)
-class Eigenpairs:
-    """Eigenvalues and eigenvectors of a symmetric operator, each with its error.
-
-    Args:
-      values: (k,) float64, in the order asked for.
-      vectors: k ``Directions`` of unit norm over all parameters (zero outside of a selection), or None if the operator
-        does not act on parameters.
-      residuals: (k,) float64, ||H v - lambda v|| from one more product, plus rounding: some exact eigenvalue is no
-        farther than that from the one in ``values``.
-      products: number of products with the operator that were used.
-      recipe: operator, which, tol, whether all converged; JSON-able.
-      state: arrays from which an interrupted computation continues; None in a finished result.
-    """
-
-    _meant: ClassVar[dict[str, str]] = _SAVED
-
-    values: np.ndarray
-    vectors: Any
-    residuals: np.ndarray
-    products: int
-    recipe: dict[str, Any]
-    state: dict[str, np.ndarray] | None = None
-
-    def __repr__(self) -> str:
-        each = ", ".join(pm(v, r, 6) for v, r in zip(self.values, self.residuals, strict=True))
-        return f"Eigenpairs({each}; {self.products} products)"
-
-    @property
-    def num(self) -> int:
-        """Number of pairs k."""
-        return len(self.values)
-
-    def __len__(self) -> int:
-        return self.num
-
-    def __bool__(self) -> bool:
-        return True  # also of no pairs
-
-    def __getitem__(self, index: int | slice | Sequence[int]) -> Eigenpairs:
-        """Some of the pairs, such as ``pairs[:2]``; an int keeps a leading axis (k = 1)."""
-        picked = _pick(index, self.num, "pairs")
-        recipe = Recipe(self.recipe)
-        recipe["chosen"] = [int(i) for i in np.asarray(recipe.get("chosen", range(self.num)))[picked]]
-        vectors = None if self.vectors is None else self.vectors[picked]
-        return Eigenpairs(self.values[picked], vectors, self.residuals[picked], self.products, recipe)
-
-
-@explained
-@no_array("holds spectrum.nodes and spectrum.weights; lla.density(spectrum) makes the curve, lla.plotting its picture")
-@dataclass(frozen=True, eq=False, repr=False)
-class Spectrum:
-    """A spectral density from stochastic Lanczos quadrature: nodes and weights, one row per probe.
-
-        tr f(H) / n  ~  mean over probes p of  sum_i weights[p, i] f(nodes[p, i])
-
-    Args:
-      nodes: (probes, steps) float64, Ritz values in ascending order. A probe that ended early (an invariant subspace)
-        repeats its last node with weight 0.
-      weights: (probes, steps) float64, not negative; every row sums to 1.
-      recipe: operator, steps, probes, start distribution, scheme, products; JSON-able.
-      state: arrays from which an interrupted computation continues; None in a finished result.
-    """
-
-    _meant: ClassVar[dict[str, str]] = {
-        **_SAVED,
-        "eigenvalues": "nodes, its Ritz values",
-        "density": "lla.density(spectrum)",
-        "plot": "lla.plotting.spectral_density(spectrum)",
-    }
-
-    nodes: np.ndarray
-    weights: np.ndarray
-    recipe: dict[str, Any]
-    state: dict[str, np.ndarray] | None = None
-
-    def __repr__(self) -> str:
-        probes, steps = self.nodes.shape
-        ends = f"{self.nodes.min():.4g} .. {self.nodes.max():.4g}" if self.nodes.size else "empty"
-        return f"Spectrum({probes} probes x {steps} steps, {ends})"
-
-    @property
-    def probes(self) -> int:
-        """Number of probes (rows)."""
-        return len(self.nodes)
 
 
 class UpdateRule(Protocol):

@@ -18,8 +18,9 @@ import numpy as np
 from lla_jax.core import arguments, precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import misuse, warn_caller
+from lla_jax.core.results import Eigenpairs
 from lla_jax.core.signatures import explained
-from lla_jax.core.types import Directions, Eigenpairs, PyTree, Recipe
+from lla_jax.core.types import Directions, PyTree, Recipe
 from lla_jax.curvature import eigensearch, room, units
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Goal, Ritz, Search

@@ -18,10 +18,11 @@ import numpy as np
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error, widening
 from lla_jax.core.text import pm
-from lla_jax.core.types import Estimate, PyTree
+from lla_jax.core.types import PyTree
 from lla_jax.curvature import sketches
 from lla_jax.curvature.linear_operator import Operator, check_spectral, halve, no_finite_product, settle
 from lla_jax.curvature.sketches import AT_ONCE

@@ -14,9 +14,10 @@ from scipy.special import ndtr
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.results import Spectrum
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
-from lla_jax.core.types import PyTree, Recipe, Spectrum
+from lla_jax.core.types import PyTree, Recipe
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature import moments, units
 from lla_jax.curvature.lanczos import STEPS_PER_CALL, WINDOW

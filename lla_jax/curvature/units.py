@@ -20,7 +20,8 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse, warn_caller
-from lla_jax.core.types import PyTree, Spectrum
+from lla_jax.core.results import Spectrum
+from lla_jax.core.types import PyTree
 from lla_jax.curvature.space import draw_one
 
 T = TypeVar("T")

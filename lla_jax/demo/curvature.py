@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 
 from lla_jax import demo
+from lla_jax.core.results import Eigenpairs, Spectrum
 from lla_jax.core.text import pm, table
-from lla_jax.core.types import Eigenpairs, Problem, Spectrum
+from lla_jax.core.types import Problem
 from lla_jax.curvature import operators
 from lla_jax.curvature.eigen import eigenpairs
 from lla_jax.curvature.estimates import trace

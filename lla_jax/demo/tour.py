@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from lla_jax import demo
+from lla_jax.core.results import Landscape
 from lla_jax.core.text import pm, table
-from lla_jax.core.types import Landscape
 from lla_jax.demo import curvature
 from lla_jax.directions import draws, normalization
 from lla_jax.landscape.evaluation import evaluate

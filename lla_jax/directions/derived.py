@@ -14,8 +14,9 @@ from lla_jax.core import gradients
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_flag, is_integer, misuse
 from lla_jax.core.foreign import library_of
+from lla_jax.core.results import Eigenpairs
 from lla_jax.core.signatures import explained
-from lla_jax.core.types import Directions, Eigenpairs, Path, PyTree, Recipe
+from lla_jax.core.types import Directions, Path, PyTree, Recipe
 from lla_jax.directions.checks import check_directions
 
 

@@ -12,8 +12,9 @@ from typing import Any, TypedDict, Unpack, overload
 
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream
+from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
-from lla_jax.core.types import Batch, Directions, Execution, Landscape, Loss, PyTree, UpdateRule
+from lla_jax.core.types import Batch, Directions, Execution, Loss, PyTree, UpdateRule
 from lla_jax.execution.progress import AskedProgress, check_on_partial, takes_progress
 from lla_jax.landscape import grids, jobs, memory, rules, sweeps
 from lla_jax.landscape.store import chunks as _chunks

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lla_jax.core.types import Landscape, Recipe
+from lla_jax.core.results import Landscape
+from lla_jax.core.types import Recipe
 
 
 class Means(NamedTuple):

@@ -9,7 +9,8 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core.arguments import misuse
-from lla_jax.core.types import Landscape, Recipe
+from lla_jax.core.results import Landscape
+from lla_jax.core.types import Recipe
 from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress, report_part
 from lla_jax.landscape import planning

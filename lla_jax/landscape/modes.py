@@ -7,8 +7,9 @@ from typing import Any
 
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.results import Eigenpairs, Landscape
 from lla_jax.core.signatures import explained
-from lla_jax.core.types import Directions, Eigenpairs, Execution, Landscape, Loss, PyTree
+from lla_jax.core.types import Directions, Execution, Loss, PyTree
 from lla_jax.directions import derived, draws, normalization
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.progress import AskedProgress, takes_progress

@@ -13,7 +13,8 @@ from lla_jax.core import data as _data
 from lla_jax.core import losses, precision
 from lla_jax.core.arguments import warn_caller
 from lla_jax.core.data import Stream
-from lla_jax.core.types import Landscape, PyTree
+from lla_jax.core.results import Landscape
+from lla_jax.core.types import PyTree
 from lla_jax.core.whole import Whole
 from lla_jax.execution import plans
 from lla_jax.execution.plans import Plan

@@ -15,9 +15,10 @@ import numpy as np
 
 from lla_jax.core.arguments import MissingEntry, Misuse, check_flag, is_integer, misuse, show_value
 from lla_jax.core.called import ask
+from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import table
-from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree, UpdateRule
+from lla_jax.core.types import Directions, Execution, Loss, PyTree, UpdateRule
 from lla_jax.directions import draws, normalization
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.plans import Plan

@@ -12,8 +12,9 @@ import numpy as np
 from lla_jax.core import arguments
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
+from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
-from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree
+from lla_jax.core.types import Directions, Execution, Loss, PyTree
 from lla_jax.curvature import eigen, operators
 from lla_jax.curvature.linear_operator import LinearOperator
 from lla_jax.execution import plans

@@ -14,9 +14,10 @@ import numpy as np
 from lla_jax.core import arguments, called, recipes, text
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
+from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
-from lla_jax.core.types import Estimate, Execution, Loss, Path, PyTree, Select
+from lla_jax.core.types import Execution, Loss, Path, PyTree, Select
 from lla_jax.curvature import eigen, estimates, operators
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.keywords import accept_old

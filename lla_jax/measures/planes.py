@@ -14,9 +14,10 @@ import numpy as np
 from lla_jax.core import precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.results import Eigenpairs, Estimate, Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import pm, table
-from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, PyTree
+from lla_jax.core.types import Directions, PyTree
 from lla_jax.curvature import matrices
 from lla_jax.curvature.linear_operator import Operator
 from lla_jax.curvature.units import Unit, adapt

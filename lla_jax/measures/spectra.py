@@ -24,10 +24,11 @@ from scipy import special
 
 from lla_jax.core import precision
 from lla_jax.core.arguments import Misuse, check_choice, check_number, misuse, warn_caller
+from lla_jax.core.results import Eigenpairs, Estimate, Spectrum
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import WITHIN, standard_error
 from lla_jax.core.text import pm
-from lla_jax.core.types import Directions, Eigenpairs, Estimate, Spectrum
+from lla_jax.core.types import Directions
 from lla_jax.curvature import moments, units
 from lla_jax.curvature.quadrature import exhausted
 

@@ -21,7 +21,8 @@ from lla_jax.core import files as _files
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.recipes import Differs
-from lla_jax.core.types import Eigenpairs, PyTree, Spectrum
+from lla_jax.core.results import Eigenpairs, Spectrum
+from lla_jax.core.types import PyTree
 from lla_jax.execution import processes
 from lla_jax.execution.progress import Progress
 from lla_jax.output.storage import load, save

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lla_jax.core.types import Eigenpairs, Landscape, Spectrum
+from lla_jax.core.results import Eigenpairs, Landscape, Spectrum
 from lla_jax.output import plotting
 from lla_jax.output.words import CurvatureResults
 

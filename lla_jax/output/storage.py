@@ -19,8 +19,9 @@ import numpy as np
 from lla_jax.core import files as _files
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, is_integer, show_value
+from lla_jax.core.results import Eigenpairs, Estimate, Landscape, Spectrum
 from lla_jax.core.signatures import explained
-from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, PyTree, Recipe, Spectrum
+from lla_jax.core.types import Directions, PyTree, Recipe
 from lla_jax.directions import draws
 
 FORMAT = "lla_jax"

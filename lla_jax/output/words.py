@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from lla_jax.core.recipes import fingerprint
+from lla_jax.core.results import Eigenpairs, Estimate, Spectrum
 from lla_jax.core.text import pm, table
-from lla_jax.core.types import Eigenpairs, Estimate, Spectrum
 from lla_jax.measures import layers, spectra
 from lla_jax.measures.layers import Layer
 

@@ -14,7 +14,8 @@ from flax import nnx
 
 import lla_jax as lla
 from lla_jax import directions
-from lla_jax.core.types import Directions, Eigenpairs, Loss
+from lla_jax.core.results import Eigenpairs
+from lla_jax.core.types import Directions, Loss
 from tests.directions.cases import KEY, equal, flat, params_of, rows, tree_like
 from tests.helpers import FIXED
 

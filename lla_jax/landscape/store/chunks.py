@@ -27,7 +27,7 @@ import numpy as np
 from lla_jax.core import files as _files
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
-from lla_jax.core.types import Landscape
+from lla_jax.core.results import Landscape
 from lla_jax.landscape.grids import SNAP
 from lla_jax.landscape.means import Means
 from lla_jax.landscape.store import manifest as _manifest

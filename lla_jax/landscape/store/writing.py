@@ -18,7 +18,7 @@ import numpy as np
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse, is_integer, misuse, warn_caller
 from lla_jax.core.recipes import versions
-from lla_jax.core.types import Landscape
+from lla_jax.core.results import Landscape
 from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress, report_part
 from lla_jax.landscape import planning

@@ -13,8 +13,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from lla_jax.core.arguments import Misuse, check_flag, check_number, misuse, show_value
+from lla_jax.core.results import Eigenpairs, Landscape, Spectrum
 from lla_jax.core.signatures import explained
-from lla_jax.core.types import Eigenpairs, Landscape, Spectrum
 from lla_jax.curvature import quadrature
 from lla_jax.curvature.quadrature import Density
 from lla_jax.output.plotting import reading, scales, style

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lla_jax.core.arguments import Misuse, check_choice, check_flag, misuse
+from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
-from lla_jax.core.types import Landscape
 from lla_jax.output.plotting import reading, scales, style
 
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from lla_jax.core.arguments import Misuse, check_choice, check_flag, check_integer, misuse
+from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
-from lla_jax.core.types import Landscape
 from lla_jax.output.plotting import reading, scales, style, surfaces
 from lla_jax.output.plotting.figures import new_figure
 from lla_jax.output.plotting.reading import Plane

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, check_choice, misuse, show_value
-from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, Spectrum
+from lla_jax.core.results import Eigenpairs, Estimate, Landscape, Spectrum
+from lla_jax.core.types import Directions
 
 Origin = Literal["point", "line"] | None
 

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import proj3d
 
-from lla_jax.core.types import Landscape
+from lla_jax.core.results import Landscape
 from lla_jax.output import plotting
 
 X, Y, Z = np.linspace(-1, 1, 17), np.linspace(-0.5, 2.5, 13), np.linspace(-1, 2, 7)

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from lla_jax import curvature as spectral
 from lla_jax import directions
-from lla_jax.core.types import Directions, Eigenpairs, Estimate, Landscape, Spectrum
+from lla_jax.core.results import Eigenpairs, Estimate, Landscape, Spectrum
+from lla_jax.core.types import Directions
 from lla_jax.output import plotting
 from tests.output.plotting.cases import drawn, png, texts
 

@@ -15,7 +15,7 @@ from matplotlib import pyplot
 from matplotlib.backends import backend_registry
 from matplotlib.backends.backend_pdf import PdfPages
 
-from lla_jax.core.types import Eigenpairs, Spectrum
+from lla_jax.core.results import Eigenpairs, Spectrum
 from lla_jax.output import plotting
 from lla_jax.output.plotting.figures import new_figure
 from tests.output.plotting.cases import line, make

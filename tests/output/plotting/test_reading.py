@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lla_jax.core.types import Directions, Landscape, Recipe
+from lla_jax.core.results import Landscape
+from lla_jax.core.types import Directions, Recipe
 from lla_jax.output import plotting
 from tests.output.plotting.cases import KINDS, X, Y, Z, draw, line, make, texts
 
