@@ -266,8 +266,8 @@ def explained_calls():
             yield f"{module}.{name}", getattr(getattr(lla, module), name)
 
 
-FOR_ADAPTERS = ("Options", "UpdateRule", "explained", "static", "warn_caller")
-"""Types that are not called, and helpers for those who write adapters."""
+FOR_ADAPTERS = ("Options", "UpdateRule", "static")
+"""Types that are not called, and a helper for those who write adapters."""
 
 DOCUMENTED = {
     "operators": ("given", "masked", "preconditioned", "dense", "categorical", "bernoulli", "gaussian", "poisson"),

@@ -10,7 +10,7 @@ except ImportError as error:
 
 import sys
 
-from lla_jax.models import explained
+from lla_jax.models.adapters import explained
 from lla_torch.certification.certificate import Certificate, certify
 from lla_torch.net import Net, convert, convert_loss
 from lla_torch.problems import problem, stream

@@ -15,17 +15,17 @@ from torch.utils import _pytree as torch_pytree
 
 import lla_jax
 from lla_jax import Loss
-from lla_jax.models import explained, static
+from lla_jax.models import static
+from lla_jax.models.adapters import check_flag, explained, misuse
 from lla_torch.conversion.function import Function, depends_on_params
 from lla_torch.conversion.module import Parts, convert_callable, convert_parts, unwrap
 from lla_torch.losses.functionals import as_criterion
 from lla_torch.losses.losses import Apply, OnLabels, Step, losses_of_step, mean_of_step, torch_criterion
 from lla_torch.losses.selection import Choice, selection
 from lla_torch.losses.steps import check_dependence, form_of_losses, is_fixed, warn_of_a_mean
-from lla_torch.program.errors import misuse
 from lla_torch.tracing.calls import as_arrays, as_tensors, check_step, refuse_loaders
 from lla_torch.tracing.guards import ConversionError
-from lla_torch.weights.arguments import check_flag, check_key, check_module
+from lla_torch.weights.arguments import check_key, check_module
 from lla_torch.weights.names import FilterAxis, NameMap, Names, filter_axis, references
 
 

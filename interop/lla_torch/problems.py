@@ -15,14 +15,13 @@ from torch import nn
 from torch.utils import data as torch_data
 
 import lla_jax
-from lla_jax.models import explained, warn_caller
+from lla_jax.models.adapters import check_flag, explained, first_line, misuse, warn_caller
 from lla_torch.conversion.function import arguments
 from lla_torch.losses.criteria import is_from_torch
 from lla_torch.losses.functionals import as_criterion
 from lla_torch.losses.losses import default_labels
 from lla_torch.losses.selection import Choice
-from lla_torch.program.errors import first_line, misuse
-from lla_torch.weights.arguments import check_flag, check_module
+from lla_torch.weights.arguments import check_module
 from lla_torch.weights.names import to_array
 
 _SHUFFLING = (torch_data.RandomSampler, torch_data.SubsetRandomSampler, torch_data.WeightedRandomSampler)

@@ -5,7 +5,6 @@ This module imports no jax. The rules follow from the types of the options, whic
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 import typing
@@ -14,6 +13,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from lla_jax._names import nearest
 from lla_jax.cli.options import (
     DemoOptions,
     HessianOptions,
@@ -110,8 +110,8 @@ def _unknown_command(argv: Sequence[str]) -> str:
         return f"{first} given without a command; write lla-jax plot {shlex.join(argv)}"
     known = f"the commands are {', '.join(COMMANDS)} (lla-jax --help)"
     if not first.startswith("-"):
-        near = difflib.get_close_matches(first.lower(), COMMANDS, 1, ALIKE)
-        return f"there is no command {first!r}{f', did you mean {near[0]}?' if near else ''}; {known}"
+        near = nearest(first, COMMANDS, ALIKE)
+        return f"there is no command {first!r}{f', did you mean {near}?' if near else ''}; {known}"
     if (inside := next((word for word in argv if word in COMMANDS), None)) is not None:
         others = [word for word in argv if word != inside]
         return f"{first} given before the command; options come after it: lla-jax {shlex.join([inside, *others])}"
@@ -170,8 +170,8 @@ def _check_values(rule: Rule, values: Sequence[str], equals: bool) -> None:
         raise Mistake(f"{rule.shown}: no value given; it must be {rule.text}, or leave {rule.shown} out")
     for value in values:
         if rule.choices and value not in rule.choices:
-            near = difflib.get_close_matches(value.lower(), rule.choices, 1, ALIKE)
-            meant = f"; did you mean {near[0]}?" if near else ""
+            near = nearest(value, rule.choices, ALIKE)
+            meant = f"; did you mean {near}?" if near else ""
             raise Mistake(f"{rule.shown}: {value!r} given; it must be {rule.text}{meant}")
         try:
             rule.read(value)
@@ -193,8 +193,8 @@ def _unknown_option(command: str, name: str) -> str:
         return f"{name}: given, but it is an option of lla-jax {' and '.join(others)}, not of {command}; leave it out"
     if key.removeprefix("no-") in options:
         return f"{name}: there is no such option; leave --{key.removeprefix('no-')} out instead"
-    near = difflib.get_close_matches(key, sorted(options), 1, ALIKE)
-    return f"{name}: lla-jax {command} has no such option" + (f"; did you mean --{near[0]}?" if near else "")
+    near = nearest(key, options, ALIKE)
+    return f"{name}: lla-jax {command} has no such option" + (f"; did you mean --{near}?" if near else "")
 
 
 def _commands_with(name: str) -> list[str]:

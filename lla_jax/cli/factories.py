@@ -1,32 +1,22 @@
 """Says what the factory of a problem should have returned, or been, in place of what it is.
 
-This module imports no jax: an object can only be of a library that is imported already.
+This module imports no jax until a factory has returned something.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
-import sys
 from pathlib import Path
 from typing import Any
 
 PROBLEM = "lla_jax.Problem(loss, params, data)"
-MODELS = (
-    ("torch", "torch.nn", "return lla_torch.problem(module, criterion, loader)"),
-    ("Flax linen", "flax.linen", "loss=lla_jax.from_linen(module, variables, criterion), params=variables['params']"),
-    ("Flax nnx", "flax.nnx", "loss=lla_jax.from_nnx(model, criterion), params=nnx.state(model, nnx.Param)"),
-    (
-        "Equinox",
-        "equinox",
-        "loss=lla_jax.from_equinox(model, criterion), params=eqx.filter(model, eqx.is_inexact_array)",
-    ),
-)
-"""(library, module that has its class ``Module``, what to write) for models that are no problem yet."""
 
 
 def describe(returned: Any) -> str:
     """What a factory returned in place of a problem, and what to write in it, in words."""
+    from lla_jax.core.foreign import LIBRARIES, library_of
+
     kind = type(returned).__name__
     if returned is None:
         return f"None, as a function does without a return statement; it must return {PROBLEM}"
@@ -42,12 +32,13 @@ def describe(returned: Any) -> str:
         return f"a {kind} of {len(returned)} things; it must return {PROBLEM}, its entries by name or in this order"
     if isinstance(returned, dict):
         return f"a dict; it must return {PROBLEM}, such as lla_jax.Problem(**that_dict)"
-    for library, module, remedy in MODELS:
-        base = getattr(sys.modules.get(module), "Module", None)
-        if isinstance(base, type) and isinstance(returned, base):
-            return f"{kind}, a module of {library}; it must return {PROBLEM}: {remedy}"
-    if type(returned).__module__ == "lla_torch.net":
-        return f"{kind}, a converted network; it must return {PROBLEM}: {MODELS[0][2]}"
+    converted = type(returned).__module__ == "lla_torch.net"
+    if library := LIBRARIES.get("torch" if converted else library_of(returned)):
+        remedy = f"loss={library.loss}, params={library.params}".replace("lla.", "lla_jax.")
+        if library.name == "PyTorch":
+            remedy = "return lla_torch.problem(module, criterion, loader)"
+        what = "a converted network" if converted else f"of {library.name}"
+        return f"{kind}, {what}; it must return {PROBLEM}: {remedy}"
     return f"{kind}; it must return {PROBLEM}"
 
 

@@ -6,7 +6,6 @@ This module imports no jax until a problem is loaded.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import inspect
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from lla_jax._names import nearest
 from lla_jax.cli import factories
 from lla_jax.cli.errors import locate
 from lla_jax.cli.options import Mistake, mistake
@@ -122,8 +122,8 @@ def _no_function(module: ModuleType, module_name: str, name: str) -> str:
     if hasattr(module, name):
         return f"{name} in {module_name} is {type(getattr(module, name)).__name__}, not a function"
     own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    near = difflib.get_close_matches(name, own, 1)
-    return f"{module_name} has no function {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
+    near = nearest(name, own)
+    return f"{module_name} has no function {name!r}" + (f", did you mean {near!r}?" if near else "")
 
 
 def _required_parameters(factory: Any) -> list[str]:
@@ -168,9 +168,9 @@ def _no_module(path: Path) -> str:
 def _import_file(path: Path) -> ModuleType:
     """Import the module in a file, named by the file's stem, or ``problem_{stem}`` where that name is taken."""
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.py")], 1)
+        near = nearest(path.name, [other.name for other in path.parent.glob("*.py")])
         where = f"there is no file {path} in {Path.cwd()}" if not path.is_absolute() else f"there is no file {path}"
-        raise Mistake(f"{where}; check the path" + (f", did you mean {path.with_name(near[0])}?" if near else ""))
+        raise Mistake(f"{where}; check the path" + (f", did you mean {path.with_name(near)}?" if near else ""))
     name = path.stem if path.stem not in sys.modules else f"problem_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

@@ -59,11 +59,15 @@ def misuse(name: str, value: Any, rule: str) -> Misuse:
 
 def show_value(value: Any) -> str:
     """The text of a value in messages: its repr if short and readable, and otherwise its type and shape."""
+    if isinstance(value, list | tuple) and len(value) > 40:  # whose repr may take long
+        return f"{type(value).__name__} of {len(value)} entries"
     text = repr(value)
     if len(text) <= 80 and "\n" not in text and " at 0x" not in text:
         return text
     kind, shape = type(value).__name__, getattr(value, "shape", None)
-    return kind if shape is None else f"{kind} of shape {shape}"
+    if shape is None:
+        return kind
+    return f"{kind} of shape {tuple(shape) if isinstance(shape, tuple) else shape}"  # of torch it is a torch.Size
 
 
 def is_integer(value: Any) -> bool:

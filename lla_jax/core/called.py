@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from lla_jax.core import tries
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.static import Static
+from lla_jax.core.text import first_line
 from lla_jax.core.types import Batch, PyTree
 from lla_jax.core.whole import Whole, call_on_whole, example_of, without_axis
 
@@ -25,6 +25,9 @@ _EXPLAINS = contextvars.ContextVar("explains", default=True)
 
 MOST_SHOWN = 8  # leaves of a tree in a message
 OURS = ("lla_jax", "lla_torch")
+
+Slips = Callable[..., tries.Found | None] | str | None
+"""How the likely slip is found: by ``slips(f, given)``, a function of ``tries``; or the remedy, a sentence; or None."""
 
 
 class CallFailed(Misuse):
@@ -62,21 +65,21 @@ def call(f: Callable[[Any, Any], Any], outputs: Any, batch: Batch, metric: str =
 
 @contextlib.contextmanager
 def explain(
-    f: Callable[..., Any],
+    f: Callable[..., Any] | None,
     name: str,
     how: str,
     given: Mapping[str, Any],
-    slips: Callable[..., tries.Found | None] | None = None,
+    slips: Slips = None,
     argument: str = "loss",
 ) -> Iterator[None]:
     """Turn an error that a user's function raises in this block into a ``CallFailed``; errors of ours pass on.
 
     Args:
-      f: the function.
+      f: the function; None if ``name`` says it all.
       name: what it is, such as "the criterion".
       how: how it is called, such as "f(outputs, batch)".
       given: the arguments that are shown, by name.
-      slips: ``slips(f, given) -> the likely slip or None``, a function of ``tries``; None if only ``how`` is known.
+      slips: how the likely slip is found; None if only ``how`` is known.
       argument: the argument that holds the function.
 
     Raises:
@@ -85,7 +88,7 @@ def explain(
     try:
         yield
     except Exception as error:
-        if _passes(error):
+        if passes(error):
             raise
         found, text = _explain(error, f, name, how, given, slips)
         raise CallFailed(argument if found.argument == "loss" else found.argument, text) from error
@@ -104,35 +107,47 @@ def differentiated() -> Iterator[None]:
         raise CallFailed("loss", text) from error
 
 
-def _passes(error: Exception) -> bool:
+def ask(argument: str, f: Callable[..., Any], how: str, given: Mapping[str, Any], slips: Slips = None) -> Any:
+    """The result of a small function of the user's, ``f(*given.values())``; the arguments are those of ``explain``.
+
+    Raises:
+      CallFailed: the function raised an error.
+    """
+    with explain(f, "the function", how, given, slips, argument):
+        return f(*given.values())
+
+
+def passes(error: Exception) -> bool:
     """Whether an error is raised on purpose by this library, or says that the memory does not suffice."""
     if isinstance(error, Misuse | MemoryError | jax.errors.JaxRuntimeError):
         return True
-    frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
-    ours = str(frame.f_globals.get("__name__", "")).partition(".")[0] in OURS
+    if type(error).__name__ == "OutOfMemoryError":  # of torch
+        return True
+    frames = list(traceback.walk_tb(error.__traceback__))
+    ours = bool(frames) and str(frames[-1][0].f_globals.get("__name__", "")).partition(".")[0] in OURS
     return ours and isinstance(error, ValueError)
 
 
 def _explain(
     error: Exception,
-    f: Callable[..., Any],
+    f: Callable[..., Any] | None,
     name: str,
     how: str,
     given: Mapping[str, Any],
-    slips: Callable[..., tries.Found | None] | None,
+    slips: Slips,
 ) -> tuple[tries.Found, str]:
     """(the likely slip, the message: which function failed, with what it was called, and what to do)."""
-    shown = next((line for line in str(error).splitlines() if line.strip()), "no message")[:300].rstrip(".")
-    what = f"{name}{_name_of(f)} failed with {type(error).__name__}: {shown}"
+    what = f"{name}{_name_of(f)} failed with {type(error).__name__}: {first_line(error)[:300].rstrip('.')}"
     if not _EXPLAINS.get():
         return tries.Found("loss", ""), what
     called = f"It is called as {how} with {'; '.join(f'{key} {show_shapes(value)}' for key, value in given.items())}"
     if isinstance(given.get("batch"), Whole):
         given = {key: without_axis(x) if key == "outputs" else example_of(x) for key, x in given.items()}
+    slips = slips or f"It must take these arguments, {how}, and work with arrays of these shapes"
     found = (
         tries.of_error(error)
         or tries.of_object(f)
-        or (slips or tries.of_arguments(how))(f, given)
+        or (tries.Found("loss", slips) if isinstance(slips, str) else slips(f, given))
         or tries.of_data(given, error)
     )
     return found, f"{what}. {called}. {found.remedy}"
@@ -156,7 +171,7 @@ def show_shapes(value: PyTree) -> str:
         text = ", ".join(items)
         return f"[{text}]" if isinstance(value, list) else f"({text}{',' * (len(value) == 1)})"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{value.dtype} {tuple(np.shape(value))}"
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     leaves = jax.tree.leaves(value)
     if value is not None and not (len(leaves) == 1 and leaves[0] is value):
         return f"{type(value).__name__} of {', '.join(show_shapes(x) for x in leaves[:MOST_SHOWN])}"

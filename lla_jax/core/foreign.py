@@ -6,32 +6,57 @@ No library is imported for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-_LIBRARIES = ("flax.linen", "flax.nnx", "flax.training", "torch", "equinox", "haiku", "optax", "lla_torch", "lla_jax")
 
-_TORCH = (
-    "a PyTorch module or its tensors are no parameters for JAX: convert the module, net = lla_torch.convert(module, "
-    "example_inputs), and pass net.loss(criterion) and net.variables['params']"
-)
-_MODELS = {
-    "flax.linen": "a linen module holds no parameters: pass variables['params'] of variables = module.init(key, x)",
-    "flax.nnx": "pass the state of the nnx model, nnx.state(model, nnx.Param)",
-    "equinox": "pass only trained arrays, eqx.filter(model, eqx.is_inexact_array)",
-    "torch": _TORCH,
-    "lla_torch": "pass net.variables['params'] of the converted network",
-    "optax": "this is the state of an optimizer: pass the parameters that it trained, and the state where opt_state "
-    "is asked for",
+class Library(NamedTuple):
+    """What this library makes of the models of another one.
+
+    Args:
+      name: of the other library, in words.
+      loss: what makes the loss of a model.
+      params: what are the parameters of a model.
+    """
+
+    name: str
+    loss: str
+    params: str
+
+
+LIBRARIES = {
+    "flax.linen": Library(
+        "Flax linen",
+        "lla.from_linen(module, variables, criterion)",
+        "variables['params'] of variables = module.init(key, x)",
+    ),
+    "flax.nnx": Library("Flax nnx", "lla.from_nnx(model, criterion)", "nnx.state(model, nnx.Param)"),
+    "equinox": Library("Equinox", "lla.from_equinox(model, criterion)", "eqx.filter(model, eqx.is_inexact_array)"),
+    "torch": Library(
+        "PyTorch",
+        "net.loss(criterion) of net = lla_torch.convert(module, example_inputs)",
+        "net.variables['params'] of net = lla_torch.convert(module, example_inputs)",
+    ),
+    "lla_torch": Library("lla_torch", "net.loss(criterion)", "net.variables['params']"),
+    "haiku": Library(
+        "Haiku",
+        "lla.Loss(lambda params, state, batch, train: (f.apply(params, ...), state), criterion)",
+        "params = f.init(key, x)",
+    ),
+    "flax.training": Library("Flax, a training state", "the adapter of the model itself", "state.params"),
 }
+_OPTAX = (
+    "this is the state of an optimizer: pass the parameters that it trained, and the state where opt_state is asked for"
+)
+_KNOWN = (*LIBRARIES, "optax", "lla_jax")
 
 
 def library_of(value: Any) -> str:
     """The library that made the type of a value (a class counts as its instance), such as "flax.nnx"; else ""."""
     kinds = value.__mro__ if isinstance(value, type) else type(value).__mro__
     modules = [str(getattr(kind, "__module__", "")) + "." for kind in kinds]
-    return next((name for module in modules for name in _LIBRARIES if module.startswith(name + ".")), "")
+    return next((name for module in modules for name in _KNOWN if module.startswith(name + ".")), "")
 
 
 def advise_params(tree: Any) -> str:
@@ -45,16 +70,17 @@ def advise_params(tree: Any) -> str:
         return f"{name} of lla_jax is no tree of parameters: pass it in its own place, and params here"
     if library == "flax.nnx" and name == "State":
         return _advise_state(tree)
-    if library in _MODELS:
-        return _MODELS[library]
+    if library in LIBRARIES or library == "optax":
+        return _advise(library)
     if isinstance(tree, str | bytes) or hasattr(tree, "__fspath__"):
         return "load the file first, and pass the tree of parameters"
     if callable(tree) and not library:
         return "a function holds no parameters: the loss comes first, then the parameters, then the data"
     if isinstance(tree, Iterator):
-        return "an iterator has no leaves: " + (_TORCH if "Module." in str(tree) else "pass a dict of arrays by name")
+        of_torch = "Module." in str(tree)
+        return f"an iterator has no leaves: {_advise('torch') if of_torch else 'pass a dict of arrays by name'}"
     if isinstance(tree, tuple | list) and any(library_of(each) == "optax" for each in tree):
-        return _MODELS["optax"]
+        return _OPTAX
     return _advise_leaves(tree)
 
 
@@ -72,4 +98,10 @@ def _advise_leaves(tree: Any) -> str:
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         return "shapes without values, as jax.eval_shape gives them: pass trained arrays, or those of module.init"
     libraries = {library_of(leaf) for leaf in leaves} - {""}
-    return next((_MODELS[name] for name in _MODELS if name in libraries), "")
+    return next((_advise(name) for name in _KNOWN if name in libraries and name != "lla_jax"), "")
+
+
+def _advise(library: str) -> str:
+    if library == "optax":
+        return _OPTAX
+    return f"it is of {LIBRARIES[library].name}: pass {LIBRARIES[library].params}"

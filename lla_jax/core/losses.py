@@ -105,7 +105,8 @@ def penalty_of(loss: Loss, params: PyTree) -> Any:
       ValueError: it is no scalar.
     """
     assert loss.penalty is not None
-    with explain(loss.penalty, "the penalty", "penalty(params)", {"params": params}, tries.of_penalty):
+    remedy = "It gets the parameters alone, and returns a scalar, such as jnp.sum(params['w'] ** 2)"
+    with explain(loss.penalty, "the penalty", "penalty(params)", {"params": params}, remedy, "penalty"):
         value = loss.penalty(params)
     shape = jnp.shape(value) if is_array(value) else None
     if shape != ():

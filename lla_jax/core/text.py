@@ -32,6 +32,11 @@ def name_of(f: Any) -> str:
     return text if len(text) <= 80 and "\n" not in text and " at 0x" not in text else type(f).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not empty."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
 def duration(seconds: float) -> str:
     """A number of seconds as text in a readable unit: ``0.83 s``, ``3 min``, ``1.5 h``, ``12 days``."""
     if seconds < 90:

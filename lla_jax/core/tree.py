@@ -17,7 +17,7 @@ import numpy as np
 from jax import tree_util
 
 from lla_jax.core.arguments import Misuse, MisusedLeaf, check_choice, misuse, show_value
-from lla_jax.core.asking import explain_call
+from lla_jax.core.called import ask
 from lla_jax.core.foreign import advise_params, library_of
 from lla_jax.core.types import Path, PyTree, Select
 
@@ -132,8 +132,11 @@ def _matcher(select: Select, names: Sequence[Path], name: str = "select") -> Cal
 
 
 def _says_yes(name: str, predicate: Callable[[Path, Any], Any], path: Path, leaf: Any) -> bool:
-    with explain_call(name, "predicate(path, leaf) -> bool", f"the leaf {path!r}"):
-        return bool(predicate(path, leaf))
+    yes = ask(name, predicate, "predicate(path, leaf) -> bool", {"path": path, "leaf": leaf})
+    if getattr(yes, "size", 1) != 1:
+        rule = "it is called as predicate(path, leaf) -> bool: reduce it, such as by .any()"
+        raise Misuse(name, f"returned an array of shape {np.shape(yes)} for {path!r}; {rule}")
+    return bool(yes)
 
 
 _WILDCARDS = {"**/": r"(?:[^/]+/)*", "/**": r"(?:/[^/]+)*", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}

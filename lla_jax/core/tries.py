@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core.arguments import parameters
+from lla_jax.core.foreign import LIBRARIES, library_of
 from lla_jax.core.static import Static
 
 ROWS_TAKEN = {"slice", "dynamic_slice", "gather", "squeeze"}
@@ -95,20 +96,16 @@ def of_error(error: Exception) -> Found | None:
         return Found(
             "loss",
             "It calls torch, or a method that arrays of jax do not have. Write it with jax.numpy, or convert the torch "
-            "module and its loss: lla_torch.convert(module, inputs).loss(criterion), lla_torch.convert_loss(step, ...)",
+            "module and its loss: lla_torch.convert(module, inputs).loss(nn.CrossEntropyLoss()), "
+            "lla_torch.convert_loss(step, ...)",
+        )
+    if "'NoneType' object is not callable" in str(error):
+        return Found(
+            "loss",
+            "A part of it is None, and called as a function, as in one half of eqx.partition or eqx.filter: pass the "
+            "whole model",
         )
     return None
-
-
-_MODELS = {
-    "flax.linen": "a Flax module; lla.from_linen(module, variables, criterion) makes its loss",
-    "flax.nnx": "an nnx module; lla.from_nnx(model, criterion) makes its loss, and nnx.state(model, nnx.Param) are its "
-    "parameters",
-    "equinox": "an Equinox module; lla.from_equinox(model, criterion) makes its loss, and eqx.filter(model, "
-    "eqx.is_inexact_array) are its parameters",
-    "torch.nn": "a torch module; lla_torch.convert(module, inputs) makes it a function, whose loss is "
-    "net.loss(criterion)",
-}
 
 
 def of_object(f: Any) -> Found | None:
@@ -116,10 +113,10 @@ def of_object(f: Any) -> Found | None:
     f = f.f if isinstance(f, Static) else f
     if isinstance(f, type):
         return Found("loss", f"A class was given, {f.__name__}; pass a function, or an object that can be called")
-    for kind in type(f).__mro__:
-        found = [text for name, text in _MODELS.items() if kind.__module__.startswith(name)]
-        if found and kind.__name__ == "Module":
-            return Found("loss", f"It is {found[0]}")
+    library = LIBRARIES.get(library_of(f))
+    if library and any(kind.__name__ == "Module" for kind in type(f).__mro__):
+        name, loss, params = library
+        return Found("loss", f"It is a module of {name}: its loss is {loss}, and its parameters are {params}")
     return None
 
 
@@ -253,16 +250,6 @@ def _of_criterion_as_loss(f: Callable[..., Any]) -> Found | None:
         "batch: f(outputs, batch[1])) with apply=lambda params, state, batch, train: (model(params, batch[0]), state), "
         "or lla.from_linen, lla.from_nnx, lla.from_equinox",
     )
-
-
-def of_penalty(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | None:
-    """The slip in a ``penalty(params)`` that failed: arguments that it does not get."""
-    return Found("penalty", "It gets the parameters alone, and returns a scalar, such as jnp.sum(params['w'] ** 2)")
-
-
-def of_arguments(how: str) -> Callable[..., Found]:
-    """The slip in a function of which only its arguments are known, called as ``how``."""
-    return lambda f, given: Found("loss", f"It must take these arguments, {how}, and work with arrays of these shapes")
 
 
 def of_data(given: Mapping[str, Any], error: Exception) -> Found:

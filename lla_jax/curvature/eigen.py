@@ -20,7 +20,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import misuse, warn_caller
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Eigenpairs, PyTree, Recipe
-from lla_jax.curvature import eigensearch, units
+from lla_jax.curvature import eigensearch, room, units
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Goal, Ritz, Search
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
@@ -134,7 +134,7 @@ def eigenpairs(
         else:
             s = _restore(state, H)
         s.saved = save_every is not None
-        s.bytes_needed = max(s.bytes_needed, _lanczos.bytes_needed(H, s.rows, saved=s.saved, kept=2 * k))
+        s.bytes_needed = max(s.bytes_needed, room.bytes_needed(H, s.rows, saved=s.saved, kept=2 * k))
         _log_memory(s, H)
 
         def hand_over(stopped: str) -> None:
@@ -176,7 +176,7 @@ def _check_at_least(name: str, value: Any, least: int, default: int) -> int:
 def _log_memory(s: Search, H: Operator) -> None:
     nbytes, free = H.memory()
     mib = 2**20
-    most = _lanczos.bytes_needed(H, s.most, saved=s.saved, grown_from=s.rows)
+    most = room.bytes_needed(H, s.most, saved=s.saved, grown_from=s.rows)
     begin = (
         f"{s.rows} vectors of {nbytes / mib:.1f} MiB to begin with, {s.bytes_needed / mib:.1f} MiB with the work space"
     )
@@ -367,7 +367,7 @@ def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3)
     key = check_spectral(H, key)
     arguments.check_number("tol", tol, least=0.0, remedy="such as 1e-3")
     steps = min(arguments.check_integer("steps", steps, remedy="such as 30"), H.space.size)
-    _lanczos.check_room(H, "steps", steps)
+    room.check_room(H, "steps", steps)
 
     def compute(unit: Unit) -> Extremes:
         ends = Extremes(np.nan, np.nan, np.nan, 0)

@@ -21,6 +21,7 @@ import numpy as np
 
 from lla_jax.core.types import PyTree
 from lla_jax.curvature import lanczos as _lanczos
+from lla_jax.curvature import room
 from lla_jax.curvature.lanczos import BREAKDOWN, STEPS_PER_CALL
 from lla_jax.curvature.linear_operator import Operator
 from lla_jax.execution import sharding
@@ -261,7 +262,7 @@ def _make_room(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
         _restart(s, ritz, k, H)
         return
     more = min(s.rows * (3 if H.on_device else 1), s.most - s.rows)  # on the device a size compiles the product anew
-    bytes_needed = _lanczos.bytes_needed(H, s.rows + more, saved=s.saved, grown_from=s.rows)
+    bytes_needed = room.bytes_needed(H, s.rows + more, saved=s.saved, grown_from=s.rows)
     s.bytes_needed = max(s.bytes_needed, bytes_needed)
     log.info("eigenpairs: from now on %d vectors, %.1f MiB", s.rows + more, s.bytes_needed / 2**20)
     basis = _pad(s.take_basis(), more=more, shards=H.space.shards)

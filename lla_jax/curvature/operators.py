@@ -7,7 +7,7 @@ Data in memory give a ``LinearOperator``, a pytree whose ``mv`` can be jitted; s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import called, recipes, tries
+from lla_jax.core import called, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import (
     Misuse,
@@ -287,22 +287,23 @@ def _dtype_of(x: Any) -> Any:
         return None
 
 
+_REMEDY = (
+    "It must return A v for one vector v of the structure of like; what else it reads, such as a matrix, is given "
+    "after like: lla.operators.given(product, like, A)"
+)
+
+
 @contextlib.contextmanager
 def _explained_product(product: Any, v: PyTree, args: tuple[Any, ...]) -> Iterator[None]:
     """Explain an error of a user's product; where jax cannot trace it, say how it is called without."""
     try:
-        with called.explain(product, "the product", "product(v, *args)", {"v": v, "args": args}, _slip, "product"):
+        with called.explain(product, "the product", "product(v, *args)", {"v": v, "args": args}, _REMEDY, "product"):
             yield
     except called.CallFailed as error:
         if not isinstance(error.__cause__, jax.errors.JAXTypeError):
             raise
         text = "jax could not trace it; a product in numpy, scipy or torch needs traceable=False, which calls it with"
         raise Misuse("product", f"{text} arrays: lla.operators.given(product, like, traceable=False)") from error
-
-
-def _slip(product: Any, given: Mapping[str, Any]) -> tries.Found:
-    remedy = "It must return A v for one vector v of the structure of like; what else it reads, such as a matrix, is"
-    return tries.Found("product", f"{remedy} given after like: lla.operators.given(product, like, A)")
 
 
 @explained

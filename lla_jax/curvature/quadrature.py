@@ -21,6 +21,7 @@ from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature import moments, units
 from lla_jax.curvature.lanczos import STEPS_PER_CALL, WINDOW
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
+from lla_jax.curvature.room import bytes_needed, check_room
 from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.execution import devices
 from lla_jax.execution import progress as _progress
@@ -194,7 +195,7 @@ def _group(H: Operator, steps: int, probes: int, scheme: str) -> int:
     """The number of probes computed at once: a divisor of all, so that one shape compiles."""
     nbytes, free = H.memory()
     each = nbytes * _rows(steps, scheme)
-    _lanczos.check_room(H, "steps", _rows(steps, scheme), f', or scheme="lla", which keeps {WINDOW} vectors')
+    check_room(H, "steps", _rows(steps, scheme), f', or scheme="lla", which keeps {WINDOW} vectors')
     room = min(AT_ONCE, max(1, int(MEMORY_FRACTION * free) // each)) if H.on_device else 1
     group = max(g for g in range(1, probes + 1) if probes % g == 0 and g <= room)
     return group
@@ -203,7 +204,7 @@ def _group(H: Operator, steps: int, probes: int, scheme: str) -> int:
 def _memory(H: Operator, s: _Sequences, rows: int, saved: bool) -> dict[str, int]:
     """{"vectors", "bytes"} of the memory needed at most, for the recipe; they are logged, too."""
     vectors = s.group * rows
-    nbytes = _lanczos.bytes_needed(H, rows, group=s.group, saved=saved)
+    nbytes = bytes_needed(H, rows, group=s.group, saved=saved)
     needed = f"{vectors} vectors, {nbytes / 2**20:.1f} MiB with the work space"
     free = H.memory()[1] / 2**20
     log.info("spectrum: %d of %d probes at a time: %s (%.0f MiB free)", s.group, len(s.alphas), needed, free)

@@ -12,7 +12,7 @@ import numpy as np
 
 from lla_jax.core import gradients
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, check_choice, is_integer, misuse
+from lla_jax.core.arguments import Misuse, check_flag, is_integer, misuse
 from lla_jax.core.foreign import library_of
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Eigenpairs, Path, PyTree, Recipe
@@ -221,7 +221,7 @@ def between(
       Goodfellow et al. 2014, arXiv:1412.6544 (line); Garipov et al. 2018, arXiv:1802.10026 (plane through three).
     """
     points = [a, b, *more]
-    check_choice("orthogonal", orthogonal, (True, False))
+    check_flag("orthogonal", orthogonal)
     if isinstance(names, str):
         raise misuse("names", names, f"one name for each of the {len(points)} checkpoints, that of a first")
     names = [string.ascii_uppercase[i % 26] for i in range(len(points))] if names is None else [str(n) for n in names]

@@ -15,7 +15,7 @@ import numpy as np
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
-from lla_jax.core.asking import check_memory
+from lla_jax.core.memory import check_memory
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Path, PyTree, Recipe, Select
 from lla_jax.directions import combining
@@ -115,18 +115,13 @@ def _check_recipe(recipe: Mapping[str, Any]) -> None:
     if recipe.get("draw") != "flat":
         raise _damaged(f"its draw is {arguments.show_value(recipe.get('draw'))}, and this version knows 'flat'")
     if not isinstance(key, list) or len(key) > 8 or not all(arguments.is_integer(k) and 0 <= k < 2**32 for k in key):
-        raise _damaged(f"its key is {_few(key)}")
+        raise _damaged(f"its key is {arguments.show_value(key)}")
     if not arguments.is_integer(num) or not isinstance(fingerprint, list) or len(fingerprint) != num or num < 1:
-        raise _damaged(f"it has {_few(num)} directions, which its fingerprint does not have")
+        raise _damaged(f"it has {arguments.show_value(num)} directions, which its fingerprint does not have")
     chosen = recipe.get("chosen", [0])
     few = isinstance(chosen, list) and 0 < len(chosen) <= num
     if not few or not all(arguments.is_integer(i) and 0 <= i < num for i in chosen):
-        raise _damaged(f"it chooses {_few(chosen)} of {num} directions")
-
-
-def _few(value: Any) -> str:
-    """The text of a value for a message; of a long list, which takes long to print, its length."""
-    return f"{len(value)} entries" if isinstance(value, list) and len(value) > 20 else arguments.show_value(value)
+        raise _damaged(f"it chooses {arguments.show_value(chosen)} of {num} directions")
 
 
 def _damaged(reason: str) -> arguments.Misuse:
@@ -219,7 +214,7 @@ def _floats(x: Any) -> Any:
 def _check_fingerprint(subject: str, now: Any, then: Any, remedy: str) -> None:
     if not recipes.same(now, then):
         raise arguments.Misuse(
-            "recipe", f"{subject} does not agree with the recipe's fingerprint {_few(then)}: {remedy}"
+            "recipe", f"{subject} does not agree with the recipe's fingerprint {arguments.show_value(then)}: {remedy}"
         )
 
 

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, check_choice, is_integer, misuse, warn_caller
-from lla_jax.core.asking import ask
+from lla_jax.core.arguments import Misuse, check_choice, check_flag, is_integer, misuse, warn_caller
+from lla_jax.core.called import ask
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import Static
 from lla_jax.core.types import Directions, FilterAxis, Loss, Path, PyTree, Recipe, Select
@@ -101,7 +101,7 @@ def normalize(
     check_choice("by", by, _BY)
     check_choice("order", order, (1, 2))
     check_choice("one_dim", one_dim, _ONE_DIM)
-    check_choice("unit", unit, (True, False))
+    check_flag("unit", unit)
     if unit and by in ("none", "weight"):
         raise misuse(
             "unit", unit, f"False, since by={by!r} has no norm to divide by; use by='filter', 'layer' or 'model'"
@@ -260,7 +260,7 @@ def _axes_table(names: Sequence[Path], filters: Sequence[tuple[int, ...] | None]
 
 def _filter_axes(axes_of: Any, path: Path, leaf: Any) -> tuple[int, ...] | None:
     """The axes that index the filters of a leaf, counted from 0 and sorted; None for a one-dimensional tensor."""
-    axes, ndim = ask("filter_axis", axes_of, "f(path, leaf) -> axes", path, leaf), np.ndim(leaf)
+    axes, ndim = ask("filter_axis", axes_of, "f(path, leaf) -> axes", {"path": path, "leaf": leaf}), np.ndim(leaf)
     if axes is None:
         return None
     axes = tuple(axes) if isinstance(axes, tuple | list) else (axes,)

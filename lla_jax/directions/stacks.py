@@ -18,7 +18,7 @@ import numpy as np
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, is_integer, misuse, warn_caller
-from lla_jax.core.asking import ask
+from lla_jax.core.called import ask
 from lla_jax.core.types import Path, PyTree
 
 Axes = tuple[int, ...]
@@ -57,7 +57,7 @@ def stacked_axes(
             told |= {path: axes for path, yes in zip(names, chosen, strict=True) if yes}
     elif callable(stacked):
         told = {
-            path: ask("stacked", stacked, "f(path, leaf) -> axes", path, leaf)
+            path: ask("stacked", stacked, "f(path, leaf) -> axes", {"path": path, "leaf": leaf})
             for path, leaf in zip(names, leaves, strict=True)
         }
     else:

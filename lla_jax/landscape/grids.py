@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, misuse
-from lla_jax.core.asking import check_memory
+from lla_jax.core.memory import check_memory
 from lla_jax.core.signatures import explained
 
 

@@ -15,9 +15,9 @@ from lla_jax.core import data as _data
 from lla_jax.core import examples, precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
-from lla_jax.core.asking import check_memory
 from lla_jax.core.counts import warn_of_counts
 from lla_jax.core.data import Stream
+from lla_jax.core.memory import check_memory
 from lla_jax.core.recipes import versions
 from lla_jax.core.text import duration
 from lla_jax.core.types import Batch, Directions, Loss, PyTree, Recipe

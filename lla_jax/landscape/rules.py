@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, check_choice
-from lla_jax.core.asking import explain_call
+from lla_jax.core.called import ask
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import static
 from lla_jax.core.tree import paths, wide  # not its module: rules compare by value
@@ -87,9 +87,7 @@ def params_at(rule: Callable[..., PyTree], params: PyTree, directions: PyTree, c
     Raises:
       Misuse: the rule failed, or its result is not like the parameters.
     """
-    axes = len(jax.tree.leaves(directions)[0])
-    with explain_call("rule", HOW, f"stacked directions with leading axis {axes} and a coord of shape ({axes},)"):
-        result = rule(params, directions, coord)
+    result = ask("rule", rule, HOW, {"params": params, "directions": directions, "coord": coord})
     if rule is add or rule is adam:
         return result
     advice = "return a tree like params, such as lla.landscape.add(params, directions, coord)"

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from lla_jax.core.arguments import MissingEntry, Misuse, check_flag, is_integer, misuse, show_value
-from lla_jax.core.asking import explain_call
+from lla_jax.core.called import ask
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import table
 from lla_jax.core.types import Directions, Execution, Landscape, Loss, PyTree, UpdateRule
@@ -268,8 +268,10 @@ def _jobs(
 
 def _make_axes(source: Any, name: str, seed: int | None, params: PyTree) -> Directions:
     """The axes for one checkpoint and seed: the user's ``Directions``, or those that the user's function gives."""
-    with explain_call("axes", f"{name}(key, params) -> lla.Directions", "a key and the parameters"):
-        axes = source if isinstance(source, Directions) else source(jax.random.key(seed or 0), params)
+    axes = source
+    if not isinstance(source, Directions):
+        given = {"key": jax.random.key(seed or 0), "params": params}
+        axes = ask("axes", source, f"{name}(key, params) -> lla.Directions", given)
     if not isinstance(axes, Directions):
         raise Misuse(
             "axes", f"{name!r} gave a {type(axes).__name__}; it must give lla.Directions, such as lla.directions.random"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import arguments, called, recipes, text, tries
+from lla_jax.core import arguments, called, recipes, text
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
 from lla_jax.core.signatures import explained
@@ -204,10 +205,9 @@ def _names(params: PyTree, groups: Any, chosen: Sequence[bool]) -> list[str | No
     if not callable(groups):
         remedy = 'such as lambda path: path.split("/")[0]'
         raise misuse("groups", groups, f"None, or a function from a path to the name of a block, {remedy}")
-    names = []
-    for path, yes in zip(paths, chosen):
-        with called.explain(groups, "the function", "groups(path)", {"path": path}, _slip_of_groups, "groups"):
-            names.append(groups(path) if yes else None)
+    remedy = 'It must take a path, a string such as "layers/0/kernel", and return a name or None'
+    ask = functools.partial(called.ask, "groups", groups, "groups(path)", slips=remedy)
+    names = [ask({"path": path}) if yes else None for path, yes in zip(paths, chosen)]
     for path, name in zip(paths, names, strict=True):
         if name is not None and (not isinstance(name, str) or not name):
             text = f"gave {name!r} for {path!r}"
@@ -216,10 +216,6 @@ def _names(params: PyTree, groups: Any, chosen: Sequence[bool]) -> list[str | No
         text = f"leaves everything out; it must give a name for at least one leaf of {', '.join(paths)}"
         raise Misuse("groups", f"{text}: give names to some, or pass None")
     return names
-
-
-def _slip_of_groups(groups: Any, given: Any) -> tries.Found:
-    return tries.Found("groups", 'It must take a path, a string such as "layers/0/kernel", and return a name or None')
 
 
 # --- traces

@@ -1,6 +1,4 @@
-from lla_jax.core.arguments import warn_caller as warn_caller
 from lla_jax.core.losses import as_loss as as_loss
-from lla_jax.core.signatures import explained as explained
 from lla_jax.core.static import static as static
 from lla_jax.models.calling import Options as Options
 from lla_jax.models.equinox import from_equinox as from_equinox

@@ -21,8 +21,8 @@ import jax
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, is_integer, misuse, single_key
-from lla_jax.core.called import CallFailed
-from lla_jax.core.foreign import advise_params, library_of
+from lla_jax.core.called import ask, passes, show_shapes
+from lla_jax.core.foreign import LIBRARIES, advise_params, library_of
 from lla_jax.core.tree import paths
 from lla_jax.core.types import Batch, FilterAxis, Loss, Path, PyTree
 
@@ -72,18 +72,6 @@ DEFAULTS: Options = {
 }
 
 
-_ADAPTERS = {
-    "flax.linen": "a linen module, for lla.from_linen(module, variables, criterion)",
-    "flax.nnx": "an nnx object; of an nnx module make the loss by lla.from_nnx(model, criterion)",
-    "equinox": "an Equinox object; of an Equinox model make the loss by lla.from_equinox(model, criterion)",
-    "torch": "a PyTorch object; convert the module, net = lla_torch.convert(module, example_inputs), and use "
-    "net.loss(criterion)",
-    "haiku": "a Haiku object; use lla.Loss(lambda params, state, batch, train: (f.apply(params, ...), state), "
-    "criterion)",
-    "flax.training": "a training state; pass the model itself",
-}
-
-
 def model_misuse(name: str, value: Any, rule: str) -> Misuse:
     """Make (not raise) the error for an object that is no model of an adapter's library.
 
@@ -96,8 +84,9 @@ def model_misuse(name: str, value: Any, rule: str) -> Misuse:
         return Misuse(
             name, f"the class {value.__name__} given; it must be {rule}: make one of it, {value.__name__}(...)"
         )
-    advice = _ADAPTERS.get(library_of(value), "")
-    return misuse(name, value, f"{rule}{advice and f'. This is {advice}'}")
+    library = LIBRARIES.get(library_of(value))
+    meant = f". This is of {library.name}; the loss of its models is {library.loss}" if library else ""
+    return misuse(name, value, f"{rule}{meant}")
 
 
 def check_method(model: Any, method: Any) -> Any:
@@ -138,10 +127,8 @@ def explain_params(params: PyTree, expected: Shapes, exact: bool = False) -> Ite
     """
     try:
         yield
-    except Misuse:
-        raise
     except Exception as error:
-        if difference := difference_of(params, expected, exact):
+        if not passes(error) and (difference := difference_of(params, expected, exact)):
             raise Misuse("params", difference) from error
         raise
 
@@ -272,16 +259,10 @@ def model_arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
 
 def _call_inputs(inputs: Callable[[Batch], Any], batch: Batch) -> Any:
     """What a function of the user finds in a batch."""
-    shapes = f"a batch of the shapes {jax.tree.map(np.shape, batch)}"
-    try:
-        chosen = inputs(batch)
-    except Exception as error:
-        raise CallFailed(
-            "inputs",
-            f"the function failed on {shapes} with {type(error).__name__}: {error}; it must take the batch and return "
-            "the model's input, such as lambda batch: batch[0]",
-        ) from error
+    remedy = "It must take the batch and return the model's input, such as lambda batch: batch[0]"
+    chosen = ask("inputs", inputs, "inputs(batch)", {"batch": batch}, remedy)
     if chosen is None:
+        shapes = f"a batch {show_shapes(batch)}"
         raise Misuse(
             "inputs", f"the function returned None for {shapes}; it must return the model's input, such as batch[0]"
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, misuse, parameters
-from lla_jax.core.called import CallFailed
+from lla_jax.core.called import explain
 from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import ByValue, static
 from lla_jax.core.types import Batch, Loss, PyTree
@@ -31,6 +30,11 @@ from lla_jax.models.calling import (
     model_misuse,
     refuse_noisy_statistics,
     shapes_of,
+)
+
+ONE = (
+    "It must take one example, without the axis of the batch, over which it is vmapped here; compare the shapes, and "
+    "choose the input by inputs="
 )
 
 
@@ -94,21 +98,18 @@ class _EquinoxApply(ByValue):
         check_shapes(params, self.shapes)
         with explain_params(params, self.shapes):
             model = eqx.combine(params, *([] if rest is None else [rest]), self.static[train].tree())
-        call, kwargs = getattr(model, self.method), dict(self.kwargs[train])
+        call, kwargs, name = getattr(model, self.method), dict(self.kwargs[train]), f"the model {type(model).__name__}"
         held = _fill_from_batch(model, state["state"]) if self.stateful and train else state and state["state"]
 
         def one(args: tuple[Any, ...], key: Any) -> Any:
             extra = {"key": key} if "key" in self.takes else {}
-            if not self.stateful:
-                return call(*args, **extra, **kwargs)
-            own = jax.tree.map(lambda leaf: leaf, held)  # State.set makes the object it is called on unusable
-            if "state" in self.takes:
-                return call(*args, state=own, **extra, **kwargs)
-            return call(*args, own, **extra, **kwargs)
+            own = (jax.tree.map(lambda leaf: leaf, held),) if self.stateful else ()  # State.set makes held unusable
+            if "state" in self.takes and own:
+                extra["state"], own = *own, ()
+            with explain(None, name, "model(*args), on one example,", {"args": args}, ONE, "model"):
+                return call(*args, *own, **extra, **kwargs)
 
-        args = model_arguments(self.inputs, batch)
-        with _explain_example(args):
-            results = mapped(one)(args, keys)
+        results = mapped(one)(model_arguments(self.inputs, batch), keys)
         if not self.stateful:
             return results, state
         outputs, new = results
@@ -117,29 +118,6 @@ class _EquinoxApply(ByValue):
         # counters stay, see from_equinox
         new = jax.tree.map(lambda a, b: b if eqx.is_inexact_array(a) else a, state["state"], new)
         return outputs, {**state, "state": new}
-
-
-@contextlib.contextmanager
-def _explain_example(args: tuple[Any, ...]) -> Iterator[None]:
-    """Explain an error that the user's model raises in this block: it is called on one example."""
-    try:
-        yield
-    except Misuse:
-        raise
-    except Exception as error:
-        shapes = ", ".join(str(jax.tree.map(lambda x: np.shape(x)[1:], arg)) for arg in args)
-        halved = "'NoneType' object is not callable" in str(error)
-        remedy = (
-            "a part of it is None, as in one half of eqx.partition or eqx.filter: pass the whole model to from_equinox"
-            if halved
-            else "it must take one example, without the axis of the batch, over which it is vmapped here; compare the "
-            "shapes, and choose the input by inputs="
-        )
-        lines = (str(error) or "no message").splitlines()
-        raise CallFailed(
-            "model",
-            f"failed with {type(error).__name__}: {lines[0]}; it was called on one example of shape {shapes}: {remedy}",
-        ) from error
 
 
 def _equinox_norms(model: PyTree) -> list[Any]:

@@ -79,7 +79,7 @@ def test_adam_axes_need_their_state_and_the_adam_rule_its_moments():
 
     w, m, v = np.ones(4, np.float32), np.arange(4, dtype=np.float32), np.full(4, 0.5, np.float32)
     state = (optax.ScaleByAdamState(np.array(3), {"w": m}, {"w": v}),)
-    problem = lla.Problem(None, {"w": w}, None, opt_state=state)
+    problem = lla.Problem(lambda p, batch: 0.0, {"w": w}, None, opt_state=state)
     moments = cli.make_axes(problem, cli.LandscapeOptions("", axes="adam", rule="adam"))
     np.testing.assert_array_equal(moments.tree["w"], [m, v])
     volume = cli.make_axes(problem, cli.LandscapeOptions("", axes="adam", dims=3))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lla_jax.core import arguments
-from lla_jax.core.arguments import Misuse
+from lla_jax.core.arguments import MissingEntry, Misuse
 
 
 @pytest.mark.parametrize("value", [1, np.int32(3), np.uint8(7)])
@@ -62,3 +62,10 @@ def test_a_key_of_either_kind():
     for wrong in (3, None, jax.random.split(new, 2), np.zeros(2)):
         with pytest.raises(Misuse, match=r"^key: .* given; it must be one jax.random key, such as"):
             arguments.single_key(wrong)
+
+
+def test_a_missing_entry_is_an_error_of_all_three_kinds():
+    for kind in (KeyError, IndexError, ValueError):
+        with pytest.raises(kind) as error:
+            raise MissingEntry("table", "[0] given")
+        assert str(error.value) == "table: [0] given"

@@ -1,5 +1,6 @@
 """Errors of the user's functions: what is said of them, and which pass on; what is found by trying works."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.core import called, tries
+from lla_jax.core.arguments import Misuse
 from tests.helpers import apply, cross_entropy, dataset, mlp_loss, params
 
 DATA = dataset(12)
@@ -28,6 +30,20 @@ def test_the_error_of_the_function_is_the_cause_and_shapes_are_shown():
     assert "'gain': float32 ()" in str(caught.value)
 
 
+def test_small_functions_are_explained_too():
+    wanted = r"groups: the function failed with KeyError: 'c'. It is called as f\(path, leaf\) with path 'a/b'; leaf 1"
+    with pytest.raises(Misuse, match=wanted) as caught:
+        called.ask("groups", lambda path, leaf: {}["c"], "f(path, leaf)", {"path": "a/b", "leaf": 1})
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_errors_of_ours_pass():
+    own = Misuse("seed", "is odd")
+    with pytest.raises(Misuse) as caught, called.explain(None, "the function", "f(key)", {}):
+        raise own
+    assert caught.value is own
+
+
 @pytest.mark.parametrize(
     "error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), KeyboardInterrupt()]
 )
@@ -37,6 +53,41 @@ def test_what_is_no_mistake_of_the_function_passes_on(error):
 
     with pytest.raises(type(error)):
         lla.landscape.losses(raises, {"w": np.ones(2)}, {"w": np.ones((1, 2))}, np.zeros((1, 1)), X)
+
+
+def criterion(outputs, batch):
+    return jnp.square(outputs).sum(-1)
+
+
+def in_inputs(raises):
+    model = eqx.nn.Linear(5, 2, key=jax.random.key(0))
+    lla.from_equinox(model, criterion, inputs=raises).apply(eqx.filter(model, eqx.is_inexact_array), None, DATA, False)
+
+
+def in_an_equinox_model(raises):
+    model = eqx.nn.Lambda(raises)
+    model = eqx.nn.Sequential([eqx.nn.Linear(5, 2, key=jax.random.key(0)), model])
+    lla.from_equinox(model, criterion).apply(eqx.filter(model, eqx.is_inexact_array), None, DATA, False)
+
+
+def in_a_criterion(raises):
+    check(lla.Loss(apply, raises))
+
+
+def in_a_rule(raises):
+    axes = lla.directions.random(jax.random.key(0), params())
+    lla.evaluate(mlp_loss(), params(), DATA, directions=axes, grid=lla.grid(points=3), rule=raises)
+
+
+@pytest.mark.parametrize("error", [MemoryError("none left"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")])
+@pytest.mark.parametrize("place", [in_inputs, in_an_equinox_model, in_a_criterion, in_a_rule])
+def test_a_lack_of_memory_passes_on_wherever_it_shows(place, error):
+    def raises(*args, **options):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        place(raises)
+    assert caught.value is error
 
 
 def test_nothing_is_tried_of_a_model_that_takes_only_its_own_number_of_rows(monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax import _names
-from lla_jax.core.arguments import Misuse
+from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.signatures import MisusedCall, describe_arguments, explained
 from lla_jax.core.static import identity
 
@@ -126,7 +126,7 @@ def test_functions_compare_by_value_as_without_the_decorator():
 
 @pytest.mark.parametrize("package", ["lla_jax", "lla_torch"])
 def test_a_warning_names_the_line_of_the_user(package):
-    inside = {"__name__": f"{package}.room.concept", "explained": explained, "warn_caller": lla.models.warn_caller}
+    inside = {"__name__": f"{package}.room.concept", "explained": explained, "warn_caller": warn_caller}
     exec("@explained\ndef warn():\n    warn_caller('careful')", inside)
     with pytest.warns(UserWarning, match="careful") as seen:
         inside["warn"]()

@@ -67,7 +67,7 @@ def a_predicate_of_one_argument() -> None:
     lla.directions.random(KEY, PARAMS, select=lambda path: True)
 
 
-@slip("select", "predicate(path, leaf) -> bool")
+@slip("select", "predicate(path, leaf) -> bool", ".any()")
 def a_predicate_that_compares_an_array() -> None:
     lla.directions.random(KEY, PARAMS, select=lambda path, leaf: leaf > 0)
 
@@ -137,7 +137,7 @@ def an_unknown_order() -> None:
     lla.directions.normalize(AXES, PARAMS, order=3)
 
 
-@slip("unit", "True, False")
+@slip("unit", "True or False")
 def a_word_as_flag() -> None:
     lla.directions.normalize(AXES, PARAMS, unit="yes")
 
@@ -162,7 +162,7 @@ def equal_checkpoints() -> None:
     lla.directions.between(PARAMS, PARAMS)
 
 
-@slip("orthogonal", "True, False")
+@slip("orthogonal", "True or False")
 def a_word_for_orthogonal() -> None:
     lla.directions.between(PARAMS, tree(fill=0.2), orthogonal="no")
 

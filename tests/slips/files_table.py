@@ -334,7 +334,7 @@ def saving_a_recipe_that_holds_itself() -> None:
 # --- random directions, which are stored as a recipe
 
 
-@slip("cannot be drawn again", "it chooses 100000 entries of 2 directions", "directions.random")
+@slip("cannot be drawn again", "it chooses list of 100000 entries of 2 directions", "directions.random")
 def very_many_chosen_directions() -> None:
     load_random(chosen=[0] * 100_000)
 

@@ -1,4 +1,4 @@
-"""Slips with grids, rules, stores and everything else that a landscape takes, and with what it gives."""
+"""Slips with grids, rules, stores and everything else that a landscape takes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ DATA = np.arange(6, dtype=np.float32).reshape(3, 2)
 AXES = lla.directions.given({"w": np.array([1, 0], np.float32)}, {"w": np.array([0, 1], np.float32)})
 GRID = lla.grid(points=2)
 PLANE = lla.Landscape(GRID, {"loss": np.zeros((2, 2))}, {}, {})
-TABLE = lla.landscape.Table({(0, "filter-normalized", 0): PLANE})
 
 
 def loss(params: Any, batch: Any) -> Any:
@@ -47,6 +46,11 @@ def file() -> Path:
 @slip("extent", "above 0", "ranges=")
 def a_negative_extent() -> None:
     lla.grid(-1)
+
+
+@slip("grid", "at least one point")
+def a_grid_of_no_points() -> None:
+    lla.grid(points=0)
 
 
 @slip("extent", "above 0")
@@ -527,96 +531,3 @@ def an_unknown_rule_for_landscape_losses() -> None:
 @slip("loss", "the directions and the data")
 def directions_of_nan() -> None:
     evaluate(axes=lla.Directions({"w": np.full((2, 2), np.nan, np.float32)}, {}))
-
-
-# --- results, and what users make themselves
-
-
-@slip("table", "'filter-normalized'", "[0]")
-def a_landscape_that_a_sweep_lacks() -> None:
-    TABLE[0, "filter", 0]
-
-
-@slip("table", "table[checkpoint, name of the axes, seed]")
-def a_landscape_by_its_number() -> None:
-    TABLE[0]
-
-
-@slip("name", "'acc'", "loss")
-def rows_of_a_value_that_a_sweep_lacks() -> None:
-    TABLE.rows("acc")
-
-
-@slip("path", "table.csv")
-def a_table_into_a_number() -> None:
-    TABLE.to_csv(3)
-
-
-@slip("path", "folder that exists")
-def a_table_into_a_folder_that_does_not_exist() -> None:
-    TABLE.to_csv(file().parent / "none" / "table.csv")
-
-
-@slip("name", "'acc'", "loss")
-def a_value_that_a_landscape_lacks() -> None:
-    PLANE["acc"]
-
-
-@slip("name", "plane['loss']")
-def a_point_of_a_landscape() -> None:
-    PLANE[0, 0]
-
-
-@slip("values", "(4,)", "(3,)")
-def a_landscape_with_values_of_another_shape() -> None:
-    lla.Landscape((np.arange(3.0),), {"loss": np.zeros(4)}, {}, {})
-
-
-@slip("values", "by name")
-def a_landscape_of_an_array() -> None:
-    lla.Landscape((np.arange(3.0),), np.zeros(3), {}, {})
-
-
-@slip("coords", "1-D")
-def a_landscape_of_a_meshgrid() -> None:
-    lla.Landscape(np.meshgrid([0, 1], [0, 1]), {}, {}, {})
-
-
-@slip("landscapes", "(checkpoint, name of the axes, seed)")
-def a_table_of_a_list() -> None:
-    lla.landscape.Table([PLANE])
-
-
-@slip("landscapes", "{(0, 'filter', 0): plane}")
-def a_table_with_numbers_as_keys() -> None:
-    lla.landscape.Table({0: PLANE})
-
-
-@slip("'save'", 'lla.save(result, "result.npz")')
-def a_method_that_saves() -> None:
-    PLANE.save("plane.npz")
-
-
-@slip("'min'", 'values["loss"]')
-def the_least_value_of_a_landscape() -> None:
-    PLANE.min()
-
-
-@slip("loss", "Problem(loss, params, data)")
-def a_problem_with_its_arguments_swapped() -> None:
-    lla.Problem(PARAMS, loss, DATA)
-
-
-@slip("params", "a tree of arrays")
-def a_problem_without_params() -> None:
-    lla.Problem(loss, None, DATA)
-
-
-@slip("checkpoints", "[early, late]")
-def a_problem_with_one_checkpoint() -> None:
-    lla.Problem(loss, PARAMS, DATA, checkpoints=PARAMS)
-
-
-@slip("extra_data", "by name")
-def a_problem_with_data_in_place_of_extra_data() -> None:
-    lla.Problem(loss, PARAMS, DATA, extra_data=DATA)

@@ -227,7 +227,42 @@ def an_equinox_model_with_its_state() -> None:
     lla.from_equinox(eqx.nn.make_with_state(Stateful)(), criterion)
 
 
-@slip("model", "one example of shape (2,)")
+class OnNumbers(eqx.Module):
+    """A model that computes with something that jax cannot trace."""
+
+    w: Any
+    f: Any
+
+    def __call__(self, x: Any) -> Any:
+        return self.w @ self.f(x)
+
+
+def call_equinox(f: Any) -> None:
+    model = OnNumbers(jnp.ones((2, 2)), f)
+    gradient(eqx.filter(model, eqx.is_inexact_array), lla.from_equinox(model, criterion))
+
+
+@slip("model", "OnNumbers", "jax.numpy in place of numpy")
+def an_equinox_model_in_numpy() -> None:
+    call_equinox(np.tanh)
+
+
+@slip("model", "float(x)", "return the array itself")
+def an_equinox_model_that_takes_a_number() -> None:
+    call_equinox(lambda x: x * float(x[0]))
+
+
+@slip("model", "decides by the value", "jnp.where")
+def an_equinox_model_that_decides() -> None:
+    call_equinox(lambda x: x if x.sum() > 0 else -x)
+
+
+@slip("model", "is None", "whole model")
+def an_equinox_model_with_a_part_that_is_none() -> None:
+    call_equinox(None)
+
+
+@slip("model", "on one example", "args (float32 (2,),)")
 def an_equinox_model_that_takes_batches() -> None:
     class Batched(eqx.Module):
         w: Any

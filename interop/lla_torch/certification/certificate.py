@@ -14,7 +14,7 @@ from torch import nn
 
 import lla_jax
 from lla_jax import check_examples
-from lla_jax.models import explained
+from lla_jax.models.adapters import explained, misuse
 from lla_torch.certification.computed import cast_batch, jax_numbers, numbers_as_run
 from lla_torch.certification.differences import (
     eps_of,
@@ -30,7 +30,6 @@ from lla_torch.losses.functionals import as_criterion
 from lla_torch.losses.selection import Choice
 from lla_torch.net import Net, check_same_parameters
 from lla_torch.program.bits import has_64_bits
-from lla_torch.program.errors import misuse
 from lla_torch.program.instructions import DType
 from lla_torch.program.program import leaf_at
 from lla_torch.tracing.calls import as_tensors, refuse_loaders

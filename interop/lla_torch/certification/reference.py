@@ -16,10 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as torch_pytree
 
+from lla_jax.models.adapters import passes
 from lla_torch.conversion.function import arguments
 from lla_torch.losses.losses import default_labels
 from lla_torch.losses.selection import Choice, failure, selection
-from lla_torch.program.errors import is_own
 from lla_torch.tracing.calls import as_tensors, why_call_fails
 from lla_torch.tracing.guards import preserve_module
 from lla_torch.tracing.outputs import split_outputs
@@ -305,6 +305,8 @@ def _call_module(module: nn.Module, args: Any, kwargs: Any) -> Any:
     try:
         return module(*args, **kwargs)
     except Exception as error:
+        if passes(error):
+            raise
         raise ValueError(f"batch: {why_call_fails(error, module, args, kwargs)}") from error
 
 
@@ -326,7 +328,7 @@ def _compute_loss(case: Case, dtype: str, outputs: Any) -> torch.Tensor | None:
     try:
         loss = torch.func.functional_call(criterion, tensors, (outputs, labels))
     except Exception as error:
-        if is_own(error):
+        if passes(error):
             raise
         raise failure(error, criterion, outputs, labels) from error
     if not isinstance(loss, torch.Tensor) or loss.ndim:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as torch_pytree
 
+from lla_jax.models.adapters import ask, misuse
 from lla_torch.conversion.widths import names
-from lla_torch.program.errors import call_users, misuse
 from lla_torch.program.instructions import Instruction, Ref
 from lla_torch.program.program import Program, leaf_at
 from lla_torch.tracing.calls import Call
@@ -259,7 +259,8 @@ def arguments(inputs: Callable[[Any], Any] | None, batch: Any) -> tuple[tuple[An
       ValueError: ``inputs`` is None and the batch is a dict.
     """
     if inputs is not None:
-        values = call_users("inputs", inputs, batch, "it gets the batch and returns the network's inputs")
+        remedy = "It gets the batch and returns the network's inputs"
+        values = ask("inputs", inputs, "inputs(batch)", {"batch": batch}, remedy)
     elif isinstance(batch, Mapping):
         raise ValueError(
             f"inputs: None given, but the batches are dicts with {sorted(map(str, batch))}; pass inputs=lambda batch: "

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from lla_jax.models.adapters import check_flag, misuse
 from lla_torch.conversion.function import Function, call_pattern
 from lla_torch.conversion.graph import Graph, graph_of, tensors_of
 from lla_torch.program.bits import bits_of
-from lla_torch.program.errors import misuse
 from lla_torch.program.instructions import Instruction, Ref
 from lla_torch.program.program import Program
 from lla_torch.program.views import View
 from lla_torch.tracing.calls import Call, as_tensors, refuse_loaders
 from lla_torch.tracing.exporting import export
 from lla_torch.tracing.guards import ConversionError
-from lla_torch.weights.arguments import check_flag, check_module, floating_type
+from lla_torch.weights.arguments import check_module, floating_type
 from lla_torch.weights.names import NameMap, as_jax, keeps_64_bits, to_array
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lla_torch.program.errors import misuse
+from lla_jax.models.adapters import misuse
 from lla_torch.weights.arguments import is_net
 
 MODULES: dict[Any, type[nn.Module]] = {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from lla_jax.models.adapters import ask, misuse, passes, show_shapes
 from lla_torch.conversion.function import Function, arguments
 from lla_torch.losses.criteria import Criterion, criterion_of, is_per_example
-from lla_torch.losses.functionals import STEP
 from lla_torch.losses.selection import failure, scores_among
-from lla_torch.program.errors import call_users, first_line, is_own, misuse, show_arrays
 from lla_torch.program.instructions import Instruction, read_argument, run_instruction
 from lla_torch.program.noise import Noise
 from lla_torch.program.views import View, as_view
@@ -74,7 +71,8 @@ class Apply:
         """What the criterion gets of the network's outputs."""
         if self.outputs is None:
             return outputs
-        return call_users("outputs", self.outputs, outputs, "it gets the network's outputs as jax arrays, not tensors")
+        remedy = "It gets the network's outputs as jax arrays, not tensors"
+        return ask("outputs", self.outputs, "outputs(outputs), of jax arrays,", {"outputs": outputs}, remedy)
 
     def scores(self, criterion: Callable[[Any, Any], Any]) -> tuple[Apply, OfScores] | None:
         """The same losses, cut before the log-softmax with which the network ends: (apply, criterion).
@@ -116,6 +114,12 @@ class OfScores:
         return self.criterion(outputs, batch)
 
 
+ON_LABELS = (
+    "It gets the labels alone: write labels for batch[1]. With net.loss(..., labels=lambda batch: batch) it gets the "
+    "whole batch"
+)
+
+
 @dataclass(frozen=True)
 class OnLabels:
     """A criterion of (outputs, labels) turned into one of (outputs, batch), as ``Loss.criterion`` is called."""
@@ -127,36 +131,10 @@ class OnLabels:
         return getattr(self.criterion, "__qualname__", repr(self.criterion)).rpartition("<locals>.")[2]
 
     def __call__(self, outputs: Any, batch: Any) -> Any:
-        labels = call_users("labels", self.labels or default_labels, batch, "it gets the batch and returns the labels")
-        try:
-            return self.criterion(outputs, labels)
-        except jax.errors.JaxRuntimeError:
-            raise
-        except Exception as error:
-            if is_own(error):
-                raise
-            raise ValueError(_why_criterion_fails(error, outputs, labels)) from error
-
-
-def _why_criterion_fails(error: Exception, outputs: Any, labels: Any) -> str:
-    """The message for a criterion of the user's that fails: what it got, and what it probably expects."""
-    remedy = (
-        "net.loss calls it as criterion(outputs, labels), with the labels alone: write labels for batch[1]. With "
-        "labels=lambda batch: batch it gets the whole batch"
-    )
-    if "TracerArrayConversionError" in type(error).__name__:
-        remedy = "it calls numpy, which takes no traced arrays: write it with jax.numpy"
-    elif calls_torch(error):
-        remedy = f"it calls torch, which takes no jax arrays: pass a torch loss module, nn.CrossEntropyLoss(), {STEP}"
-    given = f"outputs {show_arrays(outputs)} and labels {show_arrays(labels)}"
-    return f"criterion: it failed on {given} ({type(error).__name__}: {first_line(error)}); {remedy}"
-
-
-def calls_torch(error: Exception) -> bool:
-    """Whether an error was raised in torch, or by a function of torch that got another type than tensors."""
-    frames = traceback.extract_tb(error.__traceback__)
-    files = [frame.filename for frame in frames if not frame.filename.startswith(os.path.dirname(__file__))]
-    return "must be Tensor" in str(error) or bool(files and files[-1].startswith(os.path.dirname(torch.__file__)))
+        remedy = "It gets the batch and returns the labels"
+        labels = ask("labels", self.labels or default_labels, "labels(batch)", {"batch": batch}, remedy)
+        given = {"outputs": outputs, "labels": labels}
+        return ask("criterion", self.criterion, "criterion(outputs, labels)", given, ON_LABELS)
 
 
 def default_labels(batch: Any) -> Any:
@@ -167,7 +145,7 @@ def default_labels(batch: Any) -> Any:
     """
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         raise ValueError(
-            f"labels: None given, but the batch is {show_arrays(batch)}, not (inputs, labels); pass data with labels, "
+            f"labels: None given, but the batch is {show_shapes(batch)}, not (inputs, labels); pass data with labels, "
             "(x, y), or labels=lambda batch: ... and inputs=lambda batch: ..."
         )
     return batch[1] if len(batch) == 2 else tuple(batch[1:])
@@ -255,7 +233,7 @@ class TorchCriterion:
                 try:
                     criterion, per_example = criterion_of(self.module, self.convert, *examples)
                 except Exception as error:
-                    own = error if not is_own(error) else _own_failure(self.module, *examples)
+                    own = _own_failure(self.module, *examples) if passes(error) else error
                     if own is None:
                         raise
                     raise failure(
@@ -272,13 +250,18 @@ class TorchCriterion:
 
 
 def _own_failure(module: nn.Module, outputs: Any, labels: Any) -> Exception | None:
-    """The error of a loss module on outputs and labels in torch, where nothing is converted; None if it has none."""
+    """The error of a loss module on outputs and labels in torch, where nothing is converted; None if it has none.
+
+    Its ValueErrors may be about the values of the labels, which are none of the user's, and do not count.
+    """
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module(outputs, labels)
-    except Exception as error:
-        return None if is_own(error) else error
+    except (TypeError, RuntimeError, IndexError) as error:
+        return None if passes(error) else error
+    except Exception:
+        return None
     return None
 
 

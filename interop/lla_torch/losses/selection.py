@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from lla_jax.models import static
+from lla_jax.models.adapters import misuse
 from lla_torch.losses.criteria import is_from_torch
-from lla_torch.program.errors import misuse
 
 Choice = str | int | Callable[[Any], Any]
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as torch_pytree
 
-from lla_jax.models import warn_caller
+from lla_jax.models.adapters import warn_caller
 from lla_torch.conversion.function import depends_on_params
 from lla_torch.program.program import Program
 from lla_torch.tracing.calls import as_arrays

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from lla_jax.models import explained
-from lla_torch.program.errors import misuse
+from lla_jax.models.adapters import explained, misuse
 
 Layout = Literal["logical", "pointwise", "views", "graph"]
 

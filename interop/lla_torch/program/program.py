@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.models import warn_caller
+from lla_jax.models.adapters import warn_caller
 from lla_torch.program.bits import bits_of, has_64_bits, in_64_bits, is_beyond_32_bits, is_wide
 from lla_torch.program.decided import Decided, nan_unless, why_fixed
 from lla_torch.program.instructions import DType, Instruction, Ref, read_argument, run_instruction, to_logical

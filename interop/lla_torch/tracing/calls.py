@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils import _pytree as torch_pytree
 from torch.utils import data as torch_data
 
-from lla_torch.program.errors import first_line, misuse, show_arrays
+from lla_jax.models.adapters import first_line, misuse, show_shapes
 from lla_torch.weights.names import to_array, to_tensor
 
 
@@ -73,7 +73,7 @@ def why_call_fails(error: Exception, module: nn.Module, args: Any, kwargs: Mappi
       kwargs: the arguments by name.
       place: the module and the line that fail, for the message; "": the module's type.
     """
-    given = ", ".join(show_arrays(x) for x in (tuple(args), dict(kwargs)) if x) or "no inputs"
+    given = ", ".join(show_shapes(x) for x in (tuple(args), dict(kwargs)) if x) or "no inputs"
     remedy = _remedy(error, module, args, kwargs)
     return (
         f"{place or f'module {type(module).__name__}'}: the call fails in torch as well, on {given}; {remedy}. torch "
@@ -144,7 +144,7 @@ def why_step_fails(error: Exception, step: Any, module: nn.Module, batch: Any, p
     elif callable(step) and "is not callable" in str(error):
         remedy += "; the module is its first argument and the batch its second"
     return (
-        f"step: {place}: it fails in torch as well, on {show_arrays(batch)}; {remedy}. torch says: {first_line(error)}"
+        f"step: {place}: it fails in torch as well, on {show_shapes(batch)}; {remedy}. torch says: {first_line(error)}"
     )
 
 

@@ -24,7 +24,7 @@ from torch.export import Dim, ExportedProgram, default_decompositions
 from torch.export._remove_effect_tokens_pass import _remove_effect_tokens
 from torch.utils import _pytree as torch_pytree
 
-from lla_torch.program.errors import first_line
+from lla_jax.models.adapters import first_line
 from lla_torch.program.operators import TABLE
 from lla_torch.tracing.branches import mark_branches, traceable_branches
 from lla_torch.tracing.calls import Call, why_call_fails, why_step_fails

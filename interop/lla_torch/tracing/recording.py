@@ -12,8 +12,7 @@ from torch import nn
 from torch.utils import _pytree as torch_pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lla_jax.models import explained
-from lla_torch.program.errors import is_own
+from lla_jax.models.adapters import explained, passes
 from lla_torch.tracing.calls import as_tensors, why_call_fails
 from lla_torch.tracing.guards import LOCK
 from lla_torch.tracing.outputs import split_outputs
@@ -59,7 +58,7 @@ def record(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Any, tuple[n
                 raise
         return _recorded(module, inputs, kwargs, torch.enable_grad())  # the module differentiates by its inputs
     except Exception as error:
-        if is_own(error):
+        if passes(error):
             raise
         raise ValueError(why_call_fails(error, module, inputs, kwargs)) from error
 

@@ -7,12 +7,11 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import torch
 from torch import nn
 
-from lla_torch.program.errors import misuse
+from lla_jax.models.adapters import library_of, misuse, single_key
 
 
 def check_module(module: Any) -> None:
@@ -50,8 +49,7 @@ def _way_to_a_module(value: Any) -> str:
         return "; of several that follow each other make one, nn.Sequential(*modules)"
     if hasattr(value, "shape") or isinstance(value, list | tuple):
         return ", the first argument, before inputs and batches"
-    kinds = {base.__module__.split(".")[0] for base in type(value).__mro__}
-    if kinds & {"flax", "equinox"}:
+    if library_of(value).startswith(("flax", "equinox")):
         return "; a Flax or Equinox model needs no conversion: lla_jax.from_linen, from_nnx or from_equinox"
     inner = [x for x in ("model", "module", "net") if isinstance(getattr(value, x, None), nn.Module)]
     if inner:
@@ -95,16 +93,7 @@ def floating_type(dtype: Any, others: str = "None") -> Any:
     return result
 
 
-def check_flag(name: str, value: Any) -> None:
-    """Raise a ValueError unless the value is True or False."""
-    if not isinstance(value, bool):
-        raise misuse(name, value, "True or False")
-
-
 def check_key(key: Any) -> None:
     """Raise a ValueError unless the value is None or one key of ``jax.random``."""
-    dtype = getattr(key, "dtype", None)
-    new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ()
-    old = dtype is not None and dtype == jnp.uint32 and key.ndim == 1
-    if not (key is None or new or old):
-        raise misuse("key", key, "None or one jax.random key, such as jax.random.key(0)")
+    if key is not None:
+        single_key(key)

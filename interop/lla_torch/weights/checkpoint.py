@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lla_jax.models import explained, warn_caller
-from lla_torch.program.errors import misuse
-from lla_torch.weights.arguments import check_flag, check_net, floating_type, is_net
+from lla_jax.models.adapters import check_flag, explained, misuse, warn_caller
+from lla_torch.weights.arguments import check_net, floating_type, is_net
 from lla_torch.weights.entries import find_state_dict
 from lla_torch.weights.files import is_shard, read_file
 from lla_torch.weights.fitting import Fit, find_fits, same_shape

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import torch
 
-from lla_torch.program.errors import misuse
+from lla_jax.models.adapters import misuse
 from lla_torch.weights.fitting import Fit, find_fits, split_names, strip_wrappers
 
 _DEPTH = 3  # how deep inside a training checkpoint a state_dict is looked for

@@ -12,8 +12,7 @@ import optax
 import torch
 
 from lla_jax import Directions, directions
-from lla_jax.models import explained
-from lla_torch.program.errors import misuse
+from lla_jax.models.adapters import explained, misuse
 from lla_torch.weights.arguments import check_net, is_net
 from lla_torch.weights.fitting import match_names
 from lla_torch.weights.names import to_array

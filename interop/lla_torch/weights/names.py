@@ -32,8 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lla_jax.models import explained, warn_caller
-from lla_torch.program.errors import misuse
+from lla_jax.models.adapters import explained, misuse, warn_caller
 from lla_torch.program.views import View, inverse
 from lla_torch.weights.arguments import check_module, is_net
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from lla_jax.core.arguments import Misuse, check_choice, check_number, misuse, show_value
+from lla_jax.core.arguments import Misuse, check_flag, check_number, misuse, show_value
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Eigenpairs, Landscape, Spectrum
 from lla_jax.curvature import quadrature
@@ -240,7 +240,7 @@ def scree(pairs: Eigenpairs, *, log: bool = False, title: str | None = None, ax:
     Raises:
       ValueError: not ``Eigenpairs``, no finite value, or ``log`` with values <= 0.
     """
-    check_choice("log", log, (True, False))
+    check_flag("log", log)
     values, residuals = _values_and_residuals(pairs)
     known = np.isfinite(values)
     if not known.any():

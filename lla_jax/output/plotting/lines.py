@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lla_jax.core.arguments import Misuse, check_choice, misuse
+from lla_jax.core.arguments import Misuse, check_choice, check_flag, misuse
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Landscape
 from lla_jax.output.plotting import reading, scales, style
@@ -82,7 +82,7 @@ def train_test(
     Raises:
       ValueError: as ``surface``; values of these names that the landscape lacks.
     """
-    check_choice("log", log, (True, False))
+    check_flag("log", log)
     if not isinstance(landscape, Landscape):
         raise reading.wrong_object("landscape", landscape, "a Landscape, as lla.evaluate returns it")
     check_choice("loss", loss, landscape.values, "the names of this landscape's values")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
+from lla_jax.core.arguments import Misuse, check_choice, check_flag, check_integer, misuse
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Landscape
 from lla_jax.output.plotting import reading, scales, style, surfaces
@@ -137,7 +137,7 @@ def panels(
       ValueError: as ``surface`` (no finite cell: in all of them together); no landscapes; an unknown ``kind``.
     """
     check_choice("kind", kind, _DRAW)
-    check_choice("shared", shared, (True, False))
+    check_flag("shared", shared)
     return picture(
         kind, _planes(landscapes, value, kind, "landscapes"), value, shared=shared, cap=cap, log=log, title=title
     )

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
+from lla_jax.core.arguments import Misuse, check_flag, check_integer, misuse
 from lla_jax.output.plotting import reading
 
 Levels = int | Sequence[float] | np.ndarray
@@ -39,7 +39,7 @@ def finite(arrays: Iterable[np.ndarray], value: str, log: bool) -> np.ndarray:
     Raises:
       ValueError: there is none, or one is <= 0 with ``log``; ``value`` is their name for the message.
     """
-    check_choice("log", log, (True, False))
+    check_flag("log", log)
     entries = np.concatenate([np.ravel(z) for z in arrays])
     known = entries[np.isfinite(entries)]
     if not known.size:

@@ -24,11 +24,11 @@ def test_arrays_and_tensors_become_each_other():
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ((torch.ones(4, 3), torch.ones(4)), r"\(4, 3\) float32, \(4,\) float32\); .*inputs alone, batch\[0\]"),
+        ((torch.ones(4, 3), torch.ones(4)), r"float32 \(4, 3\), float32 \(4,\)\); .*inputs alone, batch\[0\]"),
         (((torch.ones(4, 3),),), "one by one"),
         ((torch.ones(4, 3), {"mask": None}), "example_kwargs"),
         ((), "no inputs; .*missing a required argument"),
-        ((torch.ones(4, 2),), r"\(4, 2\) float32.*torch says: mat1"),
+        ((torch.ones(4, 2),), r"float32 \(4, 2\).*torch says: mat1"),
     ],
 )
 def test_what_is_said_of_a_call(args, says):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from lla_torch.program.errors import misuse
+from lla_jax.models.adapters import misuse
 from lla_torch.program.operators import lowering
 from lla_torch.program.views import View, as_view, channels_last
 

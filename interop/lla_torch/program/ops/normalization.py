@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lla_torch.program.errors import misuse
+from lla_jax.models.adapters import misuse
 from lla_torch.program.operators import lowering
 from lla_torch.program.views import View, channels_last, plain
 

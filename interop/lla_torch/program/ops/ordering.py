@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lla_torch.program.errors import misuse
+from lla_jax.models.adapters import misuse
 from lla_torch.program.operators import lowering
 from lla_torch.program.ops.axes import apply_along, pick_along
 from lla_torch.program.views import View

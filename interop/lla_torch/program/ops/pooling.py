@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lla_torch.program.errors import misuse
+from lla_jax.models.adapters import misuse
 from lla_torch.program.operators import lowering
 from lla_torch.program.ops.convolution import from_images, per_axis, to_images
 from lla_torch.program.views import View

@@ -1,0 +1,23 @@
+"""What adapters of other libraries need, as lla_torch does: errors and warnings in the words of this library."""
+
+from lla_jax.core.arguments import Misuse, check_flag, misuse, show_value, single_key, warn_caller
+from lla_jax.core.called import ask, explain, passes, show_shapes
+from lla_jax.core.foreign import library_of
+from lla_jax.core.signatures import explained
+from lla_jax.core.text import first_line
+
+__all__ = [
+    "Misuse",
+    "ask",
+    "check_flag",
+    "explain",
+    "explained",
+    "first_line",
+    "library_of",
+    "misuse",
+    "passes",
+    "show_shapes",
+    "show_value",
+    "single_key",
+    "warn_caller",
+]
