@@ -182,6 +182,8 @@ def test_a_stub_names_what_its_package_has(room):
     package = importlib.import_module(".".join(room.relative_to(ROOT).parts))
     assert stub == set(package.__all__) == set(dir(package))
     assert all(hasattr(package, name) for name in stub)
+    modules = {path.stem for path in room.glob("*.py")}  # of one name Python would give the module, once it is imported
+    assert not [name for name in stub & modules if not inspect.ismodule(getattr(package, name))]
     with pytest.raises(AttributeError, match="it has"):
         _ = package.nonsense
 

@@ -19,4 +19,4 @@ from lla_jax.core.types import Execution as Execution
 from lla_jax.core.types import Loss as Loss
 from lla_jax.core.types import Problem as Problem
 from lla_jax.core.types import UpdateRule as UpdateRule
-from lla_jax.core.whole import Whole as Whole
+from lla_jax.core.wholes import Whole as Whole

@@ -19,7 +19,7 @@ from lla_jax.core.arguments import Misuse
 from lla_jax.core.static import Static
 from lla_jax.core.text import first_line
 from lla_jax.core.types import Batch, PyTree
-from lla_jax.core.whole import Whole, call_on_whole, example_of, without_axis
+from lla_jax.core.wholes import Whole, call_on_whole, example_of, without_axis
 
 _EXPLAINS = contextvars.ContextVar("explains", default=True)
 

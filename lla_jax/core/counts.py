@@ -24,7 +24,7 @@ from lla_jax.core.data import Stream
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import ROWS, Model, like, outputs_of_rows, spread, takes, trace
 from lla_jax.core.types import Batch, Loss, PyTree
-from lla_jax.core.whole import Whole
+from lla_jax.core.wholes import Whole
 
 MOST_BATCHES = 3  # that are looked at
 EQUAL = 1e-6  # relative difference of two counts that are equal

@@ -21,7 +21,7 @@ from lla_jax.core.called import show_shapes
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import name_of
 from lla_jax.core.types import Batch, PyTree
-from lla_jax.core.whole import Whole, pack
+from lla_jax.core.wholes import Whole, pack
 
 
 @explained

@@ -29,7 +29,7 @@ from lla_jax.core.rows import ROWS, Metrics, Model, like, sizes, takes, trace
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Loss, PyTree
-from lla_jax.core.whole import Whole
+from lla_jax.core.wholes import Whole
 
 FIXED = (32, 64, 128, 256, 512, 1024)  # rows of a block of a model that takes multiples of a number
 MOST_FIXED = 4096  # rows of a block of a model that takes only its own number

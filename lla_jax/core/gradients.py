@@ -24,7 +24,7 @@ from lla_jax.core.data import (
 from lla_jax.core.losses import as_loss, block_at, loss_sums, outputs_of, penalty_of
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Loss, PyTree
-from lla_jax.core.whole import Whole
+from lla_jax.core.wholes import Whole
 
 
 @functools.partial(jax.jit, static_argnames="size")

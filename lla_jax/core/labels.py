@@ -21,7 +21,7 @@ from lla_jax.core.losses import Block
 from lla_jax.core.remembering import remember
 from lla_jax.core.rows import Model, Run, like, outputs_of_rows, take, trace
 from lla_jax.core.types import Batch
-from lla_jax.core.whole import Whole
+from lla_jax.core.wholes import Whole
 
 MOST_READ = 2**22  # entries of the labels that are looked at
 

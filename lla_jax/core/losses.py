@@ -24,7 +24,7 @@ from lla_jax.core.foreign import library_of
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import Static, static
 from lla_jax.core.types import Batch, Loss, Problem, PyTree
-from lla_jax.core.whole import Whole, example_of, is_array, with_axis
+from lla_jax.core.wholes import Whole, example_of, is_array, with_axis
 
 
 @explained

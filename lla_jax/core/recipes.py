@@ -28,7 +28,7 @@ from lla_jax.core.data import Stream, num_examples
 from lla_jax.core.results import Eigenpairs, Spectrum
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import PyTree
-from lla_jax.core.whole import Whole
+from lla_jax.core.wholes import Whole
 
 LANDSCAPE = (
     "rule",

@@ -25,7 +25,7 @@ from lla_jax.core.losses import (
     split_result,
 )
 from lla_jax.core.types import Batch, Loss, PyTree
-from lla_jax.core.whole import Whole
+from lla_jax.core.wholes import Whole
 
 ROWS = 16  # rows of a block, so that a comparison with its halves costs the losses of 48 examples
 ASLEEP = 0.1  # in place of parameters that are zero, behind which nothing could be seen

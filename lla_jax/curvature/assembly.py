@@ -18,7 +18,7 @@ from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.rows import Model, like, spread, takes, trace
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe, Select
-from lla_jax.core.whole import Whole
+from lla_jax.core.wholes import Whole
 from lla_jax.curvature import blocks, criteria, sampling
 from lla_jax.curvature.blocks import Settings
 from lla_jax.curvature.likelihoods import Likelihood

@@ -15,7 +15,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.called import explain
 from lla_jax.core.types import Batch, Loss
-from lla_jax.core.whole import Whole, pack
+from lla_jax.core.wholes import Whole, pack
 from lla_jax.curvature import criteria, samplers
 
 

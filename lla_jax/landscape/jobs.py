@@ -21,7 +21,7 @@ from lla_jax.core.memory import check_memory
 from lla_jax.core.recipes import versions
 from lla_jax.core.text import duration
 from lla_jax.core.types import Batch, Directions, Loss, PyTree, Recipe
-from lla_jax.core.whole import Whole
+from lla_jax.core.wholes import Whole
 from lla_jax.execution import devices as _devices
 from lla_jax.execution import plans
 from lla_jax.execution.plans import Plan

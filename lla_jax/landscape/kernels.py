@@ -25,7 +25,7 @@ from lla_jax.core.called import call, explain
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Directions, Loss, PyTree, UpdateRule
-from lla_jax.core.whole import is_array
+from lla_jax.core.wholes import is_array
 from lla_jax.execution import devices, plans, rewriting
 from lla_jax.execution.plans import Plan
 from lla_jax.landscape.rules import RULES, add, params_at

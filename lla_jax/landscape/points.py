@@ -15,7 +15,7 @@ from lla_jax.core.arguments import warn_caller
 from lla_jax.core.data import Stream
 from lla_jax.core.results import Landscape
 from lla_jax.core.types import PyTree
-from lla_jax.core.whole import Whole
+from lla_jax.core.wholes import Whole
 from lla_jax.execution import plans
 from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress
