@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+MOST_TEXT = 4000  # characters of a message; the middle of a longer one, such as a list of names, is left out
+
 
 class Misuse(ValueError):
     """The error for a misused argument; it keeps the argument's name, for which the command line puts an option.
@@ -28,6 +30,8 @@ class Misuse(ValueError):
     """
 
     def __init__(self, argument: str, text: str, path: Path | None = None):
+        if len(text) > MOST_TEXT:
+            text = f"{text[: MOST_TEXT // 2]} ... {text[-MOST_TEXT // 2 :]}"
         super().__init__(argument, text, path)
         self.argument, self.text, self.path = argument, text, path
 
@@ -205,7 +209,7 @@ def parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 def warn_caller(text: str) -> None:
     """Give a warning that names the line where the user called the library, not a line of lla_jax or lla_torch."""
     level, frame = 2, sys._getframe(1)
-    ours = ("lla_jax", "lla_torch")
+    ours = ("lla_jax", "lla_torch", "contextlib")  # which calls functions whose decorator is a context
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level)

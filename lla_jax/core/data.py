@@ -284,6 +284,8 @@ def as_arrays(data: Batch) -> Batch:
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, Mapping):
             return as_arrays(dict(leaf))
+        if type(leaf).__module__.startswith("scipy.sparse"):
+            raise Misuse("data", f"a {type(leaf).__name__} of shape {leaf.shape} given; jax needs its .toarray()")
         if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
             raise Misuse(
                 "data",

@@ -154,7 +154,19 @@ class Estimate(Comparable):
                 raise
             raise misuse("format", form, 'a format of numbers, such as ".3f", ".4g" or "10.2e"') from error
 
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    @property
+    def __array__(self) -> Any:
+        if not self._is_one_array:  # jax.device_get leaves it as it is
+            raise AttributeError("__array__")
+        return self._as_array
+
+    @property
+    def __array_interface__(self) -> Any:
+        if self._is_one_array:
+            raise AttributeError("__array_interface__")
+        return float(self)  # numpy lets the error through
+
+    def _as_array(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         value = self.mean if isinstance(self.mean, np.ndarray | jax.Array) else float(self)
         return np.array(value, dtype) if copy else np.asarray(value, dtype)
 
@@ -239,6 +251,12 @@ class Spectrum:
     weights: np.ndarray
     recipe: dict[str, Any]
     state: dict[str, np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.nodes)
+        if len(shape) != 2 or np.shape(self.weights) != shape:
+            text = f"nodes of shape {shape} and weights of shape {np.shape(self.weights)} given; both must be "
+            raise Misuse("nodes", f"{text}(probes, steps): of one probe pass nodes[None] and weights[None]")
 
     def __repr__(self) -> str:
         probes, steps = self.nodes.shape

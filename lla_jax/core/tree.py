@@ -188,6 +188,8 @@ def _fault_of(leaf: Any) -> tuple[str, str] | None:
         return "is traced", "call this outside of jax.jit, jax.grad and jax.vmap, since values are read on the host"
     if isinstance(leaf, jax.Array) and leaf.is_deleted():
         return "was deleted", "its buffer was donated to a jitted function, such as a training step: pass a copy"
+    if type(leaf).__module__.startswith("scipy.sparse"):
+        return f"is {show_value(leaf)}", "pass its .toarray()"
     try:
         dtype = jnp.result_type(leaf)
     except (TypeError, ValueError):

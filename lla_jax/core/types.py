@@ -98,6 +98,9 @@ class Loss:
         object.__setattr__(self, "per_example", check_flag("per_example", self.per_example))
         for name in ("apply", "criterion", "penalty", "filter_axis"):
             object.__setattr__(self, name, static(getattr(self, name)))
+        owner = getattr(self.apply, "__self__", self.apply)
+        if library_of(owner) == "lla_torch" and hasattr(owner, "variables"):
+            raise Misuse("apply", "a network of lla_torch given, which makes its loss itself: net.loss(criterion)")
         for name, signature in _SIGNATURES.items():
             f = getattr(self, name)
             if not callable(f) and not (name == "penalty" and f is None):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core.arguments import Misuse, misuse, show_value
-from lla_jax.core.refusals import ARITHMETIC, AS_NUMBER, AS_SEQUENCE, no_array, refuse
+from lla_jax.core.refusals import ARITHMETIC, AS_NUMBER, AS_SEQUENCE, ASKED, no_array, refuse
 from lla_jax.core.types import Directions, PyTree
 from lla_jax.curvature.space import Space
 
@@ -26,7 +26,7 @@ _NO_SUM = (
 @no_array(
     "is known by its products and is no array; write H @ v for a product (and for jnp.dot(H, v)), or make the matrix "
     "of a small one, lla.operators.dense(H)",
-    ("__array_interface__", *AS_NUMBER),
+    (*ASKED, *AS_NUMBER),
     "H",
 )
 @no_array(_NO_SUM, ARITHMETIC, "H")

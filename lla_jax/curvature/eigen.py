@@ -120,6 +120,7 @@ def eigenpairs(
         "max_vectors": max_vectors,
         "key": recipes.fingerprint(key),
     }
+    _progress.check_on_partial(on_partial)
     if resume is not None:
         recipes.check_resume(resume, recipe, Eigenpairs)
         if resume.state is None:

@@ -34,6 +34,7 @@ def jacobi(nodes: np.ndarray, weights: np.ndarray) -> Rule:
     return np.diag(tridiagonal).copy(), np.abs(np.diag(tridiagonal, -1))
 
 
+@np.errstate(over="ignore")  # a pivot may be next to zero, and the last entry far away then
 def rule_at(alphas: np.ndarray, betas: np.ndarray, x: float) -> Rule:
     """The rule with a node at x that has the moments 0 .. 2 m - 2 of the Jacobi matrix (Gauss and Radau's).
 

@@ -140,6 +140,7 @@ def spectrum(
         "scheme": scheme,
         "key": recipes.fingerprint(key),
     }
+    _progress.check_on_partial(on_partial)
     if resume is not None:
         recipes.check_resume(resume, recipe, Spectrum)
         if resume.state is None:

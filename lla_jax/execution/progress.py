@@ -62,7 +62,7 @@ def check_on_partial(asked: Any) -> None:
     if asked is not None and not _takes(asked, 1):
         from lla_jax.core.arguments import misuse
 
-        raise misuse("on_partial", asked, "a function of an unfinished landscape, such as landscapes.append, or None")
+        raise misuse("on_partial", asked, "a function of an unfinished result, such as results.append, or None")
 
 
 def _takes(asked: Any, num: int) -> bool:

@@ -95,12 +95,6 @@ def test_the_remedy_for_another_operator_works(hessian):
     assert error(twice @ v, 2 * A @ v) < SINGLE
 
 
-def test_a_vector_of_jax_may_stand_on_the_left(hessian):
-    H, A = hessian
-    v = jnp.asarray(vector(len(A)), jnp.float32)
-    assert error(v @ H, A @ v) < SINGLE
-
-
 USES = {
     "2 / H": lambda H: 2 / H,
     "H // 2": lambda H: H // 2,

@@ -381,7 +381,6 @@ def test_results_that_could_not_be_read_again_are_not_saved(tmp_path):
         (pairs(residuals=np.zeros(2)), r"shapes \[\(3,\), \(2,\)\]"),
         (pairs(vectors=lla.Directions({"w": np.eye(4)}, {})), "3 values and 4 vectors"),
         (pairs(state={"basis": objects}), "only pickle could"),
-        (spectrum(nodes=np.zeros((2, 5))), "nodes and weights of shapes"),
         (spectrum(recipe={"f": print}), "not JSON"),
         (lla.Directions({"a": {"b": np.eye(2)}, "a/b": np.eye(2)}, {"kind": "given"}), "the same path"),
     ):

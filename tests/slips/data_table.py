@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.sparse
 
 import lla_jax as lla
 from tests.slips.slip import table
@@ -310,3 +311,13 @@ def a_whole_stream() -> None:
 @slip("neither an array nor a number")
 def a_whole_function() -> None:
     lla.whole(lambda: (X, Y))
+
+
+@slip("data", ".toarray()")
+def a_sparse_matrix_among_the_data() -> None:
+    evaluate(of(), (scipy.sparse.csr_matrix(X), Y))
+
+
+@slip("params['w']", ".toarray()")
+def a_sparse_matrix_among_the_parameters() -> None:
+    lla.hessian(of(), {"w": scipy.sparse.csr_matrix(np.ones((3, 2)))}, (X, Y))

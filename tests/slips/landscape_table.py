@@ -333,12 +333,12 @@ def a_list_as_on_partial() -> None:
     evaluate(on_partial=[])
 
 
-@slip("on_partial", "an unfinished landscape")
+@slip("on_partial", "an unfinished result")
 def an_on_partial_of_no_argument() -> None:
     evaluate(on_partial=lambda: None)
 
 
-@slip("on_partial", "an unfinished landscape")
+@slip("on_partial", "an unfinished result")
 def a_list_as_on_partial_of_convexity() -> None:
     lla.convexity(loss, PARAMS, DATA, AXES, GRID, KEY, on_partial=[])
 

@@ -533,3 +533,18 @@ def a_density_of_no_width() -> None:
 @slip("threshold:", 'scale="symlog"')
 def a_threshold_on_a_linear_axis() -> None:
     lla.density(spectrum(), threshold=0.1)
+
+
+@slip("nodes", "(probes, steps)")
+def a_spectrum_of_one_probe_by_hand() -> None:
+    lla.Spectrum(np.ones(3), np.ones(3), {})
+
+
+@slip("on_partial", "results.append")
+def a_file_for_partial_pairs() -> None:
+    lla.eigenpairs(operator(), KEY, on_partial="pairs.npz")
+
+
+@slip("on_partial", "results.append")
+def a_function_of_nothing_for_a_partial_spectrum() -> None:
+    lla.spectrum(operator(), KEY, on_partial=lambda: None)

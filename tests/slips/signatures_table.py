@@ -235,6 +235,8 @@ rows(
     ("a_flat_vector_for_mv", lambda: operator().mv(np.ones(8)), ("v: ", "H @ v takes flat vectors")),
     ("an_array_of_an_operator", lambda: np.asarray(operator()), ("lla.operators.dense(H)",)),
     ("a_jax_array_of_an_operator", lambda: jnp.asarray(operator()), ("lla.operators.dense(H)",)),
+    ("a_dot_of_jax", lambda: jnp.dot(operator(), np.ones(8)), ("H @ v",)),
+    ("a_matmul_of_jax", lambda: jnp.matmul(operator(), np.ones(8)), ("H @ v",)),
     ("a_dot_of_numpy", lambda: np.dot(operator(), np.ones(8)), ("H @ v",)),
     ("eigenvalues_of_numpy", lambda: np.linalg.eigvalsh(operator()), ("lla.operators.dense(H)",)),
     ("twice_an_operator", lambda: 2 * operator(), ("2 * (H @ v)", "lla.operators.given")),
