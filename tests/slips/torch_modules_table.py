@@ -334,13 +334,12 @@ def the_graph_of_an_exported_program() -> None:
     lla_torch.convert(torch.export.export(case().module, (case().x,)).module(), case().x)
 
 
-class NoReturn(nn.Module):
-    def forward(self, x: Any) -> None:
-        torch.tanh(x)
-
-
 @slip("NoReturn", "returns no tensor", "None")
 def a_forward_without_return() -> None:
+    class NoReturn(nn.Module):
+        def forward(self, x: Any) -> None:
+            torch.tanh(x)
+
     lla_torch.convert(NoReturn(), case().x)
 
 
