@@ -1,6 +1,7 @@
-"""Defines the types that all rooms share: losses, problems, directions, results, and the options of execution.
+"""Defines the types that all rooms share: losses, problems, directions, and the options of execution.
 
-Nothing here computes; the functions are in the rooms ``directions``, ``landscape``, ``curvature`` and ``measures``.
+Nothing here computes; the functions are in the rooms ``directions``, ``landscape``, ``curvature`` and ``measures``, and
+what they return, but for directions, is in ``results``.
 """
 
 from __future__ import annotations
@@ -271,14 +272,6 @@ def pick(index: Any, num: int, what: str) -> np.ndarray:
         pass
     rule = f"there are {num} {what}; it must be an integer from {-num} to {num - 1}, a slice, or a list such as [0, 1]"
     raise IndexError(f"index: {show_value(index)} given, and {rule}") from None
-
-
-def _equal(a: PyTree, b: PyTree) -> bool:
-    """Whether two trees have the same paths and entries; NaN is equal to NaN."""
-    one, two = jax.tree.leaves_with_path(a), jax.tree.leaves_with_path(b)
-    return [path for path, _ in one] == [path for path, _ in two] and all(
-        np.array_equal(x, y, equal_nan=True) for (_, x), (_, y) in zip(one, two)
-    )
 
 
 def _rebuild(recipe: str, children: Any) -> Directions:
