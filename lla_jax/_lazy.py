@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lla_jax._names import STUB_LINE, NoSuchName, explain_module, no_such_name, place_of
+from lla_jax._names import NoSuchName, explain_module, no_such_name, place_of, read_stub
 
 
 def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
@@ -23,8 +23,7 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
       and then kept as an attribute of the package. Of each line ``from a import b as c`` of the stub, c is a name.
     """
     module = sys.modules[package]
-    stub = Path(str(module.__file__)).with_suffix(".pyi").read_text(encoding="utf-8")
-    sources = {name: (source, original) for source, original, name in STUB_LINE.findall(stub)}
+    sources = read_stub(Path(str(module.__file__)).parent)
     names = sorted(sources)
 
     def load(name: str) -> Any:

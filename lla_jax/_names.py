@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 LIKE = 0.6  # of names that may have been taken for each other
 
-STUB_LINE = re.compile(r"^from (\S+) import (\w+) as (\w+)$", re.MULTILINE)
+_STUB_LINE = re.compile(r"^from (\S+) import (\w+) as (\w+)$", re.MULTILINE)
 """A line of a stub: (source, original name, public name)."""
 
 _MEANT = {
@@ -67,21 +67,21 @@ def no_such_name(owner: str, name: str, known: Iterable[str], meant: str | None 
 def place_of(name: str) -> str | None:
     """Where a name is public in another module than the one that was asked, as in "lla.runs.merge"; else None."""
     root = Path(__file__).parent
-    public_names = _read_stub(root)
+    public_names = read_stub(root)
     if name in public_names:
         return f"lla.{name}"
     for alias, (source, original) in reversed(public_names.items()):  # lla.runs before lla.landscape, which it is
         folder = root.parent / Path(*source.split("."), original)
-        if (folder / "__init__.pyi").is_file() and name in _read_stub(folder):
+        if (folder / "__init__.pyi").is_file() and name in read_stub(folder):
             return f"lla.{alias}.{name}"
     return _MEANT.get(name)
 
 
 @functools.cache
-def _read_stub(folder: Path) -> dict[str, tuple[str, str]]:
+def read_stub(folder: Path) -> dict[str, tuple[str, str]]:
     """{public name: (source, original name)} of the stub of a package."""
     text = (folder / "__init__.pyi").read_text(encoding="utf-8")
-    return {name: (source, original) for source, original, name in STUB_LINE.findall(text)}
+    return {name: (source, original) for source, original, name in _STUB_LINE.findall(text)}
 
 
 class NoSuchName(AttributeError):
