@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import partial_eval
 
 from lla_jax.core import constants, jaxprs, losses
 from lla_jax.core import data as _data
@@ -220,9 +219,7 @@ def _counts(loss: Loss, params: PyTree, batch: Batch) -> tuple[list[Any], list[A
         result = loss.criterion(outputs_of_rows(loss, params, block, train=False), batch)
         return () if isinstance(result, tuple) else result  # it has a weight of its own
 
-    closed = jax.make_jaxpr(value)(params, batch)
-    needed, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
-    closed = closed.replace(jaxpr=needed)
+    closed = jaxprs.needed(jax.make_jaxpr(value)(params, batch))
     counts: list[Any] = []
     sizes: list[Any] = []
 
