@@ -16,7 +16,7 @@ import jax
 
 from lla_jax.core import tries
 from lla_jax.core.arguments import Misuse
-from lla_jax.core.static import Static
+from lla_jax.core.static import function_of
 from lla_jax.core.text import first_line
 from lla_jax.core.types import Batch, PyTree
 from lla_jax.core.wholes import Whole, call_on_whole, example_of, without_axis
@@ -155,7 +155,7 @@ def _explain(
 
 def _name_of(f: Any) -> str:
     """The name of a function, in brackets; nothing for a lambda or an object."""
-    name = getattr(f.f if isinstance(f, Static) else f, "__name__", "<lambda>")
+    name = getattr(function_of(f), "__name__", "<lambda>")
     return "" if name == "<lambda>" else f" ({name})"
 
 

@@ -22,7 +22,7 @@ from lla_jax.core.arguments import Misuse, misuse, parameters, single_key
 from lla_jax.core.called import call, explain
 from lla_jax.core.foreign import library_of
 from lla_jax.core.signatures import explained
-from lla_jax.core.static import Static, static
+from lla_jax.core.static import function_of, static
 from lla_jax.core.types import Batch, Loss, Problem, PyTree
 from lla_jax.core.wholes import Whole, example_of, is_array, with_axis
 
@@ -137,7 +137,7 @@ class _Scalar:
 
 def _takes_params_alone(f: Any) -> bool:
     """Whether a function has room for the parameters and not for data."""
-    kinds = [parameter.kind for parameter in parameters(f.f if isinstance(f, Static) else f).values()]
+    kinds = [parameter.kind for parameter in parameters(function_of(f)).values()]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return inspect.Parameter.VAR_POSITIONAL not in kinds and sum(kind in positional for kind in kinds) == 1
 

@@ -59,9 +59,14 @@ def static(f: Any) -> Any:
     return Static(f) if isinstance(f, types.FunctionType | functools.partial) else f
 
 
+def function_of(f: Any) -> Any:
+    """The function that ``static`` wrapped; anything else as it is."""
+    return f.f if isinstance(f, Static) else f
+
+
 def takes_exactly(f: Any, count: int) -> bool:
     """Whether a plain function, perhaps wrapped, takes this number of positional arguments and no other."""
-    f = f.f if isinstance(f, Static) else f
+    f = function_of(f)
     if not isinstance(f, types.FunctionType):
         return False
     code, no_defaults = f.__code__, not f.__defaults__

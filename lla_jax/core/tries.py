@@ -17,7 +17,7 @@ import numpy as np
 
 from lla_jax.core.arguments import parameters
 from lla_jax.core.foreign import LIBRARIES, library_of
-from lla_jax.core.static import Static
+from lla_jax.core.static import Static, function_of
 
 ROWS_TAKEN = {"slice", "dynamic_slice", "gather", "squeeze"}
 SECONDS = 5.0  # after which no more is tried
@@ -110,7 +110,7 @@ def of_error(error: Exception) -> Found | None:
 
 def of_object(f: Any) -> Found | None:
     """The slip of passing a class, or a module of a neural-network library, in place of a function."""
-    f = f.f if isinstance(f, Static) else f
+    f = function_of(f)
     if isinstance(f, type):
         return Found("loss", f"A class was given, {f.__name__}; pass a function, or an object that can be called")
     library = LIBRARIES.get(library_of(f))
@@ -241,7 +241,7 @@ def of_function(f: Callable[..., Any], given: Mapping[str, Any]) -> Found | None
 
 def _of_criterion_as_loss(f: Callable[..., Any]) -> Found | None:
     """The slip of passing a criterion, whose first argument is named after outputs, in place of a loss."""
-    first = next(iter(parameters(f.f if isinstance(f, Static) else f)), "")
+    first = next(iter(parameters(function_of(f))), "")
     if first not in OUTPUTS:
         return None
     return Found(
