@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core.text import short_repr
+
 MOST_TEXT = 4000  # characters of a message; the middle of a longer one, such as a list of names, is left out
 
 
@@ -65,8 +67,7 @@ def show_value(value: Any) -> str:
     """The text of a value in messages: its repr if short and readable, and otherwise its type and shape."""
     if isinstance(value, list | tuple) and len(value) > 40:  # whose repr may take long
         return f"{type(value).__name__} of {len(value)} entries"
-    text = repr(value)
-    if len(text) <= 80 and "\n" not in text and " at 0x" not in text:
+    if text := short_repr(value):
         return text
     kind, shape = type(value).__name__, getattr(value, "shape", None)
     if shape is None:

@@ -28,8 +28,13 @@ def name_of(f: Any) -> str:
         return f"partial({name_of(f.func)})"
     if name := getattr(f, "__qualname__", None):
         return str(name).rpartition("<locals>.")[2]
-    text = repr(f)
-    return text if len(text) <= 80 and "\n" not in text and " at 0x" not in text else type(f).__name__
+    return short_repr(f) or type(f).__name__
+
+
+def short_repr(value: Any) -> str:
+    """The repr of a value if it is a short line without an address, and else an empty string."""
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text and " at 0x" not in text else ""
 
 
 def first_line(error: BaseException) -> str:
