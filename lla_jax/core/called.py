@@ -110,11 +110,9 @@ def differentiated() -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, NotImplementedError) as error:
-        if isinstance(error, Misuse) or (found := tries.of_error(error)) is None or found.remedy != tries.NO_SLOPE:
+        if isinstance(error, Misuse) or not tries.lacks_derivative(error):
             raise
-        shown = first_line(error)[:300].rstrip(".")
-        text = f"its derivative failed with {type(error).__name__}: {shown}. {found.remedy}"
-        raise CallFailed("loss", text) from error
+        raise CallFailed("loss", f"its derivative {_describe(error)}. {tries.NO_SLOPE}") from error
 
 
 def passes(error: Exception) -> bool:
@@ -137,7 +135,7 @@ def _explain(
     slips: Slips,
 ) -> tuple[tries.Found, str]:
     """(the likely slip, the message: which function failed, with what it was called, and what to do)."""
-    what = f"{name}{_name_of(f)} failed with {type(error).__name__}: {first_line(error)[:300].rstrip('.')}"
+    what = f"{name}{_name_of(f)} {_describe(error)}"
     if not _EXPLAINS.get():
         return tries.Found("loss", ""), what
     called = f"It is called as {how} with {'; '.join(f'{key} {show_shapes(value)}' for key, value in given.items())}"
@@ -151,6 +149,11 @@ def _explain(
         or tries.of_data(given, error)
     )
     return found, f"{what}. {called}. {found.remedy}"
+
+
+def _describe(error: Exception) -> str:
+    """What an error says, in a line of at most 300 characters: "failed with KeyError: 'w'"."""
+    return f"failed with {type(error).__name__}: {first_line(error)[:300].rstrip('.')}"
 
 
 def _name_of(f: Any) -> str:

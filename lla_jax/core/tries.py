@@ -30,7 +30,7 @@ class Found(NamedTuple):
     """A likely slip.
 
     Args:
-      argument: the argument to blame.
+      argument: the argument to blame; "loss" stands for the function that failed, whatever argument holds it.
       remedy: what to do, a sentence.
     """
 
@@ -90,7 +90,7 @@ def of_error(error: Exception) -> Found | None:
             "The collection that it names is not among the variables: pass all that module.init returned, or of a "
             'train state {"params": state.params, "batch_stats": state.batch_stats}',
         )
-    if any(text in str(error) for text in _NO_SLOPE):
+    if lacks_derivative(error):
         return Found("loss", NO_SLOPE)
     if type(error).__module__.startswith("torch") or any(text in str(error) for text in _FOREIGN):
         return Found(
@@ -106,6 +106,11 @@ def of_error(error: Exception) -> Found | None:
             "whole model",
         )
     return None
+
+
+def lacks_derivative(error: Exception) -> bool:
+    """Whether jax raised an error because a function has no derivative."""
+    return any(text in str(error) for text in _NO_SLOPE)
 
 
 def of_object(f: Any) -> Found | None:
@@ -186,9 +191,8 @@ def _tries_of_signature(
         keys = jax.random.split(jax.random.key(0), _rows(batch))
         text = "It takes keys as its fifth argument, which a loss with a key gets: lla.Loss(..., key=jax.random.key(0))"
         yield "key", text, partial(f, params, state, batch, train, keys)
-    inputs = _entries(batch)[:1] or [("", batch)]
-    at = "".join(f"[{key!r}]" for key, _ in inputs if key != "")
-    x = inputs[0][1]
+    entries = _entries(batch)
+    at, x = (f"[{entries[0][0]!r}]", entries[0][1]) if entries else ("", batch)
     of_inputs = partial(_with_all_of, x)
     yield (
         "loss",
@@ -415,7 +419,7 @@ def _rows(tree: Any) -> int:
 
 
 def _entries(tree: Any) -> list[tuple[Any, Any]]:
-    """(key, entry) of a dict, or of a tuple or list, whose last entry, the labels most often, comes first."""
+    """(key, entry) of a dict, a tuple or a list, in order; an empty list for an array and other objects."""
     if isinstance(tree, Mapping):
         return list(tree.items())
     return list(enumerate(tree)) if isinstance(tree, tuple | list) else []
