@@ -12,7 +12,7 @@ from lla_jax.core.signatures import MisusedCall
 
 
 class Comparable(np.lib.mixins.NDArrayOperatorsMixin):
-    """The comparisons and the arithmetic of an estimate, which are those of its mean."""
+    """The conversions, the comparisons and the arithmetic of an estimate, which are those of its mean."""
 
     mean: Any
     sem: Any
@@ -20,14 +20,26 @@ class Comparable(np.lib.mixins.NDArrayOperatorsMixin):
     recipe: dict[str, Any]
 
     def __float__(self) -> float:
-        raise NotImplementedError
+        if isinstance(self.mean, float | int | np.number) or getattr(self.mean, "shape", None) == ():
+            return float(self.mean)
+        raise Misuse(
+            "Estimate",
+            f"{self!r} has a value for each parameter and is no single number; take their tree, estimate.mean, or its "
+            'norm, estimate.recipe["norm"]',
+        )
+
+    def __int__(self) -> int:
+        return int(float(self))
+
+    def __round__(self, digits: int | None = None) -> float:
+        return round(float(self), digits)
 
     def __eq__(self, other: Any) -> Any:
         if isinstance(other, Comparable):
             one, two = ((x.mean, x.sem, x.num, x.recipe) for x in (self, other))
-            leaves, structure = jax.tree.flatten(one)
-            others, other = jax.tree.flatten(two)
-            return len({structure, other}) == 1 and all(map(np.array_equal, leaves, others))
+            structure: Any = jax.tree.structure(one)
+            alike = bool(structure == jax.tree.structure(two))
+            return alike and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(two)))
         if not self._is_one_array or not isinstance(other, float | int | np.number | np.ndarray | jax.Array):
             return NotImplemented
         if isinstance(self.mean, float) and isinstance(other, float | int):
@@ -45,8 +57,28 @@ class Comparable(np.lib.mixins.NDArrayOperatorsMixin):
     def _is_one_array(self) -> bool:
         return isinstance(self.mean, float | int | np.number | np.ndarray | jax.Array)
 
+    @property
+    def _number(self) -> Any:
+        """The mean where arrays are asked for: an array or a float; a ``Misuse`` for a tree."""
+        return self.mean if isinstance(self.mean, np.ndarray | jax.Array) else float(self)
+
     def __jax_array__(self) -> jax.Array:
-        return jax.numpy.asarray(self.mean if isinstance(self.mean, np.ndarray | jax.Array) else float(self))
+        return jax.numpy.asarray(self._number)
+
+    @property
+    def __array__(self) -> Any:
+        if not self._is_one_array:  # jax.device_get leaves it as it is
+            raise AttributeError("__array__")
+        return self._as_array
+
+    @property
+    def __array_interface__(self) -> Any:
+        if self._is_one_array:
+            raise AttributeError("__array_interface__")
+        return float(self)  # numpy lets the error through
+
+    def _as_array(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.array(self._number, dtype) if copy else np.asarray(self._number, dtype)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         if any(isinstance(x, Comparable) for x in options.get("out", ())):  # of estimate /= 2, which makes a number

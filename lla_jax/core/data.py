@@ -195,7 +195,8 @@ def _read(source: Any) -> Iterator[Batch]:
 
 
 def _alike(one: Batch, other: Batch) -> bool:
-    return len({jax.tree.structure(batch) for batch in (one, other)}) == 1
+    structure: Any = jax.tree.structure(one)
+    return bool(structure == jax.tree.structure(other))
 
 
 def _batch_of(each: Any, number: int) -> Batch:

@@ -124,21 +124,6 @@ class Estimate(Comparable):
         unknown = ", no error from one draw" if self.num == 1 and np.isnan(self.sem) else ""
         return f"Estimate({pm(float(self.mean), self.sem, 6)}{unknown}, num={self.num})"
 
-    def __float__(self) -> float:
-        if isinstance(self.mean, float | int | np.number) or getattr(self.mean, "shape", None) == ():
-            return float(self.mean)
-        raise Misuse(
-            "Estimate",
-            f"{self!r} has a value for each parameter and is no single number; take their tree, estimate.mean, or its "
-            'norm, estimate.recipe["norm"]',
-        )
-
-    def __int__(self) -> int:
-        return int(float(self))
-
-    def __round__(self, digits: int | None = None) -> float:
-        return round(float(self), digits)
-
     def __bool__(self) -> bool:
         raise Misuse(
             "Estimate", f"{self!r} is neither true nor false; write estimate is not None, or estimate > 0 for its mean"
@@ -153,22 +138,6 @@ class Estimate(Comparable):
             if isinstance(error, Misuse):
                 raise
             raise misuse("format", form, 'a format of numbers, such as ".3f", ".4g" or "10.2e"') from error
-
-    @property
-    def __array__(self) -> Any:
-        if not self._is_one_array:  # jax.device_get leaves it as it is
-            raise AttributeError("__array__")
-        return self._as_array
-
-    @property
-    def __array_interface__(self) -> Any:
-        if self._is_one_array:
-            raise AttributeError("__array_interface__")
-        return float(self)  # numpy lets the error through
-
-    def _as_array(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        value = self.mean if isinstance(self.mean, np.ndarray | jax.Array) else float(self)
-        return np.array(value, dtype) if copy else np.asarray(value, dtype)
 
 
 @explained
