@@ -37,6 +37,10 @@ _SAME = {
     "weights": ("params",),
     "num": ("points",),
     "n": ("points", "num"),
+    "coordinator_address": ("coordinator",),
+    "num_processes": ("num",),
+    "process_id": ("process",),
+    "heartbeat_timeout_seconds": ("heartbeat",),
 }
 """What an argument is called elsewhere, and the names that may be meant by it."""
 

@@ -31,6 +31,8 @@ from lla_jax.execution import devices
 HEARTBEAT_S = 10  # silence after which jax counts a process as lost
 ANSWER_S = 2.0  # time to answer for a process that may be lost
 AXIS = "hosts"
+RENAMED = ("coordinator_address", "num_processes", "process_id", "heartbeat_timeout_seconds")
+"""Arguments of ``jax.distributed.initialize`` that have other names in ``start``."""
 
 
 class Lost(RuntimeError):
@@ -64,9 +66,9 @@ def start(
     Raises:
       ValueError: only some of ``coordinator``, ``num`` and ``process`` are given, or a number is out of its range.
     """
-    known = [name for name in parameters(jax.distributed.initialize) if name != "self"]
-    if unknown := [name for name in options if name not in known]:
-        raise no_such_argument(unknown[0], "start", ["coordinator", "num", "process", "heartbeat", *known[3:]])
+    further = [name for name in parameters(jax.distributed.initialize) if name not in RENAMED]
+    if unknown := [name for name in options if name not in further]:
+        raise no_such_argument(unknown[0], "start", ["coordinator", "num", "process", "heartbeat", *further])
     given = [x is not None for x in (coordinator, num, process)]
     if any(given) and not all(given):
         raise ValueError(

@@ -112,6 +112,8 @@ def test_misuse_of_start_and_of_processes():
             "process: 2 given; it must be an integer from 0 to 1, another one",
         ),
         ({"heartbeat": 0}, "heartbeat: 0 given; it must be an integer of at least 1, the seconds"),
+        ({"coordinator_address": "localhost:1"}, r"coordinator_address: start\(\) has .* did you mean coordinator\?"),
+        ({"heartbeat_timeout_seconds": 3}, r"heartbeat_timeout_seconds: start\(\) has .* did you mean heartbeat\?"),
     ):
         with pytest.raises(ValueError, match=message):
             hosts.start(**arguments)
