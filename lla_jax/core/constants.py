@@ -25,7 +25,8 @@ from lla_jax.core.types import Batch
 
 FLAT = {"sign", "floor", "ceil", "round", "stop_gradient"}
 """Primitives with floating results that have no slope."""
-INLINED = jaxprs.JITS | {"remat": "jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr", "closed_call": "call_jaxpr"}
+INLINED = {name: jaxpr for name, jaxpr in jaxprs.CALLS.items() if not name.startswith("custom_")}
+"""Calls whose slope is that of the operations inside; others may have one of their own."""
 MOST_COMPARED = 1000  # entries of a constant
 
 
@@ -36,15 +37,20 @@ def _values(traced: Any, *names: str) -> list[bool]:
     return jax.tree.leaves(flags)
 
 
-def check_weights(traced: Any, model: Model) -> None:
-    """Refuse weights that depend on the parameters."""
+def _params_of(model: Model) -> slice:
+    """Which inputs of a traced ``values_of`` are the parameters."""
     start = len(jax.tree.leaves(model.loss))
+    return slice(start, start + len(jax.tree.leaves(model.params)))
+
+
+def check_fixed_weights(traced: Any, model: Model) -> None:
+    """Refuse weights that depend on the parameters."""
     for name in traced.out_info:
         if traced.out_info[name][1] is None:
             continue
         weights = {key: (False, None if w is None else key == name) for key, (_, w) in traced.out_info.items()}
         reads = jaxprs.inputs_of(traced.jaxpr, jax.tree.leaves(weights))
-        if any(reads[start : start + len(jax.tree.leaves(model.params))]):
+        if any(reads[_params_of(model)]):
             raise Misuse(
                 name,
                 "returned a pair, whose second entry is the weights of the first, and it depends on the parameters; "
@@ -62,9 +68,7 @@ def check_follows(traced: Any, model: Model) -> None:
     Raises:
       ValueError: the value of the loss, and of its penalty and metrics, is the same at all parameters.
     """
-    start = len(jax.tree.leaves(model.loss))
-    reads = jaxprs.inputs_of(traced.jaxpr, _values(traced, *traced.out_info))
-    reads = reads[start : start + len(jax.tree.leaves(model.params))]
+    reads = jaxprs.inputs_of(traced.jaxpr, _values(traced, *traced.out_info))[_params_of(model)]
     if not any(reads) and not any(jaxprs.inputs_of(_penalty(model), [True]) if model.loss.penalty else ()):
         raise Misuse(
             "loss",
@@ -84,14 +88,13 @@ def moves(traced: Any, model: Model) -> bool:
     """Whether the loss may have a slope in the parameters: not through integers, comparisons and rounding alone."""
     if model.loss.penalty is not None:
         return True
-    start = len(jax.tree.leaves(model.loss))
-    end = start + len(jax.tree.leaves(model.params))
 
     def rule(eqn: Any, values: list[Any]) -> list[bool]:
         moving = any(value is True for value in values) and eqn.primitive.name not in FLAT
         return [moving and jnp.issubdtype(getattr(v.aval, "dtype", np.int32), jnp.inexact) for v in eqn.outvars]
 
-    inputs = [start <= i < end for i in range(len(traced.jaxpr.jaxpr.invars))]
+    params = _params_of(model)
+    inputs = [params.start <= i < params.stop for i in range(len(traced.jaxpr.jaxpr.invars))]
     found = jaxprs.interpret(traced.jaxpr, inputs, rule, INLINED)
     return any(value is True and chosen for value, chosen in zip(found, _values(traced), strict=True))
 

@@ -134,7 +134,7 @@ def _mixed_up(loss: Loss, params: PyTree, data: Batch, batch_size: int | None) -
         halves = (_data.rows_of(block, start, size // 2) for start in (0, size // 2))
         pairs = [_result(loss, params, *each) for each in (block, *halves)]
         values, weights = (np.asarray(each, np.float64) for each in zip(*pairs, strict=True))
-        constants.check_weights(traced, model)
+        constants.check_fixed_weights(traced, model)
         check_weights("loss", weights)
         if size == count and not weights.any():
             raise NothingCounts(

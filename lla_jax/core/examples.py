@@ -264,7 +264,7 @@ def _check_constants(model: Model, data: Batch, size: int, other: int) -> bool:
     """Check that weights do not depend on the parameters, and losses do; whether the loss may have a slope."""
     traced = trace(model, data, size)
     constants.check_penalty_repeats(model)
-    constants.check_weights(traced, model)
+    constants.check_fixed_weights(traced, model)
     constants.check_follows(traced, model)
     constants.check_repeats(model, data, size, other)
     return constants.moves(traced, model)
