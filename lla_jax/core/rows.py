@@ -150,15 +150,17 @@ def sizes(model: Model, size: int) -> tuple[int, ...]:
 
 def trace(model: Model, data: Batch, size: int) -> Any:
     """The program that computes the values of ``size`` rows; the same one that runs for as many rows later."""
-    return values_of.trace(
-        model, like(data, size), jax.ShapeDtypeStruct((size,), np.int32), np.float32(0), np.float32(0)
-    )
+    return values_of.trace(model, *_shapes(data, size))
 
 
 def trace_again(model: Model, data: Batch, size: int) -> Any:
     """The jaxpr of ``trace``, traced anew."""
-    shapes = like(data, size), jax.ShapeDtypeStruct((size,), np.int32), np.float32(0), np.float32(0)
-    return trace_anew(_values_of, model, *shapes)
+    return trace_anew(_values_of, model, *_shapes(data, size))
+
+
+def _shapes(data: Batch, size: int) -> tuple[Any, ...]:
+    """The arguments of ``_values_of`` besides the model, for tracing."""
+    return like(data, size), jax.ShapeDtypeStruct((size,), np.int32), np.float32(0), np.float32(0)
 
 
 def trace_anew(f: Callable[..., Any], *args: Any) -> Any:
