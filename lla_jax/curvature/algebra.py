@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, show_value
 from lla_jax.core.refusals import ARITHMETIC, AS_NUMBER, AS_SEQUENCE, ASKED, no_array, refuse
 from lla_jax.core.types import Directions, PyTree
@@ -139,7 +140,7 @@ class Algebra:
         if length == self.space.size:
             return None
         scale = jax.tree.leaves(self.space.scale)
-        if not any(isinstance(x, jax.core.Tracer) for x in scale):
+        if not _tree.is_traced(scale):
             if scale and length == self.space.dim:
                 return np.flatnonzero(np.concatenate([np.ravel(x) for x in scale]))
             n = self.space.dim
@@ -156,8 +157,7 @@ class Algebra:
 
     def _apply(self, v: PyTree, many: bool = False) -> PyTree:
         """The product, or products with stacked vectors: traced where one of the arrays is, else from the host."""
-        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((self, v)))
-        if traced:
+        if _tree.is_traced((self, v)):
             return jax.lax.map(self.mv, v) if many else self.mv(v)
         return self.products(v) if many else self.product(v)
 

@@ -45,8 +45,7 @@ class Operator(Algebra, abc.ABC):
         kind = self.recipe.get("kind") or (matrix.kind if matrix is not None else "given")
         plan = self.recipe.get("plan", {})
         text = f", {plan['text']}" if "text" in plan else ""
-        traced = any(isinstance(s, jax.core.Tracer) for s in jax.tree.leaves(self.scale))
-        size = "masked" if traced else f"{self.shape[0]:,} x {self.shape[0]:,}"
+        size = "masked" if _tree.is_traced(self.scale) else f"{self.shape[0]:,} x {self.shape[0]:,}"
         return f"{type(self).__name__}({kind}, {size}{text})"
 
     def __call__(self, v: Any) -> Any:
@@ -425,8 +424,7 @@ def check_spectral(H: Any, key: Any) -> jax.Array:
     """Check the operator and the key of a function that runs on the host; returns the key."""
     check_operator(H)
     key = single_key(key)
-    arrays = *jax.tree.leaves((H, key)), jnp.zeros(())  # the last one is traced under jax.jit whatever is given
-    if any(isinstance(x, jax.core.Tracer) for x in arrays):
+    if _tree.is_traced((H, key, jnp.zeros(()))):  # the last one is traced under jax.jit whatever is given
         raise Misuse(
             "H",
             "this function runs on the host, which looks at numbers after each product, and is called under jax.jit, "

@@ -208,7 +208,7 @@ def losses(
     Raises:
       ValueError: ``coords`` of another shape, or ``share`` with another rule than ``add``.
     """
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+    if not _tree.is_traced(params):
         _tree.check_real(params)
     loss, params = precision.at_least_single(_losses.as_loss(loss), params)
     directions = directions.tree if isinstance(directions, Directions) else directions
