@@ -359,7 +359,7 @@ NUMBER = 2**31  # folded into the key for the check of symmetry
 ASYMMETRY = 1e-2  # relative; products in half precision stay below, mistakes (another batch, one-sided scales) do not
 
 
-def check_symmetric(H: Operator, key: jax.Array) -> int:
+def check_symmetric(H: Operator, key: jax.Array) -> Unit:
     """Check u'(A v) = v'(A u) for two random vectors, up to 1e-2 (|A u| + |A v|).
 
     The two sides differ by about |A - A'|_F, and either product has about the norm |A|_F, for every size: an asymmetric
@@ -370,17 +370,11 @@ def check_symmetric(H: Operator, key: jax.Array) -> int:
       key: draws the vectors.
 
     Returns:
-      The products used: 2.
+      The operator in its unit, with the products used: 2, and a few more out of the ordinary range.
 
     Raises:
       ValueError: it is not symmetric; a product has another structure than its vector, or is not finite.
     """
-    _settle_given(H, key)
-    return 2
-
-
-def _settle_given(H: Operator, key: jax.Array) -> Unit:
-    """The operator in its unit, after the check of ``check_symmetric``; out of the ordinary range it takes 2 more."""
     unit, (one, two, *sizes) = Unit(H, products=2, settled=True), _symmetry(H, key)
     if not all(units.is_ordinary(H, size) for size in sizes):
         unit = units.find_unit(unit, float(np.max(sizes)), 2, key)
@@ -469,7 +463,7 @@ def no_finite_product(trouble: object) -> Misuse:
 def settle(H: Operator, key: jax.Array) -> Unit:
     """The operator with its unit: for a user's product, after a check of its symmetry, which takes 2 products or a few
     more; for other operators as it is, since their first products will show their size."""
-    return _settle_given(H, jax.random.fold_in(key, NUMBER)) if H.is_given else Unit(H)
+    return check_symmetric(H, jax.random.fold_in(key, NUMBER)) if H.is_given else Unit(H)
 
 
 @jax.jit
