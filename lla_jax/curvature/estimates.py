@@ -82,8 +82,7 @@ def trace(
     from LLA: (1) it stops on the standard error, not on two means that happen to be close; (2) the error is reported.
     """
     arguments.check_choice("method", method, PRODUCTS_EACH)
-    key = check_spectral(H, key)
-    unit = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
+    key, unit = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
 
     def rounds(unit: Unit) -> Iterator[Round]:
         if method == "hutchinson":
@@ -122,8 +121,7 @@ def frobenius_norm(
 
     References: Hutchinson 1990, for the trace of A'A; the standard error by the delta method.
     """
-    key = check_spectral(H, key)
-    unit = _check(H, key, rtol, max_products, 1)
+    key, unit = _check(H, key, rtol, max_products, 1)
 
     def summary(forms: np.ndarray) -> tuple[float, float]:
         mean, sem = _mean(forms[:, 1] ** 2)
@@ -170,8 +168,7 @@ def diagonal(
 
     References: Bekas et al. 2007.
     """
-    key = check_spectral(H, key)
-    unit = _check(H, key, rtol, max_products, 1)
+    key, unit = _check(H, key, rtol, max_products, 1)
 
     def rounds(unit: Unit) -> Iterator[Round]:
         return _diagonal_rounds(unit, key, max_products)
@@ -182,11 +179,12 @@ def diagonal(
 # --- draws until the standard error is small enough
 
 
-def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: int) -> Unit:
-    """Check the arguments and a given operator's symmetry. Returns the operator with its unit."""
+def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: int) -> tuple[jax.Array, Unit]:
+    """Check the arguments and a given operator's symmetry. Returns the key, and the operator with its unit."""
+    key = check_spectral(H, key)
     arguments.check_number("rtol", rtol, least=0.0, remedy="relative to the mean, such as 0.02")
     arguments.check_integer("max_products", max_products, least, remedy="such as 1000")
-    return settle(H, key)
+    return key, settle(H, key)
 
 
 def _mean(draws: np.ndarray) -> tuple[float, float]:
