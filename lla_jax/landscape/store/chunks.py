@@ -84,13 +84,13 @@ class DamagedChunk(ValueError):
 # --- the folder of a store
 
 
-def store_folder(store: Any) -> Path | None:
-    """The folder that ``store=`` names, or None.
+def store_folder(store: Any) -> Path:
+    """The folder that the argument ``store`` names.
 
     Raises:
       Misuse: the value is no path, or one that no file system has.
     """
-    return None if store is None else _files.check_path("store", store, "runs/exp1")
+    return _files.check_path("store", store, "runs/exp1")
 
 
 def check_writable(folder: Path, nbytes: int = 0) -> None:
