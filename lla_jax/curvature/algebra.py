@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, misuse, show_value
+from lla_jax.core.arguments import Misuse, misuse, renamed, show_value
+from lla_jax.core.data import as_numpy
 from lla_jax.core.refusals import ARITHMETIC, AS_NUMBER, AS_SEQUENCE, ASKED, no_array, refuse
 from lla_jax.core.types import Directions, PyTree
 from lla_jax.curvature.space import Space
@@ -118,10 +119,9 @@ class Algebra:
                 v = np.asarray(v)
             except ValueError as error:  # rows of unequal lengths
                 raise misuse("v", v, RULE.format(n="n")) from error
-        if hasattr(v, "detach"):  # of torch
-            v = v.detach().cpu().numpy()
-        elif not isinstance(v, jax.Array) and hasattr(v, "__array__"):
-            v = np.asarray(v)
+        if hasattr(v, "__array__") and not isinstance(v, jax.Array):
+            with renamed("data", "v"):
+                v = as_numpy(v)
         if hasattr(v, "toarray"):  # of scipy.sparse
             raise misuse("v", v, RULE.format(n=self.space.size) + "; of a sparse matrix pass v.toarray()")
         if isinstance(v, dict | list | tuple) or not hasattr(v, "ndim"):
