@@ -17,8 +17,6 @@ from lla_jax.core.types import Directions, PyTree
 from lla_jax.curvature.space import Space
 
 RULE = "a vector: a tree like H.structure, an array ({n},) of its raveled leaves, or a matrix ({n}, k) of such columns"
-
-
 _NO_SUM = (
     "is multiplied with vectors only, by @; scale or add the products, 2 * (H @ v) + v, or make the other operator: "
     "lla.operators.given(lambda v: jax.tree.map(lambda x: 2 * x, H.mv(v)), H.structure)"
