@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,17 @@ class MisusedLeaf(Misuse):
 
 class MissingEntry(Misuse, KeyError, IndexError):
     """The error for an entry that a result does not have; it is a KeyError and an IndexError, as Python's own, too."""
+
+
+@contextlib.contextmanager
+def renamed(name: str, new: str) -> Iterator[None]:
+    """Give errors about the argument ``name`` that are raised in this block the name that the caller's argument has."""
+    try:
+        yield
+    except Misuse as error:
+        if error.argument == name:
+            error.argument = new
+        raise
 
 
 def misuse(name: str, value: Any, rule: str) -> Misuse:

@@ -312,7 +312,7 @@ def _on_host(leaf: Any) -> np.ndarray:
             "entries. Fill it (x.filled(0)), and pass the mask as a further array of the data, so that the criterion "
             "can return (losses, weights)",
         )
-    array = _as_numpy(leaf)
+    array = as_numpy(leaf)
     if array.dtype == object or array.dtype.kind in "USMm":
         raise Misuse(
             "data",
@@ -333,7 +333,7 @@ def _on_host(leaf: Any) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))  # jax takes no other
 
 
-def _as_numpy(leaf: Any) -> np.ndarray:
+def as_numpy(leaf: Any) -> np.ndarray:
     """The leaf as a numpy array; torch tensors are detached, and those of bfloat16 become float32.
 
     Raises:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from lla_jax.core import constants, jaxprs
+from lla_jax.core import tree as _tree
 from lla_jax.core.apart import NothingCounts, check_apart, check_apart_uncut, check_criterion
 from lla_jax.core.arguments import Misuse, check_functions, warn_caller
 from lla_jax.core.called import show_shapes
@@ -184,7 +185,7 @@ def _check(model: Model, data: Batch, size: int, most: int, apart: bool) -> _Ver
 
 def check_shapes(loss: Loss, params: PyTree, data: Batch) -> None:
     """The part of ``check`` for which tracing is enough; all of it if the arguments are not traced themselves."""
-    if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((loss, params, data))):
+    if not _tree.is_traced((loss, params, data)):
         check(loss, params, as_arrays(data))
         return
     model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), Model(loss, params, (), False))

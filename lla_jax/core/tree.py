@@ -152,6 +152,11 @@ def shape_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
     return tuple(np.shape(leaf)), np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
 
 
+def is_traced(tree: PyTree) -> bool:
+    """Whether a leaf is an array of a program that jax traces, which has no numbers yet."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def check_real(tree: PyTree, name: str = "params") -> None:
     """Raise an error unless every leaf is real, floating and finite: the check of every tree of parameters.
 

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core.arguments import Misuse, misuse, show_value
+from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse, misuse, renamed, show_value
+from lla_jax.core.data import as_numpy
 from lla_jax.core.refusals import ARITHMETIC, AS_NUMBER, AS_SEQUENCE, ASKED, no_array, refuse
 from lla_jax.core.types import Directions, PyTree
 from lla_jax.curvature.space import Space
 
 RULE = "a vector: a tree like H.structure, an array ({n},) of its raveled leaves, or a matrix ({n}, k) of such columns"
-
-
 _NO_SUM = (
     "is multiplied with vectors only, by @; scale or add the products, 2 * (H @ v) + v, or make the other operator: "
     "lla.operators.given(lambda v: jax.tree.map(lambda x: 2 * x, H.mv(v)), H.structure)"
@@ -117,10 +117,9 @@ class Algebra:
                 v = np.asarray(v)
             except ValueError as error:  # rows of unequal lengths
                 raise misuse("v", v, RULE.format(n="n")) from error
-        if hasattr(v, "detach"):  # of torch
-            v = v.detach().cpu().numpy()
-        elif not isinstance(v, jax.Array) and hasattr(v, "__array__"):
-            v = np.asarray(v)
+        if hasattr(v, "__array__") and not isinstance(v, jax.Array):
+            with renamed("data", "v"):
+                v = as_numpy(v)
         if hasattr(v, "toarray"):  # of scipy.sparse
             raise misuse("v", v, RULE.format(n=self.space.size) + "; of a sparse matrix pass v.toarray()")
         if isinstance(v, dict | list | tuple) or not hasattr(v, "ndim"):
@@ -139,7 +138,7 @@ class Algebra:
         if length == self.space.size:
             return None
         scale = jax.tree.leaves(self.space.scale)
-        if not any(isinstance(x, jax.core.Tracer) for x in scale):
+        if not _tree.is_traced(scale):
             if scale and length == self.space.dim:
                 return np.flatnonzero(np.concatenate([np.ravel(x) for x in scale]))
             n = self.space.dim
@@ -156,8 +155,7 @@ class Algebra:
 
     def _apply(self, v: PyTree, many: bool = False) -> PyTree:
         """The product, or products with stacked vectors: traced where one of the arrays is, else from the host."""
-        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((self, v)))
-        if traced:
+        if _tree.is_traced((self, v)):
             return jax.lax.map(self.mv, v) if many else self.mv(v)
         return self.products(v) if many else self.product(v)
 

@@ -21,54 +21,21 @@ from lla_jax.core.arguments import warn_caller
 from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error, widening
-from lla_jax.core.text import pm
 from lla_jax.core.types import PyTree
-from lla_jax.curvature import sketches
+from lla_jax.curvature import sketches, stopping
 from lla_jax.curvature.linear_operator import Operator, check_spectral, halve, no_finite_product, settle
 from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.space import draw
+from lla_jax.curvature.stopping import LEAST_DRAWS, PRODUCTS_EACH, Round
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
 
 log = logging.getLogger("lla_jax")
 
-LEAST_DRAWS = 2 * AT_ONCE  # for a standard error to be believed; of fewer, one in forty is half the true one or less
-NEAR_ZERO = 2.0  # standard errors: a value within them may be zero
 MEMORY_FRACTION = 0.25  # of the free memory, which the basis of a sketch may take
-PRODUCTS_EACH = {"hutchinson": 1, "hutch++": 3, "xtrace": 2}
 
 T = TypeVar("T")
-
-
-class Round(NamedTuple):
-    """The state of an estimate after a block of draws.
-
-    Args:
-      mean: of the draws; where it is a tree, its norm.
-      sem: standard error of the mean, likewise.
-      num: draws.
-      products: products used.
-      value: makes (mean, sem) where they are trees.
-      exact: whether the mean has no error.
-      trouble: why there can be no more draws; None if there can.
-    """
-
-    mean: float
-    sem: float
-    num: int
-    products: int
-    value: Callable[[], tuple[Any, Any]] | None = None
-    exact: bool = False
-    trouble: str | None = None
-
-    def times(self, size: float) -> Round:
-        """The same, multiplied by the size of its unit; trees in float64, since their type may not hold the numbers."""
-        if size == 1:
-            return self
-        tree = self.value and self.value()
-        scaled = tree and jax.tree.map(lambda x: np.asarray(x, np.float64) * size, tree)
-        return self._replace(mean=self.mean * size, sem=self.sem * size, value=scaled and (lambda: scaled))
 
 
 @takes_progress("products")
@@ -115,8 +82,7 @@ def trace(
     from LLA: (1) it stops on the standard error, not on two means that happen to be close; (2) the error is reported.
     """
     arguments.check_choice("method", method, PRODUCTS_EACH)
-    key = check_spectral(H, key)
-    unit = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
+    key, unit = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
 
     def rounds(unit: Unit) -> Iterator[Round]:
         if method == "hutchinson":
@@ -155,8 +121,7 @@ def frobenius_norm(
 
     References: Hutchinson 1990, for the trace of A'A; the standard error by the delta method.
     """
-    key = check_spectral(H, key)
-    unit = _check(H, key, rtol, max_products, 1)
+    key, unit = _check(H, key, rtol, max_products, 1)
 
     def summary(forms: np.ndarray) -> tuple[float, float]:
         mean, sem = _mean(forms[:, 1] ** 2)
@@ -203,8 +168,7 @@ def diagonal(
 
     References: Bekas et al. 2007.
     """
-    key = check_spectral(H, key)
-    unit = _check(H, key, rtol, max_products, 1)
+    key, unit = _check(H, key, rtol, max_products, 1)
 
     def rounds(unit: Unit) -> Iterator[Round]:
         return _diagonal_rounds(unit, key, max_products)
@@ -215,24 +179,17 @@ def diagonal(
 # --- draws until the standard error is small enough
 
 
-def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: int) -> Unit:
-    """Check the arguments and a given operator's symmetry. Returns the operator with its unit."""
+def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: int) -> tuple[jax.Array, Unit]:
+    """Check the arguments and a given operator's symmetry. Returns the key, and the operator with its unit."""
+    key = check_spectral(H, key)
     arguments.check_number("rtol", rtol, least=0.0, remedy="relative to the mean, such as 0.02")
     arguments.check_integer("max_products", max_products, least, remedy="such as 1000")
-    return settle(H, key)
+    return key, settle(H, key)
 
 
 def _mean(draws: np.ndarray) -> tuple[float, float]:
     """Mean of independent draws and its standard error; NaN for one draw."""
     return float(draws.mean()), float(standard_error(draws))
-
-
-def _is_precise(now: Round, rtol: float, rounding: float) -> bool:
-    if now.exact:
-        return True
-    if not now.sem <= rtol * abs(now.mean):
-        return False
-    return now.num >= LEAST_DRAWS or (now.num >= AT_ONCE and now.sem <= rounding * abs(now.mean))
 
 
 def _estimate(
@@ -246,7 +203,7 @@ def _estimate(
 ) -> Estimate:
     """Take rounds until the standard error is small enough; warn if it never is."""
     # fewer draws without any spread are believed where that cannot be luck, as it can with signs on a sparse matrix
-    sketch = recipe.get("method", "hutchinson") != "hutchinson"
+    sketch = stopping.method_of(recipe) != "hutchinson"
     rounding = 100 * float(jnp.finfo(unit.H.dtype).eps) if sketch else -1.0
 
     def take(unit: Unit) -> Round:
@@ -254,15 +211,15 @@ def _estimate(
         for now in rounds(unit):
             if progress is not None:
                 progress(now.products, None)
-            if now.trouble or _is_precise(now, rtol, rounding):
+            if now.trouble or stopping.is_precise(now, rtol, rounding):
                 break
             if early and now.num >= LEAST_DRAWS:
-                _say_early(recipe, now, rtol, max_products)
+                stopping.say_early(recipe, now, rtol, max_products)
                 early = False
         return now.times(unit.size)
 
     now = adapt(unit, key, take)
-    converged = _is_precise(now, rtol, rounding)
+    converged = stopping.is_precise(now, rtol, rounding)
     recipe |= {
         "products": now.products,
         "converged": converged,
@@ -275,49 +232,9 @@ def _estimate(
     if now.value is not None:
         recipe |= {"norm": now.mean, "norm_sem": now.sem}
     if now.trouble or not converged:
-        warn_caller(_shortfall(recipe, now, rtol))
+        warn_caller(stopping.shortfall(recipe, now, rtol))
     mean, sem = now.value() if now.value else (now.mean, now.sem)
     return Estimate(mean, sem, now.num, recipe)
-
-
-def _shortfall(recipe: dict[str, Any], now: Round, rtol: float) -> str:
-    """The warning that an estimate is not as precise as asked for."""
-    result = f"{recipe['kind']}: {pm(now.mean, now.sem, 6)} from {now.num} draws ({now.products} products)"
-    if now.trouble:
-        return f"{result}: it ends there, because {now.trouble}"
-    if now.sem <= rtol * abs(now.mean):
-        text = "too few draws to believe their standard error"
-        return f"{result}: {text}; raise max_products (at least {LEAST_DRAWS} draws)"
-    request = f"{result}, and rtol={rtol:g} asks for a standard error of {rtol * abs(now.mean):.2g}"
-    if now.num == 1:
-        most = LEAST_DRAWS * PRODUCTS_EACH.get(recipe.get("method", "hutchinson"), 1)
-        return f"{request}; one draw has no error: raise max_products, to {most} for {LEAST_DRAWS} draws"
-    if rtol == 0:
-        return f"{request}, which only an exact number has; this is the error after all of max_products"
-    if now.mean == 0 or (now.num >= LEAST_DRAWS and abs(now.mean) <= NEAR_ZERO * now.sem):
-        text = "the value may be zero, and no number of products makes an error small beside zero"
-        return f"{request}; {text}: take it with this error, or halve the error with 4 times max_products"
-    if recipe.get("method", "hutchinson") == "hutchinson" and 0 < now.sem < math.inf:
-        return f"{request}; about {_draws_needed(now, rtol):.2g} products would do (max_products), or a larger rtol"
-    return f"{request}; raise max_products or rtol"
-
-
-def _draws_needed(now: Round, rtol: float) -> float:
-    """The number of independent draws after which the standard error is rtol |mean|."""
-    return now.num * (now.sem / (rtol * abs(now.mean))) ** 2
-
-
-def _say_early(recipe: dict[str, Any], now: Round, rtol: float, max_products: int) -> None:
-    """Log how many products ``rtol`` takes, if they are more than twice as many as are allowed."""
-    # the noise of a tree's entries adds to its norm
-    own = now if now.value is None else now._replace(mean=math.sqrt(max(now.mean**2 - now.sem**2, 0.0)))
-    needed = _draws_needed(own, rtol) if own.mean else math.inf
-    if needed > 2 * max_products:
-        reached = rtol * math.sqrt(needed / max_products)
-        about = f"about {needed:.2g} products" if needed < 1e6 else "more than a million products"
-        left = f"an error of about {reached:.0%} will be left" if reached < 1 else "the error will exceed the value"
-        text = f"{recipe['kind']}: after {now.num} draws, rtol={rtol:g} seems to need {about}; after max_products="
-        log.warning("%s%d %s. Raise rtol for fewer products, max_products for more", text, max_products, left)
 
 
 # --- probes

@@ -45,8 +45,7 @@ class Operator(Algebra, abc.ABC):
         kind = self.recipe.get("kind") or (matrix.kind if matrix is not None else "given")
         plan = self.recipe.get("plan", {})
         text = f", {plan['text']}" if "text" in plan else ""
-        traced = any(isinstance(s, jax.core.Tracer) for s in jax.tree.leaves(self.scale))
-        size = "masked" if traced else f"{self.shape[0]:,} x {self.shape[0]:,}"
+        size = "masked" if _tree.is_traced(self.scale) else f"{self.shape[0]:,} x {self.shape[0]:,}"
         return f"{type(self).__name__}({kind}, {size}{text})"
 
     def __call__(self, v: Any) -> Any:
@@ -360,7 +359,7 @@ NUMBER = 2**31  # folded into the key for the check of symmetry
 ASYMMETRY = 1e-2  # relative; products in half precision stay below, mistakes (another batch, one-sided scales) do not
 
 
-def check_symmetric(H: Operator, key: jax.Array) -> int:
+def check_symmetric(H: Operator, key: jax.Array) -> Unit:
     """Check u'(A v) = v'(A u) for two random vectors, up to 1e-2 (|A u| + |A v|).
 
     The two sides differ by about |A - A'|_F, and either product has about the norm |A|_F, for every size: an asymmetric
@@ -371,17 +370,11 @@ def check_symmetric(H: Operator, key: jax.Array) -> int:
       key: draws the vectors.
 
     Returns:
-      The products used: 2.
+      The operator in its unit, with the products used: 2, and a few more out of the ordinary range.
 
     Raises:
       ValueError: it is not symmetric; a product has another structure than its vector, or is not finite.
     """
-    _settle_given(H, key)
-    return 2
-
-
-def _settle_given(H: Operator, key: jax.Array) -> Unit:
-    """The operator in its unit, after the check of ``check_symmetric``; out of the ordinary range it takes 2 more."""
     unit, (one, two, *sizes) = Unit(H, products=2, settled=True), _symmetry(H, key)
     if not all(units.is_ordinary(H, size) for size in sizes):
         unit = units.find_unit(unit, float(np.max(sizes)), 2, key)
@@ -425,8 +418,7 @@ def check_spectral(H: Any, key: Any) -> jax.Array:
     """Check the operator and the key of a function that runs on the host; returns the key."""
     check_operator(H)
     key = single_key(key)
-    arrays = *jax.tree.leaves((H, key)), jnp.zeros(())  # the last one is traced under jax.jit whatever is given
-    if any(isinstance(x, jax.core.Tracer) for x in arrays):
+    if _tree.is_traced((H, key, jnp.zeros(()))):  # the last one is traced under jax.jit whatever is given
         raise Misuse(
             "H",
             "this function runs on the host, which looks at numbers after each product, and is called under jax.jit, "
@@ -471,7 +463,7 @@ def no_finite_product(trouble: object) -> Misuse:
 def settle(H: Operator, key: jax.Array) -> Unit:
     """The operator with its unit: for a user's product, after a check of its symmetry, which takes 2 products or a few
     more; for other operators as it is, since their first products will show their size."""
-    return _settle_given(H, jax.random.fold_in(key, NUMBER)) if H.is_given else Unit(H)
+    return check_symmetric(H, jax.random.fold_in(key, NUMBER)) if H.is_given else Unit(H)
 
 
 @jax.jit

@@ -27,8 +27,6 @@ from lla_jax.curvature.space import draw_one
 T = TypeVar("T")
 
 NEAR = 1e3  # times the least number of a type: smaller products may have terms that are flushed to zero
-
-
 ORDINARY = 1e20  # the largest node of a spectrum whose powers are taken as they are; its inverse is the least one
 
 

@@ -250,15 +250,13 @@ def orthogonal(
       ValueError: ``given`` of another structure or shape, zero, or with k > 1; a random direction of which nothing is
         left (a single parameter moves); and as for ``random``.
     """
-    arguments.single_key(key)
-    _tree.check_real(params)
+    drawn = random(key, params, 1, select=select)
     if not isinstance(given, Directions):
         _tree.check_real(given, "given")
     fixed = given if isinstance(given, Directions) else combining.given(given, names=["given"])
     if fixed.num != 1:
         raise arguments.Misuse("given", f"has {fixed.num} directions; pass one of them, such as axes[0]")
     fixed_tree = _tree.align(fixed.tree, params, "given", stacked=True)
-    drawn = random(key, params, 1, select=select)
     pair = _orthogonal_pair(jax.tree.leaves(fixed_tree), jax.tree.leaves(drawn.tree))
     names = [combining.names_of(fixed)[0], "orthogonal"]
     recipe = Recipe(kind="orthogonal", names=names, parts=[fixed.recipe, drawn.recipe])

@@ -15,6 +15,7 @@ from lla_jax.core.data import Stream
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Directions, Execution, Loss, PyTree, UpdateRule
+from lla_jax.directions.checks import check_axes
 from lla_jax.execution.progress import AskedProgress, check_on_partial, takes_progress
 from lla_jax.landscape import grids, jobs, memory, rules, sweeps
 from lla_jax.landscape.store import chunks as _chunks
@@ -165,7 +166,7 @@ def evaluate(
     if resume is not None and (store is not None or not isinstance(directions, Directions)):
         raise Misuse("resume", "continues one landscape held in memory; leave store out, and pass one Directions")
     shard = writing.check_shard(shard, store)
-    folder = _chunks.store_folder(store)
+    folder = None if store is None else _chunks.store_folder(store)
     if isinstance(directions, Directions):
         job = jobs.set_axes(job, directions)
         if folder is None:
@@ -185,12 +186,7 @@ def _check_list(directions: Any, dims: int) -> None:
             "make them, lla.directions.given(*trees)",
         )
     for i, each in enumerate(directions):
-        if not isinstance(each, Directions):
-            raise misuse(
-                f"directions[{i}]",
-                each,
-                "lla.Directions, for a landscape of its own; of trees make directions, lla.directions.given(*trees)",
-            )
+        check_axes(f"directions[{i}]", each, "[axes, others], a landscape for each")
     if len(directions) == dims > 1 and all(each.num == 1 for each in directions):
         raise Misuse(
             "directions",

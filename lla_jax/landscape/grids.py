@@ -13,6 +13,8 @@ from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.memory import check_memory
 from lla_jax.core.signatures import explained
 
+LARGEST = 1e38  # coordinates are used in float32
+
 
 @explained
 def grid(
@@ -107,9 +109,6 @@ def is_same_grid(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> bool:
     return len(one) == len(two) and all(
         len(a) == len(b) and np.all(abs(a - b) <= SNAP * abs(a).max()) for a, b in zip(one, two, strict=True)
     )
-
-
-LARGEST = 1e38  # coordinates are used in float32
 
 
 def _as_axes(grid: Any) -> Any:

@@ -115,7 +115,7 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...], name: st
     for prefix, data in task.sets.items():
         with tasks.named(prefix):
             counts[prefix] = None if isinstance(data, Stream) else _data.num_examples(data)
-    mesh = _mesh(task, math.prod(map(len, coords)))
+    mesh = _mesh(task, num)
     recipe = _recipe(task, params)
     loss, params = precision.at_least_single(task.loss, params)
     for data in task.sets.values():

@@ -28,7 +28,7 @@ from lla_jax.core.types import Batch, Directions, Loss, PyTree, UpdateRule
 from lla_jax.core.wholes import is_array
 from lla_jax.execution import devices, plans, rewriting
 from lla_jax.execution.plans import Plan
-from lla_jax.landscape.rules import RULES, add, params_at
+from lla_jax.landscape.rules import add, function_of, params_at
 
 
 @dataclass(frozen=True)
@@ -208,29 +208,24 @@ def losses(
     Raises:
       ValueError: ``coords`` of another shape, or ``share`` with another rule than ``add``.
     """
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+    if not _tree.is_traced(params):
         _tree.check_real(params)
     loss, params = precision.at_least_single(_losses.as_loss(loss), params)
     directions = directions.tree if isinstance(directions, Directions) else directions
     if isinstance(coords, tuple):  # a grid, one array for each axis
         points = "np.stack(np.meshgrid(*grid, indexing='ij'), -1).reshape(-1, len(grid))"
-        rule = f"an array of shape (C, k), one row per point; of a grid: {points}"
-        raise misuse("coords", coords, rule)
+        raise misuse("coords", coords, f"an array of shape (C, k), one row per point; of a grid: {points}")
     if not np.issubdtype(getattr(coords, "dtype", None) or np.asarray(coords).dtype, np.number):
         raise misuse("coords", coords, "an array of numbers of shape (C, k), one row per point")
     coords, share = jnp.asarray(coords), check_flag("share", share)
     check_choice("loop", loop, ("map", "vmap"))
     if isinstance(data, _data.Stream):
         raise misuse("data", data, "in memory, since this function is traced: pass a batch, or use lla.evaluate")
-    if isinstance(rule, str):
-        check_choice("rule", rule, RULES, "or a function (params, directions, coord) -> params")
-        rule = RULES[rule]
+    rule = function_of(rule)
     if share and rule is not add:
         raise misuse(
             "share", share, "False with this rule, since only the add rule is affine in the coordinates; use rule=add"
         )
-    if not callable(rule):
-        raise misuse("rule", rule, "a function, such as lla.landscape.add, which is the default")
     directions = _tree.align(directions, params, "directions", stacked=True)
     axes = len(jax.tree.leaves(directions)[0])
     if np.ndim(coords) != 2 or coords.shape[1] != axes:

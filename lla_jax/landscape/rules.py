@@ -74,9 +74,19 @@ def adam(params: PyTree, directions: PyTree, coord: Any, eps: float = 1e-8) -> P
 
 
 RULES: dict[str, Callable[..., PyTree]] = {"add": add, "adam": adam}
-
-
 HOW = "rule(params, directions, coord) -> params"
+
+
+def function_of(rule: Any) -> Callable[..., PyTree]:
+    """The function of a rule, which is itself or one of the names "add" and "adam".
+
+    Raises:
+      ValueError: an unknown name, or a value that is neither name nor function.
+    """
+    if callable(rule):
+        return rule
+    check_choice("rule", rule, RULES, "or a function (params, directions, coord) -> params")
+    return RULES[rule]
 
 
 def params_at(rule: Callable[..., PyTree], params: PyTree, directions: PyTree, coord: Any) -> PyTree:
@@ -88,8 +98,6 @@ def params_at(rule: Callable[..., PyTree], params: PyTree, directions: PyTree, c
       Misuse: the rule failed, or its result is not like the parameters.
     """
     result = ask("rule", rule, HOW, {"params": params, "directions": directions, "coord": coord})
-    if rule is add or rule is adam:
-        return result
     advice = "return a tree like params, such as lla.landscape.add(params, directions, coord)"
     if paths(result) != paths(params):
         kind = "None" if result is None else f"a {type(result).__name__}"
@@ -132,13 +140,10 @@ def check_rule(rule: Any, coords: tuple[np.ndarray, ...]) -> Rule:
       ValueError: an unknown name, a value that is neither name nor function, or, for ``adam``, a grid that has not two
         axes or has b <= 0.
     """
-    if callable(rule):
-        base = rule.func if isinstance(rule, functools.partial) else rule
-        name = next((name for name, f in RULES.items() if f is base), getattr(base, "__qualname__", repr(base)))
-        name += f"({rule.args}, {rule.keywords})" if isinstance(rule, functools.partial) else ""
-    else:
-        check_choice("rule", rule, RULES, "or a function (params, directions, coord) -> params")
-        name, base, rule = rule, RULES[rule], RULES[rule]
+    rule = function_of(rule)
+    base = rule.func if isinstance(rule, functools.partial) else rule
+    name = next((name for name, f in RULES.items() if f is base), getattr(base, "__qualname__", repr(base)))
+    name += f"({rule.args}, {rule.keywords})" if isinstance(rule, functools.partial) else ""
     if base is adam:
         if len(coords) != 2:
             raise Misuse(

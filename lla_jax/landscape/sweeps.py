@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lla_jax.core import files as _files
 from lla_jax.core.arguments import MissingEntry, Misuse, check_flag, is_integer, misuse, show_value
 from lla_jax.core.called import ask
 from lla_jax.core.results import Landscape
@@ -92,18 +93,16 @@ class Table:
 
     def to_csv(self, path: str | os.PathLike[str], value: str = "loss") -> Path:
         """Write ``rows(value)`` as comma-separated values, with a head, into a file; return its path."""
-        rows = self.rows(value)
-        if not isinstance(path, str | os.PathLike):
-            raise misuse("path", path, 'a file, such as "table.csv"')
+        rows, target = self.rows(value), _files.check_path("path", path, "table.csv")
         try:
-            with open(path, "w", newline="", encoding="utf-8") as file:
+            with open(target, "w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, list(rows[0]))
                 writer.writeheader()
                 writer.writerows(rows)
         except OSError as error:
-            text = f"path: {path} cannot be written ({error.strerror}); pass a file in a folder that exists"
-            raise type(error)(error.errno, text) from error
-        return Path(path)
+            remedy = "pass a file in a folder that exists"
+            raise _files.explain("path", target, "cannot be written", error, remedy) from error
+        return target
 
     def __repr__(self) -> str:
         measures = ("centre", "least", "mean", "largest")
@@ -201,7 +200,7 @@ def sweep(
         execution=execution,
     )
     job = jobs.prepare(task, checkpoints[0], coords, "checkpoints[0]")
-    folder = _chunks.store_folder(store)
+    folder = None if store is None else _chunks.store_folder(store)
     announcement = None if folder is None else announce(folder, members, job.num)
     each = _jobs(job, members, axes_by_name, checkpoints, states, folder)
     try:
@@ -357,8 +356,6 @@ def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape 
     """
     partial = check_flag("partial", partial)
     folder = _chunks.store_folder(store)
-    if folder is None:
-        raise misuse("store", store, "the folder that was given as store=")
     planes: dict[Any, Landscape] = {}
     missing: list[str] = []
     for member, place in reading.members(folder).items():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 
 from lla_jax.core import data as _data
 from lla_jax.core import losses
-from lla_jax.core.arguments import Misuse, check_choice, check_functions, single_key
+from lla_jax.core.arguments import Misuse, check_choice, check_functions, renamed, single_key
 from lla_jax.core.data import Stream
 from lla_jax.core.static import static
 from lla_jax.core.types import Execution, Loss
@@ -102,15 +101,9 @@ def check(task: Task) -> Task:
     return task
 
 
-@contextlib.contextmanager
-def named(prefix: str) -> Iterator[None]:
+def named(prefix: str) -> contextlib.AbstractContextManager[None]:
     """Name the entry of ``extra_data`` in errors about data that are raised here; "" is the prefix of ``data``."""
-    try:
-        yield
-    except Misuse as error:
-        if prefix and error.argument == "data":
-            error.argument = f"extra_data[{prefix[:-1]!r}]"
-        raise
+    return renamed("data", f"extra_data[{prefix[:-1]!r}]" if prefix else "data")
 
 
 def _arrays(data: Any) -> Any:

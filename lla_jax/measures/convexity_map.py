@@ -17,6 +17,7 @@ from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Execution, Loss, PyTree
 from lla_jax.curvature import eigen, operators
 from lla_jax.curvature.linear_operator import LinearOperator
+from lla_jax.directions.checks import check_axes
 from lla_jax.execution import plans
 from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.keywords import accept_old
@@ -87,8 +88,7 @@ def convexity(
     """
     check_on_partial(on_partial)
     steps = arguments.check_integer("steps", steps, remedy="such as 20")
-    if not isinstance(axes, Directions):
-        raise misuse("axes", axes, "lla.Directions, such as lla.directions.random(key, params)")
+    check_axes("axes", axes, "axes = lla.directions.random(key, params)")
     key, finished = arguments.single_key(key), _as_complete(resume, steps)
     plans.check_for_operator(execution)
     fixed = Execution(chunk=1, microbatch=256, loop="map", share=False, devices=execution.devices)  # nothing is timed

@@ -88,8 +88,7 @@ def r_e(spec: Spectrum, *, definition: Definition = "pooled") -> Estimate:
     biased, as each probe misses part of the range; (2) the error.
     """
     check_choice("definition", definition, DEFINITIONS)
-    spec, _ = _in_unit(spec)
-    nodes, weights = _rows(spec)
+    spec, nodes, weights, _ = _in_unit(spec)
 
     def ratio(kept: np.ndarray) -> float:
         return _ratio(abs(float(nodes[kept].min())), abs(float(nodes[kept].max())))
@@ -142,8 +141,7 @@ def k_hn(spec: Spectrum, n: float = 0.5, *, definition: Definition = "pooled") -
     """
     check_number("n", n, remedy="such as 0.5 (LLA's) or 1")
     check_choice("definition", definition, DEFINITIONS)
-    spec, _ = _in_unit(spec)
-    nodes, weights = _rows(spec)
+    spec, nodes, weights, _ = _in_unit(spec)
     t = 0.0 if definition == "lla" else _rounding(spec)
     if definition == "pooled":
         families = [
@@ -197,8 +195,7 @@ def spectrum_type(spec: Spectrum) -> SpectrumType:
 
     References: arXiv 2504.17618 (the three types).
     """
-    spec, _ = _in_unit(spec)
-    nodes, weights = _rows(spec)
+    spec, nodes, weights, _ = _in_unit(spec)
     mass = weights * np.abs(nodes)
     total, near = float(mass.sum()), NEAR_ZERO * float(np.abs(nodes).max())
     if total == 0:
@@ -239,8 +236,7 @@ def saddle_index(spec: Spectrum) -> Estimate:
 
     References: Dauphin et al. 2014, arXiv 1406.2572; Chen et al. 2021, arXiv 2105.06595 (the bounds).
     """
-    spec, unit = _in_unit(spec)
-    nodes, weights = _rows(spec)
+    spec, nodes, weights, unit = _in_unit(spec)
     t = _rounding(spec)
     found = np.array([_share_below(*row, t) for row in zip(nodes, weights, exhausted(spec), strict=True)])
     least, share, most = found.T
@@ -291,14 +287,11 @@ def escape_directions(pairs: Eigenpairs) -> tuple[Directions, np.ndarray]:
 # --- rows of nodes and weights
 
 
-def _in_unit(spec: Spectrum) -> tuple[Spectrum, float]:
-    """(the spectrum in a unit of its own, the unit), after the check: the criteria are ratios, which have no unit."""
-    _rows(spec)
-    return units.of_spectrum(spec)
+def _in_unit(spec: Spectrum) -> tuple[Spectrum, np.ndarray, np.ndarray, float]:
+    """(the spectrum in a unit of its own, its nodes, its weights, the unit): the criteria are ratios, without a unit.
 
-
-def _rows(spec: Spectrum) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights, (probes, steps) each, in float64; a spectrum that is not finite is refused."""
+    Nodes and weights, (probes, steps) each, are in float64; a spectrum that is not finite is refused.
+    """
     if not isinstance(spec, Spectrum):
         raise misuse("spec", spec, "the result of lla.spectrum(H, key)")
     nodes, weights = np.asarray(spec.nodes, np.float64), np.asarray(spec.weights, np.float64)
@@ -306,7 +299,8 @@ def _rows(spec: Spectrum) -> tuple[np.ndarray, np.ndarray]:
     if bad or not nodes.size:
         text = f"{bad} of its {nodes.size} nodes are not finite; it must have at least one node, all finite"
         raise Misuse("spec", f"{text}: check that the loss is finite at these parameters")
-    return nodes, weights
+    spec, unit = units.of_spectrum(spec)
+    return spec, np.asarray(spec.nodes, np.float64), weights, unit
 
 
 def _eps(spec: Spectrum) -> float:

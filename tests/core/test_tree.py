@@ -151,6 +151,12 @@ class TestChecks:
     def test_numbers_pass(self):
         _tree.check_real([1.0, np.float16(2), np.ones(2, jnp.bfloat16)])
 
+    def test_what_is_traced(self):
+        seen = []
+        jax.eval_shape(lambda x: seen.append(_tree.is_traced({"w": x, "b": TREE})) or x, np.ones(2))
+        assert seen == [True]
+        assert not _tree.is_traced((TREE, jnp.ones(2), 3.0))
+
     def test_align_by_path(self):
         aligned = _tree.align(flax.core.freeze({"b": np.ones(2), "a": np.zeros(3)}), {"a": np.ones(3), "b": np.ones(2)})
         assert isinstance(aligned, dict)

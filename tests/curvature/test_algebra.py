@@ -88,6 +88,16 @@ def test_vectors_of_other_kinds_of_an_operator_on_arrays(traceable):
     np.testing.assert_array_equal(M @ np.arange(4), [0, 2, 4, 6])
 
 
+def test_vectors_of_torch():
+    torch = pytest.importorskip("torch")
+    H = operators.given(lambda v: 2 * v, np.zeros(3, np.float32))
+    for v in (torch.ones(3), torch.ones(3, requires_grad=True), torch.ones(3, dtype=torch.bfloat16)):
+        np.testing.assert_array_equal(H @ v, [2, 2, 2])
+    for v, remedy in ((torch.ones(3).to_sparse(), "to_dense"), (torch.ones(3, device="meta"), "load it first")):
+        with pytest.raises(ValueError, match=rf"^v: a .*{remedy}"):
+            H @ v
+
+
 def test_the_remedy_for_another_operator_works(hessian):
     H, A = hessian
     twice = lla.operators.given(lambda v: jax.tree.map(lambda x: 2 * x, H.mv(v)), H.structure)

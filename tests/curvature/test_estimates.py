@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import signal
 from dataclasses import replace
 
@@ -157,17 +156,6 @@ class TestHonest:
         assert 0.5 < means.std(ddof=1) / sems.mean() < 2
         assert abs(means.mean() - truth) < 4 * means.std() / np.sqrt(40)
 
-    @pytest.mark.parametrize("method", METHODS)
-    def test_it_stops_on_its_own_error(self, method):
-        H = vector_operator(symmetric())
-        loose, tight = (lla.trace(H, KEY, method=method, rtol=r, max_products=4000) for r in (0.05, 0.015))
-        for found, rtol in ((loose, 0.05), (tight, 0.015)):
-            assert found.sem <= rtol * abs(found.mean)
-            assert found.num >= 16
-            assert (found.recipe["converged"], found.recipe["stopped"]) == (True, None)
-            assert abs(found.mean - np.trace(symmetric())) < 4 * found.sem or found.sem == 0
-        assert loose.recipe["products"] < tight.recipe["products"]
-
     def test_where_few_eigenvalues_make_the_trace_fewer_products_do(self):
         H = vector_operator(symmetric_matrix(10.0 * 0.5 ** np.arange(N), dtype=np.float32))
         products = {
@@ -176,24 +164,6 @@ class TestHonest:
         with pytest.warns(UserWarning, match=r"about .* products would do"):
             lla.trace(H, KEY, method="hutchinson", rtol=1e-3, max_products=400)
         assert max(products.values()) <= 50
-
-    @pytest.mark.parametrize("method", METHODS)
-    def test_it_says_when_it_could_not(self, method):
-        A = symmetric(shift=0.0)
-        A -= np.trace(A) / N * np.eye(N, dtype=np.float32)  # the trace is zero: no relative error is small
-        with pytest.warns(UserWarning, match=r"asks for a standard error of") as seen:
-            found = lla.trace(vector_operator(A), KEY, method=method, max_products=48)
-        assert seen[0].filename == __file__
-        assert not found.recipe["converged"]
-        assert found.recipe["products"] <= 48 + CHECK
-        assert abs(found.mean) < 4 * found.sem
-        json.dumps(found.recipe)
-
-    def test_few_draws_are_not_believed(self):
-        with pytest.warns(UserWarning, match="too few draws"):
-            found = lla.trace(vector_operator(symmetric()), KEY, method="hutchinson", rtol=0.9, max_products=8)
-        assert found.num == 8
-        assert not found.recipe["converged"]
 
 
 class TestDiagonal:
@@ -385,8 +355,8 @@ class TestTrouble:
         for call in (lla.trace, lla.frobenius_norm, lla.diagonal):
             with pytest.raises(ValueError, match=r"not symmetric .*it must be A = A'"):
                 call(vector_operator(skew), KEY)
-        assert check_symmetric(vector_operator(symmetric()), KEY) == CHECK
-        assert check_symmetric(vector_operator(np.zeros((N, N), np.float32)), KEY) == CHECK
+        assert check_symmetric(vector_operator(symmetric()), KEY).products == CHECK
+        assert check_symmetric(vector_operator(np.zeros((N, N), np.float32)), KEY).products == CHECK
 
     def test_products_that_are_no_vectors(self):
         with pytest.raises(ValueError, match=r"shape"):
@@ -481,10 +451,3 @@ class TestErrorBarsCover:
         assert (np.array(away) <= 2).mean() >= 0.92
         assert (np.array(away) <= 3).mean() >= 0.965
         assert 0.4 < np.sqrt(np.mean(np.minimum(away, 5) ** 2)) < 1.2
-
-
-def test_a_mean_of_exactly_zero_from_few_draws_is_warned_of():
-    swap = given(lambda v: v[::-1], jnp.zeros(2))
-    with pytest.warns(UserWarning, match="the value may be zero"):
-        found = lla.trace(swap, jax.random.key(0), method="hutchinson", max_products=2)
-    assert (found.mean, found.num) == (0, 2)

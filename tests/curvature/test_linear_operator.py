@@ -152,5 +152,5 @@ def test_every_operator_multiplies_by_its_matrix(name):
     assert np.abs(helpers.flat(H.mv(v)) - a @ x[1]).max() < scale
     assert np.abs(helpers.flat(H.products(stacked), 1) - x @ a).max() < 2 * scale
     chex.assert_trees_all_equal_shapes_and_dtypes(H.product(v), v, H.structure)
-    assert check_symmetric(H, KEY) == 2
+    assert check_symmetric(H, KEY).products == 2
     assert H.space.size == len(a)

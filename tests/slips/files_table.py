@@ -438,7 +438,7 @@ def a_grid_of_nan() -> None:
 def a_grid_too_large_for_a_store() -> None:
     from lla_jax.landscape.store import chunks
 
-    chunks.check_grid(tuple(np.linspace(-1, 1, 1000) for _ in range(3)))
+    chunks.check_storable(tuple(np.linspace(-1, 1, 1000) for _ in range(3)))
 
 
 @slip("sweep-1.json was changed or damaged", "repeat the sweep")

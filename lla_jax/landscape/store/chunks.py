@@ -84,13 +84,13 @@ class DamagedChunk(ValueError):
 # --- the folder of a store
 
 
-def store_folder(store: Any) -> Path | None:
-    """The folder that ``store=`` names, or None.
+def store_folder(store: Any) -> Path:
+    """The folder that the argument ``store`` names.
 
     Raises:
       Misuse: the value is no path, or one that no file system has.
     """
-    return None if store is None else _files.check_path("store", store, "runs/exp1")
+    return _files.check_path("store", store, "runs/exp1")
 
 
 def check_writable(folder: Path, nbytes: int = 0) -> None:
@@ -192,7 +192,7 @@ def add_grid(store: Store, coords: Coords) -> tuple[Store, Coords]:
     """
     while True:
         coords = tuple(_snap(axis, [grid[k] for grid in store.grids]) for k, axis in enumerate(coords))
-        check_grid(coords)
+        check_storable(coords)
         if any(_same(grid, coords) for grid in store.grids):
             return store, coords
         path = store.folder / f"grid-{len(store.grids):03d}.json"
@@ -203,7 +203,7 @@ def add_grid(store: Store, coords: Coords) -> tuple[Store, Coords]:
         store = current
 
 
-def check_grid(coords: Coords) -> None:
+def check_storable(coords: Coords) -> None:
     """Refuse a grid of too many points, or with a coordinate twice: a store knows points by their coordinates."""
     if (num := math.prod(_shape(coords))) > _manifest.MOST_POINTS:
         most = f"a store holds at most {_manifest.MOST_POINTS:,}"

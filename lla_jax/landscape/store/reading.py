@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lla_jax.core import files as _files
-from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.signatures import explained
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import manifest as _manifest
@@ -104,8 +104,6 @@ def status(store: str | os.PathLike[str]) -> Status:
       ValueError: the folder holds no store, or a damaged manifest.
     """
     folder, now = _chunks.store_folder(store), time.time()
-    if folder is None:
-        raise misuse("store", store, "the folder that was given as store=")
     announced = {folder_of(member): points for member, points in read_announcements(folder).items()}
     folders = members(folder)
     points = done = chunks = written = recent = 0

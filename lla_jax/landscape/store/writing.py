@@ -152,7 +152,7 @@ def _begin(job: Job, folder: Path, plan: Plan | None, shards: int) -> tuple[Stor
     Returns:
       (store, result of ``choose_plan``); if another writer made the store first, (its store, None).
     """
-    _chunks.check_grid(job.coords)
+    _chunks.check_storable(job.coords)
     _chunks.check_writable(folder, OVERHEAD)
     if sweep := next(folder.glob("sweep-*.json"), None):
         raise Misuse("store", f"{folder} holds a sweep ({sweep.name}); pass another folder for a landscape", folder)
