@@ -152,8 +152,7 @@ def problem(
 
 def _check_mappings(metrics: Any, extra_data: Any) -> None:
     """Raise a ValueError unless metrics and further data have names."""
-    functions = metrics.values() if isinstance(metrics, Mapping) else [metrics]
-    if metrics is not None and not (isinstance(metrics, Mapping) and all(map(callable, functions))):
+    if metrics is not None and not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
         raise misuse("metrics", metrics, "a dict of functions, such as {'accuracy': lambda outputs, batch: ...}")
     if extra_data is not None and not isinstance(extra_data, Mapping):
         raise misuse("extra_data", extra_data, "a dict of data by name, such as {'test': test_loader}")
@@ -287,11 +286,11 @@ def _read_data(source: Any, name: str, shuffle_ok: bool) -> Any:
             f"{name}: a {type(source).__name__} yields single examples; wrap it in a loader, such as "
             "DataLoader(dataset, 256)"
         )
-    if isinstance(source, torch.Tensor | np.ndarray | jax.Array | tuple | Mapping):
+    if _is_array(source) or isinstance(source, tuple | Mapping):
         data = arrays(source)
         lla_jax.data.num_examples(data)
         return data
-    if isinstance(source, list) and any(isinstance(x, torch.Tensor | np.ndarray | jax.Array) for x in source):
+    if isinstance(source, list) and any(map(_is_array, source)):
         raise ValueError(
             f"{name}: a list of tensors can mean (inputs, labels) or batches of inputs; pass a tuple for the former, "
             "lla_torch.stream(list) for the latter"

@@ -22,14 +22,15 @@ def count_cores() -> int:
 
 
 def prepare_jax(devices: int | None) -> None:
-    """Set the variables that jax reads when it starts (compilation cache, CPU devices), unless the user has set them.
+    """Set the variables that jax and matplotlib read when they start, unless the user has set them.
 
+    They are those of the compilation cache, of the CPU devices and of figures, which are drawn without a window.
     ``devices`` is the number of CPU devices, by default one per core, and never more.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lla_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    os.environ.setdefault("MPLBACKEND", "Agg")  # a factory that shows a figure must not wait for a window
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("MPLBACKEND", "Agg")  # a factory that shows a figure must not wait for a window
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
         cores = count_cores()

@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    """Run the command line of checked words, and return the exit code; a closed pipe is left to ``main``."""
+    """Check the words of a command line, run it, and return the exit code; a closed pipe is left to ``main``."""
     if argv == ["--version"]:
         print(f"lla-jax {__version__}")
         return 0

@@ -39,9 +39,8 @@ def choose_folder(settings: Mapping[str, str], problem: str) -> Path:
         folder = DEFAULT if number == 1 else Path(f"{DEFAULT}-{number}")
         is_free = not chunks.exists(folder) and not (folder / "landscape.npz").exists()
         before = _settings_of(folder)
-        if is_free or (before and all(before.get(name, text) == text for name, text in wanted.items())):
-            break
-        if not before:  # made by the library, or killed early: ``evaluate`` compares
+        # without settings it was made by the library, or killed early: ``evaluate`` compares
+        if is_free or all(before.get(name, text) == text for name, text in wanted.items()):
             break
     if number > 1:
         print_message(f"{DEFAULT} was made with other options; this landscape is kept in {folder} (see --out)")

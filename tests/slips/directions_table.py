@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import numpy as np
 import optax
 
 import lla_jax as lla
+from tests.slips.layers import AXES, KEY, PARAMS, tree
 from tests.slips.slip import table
 
 SLIPS, slip = table()
 
-KEY = jax.random.key(0)
 LOSS = lla.Loss(lambda params, state, batch, train: (batch, state), lambda outputs, batch: outputs)
-
-
-def tree(width: int = 3, fill: float = 0.1) -> Any:
-    first = {"kernel": np.full((2, width), fill, np.float32), "bias": np.full(width, fill, np.float32)}
-    return {"Dense_0": first, "Dense_1": {"kernel": np.full((width, 2), fill, np.float32), "bias": np.zeros(2, "f4")}}
-
-
-PARAMS = tree()
-AXES = lla.Directions(jax.tree.map(lambda a: np.stack([a + 1, a - 2]), PARAMS), {"kind": "given"})
 
 
 @slip("axes", "variables['params']")

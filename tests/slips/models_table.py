@@ -15,11 +15,11 @@ import optax
 from flax import nnx
 
 import lla_jax as lla
+from tests.slips.layers import AXES, KEY, PARAMS, tree
 from tests.slips.slip import table
 
 SLIPS, slip = table()
 
-KEY = jax.random.key(0)
 X = np.linspace(-1, 1, 8, dtype=np.float32).reshape(4, 2)
 DATA = (X, np.arange(4) % 2)
 
@@ -44,15 +44,8 @@ class Noisy(nnx.Module):
         return self.dropout(self.layer(x))
 
 
-def tree(width: int = 3, fill: float = 0.1) -> Any:
-    first = {"kernel": np.full((2, width), fill, np.float32), "bias": np.full(width, fill, np.float32)}
-    return {"Dense_0": first, "Dense_1": {"kernel": np.full((width, 2), fill, np.float32), "bias": np.zeros(2, "f4")}}
-
-
-VARIABLES = {"params": tree()}
-PARAMS = VARIABLES["params"]
+VARIABLES = {"params": PARAMS}
 LOSS = lla.from_linen(Net(), VARIABLES, criterion)
-AXES = lla.Directions(jax.tree.map(lambda a: np.stack([a + 1, a - 2]), PARAMS), {"kind": "given"})
 
 
 def noisy() -> Noisy:

@@ -48,6 +48,11 @@ def a_line_of_nothing() -> None:
     plotting.line(None)
 
 
+@slip("landscape", "None given", "a Landscape, as lla.evaluate returns it")
+def a_line_of_nothing_without_a_value() -> None:
+    plotting.line(None, [])
+
+
 @slip("landscape", "panels or contour with {name: landscape}")
 def a_contour_of_a_list() -> None:
     plotting.contour([PLANE, PLANE])

@@ -15,12 +15,7 @@ import scipy.sparse
 
 import lla_jax as lla
 from tests.slips.slip import table
-
-try:
-    import lla_torch
-    import torch
-except ImportError:  # then the rows at the end are left out
-    torch = None
+from tests.slips.torch_case import case, lla_torch, torch
 
 SLIPS, slip = table()
 
@@ -40,11 +35,6 @@ LOSS = lla.Loss(
 @functools.cache
 def operator() -> Any:
     return lla.operators.given(lambda v: jax.tree.map(lambda x: 2 * x, v), PARAMS)
-
-
-@functools.cache
-def net() -> Any:
-    return lla_torch.convert(torch.nn.Linear(3, 2), torch.zeros(2, 3))
 
 
 def rows(*calls: tuple[str, Any, tuple[str, ...]]) -> None:
@@ -284,20 +274,20 @@ rows(
 if torch is not None:
     rows(
         ("a_conversion_without_inputs", lambda: lla_torch.convert(torch.nn.Linear(3, 2)), ("example_inputs: missing",)),
-        ("a_torch_loss_without_a_criterion", lambda: net().loss(), ("criterion: missing", "torch loss module")),
-        ("a_network_without_variables", lambda: net().apply(), ("variables: missing", "net.variables")),
-        ("a_certificate_without_a_batch", lambda: lla_torch.certify(torch.nn.Linear(3, 2), net()), ("batch: missing",)),
+        ("a_torch_loss_without_a_criterion", lambda: case().net.loss(), ("criterion: missing", "torch loss module")),
+        ("a_network_without_variables", lambda: case().net.apply(), ("variables: missing", "net.variables")),
+        ("a_certificate_without_a_batch", lambda: lla_torch.certify(case().module, case().net), ("batch: missing",)),
         ("a_torch_problem_of_a_module_alone", lambda: lla_torch.problem(torch.nn.Linear(3, 2)), ("missing",)),
         ("a_checkpoint_without_a_net", lambda: lla_torch.load_checkpoint("model.pt"), ("net: missing",)),
         ("inputs_of_convert", lambda: lla_torch.convert(None, inputs=1), ("did you mean example_inputs?",)),
         (
             "reduction_of_a_loss",
-            lambda: net().loss(len, reduction="sum"),
+            lambda: case().net.loss(len, reduction="sum"),
             ("reduction: Net.loss() has no such argument",),
         ),
-        ("strictness", lambda: lla_torch.load_checkpoint("a", net(), stric=True), ("did you mean strict?",)),
+        ("strictness", lambda: lla_torch.load_checkpoint("a", case().net, stric=True), ("did you mean strict?",)),
         ("of_torch", lambda: lla_torch.from_torch, ("did you mean lla_torch.convert(",)),
-        ("parameters_of_a_net", lambda: net().params, ("did you mean variables['params']?",)),
-        ("weights_of_a_net", lambda: net().forward, ("has no attribute 'forward'", "apply")),
-        ("a_net_unpacked", lambda: tuple(net()), ("net.apply", "net.variables")),
+        ("parameters_of_a_net", lambda: case().net.params, ("did you mean variables['params']?",)),
+        ("weights_of_a_net", lambda: case().net.forward, ("has no attribute 'forward'", "apply")),
+        ("a_net_unpacked", lambda: tuple(case().net), ("net.apply", "net.variables")),
     )

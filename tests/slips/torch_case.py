@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import lla_jax as lla
+from tests.slips import slip
 
 try:
     import lla_torch
     import torch
     from torch import nn
+    from torch.nn import functional as F
 except ImportError:  # the tables are empty
-    pass
+    lla_torch = torch = nn = F = None
+
+
+def table() -> tuple[list[slip.Slip], Callable[..., Callable]]:
+    """``slip.table``, whose list stays empty without torch: then there is nothing to try."""
+    slips, add = slip.table()
+    return [] if torch is None else slips, add
 
 
 class Case(NamedTuple):

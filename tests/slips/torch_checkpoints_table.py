@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import lla_jax as lla
-from tests.slips.slip import table
-from tests.slips.torch_case import case, folder
+from tests.slips.torch_case import case, folder, lla_torch, nn, table, torch
 
 SLIPS, slip = table()
-
-try:
-    import lla_torch
-    import torch
-    from torch import nn
-except ImportError:  # without torch there is nothing to try
-    SLIPS = []
 
 
 # --- checkpoints

@@ -9,18 +9,9 @@ import jax
 import numpy as np
 
 import lla_jax as lla
-from tests.slips.slip import table
-from tests.slips.torch_case import case, hessian
+from tests.slips.torch_case import F, case, hessian, lla_torch, nn, table, torch
 
 SLIPS, slip = table()
-
-try:
-    import lla_torch
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
-except ImportError:  # without torch there is nothing to try
-    SLIPS = []
 
 
 # --- criteria

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.slips.slip import table
-from tests.slips.torch_case import case
+from tests.slips.torch_case import case, lla_torch, nn, table, torch
 
 SLIPS, slip = table()
-
-try:
-    import lla_torch
-    import torch
-    from torch import nn
-except ImportError:  # without torch there is nothing to try
-    SLIPS = []
 
 
 # --- modules

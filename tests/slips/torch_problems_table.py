@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.slips.slip import command, table
-from tests.slips.torch_case import case
+from tests.slips.slip import command
+from tests.slips.torch_case import F, case, lla_torch, nn, table, torch
 
 SLIPS, slip = table()
-
-try:
-    import lla_torch
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
-except ImportError:  # without torch there is nothing to try
-    SLIPS = []
 
 
 # --- problems and streams

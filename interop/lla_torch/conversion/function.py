@@ -202,8 +202,8 @@ def _collect_tensors(pattern: Any, value: Any, name: str, tensors: dict[int, Any
             _collect_tensors(each, value[key], f"{name}[{key!r}]", tensors)
     elif isinstance(pattern, tuple):
         if not isinstance(value, tuple | list) or len(value) != len(pattern):
-            names = " (the others were given by name, in example_kwargs)" if not pattern else ""
-            count = f"{len(pattern)} value{'s' * (len(pattern) != 1)}, as at conversion{names}"
+            by_name = " (the others were given by name, in example_kwargs)" if not pattern else ""
+            count = f"{len(pattern)} value{'s' * (len(pattern) != 1)}, as at conversion{by_name}"
             way = "give inputs by position, nested as example_inputs, and options by name, as train=True"
             raise _nesting_error(name, value, count, way)
         for i, (each, v) in enumerate(zip(pattern, value, strict=True)):

@@ -22,7 +22,7 @@ from lla_torch.program.views import View
 from lla_torch.tracing.calls import Call, as_tensors, refuse_loaders
 from lla_torch.tracing.exporting import export
 from lla_torch.tracing.guards import ConversionError
-from lla_torch.weights.arguments import check_module, floating_type
+from lla_torch.weights.arguments import floating_type
 from lla_torch.weights.names import NameMap, as_jax, keeps_64_bits, to_array
 
 
@@ -112,8 +112,7 @@ def _refuse_hidden_tensors(call: Call) -> None:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside of torch.compile, DataParallel and DistributedDataParallel; a ValueError if it is no module."""
-    check_module(module)
+    """The module inside of torch.compile, DataParallel and DistributedDataParallel, or the module itself."""
     while True:
         inner = getattr(module, "_orig_mod", None)  # torch.compile
         if inner is None and isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):

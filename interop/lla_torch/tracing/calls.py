@@ -41,9 +41,7 @@ def as_tensors(x: Any, keep: bool = False) -> Any:
     is_array = lambda leaf: isinstance(leaf, np.ndarray | jax.Array)  # noqa: E731
 
     def convert(leaf: Any) -> Any:
-        if (
-            isinstance(leaf, Mapping) and not keep
-        ):  # of a class that torch does not know, such as a tokenizer's BatchEncoding
+        if isinstance(leaf, Mapping) and not keep:  # unknown to torch, such as a tokenizer's BatchEncoding
             return {name: as_tensors(value) for name, value in leaf.items()}
         return to_tensor(leaf) if is_array(leaf) else leaf
 
@@ -85,13 +83,15 @@ def _remedy(error: Exception, module: nn.Module, args: Any, kwargs: Mapping[str,
     if type(module).forward is nn.Module.forward:
         children = [name for name, _ in module.named_children()]
         return f"this module has no forward pass; take one inside that has, of {children}, or nn.Sequential of several"
+    entries = _way_to_entries(module.forward, args)
     if misfit := _misfit(module.forward, args, kwargs):
-        return misfit
+        of_batch = len(args) == 2 and not kwargs and not _misfit(module.forward, args[:1], {})
+        inputs_alone = "of a batch (inputs, labels) give the inputs alone, batch[0]" if of_batch else ""
+        by_kind = "give arguments by position as a tuple, (x, y), and others by name, example_kwargs"
+        return f"forward takes {misfit}; {entries or inputs_alone or by_kind}"
+    if entries:
+        return entries
     text = str(error)
-    if args and isinstance(args[-1], Mapping):
-        return "pass arguments by name as example_kwargs={...}"
-    if len(args) == 1 and isinstance(args[0], tuple | list) and _binds(inspect.signature(module.forward), args[0]):
-        return "give the entries of the tuple one by one"
     if not Call(tuple(args), dict(kwargs)).tensors:
         return "give tensors or arrays, such as torch.tensor(...) of a list"
     if "scalar types: Long, Int" in text:
@@ -104,7 +104,7 @@ def _remedy(error: Exception, module: nn.Module, args: Any, kwargs: Mapping[str,
 
 
 def _misfit(function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> str:
-    """What to do about arguments that do not fit a function's signature; "" if they do."""
+    """The signature of a function that arguments do not fit, with Python's words for it; "" if they do."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some callables have none
@@ -112,23 +112,17 @@ def _misfit(function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) 
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        takes = f"forward takes {signature} ({error})"
-        labels = len(args) == 2 and not kwargs and _binds(signature, args[:1])
-        hint = "of a batch (inputs, labels) give the inputs alone, batch[0]" if labels else ""
-        if args and isinstance(args[-1], Mapping):
-            hint = "pass the entries of a dict by name, example_kwargs={...}"
-        elif len(args) == 1 and isinstance(args[0], tuple | list) and _binds(signature, args[0]):
-            hint = "give the entries of a tuple one by one"
-        return f"{takes}; {hint or 'give arguments by position as a tuple, (x, y), and others by name, example_kwargs'}"
+        return f"{signature} ({error})"
     return ""
 
 
-def _binds(signature: inspect.Signature, args: Any) -> bool:
-    try:
-        signature.bind(*args)
-    except TypeError:
-        return False
-    return True
+def _way_to_entries(function: Callable[..., Any], args: Any) -> str:
+    """How to pass a dict or a tuple whose entries are the arguments of a function; "" if none is given."""
+    if args and isinstance(args[-1], Mapping):
+        return "pass the entries of a dict by name, example_kwargs={...}"
+    if len(args) == 1 and isinstance(args[0], tuple | list) and not _misfit(function, args[0], {}):
+        return "give the entries of a tuple one by one"
+    return ""
 
 
 def why_step_fails(error: Exception, step: Any, module: nn.Module, batch: Any, place: str) -> str:
@@ -140,7 +134,7 @@ def why_step_fails(error: Exception, step: Any, module: nn.Module, batch: Any, p
             "step = lambda module, batch: loss(module(batch[0]), batch[1])"
         )
     elif misfit := _misfit(step, (module, batch), {}):
-        remedy = f"a step takes two arguments, step(module, batch): {misfit.split('; ')[0].replace('forward', 'it', 1)}"
+        remedy = f"a step takes two arguments, step(module, batch): it takes {misfit}"
     elif callable(step) and "is not callable" in str(error):
         remedy += "; the module is its first argument and the batch its second"
     return (

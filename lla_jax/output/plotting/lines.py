@@ -40,6 +40,7 @@ def line(
     Raises:
       ValueError: as ``surface``.
     """
+    reading.check_landscape(landscape)
     names = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
     if not names:
         raise misuse("value", value, f"one name or several of {reading.quote(landscape.values)}")
@@ -83,8 +84,7 @@ def train_test(
       ValueError: as ``surface``; values of these names that the landscape lacks.
     """
     check_flag("log", log)
-    if not isinstance(landscape, Landscape):
-        raise reading.wrong_object("landscape", landscape, "a Landscape, as lla.evaluate returns it")
+    reading.check_landscape(landscape)
     check_choice("loss", loss, landscape.values, "the names of this landscape's values")
     if accuracy is not None:
         check_choice("accuracy", accuracy, landscape.values, "or None, which leaves it out")

@@ -250,14 +250,14 @@ def picture(
     Raises:
       ValueError: as ``surface``.
     """
-    common = scales.scale([plane.z for plane in planes.values()], value, levels, log, cap, least)  # also the checks
+    arrays = [plane.z for plane in planes.values()]
+    common = scales.scale(arrays, value, levels, log, cap, least)  # also the checks
     if ax is not None and len(planes) > 1:
         raise Misuse("ax", f"given with {len(planes)} landscapes, but it takes one; leave ax out")
     style.check_axes(ax, f"a {kind}")
-    known = scales.finite([plane.z for plane in planes.values()], value, log)
-    if cap is not None and cap < known.min():
-        lowest = f"above the smallest value, {known.min():.4g}, or None"
-        raise misuse("cap", cap, f"{lowest}; below it all values would be drawn as one")
+    if cap is not None and cap < (lowest := scales.finite(arrays, value, log).min()):
+        rule = f"above the smallest value, {lowest:.4g}, or None; below it all values would be drawn as one"
+        raise misuse("cap", cap, rule)
     solo, shared = len(planes) == 1, shared or len(planes) == 1
     fig, axes, width = (ax.figure, [ax], 42) if ax is not None else _page(len(planes), kind)
     # a note or caption that all panels have in common is written once, others above each panel

@@ -133,6 +133,18 @@ def wrong_object(argument: str, value: Any, rule: str) -> Misuse:
     return misuse(argument, value, "; ".join(filter(None, (rule, _how_to_draw(value)))))
 
 
+def check_landscape(landscape: object, argument: str = "landscape", others: str = "") -> None:
+    """Refuse what is no landscape, with how it is drawn.
+
+    Args:
+      landscape: the user's argument.
+      argument: its name, for the message.
+      others: what else it may be, for the message.
+    """
+    if not isinstance(landscape, Landscape):
+        raise wrong_object(argument, landscape, f"a Landscape, as lla.evaluate returns it{others}")
+
+
 def _how_to_draw(value: Any) -> str:
     """How a user draws an object that stands in the wrong place; empty where nothing is known of it."""
     if isinstance(value, Landscape):
@@ -187,9 +199,8 @@ def read(
     Raises:
       ValueError: another type or number of axes, an unknown value, values of another shape than the coordinates.
     """
-    if not isinstance(landscape, Landscape):
-        several = ", or {name: landscape}" if function == "contour" and argument == "landscape" else ""
-        raise wrong_object(argument, landscape, f"a Landscape, as lla.evaluate returns it{several}")
+    several = ", or {name: landscape}" if function == "contour" and argument == "landscape" else ""
+    check_landscape(landscape, argument, several)
     if landscape.dims != dims:
         use = f"so use {_DRAWS[landscape.dims]}" if landscape.dims in _DRAWS else "so evaluate on fewer axes"
         axes = "1 axis" if dims == 1 else f"{dims} axes"
