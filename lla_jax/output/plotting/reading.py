@@ -185,7 +185,7 @@ def _how_to_draw_several(values: list[Any]) -> str:
 
 
 def read(
-    landscape: object, value: Any, dims: int, function: str, argument: str = "landscape"
+    landscape: Any, value: Any, dims: int, function: str, argument: str = "landscape"
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """(increasing coordinates of each axis, values sorted likewise): copies, with NaN for values that are not finite.
 
