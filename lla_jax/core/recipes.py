@@ -50,6 +50,8 @@ LANDSCAPE = (
 OPERATOR = ("kind", "params", "data", "select", "masked")
 """The entries that decide which matrix an operator is."""
 
+LARGE = 64_000_000  # bytes of a leaf above which fingerprints of before knew a sample only
+PIECE = 2**24  # bytes of an array that is not contiguous which are copied at a time
 ROUNDING = 1e-5  # relative difference between machines, orders of summation and plans
 START_ANEW = "start anew without resume"
 NOT_COMPARED = ("plan", "versions", "lowest", "bits", "lost")  # entries that decide no value
@@ -107,7 +109,7 @@ def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs |
     check_same("resume", f"the partial result of {recipe['kind']}", resume.recipe, recipe, recipe, START_ANEW)
     sealed = resume.recipe.get("seal")  # results of before have none
     with reading_state():
-        if resume.state is not None and sealed is not None and seal(resume.state)["seal"] != sealed:
+        if resume.state is not None and sealed is not None and not same(seal(resume.state)["seal"], sealed):
             raise ValueError("its arrays are not those that on_partial got")
 
 
@@ -161,7 +163,15 @@ def same(one: Any, two: Any) -> bool:
         return one.keys() == two.keys() and all(same(one[k], two[k]) for k in one)
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
         return same_numbers(one, two) or (len(one) == len(two) and all(map(same, one, two)))
-    return same_numbers(one, two) or _to_text(one) == _to_text(two)
+    return same_numbers(one, two) or _to_text(one) == _to_text(two) or _same_sample(one, two)
+
+
+def _same_sample(one: Any, two: Any) -> bool:
+    """Whether one is a fingerprint of before, which read a sample of large leaves, and the other has this sample."""
+    if not (isinstance(one, str) and isinstance(two, str)):
+        return False
+    short, long = sorted((one, two), key=len)
+    return re.fullmatch("[0-9a-f]{16}", short) is not None and long.startswith(short + "-")
 
 
 def same_numbers(one: Any, two: Any) -> bool:
@@ -241,10 +251,12 @@ def describe(data: Any) -> dict[str, Any]:
 def fingerprint(tree: PyTree) -> str:
     """A hash of the names, shapes, dtypes and contents of all leaves; 16 hex digits.
 
-    Of a leaf above 64 MB a fixed sample of the contents is read. Of a ``Whole`` its other
-    leaves count too.
+    Where leaves are above 64 MB, a dash and 16 hex digits more follow, a hash of all their bytes: the first 16 know a
+    sample of these leaves only, as the whole fingerprint did before, and so agree with recipes of before. Of a
+    ``Whole`` its other leaves count too.
     """
-    digest = hashlib.blake2b(digest_size=8)
+    digest, large = hashlib.blake2b(digest_size=8), hashlib.sha256(usedforsecurity=False)
+    has_large = False
     if isinstance(tree, Whole):
         rest = repr((tree.form.structure, [(number, value) for number, _, value in tree.form.fixed]))
         digest.update(re.sub(r" at 0x[0-9a-f]+", "", rest).encode())  # addresses differ between processes
@@ -254,8 +266,24 @@ def fingerprint(tree: PyTree) -> str:
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
         digest.update(f"{path}:{array.shape}:{array.dtype}".encode())
-        rows = array.reshape(-1)
-        if array.nbytes > 64_000_000:
-            rows = rows[:: -(-array.nbytes // 64_000_000)]
-        digest.update(np.ascontiguousarray(rows).tobytes())
-    return digest.hexdigest()
+        if array.nbytes <= LARGE:
+            digest.update(np.ascontiguousarray(array.reshape(-1)).tobytes())
+            continue
+        has_large = True
+        rows = array.reshape(-1) if array.flags.c_contiguous else array.flat
+        digest.update(np.ascontiguousarray(rows[:: -(-array.nbytes // LARGE)]).tobytes())
+        for piece in _pieces(array):
+            large.update(piece.data)
+    return digest.hexdigest() + (f"-{large.hexdigest()[:16]}" if has_large else "")
+
+
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The bytes of an array in row-major order, in pieces; only an array that is not contiguous is copied for it."""
+    if array.flags.c_contiguous:
+        yield array.reshape(-1).view(np.uint8)
+    elif array.nbytes > PIECE:  # as many rows at a time as fit, of which a single one may be too large
+        step = max(1, PIECE * len(array) // array.nbytes)
+        for start in range(0, len(array), step):
+            yield from _pieces(array[start] if step == 1 else array[start : start + step])
+    else:
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)

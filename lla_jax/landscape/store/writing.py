@@ -6,6 +6,7 @@ its own, so that several writers rarely compute the same chunk, and early chunks
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -21,9 +22,10 @@ from lla_jax.core.recipes import versions
 from lla_jax.core.results import Landscape
 from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress, report_part
-from lla_jax.landscape import planning
+from lla_jax.landscape import planning, probes
 from lla_jax.landscape.jobs import Job, group_size
 from lla_jax.landscape.points import check_values, compute_means
+from lla_jax.landscape.probes import Kept
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.chunks import Chunk, DamagedChunk, Store
@@ -94,7 +96,7 @@ def compute(
         recipe = store.manifest["recipe"]
         most = max(math.prod(map(len, store.grids[0])), job.num)
         choice = planning.choose_plan(job, planning.plan_from_recipe(recipe, most))
-        recipes.check_same_values("store", recipe, choice[1], folder)
+        _check_functions(job, store, choice)
         log.info("store: %s was begun before; its plan is obeyed", folder)
     plan, _, seconds = choice
     store, coords = _chunks.add_grid(store, job.coords)
@@ -131,6 +133,30 @@ def compute(
     return result
 
 
+def _check_functions(job: Job, store: Store, choice: tuple[Plan, Any, float | None]) -> None:
+    """Raise a ValueError if the loss or another function is not that by which the store was begun."""
+    (plan, now, seconds), then = choice, store.manifest["recipe"]
+    if now["deterministic"]:
+        recipes.check_same_values("store", then, now, store.folder)
+        probes.check("store", job, plan, seconds, then, _some_finished(store), store.folder)
+
+
+def _some_finished(store: Store) -> Kept | None:
+    """The values at the ends of the first and of the last finished chunk that can be read; None if there are none."""
+    size = int(store.manifest["points"])
+    every = [Chunk(grid, i) for grid, new in enumerate(store.new) for i in range(-(-len(new) // size))]
+    ends = (next((c for c in chunks if _chunks.path_of(store, c).exists()), None) for chunks in (every, every[::-1]))
+    parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+    for chunk in dict.fromkeys(c for c in ends if c is not None):
+        with contextlib.suppress(OSError, DamagedChunk):  # which is reported where all chunks are read
+            means, _ = _chunks.load(store, chunk)
+            parts.append((_chunks.points(store, chunk)[[0, -1]], {k: x[[0, -1]] for k, x in means.values.items()}))
+    if not parts:
+        return None
+    coords, values = zip(*parts, strict=True)
+    return Kept(np.concatenate(coords), {name: np.concatenate([x[name] for x in values]) for name in values[0]})
+
+
 def _bytes_needed(store: Store, points: int, chunks: int) -> int:
     """The bytes that the values and standard errors at ``points`` points take in ``chunks`` files."""
     return 16 * len(store.manifest["names"]) * points + OVERHEAD * chunks
@@ -159,7 +185,7 @@ def _begin(job: Job, folder: Path, plan: Plan | None, shards: int) -> tuple[Stor
     most = -(-job.num // (PER_SHARD * shards)) if shards > 1 else job.num
     plan, recipe, seconds = planning.choose_plan(job, plan, most)
     size = _chunk_points(job, plan, seconds, most, shards)
-    recipe["plan"] = planning.plan_recipe(job, plan)
+    recipe |= {"plan": planning.plan_recipe(job, plan), "corners": probes.record(job, plan, seconds)}
     coords = [axis.tolist() for axis in job.coords]
     store, ours = _chunks.create(folder, _manifest.make(recipe, recipes.LANDSCAPE, coords, job.task.names, size))
     return store, (plan, recipe, seconds) if ours else None
