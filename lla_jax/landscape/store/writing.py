@@ -6,7 +6,6 @@ its own, so that several writers rarely compute the same chunk, and early chunks
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
@@ -25,8 +24,8 @@ from lla_jax.execution.progress import Progress, report_part
 from lla_jax.landscape import planning, probes
 from lla_jax.landscape.jobs import Job, group_size
 from lla_jax.landscape.points import check_values, compute_means
-from lla_jax.landscape.probes import Kept
 from lla_jax.landscape.store import chunks as _chunks
+from lla_jax.landscape.store import finished
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.chunks import Chunk, DamagedChunk, Store
 
@@ -138,23 +137,7 @@ def _check_functions(job: Job, store: Store, choice: tuple[Plan, Any, float | No
     (plan, now, seconds), then = choice, store.manifest["recipe"]
     if now["deterministic"]:
         recipes.check_same_values("store", then, now, store.folder)
-        probes.check("store", job, plan, seconds, then, _some_finished(store), store.folder)
-
-
-def _some_finished(store: Store) -> Kept | None:
-    """The values at the ends of the first and of the last finished chunk that can be read; None if there are none."""
-    size = int(store.manifest["points"])
-    every = [Chunk(grid, i) for grid, new in enumerate(store.new) for i in range(-(-len(new) // size))]
-    ends = (next((c for c in chunks if _chunks.path_of(store, c).exists()), None) for chunks in (every, every[::-1]))
-    parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
-    for chunk in dict.fromkeys(c for c in ends if c is not None):
-        with contextlib.suppress(OSError, DamagedChunk):  # which is reported where all chunks are read
-            means, _ = _chunks.load(store, chunk)
-            parts.append((_chunks.points(store, chunk)[[0, -1]], {k: x[[0, -1]] for k, x in means.values.items()}))
-    if not parts:
-        return None
-    coords, values = zip(*parts, strict=True)
-    return Kept(np.concatenate(coords), {name: np.concatenate([x[name] for x in values]) for name in values[0]})
+        probes.check("store", job, plan, seconds, then, finished.ends(store), store.folder)
 
 
 def _bytes_needed(store: Store, points: int, chunks: int) -> int:
