@@ -22,6 +22,7 @@ import numpy as np
 
 from lla_jax._version import __version__
 from lla_jax.core import files as _files
+from lla_jax.core import precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream, num_examples
@@ -54,7 +55,7 @@ LARGE = 64_000_000  # bytes of a leaf above which fingerprints of before knew a 
 PIECE = 2**24  # bytes of an array that is not contiguous which are copied at a time
 ROUNDING = 1e-5  # relative difference between machines, orders of summation and plans
 START_ANEW = "start anew without resume"
-NOT_COMPARED = ("plan", "versions", "lowest", "bits", "lost")  # entries that decide no value
+NOT_COMPARED = ("plan", "versions", "lowest", "bits", "lost", "centres")  # entries that decide no value
 
 
 class Differs(Misuse):
@@ -144,9 +145,9 @@ def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, 
     """
     if not now["deterministic"] or then.get("probe_rows") != now["probe_rows"]:
         return
-    before = then.get("probe", {})
+    before, rounding = then.get("probe", {}), max(ROUNDING, 2.0 ** -now["precision"].get("bits", precision.SINGLE))
     for name, value in now["probe"].items():
-        if not same_numbers(before.get(name, value), value):
+        if not same_numbers(before.get(name, value), value, rounding):
             raise Differs(
                 argument,
                 {"functions": f"{before[name]} -> {value}"},
@@ -174,10 +175,10 @@ def _same_sample(one: Any, two: Any) -> bool:
     return re.fullmatch("[0-9a-f]{16}", short) is not None and long.startswith(short + "-")
 
 
-def same_numbers(one: Any, two: Any) -> bool:
+def same_numbers(one: Any, two: Any, rounding: float = ROUNDING) -> bool:
     """Whether both are floating numbers, or equally long lists of them, that differ by rounding at most.
 
-    Rounding is 1e-5 of the largest entry of ``two``; entries that are NaN or infinite must be equal.
+    Rounding is relative to the largest entry of ``two``; entries that are NaN or infinite must be equal.
     """
     if not (_are_floats(one) and _are_floats(two)):
         return False
@@ -187,7 +188,7 @@ def same_numbers(one: Any, two: Any) -> bool:
     finite = np.isfinite(a) & np.isfinite(b)
     scale = np.abs(b[finite]).max(initial=0)
     return np.array_equal(a[~finite], b[~finite], equal_nan=True) and bool(
-        np.all(np.abs(a[finite] - b[finite]) <= ROUNDING * scale)
+        np.all(np.abs(a[finite] - b[finite]) <= rounding * scale)
     )
 
 

@@ -26,6 +26,7 @@ from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Goal, Ritz, Search
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
 from lla_jax.curvature.units import OutOfRange, Unit, adapt
+from lla_jax.directions import centres
 from lla_jax.execution import progress as _progress
 from lla_jax.execution import sharding
 from lla_jax.execution.interrupts import deferred_interrupts
@@ -229,6 +230,7 @@ def _pairs(
         residuals=residuals.tolist(),
         names=[f"eigenvector {i + 1} (lambda = {value:.3g})" for i, value in enumerate(values)],
         operator=H.recipe.get("kind", "given"),
+        **centres.of_operator(H.recipe),
     )
     recipe["products"] = products
     directions = Directions(H.embed(H.place(_tree.stack(vectors))), about)

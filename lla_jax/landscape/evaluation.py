@@ -15,6 +15,7 @@ from lla_jax.core.data import Stream
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Directions, Execution, Loss, PyTree, UpdateRule
+from lla_jax.directions import centres
 from lla_jax.directions.checks import check_axes
 from lla_jax.execution.progress import AskedProgress, check_on_partial, takes_progress
 from lla_jax.landscape import grids, jobs, memory, rules, sweeps
@@ -132,7 +133,8 @@ def evaluate(
       OSError: a store that cannot be written or a disk that is full; finished chunks are kept.
 
     Warns:
-      UserWarning: non-finite cells (their fraction), a loss that is not deterministic, damaged chunks of a store.
+      UserWarning: axes that were normalized to other parameters, or are the gradient, moments or eigenvectors of
+        others; non-finite cells (their fraction), a loss that is not deterministic, damaged chunks of a store.
 
     Example:
       >>> axes = lla.directions.normalize(lla.directions.random(jax.random.key(0), params), params)
@@ -167,6 +169,12 @@ def evaluate(
         raise Misuse("resume", "continues one landscape held in memory; leave store out, and pass one Directions")
     shard = writing.check_shard(shard, store)
     folder = None if store is None else _chunks.store_folder(store)
+    centre = params, job.recipe["params"]["fingerprint"]
+    if isinstance(directions, Directions):
+        centres.warn_of_others("directions", directions.recipe, *centre)
+    else:
+        for i, axes in enumerate(directions):
+            centres.warn_of_others(f"directions[{i}]", axes.recipe, *centre)
     if isinstance(directions, Directions):
         job = jobs.set_axes(job, directions)
         if folder is None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lla_jax.core import recipes
+from lla_jax.core import precision, recipes
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.recipes import Differs
@@ -168,7 +168,7 @@ def _rows(job: Job) -> dict[str, int | None]:
 def _compare(argument: str, before: Kept, now: Means, job: Job, path: Path | None) -> None:
     """Raise ``Differs`` for the first value that differs by more than rounding."""
     losses = {prefix + "loss" for prefix in job.task.sets}
-    rounding = max(recipes.ROUNDING, 2.0 ** -job.recipe["precision"].get("bits", 24))
+    rounding = max(recipes.ROUNDING, 2.0 ** -job.recipe["precision"].get("bits", precision.SINGLE))
     for name, new in now.values.items():
         old = before.values.get(name)
         if old is None:
