@@ -51,6 +51,7 @@ LANDSCAPE = (
 OPERATOR = ("kind", "params", "data", "select", "masked")
 """The entries that decide which matrix an operator is."""
 
+UNORDERED = ("metrics", "point_metrics")  # entries whose order decides no value
 LARGE = 64_000_000  # bytes of a leaf above which fingerprints of before knew a sample only
 PIECE = 2**24  # bytes of an array that is not contiguous which are copied at a time
 ROUNDING = 1e-5  # relative difference between machines, orders of summation and plans
@@ -133,8 +134,14 @@ def reading_state() -> Iterator[None]:
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
     """{name: "then -> now"} of the named entries that differ between two recipes; plan and versions are ignored."""
+    then, now = ({k: _sort(k, value) for k, value in recipe.items()} for recipe in (then, now))
     names = [name for name in names if name not in NOT_COMPARED]
     return {k: _difference(then.get(k), now.get(k)) for k in names if not same(then.get(k), now.get(k))}
+
+
+def _sort(name: str, value: Any) -> Any:
+    """An entry whose order says nothing, sorted; any other as it is."""
+    return sorted(value, key=str) if name in UNORDERED and isinstance(value, list) else value
 
 
 def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, Any], path: Path | None = None) -> None:
