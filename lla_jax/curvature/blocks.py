@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lla_jax.core import data as _data
-from lla_jax.core import precision
+from lla_jax.core import interrupts, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.data import Stream
@@ -226,10 +226,10 @@ def _stream_at(
             blocks = _uncut_batches(by, count, batch_size) if uncut else _blocks(by, rows, row_bytes, batch_size)
             for block in blocks:
                 sums = products.sums_step(here, space, block, v, by=by)
-                total = sums if total is None else products.plus_step(total, sums)
+                total = sums if total is None else products.add(total, sums)
                 if params_mesh is not None:
                     total = sharding.wait_on_cpu(total)
-        total = products.add_up(by, total)
+        total = products.add_up(by, interrupts.wait(total))
         total = _exchange(by, v, total) if together else total
         if not allow_nondeterministic:
             _check_same_pass(values, products.over_devices(by, total[1]))
