@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 Tree = TypeVar("Tree")
 
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
+GRACE_S = 1.0  # for code of the user that is called again and again, such as a loader of data
 AGAIN_S = 0.02  # after which an interrupt that was swallowed is raised again
 LONG_S = 0.1  # a loop whose longest wait took less has no time for more than waiting
 LONGEST_PAUSE_S = 0.01  # between two looks
@@ -38,6 +39,7 @@ class _Handler:
     def __init__(self, before: Callable[[int, FrameType | None], object]):
         self.before = before
         self.defers = False  # whether a first signal waits for the next check
+        self.grace: float | None = None  # seconds for which it waits at most
         self.pending = False  # whether a signal waits, or was raised where it may be swallowed
         self.received = False  # whether there was any
         self.leaving = False  # whether the program is at its end
@@ -51,6 +53,8 @@ class _Handler:
         self.pending = self.received = True
         if not waits:
             self.act(frame)
+        elif self.grace is not None:
+            _after(self.grace, self.end_grace)
 
     def act(self, frame: FrameType | None = None) -> None:
         """Call the previous handler; a signal is forgotten where that raises nothing."""
@@ -68,9 +72,12 @@ class _Handler:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             self.hook(unraisable)
         elif self.pending and not self.leaving:
-            timer = threading.Timer(AGAIN_S, self.send_again)
-            timer.daemon = True
-            timer.start()
+            _after(AGAIN_S, self.send_again)
+
+    def end_grace(self) -> None:
+        """Send the signal again if it still waits, and need not."""
+        if self.grace is not None:
+            self.send_again()
 
     def send_again(self) -> None:
         """Send the signal again if nothing has acted on it; from another thread."""
@@ -113,28 +120,31 @@ def deferred_interrupts() -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def prompt_interrupts() -> Iterator[Callable[[], None]]:
+def prompt_interrupts(grace: float | None = None) -> Iterator[Callable[[], None]]:
     """Make Ctrl-C in a ``with`` block act at once, also inside ``deferred_interrupts``: for code that may take long.
 
     An interrupt that is swallowed (by the garbage collector, a ``__del__``, a callback of a compiled program, an
     ``except BaseException``) is raised again: soon, at the next check, or at the end of the block. An error that comes
     of it, as of an import that it stopped, becomes an interrupt. Otherwise as ``deferred_interrupts``.
+
+    Args:
+      grace: seconds for which the interrupt waits for the end of the block before it acts; None for at once.
     """
-    with _section(defers=False) as check:
+    with _section(defers=grace is not None, grace=grace) as check:
         yield check
 
 
 @contextlib.contextmanager
-def _section(defers: bool) -> Iterator[Callable[[], None]]:
+def _section(defers: bool, grace: float | None = None) -> Iterator[Callable[[], None]]:
     handler = _current()
     is_outermost = handler is None
     if handler is None and (handler := _install()) is None:
         yield lambda: None
         return
-    outer, longest = handler.defers, handler.longest
-    handler.defers = defers
+    outer, longest, outer_grace = handler.defers, handler.longest, handler.grace
+    handler.defers, handler.grace = defers, grace
     try:
-        if not defers:
+        if not defers or grace is not None:
             handler.check()
         if not outer:
             handler.longest = None
@@ -143,7 +153,7 @@ def _section(defers: bool) -> Iterator[Callable[[], None]]:
         handler.pending = False
         raise
     finally:
-        handler.defers = outer
+        handler.defers, handler.grace = outer, outer_grace
         if not outer:
             handler.longest = longest
         if is_outermost:
@@ -199,6 +209,13 @@ def leave() -> None:
     """Let a further Ctrl-C end the process at once: for the end of a program, when all results are written."""
     if handler := _current():
         handler.leaving = True
+
+
+def _after(seconds: float, f: Callable[[], object]) -> None:
+    """Call a function after some seconds, in another thread that nobody waits for."""
+    timer = threading.Timer(seconds, f)
+    timer.daemon = True
+    timer.start()
 
 
 def _current() -> _Handler | None:

@@ -26,7 +26,7 @@ from lla_jax.core.arguments import (
     misuse,
     single_key,
 )
-from lla_jax.core.interrupts import prompt_interrupts
+from lla_jax.core.interrupts import GRACE_S, prompt_interrupts
 from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
@@ -273,7 +273,7 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
     def call(v: PyTree) -> PyTree:
         # of results that are not finite we speak ourselves
         finite = np.errstate(over="ignore", invalid="ignore")
-        with finite, _explained_product(product, v, args), prompt_interrupts():  # it may take long
+        with finite, _explained_product(product, v, args), prompt_interrupts(GRACE_S):
             image = product(v, *args)
         image = _tree.align(image, v, "product(v)", "like")
         return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), image, v)

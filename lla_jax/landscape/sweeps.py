@@ -16,7 +16,7 @@ import numpy as np
 from lla_jax.core import files as _files
 from lla_jax.core.arguments import MissingEntry, Misuse, check_flag, is_integer, misuse, show_value
 from lla_jax.core.called import ask
-from lla_jax.core.interrupts import deferred_interrupts, prompt_interrupts
+from lla_jax.core.interrupts import GRACE_S, deferred_interrupts, prompt_interrupts
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import table
@@ -273,7 +273,7 @@ def _make_axes(source: Any, name: str, seed: int | None, params: PyTree) -> Dire
     axes = source
     if not isinstance(source, Directions):
         given = {"key": jax.random.key(seed or 0), "params": params}
-        with prompt_interrupts():  # a function of the user's may take long
+        with prompt_interrupts(GRACE_S):
             axes = ask("axes", source, f"{name}(key, params) -> lla.Directions", given)
     if not isinstance(axes, Directions):
         raise Misuse(
