@@ -18,6 +18,7 @@ import numpy as np
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_integer, misuse
 from lla_jax.core.called import show_shapes
+from lla_jax.core.interrupts import GRACE_S, prompt_interrupts
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import name_of
 from lla_jax.core.types import Batch, PyTree
@@ -179,7 +180,8 @@ def _read(source: Any) -> Iterator[Batch]:
     number = 0
     while True:
         try:
-            batch = next(batches)
+            with prompt_interrupts(GRACE_S):
+                batch = next(batches)
         except StopIteration:
             return
         except (Misuse, MemoryError):

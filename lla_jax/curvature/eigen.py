@@ -18,6 +18,7 @@ import numpy as np
 from lla_jax.core import arguments, precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import misuse, warn_caller
+from lla_jax.core.interrupts import deferred_interrupts, wait
 from lla_jax.core.results import Eigenpairs
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, PyTree, Recipe
@@ -29,7 +30,6 @@ from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.directions import centres
 from lla_jax.execution import progress as _progress
 from lla_jax.execution import sharding
-from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.progress import AskedProgress, takes_progress
 
 log = logging.getLogger("lla_jax")
@@ -247,7 +247,7 @@ def _finish(
     vectors, quotients = [], []
     for i in range(num):
         vectors.append(_ritz_vector(s, ritz, i, H))
-        quotients.append(np.asarray(_rayleigh_quotient(vectors[i], H.product(vectors[i])), np.float64))
+        quotients.append(np.asarray(_rayleigh_quotient(vectors[i], wait(H.product(vectors[i]))), np.float64))
         after_step(s.products + i + 1)
     values, residuals = np.stack(quotients).T
     bad = ~np.isfinite(residuals)

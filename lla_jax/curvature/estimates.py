@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import arguments, recipes
+from lla_jax.core import arguments, interrupts, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error, widening
@@ -28,7 +29,6 @@ from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.space import draw
 from lla_jax.curvature.stopping import LEAST_DRAWS, PRODUCTS_EACH, Round
 from lla_jax.curvature.units import Unit, adapt
-from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
 
 log = logging.getLogger("lla_jax")
@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 
 @takes_progress("products")
+@deferred_interrupts()
 @explained
 def trace(
     H: Operator,
@@ -93,6 +94,7 @@ def trace(
 
 
 @takes_progress("products")
+@deferred_interrupts()
 @explained
 def frobenius_norm(
     H: Operator,
@@ -135,6 +137,7 @@ def frobenius_norm(
 
 
 @takes_progress("products")
+@deferred_interrupts()
 @explained
 def diagonal(
     H: Operator,
@@ -209,6 +212,7 @@ def _estimate(
     def take(unit: Unit) -> Round:
         early = not sketch and rtol > 0 and max_products > 2 * LEAST_DRAWS
         for now in rounds(unit):
+            interrupts.check_interrupt()
             if progress is not None:
                 progress(now.products, None)
             if now.trouble or stopping.is_precise(now, rtol, rounding):
@@ -257,7 +261,7 @@ def map_probes(f: Callable[[PyTree, PyTree], T], H: Operator, key: jax.Array, lo
     def compute(lo: int, hi: int) -> T:
         with deferred_interrupts():
             z = draw_probes(H, key, lo, hi)
-            return jax.block_until_ready(f(z, H.products(z)))
+            return interrupts.wait(f(z, H.products(z)))
 
     if H.on_device:
         yield from halve(compute, lo, hi)

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import recipes
+from lla_jax.core import interrupts, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, single_key
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Loss, PyTree, Recipe
 from lla_jax.curvature import products, units
@@ -23,7 +24,6 @@ from lla_jax.curvature.products import Multiplier
 from lla_jax.curvature.space import Space, stack, take
 from lla_jax.curvature.units import Unit
 from lla_jax.execution import devices, processes, sharding
-from lla_jax.execution.interrupts import deferred_interrupts
 
 Rebuild = Callable[[PyTree, Recipe], Any]
 """``rebuild(params, recipe)`` makes an operator over the same data at other parameters, without a scale. The parameters
@@ -134,12 +134,12 @@ class Operator(Algebra, abc.ABC):
             with deferred_interrupts() as check:
                 for i in range(num):
                     check()
-                    each.append(self.product(take(stacked, np.int32(i))))
+                    each.append(interrupts.wait(self.product(take(stacked, np.int32(i)))))
             return stack(self.space, each)
 
         def compute(lo: int, hi: int) -> PyTree:
             some = stacked if hi - lo == num else jax.tree.map(lambda x: x[lo:hi], stacked)
-            return jax.block_until_ready(_products(self, some))
+            return interrupts.wait(_products(self, some))
 
         pieces = halve(compute, 0, num)
         return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *pieces)

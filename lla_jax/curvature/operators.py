@@ -26,6 +26,7 @@ from lla_jax.core.arguments import (
     misuse,
     single_key,
 )
+from lla_jax.core.interrupts import GRACE_S, prompt_interrupts
 from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
@@ -271,7 +272,8 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
 
     def call(v: PyTree) -> PyTree:
         # of results that are not finite we speak ourselves
-        with np.errstate(over="ignore", invalid="ignore"), _explained_product(product, v, args):
+        finite = np.errstate(over="ignore", invalid="ignore")
+        with finite, _explained_product(product, v, args), prompt_interrupts(GRACE_S):
             image = product(v, *args)
         image = _tree.align(image, v, "product(v)", "like")
         return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), image, v)
@@ -380,6 +382,7 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
     return _scale(operator, scale, "second_moment", recipe)
 
 
+@prompt_interrupts()
 @explained
 def dense(operator: Any) -> np.ndarray:
     """The matrix (n, n), float64, with entries in the order of the raveled leaves: for small models and for tests.
@@ -425,6 +428,7 @@ def _needs_outputs(name: str, loss: Any) -> None:
         raise Misuse("loss", f"{text} adapter such as lla.from_linen, or lla.hessian")
 
 
+@prompt_interrupts()
 def _operator(
     kind: str,
     loss: Any,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from lla_jax.core import losses
+from lla_jax.core import interrupts, losses
 from lla_jax.core import tree as _tree
 from lla_jax.core.called import differentiated
 from lla_jax.core.data import num_examples
@@ -216,8 +216,17 @@ finish_step = jax.jit(lambda common, space, v, total, *, by: finish(by, common, 
 
 
 def total(by: Multiplier, common: Any, space: Space, blocks: Any, v: PyTree) -> Any:
-    """The total of the ``sums`` of all blocks. It is added up from the host: one compiled step is called per block."""
-    return functools.reduce(plus_step, (sums_step(common, space, block, v, by=by) for block in blocks))
+    """The total of the ``sums`` of all blocks. It is added up from the host: one compiled step is called per block.
+
+    A block is begun while the one before is computed; an interrupt acts between them.
+    """
+    return interrupts.wait(functools.reduce(add, (sums_step(common, space, block, v, by=by) for block in blocks)))
+
+
+def add(total: Any, sums: Any) -> Any:
+    """The total with the sums of one block more, once the total is computed; an interrupt acts until then."""
+    interrupts.wait(total)
+    return plus_step(total, sums)
 
 
 @functools.partial(jax.jit, static_argnames=("by", "size"))

@@ -14,6 +14,7 @@ from scipy.special import ndtr
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Spectrum
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
@@ -26,7 +27,6 @@ from lla_jax.curvature.room import bytes_needed, check_room
 from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.execution import devices
 from lla_jax.execution import progress as _progress
-from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.progress import AskedProgress, takes_progress
 
 log = logging.getLogger("lla_jax")

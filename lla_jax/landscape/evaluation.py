@@ -12,6 +12,7 @@ from typing import Any, TypedDict, Unpack, overload
 
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Directions, Execution, Loss, PyTree, UpdateRule
@@ -65,6 +66,7 @@ def evaluate(
 
 
 @takes_progress("points")
+@deferred_interrupts()
 @explained
 def evaluate(
     loss: Loss | Callable[[PyTree, Batch], Any],

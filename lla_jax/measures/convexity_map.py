@@ -12,6 +12,7 @@ import numpy as np
 from lla_jax.core import arguments
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Execution, Loss, PyTree
@@ -19,7 +20,6 @@ from lla_jax.curvature import eigen, operators
 from lla_jax.curvature.linear_operator import LinearOperator
 from lla_jax.directions.checks import check_axes
 from lla_jax.execution import plans
-from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.keywords import accept_old
 from lla_jax.execution.progress import AskedProgress, check_on_partial, takes_progress
 from lla_jax.landscape import evaluation, rules

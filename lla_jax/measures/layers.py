@@ -14,6 +14,7 @@ import numpy as np
 from lla_jax.core import arguments, called, recipes, text
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
@@ -60,6 +61,7 @@ class Layer(NamedTuple):
 
 @accept_old("devices")
 @takes_progress("products")
+@deferred_interrupts()
 @explained
 def per_layer(
     loss: Loss | Callable[[PyTree, Any], Any],

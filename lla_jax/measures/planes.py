@@ -14,6 +14,7 @@ import numpy as np
 from lla_jax.core import precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.interrupts import prompt_interrupts
 from lla_jax.core.results import Eigenpairs, Estimate, Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import pm, table
@@ -140,6 +141,7 @@ def _share(share: float | Estimate | None, argument: str) -> str:
     return f"{100 * share:.3g}%"
 
 
+@prompt_interrupts()
 @explained
 def plane_report(
     plane: Landscape,

@@ -20,6 +20,7 @@ import jax
 from lla_jax.core import files as _files
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.recipes import Differs
 from lla_jax.core.results import Eigenpairs, Spectrum
 from lla_jax.core.types import PyTree
@@ -109,12 +110,13 @@ def result(
             call = repeat or ("the same call without overwrite" if overwrite else "the same call")
             report(f"what is finished is kept in {partial}; {call} continues it")
 
-    with _bar(bar, name) as progress:
-        every = SAVE_EVERY_S if writes else None
-        finished = compute(progress=progress, on_partial=keep_partial, save_every=every, resume=resume)
-    keep(finished, path)
-    if writes:
-        partial.unlink(missing_ok=True)
+    with deferred_interrupts():  # what is finished is saved first
+        with _bar(bar, name) as progress:
+            every = SAVE_EVERY_S if writes else None
+            finished = compute(progress=progress, on_partial=keep_partial, save_every=every, resume=resume)
+        keep(finished, path)
+        if writes:
+            partial.unlink(missing_ok=True)
     return finished
 
 
@@ -158,12 +160,17 @@ def numbers(
         _check_same(path, content, operator, settings)
         report(f"{path.stem}: taken from {path}")
         return loaded
-    with _bar(bar, path.stem) as progress:
-        computed = compute(progress)
-    if is_writer():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {SETTINGS: dict(settings), "operator": operator, "result": computed}
-        _files.write_text(path, json.dumps(content, indent=1, default=_to_json) + "\n")
+    with deferred_interrupts():  # what is finished is saved first
+        try:
+            with _bar(bar, path.stem) as progress:
+                computed = compute(progress)
+        except KeyboardInterrupt:
+            report(f"{path.stem} was not finished, and begins anew the next time; what came before it is kept")
+            raise
+        if is_writer():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = {SETTINGS: dict(settings), "operator": operator, "result": computed}
+            _files.write_text(path, json.dumps(content, indent=1, default=_to_json) + "\n")
     return computed
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse, is_integer, misuse, warn_caller
+from lla_jax.core.interrupts import check_interrupt
 from lla_jax.core.recipes import versions
 from lla_jax.core.results import Landscape
 from lla_jax.execution.plans import Plan
@@ -194,6 +195,7 @@ def _compute(
         progress(done, job.num)
     for at in np.random.default_rng().permutation(len(missing)):
         chunk = missing[at]
+        check_interrupt()
         if not _chunks.path_of(store, chunk).exists():
             start, coords = time.perf_counter(), _chunks.points(store, chunk)
             log.debug("store: %s begun", _chunks.path_of(store, chunk))

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from lla_jax.execution.interrupts import deferred_interrupts
+from lla_jax.core.interrupts import deferred_interrupts
 
 
 def press():
