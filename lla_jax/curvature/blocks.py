@@ -37,6 +37,7 @@ MOST_TRACED = 2**16  # rows; the number of entries of more might not fit an int3
 KEPT_FRACTION = 0.25  # of the free memory, which primal values may take
 MOST_FLOPS = 10**10  # of a product on a CPU for several to run in one program, some seconds long
 UNSTEADY = 1e-5  # relative difference between two evaluations that rounding does not explain
+NOT_COMPARED = {"compared": False}  # the probe of a loss that may change from call to call
 CALLBACKS = {"pure_callback", "io_callback"}  # without these, a jax function gives the same values every time
 
 
@@ -73,8 +74,11 @@ def in_memory(
     blocks = _uncut_batches(by, count, batch_size) if uncut else _blocks(by, rows, row_bytes, batch_size)
     place = functools.partial(_place_data, data, mesh, params_mesh)
     common = common._replace(data=place(), count=np.int32(count))
-    if primitives & CALLBACKS and not allow_nondeterministic:
-        _check_deterministic(by, space, common, blocks[0])
+    if primitives & CALLBACKS:
+        if allow_nondeterministic:
+            recipe["probe"] = NOT_COMPARED
+        else:
+            _check_deterministic(by, space, common, blocks[0])
     if params_mesh is not None and linearize == "auto":
         keep, nbytes, text = False, 0, "computed at every product"  # the compiler might gather values that are kept
     else:
@@ -198,6 +202,8 @@ def streamed(settings: Settings, common: Common, data: Stream, batch: Batch, rec
         "on_device": False,
         "text": f"{text}, in each of {jax.process_count()} processes" if together else text,
     }
+    if settings.allow_nondeterministic:
+        recipe["probe"] = NOT_COMPARED
     return _stream_at(settings, by, space, row_bytes, data, common._replace(params=None), common.params, recipe)
 
 
@@ -219,7 +225,7 @@ def _stream_at(
     def place(batch: Batch, mesh: Mesh) -> Batch:
         return _place_data(batch, mesh, params_mesh)
 
-    def call(v: PyTree) -> PyTree:
+    def call(v: PyTree) -> tuple[PyTree, Any]:
         total: Any = None
         for batch, count, offset in _devices.device_batches(data, mesh, uncut, place=place):
             rows = _data.num_examples(batch) // mesh.size
@@ -263,7 +269,7 @@ def _over_processes(own: LinearOperator, recipe: Recipe) -> HostOperator:
     """The operator of the mean over the rows of all processes: their sums are added up in every product."""
     by, space, common = own.multiplier, own.space, own.common
 
-    def call(v: PyTree) -> PyTree:
+    def call(v: PyTree) -> tuple[PyTree, Any]:
         total = _exchange(by, v, products.add_up(by, products.total(by, common, space, own.blocks, v)))
         return products.finish_step(common, space, v, total, by=by)
 

@@ -26,6 +26,7 @@ from lla_jax.curvature import eigensearch, room, units
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Goal, Ritz, Search
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
+from lla_jax.curvature.probe import describe
 from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.directions import centres
 from lla_jax.execution import progress as _progress
@@ -112,7 +113,7 @@ def eigenpairs(
     most = min(_check_at_least("max_vectors", max_vectors, min(n, k + SPARE), affordable), n)
     recipe = {
         "kind": "eigenpairs",
-        "operator": dict(H.recipe),
+        "operator": describe(H),
         "n": n,
         "dtype": str(H.dtype),
         "k": k,

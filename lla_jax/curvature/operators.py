@@ -270,13 +270,13 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
         _tree.align(image, operator.structure, "product(v)", "like")
         return operator
 
-    def call(v: PyTree) -> PyTree:
+    def call(v: PyTree) -> tuple[PyTree, None]:
         # of results that are not finite we speak ourselves
         finite = np.errstate(over="ignore", invalid="ignore")
         with finite, _explained_product(product, v, args), prompt_interrupts(GRACE_S):
             image = product(v, *args)
         image = _tree.align(image, v, "product(v)", "like")
-        return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), image, v)
+        return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), image, v), None
 
     return HostOperator(by, space, call, like, recipe={"kind": "given"})
 
@@ -419,7 +419,9 @@ def _scale(operator: Any, scale: PyTree, name: str, recipe: dict[str, Any]) -> A
     scale = _tree.align(scale, operator.structure, name, "the operator's vectors")
     scale = jax.tree.map(lambda s, x: jnp.asarray(s, x.dtype), scale, operator.structure)
     scale = scale if operator.space.shards is None else operator.place(scale)
-    return replace(operator, space=replace(operator.space, scale=scale), recipe=operator.recipe | recipe)
+    return replace(
+        operator, space=replace(operator.space, scale=scale), recipe=recipes.without_probe(operator.recipe) | recipe
+    )
 
 
 def _needs_outputs(name: str, loss: Any) -> None:

@@ -193,6 +193,21 @@ def _mean(by: Multiplier, common: Common, space: Space, v: PyTree, total: Any) -
         return plus(mean, jax.jvp(slope, (part,), (displacement,))[1])
 
 
+def mean_loss(by: Multiplier, common: Any, total: Any) -> Any:
+    """The mean loss, penalty included, from the total of all blocks' ``sums``.
+
+    None for a user's product, and for a Fisher matrix, whose sums are not those of the loss.
+    """
+    if by.matrix is None or by.matrix.kind == "fisher":
+        return None
+    weight, value = over_devices(by, total[1])
+    mean = value / weight.astype(value.dtype)
+    if common.loss.penalty is None:
+        return mean
+    with jax.default_matmul_precision("highest"):
+        return mean + losses.penalty_of(common.loss, common.params)
+
+
 def over_devices(by: Multiplier, total: Any) -> Any:
     """The sums added up over their leading axis of devices, which sums of one device do not have."""
     split = by.mesh is not None and by.mesh.size > 1
@@ -212,7 +227,12 @@ def add_up(by: Multiplier, total: Any) -> Any:
 
 sums_step = jax.jit(lambda common, space, block, v, *, by: sums(by, common, space, block, v), static_argnames="by")
 plus_step = jax.jit(plus)
-finish_step = jax.jit(lambda common, space, v, total, *, by: finish(by, common, space, v, total), static_argnames="by")
+
+
+@functools.partial(jax.jit, static_argnames="by")
+def finish_step(common: Any, space: Space, v: PyTree, total: Any, *, by: Multiplier) -> tuple[PyTree, Any]:
+    """(``finish``, ``mean_loss``) of the same total."""
+    return finish(by, common, space, v, total), mean_loss(by, common, total)
 
 
 def total(by: Multiplier, common: Any, space: Space, blocks: Any, v: PyTree) -> Any:

@@ -20,6 +20,7 @@ from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import Execution, Loss, Path, PyTree, Select
 from lla_jax.curvature import eigen, estimates, operators
+from lla_jax.curvature.probe import probe
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.keywords import accept_old
 from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
@@ -141,6 +142,8 @@ def per_layer(
     blocks = list(dict.fromkeys(block_of))
     keys = jax.random.split(key)
     member = np.array([[name == block for name in block_of] for block in blocks])
+
+    probe(H)  # kept in its recipe
 
     def compute(unit: Unit) -> tuple[list[Estimate], Estimate]:
         return _traces(unit, keys[0], member, rtol, max_products, progress)

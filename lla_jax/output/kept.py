@@ -24,6 +24,8 @@ from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.recipes import Differs
 from lla_jax.core.results import Eigenpairs, Spectrum
 from lla_jax.core.types import PyTree
+from lla_jax.curvature import probe
+from lla_jax.curvature.linear_operator import Operator
 from lla_jax.execution import processes
 from lla_jax.execution.progress import Progress
 from lla_jax.output.storage import load, save
@@ -41,7 +43,7 @@ log = logging.getLogger("lla_jax")
 
 def result(
     path: str | os.PathLike[str],
-    operator: Mapping[str, Any],
+    operator: Operator | Mapping[str, Any],
     compute: Callable[..., Result],
     settings: Mapping[str, str],
     *,
@@ -60,7 +62,8 @@ def result(
 
     Args:
       path: the file, such as ``folder / "eigenpairs.npz"``.
-      operator: recipe of the operator, ``H.recipe``.
+      operator: the operator H. Its recipe must be that in the file, and its function, which its probe shows: a product
+        more, once for each operator. Of a recipe, ``H.recipe``, only the entries are compared.
       compute: ``compute(progress=..., on_partial=..., save_every=..., resume=...)``, such as
         ``partial(lla.eigenpairs, H, key, 5)``.
       settings: {option: its text}: what decides the result beside the operator. An option that the file does not have
@@ -122,7 +125,7 @@ def result(
 
 def numbers(
     path: str | os.PathLike[str],
-    operator: Mapping[str, Any],
+    operator: Operator | Mapping[str, Any],
     compute: Callable[[Progress | None], Any],
     settings: Mapping[str, str],
     *,
@@ -136,7 +139,7 @@ def numbers(
 
     Args:
       path: the file, such as ``folder / "trace.json"``.
-      operator: recipe of the operator.
+      operator: as for ``result``.
       compute: ``compute(progress)`` returns lists, dicts and numbers.
       settings, overwrite, bar, report: as for ``result``.
 
@@ -160,6 +163,7 @@ def numbers(
         _check_same(path, content, operator, settings)
         report(f"{path.stem}: taken from {path}")
         return loaded
+    made_of = probe.describe(operator)
     with deferred_interrupts():  # what is finished is saved first
         try:
             with _bar(bar, path.stem) as progress:
@@ -169,7 +173,7 @@ def numbers(
             raise
         if is_writer():
             path.parent.mkdir(parents=True, exist_ok=True)
-            content = {SETTINGS: dict(settings), "operator": operator, "result": computed}
+            content = {SETTINGS: dict(settings), "operator": made_of, "result": computed}
             _files.write_text(path, json.dumps(content, indent=1, default=_to_json) + "\n")
     return computed
 
@@ -194,13 +198,17 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def _check_same(path: Path, then: Mapping[str, Any], operator: Mapping[str, Any], settings: Mapping[str, str]) -> None:
+def _check_same(
+    path: Path, then: Mapping[str, Any], operator: Operator | Mapping[str, Any], settings: Mapping[str, str]
+) -> None:
     """Raise ``Differs`` unless the recipe ``then`` of a kept result has the given operator and settings."""
     before, made_of = then.get(SETTINGS, {}), then.get("operator", {})
     if not isinstance(before, Mapping) or not isinstance(made_of, Mapping):
         raise Misuse("path", f"{path} is not what lla_jax wrote: its settings are damaged. Remove it", path)
     check_settings(path, before, settings)
-    recipes.check_same("operator", f"that of {path}", made_of, operator, operator, ANEW, path)
+    now = operator if isinstance(operator, Mapping) else operator.recipe
+    recipes.check_same("operator", f"that of {path}", made_of, now, now, ANEW, path)
+    probe.check("operator", f"that of {path}", made_of, operator, ANEW, path)
 
 
 def _agree(path: Path, existing: Path | None) -> None:
