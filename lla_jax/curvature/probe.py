@@ -18,10 +18,10 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.curvature.linear_operator import Operator
 from lla_jax.curvature.space import Space
-from lla_jax.execution.interrupts import deferred_interrupts
 
 
 def describe(H: Operator | Mapping[str, Any]) -> Recipe:
