@@ -22,6 +22,7 @@ from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.recipes import Differs
 from lla_jax.core.results import Eigenpairs, Spectrum
+from lla_jax.core.text import stable_repr
 from lla_jax.core.types import PyTree
 from lla_jax.execution import processes
 from lla_jax.execution.progress import Progress
@@ -215,4 +216,4 @@ def _bar(bar: Bar | None, name: str) -> AbstractContextManager[Progress | None]:
 
 def _to_json(value: Any) -> Any:
     """Arrays and numpy numbers as lists and numbers, anything else as its repr."""
-    return value.tolist() if hasattr(value, "tolist") else repr(value)
+    return value.tolist() if hasattr(value, "tolist") else stable_repr(value)
