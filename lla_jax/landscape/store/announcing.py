@@ -12,6 +12,7 @@ from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse, is_integer
 from lla_jax.landscape.store import folders
 from lla_jax.landscape.store import manifest as _manifest
+from lla_jax.landscape.store.chunks import explain_failure
 from lla_jax.landscape.store.layout import Store
 from lla_jax.landscape.store.manifest import DamagedFile
 
@@ -45,23 +46,23 @@ def announce(folder: Path, members: Sequence[Member], points: int) -> Path | Non
     """
     if folders.exists(folder):
         raise Misuse("store", f"{folder} holds a single landscape; pass another folder for a sweep", folder)
-    folders.check_writable(folder)
     announcement = {"format": SWEEP, "version": 1, "points": points, "cells": [list(member) for member in members]}
     path = folder / f"sweep-{recipes.digest(announcement)[:12]}.json"
-    if _is_damaged(path, announcement):
-        _files.write_text(path, _files.to_json(announcement))
+    if _is_sound(path, announcement):
         return None
-    return path if not path.exists() and _files.write_new(path, announcement) else None
+    folders.check_writable(folder)
+    is_new = not path.exists()
+    with explain_failure(path, "nothing is computed yet"):
+        _files.write_text(path, _files.to_json(announcement))
+    return path if is_new else None
 
 
-def _is_damaged(path: Path, announcement: Mapping[str, Any]) -> bool:
-    """Whether a file is there whose content is not that of this announcement, as its name says."""
+def _is_sound(path: Path, announcement: Mapping[str, Any]) -> bool:
+    """Whether a file is there that has this announcement, as its name says."""
     try:
-        return _manifest.read_json(path) != announcement
-    except FileNotFoundError:
+        return _manifest.read_json(path) == announcement
+    except (FileNotFoundError, DamagedFile):
         return False
-    except DamagedFile:
-        return True
 
 
 def read_announcements(folder: Path) -> dict[Member, int]:

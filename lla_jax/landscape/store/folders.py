@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 import time
 from collections import Counter
@@ -34,7 +35,7 @@ from lla_jax.landscape.store.new_points import Coords
 LEFTOVER_S = 60.0  # a temporary file of this age was left by a writer that was killed
 CLOCKS_S = 600.0  # a file dated this far in the future is not new: its date is wrong
 LEFTOVERS = (".manifest-*.tmp", ".grid-[0-9][0-9][0-9]-*.tmp", "grid-[0-9][0-9][0-9]/.[0-9]*-*.tmp")
-CHUNKS = "grid-[0-9][0-9][0-9]/[0-9]*.npz"
+GRIDS = "grid-[0-9][0-9][0-9]"  # the folders of chunks
 
 
 def store_folder(store: Any) -> Path:
@@ -98,8 +99,11 @@ def read(folder: Path, coords: Coords | None = None) -> Store | None:
             if kind == "missing":
                 return None
             raise defect
+        repairs[path] = Repair(_reason(defect), copy[0])
         manifest = copy[0]
-        repairs[path] = Repair(_reason(defect), manifest)
+    elif (copy := _contradiction(folder, manifest, coords)) is not None:
+        repairs[path] = Repair("is of another landscape than the chunks", copy[0])
+        manifest = copy[0]
     grids = [layout.arrays(manifest)]
     while True:
         path, defect = layout.grid_path(folder, len(grids)), None
@@ -144,15 +148,32 @@ def _read_grid(path: Path, dims: int) -> Coords:
 
 def _headers(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the header of every chunk in a folder that can be read."""
-    for path in folder.glob(CHUNKS):
-        with contextlib.suppress(Exception):  # a broken file makes the readers raise anything
-            header = _files.read_header(path)
-            if isinstance(header, dict):
-                yield header
+    for inside in sorted(path for path in folder.glob(GRIDS) if path.is_dir()):
+        with os.scandir(inside) as entries:
+            for entry in entries:
+                if entry.name.endswith(".npz"):
+                    with contextlib.suppress(Exception):  # a broken file makes the readers raise anything
+                        header = _files.read_header(Path(entry.path))
+                        if isinstance(header, dict):
+                            yield header
 
 
 def _has_copies(folder: Path) -> bool:
     return any("manifest" in header for header in _headers(folder))
+
+
+def _contradiction(
+    folder: Path, manifest: Mapping[str, Any], coords: Coords | None
+) -> tuple[dict[str, Any], list[Coords]] | None:
+    """(manifest, grids) that at least two chunks repeat, if no chunk agrees with this manifest; else None.
+
+    Usually the first chunk agrees, and no other is read.
+    """
+    if next((header.get("hash") for header in _headers(folder)), manifest["hash"]) == manifest["hash"]:
+        return None
+    hashes = Counter(str(header.get("hash")) for header in _headers(folder))
+    copy = None if hashes[manifest["hash"]] else _copy(folder, coords)
+    return None if copy is None or hashes[copy[0]["hash"]] < 2 else copy
 
 
 def _copy(folder: Path, coords: Coords | None) -> tuple[dict[str, Any], list[Coords]] | None:
@@ -300,7 +321,7 @@ def remove(folder: Path) -> None:
     if not exists(folder):
         manifest.unlink(missing_ok=True)  # an empty one
         return
-    for path in sorted(folder.glob("grid-[0-9][0-9][0-9]"), reverse=True):
+    for path in sorted(folder.glob(GRIDS), reverse=True):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

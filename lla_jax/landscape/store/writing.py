@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -157,8 +158,8 @@ def _check_replaceable(folder: Path, damaged: list[DamagedChunk]) -> None:
         raise type(error)(
             error.errno,
             f"store: {damaged[0].path} was damaged ({damaged[0]}), and can only be computed again in a folder that can "
-            f"be written to ({error.__cause__}); make it so and repeat the call, or read the points that are there: "
-            f"lla.runs.merge({str(folder)!r}, partial=True)",
+            f"be written to ({os.strerror(error.errno or 0)}); make it so and repeat the call, or read the "
+            f"points that are there: lla.runs.merge({str(folder)!r}, partial=True)",
         ) from error
 
 
