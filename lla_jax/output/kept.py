@@ -182,9 +182,8 @@ def _load(path: Path, like: PyTree) -> Any:
         return load(path, like)
     except Misuse as error:
         if error.argument == "path":
-            raise Misuse(
-                "path", f"{error.text}. Remove it and repeat the call, which computes it anew", path
-            ) from error
+            reason = error.text.partition(". Compute it again")[0]  # which is not what to do with a file that is kept
+            raise Misuse("path", f"{reason}. Remove it and repeat the call, which computes it anew", path) from error
         raise
 
 

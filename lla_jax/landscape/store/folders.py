@@ -122,7 +122,7 @@ def read(folder: Path, coords: Coords | None = None) -> Store | None:
             raise defect
         grid = copy[1][len(grids)]
         reason = "is missing" if defect is None else _reason(defect)
-        repairs[path] = Repair(reason, {"coords": [axis.tolist() for axis in grid]})
+        repairs[path] = Repair(reason, _grid_record(grid))
         grids.append(grid)
     return layout.make(folder, manifest, grids, repairs)
 
@@ -131,11 +131,20 @@ def _reason(defect: Misuse) -> str:
     return defect.reason if isinstance(defect, DamagedFile) else "was changed or damaged"
 
 
+def _grid_record(coords: Coords) -> dict[str, Any]:
+    """The content of the file of a further grid."""
+    axes = [axis.tolist() for axis in coords]
+    return {"coords": axes, "hash": recipes.digest(axes)}
+
+
 def _read_grid(path: Path, dims: int) -> Coords:
     """The coordinates in the file of a further grid, which must have ``dims`` axes."""
     record = _manifest.read_json(path)
     try:
         grid = layout.arrays(record)
+        digest = recipes.digest(record["coords"])
+        if record.get("hash", digest) != digest:  # those of before have none
+            raise ValueError("its hash is that of other contents")
         if len(grid) != dims:
             raise ValueError(f"it has {len(grid)} axes, and the first grid has {dims}")
     except (KeyError, ValueError, TypeError, OverflowError) as error:
@@ -252,7 +261,7 @@ def add_grid(store: Store, coords: Coords) -> tuple[Store, Coords]:
             return store, coords
         path = layout.grid_path(store.folder, len(store.grids))
         with _chunks.explain_failure(path, "nothing is computed yet"):
-            _files.write_new(path, {"coords": [axis.tolist() for axis in coords]})
+            _files.write_new(path, _grid_record(coords))
         # another writer may have added its grid first, and ours is tried again after it
         current = read(store.folder, coords)
         assert current is not None

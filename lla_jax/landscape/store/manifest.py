@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from lla_jax.core import files as _files
 from lla_jax.core.arguments import Misuse, is_integer, show_value
 from lla_jax.core.recipes import digest
@@ -132,8 +134,9 @@ def inspect(path: Path) -> Manifest:
 
 
 def is_foreign(record: Mapping[str, Any]) -> bool:
-    """Whether a JSON object is that of another program: it has neither our format nor most of our entries."""
-    return record.get("format") != FORMAT and sum(name in record for name in ENTRIES) < len(ENTRIES) // 2
+    """Whether a JSON object is that of another program: it has neither a format of ours nor most of the entries."""
+    ours = str(record.get("format")).startswith("lla_jax")
+    return not ours and sum(name in record for name in ENTRIES) < len(ENTRIES) // 2
 
 
 def check(manifest: Mapping[str, Any], path: Path) -> Misuse | None:
@@ -200,7 +203,7 @@ def coords_of(record: Mapping[str, Any]) -> list[list[float]]:
 
     Raises:
       KeyError: there are none.
-      ValueError: they are not lists of finite numbers, or give too many points.
+      ValueError: they are not lists of finite numbers, or give too many points, or one twice.
     """
     coords = record["coords"]
     numbers = isinstance(coords, list) and all(isinstance(axis, list) and axis for axis in coords)
@@ -208,4 +211,6 @@ def coords_of(record: Mapping[str, Any]) -> list[list[float]]:
         raise ValueError("its coordinates are not lists of finite numbers")
     if (num := math.prod(map(len, coords))) > MOST_POINTS:
         raise ValueError(f"it has too many points, {num:,}; a store has at most {MOST_POINTS:,}")
+    if any(len(np.unique(np.array(axis, np.float64))) < len(axis) for axis in coords):
+        raise ValueError("it has a coordinate twice along an axis")
     return coords
