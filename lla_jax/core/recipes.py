@@ -29,6 +29,7 @@ from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream, num_examples
 from lla_jax.core.results import Eigenpairs, Spectrum
 from lla_jax.core.signatures import explained
+from lla_jax.core.text import stable_repr
 from lla_jax.core.types import PyTree
 from lla_jax.core.wholes import Whole
 
@@ -295,7 +296,7 @@ def _difference(then: Any, now: Any) -> str:
 
 def _to_text(value: Any) -> str:
     """The value as JSON; the repr of parts that JSON cannot hold."""
-    return json.dumps(value, sort_keys=True, default=lambda x: x.tolist() if hasattr(x, "tolist") else repr(x))
+    return json.dumps(value, sort_keys=True, default=lambda x: x.tolist() if hasattr(x, "tolist") else stable_repr(x))
 
 
 def _shorten(value: Any) -> str:

@@ -20,8 +20,7 @@ from lla_jax.directions import centres
 from lla_jax.directions.checks import check_axes
 from lla_jax.execution.progress import AskedProgress, check_on_partial, takes_progress
 from lla_jax.landscape import grids, jobs, memory, rules, sweeps
-from lla_jax.landscape.store import chunks as _chunks
-from lla_jax.landscape.store import writing
+from lla_jax.landscape.store import folders, writing
 from lla_jax.landscape.tasks import Policy, Task
 
 
@@ -170,7 +169,7 @@ def evaluate(
     if resume is not None and (store is not None or not isinstance(directions, Directions)):
         raise Misuse("resume", "continues one landscape held in memory; leave store out, and pass one Directions")
     shard = writing.check_shard(shard, store)
-    folder = None if store is None else _chunks.store_folder(store)
+    folder = None if store is None else folders.store_folder(store)
     centre = params, job.recipe["params"]["fingerprint"]
     if isinstance(directions, Directions):
         centres.warn_of_others("directions", directions.recipe, *centre)

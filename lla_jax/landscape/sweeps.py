@@ -28,7 +28,7 @@ from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
 from lla_jax.landscape import grids, jobs, memory, planning, points, rules
 from lla_jax.landscape.jobs import Job
 from lla_jax.landscape.store import chunks as _chunks
-from lla_jax.landscape.store import reading, writing
+from lla_jax.landscape.store import folders, reading, writing
 from lla_jax.landscape.store.announcing import Member, announce, existing_stores, folder_of
 from lla_jax.landscape.tasks import Policy, Task
 
@@ -202,7 +202,7 @@ def sweep(
         execution=execution,
     )
     job = jobs.prepare(task, checkpoints[0], coords, "checkpoints[0]")
-    folder = None if store is None else _chunks.store_folder(store)
+    folder = None if store is None else folders.store_folder(store)
     announcement = None if folder is None else announce(folder, members, job.num)
     each = _jobs(job, members, axes_by_name, checkpoints, states, folder)
     try:
@@ -358,11 +358,11 @@ def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape 
       UserWarning: non-finite cells.
     """
     partial = check_flag("partial", partial)
-    folder = _chunks.store_folder(store)
+    folder = folders.store_folder(store)
     planes: dict[Any, Landscape] = {}
     missing: list[str] = []
     for member, place in reading.members(folder).items():
-        one = _chunks.read(place)
+        one = folders.read(place)
         if one is None:
             missing.append(f"all of {place.name}")
             continue
