@@ -110,11 +110,12 @@ def check(
         return
     coords = np.concatenate([part.coords for part in parts])
     means = _compute(job, plan, coords, seconds)
+    least = {name: LOW * np.abs(x[np.isfinite(x)]).max(initial=0) for name, x in means.values.items()}
     start = 0
     for part in parts:
         at = slice(start, start + len(part.coords))
         now = Means(*({name: x[at] for name, x in numbers.items()} for numbers in means))
-        _compare(argument, part, now, job, path)
+        _compare(argument, part, now, least, job, path)
         start = at.stop
 
 
@@ -165,8 +166,17 @@ def _rows(job: Job) -> dict[str, int | None]:
     return _in_memory(job).counts
 
 
-def _compare(argument: str, before: Kept, now: Means, job: Job, path: Path | None) -> None:
-    """Raise ``Differs`` for the first value that differs by more than rounding."""
+def _compare(argument: str, before: Kept, now: Means, least: Mapping[str, float], job: Job, path: Path | None) -> None:
+    """Raise ``Differs`` for the first value that differs by more than rounding.
+
+    Args:
+      argument: as for ``check``.
+      before: the older values.
+      now: the values at the same points.
+      least: {name: the size below which a value has the rounding of this size}.
+      job: the job.
+      path: as for ``check``.
+    """
     losses = {prefix + "loss" for prefix in job.task.sets}
     rounding = max(recipes.ROUNDING, 2.0 ** -job.recipe["precision"].get("bits", precision.SINGLE))
     for name, new in now.values.items():
@@ -174,7 +184,7 @@ def _compare(argument: str, before: Kept, now: Means, job: Job, path: Path | Non
         if old is None:
             continue
         noise = 0.0 if name in losses else IN_NOISE * np.nan_to_num(now.stderr.get(name, np.zeros(1)))
-        different = ~_agree(old, new, rounding, noise)
+        different = ~_agree(old, new, np.maximum(rounding * np.maximum(np.abs(old), least[name]), noise))
         if different.any():
             at = int(different.argmax())
             point = ", ".join(f"{c:.6g}" for c in before.coords[at])
@@ -187,10 +197,8 @@ def _compare(argument: str, before: Kept, now: Means, job: Job, path: Path | Non
             )
 
 
-def _agree(old: np.ndarray, new: np.ndarray, rounding: float, noise: Any) -> np.ndarray:
-    """(C,), whether two values at each point differ by rounding at most; NaN and infinities must be the same."""
-    finite = np.isfinite(old) & np.isfinite(new)
-    largest = np.abs(old[finite]).max(initial=0)
+def _agree(old: np.ndarray, new: np.ndarray, most: Any) -> np.ndarray:
+    """(C,), whether two values at each point differ by ``most`` at most; NaN and infinities must be the same."""
     with np.errstate(invalid="ignore"):
-        near = np.abs(old - new) <= np.maximum(rounding * np.maximum(np.abs(old), LOW * largest), noise)
-    return np.where(finite, near, (old == new) | (np.isnan(old) & np.isnan(new)))
+        near = np.abs(old - new) <= most
+    return np.where(np.isfinite(old) & np.isfinite(new), near, (old == new) | (np.isnan(old) & np.isnan(new)))
