@@ -25,7 +25,7 @@ from lla_jax.landscape.store.layout import Chunk, Store
 from lla_jax.landscape.store.new_points import Coords
 
 MOST_COPIED = 2048  # coordinates of grids that a chunk repeats at most
-MOST_HEADER = 2**26  # bytes that a file may have beside its values
+MOST_HEADER = 2**24  # bytes that a file may have beside its values
 
 
 class DamagedChunk(ValueError):

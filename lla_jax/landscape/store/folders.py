@@ -96,7 +96,7 @@ def read(folder: Path, coords: Coords | None = None) -> Store | None:
     if defect is not None:
         copy = None if kind == "foreign" else _copy(folder, coords)
         if copy is None:
-            if kind == "missing":
+            if kind == "missing" and (coords is not None or not _has_copies(folder)):
                 return None
             raise defect
         repairs[path] = Repair(_reason(defect), copy[0])

@@ -117,6 +117,8 @@ def test_the_chunks_of_any_grids_hold_every_point_once(tmp_path, seed):
             np.testing.assert_array_equal(layout.points(store, part.chunk)[part.wanted], mesh[part.at])
             seen[part.at] += 1
         np.testing.assert_array_equal(seen, 1)
+        held = {part.chunk: len(part.at) for part in layout.parts(store, coords)}
+        assert held == layout.needed(store, coords)
     new_points = []
     for grid, new in zip(store.grids, store.new):
         indices = np.unravel_index(np.asarray(new[:]), [len(axis) for axis in grid])
@@ -148,3 +150,12 @@ def test_a_denser_or_wider_grid_needs_only_new_points(tmp_path_factory, extent, 
     same, again = folders.add_grid(store, lla.grid(extent, 2 * half + 1))
     assert len(same.grids) == 2
     assert all(map(np.array_equal, again, grid))
+
+
+def test_a_file_that_is_far_larger_than_its_chunk_is_not_read(tmp_path, complete):
+    run(tmp_path)
+    with open(tmp_path / "grid-000/00002.npz", "r+b") as file:
+        file.truncate(10**12)  # sparse
+    assert "it has 1,000,000,000,000 bytes" in lla.runs.status(tmp_path).damaged[str(tmp_path / "grid-000/00002.npz")]
+    with pytest.warns(UserWarning, match="computed again"):
+        assert_same(run(tmp_path), complete)
