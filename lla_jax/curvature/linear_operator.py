@@ -15,6 +15,7 @@ import numpy as np
 from lla_jax.core import interrupts, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, single_key
+from lla_jax.core.copies import own
 from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Loss, PyTree, Recipe
@@ -220,7 +221,7 @@ class Operator(Algebra, abc.ABC):
 
         def place(new: Any, old: jax.Array) -> jax.Array:
             new = new.astype(old.dtype) if isinstance(new, jax.Array) else np.asarray(new, old.dtype)
-            return jax.device_put(new, old.sharding)
+            return jax.device_put(own(new), old.sharding)
 
         placed = jax.tree.map(place, params, self.centre())
         return replace(self.rebuild(placed, recipe), space=self.space)

@@ -26,6 +26,7 @@ from lla_jax.core.arguments import (
     misuse,
     single_key,
 )
+from lla_jax.core.copies import own
 from lla_jax.core.interrupts import GRACE_S, prompt_interrupts
 from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import static
@@ -233,7 +234,8 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
       product: ``product(v, *args) -> A v``, a tree like ``v``.
       like: a vector's structure: a pytree of real floating arrays or ``jax.ShapeDtypeStruct``. Arrays that are sharded
         over devices give vectors that are sharded in the same way.
-      args: arrays that the product reads, such as a matrix. They are passed on, not compiled in.
+      args: arrays that the product reads, such as a matrix. They are passed on, not compiled in; those of numpy are
+        copied for a traceable product.
       traceable: False for a product that jax cannot trace (numpy, a remote service): it is called on the host.
 
     Returns:
@@ -264,6 +266,7 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
     by = Multiplier(None, static(product) if traceable else None, None, traceable and not shards)
     space = Space(structure, shapes, shards)
     if traceable:
+        args = own(args)
         operator = LinearOperator(by, space, args, ((),), recipe={"kind": "given"})
         with _explained_product(product, operator.structure, args):
             image = jax.eval_shape(product, operator.structure, *args)
