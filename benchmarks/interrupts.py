@@ -131,7 +131,8 @@ def disturb(
     seed = base / "seed"
     seed.mkdir()
     if case in ("merge", "status", "plot"):
-        shutil.copytree(base.parent / "landscape" / "reference" / "out", seed / "made")
+        begin("landscape", seed).communicate()
+        (seed / "out").rename(seed / "made")
         (seed / "made" / "landscape.npz").unlink() if case == "merge" else None
     reference = fresh(base / "reference", seed)
     fresh(base / "warm", seed)

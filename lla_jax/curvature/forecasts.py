@@ -24,10 +24,8 @@ def products_of_pairs(errors: Sequence[tuple[int, float]], k: int, limit: int) -
     if errors:
         (first, before), (last, now) = errors[0], errors[-1]
         slope = math.log(before / now) / (last - first) if last > first and now > 0 else 0.0
-        if now <= 1:
-            guess = last
-        else:
-            guess = last + math.log(now) / slope if slope > 0 else max(guess, 1.5 * last)
+        to_go = math.log(max(now, 1.0)) / slope if slope > 0 else 0.0
+        guess = last + to_go if now <= 1 or to_go else max(guess, 1.5 * last)
     return min(limit, VERIFIED * guess)
 
 
