@@ -33,7 +33,7 @@ PROBLEM = f"{interrupted.__file__}:problem"
 SLOW = f"{interrupted.__file__}:slow_problem"
 VERBS: dict[str, list[str]] = {
     "landscape": ["landscape", "--problem", PROBLEM, "--points", "21", "--out", "out"],
-    "landscape, a slow factory": ["landscape", "--problem", SLOW, "--points", "5", "--out", "out"],
+    "slow factory": ["landscape", "--problem", SLOW, "--points", "5", "--out", "out"],
     "hessian": [
         *("hessian", "--problem", PROBLEM, "--out", "out", "--top", "3", "--layers", "--rtol", "0.1"),
         *("--steps", "40", "--probes", "2"),
@@ -131,7 +131,8 @@ def disturb(
     seed = base / "seed"
     seed.mkdir()
     if case in ("merge", "status", "plot"):
-        shutil.copytree(base.parent / "landscape" / "reference" / "out", seed / "made")
+        begin("landscape", seed).communicate()
+        (seed / "out").rename(seed / "made")
         (seed / "made" / "landscape.npz").unlink() if case == "merge" else None
     reference = fresh(base / "reference", seed)
     fresh(base / "warm", seed)
@@ -142,7 +143,7 @@ def disturb(
     if process.returncode:
         return {"error": text[-2000:]}
     wanted = outcome(reference)
-    if case.startswith("landscape"):  # the plan is chosen by timing
+    if case in ("landscape", "slow factory"):  # the plan is chosen by timing
         (seed / "out").mkdir()
         shutil.copy(reference / "out" / "manifest.json", seed / "out")
     folder, rows, different = fresh(base / "run", seed), [], []
@@ -183,6 +184,7 @@ def main() -> None:
     if options.worker:
         worker(json.loads(options.worker))
         return
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with & ignore it
     path, left = measure.place(options, "interrupts"), measure.clock(options.minutes)
     moments = 2 if options.quick else options.moments
     names = [*VERBS, *CALLS] if not options.quick else ["landscape", "hessian", "plot", "eigenpairs", "convexity"]

@@ -22,7 +22,7 @@ from lla_jax.core.interrupts import deferred_interrupts, wait
 from lla_jax.core.results import Eigenpairs
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, PyTree, Recipe
-from lla_jax.curvature import eigensearch, room, units
+from lla_jax.curvature import eigensearch, forecasts, room, units
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Goal, Ritz, Search
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
@@ -147,9 +147,15 @@ def eigenpairs(
 
         report = _progress.save_regularly(progress, save_every, on_partial, lambda: hand_over("running"))
 
+        def expect() -> None:
+            _progress.expect_total(progress, forecasts.products_of_pairs(s.errors, k, limit - k) + k)
+
+        expect()
+
         def after_step(products: int) -> None:
             check()
             unit.check(s.scale, products)
+            expect()
             if report is not None:
                 report(products, None)
 

@@ -23,14 +23,14 @@ from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error, widening
 from lla_jax.core.types import PyTree
-from lla_jax.curvature import sketches, stopping
+from lla_jax.curvature import forecasts, sketches, stopping
 from lla_jax.curvature.linear_operator import Operator, check_spectral, halve, no_finite_product, settle
 from lla_jax.curvature.probe import describe
 from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.space import draw
 from lla_jax.curvature.stopping import LEAST_DRAWS, PRODUCTS_EACH, Round
 from lla_jax.curvature.units import Unit, adapt
-from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
+from lla_jax.execution.progress import AskedProgress, Progress, expect_total, takes_progress
 
 log = logging.getLogger("lla_jax")
 
@@ -221,6 +221,9 @@ def _estimate(
         for now in rounds(unit):
             interrupts.check_interrupt()
             if progress is not None:
+                error = float(now.sem / (rtol * abs(now.mean))) if rtol and now.mean else math.inf
+                power = forecasts.SKETCHED if sketch else forecasts.INDEPENDENT
+                expect_total(progress, forecasts.products_of_draws(now.products, error, power, max_products))
                 progress(now.products, None)
             if now.trouble or stopping.is_precise(now, rtol, rounding):
                 break
