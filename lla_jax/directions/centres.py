@@ -33,7 +33,13 @@ def add(recipe: Mapping[str, Any], what: str, params: PyTree) -> Recipe:
       params: the parameters.
     """
     entry = {"what": what, "norm": norm_of(jax.tree.leaves(params)), "types": precision.types_of(params)}
-    return Recipe(recipe, centres=[*recipe.get("centres", []), entry])
+    return Recipe(recipe, centres=[*_centres_of(recipe), entry])
+
+
+def _centres_of(recipe: Mapping[str, Any]) -> list[Any]:
+    """The centres in a recipe, which may come from a damaged file."""
+    found = recipe.get("centres")
+    return found if isinstance(found, list) else []
 
 
 def of_operator(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +90,7 @@ def _parts(recipe: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
     """The centres of each of the directions that are joined in a recipe, those of the whole included."""
     if recipe.get("kind") == "between" or recipe.get("transformed"):
         return []
-    own = list(recipe.get("centres", []))
+    own = _centres_of(recipe)
     inner = [part for each in recipe.get("parts", []) for part in _parts(each)]
     return [part + own for part in inner] or [own]
 

@@ -166,16 +166,13 @@ def evaluate(
     if not isinstance(directions, Directions):
         _check_list(directions, len(coords))
     job = jobs.prepare(task, params, coords)
+    named = {"directions": directions} if isinstance(directions, Directions) else _name_each(directions)
+    for name, axes in named.items():
+        centres.warn_of_others(name, axes.recipe, params, job.recipe["params"]["fingerprint"])
     if resume is not None and (store is not None or not isinstance(directions, Directions)):
         raise Misuse("resume", "continues one landscape held in memory; leave store out, and pass one Directions")
     shard = writing.check_shard(shard, store)
     folder = None if store is None else folders.store_folder(store)
-    centre = params, job.recipe["params"]["fingerprint"]
-    if isinstance(directions, Directions):
-        centres.warn_of_others("directions", directions.recipe, *centre)
-    else:
-        for i, axes in enumerate(directions):
-            centres.warn_of_others(f"directions[{i}]", axes.recipe, *centre)
     if isinstance(directions, Directions):
         job = jobs.set_axes(job, directions)
         if folder is None:
@@ -183,6 +180,10 @@ def evaluate(
         return writing.compute(job, folder, progress, on_partial, shard)
     each = ((jobs.set_axes(job, axes), folder and folder / f"{i:03d}") for i, axes in enumerate(directions))
     return list(sweeps.compute_each(each, len(directions), progress, on_partial, shard))
+
+
+def _name_each(directions: Sequence[Directions]) -> dict[str, Directions]:
+    return {f"directions[{i}]": axes for i, axes in enumerate(directions)}
 
 
 def _check_list(directions: Any, dims: int) -> None:

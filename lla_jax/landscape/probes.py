@@ -47,12 +47,12 @@ class Kept(NamedTuple):
 
 
 def spread(grid: tuple[np.ndarray, ...], num: int, most: int) -> np.ndarray:
-    """Flat indices of ``most`` of the first ``num`` points of a grid: ends, middle, corners, then points between."""
+    """Flat indices of ``most`` of the first ``num`` points of a grid: ends, corners, middle, then points between."""
     shape = tuple(map(len, grid))
     corners = itertools.product(*((0, n - 1) for n in shape[:3]), *((0,) for _ in shape[3:]))
     inside = [int(np.ravel_multi_index(corner, shape)) for corner in corners]
     between = np.linspace(0, num - 1, most).round().astype(int).tolist()
-    order = dict.fromkeys([0, num - 1, num // 2, *(i for i in inside if i < num), *between])
+    order = dict.fromkeys([0, num - 1, *(i for i in inside if i < num), num // 2, *between])
     return np.sort(list(order)[:most])
 
 

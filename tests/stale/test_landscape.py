@@ -282,8 +282,8 @@ def test_another_function_is_refused_by_all_that_continues_a_landscape(name, mad
             evaluate(changed, resume=partial())
 
 
-def test_a_rule_that_differs_within_the_grid_is_noticed_at_finished_points(made, tmp_path):
-    whole = evaluate(call())
+def test_a_rule_that_differs_within_the_grid_is_noticed_at_finished_points():
+    whole = evaluate(call() | plan(chunk=9))
     with pytest.raises(ValueError, match=r"^resume: '\w+' at the point \(0, 0\)"):
         evaluate(call(rule=inside), resume=whole)
 
