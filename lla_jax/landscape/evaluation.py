@@ -131,7 +131,8 @@ def evaluate(
       OSError: a store that cannot be written or a disk that is full; finished chunks are kept.
 
     Warns:
-      UserWarning: non-finite cells (their fraction), a loss that is not deterministic, damaged chunks of a store.
+      UserWarning: non-finite cells (their fraction), a loss that is not deterministic, damaged chunks of a store,
+        and a manifest or grid of it that was missing or damaged and is restored.
 
     Example:
       >>> axes = lla.directions.normalize(lla.directions.random(jax.random.key(0), params), params)
