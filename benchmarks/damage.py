@@ -26,13 +26,14 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from harness import measure
 
 TRIALS = 200
+SUBJECTS = ("store", "sweep", "curvature", "interrupted curvature")
 WRITING = ("open", "unlink", "remove", "rename", "replace", "link", "mkdir", "rmdir")
 POINTS = 12  # of a chunk
 
@@ -47,7 +48,7 @@ class Subject(NamedTuple):
       folder: as an undisturbed run leaves it.
       call: ``call(folder)`` gives the numbers, as bytes by name.
       expected: what ``call`` gave.
-      other: a folder of the same kind, of another loss.
+      other: a folder of the same kind, of another loss; it may not be there.
       reads: further calls that may fail by an error of ours alone.
     """
 
@@ -58,16 +59,14 @@ class Subject(NamedTuple):
     reads: tuple[Callable[[pathlib.Path], Any], ...] = ()
 
 
-def subjects(root: pathlib.Path) -> dict[str, Subject]:
-    """The folders to damage, by name, under ``root``."""
+def subjects(root: pathlib.Path, names: Sequence[str]) -> list[tuple[str, Subject]]:
+    """The folders to damage, with their names, under ``root``."""
     import jax
     import numpy as np
 
     import lla_jax as lla
-    from lla_jax.landscape.store import writing
     from lla_jax.output import kept
 
-    writing._chunk_points = lambda *_: POINTS
     data = np.random.default_rng(0).normal(size=(32, 9)).astype("float32")
     params = {"w": np.ones((8, 4), "float32")}
     plan = lla.Execution(chunk=4, microbatch=32, loop="vmap", share=False, scan=False, devices=1)
@@ -118,18 +117,21 @@ def subjects(root: pathlib.Path) -> dict[str, Subject]:
         return {}
 
     reads = (lla.runs.status, lambda folder: lla.runs.merge(folder, partial=True))
-    found: dict[str, Subject] = {}
-    for name, call, begin, each in (
-        ("store", plane, plane, reads),
-        ("sweep", sweep, sweep, reads),
-        ("curvature", curvature, curvature, ()),
-        ("interrupted curvature", curvature, interrupted, ()),
-    ):
+    kinds = {
+        "store": (plane, plane, reads),
+        "sweep": (sweep, sweep, reads),
+        "curvature": (curvature, curvature, ()),
+        "interrupted curvature": (curvature, interrupted, ()),
+    }
+    found: list[tuple[str, Subject]] = []
+    for name in names:
+        call, begin, each = kinds[name]
         folder, other = root / name, root / f"other {name}"
         begin(folder)
-        begin(other, scale=2.0)
+        if each:
+            begin(other, scale=2.0)
         shutil.copytree(folder, root / "undisturbed")
-        found[name] = Subject(folder, call, call(root / "undisturbed"), other, each)
+        found.append((name, Subject(folder, call, call(root / "undisturbed"), other, each)))
         shutil.rmtree(root / "undisturbed")
     return found
 
@@ -268,7 +270,7 @@ def trial(name: str, subject: Subject, place: pathlib.Path, draw: random.Random)
             second.write_bytes(contents[0])
             harmed |= {str(relative), str(second.relative_to(place))} if path != second else set()
         elif kind.startswith("exchange"):
-            if name in ("store", "sweep") and (subject.other / relative).exists():
+            if (subject.other / relative).exists():
                 shutil.copy(subject.other / relative, path)
                 harmed.add(str(relative))
         elif path.stat().st_size or kind in ("future", "past", "leave"):
@@ -340,13 +342,18 @@ def remove_named(error: BaseException, place: pathlib.Path) -> None:
 
 
 def trials(
-    count: int, seed: int, left: Callable[[], float] = lambda: 1.0, names: tuple[str, ...] = ()
+    count: int, seed: int, left: Callable[[], float] = lambda: 1.0, names: Sequence[str] = SUBJECTS
 ) -> list[dict[str, Any]]:
     """The results of a number of trials, over all subjects in turn."""
-    draw = random.Random(seed)
-    with tempfile.TemporaryDirectory() as folder:
+    from lla_jax.landscape.store import writing
+
+    draw, real = random.Random(seed), writing._chunk_points
+    writing._chunk_points = lambda *_: POINTS
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # forcing a file to disk takes longer than all else
+    with tempfile.TemporaryDirectory(dir=memory) as folder, contextlib.ExitStack() as stack:
+        stack.callback(setattr, writing, "_chunk_points", real)
         root = pathlib.Path(folder)
-        every = [item for item in subjects(root).items() if not names or item[0] in names]
+        every = subjects(root, names)
         results: list[dict[str, Any]] = []
         for i in range(count):
             if left() < 0:

@@ -27,7 +27,8 @@ from lla_jax.output import kept
 from lla_jax.output.words import CurvatureResults, describe, plain_data
 
 ENDS = ("first eigenvector", "last eigenvector")
-RESULTS = ("eigenpairs.npz", "spectrum.npz", "trace.json", "layers.json", "layers.png")
+SUMMARY = ("hessian.txt", "hessian.json")
+RESULTS = ("eigenpairs.npz", "spectrum.npz", "trace.json", "layers.json", "layers.png", *SUMMARY)
 PARTIAL = ("eigenpairs.partial.npz", "spectrum.partial.npz")
 
 
@@ -75,7 +76,7 @@ def compute_parts(problem: Problem, options: HessianOptions) -> CurvatureResults
 
 def write(results: CurvatureResults, out: Path) -> list[Path]:
     """Write hessian.txt and hessian.json, and return their paths; of several processes one writes, and all wait."""
-    text, data = out / "hessian.txt", out / "hessian.json"
+    text, data = (out / name for name in SUMMARY)
     if kept.is_writer():
         text.write_text(describe(results) + "\n", encoding="utf-8")
         data.write_text(json.dumps(plain_data(results), indent=1, default=float) + "\n", encoding="utf-8")

@@ -232,7 +232,8 @@ def merge(options: MergeOptions) -> None:
     from lla_jax.cli import stores
     from lla_jax.core.results import Landscape
 
-    result, paths = stores.merge(options.folder, options.partial)
+    out = options.folder if options.out is None else make_folder(options.out)
+    result, paths = stores.merge(options.folder, options.partial, out)
     if not isinstance(result, Landscape):  # the table of a sweep
         print(result)
         _print_results(paths[-1:])
@@ -241,7 +242,7 @@ def merge(options: MergeOptions) -> None:
     _print_numbers(result)
     _print_results(paths)
     stem = paths[0].name.removesuffix(".npz")
-    _print_results(draw(result, options.folder, stem, cap=options.cap, log=scale(options)), "Pictures")
+    _print_results(draw(result, out, stem, cap=options.cap, log=scale(options)), "Pictures")
 
 
 def status(options: StatusOptions) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT = Path("run")
 COMMAND = "command.json"  # the options that the store in this folder was begun with
+SEAL = "seal"  # the entry of that file by which a change of the others is found
 CLOCKS_S = 2.0  # by which clocks of machines may differ without being mentioned
 GRID = ("points", "range")  # a store may have several grids
 
@@ -49,14 +50,15 @@ def choose_folder(settings: Mapping[str, str], problem: str) -> Path:
 
 
 def _settings_of(folder: Path) -> dict[str, str]:
-    """The settings in command.json of a folder; an empty dict if it cannot be read."""
-    from lla_jax.core import files
+    """The settings in command.json of a folder; an empty dict if it cannot be read, or was changed."""
+    from lla_jax.core import files, recipes
 
     try:
         settings = files.parse_json((folder / COMMAND).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        sealed = settings.pop(SEAL, None)  # those of before have none
+        return settings if sealed in (None, recipes.digest(settings)) else {}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-    return settings if isinstance(settings, dict) else {}
 
 
 def begin(out: Path, settings: Mapping[str, str], overwrite: bool) -> None:
@@ -91,10 +93,12 @@ def begin(out: Path, settings: Mapping[str, str], overwrite: bool) -> None:
 
 
 def write_settings(out: Path, settings: Mapping[str, str], problem: str) -> None:
-    """Write the settings and the problem's name into command.json of a store, unless the file exists already."""
-    from lla_jax.core import files
+    """Write the settings and the problem's name into command.json of a store, unless it has settings already."""
+    from lla_jax.core import files, recipes
 
-    files.write_new(out / COMMAND, {**settings, "problem": problem})
+    content = {**settings, "problem": problem}
+    if not _settings_of(out):  # the first writer's count: a later one may have another grid
+        files.write_text(out / COMMAND, files.to_json({**content, SEAL: recipes.digest(content)}))
 
 
 def report_interruption(out: Path, settings: Mapping[str, str], problem: str) -> None:
@@ -112,12 +116,13 @@ def report_interruption(out: Path, settings: Mapping[str, str], problem: str) ->
     print_message(f"{kept.done:,} of {kept.points:,} points are kept in {out}; the same command continues it")
 
 
-def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
+def merge(folder: Path, partial: bool, out: Path) -> tuple[Landscape | Table, list[Path]]:
     """Merge the chunks of a store into its landscape, or into the landscapes and the table of a sweep, and save them.
 
     Args:
       folder: of the store.
       partial: merge the chunks there are, even if some are missing, into landscape.partial.npz.
+      out: the folder of the files that are written; usually that of the store.
 
     Returns:
       (the landscape, or the table of a sweep; the files written).
@@ -130,10 +135,10 @@ def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
     result = sweeps.merge(folder, partial=partial)
     name = "landscape.partial.npz" if partial else "landscape.npz"
     if isinstance(result, Landscape):
-        return result, [save(result, folder / name)]
-    folders = reading.members(folder)
-    paths = [save(plane, folders[member] / name) for member, plane in result.landscapes.items()]
-    return result, [*paths, result.to_csv(folder / "table.csv")]
+        return result, [save(result, out / name)]
+    places = reading.members(folder)
+    paths = [save(plane, out / places[member].name / name) for member, plane in result.landscapes.items()]
+    return result, [*paths, result.to_csv(out / "table.csv")]
 
 
 def status(folder: Path) -> str:

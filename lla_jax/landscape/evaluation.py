@@ -135,7 +135,8 @@ def evaluate(
 
     Warns:
       UserWarning: axes that were normalized to other parameters, or are the gradient, moments or eigenvectors of
-        others; non-finite cells (their fraction), a loss that is not deterministic, damaged chunks of a store.
+        others; non-finite cells (their fraction), a loss that is not deterministic, damaged chunks of a store,
+        and a manifest or grid of it that was missing or damaged and is restored.
 
     Example:
       >>> axes = lla.directions.normalize(lla.directions.random(jax.random.key(0), params), params)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import os
 from functools import partial
 
 import jax
@@ -132,3 +134,42 @@ def test_processes_that_see_different_files_are_told_so(H, tmp_path, monkeypatch
     ) as refused:
         pairs_in(tmp_path / "eigenpairs.npz", H, compute=never)
     assert refused.value.path == tmp_path / "eigenpairs.npz"
+
+
+def test_damage_is_found_and_the_remedy_helps(H, tmp_path):
+    path = tmp_path / "trace.json"
+
+    def number():
+        return kept.numbers(path, H.recipe, lambda progress: {"mean": 1.125}, {"method": "xtrace"})
+
+    assert number() == {"mean": 1.125}
+    sound = path.read_text()
+    for damaged in (sound.replace("1.125", "1.625"), sound[:50], "", "[1]"):
+        path.write_text(damaged)
+        with pytest.raises(Misuse, match=r"path: .*trace.json is not what lla_jax wrote \(.*\). Remove it and repeat"):
+            number()
+    path.write_text(json.dumps({k: v for k, v in json.loads(sound).items() if k != "seal"}))  # as it was before
+    assert number() == {"mean": 1.125}
+    pairs = tmp_path / "eigenpairs.npz"
+    pairs_in(pairs, H)
+    pairs.write_bytes(pairs.read_bytes()[:-1])
+    with pytest.raises(Misuse, match=r"path: .*eigenpairs.npz .*Remove it and repeat the call, .* anew$"):
+        pairs_in(pairs, H)
+    pairs.unlink()
+    pairs_in(pairs, H)
+
+
+def test_a_folder_that_cannot_be_written_to_or_read_is_named(H, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(kept._files, "write_text", refuse)
+    with pytest.raises(OSError, match=r"path: .*trace.json could not be written \(Read-only file system\); mend that"):
+        kept.numbers(tmp_path / "trace.json", H.recipe, lambda progress: 1.0, {})
+    (tmp_path / "is a folder.json").mkdir()
+    with pytest.raises(OSError, match=r"path: .*is a folder.json cannot be read \(Is a directory\); mend that"):
+        kept.numbers(tmp_path / "is a folder.json", H.recipe, lambda progress: 1.0, {})
+    partial_file = tmp_path / "eigenpairs.partial.npz"
+    partial_file.mkdir()
+    with pytest.raises(OSError, match=r"path: .*eigenpairs.partial.npz cannot be removed"):
+        pairs_in(tmp_path / "eigenpairs.npz", H, overwrite=True)

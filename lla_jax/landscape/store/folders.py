@@ -96,9 +96,14 @@ def read(folder: Path, coords: Coords | None = None) -> Store | None:
     if defect is not None:
         copy = None if kind == "foreign" else _copy(folder, coords)
         if copy is None:
-            if kind == "missing" and (coords is not None or not _has_copies(folder)):
+            if kind != "missing":
+                raise defect
+            if not _has_copies(folder):
                 return None
-            raise defect
+            first = (
+                "repeat the call with the grid that the store was begun with, which restores it, or remove the folders"
+            )
+            raise DamagedFile(path, "is missing, and its copies in the chunks lack the grid", f"{first} grid-000, ...")
         repairs[path] = Repair(_reason(defect), copy[0])
         manifest = copy[0]
     elif (copy := _contradiction(folder, manifest, coords)) is not None:

@@ -218,3 +218,17 @@ def test_a_grid_of_too_many_chunks_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(_manifest, "MOST_CHUNKS", CHUNKS)
     with pytest.raises(ValueError, match=r"grid: has 12 chunks of 12 points, and a store holds at most 6"):
         run(tmp_path, WIDER)
+
+
+def test_copies_without_coordinates_are_completed_by_the_call_with_the_first_grid(tmp_path, complete, monkeypatch):
+    monkeypatch.setattr(chunk_store, "MOST_COPIED", 16)
+    run(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    for call in (lambda: lla.runs.status(tmp_path), lambda: run(tmp_path, WIDER)):
+        with pytest.raises(
+            ValueError, match=r"manifest.json is missing, .* lack the grid; repeat the call with the grid"
+        ):
+            call()
+    monkeypatch.setattr(stored, "compute_means", None)  # would raise if a point were computed
+    with pytest.warns(UserWarning, match="restored from the chunks"):
+        assert_same(run(tmp_path), complete)
