@@ -213,6 +213,8 @@ class Look:
             return self._of_module(value, names)
         if isinstance(value, _VALUES) and _is_trusted(kind):
             return (kind, repr(value) if kind is slice else value)
+        if kind is jax.tree_util.PyTreeDef and _is_hashable(value):
+            return (kind, value)
         if kind is object or isinstance(value, _CONSTANTS) or _is_of_jax(value):
             return ByIdentity(value)
         if id(value) in self._met:
