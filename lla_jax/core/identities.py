@@ -31,7 +31,7 @@ import numpy as np
 
 from lla_jax.core.code_names import BY_NAME, Named, modules_of, names_of
 
-MOST = 30_000  # values that are looked at, for at most 0.1 s; a function that reaches more has no identity
+MOST = 10_000  # values that are looked at, for some 50 ms; a function that reaches more has no identity
 MOST_WRITTEN = 256  # objects
 OURS = frozenset({"lla_jax", "lla_torch"})
 PURE = frozenset(
@@ -213,6 +213,8 @@ class Look:
             return self._of_module(value, names)
         if isinstance(value, _VALUES) and _is_trusted(kind):
             return (kind, repr(value) if kind is slice else value)
+        if kind is jax.tree_util.PyTreeDef and _is_hashable(value):
+            return (kind, value)
         if kind is object or isinstance(value, _CONSTANTS) or _is_of_jax(value):
             return ByIdentity(value)
         if id(value) in self._met:

@@ -22,9 +22,13 @@ T = TypeVar("T")
 
 
 class Compared:
-    """A base of what compares by the identity of ``look_at()``, which is found when it is first asked for."""
+    """A base of what compares by the identity of ``look_at()``.
 
-    _found: tuple[Look | None, Hashable, int] | None = None
+    It is found when the object is made, since jax compares static arguments but does not hash them, and so might ask
+    for it only after a change.
+    """
+
+    _found: tuple[Look | None, Hashable, int] | None = None  # None after unpickling
 
     def look_at(self) -> Any:
         """What counts in a comparison."""
@@ -119,6 +123,9 @@ def takes_exactly(f: Any, count: int) -> bool:
 
 class ByValue(Compared):
     """A base of dataclasses (``eq=False``) that compare by all that their fields reach."""
+
+    def __post_init__(self) -> None:
+        self.compare_by(self.look())
 
     def look_at(self) -> tuple[Any, ...]:
         """The fields."""

@@ -199,6 +199,9 @@ class TorchCriterion:
     per_example: bool
     convert: Callable[..., Callable[..., Any]]
 
+    def __post_init__(self) -> None:
+        hash(self)  # looks at the module as it is now
+
     def __repr__(self) -> str:
         return f"torch {type(self.module).__name__}"
 
