@@ -316,7 +316,7 @@ def _partial(s: Search, unit: Unit, goal: Goal, recipe: Recipe, stopped: str) ->
     H = unit.H
     ritz = eigensearch.ritz_pairs(s, goal.which)
     num = min(goal.k, len(ritz.values))
-    state = {f"basis/{i}": np.asarray(x[: s.filled]) for i, x in enumerate(jax.tree.leaves(s.basis))}
+    state = {f"basis/{i}": _lanczos.to_host(x, s.filled) for i, x in enumerate(jax.tree.leaves(s.basis))}
     state |= {name: getattr(s, name) for name in _ARRAYS}
     state |= {"T": s.T[: s.filled, : s.filled], "scale": np.array(s.scale), "unit": np.array(unit.size)}
     state["counts"] = np.array([getattr(s, name) for name in _COUNTS], np.int64)
