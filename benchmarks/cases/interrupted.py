@@ -82,4 +82,4 @@ def numbers(result: Any) -> list[bytes]:
         return [np.float64(x).tobytes() for x in (result.mean, result.sem)]
     if isinstance(result, tuple):  # the rows of layers
         return [np.float64([row.trace.mean, row.lambda_max, row.lambda_min]).tobytes() for row in result]
-    return [x for plane in result.values() for x in numbers(plane)]  # of a sweep
+    return [x for plane in result.landscapes.values() for x in numbers(plane)]  # of a sweep

@@ -43,12 +43,16 @@ class _Handler:
         self.pending = False  # whether a signal waits, or was raised where it may be swallowed
         self.received = False  # whether there was any
         self.leaving = False  # whether the program is at its end
+        self.in_hook = False  # whether ``on_unraisable`` runs
         self.longest: float | None = None  # seconds of the longest wait in the present block
         self.hook = sys.unraisablehook
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.leaving:
             os._exit(INTERRUPTED)
+        if self.in_hook:  # where an interrupt would be lost
+            _after(AGAIN_S, self.send_again)
+            return
         waits = self.defers and not self.pending
         self.pending = self.received = True
         if not waits:
@@ -72,7 +76,9 @@ class _Handler:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             self.hook(unraisable)
         elif self.pending and not self.leaving:
+            self.in_hook = True
             _after(AGAIN_S, self.send_again)
+            self.in_hook = False
 
     def end_grace(self) -> None:
         """Send the signal again if it still waits, and need not."""
@@ -90,6 +96,7 @@ class _Handler:
 
     def wait(self, arrays: list[Any]) -> None:
         """Wait until jax arrays are computed; an interrupt acts meanwhile."""
+        self.check()
         start, looks = time.perf_counter(), self.longest is None or self.longest >= LONG_S
         for x in arrays:
             while looks and not x.is_ready():
@@ -213,9 +220,12 @@ def leave() -> None:
 
 def _after(seconds: float, f: Callable[[], object]) -> None:
     """Call a function after some seconds, in another thread that nobody waits for."""
-    timer = threading.Timer(seconds, f)
-    timer.daemon = True
-    timer.start()
+
+    def later() -> None:
+        time.sleep(seconds)
+        f()
+
+    _thread.start_new_thread(later, ())
 
 
 def _current() -> _Handler | None:

@@ -77,11 +77,11 @@ def eigenpairs(
       max_vectors: vectors held at most, besides k at the end and one for every further sequence; beyond, the search is
         restarted from the best Ritz vectors and takes more products. By default as many as a quarter of the free memory
         holds.
-      progress: True for a bar, or a function called as ``progress(products, None)``.
+      progress: True for a bar, which also estimates the total, or a function called as ``progress(products, None)``.
       on_partial: called with the pairs found so far, and the state to continue from, if the search is interrupted
         (Ctrl-C, or any exception), before the exception is raised again. The residuals are the search's own estimates.
-        A first Ctrl-C waits for the end of a step; a second one does not, and if it comes while a step is stored,
-        nothing is handed over.
+        A first Ctrl-C leaves out the steps in progress; a second one that comes while a step is stored leaves nothing to
+        hand over.
       save_every: seconds after which ``on_partial`` is called on the way as well, again and again, so that a killed
         process can be continued too. Its recipe then says "running" as "stopped".
       resume: a result that ``on_partial`` was called with. The search continues from it, and gives the same to the bit
@@ -319,7 +319,7 @@ def _partial(s: Search, unit: Unit, goal: Goal, recipe: Recipe, stopped: str) ->
     H = unit.H
     ritz = eigensearch.ritz_pairs(s, goal.which)
     num = min(goal.k, len(ritz.values))
-    state = {f"basis/{i}": np.asarray(x[: s.filled]) for i, x in enumerate(jax.tree.leaves(s.basis))}
+    state = {f"basis/{i}": _lanczos.to_host(x, s.filled) for i, x in enumerate(jax.tree.leaves(s.basis))}
     state |= {name: getattr(s, name) for name in _ARRAYS}
     state |= {"T": s.T[: s.filled, : s.filled], "scale": np.array(s.scale), "unit": np.array(unit.size)}
     state["counts"] = np.array([getattr(s, name) for name in _COUNTS], np.int64)

@@ -69,7 +69,7 @@ def trace(
       method: "hutchinson", "hutch++" or "xtrace".
       rtol: standard error asked for, relative to the mean; 0 uses all products.
       max_products: most products to use; the 2 that check a given operator's symmetry come on top.
-      progress: True for a bar, or a function called with (products so far, None).
+      progress: True for a bar, which also estimates the total, or a function called with (products so far, None).
 
     Returns:
       ``Estimate`` of floats; ``num`` is the number of draws. The recipe has ``products`` (all of them), ``converged``
@@ -257,7 +257,7 @@ def map_probes(f: Callable[[PyTree, PyTree], T], H: Operator, key: jax.Array, lo
     """Yield ``f(z, A z)`` of the probes numbered ``lo`` to ``hi - 1``, for a piece of them at a time.
 
     An operator that runs on the device takes all of them at once, in halves if memory runs out. Other operators take
-    one after another, since several would only take memory. A Ctrl-C waits for the end of a product.
+    one after another, since several would only take memory. A Ctrl-C leaves out those that are computed.
 
     Args:
       f: of stacked vectors (k, ...) and their products.

@@ -384,6 +384,15 @@ def from_host(H: Operator, leaves: list[np.ndarray]) -> PyTree:
     return H.place(H.space.tree(leaves))
 
 
+def to_host(rows: jax.Array, count: int) -> np.ndarray:
+    """The first rows of a leaf of a basis, as an array of its own.
+
+    On a CPU no program is begun for it, which would wait for a product that an interrupt has left unfinished.
+    """
+    on_cpu = all(device.platform == "cpu" for device in rows.devices())
+    return np.array(np.asarray(rows)[:count] if on_cpu else rows[:count])
+
+
 def tridiagonal(alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
     """T, (s, s), from its diagonal (s,) and the norms (s,), the last of which is not part of T."""
     return np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)

@@ -4,6 +4,7 @@ from lla_jax.core.arguments import Misuse, check_flag, misuse, show_value, singl
 from lla_jax.core.called import ask, explain, passes, show_shapes
 from lla_jax.core.foreign import library_of
 from lla_jax.core.identities import identity
+from lla_jax.core.interrupts import prompt_interrupts
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import first_line
 
@@ -18,6 +19,7 @@ __all__ = [
     "library_of",
     "misuse",
     "passes",
+    "prompt_interrupts",
     "show_shapes",
     "show_value",
     "single_key",

@@ -313,7 +313,7 @@ def given():
 
 
 def landscape(f, *args, execution=FIXED, **options):
-    return f(*args, DATA, grid=lla.grid(points=3, dims=1), execution=execution, **options)
+    return f(*args, DATA, grid=lla.grid(points=3), execution=execution, **options)
 
 
 DATA = dataset()
@@ -335,7 +335,7 @@ VERBS = {
 
 
 def axes():
-    return lla.directions.random(KEY, params())
+    return lla.directions.random(KEY, params(), 2)
 
 
 @pytest.mark.parametrize("verb", VERBS)
