@@ -50,7 +50,9 @@ LANDSCAPE = (
 """The entries that decide the values of a landscape: all must be the same for one landscape to continue another."""
 
 OPERATOR = ("kind", "params", "data", "select", "masked")
-"""The entries that decide which matrix an operator is."""
+"""The entries that decide which matrix an operator is; those of ``OPTIONS``, if a recipe has them, do so too."""
+
+OPTIONS = ("state", "noise", "batch_stats", "batch_size", "preconditioned", "samples", "targets")
 
 ROUNDING = 1e-5  # relative difference between machines, orders of summation and plans
 HALF_STEPS = 4.0  # times eps of a type of half precision: the same

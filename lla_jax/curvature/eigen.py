@@ -95,7 +95,7 @@ def eigenpairs(
 
     Raises:
       ValueError: an argument out of its range, an operator that is not symmetric, a first product that is not finite,
-        ``resume`` of another operator or other arguments.
+        ``resume`` of another operator, another function or other arguments.
 
     References: Lanczos 1950; Wu and Simon 2000 (thick restart). Where we differ from LLA (power iteration with
     deflation, arXiv 2412.10146): (1) it ends on the residual, not on two values that happen to be close; (2) negative

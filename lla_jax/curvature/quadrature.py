@@ -116,7 +116,7 @@ def spectrum(
 
     Raises:
       ValueError: an argument out of its range, vectors that the memory cannot hold, an operator that is not symmetric,
-        a first product that is not finite, ``resume`` of another operator or other arguments.
+        a first product that is not finite, ``resume`` of another operator, another function or other arguments.
 
     References: Golub and Meurant 1994; Ghorbani et al. 2019, arXiv 1901.10159. Where we differ from LLA
     (arXiv 2412.10146): (1) full re-orthogonalisation, so that no eigenvalue is counted twice; (2) float64 for T.

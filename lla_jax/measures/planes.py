@@ -463,5 +463,6 @@ def _check_same_operator(recipe: dict[str, Any], H: Any, argument: str, call: st
     """Refuse a result whose recipe says that it belongs to another operator."""
     if there := recipe.get("operator", {}):
         what, remedy = "the operator that it belongs to", f"compute it anew, {call}"
-        recipes.check_same(argument, what, there, H.recipe, recipes.OPERATOR, remedy)
+        names = [*recipes.OPERATOR, *(name for name in recipes.OPTIONS if name in there)]
+        recipes.check_same(argument, what, there, H.recipe, names, remedy)
         check_probe(argument, what, there, H, remedy)
