@@ -293,7 +293,8 @@ def _check_same_loss(plane: Landscape, H: Operator) -> None:
         raise Misuse(
             "H",
             f"its mean loss is {there['loss']:.6g}, and that of the landscape at its centre {centre:.6g}; it must be "
-            "the operator of the landscape's loss: pass lla.hessian of the loss that the landscape shows",
+            "the operator of the landscape's loss: pass lla.hessian of the loss that the landscape shows (with its "
+            "batch_size, where the loss couples the examples of a batch)",
         )
 
 
