@@ -51,7 +51,9 @@ LANDSCAPE = (
 """The entries that decide the values of a landscape: all must be the same for one landscape to continue another."""
 
 OPERATOR = ("kind", "params", "data", "select", "masked")
-"""The entries that decide which matrix an operator is."""
+"""The entries that decide which matrix an operator is; those of ``OPTIONS``, if a recipe has them, do so too."""
+
+OPTIONS = ("state", "noise", "batch_stats", "batch_size", "preconditioned", "samples", "targets")
 
 UNORDERED = ("metrics", "point_metrics")  # entries whose order decides no value
 LARGE = 64_000_000  # bytes of a leaf above which fingerprints of before knew a sample only

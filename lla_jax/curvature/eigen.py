@@ -80,8 +80,8 @@ def eigenpairs(
       progress: True for a bar, which also estimates the total, or a function called as ``progress(products, None)``.
       on_partial: called with the pairs found so far, and the state to continue from, if the search is interrupted
         (Ctrl-C, or any exception), before the exception is raised again. The residuals are the search's own estimates.
-        A first Ctrl-C leaves out the steps in progress; a second one that comes while a step is stored leaves nothing to
-        hand over.
+        A first Ctrl-C leaves out the steps in progress; a second one that comes while a step is stored leaves nothing
+        to hand over.
       save_every: seconds after which ``on_partial`` is called on the way as well, again and again, so that a killed
         process can be continued too. Its recipe then says "running" as "stopped".
       resume: a result that ``on_partial`` was called with. The search continues from it, and gives the same to the bit
@@ -96,7 +96,7 @@ def eigenpairs(
 
     Raises:
       ValueError: an argument out of its range, an operator that is not symmetric, a first product that is not finite,
-        ``resume`` of another operator or other arguments.
+        ``resume`` of another operator, another function or other arguments.
 
     References: Lanczos 1950; Wu and Simon 2000 (thick restart). Where we differ from LLA (power iteration with
     deflation, arXiv 2412.10146): (1) it ends on the residual, not on two values that happen to be close; (2) negative

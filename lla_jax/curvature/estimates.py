@@ -68,7 +68,8 @@ def trace(
       key: draws the vectors.
       method: "hutchinson", "hutch++" or "xtrace".
       rtol: standard error asked for, relative to the mean; 0 uses all products.
-      max_products: most products to use; the 2 that check a given operator's symmetry come on top.
+      max_products: most products to use; the 2 that check a given operator's symmetry and the one of its probe
+        come on top.
       progress: True for a bar, which also estimates the total, or a function called with (products so far, None).
 
     Returns:

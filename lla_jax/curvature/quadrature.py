@@ -101,8 +101,8 @@ def spectrum(
       progress: True for a bar, or a function called as ``progress(products, total)``, with the products that all
         steps of all probes take.
       on_partial: called with the ``Spectrum`` of the steps so far and the state to continue from, if the computation is
-        interrupted (Ctrl-C, or any exception), before the exception is raised again. A first Ctrl-C leaves out the steps
-        in progress; after a second one that comes while a step is stored, the present probes begin anew.
+        interrupted (Ctrl-C, or any exception), before the exception is raised again. A first Ctrl-C leaves out the
+        steps in progress; after a second one that comes while a step is stored, the present probes begin anew.
       save_every: seconds after which ``on_partial`` is called on the way as well, again and again, so that a killed
         process can be continued too. Its recipe then says "running" as "stopped".
       resume: a result that ``on_partial`` was called with. The computation continues from it, and gives the same to the
@@ -116,7 +116,7 @@ def spectrum(
 
     Raises:
       ValueError: an argument out of its range, vectors that the memory cannot hold, an operator that is not symmetric,
-        a first product that is not finite, ``resume`` of another operator or other arguments.
+        a first product that is not finite, ``resume`` of another operator, another function or other arguments.
 
     References: Golub and Meurant 1994; Ghorbani et al. 2019, arXiv 1901.10159. Where we differ from LLA
     (arXiv 2412.10146): (1) full re-orthogonalisation, so that no eigenvalue is counted twice; (2) float64 for T.

@@ -295,7 +295,8 @@ def _check_same_loss(plane: Landscape, H: Operator) -> None:
         raise Misuse(
             "H",
             f"its mean loss is {there['loss']:.6g}, and that of the landscape at its centre {centre:.6g}; it must be "
-            "the operator of the landscape's loss: pass lla.hessian of the loss that the landscape shows",
+            "the operator of the landscape's loss: pass lla.hessian of the loss that the landscape shows (with its "
+            "batch_size, where the loss couples the examples of a batch)",
         )
 
 
@@ -465,5 +466,6 @@ def _check_same_operator(recipe: dict[str, Any], H: Any, argument: str, call: st
     """Refuse a result whose recipe says that it belongs to another operator."""
     if there := recipe.get("operator", {}):
         what, remedy = "the operator that it belongs to", f"compute it anew, {call}"
-        recipes.check_same(argument, what, there, H.recipe, recipes.OPERATOR, remedy)
+        names = [*recipes.OPERATOR, *(name for name in recipes.OPTIONS if name in there)]
+        recipes.check_same(argument, what, there, H.recipe, names, remedy)
         check_probe(argument, what, there, H, remedy)
