@@ -23,6 +23,7 @@ from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error, widening
 from lla_jax.core.types import PyTree
 from lla_jax.curvature import sketches, stopping
+from lla_jax.curvature.flat_rows import NotFinite, ProductCounter
 from lla_jax.curvature.linear_operator import Operator, check_spectral, halve, no_finite_product, settle
 from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.space import draw
@@ -314,7 +315,7 @@ def _sketch_rounds(unit: Unit, key: jax.Array, max_products: int, method: str) -
     room = max(1, int(MEMORY_FRACTION * free) // nbytes)
     most = min(max_products // each, n, room)
     log.info("%s: a basis of at most %d vectors, %.1f MiB", method, most, most * nbytes / 2**20)
-    keys, times = jax.random.split(key, 3), sketches.ProductCounter(H, used)
+    keys, times = jax.random.split(key, 3), ProductCounter(H, used)
     grow = sketches.grow_for_xtrace if method == "xtrace" else sketches.grow_for_hutch
     sketch, now = sketches.empty(), None
     while len(sketch.core) < n:
@@ -331,7 +332,7 @@ def _sketch_rounds(unit: Unit, key: jax.Array, max_products: int, method: str) -
                 reason = "a larger basis takes more than a quarter of the free memory; method='hutchinson' needs none"
                 yield now._replace(trouble=reason)
                 return
-        except sketches.NotFinite as error:
+        except NotFinite as error:
             if now is None:
                 unit.check(math.nan, times.used)
                 raise no_finite_product(error) from None
