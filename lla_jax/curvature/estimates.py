@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -22,7 +23,7 @@ from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error, widening
 from lla_jax.core.types import PyTree
-from lla_jax.curvature import sketches, stopping
+from lla_jax.curvature import room, sketches, stopping
 from lla_jax.curvature.flat_rows import NotFinite, ProductCounter
 from lla_jax.curvature.linear_operator import Operator, check_spectral, halve, no_finite_product, settle
 from lla_jax.curvature.sketches import AT_ONCE
@@ -84,13 +85,17 @@ def trace(
     """
     arguments.check_choice("method", method, PRODUCTS_EACH)
     key, unit = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
+    recipe = {"kind": "trace", "method": method}
+    if method == "xtrace" and (lack := _lack_of_room(unit.H, max_products)):
+        log.warning("trace: %s: method='hutchinson' is taken in its place, which holds no basis", lack)
+        recipe |= {"method": "hutchinson", "instead_of": method}
 
     def rounds(unit: Unit) -> Iterator[Round]:
-        if method == "hutchinson":
-            return _probe_rounds(unit, key, max_products, lambda forms: _mean(forms[:, 0]))
+        if recipe["method"] == "hutchinson":
+            return _probe_rounds(unit, key, max_products, lambda forms: _mean(forms[:, 0]), "trace")
         return _sketch_rounds(unit, key, max_products, method)
 
-    return _estimate(rounds, unit, key, {"kind": "trace", "method": method}, rtol, max_products, progress)
+    return _estimate(rounds, unit, key, recipe, rtol, max_products, progress)
 
 
 @takes_progress("products")
@@ -130,7 +135,7 @@ def frobenius_norm(
         return root, sem / (2 * root) if root > 0 else sem
 
     def rounds(unit: Unit) -> Iterator[Round]:
-        return _probe_rounds(unit, key, max_products, summary)
+        return _probe_rounds(unit, key, max_products, summary, "frobenius_norm")
 
     return _estimate(rounds, unit, key, {"kind": "frobenius_norm"}, rtol, max_products, progress)
 
@@ -223,6 +228,7 @@ def _estimate(
     converged = stopping.is_precise(now, rtol, rounding)
     recipe |= {
         "products": now.products,
+        "memory": now.memory.recipe(),
         "converged": converged,
         "stopped": now.trouble,
         "rtol": rtol,
@@ -241,11 +247,12 @@ def _estimate(
 # --- probes
 
 
-def map_probes(f: Callable[[PyTree, PyTree], T], H: Operator, key: jax.Array, lo: int, hi: int) -> Iterator[T]:
+def map_probes(
+    f: Callable[[PyTree, PyTree], T], H: Operator, key: jax.Array, lo: int, hi: int, at_once: int
+) -> Iterator[T]:
     """Yield ``f(z, A z)`` of the probes numbered ``lo`` to ``hi - 1``, for a piece of them at a time.
 
-    An operator that runs on the device takes all of them at once, in halves if memory runs out. Other operators take
-    one after another, since several would only take memory. A Ctrl-C waits for the end of a product.
+    If memory runs out, a piece is taken in halves. A Ctrl-C waits for the end of a product.
 
     Args:
       f: of stacked vectors (k, ...) and their products.
@@ -253,6 +260,7 @@ def map_probes(f: Callable[[PyTree, PyTree], T], H: Operator, key: jax.Array, lo
       key: each probe, a vector of signs, is drawn from it and the probe's number.
       lo: number of the first probe.
       hi: number after the last one.
+      at_once: probes of a piece.
     """
 
     def compute(lo: int, hi: int) -> T:
@@ -260,11 +268,8 @@ def map_probes(f: Callable[[PyTree, PyTree], T], H: Operator, key: jax.Array, lo
             z = draw_probes(H, key, lo, hi)
             return jax.block_until_ready(f(z, H.products(z)))
 
-    if H.on_device:
-        yield from halve(compute, lo, hi)
-        return
-    for number in range(lo, hi):
-        yield compute(number, number + 1)
+    for start in range(lo, hi, at_once):
+        yield from halve(compute, start, min(start + at_once, hi))
 
 
 def draw_probes(H: Operator, key: jax.Array, lo: int, hi: int) -> PyTree:
@@ -279,15 +284,32 @@ def _forms(z: PyTree, product: PyTree) -> jax.Array:
     return jax.vmap(lambda x, y: jnp.stack([_tree.dot(x, y), _tree.norm(y)]))(z, product)
 
 
+def reserve_probes(unit: Unit, name: str, *, held: int = 0) -> tuple[int, room.Memory]:
+    """(how many probes are taken at a time, the memory of that); it is logged, and refused if there is none.
+
+    Args:
+      unit: the operator.
+      name: of the computation.
+      held: vectors that it holds beside probes and products.
+    """
+    H = unit.H
+    at_once = room.probes_at_once(H, AT_ONCE)
+    memory = room.probes_needed(H, at_once, held=held, unit=unit.size)
+    room.say(name, H, memory, f"{at_once} draw{'s' * (at_once > 1)} at a time")
+    room.check_fits(H, name, memory)
+    return at_once, memory
+
+
 def _probe_rounds(
-    unit: Unit, key: jax.Array, max_products: int, summary: Callable[[np.ndarray], tuple[float, float]]
+    unit: Unit, key: jax.Array, max_products: int, summary: Callable[[np.ndarray], tuple[float, float]], name: str
 ) -> Iterator[Round]:
     """Rounds of independent probes; ``summary`` makes (mean, sem) of their ``_forms`` (num, 2)."""
     used, forms = unit.products, np.zeros((0, 2))
+    at_once, memory = reserve_probes(unit, name)
     while len(forms) < max_products:
         lo, hi = len(forms), min(len(forms) + AT_ONCE, max_products)
         pieces: list[np.ndarray] = []
-        for piece in map_probes(_forms, unit.H, key, lo, hi):
+        for piece in map_probes(_forms, unit.H, key, lo, hi, at_once):
             pieces.append(np.asarray(piece, np.float64))
             if not np.isfinite(pieces[-1]).all():
                 break
@@ -299,7 +321,7 @@ def _probe_rounds(
         unit.check(float(forms[:, 1].max()) if len(forms) else math.nan, used)
         if not len(forms):
             raise no_finite_product(trouble)
-        yield Round(*summary(forms), len(forms), used, trouble=trouble)
+        yield Round(*summary(forms), len(forms), used, trouble=trouble, memory=memory)
         if trouble:
             return
 
@@ -307,27 +329,51 @@ def _probe_rounds(
 # --- sketches
 
 
+def _widest_basis(H: Operator) -> int:
+    """The number of vectors that the basis of a sketch may have."""
+    nbytes, free = H.memory()
+    return max(1, int(MEMORY_FRACTION * free) // nbytes)
+
+
+def _lack_of_room(H: Operator, max_products: int) -> str:
+    """Why the basis of XTrace cannot have the draws that its error takes, in words, or ""."""
+    rows, (nbytes, free) = min(LEAST_DRAWS, H.shape[0], max_products // PRODUCTS_EACH["xtrace"]), H.memory()
+    if rows <= (widest := _widest_basis(H)):
+        return ""
+    basis = f"the basis of XTrace has {rows} vectors of {nbytes / 2**20:.0f} MiB at least"
+    return f"{basis}, and a quarter of the free memory ({free / 2**20:.0f} MiB) holds {widest}"
+
+
 def _sketch_rounds(unit: Unit, key: jax.Array, max_products: int, method: str) -> Iterator[Round]:
     """Rounds in which the basis and the test vectors of Hutch++ or XTrace grow together."""
     H, used = unit.H, unit.products
     n, each = H.shape[0], PRODUCTS_EACH[method]
-    nbytes, free = H.memory()
-    room = max(1, int(MEMORY_FRACTION * free) // nbytes)
-    most = min(max_products // each, n, room)
-    log.info("%s: a basis of at most %d vectors, %.1f MiB", method, most, most * nbytes / 2**20)
-    keys, times = jax.random.split(key, 3), ProductCounter(H, used)
+    widest = _widest_basis(H)
+    at_once = room.rows_at_once(H, AT_ONCE)
+
+    def memory(rows: int) -> room.Memory:
+        return room.sketch_needed(H, rows, at_once, AT_ONCE, unit=unit.size)
+
+    most = min(max_products // each, n, widest)
+    first = min(most, LEAST_DRAWS)
+    more = f"; at most {most}, {memory(most).bytes / 2**20:.1f} MiB" if most > first else ""
+    room.say(method, H, memory(first), f"a basis that grows by {at_once} vectors, to {first} to begin with{more}")
+    room.check_fits(H, method, memory(min(most, at_once)))
+    keys, times = jax.random.split(key, 3), ProductCounter(H, used, each=room.goes_one_by_one(H, AT_ONCE))
     grow = sketches.grow_for_xtrace if method == "xtrace" else sketches.grow_for_hutch
     sketch, now = sketches.empty(), None
     while len(sketch.core) < n:
         left, wide = max_products + used - times.used, len(sketch.core)
-        size = min(AT_ONCE, n - wide, left // each, room - wide)
+        size = min(AT_ONCE, n - wide, left // each, widest - wide)
         try:
             if size:
-                sketch = grow(sketch, times, keys, size)
+                for done in range(0, size, at_once):
+                    sketch = grow(sketch, times, keys, min(at_once, size - done))
             elif left < each:
                 return
             elif method == "hutch++":  # no room: the rest goes into test vectors
-                sketch = sketches.draw_tests(sketch, times, keys[1], min(AT_ONCE, left))
+                for done in range(0, min(AT_ONCE, left), at_once):
+                    sketch = sketches.draw_tests(sketch, times, keys[1], min(at_once, min(AT_ONCE, left) - done))
             elif now is not None:
                 reason = "a larger basis takes more than a quarter of the free memory; method='hutchinson' needs none"
                 yield now._replace(trouble=reason)
@@ -344,6 +390,7 @@ def _sketch_rounds(unit: Unit, key: jax.Array, max_products: int, method: str) -
         else:
             found = sketches.xtrace(sketch, n) if method == "xtrace" else _mean(sketches.hutch_plus_plus(sketch))
             now = Round(*found, len(sketch.forms), times.used)
+        now = now._replace(memory=memory(len(sketch.core)))
         yield now
 
 
@@ -358,12 +405,12 @@ class Moments(NamedTuple):
     squares: PyTree
 
 
-@jax.jit
+@partial(jax.jit, donate_argnums=1)
 def _times(z: PyTree, product: PyTree) -> PyTree:
     return jax.tree.map(jnp.multiply, z, product)
 
 
-@jax.jit
+@partial(jax.jit, donate_argnums=0)
 def _merge(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
     """Add draws, up to the first that is not finite, to the moments.
 
@@ -391,6 +438,15 @@ def _merge(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
     return Moments(num, mean, squares), count, norms
 
 
+def _error(squares: np.ndarray, num: int, factor: float) -> np.ndarray:
+    """``factor`` times sqrt(squares / num / (num - 1)), with no copies on the way."""
+    error = np.asarray(squares / num)
+    error /= num - 1
+    np.sqrt(error, out=error)
+    error *= factor
+    return error
+
+
 def _diagonal_rounds(unit: Unit, key: jax.Array, max_products: int) -> Iterator[Round]:
     """Rounds of draws of z * (A z), whose mean is the diagonal; only their moments are kept.
 
@@ -398,20 +454,22 @@ def _diagonal_rounds(unit: Unit, key: jax.Array, max_products: int) -> Iterator[
     the rounds; if it is the first one, there is an error.
     """
     H, used, done = unit.H, unit.products, 0
-    zeros = H.place(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), H.structure))
-    moments = Moments(np.int32(0), zeros, zeros)
+    at_once, memory = reserve_probes(unit, "diagonal", held=2)
+    mean, squares = (jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), H.structure) for _ in range(2))
+    moments = Moments(np.int32(0), H.place(mean), H.place(squares))
+    del mean, squares
 
     def value() -> tuple[PyTree, PyTree]:
         num = int(moments.num)
         with np.errstate(invalid="ignore", divide="ignore"):
             factor = widening(num - 1)
-            sem = [factor * np.sqrt(np.asarray(x) / num / (num - 1)) for x in jax.tree.leaves(moments.squares)]
+            sem = [_error(np.asarray(x), num, factor) for x in jax.tree.leaves(moments.squares)]
         return jax.tree.map(np.asarray, moments.mean), H.space.tree(sem)
 
     trouble = None
     while done < max_products and not trouble:
         hi = min(done + AT_ONCE, max_products)
-        for piece in map_probes(_times, H, key, done, hi):
+        for piece in map_probes(_times, H, key, done, hi, at_once):
             size = len(jax.tree.leaves(piece)[0])
             moments, count, (mean, squares) = _merge(moments, piece)
             if count < size:
@@ -424,4 +482,4 @@ def _diagonal_rounds(unit: Unit, key: jax.Array, max_products: int) -> Iterator[
         if not num:
             raise no_finite_product(trouble)
         sem = widening(num - 1) * math.sqrt(float(squares) / num / (num - 1)) if num > 1 else math.nan
-        yield Round(math.sqrt(float(mean)), sem, num, used, value, trouble=trouble)
+        yield Round(math.sqrt(float(mean)), sem, num, used, value, trouble=trouble, memory=memory)

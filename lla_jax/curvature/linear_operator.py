@@ -398,7 +398,11 @@ def check_symmetric(H: Operator, key: jax.Array) -> Unit:
 
 def _symmetry(H: Operator, key: jax.Array) -> list[float]:
     """u'(A v), v'(A u), |A u| and |A v| of two random vectors."""
-    u, v = (draw_one(H.space, key, np.uint32(number), distribution="normal") for number in range(2))
+
+    def draw(number: int) -> PyTree:  # waits: two draws at once would take the memory of both
+        return jax.block_until_ready(draw_one(H.space, key, np.uint32(number), distribution="normal"))
+
+    u, v = draw(0), draw(1)
 
     def terms(x: PyTree, other: PyTree) -> list[float]:
         product = _tree.align(H.product(x), H.structure, "A v", "its vector v")

@@ -243,8 +243,9 @@ def _traces(
       progress: called with (products so far, None).
     """
     H, forms, used, reached = unit.H, np.zeros((0, member.shape[1])), 0, False
+    at_once, _ = estimates.reserve_probes(unit, "per_layer")
     while used < most and not reached and len(forms) == used:
-        pieces = estimates.map_probes(_per_leaf, H, key, used, min(used + estimates.AT_ONCE, most))
+        pieces = estimates.map_probes(_per_leaf, H, key, used, min(used + estimates.AT_ONCE, most), at_once)
         new = np.concatenate([np.asarray(piece, np.float64) for piece in pieces])
         used += len(new)
         forms = np.concatenate([forms, new[np.isfinite(new).all(1).cumprod().astype(bool)]])
