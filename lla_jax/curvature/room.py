@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ WORK_VECTORS = {True: 10, False: 3}
 FIXED_BYTES = 190 * 2**20  # on a CPU, for compiled programs and their threads, measured
 
 LITTLE = 2**23  # bytes of vectors that a CPU takes at once; larger ones are as fast one after another
+STEPS_PER_CALL = 8  # of Lanczos, in one program
 WORK_FRACTION = 0.125  # of the free memory, which the vectors of one block may take
 PROGRAM_BYTES = 128 * 2**20  # the same for draws and their products, whose programs are fewer
 
@@ -76,6 +78,37 @@ def check_room(H: Operator, name: str, rows: int, remedy: str = "") -> None:
         needed, left = f"{nbytes * rows / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB are free"
         text = f"{rows} given, whose vectors take {needed}, and {left}"
         raise Misuse(name, f"{text}; it must be at most {free // nbytes}: take fewer{remedy}")
+
+
+# --- masks, one after another
+
+
+def step_by_step(H: Operator) -> Operator:
+    """The operator, whose Lanczos steps the host takes one by one where they are large and on a CPU: a program of
+    several steps holds more vectors, and saves nothing there."""
+    if H.on_device and goes_one_by_one(H, STEPS_PER_CALL):
+        return replace(H, multiplier=H.multiplier._replace(on_device=False))  # type: ignore[type-var]
+    return H
+
+
+def ends_needed(H: Operator, steps: int) -> Memory:
+    """The memory of the ends of the spectrum of a masked operator, from so many steps."""
+    return Memory(steps + 1, bytes_needed(H, steps + 1) + H.space.nbytes)
+
+
+def steps_that_fit(H: Operator, name: str, steps: int) -> int:
+    """``steps``, or as many as there is room for, with a warning in the log, where it is less.
+
+    Args:
+      H: the operator, not masked.
+      name: of the computation.
+      steps: Lanczos steps asked for.
+    """
+    nbytes, free = H.memory()
+    most = max(2, free // nbytes - WORK_VECTORS[H.on_device] - 2)
+    if most < steps:
+        log.warning("%s: %d steps in place of %d: the free memory holds no more vectors", name, most, steps)
+    return min(steps, most)
 
 
 # --- draws and their products

@@ -18,7 +18,7 @@ from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import Execution, Loss, Path, PyTree, Select
-from lla_jax.curvature import eigen, estimates, operators
+from lla_jax.curvature import eigen, estimates, operators, room
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.keywords import accept_old
 from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
@@ -143,14 +143,22 @@ def per_layer(
     def compute(unit: Unit) -> tuple[list[Estimate], Estimate]:
         return _traces(unit, keys[0], member, rtol, max_products, progress)
 
+    stepwise = room.step_by_step(H)
+    steps = room.steps_that_fit(stepwise, "per_layer", steps)
+    needed = room.ends_needed(stepwise, min(steps, H.shape[0]))
+    room.say("per_layer", H, needed, f"eigenvalues of one of {len(blocks)} layers at a time")
     traces, total = adapt(Unit(H), keys[1], compute)
+    memory = traces[0].recipe["memory"]  # of all: the operator keeps its primal values besides
+    kept = H.recipe["plan"]["bytes"]
+    memory |= {"vectors": max(memory["vectors"], needed.vectors), "bytes": max(memory["bytes"], needed.bytes) + kept}
     rows, done = [], traces[0].num
     leaves, structure = jax.tree.flatten(H.structure)
     not_zero = abs(total.mean) > COVERS * total.sem
     for block, inside, trace in zip(blocks, member, traces, strict=True):
-        mask = [np.full(x.shape, yes) for x, yes in zip(leaves, inside, strict=True)]
-        part = operators.masked(H, jax.tree.unflatten(structure, mask))
+        mask = [np.broadcast_to(yes, x.shape) for x, yes in zip(leaves, inside, strict=True)]
+        part = operators.masked(stepwise, jax.tree.unflatten(structure, mask))
         ends = eigen.extremes(part, keys[1], steps)
+        del part  # before the mask of the next one is made
         done += ends.products
         if progress is not None:
             progress(done, traces[0].num + steps * len(blocks))
@@ -243,7 +251,7 @@ def _traces(
       progress: called with (products so far, None).
     """
     H, forms, used, reached = unit.H, np.zeros((0, member.shape[1])), 0, False
-    at_once, _ = estimates.reserve_probes(unit, "per_layer")
+    at_once, memory = estimates.reserve_probes(unit, "per_layer")
     while used < most and not reached and len(forms) == used:
         pieces = estimates.map_probes(_per_leaf, H, key, used, min(used + estimates.AT_ONCE, most), at_once)
         new = np.concatenate([np.asarray(piece, np.float64) for piece in pieces])
@@ -269,6 +277,7 @@ def _traces(
         "kind": "block trace",
         "method": "hutchinson",
         "products": used,
+        "memory": memory.recipe(),
         "rtol": float(rtol),
         "converged": reached,
         "total": {"mean": float(mean[-1]), "sem": float(sem[-1])},
