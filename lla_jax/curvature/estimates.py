@@ -61,7 +61,8 @@ def trace(
 
     "hutch++" and "xtrace" pay where few eigenvalues make most of the trace, as in trained networks, and are exact where
     there are few parameters; they hold a vector for each draw, and "hutchinson" none. Draws are added until there are
-    at least 16 and the standard error is at most rtol |mean|, or until the estimate is exact up to rounding.
+    at least 16 and the standard error is at most rtol |mean|, or until the estimate is exact up to rounding. Where a
+    quarter of the free memory does not hold the 16 vectors that XTrace takes at least, "hutchinson" is taken instead.
 
     Args:
       H: a symmetric operator: ``hessian``, ``ggn``, ``fisher`` or ``operators.given``, whose symmetry is checked.
@@ -73,11 +74,14 @@ def trace(
 
     Returns:
       ``Estimate`` of floats; ``num`` is the number of draws. The recipe has ``products`` (all of them), ``converged``
-      and ``stopped`` (why the draws ended early, or None). Not converged: a warning.
+      and ``stopped`` (why the draws ended early, or None), ``memory`` ({"vectors", "bytes"}: those held, and all that it
+      takes, as the logger ``lla_jax`` says before it starts), ``method``, and ``instead_of`` where another one was
+      asked for. Not converged: a warning.
 
     Raises:
       ValueError: another method; ``rtol`` or ``max_products`` out of range; an operator that is not symmetric; one of
-        the first products not finite (later ones end the estimate, with a warning).
+        the first products not finite (later ones end the estimate, with a warning); vectors that the memory cannot
+        hold, one at a time.
 
     References: Hutchinson 1990; Meyer et al. 2020, arXiv 2010.09649 (Hutch++; here the three thirds grow together, and
     the test vectors' products serve every later basis); Epperly et al. 2023, arXiv 2301.07825 (XTrace). Where we differ
@@ -154,7 +158,7 @@ def diagonal(
 
         diag A = E z * (A z), z random signs;   variance of entry i: sum over j != i of A_ij^2
 
-    Memory is constant: running means. Draws are added until there are at least 16 and |sem| <= rtol |mean| (2-norms
+    Memory is constant: running means, 4 vectors and the work of a product where vectors are large. Draws are added until there are at least 16 and |sem| <= rtol |mean| (2-norms
     over all entries). That takes about (off / (rtol on))^2 products, with the norms of the entries beside the diagonal
     and on it; where these are more than twice ``max_products``, the logger ``lla_jax`` says so after 16 draws.
 
