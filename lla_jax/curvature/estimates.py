@@ -74,8 +74,8 @@ def trace(
 
     Returns:
       ``Estimate`` of floats; ``num`` is the number of draws. The recipe has ``products`` (all of them), ``converged``
-      and ``stopped`` (why the draws ended early, or None), ``memory`` ({"vectors", "bytes"}: those held, and all that it
-      takes, as the logger ``lla_jax`` says before it starts), ``method``, and ``instead_of`` where another one was
+      and ``stopped`` (why the draws ended early, or None), ``memory`` ({"vectors", "bytes"}: those held, and all that
+      it takes, as the logger ``lla_jax`` says before it starts), ``method``, and ``instead_of`` where another one was
       asked for. Not converged: a warning.
 
     Raises:
@@ -158,9 +158,10 @@ def diagonal(
 
         diag A = E z * (A z), z random signs;   variance of entry i: sum over j != i of A_ij^2
 
-    Memory is constant: running means, 4 vectors and the work of a product where vectors are large. Draws are added until there are at least 16 and |sem| <= rtol |mean| (2-norms
-    over all entries). That takes about (off / (rtol on))^2 products, with the norms of the entries beside the diagonal
-    and on it; where these are more than twice ``max_products``, the logger ``lla_jax`` says so after 16 draws.
+    Memory is constant: running means, 4 vectors and the work of a product where vectors are large. Draws are added
+    until there are at least 16 and |sem| <= rtol |mean| (2-norms over all entries). That takes about
+    (off / (rtol on))^2 products, with the norms of the entries beside the diagonal and on it; where these are more than
+    twice ``max_products``, the logger ``lla_jax`` says so after 16 draws.
 
     Args:
       H: as for ``trace``.
