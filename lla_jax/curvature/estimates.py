@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,19 +25,16 @@ from lla_jax.core.standard_errors import standard_error, widening
 from lla_jax.core.types import PyTree
 from lla_jax.curvature import room, sketches, stopping
 from lla_jax.curvature.flat_rows import NotFinite, ProductCounter
-from lla_jax.curvature.linear_operator import Operator, check_spectral, halve, no_finite_product, settle
+from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
+from lla_jax.curvature.probes import map_probes, reserve_probes
 from lla_jax.curvature.sketches import AT_ONCE
-from lla_jax.curvature.space import draw
 from lla_jax.curvature.stopping import LEAST_DRAWS, PRODUCTS_EACH, Round
 from lla_jax.curvature.units import Unit, adapt
-from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
 
 log = logging.getLogger("lla_jax")
 
 MEMORY_FRACTION = 0.25  # of the free memory, which the basis of a sketch may take
-
-T = TypeVar("T")
 
 
 @takes_progress("products")
@@ -252,57 +249,10 @@ def _estimate(
 # --- probes
 
 
-def map_probes(
-    f: Callable[[PyTree, PyTree], T], H: Operator, key: jax.Array, lo: int, hi: int, at_once: int
-) -> Iterator[T]:
-    """Yield ``f(z, A z)`` of the probes numbered ``lo`` to ``hi - 1``, for a piece of them at a time.
-
-    If memory runs out, a piece is taken in halves. A Ctrl-C waits for the end of a product.
-
-    Args:
-      f: of stacked vectors (k, ...) and their products.
-      H: the operator.
-      key: each probe, a vector of signs, is drawn from it and the probe's number.
-      lo: number of the first probe.
-      hi: number after the last one.
-      at_once: probes of a piece.
-    """
-
-    def compute(lo: int, hi: int) -> T:
-        with deferred_interrupts():
-            z = draw_probes(H, key, lo, hi)
-            return jax.block_until_ready(f(z, H.products(z)))
-
-    for start in range(lo, hi, at_once):
-        yield from halve(compute, start, min(start + at_once, hi))
-
-
-def draw_probes(H: Operator, key: jax.Array, lo: int, hi: int) -> PyTree:
-    """The probes numbered ``lo`` to ``hi - 1``: stacked vectors of signs."""
-    numbers = np.arange(lo, hi, dtype=np.uint32)
-    return H.space.wait_for(H.place(draw(H.space, key, numbers, distribution="rademacher")))
-
-
 @jax.jit
 def _forms(z: PyTree, product: PyTree) -> jax.Array:
     """(z'A z, |A z|) of every probe, (k, 2)."""
     return jax.vmap(lambda x, y: jnp.stack([_tree.dot(x, y), _tree.norm(y)]))(z, product)
-
-
-def reserve_probes(unit: Unit, name: str, *, held: int = 0) -> tuple[int, room.Memory]:
-    """(how many probes are taken at a time, the memory of that); it is logged, and refused if there is none.
-
-    Args:
-      unit: the operator.
-      name: of the computation.
-      held: vectors that it holds beside probes and products.
-    """
-    H = unit.H
-    at_once = room.probes_at_once(H, AT_ONCE)
-    memory = room.probes_needed(H, at_once, held=held, unit=unit.size)
-    room.say(name, H, memory, f"{at_once} draw{'s' * (at_once > 1)} at a time")
-    room.check_fits(H, name, memory)
-    return at_once, memory
 
 
 def _probe_rounds(

@@ -18,7 +18,7 @@ from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import Execution, Loss, Path, PyTree, Select
-from lla_jax.curvature import eigen, estimates, operators, room
+from lla_jax.curvature import eigen, operators, probes, room
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.keywords import accept_old
 from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
@@ -252,9 +252,9 @@ def _traces(
       progress: called with (products so far, None).
     """
     H, forms, used, reached = unit.H, np.zeros((0, member.shape[1])), 0, False
-    at_once, memory = estimates.reserve_probes(unit, "per_layer")
+    at_once, memory = probes.reserve_probes(unit, "per_layer")
     while used < most and not reached and len(forms) == used:
-        pieces = estimates.map_probes(_per_leaf, H, key, used, min(used + estimates.AT_ONCE, most), at_once)
+        pieces = probes.map_probes(_per_leaf, H, key, used, min(used + probes.AT_ONCE, most), at_once)
         new = np.concatenate([np.asarray(piece, np.float64) for piece in pieces])
         used += len(new)
         forms = np.concatenate([forms, new[np.isfinite(new).all(1).cumprod().astype(bool)]])

@@ -13,7 +13,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.core.standard_errors import standard_error, widening
-from lla_jax.curvature import estimates, linear_operator
+from lla_jax.curvature import estimates, linear_operator, probes
 from lla_jax.curvature.linear_operator import check_symmetric
 from lla_jax.curvature.operators import dense, given, masked
 from lla_jax.execution import devices
@@ -120,7 +120,7 @@ class TestDefinitions:
         assert abs(found.mean - np.trace(A)) < 4 * np.sqrt(variance / found.num)
 
     def test_several_at_once_are_as_one_after_another(self, monkeypatch):
-        H, signs = vector_operator(symmetric()), estimates.draw_probes(vector_operator(symmetric()), KEY, 0, 8)
+        H, signs = vector_operator(symmetric()), probes.draw_probes(vector_operator(symmetric()), KEY, 0, 8)
         loop = H.products(signs)
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
         batch = jax.jit(lambda H, signs: linear_operator._products.__wrapped__(H, signs))
@@ -343,7 +343,7 @@ class TestTrouble:
 
         A = symmetric()
         H = vector_operator(A)
-        signs = np.concatenate([estimates.draw_probes(H, KEY, lo, lo + 8) for lo in (0, 8, 16)])
+        signs = np.concatenate([probes.draw_probes(H, KEY, lo, lo + 8) for lo in (0, 8, 16)])
         H, kept = given(spoilt, jnp.zeros(N), jnp.asarray(A), signs[19]), signs[:19]
         hutchinson = functools.partial(lla.trace, method="hutchinson")
         forms, entries = np.sum(kept * (kept @ A), 1), kept * (kept @ A)
