@@ -22,7 +22,7 @@ from lla_jax.core.types import Loss, PyTree, Recipe
 from lla_jax.curvature import products, units
 from lla_jax.curvature.algebra import Algebra
 from lla_jax.curvature.products import Multiplier
-from lla_jax.curvature.space import Space, stack, take
+from lla_jax.curvature.space import Space, draw_one, lift, stack, take
 from lla_jax.curvature.units import Unit
 from lla_jax.execution import devices, processes, sharding
 
@@ -143,7 +143,7 @@ class Operator(Algebra, abc.ABC):
                 for i in range(num):
                     check()
                     each.append(interrupts.wait(self.product(take(stacked, np.int32(i)))))
-            return stack(self.space, each)
+            return stack(self.space, each) if num > 1 else interrupts.wait(lift(self.space, each.pop()))
 
         def compute(lo: int, hi: int) -> PyTree:
             some = stacked if hi - lo == num else jax.tree.map(lambda x: x[lo:hi], stacked)
@@ -361,6 +361,8 @@ def halve(compute: Callable[[int, int], Any], lo: int, hi: int) -> list[Any]:
 
 @jax.jit
 def _products(H: LinearOperator, stacked: PyTree) -> PyTree:
+    if jax.tree.leaves(stacked)[0].shape[0] == 1:  # neither a loop nor a batch, which hold copies
+        return jax.tree.map(lambda x: x[None], H.mv(jax.tree.map(lambda x: x[0], stacked)))
     mesh = H.multiplier.mesh
     platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
     return jax.lax.map(H.mv, stacked) if platform == "cpu" else jax.vmap(H.mv)(stacked)
@@ -413,9 +415,18 @@ def check_symmetric(H: Operator, key: jax.Array) -> Unit:
 
 def _symmetry(H: Operator, key: jax.Array) -> list[float]:
     """u'(A v), v'(A u), |A u| and |A v| of two random vectors."""
-    u, v = _two_vectors(H.space, key)
-    of_u, of_v = (_tree.align(H.product(x), H.structure, "A v", "its vector v") for x in (u, v))
-    return [float(x) for x in _symmetry_terms(u, v, of_u, of_v)]
+
+    def draw(number: int) -> PyTree:  # waits: two draws at once would take the memory of both
+        return jax.block_until_ready(draw_one(H.space, key, np.uint32(number), distribution="normal"))
+
+    u, v = draw(0), draw(1)
+
+    def terms(x: PyTree, other: PyTree) -> list[float]:
+        product = _tree.align(H.product(x), H.structure, "A v", "its vector v")
+        return [float(term) for term in _symmetry_terms(other, product)]
+
+    (two, size_u), (one, size_v) = terms(u, v), terms(v, u)
+    return [one, two, size_u, size_v]
 
 
 def check_operator(H: Any, name: str = "H") -> None:
@@ -484,10 +495,5 @@ def settle(H: Operator, key: jax.Array) -> Unit:
 
 
 @jax.jit
-def _two_vectors(space: Space, key: jax.Array) -> list[PyTree]:
-    return [space.random(jax.random.fold_in(key, number), "normal") for number in range(2)]
-
-
-@jax.jit
-def _symmetry_terms(u: PyTree, v: PyTree, of_u: PyTree, of_v: PyTree) -> list[jax.Array]:
-    return [_tree.dot(u, of_v), _tree.dot(v, of_u), _tree.norm(of_u), _tree.norm(of_v)]
+def _symmetry_terms(other: PyTree, product: PyTree) -> list[jax.Array]:
+    return [_tree.dot(other, product), _tree.norm(product)]

@@ -331,7 +331,7 @@ def masked(operator: Any, mask: PyTree) -> Any:
     check_operator(operator, "operator")
     mask = _tree.align(mask, operator.structure, "mask", "the operator's vectors")
     entries = [np.asarray(x) for x in jax.tree.leaves(mask)]
-    if not all(np.isin(x, (0, 1)).all() for x in entries) or not any(x.any() for x in entries):
+    if not all(((x == 0) | (x == 1)).all() for x in entries) or not any(x.any() for x in entries):
         text = "has other values than 0 and 1, or no 1; it must be a tree of 0 and 1 (or bool), with a 1 somewhere"
         raise Misuse("mask", f"{text}: set the entries to keep to 1")
     return _scale(operator, mask, "mask", {"masked": recipes.fingerprint(mask)})

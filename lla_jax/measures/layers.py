@@ -19,7 +19,7 @@ from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import Execution, Loss, Path, PyTree, Select
-from lla_jax.curvature import eigen, estimates, forecasts, operators
+from lla_jax.curvature import eigen, forecasts, operators, random_probes, room
 from lla_jax.curvature.probe import probe
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.keywords import accept_old
@@ -95,7 +95,8 @@ def per_layer(
       key: draws the probes and the start vector of Lanczos.
       batch_size: as for ``hessian``.
       steps: Lanczos steps per block at most, a product each; they end once the residuals are at most 1e-3 times the
-        larger magnitude of the two eigenvalues. Memory: ``steps`` + 1 vectors of the parameters' size.
+        larger magnitude of the two eigenvalues. Memory: ``steps`` + 5 vectors of the parameters' size; there are fewer
+        steps where the free memory does not hold them.
       rtol: probes, 16 at least, are drawn until the standard error of the total and of every block is at most ``rtol``
         times the sum of the blocks' absolute traces. (A block's own trace is no measure: a small one would take all the
         products.)
@@ -148,14 +149,22 @@ def per_layer(
     def compute(unit: Unit) -> tuple[list[Estimate], Estimate]:
         return _traces(unit, keys[0], member, rtol, max_products, steps, progress)
 
+    stepwise = room.step_by_step(H)
+    steps = room.steps_that_fit(stepwise, "per_layer", steps)
+    needed = room.ends_needed(stepwise, min(steps, H.shape[0]))
+    room.say("per_layer", H, needed, f"eigenvalues of one of {len(blocks)} layers at a time")
     traces, total = adapt(Unit(H), keys[1], compute)
+    memory = traces[0].recipe["memory"]  # of all: the operator keeps its primal values besides
+    kept = H.recipe["plan"]["bytes"]
+    memory |= {"vectors": max(memory["vectors"], needed.vectors), "bytes": max(memory["bytes"], needed.bytes) + kept}
     rows, done = [], traces[0].num
     leaves, structure = jax.tree.flatten(H.structure)
     not_zero = abs(total.mean) > COVERS * total.sem
     for block, inside, trace in zip(blocks, member, traces, strict=True):
-        mask = [np.full(x.shape, yes) for x, yes in zip(leaves, inside, strict=True)]
-        part = operators.masked(H, jax.tree.unflatten(structure, mask))
+        mask = [np.broadcast_to(yes, x.shape) for x, yes in zip(leaves, inside, strict=True)]
+        part = operators.masked(stepwise, jax.tree.unflatten(structure, mask))
         ends = eigen.extremes(part, keys[1], steps)
+        del part  # before the mask of the next one is made
         done += ends.products
         if progress is not None:
             progress(done, traces[0].num + steps * len(blocks))
@@ -249,8 +258,9 @@ def _traces(
       progress: called with (products so far, None).
     """
     H, forms, used, reached = unit.H, np.zeros((0, member.shape[1])), 0, False
+    at_once, memory = random_probes.reserve_probes(unit, "per_layer")
     while used < most and not reached and len(forms) == used:
-        pieces = estimates.map_probes(_per_leaf, H, key, used, min(used + estimates.AT_ONCE, most))
+        pieces = random_probes.map_probes(_per_leaf, H, key, used, min(used + random_probes.AT_ONCE, most), at_once)
         new = np.concatenate([np.asarray(piece, np.float64) for piece in pieces])
         used += len(new)
         forms = np.concatenate([forms, new[np.isfinite(new).all(1).cumprod().astype(bool)]])
@@ -277,6 +287,7 @@ def _traces(
         "kind": "block trace",
         "method": "hutchinson",
         "products": used,
+        "memory": memory.recipe(),
         "rtol": float(rtol),
         "converged": reached,
         "total": {"mean": float(mean[-1]), "sem": float(sem[-1])},
