@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT = Path("run")
 COMMAND = "command.json"  # the options that the store in this folder was begun with
+CLOCKS_S = 2.0  # by which clocks of machines may differ without being mentioned
 GRID = ("points", "range")  # a store may have several grids
 
 
@@ -32,12 +33,12 @@ def choose_folder(settings: Mapping[str, str], problem: str) -> Path:
       settings: {option: its text}, from ``options.settings``.
       problem: the name of the problem.
     """
-    from lla_jax.landscape.store import chunks
+    from lla_jax.landscape.store import folders
 
     wanted = {**{name: text for name, text in settings.items() if name not in GRID}, "problem": problem}
     for number in itertools.count(1):
         folder = DEFAULT if number == 1 else Path(f"{DEFAULT}-{number}")
-        is_free = not chunks.exists(folder) and not (folder / "landscape.npz").exists()
+        is_free = not folders.exists(folder) and not (folder / "landscape.npz").exists()
         before = _settings_of(folder)
         # without settings it was made by the library, or killed early: ``evaluate`` compares
         if is_free or all(before.get(name, text) == text for name, text in wanted.items()):
@@ -71,15 +72,16 @@ def begin(out: Path, settings: Mapping[str, str], overwrite: bool) -> None:
       Misuse: the store is another program's.
       Mistake: there is a result without a store.
     """
-    from lla_jax.landscape.store import chunks
+    from lla_jax.landscape.store import folders
     from lla_jax.output import kept
 
     result = out / "landscape.npz"
     if overwrite:
-        chunks.remove(out)
-        for path in (result, out / COMMAND):
-            path.unlink(missing_ok=True)
-    if not chunks.exists(out):
+        folders.check_removable(out)
+        result.unlink(missing_ok=True)  # first: it is never without the chunks it was made of
+        folders.remove(out)
+        (out / COMMAND).unlink(missing_ok=True)
+    if not folders.exists(out):
         if result.exists():
             raise Mistake(f"{result} exists without the chunks it was made of; remove it, or {REMEDY}")
         (out / COMMAND).unlink(missing_ok=True)
@@ -144,9 +146,11 @@ def status(folder: Path) -> str:
         f"{folder}: {many}{now.done:,} of {now.points:,} points ({now.done / max(1, now.points):.0%}) in "
         f"{now.written:,} of {now.chunks:,} chunks"
     ]
-    lines += [f"  damaged, will be computed again: {path} ({reason})" for path, reason in now.damaged.items()]
+    lines += [f"  damaged, will be {_remedy(path)}: {path} ({reason})" for path, reason in now.damaged.items()]
     event = "last chunk written" if now.written else "no chunk yet; begun"
     lines.append(f"  {event} {duration(now.last)} ago" if now.chunks else "  not begun")
+    if now.ahead > CLOCKS_S:
+        lines.append(f"  files are dated up to {duration(now.ahead)} in the future: clocks differ, and times are rough")
     lines += [f"  writer {name}: {count} chunks in the last 10 min" for name, count in sorted(now.writers.items())]
     if now.done == now.points:
         lines.append(f"  finished; lla-jax merge {folder} writes the result")
@@ -157,3 +161,7 @@ def status(folder: Path) -> str:
     else:
         lines.append(f"  {now.rate:.3g} points/s, about {duration(now.left)} left if the writers continue")
     return "\n".join(lines)
+
+
+def _remedy(path: str) -> str:
+    return "computed again" if path.endswith(".npz") else "restored from the chunks"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,7 @@ from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream, num_examples
 from lla_jax.core.results import Eigenpairs, Spectrum
 from lla_jax.core.signatures import explained
+from lla_jax.core.text import stable_repr
 from lla_jax.core.types import PyTree
 from lla_jax.core.wholes import Whole
 
@@ -55,8 +57,9 @@ UNORDERED = ("metrics", "point_metrics")  # entries whose order decides no value
 LARGE = 64_000_000  # bytes of a leaf above which fingerprints of before knew a sample only
 PIECE = 2**24  # bytes of an array that is not contiguous which are copied at a time
 ROUNDING = 1e-5  # relative difference between machines, orders of summation and plans
+HALF_STEPS = 4.0  # times eps of a type of half precision: the same
 START_ANEW = "start anew without resume"
-NOT_COMPARED = ("plan", "versions", "lowest", "bits", "lost", "centres")  # entries that decide no value
+NOT_COMPARED = ("plan", "versions", "lowest", "bits", "lost", "centres", "probe")  # entries that decide no value
 
 
 class Differs(Misuse):
@@ -108,7 +111,9 @@ def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs |
     """
     if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
         raise misuse("resume", resume, f"what {recipe['kind']} gave to on_partial; save it there, and pass it here")
-    check_same("resume", f"the partial result of {recipe['kind']}", resume.recipe, recipe, recipe, START_ANEW)
+    what, (then, now) = f"the partial result of {recipe['kind']}", (r.get("operator") for r in (resume.recipe, recipe))
+    check_same("resume", what, resume.recipe, recipe, recipe, START_ANEW)
+    check_same_function("resume", what, then, now, START_ANEW)
     sealed = resume.recipe.get("seal")  # results of before have none
     with reading_state():
         if resume.state is not None and sealed is not None and not same(seal(resume.state)["seal"], sealed):
@@ -162,6 +167,76 @@ def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, 
                 "was begun; both need the same loss and functions: restore them, or start anew",
                 path,
             )
+
+
+def check_same_function(
+    argument: str, what: str, then: Any, now: Any, otherwise: str, path: Path | None = None
+) -> None:
+    """Raise ``Differs`` if the probes of two operators differ, which shows that the function changed.
+
+    The product with the fixed vector is compared relative to its norm, and the mean loss relative to itself or, where
+    it is smaller, to that norm: a loss of zero up to rounding says nothing. Recipes of before have no probe, and of a
+    loss that changes from call to call it says nothing; these are not compared.
+
+    Args:
+      argument: the argument of the call that brought the older recipe.
+      what: the older result in words, such as "the partial result of spectrum".
+      then: the recipe of the older result's operator.
+      now: the recipe of the operator now.
+      otherwise: the remedy for a user who cannot restore the function.
+      path: the file or folder that holds the older result, or None.
+    """
+    if not (has_probe(then) and has_probe(now)):
+        return
+    try:
+        (product, loss), (new_product, new_loss) = (_numbers_of(recipe["probe"]) for recipe in (then, now))
+        rtol, norms = max(rounding(then), rounding(now)), (product[-1], new_product[-1])
+        pairs = list(zip(product, new_product, strict=True))
+        same_product = all(is_close(one, two, rtol, max(norms)) for one, two in pairs)
+    except (LookupError, TypeError, ValueError) as error:
+        raise Misuse(argument, f"{what} has a damaged recipe ({error}); {otherwise}", path) from error
+    changes = [] if same_product else [f"the norm of a product: {norms[0]:.6g} -> {norms[1]:.6g}"]
+    changes += [] if is_close(loss, new_loss, rtol, max(norms)) else [f"the mean loss: {loss:.6g} -> {new_loss:.6g}"]
+    if changes:
+        text = f"{what} belongs to another function ({', '.join(changes)}); both must be the same: restore it"
+        raise Differs(argument, {"functions": ", ".join(changes)}, f"{text}, or {otherwise}", path)
+
+
+def _numbers_of(probe: Mapping[str, Any]) -> tuple[list[float], float]:
+    """(the numbers of the product, the mean loss or NaN)."""
+    return [float(x) for x in probe["product"]], float(probe.get("loss", math.nan))
+
+
+def has_probe(operator: Any) -> bool:
+    """Whether the recipe of an operator has numbers by which its function is known again."""
+    probe = operator.get("probe") if isinstance(operator, Mapping) else None
+    return isinstance(probe, Mapping) and "product" in probe
+
+
+def without_probe(operator: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of an operator without the numbers of its function, for another one that is made of it."""
+    return {k: v for k, v in operator.items() if k != "probe" or not has_probe(operator)}
+
+
+def rounding(recipe: Mapping[str, Any]) -> float:
+    """The relative difference that rounding makes between two machines or plans: more where halves are at work."""
+    types = precision.types_at_work(recipe)
+    return max([ROUNDING, *(HALF_STEPS * float(jnp.finfo(name).eps) for name in types if _is_half(name))])
+
+
+def _is_half(name: str) -> bool:
+    return precision.bits(name) < precision.SINGLE
+
+
+def is_close(one: float, two: float, rtol: float, least: float) -> bool:
+    """Whether two numbers differ by ``rtol`` times the largest of their magnitudes and ``least`` at most.
+
+    Those that are not finite must be equal.
+    """
+    if not (math.isfinite(one) and math.isfinite(two)):
+        return one == two or (math.isnan(one) and math.isnan(two))
+    scale = max(abs(one), abs(two), least if math.isfinite(least) else 0.0)
+    return abs(one - two) <= rtol * scale
 
 
 def same(one: Any, two: Any) -> bool:
@@ -221,7 +296,7 @@ def _difference(then: Any, now: Any) -> str:
 
 def _to_text(value: Any) -> str:
     """The value as JSON; the repr of parts that JSON cannot hold."""
-    return json.dumps(value, sort_keys=True, default=lambda x: x.tolist() if hasattr(x, "tolist") else repr(x))
+    return json.dumps(value, sort_keys=True, default=lambda x: x.tolist() if hasattr(x, "tolist") else stable_repr(x))
 
 
 def _shorten(value: Any) -> str:

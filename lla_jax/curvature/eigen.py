@@ -18,18 +18,19 @@ import numpy as np
 from lla_jax.core import arguments, precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import misuse, warn_caller
+from lla_jax.core.interrupts import deferred_interrupts, wait
 from lla_jax.core.results import Eigenpairs
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, PyTree, Recipe
-from lla_jax.curvature import eigensearch, room, units
+from lla_jax.curvature import eigensearch, forecasts, room, units
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Goal, Ritz, Search
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
+from lla_jax.curvature.probe import describe
 from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.directions import centres
 from lla_jax.execution import progress as _progress
 from lla_jax.execution import sharding
-from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.progress import AskedProgress, takes_progress
 
 log = logging.getLogger("lla_jax")
@@ -112,7 +113,7 @@ def eigenpairs(
     most = min(_check_at_least("max_vectors", max_vectors, min(n, k + SPARE), affordable), n)
     recipe = {
         "kind": "eigenpairs",
-        "operator": dict(H.recipe),
+        "operator": describe(H),
         "n": n,
         "dtype": str(H.dtype),
         "k": k,
@@ -146,9 +147,15 @@ def eigenpairs(
 
         report = _progress.save_regularly(progress, save_every, on_partial, lambda: hand_over("running"))
 
+        def expect() -> None:
+            _progress.expect_total(progress, forecasts.products_of_pairs(s.errors, k, limit - k) + k)
+
+        expect()
+
         def after_step(products: int) -> None:
             check()
             unit.check(s.scale, products)
+            expect()
             if report is not None:
                 report(products, None)
 
@@ -247,7 +254,7 @@ def _finish(
     vectors, quotients = [], []
     for i in range(num):
         vectors.append(_ritz_vector(s, ritz, i, H))
-        quotients.append(np.asarray(_rayleigh_quotient(vectors[i], H.product(vectors[i])), np.float64))
+        quotients.append(np.asarray(_rayleigh_quotient(vectors[i], wait(H.product(vectors[i]))), np.float64))
         after_step(s.products + i + 1)
     values, residuals = np.stack(quotients).T
     bad = ~np.isfinite(residuals)

@@ -14,6 +14,7 @@ from scipy.special import ndtr
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Spectrum
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
@@ -22,11 +23,11 @@ from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature import moments, units
 from lla_jax.curvature.lanczos import STEPS_PER_CALL, WINDOW
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
+from lla_jax.curvature.probe import describe
 from lla_jax.curvature.room import bytes_needed, check_room
 from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.execution import devices
 from lla_jax.execution import progress as _progress
-from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.progress import AskedProgress, takes_progress
 
 log = logging.getLogger("lla_jax")
@@ -131,7 +132,7 @@ def spectrum(
         raise arguments.Misuse("probes", f"{text}; it must be at most {MOST_NODES // steps}, such as 4: take fewer")
     recipe = {
         "kind": "spectrum",
-        "operator": dict(H.recipe),
+        "operator": describe(H),
         "n": n,
         "dtype": str(H.dtype),
         "steps": steps,

@@ -14,6 +14,7 @@ from lla_jax.core import gradients
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_flag, is_integer, misuse
 from lla_jax.core.foreign import library_of
+from lla_jax.core.interrupts import prompt_interrupts
 from lla_jax.core.results import Eigenpairs
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Path, PyTree, Recipe
@@ -105,6 +106,7 @@ def _merge(trees: Sequence[PyTree], moment: str) -> dict[Path, Any]:
     return merged
 
 
+@prompt_interrupts()
 @explained
 def gradient(loss: Any, params: PyTree, data: Any, *, batch_size: int | None = None) -> Directions:
     """The gradient of the loss over all examples and of its penalty, g = dL/dtheta, as one direction (uphill).

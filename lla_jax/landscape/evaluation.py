@@ -12,6 +12,7 @@ from typing import Any, TypedDict, Unpack, overload
 
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Directions, Execution, Loss, PyTree, UpdateRule
@@ -19,8 +20,7 @@ from lla_jax.directions import centres
 from lla_jax.directions.checks import check_axes
 from lla_jax.execution.progress import AskedProgress, check_on_partial, takes_progress
 from lla_jax.landscape import grids, jobs, memory, rules, sweeps
-from lla_jax.landscape.store import chunks as _chunks
-from lla_jax.landscape.store import writing
+from lla_jax.landscape.store import folders, writing
 from lla_jax.landscape.tasks import Policy, Task
 
 
@@ -65,6 +65,7 @@ def evaluate(
 
 
 @takes_progress("points")
+@deferred_interrupts()
 @explained
 def evaluate(
     loss: Loss | Callable[[PyTree, Batch], Any],
@@ -171,7 +172,7 @@ def evaluate(
     if resume is not None and (store is not None or not isinstance(directions, Directions)):
         raise Misuse("resume", "continues one landscape held in memory; leave store out, and pass one Directions")
     shard = writing.check_shard(shard, store)
-    folder = None if store is None else _chunks.store_folder(store)
+    folder = None if store is None else folders.store_folder(store)
     if isinstance(directions, Directions):
         job = jobs.set_axes(job, directions)
         if folder is None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core.arguments import misuse
+from lla_jax.core.interrupts import check_interrupt
 from lla_jax.core.results import Landscape
 from lla_jax.core.types import Recipe
 from lla_jax.execution.plans import Plan
@@ -53,6 +54,7 @@ def compute(
             kept = _some_finished(job, table, done, plan.chunk * job.point_shards)
             probes.check("resume", job, plan, seconds, resume.recipe, kept)
         while done < job.num:
+            check_interrupt()
             last = min(done + group_size(job, plan), job.num)
             coords = grid_points(job.coords, done, last)
             report = report_part(progress, done, last - done, job.num)

@@ -3,6 +3,7 @@
 from lla_jax.core.arguments import Misuse, check_flag, misuse, show_value, single_key, warn_caller
 from lla_jax.core.called import ask, explain, passes, show_shapes
 from lla_jax.core.foreign import library_of
+from lla_jax.core.identities import identity
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import first_line
 
@@ -13,6 +14,7 @@ __all__ = [
     "explain",
     "explained",
     "first_line",
+    "identity",
     "library_of",
     "misuse",
     "passes",

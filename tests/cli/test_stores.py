@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -80,6 +81,7 @@ def test_finished_result_is_kept_unless_overwritten(tiny, capsys, monkeypatch):
     assert tiny_run("--points", 5, "--out", "r") == 2
     assert "error: r/manifest.json is of format None" in capsys.readouterr().err
     (tiny / "r/manifest.json").unlink()
+    shutil.rmtree(tiny / "r/grid-000")
     assert tiny_run("--points", 5, "--out", "r") == 2
     assert "r/landscape.npz exists without the chunks it was made of" in capsys.readouterr().err
 

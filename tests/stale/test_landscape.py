@@ -22,8 +22,9 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.cli import main as cli
-from lla_jax.core import recipes
+from lla_jax.core import files, recipes
 from lla_jax.landscape import memory
+from lla_jax.landscape.store import manifest as _manifest
 from tests.helpers import FIXED, Interrupt, params, points_computed
 
 ROWS, LATE = 24, 20
@@ -287,13 +288,25 @@ def test_a_rule_that_differs_within_the_grid_is_noticed_at_finished_points():
         evaluate(call(rule=inside), resume=whole)
 
 
+def edit_store(folder: Any, edit: Callable[[Any], object], version: int = 2) -> None:
+    """Change the recipe of a store everywhere, as if it had been written with this recipe from the start."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"version": version}
+    edit(manifest["recipe"])
+    manifest["hash"] = _manifest._hash(manifest)
+    path.write_text(json.dumps(manifest))
+    for chunk in folder.glob("grid-*/*.npz"):
+        header, arrays = files.read_npz(chunk)
+        header |= {"hash": manifest["hash"], "manifest": {k: v for k, v in manifest.items() if k != "coords"}}
+        if version == 1:
+            del header["manifest"], header["grids"]
+        files.write_npz(chunk, header, arrays)
+
+
 def test_a_store_of_before_is_compared_at_its_finished_points_and_continues(made, tmp_path, monkeypatch):
     def of_before(verb):
         folder = shutil.copytree(made / verb, tmp_path / verb)
-        path = folder / "manifest.json"
-        manifest = json.loads(path.read_text())
-        del manifest["recipe"]["corners"]
-        path.write_text(json.dumps(manifest))
+        edit_store(folder, lambda recipe: recipe.pop("corners"), version=1)
         return folder
 
     finished, begun = of_before("store"), of_before("shard")
@@ -359,13 +372,6 @@ def test_the_command_line_refuses_its_folder_and_continues_it(tmp_path, monkeypa
 
 
 # --- what does not matter
-
-
-def edit_manifest(folder: Any, edit: Callable[[Any], None]) -> None:
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    edit(manifest["recipe"])
-    path.write_text(json.dumps(manifest))
 
 
 def rounded(recipe: Any) -> None:
@@ -439,7 +445,7 @@ def test_a_change_that_matters_to_no_value_computes_no_finished_point_again(name
 @pytest.mark.parametrize("name", EDITS)
 def test_a_store_of_another_machine_version_or_path_computes_no_point(name, made, tmp_path, monkeypatch):
     folder = shutil.copytree(made / "store", tmp_path / "moved" / "store")
-    edit_manifest(folder, EDITS[name])
+    edit_store(folder, EDITS[name])
     stored = points_computed(monkeypatch)
     evaluate(call(), store=folder)
     assert not stored

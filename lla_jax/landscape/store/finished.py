@@ -8,7 +8,8 @@ import re
 import numpy as np
 
 from lla_jax.landscape.probes import Kept
-from lla_jax.landscape.store.chunks import Chunk, DamagedChunk, Store, load, points
+from lla_jax.landscape.store.chunks import DamagedChunk, load
+from lla_jax.landscape.store.layout import Chunk, Store, points
 
 FILE = re.compile(r"grid-(\d{3})/(\d{5,12})\.npz$")
 
