@@ -128,7 +128,7 @@ def eigenpairs(operator: Any, params: PyTree, options: HessianOptions, name: str
     k = options.top
     pairs = kept.result(
         options.out / f"{name}.npz",
-        operator.recipe,
+        operator,
         partial(eigen.eigenpairs, operator, _key(options, 0), k, which=options.which, tol=options.tol),
         {**hessian_settings(options), "which": options.which, "tol": f"{options.tol:g}"},
         unfinished={"number of eigenpairs": str(k)},
@@ -143,7 +143,7 @@ def spectrum(operator: Any, options: HessianOptions) -> Spectrum:
     """The spectrum, from spectrum.npz, or computed and kept there."""
     return kept.result(
         options.out / "spectrum.npz",
-        operator.recipe,
+        operator,
         partial(quadrature.spectrum, operator, _key(options, 1), steps=options.steps, probes=options.probes),
         {**hessian_settings(options), "steps": str(options.steps), "probes": str(options.probes)},
         **_result_options(options),
@@ -213,9 +213,7 @@ def _result_options(options: HessianOptions) -> dict[str, Any]:
 def _numbers(name: str, operator: Any, compute: Any, settings: dict[str, str], options: HessianOptions) -> Any:
     """The numbers in ``name.json`` if they were made with the same settings, else those computed and kept there."""
     path = options.out / f"{name}.json"
-    return kept.numbers(
-        path, operator.recipe, compute, settings, overwrite=options.overwrite, bar=_bar, report=print_message
-    )
+    return kept.numbers(path, operator, compute, settings, overwrite=options.overwrite, bar=_bar, report=print_message)
 
 
 def _bar(name: str, estimate: bool = False) -> Any:

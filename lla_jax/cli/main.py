@@ -50,6 +50,7 @@ from lla_jax.cli.terminal import (
     show_log,
     tolerate_encodings,
 )
+from lla_jax.core.interrupts import INTERRUPTED, prompt_interrupts, was_interrupted
 from lla_jax.core.text import duration
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from lla_jax.core.types import Directions, Problem
 
 
-INTERRUPTED = 130
 MISUSE = 2
 FAILURE = 1
 UNREAD = 141  # as a shell says of a program whose reader left
@@ -117,8 +117,13 @@ def _run(argv: list[str]) -> int:
         PlotOptions: plot,
     }
     try:
-        with plain_warnings():
-            verbs[type(options)](options)
+        with plain_warnings(), prompt_interrupts():
+            try:
+                verbs[type(options)](options)
+            except Exception as error:
+                if was_interrupted():  # and something on the way has made another error of it
+                    raise KeyboardInterrupt from error
+                raise
     except KeyboardInterrupt:
         print_message("interrupted")
         return INTERRUPTED
@@ -463,7 +468,3 @@ def _print_numbers(result: Landscape) -> None:
 
 def _print_results(paths: Sequence[Path], heading: str = "Results") -> None:
     print(f"{heading}:", *paths, sep="\n  ")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,21 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import arguments, recipes
+from lla_jax.core import arguments, interrupts, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error, widening
 from lla_jax.core.types import PyTree
-from lla_jax.curvature import sketches, stopping
+from lla_jax.curvature import forecasts, sketches, stopping
 from lla_jax.curvature.linear_operator import Operator, check_spectral, halve, no_finite_product, settle
+from lla_jax.curvature.probe import describe
 from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.space import draw
 from lla_jax.curvature.stopping import LEAST_DRAWS, PRODUCTS_EACH, Round
 from lla_jax.curvature.units import Unit, adapt
-from lla_jax.execution.interrupts import deferred_interrupts
-from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
+from lla_jax.execution.progress import AskedProgress, Progress, expect_total, takes_progress
 
 log = logging.getLogger("lla_jax")
 
@@ -39,6 +40,7 @@ T = TypeVar("T")
 
 
 @takes_progress("products")
+@deferred_interrupts()
 @explained
 def trace(
     H: Operator,
@@ -66,8 +68,9 @@ def trace(
       key: draws the vectors.
       method: "hutchinson", "hutch++" or "xtrace".
       rtol: standard error asked for, relative to the mean; 0 uses all products.
-      max_products: most products to use; the 2 that check a given operator's symmetry come on top.
-      progress: True for a bar, or a function called with (products so far, None).
+      max_products: most products to use; the 2 that check a given operator's symmetry and the one of its probe
+        come on top.
+      progress: True for a bar, which also estimates the total, or a function called with (products so far, None).
 
     Returns:
       ``Estimate`` of floats; ``num`` is the number of draws. The recipe has ``products`` (all of them), ``converged``
@@ -82,17 +85,18 @@ def trace(
     from LLA: (1) it stops on the standard error, not on two means that happen to be close; (2) the error is reported.
     """
     arguments.check_choice("method", method, PRODUCTS_EACH)
-    key, unit = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
+    key, unit, about = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
 
     def rounds(unit: Unit) -> Iterator[Round]:
         if method == "hutchinson":
             return _probe_rounds(unit, key, max_products, lambda forms: _mean(forms[:, 0]))
         return _sketch_rounds(unit, key, max_products, method)
 
-    return _estimate(rounds, unit, key, {"kind": "trace", "method": method}, rtol, max_products, progress)
+    return _estimate(rounds, unit, key, {"kind": "trace", "method": method} | about, rtol, max_products, progress)
 
 
 @takes_progress("products")
+@deferred_interrupts()
 @explained
 def frobenius_norm(
     H: Operator,
@@ -121,7 +125,7 @@ def frobenius_norm(
 
     References: Hutchinson 1990, for the trace of A'A; the standard error by the delta method.
     """
-    key, unit = _check(H, key, rtol, max_products, 1)
+    key, unit, about = _check(H, key, rtol, max_products, 1)
 
     def summary(forms: np.ndarray) -> tuple[float, float]:
         mean, sem = _mean(forms[:, 1] ** 2)
@@ -131,10 +135,11 @@ def frobenius_norm(
     def rounds(unit: Unit) -> Iterator[Round]:
         return _probe_rounds(unit, key, max_products, summary)
 
-    return _estimate(rounds, unit, key, {"kind": "frobenius_norm"}, rtol, max_products, progress)
+    return _estimate(rounds, unit, key, {"kind": "frobenius_norm"} | about, rtol, max_products, progress)
 
 
 @takes_progress("products")
+@deferred_interrupts()
 @explained
 def diagonal(
     H: Operator,
@@ -168,23 +173,29 @@ def diagonal(
 
     References: Bekas et al. 2007.
     """
-    key, unit = _check(H, key, rtol, max_products, 1)
+    key, unit, about = _check(H, key, rtol, max_products, 1)
 
     def rounds(unit: Unit) -> Iterator[Round]:
         return _diagonal_rounds(unit, key, max_products)
 
-    return _estimate(rounds, unit, key, {"kind": "diagonal"}, rtol, max_products, progress)
+    return _estimate(rounds, unit, key, {"kind": "diagonal"} | about, rtol, max_products, progress)
 
 
 # --- draws until the standard error is small enough
 
 
-def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: int) -> tuple[jax.Array, Unit]:
-    """Check the arguments and a given operator's symmetry. Returns the key, and the operator with its unit."""
+def _check(
+    H: Operator, key: jax.Array, rtol: float, max_products: int, least: int
+) -> tuple[jax.Array, Unit, dict[str, Any]]:
+    """Check the arguments and a given operator's symmetry.
+
+    Returns:
+      The key, the operator with its unit, and the entry "operator" of the recipe.
+    """
     key = check_spectral(H, key)
     arguments.check_number("rtol", rtol, least=0.0, remedy="relative to the mean, such as 0.02")
     arguments.check_integer("max_products", max_products, least, remedy="such as 1000")
-    return key, settle(H, key)
+    return key, settle(H, key), {"operator": describe(H)}
 
 
 def _mean(draws: np.ndarray) -> tuple[float, float]:
@@ -209,7 +220,11 @@ def _estimate(
     def take(unit: Unit) -> Round:
         early = not sketch and rtol > 0 and max_products > 2 * LEAST_DRAWS
         for now in rounds(unit):
+            interrupts.check_interrupt()
             if progress is not None:
+                error = float(now.sem / (rtol * abs(now.mean))) if rtol and now.mean else math.inf
+                power = forecasts.SKETCHED if sketch else forecasts.INDEPENDENT
+                expect_total(progress, forecasts.products_of_draws(now.products, error, power, max_products))
                 progress(now.products, None)
             if now.trouble or stopping.is_precise(now, rtol, rounding):
                 break
@@ -227,7 +242,6 @@ def _estimate(
         "rtol": rtol,
         "max_products": int(max_products),
         "key": recipes.fingerprint(key),
-        "operator": dict(unit.H.recipe),
     }
     if now.value is not None:
         recipe |= {"norm": now.mean, "norm_sem": now.sem}
@@ -244,7 +258,7 @@ def map_probes(f: Callable[[PyTree, PyTree], T], H: Operator, key: jax.Array, lo
     """Yield ``f(z, A z)`` of the probes numbered ``lo`` to ``hi - 1``, for a piece of them at a time.
 
     An operator that runs on the device takes all of them at once, in halves if memory runs out. Other operators take
-    one after another, since several would only take memory. A Ctrl-C waits for the end of a product.
+    one after another, since several would only take memory. A Ctrl-C leaves out those that are computed.
 
     Args:
       f: of stacked vectors (k, ...) and their products.
@@ -257,7 +271,7 @@ def map_probes(f: Callable[[PyTree, PyTree], T], H: Operator, key: jax.Array, lo
     def compute(lo: int, hi: int) -> T:
         with deferred_interrupts():
             z = draw_probes(H, key, lo, hi)
-            return jax.block_until_ready(f(z, H.products(z)))
+            return interrupts.wait(f(z, H.products(z)))
 
     if H.on_device:
         yield from halve(compute, lo, hi)

@@ -16,6 +16,7 @@ import numpy as np
 from lla_jax.core import files as _files
 from lla_jax.core.arguments import MissingEntry, Misuse, check_flag, is_integer, misuse, show_value
 from lla_jax.core.called import ask
+from lla_jax.core.interrupts import GRACE_S, deferred_interrupts, prompt_interrupts
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import table
@@ -114,6 +115,7 @@ class Table:
 
 
 @takes_progress("points")
+@deferred_interrupts()
 @explained
 def sweep(
     loss: Loss | Callable[[PyTree, Any], Any],
@@ -271,7 +273,8 @@ def _make_axes(source: Any, name: str, seed: int | None, params: PyTree) -> Dire
     axes = source
     if not isinstance(source, Directions):
         given = {"key": jax.random.key(seed or 0), "params": params}
-        axes = ask("axes", source, f"{name}(key, params) -> lla.Directions", given)
+        with prompt_interrupts(GRACE_S):
+            axes = ask("axes", source, f"{name}(key, params) -> lla.Directions", given)
     if not isinstance(axes, Directions):
         raise Misuse(
             "axes", f"{name!r} gave a {type(axes).__name__}; it must give lla.Directions, such as lla.directions.random"

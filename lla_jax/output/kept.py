@@ -20,10 +20,13 @@ import jax
 from lla_jax.core import files as _files
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.recipes import Differs
 from lla_jax.core.results import Eigenpairs, Spectrum
 from lla_jax.core.text import stable_repr
 from lla_jax.core.types import PyTree
+from lla_jax.curvature import probe
+from lla_jax.curvature.linear_operator import Operator
 from lla_jax.execution import processes
 from lla_jax.execution.progress import Progress
 from lla_jax.output.storage import load, save
@@ -42,7 +45,7 @@ log = logging.getLogger("lla_jax")
 
 def result(
     path: str | os.PathLike[str],
-    operator: Mapping[str, Any],
+    operator: Operator | Mapping[str, Any],
     compute: Callable[..., Result],
     settings: Mapping[str, str],
     *,
@@ -61,7 +64,8 @@ def result(
 
     Args:
       path: the file, such as ``folder / "eigenpairs.npz"``.
-      operator: recipe of the operator, ``H.recipe``.
+      operator: the operator H. Its recipe must be that in the file, and its function, which its probe shows: a product
+        more, once for each operator. Of a recipe, ``H.recipe``, only the entries are compared.
       compute: ``compute(progress=..., on_partial=..., save_every=..., resume=...)``, such as
         ``partial(lla.eigenpairs, H, key, 5)``.
       settings: {option: its text}: what decides the result beside the operator. An option that the file does not have
@@ -111,12 +115,13 @@ def result(
             call = repeat or ("the same call without overwrite" if overwrite else "the same call")
             report(f"what is finished is kept in {partial}; {call} continues it")
 
-    with _bar(bar, name) as progress:
-        every = SAVE_EVERY_S if writes else None
-        finished = compute(progress=progress, on_partial=keep_partial, save_every=every, resume=resume)
-    keep(finished, path)
-    if writes:
-        _remove(partial)
+    with deferred_interrupts():  # what is finished is saved first
+        with _bar(bar, name) as progress:
+            every = SAVE_EVERY_S if writes else None
+            finished = compute(progress=progress, on_partial=keep_partial, save_every=every, resume=resume)
+        keep(finished, path)
+        if writes:
+            _remove(partial)
     return finished
 
 
@@ -129,7 +134,7 @@ def _remove(path: Path) -> None:
 
 def numbers(
     path: str | os.PathLike[str],
-    operator: Mapping[str, Any],
+    operator: Operator | Mapping[str, Any],
     compute: Callable[[Progress | None], Any],
     settings: Mapping[str, str],
     *,
@@ -143,7 +148,7 @@ def numbers(
 
     Args:
       path: the file, such as ``folder / "trace.json"``.
-      operator: recipe of the operator.
+      operator: as for ``result``.
       compute: ``compute(progress)`` returns lists, dicts and numbers.
       settings, overwrite, bar, report: as for ``result``.
 
@@ -161,18 +166,24 @@ def numbers(
         _check_same(path, content, operator, settings)
         report(f"{path.stem}: taken from {path}")
         return content["result"]
-    with _bar(bar, path.stem) as progress:
-        computed = compute(progress)
-    if is_writer():
-        content = {SETTINGS: dict(settings), "operator": operator, "result": computed}
-        content = json.loads(json.dumps(content, default=_to_json))  # as it will be read
+    made_of = probe.describe(operator)
+    with deferred_interrupts():  # what is finished is saved first
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _files.write_text(path, json.dumps({**content, SEAL: recipes.digest(content)}, indent=1) + "\n")
-        except OSError as error:
-            raise _files.explain(
-                "path", path, "could not be written", error, "mend that and repeat the call"
-            ) from error
+            with _bar(bar, path.stem) as progress:
+                computed = compute(progress)
+        except KeyboardInterrupt:
+            report(f"{path.stem} was not finished, and begins anew the next time; what came before it is kept")
+            raise
+        if is_writer():
+            content = {SETTINGS: dict(settings), "operator": made_of, "result": computed}
+            content = json.loads(json.dumps(content, default=_to_json))  # as it will be read
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _files.write_text(path, json.dumps({**content, SEAL: recipes.digest(content)}, indent=1) + "\n")
+            except OSError as error:
+                raise _files.explain(
+                    "path", path, "could not be written", error, "mend that and repeat the call"
+                ) from error
     return computed
 
 
@@ -225,13 +236,17 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def _check_same(path: Path, then: Mapping[str, Any], operator: Mapping[str, Any], settings: Mapping[str, str]) -> None:
+def _check_same(
+    path: Path, then: Mapping[str, Any], operator: Operator | Mapping[str, Any], settings: Mapping[str, str]
+) -> None:
     """Raise ``Differs`` unless the recipe ``then`` of a kept result has the given operator and settings."""
     before, made_of = then.get(SETTINGS, {}), then.get("operator", {})
     if not isinstance(before, Mapping) or not isinstance(made_of, Mapping):
         raise Misuse("path", f"{path} is not what lla_jax wrote: its settings are damaged. Remove it", path)
     check_settings(path, before, settings)
-    recipes.check_same("operator", f"that of {path}", made_of, operator, operator, ANEW, path)
+    now = operator if isinstance(operator, Mapping) else operator.recipe
+    recipes.check_same("operator", f"that of {path}", made_of, now, now, ANEW, path)
+    probe.check("operator", f"that of {path}", made_of, operator, ANEW, path)
 
 
 def _agree(path: Path, existing: Path | None) -> None:

@@ -29,7 +29,7 @@ def H():
 
 def pairs_in(path, H, k=2, settings=None, compute=lla.eigenpairs, **options):
     settings = {"seed": "0"} if settings is None else settings
-    return kept.result(path, H.recipe, partial(compute, H, KEY, k), settings, like=params(), **options)
+    return kept.result(path, H, partial(compute, H, KEY, k), settings, like=params(), **options)
 
 
 def never(*arguments, **options):
@@ -60,19 +60,19 @@ def test_an_interrupted_result_is_continued_to_the_same_bits(H, tmp_path):
     said, path = [], tmp_path / "spectrum.npz"
     compute, settings = partial(lla.spectrum, H, KEY, steps=12, probes=3), {"steps": "12"}
     with pytest.raises(KeyboardInterrupt):
-        kept.result(path, H.recipe, compute, settings, unfinished={"probes": "3"}, bar=stopping(20), report=said.append)
+        kept.result(path, H, compute, settings, unfinished={"probes": "3"}, bar=stopping(20), report=said.append)
     unfinished = tmp_path / "spectrum.partial.npz"
     assert said == [f"what is finished is kept in {unfinished}; the same call continues it"]
     with pytest.raises(
         Differs, match=r"settings: .*spectrum.partial.npz was made with other options: probes 3 -> 4; they"
     ):
-        kept.result(path, H.recipe, compute, settings, unfinished={"probes": "4"})
-    found = kept.result(path, H.recipe, compute, settings, unfinished={"probes": "3"})
+        kept.result(path, H, compute, settings, unfinished={"probes": "4"})
+    found = kept.result(path, H, compute, settings, unfinished={"probes": "3"})
     whole = lla.spectrum(H, KEY, steps=12, probes=3)
     np.testing.assert_array_equal(found.nodes, whole.nodes)
     assert not unfinished.exists()
     with pytest.raises(KeyboardInterrupt):
-        kept.result(path, H.recipe, compute, settings, overwrite=True, bar=stopping(20), report=said.append)
+        kept.result(path, H, compute, settings, overwrite=True, bar=stopping(20), report=said.append)
     assert said[1:] == [f"what is finished is kept in {unfinished}; the same call without overwrite continues it"]
 
 
@@ -102,7 +102,7 @@ def test_numbers_are_kept_whole_or_not_at_all(H, tmp_path):
         return {"mean": np.float32(0.5), "rows": np.arange(3), "nan": float("nan"), "other": {1}}
 
     def numbers(compute=compute, settings=None, **options):
-        return kept.numbers(path, H.recipe, compute, settings or {"rtol": "0.1"}, report=said.append, **options)
+        return kept.numbers(path, H, compute, settings or {"rtol": "0.1"}, report=said.append, **options)
 
     with pytest.raises(KeyboardInterrupt):
         numbers(lambda progress: progress(1, 2), bar=stopping(1))
@@ -111,7 +111,8 @@ def test_numbers_are_kept_whole_or_not_at_all(H, tmp_path):
     found = numbers(never)
     assert (found["mean"], found["rows"], found["other"]) == (0.5, [0, 1, 2], "{1}")
     assert np.isnan(found["nan"])
-    assert said == [f"trace: taken from {path}"]
+    unfinished = "trace was not finished, and begins anew the next time; what came before it is kept"
+    assert said == [unfinished, f"trace: taken from {path}"]
     with pytest.raises(Differs, match=r"other options: rtol 0.1 -> 0.2"):
         numbers(settings={"rtol": "0.2"})
     assert numbers(settings={"rtol": "0.2"}, overwrite=True)["mean"] == 0.5

@@ -18,15 +18,16 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse, is_integer, misuse, warn_caller
+from lla_jax.core.interrupts import check_interrupt
 from lla_jax.core.recipes import versions
 from lla_jax.core.results import Landscape
 from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress, report_part
-from lla_jax.landscape import planning
+from lla_jax.landscape import planning, probes
 from lla_jax.landscape.jobs import Job, group_size
 from lla_jax.landscape.points import check_values, compute_means
 from lla_jax.landscape.store import chunks as _chunks
-from lla_jax.landscape.store import folders, layout
+from lla_jax.landscape.store import finished, folders, layout
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.chunks import DamagedChunk
 from lla_jax.landscape.store.layout import Chunk, Store
@@ -98,7 +99,7 @@ def compute(
         recipe = store.manifest["recipe"]
         most = max(math.prod(map(len, store.grids[0])), job.num)
         choice = planning.choose_plan(job, planning.plan_from_recipe(recipe, most))
-        recipes.check_same_values("store", recipe, choice[1], folder)
+        _check_functions(job, store, choice)
         log.info("store: %s was begun before; its plan is obeyed", folder)
     plan, _, seconds = choice
     store, coords = folders.add_grid(store, job.coords)
@@ -134,6 +135,14 @@ def compute(
         folders.remove_leftovers(folder)
         check_values(result, job.reads)
     return result
+
+
+def _check_functions(job: Job, store: Store, choice: tuple[Plan, Any, float | None]) -> None:
+    """Raise a ValueError if the loss or another function is not that by which the store was begun."""
+    (plan, now, seconds), then = choice, store.manifest["recipe"]
+    if now["deterministic"]:
+        recipes.check_same_values("store", then, now, store.folder)
+        probes.check("store", job, plan, seconds, then, finished.ends(store), store.folder)
 
 
 def _bytes_needed(store: Store, points: int, chunks: int) -> int:
@@ -186,7 +195,7 @@ def _begin(job: Job, folder: Path, plan: Plan | None, shards: int) -> tuple[Stor
     most = -(-job.num // (PER_SHARD * shards)) if shards > 1 else job.num
     plan, recipe, seconds = planning.choose_plan(job, plan, most)
     size = _chunk_points(job, plan, seconds, most, shards)
-    recipe["plan"] = planning.plan_recipe(job, plan)
+    recipe |= {"plan": planning.plan_recipe(job, plan), "corners": probes.record(job, plan, seconds)}
     coords = [axis.tolist() for axis in job.coords]
     store, ours = folders.create(folder, _manifest.make(recipe, recipes.LANDSCAPE, coords, job.task.names, size))
     return store, (plan, recipe, seconds) if ours else None
@@ -212,6 +221,7 @@ def _compute(
         progress(done, job.num)
     for at in np.random.default_rng().permutation(len(missing)):
         chunk = missing[at]
+        check_interrupt()
         if not layout.path_of(store, chunk).exists():
             start, coords = time.perf_counter(), layout.points(store, chunk)
             log.debug("store: %s begun", layout.path_of(store, chunk))
