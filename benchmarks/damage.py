@@ -48,7 +48,7 @@ class Subject(NamedTuple):
       folder: as an undisturbed run leaves it.
       call: ``call(folder)`` gives the numbers, as bytes by name.
       expected: what ``call`` gave.
-      other: a folder of the same kind, of another loss; it may not be there.
+      other: a folder of the same kind, of another loss.
       reads: further calls that may fail by an error of ours alone.
     """
 
@@ -107,8 +107,8 @@ def subjects(root: pathlib.Path, names: Sequence[str]) -> list[tuple[str, Subjec
             return search(**options | {"progress": progress})
 
         compute = search if stop is None else stopped
-        pairs = kept.result(folder / "eigenpairs.npz", H.recipe, compute, {"k": "3"}, like=params)
-        mean = kept.numbers(folder / "trace.json", H.recipe, lambda _: lla.trace(H, key).mean, {"method": "auto"})
+        pairs = kept.result(folder / "eigenpairs.npz", H, compute, {"k": "3"}, like=params)
+        mean = kept.numbers(folder / "trace.json", H, lambda _: lla.trace(H, key).mean, {"method": "auto"})
         return {"values": pairs.values.tobytes(), "trace": repr(mean).encode()}
 
     def interrupted(folder: pathlib.Path, scale: float = 1.0) -> dict[str, bytes]:
@@ -128,8 +128,7 @@ def subjects(root: pathlib.Path, names: Sequence[str]) -> list[tuple[str, Subjec
         call, begin, each = kinds[name]
         folder, other = root / name, root / f"other {name}"
         begin(folder)
-        if each:
-            begin(other, scale=2.0)
+        begin(other, scale=2.0)
         shutil.copytree(folder, root / "undisturbed")
         found.append((name, Subject(folder, call, call(root / "undisturbed"), other, each)))
         shutil.rmtree(root / "undisturbed")
@@ -334,7 +333,8 @@ def remove_named(error: BaseException, place: pathlib.Path) -> None:
     """Do what an error says: remove the file that it names, if it says so."""
     if isinstance(error, ValueError):
         for path in files(place):
-            if "emove it" in str(error) and str(path) in str(error):
+            told = "emove it" in str(error) or "anew with overwrite=True" in str(error)
+            if told and str(path) in str(error):
                 path.unlink()
                 return
         if "start anew" in str(error):

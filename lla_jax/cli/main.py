@@ -232,7 +232,9 @@ def merge(options: MergeOptions) -> None:
     from lla_jax.cli import stores
     from lla_jax.core.results import Landscape
 
-    out = options.folder if options.out is None else make_folder(options.out)
+    out = options.out or options.folder
+    if options.out is not None or out.is_dir():
+        make_folder(out)
     result, paths = stores.merge(options.folder, options.partial, out)
     if not isinstance(result, Landscape):  # the table of a sweep
         print(result)

@@ -100,10 +100,10 @@ def read(folder: Path, coords: Coords | None = None) -> Store | None:
                 raise defect
             if not _has_copies(folder):
                 return None
-            first = (
-                "repeat the call with the grid that the store was begun with, which restores it, or remove the folders"
+            remedy = (
+                "repeat the call with the grid that the store was begun with, which restores it, or remove its chunks"
             )
-            raise DamagedFile(path, "is missing, and its copies in the chunks lack the grid", f"{first} grid-000, ...")
+            raise DamagedFile(path, "is missing, and its copies in the chunks lack the grid", remedy)
         repairs[path] = Repair(_reason(defect), copy[0])
         manifest = copy[0]
     elif (copy := _contradiction(folder, manifest, coords)) is not None:

@@ -225,9 +225,7 @@ def test_copies_without_coordinates_are_completed_by_the_call_with_the_first_gri
     run(tmp_path)
     (tmp_path / "manifest.json").unlink()
     for call in (lambda: lla.runs.status(tmp_path), lambda: run(tmp_path, WIDER)):
-        with pytest.raises(
-            ValueError, match=r"manifest.json is missing, .* lack the grid; repeat the call with the grid"
-        ):
+        with pytest.raises(ValueError, match=r"manifest.json is missing, .* lack the grid; repeat the call"):
             call()
     monkeypatch.setattr(stored, "compute_means", None)  # would raise if a point were computed
     with pytest.warns(UserWarning, match="restored from the chunks"):
