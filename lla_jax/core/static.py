@@ -96,6 +96,12 @@ class Static(Compared):
             mark_written(before, after)
         return result
 
+    def __getattr__(self, name: str) -> Any:
+        """What else an object offers that is called, such as ``on_example``."""
+        if name.startswith("_") or name == "f":
+            raise AttributeError(name)
+        return getattr(self.f, name)
+
     def __reduce__(self) -> Any:
         return (Static, (self.f,))
 
