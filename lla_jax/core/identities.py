@@ -6,7 +6,7 @@ object that was changed in place gets another one. What cannot be looked into, o
 clocks, random generators), has no identity.
 
 Installed libraries are trusted to keep no state; their functions count as objects, so that it is noticed if one is
-replaced. Of Python's own library the modules in ``PURE`` are trusted: ``os.getenv`` and ``time.time`` are not.
+replaced. Of Python's own library ``libraries.PURE`` is trusted: ``os.getenv`` and ``time.time`` are not.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import enum
 import fractions
 import functools
 import hashlib
+import logging
 import pathlib
 import re
 import sys
-import sysconfig
+import threading
 import types
+import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -30,63 +32,20 @@ import jax
 import numpy as np
 
 from lla_jax.core.code_names import BY_NAME, Named, modules_of, names_of
+from lla_jax.core.libraries import OURS, is_installed, is_standard, is_trusted, is_trusted_module, top
 
 MOST = 10_000  # values that are looked at, for some 50 ms; a function that reaches more has no identity
 MOST_WRITTEN = 256  # objects
-OURS = frozenset({"lla_jax", "lla_torch"})
-PURE = frozenset(
-    [
-        "abc",
-        "array",
-        "base64",
-        "binascii",
-        "bisect",
-        "builtins",
-        "cmath",
-        "codecs",
-        "collections",
-        "contextlib",
-        "copy",
-        "copyreg",
-        "dataclasses",
-        "decimal",
-        "enum",
-        "fractions",
-        "functools",
-        "hashlib",
-        "heapq",
-        "inspect",
-        "itertools",
-        "json",
-        "keyword",
-        "logging",
-        "math",
-        "numbers",
-        "operator",
-        "pprint",
-        "re",
-        "sre",
-        "statistics",
-        "string",
-        "struct",
-        "textwrap",
-        "traceback",
-        "types",
-        "typing",
-        "unicodedata",
-        "warnings",
-        "weakref",
-        "zlib",
-    ]
-)
 
 
 class _Pair(NamedTuple):
     one: int
 
 
-_INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("purelib", "platlib")})
 _OUTSIDE = frozenset({"open", "input", "exec", "eval", "globals", "locals", "vars", "__import__", "breakpoint"})
+_READING = frozenset(
+    ["read_text", "read_bytes", "open", "now", "today", "utcnow", "exists", "is_file", "is_dir", "stat"]
+)  # methods
 _PLAIN = frozenset({int, bool, str, bytes, type(None)})
 _SIMPLE: Any = (str, bytes, int, float, complex)
 _SEQUENCES = (list, tuple, set, frozenset, dict, np.ndarray, collections.deque)
@@ -103,6 +62,7 @@ _VALUES: tuple[type, ...] = (
 )
 _VALUES += (datetime.date, datetime.time, datetime.timedelta)
 _CONSTANTS: tuple[type, ...] = (enum.Enum, np.ufunc, types.GenericAlias, types.EllipsisType, types.NotImplementedType)
+_CONSTANTS += (logging.Logger, type(threading.Lock()), type(threading.RLock()))  # nothing is read from these
 _CONSTANTS += (types.WrapperDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType)
 _SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType, type(_Pair.one))
 _OF_CLASSES = frozenset(  # entries of a class that say nothing of what its objects do
@@ -186,6 +146,7 @@ class Look:
         self.held: list[Held] = []
         self._met: dict[int, tuple[int, Any]] = {}  # by id: number and object, which keeps its id while it is held
         self._left = MOST
+        self.size = 0  # bytes of the arrays on the way
         try:
             self.identity = self._of(value)
         except TypeError:
@@ -211,7 +172,7 @@ class Look:
             return (frozenset, frozenset(map(self._of, value)))
         if isinstance(value, types.ModuleType):
             return self._of_module(value, names)
-        if isinstance(value, _VALUES) and _is_trusted(kind):
+        if isinstance(value, _VALUES) and is_trusted(kind):
             return (kind, repr(value) if kind is slice else value)
         if kind is jax.tree_util.PyTreeDef and _is_hashable(value):
             return (kind, value)
@@ -243,6 +204,8 @@ class Look:
             parts = (value.func,)
         elif isinstance(value, functools.partial):
             parts = (value.func, value.args, tuple(value.keywords.items()), tuple(vars(value).items()))
+        elif kind is weakref.ref:
+            parts = (value(),)
         elif kind is types.MappingProxyType:
             parts = (dict(value),)
         elif value is jax.config:
@@ -262,7 +225,7 @@ class Look:
     def _of_function(self, f: types.FunctionType) -> Hashable:
         if hasattr(f, "__explained__"):
             return self._of(f.__explained__)
-        library = _is_trusted_module(f.__globals__.get("__name__"))
+        library = is_trusted_module(f.__globals__.get("__name__"))
         if library and not f.__closure__ and not hasattr(f, "__wrapped__"):
             return ByIdentity(f)
         names, scope = names_of(f.__code__), f.__globals__
@@ -288,7 +251,7 @@ class Look:
 
     def _of_part(self, value: Any) -> Hashable:
         """The identity of what a library's function holds, such as a lock, or a function of the user's."""
-        held = callable(value) or isinstance(value, _SEQUENCES) or not _is_standard(type(value).__module__)
+        held = callable(value) or isinstance(value, _SEQUENCES) or not is_standard(type(value).__module__)
         return self._of(value) if held else ByIdentity(value)
 
     def _of_builtin(self, f: types.BuiltinFunctionType) -> Hashable:
@@ -297,7 +260,7 @@ class Look:
         if owner is not None and not isinstance(owner, types.ModuleType | type):
             return ("method", f.__name__, self._of(owner))
         module = f.__module__ or getattr(owner, "__module__", None) or getattr(owner, "__name__", None)
-        if not _is_trusted_module(module):
+        if not is_trusted_module(module):
             raise TypeError(f"{f.__name__} may return something else each time")
         return ByIdentity(f)
 
@@ -305,7 +268,7 @@ class Look:
 
     def _of_module(self, module: types.ModuleType, names: Sequence[str]) -> Hashable:
         """A module and those of its attributes that are read: somebody may replace them, or change what they hold."""
-        library = _is_installed(module.__name__) or _is_standard(module.__name__)
+        library = is_installed(module.__name__) or is_standard(module.__name__)
         if not library and id(module) in self._met:
             return ("again", self._met[id(module)][0])
         if not library and (not names or BY_NAME & set(names)):
@@ -319,9 +282,9 @@ class Look:
 
     def _of_class(self, kind: type) -> Hashable:
         """A class of the user's with its methods and attributes; one of a library as an object."""
-        if _is_trusted(kind):
+        if is_trusted(kind):
             return ByIdentity(kind)
-        if _is_standard(kind.__module__) or _is_installed(kind.__module__):
+        if is_standard(kind.__module__) or is_installed(kind.__module__):
             raise TypeError(f"{kind.__name__} may depend on what is outside of the program")
         bases = tuple(self._of(base) for base in kind.__bases__)
         entries = (
@@ -335,7 +298,7 @@ class Look:
 
     def _of_content(self, value: Any) -> Hashable:
         kind = type(value)
-        if _top(kind.__module__) in OURS:
+        if top(kind.__module__) in OURS:
             if hasattr(kind, "look_at"):  # our functions and adapters say what counts
                 return (kind, self._of(value.look_at()))
             if kind.__hash__ is not object.__hash__ and _is_hashable(value):
@@ -345,7 +308,7 @@ class Look:
             return (own, self._hold(value, iter([("", _digest_of_tensor(value))]), "tensor"))
         attributes = _attributes(value)
         if attributes is None:
-            if _is_installed(kind.__module__):
+            if is_installed(kind.__module__):
                 return (own, ByIdentity(value))
             raise TypeError(f"{kind.__name__} may change")
         return (own, self._hold(value, self._entries(value, attributes), "object"))
@@ -355,6 +318,7 @@ class Look:
         for name, each in attributes.items():
             yield ("attribute", name), self._of(each)
         if isinstance(value, np.ndarray) and value.dtype != object:
+            self.size += value.nbytes
             yield "", (value.shape, str(value.dtype), _digest(value))
         elif isinstance(value, np.ndarray):
             yield "", (value.shape, self._of(tuple(value.ravel().tolist())))
@@ -395,11 +359,13 @@ def identity(value: Any) -> Hashable:
 
 def is_ours(value: Any) -> bool:
     """Whether an object is of this library, or of ``lla_torch``."""
-    return _top(type(value).__module__) in OURS
+    return top(type(value).__module__) in OURS
 
 
 def _named(f: types.FunctionType, names: Named) -> Iterator[tuple[str, Any]]:
     """The global values, built-in functions and imported modules that the code of a function names."""
+    if found := _READING & set(names.attributes):
+        raise TypeError(f"{min(found)} reads what may change")
     scope: Any = f.__globals__
     built_in: Any = f.__builtins__  # type: ignore[attr-defined]
     for name in names.loaded:
@@ -419,7 +385,7 @@ def _is_of_jax(value: Any) -> bool:
     kind = type(value)
     if kind.__name__ in ("custom_jvp", "custom_vjp", "Config", "Partial", "ShapeDtypeStruct"):
         return False
-    return isinstance(value, jax.Array) or _top(kind.__module__) in ("jax", "jaxlib") or kind.__name__ == "PjitFunction"
+    return isinstance(value, jax.Array) or top(kind.__module__) in ("jax", "jaxlib") or kind.__name__ == "PjitFunction"
 
 
 def _is_hashable(value: Any) -> bool:
@@ -452,39 +418,10 @@ def _slots(kind: type) -> list[str]:
 
 
 def _digest(array: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8).data, digest_size=16).digest()
+    return hashlib.sha1(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, usedforsecurity=False).digest()
 
 
 def _digest_of_tensor(tensor: Any) -> Hashable:
     array = tensor.detach().cpu().resolve_conj().resolve_neg()
     array = array.float() if str(array.dtype) == "torch.bfloat16" else array
     return (tuple(tensor.shape), str(tensor.dtype), _digest(array.numpy()))
-
-
-# --- libraries
-
-
-def _top(module: Any) -> str:
-    return str(module or "").partition(".")[0]
-
-
-def _is_standard(module: Any) -> bool:
-    """Whether a module is of Python's own library."""
-    return _top(module) in sys.stdlib_module_names
-
-
-def _is_installed(module: Any) -> bool:
-    """Whether a module is of an installed library, or of this one."""
-    file = getattr(sys.modules.get(str(module)), "__file__", None)
-    return _top(module) in OURS or (file is not None and file.startswith(_INSTALLED))
-
-
-def _is_trusted_module(module: Any) -> bool:
-    """Whether the functions of a module keep no state and read nothing from outside."""
-    if _is_standard(module):
-        return _top(module).lstrip("_") in PURE
-    return _is_installed(module) and not str(module).startswith("numpy.random")
-
-
-def _is_trusted(kind: type) -> bool:
-    return _is_trusted_module(kind.__module__)

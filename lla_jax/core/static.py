@@ -18,6 +18,8 @@ import jax
 from lla_jax.core.identities import ByIdentity, Look, is_ours, mark_written
 from lla_jax.core.text import name_of
 
+LARGE = 2**24  # bytes of arrays; a function that reaches more is looked at in calls, not in every trace
+
 T = TypeVar("T")
 
 
@@ -82,9 +84,9 @@ class Static(Compared):
         return self.f
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
-            return self.f(*args, **kwargs)
-        before = self.look()
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs)))
+        known = None if self._found is None else self._found[0]
+        before = self.look() if traced and known is not None and known.size <= LARGE else None
         if before is None:
             return self.f(*args, **kwargs)
         if self._found is not None and self._found[1] != before.identity:
@@ -93,6 +95,12 @@ class Static(Compared):
         if (after := self.look()) is not None and before.identity != after.identity:
             mark_written(before, after)
         return result
+
+    def __getattr__(self, name: str) -> Any:
+        """What else an object offers that is called, such as ``on_example``."""
+        if name.startswith("_") or name == "f":
+            raise AttributeError(name)
+        return getattr(self.f, name)
 
     def __reduce__(self) -> Any:
         return (Static, (self.f,))

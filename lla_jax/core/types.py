@@ -18,7 +18,7 @@ from lla_jax.core.arguments import Misuse, check_flag, misuse, show_value
 from lla_jax.core.foreign import advise_params, library_of
 from lla_jax.core.refusals import AS_ARRAY, no_array
 from lla_jax.core.signatures import MisusedCall, explained
-from lla_jax.core.static import static, takes_exactly
+from lla_jax.core.static import function_of, static, takes_exactly
 from lla_jax.core.text import name_of
 
 PyTree = Any
@@ -99,7 +99,7 @@ class Loss:
         object.__setattr__(self, "per_example", check_flag("per_example", self.per_example))
         for name in ("apply", "criterion", "penalty", "filter_axis"):
             object.__setattr__(self, name, static(getattr(self, name)))
-        owner = getattr(self.apply, "__self__", self.apply)
+        owner = getattr(function_of(self.apply), "__self__", function_of(self.apply))
         if library_of(owner) == "lla_torch" and hasattr(owner, "variables"):
             raise Misuse("apply", "a network of lla_torch given, which makes its loss itself: net.loss(criterion)")
         for name, signature in _SIGNATURES.items():
