@@ -78,8 +78,8 @@ def eigenpairs(
       progress: True for a bar, which also estimates the total, or a function called as ``progress(products, None)``.
       on_partial: called with the pairs found so far, and the state to continue from, if the search is interrupted
         (Ctrl-C, or any exception), before the exception is raised again. The residuals are the search's own estimates.
-        A first Ctrl-C leaves out the steps in progress; a second one that comes while a step is stored leaves nothing to
-        hand over.
+        A first Ctrl-C leaves out the steps in progress; a second one that comes while a step is stored leaves nothing
+        to hand over.
       save_every: seconds after which ``on_partial`` is called on the way as well, again and again, so that a killed
         process can be continued too. Its recipe then says "running" as "stopped".
       resume: a result that ``on_partial`` was called with. The search continues from it, and gives the same to the bit

@@ -100,8 +100,8 @@ def spectrum(
       progress: True for a bar, or a function called as ``progress(products, total)``, with the products that all
         steps of all probes take.
       on_partial: called with the ``Spectrum`` of the steps so far and the state to continue from, if the computation is
-        interrupted (Ctrl-C, or any exception), before the exception is raised again. A first Ctrl-C leaves out the steps
-        in progress; after a second one that comes while a step is stored, the present probes begin anew.
+        interrupted (Ctrl-C, or any exception), before the exception is raised again. A first Ctrl-C leaves out the
+        steps in progress; after a second one that comes while a step is stored, the present probes begin anew.
       save_every: seconds after which ``on_partial`` is called on the way as well, again and again, so that a killed
         process can be continued too. Its recipe then says "running" as "stopped".
       resume: a result that ``on_partial`` was called with. The computation continues from it, and gives the same to the
