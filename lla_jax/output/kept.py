@@ -161,12 +161,8 @@ def numbers(
         report(f"{path.stem}: taken from {path}")
         return loaded
     with deferred_interrupts():  # what is finished is saved first
-        try:
-            with _bar(bar, path.stem) as progress:
-                computed = compute(progress)
-        except KeyboardInterrupt:
-            report(f"{path.stem} was not finished, and begins anew the next time; what came before it is kept")
-            raise
+        with _bar(bar, path.stem) as progress:
+            computed = compute(progress)
         if is_writer():
             path.parent.mkdir(parents=True, exist_ok=True)
             content = {SETTINGS: dict(settings), "operator": operator, "result": computed}
