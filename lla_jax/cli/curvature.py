@@ -213,7 +213,14 @@ def _result_options(options: HessianOptions) -> dict[str, Any]:
 def _numbers(name: str, operator: Any, compute: Any, settings: dict[str, str], options: HessianOptions) -> Any:
     """The numbers in ``name.json`` if they were made with the same settings, else those computed and kept there."""
     path = options.out / f"{name}.json"
-    return kept.numbers(path, operator, compute, settings, overwrite=options.overwrite, bar=_bar, report=print_message)
+    try:
+        return kept.numbers(
+            path, operator, compute, settings, overwrite=options.overwrite, bar=_bar, report=print_message
+        )
+    except KeyboardInterrupt:
+        repeat = "the same command" + " without --overwrite" * options.overwrite
+        print_message(f"what was finished before the {name} is kept in {options.out}; {repeat} begins with the {name}")
+        raise
 
 
 def _bar(name: str, estimate: bool = False) -> Any:

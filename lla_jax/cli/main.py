@@ -147,7 +147,11 @@ def demo(options: DemoOptions) -> None:
     from lla_jax.demo import tour
 
     start = time.perf_counter()
-    paths = tour.run(out, seed=options.seed, points=options.points, bar=bar)
+    try:
+        paths = tour.run(out, seed=options.seed, points=options.points, bar=bar)
+    except KeyboardInterrupt:
+        print_message("the demo keeps nothing before its end; the same command begins anew")
+        raise
     print("\n" + (out / "summary.txt").read_text(encoding="utf-8"))
     _print_results([path for path in paths if path.suffix != ".npz"])
     print(f"Numbers for your own plots: {out}/*.npz (lla_jax.load). It took {duration(time.perf_counter() - start)}.")

@@ -6,6 +6,7 @@ This module imports nothing that takes time. The rest is imported when Ctrl-C is
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -47,5 +48,6 @@ def _end(code: int) -> NoReturn:
     late.start()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or nobody reads it
+            stream.flush()
     os._exit(code)

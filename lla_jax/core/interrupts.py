@@ -202,7 +202,8 @@ def wait(tree: Tree) -> Tree:
 
     if (handler := _current()) is None:
         return jax.block_until_ready(tree)
-    handler.wait([x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)])
+    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+    handler.wait([x for x in arrays if not isinstance(x, jax.core.Tracer)])
     return tree
 
 

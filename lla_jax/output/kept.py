@@ -168,12 +168,8 @@ def numbers(
         return content["result"]
     made_of = probe.describe(operator)
     with deferred_interrupts():  # what is finished is saved first
-        try:
-            with _bar(bar, path.stem) as progress:
-                computed = compute(progress)
-        except KeyboardInterrupt:
-            report(f"{path.stem} was not finished, and begins anew the next time; what came before it is kept")
-            raise
+        with _bar(bar, path.stem) as progress:
+            computed = compute(progress)
         if is_writer():
             content = {SETTINGS: dict(settings), "operator": made_of, "result": computed}
             content = json.loads(json.dumps(content, default=_to_json))  # as it will be read

@@ -12,7 +12,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import lla_jax as lla
-from lla_jax.curvature import operators
+from lla_jax.curvature import blocks, operators
 from tests import helpers
 from tests.curvature.cases import (
     CUTS,
@@ -157,3 +157,14 @@ def test_products_are_at_full_matmul_precision():
             assert text.count("HIGHEST") == 2 * text.count("dot_general["), kind  # one for each operand
     given = operators.given(lambda v, A: A @ v, np.zeros(3, np.float32), np.eye(3, dtype=np.float32))
     assert str(jax.make_jaxpr(given.mv)(np.zeros(3, np.float32))).count("HIGHEST") == 2
+
+
+def test_a_long_product_on_a_cpu_is_made_from_the_host(monkeypatch):
+    made = helpers.mlp_loss(), helpers.params(), helpers.dataset()
+    short = lla.hessian(*made, execution=ONE)
+    monkeypatch.setattr(blocks, "MOST_FLOPS", 1000)
+    long = lla.hessian(*made, execution=ONE)
+    assert short.on_device
+    assert not long.on_device
+    v = short.random(jax.random.key(0))
+    assert error(ravel_pytree(long.product(v))[0], ravel_pytree(short.product(v))[0]) < 1e-6
