@@ -27,7 +27,7 @@ from lla_jax.core import precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream, num_examples
-from lla_jax.core.results import Eigenpairs, Spectrum
+from lla_jax.core.results import Eigenpairs, Estimate, Spectrum
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import stable_repr
 from lla_jax.core.types import PyTree
@@ -106,7 +106,7 @@ def check_same(
         raise Differs(argument, changed, f"{text} {otherwise}", path)
 
 
-def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs | Spectrum]) -> None:
+def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs | Spectrum | Estimate]) -> None:
     """Raise a ValueError unless ``resume`` can be continued by a call with this recipe.
 
     It must be a ``kind`` with the same recipe, and either partial, as ``on_partial`` gets it, or complete.

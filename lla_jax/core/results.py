@@ -102,6 +102,7 @@ class Estimate(Comparable):
         that are not independent, and of criteria that depend on the steps (recipe: "statistical" and "systematic").
       num: number of independent draws (probes, test vectors) over which the mean is taken.
       recipe: how it was made: steps, probes, scheme, products, whether it converged; JSON-able.
+      state: arrays from which an interrupted computation continues; None in a finished result.
     """
 
     _meant: ClassVar[dict[str, str]] = {
@@ -114,6 +115,7 @@ class Estimate(Comparable):
     sem: Any
     num: int
     recipe: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, np.ndarray] | None = None
 
     def __repr__(self) -> str:
         if not isinstance(self.mean, float | int | np.number):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -22,16 +22,17 @@ from lla_jax.core.arguments import warn_caller
 from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
-from lla_jax.core.standard_errors import standard_error, widening
+from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import PyTree
-from lla_jax.curvature import forecasts, room, sketches, stopping
+from lla_jax.curvature import diagonals, forecasts, room, sketches, stopping, units
 from lla_jax.curvature.flat_rows import NotFinite, ProductCounter
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
 from lla_jax.curvature.probe import describe
 from lla_jax.curvature.random_probes import map_probes, reserve_probes
 from lla_jax.curvature.sketches import AT_ONCE
-from lla_jax.curvature.stopping import LEAST_DRAWS, PRODUCTS_EACH, Round
-from lla_jax.curvature.units import Unit, adapt
+from lla_jax.curvature.stopping import LEAST_DRAWS, PRODUCTS_EACH, Round, State
+from lla_jax.curvature.units import OutOfRange, Unit, adapt
+from lla_jax.execution import progress as _progress
 from lla_jax.execution.progress import AskedProgress, Progress, expect_total, takes_progress
 
 log = logging.getLogger("lla_jax")
@@ -50,6 +51,9 @@ def trace(
     rtol: float = 0.02,
     max_products: int = 1000,
     progress: AskedProgress = None,
+    on_partial: Callable[[Estimate], None] | None = None,
+    save_every: float | None = None,
+    resume: Estimate | None = None,
 ) -> Estimate:
     """The trace of an operator, with its standard error.
 
@@ -72,6 +76,13 @@ def trace(
       max_products: most products to use; the 2 that check a given operator's symmetry and the one of its probe
         come on top.
       progress: True for a bar, which also estimates the total, or a function called with (products so far, None).
+      on_partial: called with the ``Estimate`` of the draws so far and the state to continue from, if the computation is
+        interrupted (Ctrl-C, or any exception), before the exception is raised again. A first Ctrl-C leaves
+        out the draws in progress.
+      save_every: seconds after which ``on_partial`` is called on the way as well, again and again, so that a killed
+        process can be continued too. Its recipe then says "running" as "stopped".
+      resume: a result that ``on_partial`` was called with. The computation continues from it, and gives the same to the
+        bit as one that was not interrupted.
 
     Returns:
       ``Estimate`` of floats; ``num`` is the number of draws. The recipe has ``products`` (all of them), ``converged``
@@ -82,25 +93,29 @@ def trace(
     Raises:
       ValueError: another method; ``rtol`` or ``max_products`` out of range; an operator that is not symmetric; one of
         the first products not finite (later ones end the estimate, with a warning); vectors that the memory cannot
-        hold, one at a time.
+        hold, one at a time; ``resume`` of another operator or other arguments.
 
     References: Hutchinson 1990; Meyer et al. 2020, arXiv 2010.09649 (Hutch++; here the three thirds grow together, and
     the test vectors' products serve every later basis); Epperly et al. 2023, arXiv 2301.07825 (XTrace). Where we differ
     from LLA: (1) it stops on the standard error, not on two means that happen to be close; (2) the error is reported.
     """
     arguments.check_choice("method", method, PRODUCTS_EACH)
-    key, unit, about = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
-    recipe = {"kind": "trace", "method": method} | about
-    if method == "xtrace" and (lack := _lack_of_room(unit.H, max_products)):
+    key = _check(H, key, rtol, max_products, PRODUCTS_EACH[method])
+    about = {"kind": "trace", "method": method}
+    before = resume.recipe if isinstance(resume, Estimate) else {}
+    if before.get("instead_of") == method == "xtrace":
+        about |= {"method": "hutchinson", "instead_of": method}
+    elif method == "xtrace" and not before and (lack := _lack_of_room(H, max_products)):
         log.warning("trace: %s: method='hutchinson' is taken in its place, which holds no basis", lack)
-        recipe |= {"method": "hutchinson", "instead_of": method}
+        about |= {"method": "hutchinson", "instead_of": method}
 
-    def rounds(unit: Unit) -> Iterator[Round]:
-        if recipe["method"] == "hutchinson":
-            return _probe_rounds(unit, key, max_products, lambda forms: _mean(forms[:, 0]), "trace")
-        return _sketch_rounds(unit, key, max_products, method)
+    def rounds(unit: Unit, state: State) -> Iterator[Round]:
+        if about["method"] == "hutchinson":
+            return _probe_rounds(unit, key, max_products, lambda forms: _mean(forms[:, 0]), "trace", state)
+        return _sketch_rounds(unit, key, max_products, method, state)
 
-    return _estimate(rounds, unit, key, recipe, rtol, max_products, progress)
+    call = Call(rtol, max_products, progress, on_partial, save_every, resume)
+    return _estimate(rounds, H, key, about, call)
 
 
 @takes_progress("products")
@@ -113,6 +128,9 @@ def frobenius_norm(
     rtol: float = 0.02,
     max_products: int = 1000,
     progress: AskedProgress = None,
+    on_partial: Callable[[Estimate], None] | None = None,
+    save_every: float | None = None,
+    resume: Estimate | None = None,
 ) -> Estimate:
     """The Frobenius norm of an operator, with its standard error.
 
@@ -124,6 +142,9 @@ def frobenius_norm(
       rtol: as for ``trace``.
       max_products: as for ``trace``.
       progress: as for ``trace``.
+      on_partial: as for ``trace``.
+      save_every: as for ``trace``.
+      resume: as for ``trace``.
 
     Returns:
       As for ``trace``.
@@ -133,17 +154,18 @@ def frobenius_norm(
 
     References: Hutchinson 1990, for the trace of A'A; the standard error by the delta method.
     """
-    key, unit, about = _check(H, key, rtol, max_products, 1)
+    key = _check(H, key, rtol, max_products, 1)
 
     def summary(forms: np.ndarray) -> tuple[float, float]:
         mean, sem = _mean(forms[:, 1] ** 2)
         root = math.sqrt(mean)
         return root, sem / (2 * root) if root > 0 else sem
 
-    def rounds(unit: Unit) -> Iterator[Round]:
-        return _probe_rounds(unit, key, max_products, summary, "frobenius_norm")
+    def rounds(unit: Unit, state: State) -> Iterator[Round]:
+        return _probe_rounds(unit, key, max_products, summary, "frobenius_norm", state)
 
-    return _estimate(rounds, unit, key, {"kind": "frobenius_norm"} | about, rtol, max_products, progress)
+    call = Call(rtol, max_products, progress, on_partial, save_every, resume)
+    return _estimate(rounds, H, key, {"kind": "frobenius_norm"}, call)
 
 
 @takes_progress("products")
@@ -156,6 +178,9 @@ def diagonal(
     rtol: float = 0.1,
     max_products: int = 1000,
     progress: AskedProgress = None,
+    on_partial: Callable[[Estimate], None] | None = None,
+    save_every: float | None = None,
+    resume: Estimate | None = None,
 ) -> Estimate:
     """The diagonal of an operator, with the standard error of every entry.
 
@@ -172,6 +197,9 @@ def diagonal(
       rtol: standard error asked for, in norm, relative to that of the mean; 0 uses all products.
       max_products: as for ``trace``.
       progress: as for ``trace``.
+      on_partial: as for ``trace``.
+      save_every: as for ``trace``.
+      resume: as for ``trace``.
 
     Returns:
       ``Estimate`` whose mean and sem are trees like a vector (``H.structure``: None in leaves that are not selected),
@@ -182,29 +210,35 @@ def diagonal(
 
     References: Bekas et al. 2007.
     """
-    key, unit, about = _check(H, key, rtol, max_products, 1)
+    key = _check(H, key, rtol, max_products, 1)
 
-    def rounds(unit: Unit) -> Iterator[Round]:
-        return _diagonal_rounds(unit, key, max_products)
+    def rounds(unit: Unit, state: State) -> Iterator[Round]:
+        return diagonals.rounds(unit, key, max_products, state)
 
-    return _estimate(rounds, unit, key, {"kind": "diagonal"} | about, rtol, max_products, progress)
+    call = Call(rtol, max_products, progress, on_partial, save_every, resume)
+    return _estimate(rounds, H, key, {"kind": "diagonal"}, call)
 
 
 # --- draws until the standard error is small enough
 
 
-def _check(
-    H: Operator, key: jax.Array, rtol: float, max_products: int, least: int
-) -> tuple[jax.Array, Unit, dict[str, Any]]:
-    """Check the arguments and a given operator's symmetry.
+class Call(NamedTuple):
+    """The arguments that all estimates share."""
 
-    Returns:
-      The key, the operator with its unit, and the entry "operator" of the recipe.
-    """
+    rtol: float
+    max_products: int
+    progress: Progress | None
+    on_partial: Callable[[Estimate], None] | None
+    save_every: float | None
+    resume: Estimate | None
+
+
+def _check(H: Operator, key: jax.Array, rtol: float, max_products: int, least: int) -> jax.Array:
+    """Check the arguments; returns the key."""
     key = check_spectral(H, key)
     arguments.check_number("rtol", rtol, least=0.0, remedy="relative to the mean, such as 0.02")
     arguments.check_integer("max_products", max_products, least, remedy="such as 1000")
-    return key, settle(H, key), {"operator": describe(H)}
+    return key
 
 
 def _mean(draws: np.ndarray) -> tuple[float, float]:
@@ -213,52 +247,71 @@ def _mean(draws: np.ndarray) -> tuple[float, float]:
 
 
 def _estimate(
-    rounds: Callable[[Unit], Iterator[Round]],
-    unit: Unit,
-    key: jax.Array,
-    recipe: dict[str, Any],
-    rtol: float,
-    max_products: int,
-    progress: Progress | None,
+    rounds: Callable[[Unit, State], Iterator[Round]], H: Operator, key: jax.Array, about: dict[str, Any], call: Call
 ) -> Estimate:
     """Take rounds until the standard error is small enough; warn if it never is."""
     # fewer draws without any spread are believed where that cannot be luck, as it can with signs on a sparse matrix
-    sketch = stopping.method_of(recipe) != "hutchinson"
-    rounding = 100 * float(jnp.finfo(unit.H.dtype).eps) if sketch else -1.0
-
-    def take(unit: Unit) -> Round:
-        early = not sketch and rtol > 0 and max_products > 2 * LEAST_DRAWS
-        for now in rounds(unit):
-            interrupts.check_interrupt()
-            if progress is not None:
-                error = float(now.sem / (rtol * abs(now.mean))) if rtol and now.mean else math.inf
-                power = forecasts.SKETCHED if sketch else forecasts.INDEPENDENT
-                expect_total(progress, forecasts.products_of_draws(now.products, error, power, max_products))
-                progress(now.products, None)
-            if now.trouble or stopping.is_precise(now, rtol, rounding):
-                break
-            if early and now.num >= LEAST_DRAWS:
-                stopping.say_early(recipe, now, rtol, max_products)
-                early = False
-        return now.times(unit.size)
-
-    now = adapt(unit, key, take)
-    converged = stopping.is_precise(now, rtol, rounding)
-    recipe |= {
-        "products": now.products,
-        "memory": now.memory.recipe(),
-        "converged": converged,
-        "stopped": now.trouble,
+    _progress.check_on_partial(call.on_partial)
+    begun = settle(H, key) if call.resume is None else None
+    sketch, rtol, max_products = stopping.method_of(about) != "hutchinson", call.rtol, call.max_products
+    rounding = 100 * float(jnp.finfo(H.dtype).eps) if sketch else -1.0
+    recipe = about | {
         "rtol": rtol,
         "max_products": int(max_products),
         "key": recipes.fingerprint(key),
+        "operator": describe(H),
     }
-    if now.value is not None:
-        recipe |= {"norm": now.mean, "norm_sem": now.sem}
+    if call.resume is not None:
+        recipes.check_resume(call.resume, recipe, Estimate)
+        if call.resume.state is None:
+            return call.resume
+    state = None if call.resume is None else call.resume.state
+
+    def result(now: Round, **more: Any) -> Estimate:
+        found = recipe | {"products": now.products, "memory": now.memory.recipe()} | more
+        if now.value is not None:
+            found |= {"norm": now.mean, "norm_sem": now.sem}
+        mean, sem = now.value() if now.value else (now.mean, now.sem)
+        return Estimate(mean, sem, now.num, found)
+
+    def take(unit: Unit) -> Round:
+        now: Round | None = None
+        early = not sketch and rtol > 0 and max_products > 2 * LEAST_DRAWS
+
+        def hand_over(stopped: str) -> None:
+            if call.on_partial is not None and now is not None:
+                state = now.state() | {"unit": np.array(unit.size)}
+                more = {"complete": False, "converged": False, "stopped": stopped} | recipes.seal(state)
+                call.on_partial(replace(result(now.times(unit.size), **more), state=state))
+
+        report = _progress.save_regularly(call.progress, call.save_every, call.on_partial, lambda: hand_over("running"))
+        try:
+            for now in rounds(unit, state):
+                interrupts.check_interrupt()
+                if report is not None:
+                    error = float(now.sem / (rtol * abs(now.mean))) if rtol and now.mean else math.inf
+                    power = forecasts.SKETCHED if sketch else forecasts.INDEPENDENT
+                    expect_total(call.progress, forecasts.products_of_draws(now.products, error, power, max_products))
+                    report(now.products, None)
+                if now.trouble or (now.whole and stopping.is_precise(now, rtol, rounding)):
+                    break
+                if early and now.num >= LEAST_DRAWS:
+                    stopping.say_early(recipe, now, rtol, max_products)
+                    early = False
+            interrupts.check_interrupt()
+        except OutOfRange:
+            raise
+        except BaseException:
+            hand_over("interrupted")
+            raise
+        assert now is not None
+        return now.times(unit.size)
+
+    now = adapt(begun or units.of_state(H, state or {}), key, take)
+    converged = stopping.is_precise(now, rtol, rounding)
     if now.trouble or not converged:
         warn_caller(stopping.shortfall(recipe, now, rtol))
-    mean, sem = now.value() if now.value else (now.mean, now.sem)
-    return Estimate(mean, sem, now.num, recipe)
+    return result(now, complete=True, converged=converged, stopped=now.trouble)
 
 
 # --- probes
@@ -271,29 +324,42 @@ def _forms(z: PyTree, product: PyTree) -> jax.Array:
 
 
 def _probe_rounds(
-    unit: Unit, key: jax.Array, max_products: int, summary: Callable[[np.ndarray], tuple[float, float]], name: str
+    unit: Unit,
+    key: jax.Array,
+    max_products: int,
+    summary: Callable[[np.ndarray], tuple[float, float]],
+    name: str,
+    state: State,
 ) -> Iterator[Round]:
     """Rounds of independent probes; ``summary`` makes (mean, sem) of their ``_forms`` (num, 2)."""
-    used, forms = unit.products, np.zeros((0, 2))
     at_once, memory = reserve_probes(unit, name)
+    used, forms, trouble = unit.products, np.zeros((0, 2)), None
+
+    def now() -> Round:
+        whole = len(forms) % AT_ONCE == 0 or len(forms) == max_products
+        counts = np.array([used, at_once])
+        here = {"forms": forms, "counts": counts}
+        mean, sem = summary(forms)
+        return Round(mean, sem, len(forms), used, trouble=trouble, memory=memory, state=lambda: here, whole=whole)
+
+    if state is not None:
+        with recipes.reading_state():
+            forms, (used, at_once) = np.array(state["forms"], np.float64), map(int, state["counts"])
+        yield now()
     while len(forms) < max_products:
-        lo, hi = len(forms), min(len(forms) + AT_ONCE, max_products)
-        pieces: list[np.ndarray] = []
+        lo, hi = len(forms), min((len(forms) // AT_ONCE + 1) * AT_ONCE, max_products)
         for piece in map_probes(_forms, unit.H, key, lo, hi, at_once):
-            pieces.append(np.asarray(piece, np.float64))
-            if not np.isfinite(pieces[-1]).all():
-                break
-        new = np.concatenate(pieces)
-        bad = np.flatnonzero(~np.isfinite(new).all(1))
-        trouble = f"product {used + int(bad[0]) + 1} is not finite" if len(bad) else None
-        used += len(new)
-        forms = np.concatenate([forms, new[: bad[0]] if len(bad) else new])
-        unit.check(float(forms[:, 1].max()) if len(forms) else math.nan, used)
-        if not len(forms):
-            raise no_finite_product(trouble)
-        yield Round(*summary(forms), len(forms), used, trouble=trouble, memory=memory)
-        if trouble:
-            return
+            new = np.asarray(piece, np.float64)
+            bad = np.flatnonzero(~np.isfinite(new).all(1))
+            trouble = f"product {used + int(bad[0]) + 1} is not finite" if len(bad) else None
+            used += len(new)
+            forms = np.concatenate([forms, new[: bad[0]] if len(bad) else new])
+            unit.check(float(forms[:, 1].max()) if len(forms) else math.nan, used)
+            if not len(forms):
+                raise no_finite_product(trouble)
+            yield now()
+            if trouble:
+                return
 
 
 # --- sketches
@@ -314,12 +380,17 @@ def _lack_of_room(H: Operator, max_products: int) -> str:
     return f"{basis}, and a quarter of the free memory ({free / 2**20:.0f} MiB) holds {widest}"
 
 
-def _sketch_rounds(unit: Unit, key: jax.Array, max_products: int, method: str) -> Iterator[Round]:
+def _sketch_rounds(unit: Unit, key: jax.Array, max_products: int, method: str, state: State) -> Iterator[Round]:
     """Rounds in which the basis and the test vectors of Hutch++ or XTrace grow together."""
-    H, used = unit.H, unit.products
-    n, each = H.shape[0], PRODUCTS_EACH[method]
-    widest = _widest_basis(H)
-    at_once = room.rows_at_once(H, AT_ONCE)
+    H, each = unit.H, PRODUCTS_EACH[method]
+    n, widest, at_once, extra = H.shape[0], _widest_basis(H), room.rows_at_once(H, AT_ONCE), unit.products
+    keys, times = jax.random.split(key, 3), ProductCounter(H, unit.products, each=room.goes_one_by_one(H, AT_ONCE))
+    grow = sketches.grow_for_xtrace if method == "xtrace" else sketches.grow_for_hutch
+    sketch, now = sketches.empty(), None
+    if state is not None:
+        with recipes.reading_state():
+            times.used, at_once, widest, extra = map(int, state["counts"])
+            sketch = sketches.of_state(H, state)
 
     def memory(rows: int) -> room.Memory:
         return room.sketch_needed(H, rows, at_once, AT_ONCE, unit=unit.size)
@@ -329,21 +400,35 @@ def _sketch_rounds(unit: Unit, key: jax.Array, max_products: int, method: str) -
     more = f"; at most {most}, {memory(most).bytes / 2**20:.1f} MiB" if most > first else ""
     room.say(method, H, memory(first), f"a basis that grows by {at_once} vectors, to {first} to begin with{more}")
     room.check_fits(H, method, memory(min(most, at_once)))
-    keys, times = jax.random.split(key, 3), ProductCounter(H, used, each=room.goes_one_by_one(H, AT_ONCE))
-    grow = sketches.grow_for_xtrace if method == "xtrace" else sketches.grow_for_hutch
-    sketch, now = sketches.empty(), None
+
+    def look() -> Round:
+        rows, draws = len(sketch.core), len(sketch.forms)
+        if rows == n:  # the basis spans the space
+            found = float(np.trace(sketch.core)), 0.0
+        else:
+            found = sketches.xtrace(sketch, n) if method == "xtrace" else _mean(sketches.hutch_plus_plus(sketch))
+        ends = rows == n or rows == widest == draws or max_products + extra - times.used < each
+        whole, counts = ends or draws % AT_ONCE == 0, np.array([times.used, at_once, widest, extra])
+
+        def here(sketch: sketches.Sketch = sketch) -> dict[str, np.ndarray]:
+            return sketches.as_state(sketch) | {"counts": counts}
+
+        return Round(*found, draws, times.used, exact=rows == n, memory=memory(rows), state=here, whole=whole)
+
+    if state is not None:
+        now = look()
+        yield now
     while len(sketch.core) < n:
-        left, wide = max_products + used - times.used, len(sketch.core)
-        size = min(AT_ONCE, n - wide, left // each, widest - wide)
+        left, wide = max_products + extra - times.used, len(sketch.core)
+        block = min(AT_ONCE - len(sketch.forms) % AT_ONCE, at_once)
+        size = min(block, n - wide, left // each, widest - wide)
         try:
             if size:
-                for done in range(0, size, at_once):
-                    sketch = grow(sketch, times, keys, min(at_once, size - done))
+                sketch = grow(sketch, times, keys, size)
             elif left < each:
                 return
             elif method == "hutch++":  # no room: the rest goes into test vectors
-                for done in range(0, min(AT_ONCE, left), at_once):
-                    sketch = sketches.draw_tests(sketch, times, keys[1], min(at_once, min(AT_ONCE, left) - done))
+                sketch = sketches.draw_tests(sketch, times, keys[1], min(block, left))
             elif now is not None:
                 reason = "a larger basis takes more than a quarter of the free memory; method='hutchinson' needs none"
                 yield now._replace(trouble=reason)
@@ -355,101 +440,5 @@ def _sketch_rounds(unit: Unit, key: jax.Array, max_products: int, method: str) -
             yield now._replace(products=times.used, trouble=str(error))
             return
         unit.check(float(np.abs(sketch.product).max()), times.used)
-        if len(sketch.core) == n:  # the basis spans the space
-            now = Round(float(np.trace(sketch.core)), 0.0, len(sketch.forms), times.used, exact=True)
-        else:
-            found = sketches.xtrace(sketch, n) if method == "xtrace" else _mean(sketches.hutch_plus_plus(sketch))
-            now = Round(*found, len(sketch.forms), times.used)
-        now = now._replace(memory=memory(len(sketch.core)))
+        now = look()
         yield now
-
-
-# --- the diagonal
-
-
-class Moments(NamedTuple):
-    """The number of draws so far, their mean, and the sum of squared deviations from it."""
-
-    num: Any
-    mean: PyTree
-    squares: PyTree
-
-
-@partial(jax.jit, donate_argnums=1)
-def _times(z: PyTree, product: PyTree) -> PyTree:
-    return jax.tree.map(jnp.multiply, z, product)
-
-
-@partial(jax.jit, donate_argnums=0)
-def _merge(so_far: Moments, draws: PyTree) -> tuple[Moments, Any, Any]:
-    """Add draws, up to the first that is not finite, to the moments.
-
-    Returns:
-      (the moments, the number of draws added, (|mean|^2, the sum of all squared deviations)).
-    """
-    leaves = jax.tree.leaves(draws)
-    finite = jnp.stack([jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in leaves]).all(0)
-    good = jnp.cumprod(finite)
-    count = good.sum(dtype=jnp.int32)
-    num = so_far.num + count
-
-    def each(mean: Any, squares: Any, x: Any) -> tuple[Any, Any]:
-        keep = good.reshape(-1, *[1] * (x.ndim - 1)) > 0
-        some, total = (jnp.maximum(c, 1).astype(x.dtype) for c in (count, num))
-        here = jnp.where(keep, x, 0).sum(0) / some
-        deviations = jnp.where(keep, x - here, 0)
-        step = here - mean
-        change = step * count.astype(x.dtype) / total
-        return mean + change, squares + (deviations**2).sum(0) + step * change * so_far.num.astype(x.dtype)
-
-    pairs = jax.tree.map(each, so_far.mean, so_far.squares, draws)
-    mean, squares = (jax.tree.map(lambda _, pair, i=i: pair[i], so_far.mean, pairs) for i in (0, 1))
-    norms = _tree.dot(mean, mean), sum(jnp.sum(_tree.widen(x)) for x in jax.tree.leaves(squares))
-    return Moments(num, mean, squares), count, norms
-
-
-def _error(squares: np.ndarray, num: int, factor: float) -> np.ndarray:
-    """``factor`` times sqrt(squares / num / (num - 1)), with no copies on the way."""
-    error = np.asarray(squares / num)
-    error /= num - 1
-    np.sqrt(error, out=error)
-    error *= factor
-    return error
-
-
-def _diagonal_rounds(unit: Unit, key: jax.Array, max_products: int) -> Iterator[Round]:
-    """Rounds of draws of z * (A z), whose mean is the diagonal; only their moments are kept.
-
-    The unit's products were made before, and do not count towards ``max_products``. A product that is not finite ends
-    the rounds; if it is the first one, there is an error.
-    """
-    H, used, done = unit.H, unit.products, 0
-    at_once, memory = reserve_probes(unit, "diagonal", held=2)
-    mean, squares = (jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), H.structure) for _ in range(2))
-    moments = Moments(np.int32(0), H.place(mean), H.place(squares))
-    del mean, squares
-
-    def value() -> tuple[PyTree, PyTree]:
-        num = int(moments.num)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            factor = widening(num - 1)
-            sem = [_error(np.asarray(x), num, factor) for x in jax.tree.leaves(moments.squares)]
-        return jax.tree.map(np.asarray, moments.mean), H.space.tree(sem)
-
-    trouble = None
-    while done < max_products and not trouble:
-        hi = min(done + AT_ONCE, max_products)
-        for piece in map_probes(_times, H, key, done, hi, at_once):
-            size = len(jax.tree.leaves(piece)[0])
-            moments, count, (mean, squares) = _merge(moments, piece)
-            if count < size:
-                trouble = f"product {used + int(count) + 1} is not finite"
-            used += size
-            if trouble:
-                break
-        done, num = hi, int(moments.num)
-        unit.check(math.sqrt(float(mean) + float(squares) / num) if num else math.nan, used)
-        if not num:
-            raise no_finite_product(trouble)
-        sem = widening(num - 1) * math.sqrt(float(squares) / num / (num - 1)) if num > 1 else math.nan
-        yield Round(math.sqrt(float(mean)), sem, num, used, value, trouble=trouble, memory=memory)

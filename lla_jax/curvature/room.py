@@ -93,7 +93,8 @@ def step_by_step(H: Operator) -> Operator:
 
 def ends_needed(H: Operator, steps: int) -> Memory:
     """The memory of the ends of the spectrum of a masked operator, from so many steps."""
-    return Memory(steps + 1, bytes_needed(H, steps + 1) + H.space.nbytes)
+    scaled = 4 * H.space.nbytes + product_bytes(H, 1)  # the mask, the vector with and without it, their product
+    return Memory(steps + 1, bytes_needed(H, steps + 1) + scaled)
 
 
 def steps_that_fit(H: Operator, name: str, steps: int) -> int:

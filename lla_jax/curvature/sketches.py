@@ -15,13 +15,16 @@ The k x k algebra is done on the host in float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core.standard_errors import widening
 from lla_jax.curvature.flat_rows import ProductCounter, count, draw_rows, gram, new_rows
+from lla_jax.curvature.linear_operator import Operator
 
 AT_ONCE = 8  # vectors in a block
 
@@ -138,6 +141,35 @@ def draw_tests(sketch: Sketch, times: ProductCounter, key: jax.Array, size: int)
     numbers = _numbers(sketch, size)
     tests = draw_rows(times.H, key, numbers, "rademacher", each=times.each)
     return add_tests(sketch, measure(sketch.basis, numbers, tests, times(tests)))
+
+
+_MATRICES = ("core", "factor", "inside", "product", "forms", "squares")
+
+
+def as_state(sketch: Sketch) -> dict[str, np.ndarray]:
+    """A sketch as named arrays, from which ``of_state`` makes it again."""
+    rows = {
+        f"basis/{i}/{j}": np.asarray(x) for i, q in enumerate(sketch.basis) for j, x in enumerate(jax.tree.leaves(q))
+    }
+    blocks = np.array([len(numbers) for numbers in sketch.tests], np.int64)
+    tests = np.concatenate([np.zeros(0, np.uint32), *sketch.tests])
+    return rows | {"tests": tests, "blocks": blocks} | {name: getattr(sketch, name) for name in _MATRICES}
+
+
+def of_state(H: Operator, state: Mapping[str, Any]) -> Sketch:
+    """The sketch of ``as_state``, on the operator's devices."""
+    num, leaves = sum(name.endswith("/0") and name.startswith("basis/") for name in state), len(H.space.shapes)
+
+    def block(i: int) -> Any:
+        if H.space.shards is None:
+            return H.place(jnp.array(state[f"basis/{i}/0"]))
+        tree = H.space.tree([np.asarray(state[f"basis/{i}/{j}"]) for j in range(leaves)])
+        return (H.place(tree),)
+
+    blocks = np.cumsum(np.asarray(state["blocks"], int))[:-1]
+    tests = tuple(np.split(np.asarray(state["tests"], np.uint32), blocks))
+    matrices = {name: np.asarray(state[name], np.float64) for name in _MATRICES}
+    return Sketch(basis=tuple(map(block, range(num))), tests=tests, **matrices)
 
 
 def _remainders(sketch: Sketch, inside: np.ndarray) -> np.ndarray:

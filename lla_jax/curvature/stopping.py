@@ -20,6 +20,9 @@ LEAST_DRAWS = 2 * AT_ONCE  # for a standard error to be believed; of fewer, one 
 NEAR_ZERO = 2.0  # standard errors: a value within them may be zero
 PRODUCTS_EACH = {"hutchinson": 1, "hutch++": 3, "xtrace": 2}  # that a draw takes
 
+State = Mapping[str, Any] | None
+"""The arrays from which an estimate continues; None where it begins."""
+
 
 class Round(NamedTuple):
     """The state of an estimate after a block of draws.
@@ -33,6 +36,9 @@ class Round(NamedTuple):
       exact: whether the mean has no error.
       trouble: why there can be no more draws; None if there can.
       memory: what the draws take.
+      state: makes the arrays from which the estimate continues.
+      whole: whether a block of draws is full, after which the error is looked at: not after parts of it, so that the
+        number of draws does not depend on how many are taken at a time.
     """
 
     mean: float
@@ -43,6 +49,8 @@ class Round(NamedTuple):
     exact: bool = False
     trouble: str | None = None
     memory: Memory = Memory(0, 0)
+    state: Callable[[], dict[str, np.ndarray]] = dict
+    whole: bool = True
 
     def times(self, size: float) -> Round:
         """The same, multiplied by the size of its unit; trees in float64, since their type may not hold the numbers."""

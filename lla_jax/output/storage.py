@@ -118,7 +118,7 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Any:
         return Eigenpairs(**{**vars(result), "vectors": _restore_structure(result.vectors, like)})
     if isinstance(result, Estimate) and isinstance(result.mean, dict):
         mean, sem = (_restore_estimate(tree, like) for tree in (result.mean, result.sem))
-        return Estimate(mean, sem, result.num, result.recipe)
+        return Estimate(mean, sem, result.num, result.recipe, result.state)
     if not isinstance(result, Directions):
         return result
     if result.tree is not None:
@@ -236,17 +236,18 @@ def _estimate_parts(x: Estimate) -> tuple[Header, Arrays]:
     else:
         leaves, arrays = _list_arrays(_leaves(x.mean), "mean")
         arrays |= _list_arrays(_leaves(x.sem), "sem")[1]
-    return {"recipe": x.recipe, "num": int(x.num), "leaves": leaves}, arrays
+    state, rest = _list_arrays(x.state, "state")
+    return {"recipe": x.recipe, "num": int(x.num), "leaves": leaves, "state": state}, arrays | rest
 
 
 def _estimate(header: Header, arrays: Arrays) -> Estimate:
-    names = header["leaves"]
+    names, state = header["leaves"], _take_arrays(header.get("state"), arrays, "state")  # files of before have none
     if names is None:
-        return Estimate(float(arrays.pop("mean")), float(arrays.pop("sem")), header["num"], header["recipe"])
+        return Estimate(float(arrays.pop("mean")), float(arrays.pop("sem")), header["num"], header["recipe"], state)
     errors = [[name, arrays[f"sem{i}"].dtype.name] for i, (name, _) in enumerate(names)]  # the errors may be wider
     errors = [own if not own[1].startswith("void") else named for own, named in zip(errors, names, strict=True)]
     mean, sem = _take_arrays(names, arrays, "mean"), _take_arrays(errors, arrays, "sem")
-    return Estimate(mean, sem, header["num"], header["recipe"])
+    return Estimate(mean, sem, header["num"], header["recipe"], state)
 
 
 _FORMS: dict[type, tuple[Callable[[Any], tuple[Header, Arrays]], Callable[[Header, Arrays], Any]]] = {

@@ -13,7 +13,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.core.standard_errors import standard_error, widening
-from lla_jax.curvature import estimates, linear_operator, random_probes
+from lla_jax.curvature import diagonals, estimates, linear_operator, random_probes
 from lla_jax.curvature.linear_operator import check_symmetric
 from lla_jax.curvature.operators import dense, given, masked
 from lla_jax.execution import devices
@@ -263,7 +263,7 @@ class TestDriving:
             assert abs(found.mean - block) < 4 * found.sem
 
     @pytest.mark.parametrize(
-        "scarce", [((linear_operator, "_products"),), ((estimates, "_forms"), (estimates, "_times"))]
+        "scarce", [((linear_operator, "_products"),), ((estimates, "_forms"), (diagonals, "_times"))]
     )
     def test_out_of_memory_takes_fewer_at_once(self, monkeypatch, scarce):
         expected, sizes = list(all_estimates(vector_operator(symmetric()), KEY, 48)), []
