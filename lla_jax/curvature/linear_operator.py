@@ -165,10 +165,15 @@ class Operator(Algebra, abc.ABC):
         return self.space.place(tree, self.multiplier.mesh)
 
     def memory(self) -> tuple[int, int]:
-        """(bytes of one vector on a device, bytes free there); the least free of all processes that take part."""
+        """(bytes of one vector on a device, bytes free there); the least free of all processes that take part.
+
+        CPU devices share their memory: there it is the bytes of the copies that all of them hold.
+        """
         mesh = self.multiplier.mesh
-        free = devices.free_bytes(jax.local_devices()[0] if mesh is None else mesh.devices.flat[0])
-        return self.space.nbytes, processes.minimum(free) if self.together else free
+        device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+        free, shared = devices.free_bytes(device), device.platform == "cpu" and self.space.shards is None
+        copies = mesh.size if mesh is not None and shared else 1
+        return copies * self.space.nbytes, processes.minimum(free) if self.together else free
 
     @abc.abstractmethod
     def centre(self) -> PyTree:
@@ -282,7 +287,7 @@ class LinearOperator(Operator):
         """The product A v from the host: one compiled step, called for every block."""
         v, by = self.space.check(v), self.multiplier
         if len(self.blocks) == 1 and (by.mesh is None or by.mesh.size == 1):
-            return self.space.wait_for(_product(self, v))
+            return self.space.wait_for(product_step(self, v))
         total = products.add_up(by, products.total(by, self.common, self.space, self.blocks, v))
         return self.space.wait_for(products.finish_step(self.common, self.space, v, total, by=by))
 
@@ -353,7 +358,7 @@ def _products(H: LinearOperator, stacked: PyTree) -> PyTree:
     return jax.lax.map(H.mv, stacked) if platform == "cpu" else jax.vmap(H.mv)(stacked)
 
 
-_product = jax.jit(lambda operator, v: operator.mv(v))
+product_step = jax.jit(lambda operator, v: operator.mv(v))
 
 NUMBER = 2**31  # folded into the key for the check of symmetry
 ASYMMETRY = 1e-2  # relative; products in half precision stay below, mistakes (another batch, one-sided scales) do not
