@@ -181,7 +181,8 @@ def _say_memory(s: Search, H: Operator, k: int) -> None:
     s.work = _lanczos.step_bytes(H, s.basis)
     s.bytes_needed = max(s.bytes_needed, bytes_needed(H, s.rows, s.work, kept=k))
     if s.work > free:
-        raise _no_room("max_vectors", s.rows, nbytes * s.rows + s.work, free + nbytes * s.rows)
+        most = s.rows - -(-(s.work - free) // nbytes)
+        raise _no_room("max_vectors", s.rows, nbytes * s.rows + s.work, free + nbytes * s.rows, most)
     most = bytes_needed(H, s.most, s.work, grown_from=s.rows if s.rows < s.most else 0, kept=k)
     begin = (
         f"{s.rows} vectors of {nbytes / mib:.1f} MiB to begin with, {s.bytes_needed / mib:.1f} MiB with the work space"
@@ -195,13 +196,13 @@ def _first_rows(H: Operator, k: int, most: int) -> int:
     least, rows = min(k + SPARE, most), min(max(ROWS[takes_several_steps(H)], 2 * k), most)
     fit = free // nbytes - LEAST_WORK
     if fit < least:
-        raise _no_room("k", k, nbytes * (least + LEAST_WORK), free)
-    return min(rows, fit)
+        raise _no_room("k", k, nbytes * (least + LEAST_WORK), free, int(fit) - SPARE)
+    return min(rows, int(fit))
 
 
-def _no_room(name: str, value: int, needed: int, free: int) -> arguments.Misuse:
+def _no_room(name: str, value: int, needed: int, free: int, most: int) -> arguments.Misuse:
     text = f"{value} given, which takes {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free"
-    return arguments.Misuse(name, f"{text}; it must be less: take fewer, or select fewer parameters")
+    return arguments.Misuse(name, f"{text}; it must be at most {max(0, most)}: take fewer, or select fewer parameters")
 
 
 # --- from the basis to pairs
