@@ -5,23 +5,26 @@
 Growth of the resident set (the peak, started anew after compiling, less what was in use), each number in a process of
 its own: planes of an MLP of 10,000 points, 10 and 100 times as many; a plane and Hessian products of a stream of 10
 batches, 10 and 100 times as many; the bytes that ``eigenpairs`` and ``spectrum`` state before they begin, on a basis of
-at least 1 GB (a diagonal operator), against what they took.
+at least 1 GB (a diagonal operator), against what they took; what the recipes of ``trace``, ``diagonal``,
+``frobenius_norm`` and ``per_layer`` state for networks and a diagonal operator of 8 and 30 million parameters.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from cases import planes
+from cases import gpt2, large, planes
 from harness import measure
 
 SIDES, NUM_BATCHES = (100, 316, 1000), (10, 100, 1000)
 SIZE, VECTORS = 8_000_000, 40  # a basis of 1.28 GB in float32
 ROWS = 512
+PARAMETERS = (8_000_000, 30_000_000)
 MIB = 2**20
 
 
@@ -111,16 +114,106 @@ def lanczos(what: str, size: int, vectors: int) -> dict[str, Any]:
     }
 
 
+def verb(name: str, parameters: int, kind: str = "mlp") -> dict[str, Any]:
+    """A verb on an operator of so many parameters: the bytes of its recipe, and as taken.
+
+    Args:
+      name: of ``VERBS``.
+      parameters: about so many.
+      kind: of the operator, as in ``cases.large``.
+    """
+    import lla_jax as lla
+
+    call, of_operator = VERBS[name]
+
+    def case(size: int) -> tuple[Any, ...]:
+        return (large.operator(kind, size),) if of_operator else large.mlp_of(size)
+
+    def run(given: tuple[Any, ...]) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the draws are fewer than their errors ask for
+            return call(lla, *given)
+
+    run(case(large.SMALL))  # what every process loads once is not the verb's
+    given = case(parameters)
+    found, result = measure.growth_mib(lambda: run(given))
+    recipe = result[0].trace.recipe if name == "per_layer" else result.recipe
+    stated_mib = recipe["memory"]["bytes"] / MIB
+    return {
+        "verb": name,
+        "method": recipe.get("method"),
+        "operator": kind,
+        "parameters": parameters,
+        "vectors": recipe["memory"]["vectors"],
+        "stated_mib": stated_mib,
+        "taken_mib": found["growth_mib"],
+        "taken_over_stated": found["growth_mib"] / stated_mib,
+        "seconds": found["seconds"],
+    }
+
+
+def _trace(method: str, products: int) -> Any:
+    return lambda lla, H: lla.trace(H, _key(), method=method, rtol=0, max_products=products)
+
+
+def _key() -> Any:
+    import jax
+
+    return jax.random.key(0)
+
+
+VERBS: dict[str, tuple[Any, bool]] = {
+    "trace hutchinson": (_trace("hutchinson", 16), True),
+    "trace hutch++": (_trace("hutch++", 48), True),
+    "trace xtrace": (_trace("xtrace", 32), True),
+    "diagonal": (lambda lla, H: lla.diagonal(H, _key(), rtol=0, max_products=16), True),
+    "frobenius_norm": (lambda lla, H: lla.frobenius_norm(H, _key(), rtol=0, max_products=16), True),
+    "per_layer": (lambda lla, *problem: lla.per_layer(*problem, _key(), rtol=1e9, max_products=16), False),
+}
+"""Calls by name, and whether they take an operator or the problem."""
+
+
+def default_trace(size: str) -> dict[str, Any]:
+    """The default trace of a GPT-2, "small" with 124,439,808 parameters; see ``cases.gpt2``."""
+    import lla_jax as lla
+
+    loss, params, data = gpt2.problem(size)
+    H = lla.hessian(loss, params, data)
+    del params
+    found, trace = measure.growth_mib(lambda: lla.trace(H, _key()))
+    stated_mib = trace.recipe["memory"]["bytes"] / MIB
+    return {
+        "verb": "trace",
+        "method": trace.recipe["method"],
+        "operator": f"GPT-2 {size}",
+        "parameters": H.shape[0],
+        "stated_mib": stated_mib,
+        "taken_mib": found["growth_mib"],
+        "taken_over_stated": found["growth_mib"] / stated_mib,
+        "seconds": found["seconds"],
+        "products": trace.recipe["products"],
+        "converged": trace.recipe["converged"],
+    }
+
+
 def worker(job: dict[str, Any]) -> None:
     measure.start_jax(job["threads"] if job["part"] == "points" else 1)
     if job["part"] == "lanczos":
         measure.tell(lanczos(job["what"], job["size"], job["vectors"]))
+    elif job["part"] == "verbs":
+        measure.tell(verb(job["name"], job["parameters"], job["kind"]))
+    elif job["part"] == "gpt2":
+        measure.tell(default_trace(job["size"]))
     else:
         measure.tell((points if job["part"] == "points" else batches)(job["num"]))
 
 
 def main() -> None:
-    options = measure.parser(__doc__, minutes=4).parse_args()
+    parser = measure.parser(__doc__, minutes=40)
+    parser.add_argument(
+        "--gpt2", action="store_true", help="the default trace of GPT-2 small too: needs 24 GB for itself"
+    )
+    options = parser.parse_args()
     if options.worker:
         worker(json.loads(options.worker))
         return
@@ -143,6 +236,19 @@ def main() -> None:
         if row and "taken_over_stated" in row:
             away = abs(row["taken_over_stated"] - 1)
             result["targets"].append(measure.against(f"{what}, memory taken / stated - 1", away, 0.15, least=False))
+    kinds = {name: ("mlp", "diagonal") if of_operator else ("mlp",) for name, (_, of_operator) in VERBS.items()}
+    for name, kind in ((name, kind) for name, every in kinds.items() for kind in every):
+        for parameters in PARAMETERS[:1] if options.quick else PARAMETERS:
+            row = ask("verbs", name=name, parameters=parameters, kind=kind)
+            if row and "taken_over_stated" in row:
+                what, away = f"{name}, {kind}, {parameters:.0e}", abs(row["taken_over_stated"] - 1)
+                text = f"{what} parameters: memory taken / stated - 1"
+                result["targets"].append(measure.against(text, away, 0.10, least=False))
+    if options.gpt2:
+        row = ask("gpt2", size="small")
+        if row and "taken_over_stated" in row:
+            text = "GPT-2 small, default trace: memory taken / stated"
+            result["targets"].append(measure.against(text, row["taken_over_stated"], 1.1, least=False))
     for num in NUM_BATCHES[:2] if options.quick else NUM_BATCHES:
         ask("batches", num=num)
     for side in SIDES[:2] if options.quick else SIDES:

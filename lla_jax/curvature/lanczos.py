@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import arguments, precision
+from lla_jax.core import arguments, interrupts, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import clamp_count, warn_caller
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import (
@@ -28,12 +29,11 @@ from lla_jax.curvature.linear_operator import (
     no_finite_product,
     settle,
 )
-from lla_jax.curvature.room import check_room
+from lla_jax.curvature.room import STEPS_PER_CALL, check_room
 from lla_jax.curvature.space import draw_one, take, vector_at
 from lla_jax.curvature.units import Unit, adapt
-from lla_jax.curvature.work import STEPS_PER_CALL, product_bytes, program_bytes, takes_several_steps
+from lla_jax.curvature.work import product_bytes, program_bytes, takes_several_steps
 from lla_jax.execution import sharding
-from lla_jax.execution.interrupts import deferred_interrupts
 
 BREAKDOWN = 10.0  # a remainder below this times eps |A q| is rounding
 LONG = 2**20  # entries of a leaf whose rows are added up one by one, on a CPU
@@ -348,14 +348,15 @@ def advance(
     if batched or takes_several_steps(H):
         assert isinstance(H, LinearOperator)
         start = _Start(np.int32(row), np.int32(into), np.int32(count), scale, last)
-        done, vectors, *numbers = _on_device(H, basis, start, window=window, batched=batched)
+        found = _on_device(H, basis, start, window=window, batched=batched)
+        done, vectors, *numbers = interrupts.wait(found)
         steps = int(np.max(done))
         coefficients, norms, sizes = (np.asarray(x, np.float64) for x in numbers)
         cut = (slice(None), slice(steps)) if batched else (slice(steps),)
         return Steps(vectors, coefficients[cut], norms[cut], sizes[cut])
     assert count == 1
     rows = jax.tree.leaves(basis)[0].shape[0]
-    product = H.product(take(basis, np.int32(row % rows if window else row)))
+    product = interrupts.wait(H.product(take(basis, np.int32(row % rows if window else row))))
     if not window:
         return orthogonalize(H, basis, product, scale)
     vectors, *numbers = _window_step_from_host(basis, product, np.int32(row), last, scale)
@@ -431,6 +432,16 @@ def from_host(H: Operator, leaves: Iterable[np.ndarray], rows: int, axis: int = 
     longer = (np.pad(x, [(0, (rows - x.shape[a]) * (a == axis)) for a in range(x.ndim)]) for x in leaves)
     placed = list(longer) if H.space.shards is not None else [jnp.array(x) for x in longer]
     return H.place(H.space.tree(placed))
+
+
+def to_host(rows: jax.Array, count: int) -> np.ndarray:
+    """The first rows of a leaf of a basis.
+
+    On a CPU no program is begun for it, which would wait for a product that an interrupt has left unfinished; and the
+    rows are not copied, unless the search goes on while they are kept.
+    """
+    on_cpu = all(device.platform == "cpu" for device in rows.devices())
+    return np.asarray(rows)[:count] if on_cpu else np.asarray(rows[:count])
 
 
 def tridiagonal(alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:

@@ -1,190 +1,29 @@
 """The algebra of Hutch++ and XTrace gives the trace of an operator from its products on the span of a few vectors.
 
 A sketch holds an orthonormal basis Q of the span of products A s, and small matrices of inner products. Random vectors
-are not kept: each has a number, and is drawn again from the key and its number when it is needed. Vectors are the rows
-of one array (b, n); where the parameters are sharded over devices they stay a stacked tree, in a tuple, and no leaf is
-brought together.
+are not kept: each has a number, and is drawn again from the key and its number when it is needed. Vectors are rows, as
+``flat_rows`` makes them.
 
 With T the test vectors of the remainder, tr A = tr (Q'A Q) + the mean of
 t'(I - Q Q') A (I - Q Q') t, and everything follows from
 
     core = Q'A Q,   inside = Q'T,   product = Q'A T,   forms = diag(T'A T),   squares = diag(T'T).
 
-Inner products are taken on the device in the dtype of the vectors, the k x k algebra on the host in float64.
+The k x k algebra is done on the host in float64.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core.standard_errors import widening
-from lla_jax.core.types import PyTree
-from lla_jax.curvature.linear_operator import Operator
-from lla_jax.curvature.space import Space, draw
+from lla_jax.curvature.flat_rows import ProductCounter, count, draw_rows, gram, new_rows
 
 AT_ONCE = 8  # vectors in a block
-PIECE = 4096  # entries of a vector in one matrix product
-NOISE = 100  # times eps: relative noise added to products, so that dependent ones give a well-defined basis too
-
-
-# --- vectors: trees for operators, rows (b, n) for sketches (or stacked trees, if the space is sharded)
-
-
-def rows(vectors: PyTree, space: Space) -> Any:
-    """Stacked vectors as rows (b, n); in a sharded space the stacked tree itself, in a tuple."""
-    if space.shards is not None:
-        return (space.pin(vectors),)
-    leaves = jax.tree.leaves(vectors)
-    dtype = jnp.result_type(*leaves)
-    return jnp.concatenate([x.reshape(x.shape[0], -1).astype(dtype) for x in leaves], 1)
-
-
-@jax.jit
-def trees(space: Space, flat: Any) -> PyTree:
-    """Rows, as ``rows`` makes them, as stacked vectors again."""
-    if space.shards is not None:
-        return flat[0]
-    sizes = [int(np.prod(s)) for s, _ in space.shapes]
-    pieces = jnp.split(flat, np.cumsum(sizes)[:-1], axis=1)
-    return space.tree([x.reshape(len(flat), *s).astype(d) for x, (s, d) in zip(pieces, space.shapes, strict=True)])
-
-
-@partial(jax.jit, static_argnames="distribution")
-def _draw_rows(space: Space, key: jax.Array, numbers: Any, *, distribution: str) -> Any:
-    return rows(draw(space, key, numbers, distribution=distribution), space)
-
-
-def draw_rows(H: Operator, key: jax.Array, numbers: np.ndarray, distribution: str) -> Any:
-    """The random vectors with these numbers, "normal" or "rademacher", as rows (b, n)."""
-    return H.space.wait_for(H.place(_draw_rows(H.space, key, numbers, distribution=distribution)))
-
-
-def count(flat: Any) -> int:
-    """The number of rows."""
-    return int(jax.tree.leaves(flat)[0].shape[0])
-
-
-def _each(f: Callable, *flats: Any) -> Any:
-    return jax.tree.map(f, *flats)
-
-
-@jax.jit
-def _check_finite(vectors: PyTree, space: Space) -> tuple[Any, jax.Array]:
-    """(stacked vectors as rows, for each of them whether it is finite)."""
-    finite = [jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in jax.tree.leaves(vectors)]
-    return rows(vectors, space), jnp.stack(finite).all(0)
-
-
-class NotFinite(Exception):
-    """A product has NaN or infinite entries."""
-
-
-@dataclass
-class ProductCounter:
-    """A function that multiplies rows (b, n) by an operator, and counts its products in ``used``."""
-
-    H: Operator
-    used: int = 0
-
-    def __call__(self, flat: Any) -> Any:
-        """A times every row.
-
-        Raises:
-          NotFinite: a product is not finite; the message has its number, counted from the first.
-        """
-        space = self.H.space
-        images, finite = _check_finite(self.H.products(trees(space, flat)), space)
-        bad = np.flatnonzero(~np.asarray(finite))
-        before, self.used = self.used, self.used + count(flat)
-        if len(bad):
-            raise NotFinite(f"product {before + int(bad[0]) + 1} is not finite")
-        return images
-
-
-# --- the basis
-
-
-def _sizes(flat: Any) -> jax.Array:
-    """The norm of every row, (b,)."""
-    squares = (jnp.sum(x * x, tuple(range(1, x.ndim))) for x in jax.tree.leaves(flat))
-    return jnp.sqrt(sum(squares))  # type: ignore[arg-type]
-
-
-def _by_row(factor: jax.Array, x: jax.Array) -> jax.Array:
-    return factor.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) * x
-
-
-@jax.jit
-def _noisy(flat: Any, noise: Any) -> Any:
-    """Every row plus a row of ``noise`` scaled to 100 eps of its norm: only directions of rounding errors change."""
-    size = _sizes(flat)
-    small = NOISE * jnp.finfo(size.dtype).eps / _sizes(noise) * jnp.where(size > 0, size, 1)
-    return _each(lambda x, y: x + _by_row(small, y), flat, noise)
-
-
-@jax.jit
-def _gram(a: Any, b: Any) -> jax.Array:
-    """A B', summed in pieces: over 10^7 entries XLA's product with one row on a CPU keeps only three digits."""
-    if isinstance(a, tuple):  # no axis is cut, and each device sums its own part
-        pairs = zip(*map(jax.tree.leaves, (a, b)), strict=True)
-        each = (jnp.sum(x[:, None] * y[None], tuple(range(2, x.ndim + 1))) for x, y in pairs)
-        return sum(each)  # type: ignore[return-value]
-    chex.assert_rank([a, b], 2)
-    n = a.shape[1]
-    chex.assert_shape(b, (None, n))
-    piece = min(n, PIECE)
-    split = (jnp.pad(x, ((0, 0), (0, -n % piece))).reshape(len(x), -1, piece) for x in (a, b))
-    with jax.default_matmul_precision("highest"):
-        return jnp.einsum("ipn,jpn->pij", *split).sum(0)
-
-
-@jax.jit
-def _without(basis: Any, flat: Any) -> Any:
-    """The part of the rows orthogonal to the rows of ``basis``."""
-    inner = _gram(flat, basis)
-    with jax.default_matmul_precision("highest"):
-        return _each(lambda x, q: x - jnp.tensordot(inner.astype(q.dtype), q, 1), flat, basis)
-
-
-@jax.jit
-def _orthonormal(space: Space, flat: Any) -> Any:
-    if space.shards is not None:
-        return rows(_one_by_one(flat)[0], space)
-    q = jnp.linalg.qr(flat.T)[0].T
-    if space.scale is None:
-        return q
-    return jnp.where(rows(_each(lambda s: s[None], space.scale), space) != 0, q, 0)
-
-
-def _one_by_one(flat: Any) -> Any:
-    """Make rows orthonormal by Gram-Schmidt: each is made orthogonal, twice, to the rows before it."""
-
-    def one(i: Any, q: Any) -> Any:
-        vector = _each(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0), flat)
-        for _ in range(2):
-            vector = _without(q, vector)
-        size = _sizes(vector)
-        unit = _each(lambda x: _by_row(1 / jnp.where(size > 0, size, 1), x), vector)
-        return _each(lambda x, u: jax.lax.dynamic_update_index_in_dim(x, u[0], i, 0), q, unit)
-
-    return jax.lax.fori_loop(0, count(flat), one, _each(jnp.zeros_like, flat))
-
-
-def gram(a: Any, b: Any) -> np.ndarray:
-    """The inner products A B' of rows, float64."""
-    return np.asarray(_gram(a, b), np.float64)
-
-
-# --- sketches
 
 
 class Sketch(NamedTuple):
@@ -192,12 +31,22 @@ class Sketch(NamedTuple):
 
     basis: tuple[Any, ...]  # blocks of rows
     core: np.ndarray  # (k, k)
-    factor: np.ndarray  # (k, k), R of Y = Q R, where Y are the products whose span the basis is
+    factor: np.ndarray  # (k, k), R of Y = Q R, where Y are the products whose span the basis is; of XTrace only
     tests: tuple[np.ndarray, ...]  # the numbers from which the test vectors are drawn again, in blocks
     inside: np.ndarray  # (k, t)
     product: np.ndarray  # (k, t)
     forms: np.ndarray  # (t,)
     squares: np.ndarray  # (t,)
+
+
+class Tests(NamedTuple):
+    """Inner products of b more test vectors with each other, their products and the k rows of a basis."""
+
+    numbers: np.ndarray  # (b,) from which they are drawn again
+    inside: np.ndarray  # (k, b)
+    product: np.ndarray  # (k, b)
+    forms: np.ndarray  # (b,)
+    squares: np.ndarray  # (b,)
 
 
 def empty() -> Sketch:
@@ -206,69 +55,49 @@ def empty() -> Sketch:
     return Sketch((), no_matrix, no_matrix, (), no_matrix, no_matrix, no_vector, no_vector)
 
 
-def widen(
-    sketch: Sketch,
-    times: ProductCounter,
-    images: Any,
-    numbers: np.ndarray,
-    noise: jax.Array,
-    test: jax.Array,
-    kind: str,
-) -> Sketch:
-    """Add the span of more products to the basis. The new rows are multiplied too: as many products again.
+def measure(basis: tuple[Any, ...], numbers: np.ndarray, tests: Any, of_tests: Any) -> Tests:
+    """The inner products of test vectors and of their products, both rows (b, width)."""
+    none = np.zeros((0, count(tests)))
+    inside, product = (np.concatenate([none, *(gram(q, x) for q in basis)]) for x in (tests, of_tests))
+    return Tests(numbers, inside, product, np.diag(gram(tests, of_tests)), np.diag(gram(tests, tests)))
+
+
+def widen(sketch: Sketch, times: ProductCounter, new: Any, test: jax.Array, kind: str) -> Sketch:
+    """Add orthonormal rows to the basis. They are multiplied: as many products as rows.
 
     Args:
       sketch: the sketch so far.
       times: the operator.
-      images: the products, rows (b, n).
-      numbers: the numbers of the vectors that were multiplied; the noise is drawn from them.
-      noise: key of the noise that is added to the products.
+      new: the new rows (b, width), orthogonal to the basis.
       test: key from which the test vectors are drawn again.
       kind: distribution of the test vectors.
     """
-    space = times.H.space
-    noisy = new = _noisy(images, draw_rows(times.H, noise, numbers, "normal"))
-    for _ in range(2):  # once leaves an error of eps times the condition number; twice is enough (Kahan)
-        for block in sketch.basis:
-            new = space.wait_for(_without(block, new))
-        new = space.wait_for(_orthonormal(space, new))
     image = times(new)
-    none = np.zeros((0, count(new)))
-    cross = np.concatenate([none, *(gram(block, image) for block in sketch.basis)])
-    above = np.concatenate([none, *(gram(block, noisy) for block in sketch.basis)])
     own = gram(new, image)
+    cross = np.concatenate([np.zeros((0, count(new))), *(gram(block, image) for block in sketch.basis)])
     inside, product = (np.zeros((count(new), 0)) for _ in range(2))
-    for each in sketch.tests:
-        tests = draw_rows(times.H, test, each, kind)
-        inside = np.concatenate([inside, gram(new, tests)], 1)
-        product = np.concatenate([product, gram(image, tests)], 1)
+    for block in sketch.tests:
+        for numbers in np.split(block, len(block)) if times.each else (block,):
+            tests = draw_rows(times.H, test, numbers, kind, each=times.each)
+            inside = np.concatenate([inside, gram(new, tests)], 1)
+            product = np.concatenate([product, gram(image, tests)], 1)
+            del tests  # before the next ones are drawn
     return sketch._replace(
         basis=(*sketch.basis, new),
         core=np.block([[sketch.core, cross], [cross.T, (own + own.T) / 2]]),
-        factor=np.block([[sketch.factor, above], [np.zeros_like(above.T), np.triu(gram(new, noisy))]]),
         inside=np.concatenate([sketch.inside, inside]),
         product=np.concatenate([sketch.product, product]),
     )
 
 
-def add_tests(sketch: Sketch, tests: Any, of_tests: Any, numbers: np.ndarray) -> Sketch:
-    """Add test vectors to the sketch, as their inner products with the basis and with their own products.
-
-    Args:
-      sketch: the sketch so far.
-      tests: the test vectors, rows (b, n).
-      of_tests: their products, rows (b, n).
-      numbers: (b,) the numbers from which the test vectors are drawn again.
-    """
-    none = np.zeros((0, count(tests)))
-    inside = np.concatenate([none, *(gram(block, tests) for block in sketch.basis)])
-    product = np.concatenate([none, *(gram(block, of_tests) for block in sketch.basis)])
+def add_tests(sketch: Sketch, new: Tests) -> Sketch:
+    """Add test vectors to a sketch of the same basis."""
     return sketch._replace(
-        tests=(*sketch.tests, numbers),
-        inside=np.concatenate([sketch.inside, inside], 1),
-        product=np.concatenate([sketch.product, product], 1),
-        forms=np.concatenate([sketch.forms, np.diag(gram(tests, of_tests))]),
-        squares=np.concatenate([sketch.squares, np.diag(gram(tests, tests))]),
+        tests=(*sketch.tests, new.numbers),
+        inside=np.concatenate([sketch.inside, new.inside], 1),
+        product=np.concatenate([sketch.product, new.product], 1),
+        forms=np.concatenate([sketch.forms, new.forms]),
+        squares=np.concatenate([sketch.squares, new.squares]),
     )
 
 
@@ -281,26 +110,34 @@ def grow_for_xtrace(sketch: Sketch, times: ProductCounter, keys: jax.Array, size
     """Add ``size`` rows to the basis and as many test vectors, the vectors whose products make the rows (2 ``size``
     products)."""
     numbers = _numbers(sketch, size)
-    vectors = draw_rows(times.H, keys[0], numbers, "normal")
+    vectors = draw_rows(times.H, keys[0], numbers, "normal", each=times.each)
     images = times(vectors)
-    sketch = widen(sketch, times, images, numbers, keys[2], keys[0], "normal")
-    return add_tests(sketch, vectors, images, numbers)
+    new, noise = new_rows(times.H.space, sketch.basis, images, vectors)
+    tests = measure((*sketch.basis, new), numbers, vectors, images)
+    del vectors, images  # before the new rows are multiplied
+    factor = tests.product + tests.inside * noise
+    wide = len(sketch.factor)
+    above, own = factor[:wide], np.triu(factor[wide:])
+    sketch = sketch._replace(factor=np.block([[sketch.factor, above], [np.zeros_like(above.T), own]]))
+    return add_tests(widen(sketch, times, new, keys[0], "normal"), tests)
 
 
 def grow_for_hutch(sketch: Sketch, times: ProductCounter, keys: jax.Array, size: int) -> Sketch:
     """Add ``size`` rows to the basis and as many test vectors, others than those whose products make the rows
     (3 ``size`` products)."""
-    numbers = _numbers(sketch, size)
-    images = times(draw_rows(times.H, keys[0], numbers, "rademacher"))
-    sketch = widen(sketch, times, images, numbers, keys[2], keys[1], "rademacher")
+    vectors = draw_rows(times.H, keys[0], _numbers(sketch, size), "rademacher", each=times.each)
+    images = times(vectors)
+    new = new_rows(times.H.space, sketch.basis, images, vectors)[0]
+    del vectors, images  # before the new rows are multiplied
+    sketch = widen(sketch, times, new, keys[1], "rademacher")
     return draw_tests(sketch, times, keys[1], size)
 
 
 def draw_tests(sketch: Sketch, times: ProductCounter, key: jax.Array, size: int) -> Sketch:
     """Add ``size`` test vectors of signs, and leave the basis as it is (``size`` products)."""
     numbers = _numbers(sketch, size)
-    tests = draw_rows(times.H, key, numbers, "rademacher")
-    return add_tests(sketch, tests, times(tests), numbers)
+    tests = draw_rows(times.H, key, numbers, "rademacher", each=times.each)
+    return add_tests(sketch, measure(sketch.basis, numbers, tests, times(tests)))
 
 
 def _remainders(sketch: Sketch, inside: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_choice, misuse
+from lla_jax.core.randomness import DRAWS, draw_flat
 from lla_jax.core.types import PyTree
 from lla_jax.execution import devices, sharding
 
@@ -97,14 +98,14 @@ class Space:
         All entries are one flat draw; for parameters that are sharded over devices, each leaf is a draw. Masked entries
         are 0. Pure.
         """
-        check_choice("distribution", distribution, ("rademacher", "normal"))
-        draw = jax.random.rademacher if distribution == "rademacher" else jax.random.normal
+        check_choice("distribution", distribution, tuple(DRAWS))
         shapes = [s for s, _ in self.shapes]
         if self.shards is not None:  # a piece of a flat draw would have to be brought to where its leaf is
+            draw = DRAWS[distribution]
             pieces = [draw(jax.random.fold_in(key, i), s, dtype=jnp.float32) for i, s in enumerate(shapes)]
         else:
             sizes = [int(np.prod(s)) for s in shapes]
-            pieces = jnp.split(draw(key, (sum(sizes),), dtype=jnp.float32), np.cumsum(sizes)[:-1])
+            pieces = jnp.split(draw_flat(key, sum(sizes), distribution), np.cumsum(sizes)[:-1])
         leaves = [piece.reshape(s).astype(d) for piece, (s, d) in zip(pieces, self.shapes, strict=True)]
         vector = self.pin(self.tree(leaves))
         if self.scale is None:
@@ -153,3 +154,9 @@ take = jax.jit(vector_at)
 def stack(space: Space, vectors: list[PyTree]) -> PyTree:
     """A list of k vectors as stacked vectors (k, ...). Pure."""
     return space.pin(jax.tree.map(lambda *leaves: jnp.stack(leaves), *vectors))
+
+
+@partial(jax.jit, donate_argnums=1)
+def lift(space: Space, vector: PyTree) -> PyTree:
+    """A vector as stacked vectors (1, ...), in its memory: do not use it any more."""
+    return space.pin(jax.tree.map(lambda x: x[None], vector))

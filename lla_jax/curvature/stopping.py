@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from lla_jax.core.text import pm
+from lla_jax.curvature.room import Memory
 from lla_jax.curvature.sketches import AT_ONCE
 
 log = logging.getLogger("lla_jax")
@@ -31,6 +32,7 @@ class Round(NamedTuple):
       value: makes (mean, sem) where they are trees.
       exact: whether the mean has no error.
       trouble: why there can be no more draws; None if there can.
+      memory: what the draws take.
     """
 
     mean: float
@@ -40,6 +42,7 @@ class Round(NamedTuple):
     value: Callable[[], tuple[Any, Any]] | None = None
     exact: bool = False
     trouble: str | None = None
+    memory: Memory = Memory(0, 0)
 
     def times(self, size: float) -> Round:
         """The same, multiplied by the size of its unit; trees in float64, since their type may not hold the numbers."""

@@ -10,10 +10,10 @@ import numpy as np
 from lla_jax.core.types import PyTree
 from lla_jax.curvature import linear_operator, products
 from lla_jax.curvature.linear_operator import LinearOperator, Operator
+from lla_jax.curvature.room import STEPS_PER_CALL
 
 LARGE = 2**24  # bytes of a vector; the host takes one step after another with larger ones, and holds one new row
 UNKNOWN = 2  # vectors that a product takes which is no compiled program
-STEPS_PER_CALL = 8  # of Lanczos at most, where one program takes several
 MAPPED = 2**25  # bytes of an array that a CPU's allocator maps by itself, and gives back at once
 RETAINED, FIXED = (
     128 * 2**20,

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, is_integer, misuse
 from lla_jax.core.data import Stream, cuts, num_examples, pad_rows, rows_of
@@ -97,7 +97,12 @@ def shard_over_points(step: Callable, mesh: Mesh, split: Sequence[bool | str]) -
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Put the tree on every device of the mesh, so that it is not moved again at every call."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else mesh.devices.flat[0])
+    return jax.device_put(tree, replicated(mesh))
+
+
+def replicated(mesh: Mesh) -> Sharding:
+    """How arrays lie that every device of the mesh has."""
+    return NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else SingleDeviceSharding(mesh.devices.flat[0])
 
 
 def split_rows(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -14,14 +14,16 @@ import numpy as np
 from lla_jax.core import arguments, called, recipes, text
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import Execution, Loss, Path, PyTree, Select
-from lla_jax.curvature import eigen, estimates, operators
+from lla_jax.curvature import eigen, forecasts, operators, random_probes, room
+from lla_jax.curvature.probe import probe
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.keywords import accept_old
-from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
+from lla_jax.execution.progress import AskedProgress, Progress, expect_total, takes_progress
 
 LEAST = 16  # probes before a standard error is believed
 COVERS = 2  # a trace within so many standard errors of zero may be zero
@@ -60,6 +62,7 @@ class Layer(NamedTuple):
 
 @accept_old("devices")
 @takes_progress("products")
+@deferred_interrupts()
 @explained
 def per_layer(
     loss: Loss | Callable[[PyTree, Any], Any],
@@ -92,7 +95,8 @@ def per_layer(
       key: draws the probes and the start vector of Lanczos.
       batch_size: as for ``hessian``.
       steps: Lanczos steps per block at most, a product each; they end once the residuals are at most 1e-3 times the
-        larger magnitude of the two eigenvalues. Memory: ``steps`` + 1 vectors of the parameters' size.
+        larger magnitude of the two eigenvalues. Memory: ``steps`` + 5 vectors of the parameters' size; there are fewer
+        steps where the free memory does not hold them.
       rtol: probes, 16 at least, are drawn until the standard error of the total and of every block is at most ``rtol``
         times the sum of the blocks' absolute traces. (A block's own trace is no measure: a small one would take all the
         products.)
@@ -140,17 +144,27 @@ def per_layer(
     keys = jax.random.split(key)
     member = np.array([[name == block for name in block_of] for block in blocks])
 
-    def compute(unit: Unit) -> tuple[list[Estimate], Estimate]:
-        return _traces(unit, keys[0], member, rtol, max_products, progress)
+    probe(H)  # kept in its recipe
 
+    def compute(unit: Unit) -> tuple[list[Estimate], Estimate]:
+        return _traces(unit, keys[0], member, rtol, max_products, steps, progress)
+
+    stepwise = room.step_by_step(H)
+    steps = room.steps_that_fit(stepwise, "per_layer", steps)
+    needed = room.ends_needed(stepwise, min(steps, H.shape[0]))
+    room.say("per_layer", H, needed, f"eigenvalues of one of {len(blocks)} layers at a time")
     traces, total = adapt(Unit(H), keys[1], compute)
+    memory = traces[0].recipe["memory"]  # of all: the operator keeps its primal values besides
+    kept = H.recipe["plan"]["bytes"]
+    memory |= {"vectors": max(memory["vectors"], needed.vectors), "bytes": max(memory["bytes"], needed.bytes) + kept}
     rows, done = [], traces[0].num
     leaves, structure = jax.tree.flatten(H.structure)
     not_zero = abs(total.mean) > COVERS * total.sem
     for block, inside, trace in zip(blocks, member, traces, strict=True):
-        mask = [np.full(x.shape, yes) for x, yes in zip(leaves, inside, strict=True)]
-        part = operators.masked(H, jax.tree.unflatten(structure, mask))
+        mask = [np.broadcast_to(yes, x.shape) for x, yes in zip(leaves, inside, strict=True)]
+        part = operators.masked(stepwise, jax.tree.unflatten(structure, mask))
         ends = eigen.extremes(part, keys[1], steps)
+        del part  # before the mask of the next one is made
         done += ends.products
         if progress is not None:
             progress(done, traces[0].num + steps * len(blocks))
@@ -230,7 +244,7 @@ def _per_leaf(z: PyTree, product: PyTree) -> jax.Array:
 
 
 def _traces(
-    unit: Unit, key: jax.Array, member: np.ndarray, rtol: float, most: int, progress: Progress | None
+    unit: Unit, key: jax.Array, member: np.ndarray, rtol: float, most: int, steps: int, progress: Progress | None
 ) -> tuple[list[Estimate], Estimate]:
     """(the trace of every block, the trace of all blocks together); warns if they miss ``rtol``.
 
@@ -240,21 +254,26 @@ def _traces(
       member: (blocks, leaves), whether a leaf belongs to a block.
       rtol: as for ``per_layer``.
       most: products at most.
+      steps: products for the eigenvalues of a block, at most.
       progress: called with (products so far, None).
     """
     H, forms, used, reached = unit.H, np.zeros((0, member.shape[1])), 0, False
+    at_once, memory = random_probes.reserve_probes(unit, "per_layer")
     while used < most and not reached and len(forms) == used:
-        pieces = estimates.map_probes(_per_leaf, H, key, used, min(used + estimates.AT_ONCE, most))
+        pieces = random_probes.map_probes(_per_leaf, H, key, used, min(used + random_probes.AT_ONCE, most), at_once)
         new = np.concatenate([np.asarray(piece, np.float64) for piece in pieces])
         used += len(new)
         forms = np.concatenate([forms, new[np.isfinite(new).all(1).cumprod().astype(bool)]])
         unit.check(float(np.abs(forms).max()) if len(forms) else math.nan, used)
         if not len(forms):
             raise Misuse("loss", "the first Hessian product is not finite; check that the loss is finite here")
-        if progress is not None:
-            progress(used, None)
         draws = np.concatenate([forms @ member.T, forms.sum(1, keepdims=True)], 1)
         mean, sem = draws.mean(0), standard_error(draws)
+        if progress is not None:
+            error = float(sem.max() / (rtol * np.abs(mean[:-1]).sum() or math.inf))
+            probes = forecasts.products_of_draws(max(used, LEAST), error, forecasts.INDEPENDENT, most)
+            expect_total(progress, probes + steps * len(member))
+            progress(used, None)
         reached = len(forms) >= min(LEAST, most) and bool(sem.max() <= rtol * np.abs(mean[:-1]).sum())
     num, mean, sem = len(forms), mean * unit.size, sem * unit.size
     if not reached:
@@ -268,6 +287,7 @@ def _traces(
         "kind": "block trace",
         "method": "hutchinson",
         "products": used,
+        "memory": memory.recipe(),
         "rtol": float(rtol),
         "converged": reached,
         "total": {"mean": float(mean[-1]), "sem": float(sem[-1])},

@@ -6,7 +6,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.core.standard_errors import standard_error
-from lla_jax.curvature import sketches
+from lla_jax.curvature import flat_rows, sketches
 from lla_jax.curvature.operators import masked
 from tests.curvature.cases import quiet, symmetric
 from tests.helpers import symmetric_matrix, vector_operator
@@ -26,7 +26,7 @@ class TestDefinitions:
                 H, A = masked(H, keep), A * np.outer(keep, keep)
             found = lla.trace(H, KEY, method="xtrace", rtol=0, max_products=32)
             omega = np.asarray(
-                sketches.draw_rows(H, jax.random.split(KEY, 3)[0], np.arange(16, dtype=np.uint32), "normal")
+                flat_rows.draw_rows(H, jax.random.split(KEY, 3)[0], np.arange(16, dtype=np.uint32), "normal")
             )
         each = []
         for i in range(16):
@@ -44,7 +44,7 @@ class TestDefinitions:
             found = lla.trace(vector_operator(A), KEY, method="hutch++", rtol=0, max_products=48)
             keys = jax.random.split(KEY, 3)
             numbers = np.arange(16, dtype=np.uint32)
-            S, G = (np.asarray(sketches.draw_rows(vector_operator(A), k, numbers, "rademacher")) for k in keys[:2])
+            S, G = (np.asarray(flat_rows.draw_rows(vector_operator(A), k, numbers, "rademacher")) for k in keys[:2])
         q = np.linalg.qr(A @ S.T)[0]
         rest = G.T - q @ (q.T @ G.T)
         each = np.trace(q.T @ A @ q) + np.einsum("ij,ij->j", rest, A @ rest)
@@ -54,7 +54,7 @@ class TestDefinitions:
     def test_the_basis_is_orthonormal_however_parallel_the_products_are(self):
         values = 10.0 ** -np.arange(N)  # in float32 most products are one and the same direction
         H = vector_operator(symmetric_matrix(values, dtype=np.float32))
-        counted, sketch = sketches.ProductCounter(H), sketches.empty()
+        counted, sketch = flat_rows.ProductCounter(H), sketches.empty()
         for _ in range(3):
             sketch = sketches.grow_for_xtrace(sketch, counted, jax.random.split(KEY, 3), 8)
         q = np.concatenate([np.asarray(block) for block in sketch.basis])
@@ -65,7 +65,7 @@ class TestDefinitions:
     def test_the_basis_stays_within_a_mask(self):
         keep = np.arange(N) >= 10
         H = masked(vector_operator(symmetric_matrix(10.0 ** -np.arange(N), dtype=np.float32)), keep)
-        sketch = sketches.grow_for_xtrace(sketches.empty(), sketches.ProductCounter(H), jax.random.split(KEY, 3), 8)
+        sketch = sketches.grow_for_xtrace(sketches.empty(), flat_rows.ProductCounter(H), jax.random.split(KEY, 3), 8)
         basis = np.asarray(sketch.basis[0])
         assert not basis[:, ~keep].any()
         np.testing.assert_allclose(basis @ basis.T, np.eye(8), atol=3e-6)

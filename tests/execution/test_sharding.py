@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import lla_jax as lla
-from lla_jax.curvature import lanczos, operators, sketches
+from lla_jax.curvature import flat_rows, lanczos, operators
 from tests import helpers
 from tests.helpers import ONE
 
@@ -97,7 +97,7 @@ def test_values_of_one_device_and_no_leaf_gathered(devices):
     assert error(pairs.values, exact[np.argsort(-np.abs(exact))][:2]) < 1e-5
     assert error(A @ flat(pairs.vectors.tree, 1).T, flat(pairs.vectors.tree, 1).T * pairs.values) < 1e-3
 
-    z = sketches.draw_rows(H, KEY, np.arange(16, dtype=np.uint32), "rademacher")[0]
+    z = flat_rows.draw_rows(H, KEY, np.arange(16, dtype=np.uint32), "rademacher")[0]
     check_sharded(z, devices, 16)
     trace = lla.trace(H, KEY, method="hutchinson", rtol=9.0, max_products=16)
     z = flat(z, 1)
@@ -110,7 +110,7 @@ def test_sketch_diagonal_and_spectrum_where_parameters_are():
     assert abs(trace.mean - np.trace(A)) < 5 * trace.sem
     assert trace.sem < 0.3 * np.linalg.norm(A)
     diagonal = lla.diagonal(H, KEY, rtol=9.0, max_products=16)
-    z = flat(sketches.draw_rows(H, KEY, np.arange(16, dtype=np.uint32), "rademacher"), 1)
+    z = flat(flat_rows.draw_rows(H, KEY, np.arange(16, dtype=np.uint32), "rademacher"), 1)
     assert error(flat(diagonal.mean), np.mean(z * (z @ A), 0)) < 1e-4
     spec = lla.spectrum(H, KEY, steps=6, probes=2)
     z = flat(H.random(jax.random.fold_in(KEY, 0)))

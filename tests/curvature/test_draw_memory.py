@@ -1,0 +1,116 @@
+"""What draws and their products take: as many at a time as have room, said beforehand, and not compiled twice."""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lla_jax as lla
+from lla_jax.curvature import linear_operator, room
+from lla_jax.execution import devices
+from tests import helpers
+from tests.curvature.cases import quiet, symmetric
+from tests.helpers import ONE, vector_operator
+
+KEY = jax.random.key(0)
+N = 30
+VERBS = {
+    "hutchinson": lambda H: lla.trace(H, KEY, method="hutchinson", rtol=0, max_products=20),
+    "hutch++": lambda H: lla.trace(H, KEY, method="hutch++", rtol=0, max_products=36),
+    "xtrace": lambda H: lla.trace(H, KEY, rtol=0, max_products=24),
+    "frobenius_norm": lambda H: lla.frobenius_norm(H, KEY, rtol=0, max_products=20),
+    "diagonal": lambda H: lla.diagonal(H, KEY, rtol=0, max_products=20),
+}
+HELD = {"hutchinson": 3, "hutch++": 12, "xtrace": 12, "frobenius_norm": 3, "diagonal": 5}  # one at a time, of a matrix
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_one_at_a_time_gives_what_eight_do(monkeypatch, name):
+    H = vector_operator(symmetric())
+    with quiet():
+        at_once = VERBS[name](H)
+        monkeypatch.setattr(room, "LITTLE", 0)  # all vectors are large
+        monkeypatch.setattr(devices, "free_bytes", lambda device: 4 * N * 4 * 12)
+        made, real = [], linear_operator.Operator.products
+        monkeypatch.setattr(linear_operator.Operator, "products", lambda H, z: made.append(len(z)) or real(H, z))
+        one = VERBS[name](H)
+    assert set(made) == {1}
+    assert (one.num, one.recipe["products"]) == (at_once.num, at_once.recipe["products"])
+    np.testing.assert_allclose(one.mean, at_once.mean, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(one.sem, at_once.sem, rtol=2e-3, atol=2e-3)
+    assert one.recipe["memory"]["vectors"] == HELD[name]
+
+
+def test_a_recipe_says_what_is_held(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="lla_jax")
+    monkeypatch.setattr(room, "LITTLE", 0)
+    monkeypatch.setattr(room, "PROGRAM_BYTES", 0)
+    monkeypatch.setattr(room, "FIXED_BYTES", 0)
+    H = lla.hessian(helpers.mlp_loss(), helpers.params(), helpers.dataset(), execution=ONE)
+    vector, work = H.space.nbytes, room.product_bytes(H)
+    with quiet():
+        memory = {name: verb(H).recipe["memory"] for name, verb in VERBS.items()}
+    draw = 6 * vector  # of a short vector, which is drawn at once
+    assert memory["hutchinson"] == {"vectors": 2, "bytes": max(2 * vector + work, draw)}
+    assert memory["frobenius_norm"] == memory["hutchinson"]
+    assert memory["diagonal"] == {"vectors": 4, "bytes": max(4 * vector + work, draw)}
+    assert memory["xtrace"] == {"vectors": 12, "bytes": (12 + 2 * 8 + 2) * vector + work}
+    assert "trace: 1 draw at a time: 2 vectors" in caplog.text
+    assert "xtrace: a basis that grows by 8 vectors, to 12 to begin with: 12 vectors" in caplog.text
+
+
+def test_what_a_product_takes_is_read_from_the_program_that_multiplies():
+    def loss(params, batch):
+        return jnp.sum(jnp.tanh(batch @ params) ** 2)
+
+    data = np.ones((3, 7), np.float32)
+    H, other = (lla.hessian(loss, np.full((7, 13), x, np.float32), data, execution=ONE) for x in (0.1, 0.2))
+    for num in (1, 8):
+        with helpers.compilations() as seen:
+            room.product_bytes(H, num)
+        assert seen.count == 1
+        z = H.place(jnp.ones((num, 7, 13)))
+        with helpers.compilations() as seen:
+            jax.block_until_ready(H.products(z))
+            room.product_bytes(other, num)
+        assert seen.count == 0
+
+
+def test_on_an_accelerator_as_many_as_have_room(monkeypatch):
+    H = vector_operator(symmetric())
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(room, "product_bytes", lambda H, num=1: 0)
+    found = {}
+    for vectors in (100, 16, 15, 3, 1):  # in an eighth of the free memory
+        monkeypatch.setattr(devices, "free_bytes", lambda device, v=vectors: 8 * v * N * 4)
+        found[vectors] = room.probes_at_once(H, 8), room.rows_at_once(H, 8)
+    assert found == {100: (8, 8), 16: (8, 4), 15: (4, 2), 3: (1, 1), 1: (1, 1)}
+
+
+def test_what_does_not_fit_one_at_a_time_is_refused(monkeypatch):
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 2 * N * 4)
+    for name in ("hutchinson", "frobenius_norm", "diagonal"):
+        with pytest.raises(
+            ValueError, match=r"H: .* takes .* at least, one vector at a time, and .* are free; it must"
+        ):
+            VERBS[name](vector_operator(symmetric()))
+
+
+def test_layers_take_fewer_steps_where_there_is_no_room(monkeypatch, caplog):
+    problem = helpers.mlp_loss(), helpers.params(), helpers.dataset()
+    nbytes = lla.hessian(*problem, execution=ONE).space.nbytes
+    rows = lla.per_layer(*problem, KEY, steps=9, rtol=9.0, execution=ONE)
+    memory = rows[0].trace.recipe["memory"]
+    assert memory["vectors"] == max(2 * 8, 9 + 1)
+    assert memory["bytes"] > 16 * nbytes
+    monkeypatch.setattr(room, "LITTLE", 0)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 10 * nbytes)
+    few = lla.per_layer(*problem, KEY, steps=9, rtol=9.0, execution=ONE)
+    assert all(row.products <= 5 for row in few)
+    assert "per_layer: 5 steps in place of 9" in caplog.text
+    for one, other in zip(few, rows, strict=True):
+        assert one.trace.mean == pytest.approx(other.trace.mean, rel=1e-4)
