@@ -28,6 +28,7 @@ from lla_jax.curvature.eigensearch import Goal, Ritz, Search
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
 from lla_jax.curvature.probe import describe
 from lla_jax.curvature.units import OutOfRange, Unit, adapt
+from lla_jax.curvature.work import bytes_needed, takes_several_steps
 from lla_jax.directions import centres
 from lla_jax.execution import progress as _progress
 from lla_jax.execution import sharding
@@ -37,7 +38,8 @@ log = logging.getLogger("lla_jax")
 
 MEMORY_FRACTION = 0.25  # of the free memory, which the basis takes by default
 SPARE = 4  # vectors beyond k that a restart needs
-ROWS = {True: 64, False: 32}  # rows of the first buffer, on the device or not
+LEAST_WORK = 3  # vectors that a step needs beside the basis at least
+ROWS = {True: 64, False: 32}  # rows of the first buffer, whether or not one program takes several steps
 ROUNDING = 8.0  # times eps max|lambda|: the part of a residual that rounding may hide
 
 
@@ -133,13 +135,10 @@ def eigenpairs(
     def compute(unit: Unit) -> Eigenpairs:
         H = unit.H
         if state is None:
-            rows = min(max(ROWS[H.on_device], 2 * k), most)
-            s = eigensearch.begin(H, key, rows, most, unit.products)
+            s = eigensearch.begin(H, key, _first_rows(H, k, most), most, unit.products)
         else:
             s = _restore(state, H)
-        s.saved = save_every is not None
-        s.bytes_needed = max(s.bytes_needed, room.bytes_needed(H, s.rows, saved=s.saved, kept=2 * k))
-        _log_memory(s, H)
+        _say_memory(s, H, k)
 
         def hand_over(stopped: str) -> None:
             if on_partial is not None and s.known and s.basis is not None:
@@ -183,14 +182,35 @@ def _check_at_least(name: str, value: Any, least: int, default: int) -> int:
     return default if value is None else arguments.check_integer(name, value, least, remedy="for this k, or None")
 
 
-def _log_memory(s: Search, H: Operator) -> None:
+def _say_memory(s: Search, H: Operator, k: int) -> None:
+    """Log the memory that the search needs, and refuse it where a step does not fit beside the basis."""
     nbytes, free = H.memory()
     mib = 2**20
-    most = room.bytes_needed(H, s.most, saved=s.saved, grown_from=s.rows)
+    s.work = _lanczos.step_bytes(H, s.basis)
+    s.bytes_needed = max(s.bytes_needed, bytes_needed(H, s.rows, s.work, kept=k))
+    if s.work > free:
+        most = s.rows - -(-(s.work - free) // nbytes)
+        raise _no_room("max_vectors", s.rows, nbytes * s.rows + s.work, free + nbytes * s.rows, most)
+    most = bytes_needed(H, s.most, s.work, grown_from=s.rows if s.rows < s.most else 0, kept=k)
     begin = (
         f"{s.rows} vectors of {nbytes / mib:.1f} MiB to begin with, {s.bytes_needed / mib:.1f} MiB with the work space"
     )
     log.info("eigenpairs: %s; at most %d, %.1f MiB (%.0f MiB free)", begin, s.most, most / mib, free / mib)
+
+
+def _first_rows(H: Operator, k: int, most: int) -> int:
+    """Rows of the first buffer: as many as fit beside a step, and not fewer than a restart needs."""
+    nbytes, free = H.memory()
+    least, rows = min(k + SPARE, most), min(max(ROWS[takes_several_steps(H)], 2 * k), most)
+    fit = free // nbytes - LEAST_WORK
+    if fit < least:
+        raise _no_room("k", k, nbytes * (least + LEAST_WORK), free, int(fit) - SPARE)
+    return min(rows, int(fit))
+
+
+def _no_room(name: str, value: int, needed: int, free: int, most: int) -> arguments.Misuse:
+    text = f"{value} given, which takes {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free"
+    return arguments.Misuse(name, f"{text}; it must be at most {max(0, most)}: take fewer, or select fewer parameters")
 
 
 # --- from the basis to pairs
@@ -221,8 +241,29 @@ def _ritz_vector(s: Search, ritz: Ritz, i: int, H: Operator) -> PyTree:
     return H.space.wait_for(_vector(coefficients, s.basis, shards=H.space.shards))
 
 
+@partial(jax.jit, static_argnames=("rows", "shards"))
+def _blank(vector: PyTree, *, rows: int, shards: Any) -> PyTree:
+    return sharding.constrain(jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), vector), shards)
+
+
+@partial(jax.jit, donate_argnums=0, static_argnames="shards")
+def _put(stacked: PyTree, vector: PyTree, i: Any, *, shards: Any) -> PyTree:
+    return sharding.constrain(jax.tree.map(lambda q, x: q.at[i].set(x), stacked, vector), shards)
+
+
+def _ritz_vectors(s: Search, ritz: Ritz, num: int, H: Operator, look: Callable[[int, PyTree], None]) -> PyTree:
+    """The best Ritz vectors, stacked one by one to save the memory of a second stack; ``look(i, vector)`` sees each."""
+    stacked, shards = None, H.space.shards
+    for i in range(num):
+        vector = _ritz_vector(s, ritz, i, H)
+        look(i, vector)
+        stacked = _blank(vector, rows=num, shards=shards) if stacked is None else stacked
+        stacked = H.space.wait_for(_put(stacked, vector, np.int32(i), shards=shards))
+    return stacked
+
+
 def _pairs(
-    vectors: list[PyTree],
+    vectors: PyTree,
     values: np.ndarray,
     residuals: np.ndarray,
     products: int,
@@ -240,7 +281,7 @@ def _pairs(
         **centres.of_operator(H.recipe),
     )
     recipe["products"] = products
-    directions = Directions(H.embed(H.place(_tree.stack(vectors))), about)
+    directions = Directions(H.embed(H.place(vectors)), about)
     return Eigenpairs(values, directions, residuals, products, recipe, state)
 
 
@@ -251,11 +292,13 @@ def _finish(
     H = unit.H
     ritz = eigensearch.ritz_pairs(s, goal.which)
     num = min(goal.k, len(ritz.values))
-    vectors, quotients = [], []
-    for i in range(num):
-        vectors.append(_ritz_vector(s, ritz, i, H))
-        quotients.append(np.asarray(_rayleigh_quotient(vectors[i], wait(H.product(vectors[i]))), np.float64))
+    quotients = []
+
+    def multiply(i: int, vector: PyTree) -> None:
+        quotients.append(np.asarray(_rayleigh_quotient(vector, wait(H.product(vector))), np.float64))
         after_step(s.products + i + 1)
+
+    vectors = _ritz_vectors(s, ritz, num, H, multiply)
     values, residuals = np.stack(quotients).T
     bad = ~np.isfinite(residuals)
     values, residuals = np.where(bad, ritz.values[:num], values), np.where(bad, np.inf, residuals)
@@ -276,8 +319,9 @@ def _finish(
         "memory": {"vectors": s.rows, "bytes": s.bytes_needed},
     }
     residuals = residuals + rounding
-    found = [vectors[i] for i in indices]
-    return _pairs(found, values[indices], residuals[indices], s.products + num, recipe, unit, None)
+    if (indices != np.arange(num)).any():
+        vectors = jax.tree.map(lambda q: q[indices], vectors)
+    return _pairs(vectors, values[indices], residuals[indices], s.products + num, recipe, unit, None)
 
 
 def _warn(result: Eigenpairs) -> None:
@@ -325,7 +369,7 @@ def _partial(s: Search, unit: Unit, goal: Goal, recipe: Recipe, stopped: str) ->
     state["counts"] = np.array([getattr(s, name) for name in _COUNTS], np.int64)
     recipe = recipe | {"complete": False, "converged": False, "verified": False, "stopped": stopped}
     recipe |= recipes.seal(state)
-    vectors = [_ritz_vector(s, ritz, i, H) for i in range(num)]
+    vectors = _ritz_vectors(s, ritz, num, H, lambda i, vector: None)
     return _pairs(vectors, ritz.values[:num], ritz.errors[:num], s.products, recipe, unit, state)
 
 
@@ -333,9 +377,7 @@ def _partial(s: Search, unit: Unit, goal: Goal, recipe: Recipe, stopped: str) ->
 def _restore(state: Mapping[str, Any], H: Operator) -> Search:
     numbers: dict[str, Any] = dict(zip(_COUNTS, map(int, state["counts"])))
     filled, rows = numbers["filled"], numbers.pop("rows")
-    kept = (np.asarray(state[f"basis/{i}"]) for i in range(len(H.space.shapes)))
-    leaves = [np.pad(x, [(0, rows - filled), *[(0, 0)] * (x.ndim - 1)]) for x in kept]
-    basis = _lanczos.from_host(H, leaves)
+    basis = _lanczos.from_host(H, (np.asarray(state[f"basis/{i}"]) for i in range(len(H.space.shapes))), rows)
     arrays: dict[str, Any] = {name: np.array(state[name]) for name in _ARRAYS}
     return Search(basis, np.pad(state["T"], (0, rows - filled)), scale=float(state["scale"]), **numbers, **arrays)
 

@@ -21,9 +21,10 @@ import numpy as np
 
 from lla_jax.core.types import PyTree
 from lla_jax.curvature import lanczos as _lanczos
-from lla_jax.curvature import room
-from lla_jax.curvature.lanczos import BREAKDOWN, STEPS_PER_CALL
+from lla_jax.curvature.lanczos import BREAKDOWN
 from lla_jax.curvature.linear_operator import Operator
+from lla_jax.curvature.room import STEPS_PER_CALL
+from lla_jax.curvature.work import bytes_needed, takes_several_steps
 from lla_jax.execution import sharding
 
 log = logging.getLogger("lla_jax")
@@ -69,7 +70,7 @@ class Search:
     restarts: int = 0
     checked: int = 0  # known rows when the Ritz pairs were last computed and the search went on
     most: int = 0  # rows at most
-    saved: bool = False  # whether the basis is copied on the way
+    work: int = 0  # bytes that a step takes beside the basis
     bytes_needed: int = 0  # as logged
     errors: list[tuple[int, float]] = field(default_factory=list)  # (products, largest wanted residual / tolerance)
 
@@ -263,13 +264,39 @@ def _make_room(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
     if s.rows >= s.most:
         _restart(s, ritz, k, H)
         return
-    more = min(s.rows * (3 if H.on_device else 1), s.most - s.rows)  # on the device a size compiles the product anew
-    bytes_needed = room.bytes_needed(H, s.rows + more, saved=s.saved, grown_from=s.rows)
-    s.bytes_needed = max(s.bytes_needed, bytes_needed)
+    more = _affordable_growth(s, H)
+    if not more:
+        s.most = s.rows
+        _restart(s, ritz, k, H)
+        return
+    s.bytes_needed = max(s.bytes_needed, bytes_needed(H, s.rows + more, s.work, grown_from=s.rows))
     log.info("eigenpairs: from now on %d vectors, %.1f MiB", s.rows + more, s.bytes_needed / 2**20)
-    basis = _pad(s.take_basis(), more=more, shards=H.space.shards)
+    basis = _lengthen(s.take_basis(), more, H)
     s.T = np.pad(s.T, (0, more))
     s.basis = basis
+
+
+def _affordable_growth(s: Search, H: Operator) -> int:
+    """The number of rows that the basis grows by; 0 where the memory has no room for a second, larger one."""
+    # where one program takes several steps, a size compiles the product anew
+    more = min(s.rows * (3 if takes_several_steps(H) else 1), s.most - s.rows)
+    nbytes, free = H.memory()
+    if nbytes * (s.rows + more) + s.work <= free:
+        return more
+    most = int((free - s.work) // nbytes) - s.rows
+    log.info("eigenpairs: %d vectors more do not fit (%.0f MiB free)", more, free / 2**20)
+    return most if most >= s.rows // 4 else 0  # a few rows more are not worth a copy
+
+
+def _lengthen(basis: PyTree, more: int, H: Operator) -> PyTree:
+    """The basis with more rows of zeros, one leaf after another, to save the memory of a second basis."""
+    if H.space.shards is not None:
+        return _pad(basis, more=more, shards=H.space.shards)
+    leaves, structure = jax.tree.flatten(basis)
+    del basis
+    for i, _ in enumerate(leaves):
+        leaves[i] = jax.block_until_ready(_pad(leaves[i], more=more, shards=None))
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _restart(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
@@ -329,7 +356,7 @@ def _multiply(s: Search, H: Operator, most: int, checked: int) -> bool:
     """
     n = H.shape[0]
     full, alone = s.filled >= n, s.filled == s.known + 1
-    several = H.on_device and alone and not full
+    several = takes_several_steps(H) and alone and not full
     count = max(1, min(STEPS_PER_CALL, s.rows - s.filled, n - s.filled, most)) if several else 1
     steps = _lanczos.advance(H, s.basis, s.known, s.filled, count, np.inf if full else s.scale)
     good = int(np.isfinite(steps.sizes).cumprod().sum())

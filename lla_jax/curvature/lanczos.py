@@ -1,13 +1,13 @@
 """The Lanczos process makes an orthonormal basis of the Krylov space of a symmetric operator and a start vector.
 
 Vectors stay trees; a basis is a stacked tree with zeros in the rows not yet filled, so that a projection may take all
-rows of the buffer. Operators that run well on the device take several steps in one program; for others the host takes
-one step after another, with one jitted update.
+rows of the buffer. Operators that run well on the device take several steps in one program, if their vectors are small;
+for others the host takes one step after another, with one jitted update, and holds one new row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,13 +29,15 @@ from lla_jax.curvature.linear_operator import (
     no_finite_product,
     settle,
 )
-from lla_jax.curvature.room import check_room
+from lla_jax.curvature.room import STEPS_PER_CALL, check_room
 from lla_jax.curvature.space import draw_one, take, vector_at
 from lla_jax.curvature.units import Unit, adapt
+from lla_jax.curvature.work import product_bytes, program_bytes, takes_several_steps
 from lla_jax.execution import sharding
 
 BREAKDOWN = 10.0  # a remainder below this times eps |A q| is rounding
-STEPS_PER_CALL = 8  # at most, on the device
+LONG = 2**20  # entries of a leaf whose rows are added up one by one, on a CPU
+TOGETHER = 8  # rows that are added up at once
 WINDOW = 11  # vectors that LLA re-orthogonalises against
 
 
@@ -61,7 +63,7 @@ class Steps(NamedTuple):
     The arrays are float64 on the host. If batched, everything has a leading axis of probes.
 
     Args:
-      vectors: the new rows, stacked; with a window all rows of the ring.
+      vectors: the new rows, stacked; with a window, if one program made several, all rows of the ring.
       coefficients: (steps, m), Q'A q; with a window only q'A q, in the column of q.
       norms: (steps,), |A q - Q Q'A q|, 0 where it is rounding. Unless batched, no step follows one with norm 0.
       sizes: (steps,), |A q|.
@@ -99,24 +101,49 @@ class Lanczos(NamedTuple):
 
 def inner(basis: PyTree, vector: PyTree) -> jax.Array:
     """Q'w: the inner products ``(m,)`` of a vector with the rows of a basis, in float32 at least."""
-    leaves = zip(jax.tree.leaves(basis), jax.tree.leaves(vector), strict=True)
+    leaves = [tuple(map(_fold, pair)) for pair in zip(jax.tree.leaves(basis), jax.tree.leaves(vector), strict=True)]
     # multiply and sum, not a matrix product: over 10^7 entries XLA's on a CPU keeps three digits, this all
-    return sum(jnp.sum(_tree.widen(q) * _tree.widen(w), tuple(range(1, q.ndim))) for q, w in leaves)  # type: ignore
+    return sum(jnp.sum(_tree.widen(q) * _tree.widen(w), tuple(range(-w.ndim, 0))) for q, w in leaves)  # type: ignore
+
+
+def _fold(x: jax.Array) -> jax.Array:
+    """The array with a long last axis as two: XLA on a CPU copies four rows at a time to sum over one long axis."""
+    size = x.shape[-1] if x.ndim else 0
+    width = next((b for b in range(4096, 63, -1) if size % b == 0), 0) if size >= LONG else 0
+    return x.reshape(*x.shape[:-1], size // width, width) if width else x
 
 
 def combine(coefficients: jax.Array, basis: PyTree) -> PyTree:
     """Q c: the sum of the rows of a basis, weighted by c ``(m,)``; k stacked sums for c of shape ``(k, m)``."""
+    if coefficients.ndim == 1:
+        return _plus_rows(jax.tree.map(lambda q: jnp.zeros(q.shape[1:], q.dtype), basis), coefficients, basis)
     with jax.default_matmul_precision("highest"):
         return jax.tree.map(lambda q: jnp.tensordot(coefficients.astype(q.dtype), q, 1), basis)
+
+
+def _plus_rows(vector: PyTree, coefficients: jax.Array, basis: PyTree) -> PyTree:
+    """w + Q c, for c ``(m,)``."""
+
+    def leaf(w: jax.Array, q: jax.Array) -> jax.Array:
+        c = coefficients.astype(q.dtype)
+        if w.size < LONG or jax.default_backend() != "cpu":
+            return w + jnp.tensordot(c, q, 1)
+        # a matrix product of long rows packs them first, which takes the memory of two more bases
+        whole = len(c) // TOGETHER * TOGETHER
+
+        def some(start: Any, count: int, w: jax.Array) -> jax.Array:
+            return w + sum(c[start + i] * vector_at(q, start + i) for i in range(count))
+
+        w = jax.lax.fori_loop(0, whole // TOGETHER, lambda i, w: some(i * TOGETHER, TOGETHER, w), w)
+        return some(whole, len(c) - whole, w) if whole < len(c) else w
+
+    with jax.default_matmul_precision("highest"):
+        return jax.tree.map(leaf, vector, basis)
 
 
 def _row_of(basis: PyTree) -> PyTree:
     """Shapes and dtypes of a row."""
     return jax.tree.map(lambda q: jax.ShapeDtypeStruct(q.shape[1:], q.dtype), basis)
-
-
-def _minus(a: PyTree, b: PyTree) -> PyTree:
-    return jax.tree.map(jnp.subtract, a, b)
 
 
 def _put(basis: PyTree, rows: Any, vectors: PyTree) -> PyTree:
@@ -149,7 +176,7 @@ def orthogonal(
     for _ in range(2):  # once leaves an error of eps |A q| / beta
         coefficients = [inner(basis, rest) for basis in bases]
         for h, basis in zip(coefficients, bases):
-            rest = _minus(rest, combine(h, basis))
+            rest = _plus_rows(rest, -h, basis)
         total = [a + b for a, b in zip(total, coefficients)]
     unit, beta = _normalize(rest, _tree.norm(rest), least)
     return unit, total, beta, size
@@ -183,7 +210,7 @@ def _window_step(
     rest = jax.tree.map(lambda x, y, z: x - alpha * y - last * z, product, vector, before)
     least = BREAKDOWN * jnp.finfo(size.dtype).eps * jnp.maximum(size, scale)
     _, beta = _normalize(rest, _tree.norm(rest), least)
-    rest = _minus(rest, combine(inner(ring, rest), ring))
+    rest = _plus_rows(rest, -inner(ring, rest), ring)
     unit, _ = _normalize(rest, _tree.norm(rest), jnp.where(beta > 0, 0, jnp.inf))
     return unit, alpha, beta, size
 
@@ -283,8 +310,8 @@ def _window_step_from_host(basis: PyTree, product: PyTree, row: Any, last: Any, 
     rows = jax.tree.leaves(basis)[0].shape[0]
     vector, before = vector_at(basis, row % rows), vector_at(basis, (row - 1) % rows)
     unit, alpha, beta, size = _window_step(basis, product, vector, before, last, scale)
-    h = jnp.zeros((1, rows), size.dtype).at[0, row % rows].set(alpha)
-    return _put(basis, (row + 1) % rows, unit), h, beta[None], size[None]
+    h = jnp.zeros(rows, size.dtype).at[row % rows].set(alpha)
+    return jax.tree.map(lambda x: x[None], (unit, h, beta, size))
 
 
 def advance(
@@ -306,11 +333,11 @@ def advance(
 
     Args:
       H: the operator.
-      basis: the rows; with ``batched`` (only where ``H.on_device``) with a leading axis of probes.
+      basis: the rows; with ``batched`` (only where ``H.on_device``), with a leading axis of probes.
       row: the row that the first step multiplies.
       into: the row at which ``store`` will put the first new vector; with ``window`` it is ``row + 1``, and rows are
         counted around the ring.
-      count: steps, at most STEPS_PER_CALL on the device, 1 from the host.
+      count: steps, at most STEPS_PER_CALL where one program takes several, else 1.
       scale: the largest |A q| so far, one for each probe where batched; inf where no remainder can be more than
         rounding.
       last: the norm of the step that made ``row``, one for each probe where batched; only used with ``window``.
@@ -318,7 +345,7 @@ def advance(
       batched: several probes at once.
     """
     scale, last = np.asarray(scale, H.dtype), np.asarray(last, H.dtype)
-    if H.on_device:
+    if batched or takes_several_steps(H):
         assert isinstance(H, LinearOperator)
         start = _Start(np.int32(row), np.int32(into), np.int32(count), scale, last)
         found = _on_device(H, basis, start, window=window, batched=batched)
@@ -328,7 +355,6 @@ def advance(
         cut = (slice(None), slice(steps)) if batched else (slice(steps),)
         return Steps(vectors, coefficients[cut], norms[cut], sizes[cut])
     assert count == 1
-    assert not batched
     rows = jax.tree.leaves(basis)[0].shape[0]
     product = interrupts.wait(H.product(take(basis, np.int32(row % rows if window else row))))
     if not window:
@@ -343,6 +369,21 @@ def orthogonalize(H: Operator, basis: PyTree, vector: PyTree, scale: Any) -> Ste
     return Steps(unit, *(np.asarray(x, np.float64) for x in numbers))
 
 
+def step_bytes(H: Operator, basis: PyTree, *, window: bool = False, batched: bool = False) -> int:
+    """Bytes that ``advance`` takes beside the basis, its new rows included. What it compiles is not compiled again."""
+    zero = np.zeros(jax.tree.leaves(basis)[0].shape[0] if batched else (), H.dtype)
+    if batched or takes_several_steps(H):
+        start = _Start(np.int32(0), np.int32(1), np.int32(1), zero, zero)
+        return program_bytes(_on_device, H, basis, start, window=window, batched=batched)
+    vector = take(basis, np.int32(0))
+    if window:
+        update = program_bytes(_window_step_from_host, basis, vector, np.int32(0), zero, zero)
+    else:
+        update = program_bytes(_from_host, basis, vector, zero, shards=H.space.shards)
+    nbytes = H.memory()[0]
+    return nbytes + max(product_bytes(H, vector), update, 2 * nbytes)
+
+
 @partial(jax.jit, donate_argnums=0, static_argnames="batched")
 def _store_rows(basis: PyTree, vectors: PyTree, into: Any, *, batched: bool) -> PyTree:
     count = jax.tree.leaves(vectors)[0].shape[1 if batched else 0]
@@ -351,11 +392,16 @@ def _store_rows(basis: PyTree, vectors: PyTree, into: Any, *, batched: bool) -> 
 
 
 def store(basis: PyTree, steps: Steps, into: int, *, window: bool = False, batched: bool = False) -> PyTree:
-    """The basis with the new rows from row ``into``; with ``window``, the ring that the steps made.
+    """The basis with the new rows from row ``into``; with ``window``, counted around the ring.
 
     Do not use the old basis any more: its memory is used again.
     """
-    return steps.vectors if window else _store_rows(basis, steps.vectors, np.int32(into), batched=batched)
+    if window:
+        rows, new = (jax.tree.leaves(x)[0].shape[1 if batched else 0] for x in (basis, steps.vectors))
+        if new == rows:  # the ring that the steps made
+            return steps.vectors
+        into %= rows
+    return _store_rows(basis, steps.vectors, np.int32(into), batched=batched)
 
 
 @explained
@@ -378,19 +424,24 @@ def begin_batch(vectors: list[PyTree], *, rows: int) -> PyTree:
     return jax.vmap(partial(begin, rows=rows))(_tree.stack(vectors))
 
 
-def from_host(H: Operator, leaves: list[np.ndarray]) -> PyTree:
-    """A basis of numpy leaves, put on the operator's devices."""
-    leaves = leaves if H.space.shards is not None else [jnp.asarray(x) for x in leaves]  # type: ignore[misc]
-    return H.place(H.space.tree(leaves))
+def from_host(H: Operator, leaves: Iterable[np.ndarray], rows: int, axis: int = 0) -> PyTree:
+    """A basis of numpy leaves, filled up with zeros to ``rows`` rows along ``axis``, put on the operator's devices.
+
+    One leaf is filled up after another, to save the memory of a second basis.
+    """
+    longer = (np.pad(x, [(0, (rows - x.shape[a]) * (a == axis)) for a in range(x.ndim)]) for x in leaves)
+    placed = list(longer) if H.space.shards is not None else [jnp.array(x) for x in longer]
+    return H.place(H.space.tree(placed))
 
 
 def to_host(rows: jax.Array, count: int) -> np.ndarray:
-    """The first rows of a leaf of a basis, as an array of its own.
+    """The first rows of a leaf of a basis.
 
-    On a CPU no program is begun for it, which would wait for a product that an interrupt has left unfinished.
+    On a CPU no program is begun for it, which would wait for a product that an interrupt has left unfinished; and the
+    rows are not copied, unless the search goes on while they are kept.
     """
     on_cpu = all(device.platform == "cpu" for device in rows.devices())
-    return np.array(np.asarray(rows)[:count] if on_cpu else rows[:count])
+    return np.asarray(rows)[:count] if on_cpu else np.asarray(rows[:count])
 
 
 def tridiagonal(alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:
@@ -425,7 +476,7 @@ def sequence(
         while len(alphas) < steps and not (len(betas) and betas[-1] == 0):
             check()
             j = len(alphas)
-            count = min(STEPS_PER_CALL, steps - j) if H.on_device else 1
+            count = min(STEPS_PER_CALL, steps - j) if takes_several_steps(H) else 1
             new = advance(H, basis, j, j + 1, count, scale)
             basis, products = store(basis, new, j + 1), products + len(new.norms)
             good = int(np.isfinite(new.sizes).cumprod().sum())

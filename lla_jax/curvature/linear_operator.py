@@ -173,10 +173,15 @@ class Operator(Algebra, abc.ABC):
         return self.space.place(tree, self.multiplier.mesh)
 
     def memory(self) -> tuple[int, int]:
-        """(bytes of one vector on a device, bytes free there); the least free of all processes that take part."""
+        """(bytes of one vector on a device, bytes free there); the least free of all processes that take part.
+
+        CPU devices share their memory: there it is the bytes of the copies that all of them hold.
+        """
         mesh = self.multiplier.mesh
-        free = devices.free_bytes(jax.local_devices()[0] if mesh is None else mesh.devices.flat[0])
-        return self.space.nbytes, processes.minimum(free) if self.together else free
+        device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+        free, shared = devices.free_bytes(device), device.platform == "cpu" and self.space.shards is None
+        copies = mesh.size if mesh is not None and shared else 1
+        return copies * self.space.nbytes, processes.minimum(free) if self.together else free
 
     @abc.abstractmethod
     def centre(self) -> PyTree:
@@ -294,7 +299,7 @@ class LinearOperator(Operator):
         """(A v, the mean loss) from the host: one compiled step, called for every block."""
         v, by = self.space.check(v), self.multiplier
         if len(self.blocks) == 1 and (by.mesh is None or by.mesh.size == 1):
-            return self.space.wait_for(_product_and_loss(self, v))
+            return self.space.wait_for(product_step(self, v))
         total = products.add_up(by, products.total(by, self.common, self.space, self.blocks, v))
         return self.space.wait_for(products.finish_step(self.common, self.space, v, total, by=by))
 
@@ -369,7 +374,7 @@ def _products(H: LinearOperator, stacked: PyTree) -> PyTree:
 
 
 @jax.jit
-def _product_and_loss(H: LinearOperator, v: PyTree) -> tuple[PyTree, Any]:
+def product_step(H: LinearOperator, v: PyTree) -> tuple[PyTree, Any]:
     total, by = H._total(v), H.multiplier
     return products.finish(by, H.common, H.space, v, total), products.mean_loss(by, H.common, total)
 

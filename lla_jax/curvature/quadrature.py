@@ -21,11 +21,12 @@ from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature import moments, units
-from lla_jax.curvature.lanczos import STEPS_PER_CALL, WINDOW
+from lla_jax.curvature.lanczos import WINDOW
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
 from lla_jax.curvature.probe import describe
-from lla_jax.curvature.room import bytes_needed, check_room
+from lla_jax.curvature.room import STEPS_PER_CALL, check_room
 from lla_jax.curvature.units import OutOfRange, Unit, adapt
+from lla_jax.curvature.work import bytes_needed, takes_several_steps
 from lla_jax.execution import devices
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.progress import AskedProgress, takes_progress
@@ -59,6 +60,8 @@ class _Sequences:
     scale: np.ndarray = field(default_factory=lambda: np.zeros(0))  # largest |A q| of each present probe
     last: np.ndarray = field(default_factory=lambda: np.zeros(0))  # their last betas
     trouble: str | None = None
+    nbytes: int = 0  # needed at most, as logged
+    logged: int = 0  # the group for which they were
 
     def take_basis(self) -> PyTree:
         """Take the basis out of the state, to change it or to give it to a program that destroys it."""
@@ -156,7 +159,6 @@ def spectrum(
             s = _Sequences(alphas, betas, np.zeros(probes, np.int64), group, unit.products)
         else:
             s = _restore(state, H, _rows(steps, scheme))
-        memory = _memory(H, s, _rows(steps, scheme), save_every is not None)
 
         def hand_over(stopped: str) -> None:
             if on_partial is not None and s.done.any():
@@ -180,6 +182,7 @@ def spectrum(
             raise
         if not s.done.any():
             raise no_finite_product(f"product {s.products} is not finite")
+        memory = {"vectors": s.logged * _rows(steps, scheme), "bytes": s.nbytes}
         result = _result(s, recipe | {"complete": True, "stopped": s.trouble, "memory": memory}, unit, None)
         if s.trouble:
             left = f"the {result.probes} of {probes} probes that have steps before it are kept"
@@ -199,19 +202,37 @@ def _group(H: Operator, steps: int, probes: int, scheme: str) -> int:
     nbytes, free = H.memory()
     each = nbytes * _rows(steps, scheme)
     check_room(H, "steps", _rows(steps, scheme), f', or scheme="lla", which keeps {WINDOW} vectors')
-    room = min(AT_ONCE, max(1, int(MEMORY_FRACTION * free) // each)) if H.on_device else 1
-    group = max(g for g in range(1, probes + 1) if probes % g == 0 and g <= room)
-    return group
+    room = min(AT_ONCE, max(1, int(MEMORY_FRACTION * free) // each)) if takes_several_steps(H) else 1
+    return max(g for g in range(1, probes + 1) if probes % g == 0 and g <= room)
 
 
-def _memory(H: Operator, s: _Sequences, rows: int, saved: bool) -> dict[str, int]:
-    """{"vectors", "bytes"} of the memory needed at most, for the recipe; they are logged, too."""
-    vectors = s.group * rows
-    nbytes = bytes_needed(H, rows, group=s.group, saved=saved)
-    needed = f"{vectors} vectors, {nbytes / 2**20:.1f} MiB with the work space"
-    free = H.memory()[1] / 2**20
-    log.info("spectrum: %d of %d probes at a time: %s (%.0f MiB free)", s.group, len(s.alphas), needed, free)
-    return {"vectors": vectors, "bytes": nbytes}
+def _fits(s: _Sequences, H: Operator, rows: int, window: bool) -> bool:
+    """Whether a step of the present group fits beside its bases; what it needs is logged, once for each size.
+
+    Raises:
+      ValueError: a single probe does not fit.
+    """
+    if s.logged == s.group:
+        return True
+    nbytes, free = H.memory()
+    work = _lanczos.step_bytes(H, s.basis, window=window, batched=s.group > 1)
+    if work > free:
+        if s.group > 1:
+            return False
+        text = f"{rows} vectors, beside which a step takes {work / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+        most = max(0, rows - -(-(work - free) // nbytes))
+        raise arguments.Misuse("steps", f"{text}; there is room for {most}: take fewer steps")
+    s.logged, s.nbytes = s.group, max(s.nbytes, bytes_needed(H, rows, work, group=s.group))
+    text = f"{s.group * rows} vectors, {s.nbytes / 2**20:.1f} MiB with the work space"
+    log.info("spectrum: %d of %d probes at a time: %s (%.0f MiB free)", s.group, len(s.alphas), text, free / 2**20)
+    return True
+
+
+def _take_fewer(s: _Sequences) -> None:
+    """Begin the present group anew with fewer probes."""
+    s.basis = None
+    s.group = max(g for g in range(1, s.group) if s.group % g == 0)
+    log.info("spectrum: out of memory; from now on %d probes at a time", s.group)
 
 
 def _run_groups(
@@ -225,15 +246,16 @@ def _run_groups(
         if s.basis is None:
             s.scale, s.last, s.at = np.zeros(s.group), np.zeros(s.group), 0
             s.basis = _begin_group(s, H, key, recipe["start"], rows)
+        if not _fits(s, H, rows, window):
+            _take_fewer(s)
+            continue
         while s.at < steps and s.trouble is None and (s.at == 0 or (s.last > 0).any()):
             try:
                 _advance(s, H, window)
             except Exception as error:
                 if s.at or s.group == 1 or not devices.is_out_of_memory(error):
                     raise
-                s.basis = None
-                s.group = max(g for g in range(1, s.group) if s.group % g == 0)
-                log.info("spectrum: out of memory; from now on %d probes at a time", s.group)
+                _take_fewer(s)
                 break
             after_step(s.products, total)
         else:
@@ -252,7 +274,8 @@ def _begin_group(s: _Sequences, H: Operator, key: jax.Array, distribution: str, 
 
 def _advance(s: _Sequences, H: Operator, window: bool) -> None:
     """Take the steps of one call for the present probes, and write them into the table."""
-    most, batched = min(STEPS_PER_CALL, s.alphas.shape[1] - s.at) if H.on_device else 1, s.group > 1
+    batched = s.group > 1
+    most = min(STEPS_PER_CALL, s.alphas.shape[1] - s.at) if batched or takes_several_steps(H) else 1
     scale, last = (s.scale, s.last) if batched else (s.scale[0], s.last[0])
     steps = _lanczos.advance(H, s.basis, s.at, s.at + 1, most, scale, last, window=window, batched=batched)
     coefficients, norms, sizes = (x if batched else x[None] for x in steps[1:])
@@ -340,9 +363,8 @@ def _restore(state: Mapping[str, Any], H: Operator, rows: int) -> _Sequences:
     if "basis/0" not in state:
         return _Sequences(**table, **counts)
     axis = 0 if counts["group"] == 1 else 1
-    leaves = [np.asarray(state[f"basis/{i}"]) for i in range(len(H.space.shapes))]
-    padded = [np.pad(x, [(0, (rows - x.shape[a]) * (a == axis)) for a in range(x.ndim)]) for x in leaves]
-    return _Sequences(**table, **counts, basis=_lanczos.from_host(H, padded))
+    leaves = (np.asarray(state[f"basis/{i}"]) for i in range(len(H.space.shapes)))
+    return _Sequences(**table, **counts, basis=_lanczos.from_host(H, leaves, rows, axis))
 
 
 # --- the density

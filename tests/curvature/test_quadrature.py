@@ -79,7 +79,11 @@ def test_a_spectrum_that_memory_cannot_hold_is_refused(monkeypatch):
     H = vector_operator(symmetric_matrix(np.arange(20.0)))
     with pytest.raises(ValueError, match=r"steps: 16 given, .*; it must be at most 15: take fewer"):
         lla.spectrum(H, KEY, steps=16, probes=1)
+    with pytest.raises(ValueError, match=r"steps: 11 vectors, beside which a step takes .*: take fewer"):
+        lla.spectrum(H, KEY, steps=16, probes=1, scheme="lla")
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 20 * 4 * 100)
     assert lla.spectrum(H, KEY, steps=16, probes=1, scheme="lla").nodes.shape == (1, 16)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 20 * 4 * 31)
     assert lla.spectrum(H, KEY, steps=4, probes=4).nodes.shape == (4, 4)  # one at a time
 
 
