@@ -186,8 +186,8 @@ def damage(result: dict) -> str:
     """The section on ``damage.py``."""
     return (
         f"- {result['damages']} random damages of stores and kept results: {result['recovered_at_once']} mended by the "
-        f"same call, {result['recovered_after_the_remedy']} after what the error says; {len(result['wrong'])} with a wrong "
-        "number, another error, or work lost that was not damaged."
+        f"same call, {result['recovered_after_the_remedy']} after what the error says; {len(result['wrong'])} with a "
+        "wrong number, another error, or work lost that was not damaged."
     )
 
 
