@@ -182,6 +182,15 @@ def kill(result: dict) -> str:
     )
 
 
+def damage(result: dict) -> str:
+    """The section on ``damage.py``."""
+    return (
+        f"- {result['damages']} random damages of stores and kept results: {result['recovered_at_once']} mended by the "
+        f"same call, {result['recovered_after_the_remedy']} after what the error says; {len(result['wrong'])} with a "
+        "wrong number, another error, or work lost that was not damaged."
+    )
+
+
 def targets(results: dict[str, dict]) -> str:
     """What was asked for, beside what was measured, over all scripts."""
     rows = []
@@ -400,11 +409,12 @@ SECTIONS: dict[str, Callable[[dict], str]] = {
     "memory": memory,
     "many_planes": many_planes,
     "kill": kill,
+    "damage": damage,
     "cold_start": cold_start,
     "calibration": calibration,
     "trust": trust,
 }
-SENTENCES = ("growth", "memory", "many_planes", "kill", "cold_start", "calibration", "trust")
+SENTENCES = ("growth", "memory", "many_planes", "kill", "damage", "cold_start", "calibration", "trust")
 
 
 def readme(text: str, results: pathlib.Path) -> str:

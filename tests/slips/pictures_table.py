@@ -330,6 +330,11 @@ def an_empty_file_name() -> None:
     plotting.line(LINE).savefig("")
 
 
+@slip("fname", "' ' given", "picture.png")
+def a_file_name_of_spaces() -> None:
+    plotting.line(LINE).savefig(" ")
+
+
 @slip("savefig", "dpi=-3", "positive", "dpi=200")
 def a_negative_resolution() -> None:
     plotting.line(LINE).savefig(io.BytesIO(), dpi=-3)

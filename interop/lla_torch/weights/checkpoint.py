@@ -125,7 +125,7 @@ def _check_path(path: Any, net: Any) -> tuple[Any, str, Path | None]:
     rule = "the path of a checkpoint, or a state_dict, such as module.state_dict()"
     if is_net(path) or (isinstance(path, nn.Module) and isinstance(net, str | os.PathLike)):
         rule += "; the network is the second argument, load_checkpoint(path, net)"
-    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes) or not os.fspath(path):
+    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes) or not os.fspath(path).strip():
         raise misuse("path", path, rule)
     return None, f"path: {os.fspath(path)!r}", Path(path).expanduser()
 

@@ -90,7 +90,7 @@ def new_figure(width: float, height: float) -> Figure:
 def _check_path(fname: Any, kind: Any, known: Any) -> None:
     """Refuse a path that matplotlib cannot write to, before anything is drawn."""
     text = os.fspath(fname) if isinstance(fname, str | os.PathLike) else None
-    if not isinstance(text, str) or not text or "\0" in text:
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
         raise misuse("fname", fname, 'a path, such as "picture.png", or an open binary file')
     path = Path(text)
     suffix = path.suffix[1:].lower() if kind is None else str(kind).lower()
