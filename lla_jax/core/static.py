@@ -71,8 +71,8 @@ class Compared:
 class Static(Compared):
     """A wrapper of a function; two wrappers are equal if their functions are, by the rules of this module.
 
-    As under ``jax.jit``, what was traced keeps the values that the function read then: build a new ``Loss`` (or
-    operator) after changing an object that the function reads.
+    As under ``jax.jit``, what was traced keeps the values that the function read then; a wrapper that is made after an
+    object changed is another one. What a function writes while it is traced, such as a counter, does not count.
     """
 
     def __init__(self, f: Callable[..., Any]):

@@ -48,8 +48,9 @@ class Loss:
         L(theta) = sum_i w_i l_i(theta) / sum_i w_i  +  penalty(theta)
 
     A ``Loss`` is a pytree whose leaves are ``state`` and ``key``; everything else is static and compared by value, so
-    two adapters of one architecture share compiled code. As under ``jax.jit``, its functions are traced once: after
-    changing an object that they read, build new functions.
+    two adapters of one architecture share compiled code. What functions reach (attributes, dicts, arrays, modules) is
+    looked at when a ``Loss`` is made or given to a function of this library, and other content compiles anew. An
+    operator keeps what it traced, as under ``jax.jit``: after changing an object that its loss reads, make another one.
 
     Args:
       apply: ``apply(params, state, batch, train) -> (outputs, new_state)``, pure. ``train`` is a Python bool and

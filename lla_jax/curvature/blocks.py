@@ -17,6 +17,7 @@ from lla_jax.core import interrupts, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.data import Stream
+from lla_jax.core.passes import Passes
 from lla_jax.core.rows import like
 from lla_jax.core.types import Batch, PyTree, Recipe
 from lla_jax.curvature import matrices, products
@@ -242,9 +243,16 @@ def _stream_at(
             _check_same_pass(values, products.over_devices(by, total[1]))
         return space.wait_for(products.finish_step(common, space, v, total, by=by))
 
-    rebuild = functools.partial(_stream_at, settings, by, space, row_bytes, data, base)
+    rebuild = functools.partial(_stream_anew, settings, by, space, row_bytes, data, base)
     from_host = by._replace(on_device=False)
     return HostOperator(from_host, space, call, params, recipe=recipe, rebuild=rebuild, together=together)
+
+
+def _stream_anew(
+    settings: Settings, by: Multiplier, space: Space, row_bytes: int, data: Stream, *rest: Any
+) -> HostOperator:
+    """The operator at other parameters, where the stream may have other batches."""
+    return _stream_at(settings, by, space, row_bytes, replace(data, passes=Passes()), *rest)
 
 
 def _check_same_pass(values: list[np.ndarray], sums: Any) -> None:
