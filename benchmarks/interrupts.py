@@ -50,9 +50,10 @@ FEWER = {"demo": 4}  # a fraction of the moments for what takes long
 def worker(job: dict[str, str]) -> None:
     """One call of the library: it says when it begins, and writes the numbers of its result."""
     folder = pathlib.Path(job["folder"])
-    (folder / "begun").touch()
+    call = interrupted.prepare(job["case"], folder)
     try:
-        found = interrupted.numbers(interrupted.compute(job["case"], folder))
+        (folder / "begun").touch()
+        found = interrupted.numbers(call())
     except KeyboardInterrupt:
         os._exit(130)
     (folder / "numbers").write_bytes(b"".join(found))

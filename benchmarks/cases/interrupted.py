@@ -47,8 +47,8 @@ def slow_problem() -> lla.Problem:
 PLAN = lla.Execution(chunk=4, microbatch=500, loop="map", share=False)
 
 
-def compute(case: str, folder: pathlib.Path) -> Any:
-    """The result of a case, continued from what is kept in the folder."""
+def prepare(case: str, folder: pathlib.Path) -> Callable[[], Any]:
+    """The call of a case, which continues from what is kept in the folder."""
     made = problem()
     args = made.loss, made.params, made.data
     key, partial = jax.random.key(0), folder / "partial.npz"
@@ -67,7 +67,7 @@ def compute(case: str, folder: pathlib.Path) -> Any:
         "trace": lambda: lla.trace(lla.hessian(*args), key, rtol=0, max_products=150),
         "per_layer": lambda: lla.per_layer(*args, key, rtol=0.02),
     }
-    return calls[case]()
+    return calls[case]
 
 
 def numbers(result: Any) -> list[bytes]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
+from lla_jax.core.interrupts import prompt_interrupts
 from lla_jax.core.memory import check_memory
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Path, PyTree, Recipe, Select
@@ -23,6 +24,7 @@ from lla_jax.directions.checks import SAMPLES, check_directions
 from lla_jax.directions.normalization import equinox_filter_axis, flax_filter_axis, normalize
 
 
+@prompt_interrupts()
 @explained
 def random(key: jax.Array, params: PyTree, num: int = 2, *, select: Select | None = None) -> Directions:
     """Draw Gaussian directions d_i ~ N(0, I), every entry independent.
@@ -227,6 +229,7 @@ def _select_paths(names: Sequence[Path]) -> Select:
     return lambda path, leaf: path in chosen
 
 
+@prompt_interrupts()
 @explained
 def orthogonal(
     key: jax.Array, params: PyTree, given: PyTree | Directions, *, select: Select | None = None

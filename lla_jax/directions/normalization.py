@@ -21,6 +21,7 @@ import numpy as np
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_choice, check_flag, is_integer, misuse, warn_caller
 from lla_jax.core.called import ask
+from lla_jax.core.interrupts import prompt_interrupts
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import Static
 from lla_jax.core.types import Directions, FilterAxis, Loss, Path, PyTree, Recipe, Select
@@ -33,6 +34,7 @@ _UNITS = {"filter": "filters", "layer": "layers", "weight": "leaves"}
 _ONE_DIM = ("vector", "entry", "zero")
 
 
+@prompt_interrupts()
 @explained
 def normalize(
     axes: Directions,
