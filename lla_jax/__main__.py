@@ -2,6 +2,6 @@
 
 import sys
 
-from lla_jax.cli.main import main
+from lla_jax.cli.start import main
 
 sys.exit(main())

@@ -214,7 +214,7 @@ def test_public_names_are_documented_and_typed(name, item):
 
 
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
-ROOMS_OF_TESTS = set().union(*FLOORS) | {"interop"}
+ROOMS_OF_TESTS = set().union(*FLOORS) | {"interop", "stale"}
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT / "tests").with_suffix("").as_posix())

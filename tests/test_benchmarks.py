@@ -13,6 +13,7 @@ import pytest
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import damage
 import growth
 import hessian
 import kill
@@ -371,3 +372,10 @@ def test_what_is_missing_is_measured_in_the_order_of_its_weight():
     assert [network for network, _, _ in order] == ["lenet"] * 4 + ["resnet"] * 4
     assert order[-1] == ("resnet", "top2", "PyHessian")
     assert [rival for _, part, rival in order if part == "where"] == ["lla_jax", "lla_jax"]
+
+
+def test_damaged_stores_and_results_give_the_same_bits_or_say_what_to_do():
+    results = damage.trials(24, seed=5, names=("store", "sweep"))  # of curvature: tests/output/test_kept.py
+    assert not [each for each in results if each["wrong"]]
+    assert {each["subject"] for each in results} == {"store", "sweep"}
+    assert 4 < sum(not each["errors"] for each in results) < 20

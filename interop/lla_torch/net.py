@@ -16,7 +16,7 @@ from torch.utils import _pytree as torch_pytree
 import lla_jax
 from lla_jax import Loss
 from lla_jax.models import static
-from lla_jax.models.adapters import check_flag, explained, misuse
+from lla_jax.models.adapters import check_flag, explained, misuse, prompt_interrupts
 from lla_torch.conversion.function import Function, depends_on_params
 from lla_torch.conversion.module import Parts, convert_callable, convert_parts, unwrap
 from lla_torch.losses.functionals import as_criterion
@@ -279,6 +279,7 @@ def _make_net(parts: Parts) -> Net:
     return Net(parts.function, parts.variables, parts.names, filter_axis(parts.names), references(parts.module))
 
 
+@prompt_interrupts()
 @explained
 def convert(
     module: nn.Module,
@@ -329,6 +330,7 @@ def convert(
         ) from error
 
 
+@prompt_interrupts()
 @explained
 def convert_loss(
     step: Callable[[nn.Module, Any], Any],

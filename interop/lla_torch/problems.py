@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils import data as torch_data
 
 import lla_jax
-from lla_jax.models.adapters import check_flag, explained, first_line, misuse, warn_caller
+from lla_jax.models.adapters import check_flag, explained, first_line, misuse, prompt_interrupts, warn_caller
 from lla_torch.conversion.function import arguments
 from lla_torch.losses.criteria import is_from_torch
 from lla_torch.losses.functionals import as_criterion
@@ -73,6 +73,7 @@ def arrays(batch: Any) -> Any:
     return _convert_batch(batch, "batch")
 
 
+@prompt_interrupts()
 @explained
 def problem(
     module: nn.Module,

@@ -27,7 +27,8 @@ from lla_jax.output import kept
 from lla_jax.output.words import CurvatureResults, describe, plain_data
 
 ENDS = ("first eigenvector", "last eigenvector")
-RESULTS = ("eigenpairs.npz", "spectrum.npz", "trace.json", "layers.json", "layers.png")
+SUMMARY = ("hessian.txt", "hessian.json")
+RESULTS = ("eigenpairs.npz", "spectrum.npz", "trace.json", "layers.json", "layers.png", *SUMMARY)
 PARTIAL = ("eigenpairs.partial.npz", "spectrum.partial.npz")
 
 
@@ -75,7 +76,7 @@ def compute_parts(problem: Problem, options: HessianOptions) -> CurvatureResults
 
 def write(results: CurvatureResults, out: Path) -> list[Path]:
     """Write hessian.txt and hessian.json, and return their paths; of several processes one writes, and all wait."""
-    text, data = out / "hessian.txt", out / "hessian.json"
+    text, data = (out / name for name in SUMMARY)
     if kept.is_writer():
         text.write_text(describe(results) + "\n", encoding="utf-8")
         data.write_text(json.dumps(plain_data(results), indent=1, default=float) + "\n", encoding="utf-8")
@@ -127,7 +128,7 @@ def eigenpairs(operator: Any, params: PyTree, options: HessianOptions, name: str
     k = options.top
     pairs = kept.result(
         options.out / f"{name}.npz",
-        operator.recipe,
+        operator,
         partial(eigen.eigenpairs, operator, _key(options, 0), k, which=options.which, tol=options.tol),
         {**hessian_settings(options), "which": options.which, "tol": f"{options.tol:g}"},
         unfinished={"number of eigenpairs": str(k)},
@@ -142,7 +143,7 @@ def spectrum(operator: Any, options: HessianOptions) -> Spectrum:
     """The spectrum, from spectrum.npz, or computed and kept there."""
     return kept.result(
         options.out / "spectrum.npz",
-        operator.recipe,
+        operator,
         partial(quadrature.spectrum, operator, _key(options, 1), steps=options.steps, probes=options.probes),
         {**hessian_settings(options), "steps": str(options.steps), "probes": str(options.probes)},
         **_result_options(options),
@@ -212,9 +213,7 @@ def _result_options(options: HessianOptions) -> dict[str, Any]:
 def _numbers(name: str, operator: Any, compute: Any, settings: dict[str, str], options: HessianOptions) -> Any:
     """The numbers in ``name.json`` if they were made with the same settings, else those computed and kept there."""
     path = options.out / f"{name}.json"
-    return kept.numbers(
-        path, operator.recipe, compute, settings, overwrite=options.overwrite, bar=_bar, report=print_message
-    )
+    return kept.numbers(path, operator, compute, settings, overwrite=options.overwrite, bar=_bar, report=print_message)
 
 
 def _bar(name: str, estimate: bool = False) -> Any:

@@ -50,6 +50,7 @@ from lla_jax.cli.terminal import (
     show_log,
     tolerate_encodings,
 )
+from lla_jax.core.interrupts import INTERRUPTED, prompt_interrupts, was_interrupted
 from lla_jax.core.text import duration
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from lla_jax.core.types import Directions, Problem
 
 
-INTERRUPTED = 130
 MISUSE = 2
 FAILURE = 1
 UNREAD = 141  # as a shell says of a program whose reader left
@@ -117,8 +117,13 @@ def _run(argv: list[str]) -> int:
         PlotOptions: plot,
     }
     try:
-        with plain_warnings():
-            verbs[type(options)](options)
+        with plain_warnings(), prompt_interrupts():
+            try:
+                verbs[type(options)](options)
+            except Exception as error:
+                if was_interrupted():  # and something on the way has made another error of it
+                    raise KeyboardInterrupt from error
+                raise
     except KeyboardInterrupt:
         print_message("interrupted")
         return INTERRUPTED
@@ -227,7 +232,8 @@ def merge(options: MergeOptions) -> None:
     from lla_jax.cli import stores
     from lla_jax.core.results import Landscape
 
-    result, paths = stores.merge(options.folder, options.partial)
+    out = options.folder if options.out is None else make_folder(options.out)
+    result, paths = stores.merge(options.folder, options.partial, out)
     if not isinstance(result, Landscape):  # the table of a sweep
         print(result)
         _print_results(paths[-1:])
@@ -236,7 +242,7 @@ def merge(options: MergeOptions) -> None:
     _print_numbers(result)
     _print_results(paths)
     stem = paths[0].name.removesuffix(".npz")
-    _print_results(draw(result, options.folder, stem, cap=options.cap, log=scale(options)), "Pictures")
+    _print_results(draw(result, out, stem, cap=options.cap, log=scale(options)), "Pictures")
 
 
 def status(options: StatusOptions) -> None:
@@ -460,7 +466,3 @@ def _print_numbers(result: Landscape) -> None:
 
 def _print_results(paths: Sequence[Path], heading: str = "Results") -> None:
     print(f"{heading}:", *paths, sep="\n  ")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -202,6 +202,8 @@ class MergeOptions:
     """The --out of lla-jax landscape, or the store= of lla_jax.evaluate and sweep."""
     partial: bool = False
     """Merge the chunks there are, even if some are missing, into landscape.partial.npz."""
+    out: Annotated[Path | None, _optional("PATH", "the folder of the store")] = None
+    """Write the result and its pictures here, as for a store that cannot be written to."""
     cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
     """Draw larger values as this one (planes and volumes)."""
     log: bool = False

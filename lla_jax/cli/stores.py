@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DEFAULT = Path("run")
 COMMAND = "command.json"  # the options that the store in this folder was begun with
+SEAL = "seal"  # the entry of that file by which a change of the others is found
+CLOCKS_S = 2.0  # by which clocks of machines may differ without being mentioned
 GRID = ("points", "range")  # a store may have several grids
 
 
@@ -32,12 +34,12 @@ def choose_folder(settings: Mapping[str, str], problem: str) -> Path:
       settings: {option: its text}, from ``options.settings``.
       problem: the name of the problem.
     """
-    from lla_jax.landscape.store import chunks
+    from lla_jax.landscape.store import folders
 
     wanted = {**{name: text for name, text in settings.items() if name not in GRID}, "problem": problem}
     for number in itertools.count(1):
         folder = DEFAULT if number == 1 else Path(f"{DEFAULT}-{number}")
-        is_free = not chunks.exists(folder) and not (folder / "landscape.npz").exists()
+        is_free = not folders.exists(folder) and not (folder / "landscape.npz").exists()
         before = _settings_of(folder)
         # without settings it was made by the library, or killed early: ``evaluate`` compares
         if is_free or all(before.get(name, text) == text for name, text in wanted.items()):
@@ -48,14 +50,15 @@ def choose_folder(settings: Mapping[str, str], problem: str) -> Path:
 
 
 def _settings_of(folder: Path) -> dict[str, str]:
-    """The settings in command.json of a folder; an empty dict if it cannot be read."""
-    from lla_jax.core import files
+    """The settings in command.json of a folder; an empty dict if it cannot be read, or was changed."""
+    from lla_jax.core import files, recipes
 
     try:
         settings = files.parse_json((folder / COMMAND).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        sealed = settings.pop(SEAL, None)  # those of before have none
+        return settings if sealed in (None, recipes.digest(settings)) else {}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-    return settings if isinstance(settings, dict) else {}
 
 
 def begin(out: Path, settings: Mapping[str, str], overwrite: bool) -> None:
@@ -71,15 +74,16 @@ def begin(out: Path, settings: Mapping[str, str], overwrite: bool) -> None:
       Misuse: the store is another program's.
       Mistake: there is a result without a store.
     """
-    from lla_jax.landscape.store import chunks
+    from lla_jax.landscape.store import folders
     from lla_jax.output import kept
 
     result = out / "landscape.npz"
     if overwrite:
-        chunks.remove(out)
-        for path in (result, out / COMMAND):
-            path.unlink(missing_ok=True)
-    if not chunks.exists(out):
+        folders.check_removable(out)
+        result.unlink(missing_ok=True)  # first: it is never without the chunks it was made of
+        folders.remove(out)
+        (out / COMMAND).unlink(missing_ok=True)
+    if not folders.exists(out):
         if result.exists():
             raise Mistake(f"{result} exists without the chunks it was made of; remove it, or {REMEDY}")
         (out / COMMAND).unlink(missing_ok=True)
@@ -89,10 +93,12 @@ def begin(out: Path, settings: Mapping[str, str], overwrite: bool) -> None:
 
 
 def write_settings(out: Path, settings: Mapping[str, str], problem: str) -> None:
-    """Write the settings and the problem's name into command.json of a store, unless the file exists already."""
-    from lla_jax.core import files
+    """Write the settings and the problem's name into command.json of a store, unless it has settings already."""
+    from lla_jax.core import files, recipes
 
-    files.write_new(out / COMMAND, {**settings, "problem": problem})
+    content = {**settings, "problem": problem}
+    if not _settings_of(out):  # the first writer's count: a later one may have another grid
+        files.write_text(out / COMMAND, files.to_json({**content, SEAL: recipes.digest(content)}))
 
 
 def report_interruption(out: Path, settings: Mapping[str, str], problem: str) -> None:
@@ -110,12 +116,13 @@ def report_interruption(out: Path, settings: Mapping[str, str], problem: str) ->
     print_message(f"{kept.done:,} of {kept.points:,} points are kept in {out}; the same command continues it")
 
 
-def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
+def merge(folder: Path, partial: bool, out: Path) -> tuple[Landscape | Table, list[Path]]:
     """Merge the chunks of a store into its landscape, or into the landscapes and the table of a sweep, and save them.
 
     Args:
       folder: of the store.
       partial: merge the chunks there are, even if some are missing, into landscape.partial.npz.
+      out: the folder of the files that are written; usually that of the store.
 
     Returns:
       (the landscape, or the table of a sweep; the files written).
@@ -128,10 +135,10 @@ def merge(folder: Path, partial: bool) -> tuple[Landscape | Table, list[Path]]:
     result = sweeps.merge(folder, partial=partial)
     name = "landscape.partial.npz" if partial else "landscape.npz"
     if isinstance(result, Landscape):
-        return result, [save(result, folder / name)]
-    folders = reading.members(folder)
-    paths = [save(plane, folders[member] / name) for member, plane in result.landscapes.items()]
-    return result, [*paths, result.to_csv(folder / "table.csv")]
+        return result, [save(result, out / name)]
+    places = reading.members(folder)
+    paths = [save(plane, out / places[member].name / name) for member, plane in result.landscapes.items()]
+    return result, [*paths, result.to_csv(out / "table.csv")]
 
 
 def status(folder: Path) -> str:
@@ -144,9 +151,11 @@ def status(folder: Path) -> str:
         f"{folder}: {many}{now.done:,} of {now.points:,} points ({now.done / max(1, now.points):.0%}) in "
         f"{now.written:,} of {now.chunks:,} chunks"
     ]
-    lines += [f"  damaged, will be computed again: {path} ({reason})" for path, reason in now.damaged.items()]
+    lines += [f"  damaged, will be {_remedy(path)}: {path} ({reason})" for path, reason in now.damaged.items()]
     event = "last chunk written" if now.written else "no chunk yet; begun"
     lines.append(f"  {event} {duration(now.last)} ago" if now.chunks else "  not begun")
+    if now.ahead > CLOCKS_S:
+        lines.append(f"  files are dated up to {duration(now.ahead)} in the future: clocks differ, and times are rough")
     lines += [f"  writer {name}: {count} chunks in the last 10 min" for name, count in sorted(now.writers.items())]
     if now.done == now.points:
         lines.append(f"  finished; lla-jax merge {folder} writes the result")
@@ -157,3 +166,7 @@ def status(folder: Path) -> str:
     else:
         lines.append(f"  {now.rate:.3g} points/s, about {duration(now.left)} left if the writers continue")
     return "\n".join(lines)
+
+
+def _remedy(path: str) -> str:
+    return "computed again" if path.endswith(".npz") else "restored from the chunks"

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 
 from lla_jax.core.text import duration
-from lla_jax.execution.progress import Progress
+from lla_jax.execution.progress import Progress, expect_total
 from lla_jax.execution.progress import bar as progress_bar
 
 
@@ -73,10 +73,12 @@ def bar(label: str, unit: str = "points", estimate: bool = False) -> Iterator[Pr
     began: tuple[float, float] | None = None
     announced = not estimate
     with progress_bar(label, unit) as show:
+        expected: float | None = None
 
         def progress(done: float, total: float | None) -> None:
             nonlocal began, announced
             show(done, total)
+            total = total or expected
             if announced or not total:
                 return
             now = time.monotonic()
@@ -90,6 +92,12 @@ def bar(label: str, unit: str = "points", estimate: bool = False) -> Iterator[Pr
                 if left > 10:
                     print_message(f"expected time: about {duration(left)} for the other {total - done:.0f} {unit}")
 
+        def expect(total: float) -> None:
+            nonlocal expected
+            expected = total
+            expect_total(show, total)
+
+        progress.expect = expect  # type: ignore[attr-defined]
         yield progress
 
 

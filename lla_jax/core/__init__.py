@@ -1,4 +1,4 @@
-"""The foundation of all rooms: types, trees, data, losses, recipes, argument checks, files."""
+"""The foundation of all rooms: types, trees, data, losses, recipes, argument checks, files, interrupts."""
 
 from lla_jax import _lazy
 

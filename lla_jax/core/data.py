@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -18,6 +18,9 @@ import numpy as np
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_integer, misuse
 from lla_jax.core.called import show_shapes
+from lla_jax.core.copies import own
+from lla_jax.core.interrupts import GRACE_S, prompt_interrupts
+from lla_jax.core.passes import Passes
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import name_of
 from lla_jax.core.types import Batch, PyTree
@@ -27,9 +30,13 @@ from lla_jax.core.wholes import Whole, pack
 @explained
 @dataclass(frozen=True)
 class Stream:
-    """A source of batches that can be read again from the start; made by ``stream``, and iterated as numpy batches."""
+    """A source of batches that can be read again from the start; made by ``stream``, and iterated as numpy batches.
+
+    A batch is copied before the next one is read, so the source may fill the same arrays again.
+    """
 
     source: Callable[[], Iterable[Batch]] | Iterable[Batch]
+    passes: Passes = field(default_factory=Passes, repr=False, compare=False, kw_only=True)
 
     def __repr__(self) -> str:
         num, source = self.num_batches, self.source
@@ -37,9 +44,13 @@ class Stream:
         return f"Stream({name}{'' if num is None else f' of {num} batches'})"
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.passes.watch(self._batches(), self._batches)
+
+    def _batches(self) -> Iterator[Batch]:
+        """The batches of one pass."""
         first: Batch = None
         for number, each in enumerate(_read(self.source)):
-            batch = _batch_of(each, number)
+            batch = own(_batch_of(each, number))
             first = batch if number == 0 else first
             if isinstance(batch, Whole) != isinstance(first, Whole):
                 raise Misuse(
@@ -53,7 +64,11 @@ class Stream:
                 )
             yield batch
         if first is None:
-            raise Misuse("data", "the stream yielded no batch; pass a loader or factory that yields at least one")
+            raise Misuse(
+                "data",
+                "the stream yielded no batch; pass a loader or factory that yields at least one, each time "
+                "that it is read",
+            )
 
     @property
     def num_batches(self) -> int | None:
@@ -179,7 +194,8 @@ def _read(source: Any) -> Iterator[Batch]:
     number = 0
     while True:
         try:
-            batch = next(batches)
+            with prompt_interrupts(GRACE_S):
+                batch = next(batches)
         except StopIteration:
             return
         except (Misuse, MemoryError):

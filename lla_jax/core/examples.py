@@ -217,7 +217,7 @@ def watch(data: Stream, loss: Loss, params: PyTree, metrics: Metrics = (), **opt
         if all(x is not None for x in present):
             check(loss, jax.tree.unflatten(structure, present), batch, metrics, **options)
 
-    return _Watched(data.source, look, set())
+    return _Watched(data.source, look, set(), passes=data.passes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ import os
 import platform
 import stat
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from lla_jax.core.arguments import Misuse, misuse
 MOST_LEVELS = 200  # of nested lists and dicts in JSON; far more of them exhaust the stack
 LONGEST_DESCRIPTION = 1000  # bytes that describe the dtype and shape of an array; numpy needs long for a long one
 LONGEST_PATH, LONGEST_NAME = 4096, 255  # bytes, of file systems
+PATIENCE_S = 5.0  # how long a file may be empty while another process is making it
+OLD_S = 60.0  # an empty file of this age was left by a process that was killed
 SIGNATURES = {
     b"\x89PNG": "a picture (PNG)",
     b"\xff\xd8\xff": "a picture (JPEG)",
@@ -131,7 +134,8 @@ def write_text(target: Path, text: str) -> None:
 def write_new(target: Path, value: Any) -> bool:
     """Write JSON into a new file; return True if this call made it, and False if it was there already.
 
-    On a file system without links, a reader may find the file empty for a moment.
+    On a file system without links, a reader may find the file empty for a moment; an empty file that was left by a
+    process that was killed in this moment counts as none.
     """
     text = to_json(value)
     with _temporary_file(target) as name:
@@ -139,14 +143,33 @@ def write_new(target: Path, value: Any) -> bool:
         try:
             os.link(name, target)
         except FileExistsError:
-            return False
+            return _replace_abandoned(name, target)
         except OSError:  # a file system without links: whoever makes the empty file may replace it
             try:
                 os.close(os.open(target, os.O_CREAT | os.O_EXCL))
             except FileExistsError:
-                return False
+                return _replace_abandoned(name, target)
             os.replace(name, target)
     return True
+
+
+def _replace_abandoned(name: str, target: Path) -> bool:
+    """Put the file ``name`` in the place of ``target`` if that was abandoned; return whether it was."""
+    abandoned = is_abandoned(target)
+    if abandoned:
+        os.replace(name, target)
+    return abandoned
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a file is empty and will stay so: its maker was killed. Of a new one this is known after some seconds."""
+    end = time.monotonic() + PATIENCE_S
+    with contextlib.suppress(FileNotFoundError):
+        while not (status := path.stat()).st_size:
+            if abs(time.time() - status.st_mtime) > OLD_S or time.monotonic() > end:
+                return True
+            time.sleep(0.05)
+    return False
 
 
 # --- reading
@@ -171,10 +194,19 @@ def read_npz(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
         if whole > path.stat().st_size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("it is compressed, and lla_jax never writes compressed files; save the result again")
         arrays = {name: _read_array(archive, member) for name, member in zip(names, members, strict=True)}
-    header = arrays.pop("header")
+    return _parse_header(arrays.pop("header")), arrays
+
+
+def read_header(path: Path) -> Any:
+    """Read the header alone of a file that ``write_npz`` wrote; errors as those of ``read_npz``."""
+    with zipfile.ZipFile(path) as archive:
+        return _parse_header(_read_array(archive, archive.getinfo("header.npy")))
+
+
+def _parse_header(header: np.ndarray) -> Any:
     if header.dtype.kind != "U" or header.shape:
         raise ValueError("its header is no text")
-    return parse_json(str(header[()])), arrays
+    return parse_json(str(header[()]))
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:

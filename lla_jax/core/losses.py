@@ -22,7 +22,7 @@ from lla_jax.core.arguments import Misuse, misuse, parameters, single_key
 from lla_jax.core.called import call, explain
 from lla_jax.core.foreign import library_of
 from lla_jax.core.signatures import explained
-from lla_jax.core.static import function_of, static
+from lla_jax.core.static import function_of, renew, static
 from lla_jax.core.types import Batch, Loss, Problem, PyTree
 from lla_jax.core.wholes import Whole, example_of, is_array, with_axis
 
@@ -164,7 +164,7 @@ def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
     if isinstance(loss, Loss):
         if loss.key is not None:
             single_key(loss.key)  # checked, and used as it came
-        return loss
+        return renew(loss)
     if isinstance(loss, Problem):
         raise misuse("loss", loss, "a loss: pass problem.loss, and with it problem.params and problem.data")
     if getattr(loss, "__name__", "") == "apply" and str(getattr(loss, "__module__", "")).startswith("flax.linen"):

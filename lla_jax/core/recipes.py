@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,11 +23,13 @@ import numpy as np
 
 from lla_jax._version import __version__
 from lla_jax.core import files as _files
+from lla_jax.core import precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream, num_examples
 from lla_jax.core.results import Eigenpairs, Estimate, Spectrum
 from lla_jax.core.signatures import explained
+from lla_jax.core.text import stable_repr
 from lla_jax.core.types import PyTree
 from lla_jax.core.wholes import Whole
 
@@ -48,11 +51,17 @@ LANDSCAPE = (
 """The entries that decide the values of a landscape: all must be the same for one landscape to continue another."""
 
 OPERATOR = ("kind", "params", "data", "select", "masked")
-"""The entries that decide which matrix an operator is."""
+"""The entries that decide which matrix an operator is; those of ``OPTIONS``, if a recipe has them, do so too."""
 
+OPTIONS = ("state", "noise", "batch_stats", "batch_size", "preconditioned", "samples", "targets")
+
+UNORDERED = ("metrics", "point_metrics")  # entries whose order decides no value
+LARGE = 64_000_000  # bytes of a leaf above which fingerprints of before knew a sample only
+PIECE = 2**24  # bytes of an array that is not contiguous which are copied at a time
 ROUNDING = 1e-5  # relative difference between machines, orders of summation and plans
+HALF_STEPS = 4.0  # times eps of a type of half precision: the same
 START_ANEW = "start anew without resume"
-NOT_COMPARED = ("plan", "versions", "lowest", "bits", "lost")  # entries that decide no value
+NOT_COMPARED = ("plan", "versions", "lowest", "bits", "lost", "centres", "probe")  # entries that decide no value
 
 
 class Differs(Misuse):
@@ -104,10 +113,12 @@ def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs |
     """
     if not isinstance(resume, kind) or (resume.state is None and resume.recipe.get("complete") is not True):
         raise misuse("resume", resume, f"what {recipe['kind']} gave to on_partial; save it there, and pass it here")
-    check_same("resume", f"the partial result of {recipe['kind']}", resume.recipe, recipe, recipe, START_ANEW)
+    what, (then, now) = f"the partial result of {recipe['kind']}", (r.get("operator") for r in (resume.recipe, recipe))
+    check_same("resume", what, resume.recipe, recipe, recipe, START_ANEW)
+    check_same_function("resume", what, then, now, START_ANEW)
     sealed = resume.recipe.get("seal")  # results of before have none
     with reading_state():
-        if resume.state is not None and sealed is not None and seal(resume.state)["seal"] != sealed:
+        if resume.state is not None and sealed is not None and not same(seal(resume.state)["seal"], sealed):
             raise ValueError("its arrays are not those that on_partial got")
 
 
@@ -130,8 +141,14 @@ def reading_state() -> Iterator[None]:
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
     """{name: "then -> now"} of the named entries that differ between two recipes; plan and versions are ignored."""
+    then, now = ({k: _sort(k, value) for k, value in recipe.items()} for recipe in (then, now))
     names = [name for name in names if name not in NOT_COMPARED]
     return {k: _difference(then.get(k), now.get(k)) for k in names if not same(then.get(k), now.get(k))}
+
+
+def _sort(name: str, value: Any) -> Any:
+    """An entry whose order says nothing, sorted; any other as it is."""
+    return sorted(value, key=str) if name in UNORDERED and isinstance(value, list) else value
 
 
 def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, Any], path: Path | None = None) -> None:
@@ -142,9 +159,9 @@ def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, 
     """
     if not now["deterministic"] or then.get("probe_rows") != now["probe_rows"]:
         return
-    before = then.get("probe", {})
+    before, rounding = then.get("probe", {}), max(ROUNDING, 2.0 ** -now["precision"].get("bits", precision.SINGLE))
     for name, value in now["probe"].items():
-        if not same_numbers(before.get(name, value), value):
+        if not same_numbers(before.get(name, value), value, rounding):
             raise Differs(
                 argument,
                 {"functions": f"{before[name]} -> {value}"},
@@ -154,6 +171,76 @@ def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, 
             )
 
 
+def check_same_function(
+    argument: str, what: str, then: Any, now: Any, otherwise: str, path: Path | None = None
+) -> None:
+    """Raise ``Differs`` if the probes of two operators differ, which shows that the function changed.
+
+    The product with the fixed vector is compared relative to its norm, and the mean loss relative to itself or, where
+    it is smaller, to that norm: a loss of zero up to rounding says nothing. Recipes of before have no probe, and of a
+    loss that changes from call to call it says nothing; these are not compared.
+
+    Args:
+      argument: the argument of the call that brought the older recipe.
+      what: the older result in words, such as "the partial result of spectrum".
+      then: the recipe of the older result's operator.
+      now: the recipe of the operator now.
+      otherwise: the remedy for a user who cannot restore the function.
+      path: the file or folder that holds the older result, or None.
+    """
+    if not (has_probe(then) and has_probe(now)):
+        return
+    try:
+        (product, loss), (new_product, new_loss) = (_numbers_of(recipe["probe"]) for recipe in (then, now))
+        rtol, norms = max(rounding(then), rounding(now)), (product[-1], new_product[-1])
+        pairs = list(zip(product, new_product, strict=True))
+        same_product = all(is_close(one, two, rtol, max(norms)) for one, two in pairs)
+    except (LookupError, TypeError, ValueError) as error:
+        raise Misuse(argument, f"{what} has a damaged recipe ({error}); {otherwise}", path) from error
+    changes = [] if same_product else [f"the norm of a product: {norms[0]:.6g} -> {norms[1]:.6g}"]
+    changes += [] if is_close(loss, new_loss, rtol, max(norms)) else [f"the mean loss: {loss:.6g} -> {new_loss:.6g}"]
+    if changes:
+        text = f"{what} belongs to another function ({', '.join(changes)}); both must be the same: restore it"
+        raise Differs(argument, {"functions": ", ".join(changes)}, f"{text}, or {otherwise}", path)
+
+
+def _numbers_of(probe: Mapping[str, Any]) -> tuple[list[float], float]:
+    """(the numbers of the product, the mean loss or NaN)."""
+    return [float(x) for x in probe["product"]], float(probe.get("loss", math.nan))
+
+
+def has_probe(operator: Any) -> bool:
+    """Whether the recipe of an operator has numbers by which its function is known again."""
+    probe = operator.get("probe") if isinstance(operator, Mapping) else None
+    return isinstance(probe, Mapping) and "product" in probe
+
+
+def without_probe(operator: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of an operator without the numbers of its function, for another one that is made of it."""
+    return {k: v for k, v in operator.items() if k != "probe" or not has_probe(operator)}
+
+
+def rounding(recipe: Mapping[str, Any]) -> float:
+    """The relative difference that rounding makes between two machines or plans: more where halves are at work."""
+    types = precision.types_at_work(recipe)
+    return max([ROUNDING, *(HALF_STEPS * float(jnp.finfo(name).eps) for name in types if _is_half(name))])
+
+
+def _is_half(name: str) -> bool:
+    return precision.bits(name) < precision.SINGLE
+
+
+def is_close(one: float, two: float, rtol: float, least: float) -> bool:
+    """Whether two numbers differ by ``rtol`` times the largest of their magnitudes and ``least`` at most.
+
+    Those that are not finite must be equal.
+    """
+    if not (math.isfinite(one) and math.isfinite(two)):
+        return one == two or (math.isnan(one) and math.isnan(two))
+    scale = max(abs(one), abs(two), least if math.isfinite(least) else 0.0)
+    return abs(one - two) <= rtol * scale
+
+
 def same(one: Any, two: Any) -> bool:
     """Whether two entries of recipes are the same, by the rules of this module."""
     if isinstance(one, Mapping) and isinstance(two, Mapping):
@@ -161,13 +248,21 @@ def same(one: Any, two: Any) -> bool:
         return one.keys() == two.keys() and all(same(one[k], two[k]) for k in one)
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
         return same_numbers(one, two) or (len(one) == len(two) and all(map(same, one, two)))
-    return same_numbers(one, two) or _to_text(one) == _to_text(two)
+    return same_numbers(one, two) or _to_text(one) == _to_text(two) or _same_sample(one, two)
 
 
-def same_numbers(one: Any, two: Any) -> bool:
+def _same_sample(one: Any, two: Any) -> bool:
+    """Whether one is a fingerprint of before, which read a sample of large leaves, and the other has this sample."""
+    if not (isinstance(one, str) and isinstance(two, str)):
+        return False
+    short, long = sorted((one, two), key=len)
+    return re.fullmatch("[0-9a-f]{16}", short) is not None and long.startswith(short + "-")
+
+
+def same_numbers(one: Any, two: Any, rounding: float = ROUNDING) -> bool:
     """Whether both are floating numbers, or equally long lists of them, that differ by rounding at most.
 
-    Rounding is 1e-5 of the largest entry of ``two``; entries that are NaN or infinite must be equal.
+    Rounding is relative to the largest entry of ``two``; entries that are NaN or infinite must be equal.
     """
     if not (_are_floats(one) and _are_floats(two)):
         return False
@@ -177,7 +272,7 @@ def same_numbers(one: Any, two: Any) -> bool:
     finite = np.isfinite(a) & np.isfinite(b)
     scale = np.abs(b[finite]).max(initial=0)
     return np.array_equal(a[~finite], b[~finite], equal_nan=True) and bool(
-        np.all(np.abs(a[finite] - b[finite]) <= ROUNDING * scale)
+        np.all(np.abs(a[finite] - b[finite]) <= rounding * scale)
     )
 
 
@@ -203,7 +298,7 @@ def _difference(then: Any, now: Any) -> str:
 
 def _to_text(value: Any) -> str:
     """The value as JSON; the repr of parts that JSON cannot hold."""
-    return json.dumps(value, sort_keys=True, default=lambda x: x.tolist() if hasattr(x, "tolist") else repr(x))
+    return json.dumps(value, sort_keys=True, default=lambda x: x.tolist() if hasattr(x, "tolist") else stable_repr(x))
 
 
 def _shorten(value: Any) -> str:
@@ -241,10 +336,12 @@ def describe(data: Any) -> dict[str, Any]:
 def fingerprint(tree: PyTree) -> str:
     """A hash of the names, shapes, dtypes and contents of all leaves; 16 hex digits.
 
-    Of a leaf above 64 MB a fixed sample of the contents is read. Of a ``Whole`` its other
-    leaves count too.
+    Where leaves are above 64 MB, a dash and 16 hex digits more follow, a hash of all their bytes: the first 16 know a
+    sample of these leaves only, as the whole fingerprint did before, and so agree with recipes of before. Of a
+    ``Whole`` its other leaves count too.
     """
-    digest = hashlib.blake2b(digest_size=8)
+    digest, large = hashlib.blake2b(digest_size=8), hashlib.sha256(usedforsecurity=False)
+    has_large = False
     if isinstance(tree, Whole):
         rest = repr((tree.form.structure, [(number, value) for number, _, value in tree.form.fixed]))
         digest.update(re.sub(r" at 0x[0-9a-f]+", "", rest).encode())  # addresses differ between processes
@@ -254,8 +351,24 @@ def fingerprint(tree: PyTree) -> str:
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
         digest.update(f"{path}:{array.shape}:{array.dtype}".encode())
-        rows = array.reshape(-1)
-        if array.nbytes > 64_000_000:
-            rows = rows[:: -(-array.nbytes // 64_000_000)]
-        digest.update(np.ascontiguousarray(rows).tobytes())
-    return digest.hexdigest()
+        if array.nbytes <= LARGE:
+            digest.update(np.ascontiguousarray(array.reshape(-1)).tobytes())
+            continue
+        has_large = True
+        rows = array.reshape(-1) if array.flags.c_contiguous else array.flat
+        digest.update(np.ascontiguousarray(rows[:: -(-array.nbytes // LARGE)]).tobytes())
+        for piece in _pieces(array):
+            large.update(piece.data)
+    return digest.hexdigest() + (f"-{large.hexdigest()[:16]}" if has_large else "")
+
+
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The bytes of an array in row-major order, in pieces; only an array that is not contiguous is copied for it."""
+    if array.flags.c_contiguous:
+        yield array.reshape(-1).view(np.uint8)
+    elif array.nbytes > PIECE:  # as many rows at a time as fit, of which a single one may be too large
+        step = max(1, PIECE * len(array) // array.nbytes)
+        for start in range(0, len(array), step):
+            yield from _pieces(array[start] if step == 1 else array[start : start + step])
+    else:
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)

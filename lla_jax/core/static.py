@@ -1,62 +1,110 @@
 """Makes functions compare by value, so that a lambda written in a loop compiles once and not every time.
 
-Two functions are equal if they have the same code, and if everything that the code can reach is the same and cannot
-change: values of immutable types, library modules, and functions that reach nothing else. A function that can reach
-anything else (a mutable object, an array, a module of the user's) is equal only to itself.
+Two functions are equal if all that they can reach is equal, by the rules of ``identities``; a function that reaches
+what cannot be looked into is equal only to itself. Content is looked at when functions are compared, so that a new
+``Loss`` is never served with what was compiled before an object changed.
 """
 
 from __future__ import annotations
 
-import enum
-import functools
 import inspect
-import sys
-import sysconfig
 import types
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import fields
-from typing import Any
+from collections.abc import Callable, Hashable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
 
-import numpy as np
+import jax
 
+from lla_jax.core.identities import ByIdentity, Look, is_ours, mark_written
 from lla_jax.core.text import name_of
 
-_LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+T = TypeVar("T")
 
 
-class Static:
+class Compared:
+    """A base of what compares by the identity of ``look_at()``.
+
+    It is found when the object is made, since jax compares static arguments but does not hash them, and so might ask
+    for it only after a change.
+    """
+
+    _found: tuple[Look | None, Hashable, int] | None = None  # None after unpickling
+
+    def look_at(self) -> Any:
+        """What counts in a comparison."""
+        raise NotImplementedError
+
+    def look(self) -> Look | None:
+        """A look at what counts, as it is now; None if that has no identity."""
+        try:
+            return Look(self.look_at())
+        except (TypeError, RecursionError):
+            return None
+
+    def compare_by(self, look: Look | None) -> None:
+        """Take the identity of a look; if there is none, this object equals only itself."""
+        identity = ByIdentity(self) if look is None else look.identity
+        object.__setattr__(self, "_found", (look, identity, hash((type(self), identity))))
+
+    def _look_once(self) -> tuple[Look | None, Hashable, int]:
+        if self._found is None:
+            self.compare_by(self.look())
+        assert self._found is not None
+        return self._found
+
+    def __hash__(self) -> int:
+        return self._look_once()[2]
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other) or not isinstance(other, Compared):
+            return False
+        return self._look_once()[1:] == other._look_once()[1:]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_found"}  # it holds for this process
+
+
+class Static(Compared):
     """A wrapper of a function; two wrappers are equal if their functions are, by the rules of this module.
 
-    As under ``jax.jit``, a function that reads a mutable object sees the object's value at the first compilation: build
-    a new function (or ``Loss``) after changing the object.
+    As under ``jax.jit``, what was traced keeps the values that the function read then: build a new ``Loss`` (or
+    operator) after changing an object that the function reads.
     """
 
     def __init__(self, f: Callable[..., Any]):
         self.f = f
-        try:
-            self.identity: Hashable = identity(f, ())
-        except (TypeError, RecursionError):
-            self.identity = _ByIdentity(f)
+        self.compare_by(self.look())
+
+    def look_at(self) -> Any:
+        """The function."""
+        return self.f
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.f(*args, **kwargs)
-
-    def __hash__(self) -> int:
-        return hash(self.identity)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and self.identity == other.identity
+        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+            return self.f(*args, **kwargs)
+        before = self.look()
+        if before is None:
+            return self.f(*args, **kwargs)
+        if self._found is not None and self._found[1] != before.identity:
+            self.compare_by(before)  # what is compiled now belongs to what the function reads now
+        result = self.f(*args, **kwargs)
+        if (after := self.look()) is not None and before.identity != after.identity:
+            mark_written(before, after)
+        return result
 
     def __reduce__(self) -> Any:
-        return (Static, (self.f,))  # identities hold for this process only
+        return (Static, (self.f,))
 
     def __repr__(self) -> str:
         return name_of(self.f)
 
 
 def static(f: Any) -> Any:
-    """Wrap a plain function or partial as ``Static``; return anything else (with an equality of its own) as it is."""
-    return Static(f) if isinstance(f, types.FunctionType | functools.partial) else f
+    """Wrap a function, method or callable object of the user's as ``Static``; return anything else as it is."""
+    kinds = (type, types.BuiltinFunctionType, Compared)
+    return f if not callable(f) or isinstance(f, kinds) or is_ours(f) else Static(f)
 
 
 def function_of(f: Any) -> Any:
@@ -73,119 +121,32 @@ def takes_exactly(f: Any, count: int) -> bool:
     return no_defaults and code.co_argcount == count and not code.co_flags & inspect.CO_VARARGS
 
 
-class _ByIdentity:
-    """An object that equals only itself; it is held here, so that no other object can get its id."""
+class ByValue(Compared):
+    """A base of dataclasses (``eq=False``) that compare by all that their fields reach."""
 
-    def __init__(self, value: Any):
-        self.value = value
+    def __post_init__(self) -> None:
+        self.compare_by(self.look())
 
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByIdentity) and self.value is other.value
-
-
-def identity(value: Any, outer: tuple[Any, ...] = (), names: Sequence[str] = ()) -> Hashable:
-    """A hashable stand-in for a value.
-
-    Args:
-      value: a value that a function can reach.
-      outer: the functions through which the value was reached; meeting one of them again ends the recursion.
-      names: the attributes of the value that the function may read, if the value is a module.
-
-    Raises:
-      TypeError: the value is mutable, or may be.
-    """
-    if value is None or isinstance(value, bool | int | complex | str | bytes | enum.Enum | np.dtype | np.generic):
-        return (type(value), repr(value) if isinstance(value, complex | np.generic) else value)
-    if isinstance(value, float):
-        return (float, value.hex())  # 0.0 and -0.0 are equal, and make different programs
-    if isinstance(value, tuple | frozenset):
-        return (type(value), tuple(identity(v, outer) for v in value))
-    if isinstance(value, functools.partial):
-        parts = (value.func, value.args, tuple(value.keywords.items()))
-        return (functools.partial, *(identity(part, outer) for part in parts))
-    if isinstance(value, types.ModuleType):
-        return _identity_of_module(value, names)
-    if isinstance(value, types.FunctionType) and hasattr(value, "__explained__"):
-        return identity(value.__explained__, outer)
-    if isinstance(value, types.FunctionType) and not _is_library(value.__module__):
-        return _identity_of_function(value, outer)
-    if isinstance(value, types.FunctionType | type) and _is_library(value.__module__):
-        return _ByIdentity(value)
-    if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | None):
-        return _ByIdentity(value)
-    # objects that jax caches by identity, and compiled code without state
-    if isinstance(value, np.ufunc) or type(value).__name__ == "PjitFunction":
-        return _ByIdentity(value)
-    if type(value).__name__ in ("custom_jvp", "custom_vjp") and _is_library(getattr(value, "__module__", "")):
-        return _ByIdentity(value)
-    raise TypeError(f"{type(value).__name__} may change")
-
-
-def _is_library(name: str | None) -> bool:
-    """Whether a module is installed, and not the user's own."""
-    file = getattr(sys.modules.get(name or ""), "__file__", None)
-    return name in sys.builtin_module_names or (file is not None and file.startswith(_LIBRARY))
-
-
-def _identity_of_module(module: types.ModuleType, names: Sequence[str]) -> Hashable:
-    """The identity of a library module and of those of its attributes that are read (somebody may replace them)."""
-    if not _is_library(module.__name__):
-        raise TypeError(f"{module.__name__} may change")
-    attributes = [(name, getattr(module, name)) for name in names if hasattr(module, name)]
-    inner = [
-        (name, _identity_of_module(value, [n for n in names if n != name]))
-        if isinstance(value, types.ModuleType)
-        else (name, _ByIdentity(value))
-        for name, value in attributes
-    ]
-    return (_ByIdentity(module), *inner)
-
-
-def _identity_of_function(f: types.FunctionType, outer: tuple[Any, ...]) -> Hashable:
-    if f in outer:
-        return ("outer", outer.index(f))
-    outer, names = (*outer, f), _names(f.__code__)
-    reached = [f.__globals__[name] for name in names if name in f.__globals__]
-    try:
-        captured = [cell.cell_contents for cell in f.__closure__ or ()]
-    except ValueError as error:  # a cell that is filled later
-        raise TypeError("a cell that is still empty will change") from error
-    defaults = (f.__defaults__, tuple((f.__kwdefaults__ or {}).items()), tuple(f.__dict__.items()))
-    parts = (*(identity(v, outer, names) for v in (*reached, *captured)), *(identity(v, outer) for v in defaults))
-    return (f.__code__, _ByIdentity(f.__globals__), len(reached), parts)
-
-
-def _names(code: types.CodeType) -> list[str]:
-    """The global and attribute names that the code or a function inside it may read, in a fixed order."""
-    inner = [name for c in code.co_consts if isinstance(c, types.CodeType) for name in _names(c)]
-    return list(dict.fromkeys([*code.co_names, *inner]))
-
-
-class ByValue:
-    """A base of dataclasses (``eq=False``) that compare by their fields.
-
-    An object with a field that has no hash equals only itself, which costs one more compilation.
-    """
-
-    def _content(self) -> tuple[Any, ...]:
+    def look_at(self) -> tuple[Any, ...]:
+        """The fields."""
         return tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
 
-    def __hash__(self) -> int:
-        try:
-            return hash((type(self), self._content()))
-        except TypeError:
-            return id(self)
 
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if type(self) is not type(other):
-            return False
-        try:
-            hash(self._content()), hash(other._content())
-            return bool(self._content() == other._content())
-        except (TypeError, ValueError):
-            return False
+def renew(value: T) -> T:
+    """The same function, model or dataclass of these, compared by what it reaches now, if that changed.
+
+    What has no identity stays as it is.
+    """
+    made: Any = value
+    if is_dataclass(value) and not isinstance(value, type):
+        old = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+        new = {name: renew(each) for name, each in old.items() if isinstance(each, Compared) or is_ours(each)}
+        made = replace(value, **new) if any(new[name] is not old[name] for name in new) else value
+    if not isinstance(value, Compared) or value._found is None or value._found[0] is None:
+        return made
+    look = made.look()
+    if look is None or look.identity == value._found[1]:
+        return made
+    made = Static(value.f) if isinstance(value, Static) else replace(value)  # type: ignore[type-var]
+    made.compare_by(look)
+    return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -29,6 +30,12 @@ def name_of(f: Any) -> str:
     if name := getattr(f, "__qualname__", None):
         return str(name).rpartition("<locals>.")[2]
     return short_repr(f) or type(f).__name__
+
+
+def stable_repr(value: Any) -> str:
+    """The repr of a value without addresses, which differ between processes: an object is shown as its type."""
+    text = re.sub(r"<(?:[\w<>]+\.)*(\w+) object at 0x[0-9a-fA-F]+>", r"<\1>", repr(value))
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def short_repr(value: Any) -> str:

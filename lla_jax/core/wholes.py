@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.identities import identity
 from lla_jax.core.signatures import explained
-from lla_jax.core.static import identity
 from lla_jax.core.types import Batch, PyTree
 
 FIXED = bool | int | float | complex | str | bytes | enum.Enum | np.dtype

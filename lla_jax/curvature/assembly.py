@@ -15,6 +15,7 @@ from lla_jax.core import called, counts, examples, losses, precision, recipes
 from lla_jax.core import data as _data
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.copies import own
 from lla_jax.core.data import Stream
 from lla_jax.core.rows import Model, like, spread, takes, trace
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe, Select
@@ -67,11 +68,11 @@ def operator(
     uncut = matrix.train or not loss.per_example or isinstance(first, Whole)
     params_mesh = sharding.mesh_of(params)
     mesh = _mesh(execution, uncut) if params_mesh is None else _mesh_beside(params_mesh, execution, together)
-    data = data if isinstance(data, Stream) else first
+    data = data if isinstance(data, Stream) else own(first)
     recipe = _recipe(matrix, loss, params, data, batch_size if uncut else None, options["select"])
     key = jax.random.key(0) if key is None else key
     offset = _agree_on_rows(recipe, data, key, matrix) if together else 0
-    loss, params = precision.at_least_single(loss, params)
+    loss, params = own(precision.at_least_single(loss, params))
     one_device = _devices.mesh_of([mesh.devices.flat[0]])
     there = _place((loss, params), one_device, params_mesh, "loss, params")
     matrix, settled = _check(matrix, there[0], there[1], data, first, batch_size, uncut)

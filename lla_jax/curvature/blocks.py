@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lla_jax.core import data as _data
-from lla_jax.core import precision
+from lla_jax.core import interrupts, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.data import Stream
@@ -35,7 +35,9 @@ CONV_ROWS = 128  # examples per block; with more, convolutions spill the caches 
 BLOCK_BYTES = {True: 2**22, False: 2**30}  # largest intermediate value of a block: on a CPU, on other devices
 MOST_TRACED = 2**16  # rows; the number of entries of more might not fit an int32
 KEPT_FRACTION = 0.25  # of the free memory, which primal values may take
+MOST_FLOPS = 10**10  # of a product on a CPU for several to run in one program, some seconds long
 UNSTEADY = 1e-5  # relative difference between two evaluations that rounding does not explain
+NOT_COMPARED = {"compared": False}  # the probe of a loss that may change from call to call
 CALLBACKS = {"pure_callback", "io_callback"}  # without these, a jax function gives the same values every time
 
 
@@ -72,8 +74,11 @@ def in_memory(
     blocks = _uncut_batches(by, count, batch_size) if uncut else _blocks(by, rows, row_bytes, batch_size)
     place = functools.partial(_place_data, data, mesh, params_mesh)
     common = common._replace(data=place(), count=np.int32(count))
-    if primitives & CALLBACKS and not allow_nondeterministic:
-        _check_deterministic(by, space, common, blocks[0])
+    if primitives & CALLBACKS:
+        if allow_nondeterministic:
+            recipe["probe"] = NOT_COMPARED
+        else:
+            _check_deterministic(by, space, common, blocks[0])
     if params_mesh is not None and linearize == "auto":
         keep, nbytes, text = False, 0, "computed at every product"  # the compiler might gather values that are kept
     else:
@@ -197,6 +202,8 @@ def streamed(settings: Settings, common: Common, data: Stream, batch: Batch, rec
         "on_device": False,
         "text": f"{text}, in each of {jax.process_count()} processes" if together else text,
     }
+    if settings.allow_nondeterministic:
+        recipe["probe"] = NOT_COMPARED
     return _stream_at(settings, by, space, row_bytes, data, common._replace(params=None), common.params, recipe)
 
 
@@ -218,7 +225,7 @@ def _stream_at(
     def place(batch: Batch, mesh: Mesh) -> Batch:
         return _place_data(batch, mesh, params_mesh)
 
-    def call(v: PyTree) -> PyTree:
+    def call(v: PyTree) -> tuple[PyTree, Any]:
         total: Any = None
         for batch, count, offset in _devices.device_batches(data, mesh, uncut, place=place):
             rows = _data.num_examples(batch) // mesh.size
@@ -226,10 +233,10 @@ def _stream_at(
             blocks = _uncut_batches(by, count, batch_size) if uncut else _blocks(by, rows, row_bytes, batch_size)
             for block in blocks:
                 sums = products.sums_step(here, space, block, v, by=by)
-                total = sums if total is None else products.plus_step(total, sums)
+                total = sums if total is None else products.add(total, sums)
                 if params_mesh is not None:
                     total = sharding.wait_on_cpu(total)
-        total = products.add_up(by, total)
+        total = products.add_up(by, interrupts.wait(total))
         total = _exchange(by, v, total) if together else total
         if not allow_nondeterministic:
             _check_same_pass(values, products.over_devices(by, total[1]))
@@ -262,7 +269,7 @@ def _over_processes(own: LinearOperator, recipe: Recipe) -> HostOperator:
     """The operator of the mean over the rows of all processes: their sums are added up in every product."""
     by, space, common = own.multiplier, own.space, own.common
 
-    def call(v: PyTree) -> PyTree:
+    def call(v: PyTree) -> tuple[PyTree, Any]:
         total = _exchange(by, v, products.add_up(by, products.total(by, common, space, own.blocks, v)))
         return products.finish_step(common, space, v, total, by=by)
 
@@ -314,13 +321,16 @@ def _look(
     """(multiplier, space of the vectors, bytes of the largest value per row, primitives), from a traced product."""
     count = _data.num_examples(batch)
     rows = min(count if settings.uncut else rows, settings.batch_size or count)
-    row_bytes, primitives = _state_precision(recipe, _profile(settings.matrix, common, batch, rows))
+    profile, flops = _profile(settings.matrix, common, batch, rows)
+    row_bytes, primitives = _state_precision(recipe, profile)
     by = _multiplier(settings.matrix, settings.mesh, primitives, settings.params_mesh)
+    if settings.mesh.devices.flat[0].platform == "cpu" and flops * count > MOST_FLOPS:
+        by = by._replace(on_device=False)  # nothing is gained in one program, and the progress would wait for its end
     return by, _space(settings.matrix, common.params, settings.params_mesh), row_bytes, primitives
 
 
-def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> rewriting.Profile:
-    """The profile of a product, with the bytes per row; the product is only traced.
+def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[rewriting.Profile, float]:
+    """(profile of a product, with the bytes per row; its operations per row). The product is only traced.
 
     It is traced for all ``rows`` at once, or for a batch of the user's size: with many rows, the values of the examples
     are larger than the weights.
@@ -330,8 +340,9 @@ def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> rewriti
     common = common._replace(data=like(batch, rows), count=np.int32(rows))
     vector = matrices.part(common.params, matrix.leaf_mask)
     step, space = functools.partial(products.sums_step, by=by), _space(matrix, common.params, None)
-    profile = rewriting.profile(step, common, space, Rows(np.zeros(1, np.int32), rows), vector)
-    return profile._replace(nbytes=max(1, profile.nbytes // rows))
+    traced = (step, common, space, Rows(np.zeros(1, np.int32), rows), vector)
+    profile = rewriting.profile(*traced)
+    return profile._replace(nbytes=max(1, profile.nbytes // rows)), rewriting.flops(*traced) / rows
 
 
 def _state_precision(recipe: Recipe, profile: rewriting.Profile) -> tuple[int, set[str]]:

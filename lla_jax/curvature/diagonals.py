@@ -16,7 +16,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.standard_errors import widening
 from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import Operator, no_finite_product
-from lla_jax.curvature.probes import map_probes, reserve_probes
+from lla_jax.curvature.random_probes import map_probes, reserve_probes
 from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.stopping import Round, State
 from lla_jax.curvature.units import Unit

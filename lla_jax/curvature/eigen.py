@@ -18,17 +18,19 @@ import numpy as np
 from lla_jax.core import arguments, precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import misuse, warn_caller
+from lla_jax.core.interrupts import deferred_interrupts, wait
 from lla_jax.core.results import Eigenpairs
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, PyTree, Recipe
-from lla_jax.curvature import eigensearch, room, units
+from lla_jax.curvature import eigensearch, forecasts, room, units
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Goal, Ritz, Search
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
+from lla_jax.curvature.probe import describe
 from lla_jax.curvature.units import OutOfRange, Unit, adapt
+from lla_jax.directions import centres
 from lla_jax.execution import progress as _progress
 from lla_jax.execution import sharding
-from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.progress import AskedProgress, takes_progress
 
 log = logging.getLogger("lla_jax")
@@ -75,11 +77,11 @@ def eigenpairs(
       max_vectors: vectors held at most, besides k at the end and one for every further sequence; beyond, the search is
         restarted from the best Ritz vectors and takes more products. By default as many as a quarter of the free memory
         holds.
-      progress: True for a bar, or a function called as ``progress(products, None)``.
+      progress: True for a bar, which also estimates the total, or a function called as ``progress(products, None)``.
       on_partial: called with the pairs found so far, and the state to continue from, if the search is interrupted
         (Ctrl-C, or any exception), before the exception is raised again. The residuals are the search's own estimates.
-        A first Ctrl-C waits for the end of a step; a second one does not, and if it comes while a step is stored,
-        nothing is handed over.
+        A first Ctrl-C leaves out the steps in progress; a second one that comes while a step is stored leaves nothing
+        to hand over.
       save_every: seconds after which ``on_partial`` is called on the way as well, again and again, so that a killed
         process can be continued too. Its recipe then says "running" as "stopped".
       resume: a result that ``on_partial`` was called with. The search continues from it, and gives the same to the bit
@@ -94,7 +96,7 @@ def eigenpairs(
 
     Raises:
       ValueError: an argument out of its range, an operator that is not symmetric, a first product that is not finite,
-        ``resume`` of another operator or other arguments.
+        ``resume`` of another operator, another function or other arguments.
 
     References: Lanczos 1950; Wu and Simon 2000 (thick restart). Where we differ from LLA (power iteration with
     deflation, arXiv 2412.10146): (1) it ends on the residual, not on two values that happen to be close; (2) negative
@@ -111,7 +113,7 @@ def eigenpairs(
     most = min(_check_at_least("max_vectors", max_vectors, min(n, k + SPARE), affordable), n)
     recipe = {
         "kind": "eigenpairs",
-        "operator": dict(H.recipe),
+        "operator": describe(H),
         "n": n,
         "dtype": str(H.dtype),
         "k": k,
@@ -145,9 +147,15 @@ def eigenpairs(
 
         report = _progress.save_regularly(progress, save_every, on_partial, lambda: hand_over("running"))
 
+        def expect() -> None:
+            _progress.expect_total(progress, forecasts.products_of_pairs(s.errors, k, limit - k) + k)
+
+        expect()
+
         def after_step(products: int) -> None:
             check()
             unit.check(s.scale, products)
+            expect()
             if report is not None:
                 report(products, None)
 
@@ -229,6 +237,7 @@ def _pairs(
         residuals=residuals.tolist(),
         names=[f"eigenvector {i + 1} (lambda = {value:.3g})" for i, value in enumerate(values)],
         operator=H.recipe.get("kind", "given"),
+        **centres.of_operator(H.recipe),
     )
     recipe["products"] = products
     directions = Directions(H.embed(H.place(_tree.stack(vectors))), about)
@@ -245,7 +254,7 @@ def _finish(
     vectors, quotients = [], []
     for i in range(num):
         vectors.append(_ritz_vector(s, ritz, i, H))
-        quotients.append(np.asarray(_rayleigh_quotient(vectors[i], H.product(vectors[i])), np.float64))
+        quotients.append(np.asarray(_rayleigh_quotient(vectors[i], wait(H.product(vectors[i]))), np.float64))
         after_step(s.products + i + 1)
     values, residuals = np.stack(quotients).T
     bad = ~np.isfinite(residuals)
@@ -310,7 +319,7 @@ def _partial(s: Search, unit: Unit, goal: Goal, recipe: Recipe, stopped: str) ->
     H = unit.H
     ritz = eigensearch.ritz_pairs(s, goal.which)
     num = min(goal.k, len(ritz.values))
-    state = {f"basis/{i}": np.asarray(x[: s.filled]) for i, x in enumerate(jax.tree.leaves(s.basis))}
+    state = {f"basis/{i}": _lanczos.to_host(x, s.filled) for i, x in enumerate(jax.tree.leaves(s.basis))}
     state |= {name: getattr(s, name) for name in _ARRAYS}
     state |= {"T": s.T[: s.filled, : s.filled], "scale": np.array(s.scale), "unit": np.array(unit.size)}
     state["counts"] = np.array([getattr(s, name) for name in _COUNTS], np.int64)

@@ -30,6 +30,7 @@ log = logging.getLogger("lla_jax")
 
 DOUBT = 1e-3  # probability that a sequence rules out an eigenvalue that is there
 PIECE = 2**16  # entries of a vector that are mixed at once
+NOTED = 16  # calls whose errors are kept
 LEAST = 10  # steps that a sequence may take to rule out, if all others were shorter
 
 
@@ -70,6 +71,7 @@ class Search:
     most: int = 0  # rows at most
     saved: bool = False  # whether the basis is copied on the way
     bytes_needed: int = 0  # as logged
+    errors: list[tuple[int, float]] = field(default_factory=list)  # (products, largest wanted residual / tolerance)
 
     @property
     def rows(self) -> int:
@@ -400,6 +402,7 @@ def search(s: Search, H: Operator, key: jax.Array, goal: Goal, limit: int, repor
         else:
             ritz = ritz_pairs(s, goal.which)
             move = _choose(s, ritz, n, goal)
+            _note_error(s, ritz, goal)
         if move in ("verified", "unverified"):
             return move
         if s.products >= limit:
@@ -414,6 +417,13 @@ def search(s: Search, H: Operator, key: jax.Array, goal: Goal, limit: int, repor
             return f"product {s.products} is not finite"
         else:
             report(s.products)
+
+
+def _note_error(s: Search, ritz: Ritz, goal: Goal) -> None:
+    """Keep how far the wanted pairs are from the tolerance, for the progress bar: the last calls of several."""
+    limit = goal.tol * np.abs(ritz.values).max(initial=0.0)
+    if s.known >= goal.k and limit > 0 and len(s.wanted) == 0:
+        s.errors = [*s.errors[-NOTED:], (s.products, float(ritz.errors[: goal.k].max() / limit))]
 
 
 def _needs_ritz_pairs(s: Search, k: int, limit: int) -> bool:

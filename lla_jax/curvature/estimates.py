@@ -16,23 +16,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import arguments, recipes
+from lla_jax.core import arguments, interrupts, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import PyTree
-from lla_jax.curvature import diagonals, room, sketches, stopping, units
+from lla_jax.curvature import diagonals, forecasts, room, sketches, stopping, units
 from lla_jax.curvature.flat_rows import NotFinite, ProductCounter
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
-from lla_jax.curvature.probes import map_probes, reserve_probes
+from lla_jax.curvature.probe import describe
+from lla_jax.curvature.random_probes import map_probes, reserve_probes
 from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.stopping import LEAST_DRAWS, PRODUCTS_EACH, Round, State
 from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.execution import progress as _progress
-from lla_jax.execution.interrupts import deferred_interrupts
-from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
+from lla_jax.execution.progress import AskedProgress, Progress, expect_total, takes_progress
 
 log = logging.getLogger("lla_jax")
 
@@ -40,6 +41,7 @@ MEMORY_FRACTION = 0.25  # of the free memory, which the basis of a sketch may ta
 
 
 @takes_progress("products")
+@deferred_interrupts()
 @explained
 def trace(
     H: Operator,
@@ -71,8 +73,9 @@ def trace(
       key: draws the vectors.
       method: "hutchinson", "hutch++" or "xtrace".
       rtol: standard error asked for, relative to the mean; 0 uses all products.
-      max_products: most products to use; the 2 that check a given operator's symmetry come on top.
-      progress: True for a bar, or a function called with (products so far, None).
+      max_products: most products to use; the 2 that check a given operator's symmetry and the one of its probe
+        come on top.
+      progress: True for a bar, which also estimates the total, or a function called with (products so far, None).
       on_partial: called with the ``Estimate`` of the draws so far and the state to continue from, if the computation is
         interrupted (Ctrl-C, or any exception), before the exception is raised again. A first Ctrl-C waits for the end
         of a product; lost are the draws that are taken at the same time as it.
@@ -116,6 +119,7 @@ def trace(
 
 
 @takes_progress("products")
+@deferred_interrupts()
 @explained
 def frobenius_norm(
     H: Operator,
@@ -165,6 +169,7 @@ def frobenius_norm(
 
 
 @takes_progress("products")
+@deferred_interrupts()
 @explained
 def diagonal(
     H: Operator,
@@ -248,11 +253,12 @@ def _estimate(
     # fewer draws without any spread are believed where that cannot be luck, as it can with signs on a sparse matrix
     sketch, rtol, max_products = stopping.method_of(about) != "hutchinson", call.rtol, call.max_products
     rounding = 100 * float(jnp.finfo(H.dtype).eps) if sketch else -1.0
+    unit = settle(H, key) if call.resume is None else None
     recipe = about | {
         "rtol": rtol,
         "max_products": int(max_products),
         "key": recipes.fingerprint(key),
-        "operator": dict(H.recipe),
+        "operator": describe(H),
     }
     _progress.check_on_partial(call.on_partial)
     if call.resume is not None:
@@ -281,7 +287,12 @@ def _estimate(
         report = _progress.save_regularly(call.progress, call.save_every, call.on_partial, lambda: hand_over("running"))
         try:
             for now in rounds(unit, state):
-                check()
+                interrupts.check_interrupt()
+                if call.progress is not None:
+                    error = float(now.sem / (rtol * abs(now.mean))) if rtol and now.mean else math.inf
+                    power = forecasts.SKETCHED if sketch else forecasts.INDEPENDENT
+                    total = forecasts.products_of_draws(now.products, error, power, max_products)
+                    expect_total(call.progress, total)
                 if report is not None:
                     report(now.products, None)
                 if now.trouble or (now.whole and stopping.is_precise(now, rtol, rounding)):
@@ -289,7 +300,7 @@ def _estimate(
                 if early and now.num >= LEAST_DRAWS:
                     stopping.say_early(recipe, now, rtol, max_products)
                     early = False
-            check()
+            interrupts.check_interrupt()
         except OutOfRange:
             raise
         except BaseException:
@@ -298,8 +309,7 @@ def _estimate(
         assert now is not None
         return now.times(unit.size)
 
-    with deferred_interrupts() as check:
-        now = adapt(settle(H, key) if state is None else units.of_state(H, state), key, take)
+    now = adapt(unit or units.of_state(H, state or {}), key, take)
     converged = stopping.is_precise(now, rtol, rounding)
     if now.trouble or not converged:
         warn_caller(stopping.shortfall(recipe, now, rtol))

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import Operator
 from lla_jax.curvature.space import Space, draw
-from lla_jax.execution.interrupts import deferred_interrupts
 
 PIECE = 4096  # entries of a vector in one matrix product
 PIECES = 64  # that are brought together at a time

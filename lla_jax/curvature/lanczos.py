@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import arguments, precision
+from lla_jax.core import arguments, interrupts, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import clamp_count, warn_caller
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import (
@@ -32,7 +33,6 @@ from lla_jax.curvature.room import check_room
 from lla_jax.curvature.space import draw_one, take, vector_at
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution import sharding
-from lla_jax.execution.interrupts import deferred_interrupts
 
 BREAKDOWN = 10.0  # a remainder below this times eps |A q| is rounding
 STEPS_PER_CALL = 8  # at most, on the device
@@ -321,7 +321,8 @@ def advance(
     if H.on_device:
         assert isinstance(H, LinearOperator)
         start = _Start(np.int32(row), np.int32(into), np.int32(count), scale, last)
-        done, vectors, *numbers = _on_device(H, basis, start, window=window, batched=batched)
+        found = _on_device(H, basis, start, window=window, batched=batched)
+        done, vectors, *numbers = interrupts.wait(found)
         steps = int(np.max(done))
         coefficients, norms, sizes = (np.asarray(x, np.float64) for x in numbers)
         cut = (slice(None), slice(steps)) if batched else (slice(steps),)
@@ -329,7 +330,7 @@ def advance(
     assert count == 1
     assert not batched
     rows = jax.tree.leaves(basis)[0].shape[0]
-    product = H.product(take(basis, np.int32(row % rows if window else row)))
+    product = interrupts.wait(H.product(take(basis, np.int32(row % rows if window else row))))
     if not window:
         return orthogonalize(H, basis, product, scale)
     vectors, *numbers = _window_step_from_host(basis, product, np.int32(row), last, scale)
@@ -381,6 +382,15 @@ def from_host(H: Operator, leaves: list[np.ndarray]) -> PyTree:
     """A basis of numpy leaves, put on the operator's devices."""
     leaves = leaves if H.space.shards is not None else [jnp.asarray(x) for x in leaves]  # type: ignore[misc]
     return H.place(H.space.tree(leaves))
+
+
+def to_host(rows: jax.Array, count: int) -> np.ndarray:
+    """The first rows of a leaf of a basis, as an array of its own.
+
+    On a CPU no program is begun for it, which would wait for a product that an interrupt has left unfinished.
+    """
+    on_cpu = all(device.platform == "cpu" for device in rows.devices())
+    return np.array(np.asarray(rows)[:count] if on_cpu else rows[:count])
 
 
 def tridiagonal(alphas: np.ndarray, betas: np.ndarray) -> np.ndarray:

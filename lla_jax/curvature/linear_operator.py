@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import recipes
+from lla_jax.core import interrupts, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, single_key
+from lla_jax.core.copies import own
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Loss, PyTree, Recipe
 from lla_jax.curvature import products, units
@@ -23,7 +25,6 @@ from lla_jax.curvature.products import Multiplier
 from lla_jax.curvature.space import Space, draw_one, lift, stack, take
 from lla_jax.curvature.units import Unit
 from lla_jax.execution import devices, processes, sharding
-from lla_jax.execution.interrupts import deferred_interrupts
 
 Rebuild = Callable[[PyTree, Recipe], Any]
 """``rebuild(params, recipe)`` makes an operator over the same data at other parameters, without a scale. The parameters
@@ -106,8 +107,15 @@ class Operator(Algebra, abc.ABC):
         """The product A v: a tree like ``v``."""
 
     @abc.abstractmethod
+    def product_and_loss(self, v: PyTree) -> tuple[PyTree, Any]:
+        """(the product A v, the mean loss over all rows), of one pass over the data.
+
+        The loss, penalty included, is None for a Fisher matrix and for a product of the user's.
+        """
+
     def product(self, v: PyTree) -> PyTree:
         """The product A v, a tree like ``v``, computed from the host in the fastest way; ``mv`` gives the same."""
+        return self.product_and_loss(v)[0]
 
     def products(self, stacked: PyTree) -> PyTree:
         """The products A v with several vectors, computed from the host.
@@ -134,12 +142,12 @@ class Operator(Algebra, abc.ABC):
             with deferred_interrupts() as check:
                 for i in range(num):
                     check()
-                    each.append(self.product(take(stacked, np.int32(i))))
-            return stack(self.space, each) if num > 1 else jax.block_until_ready(lift(self.space, each.pop()))
+                    each.append(interrupts.wait(self.product(take(stacked, np.int32(i)))))
+            return stack(self.space, each) if num > 1 else interrupts.wait(lift(self.space, each.pop()))
 
         def compute(lo: int, hi: int) -> PyTree:
             some = stacked if hi - lo == num else jax.tree.map(lambda x: x[lo:hi], stacked)
-            return jax.block_until_ready(_products(self, some))
+            return interrupts.wait(_products(self, some))
 
         pieces = halve(compute, 0, num)
         return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *pieces)
@@ -207,13 +215,13 @@ class Operator(Algebra, abc.ABC):
             raise Misuse("H", f"{text}; it must be an operator as lla.hessian, lla.ggn or lla.fisher gave it")
         params = self._like_centre(params)
         described = describe_params(params)  # before the cast, as a landscape there describes them
-        recipe = self.recipe | {"params": described}
+        recipe = recipes.without_probe(self.recipe) | {"params": described}
         if self.together:
             processes.agree(params=str(recipe["params"]))
 
         def place(new: Any, old: jax.Array) -> jax.Array:
             new = new.astype(old.dtype) if isinstance(new, jax.Array) else np.asarray(new, old.dtype)
-            return jax.device_put(new, old.sharding)
+            return jax.device_put(own(new), old.sharding)
 
         placed = jax.tree.map(place, params, self.centre())
         return replace(self.rebuild(placed, recipe), space=self.space)
@@ -275,14 +283,18 @@ class LinearOperator(Operator):
     def mv(self, v: PyTree) -> PyTree:
         """The product A v: a tree like ``v``. Pure and jit-able."""
         v = self.space.check(v)
-        each = (products.sums(self.multiplier, self.common, self.space, block, v) for block in self.blocks)
-        return products.finish(self.multiplier, self.common, self.space, v, functools.reduce(products.plus, each))
+        return products.finish(self.multiplier, self.common, self.space, v, self._total(v))
 
-    def product(self, v: PyTree) -> PyTree:
-        """The product A v from the host: one compiled step, called for every block."""
+    def _total(self, v: PyTree) -> Any:
+        """The total of the sums of all blocks. Pure."""
+        each = (products.sums(self.multiplier, self.common, self.space, block, v) for block in self.blocks)
+        return functools.reduce(products.plus, each)
+
+    def product_and_loss(self, v: PyTree) -> tuple[PyTree, Any]:
+        """(A v, the mean loss) from the host: one compiled step, called for every block."""
         v, by = self.space.check(v), self.multiplier
         if len(self.blocks) == 1 and (by.mesh is None or by.mesh.size == 1):
-            return self.space.wait_for(_product(self, v))
+            return self.space.wait_for(_product_and_loss(self, v))
         total = products.add_up(by, products.total(by, self.common, self.space, self.blocks, v))
         return self.space.wait_for(products.finish_step(self.common, self.space, v, total, by=by))
 
@@ -305,7 +317,7 @@ class HostOperator(Operator):
     Args:
       multiplier: the static part.
       space: the space of its vectors, which holds S of S A S.
-      call: ``call(v) -> A v`` without the scale.
+      call: ``call(v) -> (A v, mean loss)`` without the scale, as for ``product_and_loss``.
       params: the parameters; for a given product, the tree ``like`` a vector.
       recipe: as for ``LinearOperator``.
       rebuild: as for ``LinearOperator``.
@@ -314,7 +326,7 @@ class HostOperator(Operator):
 
     multiplier: Multiplier
     space: Space
-    call: Callable[[PyTree], PyTree]
+    call: Callable[[PyTree], tuple[PyTree, Any]]
     params: PyTree
     recipe: Recipe = field(default_factory=dict)
     rebuild: Rebuild | None = None
@@ -322,14 +334,15 @@ class HostOperator(Operator):
 
     def mv(self, v: PyTree) -> PyTree:
         """The product A v: a tree like ``v``. It reads a stream once, and waits for the processes that take part."""
+        return self.product_and_loss(v)[0]
+
+    def product_and_loss(self, v: PyTree) -> tuple[PyTree, Any]:
+        """(A v, the mean loss), of one reading."""
         v = self.space.check(v)
         if self.scale is None:
             return self.call(v)
-        return products.times(self.scale, self.call(products.times(self.scale, v)))
-
-    def product(self, v: PyTree) -> PyTree:
-        """The same as ``mv``."""
-        return self.mv(v)
+        product, loss = self.call(products.times(self.scale, v))
+        return products.times(self.scale, product), loss
 
     def centre(self) -> PyTree:
         return self.params
@@ -355,7 +368,11 @@ def _products(H: LinearOperator, stacked: PyTree) -> PyTree:
     return jax.lax.map(H.mv, stacked) if platform == "cpu" else jax.vmap(H.mv)(stacked)
 
 
-_product = jax.jit(lambda operator, v: operator.mv(v))
+@jax.jit
+def _product_and_loss(H: LinearOperator, v: PyTree) -> tuple[PyTree, Any]:
+    total, by = H._total(v), H.multiplier
+    return products.finish(by, H.common, H.space, v, total), products.mean_loss(by, H.common, total)
+
 
 NUMBER = 2**31  # folded into the key for the check of symmetry
 ASYMMETRY = 1e-2  # relative; products in half precision stay below, mistakes (another batch, one-sided scales) do not

@@ -26,6 +26,8 @@ from lla_jax.core.arguments import (
     misuse,
     single_key,
 )
+from lla_jax.core.copies import own
+from lla_jax.core.interrupts import GRACE_S, prompt_interrupts
 from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
@@ -232,7 +234,8 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
       product: ``product(v, *args) -> A v``, a tree like ``v``.
       like: a vector's structure: a pytree of real floating arrays or ``jax.ShapeDtypeStruct``. Arrays that are sharded
         over devices give vectors that are sharded in the same way.
-      args: arrays that the product reads, such as a matrix. They are passed on, not compiled in.
+      args: arrays that the product reads, such as a matrix. They are passed on, not compiled in; those of numpy are
+        copied for a traceable product.
       traceable: False for a product that jax cannot trace (numpy, a remote service): it is called on the host.
 
     Returns:
@@ -263,18 +266,20 @@ def given(product: Callable[..., PyTree], like: PyTree, *args: Any, traceable: b
     by = Multiplier(None, static(product) if traceable else None, None, traceable and not shards)
     space = Space(structure, shapes, shards)
     if traceable:
+        args = own(args)
         operator = LinearOperator(by, space, args, ((),), recipe={"kind": "given"})
         with _explained_product(product, operator.structure, args):
             image = jax.eval_shape(product, operator.structure, *args)
         _tree.align(image, operator.structure, "product(v)", "like")
         return operator
 
-    def call(v: PyTree) -> PyTree:
+    def call(v: PyTree) -> tuple[PyTree, None]:
         # of results that are not finite we speak ourselves
-        with np.errstate(over="ignore", invalid="ignore"), _explained_product(product, v, args):
+        finite = np.errstate(over="ignore", invalid="ignore")
+        with finite, _explained_product(product, v, args), prompt_interrupts(GRACE_S):
             image = product(v, *args)
         image = _tree.align(image, v, "product(v)", "like")
-        return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), image, v)
+        return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), image, v), None
 
     return HostOperator(by, space, call, like, recipe={"kind": "given"})
 
@@ -380,6 +385,7 @@ def preconditioned(operator: Any, second_moment: Directions | PyTree, *, eps: fl
     return _scale(operator, scale, "second_moment", recipe)
 
 
+@prompt_interrupts()
 @explained
 def dense(operator: Any) -> np.ndarray:
     """The matrix (n, n), float64, with entries in the order of the raveled leaves: for small models and for tests.
@@ -416,7 +422,9 @@ def _scale(operator: Any, scale: PyTree, name: str, recipe: dict[str, Any]) -> A
     scale = _tree.align(scale, operator.structure, name, "the operator's vectors")
     scale = jax.tree.map(lambda s, x: jnp.asarray(s, x.dtype), scale, operator.structure)
     scale = scale if operator.space.shards is None else operator.place(scale)
-    return replace(operator, space=replace(operator.space, scale=scale), recipe=operator.recipe | recipe)
+    return replace(
+        operator, space=replace(operator.space, scale=scale), recipe=recipes.without_probe(operator.recipe) | recipe
+    )
 
 
 def _needs_outputs(name: str, loss: Any) -> None:
@@ -425,6 +433,7 @@ def _needs_outputs(name: str, loss: Any) -> None:
         raise Misuse("loss", f"{text} adapter such as lla.from_linen, or lla.hessian")
 
 
+@prompt_interrupts()
 def _operator(
     kind: str,
     loss: Any,

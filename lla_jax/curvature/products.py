@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from lla_jax.core import losses
+from lla_jax.core import interrupts, losses
 from lla_jax.core import tree as _tree
 from lla_jax.core.called import differentiated
 from lla_jax.core.data import num_examples
@@ -193,6 +193,21 @@ def _mean(by: Multiplier, common: Common, space: Space, v: PyTree, total: Any) -
         return plus(mean, jax.jvp(slope, (part,), (displacement,))[1])
 
 
+def mean_loss(by: Multiplier, common: Any, total: Any) -> Any:
+    """The mean loss, penalty included, from the total of all blocks' ``sums``.
+
+    None for a user's product, and for a Fisher matrix, whose sums are not those of the loss.
+    """
+    if by.matrix is None or by.matrix.kind == "fisher":
+        return None
+    weight, value = over_devices(by, total[1])
+    mean = value / weight.astype(value.dtype)
+    if common.loss.penalty is None:
+        return mean
+    with jax.default_matmul_precision("highest"):
+        return mean + losses.penalty_of(common.loss, common.params)
+
+
 def over_devices(by: Multiplier, total: Any) -> Any:
     """The sums added up over their leading axis of devices, which sums of one device do not have."""
     split = by.mesh is not None and by.mesh.size > 1
@@ -212,12 +227,26 @@ def add_up(by: Multiplier, total: Any) -> Any:
 
 sums_step = jax.jit(lambda common, space, block, v, *, by: sums(by, common, space, block, v), static_argnames="by")
 plus_step = jax.jit(plus)
-finish_step = jax.jit(lambda common, space, v, total, *, by: finish(by, common, space, v, total), static_argnames="by")
+
+
+@functools.partial(jax.jit, static_argnames="by")
+def finish_step(common: Any, space: Space, v: PyTree, total: Any, *, by: Multiplier) -> tuple[PyTree, Any]:
+    """(``finish``, ``mean_loss``) of the same total."""
+    return finish(by, common, space, v, total), mean_loss(by, common, total)
 
 
 def total(by: Multiplier, common: Any, space: Space, blocks: Any, v: PyTree) -> Any:
-    """The total of the ``sums`` of all blocks. It is added up from the host: one compiled step is called per block."""
-    return functools.reduce(plus_step, (sums_step(common, space, block, v, by=by) for block in blocks))
+    """The total of the ``sums`` of all blocks. It is added up from the host: one compiled step is called per block.
+
+    A block is begun while the one before is computed; an interrupt acts between them.
+    """
+    return interrupts.wait(functools.reduce(add, (sums_step(common, space, block, v, by=by) for block in blocks)))
+
+
+def add(total: Any, sums: Any) -> Any:
+    """The total with the sums of one block more, once the total is computed; an interrupt acts until then."""
+    interrupts.wait(total)
+    return plus_step(total, sums)
 
 
 @functools.partial(jax.jit, static_argnames=("by", "size"))

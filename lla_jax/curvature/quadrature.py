@@ -14,6 +14,7 @@ from scipy.special import ndtr
 
 from lla_jax.core import arguments, recipes
 from lla_jax.core.arguments import warn_caller
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Spectrum
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
@@ -22,11 +23,11 @@ from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature import moments, units
 from lla_jax.curvature.lanczos import STEPS_PER_CALL, WINDOW
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
+from lla_jax.curvature.probe import describe
 from lla_jax.curvature.room import bytes_needed, check_room
 from lla_jax.curvature.units import OutOfRange, Unit, adapt
 from lla_jax.execution import devices
 from lla_jax.execution import progress as _progress
-from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.progress import AskedProgress, takes_progress
 
 log = logging.getLogger("lla_jax")
@@ -100,8 +101,8 @@ def spectrum(
       progress: True for a bar, or a function called as ``progress(products, total)``, with the products that all
         steps of all probes take.
       on_partial: called with the ``Spectrum`` of the steps so far and the state to continue from, if the computation is
-        interrupted (Ctrl-C, or any exception), before the exception is raised again. A first Ctrl-C waits for the end
-        of a step; a second one does not, and if it comes while a step is stored, the present probes begin anew.
+        interrupted (Ctrl-C, or any exception), before the exception is raised again. A first Ctrl-C leaves out the
+        steps in progress; after a second one that comes while a step is stored, the present probes begin anew.
       save_every: seconds after which ``on_partial`` is called on the way as well, again and again, so that a killed
         process can be continued too. Its recipe then says "running" as "stopped".
       resume: a result that ``on_partial`` was called with. The computation continues from it, and gives the same to the
@@ -115,7 +116,7 @@ def spectrum(
 
     Raises:
       ValueError: an argument out of its range, vectors that the memory cannot hold, an operator that is not symmetric,
-        a first product that is not finite, ``resume`` of another operator or other arguments.
+        a first product that is not finite, ``resume`` of another operator, another function or other arguments.
 
     References: Golub and Meurant 1994; Ghorbani et al. 2019, arXiv 1901.10159. Where we differ from LLA
     (arXiv 2412.10146): (1) full re-orthogonalisation, so that no eigenvalue is counted twice; (2) float64 for T.
@@ -131,7 +132,7 @@ def spectrum(
         raise arguments.Misuse("probes", f"{text}; it must be at most {MOST_NODES // steps}, such as 4: take fewer")
     recipe = {
         "kind": "spectrum",
-        "operator": dict(H.recipe),
+        "operator": describe(H),
         "n": n,
         "dtype": str(H.dtype),
         "steps": steps,

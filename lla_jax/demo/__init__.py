@@ -16,6 +16,7 @@ import optax
 
 from lla_jax import models
 from lla_jax.core.arguments import check_integer
+from lla_jax.core.interrupts import prompt_interrupts
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Problem
 from lla_jax.execution.progress import AskedProgress, takes_progress
@@ -125,6 +126,7 @@ def _step(variables: Any, opt_state: Any, batch: Any, *, total: int) -> tuple[An
 
 
 @takes_progress("steps")
+@prompt_interrupts()
 @explained
 def train(seed: int = 0, *, epochs: int = 24, progress: AskedProgress = None) -> Trained:
     """Train the network with Adam and a cosine schedule on batches of 64 images, moved by up to one pixel at random.

@@ -14,9 +14,11 @@ from lla_jax.core import gradients
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_flag, is_integer, misuse
 from lla_jax.core.foreign import library_of
+from lla_jax.core.interrupts import prompt_interrupts
 from lla_jax.core.results import Eigenpairs
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Path, PyTree, Recipe
+from lla_jax.directions import centres
 from lla_jax.directions.checks import check_directions
 
 
@@ -68,7 +70,7 @@ def adam_moments(opt_state: PyTree, params: PyTree) -> Directions:
             raise Misuse("opt_state", f"its {moment} has leaves {unknown} that params lack; pass the params it trained")
         filled = [merged.get(p, np.zeros(*_tree.shape_dtype(leaf))) for p, leaf in zip(names, leaves)]
         moments.append(_tree.align(jax.tree.unflatten(structure, filled), params, f"opt_state's {moment}"))
-    recipe = Recipe(kind="adam_moments", names=["m", "v"])
+    recipe = centres.add(Recipe(kind="adam_moments", names=["m", "v"]), "Adam's moments", params)
     return check_directions(
         _tree.stack(moments), recipe, "the optimizer has taken no step yet, so pass the state after one"
     )
@@ -104,6 +106,7 @@ def _merge(trees: Sequence[PyTree], moment: str) -> dict[Path, Any]:
     return merged
 
 
+@prompt_interrupts()
 @explained
 def gradient(loss: Any, params: PyTree, data: Any, *, batch_size: int | None = None) -> Directions:
     """The gradient of the loss over all examples and of its penalty, g = dL/dtheta, as one direction (uphill).
@@ -122,7 +125,7 @@ def gradient(loss: Any, params: PyTree, data: Any, *, batch_size: int | None = N
     """
     _tree.check_real(params)
     tree = _tree.align(gradients.mean_gradient(loss, params, data, batch_size=batch_size), params, "the gradient")
-    recipe = Recipe(kind="gradient", names=["gradient"])
+    recipe = centres.add(Recipe(kind="gradient", names=["gradient"]), "gradient", params)
     return check_directions(
         _tree.stack([tree]), recipe, "params are a stationary point, or the loss ignores them: pass others"
     )
@@ -167,7 +170,7 @@ def eigenvectors(pairs: Eigenpairs, which: int | slice | Sequence[int] = (0, 1))
     values, residuals = (np.asarray(x, np.float64)[chosen].tolist() for x in (pairs.values, pairs.residuals))
     names = [f"eigenvector {i + 1} (lambda = {value:.3g})" for i, value in zip(chosen, values)]
     recipe = Recipe(kind="eigenvectors", names=names, indices=chosen, values=values, residuals=residuals)
-    recipe["operator"] = operator.get("kind", "given")
+    recipe |= {"operator": operator.get("kind", "given"), **centres.of_operator(operator)}
     axes = check_directions(tree, recipe, "an eigenvector has norm 1, so compute the pairs again")
     lengths = [float(_tree.norm(vector)) for vector in _tree.unstack(tree)]
     if max(abs(length - 1) for length in lengths) > 0.01:  # bfloat16 keeps 0.2 %

@@ -24,6 +24,7 @@ from lla_jax.core.called import ask
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import Static
 from lla_jax.core.types import Directions, FilterAxis, Loss, Path, PyTree, Recipe, Select
+from lla_jax.directions import centres
 from lla_jax.directions.checks import SAMPLES, check_axes, check_directions
 from lla_jax.directions.stacks import EMBEDDINGS, KERNELS, SCALES, Stacked, stacked_axes
 
@@ -136,6 +137,8 @@ def normalize(
     if stacks:
         step["stacked"] = {path: list(leaf_axes) for path, leaf_axes in stacks.items()}
     recipe = Recipe(axes.recipe, normalize=[*axes.recipe.get("normalize", []), step])
+    if by != "none" and not unit:
+        recipe = centres.add(recipe, "normalization", params)
     recipe.pop("marks", None)  # checkpoints have other coordinates on scaled axes, or are not in their plane
     hint = f"the normalization by {by!r} (one_dim={one_dim!r}) leaves nothing of it: use another one"
     return check_directions(jax.tree.unflatten(structure, scaled), recipe, hint)
@@ -337,9 +340,8 @@ def _scale(
 
 def _sample_weights(weights: Sequence[Any]) -> list[float]:
     """The norm of the weights and the middle entries of the first leaves, by which changed weights are noticed."""
-    arrays = [np.asarray(x).ravel().astype(np.float64) for x in weights if np.size(x)]
-    norm = np.sqrt(sum(np.vdot(x, x) for x in arrays))
-    return [float(norm), *(float(x[len(x) // 2]) for x in arrays[:SAMPLES])]
+    first = [np.asarray(x).ravel() for x in weights if np.size(x)][:SAMPLES]
+    return [centres.norm_of(weights), *(float(x[len(x) // 2]) for x in first)]
 
 
 def _norms(x: jax.Array, axes: tuple[int, ...], order: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Executes kernels: plans, devices, shards, groups of processes, rewriting of jaxprs, interrupts, progress."""
+"""Executes kernels: plans, devices, shards, groups of processes, rewriting of jaxprs, progress."""
 
 from lla_jax import _lazy
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax.core import remembering
+from lla_jax.core import interrupts, remembering
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
 from lla_jax.core.data import cuts
 from lla_jax.core.signatures import explained
@@ -230,9 +230,10 @@ def _time_all(plans: Callable[[], Sequence[Plan]], seconds: Callable[[Plan], flo
 
 def time_call(call: Callable[[], Any]) -> float:
     """The least seconds that a call takes, after a first call that compiles; short calls are repeated more often."""
-    jax.block_until_ready(call())
+    interrupts.wait(call())
     best, spent, repeats = np.inf, 0.0, 0
     while repeats < 2 or (spent < SHORT_S and repeats < MOST_REPEATS):
+        interrupts.check_interrupt()
         start = time.perf_counter()
         jax.block_until_ready(call())
         taken = time.perf_counter() - start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ AskedProgress = Any
 ``takes_progress`` makes the callback of it, before the function starts; so it is not narrower than Any."""
 
 _FORMAT = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}, {remaining} left]"
+_ABOUT = "{desc}: ~{percentage:.0f}% |{bar}| {n_fmt} of about {total_fmt}{unit} [{elapsed}, ~{remaining} left]"
 _OPEN = "{desc}: {n_fmt}{unit} [{elapsed}]"  # while the total is not known
 
 
@@ -82,6 +84,8 @@ def _takes(asked: Any, num: int) -> bool:
 def bar(label: str, unit: str = "points") -> Iterator[Progress]:
     """A context with a progress bar on the error stream; it gives the callback ``progress(done, total)``.
 
+    The callback has an attribute ``expect``, for ``expect_total``.
+
     Args:
       label: the text before the bar.
       unit: of the numbers ``done`` and ``total``.
@@ -91,14 +95,30 @@ def bar(label: str, unit: str = "points") -> Iterator[Progress]:
     # a notebook keeps every state of a bar; in a file that no one watches, a line now and then is enough
     every = 0.2 if sys.stderr.isatty() else 1.0 if in_notebook() else 10.0
     with tqdm(desc=label, unit=f" {unit}", mininterval=every, bar_format=_OPEN, dynamic_ncols=True) as shown:
+        expected: float | None = None
 
         def progress(done: float, total: float | None) -> None:
-            shown.total, shown.bar_format = total, _FORMAT if total else _OPEN
+            about = None if expected is None else max(round(expected), round(done) + 1)
+            shown.total, shown.bar_format = total or about, _FORMAT if total else _ABOUT if about else _OPEN
             shown.update(round(done) - shown.n)
 
+        def expect(total: float) -> None:
+            nonlocal expected
+            is_first, expected = expected is None, total
+            if is_first:
+                progress(shown.n, None)
+                shown.refresh()
+
+        progress.expect = expect  # type: ignore[attr-defined]
         yield progress
         if shown.total:  # fewer were needed than announced
-            shown.total = shown.n
+            shown.total, shown.bar_format = shown.n, _FORMAT
+
+
+def expect_total(progress: Any, total: float) -> None:
+    """Tell a bar about how many there will be, before its next call; no other callback is told what is not known."""
+    if math.isfinite(total) and (expect := getattr(progress, "expect", None)) is not None:
+        expect(total)
 
 
 def report_part(progress: Any, start: int, length: int, total: int) -> Any:

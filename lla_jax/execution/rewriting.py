@@ -11,6 +11,7 @@ forms that are fast on a CPU, the first for values only and the second for deriv
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -43,6 +44,19 @@ def profile(f: Callable[..., Any], *args: Any) -> Profile:
     found = list(equations(jaxpr))
     sizes = [v.aval.size * v.aval.dtype.itemsize for eqn in found for v in eqn.outvars if hasattr(v.aval, "size")]
     return Profile(max(sizes, default=0), {eqn.primitive.name for eqn in found}, precision.lowest_type(jaxpr))
+
+
+def flops(f: Callable[..., Any], *args: Any) -> int:
+    """The floating point operations of the matrix products of ``f``, which is only traced; those in a loop count once.
+
+    A product takes two for every entry of its result and every entry that is summed over.
+    """
+    total = 0
+    for eqn in equations(jax.make_jaxpr(f)(*args).jaxpr):
+        if eqn.primitive.name == "dot_general":
+            (summed, _), _ = eqn.params["dimension_numbers"]
+            total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in summed)
+    return total
 
 
 # --- values that are affine in the coordinates

@@ -12,14 +12,15 @@ from typing import Any, TypedDict, Unpack, overload
 
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Directions, Execution, Loss, PyTree, UpdateRule
+from lla_jax.directions import centres
 from lla_jax.directions.checks import check_axes
 from lla_jax.execution.progress import AskedProgress, check_on_partial, takes_progress
 from lla_jax.landscape import grids, jobs, memory, rules, sweeps
-from lla_jax.landscape.store import chunks as _chunks
-from lla_jax.landscape.store import writing
+from lla_jax.landscape.store import folders, writing
 from lla_jax.landscape.tasks import Policy, Task
 
 
@@ -64,6 +65,7 @@ def evaluate(
 
 
 @takes_progress("points")
+@deferred_interrupts()
 @explained
 def evaluate(
     loss: Loss | Callable[[PyTree, Batch], Any],
@@ -132,7 +134,9 @@ def evaluate(
       OSError: a store that cannot be written or a disk that is full; finished chunks are kept.
 
     Warns:
-      UserWarning: non-finite cells (their fraction), a loss that is not deterministic, damaged chunks of a store.
+      UserWarning: axes that were normalized to other parameters, or are the gradient, moments or eigenvectors of
+        others; non-finite cells (their fraction), a loss that is not deterministic, damaged chunks of a store,
+        and a manifest or grid of it that was missing or damaged and is restored.
 
     Example:
       >>> axes = lla.directions.normalize(lla.directions.random(jax.random.key(0), params), params)
@@ -163,10 +167,13 @@ def evaluate(
     if not isinstance(directions, Directions):
         _check_list(directions, len(coords))
     job = jobs.prepare(task, params, coords)
+    named = {"directions": directions} if isinstance(directions, Directions) else _name_each(directions)
+    for name, axes in named.items():
+        centres.warn_of_others(name, axes.recipe, params, job.recipe["params"]["fingerprint"])
     if resume is not None and (store is not None or not isinstance(directions, Directions)):
         raise Misuse("resume", "continues one landscape held in memory; leave store out, and pass one Directions")
     shard = writing.check_shard(shard, store)
-    folder = None if store is None else _chunks.store_folder(store)
+    folder = None if store is None else folders.store_folder(store)
     if isinstance(directions, Directions):
         job = jobs.set_axes(job, directions)
         if folder is None:
@@ -174,6 +181,10 @@ def evaluate(
         return writing.compute(job, folder, progress, on_partial, shard)
     each = ((jobs.set_axes(job, axes), folder and folder / f"{i:03d}") for i, axes in enumerate(directions))
     return list(sweeps.compute_each(each, len(directions), progress, on_partial, shard))
+
+
+def _name_each(directions: Sequence[Directions]) -> dict[str, Directions]:
+    return {f"directions[{i}]": axes for i, axes in enumerate(directions)}
 
 
 def _check_list(directions: Any, dims: int) -> None:

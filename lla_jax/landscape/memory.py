@@ -9,15 +9,17 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core.arguments import misuse
+from lla_jax.core.interrupts import check_interrupt
 from lla_jax.core.results import Landscape
 from lla_jax.core.types import Recipe
 from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress, report_part
-from lla_jax.landscape import planning
+from lla_jax.landscape import planning, probes
 from lla_jax.landscape.grids import grid_points, is_same_grid
 from lla_jax.landscape.jobs import Job, group_size
 from lla_jax.landscape.means import Means
 from lla_jax.landscape.points import check_values, compute_means
+from lla_jax.landscape.probes import Kept
 
 log = logging.getLogger("lla_jax")
 
@@ -45,9 +47,14 @@ def compute(
             job, None if resume is None else planning.plan_from_recipe(resume.recipe, job.num)
         )
         log.info("%s", planning.describe(job, plan, None if seconds is None else seconds * (job.num - done)))
-        if resume is not None:
+        if job.has_stream and (on_partial is not None or resume is not None):  # it is not read again to compare points
+            recipe = recipe | {"corners": probes.record(job, plan, seconds)}
+        if resume is not None and recipe["deterministic"]:
             recipes.check_same_values("resume", resume.recipe, recipe)
+            kept = _some_finished(job, table, done, plan.chunk * job.point_shards)
+            probes.check("resume", job, plan, seconds, resume.recipe, kept)
         while done < job.num:
+            check_interrupt()
             last = min(done + group_size(job, plan), job.num)
             coords = grid_points(job.coords, done, last)
             report = report_part(progress, done, last - done, job.num)
@@ -90,6 +97,16 @@ def _resume(job: Job, resume: Landscape | None) -> tuple[Means, int]:
         for part in (resume.values, resume.stderr)
     )
     return Means(values, stderr), int(resume.recipe.get("points_done", 0))
+
+
+def _some_finished(job: Job, table: Means, done: int, room: int) -> Kept | None:
+    """The values at a few of the finished points, at most ``room`` and two at least; None if none are finished."""
+    done = min(done, job.num)
+    if done < 1 or job.has_stream:
+        return None
+    flat = probes.spread(job.coords, done, min(done, max(probes.LEAST, min(room, probes.MOST))))
+    coords = np.concatenate([grid_points(job.coords, i, i + 1) for i in flat])
+    return Kept(coords, {name: x[flat] for name, x in table.values.items()})
 
 
 def _landscape(job: Job, table: Means, recipe: Recipe, plan: Plan | None, done: int) -> Landscape:

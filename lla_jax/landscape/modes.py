@@ -7,6 +7,7 @@ from typing import Any
 
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Eigenpairs, Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Execution, Loss, PyTree
@@ -26,6 +27,7 @@ _MATRICES = {"ggn": "GGN", "fisher (mc)": "Fisher", "fisher (empirical)": "Empir
 
 
 @takes_progress("points")
+@deferred_interrupts()
 @explained
 def all_modes(
     loss: Loss | Callable[[PyTree, Any], Any],

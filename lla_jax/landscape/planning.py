@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax.core import losses
+from lla_jax.core import interrupts, losses
 from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.remembering import remember
 from lla_jax.core.text import duration
@@ -153,7 +153,7 @@ def choose_plan(job: Job, plan: Plan | None, most: int | None = None) -> tuple[P
         cut, starts = _first_blocks(job, plan)
         for _ in range(1 if compiled_for in _DETERMINISTIC else 2):
             start = time.perf_counter()
-            sums = jax.block_until_ready(_first_call(job, plan, cut, starts))
+            sums = interrupts.wait(_first_call(job, plan, cut, starts))
             seconds = (time.perf_counter() - start) / (cut.microbatch * len(starts) * plan.chunk * job.mesh.size)
             calls.append({name: _mean(x) for name, x in sums.items()})
         # only the first block of the first data shard, which is the same under other plans and on other devices

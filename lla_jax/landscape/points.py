@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from lla_jax.core import data as _data
-from lla_jax.core import losses, precision
+from lla_jax.core import interrupts, losses, precision
 from lla_jax.core.arguments import warn_caller
 from lla_jax.core.data import Stream
 from lla_jax.core.results import Landscape
@@ -102,7 +102,12 @@ def _sum_piece(job: Job, plan: Plan, points: Points, piece: Piece) -> dict[str, 
     calls = plans.split_calls(
         plan, rows_per_device(job, piece.batch), piece.rows, job.task.batch_size, job.task.couples_examples
     )
-    results = [sum_blocks(job, points, piece, step, starts) for step, starts in calls]
+    results: list[dict[str, Any]] = []
+    for step, starts in calls:
+        sums = sum_blocks(job, points, piece, step, starts)
+        interrupts.wait(results[-1:])  # so that an interrupt acts between the calls
+        results.append(sums)
+    interrupts.wait(results[-1:])
     return {name: functools.reduce(np.add, [losses.total(sums[name]) for sums in results]) for name in results[0]}
 
 
@@ -129,7 +134,7 @@ def compute_point_values(job: Job, plan: Plan, coords: np.ndarray) -> tuple[Valu
             point_metrics=task.point_metrics,
         )
         for name, x in computed.items():
-            values.setdefault(name, np.zeros(len(coords)))[lo:hi] = np.asarray(x)[: hi - lo]
+            values.setdefault(name, np.zeros(len(coords)))[lo:hi] = np.asarray(interrupts.wait(x))[: hi - lo]
 
     plan = plans.run_chunks(compute, 0, len(coords), plan, job.point_shards)
     return values, plan
@@ -170,7 +175,7 @@ def _reestimate_states(job: Job, plan: Plan, coords: np.ndarray) -> tuple[PyTree
                     mesh=job.mesh,
                     is_average=is_average,
                 )
-                weighted = [size * np.asarray(x, np.float64)[: hi - lo] for x in statistics]
+                weighted = [size * np.asarray(x, np.float64)[: hi - lo] for x in interrupts.wait(statistics)]
                 total = weighted if total is None else [a + b for a, b in zip(total, weighted, strict=True)]
             if not sums:
                 sums.extend(np.zeros((len(coords), *x.shape[1:])) for x in total)

@@ -14,6 +14,7 @@ from lla_jax.core.arguments import Misuse, check_choice
 from lla_jax.core.called import ask
 from lla_jax.core.signatures import explained
 from lla_jax.core.static import static
+from lla_jax.core.text import stable_repr
 from lla_jax.core.tree import paths, wide  # not its module: rules compare by value
 from lla_jax.core.types import PyTree
 
@@ -142,8 +143,9 @@ def check_rule(rule: Any, coords: tuple[np.ndarray, ...]) -> Rule:
     """
     rule = function_of(rule)
     base = rule.func if isinstance(rule, functools.partial) else rule
-    name = next((name for name, f in RULES.items() if f is base), getattr(base, "__qualname__", repr(base)))
-    name += f"({rule.args}, {rule.keywords})" if isinstance(rule, functools.partial) else ""
+    name = next((name for name, f in RULES.items() if f is base), None)
+    name = name or getattr(base, "__qualname__", None) or stable_repr(base)
+    name += stable_repr((rule.args, rule.keywords)) if isinstance(rule, functools.partial) else ""
     if base is adam:
         if len(coords) != 2:
             raise Misuse(

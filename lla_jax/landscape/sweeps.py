@@ -16,6 +16,7 @@ import numpy as np
 from lla_jax.core import files as _files
 from lla_jax.core.arguments import MissingEntry, Misuse, check_flag, is_integer, misuse, show_value
 from lla_jax.core.called import ask
+from lla_jax.core.interrupts import GRACE_S, deferred_interrupts, prompt_interrupts
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import table
@@ -27,7 +28,7 @@ from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
 from lla_jax.landscape import grids, jobs, memory, planning, points, rules
 from lla_jax.landscape.jobs import Job
 from lla_jax.landscape.store import chunks as _chunks
-from lla_jax.landscape.store import reading, writing
+from lla_jax.landscape.store import folders, reading, writing
 from lla_jax.landscape.store.announcing import Member, announce, existing_stores, folder_of
 from lla_jax.landscape.tasks import Policy, Task
 
@@ -114,6 +115,7 @@ class Table:
 
 
 @takes_progress("points")
+@deferred_interrupts()
 @explained
 def sweep(
     loss: Loss | Callable[[PyTree, Any], Any],
@@ -200,7 +202,7 @@ def sweep(
         execution=execution,
     )
     job = jobs.prepare(task, checkpoints[0], coords, "checkpoints[0]")
-    folder = None if store is None else _chunks.store_folder(store)
+    folder = None if store is None else folders.store_folder(store)
     announcement = None if folder is None else announce(folder, members, job.num)
     each = _jobs(job, members, axes_by_name, checkpoints, states, folder)
     try:
@@ -271,7 +273,8 @@ def _make_axes(source: Any, name: str, seed: int | None, params: PyTree) -> Dire
     axes = source
     if not isinstance(source, Directions):
         given = {"key": jax.random.key(seed or 0), "params": params}
-        axes = ask("axes", source, f"{name}(key, params) -> lla.Directions", given)
+        with prompt_interrupts(GRACE_S):
+            axes = ask("axes", source, f"{name}(key, params) -> lla.Directions", given)
     if not isinstance(axes, Directions):
         raise Misuse(
             "axes", f"{name!r} gave a {type(axes).__name__}; it must give lla.Directions, such as lla.directions.random"
@@ -355,11 +358,11 @@ def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape 
       UserWarning: non-finite cells.
     """
     partial = check_flag("partial", partial)
-    folder = _chunks.store_folder(store)
+    folder = folders.store_folder(store)
     planes: dict[Any, Landscape] = {}
     missing: list[str] = []
     for member, place in reading.members(folder).items():
-        one = _chunks.read(place)
+        one = folders.read(place)
         if one is None:
             missing.append(f"all of {place.name}")
             continue

@@ -9,17 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax.core import arguments
+from lla_jax.core import arguments, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, Execution, Loss, PyTree
 from lla_jax.curvature import eigen, operators
 from lla_jax.curvature.linear_operator import LinearOperator
+from lla_jax.curvature.probe import check as check_probe
+from lla_jax.curvature.probe import probe
 from lla_jax.directions.checks import check_axes
 from lla_jax.execution import plans
-from lla_jax.execution.interrupts import deferred_interrupts
 from lla_jax.execution.keywords import accept_old
 from lla_jax.execution.progress import AskedProgress, check_on_partial, takes_progress
 from lla_jax.landscape import evaluation, rules
@@ -107,7 +109,10 @@ def convexity(
             if "plan" in about:  # primal values are kept or not as they were then, to be the same to the bit
                 own = replace(own, linearize=bool(about["plan"]["linearized"]))
             H = operators.hessian(loss, params, data, batch_size=batch_size, execution=own)
-            about["plan"] = H.recipe["plan"]
+            if resume is not None:
+                there = H.recipe | {"probe": about.get("probe")}
+                check_probe("resume", "the partial landscape", there, H, recipes.START_ANEW)
+            about |= {"plan": H.recipe["plan"], "probe": probe(H)}
             if isinstance(H, LinearOperator):
                 H = replace(H, blocks=())  # without the primal values at the centre
             tree = H.place(_tree.align(axes.tree, params, "axes", stacked=True))

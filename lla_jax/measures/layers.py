@@ -14,14 +14,16 @@ import numpy as np
 from lla_jax.core import arguments, called, recipes, text
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, warn_caller
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import Execution, Loss, Path, PyTree, Select
-from lla_jax.curvature import eigen, operators, probes, room
+from lla_jax.curvature import eigen, forecasts, operators, random_probes, room
+from lla_jax.curvature.probe import probe
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.keywords import accept_old
-from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
+from lla_jax.execution.progress import AskedProgress, Progress, expect_total, takes_progress
 
 LEAST = 16  # probes before a standard error is believed
 COVERS = 2  # a trace within so many standard errors of zero may be zero
@@ -60,6 +62,7 @@ class Layer(NamedTuple):
 
 @accept_old("devices")
 @takes_progress("products")
+@deferred_interrupts()
 @explained
 def per_layer(
     loss: Loss | Callable[[PyTree, Any], Any],
@@ -141,8 +144,10 @@ def per_layer(
     keys = jax.random.split(key)
     member = np.array([[name == block for name in block_of] for block in blocks])
 
+    probe(H)  # kept in its recipe
+
     def compute(unit: Unit) -> tuple[list[Estimate], Estimate]:
-        return _traces(unit, keys[0], member, rtol, max_products, progress)
+        return _traces(unit, keys[0], member, rtol, max_products, steps, progress)
 
     stepwise = room.step_by_step(H)
     steps = room.steps_that_fit(stepwise, "per_layer", steps)
@@ -239,7 +244,7 @@ def _per_leaf(z: PyTree, product: PyTree) -> jax.Array:
 
 
 def _traces(
-    unit: Unit, key: jax.Array, member: np.ndarray, rtol: float, most: int, progress: Progress | None
+    unit: Unit, key: jax.Array, member: np.ndarray, rtol: float, most: int, steps: int, progress: Progress | None
 ) -> tuple[list[Estimate], Estimate]:
     """(the trace of every block, the trace of all blocks together); warns if they miss ``rtol``.
 
@@ -249,22 +254,26 @@ def _traces(
       member: (blocks, leaves), whether a leaf belongs to a block.
       rtol: as for ``per_layer``.
       most: products at most.
+      steps: products for the eigenvalues of a block, at most.
       progress: called with (products so far, None).
     """
     H, forms, used, reached = unit.H, np.zeros((0, member.shape[1])), 0, False
-    at_once, memory = probes.reserve_probes(unit, "per_layer")
+    at_once, memory = random_probes.reserve_probes(unit, "per_layer")
     while used < most and not reached and len(forms) == used:
-        pieces = probes.map_probes(_per_leaf, H, key, used, min(used + probes.AT_ONCE, most), at_once)
+        pieces = random_probes.map_probes(_per_leaf, H, key, used, min(used + random_probes.AT_ONCE, most), at_once)
         new = np.concatenate([np.asarray(piece, np.float64) for piece in pieces])
         used += len(new)
         forms = np.concatenate([forms, new[np.isfinite(new).all(1).cumprod().astype(bool)]])
         unit.check(float(np.abs(forms).max()) if len(forms) else math.nan, used)
         if not len(forms):
             raise Misuse("loss", "the first Hessian product is not finite; check that the loss is finite here")
-        if progress is not None:
-            progress(used, None)
         draws = np.concatenate([forms @ member.T, forms.sum(1, keepdims=True)], 1)
         mean, sem = draws.mean(0), standard_error(draws)
+        if progress is not None:
+            error = float(sem.max() / (rtol * np.abs(mean[:-1]).sum() or math.inf))
+            probes = forecasts.products_of_draws(max(used, LEAST), error, forecasts.INDEPENDENT, most)
+            expect_total(progress, probes + steps * len(member))
+            progress(used, None)
         reached = len(forms) >= min(LEAST, most) and bool(sem.max() <= rtol * np.abs(mean[:-1]).sum())
     num, mean, sem = len(forms), mean * unit.size, sem * unit.size
     if not reached:

@@ -14,17 +14,21 @@ import numpy as np
 from lla_jax.core import precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.interrupts import prompt_interrupts
 from lla_jax.core.results import Eigenpairs, Estimate, Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import pm, table
 from lla_jax.core.types import Directions, PyTree
 from lla_jax.curvature import matrices
 from lla_jax.curvature.linear_operator import Operator
+from lla_jax.curvature.probe import check as check_probe
+from lla_jax.curvature.probe import probe
 from lla_jax.curvature.units import Unit, adapt
 
 ON_CENTRE = 1e-9  # of an axis' range: a coordinate this close to 0 is the centre
 DEPENDENT = 1e-10  # squared sine of the angle between axes that span no plane
 COVERS = 2  # a number within so many standard errors of zero may be zero
+OTHER_LOSS = 1e-3  # relative difference of the mean losses that no precision of matrix products explains
 APART = 0.02  # relative difference of two curvatures, beyond their error, that the report mentions
 
 
@@ -140,6 +144,7 @@ def _share(share: float | Estimate | None, argument: str) -> str:
     return f"{100 * share:.3g}%"
 
 
+@prompt_interrupts()
 @explained
 def plane_report(
     plane: Landscape,
@@ -168,12 +173,14 @@ def plane_report(
       trace: ``lla.trace(H, key)``, for the share of the trace.
 
     Returns:
-      A ``PlaneReport``, whose ``warnings`` say why the picture should not be trusted. One product per axis is used.
+      A ``PlaneReport``, whose ``warnings`` say why the picture should not be trusted. One product per axis is used, and
+      one for the probe of ``H`` if it has none yet.
 
     Raises:
       ValueError: a landscape under another rule or without a loss, of other axes or of other parameters than ``H``;
         axes that move parameters on which ``H`` does not act; an ``H`` that is preconditioned or no operator; a loss
-        that is finite at no cell; ``pairs`` of the smallest eigenvalues or ``trace`` of another operator.
+        that is finite at no cell; an ``H`` of another loss, with another value at the centre; ``pairs`` of the smallest
+        eigenvalues; ``pairs`` or ``trace`` of another operator, or of another function with the same recipe.
 
     References: Li et al. 2018, arXiv 1712.09913, section 6 (what a plane hides); Gabdullin 2024, arXiv 2412.10146.
     """
@@ -250,7 +257,7 @@ def _check_same_centre(plane: Landscape, H: Any) -> list[str]:
     """Sentences for the report: how data, settings and matrix of the operator differ from those of the landscape.
 
     Raises:
-      ValueError: other parameters, or a preconditioned operator.
+      ValueError: other parameters, another loss, or a preconditioned operator.
     """
     if not isinstance(H, Operator):
         raise misuse("H", H, "an operator, such as lla.hessian(loss, params, data)")
@@ -270,9 +277,27 @@ def _check_same_centre(plane: Landscape, H: Any) -> list[str]:
     notes = [f"the operator has {words[name]}" for name in recipes.differences(H.recipe, plane.recipe, words)]
     if H.recipe["batch_size"] not in (None, plane.recipe.get("batch_size")):
         notes.append(f"the operator has batches of {H.recipe['batch_size']}, which are part of this loss")
+    if not notes:
+        _check_same_loss(plane, H)
     if H.recipe["kind"] != "hessian":
         notes.append(f"the products are those of the {H.recipe['kind']}, the grid's differences those of the loss")
     return notes
+
+
+def _check_same_loss(plane: Landscape, H: Operator) -> None:
+    """Refuse an operator over the landscape's data whose mean loss is not the loss at the centre."""
+    cell = _centre_cell(plane)
+    centre = math.nan if cell is None else float(plane.values["loss"][cell])
+    if not math.isfinite(centre) or not plane.recipe.get("deterministic", True) or "loss" not in (there := probe(H)):
+        return
+    rtol = max(OTHER_LOSS, *(recipes.rounding(x.recipe) for x in (H, plane)))
+    if not recipes.is_close(there["loss"], centre, rtol, there["product"][-1]):
+        raise Misuse(
+            "H",
+            f"its mean loss is {there['loss']:.6g}, and that of the landscape at its centre {centre:.6g}; it must be "
+            "the operator of the landscape's loss: pass lla.hessian of the loss that the landscape shows (with its "
+            "batch_size, where the loss couples the examples of a batch)",
+        )
 
 
 def _align_axes(axes: Directions, H: Any) -> PyTree:
@@ -440,6 +465,7 @@ def _share_trace(inside: np.ndarray, trace: Estimate | None, H: Any, notes: list
 def _check_same_operator(recipe: dict[str, Any], H: Any, argument: str, call: str) -> None:
     """Refuse a result whose recipe says that it belongs to another operator."""
     if there := recipe.get("operator", {}):
-        recipes.check_same(
-            argument, "the operator that it belongs to", there, H.recipe, recipes.OPERATOR, f"compute it anew, {call}"
-        )
+        what, remedy = "the operator that it belongs to", f"compute it anew, {call}"
+        names = [*recipes.OPERATOR, *(name for name in recipes.OPTIONS if name in there)]
+        recipes.check_same(argument, what, there, H.recipe, names, remedy)
+        check_probe(argument, what, there, H, remedy)

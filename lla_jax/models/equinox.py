@@ -40,16 +40,19 @@ ONE = (
 
 @dataclass(frozen=True, eq=False)
 class _Static(ByValue):
-    """A pytree without arrays that compares by its structure, its leaves and the leaves' types (1 is not True)."""
+    """A pytree without arrays, which compares by all that it and its classes reach."""
 
     structure: Any
     leaves: tuple[Any, ...]
-    types: tuple[type, ...]
 
     @classmethod
     def of(cls, tree: PyTree) -> _Static:
         leaves, structure = jax.tree.flatten(tree)
-        return cls(structure, tuple(leaves), tuple(map(type, leaves)))
+        return cls(structure, tuple(leaves))
+
+    def look_at(self) -> tuple[Any, ...]:
+        """The tree, whose classes and fields the structure would compare by their own equality."""
+        return (self.tree(),)
 
     def tree(self) -> PyTree:
         return jax.tree.unflatten(self.structure, self.leaves)

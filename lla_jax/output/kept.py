@@ -20,14 +20,19 @@ import jax
 from lla_jax.core import files as _files
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.recipes import Differs
 from lla_jax.core.results import Eigenpairs, Spectrum
+from lla_jax.core.text import stable_repr
 from lla_jax.core.types import PyTree
+from lla_jax.curvature import probe
+from lla_jax.curvature.linear_operator import Operator
 from lla_jax.execution import processes
 from lla_jax.execution.progress import Progress
 from lla_jax.output.storage import load, save
 
 SAVE_EVERY_S = 60.0  # at most this much work is lost by a kill
+SEAL = "seal"  # the entry of a file of numbers by which a change of the others is found
 SETTINGS = "command"  # the entry of a recipe that holds the settings a result was made with
 ANEW = "compute it anew with overwrite=True, or pass another path"
 
@@ -40,7 +45,7 @@ log = logging.getLogger("lla_jax")
 
 def result(
     path: str | os.PathLike[str],
-    operator: Mapping[str, Any],
+    operator: Operator | Mapping[str, Any],
     compute: Callable[..., Result],
     settings: Mapping[str, str],
     *,
@@ -59,7 +64,8 @@ def result(
 
     Args:
       path: the file, such as ``folder / "eigenpairs.npz"``.
-      operator: recipe of the operator, ``H.recipe``.
+      operator: the operator H. Its recipe must be that in the file, and its function, which its probe shows: a product
+        more, once for each operator. Of a recipe, ``H.recipe``, only the entries are compared.
       compute: ``compute(progress=..., on_partial=..., save_every=..., resume=...)``, such as
         ``partial(lla.eigenpairs, H, key, 5)``.
       settings: {option: its text}: what decides the result beside the operator. An option that the file does not have
@@ -87,12 +93,12 @@ def result(
     resume, writes = None, is_writer()
     if overwrite:
         if writes:
-            partial.unlink(missing_ok=True)
+            _remove(partial)
     else:
         existing = next((file for file in (partial, path) if file.exists()), None)
         _agree(path, existing)
         if existing is not None:
-            loaded = load(existing, like)
+            loaded = _load(existing, like)
             _check_same(existing, loaded.recipe, operator, settings if existing == path else all_settings)
             if existing == path and (accept is None or accept(loaded)):
                 report(f"{name}: taken from {path}")
@@ -109,18 +115,26 @@ def result(
             call = repeat or ("the same call without overwrite" if overwrite else "the same call")
             report(f"what is finished is kept in {partial}; {call} continues it")
 
-    with _bar(bar, name) as progress:
-        every = SAVE_EVERY_S if writes else None
-        finished = compute(progress=progress, on_partial=keep_partial, save_every=every, resume=resume)
-    keep(finished, path)
-    if writes:
-        partial.unlink(missing_ok=True)
+    with deferred_interrupts():  # what is finished is saved first
+        with _bar(bar, name) as progress:
+            every = SAVE_EVERY_S if writes else None
+            finished = compute(progress=progress, on_partial=keep_partial, save_every=every, resume=resume)
+        keep(finished, path)
+        if writes:
+            _remove(partial)
     return finished
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _files.explain("path", path, "cannot be removed", error, "mend that and repeat the call") from error
 
 
 def numbers(
     path: str | os.PathLike[str],
-    operator: Mapping[str, Any],
+    operator: Operator | Mapping[str, Any],
     compute: Callable[[Progress | None], Any],
     settings: Mapping[str, str],
     *,
@@ -134,7 +148,7 @@ def numbers(
 
     Args:
       path: the file, such as ``folder / "trace.json"``.
-      operator: recipe of the operator.
+      operator: as for ``result``.
       compute: ``compute(progress)`` returns lists, dicts and numbers.
       settings, overwrite, bar, report: as for ``result``.
 
@@ -148,23 +162,58 @@ def numbers(
     loads = path.exists() and not overwrite
     _agree(path, path if loads else None)
     if loads:
-        try:
-            content = _files.parse_json(path.read_text(encoding="utf-8"))
-            loaded = content["result"]
-        except (ValueError, LookupError, TypeError, OSError) as error:
-            raise Misuse(
-                "path", f"{path} is not what lla_jax wrote: {error!r}. Remove it, or pass another path", path
-            ) from error
+        content = _read_numbers(path)
         _check_same(path, content, operator, settings)
         report(f"{path.stem}: taken from {path}")
-        return loaded
-    with _bar(bar, path.stem) as progress:
-        computed = compute(progress)
-    if is_writer():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {SETTINGS: dict(settings), "operator": operator, "result": computed}
-        _files.write_text(path, json.dumps(content, indent=1, default=_to_json) + "\n")
+        return content["result"]
+    made_of = probe.describe(operator)
+    with deferred_interrupts():  # what is finished is saved first
+        try:
+            with _bar(bar, path.stem) as progress:
+                computed = compute(progress)
+        except KeyboardInterrupt:
+            report(f"{path.stem} was not finished, and begins anew the next time; what came before it is kept")
+            raise
+        if is_writer():
+            content = {SETTINGS: dict(settings), "operator": made_of, "result": computed}
+            content = json.loads(json.dumps(content, default=_to_json))  # as it will be read
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _files.write_text(path, json.dumps({**content, SEAL: recipes.digest(content)}, indent=1) + "\n")
+            except OSError as error:
+                raise _files.explain(
+                    "path", path, "could not be written", error, "mend that and repeat the call"
+                ) from error
     return computed
+
+
+def _load(path: Path, like: PyTree) -> Any:
+    """The result in a file that was kept; the error for a damaged one says to remove it."""
+    try:
+        return load(path, like)
+    except Misuse as error:
+        if error.argument == "path":
+            reason = error.text.partition(". Compute it again")[0]  # which is not what to do with a file that is kept
+            raise Misuse("path", f"{reason}. Remove it and repeat the call, which computes it anew", path) from error
+        raise
+
+
+def _read_numbers(path: Path) -> dict[str, Any]:
+    """The content of a file of numbers, whose seal must be that of the other entries; files of before have none."""
+    try:
+        content = _files.parse_json(path.read_text(encoding="utf-8"))
+        sealed = content.pop(SEAL, None)
+        if sealed not in (None, recipes.digest(content)):
+            raise ValueError("its contents were changed")
+        content["result"]  # which must be there
+    except OSError as error:
+        raise _files.explain("path", path, "cannot be read", error, "mend that and repeat the call") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"[:300]
+        raise Misuse(
+            "path", f"{path} is not what lla_jax wrote ({reason}). Remove it and repeat the call", path
+        ) from error
+    return content
 
 
 def check_settings(path: Path, then: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -187,13 +236,17 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def _check_same(path: Path, then: Mapping[str, Any], operator: Mapping[str, Any], settings: Mapping[str, str]) -> None:
+def _check_same(
+    path: Path, then: Mapping[str, Any], operator: Operator | Mapping[str, Any], settings: Mapping[str, str]
+) -> None:
     """Raise ``Differs`` unless the recipe ``then`` of a kept result has the given operator and settings."""
     before, made_of = then.get(SETTINGS, {}), then.get("operator", {})
     if not isinstance(before, Mapping) or not isinstance(made_of, Mapping):
         raise Misuse("path", f"{path} is not what lla_jax wrote: its settings are damaged. Remove it", path)
     check_settings(path, before, settings)
-    recipes.check_same("operator", f"that of {path}", made_of, operator, operator, ANEW, path)
+    now = operator if isinstance(operator, Mapping) else operator.recipe
+    recipes.check_same("operator", f"that of {path}", made_of, now, now, ANEW, path)
+    probe.check("operator", f"that of {path}", made_of, operator, ANEW, path)
 
 
 def _agree(path: Path, existing: Path | None) -> None:
@@ -215,4 +268,4 @@ def _bar(bar: Bar | None, name: str) -> AbstractContextManager[Progress | None]:
 
 def _to_json(value: Any) -> Any:
     """Arrays and numpy numbers as lists and numbers, anything else as its repr."""
-    return value.tolist() if hasattr(value, "tolist") else repr(value)
+    return value.tolist() if hasattr(value, "tolist") else stable_repr(value)

@@ -219,7 +219,7 @@ def test_trace_and_layers_are_kept_as_well(tiny, capsys, monkeypatch):
         (tiny / "r/trace.json").write_text("[1")
         assert hessian(*QUICK) == 2
         said = capsys.readouterr().err
-        assert "r/trace.json is not what lla_jax wrote: JSONDecodeError" in said
+        assert "r/trace.json is not what lla_jax wrote (JSONDecodeError" in said
         assert "--overwrite" in said
 
 

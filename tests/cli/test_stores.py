@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 import lla_jax as lla
 from lla_jax.cli import main as cli
@@ -80,6 +82,7 @@ def test_finished_result_is_kept_unless_overwritten(tiny, capsys, monkeypatch):
     assert tiny_run("--points", 5, "--out", "r") == 2
     assert "error: r/manifest.json is of format None" in capsys.readouterr().err
     (tiny / "r/manifest.json").unlink()
+    shutil.rmtree(tiny / "r/grid-000")
     assert tiny_run("--points", 5, "--out", "r") == 2
     assert "r/landscape.npz exists without the chunks it was made of" in capsys.readouterr().err
 
@@ -143,3 +146,55 @@ def test_without_out_another_landscape_gets_a_folder_of_its_own(tiny, capsys):
     assert tiny_run(*gradient, "--overwrite") == 0  # its own, not the other one's
     assert sorted(path.name for path in tiny.glob("run*")) == ["run", "run-2"]
     assert lla.load("run/landscape.npz").shape == (5,)
+
+
+def test_overwriting_that_is_killed_leaves_what_the_next_command_understands(tiny, capsys, monkeypatch):
+    assert tiny_run("--points", 3, "--out", "r") == 0
+    shutil.copytree("r", "whole")
+    kept, real, left = {"landscape.npz", "00000.npz", "manifest.json", "command.json"}, os.unlink, []
+
+    def unlink(path, **options):
+        if pathlib.Path(path).name in kept:
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+        real(path, **options)
+
+    (tiny / "tiny_problem.py").write_text(TINY.replace("- y) ** 2", "- y) ** 4"))
+    sys.modules.pop("tiny_problem", None)
+    codes = []
+    for done in range(len(kept)):  # files that are removed before the kill
+        shutil.rmtree("r")
+        shutil.copytree("whole", "r")
+        left[:] = [None] * done
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", unlink)
+            assert tiny_run("--points", 3, "--out", "r", "--overwrite") == 130
+        capsys.readouterr()
+        codes.append(tiny_run("--points", 3, "--out", "r"))
+        assert codes[-1] == 0 or "r was made with other functions (loss or metrics)" in capsys.readouterr().err
+    assert codes == [2, 2, 2, 0]
+    found = lla.load("r/landscape.npz").values["loss"]
+    assert tiny_run("--points", 3, "--out", "new") == 0
+    np.testing.assert_array_equal(found, lla.load("new/landscape.npz").values["loss"])
+
+
+def test_damaged_settings_are_written_anew_and_a_store_is_merged_into_another_folder(tiny, capsys):
+    assert tiny_run("--points", 3, "--out", "r") == 0
+    settings = tiny / "r/command.json"
+    sound = settings.read_text()
+    settings.write_text(sound.replace('"seed": "0"', '"seed": "1"'))
+    assert tiny_run("--points", 3, "--out", "r") == 0
+    assert settings.read_text() == sound
+    before = sorted(path.name for path in (tiny / "r").iterdir())
+    assert run("merge", "r", "--out", "elsewhere") == 0
+    assert sorted(path.name for path in (tiny / "r").iterdir()) == before
+    found, right = (lla.load(f"{folder}/landscape.npz").values["loss"] for folder in ("elsewhere", "r"))
+    np.testing.assert_array_equal(found, right)
+    for out in ("", " "):
+        for words in (["merge", "r", "--out", out], ["status", out]):
+            with pytest.raises(SystemExit):
+                run(*words)
+            assert "it must be a path" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            tiny_run("--points", 3, "--out", out)

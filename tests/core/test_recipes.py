@@ -168,3 +168,65 @@ def test_a_state_that_was_refused_in_words_keeps_them():
         raise Misuse("resume", "its unit is 0")
     with pytest.raises(Misuse, match=r"^resume: its state is damaged.*Misuse: v: too short"), recipes.reading_state():
         raise Misuse("v", "too short")
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Arrays of more than 1,000 bytes count as large, and are copied by 100 bytes."""
+    monkeypatch.setattr(recipes, "LARGE", 1000)
+    monkeypatch.setattr(recipes, "PIECE", 100)
+
+
+WIDE = np.random.default_rng(0).standard_normal((70, 28)).astype(np.float32)  # of which 8 are a sample
+
+
+def test_fingerprints_of_small_arrays_are_those_of_before():
+    assert recipes.fingerprint(params()) == "d16890cbeb3dc549"
+    assert recipes.fingerprint({"x": WIDE, "n": 3, "key": jax.random.key(0)}) == "23281d90ce821edf"
+
+
+def test_every_byte_of_a_large_array_counts(large):
+    whole = recipes.fingerprint({"x": WIDE, "y": np.arange(3)})
+    for row, column in ((0, 0), (0, 1), (35, 13), (69, 27)):
+        other = WIDE.copy()
+        other[row, column] += 1
+        assert recipes.fingerprint({"x": other, "y": np.arange(3)}) != whole
+        assert not recipes.same(recipes.fingerprint({"x": other, "y": np.arange(3)}), whole)
+    assert recipes.fingerprint({"x": WIDE, "y": np.arange(1, 4)}) != whole
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
+def test_layouts_and_libraries_of_a_large_array_do_not_count(large, dtype):
+    array = np.concatenate([WIDE, WIDE]).astype(jax.numpy.dtype(dtype))
+    whole = recipes.fingerprint(array)
+    forms = (
+        np.asfortranarray(array),
+        array[::-1].copy()[::-1],
+        np.repeat(array, 2, axis=1)[:, ::2],
+        jax.numpy.asarray(array),
+    )
+    for form in forms:
+        assert recipes.fingerprint(form) == whole
+    assert recipes.fingerprint(np.ascontiguousarray(array.T)) == recipes.fingerprint(array.T) != whole
+    column = array.reshape(-1)
+    assert recipes.fingerprint(np.repeat(column, 2)[::2]) == recipes.fingerprint(column)
+    assert recipes.fingerprint(np.repeat(column, 2)[None, ::2]) == recipes.fingerprint(column[None])
+
+
+def test_a_sample_of_a_large_array_in_a_recipe_of_before_agrees(large):
+    now = recipes.fingerprint(WIDE)
+    before, rest = now.split("-")
+    assert len(before) == len(rest) == 16
+    assert recipes.same(before, now)
+    assert recipes.same(now, before)
+    assert not recipes.same("0" * 16, now)
+    assert not recipes.same(rest, now)
+    assert not recipes.same(now, before + "-" + "0" * 16)
+    recipes.check_same(
+        "store", "it", {"data": {"fingerprint": before}}, {"data": {"fingerprint": now}}, ["data"], "stop"
+    )
+
+
+def test_the_order_of_metrics_says_nothing():
+    then, now = {"metrics": ["a", "b"], "names": ["a", "b"]}, {"metrics": ["b", "a"], "names": ["b", "a"]}
+    assert list(recipes.differences(then, now, now)) == ["names"]

@@ -16,8 +16,8 @@ import pytest
 import lla_jax as lla
 from lla_jax import _names
 from lla_jax.core.arguments import Misuse, warn_caller
+from lla_jax.core.identities import identity
 from lla_jax.core.signatures import MisusedCall, describe_arguments, explained
-from lla_jax.core.static import identity
 
 
 @explained

@@ -1,7 +1,11 @@
 """Functions are equal if and only if they surely compute the same."""
 
+import copy
 import functools
 import math
+import os
+import random
+import time
 import types
 
 import jax
@@ -61,16 +65,56 @@ class Mutable:
     scale = 1.0
 
 
+def change_list(x):
+    x[0] = 2
+
+
+def change_dict(x):
+    x["b"] = 1
+
+
+def change_attribute(x):
+    x.scale = 3.0
+
+
+def change_array(x):
+    x[1] = 5
+
+
 @pytest.mark.parametrize(
-    "value",
-    [[1], {"a": 1}, Mutable(), np.ones(2), jnp.ones(2), types.SimpleNamespace(a=1)],
+    ("value", "change"),
+    [
+        ([1], change_list),
+        ([[1]], lambda x: change_list(x[0])),
+        ({"a": 1}, change_dict),
+        ({1}, lambda x: x.add(2)),
+        (Mutable(), change_attribute),
+        (np.ones(2), change_array),
+        (np.array([1, None], object), change_array),
+        (types.SimpleNamespace(a=1), change_attribute),
+    ],
     ids=lambda v: type(v).__name__,
 )
-def test_what_may_change_makes_only_the_object_itself_equal(value):
-    f, g = captured(value), captured(value)
-    assert not same(f, g)
-    assert same(f, f)
-    assert not same(functools.partial(helper, value), functools.partial(helper, value))
+def test_what_was_changed_in_place_makes_another_function(value, change):
+    f, same_content = captured(value), captured(copy.deepcopy(value))
+    first, partial = Static(f), Static(functools.partial(helper, value))
+    assert first == Static(captured(value)) == Static(f)
+    assert first == Static(same_content)
+    change(value)
+    assert first != Static(f)
+    assert first != Static(captured(value))
+    assert partial != Static(functools.partial(helper, value))
+    assert first == Static(same_content)  # which did not change
+
+
+@pytest.mark.parametrize(
+    "value", [iter([1, 2]), np.random.default_rng(0), random.Random(0), (x for x in "ab"), time.time, os.getpid]
+)
+def test_what_cannot_be_looked_into_makes_only_the_wrapper_itself_equal(value):
+    f = captured(value)
+    first = Static(f)
+    assert first == first
+    assert first != Static(f)
 
 
 def in_a_module(source, **names):
@@ -90,10 +134,13 @@ def test_globals_are_part_of_a_function():
     scope["K"] = 2.0
     exec(source, scope)
     assert first == Static(scope["f"])
-    nested = "def f(x): return (lambda: K * x)()"
+    nested = "def f(x): return (lambda: K[0] * x)()"
     one, scope = in_a_module(nested, K=[2.0])
+    first = Static(one)
     exec(nested, scope)
-    assert not same(one, scope["f"])
+    assert first == Static(scope["f"])
+    scope["K"][0] = 3.0
+    assert first != Static(scope["f"])
     other, _ = in_a_module(source, K=2.0)
     assert not same(in_a_module(source, K=2.0)[0], other)  # of two modules
 
@@ -124,10 +171,14 @@ def test_recursion_ends_and_empty_cells_are_not_trusted():
 def test_modules_of_the_users_may_change():
     mine = types.ModuleType("mine")
     mine.__file__ = "/home/me/mine.py"
-    source = "def f(x): return mine.K * x"
+    mine.K = {"a": 1.0}
+    source = "def f(x): return mine.K['a'] * x"
     one, scope = in_a_module(source, mine=mine)
+    first = Static(one)
     exec(source, scope)
-    assert not same(one, scope["f"])
+    assert first == Static(scope["f"])
+    mine.K["a"] = 2.0
+    assert first != Static(scope["f"])
 
 
 def test_only_functions_and_partials_are_wrapped():
@@ -176,17 +227,22 @@ def with_attribute(x):
     return with_attribute.k * x
 
 
-def test_what_hides_its_state_is_not_trusted():
-    settings = Settings()
-    method, getter = settings.criterion, {"k": 1.0}.get
-    cached = functools.lru_cache(helper)
-    for make in (
+def test_state_that_hides_in_methods_and_classes_is_found(monkeypatch):
+    settings, table = Settings(), {"k": 1.0}
+    method, getter, cached = settings.criterion, table.get, functools.lru_cache(lambda x: table["k"] * x)
+    makes = (
         lambda: lambda x: Settings.k * x,
         lambda: lambda x: method(x),
+        lambda: method,
         lambda: lambda x: getter("k") * x,
         lambda: lambda x: cached(x),
-    ):
-        assert not same(make(), make())
+    )
+    before = [Static(make()) for make in makes]
+    assert before == [Static(make()) for make in makes]
+    monkeypatch.setattr(Settings, "k", 2.0)
+    table["k"] = 2.0
+    for one, make in zip(before, makes, strict=True):
+        assert one != Static(make())
     seen = []
     for with_attribute.k in (1.0, 2.0):
         seen.append(Static(lambda x: with_attribute(x)))
@@ -210,7 +266,6 @@ def test_jitted_functions_and_library_ones_imported_by_name_compare_as_objects()
 
 
 def test_a_loss_can_be_copied_and_sent():
-    import copy
     import pickle
 
     loss = lla.Loss(apply, helper)

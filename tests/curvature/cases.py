@@ -25,6 +25,9 @@ KEY = jax.random.key(0)
 DOUBLE, SINGLE = 1e-12, 1e-6  # "equal to rounding", relative to the largest entry
 
 
+PROBE = 1  # product of the probe, which no result counts
+
+
 DATA = helpers.dataset(11)
 
 

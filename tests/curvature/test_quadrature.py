@@ -16,7 +16,7 @@ import lla_jax as lla
 from lla_jax.core.standard_errors import widening
 from lla_jax.curvature import eigen, eigensearch, operators
 from lla_jax.execution import devices
-from tests.curvature.cases import COPIES, interrupted
+from tests.curvature.cases import COPIES, PROBE, interrupted
 from tests.helpers import OPERATORS, breaking_operator, flat, symmetric_matrix, tree_operator, vector_operator
 
 KEY = jax.random.key(1)
@@ -58,7 +58,7 @@ def test_moments_are_exact_up_to_twice_the_steps(traceable):
 
 
 def test_products_that_are_not_finite_end_a_spectrum():
-    H, product = breaking_operator(2 + 10 + 5)
+    H, product = breaking_operator(PROBE + 2 + 10 + 5)
     whole = lla.spectrum(tree_operator(product.a, False), KEY, steps=10)
     with pytest.warns(UserWarning, match="product 5 of probe 2 is not finite; the 2 of 4 probes"):
         spec = lla.spectrum(H, KEY, steps=10)
@@ -66,7 +66,7 @@ def test_products_that_are_not_finite_end_a_spectrum():
     assert np.array_equal(spec.nodes[0], whole.nodes[0])
     assert spec.recipe["steps_done"] == [10, 4]
     assert (spec.weights[1] > 0).sum() == 4
-    H, _ = breaking_operator(3)
+    H, _ = breaking_operator(PROBE + 3)
     with pytest.raises(ValueError, match="nothing to keep"):
         lla.spectrum(H, KEY, steps=10)
     found = eigen.extremes(breaking_operator(1)[0], KEY, 10)

@@ -90,3 +90,16 @@ def test_what_is_no_progress(asked):
         called(progress=asked)
     assert called(progress=print) is print
     assert called(progress=None) is called() is called(progress=np.False_) is None
+
+
+def test_a_bar_says_that_a_total_is_estimated_and_ends_with_the_true_one(capsys):
+    with progress.bar("work", "products") as show:
+        progress.expect_total(show, float("inf"))
+        progress.expect_total(show, 12.4)
+        assert "work: ~0% " in capsys.readouterr().err
+        show(3, None)
+        show(15, None)
+    assert "15/15 products" in capsys.readouterr().err.split("\r")[-1]
+    progress.expect_total(print, 3)
+    progress.expect_total(None, 3)
+    assert not capsys.readouterr().out

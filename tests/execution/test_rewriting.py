@@ -323,3 +323,9 @@ def test_all_models_keep_their_losses_and_gradients(name):
         for f in (losses, rewriting.rewrite_for_derivatives(losses, params))
     ]
     chex.assert_trees_all_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_operations_of_matrix_products_are_counted():
+    a, b = np.zeros((3, 5, 7), np.float32), np.zeros((3, 7, 2), np.float32)
+    assert rewriting.flops(lambda a, b: jax.nn.relu(a @ b), a, b) == 2 * 3 * 5 * 7 * 2
+    assert rewriting.flops(jax.jit(lambda a: a + 1), a) == 0

@@ -12,7 +12,8 @@ from flax.core import FrozenDict
 
 import lla_jax as lla
 from lla_jax.landscape import grids, rules
-from tests.helpers import FIXED, mlp_loss, params, reference_losses
+from lla_jax.landscape.store import writing
+from tests.helpers import FIXED, dataset, mlp_loss, params, reference_losses
 from tests.landscape.cases import DATA, RTOL, reference
 
 
@@ -111,3 +112,36 @@ def test_a_checked_rule_says_what_it_needs_and_allows():
     for rule, message in ((3, "rule: 3 given; it must be one of"), (mine, "has no axis")):
         with pytest.raises(ValueError, match=message):
             rules.check_rule(rule, grids.check_grid(() if rule is mine else plane))
+
+
+class Shrinking:
+    """A rule that is an object, whose repr has an address."""
+
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, params, directions, coord):
+        return jax.tree.map(lambda p: self.by * p, lla.landscape.add(params, directions, coord))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda by: Shrinking(by),
+        lambda by: Shrinking(by).__call__,
+        lambda by: functools.partial(lambda rule, *rest: rule(*rest), Shrinking(by)),
+        lambda by: functools.partial(Shrinking(by)),
+    ],
+)
+def test_an_object_as_rule_is_continued_by_another_one_that_does_the_same(tmp_path, axes, make, monkeypatch):
+    def plane(by):
+        grid = lla.grid(extent=0.3, points=2, dims=3)
+        return lla.evaluate(mlp_loss(), params(), dataset(), axes, grid, rule=make(by), store=tmp_path, execution=FIXED)
+
+    first = plane(0.5)
+    assert "0x" not in first.recipe["rule"]
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "compute_means", None)  # would raise if a point were computed
+        np.testing.assert_array_equal(plane(0.5).values["loss"], first.values["loss"])
+    with pytest.raises(ValueError, match=r"store: 'loss' at .* is .*both need the same loss and functions"):
+        plane(0.25)

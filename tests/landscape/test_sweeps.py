@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import os
 
 import jax
 import numpy as np
@@ -231,3 +232,23 @@ def test_mistakes_are_named(options, said):
     wider = {**params(), "gain": np.ones(2, np.float32)}
     with pytest.raises(ValueError, match="checkpoints"):
         lla.sweep(mlp_loss(), [params(), wider], dataset(), axes=KINDS, grid=GRID, execution=FIXED)
+
+
+def test_the_list_of_a_sweep_that_is_damaged_is_written_anew(tmp_path):
+    def table():
+        options = {"grid": lla.grid(points=3), "execution": FIXED, "seeds": range(2), "store": tmp_path}
+        return lla.sweep(mlp_loss(), [params()], dataset(), **options)
+
+    first = table()
+    (path,) = tmp_path.glob("sweep-*.json")
+    sound = path.read_text()
+    for damaged in (sound[:-5], sound.replace("filter", "fitler"), ""):
+        path.write_text(damaged)
+        if damaged:
+            with pytest.raises(ValueError, match=r"store: .*sweep-.*json .*remove it,? and repeat the"):
+                lla.runs.merge(tmp_path)
+        else:
+            os.utime(path, (1, 1))
+        assert list(table()) == list(first)
+        assert path.read_text() == sound
+        assert list(lla.runs.merge(tmp_path)) == list(first)

@@ -149,12 +149,80 @@ def test_other_architectures_differ():
     assert make_equinox(mode="ema")[0].apply != make_equinox()[0].apply
 
 
-def test_unhashable_parts_compare_by_identity():
-    loose = lambda: make_linen(module=LinenNet(width=np.array(4)))[0]  # noqa: E731
-    a, b = loose(), loose()
-    assert a.apply == copy.copy(a).apply
-    assert a.apply != b.apply
+def test_unhashable_parts_compare_by_content():
+    width = np.array(4)
+    loose = lambda width: make_linen(module=LinenNet(width=width))[0]  # noqa: E731
+    a = loose(width)
+    assert a.apply == copy.copy(a).apply == loose(np.array(4)).apply
     assert hash(a.apply) == hash(copy.copy(a).apply)
+    width[...] = 5
+    assert a.apply != loose(width).apply
+
+
+class Scaled:
+    scale = 1.0
+
+    def __call__(self, x):
+        return self.scale * x
+
+
+UNIT = {"k": 1.0}
+
+
+class LinenScaled(nn.Module):
+    activation: Any
+
+    @nn.compact
+    def __call__(self, x):
+        return UNIT["k"] * self.activation(nn.Dense(2, kernel_init=nn.initializers.ones)(x))
+
+
+class NnxScaled(nnx.Module):
+    def __init__(self, activation):
+        self.dense = nnx.Linear(5, 2, kernel_init=nnx.initializers.ones, rngs=nnx.Rngs(0))
+        self.activation = activation
+
+    def __call__(self, x):
+        return UNIT["k"] * self.activation(self.dense(x))
+
+
+class EqxScaled(eqx.Module):
+    kernel: jax.Array
+    activation: Any = eqx.field(static=True)
+
+    def __call__(self, x):
+        return UNIT["k"] * self.activation(self.kernel @ x)
+
+
+def linen_scaled(activation):
+    module = LinenScaled(activation)
+    variables = module.init(jax.random.key(0), jnp.ones((1, 5)))
+    return from_linen(module, variables, squares), variables["params"]
+
+
+def nnx_scaled(activation):
+    model = NnxScaled(activation)
+    return from_nnx(model, squares), nnx.state(model, nnx.Param)
+
+
+def equinox_scaled(activation):
+    model = EqxScaled(jnp.ones((2, 5)), activation)
+    return from_equinox(model, squares), eqx.filter(model, eqx.is_inexact_array)
+
+
+@pytest.mark.parametrize("make", [linen_scaled, nnx_scaled, equinox_scaled])
+def test_a_new_adapter_reads_what_the_model_reaches_now(make, monkeypatch):
+    activation, x = Scaled(), jnp.ones((3, 5))
+    run = jax.jit(lambda loss, p: loss.apply(p, loss.state, (x,), False)[0])
+    np.testing.assert_allclose(run(*make(activation)), 5.0)
+    activation.scale = 2.0
+    np.testing.assert_allclose(run(*make(activation)), 10.0)
+    monkeypatch.setitem(UNIT, "k", 3.0)
+    np.testing.assert_allclose(run(*make(activation)), 30.0)
+    again = make(activation)
+    with compilations() as count:
+        np.testing.assert_allclose(run(*again), 30.0)
+    assert count.count == 0
 
 
 def _keyed_models() -> dict[str, Any]:

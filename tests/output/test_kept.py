@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import os
 from functools import partial
 
 import jax
@@ -27,7 +29,7 @@ def H():
 
 def pairs_in(path, H, k=2, settings=None, compute=lla.eigenpairs, **options):
     settings = {"seed": "0"} if settings is None else settings
-    return kept.result(path, H.recipe, partial(compute, H, KEY, k), settings, like=params(), **options)
+    return kept.result(path, H, partial(compute, H, KEY, k), settings, like=params(), **options)
 
 
 def never(*arguments, **options):
@@ -58,19 +60,19 @@ def test_an_interrupted_result_is_continued_to_the_same_bits(H, tmp_path):
     said, path = [], tmp_path / "spectrum.npz"
     compute, settings = partial(lla.spectrum, H, KEY, steps=12, probes=3), {"steps": "12"}
     with pytest.raises(KeyboardInterrupt):
-        kept.result(path, H.recipe, compute, settings, unfinished={"probes": "3"}, bar=stopping(20), report=said.append)
+        kept.result(path, H, compute, settings, unfinished={"probes": "3"}, bar=stopping(20), report=said.append)
     unfinished = tmp_path / "spectrum.partial.npz"
     assert said == [f"what is finished is kept in {unfinished}; the same call continues it"]
     with pytest.raises(
         Differs, match=r"settings: .*spectrum.partial.npz was made with other options: probes 3 -> 4; they"
     ):
-        kept.result(path, H.recipe, compute, settings, unfinished={"probes": "4"})
-    found = kept.result(path, H.recipe, compute, settings, unfinished={"probes": "3"})
+        kept.result(path, H, compute, settings, unfinished={"probes": "4"})
+    found = kept.result(path, H, compute, settings, unfinished={"probes": "3"})
     whole = lla.spectrum(H, KEY, steps=12, probes=3)
     np.testing.assert_array_equal(found.nodes, whole.nodes)
     assert not unfinished.exists()
     with pytest.raises(KeyboardInterrupt):
-        kept.result(path, H.recipe, compute, settings, overwrite=True, bar=stopping(20), report=said.append)
+        kept.result(path, H, compute, settings, overwrite=True, bar=stopping(20), report=said.append)
     assert said[1:] == [f"what is finished is kept in {unfinished}; the same call without overwrite continues it"]
 
 
@@ -100,7 +102,7 @@ def test_numbers_are_kept_whole_or_not_at_all(H, tmp_path):
         return {"mean": np.float32(0.5), "rows": np.arange(3), "nan": float("nan"), "other": {1}}
 
     def numbers(compute=compute, settings=None, **options):
-        return kept.numbers(path, H.recipe, compute, settings or {"rtol": "0.1"}, report=said.append, **options)
+        return kept.numbers(path, H, compute, settings or {"rtol": "0.1"}, report=said.append, **options)
 
     with pytest.raises(KeyboardInterrupt):
         numbers(lambda progress: progress(1, 2), bar=stopping(1))
@@ -109,7 +111,8 @@ def test_numbers_are_kept_whole_or_not_at_all(H, tmp_path):
     found = numbers(never)
     assert (found["mean"], found["rows"], found["other"]) == (0.5, [0, 1, 2], "{1}")
     assert np.isnan(found["nan"])
-    assert said == [f"trace: taken from {path}"]
+    unfinished = "trace was not finished, and begins anew the next time; what came before it is kept"
+    assert said == [unfinished, f"trace: taken from {path}"]
     with pytest.raises(Differs, match=r"other options: rtol 0.1 -> 0.2"):
         numbers(settings={"rtol": "0.2"})
     assert numbers(settings={"rtol": "0.2"}, overwrite=True)["mean"] == 0.5
@@ -131,3 +134,42 @@ def test_processes_that_see_different_files_are_told_so(H, tmp_path, monkeypatch
     ) as refused:
         pairs_in(tmp_path / "eigenpairs.npz", H, compute=never)
     assert refused.value.path == tmp_path / "eigenpairs.npz"
+
+
+def test_damage_is_found_and_the_remedy_helps(H, tmp_path):
+    path = tmp_path / "trace.json"
+
+    def number():
+        return kept.numbers(path, H.recipe, lambda progress: {"mean": 1.125}, {"method": "xtrace"})
+
+    assert number() == {"mean": 1.125}
+    sound = path.read_text()
+    for damaged in (sound.replace("1.125", "1.625"), sound[:50], "", "[1]"):
+        path.write_text(damaged)
+        with pytest.raises(Misuse, match=r"path: .*trace.json is not what lla_jax wrote \(.*\). Remove it and repeat"):
+            number()
+    path.write_text(json.dumps({k: v for k, v in json.loads(sound).items() if k != "seal"}))  # as it was before
+    assert number() == {"mean": 1.125}
+    pairs = tmp_path / "eigenpairs.npz"
+    pairs_in(pairs, H)
+    pairs.write_bytes(pairs.read_bytes()[:-1])
+    with pytest.raises(Misuse, match=r"path: .*eigenpairs.npz .*Remove it and repeat the call, .* anew$"):
+        pairs_in(pairs, H)
+    pairs.unlink()
+    pairs_in(pairs, H)
+
+
+def test_a_folder_that_cannot_be_written_to_or_read_is_named(H, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(kept._files, "write_text", refuse)
+    with pytest.raises(OSError, match=r"path: .*trace.json could not be written \(Read-only file system\); mend that"):
+        kept.numbers(tmp_path / "trace.json", H.recipe, lambda progress: 1.0, {})
+    (tmp_path / "is a folder.json").mkdir()
+    with pytest.raises(OSError, match=r"path: .*is a folder.json cannot be read \(Is a directory\); mend that"):
+        kept.numbers(tmp_path / "is a folder.json", H.recipe, lambda progress: 1.0, {})
+    partial_file = tmp_path / "eigenpairs.partial.npz"
+    partial_file.mkdir()
+    with pytest.raises(OSError, match=r"path: .*eigenpairs.partial.npz cannot be removed"):
+        pairs_in(tmp_path / "eigenpairs.npz", H, overwrite=True)

@@ -436,9 +436,9 @@ def a_grid_of_nan() -> None:
 
 @slip("grid: has 1,000,000,000 points", "a store holds at most", "pass fewer")
 def a_grid_too_large_for_a_store() -> None:
-    from lla_jax.landscape.store import chunks
+    from lla_jax.landscape.store import folders
 
-    chunks.check_storable(tuple(np.linspace(-1, 1, 1000) for _ in range(3)))
+    folders.check_storable(tuple(np.linspace(-1, 1, 1000) for _ in range(3)))
 
 
 @slip("sweep-1.json was changed or damaged", "repeat the sweep")

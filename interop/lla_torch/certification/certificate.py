@@ -14,7 +14,7 @@ from torch import nn
 
 import lla_jax
 from lla_jax import check_examples
-from lla_jax.models.adapters import explained, misuse
+from lla_jax.models.adapters import explained, misuse, prompt_interrupts
 from lla_torch.certification.computed import cast_batch, jax_numbers, numbers_as_run
 from lla_torch.certification.differences import (
     eps_of,
@@ -117,6 +117,7 @@ class Certificate:
         return str(self)
 
 
+@prompt_interrupts()
 @explained
 def certify(
     module: nn.Module,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lla_jax.models.adapters import ask, misuse, passes, show_shapes
+from lla_jax.models.adapters import ask, identity, misuse, passes, show_shapes
 from lla_torch.conversion.function import Function, arguments
 from lla_torch.losses.criteria import Criterion, criterion_of, is_per_example
 from lla_torch.losses.selection import failure, scores_among
@@ -185,7 +185,7 @@ def mean_of_step(outputs: Any, batch: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class TorchCriterion:
-    """A torch loss module as a criterion of (outputs, labels); compares by the module's settings and buffers.
+    """A torch loss module as a criterion of (outputs, labels); compares by all that the module reaches.
 
     It is converted when it is first called, since the shapes and types of the outputs decide what it computes.
 
@@ -198,6 +198,9 @@ class TorchCriterion:
     module: nn.Module
     per_example: bool
     convert: Callable[..., Callable[..., Any]]
+
+    def __post_init__(self) -> None:
+        hash(self)  # looks at the module as it is now
 
     def __repr__(self) -> str:
         return f"torch {type(self.module).__name__}"
@@ -214,7 +217,10 @@ class TorchCriterion:
         named_tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
         from_torch = type(self.module).__module__ == "torch.nn.modules.loss"
         if not from_torch or not all(isinstance(x, simple) for x in settings.values()):
-            return (id(self.module), self.per_example)
+            try:
+                return (identity(self.module), self.per_example)
+            except (TypeError, RecursionError):  # it cannot be seen whether it changes
+                return (id(self),)
         tensors = tuple((name, x.detach().cpu().numpy().tobytes()) for name, x in named_tensors)
         return (type(self.module), tuple(sorted((n, repr(x)) for n, x in settings.items())), tensors, self.per_example)
 

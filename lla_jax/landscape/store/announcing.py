@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lla_jax.core import files as _files
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse, is_integer
-from lla_jax.landscape.store import chunks as _chunks
+from lla_jax.landscape.store import folders
 from lla_jax.landscape.store import manifest as _manifest
-from lla_jax.landscape.store.chunks import Store
+from lla_jax.landscape.store.chunks import explain_failure
+from lla_jax.landscape.store.layout import Store
+from lla_jax.landscape.store.manifest import DamagedFile
 
 SWEEP = "lla_jax sweep"
 MOST = 2**64
@@ -42,12 +44,25 @@ def announce(folder: Path, members: Sequence[Member], points: int) -> Path | Non
       ValueError: the folder holds a single landscape.
       OSError: the folder cannot be written to.
     """
-    if _chunks.exists(folder):
+    if folders.exists(folder):
         raise Misuse("store", f"{folder} holds a single landscape; pass another folder for a sweep", folder)
-    _chunks.check_writable(folder)
     announcement = {"format": SWEEP, "version": 1, "points": points, "cells": [list(member) for member in members]}
     path = folder / f"sweep-{recipes.digest(announcement)[:12]}.json"
-    return path if not path.exists() and _files.write_new(path, announcement) else None
+    if _is_sound(path, announcement):
+        return None
+    folders.check_writable(folder)
+    is_new = not path.exists()
+    with explain_failure(path, "nothing is computed yet"):
+        _files.write_text(path, _files.to_json(announcement))
+    return path if is_new else None
+
+
+def _is_sound(path: Path, announcement: Mapping[str, Any]) -> bool:
+    """Whether a file is there that has this announcement, as its name says."""
+    try:
+        return _manifest.read_json(path) == announcement
+    except (FileNotFoundError, DamagedFile):
+        return False
 
 
 def read_announcements(folder: Path) -> dict[Member, int]:
@@ -58,10 +73,15 @@ def read_announcements(folder: Path) -> dict[Member, int]:
     """
     points: dict[Member, int] = {}
     for path in sorted(folder.glob("sweep-*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
-        announcement = _manifest.read_json(path)
+        try:
+            announcement = _manifest.read_json(path)
+        except FileNotFoundError:
+            continue  # an empty one
         if announcement.get("format") != SWEEP:
             continue
         try:
+            if path.stem != f"sweep-{recipes.digest(announcement)[:12]}":
+                raise ValueError("other contents than its name says")
             number = _count(announcement["points"])
             for checkpoint, name, seed in announcement["cells"]:
                 index, number_of_seed = _count(checkpoint), None if seed is None else _count(seed, least=-MOST)
@@ -83,6 +103,6 @@ def _count(value: Any, least: int = 0) -> int:
 def existing_stores(folder: Path, members: Iterable[Member]) -> Iterator[Store]:
     """Yield the stores of the members whose landscapes were begun; ``folder`` is that of the sweep."""
     for member in members:
-        store = _chunks.read(folder / folder_of(member))
+        store = folders.read(folder / folder_of(member))
         if store is not None:
             yield store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -9,13 +10,18 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from lla_jax.core import files as _files
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.signatures import explained
 from lla_jax.landscape.store import chunks as _chunks
+from lla_jax.landscape.store import folders as _folders
+from lla_jax.landscape.store import layout
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.announcing import Member, folder_of, read_announcements
 from lla_jax.landscape.store.chunks import DamagedChunk
+from lla_jax.landscape.store.layout import Chunk, Store
 
 WINDOW_S = 600.0  # a writer that wrote nothing in this time counts as gone
 
@@ -43,17 +49,22 @@ def members(folder: Path) -> dict[Member | None, Path]:
     Raises:
       ValueError: the folder holds no store.
     """
-    if _chunks.exists(folder):
+    if _folders.exists(folder):
         return {None: folder}
     folders: dict[Member | None, Path] = {member: folder / folder_of(member) for member in read_announcements(folder)}
     if not folders:
-        stores = sorted(path.parent for path in folder.glob(f"*/{_manifest.NAME}") if _manifest.is_ours(path))
+        stores = sorted(path for path in folder.glob("*/") if path.is_dir() and _holds_store(path))
         folders = {(0, path.name, None): path for path in stores}
     if not folders:
         kind = "holds no store" if folder.is_dir() else "is no folder" if os.path.lexists(folder) else "does not exist"
         remedy = "pass the folder that was given as store= (or --out to lla-jax landscape)"
         raise Misuse("store", f"{_files.show_path(folder)} {kind}; {remedy}", folder)
     return folders
+
+
+def _holds_store(folder: Path) -> bool:
+    """Whether a folder holds a store, perhaps with a damaged manifest, and not that of another program."""
+    return _folders.exists(folder) and _manifest.inspect(folder / _manifest.NAME).kind != "foreign"
 
 
 @explained
@@ -66,10 +77,13 @@ class Status(NamedTuple):
       done: number of these points whose chunks are written.
       chunks: number of chunks that the landscapes need, of those that were begun.
       written: number of these chunks that are written and readable.
-      damaged: {path: reason} of chunks that cannot be read; the next writer computes them again.
+      damaged: {path: reason} of chunks that cannot be read, which the next writer computes again, and of manifests and
+        grids that are missing or damaged, which it restores from the chunks.
       writers: {"host:process": number of chunks that the process wrote in the last ten minutes}.
       last: seconds since the last chunk was written or the last landscape begun; infinite if none was begun.
       rate: points per second in the last ten minutes, 0 if none was computed.
+      ahead: seconds by which the newest file is dated in the future, since clocks differ; 0 if none is. Such a file
+        counts as written now, or as old if it is dated over ten minutes ahead.
     """
 
     landscapes: int
@@ -81,6 +95,7 @@ class Status(NamedTuple):
     writers: dict[str, int]
     last: float
     rate: float
+    ahead: float = 0.0
 
     @property
     def left(self) -> float | None:
@@ -103,36 +118,63 @@ def status(store: str | os.PathLike[str]) -> Status:
     Raises:
       ValueError: the folder holds no store, or a damaged manifest.
     """
-    folder, now = _chunks.store_folder(store), time.time()
+    folder = _folders.store_folder(store)
     announced = {folder_of(member): points for member, points in read_announcements(folder).items()}
     folders = members(folder)
-    points = done = chunks = written = recent = 0
+    points = chunks = 0
     damaged: dict[str, str] = {}
-    writers: Counter[str] = Counter()
-    last, began = math.inf, now
+    written: list[_Written] = []
+    dates: list[float] = []
     for path in folders.values():
-        one = _chunks.read(path)
+        one = _folders.read(path)
         if one is None:
-            points += announced[path.name]
+            points += announced.get(path.name, 0)
             continue
-        points += math.prod(len(axis) for axis in one.grids[-1])
-        last = min(last, now - (path / _manifest.NAME).stat().st_mtime)
-        for part in _chunks.parts(one, one.grids[-1]):
-            chunks += 1
-            file = _chunks.path_of(one, part.chunk)
-            try:
-                _, header = _chunks.load(one, part.chunk)
-                age = now - file.stat().st_mtime
-            except FileNotFoundError:
-                continue
-            except DamagedChunk as error:
-                damaged[str(file)] = str(error)
-                continue
-            written, done = written + 1, done + len(part.at)
-            last = min(last, age)
-            if age < WINDOW_S:
-                recent += len(part.at)
-                writers[header["writer"]] += 1
-                began = min(began, now - age - header["seconds"])
-    rate = recent / max(now - began, 1e-3) if recent else 0.0
-    return Status(len(folders), points, done, chunks, written, damaged, dict(writers), last, rate)
+        damaged |= {str(file): f"it {repair.reason}" for file, repair in one.repairs.items()}
+        with contextlib.suppress(FileNotFoundError):
+            dates.append((path / _manifest.NAME).stat().st_mtime)
+        grid = one.grids[-1]
+        points += layout.count(grid)
+        for number, held in layout.counts(one, grid).items():
+            chunks += int(np.count_nonzero(held))
+            there = _written_chunks(one, number, held, damaged)
+            written += there
+            dates += [chunk.date for chunk in there]
+    now = time.time()
+    ahead = max([0.0, *(date - now for date in dates)])
+    now += max([0.0, *(date - now for date in dates if date - now <= WINDOW_S)])  # the clock that is most ahead
+    recent = [chunk for chunk in written if 0 <= now - chunk.date < WINDOW_S]
+    began = min([now, *(chunk.date - chunk.seconds for chunk in recent)])
+    rate = sum(chunk.points for chunk in recent) / max(now - began, 1e-3)
+    writers = Counter(chunk.writer for chunk in recent)
+    last = min((max(0.0, now - date) for date in dates), default=math.inf)
+    done = sum(chunk.points for chunk in written)
+    return Status(len(folders), points, done, chunks, len(written), damaged, dict(writers), last, rate, ahead)
+
+
+class _Written(NamedTuple):
+    """A chunk that was written: the number of points that count, its writer, the seconds it took and its date."""
+
+    points: int
+    writer: str
+    seconds: float
+    date: float
+
+
+def _written_chunks(store: Store, grid: int, held: np.ndarray, damaged: dict[str, str]) -> list[_Written]:
+    """The chunks of a grid that hold wanted points, ``held`` each, and are readable; adds others to ``damaged``."""
+    found: list[_Written] = []
+    for path in sorted(layout.chunks_folder(store.folder, grid).glob("[0-9]*.npz")):
+        number = int(path.stem) if path.stem.isdecimal() else len(held)
+        if number >= len(held) or not held[number] or path != layout.path_of(store, Chunk(grid, number)):
+            continue
+        try:
+            _, header = _chunks.load(store, Chunk(grid, number))
+            date = path.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        except DamagedChunk as error:
+            damaged[str(path)] = str(error)
+            continue
+        found.append(_Written(int(held[number]), header["writer"], header["seconds"], date))
+    return found

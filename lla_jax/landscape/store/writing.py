@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,16 +18,19 @@ import numpy as np
 
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse, is_integer, misuse, warn_caller
+from lla_jax.core.interrupts import check_interrupt
 from lla_jax.core.recipes import versions
 from lla_jax.core.results import Landscape
 from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import Progress, report_part
-from lla_jax.landscape import planning
+from lla_jax.landscape import planning, probes
 from lla_jax.landscape.jobs import Job, group_size
 from lla_jax.landscape.points import check_values, compute_means
 from lla_jax.landscape.store import chunks as _chunks
+from lla_jax.landscape.store import finished, folders, layout
 from lla_jax.landscape.store import manifest as _manifest
-from lla_jax.landscape.store.chunks import Chunk, DamagedChunk, Store
+from lla_jax.landscape.store.chunks import DamagedChunk
+from lla_jax.landscape.store.layout import Chunk, Store
 
 log = logging.getLogger("lla_jax")
 
@@ -85,23 +89,24 @@ def compute(
       OSError: the store cannot be written, or its disk is too full.
     """
     shards = 1 if shard is None else -(-shard[1] // place[1])
-    store, choice = _chunks.read(folder), None
+    store, choice = folders.read(folder, job.coords), None
     if store is None:
         store, choice = _begin(job, folder, plan, shards)
     job = job._replace(reference_grid=store.grids[0])
     if choice is None:
-        _chunks.check_same(store, job.recipe)
+        _restore(store)
+        folders.check_same(store, job.recipe)
         recipe = store.manifest["recipe"]
         most = max(math.prod(map(len, store.grids[0])), job.num)
         choice = planning.choose_plan(job, planning.plan_from_recipe(recipe, most))
-        recipes.check_same_values("store", recipe, choice[1], folder)
+        _check_functions(job, store, choice)
         log.info("store: %s was begun before; its plan is obeyed", folder)
     plan, _, seconds = choice
-    store, coords = _chunks.add_grid(store, job.coords)
+    store, coords = folders.add_grid(store, job.coords)
     job = job._replace(coords=coords)
-    parts = {part.chunk: len(part.at) for part in _chunks.parts(store, coords)}
+    parts = layout.needed(store, coords)
     mine = {c for i, c in enumerate(parts) if shard is None or (place[0] + i) % shard[1] == shard[0] - 1}
-    missing = [c for c in parts if c in mine and not _chunks.path_of(store, c).exists()]
+    missing = [c for c in parts if c in mine and not layout.path_of(store, c).exists()]
     left = sum(parts[c] for c in missing)
     log.info("%s", planning.describe(job, plan, None if seconds is None else seconds * left))
     if left < job.num:
@@ -110,9 +115,10 @@ def compute(
     try:
         while True:
             if missing:
-                _chunks.check_writable(folder, _bytes_needed(store, left, len(missing)))
+                folders.check_writable(folder, _bytes_needed(store, left, len(missing)))
                 _compute(job, plan, store, missing, parts, progress)
             contents = _chunks.read_chunks(store, coords)
+            _check_replaceable(folder, [error for c, error in contents.damaged.items() if c in mine])
             _report({c: error for c, error in contents.damaged.items() if c in mine or c not in reported}, mine)
             reported |= set(contents.damaged)
             missing = [c for c in (*contents.missing, *contents.damaged) if c in mine]
@@ -126,14 +132,44 @@ def compute(
         raise
     result = _chunks.landscape(store, coords, contents)
     if result.recipe["complete"]:
-        _chunks.remove_leftovers(folder)
+        folders.remove_leftovers(folder)
         check_values(result, job.reads)
     return result
 
 
+def _check_functions(job: Job, store: Store, choice: tuple[Plan, Any, float | None]) -> None:
+    """Raise a ValueError if the loss or another function is not that by which the store was begun."""
+    (plan, now, seconds), then = choice, store.manifest["recipe"]
+    if now["deterministic"]:
+        recipes.check_same_values("store", then, now, store.folder)
+        probes.check("store", job, plan, seconds, then, finished.ends(store), store.folder)
+
+
 def _bytes_needed(store: Store, points: int, chunks: int) -> int:
     """The bytes that the values and standard errors at ``points`` points take in ``chunks`` files."""
-    return 16 * len(store.manifest["names"]) * points + OVERHEAD * chunks
+    return 16 * len(store.manifest["names"]) * points + (OVERHEAD + _chunks.header_bytes(store)) * chunks
+
+
+def _restore(store: Store) -> None:
+    """Write a manifest and grids that are missing or damaged again, from the copies in the chunks, and say so."""
+    for path, repair in store.repairs.items():
+        warn_caller(f"store: {path} {repair.reason} and is restored from the chunks")
+    folders.restore(store)
+
+
+def _check_replaceable(folder: Path, damaged: list[DamagedChunk]) -> None:
+    """Raise an error that says how to go on if chunks are damaged in a folder that cannot be written to."""
+    if not damaged:
+        return
+    try:
+        folders.check_writable(folder)
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"store: {damaged[0].path} was damaged ({damaged[0]}), and can only be computed again in a folder that can "
+            f"be written to ({os.strerror(error.errno or 0)}); make it so and repeat the call, or read the "
+            f"points that are there: lla.runs.merge({str(folder)!r}, partial=True)",
+        ) from error
 
 
 def _report(damaged: dict[Chunk, DamagedChunk], mine: set[Chunk]) -> None:
@@ -152,16 +188,16 @@ def _begin(job: Job, folder: Path, plan: Plan | None, shards: int) -> tuple[Stor
     Returns:
       (store, result of ``choose_plan``); if another writer made the store first, (its store, None).
     """
-    _chunks.check_storable(job.coords)
-    _chunks.check_writable(folder, OVERHEAD)
+    folders.check_storable(job.coords)
+    folders.check_writable(folder, OVERHEAD)
     if sweep := next(folder.glob("sweep-*.json"), None):
         raise Misuse("store", f"{folder} holds a sweep ({sweep.name}); pass another folder for a landscape", folder)
     most = -(-job.num // (PER_SHARD * shards)) if shards > 1 else job.num
     plan, recipe, seconds = planning.choose_plan(job, plan, most)
     size = _chunk_points(job, plan, seconds, most, shards)
-    recipe["plan"] = planning.plan_recipe(job, plan)
+    recipe |= {"plan": planning.plan_recipe(job, plan), "corners": probes.record(job, plan, seconds)}
     coords = [axis.tolist() for axis in job.coords]
-    store, ours = _chunks.create(folder, _manifest.make(recipe, recipes.LANDSCAPE, coords, job.task.names, size))
+    store, ours = folders.create(folder, _manifest.make(recipe, recipes.LANDSCAPE, coords, job.task.names, size))
     return store, (plan, recipe, seconds) if ours else None
 
 
@@ -185,9 +221,10 @@ def _compute(
         progress(done, job.num)
     for at in np.random.default_rng().permutation(len(missing)):
         chunk = missing[at]
-        if not _chunks.path_of(store, chunk).exists():
-            start, coords = time.perf_counter(), _chunks.points(store, chunk)
-            log.debug("store: %s begun", _chunks.path_of(store, chunk))
+        check_interrupt()
+        if not layout.path_of(store, chunk).exists():
+            start, coords = time.perf_counter(), layout.points(store, chunk)
+            log.debug("store: %s begun", layout.path_of(store, chunk))
             means, plan = compute_means(job, plan, coords, report_part(progress, done, parts[chunk], job.num))
             about = {
                 "plan": planning.plan_recipe(job, plan),
@@ -195,7 +232,7 @@ def _compute(
                 "versions": versions(),
             }
             _chunks.write(store, chunk, means, about)
-            log.debug("store: %s written", _chunks.path_of(store, chunk))
+            log.debug("store: %s written", layout.path_of(store, chunk))
         done += parts[chunk]
         if progress is not None:
             progress(done, job.num)

@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib import figure as _figure
 
 from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.interrupts import GRACE_S, prompt_interrupts
 from lla_jax.core.notebooks import in_notebook
 
 DPI = 300
@@ -42,7 +43,8 @@ class Figure(_figure.Figure):
         if not hasattr(fname, "write") and not hasattr(fname, "savefig"):  # an open file, or the pages of a PDF
             _check_path(fname, kwargs.get("format"), self.canvas.get_supported_filetypes())
         try:
-            super().savefig(fname, *args, **kwargs)
+            with prompt_interrupts(GRACE_S):  # rather than leave half of a file
+                super().savefig(fname, *args, **kwargs)
         except (TypeError, ValueError) as error:
             if not (args or kwargs):
                 raise

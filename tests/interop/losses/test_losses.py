@@ -243,3 +243,42 @@ def test_a_second_value_that_is_no_weight_is_refused():
         lla_torch.convert_loss(lambda m, b: (_entropy(m, b), m(b[0]).mean()), module, batches[0])
     with pytest.raises(ValueError, match=r"\(sum of the losses, sum of the weights\)"):
         lla_torch.convert_loss(lambda m, b: (_entropy(m, b), m(b[0])), module, batches[0])
+
+
+class Margin(nn.Module):
+    """A criterion of the user's, with a setting that is no tensor and one in a table."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.table = 1.0, {"k": [1.0]}
+
+    def forward(self, outputs, labels):
+        return ((outputs[:, 0] - labels) ** 2 * self.scale * self.table["k"][0]).mean()
+
+
+def test_torch_modules_that_changed_in_place_are_converted_as_they_are_now():
+    module, criterion = nn.Linear(3, 1), Margin()
+    weighted = nn.BCEWithLogitsLoss(pos_weight=torch.ones(1))
+    x, y = np.ones((4, 3), np.float32), np.ones(4, np.float32)
+    run = jax.jit(lambda loss, p, b: loss.criterion(loss.apply(p, loss.state, b, False)[0], b).mean())
+
+    def values():
+        net = lla_torch.convert(module, torch.ones(2, 3))
+        params = net.variables["params"]
+        outputs = net.apply(net.variables, x)
+        found = (
+            run(net.loss(criterion, per_example=False), params, (x, y)),
+            run(net.loss(weighted), params, (x, y[:, None])),
+        )
+        logits = torch.from_numpy(np.array(outputs))
+        own = criterion(logits, torch.from_numpy(y)), weighted(logits, torch.from_numpy(y[:, None]))
+        np.testing.assert_allclose(found, [float(each) for each in own], rtol=1e-5)
+
+    values()
+    criterion.scale = 3.0
+    values()
+    criterion.table["k"][0] = 2.0
+    weighted.pos_weight.fill_(5.0)
+    with torch.no_grad():
+        module.weight.add_(1.0)
+    values()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import lla_jax as lla
 from lla_jax.core import files as _files
-from lla_jax.landscape.store import chunks as chunk_store
+from lla_jax.landscape.store import folders, layout
 from lla_jax.landscape.store import manifest as _manifest
 from tests.helpers import points_computed
 from tests.landscape.store.cases import CHUNKS, assert_same, assert_same_to_rounding, files, run
@@ -60,8 +60,7 @@ def test_a_chunk_of_the_same_recipe_and_another_grid_is_none_of_this_store(tmp_p
         assert_same(run(tmp_path / "b"), complete)
 
 
-def test_grids_that_are_none_are_refused_and_files_of_others_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(_manifest, "PATIENCE_S", 0.0)
+def test_grids_that_are_none_are_refused_and_files_of_others_stay(tmp_path):
     run(tmp_path)
     for wrong in ("{}", '{"coords": [[1]]}', '{"coords": "abc"}'):
         (tmp_path / "grid-001.json").write_text(wrong)
@@ -78,7 +77,7 @@ def test_grids_that_are_none_are_refused_and_files_of_others_stay(tmp_path, monk
     run(tmp_path)
     assert theirs.exists()
     assert not left.exists()
-    chunk_store.remove(tmp_path)
+    folders.remove(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
@@ -106,18 +105,20 @@ def test_the_chunks_of_any_grids_hold_every_point_once(tmp_path, seed):
     plan = {"chunk": 1, "microbatch": 1, "loop": "map", "share": True, "scan": True, "devices": 1, "data_shards": 1}
     coords = [axis.tolist() for axis in lla.grid(points=(3, 4, 2), dims=3)]
     manifest = _manifest.make({"plan": plan, "probe": {}}, [], coords, ["loss"], 5)
-    store, first = chunk_store.create(tmp_path, manifest)
+    store, first = folders.create(tmp_path, manifest)
     assert first
-    assert not chunk_store.create(tmp_path, manifest)[1]
+    assert not folders.create(tmp_path, manifest)[1]
     for _ in range(4):
         grid = tuple(np.sort(rng.choice(np.linspace(-1, 1, 7), rng.integers(1, 6), replace=False)) for _ in range(3))
-        store, coords = chunk_store.add_grid(store, grid)
+        store, coords = folders.add_grid(store, grid)
         seen = np.zeros(int(np.prod([len(c) for c in coords])), int)
         mesh = np.stack([c.ravel() for c in np.meshgrid(*coords, indexing="ij")], -1)
-        for part in chunk_store.parts(store, coords):
-            np.testing.assert_array_equal(chunk_store.points(store, part.chunk)[part.wanted], mesh[part.at])
+        for part in layout.parts(store, coords):
+            np.testing.assert_array_equal(layout.points(store, part.chunk)[part.wanted], mesh[part.at])
             seen[part.at] += 1
         np.testing.assert_array_equal(seen, 1)
+        held = {part.chunk: len(part.at) for part in layout.parts(store, coords)}
+        assert held == layout.needed(store, coords)
     new_points = []
     for grid, new in zip(store.grids, store.new):
         indices = np.unravel_index(np.asarray(new[:]), [len(axis) for axis in grid])
@@ -141,11 +142,20 @@ def test_a_denser_or_wider_grid_needs_only_new_points(tmp_path_factory, extent, 
     grid = lla.grid(extent, 2 * half + 1)
     coords = [axis.tolist() for axis in grid]
     manifest = _manifest.make({"plan": plan, "probe": {}}, [], coords, ["loss"], 5)
-    store, _ = chunk_store.create(tmp_path_factory.mktemp("store"), manifest)
+    store, _ = folders.create(tmp_path_factory.mktemp("store"), manifest)
     size = 2 * factor * half + 1
-    store, coords = chunk_store.add_grid(store, lla.grid(extent * (factor if wider else 1), size))
+    store, coords = folders.add_grid(store, lla.grid(extent * (factor if wider else 1), size))
     assert set(grid[0]) <= set(coords[0])  # to the bit: coordinates that differ by rounding are those of the first grid
     assert len(store.new[1]) == size**2 - (2 * half + 1) ** 2
-    same, again = chunk_store.add_grid(store, lla.grid(extent, 2 * half + 1))
+    same, again = folders.add_grid(store, lla.grid(extent, 2 * half + 1))
     assert len(same.grids) == 2
     assert all(map(np.array_equal, again, grid))
+
+
+def test_a_file_that_is_far_larger_than_its_chunk_is_not_read(tmp_path, complete):
+    run(tmp_path)
+    with open(tmp_path / "grid-000/00002.npz", "r+b") as file:
+        file.truncate(10**12)  # sparse
+    assert "it has 1,000,000,000,000 bytes" in lla.runs.status(tmp_path).damaged[str(tmp_path / "grid-000/00002.npz")]
+    with pytest.warns(UserWarning, match="computed again"):
+        assert_same(run(tmp_path), complete)

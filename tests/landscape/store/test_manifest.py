@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lla_jax as lla
-from lla_jax.landscape.store import chunks as chunk_store
+from lla_jax.landscape.store import folders
 from lla_jax.landscape.store import manifest as _manifest
 from tests.hostile import HOSTILE, replace_a_value
 from tests.slips.slip import error_of, raised_on_purpose
@@ -48,16 +48,15 @@ def changed(*path, to):
         (changed("names", to=[]), "names and identity"),
     ],
 )
-def test_a_manifest_that_was_changed_is_refused(tmp_path, monkeypatch, change, said):
-    monkeypatch.setattr(_manifest, "PATIENCE_S", 0.0)
+def test_a_manifest_that_was_changed_is_refused(tmp_path, change, said):
     recipe = {"plan": dict(PLAN), "probe": {"loss": 1.0}, "batch_size": None}
     manifest = _manifest.make(recipe, ["batch_size"], [[0.0, 1.0]], ["loss"], 12)
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(manifest))
-    assert chunk_store.read(tmp_path).manifest == manifest
+    assert folders.read(tmp_path).manifest == manifest
     change(manifest)
     path.write_text(json.dumps(manifest))
-    for call in (chunk_store.read, lla.runs.status, lla.runs.merge):
+    for call in (folders.read, lla.runs.status, lla.runs.merge):
         with pytest.raises(ValueError, match=f"store: .*{said}"):
             call(tmp_path)
     path.write_text("{")
@@ -86,7 +85,7 @@ def test_any_value_of_a_manifest_may_be_replaced(folder, where, value, again, gr
         return
     (folder / "manifest.json").write_text(text)
     (folder / "grid-001.json").write_text(json.dumps(further))
-    for call in (chunk_store.read, lla.runs.status, lambda path: lla.runs.merge(path, partial=True)):
+    for call in (folders.read, lla.runs.status, lambda path: lla.runs.merge(path, partial=True)):
         error = error_of(partial(call, folder))
         assert error is None or raised_on_purpose(error.__traceback__), error
         assert len(str(error)) < 4000

@@ -19,6 +19,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.landscape.store import chunks as chunk_store
+from lla_jax.landscape.store import folders
 from lla_jax.landscape.store import writing as stored
 from tests.helpers import FIXED, Interrupt, accuracy, compilations, dataset, mlp_loss, params
 from tests.landscape.store.cases import (
@@ -125,7 +126,7 @@ def test_a_disk_too_small_and_a_folder_that_is_none_are_reported_before_computin
 
 def test_a_finished_store_is_returned_from_a_disk_that_is_full(tmp_path, complete, monkeypatch):
     run(tmp_path)
-    monkeypatch.setattr(chunk_store, "check_writable", None)  # would raise if it were asked
+    monkeypatch.setattr(folders, "check_writable", None)  # would raise if it were asked
     assert_same(run(tmp_path), complete)
 
 
@@ -163,30 +164,28 @@ def test_two_writers_of_one_chunk_leave_one_good_chunk(tmp_path, complete, monke
 
 @pytest.mark.parametrize("other", [GRID, lla.grid(ranges=[(-0.5, 0.5), (0.0, 0.3)], points=(9, 3)), lla.grid(0.7, 5)])
 def test_of_two_first_writers_one_decides(tmp_path, complete, monkeypatch, other):
-    real = chunk_store.create
+    real = folders.create
 
     def slower(*arguments):
-        monkeypatch.setattr(chunk_store, "create", real)
+        monkeypatch.setattr(folders, "create", real)
         assert_same(run(tmp_path), complete)
         return real(*arguments)
 
-    monkeypatch.setattr(chunk_store, "create", slower)
+    monkeypatch.setattr(folders, "create", slower)
     late = run(tmp_path, other, execution=lla.Execution(chunk=3, microbatch=5, loop="vmap", devices=1))
     assert_same_to_rounding(late, run(grid=other))
     assert late.recipe["plan"]["chunk"] == 4
 
 
 def test_a_first_writer_that_was_too_late_and_has_another_loss_is_refused(tmp_path, monkeypatch):
-    real = chunk_store.create
+    real = folders.create
 
     def slower(*arguments):
-        monkeypatch.setattr(chunk_store, "create", real)
+        monkeypatch.setattr(folders, "create", real)
         run(tmp_path, lla.grid(0.7, 5))
         return real(*arguments)
 
-    monkeypatch.setattr(
-        chunk_store, "create", lambda *a: monkeypatch.setattr(chunk_store, "create", real) or slower(*a)
-    )
+    monkeypatch.setattr(folders, "create", lambda *a: monkeypatch.setattr(folders, "create", real) or slower(*a))
     doubled = lla.Loss(mlp_loss().apply, lambda outputs, batch: 2 * mlp_loss().criterion(outputs, batch))
     with pytest.raises(ValueError, match=r"store: 'loss' at the first point"):
         lla.evaluate(

@@ -8,13 +8,14 @@ from typing import TypeVar
 import jax
 import numpy as np
 
+from lla_jax.core import interrupts
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.types import PyTree
 from lla_jax.curvature import room
 from lla_jax.curvature.linear_operator import Operator, halve
 from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.space import draw
 from lla_jax.curvature.units import Unit
-from lla_jax.execution.interrupts import deferred_interrupts
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ def map_probes(
 ) -> Iterator[T]:
     """Yield ``f(z, A z)`` of the probes numbered ``lo`` to ``hi - 1``, for a piece of them at a time.
 
-    If memory runs out, a piece is taken in halves. A Ctrl-C waits for the end of a product.
+    If memory runs out, a piece is taken in halves. A Ctrl-C leaves out those that are computed.
 
     Args:
       f: of stacked vectors (k, ...) and their products.
@@ -54,7 +55,7 @@ def map_probes(
     def compute(lo: int, hi: int) -> T:
         with deferred_interrupts():
             z = draw_probes(H, key, lo, hi)
-            return jax.block_until_ready(f(z, H.products(z)))
+            return interrupts.wait(f(z, H.products(z)))
 
     for start in range(lo, hi, at_once):
         yield from halve(compute, start, min(start + at_once, hi))

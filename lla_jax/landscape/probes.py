@@ -1,0 +1,204 @@
+"""Computes the values of a job at a few points over all rows, by which a changed function is noticed.
+
+No entry of a recipe tells the loss, the rule or a metric, which are code. Their values do: those at the corners of the
+grid, ``recipe["corners"]``, which a store has from the start and writers compare before they join, and those at points
+that are finished. Of a stream the first batch alone is read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lla_jax.core import precision, recipes
+from lla_jax.core.arguments import Misuse
+from lla_jax.core.data import Stream
+from lla_jax.core.recipes import Differs
+from lla_jax.core.types import Recipe
+from lla_jax.execution.plans import Plan
+from lla_jax.landscape.grids import grid_points
+from lla_jax.landscape.jobs import Job
+from lla_jax.landscape.means import Means
+from lla_jax.landscape.points import compute_means
+
+LEAST, MOST = 2, 16  # points, of which the first and the last are two
+SHARE = 200  # a point of so many is computed for this purpose
+COMPILE_S = 3.0  # if a chunk takes longer, a program for few points is worth compiling
+LOW = 0.1  # a value below this share of the largest one has the rounding of that share
+IN_NOISE = 0.05  # standard errors by which a metric may differ: rounding makes single examples change sides
+
+
+class Kept(NamedTuple):
+    """Values of before, at C points.
+
+    Args:
+      coords: (C, k), the coordinates of the points.
+      values: {name: (C,)}, the means.
+    """
+
+    coords: np.ndarray
+    values: Mapping[str, np.ndarray]
+
+
+def spread(grid: tuple[np.ndarray, ...], num: int, most: int) -> np.ndarray:
+    """Flat indices of ``most`` of the first ``num`` points of a grid: ends, corners, middle, then points between."""
+    shape = tuple(map(len, grid))
+    corners = itertools.product(*((0, n - 1) for n in shape[:3]), *((0,) for _ in shape[3:]))
+    inside = [int(np.ravel_multi_index(corner, shape)) for corner in corners]
+    between = np.linspace(0, num - 1, most).round().astype(int).tolist()
+    order = dict.fromkeys([0, num - 1, *(i for i in inside if i < num), num // 2, *between])
+    return np.sort(list(order)[:most])
+
+
+def record(job: Job, plan: Plan, seconds: float | None) -> Recipe:
+    """The entry "corners" of a recipe: the values of a job at a few points of its reference grid.
+
+    Args:
+      job: the job, with its axes.
+      plan: the plan.
+      seconds: per point, None if unknown.
+
+    Returns:
+      The coordinates of the points, the number of rows of each data set and the values, {name: (C,)}.
+    """
+    num = math.prod(map(len, job.reference_grid))
+    room = plan.chunk * job.point_shards
+    flat = spread(job.reference_grid, num, min(num, MOST, max(LEAST, room, num // SHARE)))
+    coords = np.concatenate([grid_points(job.reference_grid, i, i + 1) for i in flat])
+    values = _compute(job, plan, coords, seconds).values
+    return {
+        "points": coords.tolist(),
+        "rows": _rows(job),
+        "values": {name: x.tolist() for name, x in values.items()},
+    }
+
+
+def check(
+    argument: str,
+    job: Job,
+    plan: Plan,
+    seconds: float | None,
+    then: Recipe,
+    kept: Kept | None = None,
+    path: Path | None = None,
+) -> None:
+    """Raise ``Differs`` if a value of before is not that of the job, which shows that a function changed.
+
+    Compared are the corners in the older recipe, if it has any over the same rows, and, of data in memory, values that
+    are kept.
+
+    Args:
+      argument: the argument of the call that brought the older recipe.
+      job: the job, with its axes.
+      plan: the plan.
+      seconds: per point, None if unknown.
+      then: the older recipe.
+      kept: finished points of the landscape, or None.
+      path: the folder that holds the older recipe, or None.
+    """
+    corners = _corners_of(argument, then, job, path)
+    parts = [] if corners is None else [corners]
+    if kept is not None and not job.has_stream:
+        parts.append(kept)
+    if not parts:
+        return
+    coords = np.concatenate([part.coords for part in parts])
+    means = _compute(job, plan, coords, seconds)
+    least = {name: LOW * np.abs(x[np.isfinite(x)]).max(initial=0) for name, x in means.values.items()}
+    start = 0
+    for part in parts:
+        at = slice(start, start + len(part.coords))
+        now = Means(*({name: x[at] for name, x in numbers.items()} for numbers in means))
+        _compare(argument, part, now, least, job, path)
+        start = at.stop
+
+
+def _corners_of(argument: str, then: Recipe, job: Job, path: Path | None) -> Kept | None:
+    """The corners in a recipe, which may come from a damaged file; None if it has none, or over other rows."""
+    try:
+        entry = then.get("corners")
+        if entry is None or entry["rows"] != _rows(job):
+            return None
+        coords = np.array(entry["points"], np.float64)
+        values = {name: np.array(x, np.float64) for name, x in entry["values"].items()}
+        if coords.ndim != 2 or coords.shape[1] != len(job.coords) or not 0 < len(coords) <= MOST:
+            raise ValueError(f"points of shape {coords.shape}")
+        if odd := [x for x in values.values() if x.shape != coords.shape[:1]]:
+            raise ValueError(f"values of shape {odd[0].shape} at {len(coords)} points")
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        text = f"the corners in its recipe are damaged ({error}); restore it, or start anew"
+        raise Misuse(argument, text, path) from error
+    return Kept(coords, values)
+
+
+def _compute(job: Job, plan: Plan, coords: np.ndarray, seconds: float | None) -> Means:
+    """The means at a few points, over all data in memory and the first batch of a stream.
+
+    The program of the plan computes them, which is compiled already, or where it takes long one for few points.
+    """
+    few = -(-len(coords) // job.point_shards)
+    if seconds is not None and few < plan.chunk and seconds * (plan.chunk - few) * job.point_shards > COMPILE_S:
+        plan = replace(plan, chunk=few)
+    return compute_means(_in_memory(job), plan, coords)[0]
+
+
+def _in_memory(job: Job) -> Job:
+    """The job over the data that are held: all data in memory, and the first batch of the main stream."""
+    if not job.has_stream:
+        return job
+    held = {name: data for name, data in job.task.extra_data.items() if not isinstance(data, Stream)}
+    data, rows = (
+        (job.first_piece.batch, job.first_piece.rows)
+        if isinstance(job.task.data, Stream)
+        else (job.task.data, job.counts[""])
+    )
+    counts: dict[str, int | None] = {"": rows} | {f"{name}_": job.counts[f"{name}_"] for name in held}
+    return job._replace(task=job.task._replace(data=data, extra_data=held), counts=counts)
+
+
+def _rows(job: Job) -> dict[str, int | None]:
+    return _in_memory(job).counts
+
+
+def _compare(argument: str, before: Kept, now: Means, least: Mapping[str, float], job: Job, path: Path | None) -> None:
+    """Raise ``Differs`` for the first value that differs by more than rounding.
+
+    Args:
+      argument: as for ``check``.
+      before: the older values.
+      now: the values at the same points.
+      least: {name: the size below which a value has the rounding of this size}.
+      job: the job.
+      path: as for ``check``.
+    """
+    losses = {prefix + "loss" for prefix in job.task.sets}
+    rounding = max(recipes.ROUNDING, 2.0 ** -job.recipe["precision"].get("bits", precision.SINGLE))
+    for name, new in now.values.items():
+        old = before.values.get(name)
+        if old is None:
+            continue
+        noise = 0.0 if name in losses else IN_NOISE * np.nan_to_num(now.stderr.get(name, np.zeros(1)))
+        different = ~_agree(old, new, np.maximum(rounding * np.maximum(np.abs(old), least[name]), noise))
+        if different.any():
+            at = int(different.argmax())
+            point = ", ".join(f"{c:.6g}" for c in before.coords[at])
+            raise Differs(
+                argument,
+                {"functions": f"{old[at]} -> {new[at]}"},
+                f"{name!r} at the point ({point}) is {new[at]}, and was {old[at]} when the landscape was begun; both "
+                "need the same loss, rule and functions: restore them, or start anew",
+                path,
+            )
+
+
+def _agree(old: np.ndarray, new: np.ndarray, most: Any) -> np.ndarray:
+    """(C,), whether two values at each point differ by ``most`` at most; NaN and infinities must be the same."""
+    with np.errstate(invalid="ignore"):
+        near = np.abs(old - new) <= most
+    return np.where(np.isfinite(old) & np.isfinite(new), near, (old == new) | (np.isnan(old) & np.isnan(new)))
