@@ -255,6 +255,7 @@ def _estimate(
     begun = settle(H, key) if call.resume is None else None
     sketch, rtol, max_products = stopping.method_of(about) != "hutchinson", call.rtol, call.max_products
     rounding = 100 * float(jnp.finfo(H.dtype).eps) if sketch else -1.0
+    unit = settle(H, key) if call.resume is None else None
     recipe = about | {
         "rtol": rtol,
         "max_products": int(max_products),
@@ -288,10 +289,12 @@ def _estimate(
         try:
             for now in rounds(unit, state):
                 interrupts.check_interrupt()
-                if report is not None:
+                if call.progress is not None:
                     error = float(now.sem / (rtol * abs(now.mean))) if rtol and now.mean else math.inf
                     power = forecasts.SKETCHED if sketch else forecasts.INDEPENDENT
-                    expect_total(call.progress, forecasts.products_of_draws(now.products, error, power, max_products))
+                    total = forecasts.products_of_draws(now.products, error, power, max_products)
+                    expect_total(call.progress, total)
+                if report is not None:
                     report(now.products, None)
                 if now.trouble or (now.whole and stopping.is_precise(now, rtol, rounding)):
                     break
