@@ -72,5 +72,5 @@ def bytes_needed(H: Operator, rows: int, work: int, *, group: int = 1, grown_fro
     end = nbytes * kept + max(work - nbytes * (1 + several), nbytes) if kept else 0
     fixed = 0
     if jax.default_backend() == "cpu":
-        fixed = RETAINED if max(leaves) < MAPPED else FIXED
+        fixed = RETAINED + ARRAYS * max(leaves) if max(leaves) < MAPPED else FIXED
     return nbytes * rows * group + max(work, end, int(nbytes * grown_from * share)) + fixed
