@@ -25,6 +25,7 @@ SIDES, NUM_BATCHES = (100, 316, 1000), (10, 100, 1000)
 SIZE, VECTORS = 8_000_000, 40  # a basis of 1.28 GB in float32
 ROWS = 512
 PARAMETERS = (8_000_000, 30_000_000)
+BASIS = 16  # vectors of Lanczos
 MIB = 2**20
 
 
@@ -168,6 +169,11 @@ VERBS: dict[str, tuple[Any, bool]] = {
     "trace xtrace": (_trace("xtrace", 32), True),
     "diagonal": (lambda lla, H: lla.diagonal(H, _key(), rtol=0, max_products=16), True),
     "frobenius_norm": (lambda lla, H: lla.frobenius_norm(H, _key(), rtol=0, max_products=16), True),
+    "spectrum": (lambda lla, H: lla.spectrum(H, _key(), steps=BASIS, probes=2), True),
+    "eigenpairs": (  # which never converge, so that the basis fills and is restarted
+        lambda lla, H: lla.eigenpairs(H, _key(), k=2, tol=1e-7, max_vectors=BASIS, max_products=BASIS + 6),
+        True,
+    ),
     "per_layer": (lambda lla, *problem: lla.per_layer(*problem, _key(), rtol=1e9, max_products=16), False),
 }
 """Calls by name, and whether they take an operator or the problem."""

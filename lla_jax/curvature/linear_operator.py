@@ -375,6 +375,7 @@ def _products(H: LinearOperator, stacked: PyTree) -> PyTree:
 
 @jax.jit
 def product_step(H: LinearOperator, v: PyTree) -> tuple[PyTree, Any]:
+    """(A v, the mean loss) of an operator whose blocks are all in one program."""
     total, by = H._total(v), H.multiplier
     return products.finish(by, H.common, H.space, v, total), products.mean_loss(by, H.common, total)
 

@@ -15,10 +15,8 @@ from lla_jax.curvature.room import STEPS_PER_CALL
 LARGE = 2**24  # bytes of a vector; the host takes one step after another with larger ones, and holds one new row
 UNKNOWN = 2  # vectors that a product takes which is no compiled program
 MAPPED = 2**25  # bytes of an array that a CPU's allocator maps by itself, and gives back at once
-RETAINED, FIXED = (
-    128 * 2**20,
-    16 * 2**20,
-)  # bytes that the allocator keeps of smaller arrays, and of large ones; measured
+RETAINED, ARRAYS = 128 * 2**20, 5  # bytes, and largest arrays, that it keeps of smaller ones; measured
+FIXED = 16 * 2**20  # the same of large ones
 
 
 def takes_several_steps(H: Operator) -> bool:
@@ -72,5 +70,5 @@ def bytes_needed(H: Operator, rows: int, work: int, *, group: int = 1, grown_fro
     end = nbytes * kept + max(work - nbytes * (1 + several), nbytes) if kept else 0
     fixed = 0
     if jax.default_backend() == "cpu":
-        fixed = RETAINED if max(leaves) < MAPPED else FIXED
+        fixed = RETAINED + ARRAYS * max(leaves) if max(leaves) < MAPPED else FIXED
     return nbytes * rows * group + max(work, end, int(nbytes * grown_from * share)) + fixed
