@@ -252,7 +252,6 @@ def _estimate(
     """Take rounds until the standard error is small enough; warn if it never is."""
     # fewer draws without any spread are believed where that cannot be luck, as it can with signs on a sparse matrix
     _progress.check_on_partial(call.on_partial)
-    begun = settle(H, key) if call.resume is None else None
     sketch, rtol, max_products = stopping.method_of(about) != "hutchinson", call.rtol, call.max_products
     rounding = 100 * float(jnp.finfo(H.dtype).eps) if sketch else -1.0
     unit = settle(H, key) if call.resume is None else None
@@ -310,7 +309,7 @@ def _estimate(
         assert now is not None
         return now.times(unit.size)
 
-    now = adapt(begun or units.of_state(H, state or {}), key, take)
+    now = adapt(unit or units.of_state(H, state or {}), key, take)
     converged = stopping.is_precise(now, rtol, rounding)
     if now.trouble or not converged:
         warn_caller(stopping.shortfall(recipe, now, rtol))
