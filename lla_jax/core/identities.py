@@ -91,7 +91,10 @@ _OF_CLASSES = frozenset(  # entries of a class that say nothing of what its obje
 )
 _BOOKKEEPING = frozenset({"_id", "_state"})  # attributes of linen modules that differ between equal ones
 _MISSING = object()
-_WRITTEN: dict[int, tuple[Any, set[Hashable]]] = {}  # objects, by id, with the entries that functions write in them
+Written = dict[Hashable, set[Hashable]]
+"""By the name of an entry all values that it had before or after it was written."""
+
+_WRITTEN: dict[int, tuple[Any, Written]] = {}  # objects, by id, and what functions wrote in them
 
 
 class ByIdentity:
@@ -110,7 +113,8 @@ class ByIdentity:
 class Held:
     """An object that may change, and its entries when it was looked at; equal to another that held the same.
 
-    Of one and the same object the entries do not count that a function wrote while it was traced, such as a counter.
+    In one and the same object, values that a function found or left in an entry while it was traced, such as those of
+    a counter, count as one.
     """
 
     def __init__(self, value: Any, *kind: Hashable):
@@ -126,13 +130,14 @@ class Held:
             return True
         if not isinstance(other, Held) or self.kind != other.kind:
             return False
-        written = _WRITTEN.get(id(self.value), (None, set()))[1] if self.value is other.value else set()
-        return self.differences(other) <= written
+        written = _WRITTEN.get(id(self.value), (None, {}))[1] if self.value is other.value else {}
+        return all(values <= written.get(name, set()) for name, values in self.differences(other).items())
 
-    def differences(self, other: Held) -> set[Hashable]:
-        """The names of the entries in which two looks differ."""
+    def differences(self, other: Held) -> Written:
+        """By name the two values of the entries in which two looks differ."""
         one, two = self.entries, other.entries
-        return {name for name in one.keys() | two.keys() if one.get(name, _MISSING) != two.get(name, _MISSING)}
+        pairs = {name: (one.get(name, _MISSING), two.get(name, _MISSING)) for name in one | two}
+        return {name: set(pair) for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 class Look:
@@ -338,14 +343,16 @@ class Look:
 
 
 def mark_written(before: Look, after: Look) -> None:
-    """Note the entries that a function wrote between two looks at it, so that they do not count."""
+    """Note what a function wrote between two looks at it, so that it does not count; what others write there does."""
     old = {(id(held.value), held.kind): held for held in before.held}
     for held in after.held:
         was = old.get((id(held.value), held.kind))
         if was is not None and was != held:
-            _WRITTEN.setdefault(id(held.value), (held.value, set()))[1].update(was.differences(held))
-    while len(_WRITTEN) > MOST_WRITTEN:
-        del _WRITTEN[next(iter(_WRITTEN))]
+            written = _WRITTEN.setdefault(id(held.value), (held.value, {}))[1]
+            for name, values in was.differences(held).items():
+                written.setdefault(name, set()).update(values)
+    for key in list(_WRITTEN)[:-MOST_WRITTEN]:
+        _WRITTEN.pop(key, None)
 
 
 def identity(value: Any) -> Hashable:

@@ -328,6 +328,25 @@ def test_a_counter_that_a_function_writes_compiles_nothing_anew():
     assert criterion_of(lla.Loss(apply, f), x) == 20
 
 
+def test_what_a_function_fills_in_itself_can_be_set_by_others():
+    class Lazy:
+        scale = None
+
+        def __call__(self, x, _):
+            if self.scale is None:
+                self.scale = 2.0
+            return x * self.scale
+
+    lazy, x = Lazy(), jnp.ones(2)
+    with compilations() as count:
+        assert criterion_of(lla.Loss(apply, lazy), x) == 4
+        once = count.count
+        assert criterion_of(lla.Loss(apply, lazy), x) == 4
+    assert count.count == once
+    lazy.scale = 20.0
+    assert criterion_of(lla.Loss(apply, lazy), x) == 40
+
+
 def test_a_function_that_is_traced_late_belongs_to_what_it_read_then():
     table, x = [1.0], jnp.ones(2)
 
