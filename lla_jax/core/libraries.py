@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import sysconfig
 from typing import Any
@@ -14,7 +15,8 @@ _PURE = """
     unicodedata warnings weakref zlib
 """
 PURE = frozenset(_PURE.split())  # modules of Python's own library
-_INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("purelib", "platlib")})
+_PLACES = tuple({sysconfig.get_paths()[name] for name in ("purelib", "platlib")})
+_PLACE = re.compile(r"[\\/](?:site|dist)-packages[\\/]")  # also the user's own, and the system's in an environment
 
 
 def top(module: Any) -> str:
@@ -30,7 +32,9 @@ def is_standard(module: Any) -> bool:
 def is_installed(module: Any) -> bool:
     """Whether a module is of an installed library, or of this one."""
     file = getattr(sys.modules.get(str(module)), "__file__", None)
-    return top(module) in OURS or (file is not None and file.startswith(_INSTALLED))
+    if top(module) in OURS or file is None:
+        return top(module) in OURS
+    return file.startswith(_PLACES) or _PLACE.search(file) is not None
 
 
 def is_trusted_module(module: Any) -> bool:

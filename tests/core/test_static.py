@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import random
+import sys
 import time
 import types
 
@@ -15,6 +16,7 @@ import optax
 import pytest
 
 import lla_jax as lla
+from lla_jax.core.libraries import is_installed
 from lla_jax.core.static import Static, static
 from tests.helpers import FIXED, apply, dataset, params
 
@@ -221,6 +223,15 @@ class Settings:
 
     def criterion(self, x):
         return self.k * x
+
+
+def test_libraries_are_found_wherever_they_are_installed(monkeypatch):
+    places = ["/usr/lib/python3/dist-packages", "/home/me/.local/lib/python3.12/site-packages", r"C:\py\site-packages"]
+    for place in [*places, "/home/me/packages"]:
+        mine = types.ModuleType("mine")
+        mine.__file__ = f"{place}/mine/__init__.py" if "/" in place else rf"{place}\mine\__init__.py"
+        monkeypatch.setitem(sys.modules, "mine", mine)
+        assert is_installed("mine") == (place in places)
 
 
 def with_attribute(x):
