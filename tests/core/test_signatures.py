@@ -168,7 +168,7 @@ def test_constructors_and_methods():
         Pair(1)
     with pytest.raises(MisusedCall, match=r"more: missing in the call Pair.plus\(more\)"):
         Pair(1, 2).plus()
-    with pytest.raises(MisusedCall, match=r"mean: missing in the call Estimate\(mean, sem, num, recipe\)"):
+    with pytest.raises(MisusedCall, match=r"mean: missing in the call Estimate\(mean, sem, num, recipe, state\)"):
         lla.Estimate()
     with pytest.raises(MisusedCall, match=r"chunks: Execution\(\) has no such argument; did you mean chunk\?"):
         lla.Execution(chunks=3)
