@@ -190,7 +190,8 @@ class _Factory:
 
 def _read(source: Any) -> Iterator[Batch]:
     """The batches of a source; an error of its own becomes one that names the batch, with the error as its cause."""
-    batches = iter(source() if isinstance(source, _Factory) else source)
+    with prompt_interrupts(GRACE_S):
+        batches = iter(source() if isinstance(source, _Factory) else source)
     number = 0
     while True:
         try:

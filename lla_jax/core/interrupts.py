@@ -38,6 +38,7 @@ class _Handler:
 
     def __init__(self, before: Callable[[int, FrameType | None], object]):
         self.before = before
+        self.process = os.getpid()  # a fork of it, such as a worker of a loader, has no step to wait for
         self.defers = False  # whether a first signal waits for the next check
         self.grace: float | None = None  # seconds for which it waits at most
         self.pending = False  # whether a signal waits, or was raised where it may be swallowed
@@ -47,7 +48,20 @@ class _Handler:
         self.longest: float | None = None  # seconds of the longest wait in the present block
         self.hook = sys.unraisablehook
 
+    def install(self) -> None:
+        """Handle signals from now on."""
+        sys.unraisablehook = self.on_unraisable
+        signal.signal(signal.SIGINT, self)
+
+    def remove(self) -> None:
+        """Put back what was there before, also after an installation that was interrupted."""
+        signal.signal(signal.SIGINT, self.before)
+        sys.unraisablehook = self.hook
+
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:
+            self.before(number, frame)
+            return
         if self.leaving:
             os._exit(INTERRUPTED)
         if self.in_hook:  # where an interrupt would be lost
@@ -143,14 +157,16 @@ def prompt_interrupts(grace: float | None = None) -> Iterator[Callable[[], None]
 
 @contextlib.contextmanager
 def _section(defers: bool, grace: float | None = None) -> Iterator[Callable[[], None]]:
-    handler = _current()
-    is_outermost = handler is None
-    if handler is None and (handler := _install()) is None:
+    current = _current()
+    handler = current or _new()
+    if handler is None:
         yield lambda: None
         return
     outer, longest, outer_grace = handler.defers, handler.longest, handler.grace
-    handler.defers, handler.grace = defers, grace
     try:
+        handler.defers, handler.grace = defers, grace
+        if current is None:
+            handler.install()
         if not defers or grace is not None:
             handler.check()
         if not outer:
@@ -160,31 +176,25 @@ def _section(defers: bool, grace: float | None = None) -> Iterator[Callable[[], 
         handler.pending = False
         raise
     finally:
+        if current is None:
+            handler.remove()
         handler.defers, handler.grace = outer, outer_grace
         if not outer:
             handler.longest = longest
-        if is_outermost:
-            signal.signal(signal.SIGINT, handler.before)
-            sys.unraisablehook = handler.hook
         if not (defers and outer):
             handler.check()
 
 
-def _install() -> _Handler | None:
-    """Install a handler; None, and no change, in other threads and where there is no handler of Python."""
+def _new() -> _Handler | None:
+    """A handler that is not installed yet; None in other threads and where there is no handler of Python."""
     before = signal.getsignal(signal.SIGINT)
-    if not callable(before) or not _in_main_thread():  # SIG_IGN and SIG_DFL are no functions
-        return None
-    handler = _Handler(before)
-    sys.unraisablehook = handler.on_unraisable
-    signal.signal(signal.SIGINT, handler)
-    return handler
+    return _Handler(before) if callable(before) and _in_main_thread() else None  # SIG_IGN and SIG_DFL are no functions
 
 
 def take_over() -> None:
     """Handle Ctrl-C from now to the end of the process as ``prompt_interrupts`` does: for a whole program."""
-    if _current() is None:
-        _install()
+    if _current() is None and (handler := _new()):
+        handler.install()
 
 
 def check_interrupt() -> None:

@@ -3,7 +3,9 @@
 import contextlib
 import gc
 import os
+import pathlib
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -168,6 +170,41 @@ def test_a_handler_of_the_user_is_called_between_steps():
             assert called == [signal.SIGINT]
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+FORK = """
+import os, signal, sys
+from lla_jax.core.interrupts import deferred_interrupts
+with deferred_interrupts():
+    if not (child := os.fork()):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(1)
+        except KeyboardInterrupt:
+            os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_has_no_step_to_wait_for():
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(lla.__file__).parents[1])}
+    assert not subprocess.run([sys.executable, "-c", FORK], env=environment, check=False).returncode
+
+
+def test_a_handler_is_put_back_where_its_installation_was_interrupted(monkeypatch):
+    install = signal.signal
+
+    def interrupted(number, handler):
+        before = install(number, handler)
+        if handler is not signal.default_int_handler:
+            press()
+        return before
+
+    monkeypatch.setattr(signal, "signal", interrupted)
+    with pytest.raises(KeyboardInterrupt), prompt_interrupts():
+        raise AssertionError("was not interrupted")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL], ids=["ignored", "the system's"])
