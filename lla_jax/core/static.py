@@ -40,7 +40,7 @@ class Compared:
         """A look at what counts, as it is now; None if that has no identity."""
         try:
             return Look(self.look_at())
-        except (TypeError, RecursionError):
+        except TypeError:
             return None
 
     def compare_by(self, look: Look | None) -> None:
@@ -62,7 +62,8 @@ class Compared:
             return True
         if type(self) is not type(other) or not isinstance(other, Compared):
             return False
-        return self._look_once()[1:] == other._look_once()[1:]
+        (_, one, number), (_, two, other_number) = self._look_once(), other._look_once()
+        return number == other_number and one == two
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_found"}  # it holds for this process

@@ -219,7 +219,7 @@ class TorchCriterion:
         if not from_torch or not all(isinstance(x, simple) for x in settings.values()):
             try:
                 return (identity(self.module), self.per_example)
-            except (TypeError, RecursionError):  # it cannot be seen whether it changes
+            except TypeError:  # it cannot be seen whether it changes
                 return (id(self),)
         tensors = tuple((name, x.detach().cpu().numpy().tobytes()) for name, x in named_tensors)
         return (type(self.module), tuple(sorted((n, repr(x)) for n, x in settings.items())), tensors, self.per_example)
