@@ -151,26 +151,6 @@ def _sort(name: str, value: Any) -> Any:
     return sorted(value, key=str) if name in UNORDERED and isinstance(value, list) else value
 
 
-def check_same_values(argument: str, then: Mapping[str, Any], now: Mapping[str, Any], path: Path | None = None) -> None:
-    """Raise ``Differs`` if the values at the first point differ, which shows that a function changed.
-
-    Nothing is compared if the loss is not deterministic, or if the two recipes have these values over different
-    examples because their data were cut in different ways. The arguments are those of ``check_same``.
-    """
-    if not now["deterministic"] or then.get("probe_rows") != now["probe_rows"]:
-        return
-    before, rounding = then.get("probe", {}), max(ROUNDING, 2.0 ** -now["precision"].get("bits", precision.SINGLE))
-    for name, value in now["probe"].items():
-        if not same_numbers(before.get(name, value), value, rounding):
-            raise Differs(
-                argument,
-                {"functions": f"{before[name]} -> {value}"},
-                f"{name or 'the penalty'!r} at the first point is {value}, and was {before[name]} when the landscape "
-                "was begun; both need the same loss and functions: restore them, or start anew",
-                path,
-            )
-
-
 def check_same_function(
     argument: str, what: str, then: Any, now: Any, otherwise: str, path: Path | None = None
 ) -> None:

@@ -49,10 +49,9 @@ def compute(
         log.info("%s", planning.describe(job, plan, None if seconds is None else seconds * (job.num - done)))
         if job.has_stream and (on_partial is not None or resume is not None):  # it is not read again to compare points
             recipe = recipe | {"corners": probes.record(job, plan, seconds)}
-        if resume is not None and recipe["deterministic"]:
-            recipes.check_same_values("resume", resume.recipe, recipe)
+        if resume is not None:
             kept = _some_finished(job, table, done, plan.chunk * job.point_shards)
-            probes.check("resume", job, plan, seconds, resume.recipe, kept)
+            probes.check("resume", job, (plan, recipe, seconds), resume.recipe, kept)
         while done < job.num:
             check_interrupt()
             last = min(done + group_size(job, plan), job.num)

@@ -1,8 +1,9 @@
 """Computes the values of a job at a few points over all rows, by which a changed function is noticed.
 
-No entry of a recipe tells the loss, the rule or a metric, which are code. Their values do: those at the corners of the
-grid, ``recipe["corners"]``, which a store has from the start and writers compare before they join, and those at points
-that are finished. Of a stream the first batch alone is read.
+No entry of a recipe tells the loss, the rule or a metric, which are code. Their values do: those of the first rows at
+the first point, ``recipe["probe"]``, which ``planning`` has from its first call; those at the corners of the grid,
+``recipe["corners"]``, which a store has from the start and writers compare before they join; and those at points that
+are finished. Of a stream the first batch alone is read.
 """
 
 from __future__ import annotations
@@ -82,26 +83,28 @@ def record(job: Job, plan: Plan, seconds: float | None) -> Recipe:
 def check(
     argument: str,
     job: Job,
-    plan: Plan,
-    seconds: float | None,
+    choice: tuple[Plan, Recipe, float | None],
     then: Recipe,
     kept: Kept | None = None,
     path: Path | None = None,
 ) -> None:
     """Raise ``Differs`` if a value of before is not that of the job, which shows that a function changed.
 
-    Compared are the corners in the older recipe, if it has any over the same rows, and, of data in memory, values that
-    are kept.
+    Compared are the values of the first rows and those at the corners in the older recipe, if they are over the same
+    rows, and, of data in memory, values that are kept; nothing if the loss is not deterministic.
 
     Args:
       argument: the argument of the call that brought the older recipe.
       job: the job, with its axes.
-      plan: the plan.
-      seconds: per point, None if unknown.
+      choice: plan, recipe and seconds per point, from ``planning.choose_plan``.
       then: the older recipe.
       kept: finished points of the landscape, or None.
       path: the folder that holds the older recipe, or None.
     """
+    plan, now, seconds = choice
+    if not now["deterministic"]:
+        return
+    _check_first_rows(argument, then, now, path)
     corners = _corners_of(argument, then, job, path)
     parts = [] if corners is None else [corners]
     if kept is not None and not job.has_stream:
@@ -114,9 +117,33 @@ def check(
     start = 0
     for part in parts:
         at = slice(start, start + len(part.coords))
-        now = Means(*({name: x[at] for name, x in numbers.items()} for numbers in means))
-        _compare(argument, part, now, least, job, path)
+        found = Means(*({name: x[at] for name, x in numbers.items()} for numbers in means))
+        _compare(argument, part, found, least, job, path)
         start = at.stop
+
+
+def _check_first_rows(argument: str, then: Recipe, now: Recipe, path: Path | None) -> None:
+    """Raise ``Differs`` if the values of the first rows at the first point differ.
+
+    Data that were cut in other ways have other first rows, which are not compared.
+    """
+    if then.get("probe_rows") != now["probe_rows"]:
+        return
+    before, rounding = then.get("probe", {}), _rounding(now)
+    for name, value in now["probe"].items():
+        if not recipes.same_numbers(before.get(name, value), value, rounding):
+            raise Differs(
+                argument,
+                {"functions": f"{before[name]} -> {value}"},
+                f"{name or 'the penalty'!r} at the first point is {value}, and was {before[name]} when the landscape "
+                "was begun; both need the same loss and functions: restore them, or start anew",
+                path,
+            )
+
+
+def _rounding(recipe: Recipe) -> float:
+    """The relative difference that rounding makes, by the precision in a recipe."""
+    return max(recipes.ROUNDING, 2.0 ** -recipe["precision"].get("bits", precision.SINGLE))
 
 
 def _corners_of(argument: str, then: Recipe, job: Job, path: Path | None) -> Kept | None:
@@ -178,7 +205,7 @@ def _compare(argument: str, before: Kept, now: Means, least: Mapping[str, float]
       path: as for ``check``.
     """
     losses = {prefix + "loss" for prefix in job.task.sets}
-    rounding = max(recipes.ROUNDING, 2.0 ** -job.recipe["precision"].get("bits", precision.SINGLE))
+    rounding = _rounding(job.recipe)
     for name, new in now.values.items():
         old = before.values.get(name)
         if old is None:

@@ -99,7 +99,7 @@ def compute(
         recipe = store.manifest["recipe"]
         most = max(math.prod(map(len, store.grids[0])), job.num)
         choice = planning.choose_plan(job, planning.plan_from_recipe(recipe, most))
-        _check_functions(job, store, choice)
+        probes.check("store", job, choice, recipe, finished.ends(store), folder)
         log.info("store: %s was begun before; its plan is obeyed", folder)
     plan, _, seconds = choice
     store, coords = folders.add_grid(store, job.coords)
@@ -135,14 +135,6 @@ def compute(
         folders.remove_leftovers(folder)
         check_values(result, job.reads)
     return result
-
-
-def _check_functions(job: Job, store: Store, choice: tuple[Plan, Any, float | None]) -> None:
-    """Raise a ValueError if the loss or another function is not that by which the store was begun."""
-    (plan, now, seconds), then = choice, store.manifest["recipe"]
-    if now["deterministic"]:
-        recipes.check_same_values("store", then, now, store.folder)
-        probes.check("store", job, plan, seconds, then, finished.ends(store), store.folder)
 
 
 def _bytes_needed(store: Store, points: int, chunks: int) -> int:
