@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,13 @@ LEFTOVER_S = 60.0  # a temporary file of this age was left by a writer that was 
 CLOCKS_S = 600.0  # a file dated this far in the future is not new: its date is wrong
 LEFTOVERS = (".manifest-*.tmp", ".grid-[0-9][0-9][0-9]-*.tmp", "grid-[0-9][0-9][0-9]/.[0-9]*-*.tmp")
 GRIDS = "grid-[0-9][0-9][0-9]"  # the folders of chunks
+
+
+class Copy(NamedTuple):
+    """The manifest and the grids of a store as its chunks repeat them; no grids if these are many."""
+
+    manifest: dict[str, Any]
+    grids: list[Coords]
 
 
 def store_folder(store: Any) -> Path:
@@ -89,26 +96,10 @@ def read(folder: Path, coords: Coords | None = None) -> Store | None:
       ValueError: a store that cannot be read, or was written by a newer version or another program.
       OSError: a file that cannot be read now.
     """
-    path = folder / _manifest.NAME
-    manifest, defect, kind = _manifest.inspect(path)
-    repairs: dict[Path, Repair] = {}
-    copy: tuple[dict[str, Any], list[Coords]] | None = None
-    if defect is not None:
-        copy = None if kind == "foreign" else _copy(folder, coords)
-        if copy is None:
-            if kind != "missing":
-                raise defect
-            if not _has_copies(folder):
-                return None
-            remedy = (
-                "repeat the call with the grid that the store was begun with, which restores it, or remove its chunks"
-            )
-            raise DamagedFile(path, "is missing, and its copies in the chunks lack the grid", remedy)
-        repairs[path] = Repair(_reason(defect), copy[0])
-        manifest = copy[0]
-    elif (copy := _contradiction(folder, manifest, coords)) is not None:
-        repairs[path] = Repair("is of another landscape than the chunks", copy[0])
-        manifest = copy[0]
+    if (found := _read_manifest(folder, coords)) is None:
+        return None
+    manifest, copy, reason = found
+    repairs = {folder / _manifest.NAME: Repair(reason, manifest)} if reason else {}
     grids = [layout.arrays(manifest)]
     while True:
         path, defect = layout.grid_path(folder, len(grids)), None
@@ -120,16 +111,38 @@ def read(folder: Path, coords: Coords | None = None) -> Store | None:
                 break
         except Misuse as error:
             defect = error
-        copy = copy or _copy(folder, coords) or (manifest, [])
-        if len(copy[1]) <= len(grids) or copy[0]["hash"] != manifest["hash"]:
+        copy = copy or _copy(folder, coords) or Copy(manifest, [])
+        if len(copy.grids) <= len(grids) or copy.manifest["hash"] != manifest["hash"]:
             if defect is None:
                 break
             raise defect
-        grid = copy[1][len(grids)]
-        reason = "is missing" if defect is None else _reason(defect)
-        repairs[path] = Repair(reason, _grid_record(grid))
+        grid = copy.grids[len(grids)]
+        repairs[path] = Repair("is missing" if defect is None else _reason(defect), _grid_record(grid))
         grids.append(grid)
     return layout.make(folder, manifest, grids, repairs)
+
+
+def _read_manifest(folder: Path, coords: Coords | None) -> tuple[dict[str, Any], Copy | None, str] | None:
+    """(manifest, the copy that it was taken from, why it was, in words); None if there is no store.
+
+    Of a sound manifest there is no copy and no reason.
+    """
+    path = folder / _manifest.NAME
+    manifest, defect, kind = _manifest.inspect(path)
+    if defect is None:
+        copy = _contradiction(folder, manifest, coords)
+        return (
+            (manifest, None, "") if copy is None else (copy.manifest, copy, "is of another landscape than the chunks")
+        )
+    copy = None if kind == "foreign" else _copy(folder, coords)
+    if copy is not None:
+        return copy.manifest, copy, _reason(defect)
+    if kind != "missing":
+        raise defect
+    if _has_copies(folder):
+        remedy = "repeat the call with the grid that the store was begun with, which restores it, or remove its chunks"
+        raise DamagedFile(path, "is missing, and its copies in the chunks lack the grid", remedy)
+    return None
 
 
 def _reason(defect: Misuse) -> str:
@@ -176,10 +189,8 @@ def _has_copies(folder: Path) -> bool:
     return any("manifest" in header for header in _headers(folder))
 
 
-def _contradiction(
-    folder: Path, manifest: Mapping[str, Any], coords: Coords | None
-) -> tuple[dict[str, Any], list[Coords]] | None:
-    """(manifest, grids) that at least two chunks repeat, if no chunk agrees with this manifest; else None.
+def _contradiction(folder: Path, manifest: Mapping[str, Any], coords: Coords | None) -> Copy | None:
+    """The copy that at least two chunks have, if no chunk agrees with this manifest; else None.
 
     Usually the first chunk agrees, and no other is read.
     """
@@ -187,26 +198,26 @@ def _contradiction(
         return None
     hashes = Counter(str(header.get("hash")) for header in _headers(folder))
     copy = None if hashes[manifest["hash"]] else _copy(folder, coords)
-    return None if copy is None or hashes[copy[0]["hash"]] < 2 else copy
+    return None if copy is None or hashes[copy.manifest["hash"]] < 2 else copy
 
 
-def _copy(folder: Path, coords: Coords | None) -> tuple[dict[str, Any], list[Coords]] | None:
-    """(manifest, grids) that most of the chunks in a folder repeat; None if none repeats sound ones."""
+def _copy(folder: Path, coords: Coords | None) -> Copy | None:
+    """The copy that most of the chunks in a folder have; None if none has a sound one."""
     votes: Counter[str] = Counter()
-    found: dict[str, tuple[dict[str, Any], list[Coords]]] = {}
+    found: dict[str, Copy] = {}
     for header in _headers(folder):
         with contextlib.suppress(Misuse, LookupError, TypeError, ValueError, AttributeError, OverflowError):
             manifest, lists = header["manifest"], header["grids"]
             key = f"{header['hash']} {recipes.digest(manifest)}"
             votes[key] += 1
-            if key in found and len(found[key][1]) >= len(lists or ()):
+            if key in found and len(found[key].grids) >= len(lists or ()):
                 continue
             grids = [layout.arrays({"coords": axes}) for axes in lists or ()]
             first = grids[0] if grids else coords
             if first is not None:
                 manifest = manifest | {"coords": [axis.tolist() for axis in first]}
                 if _manifest.check(manifest, folder / _manifest.NAME) is None and manifest["hash"] == header["hash"]:
-                    found[key] = manifest, grids
+                    found[key] = Copy(manifest, grids)
     return max(found.items(), key=lambda item: votes[item[0]])[1] if found else None
 
 
