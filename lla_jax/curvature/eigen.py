@@ -186,7 +186,7 @@ def _say_memory(s: Search, H: Operator, k: int) -> None:
     """Log the memory that the search needs, and refuse it where a step does not fit beside the basis."""
     nbytes, free = H.memory()
     mib = 2**20
-    s.work = _lanczos.step_bytes(H, s.basis)
+    s.work = s.work or _lanczos.step_bytes(H, s.basis)  # of the first basis, so that a resumed search says the same
     s.bytes_needed = max(s.bytes_needed, bytes_needed(H, s.rows, s.work, kept=k))
     if s.work > free:
         most = s.rows - -(-(s.work - free) // nbytes)
@@ -355,6 +355,7 @@ _COUNTS = (
     "rows",
     "most",
     "bytes_needed",
+    "work",
 )
 
 

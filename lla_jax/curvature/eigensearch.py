@@ -269,7 +269,7 @@ def _make_room(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
         s.most = s.rows
         _restart(s, ritz, k, H)
         return
-    s.bytes_needed = max(s.bytes_needed, bytes_needed(H, s.rows + more, s.work, grown_from=s.rows))
+    s.bytes_needed = max(s.bytes_needed, bytes_needed(H, s.rows + more, s.work, grown_from=s.rows, kept=k))
     log.info("eigenpairs: from now on %d vectors, %.1f MiB", s.rows + more, s.bytes_needed / 2**20)
     basis = _lengthen(s.take_basis(), more, H)
     s.T = np.pad(s.T, (0, more))
