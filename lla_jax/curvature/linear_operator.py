@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import interrupts, recipes
+from lla_jax.core import interrupts, memory, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse, single_key
 from lla_jax.core.copies import own
@@ -115,6 +115,7 @@ class Operator(Algebra, abc.ABC):
 
     def product(self, v: PyTree) -> PyTree:
         """The product A v, a tree like ``v``, computed from the host in the fastest way; ``mv`` gives the same."""
+        self._give_back()
         return self.product_and_loss(v)[0]
 
     def products(self, stacked: PyTree) -> PyTree:
@@ -137,6 +138,7 @@ class Operator(Algebra, abc.ABC):
         num = len(jax.tree.leaves(stacked)[0])
         if not num:
             raise Misuse("stacked", "has a leading axis of 0; it must hold at least one vector: pass some")
+        self._give_back()
         if not self.on_device:
             each = []
             with deferred_interrupts() as check:
@@ -151,6 +153,11 @@ class Operator(Algebra, abc.ABC):
 
         pieces = halve(compute, 0, num)
         return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *pieces)
+
+    def _give_back(self) -> None:
+        """Before a large product on a CPU: give back what the allocator keeps of the last one."""
+        if jax.default_backend() == "cpu" and self.space.nbytes > memory.KEPT:
+            memory.give_back()
 
     def embed(self, vectors: PyTree) -> PyTree:
         """Stacked vectors ``(k, ...)`` as stacked trees like the parameters, in their dtypes.

@@ -50,7 +50,10 @@ def probe(H: Operator) -> Recipe:
         space = H.space
         v = space.wait_for(H.place(_signs_of_norm_1(space, np.float32(1 / math.sqrt(space.dim)))))
         product, loss = H.product_and_loss(v)
-        size, *forms = (float(x) for x in _forms(space, product))
+        del v  # so that the forms take no more than the product did
+        size = _largest(product)
+        forms = [float(_form(space, product, size, np.uint32(seed))) for seed in (1, 2, 0)]
+        size = float(size)
     found: Recipe = {"product": [form * size for form in forms]}
     if loss is not None:
         found["loss"] = float(loss)
@@ -84,7 +87,7 @@ def check(
 # --- fixed vectors of signs: hashes of the entries' numbers, the same on all machines, versions and shardings
 
 
-def _signs(space: Space, seed: int) -> PyTree:
+def _signs(space: Space, seed: Any) -> PyTree:
     """A vector of +-1, and 0 where entries are masked."""
     leaves, first = [], 0
     for shape, dtype in space.shapes:
@@ -93,7 +96,7 @@ def _signs(space: Space, seed: int) -> PyTree:
             number += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
             stride *= shape[axis]
         first += stride
-        leaves.append(jnp.where(_hash(number ^ jnp.uint32(seed)) >> 31, 1, -1).astype(dtype))
+        leaves.append(jnp.where(_hash(number ^ jnp.asarray(seed, jnp.uint32)) >> 31, 1, -1).astype(dtype))
     signs = space.tree(leaves)
     if space.scale is None:
         return signs
@@ -113,9 +116,25 @@ def _signs_of_norm_1(space: Space, size: Any) -> PyTree:
 
 
 @jax.jit
-def _forms(space: Space, product: PyTree) -> list[jax.Array]:
-    """The largest magnitude of a product y, and in units of it s'y, t'y and |y|: squares of these numbers are exact."""
+def _largest(product: PyTree) -> jax.Array:
+    """The largest magnitude of a product; 1 of zeros and of what is not finite."""
     dtype = jnp.result_type(*jax.tree.leaves(product))
     largest = jnp.stack([jnp.abs(x).max(initial=0).astype(dtype) for x in jax.tree.leaves(product)]).max()
-    scaled = jax.tree.map(lambda x: x / jnp.where(largest > 0, largest, 1).astype(x.dtype), product)
-    return [largest, *(_tree.dot(_signs(space, seed), scaled) for seed in (1, 2)), _tree.norm(scaled)]
+    return jnp.where(largest > 0, largest, 1)
+
+
+@jax.jit
+def _form(space: Space, product: PyTree, size: jax.Array, seed: Any) -> jax.Array:
+    """s'y with the signs s of a seed, y = product / size; |y| for the seed 0. Squares of such numbers are exact.
+
+    One form at a time, and sums of a choice, not of a product: a program of all of them would hold a vector for each,
+    and a CPU both factors of a product.
+    """
+
+    def terms(x: jax.Array, signs: jax.Array) -> jax.Array:
+        x = x / size.astype(x.dtype)
+        return jnp.where(seed > 0, jnp.where(signs > 0, x, jnp.where(signs < 0, -x, 0)), x * x)
+
+    each = jax.tree.map(terms, product, _signs(space, seed))
+    total = sum(jnp.sum(_tree.widen(x)) for x in jax.tree.leaves(each))
+    return jnp.where(seed > 0, total, jnp.sqrt(jnp.maximum(total, 0)))

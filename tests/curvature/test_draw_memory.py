@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.curvature import linear_operator, room
+from lla_jax.core import memory
+from lla_jax.curvature import estimates, linear_operator, probe, room
 from lla_jax.execution import devices
 from tests import helpers
 from tests.curvature.cases import quiet, symmetric
@@ -53,12 +56,12 @@ def test_a_recipe_says_what_is_held(monkeypatch, caplog):
     H = lla.hessian(helpers.mlp_loss(), helpers.params(), helpers.dataset(), execution=ONE)
     vector, work = H.space.nbytes, room.product_bytes(H)
     with quiet():
-        memory = {name: verb(H).recipe["memory"] for name, verb in VERBS.items()}
+        said = {name: verb(H).recipe["memory"] for name, verb in VERBS.items()}
     draw = 6 * vector  # of a short vector, which is drawn at once
-    assert memory["hutchinson"] == {"vectors": 2, "bytes": max(2 * vector + work, draw)}
-    assert memory["frobenius_norm"] == memory["hutchinson"]
-    assert memory["diagonal"] == {"vectors": 4, "bytes": max(4 * vector + work, draw)}
-    assert memory["xtrace"] == {"vectors": 12, "bytes": (12 + 2 * 8 + 2) * vector + work}
+    assert said["hutchinson"] == {"vectors": 2, "bytes": max(2 * vector + work, draw)}
+    assert said["frobenius_norm"] == said["hutchinson"]
+    assert said["diagonal"] == {"vectors": 4, "bytes": max(4 * vector + work, draw)}
+    assert said["xtrace"] == {"vectors": 12, "bytes": (12 + 2 * 8 + 2) * vector + work}
     assert "trace: 1 draw at a time: 2 vectors" in caplog.text
     assert "xtrace: a basis that grows by 8 vectors, to 12 to begin with: 12 vectors" in caplog.text
 
@@ -104,9 +107,9 @@ def test_layers_take_fewer_steps_where_there_is_no_room(monkeypatch, caplog):
     problem = helpers.mlp_loss(), helpers.params(), helpers.dataset()
     nbytes = lla.hessian(*problem, execution=ONE).space.nbytes
     rows = lla.per_layer(*problem, KEY, steps=9, rtol=9.0, execution=ONE)
-    memory = rows[0].trace.recipe["memory"]
-    assert memory["vectors"] == max(2 * 8, 9 + 1)
-    assert memory["bytes"] > 16 * nbytes
+    said = rows[0].trace.recipe["memory"]
+    assert said["vectors"] == max(2 * 8, 9 + 1)
+    assert said["bytes"] > 16 * nbytes
     monkeypatch.setattr(room, "LITTLE", 0)
     monkeypatch.setattr(devices, "free_bytes", lambda device: 10 * nbytes)
     few = lla.per_layer(*problem, KEY, steps=9, rtol=9.0, execution=ONE)
@@ -114,3 +117,36 @@ def test_layers_take_fewer_steps_where_there_is_no_room(monkeypatch, caplog):
     assert "per_layer: 5 steps in place of 9" in caplog.text
     for one, other in zip(few, rows, strict=True):
         assert one.trace.mean == pytest.approx(other.trace.mean, rel=1e-4)
+
+
+def test_a_form_of_the_probe_takes_one_vector_and_no_more():
+    leaf = jax.ShapeDtypeStruct((100_000,), jnp.float32)
+    for like in (leaf, {"a": leaf, "b": leaf}):
+        space = lla.operators.given(lambda v: v, like).space
+        program = probe._form.lower(space, like, jnp.float32(1), np.uint32(1)).compile()
+        assert program.memory_analysis().temp_size_in_bytes < 1.01 * space.nbytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the resident set")
+def test_forms_of_one_long_draw_take_no_vectors():
+    z, y = jnp.ones((1, 2_000_000)), jnp.full((1, 2_000_000), 2.0)
+    np.testing.assert_allclose(estimates._forms(z, y), [[4e6, np.sqrt(8e6)]], rtol=1e-6)  # compiled
+    before = _status("VmRSS")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    jax.block_until_ready(estimates._forms(z, y))
+    assert _status("VmHWM") - before < z.nbytes / 1024
+
+
+def _status(field):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+@pytest.mark.parametrize(("size", "given_back"), [(10, 0), (memory.KEPT // 4 + 1, 2)])
+def test_large_products_give_back_what_the_allocator_keeps(monkeypatch, size, given_back):
+    calls = []
+    monkeypatch.setattr(memory, "give_back", lambda: calls.append(None))
+    H = lla.operators.given(lambda v: v, jax.ShapeDtypeStruct((size,), jnp.float32))
+    v = jnp.ones(size)
+    H.product(v), H.products(v[None])
+    assert len(calls) == given_back
