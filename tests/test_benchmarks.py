@@ -161,6 +161,13 @@ RESULTS = {
         "lost_by_kill": [0, 1, 1],
         "equal_to_the_bit": {"values loss": True, "stderr loss": False},
     },
+    "interrupts": {
+        "cases": {
+            "status": {"signals": 20, "lost": 0, "otherwise": 2, "tracebacks": 0, "slowest_s": 0.5, "different": ["a"]},
+            "trace": {"signals": 19, "lost": 1, "otherwise": 0, "tracebacks": 0, "slowest_s": 1.25, "different": []},
+            "demo": {"error": "no"},
+        }
+    },
     "cold_start": {
         "help": {"median_s": 0.231},
         "demo": {
@@ -184,6 +191,8 @@ def test_every_script_has_its_place_in_the_readme_and_missed_targets_are_marked(
     assert "1 MiB for 10 points, 20 MiB for 1,000 points (result 15 MiB); spectrum with a basis of 1.28 GB 1,300" in new
     assert "MLP, 64 planes of 1,681 points: single 20,000, sweep 19,000." in new
     assert "200 chunks: NOT the same bits as undisturbed; chunks lost by a kill: at most 1, 2 in all." in new
+    assert "39 Ctrl-C at random moments of 2 verbs, 1 more failed: at the latest 1.2 s later all was at an end" in new
+    assert "1 without effect, 2 with another exit code than 130, 0 with a traceback; 1 numbers differ from" in new
     assert "`lla-jax --help` 0.23 s; `lla-jax demo` empty cache 60 s (30.0 s of compiling, 0 of 123" in new
     assert "| torch / lla_jax | 2, **missed** | at least 5 | sweep |\n" in new
     assert "| whole job | 2 | at least 5 | sweep |" in new

@@ -64,8 +64,8 @@ def prepare(case: str, folder: pathlib.Path) -> Callable[[], Any]:
         "sweep": lambda: lla.sweep(
             loss, [made.params], made.data, grid=lla.grid(points=11), seeds=range(4), store=folder, execution=PLAN
         ),
-        "trace": lambda: lla.trace(lla.hessian(*args), key, rtol=0, max_products=150),
-        "per_layer": lambda: lla.per_layer(*args, key, rtol=0.02),
+        "trace": lambda: lla.trace(lla.hessian(*args), key, rtol=0, max_products=150, **kept),
+        "per_layer": lambda: lla.per_layer(*args, key, rtol=0.02, **kept),
     }
     return calls[case]
 

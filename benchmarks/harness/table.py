@@ -191,6 +191,20 @@ def damage(result: dict) -> str:
     )
 
 
+def interrupts(result: dict) -> str:
+    """The section on ``interrupts.py``."""
+    cases = [found for found in result["cases"].values() if "error" not in found]
+    total = {name: sum(case[name] for case in cases) for name in ("signals", "lost", "otherwise", "tracebacks")}
+    different, failed = sum(len(case["different"]) for case in cases), len(result["cases"]) - len(cases)
+    more = f", {failed} more failed" if failed else ""
+    return (
+        f"- {total['signals']} Ctrl-C at random moments of {len(cases)} verbs{more}: "
+        f"at the latest {max((case['slowest_s'] for case in cases), default=0.0):.2g} s later all was at an end; "
+        f"{total['lost']} without effect, {total['otherwise']} with another exit code than 130, {total['tracebacks']} "
+        f"with a traceback; {different} numbers differ from those of runs that nobody interrupted."
+    )
+
+
 def targets(results: dict[str, dict]) -> str:
     """What was asked for, beside what was measured, over all scripts."""
     rows = []
@@ -410,11 +424,12 @@ SECTIONS: dict[str, Callable[[dict], str]] = {
     "many_planes": many_planes,
     "kill": kill,
     "damage": damage,
+    "interrupts": interrupts,
     "cold_start": cold_start,
     "calibration": calibration,
     "trust": trust,
 }
-SENTENCES = ("growth", "memory", "many_planes", "kill", "damage", "cold_start", "calibration", "trust")
+SENTENCES = ("growth", "memory", "many_planes", "kill", "damage", "interrupts", "cold_start", "calibration", "trust")
 
 
 def readme(text: str, results: pathlib.Path) -> str:

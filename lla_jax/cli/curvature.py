@@ -29,7 +29,7 @@ from lla_jax.output.words import CurvatureResults, describe, plain_data
 ENDS = ("first eigenvector", "last eigenvector")
 SUMMARY = ("hessian.txt", "hessian.json")
 RESULTS = ("eigenpairs.npz", "spectrum.npz", "trace.json", "layers.json", "layers.png", *SUMMARY)
-PARTIAL = ("eigenpairs.partial.npz", "spectrum.partial.npz")
+PARTIAL = tuple(f"{name}.partial.npz" for name in ("eigenpairs", "spectrum", "trace", "layers"))
 
 
 def make_operator(problem: Problem, options: HessianOptions) -> Any:
@@ -153,9 +153,8 @@ def spectrum(operator: Any, options: HessianOptions) -> Spectrum:
 def trace(operator: Any, options: HessianOptions) -> Estimate:
     """The trace, from trace.json, or computed and kept there."""
 
-    def compute(progress: Any) -> dict[str, Any]:
-        key = _key(options, 2)
-        return asdict(estimates.trace(operator, key, method=options.trace, rtol=options.rtol, progress=progress))
+    def compute(**kept: Any) -> dict[str, Any]:
+        return _plain(estimates.trace(operator, _key(options, 2), method=options.trace, rtol=options.rtol, **kept))
 
     settings = {**hessian_settings(options), "trace": options.trace, "rtol": f"{options.rtol:g}"}
     found = _numbers("trace", operator, compute, settings, options)
@@ -166,7 +165,7 @@ def trace(operator: Any, options: HessianOptions) -> Estimate:
 def layer_rows(problem: Problem, operator: Any, options: HessianOptions) -> tuple[layers.Layer, ...]:
     """The rows of ``per_layer``, from layers.json, or computed and kept there."""
 
-    def compute(progress: Any) -> list[dict[str, Any]]:
+    def compute(**kept: Any) -> list[dict[str, Any]]:
         rows = layers.per_layer(
             problem.loss,
             problem.params,
@@ -175,13 +174,18 @@ def layer_rows(problem: Problem, operator: Any, options: HessianOptions) -> tupl
             batch_size=options.batch_size,
             batch_stats=options.batch_stats,
             execution=Execution(devices="all" if options.devices is None else options.devices),
-            progress=progress,
+            **kept,
         )
-        return [row._asdict() | {"trace": asdict(row.trace)} for row in rows]
+        return [row._asdict() | {"trace": _plain(row.trace)} for row in rows]
 
     rows = _numbers("layers", operator, compute, hessian_settings(options), options)
     with _readable(options, "layers"):
         return tuple(layers.Layer(**row | {"trace": Estimate(**row["trace"])}) for row in rows)
+
+
+def _plain(estimate: Estimate) -> dict[str, Any]:
+    """A finished estimate as numbers."""
+    return {name: value for name, value in asdict(estimate).items() if name != "state"}
 
 
 @contextlib.contextmanager
@@ -202,24 +206,19 @@ def _key(options: HessianOptions, part: int) -> jax.Array:
 def _result_options(options: HessianOptions) -> dict[str, Any]:
     """Arguments of ``kept.result``: overwriting, messages and a progress bar."""
     repeat = "the same command without --overwrite" if options.overwrite else "the same command"
-    return {
-        "overwrite": options.overwrite,
-        "repeat": repeat,
-        "bar": partial(_bar, estimate=True),
-        "report": print_message,
-    }
+    estimate = partial(_bar, estimate=True)
+    return {"overwrite": options.overwrite, "repeat": repeat, "bar": estimate, "report": print_message}
 
 
 def _numbers(name: str, operator: Any, compute: Any, settings: dict[str, str], options: HessianOptions) -> Any:
     """The numbers in ``name.json`` if they were made with the same settings, else those computed and kept there."""
-    path = options.out / f"{name}.json"
+    path, shared = options.out / f"{name}.json", _result_options(options) | {"bar": _bar}
     try:
-        return kept.numbers(
-            path, operator, compute, settings, overwrite=options.overwrite, bar=_bar, report=print_message
-        )
+        return kept.numbers(path, operator, compute, settings, continues=True, **shared)
     except KeyboardInterrupt:
-        repeat = "the same command" + " without --overwrite" * options.overwrite
-        print_message(f"what was finished before the {name} is kept in {options.out}; {repeat} begins with the {name}")
+        if not path.with_suffix(".partial.npz").exists():  # nothing of it was finished
+            before = f"what was finished before the {name} is kept in {options.out}"
+            print_message(f"{before}; {shared['repeat']} begins with the {name}")
         raise
 
 

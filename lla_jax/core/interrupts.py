@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ GRACE_S = 1.0  # for code of the user that is called again and again, such as a 
 AGAIN_S = 0.02  # after which an interrupt that was swallowed is raised again
 LONG_S = 0.1  # a loop whose longest wait took less has no time for more than waiting
 LONGEST_PAUSE_S = 0.01  # between two looks
+STARTS_A_LIBRARY = ExtensionFileLoader.create_module.__code__
 
 
 class _Handler:
@@ -69,7 +71,9 @@ class _Handler:
             return
         waits = self.defers and not self.pending
         self.pending = self.received = True
-        if not waits:
+        if not waits and _starts_a_library(frame):
+            _after(AGAIN_S, self.send_again)
+        elif not waits:
             self.act(frame)
         elif self.grace is not None:
             _after(self.grace, self.end_grace)
@@ -227,6 +231,15 @@ def leave() -> None:
     """Let a further Ctrl-C end the process at once: for the end of a program, when all results are written."""
     if handler := _current():
         handler.leaving = True
+
+
+def _starts_a_library(frame: FrameType | None) -> bool:
+    """Whether a compiled library is being imported, which may crash if an interrupt is raised on the way, as jax's."""
+    while frame is not None:
+        if frame.f_code is STARTS_A_LIBRARY:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _after(seconds: float, f: Callable[[], object]) -> None:

@@ -19,11 +19,20 @@ from lla_jax.core.results import Estimate
 from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import Execution, Loss, Path, PyTree, Select
-from lla_jax.curvature import eigen, forecasts, operators, random_probes, room
-from lla_jax.curvature.probe import probe
+from lla_jax.curvature import eigen, forecasts, operators, random_probes, room, units
+from lla_jax.curvature.linear_operator import Operator
+from lla_jax.curvature.probe import describe
+from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.keywords import accept_old
-from lla_jax.execution.progress import AskedProgress, Progress, expect_total, takes_progress
+from lla_jax.execution.progress import (
+    AskedProgress,
+    Progress,
+    check_on_partial,
+    expect_total,
+    save_regularly,
+    takes_progress,
+)
 
 LEAST = 16  # probes before a standard error is believed
 COVERS = 2  # a trace within so many standard errors of zero may be zero
@@ -78,6 +87,9 @@ def per_layer(
     select: Select | None = None,
     batch_stats: str = "frozen",
     progress: AskedProgress = None,
+    on_partial: Callable[[Estimate], None] | None = None,
+    save_every: float | None = None,
+    resume: Estimate | None = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
 ) -> tuple[Layer, ...]:
     """The curvature of each part of a network: trace, share and extreme eigenvalues of every module's diagonal block.
@@ -107,6 +119,12 @@ def per_layer(
       batch_stats: as for ``hessian``.
       progress: True for a bar, or a function ``progress(done, total)``, called in products; ``total`` is None
         while traces are estimated.
+      on_partial: called with an ``Estimate`` of the total trace, which has the state to continue from, if the
+        computation is interrupted, as for ``trace``: with the draws so far, or all of them and the layers so far. The
+        eigenvalues of the layer in progress are left out.
+      save_every: as for ``trace``.
+      resume: what ``on_partial`` was called with. The computation continues from it, and gives the same to the bit as
+        one that was not interrupted.
       execution: as for ``hessian``.
 
     Returns:
@@ -114,7 +132,7 @@ def per_layer(
 
     Raises:
       ValueError: as for ``hessian``; ``steps``, ``rtol`` or ``max_products`` out of range; ``groups`` that give no
-        block, or something else than a name or None.
+        block, or something else than a name or None; ``resume`` of another operator or other arguments.
 
     Warns:
       UserWarning: ``max_products`` were not enough for ``rtol``; products are not finite.
@@ -127,6 +145,7 @@ def per_layer(
     steps = arguments.check_integer("steps", steps, remedy="such as 20")
     arguments.check_integer("max_products", max_products, least=2, remedy="such as 1000")
     arguments.check_number("rtol", rtol, remedy="such as 0.05")
+    check_on_partial(on_partial)
     key = arguments.single_key(key)
     chosen = _tree.select_leaves(select, params)
     names = _names(params, groups, chosen)
@@ -144,30 +163,72 @@ def per_layer(
     keys = jax.random.split(key)
     member = np.array([[name == block for name in block_of] for block in blocks])
 
-    probe(H)  # kept in its recipe
+    recipe = {
+        "kind": "per_layer",
+        "blocks": recipes.digest(list(map(str, names))),
+        "rtol": float(rtol),
+        "max_products": int(max_products),
+        "steps": int(steps),
+        "key": recipes.fingerprint(key),
+        "operator": describe(H),
+    }
+    work = _Work(recipe, on_partial, member)
+    if resume is not None:
+        recipes.check_resume(resume, recipe, Estimate)
+        work.restore(resume)
+    report = save_regularly(progress, save_every, on_partial, lambda: work.hand_over("running"))
+    stepwise = room.step_by_step(H)
+    work.steps = work.steps or room.steps_that_fit(stepwise, "per_layer", steps)
+    try:
+        return _rows(work, H, stepwise, blocks, keys, progress, report)
+    except BaseException:
+        work.hand_over("interrupted")
+        raise
+
+
+def _rows(
+    work: _Work,
+    H: Operator,
+    stepwise: Operator,
+    blocks: Sequence[str],
+    keys: jax.Array,
+    progress: Progress | None,
+    report: Progress | None,
+) -> tuple[Layer, ...]:
+    """The rows of ``per_layer``: what is missing of the traces, then of the layers.
+
+    Args:
+      work: what there is so far.
+      H: the Hessian.
+      stepwise: the Hessian as it is multiplied for the eigenvalues.
+      blocks: their names.
+      keys: for the probes, and for the start vectors of Lanczos.
+      progress: the user's callback.
+      report: the callback that also saves.
+    """
+    needed = room.ends_needed(stepwise, min(work.steps, H.shape[0]))
+    room.say("per_layer", H, needed, f"eigenvalues of one of {len(blocks)} layers at a time")
 
     def compute(unit: Unit) -> tuple[list[Estimate], Estimate]:
-        return _traces(unit, keys[0], member, rtol, max_products, steps, progress)
+        return _traces(work, unit, keys[0], progress, report)
 
-    stepwise = room.step_by_step(H)
-    steps = room.steps_that_fit(stepwise, "per_layer", steps)
-    needed = room.ends_needed(stepwise, min(steps, H.shape[0]))
-    room.say("per_layer", H, needed, f"eigenvalues of one of {len(blocks)} layers at a time")
-    traces, total = adapt(Unit(H), keys[1], compute)
+    start = Unit(H) if work.size is None else units.of_state(H, {"unit": np.array(work.size)})
+    traces, total = adapt(start, keys[1], compute)
     memory = traces[0].recipe["memory"]  # of all: the operator keeps its primal values besides
     kept = H.recipe["plan"]["bytes"]
     memory |= {"vectors": max(memory["vectors"], needed.vectors), "bytes": max(memory["bytes"], needed.bytes) + kept}
-    rows, done = [], traces[0].num
     leaves, structure = jax.tree.flatten(H.structure)
-    not_zero = abs(total.mean) > COVERS * total.sem
-    for block, inside, trace in zip(blocks, member, traces, strict=True):
+    for inside in work.member[len(work.ends) :]:
         mask = [np.broadcast_to(yes, x.shape) for x, yes in zip(leaves, inside, strict=True)]
         part = operators.masked(stepwise, jax.tree.unflatten(structure, mask))
-        ends = eigen.extremes(part, keys[1], steps)
+        work.ends = [*work.ends, eigen.extremes(part, keys[1], work.steps)]
         del part  # before the mask of the next one is made
-        done += ends.products
-        if progress is not None:
-            progress(done, traces[0].num + steps * len(blocks))
+        if report is not None:
+            done = traces[0].num + sum(ends.products for ends in work.ends)
+            report(done, traces[0].num + work.steps * len(blocks))
+    not_zero = abs(total.mean) > COVERS * total.sem
+    rows = []
+    for block, inside, trace, ends in zip(blocks, work.member, traces, work.ends, strict=True):
         size = sum(x.size for x, yes in zip(leaves, inside, strict=True) if yes)
         share = float(trace.mean / total.mean) if not_zero else math.nan
         rows.append(Layer(block, size, trace, share, ends.largest, ends.smallest, ends.residual, ends.products))
@@ -243,42 +304,108 @@ def _per_leaf(z: PyTree, product: PyTree) -> jax.Array:
     return jnp.stack([(x * y).reshape(len(x), -1).sum(1) for x, y in pairs], 1)
 
 
+class _Work:
+    """What ``per_layer`` has so far: the probes' products, then the ends of the layers.
+
+    Args:
+      recipe: of the call.
+      on_partial: as for ``per_layer``.
+      member: (blocks, leaves), whether a leaf belongs to a block.
+    """
+
+    def __init__(self, recipe: dict[str, Any], on_partial: Callable[[Estimate], None] | None, member: np.ndarray):
+        self.recipe, self.on_partial, self.member = recipe, on_partial, member
+        self.ends: list[eigen.Extremes] = []
+        self.steps = self.at_once = 0  # 0: not chosen yet
+        self.size: float | None = None  # of the unit
+        self.begin(None)
+
+    def begin(self, unit: Unit | None) -> None:
+        """Begin in a unit, without any draws."""
+        self.forms, self.used = np.zeros((0, self.member.shape[1])), 0
+        self.size = None if unit is None else unit.size
+
+    @recipes.reading_state()
+    def restore(self, resume: Estimate) -> None:
+        """Take over the state of an unfinished result."""
+        state = resume.state or {}
+        forms, ends = np.array(state["forms"], np.float64), np.asarray(state["ends"], np.float64)
+        if forms.shape[1:] != self.forms.shape[1:] or not len(forms) or not np.isfinite(forms).all():
+            raise ValueError(f"draws of shape {forms.shape}")
+        if ends.shape[1:] != (4,) or len(ends) > len(self.member):
+            raise ValueError(f"eigenvalues of shape {ends.shape}")
+        self.used, self.at_once, self.steps = map(int, state["counts"])
+        if self.used < len(forms) or self.at_once < 1 or self.steps < 1:
+            raise ValueError(f"counts {state['counts']}")
+        self.forms, self.size = forms, float(state["unit"])
+        self.ends = [eigen.Extremes(a, b, residual, int(products)) for a, b, residual, products in ends.tolist()]
+
+    def add(self, new: np.ndarray) -> None:
+        """Add the forms of new probes (k, leaves), those before the first that is not finite."""
+        self.used += len(new)
+        self.forms = np.concatenate([self.forms, new[np.isfinite(new).all(1).cumprod().astype(bool)]])
+
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
+        """(means, standard errors) of the blocks' traces and of their sum, in the unit."""
+        draws = np.concatenate([self.forms @ self.member.T, self.forms.sum(1, keepdims=True)], 1)
+        return draws.mean(0), standard_error(draws)
+
+    def hand_over(self, stopped: str) -> None:
+        """Call ``on_partial`` with all that there is, if there is anything."""
+        if self.on_partial is None or not len(self.forms) or self.size is None:
+            return
+        state = {
+            "forms": self.forms,
+            "counts": np.array([self.used, self.at_once, self.steps]),
+            "unit": np.array(self.size),
+            "ends": np.array(self.ends, np.float64).reshape(-1, 4),
+        }
+        mean, sem = (float(each[-1]) * self.size for each in self.means())
+        more = {"complete": False, "converged": False, "stopped": stopped, "products": self.used}
+        recipe = self.recipe | more | recipes.seal(state)
+        self.on_partial(Estimate(mean, sem, len(self.forms), recipe, state))
+
+
 def _traces(
-    unit: Unit, key: jax.Array, member: np.ndarray, rtol: float, most: int, steps: int, progress: Progress | None
+    work: _Work, unit: Unit, key: jax.Array, progress: Progress | None, report: Progress | None
 ) -> tuple[list[Estimate], Estimate]:
     """(the trace of every block, the trace of all blocks together); warns if they miss ``rtol``.
 
     Args:
+      work: what there is so far; the draws are added.
       unit: the Hessian with its unit.
       key: draws the probes.
-      member: (blocks, leaves), whether a leaf belongs to a block.
-      rtol: as for ``per_layer``.
-      most: products at most.
-      steps: products for the eigenvalues of a block, at most.
-      progress: called with (products so far, None).
+      progress: is told what to expect.
+      report: called with (products so far, None).
     """
-    H, forms, used, reached = unit.H, np.zeros((0, member.shape[1])), 0, False
+    H, rtol, most = unit.H, work.recipe["rtol"], work.recipe["max_products"]
     at_once, memory = random_probes.reserve_probes(unit, "per_layer")
-    while used < most and not reached and len(forms) == used:
-        pieces = random_probes.map_probes(_per_leaf, H, key, used, min(used + random_probes.AT_ONCE, most), at_once)
-        new = np.concatenate([np.asarray(piece, np.float64) for piece in pieces])
-        used += len(new)
-        forms = np.concatenate([forms, new[np.isfinite(new).all(1).cumprod().astype(bool)]])
-        unit.check(float(np.abs(forms).max()) if len(forms) else math.nan, used)
-        if not len(forms):
-            raise Misuse("loss", "the first Hessian product is not finite; check that the loss is finite here")
-        draws = np.concatenate([forms @ member.T, forms.sum(1, keepdims=True)], 1)
-        mean, sem = draws.mean(0), standard_error(draws)
-        if progress is not None:
-            error = float(sem.max() / (rtol * np.abs(mean[:-1]).sum() or math.inf))
-            probes = forecasts.products_of_draws(max(used, LEAST), error, forecasts.INDEPENDENT, most)
-            expect_total(progress, probes + steps * len(member))
-            progress(used, None)
-        reached = len(forms) >= min(LEAST, most) and bool(sem.max() <= rtol * np.abs(mean[:-1]).sum())
-    num, mean, sem = len(forms), mean * unit.size, sem * unit.size
+    work.at_once = work.at_once or at_once
+    if not unit.settled or work.size != unit.size:
+        work.begin(unit)
+    while True:
+        if work.used:
+            unit.check(float(np.abs(work.forms).max()) if len(work.forms) else math.nan, work.used)
+            if not len(work.forms):
+                raise Misuse("loss", "the first Hessian product is not finite; check that the loss is finite here")
+            mean, sem = work.means()
+            if report is not None:
+                error = float(sem.max() / (rtol * np.abs(mean[:-1]).sum() or math.inf))
+                probes = forecasts.products_of_draws(max(work.used, LEAST), error, forecasts.INDEPENDENT, most)
+                expect_total(progress, probes + work.steps * len(work.member))
+                report(work.used, None)
+            whole = len(work.forms) % AT_ONCE == 0 or len(work.forms) == most
+            enough = whole and len(work.forms) >= min(LEAST, most)
+            reached = enough and bool(sem.max() <= rtol * np.abs(mean[:-1]).sum())
+            if reached or work.used >= most or len(work.forms) < work.used:
+                break
+        stop = min(work.used + work.at_once, (work.used // AT_ONCE + 1) * AT_ONCE, most)
+        for piece in random_probes.map_probes(_per_leaf, H, key, work.used, stop, work.at_once):
+            work.add(np.asarray(piece, np.float64))
+    num, mean, sem = len(work.forms), mean * unit.size, sem * unit.size
     if not reached:
         shares = "" if abs(mean[-1]) > COVERS * sem[-1] else f"; shares are NaN, as {_may_be_zero(mean[-1], sem[-1])}"
-        reason = f"product {num + 1} is not finite" if num < used else "raise max_products or rtol"
+        reason = f"product {num + 1} is not finite" if num < work.used else "raise max_products or rtol"
         warn_caller(
             f"trace: after {num} products the largest error is {sem.max():.2g}, and rtol={rtol:g} of the traces' sum, "
             f"{rtol * np.abs(mean[:-1]).sum():.2g}, is asked for: {reason}{shares}"
@@ -286,9 +413,9 @@ def _traces(
     about = {
         "kind": "block trace",
         "method": "hutchinson",
-        "products": used,
+        "products": work.used,
         "memory": memory.recipe(),
-        "rtol": float(rtol),
+        "rtol": rtol,
         "converged": reached,
         "total": {"mean": float(mean[-1]), "sem": float(sem[-1])},
         "key": recipes.fingerprint(key),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
@@ -22,7 +22,7 @@ from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.recipes import Differs
-from lla_jax.core.results import Eigenpairs, Spectrum
+from lla_jax.core.results import Eigenpairs, Estimate, Spectrum
 from lla_jax.core.text import stable_repr
 from lla_jax.core.types import PyTree
 from lla_jax.curvature import probe
@@ -38,7 +38,7 @@ ANEW = "compute it anew with overwrite=True, or pass another path"
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
 Report = Callable[[str], None]
-Result = TypeVar("Result", Eigenpairs, Spectrum)
+Result = TypeVar("Result", Eigenpairs, Spectrum, Estimate)
 
 log = logging.getLogger("lla_jax")
 
@@ -88,41 +88,72 @@ def result(
     path = _files.check_path("path", path, "eigenpairs.npz")
     if path.suffix != ".npz":
         raise Misuse("path", f"{path} given; it must be a file that ends in .npz, such as eigenpairs.npz")
-    name, partial = path.stem, path.with_suffix(".partial.npz")
-    all_settings = {**settings, **(unfinished or {})}
-    resume, writes = None, is_writer()
-    if overwrite:
-        if writes:
-            _remove(partial)
-    else:
-        existing = next((file for file in (partial, path) if file.exists()), None)
-        _agree(path, existing)
-        if existing is not None:
-            loaded = _load(existing, like)
-            _check_same(existing, loaded.recipe, operator, settings if existing == path else all_settings)
-            if existing == path and (accept is None or accept(loaded)):
-                report(f"{name}: taken from {path}")
-                return loaded
-            resume = loaded if existing == partial else None
-
-    def keep(result: Result, file: Path) -> None:
-        if writes:
-            save(replace(result, recipe={**result.recipe, SETTINGS: all_settings}), file)
-
-    def keep_partial(result: Result) -> None:
-        keep(result, partial)
-        if writes and result.recipe["stopped"] != "running":
-            call = repeat or ("the same call without overwrite" if overwrite else "the same call")
-            report(f"what is finished is kept in {partial}; {call} continues it")
-
+    partial = _Partial(path.with_suffix(".partial.npz"), {**settings, **(unfinished or {})}, report, repeat, overwrite)
+    existing = partial.find(path)
+    loaded = None if existing is None else _load(existing, like)
+    if loaded is not None and existing is not None:
+        _check_same(existing, loaded.recipe, operator, settings if existing == path else partial.settings)
+        if existing == path and (accept is None or accept(loaded)):
+            report(f"{path.stem}: taken from {path}")
+            return loaded
+    resume = loaded if existing == partial.path else None
     with deferred_interrupts():  # what is finished is saved first
-        with _bar(bar, name) as progress:
-            every = SAVE_EVERY_S if writes else None
-            finished = compute(progress=progress, on_partial=keep_partial, save_every=every, resume=resume)
-        keep(finished, path)
-        if writes:
-            _remove(partial)
+        with _bar(bar, path.stem) as progress:
+            finished = compute(progress=progress, **partial.options(resume))
+        if is_writer():
+            save(_with_settings(finished, partial.settings), path)
+        partial.remove()
     return finished
+
+
+class _Partial(NamedTuple):
+    """The file that keeps a result until it is finished.
+
+    Args:
+      path: the file.
+      settings: what decides the unfinished result beside the operator.
+      report: is told what is kept after an interruption.
+      repeat: how the user repeats the call, in words; "" for "the same call".
+      overwrite: whether what is there is left aside.
+    """
+
+    path: Path
+    settings: Mapping[str, str]
+    report: Report
+    repeat: str
+    overwrite: bool
+
+    def find(self, finished: Path) -> Path | None:
+        """The file to take or to continue: this one, else the finished one, else None. Overwriting removes this one."""
+        if self.overwrite:
+            self.remove()
+            existing = None
+        else:
+            existing = next((file for file in (self.path, finished) if file.exists()), None)
+            _agree(finished, existing)
+        return existing
+
+    def options(self, resume: Any) -> dict[str, Any]:
+        """The arguments with which a computation keeps and continues its unfinished result."""
+        return {"on_partial": self.keep, "save_every": SAVE_EVERY_S if is_writer() else None, "resume": resume}
+
+    def keep(self, result: Any) -> None:
+        """Save an unfinished result, and say so unless it goes on."""
+        if not is_writer():
+            return
+        save(_with_settings(result, self.settings), self.path)
+        if result.recipe["stopped"] != "running":
+            call = self.repeat or ("the same call without overwrite" if self.overwrite else "the same call")
+            self.report(f"what is finished is kept in {self.path}; {call} continues it")
+
+    def remove(self) -> None:
+        """Remove the file, if there is one."""
+        if is_writer():
+            _remove(self.path)
+
+
+def _with_settings(result: Any, settings: Mapping[str, str]) -> Any:
+    return replace(result, recipe={**result.recipe, SETTINGS: dict(settings)})
 
 
 def _remove(path: Path) -> None:
@@ -135,22 +166,28 @@ def _remove(path: Path) -> None:
 def numbers(
     path: str | os.PathLike[str],
     operator: Operator | Mapping[str, Any],
-    compute: Callable[[Progress | None], Any],
+    compute: Callable[..., Any],
     settings: Mapping[str, str],
     *,
+    continues: bool = False,
     overwrite: bool = False,
+    repeat: str = "",
     bar: Bar | None = None,
     report: Report = log.info,
 ) -> Any:
     """Load numbers, such as a trace, from a file if they were made with the same settings; else compute and save them.
 
-    An interrupted computation leaves no file.
+    An interrupted computation leaves no file, unless it ``continues``: then its state is kept in ``name.partial.npz``
+    beside ``name.json``, as ``result`` does.
 
     Args:
       path: the file, such as ``folder / "trace.json"``.
       operator: as for ``result``.
-      compute: ``compute(progress)`` returns lists, dicts and numbers.
-      settings, overwrite, bar, report: as for ``result``.
+      compute: ``compute(progress)`` returns lists, dicts and numbers; if it continues, ``compute(progress=...,
+        on_partial=..., save_every=..., resume=...)``, with an ``Estimate`` for ``on_partial`` and ``resume``.
+      settings: as for ``result``.
+      continues: whether an interrupted computation can be continued.
+      overwrite, repeat, bar, report: as for ``result``.
 
     Returns:
       The numbers that ``compute`` returned, or those in the file.
@@ -159,28 +196,43 @@ def numbers(
       Differs, Misuse: as ``result``.
     """
     path = _files.check_path("path", path, "trace.json")
-    loads = path.exists() and not overwrite
-    _agree(path, path if loads else None)
-    if loads:
+    partial = _Partial(path.with_suffix(".partial.npz"), settings, report, repeat, overwrite)
+    existing, loaded = partial.find(path) if continues else _existing(path, overwrite), None
+    if existing == path:
         content = _read_numbers(path)
         _check_same(path, content, operator, settings)
         report(f"{path.stem}: taken from {path}")
         return content["result"]
+    if existing is not None:
+        loaded = _load(existing, None)
+        _check_same(existing, loaded.recipe, operator, settings)
     made_of = probe.describe(operator)
     with deferred_interrupts():  # what is finished is saved first
         with _bar(bar, path.stem) as progress:
-            computed = compute(progress)
+            computed = compute(progress=progress, **partial.options(loaded)) if continues else compute(progress)
         if is_writer():
-            content = {SETTINGS: dict(settings), "operator": made_of, "result": computed}
-            content = json.loads(json.dumps(content, default=_to_json))  # as it will be read
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _files.write_text(path, json.dumps({**content, SEAL: recipes.digest(content)}, indent=1) + "\n")
-            except OSError as error:
-                raise _files.explain(
-                    "path", path, "could not be written", error, "mend that and repeat the call"
-                ) from error
+            _write_numbers(path, {SETTINGS: dict(settings), "operator": made_of, "result": computed})
+        if continues:
+            partial.remove()
     return computed
+
+
+def _existing(path: Path, overwrite: bool) -> Path | None:
+    """The file of numbers, if it is there and not to be overwritten."""
+    existing = path if path.exists() and not overwrite else None
+    _agree(path, existing)
+    return existing
+
+
+def _write_numbers(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of numbers with its seal."""
+    content = json.loads(json.dumps(content, default=_to_json))  # as it will be read
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _files.write_text(path, json.dumps({**content, SEAL: recipes.digest(content)}, indent=1) + "\n")
+    except OSError as error:
+        remedy = "mend that and repeat the call"
+        raise _files.explain("path", path, "could not be written", error, remedy) from error
 
 
 def _load(path: Path, like: PyTree) -> Any:

@@ -200,7 +200,11 @@ def test_trace_and_layers_are_kept_as_well(tiny, capsys, monkeypatch):
             patch.setattr(verb, "bar", stopping(part, 1))
             assert hessian(*QUICK, "--layers") == 130
         assert not (tiny / f"r/{part}.json").exists()
+        assert f"what is finished is kept in r/{part}.partial.npz; the same command continues it" in (
+            capsys.readouterr().err
+        )
     assert hessian(*QUICK, "--layers") == 0
+    assert not list((tiny / "r").glob("*partial*"))
     first = capsys.readouterr()
     assert "trace: taken from r/trace.json" in first.err  # the run that was interrupted in the layers
     assert "layers: taken" not in first.err
@@ -233,6 +237,16 @@ def test_a_run_that_overwrites_can_be_interrupted_and_go_on(tiny, capsys, monkey
     assert hessian(*other) == 0
     assert lla.load("r/spectrum.npz").nodes.shape == (3, 5)
     assert not (tiny / "r/layers.png").exists()  # of the run before
+
+
+def test_overwriting_removes_what_is_unfinished(tiny, capsys, monkeypatch):
+    for part in ("trace", "layers"):
+        with monkeypatch.context() as patch:
+            patch.setattr(verb, "bar", stopping(part, 0 if part == "trace" else 1))
+            assert hessian(*QUICK, "--layers") == 130
+    assert [path.name for path in (tiny / "r").glob("*partial*")] == ["layers.partial.npz"]
+    assert hessian(*QUICK, "--overwrite") == 0
+    assert not list((tiny / "r").glob("*partial*"))
 
 
 def test_fewer_or_more_pairs_than_an_interrupted_run_was_asked_for(tiny, capsys, monkeypatch):

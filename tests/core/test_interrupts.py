@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
+from lla_jax.core import interrupts
 from lla_jax.core.interrupts import check_interrupt, deferred_interrupts, prompt_interrupts, wait
 from tests.helpers import FIXED, ONE, dataset, mlp_loss, params
 
@@ -282,6 +283,28 @@ def test_what_the_runtime_swallows_is_raised_again_soon(swallow, capsys):
     with pytest.raises(KeyboardInterrupt):
         work()
     assert not capsys.readouterr().err  # no "Exception ignored in"
+
+
+def test_the_start_of_a_compiled_library_is_not_interrupted(monkeypatch):
+    """jax's crashes with SIGSEGV where an exception comes out of Python code on the way."""
+    started = []
+
+    def create_module():
+        press()
+        press()
+        started.append(1)
+
+    monkeypatch.setattr(interrupts, "STARTS_A_LIBRARY", create_module.__code__)
+
+    def work():
+        with prompt_interrupts():
+            create_module()
+            time.sleep(5)
+            started.append(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert started == [1]
 
 
 def test_an_error_that_an_interrupt_turned_into_is_an_interrupt():

@@ -1,5 +1,6 @@
 """The table of layers agrees with the blocks of the dense Hessian, from one set of products and one program."""
 
+import functools
 import math
 
 import jax
@@ -209,6 +210,68 @@ def test_progress_counts_products():
     assert probes == 16
     assert [done for done, _ in seen[2:]] == list(probes + np.cumsum([row.products for row in rows]))
     assert seen[-1][1] >= seen[-1][0]
+
+
+@pytest.mark.parametrize(("scale", "each"), [(1.0, 8), (1e-25, 3)])
+def test_interrupted_and_continued(scale, each, tmp_path, monkeypatch):
+    """At every product that is told, from the first draws to the last layer."""
+    monkeypatch.setattr(layers.random_probes.room, "probes_at_once", lambda *_: each)
+    weights = {name: np.zeros(5, np.float32) for name in ("a", "b", "c")}
+    matrix = scale * symmetric_matrix(np.arange(1.0, 16))
+
+    def loss(p, batch):
+        w = jnp.concatenate(list(p.values()))
+        return 0.5 * w @ (batch[0] @ w)
+
+    given = {"steps": 3, "rtol": 0.3, "max_products": 18, "execution": ONE}
+    call = functools.partial(lla.per_layer, loss, weights, matrix[None].astype("float32"), KEY, **given)
+
+    def numbers(rows):
+        return [(*row[:2], row.trace.mean, row.trace.sem, row.trace.num, *row[3:]) for row in rows]
+
+    told = []
+    whole = numbers(call(progress=lambda *at: told.append(at)))
+    assert len(told) >= 5
+    for stop in range(len(told)):
+        parts, left = [], [None] * stop
+
+        def interrupt(done, total, left=left):
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+
+        with pytest.raises(KeyboardInterrupt):
+            call(on_partial=parts.append, progress=interrupt)
+        assert parts[-1].num <= told[stop][0]
+        resume = lla.load(lla.save(parts[-1], tmp_path / "partial.npz"))
+        assert numbers(call(resume=resume)) == whole
+    with pytest.raises(KeyboardInterrupt):
+        call(resume=resume, progress=interrupt, on_partial=parts.append)
+    assert len(parts[-1].state["ends"]) == 3  # nothing is lost
+    assert numbers(call(save_every=1e-9, on_partial=parts.append)) == whole
+    assert parts[-1].recipe["stopped"] == "running"
+
+
+def test_another_table_is_not_continued():
+    parts = []
+    given = {"steps": 3, "rtol": 1.0, "execution": ONE}
+    call = functools.partial(lla.per_layer, mlp_loss(), params(), dataset(), KEY, **given)
+    whole = call(save_every=1e-9, on_partial=parts.append)
+    for changed in (
+        functools.partial(call, steps=4),
+        functools.partial(call, rtol=0.5),
+        functools.partial(call, groups=lambda path: "all"),
+        functools.partial(lla.per_layer, mlp_loss(), params(), dataset(), jax.random.key(1), **given),
+        functools.partial(lla.per_layer, mlp_loss(), params(), dataset(seed=5), KEY, **given),
+    ):
+        with pytest.raises(ValueError, match=r"resume: the partial result of per_layer differs in"):
+            changed(resume=parts[-1])
+    with pytest.raises(ValueError, match=r"resume: .* given; it must be what per_layer gave to on_partial"):
+        call(resume=whole[0].trace)
+    broken = {**parts[-1].state, "ends": np.zeros((9, 4))}
+    recipe = {name: value for name, value in parts[-1].recipe.items() if name != "seal"}
+    with pytest.raises(ValueError, match=r"resume: its state is damaged"):
+        call(resume=lla.Estimate(1.0, 1.0, 8, recipe, broken))
 
 
 def test_the_table_is_aligned_and_says_what_it_cost():

@@ -123,6 +123,34 @@ def test_numbers_are_kept_whole_or_not_at_all(H, tmp_path):
             numbers()
 
 
+def test_interrupted_numbers_are_continued_to_the_same_bits(H, tmp_path):
+    said, path, unfinished = [], tmp_path / "trace.json", tmp_path / "trace.partial.npz"
+    draws = partial(lla.trace, H, KEY, method="hutchinson", rtol=0.3)
+
+    def numbers(settings=None, **options):
+        def compute(**asked):
+            found = draws(**asked)
+            return [found.mean, found.sem, found.num]
+
+        settings = settings or {"rtol": "0.3"}
+        return kept.numbers(path, H, compute, settings, continues=True, report=said.append, **options)
+
+    for options, call in (({}, "the same call"), ({"overwrite": True}, "the same call without overwrite")):
+        with pytest.raises(KeyboardInterrupt):
+            numbers(bar=stopping(9), **options)
+        assert said.pop() == f"what is finished is kept in {unfinished}; {call} continues it"
+        assert lla.load(unfinished).num == 16
+    with pytest.raises(Differs, match=r"trace.partial.npz was made with other options: rtol 0.3 -> 0.2"):
+        numbers({"rtol": "0.2"})
+    with pytest.raises(Differs, match=r"trace.partial.npz (differs in|belongs to another)"):
+        kept.numbers(path, lla.hessian(mlp_loss(), params(), dataset(seed=5)), never, {"rtol": "0.3"}, continues=True)
+    whole = draws()
+    assert numbers() == [whole.mean, whole.sem, whole.num]
+    assert [file.name for file in tmp_path.iterdir()] == ["trace.json"]
+    assert numbers(bar=stopping(0)) == [whole.mean, whole.sem, whole.num]
+    assert said == [f"trace: taken from {path}"]
+
+
 def test_processes_that_see_different_files_are_told_so(H, tmp_path, monkeypatch):
     def differ(**items):
         raise ValueError("differ between the processes")
