@@ -199,6 +199,8 @@ def read_npz(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
 
 def read_header(path: Path) -> Any:
     """Read the header alone of a file that ``write_npz`` wrote; errors as those of ``read_npz``."""
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
+        raise ValueError("it is no regular file")
     with zipfile.ZipFile(path) as archive:
         return _parse_header(_read_array(archive, archive.getinfo("header.npy")))
 

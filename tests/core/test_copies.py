@@ -51,7 +51,24 @@ def buffers_of_torch():
     return {"x": torch.empty(ROWS, 40), "y": torch.empty(ROWS)}, lambda b, rows: b.copy_(torch.from_numpy(rows))
 
 
-@pytest.mark.parametrize("make", [buffers_of_numpy, buffers_of_views, buffers_of_torch])
+def buffers_of_bytes():
+    memories = {"x": bytearray(4 * ROWS * 40), "y": bytearray(4 * ROWS)}
+    shown = {name: np.frombuffer(memoryview(x).toreadonly(), np.float32) for name, x in memories.items()}
+
+    def fill(buffer, rows):
+        memories["x" if rows.ndim == 2 else "y"][:] = rows.tobytes()
+
+    return {"x": shown["x"].reshape(ROWS, 40), "y": shown["y"]}, fill
+
+
+def buffers_of_jax():
+    filled, fill = buffers_of_numpy()
+    return jax.device_put(filled), lambda shown, rows: fill(filled["x" if rows.ndim == 2 else "y"], rows)
+
+
+@pytest.mark.parametrize(
+    "make", [buffers_of_numpy, buffers_of_views, buffers_of_torch, buffers_of_bytes, buffers_of_jax]
+)
 def test_a_stream_may_fill_its_buffers_again(make):
     def batches():
         buffer, fill = make()

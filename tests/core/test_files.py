@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -44,3 +45,11 @@ def test_arrays_come_back_as_they_were_in_memory_of_their_size(tmp_path):
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(arrays[name], array, strict=True)
         arrays[name][...] = 0  # nothing is read-only
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    for read in (_files.read_header, _files.read_npz):
+        with pytest.raises(ValueError, match="no regular file"):
+            read(tmp_path / "pipe.npz")
