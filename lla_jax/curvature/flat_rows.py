@@ -67,7 +67,7 @@ def _trees(space: Space, flat: Any, start: Any, num: int) -> PyTree:
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, num), flat[0])
     sizes = [int(np.prod(s)) for s, _ in space.shapes]
     offsets = np.cumsum([0, *sizes[:-1]])
-    pieces = [jax.lax.dynamic_slice(flat, (start, o), (num, n)) for o, n in zip(offsets, sizes, strict=True)]
+    pieces = [jax.lax.dynamic_slice(flat, (start, np.int32(o)), (num, n)) for o, n in zip(offsets, sizes, strict=True)]
     return space.tree([x.reshape(num, *s).astype(d) for x, (s, d) in zip(pieces, space.shapes, strict=True)])
 
 
@@ -80,7 +80,7 @@ def _put(space: Space, flat: Any, vector: PyTree, at: Any) -> tuple[Any, jax.Arr
         return (space.pin(jax.tree.map(put, flat[0], vector)),), finite
     offset = 0
     for x in jax.tree.leaves(vector):
-        flat = jax.lax.dynamic_update_slice(flat, x.reshape(1, -1).astype(flat.dtype), (at, offset))
+        flat = jax.lax.dynamic_update_slice(flat, x.reshape(1, -1).astype(flat.dtype), (at, np.int32(offset)))
         offset += x.size
     return flat, finite
 

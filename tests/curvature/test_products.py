@@ -122,7 +122,7 @@ def test_noise_and_drawn_targets_belong_to_the_example_however_the_data_are_cut(
 @pytest.mark.parametrize("linearize", [True, False])
 @pytest.mark.parametrize("kind", MAKERS)
 def test_new_weights_compile_and_trace_nothing(kind, linearize, devices):
-    traced = []
+    traced = [(kind, linearize, devices)]  # functions are equal that reach equal lists, also those of other tests
 
     def criterion(outputs, batch):
         traced.append(1)
