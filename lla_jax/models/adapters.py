@@ -3,19 +3,19 @@
 from lla_jax.core.arguments import Misuse, check_flag, misuse, show_value, single_key, warn_caller
 from lla_jax.core.called import ask, explain, passes, show_shapes
 from lla_jax.core.foreign import library_of
-from lla_jax.core.identities import identity
 from lla_jax.core.interrupts import prompt_interrupts
 from lla_jax.core.signatures import explained
+from lla_jax.core.static import ByValue
 from lla_jax.core.text import first_line
 
 __all__ = [
+    "ByValue",
     "Misuse",
     "ask",
     "check_flag",
     "explain",
     "explained",
     "first_line",
-    "identity",
     "library_of",
     "misuse",
     "passes",

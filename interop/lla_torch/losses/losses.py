@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lla_jax.models.adapters import ask, identity, misuse, passes, show_shapes
+from lla_jax.models.adapters import ByValue, ask, misuse, passes, show_shapes
 from lla_torch.conversion.function import Function, arguments
 from lla_torch.losses.criteria import Criterion, criterion_of, is_per_example
 from lla_torch.losses.selection import failure, scores_among
@@ -184,7 +184,7 @@ def mean_of_step(outputs: Any, batch: Any) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class TorchCriterion:
+class TorchCriterion(ByValue):
     """A torch loss module as a criterion of (outputs, labels); compares by all that the module reaches.
 
     It is converted when it is first called, since the shapes and types of the outputs decide what it computes.
@@ -199,8 +199,9 @@ class TorchCriterion:
     per_example: bool
     convert: Callable[..., Callable[..., Any]]
 
-    def __post_init__(self) -> None:
-        hash(self)  # looks at the module as it is now
+    def look_at(self) -> tuple[Any, ...]:
+        """The module; whose ``convert`` it is does not matter."""
+        return (self.module, self.per_example)
 
     def __repr__(self) -> str:
         return f"torch {type(self.module).__name__}"
@@ -209,26 +210,6 @@ class TorchCriterion:
     def _criteria(self) -> dict[Any, Criterion]:
         """The converted modules, by structure, shapes and types of the arguments."""
         return {}
-
-    @functools.cached_property
-    def _content(self) -> tuple[Any, ...]:
-        simple = bool | int | float | str | None
-        settings = {name: x for name, x in vars(self.module).items() if not name.startswith("_")}
-        named_tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
-        from_torch = type(self.module).__module__ == "torch.nn.modules.loss"
-        if not from_torch or not all(isinstance(x, simple) for x in settings.values()):
-            try:
-                return (identity(self.module), self.per_example)
-            except TypeError:  # it cannot be seen whether it changes
-                return (id(self),)
-        tensors = tuple((name, x.detach().cpu().numpy().tobytes()) for name, x in named_tensors)
-        return (type(self.module), tuple(sorted((n, repr(x)) for n, x in settings.items())), tensors, self.per_example)
-
-    def __hash__(self) -> int:
-        return hash(self._content)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TorchCriterion) and self._content == other._content
 
     def __call__(self, outputs: Any, labels: Any) -> Any:
         leaves, structure = jax.tree.flatten((outputs, labels))

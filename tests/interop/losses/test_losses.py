@@ -282,3 +282,24 @@ def test_torch_modules_that_changed_in_place_are_converted_as_they_are_now():
     with torch.no_grad():
         module.weight.add_(1.0)
     values()
+
+
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(weight=torch.ones(2)), Margin()], ids=["weighted", "own"])
+def test_a_loss_that_is_used_again_reads_its_torch_criterion_as_it_is_now(criterion):
+    net = lla_torch.convert(nn.Linear(3, 2), torch.ones(2, 3))
+    loss = net.loss(criterion, per_example=isinstance(criterion, nn.CrossEntropyLoss))
+    data = np.arange(12, dtype=np.float32).reshape(4, 3), np.arange(4) % 2
+
+    def gradient():
+        axes = lla.directions.gradient(loss, net.variables["params"], data)
+        return np.concatenate([np.ravel(x) for x in jax.tree.leaves(axes.tree)])
+
+    before = gradient()
+    if isinstance(criterion, Margin):
+        criterion.table["k"][0] = 3.0
+    else:
+        criterion.weight.mul_(torch.tensor([1.0, 9.0]))
+    changed = gradient()
+    assert not np.allclose(before, changed)
+    loss = net.loss(criterion, per_example=isinstance(criterion, nn.CrossEntropyLoss))
+    np.testing.assert_array_equal(gradient(), changed)
