@@ -22,12 +22,12 @@ log = logging.getLogger("lla_jax")
 WORK_VECTORS = {True: 10, False: 3}
 """Vectors that a step needs besides the basis: on the device (``lanczos.STEPS_PER_CALL`` new ones) or not."""
 
-FIXED_BYTES = 64 * 2**20  # on a CPU, for compiled programs and their threads, measured
+FIXED_BYTES = 128 * 2**20  # on a CPU, for compiled programs and their threads, measured
 
 LITTLE = 2**23  # bytes of vectors that a CPU takes at once; larger ones are as fast one after another
 STEPS_PER_CALL = 8  # of Lanczos, in one program
 WORK_FRACTION = 0.125  # of the free memory, which the vectors of one block may take
-PROGRAM_BYTES = 64 * 2**20  # the same for draws and their products, whose programs are fewer
+PROGRAM_BYTES = 80 * 2**20  # the same for draws and their products, whose programs are fewer
 
 
 class Memory(NamedTuple):

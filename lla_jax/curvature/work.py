@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lla_jax.core import memory
 from lla_jax.core.types import PyTree
 from lla_jax.curvature import linear_operator, products
 from lla_jax.curvature.linear_operator import LinearOperator, Operator
@@ -17,6 +18,7 @@ UNKNOWN = 2  # vectors that a product takes which is no compiled program
 MAPPED = 2**25  # bytes of an array that a CPU's allocator maps by itself, and gives back at once
 RETAINED, ARRAYS = 128 * 2**20, 5  # bytes, and largest arrays, that it keeps of smaller ones; measured
 FIXED = 16 * 2**20  # the same of large ones
+GIVEN_BACK = 88 * 2**20  # the same where it gives back what it keeps before each product (``memory.give_back``)
 
 
 def takes_several_steps(H: Operator) -> bool:
@@ -71,4 +73,6 @@ def bytes_needed(H: Operator, rows: int, work: int, *, group: int = 1, grown_fro
     fixed = 0
     if jax.default_backend() == "cpu":
         fixed = RETAINED + ARRAYS * max(leaves) if max(leaves) < MAPPED else FIXED
+        if max(leaves) < MAPPED and H.space.nbytes > memory.KEPT and not several:
+            fixed = GIVEN_BACK
     return nbytes * rows * group + max(work, end, int(nbytes * grown_from * share)) + fixed
