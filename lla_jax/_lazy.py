@@ -30,9 +30,11 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
         if name not in sources:
             raise NoSuchName(lambda: no_such_name(f"module {package!r}", name, names, place_of(name)))
         source, original = sources[name]
-        origin = importlib.import_module(source)
-        is_package = hasattr(origin, "__path__")  # then the name is that of a module in it
-        value = importlib.import_module(f"{source}.{original}") if is_package else getattr(origin, original)
+        interrupts = importlib.import_module("lla_jax.core.interrupts")
+        with interrupts.prompt_interrupts():  # imports take seconds, in which jax's callback of gc loses a Ctrl-C
+            origin = importlib.import_module(source)
+            is_package = hasattr(origin, "__path__")  # then the name is that of a module in it
+            value = importlib.import_module(f"{source}.{original}") if is_package else getattr(origin, original)
         if isinstance(value, ModuleType):
             explain_module(value)
         setattr(module, name, value)

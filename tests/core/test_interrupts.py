@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib
 import os
 import pathlib
 import signal
@@ -283,6 +284,23 @@ def test_what_the_runtime_swallows_is_raised_again_soon(swallow, capsys):
     with pytest.raises(KeyboardInterrupt):
         work()
     assert not capsys.readouterr().err  # no "Exception ignored in"
+
+
+def test_an_interrupt_that_is_swallowed_while_a_name_is_loaded_is_raised_again(tmp_path, monkeypatch):
+    package = tmp_path / "lazily_loaded"
+    package.mkdir()
+    attach = "from lla_jax import _lazy\n\n__getattr__, __dir__, __all__ = _lazy.attach(__name__)\n"
+    (package / "__init__.py").write_text(attach)
+    (package / "__init__.pyi").write_text("from lazily_loaded.slow import f as f\n")
+    (package / "slow.py").write_text(
+        "import time\nfrom tests.core.test_interrupts import swallowed_by_del\n"
+        "swallowed_by_del()\ntime.sleep(5)\nf = 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded, start = importlib.import_module("lazily_loaded"), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        _ = loaded.f
+    assert time.monotonic() - start < 4
 
 
 def test_the_start_of_a_compiled_library_is_not_interrupted(monkeypatch):
