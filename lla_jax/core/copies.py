@@ -18,7 +18,8 @@ ALIGNED = 64  # bytes; jax takes numpy arrays that are aligned so without anothe
 def own(tree: T) -> T:
     """The tree, with copies of its numpy arrays, but for those that nobody can write to.
 
-    Arrays of jax are left as they are; those of numpy that show an array of jax are copied. The copies are read-only, and jax takes them on a CPU as they are.
+    Arrays of jax are left as they are; those of numpy that show an array of jax are copied. The copies are read-only,
+    and jax takes them on a CPU as they are.
     """
     copied: Any = jax.tree.map(lambda x: _copy(x) if isinstance(x, np.ndarray) and _may_change(x) else x, tree)
     return copied
@@ -27,8 +28,8 @@ def own(tree: T) -> T:
 def _may_change(array: Any) -> bool:
     """Whether an array of numpy, or what it is a view of, can be written to.
 
-    What a view of an array of jax shows may be the memory of a user's array, as after ``jax.device_put(array)`` on a CPU
-    or ``jnp.from_dlpack(tensor)``, and jax does not tell.
+    What a view of an array of jax shows may be the memory of a user's array, as after ``jax.device_put(array)`` on a
+    CPU or ``jnp.from_dlpack(tensor)``, and jax does not tell.
     """
     while isinstance(array, np.ndarray | memoryview):
         if array.flags.writeable if isinstance(array, np.ndarray) else not array.readonly:
