@@ -18,8 +18,8 @@ ALIGNED = 64  # bytes; jax takes numpy arrays that are aligned so without anothe
 def own(tree: T) -> T:
     """The tree, with copies of its numpy arrays, but for those that nobody can write to.
 
-    Arrays of jax are left as they are; those of numpy that show an array of jax are copied. The
-    copies are read-only, and jax takes them on a CPU as they are.
+    Arrays of jax are left as they are; those of numpy that show an array of jax are copied. The copies are read-only,
+    and jax takes them on a CPU as they are.
     """
     copied: Any = jax.tree.map(lambda x: _copy(x) if isinstance(x, np.ndarray) and _may_change(x) else x, tree)
     return copied

@@ -17,12 +17,14 @@ _REMEDY = (
     "it must make its batches anew each time that it is read: pass a factory, such as lla.stream(lambda: "
     "make_batches(data)), that opens its files and makes its iterators itself"
 )
+_CHANGED = "If the data were changed, wrap them anew: lla.stream(...)"
 
 
 class Passes:
     """How often a stream was read, and what of it is known: its number of examples, and whether it starts anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, equal: bool = True) -> None:
+        self.equal = equal  # whether all passes must have as many examples
         self.rows: int | None = None  # of a complete pass
         self.most = 0  # of any pass, complete or not
         self.begun = False
@@ -47,8 +49,10 @@ class Passes:
             rows += 1 if isinstance(batch, Whole) else int(jax.tree.leaves(batch)[0].shape[0])
             self.most = max(self.most, rows)
             yield batch
-        if rows != (self.rows or rows) or rows < self.most:
-            raise Misuse("data", f"the stream yielded {self.rows or self.most:,} examples and now {rows:,}; {_REMEDY}")
+        if self.equal and (rows != (self.rows or rows) or rows < self.most):
+            before = self.most if rows < self.most else self.rows
+            changed = f"the stream yielded {before:,} examples and now {rows:,}"
+            raise Misuse("data", f"{changed}; {_REMEDY}, as many in each pass. {_CHANGED}")
         if begun_before and not self.renewed:  # it is shuffled, or goes on where an earlier pass ended
             self._check_again(again)
         self.rows = rows

@@ -17,6 +17,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.copies import own
 from lla_jax.core.data import Stream
+from lla_jax.core.passes import Passes
 from lla_jax.core.rows import Model, like, spread, takes, trace
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe, Select
 from lla_jax.core.wholes import Whole
@@ -63,6 +64,8 @@ def operator(
         )
     loss = losses.as_loss(loss)
     together = execution.processes == "all" and jax.process_count() > 1
+    if isinstance(data, Stream) and options["allow_nondeterministic"]:
+        data = replace(data, passes=Passes(equal=False))  # such as random subsets
     first = _data.first_batch(data)
     _data.check_uncut(first, batch_size)
     uncut = matrix.train or not loss.per_example or isinstance(first, Whole)

@@ -252,7 +252,9 @@ def _stream_anew(
     settings: Settings, by: Multiplier, space: Space, row_bytes: int, data: Stream, *rest: Any
 ) -> HostOperator:
     """The operator at other parameters, where the stream may have other batches."""
-    return _stream_at(settings, by, space, row_bytes, replace(data, passes=Passes()), *rest)
+    return _stream_at(
+        settings, by, space, row_bytes, replace(data, passes=Passes(not settings.allow_nondeterministic)), *rest
+    )
 
 
 def _check_same_pass(values: list[np.ndarray], sums: Any) -> None:

@@ -141,3 +141,26 @@ def test_shuffled_batches_and_loaders_that_start_anew_are_read_as_often_as_neede
     for _ in range(3):
         list(data)
     assert len(begun) - count == 5  # one look at whether it starts anew, once
+
+
+def test_after_a_longer_pass_was_begun_the_numbers_of_both_are_said():
+    held = [(X[:8], Y[:8])]
+    data = lla.stream(held)
+    for rows in (4, 2):
+        list(data)
+        held[0] = X[:rows], Y[:rows]
+        with pytest.raises(ValueError, match=rf"yielded 8 examples and now {rows}.*wrap them anew: lla.stream"):
+            list(data)
+        held[0] = X[:8], Y[:8]
+
+
+def test_random_subsets_are_taken_where_passes_may_differ():
+    rng = np.random.default_rng(0)
+
+    def subsets():
+        rows = rng.permutation(len(X))[: rng.integers(8, len(X))]
+        yield X[rows], Y[rows]
+
+    H = lla.hessian(mlp_loss(), params(), lla.stream(subsets), allow_nondeterministic=True)
+    one, two = H @ params(), H.at(params()) @ params()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((one, two)))
