@@ -43,9 +43,9 @@ class _Pair(NamedTuple):
 
 
 _OUTSIDE = frozenset({"open", "input", "exec", "eval", "globals", "locals", "vars", "__import__", "breakpoint"})
-_READING = frozenset(
-    ["read_text", "read_bytes", "open", "now", "today", "utcnow", "exists", "is_file", "is_dir", "stat"]
-)  # methods
+_FILES = ("read_text", "read_bytes", "open", "exists", "is_file", "is_dir", "stat")
+_LOADING = ("load", "loadtxt", "genfromtxt", "fromfile", "memmap")  # of numpy and others
+_READING = frozenset({*_FILES, *_LOADING, "now", "today", "utcnow"})  # methods, and functions of libraries
 _PLAIN = frozenset({int, bool, str, bytes, type(None)})
 _SIMPLE: Any = (str, bytes, int, float, complex)
 _SEQUENCES = (list, tuple, set, frozenset, dict, np.ndarray, collections.deque)
@@ -297,7 +297,7 @@ class Look:
             for name, value in vars(kind).items()
             if name not in _OF_CLASSES and not isinstance(value, _SLOTS)
         )
-        return ("class", self._hold(kind, entries, ByIdentity(kind)), *bases)
+        return ("class", self._hold(kind, entries, ByIdentity(kind)), self._of(type(kind)), *bases)
 
     # --- objects that may change
 

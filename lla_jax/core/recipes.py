@@ -228,15 +228,22 @@ def same(one: Any, two: Any) -> bool:
         return one.keys() == two.keys() and all(same(one[k], two[k]) for k in one)
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
         return same_numbers(one, two) or (len(one) == len(two) and all(map(same, one, two)))
-    return same_numbers(one, two) or _to_text(one) == _to_text(two) or _same_sample(one, two)
+    return same_numbers(one, two) or _to_text(one) == _to_text(two) or _are_same_prints(one, two)
 
 
-def _same_sample(one: Any, two: Any) -> bool:
-    """Whether one is a fingerprint of before, which read a sample of large leaves, and the other has this sample."""
+def _are_same_prints(one: Any, two: Any) -> bool:
+    """Whether two fingerprints agree: those of what was given, or those of what jax computes with."""
     if not (isinstance(one, str) and isinstance(two, str)):
         return False
+    return any(_is_same_print(a, b) for a in one.split("~") for b in two.split("~"))
+
+
+def _is_same_print(one: str, two: str) -> bool:
+    """Whether both are one fingerprint, perhaps one of before, which reads a sample of large leaves."""
     short, long = sorted((one, two), key=len)
-    return re.fullmatch("[0-9a-f]{16}", short) is not None and long.startswith(short + "-")
+    return re.fullmatch("[0-9a-f]{16}(-[0-9a-f]{16})?", short) is not None and (
+        short == long or (len(short) == 16 and long.startswith(short + "-"))
+    )
 
 
 def same_numbers(one: Any, two: Any, rounding: float = ROUNDING) -> bool:
@@ -318,28 +325,54 @@ def fingerprint(tree: PyTree) -> str:
 
     Where leaves are above 64 MB, a dash and 16 hex digits more follow, a hash of all their bytes: the first 16 know a
     sample of these leaves only, as the whole fingerprint did before, and so agree with recipes of before. Of a
-    ``Whole`` its other leaves count too.
+    ``Whole`` its other leaves count too. Where jax narrows leaves, such as labels in int64 to int32, "~" and the
+    fingerprint of what jax computes with follow, so that both types are the same (``same``).
     """
-    digest, large = hashlib.blake2b(digest_size=8), hashlib.sha256(usedforsecurity=False)
-    has_large = False
+    given, narrowed = _Hash(), None
     if isinstance(tree, Whole):
         rest = repr((tree.form.structure, [(number, value) for number, _, value in tree.form.fixed]))
-        digest.update(re.sub(r" at 0x[0-9a-f]+", "", rest).encode())  # addresses differ between processes
+        given.small.update(re.sub(r" at 0x[0-9a-f]+", "", rest).encode())  # addresses differ between processes
     for path, leaf in zip(_tree.paths(tree), jax.tree.leaves(tree), strict=True):
         leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf, _tree.shape_dtype(leaf)[1])  # a Python number
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
-        digest.update(f"{path}:{array.shape}:{array.dtype}".encode())
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        if narrowed is None and dtype != array.dtype:
+            narrowed = given.copy()
+        given.add(path, array)
+        if narrowed is not None:
+            narrowed.add(path, array.astype(dtype, copy=False))
+    return str(given) if narrowed is None else f"{given}~{narrowed}"
+
+
+class _Hash:
+    """The hashes of a fingerprint: of small leaves and samples of large ones, and of all bytes of large ones."""
+
+    def __init__(self) -> None:
+        self.small, self.large = hashlib.blake2b(digest_size=8), hashlib.sha256(usedforsecurity=False)
+        self.has_large = False
+
+    def copy(self) -> _Hash:
+        """A hash that goes on from here by itself."""
+        other = _Hash()
+        other.small, other.large, other.has_large = self.small.copy(), self.large.copy(), self.has_large
+        return other
+
+    def add(self, path: str, array: np.ndarray) -> None:
+        """Add a leaf."""
+        self.small.update(f"{path}:{array.shape}:{array.dtype}".encode())
         if array.nbytes <= LARGE:
-            digest.update(np.ascontiguousarray(array.reshape(-1)).tobytes())
-            continue
-        has_large = True
+            self.small.update(np.ascontiguousarray(array.reshape(-1)).tobytes())
+            return
+        self.has_large = True
         rows = array.reshape(-1) if array.flags.c_contiguous else array.flat
-        digest.update(np.ascontiguousarray(rows[:: -(-array.nbytes // LARGE)]).tobytes())
+        self.small.update(np.ascontiguousarray(rows[:: -(-array.nbytes // LARGE)]).tobytes())
         for piece in _pieces(array):
-            large.update(piece.data)
-    return digest.hexdigest() + (f"-{large.hexdigest()[:16]}" if has_large else "")
+            self.large.update(piece.data)
+
+    def __str__(self) -> str:
+        return self.small.hexdigest() + (f"-{self.large.hexdigest()[:16]}" if self.has_large else "")
 
 
 def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lla_jax.core import precision
+from lla_jax.core import precision, recipes
 from lla_jax.core.arguments import warn_caller
 from lla_jax.core.types import PyTree, Recipe
 
@@ -99,6 +99,6 @@ def _is_same(entry: Mapping[str, Any], norm: float, types: list[str], fingerprin
     """Whether a centre is that of the parameters, as far as it can be told: of another type, hashes tell nothing."""
     same_types = entry["types"] == types
     if "fingerprint" in entry:
-        return not same_types or entry["fingerprint"] == fingerprint
+        return not same_types or recipes.same(entry["fingerprint"], fingerprint)
     rounding = SAME_TYPES if same_types else OTHER_TYPES
     return bool(abs(entry["norm"] - norm) <= rounding * norm)

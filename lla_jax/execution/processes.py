@@ -165,9 +165,15 @@ def agree(**items: str) -> None:
 
 
 def combine_digests(digest: str) -> str:
-    """Make one fingerprint of the fingerprints of all processes, in the order of the processes; 16 hex digits."""
-    table = gather(np.frombuffer(hashlib.blake2b(digest.encode(), digest_size=8).digest(), np.uint32))
-    return hashlib.blake2b(table.tobytes(), digest_size=8).hexdigest()
+    """Make one fingerprint of the fingerprints of all processes, in the order of the processes.
+
+    That of what was given, and where it differs in any process that of what jax computes with, behind a "~".
+    """
+    parts = digest.split("~")
+    hashes = [hashlib.blake2b(part.encode(), digest_size=8).digest() for part in (parts[0], parts[-1])]
+    table = gather(np.stack([np.frombuffer(each, np.uint32) for each in hashes]))
+    given, narrowed = (hashlib.blake2b(table[:, i].tobytes(), digest_size=8).hexdigest() for i in (0, 1))
+    return given if given == narrowed else f"{given}~{narrowed}"
 
 
 def locate_rows(rows: int) -> tuple[int, int]:

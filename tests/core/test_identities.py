@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 import types
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -246,6 +247,25 @@ def of_file(tmp_path):
         yield f
 
 
+def of_loaded(tmp_path):
+    path = pathlib.Path(tmp_path) / "scale.npy"
+    for scale in (1.0, 10.0):
+        np.save(path, scale)
+        yield lambda x, _: x * np.load(path)
+
+
+def of_metaclass():
+    class Kind(type):
+        table: typing.ClassVar = {}
+        scale = property(lambda cls: Kind.table["scale"])
+
+    class Net(metaclass=Kind):
+        pass
+
+    for Kind.table["scale"] in (1.0, 10.0):
+        yield lambda x, _: x * Net.scale
+
+
 def of_global():
     for globals()["SCALE"] in (1.0, 10.0):
         yield lambda x, _: x * SCALE  # noqa: F821
@@ -261,7 +281,9 @@ WAYS = {
     **{f.__name__[3:].replace("_", " "): f for f in (of_table, of_array, of_attribute_array, of_queue, of_default)},
     **{f.__name__[3:].replace("_", " "): f for f in (of_own_attribute, of_partial, of_wrapped, of_cached)},
     **{f.__name__[3:].replace("_", " "): f for f in (of_custom_derivative, of_import, of_arguments, of_global)},
+    "metaclass": of_metaclass,
     "file": of_file,
+    "loaded file": of_loaded,
 }
 
 criterion_of = jax.jit(lambda loss, x: loss.criterion(x, None).sum())
@@ -271,7 +293,7 @@ curvature_of = jax.jit(jax.hessian(lambda x, loss: loss.criterion(x**2, None).su
 @pytest.mark.parametrize("way", WAYS)
 def test_a_new_loss_reads_what_its_functions_reach_now(way, tmp_path):
     x = jnp.array([1.0, 2.0])
-    functions = WAYS[way](tmp_path) if way == "file" else WAYS[way]()
+    functions = WAYS[way](tmp_path) if "file" in way else WAYS[way]()
     for scale, f in zip((1.0, 10.0), functions, strict=True):
         loss = lla.Loss(apply, f)
         assert criterion_of(loss, x) == pytest.approx(3 * scale)

@@ -227,6 +227,21 @@ def test_a_sample_of_a_large_array_in_a_recipe_of_before_agrees(large):
     )
 
 
+@pytest.mark.parametrize("size", [20, 700], ids=["small", "large"])
+def test_types_that_jax_narrows_are_those_it_computes_with(large, size):
+    wide, also = np.arange(size), np.linspace(0, 1, size)
+    narrow = np.arange(size, dtype=np.int32), also.astype(np.float32)
+    given, asked = recipes.fingerprint((wide, also)), recipes.fingerprint(narrow)
+    assert given == f"{given.split('~')[0]}~{asked}"
+    with jax.enable_x64(True):  # as before
+        assert recipes.fingerprint((wide, also)) == given.split("~")[0]
+    of_before, mixed = given.split("~")[0], recipes.fingerprint((wide, narrow[1]))
+    assert all(recipes.same(given, other) and recipes.same(other, given) for other in (asked, of_before, mixed))
+    assert recipes.same(of_before[:16], given)  # of a sample
+    assert not recipes.same(given, recipes.fingerprint((wide + 1, also)))
+    assert not recipes.same(given, recipes.fingerprint((wide.astype(np.uint8), also)))
+
+
 def test_the_order_of_metrics_says_nothing():
     then, now = {"metrics": ["a", "b"], "names": ["a", "b"]}, {"metrics": ["b", "a"], "names": ["b", "a"]}
     assert list(recipes.differences(then, now, now)) == ["names"]
