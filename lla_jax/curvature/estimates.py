@@ -386,7 +386,7 @@ def _sketch_rounds(unit: Unit, key: jax.Array, max_products: int, method: str, s
     """Rounds in which the basis and the test vectors of Hutch++ or XTrace grow together."""
     H, each = unit.H, PRODUCTS_EACH[method]
     n, widest, at_once, extra = H.shape[0], _widest_basis(H), room.rows_at_once(H, AT_ONCE), unit.products
-    keys, times = jax.random.split(key, 3), ProductCounter(H, unit.products, each=room.goes_one_by_one(H, AT_ONCE))
+    keys, times = jax.random.split(key, 3), ProductCounter(H, unit.products, each=room.goes_one_by_one(H))
     grow = sketches.grow_for_xtrace if method == "xtrace" else sketches.grow_for_hutch
     sketch, now = sketches.empty(), None
     if state is not None:
@@ -395,7 +395,7 @@ def _sketch_rounds(unit: Unit, key: jax.Array, max_products: int, method: str, s
             sketch = sketches.of_state(H, state)
 
     def memory(rows: int) -> room.Memory:
-        return room.sketch_needed(H, rows, at_once, AT_ONCE, unit=unit.size)
+        return room.sketch_needed(H, rows, at_once, unit=unit.size)
 
     most = min(max_products // each, n, widest)
     first = min(most, LEAST_DRAWS)

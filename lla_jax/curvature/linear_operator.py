@@ -147,7 +147,7 @@ class Operator(Algebra, abc.ABC):
 
         def compute(lo: int, hi: int) -> PyTree:
             some = stacked if hi - lo == num else jax.tree.map(lambda x: x[lo:hi], stacked)
-            return interrupts.wait(_products(self, some))
+            return interrupts.wait(products_step(self, some))
 
         pieces = halve(compute, 0, num)
         return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *pieces)
@@ -365,7 +365,8 @@ def halve(compute: Callable[[int, int], Any], lo: int, hi: int) -> list[Any]:
 
 
 @jax.jit
-def _products(H: LinearOperator, stacked: PyTree) -> PyTree:
+def products_step(H: LinearOperator, stacked: PyTree) -> PyTree:
+    """The products with stacked vectors, in one program."""
     if jax.tree.leaves(stacked)[0].shape[0] == 1:  # neither a loop nor a batch, which hold copies
         return jax.tree.map(lambda x: x[None], H.mv(jax.tree.map(lambda x: x[0], stacked)))
     mesh = H.multiplier.mesh

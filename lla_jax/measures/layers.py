@@ -149,9 +149,7 @@ def per_layer(
     def compute(unit: Unit) -> tuple[list[Estimate], Estimate]:
         return _traces(unit, keys[0], member, rtol, max_products, steps, progress)
 
-    stepwise = room.step_by_step(H)
-    steps = room.steps_that_fit(stepwise, "per_layer", steps)
-    needed = room.ends_needed(stepwise, min(steps, H.shape[0]))
+    steps, needed = eigen.steps_that_fit(H, "per_layer", steps)
     room.say("per_layer", H, needed, f"eigenvalues of one of {len(blocks)} layers at a time")
     traces, total = adapt(Unit(H), keys[1], compute)
     memory = traces[0].recipe["memory"]  # of all: the operator keeps its primal values besides
@@ -162,7 +160,7 @@ def per_layer(
     not_zero = abs(total.mean) > COVERS * total.sem
     for block, inside, trace in zip(blocks, member, traces, strict=True):
         mask = [np.broadcast_to(yes, x.shape) for x, yes in zip(leaves, inside, strict=True)]
-        part = operators.masked(stepwise, jax.tree.unflatten(structure, mask))
+        part = operators.masked(H, jax.tree.unflatten(structure, mask))
         ends = eigen.extremes(part, keys[1], steps)
         del part  # before the mask of the next one is made
         done += ends.products
