@@ -26,9 +26,11 @@ from lla_jax.core.types import Directions, PyTree, Recipe
 from lla_jax.curvature import eigensearch, forecasts, room, units
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Goal, Ritz, Search
-from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
+from lla_jax.curvature.handing_over import handing_over
+from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product
 from lla_jax.curvature.probe import describe
-from lla_jax.curvature.units import OutOfRange, Unit, adapt
+from lla_jax.curvature.symmetry import settle
+from lla_jax.curvature.units import Unit, adapt
 from lla_jax.directions import centres
 from lla_jax.execution import progress as _progress
 from lla_jax.execution import sharding
@@ -113,6 +115,7 @@ def eigenpairs(
     nbytes, free = H.memory()
     affordable = max(k + SPARE, int(MEMORY_FRACTION * free) // nbytes)
     most = min(_check_at_least("max_vectors", max_vectors, min(n, k + SPARE), affordable), n)
+    rows = 0 if resume is not None else _first_rows(H, k, most)  # before the probe takes a product
     recipe = {
         "kind": "eigenpairs",
         "operator": describe(H),
@@ -134,22 +137,15 @@ def eigenpairs(
 
     def compute(unit: Unit) -> Eigenpairs:
         H = unit.H
-        if state is None:
-            s = eigensearch.begin(H, key, _first_rows(H, k, most), most, unit.products)
-        else:
-            s = _restore(state, H)
+        s = eigensearch.begin(H, key, rows, most, unit.products) if state is None else _restore(state, H)
         _say_memory(s, H, k)
 
         def hand_over(stopped: str) -> None:
             if on_partial is not None and s.known and s.basis is not None:
                 on_partial(_partial(s, unit, goal, recipe, stopped))
 
-        report = _progress.save_regularly(progress, save_every, on_partial, lambda: hand_over("running"))
-
         def expect() -> None:
             _progress.expect_total(progress, forecasts.products_of_pairs(s.errors, k, limit - k) + k)
-
-        expect()
 
         def after_step(products: int) -> None:
             check()
@@ -158,18 +154,14 @@ def eigenpairs(
             if report is not None:
                 report(products, None)
 
-        try:
+        expect()
+        with handing_over(progress, save_every, on_partial, hand_over) as report:
             ended = eigensearch.search(s, H, key, goal, limit - k, after_step)
             if not s.known:
                 unit.check(np.nan, s.products)
                 raise no_finite_product(f"product {s.products} is not finite")
             result = _finish(s, unit, goal, ended, recipe, after_step)
             check()
-        except OutOfRange:
-            raise
-        except BaseException:
-            hand_over("interrupted")
-            raise
         return result
 
     with deferred_interrupts() as check:

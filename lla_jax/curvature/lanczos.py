@@ -27,7 +27,6 @@ from lla_jax.curvature.linear_operator import (
     Operator,
     check_spectral,
     no_finite_product,
-    settle,
 )
 from lla_jax.curvature.room import (
     STEPS_PER_CALL,
@@ -38,6 +37,7 @@ from lla_jax.curvature.room import (
     stacked_like,
 )
 from lla_jax.curvature.space import draw_one, take, vector_at
+from lla_jax.curvature.symmetry import settle
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution import sharding
 

@@ -14,8 +14,8 @@ import pytest
 import lla_jax as lla
 from lla_jax.core.standard_errors import standard_error, widening
 from lla_jax.curvature import diagonals, estimates, linear_operator, random_probes
-from lla_jax.curvature.linear_operator import check_symmetric
 from lla_jax.curvature.operators import dense, given, masked
+from lla_jax.curvature.symmetry import check_symmetric
 from lla_jax.execution import devices
 from tests import helpers
 from tests.curvature.cases import PROBE, quiet, symmetric
