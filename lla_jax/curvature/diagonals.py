@@ -18,6 +18,7 @@ from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import Operator, no_finite_product
 from lla_jax.curvature.random_probes import map_probes, reserve_probes
 from lla_jax.curvature.sketches import AT_ONCE
+from lla_jax.curvature.space import Space
 from lla_jax.curvature.stopping import Round, State
 from lla_jax.curvature.units import Unit
 
@@ -127,9 +128,13 @@ def rounds(unit: Unit, key: jax.Array, max_products: int, state: State) -> Itera
                 break
 
 
+@jax.jit
+def _zeros(space: Space) -> PyTree:
+    return space.pin(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), space.structure))
+
+
 def _no_draws(H: Operator) -> Moments:
-    mean, squares = (jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), H.structure) for _ in range(2))
-    return Moments(np.int32(0), H.place(mean), H.place(squares))
+    return Moments(np.int32(0), H.place(_zeros(H.space)), H.place(_zeros(H.space)))
 
 
 def _moments_of_state(H: Operator, state: Mapping[str, Any]) -> Moments:

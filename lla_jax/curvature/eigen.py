@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -25,10 +26,11 @@ from lla_jax.core.types import Directions, PyTree, Recipe
 from lla_jax.curvature import eigensearch, forecasts, room, units
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Goal, Ritz, Search
-from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
+from lla_jax.curvature.handing_over import handing_over
+from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product
 from lla_jax.curvature.probe import describe
-from lla_jax.curvature.units import OutOfRange, Unit, adapt
-from lla_jax.curvature.work import bytes_needed, takes_several_steps
+from lla_jax.curvature.symmetry import settle
+from lla_jax.curvature.units import Unit, adapt
 from lla_jax.directions import centres
 from lla_jax.execution import progress as _progress
 from lla_jax.execution import sharding
@@ -39,7 +41,7 @@ log = logging.getLogger("lla_jax")
 MEMORY_FRACTION = 0.25  # of the free memory, which the basis takes by default
 SPARE = 4  # vectors beyond k that a restart needs
 LEAST_WORK = 3  # vectors that a step needs beside the basis at least
-ROWS = {True: 64, False: 32}  # rows of the first buffer, whether or not one program takes several steps
+ROWS = {True: 32, False: 64}  # rows of the first buffer, whether or not steps are taken one by one
 ROUNDING = 8.0  # times eps max|lambda|: the part of a residual that rounding may hide
 
 
@@ -113,6 +115,7 @@ def eigenpairs(
     nbytes, free = H.memory()
     affordable = max(k + SPARE, int(MEMORY_FRACTION * free) // nbytes)
     most = min(_check_at_least("max_vectors", max_vectors, min(n, k + SPARE), affordable), n)
+    rows = 0 if resume is not None else _first_rows(H, k, most)  # before the probe takes a product
     recipe = {
         "kind": "eigenpairs",
         "operator": describe(H),
@@ -134,22 +137,15 @@ def eigenpairs(
 
     def compute(unit: Unit) -> Eigenpairs:
         H = unit.H
-        if state is None:
-            s = eigensearch.begin(H, key, _first_rows(H, k, most), most, unit.products)
-        else:
-            s = _restore(state, H)
+        s = eigensearch.begin(H, key, rows, most, unit.products) if state is None else _restore(state, H)
         _say_memory(s, H, k)
 
         def hand_over(stopped: str) -> None:
             if on_partial is not None and s.known and s.basis is not None:
                 on_partial(_partial(s, unit, goal, recipe, stopped))
 
-        report = _progress.save_regularly(progress, save_every, on_partial, lambda: hand_over("running"))
-
         def expect() -> None:
             _progress.expect_total(progress, forecasts.products_of_pairs(s.errors, k, limit - k) + k)
-
-        expect()
 
         def after_step(products: int) -> None:
             check()
@@ -158,18 +154,14 @@ def eigenpairs(
             if report is not None:
                 report(products, None)
 
-        try:
+        expect()
+        with handing_over(progress, save_every, on_partial, hand_over) as report:
             ended = eigensearch.search(s, H, key, goal, limit - k, after_step)
             if not s.known:
                 unit.check(np.nan, s.products)
                 raise no_finite_product(f"product {s.products} is not finite")
             result = _finish(s, unit, goal, ended, recipe, after_step)
             check()
-        except OutOfRange:
-            raise
-        except BaseException:
-            hand_over("interrupted")
-            raise
         return result
 
     with deferred_interrupts() as check:
@@ -186,12 +178,12 @@ def _say_memory(s: Search, H: Operator, k: int) -> None:
     """Log the memory that the search needs, and refuse it where a step does not fit beside the basis."""
     nbytes, free = H.memory()
     mib = 2**20
-    s.work = s.work or _lanczos.step_bytes(H, s.basis)  # of the first basis, so that a resumed search says the same
-    s.bytes_needed = max(s.bytes_needed, bytes_needed(H, s.rows, s.work, kept=k))
+    s.work = s.work or _lanczos.step_bytes(H, s.rows)  # of the first basis, so that a resumed search says the same
+    s.bytes_needed = max(s.bytes_needed, room.bases_bytes(H, s.rows, s.work, kept=k))
     if s.work > free:
         most = s.rows - -(-(s.work - free) // nbytes)
         raise _no_room("max_vectors", s.rows, nbytes * s.rows + s.work, free + nbytes * s.rows, most)
-    most = bytes_needed(H, s.most, s.work, grown_from=s.rows if s.rows < s.most else 0, kept=k)
+    most = room.bases_bytes(H, s.most, s.work, grown_from=s.rows if s.rows < s.most else 0, kept=k)
     begin = (
         f"{s.rows} vectors of {nbytes / mib:.1f} MiB to begin with, {s.bytes_needed / mib:.1f} MiB with the work space"
     )
@@ -201,7 +193,7 @@ def _say_memory(s: Search, H: Operator, k: int) -> None:
 def _first_rows(H: Operator, k: int, most: int) -> int:
     """Rows of the first buffer: as many as fit beside a step, and not fewer than a restart needs."""
     nbytes, free = H.memory()
-    least, rows = min(k + SPARE, most), min(max(ROWS[takes_several_steps(H)], 2 * k), most)
+    least, rows = min(k + SPARE, most), min(max(ROWS[room.goes_one_by_one(H)], 2 * k), most)
     fit = free // nbytes - LEAST_WORK
     if fit < least:
         raise _no_room("k", k, nbytes * (least + LEAST_WORK), free, int(fit) - SPARE)
@@ -442,3 +434,23 @@ def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3)
         return ends._replace(products=products + unit.products)
 
     return adapt(Unit(H), key, compute)
+
+
+def steps_that_fit(H: Operator, name: str, steps: int) -> tuple[int, room.Memory]:
+    """(the steps of ``extremes`` that there is room for, with a warning in the log where they are fewer; their memory).
+
+    Args:
+      H: the operator, whose mask will be a vector of its own.
+      name: of the computation.
+      steps: Lanczos steps asked for.
+    """
+    mask = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), room.stacked_like(H))
+    masked = replace(H, space=replace(H.space, scale=mask))  # type: ignore[type-var]
+    nbytes, free = H.memory()
+    steps = min(steps, H.shape[0])
+    work = nbytes + _lanczos.step_bytes(masked, steps + 1)
+    most = max(2, (free - work) // nbytes - 1)
+    if most < steps:
+        log.warning("%s: %d steps in place of %d: the free memory holds no more vectors", name, most, steps)
+        steps = most
+    return steps, room.Memory(steps + 1, room.bases_bytes(masked, steps + 1, work))

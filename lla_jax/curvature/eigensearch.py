@@ -23,8 +23,7 @@ from lla_jax.core.types import PyTree
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.lanczos import BREAKDOWN
 from lla_jax.curvature.linear_operator import Operator
-from lla_jax.curvature.room import STEPS_PER_CALL
-from lla_jax.curvature.work import bytes_needed, takes_several_steps
+from lla_jax.curvature.room import STEPS_PER_CALL, bases_bytes, goes_one_by_one
 from lla_jax.execution import sharding
 
 log = logging.getLogger("lla_jax")
@@ -269,7 +268,7 @@ def _make_room(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
         s.most = s.rows
         _restart(s, ritz, k, H)
         return
-    s.bytes_needed = max(s.bytes_needed, bytes_needed(H, s.rows + more, s.work, grown_from=s.rows, kept=k))
+    s.bytes_needed = max(s.bytes_needed, bases_bytes(H, s.rows + more, s.work, grown_from=s.rows, kept=k))
     log.info("eigenpairs: from now on %d vectors, %.1f MiB", s.rows + more, s.bytes_needed / 2**20)
     basis = _lengthen(s.take_basis(), more, H)
     s.T = np.pad(s.T, (0, more))
@@ -279,7 +278,7 @@ def _make_room(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
 def _affordable_growth(s: Search, H: Operator) -> int:
     """The number of rows that the basis grows by; 0 where the memory has no room for a second, larger one."""
     # where one program takes several steps, a size compiles the product anew
-    more = min(s.rows * (3 if takes_several_steps(H) else 1), s.most - s.rows)
+    more = min(s.rows * (1 if goes_one_by_one(H) else 3), s.most - s.rows)
     nbytes, free = H.memory()
     if nbytes * (s.rows + more) + s.work <= free:
         return more
@@ -356,7 +355,7 @@ def _multiply(s: Search, H: Operator, most: int, checked: int) -> bool:
     """
     n = H.shape[0]
     full, alone = s.filled >= n, s.filled == s.known + 1
-    several = takes_several_steps(H) and alone and not full
+    several = not goes_one_by_one(H) and alone and not full
     count = max(1, min(STEPS_PER_CALL, s.rows - s.filled, n - s.filled, most)) if several else 1
     steps = _lanczos.advance(H, s.basis, s.known, s.filled, count, np.inf if full else s.scale)
     good = int(np.isfinite(steps.sizes).cumprod().sum())

@@ -26,12 +26,14 @@ from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import PyTree
 from lla_jax.curvature import diagonals, forecasts, room, sketches, stopping, units
 from lla_jax.curvature.flat_rows import NotFinite, ProductCounter
-from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
+from lla_jax.curvature.handing_over import handing_over
+from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product
 from lla_jax.curvature.probe import describe
 from lla_jax.curvature.random_probes import map_probes, reserve_probes
 from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.stopping import LEAST_DRAWS, PRODUCTS_EACH, Round, State
-from lla_jax.curvature.units import OutOfRange, Unit, adapt
+from lla_jax.curvature.symmetry import settle
+from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.progress import AskedProgress, Progress, expect_total, takes_progress
 
@@ -254,6 +256,7 @@ def _estimate(
     _progress.check_on_partial(call.on_partial)
     sketch, rtol, max_products = stopping.method_of(about) != "hutchinson", call.rtol, call.max_products
     rounding = 100 * float(jnp.finfo(H.dtype).eps) if sketch else -1.0
+    room.check_fits(H, about["kind"], room.Memory(2, 2 * H.space.nbytes))  # before products are taken
     unit = settle(H, key) if call.resume is None else None
     recipe = about | {
         "rtol": rtol,
@@ -284,8 +287,7 @@ def _estimate(
                 more = {"complete": False, "converged": False, "stopped": stopped} | recipes.seal(state)
                 call.on_partial(replace(result(now.times(unit.size), **more), state=state))
 
-        report = _progress.save_regularly(call.progress, call.save_every, call.on_partial, lambda: hand_over("running"))
-        try:
+        with handing_over(call.progress, call.save_every, call.on_partial, hand_over) as report:
             for now in rounds(unit, state):
                 interrupts.check_interrupt()
                 if call.progress is not None:
@@ -301,11 +303,6 @@ def _estimate(
                     stopping.say_early(recipe, now, rtol, max_products)
                     early = False
             interrupts.check_interrupt()
-        except OutOfRange:
-            raise
-        except BaseException:
-            hand_over("interrupted")
-            raise
         assert now is not None
         return now.times(unit.size)
 
@@ -392,7 +389,7 @@ def _sketch_rounds(unit: Unit, key: jax.Array, max_products: int, method: str, s
     """Rounds in which the basis and the test vectors of Hutch++ or XTrace grow together."""
     H, each = unit.H, PRODUCTS_EACH[method]
     n, widest, at_once, extra = H.shape[0], _widest_basis(H), room.rows_at_once(H, AT_ONCE), unit.products
-    keys, times = jax.random.split(key, 3), ProductCounter(H, unit.products, each=room.goes_one_by_one(H, AT_ONCE))
+    keys, times = jax.random.split(key, 3), ProductCounter(H, unit.products, each=room.goes_one_by_one(H))
     grow = sketches.grow_for_xtrace if method == "xtrace" else sketches.grow_for_hutch
     sketch, now = sketches.empty(), None
     if state is not None:
@@ -401,7 +398,7 @@ def _sketch_rounds(unit: Unit, key: jax.Array, max_products: int, method: str, s
             sketch = sketches.of_state(H, state)
 
     def memory(rows: int) -> room.Memory:
-        return room.sketch_needed(H, rows, at_once, AT_ONCE, unit=unit.size)
+        return room.sketch_needed(H, rows, at_once, unit=unit.size)
 
     most = min(max_products // each, n, widest)
     first = min(most, LEAST_DRAWS)

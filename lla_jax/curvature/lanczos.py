@@ -27,12 +27,18 @@ from lla_jax.curvature.linear_operator import (
     Operator,
     check_spectral,
     no_finite_product,
-    settle,
 )
-from lla_jax.curvature.room import STEPS_PER_CALL, check_room
+from lla_jax.curvature.room import (
+    STEPS_PER_CALL,
+    check_room,
+    goes_one_by_one,
+    product_bytes,
+    program_bytes,
+    stacked_like,
+)
 from lla_jax.curvature.space import draw_one, take, vector_at
+from lla_jax.curvature.symmetry import settle
 from lla_jax.curvature.units import Unit, adapt
-from lla_jax.curvature.work import product_bytes, program_bytes, takes_several_steps
 from lla_jax.execution import sharding
 
 BREAKDOWN = 10.0  # a remainder below this times eps |A q| is rounding
@@ -345,7 +351,7 @@ def advance(
       batched: several probes at once.
     """
     scale, last = np.asarray(scale, H.dtype), np.asarray(last, H.dtype)
-    if batched or takes_several_steps(H):
+    if batched or not goes_one_by_one(H):
         assert isinstance(H, LinearOperator)
         start = _Start(np.int32(row), np.int32(into), np.int32(count), scale, last)
         found = _on_device(H, basis, start, window=window, batched=batched)
@@ -369,19 +375,27 @@ def orthogonalize(H: Operator, basis: PyTree, vector: PyTree, scale: Any) -> Ste
     return Steps(unit, *(np.asarray(x, np.float64) for x in numbers))
 
 
-def step_bytes(H: Operator, basis: PyTree, *, window: bool = False, batched: bool = False) -> int:
-    """Bytes that ``advance`` takes beside the basis, its new rows included. What it compiles is not compiled again."""
-    zero = np.zeros(jax.tree.leaves(basis)[0].shape[0] if batched else (), H.dtype)
-    if batched or takes_several_steps(H):
+def step_bytes(H: Operator, rows: int, *, group: int = 1, window: bool = False) -> int:
+    """Bytes that ``advance`` takes beside its bases, its new rows included. What it compiles is not compiled again.
+
+    Args:
+      H: the operator.
+      rows: vectors of one basis.
+      group: number of bases; more than one are batched.
+      window: as for ``advance``.
+    """
+    batched = group > 1
+    basis = stacked_like(H, group, rows) if batched else stacked_like(H, rows)
+    zero = np.zeros(group if batched else (), H.dtype)
+    if batched or not goes_one_by_one(H):
         start = _Start(np.int32(0), np.int32(1), np.int32(1), zero, zero)
         return program_bytes(_on_device, H, basis, start, window=window, batched=batched)
-    vector = take(basis, np.int32(0))
     if window:
-        update = program_bytes(_window_step_from_host, basis, vector, np.int32(0), zero, zero)
+        update = program_bytes(_window_step_from_host, basis, stacked_like(H), np.int32(0), zero, zero)
     else:
-        update = program_bytes(_from_host, basis, vector, zero, shards=H.space.shards)
+        update = program_bytes(_from_host, basis, stacked_like(H), zero, shards=H.space.shards)
     nbytes = H.memory()[0]
-    return nbytes + max(product_bytes(H, vector), update, 2 * nbytes)
+    return nbytes + max(product_bytes(H), update, 2 * nbytes)
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="batched")
@@ -476,7 +490,7 @@ def sequence(
         while len(alphas) < steps and not (len(betas) and betas[-1] == 0):
             check()
             j = len(alphas)
-            count = min(STEPS_PER_CALL, steps - j) if takes_several_steps(H) else 1
+            count = min(STEPS_PER_CALL, steps - j) if not goes_one_by_one(H) else 1
             new = advance(H, basis, j, j + 1, count, scale)
             basis, products = store(basis, new, j + 1), products + len(new.norms)
             good = int(np.isfinite(new.sizes).cumprod().sum())

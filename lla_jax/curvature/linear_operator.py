@@ -19,11 +19,10 @@ from lla_jax.core.copies import own
 from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Loss, PyTree, Recipe
-from lla_jax.curvature import products, units
+from lla_jax.curvature import products
 from lla_jax.curvature.algebra import Algebra
 from lla_jax.curvature.products import Multiplier
-from lla_jax.curvature.space import Space, draw_one, lift, stack, take
-from lla_jax.curvature.units import Unit
+from lla_jax.curvature.space import Space, lift, stack, take
 from lla_jax.execution import devices, processes, sharding
 
 Rebuild = Callable[[PyTree, Recipe], Any]
@@ -149,7 +148,7 @@ class Operator(Algebra, abc.ABC):
 
         def compute(lo: int, hi: int) -> PyTree:
             some = stacked if hi - lo == num else jax.tree.map(lambda x: x[lo:hi], stacked)
-            return interrupts.wait(_products(self, some))
+            return interrupts.wait(products_step(self, some))
 
         pieces = halve(compute, 0, num)
         return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *pieces)
@@ -372,7 +371,8 @@ def halve(compute: Callable[[int, int], Any], lo: int, hi: int) -> list[Any]:
 
 
 @jax.jit
-def _products(H: LinearOperator, stacked: PyTree) -> PyTree:
+def products_step(H: LinearOperator, stacked: PyTree) -> PyTree:
+    """The products with stacked vectors, in one program."""
     if jax.tree.leaves(stacked)[0].shape[0] == 1:  # neither a loop nor a batch, which hold copies
         return jax.tree.map(lambda x: x[None], H.mv(jax.tree.map(lambda x: x[0], stacked)))
     mesh = H.multiplier.mesh
@@ -385,61 +385,6 @@ def product_step(H: LinearOperator, v: PyTree) -> tuple[PyTree, Any]:
     """(A v, the mean loss) of an operator whose blocks are all in one program."""
     total, by = H._total(v), H.multiplier
     return products.finish(by, H.common, H.space, v, total), products.mean_loss(by, H.common, total)
-
-
-NUMBER = 2**31  # folded into the key for the check of symmetry
-ASYMMETRY = 1e-2  # relative; products in half precision stay below, mistakes (another batch, one-sided scales) do not
-
-
-def check_symmetric(H: Operator, key: jax.Array) -> Unit:
-    """Check u'(A v) = v'(A u) for two random vectors, up to 1e-2 (|A u| + |A v|).
-
-    The two sides differ by about |A - A'|_F, and either product has about the norm |A|_F, for every size: an asymmetric
-    part of the operator is found if it makes up more than a percent.
-
-    Args:
-      H: any operator; those of ``hessian``, ``ggn`` and ``fisher`` are symmetric by construction.
-      key: draws the vectors.
-
-    Returns:
-      The operator in its unit, with the products used: 2, and a few more out of the ordinary range.
-
-    Raises:
-      ValueError: it is not symmetric; a product has another structure than its vector, or is not finite.
-    """
-    unit, (one, two, *sizes) = Unit(H, products=2, settled=True), _symmetry(H, key)
-    if not all(units.is_ordinary(H, size) for size in sizes):
-        unit = units.find_unit(unit, float(np.max(sizes)), 2, key)
-        if unit.size != 1:
-            unit, (one, two, *sizes) = unit._replace(products=unit.products + 2), _symmetry(unit.H, key)
-    for number, size in enumerate(sizes):
-        if not np.isfinite(size):
-            text = f"product {number + 1} is not finite, and its vector is"
-            raise Misuse("H", f"{text}; check that the loss is finite here")
-    if abs(one - two) > ASYMMETRY * sum(sizes):
-        raise Misuse(
-            "H",
-            f"u'(A v) = {one * unit.size:.6g} and v'(A u) = {two * unit.size:.6g} for two random vectors, so it is not "
-            "symmetric (or not linear, or changes from product to product); it must be A = A'. For a matrix pass "
-            "(A + A') / 2; scale both sides, as lla.operators.preconditioned does",
-        )
-    return unit
-
-
-def _symmetry(H: Operator, key: jax.Array) -> list[float]:
-    """u'(A v), v'(A u), |A u| and |A v| of two random vectors."""
-
-    def draw(number: int) -> PyTree:  # waits: two draws at once would take the memory of both
-        return jax.block_until_ready(draw_one(H.space, key, np.uint32(number), distribution="normal"))
-
-    u, v = draw(0), draw(1)
-
-    def terms(x: PyTree, other: PyTree) -> list[float]:
-        product = _tree.align(H.product(x), H.structure, "A v", "its vector v")
-        return [float(term) for term in _symmetry_terms(other, product)]
-
-    (two, size_u), (one, size_v) = terms(u, v), terms(v, u)
-    return [one, two, size_u, size_v]
 
 
 def check_operator(H: Any, name: str = "H") -> None:
@@ -499,14 +444,3 @@ def _as_operator(H: Any) -> str:
 def no_finite_product(trouble: object) -> Misuse:
     """The error for a computation whose very first products failed; ``trouble``: "product 1 is not finite"."""
     return Misuse("H", f"{trouble}, and there is nothing to keep; check that the loss is finite here")
-
-
-def settle(H: Operator, key: jax.Array) -> Unit:
-    """The operator with its unit: for a user's product, after a check of its symmetry, which takes 2 products or a few
-    more; for other operators as it is, since their first products will show their size."""
-    return check_symmetric(H, jax.random.fold_in(key, NUMBER)) if H.is_given else Unit(H)
-
-
-@jax.jit
-def _symmetry_terms(other: PyTree, product: PyTree) -> list[jax.Array]:
-    return [_tree.dot(other, product), _tree.norm(product)]

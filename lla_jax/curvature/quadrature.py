@@ -21,12 +21,13 @@ from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature import moments, units
+from lla_jax.curvature.handing_over import handing_over
 from lla_jax.curvature.lanczos import WINDOW
-from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product, settle
+from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product
 from lla_jax.curvature.probe import describe
-from lla_jax.curvature.room import STEPS_PER_CALL, check_room
-from lla_jax.curvature.units import OutOfRange, Unit, adapt
-from lla_jax.curvature.work import bytes_needed, takes_several_steps
+from lla_jax.curvature.room import STEPS_PER_CALL, bases_bytes, check_room, goes_one_by_one
+from lla_jax.curvature.symmetry import settle
+from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution import devices
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.progress import AskedProgress, takes_progress
@@ -133,6 +134,8 @@ def spectrum(
     if probes * steps > MOST_NODES:
         text = f"{probes} given, with {steps} steps each"
         raise arguments.Misuse("probes", f"{text}; it must be at most {MOST_NODES // steps}, such as 4: take fewer")
+    if resume is None:  # before the probe takes a product
+        check_room(H, "steps", _rows(steps, scheme), f', or scheme="lla", which keeps {WINDOW} vectors')
     recipe = {
         "kind": "spectrum",
         "operator": describe(H),
@@ -164,22 +167,15 @@ def spectrum(
             if on_partial is not None and s.done.any():
                 on_partial(_result(s, recipe | {"complete": False, "stopped": stopped}, unit, _state(s, unit, scheme)))
 
-        report = _progress.save_regularly(progress, save_every, on_partial, lambda: hand_over("running"))
-
         def after_step(products: int, total: int) -> None:
             check()
             unit.check(float(s.scale.max()) if s.done.any() else np.nan, products)
             if report is not None:
                 report(products, total)
 
-        try:
+        with handing_over(progress, save_every, on_partial, hand_over) as report:
             _run_groups(s, H, key, recipe, after_step)
             check()
-        except OutOfRange:
-            raise
-        except BaseException:
-            hand_over("interrupted")
-            raise
         if not s.done.any():
             raise no_finite_product(f"product {s.products} is not finite")
         memory = {"vectors": s.logged * _rows(steps, scheme), "bytes": s.nbytes}
@@ -201,8 +197,7 @@ def _group(H: Operator, steps: int, probes: int, scheme: str) -> int:
     """The number of probes computed at once: a divisor of all, so that one shape compiles."""
     nbytes, free = H.memory()
     each = nbytes * _rows(steps, scheme)
-    check_room(H, "steps", _rows(steps, scheme), f', or scheme="lla", which keeps {WINDOW} vectors')
-    room = min(AT_ONCE, max(1, int(MEMORY_FRACTION * free) // each)) if takes_several_steps(H) else 1
+    room = 1 if goes_one_by_one(H) else min(AT_ONCE, max(1, int(MEMORY_FRACTION * free) // each))
     return max(g for g in range(1, probes + 1) if probes % g == 0 and g <= room)
 
 
@@ -215,14 +210,14 @@ def _fits(s: _Sequences, H: Operator, rows: int, window: bool) -> bool:
     if s.logged == s.group:
         return True
     nbytes, free = H.memory()
-    work = _lanczos.step_bytes(H, s.basis, window=window, batched=s.group > 1)
+    work = _lanczos.step_bytes(H, rows, group=s.group, window=window)
     if work > free:
         if s.group > 1:
             return False
         text = f"{rows} vectors, beside which a step takes {work / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
         most = max(0, rows - -(-(work - free) // nbytes))
         raise arguments.Misuse("steps", f"{text}; there is room for {most}: take fewer steps")
-    s.logged, s.nbytes = s.group, max(s.nbytes, bytes_needed(H, rows, work, group=s.group))
+    s.logged, s.nbytes = s.group, max(s.nbytes, bases_bytes(H, rows, work, group=s.group))
     text = f"{s.group * rows} vectors, {s.nbytes / 2**20:.1f} MiB with the work space"
     log.info("spectrum: %d of %d probes at a time: %s (%.0f MiB free)", s.group, len(s.alphas), text, free / 2**20)
     return True
@@ -275,7 +270,7 @@ def _begin_group(s: _Sequences, H: Operator, key: jax.Array, distribution: str, 
 def _advance(s: _Sequences, H: Operator, window: bool) -> None:
     """Take the steps of one call for the present probes, and write them into the table."""
     batched = s.group > 1
-    most = min(STEPS_PER_CALL, s.alphas.shape[1] - s.at) if batched or takes_several_steps(H) else 1
+    most = min(STEPS_PER_CALL, s.alphas.shape[1] - s.at) if batched or not goes_one_by_one(H) else 1
     scale, last = (s.scale, s.last) if batched else (s.scale[0], s.last[0])
     steps = _lanczos.advance(H, s.basis, s.at, s.at + 1, most, scale, last, window=window, batched=batched)
     coefficients, norms, sizes = (x if batched else x[None] for x in steps[1:])

@@ -1,33 +1,41 @@
-"""The memory that vectors take, of Lanczos and of estimates: how much is needed, and whether there is room for it."""
+"""The memory that vectors, their products and steps of Lanczos take: how much is needed, and whether there is room.
+
+What a compiled program works in is read from it. Two questions have one answer for all computations: whether vectors
+are taken one after another (``goes_one_by_one``), and what a program takes (``program_bytes``).
+"""
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lla_jax.core import randomness
+from lla_jax.core import memory, randomness
 from lla_jax.core.arguments import Misuse
-from lla_jax.curvature import linear_operator
-from lla_jax.curvature.linear_operator import Operator
-from lla_jax.execution import devices
+from lla_jax.core.types import PyTree
+from lla_jax.curvature import linear_operator, products
+from lla_jax.curvature.linear_operator import LinearOperator, Operator
+from lla_jax.execution import devices, sharding
 
 log = logging.getLogger("lla_jax")
 
-WORK_VECTORS = {True: 10, False: 3}
-"""Vectors that a step needs besides the basis: on the device (``lanczos.STEPS_PER_CALL`` new ones) or not."""
-
-FIXED_BYTES = 128 * 2**20  # on a CPU, for compiled programs and their threads, measured
-
-LITTLE = 2**23  # bytes of vectors that a CPU takes at once; larger ones are as fast one after another
 STEPS_PER_CALL = 8  # of Lanczos, in one program
-WORK_FRACTION = 0.125  # of the free memory, which the vectors of one block may take
-PROGRAM_BYTES = 80 * 2**20  # the same for draws and their products, whose programs are fewer
+LITTLE = 2**20  # bytes of a vector of which a CPU takes several at once; larger ones are as fast one after another
+LITTLE_ELSEWHERE = 2**28  # the same on accelerators, which are faster with several
+WORK_FRACTION = 0.125  # of the free memory, which the vectors of one block of draws may take
+UNKNOWN = 2  # vectors that a product takes which is no compiled program
+AT_LEAST = 3  # vectors that it takes if its vector is taken out of a stack first
+
+# what a CPU's allocator and the threads of its programs keep, in bytes, measured
+DRAWS_KEEP = 80 * 2**20
+SKETCHES_KEEP = 128 * 2**20  # they have more programs
+MAPPED = 2**25  # an array above it is mapped by itself, and given back at once
+STEPS_KEEP, ARRAYS = 128 * 2**20, 5  # of smaller ones: bytes, and so many of the largest arrays
+STEPS_KEEP_MAPPED = 16 * 2**20
+STEPS_KEEP_GIVEN_BACK = 88 * 2**20  # where it gives back what it keeps before each product (``memory.give_back``)
 
 
 class Memory(NamedTuple):
@@ -44,24 +52,95 @@ class Memory(NamedTuple):
         return {"vectors": int(self.vectors), "bytes": int(self.bytes)}
 
 
-def bytes_needed(
-    H: Operator, rows: int, *, group: int = 1, saved: bool = False, grown_from: int = 0, kept: int = 0
-) -> int:
-    """Bytes at most of bases and their work space.
+def goes_one_by_one(H: Operator) -> bool:
+    """Whether vectors are drawn, multiplied and made orthogonal one after another from the host.
+
+    So are those of an operator that does not run on the device, and long ones: several at once take more memory.
+    """
+    little = LITTLE if jax.default_backend() == "cpu" else LITTLE_ELSEWHERE
+    return not H.on_device or H.space.nbytes > little
+
+
+# --- programs and products
+
+
+def program_bytes(step: Any, *args: Any, **static: Any) -> int:
+    """Bytes of the new results and the temporary values of a jitted function, on one device.
+
+    The program is compiled for these arguments, and a later call with arrays like them does not compile it again. It is
+    0 where the compiler does not tell.
+    """
+    stats = step.lower(*args, **static).compile().memory_analysis()
+    if stats is None:
+        return 0
+    return int(stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes)
+
+
+def stacked_like(H: Operator, *leading: int) -> PyTree:
+    """Shapes, dtypes and places of vectors with leading axes, as the operator's programs are compiled for them."""
+    return H.space.tree(
+        [
+            jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=at)
+            for (shape, dtype), at in zip(H.space.shapes, _places(H, len(leading)), strict=True)
+        ]
+    )
+
+
+def _places(H: Operator, more: int) -> list[Any]:
+    """Where each leaf of a vector with so many leading axes lies; None where jax decides it."""
+    mesh, shards, num = H.multiplier.mesh, H.space.shards, len(H.space.shapes)
+    if shards is not None:
+        return [sharding.with_leading_axes(len(shape) + more, at) for (shape, _), at in zip(H.space.shapes, shards)]
+    scales = [x.sharding for x in jax.tree.leaves(H.scale) if getattr(x, "committed", False)]
+    return [scales[0] if scales else None if mesh is None else devices.replicated(mesh)] * num
+
+
+def products_bytes(H: Operator, num: int = 1) -> int:
+    """Bytes that ``H.products`` of ``num`` vectors takes at most beside the vectors and their products."""
+    if H.on_device:
+        found = program_bytes(linear_operator.products_step, H, stacked_like(H, num))
+        return max(0, found - num * H.space.nbytes)
+    return max(AT_LEAST * H.memory()[0], product_bytes(H))
+
+
+def product_bytes(H: Operator) -> int:
+    """Bytes that ``H.product`` takes beside its vector, its result included."""
+    nbytes = H.memory()[0]
+    if not isinstance(H, LinearOperator):
+        return UNKNOWN * nbytes
+    by, vector = H.multiplier, stacked_like(H)
+    if len(H.blocks) == 1 and (by.mesh is None or by.mesh.size == 1):
+        return program_bytes(linear_operator.product_step, H, vector)
+    assert by.mesh is not None
+    shared = by.mesh.size if by.mesh.devices.flat[0].platform == "cpu" else 1
+    ends = (H.blocks[0], H.blocks[-1])
+    each = shared * max(program_bytes(products.sums_step, H.common, H.space, block, vector, by=by) for block in ends)
+    return max(each + nbytes * (len(H.blocks) > 1), 3 * nbytes)  # beside the total so far; two totals and their sum
+
+
+# --- bases of Lanczos
+
+
+def bases_bytes(H: Operator, rows: int, work: int, *, group: int = 1, grown_from: int = 0, kept: int = 0) -> int:
+    """Bytes at most of bases and of all that is computed beside them.
 
     Args:
       H: the operator.
       rows: vectors of one basis.
+      work: bytes that a step takes beside the bases (``lanczos.step_bytes``).
       group: number of bases.
-      saved: whether the bases are copied to the host on the way, to be saved.
-      grown_from: rows of a smaller basis that is there while it is copied; 0 for none.
-      kept: vectors that come on top at the end.
+      grown_from: rows of a smaller basis, whose largest leaf is there while it is copied; 0 for none.
+      kept: vectors that come on top at the end, while there are products of theirs.
     """
-    nbytes, rows = H.space.nbytes, 2 * rows if saved else rows
-    work = group * WORK_VECTORS[H.on_device]
-    growing = grown_from + work // 2 if grown_from else 0
-    fixed = FIXED_BYTES if jax.default_backend() == "cpu" else 0
-    return nbytes * rows * group + max(nbytes * max(work, growing) + fixed, nbytes * kept + fixed // 2)
+    nbytes = H.memory()[0]
+    leaves = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in H.space.shapes]
+    share = 1.0 if H.space.shards is not None else max(leaves) / max(1, sum(leaves))
+    several = 0 if goes_one_by_one(H) else STEPS_PER_CALL - 1
+    end = nbytes * kept + max(work - nbytes * (1 + several), nbytes) if kept else 0
+    kept_by_cpu = STEPS_KEEP + ARRAYS * max(leaves) if max(leaves) < MAPPED else STEPS_KEEP_MAPPED
+    if max(leaves) < MAPPED and H.space.nbytes > memory.KEPT and goes_one_by_one(H):
+        kept_by_cpu = STEPS_KEEP_GIVEN_BACK
+    return nbytes * rows * group + max(work, end, int(nbytes * grown_from * share)) + _on_cpu(kept_by_cpu)
 
 
 def check_room(H: Operator, name: str, rows: int, remedy: str = "") -> None:
@@ -80,60 +159,23 @@ def check_room(H: Operator, name: str, rows: int, remedy: str = "") -> None:
         raise Misuse(name, f"{text}; it must be at most {free // nbytes}: take fewer{remedy}")
 
 
-# --- masks, one after another
-
-
-def step_by_step(H: Operator) -> Operator:
-    """The operator, whose Lanczos steps the host takes one by one where they are large and on a CPU: a program of
-    several steps holds more vectors, and saves nothing there."""
-    if H.on_device and goes_one_by_one(H, STEPS_PER_CALL):
-        return replace(H, multiplier=H.multiplier._replace(on_device=False))  # type: ignore[type-var]
-    return H
-
-
-def ends_needed(H: Operator, steps: int) -> Memory:
-    """The memory of the ends of the spectrum of a masked operator, from so many steps."""
-    scaled = 4 * H.space.nbytes + product_bytes(H, 1)  # the mask, the vector with and without it, their product
-    return Memory(steps + 1, bytes_needed(H, steps + 1) + scaled)
-
-
-def steps_that_fit(H: Operator, name: str, steps: int) -> int:
-    """``steps``, or as many as there is room for, with a warning in the log, where it is less.
-
-    Args:
-      H: the operator, not masked.
-      name: of the computation.
-      steps: Lanczos steps asked for.
-    """
-    nbytes, free = H.memory()
-    most = max(2, free // nbytes - WORK_VECTORS[H.on_device] - 2)
-    if most < steps:
-        log.warning("%s: %d steps in place of %d: the free memory holds no more vectors", name, most, steps)
-    return min(steps, most)
-
-
 # --- draws and their products
-
-
-def goes_one_by_one(H: Operator, most: int) -> bool:
-    """Whether vectors are drawn and multiplied one after another: from the host, and large ones on a CPU."""
-    return not H.on_device or (jax.default_backend() == "cpu" and most * H.space.nbytes > LITTLE)
 
 
 def probes_at_once(H: Operator, most: int) -> int:
     """How many vectors are drawn and multiplied at a time: ``most``, or the half of it, and so on, that has room."""
-    if goes_one_by_one(H, most):
+    if goes_one_by_one(H):
         return 1
-    return _fitting(H, most, lambda num: 2 * num * H.space.nbytes + product_bytes(H, num))
+    return _fitting(H, most, lambda num: 2 * num * H.space.nbytes + products_bytes(H, num))
 
 
 def rows_at_once(H: Operator, most: int) -> int:
     """How many rows a sketch grows by at a time, as ``probes_at_once``."""
-    return _fitting(H, most, lambda num: _sketch_work(H, num, goes_one_by_one(H, most)))
+    return _fitting(H, most, lambda num: _sketch_work(H, num))
 
 
 def _fitting(H: Operator, most: int, nbytes: Callable[[int], int]) -> int:
-    if jax.default_backend() == "cpu" and most * H.space.nbytes <= LITTLE:
+    if jax.default_backend() == "cpu" and H.space.nbytes <= LITTLE:
         return most
     room, num = WORK_FRACTION * H.memory()[1], most
     while num > 1 and nbytes(num) > room:
@@ -152,22 +194,21 @@ def probes_needed(H: Operator, at_once: int, *, held: int = 0, unit: float = 1.0
     """
     checked = 3 if H.is_given else 0  # two vectors and a product, whose symmetry is looked at first
     vectors = held + max(2 * at_once, checked) + (unit != 1)
-    nbytes = max(vectors * H.space.nbytes + product_bytes(H, at_once), _draw_bytes(H, at_once))
-    return Memory(vectors, nbytes + _on_cpu(PROGRAM_BYTES))
+    nbytes = max(vectors * H.space.nbytes + products_bytes(H, at_once), _draw_bytes(H, at_once))
+    return Memory(vectors, nbytes + _on_cpu(DRAWS_KEEP))
 
 
-def sketch_needed(H: Operator, rows: int, at_once: int, most: int, *, unit: float = 1.0) -> Memory:
-    """The memory of a sketch of so many rows, which grows by ``at_once`` of at most ``most``."""
-    work = _sketch_work(H, at_once, goes_one_by_one(H, most))
+def sketch_needed(H: Operator, rows: int, at_once: int, *, unit: float = 1.0) -> Memory:
+    """The memory of a sketch of so many rows, which grows by ``at_once``."""
     vectors = rows + (unit != 1)
-    return Memory(vectors, vectors * H.space.nbytes + work + _on_cpu(FIXED_BYTES))
+    return Memory(vectors, vectors * H.space.nbytes + _sketch_work(H, at_once) + _on_cpu(SKETCHES_KEEP))
 
 
-def _sketch_work(H: Operator, num: int, one_by_one: bool) -> int:
+def _sketch_work(H: Operator, num: int) -> int:
     """Bytes beside the basis while it grows by ``num`` rows: vectors, their products, and the work on one of them."""
-    if one_by_one:
-        return (2 * num + 2) * H.space.nbytes + product_bytes(H, 1)
-    return max(4 * num * H.space.nbytes + product_bytes(H, num), _draw_bytes(H, num))
+    if goes_one_by_one(H):
+        return (2 * num + 2) * H.space.nbytes + products_bytes(H, 1)
+    return max(4 * num * H.space.nbytes + products_bytes(H, num), _draw_bytes(H, num))
 
 
 def _draw_bytes(H: Operator, num: int) -> int:
@@ -180,45 +221,7 @@ def _on_cpu(nbytes: int) -> int:
     return nbytes if jax.default_backend() == "cpu" else 0
 
 
-def product_bytes(H: Operator, num: int = 1) -> int:
-    """Bytes that ``H.products`` of ``num`` vectors takes at most beside the vectors and their products.
-
-    What a compiled program takes is read from it. From the host a vector is taken out of the stack first, and then
-    there are the sums of the rows so far and of the next ones; a user's product may copy its vector and its result.
-    """
-    vector, by = H.space.nbytes, H.multiplier
-    if H.on_device:
-        stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num, *x.shape), x.dtype), H.structure)
-        return _temporary_bytes(H, stacked)
-    devices = by.mesh.size if by.mesh is not None and by.mesh.devices.flat[0].platform == "cpu" else 1
-    return (3 if devices == 1 else 2 + 2 * devices) * vector
-
-
-def _temporary_bytes(H: Operator, stacked: Any) -> int:
-    """The work memory of the program of ``H.products``. It is compiled now, and not again when it is called."""
-    leaves, treedef = jax.tree.flatten(H)
-    mesh = H.multiplier.mesh
-    scales = [x.sharding for x in jax.tree.leaves(H.scale) if getattr(x, "committed", False)]
-    where = None if mesh is None else devices.replicated(mesh)
-    where = scales[0] if scales else where
-    shapes = tuple(map(_shape, leaves))
-    vectors = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), stacked)
-    return _read_temporary_bytes(treedef, shapes, tuple(jax.tree.leaves(vectors)), H.space.treedef)
-
-
-def _shape(x: Any) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and place of an array, as a compiled program looks at them."""
-    if not isinstance(x, jax.Array):
-        return jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(np.result_type(x)))
-    place = x.sharding if x.committed else None
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place, weak_type=getattr(x, "weak_type", False))
-
-
-@functools.lru_cache(maxsize=64)
-def _read_temporary_bytes(treedef: Any, shapes: tuple[Any, ...], vectors: tuple[Any, ...], of_vector: Any) -> int:
-    operator, stacked = jax.tree.unflatten(treedef, shapes), jax.tree.unflatten(of_vector, vectors)
-    read = linear_operator._products.lower(operator, stacked).compile().memory_analysis()
-    return int(getattr(read, "temp_size_in_bytes", 0))
+# --- words
 
 
 def check_fits(H: Operator, name: str, memory: Memory) -> None:

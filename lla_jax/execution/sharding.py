@@ -83,14 +83,14 @@ def sharding_of(leaf: Any, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec, *[None] * (np.ndim(leaf) - len(spec))))
 
 
-def _with_leading_axes(ndim: int, shard: NamedSharding) -> NamedSharding:
+def with_leading_axes(ndim: int, shard: NamedSharding) -> NamedSharding:
     """The sharding of an array of ``ndim`` axes, of which ``shard`` splits the last ones."""
     return NamedSharding(shard.mesh, PartitionSpec(*[None] * (ndim - len(shard.spec)), *shard.spec))
 
 
 def _map(f: Any, tree: PyTree, shards: Shardings) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
-    shardings = [_with_leading_axes(np.ndim(x), shard) for x, shard in zip(leaves, shards, strict=True)]
+    shardings = [with_leading_axes(np.ndim(x), shard) for x, shard in zip(leaves, shards, strict=True)]
     return jax.tree.unflatten(structure, list(map(f, leaves, shardings)))
 
 
@@ -115,7 +115,7 @@ def zeros(num: int, like: Any, shards: Shardings | None) -> jax.Array:
     device = None
     if shards is not None:
         assert isinstance(shards[0].mesh, Mesh)
-        device = _with_leading_axes(like.ndim + 1, sharding_of(like, shards[0].mesh))
+        device = with_leading_axes(like.ndim + 1, sharding_of(like, shards[0].mesh))
     return jnp.zeros((num, *like.shape), like.dtype, device=device)
 
 

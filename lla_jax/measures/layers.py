@@ -177,10 +177,10 @@ def per_layer(
         recipes.check_resume(resume, recipe, Estimate)
         work.restore(resume)
     report = save_regularly(progress, save_every, on_partial, lambda: work.hand_over("running"))
-    stepwise = room.step_by_step(H)
-    work.steps = work.steps or room.steps_that_fit(stepwise, "per_layer", steps)
+    fit, needed = eigen.steps_that_fit(H, "per_layer", work.steps or steps)
+    work.steps = work.steps or fit
     try:
-        return _rows(work, H, stepwise, blocks, keys, progress, report)
+        return _rows(work, H, needed, blocks, keys, progress, report)
     except BaseException:
         work.hand_over("interrupted")
         raise
@@ -189,7 +189,7 @@ def per_layer(
 def _rows(
     work: _Work,
     H: Operator,
-    stepwise: Operator,
+    needed: room.Memory,
     blocks: Sequence[str],
     keys: jax.Array,
     progress: Progress | None,
@@ -200,13 +200,12 @@ def _rows(
     Args:
       work: what there is so far.
       H: the Hessian.
-      stepwise: the Hessian as it is multiplied for the eigenvalues.
+      needed: the memory of the eigenvalues of a layer.
       blocks: their names.
       keys: for the probes, and for the start vectors of Lanczos.
       progress: the user's callback.
       report: the callback that also saves.
     """
-    needed = room.ends_needed(stepwise, min(work.steps, H.shape[0]))
     room.say("per_layer", H, needed, f"eigenvalues of one of {len(blocks)} layers at a time")
 
     def compute(unit: Unit) -> tuple[list[Estimate], Estimate]:
@@ -220,7 +219,7 @@ def _rows(
     leaves, structure = jax.tree.flatten(H.structure)
     for inside in work.member[len(work.ends) :]:
         mask = [np.broadcast_to(yes, x.shape) for x, yes in zip(leaves, inside, strict=True)]
-        part = operators.masked(stepwise, jax.tree.unflatten(structure, mask))
+        part = operators.masked(H, jax.tree.unflatten(structure, mask))
         work.ends = [*work.ends, eigen.extremes(part, keys[1], work.steps)]
         del part  # before the mask of the next one is made
         if report is not None:

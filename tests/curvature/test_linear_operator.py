@@ -14,7 +14,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.curvature import blocks, operators
-from lla_jax.curvature.linear_operator import check_symmetric
+from lla_jax.curvature.symmetry import check_symmetric
 from tests import helpers
 from tests.curvature.cases import DATA, LOSS, MADE, make
 from tests.helpers import ONE, error, ravel

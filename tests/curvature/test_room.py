@@ -1,4 +1,4 @@
-"""What draws and their products take: as many at a time as have room, said beforehand, and not compiled twice."""
+"""What vectors take: as many at a time as have room, said beforehand; what is compiled to know it serves later."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.core import memory
-from lla_jax.curvature import estimates, linear_operator, probe, room
+from lla_jax.curvature import estimates, lanczos, linear_operator, probe, room
 from lla_jax.execution import devices
 from tests import helpers
 from tests.curvature.cases import quiet, symmetric
@@ -21,6 +21,7 @@ from tests.helpers import ONE, vector_operator
 
 KEY = jax.random.key(0)
 N = 30
+EIGENVALUES = np.linspace(1.0, 3.0, 24)
 VERBS = {
     "hutchinson": lambda H: lla.trace(H, KEY, method="hutchinson", rtol=0, max_products=20),
     "hutch++": lambda H: lla.trace(H, KEY, method="hutch++", rtol=0, max_products=36),
@@ -51,10 +52,10 @@ def test_one_at_a_time_gives_what_eight_do(monkeypatch, name):
 def test_a_recipe_says_what_is_held(monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="lla_jax")
     monkeypatch.setattr(room, "LITTLE", 0)
-    monkeypatch.setattr(room, "PROGRAM_BYTES", 0)
-    monkeypatch.setattr(room, "FIXED_BYTES", 0)
+    monkeypatch.setattr(room, "DRAWS_KEEP", 0)
+    monkeypatch.setattr(room, "SKETCHES_KEEP", 0)
     H = lla.hessian(helpers.mlp_loss(), helpers.params(), helpers.dataset(), execution=ONE)
-    vector, work = H.space.nbytes, room.product_bytes(H)
+    vector, work = H.space.nbytes, room.products_bytes(H)
     with quiet():
         said = {name: verb(H).recipe["memory"] for name, verb in VERBS.items()}
     draw = 6 * vector  # of a short vector, which is drawn at once
@@ -74,19 +75,19 @@ def test_what_a_product_takes_is_read_from_the_program_that_multiplies():
     H, other = (lla.hessian(loss, np.full((7, 13), x, np.float32), data, execution=ONE) for x in (0.1, 0.2))
     for num in (1, 8):
         with helpers.compilations() as seen:
-            room.product_bytes(H, num)
+            room.products_bytes(H, num)
         assert seen.count == 1
         z = H.place(jnp.ones((num, 7, 13)))
         with helpers.compilations() as seen:
             jax.block_until_ready(H.products(z))
-            room.product_bytes(other, num)
+            room.products_bytes(other, num)
         assert seen.count == 0
 
 
 def test_on_an_accelerator_as_many_as_have_room(monkeypatch):
     H = vector_operator(symmetric())
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(room, "product_bytes", lambda H, num=1: 0)
+    monkeypatch.setattr(room, "products_bytes", lambda H, num=1: 0)
     found = {}
     for vectors in (100, 16, 15, 3, 1):  # in an eighth of the free memory
         monkeypatch.setattr(devices, "free_bytes", lambda device, v=vectors: 8 * v * N * 4)
@@ -111,6 +112,7 @@ def test_layers_take_fewer_steps_where_there_is_no_room(monkeypatch, caplog):
     assert said["vectors"] == max(2 * 8, 9 + 1)
     assert said["bytes"] > 16 * nbytes
     monkeypatch.setattr(room, "LITTLE", 0)
+    monkeypatch.setattr(lanczos, "step_bytes", lambda H, rows: 3 * nbytes)
     monkeypatch.setattr(devices, "free_bytes", lambda device: 10 * nbytes)
     few = lla.per_layer(*problem, KEY, steps=9, rtol=9.0, execution=ONE)
     assert all(row.products <= 5 for row in few)
@@ -150,3 +152,58 @@ def test_large_products_give_back_what_the_allocator_keeps(monkeypatch, size, gi
     v = jnp.ones(size)
     H.product(v), H.products(v[None])
     assert len(calls) == given_back
+
+
+# --- Lanczos
+
+
+def test_what_is_compiled_to_know_its_memory_is_not_compiled_again():
+    H = vector_operator(helpers.symmetric_matrix(EIGENVALUES))
+    v = H.random(KEY)
+    assert room.product_bytes(H) >= 4 * len(EIGENVALUES)
+    with helpers.compilations() as seen:
+        H.product(v)
+    assert seen.count == 0
+
+
+def test_bytes_are_those_of_bases_and_the_largest_work():
+    H, vector = vector_operator(helpers.symmetric_matrix(EIGENVALUES)), 4 * len(EIGENVALUES)
+    fixed = room.bases_bytes(H, 0, 0)
+    assert room.bases_bytes(H, 5, 3 * vector, group=2) == 13 * vector + fixed
+    assert room.bases_bytes(H, 5, 3 * vector, grown_from=4) == 9 * vector + fixed
+    assert room.bases_bytes(H, 5, 3 * vector, kept=7) == 13 * vector + fixed
+
+
+@pytest.mark.parametrize("scheme", ["full", "lla"])
+def test_large_vectors_go_step_by_step_and_give_the_same(scheme, monkeypatch):
+    H = vector_operator(helpers.symmetric_matrix(EIGENVALUES))
+    small = lla.spectrum(H, KEY, steps=14, probes=2, scheme=scheme)
+    assert not room.goes_one_by_one(H)
+    monkeypatch.setattr(room, "LITTLE", 0)
+    assert room.goes_one_by_one(H)
+    large = lla.spectrum(H, KEY, steps=14, probes=2, scheme=scheme)
+    np.testing.assert_allclose(large.nodes.mean(1), small.nodes.mean(1), rtol=0.02)
+    np.testing.assert_allclose((large.nodes * large.weights).sum(1), (small.nodes * small.weights).sum(1), rtol=1e-4)
+    assert large.recipe["memory"]["vectors"] * 2 == small.recipe["memory"]["vectors"]
+
+
+def test_long_leaves_are_added_up_by_rows(monkeypatch):
+    q, w = jax.random.normal(KEY, (11, 6, 64)), jax.random.normal(jax.random.key(1), (6, 64))
+    basis, vector = {"a": q, "b": q.reshape(11, -1)}, {"a": w, "b": w.ravel()}
+    short = lanczos.inner(basis, vector), lanczos.combine(jnp.arange(11.0), basis)
+    monkeypatch.setattr(lanczos, "LONG", 64)
+    long = lanczos.inner(basis, vector), lanczos.combine(jnp.arange(11.0), basis)
+    for one, two in zip(jax.tree.leaves(short), jax.tree.leaves(long), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
+
+
+def test_a_search_begins_with_the_rows_that_fit_and_restarts_where_no_more_do(monkeypatch):
+    H = vector_operator(helpers.symmetric_matrix(EIGENVALUES), traceable=False)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 4 * len(EIGENVALUES) * 13)
+    pairs = lla.eigenpairs(H, KEY, 2, tol=1e-3, max_vectors=20)
+    assert pairs.recipe["converged"]
+    assert pairs.recipe["memory"]["vectors"] == 10
+    assert pairs.recipe["restarts"] > 0
+    np.testing.assert_allclose(pairs.values, [3.0, EIGENVALUES[-2]], rtol=1e-4)
+    with pytest.raises(ValueError, match=r"k: 7 given, .* GiB of memory, .* it must be at most 6: take fewer"):
+        lla.eigenpairs(H, KEY, 7)
