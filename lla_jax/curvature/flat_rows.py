@@ -67,6 +67,7 @@ def _trees(space: Space, flat: Any, start: Any, num: int) -> PyTree:
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, num), flat[0])
     sizes = [int(np.prod(s)) for s, _ in space.shapes]
     offsets = np.cumsum([0, *sizes[:-1]])
+    start = jnp.asarray(start, jnp.int32)  # all indices of a slice have one type, in 64 bits, too
     pieces = [jax.lax.dynamic_slice(flat, (start, np.int32(o)), (num, n)) for o, n in zip(offsets, sizes, strict=True)]
     return space.tree([x.reshape(num, *s).astype(d) for x, (s, d) in zip(pieces, space.shapes, strict=True)])
 
