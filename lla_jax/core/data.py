@@ -103,7 +103,8 @@ def stream(loader_or_factory: Callable[[], Iterable[Batch]] | Iterable[Batch]) -
         raise Misuse(
             "stream",
             f"the one-shot iterator {type(source).__name__} given, but data are read more than once; pass "
-            "the loader itself or a factory, e.g. lla.stream(lambda: make_batches())",
+            "the loader itself or a factory, e.g. lla.stream(lambda: make_batches()); if iter() starts it anew, "
+            "lla.stream(lambda: loader)",
         )
     if isinstance(source, type) or (callable(source) and not isinstance(source, Iterable)):
         return Stream(_Factory(source))
