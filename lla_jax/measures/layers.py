@@ -107,8 +107,8 @@ def per_layer(
       key: draws the probes and the start vector of Lanczos.
       batch_size: as for ``hessian``.
       steps: Lanczos steps per block at most, a product each; they end once the residuals are at most 1e-3 times the
-        larger magnitude of the two eigenvalues. Memory: ``steps`` + 2 vectors of the parameters' size, and a step's work; there are fewer
-        steps where the free memory does not hold them.
+        larger magnitude of the two eigenvalues. Memory: ``steps`` + 2 vectors of the parameters' size, and the
+        work of a step; there are fewer steps where the free memory does not hold them.
       rtol: probes, 16 at least, are drawn until the standard error of the total and of every block is at most ``rtol``
         times the sum of the blocks' absolute traces. (A block's own trace is no measure: a small one would take all the
         products.)
