@@ -188,7 +188,7 @@ def check_shapes(loss: Loss, params: PyTree, data: Batch) -> None:
     if not _tree.is_traced((loss, params, data)):
         check(loss, params, as_arrays(data))
         return
-    model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), Model(loss, params, (), False))
+    model = jax.tree.map(_tree.struct_of, Model(loss, params, (), False))
     if isinstance(data, Whole):
         _check(model, data, 1, 1, False)
         return

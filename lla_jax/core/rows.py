@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import jaxprs
+from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.called import CallFailed, call, unexplained
 from lla_jax.core.data import num_examples
@@ -48,15 +49,7 @@ class Model:
 
 def like(data: Batch, size: int) -> Batch:
     """The shapes and types of ``size`` rows, for tracing; of a ``Whole`` its own."""
-
-    def shape(x: Any) -> tuple[int, ...]:
-        return x.shape if isinstance(data, Whole) else (size, *x.shape[1:])
-
-    def typed(x: Any) -> Any:
-        of_keys = jnp.issubdtype(x.dtype, jax.dtypes.extended)
-        return x.dtype if of_keys else jax.dtypes.canonicalize_dtype(x.dtype)
-
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape(x), typed(x)), data)
+    return jax.tree.map(lambda x: _tree.struct_of(x, None if isinstance(data, Whole) else (size, *x.shape[1:])), data)
 
 
 def take(data: Batch, index: np.ndarray) -> Batch:

@@ -147,6 +147,18 @@ def _glob(pattern: str) -> re.Pattern[str]:
     return re.compile(r"\A" + "".join(_WILDCARDS.get(p) or re.escape(p) for p in pieces) + r"\Z")
 
 
+def struct_of(x: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
+    """The shape and type of an array, for tracing: the type that jax makes of it, in its 32-bit mode too.
+
+    Args:
+      x: an array of numpy or jax, or of keys.
+      shape: in place of its own.
+    """
+    of_keys = jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    dtype = x.dtype if of_keys else jax.dtypes.canonicalize_dtype(x.dtype)
+    return jax.ShapeDtypeStruct(x.shape if shape is None else shape, dtype)
+
+
 def shape_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
     """The shape and the jax dtype of a leaf (an array or a Python number), which is not moved to a device."""
     return tuple(np.shape(leaf)), np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))

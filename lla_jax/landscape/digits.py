@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import losses, precision
+from lla_jax.core import tree as _tree
 from lla_jax.core.jaxprs import inputs_of
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.types import Batch, Loss, PyTree, Recipe
@@ -53,7 +54,7 @@ def trace(loss: Loss, params: PyTree, batch: Batch, size: int, train: bool) -> T
     key = shapes_of((params, loss, batch)), size, train
 
     def look() -> Traced:
-        shapes = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves])
+        shapes = jax.tree.unflatten(structure, [_tree.struct_of(x) for x in leaves])
         closed = jax.make_jaxpr(functools.partial(_loss_of, size=size, train=train))(*shapes)
         used = inputs_of(closed, [True] * len(closed.jaxpr.outvars))
         return Traced(precision.lowest_type(closed.jaxpr), any(used[: len(jax.tree.leaves(params))]))
