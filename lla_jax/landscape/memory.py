@@ -39,19 +39,18 @@ def compute(
       resume: as for ``evaluate``.
     """
     table, done = _resume(job, resume)
-    recipe = job.recipe
-    plan: Plan | None = None
+    # an interrupt or an error up to here leaves ``resume`` as it is: there is nothing new to hand on
+    plan, recipe, seconds = planning.choose_plan(
+        job, None if resume is None else planning.plan_from_recipe(resume.recipe, job.num)
+    )
+    log.info("%s", planning.describe(job, plan, None if seconds is None else seconds * (job.num - done)))
+    if job.has_stream and (on_partial is not None or resume is not None):  # it is not read again to compare points
+        recipe = recipe | {"corners": probes.record(job, plan, seconds)}
+    if resume is not None:
+        kept = _some_finished(job, table, done, plan.chunk * job.point_shards)
+        probes.check("resume", job, (plan, recipe, seconds), resume.recipe, kept)
     unfinished: list[Means] = []  # of a stream: means over the batches read so far, at every point
     try:
-        plan, recipe, seconds = planning.choose_plan(
-            job, None if resume is None else planning.plan_from_recipe(resume.recipe, job.num)
-        )
-        log.info("%s", planning.describe(job, plan, None if seconds is None else seconds * (job.num - done)))
-        if job.has_stream and (on_partial is not None or resume is not None):  # it is not read again to compare points
-            recipe = recipe | {"corners": probes.record(job, plan, seconds)}
-        if resume is not None:
-            kept = _some_finished(job, table, done, plan.chunk * job.point_shards)
-            probes.check("resume", job, (plan, recipe, seconds), resume.recipe, kept)
         while done < job.num:
             check_interrupt()
             last = min(done + group_size(job, plan), job.num)
@@ -108,8 +107,6 @@ def _some_finished(job: Job, table: Means, done: int, room: int) -> Kept | None:
     return Kept(coords, {name: x[flat] for name, x in table.values.items()})
 
 
-def _landscape(job: Job, table: Means, recipe: Recipe, plan: Plan | None, done: int) -> Landscape:
-    recipe = recipe | {"complete": done == job.num, "points_done": done}
-    if plan is not None:
-        recipe["plan"] = planning.plan_recipe(job, plan)
-    return table.landscape(job.coords, recipe)
+def _landscape(job: Job, table: Means, recipe: Recipe, plan: Plan, done: int) -> Landscape:
+    entries = {"complete": done == job.num, "points_done": done, "plan": planning.plan_recipe(job, plan)}
+    return table.landscape(job.coords, recipe | entries)

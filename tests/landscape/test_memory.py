@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.landscape import grids, kernels
+from lla_jax.landscape import grids, kernels, planning, probes
 from tests.helpers import FIXED, Interrupt, dataset, mlp_loss, params
 
 DATA = dataset()
@@ -66,6 +66,25 @@ def test_an_interrupted_run_keeps_what_is_finished_and_resumes_bit_for_bit(axes,
     assert uninterrupted.recipe["complete"] is True
     again = lla.evaluate(*arguments, execution=FIXED, resume=uninterrupted)
     np.testing.assert_array_equal(again.values["loss"], finished.values["loss"])
+
+
+@pytest.mark.parametrize("place", ["choose_plan", "check"])
+def test_an_interrupt_before_a_resumed_run_goes_on_hands_over_nothing(axes, finished, place, monkeypatch):
+    kept, overwritten = [], []
+    arguments = (mlp_loss(), params(), DATA, axes, GRID)
+    with pytest.raises(KeyboardInterrupt):
+        lla.evaluate(*arguments, execution=FIXED, progress=Interrupt(4), on_partial=kept.append)
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(planning if place == "choose_plan" else probes, place, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lla.evaluate(*arguments, execution=FIXED, resume=kept[0], on_partial=overwritten.append)
+    assert not overwritten  # what the caller has kept is whole, and this would lack the plan
+    result = lla.evaluate(*arguments, execution=FIXED, resume=kept[0])
+    np.testing.assert_array_equal(result.values["loss"], finished.values["loss"])
 
 
 def test_an_error_in_the_middle_keeps_what_is_finished_too(axes):
