@@ -22,6 +22,7 @@ from lla_jax.core.types import Problem as Problem
 from lla_jax.curvature import estimates as stochastic
 from lla_jax.curvature import lanczos as lanczos
 from lla_jax.curvature import operators as operators
+from lla_jax.curvature.densities import density as density
 from lla_jax.curvature.eigen import eigenpairs as eigenpairs
 from lla_jax.curvature.estimates import diagonal as diagonal
 from lla_jax.curvature.estimates import frobenius_norm as frobenius_norm
@@ -31,7 +32,6 @@ from lla_jax.curvature.linear_operator import LinearOperator as LinearOperator
 from lla_jax.curvature.operators import fisher as fisher
 from lla_jax.curvature.operators import ggn as ggn
 from lla_jax.curvature.operators import hessian as hessian
-from lla_jax.curvature.quadrature import density as density
 from lla_jax.curvature.quadrature import spectrum as spectrum
 from lla_jax.execution import processes as hosts
 from lla_jax.landscape.evaluation import evaluate as evaluate

@@ -31,7 +31,7 @@ def _bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _refuse(*_: Any) -> Any:
-    raise NotImplementedError("a key of pieces is made of another one, and only drawn from")
+    raise TypeError("a key of pieces is made of another one, and only drawn from")
 
 
 _PIECES = _random.define_prng_impl(

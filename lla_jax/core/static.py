@@ -30,11 +30,8 @@ class Compared:
     for it only after a change.
     """
 
+    look_at: Callable[[], Any]  # what counts in a comparison
     _found: tuple[Look | None, Hashable, int] | None = None  # None after unpickling
-
-    def look_at(self) -> Any:
-        """What counts in a comparison."""
-        raise NotImplementedError
 
     def look(self) -> Look | None:
         """A look at what counts, as it is now; None if that has no identity."""

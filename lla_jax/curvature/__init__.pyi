@@ -1,3 +1,5 @@
+from lla_jax.curvature.densities import Density as Density
+from lla_jax.curvature.densities import density as density
 from lla_jax.curvature.eigen import Extremes as Extremes
 from lla_jax.curvature.eigen import eigenpairs as eigenpairs
 from lla_jax.curvature.eigen import extremes as extremes
@@ -9,6 +11,4 @@ from lla_jax.curvature.linear_operator import LinearOperator as LinearOperator
 from lla_jax.curvature.operators import fisher as fisher
 from lla_jax.curvature.operators import ggn as ggn
 from lla_jax.curvature.operators import hessian as hessian
-from lla_jax.curvature.quadrature import Density as Density
-from lla_jax.curvature.quadrature import density as density
 from lla_jax.curvature.quadrature import spectrum as spectrum

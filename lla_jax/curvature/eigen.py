@@ -29,6 +29,7 @@ from lla_jax.curvature.eigensearch import Goal, Ritz, Search
 from lla_jax.curvature.handing_over import handing_over
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product
 from lla_jax.curvature.probe import describe
+from lla_jax.curvature.projections import combine
 from lla_jax.curvature.symmetry import settle
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.directions import centres
@@ -211,7 +212,7 @@ def _no_room(name: str, value: int, needed: int, free: int, most: int) -> argume
 @partial(jax.jit, static_argnames="shards")
 def _vector(coefficients: jax.Array, basis: PyTree, *, shards: Any) -> PyTree:
     """A Ritz vector, of norm 1 and with its entry of largest magnitude positive."""
-    vector = _lanczos.combine(coefficients, basis)
+    vector = combine(coefficients, basis)
     leaves = jax.tree.leaves(vector)
     high, low = (jnp.stack([_tree.widen(f(x)) for x in leaves]) for f in (jnp.max, jnp.min))  # no leaf is reshaped
     size = _tree.norm(vector)

@@ -21,8 +21,8 @@ import numpy as np
 
 from lla_jax.core.types import PyTree
 from lla_jax.curvature import lanczos as _lanczos
-from lla_jax.curvature.lanczos import BREAKDOWN
 from lla_jax.curvature.linear_operator import Operator
+from lla_jax.curvature.projections import BREAKDOWN, combine
 from lla_jax.curvature.room import STEPS_PER_CALL, bases_bytes, goes_one_by_one
 from lla_jax.execution import sharding
 
@@ -196,7 +196,7 @@ def _pad(basis: PyTree, *, more: int, shards: Any) -> PyTree:
 def _mix_rows(basis: PyTree, new: jax.Array, *, shards: Any) -> PyTree:
     """The basis with ``new`` times its rows, combinations of all of them, in place of the rows."""
     chex.assert_tree_shape_prefix(basis, new.shape[1:])
-    return _map_columns(lambda q: _lanczos.combine(new, q), basis, shards)
+    return _map_columns(lambda q: combine(new, q), basis, shards)
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="shards")
@@ -207,7 +207,7 @@ def _mix_rows_from(basis: PyTree, new: jax.Array, start: Any, *, shards: Any) ->
 
     def mix(q: jax.Array) -> jax.Array:
         rows = q.at[at].get(mode="fill", fill_value=0)
-        return q.at[at].set(_lanczos.combine(new, rows), mode="drop")
+        return q.at[at].set(combine(new, rows), mode="drop")
 
     return _map_columns(mix, basis, shards)
 

@@ -28,6 +28,7 @@ from lla_jax.curvature.linear_operator import (
     check_spectral,
     no_finite_product,
 )
+from lla_jax.curvature.projections import BREAKDOWN, inner, normalize, orthogonal, plus_rows, row_of
 from lla_jax.curvature.room import (
     STEPS_PER_CALL,
     check_room,
@@ -41,9 +42,6 @@ from lla_jax.curvature.symmetry import settle
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution import sharding
 
-BREAKDOWN = 10.0  # a remainder below this times eps |A q| is rounding
-LONG = 2**20  # entries of a leaf whose rows are added up one by one, on a CPU
-TOGETHER = 8  # rows that are added up at once
 WINDOW = 11  # vectors that LLA re-orthogonalises against
 
 
@@ -102,90 +100,12 @@ class Lanczos(NamedTuple):
         return f"Lanczos({len(self.alphas)} steps, {size:,} parameters, |r| = {float(self.betas[-1]):.3g})"
 
 
-# --- pure functions on trees
-
-
-def inner(basis: PyTree, vector: PyTree) -> jax.Array:
-    """Q'w: the inner products ``(m,)`` of a vector with the rows of a basis, in float32 at least."""
-    leaves = [tuple(map(_fold, pair)) for pair in zip(jax.tree.leaves(basis), jax.tree.leaves(vector), strict=True)]
-    # multiply and sum, not a matrix product: over 10^7 entries XLA's on a CPU keeps three digits, this all
-    return sum(jnp.sum(_tree.widen(q) * _tree.widen(w), tuple(range(-w.ndim, 0))) for q, w in leaves)  # type: ignore
-
-
-def _fold(x: jax.Array) -> jax.Array:
-    """The array with a long last axis as two: XLA on a CPU copies four rows at a time to sum over one long axis."""
-    size = x.shape[-1] if x.ndim else 0
-    width = next((b for b in range(4096, 63, -1) if size % b == 0), 0) if size >= LONG else 0
-    return x.reshape(*x.shape[:-1], size // width, width) if width else x
-
-
-def combine(coefficients: jax.Array, basis: PyTree) -> PyTree:
-    """Q c: the sum of the rows of a basis, weighted by c ``(m,)``; k stacked sums for c of shape ``(k, m)``."""
-    if coefficients.ndim == 1:
-        return _plus_rows(jax.tree.map(lambda q: jnp.zeros(q.shape[1:], q.dtype), basis), coefficients, basis)
-    with jax.default_matmul_precision("highest"):
-        return jax.tree.map(lambda q: jnp.tensordot(coefficients.astype(q.dtype), q, 1), basis)
-
-
-def _plus_rows(vector: PyTree, coefficients: jax.Array, basis: PyTree) -> PyTree:
-    """w + Q c, for c ``(m,)``."""
-
-    def leaf(w: jax.Array, q: jax.Array) -> jax.Array:
-        c = coefficients.astype(q.dtype)
-        if w.size < LONG or jax.default_backend() != "cpu":
-            return w + jnp.tensordot(c, q, 1)
-        # a matrix product of long rows packs them first, which takes the memory of two more bases
-        whole = len(c) // TOGETHER * TOGETHER
-
-        def some(start: Any, count: int, w: jax.Array) -> jax.Array:
-            return w + sum(c[start + i] * vector_at(q, start + i) for i in range(count))
-
-        w = jax.lax.fori_loop(0, whole // TOGETHER, lambda i, w: some(i * TOGETHER, TOGETHER, w), w)
-        return some(whole, len(c) - whole, w) if whole < len(c) else w
-
-    with jax.default_matmul_precision("highest"):
-        return jax.tree.map(leaf, vector, basis)
-
-
-def _row_of(basis: PyTree) -> PyTree:
-    """Shapes and dtypes of a row."""
-    return jax.tree.map(lambda q: jax.ShapeDtypeStruct(q.shape[1:], q.dtype), basis)
+# --- one step
 
 
 def _put(basis: PyTree, rows: Any, vectors: PyTree) -> PyTree:
     """The basis with vectors put into these rows; vectors for rows beyond its end are dropped."""
     return jax.tree.map(lambda q, x: q.at[rows].set(x.astype(q.dtype), mode="drop"), basis, vectors)
-
-
-def _normalize(vector: PyTree, size: jax.Array, least: Any) -> tuple[PyTree, jax.Array]:
-    """(vector / size, size); zeros where the size is not above ``least``, or not finite."""
-    good = (size > least) & jnp.isfinite(size)
-    factor = 1 / jnp.where(good, size, 1)
-    unit = jax.tree.map(lambda x: jnp.where(good, x * factor, 0).astype(x.dtype), vector)
-    return unit, jnp.where(good, size, 0)
-
-
-def orthogonal(
-    bases: tuple[PyTree, ...], product: PyTree, scale: Any
-) -> tuple[PyTree, list[jax.Array], jax.Array, jax.Array]:
-    """Make a product orthogonal to the rows of all bases, twice, and of norm 1.
-
-    Returns:
-      (unit remainder, inner products with each of the bases, norm of the remainder, norm of the product). The remainder
-      is zero, and so is its norm, where the norm is below 10 eps max(scale, |product|), or not finite.
-    """
-    for basis in bases:
-        chex.assert_trees_all_equal_shapes(_row_of(basis), product)
-    size, rest = _tree.norm(product), product
-    least = BREAKDOWN * jnp.finfo(size.dtype).eps * jnp.maximum(size, scale)
-    total: list[Any] = [0] * len(bases)
-    for _ in range(2):  # once leaves an error of eps |A q| / beta
-        coefficients = [inner(basis, rest) for basis in bases]
-        for h, basis in zip(coefficients, bases):
-            rest = _plus_rows(rest, -h, basis)
-        total = [a + b for a, b in zip(total, coefficients)]
-    unit, beta = _normalize(rest, _tree.norm(rest), least)
-    return unit, total, beta, size
 
 
 @explained
@@ -215,9 +135,9 @@ def _window_step(
     size, alpha = _tree.norm(product), _tree.dot(product, vector)
     rest = jax.tree.map(lambda x, y, z: x - alpha * y - last * z, product, vector, before)
     least = BREAKDOWN * jnp.finfo(size.dtype).eps * jnp.maximum(size, scale)
-    _, beta = _normalize(rest, _tree.norm(rest), least)
-    rest = _plus_rows(rest, -inner(ring, rest), ring)
-    unit, _ = _normalize(rest, _tree.norm(rest), jnp.where(beta > 0, 0, jnp.inf))
+    _, beta = normalize(rest, _tree.norm(rest), least)
+    rest = plus_rows(rest, -inner(ring, rest), ring)
+    unit, _ = normalize(rest, _tree.norm(rest), jnp.where(beta > 0, 0, jnp.inf))
     return unit, alpha, beta, size
 
 
@@ -253,7 +173,7 @@ def _loop(H: LinearOperator, basis: PyTree, start: _Start, *, window: bool, stop
     """
     row, into, count, scale, last = start
     chex.assert_rank(list(start), 0)
-    chex.assert_trees_all_equal_shapes_and_dtypes(_row_of(basis), H.structure)
+    chex.assert_trees_all_equal_shapes_and_dtypes(row_of(basis), H.structure)
     leaves = jax.tree.leaves(basis)
     rows, dtype = leaves[0].shape[0], jnp.result_type(*leaves)
 
@@ -427,7 +347,7 @@ def random(H: Operator, key: jax.Array, number: int, distribution: str) -> PyTre
 @partial(jax.jit, static_argnames=("rows", "shards"))
 def begin(vector: PyTree, *, rows: int, shards: Any = None) -> PyTree:
     """A basis of ``rows`` rows: the first is the vector scaled to norm 1, the others are zero."""
-    unit, _ = _normalize(vector, _tree.norm(vector), 0)
+    unit, _ = normalize(vector, _tree.norm(vector), 0)
     blank = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), _tree.widen(x).dtype), unit)
     return sharding.constrain(_put(sharding.constrain(blank, shards), 0, unit), shards)
 

@@ -187,16 +187,6 @@ def test_large_vectors_go_step_by_step_and_give_the_same(scheme, monkeypatch):
     assert large.recipe["memory"]["vectors"] * 2 == small.recipe["memory"]["vectors"]
 
 
-def test_long_leaves_are_added_up_by_rows(monkeypatch):
-    q, w = jax.random.normal(KEY, (11, 6, 64)), jax.random.normal(jax.random.key(1), (6, 64))
-    basis, vector = {"a": q, "b": q.reshape(11, -1)}, {"a": w, "b": w.ravel()}
-    short = lanczos.inner(basis, vector), lanczos.combine(jnp.arange(11.0), basis)
-    monkeypatch.setattr(lanczos, "LONG", 64)
-    long = lanczos.inner(basis, vector), lanczos.combine(jnp.arange(11.0), basis)
-    for one, two in zip(jax.tree.leaves(short), jax.tree.leaves(long), strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
-
-
 def test_a_search_begins_with_the_rows_that_fit_and_restarts_where_no_more_do(monkeypatch):
     H = vector_operator(helpers.symmetric_matrix(EIGENVALUES), traceable=False)
     monkeypatch.setattr(devices, "free_bytes", lambda device: 4 * len(EIGENVALUES) * 13)

@@ -15,8 +15,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from lla_jax.core.arguments import Misuse, check_flag, check_number, misuse, show_value
 from lla_jax.core.results import Eigenpairs, Landscape, Spectrum
 from lla_jax.core.signatures import explained
-from lla_jax.curvature import quadrature
-from lla_jax.curvature.quadrature import Density
+from lla_jax.curvature import densities
+from lla_jax.curvature.densities import Density
 from lla_jax.output.plotting import reading, scales, style
 from lla_jax.output.plotting.figures import new_figure
 from lla_jax.output.plotting.lines import line
@@ -158,7 +158,7 @@ def _curves(spec: Any, pairs: Any, scale: Any, threshold: float | None, width: f
     curves = []
     for k, ((name, spectrum), relative) in enumerate(zip(spectra.items(), _widths(spectra, width, scale, threshold))):
         points = int(np.clip(12 / relative, 1000, _MOST_POINTS))
-        density = quadrature.density(spectrum, points=points, width=relative, scale=scale, threshold=threshold)
+        density = densities.density(spectrum, points=points, width=relative, scale=scale, threshold=threshold)
         ticks, tick_label = spectrum.nodes[:, [0, -1]].ravel(), "extreme Ritz values"
         if name in pairs_of:
             ticks, tick_label = _values_and_residuals(pairs_of[name])[0], "eigenvalues"
@@ -170,7 +170,7 @@ def _curves(spec: Any, pairs: Any, scale: Any, threshold: float | None, width: f
 def _widths(spectra: Mapping[str, Spectrum], width: float, scale: Any, threshold: float | None) -> list[float]:
     """The width of each spectrum's Gaussians, relative to its own range, so that they are the same for all."""
     own = [
-        quadrature.density(spectrum, points=2, width=width, scale=scale, threshold=threshold).sigma
+        densities.density(spectrum, points=2, width=width, scale=scale, threshold=threshold).sigma
         for spectrum in spectra.values()
     ]
     common = max(min(own), _FINEST * max(own))
