@@ -342,8 +342,8 @@ def _scale(
 
 def _sample_weights(weights: Sequence[Any]) -> list[float]:
     """The norm of the weights and the middle entries of the first leaves, by which changed weights are noticed."""
-    first = [np.asarray(x).ravel() for x in weights if np.size(x)][:SAMPLES]
-    return [centres.norm_of(weights), *(float(x[len(x) // 2]) for x in first)]
+    first = [x for x in weights if np.size(x)][:SAMPLES]
+    return [centres.norm_of(weights), *(float(np.asarray(x).ravel()[np.size(x) // 2]) for x in first)]
 
 
 def _norms(x: jax.Array, axes: tuple[int, ...], order: int) -> jax.Array:
