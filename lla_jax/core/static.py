@@ -85,12 +85,13 @@ class Static(Compared):
         return self.f
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs)))
-        known = None if self._found is None else self._found[0]
-        before = self.look() if traced and known is not None and known.size <= LARGE else None
+        known, identity, _ = self._look_once()
+        looks = known is not None and known.size <= LARGE
+        traced = looks and any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs)))
+        before = self.look() if traced else None
         if before is None:
             return self.f(*args, **kwargs)
-        if self._found is not None and self._found[1] != before.identity:
+        if identity != before.identity:
             self.compare_by(before)  # what is compiled now belongs to what the function reads now
         result = self.f(*args, **kwargs)
         if (after := self.look()) is not None and before.identity != after.identity:
