@@ -20,7 +20,7 @@ SAME_TYPES, OTHER_TYPES = 1e-6, 2.0**-8  # relative differences of norms that ro
 
 def norm_of(weights: Sequence[Any]) -> float:
     """The norm of all leaves together, in float64 on the host."""
-    arrays = [np.asarray(x).ravel().astype(np.float64) for x in weights]
+    arrays = (np.asarray(x).ravel().astype(np.float64) for x in weights)  # one copy at a time
     return float(np.sqrt(sum(np.vdot(x, x) for x in arrays)))
 
 
