@@ -26,21 +26,16 @@ import threading
 import types
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from lla_jax.core.code_names import BY_NAME, Named, modules_of, names_of
 from lla_jax.core.libraries import OURS, is_installed, is_standard, is_trusted, is_trusted_module, top
+from lla_jax.core.remembering import remember
 
 MOST = 10_000  # values that are looked at, for some 50 ms; a function that reaches more has no identity
-MOST_WRITTEN = 256  # objects
-
-
-class _Pair(NamedTuple):
-    one: int
-
 
 _OUTSIDE = frozenset({"open", "input", "exec", "eval", "globals", "locals", "vars", "__import__", "breakpoint"})
 _FILES = ("read_text", "read_bytes", "open", "exists", "is_file", "is_dir", "stat")
@@ -64,7 +59,7 @@ _VALUES += (datetime.date, datetime.time, datetime.timedelta)
 _CONSTANTS: tuple[type, ...] = (enum.Enum, np.ufunc, types.GenericAlias, types.EllipsisType, types.NotImplementedType)
 _CONSTANTS += (logging.Logger, type(threading.Lock()), type(threading.RLock()))  # nothing is read from these
 _CONSTANTS += (types.WrapperDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType)
-_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType, type(_Pair.one))
+_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType, type(Named.loaded))
 _OF_CLASSES = frozenset(  # entries of a class that say nothing of what its objects do
     [
         "__dict__",
@@ -94,7 +89,7 @@ _MISSING = object()
 Written = dict[Hashable, set[Hashable]]
 """By the name of an entry all values that it had before or after it was written."""
 
-_WRITTEN: dict[int, tuple[Any, Written]] = {}  # objects, by id, and what functions wrote in them
+_WRITTEN: dict[Hashable, tuple[Any, Written]] = {}  # objects, by id, and what functions wrote in them
 
 
 class ByIdentity:
@@ -303,7 +298,7 @@ class Look:
 
     def _of_content(self, value: Any) -> Hashable:
         kind = type(value)
-        if top(kind.__module__) in OURS:
+        if is_ours(value):
             if hasattr(kind, "look_at"):  # our functions and adapters say what counts
                 return (kind, self._of(value.look_at()))
             if kind.__hash__ is not object.__hash__ and _is_hashable(value):
@@ -348,11 +343,13 @@ def mark_written(before: Look, after: Look) -> None:
     for held in after.held:
         was = old.get((id(held.value), held.kind))
         if was is not None and was != held:
-            written = _WRITTEN.setdefault(id(held.value), (held.value, {}))[1]
+            written = _written_in(held.value)
             for name, values in was.differences(held).items():
                 written.setdefault(name, set()).update(values)
-    for key in list(_WRITTEN)[:-MOST_WRITTEN]:
-        _WRITTEN.pop(key, None)
+
+
+def _written_in(value: Any) -> Written:
+    return remember(_WRITTEN, id(value), lambda: (value, {}))[1]
 
 
 def identity(value: Any) -> Hashable:

@@ -155,6 +155,9 @@ def _identity(outputs: Any, batch: Batch) -> Any:
 def as_loss(loss: Loss | Callable[[PyTree, Batch], Any]) -> Loss:
     """Return a ``Loss`` as it is, and wrap a plain ``f(params, batch) -> scalar`` as a batch-coupled ``Loss``.
 
+    If objects that its functions reach were changed since it was made, another ``Loss`` is returned, which compiles
+    anew.
+
     A plain function shows no losses of single examples. Its value over a data set is the mean over batches, weighted by
     their sizes, and there is no standard error.
 

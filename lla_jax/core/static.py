@@ -1,8 +1,8 @@
 """Makes functions compare by value, so that a lambda written in a loop compiles once and not every time.
 
 Two functions are equal if all that they can reach is equal, by the rules of ``identities``; a function that reaches
-what cannot be looked into is equal only to itself. Content is looked at when functions are compared, so that a new
-``Loss`` is never served with what was compiled before an object changed.
+what cannot be looked into is equal only to itself. Content is looked at when a function is wrapped, and again when it
+is traced or comes with a loss (``renew``), so that no call is served with what was compiled before an object changed.
 """
 
 from __future__ import annotations
@@ -82,12 +82,13 @@ class Static(Compared):
         return self.f
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs)))
-        known = None if self._found is None else self._found[0]
-        before = self.look() if traced and known is not None and known.size <= LARGE else None
+        known, identity, _ = self._look_once()
+        looks = known is not None and known.size <= LARGE
+        traced = looks and any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs)))
+        before = self.look() if traced else None
         if before is None:
             return self.f(*args, **kwargs)
-        if self._found is not None and self._found[1] != before.identity:
+        if identity != before.identity:
             self.compare_by(before)  # what is compiled now belongs to what the function reads now
         result = self.f(*args, **kwargs)
         if (after := self.look()) is not None and before.identity != after.identity:
@@ -143,16 +144,23 @@ def renew(value: T) -> T:
 
     What has no identity stays as it is.
     """
+    changed = _has_changed(value)
+    if changed is False:  # nor has any part, which the look reached too
+        return value
     made: Any = value
     if is_dataclass(value) and not isinstance(value, type):
         old = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
         new = {name: renew(each) for name, each in old.items() if isinstance(each, Compared) or is_ours(each)}
-        made = replace(value, **new) if any(new[name] is not old[name] for name in new) else value
-    if not isinstance(value, Compared) or value._found is None or value._found[0] is None:
-        return made
-    look = made.look()
-    if look is None or look.identity == value._found[1]:
-        return made
-    made = Static(value.f) if isinstance(value, Static) else replace(value)  # type: ignore[type-var]
-    made.compare_by(look)
+        if changed or any(new[name] is not old[name] for name in new):
+            made = replace(value, **new)
+    elif changed and isinstance(value, Static):
+        made = Static(value.f)
     return made
+
+
+def _has_changed(value: Any) -> bool | None:
+    """Whether a look finds another identity than before; None if there is none."""
+    if not isinstance(value, Compared) or value._found is None or value._found[0] is None:
+        return None
+    look = value.look()
+    return None if look is None else look.identity != value._found[1]

@@ -20,19 +20,21 @@ SAME_TYPES, OTHER_TYPES = 1e-6, 2.0**-8  # relative differences of norms that ro
 
 def norm_of(weights: Sequence[Any]) -> float:
     """The norm of all leaves together, in float64 on the host."""
-    arrays = [np.asarray(x).ravel().astype(np.float64) for x in weights]
+    arrays = (np.asarray(x).ravel().astype(np.float64) for x in weights)  # one copy at a time
     return float(np.sqrt(sum(np.vdot(x, x) for x in arrays)))
 
 
-def add(recipe: Mapping[str, Any], what: str, params: PyTree) -> Recipe:
+def add(recipe: Mapping[str, Any], what: str, params: PyTree, norm: float | None = None) -> Recipe:
     """The recipe of directions with one centre more.
 
     Args:
       recipe: the recipe.
       what: the part of the directions that belongs to the parameters, such as "gradient".
       params: the parameters.
+      norm: of the parameters, where it is known.
     """
-    entry = {"what": what, "norm": norm_of(jax.tree.leaves(params)), "types": precision.types_of(params)}
+    norm = norm_of(jax.tree.leaves(params)) if norm is None else norm
+    entry = {"what": what, "norm": norm, "types": precision.types_of(params)}
     return Recipe(recipe, centres=[*_centres_of(recipe), entry])
 
 

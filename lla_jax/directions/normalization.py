@@ -127,6 +127,7 @@ def normalize(
     )
     scaled, still = _scale(jax.tree.leaves(tree), weights, treatments, int(order), bool(unit))
     _warn_of_zeros(names, filters, [np.asarray(x) for x in still], by)
+    sample = _sample_weights(weights)
     step = {
         "by": by,
         "order": int(order),
@@ -134,13 +135,13 @@ def normalize(
         "unit": bool(unit),
         "filter_axis": _axes_table(names, filters) if axes_name is None else axes_name,
         "exclude": None if exclude is None else _tree.describe(exclude, params, excluded),
-        "weights": _sample_weights(weights),
+        "weights": sample,
     }
     if stacks:
         step["stacked"] = {path: list(leaf_axes) for path, leaf_axes in stacks.items()}
     recipe = Recipe(axes.recipe, normalize=[*axes.recipe.get("normalize", []), step])
     if by != "none" and not unit:
-        recipe = centres.add(recipe, "normalization", params)
+        recipe = centres.add(recipe, "normalization", params, norm=sample[0])
     recipe.pop("marks", None)  # checkpoints have other coordinates on scaled axes, or are not in their plane
     hint = f"the normalization by {by!r} (one_dim={one_dim!r}) leaves nothing of it: use another one"
     return check_directions(jax.tree.unflatten(structure, scaled), recipe, hint)
@@ -342,8 +343,8 @@ def _scale(
 
 def _sample_weights(weights: Sequence[Any]) -> list[float]:
     """The norm of the weights and the middle entries of the first leaves, by which changed weights are noticed."""
-    first = [np.asarray(x).ravel() for x in weights if np.size(x)][:SAMPLES]
-    return [centres.norm_of(weights), *(float(x[len(x) // 2]) for x in first)]
+    first = [x for x in weights if np.size(x)][:SAMPLES]
+    return [centres.norm_of(weights), *(float(np.asarray(x).ravel()[np.size(x) // 2]) for x in first)]
 
 
 def _norms(x: jax.Array, axes: tuple[int, ...], order: int) -> jax.Array:

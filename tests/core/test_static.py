@@ -1,6 +1,7 @@
 """Functions are equal if and only if they surely compute the same."""
 
 import copy
+import dataclasses
 import functools
 import math
 import os
@@ -16,8 +17,10 @@ import optax
 import pytest
 
 import lla_jax as lla
+from lla_jax.core import static as _static
+from lla_jax.core.identities import Look
 from lla_jax.core.libraries import is_installed
-from lla_jax.core.static import Static, static
+from lla_jax.core.static import ByValue, Static, renew, static
 from tests.helpers import FIXED, apply, dataset, params
 
 SCALE = 2.0
@@ -274,6 +277,24 @@ def test_jitted_functions_and_library_ones_imported_by_name_compare_as_objects()
     relu, jitted = jax.nn.relu, jax.jit(helper)
     for make in (lambda: lambda x: relu(x), lambda: lambda x: jitted(x), lambda: lambda x: np.add(x, x)):
         assert same(make(), make())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Made(ByValue):
+    f: Static
+
+
+def test_a_model_and_its_functions_are_looked_at_once_and_renewed_together(monkeypatch):
+    table, looks = [1.0], []
+    made = Made(Static(lambda x: x * table[0]))
+    monkeypatch.setattr(_static, "Look", lambda value: looks.append(1) or Look(value))
+    assert renew(made) is made
+    assert len(looks) == 1
+    table[0] = 2.0
+    again = renew(made)
+    assert again != made
+    assert again.f != made.f
+    assert renew(again) is again
 
 
 def test_a_loss_can_be_copied_and_sent():
