@@ -202,11 +202,6 @@ def parts(store: Store, coords: Coords) -> Iterator[Part]:
         yield _part(store, coords, chunk, places[chunk.grid])
 
 
-def part(store: Store, coords: Coords, chunk: Chunk) -> Part:
-    """The ``Part`` of one chunk that holds points of the grid ``coords``."""
-    return _part(store, coords, chunk, dict(_relevant(store, coords))[chunk.grid])
-
-
 def _part(store: Store, coords: Coords, chunk: Chunk, places: list[np.ndarray] | None) -> Part:
     if places is None:
         flat = np.asarray(store.new[chunk.grid][chunk.number * size(store) : (chunk.number + 1) * size(store)])
