@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT = Path("run")
 COMMAND = "command.json"  # the options that the store in this folder was begun with
-CLOCKS_S = 2.0  # by which clocks of machines may differ without being mentioned
+APART_S = 2.0  # by which clocks of machines may differ without being mentioned
 GRID = ("points", "range")  # a store may have several grids
 
 
@@ -150,7 +150,7 @@ def status(folder: Path) -> str:
     lines += [f"  damaged, will be {_remedy(path)}: {path} ({reason})" for path, reason in now.damaged.items()]
     event = "last chunk written" if now.written else "no chunk yet; begun"
     lines.append(f"  {event} {duration(now.last)} ago" if now.chunks else "  not begun")
-    if now.ahead > CLOCKS_S:
+    if now.ahead > APART_S:
         lines.append(f"  files are dated up to {duration(now.ahead)} in the future: clocks differ, and times are rough")
     lines += [f"  writer {name}: {count} chunks in the last 10 min" for name, count in sorted(now.writers.items())]
     if now.done == now.points:
