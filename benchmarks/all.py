@@ -40,6 +40,7 @@ PARTS: dict[str, tuple[float, list[str]]] = {
     "many_planes": (4, []),
     "memory": (4, []),
     "kill": (5, []),
+    "damage": (5, []),
     "interrupts": (10, ["--moments", "8"]),
     "cold_start": (4, []),
     "growth": (4, []),

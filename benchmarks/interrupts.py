@@ -143,7 +143,8 @@ def disturb(
     if case in ("merge", "status", "plot"):
         begin("landscape", seed).communicate()
         (seed / "out").rename(seed / "made")
-        (seed / "made" / "landscape.npz").unlink() if case == "merge" else None
+        if case == "merge":
+            (seed / "made" / "landscape.npz").unlink()
     reference = fresh(base / "reference", seed)
     fresh(base / "warm", seed)
     begin(case, base / "warm").communicate()  # compiles into the cache

@@ -78,9 +78,6 @@ def batches(num: int) -> dict[str, Any]:
 
 def lanczos(what: str, size: int, vectors: int) -> dict[str, Any]:
     """``eigenpairs`` or ``spectrum`` of a diagonal operator: bytes as stated before, and as taken."""
-    import jax
-    import jax.numpy as jnp
-
     import lla_jax as lla
 
     said: list[str] = []
@@ -89,16 +86,12 @@ def lanczos(what: str, size: int, vectors: int) -> dict[str, Any]:
     logger = logging.getLogger("lla_jax")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    H, small = (
-        lla.operators.given(lambda v, d: d * v, jax.ShapeDtypeStruct((n,), jnp.float32), jnp.linspace(-1.0, 2.0, n))
-        for n in (size, 1000)
-    )
-    key = jax.random.key(0)
+    H, small = large.diagonal(size), large.diagonal(1000)
 
     def run(operator: Any) -> Any:  # eigenpairs that never converge, so that the basis fills and is restarted once
         if what == "spectrum":
-            return lla.spectrum(operator, key, steps=vectors, probes=1)
-        return lla.eigenpairs(operator, key, k=2, tol=1e-7, max_vectors=vectors, max_products=vectors + vectors // 4)
+            return lla.spectrum(operator, _key(), steps=vectors, probes=1)
+        return lla.eigenpairs(operator, _key(), k=2, tol=1e-7, max_vectors=vectors, max_products=vectors + vectors // 4)
 
     run(small)  # what every process loads once is not the basis
     said.clear()
@@ -139,13 +132,20 @@ def verb(name: str, parameters: int, kind: str = "mlp") -> dict[str, Any]:
     given = case(parameters)
     found, result = measure.growth_mib(lambda: run(given))
     recipe = result[0].trace.recipe if name == "per_layer" else result.recipe
-    stated_mib = recipe["memory"]["bytes"] / MIB
     return {
         "verb": name,
         "method": recipe.get("method"),
         "operator": kind,
         "parameters": parameters,
         "vectors": recipe["memory"]["vectors"],
+        **compared(found, recipe),
+    }
+
+
+def compared(found: dict[str, float], recipe: dict[str, Any]) -> dict[str, float]:
+    """The memory that a recipe states, beside what was taken."""
+    stated_mib = recipe["memory"]["bytes"] / MIB
+    return {
         "stated_mib": stated_mib,
         "taken_mib": found["growth_mib"],
         "taken_over_stated": found["growth_mib"] / stated_mib,
@@ -187,16 +187,12 @@ def default_trace(size: str) -> dict[str, Any]:
     H = lla.hessian(loss, params, data)
     del params
     found, trace = measure.growth_mib(lambda: lla.trace(H, _key()))
-    stated_mib = trace.recipe["memory"]["bytes"] / MIB
     return {
         "verb": "trace",
         "method": trace.recipe["method"],
         "operator": f"GPT-2 {size}",
         "parameters": H.shape[0],
-        "stated_mib": stated_mib,
-        "taken_mib": found["growth_mib"],
-        "taken_over_stated": found["growth_mib"] / stated_mib,
-        "seconds": found["seconds"],
+        **compared(found, trace.recipe),
         "products": trace.recipe["products"],
         "converged": trace.recipe["converged"],
     }

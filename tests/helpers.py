@@ -190,16 +190,16 @@ MODELS = {
 # --- landscapes
 
 
-def points_computed(monkeypatch) -> list[int]:
-    """The numbers of points that stored landscapes compute from now on, one for each chunk."""
+def points_computed(monkeypatch, module=stored) -> list[int]:
+    """The numbers of points that stored landscapes, or those of a module, compute from now on, one for each call."""
     counted: list[int] = []
-    real = stored.compute_means
+    real = module.compute_means
 
     def counting(job, plan, coords, *rest):
         counted.append(len(coords))
         return real(job, plan, coords, *rest)
 
-    monkeypatch.setattr(stored, "compute_means", counting)
+    monkeypatch.setattr(module, "compute_means", counting)
     return counted
 
 

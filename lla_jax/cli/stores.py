@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT = Path("run")
 COMMAND = "command.json"  # the options that the store in this folder was begun with
-SEAL = "seal"  # the entry of that file by which a change of the others is found
-CLOCKS_S = 2.0  # by which clocks of machines may differ without being mentioned
+APART_S = 2.0  # by which clocks of machines may differ without being mentioned
 GRID = ("points", "range")  # a store may have several grids
 
 
@@ -54,9 +53,7 @@ def _settings_of(folder: Path) -> dict[str, str]:
     from lla_jax.core import files, recipes
 
     try:
-        settings = files.parse_json((folder / COMMAND).read_text(encoding="utf-8"))
-        sealed = settings.pop(SEAL, None)  # those of before have none
-        return settings if sealed in (None, recipes.digest(settings)) else {}
+        return recipes.unsealed(files.parse_json((folder / COMMAND).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
@@ -96,9 +93,8 @@ def write_settings(out: Path, settings: Mapping[str, str], problem: str) -> None
     """Write the settings and the problem's name into command.json of a store, unless it has settings already."""
     from lla_jax.core import files, recipes
 
-    content = {**settings, "problem": problem}
     if not _settings_of(out):  # the first writer's count: a later one may have another grid
-        files.write_text(out / COMMAND, files.to_json({**content, SEAL: recipes.digest(content)}))
+        files.write_text(out / COMMAND, files.to_json(recipes.sealed({**settings, "problem": problem})))
 
 
 def report_interruption(out: Path, settings: Mapping[str, str], problem: str) -> None:
@@ -154,7 +150,7 @@ def status(folder: Path) -> str:
     lines += [f"  damaged, will be {_remedy(path)}: {path} ({reason})" for path, reason in now.damaged.items()]
     event = "last chunk written" if now.written else "no chunk yet; begun"
     lines.append(f"  {event} {duration(now.last)} ago" if now.chunks else "  not begun")
-    if now.ahead > CLOCKS_S:
+    if now.ahead > APART_S:
         lines.append(f"  files are dated up to {duration(now.ahead)} in the future: clocks differ, and times are rough")
     lines += [f"  writer {name}: {count} chunks in the last 10 min" for name, count in sorted(now.writers.items())]
     if now.done == now.points:

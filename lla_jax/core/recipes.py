@@ -60,6 +60,7 @@ LARGE = 64_000_000  # bytes of a leaf above which fingerprints of before knew a 
 PIECE = 2**24  # bytes of an array that is not contiguous which are copied at a time
 ROUNDING = 1e-5  # relative difference between machines, orders of summation and plans
 HALF_STEPS = 4.0  # times eps of a type of half precision: the same
+SEAL = "seal"  # the entry by which a change of the rest is found
 START_ANEW = "start anew without resume"
 NOT_COMPARED = ("plan", "versions", "lowest", "bits", "lost", "centres", "probe")  # entries that decide no value
 
@@ -116,15 +117,15 @@ def check_resume(resume: Any, recipe: Mapping[str, Any], kind: type[Eigenpairs |
     what, (then, now) = f"the partial result of {recipe['kind']}", (r.get("operator") for r in (resume.recipe, recipe))
     check_same("resume", what, resume.recipe, recipe, recipe, START_ANEW)
     check_same_function("resume", what, then, now, START_ANEW)
-    sealed = resume.recipe.get("seal")  # results of before have none
+    before = resume.recipe.get(SEAL)  # results of before have none
     with reading_state():
-        if resume.state is not None and sealed is not None and not same(seal(resume.state)["seal"], sealed):
+        if resume.state is not None and before is not None and not same(seal(resume.state)[SEAL], before):
             raise ValueError("its arrays are not those that on_partial got")
 
 
 def seal(state: Mapping[str, Any]) -> dict[str, str]:
     """The entry of a partial result's recipe by which ``check_resume`` knows its state again."""
-    return {"seal": fingerprint({name: np.asarray(array) for name, array in state.items()})}
+    return {SEAL: fingerprint({name: np.asarray(array) for name, array in state.items()})}
 
 
 @contextlib.contextmanager
@@ -305,6 +306,23 @@ def digest(value: Any) -> str:
     """A hash of a JSON value; 32 hex digits."""
     text = json.dumps(value, sort_keys=True, default=_files.to_plain)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON file with a seal, by which ``unsealed`` finds a change of the other entries."""
+    return {**content, SEAL: digest(content)}
+
+
+def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON file without its seal; files of before have none.
+
+    Raises:
+      ValueError: the seal is not that of the other entries.
+    """
+    rest = {name: value for name, value in content.items() if name != SEAL}
+    if content.get(SEAL) not in (None, digest(rest)):
+        raise ValueError("its contents were changed")
+    return rest
 
 
 @explained

@@ -47,7 +47,7 @@ def compute(
     if job.has_stream and (on_partial is not None or resume is not None):  # it is not read again to compare points
         recipe = recipe | {"corners": probes.record(job, plan, seconds)}
     if resume is not None:
-        kept = _some_finished(job, table, done, plan.chunk * job.point_shards)
+        kept = _some_finished(job, table, done, plan.chunk * job.point_shards, seconds)
         probes.check("resume", job, (plan, recipe, seconds), resume.recipe, kept)
     unfinished: list[Means] = []  # of a stream: means over the batches read so far, at every point
     try:
@@ -97,13 +97,12 @@ def _resume(job: Job, resume: Landscape | None) -> tuple[Means, int]:
     return Means(values, stderr), int(resume.recipe.get("points_done", 0))
 
 
-def _some_finished(job: Job, table: Means, done: int, room: int) -> Kept | None:
-    """The values at a few of the finished points, at most ``room`` and two at least; None if none are finished."""
+def _some_finished(job: Job, table: Means, done: int, room: int, seconds: float | None) -> Kept | None:
+    """The values at a few of the finished points, as ``probes.choose`` chooses them; None if none are finished."""
     done = min(done, job.num)
     if done < 1 or job.has_stream:
         return None
-    flat = probes.spread(job.coords, done, min(done, max(probes.LEAST, min(room, probes.MOST))))
-    coords = np.concatenate([grid_points(job.coords, i, i + 1) for i in flat])
+    flat, coords = probes.choose(job.coords, done, room, seconds)
     return Kept(coords, {name: x[flat] for name, x in table.values.items()})
 
 

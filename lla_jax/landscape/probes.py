@@ -30,7 +30,8 @@ from lla_jax.landscape.points import compute_means
 
 LEAST, MOST = 2, 16  # points, of which the first and the last are two
 SHARE = 200  # a point of so many is computed for this purpose
-COMPILE_S = 3.0  # if a chunk takes longer, a program for few points is worth compiling
+PART = 10  # where a call takes long, a point of so many and LEAST are all that is computed
+COMPILE_S = 3.0  # if a call takes longer, a program for few points is worth compiling
 LOW = 0.1  # a value below this share of the largest one has the rounding of that share
 IN_NOISE = 0.05  # standard errors by which a metric may differ: rounding makes single examples change sides
 
@@ -57,6 +58,26 @@ def spread(grid: tuple[np.ndarray, ...], num: int, most: int) -> np.ndarray:
     return np.sort(list(order)[:most])
 
 
+def choose(grid: tuple[np.ndarray, ...], num: int, room: int, seconds: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Choose a few of the first ``num`` points of a grid: as many as a call computes, or fewer if it takes long.
+
+    A landscape of few points that take long would be computed twice otherwise.
+
+    Args:
+      grid: the coordinates of each axis.
+      num: the number of points to choose from.
+      room: the number of points that a call computes.
+      seconds: per point, None if unknown.
+
+    Returns:
+      (flat indices (C,), coordinates (C, k)).
+    """
+    if seconds is not None and seconds * room > COMPILE_S:
+        room = min(room, num // PART)
+    flat = spread(grid, num, min(num, MOST, max(LEAST, room, num // SHARE)))
+    return flat, np.concatenate([grid_points(grid, i, i + 1) for i in flat])
+
+
 def record(job: Job, plan: Plan, seconds: float | None) -> Recipe:
     """The entry "corners" of a recipe: the values of a job at a few points of its reference grid.
 
@@ -69,9 +90,7 @@ def record(job: Job, plan: Plan, seconds: float | None) -> Recipe:
       The coordinates of the points, the number of rows of each data set and the values, {name: (C,)}.
     """
     num = math.prod(map(len, job.reference_grid))
-    room = plan.chunk * job.point_shards
-    flat = spread(job.reference_grid, num, min(num, MOST, max(LEAST, room, num // SHARE)))
-    coords = np.concatenate([grid_points(job.reference_grid, i, i + 1) for i in flat])
+    _, coords = choose(job.reference_grid, num, plan.chunk * job.point_shards, seconds)
     values = _compute(job, plan, coords, seconds).values
     return {
         "points": coords.tolist(),
@@ -111,15 +130,16 @@ def check(
         parts.append(kept)
     if not parts:
         return
-    coords = np.concatenate([part.coords for part in parts])
+    # a finished point may be a corner too
+    coords, places = np.unique(np.concatenate([part.coords for part in parts]), axis=0, return_inverse=True)
     means = _compute(job, plan, coords, seconds)
     least = {name: LOW * np.abs(x[np.isfinite(x)]).max(initial=0) for name, x in means.values.items()}
     start = 0
     for part in parts:
-        at = slice(start, start + len(part.coords))
+        at = places.reshape(-1)[start : start + len(part.coords)]
         found = Means(*({name: x[at] for name, x in numbers.items()} for numbers in means))
         _compare(argument, part, found, least, job, path)
-        start = at.stop
+        start += len(at)
 
 
 def _check_first_rows(argument: str, then: Recipe, now: Recipe, path: Path | None) -> None:

@@ -32,7 +32,6 @@ from lla_jax.execution.progress import Progress
 from lla_jax.output.storage import load, save
 
 SAVE_EVERY_S = 60.0  # at most this much work is lost by a kill
-SEAL = "seal"  # the entry of a file of numbers by which a change of the others is found
 SETTINGS = "command"  # the entry of a recipe that holds the settings a result was made with
 ANEW = "compute it anew with overwrite=True, or pass another path"
 
@@ -229,7 +228,7 @@ def _write_numbers(path: Path, content: dict[str, Any]) -> None:
     content = json.loads(json.dumps(content, default=_to_json))  # as it will be read
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _files.write_text(path, json.dumps({**content, SEAL: recipes.digest(content)}, indent=1) + "\n")
+        _files.write_text(path, json.dumps(recipes.sealed(content), indent=1) + "\n")
     except OSError as error:
         remedy = "mend that and repeat the call"
         raise _files.explain("path", path, "could not be written", error, remedy) from error
@@ -249,10 +248,7 @@ def _load(path: Path, like: PyTree) -> Any:
 def _read_numbers(path: Path) -> dict[str, Any]:
     """The content of a file of numbers, whose seal must be that of the other entries; files of before have none."""
     try:
-        content = _files.parse_json(path.read_text(encoding="utf-8"))
-        sealed = content.pop(SEAL, None)
-        if sealed not in (None, recipes.digest(content)):
-            raise ValueError("its contents were changed")
+        content = recipes.unsealed(_files.parse_json(path.read_text(encoding="utf-8")))
         content["result"]  # which must be there
     except OSError as error:
         raise _files.explain("path", path, "cannot be read", error, "mend that and repeat the call") from error

@@ -52,6 +52,26 @@ def test_corners_are_the_means_over_all_rows_and_compile_nothing(axes, tmp_path)
         np.testing.assert_array_equal(corners["values"][name], whole[name].reshape(-1)[flat])
 
 
+@pytest.mark.parametrize(
+    ("num", "room", "seconds", "chosen"),
+    [
+        (16, 16, 0.01, 16),
+        (16, 16, None, 16),
+        (16, 16, 60.0, 2),  # of the 16 minutes of this landscape two more
+        (40, 16, 60.0, 4),
+        (400, 16, 60.0, 16),
+        (400, 1, 60.0, 2),
+        (2000, 1, 0.01, 10),
+        (1, 16, 60.0, 1),
+    ],
+)
+def test_points_that_take_long_are_a_small_part_of_a_landscape(num, room, seconds, chosen):
+    grid = (np.linspace(-1, 1, num),)
+    flat, coords = probes.choose(grid, num, room, seconds)
+    assert (flat[0], flat[-1], len(flat)) == (0, num - 1, chosen)
+    np.testing.assert_array_equal(coords[:, 0], grid[0][flat])
+
+
 def a_job(**precision):
     """As much of a job as values are compared by."""
     return SimpleNamespace(task=SimpleNamespace(sets={"": DATA}), recipe={"precision": precision})

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.cli import main as cli
 from lla_jax.core import recipes
 from lla_jax.core.recipes import Differs
 from lla_jax.curvature import operators, probe
@@ -477,20 +475,9 @@ def late():
 """
 
 
-@pytest.fixture
-def command(tmp_path, monkeypatch):
-    (tmp_path / "stale_factories.py").write_text(FACTORIES)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr(cli, "prepare_jax", lambda devices: None)
-    yield lambda *words: cli.main([str(word) for word in words])
-    sys.modules.pop("stale_factories", None)
-
-
-def test_a_folder_of_the_command_line_is_not_taken_for_another_loss(command, tmp_path, capsys):
-    def run(factory, *words):
-        code = command(*words, "--problem", f"stale_factories:{factory}")
-        return code, capsys.readouterr().err
+def test_a_folder_of_the_command_line_is_not_taken_for_another_loss(command, tmp_path):
+    def run(factory, *words, text=FACTORIES):
+        return command(text, *words, "--problem", f"stale_problem:{factory}")
 
     hessian = ("hessian", "--top", 2, "--steps", 3, "--probes", 1, "--rtol", 0.5, "--layers", "--out", "h")
     axes = ("landscape", "--axes", "hessian", "--dims", 2, "--points", 3, "--out", "h")
@@ -498,16 +485,15 @@ def test_a_folder_of_the_command_line_is_not_taken_for_another_loss(command, tmp
     code, said = run("make", *hessian)
     assert code == 0
     assert said.count("taken from") == 4
-    sys.modules.pop("stale_factories")
-    (tmp_path / "stale_factories.py").write_text(FACTORIES.replace("FACTOR = 1.0", "FACTOR = 10.0"))
+    ten = FACTORIES.replace("FACTOR = 1.0", "FACTOR = 10.0")
     for factory, words in (("make", hessian), ("late", hessian), ("late", axes)):
-        code, said = run(factory, *words)
+        code, said = run(factory, *words, text=ten)
         assert code == 2
         assert "eigenpairs.npz was made with other functions" in said
         assert "--overwrite" in said
     for name in ("eigenpairs.npz", "spectrum.npz", "trace.json"):
         (tmp_path / "h" / name).rename(tmp_path / name)
-        code, said = run("make", *hessian)
+        code, said = run("make", *hessian, text=ten)
     assert code == 2
     assert "layers.json was made with other functions" in said
     rows = json.loads((tmp_path / "h" / "layers.json").read_text())["result"]

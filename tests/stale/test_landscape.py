@@ -11,7 +11,6 @@ import contextlib
 import functools
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,11 +20,10 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.cli import main as cli
 from lla_jax.core import files, recipes
 from lla_jax.landscape import memory
 from lla_jax.landscape.store import manifest as _manifest
-from tests.helpers import FIXED, Interrupt, params, points_computed
+from tests.helpers import FIXED, Interrupt, accuracy, cross_entropy, params, points_computed
 
 ROWS, LATE = 24, 20
 GRID = lla.grid(extent=0.5, points=3)
@@ -54,10 +52,6 @@ def apply(p, state, batch, train, keys):
     return p["gain"] * (hidden @ p["Dense_1"]["kernel"] + p["Dense_1"]["bias"]), {"mean": centre}
 
 
-def cross_entropy(outputs, batch):
-    return -jnp.take_along_axis(jax.nn.log_softmax(outputs), batch[1][:, None], 1)[:, 0]
-
-
 def ten_times(outputs, batch):
     return 10 * cross_entropy(outputs, batch)
 
@@ -66,16 +60,12 @@ def late_rows(outputs, batch):
     return jnp.where(batch[2] >= LATE, 10, 1) * cross_entropy(outputs, batch)
 
 
-def right(outputs, batch):
-    return outputs.argmax(-1) == batch[1]
-
-
 def wrong(outputs, batch):
     return outputs.argmax(-1) != batch[1]
 
 
 def right_or_late(outputs, batch):
-    return right(outputs, batch) & (batch[2] < LATE)
+    return accuracy(outputs, batch) & (batch[2] < LATE)
 
 
 def norm(p, key):
@@ -140,7 +130,7 @@ def call(**changed) -> Call:
         "axes": axes(),
         "grid": GRID,
         "rule": plain,
-        "metrics": {"right": right},
+        "metrics": {"right": accuracy},
         "point_metrics": {"norm": norm, "noise": noise},
         "extra_data": {"test": draw_data(1)},
         "key": jax.random.key(5),
@@ -208,7 +198,7 @@ CHANGES = {
     "rule at positive coordinates": Change(lambda: {"rule": positive}, r"'\w+' at the point \(0.5, 0.5\).*rule"),
     "metric": Change(lambda: {"metrics": {"right": wrong}}, "'right' at the first point"),
     "metric of late rows": Change(lambda: {"metrics": {"right": right_or_late}}, "'right' at the point"),
-    "name of a metric": Change(lambda: {"metrics": {"accuracy": right}}, r"metrics \(.*right.* -> .*accuracy"),
+    "name of a metric": Change(lambda: {"metrics": {"accuracy": accuracy}}, r"metrics \(.*right.* -> .*accuracy"),
     "point metric": Change(lambda: {"point_metrics": {"norm": double_norm, "noise": noise}}, "'norm' at the first"),
     "extra data": Change(lambda: {"extra_data": {"test": draw_data(4)}}, r"extra_data \(test: fingerprint"),
     "late row of extra data": Change(
@@ -351,17 +341,10 @@ def make():
 """
 
 
-def test_the_command_line_refuses_its_folder_and_continues_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(cli, "prepare_jax", lambda devices: None)
-
+def test_the_command_line_refuses_its_folder_and_continues_it(command):
     def landscape(factor):
-        (tmp_path / "stale_problem.py").write_text(PROBLEM.format(factor=factor))
-        for module in ("stale_problem", "problem_stale_problem"):
-            sys.modules.pop(module, None)
-        code = cli.main(["landscape", "--problem", "stale_problem.py:make", "--points", "5", "--out", "run"])
-        return code, capsys.readouterr().err
+        words = ("--problem", "stale_problem.py:make", "--points", 5, "--out", "run")
+        return command(PROBLEM.format(factor=factor), "landscape", *words)
 
     assert landscape("1.0")[0] == 0
     for factor in ("10.0", "(1 + 9 * late)"):
@@ -431,13 +414,7 @@ def test_a_change_that_matters_to_no_value_computes_no_finished_point_again(name
     evaluate(changed, store=shutil.copytree(made / "shard", tmp_path / "shard"), shard=(2, 2))
     sweep(changed, shutil.copytree(made / "sweep", tmp_path / "sweep"))
     assert sum(stored) <= 4 + 1  # the chunks of a second shard
-    kept, counted, real = partial(), [], memory.compute_means
-
-    def counting(job, plan, coords, *rest):
-        counted.append(len(coords))
-        return real(job, plan, coords, *rest)
-
-    monkeypatch.setattr(memory, "compute_means", counting)
+    kept, counted = partial(), points_computed(monkeypatch, memory)
     np.testing.assert_array_equal(evaluate(changed, resume=kept)["loss"], before["loss"])
     assert sum(counted) == 9 - DONE
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from lla_jax.core import files as _files
 from lla_jax.core import recipes
-from lla_jax.core.arguments import Misuse
+from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.landscape.grids import SNAP
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import layout
@@ -241,10 +241,14 @@ def create(folder: Path, manifest: Mapping[str, Any]) -> tuple[Store, bool]:
 
 
 def restore(store: Store) -> None:
-    """Write the files that are missing or damaged again, where that is possible."""
+    """Write a manifest and grids that are missing or damaged again, and say so, or why that is impossible."""
     for path, repair in store.repairs.items():
-        with contextlib.suppress(OSError):  # on a disk that cannot be written to, the copies are read each time
+        done = "is restored from the chunks"
+        try:
             _files.write_text(path, _files.to_json(repair.content))
+        except OSError as error:  # of a disk that cannot be written to, or a folder in the place of the file
+            done = f"cannot be restored from the chunks ({error.strerror or error}), whose copies are read; mend that"
+        warn_caller(f"store: {path} {repair.reason} and {done}")
 
 
 def check_same(store: Store, recipe: Mapping[str, Any]) -> None:

@@ -124,6 +124,13 @@ def path_of(store: Store, chunk: Chunk) -> Path:
     return chunks_folder(store.folder, chunk.grid) / f"{chunk.number:05d}.npz"
 
 
+def written(store: Store, grid: int) -> list[Chunk]:
+    """The chunks of a grid whose files are there, in order; they may be damaged, or beyond the last chunk."""
+    names = (path.stem for path in chunks_folder(store.folder, grid).glob("[0-9]*.npz"))
+    numbers = sorted(int(name) for name in names if name.isdecimal() and name == f"{int(name):05d}")
+    return [Chunk(grid, number) for number in numbers]
+
+
 def size(store: Store) -> int:
     """Number of points of a chunk; the last one of a grid may have fewer."""
     return int(store.manifest["points"])
@@ -200,11 +207,6 @@ def parts(store: Store, coords: Coords) -> Iterator[Part]:
     places = dict(_relevant(store, coords))
     for chunk in needed(store, coords):
         yield _part(store, coords, chunk, places[chunk.grid])
-
-
-def part(store: Store, coords: Coords, chunk: Chunk) -> Part:
-    """The ``Part`` of one chunk that holds points of the grid ``coords``."""
-    return _part(store, coords, chunk, dict(_relevant(store, coords))[chunk.grid])
 
 
 def _part(store: Store, coords: Coords, chunk: Chunk, places: list[np.ndarray] | None) -> Part:

@@ -156,20 +156,6 @@ def check(manifest: Mapping[str, Any], path: Path) -> Misuse | None:
     return DamagedFile(path, f"was changed or damaged ({defect})", REMOVE) if defect else None
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read the manifest in a file, and check every entry.
-
-    Raises:
-      ValueError: the file is missing or not readable, was written by another program or a newer version, or was
-        changed.
-      OSError: the file cannot be read now.
-    """
-    found = inspect(path)
-    if found.defect is not None:
-        raise found.defect
-    return found.content
-
-
 def _defect(manifest: Mapping[str, Any]) -> str:
     """The first entry that is wrong, in words; "" if none is. A missing entry raises an error of some type."""
     coords = coords_of(manifest)

@@ -21,7 +21,7 @@ from lla_jax.landscape.store import layout
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.announcing import Member, folder_of, read_announcements
 from lla_jax.landscape.store.chunks import DamagedChunk
-from lla_jax.landscape.store.layout import Chunk, Store
+from lla_jax.landscape.store.layout import Store
 
 WINDOW_S = 600.0  # a writer that wrote nothing in this time counts as gone
 
@@ -164,17 +164,17 @@ class _Written(NamedTuple):
 def _written_chunks(store: Store, grid: int, held: np.ndarray, damaged: dict[str, str]) -> list[_Written]:
     """The chunks of a grid that hold wanted points, ``held`` each, and are readable; adds others to ``damaged``."""
     found: list[_Written] = []
-    for path in sorted(layout.chunks_folder(store.folder, grid).glob("[0-9]*.npz")):
-        number = int(path.stem) if path.stem.isdecimal() else len(held)
-        if number >= len(held) or not held[number] or path != layout.path_of(store, Chunk(grid, number)):
+    for chunk in layout.written(store, grid):
+        if chunk.number >= len(held) or not held[chunk.number]:
             continue
+        path = layout.path_of(store, chunk)
         try:
-            _, header = _chunks.load(store, Chunk(grid, number))
+            _, header = _chunks.load(store, chunk)
             date = path.stat().st_mtime
         except FileNotFoundError:
             continue
         except DamagedChunk as error:
             damaged[str(path)] = str(error)
             continue
-        found.append(_Written(int(held[number]), header["writer"], header["seconds"], date))
+        found.append(_Written(int(held[chunk.number]), header["writer"], header["seconds"], date))
     return found

@@ -94,7 +94,7 @@ def compute(
         store, choice = _begin(job, folder, plan, shards)
     job = job._replace(reference_grid=store.grids[0])
     if choice is None:
-        _restore(store)
+        folders.restore(store)
         folders.check_same(store, job.recipe)
         recipe = store.manifest["recipe"]
         most = max(math.prod(map(len, store.grids[0])), job.num)
@@ -140,13 +140,6 @@ def compute(
 def _bytes_needed(store: Store, points: int, chunks: int) -> int:
     """The bytes that the values and standard errors at ``points`` points take in ``chunks`` files."""
     return 16 * len(store.manifest["names"]) * points + (OVERHEAD + _chunks.header_bytes(store)) * chunks
-
-
-def _restore(store: Store) -> None:
-    """Write a manifest and grids that are missing or damaged again, from the copies in the chunks, and say so."""
-    for path, repair in store.repairs.items():
-        warn_caller(f"store: {path} {repair.reason} and is restored from the chunks")
-    folders.restore(store)
 
 
 def _check_replaceable(folder: Path, damaged: list[DamagedChunk]) -> None:

@@ -63,6 +63,19 @@ def test_a_lost_or_damaged_manifest_or_grid_is_restored_and_no_point_is_computed
     assert lla.runs.status(tmp_path).damaged == {}
 
 
+def test_a_folder_in_the_place_of_a_manifest_stays_and_its_copies_are_read(tmp_path, complete):
+    run(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "manifest.json").mkdir()
+    said = r"manifest.json is not readable \(it is a folder\) and cannot be restored from the chunks \(Is a directory\)"
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=said):
+            assert_same(run(tmp_path), complete)
+    (tmp_path / "manifest.json").rmdir()
+    with pytest.warns(UserWarning, match="manifest.json is missing and is restored from the chunks"):
+        assert_same(run(tmp_path), complete)
+
+
 @pytest.mark.parametrize("at", range(0, 1500, 53))
 def test_any_flipped_byte_of_a_manifest_is_found_and_mended(tmp_path, complete, at):
     """Where the byte belongs to no entry, nothing is damaged."""
