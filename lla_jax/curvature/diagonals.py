@@ -111,21 +111,20 @@ def rounds(unit: Unit, key: jax.Array, max_products: int, state: State) -> Itera
 
     if state is not None:
         yield look()
-    while done < max_products and not trouble:
-        for piece in map_probes(_times, H, key, done, min((done // AT_ONCE + 1) * AT_ONCE, max_products), at_once):
-            size = len(jax.tree.leaves(piece)[0])
-            moments, count, sums = _merge(moments, piece)
-            del piece  # before the next draw
-            if count < size:
-                trouble = f"product {used + int(count) + 1} is not finite"
-            used, done, norms = used + size, done + size, (float(sums[0]), float(sums[1]))
-            num = int(moments.num)
-            unit.check(math.sqrt(norms[0] + norms[1] / num) if num else math.nan, used)
-            if not num:
-                raise no_finite_product(trouble)
-            yield look()
-            if trouble:
-                break
+    for piece in map_probes(_times, H, key, done, max_products, at_once):
+        size = len(jax.tree.leaves(piece)[0])
+        moments, count, sums = _merge(moments, piece)
+        del piece  # before the next draw
+        if count < size:
+            trouble = f"product {used + int(count) + 1} is not finite"
+        used, done, norms = used + size, done + size, (float(sums[0]), float(sums[1]))
+        num = int(moments.num)
+        unit.check(math.sqrt(norms[0] + norms[1] / num) if num else math.nan, used)
+        if not num:
+            raise no_finite_product(trouble)
+        yield look()
+        if trouble:
+            return
 
 
 @jax.jit

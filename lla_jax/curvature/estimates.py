@@ -351,20 +351,18 @@ def _probe_rounds(
         with recipes.reading_state():
             forms, (used, at_once) = np.array(state["forms"], np.float64), map(int, state["counts"])
         yield now()
-    while len(forms) < max_products:
-        lo, hi = len(forms), min((len(forms) // AT_ONCE + 1) * AT_ONCE, max_products)
-        for piece in map_probes(_forms, unit.H, key, lo, hi, at_once):
-            new = np.asarray(piece, np.float64)
-            bad = np.flatnonzero(~np.isfinite(new).all(1))
-            trouble = f"product {used + int(bad[0]) + 1} is not finite" if len(bad) else None
-            used += len(new)
-            forms = np.concatenate([forms, new[: bad[0]] if len(bad) else new])
-            unit.check(float(forms[:, 1].max()) if len(forms) else math.nan, used)
-            if not len(forms):
-                raise no_finite_product(trouble)
-            yield now()
-            if trouble:
-                return
+    for piece in map_probes(_forms, unit.H, key, len(forms), max_products, at_once):
+        new = np.asarray(piece, np.float64)
+        bad = np.flatnonzero(~np.isfinite(new).all(1))
+        trouble = f"product {used + int(bad[0]) + 1} is not finite" if len(bad) else None
+        used += len(new)
+        forms = np.concatenate([forms, new[: bad[0]] if len(bad) else new])
+        unit.check(float(forms[:, 1].max()) if len(forms) else math.nan, used)
+        if not len(forms):
+            raise no_finite_product(trouble)
+        yield now()
+        if trouble:
+            return
 
 
 # --- sketches

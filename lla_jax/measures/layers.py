@@ -382,6 +382,7 @@ def _traces(
     work.at_once = work.at_once or at_once
     if not unit.settled or work.size != unit.size:
         work.begin(unit)
+    pieces = random_probes.map_probes(_per_leaf, H, key, work.used, most, work.at_once)
     while True:
         if work.used:
             unit.check(float(np.abs(work.forms).max()) if len(work.forms) else math.nan, work.used)
@@ -398,9 +399,7 @@ def _traces(
             reached = enough and bool(sem.max() <= rtol * np.abs(mean[:-1]).sum())
             if reached or work.used >= most or len(work.forms) < work.used:
                 break
-        stop = min(work.used + work.at_once, (work.used // AT_ONCE + 1) * AT_ONCE, most)
-        for piece in random_probes.map_probes(_per_leaf, H, key, work.used, stop, work.at_once):
-            work.add(np.asarray(piece, np.float64))
+        work.add(np.asarray(next(pieces), np.float64))
     num, mean, sem = len(work.forms), mean * unit.size, sem * unit.size
     if not reached:
         shares = "" if abs(mean[-1]) > COVERS * sem[-1] else f"; shares are NaN, as {_may_be_zero(mean[-1], sem[-1])}"
