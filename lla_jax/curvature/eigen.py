@@ -160,9 +160,7 @@ def eigenpairs(
             if not s.known:
                 unit.check(np.nan, s.products)
                 raise no_finite_product(f"product {s.products} is not finite")
-            result = _finish(s, unit, goal, ended, recipe, after_step)
-            check()
-        return result
+            return _finish(s, unit, goal, ended, recipe, after_step)
 
     with deferred_interrupts() as check:
         result = adapt(settle(H, key) if state is None else units.of_state(H, state), key, compute)

@@ -302,7 +302,6 @@ def _estimate(
                 if early and now.num >= LEAST_DRAWS:
                     stopping.say_early(recipe, now, rtol, max_products)
                     early = False
-            interrupts.check_interrupt()
         assert now is not None
         return now.times(unit.size)
 
