@@ -18,7 +18,7 @@ from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import Operator, no_finite_product
 from lla_jax.curvature.random_probes import map_probes, reserve_probes
 from lla_jax.curvature.sketches import AT_ONCE
-from lla_jax.curvature.space import Space
+from lla_jax.curvature.space import zeros
 from lla_jax.curvature.stopping import Round, State
 from lla_jax.curvature.units import Unit
 
@@ -127,13 +127,8 @@ def rounds(unit: Unit, key: jax.Array, max_products: int, state: State) -> Itera
             return
 
 
-@jax.jit
-def _zeros(space: Space) -> PyTree:
-    return space.pin(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), space.structure))
-
-
 def _no_draws(H: Operator) -> Moments:
-    return Moments(np.int32(0), H.place(_zeros(H.space)), H.place(_zeros(H.space)))
+    return Moments(np.int32(0), H.place(zeros(H.space)), H.place(zeros(H.space)))
 
 
 def _moments_of_state(H: Operator, state: Mapping[str, Any]) -> Moments:
