@@ -18,7 +18,7 @@ from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import Operator, no_finite_product
 from lla_jax.curvature.random_probes import map_probes, reserve_probes
 from lla_jax.curvature.sketches import AT_ONCE
-from lla_jax.curvature.space import Space
+from lla_jax.curvature.space import zeros
 from lla_jax.curvature.stopping import Round, State
 from lla_jax.curvature.units import Unit
 
@@ -111,30 +111,24 @@ def rounds(unit: Unit, key: jax.Array, max_products: int, state: State) -> Itera
 
     if state is not None:
         yield look()
-    while done < max_products and not trouble:
-        for piece in map_probes(_times, H, key, done, min((done // AT_ONCE + 1) * AT_ONCE, max_products), at_once):
-            size = len(jax.tree.leaves(piece)[0])
-            moments, count, sums = _merge(moments, piece)
-            del piece  # before the next draw
-            if count < size:
-                trouble = f"product {used + int(count) + 1} is not finite"
-            used, done, norms = used + size, done + size, (float(sums[0]), float(sums[1]))
-            num = int(moments.num)
-            unit.check(math.sqrt(norms[0] + norms[1] / num) if num else math.nan, used)
-            if not num:
-                raise no_finite_product(trouble)
-            yield look()
-            if trouble:
-                break
-
-
-@jax.jit
-def _zeros(space: Space) -> PyTree:
-    return space.pin(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), space.structure))
+    for piece in map_probes(_times, H, key, done, max_products, at_once):
+        size = len(jax.tree.leaves(piece)[0])
+        moments, count, sums = _merge(moments, piece)
+        del piece  # before the next draw
+        if count < size:
+            trouble = f"product {used + int(count) + 1} is not finite"
+        used, done, norms = used + size, done + size, (float(sums[0]), float(sums[1]))
+        num = int(moments.num)
+        unit.check(math.sqrt(norms[0] + norms[1] / num) if num else math.nan, used)
+        if not num:
+            raise no_finite_product(trouble)
+        yield look()
+        if trouble:
+            return
 
 
 def _no_draws(H: Operator) -> Moments:
-    return Moments(np.int32(0), H.place(_zeros(H.space)), H.place(_zeros(H.space)))
+    return Moments(np.int32(0), H.place(zeros(H.space)), H.place(zeros(H.space)))
 
 
 def _moments_of_state(H: Operator, state: Mapping[str, Any]) -> Moments:

@@ -30,6 +30,7 @@ from lla_jax.curvature.handing_over import handing_over
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product
 from lla_jax.curvature.probe import describe
 from lla_jax.curvature.projections import combine
+from lla_jax.curvature.space import zeros
 from lla_jax.curvature.symmetry import settle
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.directions import centres
@@ -161,9 +162,7 @@ def eigenpairs(
             if not s.known:
                 unit.check(np.nan, s.products)
                 raise no_finite_product(f"product {s.products} is not finite")
-            result = _finish(s, unit, goal, ended, recipe, after_step)
-            check()
-        return result
+            return _finish(s, unit, goal, ended, recipe, after_step)
 
     with deferred_interrupts() as check:
         result = adapt(settle(H, key) if state is None else units.of_state(H, state), key, compute)
@@ -234,11 +233,6 @@ def _ritz_vector(s: Search, ritz: Ritz, i: int, H: Operator) -> PyTree:
     return H.space.wait_for(_vector(coefficients, s.basis, shards=H.space.shards))
 
 
-@partial(jax.jit, static_argnames=("rows", "shards"))
-def _blank(vector: PyTree, *, rows: int, shards: Any) -> PyTree:
-    return sharding.constrain(jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), vector), shards)
-
-
 @partial(jax.jit, donate_argnums=0, static_argnames="shards")
 def _put(stacked: PyTree, vector: PyTree, i: Any, *, shards: Any) -> PyTree:
     return sharding.constrain(jax.tree.map(lambda q, x: q.at[i].set(x), stacked, vector), shards)
@@ -250,7 +244,7 @@ def _ritz_vectors(s: Search, ritz: Ritz, num: int, H: Operator, look: Callable[[
     for i in range(num):
         vector = _ritz_vector(s, ritz, i, H)
         look(i, vector)
-        stacked = _blank(vector, rows=num, shards=shards) if stacked is None else stacked
+        stacked = H.place(zeros(H.space, leading=(num,))) if stacked is None else stacked
         stacked = H.space.wait_for(_put(stacked, vector, np.int32(i), shards=shards))
     return stacked
 

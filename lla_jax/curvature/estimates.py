@@ -252,65 +252,83 @@ def _estimate(
     rounds: Callable[[Unit, State], Iterator[Round]], H: Operator, key: jax.Array, about: dict[str, Any], call: Call
 ) -> Estimate:
     """Take rounds until the standard error is small enough; warn if it never is."""
-    # fewer draws without any spread are believed where that cannot be luck, as it can with signs on a sparse matrix
     _progress.check_on_partial(call.on_partial)
-    sketch, rtol, max_products = stopping.method_of(about) != "hutchinson", call.rtol, call.max_products
-    rounding = 100 * float(jnp.finfo(H.dtype).eps) if sketch else -1.0
     room.check_fits(H, about["kind"], room.Memory(2, 2 * H.space.nbytes))  # before products are taken
     unit = settle(H, key) if call.resume is None else None
     recipe = about | {
-        "rtol": rtol,
-        "max_products": int(max_products),
+        "rtol": call.rtol,
+        "max_products": int(call.max_products),
         "key": recipes.fingerprint(key),
         "operator": describe(H),
     }
+    state: State = None
     if call.resume is not None:
         recipes.check_resume(call.resume, recipe, Estimate)
         if call.resume.state is None:
             return call.resume
-    state = None if call.resume is None else call.resume.state
-
-    def result(now: Round, **more: Any) -> Estimate:
-        found = recipe | {"products": now.products, "memory": now.memory.recipe()} | more
-        if now.value is not None:
-            found |= {"norm": now.mean, "norm_sem": now.sem}
-        mean, sem = now.value() if now.value else (now.mean, now.sem)
-        return Estimate(mean, sem, now.num, found)
-
-    def take(unit: Unit) -> Round:
-        now: Round | None = None
-        early = not sketch and rtol > 0 and max_products > 2 * LEAST_DRAWS
-
-        def hand_over(stopped: str) -> None:
-            if call.on_partial is not None and now is not None:
-                state = now.state() | {"unit": np.array(unit.size)}
-                more = {"complete": False, "converged": False, "stopped": stopped} | recipes.seal(state)
-                call.on_partial(replace(result(now.times(unit.size), **more), state=state))
-
-        with handing_over(call.progress, call.save_every, call.on_partial, hand_over) as report:
-            for now in rounds(unit, state):
-                interrupts.check_interrupt()
-                if call.progress is not None:
-                    error = float(now.sem / (rtol * abs(now.mean))) if rtol and now.mean else math.inf
-                    power = forecasts.SKETCHED if sketch else forecasts.INDEPENDENT
-                    total = forecasts.products_of_draws(now.products, error, power, max_products)
-                    expect_total(call.progress, total)
-                if report is not None:
-                    report(now.products, None)
-                if now.trouble or (now.whole and stopping.is_precise(now, rtol, rounding)):
-                    break
-                if early and now.num >= LEAST_DRAWS:
-                    stopping.say_early(recipe, now, rtol, max_products)
-                    early = False
-            interrupts.check_interrupt()
-        assert now is not None
-        return now.times(unit.size)
-
-    now = adapt(unit or units.of_state(H, state or {}), key, take)
-    converged = stopping.is_precise(now, rtol, rounding)
+        state = call.resume.state
+    now = adapt(
+        unit or units.of_state(H, state or {}), key, lambda unit: _take(rounds(unit, state), unit, recipe, call)
+    )
+    converged = stopping.is_precise(now, call.rtol, _rounding(recipe, H))
     if now.trouble or not converged:
-        warn_caller(stopping.shortfall(recipe, now, rtol))
-    return result(now, complete=True, converged=converged, stopped=now.trouble)
+        warn_caller(stopping.shortfall(recipe, now, call.rtol))
+    return _result(now, recipe, complete=True, converged=converged, stopped=now.trouble)
+
+
+def _take(rounds: Iterator[Round], unit: Unit, recipe: dict[str, Any], call: Call) -> Round:
+    """The last of the rounds that are taken, times the unit."""
+    now: Round | None = None
+    rtol, rounding = call.rtol, _rounding(recipe, unit.H)
+    early = not _is_sketch(recipe) and rtol > 0 and call.max_products > 2 * LEAST_DRAWS
+
+    def hand_over(stopped: str) -> None:
+        if call.on_partial is not None and now is not None:
+            state = now.state() | {"unit": np.array(unit.size)}
+            more = {"complete": False, "converged": False, "stopped": stopped} | recipes.seal(state)
+            call.on_partial(replace(_result(now.times(unit.size), recipe, **more), state=state))
+
+    with handing_over(call.progress, call.save_every, call.on_partial, hand_over) as report:
+        for now in rounds:
+            interrupts.check_interrupt()
+            _expect(now, recipe, call)
+            if report is not None:
+                report(now.products, None)
+            if now.trouble or (now.whole and stopping.is_precise(now, rtol, rounding)):
+                break
+            if early and now.num >= LEAST_DRAWS:
+                stopping.say_early(recipe, now, rtol, call.max_products)
+                early = False
+    assert now is not None
+    return now.times(unit.size)
+
+
+def _is_sketch(recipe: dict[str, Any]) -> bool:
+    return stopping.method_of(recipe) != "hutchinson"
+
+
+def _rounding(recipe: dict[str, Any], H: Operator) -> float:
+    """The relative error up to which fewer draws are believed; negative for none.
+
+    They are where having no spread cannot be luck, as it can with signs on a sparse matrix.
+    """
+    return 100 * float(jnp.finfo(H.dtype).eps) if _is_sketch(recipe) else -1.0
+
+
+def _expect(now: Round, recipe: dict[str, Any], call: Call) -> None:
+    """Tell the bar about how many products there will be."""
+    if call.progress is None:
+        return
+    error = float(now.sem / (call.rtol * abs(now.mean))) if call.rtol and now.mean else math.inf
+    power = forecasts.SKETCHED if _is_sketch(recipe) else forecasts.INDEPENDENT
+    expect_total(call.progress, forecasts.products_of_draws(now.products, error, power, call.max_products))
+
+
+def _result(now: Round, recipe: dict[str, Any], **more: Any) -> Estimate:
+    found = recipe | {"products": now.products, "memory": now.memory.recipe()} | more
+    if now.value is None:
+        return Estimate(now.mean, now.sem, now.num, found)
+    return Estimate(*now.value(), now.num, found | {"norm": now.mean, "norm_sem": now.sem})
 
 
 # --- probes
@@ -351,20 +369,18 @@ def _probe_rounds(
         with recipes.reading_state():
             forms, (used, at_once) = np.array(state["forms"], np.float64), map(int, state["counts"])
         yield now()
-    while len(forms) < max_products:
-        lo, hi = len(forms), min((len(forms) // AT_ONCE + 1) * AT_ONCE, max_products)
-        for piece in map_probes(_forms, unit.H, key, lo, hi, at_once):
-            new = np.asarray(piece, np.float64)
-            bad = np.flatnonzero(~np.isfinite(new).all(1))
-            trouble = f"product {used + int(bad[0]) + 1} is not finite" if len(bad) else None
-            used += len(new)
-            forms = np.concatenate([forms, new[: bad[0]] if len(bad) else new])
-            unit.check(float(forms[:, 1].max()) if len(forms) else math.nan, used)
-            if not len(forms):
-                raise no_finite_product(trouble)
-            yield now()
-            if trouble:
-                return
+    for piece in map_probes(_forms, unit.H, key, len(forms), max_products, at_once):
+        new = np.asarray(piece, np.float64)
+        bad = np.flatnonzero(~np.isfinite(new).all(1))
+        trouble = f"product {used + int(bad[0]) + 1} is not finite" if len(bad) else None
+        used += len(new)
+        forms = np.concatenate([forms, new[: bad[0]] if len(bad) else new])
+        unit.check(float(forms[:, 1].max()) if len(forms) else math.nan, used)
+        if not len(forms):
+            raise no_finite_product(trouble)
+        yield now()
+        if trouble:
+            return
 
 
 # --- sketches

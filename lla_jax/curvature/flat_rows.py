@@ -20,7 +20,7 @@ import numpy as np
 from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.types import PyTree
 from lla_jax.curvature.linear_operator import Operator
-from lla_jax.curvature.space import Space, draw
+from lla_jax.curvature.space import Space, draw, zeros
 
 PIECE = 4096  # entries of a vector in one matrix product
 PIECES = 64  # that are brought together at a time
@@ -89,7 +89,7 @@ def _put(space: Space, flat: Any, vector: PyTree, at: Any) -> tuple[Any, jax.Arr
 @partial(jax.jit, static_argnames="num")
 def _zeros(space: Space, *, num: int) -> Any:
     if space.shards is not None:
-        return (space.pin(jax.tree.map(lambda x: jnp.zeros((num, *x.shape), x.dtype), space.structure)),)
+        return (zeros(space, leading=(num,)),)
     return jnp.zeros((num, width(space.size)), space.dtype)
 
 

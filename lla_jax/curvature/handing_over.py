@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from lla_jax.core.interrupts import check_interrupt
 from lla_jax.curvature.units import OutOfRange
 from lla_jax.execution.progress import Progress, save_regularly
 
@@ -16,7 +17,8 @@ def handing_over(
 ) -> Iterator[Progress | None]:
     """A context that gives the callback for every step, and hands the partial result over if an exception ends it.
 
-    ``OutOfRange`` is no end: the computation starts again in another unit.
+    An interrupt that is remembered at the end, from the last step, is such an exception. ``OutOfRange`` is no end: the
+    computation starts again in another unit.
 
     Args:
       progress: as the caller of the computation gave it, and so are ``save_every`` and ``on_partial``.
@@ -27,6 +29,7 @@ def handing_over(
     report = save_regularly(progress, save_every, on_partial, lambda: hand_over("running"))
     try:
         yield report
+        check_interrupt()
     except OutOfRange:
         raise
     except BaseException:

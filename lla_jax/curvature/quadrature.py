@@ -172,7 +172,6 @@ def spectrum(
 
         with handing_over(progress, save_every, on_partial, hand_over) as report:
             _run_groups(s, H, key, recipe, after_step)
-            check()
         if not s.done.any():
             raise no_finite_product(f"product {s.products} is not finite")
         memory = {"vectors": s.logged * _rows(steps, scheme), "bytes": s.nbytes}

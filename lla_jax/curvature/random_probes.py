@@ -41,7 +41,8 @@ def map_probes(
 ) -> Iterator[T]:
     """Yield ``f(z, A z)`` of the probes numbered ``lo`` to ``hi - 1``, for a piece of them at a time.
 
-    If memory runs out, a piece is taken in halves. A Ctrl-C leaves out those that are computed.
+    A piece ends where a block of AT_ONCE ends, also if ``lo`` lies within one. If memory runs out, it is taken in
+    halves. A Ctrl-C leaves out those that are computed.
 
     Args:
       f: of stacked vectors (k, ...) and their products.
@@ -57,8 +58,10 @@ def map_probes(
             z = draw_probes(H, key, lo, hi)
             return interrupts.wait(f(z, H.products(z)))
 
-    for start in range(lo, hi, at_once):
-        yield from halve(compute, start, min(start + at_once, hi))
+    while lo < hi:
+        stop = min(lo + at_once, (lo // AT_ONCE + 1) * AT_ONCE, hi)
+        yield from halve(compute, lo, stop)
+        lo = stop
 
 
 def draw_probes(H: Operator, key: jax.Array, lo: int, hi: int) -> PyTree:

@@ -150,6 +150,12 @@ def vector_at(stacked: PyTree, i: Any) -> PyTree:
 take = jax.jit(vector_at)
 
 
+@partial(jax.jit, static_argnames="leading")
+def zeros(space: Space, *, leading: tuple[int, ...] = ()) -> PyTree:
+    """A vector of zeros, or with leading axes stacked vectors. Pure."""
+    return space.pin(jax.tree.map(lambda x: jnp.zeros((*leading, *x.shape), x.dtype), space.structure))
+
+
 @jax.jit
 def stack(space: Space, vectors: list[PyTree]) -> PyTree:
     """A list of k vectors as stacked vectors (k, ...). Pure."""

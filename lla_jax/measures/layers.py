@@ -20,19 +20,13 @@ from lla_jax.core.signatures import explained
 from lla_jax.core.standard_errors import standard_error
 from lla_jax.core.types import Execution, Loss, Path, PyTree, Select
 from lla_jax.curvature import eigen, forecasts, operators, random_probes, room, units
+from lla_jax.curvature.handing_over import handing_over
 from lla_jax.curvature.linear_operator import Operator
 from lla_jax.curvature.probe import describe
 from lla_jax.curvature.sketches import AT_ONCE
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution.keywords import accept_old
-from lla_jax.execution.progress import (
-    AskedProgress,
-    Progress,
-    check_on_partial,
-    expect_total,
-    save_regularly,
-    takes_progress,
-)
+from lla_jax.execution.progress import AskedProgress, Progress, check_on_partial, expect_total, takes_progress
 
 LEAST = 16  # probes before a standard error is believed
 COVERS = 2  # a trace within so many standard errors of zero may be zero
@@ -176,14 +170,10 @@ def per_layer(
     if resume is not None:
         recipes.check_resume(resume, recipe, Estimate)
         work.restore(resume)
-    report = save_regularly(progress, save_every, on_partial, lambda: work.hand_over("running"))
     fit, needed = eigen.steps_that_fit(H, "per_layer", work.steps or steps)
     work.steps = work.steps or fit
-    try:
+    with handing_over(progress, save_every, on_partial, work.hand_over) as report:
         return _rows(work, H, needed, blocks, keys, progress, report)
-    except BaseException:
-        work.hand_over("interrupted")
-        raise
 
 
 def _rows(
@@ -382,6 +372,7 @@ def _traces(
     work.at_once = work.at_once or at_once
     if not unit.settled or work.size != unit.size:
         work.begin(unit)
+    pieces = random_probes.map_probes(_per_leaf, H, key, work.used, most, work.at_once)
     while True:
         if work.used:
             unit.check(float(np.abs(work.forms).max()) if len(work.forms) else math.nan, work.used)
@@ -398,9 +389,7 @@ def _traces(
             reached = enough and bool(sem.max() <= rtol * np.abs(mean[:-1]).sum())
             if reached or work.used >= most or len(work.forms) < work.used:
                 break
-        stop = min(work.used + work.at_once, (work.used // AT_ONCE + 1) * AT_ONCE, most)
-        for piece in random_probes.map_probes(_per_leaf, H, key, work.used, stop, work.at_once):
-            work.add(np.asarray(piece, np.float64))
+        work.add(np.asarray(next(pieces), np.float64))
     num, mean, sem = len(work.forms), mean * unit.size, sem * unit.size
     if not reached:
         shares = "" if abs(mean[-1]) > COVERS * sem[-1] else f"; shares are NaN, as {_may_be_zero(mean[-1], sem[-1])}"

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -250,6 +251,22 @@ def test_interrupted_and_continued(scale, each, tmp_path, monkeypatch):
     assert len(parts[-1].state["ends"]) == 3  # nothing is lost
     assert numbers(call(save_every=1e-9, on_partial=parts.append)) == whole
     assert parts[-1].recipe["stopped"] == "running"
+
+
+def test_a_signal_in_the_last_step_hands_all_layers_over():
+    parts, told = [], []
+    given = {"steps": 3, "rtol": 1.0, "execution": ONE}
+    call = functools.partial(lla.per_layer, mlp_loss(), params(), dataset(), KEY, **given)
+    whole = call(progress=lambda *at: told.append(at))
+
+    def signal_at_the_end(*at):
+        if at == told[-1]:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        call(progress=signal_at_the_end, on_partial=parts.append)
+    assert [part.recipe["stopped"] for part in parts] == ["interrupted"]
+    assert len(parts[0].state["ends"]) == len(whole)
 
 
 def test_another_table_is_not_continued():
