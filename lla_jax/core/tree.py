@@ -355,6 +355,13 @@ def norm(tree: PyTree, order: int = 2) -> jax.Array:
 
 
 @jax.jit
+def largest(tree: PyTree) -> jax.Array:
+    """The largest magnitude of all entries, in the widest dtype of the leaves; NaN if there is one."""
+    leaves = jax.tree.leaves(tree)
+    return jnp.stack([jnp.abs(x).max(initial=0).astype(jnp.result_type(*leaves)) for x in leaves]).max()
+
+
+@jax.jit
 def axpy(alpha: Any, x: PyTree, y: PyTree) -> PyTree:
     """alpha x + y, leaf by leaf, in the dtype of y; ``alpha`` is a scalar."""
     return jax.tree.map(lambda a, b: (alpha * widen(a) + b).astype(jnp.result_type(b)), x, y)

@@ -137,7 +137,6 @@ class Operator(Algebra, abc.ABC):
         num = len(jax.tree.leaves(stacked)[0])
         if not num:
             raise Misuse("stacked", "has a leading axis of 0; it must hold at least one vector: pass some")
-        self._give_back()
         if not self.on_device:
             each = []
             with deferred_interrupts() as check:
@@ -145,6 +144,8 @@ class Operator(Algebra, abc.ABC):
                     check()
                     each.append(interrupts.wait(self.product(take(stacked, np.int32(i)))))
             return stack(self.space, each) if num > 1 else interrupts.wait(lift(self.space, each.pop()))
+
+        self._give_back()
 
         def compute(lo: int, hi: int) -> PyTree:
             some = stacked if hi - lo == num else jax.tree.map(lambda x: x[lo:hi], stacked)

@@ -117,9 +117,8 @@ def _signs_of_norm_1(space: Space, size: Any) -> PyTree:
 
 @jax.jit
 def _largest(product: PyTree) -> jax.Array:
-    """The largest magnitude of a product; 1 of zeros and of what is not finite."""
-    dtype = jnp.result_type(*jax.tree.leaves(product))
-    largest = jnp.stack([jnp.abs(x).max(initial=0).astype(dtype) for x in jax.tree.leaves(product)]).max()
+    """The largest magnitude of a product; 1 of zeros, and where there is a NaN."""
+    largest = _tree.largest(product)
     return jnp.where(largest > 0, largest, 1)
 
 

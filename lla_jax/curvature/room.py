@@ -44,9 +44,6 @@ class Memory(NamedTuple):
     vectors: int
     bytes: int
 
-    def in_mib(self) -> tuple[int, float]:
-        return self.vectors, self.bytes / 2**20
-
     def recipe(self) -> dict[str, int]:
         """The entry "memory" of a recipe."""
         return {"vectors": int(self.vectors), "bytes": int(self.bytes)}
@@ -235,5 +232,5 @@ def check_fits(H: Operator, name: str, memory: Memory) -> None:
 
 def say(name: str, H: Operator, memory: Memory, text: str) -> None:
     """Log what a computation takes, in the words that all of them use."""
-    free = H.memory()[1] / 2**20
-    log.info("%s: %s: %d vectors, %.1f MiB in all (%.0f MiB free)", name, text, *memory.in_mib(), free)
+    free, needed = H.memory()[1] / 2**20, memory.bytes / 2**20
+    log.info("%s: %s: %d vectors, %.1f MiB in all (%.0f MiB free)", name, text, memory.vectors, needed, free)

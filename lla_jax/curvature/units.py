@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import recipes
+from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.results import Spectrum
-from lla_jax.core.types import PyTree
 from lla_jax.curvature.space import draw_one
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ def find_unit(unit: Unit, size: float, products: int, key: jax.Array) -> Unit:
     H, sign = unit.H, 1 if size < 1 else -1
     vector = H.space.wait_for(H.place(draw_one(H.space, key, np.uint32(0), distribution="rademacher")))
     for power in (sign * _exponents(H), sign * (_exponents(H) // 2)):
-        largest = float(_largest(_divide(H, -power).product(vector)))
+        largest = float(_tree.largest(_divide(H, -power).product(vector)))
         products += 1
         if math.isfinite(largest) and largest > 0:
             exponent = math.frexp(largest)[1] // 2 - power
@@ -150,10 +150,3 @@ def _divide(H: Any, exponent: int) -> Any:
     else:
         scale = jax.tree.map(lambda s: s * np.asarray(factor, s.dtype), space.scale)
     return replace(H, space=replace(space, scale=H.place(jax.tree.map(jnp.asarray, scale))))
-
-
-@jax.jit
-def _largest(tree: PyTree) -> jax.Array:
-    """The largest magnitude of all entries; NaN if there is one."""
-    leaves = jax.tree.leaves(tree)
-    return jnp.stack([jnp.abs(x).max(initial=0).astype(jnp.result_type(*leaves)) for x in leaves]).max()

@@ -199,13 +199,10 @@ def _rows(
     room.say("per_layer", H, needed, f"eigenvalues of one of {len(blocks)} layers at a time")
 
     def compute(unit: Unit) -> tuple[list[Estimate], Estimate]:
-        return _traces(work, unit, keys[0], progress, report)
+        return _traces(work, unit, keys[0], needed, progress, report)
 
     start = Unit(H) if work.size is None else units.of_state(H, {"unit": np.array(work.size)})
     traces, total = adapt(start, keys[1], compute)
-    memory = traces[0].recipe["memory"]  # of all: the operator keeps its primal values besides
-    kept = H.recipe["plan"]["bytes"]
-    memory |= {"vectors": max(memory["vectors"], needed.vectors), "bytes": max(memory["bytes"], needed.bytes) + kept}
     leaves, structure = jax.tree.flatten(H.structure)
     for inside in work.member[len(work.ends) :]:
         mask = [np.broadcast_to(yes, x.shape) for x, yes in zip(leaves, inside, strict=True)]
@@ -356,7 +353,12 @@ class _Work:
 
 
 def _traces(
-    work: _Work, unit: Unit, key: jax.Array, progress: Progress | None, report: Progress | None
+    work: _Work,
+    unit: Unit,
+    key: jax.Array,
+    needed: room.Memory,
+    progress: Progress | None,
+    report: Progress | None,
 ) -> tuple[list[Estimate], Estimate]:
     """(the trace of every block, the trace of all blocks together); warns if they miss ``rtol``.
 
@@ -364,6 +366,7 @@ def _traces(
       work: what there is so far; the draws are added.
       unit: the Hessian with its unit.
       key: draws the probes.
+      needed: the memory of the eigenvalues of a layer, which are computed afterwards.
       progress: is told what to expect.
       report: called with (products so far, None).
     """
@@ -384,8 +387,8 @@ def _traces(
                 probes = forecasts.products_of_draws(max(work.used, LEAST), error, forecasts.INDEPENDENT, most)
                 expect_total(progress, probes + work.steps * len(work.member))
                 report(work.used, None)
-            whole = len(work.forms) % AT_ONCE == 0 or len(work.forms) == most
-            enough = whole and len(work.forms) >= min(LEAST, most)
+            full = len(work.forms) % AT_ONCE == 0 or len(work.forms) == most
+            enough = full and len(work.forms) >= min(LEAST, most)
             reached = enough and bool(sem.max() <= rtol * np.abs(mean[:-1]).sum())
             if reached or work.used >= most or len(work.forms) < work.used:
                 break
@@ -398,11 +401,13 @@ def _traces(
             f"trace: after {num} products the largest error is {sem.max():.2g}, and rtol={rtol:g} of the traces' sum, "
             f"{rtol * np.abs(mean[:-1]).sum():.2g}, is asked for: {reason}{shares}"
         )
+    kept = H.recipe["plan"]["bytes"]  # the operator's primal values, besides
+    whole = room.Memory(max(memory.vectors, needed.vectors), max(memory.bytes, needed.bytes) + kept)
     about = {
         "kind": "block trace",
         "method": "hutchinson",
         "products": work.used,
-        "memory": memory.recipe(),
+        "memory": whole.recipe(),
         "rtol": rtol,
         "converged": reached,
         "total": {"mean": float(mean[-1]), "sem": float(sem[-1])},

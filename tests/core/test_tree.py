@@ -102,6 +102,10 @@ class TestArithmetic:
         for got, want in zip(_tree.unstack(stacked), (self.a, self.b)):
             jax.tree.map(np.testing.assert_array_equal, got, want)
 
+    def test_the_largest_magnitude_is_nan_where_there_is_one(self):
+        assert _tree.largest({"a": np.float32([1, -3]), "b": np.float32(2), "c": np.zeros((0, 2), "f4")}) == 3
+        assert np.isnan(_tree.largest({"a": np.float32([1, np.nan]), "b": np.float32(2)}))
+
     def test_orthonormalize(self):
         dependent = jax.tree.map(lambda x, y: x - 2 * y, self.a, self.b)
         vectors = _tree.unstack(_tree.orthonormalize(_tree.stack([self.a, self.b, dependent, self.c])))
