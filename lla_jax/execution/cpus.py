@@ -24,8 +24,8 @@ def use_cpu_devices(num: int | None = None) -> int:
     """Give jax one CPU device per core, for landscapes on a CPU; call it before jax computes anything.
 
     It sets ``jax_num_cpu_devices`` in jax's configuration, for the whole process, and starts no device. Devices of
-    other kinds stay the default where there are some. Where ``XLA_FLAGS`` or the configuration has a number already, that
-    number stays. The command line has this layout by itself.
+    other kinds stay the default where there are some. Where ``XLA_FLAGS`` or the configuration has a number already,
+    that number stays. The command line has this layout by itself.
 
     Args:
       num: number of devices; by default the cores that the process may use.
