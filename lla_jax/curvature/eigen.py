@@ -326,6 +326,9 @@ def _warn(result: Eigenpairs) -> None:
         text = f"{found} after {result.products} products, and {asked}; raise max_products, or tol"
     elif recipe["stopped"]:
         text = f"{found}: it ends there, because {recipe['stopped']}"
+    elif np.isinf(result.residuals).any():
+        text = f"{found}: the operator is not what it was during the search, and products for the residuals are not "
+        text += "finite, or max_products leaves none; look for what changes from call to call, or raise max_products"
     else:
         computed = precision.types_at_work(recipe["operator"], [recipe["dtype"]])
         text = f"{found}, and {asked}, which is below the rounding of the products in {', '.join(computed)}; raise tol"
