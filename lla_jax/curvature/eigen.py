@@ -263,7 +263,8 @@ def _finish(s: Search, unit: Unit, goal: Goal, ended: str, recipe: Recipe, check
     H, tol = unit.H, goal.tol
     ritz = eigensearch.ritz_pairs(s, goal.which)
     num = min(goal.k, len(ritz.values))
-    values, errors, scale = ritz.values[:num], ritz.errors[:num], np.abs(ritz.values).max()
+    values = ritz.values[:num].astype(H.dtype).astype(np.float64)  # the digits that the products have
+    errors, scale = ritz.errors[:num], np.abs(ritz.values).max()
     apart = residuals.disagreement(s, ritz, num, H, checks.key)
     products = s.products + 1
     checks.after_step(products)
