@@ -24,7 +24,7 @@ from lla_jax.curvature import eigen, estimates, operators, quadrature
 from lla_jax.directions import combining, derived
 from lla_jax.execution import processes
 from lla_jax.measures import layers
-from lla_jax.output import kept
+from lla_jax.output import kept, storage
 from lla_jax.output.words import CurvatureResults, describe, plain_data
 
 ENDS = ("first eigenvector", "last eigenvector")
@@ -125,18 +125,30 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
 
 def eigenpairs(operator: Any, params: PyTree, options: HessianOptions, name: str = "eigenpairs") -> Eigenpairs:
     """The ``options.top`` eigenpairs, from ``name.npz``, which may hold more, or computed and kept there."""
-    k = options.top
+    k, start = options.top, None if options.start is None else _start(options.start, params)
+    compute = partial(eigen.eigenpairs, operator, _key(options, 0), k, which=options.which, tol=options.tol)
+    settings = {"which": options.which, "tol": f"{options.tol:g}", "no-copies": "yes" if options.no_copies else "no"}
     pairs = kept.result(
         options.out / f"{name}.npz",
         operator,
-        partial(eigen.eigenpairs, operator, _key(options, 0), k, which=options.which, tol=options.tol),
-        {**hessian_settings(options), "which": options.which, "tol": f"{options.tol:g}"},
+        partial(compute, copies=not options.no_copies, start=start),
+        {**hessian_settings(options), **settings, "start": str(options.start or "random vectors")},
         unfinished={"number of eigenpairs": str(k)},
         accept=lambda pairs: pairs.num >= k,
         like=params,
         **_result_options(options),
     )
     return replace(pairs, values=pairs.values[:k], residuals=pairs.residuals[:k], vectors=pairs.vectors[:k])
+
+
+def _start(path: Path, params: PyTree) -> Eigenpairs:
+    """The eigenpairs in the file that --start names."""
+    if not path.is_file():
+        raise mistake("start", path, "a file of eigenpairs, such as eigenpairs.npz of another --out")
+    pairs = storage.load(path, like=params)
+    if not isinstance(pairs, Eigenpairs):
+        raise mistake("start", path, f"a file of eigenpairs, such as eigenpairs.npz, and holds {type(pairs).__name__}")
+    return pairs
 
 
 def spectrum(operator: Any, options: HessianOptions) -> Spectrum:

@@ -145,6 +145,11 @@ class HessianOptions:
     """Which eigenpairs: of largest magnitude, the largest, or the smallest (most negative)."""
     tol: float = 1e-3
     """Largest residual |Hv - lambda v| of an eigenpair, relative to the largest eigenvalue."""
+    no_copies: bool = False
+    """Do not look for further copies of the eigenvalues found: about a quarter fewer products, and a repeated
+    eigenvalue is found once."""
+    start: Annotated[Path | None, _optional("FILE", "random vectors")] = None
+    """Eigenpairs to begin with, such as eigenpairs.npz of an earlier checkpoint; fewer products if little changed."""
     steps: int = 100
     """Lanczos steps per probe of the spectral density."""
     probes: int = 4

@@ -155,8 +155,8 @@ class Eigenpairs:
       values: (k,) float64, in the order asked for.
       vectors: k ``Directions`` of unit norm over all parameters (zero outside of a selection), or None if the operator
         does not act on parameters.
-      residuals: (k,) float64, ||H v - lambda v|| from one more product, plus rounding: some exact eigenvalue is no
-        farther than that from the one in ``values``.
+      residuals: (k,) float64, ||H v - lambda v||, confirmed by one more product, plus rounding: some exact
+        eigenvalue is no farther than that from the one in ``values``.
       products: number of products with the operator that were used.
       recipe: operator, which, tol, whether all converged; JSON-able.
       state: arrays from which an interrupted computation continues; None in a finished result.
