@@ -106,9 +106,9 @@ def sums_at_points(
         return packed
 
     if plan.share and states is None:
-        shared = rewriting.share_affine(lambda p: sums(p, loss.state), params, directions)
+        shared = rewriting.share_affine(lambda p: sums(p, loss.state), params, directions, plan.loop == "map")
         return plans.map_points(shared, coords, plan.loop)
-    sums_of = rewriting.rewrite_for_values(sums) if values_only else sums
+    sums_of = rewriting.rewrite_for_values(sums, plan.loop == "map") if values_only else sums
     if states is None:
         return plans.map_points(lambda c: sums_of(at(c), loss.state), coords, plan.loop)
     return plans.map_points(lambda point: sums_of(at(point[0]), point[1]), (coords, states), plan.loop)
