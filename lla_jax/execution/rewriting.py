@@ -112,10 +112,11 @@ class _AtPoint:
     """A value that is computed at every point."""
 
 
-def _propagate(eqn: Any, values: list[Any]) -> list[Any] | None:
+def _propagate(eqn: Any, values: list[Any], evaluate: Callable[[Any, list[Any]], list[Any]]) -> list[Any] | None:
     """The affine results of an equation with affine inputs, or None if it has to be evaluated at every point.
 
     It has to if it is not linear in these inputs, might divide by 0, or rounds its results to fewer digits.
+    ``evaluate`` gives the results of the equation for one part of the inputs.
     """
     name = eqn.primitive.name
     varying = [isinstance(v, _Affine) for v in values]
@@ -135,7 +136,7 @@ def _propagate(eqn: Any, values: list[Any]) -> list[Any] | None:
     else:
         return None
     num_parts = next(len(v.parts) for v in values if isinstance(v, _Affine))
-    results = [bind(eqn, [_part(v, i) for v in inputs]) for i in range(num_parts)]
+    results = [evaluate(eqn, [_part(v, i) for v in inputs]) for i in range(num_parts)]
     return [_Affine(parts) for parts in zip(*results, strict=True)]
 
 
@@ -161,7 +162,7 @@ def _widens(eqn: Any) -> bool:
 
 
 def share_affine(
-    f: Callable[[PyTree], Any], params: PyTree, directions: PyTree, join: bool = True
+    f: Callable[[PyTree], Any], params: PyTree, directions: PyTree, for_cpu: bool = False, join: bool = True
 ) -> Callable[[Any], Any]:
     """Make ``h(coord) = f(params + sum_i coord_i d_i)``; values that are affine in ``coord`` are computed here, once.
 
@@ -169,6 +170,7 @@ def share_affine(
       f: a traceable function of the parameters.
       params: the centre.
       directions: the stacked tree, leading axis k.
+      for_cpu: whether the program gets the forms of ``rewrite_for_values``.
       join: as in ``rewrite_for_values``.
 
     Returns:
@@ -176,13 +178,14 @@ def share_affine(
       differentiated, because custom derivative rules are lost.
     """
     closed, shape = jax.make_jaxpr(f, return_shape=True)(params)
+    evaluate = functools.partial(_evaluate_fast, join=join) if for_cpu else bind
     at_points: list[tuple[Any, list[Any], list[_AtPoint]]] = []
 
     def share(eqn: Any, values: list[Any]) -> Sequence[Any]:
         if not any(isinstance(value, _Affine | _AtPoint) for value in values):
             return bind(eqn, values)
         if not any(isinstance(value, _AtPoint) for value in values):
-            results = _propagate(eqn, values)
+            results = _propagate(eqn, values, evaluate)
             if results is not None:
                 return results
         later = [_AtPoint() for _ in eqn.outvars]
@@ -201,7 +204,7 @@ def share_affine(
             return known[shared] if isinstance(shared, _Affine | _AtPoint) else shared
 
         for eqn, values, results in at_points:
-            known.update(zip(results, _evaluate_fast(eqn, [value(x) for x in values], join), strict=True))
+            known.update(zip(results, evaluate(eqn, [value(x) for x in values]), strict=True))
         return jax.tree.unflatten(jax.tree.structure(shape), [value(x) for x in outputs])
 
     return at

@@ -95,7 +95,7 @@ def _fastest_plan(job: Job, most: int) -> Plan:
             uncut=task.couples_examples,
             sharable=task.rule.affine and job.momenta is None and _single_or_double(job.params),
             scannable="conv_general_dilated" not in primitives,
-            on_cpu=job.mesh.devices.flat[0].platform == "cpu",
+            on_cpu=devices.on_cpu(job.mesh),
         )
 
     def seconds(plan: Plan) -> float:
