@@ -26,7 +26,7 @@ from lla_jax.core.types import Batch, PyTree
 from lla_jax.curvature import matrices
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.space import Space
-from lla_jax.execution import plans
+from lla_jax.execution import plans, rewriting
 from lla_jax.execution.devices import GRID
 
 
@@ -120,6 +120,7 @@ def _block_sums(by: Multiplier, common: Common, block: Any, v: PyTree) -> tuple[
     matrix, mesh = by.matrix, by.mesh
     assert matrix is not None
     assert mesh is not None
+    fast: Callable[[Any], Any] = rewriting.rewrite_products if matrix.lowered else lambda f: f
 
     def with_device_axis(sums: Any) -> Any:
         return jax.tree.map(lambda x: x[None], sums) if mesh.size > 1 else sums
@@ -127,7 +128,7 @@ def _block_sums(by: Multiplier, common: Common, block: Any, v: PyTree) -> tuple[
     def apply_maps(block: Linearized, v: PyTree) -> Any:
         local = jax.tree.map(lambda x: x[0], block) if mesh.size > 1 else block
         with differentiated():
-            return with_device_axis(_sum_over(lambda each: (each.map(v), each.sums), local))
+            return with_device_axis(_sum_over(lambda each: (fast(each.map)(v), each.sums), local))
 
     def recompute(common: Common, starts: Any, v: PyTree) -> Any:
         start_of = matrices.part(common.params, matrix.leaf_mask)
@@ -136,7 +137,7 @@ def _block_sums(by: Multiplier, common: Common, block: Any, v: PyTree) -> tuple[
             rows = _local_block(common, start, block.size, mesh)
             g = matrices.gradient_map(matrix, common.loss, common.params, rows, common.key)
             with differentiated():
-                _, product, sums = jax.jvp(g, (start_of,), (v,), has_aux=True)
+                _, product, sums = fast(lambda v: jax.jvp(g, (start_of,), (v,), has_aux=True))(v)
             return product, sums
 
         return with_device_axis(_sum_over(one, starts))

@@ -22,6 +22,7 @@ import numpy as np
 from lla_jax.core import precision
 from lla_jax.core.jaxprs import JITS, bind, equations, interpret
 from lla_jax.core.types import PyTree
+from lla_jax.execution import convolutions
 
 
 class Profile(NamedTuple):
@@ -114,10 +115,11 @@ class _AtPoint:
     """A value that is computed at every point."""
 
 
-def _propagate(eqn: Any, values: list[Any]) -> list[Any] | None:
+def _propagate(eqn: Any, values: list[Any], evaluate: Callable[[Any, list[Any]], list[Any]]) -> list[Any] | None:
     """The affine results of an equation with affine inputs, or None if it has to be evaluated at every point.
 
     It has to if it is not linear in these inputs, might divide by 0, or rounds its results to fewer digits.
+    ``evaluate`` gives the results of the equation for one part of the inputs.
     """
     name = eqn.primitive.name
     varying = [isinstance(v, _Affine) for v in values]
@@ -137,7 +139,7 @@ def _propagate(eqn: Any, values: list[Any]) -> list[Any] | None:
     else:
         return None
     num_parts = next(len(v.parts) for v in values if isinstance(v, _Affine))
-    results = [bind(eqn, [_part(v, i) for v in inputs]) for i in range(num_parts)]
+    results = [evaluate(eqn, [_part(v, i) for v in inputs]) for i in range(num_parts)]
     return [_Affine(parts) for parts in zip(*results, strict=True)]
 
 
@@ -162,26 +164,31 @@ def _widens(eqn: Any) -> bool:
     return jnp.issubdtype(new, jnp.floating) and all(jnp.promote_types(old, new) == new for old in dtypes)
 
 
-def share_affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Callable[[Any], Any]:
+def share_affine(
+    f: Callable[[PyTree], Any], params: PyTree, directions: PyTree, for_cpu: bool = False, join: bool = True
+) -> Callable[[Any], Any]:
     """Make ``h(coord) = f(params + sum_i coord_i d_i)``; values that are affine in ``coord`` are computed here, once.
 
     Args:
       f: a traceable function of the parameters.
       params: the centre.
       directions: the stacked tree, leading axis k.
+      for_cpu: whether the program gets the forms of ``rewrite_for_values``.
+      join: as in ``rewrite_for_values``.
 
     Returns:
       ``h(coord)`` with ``coord`` of shape (k,), to be mapped over points inside the same trace. It must not be
       differentiated, because custom derivative rules are lost.
     """
     closed, shape = jax.make_jaxpr(f, return_shape=True)(params)
+    evaluate = functools.partial(_evaluate_fast, join=join) if for_cpu else bind
     at_points: list[tuple[Any, list[Any], list[_AtPoint]]] = []
 
     def share(eqn: Any, values: list[Any]) -> Sequence[Any]:
         if not any(isinstance(value, _Affine | _AtPoint) for value in values):
             return bind(eqn, values)
         if not any(isinstance(value, _AtPoint) for value in values):
-            results = _propagate(eqn, values)
+            results = _propagate(eqn, values, evaluate)
             if results is not None:
                 return results
         later = [_AtPoint() for _ in eqn.outvars]
@@ -200,7 +207,7 @@ def share_affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree)
             return known[shared] if isinstance(shared, _Affine | _AtPoint) else shared
 
         for eqn, values, results in at_points:
-            known.update(zip(results, _evaluate_fast(eqn, [value(x) for x in values]), strict=True))
+            known.update(zip(results, evaluate(eqn, [value(x) for x in values]), strict=True))
         return jax.tree.unflatten(jax.tree.structure(shape), [value(x) for x in outputs])
 
     return at
@@ -211,20 +218,31 @@ def share_affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree)
 SLICES_MOST = 16  # entries of the largest pooling window that becomes slices
 
 
-def rewrite_for_values(f: Callable[..., Any]) -> Callable[..., Any]:
+def rewrite_for_values(f: Callable[..., Any], join: bool = True) -> Callable[..., Any]:
     """Give max pooling and convolutions in ``f`` a form that is fast on a CPU; the values are equal to rounding.
 
     The new function must not be differentiated, because custom derivative rules are lost. Where there is nothing to
     rewrite it calls ``f`` itself.
+
+    Args:
+      f: a traceable function.
+      join: whether convolutions with few channels compute several pixels as channels of one, which pays unless the
+        new function is batched over weights.
     """
 
     def g(*args: Any) -> Any:
         closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
-        if not any(_sliceable(eqn) or _channels_elsewhere(eqn) for eqn in equations(closed.jaxpr, loops=False)):
+        found = equations(closed.jaxpr, loops=False)
+        if not any(_sliceable(x) or convolutions.channels_elsewhere(x) or (join and _joinable(x)) for x in found):
             return f(*args)
-        return jax.tree.unflatten(jax.tree.structure(shape), interpret(closed, jax.tree.leaves(args), _evaluate_fast))
+        evaluate = functools.partial(_evaluate_fast, join=join)
+        return jax.tree.unflatten(jax.tree.structure(shape), interpret(closed, jax.tree.leaves(args), evaluate))
 
     return g
+
+
+def _joinable(eqn: Any) -> bool:
+    return convolutions.pixels_to_join(eqn) > 1
 
 
 def _sliceable(eqn: Any) -> bool:
@@ -232,58 +250,45 @@ def _sliceable(eqn: Any) -> bool:
     return name == "reduce_window_max" and np.prod(window) <= SLICES_MOST and _tiles(eqn)
 
 
-def _evaluate_fast(eqn: Any, values: Sequence[Any]) -> list[Any]:
+def _evaluate_fast(eqn: Any, values: Sequence[Any], join: bool) -> list[Any]:
     """The results of an equation: a convolution is done with channels last, max pooling as the maximum of slices.
 
-    XLA joins the strided slices and the operations before them into one loop over several entries at a time.
+    XLA joins the strided slices and the operations before them into one loop over several entries at a time. With
+    ``join``, a convolution with few channels computes several pixels as channels of one.
     """
-    if _channels_elsewhere(eqn):
-        return [_channels_last(eqn, *values)]
+    pixels = convolutions.pixels_to_join(eqn) if join else 1
+    if pixels > 1 or convolutions.channels_elsewhere(eqn):
+        return [convolutions.channels_last(eqn, values[0], values[1], pixels)]
     if not _sliceable(eqn):
         return bind(eqn, values)
     window, (x,) = eqn.params["window_dimensions"], values
     return [functools.reduce(jax.lax.max, (jax.lax.slice(x, at, x.shape, window) for at in np.ndindex(*window)))]
 
 
-def _channels_elsewhere(eqn: Any) -> bool:
-    """Whether an equation is a convolution that gets faster by putting its channels last.
+# --- convolution, for values and derivatives
 
-    A convolution that has them last, has one filter set per channel (depthwise), or runs over volumes does not.
+
+def rewrite_products(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Give convolutions with few channels in ``f``, such as those that differentiation made, their form for a CPU.
+
+    The values are equal to rounding, and the new function is differentiable like ``f``: the insides of loops and
+    custom rules stay as they are. Where there is nothing to rewrite it calls ``f`` itself.
     """
-    if eqn.primitive.name != "conv_general_dilated" or eqn.params.get("out_sharding") is not None:
-        return False
-    p, last = eqn.params, eqn.invars[0].aval.ndim - 1
-    numbers, kernel = p["dimension_numbers"], eqn.invars[1].aval.shape
-    if p["batch_group_count"] > 1 or last > 3 or (p["feature_group_count"] > 1 and kernel[numbers.rhs_spec[1]] == 1):
-        return False
-    return (numbers.lhs_spec[1], numbers.out_spec[1], numbers.rhs_spec[:2]) != (last, last, (last, last - 1))
 
+    def rule(eqn: Any, values: list[Any]) -> list[Any]:
+        pixels = convolutions.pixels_to_join(eqn)
+        return [convolutions.channels_last(eqn, values[0], values[1], pixels)] if pixels > 1 else bind(eqn, values)
 
-def _channels_last(eqn: Any, images: Any, kernel: Any) -> Any:
-    """A convolution done with its channels on the last axes; XLA does so by itself on a CPU, except inside loops."""
-    numbers, axes = eqn.params["dimension_numbers"], range(1, images.ndim - 1)
-    last = jax.lax.ConvDimensionNumbers(
-        (0, images.ndim - 1, *axes),
-        (images.ndim - 1, images.ndim - 2, *(i - 1 for i in axes)),
-        (0, images.ndim - 1, *axes),
-    )
-    with eqn.ctx.manager:
-        product = eqn.primitive.bind(
-            jnp.transpose(images, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])),
-            jnp.transpose(kernel, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])),
-            **(eqn.params | {"dimension_numbers": last}),
-        )
-    return _from_channels_last(product, numbers.out_spec)
+    def g(*args: Any) -> Any:
+        closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
+        if not any(map(_joinable, equations(closed.jaxpr, loops=False))):
+            return f(*args)
+        return jax.tree.unflatten(jax.tree.structure(shape), interpret(closed, jax.tree.leaves(args), rule, JITS))
 
-
-def _from_channels_last(x: Any, spec: Sequence[int]) -> Any:
-    """Transpose an array (examples, *space, channels); ``spec`` has the new axes of examples, channels and *space."""
-    return jnp.transpose(x, np.argsort((spec[0], *spec[2:], spec[1])).tolist())
+    return g
 
 
 # --- max pooling and convolution of the data, for derivatives
-
-PATCH_MOST = 75  # entries of the largest patch, such as 5 x 5 x 3: for larger ones XLA's convolution is as fast
 
 
 class _Moving:
@@ -321,46 +326,13 @@ def _evaluate_for_derivatives(eqn: Any, inputs: list[Any]) -> list[Any]:
     """The results of an equation in its faster form; they are wrapped as ``_Moving`` if an input is."""
     moving = [isinstance(x, _Moving) for x in inputs]
     values = [x.value if isinstance(x, _Moving) else x for x in inputs]
-    if eqn.primitive.name == "conv_general_dilated" and not moving[0] and _patchable(eqn):
-        results = [_patch_product(eqn, *values)]
+    if not moving[0] and convolutions.is_patchable(eqn):
+        results = [convolutions.patch_product(eqn, *values)]
     elif eqn.primitive.name == "reduce_window_max" and _tiles(eqn):
         results = [_choose_largest(values[0], eqn.params["window_dimensions"])]
     else:
         results = bind(eqn, values)
     return [_Moving(x) for x in results] if any(moving) else results
-
-
-def _patchable(eqn: Any) -> bool:
-    p, kernel = eqn.params, eqn.invars[1].aval.shape
-    spec = p["dimension_numbers"].rhs_spec  # (output, input, *spatial) axes of the kernel
-    plain = p["feature_group_count"] == p["batch_group_count"] == 1 and set(p["lhs_dilation"]) == {1}
-    return plain and len(spec) == 4 and np.prod(kernel) // kernel[spec[0]] <= PATCH_MOST
-
-
-def _patch_product(eqn: Any, images: Any, kernel: Any) -> Any:
-    p = eqn.params
-    numbers, strides, dilation = p["dimension_numbers"], p["window_strides"], p["rhs_dilation"]
-    x = jnp.transpose(images, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
-    w = jnp.transpose(kernel, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
-    zero = jnp.zeros((), x.dtype)
-    x = jax.lax.pad(x, zero, ((0, 0, 0), *((low, high, 0) for low, high in p["padding"]), (0, 0, 0)))
-    height, width = w.shape[:2]
-    out = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(x.shape[1:3], dilation, w.shape[:2], strides)]
-
-    def window(i: int, j: int) -> Any:
-        starts = (i * dilation[0], j * dilation[1])
-        ends = [a + (n - 1) * s + 1 for a, n, s in zip(starts, out, strides)]
-        return jax.lax.slice(x, (0, *starts, 0), (x.shape[0], *ends, x.shape[3]), (1, *strides, 1))
-
-    patches = jnp.concatenate([window(i, j) for i in range(height) for j in range(width)], -1)
-    product = jax.lax.dot_general(
-        patches,
-        w.reshape(-1, w.shape[3]),
-        (((3,), (0,)), ((), ())),
-        precision=p["precision"],
-        preferred_element_type=p["preferred_element_type"],
-    )  # (examples, height, width, filters)
-    return _from_channels_last(product, numbers.out_spec)
 
 
 def _tiles(eqn: Any) -> bool:
