@@ -38,6 +38,7 @@ from lla_jax.execution.cpus import use_cpu_devices as use_cpu_devices
 from lla_jax.landscape.evaluation import evaluate as evaluate
 from lla_jax.landscape.grids import grid as grid
 from lla_jax.landscape.modes import all_modes as all_modes
+from lla_jax.landscape.refinement import refine as refine
 from lla_jax.landscape.sweeps import sweep as sweep
 from lla_jax.measures import layers as layers
 from lla_jax.measures.convexity_map import convexity as convexity
