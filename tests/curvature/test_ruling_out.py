@@ -41,7 +41,7 @@ def test_a_value_far_from_those_found_is_not_overlooked_for_long():
         values = np.linalg.eigvalsh(np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1))
         for which, ends in (("largest", values[::-1]), ("smallest", values)):
             if not ruling_out.overlooks(alphas, betas, ends[:1], which, N):
-                assert np.isclose(ends[0], 3 if which == "largest" else -2, rtol=0.1)
+                assert abs(ends[0] - 1) > 0.5  # not one of the many
         if s == 12:
             wanted = values[np.argsort(-np.abs(values))][:2]
             assert not ruling_out.overlooks(alphas, betas, wanted, "magnitude", N)
