@@ -470,10 +470,10 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
 def rounding(H: Operator, times: float) -> float:
     """The rounding error of a product, relative to the largest eigenvalue.
 
-    It is ``times`` eps of the vectors' dtype, or eps of the types in which the loss is computed if that is larger.
+    It is ``times`` eps of the vectors' dtype, or eps of the types in which the loss is computed, or of the operands of
+    its matrix products, if that is larger.
     """
-    computed = precision.types_at_work(H.recipe)
-    return max([times * float(jnp.finfo(H.dtype).eps), *(float(jnp.finfo(name).eps) for name in computed)])
+    return max(times * float(jnp.finfo(H.dtype).eps), precision.eps_at_work(H.recipe))
 
 
 def check_start(start: Any) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from lla_jax.core import interrupts, remembering
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
 from lla_jax.core.data import cuts
+from lla_jax.core.operands import check_precision
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Execution, PyTree
 from lla_jax.execution.devices import is_out_of_memory
@@ -73,6 +74,7 @@ def check_for_landscape(execution: Execution) -> None:
         if not isinstance(value, str) or value != "auto":
             check_integer(f"execution.{name}", value, remedy='or "auto"')
     check_choice("execution.loop", execution.loop, ("auto", "vmap", "map"))
+    check_precision(execution.precision)
     for name in ("share", "scan"):
         check_choice(f"execution.{name}", getattr(execution, name), ("auto", True, False))
 
@@ -84,6 +86,7 @@ def check_for_operator(execution: Execution) -> None:
     """
     readers = "landscapes (lla.evaluate, lla.sweep, lla.all_modes)"
     _check_fields(execution, LANDSCAPE_FIELDS, "an operator", readers)
+    check_precision(execution.precision)
     check_choice("execution.linearize", execution.linearize, ("auto", True, False))
     check_choice("execution.processes", execution.processes, ("all", "own"))
 

@@ -85,7 +85,8 @@ def _fastest_plan(job: Job, most: int) -> Plan:
             block = losses.block_at(batch, 0, few, few, 0)
             return kernels.sums_at_points(job.loss, centre, block, task.formula, Plan(1, few, "map", False))
 
-        nbytes, primitives, _ = rewriting.profile(one, job.params, job.first_piece.batch)
+        device = job.mesh.devices.flat[0]
+        nbytes, primitives, *_ = rewriting.profile(one, job.params, job.first_piece.batch, device=device)
         return plans.candidates(
             task.execution,
             points=points,

@@ -253,24 +253,25 @@ def _check_spread(landscape: Landscape) -> None:
         )
         return
     entry = landscape.recipe.get("precision", {})
-    digits = entry.get("bits", precision.SINGLE)
+    coarse = precision.find_coarse(entry)
     if entry.get("lost", 0) > precision.LOST_MOST:
         return  # said already
-    if digits >= precision.SINGLE:
+    if coarse is None:
         return
+    digits = entry["bits"]
     rounding = 2.0**-digits * max(abs(low), abs(high))
     if high - low <= rounding:
         warn_caller(
-            f"loss: its values differ by {high - low:.2g}, which {entry['lowest']} ({digits} significant bits), in "
-            "which the network computes, does not resolve; build the network in float32, or take a larger extent"
+            f"loss: its values differ by {high - low:.2g}, which {coarse.name} ({digits} significant bits), in which "
+            f"{coarse.who}, does not resolve; {coarse.remedy}, or take a larger extent"
         )
     elif any(len(axis) > 2 for axis in landscape.coords):
         bend = _bend(loss, landscape.coords)
         if bend <= RESOLVED * rounding:
             warn_caller(
-                f"loss: {entry['lowest']} ({digits} significant bits), in which the network computes, does not resolve "
-                f"the curvature of the loss on this grid, which bends by {bend:.2g} over the whole of an axis at most, "
-                f"beside a rounding of {rounding:.1g}; build the network in float32, or take a larger extent"
+                f"loss: {coarse.name} ({digits} significant bits), in which {coarse.who}, does not resolve the "
+                f"curvature of the loss on this grid, which bends by {bend:.2g} over the whole of an axis at most, "
+                f"beside a rounding of {rounding:.1g}; {coarse.remedy}, or take a larger extent"
             )
 
 

@@ -400,8 +400,7 @@ def _three_points(x: np.ndarray, y: np.ndarray, at: int, reach: int) -> _Parabol
 
 
 def _eps(plane: Landscape) -> float:
-    types = precision.types_at_work(plane.recipe, ["float32"])
-    return max(float(jnp.finfo(name).eps) for name in types)
+    return precision.eps_at_work(plane.recipe, ["float32"])
 
 
 def _notes_on_grid(

@@ -205,7 +205,7 @@ def test_a_loss_is_traced_once():
 
     loss = dataclasses.replace(loss, apply=apply)
     for _ in range(3):
-        assert digits.trace(loss, params(), DATA, 5, False) == digits.Traced("float32", True)
+        assert digits.trace(loss, params(), DATA, 5, FORMULA, CPU) == digits.Traced("float32", 24, True)
     assert len(count) == 1
     assert not digits.trace(
         lla.Loss(lambda p, s, b, t: (b[0], s), lambda o, b: o[:, 0]), params(), DATA, 5, False
