@@ -98,11 +98,11 @@ def sums_at_points(
     """
     _check_points(points)
     with jax.default_matmul_precision(formula.precision):
-        return _sums_at_points(loss, points, block, formula, plan, values_only)
+        return _sums_at_points(loss, points, block, formula, plan, for_cpu)
 
 
 def _sums_at_points(
-    loss: Loss, points: Points, block: _losses.Block, formula: Formula, plan: Plan, values_only: bool
+    loss: Loss, points: Points, block: _losses.Block, formula: Formula, plan: Plan, for_cpu: bool
 ) -> dict[str, Any]:
     params, directions, coords, states = points
     at = functools.partial(params_at, formula.rule, params, directions)
