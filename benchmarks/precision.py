@@ -19,7 +19,7 @@ from typing import Any
 from harness import measure
 
 PLATFORMS = {"tpu": "TPU: bfloat16", "gpu": "GPU: TensorFloat-32"}
-SETTINGS = {"default": ("#d55e00", "o-"), "high": ("#f0e442", "^--"), "highest": ("#0072b2", "s-")}
+SETTINGS = {"default": ("#d55e00", "o-"), "high": ("#009e73", "^--"), "highest": ("#0072b2", "s-")}
 """A colour, a marker and a line for each setting: on a GPU two of them lie on each other."""
 
 DIRECTIONS, DISTANCES, READABLE = 8, 13, 0.1  # noise of this share of the rise can be seen
