@@ -20,7 +20,7 @@ from lla_jax.core import interrupts, losses
 from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.remembering import remember
 from lla_jax.core.text import duration
-from lla_jax.core.types import Batch, PyTree, Recipe
+from lla_jax.core.types import Batch, Loss, PyTree, Recipe
 from lla_jax.execution import devices, plans, rewriting
 from lla_jax.execution.plans import Plan
 from lla_jax.landscape import kernels
@@ -90,13 +90,13 @@ def propose(job: Job, points: int) -> list[Plan]:
     # enough examples for their values to be larger than the weights
     few = rows if task.couples_examples else min(256, rows)
 
-    def one(params: PyTree, batch: Batch) -> Any:
-        centre = Points(params, job.directions, np.zeros((1, len(job.coords)), np.float32))
+    def one(loss: Loss, params: PyTree, directions: PyTree, batch: Batch) -> Any:
+        centre = Points(params, directions, np.zeros((1, len(job.coords)), np.float32))
         block = losses.block_at(batch, 0, few, few, 0)
-        return kernels.sums_at_points(job.loss, centre, block, task.formula, Plan(1, few, "map", False))
+        return kernels.sums_at_points(loss, centre, block, task.formula, Plan(1, few, "map", False))
 
-    device = job.mesh.devices.flat[0]
-    nbytes, primitives, *_ = rewriting.profile(one, job.params, job.first_piece.batch, device=device)
+    device, arguments = job.mesh.devices.flat[0], (job.loss, job.params, job.directions, job.first_piece.batch)
+    nbytes, primitives, *_ = rewriting.profile(one, *arguments, device=device)
     return plans.candidates(
         task.execution,
         points=points,
