@@ -34,11 +34,13 @@ from lla_jax.cli.options import (
     check_hessian,
     check_normalize,
     check_pictures,
+    check_refine,
     mistake,
     normalization,
     points,
     ranges,
     scale,
+    scale_name,
     settings,
     shard,
 )
@@ -167,8 +169,9 @@ def landscape(options: LandscapeOptions) -> None:
     check_axes(options)
     check_normalize(options)
     check_pictures(options, options.dims)
+    check_refine(options)
     this_shard, chosen, name = shard(options), settings(options), ":".join(split_name(options.problem))
-    from lla_jax import evaluate, grid, save
+    from lla_jax import evaluate, grid, refine, save
     from lla_jax.cli import stores
 
     out = make_folder(options.out or stores.choose_folder(chosen, name))
@@ -198,6 +201,7 @@ def landscape(options: LandscapeOptions) -> None:
                 progress=progress,
                 store=out,
                 shard=this_shard,
+                refine=None if options.refine is None else refine(options.refine, scale=scale_name(options)),
             )
     except KeyboardInterrupt:
         stores.report_interruption(out, chosen, name)
@@ -483,7 +487,8 @@ def _print_numbers(result: Landscape) -> None:
     """Print the size of a landscape and the range of each of its values."""
     import numpy as np
 
-    print(f"{' x '.join(map(str, result.shape))} points")
+    refined = result.describe_refinement()
+    print(f"{' x '.join(map(str, result.shape))} points" + (f"; {refined}" if refined else ""))
     for name, values in result.values.items():
         finite = values[np.isfinite(values)]
         print(f"  {name}: {finite.min():.6g} to {finite.max():.6g}" if finite.size else f"  {name}: nowhere finite")
