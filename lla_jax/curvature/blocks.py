@@ -33,7 +33,8 @@ from lla_jax.execution.devices import GRID
 
 log = logging.getLogger("lla_jax")
 
-CONV_ROWS = 128  # examples per block; with more, convolutions spill the caches of a CPU
+CONV_BYTES = 2**19  # largest intermediate value of a block with convolutions on a CPU; with more, it spills the caches
+CONV_ROWS = (8, 128)  # the fewest and most examples of such a block: gradients of kernels are a sum over them
 BLOCK_BYTES = {True: 2**22, False: 2**30}  # largest intermediate value of a block: on a CPU, on other devices
 MOST_TRACED = 2**16  # rows; the number of entries of more might not fit an int32
 KEPT_FRACTION = 0.25  # of the free memory, which primal values may take
@@ -376,10 +377,22 @@ def _blocks(by: Multiplier, rows: int, row_bytes: int, batch_size: int | None) -
     assert by.mesh is not None
     assert by.matrix is not None
     on_cpu = by.mesh.devices.flat[0].platform == "cpu"
-    size = batch_size or (CONV_ROWS if by.matrix.lowered else max(64, BLOCK_BYTES[on_cpu] // row_bytes))
-    size = -(-rows // -(-rows // min(size, rows)))  # equal blocks: rows that overlap are work for nothing
+    fit = conv_rows(row_bytes) if by.matrix.lowered else max(64, BLOCK_BYTES[on_cpu] // row_bytes)
+    size = -(-rows // -(-rows // min(batch_size or fit, rows)))  # equal blocks: rows that overlap are work for nothing
+    if by.matrix.lowered and not batch_size:
+        size = min(rows, -(-size // 4) * 4)
     starts = np.arange(0, rows, size, dtype=np.int32)
     return [Rows(starts[i : i + 1], size) for i in range(len(starts))] if by.matrix.lowered else [Rows(starts, size)]
+
+
+def conv_rows(row_bytes: int) -> int:
+    """Examples per block with convolutions on a CPU, a power of 2.
+
+    The gradient of a kernel is a convolution whose input channels are the examples. XLA's routine for it falls to a
+    third of its speed with a hundred examples, and further with a number of them that 4 does not divide.
+    """
+    least, most = CONV_ROWS
+    return min(most, max(least, 2 ** round(np.log2(CONV_BYTES / row_bytes))))
 
 
 def _uncut_batches(by: Multiplier, count: int, batch_size: int | None) -> list[Rows]:
