@@ -76,7 +76,8 @@ def _describe(part: Part) -> str:
     """A part as lines."""
     lines = [f"\n{part.name}: {part.plan}"]
     for program, runs in part.calls:
-        lines.append(f"  {program.name}{'' if runs is None else f', run {runs:,} times on each host'}")
+        times = "" if runs is None else f", run {'once' if runs == 1 else f'{runs:,} times'} on each host"
+        lines.append(f"  {program.name}{times}")
         lines += [f"    {line}" for line in _numbers(program)]
     if not part.fits:
         worst = max((program for program, _ in part.calls), key=lambda program: program.excess)
