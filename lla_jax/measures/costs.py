@@ -83,9 +83,8 @@ def _describe(part: Part) -> str:
         worst = max((program for program, _ in part.calls), key=lambda program: program.excess)
         lines.append(f"  does not fit: a chip lacks {_size(worst.excess)}; {part.remedy}")
     whole = "unknown, see above" if part.seconds is None else _time(part.seconds)
-    lines.append(
-        f"  estimated time of all {part.num:,} {part.unit}: {whole if part.fits else 'none, as it does not fit'}"
-    )
+    whole = whole if part.fits else "none, as it does not fit"
+    lines.append(f"  estimated time of the job, {part.num:,} {part.unit}: {whole}")
     for plan, seconds in part.others.items():
         lines.append(f"  instead, {plan}: {'it does not fit, or unknown' if seconds is None else _time(seconds)}")
     return "\n".join(lines)

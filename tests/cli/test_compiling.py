@@ -30,7 +30,7 @@ def test_costs_are_printed_and_saved(problem, tmp_path, monkeypatch, capsys):
     argv = ["compile", "--problem", problem, "--for", "tpu-v5e-1", "--points", "5", "--steps", "8", "--out", str(out)]
     assert main(argv) == 0
     printed = capsys.readouterr()
-    assert "estimated time of all 25 points" in printed.out
+    assert "estimated time of the job, 25 points" in printed.out
     assert str(out) in printed.out
     assert "compiling for tpu-v5e-1: landscape" in printed.err
     saved = json.loads(out.read_text())

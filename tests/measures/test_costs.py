@@ -53,7 +53,7 @@ def test_all_parts_of_a_job_are_compiled_and_counted(on_cpus):
     assert lanczos.seconds == pytest.approx(2 * lanczos.calls[0].program.seconds)
     text = repr(found)
     assert "memory per chip" in text
-    assert "estimated time of all 25 points" in text
+    assert "estimated time of the job, 25 points" in text
     assert json.loads(json.dumps(found.recipe(), allow_nan=False))["parts"][0]["programs"][0]["fits"] is True
 
 
