@@ -21,15 +21,12 @@ def count_cores() -> int:
     return cores
 
 
-def prepare_jax(devices: int | None, platform: str | None = None) -> None:
+def prepare_jax(devices: int | None) -> None:
     """Set the variables that jax and matplotlib read when they start, unless the user has set them.
 
     They are those of the compilation cache, of the CPU devices and of figures, which are drawn without a window.
-    ``devices`` is the number of CPU devices, by default one per core, and never more; ``platform`` is that of all
-    devices, by default the fastest that jax finds.
+    ``devices`` is the number of CPU devices, by default one per core, and never more.
     """
-    if platform is not None:
-        os.environ.setdefault("JAX_PLATFORMS", platform)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lla_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -39,6 +36,11 @@ def prepare_jax(devices: int | None, platform: str | None = None) -> None:
         cores = count_cores()
         count = f"--xla_force_host_platform_device_count={max(1, min(devices or cores, cores))}"
         os.environ["XLA_FLAGS"] = f"{flags} {count}".strip()
+
+
+def stay_on_cpu() -> None:
+    """Let jax take CPUs, unless the user has said otherwise: for what needs no other device, and jax would look for."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def make_folder(folder: Path) -> Path:
