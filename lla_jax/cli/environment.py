@@ -16,15 +16,12 @@ if TYPE_CHECKING:
     from lla_jax.core.types import Execution
 
 
-def prepare_jax(devices: int | None, platform: str | None = None) -> None:
+def prepare_jax(devices: int | None) -> None:
     """Set the variables that jax and matplotlib read when they start, unless the user has set them.
 
     They are those of the compilation cache, of the CPU devices and of figures, which are drawn without a window.
-    ``devices`` is the number of CPU devices, by default one per core, and never more; ``platform`` is that of all
-    devices, by default the fastest that jax finds.
+    ``devices`` is the number of CPU devices, by default one per core, and never more.
     """
-    if platform is not None:
-        os.environ.setdefault("JAX_PLATFORMS", platform)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lla_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -41,6 +38,11 @@ def make_execution(options: LandscapeOptions | HessianOptions) -> Execution:
     from lla_jax.core.types import Execution
 
     return Execution(devices="all" if options.devices is None else options.devices, precision=options.precision)
+
+
+def stay_on_cpu() -> None:
+    """Let jax take CPUs, unless the user has said otherwise: for what needs no other device, and jax would look for."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def make_folder(folder: Path) -> Path:

@@ -17,7 +17,7 @@ import tyro
 
 from lla_jax._version import __version__
 from lla_jax.cli import commands, errors
-from lla_jax.cli.environment import make_execution, make_folder, prepare_jax
+from lla_jax.cli.environment import make_execution, make_folder, prepare_jax, stay_on_cpu
 from lla_jax.cli.options import (
     CompileOptions,
     DemoOptions,
@@ -111,8 +111,9 @@ def _run(argv: list[str]) -> int:
         args=argv,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    # the compiler for TPUs needs none, and jax would look for one wherever this compiler is
-    prepare_jax(getattr(options, "devices", None), "cpu" if isinstance(options, CompileOptions) else None)
+    prepare_jax(getattr(options, "devices", None))
+    if isinstance(options, CompileOptions):  # where the compiler for TPUs is, jax would look for one
+        stay_on_cpu()
     verbs: dict[type, Callable[[Any], None]] = {
         DemoOptions: demo,
         LandscapeOptions: landscape,

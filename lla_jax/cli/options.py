@@ -196,7 +196,7 @@ class CompileOptions:
     """The factory, MODULE:FUNCTION or FILE.py:FUNCTION, a function that returns lla_jax.Problem or lla_torch.problem;
     modules are also looked for in the current folder."""
     for_: Annotated[str, tyro.conf.arg(name="for", metavar="SLICE")]
-    """The slice: tpu-v5e-N, tpu-v5p-N or tpu-v6e-N for N chips, such as tpu-v5e-8; another name is answered by a list."""
+    """The slice: tpu-v5e-N, tpu-v5p-N or tpu-v6e-N for N chips, such as tpu-v5e-8; another name brings the list."""
     dims: Literal[1, 2, 3] = 2
     """Number of axes of the landscape."""
     points: tuple[int, ...] = (41,)

@@ -147,7 +147,7 @@ def _product(H: LinearOperator, on: Slice) -> tuple[Call, ...]:
     assert by.mesh is not None
     if len(H.blocks) == 1 and by.mesh.size == 1:
         return (Call(topologies.compile_program(linear_operator.product_step, H, v, on=on, name="product"), 1),)
-    made = []
+    made: list[Call] = []
     for block in (H.blocks[0], H.blocks[-1])[: len(H.blocks)]:
         program = topologies.compile_program(
             products.sums_step, H.common, H.space, block, v, on=on, name="sums of a product", by=by

@@ -280,7 +280,7 @@ def compile_program(
     try:
         compiled = _compile(lowered)
     except jax.errors.JaxRuntimeError as error:
-        needed = _needed(str(error))
+        needed = memory_needed(str(error))
         if needed is None:
             raise
         seconds = time.perf_counter() - start
@@ -359,7 +359,7 @@ def _chips(args: Any) -> int:
     return len(set().union(*(each.device_set for each in shardings))) or 1
 
 
-def _needed(message: str) -> tuple[int, int] | None:
+def memory_needed(message: str) -> tuple[int, int] | None:
     """(bytes needed, bytes that there are) of the compiler's message that memory does not suffice; None for others."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None

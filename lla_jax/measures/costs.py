@@ -76,15 +76,15 @@ def _describe(part: Part) -> str:
     """A part as lines."""
     lines = [f"\n{part.name}: {part.plan}"]
     for program, runs in part.calls:
-        lines.append(f"  {program.name}{'' if runs is None else f', run {runs:,} times on each host'}")
+        times = "" if runs is None else f", run {'once' if runs == 1 else f'{runs:,} times'} on each host"
+        lines.append(f"  {program.name}{times}")
         lines += [f"    {line}" for line in _numbers(program)]
     if not part.fits:
         worst = max((program for program, _ in part.calls), key=lambda program: program.excess)
         lines.append(f"  does not fit: a chip lacks {_size(worst.excess)}; {part.remedy}")
     whole = "unknown, see above" if part.seconds is None else _time(part.seconds)
-    lines.append(
-        f"  estimated time of all {part.num:,} {part.unit}: {whole if part.fits else 'none, as it does not fit'}"
-    )
+    whole = whole if part.fits else "none, as it does not fit"
+    lines.append(f"  estimated time of the job, {part.num:,} {part.unit}: {whole}")
     for plan, seconds in part.others.items():
         lines.append(f"  instead, {plan}: {'it does not fit, or unknown' if seconds is None else _time(seconds)}")
     return "\n".join(lines)
