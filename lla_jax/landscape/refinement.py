@@ -25,7 +25,7 @@ from lla_jax.landscape.filling import Cells, Filling
 Scale = Literal["auto", "linear", "log"]
 
 WORTH = 0.7  # of all points: where this many would be evaluated, all are
-ENOUGH = (0.18, 3600, 0.01)  # of the points of a small grid, points, of a large grid: then a few cells may stay open
+ENOUGH = (0.15, 3600, 0.01)  # of the points of a small grid, points, of a large grid: then a few cells may stay open
 SPARE = 0.03  # of the cells, these
 CAREFUL = 2.0  # times the error that is expected has to be below the tolerance, at least
 NOISE = 0.4  # of the errors of points left out: those of noise do not get smaller where points are closer
@@ -161,7 +161,8 @@ def _search(
         too_many = asked.sum() + choosing.count_needed(one, flat, excess, len(left)) > WORTH * cells.size
         if too_many and looks:
             return None
-        if (excess > 1).mean() > _spare(asked) and not too_many and not is_noise:
+        spare = max(_spare(asked) * len(flat), group // 4)  # for fewer a call costs as much as for a group
+        if (excess > 1).sum() > spare and not too_many and not is_noise:
             chosen = choosing.choose(one, asked, flat, excess, group)
             known = yield _ask(asked, chosen)
             is_noise = (excess > 1).mean() > 0.5 and _is_noise(one, chosen, known)
