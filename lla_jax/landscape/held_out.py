@@ -37,7 +37,7 @@ def choose_rank(cells: int, drawn: int, chance: float) -> int:
 
 def choose_number(cells: int, rank: int, chance: float) -> int:
     """The least n with which the error of this rank bounds; all cells if none does."""
-    low, high = rank, cells
+    low, high = min(rank, cells), cells
     while low < high:
         middle = (low + high) // 2
         if _chance_of_fewer(cells, middle, rank) <= chance:

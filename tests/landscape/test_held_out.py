@@ -6,7 +6,7 @@ import pytest
 from lla_jax.landscape import held_out
 
 
-@pytest.mark.parametrize(("cells", "look"), [(300, 0), (1600, 0), (1600, 1), (10**6, 0)])
+@pytest.mark.parametrize(("cells", "look"), [(600, 0), (1600, 0), (1600, 1), (10**6, 0)])
 def test_the_number_drawn_is_the_least(cells, look):
     chance = held_out.chance_of_look(look)
     for rank in (1, 2):
