@@ -41,6 +41,7 @@ PARTS: dict[str, tuple[float, list[str]]] = {
     "refine": (10, []),
     "many_planes": (4, []),
     "memory": (4, []),
+    "refine": (20, []),
     "kill": (5, []),
     "damage": (5, []),
     "interrupts": (10, ["--moments", "8"]),
