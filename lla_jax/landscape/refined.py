@@ -53,7 +53,7 @@ def check_refine(refine: Any, shard: Any = None) -> Refine | None:
 
 
 def check_possible(refine: Refine, job: Job) -> None:
-    """Raise a ValueError if the error that is asked for is below the network's rounding, or a coordinate given twice."""
+    """Raise a ValueError if the error asked for is below the rounding of the network, or a coordinate given twice."""
     check_distinct(job.coords, "refine")
     bits = job.recipe["precision"].get("bits", precision.SINGLE)
     if refine.rtol < 2.0**-bits:
