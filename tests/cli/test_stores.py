@@ -14,7 +14,6 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.cli import main as cli
-from lla_jax.landscape.store import refining
 from lla_jax.landscape.store import writing as stored
 from tests.cli.cases import TINY, run, stopping, tiny_run
 
@@ -111,7 +110,7 @@ def test_shards_meet_in_a_folder_and_a_denser_grid_reuses_their_points(tiny, cap
 
 def test_a_refinement_is_continued_and_its_points_are_used_by_the_whole_grid(tiny, capsys, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(refining, "compute_means", stopping(refining.compute_means, 2))
+        patched.setattr(cli, "bar", stopping(60))
         assert tiny_run("--points", 21, "--out", "r", "--refine", 0.1) == 130
     assert "of at most 441 points are kept in r" in capsys.readouterr().err
     assert run("status", "r") == 0

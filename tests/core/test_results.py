@@ -184,5 +184,5 @@ def test_a_refined_landscape_says_what_is_interpolated():
     )
     assert note({"refinement": about, "complete": False}) == "2 of 3 points evaluated so far)"
     assert note({}) == "2 of 3 points evaluated, the rest interpolated, with an unknown error)"
-    with pytest.raises(ValueError, match="evaluated: .* must be a bool array of the shape"):
+    with pytest.raises(ValueError, match=r"evaluated: .* must be a bool array of the shape"):
         lla.Landscape(LANDSCAPE.coords, LANDSCAPE.values, {}, {}, mask[:2])
