@@ -39,6 +39,7 @@ PARTS: dict[str, tuple[float, list[str]]] = {
     ),
     "many_planes": (4, []),
     "memory": (4, []),
+    "refine": (20, []),
     "kill": (5, []),
     "damage": (5, []),
     "interrupts": (10, ["--moments", "8"]),

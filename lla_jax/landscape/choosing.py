@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -25,7 +26,7 @@ def lattice(cells: Cells, group: int) -> np.ndarray:
     """Flat indices of a coarse lattice with the borders of the grid, and of the cells around the centre.
 
     The centre is the cell nearest to coordinates 0; it comes with the next cell on either side along each axis. The
-    lattice is as fine as fits into whole groups.
+    lattice is as fine as fits into whole groups, and further cells around the centre fill these.
     """
     dims = len(cells.shape)
     cross = _cross(cells)
@@ -36,7 +37,16 @@ def lattice(cells: Cells, group: int) -> np.ndarray:
         if finer.size > most:
             break
         each += 1
-    return np.union1d(_lattice(cells, each), cross)
+    found = np.union1d(_lattice(cells, each), cross)
+    missing = -len(found) % group
+    return np.union1d(found, _around(cells, found)[:missing]) if missing else found
+
+
+def _around(cells: Cells, without: np.ndarray) -> np.ndarray:
+    """Flat indices of the other cells, the nearest to the centre first."""
+    away = [abs(np.arange(n) - abs(c).argmin()) for n, c in zip(cells.shape, cells.coords, strict=True)]
+    order = np.argsort(functools.reduce(np.maximum.outer, away).ravel(), kind="stable")
+    return order[~np.isin(order, without)]
 
 
 def _lattice(cells: Cells, each: int) -> np.ndarray:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 
-LEVEL = 0.95  # of the bound's confidence, all looks of a refinement together
+LEVEL = 0.95  # of the confidence that is stated
+WRONG = 0.01  # how often the bound may be wrong in truth, all looks of a refinement together: less than is stated
 PERCENTILE = 95.0
 FIRST = 0.8  # of the chance to be wrong, what the first look may use; each further one the same part of the rest
 
 
 def chance_of_look(look: int) -> float:
-    """How often the bound of a look may be wrong; the sum over all looks 0, 1, ... is 1 - LEVEL."""
-    return (1 - LEVEL) * FIRST * (1 - FIRST) ** look
+    """How often the bound of a look may be wrong; the sum over all looks 0, 1, ... is WRONG."""
+    return WRONG * FIRST * (1 - FIRST) ** look
 
 
 def choose_rank(cells: int, drawn: int, chance: float) -> int:
@@ -36,7 +37,7 @@ def choose_rank(cells: int, drawn: int, chance: float) -> int:
 
 def choose_number(cells: int, rank: int, chance: float) -> int:
     """The least n with which the error of this rank bounds; all cells if none does."""
-    low, high = rank, cells
+    low, high = min(rank, cells), cells
     while low < high:
         middle = (low + high) // 2
         if _chance_of_fewer(cells, middle, rank) <= chance:

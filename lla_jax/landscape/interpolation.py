@@ -19,6 +19,7 @@ NEIGHBOURS = {1: 8, 2: 24}  # sites in an interpolant, by the number of axes; 40
 BLENDED = 3  # interpolants that meet at a query
 ALIKE = 6  # sites over which an error is averaged
 RIDGE = 1e-10  # of the drift: it stays soluble where the neighbours lie on one line
+NUGGET = 1e-13  # of the covariance: as small as rounding, for points at one place
 NUMBERS = 4_000_000  # in an array at a time, 32 MB
 
 
@@ -85,6 +86,7 @@ def set_sites(fractions: np.ndarray, places: np.ndarray) -> Sites:
     matrix[:, :size, :size] = _covariance(u[:, :, None] - u[:, None])
     matrix[:, :size, size:] = drift
     matrix[:, size:, :size] = drift.transpose(0, 2, 1)
+    matrix[:, range(size), range(size)] += NUGGET
     diagonal = range(size, size + terms)
     matrix[:, diagonal, diagonal] = -RIDGE
     return Sites(tree, places, near, reach, np.linalg.inv(matrix))

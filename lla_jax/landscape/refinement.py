@@ -25,6 +25,8 @@ from lla_jax.landscape.filling import Cells, Filling
 Scale = Literal["auto", "linear", "log"]
 
 WORTH = 0.7  # of all points: where this many would be evaluated, all are
+ENOUGH = (0.15, 3600, 0.01)  # of the points of a small grid, points, of a large grid: then a few cells may stay open
+SPARE = 0.03  # of the cells, these
 CAREFUL = 2.0  # times the error that is expected has to be below the tolerance, at least
 NOISE = 0.4  # of the errors of points left out: those of noise do not get smaller where points are closer
 AS_NOISE = (0.4, 2.5)  # the errors of noise in multiples of the standard errors
@@ -159,7 +161,8 @@ def _search(
         too_many = asked.sum() + choosing.count_needed(one, flat, excess, len(left)) > WORTH * cells.size
         if too_many and looks:
             return None
-        if (excess > 1).any() and not too_many and not is_noise:
+        spare = max(_spare(asked) * len(flat), group // 4)  # for fewer a call costs as much as for a group
+        if (excess > 1).sum() > spare and not too_many and not is_noise:
             chosen = choosing.choose(one, asked, flat, excess, group)
             known = yield _ask(asked, chosen)
             is_noise = (excess > 1).mean() > 0.5 and _is_noise(one, chosen, known)
@@ -175,6 +178,15 @@ def _search(
             return _fill(refine, one, known, look, asked)
         careful, is_noise = max(careful, _observe(one, look.drawn, known)), False
     return None
+
+
+def _spare(asked: np.ndarray) -> float:
+    """The share of the cells whose expected error may stay above the tolerance: none as long as points are few.
+
+    A step or a very narrow minimum is refined to single cells first, where most of the error in the picture is.
+    """
+    small, points, large = ENOUGH
+    return SPARE if asked.sum() > max(large * asked.size, min(small * asked.size, points)) else 0.0
 
 
 def _name(known: Known) -> str:
@@ -247,15 +259,16 @@ def _is_noise(one: Filling, flat: np.ndarray, known: Known) -> bool:
 
 def _fill(refine: Refine, one: Filling, known: Known, look: _Look, asked: np.ndarray) -> Refined:
     """The refined landscape, as the look found it: by the interpolants of the points before the look."""
-    values, stderr, bounds = {}, {}, {}
+    values, stderr, bounds, logs = {}, {}, {}, {}
     left = np.flatnonzero(~known.evaluated.ravel())
     for name, given in known.values.items():
         flat = given.ravel()
         each = one if name == _name(known) else filling.fill(one.cells, one.at, flat[one.at], "auto", one)
         if each is None:  # finite hardly anywhere
             values[name], bounds[name] = np.where(known.evaluated, given, np.nan), math.inf
+            logs[name] = False
             continue
-        bounds[name] = _bound(refine, each, known, look, asked, name)
+        bounds[name], logs[name] = _bound(refine, each, known, look, asked, name), each.log
         found = filling.predict(each, left)
         values[name] = given.copy()
         values[name].ravel()[left] = np.exp(found) if each.log else found
@@ -267,7 +280,7 @@ def _fill(refine: Refine, one: Filling, known: Known, look: _Look, asked: np.nda
     reason = f"the errors of {len(look.drawn)} fresh points"
     if not met:
         reason = "the errors are as large as the standard errors of the points, below which nothing is refined"
-    about = _about(refine, known, one.log, bounds, met, reason)
+    about = _about(refine, known, logs, bounds, met, reason)
     return Refined(values, stderr, about | {"held_out": len(look.drawn), "looks": look.number})
 
 
@@ -281,19 +294,24 @@ def _stderr(like: Filling, given: np.ndarray, left: np.ndarray, half: np.ndarray
 
 def _complete(refine: Refine, known: Known) -> Refined:
     """The landscape of which all points were evaluated."""
-    log = filling.is_log(known.values[_name(known)], refine.scale)
+    logs = {name: filling.is_log(values, _scale(refine, name, known)) for name, values in known.values.items()}
     reason = "all points were evaluated: fewer would not do, or not save much"
-    about = _about(refine, known, log, dict.fromkeys(known.values, 0.0), True, reason)
+    about = _about(refine, known, logs, dict.fromkeys(known.values, 0.0), True, reason)
     return Refined(dict(known.values), dict(known.stderr), about | {"held_out": 0, "looks": 0})
 
 
-def _about(refine: Refine, known: Known, log: bool, bounds: dict[str, float], met: bool, reason: str) -> dict[str, Any]:
+def _about(
+    refine: Refine, known: Known, logs: dict[str, bool], bounds: dict[str, float], met: bool, reason: str
+) -> dict[str, Any]:
+    """What the recipe says; errors that have no bound are None."""
+    scales = {name: "log" if log else "linear" for name, log in logs.items()}
     stated = {name: bound if math.isfinite(bound) else None for name, bound in bounds.items()}
     return {
         "points": int(known.evaluated.sum()),
         "of": int(known.evaluated.size),
         "rtol": refine.rtol,
-        "scale": "log" if log else "linear",
+        "scale": scales[_name(known)],
+        "scales": scales,
         "error": stated[_name(known)],
         "errors": stated,
         "level": held_out.LEVEL,
