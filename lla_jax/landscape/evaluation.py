@@ -184,7 +184,7 @@ def evaluate(
     shard = writing.check_shard(shard, store)
     refine = refined.check_refine(refine, shard)
     if refine is not None:
-        refined.check_resolved(refine, job)
+        refined.check_possible(refine, job)
     folder = None if store is None else folders.store_folder(store)
     if isinstance(directions, Directions):
         job = jobs.set_axes(job, directions)

@@ -116,6 +116,20 @@ def is_same_grid(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> bool:
     )
 
 
+def check_distinct(grid: Sequence[np.ndarray], purpose: str) -> None:
+    """Raise a ValueError if an axis has a coordinate twice, where points are known by their coordinates.
+
+    Args:
+      grid: the coordinates.
+      purpose: what needs that, such as "a store".
+    """
+    for i, axis in enumerate(grid):
+        if len(np.unique(axis)) < len(axis):
+            raise Misuse(
+                "grid", f"axis {i} has a coordinate twice; with {purpose} they must differ, so pass np.unique(axis)"
+            )
+
+
 def _as_axes(grid: Any) -> Any:
     if isinstance(grid, str | Mapping | set | frozenset):
         raise TypeError("not a sequence of axes")

@@ -15,7 +15,7 @@ from lla_jax.core.results import Landscape, describe_error
 from lla_jax.core.types import Recipe
 from lla_jax.execution.progress import Progress, expect_total
 from lla_jax.landscape import memory, planning, probes, refinement
-from lla_jax.landscape.grids import points_at
+from lla_jax.landscape.grids import check_distinct, points_at
 from lla_jax.landscape.jobs import Job, group_size
 from lla_jax.landscape.means import Means
 from lla_jax.landscape.points import check_values, compute_means
@@ -52,8 +52,9 @@ def check_refine(refine: Any, shard: Any = None) -> Refine | None:
     return refine
 
 
-def check_resolved(refine: Refine, job: Job) -> None:
-    """Raise a ValueError if the error that is asked for is below the rounding of the network."""
+def check_possible(refine: Refine, job: Job) -> None:
+    """Raise a ValueError if the error asked for is below the rounding of the network, or a coordinate given twice."""
+    check_distinct(job.coords, "refine")
     bits = job.recipe["precision"].get("bits", precision.SINGLE)
     if refine.rtol < 2.0**-bits:
         lowest = job.recipe["precision"].get("lowest", "float32")
@@ -169,13 +170,11 @@ def finish(
         asked = {"rtol": refine.rtol, "asked_scale": refine.scale, "group": group, "points": done, "of": num}
         entries["refinement"] = dict(about if refined is None else refined.about) | asked | (about if is_all else {})
     if refined is not None and not is_all:
-        filled = (refined.values, refined.stderr)
-        table = Means(
-            *(
-                {name: np.where(evaluated, x, np.ravel(new[name])) for name, x in numbers.items()}
-                for numbers, new in zip(table, filled, strict=True)
-            )
+        values, stderr = (
+            {name: np.where(evaluated, x, np.ravel(new.get(name, np.nan))) for name, x in numbers.items()}
+            for numbers, new in zip(table, (refined.values, refined.stderr), strict=True)
         )
+        table = Means(values, stderr)
     return table.landscape(coords, recipe | entries, None if is_all else evaluated)
 
 
@@ -200,7 +199,7 @@ def group_of(about: Any, most: int) -> int | None:
     Returns:
       None where there is no sound number.
     """
-    group = about.get("group") if isinstance(about, Mapping) else None
+    group: Any = about.get("group") if isinstance(about, Mapping) else None
     return int(group) if is_integer(group) and 0 < group <= most else None
 
 

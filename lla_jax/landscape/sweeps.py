@@ -210,7 +210,7 @@ def sweep(
     )
     job = jobs.prepare(task, checkpoints[0], coords, "checkpoints[0]")
     if refine is not None:
-        refined.check_resolved(refine, job)
+        refined.check_possible(refine, job)
     folder = None if store is None else folders.store_folder(store)
     announcement = None if folder is None else announce(folder, members, job.num)
     each = _jobs(job, members, axes_by_name, checkpoints, states, folder)

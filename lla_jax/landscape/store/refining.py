@@ -55,12 +55,12 @@ def compute(
     Raises:
       ValueError, OSError: as for ``writing.compute``.
     """
-    job, store, plan, _ = writing.open_store(job, folder, plan, call=refined.most_points(job))
+    job, store, obeyed, _ = writing.open_store(job, folder, plan, call=refined.most_points(job))
     number = requests.grid_number(store, job.coords)
-    request = requests.agree(store, number, refine, min(job.num, plan.chunk * job.point_shards))
+    request = requests.agree(store, number, refine, min(job.num, obeyed.chunk * job.point_shards))
     recipe = store.manifest["recipe"]
     refined.warn_of_noise(recipe)
-    log.info("%s", planning.describe(job, plan, None))
+    log.info("%s", planning.describe(job, obeyed, None))
     seen: set[Path] = set()
     contents = scattered.read_all(store, job.coords, seen)
     writing.remove_damaged(folder, _damaged(contents))
@@ -71,17 +71,17 @@ def compute(
     report(contents.done)
 
     def fill(asked: np.ndarray) -> None:
-        nonlocal plan
+        nonlocal obeyed
         while (lacking := int(np.count_nonzero(~evaluated[asked]))) > 0:
             report.expect(int(np.count_nonzero(evaluated)), lacking)
-            pieces = _cut(job, plan, asked, request.group, layout.size(store))
+            pieces = _cut(job, obeyed, asked, request.group, layout.size(store))
             folders.check_writable(folder, writing.bytes_needed(store, lacking, len(pieces)))
             for i in np.random.default_rng().permutation(len(pieces)):
                 check_interrupt()
                 flat = pieces[i][~evaluated[pieces[i]]]
                 if len(flat) and not scattered.path_of(store, number, flat).exists():
                     done = int(np.count_nonzero(evaluated))
-                    plan = _compute_piece(job, plan, store, number, flat, request, report.part(done, len(flat)))
+                    obeyed = _compute_piece(job, obeyed, store, number, flat, request, report.part(done, len(flat)))
                 damaged = scattered.read_new(store, job.coords, table, evaluated, seen)
                 writing.remove_damaged(folder, damaged)
                 report(int(np.count_nonzero(evaluated)))

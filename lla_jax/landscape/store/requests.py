@@ -59,10 +59,11 @@ def read(store: Store, number: int) -> Request | None:
     except (FileNotFoundError, DamagedFile, LookupError, TypeError, ValueError, OverflowError):
         pass
     for grid, path in scattered.written(store):
-        try:
-            return _request(scattered.load(store, grid, path)[2]["refine"], num) if grid == number else None
-        except (OSError, DamagedChunk, LookupError, TypeError, ValueError, OverflowError):
-            continue
+        if grid == number:
+            try:
+                return _request(scattered.load(store, grid, path)[2]["refine"], num)
+            except (OSError, DamagedChunk, LookupError, TypeError, ValueError, OverflowError):
+                continue
     return None
 
 
