@@ -166,8 +166,13 @@ def _inner(eqn: Any) -> list[Any]:
 
 
 def bits_inside(jaxpr: Any, device: Any) -> tuple[str, int]:
-    """(``lowest_type``, the fewest significant bits with which a device computes a jaxpr, matrix products included)."""
+    """(``lowest_type``, the fewest significant bits with which a device computes a jaxpr, matrix products included).
+
+    Without a device (None), products have the bits of their types.
+    """
     lowest = lowest_type(jaxpr)
+    if device is None:
+        return lowest, bits(lowest)
     return lowest, min(bits(lowest), operands.BITS.get(operands.format_inside(jaxpr, device), SINGLE))
 
 

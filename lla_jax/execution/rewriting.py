@@ -41,8 +41,8 @@ class Profile(NamedTuple):
     bits: int
 
 
-def profile(f: Callable[..., Any], *args: Any, device: Any) -> Profile:
-    """Trace ``f`` without running it, and describe it for a device."""
+def profile(f: Callable[..., Any], *args: Any, device: Any = None) -> Profile:
+    """Trace ``f`` without running it, and describe it, for a device if one is given."""
     jaxpr = jax.make_jaxpr(f)(*args).jaxpr
     found = list(equations(jaxpr))
     sizes = [v.aval.size * v.aval.dtype.itemsize for eqn in found for v in eqn.outvars if hasattr(v.aval, "size")]
