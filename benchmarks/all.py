@@ -46,6 +46,7 @@ PARTS: dict[str, tuple[float, list[str]]] = {
     "growth": (4, []),
     "interop": (4, []),
     "calibration": (15, []),
+    "precision": (3, []),
 }
 PEERS = {
     "sweep": ("lla",),

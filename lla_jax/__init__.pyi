@@ -34,6 +34,7 @@ from lla_jax.curvature.operators import ggn as ggn
 from lla_jax.curvature.operators import hessian as hessian
 from lla_jax.curvature.quadrature import spectrum as spectrum
 from lla_jax.execution import processes as hosts
+from lla_jax.execution.cpus import use_cpu_devices as use_cpu_devices
 from lla_jax.landscape.evaluation import evaluate as evaluate
 from lla_jax.landscape.grids import grid as grid
 from lla_jax.landscape.modes import all_modes as all_modes

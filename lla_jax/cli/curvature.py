@@ -13,12 +13,13 @@ from typing import Any
 
 import jax
 
+from lla_jax.cli.environment import make_execution
 from lla_jax.cli.options import HessianOptions, LandscapeOptions, hessian_settings, mistake
 from lla_jax.cli.stores import DEFAULT
 from lla_jax.cli.terminal import bar, print_message
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.results import Eigenpairs, Estimate, Spectrum
-from lla_jax.core.types import Directions, Execution, Problem, PyTree
+from lla_jax.core.types import Directions, Problem, PyTree
 from lla_jax.curvature import eigen, estimates, operators, quadrature
 from lla_jax.directions import combining, derived
 from lla_jax.execution import processes
@@ -47,7 +48,7 @@ def make_operator(problem: Problem, options: HessianOptions) -> Any:
         batch_size=options.batch_size,
         select=list(options.select) or None,
         batch_stats=options.batch_stats,
-        execution=Execution(devices="all" if options.devices is None else options.devices),
+        execution=make_execution(options),
         **fisher,
     )
 
@@ -86,7 +87,6 @@ def write(results: CurvatureResults, out: Path) -> list[Path]:
 
 def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
     """The eigenvectors that ``lla-jax landscape --axes hessian`` asks for; their eigenpairs are kept in the folder."""
-    execution = Execution(devices="all" if options.devices is None else options.devices)
     select = list(options.select) or None
     batch_stats = options.batch_stats if options.batch_stats == "batch" else "frozen"
     operator = operators.hessian(
@@ -96,7 +96,7 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
         batch_size=options.batch_size,
         select=select,
         batch_stats=batch_stats,
-        execution=execution,
+        execution=make_execution(options),
     )
     which = options.which or "magnitude"
     hessian_options = HessianOptions(
@@ -173,7 +173,7 @@ def layer_rows(problem: Problem, operator: Any, options: HessianOptions) -> tupl
             _key(options, 3),
             batch_size=options.batch_size,
             batch_stats=options.batch_stats,
-            execution=Execution(devices="all" if options.devices is None else options.devices),
+            execution=make_execution(options),
             **kept,
         )
         return [row._asdict() | {"trace": _plain(row.trace)} for row in rows]

@@ -22,7 +22,7 @@ _NAMES = {
     "params": "parameters",
     "state": "state (BatchNorm)",
     "noise": "random key of the loss",
-    "precision": "precision settings of jax",
+    "precision": "precision of matrix products (--precision), or 64 bits of jax",
     "directions": "checkpoints or optimizer state",
     "functions": "functions (loss or metrics)",
 }

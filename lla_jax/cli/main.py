@@ -17,7 +17,7 @@ import tyro
 
 from lla_jax._version import __version__
 from lla_jax.cli import commands, errors
-from lla_jax.cli.environment import make_folder, prepare_jax, stay_on_cpu
+from lla_jax.cli.environment import make_execution, make_folder, prepare_jax, stay_on_cpu
 from lla_jax.cli.options import (
     CompileOptions,
     DemoOptions,
@@ -171,7 +171,6 @@ def landscape(options: LandscapeOptions) -> None:
     this_shard, chosen, name = shard(options), settings(options), ":".join(split_name(options.problem))
     from lla_jax import evaluate, grid, save
     from lla_jax.cli import stores
-    from lla_jax.core.types import Execution
 
     out = make_folder(options.out or stores.choose_folder(chosen, name))
     _check_devices(options.devices)
@@ -196,7 +195,7 @@ def landscape(options: LandscapeOptions) -> None:
                 batch_stats=options.batch_stats,
                 metrics=dict(problem.metrics),
                 extra_data=dict(problem.extra_data),
-                execution=Execution(devices="all" if options.devices is None else options.devices),
+                execution=make_execution(options),
                 progress=progress,
                 store=out,
                 shard=this_shard,

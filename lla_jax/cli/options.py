@@ -107,6 +107,9 @@ class LandscapeOptions:
     """Seed of the random directions."""
     devices: Annotated[int | None, _optional("INT", "all; on a CPU, one per core")] = None
     """Number of devices that the points are split over."""
+    precision: Literal["highest", "high", "default"] = "highest"
+    """Precision of matrix products: float32; high and default take fewer bits on a TPU or GPU, which is faster. On a
+    CPU all three are float32."""
     shard: Annotated[str | None, _optional("I/N", "all")] = None
     """Compute only shard I of N, such as 3/16, beside other processes with the same --out; then run lla-jax merge."""
     cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
@@ -163,6 +166,9 @@ class HessianOptions:
     """Seed of the random vectors."""
     devices: Annotated[int | None, _optional("INT", "all accelerators; on a CPU one, with all cores")] = None
     """Number of devices that the examples are split over."""
+    precision: Literal["highest", "high", "default"] = "highest"
+    """Precision of matrix products: float32; high and default take fewer bits on a TPU or GPU, which is faster. On a
+    CPU all three are float32."""
     overwrite: bool = False
     """Start anew even if the folder has results, finished or interrupted."""
     debug: bool = False

