@@ -45,10 +45,21 @@ def draw_flat(key: jax.Array, size: int, distribution: str) -> jax.Array:
     It is ``jax.random.rademacher(key, (size,))``, or ``normal``, to the bit, however long it is.
     """
     draw = DRAWS[distribution]
-    if not LONG <= size < 2**31 or not _draws_by_entry(key):
-        return draw(key, (size,), dtype=jnp.float32)
-    words = jax.random.key_data(key)
 
+    def at_once(key: jax.Array) -> jax.Array:
+        return draw(key, (size,), dtype=jnp.float32)
+
+    if not LONG <= size < 2**31 or not _draws_by_entry(key):
+        return at_once(key)
+
+    def in_pieces(key: jax.Array) -> jax.Array:
+        return _draw_in_pieces(jax.random.key_data(key), size, draw)
+
+    # on accelerators a draw is one loop that holds nothing
+    return jax.lax.platform_dependent(key, cpu=in_pieces, default=at_once)
+
+
+def _draw_in_pieces(words: jax.Array, size: int, draw: Callable[..., jax.Array]) -> jax.Array:
     def put(i: Any, flat: jax.Array) -> jax.Array:
         start = jnp.minimum(i.astype(jnp.uint32) * PIECE, size - PIECE)  # the last piece draws some entries again
         data = jnp.concatenate([words, jnp.zeros(1, jnp.uint32), start[None]])
@@ -59,7 +70,6 @@ def draw_flat(key: jax.Array, size: int, distribution: str) -> jax.Array:
 
 
 def _draws_by_entry(key: jax.Array) -> bool:
-    """Whether an entry depends on the key and its number alone, and memory is to be spared: not on accelerators, where
-    a draw is one loop that holds nothing."""
+    """Whether an entry depends on the key and its number alone."""
     by_entry = jax.random.key_impl(key) == "threefry2x32" and jax.config.jax_threefry_partitionable  # type: ignore
-    return bool(by_entry) and jax.default_backend() == "cpu"
+    return bool(by_entry)

@@ -156,7 +156,7 @@ class Operator(Algebra, abc.ABC):
 
     def _give_back(self) -> None:
         """Before a large product on a CPU: give back what the allocator keeps of the last one."""
-        if jax.default_backend() == "cpu" and self.space.nbytes > memory.KEPT:
+        if devices.on_cpu(self.multiplier.mesh) and self.space.nbytes > memory.KEPT:
             memory.give_back()
 
     def embed(self, vectors: PyTree) -> PyTree:
@@ -376,9 +376,7 @@ def products_step(H: LinearOperator, stacked: PyTree) -> PyTree:
     """The products with stacked vectors, in one program."""
     if jax.tree.leaves(stacked)[0].shape[0] == 1:  # neither a loop nor a batch, which hold copies
         return jax.tree.map(lambda x: x[None], H.mv(jax.tree.map(lambda x: x[0], stacked)))
-    mesh = H.multiplier.mesh
-    platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
-    return jax.lax.map(H.mv, stacked) if platform == "cpu" else jax.vmap(H.mv)(stacked)
+    return jax.lax.map(H.mv, stacked) if devices.on_cpu(H.multiplier.mesh) else jax.vmap(H.mv)(stacked)
 
 
 @jax.jit

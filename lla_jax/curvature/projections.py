@@ -46,11 +46,11 @@ def combine(coefficients: jax.Array, basis: PyTree) -> PyTree:
 def plus_rows(vector: PyTree, coefficients: jax.Array, basis: PyTree) -> PyTree:
     """w + Q c, for c ``(m,)``."""
 
-    def leaf(w: jax.Array, q: jax.Array) -> jax.Array:
-        c = coefficients.astype(q.dtype)
-        if w.size < LONG or jax.default_backend() != "cpu":
-            return w + jnp.tensordot(c, q, 1)
-        # a matrix product of long rows packs them first, which takes the memory of two more bases
+    def at_once(w: jax.Array, c: jax.Array, q: jax.Array) -> jax.Array:
+        return w + jnp.tensordot(c, q, 1)
+
+    def row_by_row(w: jax.Array, c: jax.Array, q: jax.Array) -> jax.Array:
+        """On a CPU a matrix product of long rows packs them first, which takes the memory of two more bases."""
         whole = len(c) // TOGETHER * TOGETHER
 
         def some(start: Any, count: int, w: jax.Array) -> jax.Array:
@@ -58,6 +58,12 @@ def plus_rows(vector: PyTree, coefficients: jax.Array, basis: PyTree) -> PyTree:
 
         w = jax.lax.fori_loop(0, whole // TOGETHER, lambda i, w: some(i * TOGETHER, TOGETHER, w), w)
         return some(whole, len(c) - whole, w) if whole < len(c) else w
+
+    def leaf(w: jax.Array, q: jax.Array) -> jax.Array:
+        operands = (w, coefficients.astype(q.dtype), q)
+        if w.size < LONG:
+            return at_once(*operands)
+        return jax.lax.platform_dependent(*operands, cpu=row_by_row, default=at_once)
 
     with jax.default_matmul_precision("highest"):
         return jax.tree.map(leaf, vector, basis)

@@ -54,7 +54,7 @@ def goes_one_by_one(H: Operator) -> bool:
 
     So are those of an operator that does not run on the device, and long ones: several at once take more memory.
     """
-    little = LITTLE if jax.default_backend() == "cpu" else LITTLE_ELSEWHERE
+    little = LITTLE if devices.on_cpu(H.multiplier.mesh) else LITTLE_ELSEWHERE
     return not H.on_device or H.space.nbytes > little
 
 
@@ -109,7 +109,7 @@ def product_bytes(H: Operator) -> int:
     if len(H.blocks) == 1 and (by.mesh is None or by.mesh.size == 1):
         return program_bytes(linear_operator.product_step, H, vector)
     assert by.mesh is not None
-    shared = by.mesh.size if by.mesh.devices.flat[0].platform == "cpu" else 1
+    shared = by.mesh.size if devices.on_cpu(by.mesh) else 1
     ends = (H.blocks[0], H.blocks[-1])
     each = shared * max(program_bytes(products.sums_step, H.common, H.space, block, vector, by=by) for block in ends)
     return max(each + nbytes * (len(H.blocks) > 1), 3 * nbytes)  # beside the total so far; two totals and their sum
@@ -137,7 +137,7 @@ def bases_bytes(H: Operator, rows: int, work: int, *, group: int = 1, grown_from
     kept_by_cpu = STEPS_KEEP + ARRAYS * max(leaves) if max(leaves) < MAPPED else STEPS_KEEP_MAPPED
     if max(leaves) < MAPPED and H.space.nbytes > memory.KEPT and goes_one_by_one(H):
         kept_by_cpu = STEPS_KEEP_GIVEN_BACK
-    return nbytes * rows * group + max(work, end, int(nbytes * grown_from * share)) + _on_cpu(kept_by_cpu)
+    return nbytes * rows * group + max(work, end, int(nbytes * grown_from * share)) + _on_cpu(H, kept_by_cpu)
 
 
 def check_room(H: Operator, name: str, rows: int, remedy: str = "") -> None:
@@ -172,7 +172,7 @@ def rows_at_once(H: Operator, most: int) -> int:
 
 
 def _fitting(H: Operator, most: int, nbytes: Callable[[int], int]) -> int:
-    if jax.default_backend() == "cpu" and H.space.nbytes <= LITTLE:
+    if devices.on_cpu(H.multiplier.mesh) and H.space.nbytes <= LITTLE:
         return most
     room, num = WORK_FRACTION * H.memory()[1], most
     while num > 1 and nbytes(num) > room:
@@ -192,13 +192,13 @@ def probes_needed(H: Operator, at_once: int, *, held: int = 0, unit: float = 1.0
     checked = 3 if H.is_given else 0  # two vectors and a product, whose symmetry is looked at first
     vectors = held + max(2 * at_once, checked) + (unit != 1)
     nbytes = max(vectors * H.space.nbytes + products_bytes(H, at_once), _draw_bytes(H, at_once))
-    return Memory(vectors, nbytes + _on_cpu(DRAWS_KEEP))
+    return Memory(vectors, nbytes + _on_cpu(H, DRAWS_KEEP))
 
 
 def sketch_needed(H: Operator, rows: int, at_once: int, *, unit: float = 1.0) -> Memory:
     """The memory of a sketch of so many rows, which grows by ``at_once``."""
     vectors = rows + (unit != 1)
-    return Memory(vectors, vectors * H.space.nbytes + _sketch_work(H, at_once) + _on_cpu(SKETCHES_KEEP))
+    return Memory(vectors, vectors * H.space.nbytes + _sketch_work(H, at_once) + _on_cpu(H, SKETCHES_KEEP))
 
 
 def _sketch_work(H: Operator, num: int) -> int:
@@ -210,12 +210,12 @@ def _sketch_work(H: Operator, num: int) -> int:
 
 def _draw_bytes(H: Operator, num: int) -> int:
     """Bytes of drawing vectors: themselves and one flat copy; four more of a short one on a CPU."""
-    cpu = jax.default_backend() == "cpu"
+    cpu = devices.on_cpu(H.multiplier.mesh)
     return num * H.space.nbytes * (6 if cpu and H.space.size < randomness.LONG else 2)
 
 
-def _on_cpu(nbytes: int) -> int:
-    return nbytes if jax.default_backend() == "cpu" else 0
+def _on_cpu(H: Operator, nbytes: int) -> int:
+    return nbytes if devices.on_cpu(H.multiplier.mesh) else 0
 
 
 # --- words

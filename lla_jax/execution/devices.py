@@ -46,6 +46,15 @@ def mesh_of(devices: Sequence[Any], data_shards: int = 1) -> Mesh:
     return Mesh(np.array(devices).reshape(-1, data_shards), (GRID, DATA), axis_types=(AxisType.Auto,) * 2)
 
 
+def on_cpu(mesh: Mesh | None) -> bool:
+    """Whether the devices are CPUs; without a mesh, jax's default devices.
+
+    Forms that are fast on a CPU alone are chosen by this, and not by the default devices: a program may be compiled for
+    others.
+    """
+    return (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
+
+
 def data_shards(
     execution: Execution, devices: Sequence[Any], points: int, nbytes: int, uncut: str, free: int | None = None
 ) -> int:

@@ -162,19 +162,23 @@ def _widens(eqn: Any) -> bool:
     return jnp.issubdtype(new, jnp.floating) and all(jnp.promote_types(old, new) == new for old in dtypes)
 
 
-def share_affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree) -> Callable[[Any], Any]:
+def share_affine(
+    f: Callable[[PyTree], Any], params: PyTree, directions: PyTree, for_cpu: bool = False
+) -> Callable[[Any], Any]:
     """Make ``h(coord) = f(params + sum_i coord_i d_i)``; values that are affine in ``coord`` are computed here, once.
 
     Args:
       f: a traceable function of the parameters.
       params: the centre.
       directions: the stacked tree, leading axis k.
+      for_cpu: whether the rest gets the forms of ``rewrite_for_values``.
 
     Returns:
       ``h(coord)`` with ``coord`` of shape (k,), to be mapped over points inside the same trace. It must not be
       differentiated, because custom derivative rules are lost.
     """
     closed, shape = jax.make_jaxpr(f, return_shape=True)(params)
+    evaluate = _evaluate_fast if for_cpu else bind
     at_points: list[tuple[Any, list[Any], list[_AtPoint]]] = []
 
     def share(eqn: Any, values: list[Any]) -> Sequence[Any]:
@@ -200,7 +204,7 @@ def share_affine(f: Callable[[PyTree], Any], params: PyTree, directions: PyTree)
             return known[shared] if isinstance(shared, _Affine | _AtPoint) else shared
 
         for eqn, values, results in at_points:
-            known.update(zip(results, _evaluate_fast(eqn, [value(x) for x in values]), strict=True))
+            known.update(zip(results, evaluate(eqn, [value(x) for x in values]), strict=True))
         return jax.tree.unflatten(jax.tree.structure(shape), [value(x) for x in outputs])
 
     return at

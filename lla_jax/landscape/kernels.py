@@ -90,19 +90,19 @@ def _check_points(points: Points) -> None:
 
 
 def sums_at_points(
-    loss: Loss, points: Points, block: _losses.Block, formula: Formula, plan: Plan, values_only: bool = False
+    loss: Loss, points: Points, block: _losses.Block, formula: Formula, plan: Plan, for_cpu: bool = False
 ) -> dict[str, Any]:
     """The packed sums of the loss and the metrics over one block at C points: {name: (C, 7)}.
 
-    With ``values_only``, which is faster, or with ``plan.share`` they cannot be differentiated.
+    With ``for_cpu``, for forms that are fast on a CPU, or with ``plan.share`` they cannot be differentiated.
     """
     _check_points(points)
     with jax.default_matmul_precision(formula.precision):
-        return _sums_at_points(loss, points, block, formula, plan, values_only)
+        return _sums_at_points(loss, points, block, formula, plan, for_cpu)
 
 
 def _sums_at_points(
-    loss: Loss, points: Points, block: _losses.Block, formula: Formula, plan: Plan, values_only: bool
+    loss: Loss, points: Points, block: _losses.Block, formula: Formula, plan: Plan, for_cpu: bool
 ) -> dict[str, Any]:
     params, directions, coords, states = points
     at = functools.partial(params_at, formula.rule, params, directions)
@@ -116,9 +116,9 @@ def _sums_at_points(
         return packed
 
     if plan.share and states is None:
-        shared = rewriting.share_affine(lambda p: sums(p, loss.state), params, directions)
+        shared = rewriting.share_affine(lambda p: sums(p, loss.state), params, directions, for_cpu)
         return plans.map_points(shared, coords, plan.loop)
-    sums_of = rewriting.rewrite_for_values(sums) if values_only else sums
+    sums_of = rewriting.rewrite_for_values(sums) if for_cpu else sums
     if states is None:
         return plans.map_points(lambda c: sums_of(at(c), loss.state), coords, plan.loop)
     return plans.map_points(lambda point: sums_of(at(point[0]), point[1]), (coords, states), plan.loop)
@@ -142,7 +142,7 @@ def block_sums(
         def one(start: Any) -> dict[str, Any]:
             examples = jnp.clip(count - before, 0, rows) if sharded else count
             block = _losses.block_at(data, start, plan.microbatch, examples, offset + before)
-            return sums_at_points(loss, points, block, formula, plan, values_only=True)
+            return sums_at_points(loss, points, block, formula, plan, for_cpu=devices.on_cpu(mesh))
 
         sums = plans.map_points(one, starts, "map")
         num_sums = len(_losses.Sums._fields)
@@ -253,8 +253,13 @@ def losses(
     formula = Formula(static(rule), False, (), precision)
     plan = plans.Plan(coords.shape[0], _data.num_examples(data), loop, share)
     block = _losses.block_at(data, 0, plan.microbatch, plan.microbatch, 0)
-    sums = sums_at_points(loss, Points(params, directions, coords), block, formula, plan)["loss"]
-    value = _losses.unpack(sums).mean
+
+    def sums(coords: Any, for_cpu: bool) -> Any:
+        return sums_at_points(loss, Points(params, directions, coords), block, formula, plan, for_cpu)["loss"]
+
+    forms = {"cpu": functools.partial(sums, for_cpu=True), "default": functools.partial(sums, for_cpu=False)}
+    packed = jax.lax.platform_dependent(coords, **forms) if share else sums(coords, False)
+    value = _losses.unpack(packed).mean
     if loss.penalty is not None:
         with jax.default_matmul_precision(precision):
             value += plans.map_points(

@@ -106,7 +106,7 @@ def propose(job: Job, points: int) -> list[Plan]:
         uncut=task.couples_examples,
         sharable=task.rule.affine and job.momenta is None and _single_or_double(job.params),
         scannable="conv_general_dilated" not in primitives,
-        on_cpu=device.platform == "cpu",
+        on_cpu=devices.on_cpu(job.mesh),
     )
 
 

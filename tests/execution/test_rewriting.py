@@ -256,7 +256,7 @@ def test_pooling_for_values_only_is_made_of_slices(name):
         return h(w + c[0] * directions[0] + c[1] * directions[1])["y"]
 
     def shared(c):
-        return rewriting.share_affine(lambda w: f(w, arguments[1]), w, directions)(c)["y"]
+        return rewriting.share_affine(lambda w: f(w, arguments[1]), w, directions, for_cpu=True)(c)["y"]
 
     at = jnp.array([0.5, -0.3])
     np.testing.assert_allclose(shared(at), along(at, lambda w: f(w, arguments[1])), rtol=2e-6, atol=1e-7)
@@ -299,7 +299,7 @@ def test_convolutions_for_values_only_have_their_channels_last(name):
     is_last = (spec.lhs_spec[1], spec.out_spec[1], spec.rhs_spec[:2]) == (last, last, (last, last - 1))
     assert is_last is moved
     directions = np.stack([0.1 * draw(*w.shape)])
-    shared = jax.jit(lambda c: rewriting.share_affine(lambda w: f(w, x), w, directions)(c))(np.array([0.5]))
+    shared = jax.jit(lambda c: rewriting.share_affine(lambda w: f(w, x), w, directions, True)(c))(np.array([0.5]))
     np.testing.assert_allclose(shared, f(w + 0.5 * directions[0], x), rtol=1e-4, atol=1e-4)
 
 
@@ -313,7 +313,7 @@ def test_all_models_keep_their_losses_and_gradients(name):
     directions = jax.tree.map(lambda x: np.stack([0.1 * draw(*np.shape(x))]), params)
     at = np.array([0.5], np.float32)
     expected = losses(landscape.add(params, directions, at))
-    shared = jax.jit(lambda c: rewriting.share_affine(losses, params, directions)(c))(at)
+    shared = jax.jit(lambda c: rewriting.share_affine(losses, params, directions, True)(c))(at)
     chex.assert_trees_all_close(shared, expected, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(
         jax.jit(rewriting.rewrite_for_values(losses))(params), losses(params), rtol=1e-5, atol=1e-6
