@@ -6,6 +6,7 @@ import math
 import pathlib
 import sys
 import time
+import zipfile
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import damage
+import gpu
 import growth
 import hessian
 import kill
@@ -222,6 +224,32 @@ def test_the_programs_for_tpus_have_names_of_their_own_and_the_plans_that_accele
         assert jax.eval_shape(loss.criterion, outputs, data).shape == (4,)
         tried = [(job["loop"], job["share"]) for job in rows if job["program"] == "plane" and job["network"] == name]
         assert {("map", True), ("map", False), ("vmap", True), ("vmap", False)} <= set(tried)
+
+
+def test_the_script_for_a_gpu_takes_wheels_along_and_says_what_it_lacks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu.sys, "path", [*gpu.sys.path])
+    with zipfile.ZipFile(tmp_path / "carried_here-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("carried_here/__init__.py", "answer = 42")
+    gpu.unpack(tmp_path)
+    assert importlib.import_module("carried_here").answer == 42
+    with pytest.raises(SystemExit, match=r"--wheels: .* given, which is no folder"):
+        gpu.unpack(tmp_path / "nothing")
+    with pytest.raises(SystemExit, match=r"--platform gpu: jax .* has no such device here"):
+        gpu.check("gpu")
+    monkeypatch.setitem(gpu.NEEDED, "no_such_module", "no-such-package")
+    with pytest.raises(SystemExit, match="not installed: no-such-package; carry their wheels"):
+        gpu.check("cpu")
+
+
+def test_the_script_for_a_gpu_measures_every_network_at_every_precision():
+    found = [(name, part) for name, part, _ in gpu.parts(quick=True)]
+    wanted = (*gpu.PRECISIONS, "product", "lanczos")
+    assert set(found) == {(name, part) for name in gpu.NETWORKS for part in wanted}
+    calls = {(name, part): call for name, part, call in gpu.parts(quick=True)}
+    for part in ("highest", "product", "lanczos"):
+        assert calls["mlp", part]()["ms"] > 0
+    assert gpu.noise("highest") < 1e-5
+    assert "ZeroDivisionError" in gpu.attempted(lambda: 1 / 0)["error"]
 
 
 def test_every_script_has_its_place_on_the_page_and_missed_targets_are_marked(tmp_path):
