@@ -92,7 +92,7 @@ def eigenpairs(
         process can be continued too. Its recipe then says "running" as "stopped".
       resume: a result that ``on_partial`` was called with. The search continues from it, and gives the same to the bit
         as one that was not interrupted.
-      copies: False for no further sequence: the search ends when k pairs have converged. It saves about a third of the
+      copies: False for no further sequence: the search ends when k pairs have converged. It saves about a fifth of the
         products, finds a repeated eigenvalue once, and does not show that no larger one was missed.
       start: earlier pairs, or directions, to begin with, such as those of the same network some training steps before:
         fewer products where they lie near the vectors sought. They may be of any number. What is found is held to the
