@@ -149,7 +149,7 @@ class HessianOptions:
     tol: float = 1e-3
     """Largest residual |Hv - lambda v| of an eigenpair, relative to the largest eigenvalue."""
     no_copies: bool = False
-    """Do not look for further copies of the eigenvalues found: about a quarter fewer products, and a repeated
+    """Do not look for further copies of the eigenvalues found: about a fifth fewer products, and a repeated
     eigenvalue is found once."""
     start: Annotated[Path | None, _optional("FILE", "random vectors")] = None
     """Eigenpairs to begin with, such as eigenpairs.npz of an earlier checkpoint; fewer products if little changed."""

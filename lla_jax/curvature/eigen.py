@@ -40,7 +40,7 @@ SPARE = 4  # vectors beyond k that a restart needs
 LEAST_WORK = 3  # vectors that a step needs beside the basis at least
 ROWS = {True: 32, False: 64}  # rows of the first buffer, whether or not steps are taken one by one
 ROUNDING = 8.0  # times eps max|lambda|: the part of a residual that rounding may hide
-AGREED = 0.01  # of the tolerance: a product for all pairs that differs by less from what is known speaks for them
+AGREED = 0.01  # of the tolerance: errors of residuals, as a product for all pairs shows them, that are left as they are
 BEFORE: Recipe = {"copies": True, "start": None}  # entries of recipes that those of before do not have
 
 
@@ -92,7 +92,7 @@ def eigenpairs(
         process can be continued too. Its recipe then says "running" as "stopped".
       resume: a result that ``on_partial`` was called with. The search continues from it, and gives the same to the bit
         as one that was not interrupted.
-      copies: False for no further sequence: the search ends when k pairs have converged. It saves about a third of the
+      copies: False for no further sequence: the search ends when k pairs have converged. It saves about a fifth of the
         products, finds a repeated eigenvalue once, and does not show that no larger one was missed.
       start: earlier pairs, or directions, to begin with, such as those of the same network some training steps before:
         fewer products where they lie near the vectors sought. They may be of any number. What is found is held to the
@@ -103,9 +103,9 @@ def eigenpairs(
       ``Eigenpairs``: values in the order asked for (Rayleigh quotients), vectors as ``Directions`` of unit norm whose
       entry of largest magnitude is positive, residuals |H v - lambda v|, plus 8 eps max |lambda|, which rounding may
       hide; products used. The residuals are those that the products of the search give, plus how far a further product,
-      with the sum of all vectors with random signs, is from what they say; where this is more than rounding and a
-      hundredth of ``tol``, each vector gets a product of its own. ``recipe``: "converged" (all residuals within tol),
-      "verified" (nothing was missed; False: not ruled out), "stopped" (why it ended early, or None), "residuals"
+      with the sum of all vectors with random signs, is from what they say; where this shows errors above rounding and
+      above a hundredth of ``tol``, each vector gets a product of its own. ``recipe``: "converged" (all residuals within
+      tol), "verified" (nothing was missed; False: not ruled out), "stopped" (why it ended early, or None), "residuals"
       ("together", or "each" where every vector was multiplied), "sequences", "restarts". Not converged: a warning, and
       all pairs with the residuals they have.
 
@@ -269,14 +269,15 @@ def _finish(s: Search, unit: Unit, goal: Goal, ended: str, recipe: Recipe, check
     products = s.products + 1
     checks.after_step(products)
     rounding = _lanczos.rounding(H, ROUNDING) * scale
-    if apart <= max(math.sqrt(num) * rounding, AGREED * tol * scale):
-        errors, together = errors + apart, True
+    each = apart / math.sqrt(num)  # of a pair, where the errors of all are as large
+    together = bool(each <= max(rounding, AGREED * tol * scale))
+    if together:
         vectors = residuals.ritz_vectors(s, ritz, num, H, lambda i, vector: None)
     else:
         vectors, values, errors, products = _check_each(s, ritz, num, H, products, checks)
-        scale, together = max(np.abs(values).max(), scale), False
+        scale, each, apart = max(np.abs(values).max(), scale), 0.0, 0.0
         rounding = _lanczos.rounding(H, ROUNDING) * scale
-    within = errors <= 1.01 * tol * scale + min(rounding, tol * scale)
+    within = errors + each <= 1.01 * tol * scale + min(rounding, tol * scale)
     in_full = ended in ("verified", "unverified")
     recipe |= {
         "converged": bool(in_full and num == goal.k and within.all()),
@@ -293,7 +294,8 @@ def _finish(s: Search, unit: Unit, goal: Goal, ended: str, recipe: Recipe, check
     indices = eigensearch.order(values, goal.which)
     if (indices != np.arange(num)).any():
         vectors = jax.tree.map(lambda q: q[indices], vectors)
-    return _pairs(vectors, values[indices], errors[indices] + rounding, products, recipe, unit, None)
+    errors = errors[indices] + (apart + rounding)
+    return _pairs(vectors, values[indices], errors, products, recipe, unit, None)
 
 
 def _check_each(
