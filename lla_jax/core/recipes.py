@@ -62,7 +62,18 @@ ROUNDING = 1e-5  # relative difference between machines, orders of summation and
 HALF_STEPS = 4.0  # times eps of a type of half precision: the same
 SEAL = "seal"  # the entry by which a change of the rest is found
 START_ANEW = "start anew without resume"
-NOT_COMPARED = ("plan", "versions", "lowest", "bits", "lost", "centres", "probe")  # entries that decide no value
+NOT_COMPARED = (
+    "plan",
+    "versions",
+    "lowest",
+    "bits",
+    "lost",
+    "centres",
+    "probe",
+    "step",
+    "error",
+    "absolute",
+)  # entries that decide no value
 
 
 class Differs(Misuse):
@@ -204,7 +215,14 @@ def without_probe(operator: Mapping[str, Any]) -> dict[str, Any]:
 def rounding(recipe: Mapping[str, Any]) -> float:
     """The relative difference that rounding makes between two machines or plans: more where halves are at work."""
     types = precision.types_at_work(recipe)
-    return max([ROUNDING, *(HALF_STEPS * float(jnp.finfo(name).eps) for name in types if _is_half(name))])
+    differences = recipe.get("product", {}) if isinstance(recipe.get("product"), Mapping) else {}
+    return max(
+        [
+            ROUNDING,
+            2 * differences.get("error", 0.0),
+            *(HALF_STEPS * float(jnp.finfo(name).eps) for name in types if _is_half(name)),
+        ]
+    )
 
 
 def _is_half(name: str) -> bool:

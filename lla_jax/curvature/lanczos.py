@@ -470,10 +470,12 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
 def rounding(H: Operator, times: float) -> float:
     """The rounding error of a product, relative to the largest eigenvalue.
 
-    It is ``times`` eps of the vectors' dtype, or eps of the types in which the loss is computed if that is larger.
+    It is ``times`` eps of the vectors' dtype, or eps of the types in which the loss is computed if that is larger, or
+    the error of finite differences.
     """
     computed = precision.types_at_work(H.recipe)
-    return max([times * float(jnp.finfo(H.dtype).eps), *(float(jnp.finfo(name).eps) for name in computed)])
+    stated = H.recipe.get("product", {}).get("error", 0.0)
+    return max([stated, times * float(jnp.finfo(H.dtype).eps), *(float(jnp.finfo(name).eps) for name in computed)])
 
 
 def check_start(start: Any) -> None:

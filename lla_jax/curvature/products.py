@@ -22,7 +22,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.called import differentiated
 from lla_jax.core.data import num_examples
 from lla_jax.core.types import Batch, PyTree
-from lla_jax.curvature import matrices
+from lla_jax.curvature import differences, matrices
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.space import Space
 from lla_jax.execution import plans
@@ -47,6 +47,7 @@ class Common(NamedTuple):
     count: Any  # number of rows of the data without padding
     offset: Any  # number of the first row among those of all processes and batches
     key: Any
+    step: Any = None  # of finite differences; None for other products
 
 
 @jax.tree_util.register_dataclass
@@ -89,7 +90,7 @@ def _over_mesh(mesh: Mesh, f: Callable, in_specs: Any, out_specs: Any) -> Callab
 def _common_specs() -> Common:
     """How a ``Common`` lies on several devices: the data are split over them, the rest is on each of them."""
     copy = PartitionSpec()
-    return Common(copy, copy, PartitionSpec(GRID), copy, copy, copy)
+    return Common(copy, copy, PartitionSpec(GRID), copy, copy, copy, copy)
 
 
 def _sum_over(f: Callable[[Any], Any], over: Any) -> Any:
@@ -134,6 +135,8 @@ def _block_sums(by: Multiplier, common: Common, block: Any, v: PyTree) -> tuple[
             rows = _local_block(common, start, block.size, mesh)
             g = matrices.gradient_map(matrix, common.loss, common.params, rows, common.key)
             with differentiated():
+                if matrix.differences:
+                    return differences.central(g, start_of, v, common.step)
                 _, product, sums = jax.jvp(g, (start_of,), (v,), has_aux=True)
             return product, sums
 
