@@ -96,21 +96,18 @@ def choose(
       row_bytes: bytes of the largest value per row.
       recut: ``recut(size)`` makes blocks of fewer rows; None where that must not be.
     """
-    assert by.matrix is not None
-    if by.matrix.kind == "fisher" and remat is True:
+    matrix = by.matrix
+    assert matrix is not None
+    if matrix.kind == "fisher" and remat is True:
         rule = "it is for the Hessian and the Gauss-Newton matrix: leave it out, or take a smaller batch_size"
         raise Misuse("execution.remat", f"True given for a Fisher matrix; {rule}")
     by = _remat(by) if remat is True else by
-    if by.matrix.differences:
+    if matrix.differences:
         return Held(by, blocks, False, 0, "not needed: finite differences of the gradient")
     keep, nbytes, text = _choose_linearize(by, common, blocks, linearize)
     if keep:
-        if (
-            remat == "auto"
-            and linearize is True
-            and by.matrix.kind != "fisher"
-            and nbytes > WORK_FRACTION * free_bytes(by)
-        ):
+        too_large = linearize is True and nbytes > WORK_FRACTION * free_bytes(by)
+        if remat == "auto" and too_large and matrix.kind != "fisher":
             by = _remat(by)
             nbytes = _kept_bytes(by, common, blocks)
             text = f"kept where segments of the network meet ({_size(nbytes)})"
