@@ -39,6 +39,7 @@ PARTS: dict[str, tuple[float, list[str]]] = {
     ),
     "many_planes": (4, []),
     "memory": (4, []),
+    "vocabulary": (10, []),
     "kill": (5, []),
     "damage": (5, []),
     "interrupts": (10, ["--moments", "8"]),

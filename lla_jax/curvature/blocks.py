@@ -106,7 +106,7 @@ def in_memory(
     base = common._replace(params=None)
     if by.matrix.differences:
         of_step = functools.partial(_of_step, by, space, base, tuple(blocks), place, together)
-        return steps.operator_at(of_step, common.params, recipe)
+        return steps.operator_at(of_step, common.params, _plan_together(recipe) if together else recipe)
     own = make(by, space, base, tuple(blocks), place, common.params, recipe)
     return _over_processes(own, _plan_together(recipe)) if together else own
 
@@ -135,7 +135,7 @@ def _of_step(
 ) -> LinearOperator | HostOperator:
     """The operator at these parameters, whose products are finite differences of this step."""
     own = _recompute_at(by, space, base._replace(step=step), blocks, place, params, recipe)
-    return _over_processes(own, _plan_together(recipe)) if together else own
+    return _over_processes(own, recipe) if together else own
 
 
 def _linearize_at(

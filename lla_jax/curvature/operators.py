@@ -89,7 +89,7 @@ def hessian(
         ``lla.whole(...)`` of one example that is never cut; None for a loss without data.
       product: "exact", by automatic differentiation; or "finite-difference", central differences of the gradient, for a
         loss without a second derivative in jax, such as a fused kernel with a ``custom_vjp``. The step is chosen and
-        the error measured with about 20 products when the operator is made, anew in ``H.at``:
+        the error measured with about 25 products when the operator is made, anew in ``H.at``:
         ``recipe["product"]`` has "step", "error" (of a product with a vector of norm 1, relative to the largest
         eigenvalue, about 1e-4 in float32) and "absolute". ``eigenpairs`` adds it to the residuals. The loss must be
         smooth: kinks, as of ReLU, that a step crosses count as curvature, which the error does not know.

@@ -30,7 +30,6 @@ NAME = "finite-difference"
 POWER_STEPS = 2  # towards the largest eigenvalue
 WORST_STEPS = 3  # towards the direction of the largest third derivative of the gradient
 SAFETY = 2.0  # times the error that is measured
-WIDEST = 2.0**-2  # times the norm of the parameters: the largest step
 ROUNDS = 4  # at most, in which a step whose error is larger than expected is halved
 
 Make = Callable[[Any, PyTree, Recipe], Operator]
@@ -51,7 +50,7 @@ def operator_at(make: Make, params: PyTree, recipe: Recipe) -> Any:
         "%s: finite differences of the gradient, step %.2g, error %.1e of the largest eigenvalue",
         *(recipe["kind"], entry["step"], entry["error"]),
     )
-    found: Any = make(np.asarray(entry["step"], made.dtype), params, made.recipe | {"product": entry})
+    found: Any = make(np.asarray(entry["step"], made.dtype), params, recipe | {"product": entry})
     return replace(found, rebuild=functools.partial(operator_at, make))
 
 
@@ -86,6 +85,7 @@ def _choose_step(make: Callable[[float], Operator], H: Operator) -> Recipe:
         change = jax.tree.map(jnp.subtract, whole, product(step / 2, v))
         return _Measured(whole, change, float(_tree.norm(whole)), float(_tree.norm(change)))
 
+    # the largest and the least step: truncation shows at the first, rounding at the second
     wide, fine = (_power_of_two(scale * eps**power) for power in (0.2, 0.5))
     first = _unit(H, H.random(jax.random.key(0)))
     top, largest = first, 0.0
@@ -99,14 +99,16 @@ def _choose_step(make: Callable[[float], Operator], H: Operator) -> Recipe:
         top, largest = _unit(H, image), max(largest, size)
     noise = max(measure(fine, v).change for v in (first, top)) * fine / math.sqrt(5)
     worst, third = top, 0.0
-    for _ in range(WORST_STEPS):
-        found = measure(wide, worst)
-        largest = max(largest, found.size)
-        if not found.change > 4 * noise / wide:
-            break
-        third = max(third, 8 * found.change / wide**2)
-        worst = _unit(H, found.difference)
-    step = WIDEST * scale if third == 0 else min(WIDEST * scale, (3 * noise / third) ** (1 / 3))
+    for direction in (first, top):
+        for _ in range(WORST_STEPS):
+            found = measure(wide, direction)
+            largest = max(largest, found.size)
+            if not found.change > 4 * noise / wide:
+                break
+            if 8 * found.change / wide**2 > third:
+                worst, third = direction, 8 * found.change / wide**2
+            direction = _unit(H, found.difference)
+    step = wide if third == 0 else min(wide, (3 * noise / third) ** (1 / 3))
     step = _power_of_two(max(step, fine))
     error = math.inf
     for _ in range(ROUNDS):

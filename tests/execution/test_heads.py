@@ -21,7 +21,7 @@ PARAMS = {
     "bias": RNG.normal(size=CLASSES),
 }
 VECTOR = {name: RNG.normal(size=x.shape) for name, x in PARAMS.items()}
-TEXT = RNG.integers(0, CLASSES, (ROWS, LENGTH + 1))
+TEXT = RNG.integers(0, CLASSES, (ROWS, LENGTH + 1)).astype(np.int32)
 TOKENS, LABELS = TEXT[:, :-1], TEXT[:, 1:]
 WEIGHTS = RNG.random((ROWS, LENGTH))
 
