@@ -57,12 +57,11 @@ def _dense(x: Any, p: Any) -> Any:
     return x @ p["kernel"] + p["bias"]
 
 
-def loss_of(params: Any, batch: Any) -> Any:
-    """Mean cross-entropy of the next token."""
+def scores_of(params: Any, tokens: Any) -> Any:
+    """Scores of the next token, (rows, length, VOCABULARY)."""
     import jax
     import jax.numpy as jnp
 
-    tokens, following = batch
     length = tokens.shape[1]
     seen = jnp.tril(jnp.ones((length, length), bool))
 
@@ -76,5 +75,14 @@ def loss_of(params: Any, batch: Any) -> Any:
 
     x = params["embedding"][tokens] + params["positions"][:length]
     x = _norm(jax.lax.scan(block, x, params["blocks"])[0], params["norm"])
-    scores = jax.nn.log_softmax(x @ params["embedding"].T)
+    return x @ params["embedding"].T
+
+
+def loss_of(params: Any, batch: Any) -> Any:
+    """Mean cross-entropy of the next token."""
+    import jax
+    import jax.numpy as jnp
+
+    tokens, following = batch
+    scores = jax.nn.log_softmax(scores_of(params, tokens))
     return -jnp.take_along_axis(scores, following[..., None], -1).mean()

@@ -36,11 +36,11 @@ PARTIAL = tuple(f"{name}.partial.npz" for name in ("eigenpairs", "spectrum", "tr
 def make_operator(problem: Problem, options: HessianOptions) -> Any:
     """Make the operator of the matrix that the options ask for."""
     make = {"hessian": operators.hessian, "ggn": operators.ggn}.get(options.matrix, operators.fisher)
-    fisher: dict[str, Any] = {}
+    more: dict[str, Any] = {"product": options.product} if options.matrix == "hessian" else {}
     if options.matrix == "fisher":
-        fisher = {"key": jax.random.fold_in(jax.random.key(options.seed), 4)}
+        more = {"key": jax.random.fold_in(jax.random.key(options.seed), 4)}
     elif options.matrix == "empirical-fisher":
-        fisher = {"kind": "empirical"}
+        more = {"kind": "empirical"}
     return make(
         problem.loss,
         problem.params,
@@ -49,7 +49,7 @@ def make_operator(problem: Problem, options: HessianOptions) -> Any:
         select=list(options.select) or None,
         batch_stats=options.batch_stats,
         execution=make_execution(options),
-        **fisher,
+        **more,
     )
 
 
@@ -185,6 +185,7 @@ def layer_rows(problem: Problem, operator: Any, options: HessianOptions) -> tupl
             _key(options, 3),
             batch_size=options.batch_size,
             batch_stats=options.batch_stats,
+            product=options.product,
             execution=make_execution(options),
             **kept,
         )

@@ -142,6 +142,9 @@ class HessianOptions:
     matrix: Literal["hessian", "ggn", "fisher", "empirical-fisher"] = "hessian"
     """The Hessian; the generalized Gauss-Newton matrix; the Fisher matrix with targets drawn from the model, or from
     the data."""
+    product: Literal["exact", "finite-difference"] = "exact"
+    """Products of the Hessian by automatic differentiation, or by differences of the gradient, for a loss without a
+    second derivative, such as a fused kernel; their error is measured and stated."""
     top: int = 5
     """Number of eigenpairs; all of them, if there are fewer than by default."""
     which: Literal["magnitude", "largest", "smallest"] = "magnitude"
@@ -335,6 +338,8 @@ def check_hessian(options: HessianOptions) -> None:
         if not 0 < getattr(options, name) < 1:
             raise mistake(name, getattr(options, name), f"between 0 and 1, such as {example}")
     _check_least("batch-size", options.batch_size, 1, "or leave it out")
+    if options.product != "exact" and options.matrix != "hessian":
+        raise Mistake(f"--product: {options.product} given, but it is for the Hessian; leave it or --matrix out")
     if options.layers and (options.matrix != "hessian" or options.select):
         raise Mistake("--layers: given, but it takes the blocks of the full Hessian; leave --matrix and --select out")
 
@@ -398,6 +403,7 @@ def hessian_settings(options: HessianOptions) -> dict[str, str]:
     """{option: its value as it would be typed} of the options that decide the matrix."""
     return {
         "matrix": options.matrix,
+        **({} if options.product == "exact" else {"product": options.product}),
         "select": " ".join(options.select) or "all",
         "batch-stats": options.batch_stats,
         "seed": str(options.seed),

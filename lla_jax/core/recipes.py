@@ -62,7 +62,19 @@ ROUNDING = 1e-5  # relative difference between machines, orders of summation and
 HALF_STEPS = 4.0  # times eps of a type of half precision: the same
 SEAL = "seal"  # the entry by which a change of the rest is found
 START_ANEW = "start anew without resume"
-NOT_COMPARED = ("plan", "versions", "matmul", "lowest", "bits", "lost", "centres", "probe")
+NOT_COMPARED = (
+    "plan",
+    "versions",
+    "matmul",
+    "lowest",
+    "bits",
+    "lost",
+    "centres",
+    "probe",
+    "step",
+    "error",
+    "absolute",
+)
 """Entries that decide no value: of the precision of matrix products its operands do, where devices round them."""
 
 
@@ -209,7 +221,10 @@ def without_probe(operator: Mapping[str, Any]) -> dict[str, Any]:
 def rounding(recipe: Mapping[str, Any]) -> float:
     """The relative difference that rounding makes between two machines or plans: more where halves are at work."""
     eps = precision.eps_at_work(recipe)
-    return max(ROUNDING, HALF_STEPS * eps) if eps > operands.eps_of(precision.SINGLE) else ROUNDING
+    made = recipe.get("product")
+    differences = made.get("error", 0.0) if isinstance(made, Mapping) else 0.0
+    halves = HALF_STEPS * eps if eps > operands.eps_of(precision.SINGLE) else 0.0
+    return max(ROUNDING, 2 * differences, halves)
 
 
 def is_close(one: float, two: float, rtol: float, least: float) -> bool:

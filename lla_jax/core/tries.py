@@ -44,7 +44,8 @@ KEPT = (
     "its arguments alone: return the values in place of storing them"
 )
 NO_SLOPE = (
-    "It has no derivative in jax, or only the first one. Curvature needs two: write it without callbacks, with jax.lax."
+    "It has no derivative in jax, or only the first one. Curvature needs two, but for lla.hessian(..., product="
+    '"finite-difference"), which takes differences of the first one; or write it without callbacks, with jax.lax.'
     "scan or fixed bounds in place of while loops, and with jax.custom_jvp in place of jax.custom_vjp; lla.hessian "
     "works with custom_vjp where lla.ggn and lla.fisher do not, and lla.evaluate needs no derivative"
 )

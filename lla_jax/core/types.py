@@ -298,11 +298,12 @@ class UpdateRule(Protocol):
 class Execution:
     """How a call is executed. But for ``precision``, the values depend on it only by rounding.
 
-    A landscape (``evaluate``, ``sweep``, ``all_modes``) reads all fields except ``linearize`` and ``processes``, and
-    times the choices for "auto" fields on the first chunk. An operator (``hessian``, ``ggn``, ``fisher``), and so
-    ``per_layer`` and ``convexity``, reads ``devices``, ``precision``, ``linearize`` and ``processes``. A call refuses a
-    field that it does not read, unless the field has its default. ``convexity`` uses one process for every value of
-    ``processes``, and if it is resumed, it keeps primal values if and only if it did at its start.
+    A landscape (``evaluate``, ``sweep``, ``all_modes``) reads all fields except ``linearize``, ``remat`` and
+    ``processes``, and times the choices for "auto" fields on the first chunk. An operator (``hessian``, ``ggn``,
+    ``fisher``), and so ``per_layer`` and ``convexity``, reads ``devices``, ``precision``, ``linearize``, ``remat`` and
+    ``processes``. A call refuses a field that it does not read, unless the field has its default. ``convexity`` uses
+    one process for every value of ``processes``, and if it is resumed, it keeps primal values if and only if it did at
+    its start.
 
     Args:
       chunk: points evaluated per call and device.
@@ -319,6 +320,9 @@ class Execution:
         half of a device's free memory; always 1 if batches must not be cut.
       linearize: keep the primal values between an operator's products (True), compute them for every product (False),
         or keep them if they take at most a quarter of the free memory ("auto").
+      remat: of an operator, compute values inside of segments of the network again where derivatives need them, instead
+        of holding them (True), never (False), or where a product of one example, or of a batch that must not be cut,
+        would work in more than half of the free memory ("auto"). It takes up to a half more time.
       processes: in a group of processes (``lla.hosts.start``, ``jax.distributed``): with "all", an operator's data are
         this process's part of the examples, and the operator is the mean over all parts; with "own", the operator
         belongs to this process alone.
@@ -337,5 +341,6 @@ class Execution:
     devices: int | Literal["all"] | Sequence[Any] = "all"
     data_shards: int | Literal["auto"] = "auto"
     linearize: bool | Literal["auto"] = "auto"
+    remat: bool | Literal["auto"] = "auto"
     processes: Literal["all", "own"] = "all"
     precision: Literal["highest", "high", "default"] = "highest"

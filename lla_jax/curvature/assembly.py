@@ -21,7 +21,7 @@ from lla_jax.core.passes import Passes
 from lla_jax.core.rows import Model, like, spread, takes, trace
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe, Select
 from lla_jax.core.wholes import Whole
-from lla_jax.curvature import blocks, criteria, sampling
+from lla_jax.curvature import blocks, criteria, sampling, steps
 from lla_jax.curvature.blocks import Settings
 from lla_jax.curvature.likelihoods import Likelihood
 from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, describe_params
@@ -57,6 +57,9 @@ def operator(
     if batch_size is not None:
         _data.check_batch_size(batch_size)
     plans.check_for_operator(execution)
+    if matrix.differences and execution.linearize is True:
+        text = "True given, and finite differences have no primal values to keep"
+        raise Misuse("execution.linearize", f'{text}; it must be "auto" or False: leave it out')
     if matrix.train and not isinstance(loss, Loss):
         text = "'batch' needs a model whose normalization layers are visible, not a function; leave it out, or use"
         raise Misuse(
@@ -94,11 +97,11 @@ def operator(
     allow = options["allow_nondeterministic"]
     settings = Settings(matrix, mesh, params_mesh, uncut, batch_size, allow, together, execution.precision)
     if not isinstance(data, Stream):
-        return blocks.in_memory(settings, common, data, recipe, execution.linearize)
+        return blocks.in_memory(settings, common, data, recipe, execution)
     if execution.linearize and execution.linearize != "auto":
         text = "which needs the data in memory, and a stream is read anew for every product"
         raise Misuse("execution.linearize", f'True given, {text}; leave it out, or use "auto" or False')
-    return blocks.streamed(settings, common, data, first, recipe)
+    return blocks.streamed(settings, common, data, first, recipe, execution)
 
 
 def _check(
@@ -214,6 +217,7 @@ def _recipe(matrix: Matrix, loss: Loss, params: PyTree, data: Any, batch_size: i
     sharded = any(map(sharding.is_sharded, leaves))
     return {
         "kind": matrix.kind,
+        **({"product": {"kind": steps.NAME}} if matrix.differences else {}),
         "params": describe_params(params),
         "state": recipes.fingerprint(sharding.view_on_host(loss.state)),
         "noise": recipes.fingerprint(loss.key),

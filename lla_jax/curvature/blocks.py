@@ -20,8 +20,8 @@ from lla_jax.core.data import Stream
 from lla_jax.core.operands import Precision
 from lla_jax.core.passes import Passes
 from lla_jax.core.rows import like
-from lla_jax.core.types import Batch, PyTree, Recipe
-from lla_jax.curvature import matrices, products
+from lla_jax.core.types import Batch, Execution, PyTree, Recipe
+from lla_jax.curvature import held, matrices, products, steps
 from lla_jax.curvature.linear_operator import HostOperator, LinearOperator
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.products import Common, Multiplier, Rows
@@ -37,7 +37,6 @@ CONV_BYTES = 2**19  # largest intermediate value of a block with convolutions on
 CONV_ROWS = (8, 128)  # the fewest and most examples of such a block: gradients of kernels are a sum over them
 BLOCK_BYTES = {True: 2**22, False: 2**30}  # largest intermediate value of a block: on a CPU, on other devices
 MOST_TRACED = 2**16  # rows; the number of entries of more might not fit an int32
-KEPT_FRACTION = 0.25  # of the free memory, which primal values may take
 MOST_FLOPS = 10**10  # of a product on a CPU for several to run in one program, some seconds long
 UNSTEADY = 1e-5  # relative difference between two evaluations that rounding does not explain
 NOT_COMPARED = {"compared": False}  # the probe of a loss that may change from call to call
@@ -58,7 +57,7 @@ class Settings(NamedTuple):
 
 
 def in_memory(
-    settings: Settings, common: Common, data: Batch, recipe: Recipe, linearize: bool | str
+    settings: Settings, common: Common, data: Batch, recipe: Recipe, execution: Execution
 ) -> LinearOperator | HostOperator:
     """The operator over data in memory; in a group of processes, that of the mean over the rows of all of them.
 
@@ -67,26 +66,29 @@ def in_memory(
       common: the loss, the parameters and the key, on the devices.
       data: arrays.
       recipe: the operator's recipe; the plan and the precision are added.
-      linearize: as in ``Execution``.
+      execution: says what products hold (``linearize``, ``remat``).
     """
     _, mesh, params_mesh, uncut, batch_size, allow_nondeterministic, together, _ = settings
     count = _data.num_examples(data)
     rows = -(-count // mesh.size)
-    by, space, row_bytes, primitives = _look(settings, common, data, rows, recipe)
+    by, space, row_bytes, primitives, heads = _look(settings, common, data, rows, recipe)
     if params_mesh is not None and not uncut and any(map(sharding.is_sharded, jax.tree.leaves(data))):
         batch_size = batch_size or rows  # a block of sharded rows would have to be brought together
     blocks = _uncut_batches(by, count, batch_size) if uncut else _blocks(by, rows, row_bytes, batch_size)
     place = functools.partial(_place_data, data, mesh, params_mesh)
     common = common._replace(data=place(), count=np.int32(count))
+    common = common._replace(step=np.float32(1)) if settings.matrix.differences else common
     if primitives & CALLBACKS:
         if allow_nondeterministic:
             recipe["probe"] = NOT_COMPARED
         else:
             _check_deterministic(by, space, common, blocks[0])
-    if params_mesh is not None and linearize == "auto":
-        keep, nbytes, text = False, 0, "computed at every product"  # the compiler might gather values that are kept
-    else:
-        keep, nbytes, text = _choose_linearize(by, common, blocks, linearize)
+    linearize, remat = execution.linearize, execution.remat
+    if params_mesh is not None:  # the compiler might gather values that are kept
+        linearize, remat = (False if linearize == "auto" else linearize), (False if remat == "auto" else remat)
+    recut = None if uncut or batch_size else functools.partial(_blocks, by, rows, row_bytes)
+    by, blocks, keep, nbytes, text = held.choose(by, common, blocks, linearize, remat, row_bytes, recut)
+    assert by.matrix is not None
     num = sum(len(block.starts) for block in blocks)
     in_blocks = f"{num * mesh.size:,} block" + "s" * (num * mesh.size > 1)
     sharded = "" if params_mesh is None else f", parameters sharded over {params_mesh.size} devices"
@@ -97,11 +99,17 @@ def in_memory(
         "linearized": keep,
         "bytes": nbytes,
         "on_device": by.on_device,
-        "text": f"{count:,} example{'s' * (count != 1)} in {in_blocks}, primal values {text}{sharded}",
+        **({"remat": True} if by.matrix.remat else {}),
+        **heads,
+        "text": f"{count:,} example{'s' * (count != 1)} in {in_blocks}, primal values {text}{sharded}"
+        + held.in_words(heads),
     }
     log.info("%s: %s", recipe["kind"], recipe["plan"]["text"])
     make = _linearize_at if keep else _recompute_at
     base = common._replace(params=None)
+    if by.matrix.differences:
+        of_step = functools.partial(_of_step, by, space, base, tuple(blocks), place, together)
+        return steps.operator_at(of_step, common.params, _plan_together(recipe) if together else recipe)
     own = make(by, space, base, tuple(blocks), place, common.params, recipe)
     return _over_processes(own, _plan_together(recipe)) if together else own
 
@@ -117,6 +125,22 @@ def _recompute_at(
     return LinearOperator(by, space, base._replace(params=params), blocks, recipe=recipe, rebuild=rebuild)
 
 
+def _of_step(
+    by: Multiplier,
+    space: Space,
+    base: Common,
+    blocks: tuple[Rows, ...],
+    place: Any,
+    together: bool,
+    step: Any,
+    params: PyTree,
+    recipe: Recipe,
+) -> LinearOperator | HostOperator:
+    """The operator at these parameters, whose products are finite differences of this step."""
+    own = _recompute_at(by, space, base._replace(step=step), blocks, place, params, recipe)
+    return _over_processes(own, recipe) if together else own
+
+
 def _linearize_at(
     by: Multiplier, space: Space, base: Common, blocks: tuple[Rows, ...], place: Any, params: PyTree, recipe: Recipe
 ) -> LinearOperator:
@@ -126,38 +150,6 @@ def _linearize_at(
     common = base._replace(params=params, data=place() if base.data is None else base.data)
     maps = tuple(products.linearize(common, block.starts, by=by, size=block.size) for block in blocks)
     return LinearOperator(by, space, without._replace(params=params), maps, recipe=recipe, rebuild=rebuild)
-
-
-def _choose_linearize(
-    by: Multiplier, common: Common, blocks: list[Rows], linearize: bool | str
-) -> tuple[bool, int, str]:
-    """(whether to keep primal values, the bytes they take, both in words)."""
-    if not linearize:
-        return False, 0, "computed at every product"
-    assert by.mesh is not None
-    device, nbytes = by.mesh.devices.flat[0], kept_bytes(by, common, blocks)
-    free = _devices.free_bytes(device) * (1 if device.platform == "cpu" else by.mesh.size)
-    if linearize != "auto" or nbytes <= KEPT_FRACTION * free:
-        return True, nbytes, f"kept ({_size(nbytes)})"
-    return False, 0, f"computed at every product (kept, they would take {_size(nbytes)} of {_size(free)} that are free)"
-
-
-def kept_bytes(by: Multiplier, common: Common, blocks: list[Rows]) -> int:
-    """Bytes of the primal values of all blocks, computed from their shapes."""
-    sizes = {
-        (block.size, len(block.starts)): products.linearize.eval_shape(common, block.starts, by=by, size=block.size)
-        for block in blocks[:1] + blocks[-1:]
-    }
-
-    def nbytes(block: Rows) -> int:
-        values = sizes.get((block.size, len(block.starts)), next(iter(sizes.values())))
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(values))
-
-    return sum(map(nbytes, blocks))
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.1f} MiB"
 
 
 def _check_deterministic(by: Multiplier, space: Space, common: Common, block: Rows) -> None:
@@ -186,7 +178,9 @@ def _difference(one: np.ndarray, two: np.ndarray) -> float:
 # --- streams
 
 
-def streamed(settings: Settings, common: Common, data: Stream, batch: Batch, recipe: Recipe) -> HostOperator:
+def streamed(
+    settings: Settings, common: Common, data: Stream, batch: Batch, recipe: Recipe, execution: Execution
+) -> HostOperator:
     """The operator over a stream, which is read for every product.
 
     Args:
@@ -195,20 +189,43 @@ def streamed(settings: Settings, common: Common, data: Stream, batch: Batch, rec
       data: the stream.
       batch: its first batch.
       recipe: the operator's recipe; the plan and the precision are added.
+      execution: says what products hold (``remat``).
     """
     mesh, params_mesh, together = settings.mesh, settings.params_mesh, settings.together
-    by, space, row_bytes, _ = _look(settings, common, batch, _data.num_examples(batch), recipe)
+    by, space, row_bytes, _, heads = _look(settings, common, batch, _data.num_examples(batch), recipe)
+    by, settings = _fit_stream(settings, by, common, batch, row_bytes, execution.remat)
+    assert by.matrix is not None
     text = "streamed, one reading per product"
     recipe["plan"] = {
         "devices": (params_mesh or mesh).size,
         "linearized": False,
         "bytes": 0,
         "on_device": False,
-        "text": f"{text}, in each of {jax.process_count()} processes" if together else text,
+        **({"remat": True} if by.matrix.remat else {}),
+        **heads,
+        "text": (f"{text}, in each of {jax.process_count()} processes" if together else text) + held.in_words(heads),
     }
     if settings.allow_nondeterministic:
         recipe["probe"] = NOT_COMPARED
-    return _stream_at(settings, by, space, row_bytes, data, common._replace(params=None), common.params, recipe)
+    base = common._replace(params=None)
+    if by.matrix.differences:
+        of_step = functools.partial(_stream_of_step, settings, by, space, row_bytes, data, base)
+        return steps.operator_at(of_step, common.params, recipe)
+    return _stream_at(settings, by, space, row_bytes, data, base, common.params, recipe)
+
+
+def _fit_stream(
+    settings: Settings, by: Multiplier, common: Common, batch: Batch, row_bytes: int, remat: bool | str
+) -> tuple[Multiplier, Settings]:
+    """(the multiplier, the settings) with which a product of a batch fits into the free memory; see ``held``."""
+    assert by.matrix is not None
+    if remat != "auto" or settings.params_mesh is not None:
+        return by._replace(matrix=replace(by.matrix, remat=bool(remat is True))), settings
+    rows = _data.num_examples(batch)
+    cuttable = not settings.uncut and settings.batch_size is None
+    size = min(rows, settings.batch_size or rows) if settings.uncut else _size_of_block(by, rows, row_bytes, settings)
+    by, fitting = held.fit_block(by, common, batch, size, row_bytes, cuttable)
+    return by, settings._replace(batch_size=fitting) if fitting < size else settings
 
 
 def _stream_at(
@@ -249,6 +266,21 @@ def _stream_at(
     rebuild = functools.partial(_stream_anew, settings, by, space, row_bytes, data, base)
     from_host = by._replace(on_device=False)
     return HostOperator(from_host, space, call, params, recipe=recipe, rebuild=rebuild, together=together)
+
+
+def _stream_of_step(
+    settings: Settings,
+    by: Multiplier,
+    space: Space,
+    row_bytes: int,
+    data: Stream,
+    base: Common,
+    step: Any,
+    params: PyTree,
+    recipe: Recipe,
+) -> HostOperator:
+    """The operator at these parameters, whose products are finite differences of this step."""
+    return _stream_anew(settings, by, space, row_bytes, data, base._replace(step=step), params, recipe)
 
 
 def _stream_anew(
@@ -330,16 +362,23 @@ def _multiplier(settings: Settings, mesh: Mesh, primitives: set[str], params_mes
 
 def _look(
     settings: Settings, common: Common, batch: Batch, rows: int, recipe: Recipe
-) -> tuple[Multiplier, Space, int, set[str]]:
-    """(multiplier, space of the vectors, bytes of the largest value per row, primitives), from a traced product."""
+) -> tuple[Multiplier, Space, int, set[str], Recipe]:
+    """(multiplier, space of the vectors, bytes of the largest value per row, primitives, an entry for heads).
+
+    All is read from a traced product.
+    """
     count = _data.num_examples(batch)
     rows = min(count if settings.uncut else rows, settings.batch_size or count)
     profile, flops = _profile(settings, common, batch, rows)
-    row_bytes, primitives = _state_precision(recipe, profile)
+    row_bytes, primitives = _state_precision(recipe, profile, settings.matrix.differences)
     by = _multiplier(settings, settings.mesh, primitives, settings.params_mesh)
     if settings.mesh.devices.flat[0].platform == "cpu" and flops * count > MOST_FLOPS:
         by = by._replace(on_device=False)  # nothing is gained in one program, and the progress would wait for its end
-    return by, _space(settings.matrix, common.params, settings.params_mesh), row_bytes, primitives
+    heads: Recipe = {}
+    if settings.params_mesh is None:
+        size = rows if settings.uncut else _size_of_block(by, -(-rows // settings.mesh.size), row_bytes, settings)
+        by, heads = held.chunk_heads(by, common, batch, size, row_bytes)
+    return by, _space(settings.matrix, common.params, settings.params_mesh), row_bytes, primitives, heads
 
 
 def _profile(settings: Settings, common: Common, batch: Batch, rows: int) -> tuple[rewriting.Profile, float]:
@@ -350,18 +389,26 @@ def _profile(settings: Settings, common: Common, batch: Batch, rows: int) -> tup
     """
     rows = min(rows, MOST_TRACED)
     by = _multiplier(settings, _devices.mesh_of(jax.local_devices()[:1]), set(), None)
-    common = common._replace(data=like(batch, rows), count=np.int32(rows))
-    vector = matrices.part(common.params, settings.matrix.leaf_mask)
-    step, space = functools.partial(products.sums_step, by=by), _space(settings.matrix, common.params, None)
-    traced = (step, common, space, Rows(np.zeros(1, np.int32), rows), vector)
+    matrix = settings.matrix
+    step = np.float32(1) if matrix.differences else None
+    common = common._replace(data=like(batch, rows), count=np.int32(rows), step=step)
+    vector = matrices.part(common.params, matrix.leaf_mask)
+    sums, space = functools.partial(products.sums_step, by=by), _space(matrix, common.params, None)
+    traced = (sums, common, space, Rows(np.zeros(1, np.int32), rows), vector)
     profile = rewriting.profile(*traced, device=settings.mesh.devices.flat[0])
     return profile._replace(nbytes=max(1, profile.nbytes // rows)), rewriting.flops(*traced) / rows
 
 
-def _state_precision(recipe: Recipe, profile: rewriting.Profile) -> tuple[int, set[str]]:
+def _state_precision(recipe: Recipe, profile: rewriting.Profile, differences: bool) -> tuple[int, set[str]]:
     """Write the digits of the products into the recipe, and warn of half precision; (bytes per row, primitives)."""
     recipe["precision"] |= {"lowest": profile.lowest, "bits": profile.bits}
     coarse = precision.find_coarse(recipe["precision"])
+    if coarse is not None and differences:
+        raise Misuse(
+            "product",
+            f'"{steps.NAME}" given, and {coarse.who} in {coarse.name}, {profile.bits} significant bits, of which '
+            f"differences of gradients keep none; it must be float32 at least: {coarse.remedy}, or leave product out",
+        )
     if coarse is not None:
         own = coarse.name == profile.lowest
         digits = "two or three" if own else f"about {profile.bits * np.log10(2):.0f}"
@@ -393,6 +440,10 @@ def conv_rows(row_bytes: int) -> int:
     """
     least, most = CONV_ROWS
     return min(most, max(least, 2 ** round(np.log2(CONV_BYTES / row_bytes))))
+
+
+def _size_of_block(by: Multiplier, rows: int, row_bytes: int, settings: Settings) -> int:
+    return _blocks(by, rows, row_bytes, settings.batch_size)[0].size
 
 
 def _uncut_batches(by: Multiplier, count: int, batch_size: int | None) -> list[Rows]:

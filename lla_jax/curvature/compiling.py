@@ -17,8 +17,8 @@ from lla_jax.core import losses, precision
 from lla_jax.core.data import Stream
 from lla_jax.core.types import Execution, PyTree, Recipe
 from lla_jax.core.wholes import Whole
-from lla_jax.curvature import blocks, lanczos, linear_operator, products, room
-from lla_jax.curvature.blocks import KEPT_FRACTION, Settings
+from lla_jax.curvature import blocks, held, lanczos, linear_operator, products, room
+from lla_jax.curvature.blocks import Settings
 from lla_jax.curvature.linear_operator import LinearOperator
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.products import Common
@@ -113,7 +113,10 @@ def _operator(
     common = Common(abstract(loss, here), abstract(params, here), None, np.int32(0), np.int32(0), key)
     settings = Settings(matrix, mesh, None, uncut, batch_size, True, False, execution.precision)
     recipe: Recipe = {"kind": "hessian", "precision": {}}
-    H = blocks.in_memory(settings, common, rows, recipe, False)
+    unkept = replace(
+        execution, linearize=False, remat=execution.remat is True
+    )  # the memory here says nothing of theirs
+    H = blocks.in_memory(settings, common, rows, recipe, unkept)
     assert isinstance(H, LinearOperator)
     number = abstract(np.int32(0), here)
     H = replace(H, common=H.common._replace(count=number, offset=number))
@@ -125,9 +128,9 @@ def _keep(H: LinearOperator, execution: Execution, on: Slice) -> LinearOperator:
     """The operator that keeps its primal values, if that is chosen, or if they take a quarter of the memory at most."""
     by, mesh = H.multiplier, H.multiplier.mesh
     assert mesh is not None
-    nbytes = blocks.kept_bytes(by, H.common, list(H.blocks)) if execution.linearize else 0
+    nbytes = held.kept_bytes(by, H.common, list(H.blocks)) if execution.linearize else 0
     if not execution.linearize or (
-        execution.linearize == "auto" and nbytes > KEPT_FRACTION * on.chip.memory * mesh.size
+        execution.linearize == "auto" and nbytes > held.KEPT_FRACTION * on.chip.memory * mesh.size
     ):
         return H
 

@@ -483,9 +483,10 @@ def rounding(H: Operator, times: float) -> float:
     """The rounding error of a product, relative to the largest eigenvalue.
 
     It is ``times`` eps of the vectors' dtype, or eps of the types in which the loss is computed, or of the operands of
-    its matrix products, if that is larger.
+    its matrix products, or the error of finite differences, if that is larger.
     """
-    return max(times * float(jnp.finfo(H.dtype).eps), precision.eps_at_work(H.recipe))
+    made = H.recipe.get("product", {}).get("error", 0.0)
+    return max(made, times * float(jnp.finfo(H.dtype).eps), precision.eps_at_work(H.recipe))
 
 
 def check_start(start: Any) -> None:

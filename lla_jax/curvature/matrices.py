@@ -22,7 +22,9 @@ from lla_jax.core import losses
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Loss, PyTree
 from lla_jax.curvature import criteria, likelihoods
-from lla_jax.execution import rewriting
+from lla_jax.execution import heads, rematerialisation, rewriting
+from lla_jax.execution.heads import Head
+from lla_jax.execution.tokens import cut
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class Matrix:
         a target drawn from the model; None takes the targets of the data.
       samples: draws per example.
       lowered: whether the model is rewritten for a CPU by ``rewriting.rewrite_for_derivatives``.
+      head_bytes: the scores of large heads are computed in chunks of so many bytes (``heads.in_chunks``); 0: at once.
+      remat: whether values inside of segments of the model are computed again where derivatives need them
+        (``rematerialisation.in_segments``), and not held; not for the Fisher matrix.
+      differences: whether products of the Hessian are finite differences of the gradient (``differences``).
     """
 
     kind: str
@@ -45,6 +51,9 @@ class Matrix:
     sample: Any = None
     samples: int = 1
     lowered: bool = False
+    head_bytes: int = 0
+    remat: bool = False
+    differences: bool = False
 
 
 def part(params: PyTree, leaf_mask: tuple[bool, ...]) -> PyTree:
@@ -73,24 +82,75 @@ def gradient_map(matrix: Matrix, loss: Loss, params: PyTree, block: losses.Block
       key: draws the targets of the Monte Carlo Fisher, folded with each example's number.
     """
     start = part(params, matrix.leaf_mask)
-
-    def model(moving: PyTree) -> Any:
-        return losses.outputs_of(loss, merge(params, moving, matrix.leaf_mask), loss.state, block, matrix.train)[0]
-
-    outputs = rewriting.rewrite_for_derivatives(model, start) if matrix.lowered else model
+    outputs = _outputs(matrix, loss, params, block)
+    if matrix.kind == "fisher":
+        return _fisher(matrix, loss, outputs, start, block, key)
     if matrix.kind == "hessian":
-
-        def total(moving: PyTree) -> tuple[Any, Any]:
-            return losses.loss_total(loss, outputs(moving), block)
+        total = _total(matrix, loss, outputs, block)
+        total = _spare(matrix, _chunk(matrix, total, start)[0], start)
 
         def gradient(moving: PyTree) -> Any:
             (value, weight), slope = jax.value_and_grad(total, has_aux=True)(moving)
             return slope, (weight, value)
 
         return gradient
-    if matrix.kind == "ggn":
+    total, found = _chunk(matrix, _total(matrix, loss, outputs, block), start, start)
+    if not found and not matrix.remat:
         return _gauss_newton(loss, outputs, start, block)
-    return _fisher(matrix, loss, outputs, start, block, key)
+    total = _spare(matrix, total, start, start)
+
+    def gauss_newton(moving: PyTree) -> Any:
+        (value, weight), slope = jax.value_and_grad(total, argnums=1, has_aux=True)(moving, start)
+        return slope, (weight, value)
+
+    return gauss_newton
+
+
+def find_heads(matrix: Matrix, loss: Loss, params: PyTree, block: losses.Block) -> list[Head]:
+    """The heads that ``gradient_map`` computes in chunks; the arguments may be abstract."""
+    found: list[Head] = []
+
+    def look(params: PyTree, loss: Loss, block: losses.Block) -> Any:
+        start = part(params, matrix.leaf_mask)
+        starts = (start,) if matrix.kind == "hessian" else (start, start)
+        found.extend(_chunk(matrix, _total(matrix, loss, _outputs(matrix, loss, params, block), block), *starts)[1])
+        return ()
+
+    jax.eval_shape(look, params, loss, block)
+    return found
+
+
+def _outputs(matrix: Matrix, loss: Loss, params: PyTree, block: losses.Block) -> Callable[[PyTree], Any]:
+    def model(moving: PyTree) -> Any:
+        return losses.outputs_of(loss, merge(params, moving, matrix.leaf_mask), loss.state, block, matrix.train)[0]
+
+    start = part(params, matrix.leaf_mask)
+    return rewriting.rewrite_for_derivatives(model, start) if matrix.lowered else model
+
+
+def _total(matrix: Matrix, loss: Loss, outputs: Callable[[PyTree], Any], block: losses.Block) -> Callable[..., Any]:
+    """``total(moving) -> (sum w l, sum w)``; for the GGN ``total(moving, line)``.
+
+    The gradient by ``line``, at theta_0, is pulled back along the model's derivative there, and is that of the
+    criterion at ``moving``: the gradient-like map of the GGN as a gradient of one function.
+    """
+    if matrix.kind == "hessian":
+        return lambda moving: losses.loss_total(loss, outputs(moving), block)
+
+    def total(moving: PyTree, line: PyTree) -> tuple[Any, Any]:
+        values, rebuild = criteria.split_smooth(outputs(moving))
+        lines, _ = criteria.split_smooth(outputs(line))
+        return losses.loss_total(loss, rebuild([cut(x, y) for x, y in zip(values, lines, strict=True)]), block)
+
+    return total
+
+
+def _chunk(matrix: Matrix, f: Callable[..., Any], *starts: PyTree) -> tuple[Callable[..., Any], list[Head]]:
+    return heads.in_chunks(f, *starts, chunk_bytes=matrix.head_bytes) if matrix.head_bytes else (f, [])
+
+
+def _spare(matrix: Matrix, f: Callable[..., Any], *starts: PyTree) -> Callable[..., Any]:
+    return rematerialisation.in_segments(f, *starts, by=len(starts) - 1) if matrix.remat else f
 
 
 def _gauss_newton(loss: Loss, outputs: Callable[[PyTree], Any], start: PyTree, block: losses.Block) -> Callable:

@@ -31,7 +31,7 @@ from lla_jax.core.interrupts import GRACE_S, prompt_interrupts
 from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, Loss, PyTree, Select
-from lla_jax.curvature import assembly, matrices, sampling
+from lla_jax.curvature import assembly, matrices, sampling, steps
 from lla_jax.curvature.assembly import DEFAULTS, Options
 from lla_jax.curvature.linear_operator import HostOperator, LinearOperator, as_arrays, check_operator
 from lla_jax.curvature.matrices import Matrix
@@ -70,6 +70,8 @@ def hessian(
     loss: Loss | Callable[[PyTree, Any], Any],
     params: PyTree,
     data: Any,
+    *,
+    product: str = "exact",
     **options: Unpack[Options],
 ) -> LinearOperator | HostOperator:
     """The Hessian of the loss, as a product with vectors.
@@ -85,6 +87,12 @@ def hessian(
         computes in half precision all the same gives two or three digits, with a warning.
       data: one data set (a pytree of arrays with leading axis N), ``lla.stream(...)``, read once per product, or
         ``lla.whole(...)`` of one example that is never cut; None for a loss without data.
+      product: "exact", by automatic differentiation; or "finite-difference", central differences of the gradient, for a
+        loss without a second derivative in jax, such as a fused kernel with a ``custom_vjp``. The step is chosen and
+        the error measured with about 25 products when the operator is made, anew in ``H.at``:
+        ``recipe["product"]`` has "step", "error" (of a product with a vector of norm 1, relative to the largest
+        eigenvalue, about 1e-4 in float32) and "absolute". ``eigenpairs`` adds it to the residuals. The loss must be
+        smooth: kinks, as of ReLU, that a step crosses count as curvature, which the error does not know.
       batch_size: examples per block. For a loss per example it bounds the memory and changes nothing else; by default
         the block suits the caches or the accelerator. For a batch-coupled loss, or ``batch_stats="batch"``, it is the
         number of examples in a batch, by default all.
@@ -94,7 +102,8 @@ def hessian(
       execution: an ``lla.Execution``. An operator reads four of its fields. ``devices``: the examples are split over
         them; leave it out where the parameters are sharded over devices, which then do the work. ``linearize``: whether
         primal values are kept between products ("auto": if they fit into a quarter of the free memory); the choice and
-        its bytes are in ``recipe["plan"]``. ``processes``: all processes of a group must call with the same arguments
+        its bytes are in ``recipe["plan"]``. ``remat``: whether values inside of the network are computed again rather
+        than held. ``processes``: all processes of a group must call with the same arguments
         except the data (parts may be unequal; the batches of a stream and of a batch-coupled loss are each process's
         own). ``precision``: of matrix products; the bits that they leave are in ``recipe["precision"]``.
       allow_nondeterministic: accept a loss whose value changes from call to call; by default it is refused.
@@ -105,12 +114,14 @@ def hessian(
 
     Raises:
       ValueError: parameters that are not real, floating and finite; a selection without match; a loss that is not
-        deterministic; data as for ``evaluate``; arguments that differ between the processes.
+        deterministic; data as for ``evaluate``; arguments that differ between the processes; finite differences of a
+        network that computes in half precision.
 
     References: Pearlmutter 1994; LLA, arXiv 2412.10146. Where we differ from LLA: (1) the mean over all data, not one
     random batch; (2) normalization layers in eval mode, and the user's model is not changed.
     """
-    return _operator("hessian", loss, params, data, options)
+    check_choice("product", product, ("exact", steps.NAME))
+    return _operator("hessian", loss, params, data, options, differences=product == steps.NAME)
 
 
 @accept_old("devices", "linearize", "processes")
@@ -444,12 +455,14 @@ def _operator(
     key: Any = None,
     sample: Any = None,
     samples: int = 1,
+    differences: bool = False,
 ) -> LinearOperator | HostOperator:
     """The operator of a kind of matrix, with the options that all kinds share."""
     options = complete(kind, options, DEFAULTS)
     check_flag("allow_nondeterministic", options["allow_nondeterministic"])
     matrix, params = _matrix(kind, params, options["select"], options["batch_stats"])
-    return assembly.operator(replace(matrix, sample=sample, samples=samples), loss, params, data, options, key)
+    matrix = replace(matrix, sample=sample, samples=samples, differences=differences)
+    return assembly.operator(matrix, loss, params, data, options, key)
 
 
 def _matrix(kind: str, params: PyTree, select: Select | None, batch_stats: str) -> tuple[Matrix, PyTree]:

@@ -23,7 +23,7 @@ from lla_jax.core.called import differentiated
 from lla_jax.core.data import num_examples
 from lla_jax.core.operands import Precision
 from lla_jax.core.types import Batch, PyTree
-from lla_jax.curvature import matrices
+from lla_jax.curvature import differences, matrices
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.space import Space
 from lla_jax.execution import plans, rewriting
@@ -49,6 +49,7 @@ class Common(NamedTuple):
     count: Any  # number of rows of the data without padding
     offset: Any  # number of the first row among those of all processes and batches
     key: Any
+    step: Any = None  # of finite differences; None for other products
 
 
 @jax.tree_util.register_dataclass
@@ -91,7 +92,7 @@ def _over_mesh(mesh: Mesh, f: Callable, in_specs: Any, out_specs: Any) -> Callab
 def _common_specs() -> Common:
     """How a ``Common`` lies on several devices: the data are split over them, the rest is on each of them."""
     copy = PartitionSpec()
-    return Common(copy, copy, PartitionSpec(GRID), copy, copy, copy)
+    return Common(copy, copy, PartitionSpec(GRID), copy, copy, copy, copy)
 
 
 def _sum_over(f: Callable[[Any], Any], over: Any) -> Any:
@@ -137,6 +138,8 @@ def _block_sums(by: Multiplier, common: Common, block: Any, v: PyTree) -> tuple[
             rows = _local_block(common, start, block.size, mesh)
             g = matrices.gradient_map(matrix, common.loss, common.params, rows, common.key)
             with differentiated():
+                if matrix.differences:
+                    return differences.central(g, start_of, v, common.step)
                 _, product, sums = fast(lambda v: jax.jvp(g, (start_of,), (v,), has_aux=True))(v)
             return product, sums
 

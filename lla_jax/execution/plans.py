@@ -31,7 +31,7 @@ MOST_REPEATS = 10
 MOST_PADDED = 4096  # a larger chunk is cut to the number of points, since what is padded takes memory
 
 LANDSCAPE_FIELDS = ("chunk", "microbatch", "loop", "share", "scan", "data_shards")  # operators do not read them
-OPERATOR_FIELDS = ("linearize", "processes")  # landscapes do not read them
+OPERATOR_FIELDS = ("linearize", "remat", "processes")  # landscapes do not read them
 
 
 @explained
@@ -87,7 +87,8 @@ def check_for_operator(execution: Execution) -> None:
     readers = "landscapes (lla.evaluate, lla.sweep, lla.all_modes)"
     _check_fields(execution, LANDSCAPE_FIELDS, "an operator", readers)
     check_precision(execution.precision)
-    check_choice("execution.linearize", execution.linearize, ("auto", True, False))
+    for name in ("linearize", "remat"):
+        check_choice(f"execution.{name}", getattr(execution, name), ("auto", True, False))
     check_choice("execution.processes", execution.processes, ("all", "own"))
 
 

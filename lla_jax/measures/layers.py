@@ -80,6 +80,7 @@ def per_layer(
     groups: Callable[[Path], str | None] | None = None,
     select: Select | None = None,
     batch_stats: str = "frozen",
+    product: str = "exact",
     progress: AskedProgress = None,
     on_partial: Callable[[Estimate], None] | None = None,
     save_every: float | None = None,
@@ -110,6 +111,7 @@ def per_layer(
       groups: ``path -> name`` for blocks of your own; leaves for which it gives None are left out of the Hessian, and
         of the total. By default a block is a module, the leaves with one parent; a leaf at the root is its own block.
       select: the leaves that belong to blocks, as for ``hessian``; the others are left out as with ``groups``.
+      product: as for ``hessian``.
       batch_stats: as for ``hessian``.
       progress: True for a bar, or a function ``progress(done, total)``, called in products; ``total`` is None
         while traces are estimated.
@@ -149,6 +151,7 @@ def per_layer(
         data,
         batch_size=batch_size,
         batch_stats=batch_stats,
+        product=product,
         execution=execution,
         select=select if groups is None else _Paths({p for p, name in zip(_tree.paths(params), names) if name}),
     )

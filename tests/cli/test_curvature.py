@@ -162,6 +162,14 @@ def test_without_top_all_pairs_of_a_small_selection_are_computed(tiny):
     assert lla.load("r/eigenpairs.npz").num == 1
 
 
+def test_products_of_gradients_alone(tiny):
+    assert hessian(*QUICK, "--product", "finite-difference") == 0
+    pairs = lla.load("r/eigenpairs.npz")
+    product = pairs.recipe["operator"]["product"]
+    assert product["kind"] == "finite-difference"
+    assert pairs.residuals.min() >= 0.5 * product["error"] * np.abs(pairs.values).max()
+
+
 def test_results_are_drawn_again(tiny, capsys):
     assert hessian(*QUICK) == 0
     for name in ("eigenpairs", "spectrum"):
@@ -179,6 +187,10 @@ def test_results_are_drawn_again(tiny, capsys):
         (["--steps", "1"], "--steps: 1 given; it must be at least 2"),
         (["--tol", "2"], "--tol: 2.0 given; it must be between 0 and 1"),
         (["--layers", "--matrix", "ggn"], "leave --matrix and --select out"),
+        (
+            ["--matrix", "ggn", "--product", "finite-difference"],
+            "--product: finite-difference given, but it is for the",
+        ),
         (["--matrix", "ggn"], "--loss: ggn needs the model's outputs|ggn needs the model's outputs"),
         (["--select", "nothing/*"], "dense/kernel"),
         (["--devices", "99"], "--devices: 99 given; it must be from 1 to"),
