@@ -68,16 +68,17 @@ def compile_products(
     once = _product(H, on)
     product = Part("Hessian product", text, "products", num, _times(once, num, passes), {}, REMEDY)
     told(f"Lanczos step: {text}")
+    remedy = f"take fewer steps, of which each holds a vector, or {REMEDY}"
     if room.goes_one_by_one(H) or passes != 1:
         each = (*_times(once, steps, passes), Call(_orthogonal(H, on, steps + 1), steps))
-        return product, Part("Lanczos", f"{text}; one step after another", "steps", steps, each, {}, REMEDY)
+        return product, Part("Lanczos", f"{text}; one step after another", "steps", steps, each, {}, remedy)
     jitted, args, static = lanczos.steps_program(H, steps + 1)
     together = room.STEPS_PER_CALL
     program = topologies.compile_program(
         jitted, *args, on=on, name=f"{together} Lanczos steps", trips={"while": together}, **static
     )
     calls = (Call(program, -(-steps // together)),)
-    return product, Part("Lanczos", f"{text}; {together} steps in one program", "steps", steps, calls, {}, REMEDY)
+    return product, Part("Lanczos", f"{text}; {together} steps in one program", "steps", steps, calls, {}, remedy)
 
 
 def _times(once: tuple[Call, ...], num: int, passes: int | None) -> tuple[Call, ...]:

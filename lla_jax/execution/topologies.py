@@ -33,8 +33,9 @@ _VARIABLES = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""Without these, libtpu asks the network for the machine that it is on."""
+"""Without these, libtpu asks the network for the machine that it is on, and lets one process in at a time."""
 
 
 class Chip(NamedTuple):
@@ -174,6 +175,12 @@ def devices_of(each: Slice, one_host: bool = False) -> tuple[Any, ...]:
         try:
             found = topologies.get_topology_desc(topology_name=name, platform="tpu", chips_per_host_bounds=bounds)
         except Exception as error:  # libtpu has errors of several kinds
+            if "lockfile" in str(error):
+                raise Misuse(
+                    "topology",
+                    f"{each.name!r} given, and another process uses libtpu ({str(error)[:200]}); wait for its end, or "
+                    "set ALLOW_MULTIPLE_LIBTPU_LOAD=1 in both",
+                ) from error
             raise Misuse(
                 "topology",
                 f"{each.name!r} given, and this libtpu does not know it ({str(error)[:200]}); install the libtpu that "
