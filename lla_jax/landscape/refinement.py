@@ -26,7 +26,7 @@ from lla_jax.landscape.filling import Cells, Filling
 Scale = Literal["auto", "linear", "log"]
 
 WORTH = 0.7  # of all points: where this many would be evaluated, all are
-CAREFUL = 2.0  # times the error that is expected has to be below the tolerance, at least
+CAREFUL = 2.5  # times the error that is expected has to be below the tolerance, at least
 NOISE = 0.4  # of the errors of points left out: those of noise do not get smaller where points are closer
 AS_NOISE = (0.4, 2.5)  # the errors of noise in multiples of the standard errors
 DOUBT = 0.03  # of the cells may be open whether they are finite: then their borders are as sharp as is needed
