@@ -32,11 +32,13 @@ from lla_jax.cli.options import (
     check_hessian,
     check_normalize,
     check_pictures,
+    check_refine,
     mistake,
     normalization,
     points,
     ranges,
     scale,
+    scale_name,
     settings,
     shard,
 )
@@ -163,8 +165,9 @@ def landscape(options: LandscapeOptions) -> None:
     check_axes(options)
     check_normalize(options)
     check_pictures(options, options.dims)
+    check_refine(options)
     this_shard, chosen, name = shard(options), settings(options), ":".join(split_name(options.problem))
-    from lla_jax import evaluate, grid, save
+    from lla_jax import evaluate, grid, refine, save
     from lla_jax.cli import stores
     from lla_jax.core.types import Execution
 
@@ -195,6 +198,7 @@ def landscape(options: LandscapeOptions) -> None:
                 progress=progress,
                 store=out,
                 shard=this_shard,
+                refine=None if options.refine is None else refine(options.refine, scale=scale_name(options)),
             )
     except KeyboardInterrupt:
         stores.report_interruption(out, chosen, name)
@@ -464,7 +468,8 @@ def _print_numbers(result: Landscape) -> None:
     """Print the size of a landscape and the range of each of its values."""
     import numpy as np
 
-    print(f"{' x '.join(map(str, result.shape))} points")
+    refined = result.describe_refinement()
+    print(f"{' x '.join(map(str, result.shape))} points" + (f"; {refined}" if refined else ""))
     for name, values in result.values.items():
         finite = values[np.isfinite(values)]
         print(f"  {name}: {finite.min():.6g} to {finite.max():.6g}" if finite.size else f"  {name}: nowhere finite")

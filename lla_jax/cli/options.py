@@ -109,6 +109,9 @@ class LandscapeOptions:
     """Number of devices that the points are split over."""
     shard: Annotated[str | None, _optional("I/N", "all")] = None
     """Compute only shard I of N, such as 3/16, beside other processes with the same --out; then run lla-jax merge."""
+    refine: Annotated[float | None, _optional("RTOL", "all points")] = None
+    """Evaluate only the points that the surface needs, and interpolate the others, until their error is below RTOL of
+    the range, such as 0.01."""
     cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
     """In the pictures, draw larger values as this one (planes and volumes); the saved values stay as they are."""
     log: bool = False
@@ -357,6 +360,19 @@ def shard(options: LandscapeOptions) -> tuple[int, int] | None:
     return i, n
 
 
+def check_refine(options: LandscapeOptions) -> None:
+    """Refuse --refine with another number than one between 0 and 1, or with a shard."""
+    if options.refine is None:
+        return
+    if not 0 < options.refine < 1:
+        raise mistake("refine", options.refine, "above 0 and below 1, a share of the range such as 0.01")
+    if options.shard is not None:
+        raise Mistake(
+            "--refine: given with --shard; the points of a round follow from the values before, so that no shard knows "
+            "its own. Leave --shard out: processes with the same --out share the points"
+        )
+
+
 def settings(options: LandscapeOptions) -> dict[str, str]:
     """{option: its value as it would be typed} of the options that decide the result; those without effect left out."""
     by = normalization(options)
@@ -414,3 +430,8 @@ def _is_random(options: LandscapeOptions) -> bool:
 def scale(options: LandscapeOptions | MergeOptions | PlotOptions) -> bool | None:
     """The scale by --log and --no-log: True for logarithmic, False for linear, None where the values decide."""
     return True if options.log else False if options.no_log else None
+
+
+def scale_name(options: LandscapeOptions) -> Literal["auto", "linear", "log"]:
+    """The scale in which --refine measures errors: that of the pictures."""
+    return {None: "auto", True: "log", False: "linear"}[scale(options)]  # type: ignore[return-value]

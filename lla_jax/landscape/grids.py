@@ -97,7 +97,12 @@ def _axis(lo: float, hi: float, n: int) -> np.ndarray:
 
 def grid_points(grid: tuple[np.ndarray, ...], lo: int, hi: int) -> np.ndarray:
     """The coordinates (C, k) of the C points of a grid whose flat indices, in row-major order, are in [lo, hi)."""
-    indices = np.unravel_index(np.arange(lo, hi), tuple(map(len, grid)))
+    return points_at(grid, np.arange(lo, hi))
+
+
+def points_at(grid: tuple[np.ndarray, ...], flat: np.ndarray) -> np.ndarray:
+    """The coordinates (C, k) of the points of a grid with the flat indices (C,), in row-major order."""
+    indices = np.unravel_index(flat, tuple(map(len, grid)))
     return np.stack([c[i] for c, i in zip(grid, indices, strict=True)], -1)
 
 
@@ -109,6 +114,20 @@ def is_same_grid(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> bool:
     return len(one) == len(two) and all(
         len(a) == len(b) and np.all(abs(a - b) <= SNAP * abs(a).max()) for a, b in zip(one, two, strict=True)
     )
+
+
+def check_distinct(grid: Sequence[np.ndarray], purpose: str) -> None:
+    """Raise a ValueError if an axis has a coordinate twice, where points are known by their coordinates.
+
+    Args:
+      grid: the coordinates.
+      purpose: what needs that, such as "a store".
+    """
+    for i, axis in enumerate(grid):
+        if len(np.unique(axis)) < len(axis):
+            raise Misuse(
+                "grid", f"axis {i} has a coordinate twice; with {purpose} they must differ, so pass np.unique(axis)"
+            )
 
 
 def _as_axes(grid: Any) -> Any:

@@ -238,15 +238,16 @@ def check_values(landscape: Landscape, reads: bool = True) -> None:
 
 
 def _check_spread(landscape: Landscape) -> None:
-    loss, rule = landscape.values["loss"], landscape.recipe.get("rule")
-    low, high = float(loss.min()), float(loss.max())
+    loss, rule = landscape.only_evaluated("loss"), landscape.recipe.get("rule")
+    known = loss if landscape.evaluated is None else loss[landscape.evaluated]
+    low, high = float(known.min()), float(known.max())
     if not (np.isfinite(low) and np.isfinite(high)) or max(loss.shape) < 3 or rule not in RULES:
         return  # two points may be symmetric
     if low == high:
         if low == 0 or not landscape.recipe.get("directions", {}).get("normalize"):
             return  # a fit may be perfect wherever we look, and a direction of the user's be as short as meant
         warn_caller(
-            f"loss: exactly {low:.8g} at all {loss.size} points of the grid, so that nothing is seen: the directions "
+            f"loss: exactly {low:.8g} at all {known.size} points of the grid, so that nothing is seen: the directions "
             "move no weights on which the loss depends, or not far enough. Directions are 0 where they were normalized "
             'to weights that are 0, such as the B of a fresh LoRA: use normalize(..., by="model"), or unit=True; or '
             "take a larger extent"
@@ -282,5 +283,6 @@ def _bend(loss: np.ndarray, coords: tuple[np.ndarray, ...]) -> float:
             middle = len(axis) // 2
             first, centre, last = np.moveaxis(loss, i, 0)[[0, middle, -1]]
             part = (axis[middle] - axis[0]) / (axis[-1] - axis[0])
-            bends.append(float(np.abs(2 * ((1 - part) * first + part * last - centre)).max()))
+            bend = np.abs(2 * ((1 - part) * first + part * last - centre))
+            bends.append(float(bend[~np.isnan(bend)].max(initial=0.0)) if np.isfinite(bend).any() else np.inf)
     return max(bends)

@@ -108,6 +108,37 @@ def test_shards_meet_in_a_folder_and_a_denser_grid_reuses_their_points(tiny, cap
     np.testing.assert_array_equal(lla.load("r/landscape.npz").values["loss"][::2, ::2], merged.values["loss"])
 
 
+def test_a_refinement_is_continued_and_its_points_are_used_by_the_whole_grid(tiny, capsys, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(cli, "bar", stopping(60))
+        assert tiny_run("--points", 21, "--out", "r", "--refine", 0.1) == 130
+    assert "of at most 441 points are kept in r" in capsys.readouterr().err
+    assert run("status", "r") == 0
+    assert "of at most 441 points" in capsys.readouterr().out
+    assert tiny_run("--points", 21, "--out", "r", "--refine", 0.1) == 0
+    said, plane = capsys.readouterr().out, lla.load("r/landscape.npz")
+    assert f"21 x 21 points; {plane.evaluated.sum()} of 441 points evaluated, the rest within" in said
+    assert run("merge", "r", "--out", "merged") == 0
+    np.testing.assert_array_equal(lla.load("merged/landscape.npz")["loss"], plane["loss"])
+    assert tiny_run("--points", 21, "--out", "r") == 0
+    whole = lla.load("r/landscape.npz")
+    assert whole.evaluated is None
+    np.testing.assert_array_equal(whole["loss"][plane.evaluated], plane["loss"][plane.evaluated])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--refine", "2"], "--refine: 2.0 given; it must be above 0 and below 1"),
+        (["--refine", "much"], "--refine: 'much' given; it must be a number"),
+        (["--refine", "0.1", "--shard", "1/2"], "--refine: given with --shard"),
+    ],
+)
+def test_a_wrong_refinement_is_refused(words, message, tiny, capsys):
+    assert tiny_run(*words) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_array_job_of_the_documentation_runs(tiny):
     text = (pathlib.Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
     (script,) = (block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "#SBATCH --array" in block)

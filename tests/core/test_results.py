@@ -170,3 +170,19 @@ def test_a_landscape_knows_its_values_by_name():
 )
 def test_reprs_are_short(item, text):
     assert repr(item) == text
+
+
+def test_a_refined_landscape_says_what_is_interpolated():
+    mask = np.array([True, False, True])
+    about = {"errors": {"loss": 0.008}, "scale": "log", "level": 0.95}
+
+    def note(recipe):
+        return repr(lla.Landscape(LANDSCAPE.coords, LANDSCAPE.values, {}, recipe, mask)).partition("; ")[2]
+
+    assert (
+        note({"refinement": about}) == "2 of 3 points evaluated, the rest within 0.8 % of the logarithmic range (95 %))"
+    )
+    assert note({"refinement": about, "complete": False}) == "2 of 3 points evaluated so far)"
+    assert note({}) == "2 of 3 points evaluated, the rest interpolated, with an unknown error)"
+    with pytest.raises(ValueError, match=r"evaluated: .* must be a bool array of the shape"):
+        lla.Landscape(LANDSCAPE.coords, LANDSCAPE.values, {}, {}, mask[:2])

@@ -287,3 +287,20 @@ def test_a_given_operator_and_a_stream(network):
         batches = [(data[0][i : i + 8], data[1][i : i + 8]) for i in range(0, 23, 8)]
         streamed = lla.plane_report(plane, axes, lla.hessian(loss, p, lla.stream(batches), execution=ONE))
         np.testing.assert_allclose(streamed.projected, expected, rtol=1e-12)
+
+
+def test_interpolated_values_are_not_used():
+    with jax.enable_x64(True):
+        a, q = matrix()
+        axes = axes_of(q.T[[0, 1]])
+        plane, _ = report(Quadratic(a), tree(np.zeros(N)), axes, lla.grid(extent=0.5, points=7))
+        mask = np.zeros((7, 7), bool)
+        mask[3, 2:5] = mask[1, 3] = True  # along the second axis alone
+        values = {"loss": np.where(mask, plane["loss"], -1.0)}
+        refined = lla.Landscape(plane.coords, values, {}, plane.recipe, mask)
+        H = lla.hessian(Quadratic(a), tree(np.zeros(N)), NO_DATA, execution=ONE)
+        found = lla.plane_report(refined, axes, H)
+        np.testing.assert_allclose(found.grid_curvature, [np.nan, 3], rtol=1e-10)
+        assert found.lowest == found.centre == pytest.approx(0.7)
+        assert found.nonfinite == 0
+        assert any("interpolated values are not used" in note for note in found.warnings)

@@ -429,3 +429,16 @@ def test_an_interrupted_run_continues_from_its_file_to_the_same_bits(tmp_path):
 def test_an_estimate_whose_errors_are_wider_than_its_means(tmp_path):
     estimate = lla.Estimate({"w": np.ones(3, np.float32)}, {"w": np.ones(3)}, 4, {})
     assert lla.load(lla.save(estimate, tmp_path / "diagonal.npz")) == estimate
+
+
+def test_a_refined_landscape_keeps_which_points_were_evaluated(plane, tmp_path):
+    mask = np.zeros(plane.shape, bool)
+    mask[::2] = True
+    path = lla.save(lla.Landscape(plane.coords, plane.values, plane.stderr, plane.recipe, mask), tmp_path / "x.npz")
+    np.testing.assert_array_equal(lla.load(path).evaluated, mask)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files if name != "evaluated"}
+    np.savez(path, **arrays)  # interpolated values must not pass for evaluated ones
+    with pytest.raises(ValueError, match="not a readable lla_jax result"):
+        lla.load(path)
+    assert lla.load(lla.save(plane, path)).evaluated is None

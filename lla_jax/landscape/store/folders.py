@@ -3,6 +3,7 @@
     manifest.json       recipe, hash, plan, points per chunk, first grid; the first writer makes it, all others obey it
     grid-001.json       the coordinates of a second grid, wider or denser
     grid-000/00012.npz  a chunk: the values at some points, written completely or not at all
+    grid-000/points-4b1c....npz, refine-000.json   the points of a refinement (see ``scattered``), and how it was asked
 
 A manifest or a grid that is missing or damaged is restored from the copies in the chunks.
 """
@@ -24,7 +25,7 @@ import numpy as np
 from lla_jax.core import files as _files
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse, warn_caller
-from lla_jax.landscape.grids import SNAP
+from lla_jax.landscape.grids import SNAP, check_distinct
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import layout
 from lla_jax.landscape.store import manifest as _manifest
@@ -34,7 +35,8 @@ from lla_jax.landscape.store.new_points import Coords
 
 LEFTOVER_S = 60.0  # a temporary file of this age was left by a writer that was killed
 CLOCKS_S = 600.0  # a file dated this far in the future is not new: its date is wrong
-LEFTOVERS = (".manifest-*.tmp", ".grid-[0-9][0-9][0-9]-*.tmp", "grid-[0-9][0-9][0-9]/.[0-9]*-*.tmp")
+LEFTOVERS: tuple[str, ...] = (".manifest-*.tmp", ".grid-[0-9][0-9][0-9]-*.tmp", "grid-[0-9][0-9][0-9]/.[0-9]*-*.tmp")
+LEFTOVERS += (".refine-*.tmp", "grid-[0-9][0-9][0-9]/.points-*.tmp")
 GRIDS = "grid-[0-9][0-9][0-9]"  # the folders of chunks
 
 
@@ -296,11 +298,7 @@ def check_storable(coords: Coords, size: int = _manifest.MOST_POINTS) -> None:
     if (num := _manifest.count_chunks(num, size)) > _manifest.MOST_CHUNKS:
         most = f"a store holds at most {_manifest.MOST_CHUNKS:,} of a grid"
         raise Misuse("grid", f"has {num:,} chunks of {size} points, and {most}; pass another store, or fewer points")
-    for i, axis in enumerate(coords):
-        if len(np.unique(axis)) < len(axis):
-            raise Misuse(
-                "grid", f"axis {i} has a coordinate twice; with a store they must differ, so pass np.unique(axis)"
-            )
+    check_distinct(coords, "a store")
 
 
 def _snap(axis: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
@@ -355,5 +353,6 @@ def remove(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-    for path in [*sorted(folder.glob("grid-[0-9][0-9][0-9].json"), reverse=True), manifest]:
+    others = [*folder.glob("refine-[0-9][0-9][0-9].json"), *folder.glob("grid-[0-9][0-9][0-9].json")]
+    for path in [*sorted(others, reverse=True), manifest]:
         path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import pytest
 from lla_jax.core.results import Landscape
 from lla_jax.core.types import Directions, Recipe
 from lla_jax.output import plotting
+from lla_jax.output.plotting import style
 from tests.output.plotting.cases import KINDS, X, Y, Z, draw, line, make, texts
 
 
@@ -152,3 +153,35 @@ def test_errors_name_what_exists(case):
     call, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def refined(dims, num):
+    """A landscape of which the first points are evaluated."""
+    coords = (X, Y, Z)[:dims]
+    whole = make(lambda *c: 0.1 + sum(x**2 for x in c), coords)
+    mask = np.zeros(whole.shape, bool)
+    mask.flat[:num] = True
+    about = {"errors": {"loss": 0.0081}, "scale": "linear", "level": 0.95}
+    return Landscape(whole.coords, whole.values, {}, whole.recipe | {"refinement": about}, mask)
+
+
+@pytest.mark.parametrize(("kind", "dims"), [("line", 1), ("surface", 2), ("contour", 2), ("heatmap", 2), ("volume", 3)])
+def test_evaluated_points_are_marked_and_the_error_is_in_the_legend(kind, dims):
+    landscape = refined(dims, 9)
+    fig = draw(kind, landscape)
+    said = " ".join(texts(fig).split())
+    assert (
+        f"9 of {landscape.values['loss'].size:,} points evaluated (dots), the rest within 0.81 % of the range" in said
+    )
+    marks = {"points evaluated" in str(artist.get_label()): artist for ax in fig.axes for artist in ax.lines}
+    assert True in marks
+    plain = draw(kind, Landscape(landscape.coords, landscape.values, {}, landscape.recipe))
+    assert "evaluated" not in texts(plain)
+
+
+def test_dots_are_small_where_there_are_many_and_lie_on_their_points():
+    fig = draw("contour", refined(2, 30))
+    (dots,) = (artist for artist in fig.axes[0].lines if "points evaluated" in str(artist.get_label()))
+    np.testing.assert_allclose(dots.get_xydata()[[0, 13, 29]], [(X[0], Y[0]), (X[1], Y[0]), (X[2], Y[3])])
+    few, many = (style.dots(num)["markersize"] for num in (400, 20_000))
+    assert 0.4 <= many < few / 3
