@@ -264,8 +264,8 @@ def _fill(refine: Refine, one: Filling, known: Known, look: _Look, asked: np.nda
     logs = {name: fit is not None and fit.log for name, fit in fits.items()}
     for name, new in zip(deviations, found[len(fits) :]):
         half = bounds[name] * filling.span(known.values[name].ravel()[asked], logs[name]) / 2
-        half = half * values[name].ravel()[left] if logs[name] else half
-        stderr[name] = _put(known.stderr[name], left, np.hypot(new, half))
+        unit = values[name].ravel()[left] if logs[name] else 1.0
+        stderr[name] = _put(known.stderr[name], left, np.hypot(new, half * unit))
     name = _name(known)
     met = bounds[name] <= refine.rtol
     reason = f"the errors of {len(look.drawn)} fresh points"
