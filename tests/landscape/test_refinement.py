@@ -59,6 +59,14 @@ def test_a_quadratic_is_exact_from_few_points():
     assert found.about["met"]
 
 
+@pytest.mark.parametrize("size", [1e200, 1e-200])
+def test_values_whose_squares_have_no_number(size):
+    truth = (X**2 + 3 * Y**2 + X) * size
+    found, asked, _ = run(truth)
+    assert asked.sum() <= 200
+    np.testing.assert_allclose(found.values["loss"] / size, truth / size, atol=1e-8)
+
+
 def test_a_quadratic_on_unequal_coordinates():
     coords = (np.geomspace(0.01, 1, 61), np.sort(np.random.default_rng(1).uniform(-1, 1, 31)))
     truth = np.add.outer(3 * coords[0] ** 2, coords[1] ** 2 - coords[1])
