@@ -105,9 +105,11 @@ def fit(sites: Sites, values: np.ndarray, log: bool) -> Surface:
       values: (n,), finite; above 0 with ``log``.
       log: whether the picture is logarithmic, and errors are those of the logarithm.
     """
-    plain = _fit_one(sites, values, abs(values) + np.finfo(float).tiny if log else np.ones(len(values)))
     if not log:
-        return Surface(plain[0], np.zeros(len(values), bool), *plain[1:])
+        unit = float(abs(values).max()) or 1.0  # whose square may overflow
+        coefficients, rough, missed = _fit_one(sites, values, np.full(len(values), unit))
+        return Surface(coefficients, np.zeros(len(values), bool), rough * unit, missed * unit)
+    plain = _fit_one(sites, values, values)
     other = _fit_one(sites, np.log(values), np.ones(len(values)))
     better = other[1] < plain[1]
     coefficients = np.where(better[:, None], other[0], plain[0])

@@ -26,7 +26,7 @@ from lla_jax.landscape.filling import Cells, Filling
 Scale = Literal["auto", "linear", "log"]
 
 WORTH = 0.7  # of all points: where this many would be evaluated, all are
-CAREFUL = 2.0  # times the error that is expected has to be below the tolerance, at least
+CAREFUL = 2.5  # times the error that is expected has to be below the tolerance, at least
 NOISE = 0.4  # of the errors of points left out: those of noise do not get smaller where points are closer
 AS_NOISE = (0.4, 2.5)  # the errors of noise in multiples of the standard errors
 DOUBT = 0.03  # of the cells may be open whether they are finite: then their borders are as sharp as is needed
@@ -264,8 +264,8 @@ def _fill(refine: Refine, one: Filling, known: Known, look: _Look, asked: np.nda
     logs = {name: fit is not None and fit.log for name, fit in fits.items()}
     for name, new in zip(deviations, found[len(fits) :]):
         half = bounds[name] * filling.span(known.values[name].ravel()[asked], logs[name]) / 2
-        half = half * values[name].ravel()[left] if logs[name] else half
-        stderr[name] = _put(known.stderr[name], left, np.hypot(new, half))
+        unit = values[name].ravel()[left] if logs[name] else 1.0
+        stderr[name] = _put(known.stderr[name], left, np.hypot(new, half * unit))
     name = _name(known)
     met = bounds[name] <= refine.rtol
     reason = f"the errors of {len(look.drawn)} fresh points"
