@@ -12,6 +12,7 @@ from lla_jax.landscape.filling import Cells, Filling
 
 LATTICE = {1: 17, 2: 9}  # points along an axis of the coarse lattice, by the number of axes; 6 for more
 SAMPLE = 20_000  # cells at which errors are expected; all of a small grid
+REACH = (-2, -1, 1, 2)  # steps along each axis to the cells evaluated around the centre, where its curvature is read
 MIDDLES = 8  # nearest points of a point, half way to which errors are expected too
 APART = 0.7  # chosen points, in multiples of their distance from the evaluated points
 GROWTH, LEAST = 0.25, 24  # points in a round: this part of the evaluated ones, at least so many
@@ -25,8 +26,8 @@ def round_up(number: int, group: int) -> int:
 def lattice(cells: Cells, group: int) -> np.ndarray:
     """Flat indices of a coarse lattice with the borders of the grid, and of the cells around the centre.
 
-    The centre is the cell nearest to coordinates 0; it comes with the next cell on either side along each axis. The
-    lattice is as fine as fits into whole groups, and further cells around the centre fill these.
+    The centre is the cell nearest to coordinates 0; it comes with the next two cells on either side along each axis.
+    The lattice is as fine as fits into whole groups, and further cells around the centre fill these.
     """
     dims = len(cells.shape)
     cross = _cross(cells)
@@ -56,7 +57,7 @@ def _lattice(cells: Cells, each: int) -> np.ndarray:
 
 def _cross(cells: Cells) -> np.ndarray:
     centre = [int(abs(c).argmin()) for c in cells.coords]
-    steps = [np.zeros(len(centre), int), *(s * row for row in np.eye(len(centre), dtype=int) for s in (-1, 1))]
+    steps = [np.zeros(len(centre), int), *(s * row for row in np.eye(len(centre), dtype=int) for s in REACH)]
     inside = [p for p in (centre + step for step in steps) if (p >= 0).all() and (p < cells.shape).all()]
     return np.unique(np.ravel_multi_index(np.transpose(inside), cells.shape))
 

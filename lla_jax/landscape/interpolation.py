@@ -10,7 +10,7 @@ never with their product.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ class Sites(NamedTuple):
       places: (n, k), coordinates.
       near: (n, K), the nearest sites of each, itself first.
       reach: (n, k), how far these lie from it along each axis at most.
+      around: (n, K, k), where they are from it, in multiples of this.
       inverse: (n, K + m, K + m), of the kriging matrix of each; m is the number of terms of the drift.
     """
 
@@ -38,6 +39,7 @@ class Sites(NamedTuple):
     places: np.ndarray
     near: np.ndarray
     reach: np.ndarray
+    around: np.ndarray
     inverse: np.ndarray
 
 
@@ -89,7 +91,7 @@ def set_sites(fractions: np.ndarray, places: np.ndarray) -> Sites:
     matrix[:, range(size), range(size)] += NUGGET
     diagonal = range(size, size + terms)
     matrix[:, diagonal, diagonal] = -RIDGE
-    return Sites(tree, places, near, reach, np.linalg.inv(matrix))
+    return Sites(tree, places, near, reach, u, np.linalg.inv(matrix))
 
 
 def fit(sites: Sites, values: np.ndarray, log: bool) -> Surface:
@@ -103,9 +105,11 @@ def fit(sites: Sites, values: np.ndarray, log: bool) -> Surface:
       values: (n,), finite; above 0 with ``log``.
       log: whether the picture is logarithmic, and errors are those of the logarithm.
     """
-    plain = _fit_one(sites, values, abs(values) + np.finfo(float).tiny if log else np.ones(len(values)))
     if not log:
-        return Surface(plain[0], np.zeros(len(values), bool), *plain[1:])
+        unit = float(abs(values).max()) or 1.0  # whose square may overflow
+        coefficients, rough, missed = _fit_one(sites, values, np.full(len(values), unit))
+        return Surface(coefficients, np.zeros(len(values), bool), rough * unit, missed * unit)
+    plain = _fit_one(sites, values, values)
     other = _fit_one(sites, np.log(values), np.ones(len(values)))
     better = other[1] < plain[1]
     coefficients = np.where(better[:, None], other[0], plain[0])
@@ -143,8 +147,7 @@ def _covariance(u: np.ndarray) -> np.ndarray:
 def _basis(sites: Sites, places: np.ndarray, at: np.ndarray) -> np.ndarray:
     """The functions of the interpolants of sites ``at`` (q,) at places (q, k): (q, K + m)."""
     u = (places - sites.places[at]) / sites.reach[at]
-    others = (sites.places[sites.near[at]] - sites.places[at][:, None]) / sites.reach[at][:, None]
-    return np.concatenate([_covariance(u[:, None] - others), _drift(u)], -1)
+    return np.concatenate([_covariance(u[:, None] - sites.around[at]), _drift(u)], -1)
 
 
 def _slices(count: int, each: int) -> Iterator[slice]:
@@ -152,30 +155,32 @@ def _slices(count: int, each: int) -> Iterator[slice]:
     return (slice(lo, lo + step) for lo in range(0, count, step))
 
 
-def predict(sites: Sites, surface: Surface, fractions: np.ndarray, places: np.ndarray, log: bool) -> np.ndarray:
-    """The surface at queries, in the units of the picture: logarithms with ``log``.
+def predict(
+    sites: Sites, surfaces: Sequence[Surface], fractions: np.ndarray, places: np.ndarray, logs: Sequence[bool]
+) -> np.ndarray:
+    """Several surfaces at queries, in the units of their pictures: logarithms for those with ``log``.
 
     Args:
-      sites, surface: the interpolants.
+      sites, surfaces: the interpolants.
       fractions, places: (q, k), as in ``set_sites``.
-      log: as in ``fit``.
+      logs: as in ``fit``, one for each surface.
 
     Returns:
-      (q,).
+      (number of surfaces, q).
     """
-    count = len(sites.places)
-    found = np.empty(len(places))
-    width = sites.inverse.shape[1] * places.shape[1]
-    for rows in _slices(len(places), width):
-        weights, at = _blend(sites, fractions[rows], count)
-        each = [_predict_one(sites, surface, places[rows], at[:, i], log) for i in range(at.shape[1])]
-        found[rows] = np.einsum("qi,iq->q", weights, each)
+    found = np.zeros((len(surfaces), len(places)))
+    for rows in _slices(len(places), sites.inverse.shape[1] * places.shape[1]):
+        weights, at = _blend(sites, fractions[rows])
+        for i in range(at.shape[1]):
+            basis = _basis(sites, places[rows], at[:, i])
+            for new, surface, log in zip(found, surfaces, logs, strict=True):
+                new[rows] += weights[:, i] * _predict_one(surface, basis, at[:, i], log)
     return found
 
 
-def _blend(sites: Sites, fractions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _blend(sites: Sites, fractions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weights and numbers of the sites that meet at queries, each (q, BLENDED)."""
-    if count <= BLENDED:
+    if len(sites.places) <= BLENDED:
         at = sites.tree.query(fractions, k=[1])[1]
         return np.ones(at.shape), at
     distance, at = sites.tree.query(fractions, k=range(1, BLENDED + 2))
@@ -185,12 +190,11 @@ def _blend(sites: Sites, fractions: np.ndarray, count: int) -> tuple[np.ndarray,
     return weights / weights.sum(1, keepdims=True), at[:, :-1]
 
 
-def _predict_one(sites: Sites, surface: Surface, places: np.ndarray, at: np.ndarray, log: bool) -> np.ndarray:
-    found = np.einsum("qi,qi->q", _basis(sites, places, at), surface.coefficients[at])
-    if not log:
-        return found
-    plain = ~surface.log[at]
-    found[plain] = np.log(np.maximum(found[plain], np.finfo(float).tiny))
+def _predict_one(surface: Surface, basis: np.ndarray, at: np.ndarray, log: bool) -> np.ndarray:
+    found = np.einsum("qi,qi->q", basis, surface.coefficients[at])
+    if log:
+        plain = ~surface.log[at]
+        found[plain] = np.log(np.maximum(found[plain], np.finfo(float).tiny))
     return found
 
 

@@ -19,21 +19,21 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from lla_jax.core.arguments import check_choice, check_number, misuse
+from lla_jax.core.signatures import explained
 from lla_jax.landscape import choosing, filling, held_out
 from lla_jax.landscape.filling import Cells, Filling
 
 Scale = Literal["auto", "linear", "log"]
 
 WORTH = 0.7  # of all points: where this many would be evaluated, all are
-ENOUGH = (0.15, 3600, 0.01)  # of the points of a small grid, points, of a large grid: then a few cells may stay open
-SPARE = 0.03  # of the cells, these
-CAREFUL = 2.0  # times the error that is expected has to be below the tolerance, at least
+CAREFUL = 2.5  # times the error that is expected has to be below the tolerance, at least
 NOISE = 0.4  # of the errors of points left out: those of noise do not get smaller where points are closer
 AS_NOISE = (0.4, 2.5)  # the errors of noise in multiples of the standard errors
 DOUBT = 0.03  # of the cells may be open whether they are finite: then their borders are as sharp as is needed
 MOST_RANK, CELLS_PER_RANK = 5, 5000  # a large grid can afford a bound that a few outliers do not raise
 
 
+@explained
 @dataclass(frozen=True)
 class Refine:
     """How a landscape is refined, made by ``refine``.
@@ -47,6 +47,7 @@ class Refine:
     scale: Scale = "auto"
 
 
+@explained
 def refine(rtol: float = 0.01, *, scale: Scale = "auto") -> Refine:
     """Ask ``evaluate`` for fewer points: those that the surface needs, the others interpolated.
 
@@ -161,8 +162,8 @@ def _search(
         too_many = asked.sum() + choosing.count_needed(one, flat, excess, len(left)) > WORTH * cells.size
         if too_many and looks:
             return None
-        spare = max(_spare(asked) * len(flat), group // 4)  # for fewer a call costs as much as for a group
-        if (excess > 1).sum() > spare and not too_many and not is_noise:
+        # for a few cells a call costs as much as for a group
+        if (excess > 1).sum() > group // 4 and not too_many and not is_noise:
             chosen = choosing.choose(one, asked, flat, excess, group)
             known = yield _ask(asked, chosen)
             is_noise = (excess > 1).mean() > 0.5 and _is_noise(one, chosen, known)
@@ -178,15 +179,6 @@ def _search(
             return _fill(refine, one, known, look, asked)
         careful, is_noise = max(careful, _observe(one, look.drawn, known)), False
     return None
-
-
-def _spare(asked: np.ndarray) -> float:
-    """The share of the cells whose expected error may stay above the tolerance: none as long as points are few.
-
-    A step or a very narrow minimum is refined to single cells first, where most of the error in the picture is.
-    """
-    small, points, large = ENOUGH
-    return SPARE if asked.sum() > max(large * asked.size, min(small * asked.size, points)) else 0.0
 
 
 def _name(known: Known) -> str:
@@ -259,22 +251,21 @@ def _is_noise(one: Filling, flat: np.ndarray, known: Known) -> bool:
 
 def _fill(refine: Refine, one: Filling, known: Known, look: _Look, asked: np.ndarray) -> Refined:
     """The refined landscape, as the look found it: by the interpolants of the points before the look."""
-    values, stderr, bounds, logs = {}, {}, {}, {}
     left = np.flatnonzero(~known.evaluated.ravel())
-    for name, given in known.values.items():
-        flat = given.ravel()
-        each = one if name == _name(known) else filling.fill(one.cells, one.at, flat[one.at], "auto", one)
-        if each is None:  # finite hardly anywhere
-            values[name], bounds[name] = np.where(known.evaluated, given, np.nan), math.inf
-            logs[name] = False
-            continue
-        bounds[name], logs[name] = _bound(refine, each, known, look, asked, name), each.log
-        found = filling.predict(each, left)
-        values[name] = given.copy()
-        values[name].ravel()[left] = np.exp(found) if each.log else found
-        if name in known.stderr:
-            half = bounds[name] * filling.span(flat[asked], each.log) / 2
-            stderr[name] = _stderr(each, known.stderr[name], left, half * (np.exp(found) if each.log else 1.0))
+    fits = {name: _fit_like(one, known, name) for name in known.values}
+    deviations = {name: _fit_stderr(one, fits[name], given) for name, given in known.stderr.items()}
+    found = filling.predict_each([*fits.values(), *deviations.values()], left)
+    values, stderr = {}, {}
+    for (name, fit), new in zip(fits.items(), found):
+        values[name] = _put(known.values[name], left, np.exp(new) if fit is not None and fit.log else new)
+    bounds = {
+        name: math.inf if fit is None else _bound(refine, fit, known, look, asked, name) for name, fit in fits.items()
+    }
+    logs = {name: fit is not None and fit.log for name, fit in fits.items()}
+    for name, new in zip(deviations, found[len(fits) :]):
+        half = bounds[name] * filling.span(known.values[name].ravel()[asked], logs[name]) / 2
+        unit = values[name].ravel()[left] if logs[name] else 1.0
+        stderr[name] = _put(known.stderr[name], left, np.hypot(new, half * unit))
     name = _name(known)
     met = bounds[name] <= refine.rtol
     reason = f"the errors of {len(look.drawn)} fresh points"
@@ -284,11 +275,21 @@ def _fill(refine: Refine, one: Filling, known: Known, look: _Look, asked: np.nda
     return Refined(values, stderr, about | {"held_out": len(look.drawn), "looks": look.number})
 
 
-def _stderr(like: Filling, given: np.ndarray, left: np.ndarray, half: np.ndarray | float) -> np.ndarray:
-    """Standard errors (n1, .., nk), at the cells ``left`` between those of the points, and with half of the bound."""
-    found = given.copy()
-    each = filling.fill(like.cells, like.at, given.ravel()[like.at], "linear", like)
-    found.ravel()[left] = np.nan if each is None else np.hypot(filling.predict(each, left), half)
+def _fit_like(one: Filling, known: Known, name: str) -> Filling | None:
+    """What fills another value at the same points; None if it is finite hardly anywhere."""
+    if name == _name(known):
+        return one
+    return filling.fill(one.cells, one.at, known.values[name].ravel()[one.at], "auto", one)
+
+
+def _fit_stderr(one: Filling, fit: Filling | None, given: np.ndarray) -> Filling | None:
+    return None if fit is None else filling.fill(one.cells, one.at, given.ravel()[one.at], "linear", one)
+
+
+def _put(given: np.ndarray, left: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """The values (n1, .., nk) with new ones at the cells ``left``."""
+    found = np.array(given, np.float64)
+    found.ravel()[left] = new
     return found
 
 
