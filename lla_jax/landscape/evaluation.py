@@ -116,7 +116,7 @@ def evaluate(
       key: for ``point_metrics``; default ``jax.random.key(0)``.
       execution: chunks, blocks and devices; fields that are "auto" are chosen by timing the first chunk.
       progress: True for a bar, or a function called as ``progress(done, total)`` in points after every chunk;
-        ``total`` is None while unknown (streams without a length).
+        ``total`` is None while unknown (streams without a length, and with ``refine``).
       on_partial: called with the unfinished landscape (cells without a value NaN, ``recipe["complete"]`` False) if the
         call is interrupted or fails after its first values; the exception is then re-raised.
       resume: an unfinished landscape of the same recipe, which is continued; without a store, and for one landscape.
