@@ -344,8 +344,10 @@ def _steps_to_go(s: Search, H: Operator, ritz: Ritz | None, goal: Goal) -> int:
     It depends on nothing that a saved state does not have.
     """
     known = s.known - BACK
-    if ritz is None or known < goal.k or goes_one_by_one(H):
+    if goes_one_by_one(H):
         return STEPS_PER_CALL
+    if ritz is None or known < goal.k:
+        return STEPS_PER_CALL if goal.start is None else max(1, goal.k - s.known)  # earlier pairs may be near
     values, vectors = np.linalg.eigh(s.T[:known, :known])
     wanted = vectors[:, order(values, goal.which)[: goal.k]]
     before = np.linalg.norm(s.T[known : s.filled, :known] @ wanted, axis=0).max()
