@@ -13,6 +13,7 @@ import numpy as np
 from lla_jax.core import losses
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.rows import like
+from lla_jax.core.text import first_line
 from lla_jax.core.types import Batch, Recipe
 from lla_jax.curvature import matrices, products
 from lla_jax.curvature.products import Common, Multiplier, Rows
@@ -69,7 +70,11 @@ def chunk_heads(by: Multiplier, common: Common, batch: Batch, rows: int, row_byt
         return by, {}
     matrix = replace(by.matrix, head_bytes=nbytes)
     block = losses.block_of_rows(like(batch, rows), np.arange(rows, dtype=np.int32))
-    found = matrices.find_heads(matrix, common.loss, common.params, block)
+    try:
+        found = matrices.find_heads(matrix, common.loss, common.params, block)
+    except Exception as error:  # an equation that cannot be evaluated for some tokens: nothing is lost but memory
+        log.info("memory: all scores at once, since a head could not be cut: %s", first_line(error))
+        return by, {}
     if not found:
         return by, {}
     entries = [{"tokens": head.num, "chunk": head.size, "bytes": head.nbytes} for head in found]

@@ -60,15 +60,22 @@ def flatten(f: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
     closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
 
     def rule(eqn: Any, values: list[Any]) -> Sequence[Any]:
+        values = [_in_type(x, var) for x, var in zip(values, eqn.invars, strict=True)]
         if eqn.primitive.name == "custom_jvp_call" and _name(eqn) in FUNCTIONS:
             inner = eqn.params["call_jaxpr"]
             return interpret(inner, values, rule, JITS)
         return bind(eqn, values)
 
-    consts = [jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in closed.consts]  # in the types of jax
-    closed = closed.replace(consts=consts)
     flat = jax.make_jaxpr(lambda *values: interpret(closed, values, rule, JITS))(*closed.in_avals)
     return flat, shape
+
+
+def _in_type(x: Any, var: Any) -> Any:
+    """A constant of numpy in the type that jax gave it."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or dtype == getattr(var.aval, "dtype", None) or isinstance(x, jax.core.Tracer):
+        return x
+    return jnp.asarray(np.asarray(x), var.aval.dtype)
 
 
 def _name(eqn: Any) -> str:

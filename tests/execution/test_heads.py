@@ -23,7 +23,7 @@ PARAMS = {
 VECTOR = {name: RNG.normal(size=x.shape) for name, x in PARAMS.items()}
 TEXT = RNG.integers(0, CLASSES, (ROWS, LENGTH + 1)).astype(np.int32)
 TOKENS, LABELS = TEXT[:, :-1], TEXT[:, 1:]
-WEIGHTS = RNG.random((ROWS, LENGTH))
+WEIGHTS = RNG.random((ROWS, LENGTH)).astype(np.float32)  # in x64 too: a constant of both kinds of traces
 
 entropy = optax.softmax_cross_entropy_with_integer_labels
 
