@@ -1,4 +1,4 @@
-"""All benchmarks, one after another, then README's table from their results.
+"""All benchmarks, one after another, then README's table and docs/benchmarks.md from their results.
 
     python benchmarks/all.py --lla PATH [--pyhessian PATH] [--eigenthings PATH] [--only sweep,bundle] [--minutes 30]
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import pathlib
 import signal
@@ -37,6 +38,7 @@ PARTS: dict[str, tuple[float, list[str]]] = {
             "lla_jax,PyHessian,hessian-eigenthings,curvlinops",
         ],
     ),
+    "refine": (10, []),
     "many_planes": (4, []),
     "memory": (4, []),
     "kill": (5, []),
@@ -46,6 +48,9 @@ PARTS: dict[str, tuple[float, list[str]]] = {
     "growth": (4, []),
     "interop": (4, []),
     "calibration": (15, []),
+    "precision": (5, []),
+    "gpu": (8, []),
+    "tpu": (60, []),
 }
 PEERS = {
     "sweep": ("lla",),
@@ -53,6 +58,11 @@ PEERS = {
     "hessian": ("lla", "pyhessian", "eigenthings"),
 }
 ALONE = ("interop",)  # knows none of the common options but --data
+# what a part needs that machines may lack
+NEEDS = {
+    "gpu": (lambda: pathlib.Path("/dev/nvidiactl").exists(), "NVIDIA GPU"),
+    "tpu": (lambda: importlib.util.find_spec("libtpu") is not None, "libtpu, the compiler for TPUs,"),
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -104,6 +114,10 @@ def main() -> None:
     for name in options.only:
         if options.quick and name in ALONE:
             continue
+        there, what = NEEDS.get(name, (lambda: True, ""))
+        if not there():
+            print(f"== {name}: not run, since there is no {what} here")
+            continue
         minutes = min(PARTS[name][0], left() / 60)
         if minutes < 0.5:
             skipped.append(name)
@@ -114,7 +128,7 @@ def main() -> None:
         failed += [f"{name} {wrong}"] if wrong else []
     if not options.quick:
         subprocess.run([sys.executable, str(HERE / "harness" / "table.py")], check=True)
-        print("README.md is written anew")
+        print("README.md and docs/benchmarks.md are written anew")
     if skipped:
         print(f"the time did not suffice for: python benchmarks/all.py --only {','.join(skipped)}")
     if failed:

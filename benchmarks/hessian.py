@@ -4,7 +4,7 @@
 
 Two trained networks from ``--data``: LeNet at batch 2048 and, in eval mode, ResNet-20 at batch 512. Rivals are LLA
 (checkout at --lla), PyHessian (installed, or at --pyhessian), hessian-eigenthings (likewise, --eigenthings), curvlinops
-with scipy's Lanczos and matfree (installed).
+with scipy's Lanczos and matfree (installed). Ours runs with and without a search for copies, which no peer has.
 Each rival does each part in a process of its own, on the same threads: top 2 and top 10 eigenpairs by magnitude until
 every residual |Hv - lambda v| / |lambda|, computed for all alike by torch's double backward, is at most 1e-3 (first as
 the rival is shipped, then with its tolerance tightened); a density of 100 steps; the trace to 2 % standard error; one
@@ -39,7 +39,8 @@ from harness import measure
 from rivals import in_jax, in_torch
 
 PARTS = ("product", "top2", "top10", "density", "trace", "where")
-RIVALS = ("lla_jax", "LLA", "PyHessian", "hessian-eigenthings", "curvlinops", "matfree")
+NO_COPIES = "lla_jax-no-copies"  # eigenpairs without a search for further copies, as all peers seek them
+RIVALS = ("lla_jax", NO_COPIES, "LLA", "PyHessian", "hessian-eigenthings", "curvlinops", "matfree")
 PACKAGES = {
     "PyHessian": "pyhessian",
     "hessian-eigenthings": "hessian_eigenthings",
@@ -88,8 +89,8 @@ def tell(**event: Any) -> None:
 
 def make(job: dict[str, Any]) -> in_jax.Rival:
     path = pathlib.Path(job["path"])
-    if job["rival"] == "lla_jax":
-        return in_jax.Ours(path)
+    if job["rival"] in ("lla_jax", NO_COPIES):
+        return in_jax.Ours(path, copies=job["rival"] != NO_COPIES)
     if job["rival"] == "matfree":
         return in_jax.Matfree(path)
     if job["rival"] == "LLA":
@@ -105,7 +106,7 @@ def worker(job: dict[str, Any]) -> None:
     path, part = pathlib.Path(job["path"]), job["part"]
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job["threads"]])
     measure.start_jax(job["devices"])
-    if job["rival"] not in ("lla_jax", "matfree"):
+    if job["rival"] not in ("lla_jax", NO_COPIES, "matfree"):
         import torch
 
         torch.set_num_threads(job["threads"])
@@ -317,6 +318,7 @@ def ordered(options: argparse.Namespace, chosen: list[str]) -> list[tuple[str, s
         for network in options.only
         for part in options.parts
         for rival in (chosen if part != "where" else ["lla_jax"])
+        if rival != NO_COPIES or part.startswith("top")
     ]
     return sorted(every, key=lambda job: (job[0] != "lenet", job[0] != "lenet" and job[2] in LATER))
 
@@ -363,7 +365,7 @@ def measured(options: argparse.Namespace, result: dict[str, Any], path: pathlib.
 
 def devices_for(here: dict[str, Any], part: str, rival: str, threads: int) -> list[int]:
     """Our products are timed on one device and on one for each thread; what follows runs on the better."""
-    if rival != "lla_jax":
+    if rival not in ("lla_jax", NO_COPIES):
         return [1]
     if part == "product":
         return sorted({threads, 1}, reverse=True)

@@ -34,12 +34,15 @@ from lla_jax.curvature.operators import ggn as ggn
 from lla_jax.curvature.operators import hessian as hessian
 from lla_jax.curvature.quadrature import spectrum as spectrum
 from lla_jax.execution import processes as hosts
+from lla_jax.execution.cpus import use_cpu_devices as use_cpu_devices
 from lla_jax.landscape.evaluation import evaluate as evaluate
 from lla_jax.landscape.grids import grid as grid
 from lla_jax.landscape.modes import all_modes as all_modes
+from lla_jax.landscape.refinement import refine as refine
 from lla_jax.landscape.sweeps import sweep as sweep
 from lla_jax.measures import layers as layers
 from lla_jax.measures.convexity_map import convexity as convexity
+from lla_jax.measures.costs import compile_for as compile_for
 from lla_jax.measures.layers import per_layer as per_layer
 from lla_jax.measures.planes import plane_report as plane_report
 from lla_jax.measures.spectra import escape_directions as escape_directions

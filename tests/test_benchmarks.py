@@ -1,4 +1,4 @@
-"""README's benchmark numbers are those of the JSON files, and the benchmark's own parts measure what they say."""
+"""Numbers of README and docs/benchmarks.md are those of the JSON files; benchmarks measure what they say."""
 
 import importlib
 import json
@@ -7,6 +7,7 @@ import pathlib
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,16 +19,16 @@ import growth
 import hessian
 import kill
 import sweep
-from cases import attention, curvature, planes
+import tpu
+from cases import attention, curvature, plain, planes
 from harness import measure, table
 from rivals import in_jax
 
 
-def test_the_readme_table_is_generated_from_the_results():
-    text = table.README.read_text()
-    assert table.readme(text, BENCHMARKS / "results") == text
-    text = table.TRUST.read_text()
-    assert table.trust_page(text, BENCHMARKS / "results") == text
+def test_the_tables_of_the_pages_are_generated_from_the_results():
+    for file, write in ((table.README, table.readme), (table.PAGE, table.page), (table.TRUST, table.trust_page)):
+        text = file.read_text()
+        assert write(text, BENCHMARKS / "results") == text
 
 
 def row(setting, **rest):
@@ -57,7 +58,7 @@ RESULT = {
 def test_the_table_takes_the_first_good_setting_and_says_what_was_cut_failed_or_not_measured(tmp_path):
     text = f"before\n{table.BEGIN}\nold\n{table.END}\nafter"
     (tmp_path / "hessian.json").write_text(json.dumps(RESULT))
-    new = table.readme(text, tmp_path)
+    new = table.page(text, tmp_path)
     assert new.startswith(f"before\n{table.BEGIN}\nCurvature")
     assert new.endswith(f"{table.END}\nafter")
     assert "| lla_jax | - | 3.25 [20] | - | 2.5 [20], 1 x | - | 400 |" in new
@@ -69,7 +70,8 @@ def test_the_table_takes_the_first_good_setting_and_says_what_was_cut_failed_or_
     )
     assert "forward 12" in new
     (tmp_path / "hessian.json").unlink()
-    assert table.readme(text, tmp_path) == f"before\n{table.BEGIN}\n\n{table.END}\nafter"
+    for write in (table.page, table.readme):
+        assert write(text, tmp_path) == f"before\n{table.BEGIN}\n{table.END}\nafter"
 
 
 MADE = {"environment": RESULT["environment"]}
@@ -178,10 +180,54 @@ RESULTS = {
 }
 
 
-def test_every_script_has_its_place_in_the_readme_and_missed_targets_are_marked(tmp_path):
-    for name, result in RESULTS.items():
+def test_the_readme_has_one_table_with_the_best_of_the_others_and_says_what_was_not_measured(tmp_path):
+    for name, result in (RESULTS | {"hessian": RESULT}).items():
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
     new = table.readme(f"{table.BEGIN}{table.END}", tmp_path)
+    assert "| | lla_jax | torch | LLA | others |\n" in new
+    assert "| ViT, 1,234 parameters: a point of a plane (ms) | 2 | 3 (1.5 x) | - | 250 (125.0 x) |\n" in new
+    assert "| LeNet: 2 largest eigenpairs (s) | 3.25 [20] | - | - | - |\n" in new  # no row of LLA is exact enough
+    assert "| LeNet: spectral density, 100 products (s) | 2.5 [20] | - | 2.5 [20] (1.0 x) | - |\n" in new
+    assert "| LeNet: plane, eigenpairs, density and criteria, from nothing (s) | 51 | - | 92 (1.8 x) | - |\n" in new
+    assert new.count("has not been measured") == 1
+    assert "The speed on GPUs and TPUs has not been measured" in new
+    gpu = {"environment": RESULT["environment"] | {"device": "a GPU"}, "networks": {}, "noise": {"default": 1e-3}}
+    (tmp_path / "gpu.json").write_text(json.dumps(gpu))
+    assert "The speed on TPUs has not been measured" in table.readme(new, tmp_path)
+    assert "Noise: default 1.0e-03." in table.page(new, tmp_path)
+
+
+def test_what_a_compiler_says_of_a_tpu_is_a_table_with_dashes_for_what_is_not_known(tmp_path):
+    row = {"chips": 1, "peak": 2**20, "nbytes": 2**21, "operations": 3e9, "seconds": 4e-6, "share_of_roofline": 0.25}
+    plane = {"program": "plane", "loop": "map", "chunk": 64, "share": False, "precision": "highest", "us_per_point": 5}
+    about = {"network": "mlp", "slice": "tpu-v5e-4", "collectives": {"all-reduce": [2, 100]}}
+    unknown = {"program": "lanczos", "seconds": None, "share_of_roofline": None, "collectives": {}}
+    rows = {"a": row | about | plane, "b": row | about | unknown, "c": {"error": "no"}}
+    (tmp_path / "tpu.json").write_text(json.dumps(MADE | {"rows": rows}))
+    new = table.page(f"{table.BEGIN}{table.END}", tmp_path)
+    plan = "64 one by one, first layer not shared, highest"
+    assert f"| plane | MLP | tpu-v5e-4 | {plan} | 1 | 3 | 2 | 4 | 5 | 25% | 2 all-reduce |\n" in new
+    assert "| step of Lanczos | MLP | tpu-v5e-4 |  | 1 | 3 | 2 | - | - | - | none |\n" in new
+
+
+def test_the_programs_for_tpus_have_names_of_their_own_and_the_plans_that_accelerators_try():
+    rows = list(tpu.jobs())
+    assert len({tpu.name_of(job) for job in rows}) == len(rows)
+    for name in tpu.NETWORKS:
+        loss, params, data = plain.problem(name, 4)
+        assert (
+            plain.count(params) == {"mlp": 2410, "lenet": 61706, "resnet": 269722, "vit": 107978, "gpt": 120704}[name]
+        )
+        outputs = jax.eval_shape(lambda p, d, loss=loss: loss.apply(p, loss.state, d, False)[0], params, data)
+        assert jax.eval_shape(loss.criterion, outputs, data).shape == (4,)
+        tried = [(job["loop"], job["share"]) for job in rows if job["program"] == "plane" and job["network"] == name]
+        assert {("map", True), ("map", False), ("vmap", True), ("vmap", False)} <= set(tried)
+
+
+def test_every_script_has_its_place_on_the_page_and_missed_targets_are_marked(tmp_path):
+    for name, result in RESULTS.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    new = table.page(f"{table.BEGIN}{table.END}", tmp_path)
     assert "| network | lla_jax | torch, its whole batch | torch, best microbatch | loss-landscapes |" in new
     assert "| ViT, 1,234 parameters, batch 64, images | 2 | 4 (2.00 x) | 3 (1.50 x) | 250 (125.00 x) |\n\nValues" in new
     assert "50.2 s with no compilation cache; the others, from their time a point: LLA 126 s." in new

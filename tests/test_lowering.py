@@ -196,11 +196,11 @@ def test_statistics_at_points_and_values_of_parameters_lower_too():
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
-def elsewhere(
-    H: LinearOperator, mesh: Any = AWAY, names: tuple[str, ...] = ("conv_general_dilated",)
-) -> LinearOperator:
+def elsewhere(H: LinearOperator, mesh: Any = AWAY) -> LinearOperator:
     """The operator as it is made where the devices are others: with their blocks."""
-    by = blocks._multiplier(replace(H.multiplier.matrix, lowered=False), mesh, set(names), None)
+    matrix = replace(H.multiplier.matrix, lowered=False)
+    settings = blocks.Settings(matrix, mesh, None, False, None, False, False, H.multiplier.precision)
+    by = blocks._multiplier(settings, mesh, {"conv_general_dilated"}, None)
     return LinearOperator(by, H.space, H.common, tuple(blocks._blocks(by, ROWS, 1000, None)))
 
 

@@ -109,11 +109,11 @@ class Ours(Rival):
 
     compiles = True
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, copies: bool = True):
         import jax
 
         self.problem, self.keys, self.key = curvature.jax_problem(path), curvature.trainable(path), jax.random.key(0)
-        self.more = {"devices": jax.device_count()}
+        self.more, self.copies = {"devices": jax.device_count()}, copies
 
     def build(self) -> Any:
         import lla_jax as lla
@@ -136,7 +136,7 @@ class Ours(Rival):
 
         import lla_jax as lla
 
-        pairs = lla.eigenpairs(H, self.key, k=k, tol=tol)
+        pairs = lla.eigenpairs(H, self.key, k=k, tol=tol, copies=self.copies)
         trees = [jax.tree.map(lambda x, i=i: x[i], pairs.vectors.tree) for i in range(k)]
         vectors = [curvature.to_torch(tree, self.keys) for tree in trees]
         return Found(vectors, pairs.values.tolist(), products=pairs.products)

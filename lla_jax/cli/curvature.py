@@ -13,17 +13,18 @@ from typing import Any
 
 import jax
 
+from lla_jax.cli.environment import make_execution
 from lla_jax.cli.options import HessianOptions, LandscapeOptions, hessian_settings, mistake
 from lla_jax.cli.stores import DEFAULT
 from lla_jax.cli.terminal import bar, print_message
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.results import Eigenpairs, Estimate, Spectrum
-from lla_jax.core.types import Directions, Execution, Problem, PyTree
+from lla_jax.core.types import Directions, Problem, PyTree
 from lla_jax.curvature import eigen, estimates, operators, quadrature
 from lla_jax.directions import combining, derived
 from lla_jax.execution import processes
 from lla_jax.measures import layers
-from lla_jax.output import kept
+from lla_jax.output import kept, storage
 from lla_jax.output.words import CurvatureResults, describe, plain_data
 
 ENDS = ("first eigenvector", "last eigenvector")
@@ -47,7 +48,7 @@ def make_operator(problem: Problem, options: HessianOptions) -> Any:
         batch_size=options.batch_size,
         select=list(options.select) or None,
         batch_stats=options.batch_stats,
-        execution=Execution(devices="all" if options.devices is None else options.devices),
+        execution=make_execution(options),
         **fisher,
     )
 
@@ -86,7 +87,6 @@ def write(results: CurvatureResults, out: Path) -> list[Path]:
 
 def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
     """The eigenvectors that ``lla-jax landscape --axes hessian`` asks for; their eigenpairs are kept in the folder."""
-    execution = Execution(devices="all" if options.devices is None else options.devices)
     select = list(options.select) or None
     batch_stats = options.batch_stats if options.batch_stats == "batch" else "frozen"
     operator = operators.hessian(
@@ -96,7 +96,7 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
         batch_size=options.batch_size,
         select=select,
         batch_stats=batch_stats,
-        execution=execution,
+        execution=make_execution(options),
     )
     which = options.which or "magnitude"
     hessian_options = HessianOptions(
@@ -125,18 +125,30 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
 
 def eigenpairs(operator: Any, params: PyTree, options: HessianOptions, name: str = "eigenpairs") -> Eigenpairs:
     """The ``options.top`` eigenpairs, from ``name.npz``, which may hold more, or computed and kept there."""
-    k = options.top
+    k, start = options.top, None if options.start is None else _start(options.start, params)
+    compute = partial(eigen.eigenpairs, operator, _key(options, 0), k, which=options.which, tol=options.tol)
+    settings = {"which": options.which, "tol": f"{options.tol:g}", "no-copies": "yes" if options.no_copies else "no"}
     pairs = kept.result(
         options.out / f"{name}.npz",
         operator,
-        partial(eigen.eigenpairs, operator, _key(options, 0), k, which=options.which, tol=options.tol),
-        {**hessian_settings(options), "which": options.which, "tol": f"{options.tol:g}"},
+        partial(compute, copies=not options.no_copies, start=start),
+        {**hessian_settings(options), **settings, "start": str(options.start or "random vectors")},
         unfinished={"number of eigenpairs": str(k)},
         accept=lambda pairs: pairs.num >= k,
         like=params,
         **_result_options(options),
     )
     return replace(pairs, values=pairs.values[:k], residuals=pairs.residuals[:k], vectors=pairs.vectors[:k])
+
+
+def _start(path: Path, params: PyTree) -> Eigenpairs:
+    """The eigenpairs in the file that --start names."""
+    if not path.is_file():
+        raise mistake("start", path, "a file of eigenpairs, such as eigenpairs.npz of another --out")
+    pairs = storage.load(path, like=params)
+    if not isinstance(pairs, Eigenpairs):
+        raise mistake("start", path, f"a file of eigenpairs, such as eigenpairs.npz, and holds {type(pairs).__name__}")
+    return pairs
 
 
 def spectrum(operator: Any, options: HessianOptions) -> Spectrum:
@@ -173,7 +185,7 @@ def layer_rows(problem: Problem, operator: Any, options: HessianOptions) -> tupl
             _key(options, 3),
             batch_size=options.batch_size,
             batch_stats=options.batch_stats,
-            execution=Execution(devices="all" if options.devices is None else options.devices),
+            execution=make_execution(options),
             **kept,
         )
         return [row._asdict() | {"trace": _plain(row.trace)} for row in rows]

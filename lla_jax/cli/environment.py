@@ -5,37 +5,42 @@ This module imports no jax.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lla_jax.cli.options import mistake
+from lla_jax.cli.options import HessianOptions, LandscapeOptions, mistake
+from lla_jax.core.cores import DEVICE_COUNT, count_cores
 
-
-def count_cores() -> int:
-    """The number of cores that this process may use, by its affinity and its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
+if TYPE_CHECKING:
+    from lla_jax.core.types import Execution
 
 
-def prepare_jax(devices: int | None) -> None:
+def prepare_jax(devices: int | None, platform: str | None = None) -> None:
     """Set the variables that jax and matplotlib read when they start, unless the user has set them.
 
     They are those of the compilation cache, of the CPU devices and of figures, which are drawn without a window.
-    ``devices`` is the number of CPU devices, by default one per core, and never more.
+    ``devices`` is the number of CPU devices, by default one per core, and never more; ``platform`` is that of all
+    devices, by default the fastest that jax finds.
     """
+    if platform is not None:
+        os.environ.setdefault("JAX_PLATFORMS", platform)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lla_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("MPLBACKEND", "Agg")  # a factory that shows a figure must not wait for a window
     flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_force_host_platform_device_count" not in flags:
+    if DEVICE_COUNT not in flags:
         cores = count_cores()
-        count = f"--xla_force_host_platform_device_count={max(1, min(devices or cores, cores))}"
+        count = f"--{DEVICE_COUNT}={max(1, min(devices or cores, cores))}"
         os.environ["XLA_FLAGS"] = f"{flags} {count}".strip()
+
+
+def make_execution(options: LandscapeOptions | HessianOptions) -> Execution:
+    """How the library executes a command: --devices and --precision."""
+    from lla_jax.core.types import Execution
+
+    return Execution(devices="all" if options.devices is None else options.devices, precision=options.precision)
 
 
 def make_folder(folder: Path) -> Path:

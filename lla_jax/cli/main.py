@@ -17,8 +17,9 @@ import tyro
 
 from lla_jax._version import __version__
 from lla_jax.cli import commands, errors
-from lla_jax.cli.environment import make_folder, prepare_jax
+from lla_jax.cli.environment import make_execution, make_folder, prepare_jax
 from lla_jax.cli.options import (
+    CompileOptions,
     DemoOptions,
     HessianOptions,
     LandscapeOptions,
@@ -28,15 +29,18 @@ from lla_jax.cli.options import (
     PlotOptions,
     StatusOptions,
     check_axes,
+    check_compile,
     check_grid,
     check_hessian,
     check_normalize,
     check_pictures,
+    check_refine,
     mistake,
     normalization,
     points,
     ranges,
     scale,
+    scale_name,
     settings,
     shard,
 )
@@ -107,11 +111,13 @@ def _run(argv: list[str]) -> int:
         args=argv,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    prepare_jax(getattr(options, "devices", None))
+    # the compiler for TPUs needs none, and jax would look for one wherever this compiler is
+    prepare_jax(getattr(options, "devices", None), "cpu" if isinstance(options, CompileOptions) else None)
     verbs: dict[type, Callable[[Any], None]] = {
         DemoOptions: demo,
         LandscapeOptions: landscape,
         HessianOptions: hessian,
+        CompileOptions: compile_,
         MergeOptions: merge,
         StatusOptions: status,
         PlotOptions: plot,
@@ -163,10 +169,10 @@ def landscape(options: LandscapeOptions) -> None:
     check_axes(options)
     check_normalize(options)
     check_pictures(options, options.dims)
+    check_refine(options)
     this_shard, chosen, name = shard(options), settings(options), ":".join(split_name(options.problem))
-    from lla_jax import evaluate, grid, save
+    from lla_jax import evaluate, grid, refine, save
     from lla_jax.cli import stores
-    from lla_jax.core.types import Execution
 
     out = make_folder(options.out or stores.choose_folder(chosen, name))
     _check_devices(options.devices)
@@ -191,10 +197,11 @@ def landscape(options: LandscapeOptions) -> None:
                 batch_stats=options.batch_stats,
                 metrics=dict(problem.metrics),
                 extra_data=dict(problem.extra_data),
-                execution=Execution(devices="all" if options.devices is None else options.devices),
+                execution=make_execution(options),
                 progress=progress,
                 store=out,
                 shard=this_shard,
+                refine=None if options.refine is None else refine(options.refine, scale=scale_name(options)),
             )
     except KeyboardInterrupt:
         stores.report_interruption(out, chosen, name)
@@ -229,6 +236,22 @@ def hessian(options: HessianOptions) -> None:
     print((out / "hessian.txt").read_text(encoding="utf-8"))
     _print_results([*files, out / "eigenpairs.npz", out / "spectrum.npz"])
     _print_results(pictures.draw_curvature(results, out), "Pictures")
+
+
+def compile_(options: CompileOptions) -> None:
+    """Compile a user's problem for a slice of TPUs, print what it costs there, and save it."""
+    check_compile(options)
+    split_name(options.problem)
+    if options.out is not None:
+        make_folder(options.out.parent)
+    from lla_jax.cli import compiling
+
+    compiling.check_topology(options)
+    costs = compiling.costs_of(load_problem(options.problem), options)
+    print(costs)
+    if options.out is not None:
+        compiling.save(costs, options.out)
+        _print_results([options.out])
 
 
 def merge(options: MergeOptions) -> None:
@@ -464,7 +487,8 @@ def _print_numbers(result: Landscape) -> None:
     """Print the size of a landscape and the range of each of its values."""
     import numpy as np
 
-    print(f"{' x '.join(map(str, result.shape))} points")
+    refined = result.describe_refinement()
+    print(f"{' x '.join(map(str, result.shape))} points" + (f"; {refined}" if refined else ""))
     for name, values in result.values.items():
         finite = values[np.isfinite(values)]
         print(f"  {name}: {finite.min():.6g} to {finite.max():.6g}" if finite.size else f"  {name}: nowhere finite")

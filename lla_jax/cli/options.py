@@ -107,8 +107,14 @@ class LandscapeOptions:
     """Seed of the random directions."""
     devices: Annotated[int | None, _optional("INT", "all; on a CPU, one per core")] = None
     """Number of devices that the points are split over."""
+    precision: Literal["highest", "high", "default"] = "highest"
+    """Precision of matrix products: float32; high and default take fewer bits on a TPU or GPU, which is faster. On a
+    CPU all three are float32."""
     shard: Annotated[str | None, _optional("I/N", "all")] = None
     """Compute only shard I of N, such as 3/16, beside other processes with the same --out; then run lla-jax merge."""
+    refine: Annotated[float | None, _optional("RTOL", "all points")] = None
+    """Evaluate only the points that the surface needs, and interpolate the others, until their error is below RTOL of
+    the range, such as 0.01."""
     cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
     """In the pictures, draw larger values as this one (planes and volumes); the saved values stay as they are."""
     log: bool = False
@@ -142,6 +148,11 @@ class HessianOptions:
     """Which eigenpairs: of largest magnitude, the largest, or the smallest (most negative)."""
     tol: float = 1e-3
     """Largest residual |Hv - lambda v| of an eigenpair, relative to the largest eigenvalue."""
+    no_copies: bool = False
+    """Do not look for further copies of the eigenvalues found: about a quarter fewer products, and a repeated
+    eigenvalue is found once."""
+    start: Annotated[Path | None, _optional("FILE", "random vectors")] = None
+    """Eigenpairs to begin with, such as eigenpairs.npz of an earlier checkpoint; fewer products if little changed."""
     steps: int = 100
     """Lanczos steps per probe of the spectral density."""
     probes: int = 4
@@ -163,8 +174,47 @@ class HessianOptions:
     """Seed of the random vectors."""
     devices: Annotated[int | None, _optional("INT", "all accelerators; on a CPU one, with all cores")] = None
     """Number of devices that the examples are split over."""
+    precision: Literal["highest", "high", "default"] = "highest"
+    """Precision of matrix products: float32; high and default take fewer bits on a TPU or GPU, which is faster. On a
+    CPU all three are float32."""
     overwrite: bool = False
     """Start anew even if the folder has results, finished or interrupted."""
+    debug: bool = False
+    """Show the whole traceback of an error."""
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Say what your network costs on a slice of TPUs, without one: memory per chip, operations, estimated time.
+
+    A landscape step, a Hessian product and the steps of Lanczos are compiled by the compiler for TPUs, libtpu (pip
+    install "jax[tpu]"); each takes a second to some minutes. Nothing is computed. --problem is as for the verb
+    landscape.
+    """
+
+    problem: str
+    """The factory, MODULE:FUNCTION or FILE.py:FUNCTION, a function that returns lla_jax.Problem or lla_torch.problem;
+    modules are also looked for in the current folder."""
+    for_: Annotated[str, tyro.conf.arg(name="for", metavar="SLICE")]
+    """The slice: tpu-v5e-N, tpu-v5p-N or tpu-v6e-N for N chips, such as tpu-v5e-8; another name is answered by a list."""
+    dims: Literal[1, 2, 3] = 2
+    """Number of axes of the landscape."""
+    points: tuple[int, ...] = (41,)
+    """Points per axis: one number, or one for each axis."""
+    products: int = 1
+    """Hessian products of the job."""
+    steps: int = 100
+    """Lanczos steps of the job."""
+    batch_size: Annotated[int | None, _optional("INT", "all at once")] = None
+    """Examples per batch."""
+    batch_stats: Literal["frozen", "batch"] = "frozen"
+    """BatchNorm statistics: as trained, or of each batch."""
+    data_shards: Annotated[int | None, _optional("INT", "as the memory needs")] = None
+    """Chips of a host over which the examples of the landscape are split; the points are split over the others."""
+    precision: Literal["highest", "high", "default"] = "highest"
+    """Precision of matrix products: float32 (six products of bfloat16 on a TPU), three, or one."""
+    out: Annotated[Path | None, _optional("FILE.json", "print only")] = None
+    """Also save all numbers as JSON into this file."""
     debug: bool = False
     """Show the whole traceback of an error."""
 
@@ -228,6 +278,7 @@ Options = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
     | Annotated[LandscapeOptions, tyro.conf.subcommand("landscape")]
     | Annotated[HessianOptions, tyro.conf.subcommand("hessian")]
+    | Annotated[CompileOptions, tyro.conf.subcommand("compile")]
     | Annotated[MergeOptions, tyro.conf.subcommand("merge")]
     | Annotated[StatusOptions, tyro.conf.subcommand("status")]
     | Annotated[PlotOptions, tyro.conf.subcommand("plot")]
@@ -286,6 +337,18 @@ def check_hessian(options: HessianOptions) -> None:
     _check_least("batch-size", options.batch_size, 1, "or leave it out")
     if options.layers and (options.matrix != "hessian" or options.select):
         raise Mistake("--layers: given, but it takes the blocks of the full Hessian; leave --matrix and --select out")
+
+
+def check_compile(options: CompileOptions) -> None:
+    """Refuse numbers out of bounds, and a file of --out that is no JSON."""
+    if len(options.points) not in (1, options.dims):
+        rule = f"one, or one for each of the {options.dims} axes (--dims)"
+        raise mistake("points", f"{len(options.points)} numbers", rule)
+    _check_least("points", min(options.points), 1, "such as 41")
+    for name in ("products", "steps", "batch-size", "data-shards"):
+        _check_least(name, getattr(options, name.replace("-", "_")), 1, "or leave it out")
+    if options.out is not None and options.out.suffix != ".json":
+        raise mistake("out", options.out, "a file that ends in .json, such as costs.json")
 
 
 def check_normalize(options: LandscapeOptions) -> None:
@@ -357,6 +420,19 @@ def shard(options: LandscapeOptions) -> tuple[int, int] | None:
     return i, n
 
 
+def check_refine(options: LandscapeOptions) -> None:
+    """Refuse --refine with another number than one between 0 and 1, or with a shard."""
+    if options.refine is None:
+        return
+    if not 0 < options.refine < 1:
+        raise mistake("refine", options.refine, "above 0 and below 1, a share of the range such as 0.01")
+    if options.shard is not None:
+        raise Mistake(
+            "--refine: given with --shard; the points of a round follow from the values before, so that no shard knows "
+            "its own. Leave --shard out: processes with the same --out share the points"
+        )
+
+
 def settings(options: LandscapeOptions) -> dict[str, str]:
     """{option: its value as it would be typed} of the options that decide the result; those without effect left out."""
     by = normalization(options)
@@ -382,7 +458,7 @@ def _join_texts(texts: Sequence[str]) -> str:
     return " ".join(texts[:1] if len(set(texts)) == 1 else texts)
 
 
-def points(options: LandscapeOptions) -> tuple[int, ...]:
+def points(options: LandscapeOptions | CompileOptions) -> tuple[int, ...]:
     """The number of points of each axis, (dims,)."""
     return options.points * options.dims if len(options.points) == 1 else options.points
 
@@ -414,3 +490,8 @@ def _is_random(options: LandscapeOptions) -> bool:
 def scale(options: LandscapeOptions | MergeOptions | PlotOptions) -> bool | None:
     """The scale by --log and --no-log: True for logarithmic, False for linear, None where the values decide."""
     return True if options.log else False if options.no_log else None
+
+
+def scale_name(options: LandscapeOptions) -> Literal["auto", "linear", "log"]:
+    """The scale in which --refine measures errors: that of the pictures."""
+    return {None: "auto", True: "log", False: "linear"}[scale(options)]  # type: ignore[return-value]

@@ -109,7 +109,8 @@ def report_interruption(out: Path, settings: Mapping[str, str], problem: str) ->
     except ValueError:
         return
     write_settings(out, settings, problem)
-    print_message(f"{kept.done:,} of {kept.points:,} points are kept in {out}; the same command continues it")
+    most = "at most " if kept.refining else ""
+    print_message(f"{kept.done:,} of {most}{kept.points:,} points are kept in {out}; the same command continues it")
 
 
 def merge(folder: Path, partial: bool, out: Path) -> tuple[Landscape | Table, list[Path]]:
@@ -143,8 +144,9 @@ def status(folder: Path) -> str:
 
     now = reading.status(folder)
     many = f"{now.landscapes} landscapes, " if now.landscapes > 1 else ""
+    most = "at most " if now.refining else ""  # a refinement ends when it needs no more
     lines = [
-        f"{folder}: {many}{now.done:,} of {now.points:,} points ({now.done / max(1, now.points):.0%}) in "
+        f"{folder}: {many}{now.done:,} of {most}{now.points:,} points ({now.done / max(1, now.points):.0%}) in "
         f"{now.written:,} of {now.chunks:,} chunks"
     ]
     lines += [f"  damaged, will be {_remedy(path)}: {path} ({reason})" for path, reason in now.damaged.items()]
@@ -160,7 +162,7 @@ def status(folder: Path) -> str:
     elif now.left is None:
         lines.append("  too little was written to tell the time left")
     else:
-        lines.append(f"  {now.rate:.3g} points/s, about {duration(now.left)} left if the writers continue")
+        lines.append(f"  {now.rate:.3g} points/s, {most or 'about '}{duration(now.left)} left if the writers continue")
     return "\n".join(lines)
 
 

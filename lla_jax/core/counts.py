@@ -20,6 +20,7 @@ from lla_jax.core import data as _data
 from lla_jax.core.apart import NothingCounts, check_weights
 from lla_jax.core.arguments import warn_caller
 from lla_jax.core.data import Stream
+from lla_jax.core.operands import at_highest
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import ROWS, Model, like, outputs_of_rows, spread, takes, trace
 from lla_jax.core.types import Batch, Loss, PyTree
@@ -147,6 +148,7 @@ def _mixed_up(loss: Loss, params: PyTree, data: Batch, batch_size: int | None) -
 
 
 @jax.jit
+@at_highest
 def _result(loss: Loss, params: PyTree, rows: Batch, index: Any) -> Any:
     """(value, weight): what the criterion returns for some rows, with their numbers in the data set."""
     return loss.criterion(outputs_of_rows(loss, params, losses.block_of_rows(rows, index), train=False), rows)
@@ -210,6 +212,7 @@ def _some_batches(data: Batch | Stream, batch_size: int | None) -> Iterator[Batc
 
 
 @jax.jit
+@at_highest
 def _counts(loss: Loss, params: PyTree, batch: Batch) -> tuple[list[Any], list[Any]]:
     """(sums over the batch by which the loss is divided, numbers of its shape by which it is divided)."""
 

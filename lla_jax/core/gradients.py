@@ -22,12 +22,14 @@ from lla_jax.core.data import (
     to_numpy,
 )
 from lla_jax.core.losses import as_loss, block_at, loss_sums, outputs_of, penalty_of
+from lla_jax.core.operands import at_highest
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.core.wholes import Whole
 
 
 @functools.partial(jax.jit, static_argnames="size")
+@at_highest
 def _add_gradient(
     gradient: PyTree, weight: Any, loss: Loss, params: PyTree, data: Batch, count: Any, offset: Any, *, size: int
 ):
@@ -42,6 +44,7 @@ def _add_gradient(
 
 
 @jax.jit
+@at_highest
 def _finish_gradient(gradient: PyTree, weight: Any, loss: Loss, params: PyTree) -> PyTree:
     grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradient)
     if loss.penalty is None:
@@ -56,7 +59,8 @@ def mean_gradient(
 ) -> PyTree:
     """Gradient of the loss over all examples, (sum_i w_i grad l_i) / (sum_i w_i) + grad penalty.
 
-    For a batch-coupled loss or a plain function, i counts batches instead of examples.
+    For a batch-coupled loss or a plain function, i counts batches instead of examples. Matrix products are at full
+    precision.
 
     Args:
       loss: a ``Loss``, or a plain ``f(params, batch) -> scalar``; normalization layers use frozen statistics.

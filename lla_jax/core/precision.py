@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from lla_jax.core import operands
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import check_choice, warn_caller
 from lla_jax.core.jaxprs import bind, equations, interpret
@@ -162,11 +163,55 @@ def _inner(eqn: Any) -> list[Any]:
     return [x for x in closed if hasattr(getattr(x, "jaxpr", None), "eqns")]
 
 
+def bits_inside(jaxpr: Any, device: Any) -> tuple[str, int]:
+    """(``lowest_type``, the fewest significant bits with which a device computes a jaxpr, matrix products included)."""
+    lowest = lowest_type(jaxpr)
+    return lowest, min(bits(lowest), operands.BITS.get(operands.format_inside(jaxpr, device), SINGLE))
+
+
+class Coarse(NamedTuple):
+    """Why numbers have fewer bits than float32, in words.
+
+    Args:
+      name: the type or format.
+      who: who computes in it.
+      remedy: what to do.
+    """
+
+    name: str
+    who: str
+    remedy: str
+
+
+def find_coarse(entry: Mapping[str, Any]) -> Coarse | None:
+    """What in a recipe's "precision" has fewer bits than float32: the network's types or the operands of its products.
+
+    None if nothing has.
+    """
+    digits = entry.get("bits", SINGLE)
+    if digits >= SINGLE:
+        return None
+    if bits(entry["lowest"]) <= digits:
+        return Coarse(entry["lowest"], "the network computes", "build the network in float32")
+    name = next((name for name, n in operands.BITS.items() if n == digits), f"{digits} bits")
+    asked = entry.get("operands", operands.EXACT) != operands.EXACT
+    remedy = 'pass execution=lla.Execution(precision="highest")' if asked else "leave precision= out of its products"
+    return Coarse(name, "the device multiplies matrices", remedy)
+
+
 def types_at_work(recipe: Mapping[str, Any], default: Sequence[str] = ()) -> list[str]:
-    """The types of the weights, and a half-precision type inside the network, which a recipe's "precision" tells."""
+    """The types of the weights, and what ``find_coarse`` finds, which a recipe's "precision" tells."""
     entry = recipe.get("precision", {})
-    half = [entry["lowest"]] if entry.get("bits", SINGLE) < SINGLE else []
-    return list(dict.fromkeys([*entry.get("params", default), *half]))
+    coarse = find_coarse(entry)
+    return list(dict.fromkeys([*entry.get("params", default), *([coarse.name] if coarse else [])]))
+
+
+def eps_at_work(recipe: Mapping[str, Any], default: Sequence[str] = ()) -> float:
+    """The largest eps of the types of the weights and of what ``find_coarse`` finds; 0 if the recipe tells nothing."""
+    entry = recipe.get("precision", {})
+    eps = [float(jnp.finfo(name).eps) for name in entry.get("params", default)]
+    digits = entry.get("bits", SINGLE)
+    return max([0.0, *eps, *([operands.eps_of(digits)] if digits < SINGLE else [])])
 
 
 class _Pair(NamedTuple):
@@ -179,35 +224,39 @@ class _Pair(NamedTuple):
 _UNKNOWN = object()  # a value that depends on the data
 
 
-def lost_share(f: Callable[..., Any], one: PyTree, two: PyTree, *data: Any) -> Any:
+def lost_share(f: Callable[..., Any], one: PyTree, two: PyTree, *data: Any, device: Any = None) -> Any:
     """The share of a displacement of the weights that a network loses by casting its weights to fewer bits.
 
         |round(u(two)) - round(u(one)) - (u(two) - u(one))| / |u(two) - u(one)|
 
     over all values u that depend on the weights alone and are cast: weights, and what a network makes of them before
-    the cast. 0 if nothing is cast, or nothing of it moves. Pure.
+    the cast, or before a matrix product whose operands the device rounds. 0 if nothing is cast, or nothing of it moves.
+    Pure.
 
     Args:
       f: ``f(params, *data)``, which is traced.
       one: the parameters at one point.
       two: the parameters at another.
       data: whatever else ``f`` reads; only its shapes matter.
+      device: the device whose products are looked at; None for casts alone.
     """
     shapes = jax.eval_shape(lambda *args: args, one, *data)
     closed = jax.make_jaxpr(f)(*shapes)
     pairs: list[Any] = [_Pair(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)]
     inputs = [*pairs, *[_UNKNOWN] * (len(closed.jaxpr.invars) - len(pairs))]
-    lost, moved = _squares(closed, inputs)
+    lost, moved = _squares(closed, inputs, device)
     return jnp.sqrt(jnp.where(moved > 0, lost / jnp.where(moved > 0, moved, 1), 0))
 
 
-def _squares(closed: Any, inputs: Sequence[Any]) -> Any:
+def _squares(closed: Any, inputs: Sequence[Any], device: Any) -> Any:
     """(2,): the squares of the lost and of the whole displacement, added up over all casts in a jaxpr."""
     found = [jnp.zeros(2)]
 
     def rule(eqn: Any, values: list[Any]) -> list[Any]:
+        if device is not None:
+            found.extend(_in_product(eqn, values, device))
         if _UNKNOWN in map(_or_none, values):
-            found.extend(_inside(eqn, values))
+            found.extend(_inside(eqn, values, device))
             return [_UNKNOWN] * len(eqn.outvars)
         if not any(isinstance(v, _Pair) for v in values):
             return bind(eqn, values)
@@ -218,6 +267,15 @@ def _squares(closed: Any, inputs: Sequence[Any]) -> Any:
 
     interpret(closed, inputs, rule)
     return jnp.sum(jnp.stack(found), 0)
+
+
+def _in_product(eqn: Any, values: list[Any], device: Any) -> list[Any]:
+    """The squares of the operands of a matrix product that the device rounds."""
+    name = operands.format_in(eqn, device)
+    if name is None or name == operands.EXACT or name not in operands.BITS:
+        return []
+    pairs = [v for v in values[:2] if isinstance(v, _Pair) and v.one.dtype == np.float32]
+    return [_compare(v, _Pair(*(operands.rounded(x, name) for x in v))) for v in pairs]
 
 
 def _or_none(value: Any) -> Any:
@@ -241,7 +299,7 @@ def _compare(exact: _Pair, rounded: _Pair) -> Any:
     return jnp.stack([jnp.sum(jnp.square(x.astype(jnp.float32))) for x in (got - moved, moved)])
 
 
-def _inside(eqn: Any, values: list[Any]) -> list[Any]:
+def _inside(eqn: Any, values: list[Any], device: Any) -> list[Any]:
     """The squares of the casts inside a loop or a branch whose other inputs depend on the data."""
     name, p = eqn.primitive.name, eqn.params
     if name == "scan":
@@ -251,16 +309,16 @@ def _inside(eqn: Any, values: list[Any]) -> list[Any]:
 
         def body(slices: dict[int, Any]) -> Any:
             entries = [slices.get(i, _UNKNOWN) for i in range(num)]
-            return _squares(p["jaxpr"], [*values[:head], *[_UNKNOWN] * carry, *entries])
+            return _squares(p["jaxpr"], [*values[:head], *[_UNKNOWN] * carry, *entries], device)
 
         return [jnp.sum(jax.vmap(body)(slices), 0) if slices else body({})]
     if name == "while":
         consts = values[p["cond_nconsts"] :][: p["body_nconsts"]]
         rest = len(p["body_jaxpr"].jaxpr.invars) - len(consts)
-        return [_squares(p["body_jaxpr"], [*consts, *[_UNKNOWN] * rest])]
+        return [_squares(p["body_jaxpr"], [*consts, *[_UNKNOWN] * rest], device)]
     if name == "cond":
-        return [_squares(branch, values[1:]) for branch in p["branches"]]
-    return [_squares(each, values) for each in _inner(eqn) if len(each.jaxpr.invars) == len(values)]
+        return [_squares(branch, values[1:], device) for branch in p["branches"]]
+    return [_squares(each, values, device) for each in _inner(eqn) if len(each.jaxpr.invars) == len(values)]
 
 
 def _scan_counts(eqn: Any) -> tuple[int, int]:
@@ -274,17 +332,26 @@ def _scan_counts(eqn: Any) -> tuple[int, int]:
     return len(eqn.invars) - carry - scanned, carry
 
 
-def warn_of_lost(share: float, lowest: str, precision: str) -> None:
-    """Warn if a share of the displacement between neighbouring points is lost that changes the picture."""
-    if share <= LOST_MOST:
+def warn_of_lost(share: float, entry: Mapping[str, Any], precision: str) -> None:
+    """Warn if a share of the displacement between neighbouring points is lost that changes the picture.
+
+    Args:
+      share: the share.
+      entry: the recipe's "precision".
+      precision: that of the loss.
+    """
+    coarse = find_coarse(entry)
+    if share <= LOST_MOST or coarse is None:
         return
+    own = coarse.name == entry["lowest"]
+    remedy = f"{coarse.remedy}{' (dtype=jnp.float32, no autocast)' if own else ''}, or take a larger extent"
     remedy = (
         'leave out precision="params", or take a larger extent'
-        if precision == "params"
-        else "build the network in float32 (dtype=jnp.float32, no autocast), or take a larger extent or fewer points"
+        if own and precision == "params"
+        else f"{remedy} or fewer points"
     )
     warn_caller(
-        f"params: the network rounds its weights to {lowest}, {bits(lowest)} significant bits, and {share:.0%} of the "
-        f"displacement from the centre to the next point of the grid is lost; the landscape is wrong in its details, "
-        f"such as the curvature: {remedy}"
+        f"params: {'the network' if own else 'a matrix product'} rounds its weights to {coarse.name}, {entry['bits']} "
+        f"significant bits, and {share:.0%} of the displacement from the centre to the next point of the grid is lost; "
+        f"the landscape is wrong in its details, such as the curvature: {remedy}"
     )

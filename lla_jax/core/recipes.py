@@ -23,7 +23,7 @@ import numpy as np
 
 from lla_jax._version import __version__
 from lla_jax.core import files as _files
-from lla_jax.core import precision
+from lla_jax.core import operands, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.data import Stream, num_examples
@@ -62,7 +62,11 @@ ROUNDING = 1e-5  # relative difference between machines, orders of summation and
 HALF_STEPS = 4.0  # times eps of a type of half precision: the same
 SEAL = "seal"  # the entry by which a change of the rest is found
 START_ANEW = "start anew without resume"
-NOT_COMPARED = ("plan", "versions", "lowest", "bits", "lost", "centres", "probe")  # entries that decide no value
+NOT_COMPARED = ("plan", "versions", "matmul", "lowest", "bits", "lost", "centres", "probe")
+"""Entries that decide no value: of the precision of matrix products its operands do, where devices round them."""
+
+
+_LEFT_OUT = {"operands": operands.EXACT}  # entries that a recipe may leave out, with what this means
 
 
 class Differs(Misuse):
@@ -142,9 +146,10 @@ def reading_state() -> Iterator[None]:
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
     """{name: "then -> now"} of the named entries that differ between two recipes; plan and versions are ignored."""
-    then, now = ({k: _sort(k, value) for k, value in recipe.items()} for recipe in (then, now))
+    then, now = ({k: _sort(k, v) for k, v in operands.of_before(recipe).items()} for recipe in (then, now))
     names = [name for name in names if name not in NOT_COMPARED]
-    return {k: _difference(then.get(k), now.get(k)) for k in names if not same(then.get(k), now.get(k))}
+    pairs = {name: tuple(recipe.get(name, _LEFT_OUT.get(name)) for recipe in (then, now)) for name in names}
+    return {name: _difference(*pair) for name, pair in pairs.items() if not same(*pair)}
 
 
 def _sort(name: str, value: Any) -> Any:
@@ -203,12 +208,8 @@ def without_probe(operator: Mapping[str, Any]) -> dict[str, Any]:
 
 def rounding(recipe: Mapping[str, Any]) -> float:
     """The relative difference that rounding makes between two machines or plans: more where halves are at work."""
-    types = precision.types_at_work(recipe)
-    return max([ROUNDING, *(HALF_STEPS * float(jnp.finfo(name).eps) for name in types if _is_half(name))])
-
-
-def _is_half(name: str) -> bool:
-    return precision.bits(name) < precision.SINGLE
+    eps = precision.eps_at_work(recipe)
+    return max(ROUNDING, HALF_STEPS * eps) if eps > operands.eps_of(precision.SINGLE) else ROUNDING
 
 
 def is_close(one: float, two: float, rtol: float, least: float) -> bool:
@@ -273,7 +274,8 @@ def _decisive(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a recipe that decide values; the bits of random directions are left out."""
     is_random = recipe.get("kind") == "random" and not recipe.get("transformed")
     bits = ("contents",) if is_random else ()  # the other entries say how random directions are drawn
-    return {k: v for k, v in recipe.items() if k not in (*NOT_COMPARED, *bits)}
+    kept = {k: v for k, v in recipe.items() if k not in (*NOT_COMPARED, *bits)}
+    return {k: v for k, v in kept.items() if k not in _LEFT_OUT or v != _LEFT_OUT[k]}
 
 
 def _difference(then: Any, now: Any) -> str:

@@ -29,6 +29,8 @@ class Landscape:
         ``rule(params, directions, (coords[0][i], coords[1][j]))``. NaN or inf where the network gave it.
       stderr: ``{name: (n1, ..., nk)}``: standard errors over the examples; absent where not defined.
       recipe: directions, rule, batch_stats policy, data fingerprint, plan, precision, versions; JSON-able.
+      evaluated: (n1, ..., nk) bool, the points at which the network was evaluated, where ``refine=`` interpolated the
+        others, with the error in ``recipe["refinement"]``; None where no value is interpolated.
     """
 
     _meant: ClassVar[dict[str, str]] = {
@@ -42,12 +44,14 @@ class Landscape:
     values: dict[str, np.ndarray]
     stderr: dict[str, np.ndarray]
     recipe: dict[str, Any]
+    evaluated: np.ndarray | None = None
 
     def __repr__(self) -> str:
         directions = self.recipe.get("directions") if isinstance(self.recipe, Mapping) else None
         kind = f" {directions['kind']}" if isinstance(directions, Mapping) and directions.get("kind") else ""
         ranges = [f"{name} {_describe_range(values)}" for name, values in self.values.items()]
-        return f"Landscape({', '.join([' x '.join(map(str, self.shape)) + kind, *ranges])})"
+        note = f"; {text}" if (text := self.describe_refinement()) else ""
+        return f"Landscape({', '.join([' x '.join(map(str, self.shape)) + kind, *ranges])}{note})"
 
     def __post_init__(self) -> None:
         for argument, each in (("values", self.values), ("stderr", self.stderr)):
@@ -63,6 +67,11 @@ class Landscape:
                         argument,
                         f"{name!r} has shape {np.shape(each)}, and the coords {self.shape}; pass one value per point",
                     )
+        if self.evaluated is not None:
+            mask = np.asarray(self.evaluated)
+            if mask.dtype != bool or mask.shape != self.shape:
+                rule = f"a bool array of the shape of the coords, {self.shape}, or None where no value is interpolated"
+                raise misuse("evaluated", self.evaluated, rule)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The values of this name: ``plane["loss"]`` is ``plane.values["loss"]``."""
@@ -84,6 +93,47 @@ class Landscape:
     def dims(self) -> int:
         """Number of axes k."""
         return len(self.coords)
+
+    def describe_refinement(self, name: str = "loss") -> str:
+        """What is interpolated, and its error in words; empty where every value comes from the network.
+
+        Such as "420 of 1,681 points evaluated, the rest within 0.8 % of the range (95 %)".
+
+        Args:
+          name: the name of the value whose error is told.
+        """
+        if self.evaluated is None:
+            return ""
+        about = self.recipe.get("refinement") if isinstance(self.recipe, Mapping) else None
+        points = f"{np.count_nonzero(self.evaluated):,} of {self.evaluated.size:,} points evaluated"
+        if isinstance(self.recipe, Mapping) and self.recipe.get("complete") is False:
+            return f"{points} so far"
+        return f"{points}, the rest {describe_error(about if isinstance(about, Mapping) else {}, name)}"
+
+    def only_evaluated(self, name: str) -> np.ndarray:
+        """(n1, ..., nk): the values of this name where the network was evaluated, and NaN where they are interpolated.
+
+        Args:
+          name: a name in ``values``.
+        """
+        values = np.asarray(self[name], np.float64)
+        return values if self.evaluated is None else np.where(self.evaluated, values, np.nan)
+
+
+def describe_error(about: Mapping[str, Any], name: str = "loss") -> str:
+    """The error of interpolated values in words, from the entry "refinement" of a recipe, perhaps of a file.
+
+    Args:
+      about: the entry: "errors" has, by name, the share of the range below which the errors of most points are.
+      name: the name of the value.
+    """
+    errors, scales, level = (about.get(key) for key in ("errors", "scales", "level"))
+    error = errors.get(name) if isinstance(errors, Mapping) else about.get("error") if name == "loss" else None
+    if not isinstance(error, float | int) or not np.isfinite(error):
+        return "interpolated, with an unknown error"
+    scale = scales.get(name) if isinstance(scales, Mapping) else about.get("scale") if name == "loss" else None
+    text = f"within {100 * error:.2g} % of the {'logarithmic range' if scale == 'log' else 'range'}"
+    return text + (f" ({100 * level:.0f} %)" if isinstance(level, float) and 0 < level < 1 else "")
 
 
 @explained
@@ -155,8 +205,8 @@ class Eigenpairs:
       values: (k,) float64, in the order asked for.
       vectors: k ``Directions`` of unit norm over all parameters (zero outside of a selection), or None if the operator
         does not act on parameters.
-      residuals: (k,) float64, ||H v - lambda v|| from one more product, plus rounding: some exact eigenvalue is no
-        farther than that from the one in ``values``.
+      residuals: (k,) float64, ||H v - lambda v||, confirmed by one more product, plus rounding: some exact
+        eigenvalue is no farther than that from the one in ``values``.
       products: number of products with the operator that were used.
       recipe: operator, which, tol, whether all converged; JSON-able.
       state: arrays from which an interrupted computation continues; None in a finished result.

@@ -25,6 +25,7 @@ from lla_jax.core.losses import (
     outputs_of,
     split_result,
 )
+from lla_jax.core.operands import at_highest
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.core.wholes import Whole
 
@@ -166,6 +167,7 @@ def trace_anew(f: Callable[..., Any], *args: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="train")
+@at_highest
 def outputs_of_rows(loss: Loss, params: PyTree, block: Block, *, train: bool) -> Any:
     """The outputs of the model for the rows of a block."""
     return outputs_of(loss, params, loss.state, block, train)[0]

@@ -296,13 +296,13 @@ class UpdateRule(Protocol):
 @explained
 @dataclass(frozen=True)
 class Execution:
-    """How a call is executed. The values depend on it only by rounding.
+    """How a call is executed. But for ``precision``, the values depend on it only by rounding.
 
     A landscape (``evaluate``, ``sweep``, ``all_modes``) reads all fields except ``linearize`` and ``processes``, and
     times the choices for "auto" fields on the first chunk. An operator (``hessian``, ``ggn``, ``fisher``), and so
-    ``per_layer`` and ``convexity``, reads ``devices``, ``linearize`` and ``processes``. A call refuses a field that it
-    does not read, unless the field has its default. ``convexity`` uses one process for every value of ``processes``,
-    and if it is resumed, it keeps primal values if and only if it did at its start.
+    ``per_layer`` and ``convexity``, reads ``devices``, ``precision``, ``linearize`` and ``processes``. A call refuses a
+    field that it does not read, unless the field has its default. ``convexity`` uses one process for every value of
+    ``processes``, and if it is resumed, it keeps primal values if and only if it did at its start.
 
     Args:
       chunk: points evaluated per call and device.
@@ -322,6 +322,11 @@ class Execution:
       processes: in a group of processes (``lla.hosts.start``, ``jax.distributed``): with "all", an operator's data are
         this process's part of the examples, and the operator is the mean over all parts; with "own", the operator
         belongs to this process alone.
+      precision: of the matrix products and convolutions of float32 numbers, wherever your functions do not name one
+        themselves. "highest": float32. "high": three passes of bfloat16 on a TPU (16 significant bits), TensorFloat-32
+        on a GPU (11 bits). "default": one pass of bfloat16 on a TPU (8 bits), TensorFloat-32 on a GPU. It takes the
+        place of ``jax_default_matmul_precision``. On a CPU, and for float64, it changes nothing. The gradient of
+        ``lla.directions.gradient`` and all checks are at "highest".
     """
 
     chunk: int | Literal["auto"] = "auto"
@@ -333,3 +338,4 @@ class Execution:
     data_shards: int | Literal["auto"] = "auto"
     linearize: bool | Literal["auto"] = "auto"
     processes: Literal["all", "own"] = "all"
+    precision: Literal["highest", "high", "default"] = "highest"

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lla_jax.core import called, counts, examples, losses, precision, recipes
+from lla_jax.core import called, counts, examples, losses, operands, precision, recipes
 from lla_jax.core import data as _data
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
@@ -73,6 +73,8 @@ def operator(
     mesh = _mesh(execution, uncut) if params_mesh is None else _mesh_beside(params_mesh, execution, together)
     data = data if isinstance(data, Stream) else own(first)
     recipe = _recipe(matrix, loss, params, data, batch_size if uncut else None, options["select"])
+    if execution.precision != "highest":  # recipes of before have no such entry
+        recipe["precision"] |= operands.describe(execution.precision, mesh.devices.flat[0])
     key = jax.random.key(0) if key is None else key
     offset = _agree_on_rows(recipe, data, key, matrix) if together else 0
     loss, params = own(precision.at_least_single(loss, params))
@@ -90,7 +92,7 @@ def operator(
         data = examples.watch(data, loss, params, train=matrix.train, most=batch_size)
     common = Common(loss, params, None, np.int32(0), np.int32(offset), key)
     allow = options["allow_nondeterministic"]
-    settings = Settings(matrix, mesh, params_mesh, uncut, batch_size, allow, together)
+    settings = Settings(matrix, mesh, params_mesh, uncut, batch_size, allow, together, execution.precision)
     if not isinstance(data, Stream):
         return blocks.in_memory(settings, common, data, recipe, execution.linearize)
     if execution.linearize and execution.linearize != "auto":

@@ -17,6 +17,7 @@ from lla_jax.core import interrupts, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.data import Stream
+from lla_jax.core.operands import Precision
 from lla_jax.core.passes import Passes
 from lla_jax.core.rows import like
 from lla_jax.core.types import Batch, PyTree, Recipe
@@ -53,6 +54,7 @@ class Settings(NamedTuple):
     batch_size: int | None
     allow_nondeterministic: bool
     together: bool  # with the other processes
+    precision: Precision  # of matrix products
 
 
 def in_memory(
@@ -67,7 +69,7 @@ def in_memory(
       recipe: the operator's recipe; the plan and the precision are added.
       linearize: as in ``Execution``.
     """
-    _, mesh, params_mesh, uncut, batch_size, allow_nondeterministic, together = settings
+    _, mesh, params_mesh, uncut, batch_size, allow_nondeterministic, together, _ = settings
     count = _data.num_examples(data)
     rows = -(-count // mesh.size)
     by, space, row_bytes, primitives = _look(settings, common, data, rows, recipe)
@@ -133,14 +135,14 @@ def _choose_linearize(
     if not linearize:
         return False, 0, "computed at every product"
     assert by.mesh is not None
-    device, nbytes = by.mesh.devices.flat[0], _kept_bytes(by, common, blocks)
+    device, nbytes = by.mesh.devices.flat[0], kept_bytes(by, common, blocks)
     free = _devices.free_bytes(device) * (1 if device.platform == "cpu" else by.mesh.size)
     if linearize != "auto" or nbytes <= KEPT_FRACTION * free:
         return True, nbytes, f"kept ({_size(nbytes)})"
     return False, 0, f"computed at every product (kept, they would take {_size(nbytes)} of {_size(free)} that are free)"
 
 
-def _kept_bytes(by: Multiplier, common: Common, blocks: list[Rows]) -> int:
+def kept_bytes(by: Multiplier, common: Common, blocks: list[Rows]) -> int:
     """Bytes of the primal values of all blocks, computed from their shapes."""
     sizes = {
         (block.size, len(block.starts)): products.linearize.eval_shape(common, block.starts, by=by, size=block.size)
@@ -220,7 +222,7 @@ def _stream_at(
     recipe: Recipe,
 ) -> HostOperator:
     """The operator at these parameters, whose products read the stream."""
-    _, mesh, params_mesh, uncut, batch_size, allow_nondeterministic, together = settings
+    _, mesh, params_mesh, uncut, batch_size, allow_nondeterministic, together, _ = settings
     common = base._replace(params=params)
     values: list[np.ndarray] = []  # the mean loss of the first pass
 
@@ -317,13 +319,13 @@ def _space(matrix: Matrix, params: PyTree, mesh: Mesh | None) -> Space:
     return Space(treedef, shapes, None if mesh is None else tuple(sharding.sharding_of(x, mesh) for x in leaves))
 
 
-def _multiplier(matrix: Matrix, mesh: Mesh, primitives: set[str], params_mesh: Mesh | None) -> Multiplier:
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
+def _multiplier(settings: Settings, mesh: Mesh, primitives: set[str], params_mesh: Mesh | None) -> Multiplier:
+    on_cpu, matrix, precision = mesh.devices.flat[0].platform == "cpu", settings.matrix, settings.precision
     if params_mesh is not None:  # step by step from the host: nothing is lost where one product takes long
-        return Multiplier(matrix, None, mesh, on_device=False)
+        return Multiplier(matrix, None, mesh, on_device=False, precision=precision)
     lowered = on_cpu and "conv_general_dilated" in primitives
     on_device = not on_cpu or (mesh.size == 1 and not lowered)
-    return Multiplier(replace(matrix, lowered=lowered), None, mesh, on_device)
+    return Multiplier(replace(matrix, lowered=lowered), None, mesh, on_device, precision)
 
 
 def _look(
@@ -332,38 +334,40 @@ def _look(
     """(multiplier, space of the vectors, bytes of the largest value per row, primitives), from a traced product."""
     count = _data.num_examples(batch)
     rows = min(count if settings.uncut else rows, settings.batch_size or count)
-    profile, flops = _profile(settings.matrix, common, batch, rows)
+    profile, flops = _profile(settings, common, batch, rows)
     row_bytes, primitives = _state_precision(recipe, profile)
-    by = _multiplier(settings.matrix, settings.mesh, primitives, settings.params_mesh)
+    by = _multiplier(settings, settings.mesh, primitives, settings.params_mesh)
     if settings.mesh.devices.flat[0].platform == "cpu" and flops * count > MOST_FLOPS:
         by = by._replace(on_device=False)  # nothing is gained in one program, and the progress would wait for its end
     return by, _space(settings.matrix, common.params, settings.params_mesh), row_bytes, primitives
 
 
-def _profile(matrix: Matrix, common: Common, batch: Batch, rows: int) -> tuple[rewriting.Profile, float]:
+def _profile(settings: Settings, common: Common, batch: Batch, rows: int) -> tuple[rewriting.Profile, float]:
     """(profile of a product, with the bytes per row; its operations per row). The product is only traced.
 
     It is traced for all ``rows`` at once, or for a batch of the user's size: with many rows, the values of the examples
     are larger than the weights.
     """
     rows = min(rows, MOST_TRACED)
-    by = _multiplier(matrix, _devices.mesh_of(jax.local_devices()[:1]), set(), None)
+    by = _multiplier(settings, _devices.mesh_of(jax.local_devices()[:1]), set(), None)
     common = common._replace(data=like(batch, rows), count=np.int32(rows))
-    vector = matrices.part(common.params, matrix.leaf_mask)
-    step, space = functools.partial(products.sums_step, by=by), _space(matrix, common.params, None)
+    vector = matrices.part(common.params, settings.matrix.leaf_mask)
+    step, space = functools.partial(products.sums_step, by=by), _space(settings.matrix, common.params, None)
     traced = (step, common, space, Rows(np.zeros(1, np.int32), rows), vector)
-    profile = rewriting.profile(*traced)
+    profile = rewriting.profile(*traced, device=settings.mesh.devices.flat[0])
     return profile._replace(nbytes=max(1, profile.nbytes // rows)), rewriting.flops(*traced) / rows
 
 
 def _state_precision(recipe: Recipe, profile: rewriting.Profile) -> tuple[int, set[str]]:
     """Write the digits of the products into the recipe, and warn of half precision; (bytes per row, primitives)."""
-    digits = precision.bits(profile.lowest)
-    recipe["precision"] |= {"lowest": profile.lowest, "bits": digits}
-    if digits < precision.SINGLE:
+    recipe["precision"] |= {"lowest": profile.lowest, "bits": profile.bits}
+    coarse = precision.find_coarse(recipe["precision"])
+    if coarse is not None:
+        own = coarse.name == profile.lowest
+        digits = "two or three" if own else f"about {profile.bits * np.log10(2):.0f}"
         warn_caller(
-            f"loss: the network computes in {profile.lowest}, {digits} significant bits, and so the curvature has two "
-            "or three digits; build the network in float32 (dtype=jnp.float32, no autocast) for more"
+            f"loss: {coarse.who} in {coarse.name}, {profile.bits} significant bits, and so the curvature has {digits} "
+            f"digits; {coarse.remedy}{' (dtype=jnp.float32, no autocast)' if own else ''} for more"
         )
     return profile.nbytes, profile.primitives
 
@@ -409,7 +413,7 @@ def _split(batch: Batch, mesh: Mesh) -> Batch:
     target = -(-rows // mesh.size) * mesh.size
     if target > rows:
         batch = _data.pad_rows(jax.tree.map(np.asarray, batch), target)
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(GRID)))
+    return _devices.put(batch, NamedSharding(mesh, PartitionSpec(GRID)))
 
 
 def _place_data(data: Batch, mesh: Mesh, params_mesh: Mesh | None) -> Batch:

@@ -7,35 +7,30 @@ gives the smallest and the largest eigenvalue by a short Lanczos sequence.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import arguments, precision, recipes
-from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import misuse, warn_caller
 from lla_jax.core.interrupts import deferred_interrupts, wait
 from lla_jax.core.results import Eigenpairs
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, PyTree, Recipe
-from lla_jax.curvature import eigensearch, forecasts, room, units
+from lla_jax.curvature import eigensearch, forecasts, residuals, room, units, warm_starts
 from lla_jax.curvature import lanczos as _lanczos
 from lla_jax.curvature.eigensearch import Goal, Ritz, Search
 from lla_jax.curvature.handing_over import handing_over
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product
 from lla_jax.curvature.probe import describe
-from lla_jax.curvature.projections import combine
-from lla_jax.curvature.space import zeros
 from lla_jax.curvature.symmetry import settle
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.directions import centres
 from lla_jax.execution import progress as _progress
-from lla_jax.execution import sharding
 from lla_jax.execution.progress import AskedProgress, takes_progress
 
 log = logging.getLogger("lla_jax")
@@ -45,6 +40,8 @@ SPARE = 4  # vectors beyond k that a restart needs
 LEAST_WORK = 3  # vectors that a step needs beside the basis at least
 ROWS = {True: 32, False: 64}  # rows of the first buffer, whether or not steps are taken one by one
 ROUNDING = 8.0  # times eps max|lambda|: the part of a residual that rounding may hide
+AGREED = 0.01  # of the tolerance: a product for all pairs that differs by less from what is known speaks for them
+BEFORE: Recipe = {"copies": True, "start": None}  # entries of recipes that those of before do not have
 
 
 @takes_progress("products")
@@ -62,6 +59,8 @@ def eigenpairs(
     on_partial: Callable[[Eigenpairs], None] | None = None,
     save_every: float | None = None,
     resume: Eigenpairs | None = None,
+    copies: bool = True,
+    start: Eigenpairs | Directions | None = None,
 ) -> Eigenpairs:
     """Eigenvalues and eigenvectors at an end of the spectrum, each with its residual; repeated ones repeatedly.
 
@@ -79,7 +78,8 @@ def eigenpairs(
         first).
       tol: residual asked for, relative to the largest |lambda| found. An eigenvalue's error is about its residual
         squared over the distance to the next one.
-      max_products: products of H with a vector at most, those for the residuals (k) included; default 200 + 20 k.
+      max_products: products of H with a vector at most, those for the residuals (1, or k more) included; default
+        200 + 20 k.
       max_vectors: vectors held at most, besides k at the end and one for every further sequence; beyond, the search is
         restarted from the best Ritz vectors and takes more products. By default as many as a quarter of the free memory
         holds.
@@ -92,17 +92,26 @@ def eigenpairs(
         process can be continued too. Its recipe then says "running" as "stopped".
       resume: a result that ``on_partial`` was called with. The search continues from it, and gives the same to the bit
         as one that was not interrupted.
+      copies: False for no further sequence: the search ends when k pairs have converged. It saves about a third of the
+        products, finds a repeated eigenvalue once, and does not show that no larger one was missed.
+      start: earlier pairs, or directions, to begin with, such as those of the same network some training steps before:
+        fewer products where they lie near the vectors sought. They may be of any number. What is found is held to the
+        same residuals; without ``copies``, an eigenvector that is new, which all of them are orthogonal to, is easily
+        missed.
 
     Returns:
       ``Eigenpairs``: values in the order asked for (Rayleigh quotients), vectors as ``Directions`` of unit norm whose
-      entry of largest magnitude is positive, residuals |H v - lambda v| from a product of their own, plus 8 eps max
-      |lambda|, which rounding may hide; products used. ``recipe``: "converged" (all residuals within tol), "verified"
-      (nothing was missed; False: not ruled out), "stopped" (why it ended early, or None), "sequences", "restarts". Not
-      converged: a warning, and all pairs with the residuals they have.
+      entry of largest magnitude is positive, residuals |H v - lambda v|, plus 8 eps max |lambda|, which rounding may
+      hide; products used. The residuals are those that the products of the search give, plus how far a further product,
+      with the sum of all vectors with random signs, is from what they say; where this is more than rounding and a
+      hundredth of ``tol``, each vector gets a product of its own. ``recipe``: "converged" (all residuals within tol),
+      "verified" (nothing was missed; False: not ruled out), "stopped" (why it ended early, or None), "residuals"
+      ("together", or "each" where every vector was multiplied), "sequences", "restarts". Not converged: a warning, and
+      all pairs with the residuals they have.
 
     Raises:
       ValueError: an argument out of its range, an operator that is not symmetric, a first product that is not finite,
-        ``resume`` of another operator, another function or other arguments.
+        ``resume`` of another operator, another function or other arguments, ``start`` of another structure or shape.
 
     References: Lanczos 1950; Wu and Simon 2000 (thick restart). Where we differ from LLA (power iteration with
     deflation, arXiv 2412.10146): (1) it ends on the residual, not on two values that happen to be close; (2) negative
@@ -114,6 +123,8 @@ def eigenpairs(
     if arguments.check_number("tol", tol, remedy="and below 1, such as 1e-3") >= 1:
         raise misuse("tol", tol, "a finite number above 0, and below 1, such as 1e-3")
     limit = _check_at_least("max_products", max_products, 2 * k + 2, 200 + 20 * k)
+    copies = arguments.check_flag("copies", copies)
+    earlier = warm_starts.read(start, H)
     nbytes, free = H.memory()
     affordable = max(k + SPARE, int(MEMORY_FRACTION * free) // nbytes)
     most = min(_check_at_least("max_vectors", max_vectors, min(n, k + SPARE), affordable), n)
@@ -128,18 +139,20 @@ def eigenpairs(
         "tol": float(tol),
         "max_vectors": max_vectors,
         "key": recipes.fingerprint(key),
+        "copies": copies,
+        "start": warm_starts.describe(earlier),
     }
     _progress.check_on_partial(on_partial)
     if resume is not None:
-        recipes.check_resume(resume, recipe, Eigenpairs)
+        _check_resume(resume, recipe)
         if resume.state is None:
             return resume
     state = None if resume is None else resume.state
-    goal = Goal(k, which, tol)
+    goal = Goal(k, which, tol, copies, earlier)
 
     def compute(unit: Unit) -> Eigenpairs:
         H = unit.H
-        s = eigensearch.begin(H, key, rows, most, unit.products) if state is None else _restore(state, H)
+        s = eigensearch.begin(H, key, rows, most, unit.products, earlier) if state is None else _restore(state, H)
         _say_memory(s, H, k)
 
         def hand_over(stopped: str) -> None:
@@ -147,7 +160,7 @@ def eigenpairs(
                 on_partial(_partial(s, unit, goal, recipe, stopped))
 
         def expect() -> None:
-            _progress.expect_total(progress, forecasts.products_of_pairs(s.errors, k, limit - k) + k)
+            _progress.expect_total(progress, forecasts.products_of_pairs(s.errors, k, limit - 1, copies) + 1)
 
         def after_step(products: int) -> None:
             check()
@@ -158,16 +171,22 @@ def eigenpairs(
 
         expect()
         with handing_over(progress, save_every, on_partial, hand_over) as report:
-            ended = eigensearch.search(s, H, key, goal, limit - k, after_step)
+            ended = eigensearch.search(s, H, key, goal, limit - 1, after_step)
             if not s.known:
                 unit.check(np.nan, s.products)
                 raise no_finite_product(f"product {s.products} is not finite")
-            return _finish(s, unit, goal, ended, recipe, after_step)
+            return _finish(s, unit, goal, ended, recipe, _Checks(key, limit, after_step))
 
     with deferred_interrupts() as check:
         result = adapt(settle(H, key) if state is None else units.of_state(H, state), key, compute)
     _warn(result)
     return result
+
+
+def _check_resume(resume: Any, recipe: Recipe) -> None:
+    if isinstance(resume, Eigenpairs):
+        resume = replace(resume, recipe=BEFORE | resume.recipe)
+    recipes.check_resume(resume, recipe, Eigenpairs)
 
 
 def _check_at_least(name: str, value: Any, least: int, default: int) -> int:
@@ -208,47 +227,6 @@ def _no_room(name: str, value: int, needed: int, free: int, most: int) -> argume
 # --- from the basis to pairs
 
 
-@partial(jax.jit, static_argnames="shards")
-def _vector(coefficients: jax.Array, basis: PyTree, *, shards: Any) -> PyTree:
-    """A Ritz vector, of norm 1 and with its entry of largest magnitude positive."""
-    vector = combine(coefficients, basis)
-    leaves = jax.tree.leaves(vector)
-    high, low = (jnp.stack([_tree.widen(f(x)) for x in leaves]) for f in (jnp.max, jnp.min))  # no leaf is reshaped
-    size = _tree.norm(vector)
-    factor = jnp.where(high.max() >= -low.min(), 1, -1) / jnp.where(size > 0, size, 1)
-    return sharding.constrain(jax.tree.map(lambda x: x * factor.astype(x.dtype), vector), shards)
-
-
-@jax.jit
-def _rayleigh_quotient(vector: PyTree, product: PyTree) -> jax.Array:
-    """(Rayleigh quotient theta, residual |A v - theta v| / |v|) of a vector v and its product, as one array (2,)."""
-    value = _tree.dot(vector, product) / _tree.dot(vector, vector)
-    rest = jax.tree.map(lambda a, v: a - value * v, product, vector)
-    return jnp.stack([value, _tree.norm(rest) / _tree.norm(vector)])
-
-
-def _ritz_vector(s: Search, ritz: Ritz, i: int, H: Operator) -> PyTree:
-    coefficients = np.zeros(s.rows, H.dtype)
-    coefficients[: s.known] = ritz.vectors[:, i]
-    return H.space.wait_for(_vector(coefficients, s.basis, shards=H.space.shards))
-
-
-@partial(jax.jit, donate_argnums=0, static_argnames="shards")
-def _put(stacked: PyTree, vector: PyTree, i: Any, *, shards: Any) -> PyTree:
-    return sharding.constrain(jax.tree.map(lambda q, x: q.at[i].set(x), stacked, vector), shards)
-
-
-def _ritz_vectors(s: Search, ritz: Ritz, num: int, H: Operator, look: Callable[[int, PyTree], None]) -> PyTree:
-    """The best Ritz vectors, stacked one by one to save the memory of a second stack; ``look(i, vector)`` sees each."""
-    stacked, shards = None, H.space.shards
-    for i in range(num):
-        vector = _ritz_vector(s, ritz, i, H)
-        look(i, vector)
-        stacked = H.place(zeros(H.space, leading=(num,))) if stacked is None else stacked
-        stacked = H.space.wait_for(_put(stacked, vector, np.int32(i), shards=shards))
-    return stacked
-
-
 def _pairs(
     vectors: PyTree,
     values: np.ndarray,
@@ -272,27 +250,33 @@ def _pairs(
     return Eigenpairs(values, directions, residuals, products, recipe, state)
 
 
-def _finish(
-    s: Search, unit: Unit, goal: Goal, ended: str, recipe: Recipe, after_step: Callable[[int], None]
-) -> Eigenpairs:
-    """The pairs, with values and residuals from one more product for each."""
-    H = unit.H
+class _Checks(NamedTuple):
+    """How the pairs are checked: the key of the signs, the most products in all, and who is told of each."""
+
+    key: jax.Array
+    limit: int
+    after_step: Callable[[int], None]
+
+
+def _finish(s: Search, unit: Unit, goal: Goal, ended: str, recipe: Recipe, checks: _Checks) -> Eigenpairs:
+    """The pairs, with residuals that one more product has confirmed, or else with one more product for each."""
+    H, tol = unit.H, goal.tol
     ritz = eigensearch.ritz_pairs(s, goal.which)
     num = min(goal.k, len(ritz.values))
-    quotients = []
-
-    def multiply(i: int, vector: PyTree) -> None:
-        quotients.append(np.asarray(_rayleigh_quotient(vector, wait(H.product(vector))), np.float64))
-        after_step(s.products + i + 1)
-
-    vectors = _ritz_vectors(s, ritz, num, H, multiply)
-    values, residuals = np.stack(quotients).T
-    bad = ~np.isfinite(residuals)
-    values, residuals = np.where(bad, ritz.values[:num], values), np.where(bad, np.inf, residuals)
-    scale = max(np.abs(values).max(), np.abs(ritz.values).max())
+    values = ritz.values[:num].astype(H.dtype).astype(np.float64)  # the digits that the products have
+    errors, scale = ritz.errors[:num], np.abs(ritz.values).max()
+    apart = residuals.disagreement(s, ritz, num, H, checks.key)
+    products = s.products + 1
+    checks.after_step(products)
     rounding = _lanczos.rounding(H, ROUNDING) * scale
-    within = residuals <= 1.01 * goal.tol * scale + min(rounding, goal.tol * scale)
-    indices = eigensearch.order(values, goal.which)
+    if apart <= max(math.sqrt(num) * rounding, AGREED * tol * scale):
+        errors, together = errors + apart, True
+        vectors = residuals.ritz_vectors(s, ritz, num, H, lambda i, vector: None)
+    else:
+        vectors, values, errors, products = _check_each(s, ritz, num, H, products, checks)
+        scale, together = max(np.abs(values).max(), scale), False
+        rounding = _lanczos.rounding(H, ROUNDING) * scale
+    within = errors <= 1.01 * tol * scale + min(rounding, tol * scale)
     in_full = ended in ("verified", "unverified")
     recipe |= {
         "converged": bool(in_full and num == goal.k and within.all()),
@@ -300,15 +284,37 @@ def _finish(
         "stopped": None if in_full else ended,
         "scale": float(scale * unit.size),
         "rounding": float(rounding * unit.size),
+        "residuals": "together" if together else "each",
         "sequences": s.draws,
         "restarts": s.restarts,
         "complete": True,
         "memory": {"vectors": s.rows, "bytes": s.bytes_needed},
     }
-    residuals = residuals + rounding
+    indices = eigensearch.order(values, goal.which)
     if (indices != np.arange(num)).any():
         vectors = jax.tree.map(lambda q: q[indices], vectors)
-    return _pairs(vectors, values[indices], residuals[indices], s.products + num, recipe, unit, None)
+    return _pairs(vectors, values[indices], errors[indices] + rounding, products, recipe, unit, None)
+
+
+def _check_each(
+    s: Search, ritz: Ritz, num: int, H: Operator, products: int, checks: _Checks
+) -> tuple[PyTree, np.ndarray, np.ndarray, int]:
+    """(vectors, Rayleigh quotients, residuals, products so far) from a product for each pair, as far as they go.
+
+    The residual of a pair without a product, or with one that is not finite, is infinite.
+    """
+    values, errors = ritz.values[:num].copy(), np.full(num, np.inf)
+
+    def multiply(i: int, vector: PyTree) -> None:
+        nonlocal products
+        if products < checks.limit:
+            value, error = np.asarray(residuals.rayleigh_quotient(vector, wait(H.product(vector))), np.float64)
+            products += 1
+            if np.isfinite(error):
+                values[i], errors[i] = value, error
+            checks.after_step(products)
+
+    return residuals.ritz_vectors(s, ritz, num, H, multiply), values, errors, products
 
 
 def _warn(result: Eigenpairs) -> None:
@@ -321,6 +327,9 @@ def _warn(result: Eigenpairs) -> None:
         text = f"{found} after {result.products} products, and {asked}; raise max_products, or tol"
     elif recipe["stopped"]:
         text = f"{found}: it ends there, because {recipe['stopped']}"
+    elif np.isinf(result.residuals).any():
+        text = f"{found}: the operator is not what it was during the search, and products for the residuals are not "
+        text += "finite, or max_products leaves none; look for what changes from call to call, or raise max_products"
     else:
         computed = precision.types_at_work(recipe["operator"], [recipe["dtype"]])
         text = f"{found}, and {asked}, which is below the rounding of the products in {', '.join(computed)}; raise tol"
@@ -357,7 +366,7 @@ def _partial(s: Search, unit: Unit, goal: Goal, recipe: Recipe, stopped: str) ->
     state["counts"] = np.array([getattr(s, name) for name in _COUNTS], np.int64)
     recipe = recipe | {"complete": False, "converged": False, "verified": False, "stopped": stopped}
     recipe |= recipes.seal(state)
-    vectors = _ritz_vectors(s, ritz, num, H, lambda i, vector: None)
+    vectors = residuals.ritz_vectors(s, ritz, num, H, lambda i, vector: None)
     return _pairs(vectors, ritz.values[:num], ritz.errors[:num], s.products, recipe, unit, state)
 
 

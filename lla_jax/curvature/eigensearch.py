@@ -21,25 +21,38 @@ import numpy as np
 
 from lla_jax.core.types import PyTree
 from lla_jax.curvature import lanczos as _lanczos
+from lla_jax.curvature import warm_starts
 from lla_jax.curvature.linear_operator import Operator
 from lla_jax.curvature.projections import BREAKDOWN, combine
 from lla_jax.curvature.room import STEPS_PER_CALL, bases_bytes, goes_one_by_one
+from lla_jax.curvature.ruling_out import overlooks, rules_out
+from lla_jax.curvature.warm_starts import NORM_SQUARED, Start
 from lla_jax.execution import sharding
 
 log = logging.getLogger("lla_jax")
 
-DOUBT = 1e-3  # probability that a sequence rules out an eigenvalue that is there
 PIECE = 2**16  # entries of a vector that are mixed at once
 NOTED = 16  # calls whose errors are kept
+BACK = 4  # steps over which the fall of the residuals is measured
 LEAST = 10  # steps that a sequence may take to rule out, if all others were shorter
 
 
 class Goal(NamedTuple):
-    """The pairs that are wanted: their number, the end of the spectrum, and the relative residual."""
+    """The pairs that are wanted, and how they are sought.
+
+    Args:
+      k: number of pairs.
+      which: the end of the spectrum.
+      tol: relative residual.
+      copies: whether further copies are sought, and values that the first sequence does not see.
+      start: earlier vectors to begin with, or None.
+    """
 
     k: int
     which: str
     tol: float
+    copies: bool = True
+    start: Start | None = None
 
 
 @dataclass
@@ -60,7 +73,7 @@ class Search:
     direction: np.ndarray = field(default_factory=lambda: np.zeros(0))  # in terms of the open rows; empty: as they are
     alphas: np.ndarray = field(default_factory=lambda: np.zeros(0))  # of the present sequence
     betas: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the last is 0 where it broke down
-    outside: int = 0  # dimension of the space in which the sequence began
+    outside: float = 0  # dimension of the space in which the sequence began, times |start vector|^2 / |random part|^2
     wanted: np.ndarray = field(default_factory=lambda: np.zeros(0))  # wanted values when it began; none if not random
     longest: int = 0  # steps of the longest sequence before
     scale: float = 0.0  # largest |A q|
@@ -105,8 +118,8 @@ class Ritz(NamedTuple):
     errors: np.ndarray
 
 
-def begin(H: Operator, key: jax.Array, rows: int, most: int, used: int) -> Search:
-    """A search with a random start vector and nothing multiplied yet.
+def begin(H: Operator, key: jax.Array, rows: int, most: int, used: int, start: Start | None = None) -> Search:
+    """A search with a start vector, and nothing multiplied yet.
 
     Args:
       H: the operator.
@@ -114,8 +127,9 @@ def begin(H: Operator, key: jax.Array, rows: int, most: int, used: int) -> Searc
       rows: rows of the first buffer.
       most: rows that the buffer may grow to.
       used: products that were made before.
+      start: earlier vectors, or None.
     """
-    basis = _lanczos.begin(_lanczos.random(H, key, 0, "normal"), rows=rows, shards=H.space.shards)
+    basis = _lanczos.begin(warm_starts.begin_with(H, key, 0, start), rows=rows, shards=H.space.shards)
     return Search(basis, np.zeros((rows, rows)), outside=H.shape[0], products=used, most=most)
 
 
@@ -131,30 +145,6 @@ def ritz_pairs(s: Search, which: str) -> Ritz:
     values, vectors = values[indices], vectors[:, indices]
     couplings = s.T[s.known : s.filled, : s.known] @ vectors
     return Ritz(values, vectors, couplings, np.linalg.norm(couplings, axis=0))
-
-
-def rules_out(alphas: np.ndarray, betas: np.ndarray, bound: float, outside: int) -> bool:
-    """Whether a Lanczos sequence (``alphas``, ``betas``) with a random start rules out an eigenvalue above ``bound``.
-
-    ``outside`` is n, the dimension of the space in which the sequence began. The mass that the start vector has at x is
-    at most 1 / sum_j p_j(x)^2, with the orthonormal polynomials p_j of the sequence (Christoffel). In n dimensions a
-    random direction has a mass below pi d^2 / (2 n) at a given eigenvector with probability d.
-    """
-    if not len(alphas):
-        return False
-    before, now, total = 0.0, 1.0, 1.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        for j, (alpha, beta) in enumerate(zip(alphas, betas, strict=True)):
-            top = (bound - alpha) * now - (betas[j - 1] * before if j else 0.0)
-            if not top > 0:  # a Ritz value is above the bound
-                return False
-            if beta == 0:
-                return True
-            before, now = now, top / beta
-            total += now * now
-            if not np.isfinite(total):
-                return True
-    return bool(total > 2 * outside / (np.pi * DOUBT**2))
 
 
 def _may_be_above(s: Search, ritz: Ritz, k: int, bound: float, sign: int) -> bool:
@@ -181,6 +171,13 @@ def _is_complete(s: Search, ritz: Ritz, goal: Goal) -> bool:
         return not any(_may_be_above(s, ritz, goal.k, abs(last) + slack, sign) for sign in (1, -1))
     sign = 1 if goal.which == "largest" else -1
     return not _may_be_above(s, ritz, goal.k, sign * last + slack, sign)
+
+
+def _may_overlook(s: Search, goal: Goal, wanted: np.ndarray, n: int) -> bool:
+    """Whether the first sequence may have overlooked a value far from the wanted ones, and a step more may show it."""
+    if goal.start is not None or len(s.alphas) != s.known or s.restarts:
+        return False  # not one sequence begun at random
+    return overlooks(s.alphas, s.betas, wanted, goal.which, n)
 
 
 # --- changes of the basis
@@ -313,20 +310,20 @@ def _restart(s: Search, ritz: Ritz, k: int, H: Operator) -> None:
     s.basis = basis
 
 
-def _begin_sequence(s: Search, H: Operator, key: jax.Array, values: np.ndarray) -> None:
+def _begin_sequence(s: Search, H: Operator, key: jax.Array, values: np.ndarray, start: Start | None) -> None:
     """Begin another sequence, at random in the complement of the known rows; ``values`` are the k best Ritz values now.
 
     The remainders of earlier sequences lie in that complement: the start vector has a part along them.
     """
     n = H.shape[0]
-    vector = _lanczos.random(H, key, s.draws, "normal")
+    vector = warm_starts.begin_with(H, key, s.draws, start)
     step = _lanczos.orthogonalize(H, s.basis, vector, np.inf if s.filled >= n else 0.0)
     fresh = step.norms[step.norms > 0]  # none where the basis is complete
     basis = _lanczos.store(s.take_basis(), step, s.filled)
     s.direction = np.append(step.coefficients[0, s.known : s.filled], fresh)
     s.filled += len(fresh)
     s.draws += 1
-    s.outside, s.wanted = n - s.known, values
+    s.outside, s.wanted = (n - s.known) * (1 if start is None else NORM_SQUARED), values
     s.longest = max(s.longest, len(s.alphas))
     s.alphas, s.betas = np.zeros(0), np.zeros(0)
     s.most = min(s.most + 1, n)
@@ -339,6 +336,23 @@ def _steer(s: Search, ritz: Ritz, k: int) -> None:
     s.direction = ritz.couplings[:, ritz.errors[:k].argmax()]
     s.wanted, s.alphas, s.betas = np.zeros(0), np.zeros(0), np.zeros(0)
     s.basis = basis
+
+
+def _steps_to_go(s: Search, H: Operator, ritz: Ritz | None, goal: Goal) -> int:
+    """Steps until the wanted pairs may have converged, by the last few: several in one program shall not be too many.
+
+    It depends on nothing that a saved state does not have.
+    """
+    known = s.known - BACK
+    if ritz is None or known < goal.k or goes_one_by_one(H):
+        return STEPS_PER_CALL
+    values, vectors = np.linalg.eigh(s.T[:known, :known])
+    wanted = vectors[:, order(values, goal.which)[: goal.k]]
+    before = np.linalg.norm(s.T[known : s.filled, :known] @ wanted, axis=0).max()
+    now, limit = ritz.errors[: goal.k].max(), goal.tol * np.abs(ritz.values).max()
+    if not limit < now < before < np.inf:
+        return STEPS_PER_CALL if now > limit else 1
+    return max(1, int(BACK * np.log(now / limit) / np.log(before / now)))
 
 
 def _multiply(s: Search, H: Operator, most: int, checked: int) -> bool:
@@ -394,6 +408,9 @@ def _choose(s: Search, ritz: Ritz, n: int, goal: Goal) -> str:
         if s.broke_down:
             return "steer" if size > limit else "begin"
         return "steer" if size > limit and abs(worst[0]) < size / 2 else "multiply"
+    if not goal.copies:
+        overlooked = not s.broke_down and _may_overlook(s, goal, ritz.values[:k], n)
+        return "multiply" if overlooked else "unverified"
     if len(s.wanted) < k:
         return "begin"
     sign = np.abs if goal.which == "magnitude" else np.asarray
@@ -433,13 +450,14 @@ def search(s: Search, H: Operator, key: jax.Array, goal: Goal, limit: int, repor
             return move
         if s.products >= limit:
             return "max_products"
+        few = _steps_to_go(s, H, ritz, goal) if move == "multiply" else 1
         if ritz is not None and s.rows <= s.filled < n:
             _make_room(s, ritz, goal.k, H)
         elif ritz is not None and move == "begin":
-            _begin_sequence(s, H, key, ritz.values[: goal.k])
+            _begin_sequence(s, H, key, ritz.values[: goal.k], goal.start)
         elif ritz is not None and move == "steer":
             _steer(s, ritz, goal.k)
-        elif not _multiply(s, H, limit - s.products, s.checked if ritz is None else s.known):
+        elif not _multiply(s, H, min(limit - s.products, few), s.checked if ritz is None else s.known):
             return f"product {s.products} is not finite"
         else:
             report(s.products)

@@ -11,7 +11,7 @@ SKETCHED = 1.0  # the power of the number of draws by which the error of a sketc
 INDEPENDENT = 0.5
 
 
-def products_of_pairs(errors: Sequence[tuple[int, float]], k: int, limit: int) -> float:
+def products_of_pairs(errors: Sequence[tuple[int, float]], k: int, limit: int, copies: bool = True) -> float:
     """About how many products a search for k pairs takes.
 
     Args:
@@ -19,6 +19,7 @@ def products_of_pairs(errors: Sequence[tuple[int, float]], k: int, limit: int) -
         same factor with every product.
       k: number of pairs.
       limit: most products.
+      copies: whether a second sequence follows.
     """
     guess = float(AT_LEAST + EACH * k)
     if errors:
@@ -26,7 +27,7 @@ def products_of_pairs(errors: Sequence[tuple[int, float]], k: int, limit: int) -
         slope = math.log(before / now) / (last - first) if last > first and now > 0 else 0.0
         to_go = math.log(max(now, 1.0)) / slope if slope > 0 else 0.0
         guess = last + to_go if now <= 1 or to_go else max(guess, 1.5 * last)
-    return min(limit, VERIFIED * guess)
+    return min(limit, (VERIFIED if copies else 1) * guess)
 
 
 def products_of_draws(products: int, error: float, power: float, limit: float) -> float:

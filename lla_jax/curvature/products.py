@@ -21,6 +21,7 @@ from lla_jax.core import interrupts, losses
 from lla_jax.core import tree as _tree
 from lla_jax.core.called import differentiated
 from lla_jax.core.data import num_examples
+from lla_jax.core.operands import Precision
 from lla_jax.core.types import Batch, PyTree
 from lla_jax.curvature import matrices
 from lla_jax.curvature.matrices import Matrix
@@ -36,6 +37,7 @@ class Multiplier(NamedTuple):
     product: Any  # the user's product, if jax can trace it; else None
     mesh: Mesh | None  # the devices over which the rows are split; None for a product of the user's
     on_device: bool  # whether a loop of products may run inside one compiled program
+    precision: Precision = "highest"  # of matrix products, as in ``Execution``
 
 
 class Common(NamedTuple):
@@ -159,7 +161,7 @@ def sums(by: Multiplier, common: Any, space: Space, block: Any, v: PyTree) -> An
 
     The sum of products is in float32 at least. ``plus`` adds blocks up, and ``finish`` makes S A S v of the total.
     """
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision(by.precision):
         if by.matrix is None:
             return by.product(v if space.scale is None else times(space.scale, v), *common)
         product, rest = _block_sums(by, common, block, _displacement(by, common, space, v)[1])
@@ -186,7 +188,7 @@ def _mean(by: Multiplier, common: Common, space: Space, v: PyTree, total: Any) -
     leaf_mask = by.matrix.leaf_mask
     if common.loss.penalty is None or by.matrix.kind == "fisher":
         return mean
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision(by.precision):
         slope = jax.grad(
             lambda moving: losses.penalty_of(common.loss, matrices.merge(common.params, moving, leaf_mask))
         )
@@ -205,7 +207,7 @@ def mean_loss(by: Multiplier, common: Any, total: Any) -> Any:
     mean = value / weight.astype(value.dtype)
     if common.loss.penalty is None:
         return mean
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision(by.precision):
         return mean + losses.penalty_of(common.loss, common.params)
 
 
@@ -268,6 +270,6 @@ def linearize(common: Common, starts: Any, *, by: Multiplier, size: int) -> Line
         maps = plans.map_points(lambda start: one(common, start), starts, "map")
         return jax.tree.map(lambda x: x[None], maps) if mesh.size > 1 else maps
 
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision(by.precision):
         specs = (_common_specs(), PartitionSpec())
         return _over_mesh(mesh, every, specs, PartitionSpec(GRID))(common, starts)

@@ -25,6 +25,7 @@ import numpy as np
 from lla_jax.core import losses
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.operands import at_highest
 from lla_jax.core.precision import widen
 from lla_jax.core.rows import outputs_of_rows
 from lla_jax.core.types import Batch, Loss, PyTree
@@ -40,8 +41,8 @@ REMEDY = (
 )
 
 
-_slopes = jax.jit(criteria.slopes)
-_expand = jax.jit(likelihoods.expand_in_target, static_argnums=0)
+_slopes = jax.jit(at_highest(criteria.slopes))
+_expand = jax.jit(at_highest(likelihoods.expand_in_target), static_argnums=0)
 
 
 def _turn_in_target(leaf: int, loss: Loss, outputs: Any, batch: Batch, at: Any, tangent: Any) -> Any:
@@ -50,7 +51,7 @@ def _turn_in_target(leaf: int, loss: Loss, outputs: Any, batch: Batch, at: Any, 
     return jax.jvp(slope, (at,), (tangent,))[1]
 
 
-_turn = jax.jit(_turn_in_target, static_argnums=0)
+_turn = jax.jit(at_highest(_turn_in_target), static_argnums=0)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from lla_jax.core import losses
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.operands import at_highest
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.rows import outputs_of_rows
 from lla_jax.core.types import Loss, PyTree
@@ -127,6 +128,7 @@ def _blame(sampler: Any, recognised: bool) -> str:
 
 
 @functools.partial(jax.jit, static_argnames=("sampler", "draws"))
+@at_highest
 def _slope_statistics(
     loss: Loss, outputs: Any, block: losses.Block, tangent: list[Any], seed: Any, *, sampler: Any, draws: int
 ) -> tuple[list[Any], tuple[Any, Any, Any]]:
@@ -150,6 +152,7 @@ def _slope_statistics(
 
 
 @functools.partial(jax.jit, static_argnames="train")
+@at_highest
 def _tangent(loss: Loss, params: PyTree, block: losses.Block, slope: list[Any], *, train: bool) -> list[Any]:
     """J J' g for a slope g, with J' g of norm 1: the change of the outputs as the parameters move along -g."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from lla_jax.core import interrupts, remembering
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
 from lla_jax.core.data import cuts
+from lla_jax.core.operands import check_precision
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Execution, PyTree
 from lla_jax.execution.devices import is_out_of_memory
@@ -73,6 +74,7 @@ def check_for_landscape(execution: Execution) -> None:
         if not isinstance(value, str) or value != "auto":
             check_integer(f"execution.{name}", value, remedy='or "auto"')
     check_choice("execution.loop", execution.loop, ("auto", "vmap", "map"))
+    check_precision(execution.precision)
     for name in ("share", "scan"):
         check_choice(f"execution.{name}", getattr(execution, name), ("auto", True, False))
 
@@ -84,6 +86,7 @@ def check_for_operator(execution: Execution) -> None:
     """
     readers = "landscapes (lla.evaluate, lla.sweep, lla.all_modes)"
     _check_fields(execution, LANDSCAPE_FIELDS, "an operator", readers)
+    check_precision(execution.precision)
     check_choice("execution.linearize", execution.linearize, ("auto", True, False))
     check_choice("execution.processes", execution.processes, ("all", "own"))
 
@@ -138,6 +141,11 @@ def candidates(
 ) -> list[Plan]:
     """The plans worth timing, best guess first; they are few, because each must be compiled.
 
+    On an accelerator they are four: points one by one in a loop on the device, with the affine part shared and
+    without, and points as a batch, with many examples and with few. With convolutions the loops come first: over a
+    batch of weights a convolution is a grouped one, which takes a TPU 2.5 times as long on LeNet and nothing more on
+    ResNet-20; without them the batch does, which takes a twentieth on a small MLP (``benchmarks/tpu.py``).
+
     Args:
       execution: the choices of the user; "auto" fields are free.
       points: points per device in the landscape.
@@ -146,7 +154,8 @@ def candidates(
       param_bytes: bytes of the parameters.
       uncut: whether the batch must not be cut (batch statistics, batch-coupled losses).
       sharable: whether the affine part can be shared between points.
-      scannable: whether loops over blocks, and batches over weights, are fast on a CPU, as without convolutions.
+      scannable: whether there are no convolutions, so that batches over weights, and on a CPU loops over blocks, are
+        fast.
       on_cpu: whether the devices are CPUs, where caches matter more than occupancy.
     """
     budget = 2**23 if on_cpu else 2**29
@@ -155,20 +164,23 @@ def candidates(
     # Many points share their affine part; fewer if a row is costly, because an interrupt loses up to a chunk.
     many = min(256, max(64, 2**22 // max(1, row_bytes)))
 
-    def vmap(microbatch: int, most: int) -> tuple[str, int, int]:
+    def vmap(microbatch: int, most: int) -> _Proposal:
         microbatch = min(rows, microbatch)
-        return "vmap", microbatch, min(most, budget // max(1, row_bytes * microbatch + param_bytes))
+        return _Proposal("vmap", microbatch, min(most, budget // max(1, row_bytes * microbatch + param_bytes)))
 
     if not on_cpu:
-        proposals = [vmap(4096, 256), vmap(512, 256), ("map", 4096, 1)]
+        rest = min(4096, max(1, budget // max(1, row_bytes)))
+        one_by_one = [_Proposal("map", rest, many), _Proposal("map", rest, many, share=False)]
+        batches = [vmap(4096, 256), vmap(512, 256)]
+        proposals = batches + one_by_one if scannable else one_by_one + batches
     elif scannable:
-        proposals = [vmap(64, 512), ("map", fit, 1)]
+        proposals = [vmap(64, 512), _Proposal("map", fit, 1)]
     elif execution.loop == "vmap":
         proposals = [vmap(64, 128)]
     else:  # batched over weights, convolutions become grouped ones, which are slow
-        proposals = [("map", max(32, fit), many), ("map", 256, 1)]
+        proposals = [_Proposal("map", max(32, fit), many), _Proposal("map", 256, 1)]
     plans: list[Plan] = []
-    for loop, microbatch, chunk in proposals:
+    for loop, microbatch, chunk, shares in proposals:
         if execution.chunk != "auto":
             chunk = min(execution.chunk, max(MOST_PADDED, points))
         elif chunk < 1 or (loop == "vmap" and chunk == 1):
@@ -178,7 +190,7 @@ def candidates(
             chunk = -(-points // -(-points // chunk))  # equal chunks: the last one is padded, and padding is work
         microbatch = microbatch if execution.microbatch == "auto" else execution.microbatch
         loop = loop if execution.loop == "auto" else execution.loop
-        share = sharable and (chunk > 1 if execution.share == "auto" else bool(execution.share))
+        share = sharable and (shares and chunk > 1 if execution.share == "auto" else bool(execution.share))
         plan = Plan(
             chunk,
             rows if uncut else min(microbatch, rows),
@@ -189,6 +201,15 @@ def candidates(
         if plan not in plans:
             plans.append(plan)
     return plans
+
+
+class _Proposal(NamedTuple):
+    """A plan in the words of ``Plan``, before the choices of the user and the sizes of the job."""
+
+    loop: str
+    microbatch: int
+    chunk: int
+    share: bool = True
 
 
 _REMEMBERED: dict[Hashable, Plan] = {}

@@ -139,6 +139,24 @@ def report_part(progress: Any, start: int, length: int, total: int) -> Any:
     return report
 
 
+def report_open_part(progress: Any, start: int, parts: int) -> Any:
+    """Make the progress callback of a part whose length is not known before its end.
+
+    Args:
+      progress: the callback of the whole computation; if it is None, so is the result.
+      start: number of points before the part.
+      parts: number of parts from this one on, which are expected to be as long as this one.
+    """
+    if progress is None:
+        return None
+
+    def report(done: float, _: float | None) -> None:
+        progress(start + done, None)
+
+    report.expect = lambda total: expect_total(progress, start + parts * total)  # type: ignore[attr-defined]
+    return report
+
+
 def save_regularly(progress: Progress | None, every: Any, on_partial: Any, save: Callable[[], None]) -> Progress | None:
     """Make a callback that calls ``progress`` (if not None), and ``save`` when ``every`` seconds have passed.
 

@@ -33,19 +33,22 @@ class Profile(NamedTuple):
       nbytes: bytes of its largest intermediate value.
       primitives: names of its primitives.
       lowest: name of the floating type with the fewest bits among its values.
+      bits: the fewest significant bits, those of the operands of matrix products on a device included.
     """
 
     nbytes: int
     primitives: set[str]
     lowest: str
+    bits: int
 
 
-def profile(f: Callable[..., Any], *args: Any) -> Profile:
-    """Trace ``f`` without running it, and describe it."""
+def profile(f: Callable[..., Any], *args: Any, device: Any) -> Profile:
+    """Trace ``f`` without running it, and describe it for a device."""
     jaxpr = jax.make_jaxpr(f)(*args).jaxpr
     found = list(equations(jaxpr))
     sizes = [v.aval.size * v.aval.dtype.itemsize for eqn in found for v in eqn.outvars if hasattr(v.aval, "size")]
-    return Profile(max(sizes, default=0), {eqn.primitive.name for eqn in found}, precision.lowest_type(jaxpr))
+    names = {eqn.primitive.name for eqn in found}
+    return Profile(max(sizes, default=0), names, *precision.bits_inside(jaxpr, device))
 
 
 def flops(f: Callable[..., Any], *args: Any) -> int:

@@ -2,6 +2,8 @@ from lla_jax.landscape.evaluation import evaluate as evaluate
 from lla_jax.landscape.grids import grid as grid
 from lla_jax.landscape.kernels import losses as losses
 from lla_jax.landscape.modes import all_modes as all_modes
+from lla_jax.landscape.refinement import Refine as Refine
+from lla_jax.landscape.refinement import refine as refine
 from lla_jax.landscape.rules import adam as adam
 from lla_jax.landscape.rules import add as add
 from lla_jax.landscape.store.reading import Status as Status

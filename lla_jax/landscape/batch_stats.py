@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from lla_jax.core import losses
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.operands import at_highest
 from lla_jax.core.types import Batch, Loss, PyTree
 from lla_jax.execution import devices, plans
 from lla_jax.landscape.kernels import Blocks, Formula, Points
@@ -28,6 +29,7 @@ from lla_jax.landscape.rules import params_at
 
 
 @functools.partial(jax.jit, static_argnames="size")
+@at_highest
 def _state_after(loss: Loss, params: PyTree, state: PyTree, batch: Batch, *, size: int) -> PyTree:
     """The state after one call in train mode on the first ``size`` rows of a batch."""
     block = losses.block_at(batch, 0, size, size, 0)
@@ -109,7 +111,7 @@ def batch_statistics(
       loss: the loss.
       points: the C points.
       rows: the data; the batch is the ``size`` rows from ``rows.starts`` on, all of which count.
-      formula: gives the rule.
+      formula: gives the rule and the precision.
       size: number of rows of the batch.
       loop: "map" or "vmap" over the points.
       mesh: the devices.
@@ -125,6 +127,7 @@ def batch_statistics(
         zeroed = [jnp.zeros_like(x) if a else x for x, a in zip(leaves, is_average, strict=True)]
         zeroed = jax.tree.unflatten(structure, zeroed)
 
+        @jax.default_matmul_precision(formula.precision)
         def one(c: Any) -> list[Any]:
             new = losses.outputs_of(loss, params_at(formula.rule, params, directions, c), zeroed, block, True)[1]
             return [x for x, a in zip(jax.tree.leaves(new), is_average, strict=True) if a]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import losses, precision
+from lla_jax.core import losses, operands, precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.jaxprs import inputs_of
 from lla_jax.core.remembering import remember, shapes_of
@@ -30,17 +30,19 @@ class Traced(NamedTuple):
 
     Args:
       lowest: name of the floating type with the fewest bits in which it computes.
+      bits: the fewest significant bits, those of the operands of its matrix products included.
       reads: whether it depends on the parameters.
     """
 
     lowest: str
+    bits: int
     reads: bool
 
 
 _TRACED: dict[Hashable, Traced] = {}  # of the networks of this process
 
 
-def trace(loss: Loss, params: PyTree, batch: Batch, size: int, train: bool) -> Traced:
+def trace(loss: Loss, params: PyTree, batch: Batch, size: int, formula: Formula, device: Any) -> Traced:
     """Trace the loss over one block, once for every network and shape; nothing is computed.
 
     Args:
@@ -48,16 +50,19 @@ def trace(loss: Loss, params: PyTree, batch: Batch, size: int, train: bool) -> T
       params: the parameters as the network gets them.
       batch: examples.
       size: number of examples in a block.
-      train: whether normalization layers use the statistics of the batch.
+      formula: the mode of the network, and the precision of its matrix products.
+      device: the device on which it runs.
     """
     leaves, structure = jax.tree.flatten((params, loss, batch))
-    key = shapes_of((params, loss, batch)), size, train
+    asked = formula.train, formula.precision, operands.format_of(device, "default")
+    key = shapes_of((params, loss, batch)), size, *asked
 
     def look() -> Traced:
         shapes = jax.tree.unflatten(structure, [_tree.struct_of(x) for x in leaves])
-        closed = jax.make_jaxpr(functools.partial(_loss_of, size=size, train=train))(*shapes)
+        with jax.default_matmul_precision(formula.precision):
+            closed = jax.make_jaxpr(functools.partial(_loss_of, size=size, train=formula.train))(*shapes)
         used = inputs_of(closed, [True] * len(closed.jaxpr.outvars))
-        return Traced(precision.lowest_type(closed.jaxpr), any(used[: len(jax.tree.leaves(params))]))
+        return Traced(*precision.bits_inside(closed.jaxpr, device), any(used[: len(jax.tree.leaves(params))]))
 
     return remember(_TRACED, key, look)
 
@@ -71,6 +76,7 @@ def check_resolved(
     batch: Batch,
     size: int,
     formula: Formula,
+    device: Any,
 ) -> Recipe:
     """Warn if a network that computes in half precision loses much of the step from the centre to the next points.
 
@@ -82,7 +88,8 @@ def check_resolved(
       coords: the grid.
       batch: examples.
       size: number of examples in a block.
-      formula: the rule, and the mode of the network.
+      formula: the rule, the mode of the network, and the precision of its matrix products.
+      device: the device on which it runs.
 
     Returns:
       The entry "precision" of the recipe. Of a network in half precision it has "lost", the share of the step that is
@@ -95,9 +102,10 @@ def check_resolved(
     if entry["bits"] >= precision.SINGLE:
         return entry
     steps = _steps(coords)
-    shares = _lost(loss, params, directions, batch, steps, formula=formula, size=size) if len(steps) > 1 else [0.0]
+    static = {"formula": formula, "size": size, "device": device}
+    shares = _lost(loss, params, directions, batch, steps, **static) if len(steps) > 1 else [0.0]
     share = float(np.max(shares))
-    precision.warn_of_lost(share, entry["lowest"], loss.precision)
+    precision.warn_of_lost(share, entry, loss.precision)
     return entry | {"lost": share}
 
 
@@ -115,11 +123,20 @@ def _steps(coords: tuple[np.ndarray, ...]) -> np.ndarray:
     return np.stack(rows)
 
 
-@functools.partial(jax.jit, static_argnames=("formula", "size"))
+@functools.partial(jax.jit, static_argnames=("formula", "size", "device"))
 def _lost(
-    loss: Loss, params: PyTree, directions: PyTree, batch: Batch, steps: Any, *, formula: Formula, size: int
+    loss: Loss,
+    params: PyTree,
+    directions: PyTree,
+    batch: Batch,
+    steps: Any,
+    *,
+    formula: Formula,
+    size: int,
+    device: Any,
 ) -> Any:
     """The lost share of the steps from the first of the points to each of the others."""
     f = functools.partial(_loss_of, size=size, train=formula.train)
-    one, *others = (params_at(formula.rule, params, directions, c) for c in steps)
-    return jnp.stack([precision.lost_share(f, one, two, loss, batch) for two in others])
+    with jax.default_matmul_precision(formula.precision):
+        one, *others = (params_at(formula.rule, params, directions, c) for c in steps)
+        return jnp.stack([precision.lost_share(f, one, two, loss, batch, device=device) for two in others])

@@ -19,7 +19,8 @@ from lla_jax.core.types import Batch, Directions, Execution, Loss, PyTree, Updat
 from lla_jax.directions import centres
 from lla_jax.directions.checks import check_axes
 from lla_jax.execution.progress import AskedProgress, check_on_partial, takes_progress
-from lla_jax.landscape import grids, jobs, memory, rules, sweeps
+from lla_jax.landscape import grids, jobs, refined, rules, sweeps
+from lla_jax.landscape.refinement import Refine
 from lla_jax.landscape.store import folders, writing
 from lla_jax.landscape.tasks import Policy, Task
 
@@ -40,6 +41,7 @@ class Options(TypedDict, total=False):
     resume: Landscape | None
     store: str | os.PathLike[str] | None
     shard: tuple[int, int] | None
+    refine: Refine | None
 
 
 @overload
@@ -87,6 +89,7 @@ def evaluate(
     resume: Landscape | None = None,
     store: str | os.PathLike[str] | None = None,
     shard: tuple[int, int] | None = None,
+    refine: Refine | None = None,
 ) -> Landscape | list[Landscape]:
     """Compute a landscape: loss and metrics, averaged over all examples, at every point of a grid.
 
@@ -124,19 +127,25 @@ def evaluate(
       shard: (i, n) for the i-th of n processes that write to one store, with i from 1 to n. This call computes every
         n-th chunk; points of other processes are NaN, and ``recipe["complete"]`` is False, until they are written. When
         all processes are done, ``lla.runs.merge(store)`` gives the landscape.
+      refine: ``lla.refine(rtol=0.01)`` to evaluate only as many points of the grid as the surface needs, and to
+        interpolate the others: in rounds, until the error of the loss at points that were held out is below ``rtol``
+        of the range of its picture. A stream is read once per round. See ``docs/scaling.md``.
 
     Returns:
       A ``Landscape``, or a list of them for a list of directions. Values in float64, whatever the network's precision.
+      With ``refine``, ``evaluated`` says which points were evaluated, and ``recipe["refinement"]`` the error of others.
 
     Raises:
       ValueError: arguments that do not fit together, naming the argument; a loss that is finite at no point; a store
-        that holds a landscape of another recipe, saying what differs.
+        that holds a landscape of another recipe, saying what differs; ``refine`` with a shard, or with an ``rtol``
+        below the rounding of the network.
       OSError: a store that cannot be written or a disk that is full; finished chunks are kept.
 
     Warns:
       UserWarning: axes that were normalized to other parameters, or are the gradient, moments or eigenvectors of
         others; non-finite cells (their fraction), a loss that is not deterministic, damaged chunks of a store,
-        and a manifest or grid of it that was missing or damaged and is restored.
+        and a manifest or grid of it that was missing or damaged and is restored; ``refine`` with a loss that is not
+        deterministic, or an error that stays above its ``rtol``.
 
     Example:
       >>> axes = lla.directions.normalize(lla.directions.random(jax.random.key(0), params), params)
@@ -173,14 +182,15 @@ def evaluate(
     if resume is not None and (store is not None or not isinstance(directions, Directions)):
         raise Misuse("resume", "continues one landscape held in memory; leave store out, and pass one Directions")
     shard = writing.check_shard(shard, store)
+    refine = refined.check_refine(refine, shard)
+    if refine is not None:
+        refined.check_resolved(refine, job)
     folder = None if store is None else folders.store_folder(store)
     if isinstance(directions, Directions):
         job = jobs.set_axes(job, directions)
-        if folder is None:
-            return memory.compute(job, progress, on_partial, resume)
-        return writing.compute(job, folder, progress, on_partial, shard)
+        return sweeps.compute_one(job, folder, progress, on_partial, shard, resume=resume, refine=refine)
     each = ((jobs.set_axes(job, axes), folder and folder / f"{i:03d}") for i, axes in enumerate(directions))
-    return list(sweeps.compute_each(each, len(directions), progress, on_partial, shard))
+    return list(sweeps.compute_each(each, len(directions), progress, on_partial, shard, refine=refine))
 
 
 def _name_each(directions: Sequence[Directions]) -> dict[str, Directions]:

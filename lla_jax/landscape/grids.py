@@ -97,7 +97,12 @@ def _axis(lo: float, hi: float, n: int) -> np.ndarray:
 
 def grid_points(grid: tuple[np.ndarray, ...], lo: int, hi: int) -> np.ndarray:
     """The coordinates (C, k) of the C points of a grid whose flat indices, in row-major order, are in [lo, hi)."""
-    indices = np.unravel_index(np.arange(lo, hi), tuple(map(len, grid)))
+    return points_at(grid, np.arange(lo, hi))
+
+
+def points_at(grid: tuple[np.ndarray, ...], flat: np.ndarray) -> np.ndarray:
+    """The coordinates (C, k) of the points of a grid with the flat indices (C,), in row-major order."""
+    indices = np.unravel_index(flat, tuple(map(len, grid)))
     return np.stack([c[i] for c, i in zip(grid, indices, strict=True)], -1)
 
 

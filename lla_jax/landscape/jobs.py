@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lla_jax.core import data as _data
-from lla_jax.core import examples, precision, recipes
+from lla_jax.core import examples, operands, precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.counts import warn_of_counts
@@ -24,6 +24,7 @@ from lla_jax.core.types import Batch, Directions, Loss, PyTree, Recipe
 from lla_jax.core.wholes import Whole
 from lla_jax.execution import devices as _devices
 from lla_jax.execution import plans
+from lla_jax.execution.cpus import mention_one_device
 from lla_jax.execution.plans import Plan
 from lla_jax.landscape import batch_stats as _batch_stats
 from lla_jax.landscape import digits, tasks
@@ -116,7 +117,7 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...], name: st
         with tasks.named(prefix):
             counts[prefix] = None if isinstance(data, Stream) else _data.num_examples(data)
     mesh = _mesh(task, num)
-    recipe = _recipe(task, params)
+    recipe = _recipe(task, params, mesh.devices.flat[0])
     loss, params = precision.at_least_single(task.loss, params)
     for data in task.sets.values():
         warn_of_counts(loss, params, data, task.batch_size)
@@ -128,8 +129,8 @@ def prepare(task: Task, params: PyTree, coords: tuple[np.ndarray, ...], name: st
     first_piece = next(pieces(task.data, counts[""], mesh, padded=False))
     _data.check_uncut(first_piece.batch, task.batch_size)
     size = _data.cuts(first_piece.rows, task.batch_size)[0][1]
-    traced = digits.trace(task.loss, params, first_piece.batch, size, task.formula.train)
-    recipe["precision"] |= {"lowest": traced.lowest, "bits": precision.bits(traced.lowest)}
+    traced = digits.trace(task.loss, params, first_piece.batch, size, task.formula, mesh.devices.flat[0])
+    recipe["precision"] |= {"lowest": traced.lowest, "bits": traced.bits}
     if task.batch_stats == "reestimate":
         momenta = _batch_stats.momenta(task.loss, params, first_piece.batch, size)
     return Job(task, params, coords, coords, counts, first_piece, momenta, mesh, recipe, traced.reads)
@@ -163,7 +164,7 @@ def _most_rows(task: Task) -> int | None:
     return min(task.batch_size or task.execution.microbatch, task.execution.microbatch)
 
 
-def _recipe(task: Task, params: PyTree) -> Recipe:
+def _recipe(task: Task, params: PyTree, device: Any) -> Recipe:
     return {
         "rule": task.rule.name,
         "batch_stats": task.batch_stats,
@@ -177,7 +178,7 @@ def _recipe(task: Task, params: PyTree) -> Recipe:
         "noise": recipes.fingerprint(task.loss.key),
         "key": recipes.fingerprint(task.key),
         "precision": {
-            "matmul": str(jax.config.values["jax_default_matmul_precision"] or "default"),
+            **operands.describe(task.execution.precision, device),
             "x64": bool(jax.config.values["jax_enable_x64"]),
             **precision.describe(task.loss, params),
         },
@@ -203,6 +204,8 @@ def _mesh(task: Task, points: int) -> Mesh:
     uncut = "" if task.loss.per_example else "the loss couples the examples of a batch"  # why data have one shard
     uncut = uncut if task.batch_stats == "frozen" else f"batch_stats={task.batch_stats!r} needs whole batches"
     devices = _devices.devices_of(task.execution)
+    if len(devices) == 1 and task.execution.devices == "all" and devices[0].platform == "cpu":
+        mention_one_device()
     held = [data for data in task.sets.values() if not isinstance(data, Stream)]
     nbytes = sum(x.nbytes for x in jax.tree.leaves(held))
     unsplit = "lla.whole(data) is one example, which is not split over devices"
@@ -264,7 +267,7 @@ def set_axes(job: Job, directions: Directions) -> Job:
     batch, rows, _ = job.first_piece
     size = _data.cuts(rows, job.task.batch_size)[0][1]
     recipe["precision"] = digits.check_resolved(
-        recipe, job.loss, job.params, tree, job.coords, batch, size, job.task.formula
+        recipe, job.loss, job.params, tree, job.coords, batch, size, job.task.formula, job.mesh.devices.flat[0]
     )
     return job._replace(directions=tree, recipe=recipe)
 

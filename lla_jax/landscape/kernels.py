@@ -17,8 +17,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lla_jax.core import data as _data
-from lla_jax.core import examples, precision
+from lla_jax.core import examples, operands
 from lla_jax.core import losses as _losses
+from lla_jax.core import precision as _precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_choice, check_flag, misuse
 from lla_jax.core.called import call, explain
@@ -39,11 +40,13 @@ class Formula:
       rule: ``(params, directions, coord) -> params``.
       train: whether normalization layers use the statistics of each batch.
       metrics: ((name, ``f(outputs, batch)``), ...).
+      precision: of matrix products; see ``Execution``.
     """
 
     rule: Any
     train: bool
     metrics: tuple[tuple[str, Any], ...]
+    precision: operands.Precision = "highest"
 
 
 class Points(NamedTuple):
@@ -94,6 +97,13 @@ def sums_at_points(
     With ``for_cpu``, for forms that are fast on a CPU, or with ``plan.share`` they cannot be differentiated.
     """
     _check_points(points)
+    with jax.default_matmul_precision(formula.precision):
+        return _sums_at_points(loss, points, block, formula, plan, for_cpu)
+
+
+def _sums_at_points(
+    loss: Loss, points: Points, block: _losses.Block, formula: Formula, plan: Plan, for_cpu: bool
+) -> dict[str, Any]:
     params, directions, coords, states = points
     at = functools.partial(params_at, formula.rule, params, directions)
 
@@ -152,6 +162,7 @@ def point_values(
     _check_points(points)
 
     def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, key: Any) -> dict[str, Any]:
+        @jax.default_matmul_precision(formula.precision)
         def one(c: Any) -> dict[str, Any]:
             p = params_at(formula.rule, params, directions, c)
             values = {name: _point_value(name, f, p, key) for name, f in point_metrics}
@@ -187,6 +198,7 @@ def losses(
     rule: str | UpdateRule = add,
     loop: str = "map",
     share: bool = False,
+    precision: operands.Precision = "highest",
 ) -> Any:
     """The mean loss over one in-memory data set at each of C points; a pure function, to be jitted by the user.
 
@@ -202,16 +214,17 @@ def losses(
       loop: "map" for one point after another, "vmap" for all at once.
       share: compute the layers that are affine in the coordinates once for all points (rule ``add`` only; the result
         cannot be differentiated then).
+      precision: "highest", "high" or "default", of matrix products; as in ``Execution``.
 
     Returns:
       (C,), a loss for each point.
 
     Raises:
-      ValueError: ``coords`` of another shape, or ``share`` with another rule than ``add``.
+      ValueError: ``coords`` of another shape, ``share`` with another rule than ``add``, or an unknown ``precision``.
     """
     if not _tree.is_traced(params):
         _tree.check_real(params)
-    loss, params = precision.at_least_single(_losses.as_loss(loss), params)
+    loss, params = _precision.at_least_single(_losses.as_loss(loss), params)
     directions = directions.tree if isinstance(directions, Directions) else directions
     if isinstance(coords, tuple):  # a grid, one array for each axis
         points = "np.stack(np.meshgrid(*grid, indexing='ij'), -1).reshape(-1, len(grid))"
@@ -220,6 +233,7 @@ def losses(
         raise misuse("coords", coords, "an array of numbers of shape (C, k), one row per point")
     coords, share = jnp.asarray(coords), check_flag("share", share)
     check_choice("loop", loop, ("map", "vmap"))
+    check_choice("precision", precision, operands.PRECISIONS)
     if isinstance(data, _data.Stream):
         raise misuse("data", data, "in memory, since this function is traced: pass a batch, or use lla.evaluate")
     rule = function_of(rule)
@@ -237,7 +251,7 @@ def losses(
         )
     data = _data.as_arrays(data)
     examples.check_shapes(loss, params, data)
-    formula = Formula(static(rule), False, ())
+    formula = Formula(static(rule), False, (), precision)
     plan = plans.Plan(coords.shape[0], _data.num_examples(data), loop, share)
     block = _losses.block_at(data, 0, plan.microbatch, plan.microbatch, 0)
 
@@ -248,7 +262,8 @@ def losses(
     packed = jax.lax.platform_dependent(coords, **forms) if share else sums(coords, False)
     value = _losses.unpack(packed).mean
     if loss.penalty is not None:
-        value += plans.map_points(
-            lambda c: _losses.penalty_of(loss, params_at(rule, params, directions, c)), coords, loop
-        )
+        with jax.default_matmul_precision(precision):
+            value += plans.map_points(
+                lambda c: _losses.penalty_of(loss, params_at(rule, params, directions, c)), coords, loop
+            )
     return value

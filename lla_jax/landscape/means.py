@@ -33,8 +33,16 @@ class Means(NamedTuple):
             for name, x in new_numbers.items():
                 numbers.setdefault(name, np.full(num, np.nan))[at] = x
 
-    def landscape(self, coords: tuple[np.ndarray, ...], recipe: Recipe) -> Landscape:
-        """Make the landscape on the grid ``coords``, whose points, in row-major order, are the C points here."""
+    def landscape(
+        self, coords: tuple[np.ndarray, ...], recipe: Recipe, evaluated: np.ndarray | None = None
+    ) -> Landscape:
+        """Make the landscape on the grid ``coords``, whose points, in row-major order, are the C points here.
+
+        Args:
+          coords: the grid.
+          recipe: of the landscape.
+          evaluated: (C,), whether a point was evaluated; None where no value is interpolated.
+        """
         shape = tuple(map(len, coords))
         values, stderr = ({name: x.reshape(shape) for name, x in numbers.items()} for numbers in self)
-        return Landscape(coords, values, stderr, recipe)
+        return Landscape(coords, values, stderr, recipe, None if evaluated is None else evaluated.reshape(shape))

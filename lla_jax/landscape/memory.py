@@ -38,7 +38,7 @@ def compute(
       on_partial: as for ``evaluate``.
       resume: as for ``evaluate``.
     """
-    table, done = _resume(job, resume)
+    table, done = check_resume(job, resume)
     # an interrupt or an error up to here leaves ``resume`` as it is: there is nothing new to hand on
     plan, recipe, seconds = planning.choose_plan(
         job, None if resume is None else planning.plan_from_recipe(resume.recipe, job.num)
@@ -72,7 +72,7 @@ def compute(
     return result
 
 
-def _resume(job: Job, resume: Landscape | None) -> tuple[Means, int]:
+def check_resume(job: Job, resume: Landscape | None) -> tuple[Means, int]:
     """(means, number of points that are done) of the landscape to continue; (no means, 0) if there is none.
 
     Raises:

@@ -15,6 +15,7 @@ from lla_jax.directions import derived, draws, normalization
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.progress import AskedProgress, takes_progress
 from lla_jax.landscape import grids, sweeps
+from lla_jax.landscape.refinement import Refine
 
 NORMALIZATIONS: dict[str, Mapping[str, Any]] = {
     "not normalized": {"by": "none"},
@@ -42,6 +43,7 @@ def all_modes(
     metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
     progress: AskedProgress = None,
+    refine: Refine | None = None,
 ) -> dict[str, Landscape]:
     """Compute a predefined comparison of planes: each pair of axes under every normalization and update rule.
 
@@ -63,6 +65,7 @@ def all_modes(
       metrics: as for ``evaluate``.
       execution: as for ``evaluate``.
       progress: True for a bar, or a function ``progress(done, total)``, called in points over all planes.
+      refine: as for ``evaluate``: each plane is evaluated at as many points as it needs.
 
     Returns:
       {"random, not normalized": Landscape, ..., "Hessian eigenvectors, not normalized": ..., ...}: first the planes of
@@ -106,7 +109,13 @@ def all_modes(
     points = len(plane[0]) * len(plane[1])
     total = points * sum(len(by_name) for by_name, *_ in comparisons)
     planes: dict[str, Landscape] = {}
+    done = 0
     for by_name, coords, rule in comparisons:
+        report = (
+            _progress.report_part(progress, points * len(planes), points * len(by_name), total)
+            if refine is None
+            else _progress.report_open_part(progress, done, 1)
+        )
         table = sweeps.sweep(
             loss,
             [params],
@@ -117,8 +126,10 @@ def all_modes(
             rule=rule,
             metrics=metrics,
             execution=execution,
-            progress=_progress.report_part(progress, points * len(planes), points * len(by_name), total),
+            progress=report,
+            refine=refine,
         )
+        done += sum(plane.recipe["points_done"] for plane in table.landscapes.values())
         planes |= {name: plane for (_, name, _), plane in table.landscapes.items()}
     return planes
 

@@ -238,39 +238,41 @@ def check_values(landscape: Landscape, reads: bool = True) -> None:
 
 
 def _check_spread(landscape: Landscape) -> None:
-    loss, rule = landscape.values["loss"], landscape.recipe.get("rule")
-    low, high = float(loss.min()), float(loss.max())
+    loss, rule = landscape.only_evaluated("loss"), landscape.recipe.get("rule")
+    known = loss if landscape.evaluated is None else loss[landscape.evaluated]
+    low, high = float(known.min()), float(known.max())
     if not (np.isfinite(low) and np.isfinite(high)) or max(loss.shape) < 3 or rule not in RULES:
         return  # two points may be symmetric
     if low == high:
         if low == 0 or not landscape.recipe.get("directions", {}).get("normalize"):
             return  # a fit may be perfect wherever we look, and a direction of the user's be as short as meant
         warn_caller(
-            f"loss: exactly {low:.8g} at all {loss.size} points of the grid, so that nothing is seen: the directions "
+            f"loss: exactly {low:.8g} at all {known.size} points of the grid, so that nothing is seen: the directions "
             "move no weights on which the loss depends, or not far enough. Directions are 0 where they were normalized "
             'to weights that are 0, such as the B of a fresh LoRA: use normalize(..., by="model"), or unit=True; or '
             "take a larger extent"
         )
         return
     entry = landscape.recipe.get("precision", {})
-    digits = entry.get("bits", precision.SINGLE)
+    coarse = precision.find_coarse(entry)
     if entry.get("lost", 0) > precision.LOST_MOST:
         return  # said already
-    if digits >= precision.SINGLE:
+    if coarse is None:
         return
+    digits = entry["bits"]
     rounding = 2.0**-digits * max(abs(low), abs(high))
     if high - low <= rounding:
         warn_caller(
-            f"loss: its values differ by {high - low:.2g}, which {entry['lowest']} ({digits} significant bits), in "
-            "which the network computes, does not resolve; build the network in float32, or take a larger extent"
+            f"loss: its values differ by {high - low:.2g}, which {coarse.name} ({digits} significant bits), in which "
+            f"{coarse.who}, does not resolve; {coarse.remedy}, or take a larger extent"
         )
     elif any(len(axis) > 2 for axis in landscape.coords):
         bend = _bend(loss, landscape.coords)
         if bend <= RESOLVED * rounding:
             warn_caller(
-                f"loss: {entry['lowest']} ({digits} significant bits), in which the network computes, does not resolve "
-                f"the curvature of the loss on this grid, which bends by {bend:.2g} over the whole of an axis at most, "
-                f"beside a rounding of {rounding:.1g}; build the network in float32, or take a larger extent"
+                f"loss: {coarse.name} ({digits} significant bits), in which {coarse.who}, does not resolve the "
+                f"curvature of the loss on this grid, which bends by {bend:.2g} over the whole of an axis at most, "
+                f"beside a rounding of {rounding:.1g}; {coarse.remedy}, or take a larger extent"
             )
 
 
@@ -282,5 +284,6 @@ def _bend(loss: np.ndarray, coords: tuple[np.ndarray, ...]) -> float:
             middle = len(axis) // 2
             first, centre, last = np.moveaxis(loss, i, 0)[[0, middle, -1]]
             part = (axis[middle] - axis[0]) / (axis[-1] - axis[0])
-            bends.append(float(np.abs(2 * ((1 - part) * first + part * last - centre)).max()))
+            bend = np.abs(2 * ((1 - part) * first + part * last - centre))
+            bends.append(float(bend[~np.isnan(bend)].max(initial=0.0)) if np.isfinite(bend).any() else np.inf)
     return max(bends)

@@ -25,11 +25,13 @@ from lla_jax.directions import draws, normalization
 from lla_jax.execution import progress as _progress
 from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
-from lla_jax.landscape import grids, jobs, memory, planning, points, rules
+from lla_jax.landscape import grids, jobs, memory, planning, points, refined, rules
 from lla_jax.landscape.jobs import Job
+from lla_jax.landscape.refinement import Refine
 from lla_jax.landscape.store import chunks as _chunks
-from lla_jax.landscape.store import folders, reading, writing
+from lla_jax.landscape.store import folders, reading, refining, scattered, writing
 from lla_jax.landscape.store.announcing import Member, announce, existing_stores, folder_of
+from lla_jax.landscape.store.chunks import Contents
 from lla_jax.landscape.tasks import Policy, Task
 
 Axes = Callable[[Any, PyTree], Directions]
@@ -79,15 +81,17 @@ class Table:
         Returns:
           A dict for each landscape: ``checkpoint``, ``axes``, ``seed``; ``centre``, the value at the point whose
           coordinates are nearest to 0; ``least``, ``mean`` and ``largest`` of the finite values; ``finite``, the
-          fraction of cells that are finite.
+          fraction of cells that are finite. Of a refined landscape the mean alone counts interpolated values; where the
+          point nearest to 0 was not evaluated, ``centre`` is NaN.
         """
         rows: list[dict[str, Any]] = []
         for (checkpoint, name, seed), plane in self.landscapes.items():
-            z = plane[value]
-            finite = z[np.isfinite(z)]
-            least, mean, largest = (finite.min(), finite.mean(), finite.max()) if finite.size else (np.nan,) * 3
+            z, known = plane[value], plane.only_evaluated(value)
+            finite, sure = z[np.isfinite(z)], known[np.isfinite(known)]
+            mean = finite.mean() if finite.size else np.nan
+            least, largest = (sure.min(), sure.max()) if sure.size else (np.nan, np.nan)
             row = {"checkpoint": checkpoint, "axes": name, "seed": seed}
-            row["centre"] = float(z[tuple(int(abs(c).argmin()) for c in plane.coords)])
+            row["centre"] = float(known[tuple(int(abs(c).argmin()) for c in plane.coords)])
             row |= {"least": float(least), "mean": float(mean), "largest": float(largest)}
             rows.append(row | {"finite": finite.size / z.size})
         return rows
@@ -137,6 +141,7 @@ def sweep(
     progress: AskedProgress = None,
     store: str | os.PathLike[str] | None = None,
     shard: tuple[int, int] | None = None,
+    refine: Refine | None = None,
 ) -> Table:
     """Compute the landscapes of many checkpoints along many axes, with one copy of the data and one compilation.
 
@@ -163,6 +168,7 @@ def sweep(
         More seeds, axes or checkpoints, and a wider or denser grid, are added to the landscapes in the store.
         Checkpoints are recognized by their place in the list.
       shard: (i, n) for the i-th of n processes that write to one store, with i from 1 to n.
+      refine: as for ``evaluate``: each landscape is evaluated at as many points as it needs.
 
     Returns:
       A ``Table``. With a shard, points of other processes are NaN until they are written.
@@ -189,6 +195,7 @@ def sweep(
     axes_by_name = _check_axes(axes, loss, len(coords))
     members = _list_members(len(checkpoints), axes_by_name, _check_seeds(seeds))
     shard = writing.check_shard(shard, store)
+    refine = refined.check_refine(refine, shard)
     task = Task(
         loss,
         data,
@@ -202,13 +209,15 @@ def sweep(
         execution=execution,
     )
     job = jobs.prepare(task, checkpoints[0], coords, "checkpoints[0]")
+    if refine is not None:
+        refined.check_resolved(refine, job)
     folder = None if store is None else folders.store_folder(store)
     announcement = None if folder is None else announce(folder, members, job.num)
     each = _jobs(job, members, axes_by_name, checkpoints, states, folder)
     try:
         known = () if folder is None else existing_stores(folder, members)
         plan = next((planning.plan_from_recipe(kept.manifest["recipe"], job.num) for kept in known), None)
-        planes = compute_each(each, len(members), progress, shard=shard, plan=plan)
+        planes = compute_each(each, len(members), progress, shard=shard, plan=plan, refine=refine)
         return Table(dict(zip(members, planes, strict=True)))
     except ValueError:
         if announcement is not None:  # so that nobody waits for landscapes that are refused
@@ -223,6 +232,7 @@ def compute_each(
     on_partial: Callable[[Landscape], None] | None = None,
     shard: writing.Shard = None,
     plan: Plan | None = None,
+    refine: Refine | None = None,
 ) -> Iterator[Landscape]:
     """Yield the landscapes of several jobs, each of which is computed when it is asked for.
 
@@ -233,17 +243,54 @@ def compute_each(
       on_partial: as for ``evaluate``.
       shard: (i, n) to compute only the chunks of process i of n, counted over all stores.
       plan: the plan of new stores; by default that of the first landscape.
+      refine: as for ``evaluate``.
     """
+    done = 0
     for i in range(num):
         job, folder = next(each)
-        report = _progress.report_part(progress, i * job.num, job.num, num * job.num)
-        if folder is None:
-            plane = memory.compute(job, report, on_partial)
+        if refine is None:
+            report = _progress.report_part(progress, i * job.num, job.num, num * job.num)
         else:
-            plane = writing.compute(job, folder, report, on_partial, shard, plan, place=(i, num))
+            report = _progress.report_open_part(progress, done, num - i)
+        plane = compute_one(job, folder, report, on_partial, shard, plan=plan, place=(i, num), refine=refine)
         plan = plan or planning.plan_from_recipe(plane.recipe, job.num)
+        done += plane.recipe["points_done"]
         del job  # and with it its axes, before others are drawn
         yield plane
+
+
+def compute_one(
+    job: Job,
+    folder: Path | None,
+    progress: Progress | None,
+    on_partial: Callable[[Landscape], None] | None = None,
+    shard: writing.Shard = None,
+    *,
+    plan: Plan | None = None,
+    place: tuple[int, int] = (0, 1),
+    resume: Landscape | None = None,
+    refine: Refine | None = None,
+) -> Landscape:
+    """Compute the landscape of a job, in memory or in a store, at all points or refined.
+
+    Args:
+      job: the job, with its axes.
+      folder: the folder of its store; None to compute in memory.
+      progress: as for ``evaluate``.
+      on_partial: as for ``evaluate``.
+      shard: as for ``evaluate``.
+      plan: the plan of a new store; None to choose the fastest one.
+      place: as for ``store.writing.compute``.
+      resume: as for ``evaluate``.
+      refine: as for ``evaluate``.
+    """
+    if folder is not None:
+        if refine is None:
+            return writing.compute(job, folder, progress, on_partial, shard, plan, place)
+        return refining.compute(job, folder, refine, progress, on_partial, plan)
+    if refine is None and getattr(resume, "evaluated", None) is None:
+        return memory.compute(job, progress, on_partial, resume)
+    return refined.compute(job, refine, progress, on_partial, resume)
 
 
 def _jobs(
@@ -351,8 +398,8 @@ def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape 
       A ``Landscape``; for a sweep, or a list of directions, a ``Table`` (with ``partial``, of the landscapes begun).
 
     Raises:
-      ValueError: no store; missing or damaged chunks, which are named (unless ``partial``); a loss that is finite
-        nowhere.
+      ValueError: no store; missing or damaged chunks, which are named (unless ``partial``); a refinement that is not
+        finished (unless ``partial``); a loss that is finite nowhere.
 
     Warns:
       UserWarning: non-finite cells.
@@ -366,15 +413,28 @@ def merge(store: str | os.PathLike[str], *, partial: bool = False) -> Landscape 
         if one is None:
             missing.append(f"all of {place.name}")
             continue
-        contents = _chunks.read_chunks(one, one.grids[-1])
-        plane = _chunks.landscape(one, one.grids[-1], contents)
-        missing += [f"{error.path} (damaged: {error})" for error in contents.damaged.values()]
-        if contents.missing:
-            num = plane.values["loss"].size - contents.done
-            missing.append(f"{len(contents.missing)} chunks of {place} ({num:,} points)")
-        elif not contents.damaged:
+        coords = one.grids[-1]
+        contents = scattered.read_all(one, coords)
+        plane = _chunks.landscape(one, coords, contents)
+        if not plane.recipe["complete"] and (found := refining.read(one, coords, contents)) is not None:
+            plane = found
+        if plane.recipe["complete"]:
             points.check_values(plane)
+        else:
+            missing += _describe_missing(plane, contents, place)
         planes[member] = plane
     if (missing and not partial) or not planes:
         raise reading.Incomplete(folder, "; ".join(missing[:5]) + " and more" * (len(missing) > 5))
     return planes[None] if None in planes else Table(planes)
+
+
+def _describe_missing(plane: Landscape, contents: Contents, place: Path) -> list[str]:
+    """What a landscape that is not complete lacks, in words; its folder is ``place``."""
+    errors = [*contents.damaged.values(), *contents.spoiled.values()]
+    damaged = [f"{error.path} (damaged: {error})" for error in errors]
+    num = plane.values["loss"].size
+    if contents.evaluated is not None:
+        return [*damaged, f"points of {place} (it has {contents.done:,}, of at most {num:,})"]
+    if contents.missing:
+        damaged.append(f"{len(contents.missing)} chunks of {place} ({num - contents.done:,} points)")
+    return damaged

@@ -65,7 +65,7 @@ class Task(NamedTuple):
     @property
     def formula(self) -> Formula:
         """The part of the task for which programs are compiled."""
-        return Formula(self.rule.function, self.batch_stats == "batch", self.metrics)
+        return Formula(self.rule.function, self.batch_stats == "batch", self.metrics, self.execution.precision)
 
     @property
     def couples_examples(self) -> bool:

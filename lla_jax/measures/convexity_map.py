@@ -93,7 +93,14 @@ def convexity(
     check_axes("axes", axes, "axes = lla.directions.random(key, params)")
     key, finished = arguments.single_key(key), _as_complete(resume, steps)
     plans.check_for_operator(execution)
-    fixed = Execution(chunk=1, microbatch=256, loop="map", share=False, devices=execution.devices)  # nothing is timed
+    fixed = Execution(  # nothing is timed
+        chunk=1,
+        microbatch=256,
+        loop="map",
+        share=False,
+        devices=execution.devices,
+        precision=execution.precision,
+    )
     plane = evaluation.evaluate(
         loss, params, data, axes, grid, batch_size=batch_size, key=key, execution=fixed, resume=finished
     )

@@ -56,7 +56,7 @@ class PlaneReport:
       lowest: lowest finite loss.
       lowest_at: the coordinates of the lowest loss.
       distance: from the centre to the lowest loss, in parameter space.
-      nonfinite: fraction of the cells whose loss is not finite.
+      nonfinite: fraction of the cells whose loss is not finite, interpolated ones included.
       matrix: kind of matrix that the products are of, such as "hessian".
       products: number of products used.
       warnings: sentences; empty if nothing is wrong.
@@ -164,7 +164,8 @@ def plane_report(
     sees about k/n of the trace, and next to nothing of the sharpest directions; the shares show it.
 
     Args:
-      plane: the landscape that ``evaluate`` gave for these axes, under the add rule. It may be incomplete.
+      plane: the landscape that ``evaluate`` gave for these axes, under the add rule. It may be incomplete. Of a refined
+        one, only values that are not interpolated are used.
       axes: the directions along which it was evaluated.
       H: the curvature at its centre, ``lla.hessian(loss, params, data)``; it may be restricted by ``select`` or a mask
         if the axes move nothing else.
@@ -193,11 +194,15 @@ def plane_report(
     inside = _plane_eigenvalues(projected, gram)
     if len(inside) < axes.num:
         notes.append(f"the {axes.num} axes span {len(inside)} dimensions only: they depend on each other")
-    loss = np.asarray(plane.values["loss"], np.float64)
+    loss = plane.only_evaluated("loss")
     finite = np.isfinite(loss)
     if not finite.any():
         text = "its loss is finite at no cell; it must be finite somewhere"
         raise Misuse("plane", f"{text}: evaluate a smaller extent")
+    if plane.evaluated is not None:
+        notes.append(
+            "interpolated values are not used: the lowest cell and the differences are those of evaluated points"
+        )
     if plane.recipe.get("complete") is False:
         notes.append("the landscape is incomplete; its other cells count as not finite")
     zero = _centre_cell(plane)
@@ -212,7 +217,7 @@ def plane_report(
         notes += _notes_on_grid(names, np.diag(projected), second, error, slope, slope_error, centre)
     if centre - float(loss[cell]) > 10 * _eps(plane) * abs(centre):
         notes.append("the centre is not the lowest cell: the network is not at a minimum of this picture")
-    if (fraction := 1 - float(finite.mean())) > 0:
+    if (fraction := 1 - float(np.isfinite(plane.values["loss"]).mean())) > 0:
         notes.append(f"{fraction:.1%} of the cells are not finite; a smaller extent avoids them")
     return PlaneReport(
         names,
@@ -287,7 +292,7 @@ def _check_same_centre(plane: Landscape, H: Any) -> list[str]:
 def _check_same_loss(plane: Landscape, H: Operator) -> None:
     """Refuse an operator over the landscape's data whose mean loss is not the loss at the centre."""
     cell = _centre_cell(plane)
-    centre = math.nan if cell is None else float(plane.values["loss"][cell])
+    centre = math.nan if cell is None else float(plane.only_evaluated("loss")[cell])
     if not math.isfinite(centre) or not plane.recipe.get("deterministic", True) or "loss" not in (there := probe(H)):
         return
     rtol = max(OTHER_LOSS, *(recipes.rounding(x.recipe) for x in (H, plane)))
@@ -400,8 +405,7 @@ def _three_points(x: np.ndarray, y: np.ndarray, at: int, reach: int) -> _Parabol
 
 
 def _eps(plane: Landscape) -> float:
-    types = precision.types_at_work(plane.recipe, ["float32"])
-    return max(float(jnp.finfo(name).eps) for name in types)
+    return precision.eps_at_work(plane.recipe, ["float32"])
 
 
 def _notes_on_grid(

@@ -305,8 +305,8 @@ def _in_unit(spec: Spectrum) -> tuple[Spectrum, np.ndarray, np.ndarray, float]:
 
 def _eps(spec: Spectrum) -> float:
     """The relative rounding error of the products."""
-    computed = precision.types_at_work(spec.recipe.get("operator", {}))
-    return max(float(jnp.finfo(name).eps) for name in [spec.recipe.get("dtype", "float32"), *computed])
+    eps = float(jnp.finfo(spec.recipe.get("dtype", "float32")).eps)
+    return max(eps, precision.eps_at_work(spec.recipe.get("operator", {})))
 
 
 def _rounding(spec: Spectrum) -> float:

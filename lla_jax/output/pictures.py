@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from lla_jax.core.results import Eigenpairs, Landscape, Spectrum
+from lla_jax.core.scales import spans_decades
 from lla_jax.output import plotting
 from lla_jax.output.words import CurvatureResults
-
-SPAN = 1000.0  # ratio of the largest to the smallest value above which a linear picture shows nothing
 
 logger = logging.getLogger("lla_jax")
 
@@ -96,7 +95,7 @@ def choose_scale(
     values = np.concatenate([result.values[name].ravel() for name in names])
     values = values[np.isfinite(values)]
     low, high = (values.min(), values.max()) if values.size else (0.0, 0.0)
-    wide = cap is None and low > 0 and high > SPAN * low
+    wide = cap is None and spans_decades(values)
     return bool(wide if log is None else log and low > 0), f"{' and '.join(names)}: {low:.4g} to {high:.4g}"
 
 

@@ -174,14 +174,18 @@ def _nest(leaves: Mapping[str, np.ndarray]) -> PyTree:
 def _landscape_parts(x: Landscape) -> tuple[Header, Arrays]:
     header = {"dims": x.dims, "values": list(x.values), "stderr": list(x.stderr), "recipe": x.recipe}
     named = (("coord", x.coords), ("value", x.values.values()), ("stderr", x.stderr.values()))
-    return header, {f"{kind}{i}": np.asarray(array) for kind, group in named for i, array in enumerate(group)}
+    arrays = {f"{kind}{i}": np.asarray(array) for kind, group in named for i, array in enumerate(group)}
+    if x.evaluated is None:
+        return header, arrays
+    return header | {"evaluated": True}, arrays | {"evaluated": np.asarray(x.evaluated)}
 
 
 def _landscape(header: Header, arrays: Arrays) -> Landscape:
     coords = tuple(arrays.pop(f"coord{i}") for i in range(header["dims"]))
     values = {name: arrays.pop(f"value{i}") for i, name in enumerate(_names(header["values"]))}
     stderr = {name: arrays.pop(f"stderr{i}") for i, name in enumerate(_names(header["stderr"]))}
-    return Landscape(coords, values, stderr, header["recipe"])
+    evaluated = arrays.pop("evaluated") if header.get("evaluated") else None  # files of before have no such entry
+    return Landscape(coords, values, stderr, header["recipe"], evaluated)
 
 
 def _names(names: Any) -> list[str]:

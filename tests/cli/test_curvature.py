@@ -6,12 +6,15 @@ import contextlib
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 import lla_jax as lla
 from lla_jax.cli import curvature as verb
 from lla_jax.cli import main as cli
+from lla_jax.cli.options import HessianOptions, Mistake
+from lla_jax.core.recipes import Differs
 from lla_jax.output.plotting import reading
 
 TINY = """
@@ -279,3 +282,25 @@ def test_data_that_stay_whole(tiny, capsys):
     assert lla.load("w/landscape.npz").values["loss"].shape == (3, 3)
     assert cli.main([str(a) for a in (*problem[:-1], "v", "--batch-size", 4)]) != 0
     assert "--batch-size: 4 given, but lla.whole(data) is one example" in capsys.readouterr().err
+
+
+def test_eigenpairs_without_copies_and_from_those_of_another_folder(tmp_path):
+    like = np.zeros(12, np.float32)
+    H = lla.operators.given(lambda v, A: A @ v, like, np.diag(np.arange(1.0, 13)).astype(np.float32))
+
+    def pairs(out, **options):
+        return verb.eigenpairs(H, like, HessianOptions(problem="", out=tmp_path / out, top=2, **options))
+
+    first = pairs("first", no_copies=True)
+    assert first.recipe["copies"] is False
+    assert pairs("first", no_copies=True).products == first.products  # taken from the folder
+    with pytest.raises(Differs, match="no-copies"):
+        pairs("first")
+    kept = tmp_path / "first/eigenpairs.npz"
+    then = pairs("then", start=kept)
+    assert then.recipe["start"]["num"] == 2
+    assert np.allclose(then.values, [12, 11], rtol=1e-5)
+    lla.save(lla.spectrum(H, jax.random.key(0), steps=3, probes=1), tmp_path / "spectrum")
+    for start, match in ((tmp_path / "none.npz", "must be a file of"), (tmp_path / "spectrum.npz", "holds Spectrum")):
+        with pytest.raises(Mistake, match=f"--start: .*{match}"):
+            pairs("other", start=start)

@@ -14,9 +14,11 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.landscape import digits
+from lla_jax.landscape.kernels import Formula
 from tests.helpers import FIXED, ONE, dataset, mlp_loss, params
 
 DATA, LOSS = dataset(), mlp_loss()
+CPU, FORMULA = jax.devices()[0], Formula(None, False, ())
 LINE = functools.partial(lla.grid, points=3, dims=1)
 
 
@@ -205,8 +207,8 @@ def test_a_loss_is_traced_once():
 
     loss = dataclasses.replace(loss, apply=apply)
     for _ in range(3):
-        assert digits.trace(loss, params(), DATA, 5, False) == digits.Traced("float32", True)
+        assert digits.trace(loss, params(), DATA, 5, FORMULA, CPU) == digits.Traced("float32", 24, True)
     assert len(count) == 1
     assert not digits.trace(
-        lla.Loss(lambda p, s, b, t: (b[0], s), lambda o, b: o[:, 0]), params(), DATA, 5, False
+        lla.Loss(lambda p, s, b, t: (b[0], s), lambda o, b: o[:, 0]), params(), DATA, 5, FORMULA, CPU
     ).reads

@@ -255,7 +255,10 @@ def test_nor_in_another_precision(before):
             (spectrum, {name: value})
             for name, value in [("steps", 7), ("probes", 3), ("start", "normal"), ("scheme", "lla")]
         ],
-        *[(eigenpairs, o) for o in ({"k": 3}, {"which": "largest"}, {"tol": 1e-3}, {"max_vectors": 20})],
+        *[
+            (eigenpairs, o)
+            for o in ({"k": 3}, {"which": "largest"}, {"tol": 1e-3}, {"max_vectors": 20}, {"copies": False})
+        ],
     ],
 )
 def test_nor_by_a_call_with_other_arguments(verb, options, before):

@@ -11,7 +11,8 @@ import contextlib
 import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.core import files, recipes
+from lla_jax.core import files, operands, recipes
 from lla_jax.landscape import memory
 from lla_jax.landscape.store import manifest as _manifest
 from tests.helpers import FIXED, Interrupt, accuracy, cross_entropy, params, points_computed
@@ -180,6 +181,17 @@ def moved_params() -> Any:
     return p
 
 
+@contextlib.contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """CPU devices count as GPUs, whose matrix products round at jax's default."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operands, "format_of", lambda device, precision: operands.format_on("gpu", precision))
+        gpu = SimpleNamespace(platform="gpu")
+        describe = operands.describe
+        patch.setattr(operands, "describe", lambda precision, device: describe(precision, gpu))
+        yield
+
+
 LOSS = r"'loss' at the (first )?point.*same loss"
 CHANGES = {
     "criterion": Change(lambda: {"loss": a_loss(ten_times)}, LOSS),
@@ -212,7 +224,9 @@ CHANGES = {
     "batch statistics": Change(lambda: {"batch_stats": "batch"}, "batch_stats"),
     "batch size": Change(lambda: {"batch_size": 7}, "batch_size"),
     "key of point metrics": Change(lambda: {"key": jax.random.key(6)}, r"key \("),
-    "matmul precision": Change(dict, r"precision \(matmul", lambda: jax.default_matmul_precision("highest")),
+    "matmul precision": Change(
+        lambda: plan(precision="default"), r'precision \(operands: "float32" -> "tensorfloat32"\)', as_on_a_gpu
+    ),
     "64 bits": Change(dict, r"precision \(.*x64", lambda: jax.enable_x64(True)),
 }
 
@@ -391,6 +405,7 @@ HARMLESS: dict[str, Callable[[], Call]] = {
     "chunk": lambda: plan(chunk=9),
     "microbatch": lambda: plan(microbatch=5),
     "device count": lambda: plan(devices=2),
+    "precision on a CPU": lambda: plan(precision="default"),
     "a new closure of the same code": lambda: {"loss": a_loss(closure())},
     "a loss built anew": lambda: {"loss": a_loss(lambda outputs, batch: cross_entropy(outputs, batch))},
     "another order of dicts": lambda: {
@@ -400,7 +415,19 @@ HARMLESS: dict[str, Callable[[], Call]] = {
     "arrays of jax": lambda: {"params": jax.tree.map(jnp.asarray, params()), "data": jax.device_put(draw_data(0))},
     "progress": lambda: {"progress": lambda done, total: None},
 }
-EDITS = {"numbers of another machine": rounded, "other versions": other_versions, "another folder": lambda recipe: None}
+
+
+def left_to_jax(recipe: Any) -> None:
+    """The precision as recipes of before have it."""
+    recipe["precision"]["matmul"] = "default"
+
+
+EDITS = {
+    "numbers of another machine": rounded,
+    "other versions": other_versions,
+    "another folder": lambda recipe: None,
+    "precision of before": left_to_jax,
+}
 
 
 @pytest.mark.parametrize("name", HARMLESS)

@@ -10,8 +10,9 @@ import contextlib
 import errno
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,16 +57,41 @@ def write(store: Store, chunk: Chunk, means: Means, about: Mapping[str, Any]) ->
     Raises:
       OSError: the file cannot be written; chunks written before are kept.
     """
-    header = {"hash": store.manifest["hash"], "chunk": list(chunk), "points": layout.points_hash(store, chunk)}
-    header |= copies(store, chunk.grid)
+    place = {"chunk": list(chunk), "points": layout.points_hash(store, chunk)}
+    write_file(store, layout.path_of(store, chunk), chunk.grid, place, means, about)
+
+
+def write_file(
+    store: Store,
+    target: Path,
+    grid: int,
+    place: Mapping[str, Any],
+    means: Means,
+    about: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write means at points of a grid into a file.
+
+    Args:
+      store: the store.
+      target: the file.
+      grid: index of the grid.
+      place: the entries of the header by which the points are recognized.
+      means: the means at the points.
+      about: as for ``write``.
+      arrays: further arrays of the file, by name.
+
+    Raises:
+      OSError: as for ``write``.
+    """
+    header = {"hash": store.manifest["hash"], **place} | copies(store, grid)
     header |= {"values": list(means.values), "stderr": list(means.stderr)}
     header |= {"writer": f"{platform.node()}:{os.getpid()}", **about}
-    arrays = {f"value{i}": x for i, x in enumerate(means.values.values())}
-    arrays |= {f"stderr{i}": x for i, x in enumerate(means.stderr.values())}
-    target = layout.path_of(store, chunk)
+    numbers = {f"value{i}": x for i, x in enumerate(means.values.values())}
+    numbers |= {f"stderr{i}": x for i, x in enumerate(means.stderr.values())}
     with explain_failure(target, "every chunk written before is kept"):
         target.parent.mkdir(exist_ok=True)
-        _files.write_npz(target, header, arrays)
+        _files.write_npz(target, header, numbers | dict(arrays or {}))
 
 
 def copies(store: Store, grid: int) -> dict[str, Any]:
@@ -109,13 +135,40 @@ def load(store: Store, chunk: Chunk) -> tuple[Means, dict[str, Any]]:
       OSError: its file cannot be read now, which does not mean that it is damaged.
       DamagedChunk: its file is truncated, corrupt or of another landscape.
     """
-    path = layout.path_of(store, chunk)
-    most = 32 * len(store.manifest["names"]) * layout.size(store) + MOST_HEADER
+
+    def fault(header: Any, arrays: Mapping[str, np.ndarray]) -> str:
+        identity = (header["hash"], header["chunk"], header["points"])
+        if identity != (store.manifest["hash"], list(chunk), layout.points_hash(store, chunk)):
+            return "it is of another landscape, grid or place"
+        return contents_fault(store, header, arrays, len(layout.flat_indices(store, chunk)))
+
+    means, header, _ = load_file(store, layout.path_of(store, chunk), layout.size(store), fault)
+    return means, header
+
+
+def load_file(
+    store: Store, path: Path, most: int, fault: Callable[[Any, Mapping[str, np.ndarray]], str]
+) -> tuple[Means, dict[str, Any], dict[str, np.ndarray]]:
+    """Read a file that ``write_file`` wrote.
+
+    Args:
+      store: the store.
+      path: the file.
+      most: number of points that it may have.
+      fault: ``fault(header, arrays)`` says in words why the contents are not those of this file; "" if they are.
+
+    Returns:
+      (means, header, all arrays by name).
+
+    Raises:
+      FileNotFoundError, OSError, DamagedChunk: as for ``load``.
+    """
+    bytes_most = (32 * len(store.manifest["names"]) + 8) * most + MOST_HEADER
     try:
-        if (nbytes := path.stat().st_size) > most:  # a sparse file may claim any size
-            raise ValueError(f"it has {nbytes:,} bytes, and can have {most:,} at most")
+        if (nbytes := path.stat().st_size) > bytes_most:  # a sparse file may claim any size
+            raise ValueError(f"it has {nbytes:,} bytes, and can have {bytes_most:,} at most")
         header, arrays = _files.read_npz(path)
-        if wrong := _mismatch(store, chunk, header, arrays):
+        if wrong := fault(header, arrays):
             raise ValueError(wrong)
         values = {name: arrays[f"value{i}"] for i, name in enumerate(header["values"])}
         stderr = {name: arrays[f"stderr{i}"] for i, name in enumerate(header["stderr"])}
@@ -130,15 +183,12 @@ def load(store: Store, chunk: Chunk) -> tuple[Means, dict[str, Any]]:
         raise
     except Exception as error:  # a broken file makes the readers raise anything
         raise DamagedChunk(path, f"{type(error).__name__}: {error}") from error
-    return Means(values, stderr), header
+    return Means(values, stderr), header, arrays
 
 
-def _mismatch(store: Store, chunk: Chunk, header: Any, arrays: Mapping[str, np.ndarray]) -> str:
-    """The reason why the contents of a file are not this chunk of this store, in words; "" if they are."""
-    names, length = store.manifest["names"], len(layout.indices(store, chunk)[0])
-    identity = (header["hash"], header["chunk"], header["points"])
-    if identity != (store.manifest["hash"], list(chunk), layout.points_hash(store, chunk)):
-        return "it is of another landscape, grid or place"
+def contents_fault(store: Store, header: Any, arrays: Mapping[str, np.ndarray], length: int) -> str:
+    """The reason why the contents of a file are not means at ``length`` points of this store; "" if they are."""
+    names = store.manifest["names"]
     knows_less = store.manifest["version"] == 1  # the hash, than the whole manifest
     if knows_less and "manifest" in header and digest(header["manifest"]) != digest(_without_coords(store.manifest)):
         return "it is of another landscape"
@@ -160,12 +210,16 @@ class Contents(NamedTuple):
       done: number of points of the grid in all other chunks, which were read.
       missing: the chunks that were not written.
       damaged: the chunks that cannot be read, with their errors.
+      evaluated: (n,) bool, the points with means, where scattered chunks hold some; None if none do.
+      spoiled: {path: error} of the scattered chunks that cannot be read; see ``scattered``.
     """
 
     means: Means
     done: int
     missing: list[Chunk]
     damaged: dict[Chunk, DamagedChunk]
+    evaluated: np.ndarray | None = None
+    spoiled: Mapping[Path, DamagedChunk] = MappingProxyType({})
 
 
 def read_chunks(store: Store, coords: Coords) -> Contents:
@@ -193,7 +247,7 @@ def landscape(store: Store, coords: Coords, contents: Contents) -> Landscape:
     """Make the landscape on the grid ``coords`` of the contents of its chunks, with the recipe of the store."""
     complete = contents.done == layout.count(coords)
     recipe = store.manifest["recipe"] | {"complete": complete, "points_done": contents.done}
-    return contents.means.landscape(coords, recipe)
+    return contents.means.landscape(coords, recipe, None if complete else contents.evaluated)
 
 
 def remove_chunk(path: Path) -> None:

@@ -6,8 +6,9 @@ import contextlib
 
 import numpy as np
 
+from lla_jax.landscape.grids import points_at
 from lla_jax.landscape.probes import Kept
-from lla_jax.landscape.store import layout
+from lla_jax.landscape.store import layout, scattered
 from lla_jax.landscape.store.chunks import DamagedChunk, load
 from lla_jax.landscape.store.layout import Store
 
@@ -20,6 +21,12 @@ def ends(store: Store) -> Kept | None:
         with contextlib.suppress(OSError, DamagedChunk):  # which is reported where all chunks are read
             means, _ = load(store, chunk)
             coords.append(layout.points(store, chunk)[[0, -1]])
+            values.append({name: x[[0, -1]] for name, x in means.values.items()})
+    paths = list(scattered.written(store)) if not values else []
+    for grid, path in dict.fromkeys((*paths[:1], *paths[-1:])):
+        with contextlib.suppress(OSError, DamagedChunk):
+            flat, means, _ = scattered.load(store, grid, path)
+            coords.append(points_at(store.grids[grid], flat[[0, -1]]))
             values.append({name: x[[0, -1]] for name, x in means.values.items()})
     if not values:
         return None

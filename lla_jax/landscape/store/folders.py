@@ -3,6 +3,7 @@
     manifest.json       recipe, hash, plan, points per chunk, first grid; the first writer makes it, all others obey it
     grid-001.json       the coordinates of a second grid, wider or denser
     grid-000/00012.npz  a chunk: the values at some points, written completely or not at all
+    grid-000/points-4b1c....npz, refine-000.json   the points of a refinement (see ``scattered``), and how it was asked
 
 A manifest or a grid that is missing or damaged is restored from the copies in the chunks.
 """
@@ -35,6 +36,7 @@ from lla_jax.landscape.store.new_points import Coords
 LEFTOVER_S = 60.0  # a temporary file of this age was left by a writer that was killed
 CLOCKS_S = 600.0  # a file dated this far in the future is not new: its date is wrong
 LEFTOVERS = (".manifest-*.tmp", ".grid-[0-9][0-9][0-9]-*.tmp", "grid-[0-9][0-9][0-9]/.[0-9]*-*.tmp")
+LEFTOVERS += (".refine-*.tmp", "grid-[0-9][0-9][0-9]/.points-*.tmp")
 GRIDS = "grid-[0-9][0-9][0-9]"  # the folders of chunks
 
 
@@ -355,5 +357,6 @@ def remove(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-    for path in [*sorted(folder.glob("grid-[0-9][0-9][0-9].json"), reverse=True), manifest]:
+    others = [*folder.glob("refine-[0-9][0-9][0-9].json"), *folder.glob("grid-[0-9][0-9][0-9].json")]
+    for path in [*sorted(others, reverse=True), manifest]:
         path.unlink(missing_ok=True)

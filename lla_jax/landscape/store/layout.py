@@ -154,7 +154,12 @@ def points(store: Store, chunk: Chunk) -> np.ndarray:
 
 def points_hash(store: Store, chunk: Chunk) -> str:
     """A hash of the coordinates of a chunk, by which a chunk of another grid is recognized."""
-    return hashlib.blake2b(points(store, chunk).tobytes(), digest_size=16).hexdigest()
+    return hash_of(points(store, chunk))
+
+
+def hash_of(coords: np.ndarray) -> str:
+    """A hash of the coordinates (C, k) of points, 32 hex digits."""
+    return hashlib.blake2b(np.ascontiguousarray(coords).tobytes(), digest_size=16).hexdigest()
 
 
 def _relevant(store: Store, coords: Coords) -> Iterator[tuple[int, list[np.ndarray] | None]]:
@@ -209,13 +214,48 @@ def parts(store: Store, coords: Coords) -> Iterator[Part]:
         yield _part(store, coords, chunk, places[chunk.grid])
 
 
+def parts_written(store: Store, coords: Coords) -> Iterator[Part]:
+    """Yield a ``Part`` for each chunk whose file is there, in order, if it holds points of the grid ``coords``."""
+    for number, places in _relevant(store, coords):
+        last = _manifest.count_chunks(len(store.new[number]), size(store))
+        for chunk in written(store, number):
+            if chunk.number < last and len((part := _part(store, coords, chunk, places)).at):
+                yield part
+
+
 def _part(store: Store, coords: Coords, chunk: Chunk, places: list[np.ndarray] | None) -> Part:
+    flat = flat_indices(store, chunk)
+    return Part(chunk, *_find(flat, store.grids[chunk.grid], coords, places))
+
+
+def flat_indices(store: Store, chunk: Chunk) -> np.ndarray:
+    """The flat indices (C,) in its grid of the points of a chunk."""
+    return np.asarray(store.new[chunk.grid][chunk.number * size(store) : (chunk.number + 1) * size(store)])
+
+
+def find(flat: np.ndarray, grid: Coords, coords: Coords) -> tuple[np.ndarray, np.ndarray]:
+    """Find points of one grid in another.
+
+    Args:
+      flat: (C,), the flat indices of the points in the grid ``grid``.
+      grid: the one grid.
+      coords: the other one.
+
+    Returns:
+      ((C,) whether the other grid has the point, the flat indices there of those that it has).
+    """
+    places = None if same(grid, coords) else [_places(axis, wanted) for axis, wanted in zip(grid, coords)]
+    return _find(flat, grid, coords, places)
+
+
+def _find(
+    flat: np.ndarray, grid: Coords, coords: Coords, places: list[np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
     if places is None:
-        flat = np.asarray(store.new[chunk.grid][chunk.number * size(store) : (chunk.number + 1) * size(store)])
-        return Part(chunk, np.ones(len(flat), bool), flat)
-    at = np.stack([place[i] for place, i in zip(places, indices(store, chunk))])
+        return np.ones(len(flat), bool), flat
+    at = np.stack([place[i] for place, i in zip(places, np.unravel_index(flat, shape(grid)))])
     wanted = np.asarray((at >= 0).all(0))
-    return Part(chunk, wanted, np.ravel_multi_index(tuple(at[:, wanted]), shape(coords)))
+    return wanted, np.ravel_multi_index(tuple(at[:, wanted]), shape(coords))
 
 
 def _places(axis: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -17,11 +17,12 @@ from lla_jax.core.arguments import Misuse
 from lla_jax.core.signatures import explained
 from lla_jax.landscape.store import chunks as _chunks
 from lla_jax.landscape.store import folders as _folders
-from lla_jax.landscape.store import layout
+from lla_jax.landscape.store import layout, requests, scattered
 from lla_jax.landscape.store import manifest as _manifest
 from lla_jax.landscape.store.announcing import Member, folder_of, read_announcements
 from lla_jax.landscape.store.chunks import DamagedChunk
 from lla_jax.landscape.store.layout import Store
+from lla_jax.landscape.store.new_points import Coords
 
 WINDOW_S = 600.0  # a writer that wrote nothing in this time counts as gone
 
@@ -73,7 +74,8 @@ class Status(NamedTuple):
 
     Args:
       landscapes: number of landscapes, announced ones included.
-      points: number of points of all landscapes, each on its latest grid.
+      points: number of points of all landscapes, each on its latest grid; of a finished refinement those that were
+        evaluated.
       done: number of these points whose chunks are written.
       chunks: number of chunks that the landscapes need, of those that were begun.
       written: number of these chunks that are written and readable.
@@ -84,6 +86,7 @@ class Status(NamedTuple):
       rate: points per second in the last ten minutes, 0 if none was computed.
       ahead: seconds by which the newest file is dated in the future, since clocks differ; 0 if none is. Such a file
         counts as written now, or as old if it is dated over ten minutes ahead.
+      refining: number of landscapes whose refinement is not finished, which need at most all the points counted.
     """
 
     landscapes: int
@@ -96,10 +99,14 @@ class Status(NamedTuple):
     last: float
     rate: float
     ahead: float = 0.0
+    refining: int = 0
 
     @property
     def left(self) -> float | None:
-        """The expected seconds until the store is complete, at this rate; 0 if it is, None if nobody writes."""
+        """The expected seconds until the store is complete, at this rate; 0 if it is, None if nobody writes.
+
+        Of a refinement, they are the most that may be needed.
+        """
         if self.done == self.points:
             return 0.0
         return (self.points - self.done) / self.rate if self.rate else None
@@ -121,7 +128,7 @@ def status(store: str | os.PathLike[str]) -> Status:
     folder = _folders.store_folder(store)
     announced = {folder_of(member): points for member, points in read_announcements(folder).items()}
     folders = members(folder)
-    points = chunks = 0
+    points = chunks = refining = 0
     damaged: dict[str, str] = {}
     written: list[_Written] = []
     dates: list[float] = []
@@ -134,12 +141,20 @@ def status(store: str | os.PathLike[str]) -> Status:
         with contextlib.suppress(FileNotFoundError):
             dates.append((path / _manifest.NAME).stat().st_mtime)
         grid = one.grids[-1]
-        points += layout.count(grid)
+        there, needed = [], 0
         for number, held in layout.counts(one, grid).items():
-            chunks += int(np.count_nonzero(held))
-            there = _written_chunks(one, number, held, damaged)
-            written += there
-            dates += [chunk.date for chunk in there]
+            needed += int(np.count_nonzero(held))
+            there += _written_chunks(one, number, held, damaged)
+        more = _scattered_chunks(one, grid, damaged)
+        request = requests.read(one, len(one.grids) - 1) if more else None
+        done, total = sum(chunk.points for chunk in (*there, *more)), layout.count(grid)
+        if request is not None and done <= (request.points or total - 1):
+            total, needed = request.points or total, len(there)
+            refining += not request.points
+        points += total
+        chunks += needed + len(more)
+        written += [*there, *more]
+        dates += [chunk.date for chunk in (*there, *more)]
     now = time.time()
     ahead = max([0.0, *(date - now for date in dates)])
     now += max([0.0, *(date - now for date in dates if date - now <= WINDOW_S)])  # the clock that is most ahead
@@ -149,7 +164,7 @@ def status(store: str | os.PathLike[str]) -> Status:
     writers = Counter(chunk.writer for chunk in recent)
     last = min((max(0.0, now - date) for date in dates), default=math.inf)
     done = sum(chunk.points for chunk in written)
-    return Status(len(folders), points, done, chunks, len(written), damaged, dict(writers), last, rate, ahead)
+    return Status(len(folders), points, done, chunks, len(written), damaged, dict(writers), last, rate, ahead, refining)
 
 
 class _Written(NamedTuple):
@@ -177,4 +192,28 @@ def _written_chunks(store: Store, grid: int, held: np.ndarray, damaged: dict[str
             damaged[str(path)] = str(error)
             continue
         found.append(_Written(int(held[chunk.number]), header["writer"], header["seconds"], date))
+    return found
+
+
+def _scattered_chunks(store: Store, grid: Coords, damaged: dict[str, str]) -> list[_Written]:
+    """The scattered chunks of a store, with the points of a grid that no other has; adds others to ``damaged``."""
+    found: list[_Written] = []
+    paths = list(scattered.written(store))
+    has = np.zeros(layout.count(grid) if paths else 0, bool)
+    for part in layout.parts_written(store, grid) if paths else ():
+        if str(layout.path_of(store, part.chunk)) not in damaged:
+            has[part.at] = True
+    for number, path in paths:
+        try:
+            flat, _, header = scattered.load(store, number, path)
+            date = path.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        except DamagedChunk as error:
+            damaged[str(path)] = str(error)
+            continue
+        _, at = layout.find(flat, store.grids[number], grid)
+        points = int(np.count_nonzero(~has[at]))
+        has[at] = True
+        found.append(_Written(points, header["writer"], header["seconds"], date))
     return found

@@ -134,6 +134,8 @@ def _curve(ax: Any, landscape: Landscape, name: str, label: str, colour: str, da
     # a finite point between others that are not makes no line: dots show it on short or broken curves
     marker = "." if np.isnan(y).any() or len(x) < 12 else ""
     ax.plot(x, y, color=colour, linestyle=dash, linewidth=1.2, marker=marker, markersize=3, label=label)
+    if (mask := reading.evaluated(landscape)) is not None:
+        ax.plot(x[mask], y[mask], **(style.dots(int(mask.sum())) | {"markerfacecolor": colour, "markersize": 2.4}))
     if name in landscape.stderr:
         band = np.asarray(landscape.stderr[name], float)[np.argsort(landscape.coords[0])]
         ax.fill_between(x, y - band, y + band, color=colour, alpha=0.25, linewidth=0)
@@ -159,6 +161,9 @@ def _finish_line(
         ax.axvline(0, label=style.ORIGIN, **thin)
     if any(name in landscape.stderr for name in names):  # one neutral entry for the bands of all curves
         ax.plot([], [], color="0.5", alpha=0.4, linewidth=6, label="± 1 standard error")
+    if reading.evaluated(landscape) is not None:
+        label = style.refined_label(landscape.describe_refinement(names[0]))
+        ax.plot([], [], label=label, **(style.dots(1) | {"markerfacecolor": "0.5"}))
     incomplete = reading.incomplete_note(landscape)
     for start, end in np.flatnonzero(np.diff(np.r_[0, bad, 0])).reshape(-1, 2):  # consecutive cells
         ax.axvspan(*scales.edges(x)[[start, end]], zorder=0, label=style.hole_label(incomplete), **style.HATCH)

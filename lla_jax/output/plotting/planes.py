@@ -172,7 +172,12 @@ def volume(
     check_integer("slices", slices, remedy="the most panels to draw")
     chosen = _choose_slices(cut, slices)
     titles = _slice_titles(cut[chosen])
-    planes = {name: reading.assemble(landscape, x, y, z[:, :, k], 2, "volume") for name, k in zip(titles, chosen)}
+    planes = {
+        name: reading.assemble(landscape, x, y, z[:, :, k], 2, "volume")._replace(
+            **reading.refined(landscape, value, x, y, k)
+        )
+        for name, k in zip(titles, chosen)
+    }
     for k, (name, plane) in zip(chosen, planes.items()):
         near = [at for at in reading.marks(landscape, 3) if k == min(chosen, key=lambda j: abs(cut[j] - at[3]))]
         here = [mark for mark in plane.marks if mark in [at[:3] for at in near]]
@@ -378,6 +383,7 @@ def _draw_contour(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
     lines = scale.levels[(scale.levels > z.min()) & (scale.levels < z.max())]
     if len(lines):
         ax.contour(plane.x, plane.y, z, levels=lines, colors="k", linewidths=0.3, linestyles="-", alpha=0.6)
+    _mark_evaluated(ax, plane)
     _mark_flat(ax, plane, size)
     return filled
 
@@ -388,6 +394,7 @@ def _draw_heatmap(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
     drawn = ax.pcolormesh(
         scales.edges(plane.x), scales.edges(plane.y), z, cmap=style.CMAP, vmin=scale.lo, vmax=scale.hi, rasterized=True
     )
+    _mark_evaluated(ax, plane)
     _mark_flat(ax, plane, size)
     return drawn
 
@@ -403,6 +410,12 @@ def _hatch(ax: Any, plane: Plane) -> None:
                 (0, 0), 1, 1, transform=ax.transAxes, zorder=0, label=style.hole_label(plane.incomplete), **style.HATCH
             )
         )
+
+
+def _mark_evaluated(ax: Any, plane: Plane) -> None:
+    """Draw a small dot at each point whose value is not interpolated; the legend says how far off the others are."""
+    if plane.evaluated is not None:
+        ax.plot(*plane.evaluated.T, label=style.refined_label(plane.interpolated), **style.dots(len(plane.evaluated)))
 
 
 def _mark_flat(ax: Any, plane: Plane, size: float) -> None:

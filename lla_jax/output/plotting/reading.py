@@ -255,12 +255,37 @@ class Plane(NamedTuple):
     marks: list[tuple[str, float, float]]
     origin: Origin  # the trained network: at the "point" (0, 0), on the "line" a = 0 (adam), or not in the picture
     incomplete: str  # "(incomplete: 3 of 9 points)"
+    evaluated: np.ndarray | None = None  # (m, 2), the points (a, b) whose values are not interpolated; None: all are
+    interpolated: str = ""  # "420 of 1,681 points evaluated, ...", with the error of the others
 
 
 def plane(landscape: Landscape, value: str, function: str, least: int = 2, argument: str = "landscape") -> Plane:
     """The picture's content from a landscape of two axes; refused with fewer than ``least`` points on an axis."""
     (x, y), z = read(landscape, value, 2, function, argument)
-    return assemble(landscape, x, y, z, least, function)
+    return assemble(landscape, x, y, z, least, function)._replace(**refined(landscape, value, x, y))
+
+
+def evaluated(landscape: Landscape) -> np.ndarray | None:
+    """Which values are not interpolated, in the order of ``read``; None if none is, or the landscape is unfinished."""
+    if landscape.evaluated is None or incomplete_note(landscape):
+        return None
+    return np.asarray(landscape.evaluated)[np.ix_(*(np.argsort(c) for c in landscape.coords))]
+
+
+def refined(landscape: Landscape, value: str, x: np.ndarray, y: np.ndarray, k: int | None = None) -> dict[str, Any]:
+    """The fields "evaluated" and "interpolated" of a ``Plane``; none of them where no value is interpolated.
+
+    Args:
+      landscape: the landscape.
+      value: the name of the values.
+      x: the increasing coordinates of the first axis.
+      y: those of the second.
+      k: the index of the slice of a volume.
+    """
+    if (mask := evaluated(landscape)) is None:
+        return {}
+    i, j = np.nonzero(mask if k is None else mask[:, :, k])
+    return {"evaluated": np.stack([x[i], y[j]], -1), "interpolated": landscape.describe_refinement(value)}
 
 
 def assemble(landscape: Landscape, x: np.ndarray, y: np.ndarray, z: np.ndarray, least: int, function: str) -> Plane:

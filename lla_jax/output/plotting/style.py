@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from textwrap import fill
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -61,6 +62,18 @@ def check_axes(ax: Any, picture: str) -> None:
         raise misuse("ax", ax, rule + (", and these were removed from their figure" if ax.figure is None else ""))
 
 
+def dots(num: int) -> dict[str, Any]:
+    """The look of ``num`` dots that mark evaluated points: many are small, so that the picture is seen."""
+    size = float(np.clip(36 / np.sqrt(max(num, 1)), 0.4, 2.0))
+    look: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markeredgewidth": 0.22 * size}
+    return look | {"linestyle": "none", "marker": "o", "markersize": size, "zorder": 4, "rasterized": num > 4000}
+
+
+def refined_label(interpolated: str) -> str:
+    """The legend's label of the dots: what is interpolated and how far off that is, in two lines."""
+    return interpolated.replace("evaluated, ", "evaluated (dots),\n", 1)
+
+
 def hole_label(incomplete: str) -> str:
     """The legend's label of hatched places; ``incomplete`` is ``Plane.incomplete``, empty for a finished landscape."""
     return "not finite or not computed" if incomplete else "not finite"
@@ -81,8 +94,8 @@ def legend(fig: Figure, axes: Sequence[Axes], *, outside: bool, title: str = "",
         return
     text: dict[str, Any] = {"fontsize": SMALL, "title": title or None, "title_fontsize": SMALL, "handlelength": 2.4}
     if outside:
-        longest = max(map(len, entries), default=0)
-        columns = columns or (4 if len(axes) > 2 else 3 if longest <= 20 else 2)
+        longest = max((len(line) for entry in entries for line in entry.split("\n")), default=0)
+        columns = columns or (4 if len(axes) > 2 else 3 if longest <= 20 else 2 if longest <= 34 else 1)
         drawn = fig.legend(entries.values(), entries, loc="outside lower center", ncols=columns, frameon=False, **text)
     else:
         drawn = axes[-1].legend(entries.values(), entries, framealpha=0.8, **text)

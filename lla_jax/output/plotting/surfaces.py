@@ -72,6 +72,9 @@ def _mark_surface(ax: Any, plane: Plane, z: np.ndarray, size: float) -> None:
         ax.plot(*np.where(hidden, np.nan, at).T, label=f"{style.ORIGIN} (a = 0)", zorder=10, **style.ROW)
         ax.plot(*at.T, color="white", linewidth=0.8, linestyle=":", zorder=9)
     floor = ax.get_zlim()[0]
+    if plane.evaluated is not None:  # on the floor, where they hide nothing of the surface
+        label, dots = style.refined_label(plane.interpolated), style.dots(len(plane.evaluated)) | {"zorder": 0.5}
+        ax.plot(*plane.evaluated.T, np.full(len(plane.evaluated), floor), label=label, **dots)
     for name, a, b, marker, points_size in points:
         (height,) = _heights(plane, z, np.array([a]), np.array([b]))
         if not np.isfinite(height):
