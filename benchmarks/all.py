@@ -47,6 +47,7 @@ PARTS: dict[str, tuple[float, list[str]]] = {
     "interrupts": (10, ["--moments", "8"]),
     "cold_start": (4, []),
     "growth": (4, []),
+    "convolutions": (3, []),
     "interop": (4, []),
     "calibration": (15, []),
     "precision": (5, []),

@@ -10,7 +10,9 @@ the processor, so that other processes count little; a form that does more work 
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -64,29 +66,38 @@ def row(shape: tuple[int, ...], repeats: int) -> dict[str, float]:
     def kernel_gradient(x: Any, w: Any, slope: Any) -> Any:
         return jax.vjp(lambda w: conv(x, w), w)[1](slope)[0]
 
-    found: dict[str, float] = {}
-    for examples in (EXAMPLES, MANY):
+    def rates(examples: int, parts: tuple[str, ...]) -> dict[str, float]:
         images = rng.standard_normal((examples, side, side, inside), np.float32)
         slope = rng.standard_normal(jax.eval_shape(conv, images, kernel).shape, np.float32)
-        operations = 2 * slope.size * kernel.size / outside
         arrays = jax.device_put((images, kernel, slope))
-        here = "" if examples == EXAMPLES else f", {MANY} examples"
-        jobs = {"forward": (conv, arrays[:2]), "images": (images_gradient, arrays), "kernel": (kernel_gradient, arrays)}
-        for name, (f, args) in jobs.items() if not here else [("kernel", jobs["kernel"])]:
-            for form, g in {"": f, ", joined": rewriting.rewrite_products(f)}.items():
-                step = jax.jit(g)
-                found[name + here + form] = rate(
-                    operations, lambda step=step, args=args: jax.block_until_ready(step(*args)), repeats
-                )
         x, w, s = (torch.tensor(np.ascontiguousarray(a)) for a in channels_first(images, kernel, slope))
-        options = (None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
-        back = torch.ops.aten.convolution_backward
-        if not here:
-            forward = torch.nn.functional.conv2d
-            found["forward, torch"] = rate(operations, lambda: forward(x, w, None, stride, padding), repeats)
-            found["images, torch"] = rate(operations, lambda: back(s, x, w, *options, [True, False, False]), repeats)
-        found[f"kernel{here}, torch"] = rate(operations, lambda: back(s, x, w, *options, [False, True, False]), repeats)
-    return found
+        jobs = {"forward": (conv, arrays[:2]), "images": (images_gradient, arrays), "kernel": (kernel_gradient, arrays)}
+        found: dict[str, float] = {}
+
+        def ours(f: Callable[..., Any], args: Any) -> Callable[[], Any]:
+            step = jax.jit(f)
+            return lambda: jax.block_until_ready(step(*args))
+
+        def torch_call(part: str) -> Any:
+            if part == "forward":
+                return torch.nn.functional.conv2d(x, w, None, stride, padding)
+            options = (None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
+            return torch.ops.aten.convolution_backward(s, x, w, *options, [part == "images", part == "kernel", False])
+
+        for part in parts:
+            f, args = jobs[part]
+            calls = {
+                "": ours(f, args),
+                ", joined": ours(rewriting.rewrite_products(f), args),
+                ", torch": functools.partial(torch_call, part),
+            }
+            for form, call in calls.items():
+                found[part + form] = rate(2 * slope.size * kernel.size / outside, call, repeats)
+        return found
+
+    many = rates(MANY, ("kernel",))
+    renamed = {name.replace("kernel", f"kernel, {MANY} examples"): value for name, value in many.items()}
+    return rates(EXAMPLES, ("forward", "images", "kernel")) | renamed
 
 
 def channels_first(images: Any, kernel: Any, slope: Any) -> tuple[Any, Any, Any]:
@@ -94,8 +105,6 @@ def channels_first(images: Any, kernel: Any, slope: Any) -> tuple[Any, Any, Any]
 
 
 def worker(job: dict[str, Any]) -> None:
-    import os
-
     os.environ["OMP_NUM_THREADS"] = "1"
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])

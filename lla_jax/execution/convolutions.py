@@ -41,6 +41,9 @@ def channels_last(eqn: Any, images: Any, kernel: Any, pixels: int = 1) -> Any:
         images = jnp.transpose(images, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
         kernel = jnp.transpose(kernel, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
         if pixels > 1:
+            if _grows(eqn):
+                edges = [(0, 0, 0), *((low, high, 0) for low, high in params["padding"]), (0, 0, 0)]
+                images, params["padding"] = jax.lax.pad(images, jnp.zeros((), images.dtype), edges), ((0, 0), (0, 0))
             shifted = [jnp.pad(kernel, ((0, 0), (i, pixels - 1 - i), (0, 0), (0, 0))) for i in range(pixels)]
             kernel, params["window_strides"] = jnp.concatenate(shifted, -1), (params["window_strides"][0], pixels)
         product = eqn.primitive.bind(images, kernel, **params)
@@ -78,19 +81,36 @@ def pixels_to_join(eqn: Any) -> int:
     if p["feature_group_count"] * p["batch_group_count"] > 1 or {*p["lhs_dilation"], *p["rhs_dilation"]} != {1}:
         return 1
     outside, inside, *size = (kernel.shape[i] for i in numbers.rhs_spec)
-    into, out = ([x.shape[i] for i in spec[2:]] for x, spec in ((images, numbers.lhs_spec), (result, numbers.out_spec)))
+    into, out = _sizes(eqn)
     work = 2 * result.size * inside * math.prod(size)
     if max(inside, outside) > FEW or p["window_strides"][1] > 1 or size[1] < 3 or work < LEAST_OPERATIONS:
         return 1
+    if _grows(eqn):
+        into = [n + low + high for n, (low, high) in zip(into, p["padding"], strict=True)]
+    most, even = 1, inside == 1 or inside % 2 == 0
     for pixels in (2, 4, MOST_PIXELS):
-        enough = outside * pixels > FEW if inside == 1 or inside % 2 == 0 else outside * pixels % WHOLE == 0
         shape = (size[0], size[1] + pixels - 1, out[0], out[1] // pixels)
-        if enough and out[1] % pixels == 0 and all(n <= into[i % 2] for i, n in enumerate(shape)):
+        if out[1] % pixels or any(n > into[i % 2] for i, n in enumerate(shape)):
+            break
+        if outside * pixels > FEW if even else outside * pixels % WHOLE == 0:
             return pixels
-    return 1
+        most = pixels if even else 1  # the slower routine gains too
+    return most
 
 
 _SINGLE = np.dtype(np.float32)
+
+
+def _sizes(eqn: Any) -> tuple[list[int], list[int]]:
+    """Rows and columns of the images, and of the result."""
+    numbers = eqn.params["dimension_numbers"]
+    images, result = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    return [images[i] for i in numbers.lhs_spec[2:]], [result[i] for i in numbers.out_spec[2:]]
+
+
+def _grows(eqn: Any) -> bool:
+    """Whether the result is larger than the images: XLA's faster routine takes it if the padding is done before."""
+    return any(out > into for into, out in zip(*_sizes(eqn), strict=True))
 
 
 def _from_channels_last(x: Any, spec: Sequence[int]) -> Any:

@@ -4,8 +4,9 @@ On the plane theta + a d1 + b d2 every linear image of the weights is affine in 
 u0 + a u1 + b u2 with u_i = x @ d_i (and u0 = x @ theta). ``share_affine`` finds all such values in the jaxpr of a
 function of the parameters, whatever framework wrote it, and computes their k + 1 parts once per block of data: only the
 rest, from the first nonlinearity on, is computed at every point. Values are equal to rounding, and for finite data
-exactly equal at the centre. ``rewrite_for_values`` and ``rewrite_for_derivatives`` give convolutions and max pooling
-forms that are fast on a CPU, the first for values only and the second for derivatives too.
+exactly equal at the centre, if the function is evaluated in the same forms. ``rewrite_for_values`` and
+``rewrite_for_derivatives`` give convolutions and max pooling forms that are fast on a CPU, the first for values only
+and the second for derivatives too; ``rewrite_products`` does so with the convolutions that differentiation made.
 """
 
 from __future__ import annotations

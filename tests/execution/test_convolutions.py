@@ -42,6 +42,7 @@ def small_too(monkeypatch):
         (4, 8, (3, 3), {"padding": ((0, 2), (2, 0))}, 4),
         (6, 4, (1, 3), {"strides": (2, 1)}, 8),
         (1, 6, (3, 5), {}, 4),
+        (16, 6, (3, 3), {"padding": ((1, 1), (4, 4))}, 2),  # 22 columns of the result, more than of the images
         (3, 16, (3, 3), {}, 4),
         (16, 16, (3, 3), {"numbers": ("NCHW", "OIHW", "NCHW")}, 2),
         (4, 10, (3, 3), {"numbers": ("CHWN", "IHWO", "NHWC")}, 2),
