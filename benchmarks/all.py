@@ -48,7 +48,7 @@ PARTS: dict[str, tuple[float, list[str]]] = {
     "growth": (4, []),
     "interop": (4, []),
     "calibration": (15, []),
-    "precision": (5, []),
+    "precision": (3, []),
     "gpu": (8, []),
     "tpu": (60, []),
 }

@@ -19,8 +19,8 @@ from typing import Any
 from harness import measure
 
 PLATFORMS = {"tpu": "TPU: bfloat16", "gpu": "GPU: TensorFloat-32"}
-SETTINGS = {"default": ("#d55e00", "o"), "high": ("#e69f00", "^"), "highest": ("#0072b2", "s")}
-"""A colour and a marker for each setting."""
+SETTINGS = {"default": ("#d55e00", "o-"), "high": ("#009e73", "^--"), "highest": ("#0072b2", "s-")}
+"""A colour, a marker and a line for each setting: on a GPU two of them lie on each other."""
 
 DIRECTIONS, DISTANCES, READABLE = 8, 13, 0.1  # noise of this share of the rise can be seen
 
@@ -119,10 +119,10 @@ def draw(found: dict[str, Any], path: pathlib.Path) -> None:
         panel.loglog(
             found["distance"], found["rise"], color="black", lw=1.5, label="rise of the loss above the minimum"
         )
-        for setting, (colour, marker) in SETTINGS.items():
+        for setting, (colour, style) in SETTINGS.items():
             label = f'noise, precision="{setting}"'
             noise = found["noise"][platform][setting]
-            panel.loglog(found["distance"], noise, color=colour, marker=marker, ms=4, lw=1, label=label)
+            panel.loglog(found["distance"], noise, style, color=colour, ms=4, lw=1, label=label)
         panel.set(title=f"{title} (emulated)", xlabel="distance from the trained network")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("loss")

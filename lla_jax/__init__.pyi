@@ -41,6 +41,7 @@ from lla_jax.landscape.modes import all_modes as all_modes
 from lla_jax.landscape.sweeps import sweep as sweep
 from lla_jax.measures import layers as layers
 from lla_jax.measures.convexity_map import convexity as convexity
+from lla_jax.measures.costs import compile_for as compile_for
 from lla_jax.measures.layers import per_layer as per_layer
 from lla_jax.measures.planes import plane_report as plane_report
 from lla_jax.measures.spectra import escape_directions as escape_directions

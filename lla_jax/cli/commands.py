@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from lla_jax._names import nearest
 from lla_jax.cli.options import (
+    CompileOptions,
     DemoOptions,
     HessianOptions,
     LandscapeOptions,
@@ -28,6 +29,7 @@ COMMANDS: dict[str, type] = {
     "demo": DemoOptions,
     "landscape": LandscapeOptions,
     "hessian": HessianOptions,
+    "compile": CompileOptions,
     "merge": MergeOptions,
     "status": StatusOptions,
     "plot": PlotOptions,
@@ -35,6 +37,7 @@ COMMANDS: dict[str, type] = {
 EXAMPLES = {
     "landscape": "lla-jax landscape --problem MODULE:FUNCTION, such as --problem lla_jax.demo:problem",
     "hessian": "lla-jax hessian --problem MODULE:FUNCTION, such as --problem lla_jax.demo:problem",
+    "compile": "lla-jax compile --problem MODULE:FUNCTION --for tpu-v5e-8, such as --problem lla_jax.demo:problem",
     "merge": "lla-jax merge FOLDER, such as lla-jax merge run",
     "status": "lla-jax status FOLDER, such as lla-jax status run",
     "plot": "lla-jax plot FILE, such as lla-jax plot run/landscape.npz",
@@ -200,7 +203,7 @@ def _unknown_option(command: str, name: str) -> str:
 def _commands_with(name: str) -> list[str]:
     """The commands that have an option."""
     key = name.lstrip("-").replace("-", "_")
-    return [command for command in COMMANDS if key in {field.name for field in fields(COMMANDS[command])}]
+    return [command for command in COMMANDS if key in {_name_of(field) for field in fields(COMMANDS[command])}]
 
 
 def _left_over(command: str, word: str, last: Rule | None, lacks_problem: bool) -> str:
@@ -220,7 +223,12 @@ def _left_over(command: str, word: str, last: Rule | None, lacks_problem: bool) 
 def rules_of(kind: type) -> dict[str, Rule]:
     """{name of a field: its rule} of the options of a command."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    return {field.name: _rule(field.name, hints[field.name], field.default) for field in fields(kind)}
+    return {_name_of(field): _rule(_name_of(field), hints[field.name], field.default) for field in fields(kind)}
+
+
+def _name_of(field: Any) -> str:
+    """The name of an option; that of a field which would be a word of Python ends in an underscore."""
+    return field.name.rstrip("_")
 
 
 def _rule(name: str, hint: Any, default: Any) -> Rule:

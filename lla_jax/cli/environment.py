@@ -33,6 +33,11 @@ def prepare_jax(devices: int | None) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {count}".strip()
 
 
+def stay_on_cpu() -> None:
+    """Let jax take CPUs, unless the user has said otherwise: for what needs no other device, and jax would look for."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
 def make_execution(options: LandscapeOptions | HessianOptions) -> Execution:
     """How the library executes a command: --devices and --precision."""
     from lla_jax.core.types import Execution

@@ -64,6 +64,8 @@ def message(error: Exception, options: Any) -> str:
             return f"{error.text}\n{REMEDY}"
         case Misuse(path=Path()):
             return error.text
+        case Misuse(argument="topology"):
+            return f"--for: {error.text}"
         case Misuse() if (option := error.argument.removeprefix("execution.")) in vars(options):
             return f"--{option.replace('_', '-')}: {error.text}"
     return str(error)

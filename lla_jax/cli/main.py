@@ -17,8 +17,9 @@ import tyro
 
 from lla_jax._version import __version__
 from lla_jax.cli import commands, errors
-from lla_jax.cli.environment import make_execution, make_folder, prepare_jax
+from lla_jax.cli.environment import make_execution, make_folder, prepare_jax, stay_on_cpu
 from lla_jax.cli.options import (
+    CompileOptions,
     DemoOptions,
     HessianOptions,
     LandscapeOptions,
@@ -28,6 +29,7 @@ from lla_jax.cli.options import (
     PlotOptions,
     StatusOptions,
     check_axes,
+    check_compile,
     check_grid,
     check_hessian,
     check_normalize,
@@ -108,10 +110,13 @@ def _run(argv: list[str]) -> int:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     prepare_jax(getattr(options, "devices", None))
+    if isinstance(options, CompileOptions):  # where the compiler for TPUs is, jax would look for one
+        stay_on_cpu()
     verbs: dict[type, Callable[[Any], None]] = {
         DemoOptions: demo,
         LandscapeOptions: landscape,
         HessianOptions: hessian,
+        CompileOptions: compile_,
         MergeOptions: merge,
         StatusOptions: status,
         PlotOptions: plot,
@@ -228,6 +233,22 @@ def hessian(options: HessianOptions) -> None:
     print((out / "hessian.txt").read_text(encoding="utf-8"))
     _print_results([*files, out / "eigenpairs.npz", out / "spectrum.npz"])
     _print_results(pictures.draw_curvature(results, out), "Pictures")
+
+
+def compile_(options: CompileOptions) -> None:
+    """Compile a user's problem for a slice of TPUs, print what it costs there, and save it."""
+    check_compile(options)
+    split_name(options.problem)
+    if options.out is not None:
+        make_folder(options.out.parent)
+    from lla_jax.cli import compiling
+
+    compiling.check_topology(options)
+    costs = compiling.costs_of(load_problem(options.problem), options)
+    print(costs)
+    if options.out is not None:
+        compiling.save(costs, options.out)
+        _print_results([options.out])
 
 
 def merge(options: MergeOptions) -> None:

@@ -176,6 +176,42 @@ class HessianOptions:
 
 
 @dataclass(frozen=True)
+class CompileOptions:
+    """Say what your network costs on a slice of TPUs, without one: memory per chip, operations, estimated time.
+
+    A landscape step, a Hessian product and the steps of Lanczos are compiled by the compiler for TPUs, libtpu (pip
+    install "jax[tpu]"); each takes a second to some minutes. Nothing is computed. --problem is as for the verb
+    landscape.
+    """
+
+    problem: str
+    """The factory, MODULE:FUNCTION or FILE.py:FUNCTION, a function that returns lla_jax.Problem or lla_torch.problem;
+    modules are also looked for in the current folder."""
+    for_: Annotated[str, tyro.conf.arg(name="for", metavar="SLICE")]
+    """The slice: tpu-v5e-N, tpu-v5p-N or tpu-v6e-N for N chips, such as tpu-v5e-8; another name brings the list."""
+    dims: Literal[1, 2, 3] = 2
+    """Number of axes of the landscape."""
+    points: tuple[int, ...] = (41,)
+    """Points per axis: one number, or one for each axis."""
+    products: int = 1
+    """Hessian products of the job."""
+    steps: int = 100
+    """Lanczos steps of the job."""
+    batch_size: Annotated[int | None, _optional("INT", "all at once")] = None
+    """Examples per batch."""
+    batch_stats: Literal["frozen", "batch"] = "frozen"
+    """BatchNorm statistics: as trained, or of each batch."""
+    data_shards: Annotated[int | None, _optional("INT", "as the memory needs")] = None
+    """Chips of a host over which the examples of the landscape are split; the points are split over the others."""
+    precision: Literal["highest", "high", "default"] = "highest"
+    """Precision of matrix products: float32 (six products of bfloat16 on a TPU), three, or one."""
+    out: Annotated[Path | None, _optional("FILE.json", "print only")] = None
+    """Also save all numbers as JSON into this file."""
+    debug: bool = False
+    """Show the whole traceback of an error."""
+
+
+@dataclass(frozen=True)
 class PlotOptions:
     """Draw a saved result again."""
 
@@ -234,6 +270,7 @@ Options = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
     | Annotated[LandscapeOptions, tyro.conf.subcommand("landscape")]
     | Annotated[HessianOptions, tyro.conf.subcommand("hessian")]
+    | Annotated[CompileOptions, tyro.conf.subcommand("compile")]
     | Annotated[MergeOptions, tyro.conf.subcommand("merge")]
     | Annotated[StatusOptions, tyro.conf.subcommand("status")]
     | Annotated[PlotOptions, tyro.conf.subcommand("plot")]
@@ -292,6 +329,18 @@ def check_hessian(options: HessianOptions) -> None:
     _check_least("batch-size", options.batch_size, 1, "or leave it out")
     if options.layers and (options.matrix != "hessian" or options.select):
         raise Mistake("--layers: given, but it takes the blocks of the full Hessian; leave --matrix and --select out")
+
+
+def check_compile(options: CompileOptions) -> None:
+    """Refuse numbers out of bounds, and a file of --out that is no JSON."""
+    if len(options.points) not in (1, options.dims):
+        rule = f"one, or one for each of the {options.dims} axes (--dims)"
+        raise mistake("points", f"{len(options.points)} numbers", rule)
+    _check_least("points", min(options.points), 1, "such as 41")
+    for name in ("products", "steps", "batch-size", "data-shards"):
+        _check_least(name, getattr(options, name.replace("-", "_")), 1, "or leave it out")
+    if options.out is not None and options.out.suffix != ".json":
+        raise mistake("out", options.out, "a file that ends in .json, such as costs.json")
 
 
 def check_normalize(options: LandscapeOptions) -> None:
@@ -388,7 +437,7 @@ def _join_texts(texts: Sequence[str]) -> str:
     return " ".join(texts[:1] if len(set(texts)) == 1 else texts)
 
 
-def points(options: LandscapeOptions) -> tuple[int, ...]:
+def points(options: LandscapeOptions | CompileOptions) -> tuple[int, ...]:
     """The number of points of each axis, (dims,)."""
     return options.points * options.dims if len(options.points) == 1 else options.points
 

@@ -42,6 +42,8 @@ def widen(tree: PyTree) -> PyTree:
     def wide(x: Any) -> Any:
         x = np.asarray(x) if isinstance(x, np.ma.MaskedArray) else x
         dtype = getattr(x, "dtype", None)
+        if isinstance(x, jax.ShapeDtypeStruct) and jnp.issubdtype(x.dtype, jnp.floating):
+            return jax.ShapeDtypeStruct(x.shape, _tree.wide(x.dtype), sharding=x.sharding)
         return x.astype(_tree.wide(dtype)) if dtype is not None and jnp.issubdtype(dtype, jnp.floating) else x
 
     return jax.tree.map(wide, tree)

@@ -134,14 +134,14 @@ def _choose_linearize(
     if not linearize:
         return False, 0, "computed at every product"
     assert by.mesh is not None
-    device, nbytes = by.mesh.devices.flat[0], _kept_bytes(by, common, blocks)
+    device, nbytes = by.mesh.devices.flat[0], kept_bytes(by, common, blocks)
     free = _devices.free_bytes(device) * (1 if device.platform == "cpu" else by.mesh.size)
     if linearize != "auto" or nbytes <= KEPT_FRACTION * free:
         return True, nbytes, f"kept ({_size(nbytes)})"
     return False, 0, f"computed at every product (kept, they would take {_size(nbytes)} of {_size(free)} that are free)"
 
 
-def _kept_bytes(by: Multiplier, common: Common, blocks: list[Rows]) -> int:
+def kept_bytes(by: Multiplier, common: Common, blocks: list[Rows]) -> int:
     """Bytes of the primal values of all blocks, computed from their shapes."""
     sizes = {
         (block.size, len(block.starts)): products.linearize.eval_shape(common, block.starts, by=by, size=block.size)
@@ -400,7 +400,7 @@ def _split(batch: Batch, mesh: Mesh) -> Batch:
     target = -(-rows // mesh.size) * mesh.size
     if target > rows:
         batch = _data.pad_rows(jax.tree.map(np.asarray, batch), target)
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(GRID)))
+    return _devices.put(batch, NamedSharding(mesh, PartitionSpec(GRID)))
 
 
 def _place_data(data: Batch, mesh: Mesh, params_mesh: Mesh | None) -> Batch:

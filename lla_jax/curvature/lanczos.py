@@ -318,6 +318,18 @@ def step_bytes(H: Operator, rows: int, *, group: int = 1, window: bool = False) 
     return nbytes + max(product_bytes(H), update, 2 * nbytes)
 
 
+def steps_program(H: LinearOperator, rows: int) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """(jitted function, arguments, static arguments) of STEPS_PER_CALL steps in one program, for shapes alone."""
+    zero = np.zeros((), H.dtype)
+    start = _Start(np.int32(0), np.int32(1), np.int32(STEPS_PER_CALL), zero, zero)
+    return _on_device, (H, stacked_like(H, rows), start), {"window": False, "batched": False}
+
+
+def update_program(H: Operator, rows: int) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """(jitted function, arguments, static arguments) of what a step does after its product, for shapes alone."""
+    return _from_host, (stacked_like(H, rows), stacked_like(H), np.zeros((), H.dtype)), {"shards": H.space.shards}
+
+
 @partial(jax.jit, donate_argnums=0, static_argnames="batched")
 def _store_rows(basis: PyTree, vectors: PyTree, into: Any, *, batched: bool) -> PyTree:
     count = jax.tree.leaves(vectors)[0].shape[1 if batched else 0]

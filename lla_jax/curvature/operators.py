@@ -91,17 +91,17 @@ def hessian(
       select: leaves that the operator acts on, by path (glob, regular expression, predicate): a block of the matrix.
         By default all.
       batch_stats: "frozen" (running averages, the default) or "batch" (each batch's own statistics).
-      execution: an ``lla.Execution``. An operator reads three of its fields. ``devices``: the examples are split over
+      execution: an ``lla.Execution``. An operator reads four of its fields. ``devices``: the examples are split over
         them; leave it out where the parameters are sharded over devices, which then do the work. ``linearize``: whether
         primal values are kept between products ("auto": if they fit into a quarter of the free memory); the choice and
         its bytes are in ``recipe["plan"]``. ``processes``: all processes of a group must call with the same arguments
         except the data (parts may be unequal; the batches of a stream and of a batch-coupled loss are each process's
-        own).
+        own). ``precision``: of matrix products; the bits that they leave are in ``recipe["precision"]``.
       allow_nondeterministic: accept a loss whose value changes from call to call; by default it is refused.
 
     Returns:
       A ``LinearOperator``, for streams and groups of processes a ``HostOperator``. Products are in float32 at least,
-      at full matmul precision.
+      at full matmul precision unless ``execution`` asks for less.
 
     Raises:
       ValueError: parameters that are not real, floating and finite; a selection without match; a loss that is not

@@ -55,7 +55,9 @@ def on_cpu(mesh: Mesh | None) -> bool:
     return (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
 
 
-def data_shards(execution: Execution, devices: Sequence[Any], points: int, nbytes: int, uncut: str) -> int:
+def data_shards(
+    execution: Execution, devices: Sequence[Any], points: int, nbytes: int, uncut: str, free: int | None = None
+) -> int:
     """The number of devices over which the examples are split: the user's, or the least that suits.
 
     Args:
@@ -64,6 +66,7 @@ def data_shards(execution: Execution, devices: Sequence[Any], points: int, nbyte
       points: points of the landscape; if there are fewer points than devices, examples are split too.
       nbytes: bytes of the data in memory; data above half of a device's free memory are split, except on CPUs.
       uncut: the reason why batches may not be cut, in words, or ""; the number is 1 then.
+      free: the free memory of a device in bytes, by default what it says.
 
     Raises:
       ValueError: the user's number does not divide the number of devices, or is above 1 where batches may not be cut.
@@ -80,7 +83,7 @@ def data_shards(execution: Execution, devices: Sequence[Any], points: int, nbyte
     least = many // max(d for d in divisors if d <= points)
     if devices[0].platform == "cpu":  # CPU devices share one memory
         return least
-    half = free_bytes(devices[0]) / 2
+    half = (free_bytes(devices[0]) if free is None else free) / 2
     return next((d for d in divisors if d >= least and nbytes / d <= half), many)
 
 
@@ -106,12 +109,25 @@ def shard_over_points(step: Callable, mesh: Mesh, split: Sequence[bool | str]) -
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Put the tree on every device of the mesh, so that it is not moved again at every call."""
-    return jax.device_put(tree, replicated(mesh))
+    return put(tree, replicated(mesh))
+
+
+def put(tree: PyTree, at: Sharding) -> PyTree:
+    """Put a tree on devices; shapes without values, for which a program is only compiled, stay what they are."""
+    leaves = jax.tree.leaves(tree)
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
+        return tree
+    return jax.device_put(tree, at)
 
 
 def replicated(mesh: Mesh) -> Sharding:
     """How arrays lie that every device of the mesh has."""
     return NamedSharding(mesh, PartitionSpec()) if mesh.size > 1 else SingleDeviceSharding(mesh.devices.flat[0])
+
+
+def split_over(mesh: Mesh, axis: str) -> Sharding:
+    """How arrays lie whose leading axis is split over an axis of the mesh."""
+    return NamedSharding(mesh, PartitionSpec(axis)) if mesh.size > 1 else replicated(mesh)
 
 
 def split_rows(tree: PyTree, mesh: Mesh) -> PyTree:

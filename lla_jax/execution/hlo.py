@@ -66,7 +66,7 @@ class Array(NamedTuple):
 class Collective(NamedTuple):
     """How often a program calls a collective of one kind, and the bytes of all results on one device."""
 
-    count: int
+    calls: int
     nbytes: int
 
 
@@ -231,7 +231,7 @@ class _Walk:
             made = arrays(each.shape)
             nbytes = sum(x.nbytes for x in (made[len(made) // 2 :] if each.opcode != kind and len(made) > 1 else made))
             before = counts.collectives.get(kind, Collective(0, 0))
-            counts.collectives[kind] = Collective(before.count + times, before.nbytes + times * nbytes)
+            counts.collectives[kind] = Collective(before.calls + times, before.nbytes + times * nbytes)
         if each.opcode == "custom-call":
             target = _attribute(each.attributes, "custom_call_target").strip('"')
             if target not in _NO_WORK:

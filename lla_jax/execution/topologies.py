@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lla_jax._names import nearest
 from lla_jax.core import interrupts
 from lla_jax.core.arguments import Misuse
-from lla_jax.execution import hlo
+from lla_jax.core.tree import struct_of
+from lla_jax.execution import devices, hlo
 from lla_jax.execution.hlo import Collective
 
 GIB = 2**30
@@ -279,7 +280,7 @@ def compile_program(
     try:
         compiled = _compile(lowered)
     except jax.errors.JaxRuntimeError as error:
-        needed = _needed(str(error))
+        needed = memory_needed(str(error))
         if needed is None:
             raise
         seconds = time.perf_counter() - start
@@ -358,10 +359,91 @@ def _chips(args: Any) -> int:
     return len(set().union(*(each.device_set for each in shardings))) or 1
 
 
-def _needed(message: str) -> tuple[int, int] | None:
+def memory_needed(message: str) -> tuple[int, int] | None:
     """(bytes needed, bytes that there are) of the compiler's message that memory does not suffice; None for others."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     found = re.findall(r"([\d.]+)([KMGT]?)", " ".join(re.findall(r"[\d.]+[KMGT]?(?=[)\s]|$)", message)))
     sizes = [float(number) * 2.0 ** (10 * "_KMGT".index(unit)) for number, unit in found if unit and number != "."]
     return (int(sizes[0]), int(sizes[1])) if len(sizes) >= 2 else None
+
+
+# --- jobs
+
+
+class Call(NamedTuple):
+    """A program and how often a job runs it; the number is None where the data have no length."""
+
+    program: Program
+    runs: int | None
+
+
+class Part(NamedTuple):
+    """One part of a job, such as a landscape, as it would be executed on a slice.
+
+    Args:
+      name: such as "landscape".
+      plan: the plan that was compiled, in words.
+      unit: what ``num`` counts, such as "points".
+      num: the points, products or steps of the whole job.
+      calls: the programs, on each host, with the number of runs for the whole job.
+      others: plans that were compiled too, and their seconds for the whole job; None for one that does not fit or
+        whose time is unknown.
+      remedy: what to do if a program does not fit.
+    """
+
+    name: str
+    plan: str
+    unit: str
+    num: int
+    calls: tuple[Call, ...]
+    others: dict[str, float | None]
+    remedy: str
+
+    @property
+    def fits(self) -> bool:
+        """Whether all its programs fit into the memory of a chip."""
+        return all(call.program.fits for call in self.calls)
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that one of its programs takes on a chip."""
+        return max(call.program.peak for call in self.calls)
+
+    @property
+    def seconds(self) -> float | None:
+        """The compiler's estimate for the whole job; None where it is unknown."""
+        total = 0.0
+        for program, runs in self.calls:
+            if program.seconds is None or runs is None:
+                return None
+            total += program.seconds * runs
+        return total
+
+
+def abstract(tree: Any, at: Any) -> Any:
+    """Shapes and types in place of arrays, as a program is compiled for them: nothing is put on a device.
+
+    Args:
+      tree: a tree of arrays, of numbers or of shapes.
+      at: the sharding of all leaves.
+    """
+
+    def leaf(x: Any) -> jax.ShapeDtypeStruct:
+        shape = struct_of(x if hasattr(x, "dtype") else np.asarray(x))
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=at)
+
+    return jax.tree.map(leaf, tree)
+
+
+def abstract_rows(data: Any, mesh: Mesh, axis: str) -> Any:
+    """The same of a data set whose rows are split over an axis of a mesh, and padded to a multiple of it."""
+    shards = mesh.shape[axis]
+    if shards == 1:
+        return abstract(data, devices.replicated(mesh))
+    at = NamedSharding(mesh, PartitionSpec(axis))
+
+    def leaf(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((-(-x.shape[0] // shards) * shards, *x.shape[1:]), x.dtype, sharding=at)
+
+    return jax.tree.map(leaf, abstract(data, at))

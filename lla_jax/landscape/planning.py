@@ -20,7 +20,7 @@ from lla_jax.core import interrupts, losses
 from lla_jax.core.arguments import Misuse, warn_caller
 from lla_jax.core.remembering import remember
 from lla_jax.core.text import duration
-from lla_jax.core.types import Batch, PyTree, Recipe
+from lla_jax.core.types import Batch, Loss, PyTree, Recipe
 from lla_jax.execution import devices, plans, rewriting
 from lla_jax.execution.plans import Plan
 from lla_jax.landscape import kernels
@@ -76,42 +76,45 @@ def _fastest_plan(job: Job, most: int) -> Plan:
     bucket = 1 << (min(points, 1024) - 1).bit_length()
     key = (_key(job, rows), bucket, replace(task.execution, devices=job.mesh.size))
 
-    def candidates() -> list[Plan]:
-        # enough examples for their values to be larger than the weights
-        few = rows if task.couples_examples else min(256, rows)
-
-        def one(params: PyTree, batch: Batch) -> Any:
-            centre = Points(params, job.directions, np.zeros((1, len(job.coords)), np.float32))
-            block = losses.block_at(batch, 0, few, few, 0)
-            return kernels.sums_at_points(job.loss, centre, block, task.formula, Plan(1, few, "map", False))
-
-        device = job.mesh.devices.flat[0]
-        nbytes, primitives, *_ = rewriting.profile(one, job.params, job.first_piece.batch, device=device)
-        return plans.candidates(
-            task.execution,
-            points=points,
-            rows=rows,
-            row_bytes=nbytes // few,
-            param_bytes=sum(x.nbytes for x in jax.tree.leaves(job.params)),
-            uncut=task.couples_examples,
-            sharable=task.rule.affine and job.momenta is None and _single_or_double(job.params),
-            scannable="conv_general_dilated" not in primitives,
-            on_cpu=devices.on_cpu(job.mesh),
-        )
-
     def seconds(plan: Plan) -> float:
-        cut, starts = _first_blocks(job, plan)
+        cut, starts = first_blocks(job, plan)
         elapsed = plans.time_call(lambda: _first_call(job, plan, cut, starts))
         return elapsed / (plan.chunk * job.mesh.size * cut.microbatch * len(starts))
 
-    return plans.choose_fastest(key, candidates, seconds, job.num * count)
+    return plans.choose_fastest(key, lambda: propose(job, points), seconds, job.num * count)
+
+
+def propose(job: Job, points: int) -> list[Plan]:
+    """The plans that ``execution.plans`` proposes for a job with so many points on each device; nothing is computed."""
+    task, rows = job.task, _rows(job)
+    # enough examples for their values to be larger than the weights
+    few = rows if task.couples_examples else min(256, rows)
+
+    def one(loss: Loss, params: PyTree, directions: PyTree, batch: Batch) -> Any:
+        centre = Points(params, directions, np.zeros((1, len(job.coords)), np.float32))
+        block = losses.block_at(batch, 0, few, few, 0)
+        return kernels.sums_at_points(loss, centre, block, task.formula, Plan(1, few, "map", False))
+
+    device, arguments = job.mesh.devices.flat[0], (job.loss, job.params, job.directions, job.first_piece.batch)
+    nbytes, primitives, *_ = rewriting.profile(one, *arguments, device=device)
+    return plans.candidates(
+        task.execution,
+        points=points,
+        rows=rows,
+        row_bytes=nbytes // few,
+        param_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(job.params)),
+        uncut=task.couples_examples,
+        sharable=task.rule.affine and job.momenta is None and _single_or_double(job.params),
+        scannable="conv_general_dilated" not in primitives,
+        on_cpu=devices.on_cpu(job.mesh),
+    )
 
 
 def _single_or_double(params: PyTree) -> bool:
     return all(x.dtype in (np.float32, np.float64) for x in jax.tree.leaves(params))
 
 
-def _first_blocks(job: Job, plan: Plan) -> tuple[Plan, np.ndarray]:
+def first_blocks(job: Job, plan: Plan) -> tuple[Plan, np.ndarray]:
     """(plan, starts of the blocks) of the first call over the first piece."""
     rows = rows_per_device(job, job.first_piece.batch)
     return next(plans.split_calls(plan, rows, job.first_piece.rows, job.task.batch_size, job.task.couples_examples))
@@ -151,7 +154,7 @@ def choose_plan(job: Job, plan: Plan | None, most: int | None = None) -> tuple[P
     def compute(plan: Plan, lo: int, hi: int) -> None:
         nonlocal seconds
         calls.clear()  # of an attempt that ran out of memory
-        cut, starts = _first_blocks(job, plan)
+        cut, starts = first_blocks(job, plan)
         for _ in range(1 if compiled_for in _DETERMINISTIC else 2):
             start = time.perf_counter()
             sums = interrupts.wait(_first_call(job, plan, cut, starts))

@@ -1,4 +1,6 @@
 from lla_jax.measures.convexity_map import convexity as convexity
+from lla_jax.measures.costs import Costs as Costs
+from lla_jax.measures.costs import compile_for as compile_for
 from lla_jax.measures.layers import Layer as Layer
 from lla_jax.measures.layers import per_layer as per_layer
 from lla_jax.measures.planes import PlaneReport as PlaneReport

@@ -49,6 +49,17 @@ def test_landscape_saves_values_and_pictures(tiny, capsys):
     assert not (tiny / "a/b/landscape.partial.npz").exists()
 
 
+def test_precision_is_in_the_recipe_and_another_one_continues_on_a_cpu(tiny, capsys):
+    same = ("--dims", 1, "--points", 5, "--out", "run")
+    assert tiny_run(*same, "--precision", "high") == 0
+    assert lla.load("run/landscape.npz").recipe["precision"]["matmul"] == "high"
+    assert tiny_run(*same) == 0
+    with pytest.raises(SystemExit):
+        tiny_run(*same, "--precision", "float32")
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("--precision", "highest", "high", "default"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "shape", "ends"),
     [
