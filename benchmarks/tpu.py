@@ -248,7 +248,7 @@ def main() -> None:
     if not topologies.has_compiler():
         raise SystemExit('libtpu, the compiler for TPUs, is not installed: pip install "jax[tpu]" (no TPU is needed)')
     path, left = measure.place(options, "tpu"), measure.clock(options.minutes)
-    result = measure.resumed(path, measure.begun(__doc__, 0) | {"rows": {}})
+    result = measure.resumed(path, measure.begun(__doc__, 0) | {"rows": {}}) | {"wanted": len(list(jobs()))}
     for job in wanted[:2] if options.quick else wanted:
         name = name_of(job)
         if "chips" in result["rows"].get(name, {}):

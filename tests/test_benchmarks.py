@@ -205,9 +205,10 @@ def test_what_a_compiler_says_of_a_tpu_is_a_table_with_dashes_for_what_is_not_kn
     about = {"network": "mlp", "slice": "tpu-v5e-4", "collectives": {"all-reduce": [2, 100]}}
     unknown = {"program": "lanczos", "seconds": None, "share_of_roofline": None, "collectives": {}}
     rows = {"a": row | about | plane, "b": row | about | unknown, "c": {"error": "no"}}
-    (tmp_path / "tpu.json").write_text(json.dumps(MADE | {"rows": rows}))
+    (tmp_path / "tpu.json").write_text(json.dumps(MADE | {"rows": rows, "wanted": 9}))
     new = table.page(f"{table.BEGIN}{table.END}", tmp_path)
     plan = "64 one by one, first layer not shared, highest"
+    assert "TPUs: what their compiler says of 2 of 9 programs" in new
     assert f"| plane | MLP | tpu-v5e-4 | {plan} | 1 | 3 | 2 | 4 | 5 | 25% | 2 all-reduce |\n" in new
     assert "| step of Lanczos | MLP | tpu-v5e-4 |  | 1 | 3 | 2 | - | - | - | none |\n" in new
 

@@ -17,7 +17,7 @@ def tpu(result: dict) -> str:
     rows = [row for row in result["rows"].values() if "chips" in row]
     versions = result["environment"]["versions"]
     lines = [
-        "TPUs: what their compiler says, for programs that were compiled and not run (jax "
+        f"TPUs: what their compiler says of {len(rows)} of {result['wanted']} programs, which were not run (jax "
         f"{versions['jax']}, {result['environment']['date']}, `python benchmarks/tpu.py`). The time is the compiler's "
         "estimate for the whole step; of a plane, microseconds a point are it over the points of all chips. The share "
         "is that of the time that operations or bytes alone would take at the chip's best. No TPU has measured this.",

@@ -143,9 +143,10 @@ def candidates(
     """The plans worth timing, best guess first; they are few, because each must be compiled.
 
     On an accelerator they are four: points one by one in a loop on the device, with the affine part shared and
-    without, and points as a batch, with many examples and with few. With convolutions the loops come first: over a
-    batch of weights a convolution is a grouped one, which takes a TPU 2.5 times as long on LeNet and nothing more on
-    ResNet-20; without them the batch does, which takes a twentieth on a small MLP (``benchmarks/tpu.py``).
+    without, and points as a batch, with many examples and with few. The TPU's compiler estimates (v5e, a point): a
+    small MLP 1.1 us as a batch, 16 and 25 us one by one; LeNet 2.5 times as long as a batch as one by one, since a
+    convolution over a batch of weights is a grouped one; ResNet-20 about the same. So without convolutions the batches
+    come first, with them the loops (``benchmarks/tpu.py``).
 
     Args:
       execution: the choices of the user; "auto" fields are free.

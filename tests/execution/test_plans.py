@@ -67,7 +67,7 @@ def test_candidates_for_convolutions_loop_over_points_and_chunk_by_the_cost_of_a
 
 
 def test_candidates_for_accelerators_are_loops_and_batches_with_the_likely_ones_first():
-    """What the TPU's compiler says of the five networks of the benchmarks is in benchmarks/results/tpu.json."""
+    """What the TPU's compiler says of such plans is in benchmarks/results/tpu.json."""
     job = {"points": 1681, "param_bytes": 1000, "uncut": False, "on_cpu": False}
     for row_bytes, rows, chunks in ((256, 1797, (256, 256)), (18816, 2048, (222, 13)), (65536, 512, (64, 15))):
         many, few = (-(-1681 // -(-1681 // chunk)) for chunk in chunks)
