@@ -26,6 +26,7 @@ log = logging.getLogger("lla_jax")
 
 PER_ROUND = 32  # a call computes at most one of so many points of the grid, since a round has few
 LEAST_CALL = 16  # points that a call computes, if the plan is free
+MOST_CALL = 512  # and at most: a smooth plane needs no more points, however large its grid is
 REACH = 2  # points on each side of the centre, along every axis, that are evaluated for its slopes and curvatures
 ON_CENTRE = 1e-9  # of an axis' range: a coordinate this close to 0 is the centre
 SHARE = 4  # one of so many points is expected to be evaluated, until more is known
@@ -77,7 +78,7 @@ def warn_of_noise(recipe: Recipe) -> None:
 
 def most_points(job: Job) -> int:
     """The most points that a call of a new plan computes: few, because a call that is not full costs as much."""
-    return min(job.num, max(LEAST_CALL, job.num // PER_ROUND))
+    return min(job.num, MOST_CALL, max(LEAST_CALL, job.num // PER_ROUND))
 
 
 def centre_points(coords: tuple[np.ndarray, ...]) -> np.ndarray:
