@@ -8,7 +8,7 @@ import pytest
 import lla_jax as lla
 from lla_jax.landscape.store import reading, refining
 from lla_jax.landscape.store import writing as stored
-from tests.helpers import Interrupt, params
+from tests.helpers import Interrupt
 from tests.landscape.store.cases import assert_same, assert_same_to_rounding, run
 
 GRID = lla.grid(extent=0.5, points=(25, 24))
@@ -140,7 +140,6 @@ def test_writers_share_the_points(tmp_path, plane, computed):
     assert sum(computed) == plane.evaluated.sum()
 
 
-def test_an_old_store_without_a_refinement_is_read_as_before(tmp_path, complete):
+def test_a_store_without_a_refinement_has_no_trace_of_one(tmp_path, complete):
     assert_same(run(tmp_path), complete)
-    assert not list(tmp_path.glob("refine*"))
-    assert params()
+    assert not [*tmp_path.glob("refine*"), *tmp_path.rglob("points-*")]
