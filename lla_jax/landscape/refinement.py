@@ -206,6 +206,8 @@ def _draw(left: np.ndarray, looks: int, size: int, group: int, one: Filling) -> 
     chance = held_out.chance_of_look(looks)
     least = held_out.choose_number(len(left), 1 + min(size // CELLS_PER_RANK, MOST_RANK - 1), chance)
     number = min(choosing.round_up(least, group), len(left))
+    while number < len(left) and not held_out.choose_rank(len(left), number, chance):
+        number += 1  # the 5 % of the rest are whole cells: where a few more points leave one less, none may bound it
     seed = zlib.crc32(np.ascontiguousarray(one.values, "<f8").tobytes())
     drawn = np.random.default_rng([seed, looks]).choice(left, number, replace=False)
     return _Look(np.sort(drawn), held_out.choose_rank(len(left), number, chance), looks + 1)

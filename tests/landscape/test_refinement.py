@@ -85,6 +85,17 @@ def test_a_narrow_minimum_on_a_logarithmic_picture(low):
     assert (found.values["loss"] > 0).all()
 
 
+@pytest.mark.parametrize("side", [19, 20])
+def test_a_look_filled_up_to_a_group_still_bounds(side):
+    line = np.linspace(-1, 1, side)
+    x, y = np.meshgrid(line, line, indexing="ij")
+    for number in range(2):
+        truth = x**2 + y + 0.003 * np.random.default_rng(number).normal(size=x.shape) * (x > 0)
+        found, asked, _ = run(truth, (line, line), stderr=np.full(x.shape, 0.003), group=16)
+        assert not asked.all()
+        assert np.percentile(true_errors(found, truth, asked), 95) <= found.about["error"]
+
+
 def test_evaluated_points_stay_as_they_are_and_are_counted():
     truth = smooth(0)
     found, asked, _ = run(truth)
