@@ -19,6 +19,7 @@ _MEANT = {
     **dict.fromkeys(("from_haiku", "from_function"), "lla.Loss(apply, criterion, state=state)"),
     "from_flax": "lla.from_linen or lla.from_nnx",
     "open": "lla.load(path)",
+    "compute": "lla.evaluate",
 }
 """Names that people try, and what there is in their place."""
 

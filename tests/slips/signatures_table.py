@@ -139,7 +139,7 @@ rows(
     ("eigenvalues_of_the_package", lambda: lla.hessian_eigenvalues, ("did you mean hessian?",)),
     ("a_class_for_a_function", lambda: lla.Hessian, ("did you mean hessian?", "eigenpairs")),
     ("a_plot", lambda: lla.plot_landscape, ("has no attribute 'plot_landscape'; did you mean",)),
-    ("compute", lambda: lla.compute, ("it has: ", "evaluate")),
+    ("compute", lambda: lla.compute, ("did you mean lla.evaluate?",)),
     ("a_direction", lambda: lla.directions.gaussian, ("it has: ", "random")),
     ("a_picture", lambda: lla.plotting.contourf, ("did you mean contour?",)),
     ("merge_of_the_package", lambda: lla.merge, ("did you mean lla.runs.merge?",)),
