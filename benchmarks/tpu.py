@@ -76,7 +76,7 @@ def compiled(job: dict[str, Any]) -> dict[str, Any]:
     step, args, static = _MAKERS[job["program"]](job, topologies.devices_of(place))
     found = topologies.compile_program(step, *args, on=place, name=name_of(job), trips={"while": 1}, **static)
     row = {name: value for name, value in found._asdict().items() if name not in ("name", "slice")}
-    row["collectives"] = {kind: [each.count, each.nbytes] for kind, each in found.collectives.items()}
+    row["collectives"] = {kind: [each.calls, each.nbytes] for kind, each in found.collectives.items()}
     row |= {"share_of_roofline": found.share, "fits": found.fits}
     if found.seconds is not None and job["program"] == "plane":
         row["us_per_point"] = 1e6 * found.seconds / (job["chunk"] * found.chips)

@@ -213,6 +213,19 @@ def test_what_a_compiler_says_of_a_tpu_is_a_table_with_dashes_for_what_is_not_kn
     assert "| step of Lanczos | MLP | tpu-v5e-4 |  | 1 | 3 | 2 | - | - | - | none |\n" in new
 
 
+def test_a_row_of_a_compiled_program_is_plain_data(monkeypatch):
+    from lla_jax.execution import hlo, topologies
+
+    moved = {"all-reduce": hlo.Collective(2, 100)}
+    program = topologies.Program("", "tpu-v5e-4", 4, 1, 1, 1, 3, 9, 8.0, 8.0, moved, 2e-6, 1e-6, 1.0, ())
+    monkeypatch.setattr(topologies, "compile_program", lambda *args, **options: program)
+    monkeypatch.setattr(topologies, "devices_of", lambda on: ())
+    monkeypatch.setitem(tpu._MAKERS, "plane", lambda job, devices: (None, (), {}))
+    row = tpu.compiled(next(tpu.jobs()) | {"slice": "tpu-v5e-4", "chunk": 5})
+    assert json.loads(json.dumps(row))["collectives"] == {"all-reduce": [2, 100]}
+    assert row["us_per_point"] == pytest.approx(2 / 20)
+
+
 def test_the_programs_for_tpus_have_names_of_their_own_and_the_plans_that_accelerators_try():
     rows = list(tpu.jobs())
     assert len({tpu.name_of(job) for job in rows}) == len(rows)

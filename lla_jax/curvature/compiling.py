@@ -11,9 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from lla_jax.core import data as _data
 from lla_jax.core import losses, precision
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.types import Execution, PyTree, Recipe
 from lla_jax.core.wholes import Whole
@@ -22,7 +24,7 @@ from lla_jax.curvature.blocks import Settings
 from lla_jax.curvature.linear_operator import LinearOperator
 from lla_jax.curvature.matrices import Matrix
 from lla_jax.curvature.products import Common
-from lla_jax.execution import devices, plans, topologies
+from lla_jax.execution import devices, plans, sharding, topologies
 from lla_jax.execution.devices import GRID
 from lla_jax.execution.topologies import Call, Part, Slice, abstract, abstract_rows
 
@@ -51,7 +53,8 @@ def compile_products(
 
     Args:
       loss: as for ``hessian``, and so are data, batch_size and execution (without devices).
-      params: the parameters; arrays or ``jax.ShapeDtypeStruct``.
+      params: the parameters; arrays or ``jax.ShapeDtypeStruct``. Where leaves are sharded by a NamedSharding, so they
+        are over as many chips of a host.
       data: one data set or a stream, whose first batch is compiled for.
       on: the slice.
       num: products of the whole job.
@@ -81,6 +84,19 @@ def compile_products(
     return product, Part("Lanczos", f"{text}; {together} steps in one program", "steps", steps, calls, {}, remedy)
 
 
+def mesh_of_params(params: PyTree, on: Slice, execution: Execution) -> Mesh | None:
+    """The chips of one host over which the parameters are sharded; None if they are not.
+
+    Raises:
+      ValueError: a host has fewer chips; or primal values are to be kept.
+    """
+    mesh = sharding.mesh_like(params, topologies.devices_of(on, one_host=True), f"a host of {on.name}")
+    if mesh is not None and execution.linearize is True:
+        remedy = "which is not compiled for parameters that are sharded; leave it out"
+        raise Misuse("execution.linearize", f"True given, {remedy}")
+    return mesh
+
+
 def _times(once: tuple[Call, ...], num: int, passes: int | None) -> tuple[Call, ...]:
     """The calls of ``num`` products, each of so many pieces of the data."""
     return tuple(
@@ -105,14 +121,21 @@ def _operator(
     matrix = Matrix("hessian", (True,) * len(jax.tree.leaves(params)), train=batch_stats == "batch")
     uncut = matrix.train or not loss.per_example or isinstance(first, Whole)
     chips = topologies.devices_of(on, one_host=True)
-    mesh = devices.mesh_of(chips[:1] if uncut else chips)
-    here = devices.replicated(mesh)
-    if not uncut and on.hosts > 1:
-        first = jax.tree.map(lambda x: jax.ShapeDtypeStruct((-(-x.shape[0] // on.hosts), *x.shape[1:]), x.dtype), first)
-    rows = abstract_rows(first, mesh, GRID)
+    params_mesh = mesh_of_params(params, on, execution)
+    mesh = devices.mesh_of(chips[:1] if uncut or params_mesh is not None else chips)
+    here = devices.replicated(params_mesh or mesh)
+    if params_mesh is not None:  # one process holds them all, and all rows
+        rows = sharding.shapes_on_mesh(first, params_mesh, "data")
+        params = sharding.shapes_on_mesh(params, params_mesh, "params")
+    else:
+        if not uncut and on.hosts > 1:
+            first = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((-(-x.shape[0] // on.hosts), *x.shape[1:]), x.dtype), first
+            )
+        rows, params = abstract_rows(first, mesh, GRID), abstract(params, here)
     key = abstract(jax.random.key(0), here)
-    common = Common(abstract(loss, here), abstract(params, here), None, np.int32(0), np.int32(0), key)
-    settings = Settings(matrix, mesh, None, uncut, batch_size, True, False, execution.precision)
+    common = Common(abstract(loss, here), params, None, np.int32(0), np.int32(0), key)
+    settings = Settings(matrix, mesh, params_mesh, uncut, batch_size, True, False, execution.precision)
     recipe: Recipe = {"kind": "hessian", "precision": {}}
     unkept = replace(
         execution, linearize=False, remat=execution.remat is True
@@ -129,6 +152,8 @@ def _keep(H: LinearOperator, execution: Execution, on: Slice) -> LinearOperator:
     """The operator that keeps its primal values, if that is chosen, or if they take a quarter of the memory at most."""
     by, mesh = H.multiplier, H.multiplier.mesh
     assert mesh is not None
+    if H.space.shards is not None:
+        return H
     nbytes = held.kept_bytes(by, H.common, list(H.blocks)) if execution.linearize else 0
     if not execution.linearize or (
         execution.linearize == "auto" and nbytes > held.KEPT_FRACTION * on.chip.memory * mesh.size
@@ -158,7 +183,10 @@ def _product(H: LinearOperator, on: Slice) -> tuple[Call, ...]:
         )
         made.append(Call(program, 1 if made else max(1, len(H.blocks) - 1)))
     total = jax.eval_shape(lambda *args: products.sums(by, *args), H.common, H.space, H.blocks[0], v)
-    total = abstract(total, devices.split_over(by.mesh, GRID))
+    if H.space.shards is None:
+        total = abstract(total, devices.split_over(by.mesh, GRID))
+    else:
+        total = v, abstract(total[1], H.common.count.sharding)
     finish = topologies.compile_program(
         products.finish_step, H.common, H.space, v, total, on=on, name="end of a product", by=by
     )

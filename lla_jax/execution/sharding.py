@@ -15,14 +15,18 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.tree import struct_of
 from lla_jax.core.types import PyTree
+from lla_jax.execution import devices as _devices
 
 Shardings = tuple[NamedSharding, ...]
 
 
 def is_sharded(leaf: Any) -> bool:
-    """Whether a leaf is a jax array of which devices may hold different parts; False for tracers and numpy arrays."""
-    sharding = leaf.sharding if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) else None
+    """Whether a leaf is a jax array, or the shape of one, of which devices may hold different parts; False for tracers
+    and numpy arrays."""
+    placed = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and not isinstance(leaf, jax.core.Tracer)
+    sharding = leaf.sharding if placed else None
     if isinstance(sharding, NamedSharding):
         return any(entry is not None for entry in sharding.spec)
     return sharding is not None and not sharding.is_fully_replicated
@@ -35,27 +39,60 @@ def mesh_of(tree: PyTree) -> Mesh | None:
       ValueError: a leaf is sharded by another sharding than a NamedSharding, or over several processes; or two leaves
         are sharded over different meshes.
     """
-    sharded = [x for x in jax.tree.leaves(tree) if is_sharded(x)]
-    if not sharded:
+    mesh = _mesh_named(tree)
+    if mesh is None:
         return None
-    if not all(isinstance(x.sharding, NamedSharding) for x in sharded):
-        others = [x.sharding for x in sharded if not isinstance(x.sharding, NamedSharding)]
-        raise Misuse("params", f"sharded as {others[0]}; shard them by jax.sharding.NamedSharding over one mesh")
-    if not all(x.is_fully_addressable for x in sharded):
+    if not all(x.is_fully_addressable for x in jax.tree.leaves(tree) if is_sharded(x)):
         raise Misuse(
             "params",
             "sharded over several processes, which the curvature does not support; pass a copy in every process "
             "(data-parallel), or parameters sharded over the devices of one process",
         )
-    meshes = {x.sharding.mesh for x in sharded}
+    return _mesh(mesh.devices, mesh.axis_names)
+
+
+def mesh_like(tree: PyTree, devices: Sequence[Any], there: str) -> Mesh | None:
+    """The same with other devices: what the leaves are sharded over may be a mesh without devices (``AbstractMesh``).
+
+    Args:
+      tree: arrays, or shapes with shardings.
+      devices: the devices, of which the first ones are taken.
+      there: what has the devices, for the error.
+
+    Raises:
+      ValueError: there are fewer devices than in the mesh; or as for ``mesh_of``.
+    """
+    mesh = _mesh_named(tree)
+    if mesh is None:
+        return None
+    if mesh.size > len(devices):
+        raise Misuse(
+            "params",
+            f"sharded over {mesh.size} devices, and {there} has {len(devices)}; shard them over {len(devices)}",
+        )
+    return _mesh(np.array(devices[: mesh.size]).reshape(mesh.axis_sizes), mesh.axis_names)
+
+
+def _mesh(devices: np.ndarray, names: tuple[Any, ...]) -> Mesh:
+    return Mesh(devices, names, axis_types=(AxisType.Auto,) * devices.ndim)
+
+
+def _mesh_named(tree: PyTree) -> Any:
+    """The one mesh that the shardings of a tree name; None if no leaf is sharded."""
+    shardings = [x.sharding for x in jax.tree.leaves(tree) if is_sharded(x)]
+    for each in shardings:
+        if not isinstance(each, NamedSharding):
+            raise Misuse("params", f"sharded as {each}; shard them by jax.sharding.NamedSharding over one mesh")
+    meshes = {each.mesh for each in shardings}
     if len(meshes) > 1:
         raise Misuse("params", f"sharded over {len(meshes)} meshes, {meshes}; put all leaves on one mesh")
-    mesh = meshes.pop()
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+    return meshes.pop() if meshes else None
 
 
 def keep_on_mesh(tree: PyTree, mesh: Mesh, name: str) -> PyTree:
     """Put the tree on the mesh: sharded leaves keep their shardings, and all others are copied to every device.
+
+    Shapes without values stay shapes.
 
     Args:
       tree: parameters or data.
@@ -66,6 +103,22 @@ def keep_on_mesh(tree: PyTree, mesh: Mesh, name: str) -> PyTree:
       ValueError: a leaf is sharded by another sharding than a NamedSharding, or over a mesh whose axes have other names
         or sizes.
     """
+    _check_mesh(tree, mesh, name)
+    return jax.tree.map(lambda x: _devices.put(x, sharding_of(x, mesh)), tree)
+
+
+def shapes_on_mesh(tree: PyTree, mesh: Mesh, name: str) -> PyTree:
+    """The shapes and types of a tree, with the places that ``keep_on_mesh`` gives it; nothing is put on a device."""
+    _check_mesh(tree, mesh, name)
+
+    def leaf(x: Any) -> jax.ShapeDtypeStruct:
+        shape = struct_of(x)
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding_of(x, mesh))
+
+    return jax.tree.map(leaf, tree)
+
+
+def _check_mesh(tree: PyTree, mesh: Mesh, name: str) -> None:
     for leaf in jax.tree.leaves(tree):
         sharding = leaf.sharding if is_sharded(leaf) else None
         if sharding is not None and (not isinstance(sharding, NamedSharding) or sharding.mesh.shape != mesh.shape):
@@ -74,7 +127,6 @@ def keep_on_mesh(tree: PyTree, mesh: Mesh, name: str) -> PyTree:
                 f"has a leaf sharded as {sharding}, and the parameters lie on the mesh {mesh.shape}; use one mesh for "
                 "parameters and data",
             )
-    return jax.tree.map(lambda x: jax.device_put(x, sharding_of(x, mesh)), tree)
 
 
 def sharding_of(leaf: Any, mesh: Mesh) -> NamedSharding:

@@ -9,7 +9,7 @@ from lla_jax.core.arguments import check_choice, check_integer, misuse
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import duration
 from lla_jax.core.types import Execution, Problem
-from lla_jax.curvature.compiling import compile_products
+from lla_jax.curvature.compiling import compile_products, mesh_of_params
 from lla_jax.execution import topologies
 from lla_jax.execution.progress import AskedProgress, takes_progress
 from lla_jax.execution.topologies import Part, Program
@@ -84,7 +84,8 @@ def _describe(part: Part) -> str:
         lines.append(f"  does not fit: a chip lacks {_size(worst.excess)}; {part.remedy}")
     whole = "unknown, see above" if part.seconds is None else _time(part.seconds)
     whole = whole if part.fits else "none, as it does not fit"
-    lines.append(f"  estimated time of the job, {part.num:,} {part.unit}: {whole}")
+    unit = part.unit if part.num != 1 else part.unit.removesuffix("s")
+    lines.append(f"  estimated time of the job, {part.num:,} {unit}: {whole}")
     for plan, seconds in part.others.items():
         lines.append(f"  instead, {plan}: {'it does not fit, or unknown' if seconds is None else _time(seconds)}")
     return "\n".join(lines)
@@ -157,7 +158,8 @@ def compile_for(
 
     Args:
       problem: loss, parameters, data; its metrics and extra data belong to the landscape. Leaves may be
-        ``jax.ShapeDtypeStruct`` instead of arrays, in float32. Of a stream the first batch is read.
+        ``jax.ShapeDtypeStruct`` instead of arrays, in float32. Of a stream the first batch is read. Parameters that
+        are sharded, if only over a ``jax.sharding.AbstractMesh``, are so in products, over as many chips of a host.
       topology: the slice, such as "tpu-v5e-8": v5e, v5p or v6e, and the number of chips.
       points: points of the landscape's grid, along each axis; one number is a plane of as many along both.
       products: Hessian products of the job.
@@ -177,13 +179,14 @@ def compile_for(
     if not isinstance(problem, Problem):
         raise misuse("problem", problem, "an lla.Problem, such as lla.Problem(loss, params, data)")
     on = topologies.slice_named(topology)
-    shape = (points, points) if isinstance(points, int) else tuple(points)
+    shape = tuple(points) if isinstance(points, tuple | list) else (points, points)
     for each in shape:
         check_integer("points", each, remedy="such as 41")
     check_integer("products", products)
     check_integer("steps", steps)
     check_choice("batch_stats", batch_stats, ("frozen", "batch"), "as reestimate reads the data a second time")
     execution = execution or Execution()
+    mesh_of_params(problem.params, on, execution)  # what is refused is refused before minutes of compiling
     tell = told or (lambda text: None)
 
     def done(count: int) -> None:
@@ -211,7 +214,7 @@ def compile_for(
         on,
         num=products,
         steps=steps,
-        execution=_only(execution, "linearize", "precision"),
+        execution=_only(execution, "linearize", "remat", "precision"),
         **options,
     )
     done(2)

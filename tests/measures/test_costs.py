@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 import lla_jax as lla
 from lla_jax.execution import topologies
@@ -67,6 +68,25 @@ def test_nothing_needs_values_and_several_chips_share_points_and_rows(on_cpus):
     assert part(found, "Lanczos").calls[-1].runs == 4
 
 
+def test_sharded_parameters_stay_so_over_the_chips_of_a_host(on_cpus):
+    mesh = AbstractMesh((4,), ("model",))
+    at = NamedSharding(mesh, PartitionSpec(None, "model"))
+    problem = make()
+    params = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in problem.params.items()}
+    params["a"] = jax.ShapeDtypeStruct((8, 16), np.float32, sharding=at)
+    sharded = lla.Problem(problem.loss, params, problem.data)
+    found = lla.compile_for(sharded, "tpu-v5e-4", points=(3,), steps=4)
+    assert "parameters sharded over 4 devices" in part(found, "Hessian product").plan
+    step = part(found, "Lanczos").calls[-1].program
+    assert step.chips == 4
+    assert step.arguments == pytest.approx(6 * 4 * (8 * 4 + 16), abs=16)  # five vectors of the basis, and one
+    with pytest.raises(ValueError, match="params: sharded over 4 devices, and a host of tpu-v5e-1 has 1"):
+        lla.compile_for(sharded, "tpu-v5e-1", points=(3,))
+    keep = lla.Execution(linearize=True)
+    with pytest.raises(ValueError, match="linearize: True given, which is not compiled"):
+        lla.compile_for(sharded, "tpu-v5e-4", points=(3,), execution=keep)
+
+
 def test_the_plan_of_the_least_time_is_taken_among_those_that_fit(on_cpus, monkeypatch):
     asked = []
 
@@ -105,6 +125,7 @@ def test_a_model_that_does_not_fit_says_by_how_much_and_what_to_shard():
         ({"topology": "tpu-v5e-5"}, "topology: 'tpu-v5e-5' given; it must be one of tpu-v5e-N"),
         ({"topology": "cuda"}, "only where one is"),
         ({"points": 0}, "points: 0 given"),
+        ({"points": "41"}, "points: '41' given"),
         ({"products": 0}, "products: 0 given"),
         ({"steps": 1.5}, "steps: 1.5 given"),
         ({"batch_stats": "reestimate"}, "batch_stats: 'reestimate' given"),
