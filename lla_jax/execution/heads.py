@@ -8,6 +8,7 @@ for one chunk of tokens after another, and derivatives compute the scores of a c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,7 +27,8 @@ CHUNK_BYTES = {True: 2**23, False: 2**27}  # of the scores of a chunk: on a CPU,
 LARGE = 4  # times the bytes of a chunk: smaller scores are computed at once
 WEIGHTS_MOST = 1.0  # times the bytes of the scores: sums over chunks hold copies of the weights' size
 SMALL = 8  # times smaller than the scores are values that may leave the head
-FUNCTIONS = {"softmax", "_softmax"}  # custom rules that say what their equations say; others stay as they are
+SOFTMAX = "_softmax at "  # jax's, whose own derivative is that of its equations; other rules stay as they are
+HERE = os.path.dirname(jax.__file__)
 
 
 class Head(NamedTuple):
@@ -61,7 +63,7 @@ def flatten(f: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
 
     def rule(eqn: Any, values: list[Any]) -> Sequence[Any]:
         values = [_in_type(x, var) for x, var in zip(values, eqn.invars, strict=True)]
-        if eqn.primitive.name == "custom_jvp_call" and _name(eqn) in FUNCTIONS:
+        if eqn.primitive.name == "custom_jvp_call" and _is_softmax(eqn):
             inner = eqn.params["call_jaxpr"]
             return interpret(inner, values, rule, JITS)
         return bind(eqn, values)
@@ -78,9 +80,10 @@ def _in_type(x: Any, var: Any) -> Any:
     return jnp.asarray(np.asarray(x), var.aval.dtype)
 
 
-def _name(eqn: Any) -> str:
-    info = getattr(eqn.params["call_jaxpr"].jaxpr, "debug_info", None)
-    return str(getattr(info, "func_name", "") or "").split(" ")[0]
+def _is_softmax(eqn: Any) -> bool:
+    """Whether a function with a derivative of its own is jax's softmax; a user's of this name may mean another one."""
+    source = str(getattr(eqn.params["call_jaxpr"].jaxpr.debug_info, "func_src_info", ""))
+    return source.startswith(SOFTMAX + HERE)
 
 
 def in_chunks(f: Callable[..., Any], *args: PyTree, chunk_bytes: int) -> tuple[Callable[..., Any], list[Head]]:
@@ -309,7 +312,7 @@ def _reached_without(jaxpr: Any, inside: set[int], own: set[Any]) -> set[int]:
 def _run_head(jaxpr: Any, head: Head, known: dict[Any, Any]) -> list[Any]:
     """The results of the head, from one chunk of tokens after another and a last one with the rest."""
     arrays = [known[v] for v, _ in head.sliced]
-    whole = {v: known[v] for v in head.whole}
+    whole = {v: _in_single(known[v]) for v in head.whole}
 
     def chunk(pieces: list[Any], num: int) -> list[Any]:
         mine = dict(zip(head.sliced, pieces, strict=True))
@@ -320,7 +323,7 @@ def _run_head(jaxpr: Any, head: Head, known: dict[Any, Any]) -> list[Any]:
                 return var.val
             if var in values:
                 return values[var]
-            return whole[var] if at is None else mine[var, at]
+            return whole[var].astype(var.aval.dtype) if at is None else mine[var, at]
 
         for i in head.eqns:
             eqn = jaxpr.eqns[i]
@@ -343,6 +346,12 @@ def _run_head(jaxpr: Any, head: Head, known: dict[Any, Any]) -> list[Any]:
     last = jax.checkpoint(lambda pieces: chunk(pieces, rest))(parts)
     pairs = zip(found, last, head.outputs, strict=True)
     return [jnp.concatenate([y, z], head.places[v].axis) for y, z, v in pairs]
+
+
+def _in_single(x: Any) -> Any:
+    """Half precision in float32, in which the gradients of the chunks are added up; others as they are."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4 else x
 
 
 def _cut(x: Any, at: Tokens, first: int, num: int, many: int) -> Any:

@@ -107,6 +107,42 @@ def test_other_functions_stay_as_they_are(name: str) -> None:
     assert f is REFUSED[name]
 
 
+@jax.custom_jvp
+def softmax(x: Any) -> Any:
+    """Named like jax's, and with another derivative than its equations have."""
+    return jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True)
+
+
+softmax.defjvp(lambda x, t: (softmax(*x), 2 * t[0]))
+
+
+def test_a_derivative_of_the_users_own_is_kept() -> None:
+    def f(p: Any) -> Any:
+        return -jnp.log(jnp.take_along_axis(softmax(scores(p)), LABELS[..., None], -1)).mean()
+
+    g, _ = heads.in_chunks(f, PARAMS, chunk_bytes=4 * CLASSES * ROWS)
+    one, two = (jax.grad(f)(PARAMS)["bias"] for f in (f, g))
+    np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-7)
+
+
+def test_jax_softmax_with_its_own_derivative_is_cut() -> None:
+    with jax.softmax_custom_jvp(True):
+        assert heads.in_chunks(CASES["softmax"], PARAMS, chunk_bytes=4 * CLASSES * ROWS)[1]
+
+
+def test_gradients_in_half_precision_are_added_up_in_float32() -> None:
+    x, labels = jnp.ones((1024, 2), jnp.bfloat16), np.zeros(1024, np.int32)
+
+    def f(kernel: Any) -> Any:
+        return entropy((x @ kernel).astype(jnp.float32), labels).mean()
+
+    kernel = jnp.zeros((2, CLASSES), jnp.bfloat16)
+    g, found = heads.in_chunks(f, kernel, chunk_bytes=2 * CLASSES)
+    assert found[0].size == 1  # 1024 equal terms, of which a sum in bfloat16 would end at 256
+    one, two = (np.asarray(jax.jit(jax.grad(f))(kernel), np.float32) for f in (f, g))
+    np.testing.assert_allclose(two, one, rtol=2**-6)
+
+
 def test_a_rest_of_tokens_is_a_chunk_of_its_own() -> None:
     flat, shape = heads.flatten(CASES["weighted"], PARAMS)
     head = heads.find(flat, 4 * CLASSES * ROWS)
