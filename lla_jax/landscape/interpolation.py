@@ -109,9 +109,10 @@ def fit(sites: Sites, values: np.ndarray, log: bool) -> Surface:
         unit = float(abs(values).max()) or 1.0  # whose square may overflow
         coefficients, rough, missed = _fit_one(sites, values, np.full(len(values), unit))
         return Surface(coefficients, np.zeros(len(values), bool), rough * unit, missed * unit)
-    plain = _fit_one(sites, values, values)
+    with np.errstate(all="ignore"):  # the square of a value may have no number; then the logarithm is taken
+        plain = _fit_one(sites, values, values)
     other = _fit_one(sites, np.log(values), np.ones(len(values)))
-    better = other[1] < plain[1]
+    better = ~(plain[1] <= other[1])
     coefficients = np.where(better[:, None], other[0], plain[0])
     rough, missed = (np.where(better, two, one) for one, two in zip(plain[1:], other[1:], strict=True))
     return Surface(coefficients, better, rough, missed)

@@ -28,6 +28,7 @@ Scale = Literal["auto", "linear", "log"]
 WORTH = 0.7  # of all points: where this many would be evaluated, all are
 CAREFUL = 2.5  # times the error that is expected has to be below the tolerance, at least
 NOISE = 0.4  # of the errors of points left out: those of noise do not get smaller where points are closer
+LASTING = 4  # rounds in a row whose points look like noise are noise; one is where most cells are expected to be off
 AS_NOISE = (0.4, 2.5)  # the errors of noise in multiples of the standard errors
 DOUBT = 0.03  # of the cells may be open whether they are finite: then their borders are as sharp as is needed
 MOST_RANK, CELLS_PER_RANK = 5, 5000  # a large grid can afford a bound that a few outliers do not raise
@@ -151,7 +152,7 @@ def _search(
 ) -> Generator[np.ndarray, Known, Refined | None]:
     """Refine until a look finds the errors small enough; None where all points are worth evaluating."""
     known = yield _ask(asked, first)
-    careful, looks, is_noise = CAREFUL, 0, False
+    careful, looks, is_noise, noisy = CAREFUL, 0, False, 0
     for number in itertools.count():
         one = _fit(refine, cells, np.flatnonzero(asked), known)
         if one is None:
@@ -166,7 +167,8 @@ def _search(
         if (excess > 1).sum() > group // 4 and not too_many and not is_noise:
             chosen = choosing.choose(one, asked, flat, excess, group)
             known = yield _ask(asked, chosen)
-            is_noise = (excess > 1).mean() > 0.5 and _is_noise(one, chosen, known)
+            noisy = noisy + 1 if _is_noise(one, chosen, known) else 0
+            is_noise = noisy >= (1 if (excess > 1).mean() > 0.5 else LASTING)
             continue
         look = _draw(left, looks, cells.size, group, one)
         if asked.sum() + len(look.drawn) > WORTH * cells.size:
@@ -177,7 +179,7 @@ def _search(
         is_noise = _is_noise(one, look.drawn, known)
         if bound <= refine.rtol or (is_noise and math.isfinite(bound)):
             return _fill(refine, one, known, look, asked)
-        careful, is_noise = max(careful, _observe(one, look.drawn, known)), False
+        careful, is_noise, noisy = max(careful, _observe(one, look.drawn, known)), False, 0
     return None
 
 

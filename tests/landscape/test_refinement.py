@@ -67,6 +67,12 @@ def test_values_whose_squares_have_no_number(size):
     np.testing.assert_allclose(found.values["loss"] / size, truth / size, atol=1e-8)
 
 
+def test_values_over_more_decades_than_a_square_has():
+    found, asked, _ = run(np.exp(600 * X))
+    assert asked.sum() <= 200
+    np.testing.assert_allclose(np.log(found.values["loss"]), 600 * X, atol=1e-6)
+
+
 def test_a_quadratic_on_unequal_coordinates():
     coords = (np.geomspace(0.01, 1, 61), np.sort(np.random.default_rng(1).uniform(-1, 1, 31)))
     truth = np.add.outer(3 * coords[0] ** 2, coords[1] ** 2 - coords[1])
@@ -156,6 +162,13 @@ def test_noise_that_the_standard_errors_know_of_is_not_refined():
     assert "standard error" in found.about["reason"]
     truth = X**2 + Y**2 + 0.1 * NOISE
     assert 0.01 < np.percentile(true_errors(found, truth, asked), 95) <= found.about["error"]
+
+
+def test_noise_about_as_large_as_the_tolerance_is_not_refined_either():
+    truth = np.cosh(2 * X) + 0.01 * NOISE  # 0.36 % of the range
+    found, asked, _ = run(truth, stderr=0.01, group=16)
+    assert asked.mean() < 0.4
+    assert np.percentile(true_errors(found, truth, asked), 95) <= found.about["error"] < 0.03
 
 
 def test_standard_errors_of_common_examples_are_no_noise():
