@@ -27,6 +27,7 @@ from lla_jax.curvature.eigensearch import Goal, Ritz, Search
 from lla_jax.curvature.handing_over import handing_over
 from lla_jax.curvature.linear_operator import Operator, check_spectral, no_finite_product
 from lla_jax.curvature.probe import describe
+from lla_jax.curvature.steps import error_of_differences
 from lla_jax.curvature.symmetry import settle
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.directions import centres
@@ -268,7 +269,7 @@ def _finish(s: Search, unit: Unit, goal: Goal, ended: str, recipe: Recipe, check
     apart = residuals.disagreement(s, ritz, num, H, checks.key)
     products = s.products + 1
     checks.after_step(products)
-    rounding = _lanczos.rounding(H, ROUNDING) * scale
+    rounding = _lanczos.rounding(H, ROUNDING, scale)
     each = apart / math.sqrt(num)  # of a pair, where the errors of all are as large
     together = bool(each <= max(rounding, AGREED * tol * scale))
     if together:
@@ -276,7 +277,7 @@ def _finish(s: Search, unit: Unit, goal: Goal, ended: str, recipe: Recipe, check
     else:
         vectors, values, errors, products = _check_each(s, ritz, num, H, products, checks)
         scale, each, apart = max(np.abs(values).max(), scale), 0.0, 0.0
-        rounding = _lanczos.rounding(H, ROUNDING) * scale
+        rounding = _lanczos.rounding(H, ROUNDING, scale)
     within = errors + each <= 1.01 * tol * scale + min(rounding, tol * scale)
     in_full = ended in ("verified", "unverified")
     recipe |= {
@@ -388,7 +389,8 @@ class Extremes(NamedTuple):
     Args:
       smallest: the smallest Ritz value; NaN where the products are not finite.
       largest: the largest Ritz value.
-      residual: the larger |A x - theta x| of the two: an exact eigenvalue lies within it of either.
+      residual: the larger |A x - theta x| of the two, with the error of finite differences if A has one: an exact
+        eigenvalue lies within it of either.
       products: products used.
     """
 
@@ -430,7 +432,8 @@ def extremes(H: Operator, key: jax.Array, steps: int = 30, *, tol: float = 1e-3)
                 return True
             theta, y = np.linalg.eigh(_lanczos.tridiagonal(alphas, betas))
             residual = float(betas[-1] * np.abs(y[-1, [0, -1]]).max())
-            ends = Extremes(float(theta[0]) * unit.size, float(theta[-1]) * unit.size, residual * unit.size, 0)
+            off = residual + error_of_differences(unit.H)
+            ends = Extremes(float(theta[0]) * unit.size, float(theta[-1]) * unit.size, off * unit.size, 0)
             return residual <= tol * np.abs(theta[[0, -1]]).max()
 
         basis = _lanczos.begin(_lanczos.random(H, key, 0, "rademacher"), rows=steps + 1, shards=H.space.shards)

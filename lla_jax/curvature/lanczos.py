@@ -38,6 +38,7 @@ from lla_jax.curvature.room import (
     stacked_like,
 )
 from lla_jax.curvature.space import draw_one, take, vector_at
+from lla_jax.curvature.steps import error_of_differences
 from lla_jax.curvature.symmetry import settle
 from lla_jax.curvature.units import Unit, adapt
 from lla_jax.execution import sharding
@@ -479,14 +480,15 @@ def lanczos(H: Operator, key: jax.Array, steps: int, *, start: str = "rademacher
 # --- rounding, arguments
 
 
-def rounding(H: Operator, times: float) -> float:
-    """The rounding error of a product, relative to the largest eigenvalue.
+def rounding(H: Operator, times: float, largest: float) -> float:
+    """The rounding error of a product with a vector of norm 1, where ``largest`` is the largest eigenvalue.
 
     It is ``times`` eps of the vectors' dtype, or eps of the types in which the loss is computed, or of the operands of
-    its matrix products, or the error of finite differences, if that is larger.
+    its matrix products, each times ``largest``; or the error of finite differences, if that is larger.
     """
-    made = H.recipe.get("product", {}).get("error", 0.0)
-    return max(made, times * float(jnp.finfo(H.dtype).eps), precision.eps_at_work(H.recipe))
+    return max(
+        error_of_differences(H), largest * max(times * float(jnp.finfo(H.dtype).eps), precision.eps_at_work(H.recipe))
+    )
 
 
 def check_start(start: Any) -> None:

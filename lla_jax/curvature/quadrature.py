@@ -301,7 +301,7 @@ def _result(s: _Sequences, recipe: Recipe, unit: Unit, state: dict[str, np.ndarr
         alphas, betas = s.alphas[p, : s.done[p]], s.betas[p, : s.done[p]]
         theta, w = _rule(alphas, betas, recipe, H)
         counts.append(len(theta))
-        spent = betas.min() <= _lanczos.rounding(H, SPENT) * np.abs(theta).max()
+        spent = betas.min() <= _lanczos.rounding(H, SPENT, np.abs(theta).max())
         exhausted.append(bool(spent or s.done[p] == recipe["n"]))
         nodes[row], weights[row, : len(w)] = np.pad(theta, (0, nodes.shape[1] - len(theta)), mode="edge"), w
     recipe |= {"products": s.products, "steps_done": s.done[kept].tolist(), "nodes": counts}
@@ -315,8 +315,9 @@ def _rule(alphas: np.ndarray, betas: np.ndarray, recipe: Recipe, H: Operator) ->
     nodes, vectors = np.linalg.eigh(_lanczos.tridiagonal(alphas, betas))
     weights = vectors[0] ** 2
     if recipe["scheme"] == "full":
-        near = _lanczos.rounding(H, CLOSE) * np.abs(nodes).max()
-        seen = weights > min(FAINT / recipe["n"], _lanczos.rounding(H, 100) ** 2)
+        largest = float(np.abs(nodes).max()) or 1.0
+        near = _lanczos.rounding(H, CLOSE, largest)
+        seen = weights > min(FAINT / recipe["n"], (_lanczos.rounding(H, 100, largest) / largest) ** 2)
         nodes, weights = nodes[seen], weights[seen]
         group, start = np.zeros(len(nodes), int), 0
         for i in range(1, len(nodes)):

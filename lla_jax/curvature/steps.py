@@ -54,6 +54,15 @@ def operator_at(make: Make, params: PyTree, recipe: Recipe) -> Any:
     return replace(found, rebuild=functools.partial(operator_at, make))
 
 
+def error_of_differences(H: Operator) -> float:
+    """The stated error of a product with a vector of norm 1; 0 where products are no finite differences.
+
+    Of S A S it is the largest entry of S squared times that of A.
+    """
+    absolute = float(H.recipe.get("product", {}).get("absolute", 0.0))
+    return absolute * float(_tree.largest(H.scale)) ** 2 if absolute and H.scale is not None else absolute
+
+
 class _Measured(NamedTuple):
     """The product with a vector of norm 1 at a step, and its difference from that at half of the step."""
 

@@ -112,6 +112,20 @@ def test_a_fused_kernel_has_a_hessian(exact: np.ndarray) -> None:
         assert np.abs(values - value).min() <= residual
 
 
+def test_the_error_is_that_of_an_operator_with_a_scale() -> None:
+    loss, (mask, moment) = (
+        network(jnp.tanh),
+        (jax.tree.map(lambda x, c=c: np.full_like(x, c), WEIGHTS) for c in (0, 1e-6)),
+    )
+    mask["in"][0] = 1
+    H = differences(loss)
+    absolute = H.recipe["product"]["absolute"]
+    for made, times in ((lla.operators.masked(H, mask), 1), (lla.operators.preconditioned(H, moment), 1e3)):
+        pairs = lla.eigenpairs(made, KEY, k=1, tol=1e-2)
+        assert pairs.recipe["rounding"] >= 0.99 * times * absolute
+        assert lla.spectral.extremes(made, KEY, 40).residual >= 0.99 * times * absolute
+
+
 def test_streams_selections_and_other_parameters(exact: np.ndarray) -> None:
     loss = network(jnp.tanh)
     streamed = differences(loss, data=lla.stream([tuple(x[i : i + 5] for x in DATA) for i in (0, 5, 10)]))

@@ -95,6 +95,15 @@ def test_what_was_made_otherwise_is_refused_with_what_changed(H, tmp_path):
         pairs_in(tmp_path / "eigenpairs", H)
 
 
+def test_finite_differences_are_not_taken_for_exact_products(H, tmp_path):
+    made = {**H.recipe, "product": {"kind": "finite-difference", "step": 0.5, "error": 1e-4, "absolute": 1e-4}}
+    path = tmp_path / "rows.json"
+    for operator, other in ((made, H.recipe), (H.recipe, made)):
+        assert kept.numbers(path, operator, lambda progress: [1.0], {}, overwrite=True) == [1.0]
+        with pytest.raises(Differs, match="product"):
+            kept.numbers(path, other, never, {})
+
+
 def test_numbers_are_kept_whole_or_not_at_all(H, tmp_path):
     path, said = tmp_path / "new" / "trace.json", []
 
