@@ -193,10 +193,11 @@ def test_the_readme_has_one_table_with_the_best_of_the_others_and_says_what_was_
     assert "| LeNet: plane, eigenpairs, density and criteria, from nothing (s) | 51 | - | 92 (1.8 x) | - |\n" in new
     assert new.count("has not been measured") == 1
     assert "The speed on GPUs and TPUs has not been measured" in new
-    gpu = {"environment": RESULT["environment"] | {"device": "a GPU"}, "networks": {}, "noise": {"default": 1e-3}}
+    gpu = {"environment": RESULT["environment"] | {"device": "a GPU"}, "networks": {}}
+    gpu["noise"] = {"default": 1e-3, "high": {"error": "RuntimeError: no memory"}}
     (tmp_path / "gpu.json").write_text(json.dumps(gpu))
     assert "The speed on TPUs has not been measured" in table.readme(new, tmp_path)
-    assert "Noise: default 1.0e-03." in table.page(new, tmp_path)
+    assert "Noise: default 1.0e-03, high failed." in table.page(new, tmp_path)
 
 
 def test_what_a_compiler_says_of_a_tpu_is_a_table_with_dashes_for_what_is_not_known(tmp_path):

@@ -63,7 +63,7 @@ def gpu(result: dict) -> str:
     lines = [
         f"GPU: {where['device']}, jax {where['versions']['jax']} ({where['date']}, `python benchmarks/gpu.py`): "
         "milliseconds a point of a plane at each precision, of a Hessian product, and of a step of Lanczos. The noise "
-        "is the standard deviation of a plane of the MLP at its centre, relative to the loss there.",
+        "is what a quadratic leaves of a small plane of the MLP, relative to the loss there.",
         "",
         "| network | highest | high | default | Hessian product | step of Lanczos |",
         "|---|---|---|---|---|---|",
@@ -72,5 +72,6 @@ def gpu(result: dict) -> str:
         cells = [found.get(part) for part in ("highest", "high", "default", "product", "lanczos")]
         shown = ["-" if not each or "ms" not in each else short(each["ms"]) for each in cells]
         lines.append(f"| {LABELS[name]} | {' | '.join(shown)} |")
-    noise = ", ".join(f"{name} {value:.1e}" for name, value in result.get("noise", {}).items())
+    noises = result.get("noise", {}).items()
+    noise = ", ".join(f"{name} {'failed' if isinstance(value, dict) else f'{value:.1e}'}" for name, value in noises)
     return "\n".join([*lines, *(["", f"Noise: {noise}."] if noise else [])])

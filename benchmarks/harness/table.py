@@ -85,13 +85,13 @@ def _table(rows: list[tuple[str, Cells]], found: dict[str, dict]) -> list[str]:
             shown.append(text if times is None else f"{text} ({times:.1f} x)")
         lines.append(f"| {work} | {' | '.join(shown)} |")
     missing = UNMEASURED if "gpu" not in found else UNMEASURED.replace("GPUs and ", "")
-    more = "; what their compiler says of TPUs is there, too" if "tpu" in found else ""
+    more = ", and what the compiler says of programs for TPUs" if "tpu" in found else ""
     lines += [
         "",
         f"{made['cores']} CPU cores with {made['threads']} threads on all sides, {versions} ({made['date']}); in round "
         "brackets times lla_jax's, in square ones Hessian products. torch is a lean loop at its best batch; LLA and "
         "the best of the others (loss-landscapes; PyHessian, hessian-eigenthings, curvlinops) are set so that their "
-        f"eigenpairs are as exact. {missing}; [docs/benchmarks.md](docs/benchmarks.md) has all figures and targets"
+        f"eigenpairs are as exact. {missing}; [docs/benchmarks.md](docs/benchmarks.md) has all figures, the targets"
         f"{more}.",
     ]
     return lines

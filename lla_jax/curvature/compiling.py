@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lla_jax.core import data as _data
-from lla_jax.core import losses, precision
+from lla_jax.core import losses, operands, precision
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.types import Execution, PyTree, Recipe
@@ -29,8 +29,8 @@ from lla_jax.execution.devices import GRID
 from lla_jax.execution.topologies import Call, Part, Slice, abstract, abstract_rows
 
 REMEDY = (
-    "shard the parameters over the chips (jax.device_put with a NamedSharding), pass a smaller batch_size, or "
-    "execution=lla.Execution(linearize=False)"
+    "shard the parameters over the chips (jax.device_put with a NamedSharding; here a jax.ShapeDtypeStruct with one "
+    "will do), pass a smaller batch_size, or execution=lla.Execution(linearize=False)"
 )
 
 
@@ -136,7 +136,7 @@ def _operator(
     key = abstract(jax.random.key(0), here)
     common = Common(abstract(loss, here), params, None, np.int32(0), np.int32(0), key)
     settings = Settings(matrix, mesh, params_mesh, uncut, batch_size, True, False, execution.precision)
-    recipe: Recipe = {"kind": "hessian", "precision": {}}
+    recipe: Recipe = {"kind": "hessian", "precision": operands.describe(execution.precision, mesh.devices.flat[0])}
     unkept = replace(
         execution, linearize=False, remat=execution.remat is True
     )  # the memory here says nothing of theirs

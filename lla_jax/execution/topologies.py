@@ -43,8 +43,9 @@ class Chip(NamedTuple):
 
     ``flops`` and ``bandwidth`` are those of Google's pages on v5e, v5p and v6e; ``memory`` is what the compiler itself
     leaves to a program of the 16, 95 and 32 GB that these pages name. ``per_cycle`` follows from the matrix units that
-    they count, 4 of 128 x 128 in each of v5e's 1 and v5p's 2 cores, 4 of 256 x 256 in v6e's, and two operations for
-    each entry; with ``flops`` it gives the clock.
+    they count, 4 of 128 x 128 in each of v5e's 1 and v5p's 2 cores, and two operations for each entry; with ``flops``
+    it gives the clock. For v6e they count 2 of 256 x 256, which would need 3.5 GHz: twice as many are taken, for a
+    clock like v5p's, so that the times of v6e are the least certain.
 
     Args:
       memory: bytes of its main memory (HBM) that a program may use.
@@ -83,7 +84,7 @@ class Slice(NamedTuple):
       name: such as "tpu-v5e-8"; the number counts chips (in Google's names of v5p slices it counts cores, 2 a chip).
       chip: the kind of its chips.
       shape: the chips along each axis.
-      host: the chips of one host along each axis.
+      host: the chips of one host, a virtual machine, along each axis.
     """
 
     name: str
@@ -102,18 +103,22 @@ class Slice(NamedTuple):
         return self.chips // math.prod(self.host)
 
 
+MOST_ALONE = {"v5e": 8, "v5p": 4, "v6e": 8}  # chips of a slice of one host; larger ones have hosts of 4 chips
+
+
 def _slices(chip: str, shapes: tuple[tuple[int, ...], ...], host: tuple[int, ...]) -> Iterator[Slice]:
     for shape in shapes:
-        here = tuple(min(a, b) for a, b in zip(shape, host, strict=True))
+        alone = math.prod(shape) <= MOST_ALONE[chip]
+        here = shape if alone else host
         yield Slice(f"tpu-{chip}-{math.prod(shape)}", CHIPS[chip], shape, here)
 
 
 SLICES = {
     each.name: each
     for each in (
-        *_slices("v5e", _FLAT, (2, 4)),
+        *_slices("v5e", _FLAT, (2, 2)),
         *_slices("v5p", _DEEP, (2, 2, 1)),
-        *_slices("v6e", _FLAT, (2, 4)),
+        *_slices("v6e", _FLAT, (2, 2)),
     )
 }
 """The slices that can be had, by name."""

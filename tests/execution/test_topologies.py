@@ -14,7 +14,8 @@ needs_compiler = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("name", "chips", "hosts"), [("tpu-v5e-1", 1, 1), ("v5e-8", 8, 1), ("TPU-v5p-16", 16, 4), ("tpu-v6e-256", 256, 32)]
+    ("name", "chips", "hosts"),
+    [("tpu-v5e-1", 1, 1), ("v5e-8", 8, 1), ("TPU-v5p-16", 16, 4), ("v5e-16", 16, 4), ("tpu-v6e-256", 256, 64)],
 )
 def test_a_slice_is_found_by_its_name(name, chips, hosts):
     found = topologies.slice_named(name)
