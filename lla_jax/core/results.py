@@ -133,6 +133,9 @@ def describe_error(about: Mapping[str, Any], name: str = "loss") -> str:
         return "interpolated, with an unknown error"
     scale = scales.get(name) if isinstance(scales, Mapping) else about.get("scale") if name == "loss" else None
     text = f"within {100 * error:.2g} % of the {'logarithmic range' if scale == 'log' else 'range'}"
+    share = about.get("percentile", 95.0)  # less where many points were known before, which say little of the others
+    if isinstance(share, float | int) and 0 <= share < 95:
+        text += f" for {int(share)} % of them"
     return text + (f" ({100 * level:.0f} %)" if isinstance(level, float) and 0 < level < 1 else "")
 
 

@@ -47,12 +47,22 @@ def choose_number(cells: int, rank: int, chance: float) -> int:
     return low
 
 
+def most_above(cells: int) -> int:
+    """How many of so many cells may be above a bound of their percentile; below 0 if they are too few."""
+    return cells - 2 - math.floor(PERCENTILE / 100 * (cells - 1))
+
+
+def percentile_of(cells: int, above: int) -> float:
+    """The percentile of so many cells that is bounded where at most ``above`` are above: PERCENTILE, or less."""
+    return min(PERCENTILE, 100.0 * max(0.0, 1 - above / max(cells - 1, 1)))
+
+
 def _chance_of_fewer(cells: int, drawn: int, rank: int) -> float:
     """P(fewer than r of the n drawn are among the W worst of the M cells)."""
     rest = cells - drawn
     if rest < 2:
         return 0.0 if rest <= 0 else 1.0
-    allowed = rest - 2 - math.floor(PERCENTILE / 100 * (rest - 1))  # may be larger than the percentile of the rest
+    allowed = most_above(rest)
     worst = min(allowed + rank, cells)
     if allowed < 0:
         return 1.0

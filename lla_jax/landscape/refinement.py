@@ -276,7 +276,23 @@ def _fill(refine: Refine, one: Filling, known: Known, look: _Look, asked: np.nda
     if not met:
         reason = "the errors are as large as the standard errors of the points, below which nothing is refined"
     about = _about(refine, known, logs, bounds, met, reason)
+    about["percentile"] = min(_percentile(fits[name], bounds[name], known, asked, name) for name in bounds)
     return Refined(values, stderr, about | {"held_out": len(look.drawn), "looks": look.number})
+
+
+def _percentile(one: Filling | None, bound: float, known: Known, asked: np.ndarray, name: str) -> float:
+    """The percentile that is bounded: less than 95 where other known points are many, and lie where errors are small.
+
+    The bound is of all points that were not asked for. How many of the known ones are above it is seen.
+    """
+    others = np.flatnonzero(known.evaluated.ravel() & ~asked)
+    if one is None or not math.isfinite(bound) or not len(others):
+        return held_out.PERCENTILE
+    values = known.values[name].ravel()
+    unit = filling.span(values[asked], one.log) or 1.0
+    seen = int((filling.errors(one, others, values[others]) > bound * unit).sum())
+    unasked = int((~asked).sum())
+    return held_out.percentile_of(unasked - len(others), max(0, held_out.most_above(unasked) - seen))
 
 
 def _fit_like(one: Filling, known: Known, name: str) -> Filling | None:

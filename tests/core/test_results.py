@@ -182,6 +182,7 @@ def test_a_refined_landscape_says_what_is_interpolated():
     assert (
         note({"refinement": about}) == "2 of 3 points evaluated, the rest within 0.8 % of the logarithmic range (95 %))"
     )
+    assert "for 90 % of them (95 %)" in note({"refinement": about | {"percentile": 90.4}})
     assert note({"refinement": about, "complete": False}) == "2 of 3 points evaluated so far)"
     assert note({}) == "2 of 3 points evaluated, the rest interpolated, with an unknown error)"
     with pytest.raises(ValueError, match=r"evaluated: .* must be a bool array of the shape"):

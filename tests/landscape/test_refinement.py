@@ -132,6 +132,18 @@ def test_it_depends_on_no_other_points():
     np.testing.assert_array_equal(again.values["loss"].ravel()[others], truth.ravel()[others])
 
 
+def test_points_known_where_the_surface_is_smooth_lower_the_share_that_is_bounded():
+    truth = X**2 + Y**2 + 0.02 * np.sin(20 * X * Y) * (X > 0.6)
+    rows = np.repeat(SIDE <= 0.55, len(SIDE))
+    found, asked, _ = run(truth, known_too=rows, rtol=0.02)
+    alone, _, _ = run(truth, rtol=0.02)
+    assert found.about["error"] == alone.about["error"]
+    assert found.about["percentile"] < 95 == alone.about["percentile"]
+    rest = ~asked & ~rows.reshape(X.shape)
+    errors = abs(found.values["loss"] - truth)[rest] / np.ptp(truth)
+    assert np.percentile(errors, found.about["percentile"]) <= found.about["error"]
+
+
 def test_rounds_fill_groups():
     _, asked, sizes = run(smooth(1), group=32)
     assert all(size % 32 == 0 for size in sizes[1:])
