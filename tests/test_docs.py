@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 import subprocess
 import sys
@@ -89,6 +90,7 @@ def test_the_page_of_curvature_runs(tmp_path, monkeypatch):
 def test_the_page_of_large_runs_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}
-    for block in blocks("scaling.md")[:5]:
+    for block in itertools.takewhile(lambda block: "hosts.start" not in block, blocks("scaling.md")):
         exec(block, space)
+    assert space["plane"].evaluated is not None  # the last block, on fewer points
     assert len(space["table"]) == 2 * 2 * 16
