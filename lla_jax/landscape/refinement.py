@@ -29,7 +29,9 @@ WORTH = 0.7  # of all points: where this many would be evaluated, all are
 CAREFUL = 2.5  # times the error that is expected has to be below the tolerance, at least
 NOISE = 0.4  # of the errors of points left out: those of noise do not get smaller where points are closer
 LASTING = 4  # rounds in a row whose points look like noise are noise; one is where most cells are expected to be off
-AS_NOISE = (0.4, 2.5)  # the errors of noise in multiples of the standard errors
+AS_NOISE = (0.4, 1.6)  # the errors of noise in multiples of the standard errors
+FALL = 0.75  # of those of the round before: the errors of a surface fall as fast, those of noise do not
+OPEN = 0.05  # of cells that are surely finite may be expected above the tolerance: the bound is that of 95 %
 DOUBT = 0.03  # of the cells may be open whether they are finite: then their borders are as sharp as is needed
 MOST_RANK, CELLS_PER_RANK = 5, 5000  # a large grid can afford a bound that a few outliers do not raise
 
@@ -152,7 +154,7 @@ def _search(
 ) -> Generator[np.ndarray, Known, Refined | None]:
     """Refine until a look finds the errors small enough; None where all points are worth evaluating."""
     known = yield _ask(asked, first)
-    careful, looks, is_noise, noisy = CAREFUL, 0, False, 0
+    careful, looks, is_noise, noisy, size = CAREFUL, 0, False, 0, math.inf
     for number in itertools.count():
         one = _fit(refine, cells, np.flatnonzero(asked), known)
         if one is None:
@@ -163,11 +165,13 @@ def _search(
         too_many = asked.sum() + choosing.count_needed(one, flat, excess, len(left)) > WORTH * cells.size
         if too_many and looks:
             return None
+        few = 0 if filling.doubt(one, flat).any() else OPEN * len(flat)
         # for a few cells a call costs as much as for a group
-        if (excess > 1).sum() > group // 4 and not too_many and not is_noise:
+        if (excess > 1).sum() > max(group // 4, few) and not too_many and not is_noise:
             chosen = choosing.choose(one, asked, flat, excess, group)
             known = yield _ask(asked, chosen)
-            noisy = noisy + 1 if _is_noise(one, chosen, known) else 0
+            size, before = _in_standard_errors(one, chosen, known), size
+            noisy = noisy + 1 if _is_noise(size, before) else 0
             is_noise = noisy >= (1 if (excess > 1).mean() > 0.5 else LASTING)
             continue
         look = _draw(left, looks, cells.size, group, one)
@@ -176,7 +180,8 @@ def _search(
         looks = look.number
         known = yield _ask(asked, look.drawn)
         bound = _bound(refine, one, known, look, asked)
-        is_noise = _is_noise(one, look.drawn, known)
+        size, before = _in_standard_errors(one, look.drawn, known), size
+        is_noise = _is_noise(size, before)
         if bound <= refine.rtol or (is_noise and math.isfinite(bound)):
             return _fill(refine, one, known, look, asked)
         careful, is_noise, noisy = max(careful, _observe(one, look.drawn, known)), False, 0
@@ -233,24 +238,34 @@ def _observe(one: Filling, flat: np.ndarray, known: Known) -> float:
     return float(np.percentile(error[seen] / np.maximum(expected[seen], 1e-300), 90)) if seen.any() else 0.0
 
 
-def _is_noise(one: Filling, flat: np.ndarray, known: Known) -> bool:
-    """Whether the errors found are noise that the standard errors know of.
+def _in_standard_errors(one: Filling, flat: np.ndarray, known: Known) -> float:
+    """The median of the errors found in multiples of the standard errors; NaN if they are no noise for another reason.
 
-    They are as large as these, and as those of points left out, which are farther from others.
+    Noise is as large at points left out, which are farther from others.
     """
     name = _name(known)
     if name not in known.stderr:
-        return False
+        return math.nan
     values, deviation = known.values[name].ravel()[flat], known.stderr[name].ravel()[flat]
     error = filling.errors(one, flat, values)
     good = np.isfinite(error) & np.isfinite(deviation) & (deviation > 0)
-    if good.sum() < max(8, len(flat) / 2):
-        return False
-    unit = deviation[good] / (values[good] if one.log else 1.0)
+    if good.sum() < max(8, len(flat) / 2) or np.median(error[good] / filling.missed(one, flat[good])) <= NOISE:
+        return math.nan
+    return float(np.median(error[good] / (deviation[good] / (values[good] if one.log else 1.0))))
+
+
+def _is_noise(size: float, before: float) -> bool:
+    """Whether errors are noise that the standard errors know of: they are as large, and no smaller than the last ones.
+
+    Examples that are common to all points make no noise: the errors of a smooth surface fall below them.
+
+    Args:
+      size: the errors found, in standard errors.
+      before: those found before; infinite if there were none, NaN if they were no noise.
+    """
     low, high = AS_NOISE
-    return bool(
-        low < np.median(error[good] / unit) < high and np.median(error[good] / filling.missed(one, flat[good])) > NOISE
-    )
+    falls = math.isfinite(before) and size < FALL * before
+    return low < size < high and not falls
 
 
 def _fill(refine: Refine, one: Filling, known: Known, look: _Look, asked: np.ndarray) -> Refined:

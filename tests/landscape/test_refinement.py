@@ -298,3 +298,11 @@ def test_misuse(options, match):
 def test_it_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         refine().rtol = 0.1
+
+
+def test_errors_that_fall_below_the_standard_errors_are_no_noise():
+    assert refinement._is_noise(1.1, np.inf)
+    assert refinement._is_noise(1.0, 1.1)
+    assert not refinement._is_noise(1.0, 1.5)  # a surface on its way down
+    assert not refinement._is_noise(2.4, np.inf)
+    assert not refinement._is_noise(np.nan, 1.0)
