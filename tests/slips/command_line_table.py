@@ -63,7 +63,12 @@ HELP = "(lla-jax landscape --help lists the options)"
 # --- words before the options
 row("landscap", "--problem", "net:make", says=("no command 'landscap'", "did you mean landscape?"), name="command")
 row("Plot", "run", says=("no command 'Plot'", "did you mean plot?"), name="command_in_capitals")
-row("report", "run", says=("no command 'report'", "demo, landscape, hessian, compile, merge, status, plot"), name="no_command")
+row(
+    "report",
+    "run",
+    says=("no command 'report'", "demo, landscape, hessian, compile, merge, status, plot"),
+    name="no_command",
+)
 row(
     *("--points", "5", "landscape", "--problem", "net:make"),
     says=("--points given before the command", "lla-jax landscape --points 5 --problem net:make"),
