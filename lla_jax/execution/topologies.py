@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lla_jax._names import nearest
@@ -356,10 +357,11 @@ def _compile(lowered: Any) -> Any:
             failed.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.05)
-        interrupts.check_interrupt()
+    with _without_cache():
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.05)
+            interrupts.check_interrupt()
     if failed:
         raise failed[0]
     return found[0]
@@ -459,3 +461,19 @@ def abstract_rows(data: Any, mesh: Mesh, axis: str) -> Any:
         return jax.ShapeDtypeStruct((-(-x.shape[0] // shards) * shards, *x.shape[1:]), x.dtype, sharding=at)
 
     return jax.tree.map(leaf, abstract(data, at))
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """Leave the compilation cache on disk alone: it cannot read programs for devices that are not here, and warns."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+
+    def use(cache: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", cache)
+        compilation_cache.reset_cache()  # which looks at the setting only once
+
+    use(False)
+    try:
+        yield
+    finally:
+        use(before)

@@ -132,3 +132,10 @@ def test_a_program_that_does_not_fit_says_by_how_much():
     program = topologies.compile_program(jax.jit(lambda x: jnp.sort(x, 0) + x), x, on=on)
     assert program.memory == on.chip.memory
     assert program.excess > 20 * 2**30
+
+
+def test_programs_for_other_devices_leave_the_cache_on_disk_alone():
+    before = jax.config.values["jax_enable_compilation_cache"]
+    with topologies._without_cache():
+        assert not jax.config.values["jax_enable_compilation_cache"]
+    assert jax.config.values["jax_enable_compilation_cache"] == before
