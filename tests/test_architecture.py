@@ -237,7 +237,8 @@ def test_the_library_neither_prints_nor_configures_nor_unpickles():
         if path.relative_to(PACKAGE).parts[0] in ("cli", "demo"):
             continue
         for pattern in (r"\bprint\(", r"config\.update", r"allow_pickle=True", r"\bpickle\."):
-            if (path.name, pattern) == ("cpus.py", r"config\.update"):  # what use_cpu_devices is asked for
+            # what use_cpu_devices is asked for; the cache on disk that topologies.py turns off, and on again
+            if path.name in ("cpus.py", "topologies.py") and pattern == r"config\.update":
                 continue
             assert not re.search(pattern, path.read_text()), f"{path.name}: {pattern}"
 
