@@ -352,7 +352,7 @@ def _space(matrix: Matrix, params: PyTree, mesh: Mesh | None) -> Space:
 
 
 def _multiplier(settings: Settings, mesh: Mesh, primitives: set[str], params_mesh: Mesh | None) -> Multiplier:
-    on_cpu, matrix, precision = mesh.devices.flat[0].platform == "cpu", settings.matrix, settings.precision
+    on_cpu, matrix, precision = _devices.on_cpu(mesh), settings.matrix, settings.precision
     if params_mesh is not None:  # step by step from the host: nothing is lost where one product takes long
         return Multiplier(matrix, None, mesh, on_device=False, precision=precision)
     lowered = on_cpu and "conv_general_dilated" in primitives
@@ -372,7 +372,7 @@ def _look(
     profile, flops = _profile(settings, common, batch, rows)
     row_bytes, primitives = _state_precision(recipe, profile, settings.matrix.differences)
     by = _multiplier(settings, settings.mesh, primitives, settings.params_mesh)
-    if settings.mesh.devices.flat[0].platform == "cpu" and flops * count > MOST_FLOPS:
+    if _devices.on_cpu(settings.mesh) and flops * count > MOST_FLOPS:
         by = by._replace(on_device=False)  # nothing is gained in one program, and the progress would wait for its end
     heads: Recipe = {}
     if settings.params_mesh is None:
@@ -423,7 +423,7 @@ def _blocks(by: Multiplier, rows: int, row_bytes: int, batch_size: int | None) -
     """The blocks of one device's rows: all in one ``Rows``, or for convolutions on a CPU one ``Rows`` each."""
     assert by.mesh is not None
     assert by.matrix is not None
-    on_cpu = by.mesh.devices.flat[0].platform == "cpu"
+    on_cpu = _devices.on_cpu(by.mesh)
     fit = conv_rows(row_bytes) if by.matrix.lowered else max(64, BLOCK_BYTES[on_cpu] // row_bytes)
     size = -(-rows // -(-rows // min(batch_size or fit, rows)))  # equal blocks: rows that overlap are work for nothing
     if by.matrix.lowered and not batch_size:

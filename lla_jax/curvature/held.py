@@ -60,7 +60,7 @@ def chunk_heads(by: Multiplier, common: Common, batch: Batch, rows: int, row_byt
     """
     assert by.matrix is not None
     assert by.mesh is not None
-    nbytes = heads.CHUNK_BYTES[_on_cpu(by)]
+    nbytes = heads.CHUNK_BYTES[_devices.on_cpu(by.mesh)]
     if (
         by.matrix.kind == "fisher"
         or by.matrix.lowered
@@ -142,7 +142,7 @@ def fit_block(
       cuttable: whether fewer rows may be taken.
     """
     assert by.mesh is not None
-    room = WORK_FRACTION * free_bytes(by) / (by.mesh.size if _on_cpu(by) else 1)
+    room = WORK_FRACTION * free_bytes(by) / (by.mesh.size if _devices.on_cpu(by.mesh) else 1)
     if LITTLE * row_bytes * rows <= room:
         return by, rows
     needed = WORK * _block_bytes(by, common, batch, rows)
@@ -170,11 +170,6 @@ def _remat(by: Multiplier) -> Multiplier:
     return by._replace(matrix=replace(by.matrix, remat=True))
 
 
-def _on_cpu(by: Multiplier) -> bool:
-    assert by.mesh is not None
-    return by.mesh.devices.flat[0].platform == "cpu"
-
-
 def free_bytes(by: Multiplier) -> int:
     """The free memory of a device; of a CPU that of the host."""
     assert by.mesh is not None
@@ -196,7 +191,7 @@ def _choose_linearize(
         return False, 0, "computed at every product"
     assert by.mesh is not None
     nbytes = kept_bytes(by, common, blocks)
-    free = free_bytes(by) * (1 if _on_cpu(by) else by.mesh.size)
+    free = free_bytes(by) * (1 if _devices.on_cpu(by.mesh) else by.mesh.size)
     if linearize != "auto" or nbytes <= KEPT_FRACTION * free:
         return True, nbytes, f"kept ({_size(nbytes)})"
     return False, 0, f"computed at every product (kept, they would take {_size(nbytes)} of {_size(free)} that are free)"

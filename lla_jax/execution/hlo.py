@@ -13,11 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-Computation = dict[str, "Instruction"]
+from lla_jax.execution.hlo_text import Array, Computation, Instruction, arrays, attribute, called_by, parse
 
-_ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,<=]*)\](?:\{([^{}]*)\})?")
-_NAME = re.compile(r"%([\w.\-]+)")
-_TILE = re.compile(r"T\(([\d,]+)\)")
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "iota")
 _COLLECTIVES = (
     "all-reduce",
@@ -35,32 +32,6 @@ _ELEMENTWISE = (
 _NO_WORK = ("Sharding", "ConcatBitcast", "SliceBitcast", "AllocateBuffer", "annotate_device_placement")
 _SLICES = ("dynamic-slice", "slice", "gather")
 _PASSES = {"highest": 6, "high": 3}  # products of bfloat16 that a TPU makes of one of float32
-
-
-class Instruction(NamedTuple):
-    """One line of a computation: ``%name = shape opcode(operands), attributes``."""
-
-    name: str
-    shape: str
-    opcode: str
-    operands: tuple[str, ...]
-    inside: str  # the text between the brackets
-    attributes: str
-    is_root: bool
-
-
-class Array(NamedTuple):
-    """An array of a shape: its type, its sizes, and the bytes that it takes in the main memory of a device."""
-
-    kind: str
-    sizes: tuple[int, ...]
-    nbytes: int  # with the padding of tiles
-    resident: int  # the same, 0 for what lies in another memory, such as that on the chip
-
-    @property
-    def size(self) -> int:
-        """The number of entries."""
-        return math.prod(self.sizes)
 
 
 class Collective(NamedTuple):
@@ -110,93 +81,10 @@ def count(text: str, trips: Mapping[str, int] | None = None) -> Counts:
       trips: for a loop whose number of turns depends on values: {part of the loop's name in the source (``op_name``):
         turns}, such as {"while": 8}. A loop that is not named turns once, and the counts say that they are in doubt.
     """
-    computations, entry = _parse(text)
+    computations, entry = parse(text)
     counts = Counts()
     _Walk(computations, trips or {}, counts).run(entry, 1)
     return counts
-
-
-# --- reading the text
-
-
-def _parse(text: str) -> tuple[dict[str, Computation], str]:
-    """(all computations by name, the name of the entry)."""
-    computations: dict[str, Computation] = {}
-    current, entry = "", ""
-    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
-        if line.startswith(("%", "ENTRY ")) and line.rstrip().endswith("{"):
-            current = line.removeprefix("ENTRY ").split(" ", 1)[0].lstrip("%")
-            computations[current] = {}
-            entry = current if line.startswith("ENTRY") else entry
-        elif line.startswith("}"):
-            current = ""
-        elif current and (found := _instruction(line)):
-            computations[current][found.name] = found
-    return computations, entry
-
-
-def _instruction(line: str) -> Instruction | None:
-    name, equals, rest = line.strip().partition(" = ")
-    if not equals:
-        return None
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    opening = rest.find("(")
-    if opening < 0:
-        return None
-    closing = _closing(rest, opening)
-    inside = rest[opening + 1 : closing]
-    names = tuple(_NAME.findall(inside)) or tuple(x.strip() for x in inside.split(","))
-    is_root = name.startswith("ROOT ")
-    name = name.removeprefix("ROOT ").lstrip("%")
-    return Instruction(name, shape, rest[:opening], names, inside, rest[closing + 1 :], is_root)
-
-
-def _closing(text: str, start: int) -> int:
-    """The index of the bracket that closes the one at ``start``."""
-    depth = 0
-    for i in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[i], 0)
-        if not depth:
-            return i
-    return len(text)
-
-
-def arrays(shape: str) -> list[Array]:
-    """The arrays of a shape or of a tuple of shapes, such as ``f32[8,128]{1,0:T(8,128)}``."""
-    return [_array(*found.groups()) for found in _ARRAY.finditer(shape)]
-
-
-def _array(letters: str, bits: str, sizes: str, layout: str | None) -> Array:
-    shape = tuple(int(re.sub(r"\D", "", n)) for n in sizes.split(",") if n)
-    width = 8 if letters == "pred" else int(bits or 0)
-    order, _, rest = (layout or "").partition(":")
-    padded = list(shape)
-    tile = _TILE.search(rest)
-    if tile and order:
-        minor = [int(i) for i in order.split(",")]
-        for axis, unit in zip(minor, [int(t) for t in reversed(tile[1].split(","))], strict=False):
-            padded[axis] = -(-padded[axis] // unit) * unit
-    nbytes = math.prod(padded) * width // 8
-    elsewhere = re.search(r"S\((\d+)\)", rest)
-    return Array(f"{letters}{bits}", shape, nbytes, 0 if elsewhere and elsewhere[1] != "0" else nbytes)
-
-
-def _attribute(text: str, name: str) -> str:
-    """The value of an attribute ``name=value`` or ``name={value}``; "" if there is none."""
-    found = re.search(rf"\b{name}=(?:\{{([^{{}}]*)\}}|([^,\s]+))", text)
-    return "" if found is None else (found[1] if found[1] is not None else found[2])
-
-
-def _called(text: str) -> list[str]:
-    """The computations that the attributes call as branches or bodies."""
-    names = []
-    for name in ("calls", "to_apply", "branch_computations", "true_computation", "false_computation"):
-        names += [x.strip().lstrip("%") for x in _attribute(text, name).split(",") if x.strip()]
-    return names
-
-
-# --- counting
 
 
 class _Walk:
@@ -211,11 +99,11 @@ class _Walk:
         for each in computation.values():
             if each.opcode == "while":
                 turns = times * self._turns(each, computation)
-                self.run(_attribute(each.attributes, "body").lstrip("%"), turns)
+                self.run(attribute(each.attributes, "body").lstrip("%"), turns)
             elif each.opcode == "conditional":
-                self.run(max(_called(each.attributes), key=self._work), times)
+                self.run(max(called_by(each.attributes), key=self._work), times)
             elif each.opcode in ("call", "async-start"):
-                for called in _called(each.attributes):
+                for called in called_by(each.attributes):
                     self.run(called, times)
             elif each.opcode not in _FREE and not each.opcode.endswith("-done"):
                 self._add(each, computation, times)
@@ -233,7 +121,7 @@ class _Walk:
             before = counts.collectives.get(kind, Collective(0, 0))
             counts.collectives[kind] = Collective(before.calls + times, before.nbytes + times * nbytes)
         if each.opcode == "custom-call":
-            target = _attribute(each.attributes, "custom_call_target").strip('"')
+            target = attribute(each.attributes, "custom_call_target").strip('"')
             if target not in _NO_WORK:
                 counts.doubt(f"the operations of {target} are not counted")
         nbytes = self._bytes(each, computation)
@@ -255,7 +143,7 @@ class _Walk:
     def _operations(self, each: Instruction, computation: Computation) -> Iterator[tuple[float, bool, int]]:
         """Yield (operations, whether of a product, passes) of an instruction and of those fused into it."""
         if each.opcode in ("fusion", "map", "call"):
-            for name in _called(each.attributes):
+            for name in called_by(each.attributes):
                 inner = self.computations.get(name, {})
                 for one in inner.values():
                     yield from self._operations(one, inner)
@@ -290,7 +178,7 @@ class _Walk:
             return out.resident + (out.nbytes if source.resident else 0)
         operands = [name for name in each.operands if name in computation]
         if each.opcode == "fusion":
-            name = _called(each.attributes)[0]
+            name = called_by(each.attributes)[0]
             return self._written(name, each) + sum(
                 self._read(name, i, computation[x].shape) for i, x in enumerate(operands)
             )
@@ -318,7 +206,7 @@ class _Walk:
                 elif each.opcode == "dynamic-update-slice" and not place:
                     total += 0  # it is changed in its place
                 elif each.opcode == "fusion":
-                    total += self._read(_called(each.attributes)[0], place, shape)
+                    total += self._read(called_by(each.attributes)[0], place, shape)
                 else:
                     return whole
         return min(whole, total)
@@ -341,7 +229,7 @@ class _Walk:
         found = self._turns_by_condition(loop, computation)
         if found is not None:
             return found
-        place = _attribute(loop.attributes, "op_name").strip('"')
+        place = attribute(loop.attributes, "op_name").strip('"')
         for part, turns in self.trips.items():
             if part in place:
                 return turns
@@ -350,14 +238,14 @@ class _Walk:
 
     def _turns_by_condition(self, loop: Instruction, computation: Computation) -> int | None:
         """The turns of a loop that counts an integer by a constant up or down to a constant; None for another one."""
-        condition = self.computations.get(_attribute(loop.attributes, "condition").lstrip("%"), {})
-        body = self.computations.get(_attribute(loop.attributes, "body").lstrip("%"), {})
+        condition = self.computations.get(attribute(loop.attributes, "condition").lstrip("%"), {})
+        body = self.computations.get(attribute(loop.attributes, "body").lstrip("%"), {})
         root = next((x for x in condition.values() if x.is_root), None)
         while root is not None and root.opcode in ("fusion", "copy", "bitcast"):
             if root.opcode != "fusion":
                 root = condition.get(root.operands[0])
                 continue
-            fused, outer = self.computations.get(_called(root.attributes)[0], {}), root
+            fused, outer = self.computations.get(called_by(root.attributes)[0], {}), root
             inner = next((x for x in fused.values() if x.is_root), None)
             condition = condition | {
                 x.name: condition[outer.operands[int(x.inside)]] for x in fused.values() if x.opcode == "parameter"
@@ -369,7 +257,7 @@ class _Walk:
         entries = self._entries(loop.operands[0], computation)
         sides = [_element(name, condition) for name in root.operands]
         constants = [_constant(name, condition) for name in root.operands]
-        direction = _attribute(root.attributes, "direction")
+        direction = attribute(root.attributes, "direction")
         if sides[0] is None:  # limit > i
             sides, constants = sides[::-1], constants[::-1]
             direction = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE"}.get(direction, direction)
@@ -404,7 +292,7 @@ class _Walk:
             change = body.get(change.operands[0])
         scope = body
         if change is not None and change.opcode == "fusion":
-            scope = self.computations.get(_called(change.attributes)[0], {})
+            scope = self.computations.get(called_by(change.attributes)[0], {})
             outer = change
             names = {x.name: outer.operands[int(x.inside)] for x in scope.values() if x.opcode == "parameter"}
             change = next((x for x in scope.values() if x.is_root), None)
@@ -427,9 +315,7 @@ def _element(name: str, computation: Computation) -> int | None:
     each = computation.get(name)
     while each is not None and each.opcode in ("copy", "bitcast"):
         each = computation.get(each.operands[0])
-    return (
-        int(_attribute(each.attributes, "index")) if each is not None and each.opcode == "get-tuple-element" else None
-    )
+    return int(attribute(each.attributes, "index")) if each is not None and each.opcode == "get-tuple-element" else None
 
 
 def _constant(name: str, computation: Computation) -> int | None:
@@ -449,19 +335,19 @@ def _passes(each: Instruction, left: Array, right: Array) -> int:
     """How many products of bfloat16 a TPU makes of this one."""
     if "f32" not in (left.kind, right.kind):
         return 1
-    named = re.findall(r"highest|high", _attribute(each.attributes, "operand_precision"))
+    named = re.findall(r"highest|high", attribute(each.attributes, "operand_precision"))
     return max((_PASSES[name] for name in named), default=1)
 
 
 def _dot(each: Instruction, left: Array, made: Array) -> float:
     """Two operations for every entry of the result and every entry that is summed over."""
-    summed = [int(i) for i in _attribute(each.attributes, "lhs_contracting_dims").split(",") if i]
+    summed = [int(i) for i in attribute(each.attributes, "lhs_contracting_dims").split(",") if i]
     return 2.0 * made.size * math.prod(left.sizes[i] for i in summed)
 
 
 def _window(each: Instruction) -> dict[str, str]:
     """The fields of the attribute ``window={size=3x3 pad=1_1x1_1 ...}``."""
-    return dict(part.split("=") for part in _attribute(each.attributes, "window").split())
+    return dict(part.split("=") for part in attribute(each.attributes, "window").split())
 
 
 def _convolution(each: Instruction, left: Array, right: Array, made: Array) -> float:
@@ -483,7 +369,7 @@ def _convolution(each: Instruction, left: Array, right: Array, made: Array) -> f
             int(pads[0]),
             numbers,
         )
-    groups = int(_attribute(each.attributes, "batch_group_count") or 1)
+    groups = int(attribute(each.attributes, "batch_group_count") or 1)
     inner = right.sizes[kernel_labels.index("i")]
     batch = left.sizes[input_labels.index("b")] // groups
     return 2.0 * positions * inner * made.sizes[output_labels.index("f")] * batch
