@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lla_jax.cli.options import CompileOptions, points
+from lla_jax.cli.options import CompileOptions
+from lla_jax.cli.settings import points
 from lla_jax.cli.terminal import bar, print_message
 from lla_jax.core import files
 from lla_jax.core.types import Execution, Problem

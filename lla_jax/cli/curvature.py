@@ -14,7 +14,8 @@ from typing import Any
 import jax
 
 from lla_jax.cli.environment import make_execution
-from lla_jax.cli.options import HessianOptions, LandscapeOptions, hessian_settings, mistake
+from lla_jax.cli.options import HessianOptions, LandscapeOptions, mistake
+from lla_jax.cli.settings import hessian_settings
 from lla_jax.cli.stores import DEFAULT
 from lla_jax.cli.terminal import bar, print_message
 from lla_jax.core.arguments import Misuse

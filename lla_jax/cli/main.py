@@ -17,6 +17,15 @@ import tyro
 
 from lla_jax._version import __version__
 from lla_jax.cli import commands, errors
+from lla_jax.cli.checks import (
+    check_axes,
+    check_compile,
+    check_grid,
+    check_hessian,
+    check_normalize,
+    check_pictures,
+    check_refine,
+)
 from lla_jax.cli.environment import make_execution, make_folder, prepare_jax, stay_on_cpu
 from lla_jax.cli.options import (
     CompileOptions,
@@ -28,23 +37,10 @@ from lla_jax.cli.options import (
     Options,
     PlotOptions,
     StatusOptions,
-    check_axes,
-    check_compile,
-    check_grid,
-    check_hessian,
-    check_normalize,
-    check_pictures,
-    check_refine,
     mistake,
-    normalization,
-    points,
-    ranges,
-    scale,
-    scale_name,
-    settings,
-    shard,
 )
 from lla_jax.cli.problems import load_problem, split_name
+from lla_jax.cli.settings import normalization, points, ranges, scale, scale_name, settings, shard
 from lla_jax.cli.terminal import (
     bar,
     drop_output,
