@@ -7,6 +7,7 @@ from lla_jax import landscape as runs
 from lla_jax import measures as measures
 from lla_jax import measures as planes
 from lla_jax import models as models
+from lla_jax import paths as paths
 from lla_jax._version import __version__ as __version__
 from lla_jax.core.data import stream as stream
 from lla_jax.core.data import whole as whole
