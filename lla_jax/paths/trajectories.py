@@ -117,7 +117,7 @@ class Trajectory:
         read = self.checkpoints[i].state
         if read is None:
             return None
-        return to_host(_tree.align(read(), self.state_like, f"state of {self._name(i)}", "that of the first checkpoint"))
+        return to_host(_tree.align(read(), self.state_like, f"the state of {self._name(i)}", "the first state"))
 
     def _read(self, i: int) -> PyTree:
         name, read = self._name(i), self.checkpoints[i].params
