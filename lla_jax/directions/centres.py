@@ -79,22 +79,24 @@ def warn_of_others(name: str, recipe: Mapping[str, Any], params: PyTree, fingerp
         )
 
 
-def foreign_parts(recipe: Mapping[str, Any], params: PyTree, fingerprint: str) -> list[str]:
+def foreign_parts(recipe: Mapping[str, Any], params: PyTree, fingerprint: str, origins: bool = False) -> list[str]:
     """What belongs to other parameters, such as "gradient"; nothing if some part of the directions belongs to these.
 
     Args:
       recipe: the recipe of the directions; a damaged one tells nothing.
       params: the parameters.
       fingerprint: of the parameters.
+      origins: whether coordinates along the directions matter, which begin at the first of the checkpoints between
+        which they lie.
     """
     try:
-        return _foreign(recipe, params, fingerprint)
+        return _foreign(recipe, params, fingerprint, origins)
     except (LookupError, TypeError, AttributeError):
         return []
 
 
-def _foreign(recipe: Mapping[str, Any], params: PyTree, fingerprint: str) -> list[str]:
-    parts = [part for part in _parts(recipe) if part]
+def _foreign(recipe: Mapping[str, Any], params: PyTree, fingerprint: str, origins: bool) -> list[str]:
+    parts = [part for part in _parts(recipe, origins) if part]
     if not parts:
         return []
     norm, types = norm_of(jax.tree.leaves(params)), precision.types_of(params)
@@ -102,12 +104,12 @@ def _foreign(recipe: Mapping[str, Any], params: PyTree, fingerprint: str) -> lis
     return list(dict.fromkeys(what for part in foreign for what in part)) if all(foreign) else []
 
 
-def _parts(recipe: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+def _parts(recipe: Mapping[str, Any], origins: bool) -> list[list[Mapping[str, Any]]]:
     """The centres of each of the directions that are joined in a recipe, those of the whole included."""
-    if recipe.get("kind") == "between" or recipe.get("transformed"):
+    if (recipe.get("kind") == "between" and not origins) or recipe.get("transformed"):
         return []
     own = _centres_of(recipe)
-    inner = [part for each in recipe.get("parts", []) for part in _parts(each)]
+    inner = [part for each in recipe.get("parts", []) for part in _parts(each, origins)]
     return [part + own for part in inner] or [own]
 
 
