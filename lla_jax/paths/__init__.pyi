@@ -1,4 +1,10 @@
+from lla_jax.paths.along import evaluate as evaluate
 from lla_jax.paths.components import pca as pca
+from lla_jax.paths.curves import Curve as Curve
+from lla_jax.paths.curves import bezier as bezier
+from lla_jax.paths.curves import line as line
+from lla_jax.paths.curves import polygon as polygon
+from lla_jax.paths.points import losses_at as losses_at
 from lla_jax.paths.projections import Projection as Projection
 from lla_jax.paths.projections import project as project
 from lla_jax.paths.surroundings import grid_around as grid_around

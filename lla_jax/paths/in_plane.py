@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ def losses_in_plane(
     coords: np.ndarray,
     *,
     progress: Progress | None = None,
+    on_partial: Callable[[Means], None] = lambda means: None,
     **options: Any,
 ) -> Means:
     """The loss and the metrics at params + sum_i c_i d_i, as ``lla.evaluate`` computes them at these coordinates.
@@ -35,6 +37,7 @@ def losses_in_plane(
       axes: the k directions.
       coords: (T, k), the coordinates of the points.
       progress: called as ``progress(done, total)``, in points.
+      on_partial: called with the means so far, NaN for the others, if the call fails after its first points.
       options: ``batch_size``, ``batch_stats``, ``metrics``, ``extra_data`` and ``execution`` of ``lla.evaluate``.
 
     Returns:
@@ -51,11 +54,16 @@ def losses_in_plane(
     job = jobs.set_axes(jobs.prepare(task, params, (index,)), axes)
     plan, *_ = planning.choose_plan(job, None)
     size, table = jobs.group_size(job, plan), Means({}, {})
-    for lo in range(0, num, size):
-        check_interrupt()
-        hi = min(lo + size, num)
-        means, plan = points.compute_means(job, plan, index[lo:hi, None], report_part(progress, lo, hi - lo, num))
-        table.put(means, slice(lo, hi), num)
-        if progress is not None:
-            progress(hi, num)
+    try:
+        for lo in range(0, num, size):
+            check_interrupt()
+            hi = min(lo + size, num)
+            means, plan = points.compute_means(job, plan, index[lo:hi, None], report_part(progress, lo, hi - lo, num))
+            table.put(means, slice(lo, hi), num)
+            if progress is not None:
+                progress(hi, num)
+    except BaseException:
+        if table.values:
+            on_partial(table)
+        raise
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack, overload
 
 import jax
@@ -288,7 +289,7 @@ def _check_states(loss: Any, path: Any, runs: Sequence[Trajectory], batch_stats:
         raise Misuse(
             "path" if len(runs) == 1 else f"path[{lacking[0]}]",
             "holds no states, and the loss has running averages, which belong to one checkpoint: with those of "
-            "loss.state the losses of the others would be wrong. Record states, track(params, step, state=...), or make "
+            "loss.state the losses of the others would be wrong. Record states, track(params, step, state=...), make "
             "lla.paths.given(trees, states=[...]), or pass batch_stats='reestimate' or 'batch'",
         )
 
@@ -346,13 +347,11 @@ def _fill(seen: list[Projection], runs: Sequence[Trajectory], call: _Call, progr
 
     _warn_of_state(seen, runs, call)
     for each, run in zip(seen, runs, strict=True):
+        own, projected = partial(_put, each), partial(_put, each, prefix=PROJECTED)
         trees: Any = run
-        means = losses_at(call.loss, trees, call.data, progress=part(len(run)), **call.options)
-        _put(means, each)
-        means = losses_in_plane(
-            call.loss, call.params, call.data, call.axes, each.coords, progress=part(len(run)), **call.options
-        )
-        _put(means, each, PROJECTED)
+        own(losses_at(call.loss, trees, call.data, progress=part(len(run)), on_partial=own, **call.options))
+        around = call.loss, call.params, call.data, call.axes, each.coords
+        projected(losses_in_plane(*around, progress=part(len(run)), on_partial=projected, **call.options))
     for each, run, at in zip(seen, runs, picked, strict=True):
         if at:
             curvatures_along(
@@ -367,7 +366,7 @@ def _fill(seen: list[Projection], runs: Sequence[Trajectory], call: _Call, progr
             )
 
 
-def _put(means: Means, seen: Projection, prefix: str = "") -> None:
+def _put(seen: Projection, means: Means, prefix: str = "") -> None:
     seen.values.update({prefix + name: x for name, x in means.values.items()})
     seen.stderr.update({prefix + name: x for name, x in means.stderr.items()})
 
