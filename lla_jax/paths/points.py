@@ -17,7 +17,7 @@ from lla_jax.core.signatures import explained
 from lla_jax.core.static import static
 from lla_jax.core.types import Batch, Execution, Loss, PyTree
 from lla_jax.execution import devices
-from lla_jax.execution.progress import AskedProgress, report_part, takes_progress
+from lla_jax.execution.progress import AskedProgress, check_on_partial, report_part, takes_progress
 from lla_jax.landscape import jobs, planning, points
 from lla_jax.landscape.jobs import Job
 from lla_jax.landscape.means import Means
@@ -63,6 +63,7 @@ def losses_at(
     extra_data: Mapping[str, Any] | None = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
     progress: AskedProgress = None,
+    on_partial: Callable[[Means], None] | None = None,
 ) -> Means:
     """The loss and the metrics at each tree of a path, each under its own state: means with their standard errors.
 
@@ -81,6 +82,8 @@ def losses_at(
       extra_data: as for ``lla.evaluate``.
       execution: as for ``lla.evaluate``.
       progress: True for a bar, or a function called as ``progress(done, total)`` in trees.
+      on_partial: called with the means of the groups so far, NaN for the others, if the call is interrupted or fails
+        after its first group; the exception is then raised again.
 
     Returns:
       ``Means``: ``values`` and ``stderr``, {name: (T,)} in float64.
@@ -89,6 +92,7 @@ def losses_at(
       ValueError: no trees; one with another structure, types or shapes, or with numbers that are not finite, by its
         place; states that are missing, or are not as many as the trees.
     """
+    check_on_partial(on_partial)
     num = _check_number(trees)
     state_of = _states_of(trees, states, loss, batch_stats)
     first = trees[0]
@@ -110,15 +114,22 @@ def losses_at(
     )
     job = jobs.prepare(task, first, (index,), "trees[0]")
     table, plan = Means({}, {}), None
-    for lo, group in _groups(job, trees, first, state_of, num):
-        check_interrupt()
-        if plan is None:
-            plan, *_ = planning.choose_plan(group, None)
-        hi = min(lo + size, num)
-        means, plan = points.compute_means(group, plan, index[: hi - lo, None], report_part(progress, lo, hi - lo, num))
-        table.put(means, slice(lo, hi), num)
-        if progress is not None:
-            progress(hi, num)
+    try:
+        for lo, group in _groups(job, trees, first, state_of, num):
+            check_interrupt()
+            if plan is None:
+                plan, *_ = planning.choose_plan(group, None)
+            hi = min(lo + size, num)
+            means, plan = points.compute_means(
+                group, plan, index[: hi - lo, None], report_part(progress, lo, hi - lo, num)
+            )
+            table.put(means, slice(lo, hi), num)
+            if progress is not None:
+                progress(hi, num)
+    except BaseException:
+        if on_partial is not None and table.values:
+            on_partial(table)
+        raise
     return table
 
 
