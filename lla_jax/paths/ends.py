@@ -1,0 +1,96 @@
+"""Checks the two solutions that a curve shall connect, and puts them side by side with the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from lla_jax.core import precision
+from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.losses import as_loss
+from lla_jax.core.types import Loss, PyTree
+from lla_jax.paths.slopes import has_statistics
+
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """Two solutions of one network.
+
+    Args:
+      loss: the loss, for parameters of 32 bits at least; its state is a's.
+      a: the first solution, in 32 bits at least.
+      b: the second one, in the structure of ``a``.
+      states: the states of both, a stacked tree; None for a loss without state.
+      distance: |b - a|.
+    """
+
+    loss: Loss
+    a: PyTree
+    b: PyTree
+    states: PyTree
+    distance: float
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(int(np.size(x)) for x in jax.tree.leaves(self.a))
+
+
+def join(loss: Loss | Callable[..., Any], a: PyTree, b: PyTree, state_b: PyTree = None) -> Ends:
+    """The ends of a curve from ``a`` to ``b``, after their check.
+
+    Args:
+      loss: a ``Loss``, whose state is that of ``a``, or a plain ``f(params, batch) -> scalar``.
+      a, b: the parameters of both.
+      state_b: the state of ``b`` (BatchNorm statistics).
+
+    Raises:
+      ValueError: parameters that are not real, floating and finite; of different structure or shape; the same twice; a
+        second state that is missing, superfluous or of another structure.
+    """
+    loss = as_loss(loss)
+    _tree.check_real(a, "a")
+    _tree.check_real(b, "b")
+    b = _tree.align(b, a, "b", "a")
+    states = join_states(loss, state_b)
+    squares = [np.sum(np.square(np.asarray(y, np.float64) - np.asarray(x, np.float64))) for x, y in _pairs(a, b)]
+    distance = float(np.sqrt(sum(squares)))
+    if distance == 0:
+        raise Misuse("b", "equals a, so that there is no way between them; pass another solution")
+    wide_loss, _ = precision.at_least_single(loss, a)
+    a, b = precision.widen(a), precision.widen(b)
+    if wide_loss is not loss:
+        states = precision.widen(states)
+    return Ends(wide_loss, a, b, states, distance)
+
+
+def join_states(loss: Loss, state_b: PyTree) -> PyTree:
+    """The states of both ends, a stacked tree with that of the loss first; None for a loss without state.
+
+    Raises:
+      ValueError: see ``join``.
+    """
+    if not jax.tree.leaves(loss.state):
+        if state_b is not None and jax.tree.leaves(state_b):
+            raise misuse("state_b", state_b, "left out, since the loss has no state; or give the loss a's state")
+        return None
+    if state_b is None and has_statistics(loss):
+        raise Misuse(
+            "state_b",
+            "not given, and the loss has a state, such as BatchNorm statistics, which is that of a; b has its own: "
+            "pass it, such as state_b=variables_b['batch_stats']",
+        )
+    state_b = loss.state if state_b is None else _tree.align(state_b, loss.state, "state_b", "the state of the loss")
+    for path, leaf in zip(_tree.paths(state_b), jax.tree.leaves(state_b), strict=True):
+        if jax.numpy.issubdtype(_tree.shape_dtype(leaf)[1], np.floating) and not np.isfinite(np.asarray(leaf)).all():
+            raise Misuse("state_b", f"[{path!r}] is not finite; pass the state of a network that works")
+    return jax.tree.map(lambda x, y: np.stack([np.asarray(x), np.asarray(y)]), loss.state, state_b)
+
+
+def _pairs(a: PyTree, b: PyTree) -> list[tuple[Any, Any]]:
+    return list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
