@@ -14,6 +14,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.losses import as_loss
 from lla_jax.core.types import Loss, PyTree
+from lla_jax.paths.curves import stack_points, stack_states
 from lla_jax.paths.slopes import has_statistics
 
 
@@ -54,10 +55,9 @@ def join(loss: Loss | Callable[..., Any], a: PyTree, b: PyTree, state_b: PyTree 
         second state that is missing, superfluous or of another structure.
     """
     loss = as_loss(loss)
-    _tree.check_real(a, "a")
-    _tree.check_real(b, "b")
-    b = _tree.align(b, a, "b", "a")
+    stacked = stack_points([a, b], ["a", "b"])
     states = join_states(loss, state_b)
+    a, b = (jax.tree.map(lambda x, i=i: x[i], stacked) for i in (0, 1))
     squares = [np.sum(np.square(np.asarray(y, np.float64) - np.asarray(x, np.float64))) for x, y in _pairs(a, b)]
     distance = float(np.sqrt(sum(squares)))
     if distance == 0:
@@ -80,16 +80,13 @@ def join_states(loss: Loss, state_b: PyTree) -> PyTree:
             raise misuse("state_b", state_b, "left out, since the loss has no state; or give the loss a's state")
         return None
     if state_b is None and has_statistics(loss):
+        names = ", ".join(_tree.paths(loss.state)[:3])
         raise Misuse(
             "state_b",
-            "not given, and the loss has a state, such as BatchNorm statistics, which is that of a; b has its own: "
-            "pass it, such as state_b=variables_b['batch_stats']",
+            f"not given, and the loss has a state ({names}, ...), which is that of a, such as BatchNorm statistics; "
+            "b has its own: pass it in the structure of loss.state, such as the state of the loss that was made for b",
         )
-    state_b = loss.state if state_b is None else _tree.align(state_b, loss.state, "state_b", "the state of the loss")
-    for path, leaf in zip(_tree.paths(state_b), jax.tree.leaves(state_b), strict=True):
-        if jax.numpy.issubdtype(_tree.shape_dtype(leaf)[1], np.floating) and not np.isfinite(np.asarray(leaf)).all():
-            raise Misuse("state_b", f"[{path!r}] is not finite; pass the state of a network that works")
-    return jax.tree.map(lambda x, y: np.stack([np.asarray(x), np.asarray(y)]), loss.state, state_b)
+    return stack_states(loss.state, loss.state if state_b is None else state_b)
 
 
 def _pairs(a: PyTree, b: PyTree) -> list[tuple[Any, Any]]:
