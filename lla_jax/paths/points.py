@@ -23,6 +23,7 @@ from lla_jax.landscape.jobs import Job
 from lla_jax.landscape.means import Means
 from lla_jax.landscape.rules import Rule
 from lla_jax.landscape.tasks import Policy, Task
+from lla_jax.paths.trajectories import Trajectory
 
 GROUP_BYTES = 2**28  # of trees that are on the devices at a time
 GROUP_TREES = 256  # so that the weights that choose among them stay small
@@ -141,8 +142,8 @@ def _states_of(trees: Any, states: Any, loss: Any, policy: str) -> Callable[[int
       Misuse: the loss has a state of floats, which belongs to one network, and none is given for the others.
     """
     own = loss.state if isinstance(loss, Loss) else None
-    if states is None and callable(getattr(trees, "state", None)) and trees.state(0) is not None:
-        return trees.state
+    if states is None and isinstance(trees, Trajectory) and trees.has_states:
+        return trees.state if jax.tree.leaves(own) else None
     if states is not None:
         given: list[PyTree] = list(states)
         if len(given) != len(trees):
