@@ -1,4 +1,5 @@
 from lla_jax.paths.along import evaluate as evaluate
+from lla_jax.paths.connecting import connect as connect
 from lla_jax.paths.curves import Curve as Curve
 from lla_jax.paths.curves import bezier as bezier
 from lla_jax.paths.curves import line as line

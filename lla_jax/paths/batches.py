@@ -12,6 +12,7 @@ So a training that was interrupted goes on with the batches that it would have h
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -94,19 +95,17 @@ class Batches:
         """The batches from step ``start`` on, without end."""
         if self.is_stream:
             yield from _read_endlessly(self.data, start, self.pads)
-        for step in _count_from(start):
-            yield Draw(self.data, self.rows(step), np.int32(self.num), np.int32(0))
+        for step in itertools.count(start):
+            yield self.of_step(step)
+
+    def of_step(self, step: int) -> Draw:
+        """Batch ``step`` of data in memory."""
+        return Draw(self.data, self.rows(step), np.int32(self.num), np.int32(0))
 
 
 def _shuffle(key: Any, num: int) -> Any:
     """A random order of ``num`` rows."""
     return jax.random.permutation(key, num)
-
-
-def _count_from(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1
 
 
 def _read_endlessly(stream: Stream, start: int, pads: bool) -> Iterator[Draw]:
