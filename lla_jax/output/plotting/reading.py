@@ -257,6 +257,7 @@ class Plane(NamedTuple):
     incomplete: str  # "(incomplete: 3 of 9 points)"
     evaluated: np.ndarray | None = None  # (m, 2), the points (a, b) whose values are not interpolated; None: all are
     interpolated: str = ""  # "420 of 1,681 points evaluated, ...", with the error of the others
+    mesh: int = 121  # the most vertices per axis of a surface; odd, so that a centre cell stays
 
 
 def plane(landscape: Landscape, value: str, function: str, least: int = 2, argument: str = "landscape") -> Plane:
