@@ -24,7 +24,9 @@ def norm_of(weights: Sequence[Any]) -> float:
     return float(np.sqrt(sum(np.vdot(x, x) for x in arrays)))
 
 
-def add(recipe: Mapping[str, Any], what: str, params: PyTree, norm: float | None = None) -> Recipe:
+def add(
+    recipe: Mapping[str, Any], what: str, params: PyTree, norm: float | None = None, fingerprint: str | None = None
+) -> Recipe:
     """The recipe of directions with one centre more.
 
     Args:
@@ -32,9 +34,11 @@ def add(recipe: Mapping[str, Any], what: str, params: PyTree, norm: float | None
       what: the part of the directions that belongs to the parameters, such as "gradient".
       params: the parameters.
       norm: of the parameters, where it is known.
+      fingerprint: of the parameters, for directions that belong to a point and not to a network alone.
     """
     norm = norm_of(jax.tree.leaves(params)) if norm is None else norm
     entry = {"what": what, "norm": norm, "types": precision.types_of(params)}
+    entry |= {} if fingerprint is None else {"fingerprint": fingerprint}
     return Recipe(recipe, centres=[*_centres_of(recipe), entry])
 
 
@@ -66,10 +70,7 @@ def warn_of_others(name: str, recipe: Mapping[str, Any], params: PyTree, fingerp
       params: the centre of the landscape.
       fingerprint: of the centre.
     """
-    try:
-        foreign = _foreign(recipe, params, fingerprint)
-    except (LookupError, TypeError, AttributeError):  # a damaged recipe, which tells nothing
-        return
+    foreign = foreign_parts(recipe, params, fingerprint)
     if foreign:
         warn_caller(
             f"{name}: made for other parameters than params ({', '.join(foreign)}), so that their scale or slopes are "
@@ -78,9 +79,24 @@ def warn_of_others(name: str, recipe: Mapping[str, Any], params: PyTree, fingerp
         )
 
 
-def _foreign(recipe: Mapping[str, Any], params: PyTree, fingerprint: str) -> list[str]:
-    """What belongs to other parameters, such as "gradient"; nothing if some part of the directions belongs to these."""
-    parts = [part for part in _parts(recipe) if part]
+def foreign_parts(recipe: Mapping[str, Any], params: PyTree, fingerprint: str, origins: bool = False) -> list[str]:
+    """What belongs to other parameters, such as "gradient"; nothing if some part of the directions belongs to these.
+
+    Args:
+      recipe: the recipe of the directions; a damaged one tells nothing.
+      params: the parameters.
+      fingerprint: of the parameters.
+      origins: whether coordinates along the directions matter, which begin at the first of the checkpoints between
+        which they lie.
+    """
+    try:
+        return _foreign(recipe, params, fingerprint, origins)
+    except (LookupError, TypeError, AttributeError):
+        return []
+
+
+def _foreign(recipe: Mapping[str, Any], params: PyTree, fingerprint: str, origins: bool) -> list[str]:
+    parts = [part for part in _parts(recipe, origins) if part]
     if not parts:
         return []
     norm, types = norm_of(jax.tree.leaves(params)), precision.types_of(params)
@@ -88,19 +104,19 @@ def _foreign(recipe: Mapping[str, Any], params: PyTree, fingerprint: str) -> lis
     return list(dict.fromkeys(what for part in foreign for what in part)) if all(foreign) else []
 
 
-def _parts(recipe: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+def _parts(recipe: Mapping[str, Any], origins: bool) -> list[list[Mapping[str, Any]]]:
     """The centres of each of the directions that are joined in a recipe, those of the whole included."""
-    if recipe.get("kind") == "between" or recipe.get("transformed"):
+    if (recipe.get("kind") == "between" and not origins) or recipe.get("transformed"):
         return []
     own = _centres_of(recipe)
-    inner = [part for each in recipe.get("parts", []) for part in _parts(each)]
+    inner = [part for each in recipe.get("parts", []) for part in _parts(each, origins)]
     return [part + own for part in inner] or [own]
 
 
 def _is_same(entry: Mapping[str, Any], norm: float, types: list[str], fingerprint: str) -> bool:
     """Whether a centre is that of the parameters, as far as it can be told: of another type, hashes tell nothing."""
     same_types = entry["types"] == types
-    if "fingerprint" in entry:
+    if "fingerprint" in entry and (same_types or "norm" not in entry):
         return not same_types or recipes.same(entry["fingerprint"], fingerprint)
     rounding = SAME_TYPES if same_types else OTHER_TYPES
     return bool(abs(entry["norm"] - norm) <= rounding * norm)

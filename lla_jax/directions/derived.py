@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import gradients
+from lla_jax.core import gradients, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_flag, is_integer, misuse
 from lla_jax.core.foreign import library_of
@@ -248,6 +248,7 @@ def between(
         orthogonal=bool(orthogonal),
         marks=[[names[0], [0.0] * len(axes)], *([n, c.tolist()] for n, c in zip(names[1:], coords))],
     )
+    recipe = centres.add(recipe, f"differences from {names[0]}", a, fingerprint=recipes.fingerprint(a))
     stacked = [
         jnp.asarray(np.stack(column), _tree.wide(_tree.shape_dtype(ref)[1]))
         for column, ref in zip(zip(*axes), leaves[0])

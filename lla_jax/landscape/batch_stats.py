@@ -121,21 +121,27 @@ def batch_statistics(
       One array for each running average, with a leading axis C.
     """
 
-    def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, data: Batch, start: Any, offset: Any) -> Any:
+    def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, states: PyTree, *rows: Any) -> Any:
+        data, start, offset = rows
         block = losses.block_at(data, start, size, start + size, offset)
-        leaves, structure = jax.tree.flatten(loss.state)
-        zeroed = [jnp.zeros_like(x) if a else x for x, a in zip(leaves, is_average, strict=True)]
-        zeroed = jax.tree.unflatten(structure, zeroed)
+
+        def zeroed(state: PyTree) -> PyTree:
+            leaves, structure = jax.tree.flatten(state)
+            values = [jnp.zeros_like(x) if a else x for x, a in zip(leaves, is_average, strict=True)]
+            return jax.tree.unflatten(structure, values)
 
         @jax.default_matmul_precision(formula.precision)
-        def one(c: Any) -> list[Any]:
-            new = losses.outputs_of(loss, params_at(formula.rule, params, directions, c), zeroed, block, True)[1]
+        def one(c: Any, state: PyTree) -> list[Any]:
+            new = losses.outputs_of(loss, params_at(formula.rule, params, directions, c), state, block, True)[1]
             return [x for x, a in zip(jax.tree.leaves(new), is_average, strict=True) if a]
 
-        return plans.map_points(one, coords, loop)
+        if states is None:
+            state = zeroed(loss.state)
+            return plans.map_points(lambda c: one(c, state), coords, loop)
+        return plans.map_points(lambda point: one(point[0], zeroed(point[1])), (coords, states), loop)
 
-    split = (False, False, False, True, False, False, False)
-    return devices.shard_over_points(run, mesh, split)(loss, *points[:3], rows.data, rows.starts, rows.offset)
+    split = (False, False, False, True, True, False, False, False)
+    return devices.shard_over_points(run, mesh, split)(loss, *points, rows.data, rows.starts, rows.offset)
 
 
 def _leaves(tree: PyTree) -> list[np.ndarray]:
@@ -146,14 +152,14 @@ def restore_state(state: PyTree, sums: list[np.ndarray], momenta: list[float | N
     """The state at C points, with a leading axis C on every leaf and re-estimated running averages, on the host.
 
     Args:
-      state: the state of the loss; leaves that are no running averages are repeated.
+      state: the state at each point before, with a leading axis C; leaves that are no running averages stay.
       sums: for each running average, the sum over batches of ``batch_statistics`` times the rows of the batch.
       momenta: the momentum m of each leaf of the state; None for a leaf that is no running average.
       weight: number of rows of all batches.
     """
-    points, averages = len(sums[0]), iter(sums)
+    averages = iter(sums)
     new = [
-        np.broadcast_to(x, (points, *x.shape)) if m is None else (next(averages) / (weight * (1 - m))).astype(x.dtype)
+        x if m is None else (next(averages) / (weight * (1 - m))).astype(x.dtype)
         for x, m in zip(_leaves(state), momenta, strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(state), new)

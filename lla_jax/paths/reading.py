@@ -1,0 +1,117 @@
+"""Reads paths in blocks of checkpoints, and cuts these into pieces in float64, so that memory is bounded.
+
+All sums over the entries of checkpoints are taken piece by piece: nothing as large as a path is ever held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lla_jax.core import interrupts
+from lla_jax.core import tree as _tree
+from lla_jax.core.types import PyTree
+from lla_jax.paths.trajectories import Trajectory, as_trajectory
+
+Leaves = list[np.ndarray]
+
+BLOCK_BYTES = 2**28  # of the checkpoints of one block
+PIECE = 2**21  # numbers in float64 that are held of one block
+
+
+def runs_of(path: Any, least: int = 1) -> tuple[list[Trajectory], bool]:
+    """(the runs of a path, whether it is a list of several): a list of trajectories is one, a list of trees is not.
+
+    A curve is the path of its points.
+
+    Raises:
+      Misuse: no path, fewer checkpoints in a run than ``least``, or runs of different structure.
+    """
+    if isinstance(path, list | tuple) and path and all(isinstance(run, Trajectory) or is_curve(run) for run in path):
+        runs = [as_trajectory(_points_of(run), f"path[{i}]", least) for i, run in enumerate(path)]
+        for i, run in enumerate(runs):
+            _tree.align(run.like, runs[0].like, f"path[{i}]", "path[0]")
+        return runs, True
+    return [as_trajectory(_points_of(path), "path", least)], False
+
+
+def is_curve(path: Any) -> bool:
+    """Whether an object is a curve, which has a trajectory and is none."""
+    return not isinstance(path, Trajectory) and callable(getattr(path, "trajectory", None))
+
+
+def _points_of(path: Any) -> Any:
+    return path.trajectory() if is_curve(path) else path
+
+
+def leaves_of(params: PyTree, like: PyTree, name: str, like_name: str = "the first checkpoint") -> Leaves:
+    """The leaves of a tree in the order of another one, on the host.
+
+    Raises:
+      Misuse: another structure, other shapes, or entries that are not finite.
+    """
+    _tree.check_real(params, name)
+    return [np.asarray(x) for x in jax.tree.leaves(_tree.align(params, like, name, like_name))]
+
+
+class Blocks:
+    """The checkpoints of one or more runs, one after another, in blocks of bounded size.
+
+    Args:
+      runs: the trajectories.
+      num_bytes: of the checkpoints of one block, at most; a block has at least one.
+    """
+
+    def __init__(self, runs: Sequence[Trajectory], num_bytes: int = BLOCK_BYTES):
+        self.like = runs[0].like
+        self.where = [(run, i) for run in runs for i in range(len(run))]
+        shapes = [_tree.shape_dtype(x) for x in jax.tree.leaves(self.like)]
+        each = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in shapes)
+        self.size = min(len(self.where), max(1, num_bytes // max(1, each)))
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    @property
+    def slices(self) -> list[slice]:
+        """The checkpoints of each block."""
+        return [slice(i, min(i + self.size, len(self))) for i in range(0, len(self), self.size)]
+
+    def read(self, block: slice) -> list[Leaves]:
+        """The leaves of each checkpoint of a block. An interrupt acts between two of them.
+
+        Raises:
+          Misuse: a checkpoint with entries that are not finite, or of another structure; it is named.
+        """
+        found = []
+        for run, i in self.where[block]:
+            interrupts.check_interrupt()
+            found.append([np.asarray(x) for x in jax.tree.leaves(_tree.align(run[i], self.like, f"path[{i}]"))])
+        return found
+
+
+def pieces(
+    rows: Sequence[Leaves], centre: Leaves | None = None, most: int | None = None
+) -> Iterator[tuple[int, slice, np.ndarray]]:
+    """The rows, less the centre, in pieces.
+
+    Args:
+      rows: R trees by their leaves.
+      centre: a tree that is subtracted in float64, so that small differences of large numbers keep their digits.
+      most: the number of rows by which the length of a piece is chosen, where several blocks are cut alike; default R.
+
+    Yields:
+      (number of the leaf, the part of its entries, (R, part) float64).
+    """
+    step = max(256, PIECE // max(1, most or len(rows)))
+    for leaf in range(len(rows[0])):
+        flat = [row[leaf].reshape(-1) for row in rows]
+        for start in range(0, flat[0].size, step):
+            part = slice(start, min(start + step, flat[0].size))
+            piece = np.stack([x[part] for x in flat]).astype(np.float64)
+            if centre is not None:
+                piece -= centre[leaf].reshape(-1)[part].astype(np.float64)
+            yield leaf, part, piece
