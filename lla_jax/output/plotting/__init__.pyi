@@ -1,3 +1,6 @@
+from lla_jax.output.plotting.connections import band as band
+from lla_jax.output.plotting.connections import barrier as barrier
+from lla_jax.output.plotting.connections import curve as curve
 from lla_jax.output.plotting.curvature import convexity as convexity
 from lla_jax.output.plotting.curvature import layers as layers
 from lla_jax.output.plotting.curvature import scree as scree

@@ -170,7 +170,7 @@ class _Scene:
         self.canvas = FigureCanvasAgg(self.fig)
         losses = None
         grid = self.fig.add_gridspec(2, 2 if runs else 1, width_ratios=(1, 2.2) if runs else None, height_ratios=(1, 2))
-        ax = self.fig.add_subplot(grid[:, -1], projection="3d" if kind == "surface" else None)
+        ax: Any = self.fig.add_subplot(grid[:, -1], projection="3d" if kind == "surface" else None)
         least = _span(runs, log, cap) if value == "loss" else None
         found: list[Scale] = []
         picture(
@@ -206,7 +206,7 @@ class _Scene:
         """The frame (height, width, 3) at a time from 0 to 1, with the camera turned by some degrees."""
         moving = [artist for track in self.tracks for artist in track.artists] + [self.words]
         if turned != self.turned:
-            if hasattr(self.ax, "view_init"):
+            if turned:
                 self.ax.view_init(self.ax.elev, self.azimuth + turned)
             for artist in moving:
                 artist.set_visible(False)

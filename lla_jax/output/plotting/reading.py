@@ -21,7 +21,7 @@ _LETTERS = "abc"
 _KINDS = {
     "adam_moments": "Adam moment",
     "between": "difference of checkpoints",
-    "pca": "principal component",
+    "pca": "principal components",
     "orthogonal": "orthogonal pair",
 }
 _SYMBOLS = {
@@ -70,7 +70,9 @@ def _kind(landscape: Landscape) -> str:
     recipe = _directions(landscape)
     kind, steps = recipe.get("kind"), recipe.get("normalize") or []
     by = [str(step.get("by")) for step in steps if isinstance(step, Mapping)]
-    named = {"join", "eigenvectors", *direction_names(landscape)}  # kinds that the names of the directions say
+    names = direction_names(landscape)
+    named = {"join", "eigenvectors", *names}  # kinds that the names of the directions say
+    named |= {"pca"} if any(name.startswith("PC ") for name in names) else set()
     words = [_KINDS.get(kind, label(kind))] if kind and kind not in named else []
     return ", ".join(words + [f"{name}-normalized" for name in by if name.lower() != "none"])
 

@@ -142,17 +142,15 @@ def _cut(image: Image.Image, differs: np.ndarray) -> Patch:
     return Patch(left, upper, image.crop((left, upper, int(columns[-1]) + 1, int(rows[-1]) + 1)))
 
 
-def _with_next(items: Iterable[Patch]) -> Iterator[tuple[Patch, bool]]:
+def _mark_last(items: Iterable[Patch]) -> Iterator[tuple[Patch, bool]]:
     """Each item, and whether it is the last one."""
-    rest = iter(items)
-    for item in rest:
-        break
-    else:
-        return
-    for following in rest:
-        yield item, False
-        item = following
-    yield item, True
+    waiting: Patch | None = None
+    for item in items:
+        if waiting is not None:
+            yield waiting, False
+        waiting = item
+    if waiting is not None:
+        yield waiting, True
 
 
 # --- .gif
@@ -164,7 +162,7 @@ def _write_gif(file: IO[bytes], frames: Iterable[np.ndarray], palette: Image.Ima
     colours = bytes(palette.getpalette() or [])[: 3 * COLOURS].ljust(3 * COLOURS, b"\0")
     file.write(struct.pack("<6sHHBBB", b"GIF89a", width, height, 0xF7, 0, 0) + colours)
     file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")
-    for k, (patch, is_last) in enumerate(_with_next(_patches(frames, palette, against_first=False))):
+    for k, (patch, is_last) in enumerate(_mark_last(_patches(frames, palette, against_first=False))):
         end = round(100 * (k + 1) / fps)  # in hundredths of a second, so that rounding does not add up
         duration = end - round(100 * k / fps) + round(100 * HOLD_S) * is_last
         for block in GifImagePlugin.getdata(patch.image, (patch.x, patch.y), duration=10 * duration, disposal=1):

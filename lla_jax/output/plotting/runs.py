@@ -12,8 +12,7 @@ from lla_jax.core.arguments import Misuse, misuse, show_value, warn_caller
 from lla_jax.core.results import Landscape
 from lla_jax.output.plotting import reading
 from lla_jax.output.plotting.reading import Plane
-
-_FIELDS = ("coords", "distance", "loss", "projected_loss", "steps")
+from lla_jax.paths.projections import Projection
 
 
 class Run(NamedTuple):
@@ -53,16 +52,11 @@ def read(landscape: Landscape, seen: Any, function: str) -> list[Run]:
         raise misuse("seen", seen, "one projection or more, as lla.paths.project returns them")
     runs = []
     for argument, name, projection in _named(seen) if several else iter([("seen", "", seen)]):
-        if not is_projection(projection):
+        if not isinstance(projection, Projection):
             raise reading.wrong_object(argument, projection, "what lla.paths.project(path, axes, ...) returned")
         _check_same_plane(argument, landscape, projection)
         runs.append(_run(argument, name, projection, function))
     return runs
-
-
-def is_projection(value: Any) -> bool:
-    """Whether a value is the projection of a path."""
-    return all(hasattr(value, name) for name in _FIELDS)
 
 
 def _named(seen: Mapping[Any, Any] | Sequence[Any]) -> Iterator[tuple[str, str, Any]]:
@@ -73,7 +67,7 @@ def _named(seen: Mapping[Any, Any] | Sequence[Any]) -> Iterator[tuple[str, str, 
         yield from ((f"seen[{i}]", f"run {i + 1}", each) for i, each in enumerate(seen))
 
 
-def _run(argument: str, name: str, projection: Any, function: str) -> Run:
+def _run(argument: str, name: str, projection: Projection, function: str) -> Run:
     coords = np.asarray(projection.coords, float)
     if coords.ndim != 2 or coords.shape[1] != 2:
         axes = "1 axis" if coords.ndim != 2 or coords.shape[1] == 1 else f"{coords.shape[1]} axes"
@@ -84,8 +78,6 @@ def _run(argument: str, name: str, projection: Any, function: str) -> Run:
         )
     if not np.isfinite(coords).all() or not len(coords):
         raise misuse(f"{argument}.coords", coords, "finite, one row per checkpoint")
-    stderr = getattr(projection, "stderr", None)
-    errors = stderr if isinstance(stderr, Mapping) else {}
 
     def column(values: Any) -> np.ndarray:
         return np.full(len(coords), np.nan) if values is None else np.asarray(values, float)
@@ -96,28 +88,25 @@ def _run(argument: str, name: str, projection: Any, function: str) -> Run:
         coords,
         column(projection.distance),
         column(projection.loss),
-        column(errors.get("loss")),
+        column(projection.loss_stderr),
         column(projection.projected_loss),
-        column(errors.get("projected_loss")),
-        column(getattr(projection, "recorded", None)),
+        column(projection.projected_loss_stderr),
+        column(projection.recorded),
     )
 
 
-def _check_same_plane(argument: str, landscape: Landscape, projection: Any) -> None:
+def _check_same_plane(argument: str, landscape: Landscape, projection: Projection) -> None:
     """Refuse a path that was projected onto other axes, or around another centre, than those of the plane.
 
     What one of the recipes does not tell, as those of landscapes that a user made, is not compared.
     """
-    own, other = landscape.recipe, projection.recipe
-    remedy = "pass the axes and params to both, lla.paths.project(path, axes, params=p) and lla.evaluate(loss, p, ...)"
-    for kind, entry, key in (("axes", "directions", "contents"), ("centre", "params", "fingerprint")):
-        prints = [_entry(recipe, entry, key) for recipe in (own, other)]
+    for what, entry, key in (("axes", "directions", "contents"), ("centre", "params", "fingerprint")):
+        prints = [_entry(each.recipe, entry, key) for each in (landscape, projection)]
         if None not in prints and not recipes.same(*prints):
             raise Misuse(
                 argument,
-                f"its {kind} is not that of the plane: it was projected onto another plane; {remedy}"
-                if kind == "centre"
-                else f"its axes are not those of the plane, so that its coordinates mean nothing there; {remedy}",
+                f"projected with another {what} than the plane's, where its coordinates mean nothing; pass the same "
+                "axes and params to both: lla.paths.project(path, axes, params=p), lla.evaluate(loss, p, data, axes)",
             )
 
 
@@ -127,14 +116,14 @@ def _entry(recipe: Any, entry: str, key: str) -> Any:
     return inner.get(key) if isinstance(inner, Mapping) else None
 
 
-def warn_of_outside(runs: Sequence[Run], plane: Plane) -> str:
+def warn_of_outside(runs: Sequence[Run], plane: Plane, what: str = "checkpoints") -> str:
     """Warn of checkpoints whose projections lie outside of the plane; a note about them, or ""."""
-    outside = [int((~run.is_inside(plane)).sum()) for run in runs]
-    if not any(outside):
+    outside = sum(int((~run.is_inside(plane)).sum()) for run in runs)
+    if not outside:
         return ""
-    total = sum(len(run.steps) for run in runs)
+    words = f"{outside:,} of {sum(len(run.steps) for run in runs):,} {what}"
     warn_caller(
-        f"seen: {sum(outside):,} of {total:,} checkpoints lie outside of the plane, and are not drawn on it; evaluate "
-        "it on lla.paths.grid_around(seen)"
+        f"seen: {words} lie outside of the plane, and are not drawn on it; evaluate the plane on "
+        "lla.paths.grid_around(seen)"
     )
-    return f"{sum(outside):,} of {total:,} checkpoints outside of the plane"
+    return f"{words} outside of the plane"

@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from lla_jax.core.arguments import Misuse, check_flag, check_integer, misuse
+from lla_jax.core.arguments import check_integer
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions
@@ -29,6 +28,17 @@ START, END = "s", "D"
 """The markers of the first and the last checkpoint."""
 
 _ARROWS = 3
+_ARROW: dict[str, Any] = {
+    "arrowstyle": "-|>",
+    "mutation_scale": 9,
+    "edgecolor": "black",
+    "linewidth": 0.6,
+    "shrinkA": 0,
+    "shrinkB": 0,
+}
+_WIDE = (
+    20.0  # the ratio of losses from which on their curves are logarithmic, since a linear axis shows the start alone
+)
 _MOST_DOTS = 300  # checkpoints that have a dot each; of more, evenly spaced ones
 
 
@@ -91,32 +101,19 @@ def draw_paths(ax: Axes, plane: Plane, runs: Sequence[Run]) -> None:
         colour = "white" if len(runs) == 1 else style.RUNS[k % 6]
         inside = run.is_inside(plane)
         ax.plot(*run.coords.T, zorder=4, label=run.name or None, **(style.ROW | {"color": colour}))
-        for at, towards in arrows(run.coords[inside], ax):
-            ax.annotate(
-                "",
-                towards,
-                at,
-                zorder=4.5,
-                arrowprops={
-                    "arrowstyle": "-|>",
-                    "mutation_scale": 8,
-                    "color": colour,
-                    "ec": "black",
-                    "lw": 0.6,
-                    "shrinkA": 0,
-                    "shrinkB": 0,
-                },
-            )
+        for tail, head in arrows(run.coords[inside], ax):
+            ax.annotate("", head, tail, zorder=4.5, arrowprops=_ARROW | {"facecolor": colour})
         dots = np.unique(np.linspace(0, len(inside) - 1, min(len(inside), _MOST_DOTS)).round().astype(int))
         dots = dots[inside[dots]]
         size = float(np.clip(500 / max(len(dots), 1), 4, 14))
         look: dict[str, Any] = {"cmap": style.FAR, "norm": norm, "edgecolors": "black", "linewidths": 0.4}
-        ax.scatter(*run.coords[dots].T, s=size, c=run.distance[dots], zorder=4.2, **look)
-        for at, marker, name in ((0, START, "start"), (-1, END, "end")):
-            if inside[at]:
-                label = f"{name}: step {run.steps[at]:,.0f}" if len(runs) == 1 else name
-                face = {"markerfacecolor": ScalarMappable(norm, style.FAR).to_rgba(run.distance[at])}
-                ax.plot(*run.coords[at], marker=marker, markersize=5, zorder=4.6, label=label, **(style.POINT | face))
+        (a, b), far = run.coords.T, run.distance
+        ax.scatter(a[dots], b[dots], s=size, c=far[dots], zorder=4.2, **look)
+        for i, marker, name in ((0, START, "start"), (-1, END, "end")):
+            if inside[i]:
+                label = f"{name}: step {run.steps[i]:,.0f}" if len(runs) == 1 else name
+                face = {"markerfacecolor": ScalarMappable(norm, style.FAR).to_rgba(far[i])}
+                ax.plot(a[i], b[i], marker=marker, markersize=5, zorder=4.6, label=label, **(style.POINT | face))
 
 
 def distances(runs: Sequence[Run]) -> Normalize:
@@ -137,7 +134,9 @@ def distance_bar(fig: Any, ax: Axes, runs: Sequence[Run]) -> None:
     bar.locator = MaxNLocator(5, steps=scales.NICE)
 
 
-def arrows(coords: np.ndarray, ax: Axes, number: int = _ARROWS) -> list[tuple[np.ndarray, np.ndarray]]:
+def arrows(
+    coords: np.ndarray, ax: Axes, number: int = _ARROWS
+) -> list[tuple[tuple[float, float], tuple[float, float]]]:
     """(tail, head) of arrows at equal lengths along a path (n, 2), each over a stretch of it; none on a short one.
 
     Lengths are those on the page, and the stretch evens out the zigzag of noise.
@@ -151,8 +150,8 @@ def arrows(coords: np.ndarray, ax: Axes, number: int = _ARROWS) -> list[tuple[np
     centres = (np.arange(number) + 0.7) / (number + 0.4) * lengths[-1]
     half = min(0.03, 0.04 * lengths[-1])
 
-    def at(length: float) -> np.ndarray:
-        return np.array([np.interp(length, lengths, c) for c in coords.T])
+    def at(length: float) -> tuple[float, float]:
+        return float(np.interp(length, lengths, coords[:, 0])), float(np.interp(length, lengths, coords[:, 1]))
 
     return [(at(c - half), at(c + half)) for c in centres]
 
@@ -174,16 +173,16 @@ def draw_losses(ax: Axes, runs: Sequence[Run], log: bool) -> None:
         curve(ax, run.steps, run.projected, run.projected_error, pair[1], "--")
     if known:
         pair = style.COLOURS[:2] if len(runs) == 1 else ["0.4"] * 2
-        for label, colour, dash in zip(("loss of the checkpoint", "loss of its projection"), pair, "- --".split()):
+        for label, colour, dash in zip(("loss of the checkpoint", "loss of its projection"), pair, ["-", "--"]):
             ax.plot([], [], color=colour, linestyle=dash, linewidth=1.2, label=label)
         if any(np.isfinite(z).any() for run in runs for z in (run.error, run.projected_error)):
             ax.plot([], [], color="0.5", alpha=0.4, linewidth=6, label="± 1 standard error")
         arrays = [z for run in runs for z in (run.loss, run.projected)]
-        scales.finite(arrays, "loss", log)
-        if log:
+        values = scales.finite(arrays, "loss", log)
+        if log or (values.min() > 0 and values.max() > _WIDE * values.min()):
             scales.set_log(ax)
     ax.set_xlabel("training step", fontsize=style.SIZE)
-    ax.set_ylabel("loss" if known else "distance", fontsize=style.SIZE)
+    ax.set_ylabel("loss" if known else "distance off the plane", fontsize=style.SIZE)
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=scales.NICE, integer=True))
     ax.tick_params(labelsize=style.SMALL)
     ax.yaxis.get_offset_text().set_fontsize(style.SMALL)
