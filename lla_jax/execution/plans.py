@@ -32,6 +32,7 @@ MOST_PADDED = 4096  # a larger chunk is cut to the number of points, since what 
 
 LANDSCAPE_FIELDS = ("chunk", "microbatch", "loop", "share", "scan", "data_shards")  # operators do not read them
 OPERATOR_FIELDS = ("linearize", "remat", "processes")  # landscapes do not read them
+TRAINING_FIELDS = ("devices", *LANDSCAPE_FIELDS, *OPERATOR_FIELDS)  # all but the precision
 
 
 @explained
@@ -90,6 +91,12 @@ def check_for_operator(execution: Execution) -> None:
     for name in ("linearize", "remat"):
         check_choice(f"execution.{name}", getattr(execution, name), ("auto", True, False))
     check_choice("execution.processes", execution.processes, ("all", "own"))
+
+
+def check_for_training(execution: Execution) -> None:
+    """Raise a ValueError if the precision has a wrong value, or if another field is not its default."""
+    _check_fields(execution, TRAINING_FIELDS, "the training of a curve", "landscapes and operators")
+    check_precision(execution.precision)
 
 
 def _check_fields(execution: Execution, unread: tuple[str, ...], caller: str, readers: str) -> None:

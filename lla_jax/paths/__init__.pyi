@@ -1,5 +1,6 @@
 from lla_jax.paths.along import evaluate as evaluate
 from lla_jax.paths.components import pca as pca
+from lla_jax.paths.connecting import connect as connect
 from lla_jax.paths.curves import Curve as Curve
 from lla_jax.paths.curves import bezier as bezier
 from lla_jax.paths.curves import line as line

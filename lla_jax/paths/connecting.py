@@ -1,0 +1,151 @@
+"""Connects two solutions by a curve along which the loss stays low."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from lla_jax.core import called
+from lla_jax.core.arguments import Misuse, check_choice
+from lla_jax.core.data import Stream
+from lla_jax.core.interrupts import deferred_interrupts
+from lla_jax.core.signatures import explained
+from lla_jax.core.types import Batch, Execution, Loss, PyTree
+from lla_jax.execution.progress import AskedProgress, takes_progress
+from lla_jax.paths import fitting, training
+from lla_jax.paths.curves import Curve
+
+KINDS = ("bezier", "polygon", "band")
+
+
+@takes_progress("steps")
+@deferred_interrupts()
+@called.differentiated()
+@explained
+def connect(
+    loss: Loss | Callable[[PyTree, Batch], Any],
+    a: PyTree,
+    b: PyTree,
+    data: Batch | Stream,
+    *,
+    key: Any,
+    state_b: PyTree = None,
+    kind: Literal["bezier", "polygon", "band"] = "bezier",
+    steps: int = 1000,
+    optimizer: Any = None,
+    batch_size: int | None = None,
+    points: int | None = None,
+    displacement: float | None = None,
+    weight_decay: float = 0.0,
+    store: str | os.PathLike[str] | None = None,
+    save_every: int = 1,
+    progress: AskedProgress = None,
+    execution: Execution = Execution(),  # noqa: B008
+    **options: Any,
+) -> Curve:
+    """Train a curve from ``a`` to ``b`` along which the loss stays low.
+
+        min E_{t ~ U(0, 1)} [ L(theta(t)) + weight_decay / 2 |theta(t)|^2 ],   theta(0) = a, theta(1) = b
+
+    over the free control points of a Bezier curve or a polygon; ``kind="band"`` is a nudged elastic band. Each step
+    draws one t and one batch. The network is in train mode: BatchNorm uses the statistics of the batch, and a loss with
+    a key draws new noise at each step. The ends are kept to the bit.
+
+    Args:
+      loss: a ``Loss``, whose state (BatchNorm statistics) is that of ``a``, or a plain ``f(params, batch) -> scalar``.
+      a, b: the two solutions, trees of one structure.
+      data: one data set, ``lla.whole(...)``, ``lla.stream(...)``, or None for a loss without data. A stream is read
+        again and again.
+      key: a ``jax.random`` key: all draws follow from it.
+      state_b: the state of ``b``; needed if the loss has one.
+      kind: "bezier", "polygon" (straight pieces between control points at equal distances of t), or "band".
+      steps: number of steps of the optimizer.
+      optimizer: an optax optimizer, such as ``optax.sgd(0.01, momentum=0.9)``; of several free control points each has
+        a state of its own. None: Adam, at 1 % of the distance of the ends per parameter, 0.01 |b - a| / sqrt(n),
+        constant for half of the steps, and then falling linearly to 1 % of that at 90 % of them.
+      batch_size: examples per batch of a data set, shuffled anew in each epoch; what is left of an epoch below a batch
+        is dropped. None: all examples at each step.
+      points: number of control points, the ends included; default 3. Of a band, the pivots.
+      displacement: how far the control points lie beside the straight line at the start, in units of |b - a|, all to
+        the same random side: where the landscape is symmetric about the line, nothing else pushes the curve aside.
+        Default 0.05.
+      weight_decay: applied to theta(t), not to the control points.
+      store: a folder in which the state is kept after every ``save_every`` steps; the same call goes on from it, with
+        the same result to the bit. With an optimizer of your own, ``steps`` may be larger then.
+      save_every: steps between two writings. A kill loses the steps since the last one, and Ctrl-C none.
+      progress: True for a bar, or ``progress(done, total)``, in steps.
+      execution: its ``precision`` is read.
+      options: those of a band, for ``kind="band"``.
+
+    Returns:
+      A ``Curve``. Its ``history`` has the "loss" of the batch at each step, without the weight decay, and its "t".
+      If a loss or gradient is not finite, the training ends with a warning: the curve is that of the last finite step,
+      its recipe has ``complete`` False and the step as ``stopped``, and the last loss of the history is the one that
+      failed.
+
+    Raises:
+      ValueError: ends of different structure, not finite or equal; a second state that is missing; an object that is no
+        optax optimizer; a store that holds another training (the difference is named) or a damaged file.
+
+    References:
+      Garipov et al. 2018, arXiv:1802.10026. As there, t is uniform and the weight decay acts on theta(t); we start from
+      the displaced line, and by default with Adam.
+    """
+    check_choice("kind", kind, KINDS)
+    is_band = kind == "band"
+    if options and not is_band:
+        raise Misuse(next(iter(options)), f'given, and kind="{kind}" does not know it; leave it out')
+    if not is_band:
+        points = fitting.check_points(3 if points is None else points, kind)
+        displacement = fitting.check_displacement(0.05 if displacement is None else displacement)
+    prepared = training.prepare(
+        loss,
+        a,
+        b,
+        data,
+        state_b=state_b,
+        kind=kind,
+        key=key,
+        steps=steps,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        weight_decay=weight_decay,
+        store=store,
+        save_every=save_every,
+        progress=progress,
+        execution=execution,
+    )
+    if is_band:
+        from lla_jax.paths.bands import connect_band
+
+        given = {"points": points, "displacement": displacement}
+        return connect_band(prepared, **{k: v for k, v in given.items() if v is not None}, **options)
+    assert points is not None
+    assert displacement is not None
+    return _fit(prepared, points, displacement)
+
+
+def _fit(prepared: training.Training, points: int, displacement: float) -> Curve:
+    fit = fitting.Fit(prepared, points, displacement)
+    fit.run()
+    ends = prepared.ends
+    stacked = jax.tree.map(
+        lambda x, inner, y: np.concatenate([np.asarray(x)[None], np.asarray(inner), np.asarray(y)[None]]),
+        ends.a,
+        fit.free,
+        ends.b,
+    )
+    recipe = {**fit.recipe, "complete": not fit.failed, "stopped": fit.step if fit.failed else None}
+    kind = fit.recipe["kind"]
+    return Curve(
+        kind=kind,
+        points=stacked,
+        knots=np.linspace(0, 1, points) if kind == "polygon" else None,
+        states=ends.states,
+        history={"loss": np.array(fit.losses), "t": np.array(fit.ts)},
+        recipe=recipe,
+    )
