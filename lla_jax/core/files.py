@@ -117,6 +117,20 @@ def _write_to_disk(name: str, write: Callable[[IO[bytes]], Any]) -> None:
     os.chmod(name, 0o666 & ~_umask())
 
 
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[str]:
+    """Yield the name of an empty file, which takes the place of ``target`` at the end of the block.
+
+    After an error or an interrupt in the block it is removed, and ``target`` is as it was.
+    """
+    with _temporary_file(target) as name:
+        yield name
+        with open(name, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+
+
 def write_npz(
     target: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]
 ) -> None:

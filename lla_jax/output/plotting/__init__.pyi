@@ -1,7 +1,11 @@
+from lla_jax.output.plotting.connections import band as band
+from lla_jax.output.plotting.connections import barrier as barrier
+from lla_jax.output.plotting.connections import curve as curve
 from lla_jax.output.plotting.curvature import convexity as convexity
 from lla_jax.output.plotting.curvature import layers as layers
 from lla_jax.output.plotting.curvature import scree as scree
 from lla_jax.output.plotting.curvature import spectral_density as spectral_density
+from lla_jax.output.plotting.films import film as film
 from lla_jax.output.plotting.lines import line as line
 from lla_jax.output.plotting.lines import train_test as train_test
 from lla_jax.output.plotting.planes import contour as contour
@@ -9,3 +13,5 @@ from lla_jax.output.plotting.planes import heatmap as heatmap
 from lla_jax.output.plotting.planes import panels as panels
 from lla_jax.output.plotting.planes import surface as surface
 from lla_jax.output.plotting.planes import volume as volume
+from lla_jax.output.plotting.trajectories import explained_variance as explained_variance
+from lla_jax.output.plotting.trajectories import trajectory as trajectory

@@ -34,7 +34,8 @@ def surface(
 ) -> Figure:
     """Draw a landscape of two axes as a 3-D surface, with the trained network and the recipe's marks (checkpoints).
 
-    Quadrilaterals with a non-finite corner are holes. More than 121 points along an axis are thinned evenly.
+    Quadrilaterals with a non-finite corner are holes. More than 121 points along an axis are thinned evenly, but the
+    lowest point stays.
 
     Args:
       landscape: a landscape of two axes, values ``(n1, n2)``.
@@ -237,6 +238,7 @@ def picture(
     ax: Any = None,
     least: tuple[float, float] | None = None,
     extra: Callable[[Any, Plane, Scale], None] | None = None,
+    legend: bool = True,
 ) -> Figure:
     """Draw each plane on its own scale, or all on one, with legend, titles and colour bars.
 
@@ -248,6 +250,7 @@ def picture(
       levels, log, cap, title, ax: as in ``contour``.
       least: the interval that the scales span at least.
       extra: ``extra(axes, plane, scale)`` draws on top of each plane.
+      legend: whether to draw the legend; else the caller does.
 
     Returns:
       the figure.
@@ -293,7 +296,8 @@ def picture(
         if heading:
             fig.suptitle(style.wrap(heading, 96), fontsize=style.SIZE + 1)
     common_caption = "".join(captions) if len(captions) == 1 and (kind == "surface" or not solo) else ""
-    style.legend(fig, axes, outside=ax is None, title=_caption_lines(common_caption, 56 if solo else 110))
+    if legend:
+        style.legend(fig, axes, outside=ax is None, title=_caption_lines(common_caption, 56 if solo else 110))
     return fig
 
 

@@ -21,7 +21,7 @@ _LETTERS = "abc"
 _KINDS = {
     "adam_moments": "Adam moment",
     "between": "difference of checkpoints",
-    "pca": "principal component",
+    "pca": "principal components",
     "orthogonal": "orthogonal pair",
 }
 _SYMBOLS = {
@@ -70,7 +70,9 @@ def _kind(landscape: Landscape) -> str:
     recipe = _directions(landscape)
     kind, steps = recipe.get("kind"), recipe.get("normalize") or []
     by = [str(step.get("by")) for step in steps if isinstance(step, Mapping)]
-    named = {"join", "eigenvectors", *direction_names(landscape)}  # kinds that the names of the directions say
+    names = direction_names(landscape)
+    named = {"join", "eigenvectors", *names}  # kinds that the names of the directions say
+    named |= {"pca"} if any(name.startswith("PC ") for name in names) else set()
     words = [_KINDS.get(kind, label(kind))] if kind and kind not in named else []
     return ", ".join(words + [f"{name}-normalized" for name in by if name.lower() != "none"])
 
@@ -259,6 +261,7 @@ class Plane(NamedTuple):
     incomplete: str  # "(incomplete: 3 of 9 points)"
     evaluated: np.ndarray | None = None  # (m, 2), the points (a, b) whose values are not interpolated; None: all are
     interpolated: str = ""  # "420 of 1,681 points evaluated, ...", with the error of the others
+    mesh: int = 121  # the most vertices per axis of a surface; odd, so that a centre cell stays
 
 
 def plane(landscape: Landscape, value: str, function: str, least: int = 2, argument: str = "landscape") -> Plane:

@@ -22,6 +22,8 @@ HATCH: dict[str, Any] = {"facecolor": "0.88", "edgecolor": "0.55", "hatch": "///
 POINT: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markeredgewidth": 0.6, "linestyle": "none"}
 NAME: dict[str, Any] = {"fontsize": SMALL, "path_effects": [withStroke(linewidth=1.6, foreground="white")]}
 CMAP = "viridis"  # perceptually uniform and readable with every colour vision deficiency
+RUNS = ("#E69F00", "#56B4E9", "#CC79A7", "#D55E00", "#000000", "#009E73")  # seen on CMAP and on white
+FAR = "OrRd"  # distances off a plane: light to dark, and no colour of CMAP
 ROW: dict[str, Any] = {
     "color": "white",
     "linewidth": 1.0,

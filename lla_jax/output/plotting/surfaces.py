@@ -13,14 +13,13 @@ from lla_jax.output.plotting import scales, style
 from lla_jax.output.plotting.reading import Plane
 from lla_jax.output.plotting.scales import Scale
 
-_MOST = 121  # vertices per axis of a surface; odd, so that a centre cell stays
 _BEHIND = "0.72"  # the face of a mark behind the surface
 
 
 def draw_surface(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
     """Draw the quadrilaterals that have four finite corners; a vertex that is not finite leaves a clean hole."""
     z = scales.heights(plane.z, scale.log, scale.cap)
-    rows, cols = (np.unique(np.linspace(0, n - 1, min(n, _MOST)).round().astype(int)) for n in z.shape)
+    rows, cols = choose_vertices(z, plane.mesh)
     points = np.stack([*np.meshgrid(plane.x[rows], plane.y[cols], indexing="ij"), z[np.ix_(rows, cols)]], axis=-1)
     corners = np.stack([points[:-1, :-1], points[1:, :-1], points[1:, 1:], points[:-1, 1:]], axis=2).reshape(-1, 4, 3)
     corners = corners[np.isfinite(corners).all(axis=(1, 2))]
@@ -32,6 +31,23 @@ def draw_surface(ax: Any, plane: Plane, scale: Scale, size: float) -> Any:
     drawn.set_edgecolor((0, 0, 0, 0.35) if len(corners) < 4000 else "face")  # "face" needs the axes
     _mark_surface(ax, plane, z, size)
     return drawn
+
+
+def choose_vertices(z: np.ndarray, most: int) -> list[np.ndarray]:
+    """Indices (rows, columns) of the values that a mesh of at most ``most`` vertices per axis shows.
+
+    They are evenly spaced from end to end, so that every vertex is a computed value, and neither a mean nor a bound;
+    those nearest to the lowest value are moved to it, so that a narrow minimum is not lost.
+    """
+    lowest = np.unravel_index(np.nanargmin(z), z.shape) if np.isfinite(z).any() else (None,) * z.ndim
+    return [_choose_indices(n, most, at) for n, at in zip(z.shape, lowest)]
+
+
+def _choose_indices(n: int, most: int, lowest: Any) -> np.ndarray:
+    chosen = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
+    if lowest is not None and lowest not in chosen:  # which is an inner one, since the ends are chosen
+        chosen[1 + int(np.argmin(abs(chosen[1:-1] - lowest)))] = lowest
+    return chosen
 
 
 class _Mark(Line3D):
@@ -67,8 +83,8 @@ def _mark_surface(ax: Any, plane: Plane, z: np.ndarray, size: float) -> None:
         name_at_origin = "".join(name for name, a, b in plane.marks if (a, b) == (0, 0))
         points = [(name_at_origin, 0.0, 0.0, "*", size), *(point for point in points if point[1:3] != (0, 0))]
     elif plane.origin == "line":
-        at = np.stack([0 * plane.y, plane.y, _heights(plane, z, 0 * plane.y, plane.y)], axis=-1)
-        hidden = _is_hidden(ax, plane, z, at)[:, None]
+        at = np.stack([0 * plane.y, plane.y, heights_at(plane, z, 0 * plane.y, plane.y)], axis=-1)
+        hidden = is_hidden_at(ax, plane, z, at)[:, None]
         ax.plot(*np.where(hidden, np.nan, at).T, label=f"{style.ORIGIN} (a = 0)", zorder=10, **style.ROW)
         ax.plot(*at.T, color="white", linewidth=0.8, linestyle=":", zorder=9)
     floor = ax.get_zlim()[0]
@@ -76,10 +92,10 @@ def _mark_surface(ax: Any, plane: Plane, z: np.ndarray, size: float) -> None:
         label, dots = style.refined_label(plane.interpolated), style.dots(len(plane.evaluated)) | {"zorder": 0.5}
         ax.plot(*plane.evaluated.T, np.full(len(plane.evaluated), floor), label=label, **dots)
     for name, a, b, marker, points_size in points:
-        (height,) = _heights(plane, z, np.array([a]), np.array([b]))
+        (height,) = heights_at(plane, z, np.array([a]), np.array([b]))
         if not np.isfinite(height):
             continue
-        mark = _Mark((a, b, height), partial(_is_hidden, ax, plane, z), marker=marker, markersize=points_size)
+        mark = _Mark((a, b, height), partial(is_hidden_at, ax, plane, z), marker=marker, markersize=points_size)
         ax.plot([a, a], [b, b], [floor, height], color="0.15", linewidth=0.7, linestyle=(0, (2, 1.5)), zorder=9)
         ax.plot([a], [b], [floor], color="0.15", marker="x", markersize=3, markeredgewidth=0.7, zorder=9)
         ax.add_line(mark)
@@ -93,7 +109,7 @@ def _mark_surface(ax: Any, plane: Plane, z: np.ndarray, size: float) -> None:
             ax.text(a, b, height, f" {name} ", ha="right" if x / w > 0 else "left", zorder=11, **style.NAME)
 
 
-def _heights(plane: Plane, z: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def heights_at(plane: Plane, z: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Heights ``z`` of the surface over points (a, b), linear between vertices; a and b of shape ``(n,)``."""
     i, j = (np.clip(np.searchsorted(c, t) - 1, 0, len(c) - 2) for c, t in ((plane.x, a), (plane.y, b)))
     s, t = (a - plane.x[i]) / (plane.x[i + 1] - plane.x[i]), (b - plane.y[j]) / (plane.y[j + 1] - plane.y[j])
@@ -107,7 +123,7 @@ def _heights(plane: Plane, z: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.nd
     return np.sum([np.where(abs(weight) < 1e-9, 0, corner * weight) for corner, weight in parts], axis=0)
 
 
-def _is_hidden(ax: Any, plane: Plane, z: np.ndarray, points: np.ndarray) -> np.ndarray:
+def is_hidden_at(ax: Any, plane: Plane, z: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Whether the surface lies between the eye and points ``(n, 3)`` on it: the line of sight crosses it."""
     eye = np.linalg.svd(ax.get_proj()[[0, 1, 3]])[2][-1]  # the point without a projection; orthographic: at infinity
     towards = np.sign(eye[3]) if abs(eye[3]) > 1e-12 else np.sign(eye[2] * ax.elev) or 1.0
@@ -118,6 +134,6 @@ def _is_hidden(ax: Any, plane: Plane, z: np.ndarray, points: np.ndarray) -> np.n
         a, b, c = np.moveaxis(
             points[:, None] + np.linspace(0, 1, 300)[:, None] * (leaves[:, None] * sight)[:, None], -1, 0
         )
-        above = (c - _heights(plane, z, a, b)) / (high[2] - low[2])
+        above = (c - heights_at(plane, z, a, b)) / (high[2] - low[2])
     hidden: np.ndarray = (above > 0.01).any(axis=1) & (above < -0.01).any(axis=1)
     return hidden

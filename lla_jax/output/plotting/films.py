@@ -1,0 +1,361 @@
+"""Films the descent of a training over a plane, or a surface that turns.
+
+All frames have one scale of heights and colours. The camera stands still or turns evenly: while it stands still, the
+surface is drawn once, and in each frame only the path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from mpl_toolkits.mplot3d.art3d import Line3D
+
+from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
+from lla_jax.core.interrupts import deferred_interrupts
+from lla_jax.core.results import Landscape
+from lla_jax.core.signatures import explained
+from lla_jax.core.text import SIGN, pm
+from lla_jax.execution.progress import AskedProgress, takes_progress
+from lla_jax.output.plotting import reading, reels, scales, style, surfaces
+from lla_jax.output.plotting import runs as _runs
+from lla_jax.output.plotting.figures import new_figure
+from lla_jax.output.plotting.planes import picture
+from lla_jax.output.plotting.reading import Plane
+from lla_jax.output.plotting.runs import Run
+from lla_jax.output.plotting.scales import Scale
+from lla_jax.output.plotting.trajectories import draw_losses
+
+MESH = 299  # the most vertices per axis of a filmed surface; odd, so that a centre cell stays
+_HEIGHT = 4.5  # inches, so that letters are as large as in a figure of this height
+_BETWEEN = 2000  # points about that draw a path between its checkpoints, on the surface
+_PATH: dict[str, Any] = {"linewidth": 1.8, "solid_capstyle": "round", "zorder": 20}
+
+
+@takes_progress("frames")
+@explained
+def film(
+    plane: Landscape,
+    seen: Any = None,
+    path: str | os.PathLike[str] = "descent.gif",
+    *,
+    value: str = "loss",
+    kind: Literal["surface", "contour"] = "surface",
+    log: bool = False,
+    cap: float | None = None,
+    frames: int = 60,
+    fps: int = 15,
+    size: tuple[int, int] = (1280, 720),
+    turn: float | None = None,
+    title: str | None = None,
+    progress: AskedProgress = None,
+) -> Path:
+    """Film the descent of a training over a plane, or a surface that turns, as .gif, .mp4 (by ffmpeg) or .html.
+
+    Time is in proportion to steps: between two checkpoints that are twice as far apart there are twice as many frames.
+    The path lies on the surface, at the height of the plane where the projections of its checkpoints are. A stem leads
+    from there to the true loss of the latest checkpoint, which every frame names with its step; where the path is
+    behind the surface it is dotted. All frames have one scale and one camera, which stands still or turns evenly. The
+    same input makes the same bytes.
+
+    Args:
+      plane: a landscape of two axes. Of more than 299 points along an axis a surface shows evenly spaced ones, and the
+        lowest; its scale is that of all points.
+      seen: what ``lla.paths.project`` returned, with the plane's axes and centre; a list of several runs, or a dict of
+        them by name; or None for a surface that turns.
+      path: the file; an existing one is replaced when the film is whole. A page (.html) holds all that it shows.
+      value: a name in ``plane.values``.
+      kind: "surface" or "contour".
+      log, cap: as in ``surface``.
+      frames: their number.
+      fps: frames per second. A film that repeats (.gif, .html) rests on its last frame for a moment.
+      size: (width, height) in pixels, such as (1920, 1080).
+      turn: degrees by which the camera turns in the whole film; by default 0, and 360 without a path.
+      title: text above.
+      progress: True for a bar, or a function ``progress(done, total)``.
+
+    Returns:
+      the path of the film.
+
+    Raises:
+      ValueError: as ``trajectory``; another ending, no ffmpeg for .mp4, a film in which nothing moves.
+      OSError: the folder cannot be written.
+
+    Warns:
+      UserWarning: checkpoints lie outside of the plane.
+    """
+    if isinstance(seen, str | os.PathLike):
+        raise Misuse("seen", f"{str(seen)!r} given, a file; without a path call film(plane, path={str(seen)!r})")
+    target = reels.check_target(path)
+    check_choice("kind", kind, ("surface", "contour"))
+    check_integer("frames", frames, remedy="such as 60")
+    rate, pixels = reels.check_rate(fps), reels.check_size(size)
+    degrees = _check_turn(turn, kind, seen)
+    content = reading.plane(plane, value, "film", argument="plane")._replace(mesh=MESH)
+    runs = [] if seen is None else _runs.read(plane, seen, "film")
+    _check_time(runs)
+    note = _runs.warn_of_outside(runs, content)
+    with deferred_interrupts() as check:
+        scene = _Scene(content, runs, kind, value, log, cap, style.join(title, note, by="\n"), pixels)
+
+        def shots() -> Iterator[np.ndarray]:
+            for k in range(frames):
+                check()
+                yield scene.draw((k + 1) / frames if frames == 1 else k / (frames - 1), degrees * k / frames)
+                if progress is not None:
+                    progress(k + 1, frames)
+
+        last = scene.draw(1.0, degrees * (frames - 1) / frames)
+        reels.write(target, shots(), last, rate, title or f"{reading.label(value)} of a plane")
+    return target
+
+
+def _check_turn(turn: Any, kind: str, seen: Any) -> float:
+    """The degrees by which the camera turns, after a check that something moves."""
+    if turn is None:
+        turn = 360.0 if seen is None and kind == "surface" else 0.0
+    if isinstance(turn, bool) or not isinstance(turn, int | float | np.number) or not np.isfinite(turn):
+        raise misuse("turn", turn, "degrees, such as 360 for a full turn, or None")
+    if turn and kind == "contour":
+        raise Misuse("turn", f"{turn!r} given with kind='contour', which is flat; leave turn out, or film a surface")
+    if not turn and seen is None:
+        raise Misuse(
+            "seen", "None given, so that nothing moves; pass what lla.paths.project returned, or a turn of a surface"
+        )
+    return float(turn)
+
+
+def _check_time(runs: Sequence[Run]) -> None:
+    """Refuse runs whose steps do not increase: a film has one time."""
+    for run in runs:
+        if not np.isfinite(run.steps).all() or (np.diff(run.steps) <= 0).any():
+            raise misuse(
+                "seen.steps", run.steps, "increasing from checkpoint to checkpoint, since it is the time of the film"
+            )
+
+
+class _Scene:
+    """A plane, drawn once for each camera, on which paths are drawn up to a time.
+
+    Args:
+      plane: the plane's content.
+      runs: the paths, of which there may be none.
+      kind: "surface" or "contour".
+      value, log, cap, title: as for ``film``.
+      pixels: (width, height).
+    """
+
+    def __init__(
+        self,
+        plane: Plane,
+        runs: Sequence[Run],
+        kind: Any,
+        value: str,
+        log: bool,
+        cap: float | None,
+        title: str,
+        pixels: tuple[int, int],
+    ):
+        width, height = pixels
+        self.fig = new_figure(_HEIGHT * width / height, _HEIGHT)
+        self.fig.dpi = height / _HEIGHT
+        self.fig.set_size_inches(
+            (width + 0.5) / self.fig.dpi, (height + 0.5) / self.fig.dpi
+        )  # whole pixels, rounded down
+        self.canvas = FigureCanvasAgg(self.fig)
+        losses = None
+        grid = self.fig.add_gridspec(2, 2 if runs else 1, width_ratios=(1, 2.2) if runs else None, height_ratios=(1, 2))
+        ax: Any = self.fig.add_subplot(grid[:, -1], projection="3d" if kind == "surface" else None)
+        least = _span(runs, log, cap) if value == "loss" else None
+        found: list[Scale] = []
+        picture(
+            kind,
+            {"": plane},
+            value,
+            ax=ax,
+            log=log,
+            cap=cap,
+            title=title,
+            least=least,
+            legend=False,
+            extra=lambda _ax, _plane, scale: found.append(scale),
+        )
+        if runs:
+            losses = self.fig.add_subplot(grid[1, 0])
+            draw_losses(losses, runs, log)
+        self.words = self.fig.text(0.012, 0.97, "", va="top", fontsize=style.SIZE + 1, linespacing=1.4)
+        self.tracks = [
+            _Track(ax, losses, plane, found[0], run, style.RUNS[k % 6] if len(runs) > 1 else "white", value == "loss")
+            for k, run in enumerate(runs)
+        ]
+        self.ax, self.runs = ax, runs
+        self.azimuth = getattr(ax, "azim", 0.0)
+        self.ends = (min(run.steps[0] for run in runs), max(run.steps[-1] for run in runs)) if runs else (0.0, 0.0)
+        style.legend(self.fig, [ax, *([losses] if losses else [])], outside=True, columns=4)
+        self.fig.draw_without_rendering()
+        self.fig.set_layout_engine("none")  # which would move the axes with the labels of their ticks
+        self.turned: float | None = None
+        self.background: Any = None
+
+    def draw(self, time: float, turned: float) -> np.ndarray:
+        """The frame (height, width, 3) at a time from 0 to 1, with the camera turned by some degrees."""
+        moving = [artist for track in self.tracks for artist in track.artists] + [self.words]
+        if turned != self.turned:
+            if turned:
+                self.ax.view_init(self.ax.elev, self.azimuth + turned)
+            for artist in moving:
+                artist.set_visible(False)
+            self.canvas.draw()
+            self.background, self.turned = self.canvas.copy_from_bbox(self.fig.bbox), turned
+            for artist in moving:
+                artist.set_visible(True)
+        self.canvas.restore_region(self.background)
+        step = self.ends[0] + time * (self.ends[1] - self.ends[0])
+        words = [track.move(step) for track in self.tracks]
+        if words:
+            self.words.set_text("\n".join([f"step {step:,.0f}", *words]))
+        for artist in moving:
+            (artist.axes or self.fig).draw_artist(artist)
+        return np.array(self.canvas.buffer_rgba())[..., :3]
+
+
+def _span(runs: Sequence[Run], log: bool, cap: float | None) -> tuple[float, float] | None:
+    """The interval of heights that the true losses of the paths need; None without any."""
+    known = np.concatenate([run.loss for run in runs]) if runs else np.array([])
+    known = known[np.isfinite(known) & ((known > 0) | (not log))]
+    if not known.size:
+        return None
+    heights = scales.heights(known, log, cap)
+    return float(heights.min()), float(heights.max())
+
+
+class _Track:
+    """A path on a plane, as artists that move with the time.
+
+    Args:
+      ax: the axes of the plane.
+      losses: those of the losses.
+      plane, scale: what is drawn, and how.
+      run: the path.
+      colour: of its line.
+      stems: whether heights are losses, so that a stem may lead to the true one.
+    """
+
+    def __init__(self, ax: Any, losses: Any, plane: Plane, scale: Scale, run: Run, colour: str, stems: bool):
+        self.ax, self.run, self.plane = ax, run, plane
+        self.solid = ax.name == "3d"
+        self.z = scales.heights(plane.z, scale.log, scale.cap)
+        self.steps = _subdivide(run.steps)
+        self.points = self._on_plane(self.steps)
+        self.true = scales.heights(np.where((run.loss > 0) | (not scale.log), run.loss, np.nan), scale.log, scale.cap)
+        outline = [style.withStroke(linewidth=3.0, foreground="black")]
+        label = run.name or "path of the training"
+        self.line = self._add([], {"color": colour, "path_effects": outline, "label": label, **_PATH})
+        self.behind = self._add([], {"color": colour, "linestyle": ":", **_PATH, "linewidth": 1.2, "zorder": 19})
+        point = {"marker": "o", "markersize": 6, **style.POINT, "color": colour, "zorder": 22}
+        self.now = self._add([], point)
+        self.artists: list[Artist] = [self.line, self.behind, self.now]
+        self.stem = self.top = None
+        if self.solid and stems and np.isfinite(self.true).any():
+            self.stem = self._add([], {"color": "black", "linewidth": 1.0, "zorder": 21})
+            self.top = self._add(
+                [], {"marker": "D", "markersize": 4, **style.POINT, "color": style.COLOURS[1], "zorder": 22}
+            )
+            ax.plot(
+                [],
+                [],
+                marker="D",
+                markersize=4,
+                label="true loss of the latest checkpoint",
+                **(style.POINT | {"color": style.COLOURS[1]}),
+            )
+            self.artists += [self.stem, self.top]
+        self.dot = None
+        if losses is not None and np.isfinite(run.loss).any():
+            (self.dot,) = losses.plot(
+                [],
+                [],
+                marker="o",
+                markersize=4,
+                zorder=5,
+                color=style.COLOURS[1],
+                markeredgecolor="black",
+                linestyle="none",
+            )
+            self.artists.append(self.dot)
+
+    def _add(self, points: Any, look: dict[str, Any]) -> Any:
+        """An empty line on the axes of the plane, in three dimensions on a surface."""
+        if self.solid:
+            line: Any = Line3D([], [], [], **look)
+            self.ax.add_line(line)
+            return line
+        (line,) = self.ax.plot([], [], **look)
+        return line
+
+    def _on_plane(self, steps: np.ndarray) -> np.ndarray:
+        """The points (n, 3) of the path at steps: coordinates, and the surface there; NaN outside of the plane."""
+        a, b = (np.interp(steps, self.run.steps, c) for c in self.run.coords.T)
+        heights = surfaces.heights_at(self.plane, self.z, a, b)
+        points = np.stack([a, b, heights], axis=-1)
+        outside = (a < self.plane.x[0]) | (a > self.plane.x[-1]) | (b < self.plane.y[0]) | (b > self.plane.y[-1])
+        points[outside] = np.nan
+        return points
+
+    def _set(self, line: Any, points: np.ndarray) -> None:
+        if self.solid:
+            line.set_data_3d(*points.T)
+        else:
+            line.set_data(*points[:, :2].T)
+
+    def move(self, step: float) -> str:
+        """Move to a step, and return what the frame says of it: the latest checkpoint and its true loss."""
+        run = self.run
+        at = int(np.clip(np.searchsorted(run.steps, step * (1 + 1e-12), side="right") - 1, 0, len(run.steps) - 1))
+        now = self._on_plane(np.array([np.clip(step, run.steps[0], run.steps[-1])]))
+        so_far = np.concatenate([self.points[self.steps < step], now])
+        hidden = self._hides(so_far)
+        self._set(self.line, np.where(hidden[:, None], np.nan, so_far))
+        self._set(self.behind, np.where(hidden[:, None], so_far, np.nan))
+        self._set(self.now, now)
+        if self.stem is not None and self.top is not None:
+            foot = self._on_plane(run.steps[at : at + 1].astype(float))
+            head = np.array([[*foot[0, :2], self.true[at]]])
+            self._set(self.stem, np.concatenate([foot, head]))
+            self._set(self.top, head)
+        if self.dot is not None:
+            self.dot.set_data([run.steps[at]], [run.loss[at]])
+        return _describe(run, at)
+
+    def _hides(self, points: np.ndarray) -> np.ndarray:
+        """Whether the surface lies before each point, from where the camera is."""
+        if not self.solid:
+            return np.zeros(len(points), bool)
+        known = np.isfinite(points).all(axis=1)
+        hidden = np.zeros(len(points), bool)
+        if known.any():
+            hidden[known] = surfaces.is_hidden_at(self.ax, self.plane, self.z, points[known])
+        return hidden
+
+
+def _subdivide(steps: np.ndarray) -> np.ndarray:
+    """Steps between checkpoints too, so that a straight piece of a path follows the surface under it."""
+    if len(steps) < 2:
+        return steps.astype(float)
+    pieces = int(np.clip(_BETWEEN // len(steps), 1, 24))
+    share = np.arange(pieces) / pieces
+    return np.append((steps[:-1, None] + share * np.diff(steps)[:, None]).ravel(), steps[-1])
+
+
+def _describe(run: Run, at: int) -> str:
+    """The true loss of a checkpoint with its error, such as "loss 0.432 ± 0.002 (checkpoint of step 100)"."""
+    name = f"{run.name}: " if run.name else ""
+    of = f"(checkpoint of step {run.steps[at]:,.0f})"
+    if not np.isfinite(run.loss[at]):
+        return f"{name}{of}"
+    return f"{name}loss {pm(run.loss[at], run.error[at]).replace(SIGN, ' ± ')} {of}"
