@@ -69,7 +69,7 @@ def connect(
         constant for half of the steps, and then falling linearly to 1 % of that at 90 % of them.
       batch_size: examples per batch of a data set, shuffled anew in each epoch; what is left of an epoch below a batch
         is dropped. None: all examples at each step.
-      points: number of control points, the ends included; default 3. Of a band, the pivots.
+      points: number of control points, the ends included; default 3. Of a band: the inner pivots at the start.
       displacement: how far the control points lie beside the straight line at the start, in units of |b - a|, all to
         the same random side: where the landscape is symmetric about the line, nothing else pushes the curve aside.
         Default 0.05.
@@ -122,7 +122,7 @@ def connect(
     if is_band:
         from lla_jax.paths.bands import connect_band
 
-        given = {"points": points, "displacement": displacement}
+        given: dict[str, Any] = {"points": points, "displacement": displacement}
         return connect_band(prepared, **{k: v for k, v in given.items() if v is not None}, **options)
     assert points is not None
     assert displacement is not None
