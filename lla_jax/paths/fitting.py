@@ -123,7 +123,7 @@ def _advance(
 
 @functools.partial(jax.jit, static_argnames="num")
 def draw_ts(key: Any, start: Any, num: int) -> Any:
-    """(num,) float32, the t of ``num`` steps from ``start`` on, each uniform on [0, 1], from the key and its step alone.
+    """(num,) float32, the t of ``num`` steps from ``start`` on, each uniform on [0, 1], from key and step alone.
 
     Of every 16 steps in turn, one falls into each sixteenth of [0, 1], in random order. Each t is uniform, and the sum
     of their gradients has less noise than that of independent draws.

@@ -333,7 +333,7 @@ def test_what_is_no_optimizer_is_refused_with_what_to_pass():
         ({"batch_size": 0}, "batch_size: 0 given"),
         ({"save_every": 0}, "save_every: 0 given"),
         ({"key": 0}, "key: 0 given"),
-        ({"springs": 3}, 'springs: given, and kind="bezier" does not know it'),
+        ({"cycles": 3}, 'cycles: 3 given; it must be left out for kind="bezier"'),
         ({"execution": lla.Execution(chunk=2)}, "execution.chunk: 2 given"),
         ({"store": 3}, "store: 3 given"),
     ],
