@@ -93,7 +93,7 @@ def _advance(
     num = 2 + jax.tree.leaves(free)[0].shape[0]
 
     def one(i: Any, free: PyTree, memory: PyTree) -> tuple[PyTree, PyTree, Any, Any]:
-        w = bases.weights(kind, num, steps.ts[i])
+        w = bases.weights(kind, num, steps.ts[i].astype(float))
         theta = bases.combine(w, a, free, b)
         block = block_of(draw if draw.rows is None else draw._replace(rows=draw.rows[i]))
         with jax.default_matmul_precision(precision):
@@ -190,8 +190,6 @@ class Fit:
                 calls += 1
                 if calls > 1:  # the first call has compiled
                     seconds = (time.perf_counter() - begun) / count
-                if step == 0:
-                    self.moved = _distance(self.start, self.free)
                 if self.step - saved >= training.save_every or self.step == training.steps or self.failed:
                     self._save()
                     saved = self.step
@@ -239,6 +237,8 @@ class Fit:
         if self.pending is None:
             return
         seen, self.pending = jax.device_get(self.pending), None
+        if not self.losses:  # of one step, since the first call takes no more
+            self.moved = _distance(self.start, self.free)
         self.ts += [self._t(self.step + i) for i in range(int(seen.done))]
         self.losses += np.asarray(seen.losses[: seen.done], np.float64).tolist()
         self.failed = not bool(seen.good)
@@ -287,7 +287,7 @@ class Fit:
             text = f"{training.keeper.path} holds {step} steps, and {training.steps} are asked for; ask for as many"
             raise Differs("store", change, f"{text}, or pass another folder", training.keeper.path)
         self._advance(training.batches.from_step(0), 1)
-        now = [self.losses[0], self.ts[0], _distance(self.start, self.free)]
+        now = [self.losses[0], self.ts[0], self.moved]
         for name, x, y, rtol in zip(("loss", "t", "distance"), then, now, (SAME_LOSS, SAME_LOSS, SAME_MOVE)):
             if not recipes.is_close(float(x), float(y), rtol, 0.0):
                 what = {"loss": "its loss", "t": "its t", "distance": "the distance that it moves"}[name]
