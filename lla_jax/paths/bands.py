@@ -17,7 +17,7 @@ from lla_jax.core.types import PyTree, Recipe
 from lla_jax.paths import band_states
 from lla_jax.paths.band_states import State, Top
 from lla_jax.paths.band_steps import insert_pivots, take_step
-from lla_jax.paths.climbing import start_climb
+from lla_jax.paths.climbing import floor_of, start_climb
 from lla_jax.paths.curves import Curve
 from lla_jax.paths.full_slopes import Pass, full_slope, one_pass
 from lla_jax.paths.polylines import knots_of
@@ -169,7 +169,7 @@ def _steps(training: Training, settings: Settings, state: State, over: Pass, mos
         return
     if state.top is None:
         best = find_highest(loss, state.band.pivots, over, settings.samples, precision)
-        state = state._replace(top=Top(best.low, best.weight, best.losses, start_climb(best.params)))
+        state = state._replace(top=Top(best.low, best.weight, best.loss, best.losses, start_climb(best.params)))
         yield state
     top = state.top
     assert top is not None
@@ -177,8 +177,9 @@ def _steps(training: Training, settings: Settings, state: State, over: Pass, mos
     if two is None:
         return
     neighbours, losses = _tree.stack([state.band.pivots[i] for i in two]), top.losses[list(two)]
+    floor = floor_of(top.loss, losses, top.losses[[0, -1]])
     while not is_over(top.climb, most, settings.tolerance):
-        top = top._replace(climb=wait(climb_once(top.climb, neighbours, losses, loss, over, precision)))
+        top = top._replace(climb=wait(climb_once(top.climb, neighbours, losses, floor, loss, over, precision)))
         state = state._replace(top=top)
         yield state
 

@@ -55,11 +55,17 @@ def find_highest(loss: Loss, pivots: list[PyTree], draws: Iterable[Draw], sample
 
 
 def climb_once(
-    climb: Climb, neighbours: PyTree, losses: np.ndarray, loss: Loss, draws: Iterable[Draw], precision: str
+    climb: Climb,
+    neighbours: PyTree,
+    losses: np.ndarray,
+    floor: float,
+    loss: Loss,
+    draws: Iterable[Draw],
+    precision: str,
 ) -> Climb:
     """The image after one step, from the gradient over all examples."""
     value, gradient = full_slope(loss, climb.params, draws, precision)
-    return climb_step(climb, value, gradient, neighbours, losses)
+    return climb_step(climb, value, gradient, neighbours, losses, floor)
 
 
 def is_over(climb: Climb, steps: int, tolerance: float) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from lla_jax.core import files, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse, single_key
-from lla_jax.core.data import Stream
+from lla_jax.core.data import Stream, as_arrays
 from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.losses import as_loss
 from lla_jax.core.refusals import no_array
@@ -178,7 +178,7 @@ def spanning_tree(
         )
         tops[pair] = top_of(curves[pair])
     heights = {pair: top.loss for pair, top in tops.items()}
-    edges = forests.spanning_edges(num, heights)
+    edges = forests.spanning_edges(num, heights, {pair: float(curve.lengths(1.0)) for pair, curve in curves.items()})
     found = [tops[edge] for edge in edges]
     recipe = {
         "kind": "spanning tree",
@@ -186,7 +186,7 @@ def spanning_tree(
         "steps": steps,
         "connections": most,
         "key": recipes.fingerprint(key),
-        "data": recipes.describe(data),
+        "data": recipes.describe(data if isinstance(data, Stream) else as_arrays(data)),
         "tried": [[*pair, top.loss] for pair, top in tops.items()],
         "lines": [[*pair, top.loss] for pair, top in lines.items()],
         "all": next(_choose(num, heights_of(lines), [x for x, _ in ends], tops, len(pairs)), None) is None,
@@ -225,7 +225,7 @@ def _most_promising(num: int, lines: dict[Edge, float], ends: list[float], tops:
     heights = heights_of(tops)
     tree = forests.spanning_edges(num, heights)
     for edge in reversed(tree):
-        one, other = forests.across(num, tree, edge)
+        one, _ = forests.across(num, tree, edge)
         able = [
             (height, pair)
             for pair, height in lines.items()
@@ -292,8 +292,8 @@ def _check_states(loss: Loss, states: Any, num: int) -> list[PyTree] | None:
         if has_floats(loss.state):
             raise Misuse(
                 "states",
-                "none given, and the loss has a state of floats (running averages, such as BatchNorm's), which belong to "
-                "one network; pass the state of each minimum, states=[...]",
+                "none given, and the loss has a state of floats (running averages, such as BatchNorm's), which belong "
+                "to one network; pass the state of each minimum, states=[...]",
             )
         return None
     if not isinstance(states, list | tuple) or len(states) != num:
