@@ -181,7 +181,9 @@ class Fit:
             while self.step < training.steps and not self.failed:
                 interrupts.check_interrupt()
                 count = min(int(max(1, CALL_S / seconds)), MOST_STEPS) if self.loops else 1
-                count = min(count, training.steps - self.step, training.save_every - (self.step - saved))
+                count = min(count, training.steps - self.step)
+                if training.keeper.path is not None:
+                    count = min(count, training.save_every - (self.step - saved))
                 begun, step = time.perf_counter(), self.step
                 self._advance(draws, count)
                 calls += 1
@@ -244,11 +246,12 @@ class Fit:
     # --- the store
 
     def _save(self) -> None:
+        if self.training.keeper.path is None:
+            return
         first = {"loss": self.losses[0], "t": self.ts[0], "moved": self.moved}
         header = {"recipe": self.recipe, "step": self.step, "failed": self.failed, "first": first}
         arrays = {"loss": np.array(self.losses), "t": np.array(self.ts)}
-        if self.training.keeper.path is not None:
-            arrays |= to_arrays("point", self.free) | to_arrays("memory", self.memory)
+        arrays |= to_arrays("point", self.free) | to_arrays("memory", self.memory)
         self.training.keeper.save(header, arrays)
 
     def _repeat_first(self, kept: Kept) -> None:
