@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import numpy as np
@@ -13,10 +13,11 @@ from lla_jax.core import called
 from lla_jax.core.arguments import Misuse, check_choice
 from lla_jax.core.data import Stream
 from lla_jax.core.interrupts import deferred_interrupts
-from lla_jax.core.signatures import explained
+from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.types import Batch, Execution, Loss, PyTree
 from lla_jax.execution.progress import AskedProgress, takes_progress
 from lla_jax.paths import fitting, training
+from lla_jax.paths.band_settings import DEFAULTS, BandOptions
 from lla_jax.paths.curves import Curve
 
 KINDS = ("bezier", "polygon", "band")
@@ -25,6 +26,7 @@ KINDS = ("bezier", "polygon", "band")
 @takes_progress("steps")
 @deferred_interrupts()
 @called.differentiated()
+@show_options(BandOptions, DEFAULTS)
 @explained
 def connect(
     loss: Loss | Callable[[PyTree, Batch], Any],
@@ -45,7 +47,7 @@ def connect(
     save_every: int = 1,
     progress: AskedProgress = None,
     execution: Execution = Execution(),  # noqa: B008
-    **options: Any,
+    **options: Unpack[BandOptions],
 ) -> Curve:
     """Train a curve from ``a`` to ``b`` along which the loss stays low.
 
@@ -79,7 +81,13 @@ def connect(
       save_every: steps between two writings. A kill loses the steps since the last one, and Ctrl-C none.
       progress: True for a bar, or ``progress(done, total)``, in steps.
       execution: its ``precision`` is read.
-      options: those of a band, for ``kind="band"``.
+      cycles: of a band: parts of the training; before each but the first, new pivots come where they are needed.
+      insert: of a band: new pivots per cycle at most.
+      samples: of a band: points between two pivots at which the loss is looked at.
+      climb: of a band: steps of its climbing image at most, each with the gradient over all examples. None: 100, or
+        fewer where these would read more batches than the training.
+      tolerance: of a band: norm of the gradient at its saddle.
+      curvature: of a band: whether negative eigenvalues of the Hessian at its saddle are counted.
 
     Returns:
       A ``Curve``. Its ``history`` has the "loss" of the batch at each step, without the weight decay, and its "t".
@@ -97,6 +105,7 @@ def connect(
     """
     check_choice("kind", kind, KINDS)
     is_band = kind == "band"
+    complete("connect", options, DEFAULTS)
     if options and not is_band:
         raise Misuse(next(iter(options)), f'given, and kind="{kind}" does not know it; leave it out')
     if not is_band:
@@ -122,8 +131,8 @@ def connect(
     if is_band:
         from lla_jax.paths.bands import connect_band
 
-        given = {"points": points, "displacement": displacement}
-        return connect_band(prepared, **{k: v for k, v in given.items() if v is not None}, **options)
+        points = 3 if points is None else points
+        return connect_band(prepared, points, 0.05 if displacement is None else displacement, **options)
     assert points is not None
     assert displacement is not None
     return _fit(prepared, points, displacement)

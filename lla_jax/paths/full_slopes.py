@@ -19,6 +19,7 @@ import numpy as np
 from lla_jax.core import losses
 from lla_jax.core import tree as _tree
 from lla_jax.core.interrupts import check_interrupt
+from lla_jax.core.operands import Precision
 from lla_jax.core.types import Loss, PyTree
 from lla_jax.paths.batches import Batches, Draw, block_of
 from lla_jax.paths.slopes import has_statistics
@@ -93,7 +94,7 @@ def _penalty(loss: Loss, params: PyTree) -> tuple[Any, PyTree]:
     return jax.value_and_grad(functools.partial(losses.penalty_of, loss))(params)
 
 
-def full_losses(loss: Loss, trees: Iterable[PyTree], draws: Iterable[Draw], precision: str) -> np.ndarray:
+def full_losses(loss: Loss, trees: Iterable[PyTree], draws: Iterable[Draw], precision: Precision) -> np.ndarray:
     """The losses over all batches at T points, (T,) float64; NaN where nothing counts."""
     trees = list(trees)
     sums = np.zeros((2, len(trees)))
@@ -106,7 +107,7 @@ def full_losses(loss: Loss, trees: Iterable[PyTree], draws: Iterable[Draw], prec
         return sums[0] / sums[1] + np.asarray(extra)
 
 
-def full_slope(loss: Loss, params: PyTree, draws: Iterable[Draw], precision: str) -> tuple[float, PyTree]:
+def full_slope(loss: Loss, params: PyTree, draws: Iterable[Draw], precision: Precision) -> tuple[float, PyTree]:
     """(the loss over all batches, its gradient), at one point."""
     total: Any = 0.0
     weight: Any = 0.0
