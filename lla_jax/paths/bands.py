@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -59,7 +59,8 @@ def connect_band(training: Training, points: int, displacement: float, **options
     differ from the former: (1) pivots are inserted only where a gap exceeds a fifth of the losses' range and lies above
     both ends; (2) they keep their shares of the length, and are not spaced anew; (3) the climbing image.
     """
-    settings = Settings(points, displacement, **{**DEFAULTS, **options})
+    chosen: Any = {**DEFAULTS, **options}
+    settings = Settings(points, displacement, **chosen)
     entries = asdict(settings)
     recipe = {**training.recipe, "points": entries.pop("points"), "displacement": entries.pop("displacement")}
     recipe["band"] = entries
