@@ -57,8 +57,7 @@ class Pass:
         size = batches.size
         for start in range(0, batches.num, size):
             rows = np.minimum(np.arange(start, start + size), batches.num - 1)
-            block = jax.tree.map(lambda x, rows=rows: x[rows], batches.data)
-            yield Draw(block, None, np.int32(min(size, batches.num - start)), np.int32(start))
+            yield Draw(_take(batches.data, rows), None, np.int32(min(size, batches.num - start)), np.int32(start))
 
 
 def one_pass(batches: Batches, loss: Loss) -> Pass:
@@ -70,6 +69,11 @@ def one_pass(batches: Batches, loss: Loss) -> Pass:
         return Pass(batches, coupled, 1)
     whole = batches.num // batches.size
     return Pass(batches, coupled, whole if coupled else -(-batches.num // batches.size))
+
+
+@jax.jit
+def _take(data: PyTree, rows: Any) -> PyTree:
+    return jax.tree.map(lambda x: x[rows], data)
 
 
 def _totals(loss: Loss, params: PyTree, draw: Draw) -> tuple[Any, Any]:
