@@ -9,23 +9,23 @@ from lla_jax.core.arguments import check_flag, check_integer, check_number
 
 
 class BandOptions(TypedDict, total=False):
-    """What ``connect`` takes for ``kind="band"`` alone; ``Settings`` explains them."""
+    """What ``connect`` takes for ``kind="band"`` alone, and explains; None stands for the default of ``Settings``."""
 
-    cycles: int
-    insert: int
-    samples: int
+    cycles: int | None
+    insert: int | None
+    samples: int | None
     climb: int | None
-    tolerance: float
-    curvature: bool
+    tolerance: float | None
+    curvature: bool | None
 
 
-DEFAULTS: BandOptions = {
-    "cycles": 14,
-    "insert": 2,
-    "samples": 9,
+NOT_GIVEN: BandOptions = {
+    "cycles": None,
+    "insert": None,
+    "samples": None,
     "climb": None,
-    "tolerance": 1e-3,
-    "curvature": False,
+    "tolerance": None,
+    "curvature": None,
 }
 
 
@@ -45,14 +45,14 @@ class Settings:
       curvature: whether the negative eigenvalues of the Hessian at the saddle are counted.
     """
 
-    points: int
-    displacement: float
-    cycles: int
-    insert: int
-    samples: int
-    climb: int | None
-    tolerance: float
-    curvature: bool
+    points: int = 3
+    displacement: float = 0.05
+    cycles: int = 14
+    insert: int = 2
+    samples: int = 9
+    climb: int | None = None
+    tolerance: float = 1e-3
+    curvature: bool = False
 
     def __post_init__(self) -> None:
         check_number("displacement", self.displacement, least=0.0, remedy="in units of |b - a|, such as 0.05")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import Any, Unpack
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from lla_jax.core.arguments import warn_caller
 from lla_jax.core.interrupts import deferred_interrupts, wait
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.paths import band_states
-from lla_jax.paths.band_settings import DEFAULTS, BandOptions, Settings
+from lla_jax.paths.band_settings import Settings
 from lla_jax.paths.band_states import State, Top
 from lla_jax.paths.band_steps import insert_pivots, take_step
 from lla_jax.paths.climbing import floor_of, start_climb
@@ -29,7 +29,7 @@ from lla_jax.paths.training import Training
 CLIMB_MOST = 100  # steps of the climbing image by default
 
 
-def connect_band(training: Training, points: int, displacement: float, **options: Unpack[BandOptions]) -> Curve:
+def connect_band(training: Training, **options: Any) -> Curve:
     """Train a nudged elastic band, and let its highest point climb to a saddle.
 
     In each step all inner pivots get the gradients of one batch, without their parts along the band: g - (g.t) t with
@@ -38,8 +38,6 @@ def connect_band(training: Training, points: int, displacement: float, **options
 
     Args:
       training: the ends and how to train, as ``connect`` has checked them.
-      points: inner pivots at the start.
-      displacement: as for other curves.
       options: those of ``Settings``.
 
     Returns:
@@ -59,8 +57,7 @@ def connect_band(training: Training, points: int, displacement: float, **options
     differ from the former: (1) pivots are inserted only where a gap exceeds a fifth of the losses' range and lies above
     both ends; (2) they keep their shares of the length, and are not spaced anew; (3) the climbing image.
     """
-    chosen: Any = {**DEFAULTS, **options}
-    settings = Settings(points, displacement, **chosen)
+    settings = Settings(**options)
     entries = asdict(settings)
     recipe = {**training.recipe, "points": entries.pop("points"), "displacement": entries.pop("displacement")}
     recipe["band"] = entries

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Literal, Unpack
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from lla_jax.core import called
-from lla_jax.core.arguments import Misuse, check_choice
+from lla_jax.core.arguments import check_choice, misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.interrupts import deferred_interrupts
-from lla_jax.core.signatures import complete, explained, show_options
+from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Execution, Loss, PyTree
 from lla_jax.execution.progress import AskedProgress, takes_progress
 from lla_jax.paths import fitting, training
-from lla_jax.paths.band_settings import DEFAULTS, BandOptions
 from lla_jax.paths.curves import Curve
 
 KINDS = ("bezier", "polygon", "band")
@@ -26,7 +25,6 @@ KINDS = ("bezier", "polygon", "band")
 @takes_progress("steps")
 @deferred_interrupts()
 @called.differentiated()
-@show_options(BandOptions, DEFAULTS)
 @explained
 def connect(
     loss: Loss | Callable[[PyTree, Batch], Any],
@@ -46,8 +44,13 @@ def connect(
     store: str | os.PathLike[str] | None = None,
     save_every: int = 1,
     progress: AskedProgress = None,
-    execution: Execution = Execution(),  # noqa: B008
-    **options: Unpack[BandOptions],
+    execution: Execution = Execution(),  # noqa: B008 (frozen)
+    cycles: int | None = None,
+    insert: int | None = None,
+    samples: int | None = None,
+    climb: int | None = None,
+    tolerance: float | None = None,
+    curvature: bool | None = None,
 ) -> Curve:
     """Train a curve from ``a`` to ``b`` along which the loss stays low.
 
@@ -71,7 +74,7 @@ def connect(
         constant for half of the steps, and then falling linearly to 1 % of that at 90 % of them.
       batch_size: examples per batch of a data set, shuffled anew in each epoch; what is left of an epoch below a batch
         is dropped. None: all examples at each step.
-      points: number of control points, the ends included; default 3. Of a band, the pivots.
+      points: number of control points, the ends included; default 3. Of a band: the inner pivots at the start.
       displacement: how far the control points lie beside the straight line at the start, in units of |b - a|, all to
         the same random side: where the landscape is symmetric about the line, nothing else pushes the curve aside.
         Default 0.05.
@@ -81,13 +84,13 @@ def connect(
       save_every: steps between two writings. A kill loses the steps since the last one, and Ctrl-C none.
       progress: True for a bar, or ``progress(done, total)``, in steps.
       execution: its ``precision`` is read.
-      cycles: of a band: parts of the training; before each but the first, new pivots come where they are needed.
-      insert: of a band: new pivots per cycle at most.
-      samples: of a band: points between two pivots at which the loss is looked at.
-      climb: of a band: steps of its climbing image at most, each with the gradient over all examples. None: 100, or
-        fewer where these would read more batches than the training.
-      tolerance: of a band: norm of the gradient at its saddle.
-      curvature: of a band: whether negative eigenvalues of the Hessian at its saddle are counted.
+      cycles: of a band, as all that follow: parts of the training, with new pivots before each but the first; default
+        14.
+      insert: new pivots per cycle at most; default 2.
+      samples: points between two pivots at which the band is looked at; default 9.
+      climb: steps of the climbing image at most; default 100, or fewer where that would be more than the training.
+      tolerance: of the norm of the gradient at the saddle; default 1e-3.
+      curvature: whether the negative eigenvalues of the Hessian at the saddle are counted; default False.
 
     Returns:
       A ``Curve``. Its ``history`` has the "loss" of the batch at each step, without the weight decay, and its "t".
@@ -105,9 +108,12 @@ def connect(
     """
     check_choice("kind", kind, KINDS)
     is_band = kind == "band"
-    complete("connect", options, DEFAULTS)
-    if options and not is_band:
-        raise Misuse(next(iter(options)), f'given, and kind="{kind}" does not know it; leave it out')
+    of_band: dict[str, Any] = {"cycles": cycles, "insert": insert, "samples": samples, "climb": climb}
+    of_band |= {"tolerance": tolerance, "curvature": curvature}
+    of_band = {name: value for name, value in of_band.items() if value is not None}
+    if of_band and not is_band:
+        name, value = next(iter(of_band.items()))
+        raise misuse(name, value, f'left out for kind="{kind}", since it belongs to kind="band"')
     if not is_band:
         points = fitting.check_points(3 if points is None else points, kind)
         displacement = fitting.check_displacement(0.05 if displacement is None else displacement)
@@ -131,8 +137,8 @@ def connect(
     if is_band:
         from lla_jax.paths.bands import connect_band
 
-        points = 3 if points is None else points
-        return connect_band(prepared, points, 0.05 if displacement is None else displacement, **options)
+        common: dict[str, Any] = {"points": points, "displacement": displacement}
+        return connect_band(prepared, **{k: v for k, v in common.items() if v is not None}, **of_band)
     assert points is not None
     assert displacement is not None
     return _fit(prepared, points, displacement)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.called import explain
 from lla_jax.core.foreign import library_of
@@ -190,7 +191,7 @@ def _describe(value: Any, count: list[int], met: dict[int, Any]) -> Any:
     if isinstance(value, list | tuple):
         return [inner(x) for x in value]
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return np.asarray(value).tolist() if np.size(value) <= 64 else [str(np.shape(value)), float(np.sum(value))]
+        return recipes.fingerprint(value) if np.ndim(value) or isinstance(value, jax.Array) else value.tolist()
     if isinstance(value, type) or callable(value):
         return str(getattr(value, "__qualname__", type(value).__qualname__))
     return stable_repr(value)

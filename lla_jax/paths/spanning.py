@@ -24,7 +24,7 @@ from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe
 from lla_jax.execution.progress import AskedProgress, report_part, takes_progress
 from lla_jax.paths import forests
 from lla_jax.paths.along import policy_of
-from lla_jax.paths.band_settings import DEFAULTS, BandOptions
+from lla_jax.paths.band_settings import NOT_GIVEN, BandOptions
 from lla_jax.paths.connecting import connect
 from lla_jax.paths.curves import Curve, line, stack_points
 from lla_jax.paths.forests import Edge
@@ -83,7 +83,7 @@ class _Top(NamedTuple):
 
 @takes_progress("steps")
 @deferred_interrupts()
-@show_options(BandOptions, DEFAULTS)
+@show_options(BandOptions, NOT_GIVEN)
 @explained
 def spanning_tree(
     loss: Loss | Callable[[PyTree, Batch], Any],
@@ -151,7 +151,7 @@ def spanning_tree(
     References: Draxler et al. 2018, arXiv:1803.00885. Where we differ: (1) the first tree is that of the straight
     lines, not a star; (2) pairs that cannot lower an edge are left out.
     """
-    complete("spanning_tree", options, DEFAULTS)
+    complete("spanning_tree", options, NOT_GIVEN)
     minima, names = _check_minima(minima, names)
     loss, num = as_loss(loss), len(minima)
     states = _check_states(loss, states, num)
