@@ -1,3 +1,4 @@
+from lla_jax.paths.checkpoints import from_checkpoints as from_checkpoints
 from lla_jax.paths.recording import load as load
 from lla_jax.paths.recording import record as record
 from lla_jax.paths.trajectories import Trajectory as Trajectory
