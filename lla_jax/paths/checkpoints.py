@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +13,7 @@ import numpy as np
 from lla_jax.core import files as _files
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_flag, misuse
+from lla_jax.core.patterns import expand, number_in
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.paths import formats, leaf_names, recording, records
@@ -82,7 +80,7 @@ def from_checkpoints(
     check_flag("strict", strict)
     if not (key is None or isinstance(key, str)):
         raise misuse("key", key, "None, or what the names of the parameters begin with, such as 'ema'")
-    found = [entry for path in expand(files) for entry in _entries(path, like, state_like, key, strict)]
+    found = [entry for path in expand("files", files) for entry in _entries(path, like, state_like, key, strict)]
     if not found:
         raise Misuse("files", "none given; pass a list of checkpoints, or a pattern such as 'ckpt/*.npz'")
     return make_trajectory(found, shapes_of(like), "checkpoints")
@@ -118,45 +116,6 @@ def _unique(files: Sequence[Path]) -> list[str]:
     """The names of files, with their folders where several have one name."""
     names = [file.name for file in files]
     return [f"{file.parent.name}/{file.name}" if names.count(file.name) > 1 else file.name for file in files]
-
-
-# --- which files
-
-
-def expand(files: Any) -> list[Path]:
-    """The paths that a list, a path or a pattern stands for; a pattern's in the order of the numbers in their names.
-
-    Raises:
-      Misuse: a value of another type, or a pattern that matches no file.
-    """
-    if isinstance(files, str | bytes | os.PathLike):
-        path = _files.check_path("files", files, "ckpt/*.npz")
-        if path.exists() or not glob.has_magic(str(path)):
-            return [path]
-        matches = [Path(each) for each in glob.glob(str(path), recursive=True)]
-        if not matches:
-            raise Misuse("files", f"{_files.show_path(path)} matches no file; see the folder and the ending", path)
-        return sorted(matches, key=natural)
-    if not isinstance(files, Sequence):
-        raise misuse("files", files, "a list of paths, or a pattern such as 'ckpt/*.npz'")
-    return [path for each in files for path in expand(_one(each))]
-
-
-def _one(path: Any) -> Any:
-    if not isinstance(path, str | bytes | os.PathLike):
-        raise misuse("files", path, "paths of checkpoints; trees in memory are a path as they are, or lla.paths.given")
-    return path
-
-
-def natural(path: Path) -> list[Any]:
-    """The order of names with numbers, in which 2 stands before 10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", str(path)) if part]
-
-
-def step_of(file: Path) -> int | None:
-    """The last number in a file's name, without its ending."""
-    numbers = re.findall(r"\d{1,18}", file.name if file.is_dir() else file.stem)
-    return int(numbers[-1]) if numbers else None
 
 
 # --- one path
@@ -218,7 +177,7 @@ def _of_source(source: Source, like: PyTree, state_like: PyTree, key: str | None
         remedy = "pass its parameters as like, pass what is its state as state_like, or strict=False to leave it out"
         raise Misuse("files", f"{text}; {remedy}", source.file)
     checkpoint = Checkpoint(source.file.name, partial(_read_like, source, match.names, like), read_state)
-    return Entry(source.file, step_of(source.file), checkpoint, state)
+    return Entry(source.file, number_in(source.file), checkpoint, state)
 
 
 def _struct(source: Source, name: str, like: PyTree) -> jax.ShapeDtypeStruct:

@@ -90,11 +90,19 @@ class Recorder:
                 "called inside of jax.jit, jax.grad or scan, where arrays have no values; call it in "
                 "the loop around the jitted step",
             )
-        number = _check_step(step)
-        if not (number % self._every == 0 if keep is None else check_flag("keep", keep)):
+        if not self.is_due(step, keep):
             return False
-        self._record(params, number, _check_loss(loss), state)
+        self._record(params, _check_step(step), _check_loss(loss), state)
         return True
+
+    def is_due(self, step: Any, keep: Any = None) -> bool:
+        """Whether a step would be recorded.
+
+        Args:
+          step: the number of the training step.
+          keep: as for the recorder itself.
+        """
+        return _check_step(step) % self._every == 0 if keep is None else check_flag("keep", keep)
 
     def _record(self, params: PyTree, step: int, loss: float, state: PyTree) -> None:
         _check_trees(params, state)
