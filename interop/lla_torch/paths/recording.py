@@ -133,8 +133,8 @@ def record_training(
 
     Steps are those of the optimizer, so that gradients of several batches that are accumulated count once, and a step
     that is skipped for infinite gradients not at all. Of several optimizers of one module, a step is one of each, and
-    the weights are those when the first of them has stepped. The training is not changed: nothing is computed, no random
-    number is drawn, and a device is waited for only where a step is recorded. In a group of processes of
+    the weights are those when the first of them has stepped. The training is not changed: nothing is computed, no
+    random number is drawn, and a device is waited for only where a step is recorded. In a group of processes of
     torch.distributed the first one records.
 
     Args:

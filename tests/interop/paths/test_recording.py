@@ -160,7 +160,7 @@ def test_no_hook_is_left_and_a_module_that_is_gone_ends_its_recording(tmp_path):
     before = len(base._global_optimizer_post_hooks)
     module, optimizer = make()
 
-    def fail():
+    def fail(module=module, optimizer=optimizer):
         with lla_torch.record_training(module, tmp_path / "a", every=5):
             optimizer.step()
             raise KeyError
