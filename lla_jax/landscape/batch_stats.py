@@ -71,10 +71,13 @@ def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float |
     Raises:
       ValueError: no leaf changes in train mode, or one changes but not as a running average.
     """
-    start, once = _leaves(loss.state), _leaves(_state_after(loss, params, loss.state, batch, size=size))
-    changing = tuple(
-        np.issubdtype(old.dtype, np.floating) and not np.array_equal(old, new) for old, new in zip(start, once)
-    )
+    changing = _changing(loss, params, loss.state, batch, size)
+    if not all(
+        c or not np.issubdtype(x.dtype, np.floating) for x, c in zip(_leaves(loss.state), changing, strict=True)
+    ):
+        # averages that are those of this very batch stay what they are, and buffers stay wherever they are
+        moved = jax.tree.map(lambda x: x + 1 if jnp.issubdtype(x.dtype, jnp.floating) else x, loss.state)
+        changing = tuple(map(max, changing, _changing(loss, params, moved, batch, size)))
     updates = map(_leaves, _updates(loss, params, batch, size=size, changing=changing))
     by_leaf: list[float | None] = []
     for path, changes, from0, from1, from2, scale in zip(_tree.paths(loss.state), changing, *updates, strict=True):
@@ -101,6 +104,15 @@ def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float |
     return by_leaf
 
 
+def _changing(loss: Loss, params: PyTree, state: PyTree, batch: Batch, size: int) -> tuple[bool, ...]:
+    """Whether each leaf of a state is floating, and becomes other finite numbers in a call in train mode."""
+    new = _leaves(_state_after(loss, params, state, batch, size=size))
+    return tuple(
+        bool(np.issubdtype(x.dtype, np.floating) and not np.array_equal(x, y) and np.isfinite(y).all())
+        for x, y in zip(_leaves(state), new, strict=True)
+    )
+
+
 @functools.partial(jax.jit, static_argnames=("formula", "size", "loop", "mesh", "is_average"))
 def batch_statistics(
     loss: Loss, points: Points, rows: Blocks, *, formula: Formula, size: int, loop: str, mesh: Mesh, is_average: Any
@@ -121,21 +133,27 @@ def batch_statistics(
       One array for each running average, with a leading axis C.
     """
 
-    def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, data: Batch, start: Any, offset: Any) -> Any:
+    def run(loss: Loss, params: PyTree, directions: PyTree, coords: Any, states: PyTree, *rows: Any) -> Any:
+        data, start, offset = rows
         block = losses.block_at(data, start, size, start + size, offset)
-        leaves, structure = jax.tree.flatten(loss.state)
-        zeroed = [jnp.zeros_like(x) if a else x for x, a in zip(leaves, is_average, strict=True)]
-        zeroed = jax.tree.unflatten(structure, zeroed)
+
+        def zeroed(state: PyTree) -> PyTree:
+            leaves, structure = jax.tree.flatten(state)
+            values = [jnp.zeros_like(x) if a else x for x, a in zip(leaves, is_average, strict=True)]
+            return jax.tree.unflatten(structure, values)
 
         @jax.default_matmul_precision(formula.precision)
-        def one(c: Any) -> list[Any]:
-            new = losses.outputs_of(loss, params_at(formula.rule, params, directions, c), zeroed, block, True)[1]
+        def one(c: Any, state: PyTree) -> list[Any]:
+            new = losses.outputs_of(loss, params_at(formula.rule, params, directions, c), state, block, True)[1]
             return [x for x, a in zip(jax.tree.leaves(new), is_average, strict=True) if a]
 
-        return plans.map_points(one, coords, loop)
+        if states is None:
+            state = zeroed(loss.state)
+            return plans.map_points(lambda c: one(c, state), coords, loop)
+        return plans.map_points(lambda point: one(point[0], zeroed(point[1])), (coords, states), loop)
 
-    split = (False, False, False, True, False, False, False)
-    return devices.shard_over_points(run, mesh, split)(loss, *points[:3], rows.data, rows.starts, rows.offset)
+    split = (False, False, False, True, True, False, False, False)
+    return devices.shard_over_points(run, mesh, split)(loss, *points, rows.data, rows.starts, rows.offset)
 
 
 def _leaves(tree: PyTree) -> list[np.ndarray]:
@@ -146,14 +164,14 @@ def restore_state(state: PyTree, sums: list[np.ndarray], momenta: list[float | N
     """The state at C points, with a leading axis C on every leaf and re-estimated running averages, on the host.
 
     Args:
-      state: the state of the loss; leaves that are no running averages are repeated.
+      state: the state at each point before, with a leading axis C; leaves that are no running averages stay.
       sums: for each running average, the sum over batches of ``batch_statistics`` times the rows of the batch.
       momenta: the momentum m of each leaf of the state; None for a leaf that is no running average.
       weight: number of rows of all batches.
     """
-    points, averages = len(sums[0]), iter(sums)
+    averages = iter(sums)
     new = [
-        np.broadcast_to(x, (points, *x.shape)) if m is None else (next(averages) / (weight * (1 - m))).astype(x.dtype)
+        x if m is None else (next(averages) / (weight * (1 - m))).astype(x.dtype)
         for x, m in zip(_leaves(state), momenta, strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(state), new)

@@ -136,7 +136,7 @@ def _compile(job: Job, plan: Plan, on: Slice) -> Program:
     cut, starts = planning.first_blocks(job, plan)
     here = devices.replicated(job.mesh)
     count = plan.chunk * job.point_shards
-    points = Points(job.params, job.directions, np.zeros((count, len(job.coords))), None)
+    points = Points(job.params, job.directions, np.zeros((count, job.num_directions)), None)
     blocks = Blocks(job.first_piece.batch, starts, np.int32(job.first_piece.rows), np.int32(0))
     moved = (points._replace(coords=abstract(points.coords, here)), blocks._replace(**_numbers(blocks, here)))
     return topologies.compile_program(

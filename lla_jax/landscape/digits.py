@@ -16,7 +16,7 @@ from lla_jax.core.jaxprs import inputs_of
 from lla_jax.core.remembering import remember, shapes_of
 from lla_jax.core.types import Batch, Loss, PyTree, Recipe
 from lla_jax.landscape.kernels import Formula
-from lla_jax.landscape.rules import params_at
+from lla_jax.landscape.rules import Rule, params_at
 
 
 def _loss_of(params: PyTree, loss: Loss, batch: Batch, size: int, train: bool) -> Any:
@@ -76,6 +76,7 @@ def check_resolved(
     batch: Batch,
     size: int,
     formula: Formula,
+    rule: Rule,
     device: Any,
 ) -> Recipe:
     """Warn if a network that computes in half precision loses much of the step from the centre to the next points.
@@ -88,7 +89,8 @@ def check_resolved(
       coords: the grid.
       batch: examples.
       size: number of examples in a block.
-      formula: the rule, the mode of the network, and the precision of its matrix products.
+      formula: the mode of the network, and the precision of its matrix products.
+      rule: the rule, which gives the coordinates that its function gets.
       device: the device on which it runs.
 
     Returns:
@@ -101,7 +103,7 @@ def check_resolved(
     entry = recipe["precision"]
     if entry["bits"] >= precision.SINGLE:
         return entry
-    steps = _steps(coords)
+    steps = rule.coords(_steps(coords))
     static = {"formula": formula, "size": size, "device": device}
     shares = _lost(loss, params, directions, batch, steps, **static) if len(steps) > 1 else [0.0]
     share = float(np.max(shares))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -63,6 +63,8 @@ class Job(NamedTuple):
       recipe: the recipe of the landscape.
       reads: whether the loss depends on the parameters.
       directions: the stacked tree of the axes, on the devices; None until ``set_axes`` gives it.
+      states: (C, k) coordinates of points -> the state of the loss at each, with a leading axis C, on the host, as
+        ``set_states`` makes it; None where the loss has one state for all points.
     """
 
     task: Task
@@ -76,6 +78,7 @@ class Job(NamedTuple):
     recipe: Recipe
     reads: bool
     directions: PyTree = None
+    states: Callable[[np.ndarray], PyTree] | None = None
 
     @property
     def loss(self) -> Loss:
@@ -86,6 +89,16 @@ class Job(NamedTuple):
     def num(self) -> int:
         """Number of points of the grid."""
         return math.prod(map(len, self.coords))
+
+    @property
+    def num_directions(self) -> int:
+        """Number of directions, by default one per axis of the grid."""
+        return self.task.rule.directions or len(self.coords)
+
+    @property
+    def has_states(self) -> bool:
+        """Whether the loss has a state of its own at each point."""
+        return self.momenta is not None or self.states is not None
 
     @property
     def point_shards(self) -> int:
@@ -258,7 +271,7 @@ def set_axes(job: Job, directions: Directions) -> Job:
       ValueError: directions of another structure or shape, more or fewer directions than axes of the grid, or other
         directions than the rule needs.
     """
-    tree = align_directions(directions, job.params, len(job.coords), job.task.rule.moments)
+    tree = align_directions(directions, job.params, job.num_directions, job.task.rule.moments)
     recipe = job.recipe | {
         "directions": dict(directions.recipe) | {"contents": recipes.fingerprint(directions.tree)},
         "versions": versions(),
@@ -266,21 +279,52 @@ def set_axes(job: Job, directions: Directions) -> Job:
     tree = _devices.replicate(tree, job.mesh)
     batch, rows, _ = job.first_piece
     size = _data.cuts(rows, job.task.batch_size)[0][1]
+    formula, rule, device = job.task.formula, job.task.rule, job.mesh.devices.flat[0]
     recipe["precision"] = digits.check_resolved(
-        recipe, job.loss, job.params, tree, job.coords, batch, size, job.task.formula, job.mesh.devices.flat[0]
+        recipe, job.loss, job.params, tree, job.coords, batch, size, formula, rule, device
     )
     return job._replace(directions=tree, recipe=recipe)
+
+
+def set_states(job: Job, states: PyTree, weights: Callable[[np.ndarray], np.ndarray]) -> Job:
+    """The same job whose loss has a state of its own at each point, sum_s w_s S_s.
+
+    Where a weight is 1 it is that state to the bit. Leaves that are not floating are those of the largest weight.
+
+    Args:
+      job: the job.
+      states: the S states, with a leading axis on every leaf, in the structure of the loss's state.
+      weights: (C, k) coordinates of points -> (C, S), the weights of the states at each.
+    """
+    fingerprint = recipes.fingerprint(states)
+    wide = precision.widen(states) if precision.is_widened(job.loss) else states
+    leaves, structure = [np.asarray(x) for x in jax.tree.leaves(wide)], jax.tree.structure(wide)
+
+    def at(coords: np.ndarray) -> PyTree:
+        w = weights(coords)
+        largest, single = w.argmax(1), w.max(1) == 1
+
+        def mix(leaf: np.ndarray) -> np.ndarray:
+            nearest = leaf[largest]
+            if single.all() or not jax.numpy.issubdtype(leaf.dtype, np.floating):
+                return nearest
+            mixed = np.tensordot(w, leaf.astype(np.float64), 1).astype(leaf.dtype)
+            return np.where(single.reshape(-1, *[1] * (leaf.ndim - 1)), nearest, mixed)
+
+        return jax.tree.unflatten(structure, [mix(leaf) for leaf in leaves])
+
+    return job._replace(states=at, recipe=job.recipe | {"state": fingerprint})
 
 
 def group_size(job: Job, plan: Plan) -> int:
     """Number of points that are computed together, from all data.
 
-    For data in memory this is a chunk on every device; for a stream all points or, if statistics are re-estimated, as
-    many as ``STATE_BYTES`` allow.
+    For data in memory this is a chunk on every device; for a stream all points or, if each has its own state, as many
+    as ``STATE_BYTES`` allow.
     """
     if not job.has_stream:
         return plan.chunk * job.point_shards
-    if job.momenta is None:
+    if not job.has_states:
         return job.num
     state = sum(x.nbytes for x in jax.tree.leaves(job.loss.state))
     return max(plan.chunk * job.point_shards, STATE_BYTES // max(1, state))

@@ -60,7 +60,7 @@ def _key(job: Job, rows: int) -> Hashable:
     """A key of everything for which a program is compiled, except the plan."""
     leaves, structure = jax.tree.flatten((job.loss, job.params, job.directions, job.first_piece.batch))
     shapes = tuple((x.shape, str(x.dtype)) for x in leaves)
-    return structure, shapes, rows, job.task.formula, job.momenta is None, job.task.couples_examples, job.mesh
+    return structure, shapes, rows, job.task.formula, not job.has_states, job.task.couples_examples, job.mesh
 
 
 def _rows(job: Job) -> int:
@@ -91,7 +91,7 @@ def propose(job: Job, points: int) -> list[Plan]:
     few = rows if task.couples_examples else min(256, rows)
 
     def one(loss: Loss, params: PyTree, directions: PyTree, batch: Batch) -> Any:
-        centre = Points(params, directions, np.zeros((1, len(job.coords)), np.float32))
+        centre = Points(params, directions, np.zeros((1, job.num_directions), np.float32))
         block = losses.block_at(batch, 0, few, few, 0)
         return kernels.sums_at_points(loss, centre, block, task.formula, Plan(1, few, "map", False))
 
@@ -104,7 +104,7 @@ def propose(job: Job, points: int) -> list[Plan]:
         row_bytes=nbytes // few,
         param_bytes=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(job.params)),
         uncut=task.couples_examples,
-        sharable=task.rule.affine and job.momenta is None and _single_or_double(job.params),
+        sharable=task.rule.affine and not job.has_states and _single_or_double(job.params),
         scannable="conv_general_dilated" not in primitives,
         on_cpu=devices.on_cpu(job.mesh),
     )
@@ -125,9 +125,12 @@ def _first_call(job: Job, plan: Plan, cut: Plan, starts: np.ndarray) -> dict[str
     size = plan.chunk * job.point_shards
     coords = grid_points(job.reference_grid, 0, min(size, math.prod(map(len, job.reference_grid))))
     coords, states = plans.pad_points(coords, size), None
-    if job.momenta is not None:
+    if job.states is not None:
+        states = job.states(coords)
+    elif job.momenta is not None:
         states = jax.tree.map(lambda x: np.broadcast_to(x, (len(coords), *x.shape)), job.loss.state)
-    return sum_blocks(job, Points(job.params, job.directions, coords, states), job.first_piece, cut, starts)
+    points = Points(job.params, job.directions, job.task.rule.coords(coords), states)
+    return sum_blocks(job, points, job.first_piece, cut, starts)
 
 
 def choose_plan(job: Job, plan: Plan | None, most: int | None = None) -> tuple[Plan, Recipe, float | None]:

@@ -35,8 +35,8 @@ Values = dict[str, np.ndarray]
 def _points(job: Job, plan: Plan, coords: np.ndarray, states: PyTree, lo: int, hi: int) -> Points:
     """The points of rows [lo, hi) of ``coords`` and ``states``, padded to a full chunk on every device."""
     size = plan.chunk * job.point_shards
-    coords, states = jax.tree.map(lambda x: plans.pad_points(x[lo:hi], size), (coords, states))
-    return Points(job.params, job.directions, coords, states)
+    rows = job.task.rule.coords(coords[lo:hi]), jax.tree.map(lambda x: x[lo:hi], states)
+    return Points(job.params, job.directions, *jax.tree.map(lambda x: plans.pad_points(x, size), rows))
 
 
 def compute_means(
@@ -59,9 +59,7 @@ def compute_means(
       (means, plan at the end), a smaller plan than at the start if memory did not suffice.
     """
     values, plan = compute_point_values(job, plan, coords)
-    states: PyTree = None
-    if job.momenta is not None:
-        states, plan = _reestimate_states(job, plan, coords)
+    states, plan = states_at(job, plan, coords)
     sums: dict[str, np.ndarray] = {}  # packed
     try:
         for prefix, piece in _read(job, len(coords), progress):
@@ -154,15 +152,24 @@ def sum_blocks(job: Job, points: Points, piece: Piece, plan: Plan, starts: np.nd
     return kernels.block_sums(job.loss, points, blocks, formula=job.task.formula, plan=plan, mesh=job.mesh)
 
 
-def _reestimate_states(job: Job, plan: Plan, coords: np.ndarray) -> tuple[PyTree, Plan]:
-    """(states, plan at the end): the state of the loss at C points, with averages re-estimated on the main data."""
+def states_at(job: Job, plan: Plan, coords: np.ndarray) -> tuple[PyTree, Plan]:
+    """(states, plan at the end): the state of the loss at each of C points, on the host; None for one at all points.
+
+    They are those that the job gives; averages are re-estimated on the main data if that is the policy.
+    """
+    states = None if job.states is None else job.states(coords)
+    return (states, plan) if job.momenta is None else _reestimate_states(job, plan, coords, states)
+
+
+def _reestimate_states(job: Job, plan: Plan, coords: np.ndarray, given: PyTree) -> tuple[PyTree, Plan]:
+    """The states at C points as ``states_at`` gives them; ``given`` are those before, or None for that of the loss."""
     sums: list[np.ndarray] = []
     weight = 0
     is_average = tuple(m is not None for m in job.momenta or ())
     for piece in pieces(job.task.data, job.counts[""], job.mesh, padded=False):
 
         def compute(plan: Plan, lo: int, hi: int, piece: Piece = piece) -> None:
-            points = _points(job, plan, coords, None, lo, hi)
+            points = _points(job, plan, coords, given, lo, hi)
             total: Any = None
             for start, size in _data.cuts(piece.rows, job.task.batch_size):
                 statistics = _batch_stats.batch_statistics(
@@ -184,7 +191,10 @@ def _reestimate_states(job: Job, plan: Plan, coords: np.ndarray) -> tuple[PyTree
 
         plan = plans.run_chunks(compute, 0, len(coords), plan, job.point_shards)
         weight += piece.rows
-    return _batch_stats.restore_state(job.loss.state, sums, job.momenta or [], weight), plan
+    before = given
+    if given is None:
+        before = jax.tree.map(lambda x: np.broadcast_to(x, (len(coords), *x.shape)), job.loss.state)
+    return _batch_stats.restore_state(before, sums, job.momenta or [], weight), plan
 
 
 def _means_from_sums(job: Job, packed: Mapping[str, np.ndarray], values: Values) -> Means:

@@ -126,12 +126,22 @@ class Rule(NamedTuple):
       function: ``(params, directions, coord) -> params``; compares by value.
       affine: whether the rule is ``add``, params + sum_i c_i d_i.
       moments: whether the directions of the rule have to be Adam's raw moments (m, v).
+      directions: the number of directions that the rule takes; None for one per axis of the grid.
+      weights: (C, axes) coordinates of the grid -> (C, directions), those that the function gets, one for each
+        direction: the basis functions of a curve at t, for example. It is called on the host, so that one compiled
+        program serves all curves of one number of directions. None where they are the coordinates themselves.
     """
 
     name: str
     function: Callable[..., PyTree]
     affine: bool = False
     moments: bool = False
+    directions: int | None = None
+    weights: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def coords(self, coords: np.ndarray) -> np.ndarray:
+        """The coordinates that the function gets at points of the grid with coordinates (C, axes)."""
+        return coords if self.weights is None else self.weights(coords)
 
 
 def check_rule(rule: Any, coords: tuple[np.ndarray, ...]) -> Rule:

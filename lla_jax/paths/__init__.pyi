@@ -1,4 +1,13 @@
+from lla_jax.paths.along import evaluate as evaluate
+from lla_jax.paths.barriers import Barrier as Barrier
+from lla_jax.paths.barriers import Height as Height
+from lla_jax.paths.barriers import barrier as barrier
 from lla_jax.paths.checkpoints import from_checkpoints as from_checkpoints
+from lla_jax.paths.curves import Curve as Curve
+from lla_jax.paths.curves import bezier as bezier
+from lla_jax.paths.curves import line as line
+from lla_jax.paths.curves import polygon as polygon
+from lla_jax.paths.points import losses_at as losses_at
 from lla_jax.paths.recording import load as load
 from lla_jax.paths.recording import record as record
 from lla_jax.paths.trajectories import Checkpoint as Checkpoint

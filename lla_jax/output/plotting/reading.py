@@ -81,6 +81,8 @@ def axis_label(landscape: Landscape, k: int, width: int) -> str:
     A label of more than ``width`` characters is broken into lines.
     """
     names, kind = direction_names(landscape), _kind(landscape)
+    if landscape.recipe.get("rule") == "curve":
+        return f"t ({_directions(landscape).get('curve', 'curve')}, from a to b)"
     text = f"{_LETTERS[k]} (units of {names[k] if k < len(names) else f'd{k + 1}'}"
     line = f"{text}: {kind})" if kind else f"{text})"
     return line if len(line) <= width or not kind else f"{fill(f'{text}:', width)}\n{fill(f'{kind})', width)}"
