@@ -2,6 +2,7 @@ from lla_jax.paths.along import evaluate as evaluate
 from lla_jax.paths.barriers import Barrier as Barrier
 from lla_jax.paths.barriers import Height as Height
 from lla_jax.paths.barriers import barrier as barrier
+from lla_jax.paths.checkpoints import from_checkpoints as from_checkpoints
 from lla_jax.paths.components import pca as pca
 from lla_jax.paths.connecting import connect as connect
 from lla_jax.paths.curves import Curve as Curve
@@ -17,6 +18,7 @@ from lla_jax.paths.saddles import Saddle as Saddle
 from lla_jax.paths.spanning import SpanningTree as SpanningTree
 from lla_jax.paths.spanning import spanning_tree as spanning_tree
 from lla_jax.paths.surroundings import grid_around as grid_around
+from lla_jax.paths.trajectories import Checkpoint as Checkpoint
 from lla_jax.paths.trajectories import Trajectory as Trajectory
 from lla_jax.paths.trajectories import as_trajectory as as_trajectory
 from lla_jax.paths.trajectories import given as given

@@ -90,11 +90,19 @@ class Recorder:
                 "called inside of jax.jit, jax.grad or scan, where arrays have no values; call it in "
                 "the loop around the jitted step",
             )
-        number = _check_step(step)
-        if not (number % self._every == 0 if keep is None else check_flag("keep", keep)):
+        if not self.is_due(step, keep):
             return False
-        self._record(params, number, _check_loss(loss), state)
+        self._record(params, _check_step(step), _check_loss(loss), state)
         return True
+
+    def is_due(self, step: Any, keep: Any = None) -> bool:
+        """Whether a step would be recorded.
+
+        Args:
+          step: the number of the training step.
+          keep: as for the recorder itself.
+        """
+        return _check_step(step) % self._every == 0 if keep is None else check_flag("keep", keep)
 
     def _record(self, params: PyTree, step: int, loss: float, state: PyTree) -> None:
         _check_trees(params, state)
@@ -247,7 +255,7 @@ def load(folder: str | os.PathLike[str], like: PyTree = None, *, state_like: PyT
         _check_same(
             first.trees, each.trees, f"those of {first.file.name}, of one network: take this file away", each.file.name
         )
-    shapes = {name: _shapes(first, name) for name in ("params", "state")}
+    shapes = {name: records.shapes(first, name) for name in ("params", "state")}
     if like is not None:
         shapes["params"] = _tree.align(shapes["params"], like, "folder", "like")
     if state_like is not None:
@@ -280,13 +288,6 @@ def _recipe(folder: Path, found: list[Record]) -> Recipe:
         rounding = max(each.rounding for each in found)
         recipe["differences"] = {"dtype": records.HALF, "largest_rounding": rounding}
     return recipe
-
-
-def _shapes(record: Record, name: str) -> PyTree:
-    about = record.trees[name]
-    return (
-        None if about is None else outlines.rebuild(about["outline"], [outlines.shape_of(r) for r in about["leaves"]])
-    )
 
 
 # --- the folder

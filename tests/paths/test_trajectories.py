@@ -93,7 +93,7 @@ def test_a_checkpoint_that_does_not_belong_is_named_when_it_is_read():
     path = Trajectory(checkpoints, np.arange(3), np.full(3, np.nan), shapes_of(tree(0)), None, {})
     with pytest.raises(Misuse, match=r"path\[1\] \(file1.npz\)\['b'\] has 3 NaN"):
         path[1]
-    with pytest.raises(Misuse, match=r"path\[2\] \(file2.npz\)\['b'\] has shape \(4,\)"):
+    with pytest.raises(Misuse, match=r"path\[0\] \(file2.npz\)\['b'\] has shape \(4,\)"):
         list(path[2:])
 
 
