@@ -296,19 +296,7 @@ def _take_arrays(names: list[list[str]] | None, arrays: Arrays, prefix: str) -> 
     """The arrays of a list that ``_list_arrays`` made, by name; removes them from ``arrays``. None for None."""
     if names is None:
         return None
-    return {name: _restore_dtype(arrays.pop(f"{prefix}{i}"), dtype) for i, (name, dtype) in enumerate(names)}
-
-
-def _restore_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
-    """An array of the dtype it was saved with: numpy reads bfloat16 as raw bytes."""
-    if array.dtype.name == dtype and array.dtype.kind != "V":
-        return array
-    wanted = np.dtype(dtype)
-    if wanted.type is np.void:
-        raise ValueError(f"an array is of {dtype}, which are no numbers")
-    if array.dtype.kind != "V" or wanted.itemsize != array.dtype.itemsize or wanted.hasobject or wanted.fields:
-        raise ValueError(f"an array is of {array.dtype.name}, but of {dtype} by the header")
-    return array.view(wanted)
+    return {name: _files.restore_dtype(arrays.pop(f"{prefix}{i}"), dtype) for i, (name, dtype) in enumerate(names)}
 
 
 def _contradiction(x: Any) -> str:
