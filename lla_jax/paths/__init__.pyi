@@ -9,8 +9,8 @@ from lla_jax.paths.curves import bezier as bezier
 from lla_jax.paths.curves import line as line
 from lla_jax.paths.curves import polygon as polygon
 from lla_jax.paths.points import losses_at as losses_at
+from lla_jax.paths.projecting import project as project
 from lla_jax.paths.projections import Projection as Projection
-from lla_jax.paths.projections import project as project
 from lla_jax.paths.surroundings import grid_around as grid_around
 from lla_jax.paths.trajectories import Trajectory as Trajectory
 from lla_jax.paths.trajectories import as_trajectory as as_trajectory

@@ -118,8 +118,7 @@ def pca(
         raise Misuse("path", f"has {total} checkpoint; at least 2 are needed, and 3 for a plane: record more often")
     params = runs[0][-1] if params is None else params
     centre = leaves_of(params, runs[0].like, "params")
-    num_blocks = len(blocks.slices)
-    count = _counter(progress, total * (num_blocks + 1) // 2 + 2 * total)
+    count = _counter(progress, sum(total - block.start for block in blocks.slices) + 2 * total)
     origin = blocks.read(slice(total // 2, total // 2 + 1))[0]
     gram, rounding = _gram_matrix(blocks, origin, count)
     spread = _spread(gram, rounding)
@@ -174,7 +173,7 @@ def _counter(progress: Callable[[float, float | None], None] | None, total: int)
 
     def count(num: int) -> None:
         nonlocal done
-        done = min(done + num, total)
+        done += num
         if progress is not None:
             progress(done, total)
 

@@ -20,6 +20,7 @@ Leaves = list[np.ndarray]
 
 BLOCK_BYTES = 2**28  # of the checkpoints of one block
 PIECE = 2**21  # numbers in float64 that are held of one block
+LEAST_PIECE = 256
 
 
 def runs_of(path: Any, least: int = 1) -> tuple[list[Trajectory], bool]:
@@ -58,19 +59,18 @@ def leaves_of(params: PyTree, like: PyTree, name: str, like_name: str = "the fir
 
 
 class Blocks:
-    """The checkpoints of one or more runs, one after another, in blocks of bounded size.
+    """The checkpoints of one or more runs, one after another, in blocks of ``BLOCK_BYTES``, or of one checkpoint.
 
     Args:
       runs: the trajectories.
-      num_bytes: of the checkpoints of one block, at most; a block has at least one.
     """
 
-    def __init__(self, runs: Sequence[Trajectory], num_bytes: int = BLOCK_BYTES):
+    def __init__(self, runs: Sequence[Trajectory]):
         self.like = runs[0].like
         self.where = [(run, i) for run in runs for i in range(len(run))]
         shapes = [_tree.shape_dtype(x) for x in jax.tree.leaves(self.like)]
         each = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in shapes)
-        self.size = min(len(self.where), max(1, num_bytes // max(1, each)))
+        self.size = min(len(self.where), max(1, BLOCK_BYTES // max(1, each)))
 
     def __len__(self) -> int:
         return len(self.where)
@@ -106,7 +106,7 @@ def pieces(
     Yields:
       (number of the leaf, the part of its entries, (R, part) float64).
     """
-    step = max(256, PIECE // max(1, most or len(rows)))
+    step = max(LEAST_PIECE, PIECE // max(1, most or len(rows)))
     for leaf in range(len(rows[0])):
         flat = [row[leaf].reshape(-1) for row in rows]
         for start in range(0, flat[0].size, step):
