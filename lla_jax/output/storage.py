@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
@@ -76,7 +76,8 @@ def save(
         ending of another kind of file, such as ".csv".
       OSError: the folder cannot be written.
     """
-    if isinstance(x, str | os.PathLike) and _kind_of(path):
+    first, second = cast(Any, x), cast(Any, path)
+    if isinstance(first, str | os.PathLike) and _kind_of(second):
         raise Misuse("x", f"{x!r} given, and a {type(path).__name__} as path; swap them, lla.save(result, {str(x)!r})")
     kind = _kind_of(x)
     if not kind:

@@ -114,9 +114,9 @@ def _projection(header: Header, arrays: Arrays) -> Projection:
     names = header["names"]
     if not isinstance(names, list):
         raise ValueError(f"its checkpoints are named {show_value(names)}")
-    series = {name: _take_series(name, header[name], arrays) for name in _SERIES}
-    own = {name: arrays.pop(name) for name in ("coords", "distance", "steps", "recorded")}
-    return Projection(**own, names=tuple(names), **series, recipe=Recipe(header["recipe"]))
+    fields: dict[str, Any] = {name: _take_series(name, header[name], arrays) for name in _SERIES}
+    fields |= {name: arrays.pop(name) for name in ("coords", "distance", "steps", "recorded")}
+    return Projection(names=tuple(names), recipe=Recipe(header["recipe"]), **fields)
 
 
 def _fault_of_projection(x: Projection) -> str:
