@@ -84,10 +84,11 @@ def save(
         known = ", ".join([*_FORMS, *PATHS])
         raise Misuse("x", f"{type(x).__name__} given; it must be one of {known}{_how_to_keep(x)}")
     target, form = _target(path), _form_of(kind)
-    header, arrays = form.parts(x)
+    fault = form.contradiction(x)
+    header, arrays = ({}, {}) if fault else form.parts(x)
     if objects := [name for name, array in arrays.items() if array.dtype == object]:
         raise Misuse("x", f"{objects} hold objects, which only pickle could save; convert them to arrays of numbers")
-    if fault := form.contradiction(x):
+    if fault:
         raise Misuse("x", f"a {kind} that {fault}; load would refuse it, so mend it first")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
