@@ -92,4 +92,5 @@ def nest(leaves: Mapping[str, np.ndarray]) -> PyTree:
 
 
 def are_real(*arrays: Any) -> bool:
+    """Whether all arrays hold real numbers."""
     return all(np.asarray(array).dtype.kind in "biuf" for array in arrays)
