@@ -13,6 +13,8 @@ import sys
 from lla_jax.models.adapters import explained
 from lla_torch.certification.certificate import Certificate, certify
 from lla_torch.net import Net, convert, convert_loss
+from lla_torch.paths.loading import load_path
+from lla_torch.paths.recording import record_training
 from lla_torch.problems import problem, stream
 from lla_torch.program.operators import lowering
 from lla_torch.tracing.guards import ConversionError
@@ -30,10 +32,12 @@ __all__ = [
     "convert",
     "convert_loss",
     "load_checkpoint",
+    "load_path",
     "lowering",
     "optax_state",
     "problem",
     "record",
+    "record_training",
     "stream",
     "to_state_dict",
     "trainable",

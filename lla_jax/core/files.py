@@ -8,6 +8,7 @@ it is compared with the size of the file, so that reading takes a small multiple
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import stat
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -130,12 +131,29 @@ def replacing(target: Path) -> Iterator[str]:
         os.replace(name, target)
 
 
-def write_npz(target: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name, with a JSON header, into an .npz file, and replace an old one; the last writer wins."""
-    text = to_json(header)
+def write_npz(
+    target: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]
+) -> None:
+    """Write arrays by name, with a JSON header, into an .npz file, and replace an old one; the last writer wins.
+
+    Args:
+      target: the file.
+      header: plain data.
+      arrays: the arrays by name; pairs of names and arrays are asked for one at a time, as they are written.
+    """
+    first = ("header", np.array(to_json(header)))
+    items = arrays.items() if isinstance(arrays, Mapping) else arrays
     with _temporary_file(target) as name:
-        _write_to_disk(name, lambda file: np.savez(file, header=np.array(text), **arrays))  # type: ignore[arg-type]
+        _write_to_disk(name, lambda file: _write_members(file, itertools.chain([first], items)))
         os.replace(name, target)
+
+
+def _write_members(file: IO[bytes], arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Write an .npz file as ``numpy.savez`` does, which wants all arrays at once."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -189,8 +207,12 @@ def is_abandoned(path: Path) -> bool:
 # --- reading
 
 
-def read_npz(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
+def read_npz(path: Path, wanted: Callable[[str], bool] | None = None) -> tuple[Any, dict[str, np.ndarray]]:
     """Read a file that ``write_npz`` wrote: (header, arrays by name).
+
+    Args:
+      path: the file.
+      wanted: tells by its name whether an array is read; None for all.
 
     Raises:
       OSError: the file cannot be opened.
@@ -207,7 +229,11 @@ def read_npz(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
         whole = sum(member.file_size for member in members)
         if whole > path.stat().st_size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("it is compressed, and lla_jax never writes compressed files; save the result again")
-        arrays = {name: _read_array(archive, member) for name, member in zip(names, members, strict=True)}
+        arrays = {
+            name: read_array(archive, member)
+            for name, member in zip(names, members, strict=True)
+            if wanted is None or name == "header" or wanted(name)
+        }
     return _parse_header(arrays.pop("header")), arrays
 
 
@@ -216,7 +242,7 @@ def read_header(path: Path) -> Any:
     if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
         raise ValueError("it is no regular file")
     with zipfile.ZipFile(path) as archive:
-        return _parse_header(_read_array(archive, archive.getinfo("header.npy")))
+        return _parse_header(read_array(archive, archive.getinfo("header.npy")))
 
 
 def _parse_header(header: np.ndarray) -> Any:
@@ -225,8 +251,12 @@ def _parse_header(header: np.ndarray) -> Any:
     return parse_json(str(header[()]))
 
 
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Read an array, after a check that the file holds as many bytes as its dtype and shape claim."""
+def describe_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
+    """(shape, dtype) of an array of an .npz file, after a check that the file holds as many bytes as these claim.
+
+    Raises:
+      ValueError: the description cannot be read, is not that of numbers, or claims another number of bytes.
+    """
     with archive.open(member) as file:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError(f"its entry {member.filename!r} is of an unknown version")
@@ -240,8 +270,30 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
         held, claimed = member.file_size - file.tell(), _product(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or held != claimed:
             raise ValueError(f"its entry {member.filename!r} claims {claimed:,} bytes and has {held:,}")
+    return tuple(shape), dtype
+
+
+def read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read an array of an .npz file; errors as those of ``describe_array``."""
+    describe_array(archive, member)
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False, max_header_size=LONGEST_DESCRIPTION)
+
+
+def restore_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
+    """An array of the dtype it was saved with: numpy reads bfloat16 as raw bytes.
+
+    Raises:
+      ValueError: the array is of another type than the header says.
+    """
+    if array.dtype.name == dtype and array.dtype.kind != "V":
+        return array
+    wanted = np.dtype(dtype)
+    if wanted.type is np.void:
+        raise ValueError(f"an array is of {dtype}, which are no numbers")
+    if array.dtype.kind != "V" or wanted.itemsize != array.dtype.itemsize or wanted.hasobject or wanted.fields:
+        raise ValueError(f"an array is of {array.dtype.name}, but of {dtype} by the header")
+    return array.view(wanted)
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -169,12 +169,13 @@ def is_traced(tree: PyTree) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def check_real(tree: PyTree, name: str = "params") -> None:
+def check_real(tree: PyTree, name: str = "params", *, finite: bool = True) -> None:
     """Raise an error unless every leaf is real, floating and finite: the check of every tree of parameters.
 
     Args:
       tree: a pytree of arrays.
       name: the argument's name, for the error.
+      finite: whether the entries must be finite; False looks at the types alone, and reads no array.
 
     Raises:
       ValueError: the tree is empty, or a leaf is not an array, not real floating, or not finite; it names the leaf, and
@@ -193,14 +194,14 @@ def check_real(tree: PyTree, name: str = "params") -> None:
         advice = advise_params(tree) or "pass the tree of trained parameters, e.g. variables['params']"
         raise Misuse(name, f"has no array leaves; {advice}")
     for keys, leaf in leaves:
-        if fault := _fault_of(leaf):
+        if fault := _fault_of_type(leaf) or (_fault_of_values(leaf) if finite else None):
             text, remedy = fault
             text = f"{text}; {advise_params(tree) or remedy}"
             raise MisusedLeaf(name, f"[{_name(keys)!r}] {text}") if keys else Misuse(name, text)
 
 
-def _fault_of(leaf: Any) -> tuple[str, str] | None:
-    """(what is wrong with a leaf of a tree of parameters, a remedy); None if it is real, floating and finite."""
+def _fault_of_type(leaf: Any) -> tuple[str, str] | None:
+    """(what is wrong with the type of a leaf of a tree of parameters, a remedy); None if it is real and floating."""
     if isinstance(leaf, jax.core.Tracer):
         return "is traced", "call this outside of jax.jit, jax.grad and jax.vmap, since values are read on the host"
     if isinstance(leaf, jax.Array) and leaf.is_deleted():
@@ -225,12 +226,17 @@ def _fault_of(leaf: Any) -> tuple[str, str] | None:
     if isinstance(leaf, np.ma.MaskedArray) and np.ma.getmaskarray(leaf).any():
         remedy = "it must have no masked entries: fill them, such as x.filled(0)"
         return "is a masked array, whose mask would be lost", remedy
+    return None
+
+
+def _fault_of_values(leaf: Any) -> tuple[str, str] | None:
+    """(what is wrong with the entries of a floating leaf, a remedy); None if they are finite."""
     array = np.asarray(leaf)
     bad = int(array.size - np.isfinite(array).sum())
     if bad:
         remedy = "all must be finite: find out where they come from, or replace them"
         return f"has {bad} NaN or infinite entries of {array.size}", remedy
-    return _overflow_of(array, dtype)
+    return _overflow_of(array, jnp.result_type(leaf))
 
 
 def _overflow_of(array: np.ndarray, dtype: np.dtype) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lla_jax.core import files
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, show_value
 from lla_jax.core.types import PyTree
@@ -51,19 +52,7 @@ def take_arrays(names: list[list[str]] | None, arrays: Arrays, prefix: str) -> d
     """The arrays of a list that ``_list_arrays`` made, by name; removes them from ``arrays``. None for None."""
     if names is None:
         return None
-    return {name: restore_dtype(arrays.pop(f"{prefix}{i}"), dtype) for i, (name, dtype) in enumerate(names)}
-
-
-def restore_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
-    """An array of the dtype it was saved with: numpy reads bfloat16 as raw bytes."""
-    if array.dtype.name == dtype and array.dtype.kind != "V":
-        return array
-    wanted = np.dtype(dtype)
-    if wanted.type is np.void:
-        raise ValueError(f"an array is of {dtype}, which are no numbers")
-    if array.dtype.kind != "V" or wanted.itemsize != array.dtype.itemsize or wanted.hasobject or wanted.fields:
-        raise ValueError(f"an array is of {array.dtype.name}, but of {dtype} by the header")
-    return array.view(wanted)
+    return {name: files.restore_dtype(arrays.pop(f"{prefix}{i}"), dtype) for i, (name, dtype) in enumerate(names)}
 
 
 def check_names(names: Any) -> list[str]:

@@ -2,6 +2,7 @@ from lla_jax.paths.along import evaluate as evaluate
 from lla_jax.paths.barriers import Barrier as Barrier
 from lla_jax.paths.barriers import Height as Height
 from lla_jax.paths.barriers import barrier as barrier
+from lla_jax.paths.checkpoints import from_checkpoints as from_checkpoints
 from lla_jax.paths.components import pca as pca
 from lla_jax.paths.connecting import connect as connect
 from lla_jax.paths.curves import Curve as Curve
@@ -11,7 +12,10 @@ from lla_jax.paths.curves import polygon as polygon
 from lla_jax.paths.points import losses_at as losses_at
 from lla_jax.paths.projecting import project as project
 from lla_jax.paths.projections import Projection as Projection
+from lla_jax.paths.recording import load as load
+from lla_jax.paths.recording import record as record
 from lla_jax.paths.surroundings import grid_around as grid_around
+from lla_jax.paths.trajectories import Checkpoint as Checkpoint
 from lla_jax.paths.trajectories import Trajectory as Trajectory
 from lla_jax.paths.trajectories import as_trajectory as as_trajectory
 from lla_jax.paths.trajectories import given as given

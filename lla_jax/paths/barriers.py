@@ -38,6 +38,7 @@ APART = 10.0  # standard errors by which an end's loss under its own statistics 
 PART = 0.1  # of the range of the losses along the curve, likewise
 
 
+@explained
 class Height(NamedTuple):
     """The barrier of one value, such as "loss" or "test_error", with standard errors over the examples.
 

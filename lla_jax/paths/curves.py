@@ -5,6 +5,7 @@ References: Garipov et al. 2018, arXiv 1802.10026.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,6 +159,7 @@ class Curve:
     def _knots(self) -> np.ndarray:
         return np.array([0.0, 1.0]) if self.knots is None else self.knots
 
+    @functools.cached_property
     def _steps(self) -> np.ndarray:
         """(K - 1, K - 1): the inner products of the steps from each control point to the next."""
         gram = np.zeros((self.num - 1, self.num - 1))
@@ -168,12 +170,12 @@ class Curve:
 
     def _sums(self) -> np.ndarray:
         """(K,): the arc length at each point of a chain."""
-        return np.concatenate([[0.0], np.cumsum(np.sqrt(np.diag(self._steps())))])
+        return np.concatenate([[0.0], np.cumsum(np.sqrt(np.diag(self._steps)))])
 
     def _speed(self, t: np.ndarray) -> np.ndarray:
         """|theta'(t)| of a Bezier curve, n |sum_k B_k(t) (P_k+1 - P_k)| with the basis of degree n - 1."""
         basis = bernstein(self.num - 2, t)
-        squares = np.einsum("...i,ij,...j->...", basis, self._steps(), basis)
+        squares = np.einsum("...i,ij,...j->...", basis, self._steps, basis)
         return (self.num - 1) * np.sqrt(np.maximum(squares, 0))
 
 

@@ -19,6 +19,7 @@ from lla_jax.core.signatures import explained
 from lla_jax.core.types import PyTree, Recipe, pick
 
 
+@explained
 class Checkpoint(NamedTuple):
     """One checkpoint of a trajectory, which is read when it is asked for.
 

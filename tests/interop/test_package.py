@@ -26,7 +26,7 @@ FLOORS = [
     {"conversion"},
     {"losses"},
     {"net"},
-    {"certification", "problems"},
+    {"certification", "problems", "paths"},
     {"__init__"},
 ]
 """Rooms and modules of ``lla_torch`` from the ground up; those of one floor never import each other."""

@@ -317,7 +317,7 @@ def _to_stored_array(
     tensor: Any, leaf: Leaf, own: Any, target: Any, names: Any
 ) -> tuple[str | None, np.ndarray | None]:
     """(what is wrong, None) or (None, the stored array) of one tensor."""
-    if problem := _unreadable(tensor):
+    if problem := unreadable(tensor):
         return problem, None
     if not same_shape(tensor.shape, leaf.shape):
         again = " and as many entries: reshape it" if tensor.numel() == math.prod(leaf.shape) else ""
@@ -343,7 +343,7 @@ def _to_stored_array(
     return None, names.to_jax(leaf, exact)
 
 
-def _unreadable(tensor: torch.Tensor) -> str | None:
+def unreadable(tensor: torch.Tensor) -> str | None:
     """What keeps a tensor from being an array, with a way out; None if nothing does."""
     if tensor.is_meta:
         return (

@@ -1,0 +1,1 @@
+"""Paths of torch networks through parameter space: recorded during training, and read from checkpoints."""
