@@ -231,12 +231,13 @@ def _check_curve(loss: Loss, a: PyTree, b: PyTree, state_b: PyTree, curve: Any) 
     if state_b is not None:
         if not jax.tree.leaves(loss.state):
             raise Misuse("state_b", "given, and the loss has no state; leave it out, or give the loss that of a")
-        states = stack_states(loss.state, state_b)
+        states = stack_states(loss.state, state_b, ("loss.state", "state_b"))
     elif states is None and has_floats(loss.state):
         raise Misuse(
             "state_b",
             "none given, and the loss has a state of floats (running averages, such as BatchNorm's), which is that of "
-            "a; pass the one that b was trained with, such as state_b=variables_b['batch_stats']",
+            "a; pass the one that b was trained with: the state of b's own loss, loss_b.state, or of flax state_b="
+            "{'batch_stats': variables_b['batch_stats']}",
         )
     return replace(straight if curve is None else curve, states=states)
 

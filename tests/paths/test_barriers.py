@@ -203,33 +203,73 @@ def criterion(outputs, batch):
 
 @pytest.fixture(scope="module")
 def nets():
-    """(loss with the statistics of a, a, b, the statistics of b), each with statistics of its own data."""
-    made = [Net().init(jax.random.key(seed), DATA[0]) for seed in (0, 1)]
-    states = []
-    for variables in made:
-        hidden = np.asarray(DATA[0] @ variables["params"]["Dense_0"]["kernel"])
-        states.append({"BatchNorm_0": {"mean": hidden.mean(0), "var": hidden.var(0)}})
-    loss = lla.from_linen(Net(), {"params": made[0]["params"], "batch_stats": states[0]}, criterion)
-    return (
-        loss,
-        made[0]["params"],
-        made[1]["params"],
-        loss.state | {"batch_stats": states[1]} if "batch_stats" in loss.state else states[1],
-    )
+    """(loss with the state of a, a, b, the state of b): a trained network, and its hidden units in another order."""
+    variables = Net().init(jax.random.key(0), DATA[0])
+    loss = lla.from_linen(Net(), variables, criterion)
+
+    @jax.jit
+    def step(p, state):
+        (_, new), slope = jax.value_and_grad(mean, has_aux=True)(p, state)
+        return jax.tree.map(lambda x, g: x - 0.5 * g, p, slope), new
+
+    def mean(p, state):
+        outputs, new = loss.apply(p, state, DATA, True)
+        return criterion(outputs, DATA).mean(), new
+
+    a, state = variables["params"], loss.state
+    for _ in range(100):
+        a, state = step(a, state)
+    order = np.array([2, 3, 1, 0])
+    b = jax.tree.map(lambda x: x[..., order], {name: a[name] for name in ("Dense_0", "BatchNorm_0")})
+    b["Dense_1"] = a["Dense_1"] | {"kernel": a["Dense_1"]["kernel"][order]}
+    return lla.from_linen(Net(), {"params": a, **state}, criterion), a, b, jax.tree.map(lambda x: x[order], state)
+
+
+def at_point(p):
+    """The losses of single examples under the statistics of all of them, in float64."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), p)
+    hidden = DATA[0] @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"]
+    hidden = (hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + 1e-5)
+    hidden = np.maximum(hidden * p["BatchNorm_0"]["scale"] + p["BatchNorm_0"]["bias"], 0)
+    z = hidden @ p["Dense_1"]["kernel"] + p["Dense_1"]["bias"]
+    return np.log(np.exp(z).sum(1)) - z[np.arange(len(z)), DATA[1]]
 
 
 def test_statistics_are_reestimated_at_every_point_and_the_ends_own_are_reported(nets):
     loss, a, b, state_b = nets
     found = lla.paths.barrier(loss, a, b, DATA, state_b=state_b, execution=FIXED)
+    curve = lla.paths.line(a, b)
     for t, value in zip(found.coords[::6], found.losses[::6], strict=True):
-        p = lla.paths.line(a, b)(t)
-        outputs, _ = Net().apply(
-            {"params": p, "batch_stats": jax.tree.map(np.zeros_like, state_b)}, DATA[0], True, mutable=["batch_stats"]
-        )
-        assert value == pytest.approx(float(criterion(outputs, DATA).mean()), rel=1e-5)
-    np.testing.assert_allclose(found.ends["loss"], found.losses[[0, -1]], rtol=1e-5)
+        assert value == pytest.approx(at_point(curve(t)).mean(), rel=1e-5)
+    at, zero, one = (at_point(curve(t)) for t in (found.t, 0, 1))
+    d = at - (1 - found.t) * zero - found.t * one
+    assert found.value == pytest.approx(d.mean(), rel=1e-4)
+    assert found.value > 0.05
+    assert found.value_stderr == pytest.approx(d.std(ddof=1) / 23**0.5, rel=1e-3)
     assert found.recipe["batch_stats"] == "reestimate"
-    assert found.value_stderr > 0 or found.t in (0, 1)
+    for k, (p, state) in enumerate(((a, loss.state), (b, state_b))):  # the statistics lag behind the weights
+        own = float(criterion(loss.apply(p, state, DATA, False)[0], DATA).mean())
+        assert found.ends["loss"][k] == pytest.approx(own, rel=1e-5)
+        assert own != pytest.approx(found.losses[-k], rel=1e-4)
+
+
+def test_statistics_of_each_batch_couple_its_examples_alone(nets):
+    loss, a, b, state_b = nets
+    options = {"batch_stats": "batch", "batch_size": 12, "execution": FIXED}
+    found = lla.paths.barrier(loss, a, b, DATA, state_b=state_b, points=5, **options)
+    curve = lla.paths.line(a, b)
+
+    @jax.jit
+    def of_batch(p, batch):
+        return criterion(loss.apply(p, loss.state, batch, True)[0], batch)
+
+    def losses(t):
+        parts = [of_batch(curve(t), tuple(x[rows] for x in DATA)) for rows in (slice(0, 12), slice(12, 23))]
+        return np.concatenate(parts).astype(np.float64)
+
+    d = losses(found.t) - (1 - found.t) * losses(0) - found.t * losses(1)
+    assert found.value == pytest.approx(d.mean(), rel=1e-4)
+    assert found.value_stderr == pytest.approx(d.std(ddof=1) / 23**0.5, rel=1e-3)
 
 
 def test_a_state_of_another_network_is_said(nets):
