@@ -12,6 +12,7 @@ So a training that was interrupted goes on with the batches that it would have h
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -84,7 +85,7 @@ class Batches:
             return None
         epoch, number = divmod(step, self.num // self.size)
         if self._order[0] != epoch:
-            self._order = epoch, np.asarray(_shuffle(jax.random.fold_in(self.key, epoch), self.num), np.int32)
+            self._order = epoch, np.asarray(_shuffle(self.key, epoch, self.num), np.int32)
         return np.asarray(self._order[1][number * self.size : (number + 1) * self.size])
 
     def several_rows(self, start: int, count: int) -> Any:
@@ -103,9 +104,10 @@ class Batches:
         return Draw(self.data, self.rows(step), np.int32(self.num), np.int32(0))
 
 
-def _shuffle(key: Any, num: int) -> Any:
-    """A random order of ``num`` rows."""
-    return jax.random.permutation(key, num)
+@functools.partial(jax.jit, static_argnums=2)
+def _shuffle(key: Any, epoch: Any, num: int) -> Any:
+    """The order of ``num`` rows in an epoch."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), num)
 
 
 def _read_endlessly(stream: Stream, start: int, pads: bool) -> Iterator[Draw]:

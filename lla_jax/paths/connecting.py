@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from lla_jax.core import called
-from lla_jax.core.arguments import Misuse, check_choice
+from lla_jax.core.arguments import check_choice, misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.signatures import explained
@@ -44,8 +44,13 @@ def connect(
     store: str | os.PathLike[str] | None = None,
     save_every: int = 1,
     progress: AskedProgress = None,
-    execution: Execution = Execution(),  # noqa: B008
-    **options: Any,
+    execution: Execution = Execution(),  # noqa: B008 (frozen)
+    cycles: int | None = None,
+    insert: int | None = None,
+    samples: int | None = None,
+    climb: int | None = None,
+    tolerance: float | None = None,
+    curvature: bool | None = None,
 ) -> Curve:
     """Train a curve from ``a`` to ``b`` along which the loss stays low.
 
@@ -69,7 +74,7 @@ def connect(
         constant for half of the steps, and then falling linearly to 1 % of that at 90 % of them.
       batch_size: examples per batch of a data set, shuffled anew in each epoch; what is left of an epoch below a batch
         is dropped. None: all examples at each step.
-      points: number of control points, the ends included; default 3. Of a band, the pivots.
+      points: number of control points, the ends included; default 3. Of a band: the inner pivots at the start.
       displacement: how far the control points lie beside the straight line at the start, in units of |b - a|, all to
         the same random side: where the landscape is symmetric about the line, nothing else pushes the curve aside.
         Default 0.05.
@@ -79,7 +84,13 @@ def connect(
       save_every: steps between two writings. A kill loses the steps since the last one, and Ctrl-C none.
       progress: True for a bar, or ``progress(done, total)``, in steps.
       execution: its ``precision`` is read.
-      options: those of a band, for ``kind="band"``.
+      cycles: of a band, as all that follow: parts of the training, with new pivots before each but the first; default
+        14.
+      insert: new pivots per cycle at most; default 2.
+      samples: points between two pivots at which the band is looked at; default 9.
+      climb: steps of the climbing image at most; default 100, or fewer where that would be more than the training.
+      tolerance: of the norm of the gradient at the saddle; default 1e-3.
+      curvature: whether the negative eigenvalues of the Hessian at the saddle are counted; default False.
 
     Returns:
       A ``Curve``. Its ``history`` has the "loss" of the batch at each step, without the weight decay, and its "t".
@@ -97,8 +108,12 @@ def connect(
     """
     check_choice("kind", kind, KINDS)
     is_band = kind == "band"
-    if options and not is_band:
-        raise Misuse(next(iter(options)), f'given, and kind="{kind}" does not know it; leave it out')
+    of_band: dict[str, Any] = {"cycles": cycles, "insert": insert, "samples": samples, "climb": climb}
+    of_band |= {"tolerance": tolerance, "curvature": curvature}
+    of_band = {name: value for name, value in of_band.items() if value is not None}
+    if of_band and not is_band:
+        name, value = next(iter(of_band.items()))
+        raise misuse(name, value, f'left out for kind="{kind}", since it belongs to kind="band"')
     if not is_band:
         points = fitting.check_points(3 if points is None else points, kind)
         displacement = fitting.check_displacement(0.05 if displacement is None else displacement)
@@ -122,8 +137,8 @@ def connect(
     if is_band:
         from lla_jax.paths.bands import connect_band
 
-        given = {"points": points, "displacement": displacement}
-        return connect_band(prepared, **{k: v for k, v in given.items() if v is not None}, **options)
+        common: dict[str, Any] = {"points": points, "displacement": displacement}
+        return connect_band(prepared, **{k: v for k, v in common.items() if v is not None}, **of_band)
     assert points is not None
     assert displacement is not None
     return _fit(prepared, points, displacement)

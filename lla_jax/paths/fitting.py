@@ -11,6 +11,7 @@ Reference: Garipov et al. 2018, arXiv:1802.10026.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Iterator, Mapping
@@ -45,15 +46,15 @@ class Steps(NamedTuple):
     Args:
       first: number of the first step.
       count: number of steps, at most C.
+      ts: (C,), the t of each step.
       rates: (C,), the factors of the updates.
-      key: for the draws of t.
       decay: the weight decay.
     """
 
     first: Any
     count: Any
+    ts: Any
     rates: Any
-    key: Any
     decay: Any
 
 
@@ -62,13 +63,11 @@ class Seen(NamedTuple):
 
     Args:
       losses: (C,), the loss of each step's batch at its t, without the weight decay.
-      ts: (C,), the draws of t.
       done: number of steps that were taken, and with one that failed also this one.
       good: whether all were finite; a step that was not has changed nothing.
     """
 
     losses: Any
-    ts: Any
     done: Any
     good: Any
 
@@ -93,9 +92,8 @@ def _advance(
     """Take steps: (free control points, memory of the optimizer, what was seen). Without ``loops``, one step."""
     num = 2 + jax.tree.leaves(free)[0].shape[0]
 
-    def one(i: Any, free: PyTree, memory: PyTree) -> tuple[PyTree, PyTree, Any, Any, Any]:
-        t = draw_t(steps.key, steps.first + i)
-        w = bases.weights(kind, num, t)
+    def one(i: Any, free: PyTree, memory: PyTree) -> tuple[PyTree, PyTree, Any, Any]:
+        w = bases.weights(kind, num, steps.ts[i].astype(float))
         theta = bases.combine(w, a, free, b)
         block = block_of(draw if draw.rows is None else draw._replace(rows=draw.rows[i]))
         with jax.default_matmul_precision(precision):
@@ -104,38 +102,40 @@ def _advance(
         moved, after = optimizer.move(free, memory, bases.scale(w, gradient), value, steps.rates[i])
         finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((gradient, moved))]
         good = jnp.stack(finite).all() & ~jnp.isinf(value)
-        return *jax.tree.map(functools.partial(jnp.where, good), (moved, after), (free, memory)), value, t, good
+        return *jax.tree.map(functools.partial(jnp.where, good), (moved, after), (free, memory)), value, good
 
     if not loops:
-        free, memory, value, t, good = one(0, free, memory)
-        return free, memory, Seen(value[None], t[None], jnp.int32(1), good)
-
-    dtype = jax.eval_shape(one, jnp.int32(0), free, memory)[2].dtype
-    most = len(steps.rates)
+        free, memory, value, good = one(0, free, memory)
+        return free, memory, Seen(value[None], jnp.int32(1), good)
 
     def more(carry: Any) -> Any:
         return (carry[2].done < steps.count) & carry[2].good
 
     def body(carry: Any) -> Any:
         free, memory, seen = carry
-        free, memory, value, t, good = one(seen.done, free, memory)
-        put = [x.at[seen.done].set(y) for x, y in ((seen.losses, value), (seen.ts, t))]
-        return free, memory, Seen(put[0], put[1], seen.done + 1, good)
+        free, memory, value, good = one(seen.done, free, memory)
+        return free, memory, Seen(seen.losses.at[seen.done].set(value), seen.done + 1, good)
 
-    seen = Seen(jnp.zeros(most, dtype), jnp.zeros(most, jnp.float32), jnp.int32(0), jnp.bool_(True))
+    dtype = jax.eval_shape(one, jnp.int32(0), free, memory)[2].dtype
+    seen = Seen(jnp.zeros(len(steps.rates), dtype), jnp.int32(0), jnp.bool_(True))
     return jax.lax.while_loop(more, body, (free, memory, seen))
 
 
-def draw_t(key: Any, step: Any) -> Any:
-    """The t of a step, uniform on [0, 1]: a scalar of float32, which follows from the key and the step alone.
+@functools.partial(jax.jit, static_argnames="num")
+def draw_ts(key: Any, start: Any, num: int) -> Any:
+    """(num,) float32, the t of ``num`` steps from ``start`` on, each uniform on [0, 1], from key and step alone.
 
     Of every 16 steps in turn, one falls into each sixteenth of [0, 1], in random order. Each t is uniform, and the sum
     of their gradients has less noise than that of independent draws.
     """
     part_key, place_key = jax.random.split(key)
-    order = jax.random.permutation(jax.random.fold_in(part_key, step // STRATA), STRATA)
-    place = jax.random.uniform(jax.random.fold_in(place_key, step), dtype=jnp.float32)
-    return (order[step % STRATA] + place) / STRATA
+
+    def one(step: Any) -> Any:
+        order = jax.random.permutation(jax.random.fold_in(part_key, step // STRATA), STRATA)
+        place = jax.random.uniform(jax.random.fold_in(place_key, step), dtype=jnp.float32)
+        return (order[step % STRATA] + place) / STRATA
+
+    return jax.vmap(one)(start + jnp.arange(num))
 
 
 class Fit:
@@ -163,6 +163,7 @@ class Fit:
         self.failed = False  # whether the last of the losses belongs to a step that was not finite
         self.moved: float | None = None  # by the first step
         self.pending: Seen | None = None  # what the devices may still compute
+        self._drawn: tuple[int, list[float]] = (-1, [])  # the number of a group of steps, and their t
 
     @property
     def step(self) -> int:
@@ -181,23 +182,22 @@ class Fit:
             while self.step < training.steps and not self.failed:
                 interrupts.check_interrupt()
                 count = min(int(max(1, CALL_S / seconds)), MOST_STEPS) if self.loops else 1
-                count = min(count, training.steps - self.step, training.save_every - (self.step - saved))
+                count = min(count, training.steps - self.step)
+                if training.keeper.path is not None:
+                    count = min(count, training.save_every - (self.step - saved))
                 begun, step = time.perf_counter(), self.step
                 self._advance(draws, count)
                 calls += 1
                 if calls > 1:  # the first call has compiled
                     seconds = (time.perf_counter() - begun) / count
-                if step == 0:
-                    self.moved = _distance(self.start, self.free)
                 if self.step - saved >= training.save_every or self.step == training.steps or self.failed:
                     self._save()
                     saved = self.step
                 if training.progress is not None:
                     training.progress(self.step, training.steps)
-        except BaseException:
-            self._collect()
-            if self.step > saved:
-                self._save()
+        except BaseException as error:
+            if not isinstance(error, OSError):  # of the store itself
+                self._flush(saved)
             raise
         if self.failed:
             warn_caller(
@@ -213,9 +213,9 @@ class Fit:
         if draw.rows is not None:
             rows = training.batches.several_rows(step, count)
             draw = draw._replace(rows=np.concatenate([rows, np.zeros((most - count, rows.shape[1]), rows.dtype)]))
-        rates = np.zeros(most, np.float32)
-        rates[:count] = training.rates(step, count)
-        steps = Steps(np.int32(step), np.int32(count), rates, self.key, np.float32(training.weight_decay))
+        ts, rates = np.zeros((2, most), np.float32)
+        ts[:count], rates[:count] = [self._t(step + i) for i in range(count)], training.rates(step, count)
+        steps = Steps(np.int32(step), np.int32(count), ts, rates, np.float32(training.weight_decay))
         self.free, self.memory, self.pending = _advance(
             self.loss,
             self.a,
@@ -237,18 +237,36 @@ class Fit:
         if self.pending is None:
             return
         seen, self.pending = jax.device_get(self.pending), None
+        if not self.losses:  # of one step, since the first call takes no more
+            self.moved = _distance(self.start, self.free)
+        self.ts += [self._t(self.step + i) for i in range(int(seen.done))]
         self.losses += np.asarray(seen.losses[: seen.done], np.float64).tolist()
-        self.ts += np.asarray(seen.ts[: seen.done], np.float64).tolist()
         self.failed = not bool(seen.good)
+
+    def _t(self, step: int) -> float:
+        """The t of a step."""
+        group, number = divmod(step, MOST_STEPS)
+        if self._drawn[0] != group:
+            drawn = np.asarray(draw_ts(self.key, group * MOST_STEPS, MOST_STEPS), np.float64)
+            self._drawn = group, drawn.tolist()
+        return self._drawn[1][number]
 
     # --- the store
 
+    def _flush(self, saved: int) -> None:
+        """Keep what an error or an interrupt leaves finished."""
+        with contextlib.suppress(RuntimeError):  # arrays that a failed call has donated
+            self._collect()
+            if self.step > saved:
+                self._save()
+
     def _save(self) -> None:
+        if self.training.keeper.path is None:
+            return
         first = {"loss": self.losses[0], "t": self.ts[0], "moved": self.moved}
         header = {"recipe": self.recipe, "step": self.step, "failed": self.failed, "first": first}
         arrays = {"loss": np.array(self.losses), "t": np.array(self.ts)}
-        if self.training.keeper.path is not None:
-            arrays |= to_arrays("point", self.free) | to_arrays("memory", self.memory)
+        arrays |= to_arrays("point", self.free) | to_arrays("memory", self.memory)
         self.training.keeper.save(header, arrays)
 
     def _repeat_first(self, kept: Kept) -> None:
@@ -269,7 +287,7 @@ class Fit:
             text = f"{training.keeper.path} holds {step} steps, and {training.steps} are asked for; ask for as many"
             raise Differs("store", change, f"{text}, or pass another folder", training.keeper.path)
         self._advance(training.batches.from_step(0), 1)
-        now = [self.losses[0], self.ts[0], _distance(self.start, self.free)]
+        now = [self.losses[0], self.ts[0], self.moved]
         for name, x, y, rtol in zip(("loss", "t", "distance"), then, now, (SAME_LOSS, SAME_LOSS, SAME_MOVE)):
             if not recipes.is_close(float(x), float(y), rtol, 0.0):
                 what = {"loss": "its loss", "t": "its t", "distance": "the distance that it moves"}[name]

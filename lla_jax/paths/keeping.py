@@ -77,13 +77,15 @@ class Keeper:
         if self.path is None or not self.path.exists():
             return None
         try:
+            self.path.open("rb").close()
+        except OSError as error:
+            raise files.explain("store", self.path, "cannot be read", error, "mend that, and call again") from error
+        try:
             header, arrays = files.read_npz(self.path)
             kept = Kept(header, arrays)
             then = header["recipe"]
             if not isinstance(then, Mapping) or not isinstance(header["step"], int) or header["step"] < 0:
                 raise ValueError("its header is not one of a training")
-        except OSError as error:
-            raise files.explain("store", self.path, "cannot be read", error, "mend that, and call again") from error
         except Exception as error:  # of a truncated or changed file, of any type
             raise self.damaged(f"{type(error).__name__}: {error}") from error
         recipes.check_same("store", f"the training in {self.path.parent}", then, recipe, names, ANEW, self.path.parent)

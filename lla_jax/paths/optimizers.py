@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 
+from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.called import explain
 from lla_jax.core.foreign import library_of
-from lla_jax.core.static import ByValue, static
+from lla_jax.core.identities import ByIdentity, identity
 from lla_jax.core.text import stable_repr
 from lla_jax.core.types import PyTree
 
@@ -26,9 +27,9 @@ FLAT, DECAYED, LEAST = (
 MOST_DESCRIBED = 2000  # values of an optimizer that its description names
 
 
-@dataclass(frozen=True, eq=False)
-class Optimizer(ByValue):
-    """The functions of an optax optimizer, which compare by all that they reach.
+@dataclass(frozen=True)
+class Optimizer:
+    """The functions of an optax optimizer.
 
     Each of P stacked points has a state of its own, so that norms of layers, masks by path and the like mean what they
     mean for one network.
@@ -37,11 +38,13 @@ class Optimizer(ByValue):
       starts: ``init(params) -> state``.
       updates: ``update(gradient, state, params, **extra) -> (update, state)``.
       takes_value: whether ``update`` may be told the loss, as ``value=``.
+      identity: by which two optimizers compare, so that an equal one compiles nothing.
     """
 
-    starts: Any
-    updates: Any
-    takes_value: bool = field(default=False)
+    starts: Any = field(compare=False)
+    updates: Any = field(compare=False)
+    takes_value: bool
+    identity: Hashable
 
     def init(self, points: PyTree) -> PyTree:
         """The state at the start, stacked."""
@@ -60,7 +63,7 @@ class Optimizer(ByValue):
         given = {"gradient": gradients, "state": state, "params": points}
 
         def one(gradient: PyTree, before: PyTree, point: PyTree) -> tuple[PyTree, PyTree]:
-            extra = {"value": value, "grad": gradient} if self.takes_value else {}
+            extra = {"value": value} if self.takes_value else {}
             update, after = self.updates(gradient, before, point, **extra)
             moved = jax.tree.map(lambda p, u: (p + rate * u).astype(p.dtype), point, update)
             return moved, after
@@ -115,7 +118,22 @@ def as_optimizer(optimizer: Any) -> Optimizer:
     import optax
 
     extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
-    return Optimizer(static(init), static(update), extra)
+    return Optimizer(init, update, extra, _identity((init, update)))
+
+
+def _identity(value: Any) -> Hashable:
+    """A stand-in for what optax made: its functions are made anew in each call, and compare by all that they hold."""
+    if isinstance(value, types.FunctionType) and value.__module__.partition(".")[0] == "optax":
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return (value.__code__, *map(_identity, (cells, value.__defaults__, value.__kwdefaults__)))
+    if isinstance(value, tuple | list):
+        return (type(value), *map(_identity, value))
+    if isinstance(value, dict):
+        return (dict, *((key, _identity(x)) for key, x in value.items()))
+    try:
+        return identity(value)
+    except TypeError:  # it may change
+        return ByIdentity(value)
 
 
 def _show(value: Any) -> str:
@@ -152,7 +170,6 @@ def describe(optimizer: Optimizer) -> dict[str, Any]:
 
 def _describe(value: Any, count: list[int], met: dict[int, Any]) -> Any:
     """A value as JSON: numbers and strings as they are, functions by their names and all that they hold."""
-    value = getattr(value, "f", value) if type(value).__name__ == "Static" else value
     if value is None or isinstance(value, bool | int | float | str):
         return value
     count[0] += 1
@@ -174,7 +191,7 @@ def _describe(value: Any, count: list[int], met: dict[int, Any]) -> Any:
     if isinstance(value, list | tuple):
         return [inner(x) for x in value]
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return np.asarray(value).tolist() if np.size(value) <= 64 else [str(np.shape(value)), float(np.sum(value))]
+        return recipes.fingerprint(value) if np.ndim(value) or isinstance(value, jax.Array) else value.tolist()
     if isinstance(value, type) or callable(value):
         return str(getattr(value, "__qualname__", type(value).__qualname__))
     return stable_repr(value)
