@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import recipes
+from lla_jax.core import precision, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_integer, warn_caller
 from lla_jax.core.interrupts import deferred_interrupts
@@ -122,7 +122,7 @@ def pca(
     origin = blocks.read(slice(total // 2, total // 2 + 1))[0]
     gram, rounding = _gram_matrix(blocks, origin, count)
     spread = _spread(gram, rounding)
-    _check_rank(spread, num, total, len(runs))
+    _check_rank(spread, num, blocks, len(runs))
     _warn_of_walks(spread, num, runs)
     tree = _axes(blocks, origin, spread.vectors[:, :num], count)
     shares = spread.variances / spread.variances.sum()
@@ -234,18 +234,22 @@ def _spread(gram: np.ndarray, rounding: float) -> Spread:
     return Spread(np.where(kept, values, 0), vectors * np.where(signs < 0, -1, 1), rank, lost, rounding)
 
 
-def _check_rank(spread: Spread, num: int, total: int, runs: int) -> None:
+def _check_rank(spread: Spread, num: int, blocks: Blocks, runs: int) -> None:
     """Raise an error if the path has fewer components than axes are asked for."""
-    where = f"{total} checkpoints{f' of {runs} runs' if runs > 1 else ''}"
+    where = f"{len(blocks)} checkpoints{f' of {runs} runs' if runs > 1 else ''}"
+    types = ", ".join(precision.types_of(blocks.like))
     if not spread.rank:
-        alike = "are identical" if not spread.lost else "differ by no more than rounding"
-        raise Misuse("path", f"its {where} {alike}, which gives no direction; pass checkpoints of a network that moved")
+        alike = f"differ by no more than the rounding of {types}" if spread.lost else "are identical"
+        wider = ", or in a wider type if these numbers are exact" if spread.lost else ""
+        raise Misuse(
+            "path", f"its {where} {alike}, which gives no direction; pass those of a training that moves{wider}"
+        )
     if spread.rank < num:
         what = "they lie on a straight line" if spread.rank == 1 else f"{spread.rank} axes hold all of them"
-        remedy = f"num={spread.rank}, or join these with a random direction: lla.directions.join(lla.paths.pca(path, "
         raise Misuse(
             "path",
-            f"its {where} have rank {spread.rank} ({what} up to rounding), and num={num} given; pass {remedy}"
+            f"its {where} have rank {spread.rank} ({what}, but for the rounding of {types}), and num={num} given; pass "
+            f"num={spread.rank}, or join these with a random direction: lla.directions.join(lla.paths.pca(path, "
             f"num={spread.rank})[0], lla.directions.random(key, params))",
         )
 

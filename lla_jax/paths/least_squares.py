@@ -14,7 +14,7 @@ from lla_jax.core.types import Directions, PyTree
 from lla_jax.paths.reading import Blocks, Leaves, pieces
 
 LARGEST_CONDITION = 1e12  # of the Gram matrix of the axes, scaled to norm 1: an angle between two of them of 2e-6
-ROUNDS = 2  # the second one removes what rounding of the first leaves, with axes that are nearly dependent
+WELL_CONDITIONED = 1e3  # beyond, a second round removes what rounding of the first one leaves
 
 
 class Frame(NamedTuple):
@@ -81,10 +81,11 @@ def coordinates(
       ((T, k) coordinates, (T,) distances), both float64.
     """
     found, left = [], []
+    rounds = 1 if np.linalg.cond(frame.gram) < WELL_CONDITIONED else 2
     for block in blocks.slices:
         rows = blocks.read(block)
-        coords, rest = np.zeros((len(rows), len(frame.scales))), np.zeros(len(rows))
-        for _ in range(ROUNDS):
+        coords = np.zeros((len(rows), len(frame.scales)))
+        for _ in range(rounds):
             products, _ = _residual(frame, rows, coords)
             coords = coords + np.linalg.solve(frame.gram, products / frame.scales[:, None]).T / frame.scales
         _, rest = _residual(frame, rows, coords)

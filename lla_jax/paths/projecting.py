@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from lla_jax.core import recipes
-from lla_jax.core.arguments import Misuse, misuse
-from lla_jax.core.data import Stream
+from lla_jax.core.arguments import Misuse, check_functions, misuse
+from lla_jax.core.data import Stream, as_arrays, check_extra
 from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Directions, Execution, Loss, PyTree, Recipe
@@ -175,9 +175,9 @@ def _check_loss(loss: Any, data: Any, metrics: Any, extra_data: Any) -> None:
             raise Misuse(name, "given without a loss; pass loss= too, or leave it out for coordinates alone")
     if loss is not None and not isinstance(loss, Loss) and not callable(loss):
         raise misuse("loss", loss, "an lla.Loss, or a function f(params, batch) -> scalar")
-    for name, value in (("metrics", metrics), ("extra_data", extra_data)):
-        for key in value if isinstance(value, Mapping) else ():
-            if isinstance(key, str) and f"{key}_".startswith(PROJECTED):
+    for name, value in (("metrics", check_functions("metrics", metrics)), ("extra_data", check_extra(extra_data))):
+        for key in value:
+            if f"{key}_".startswith(PROJECTED):
                 raise Misuse(
                     name, f"entry {key!r}: names that begin with 'projected' are those of projections; rename it"
                 )
@@ -207,6 +207,7 @@ def _recipe(axes: Directions, params: PyTree, loss: Any, data: Any, options: Map
     size = sum(map(np.size, jax.tree.leaves(params)))
     recipe = Recipe(
         kind="projection",
+        rule="add",
         directions=dict(axes.recipe) | {"contents": recipes.fingerprint(axes.tree)},
         params={"fingerprint": recipes.fingerprint(params), "size": size},
         versions=recipes.versions(),
@@ -218,13 +219,17 @@ def _recipe(axes: Directions, params: PyTree, loss: Any, data: Any, options: Map
             "batch_size": options["batch_size"],
             "state": recipes.fingerprint(loss.state if isinstance(loss, Loss) else None),
             "metrics": sorted(options["metrics"] or {}),
-            "data": recipes.describe(data),
-            "extra_data": {name: recipes.describe(each) for name, each in (options["extra_data"] or {}).items()},
+            "data": _describe(data),
+            "extra_data": {name: _describe(each) for name, each in (options["extra_data"] or {}).items()},
         }
     if asked.names:
         names, key = list(asked.names), recipes.fingerprint(asked.key)
         recipe["curvature"] = {"names": names, "every": asked.every, "matrix": "hessian", "key": key}
     return recipe
+
+
+def _describe(data: Any) -> dict[str, Any]:
+    return recipes.describe(data if isinstance(data, Stream) else as_arrays(data))
 
 
 def _locate(run: Trajectory, frame: Frame, recipe: Recipe) -> Projection:

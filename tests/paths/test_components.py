@@ -152,7 +152,7 @@ def test_paths_of_low_rank_have_zeros():
     assert (len(shares), axes.recipe["rank"]) == (4, 2)
     assert shares[2:] == [0, 0]
     assert sum(shares) == pytest.approx(1, abs=1e-12)
-    with pytest.raises(ValueError, match=r"have rank 2 \(2 axes hold all of them up to rounding\), and num=3 given"):
+    with pytest.raises(ValueError, match=r"have rank 2 \(2 axes hold all of them, but for .*\), and num=3 given"):
         lla.paths.pca(trees(corners), num=3)
     axes, coords = lla.paths.pca(trees(corners[:2]), num=1)
     assert (axes.recipe["explained_variance"], axes.recipe["random_walk"]) == ([1.0], [1.0])
@@ -205,7 +205,7 @@ def test_memory_does_not_grow_with_the_path(monkeypatch):
 
         return trajectories.Checkpoint(str(t), read)
 
-    num = 40  # of 16 MB in all
+    num = 24  # of 10 MB in all
     like = trajectories.shapes_of(checkpoint(0).params())
     checkpoints = tuple(map(checkpoint, range(num)))
     path = lla.paths.Trajectory(checkpoints, np.arange(num), np.full(num, np.nan), like, None, {})
@@ -215,7 +215,7 @@ def test_memory_does_not_grow_with_the_path(monkeypatch):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert axes.recipe["rank"] == num - 1
-    assert peak < 10e6
+    assert peak < 6e6
 
 
 def test_axes_of_another_point_are_warned_of():
