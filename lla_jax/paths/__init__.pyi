@@ -14,6 +14,9 @@ from lla_jax.paths.projecting import project as project
 from lla_jax.paths.projections import Projection as Projection
 from lla_jax.paths.recording import load as load
 from lla_jax.paths.recording import record as record
+from lla_jax.paths.saddles import Saddle as Saddle
+from lla_jax.paths.spanning import SpanningTree as SpanningTree
+from lla_jax.paths.spanning import spanning_tree as spanning_tree
 from lla_jax.paths.surroundings import grid_around as grid_around
 from lla_jax.paths.trajectories import Checkpoint as Checkpoint
 from lla_jax.paths.trajectories import Trajectory as Trajectory

@@ -25,12 +25,14 @@ class Top(NamedTuple):
     Args:
       low: the number of the pivot that it is, or that lies before it.
       weight: how far it lies from that pivot to the next one; 0 for the pivot itself.
-      losses: (K,) of the pivots, over all examples.
+      loss: where the climb began, over all examples.
+      losses: (K,) of the pivots, likewise.
       climb: the climbing image.
     """
 
     low: int
     weight: float
+    loss: float
     losses: np.ndarray
     climb: Climb
 
@@ -91,7 +93,7 @@ def save(training: Training, recipe: Recipe, state: State) -> None:
         "failed": state.failed,
         "pivots": len(band.pivots),
         "cycles": [list(each) for each in state.cycles],
-        "top": None if top is None else [top.low, top.weight],
+        "top": None if top is None else [top.low, top.weight, top.loss],
     }
     arrays = {"knots": band.knots, "loss": np.array(state.losses, np.float64)}
     arrays |= to_arrays("pivot", _tree.stack(band.pivots)) | to_arrays("memory", band.optimizer)
@@ -129,11 +131,12 @@ def _read(training: Training, header: Mapping[str, Any], arrays: Mapping[str, np
     cycles = tuple((int(n), float(v)) for n, v in header["cycles"])
     top = None
     if header["top"] is not None:
-        low, weight, pivot_losses = int(header["top"][0]), float(header["top"][1]), arrays["pivot loss"]
+        (low, *numbers), pivot_losses = header["top"], arrays["pivot loss"]
+        low, weight, loss = int(low), *map(float, numbers)
         inside = 0 <= low < count and 0 <= weight < 1 and low + (weight > 0) < count
         if not inside or step < training.steps or pivot_losses.shape != (count,):
             raise ValueError("its highest point lies outside of the band")
-        top = Top(low, weight, pivot_losses, from_arrays("climb", arrays, start_climb(first)))
+        top = Top(low, weight, loss, pivot_losses, from_arrays("climb", arrays, start_climb(first)))
     return State(step, band, tuple(losses.tolist()), cycles, top, failed)
 
 

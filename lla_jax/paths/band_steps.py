@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import tree as _tree
+from lla_jax.core.operands import Precision
 from lla_jax.core.types import Loss, PyTree
 from lla_jax.paths.batches import Draw, block_of
 from lla_jax.paths.insertion import largest_gaps, places_between, with_new
@@ -75,7 +76,7 @@ def _move(
 
 
 def take_step(
-    band: Band, loss: Loss, draw: Draw, weight_decay: float, optimizer: Optimizer, rate: float, precision: str
+    band: Band, loss: Loss, draw: Draw, weight_decay: float, optimizer: Optimizer, rate: float, precision: Precision
 ) -> tuple[Band, Any, Any]:
     """(the band after one step on a batch, the loss of its highest pivot before it, whether all numbers are finite).
 
@@ -90,15 +91,22 @@ def take_step(
     """
     first, *inner, last = band.pivots
     with jax.default_matmul_precision(precision):
-        losses, gradients = zip(*(slope_at(loss, params, draw) for params in inner))
-        losses = [loss_at(loss, first, draw), *losses, loss_at(loss, last, draw)]
+        slopes = [slope_at(loss, params, draw) for params in inner]
+        losses = [loss_at(loss, first, draw), *(value for value, _ in slopes), loss_at(loss, last, draw)]
         moved, state, highest, good = _move(
-            band.pivots, losses, list(gradients), band.optimizer, band.knots, weight_decay, rate, optimizer=optimizer
+            band.pivots,
+            losses,
+            [slope for _, slope in slopes],
+            band.optimizer,
+            band.knots,
+            weight_decay,
+            rate,
+            optimizer=optimizer,
         )
     return Band([first, *moved, last], band.knots, state), highest, good
 
 
-def insert_pivots(band: Band, loss: Loss, draw: Draw, samples: int, most: int, precision: str) -> Band:
+def insert_pivots(band: Band, loss: Loss, draw: Draw, samples: int, most: int, precision: Precision) -> Band:
     """The band with new pivots where its losses on a batch lie most above the straight line between two pivots.
 
     A new pivot takes over the state of the optimizer at the pivot next to it.

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax
 import numpy as np
 
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import check_flag, check_integer, check_number, warn_caller
+from lla_jax.core.arguments import warn_caller
 from lla_jax.core.interrupts import deferred_interrupts, wait
-from lla_jax.core.signatures import complete
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.paths import band_states
+from lla_jax.paths.band_settings import Settings
 from lla_jax.paths.band_states import State, Top
 from lla_jax.paths.band_steps import insert_pivots, take_step
-from lla_jax.paths.climbing import start_climb
+from lla_jax.paths.climbing import floor_of, start_climb
 from lla_jax.paths.curves import Curve
 from lla_jax.paths.full_slopes import Pass, full_slope, one_pass
 from lla_jax.paths.polylines import knots_of
@@ -29,48 +29,7 @@ from lla_jax.paths.training import Training
 CLIMB_MOST = 100  # steps of the climbing image by default
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What decides a band besides what all curves have; the defaults are AutoNEB's where it has them.
-
-    Args:
-      points: inner pivots at the start.
-      displacement: how far they lie beside the straight line at the start, in units of the distance of the ends.
-      cycles: parts of the training, of equal length; new pivots come before each but the first.
-      insert: new pivots per cycle at most.
-      samples: points between two neighbours at which gaps, and the highest point, are looked for.
-      climb: steps of the climbing image at most, each with the gradient over all examples; None for 100, or fewer where
-        these would read more batches than the training.
-      tolerance: of the norm of the gradient at the saddle.
-      curvature: whether the negative eigenvalues of the Hessian at the saddle are counted.
-    """
-
-    points: int = 3
-    displacement: float = 0.05
-    cycles: int = 14
-    insert: int = 2
-    samples: int = 9
-    climb: int | None = None
-    tolerance: float = 1e-3
-    curvature: bool = False
-
-    def __post_init__(self) -> None:
-        check_number("displacement", self.displacement, least=0.0, remedy="in units of |b - a|, such as 0.05")
-        check_integer("points", self.points, remedy="the number of pivots to begin with, such as 3")
-        check_integer("cycles", self.cycles, remedy="such as 14")
-        check_integer("insert", self.insert, least=0, remedy="new pivots per cycle, such as 2")
-        check_integer("samples", self.samples, remedy="points between two pivots, such as 9")
-        if self.climb is not None:
-            check_integer("climb", self.climb, least=0, remedy="steps of the climbing image, such as 100")
-        check_number("tolerance", self.tolerance, remedy="such as 1e-3")
-        check_flag("curvature", self.curvature)
-
-
-DEFAULTS = {each.name: each.default for each in fields(Settings) if each.name not in ("points", "displacement")}
-"""The options of ``connect(kind="band")`` that other kinds do not have."""
-
-
-def connect_band(training: Training, *, points: int = 3, displacement: float = 0.05, **options: Any) -> Curve:
+def connect_band(training: Training, **options: Any) -> Curve:
     """Train a nudged elastic band, and let its highest point climb to a saddle.
 
     In each step all inner pivots get the gradients of one batch, without their parts along the band: g - (g.t) t with
@@ -79,8 +38,6 @@ def connect_band(training: Training, *, points: int = 3, displacement: float = 0
 
     Args:
       training: the ends and how to train, as ``connect`` has checked them.
-      points: inner pivots at the start.
-      displacement: as for other curves.
       options: those of ``Settings``.
 
     Returns:
@@ -90,7 +47,7 @@ def connect_band(training: Training, *, points: int = 3, displacement: float = 0
       where the pivots lie and their losses over all examples in the end.
 
     Raises:
-      ValueError: an option out of its range or unknown; a store with another training.
+      ValueError: an option out of its range; a store with another training.
 
     Warns:
       UserWarning: the climbing image has not converged; numbers that are not finite ended the training, in which case
@@ -100,7 +57,7 @@ def connect_band(training: Training, *, points: int = 3, displacement: float = 0
     differ from the former: (1) pivots are inserted only where a gap exceeds a fifth of the losses' range and lies above
     both ends; (2) they keep their shares of the length, and are not spaced anew; (3) the climbing image.
     """
-    settings = Settings(points, displacement, **complete("connect", options, DEFAULTS))
+    settings = Settings(**options)
     entries = asdict(settings)
     recipe = {**training.recipe, "points": entries.pop("points"), "displacement": entries.pop("displacement")}
     recipe["band"] = entries
@@ -169,16 +126,17 @@ def _steps(training: Training, settings: Settings, state: State, over: Pass, mos
         return
     if state.top is None:
         best = find_highest(loss, state.band.pivots, over, settings.samples, precision)
-        state = state._replace(top=Top(best.low, best.weight, best.losses, start_climb(best.params)))
+        state = state._replace(top=Top(best.low, best.weight, best.loss, best.losses, start_climb(best.params)))
         yield state
     top = state.top
     assert top is not None
     two = top.neighbours()
     if two is None:
         return
-    neighbours, losses = _tree.stack([state.band.pivots[i] for i in two]), top.losses[list(two)]
+    neighbours, beside = _tree.stack([state.band.pivots[i] for i in two]), top.losses[list(two)]
+    floor = floor_of(top.loss, beside, top.losses[[0, -1]])
     while not is_over(top.climb, most, settings.tolerance):
-        top = top._replace(climb=wait(climb_once(top.climb, neighbours, losses, loss, over, precision)))
+        top = top._replace(climb=wait(climb_once(top.climb, neighbours, beside, floor, loss, over, precision)))
         state = state._replace(top=top)
         yield state
 
@@ -199,7 +157,7 @@ def _finish(training: Training, settings: Settings, recipe: Recipe, state: State
         pivots, losses, at, found = _with_top(training, settings, pivots, state.top, over)
         saddle = replace(found, t=float(knots_of(_tree.stack(pivots))[at]))
         if settings.curvature:
-            size, draws = recipe["batch_size"], training.key
+            size, draws = recipe["batch_size"], jax.random.fold_in(training.key, 1)
             lowest, negative = lowest_eigenvalues(
                 training.ends.loss, saddle.params, training.data, draws, size, training.precision
             )

@@ -21,6 +21,7 @@ from lla_jax.paths.tangents import tangents
 
 FIRST_STEP = 0.02  # of the distance to the nearer neighbour
 LONGEST_STEP = 0.25
+SINKS = 0.1  # of the height of the start above the higher end
 
 
 class Climb(NamedTuple):
@@ -31,7 +32,7 @@ class Climb(NamedTuple):
       before: where it was.
       force: F there.
       step: number of steps done.
-      best: where the gradient was smallest, among the points that are not below both neighbours.
+      best: where the gradient was smallest, among the points that are not below the floor.
       best_norm: its norm there.
       best_across: the norm of its part across the tangent there.
       best_loss: the loss there.
@@ -54,8 +55,24 @@ def start_climb(params: PyTree) -> Climb:
     return Climb(params, params, zeros, jnp.zeros((), jnp.int32), params, unknown, unknown, unknown)
 
 
+def floor_of(start: float, neighbours: Any, ends: Any) -> float:
+    """The loss below which the image is no top: it has slid off into a basin.
+
+    That of the higher neighbour, less a tenth of the height of the start above the higher end: neighbours that are not
+    relaxed may be somewhat higher than the saddle.
+
+    Args:
+      start: the loss where the climb began.
+      neighbours: (2,) losses.
+      ends: (2,) losses of the ends of the band.
+    """
+    return float(max(neighbours) - SINKS * (start - max(ends)))
+
+
 @jax.jit
-def climb_step(climb: Climb, loss: Any, gradient: PyTree, neighbours: PyTree, neighbour_losses: Any) -> Climb:
+def climb_step(
+    climb: Climb, loss: Any, gradient: PyTree, neighbours: PyTree, neighbour_losses: Any, floor: Any
+) -> Climb:
     """One step of a climbing image.
 
     Args:
@@ -64,6 +81,7 @@ def climb_step(climb: Climb, loss: Any, gradient: PyTree, neighbours: PyTree, ne
       gradient: there.
       neighbours: two stacked pivots, before and behind it on the band.
       neighbour_losses: (2,).
+      floor: the loss below which a point is no top.
 
     Returns:
       The image after the step; its ``best`` counts the point at which it was.
@@ -88,8 +106,7 @@ def climb_step(climb: Climb, loss: Any, gradient: PyTree, neighbours: PyTree, ne
     rate = jnp.where((climb.step > 0) & (square > 0) & (rate > 0), rate, first)
     rate = jnp.minimum(rate, LONGEST_STEP * reach / jnp.where(size > 0, size, 1))
 
-    # below its neighbours it would be no top; the point where it began is one
-    high = (climb.step == 0) | (jnp.asarray(loss) >= neighbour_losses.max())
+    high = (climb.step == 0) | (jnp.asarray(loss) >= floor)
     better = high & (norm < climb.best_norm)
 
     def keep(new: Any, old: Any) -> Any:

@@ -13,25 +13,38 @@ import numpy as np
 
 Edge = tuple[int, int]
 
+ROUNDING = 1e-5  # of the largest weight
 
-def spanning_edges(num: int, weights: Mapping[Edge, float]) -> list[Edge]:
+
+def spanning_edges(num: int, weights: Mapping[Edge, float], lengths: Mapping[Edge, float] | None = None) -> list[Edge]:
     """Kruskal's algorithm: the edges of a spanning forest of least weight, the lowest first.
 
     Args:
       num: number of nodes.
-      weights: of the edges (i, j), i < j; NaN counts as infinite. Of equal ones the earlier nodes come first.
+      weights: of the edges (i, j), i < j; NaN counts as infinite.
+      lengths: of the edges: of those whose weights differ by rounding alone, as of a curve that leads through a third
+        node and over its pass, the shorter come first. By default the earlier nodes do.
     """
     of_node, chosen = list(range(num)), []
-
-    def height(edge: Edge) -> tuple[float, Edge]:
-        return (math.inf if math.isnan(weights[edge]) else weights[edge]), edge
-
-    for i, j in sorted(weights, key=height):
+    level = _levels(weights)
+    for i, j in sorted(weights, key=lambda edge: (level[edge], (lengths or {}).get(edge, 0.0), edge)):
         one, other = of_node[i], of_node[j]
         if one != other:
             chosen.append((i, j))
             of_node = [one if label == other else label for label in of_node]
-    return chosen
+    return sorted(chosen, key=lambda edge: (level[edge], weights[edge], edge))
+
+
+def _levels(weights: Mapping[Edge, float]) -> dict[Edge, int]:
+    """The rank of each edge by its weight; neighbours that differ by rounding alone share one."""
+    clean = {edge: math.inf if math.isnan(w) else w for edge, w in weights.items()}
+    finite = [w for w in clean.values() if math.isfinite(w)]
+    same = ROUNDING * max((abs(w) for w in finite), default=0.0)
+    levels, rank, last = {}, 0, -math.inf
+    for edge in sorted(clean, key=lambda edge: (clean[edge], edge)):
+        rank += clean[edge] > last + same
+        levels[edge], last = rank, clean[edge]
+    return levels
 
 
 def passes(heights: Iterable[float], edges: Mapping[Edge, float]) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 from lla_jax.core import losses
 from lla_jax.core import tree as _tree
 from lla_jax.core.interrupts import check_interrupt
+from lla_jax.core.operands import Precision
 from lla_jax.core.types import Loss, PyTree
 from lla_jax.paths.batches import Batches, Draw, block_of
 from lla_jax.paths.slopes import has_statistics
@@ -56,8 +57,7 @@ class Pass:
         size = batches.size
         for start in range(0, batches.num, size):
             rows = np.minimum(np.arange(start, start + size), batches.num - 1)
-            block = jax.tree.map(lambda x, rows=rows: x[rows], batches.data)
-            yield Draw(block, None, np.int32(min(size, batches.num - start)), np.int32(start))
+            yield Draw(_take(batches.data, rows), None, np.int32(min(size, batches.num - start)), np.int32(start))
 
 
 def one_pass(batches: Batches, loss: Loss) -> Pass:
@@ -69,6 +69,11 @@ def one_pass(batches: Batches, loss: Loss) -> Pass:
         return Pass(batches, coupled, 1)
     whole = batches.num // batches.size
     return Pass(batches, coupled, whole if coupled else -(-batches.num // batches.size))
+
+
+@jax.jit
+def _take(data: PyTree, rows: Any) -> PyTree:
+    return jax.tree.map(lambda x: x[rows], data)
 
 
 def _totals(loss: Loss, params: PyTree, draw: Draw) -> tuple[Any, Any]:
@@ -93,7 +98,7 @@ def _penalty(loss: Loss, params: PyTree) -> tuple[Any, PyTree]:
     return jax.value_and_grad(functools.partial(losses.penalty_of, loss))(params)
 
 
-def full_losses(loss: Loss, trees: Iterable[PyTree], draws: Iterable[Draw], precision: str) -> np.ndarray:
+def full_losses(loss: Loss, trees: Iterable[PyTree], draws: Iterable[Draw], precision: Precision) -> np.ndarray:
     """The losses over all batches at T points, (T,) float64; NaN where nothing counts."""
     trees = list(trees)
     sums = np.zeros((2, len(trees)))
@@ -106,7 +111,7 @@ def full_losses(loss: Loss, trees: Iterable[PyTree], draws: Iterable[Draw], prec
         return sums[0] / sums[1] + np.asarray(extra)
 
 
-def full_slope(loss: Loss, params: PyTree, draws: Iterable[Draw], precision: str) -> tuple[float, PyTree]:
+def full_slope(loss: Loss, params: PyTree, draws: Iterable[Draw], precision: Precision) -> tuple[float, PyTree]:
     """(the loss over all batches, its gradient), at one point."""
     total: Any = 0.0
     weight: Any = 0.0

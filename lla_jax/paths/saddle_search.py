@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from lla_jax.core import tree as _tree
+from lla_jax.core.operands import Precision
 from lla_jax.core.types import Batch, Execution, Loss, PyTree
 from lla_jax.curvature import eigen, operators
 from lla_jax.paths.band_steps import between
@@ -41,7 +42,9 @@ class Highest(NamedTuple):
     losses: np.ndarray
 
 
-def find_highest(loss: Loss, pivots: list[PyTree], draws: Iterable[Draw], samples: int, precision: str) -> Highest:
+def find_highest(
+    loss: Loss, pivots: list[PyTree], draws: Iterable[Draw], samples: int, precision: Precision
+) -> Highest:
     """The highest of all pivots and of equally spaced samples between them, by the loss over all examples."""
     losses = full_losses(loss, pivots, draws, precision)
     at = int(np.nanargmax(losses)) if np.isfinite(losses).any() else 0
@@ -55,11 +58,17 @@ def find_highest(loss: Loss, pivots: list[PyTree], draws: Iterable[Draw], sample
 
 
 def climb_once(
-    climb: Climb, neighbours: PyTree, losses: np.ndarray, loss: Loss, draws: Iterable[Draw], precision: str
+    climb: Climb,
+    neighbours: PyTree,
+    losses: np.ndarray,
+    floor: float,
+    loss: Loss,
+    draws: Iterable[Draw],
+    precision: Precision,
 ) -> Climb:
     """The image after one step, from the gradient over all examples."""
     value, gradient = full_slope(loss, climb.params, draws, precision)
-    return climb_step(climb, value, gradient, neighbours, losses)
+    return climb_step(climb, value, gradient, neighbours, losses, floor)
 
 
 def is_over(climb: Climb, steps: int, tolerance: float) -> bool:
@@ -69,7 +78,7 @@ def is_over(climb: Climb, steps: int, tolerance: float) -> bool:
 
 
 def lowest_eigenvalues(
-    loss: Loss, params: PyTree, data: Batch, key: Any, batch_size: int | None, precision: str
+    loss: Loss, params: PyTree, data: Batch, key: Any, batch_size: int | None, precision: Precision
 ) -> tuple[np.ndarray, int]:
     """(the lowest eigenvalues of the Hessian, ascending; how many of all are negative).
 

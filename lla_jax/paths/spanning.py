@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import numpy as np
@@ -15,15 +15,16 @@ import numpy as np
 from lla_jax.core import files, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse, single_key
-from lla_jax.core.data import Stream
+from lla_jax.core.data import Stream, as_arrays
 from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.losses import as_loss
 from lla_jax.core.refusals import no_array
-from lla_jax.core.signatures import explained
+from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe
 from lla_jax.execution.progress import AskedProgress, report_part, takes_progress
 from lla_jax.paths import forests
 from lla_jax.paths.along import policy_of
+from lla_jax.paths.band_settings import NOT_GIVEN, BandOptions
 from lla_jax.paths.connecting import connect
 from lla_jax.paths.curves import Curve, line, stack_points
 from lla_jax.paths.forests import Edge
@@ -82,6 +83,7 @@ class _Top(NamedTuple):
 
 @takes_progress("steps")
 @deferred_interrupts()
+@show_options(BandOptions, NOT_GIVEN)
 @explained
 def spanning_tree(
     loss: Loss | Callable[[PyTree, Batch], Any],
@@ -94,12 +96,16 @@ def spanning_tree(
     steps: int = 1000,
     optimizer: Any = None,
     batch_size: int | None = None,
+    points: int | None = None,
+    displacement: float | None = None,
+    weight_decay: float = 0.0,
     connections: int | None = None,
     names: Sequence[str] | None = None,
     store: str | os.PathLike[str] | None = None,
+    save_every: int = 1,
     progress: AskedProgress = None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
-    **options: Any,
+    **options: Unpack[BandOptions],
 ) -> SpanningTree:
     """Connect several minima, and find the lowest passes between them.
 
@@ -124,13 +130,17 @@ def spanning_tree(
       steps: of the training of each curve.
       optimizer: as for ``connect``.
       batch_size: as for ``connect``.
+      points: as for ``connect``.
+      displacement: as for ``connect``.
+      weight_decay: as for ``connect``.
       connections: curves that are trained at most, n - 1 or more. None: all pairs of up to four minima, and 2 (n - 1)
         of more.
       names: of the minima, for errors and pictures; by default their numbers.
       store: a folder, in which each curve has one of its own: the same call goes on from there.
+      save_every: as for ``connect``.
       progress: True for a bar, or ``progress(done, total)`` in steps of all connections allowed.
       execution: its ``precision`` is read in trainings, and all of it where losses are computed.
-      options: further ones of ``connect``, such as ``weight_decay``, ``points`` or ``climb``.
+      options: those of a band, as for ``connect``.
 
     Returns:
       A ``SpanningTree``.
@@ -141,6 +151,7 @@ def spanning_tree(
     References: Draxler et al. 2018, arXiv:1803.00885. Where we differ: (1) the first tree is that of the straight
     lines, not a star; (2) pairs that cannot lower an edge are left out.
     """
+    complete("spanning_tree", options, NOT_GIVEN)
     minima, names = _check_minima(minima, names)
     loss, num = as_loss(loss), len(minima)
     states = _check_states(loss, states, num)
@@ -158,7 +169,7 @@ def spanning_tree(
     ends = [next(top.ends[pair.index(k)] for pair, top in lines.items() if k in pair) for k in range(num)]
     curves: dict[Edge, Curve] = {}
     tops: dict[Edge, _Top] = {}
-    for pair in _choose(num, {p: top.loss for p, top in lines.items()}, [x for x, _ in ends], tops, most):
+    for pair in _choose(num, _heights(lines), [x for x, _ in ends], tops, most):
         i, j = pair
         curves[pair] = connect(
             loss if states is None else replace(loss, state=states[i]),
@@ -171,14 +182,18 @@ def spanning_tree(
             steps=steps,
             optimizer=optimizer,
             batch_size=batch_size,
+            points=points,
+            displacement=displacement,
+            weight_decay=weight_decay,
+            save_every=save_every,
             store=None if folder is None else _folder_of(folder, pair),
             progress=report_part(progress, len(curves) * steps, steps, most * steps),
             execution=Execution(precision=execution.precision),
             **options,
         )
         tops[pair] = top_of(curves[pair])
-    heights = {pair: top.loss for pair, top in tops.items()}
-    edges = forests.spanning_edges(num, heights)
+    heights = _heights(tops)
+    edges = forests.spanning_edges(num, heights, {pair: float(curve.lengths(1.0)) for pair, curve in curves.items()})
     found = [tops[edge] for edge in edges]
     recipe = {
         "kind": "spanning tree",
@@ -186,10 +201,10 @@ def spanning_tree(
         "steps": steps,
         "connections": most,
         "key": recipes.fingerprint(key),
-        "data": recipes.describe(data),
+        "data": recipes.describe(data if isinstance(data, Stream) else as_arrays(data)),
         "tried": [[*pair, top.loss] for pair, top in tops.items()],
         "lines": [[*pair, top.loss] for pair, top in lines.items()],
-        "all": next(_choose(num, heights_of(lines), [x for x, _ in ends], tops, len(pairs)), None) is None,
+        "all": _most_promising(num, _heights(lines), [x for x, _ in ends], tops) is None,
         "versions": recipes.versions(),
     }
     return SpanningTree(
@@ -206,7 +221,7 @@ def spanning_tree(
     )
 
 
-def heights_of(tops: dict[Edge, _Top]) -> dict[Edge, float]:
+def _heights(tops: dict[Edge, _Top]) -> dict[Edge, float]:
     """The highest losses by pair."""
     return {pair: top.loss for pair, top in tops.items()}
 
@@ -216,16 +231,16 @@ def _choose(num: int, lines: dict[Edge, float], ends: list[float], tops: dict[Ed
     for pair in forests.spanning_edges(num, lines):
         if pair not in tops:
             yield pair
-    while len(tops) < most and (pair := _most_promising(num, lines, ends, tops)) is not None:
-        yield pair
+    while len(tops) < most and (found := _most_promising(num, lines, ends, tops)) is not None:
+        yield found
 
 
 def _most_promising(num: int, lines: dict[Edge, float], ends: list[float], tops: dict[Edge, _Top]) -> Edge | None:
     """The pair without a curve that may lower the highest edge possible, with the lowest line; None if none may."""
-    heights = heights_of(tops)
+    heights = _heights(tops)
     tree = forests.spanning_edges(num, heights)
     for edge in reversed(tree):
-        one, other = forests.across(num, tree, edge)
+        one, _ = forests.across(num, tree, edge)
         able = [
             (height, pair)
             for pair, height in lines.items()
@@ -292,8 +307,8 @@ def _check_states(loss: Loss, states: Any, num: int) -> list[PyTree] | None:
         if has_floats(loss.state):
             raise Misuse(
                 "states",
-                "none given, and the loss has a state of floats (running averages, such as BatchNorm's), which belong to "
-                "one network; pass the state of each minimum, states=[...]",
+                "none given, and the loss has a state of floats (running averages, such as BatchNorm's), which belong "
+                "to one network; pass the state of each minimum, states=[...]",
             )
         return None
     if not isinstance(states, list | tuple) or len(states) != num:

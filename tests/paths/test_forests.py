@@ -15,6 +15,13 @@ def test_the_tree_has_the_lowest_edges_that_close_no_circle():
     assert forests.spanning_edges(3, {(0, 1): 1.0}) == [(0, 1)]
 
 
+def test_of_edges_that_differ_by_rounding_the_shorter_come_first():
+    weights = {(0, 1): -40.66484, (0, 2): -40.66485, (1, 2): -72.0}
+    assert forests.spanning_edges(3, weights, {(0, 1): 1.0, (0, 2): 2.0, (1, 2): 1.0}) == [(1, 2), (0, 1)]
+    weights[0, 2] = -40.67
+    assert forests.spanning_edges(3, weights, {(0, 1): 1.0, (0, 2): 2.0, (1, 2): 1.0}) == [(1, 2), (0, 2)]
+
+
 def test_passes_are_the_least_largest_edge_of_all_paths():
     rng = np.random.default_rng(0)
     weights = {edge: float(rng.random()) for edge in itertools.combinations(range(6), 2)}
