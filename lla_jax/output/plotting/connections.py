@@ -26,6 +26,7 @@ from lla_jax.output.plotting.trajectories import curve as draw_curve
 from lla_jax.paths.barriers import Barrier
 from lla_jax.paths.curves import Curve
 
+_SHORTEST = 0.1  # of the range of all losses: the shortest barrier with an arrow
 _ENDS = 1e-9  # how far the first and last t may be from 0 and 1
 
 
@@ -78,8 +79,11 @@ def barrier(
         curves = [_read_losses("b", "", b, value)]
     scales.finite([z for each in curves for z in each.values.values()], value, log)
     fig, canvas = style.canvas(ax, 2.9)
+    drawn = np.concatenate([z for each in curves for z in each.values.values()])
     for k, each in enumerate(curves):
-        _draw_losses_between(canvas, each, value, style.COLOURS[k % 7], k)
+        _draw_losses_between(
+            canvas, each, value, style.COLOURS[k % 7], least=_SHORTEST * float(np.ptp(drawn[np.isfinite(drawn)]))
+        )
     canvas.set_xlim(0, 1)
     if log:
         scales.set_log(canvas)
@@ -127,8 +131,11 @@ def _height(given: Barrier | Landscape, value: str, t: np.ndarray, z: np.ndarray
     return max(float(above[k]), 0.0), np.nan, float(t[k])
 
 
-def _draw_losses_between(ax: Any, curve: _Losses, value: str, colour: str, k: int) -> None:
-    """Draw the losses of a curve; for those of its first data set the line between the ends, and the barrier."""
+def _draw_losses_between(ax: Any, curve: _Losses, value: str, colour: str, least: float) -> None:
+    """Draw the losses of a curve; for its first data set the line between the ends, and an arrow of the barrier.
+
+    A barrier below ``least`` has no arrow, whose heads would hide it.
+    """
     for name, z in curve.values.items():
         dash = "-" if name == value else "--"
         height, error, _ = curve.heights[name]
@@ -140,7 +147,7 @@ def _draw_losses_between(ax: Any, curve: _Losses, value: str, colour: str, k: in
         return
     chord = (1 - curve.t) * z[0] + curve.t * z[-1]
     ax.plot(curve.t, chord, color="0.4", linewidth=0.9, linestyle=":", label="line between the ends' losses")
-    if np.isfinite(height) and height > 0.02 * np.nanmax(abs(z)):
+    if np.isfinite(height) and height > least:
         foot = (1 - at) * z[0] + at * z[-1]
         arrow: dict[str, Any] = {"arrowstyle": "<->", "linewidth": 0.9, "color": colour, "shrinkA": 0, "shrinkB": 0}
         ax.annotate("", (at, foot), (at, foot + height), arrowprops=arrow)
@@ -164,7 +171,8 @@ def curve(
     control point p; a curve of three control points lies in it, and others are drawn as their projections.
 
     Args:
-      plane: a landscape of two axes, such as ``lla.evaluate(loss, a, data, axes, lla.paths.grid_around(seen))``.
+      plane: a landscape of two axes, such as ``lla.evaluate(loss, a, data, axes, grid)``. A grid that holds the control
+        points is ``lla.paths.grid_around([seen, np.array([at for name, at in seen.recipe["marks"]])])``.
       seen: what ``lla.paths.project(curve, axes, params=a)`` returned, with the axes and centre of the plane; several
         curves between the same ends are ``{name: projection}``.
       value, levels, log, cap, title: as in ``contour``.
@@ -189,7 +197,7 @@ def curve(
     points = [_control_points(each) for each in projections]
     note = _runs.warn_of_outside(runs, content, "points of the curve")
     style.check_axes(ax, "a curve")
-    fig = new_figure(style.SINGLE, 3.5) if ax is None else ax.figure
+    fig: Any = new_figure(style.SINGLE, 3.5) if ax is None else ax.figure
     canvas = fig.add_subplot() if ax is None else ax
     options: dict[str, Any] = {"levels": levels, "log": log, "cap": cap, "title": title}
     names = [entry for each in points for entry in each]
@@ -201,7 +209,8 @@ def curve(
         canvas.plot(*run.coords.T, zorder=4, label=f"{run.name or 'curve'}{off}", **(style.ROW | {"color": colour}))
     ends = runs[0].coords[[0, -1]]
     canvas.plot(*ends.T, zorder=3.9, linestyle="--", label="straight line", **(style.ROW | {"linewidth": 0.9}))
-    _mark_points(canvas, content, names)
+    if left_out := _mark_points(canvas, content, names):
+        note = style.join(note, f"{', '.join(left_out)} outside of the plane", by="\n")
     style.legend(fig, [canvas], outside=ax is None, title=note)
     return fig
 
@@ -210,7 +219,7 @@ def _control_points(projection: Any) -> list[tuple[str, float, float]]:
     """(name, a, b) of a curve's control points, or of the ends alone where the recipe does not tell them."""
     recorded = projection.recipe.get("marks") or [["A", projection.coords[0]], ["B", projection.coords[-1]]]
     try:
-        return [(str(name), *(float(x) for x in at)) for name, at in recorded]
+        return [(str(name), float(a), float(b)) for name, (a, b) in recorded]
     except (TypeError, ValueError) as error:
         raise misuse('seen.recipe["marks"]', recorded, "[[name, [a, b]], ...], or leave it out") from error
 
@@ -222,12 +231,15 @@ def _without_marks(plane: Plane, points: list[tuple[str, float, float]]) -> Plan
     return plane._replace(marks=kept, origin=None)
 
 
-def _mark_points(ax: Axes, plane: Plane, points: list[tuple[str, float, float]]) -> None:
-    """Mark the control points that lie on the plane, each once, with its name."""
+def _mark_points(ax: Axes, plane: Plane, points: list[tuple[str, float, float]]) -> list[str]:
+    """Mark the control points that lie on the plane, each once, with its name; the names of the others."""
     seen: set[tuple[float, float]] = set()
+    left_out = []
     for name, a, b in points:
         place = round(a, 9), round(b, 9)
         inside = plane.x[0] <= a <= plane.x[-1] and plane.y[0] <= b <= plane.y[-1]
+        if not inside:
+            left_out.append(name)
         if place in seen or not inside:
             continue
         seen.add(place)
@@ -239,6 +251,7 @@ def _mark_points(ax: Axes, plane: Plane, points: list[tuple[str, float, float]])
         side: dict[str, Any] = {"ha": "right" if right else "left", "va": "top" if top else "bottom"}
         shift = (-4 if right else 4, -4 if top else 4)
         ax.annotate(name, (a, b), xytext=shift, textcoords="offset points", zorder=6, **side, **style.NAME)
+    return left_out
 
 
 @explained
@@ -304,6 +317,7 @@ def band(
             color=style.COLOURS[1],
             label="pivots (loss in training)",
             zorder=3,
+            clip_on=False,
             **look,
         )
         drawn.append(losses)

@@ -35,6 +35,15 @@ _LARGEST = 1e280
 _DRAWS = {1: "line or train_test", 2: "surface, contour or heatmap", 3: "volume"}
 """The functions that draw a landscape, by its number of axes."""
 
+_PATHS = {
+    "Trajectory": "a path: seen = lla.paths.project(path, axes), which trajectory(plane, seen) and film draw",
+    "Projection": "a projection: trajectory(plane, seen) and film(plane, seen) draw it, of a curve curve(plane, seen)",
+    "Barrier": "a barrier: barrier draws it",
+    "Curve": "a curve: barrier draws lla.paths.evaluate(curve, loss, data), curve its plane, and band a band",
+    "SpanningTree": "a spanning tree: of its curves draw one, tree.curves[0]",
+}
+"""How results of ``lla_jax.paths`` are drawn, by the name of their type."""
+
 
 def quote(names: Iterable[str]) -> str:
     """The names in quotes, with commas, for a message; "none" if there is no name."""
@@ -162,6 +171,8 @@ def _how_to_draw(value: Any) -> str:
         return "an estimate is one number: print it"
     if isinstance(value, Directions):
         return "directions are axes: plane = lla.evaluate(loss, params, data, axes, lla.grid()) is what to draw"
+    if type(value).__name__ in _PATHS and type(value).__module__.startswith("lla_jax.paths."):
+        return _PATHS[type(value).__name__]
     if isinstance(value, str | Path):
         return f"a file is read first: lla.load({str(value)[:40]!r})"
     if hasattr(value, "mv"):

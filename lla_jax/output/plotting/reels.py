@@ -262,8 +262,8 @@ def _feed(process: subprocess.Popen[bytes], frames: Iterable[np.ndarray]) -> Non
     """Write the frames to a process, until they are written or it has ended, which its exit code explains."""
     assert process.stdin is not None
     try:
-        for frame in frames:
-            process.stdin.write(frame.tobytes())
-        process.stdin.close()
+        with process.stdin as pipe:
+            for frame in frames:
+                pipe.write(frame.tobytes())
     except BrokenPipeError:
         process.wait()

@@ -100,12 +100,12 @@ def _check_same_plane(argument: str, landscape: Landscape, projection: Projectio
 
     What one of the recipes does not tell, as those of landscapes that a user made, is not compared.
     """
-    for what, entry, key in (("axes", "directions", "contents"), ("centre", "params", "fingerprint")):
+    for what, entry, key in (("other axes", "directions", "contents"), ("another centre", "params", "fingerprint")):
         prints = [_entry(each.recipe, entry, key) for each in (landscape, projection)]
         if None not in prints and not recipes.same(*prints):
             raise Misuse(
                 argument,
-                f"projected with another {what} than the plane's, where its coordinates mean nothing; pass the same "
+                f"projected with {what} than the plane's, where its coordinates mean nothing; pass the same "
                 "axes and params to both: lla.paths.project(path, axes, params=p), lla.evaluate(loss, p, data, axes)",
             )
 

@@ -11,6 +11,7 @@ from mpl_toolkits.mplot3d import proj3d
 
 from lla_jax.core.results import Landscape
 from lla_jax.output import plotting
+from lla_jax.paths.projections import Projection
 
 X, Y, Z = np.linspace(-1, 1, 17), np.linspace(-0.5, 2.5, 13), np.linspace(-1, 2, 7)
 MIN = (0.5, -0.25)  # on the grid; its mirror image (-0.25, 0.5) is on the page too
@@ -88,3 +89,31 @@ def colour_at(fig, a, b, height=0.0):
     x, y = ax.transData.transform(where)
     pixels = np.asarray(canvas.buffer_rgba())[..., :3] / 255
     return pixels[round(pixels.shape[0] - y) - 3 : round(pixels.shape[0] - y) + 4, round(x) - 3 : round(x) + 4]
+
+
+PLANE_OF_PATH = {"directions": {"kind": "pca", "contents": "a" * 16}, "params": {"fingerprint": "b" * 16}}
+"""The entries of a recipe that tell axes and centre."""
+
+
+def plane_of_path(**more):
+    """A plane of 17 x 13 points from (-1, -1) to (1, 1.5), with the recipe of a path's axes."""
+    plane = make(coords=(X, np.linspace(-1, 1.5, 13)), **more)
+    plane.recipe.update(PLANE_OF_PATH)
+    return plane
+
+
+def seen(coords=None, steps=None, recipe=None, losses=True, far=0.1):
+    """A path of six checkpoints, whose gaps are of 10, 20, 10, 10, 10 steps, with losses off and on the plane."""
+    coords = (
+        np.array([(-0.9, 1.2), (-0.5, 0.9), (0.1, 0.8), (0.3, 0.3), (0.4, -0.1), MIN]) if coords is None else coords
+    )
+    num = len(coords)
+    steps = np.array([0, 10, 30, 40, 50, 60])[:num] if steps is None else np.asarray(steps)
+    distance = far * np.sin(np.linspace(0, np.pi, num))
+    z = bowl(*coords[:, :2].T)
+    values = {"loss": z + distance, "projected_loss": z} if losses else {}
+    errors = {name: np.full(num, 0.02) for name in values}
+    unknown = np.full(num, np.nan)
+    names = tuple(f"step {step}" for step in steps)
+    recipe = PLANE_OF_PATH if recipe is None else recipe
+    return Projection(coords, distance, steps, names, unknown, values, errors, {}, {}, dict(recipe))
