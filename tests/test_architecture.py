@@ -43,6 +43,8 @@ OUTSIDE = {
     "matplotlib": ("output/plotting",),
     "tqdm": ("execution/progress", "cli/terminal", "demo"),
     "tyro": ("cli/main", "cli/options"),
+    "orbax": ("paths/formats",),
+    "safetensors": ("paths/formats",),
     "torch": (),
     "lla_torch": (),
 }

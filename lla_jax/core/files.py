@@ -230,7 +230,7 @@ def read_npz(path: Path, wanted: Callable[[str], bool] | None = None) -> tuple[A
         if whole > path.stat().st_size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("it is compressed, and lla_jax never writes compressed files; save the result again")
         arrays = {
-            name: _read_array(archive, member)
+            name: read_array(archive, member)
             for name, member in zip(names, members, strict=True)
             if wanted is None or name == "header" or wanted(name)
         }
@@ -242,7 +242,7 @@ def read_header(path: Path) -> Any:
     if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
         raise ValueError("it is no regular file")
     with zipfile.ZipFile(path) as archive:
-        return _parse_header(_read_array(archive, archive.getinfo("header.npy")))
+        return _parse_header(read_array(archive, archive.getinfo("header.npy")))
 
 
 def _parse_header(header: np.ndarray) -> Any:
@@ -251,8 +251,12 @@ def _parse_header(header: np.ndarray) -> Any:
     return parse_json(str(header[()]))
 
 
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Read an array, after a check that the file holds as many bytes as its dtype and shape claim."""
+def describe_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
+    """(shape, dtype) of an array of an .npz file, after a check that the file holds as many bytes as these claim.
+
+    Raises:
+      ValueError: the description cannot be read, is not that of numbers, or claims another number of bytes.
+    """
     with archive.open(member) as file:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError(f"its entry {member.filename!r} is of an unknown version")
@@ -266,6 +270,12 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
         held, claimed = member.file_size - file.tell(), _product(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or held != claimed:
             raise ValueError(f"its entry {member.filename!r} claims {claimed:,} bytes and has {held:,}")
+    return tuple(shape), dtype
+
+
+def read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read an array of an .npz file; errors as those of ``describe_array``."""
+    describe_array(archive, member)
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False, max_header_size=LONGEST_DESCRIPTION)
 

@@ -247,7 +247,7 @@ def load(folder: str | os.PathLike[str], like: PyTree = None, *, state_like: PyT
         _check_same(
             first.trees, each.trees, f"those of {first.file.name}, of one network: take this file away", each.file.name
         )
-    shapes = {name: _shapes(first, name) for name in ("params", "state")}
+    shapes = {name: records.shapes(first, name) for name in ("params", "state")}
     if like is not None:
         shapes["params"] = _tree.align(shapes["params"], like, "folder", "like")
     if state_like is not None:
@@ -280,13 +280,6 @@ def _recipe(folder: Path, found: list[Record]) -> Recipe:
         rounding = max(each.rounding for each in found)
         recipe["differences"] = {"dtype": records.HALF, "largest_rounding": rounding}
     return recipe
-
-
-def _shapes(record: Record, name: str) -> PyTree:
-    about = record.trees[name]
-    return (
-        None if about is None else outlines.rebuild(about["outline"], [outlines.shape_of(r) for r in about["leaves"]])
-    )
 
 
 # --- the folder

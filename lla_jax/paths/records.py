@@ -6,6 +6,7 @@ shapes and types of both trees. Of a lossy recording, most files hold difference
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -144,6 +145,23 @@ def _add(difference: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 # --- reading
+
+
+def is_step(file: Path) -> bool:
+    """Whether a file is, by its name and its header, one of a recording."""
+    if not _NAME.fullmatch(file.name):
+        return False
+    with contextlib.suppress(Exception):
+        return bool(_files.read_header(file)["format"] == FORMAT)
+    return False
+
+
+def shapes(record: Record, name: str) -> PyTree:
+    """The tree "params" or "state" of a record, with shapes and types in place of arrays; None if it has none."""
+    about = record.trees[name]
+    return (
+        None if about is None else outlines.rebuild(about["outline"], [outlines.shape_of(r) for r in about["leaves"]])
+    )
 
 
 def read(file: Path) -> Record:
