@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -23,6 +23,25 @@ from lla_jax.core.results import Eigenpairs, Estimate, Landscape, Spectrum
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, PyTree, Recipe
 from lla_jax.directions import draws
+from lla_jax.output.stored_arrays import (
+    Arrays,
+    Form,
+    Header,
+    are_real,
+    check_names,
+    leaves_by_path,
+    list_arrays,
+    nest,
+    take_arrays,
+)
+
+if TYPE_CHECKING:
+    from lla_jax.paths.barriers import Barrier
+    from lla_jax.paths.curves import Curve
+    from lla_jax.paths.projections import Projection
+    from lla_jax.paths.spanning import SpanningTree
+
+    PathResult = Projection | Barrier | Curve | SpanningTree
 
 FORMAT = "lla_jax"
 VERSION = 1
@@ -32,17 +51,20 @@ OTHER_KINDS = re.compile(
 )
 """Endings of files of other kinds, which a name does not end in by chance."""
 
-Header = dict[str, Any]
-Arrays = dict[str, np.ndarray]
+PATHS = ("Projection", "Barrier", "Curve", "SpanningTree")
+"""Results of ``lla_jax.paths``, whose forms are loaded when one is saved or read."""
 
 
 @explained
-def save(x: Landscape | Directions | Eigenpairs | Spectrum | Estimate, path: str | os.PathLike[str]) -> Path:
+def save(
+    x: Landscape | Directions | Eigenpairs | Spectrum | Estimate | PathResult, path: str | os.PathLike[str]
+) -> Path:
     """Write a result as .npz with a JSON header; an existing file is replaced in one step or left as it was.
 
     Args:
       x: a ``Landscape``, ``Directions``, ``Eigenpairs``, ``Spectrum`` or ``Estimate``, with the state that continues an
-        interrupted computation. Random directions are stored as their recipe.
+        interrupted computation, or a ``Projection``, ``Barrier``, ``Curve`` or ``SpanningTree``. Random directions are
+        stored as their recipe.
       path: the file; ".npz" is appended to a name without an ending, such as "plane", "run0.5" or "v1.2". The folder is
         made if it is missing.
 
@@ -54,21 +76,21 @@ def save(x: Landscape | Directions | Eigenpairs | Spectrum | Estimate, path: str
         ending of another kind of file, such as ".csv".
       OSError: the folder cannot be written.
     """
-    if isinstance(x, str | os.PathLike) and isinstance(path, tuple(_FORMS)):
+    if isinstance(x, str | os.PathLike) and _kind_of(path):
         raise Misuse("x", f"{x!r} given, and a {type(path).__name__} as path; swap them, lla.save(result, {str(x)!r})")
-    kind = next((kind for kind in _FORMS if isinstance(x, kind)), None)
-    if kind is None:
-        known = ", ".join(known.__name__ for known in _FORMS)
+    kind = _kind_of(x)
+    if not kind:
+        known = ", ".join([*_FORMS, *PATHS])
         raise Misuse("x", f"{type(x).__name__} given; it must be one of {known}{_how_to_keep(x)}")
-    target = _target(path)
-    header, arrays = _FORMS[kind][0](x)
+    target, form = _target(path), _form_of(kind)
+    header, arrays = form.parts(x)
     if objects := [name for name, array in arrays.items() if array.dtype == object]:
         raise Misuse("x", f"{objects} hold objects, which only pickle could save; convert them to arrays of numbers")
-    if fault := _contradiction(x):
-        raise Misuse("x", f"a {kind.__name__} that {fault}; load would refuse it, so mend it first")
+    if fault := form.contradiction(x):
+        raise Misuse("x", f"a {kind} that {fault}; load would refuse it, so mend it first")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _files.write_npz(target, {"format": FORMAT, "version": VERSION, "type": kind.__name__, **header}, arrays)
+        _files.write_npz(target, {"format": FORMAT, "version": VERSION, "type": kind, **header}, arrays)
     except OSError as error:
         remedy = "mend that, or pass a file in a folder that can be written to"
         raise _files.explain("path", target, "could not be written", error, remedy) from error
@@ -98,12 +120,12 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Any:
 
     Args:
       path: the file; ".npz" may be left out.
-      like: the parameters that directions or eigenvectors belong to, for their structure; random directions cannot be
-        drawn again without them.
+      like: the parameters that directions, eigenvectors or curves belong to, for their structure; random directions
+        cannot be drawn again without them.
 
     Returns:
-      The ``Landscape``, ``Directions``, ``Eigenpairs``, ``Spectrum`` or ``Estimate``, its arrays the same to the bit.
-      Directions, eigenvectors and estimates of trees come without ``like`` as nested dicts named by their paths.
+      The result that was saved, its arrays the same to the bit. Directions, eigenvectors, estimates of trees and curves
+      come without ``like`` as nested dicts named by their paths; so do the states of a curve in any case.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -114,6 +136,10 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Any:
     if not os.path.lexists(path) and os.path.isfile(f"{path}.npz"):  # the name that ``save`` was given
         path = path.with_name(f"{path.name}.npz")
     result = _read(path)
+    if type(result).__name__ in PATHS:
+        from lla_jax.output import stored_paths
+
+        return stored_paths.restore(result, like)
     if isinstance(result, Eigenpairs) and result.vectors is not None:
         return Eigenpairs(**{**vars(result), "vectors": _restore_structure(result.vectors, like)})
     if isinstance(result, Estimate) and isinstance(result.mean, dict):
@@ -137,35 +163,17 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Any:
 
 def _restore_structure(x: Directions, like: PyTree) -> Directions:
     """Directions with the structure of ``like`` in place of a flat dict of paths; without it, as nested dicts."""
-    tree = _nest(x.tree) if like is None else _tree.align(x.tree, like, "directions", "like", stacked=True)
+    tree = nest(x.tree) if like is None else _tree.align(x.tree, like, "directions", "like", stacked=True)
     return Directions(tree, x.recipe)
 
 
 def _restore_estimate(leaves: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
     """A flat dict of paths as a tree like the parameters, None in leaves that it lacks; without ``like``, nested."""
     if like is None:
-        return _nest(leaves)
+        return nest(leaves)
     named = zip(_tree.paths(like), jax.tree.leaves(like), strict=True)
     selected = jax.tree.unflatten(jax.tree.structure(like), [leaf if path in leaves else None for path, leaf in named])
     return _tree.align(dict(leaves), selected, "estimate", "like")
-
-
-def _nest(leaves: Mapping[str, np.ndarray]) -> PyTree:
-    """A flat dict {path: leaf} as nested dicts."""
-    if list(leaves) == [""]:  # the tree is a single array
-        return leaves[""]
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-            if not isinstance(node, dict):
-                raise Misuse(
-                    "like", f"None given, but the path {path!r} passes through another leaf; pass the parameters"
-                )
-        node[name] = leaf
-    return tree
 
 
 # --- a pair of functions for each type: one writes a header and arrays, one reads them and removes what it read
@@ -182,35 +190,28 @@ def _landscape_parts(x: Landscape) -> tuple[Header, Arrays]:
 
 def _landscape(header: Header, arrays: Arrays) -> Landscape:
     coords = tuple(arrays.pop(f"coord{i}") for i in range(header["dims"]))
-    values = {name: arrays.pop(f"value{i}") for i, name in enumerate(_names(header["values"]))}
-    stderr = {name: arrays.pop(f"stderr{i}") for i, name in enumerate(_names(header["stderr"]))}
+    values = {name: arrays.pop(f"value{i}") for i, name in enumerate(check_names(header["values"]))}
+    stderr = {name: arrays.pop(f"stderr{i}") for i, name in enumerate(check_names(header["stderr"]))}
     evaluated = arrays.pop("evaluated") if header.get("evaluated") else None  # files of before have no such entry
     return Landscape(coords, values, stderr, header["recipe"], evaluated)
-
-
-def _names(names: Any) -> list[str]:
-    """The names of values in a header, after a check."""
-    if not isinstance(names, list) or len(set(names)) < len(names):
-        raise ValueError(f"its values are named {show_value(names)}")
-    return names
 
 
 def _directions_parts(x: Directions) -> tuple[Header, Arrays]:
     if x.recipe.get("kind") == "random" and not x.recipe.get("transformed") and x.num <= x.recipe["num"]:
         return {"recipe": dict(x.recipe), "leaves": None}, {}
-    names, arrays = _list_arrays(_leaves(x.tree), "leaf")
+    names, arrays = list_arrays(leaves_by_path(x.tree), "leaf")
     return {"recipe": dict(x.recipe), "leaves": names}, arrays
 
 
 def _by_path(header: Header, arrays: Arrays) -> Directions:
     """Directions whose tree is a flat dict {path: leaf}, or None for random ones that are stored as a recipe."""
-    return Directions(_take_arrays(header["leaves"], arrays, "leaf"), Recipe(header["recipe"]))
+    return Directions(take_arrays(header["leaves"], arrays, "leaf"), Recipe(header["recipe"]))
 
 
 def _eigenpairs_parts(x: Eigenpairs) -> tuple[Header, Arrays]:
     given = x.vectors
-    leaves, vectors = _list_arrays(None if given is None else _leaves(given.tree), "leaf")
-    state, rest = _list_arrays(x.state, "state")
+    leaves, vectors = list_arrays(None if given is None else leaves_by_path(given.tree), "leaf")
+    state, rest = list_arrays(x.state, "state")
     directions = None if given is None else {"recipe": dict(given.recipe), "leaves": leaves}
     header = {"recipe": x.recipe, "products": int(x.products), "directions": directions, "state": state}
     return header, {"values": np.asarray(x.values), "residuals": np.asarray(x.residuals)} | vectors | rest
@@ -218,19 +219,19 @@ def _eigenpairs_parts(x: Eigenpairs) -> tuple[Header, Arrays]:
 
 def _eigenpairs(header: Header, arrays: Arrays) -> Eigenpairs:
     vectors = None if header["directions"] is None else _by_path(header["directions"], arrays)
-    state = _take_arrays(header["state"], arrays, "state")
+    state = take_arrays(header["state"], arrays, "state")
     values, residuals = arrays.pop("values"), arrays.pop("residuals")
     return Eigenpairs(values, vectors, residuals, header["products"], header["recipe"], state)
 
 
 def _spectrum_parts(x: Spectrum) -> tuple[Header, Arrays]:
-    state, rest = _list_arrays(x.state, "state")
+    state, rest = list_arrays(x.state, "state")
     arrays = {"nodes": np.asarray(x.nodes), "weights": np.asarray(x.weights)}
     return {"recipe": x.recipe, "state": state}, arrays | rest
 
 
 def _spectrum(header: Header, arrays: Arrays) -> Spectrum:
-    state = _take_arrays(header["state"], arrays, "state")
+    state = take_arrays(header["state"], arrays, "state")
     return Spectrum(arrays.pop("nodes"), arrays.pop("weights"), header["recipe"], state)
 
 
@@ -238,29 +239,37 @@ def _estimate_parts(x: Estimate) -> tuple[Header, Arrays]:
     if isinstance(x.mean, float | int | np.number):
         leaves, arrays = None, {"mean": np.asarray(float(x.mean)), "sem": np.asarray(float(x.sem))}
     else:
-        leaves, arrays = _list_arrays(_leaves(x.mean), "mean")
-        arrays |= _list_arrays(_leaves(x.sem), "sem")[1]
-    state, rest = _list_arrays(x.state, "state")
+        leaves, arrays = list_arrays(leaves_by_path(x.mean), "mean")
+        arrays |= list_arrays(leaves_by_path(x.sem), "sem")[1]
+    state, rest = list_arrays(x.state, "state")
     return {"recipe": x.recipe, "num": int(x.num), "leaves": leaves, "state": state}, arrays | rest
 
 
 def _estimate(header: Header, arrays: Arrays) -> Estimate:
-    names, state = header["leaves"], _take_arrays(header.get("state"), arrays, "state")  # files of before have none
+    names, state = header["leaves"], take_arrays(header.get("state"), arrays, "state")  # files of before have none
     if names is None:
         return Estimate(float(arrays.pop("mean")), float(arrays.pop("sem")), header["num"], header["recipe"], state)
     errors = [[name, arrays[f"sem{i}"].dtype.name] for i, (name, _) in enumerate(names)]  # the errors may be wider
     errors = [own if not own[1].startswith("void") else named for own, named in zip(errors, names, strict=True)]
-    mean, sem = _take_arrays(names, arrays, "mean"), _take_arrays(errors, arrays, "sem")
+    mean, sem = take_arrays(names, arrays, "mean"), take_arrays(errors, arrays, "sem")
     return Estimate(mean, sem, header["num"], header["recipe"], state)
 
 
-_FORMS: dict[type, tuple[Callable[[Any], tuple[Header, Arrays]], Callable[[Header, Arrays], Any]]] = {
-    Landscape: (_landscape_parts, _landscape),
-    Directions: (_directions_parts, _by_path),
-    Eigenpairs: (_eigenpairs_parts, _eigenpairs),
-    Spectrum: (_spectrum_parts, _spectrum),
-    Estimate: (_estimate_parts, _estimate),
-}
+def _kind_of(x: Any) -> str:
+    """The name of a result's type, or "" for what cannot be saved."""
+    kinds = (Landscape, Directions, Eigenpairs, Spectrum, Estimate)
+    name = next((kind.__name__ for kind in kinds if isinstance(x, kind)), "")
+    is_path = type(x).__name__ in PATHS and type(x).__module__.startswith("lla_jax.paths.")
+    return type(x).__name__ if is_path else name
+
+
+def _form_of(kind: str) -> Form:
+    """How results of a type are written and read."""
+    if kind in PATHS:
+        from lla_jax.output import stored_paths
+
+        return stored_paths.FORMS[kind]
+    return _FORMS[kind]
 
 
 def _how_to_keep(x: Any) -> str:
@@ -275,30 +284,6 @@ def _how_to_keep(x: Any) -> str:
     return "; save results one by one, and other arrays by numpy.savez" if is_several or hasattr(x, "dtype") else ""
 
 
-def _leaves(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by path."""
-    names, leaves = _tree.paths(tree), jax.tree.leaves(tree)
-    if len(set(names)) < len(names):
-        raise Misuse("x", f"two of its leaves have the same path among {names}; rename one of their keys")
-    return dict(zip(names, leaves, strict=True))
-
-
-def _list_arrays(named: Mapping[str, Any] | None, prefix: str) -> tuple[list[list[str]] | None, Arrays]:
-    """(names with their dtypes for the header, {"{prefix}0", "{prefix}1", ...: array}); (None, {}) for None."""
-    if named is None:
-        return None, {}
-    arrays = [np.asarray(array) for array in named.values()]
-    names = [[name, array.dtype.name] for name, array in zip(named, arrays, strict=True)]
-    return names, {f"{prefix}{i}": array for i, array in enumerate(arrays)}
-
-
-def _take_arrays(names: list[list[str]] | None, arrays: Arrays, prefix: str) -> dict[str, np.ndarray] | None:
-    """The arrays of a list that ``_list_arrays`` made, by name; removes them from ``arrays``. None for None."""
-    if names is None:
-        return None
-    return {name: _files.restore_dtype(arrays.pop(f"{prefix}{i}"), dtype) for i, (name, dtype) in enumerate(names)}
-
-
 def _contradiction(x: Any) -> str:
     """How the parts of a result contradict each other, or "". Saving and loading both refuse such a result."""
     if not isinstance(x.recipe, dict):
@@ -309,9 +294,9 @@ def _contradiction(x: Any) -> str:
         fits = shape and all(np.ndim(c) == 1 for c in x.coords) and all(s == shape for s in shapes)
         if not fits:
             return f"has coordinates for {shape} and values of shapes {shapes}"
-        if not _are_real(*x.coords) or not all(np.isfinite(c).all() for c in x.coords):
+        if not are_real(*x.coords) or not all(np.isfinite(c).all() for c in x.coords):
             return f"has coordinates that are not finite real numbers ({', '.join(map(show_value, x.coords))})"
-        return "" if _are_real(*x.values.values(), *x.stderr.values()) else "has values that are no real numbers"
+        return "" if are_real(*x.values.values(), *x.stderr.values()) else "has values that are no real numbers"
     if isinstance(x, Directions):
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x.tree)]
         fits = x.tree is None or (() not in shapes and len({s[0] for s in shapes}) == 1)
@@ -322,12 +307,12 @@ def _contradiction(x: Any) -> str:
         return "" if all(isinstance(name, str) for name in named) else "has a damaged recipe (kind, names, normalize)"
     if isinstance(x, Spectrum):
         shapes = [np.shape(x.nodes), np.shape(x.weights)]
-        fits = shapes[0] == shapes[1] and len(shapes[0]) == 2 and _are_real(x.nodes, x.weights)
+        fits = shapes[0] == shapes[1] and len(shapes[0]) == 2 and are_real(x.nodes, x.weights)
         return "" if fits else f"has nodes and weights of shapes {shapes} that do not fit, or are no real numbers"
     if isinstance(x, Estimate):
         parts = [jax.tree.leaves(part) for part in (x.mean, x.sem)]
         of_mean, of_sem = ([np.shape(leaf) for leaf in part] for part in parts)
-        if of_mean != of_sem or not of_mean or not _are_real(*parts[0], *parts[1]):
+        if of_mean != of_sem or not of_mean or not are_real(*parts[0], *parts[1]):
             return (
                 f"has a mean and standard errors of shapes {of_mean} and {of_sem} that do not fit, or no real numbers"
             )
@@ -335,7 +320,7 @@ def _contradiction(x: Any) -> str:
     if not is_integer(x.products) or not 0 <= x.products < 2**63:
         return f"has used {show_value(x.products)} products"
     shapes = [np.shape(x.values), np.shape(x.residuals)]
-    if shapes[0] != shapes[1] or len(shapes[0]) != 1 or not _are_real(x.values, x.residuals):
+    if shapes[0] != shapes[1] or len(shapes[0]) != 1 or not are_real(x.values, x.residuals):
         return f"has values and residuals of shapes {shapes} that do not fit, or are no real numbers"
     if x.vectors is None:
         return ""
@@ -349,8 +334,13 @@ def _list_of(recipe: Mapping[str, Any], name: str) -> list[Any]:
     return list(entries) if isinstance(entries, list | tuple) else [None]
 
 
-def _are_real(*arrays: Any) -> bool:
-    return all(np.asarray(array).dtype.kind in "biuf" for array in arrays)
+_FORMS = {
+    "Landscape": Form(_landscape_parts, _landscape, _contradiction),
+    "Directions": Form(_directions_parts, _by_path, _contradiction),
+    "Eigenpairs": Form(_eigenpairs_parts, _eigenpairs, _contradiction),
+    "Spectrum": Form(_spectrum_parts, _spectrum, _contradiction),
+    "Estimate": Form(_estimate_parts, _estimate, _contradiction),
+}
 
 
 # --- files
@@ -381,8 +371,7 @@ def _read(path: Path) -> Any:
             f"{path} has format version {show_value(version)}, but this lla_jax reads up to {VERSION}; update lla_jax",
             path,
         )
-    build = next((build for known, (_, build) in _FORMS.items() if known.__name__ == kind), None)
-    if build is None:
+    if kind not in _FORMS and kind not in PATHS:
         raise Misuse(
             "path",
             f"{path} holds a {show_value(kind)}, which this version of lla_jax does not know; update lla_jax",
@@ -391,10 +380,11 @@ def _read(path: Path) -> Any:
     try:
         if strange := sorted(name for name, array in arrays.items() if array.dtype.kind not in "biufcV"):
             raise ValueError(f"the arrays {strange} do not hold numbers")
-        result = build(header, arrays)
+        form = _form_of(kind)
+        result = form.build(header, arrays)
         if arrays:
             raise ValueError(f"the header does not name the arrays {sorted(arrays)}")
-        if fault := _contradiction(result):
+        if fault := form.contradiction(result):
             raise ValueError(f"a {kind} that {fault}")
     except Exception as error:
         raise _unreadable(path, error) from error
