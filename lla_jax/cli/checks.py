@@ -7,14 +7,16 @@ import math
 from lla_jax.cli.options import (
     MOST_POINTS,
     CompileOptions,
+    ConnectOptions,
     HessianOptions,
     LandscapeOptions,
     MergeOptions,
     Mistake,
+    PathOptions,
     PlotOptions,
     mistake,
 )
-from lla_jax.cli.settings import is_random, normalization, points, ranges
+from lla_jax.cli.settings import is_random, normalization, plane_points, points, ranges
 
 
 def check_grid(options: LandscapeOptions) -> None:
@@ -23,8 +25,7 @@ def check_grid(options: LandscapeOptions) -> None:
     if len(options.points) not in (1, dims):
         raise mistake("points", f"{len(options.points)} numbers", f"one, or one for each of the {dims} axes (--dims)")
     _check_least("points", min(options.points), 1, "such as 41")
-    if (num := math.prod(points(options))) > MOST_POINTS:
-        raise mistake("points", f"{num:,} in all", f"at most {MOST_POINTS:,} in all, such as 101 for each axis")
+    _check_most_points("points", points(options))
     if options.extent is not None and not (math.isfinite(options.extent) and options.extent > 0):
         raise mistake("extent", options.extent, "a positive number, such as 1")
     if options.range and options.extent is not None:
@@ -70,6 +71,54 @@ def check_hessian(options: HessianOptions) -> None:
         raise Mistake("--layers: given, but it takes the blocks of the full Hessian; leave --matrix and --select out")
 
 
+def check_path(options: PathOptions) -> None:
+    """Refuse numbers out of bounds, and options of a curvature or a film that nobody asked for."""
+    if len(options.points) not in (1, 2):
+        raise mistake("points", f"{len(options.points)} numbers", "one, or one for each of the 2 axes, such as 41")
+    _check_least("points", min(options.points), 3, "such as 41")
+    _check_most_points("points", plane_points(options))
+    if not (math.isfinite(options.margin) and options.margin >= 0):
+        raise mistake("margin", options.margin, "a number of at least 0, such as 0.2")
+    _check_least("batch-size", options.batch_size, 1, "or leave it out")
+    _check_seed(options.seed)
+    if len(set(options.curvature)) < len(options.curvature):
+        raise mistake("curvature", " ".join(options.curvature), "each name once, such as trace lambda_max")
+    _check_least("every", options.every, 1, "or leave it out")
+    if options.every is not None and not options.curvature:
+        raise Mistake(f"--every: {options.every} given, but it spaces --curvature; name some, such as trace")
+    if options.curvature and options.batch_stats == "reestimate":
+        raise Mistake(
+            "--curvature: given with --batch-stats reestimate, which a Hessian does not know; leave one of them out"
+        )
+    if options.seed and not options.curvature:
+        raise Mistake(f"--seed: {options.seed} given, but only --curvature draws vectors; leave it out")
+    _check_least("frames", options.frames, 1, "or leave it out")
+    if options.frames is not None and options.film is None:
+        raise Mistake(f"--frames: {options.frames} given, but there is no --film; add it, or leave --frames out")
+    check_pictures(options, 2)
+
+
+def check_connect(options: ConnectOptions) -> None:
+    """Refuse numbers out of bounds."""
+    _check_least("steps", options.steps, 1, "such as 1000")
+    least = 1 if options.kind == "band" else 3
+    what = "pivots between the ends" if options.kind == "band" else "both ends included, such as 3"
+    _check_least("control-points", options.control_points, least, what)
+    _check_least("batch-size", options.batch_size, 1, "or leave it out")
+    _check_least("points", options.points, 3, "both ends included, such as 25")
+    if options.plane_points and options.plane_points < 3:
+        raise mistake("plane-points", options.plane_points, "at least 3, such as 31; or 0 for no plane")
+    _check_most_points("plane-points", (options.plane_points, options.plane_points))
+    if options.learning_rate is not None and not (math.isfinite(options.learning_rate) and options.learning_rate > 0):
+        raise mistake("learning-rate", options.learning_rate, "a positive number, such as 0.001; or leave it out")
+    if not (math.isfinite(options.weight_decay) and options.weight_decay >= 0):
+        raise mistake("weight-decay", options.weight_decay, "a number of at least 0, such as 5e-4")
+    _check_seed(options.seed)
+    if options.cap is not None and options.kind == "band":
+        raise Mistake(f"--cap: {options.cap:g} given, but a band is drawn as a line, without a plane; leave it out")
+    check_pictures(options, 2)
+
+
 def check_compile(options: CompileOptions) -> None:
     """Refuse numbers out of bounds, and a file of --out that is no JSON."""
     if len(options.points) not in (1, options.dims):
@@ -98,7 +147,9 @@ def check_normalize(options: LandscapeOptions) -> None:
         raise Mistake(f"--one-dim: {options.one_dim} given, which has no effect with --normalize {by}; leave it out")
 
 
-def check_pictures(options: LandscapeOptions | MergeOptions | PlotOptions, dims: int) -> None:
+def check_pictures(
+    options: LandscapeOptions | MergeOptions | PlotOptions | PathOptions | ConnectOptions, dims: int
+) -> None:
     """Refuse --log with --no-log, and a --cap that cannot be drawn in a picture of ``dims`` axes."""
     if options.log and options.no_log:
         raise Mistake("--log: given with --no-log, which contradicts it; give one of them")
@@ -120,6 +171,12 @@ def _check_least(option: str, value: int | None, least: int, remedy: str) -> Non
     """Refuse an integer below the least allowed; one that is not given may pass."""
     if value is not None and value < least:
         raise mistake(option, value, f"at least {least}, {remedy}")
+
+
+def _check_most_points(option: str, points: tuple[int, ...]) -> None:
+    """Refuse a grid that no file would hold."""
+    if (num := math.prod(points)) > MOST_POINTS:
+        raise mistake(option, f"{num:,} in all", f"at most {MOST_POINTS:,} in all, such as 101 for each axis")
 
 
 def check_refine(options: LandscapeOptions) -> None:

@@ -16,11 +16,13 @@ from typing import Any, Literal, NamedTuple
 from lla_jax._names import nearest
 from lla_jax.cli.options import (
     CompileOptions,
+    ConnectOptions,
     DemoOptions,
     HessianOptions,
     LandscapeOptions,
     MergeOptions,
     Mistake,
+    PathOptions,
     PlotOptions,
     StatusOptions,
 )
@@ -29,6 +31,8 @@ COMMANDS: dict[str, type] = {
     "demo": DemoOptions,
     "landscape": LandscapeOptions,
     "hessian": HessianOptions,
+    "path": PathOptions,
+    "connect": ConnectOptions,
     "compile": CompileOptions,
     "merge": MergeOptions,
     "status": StatusOptions,
@@ -37,11 +41,14 @@ COMMANDS: dict[str, type] = {
 EXAMPLES = {
     "landscape": "lla-jax landscape --problem MODULE:FUNCTION, such as --problem lla_jax.demo:problem",
     "hessian": "lla-jax hessian --problem MODULE:FUNCTION, such as --problem lla_jax.demo:problem",
+    "path": "lla-jax path --problem MODULE:FUNCTION, such as --problem lla_jax.demo:problem",
+    "connect": "lla-jax connect --problem MODULE:FUNCTION, such as --problem lla_jax.demo:problem",
     "compile": "lla-jax compile --problem MODULE:FUNCTION --for tpu-v5e-8, such as --problem lla_jax.demo:problem",
     "merge": "lla-jax merge FOLDER, such as lla-jax merge run",
     "status": "lla-jax status FOLDER, such as lla-jax status run",
     "plot": "lla-jax plot FILE, such as lla-jax plot run/landscape.npz",
 }
+ALONE = {"--film": "gif"}  # options whose value may be left out, with what it is then
 ALIKE = 0.7  # from this ratio on, one word may be meant for another
 _NUMBER = re.compile(r"-([\d.]|inf|nan)", re.IGNORECASE)
 _RULES: dict[Any, tuple[str, Callable[[str], Any]]] = {
@@ -80,8 +87,14 @@ class Rule(NamedTuple):
 
 
 def complete(argv: Sequence[str]) -> list[str]:
-    """The arguments of a command, in which no command means --help, and the words help and version what they say."""
+    """The arguments of a command with what may be left out: --help for no command, and the value of ``ALONE``.
+
+    The words help and version mean what they say.
+    """
     words = list(argv) or ["--help"]
+    for i in reversed(range(len(words))):
+        if words[i] in ALONE and (i + 1 == len(words) or _is_option(words[i + 1])):
+            words.insert(i + 1, ALONE[words[i]])
     if words[0] == "help":
         return [*words[1:2], "--help"]
     return ["--version"] if words[0] in ("version", "-V", "--version") else words

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lla_jax.cli.options import HessianOptions, LandscapeOptions, mistake
+from lla_jax.cli.options import ConnectOptions, HessianOptions, LandscapeOptions, PathOptions, mistake
 from lla_jax.core.cores import DEVICE_COUNT, count_cores
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def stay_on_cpu() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
-def make_execution(options: LandscapeOptions | HessianOptions) -> Execution:
+def make_execution(options: LandscapeOptions | HessianOptions | PathOptions | ConnectOptions) -> Execution:
     """How the library executes a command: --devices and --precision."""
     from lla_jax.core.types import Execution
 
@@ -55,3 +55,15 @@ def make_folder(folder: Path) -> Path:
         reason = "it is a file" if folder.is_file() else error.strerror or error
         raise mistake("out", folder, f"a folder that can be written to ({reason}); pass another one") from error
     return folder
+
+
+def check_devices(devices: int | None) -> None:
+    """Refuse a number of devices that jax does not have."""
+    if devices is None:  # jax is not asked: a problem may join a group of processes before jax starts
+        return
+    import jax
+
+    local = jax.local_devices()
+    if not 1 <= devices <= len(local):
+        kind = "CPU cores, one device each" if local[0].platform == "cpu" else f"{local[0].platform.upper()} devices"
+        raise mistake("devices", devices, f"from 1 to {len(local)}, the number of {kind}; or leave it out")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lla_jax
-from lla_jax.cli.options import HessianOptions, LandscapeOptions, Mistake
+from lla_jax.cli.options import ConnectOptions, Mistake, PathOptions
 
 if TYPE_CHECKING:
+    from lla_jax.core.arguments import Misuse
     from lla_jax.core.recipes import Differs
 
 LIBRARY = Path(str(lla_jax.__file__)).parent
@@ -25,6 +26,19 @@ _NAMES = {
     "precision": "precision of matrix products (--precision), or 64 bits of jax",
     "directions": "checkpoints or optimizer state",
     "functions": "functions (loss or metrics)",
+}
+
+
+# arguments of lla.paths that come from an option, or from an entry of the problem
+_SOURCES: dict[type, dict[str, str]] = {
+    PathOptions: {"files": "--checkpoints", "path": "--checkpoints", "trees": "Problem.checkpoints"},
+    ConnectOptions: {
+        "files": "--checkpoint",
+        "a": "Problem.params",
+        "b": "the second solution",
+        "state_b": "the state of the second solution (Problem.states, or that in the file)",
+        "store": "--out",
+    },
 }
 
 
@@ -60,7 +74,9 @@ def message(error: Exception, options: Any) -> str:
                 f"{error.path} is not complete, it lacks {error.lacks}. Repeat the command that computes it, which "
                 "continues from here, or merge what there is with --partial"
             )
-        case Misuse(argument="path", path=Path()) if isinstance(options, HessianOptions | LandscapeOptions):
+        case Misuse() if (source := _SOURCES.get(type(options), {}).get(error.argument)) and not _of_result(error):
+            return f"{source}: {error.text}"
+        case Misuse(argument="path", path=Path()) if hasattr(options, "overwrite"):
             return f"{error.text}\n{REMEDY}"
         case Misuse(path=Path()):
             return error.text
@@ -69,6 +85,11 @@ def message(error: Exception, options: Any) -> str:
         case Misuse() if (option := error.argument.removeprefix("execution.")) in vars(options):
             return f"--{option.replace('_', '-')}: {error.text}"
     return str(error)
+
+
+def _of_result(error: Misuse) -> bool:
+    """Whether an error is about a file of the folder, not about a path of training."""
+    return error.argument == "path" and error.path is not None
 
 
 def platform_fault() -> str:

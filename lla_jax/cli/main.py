@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -20,26 +19,31 @@ from lla_jax.cli import commands, errors
 from lla_jax.cli.checks import (
     check_axes,
     check_compile,
+    check_connect,
     check_grid,
     check_hessian,
     check_normalize,
+    check_path,
     check_pictures,
     check_refine,
 )
-from lla_jax.cli.environment import make_execution, make_folder, prepare_jax, stay_on_cpu
+from lla_jax.cli.drawing import draw, plot, print_numbers
+from lla_jax.cli.environment import check_devices, make_execution, make_folder, prepare_jax, stay_on_cpu
 from lla_jax.cli.options import (
     CompileOptions,
+    ConnectOptions,
     DemoOptions,
     HessianOptions,
     LandscapeOptions,
     MergeOptions,
     Mistake,
     Options,
+    PathOptions,
     PlotOptions,
     StatusOptions,
     mistake,
 )
-from lla_jax.cli.problems import load_problem, split_name
+from lla_jax.cli.problems import build, load_problem, split_name
 from lla_jax.cli.settings import normalization, points, ranges, scale, scale_name, settings, shard
 from lla_jax.cli.terminal import (
     bar,
@@ -47,6 +51,8 @@ from lla_jax.cli.terminal import (
     is_read,
     plain_warnings,
     print_message,
+    print_note,
+    print_results,
     show_log,
     tolerate_encodings,
 )
@@ -54,7 +60,6 @@ from lla_jax.core.interrupts import INTERRUPTED, prompt_interrupts, was_interrup
 from lla_jax.core.text import duration
 
 if TYPE_CHECKING:
-    from lla_jax.core.results import Landscape
     from lla_jax.core.types import Directions, Problem
 
 
@@ -114,6 +119,8 @@ def _run(argv: list[str]) -> int:
         DemoOptions: demo,
         LandscapeOptions: landscape,
         HessianOptions: hessian,
+        PathOptions: path,
+        ConnectOptions: connect,
         CompileOptions: compile_,
         MergeOptions: merge,
         StatusOptions: status,
@@ -156,7 +163,7 @@ def demo(options: DemoOptions) -> None:
         print_message("the demo keeps nothing before its end; the same command begins anew")
         raise
     print("\n" + (out / "summary.txt").read_text(encoding="utf-8"))
-    _print_results([path for path in paths if path.suffix != ".npz"])
+    print_results([path for path in paths if path.suffix != ".npz"])
     print(f"Numbers for your own plots: {out}/*.npz (lla_jax.load). It took {duration(time.perf_counter() - start)}.")
 
 
@@ -172,13 +179,13 @@ def landscape(options: LandscapeOptions) -> None:
     from lla_jax.cli import stores
 
     out = make_folder(options.out or stores.choose_folder(chosen, name))
-    _check_devices(options.devices)
+    check_devices(options.devices)
     stores.begin(out, chosen, options.overwrite)
-    problem, out = _build(options.problem, out)
+    problem, out = build(options.problem, out)
     options = replace(options, out=out)
     axes = make_axes(problem, options)
     if options.axes == "checkpoints" and options.batch_stats == "frozen" and _has_state(problem):
-        _print_note(
+        print_note(
             "the model has state; if it is BatchNorm's, that of the checkpoints differs: use --batch-stats reestimate"
         )
     try:
@@ -210,9 +217,9 @@ def landscape(options: LandscapeOptions) -> None:
     path = save(result, out / "landscape.npz")
     for partial in out.glob("landscape.partial*"):
         partial.unlink(missing_ok=True)
-    _print_numbers(result)
-    _print_results([path])
-    _print_results(draw(result, out, cap=options.cap, log=scale(options)), "Pictures")
+    print_numbers(result)
+    print_results([path])
+    print_results(draw(result, out, cap=options.cap, log=scale(options)), "Pictures")
 
 
 def hessian(options: HessianOptions) -> None:
@@ -223,16 +230,42 @@ def hessian(options: HessianOptions) -> None:
     from lla_jax.cli import curvature
     from lla_jax.output import kept, pictures
 
-    _check_devices(options.devices)
+    check_devices(options.devices)
     with show_log():
-        problem, out = _build(options.problem, out)
+        problem, out = build(options.problem, out)
         results = curvature.compute_parts(problem, replace(options, out=out))
     files = curvature.write(results, out)
     if not kept.is_writer():  # one of several processes prints
         return
     print((out / "hessian.txt").read_text(encoding="utf-8"))
-    _print_results([*files, out / "eigenpairs.npz", out / "spectrum.npz"])
-    _print_results(pictures.draw_curvature(results, out), "Pictures")
+    print_results([*files, out / "eigenpairs.npz", out / "spectrum.npz"])
+    print_results(pictures.draw_curvature(results, out), "Pictures")
+
+
+def path(options: PathOptions) -> None:
+    """Show where a user's training went, on the plane of its principal components, into ``options.out``."""
+    check_path(options)
+    split_name(options.problem)
+    make_folder(options.out)
+    from lla_jax.cli import trainings
+
+    check_devices(options.devices)
+    with show_log():
+        problem, out = build(options.problem, options.out)
+        trainings.show(problem, replace(options, out=out))
+
+
+def connect(options: ConnectOptions) -> None:
+    """Train a curve between two solutions of a user's problem, and measure its barrier, into ``options.out``."""
+    check_connect(options)
+    split_name(options.problem)
+    make_folder(options.out)
+    from lla_jax.cli import connections
+
+    check_devices(options.devices)
+    with show_log():
+        problem, out = build(options.problem, options.out)
+        connections.show(problem, replace(options, out=out))
 
 
 def compile_(options: CompileOptions) -> None:
@@ -248,7 +281,7 @@ def compile_(options: CompileOptions) -> None:
     print(costs)
     if options.out is not None:
         compiling.save(costs, options.out)
-        _print_results([options.out])
+        print_results([options.out])
 
 
 def merge(options: MergeOptions) -> None:
@@ -262,13 +295,13 @@ def merge(options: MergeOptions) -> None:
     result, paths = stores.merge(options.folder, options.partial, out)
     if not isinstance(result, Landscape):  # the table of a sweep
         print(result)
-        _print_results(paths[-1:])
+        print_results(paths[-1:])
         return
     check_pictures(options, result.dims)
-    _print_numbers(result)
-    _print_results(paths)
+    print_numbers(result)
+    print_results(paths)
     stem = paths[0].name.removesuffix(".npz")
-    _print_results(draw(result, out, stem, cap=options.cap, log=scale(options)), "Pictures")
+    print_results(draw(result, out, stem, cap=options.cap, log=scale(options)), "Pictures")
 
 
 def status(options: StatusOptions) -> None:
@@ -276,85 +309,6 @@ def status(options: StatusOptions) -> None:
     from lla_jax.cli import stores
 
     print(stores.status(options.folder))
-
-
-def plot(options: PlotOptions) -> None:
-    """Draw a saved result again, or all results in a folder."""
-    if options.file.is_dir():
-        _plot_folder(options)
-        return
-    from lla_jax import load
-    from lla_jax.core.results import Landscape
-
-    try:
-        saved = load(options.file)
-    except FileNotFoundError as error:
-        raise Mistake(f"{options.file} does not exist; pass a result that lla-jax or lla_jax.save wrote") from error
-    if isinstance(saved, Landscape):
-        _plot_landscape(saved, options)
-    else:
-        _plot_curvature(saved, options)
-
-
-def _plot_folder(options: PlotOptions) -> None:
-    """Draw every result in a folder; those that have no picture are told."""
-    from lla_jax import load
-    from lla_jax.core.results import Eigenpairs, Landscape, Spectrum
-
-    folder = options.file
-    results: dict[Path, Any] = {}
-    for path in sorted(folder.glob("*.npz")):
-        try:
-            results[path] = load(path)
-        except (ValueError, OSError) as error:
-            _print_note(f"{path} is not drawn: {error}")
-    drawn = {p: x for p, x in results.items() if isinstance(x, Landscape | Eigenpairs | Spectrum)}
-    if not drawn:
-        is_store = (folder / "manifest.json").exists()
-        remedy = f"lla-jax merge {folder} writes it" if is_store else "pass the --out of lla-jax landscape or hessian"
-        raise Mistake(f"{folder} holds no result (.npz) that has a picture; {remedy}")
-    for path, saved in drawn.items():
-        one = replace(options, file=path)
-        if isinstance(saved, Landscape):
-            _plot_landscape(saved, one)
-        else:  # the options of the pictures are for the landscapes
-            _plot_curvature(saved, PlotOptions(path, options.out, format=options.format))
-
-
-def _plot_landscape(saved: Landscape, options: PlotOptions) -> None:
-    """Draw a landscape again, into --out or the folder of the file."""
-    check_pictures(options, saved.dims)
-    if options.value not in saved.values:
-        raise mistake("value", repr(options.value), f"in {options.file}, which has {', '.join(saved.values)}")
-    out = make_folder(options.out or options.file.parent)
-    paths = draw(
-        saved, out, options.file.stem, options.value, cap=options.cap, log=scale(options), suffix=options.format
-    )
-    if not paths:
-        raise Mistake(f"{options.file} has no picture that could be drawn; the messages above say why")
-    _print_results(paths)
-
-
-def _plot_curvature(saved: Any, options: PlotOptions) -> None:
-    """Draw eigenpairs or a spectrum again, into --out or the folder of the file; other results are refused."""
-    from lla_jax.core.results import Eigenpairs, Spectrum
-    from lla_jax.output import pictures
-
-    if not isinstance(saved, Eigenpairs | Spectrum):
-        kind = type(saved).__name__
-        raise Mistake(f"{options.file} holds {kind}, which has no picture; pass a landscape, eigenpairs or a spectrum")
-    useless = {
-        "--value": options.value != "loss",
-        "--cap": options.cap is not None,
-        "--log": options.log,
-        "--no-log": options.no_log,
-    }
-    if given := [name for name, is_given in useless.items() if is_given]:
-        kind = type(saved).__name__
-        raise Mistake(f"{given[0]}: given, but it is for landscapes, and {options.file} holds {kind}; leave it out")
-    path = make_folder(options.out or options.file.parent) / f"{options.file.stem}.{options.format}"
-    pictures.figure_of(saved).savefig(path)
-    _print_results([path], "Pictures")
 
 
 # --- the parts of the verbs
@@ -424,72 +378,8 @@ def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:
     )
 
 
-def draw(
-    result: Landscape,
-    out: Path,
-    stem: str = "landscape",
-    value: str = "loss",
-    *,
-    cap: float | None = None,
-    log: bool | None = None,
-    suffix: str = "png",
-) -> list[Path]:
-    """Save the pictures of a landscape, and return their paths; messages name options of the command line.
-
-    Args, Returns: as for ``pictures.draw_landscape``; ``out`` is its ``folder``.
-    """
-    from lla_jax.output import pictures
-
-    logarithmic, span = pictures.choose_scale(result, value, cap=cap, log=log)
-    if log and not logarithmic:
-        _print_note(f"--log: given, but a logarithm needs values above 0 ({span}); the pictures are linear")
-    elif log is None and logarithmic:
-        _print_note(f"the pictures are logarithmic ({span}); --no-log draws them linearly")
-    return pictures.draw_landscape(
-        result, out, stem, value, cap=cap, log=logarithmic, suffix=suffix, report=_print_note
-    )
-
-
-def _print_note(text: str) -> None:
-    print_message(f"note: {text}")
-
-
-def _build(spec: str, out: Path) -> tuple[Problem, Path]:
-    """The user's problem, and the folder, which stays the same one if the factory goes to another working folder."""
-    before = Path.cwd()
-    problem = load_problem(spec)
-    return problem, out if Path.cwd() == before else before / out
-
-
-def _check_devices(devices: int | None) -> None:
-    """Refuse a number of devices that jax does not have."""
-    if devices is None:  # jax is not asked: a problem may join a group of processes before jax starts
-        return
-    import jax
-
-    local = jax.local_devices()
-    if not 1 <= devices <= len(local):
-        kind = "CPU cores, one device each" if local[0].platform == "cpu" else f"{local[0].platform.upper()} devices"
-        raise mistake("devices", devices, f"from 1 to {len(local)}, the number of {kind}; or leave it out")
-
-
 def _has_state(problem: Problem) -> bool:
     """Whether the model has state, such as BatchNorm statistics."""
     import jax
 
     return bool(jax.tree.leaves(getattr(problem.loss, "state", None)))
-
-
-def _print_numbers(result: Landscape) -> None:
-    """Print the size of a landscape and the range of each of its values."""
-    import numpy as np
-
-    refined = result.describe_refinement()
-    print(f"{' x '.join(map(str, result.shape))} points" + (f"; {refined}" if refined else ""))
-    for name, values in result.values.items():
-        finite = values[np.isfinite(values)]
-        print(f"  {name}: {finite.min():.6g} to {finite.max():.6g}" if finite.size else f"  {name}: nowhere finite")
-
-
-def _print_results(paths: Sequence[Path], heading: str = "Results") -> None:
-    print(f"{heading}:", *paths, sep="\n  ")

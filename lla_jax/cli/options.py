@@ -184,6 +184,122 @@ class HessianOptions:
 
 
 @dataclass(frozen=True)
+class PathOptions:
+    """Show where a training went: its checkpoints on the plane of their two largest principal components.
+
+    --problem is as for the verb landscape. For each checkpoint there are its own loss, that of its projection on the
+    plane, and its distance from it; the shares of the components stand beside those of a random walk. After any
+    interruption the same command continues.
+    """
+
+    problem: str
+    """The factory, MODULE:FUNCTION or FILE.py:FUNCTION, a function that returns lla_jax.Problem or lla_torch.problem;
+    modules are also looked for in the current folder."""
+    checkpoints: Annotated[
+        tuple[str, ...], _optional("FILES [FILES ...]", "Problem.checkpoints, and Problem.params as the last one")
+    ] = ()
+    """Checkpoints in the order of training: .npz or .safetensors files, folders of orbax or of lla.paths.record, or
+    patterns such as 'ckpt/*.npz' (quoted), in the order of their numbers; files of torch for an lla_torch.problem. The
+    plane lies around the last one."""
+    out: Path = Path("run")
+    """Folder for the results (path.txt, path.json, axes.npz, seen.npz, plane.npz) and the pictures."""
+    points: tuple[int, ...] = (41,)
+    """Points per axis of the plane: one number, or one for each of the two axes."""
+    margin: float = 0.2
+    """How far the plane reaches beyond the path on every side, relative to its extent."""
+    batch_size: Annotated[int | None, _optional("INT", "all at once")] = None
+    """Examples per batch."""
+    batch_stats: Literal["frozen", "batch", "reestimate"] = "frozen"
+    """BatchNorm statistics: those of each checkpoint (of the last one on the plane), of each batch, or re-estimated at
+    each point."""
+    curvature: Annotated[
+        tuple[Literal["trace", "lambda_max", "lambda_min"], ...], _optional("NAME [NAME ...]", "none")
+    ] = ()
+    """Curvature at the checkpoints: trace, lambda_max, lambda_min of the Hessian; ten products or more for each."""
+    every: Annotated[int | None, _optional("INT", "1")] = None
+    """Compute the curvature at every so many checkpoints."""
+    film: Annotated[
+        Literal["gif", "mp4", "html"] | None, _optional("[{gif,mp4,html}]", "no film; --film alone: gif")
+    ] = None
+    """Also film the descent over the plane, as descent.gif, .mp4 (by ffmpeg) or .html."""
+    frames: Annotated[int | None, _optional("INT", "60")] = None
+    """Frames of the film; time is in proportion to steps."""
+    seed: int = 0
+    """Seed of the random vectors of --curvature."""
+    devices: Annotated[int | None, _optional("INT", "all; on a CPU, one per core")] = None
+    """Number of devices that the points are split over."""
+    precision: Literal["highest", "high", "default"] = "highest"
+    """Precision of matrix products: float32; high and default take fewer bits on a TPU or GPU, which is faster. On a
+    CPU all three are float32."""
+    cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
+    """In the pictures, draw larger values as this one; the saved values stay as they are."""
+    log: bool = False
+    """Logarithmic scale in the pictures; by default it is chosen if positive values span a factor over 1000."""
+    no_log: bool = False
+    """Linear scale in the pictures, however far the values span."""
+    overwrite: bool = False
+    """Start anew even if the folder has a result, finished or interrupted."""
+    debug: bool = False
+    """Show the whole traceback of an error."""
+
+
+@dataclass(frozen=True)
+class ConnectOptions:
+    """Find out whether two solutions are connected: train a curve between them along which the loss stays low.
+
+    --problem is as for the verb landscape; the ends are Problem.params and a second solution. The barrier of the curve
+    stands beside that of the straight line, each with its standard error. After any interruption the same command
+    continues.
+    """
+
+    problem: str
+    """The factory, MODULE:FUNCTION or FILE.py:FUNCTION, a function that returns lla_jax.Problem or lla_torch.problem;
+    modules are also looked for in the current folder."""
+    checkpoint: Annotated[Path | None, _optional("FILE", "Problem.checkpoints[0] and Problem.states[0]")] = None
+    """The second solution: a file or folder as for lla-jax path --checkpoints, with its BatchNorm statistics."""
+    out: Path = Path("run")
+    """Folder for the results (curve.npz, line.npz, barrier.npz, connect.txt, connect.json) and the pictures."""
+    kind: Literal["bezier", "polygon", "band"] = "bezier"
+    """A Bezier curve, a chain of straight pieces, or a nudged elastic band, which finds the saddle between the ends."""
+    steps: int = 1000
+    """Steps of the training."""
+    control_points: Annotated[int | None, _optional("INT", "3; of a band, as the library chooses")] = None
+    """Control points of the curve, both ends included; of a band, the pivots between the ends at the start."""
+    batch_size: Annotated[int | None, _optional("INT", "all at once")] = None
+    """Examples per step of the training, and per batch of the evaluation."""
+    learning_rate: Annotated[float | None, _optional("FLOAT", "by the distance of the ends, with a schedule")] = None
+    """Constant learning rate of Adam."""
+    weight_decay: float = 0.0
+    """Weight decay at the point of the curve that a step draws."""
+    points: int = 25
+    """Points along the line and the curve, both ends included; more are taken around their maxima."""
+    plane_points: int = 31
+    """Points per axis of the plane through both ends and the middle of the curve; 0 draws none."""
+    batch_stats: Annotated[
+        Literal["frozen", "batch", "reestimate"] | None,
+        _optional("{frozen,batch,reestimate}", "reestimate, where there are some"),
+    ] = None
+    """BatchNorm statistics along the curve: interpolated between those of the ends, of each batch, or re-estimated."""
+    seed: int = 0
+    """Seed of the training."""
+    devices: Annotated[int | None, _optional("INT", "all; on a CPU, one per core")] = None
+    """Number of devices that the points are split over; the curve is trained on one."""
+    precision: Literal["highest", "high", "default"] = "highest"
+    """Precision of matrix products: float32; high and default take fewer bits on a TPU or GPU, which is faster. On a
+    CPU all three are float32."""
+    cap: Annotated[float | None, _optional("FLOAT", "no cap")] = None
+    """In the picture of the plane, draw larger values as this one; the saved values stay as they are."""
+    log: bool = False
+    """Logarithmic scale in the pictures; by default it is chosen if positive values span a factor over 1000."""
+    no_log: bool = False
+    """Linear scale in the pictures, however far the values span."""
+    overwrite: bool = False
+    """Start anew even if the folder has a result, finished or interrupted."""
+    debug: bool = False
+    """Show the whole traceback of an error."""
+
+
+@dataclass(frozen=True)
 class CompileOptions:
     """Say what your network costs on a slice of TPUs, without one: memory per chip, operations, estimated time.
 
@@ -224,7 +340,7 @@ class PlotOptions:
     """Draw a saved result again."""
 
     file: tyro.conf.Positional[Path]
-    """A result saved as .npz: a landscape, eigenpairs or a spectrum; or a folder, to draw all in it."""
+    """A result saved as .npz: landscape, eigenpairs, spectrum, path or barrier; or a folder, to draw all in it."""
     out: Annotated[Path | None, _optional("PATH", "that of the file")] = None
     """Folder for the pictures."""
     value: str = "loss"
@@ -278,6 +394,8 @@ Options = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
     | Annotated[LandscapeOptions, tyro.conf.subcommand("landscape")]
     | Annotated[HessianOptions, tyro.conf.subcommand("hessian")]
+    | Annotated[PathOptions, tyro.conf.subcommand("path")]
+    | Annotated[ConnectOptions, tyro.conf.subcommand("connect")]
     | Annotated[CompileOptions, tyro.conf.subcommand("compile")]
     | Annotated[MergeOptions, tyro.conf.subcommand("merge")]
     | Annotated[StatusOptions, tyro.conf.subcommand("status")]

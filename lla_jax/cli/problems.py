@@ -80,6 +80,13 @@ def load_problem(spec: str) -> Problem:
     return problem
 
 
+def build(spec: str, out: Path) -> tuple[Problem, Path]:
+    """The user's problem, and the folder, which stays the same one if the factory goes to another working folder."""
+    before = Path.cwd()
+    problem = load_problem(spec)
+    return problem, out if Path.cwd() == before else before / out
+
+
 def split_name(spec: str) -> tuple[str, str]:
     """The two parts of module:factory; another text is refused with what was probably meant."""
     module_name, _, name = spec.strip().removesuffix("()").rpartition(":")

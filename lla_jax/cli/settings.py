@@ -9,10 +9,12 @@ from typing import Literal
 from lla_jax.cli.options import (
     ADAM_B,
     CompileOptions,
+    ConnectOptions,
     HessianOptions,
     LandscapeOptions,
     MergeOptions,
     Mistake,
+    PathOptions,
     PlotOptions,
     mistake,
 )
@@ -65,6 +67,33 @@ def settings(options: LandscapeOptions) -> dict[str, str]:
     return settings | ({"seed": str(options.seed)} if is_random(options) else {})
 
 
+def path_settings(options: PathOptions) -> dict[str, str]:
+    """{option: its value as it would be typed} of the options of ``lla-jax path`` that decide the plane."""
+    return {
+        "axes": "path",  # which those of a landscape in the folder are not
+        "points": _join_texts([f"{n}" for n in plane_points(options)]),
+        "margin": f"{options.margin:.12g}",
+        "batch-size": str(options.batch_size or "all"),
+        "batch-stats": options.batch_stats,
+    }
+
+
+def plane_points(options: PathOptions) -> tuple[int, ...]:
+    """The number of points of both axes of the plane of a path."""
+    return options.points * 2 if len(options.points) == 1 else options.points
+
+
+def connect_settings(options: ConnectOptions) -> dict[str, str]:
+    """{option: its value as it would be typed} of the options of ``lla-jax connect`` that decide the plane."""
+    return {
+        "axes": "connect",
+        "kind": options.kind,
+        "plane-points": f"{options.plane_points}",
+        "batch-size": str(options.batch_size or "all"),
+        "batch-stats": options.batch_stats or "reestimate, where there are some",
+    }
+
+
 def _join_texts(texts: Sequence[str]) -> str:
     """The texts of all axes, joined by spaces; a single one if all are equal."""
     return " ".join(texts[:1] if len(set(texts)) == 1 else texts)
@@ -99,7 +128,7 @@ def is_random(options: LandscapeOptions) -> bool:
     return options.dims > {"random": 0, "gradient": 1, "adam": 2, "checkpoints": 3, "hessian": -1}[options.axes]
 
 
-def scale(options: LandscapeOptions | MergeOptions | PlotOptions) -> bool | None:
+def scale(options: LandscapeOptions | MergeOptions | PlotOptions | PathOptions | ConnectOptions) -> bool | None:
     """The scale by --log and --no-log: True for logarithmic, False for linear, None where the values decide."""
     return True if options.log else False if options.no_log else None
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEFAULT = Path("run")
 COMMAND = "command.json"  # the options that the store in this folder was begun with
 APART_S = 2.0  # by which clocks of machines may differ without being mentioned
-GRID = ("points", "range")  # a store may have several grids
+GRID = ("points", "range", "margin", "plane-points")  # a store may have several grids
 
 
 def choose_folder(settings: Mapping[str, str], problem: str) -> Path:
@@ -58,13 +58,14 @@ def _settings_of(folder: Path) -> dict[str, str]:
         return {}
 
 
-def begin(out: Path, settings: Mapping[str, str], overwrite: bool) -> None:
+def begin(out: Path, settings: Mapping[str, str], overwrite: bool, name: str = "landscape.npz") -> None:
     """Check that a store in the folder was begun with the same settings, its grid aside; or remove it first.
 
     Args:
       out: the folder.
       settings: {option: its text}, from ``options.settings``.
       overwrite: remove the store in the folder, its result and its settings, and check nothing.
+      name: of the file of the result.
 
     Raises:
       Differs: the store was begun with other settings.
@@ -74,7 +75,7 @@ def begin(out: Path, settings: Mapping[str, str], overwrite: bool) -> None:
     from lla_jax.landscape.store import folders
     from lla_jax.output import kept
 
-    result = out / "landscape.npz"
+    result = out / name
     if overwrite:
         folders.check_removable(out)
         result.unlink(missing_ok=True)  # first: it is never without the chunks it was made of

@@ -13,7 +13,8 @@ import select
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from lla_jax.core.text import duration
 from lla_jax.execution.progress import Progress, expect_total
@@ -25,6 +26,16 @@ def print_message(text: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(f"lla-jax: {text}", sys.stderr)  # above a progress bar, if there is one
+
+
+def print_note(text: str) -> None:
+    """Print a note to the user on the error stream."""
+    print_message(f"note: {text}")
+
+
+def print_results(paths: Sequence[Path], heading: str = "Results") -> None:
+    """Print paths below a heading, on the standard output."""
+    print(f"{heading}:", *paths, sep="\n  ")
 
 
 def tolerate_encodings() -> None:

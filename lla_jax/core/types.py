@@ -129,7 +129,12 @@ class Problem:
       opt_state: optax state, needed for Adam axes.
       metrics: ``{name: f(outputs, batch) -> (B,)}``.
       extra_data: ``{name: data set}`` evaluated at the same points, e.g. ``{"test": ...}``.
-      checkpoints: other parameter trees of the same structure, for lines and planes between solutions.
+      checkpoints: other parameter trees of the same structure, for lines and planes between solutions: for ``lla-jax
+        path`` those of the training in their order, before ``params``; for ``lla-jax connect`` the second solution. A
+        path of ``lla.paths``, which has its own states, may take the place of the list.
+      states: the state of the loss (BatchNorm statistics) of each checkpoint; that of ``params`` is ``loss.state``.
+      read: ``read(files) -> path of lla.paths``: how the files that ``--checkpoints`` names are read, such as torch's.
+        None for ``lla.paths.from_checkpoints``.
     """
 
     loss: Any
@@ -139,6 +144,8 @@ class Problem:
     metrics: Mapping[str, Callable[[Any, Batch], Any]] = field(default_factory=dict)
     extra_data: Mapping[str, Any] = field(default_factory=dict)
     checkpoints: Sequence[PyTree] = ()
+    states: Sequence[PyTree] = ()
+    read: Callable[[Any], Any] | None = None
 
     def __repr__(self) -> str:
         loss = self.loss if isinstance(self.loss, Loss) else name_of(self.loss)
@@ -161,11 +168,27 @@ class Problem:
                 object.__setattr__(self, name, {})
             elif not isinstance(getattr(self, name), Mapping):
                 raise misuse(name, getattr(self, name), f"a dict by name, such as {name}={{'test': ...}}")
-        checkpoints: Any = self.checkpoints
-        if checkpoints is None:
-            object.__setattr__(self, "checkpoints", ())
-        elif not isinstance(checkpoints, list | tuple):
-            raise misuse("checkpoints", self.checkpoints, "a list of parameter trees, such as [early, late]")
+        for name, rule in (("checkpoints", "parameter trees, such as [early, late]"), ("states", _STATES)):
+            given: Any = getattr(self, name)
+            if given is None:
+                object.__setattr__(self, name, ())
+            elif not (isinstance(given, list | tuple) or (name == "checkpoints" and is_path(given))):
+                raise misuse(name, given, f"a list of {rule}")
+        if self.states and is_path(self.checkpoints):
+            raise Misuse("states", "given with a path as checkpoints, which has its own; leave states out")
+        if self.states and len(self.states) != len(self.checkpoints):
+            counts = f"{len(self.states)} given for {len(self.checkpoints)} checkpoints"
+            raise Misuse("states", f"{counts}; it must be one for each of them; that of params is loss.state")
+        if not (self.read is None or callable(self.read)):
+            raise misuse("read", self.read, "None, or a function of a list of files that returns a path of lla.paths")
+
+
+_STATES = "the loss's states, one for each checkpoint, such as their BatchNorm statistics"
+
+
+def is_path(value: Any) -> bool:
+    """Whether a value is a path of ``lla.paths``: a sequence of parameter trees that reads them and has states."""
+    return hasattr(value, "has_states") and hasattr(value, "__getitem__") and callable(getattr(value, "state", None))
 
 
 @explained

@@ -88,6 +88,13 @@ def default() -> Optimizer:
     return as_optimizer(optax.scale_by_adam())
 
 
+def adam(rate: float) -> Any:
+    """Optax's Adam of a constant learning rate."""
+    import optax
+
+    return optax.adam(rate)
+
+
 def default_rates(start: int, count: int, steps: int, distance: float, size: int) -> np.ndarray:
     """(count,) float32, -1 times the default learning rate of the steps from ``start`` on.
 

@@ -1,0 +1,202 @@
+"""Connects two solutions for ``lla-jax connect``: trains a curve, measures barriers, and draws them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lla_jax import paths
+from lla_jax.cli import stores
+from lla_jax.cli.drawing import choose_scale
+from lla_jax.cli.environment import make_execution
+from lla_jax.cli.options import ConnectOptions, Mistake
+from lla_jax.cli.settings import connect_settings, scale
+from lla_jax.cli.terminal import bar, print_message, print_note, print_results
+from lla_jax.cli.trainings import read_one
+from lla_jax.core.arguments import Misuse
+from lla_jax.core.scales import spans_decades
+from lla_jax.core.types import Execution, Problem, PyTree, is_path
+from lla_jax.directions import derived
+from lla_jax.landscape.sweeps import evaluate
+from lla_jax.output import path_words, plotting, storage
+from lla_jax.paths import optimizers
+from lla_jax.paths.barriers import Barrier
+from lla_jax.paths.curves import Curve
+from lla_jax.paths.points import has_floats
+
+PLANE = "plane.npz"
+RESULTS = (
+    *("training.npz", "curve.npz", "line.npz", "barrier.npz", "seen.npz", "connect.txt", "connect.json"),
+    *("barrier.png", "curve.png", "band.png"),
+)
+
+
+def show(problem: Problem, options: ConnectOptions) -> None:
+    """Train the curve and write what ``lla-jax connect`` shows into ``options.out``; what is there is continued."""
+    out, chosen = options.out, connect_settings(options)
+    b, state_b = _second(problem, options)
+    stores.begin(out, chosen, options.overwrite, PLANE)
+    if options.overwrite:
+        for name in RESULTS:
+            (out / name).unlink(missing_ok=True)
+    curve = _train(problem, b, state_b, options)
+    files = [storage.save(curve, out / "curve.npz")]
+    barriers = _measure(problem, b, state_b, curve, options)
+    files += [storage.save(each, out / name) for name, each in zip(("line.npz", "barrier.npz"), barriers.values())]
+    files += _write(curve, barriers, out)
+    print((out / "connect.txt").read_text(encoding="utf-8"))
+    log = _is_logarithmic(barriers, options)
+    pictures = [out / "barrier.png"]
+    plotting.barrier(barriers, log=log).savefig(pictures[0])
+    if curve.kind == "band":
+        pictures.append(out / "band.png")
+        plotting.band(curve, log=log).savefig(pictures[-1])
+    elif options.plane_points:
+        made = _plane(problem, curve, options, chosen)
+        files, pictures = files + made[:-1], pictures + made[-1:]
+    print_results(files)
+    print_results(pictures, "Pictures")
+
+
+def _second(problem: Problem, options: ConnectOptions) -> tuple[PyTree, PyTree]:
+    """(parameters, state or None) of the second solution."""
+    if options.checkpoint is not None:
+        return read_one(problem, options.checkpoint, "frozen")
+    if not len(problem.checkpoints):
+        raise Mistake(
+            "--checkpoint: not given, and Problem.checkpoints is empty; name the file of the second solution, or set "
+            "checkpoints=[its parameters] in the factory"
+        )
+    if len(problem.checkpoints) > 1:
+        print_note(f"Problem.checkpoints has {len(problem.checkpoints)} entries, of which the first is the other end")
+    if is_path(problem.checkpoints):
+        return problem.checkpoints[0], problem.checkpoints.state(0)  # type: ignore[attr-defined]
+    state = problem.states[0] if problem.states else None
+    if state is None and has_floats(getattr(problem.loss, "state", None)):
+        raise Mistake(
+            "the loss has a state of floats (BatchNorm), which is that of Problem.params, and Problem.states is empty; "
+            "set states=[the state of the second solution] in the factory, or name its file, --checkpoint"
+        )
+    return problem.checkpoints[0], state
+
+
+def _train(problem: Problem, b: PyTree, state_b: PyTree, options: ConnectOptions) -> Curve:
+    """The trained curve; its training is kept in the folder."""
+    more: dict[str, Any] = {} if options.control_points is None else {"points": options.control_points}
+    if options.learning_rate is not None:
+        more["optimizer"] = optimizers.adam(options.learning_rate)
+    kept = options.out / "training.npz"
+    try:
+        with bar(options.kind, "steps", estimate=True) as progress:
+            return paths.connect(
+                problem.loss,
+                problem.params,
+                b,
+                problem.data,
+                key=jax.random.key(options.seed),
+                state_b=state_b,
+                kind=options.kind,
+                steps=options.steps,
+                batch_size=options.batch_size,
+                weight_decay=options.weight_decay,
+                store=options.out,
+                progress=progress,
+                execution=Execution(precision=options.precision),
+                **more,
+            )
+    except KeyboardInterrupt:
+        if kept.exists():
+            print_message(f"the steps so far are kept in {kept}; the same command continues them")
+        raise
+    except Misuse as error:
+        if error.argument != "points":  # --points is that of the evaluation
+            raise
+        raise Mistake(f"--control-points: {error.text}") from error
+
+
+def _measure(problem: Problem, b: PyTree, state_b: PyTree, curve: Curve, options: ConnectOptions) -> dict[str, Barrier]:
+    """The barriers along the straight line and the curve."""
+    found = {}
+    for name, each in (("line", None), (options.kind, curve)):
+        with bar(f"barrier of the {name}") as progress:
+            found[name] = paths.barrier(
+                problem.loss,
+                problem.params,
+                b,
+                problem.data,
+                state_b=state_b,
+                curve=each,
+                points=options.points,
+                batch_size=options.batch_size,
+                batch_stats=options.batch_stats,
+                metrics=dict(problem.metrics),
+                extra_data=dict(problem.extra_data),
+                execution=make_execution(options),
+                progress=progress,
+            )
+    return found
+
+
+def _plane(problem: Problem, curve: Curve, options: ConnectOptions, chosen: Mapping[str, str]) -> list[Path]:
+    """Compute and draw the plane through both ends and the middle of the curve; the paths, of which the last is drawn.
+
+    A curve that is straight spans no plane: a note says so, and no file is written.
+    """
+    out, (a, b) = options.out, curve.ends
+    names = ["A", "B", "P1" if curve.num == 3 else "middle"]
+    middle = jax.tree.map(lambda leaf: leaf[curve.num // 2], curve.points) if curve.num == 3 else curve(0.5)
+    try:
+        axes = derived.between(a, b, middle, orthogonal=True, names=names)
+    except Misuse as error:
+        print_note(f"no picture of the plane: {error.text}")
+        return []
+    seen = paths.project(curve, axes, params=a)
+    has_statistics = has_floats(getattr(problem.loss, "state", None))
+    policy = options.batch_stats or ("reestimate" if has_statistics else "frozen")
+    try:
+        with bar("plane") as progress:
+            plane = evaluate(
+                problem.loss,
+                a,
+                problem.data,
+                axes,
+                paths.grid_around(seen, 0.25, options.plane_points),
+                batch_size=options.batch_size,
+                batch_stats=policy,
+                metrics=dict(problem.metrics),
+                extra_data=dict(problem.extra_data),
+                execution=make_execution(options),
+                progress=progress,
+                store=out,
+            )
+    except KeyboardInterrupt:
+        stores.report_interruption(out, chosen, options.problem)
+        raise
+    stores.write_settings(out, chosen, options.problem)
+    files = [storage.save(seen, out / "seen.npz"), storage.save(plane, out / PLANE), out / "curve.png"]
+    plotting.curve(plane, seen, log=choose_scale(plane, options), cap=options.cap).savefig(files[-1])
+    return files
+
+
+def _is_logarithmic(barriers: Mapping[str, Barrier], options: ConnectOptions) -> bool:
+    """Whether losses along curves are drawn logarithmically."""
+    losses = np.concatenate([each.losses for each in barriers.values()])
+    losses = losses[np.isfinite(losses)]
+    wanted = scale(options)
+    if wanted and losses.min(initial=1.0) <= 0:
+        print_note("--log: given, but a logarithm needs losses above 0; the pictures are linear")
+        return False
+    return bool(spans_decades(losses)) if wanted is None else wanted
+
+
+def _write(curve: Curve, barriers: Mapping[str, Barrier], out: Path) -> list[Path]:
+    """Write connect.txt and connect.json, and return their paths."""
+    text, data = out / "connect.txt", out / "connect.json"
+    text.write_text(path_words.describe_connection(curve, barriers) + "\n", encoding="utf-8")
+    data.write_text(json.dumps(path_words.plain_connection(curve, barriers), indent=1) + "\n", encoding="utf-8")
+    return [text, data]

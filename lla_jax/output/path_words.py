@@ -1,0 +1,229 @@
+"""Describes paths of training, and what lies between two solutions, in words and as plain numbers with their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lla_jax.core.recipes import fingerprint
+from lla_jax.core.text import pm, table
+from lla_jax.core.types import Directions
+from lla_jax.paths.barriers import Barrier
+from lla_jax.paths.curves import Curve
+from lla_jax.paths.projections import PROJECTED, Projection
+
+MOST_ROWS = 25  # checkpoints of a table; of more, evenly spaced ones
+ALIKE = 0.05  # a share by which a path may exceed a random walk without being told from it
+_STATS = {"frozen": "as trained", "batch": "of each batch", "reestimate": "re-estimated at each point"}
+
+
+def describe_path(axes: Directions, seen: Projection) -> str:
+    """Describe a path on the plane of its principal components: shares, distances, and a table of losses.
+
+    Args:
+      axes: what ``lla.paths.pca`` returned.
+      seen: what ``lla.paths.project`` returned for the same path and axes.
+    """
+    size = seen.recipe["params"]["size"]
+    steps = f"steps {seen.steps[0]:,} to {seen.steps[-1]:,}"
+    lines = [f"Path of {len(seen)} checkpoints, {steps}, of {size:,} parameters, on {seen.coords.shape[1]} axes"]
+    if "explained_variance" in axes.recipe:
+        lines += describe_shares(axes.recipe, seen.coords.shape[1])
+    lines += _describe_distance(seen)
+    if _has_state(seen.recipe):
+        policy = seen.recipe["batch_stats"]
+        whose = "each checkpoint's own, and on the plane those of its centre" if policy == "frozen" else _STATS[policy]
+        lines.append(f"BatchNorm statistics: {whose}")
+    if seen.loss is not None and (worse := int((~np.isfinite(seen.loss)).sum())):
+        lines.append(f"The loss is not finite at {worse} of {len(seen)} checkpoints")
+    return "\n".join([*lines, _path_table(seen)])
+
+
+def describe_shares(recipe: Mapping[str, Any], num: int) -> list[str]:
+    """Lines that set the shares of the first components of a path beside those of a random walk.
+
+    Args:
+      recipe: of the axes that ``lla.paths.pca`` returned.
+      num: the number of components.
+    """
+    shares, walk = (np.asarray(recipe[name], float) for name in ("explained_variance", "random_walk"))
+    total = len(shares) + 1
+    rows = [
+        [f"{name}:", *[_percent(x) for x in each[:num]], f"together {_percent(each[:num].sum())}"]
+        for name, each in (("explained variance", shares), (f"random walk of {total} checkpoints", walk))
+    ]
+    if total <= num + 1:
+        meaning = f"{total} checkpoints always lie on {num} axes, so the shares say nothing"
+    elif shares[:num].sum() <= walk[:num].sum() + ALIKE:
+        meaning = "no more than a random walk has: the shape of the path on these axes says nothing about training"
+    else:
+        meaning = "more than a random walk has: the path turns less than one"
+    return [table(rows, left=(0, num + 1), indent=2), f"  {meaning}"]
+
+
+def _describe_distance(seen: Projection) -> list[str]:
+    """A line on the largest distance off the axes, beside the length that the path spans along them."""
+    far, span = float(seen.distance.max()), float(np.linalg.norm(np.ptp(seen.coords, axis=0)))
+    if span == 0:
+        return [f"Largest distance off the axes: {far:.4g}"]
+    at = int(seen.distance.argmax())
+    return [
+        f"Largest distance off the axes: {far:.4g} ({_percent(far / span)} of the extent of the path along them), at "
+        f"step {seen.steps[at]:,}; where it is large, the contours do not show the loss of the network, so both are "
+        "given:"
+    ]
+
+
+def _path_table(seen: Projection) -> str:
+    num = len(seen)
+    shown = np.unique(np.linspace(0, num - 1, min(num, MOST_ROWS)).round().astype(int))
+    columns: dict[str, list[str]] = {"step": [f"{seen.steps[t]:,}" for t in shown]}
+    for name in [each for each in seen.values if not each.startswith(PROJECTED) and each.endswith("loss")]:
+        columns[name] = _cells(seen, name, shown)
+        columns[f"{name} of projection"] = _cells(seen, PROJECTED + name, shown)
+    columns["distance"] = [f"{seen.distance[t]:.4g}" for t in shown]
+    for name, values in seen.curvature.items():
+        errors = seen.curvature_error[name]
+        columns[name] = [pm(values[t], errors[t]) if np.isfinite(values[t]) else "" for t in shown]
+    rows = [list(columns), *map(list, zip(*columns.values(), strict=True))]
+    more = f"\n  ({len(shown)} of {num} checkpoints)" if len(shown) < num else ""
+    return table(rows, left=(), indent=2) + more
+
+
+def _cells(seen: Projection, name: str, shown: np.ndarray) -> list[str]:
+    errors = seen.stderr.get(name, np.full(len(seen), np.nan))
+    return [pm(seen.values[name][t], errors[t]) for t in shown]
+
+
+def plain_path(axes: Directions, seen: Projection) -> dict[str, Any]:
+    """A path on its principal components as lists and numbers, for JSON and other programs; NaN as None."""
+    shares = {name: axes.recipe.get(name) for name in ("explained_variance", "random_walk", "rank")}
+    arrays = {"coords": seen.coords, "distance": seen.distance, "steps": seen.steps, "recorded": seen.recorded}
+    groups = {name: getattr(seen, name) for name in ("values", "stderr", "curvature", "curvature_error")}
+    return {
+        **shares,
+        "names": list(seen.names),
+        **{name: _plain(array) for name, array in arrays.items()},
+        **{name: {key: _plain(x) for key, x in group.items()} for name, group in groups.items()},
+    }
+
+
+# --- between two solutions
+
+
+def describe_connection(curve: Curve, barriers: Mapping[str, Barrier]) -> str:
+    """Describe a trained curve and the barriers along several curves between the same ends.
+
+    Args:
+      curve: what ``lla.paths.connect`` returned.
+      barriers: ``{name: what lla.paths.barrier returned}``, the curve's last.
+    """
+    recipe = curve.recipe
+    steps = len(curve.history.get("loss", ()))
+    distance = recipe["params"]["distance"]
+    first = f"{curve.kind} of {curve.num} points, {steps:,} steps of training"
+    lines = [f"Connection of two solutions: {first}; length {float(curve.lengths(1.0)):.4g}, straight {distance:.4g}"]
+    if not recipe.get("complete", True):
+        lines.append(f"  the training stopped at step {recipe.get('stopped')}, where it was not finite")
+    made = next(iter(barriers.values())).recipe
+    if _has_state(made):
+        lines.append(f"BatchNorm statistics {_STATS[made['batch_stats']]}, the ends included")
+    names = [name for name in _value_names(barriers) if name.endswith("loss") or name.endswith("error")]
+    lines.append("Barrier: by how much the loss rises above the line between the losses of the ends")
+    head = ["", "along", "a", "b", "highest", "at t", "barrier", "at t"]
+    rows = [_barrier_row(value, name, each) for value in names for name, each in barriers.items()]
+    lines.append(table([head, *rows], left=(0, 1), indent=2))
+    name, last = next(reversed(barriers.items()))
+    lines.append(_verdict(name, last))
+    if curve.saddle is not None:
+        lines.append(_describe_saddle(curve.saddle))
+    return "\n".join(lines)
+
+
+def _value_names(barriers: Mapping[str, Barrier]) -> list[str]:
+    return list(next(iter(barriers.values())).values)
+
+
+def _barrier_row(value: str, name: str, barrier: Barrier) -> list[str]:
+    z, height = barrier.values[value], barrier.heights[value]
+    errors = barrier.errors.get(value, np.full(len(z), np.nan))
+    top = int(np.argmax(z))
+    cells = [pm(z[i], errors[i]) for i in (0, -1, top)]
+    return [value, name, *cells, f"{barrier.coords[top]:.3g}", pm(height.value, height.stderr), f"{height.t:.3g}"]
+
+
+def _verdict(name: str, barrier: Barrier) -> str:
+    """How high the loss rises along the curve, relative to the higher end."""
+    z, height = barrier.losses, barrier.heights["loss"]
+    if not np.isfinite(z).all():
+        return f"Along the {name} the loss is not finite everywhere"
+    end = max(z[0], z[-1])
+    ratio = f"; its highest loss is {z.max() / end:.3g} times that of the higher end" if end > 0 else ""
+    if height.value <= 0:
+        return f"No point of the {name} exceeds the line between the losses of the ends{ratio}"
+    if np.isfinite(height.stderr) and height.value <= 2 * height.stderr:
+        return f"The barrier along the {name} is below two standard errors: none is seen{ratio}"
+    return f"The {name} keeps a barrier of {pm(height.value, height.stderr)}{ratio}"
+
+
+def _describe_saddle(saddle: Any) -> str:
+    if not np.isfinite(saddle.loss):
+        return "Saddle: its loss is not finite"
+    if saddle.t in (0.0, 1.0):
+        return f"No point of the band exceeds the end {'a' if saddle.t == 0.0 else 'b'}: there is no saddle between"
+    negative = "" if saddle.negative is None else f"; {saddle.negative} negative eigenvalues of the Hessian"
+    state = "" if saddle.converged else "; it did not converge: take more steps"
+    return (
+        f"Saddle at t = {saddle.t:.4g}: loss {saddle.loss:.6g} (in training), gradient {saddle.gradient_norm:.2g}"
+        f"{negative}{state}"
+    )
+
+
+def plain_connection(curve: Curve, barriers: Mapping[str, Barrier]) -> dict[str, Any]:
+    """A curve and barriers as lists and numbers, for JSON and other programs; NaN as None."""
+    saddle = curve.saddle
+    found = None
+    if saddle is not None:
+        names = ("t", "loss", "gradient_norm", "across", "converged", "negative")
+        found = {name: _plain(getattr(saddle, name)) for name in names}
+    return {
+        "kind": curve.kind,
+        "points": curve.num,
+        "length": _plain(curve.lengths(1.0)),
+        "distance": _plain(curve.recipe["params"]["distance"]),
+        "complete": bool(curve.recipe.get("complete", True)),
+        "saddle": found,
+        "barriers": {
+            name: {
+                "t": _plain(each.coords),
+                "values": {key: _plain(x) for key, x in each.values.items()},
+                "stderr": {key: _plain(x) for key, x in each.errors.items()},
+                "heights": {
+                    key: {field: _plain(x) for field, x in height._asdict().items()}
+                    for key, height in each.heights.items()
+                },
+            }
+            for name, each in barriers.items()
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A number or an array as JSON has it; what is not finite as None."""
+    if value is None or isinstance(value, bool | np.bool_):
+        return None if value is None else bool(value)
+    array = np.asarray(value)
+    if array.dtype.kind in "iu":
+        return array.tolist()
+    return np.where(np.isfinite(array), array.astype(object), None).tolist()
+
+
+def _has_state(recipe: Mapping[str, Any]) -> bool:
+    """Whether the loss of a result had a state."""
+    return recipe.get("state") is not None and recipe["state"] != fingerprint(None)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
