@@ -9,7 +9,7 @@ import numpy as np
 ROUNDS, END_ROUNDS = 12, 3  # most rounds of new points; around a maximum at an end, most of which is a falling slope
 BRACKETS = 2  # maxima of one value that are looked at in a round
 STEP_ROUNDS, STEP_BRACKETS = 2, 1  # of a value that may be a step function, as an error rate is: halving ends nowhere
-FLAT, ROUNDING = 1e-5, 4e-7  # a fall of this share of the range, or of the magnitude, is not looked into
+FLAT, ROUNDING = 1e-5, 4e-7  # a fall of this share of the height, or of the magnitude, is not looked into
 LEAST = 1e-7  # distance between points
 
 
@@ -35,8 +35,8 @@ def between(t: np.ndarray, values: Mapping[str, np.ndarray], smooth: Collection[
     for name, x in values.items():
         rounds, brackets = (ROUNDS, BRACKETS) if name in smooth else (STEP_ROUNDS, STEP_BRACKETS)
         if count < rounds and np.isfinite(x).all():
-            least = FLAT * float(np.ptp(x)) + ROUNDING * float(abs(x).max())
-            for each in (excess(t, x), x):
+            for each in (excess(t, x), x - (x[0] + x[-1]) / 2):
+                least = FLAT * float(each.max()) + ROUNDING * float(abs(x).max())
                 new |= _around(t, each, least, brackets, ends=count < END_ROUNDS)
     chosen: list[float] = []
     for place in sorted(new):
