@@ -13,7 +13,6 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
-from lla_jax.core import precision
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import MissingEntry, Misuse, check_integer, is_integer, misuse, warn_caller
 from lla_jax.core.data import Stream
@@ -290,7 +289,8 @@ def _compute(job: Job, plan: Plan, coords: np.ndarray, done: int, progress: Prog
 def _heights(job: Job, plan: Plan, coords: np.ndarray, means: Means) -> dict[str, Height]:
     found: dict[str, tuple[float, float, float, float]] = {}
     contrasts: dict[str, tuple[Contrast, Contrast]] = {}
-    rounding = 2.0 ** (2 - max(precision.SINGLE, job.recipe["precision"]["bits"]))  # of a mean of losses
+    double = job.recipe["precision"]["lowest"] == "float64"
+    rounding = 2 * float(np.finfo(np.float64 if double else np.float32).eps)  # of a mean of losses
     for name in job.task.names:
         x = means.values[name]
         over = peaks.excess(coords, x)
