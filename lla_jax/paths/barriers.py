@@ -263,7 +263,7 @@ def _compute_refined(
         table = Means(
             *({name: _join(old, x, name)[order] for name, x in now.items()} for old, now in zip(table, means))
         )
-        new = peaks.between(known, table.values, smooth, count)
+        new = peaks.between(known, table.values, smooth, count, 2 * _rounding(job))
         count += 1
     return known, table, plan
 
@@ -289,8 +289,7 @@ def _compute(job: Job, plan: Plan, coords: np.ndarray, done: int, progress: Prog
 def _heights(job: Job, plan: Plan, coords: np.ndarray, means: Means) -> dict[str, Height]:
     found: dict[str, tuple[float, float, float, float]] = {}
     contrasts: dict[str, tuple[Contrast, Contrast]] = {}
-    double = job.recipe["precision"]["lowest"] == "float64"
-    rounding = 2 * float(np.finfo(np.float64 if double else np.float32).eps)  # of a mean of losses
+    rounding = _rounding(job)
     for name in job.task.names:
         x = means.values[name]
         over = peaks.excess(coords, x)
@@ -307,6 +306,12 @@ def _heights(job: Job, plan: Plan, coords: np.ndarray, means: Means) -> dict[str
         name: Height(value, errors.get(name, unknown)[0], t, above, errors.get(name, unknown)[1], above_t)
         for name, (value, t, above, above_t) in found.items()
     }
+
+
+def _rounding(job: Job) -> float:
+    """By how much of its magnitude the rounding of the network may change a mean of losses."""
+    double = job.recipe["precision"]["lowest"] == "float64"
+    return 2 * float(np.finfo(np.float64 if double else np.float32).eps)
 
 
 def _contrast(t: float, of_a: float) -> Contrast:
