@@ -331,7 +331,7 @@ def entries_of(name: str, result: Any, size: int) -> tuple[Any, Any]:
     return values, weights
 
 
-def _sum_entries(name: str, result: Any, mask: Any) -> tuple[Any, Any]:
+def sum_entries(name: str, result: Any, mask: Any) -> tuple[Any, Any]:
     """(s, w), both (B,): the weighted sum of an example's entries (such as tokens), and the sum of their weights.
 
     Without weights every entry has the weight 1. Examples that are masked out have s = w = 0.
@@ -359,7 +359,7 @@ def example_sums(name: str, result: Any, mask: Any) -> Sums:
     Raises:
       ValueError: complex values, values without the leading axis B, or weights of another shape.
     """
-    s, w = _sum_entries(name, result, mask)
+    s, w = sum_entries(name, result, mask)
     chex.assert_equal_shape([s, w, mask])
     weight = w.sum()
     m = s.sum() / weight
@@ -424,7 +424,7 @@ def loss_total(loss: Loss, outputs: Any, block: Block) -> tuple[Any, Any]:
     """(sum w l, sum w) over a block without the penalty, two scalars that can be differentiated."""
     result = call(loss.criterion, outputs, block.batch)
     if _counts_examples(loss, result, block):
-        s, w = _sum_entries("loss", result, block.mask)
+        s, w = sum_entries("loss", result, block.mask)
         return s.sum(), w.sum()
     sums = batch_sums(result, block.mask)
     return sums.e, sums.w
@@ -453,8 +453,8 @@ def loss_roots(loss: Loss, outputs: Any, block: Block, drawn: Batch | None = Non
         result = jax.tree.map(jnp.ravel, result)
         mask = jnp.broadcast_to(mask, jnp.shape(jax.tree.leaves(result)[0]))
     if not isinstance(result, tuple):
-        s, w = _sum_entries("loss", result, mask)
+        s, w = sum_entries("loss", result, mask)
         return s, w.sum()
     losses, weights = result
-    roots, _ = _sum_entries("loss", (losses, jnp.sqrt(jnp.asarray(weights))), mask)
-    return roots, _sum_entries("loss", result, mask)[1].sum()
+    roots, _ = sum_entries("loss", (losses, jnp.sqrt(jnp.asarray(weights))), mask)
+    return roots, sum_entries("loss", result, mask)[1].sum()

@@ -71,10 +71,13 @@ def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float |
     Raises:
       ValueError: no leaf changes in train mode, or one changes but not as a running average.
     """
-    start, once = _leaves(loss.state), _leaves(_state_after(loss, params, loss.state, batch, size=size))
-    changing = tuple(
-        np.issubdtype(old.dtype, np.floating) and not np.array_equal(old, new) for old, new in zip(start, once)
-    )
+    changing = _changing(loss, params, loss.state, batch, size)
+    if not all(
+        c or not np.issubdtype(x.dtype, np.floating) for x, c in zip(_leaves(loss.state), changing, strict=True)
+    ):
+        # averages that are those of this very batch stay what they are, and buffers stay wherever they are
+        moved = jax.tree.map(lambda x: x + 1 if jnp.issubdtype(x.dtype, jnp.floating) else x, loss.state)
+        changing = tuple(map(max, changing, _changing(loss, params, moved, batch, size)))
     updates = map(_leaves, _updates(loss, params, batch, size=size, changing=changing))
     by_leaf: list[float | None] = []
     for path, changes, from0, from1, from2, scale in zip(_tree.paths(loss.state), changing, *updates, strict=True):
@@ -99,6 +102,15 @@ def momenta(loss: Loss, params: PyTree, batch: Batch, size: int) -> list[float |
             "batch_stats='frozen'",
         )
     return by_leaf
+
+
+def _changing(loss: Loss, params: PyTree, state: PyTree, batch: Batch, size: int) -> tuple[bool, ...]:
+    """Whether each leaf of a state is floating, and becomes other finite numbers in a call in train mode."""
+    new = _leaves(_state_after(loss, params, state, batch, size=size))
+    return tuple(
+        bool(np.issubdtype(x.dtype, np.floating) and not np.array_equal(x, y) and np.isfinite(y).all())
+        for x, y in zip(_leaves(state), new, strict=True)
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("formula", "size", "loop", "mesh", "is_average"))

@@ -1,4 +1,7 @@
 from lla_jax.paths.along import evaluate as evaluate
+from lla_jax.paths.barriers import Barrier as Barrier
+from lla_jax.paths.barriers import Height as Height
+from lla_jax.paths.barriers import barrier as barrier
 from lla_jax.paths.connecting import connect as connect
 from lla_jax.paths.curves import Curve as Curve
 from lla_jax.paths.curves import bezier as bezier

@@ -62,7 +62,7 @@ def curve_job(curve: Curve, coords: np.ndarray, task: Task, name: str = "curve")
     Raises:
       Misuse: the loss has statistics that belong to one network, and the curve has no states of its ends.
     """
-    task = task._replace(loss=as_loss(task.loss), rule=_rule_of(curve))
+    task = task._replace(loss=as_loss(task.loss), rule=rule_of(curve))
     states = curve.states
     own = task.loss.state
     if states is not None and jax.tree.leaves(own):
@@ -94,7 +94,8 @@ def curve_job(curve: Curve, coords: np.ndarray, task: Task, name: str = "curve")
     return job._replace(recipe=job.recipe | {"curve": dict(curve.recipe)})
 
 
-def _rule_of(curve: Curve) -> Rule:
+def rule_of(curve: Curve) -> Rule:
+    """The rule of a curve; its function is that of all curves."""
     return Rule("curve", combine, directions=curve.num, weights=lambda coords: curve.weights(coords[:, 0]))
 
 
@@ -176,7 +177,7 @@ def evaluate(
     task = Task(
         loss,
         data,
-        _rule_of(curve),
+        rule_of(curve),
         batch_size=batch_size,
         batch_stats=policy_of(batch_stats, loss),
         metrics=metrics,

@@ -5,6 +5,7 @@ References: Garipov et al. 2018, arXiv 1802.10026.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,6 +159,7 @@ class Curve:
     def _knots(self) -> np.ndarray:
         return np.array([0.0, 1.0]) if self.knots is None else self.knots
 
+    @functools.cached_property
     def _steps(self) -> np.ndarray:
         """(K - 1, K - 1): the inner products of the steps from each control point to the next."""
         gram = np.zeros((self.num - 1, self.num - 1))
@@ -168,12 +170,12 @@ class Curve:
 
     def _sums(self) -> np.ndarray:
         """(K,): the arc length at each point of a chain."""
-        return np.concatenate([[0.0], np.cumsum(np.sqrt(np.diag(self._steps())))])
+        return np.concatenate([[0.0], np.cumsum(np.sqrt(np.diag(self._steps)))])
 
     def _speed(self, t: np.ndarray) -> np.ndarray:
         """|theta'(t)| of a Bezier curve, n |sum_k B_k(t) (P_k+1 - P_k)| with the basis of degree n - 1."""
         basis = bernstein(self.num - 2, t)
-        squares = np.einsum("...i,ij,...j->...", basis, self._steps(), basis)
+        squares = np.einsum("...i,ij,...j->...", basis, self._steps, basis)
         return (self.num - 1) * np.sqrt(np.maximum(squares, 0))
 
 
@@ -278,8 +280,8 @@ def stack_points(points: Any, names: Sequence[str]) -> PyTree:
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *aligned)
 
 
-def stack_states(state_a: PyTree, state_b: PyTree) -> PyTree:
-    """The states of both ends, stacked on the host; None where neither has leaves.
+def stack_states(state_a: PyTree, state_b: PyTree, names: tuple[str, str] = ("state_a", "state_b")) -> PyTree:
+    """The states of both ends, stacked on the host; None where neither has leaves. ``names`` are those for errors.
 
     Raises:
       Misuse: one is missing, has another structure, or is not finite, by its name.
@@ -288,14 +290,26 @@ def stack_states(state_a: PyTree, state_b: PyTree) -> PyTree:
     if not one and not two:
         return None
     if not one or not two:
-        name, other = ("state_a", "state_b") if not one else ("state_b", "state_a")
+        name, other = names if not one else names[::-1]
         raise Misuse(name, f"none given, and {other} is; give both, each the state that its end was trained with")
-    for name, state in (("state_a", state_a), ("state_b", state_b)):
+    state_b = _unwrap(state_b, state_a)
+    for name, state in zip(names, (state_a, state_b), strict=True):
         for path, leaf in zip(_tree.paths(state), jax.tree.leaves(state), strict=True):
             if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not np.isfinite(np.asarray(leaf)).all():
                 raise Misuse(name, f"[{path!r}] has NaN or infinite entries; all must be finite: pass another state")
-    state_b = _tree.align(state_b, state_a, "state_b", "state_a")
+    state_b = _tree.align(state_b, state_a, *names[::-1])
     return jax.tree.map(lambda x, y: np.stack([np.asarray(x), np.asarray(y)]), state_a, state_b)
+
+
+def _unwrap(state: PyTree, like: PyTree) -> PyTree:
+    """The state in a dict of all variables, or that of a single collection, as flax has them; any other as it is."""
+    if not isinstance(like, Mapping) or not isinstance(state, Mapping):
+        return state
+    if set(like) < set(state):
+        return {name: state[name] for name in like}
+    if len(like) == 1 and not set(like) & set(state):
+        return dict.fromkeys(like, state)
+    return state
 
 
 @explained

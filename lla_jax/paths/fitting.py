@@ -33,7 +33,7 @@ from lla_jax.paths.optimizers import Optimizer
 from lla_jax.paths.slopes import slope, with_fresh_noise
 from lla_jax.paths.training import Training
 
-STRATA = 16  # parts of [0, 1] into which as many successive draws of t fall, one into each
+STRATA = 32  # parts of [0, 1] into which as many successive draws of t fall, one into each
 MOST_STEPS = 256  # of a call
 CALL_S = 0.1  # for which a call takes as many steps as fit
 KERNEL_AXES = 3  # of weights of convolutions at least; their loops on a CPU leave XLA's fast path
@@ -125,7 +125,7 @@ def _advance(
 def draw_ts(key: Any, start: Any, num: int) -> Any:
     """(num,) float32, the t of ``num`` steps from ``start`` on, each uniform on [0, 1], from key and step alone.
 
-    Of every 16 steps in turn, one falls into each sixteenth of [0, 1], in random order. Each t is uniform, and the sum
+    Of every 32 steps in turn, one falls into each 32nd part of [0, 1], in random order. Each t is uniform, and the sum
     of their gradients has less noise than that of independent draws.
     """
     part_key, place_key = jax.random.split(key)
@@ -185,7 +185,7 @@ class Fit:
                 count = min(count, training.steps - self.step)
                 if training.keeper.path is not None:
                     count = min(count, training.save_every - (self.step - saved))
-                begun, step = time.perf_counter(), self.step
+                begun = time.perf_counter()
                 self._advance(draws, count)
                 calls += 1
                 if calls > 1:  # the first call has compiled
@@ -287,7 +287,7 @@ class Fit:
             text = f"{training.keeper.path} holds {step} steps, and {training.steps} are asked for; ask for as many"
             raise Differs("store", change, f"{text}, or pass another folder", training.keeper.path)
         self._advance(training.batches.from_step(0), 1)
-        now = [self.losses[0], self.ts[0], self.moved]
+        now = [self.losses[0], self.ts[0], _distance(self.start, self.free)]
         for name, x, y, rtol in zip(("loss", "t", "distance"), then, now, (SAME_LOSS, SAME_LOSS, SAME_MOVE)):
             if not recipes.is_close(float(x), float(y), rtol, 0.0):
                 what = {"loss": "its loss", "t": "its t", "distance": "the distance that it moves"}[name]

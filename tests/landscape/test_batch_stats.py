@@ -158,3 +158,29 @@ def test_what_is_no_running_average_is_refused(axis, trained):
     )
     with pytest.raises(ValueError, match=r"no leaf of Loss\.state changes"):
         lla.evaluate(still, trained["params"], (X, Y), axis, LINE, batch_stats="reestimate", execution=FIXED)
+
+
+def test_averages_that_are_those_of_the_data_already_are_known_as_averages():
+    """One more update by the same batch leaves such a leaf as it is, to the bit."""
+
+    def apply(params, state, batch, train):
+        z = params["w"] * batch
+        mean, square = (z.mean(), (z**2).mean()) if train else (state["mean"], state["square"])
+        new = {"mean": 0.5 * (state["mean"] + mean), "square": 0.5 * (state["square"] + square)}
+        return (z - mean) / square, new
+
+    data, along = np.float32([1, 3]), lla.directions.given({"w": np.float32(1)})
+    assert apply({"w": 1}, {"mean": 2.0, "square": 0.0}, data, True)[1]["mean"] == 2
+    one, two = (
+        lla.evaluate(
+            lla.Loss(apply, lambda outputs, batch: outputs**2, {"mean": np.float32(mean), "square": np.float32(0)}),
+            {"w": np.float32(1)},
+            data,
+            along,
+            LINE,
+            batch_stats="reestimate",
+            execution=FIXED,
+        )
+        for mean in (0, 2)
+    )
+    np.testing.assert_array_equal(two.values["loss"], one.values["loss"])

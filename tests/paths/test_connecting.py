@@ -75,11 +75,11 @@ def test_the_ends_are_kept_to_the_bit_and_the_history_has_every_step(complete):
     assert complete.recipe["displacement"] == 0.05
 
 
-def test_every_t_is_uniform_and_of_sixteen_one_lies_in_each_sixteenth():
-    ts = np.asarray(draw_ts(KEY, 0, 1600))
-    np.testing.assert_array_equal(draw_ts(KEY, 33, 1600)[:-33], ts[33:])
-    np.testing.assert_array_equal(np.sort((ts.reshape(-1, 16) * 16).astype(int), 1), np.arange(16)[None].repeat(100, 0))
-    firsts = ts[::16]  # of each sixteen the first: uniform too
+def test_every_t_is_uniform_and_of_thirty_two_one_lies_in_each_part():
+    ts = np.asarray(draw_ts(KEY, 0, 3200))
+    np.testing.assert_array_equal(draw_ts(KEY, 33, 3200)[:-33], ts[33:])
+    np.testing.assert_array_equal(np.sort((ts.reshape(-1, 32) * 32).astype(int), 1), np.arange(32)[None].repeat(100, 0))
+    firsts = ts[::32]  # of each group the first: uniform too
     assert np.abs(np.sort(firsts) - (np.arange(100) + 0.5) / 100).max() < 0.163  # Kolmogorov-Smirnov at 1 %
 
 
