@@ -35,7 +35,7 @@ def connect(
     key: Any,
     state_b: PyTree = None,
     kind: Literal["bezier", "polygon", "band"] = "bezier",
-    steps: int = 1000,
+    steps: int = 2000,
     optimizer: Any = None,
     batch_size: int | None = None,
     points: int | None = None,

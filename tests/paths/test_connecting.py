@@ -76,11 +76,11 @@ def test_the_ends_are_kept_to_the_bit_and_the_history_has_every_step(complete):
 
 
 def test_every_t_is_uniform_and_of_thirty_two_one_lies_in_each_part():
-    ts = np.asarray(draw_ts(KEY, 0, 3200))
-    np.testing.assert_array_equal(draw_ts(KEY, 33, 3200)[:-33], ts[33:])
-    np.testing.assert_array_equal(np.sort((ts.reshape(-1, 32) * 32).astype(int), 1), np.arange(32)[None].repeat(100, 0))
+    ts = np.concatenate([draw_ts(KEY, start, 256) for start in range(0, 2560, 256)])
+    np.testing.assert_array_equal(draw_ts(KEY, 33, 256), ts[33 : 33 + 256])
+    np.testing.assert_array_equal(np.sort((ts.reshape(-1, 32) * 32).astype(int), 1), np.arange(32)[None].repeat(80, 0))
     firsts = ts[::32]  # of each group the first: uniform too
-    assert np.abs(np.sort(firsts) - (np.arange(100) + 0.5) / 100).max() < 0.163  # Kolmogorov-Smirnov at 1 %
+    assert np.abs(np.sort(firsts) - (np.arange(80) + 0.5) / 80).max() < 0.182  # Kolmogorov-Smirnov at 1 %
 
 
 def test_a_step_of_sgd_is_the_weighted_gradient_with_the_decay_at_the_point_of_the_curve():
