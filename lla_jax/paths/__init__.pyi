@@ -8,6 +8,9 @@ from lla_jax.paths.curves import bezier as bezier
 from lla_jax.paths.curves import line as line
 from lla_jax.paths.curves import polygon as polygon
 from lla_jax.paths.points import losses_at as losses_at
+from lla_jax.paths.saddles import Saddle as Saddle
+from lla_jax.paths.spanning import SpanningTree as SpanningTree
+from lla_jax.paths.spanning import spanning_tree as spanning_tree
 from lla_jax.paths.trajectories import Trajectory as Trajectory
 from lla_jax.paths.trajectories import as_trajectory as as_trajectory
 from lla_jax.paths.trajectories import given as given
