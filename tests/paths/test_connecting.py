@@ -102,6 +102,17 @@ def test_a_step_of_sgd_is_the_weighted_gradient_with_the_decay_at_the_point_of_t
     assert one.history["loss"] == without.history["loss"]  # which is without the decay
 
 
+def test_parameters_that_are_not_selected_stay_on_the_straight_line(complete):
+    curve = connect(select="**/kernel", steps=2)
+    line = lla.paths.line(params(0), params(1))(0.5)
+    for layer in ("Dense_0", "Dense_1"):
+        np.testing.assert_allclose(curve.points[layer]["bias"][1], line[layer]["bias"], atol=1e-7)
+        assert np.abs(curve.points[layer]["kernel"][1] - line[layer]["kernel"]).min() > 0
+    np.testing.assert_array_equal(curve.points["gain"], 1.5)
+    assert curve.recipe["select"]["paths"] == ["Dense_0/kernel", "Dense_1/kernel"]
+    assert complete.recipe["select"] is None
+
+
 def test_keys_steps_and_equal_optimizers_compile_nothing(complete):
     connect(steps=3, optimizer=None)
     with compilations() as count:
@@ -221,6 +232,7 @@ CHANGES = {
     "points": {"points": 4},
     "displacement": {"displacement": 0.1},
     "key": {"key": jax.random.key(1)},
+    "select": {"select": "**/kernel"},
     "weight_decay": {"weight_decay": 0.1},
     "batch_size": {"batch_size": 5},
     "optimizer": {"optimizer": optax.sgd(0.2, momentum=0.9)},
@@ -340,6 +352,8 @@ def test_what_is_no_optimizer_is_refused_with_what_to_pass():
         ({"cycles": 3}, 'cycles: 3 given; it must be left out for kind="bezier"'),
         ({"execution": lla.Execution(chunk=2)}, "execution.chunk: 2 given"),
         ({"store": 3}, "store: 3 given"),
+        ({"select": "**/karnel"}, "select: .*matches no leaf"),
+        ({"select": "**/kernel", "kind": "band"}, 'select: .* left out for kind="band"'),
     ],
 )
 def test_misuse_names_the_argument(options, message):
