@@ -126,15 +126,16 @@ def insert_pivots(band: Band, loss: Loss, draw: Draw, samples: int, most: int, p
 
     A new pivot takes over the memory of the optimizer at the pivot next to it.
     """
-    with jax.default_matmul_precision(precision):
-        losses = [loss_at(loss, params, draw) for params in band.pivots]
-        sampled = [
-            loss_at(loss, params, draw)
-            for one, other in itertools.pairwise(band.pivots)
-            for params in samples_between(one, other, samples)
-        ]
+
+    def losses_of(trees: list[PyTree]) -> np.ndarray:
+        with jax.default_matmul_precision(precision):
+            values = [loss_at(loss, params, draw) for params in trees]
+        return np.asarray(jax.device_get(values), np.float64)
+
+    losses = losses_of(band.pivots)  # segment by segment, since samples take memory
+    sampled = [losses_of(samples_between(one, other, samples)) for one, other in itertools.pairwise(band.pivots)]
     places = places_between(len(band.pivots), samples)
-    new = largest_gaps(_on_host(losses), _on_host(sampled), places, most)
+    new = largest_gaps(losses, np.concatenate(sampled), places, most)
     knots, old = with_new(band.knots, new)
     pivots = [
         band.pivots[low + int(weight)]
@@ -149,7 +150,3 @@ def insert_pivots(band: Band, loss: Loss, draw: Draw, samples: int, most: int, p
 def samples_between(one: PyTree, other: PyTree, samples: int) -> list[PyTree]:
     """Equally spaced points between two pivots, without these."""
     return [between(one, other, np.float32((i + 1) / (samples + 1))) for i in range(samples)]
-
-
-def _on_host(values: list[Any]) -> np.ndarray:
-    return np.asarray(jax.device_get(values), np.float64)
