@@ -26,7 +26,7 @@ from lla_jax.paths.saddles import Saddle
 from lla_jax.paths.slopes import with_fresh_noise
 from lla_jax.paths.training import Training
 
-CLIMB_MOST = 100  # steps of the climbing image by default
+CLIMB_MOST = 300  # steps of the climbing image by default
 
 
 def connect_band(training: Training, **options: Any) -> Curve:
