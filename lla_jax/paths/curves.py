@@ -74,7 +74,8 @@ class Curve:
         num = next(iter(counts))[0] if len(counts) == 1 and () not in counts else 0
         if num < 2 or (self.kind == "line" and num != 2):
             rule = "2" if self.kind == "line" else "the number of points, 2 or more"
-            raise Misuse("points", f"leading axes {sorted(counts)} given; that of every leaf must be {rule}")
+            remedy = "of a list of trees make lla.paths.bezier([a, middle, b])"
+            raise Misuse("points", f"leading axes {sorted(counts)} given; that of every leaf must be {rule}: {remedy}")
         object.__setattr__(self, "knots", _check_knots(self.kind, self.knots, num))
         object.__setattr__(self, "states", _check_states(self.states))
 
@@ -280,8 +281,8 @@ def stack_points(points: Any, names: Sequence[str]) -> PyTree:
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *aligned)
 
 
-def stack_states(state_a: PyTree, state_b: PyTree) -> PyTree:
-    """The states of both ends, stacked on the host; None where neither has leaves.
+def stack_states(state_a: PyTree, state_b: PyTree, names: tuple[str, str] = ("state_a", "state_b")) -> PyTree:
+    """The states of both ends, stacked on the host; None where neither has leaves. ``names`` are those for errors.
 
     Raises:
       Misuse: one is missing, has another structure, or is not finite, by its name.
@@ -290,14 +291,26 @@ def stack_states(state_a: PyTree, state_b: PyTree) -> PyTree:
     if not one and not two:
         return None
     if not one or not two:
-        name, other = ("state_a", "state_b") if not one else ("state_b", "state_a")
+        name, other = names if not one else names[::-1]
         raise Misuse(name, f"none given, and {other} is; give both, each the state that its end was trained with")
-    for name, state in (("state_a", state_a), ("state_b", state_b)):
+    state_b = _unwrap(state_b, state_a)
+    for name, state in zip(names, (state_a, state_b), strict=True):
         for path, leaf in zip(_tree.paths(state), jax.tree.leaves(state), strict=True):
             if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not np.isfinite(np.asarray(leaf)).all():
                 raise Misuse(name, f"[{path!r}] has NaN or infinite entries; all must be finite: pass another state")
-    state_b = _tree.align(state_b, state_a, "state_b", "state_a")
+    state_b = _tree.align(state_b, state_a, *names[::-1])
     return jax.tree.map(lambda x, y: np.stack([np.asarray(x), np.asarray(y)]), state_a, state_b)
+
+
+def _unwrap(state: PyTree, like: PyTree) -> PyTree:
+    """The state in a dict of all variables, or that of a single collection, as flax has them; any other as it is."""
+    if not isinstance(like, Mapping) or not isinstance(state, Mapping):
+        return state
+    if set(like) < set(state):
+        return {name: state[name] for name in like}
+    if len(like) == 1 and not set(like) & set(state):
+        return dict.fromkeys(like, state)
+    return state
 
 
 @explained

@@ -31,11 +31,12 @@ def test_the_ring_has_a_barrier_of_exactly_one():
     assert np.isnan(found.value_stderr)
 
 
-@pytest.mark.parametrize("centre", [-0.3, 0.9])
-def test_a_convex_quadratic_has_no_barrier_since_the_ends_count(centre):
-    found = measure(lambda x, y: (x - centre) ** 2 + 3 * y**2)
+@pytest.mark.parametrize("centre", [-0.3, 0.9, 4.0])
+@pytest.mark.parametrize("offset", [0, 1e5])
+def test_a_convex_quadratic_has_no_barrier_since_the_ends_count(centre, offset):
+    found = measure(lambda x, y: (x - centre) ** 2 + 3 * y**2 + offset)
     assert (found.value, found.t) == (0, 0)
-    assert found.above_mean == pytest.approx(abs(2 * centre), rel=1e-6)
+    assert found.above_mean == pytest.approx(abs(2 * centre), rel=1e-6, abs=1e-7 * offset)
     assert found.heights["loss"].above_mean_t == (1 if centre < 0 else 0)
     assert len(found.coords) < 35
 
@@ -44,6 +45,9 @@ PEAKS = {
     "smooth": lambda x, y: jnp.exp(-(((x - 0.137) / 0.2) ** 2)),
     "on a slope": lambda x, y: jnp.exp(-(((x - 0.137) / 0.2) ** 2)) + 0.7 * x,
     "a kink": lambda x, y: -abs(x - 0.137),
+    "a small one between ends of very different losses": lambda x, y: (
+        200 * x + 0.1 * jnp.exp(-(((x - 0.137) / 0.2) ** 2))
+    ),
     "near an end": lambda x, y: jnp.exp(-(((x + 0.97) / 0.05) ** 2)) + 0.1 * x**2,
     "two of nearly one height": lambda x, y: (
         jnp.exp(-(((x - 0.137) / 0.1) ** 2)) + 1.002 * jnp.exp(-(((x + 0.511) / 0.1) ** 2))
@@ -64,6 +68,20 @@ def test_peaks_between_the_points_of_the_grid_are_found(f):
     assert (np.diff(found.coords) > 0).all()
     assert found.t in found.coords
     assert len(found.coords) < 70
+
+
+def test_a_linear_loss_has_none_and_a_grid_has_at_least_three_points():
+    assert measure(lambda x, y: 1 / 3 + 0.7 * x).value == 0
+    with pytest.raises(ValueError, match=r"points: 2 given; it must be an integer of at least 3"):
+        measure(lambda x, y: x, points=2)
+    assert measure(lambda x, y: (x**2 - 1) ** 2, points=[0.1, 0.4]).value == pytest.approx(1, rel=1e-5)
+
+
+def test_in_double_precision_much_smaller_heights_are_seen():
+    with jax.enable_x64(True):
+        ends = [{"x": np.float64(x), "y": np.float64(0)} for x in (-1, 1)]
+        assert measure(lambda x, y: 1 - 1e-9 * x**2, ends).value == pytest.approx(1e-9, rel=1e-5)
+        assert measure(lambda x, y: 1 / 3 + 0.7 * x, ends).value == 0
 
 
 def test_both_heights_are_those_of_their_definitions_on_the_points():
@@ -203,33 +221,73 @@ def criterion(outputs, batch):
 
 @pytest.fixture(scope="module")
 def nets():
-    """(loss with the statistics of a, a, b, the statistics of b), each with statistics of its own data."""
-    made = [Net().init(jax.random.key(seed), DATA[0]) for seed in (0, 1)]
-    states = []
-    for variables in made:
-        hidden = np.asarray(DATA[0] @ variables["params"]["Dense_0"]["kernel"])
-        states.append({"BatchNorm_0": {"mean": hidden.mean(0), "var": hidden.var(0)}})
-    loss = lla.from_linen(Net(), {"params": made[0]["params"], "batch_stats": states[0]}, criterion)
-    return (
-        loss,
-        made[0]["params"],
-        made[1]["params"],
-        loss.state | {"batch_stats": states[1]} if "batch_stats" in loss.state else states[1],
-    )
+    """(loss with the state of a, a, b, the state of b): a trained network, and its hidden units in another order."""
+    variables = Net().init(jax.random.key(0), DATA[0])
+    loss = lla.from_linen(Net(), variables, criterion)
+
+    @jax.jit
+    def step(p, state):
+        (_, new), slope = jax.value_and_grad(mean, has_aux=True)(p, state)
+        return jax.tree.map(lambda x, g: x - 0.5 * g, p, slope), new
+
+    def mean(p, state):
+        outputs, new = loss.apply(p, state, DATA, True)
+        return criterion(outputs, DATA).mean(), new
+
+    a, state = variables["params"], loss.state
+    for _ in range(100):
+        a, state = step(a, state)
+    order = np.array([2, 3, 1, 0])
+    b = jax.tree.map(lambda x: x[..., order], {name: a[name] for name in ("Dense_0", "BatchNorm_0")})
+    b["Dense_1"] = a["Dense_1"] | {"kernel": a["Dense_1"]["kernel"][order]}
+    return lla.from_linen(Net(), {"params": a, **state}, criterion), a, b, jax.tree.map(lambda x: x[order], state)
+
+
+def at_point(p):
+    """The losses of single examples under the statistics of all of them, in float64."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), p)
+    hidden = DATA[0] @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"]
+    hidden = (hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + 1e-5)
+    hidden = np.maximum(hidden * p["BatchNorm_0"]["scale"] + p["BatchNorm_0"]["bias"], 0)
+    z = hidden @ p["Dense_1"]["kernel"] + p["Dense_1"]["bias"]
+    return np.log(np.exp(z).sum(1)) - z[np.arange(len(z)), DATA[1]]
 
 
 def test_statistics_are_reestimated_at_every_point_and_the_ends_own_are_reported(nets):
     loss, a, b, state_b = nets
     found = lla.paths.barrier(loss, a, b, DATA, state_b=state_b, execution=FIXED)
+    curve = lla.paths.line(a, b)
     for t, value in zip(found.coords[::6], found.losses[::6], strict=True):
-        p = lla.paths.line(a, b)(t)
-        outputs, _ = Net().apply(
-            {"params": p, "batch_stats": jax.tree.map(np.zeros_like, state_b)}, DATA[0], True, mutable=["batch_stats"]
-        )
-        assert value == pytest.approx(float(criterion(outputs, DATA).mean()), rel=1e-5)
-    np.testing.assert_allclose(found.ends["loss"], found.losses[[0, -1]], rtol=1e-5)
+        assert value == pytest.approx(at_point(curve(t)).mean(), rel=1e-5)
+    at, zero, one = (at_point(curve(t)) for t in (found.t, 0, 1))
+    d = at - (1 - found.t) * zero - found.t * one
+    assert found.value == pytest.approx(d.mean(), rel=1e-4)
+    assert found.value > 0.05
+    assert found.value_stderr == pytest.approx(d.std(ddof=1) / 23**0.5, rel=1e-3)
     assert found.recipe["batch_stats"] == "reestimate"
-    assert found.value_stderr > 0 or found.t in (0, 1)
+    for k, (p, state) in enumerate(((a, loss.state), (b, state_b))):  # the statistics lag behind the weights
+        own = float(criterion(loss.apply(p, state, DATA, False)[0], DATA).mean())
+        assert found.ends["loss"][k] == pytest.approx(own, rel=1e-5)
+        assert own != pytest.approx(found.losses[-k], rel=1e-4)
+
+
+def test_statistics_of_each_batch_couple_its_examples_alone(nets):
+    loss, a, b, state_b = nets
+    options = {"batch_stats": "batch", "batch_size": 12, "execution": FIXED}
+    found = lla.paths.barrier(loss, a, b, DATA, state_b=state_b, points=5, **options)
+    curve = lla.paths.line(a, b)
+
+    @jax.jit
+    def of_batch(p, batch):
+        return criterion(loss.apply(p, loss.state, batch, True)[0], batch)
+
+    def losses(t):
+        parts = [of_batch(curve(t), tuple(x[rows] for x in DATA)) for rows in (slice(0, 12), slice(12, 23))]
+        return np.concatenate(parts).astype(np.float64)
+
+    d = losses(found.t) - (1 - found.t) * losses(0) - found.t * losses(1)
+    assert found.value == pytest.approx(d.mean(), rel=1e-4)
+    assert found.value_stderr == pytest.approx(d.std(ddof=1) / 23**0.5, rel=1e-3)
 
 
 def test_a_state_of_another_network_is_said(nets):

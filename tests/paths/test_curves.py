@@ -209,6 +209,13 @@ def test_a_line_of_plain_function_and_of_a_stream():
     np.testing.assert_allclose(plane.values["loss"], [1, 0.25, 0, 0.25, 1])
 
 
+def test_the_second_state_may_be_all_variables_or_one_collection():
+    one, two = ({"batch_stats": {"mean": np.float32([x])}} for x in (1, 2))
+    for given in (two, two["batch_stats"], two | {"params": B}):
+        curve = lla.paths.line(A, B, one, given)
+        np.testing.assert_array_equal(curve.states["batch_stats"]["mean"], [[1], [2]])
+
+
 NAN = jax.tree.map(np.copy, B) | {"gain": np.float32(np.inf)}
 REFUSED = {
     "a curve of one point": (lambda: lla.paths.bezier([A]), "points: .*two or more"),
