@@ -206,7 +206,7 @@ def _rounding_of(row: Leaves) -> float:
     for leaf in row:
         eps = float(jnp.finfo(leaf.dtype).eps)
         flat = leaf.reshape(-1)
-        total += sum(float(np.vdot(x, x)) * eps**2 for _, _, x in pieces([[flat]]))
+        total += sum(float(np.einsum("rp,rp->", x, x)) * eps**2 for _, _, x in pieces([[flat]]))
     return total
 
 
@@ -274,7 +274,7 @@ def _axes(blocks: Blocks, origin: Leaves, vectors: np.ndarray, count: Callable[[
     for block in blocks.slices:
         rows = blocks.read(block)
         for leaf, part, piece in pieces(rows, origin):
-            sums[leaf][:, part] += vectors[block].T @ piece
+            sums[leaf][:, part] += np.einsum("tk,tp->kp", vectors[block], piece)
         count(len(rows))
     norms = np.sqrt(sum(np.einsum("kp,kp->k", x, x) for x in sums))[:, None]
     shapes = [(_tree.shape_dtype(leaf), leaf.shape) for leaf in origin]
