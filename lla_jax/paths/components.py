@@ -181,13 +181,21 @@ def _counter(progress: Callable[[float, float | None], None] | None, total: int)
 
 
 def _gram_matrix(blocks: Blocks, origin: Leaves, count: Callable[[int], None]) -> tuple[np.ndarray, float]:
-    """((T, T) products of the differences to the origin, the sum of squares of what rounding can change)."""
-    gram, rounding, slices = np.zeros((len(blocks), len(blocks))), 0.0, blocks.slices
+    """((T, T) products of the differences to the origin, the sum of squares of what rounding can change).
+
+    Rounding changes an entry by eps |x| at most: twice half a unit, of a sum, and of a product in it. Entries that no
+    checkpoint changes, as of frozen layers, add nothing to the differences, and none of their rounding is counted.
+    """
+    gram, slices = np.zeros((len(blocks), len(blocks))), blocks.slices
+    largest = [np.zeros(leaf.size, np.float32) for leaf in origin]
+    moved = [np.zeros(leaf.size, bool) for leaf in origin]
     for number, one in enumerate(slices):
         rows = blocks.read(one)
-        rounding += sum(_rounding_of(row) for row in rows)
-        for _, _, piece in pieces(rows, origin):
+        for leaf, part, piece in pieces(rows, origin):
             gram[one, one] += piece @ piece.T
+            moved[leaf][part] |= piece.any(0)
+            piece += origin[leaf].reshape(-1)[part].astype(np.float64)
+            np.maximum(largest[leaf][part], np.abs(piece, out=piece).max(0), out=largest[leaf][part], casting="unsafe")
         count(len(rows))
         for other in slices[number + 1 :]:
             columns = blocks.read(other)
@@ -197,17 +205,11 @@ def _gram_matrix(blocks: Blocks, origin: Leaves, count: Callable[[int], None]) -
                 gram[one, other] += left @ right.T
             gram[other, one] = gram[one, other].T
             count(len(columns))
-    return gram, rounding
-
-
-def _rounding_of(row: Leaves) -> float:
-    """The squared norm of eps |x|, twice the largest rounding error of each entry: of a sum, and of a product in it."""
-    total = 0.0
-    for leaf in row:
-        eps = float(jnp.finfo(leaf.dtype).eps)
-        flat = leaf.reshape(-1)
-        total += sum(float(np.einsum("rp,rp->", x, x)) * eps**2 for _, _, x in pieces([[flat]]))
-    return total
+    parts = zip(origin, largest, moved, strict=True)
+    squares = [
+        float(jnp.finfo(x.dtype).eps) ** 2 * float(np.square(size[at], dtype=np.float64).sum()) for x, size, at in parts
+    ]
+    return gram, len(blocks) * sum(squares)
 
 
 def _centred(gram: np.ndarray) -> np.ndarray:
