@@ -120,8 +120,8 @@ def pca(
     centre = leaves_of(params, runs[0].like, "params")
     count = _counter(progress, sum(total - block.start for block in blocks.slices) + 2 * total)
     origin = blocks.read(slice(total // 2, total // 2 + 1))[0]
-    gram, rounding = _gram_matrix(blocks, origin, count)
-    spread = _spread(gram, rounding)
+    gram, rounding, changing = _gram_matrix(blocks, origin, count)
+    spread = _spread(gram, rounding + changing * sum(len(run) * _error_of(run) ** 2 for run in runs))
     _check_rank(spread, num, blocks, len(runs))
     _warn_of_walks(spread, num, runs)
     tree = _axes(blocks, origin, spread.vectors[:, :num], count)
@@ -180,8 +180,14 @@ def _counter(progress: Callable[[float, float | None], None] | None, total: int)
     return count
 
 
-def _gram_matrix(blocks: Blocks, origin: Leaves, count: Callable[[int], None]) -> tuple[np.ndarray, float]:
-    """((T, T) products of the differences to the origin, the sum of squares of what rounding can change).
+def _error_of(run: Trajectory) -> float:
+    """The largest error of an entry of a recording that keeps differences in half precision; 0 of other paths."""
+    differences = run.recipe.get("differences")
+    return float(differences.get("largest_rounding", 0.0)) if isinstance(differences, dict) else 0.0
+
+
+def _gram_matrix(blocks: Blocks, origin: Leaves, count: Callable[[int], None]) -> tuple[np.ndarray, float, int]:
+    """(products of the differences to the origin, squares of what rounding can change, number of entries that change).
 
     Rounding changes an entry by eps |x| at most: twice half a unit, of a sum, and of a product in it. Entries that no
     checkpoint changes, as of frozen layers, add nothing to the differences, and none of their rounding is counted.
@@ -205,11 +211,11 @@ def _gram_matrix(blocks: Blocks, origin: Leaves, count: Callable[[int], None]) -
                 gram[one, other] += left @ right.T
             gram[other, one] = gram[one, other].T
             count(len(columns))
-    parts = zip(origin, largest, moved, strict=True)
-    squares = [
-        float(jnp.finfo(x.dtype).eps) ** 2 * float(np.square(size[at], dtype=np.float64).sum()) for x, size, at in parts
-    ]
-    return gram, len(blocks) * sum(squares)
+    rounding, changing = 0.0, 0
+    for x, size, at in zip(origin, largest, moved, strict=True):
+        rounding += float(jnp.finfo(x.dtype).eps) ** 2 * float(np.square(size[at], dtype=np.float64).sum())
+        changing += int(at.sum())
+    return gram, len(blocks) * rounding, changing
 
 
 def _centred(gram: np.ndarray) -> np.ndarray:
