@@ -155,7 +155,7 @@ _TURN = np.linalg.qr(np.random.default_rng(0).normal(size=(10, 10)))[0].astype("
 
 
 def _turned(params, batch):
-    """The Mueller-Brown surface over two of ten turned axes; the others have narrow valleys that bend with the first."""
+    """The Mueller-Brown surface over two of ten turned axes; along the others a narrow valley bends with the first."""
     q = _TURN @ params
     return mueller_brown({"x": q[0], "y": q[1]}, batch) + 50 * jnp.sum((q[2:] - 0.3 * q[0]) ** 2)
 
