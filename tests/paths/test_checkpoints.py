@@ -140,6 +140,9 @@ def test_several_trees_in_a_file_need_a_key(tmp_path):
     with pytest.raises(Misuse, match=r"key: none given, and a.npz has the leaves of like under \['ema', 'online'\]"):
         lla.paths.from_checkpoints([file], LIKE)
     check(lla.paths.from_checkpoints([file], LIKE, key="ema"), [2])
+    moments = flat(params(3), "/", "opt_state/0/mu/params/")  # are no second choice
+    file = npz(tmp_path / "a.npz", flat(params(1), "/", "params/params/"), moments)
+    check(lla.paths.from_checkpoints([file], LIKE), [1])
     with pytest.raises(Misuse, match="key: 'average' given"):
         lla.paths.from_checkpoints([file], LIKE, key="average")
 
