@@ -22,7 +22,7 @@ from lla_jax.core.arguments import Misuse
 from lla_jax.core.scales import spans_decades
 from lla_jax.core.types import Execution, Problem, PyTree, is_path
 from lla_jax.directions import derived
-from lla_jax.landscape.sweeps import evaluate
+from lla_jax.landscape.evaluation import evaluate
 from lla_jax.output import path_words, plotting, storage
 from lla_jax.paths import optimizers
 from lla_jax.paths.barriers import Barrier
@@ -66,7 +66,7 @@ def show(problem: Problem, options: ConnectOptions) -> None:
 def _second(problem: Problem, options: ConnectOptions) -> tuple[PyTree, PyTree]:
     """(parameters, state or None) of the second solution."""
     if options.checkpoint is not None:
-        return read_one(problem, options.checkpoint, "frozen")
+        return read_one(problem, options.checkpoint)
     if not len(problem.checkpoints):
         raise Mistake(
             "--checkpoint: not given, and Problem.checkpoints is empty; name the file of the second solution, or set "
@@ -156,8 +156,11 @@ def _plane(problem: Problem, curve: Curve, options: ConnectOptions, chosen: Mapp
         print_note(f"no picture of the plane: {error.text}")
         return []
     seen = paths.project(curve, axes, params=a)
-    has_statistics = has_floats(getattr(problem.loss, "state", None))
-    policy = options.batch_stats or ("reestimate" if has_statistics else "frozen")
+    policy = options.batch_stats or "frozen"
+    if policy == "frozen" and has_floats(getattr(problem.loss, "state", None)):
+        policy = "reestimate"  # those of the ends say nothing of the plane
+        if options.batch_stats == "frozen":
+            print_note("the plane has re-estimated BatchNorm statistics, as those of the ends are known there alone")
     try:
         with bar("plane") as progress:
             plane = evaluate(
