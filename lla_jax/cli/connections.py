@@ -17,7 +17,7 @@ from lla_jax.cli.environment import make_execution
 from lla_jax.cli.options import ConnectOptions, Mistake
 from lla_jax.cli.settings import connect_settings, scale
 from lla_jax.cli.terminal import bar, print_message, print_note, print_results
-from lla_jax.cli.trainings import read_one
+from lla_jax.cli.trainings import check_checkpoints, read_one
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.scales import spans_decades
 from lla_jax.core.types import Execution, Problem, PyTree, is_path
@@ -74,6 +74,7 @@ def _second(problem: Problem, options: ConnectOptions) -> tuple[PyTree, PyTree]:
         )
     if len(problem.checkpoints) > 1:
         print_note(f"Problem.checkpoints has {len(problem.checkpoints)} entries, of which the first is the other end")
+    check_checkpoints(problem)
     if is_path(problem.checkpoints):
         return problem.checkpoints[0], problem.checkpoints.state(0)  # type: ignore[attr-defined]
     state = problem.states[0] if problem.states else None

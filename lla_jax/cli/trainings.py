@@ -28,7 +28,7 @@ from lla_jax.output import kept, path_words, plotting, storage
 from lla_jax.output.plotting import reels
 from lla_jax.paths.points import has_floats
 from lla_jax.paths.projections import Projection
-from lla_jax.paths.trajectories import Trajectory, from_trees, given
+from lla_jax.paths.trajectories import Trajectory, given
 
 SEEN, PARTIAL, PLANE = "seen.npz", "seen.partial.npz", "plane.npz"
 RESULTS = (SEEN, PARTIAL, "axes.npz", "path.txt", "path.json")
@@ -89,6 +89,7 @@ def _check_film(options: PathOptions) -> None:
 
 def read_path(problem: Problem, options: PathOptions) -> Trajectory:
     """The path: the files of --checkpoints, or the checkpoints of the problem with its parameters as the last one."""
+    _tree.check_real(problem.params, "Problem.params")
     if options.checkpoints:
         remedy = "use --batch-stats reestimate or batch"
         return _read_files(problem, options.checkpoints, options.batch_stats == "frozen", remedy)
@@ -99,15 +100,24 @@ def read_path(problem: Problem, options: PathOptions) -> Trajectory:
             "--checkpoints: not given, and Problem.checkpoints is empty; name the files of the training, such as "
             "--checkpoints 'ckpt/*.npz', or set checkpoints in the factory"
         )
-    trees, states = [*problem.checkpoints, problem.params], None
-    names = [f"Problem.checkpoints[{i}]" for i in range(len(problem.checkpoints))] + ["Problem.params"]
-    from_trees(trees, "Problem.checkpoints")
-    if problem.states:
-        states = [*problem.states, getattr(problem.loss, "state", None)]
+    check_checkpoints(problem)
+    trees = [*problem.checkpoints, problem.params]
+    states = [*problem.states, getattr(problem.loss, "state", None)] if problem.states else None
     if _equal(*trees[-2:]):
-        print_note(f"{names[-2]} and Problem.params are the same network, which is shown once")
-        trees, states = trees[:-1], states and [*states[:-2], states[-1]]
+        print_note("the last of Problem.checkpoints and Problem.params are the same network, which is shown once")
+        del trees[-2], (states or [None, None])[-2]
     return given(trees, states)
+
+
+def check_checkpoints(problem: Problem) -> None:
+    """Refuse checkpoints of another network than the parameters, and states that the loss does not have."""
+    state = getattr(problem.loss, "state", None)
+    for i, tree in enumerate(problem.checkpoints):
+        name = f"Problem.checkpoints[{i}]"
+        _tree.check_real(tree, name)
+        _tree.align(tree, problem.params, name, "Problem.params")
+    for i, each in enumerate(problem.states):
+        _tree.align(each, state, f"Problem.states[{i}]", "the state of the loss")
 
 
 def _equal(one: Any, two: Any) -> bool:

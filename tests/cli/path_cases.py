@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import numpy as np
+
+from lla_jax.cli import main as cli
+
 MODULE = """
 import numpy as np
 import lla_jax as lla
@@ -58,3 +64,31 @@ def normed(states=True):
 def lacking():
     return normed(False)
 """
+
+
+def history(verb, *arguments, factory="make"):
+    """Run a verb on a problem of the module; gives the exit code."""
+    return cli.main([str(a) for a in (verb, "--problem", f"history:{factory}", *arguments)])
+
+
+def stopping(label, after):
+    """A progress bar that interrupts, as Ctrl-C would, at a number of one label."""
+
+    @contextlib.contextmanager
+    def bar(name, *_, **__):
+        def progress(done, total):
+            if name == label and done >= after:
+                raise KeyboardInterrupt
+
+        yield progress
+
+    return bar
+
+
+W = np.array([1.0, -1.0, 0.5])
+X = np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32).astype(np.float64)
+
+
+def losses(*weights):
+    """The loss of the module at some weights, in float64."""
+    return np.array([np.mean(((X @ w) ** 2 - (X @ W) ** 2) ** 2) for w in weights])
