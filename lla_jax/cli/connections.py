@@ -17,12 +17,12 @@ from lla_jax.cli.environment import make_execution
 from lla_jax.cli.options import ConnectOptions, Mistake
 from lla_jax.cli.settings import connect_settings, scale
 from lla_jax.cli.terminal import bar, print_message, print_note, print_results
-from lla_jax.cli.trainings import read_one
+from lla_jax.cli.trainings import check_checkpoints, read_one
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.scales import spans_decades
 from lla_jax.core.types import Execution, Problem, PyTree, is_path
 from lla_jax.directions import derived
-from lla_jax.landscape.sweeps import evaluate
+from lla_jax.landscape.evaluation import evaluate
 from lla_jax.output import path_words, plotting, storage
 from lla_jax.paths import optimizers
 from lla_jax.paths.barriers import Barrier
@@ -66,7 +66,7 @@ def show(problem: Problem, options: ConnectOptions) -> None:
 def _second(problem: Problem, options: ConnectOptions) -> tuple[PyTree, PyTree]:
     """(parameters, state or None) of the second solution."""
     if options.checkpoint is not None:
-        return read_one(problem, options.checkpoint, "frozen")
+        return read_one(problem, options.checkpoint)
     if not len(problem.checkpoints):
         raise Mistake(
             "--checkpoint: not given, and Problem.checkpoints is empty; name the file of the second solution, or set "
@@ -74,6 +74,7 @@ def _second(problem: Problem, options: ConnectOptions) -> tuple[PyTree, PyTree]:
         )
     if len(problem.checkpoints) > 1:
         print_note(f"Problem.checkpoints has {len(problem.checkpoints)} entries, of which the first is the other end")
+    check_checkpoints(problem)
     if is_path(problem.checkpoints):
         return problem.checkpoints[0], problem.checkpoints.state(0)  # type: ignore[attr-defined]
     state = problem.states[0] if problem.states else None
@@ -156,8 +157,11 @@ def _plane(problem: Problem, curve: Curve, options: ConnectOptions, chosen: Mapp
         print_note(f"no picture of the plane: {error.text}")
         return []
     seen = paths.project(curve, axes, params=a)
-    has_statistics = has_floats(getattr(problem.loss, "state", None))
-    policy = options.batch_stats or ("reestimate" if has_statistics else "frozen")
+    policy = options.batch_stats or "frozen"
+    if policy == "frozen" and has_floats(getattr(problem.loss, "state", None)):
+        policy = "reestimate"  # those of the ends say nothing of the plane
+        if options.batch_stats == "frozen":
+            print_note("the plane has re-estimated BatchNorm statistics, as those of the ends are known there alone")
     try:
         with bar("plane") as progress:
             plane = evaluate(

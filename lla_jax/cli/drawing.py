@@ -17,6 +17,8 @@ from lla_jax.cli.terminal import print_note, print_results
 if TYPE_CHECKING:
     from lla_jax.core.results import Landscape
 
+TRAINING = "training.npz"  # as in paths/keeping.py, which needs jax
+
 
 def plot(options: PlotOptions) -> None:
     """Draw a saved result again, or all results in a folder."""
@@ -47,6 +49,8 @@ def _plot_folder(options: PlotOptions) -> None:
     folder = options.file
     results: dict[Path, Any] = {}
     for path in sorted(folder.glob("*.npz")):
+        if path.name == TRAINING or (path.name == "line.npz" and path.with_name("barrier.npz").exists()):
+            continue  # no result, or drawn with another one
         try:
             results[path] = load(path)
         except (ValueError, OSError) as error:
@@ -141,7 +145,9 @@ def _barriers(saved: Any, options: PlotOptions) -> Any:
 
     line = options.file.with_name("line.npz")
     _check_value(options, saved, options.file)
-    several = {"line": load(line), "curve": saved} if options.file.stem == "barrier" and line.exists() else saved
+    several = saved
+    if options.file.stem == "barrier" and line.exists():
+        several = {"line": load(line), saved.recipe["directions"]["curve"]: saved}
     return plotting.barrier(several, options.value, log=bool(scale(options)))
 
 

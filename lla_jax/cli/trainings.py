@@ -19,15 +19,16 @@ from lla_jax.cli.errors import REMEDY
 from lla_jax.cli.options import Mistake, PathOptions
 from lla_jax.cli.settings import path_settings, plane_points
 from lla_jax.cli.terminal import bar, print_message, print_note, print_results
+from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.recipes import Differs
 from lla_jax.core.types import Directions, Loss, Problem, is_path
-from lla_jax.landscape.sweeps import evaluate
+from lla_jax.landscape.evaluation import evaluate
 from lla_jax.output import kept, path_words, plotting, storage
 from lla_jax.output.plotting import reels
 from lla_jax.paths.points import has_floats
 from lla_jax.paths.projections import Projection
-from lla_jax.paths.trajectories import Trajectory, from_trees, given
+from lla_jax.paths.trajectories import Trajectory, given
 
 SEEN, PARTIAL, PLANE = "seen.npz", "seen.partial.npz", "plane.npz"
 RESULTS = (SEEN, PARTIAL, "axes.npz", "path.txt", "path.json")
@@ -88,8 +89,10 @@ def _check_film(options: PathOptions) -> None:
 
 def read_path(problem: Problem, options: PathOptions) -> Trajectory:
     """The path: the files of --checkpoints, or the checkpoints of the problem with its parameters as the last one."""
+    _tree.check_real(problem.params, "Problem.params")
     if options.checkpoints:
-        return _read_files(problem, options.checkpoints, options.batch_stats)
+        remedy = "use --batch-stats reestimate or batch"
+        return _read_files(problem, options.checkpoints, options.batch_stats == "frozen", remedy)
     if is_path(problem.checkpoints):
         return paths.as_trajectory(problem.checkpoints)
     if not problem.checkpoints:
@@ -97,45 +100,57 @@ def read_path(problem: Problem, options: PathOptions) -> Trajectory:
             "--checkpoints: not given, and Problem.checkpoints is empty; name the files of the training, such as "
             "--checkpoints 'ckpt/*.npz', or set checkpoints in the factory"
         )
-    trees, states = [*problem.checkpoints, problem.params], None
-    names = [f"Problem.checkpoints[{i}]" for i in range(len(problem.checkpoints))] + ["Problem.params"]
-    from_trees(trees, "Problem.checkpoints")
-    if problem.states:
-        states = [*problem.states, getattr(problem.loss, "state", None)]
+    check_checkpoints(problem)
+    trees = [*problem.checkpoints, problem.params]
+    states = [*problem.states, getattr(problem.loss, "state", None)] if problem.states else None
     if _equal(*trees[-2:]):
-        print_note(f"{names[-2]} and Problem.params are the same network, which is shown once")
-        trees, states = trees[:-1], states and [*states[:-2], states[-1]]
+        print_note("the last of Problem.checkpoints and Problem.params are the same network, which is shown once")
+        del trees[-2], (states or [None, None])[-2]
     return given(trees, states)
+
+
+def check_checkpoints(problem: Problem) -> None:
+    """Refuse checkpoints of another network than the parameters, and states that the loss does not have."""
+    state = getattr(problem.loss, "state", None)
+    for i, tree in enumerate(problem.checkpoints):
+        name = f"Problem.checkpoints[{i}]"
+        _tree.check_real(tree, name)
+        _tree.align(tree, problem.params, name, "Problem.params")
+    for i, each in enumerate(problem.states):
+        _tree.align(each, state, f"Problem.states[{i}]", "the state of the loss")
 
 
 def _equal(one: Any, two: Any) -> bool:
     return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(two)))
 
 
-def _read_files(problem: Problem, files: Sequence[str], batch_stats: str | None) -> Trajectory:
-    """The checkpoints in files, by the problem's own reader if it has one."""
+def _read_files(problem: Problem, files: Sequence[str], with_state: bool, remedy: str) -> Trajectory:
+    """The checkpoints in files, by the problem's own reader if it has one.
+
+    Args:
+      problem: the user's.
+      files: paths and patterns.
+      with_state: whether they must hold the state of the loss, if that has floats.
+      remedy: what to do where they do not.
+    """
     if problem.read is not None:
         return paths.as_trajectory(problem.read(list(files)), "files")
     state = getattr(problem.loss, "state", None)
-    needed = state if batch_stats == "frozen" and has_floats(state) else None
+    if not (with_state and has_floats(state)):
+        return paths.from_checkpoints(list(files), problem.params)
     try:
-        return paths.from_checkpoints(list(files), problem.params, state_like=needed)
+        return paths.from_checkpoints(list(files), problem.params, state_like=state)
     except Misuse as error:
-        if needed is None or error.argument not in ("state_like", "files"):
-            raise
         try:
             paths.from_checkpoints(list(files), problem.params)
         except Misuse:
-            raise error from None
-        raise Mistake(
-            f"--batch-stats: frozen given, and the checkpoints lack the loss's state ({error.text}); use --batch-stats "
-            "reestimate or batch"
-        ) from error
+            raise error from None  # it is not the state that is wrong
+        raise Misuse("files", f"the state of the loss (BatchNorm) is not in them: {error.text}; {remedy}") from error
 
 
-def read_one(problem: Problem, file: Path, batch_stats: str | None) -> tuple[Any, Any]:
+def read_one(problem: Problem, file: Path) -> tuple[Any, Any]:
     """(parameters, state or None) of the only checkpoint in a file or folder."""
-    path = _read_files(problem, [str(file)], batch_stats)
+    path = _read_files(problem, [str(file)], True, "name a file that has it, as the loss needs that of both ends")
     if len(path) != 1:
         raise Mistake(f"--checkpoint: {file} given, which holds {len(path)} checkpoints; name the file of one of them")
     return path[0], path.state(0)
@@ -147,8 +162,6 @@ def _loss_of_last(problem: Problem, path: Trajectory, options: PathOptions) -> A
     if not isinstance(loss, Loss) or not jax.tree.leaves(loss.state):
         return loss
     if path.has_states:
-        from lla_jax.core import tree as _tree
-
         return replace(loss, state=_tree.align(path.state(-1), loss.state, "the state of the last checkpoint", "loss"))
     if options.batch_stats == "frozen" and has_floats(loss.state):
         what = "the files hold no states" if options.checkpoints else "Problem.states is empty"
@@ -236,7 +249,8 @@ def _write(axes: Directions, seen: Projection, out: Path) -> list[Path]:
 
 def _draw(axes: Directions, seen: Projection, plane: Any, options: PathOptions) -> list[Path]:
     """Draw the path, its shares and its film."""
-    out, look = options.out, {"log": choose_scale(plane, options), "cap": options.cap}
+    out = options.out
+    look: dict[str, Any] = {"log": choose_scale(plane, options), "cap": options.cap}
     files = [out / "trajectory.png", out / "explained-variance.png"]
     plotting.trajectory(plane, seen, **look).savefig(files[0])
     plotting.explained_variance(axes).savefig(files[1])

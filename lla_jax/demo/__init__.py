@@ -50,6 +50,7 @@ class Trained(NamedTuple):
       checkpoints: the parameters at initialization and halfway through training.
       train: images ``(1437, 8, 8, 1)`` in [0, 1] and labels ``(1437,)``.
       test: images ``(360, 8, 8, 1)`` and labels ``(360,)``.
+      states: ``{"batch_stats": ...}`` of each of the checkpoints.
     """
 
     module: CNN
@@ -59,6 +60,7 @@ class Trained(NamedTuple):
     checkpoints: tuple[Any, ...]
     train: Arrays
     test: Arrays
+    states: tuple[Any, ...] = ()
 
 
 @explained
@@ -148,17 +150,19 @@ def train(seed: int = 0, *, epochs: int = 24, progress: AskedProgress = None) ->
     steps = len(labels) // BATCH
     total = epochs * steps
     variables, opt_state = _start(jax.random.key(seed))
-    initial, checkpoints = variables, [variables["params"]]
+    initial, history = variables, [variables]
     rng = np.random.default_rng([seed, 1])
     for epoch in range(epochs):
         if epoch == epochs // 2:
-            checkpoints.append(variables["params"])
+            history.append(variables)
         moved = shift(images, rng)
         for i, rows in enumerate(rng.permutation(len(labels))[: steps * BATCH].reshape(steps, BATCH)):
             variables, opt_state = _step(variables, opt_state, (moved[rows], labels[rows]), total=total)
             if progress is not None:
                 progress(epoch * steps + i + 1, total)
-    return Trained(CNN(), variables, opt_state, initial, tuple(checkpoints), train_data, test_data)
+    checkpoints = tuple(each["params"] for each in history)
+    states = tuple({name: each[name] for name in each if name != "params"} for each in history)
+    return Trained(CNN(), variables, opt_state, initial, checkpoints, train_data, test_data, states)
 
 
 @takes_progress("steps")
@@ -173,7 +177,8 @@ def problem(seed: int = 0, *, epochs: int = 24, progress: AskedProgress = None) 
 
     Returns:
       A ``Problem`` of loss (cross-entropy), parameters, training data, optimizer state, the metric "accuracy", the test
-      data as ``extra_data["test"]``, and as checkpoints the parameters at initialization and halfway through training.
+      data as ``extra_data["test"]``, and as checkpoints the parameters at initialization and halfway through training,
+      with their states.
     """
     return make_problem(train(seed, epochs=epochs, progress=progress))
 
@@ -189,4 +194,5 @@ def make_problem(trained: Trained) -> Problem:
         metrics={"accuracy": accuracy},
         extra_data={"test": trained.test},
         checkpoints=trained.checkpoints,
+        states=trained.states,
     )

@@ -64,16 +64,13 @@ def describe_shares(recipe: Mapping[str, Any], num: int) -> list[str]:
 
 
 def _describe_distance(seen: Projection) -> list[str]:
-    """A line on the largest distance off the axes, beside the length that the path spans along them."""
-    far, span = float(seen.distance.max()), float(np.linalg.norm(np.ptp(seen.coords, axis=0)))
-    if span == 0:
-        return [f"Largest distance off the axes: {far:.4g}"]
-    at = int(seen.distance.argmax())
-    return [
-        f"Largest distance off the axes: {far:.4g} ({_percent(far / span)} of the extent of the path along them), at "
-        f"step {seen.steps[at]:,}; where it is large, the contours do not show the loss of the network, so both are "
-        "given:"
-    ]
+    """Lines on the largest distance off the axes, beside the extent of the path along them."""
+    at, span = int(seen.distance.argmax()), float(np.linalg.norm(np.ptp(seen.coords, axis=0)))
+    share = f", {_percent(seen.distance[at] / span)} of the extent of the path along them" if span > 0 else ""
+    lines = [f"Largest distance off the axes: {seen.distance[at]:.4g} at step {seen.steps[at]:,}{share}"]
+    if seen.loss is not None:
+        lines.append("  where it is large, contours do not show the loss of the network, so both losses are below")
+    return lines
 
 
 def _path_table(seen: Projection) -> str:
@@ -135,7 +132,7 @@ def describe_connection(curve: Curve, barriers: Mapping[str, Barrier]) -> str:
     head = ["", "along", "a", "b", "highest", "at t", "barrier", "at t"]
     rows = [_barrier_row(value, name, each) for value in names for name, each in barriers.items()]
     lines.append(table([head, *rows], left=(0, 1), indent=2))
-    name, last = next(reversed(barriers.items()))
+    name, last = list(barriers.items())[-1]
     lines.append(_verdict(name, last))
     if curve.saddle is not None:
         lines.append(_describe_saddle(curve.saddle))
@@ -155,16 +152,17 @@ def _barrier_row(value: str, name: str, barrier: Barrier) -> list[str]:
 
 
 def _verdict(name: str, barrier: Barrier) -> str:
-    """How high the loss rises along the curve, relative to the higher end."""
+    """Whether the loss rises along the curve, and how high relative to the higher end."""
     z, height = barrier.losses, barrier.heights["loss"]
     if not np.isfinite(z).all():
         return f"Along the {name} the loss is not finite everywhere"
     end = max(z[0], z[-1])
-    ratio = f"; its highest loss is {z.max() / end:.3g} times that of the higher end" if end > 0 else ""
+    ratio = f"; its highest loss is {z.max() / end:.4g} times that of the higher end" if 0 < z.max() < 100 * end else ""
     if height.value <= 0:
         return f"No point of the {name} exceeds the line between the losses of the ends{ratio}"
-    if np.isfinite(height.stderr) and height.value <= 2 * height.stderr:
-        return f"The barrier along the {name} is below two standard errors: none is seen{ratio}"
+    if height.value <= 2 * height.stderr:
+        text = f"is within two standard errors of none, {pm(height.value, height.stderr)}: more examples would tell"
+        return f"The barrier along the {name} {text}{ratio}"
     return f"The {name} keeps a barrier of {pm(height.value, height.stderr)}{ratio}"
 
 
@@ -214,10 +212,14 @@ def _plain(value: Any) -> Any:
     """A number or an array as JSON has it; what is not finite as None."""
     if value is None or isinstance(value, bool | np.bool_):
         return None if value is None else bool(value)
-    array = np.asarray(value)
-    if array.dtype.kind in "iu":
-        return array.tolist()
-    return np.where(np.isfinite(array), array.astype(object), None).tolist()
+    return _finite(np.asarray(value).tolist())
+
+
+def _finite(value: Any) -> Any:
+    """A number, or a list of numbers; None for what is not finite."""
+    if isinstance(value, list):
+        return [_finite(x) for x in value]
+    return value if np.isfinite(value) else None
 
 
 def _has_state(recipe: Mapping[str, Any]) -> bool:

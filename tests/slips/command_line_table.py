@@ -66,7 +66,7 @@ row("Plot", "run", says=("no command 'Plot'", "did you mean plot?"), name="comma
 row(
     "report",
     "run",
-    says=("no command 'report'", "demo, landscape, hessian, compile, merge, status, plot"),
+    says=("no command 'report'", "demo, landscape, hessian, path, connect, compile, merge, status, plot"),
     name="no_command",
 )
 row(
