@@ -53,6 +53,6 @@ def test_a_new_pivot_takes_over_the_memory_of_the_optimizer_next_to_it():
     more = insert_pivots(band, as_loss(ring), DRAW, 4, 1, "highest")
     assert len(more.pivots) == 5
     assert more.knots.tolist() == pytest.approx([0, 1 / 3, 1 / 3 + 0.4 / 3, 2 / 3, 1])
-    np.testing.assert_allclose(more.pivots[2]["x"], -0.7 + 0.4 * 1.7, rtol=1e-6)
+    np.testing.assert_allclose(more.pivots[2]["x"], -0.7 + 0.4 * 1.7, atol=1e-6)
     assert [float(jax.tree.leaves(each)[0][0]) for each in more.memory] == [1, 1, 2]
     assert more.pivots[1] is band.pivots[1]
