@@ -136,13 +136,19 @@ def _step(variables: Any, opt_state: Any, batch: Any, *, total: int) -> tuple[An
 @prompt_interrupts()
 @explained
 def train(
-    seed: int = 0, *, epochs: int = 24, track: Callable[..., Any] | None = None, progress: AskedProgress = None
+    seed: int = 0,
+    *,
+    epochs: int = 24,
+    split: int | None = None,
+    track: Callable[..., Any] | None = None,
+    progress: AskedProgress = None,
 ) -> Trained:
     """Train the network with Adam and a cosine schedule on batches of 64 images, moved by up to one pixel at random.
 
     Args:
       seed: for the split, the initial weights, the shifts and the order of the batches.
       epochs: passes over the training data, at least 1; 24 reach a test accuracy of 97 % or more, 2 suffice for a test.
+      split: seed of the split into training and test data, such as 0 for several networks on one; default ``seed``.
       track: called as ``track(params, step, state=state)`` before the first step, as step 0, and after every step, such
         as ``lla.paths.record("runs/traj", every=11)``.
       progress: True for a bar, or a function called as ``progress(done_steps, total_steps)``.
@@ -154,7 +160,7 @@ def train(
       ValueError: if ``epochs`` is less than 1.
     """
     check_integer("epochs", epochs, remedy="such as 24")
-    train_data, test_data = load_digits(seed)
+    train_data, test_data = load_digits(seed if split is None else split)
     images, labels = train_data
     steps = len(labels) // BATCH
     total = epochs * steps
