@@ -287,7 +287,7 @@ class _Track:
                 marker="o",
                 markersize=4,
                 zorder=5,
-                color=style.COLOURS[1],
+                color=colour if run.name else style.COLOURS[1],
                 markeredgecolor="black",
                 linestyle="none",
             )
