@@ -305,6 +305,8 @@ def _foreign_kind(path: Path) -> str:
     """What a file of another program is, in words; "" for what may be a file of ``write_npz``."""
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
+        if (path / "recording.json").exists():
+            return "the recording of a training, which lla.paths.load reads"
         inside = sorted(child.name for child in path.glob("*.npz"))[:3]
         if not inside and any(next(path.glob(name), None) for name in ("manifest.json", "sweep-*.json")):
             return "a folder; if it is a store, lla.runs.merge(path) reads it"

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import MissingEntry, Misuse, misuse, warn_caller
+from lla_jax.core.arguments import MissingEntry, Misuse, check_integer, is_integer, misuse, warn_caller
 from lla_jax.core.data import Stream
 from lla_jax.core.interrupts import check_interrupt, deferred_interrupts
 from lla_jax.core.losses import as_loss
@@ -155,7 +155,7 @@ def barrier(
         value = max_t [L(t) - (1 - t) L(0) - t L(1)],   above_mean = max_t L(t) - (L(0) + L(1)) / 2
 
     The maxima are sought first on a grid, and then between its points, by halving around each and by parabolas, until
-    the loss around them falls by less than 1e-5 of its range.
+    the loss around them falls by less than 1e-5 of the height. A height that rounding can make is 0.
 
     Args:
       loss: a ``Loss``, whose state is that of a; or a plain function, as for ``lla.evaluate``.
@@ -202,7 +202,10 @@ def barrier(
         key=None,
         execution=execution,
     )
+    if is_integer(points):
+        check_integer("points", points, least=3, remedy="both ends included")
     coords = np.union1d(along.place(curve, points, "t"), [0.0, 1.0])
+    num = len(coords)
     job = along.curve_job(curve, coords, task)
     plan, recipe, _ = planning.choose_plan(job, None)
     coords, means, plan = _compute_refined(job, plan, coords, progress)
@@ -211,9 +214,10 @@ def barrier(
     _warn_of_holes(coords, means)
     heights = _heights(job, plan, coords, means)
     ends = _trained_ends(job, plan)
-    _warn_of_ends(means, ends)
+    if job.momenta is not None:
+        _warn_of_ends(means, ends)
     values, errors = ({name: each[name] for name in job.task.names if name in each} for each in means)
-    recipe = recipe | {"kind": "barrier", "points": len(along.place(curve, points, "t")), "complete": True}
+    recipe = recipe | {"kind": "barrier", "points": num, "plan": planning.plan_recipe(job, plan), "complete": True}
     return Barrier(coords, values, errors, heights, ends, recipe)
 
 
@@ -259,7 +263,7 @@ def _compute_refined(
         table = Means(
             *({name: _join(old, x, name)[order] for name, x in now.items()} for old, now in zip(table, means))
         )
-        new = peaks.between(known, table.values, smooth, count)
+        new = peaks.between(known, table.values, smooth, count, 2 * _rounding(job))
         count += 1
     return known, table, plan
 
@@ -285,10 +289,13 @@ def _compute(job: Job, plan: Plan, coords: np.ndarray, done: int, progress: Prog
 def _heights(job: Job, plan: Plan, coords: np.ndarray, means: Means) -> dict[str, Height]:
     found: dict[str, tuple[float, float, float, float]] = {}
     contrasts: dict[str, tuple[Contrast, Contrast]] = {}
+    rounding = _rounding(job)
     for name in job.task.names:
         x = means.values[name]
         over = peaks.excess(coords, x)
         i, j = (int(np.argmax(each)) for each in (over, x))  # of NaN the first
+        if over[i] <= rounding * abs(x).max():  # what rounding makes of a straight line is no barrier
+            i = 0
         above = x[j] - (x[0] + x[-1]) / 2
         found[name] = float(over[i]), float(coords[i]), float(above), float(coords[j])
         if name in means.stderr and np.isfinite(x[[i, j, 0, -1]]).all():
@@ -299,6 +306,12 @@ def _heights(job: Job, plan: Plan, coords: np.ndarray, means: Means) -> dict[str
         name: Height(value, errors.get(name, unknown)[0], t, above, errors.get(name, unknown)[1], above_t)
         for name, (value, t, above, above_t) in found.items()
     }
+
+
+def _rounding(job: Job) -> float:
+    """By how much of its magnitude the rounding of the network may change a mean of losses."""
+    double = job.recipe["precision"]["lowest"] == "float64"
+    return 2 * float(np.finfo(np.float64 if double else np.float32).eps)
 
 
 def _contrast(t: float, of_a: float) -> Contrast:

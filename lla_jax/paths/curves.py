@@ -74,7 +74,8 @@ class Curve:
         num = next(iter(counts))[0] if len(counts) == 1 and () not in counts else 0
         if num < 2 or (self.kind == "line" and num != 2):
             rule = "2" if self.kind == "line" else "the number of points, 2 or more"
-            raise Misuse("points", f"leading axes {sorted(counts)} given; that of every leaf must be {rule}")
+            remedy = "of a list of trees make lla.paths.bezier([a, middle, b])"
+            raise Misuse("points", f"leading axes {sorted(counts)} given; that of every leaf must be {rule}: {remedy}")
         object.__setattr__(self, "knots", _check_knots(self.kind, self.knots, num))
         object.__setattr__(self, "states", _check_states(self.states))
 

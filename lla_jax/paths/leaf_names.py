@@ -101,6 +101,7 @@ def find(source: Source, like: PyTree, key: str | None, what: str = "like", near
 def _choose(fits: Iterable[str], near: tuple[str, ...]) -> str | None:
     """The prefix that is meant among those that fit; None if it cannot be told."""
     fits = list(fits)
+    fits = [prefix for prefix in fits if not {*prefix.split("/")} & {*OTHERS}] or fits
     if len(fits) == 1:
         return fits[0]
     for prefix in (*near, ""):

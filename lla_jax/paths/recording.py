@@ -84,14 +84,10 @@ class Recorder:
             leaves, shapes or types than those recorded before; another recording that began in the folder meanwhile.
           OSError: the file cannot be written.
         """
-        if _tree.is_traced((params, step, loss, state)):
-            raise Misuse(
-                "track",
-                "called inside of jax.jit, jax.grad or scan, where arrays have no values; call it in "
-                "the loop around the jitted step",
-            )
-        if not self.is_due(step, keep):
+        if not self.is_due(step, keep):  # which looks at no array: most steps end here
             return False
+        if _tree.is_traced((params, loss, state)):
+            raise _traced()
         self._record(params, _check_step(step), _check_loss(loss), state)
         return True
 
@@ -102,7 +98,8 @@ class Recorder:
           step: the number of the training step.
           keep: as for the recorder itself.
         """
-        return _check_step(step) % self._every == 0 if keep is None else check_flag("keep", keep)
+        number = _check_step(step)
+        return number % self._every == 0 if keep is None else check_flag("keep", keep)
 
     def _record(self, params: PyTree, step: int, loss: float, state: PyTree) -> None:
         _check_trees(params, state)
@@ -376,7 +373,14 @@ def _check_same(then: Mapping[str, Any], now: Mapping[str, Any], others: str, na
             raise Misuse(f"{name} {tree}".strip(), f"{text}; the leaves must be {others}")
 
 
+def _traced() -> Misuse:
+    text = "called inside of jax.jit, jax.grad or scan, where arrays have no values; call it in the loop around the "
+    return Misuse("track", f"{text}jitted step")
+
+
 def _check_step(step: Any) -> int:
+    if isinstance(step, jax.core.Tracer):
+        raise _traced()
     if isinstance(step, np.ndarray | jax.Array) and step.ndim == 0 and jnp.issubdtype(step.dtype, jnp.integer):
         step = int(step)
     return check_integer("step", step, least=0, most=MOST_STEP, remedy="the number of the training step")

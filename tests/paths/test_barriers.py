@@ -31,11 +31,12 @@ def test_the_ring_has_a_barrier_of_exactly_one():
     assert np.isnan(found.value_stderr)
 
 
-@pytest.mark.parametrize("centre", [-0.3, 0.9])
-def test_a_convex_quadratic_has_no_barrier_since_the_ends_count(centre):
-    found = measure(lambda x, y: (x - centre) ** 2 + 3 * y**2)
+@pytest.mark.parametrize("centre", [-0.3, 0.9, 4.0])
+@pytest.mark.parametrize("offset", [0, 1e5])
+def test_a_convex_quadratic_has_no_barrier_since_the_ends_count(centre, offset):
+    found = measure(lambda x, y: (x - centre) ** 2 + 3 * y**2 + offset)
     assert (found.value, found.t) == (0, 0)
-    assert found.above_mean == pytest.approx(abs(2 * centre), rel=1e-6)
+    assert found.above_mean == pytest.approx(abs(2 * centre), rel=1e-6, abs=1e-7 * offset)
     assert found.heights["loss"].above_mean_t == (1 if centre < 0 else 0)
     assert len(found.coords) < 35
 
@@ -44,6 +45,9 @@ PEAKS = {
     "smooth": lambda x, y: jnp.exp(-(((x - 0.137) / 0.2) ** 2)),
     "on a slope": lambda x, y: jnp.exp(-(((x - 0.137) / 0.2) ** 2)) + 0.7 * x,
     "a kink": lambda x, y: -abs(x - 0.137),
+    "a small one between ends of very different losses": lambda x, y: (
+        200 * x + 0.1 * jnp.exp(-(((x - 0.137) / 0.2) ** 2))
+    ),
     "near an end": lambda x, y: jnp.exp(-(((x + 0.97) / 0.05) ** 2)) + 0.1 * x**2,
     "two of nearly one height": lambda x, y: (
         jnp.exp(-(((x - 0.137) / 0.1) ** 2)) + 1.002 * jnp.exp(-(((x + 0.511) / 0.1) ** 2))
@@ -64,6 +68,20 @@ def test_peaks_between_the_points_of_the_grid_are_found(f):
     assert (np.diff(found.coords) > 0).all()
     assert found.t in found.coords
     assert len(found.coords) < 70
+
+
+def test_a_linear_loss_has_none_and_a_grid_has_at_least_three_points():
+    assert measure(lambda x, y: 1 / 3 + 0.7 * x).value == 0
+    with pytest.raises(ValueError, match=r"points: 2 given; it must be an integer of at least 3"):
+        measure(lambda x, y: x, points=2)
+    assert measure(lambda x, y: (x**2 - 1) ** 2, points=[0.1, 0.4]).value == pytest.approx(1, rel=1e-5)
+
+
+def test_in_double_precision_much_smaller_heights_are_seen():
+    with jax.enable_x64(True):
+        ends = [{"x": np.float64(x), "y": np.float64(0)} for x in (-1, 1)]
+        assert measure(lambda x, y: 1 - 1e-9 * x**2, ends).value == pytest.approx(1e-9, rel=1e-5)
+        assert measure(lambda x, y: 1 / 3 + 0.7 * x, ends).value == 0
 
 
 def test_both_heights_are_those_of_their_definitions_on_the_points():

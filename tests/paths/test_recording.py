@@ -171,7 +171,7 @@ def test_files_of_two_networks_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda track: jax.jit(lambda p: track(p, 1))(simple(0)), "track: called inside of jax.jit"),
+        (lambda track: jax.jit(lambda p: track(p, 10))(simple(0)), "track: called inside of jax.jit"),
         (lambda track: jax.jit(lambda s: track(simple(0), s))(1), "track: called inside of jax.jit"),
         (lambda track: track({"w": np.ones(3, int)}, 0), r"params\['w'\] has dtype"),
         (lambda track: track({}, 0), "params: has no array leaves"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ class Recording:
       start: steps that were done before.
     """
 
-    def __init__(self, track: Callable[..., bool], tensors: Callable[[], Tensors | None], start: int):
+    def __init__(self, track: Any, tensors: Callable[[], Tensors | None], start: int):
         self._track, self._tensors = track, tensors
         self._step = self._last = start
         self._round: set[int] = set()  # optimizers that took this step already
@@ -93,11 +93,10 @@ class Recording:
 
     def _record(self, keep: bool | None = None) -> None:
         loss, self._loss = self._loss, None
-        tensors = self._tensors()
-        if tensors is None:
-            self._stop()
+        if not self._track.is_due(self._step, keep):  # most steps end here
             return
-        if not self._track.is_due(self._step, keep):  # type: ignore[attr-defined]
+        if (tensors := self._tensors()) is None:
+            self._stop()
             return
         params, state = ({name: _to_host(name, x) for name, x in each.items()} for each in tensors)
         for name in [name for name, x in tensors[0].items() if not x.is_floating_point()]:
@@ -198,7 +197,7 @@ def _source(given: Any, module: Any) -> Callable[[], Tensors | None]:
     if not isinstance(module, nn.Module):
         raise misuse("module", module, "the torch module that the optimizer trains")
     _check_not_lazy(module)
-    if not trains(given, module):
+    if not trains(given, references(module)):
         raise Misuse("module", "has none of the optimizer's parameters; pass the module that it trains")
     return lambda: tensors_of(module)
 
@@ -227,22 +226,36 @@ def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor
         yield from zip(group["param_names"], group["params"], strict=True)
 
 
-def trains(optimizer: torch.optim.Optimizer, module: nn.Module) -> bool:
-    """Whether an optimizer has a parameter of a module."""
-    own = {id(p) for p in module.parameters()}
-    return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+def trains(optimizer: torch.optim.Optimizer, parameters: Mapping[int, Callable[[], Any]]) -> bool:
+    """Whether an optimizer has one of some parameters.
+
+    Args:
+      optimizer: the optimizer.
+      parameters: weak references to the parameters by their ids, see ``references``.
+    """
+    tensors = (p for group in optimizer.param_groups for p in group["params"])
+    return any((own := parameters.get(id(p))) is not None and own() is p for p in tensors)
+
+
+def references(module: nn.Module) -> dict[int, Callable[[], Any]]:
+    """Weak references to the parameters of a module by their ids."""
+    return {id(p): weakref.ref(p) for p in module.parameters()}
 
 
 def _hook(given: Any, recording: Recording) -> Any:
     if isinstance(given, torch.optim.Optimizer):
         return given.register_step_post_hook(lambda optimizer, args, options: recording._after(optimizer))
-    reference = weakref.ref(given)
+    reference, parameters = weakref.ref(given), references(given)
 
     def after(optimizer: Any, args: Any, options: Any) -> None:
-        alive = reference()
-        if alive is None:
-            recording._stop()
-        elif trains(optimizer, alive):
-            recording._after(optimizer)
+        nonlocal parameters
+        if not trains(optimizer, parameters):
+            if (alive := reference()) is None:
+                recording._stop()
+                return
+            parameters = references(alive)  # of a module that got other parameters, such as a new head
+            if not trains(optimizer, parameters):
+                return
+        recording._after(optimizer)
 
     return register_optimizer_step_post_hook(after)

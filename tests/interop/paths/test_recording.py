@@ -172,7 +172,7 @@ def test_no_hook_is_left_and_a_module_that_is_gone_ends_its_recording(tmp_path):
     lla_torch.record_training(module, tmp_path / "b")
     assert len(base._global_optimizer_post_hooks) == before + 1
     alive = weakref.ref(module)
-    del module, optimizer
+    del module, optimizer, fail
     gc.collect()
     assert alive() is None
     make()[1].step()
