@@ -9,9 +9,8 @@ import jax
 import numpy as np
 
 from lla_jax.core import recipes
-from lla_jax.core import tree as _tree
 from lla_jax.core.recipes import Differs
-from lla_jax.core.types import Recipe
+from lla_jax.core.types import PyTree, Recipe
 from lla_jax.paths.band_steps import Band
 from lla_jax.paths.climbing import Climb, start_climb
 from lla_jax.paths.fitting import SAME_LOSS, start_of
@@ -73,8 +72,14 @@ def start(training: Training, points: int, displacement: float) -> State:
     ends = training.ends
     inner = jax.tree.map(jax.numpy.asarray, start_of(training, training.key, points + 2, displacement))
     first, last = (jax.tree.map(jax.numpy.asarray, x) for x in (ends.a, ends.b))
-    band = Band([first, *_tree.unstack(inner), last], np.linspace(0, 1, points + 2), training.optimizer.init(inner))
+    pivots = [first, *(jax.tree.map(lambda x, i=i: x[i], inner) for i in range(points)), last]
+    band = Band(pivots, np.linspace(0, 1, points + 2), [_memory(training, first)] * points)
     return State(0, band, (), ())
+
+
+def _memory(training: Training, params: PyTree) -> PyTree:
+    """The optimizer's memory before the first step, as for one stacked point."""
+    return training.optimizer.init(jax.tree.map(lambda x: x[None], params))
 
 
 def names(training: Training) -> tuple[str, ...]:
@@ -96,7 +101,7 @@ def save(training: Training, recipe: Recipe, state: State) -> None:
         "top": None if top is None else [top.low, top.weight, top.loss],
     }
     arrays = {"knots": band.knots, "loss": np.array(state.losses, np.float64)}
-    arrays |= to_arrays("pivot", _tree.stack(band.pivots)) | to_arrays("memory", band.optimizer)
+    arrays |= to_arrays("pivot", band.pivots[1:-1]) | to_arrays("memory", band.memory)
     if top is not None:
         arrays |= {"pivot loss": top.losses} | to_arrays("climb", top.climb)
     training.keeper.save(header, arrays)
@@ -124,10 +129,9 @@ def _read(training: Training, header: Mapping[str, Any], arrays: Mapping[str, np
     if not right or not (np.diff(knots) > 0).all() or knots[0] != 0 or knots[-1] != 1:
         raise ValueError("its arrays are not as long as its header says")
     first, last = (jax.tree.map(jax.numpy.asarray, x) for x in (training.ends.a, training.ends.b))
-    points = from_arrays("pivot", arrays, _tree.stack([first] * count))
-    inner = jax.tree.map(lambda x: x[1:-1], points)
-    memory = from_arrays("memory", arrays, training.optimizer.init(inner))
-    band = Band([first, *_tree.unstack(inner), last], knots.astype(np.float64), memory)
+    inner = from_arrays("pivot", arrays, [first] * (count - 2))
+    memory = from_arrays("memory", arrays, [_memory(training, first)] * (count - 2))
+    band = Band([first, *inner, last], knots.astype(np.float64), memory)
     cycles = tuple((int(n), float(v)) for n, v in header["cycles"])
     top = None
     if header["top"] is not None:

@@ -1,12 +1,12 @@
 """One step of a nudged elastic band on one batch, and new pivots between the old ones.
 
-The gradient of each inner pivot is computed by itself, one after another, by one compiled program: new pivots compile
-it no second time. What moves them all at once is compiled for each number of pivots, and is small.
+Each inner pivot is moved by itself, one after another, by programs that are compiled for one pivot and its neighbours:
+new pivots compile nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import tree as _tree
+from lla_jax.core.interrupts import wait
 from lla_jax.core.operands import Precision
 from lla_jax.core.types import Loss, PyTree
 from lla_jax.paths.batches import Draw, block_of
 from lla_jax.paths.insertion import largest_gaps, places_between, with_new
 from lla_jax.paths.optimizers import Optimizer
-from lla_jax.paths.polylines import mix, redistribute
+from lla_jax.paths.polylines import between, lengths_of, redistribute
 from lla_jax.paths.slopes import slope
 from lla_jax.paths.tangents import along_and_across, tangents
 
@@ -31,12 +32,12 @@ class Band(NamedTuple):
     Args:
       pivots: K trees; the first and the last are the ends, which never change.
       knots: (K,) float64, the shares of the band's length at which the pivots are held.
-      optimizer: the optimizer's state, with a leading axis K - 2.
+      memory: K - 2 states of the optimizer, each as for one stacked point.
     """
 
     pivots: list[PyTree]
     knots: np.ndarray
-    optimizer: PyTree
+    memory: list[PyTree]
 
 
 @jax.jit
@@ -53,31 +54,37 @@ def slope_at(loss: Loss, params: PyTree, draw: Draw) -> tuple[Any, PyTree]:
 
 @partial(jax.jit, static_argnames="optimizer")
 def _move(
-    pivots: list[PyTree],
-    losses: list[Any],
-    gradients: list[PyTree],
-    state: PyTree,
-    knots: Any,
+    three: tuple[PyTree, PyTree, PyTree],
+    losses: tuple[Any, Any, Any],
+    gradient: PyTree,
+    memory: PyTree,
     weight_decay: Any,
     rate: Any,
     *,
     optimizer: Optimizer,
-) -> tuple[list[PyTree], PyTree, Any, Any]:
-    """(the inner pivots after a step, the optimizer's state, the largest loss before it, whether all are finite)."""
-    points, values = _tree.stack(pivots), jnp.stack(losses)
-    inner = jax.tree.map(lambda x: x[1:-1], points)
-    slopes = jax.tree.map(lambda g, x: g + weight_decay * x, _tree.stack(gradients), inner)
-    _, across = along_and_across(slopes, tangents(points, values))
-    inner, state = optimizer.move(inner, state, across, values[1:-1].mean(), rate)
-    moved = jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y, x[-1:]]), points, inner)
-    points = redistribute(moved, knots)
-    good = jnp.stack([jnp.isfinite(x).all() for x in [*jax.tree.leaves(points), values]]).all()
-    return _tree.unstack(points)[1:-1], state, values.max(), good
+) -> tuple[PyTree, PyTree, Any]:
+    """(a pivot after a step across the band, the optimizer's memory, whether the pivot is finite).
+
+    Args:
+      three: the pivots before it, itself, and behind it.
+      losses: theirs.
+      gradient: at the pivot.
+      memory: of the optimizer, as for one stacked point.
+      weight_decay: times the pivot is added to the gradient.
+      rate: a factor of the optimizer's updates.
+      optimizer: moves the pivot.
+    """
+    here = _tree.stack([three[1]])
+    slope = jax.tree.map(lambda g, x: g + weight_decay * x, _tree.stack([gradient]), here)
+    _, across = along_and_across(slope, tangents(_tree.stack(three), jnp.stack(losses)))
+    moved, memory = optimizer.move(here, memory, across, losses[1], rate)
+    good = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(moved)]).all() & jnp.isfinite(losses[1])
+    return _tree.unstack(moved)[0], memory, good
 
 
 def take_step(
     band: Band, loss: Loss, draw: Draw, weight_decay: float, optimizer: Optimizer, rate: float, precision: Precision
-) -> tuple[Band, Any, Any]:
+) -> tuple[Band, float, bool]:
     """(the band after one step on a batch, the loss of its highest pivot before it, whether all numbers are finite).
 
     Args:
@@ -93,55 +100,53 @@ def take_step(
     with jax.default_matmul_precision(precision):
         slopes = [slope_at(loss, params, draw) for params in inner]
         losses = [loss_at(loss, first, draw), *(value for value, _ in slopes), loss_at(loss, last, draw)]
-        moved, state, highest, good = _move(
-            band.pivots,
-            losses,
-            [slope for _, slope in slopes],
-            band.optimizer,
-            band.knots,
-            weight_decay,
-            rate,
-            optimizer=optimizer,
-        )
-    return Band([first, *moved, last], band.knots, state), highest, good
+        moved = [
+            _move(
+                (band.pivots[i], band.pivots[i + 1], band.pivots[i + 2]),
+                (losses[i], losses[i + 1], losses[i + 2]),
+                gradient,
+                memory,
+                weight_decay,
+                rate,
+                optimizer=optimizer,
+            )
+            for i, ((_, gradient), memory) in enumerate(zip(slopes, band.memory, strict=True))
+        ]
+    pivots = [first, *(pivot for pivot, _, _ in moved), last]
+    lengths = lengths_of(wait(pivots))
+    values, good = jax.device_get((losses, [each[2] for each in moved]))
+    highest = float(np.max(values))
+    if not (all(good) and np.isfinite(highest) and np.isfinite(lengths).all()):
+        return band, highest, False
+    return Band(redistribute(pivots, band.knots, lengths), band.knots, [m for _, m, _ in moved]), highest, True
 
 
 def insert_pivots(band: Band, loss: Loss, draw: Draw, samples: int, most: int, precision: Precision) -> Band:
     """The band with new pivots where its losses on a batch lie most above the straight line between two pivots.
 
-    A new pivot takes over the state of the optimizer at the pivot next to it.
+    A new pivot takes over the memory of the optimizer at the pivot next to it.
     """
-    with jax.default_matmul_precision(precision):
-        losses = [loss_at(loss, params, draw) for params in band.pivots]
-        sampled = [
-            loss_at(loss, params, draw)
-            for one, other in zip(band.pivots, band.pivots[1:])
-            for params in between(one, other, samples)
-        ]
+
+    def losses_of(trees: list[PyTree]) -> np.ndarray:
+        with jax.default_matmul_precision(precision):
+            values = [loss_at(loss, params, draw) for params in trees]
+        return np.asarray(jax.device_get(values), np.float64)
+
+    losses = losses_of(band.pivots)  # segment by segment, since samples take memory
+    sampled = [losses_of(samples_between(one, other, samples)) for one, other in itertools.pairwise(band.pivots)]
     places = places_between(len(band.pivots), samples)
-    new = largest_gaps(_on_host(losses), _on_host(sampled), places, most)
-    if not len(new.low):
-        return band
+    new = largest_gaps(losses, np.concatenate(sampled), places, most)
     knots, old = with_new(band.knots, new)
     pivots = [
-        band.pivots[low] if weight == 0 else band.pivots[low + 1] if weight == 1 else _at(band.pivots, low, weight)
-        for low, weight in zip(old.low, old.weight)
+        band.pivots[low + int(weight)]
+        if weight in (0, 1)
+        else between(band.pivots[low], band.pivots[low + 1], np.float32(weight))
+        for low, weight in zip(old.low, old.weight, strict=True)
     ]
-    nearest = np.clip(np.rint(old.low + old.weight).astype(int), 1, len(band.pivots) - 2)[1:-1] - 1
-    # on the host, where other numbers of pivots compile nothing
-    return Band(pivots, knots, jax.tree.map(lambda x: np.asarray(x)[nearest], band.optimizer))
+    nearest = np.clip(np.rint(old.low + old.weight).astype(int), 1, len(band.memory))[1:-1] - 1
+    return Band(pivots, knots, [band.memory[i] for i in nearest])
 
 
-def between(one: PyTree, other: PyTree, samples: int) -> list[PyTree]:
+def samples_between(one: PyTree, other: PyTree, samples: int) -> list[PyTree]:
     """Equally spaced points between two pivots, without these."""
-    weights = np.arange(1, samples + 1, dtype=np.float64) / (samples + 1)
-    return _tree.unstack(mix(_tree.stack([one, other]), np.zeros(samples, np.int32), weights))
-
-
-def _at(pivots: Sequence[PyTree], low: int, weight: float) -> PyTree:
-    one = mix(_tree.stack([pivots[low], pivots[low + 1]]), np.zeros(1, np.int32), np.array([weight]))
-    return _tree.unstack(one)[0]
-
-
-def _on_host(values: list[Any]) -> np.ndarray:
-    return np.asarray(jax.device_get(values), np.float64)
+    return [between(one, other, np.float32((i + 1) / (samples + 1))) for i in range(samples)]

@@ -113,8 +113,7 @@ def _steps(training: Training, settings: Settings, state: State, over: Pass, mos
         for _ in range(starts.count(step) if step else 0):
             band = insert_pivots(band, fresh, draw, settings.samples, settings.insert, precision)
         rate = training.rates(step, 1)[0]
-        seen = take_step(band, fresh, draw, training.weight_decay, training.optimizer, rate, precision)
-        band, highest, good = seen[0], float(wait(seen[1])), bool(seen[2])
+        band, highest, good = take_step(band, fresh, draw, training.weight_decay, training.optimizer, rate, precision)
         losses = (*state.losses, highest)
         if not good:
             state = state._replace(losses=losses, failed=True)
@@ -155,15 +154,15 @@ def _finish(training: Training, settings: Settings, recipe: Recipe, state: State
     else:
         assert state.top is not None
         pivots, losses, at, found = _with_top(training, settings, pivots, state.top, over)
-        saddle = replace(found, t=float(knots_of(_tree.stack(pivots))[at]))
+        saddle = replace(found, t=float(knots_of(pivots)[at]))
         if settings.curvature:
             size, draws = recipe["batch_size"], jax.random.fold_in(training.key, 1)
             lowest, negative = lowest_eigenvalues(
                 training.ends.loss, saddle.params, training.data, draws, size, training.precision
             )
             saddle = replace(saddle, eigenvalues=lowest, negative=negative)
-    points = _tree.stack(pivots)
-    knots = knots_of(points)
+    points = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *pivots)
+    knots = knots_of(pivots)
     history = {
         "loss": np.array(state.losses),
         "cycle_pivots": np.array([count for count, _ in state.cycles]),
@@ -172,7 +171,7 @@ def _finish(training: Training, settings: Settings, recipe: Recipe, state: State
         "pivot_loss": losses,
     }
     recipe = {**recipe, "complete": not state.failed, "stopped": state.step if state.failed else None}
-    return Curve("band", jax.tree.map(np.asarray, points), knots, training.ends.states, history, recipe, saddle)
+    return Curve("band", points, knots, training.ends.states, history, recipe, saddle)
 
 
 def _with_top(

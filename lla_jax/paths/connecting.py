@@ -14,7 +14,7 @@ from lla_jax.core.arguments import check_choice, misuse
 from lla_jax.core.data import Stream
 from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.signatures import explained
-from lla_jax.core.types import Batch, Execution, Loss, PyTree
+from lla_jax.core.types import Batch, Execution, Loss, PyTree, Select
 from lla_jax.execution.progress import AskedProgress, takes_progress
 from lla_jax.paths import fitting, training
 from lla_jax.paths.curves import Curve
@@ -35,11 +35,12 @@ def connect(
     key: Any,
     state_b: PyTree = None,
     kind: Literal["bezier", "polygon", "band"] = "bezier",
-    steps: int = 1000,
+    steps: int = 2000,
     optimizer: Any = None,
     batch_size: int | None = None,
     points: int | None = None,
     displacement: float | None = None,
+    select: Select | None = None,
     weight_decay: float = 0.0,
     store: str | os.PathLike[str] | None = None,
     save_every: int = 1,
@@ -78,6 +79,8 @@ def connect(
       displacement: how far the control points lie beside the straight line at the start, in units of |b - a|, all to
         the same random side: where the landscape is symmetric about the line, nothing else pushes the curve aside.
         Default 0.05.
+      select: which parameters are trained, by their paths (``"**/kernel"``, a regular expression, a predicate): the
+        others stay on the straight line, such as a pretrained part that both ends share. Not for a band.
       weight_decay: applied to theta(t), not to the control points.
       store: a folder in which the state is kept after every ``save_every`` steps; the same call goes on from it, with
         the same result to the bit. With an optimizer of your own, ``steps`` may be larger then.
@@ -103,8 +106,9 @@ def connect(
         optax optimizer; a store that holds another training (the difference is named) or a damaged file.
 
     References:
-      Garipov et al. 2018, arXiv:1802.10026. As there, t is uniform and the weight decay acts on theta(t); we start from
-      the displaced line, and by default with Adam.
+      Garipov et al. 2018, arXiv:1802.10026. As there, t is uniform and the weight decay acts on theta(t). Where we
+      differ: (1) of 32 draws of t in turn one falls into each 32nd part of [0, 1], which leaves less noise in the
+      control points; (2) the start is displaced from the straight line; (3) Adam is the default.
     """
     check_choice("kind", kind, KINDS)
     is_band = kind == "band"
@@ -114,6 +118,8 @@ def connect(
     if of_band and not is_band:
         name, value = next(iter(of_band.items()))
         raise misuse(name, value, f'left out for kind="{kind}", since it belongs to kind="band"')
+    if is_band and select is not None:
+        raise misuse("select", select, 'left out for kind="band", whose pivots move in all parameters')
     if not is_band:
         points = fitting.check_points(3 if points is None else points, kind)
         displacement = fitting.check_displacement(0.05 if displacement is None else displacement)
@@ -141,11 +147,11 @@ def connect(
         return connect_band(prepared, **{k: v for k, v in common.items() if v is not None}, **of_band)
     assert points is not None
     assert displacement is not None
-    return _fit(prepared, points, displacement)
+    return _fit(prepared, points, displacement, select)
 
 
-def _fit(prepared: training.Training, points: int, displacement: float) -> Curve:
-    fit = fitting.Fit(prepared, points, displacement)
+def _fit(prepared: training.Training, points: int, displacement: float, select: Select | None) -> Curve:
+    fit = fitting.Fit(prepared, points, displacement, select)
     fit.run()
     ends = prepared.ends
     stacked = jax.tree.map(

@@ -48,7 +48,7 @@ class Curve:
       states: the states of the loss at a and b (such as BatchNorm statistics), with a leading axis 2; None without.
       history: ``{name: (steps,)}``, what was recorded while the curve was trained.
       recipe: how it was made, as plain data.
-      saddle: of a band: its highest point, a dict with t, params, loss; None otherwise.
+      saddle: of a band: its highest point, a ``Saddle``; None otherwise.
     """
 
     _meant: ClassVar[dict[str, str]] = {

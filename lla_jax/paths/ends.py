@@ -84,9 +84,9 @@ def join_states(loss: Loss, state_b: PyTree) -> PyTree:
         raise Misuse(
             "state_b",
             f"not given, and the loss has a state ({names}, ...), which is that of a, such as BatchNorm statistics; "
-            "b has its own: pass it in the structure of loss.state, such as the state of the loss that was made for b",
+            "b has its own: pass that of b's own loss, loss_b.state, or of flax state_b=variables_b['batch_stats']",
         )
-    return stack_states(loss.state, loss.state if state_b is None else state_b)
+    return stack_states(loss.state, loss.state if state_b is None else state_b, ("loss.state", "state_b"))
 
 
 def _pairs(a: PyTree, b: PyTree) -> list[tuple[Any, Any]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from lla_jax.core import interrupts, operands, randomness, recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_integer, check_number, warn_caller
 from lla_jax.core.recipes import Differs
-from lla_jax.core.types import Loss, PyTree
+from lla_jax.core.types import Loss, PyTree, Select
 from lla_jax.paths import bases
 from lla_jax.paths.batches import Draw, block_of
 from lla_jax.paths.keeping import Kept, from_arrays, to_arrays
@@ -33,7 +33,7 @@ from lla_jax.paths.optimizers import Optimizer
 from lla_jax.paths.slopes import slope, with_fresh_noise
 from lla_jax.paths.training import Training
 
-STRATA = 16  # parts of [0, 1] into which as many successive draws of t fall, one into each
+STRATA = 32  # parts of [0, 1] into which as many successive draws of t fall, one into each
 MOST_STEPS = 256  # of a call
 CALL_S = 0.1  # for which a call takes as many steps as fit
 KERNEL_AXES = 3  # of weights of convolutions at least; their loops on a CPU leave XLA's fast path
@@ -73,7 +73,7 @@ class Seen(NamedTuple):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("optimizer", "kind", "precision", "loops"), donate_argnames=("free", "memory")
+    jax.jit, static_argnames=("optimizer", "kind", "chosen", "precision", "loops"), donate_argnames=("free", "memory")
 )
 def _advance(
     loss: Loss,
@@ -86,11 +86,13 @@ def _advance(
     *,
     optimizer: Optimizer,
     kind: str,
+    chosen: tuple[bool, ...],
     precision: operands.Precision,
     loops: bool,
 ) -> tuple[PyTree, PyTree, Seen]:
     """Take steps: (free control points, memory of the optimizer, what was seen). Without ``loops``, one step."""
-    num = 2 + jax.tree.leaves(free)[0].shape[0]
+    num, structure = 2 + jax.tree.leaves(free)[0].shape[0], jax.tree.structure(free)
+    moves = jax.tree.unflatten(structure, chosen)
 
     def one(i: Any, free: PyTree, memory: PyTree) -> tuple[PyTree, PyTree, Any, Any]:
         w = bases.weights(kind, num, steps.ts[i].astype(float))
@@ -99,7 +101,9 @@ def _advance(
         with jax.default_matmul_precision(precision):
             value, gradient = slope(with_fresh_noise(loss, steps.first + i), theta, block)
         gradient = jax.tree.map(lambda g, p: g + steps.decay.astype(g.dtype) * p, gradient, theta)
+        gradient = jax.tree.map(lambda g, yes: g if yes else jnp.zeros_like(g), gradient, moves)
         moved, after = optimizer.move(free, memory, bases.scale(w, gradient), value, steps.rates[i])
+        moved = jax.tree.map(lambda new, old, yes: new if yes else old, moved, free, moves)
         finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((gradient, moved))]
         good = jnp.stack(finite).all() & ~jnp.isinf(value)
         return *jax.tree.map(functools.partial(jnp.where, good), (moved, after), (free, memory)), value, good
@@ -125,7 +129,7 @@ def _advance(
 def draw_ts(key: Any, start: Any, num: int) -> Any:
     """(num,) float32, the t of ``num`` steps from ``start`` on, each uniform on [0, 1], from key and step alone.
 
-    Of every 16 steps in turn, one falls into each sixteenth of [0, 1], in random order. Each t is uniform, and the sum
+    Of every 32 steps in turn, one falls into each 32nd part of [0, 1], in random order. Each t is uniform, and the sum
     of their gradients has less noise than that of independent draws.
     """
     part_key, place_key = jax.random.split(key)
@@ -145,15 +149,18 @@ class Fit:
       training: what is given.
       points: number of control points, the ends included.
       displacement: how far the start lies beside the straight line, in units of |b - a|.
+      select: which parameters are trained; None for all.
     """
 
-    def __init__(self, training: Training, points: int, displacement: float):
+    def __init__(self, training: Training, points: int, displacement: float, select: Select | None = None):
         self.training, self.points = training, points
-        self.recipe = {**training.recipe, "points": points, "displacement": displacement}
+        self.chosen = tuple(_tree.select_leaves(select, training.ends.a))
+        selected = None if select is None else _tree.describe(select, training.ends.a, self.chosen)
+        self.recipe = {**training.recipe, "points": points, "displacement": displacement, "select": selected}
         start_key, self.key = jax.random.split(training.key)
         ends = training.ends
         self.a, self.b, self.loss = (jax.tree.map(jnp.asarray, x) for x in (ends.a, ends.b, ends.loss))
-        self.start = start_of(training, start_key, points, displacement)
+        self.start = start_of(training, start_key, points, displacement, self.chosen)
         self.free: PyTree = jax.tree.map(jnp.asarray, self.start)
         self.memory = training.optimizer.init(self.free)
         kernels = any(np.ndim(x) >= KERNEL_AXES for x in jax.tree.leaves(ends.a))
@@ -173,7 +180,7 @@ class Fit:
     def run(self) -> None:
         """Train to the end, from the beginning or from what is kept."""
         training = self.training
-        kept = training.keeper.load(self.recipe, (*training.compared, "points", "displacement"))
+        kept = training.keeper.load(self.recipe, (*training.compared, "points", "displacement", "select"))
         if kept is not None and kept.header["step"] + bool(kept.header.get("failed")) > 0:
             self._repeat_first(kept)
         draws = training.batches.from_step(self.step)
@@ -185,7 +192,7 @@ class Fit:
                 count = min(count, training.steps - self.step)
                 if training.keeper.path is not None:
                     count = min(count, training.save_every - (self.step - saved))
-                begun, step = time.perf_counter(), self.step
+                begun = time.perf_counter()
                 self._advance(draws, count)
                 calls += 1
                 if calls > 1:  # the first call has compiled
@@ -226,6 +233,7 @@ class Fit:
             steps,
             optimizer=training.optimizer,
             kind=self.recipe["kind"],
+            chosen=self.chosen,
             precision=training.precision,
             loops=self.loops,
         )
@@ -287,7 +295,7 @@ class Fit:
             text = f"{training.keeper.path} holds {step} steps, and {training.steps} are asked for; ask for as many"
             raise Differs("store", change, f"{text}, or pass another folder", training.keeper.path)
         self._advance(training.batches.from_step(0), 1)
-        now = [self.losses[0], self.ts[0], self.moved]
+        now = [self.losses[0], self.ts[0], _distance(self.start, self.free)]
         for name, x, y, rtol in zip(("loss", "t", "distance"), then, now, (SAME_LOSS, SAME_LOSS, SAME_MOVE)):
             if not recipes.is_close(float(x), float(y), rtol, 0.0):
                 what = {"loss": "its loss", "t": "its t", "distance": "the distance that it moves"}[name]
@@ -304,11 +312,14 @@ class Fit:
         self.losses, self.ts, self.moved = losses.tolist(), ts.tolist(), then[2]
 
 
-def start_of(training: Training, key: Any, points: int, displacement: float) -> PyTree:
+def start_of(
+    training: Training, key: Any, points: int, displacement: float, chosen: Sequence[bool] | None = None
+) -> PyTree:
     """The free control points at the start, stacked: on the straight line, and displaced to one side of it.
 
     The displacement is the same for all of them: displacement |b - a| times a random unit vector perpendicular to the
-    line. Where the landscape is symmetric about the line, nothing else would push the curve aside.
+    line, and 0 in leaves that are not ``chosen``. Where the landscape is symmetric about the line, nothing else would
+    push the curve aside.
     """
     a, b = training.ends.a, training.ends.b
     leaves, structure = jax.tree.flatten(a)
@@ -318,8 +329,11 @@ def start_of(training: Training, key: Any, points: int, displacement: float) -> 
     flat = np.asarray(randomness.draw_flat(key, training.ends.size, "normal"), np.float64)
     sizes = np.cumsum([np.size(x) for x in leaves])[:-1]
     aside = [x.reshape(np.shape(y)) for x, y in zip(np.split(flat, sizes), leaves, strict=True)]
-    share = sum(np.vdot(y - x, d) for (x, y), d in zip(ends, aside)) / training.ends.distance**2
-    aside = [d - share * (y - x) for (x, y), d in zip(ends, aside)]
+    along = [(y - x) * yes for (x, y), yes in zip(ends, chosen or [True] * len(leaves), strict=True)]
+    aside = [d * yes for d, yes in zip(aside, chosen or [True] * len(leaves), strict=True)]
+    square = sum(np.vdot(v, v) for v in along)
+    share = sum(np.vdot(v, d) for v, d in zip(along, aside, strict=True)) / square if square else 0.0
+    aside = [d - share * v for d, v in zip(aside, along, strict=True)]
     length = float(np.sqrt(sum(np.vdot(d, d) for d in aside)))
     # one parameter leaves no room beside the line
     factor = displacement * training.ends.distance / length if length > 1e-6 * np.sqrt(flat.size) else 0.0

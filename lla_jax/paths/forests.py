@@ -1,4 +1,4 @@
-"""Minimum spanning trees, and the lowest passes between any two nodes of one.
+"""Minimum spanning trees, and the lowest ways between any two nodes of one.
 
 The weight of a path is its largest edge, and of a spanning tree of least weight every path is the lowest that the edges
 allow: to go another way between two nodes means to cross an edge at least as high.
@@ -23,7 +23,7 @@ def spanning_edges(num: int, weights: Mapping[Edge, float], lengths: Mapping[Edg
       num: number of nodes.
       weights: of the edges (i, j), i < j; NaN counts as infinite.
       lengths: of the edges: of those whose weights differ by rounding alone, as of a curve that leads through a third
-        node and over its pass, the shorter come first. By default the earlier nodes do.
+        node, the shorter come first. By default the earlier nodes do.
     """
     of_node, chosen = list(range(num)), []
     level = _levels(weights)
@@ -47,7 +47,7 @@ def _levels(weights: Mapping[Edge, float]) -> dict[Edge, int]:
     return levels
 
 
-def passes(heights: Iterable[float], edges: Mapping[Edge, float]) -> np.ndarray:
+def barriers(heights: Iterable[float], edges: Mapping[Edge, float]) -> np.ndarray:
     """(n, n): the largest weight on the way between two nodes of a tree; their own heights on the diagonal.
 
     Two nodes without a way between them have an infinite one.

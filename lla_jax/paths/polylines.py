@@ -1,10 +1,13 @@
 """Polylines through K points of parameter space: lengths of their segments, points on them, and moves along them.
 
-The points are one stacked tree, with a leading axis K. The first and the last never change, not by a bit.
+Points are a list of trees, so that programs are compiled for a pair of them, whatever their number; what is traced
+takes them stacked, with a leading axis K. The first and the last never change, not by a bit.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,19 +37,30 @@ def segments(points: PyTree) -> PyTree:
     return jax.tree.map(lambda x: _tree.widen(x[1:]) - _tree.widen(x[:-1]), points)
 
 
-@jax.jit
 def segment_lengths(points: PyTree) -> jax.Array:
-    """The lengths of the K - 1 segments of a polyline, of shape (K - 1,)."""
+    """The lengths of the K - 1 segments between stacked points, of shape (K - 1,); to be traced."""
     steps = segments(points)
     return jnp.sqrt(dots(steps, steps))
 
 
-def knots_of(points: PyTree) -> np.ndarray:
+@jax.jit
+def distance(one: PyTree, other: PyTree) -> jax.Array:
+    """|other - one|, a scalar in float32 at least."""
+    step = jax.tree.map(lambda x, y: _tree.widen(y) - _tree.widen(x), one, other)
+    return _tree.norm(step)
+
+
+def lengths_of(points: Sequence[PyTree]) -> np.ndarray:
+    """The lengths of the K - 1 segments of a polyline, of shape (K - 1,), in float64."""
+    return np.asarray(jax.device_get([distance(one, other) for one, other in itertools.pairwise(points)]), np.float64)
+
+
+def knots_of(points: Sequence[PyTree]) -> np.ndarray:
     """Where the K points lie on their polyline, as shares of its length from 0 to 1, of shape (K,), in float64.
 
     A polyline without length has equally spaced knots.
     """
-    lengths = np.asarray(segment_lengths(points), np.float64)
+    lengths = lengths_of(points)
     if not lengths.sum() > 0:
         return np.linspace(0, 1, len(lengths) + 1)
     knots = np.concatenate([[0.0], np.cumsum(lengths) / lengths.sum()])
@@ -55,39 +69,35 @@ def knots_of(points: PyTree) -> np.ndarray:
 
 
 @jax.jit
-def mix(points: PyTree, low: jax.Array, weight: jax.Array) -> PyTree:
-    """Points on a polyline, stacked: (1 - weight) p[low] + weight p[low + 1] for M pairs (low, weight).
+def between(one: PyTree, other: PyTree, weight: Any) -> PyTree:
+    """The point one + weight (other - one) of a segment."""
 
-    A weight of 0 gives p[low] to the bit.
-    """
+    def of_leaf(x: Any, y: Any) -> jax.Array:
+        start, end = _tree.widen(x), _tree.widen(y)
+        return (start + weight * (end - start)).astype(jnp.result_type(x))
 
-    def of_leaf(x: jax.Array) -> jax.Array:
-        start, end = _tree.widen(x[low]), _tree.widen(x[low + 1])
-        by = weight.reshape(-1, *[1] * (x.ndim - 1))
-        return (start + by * (end - start)).astype(x.dtype)
-
-    return jax.tree.map(of_leaf, points)
+    return jax.tree.map(of_leaf, one, other)
 
 
-@jax.jit
-def redistribute(points: PyTree, knots: jax.Array) -> PyTree:
+def redistribute(points: Sequence[PyTree], knots: np.ndarray, lengths: np.ndarray) -> list[PyTree]:
     """Move points along their own polyline until they lie at given shares of its length.
 
     It stands in place of springs between neighbours: what pulls pivots along the path is undone, what moves them across
     it stays. Where they lie at their places already, nothing moves.
 
     Args:
-      points: K stacked points.
+      points: K points.
       knots: (K,) shares of the length, which increase from 0 to 1.
+      lengths: (K - 1,) of the segments.
 
     Returns:
-      K stacked points; the first and the last are those of ``points``, to the bit.
+      K points; the first and the last are those of ``points``.
     """
-    lengths = segment_lengths(points)
-    at = jnp.concatenate([jnp.zeros(1, lengths.dtype), jnp.cumsum(lengths)])
-    wanted = knots[1:-1].astype(lengths.dtype) * at[-1]
-    low = (at[1:-1] <= wanted[:, None]).sum(1)  # the segment in which each place is
-    length = lengths[low]
-    weight = jnp.where(length > 0, (wanted - at[low]) / jnp.where(length > 0, length, 1), 0)
-    inner = mix(points, low, jnp.clip(weight, 0, 1))
-    return jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y, x[-1:]]), points, inner)
+    at = np.concatenate([[0.0], np.cumsum(lengths)])
+    wanted = knots[1:-1] * at[-1]
+    low = np.clip(np.searchsorted(at, wanted, side="right") - 1, 0, len(lengths) - 1)
+    inner = []
+    for k, place in zip(low, wanted, strict=True):
+        weight = (place - at[k]) / lengths[k] if lengths[k] > 0 else 0.0
+        inner.append(between(points[k], points[k + 1], np.float32(weight)))
+    return [points[0], *inner, points[-1]]

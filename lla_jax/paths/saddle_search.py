@@ -13,7 +13,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.operands import Precision
 from lla_jax.core.types import Batch, Execution, Loss, PyTree
 from lla_jax.curvature import eigen, operators
-from lla_jax.paths.band_steps import between
+from lla_jax.paths.band_steps import samples_between
 from lla_jax.paths.batches import Draw
 from lla_jax.paths.climbing import Climb, climb_step
 from lla_jax.paths.full_slopes import full_losses, full_slope
@@ -50,7 +50,7 @@ def find_highest(
     at = int(np.nanargmax(losses)) if np.isfinite(losses).any() else 0
     best = Highest(at, 0.0, pivots[at], float(losses[at]), losses)
     for low, (one, other) in enumerate(itertools.pairwise(pivots)):
-        trees = between(one, other, samples)
+        trees = samples_between(one, other, samples)
         values = full_losses(loss, trees, draws, precision)
         if np.isfinite(values).any() and values[i := int(np.nanargmax(values))] > best.loss:
             best = Highest(low, (i + 1) / (samples + 1), trees[i], float(values[i]), losses)

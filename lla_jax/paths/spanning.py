@@ -107,7 +107,7 @@ def spanning_tree(
     execution: Execution = Execution(),  # noqa: B008 (frozen)
     **options: Unpack[BandOptions],
 ) -> SpanningTree:
-    """Connect several minima, and find the lowest passes between them.
+    """Connect several minima, and find the lowest ways between them.
 
     The height of a curve is its highest loss: that of its saddle, for a band that has found one, and otherwise the
     largest of 61 points spaced evenly by length. Curves are trained in an economical order:
@@ -216,7 +216,7 @@ def spanning_tree(
         np.array([top.stderr for top in found]),
         np.array([x for x, _ in ends]),
         np.array([error for _, error in ends]),
-        forests.passes([x for x, _ in ends], {edge: heights[edge] for edge in edges}),
+        forests.barriers([x for x, _ in ends], {edge: heights[edge] for edge in edges}),
         recipe,
     )
 

@@ -75,12 +75,12 @@ def test_the_ends_are_kept_to_the_bit_and_the_history_has_every_step(complete):
     assert complete.recipe["displacement"] == 0.05
 
 
-def test_every_t_is_uniform_and_of_sixteen_one_lies_in_each_sixteenth():
-    ts = np.asarray(draw_ts(KEY, 0, 1600))
-    np.testing.assert_array_equal(draw_ts(KEY, 33, 1600)[:-33], ts[33:])
-    np.testing.assert_array_equal(np.sort((ts.reshape(-1, 16) * 16).astype(int), 1), np.arange(16)[None].repeat(100, 0))
-    firsts = ts[::16]  # of each sixteen the first: uniform too
-    assert np.abs(np.sort(firsts) - (np.arange(100) + 0.5) / 100).max() < 0.163  # Kolmogorov-Smirnov at 1 %
+def test_every_t_is_uniform_and_of_thirty_two_one_lies_in_each_part():
+    ts = np.concatenate([draw_ts(KEY, start, 256) for start in range(0, 2560, 256)])
+    np.testing.assert_array_equal(draw_ts(KEY, 33, 256), ts[33 : 33 + 256])
+    np.testing.assert_array_equal(np.sort((ts.reshape(-1, 32) * 32).astype(int), 1), np.arange(32)[None].repeat(80, 0))
+    firsts = ts[::32]  # of each group the first: uniform too
+    assert np.abs(np.sort(firsts) - (np.arange(80) + 0.5) / 80).max() < 0.182  # Kolmogorov-Smirnov at 1 %
 
 
 def test_a_step_of_sgd_is_the_weighted_gradient_with_the_decay_at_the_point_of_the_curve():
@@ -100,6 +100,17 @@ def test_a_step_of_sgd_is_the_weighted_gradient_with_the_decay_at_the_point_of_t
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6), moves, expected)
     without = connect(**options, displacement=0)
     assert one.history["loss"] == without.history["loss"]  # which is without the decay
+
+
+def test_parameters_that_are_not_selected_stay_on_the_straight_line(complete):
+    curve = connect(select="**/kernel", steps=2)
+    line = lla.paths.line(params(0), params(1))(0.5)
+    for layer in ("Dense_0", "Dense_1"):
+        np.testing.assert_allclose(curve.points[layer]["bias"][1], line[layer]["bias"], atol=1e-7)
+        assert np.abs(curve.points[layer]["kernel"][1] - line[layer]["kernel"]).min() > 0
+    np.testing.assert_array_equal(curve.points["gain"], 1.5)
+    assert curve.recipe["select"]["paths"] == ["Dense_0/kernel", "Dense_1/kernel"]
+    assert complete.recipe["select"] is None
 
 
 def test_keys_steps_and_equal_optimizers_compile_nothing(complete):
@@ -221,6 +232,7 @@ CHANGES = {
     "points": {"points": 4},
     "displacement": {"displacement": 0.1},
     "key": {"key": jax.random.key(1)},
+    "select": {"select": "**/kernel"},
     "weight_decay": {"weight_decay": 0.1},
     "batch_size": {"batch_size": 5},
     "optimizer": {"optimizer": optax.sgd(0.2, momentum=0.9)},
@@ -340,6 +352,8 @@ def test_what_is_no_optimizer_is_refused_with_what_to_pass():
         ({"cycles": 3}, 'cycles: 3 given; it must be left out for kind="bezier"'),
         ({"execution": lla.Execution(chunk=2)}, "execution.chunk: 2 given"),
         ({"store": 3}, "store: 3 given"),
+        ({"select": "**/karnel"}, "select: .*matches no leaf"),
+        ({"select": "**/kernel", "kind": "band"}, 'select: .* left out for kind="band"'),
     ],
 )
 def test_misuse_names_the_argument(options, message):

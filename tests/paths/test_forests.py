@@ -1,4 +1,4 @@
-"""Minimum spanning trees, and the lowest passes."""
+"""Minimum spanning trees, and the lowest ways."""
 
 import itertools
 
@@ -22,11 +22,11 @@ def test_of_edges_that_differ_by_rounding_the_shorter_come_first():
     assert forests.spanning_edges(3, weights, {(0, 1): 1.0, (0, 2): 2.0, (1, 2): 1.0}) == [(1, 2), (0, 2)]
 
 
-def test_passes_are_the_least_largest_edge_of_all_paths():
+def test_barriers_are_the_least_largest_edge_of_all_paths():
     rng = np.random.default_rng(0)
     weights = {edge: float(rng.random()) for edge in itertools.combinations(range(6), 2)}
     tree = forests.spanning_edges(6, weights)
-    found = forests.passes(-np.arange(6.0), {edge: weights[edge] for edge in tree})
+    found = forests.barriers(-np.arange(6.0), {edge: weights[edge] for edge in tree})
     least = np.full((6, 6), np.inf)
     for (i, j), w in weights.items():
         least[i, j] = least[j, i] = w
@@ -36,8 +36,8 @@ def test_passes_are_the_least_largest_edge_of_all_paths():
     np.testing.assert_array_equal(found, least)
 
 
-def test_nodes_without_a_way_between_them_have_an_infinite_pass():
-    assert forests.passes([0, 0, 0], {(0, 1): 1.0}).tolist() == [[0, 1, np.inf], [1, 0, np.inf], [np.inf, np.inf, 0]]
+def test_nodes_without_a_way_between_them_have_an_infinite_barrier():
+    assert forests.barriers([0, 0, 0], {(0, 1): 1.0}).tolist() == [[0, 1, np.inf], [1, 0, np.inf], [np.inf, np.inf, 0]]
 
 
 def test_a_tree_falls_into_two_without_an_edge():

@@ -1,4 +1,4 @@
-"""Spanning trees over several minima, whose passes are known."""
+"""Spanning trees over several minima, whose saddles are known."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from tests.paths.surfaces import HIGH, LOW, MIDDLE, mueller_brown, point
 
 KEY = jax.random.key(0)
 
-PASSES = {"south": 1.0, "north": 3.0, "west": 2.0, "east": 5.0}
+SIDES = {"south": 1.0, "north": 3.0, "west": 2.0, "east": 5.0}
 
 
 def square(p, batch):
@@ -27,8 +27,8 @@ def square(p, batch):
         s = jnp.clip((t + 1) / 2, 0, 1)
         return low + (high - low) * s**2 * (3 - 2 * s)
 
-    across = (1 - x**2) ** 2 * between(PASSES["south"], PASSES["north"], y)
-    return across + (1 - y**2) ** 2 * between(PASSES["west"], PASSES["east"], x)
+    across = (1 - x**2) ** 2 * between(SIDES["south"], SIDES["north"], y)
+    return across + (1 - y**2) ** 2 * between(SIDES["west"], SIDES["east"], x)
 
 
 CORNERS = [point(x, y) for x, y in ((-1, -1), (1, -1), (-1, 1), (1, 1))]
@@ -40,7 +40,7 @@ def tree():
     return lla.paths.spanning_tree(square, CORNERS, None, KEY, names=["sw", "se", "nw", "ne"], **options)
 
 
-def test_four_minima_with_known_passes_give_the_known_tree(tree):
+def test_four_minima_with_known_saddles_give_the_known_tree(tree):
     assert tree.edges == ((0, 1), (0, 2), (2, 3))  # south 1, west 2, north 3, and not east 5
     np.testing.assert_allclose(tree.losses, [1, 2, 3], atol=1e-4)
     expected = [[0, 1, 2, 3], [1, 0, 2, 3], [2, 2, 0, 3], [3, 3, 3, 0]]
@@ -57,7 +57,7 @@ def test_its_curves_lead_from_minimum_to_minimum_over_their_highest_points(tree)
         assert float(square(curve(t), None)) == pytest.approx(height, abs=1e-6)
 
 
-def test_a_curve_over_the_pass_of_another_loses_to_the_shorter_one():
+def test_a_curve_over_the_saddle_of_another_loses_to_the_shorter_one():
     options = {"steps": 150, "cycles": 1, "insert": 0}
     tree = lla.paths.spanning_tree(mueller_brown, [LOW, HIGH, MIDDLE], None, KEY, **options)
     assert tree.edges == ((1, 2), (0, 2))
