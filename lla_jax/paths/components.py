@@ -120,8 +120,8 @@ def pca(
     centre = leaves_of(params, runs[0].like, "params")
     count = _counter(progress, sum(total - block.start for block in blocks.slices) + 2 * total)
     origin = blocks.read(slice(total // 2, total // 2 + 1))[0]
-    gram, rounding = _gram_matrix(blocks, origin, count)
-    spread = _spread(gram, rounding)
+    gram, rounding, changing = _gram_matrix(blocks, origin, count)
+    spread = _spread(gram, rounding + changing * sum(len(run) * _error_of(run) ** 2 for run in runs))
     _check_rank(spread, num, blocks, len(runs))
     _warn_of_walks(spread, num, runs)
     tree = _axes(blocks, origin, spread.vectors[:, :num], count)
@@ -180,14 +180,28 @@ def _counter(progress: Callable[[float, float | None], None] | None, total: int)
     return count
 
 
-def _gram_matrix(blocks: Blocks, origin: Leaves, count: Callable[[int], None]) -> tuple[np.ndarray, float]:
-    """((T, T) products of the differences to the origin, the sum of squares of what rounding can change)."""
-    gram, rounding, slices = np.zeros((len(blocks), len(blocks))), 0.0, blocks.slices
+def _error_of(run: Trajectory) -> float:
+    """The largest error of an entry of a recording that keeps differences in half precision; 0 of other paths."""
+    differences = run.recipe.get("differences")
+    return float(differences.get("largest_rounding", 0.0)) if isinstance(differences, dict) else 0.0
+
+
+def _gram_matrix(blocks: Blocks, origin: Leaves, count: Callable[[int], None]) -> tuple[np.ndarray, float, int]:
+    """(products of the differences to the origin, squares of what rounding can change, number of entries that change).
+
+    Rounding changes an entry by eps |x| at most: twice half a unit, of a sum, and of a product in it. Entries that no
+    checkpoint changes, as of frozen layers, add nothing to the differences, and none of their rounding is counted.
+    """
+    gram, slices = np.zeros((len(blocks), len(blocks))), blocks.slices
+    largest = [np.zeros(leaf.size, np.float32) for leaf in origin]
+    moved = [np.zeros(leaf.size, bool) for leaf in origin]
     for number, one in enumerate(slices):
         rows = blocks.read(one)
-        rounding += sum(_rounding_of(row) for row in rows)
-        for _, _, piece in pieces(rows, origin):
+        for leaf, part, piece in pieces(rows, origin):
             gram[one, one] += piece @ piece.T
+            moved[leaf][part] |= piece.any(0)
+            piece += origin[leaf].reshape(-1)[part].astype(np.float64)
+            np.maximum(largest[leaf][part], np.abs(piece, out=piece).max(0), out=largest[leaf][part], casting="unsafe")
         count(len(rows))
         for other in slices[number + 1 :]:
             columns = blocks.read(other)
@@ -197,17 +211,11 @@ def _gram_matrix(blocks: Blocks, origin: Leaves, count: Callable[[int], None]) -
                 gram[one, other] += left @ right.T
             gram[other, one] = gram[one, other].T
             count(len(columns))
-    return gram, rounding
-
-
-def _rounding_of(row: Leaves) -> float:
-    """The squared norm of eps |x|, twice the largest rounding error of each entry: of a sum, and of a product in it."""
-    total = 0.0
-    for leaf in row:
-        eps = float(jnp.finfo(leaf.dtype).eps)
-        flat = leaf.reshape(-1)
-        total += sum(float(np.vdot(x, x)) * eps**2 for _, _, x in pieces([[flat]]))
-    return total
+    rounding, changing = 0.0, 0
+    for x, size, at in zip(origin, largest, moved, strict=True):
+        rounding += float(jnp.finfo(x.dtype).eps) ** 2 * float(np.square(size[at], dtype=np.float64).sum())
+        changing += int(at.sum())
+    return gram, len(blocks) * rounding, changing
 
 
 def _centred(gram: np.ndarray) -> np.ndarray:
@@ -274,7 +282,7 @@ def _axes(blocks: Blocks, origin: Leaves, vectors: np.ndarray, count: Callable[[
     for block in blocks.slices:
         rows = blocks.read(block)
         for leaf, part, piece in pieces(rows, origin):
-            sums[leaf][:, part] += vectors[block].T @ piece
+            sums[leaf][:, part] += np.einsum("tk,tp->kp", vectors[block], piece)
         count(len(rows))
     norms = np.sqrt(sum(np.einsum("kp,kp->k", x, x) for x in sums))[:, None]
     shapes = [(_tree.shape_dtype(leaf), leaf.shape) for leaf in origin]

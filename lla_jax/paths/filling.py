@@ -17,7 +17,7 @@ from lla_jax.paths.curvatures import Asked, curvatures_along
 from lla_jax.paths.in_plane import losses_in_plane
 from lla_jax.paths.points import has_floats, losses_at
 from lla_jax.paths.projections import PROJECTED, Projection
-from lla_jax.paths.trajectories import Trajectory
+from lla_jax.paths.trajectories import Trajectory, describe
 
 SAME_LOSS = 1e-3  # relative difference of a loss that is computed again, half precision included
 SAME_PLACE = 1e-6  # of coordinates
@@ -120,7 +120,7 @@ def _add_losses(seen: Projection, prefix: str, compute: Compute, progress: Progr
     means = compute(at, progress=progress, on_partial=put)
     now = float(means.values["loss"][0])
     if done.size and not recipes.is_close(before, now, SAME_LOSS, 0.0):
-        text = f"belongs to another loss: at {seen.names[at[0]]} it was {before:.6g}, and is {now:.6g}"
+        text = f"belongs to another loss: at {describe(at[0], seen.names[at[0]])} it was {before:.6g}, and is {now:.6g}"
         raise Misuse("resume", f"{text}; restore the loss, or {recipes.START_ANEW}")
     put(means)
 
@@ -133,8 +133,8 @@ def _warn_of_state(seen: Sequence[Projection], runs: Sequence[Trajectory], work:
         for t in np.flatnonzero((each.distance == 0) & (each.coords == 0).all(1))[-1:].tolist():
             if not _same_state(run.state(t), work.loss.state):
                 warn_caller(
-                    f"loss: its state is not that of {run.names[t]}, the checkpoint at the centre, so that the plane "
-                    f"has another loss there; pass dataclasses.replace(loss, state=path.state({t}))"
+                    f"loss: its state is not that of {describe(t, run.names[t])}, which is the centre, so that the "
+                    f"plane has another loss there; pass dataclasses.replace(loss, state=path.state({t}))"
                 )
                 return
 
@@ -153,5 +153,5 @@ def warn_of_values(seen: Sequence[Projection], runs: Sequence[Trajectory]) -> No
     for each, run in zip(seen, runs, strict=True):
         bad = np.flatnonzero(~np.isfinite(each.values.get("loss", np.zeros(0))))
         if bad.size:
-            names = ", ".join(run.names[t] for t in bad[:3]) + (" ..." if bad.size > 3 else "")
+            names = ", ".join(describe(t, run.names[t]) for t in bad[:3]) + (" ..." if bad.size > 3 else "")
             warn_caller(f"loss: not finite at {bad.size} of {len(run)} checkpoints ({names})")

@@ -102,7 +102,8 @@ def _residual(frame: Frame, rows: list[Leaves], coords: np.ndarray) -> tuple[np.
     for (_, _, piece), (_, _, axes) in zip(
         pieces(rows, frame.centre, step), pieces(frame.axes, None, step), strict=True
     ):
-        piece -= coords @ axes
-        products += axes @ piece.T
+        # of few axes, products on one thread are as fast, and never wait for another one
+        piece -= np.einsum("rk,kp->rp", coords, axes)
+        products += np.einsum("kp,rp->kr", axes, piece)
         squares += np.einsum("rp,rp->r", piece, piece)
     return products, np.sqrt(squares)

@@ -145,6 +145,24 @@ def test_a_component_that_rounding_may_add_up_to_is_warned_of():
         lla.paths.pca(trees(rows))
 
 
+def test_a_straight_line_has_no_plane_in_a_recording_of_differences(tmp_path):
+    track = lla.paths.record(tmp_path, every=1, differences="bfloat16")
+    for t in range(12):
+        track(trees([CENTRE + t * ALONG], np.float32)[0], t)
+    path = lla.paths.load(tmp_path)
+    with pytest.raises(ValueError, match=r"^path: its 12 checkpoints have rank 1"):
+        lla.paths.pca(path)
+    assert lla.paths.pca(path, num=1)[0].recipe["explained_variance"][0] == 1
+
+
+def test_frozen_leaves_and_entries_have_no_rounding():
+    head = curved() * np.float32(1e-4)
+    rows = np.concatenate([np.tile(np.float32(1e6) * CENTRE.astype(np.float32), (25, 20)), head], axis=1)
+    axes, _ = lla.paths.pca(trees(rows), num=3)
+    np.testing.assert_allclose(axes.recipe["explained_variance"][:3], parts(head)[0][:3], rtol=1e-5)
+    assert axes.recipe["rank"] == 3
+
+
 def test_paths_of_low_rank_have_zeros():
     corners = CENTRE + np.array([[0, 0], [1, 0], [0, 1], [1, 1], [2, 1]]) @ np.stack([ALONG, ASIDE])
     axes, _ = lla.paths.pca(trees(corners), num=2)

@@ -141,7 +141,7 @@ def test_every_checkpoint_has_its_own_state_and_the_plane_the_centres():
         free = lla.paths.project(PATH, axes, batch_stats=policy, **options)
         assert free.projected_loss[-1] == pytest.approx(free.loss[-1], rel=1e-6)
         assert free.loss[0] != pytest.approx(found.loss[0], rel=1e-2)
-    with pytest.warns(UserWarning, match=r"^loss: its state is not that of 4, the checkpoint at the centre"):
+    with pytest.warns(UserWarning, match=r"^loss: its state is not that of path\[4\], which is the centre"):
         lla.paths.project(path, axes, **options | {"loss": dataclasses.replace(SCALED, state=STATES[0])})
     with pytest.raises(ValueError, match=r"^path: holds no states, and the loss has running averages"):
         lla.paths.project(PATH, axes, **options)
@@ -229,7 +229,7 @@ def test_slips_are_told():
 
 def test_losses_that_are_not_finite_are_in_the_result_and_told():
     huge = jax.tree.map(lambda x: x * np.float32(1e30), PATH[1])
-    with pytest.warns(UserWarning, match=r"^loss: not finite at 1 of 3 checkpoints \(1\)"):
+    with pytest.warns(UserWarning, match=r"^loss: not finite at 1 of 3 checkpoints \(path\[1\]\)"):
         found = lla.paths.project([PATH[0], huge, CENTRE], RANDOM, **OPTIONS)
     assert np.isfinite(found.loss).tolist() == [True, False, True]
 
@@ -268,5 +268,5 @@ def test_an_interrupted_projection_is_handed_over_and_continued(monkeypatch):
     with pytest.raises(ValueError, match=r"^resume: belongs to another path"):
         lla.paths.project(PATH[1:], axes, resume=early, **options)
     doubled = lla.Loss(apply, lambda outputs, batch: 2 * cross_entropy(outputs, batch))
-    with pytest.raises(ValueError, match=r"^resume: belongs to another loss: at 0 it was"):
+    with pytest.raises(ValueError, match=r"^resume: belongs to another loss: at path\[0\] it was"):
         lla.paths.project(PATH, axes, resume=early, **options | {"loss": doubled})
