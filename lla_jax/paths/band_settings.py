@@ -39,7 +39,7 @@ class Settings:
       cycles: parts of the training, of equal length; new pivots come before each but the first.
       insert: new pivots per cycle at most.
       samples: points between two neighbours at which gaps, and the highest point, are looked for.
-      climb: steps of the climbing image at most, each with the gradient over all examples; None for 100, or fewer where
+      climb: steps of the climbing image at most, each with the gradient over all examples; None for 300, or fewer where
         these would read more batches than the training.
       tolerance: of the norm of the gradient at the saddle.
       curvature: whether the negative eigenvalues of the Hessian at the saddle are counted.

@@ -91,7 +91,7 @@ def connect(
         14.
       insert: new pivots per cycle at most; default 2.
       samples: points between two pivots at which the band is looked at; default 9.
-      climb: steps of the climbing image at most; default 100, or fewer where that would be more than the training.
+      climb: steps of the climbing image at most; default 300, or fewer where that would be more than the training.
       tolerance: of the norm of the gradient at the saddle; default 1e-3.
       curvature: whether the negative eigenvalues of the Hessian at the saddle are counted; default False.
 
