@@ -19,7 +19,7 @@ PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((R
 
 GIVEN = {
     "README.md": {
-        *("module", "variables", "x", "y", "early_params", "late_params"),
+        *("module", "variables", "x", "y", "early_params", "late_params", "first_params", "second_params"),
         *("torch_module", "example_inputs", "images", "labels"),
     },
     "cli.md": {"criterion", "accuracy", "other_params"},
