@@ -71,7 +71,7 @@ def prepare(folder: pathlib.Path, epochs: int = EPOCHS) -> None:
             torch.save(train(normalized, seed, epochs).state_dict(), folder / f"{name}-{seed}.pt")
 
 
-def load(folder: pathlib.Path, name: str, seed: int) -> Any:
+def load(folder: pathlib.Path, name: str, seed: int | str) -> Any:
     """One of them, in eval mode."""
     import torch
 

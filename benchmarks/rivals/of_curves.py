@@ -125,11 +125,11 @@ class Curves:
             self.net(x, t)
             done += len(x)
 
-    def middle(self) -> list[np.ndarray]:
-        """The trained control point, in the order of the ends' parameters."""
+    def middle(self) -> dict[str, Any]:
+        """The trained control point, as the weights of a network."""
         base = solutions.network(self.normalized)
         self.net.export_base_parameters(_Ordered(base), 1)
-        return [p.detach().numpy() for p in base.parameters()]
+        return base.state_dict()
 
 
 class _Ordered:
@@ -147,6 +147,8 @@ class _Ordered:
 
 def curve(job: dict[str, Any]) -> dict[str, Any]:
     """A worker's row: seconds of training and evaluation, the first time and again, and the losses along the curve."""
+    import torch
+
     rival = Curves(pathlib.Path(job["connectivity"]), pathlib.Path(job["folder"]), job["name"])
     seconds, losses = [], []
     for seed in range(job["runs"]):
@@ -154,4 +156,5 @@ def curve(job: dict[str, Any]) -> dict[str, Any]:
         evaluated, found = measure.timed(lambda: rival.evaluate(job["points"]))
         seconds.append({"train": trained, "evaluate": evaluated})
         losses.append(found)
-    return {"seconds": seconds, "losses": losses, "middle": [p.tolist() for p in rival.middle()]}
+    torch.save(rival.middle(), pathlib.Path(job["folder"]) / f"{job['name']}-middle.pt")
+    return {"seconds": seconds, "losses": losses}

@@ -54,7 +54,7 @@ def connect_band(training: Training, **options: Any) -> Curve:
         there is no saddle.
 
     References: Draxler et al. 2018, arXiv:1803.00885; Henkelman, Uberuaga and Jonsson 2000 (climbing image). Where we
-    differ from the former: (1) pivots are inserted only where a gap exceeds a fifth of the losses' range and lies above
+    differ from the former: (1) pivots are inserted only where a gap exceeds a tenth of the losses' range and lies above
     both ends; (2) they keep their shares of the length, and are not spaced anew; (3) the climbing image.
     """
     settings = Settings(**options)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEAST_GAP = 0.2  # of the range of all losses along the band, that a gap must exceed
+LEAST_GAP = 0.1  # of the range of all losses along the band, that a gap must exceed
 
 
 class Places(NamedTuple):
@@ -31,7 +31,7 @@ def largest_gaps(losses: np.ndarray, sampled: np.ndarray, places: Places, most: 
     """Choose where new pivots are needed: at most one per segment, where a loss lies highest above the interpolation.
 
     A gap is a sampled loss minus that which the losses of the two pivots give by linear interpolation. It counts if it
-    exceeds a fifth of the range of all these losses, and if the loss is above those of both ends of the band: below
+    exceeds a tenth of the range of all these losses, and if the loss is above those of both ends of the band: below
     them no pivot is needed to find the barrier.
 
     Args:

@@ -149,3 +149,21 @@ def test_a_network_with_batch_statistics_and_mini_batches():
     straight = lla.paths.line(a, b, state, state_b)
     barriers = [lla.paths.evaluate(c, loss, data, points=9).values["loss"].max() for c in (curve, straight)]
     assert barriers[0] < 0.5 * barriers[1]
+
+
+_TURN = np.linalg.qr(np.random.default_rng(0).normal(size=(10, 10)))[0].astype("float32")
+
+
+def _turned(params, batch):
+    """The Mueller-Brown surface over two of ten turned axes; along the others a narrow valley bends with the first."""
+    q = _TURN @ params
+    return mueller_brown({"x": q[0], "y": q[1]}, batch) + 50 * jnp.sum((q[2:] - 0.3 * q[0]) ** 2)
+
+
+def test_pivots_come_where_the_band_cuts_a_corner_until_its_top_climbs_to_the_saddle():
+    a, b = (_TURN.T @ np.r_[p["x"], p["y"], np.full(8, 0.3 * p["x"])].astype("float32") for p in (LOW, HIGH))
+    curve = band(_turned, a, b, steps=500, cycles=14, insert=2, curvature=True)
+    assert len(curve.knots) > 5
+    assert curve.saddle.converged
+    assert abs(curve.saddle.loss + 40.6648) < 1e-3
+    assert curve.saddle.negative == 1

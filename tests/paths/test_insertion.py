@@ -32,8 +32,8 @@ def test_a_straight_line_between_losses_a_small_gap_and_one_below_the_ends_need_
     losses = np.array([0.0, 4.0, 8.0, 0.0])
     line = np.interp(PLACES.low + PLACES.weight, range(4), losses)
     assert not len(largest_gaps(losses, line, PLACES, 2).low)
-    assert not len(largest_gaps(losses, line + sampled(_4=1.5), PLACES, 2).low)  # a fifth of 8 is 1.6
-    assert largest_gaps(losses, line + sampled(_4=1.7), PLACES, 2).low.tolist() == [1]
+    assert not len(largest_gaps(losses, line + sampled(_4=0.7), PLACES, 2).low)  # a tenth of 8 is 0.8
+    assert largest_gaps(losses, line + sampled(_4=0.9), PLACES, 2).low.tolist() == [1]
     valley = np.array([0.0, -4.0, -4.0, 0.0])
     assert not len(largest_gaps(valley, np.where(PLACES.low == 1, -0.5, -4.0), PLACES, 2).low)
 

@@ -211,6 +211,8 @@ class _Scene:
             for artist in moving:
                 artist.set_visible(False)
             self.canvas.draw()
+            for track in self.tracks:
+                track.look()
             self.background, self.turned = self.canvas.copy_from_bbox(self.fig.bbox), turned
             for artist in moving:
                 artist.set_visible(True)
@@ -252,6 +254,7 @@ class _Track:
         self.z = scales.heights(plane.z, scale.log, scale.cap)
         self.steps = _subdivide(run.steps)
         self.points = self._on_plane(self.steps)
+        self.hidden = np.zeros(len(self.points), bool)
         self.true = scales.heights(np.where((run.loss > 0) | (not scale.log), run.loss, np.nan), scale.log, scale.cap)
         outline = [style.withStroke(linewidth=3.0, foreground="black")]
         label = run.name or "path of the training"
@@ -313,13 +316,18 @@ class _Track:
         else:
             line.set_data(*points[:, :2].T)
 
+    def look(self) -> None:
+        """See which points of the path the surface hides from where the camera is now."""
+        self.hidden = self._hides(self.points)
+
     def move(self, step: float) -> str:
         """Move to a step, and return what the frame says of it: the latest checkpoint and its true loss."""
         run = self.run
         at = int(np.clip(np.searchsorted(run.steps, step * (1 + 1e-12), side="right") - 1, 0, len(run.steps) - 1))
         now = self._on_plane(np.array([np.clip(step, run.steps[0], run.steps[-1])]))
-        so_far = np.concatenate([self.points[self.steps < step], now])
-        hidden = self._hides(so_far)
+        before = self.steps < step
+        so_far = np.concatenate([self.points[before], now])
+        hidden = np.append(self.hidden[before], self._hides(now))
         self._set(self.line, np.where(hidden[:, None], np.nan, so_far))
         self._set(self.behind, np.where(hidden[:, None], so_far, np.nan))
         self._set(self.now, now)

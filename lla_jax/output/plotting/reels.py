@@ -123,23 +123,19 @@ def _patches(frames: Iterable[np.ndarray], palette: Image.Image, *, against_firs
     """What differs in each frame from the one before, or from the first one, in the colours of the palette."""
     base: np.ndarray | None = None
     for frame in frames:
-        image = Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
-        pixels = np.asarray(image)
-        if base is None:
-            yield Patch(0, 0, image)
-        else:
-            yield _cut(image, pixels != base)
+        x, y, part = (0, 0, frame) if base is None else _cut(frame, (frame != base).any(axis=-1))
+        yield Patch(x, y, Image.fromarray(part).quantize(palette=palette, dither=Image.Dither.NONE))
         if base is None or not against_first:
-            base = pixels
+            base = frame
 
 
-def _cut(image: Image.Image, differs: np.ndarray) -> Patch:
-    """The smallest rectangle with all that differs; of frames that are the same, a single pixel."""
+def _cut(frame: np.ndarray, differs: np.ndarray) -> tuple[int, int, np.ndarray]:
+    """(x, y, part) of the smallest rectangle with all that differs; of frames that are the same, a single pixel."""
     rows, columns = (np.flatnonzero(differs.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
-        return Patch(0, 0, image.crop((0, 0, 1, 1)))
+        return 0, 0, frame[:1, :1]
     left, upper = int(columns[0]), int(rows[0])
-    return Patch(left, upper, image.crop((left, upper, int(columns[-1]) + 1, int(rows[-1]) + 1)))
+    return left, upper, np.ascontiguousarray(frame[upper : int(rows[-1]) + 1, left : int(columns[-1]) + 1])
 
 
 def _mark_last(items: Iterable[Patch]) -> Iterator[tuple[Patch, bool]]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from lla_jax.core.arguments import check_integer
 from lla_jax.core.results import Landscape
@@ -249,7 +249,7 @@ def explained_variance(
         )
     canvas.set_ylim(0, 105)
     canvas.set_xlim(0.4, k + 0.6)
-    canvas.xaxis.set_major_locator(MaxNLocator(min(k, 10), integer=True, min_n_ticks=1))
+    canvas.xaxis.set_major_locator(FixedLocator(rank) if k <= 12 else MaxNLocator(10, integer=True))
     canvas.set_xlabel("principal component", fontsize=style.SIZE)
     canvas.set_ylabel("explained variance (%)", fontsize=style.SIZE)
     canvas.tick_params(labelsize=style.SMALL)

@@ -7,6 +7,7 @@ import io
 import re
 import stat
 import sys
+import weakref
 
 import matplotlib
 import numpy as np
@@ -104,17 +105,15 @@ def test_what_ffmpeg_says_is_told_and_no_file_is_left(body, ffmpeg):
 
 
 def test_frames_are_taken_one_at_a_time(tmp_path):
-    alive = []
-
-    class Frame(np.ndarray):
-        def __del__(self):
-            alive.pop()
+    made = []
 
     def frames():
-        for frame in shots(8):
-            alive.append(None)
-            assert len(alive) <= 2
-            yield frame.view(Frame)
+        for k in range(8):
+            assert sum(ref() is not None for ref in made) <= 2
+            frame = shots(8)[k].copy()
+            made.append(weakref.ref(frame))
+            yield frame
+            del frame
 
     reels.write(tmp_path / "a.gif", frames(), shots()[-1], 8, "")
 
