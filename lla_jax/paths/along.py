@@ -202,7 +202,11 @@ def place(curve: Curve, points: Any, by: str) -> np.ndarray:
     """
     if is_integer(points):
         return curve.spaced(points, by)
-    (coords,) = grids.check_grid([points])
+    rule = "a number of points, such as 61, or increasing t from 0 to 1"
+    try:
+        (coords,) = grids.check_grid([points])
+    except Misuse as error:  # which names the grid of a landscape
+        raise misuse("points", points, rule) from error
     if coords.min() < 0 or coords.max() > 1 or not (np.diff(coords) > 0).all():
-        raise misuse("points", points, "a number of points, such as 61, or increasing t from 0 to 1")
+        raise misuse("points", points, rule)
     return coords
