@@ -90,6 +90,8 @@ def _follow(training: Training, recipe: Recipe, state: State, steps: Iterator[St
                 if training.progress is not None:
                     training.progress(state.done, total)
                 check()
+            if training.progress is not None and state.done < total:  # the climb was short
+                training.progress(total, total)
         finally:  # after an interrupt, too
             if state is not kept:
                 band_states.save(training, recipe, state)
@@ -194,7 +196,7 @@ def _with_top(
             f"curve.saddle the gradient has the norm {norm:.2g}, and converged is False: pass more steps=, a larger "
             "climb= or a larger tolerance="
         )
-    losses = list(top.losses)
+    losses, params = list(top.losses), jax.tree.map(np.asarray, params)
     if not is_end:
         keep = slice(at, at + (top.weight == 0))
         pivots[keep], losses[keep] = [params], [value]

@@ -99,7 +99,9 @@ def connect(
       A ``Curve``. Its ``history`` has the "loss" of the batch at each step, without the weight decay, and its "t".
       If a loss or gradient is not finite, the training ends with a warning: the curve is that of the last finite step,
       its recipe has ``complete`` False and the step as ``stopped``, and the last loss of the history is the one that
-      failed.
+      failed. A band has its highest point in ``saddle``; its history has the largest loss of the pivots at each step,
+      "cycle_pivots" and "cycle_max_loss" at the end of each cycle, and "pivot_t" and "pivot_loss" in the end, by the
+      loss of all examples in train mode.
 
     Raises:
       ValueError: ends of different structure, not finite or equal; a second state that is missing; an object that is no
