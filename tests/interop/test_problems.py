@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 import lla_jax
+from lla_jax.cli import main as cli
 
 torch.manual_seed(0)
 X, Y = torch.randn(10, 3), torch.arange(10) % 4
@@ -272,3 +273,19 @@ def test_a_problem_has_the_statistics_of_its_checkpoints_and_reads_more(tmp_path
     for i in range(2):
         jax.tree.map(np.testing.assert_array_equal, path.state(i), made.states[i])
         jax.tree.map(np.testing.assert_array_equal, path[i], made.checkpoints[i])
+
+
+def test_a_curve_needs_a_network_with_a_train_mode(tmp_path, monkeypatch, capsys):
+    (tmp_path / "nets.py").write_text(
+        "import torch, lla_torch\n"
+        "module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2)).eval()\n"
+        "torch.save(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))"
+        ".state_dict(), 'other.pth')\n"
+        "def make():\n"
+        "    data = torch.randn(8, 3), torch.arange(8) % 2\n"
+        "    return lla_torch.problem(module, torch.nn.CrossEntropyLoss(), data, checkpoints='other.pth')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "prepare_jax", lambda devices: None)
+    assert cli.main(["connect", "--problem", "nets.py:make", "--steps", "1"]) == 2
+    assert "Problem.loss: has no train mode" in capsys.readouterr().err
