@@ -115,6 +115,11 @@ def _train(problem: Problem, b: PyTree, state_b: PyTree, options: ConnectOptions
             print_message(f"the steps so far are kept in {kept}; the same command continues them")
         raise
     except Misuse as error:
+        if error.argument == "train":
+            raise Mistake(
+                "Problem.loss: has no train mode, in which a curve is trained (BatchNorm by batch); in the factory "
+                "write lla_torch.problem(..., train=True), or convert(..., train=True)"
+            ) from error
         if error.argument != "points":  # --points is that of the evaluation
             raise
         raise Mistake(f"--control-points: {error.text}") from error

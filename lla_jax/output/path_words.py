@@ -34,7 +34,8 @@ def describe_path(axes: Directions, seen: Projection) -> str:
     lines += _describe_distance(seen)
     if _has_state(seen.recipe):
         policy = seen.recipe["batch_stats"]
-        whose = "each checkpoint's own, and on the plane those of its centre" if policy == "frozen" else _STATS[policy]
+        own = "each checkpoint's own, and on the plane the centre's: losses differ even at distance 0"
+        whose = own if policy == "frozen" else _STATS[policy]
         lines.append(f"BatchNorm statistics: {whose}")
     if seen.loss is not None and (worse := int((~np.isfinite(seen.loss)).sum())):
         lines.append(f"The loss is not finite at {worse} of {len(seen)} checkpoints")
