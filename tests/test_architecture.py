@@ -41,6 +41,7 @@ OUTSIDE = {
     "flax": ("models/linen", "models/nnx", "models/calling", "demo"),
     "equinox": ("models/equinox", "directions/normalization"),
     "matplotlib": ("output/plotting",),
+    "PIL": ("output/plotting/reels",),
     "tqdm": ("execution/progress", "cli/terminal", "demo"),
     "tyro": ("cli/main", "cli/options"),
     "orbax": ("paths/formats",),

@@ -21,12 +21,12 @@ from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Directions, Execution, Loss, PyTree
 from lla_jax.execution.progress import AskedProgress, check_on_partial, takes_progress
-from lla_jax.landscape import grids, jobs, sweeps
+from lla_jax.landscape import jobs, sweeps
 from lla_jax.landscape.jobs import Job
 from lla_jax.landscape.rules import Rule
 from lla_jax.landscape.store import folders, writing
 from lla_jax.landscape.tasks import Policy, Task
-from lla_jax.paths.curves import Curve
+from lla_jax.paths.curves import Curve, as_numbers
 from lla_jax.paths.points import has_floats
 
 
@@ -202,11 +202,7 @@ def place(curve: Curve, points: Any, by: str) -> np.ndarray:
     """
     if is_integer(points):
         return curve.spaced(points, by)
-    rule = "a number of points, such as 61, or increasing t from 0 to 1"
-    try:
-        (coords,) = grids.check_grid([points])
-    except Misuse as error:  # which names the grid of a landscape
-        raise misuse("points", points, rule) from error
-    if coords.min() < 0 or coords.max() > 1 or not (np.diff(coords) > 0).all():
-        raise misuse("points", points, rule)
-    return coords
+    at = as_numbers(points)
+    if at is None or at.ndim != 1 or not at.size or not (at[0] >= 0 and at[-1] <= 1 and (np.diff(at) > 0).all()):
+        raise misuse("points", points, "a number of points, such as 61, or a list of increasing t from 0 to 1")
+    return at

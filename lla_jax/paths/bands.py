@@ -26,6 +26,7 @@ from lla_jax.paths.saddles import Saddle
 from lla_jax.paths.slopes import with_fresh_noise
 from lla_jax.paths.training import Training
 
+SAME_HEIGHT = 0.01  # of the height of the band above the higher end
 CLIMB_MOST = 300  # steps of the climbing image by default
 
 
@@ -189,8 +190,16 @@ def _with_top(
     else:
         params, value = climb.best, float(climb.best_loss)
         norm, across = float(climb.best_norm), float(climb.best_across)
-    converged = not is_end and norm <= settings.tolerance
-    if not is_end and not converged and int(climb.step):
+    small = not is_end and norm <= settings.tolerance
+    others = np.delete(top.losses, slice(max(at - 1, 0), at + 2 - (top.weight > 0)))  # all pivots but those beside it
+    higher = float(others.max(initial=-np.inf))
+    converged = small and not higher - value > SAME_HEIGHT * (top.loss - max(top.losses[[0, -1]]))
+    if small and not converged:
+        warn_caller(
+            f"steps: another pivot of the band has the loss {higher:.6g}, above that of the saddle to which its "
+            f"highest point has climbed, {value:.6g}; saddle.converged is False: pass more steps="
+        )
+    if not is_end and not small and int(climb.step):
         warn_caller(
             f"tolerance: {settings.tolerance:g} not reached by the climbing image in {int(climb.step)} steps; at "
             f"curve.saddle the gradient has the norm {norm:.2g}, and converged is False: pass more steps=, a larger "

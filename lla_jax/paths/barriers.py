@@ -18,7 +18,7 @@ from lla_jax.core.arguments import MissingEntry, Misuse, check_integer, is_integ
 from lla_jax.core.data import Stream
 from lla_jax.core.interrupts import check_interrupt, deferred_interrupts
 from lla_jax.core.losses import as_loss
-from lla_jax.core.refusals import AS_ARRAY, no_array
+from lla_jax.core.refusals import no_array
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import pm
 from lla_jax.core.types import SAVED, Batch, Execution, Loss, PyTree, Recipe
@@ -60,7 +60,7 @@ class Height(NamedTuple):
 
 
 @explained
-@no_array("holds losses along a curve; its height is barrier.value, and its losses are barrier.losses", AS_ARRAY)
+@no_array("holds losses along a curve; its height is barrier.value, and its losses are barrier.losses")
 @dataclass(frozen=True, eq=False, repr=False)
 class Barrier:
     """The loss between two solutions, and by how much it rises above that of the ends.

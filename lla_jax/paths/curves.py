@@ -17,7 +17,7 @@ import numpy as np
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
-from lla_jax.core.refusals import AS_ARRAY, no_array
+from lla_jax.core.refusals import no_array
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import SAVED, PyTree, Recipe
 from lla_jax.paths.trajectories import Trajectory, given, to_host
@@ -29,9 +29,7 @@ PIECES, NODES = 64, 8  # of the quadrature of a length: pieces of [0, 1], and Ga
 
 
 @explained
-@no_array(
-    "holds control points; take curve(t), the parameters at t, or curve.points, whose leaves are stacked", AS_ARRAY
-)
+@no_array("holds control points; take curve(t), the parameters at t, or curve.points, whose leaves are stacked")
 @dataclass(frozen=True, eq=False, repr=False)
 class Curve:
     """A curve theta(t) = sum_k b_k(t) P_k, t in [0, 1], from a = P_1 to b = P_K; both ends are reached to the bit.
@@ -220,13 +218,19 @@ def mix(stacked: PyTree, weights: np.ndarray, widen: bool = True) -> PyTree:
 
 def check_t(t: Any) -> np.ndarray:
     """t as a float64 array; a ValueError unless all are numbers from 0 to 1."""
-    try:
-        array = np.asarray(t, np.float64)
-    except (TypeError, ValueError):
-        array = np.array(np.nan)
-    if not (array.size and (array >= 0).all() and (array <= 1).all()):
-        raise misuse("t", t, "from 0 (the end a) to 1 (the end b)")
+    array = as_numbers(t)
+    if array is None or not (array.size and (array >= 0).all() and (array <= 1).all()):
+        raise misuse("t", t, "a number from 0 (the end a) to 1 (the end b), or an array of such")
     return array
+
+
+def as_numbers(value: Any) -> np.ndarray | None:
+    """A float64 array of numbers; None of what are none, texts of numbers included."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        return None
+    return array.astype(np.float64) if array.dtype.kind in "fiu" else None
 
 
 def _check_knots(kind: str, knots: Any, num: int) -> np.ndarray | None:
@@ -237,11 +241,8 @@ def _check_knots(kind: str, knots: Any, num: int) -> np.ndarray | None:
     if knots is None:
         return np.linspace(0, 1, num)
     rule = f"{num} increasing numbers from 0 to 1, one for each point, such as np.linspace(0, 1, {num})"
-    try:
-        array = np.asarray(knots, np.float64)
-    except (TypeError, ValueError):
-        raise misuse("knots", knots, rule) from None
-    if array.shape != (num,) or array[0] != 0 or array[-1] != 1 or not (np.diff(array) > 0).all():
+    array = as_numbers(knots)
+    if array is None or array.shape != (num,) or array[0] != 0 or array[-1] != 1 or not (np.diff(array) > 0).all():
         raise misuse("knots", knots, rule)
     return array
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -156,6 +156,8 @@ def _states_of(trees: Any, states: Any, loss: Any, policy: str) -> Callable[[int
     if states is None and isinstance(trees, Trajectory) and trees.has_states:
         return trees.state if jax.tree.leaves(own) else None
     if states is not None:
+        if isinstance(states, Mapping | str) or not isinstance(states, Iterable):
+            raise misuse("states", states, "a list with the state of each tree, such as [state_a, state_b]")
         given: list[PyTree] = list(states)
         if len(given) != len(trees):
             raise Misuse("states", f"{len(given)} given for {len(trees)} trees; pass one for each, or leave them out")

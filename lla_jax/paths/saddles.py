@@ -26,7 +26,8 @@ class Saddle:
       gradient_norm: the norm of the gradient there, in units of loss per unit of the parameters.
       across: the norm of its part across the band.
       converged: whether the climbing image reached a point whose gradient has at most the norm ``tolerance``, and which
-        has not slid off: is not below its neighbours by more than a tenth of the height of the band.
+        has not slid off: is not below its neighbours by more than a tenth of the height of the band, nor below other
+        pivots by more than a hundredth.
       negative: number of negative eigenvalues of the Hessian there (1 at the saddle between two minima); no more than
         three are looked for where there are more than 200 parameters; None if it was not asked for.
       eigenvalues: the lowest eigenvalues of the Hessian, three at most, ascending; None likewise.

@@ -232,7 +232,7 @@ REFUSED = {
     "too few knots": (lambda: lla.paths.polygon([A, MIDDLE, B], [0, 1]), "knots: .*3 increasing"),
     "knots of a Bezier curve": (lambda: Curve("bezier", CURVES["line"].points, [0, 1]), "knots: .*None for a bezier"),
     "another kind": (lambda: Curve("spline", CURVES["line"].points), "kind: 'spline'"),
-    "outside": (lambda: CURVES["line"](1.1), "t: 1.1 given; it must be from 0"),
+    "outside": (lambda: CURVES["line"](1.1), "t: 1.1 given; it must be a number from 0"),
     "no number": (lambda: CURVES["line"]("half"), "t: 'half' given"),
     "several": (lambda: CURVES["line"]([0.1, 0.2]), "t: .*one number"),
     "one point": (lambda: CURVES["line"].spaced(1), "points: 1 given"),

@@ -329,6 +329,7 @@ def band(
             marker="*",
             markersize=10,
             zorder=4,
+            clip_on=False,
             label=_describe(saddle),
             **style.POINT,
         )

@@ -34,6 +34,7 @@ from lla_jax.output.plotting.trajectories import draw_losses
 MESH = 299  # the most vertices per axis of a filmed surface; odd, so that a centre cell stays
 _HEIGHT = 4.5  # inches, so that letters are as large as in a figure of this height
 _BETWEEN = 2000  # points about that draw a path between its checkpoints, on the surface
+_WORDS = 42  # characters of a line beside the plane
 _PATH: dict[str, Any] = {"linewidth": 1.8, "solid_capstyle": "round", "zorder": 20}
 
 
@@ -286,7 +287,7 @@ class _Track:
                 marker="o",
                 markersize=4,
                 zorder=5,
-                color=style.COLOURS[1],
+                color=colour if run.name else style.COLOURS[1],
                 markeredgecolor="black",
                 linestyle="none",
             )
@@ -344,10 +345,11 @@ class _Track:
         """Whether the surface lies before each point, from where the camera is."""
         if not self.solid:
             return np.zeros(len(points), bool)
-        known = np.isfinite(points).all(axis=1)
+        known = np.flatnonzero(np.isfinite(points).all(axis=1))
         hidden = np.zeros(len(points), bool)
-        if known.any():
-            hidden[known] = surfaces.is_hidden_at(self.ax, self.plane, self.z, points[known])
+        for lo in range(0, len(known), _BETWEEN):  # each is looked at through some hundred points of its sight
+            block = known[lo : lo + _BETWEEN]
+            hidden[block] = surfaces.is_hidden_at(self.ax, self.plane, self.z, points[block])
         return hidden
 
 
@@ -361,9 +363,6 @@ def _subdivide(steps: np.ndarray) -> np.ndarray:
 
 
 def _describe(run: Run, at: int) -> str:
-    """The true loss of a checkpoint with its error, such as "loss 0.432 ± 0.002 (checkpoint of step 100)"."""
-    name = f"{run.name}: " if run.name else ""
-    of = f"(checkpoint of step {run.steps[at]:,.0f})"
-    if not np.isfinite(run.loss[at]):
-        return f"{name}{of}"
-    return f"{name}loss {pm(run.loss[at], run.error[at]).replace(SIGN, ' ± ')} {of}"
+    """The true loss of a checkpoint with its error, such as "loss 0.432 ± 0.002 (at step 100)"."""
+    loss = f"loss {pm(run.loss[at], run.error[at]).replace(SIGN, ' ± ')}" if np.isfinite(run.loss[at]) else "checkpoint"
+    return style.wrap(style.join(run.name, f"{loss} (at step {run.steps[at]:,.0f})", by=": "), _WORDS)

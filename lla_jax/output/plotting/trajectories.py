@@ -249,7 +249,7 @@ def explained_variance(
         )
     canvas.set_ylim(0, 105)
     canvas.set_xlim(0.4, k + 0.6)
-    canvas.xaxis.set_major_locator(FixedLocator(rank) if k <= 12 else MaxNLocator(10, integer=True))
+    canvas.xaxis.set_major_locator(FixedLocator([float(r) for r in rank]) if k <= 12 else MaxNLocator(10, integer=True))
     canvas.set_xlabel("principal component", fontsize=style.SIZE)
     canvas.set_ylabel("explained variance (%)", fontsize=style.SIZE)
     canvas.tick_params(labelsize=style.SMALL)

@@ -69,7 +69,7 @@ def test_time_is_in_proportion_to_steps(descent):
     counts = {}
     for k in range(30):
         drawn.draw(k / 30, 0.0)
-        at = int(re.search(r"checkpoint of step (\d+)", drawn.words.get_text())[1])
+        at = int(re.search(r"at step (\d+)", drawn.words.get_text())[1])
         counts[at] = counts.get(at, 0) + 1
     assert counts == {0: 5, 10: 10, 30: 5, 40: 5, 50: 5}  # gaps of 10, 20, 10, 10 and 10 steps
 
@@ -79,7 +79,7 @@ def test_every_frame_tells_the_true_loss_of_the_latest_checkpoint(descent):
     drawn.draw(0.45, 0.0)
     words = drawn.words.get_text()
     assert words.startswith("step 27\n")
-    assert f"loss {run.loss[1]:.4g} ± 0.02 (checkpoint of step 10)" in words
+    assert f"loss {run.loss[1]:.4g} ± 0.02 (at step 10)" in words
     (track,) = drawn.tracks
     foot, head = np.array(track.stem.get_data_3d()).T  # from the surface to the true loss
     np.testing.assert_allclose(foot[:2], run.coords[1])
@@ -140,7 +140,7 @@ def test_several_runs_share_one_time(tmp_path):
     assert text.startswith("step 60\n")
     assert "SGD: loss" in text
     assert "Adam: loss" in text
-    assert "(checkpoint of step 60)" in text.split("\n")[2]
+    assert "(at step 60)" in text.split("\n")[2]
 
 
 def test_a_film_that_is_interrupted_leaves_the_old_one(tmp_path):
