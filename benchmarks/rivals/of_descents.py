@@ -27,7 +27,7 @@ def part(job: dict[str, Any], name: str) -> Any:
     sys.modules.setdefault(package.__name__, package)
     if job["packages"]:
         sys.path.append(job["packages"])
-    if importlib.util.find_spec("cloudpickle") is None:  # joblib's, for processes, of which there are none here
+    if "cloudpickle" not in sys.modules and importlib.util.find_spec("cloudpickle") is None:  # joblib's, for processes, of which there are none here
         stub = types.ModuleType("cloudpickle")
         stub.dumps, stub.loads, stub.CloudPickler = pickle.dumps, pickle.loads, pickle.Pickler  # type: ignore[attr-defined]
         sys.modules["cloudpickle"] = stub
@@ -123,6 +123,10 @@ def film(job: dict[str, Any]) -> dict[str, Any]:
         values, coords = file["values"], (file["x"], file["y"])
     seen, losses = np.load(job["seen"]), np.load(job["losses"])
     width, height = job["size"]
+
+    move = matplotlib.lines.Line2D.set_data
+    # it moves its point by two numbers, which matplotlib takes no more since 3.7
+    matplotlib.lines.Line2D.set_data = lambda line, *args: move(line, *map(np.atleast_1d, args))
 
     def draw() -> None:
         module.animate_contour(
