@@ -27,7 +27,9 @@ def part(job: dict[str, Any], name: str) -> Any:
     sys.modules.setdefault(package.__name__, package)
     if job["packages"]:
         sys.path.append(job["packages"])
-    if "cloudpickle" not in sys.modules and importlib.util.find_spec("cloudpickle") is None:  # joblib's, for processes, of which there are none here
+    if (
+        "cloudpickle" not in sys.modules and importlib.util.find_spec("cloudpickle") is None
+    ):  # joblib's, for processes, of which there are none here
         stub = types.ModuleType("cloudpickle")
         stub.dumps, stub.loads, stub.CloudPickler = pickle.dumps, pickle.loads, pickle.Pickler  # type: ignore[attr-defined]
         sys.modules["cloudpickle"] = stub
