@@ -9,8 +9,8 @@ and this environment lacks. Each number comes from a process of its own, with as
               same start on the straight line, steps, batches, learning rates and weight decay; seconds, and the losses
               at 61 points. The same curve is evaluated by both, to compare the values
     record    an MLP trained, every step recorded: seconds per step more than without, and growth of memory with T
-    pca       its principal components, ours from disk and theirs from memory; scikit-learn's full decomposition in
-              float64 is the truth
+    pca       its principal components, ours from disk and theirs from memory; of 200 checkpoints scikit-learn's
+              full decomposition in float64 is the truth
     grid      50 x 50 losses about the end of the path, on the same axes
     plane     1,002,001 points of the small MLP, about its descent
     film      60 frames at 1920 x 1080 of that descent
