@@ -456,6 +456,10 @@ def targets(result: dict[str, Any]) -> list[dict[str, Any]]:
         if "error" in row:
             text = f"shares of {row['steps']} checkpoints: largest difference from scikit-learn's"
             found.append(measure.against(text, row["error"], 1e-6, least=False))
+    for ours, theirs in zip(*(result.get("pca", {}).get(side, []) for side in ("lla_jax", ANIM))):
+        if "seconds" in ours and "seconds" in theirs:
+            text = f"2 components of {ours['steps']} checkpoints: {ANIM} / lla_jax"
+            found.append(measure.against(text, theirs["seconds"] / ours["seconds"], 1.0))
     if "seconds" in result.get("plane", {}):
         found.append(measure.against("seconds of 1001 x 1001 points", result["plane"]["seconds"], 60.0, least=False))
     sides = result.get("film", {}).get("sides", {})
