@@ -9,8 +9,8 @@ and this environment lacks. Each number comes from a process of its own, with as
               same start on the straight line, steps, batches, learning rates and weight decay; seconds, and the losses
               at 61 points. The same curve is evaluated by both, to compare the values
     record    an MLP trained, every step recorded: seconds per step more than without, and growth of memory with T
-    pca       its principal components, ours from disk and theirs from memory; scikit-learn's full decomposition in
-              float64 is the truth
+    pca       its principal components, ours from disk and theirs from memory; of 200 checkpoints scikit-learn's
+              full decomposition in float64 is the truth
     grid      50 x 50 losses about the end of the path, on the same axes
     plane     1,002,001 points of the small MLP, about its descent
     film      60 frames at 1920 x 1080 of that descent
@@ -30,7 +30,7 @@ from harness import measure
 
 CURVES, ANIM = "dnn-mode-connectivity", "loss-landscape-anim"
 PARTS = ("curve", "record", "pca", "grid", "plane", "film")
-EPOCHS, RUNS, POINTS = 60, 3, 61
+EPOCHS, RUNS, POINTS = 40, 2, 61
 STEPS, MLP = (200, 1000), {"width": 256, "layers": 2, "batch": 128}
 SIDE, MILLION, FRAMES, SIZE = 50, 1001, 60, (1920, 1080)
 
@@ -331,7 +331,9 @@ class Run:
             if self.left() < 0:
                 print(f"  {part}: the time is over, skipped")
                 continue
+            load = os.getloadavg()[0]
             self.result[part] = getattr(self, part)()
+            self.result.setdefault("load", {})[part] = load
             measure.keep(self.path, self.result)
 
     def ask(self, side: str, part: str, /, **job: Any) -> dict[str, Any]:
@@ -454,6 +456,10 @@ def targets(result: dict[str, Any]) -> list[dict[str, Any]]:
         if "error" in row:
             text = f"shares of {row['steps']} checkpoints: largest difference from scikit-learn's"
             found.append(measure.against(text, row["error"], 1e-6, least=False))
+    for ours, theirs in zip(*(result.get("pca", {}).get(side, []) for side in ("lla_jax", ANIM))):
+        if "seconds" in ours and "seconds" in theirs:
+            text = f"2 components of {ours['steps']} checkpoints: {ANIM} / lla_jax"
+            found.append(measure.against(text, theirs["seconds"] / ours["seconds"], 1.0))
     if "seconds" in result.get("plane", {}):
         found.append(measure.against("seconds of 1001 x 1001 points", result["plane"]["seconds"], 60.0, least=False))
     sides = result.get("film", {}).get("sides", {})

@@ -22,7 +22,7 @@ GIVEN = {
         *("module", "variables", "x", "y", "early_params", "late_params", "first_params", "second_params"),
         *("torch_module", "example_inputs", "images", "labels"),
     },
-    "cli.md": {"criterion", "accuracy", "other_params"},
+    "cli.md": {"criterion", "accuracy", "other_params", "other_state"},
     "scaling.md": {"load_checkpoint", "load_examples", "spec_of"},
 }
 """The names that a page takes as given: the user's own."""

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -115,13 +116,15 @@ def problem(
       shuffle_ok: see ``stream``.
 
     Returns:
-      The problem, with weights in the module's precision.
+      The problem, with weights in the module's precision, and statistics and buffers of each checkpoint as its states.
+      ``lla-jax path --checkpoints`` and ``lla-jax connect --checkpoint`` read files of the module by ``load_path``.
 
     Raises:
       ValueError: as ``stream``, ``convert``, ``Net.loss``, ``load_checkpoint`` and ``optax_state``; also
         ``optimizer_params`` without ``optimizer``.
     """
     from lla_torch.net import convert
+    from lla_torch.paths.loading import load_path
     from lla_torch.weights.checkpoint import load_checkpoint
     from lla_torch.weights.moments import optax_state
 
@@ -139,15 +142,19 @@ def problem(
         default_labels(data)
     args, kwargs = _example_inputs(data, inputs) if example_inputs is None else (example_inputs, {})
     net = convert(module, args, example_kwargs=kwargs, train=train)
-    solutions = [load_checkpoint(each, net, dtype="net").variables["params"] for each in checkpoints]
+    solutions = [load_checkpoint(each, net, dtype="net").variables for each in checkpoints]
+    loss = net.loss(criterion, inputs=inputs, labels=labels, outputs=outputs, key=key)
+    states = [{name: tree for name, tree in each.items() if name != "params"} for each in solutions]
     return lla_jax.Problem(
-        loss=net.loss(criterion, inputs=inputs, labels=labels, outputs=outputs, key=key),
+        loss=loss,
         params=net.variables["params"],
         data=data,
         opt_state=None if optimizer is None else optax_state(optimizer, net, optimizer_params),
         metrics=dict(metrics or {}),
         extra_data={name: _read_data(d, f"extra_data[{name!r}]", shuffle_ok) for name, d in (extra_data or {}).items()},
-        checkpoints=tuple(solutions),
+        checkpoints=tuple(each["params"] for each in solutions),
+        states=() if loss.state is None else tuple(states),
+        read=partial(load_path, net=net, dtype="net"),
     )
 
 

@@ -28,6 +28,7 @@ from lla_jax.paths import optimizers
 from lla_jax.paths.barriers import Barrier
 from lla_jax.paths.curves import Curve
 from lla_jax.paths.points import has_floats
+from lla_jax.paths.projections import Projection
 
 PLANE = "plane.npz"
 RESULTS = (
@@ -115,6 +116,11 @@ def _train(problem: Problem, b: PyTree, state_b: PyTree, options: ConnectOptions
             print_message(f"the steps so far are kept in {kept}; the same command continues them")
         raise
     except Misuse as error:
+        if error.argument == "train":
+            raise Mistake(
+                "Problem.loss: has no train mode, in which a curve is trained (BatchNorm by batch); in the factory "
+                "write lla_torch.problem(..., train=True), or convert(..., train=True)"
+            ) from error
         if error.argument != "points":  # --points is that of the evaluation
             raise
         raise Mistake(f"--control-points: {error.text}") from error
@@ -169,7 +175,7 @@ def _plane(problem: Problem, curve: Curve, options: ConnectOptions, chosen: Mapp
                 a,
                 problem.data,
                 axes,
-                paths.grid_around(seen, 0.25, options.plane_points),
+                _grid(seen, options.plane_points),
                 batch_size=options.batch_size,
                 batch_stats=policy,
                 metrics=dict(problem.metrics),
@@ -185,6 +191,13 @@ def _plane(problem: Problem, curve: Curve, options: ConnectOptions, chosen: Mapp
     files = [storage.save(seen, out / "seen.npz"), storage.save(plane, out / PLANE), out / "curve.png"]
     plotting.curve(plane, seen, log=choose_scale(plane, options), cap=options.cap).savefig(files[-1])
     return files
+
+
+def _grid(seen: Projection, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """A grid around a curve of which both ends, at (0, 0) and (1, 0), are points."""
+    x, y = paths.grid_around(seen, 0.25, points)
+    steps = max(1, int(1 / (x[1] - x[0]) + 1e-9))  # from one end to the other
+    return (np.arange(len(x)) - int(np.abs(x).argmin())) / steps, y
 
 
 def _is_logarithmic(barriers: Mapping[str, Barrier], options: ConnectOptions) -> bool:

@@ -140,5 +140,7 @@ def _is_of_function(error: BaseException) -> bool:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether a line of this library raised the error."""
-    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(str(LIBRARY))
+    """Whether a line of this library, or of ``lla_torch``, raised the error."""
+    torch_side = getattr(sys.modules.get("lla_torch"), "__file__", None)
+    ours = (str(LIBRARY), *([str(Path(torch_side).parent)] if torch_side else ()))
+    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(ours)

@@ -31,7 +31,10 @@ from lla_jax.paths.projections import Projection
 from lla_jax.paths.trajectories import Trajectory, given
 
 SEEN, PARTIAL, PLANE = "seen.npz", "seen.partial.npz", "plane.npz"
-RESULTS = (SEEN, PARTIAL, "axes.npz", "path.txt", "path.json")
+RESULTS = (
+    *(SEEN, PARTIAL, "axes.npz", "path.txt", "path.json", "trajectory.png", "explained-variance.png"),
+    *("descent.gif", "descent.mp4", "descent.html"),
+)
 
 
 def show(problem: Problem, options: PathOptions) -> None:
@@ -134,7 +137,12 @@ def _read_files(problem: Problem, files: Sequence[str], with_state: bool, remedy
       remedy: what to do where they do not.
     """
     if problem.read is not None:
-        return paths.as_trajectory(problem.read(list(files)), "files")
+        try:
+            return paths.as_trajectory(problem.read(list(files)), "files")
+        except ValueError as error:
+            folder = next((file for file in files if Path(file).is_dir()), None)
+            hint = f"; to name all files in a folder, pass a pattern such as '{folder}/*.pth'" if folder else ""
+            raise Misuse("files", f"{str(error).removeprefix('files: ')}{hint}") from error
     state = getattr(problem.loss, "state", None)
     if not (with_state and has_floats(state)):
         return paths.from_checkpoints(list(files), problem.params)

@@ -34,7 +34,8 @@ def describe_path(axes: Directions, seen: Projection) -> str:
     lines += _describe_distance(seen)
     if _has_state(seen.recipe):
         policy = seen.recipe["batch_stats"]
-        whose = "each checkpoint's own, and on the plane those of its centre" if policy == "frozen" else _STATS[policy]
+        own = "each checkpoint's own, and on the plane the centre's: losses differ even at distance 0"
+        whose = own if policy == "frozen" else _STATS[policy]
         lines.append(f"BatchNorm statistics: {whose}")
     if seen.loss is not None and (worse := int((~np.isfinite(seen.loss)).sum())):
         lines.append(f"The loss is not finite at {worse} of {len(seen)} checkpoints")
@@ -132,11 +133,21 @@ def describe_connection(curve: Curve, barriers: Mapping[str, Barrier]) -> str:
     head = ["", "along", "a", "b", "highest", "at t", "barrier", "at t"]
     rows = [_barrier_row(value, name, each) for value in names for name, each in barriers.items()]
     lines.append(table([head, *rows], left=(0, 1), indent=2))
+    lines += _describe_ends(next(iter(barriers.values())))
     name, last = list(barriers.items())[-1]
     lines.append(_verdict(name, last))
     if curve.saddle is not None:
         lines.append(_describe_saddle(curve.saddle))
     return "\n".join(lines)
+
+
+def _describe_ends(barrier: Barrier) -> list[str]:
+    """A line on the losses of the ends under the statistics that they were trained with, where others are used."""
+    if "loss" not in barrier.ends:
+        return []
+    errors = barrier.ends.get("loss_stderr", np.full(2, np.nan))
+    a, b = (pm(x, error) for x, error in zip(barrier.ends["loss"], errors, strict=True))
+    return [f"  under the statistics they were trained with, the loss is {a} at a and {b} at b"]
 
 
 def _value_names(barriers: Mapping[str, Barrier]) -> list[str]:
@@ -171,7 +182,8 @@ def _describe_saddle(saddle: Any) -> str:
         return "Saddle: its loss is not finite"
     if saddle.t in (0.0, 1.0):
         return f"No point of the band exceeds the end {'a' if saddle.t == 0.0 else 'b'}: there is no saddle between"
-    negative = "" if saddle.negative is None else f"; {saddle.negative} negative eigenvalues of the Hessian"
+    plural = "" if saddle.negative == 1 else "s"
+    negative = "" if saddle.negative is None else f"; {saddle.negative} negative eigenvalue{plural} of the Hessian"
     state = "" if saddle.converged else "; it did not converge: take more steps"
     return (
         f"Saddle at t = {saddle.t:.4g}: loss {saddle.loss:.6g} (in training), gradient {saddle.gradient_norm:.2g}"

@@ -276,6 +276,8 @@ def _form_of(kind: str) -> Form:
 
 def _how_to_keep(x: Any) -> str:
     """How other things than results are kept, in words that end the error for them."""
+    if hasattr(x, "has_states"):
+        return "; a path is kept by lla.paths.record: track(params, step) of each of its checkpoints"
     if hasattr(x, "savefig"):
         return '; a figure is saved by fig.savefig("picture.png")'
     if hasattr(x, "mv"):

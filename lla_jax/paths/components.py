@@ -11,7 +11,7 @@ import numpy as np
 
 from lla_jax.core import precision, recipes
 from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, check_integer, warn_caller
+from lla_jax.core.arguments import Misuse, check_integer, is_integer, misuse, warn_caller
 from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions, PyTree, Recipe
@@ -116,6 +116,8 @@ def pca(
     total = len(blocks)
     if total < 2:
         raise Misuse("path", f"has {total} checkpoint; at least 2 are needed, and 3 for a plane: record more often")
+    if is_integer(params):
+        raise misuse("params", params, f"parameters, the centre of the axes; their number is num: num={params}")
     params = runs[0][-1] if params is None else params
     centre = leaves_of(params, runs[0].like, "params")
     count = _counter(progress, sum(total - block.start for block in blocks.slices) + 2 * total)

@@ -152,7 +152,8 @@ def _misfit(
     told = f"; the nearest is {names[near[0]]!r}, {source.shapes[names[near[0]]]}" if near else ""
     listed = list(source.shapes)[:5]
     text = f"{file} lacks {path!r}, {wanted[path]}, of {what}{told}; its names are such as {listed}"
-    return Misuse("files", f"{text}: pass as {what} the parameters of the network that was saved", source.file)
+    tree = "state" if what == "state_like" else "parameters"
+    return Misuse("files", f"{text}: pass as {what} the {tree} of the network that was saved", source.file)
 
 
 def surplus(source: Source, match: Match, taken: Iterable[str]) -> list[str]:

@@ -128,6 +128,8 @@ def project(
     loss is not that of the contour under it.
     """
     check_on_partial(on_partial)
+    if not isinstance(execution, Execution):
+        raise misuse("execution", execution, "an lla.Execution, such as lla.Execution(devices=2)")
     check_axes("axes", axes, "lla.paths.project(path, axes)")
     runs, several = runs_of(path)
     given, params = params, runs[0][-1] if params is None else params

@@ -13,6 +13,7 @@ import numpy as np
 
 from lla_jax.core import interrupts
 from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import PyTree
 from lla_jax.paths.trajectories import Trajectory, as_trajectory
 
@@ -36,6 +37,13 @@ def runs_of(path: Any, least: int = 1) -> tuple[list[Trajectory], bool]:
         for i, run in enumerate(runs):
             _tree.align(run.like, runs[0].like, f"path[{i}]", "path[0]")
         return runs, True
+    if isinstance(path, list | tuple):
+        for i, run in enumerate(path):
+            if isinstance(run, Trajectory) or is_curve(run):
+                text = (
+                    f"its entry {i} is a trajectory, and others are none; several runs are a list of trajectories, and "
+                )
+                raise Misuse("path", f"{text}a tree among them is one as lla.paths.given([tree])")
     return [as_trajectory(_points_of(path), "path", least)], False
 
 

@@ -69,7 +69,10 @@ def _coords(seen: Any) -> list[np.ndarray]:
         raise misuse("seen", seen, rule)
     if not all(isinstance(x, Projection) or hasattr(x, "shape") for x in each):
         raise misuse("seen", seen, rule)
-    arrays = [np.asarray(x.coords if isinstance(x, Projection) else x, np.float64) for x in each]
+    try:
+        arrays = [np.asarray(x.coords if isinstance(x, Projection) else x, np.float64) for x in each]
+    except (TypeError, ValueError):
+        raise misuse("seen", seen, rule) from None
     if any(x.ndim != 2 or not x.size for x in arrays) or len({x.shape[1] for x in arrays}) > 1:
         raise Misuse("seen", f"has coordinates of shapes {[x.shape for x in arrays]}; they must be (T, k), with one k")
     if not all(np.isfinite(x).all() for x in arrays):

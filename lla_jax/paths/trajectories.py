@@ -288,7 +288,10 @@ def check_steps(name: str, steps: Any, num: int) -> np.ndarray:
     """
     if steps is None:
         return np.arange(num, dtype=np.int64)
-    array = np.asarray(steps)
+    try:
+        array = np.asarray(steps)
+    except ValueError:  # lists of unequal lengths
+        array = np.zeros(())
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise misuse(name, steps, "a list of integers, one for each checkpoint, such as [0, 10, 20]")
     _check_count(name, len(array), num)

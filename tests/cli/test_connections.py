@@ -44,6 +44,8 @@ def test_a_curve_with_its_barriers_that_goes_on_after_an_interruption(module, ca
     text = (module / "r/connect.txt").read_text()
     assert text.strip() in out
     assert "Connection of two solutions: bezier of 3 points, 20 steps of training" in text
+    np.testing.assert_allclose(lla.load("r/plane.npz").values["loss"].min(), 0, atol=1e-8)
+    assert {0.0, 1.0} <= set(lla.load("r/plane.npz").coords[0])  # both ends are points of the plane
     pictures = {"barrier.png", "curve.png"}
     assert pictures <= {path.name for path in (module / "r").iterdir()}
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 import lla_jax
+from lla_jax.cli import main as cli
 
 torch.manual_seed(0)
 X, Y = torch.randn(10, 3), torch.arange(10) % 4
@@ -257,3 +258,34 @@ def test_the_command_line_takes_a_torch_factory(tmp_path):
     plane = lla_jax.load(next(p for p in out.glob("*.npz")))
     assert plane.shape == (3, 3)
     assert np.isfinite(plane.values["loss"]).all()
+
+
+def test_a_problem_has_the_statistics_of_its_checkpoints_and_reads_more(tmp_path):
+    module = nn.Sequential(nn.Linear(X.shape[1], 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).eval()
+    for i in (0, 2):
+        module[1].running_mean.fill_(float(i))
+        torch.save(module.state_dict(), tmp_path / f"step{i}.pth")
+    module[1].running_mean.fill_(5.0)
+    made = problem(module, cross_entropy, (X, Y), checkpoints=[tmp_path / "step0.pth", tmp_path / "step2.pth"])
+    assert jax.tree.structure(made.states[0]) == jax.tree.structure(made.loss.state)
+    path = made.read(str(tmp_path / "*.pth"))
+    assert path.steps.tolist() == [0, 2]
+    for i in range(2):
+        jax.tree.map(np.testing.assert_array_equal, path.state(i), made.states[i])
+        jax.tree.map(np.testing.assert_array_equal, path[i], made.checkpoints[i])
+
+
+def test_a_curve_needs_a_network_with_a_train_mode(tmp_path, monkeypatch, capsys):
+    (tmp_path / "nets.py").write_text(
+        "import torch, lla_torch\n"
+        "module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2)).eval()\n"
+        "torch.save(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))"
+        ".state_dict(), 'other.pth')\n"
+        "def make():\n"
+        "    data = torch.randn(8, 3), torch.arange(8) % 2\n"
+        "    return lla_torch.problem(module, torch.nn.CrossEntropyLoss(), data, checkpoints='other.pth')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "prepare_jax", lambda devices: None)
+    assert cli.main(["connect", "--problem", "nets.py:make", "--steps", "1"]) == 2
+    assert "Problem.loss: has no train mode" in capsys.readouterr().err
