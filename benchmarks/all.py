@@ -1,6 +1,7 @@
 """All benchmarks, one after another, then README's table and docs/benchmarks.md from their results.
 
-    python benchmarks/all.py --lla PATH [--pyhessian PATH] [--eigenthings PATH] [--only sweep,bundle] [--minutes 30]
+    python benchmarks/all.py --lla PATH [--pyhessian PATH] [--eigenthings PATH]
+        [--connectivity PATH] [--anim PATH [--packages PATH]] [--only sweep,bundle] [--minutes 30]
 
 Each part is a script of its own, writes every result as soon as it is there, and can be run alone; what the time does
 not suffice for is named at the end. Peers that are not here are skipped with a line.
@@ -49,6 +50,7 @@ PARTS: dict[str, tuple[float, list[str]]] = {
     "growth": (4, []),
     "convolutions": (3, []),
     "interop": (4, []),
+    "paths": (8, []),
     "calibration": (15, []),
     "precision": (5, []),
     "gpu": (8, []),
@@ -58,6 +60,7 @@ PEERS = {
     "sweep": ("lla",),
     "bundle": ("lla",),
     "hessian": ("lla", "pyhessian", "eigenthings"),
+    "paths": ("connectivity", "anim", "packages"),
 }
 ALONE = ("interop",)  # knows none of the common options but --data
 # what a part needs that machines may lack
@@ -69,8 +72,9 @@ NEEDS = {
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("lla", "pyhessian", "eigenthings"):
+    for name in ("lla", "pyhessian", "eigenthings", "connectivity", "anim"):
         parser.add_argument(f"--{name}", type=pathlib.Path, help="checkout of this peer")
+    parser.add_argument("--packages", type=pathlib.Path, help="folder with what --anim needs, if it is not installed")
     parser.add_argument("--data", type=pathlib.Path, default=measure.RESULTS.parents[2] / "shared/data")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, by commas")
     parser.add_argument("--minutes", type=float, default=30.0, help="for all parts together")

@@ -20,6 +20,7 @@ import gpu
 import growth
 import hessian
 import kill
+import paths
 import sweep
 import tpu
 from cases import attention, curvature, plain, planes
@@ -225,6 +226,36 @@ def test_a_row_of_a_compiled_program_is_plain_data(monkeypatch):
     row = tpu.compiled(next(tpu.jobs()) | {"slice": "tpu-v5e-4", "chunk": 5})
     assert json.loads(json.dumps(row))["collectives"] == {"all-reduce": [2, 100]}
     assert row["us_per_point"] == pytest.approx(2 / 20)
+
+
+def test_the_page_has_both_sides_of_a_curve_and_what_recording_costs(tmp_path):
+    losses = {"loss": [0.5, 0.25, 0.5], "test": [1.0, 3.0, 1.0]}
+    told = {"losses": [losses, losses], "seconds": [{"train": 9.0, "evaluate": 8.0}, {"train": 2.0, "evaluate": 1.5}]}
+    sides = {"lla_jax": paths.side_of_a_curve(told), paths.CURVES: {"error": "no"}}
+    assert sides["lla_jax"]["max"] == [0.5, 0.5]
+    assert sides["lla_jax"]["test_mean"][0] == pytest.approx(5 / 3)
+    network = {"sides": sides, "line": paths.along(losses), "largest_relative_difference": 2e-7}
+    rows = [
+        {"steps": n, "ms_per_step_more": 0.5, "growth_mib": g, "disk_mib": 7.0} for n, g in ((20, 1.0), (100, 31.0))
+    ]
+    result = MADE | {
+        "curve": {"examples": 1408, "steps": 440, "points": 3, "networks": {"plain": network}},
+        "record": {"lla_jax": rows, "width": 256},
+        "pca": {"lla_jax": [{"steps": 20, "seconds": 0.25, "number": 19, "error": 1e-9}]},
+        "load": {"curve": 0.5, "pca": 2.5},
+    }
+    result["targets"] = paths.targets(result)
+    assert [row["met"] for row in result["targets"]] == [True, False, True]
+    (tmp_path / "paths.json").write_text(json.dumps(result))
+    new = table.page(f"{table.BEGIN}{table.END}", tmp_path)
+    assert (
+        "| plain | lla_jax | 2 (9) | 1.5 (8) | 0.4167 0.4167 | 0.5000 0.5000 | 0.5000 0.5000 | 3.0000 3.0000 |" in new
+    )
+    assert "| plain | dnn-mode-connectivity | fails: no |" in new
+    assert "(load up to 2.5 before pca)" in new
+    assert "100 steps 0.5 ms a step more, 31.0 MiB, 7 MiB on disk." in new
+    assert "lla_jax from disk: 20 checkpoints 0.25 s, 19 shares within 1e-09 of scikit-learn's in float64." in new
+    assert "| recording, MiB more for 5 times the steps | 30, **missed** | at most 16 | paths |" in new
 
 
 def test_the_programs_for_tpus_have_names_of_their_own_and_the_plans_that_accelerators_try():

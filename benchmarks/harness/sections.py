@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.accelerators import gpu, tpu
+from harness.descents import paths
 from harness.words import LABELS, short
 
 TARGETS = (
@@ -422,6 +423,7 @@ SECTIONS: dict[str, Callable[[dict], str]] = {
     "tpu": tpu,
     "gpu": gpu,
     "interop": interop,
+    "paths": paths,
     "growth": growth,
     "memory": memory,
     "many_planes": many_planes,

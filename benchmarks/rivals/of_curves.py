@@ -107,9 +107,7 @@ class Curves:
                     self.take_statistics(sets["loss"], t)
                 self.net.eval()
                 for name, batches in sets.items():
-                    losses = [
-                        torch.nn.functional.cross_entropy(self.net(x, t), y).item() * len(y) for x, y in batches
-                    ]
+                    losses = [torch.nn.functional.cross_entropy(self.net(x, t), y).item() * len(y) for x, y in batches]
                     found[name].append(sum(losses) / len(batches.y))
         return found
 

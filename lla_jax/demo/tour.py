@@ -14,32 +14,37 @@ import numpy as np
 from lla_jax import demo
 from lla_jax.core.results import Landscape
 from lla_jax.core.text import pm, table
-from lla_jax.demo import curvature
+from lla_jax.demo import curvature, descent
 from lla_jax.directions import draws, normalization
 from lla_jax.landscape.evaluation import evaluate
 from lla_jax.landscape.grids import grid
 from lla_jax.landscape.modes import all_modes
 from lla_jax.output import plotting
 from lla_jax.output.storage import save
+from lla_jax.paths.recording import load, record
 
+TRAINING = "training"  # the folder of its recording
 Bar = Callable[..., AbstractContextManager[Callable[[float, float | None], None]]]
 
 
 def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Bar) -> list[Path]:
-    """Train the network, compute a line, a plane, its curvature and the comparison of all modes; save all in ``out``.
+    """Train the network, compute a line, a plane, its curvature, all modes, and the path of its training; save all.
+
+    The training is recorded in the folder ``training`` of ``out``.
 
     Args:
       out: an existing folder.
       seed: for the training and the random directions.
-      points: per axis of line and plane, at least 3; the planes of the comparison have half as many.
+      points: per axis of line and plane, at least 3; the planes of the comparison and of the path have half as many.
       epochs: passes over the training data.
       bar: ``bar(label, unit)`` is a context manager that gives a callback ``progress(done, total)``.
 
     Returns:
-      The files written: pictures, ``summary.txt``, results.
+      The files written: pictures, the film, ``summary.txt``, results.
     """
+    training = out / TRAINING
     with bar("training", "steps") as progress:
-        trained = demo.train(seed, epochs=epochs, progress=progress)
+        trained = demo.train(seed, epochs=epochs, track=record(training, descent.EVERY), progress=progress)
     problem = demo.make_problem(trained)
     loss, params, metrics = problem.loss, problem.params, dict(problem.metrics)
     key = jax.random.key(seed)
@@ -70,14 +75,14 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
             pairs=second.pairs,
             progress=progress,
         )
-    results = (
-        {"line": line, "plane": plane} | second.results | {f"mode-{_slug(name)}": mode for name, mode in modes.items()}
-    )
+    third = descent.run(load(training), problem, out, points=max(3, points // 4 * 2 + 1), bar=bar)
+    by_mode = {f"mode-{_slug(name)}": mode for name, mode in modes.items()}
+    results = {"line": line, "plane": plane} | second.results | third.results | by_mode
     saved = {out / f"{name}.npz": result for name, result in results.items()}
     for path, result in saved.items():
         save(result, path)
     summary = out / "summary.txt"
-    summary.write_text(f"{summarize(line, plane, modes)}\n{second.text}\n", encoding="utf-8")
+    summary.write_text(f"{summarize(line, plane, modes)}\n{third.text}\n{second.text}\n", encoding="utf-8")
     # logarithmic, since the loss spans four orders of magnitude
     figures = {
         "line": plotting.train_test(line, log=True, title="Digits CNN"),
@@ -86,10 +91,10 @@ def run(out: Path, *, seed: int = 0, points: int = 41, epochs: int = 24, bar: Ba
         "accuracy": plotting.contour(plane, "accuracy", title="Digits CNN: training accuracy"),
         "modes": plotting.panels(modes, kind="contour", log=True, title="Digits CNN, training"),
     }
-    pictures = {out / f"{name}.png": figure for name, figure in (figures | second.figures).items()}
+    pictures = {out / f"{name}.png": figure for name, figure in (figures | second.figures | third.figures).items()}
     for path, figure in pictures.items():
         figure.savefig(path)
-    return [*pictures, summary, *saved]
+    return [*pictures, third.film, summary, *saved]
 
 
 def summarize(line: Landscape, plane: Landscape, modes: Mapping[str, Landscape]) -> str:

@@ -93,7 +93,7 @@ def pca(
       progress: True for a bar, or a function called as ``progress(done, total)`` in checkpoints read.
 
     Returns:
-      (axes, coords): ``num`` directions in float32 at least, with names such as "PC 1 (61 %)", and float64 coordinates
+      (axes, coords): ``num`` directions in float32 at least, with names such as "PC 1: 61 %", and float64 coordinates
       (T, num) relative to ``params``, of several runs a list of these. The beginning of a path lies on the positive
       side of each axis. The recipe has "explained_variance" and "random_walk", the shares of all T - 1 components, each
       with the sum 1; "rank", the number of components that are not 0; "rounding", the share that was set to 0, since
@@ -130,7 +130,7 @@ def pca(
     shares = spread.variances / spread.variances.sum()
     recipe = Recipe(
         kind="pca",
-        names=[f"PC {k + 1} ({_percent(shares[k])})" for k in range(num)],
+        names=[f"PC {k + 1}: {_percent(shares[k])}" for k in range(num)],
         explained_variance=shares.tolist(),
         random_walk=random_walk(*map(len, runs)).tolist(),
         rank=spread.rank,

@@ -106,12 +106,19 @@ def test_tour_saves_results_pictures_and_a_summary(tmp_path):
         "Hessian axes",
         "convexity",
         "all modes",
+        "path",
+        "plane of the path",
+        "film",
     ]
     assert products == {*labels[3:8], "convexity"}
-    assert sorted(paths) == sorted(tmp_path.iterdir())
+    assert sorted(paths) == sorted(path for path in tmp_path.iterdir() if path.is_file())
     names = {path.name for path in paths}
     pictures = ("line", "surface", "contour", "accuracy", "modes", "spectrum", "eigenvalues", "layers", "hessian-plane")
-    assert {f"{n}.png" for n in (*pictures, "convexity")} < names
+    assert {f"{n}.png" for n in (*pictures, "convexity", "trajectory", "explained-variance")} < names
+    path, seen = lla.paths.load(tmp_path / "training"), lla.load(tmp_path / "seen.npz")
+    np.testing.assert_array_equal(path.steps, seen.steps)
+    assert path.steps.tolist() == list(range(0, 5 * 22 + 1, 11))
+    assert (tmp_path / "descent.gif").read_bytes().startswith(b"GIF8")
     summary = (tmp_path / "summary.txt").read_text()
     line, plane = lla.load(tmp_path / "line.npz"), lla.load(tmp_path / "plane.npz")
     assert (line.shape, plane.shape) == ((5,), (5, 5))

@@ -52,7 +52,7 @@ def test_a_random_walk_has_its_shares_beside_those_that_are_expected():
     assert len(found) == len(expected) == 199
     assert sum(found) == pytest.approx(1, abs=1e-12)
     assert sum(expected) == pytest.approx(1, abs=1e-12)
-    assert axes.recipe["names"] == ["PC 1 (61 %)", "PC 2 (15 %)"]
+    assert axes.recipe["names"] == ["PC 1: 61 %", "PC 2: 15 %"]
 
 
 def test_the_shares_of_a_random_walk_are_eigenvalues_of_its_centred_products():
@@ -133,7 +133,7 @@ def test_a_straight_line_has_no_plane_in_any_precision(scale, dtype, steps):
         lla.paths.pca(trees(rows))
     axes, _ = lla.paths.pca(trees(rows), num=1)
     assert axes.recipe["explained_variance"] == [1.0, *[0.0] * 28]
-    assert axes.recipe["names"] == ["PC 1 (100 %)"]
+    assert axes.recipe["names"] == ["PC 1: 100 %"]
 
 
 def test_a_component_that_rounding_may_add_up_to_is_warned_of():
