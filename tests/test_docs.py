@@ -19,7 +19,7 @@ PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((R
 
 GIVEN = {
     "README.md": {
-        *("module", "variables", "x", "y", "early_params", "late_params"),
+        *("module", "variables", "x", "y", "early_params", "late_params", "first_params", "second_params"),
         *("torch_module", "example_inputs", "images", "labels"),
     },
     "cli.md": {"criterion", "accuracy", "other_params", "other_state"},
@@ -94,3 +94,13 @@ def test_the_page_of_large_runs_runs(tmp_path, monkeypatch):
         exec(block, space)
     assert space["plane"].evaluated is not None  # the last block, on fewer points
     assert len(space["table"]) == 2 * 2 * 16
+
+
+@pytest.mark.slow
+def test_the_page_of_paths_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    for block in blocks("paths.md"):
+        exec(block, space)
+    assert isinstance(space["barrier"], lla.paths.Barrier)
+    assert {"trajectory.png", "descent.gif", "barrier.png", "band.png"} < {path.name for path in tmp_path.iterdir()}

@@ -19,6 +19,7 @@ rng = np.random.default_rng(0)
 x, y = rng.normal(size=(64, 4)).astype("float32"), rng.integers(0, 3, 64)
 variables = module.init(jax.random.key(0), x)
 early_params, late_params = variables["params"], jax.tree.map(lambda w: 2 * w, variables["params"])
+first_params, second_params = (module.init(jax.random.key(k), x)["params"] for k in (1, 2))
 """
 """What README takes as given: a network, its data, its checkpoints."""
 
@@ -35,8 +36,8 @@ example_inputs = images[:2]
 
 def test_readme_runs_pasted_in_order_and_the_torch_block_before_curvature(tmp_path):
     pytest.importorskip("torch")
-    toy, network, curvature, torch_block, store = BLOCKS
-    cells = [toy, FIRST, FIRST_OF_TORCH, network, curvature, torch_block, curvature, store]
+    toy, network, curvature, torch_block, store, paths = BLOCKS
+    cells = [toy, FIRST, FIRST_OF_TORCH, network, curvature, torch_block, curvature, store, paths]
     code = (
         f"space = {{}}\nfor k, cell in enumerate({cells!r}):\n    exec(compile(cell, f'cell {{k}}', 'exec'), space)\n"
     )
@@ -44,6 +45,6 @@ def test_readme_runs_pasted_in_order_and_the_torch_block_before_curvature(tmp_pa
     assert done.returncode == 0, done.stderr
     for said in ("Landscape(21 x 21", "Eigenpairs(", "torch and JAX agree to rounding"):
         assert said in done.stdout
-    for name in ("toy.png", "plane.png", "spectrum.png"):
+    for name in ("toy.png", "plane.png", "spectrum.png", "trajectory.png", "descent.gif", "barrier.png"):
         assert (tmp_path / name).stat().st_size > 10_000
     assert (tmp_path / "runs/exp2").is_dir()

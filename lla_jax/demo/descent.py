@@ -98,7 +98,8 @@ def summarize(axes: Directions, seen: Projection) -> str:
         [
             head,
             f"  they hold {shares:.0%} of its variance; of a random walk's it would be {walk:.0%}",
-            f"  training loss {pm(losses[0], errors[0])} at the start, {pm(losses[-1], errors[-1])} at the end",
+            f"  training loss {pm(losses[0], errors[0])} at the start, {pm(losses[-1], errors[-1])} at the end "
+            "(BatchNorm statistics re-estimated for each)",
             f"  off the plane by up to {seen.distance.max():.3g}, while the ends are {length:.3g} apart: at step "
             f"{seen.steps[worst]} the loss is {losses[worst]:.3g}, and {seen.projected_loss[worst]:.3g} on the plane",
         ]
