@@ -105,6 +105,7 @@ def check_connect(options: ConnectOptions) -> None:
     what = "pivots between the ends" if options.kind == "band" else "both ends included, such as 3"
     _check_least("control-points", options.control_points, least, what)
     _check_least("batch-size", options.batch_size, 1, "or leave it out")
+    _check_least("save-every", options.save_every, 1, "such as 10")
     _check_least("points", options.points, 3, "both ends included, such as 25")
     if options.plane_points and options.plane_points < 3:
         raise mistake("plane-points", options.plane_points, "at least 3, such as 31; or 0 for no plane")

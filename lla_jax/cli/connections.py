@@ -107,6 +107,7 @@ def _train(problem: Problem, b: PyTree, state_b: PyTree, options: ConnectOptions
                 batch_size=options.batch_size,
                 weight_decay=options.weight_decay,
                 store=options.out,
+                save_every=options.save_every,
                 progress=progress,
                 execution=Execution(precision=options.precision),
                 **more,
@@ -194,8 +195,9 @@ def _plane(problem: Problem, curve: Curve, options: ConnectOptions, chosen: Mapp
 
 
 def _grid(seen: Projection, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """A grid around a curve of which both ends, at (0, 0) and (1, 0), are points."""
-    x, y = paths.grid_around(seen, 0.25, points)
+    """A grid around a curve and its control points, of which both ends, at (0, 0) and (1, 0), are points."""
+    corners = np.array([at for _, at in seen.recipe["marks"]])
+    x, y = paths.grid_around([seen, corners], 0.2, points)
     steps = max(1, int(1 / (x[1] - x[0]) + 1e-9))  # from one end to the other
     return (np.arange(len(x)) - int(np.abs(x).argmin())) / steps, y
 

@@ -271,6 +271,8 @@ class ConnectOptions:
     """Constant learning rate of Adam."""
     weight_decay: float = 0.0
     """Weight decay at the point of the curve that a step draws."""
+    save_every: int = 1
+    """Steps of the training after which its state is written, all of which a kill may lose; more for large networks."""
     points: int = 25
     """Points along the line and the curve, both ends included; more are taken around their maxima."""
     plane_points: int = 31

@@ -102,6 +102,7 @@ def test_each_end_has_its_own_state(module, capsys, monkeypatch):
         (["--plane-points", "2"], "two", "--plane-points: 2 given; it must be at least 3, such as 31; or 0"),
         (["--kind", "band", "--cap", "3"], "two", "--cap: 3 given, but a band is drawn as a line"),
         (["--points", "2"], "two", "--points: 2 given; it must be at least 3"),
+        (["--save-every", "0"], "two", "--save-every: 0 given; it must be at least 1"),
         (["--steps", "0"], "two", "--steps: 0 given; it must be at least 1"),
     ],
 )

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import compilations, cross_entropy, dataset, mlp_loss, params
 
 import lla_jax as lla
 from lla_jax.core import files
 from lla_jax.paths.fitting import draw_ts
+from tests.helpers import compilations, cross_entropy, dataset, mlp_loss, params
 
 KEY = jax.random.key(0)
 DATA = dataset(20)

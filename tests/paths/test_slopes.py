@@ -3,13 +3,13 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from helpers import apply, cross_entropy, dataset, mlp_loss, params
 from jax.flatten_util import ravel_pytree
 
 import lla_jax as lla
 from lla_jax.core.losses import Block, as_loss, block_of_rows
 from lla_jax.paths import slopes as module
 from lla_jax.paths.slopes import has_statistics, with_fresh_noise
+from tests.helpers import apply, cross_entropy, dataset, mlp_loss, params
 
 slope, slopes = jax.jit(module.slope), jax.jit(module.slopes, static_argnums=3)
 

@@ -130,7 +130,7 @@ rows(
     ),
     ("a_second_path", lambda: lla.save(PLANE, "a", "b", "c"), ("'b', 'c' given as argument 3", "leave the rest out")),
     ("key_twice", lambda: lla.trace(operator(), KEY, key=KEY), ("key:", "give it once")),
-    ("three_fields_too_many", lambda: lla.Problem(*range(9)), ("given as argument 8 of Problem()",)),
+    ("three_fields_more_than_there_are", lambda: lla.Problem(*range(12)), ("given as argument 10 of Problem()",)),
 )
 
 # --- names that there are not
