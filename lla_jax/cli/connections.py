@@ -15,20 +15,20 @@ from lla_jax.cli import stores
 from lla_jax.cli.drawing import choose_scale
 from lla_jax.cli.environment import make_execution
 from lla_jax.cli.options import ConnectOptions, Mistake
+from lla_jax.cli.paths import check_checkpoints, read_one
 from lla_jax.cli.settings import connect_settings, scale
 from lla_jax.cli.terminal import bar, print_message, print_note, print_results
-from lla_jax.cli.trainings import check_checkpoints, read_one
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.scales import spans_decades
 from lla_jax.core.types import Execution, Problem, PyTree, is_path
 from lla_jax.directions import derived
 from lla_jax.landscape.evaluation import evaluate
 from lla_jax.output import path_words, plotting, storage
-from lla_jax.paths import optimizers
-from lla_jax.paths.barriers import Barrier
 from lla_jax.paths.curves import Curve
-from lla_jax.paths.points import has_floats
-from lla_jax.paths.projections import Projection
+from lla_jax.paths.losses.at_trees import has_floats
+from lla_jax.paths.losses.barriers import Barrier
+from lla_jax.paths.projection.projections import Projection
+from lla_jax.paths.training import optimizers
 
 PLANE = "plane.npz"
 RESULTS = (

@@ -17,7 +17,7 @@ from lla_jax.cli.terminal import print_note, print_results
 if TYPE_CHECKING:
     from lla_jax.core.results import Landscape
 
-TRAINING = "training.npz"  # as in paths/keeping.py, which needs jax
+TRAINING = "training.npz"  # as in paths/training/stores.py, which needs jax
 
 
 def plot(options: PlotOptions) -> None:
@@ -101,9 +101,9 @@ def _picture_of(saved: Any, path: Path) -> Picture | None:
     from lla_jax.core.results import Eigenpairs, Spectrum
     from lla_jax.core.types import Directions
     from lla_jax.output import pictures, plotting
-    from lla_jax.paths.barriers import Barrier
     from lla_jax.paths.curves import Curve
-    from lla_jax.paths.projections import Projection
+    from lla_jax.paths.losses.barriers import Barrier
+    from lla_jax.paths.projection.projections import Projection
 
     match saved:
         case Eigenpairs() | Spectrum():

@@ -10,9 +10,9 @@ import numpy as np
 from lla_jax.core.recipes import fingerprint
 from lla_jax.core.text import pm, table
 from lla_jax.core.types import Directions
-from lla_jax.paths.barriers import Barrier
 from lla_jax.paths.curves import Curve
-from lla_jax.paths.projections import PROJECTED, Projection
+from lla_jax.paths.losses.barriers import Barrier
+from lla_jax.paths.projection.projections import PROJECTED, Projection
 
 MOST_ROWS = 25  # checkpoints of a table; of more, evenly spaced ones
 ALIKE = 0.05  # a share by which a path may exceed a random walk without being told from it

@@ -13,7 +13,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.core import files
-from lla_jax.paths.fitting import draw_ts
+from lla_jax.paths.training.control_points import draw_ts
 from tests.helpers import compilations, cross_entropy, dataset, mlp_loss, params
 
 KEY = jax.random.key(0)

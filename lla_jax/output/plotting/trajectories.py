@@ -16,12 +16,12 @@ from lla_jax.core.arguments import check_integer
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions
+from lla_jax.output.plotting import projections as _projections
 from lla_jax.output.plotting import reading, scales, style
-from lla_jax.output.plotting import runs as _runs
 from lla_jax.output.plotting.figures import new_figure
 from lla_jax.output.plotting.planes import picture
+from lla_jax.output.plotting.projections import Run
 from lla_jax.output.plotting.reading import Plane
-from lla_jax.output.plotting.runs import Run
 from lla_jax.output.plotting.scales import Levels
 
 START, END = "s", "D"
@@ -78,8 +78,8 @@ def trajectory(
       UserWarning: checkpoints lie outside of the plane.
     """
     content = reading.plane(plane, value, "trajectory", argument="plane")
-    runs = _runs.read(plane, seen, "trajectory")
-    note = _runs.warn_of_outside(runs, content)
+    runs = _projections.read(plane, seen, "trajectory")
+    note = _projections.warn_of_outside(runs, content)
     fig = new_figure(style.SINGLE, 5.2)
     upper, lower = fig.subplots(2, 1, height_ratios=(2.3, 1))
     options: dict[str, Any] = {"levels": levels, "log": log, "cap": cap, "title": title}

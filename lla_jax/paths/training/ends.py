@@ -1,0 +1,93 @@
+"""Checks the two solutions that a curve shall connect, and puts them side by side with the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from lla_jax.core import precision
+from lla_jax.core import tree as _tree
+from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.losses import as_loss
+from lla_jax.core.types import Loss, PyTree
+from lla_jax.paths.curves import stack_points, stack_states
+from lla_jax.paths.training.batch_slopes import has_statistics
+
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """Two solutions of one network.
+
+    Args:
+      loss: the loss, for parameters of 32 bits at least; its state is a's.
+      a: the first solution, in 32 bits at least.
+      b: the second one, in the structure of ``a``.
+      states: the states of both, a stacked tree; None for a loss without state.
+      distance: |b - a|.
+    """
+
+    loss: Loss
+    a: PyTree
+    b: PyTree
+    states: PyTree
+    distance: float
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(int(np.size(x)) for x in jax.tree.leaves(self.a))
+
+
+def join(loss: Loss | Callable[..., Any], a: PyTree, b: PyTree, state_b: PyTree = None) -> Ends:
+    """The ends of a curve from ``a`` to ``b``, after their check.
+
+    Args:
+      loss: a ``Loss``, whose state is that of ``a``, or a plain ``f(params, batch) -> scalar``.
+      a, b: the parameters of both.
+      state_b: the state of ``b`` (BatchNorm statistics).
+
+    Raises:
+      ValueError: parameters that are not real, floating and finite; of different structure or shape; the same twice; a
+        second state that is missing, superfluous or of another structure.
+    """
+    loss = as_loss(loss)
+    stacked = stack_points([a, b], ["a", "b"])
+    states = join_states(loss, state_b)
+    a, b = (jax.tree.map(lambda x, i=i: x[i], stacked) for i in (0, 1))
+    squares = [np.sum(np.square(np.asarray(y, np.float64) - np.asarray(x, np.float64))) for x, y in _pairs(a, b)]
+    distance = float(np.sqrt(sum(squares)))
+    if distance == 0:
+        raise Misuse("b", "equals a, so that there is no way between them; pass another solution")
+    wide_loss, _ = precision.at_least_single(loss, a)
+    a, b = precision.widen(a), precision.widen(b)
+    if wide_loss is not loss:
+        states = precision.widen(states)
+    return Ends(wide_loss, a, b, states, distance)
+
+
+def join_states(loss: Loss, state_b: PyTree) -> PyTree:
+    """The states of both ends, a stacked tree with that of the loss first; None for a loss without state.
+
+    Raises:
+      ValueError: see ``join``.
+    """
+    if not jax.tree.leaves(loss.state):
+        if state_b is not None and jax.tree.leaves(state_b):
+            raise misuse("state_b", state_b, "left out, since the loss has no state; or give the loss a's state")
+        return None
+    if state_b is None and has_statistics(loss):
+        names = ", ".join(_tree.paths(loss.state)[:3])
+        raise Misuse(
+            "state_b",
+            f"not given, and the loss has a state ({names}, ...), which is that of a, such as BatchNorm statistics; "
+            "b has its own: pass that of b's own loss, loss_b.state, or of flax state_b=variables_b['batch_stats']",
+        )
+    return stack_states(loss.state, loss.state if state_b is None else state_b, ("loss.state", "state_b"))
+
+
+def _pairs(a: PyTree, b: PyTree) -> list[tuple[Any, Any]]:
+    return list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
