@@ -25,7 +25,7 @@ from lla_jax.directions import derived
 from lla_jax.landscape.evaluation import evaluate
 from lla_jax.output import path_words, plotting, storage
 from lla_jax.paths.curves import Curve
-from lla_jax.paths.losses.at_trees import has_floats
+from lla_jax.paths.host_trees import has_floats
 from lla_jax.paths.losses.barriers import Barrier
 from lla_jax.paths.projection.projections import Projection
 from lla_jax.paths.training import optimizers

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from lla_jax import paths
 from lla_jax.cli import stores
@@ -26,7 +25,7 @@ from lla_jax.core.types import Directions, Loss, Problem, is_path
 from lla_jax.landscape.evaluation import evaluate
 from lla_jax.output import kept, path_words, plotting, storage
 from lla_jax.output.plotting import film_files
-from lla_jax.paths.losses.at_trees import has_floats
+from lla_jax.paths.host_trees import are_equal, has_floats
 from lla_jax.paths.projection.projections import Projection
 from lla_jax.paths.trajectories import Trajectory, given
 
@@ -106,7 +105,7 @@ def read_path(problem: Problem, options: PathOptions) -> Trajectory:
     check_checkpoints(problem)
     trees = [*problem.checkpoints, problem.params]
     states = [*problem.states, getattr(problem.loss, "state", None)] if problem.states else None
-    if _equal(*trees[-2:]):
+    if are_equal(*trees[-2:]):
         print_note("the last of Problem.checkpoints and Problem.params are the same network, which is shown once")
         del trees[-2], (states or [None, None])[-2]
     return given(trees, states)
@@ -121,10 +120,6 @@ def check_checkpoints(problem: Problem) -> None:
         _tree.align(tree, problem.params, name, "Problem.params")
     for i, each in enumerate(problem.states):
         _tree.align(each, state, f"Problem.states[{i}]", "the state of the loss")
-
-
-def _equal(one: Any, two: Any) -> bool:
-    return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(two)))
 
 
 def _read_files(problem: Problem, files: Sequence[str], with_state: bool, remedy: str) -> Trajectory:

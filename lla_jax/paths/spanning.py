@@ -24,11 +24,12 @@ from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe
 from lla_jax.execution.progress import AskedProgress, report_part, takes_progress
 from lla_jax.paths import graphs
 from lla_jax.paths.bands.settings import NOT_GIVEN, BandOptions
-from lla_jax.paths.connecting import connect
+from lla_jax.paths.connecting import KINDS, connect
 from lla_jax.paths.curves import Curve, line, stack_points
 from lla_jax.paths.graphs import Edge
+from lla_jax.paths.host_trees import are_equal, has_floats, unstack
 from lla_jax.paths.losses.along_curves import policy_of
-from lla_jax.paths.losses.at_trees import has_floats, losses_at
+from lla_jax.paths.losses.at_trees import losses_at
 
 FEW = 4  # minima of which all pairs are connected by default
 POINTS = 61  # of a curve at which its losses are computed
@@ -157,7 +158,7 @@ def spanning_tree(
     loss, num = as_loss(loss), len(minima)
     states = _check_states(loss, states, num)
     key = single_key(key)
-    check_choice("kind", kind, ("bezier", "polygon", "band"))
+    check_choice("kind", kind, KINDS)
     steps = check_integer("steps", steps, remedy="such as 1000")
     pairs = list(itertools.combinations(range(num), 2))
     most = _check_connections(connections, num, len(pairs))
@@ -306,10 +307,9 @@ def _check_minima(minima: Any, names: Any) -> tuple[list[PyTree], tuple[str, ...
         raise Misuse("minima", f"{given}; pass a list of two parameter trees or more, such as [a, b, c]")
     labels = [f"minima[{i}]" for i in range(len(minima))]
     stacked = stack_points(minima, labels)
-    minima = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(labels))]
+    minima = unstack(stacked)
     for i, j in itertools.combinations(range(len(labels)), 2):
-        pairs = zip(jax.tree.leaves(minima[i]), jax.tree.leaves(minima[j]), strict=True)
-        if all((x == y).all() for x, y in pairs):
+        if are_equal(minima[i], minima[j]):
             raise Misuse(labels[j], f"equals {labels[i]}, so that there is no way between them; pass each minimum once")
     if names is None:
         return minima, tuple(map(str, range(len(labels))))

@@ -13,6 +13,7 @@ from lla_jax.core.recipes import Differs
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.paths.bands.climbing import Climb, start_climb
 from lla_jax.paths.bands.steps import Band
+from lla_jax.paths.host_trees import unstack
 from lla_jax.paths.training.assembly import Training
 from lla_jax.paths.training.control_points import SAME_LOSS, start_of
 from lla_jax.paths.training.stores import from_arrays, to_arrays
@@ -72,7 +73,7 @@ def start(training: Training, points: int, displacement: float) -> State:
     ends = training.ends
     inner = jax.tree.map(jax.numpy.asarray, start_of(training, training.key, points + 2, displacement))
     first, last = (jax.tree.map(jax.numpy.asarray, x) for x in (ends.a, ends.b))
-    pivots = [first, *(jax.tree.map(lambda x, i=i: x[i], inner) for i in range(points)), last]
+    pivots = [first, *unstack(inner), last]
     band = Band(pivots, np.linspace(0, 1, points + 2), [_memory(training, first)] * points)
     return State(0, band, (), ())
 

@@ -22,6 +22,7 @@ from lla_jax.paths.bands.settings import Settings
 from lla_jax.paths.bands.states import State, Top
 from lla_jax.paths.bands.steps import insert_pivots, take_step
 from lla_jax.paths.curves import Curve
+from lla_jax.paths.host_trees import stack
 from lla_jax.paths.training.assembly import Training
 from lla_jax.paths.training.batch_slopes import with_fresh_noise
 from lla_jax.paths.training.full_slopes import Pass, full_slope, one_pass
@@ -164,7 +165,7 @@ def _finish(training: Training, settings: Settings, recipe: Recipe, state: State
                 training.ends.loss, saddle.params, training.data, draws, size, training.precision
             )
             saddle = replace(saddle, eigenvalues=lowest, negative=negative)
-    points = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *pivots)
+    points = stack(pivots)
     knots = knots_of(pivots)
     history = {
         "loss": np.array(state.losses),

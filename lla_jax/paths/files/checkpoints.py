@@ -18,7 +18,8 @@ from lla_jax.core.signatures import explained
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.paths.files import array_files, leaf_names, recording, step_files
 from lla_jax.paths.files.array_files import Source
-from lla_jax.paths.trajectories import Checkpoint, Trajectory, shapes_of
+from lla_jax.paths.host_trees import shapes_of
+from lla_jax.paths.trajectories import Checkpoint, Trajectory
 
 _SPARE = 2**26  # bytes of a state that is larger than the parameters
 

@@ -17,7 +17,7 @@ from jax import tree_util
 from lla_jax.core import tree as _tree
 from lla_jax.core.files import restore_dtype
 from lla_jax.core.types import PyTree
-from lla_jax.paths.trajectories import is_key
+from lla_jax.paths.host_trees import is_key
 
 Row = list[Any]
 """[path, type, shape] of a leaf."""

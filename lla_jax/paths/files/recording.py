@@ -36,7 +36,8 @@ from lla_jax.core.text import first_line
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.paths.files import containers, step_files
 from lla_jax.paths.files.step_files import Differences, Record
-from lla_jax.paths.trajectories import Checkpoint, Trajectory, is_key, shapes_of
+from lla_jax.paths.host_trees import is_key, shapes_of
+from lla_jax.paths.trajectories import Checkpoint, Trajectory
 
 MANIFEST = "recording.json"
 ABANDONED = "abandoned"  # folders of steps that another run took the place of

@@ -27,7 +27,7 @@ from lla_jax.landscape.rules import Rule
 from lla_jax.landscape.store import folders, writing
 from lla_jax.landscape.tasks import Policy, Task
 from lla_jax.paths.curves import Curve, as_numbers
-from lla_jax.paths.losses.at_trees import has_floats
+from lla_jax.paths.host_trees import has_floats, unstack
 
 
 def combine(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
@@ -43,7 +43,7 @@ def combine(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
     return jax.tree.map(move, params, directions)
 
 
-def policy_of(batch_stats: Policy | None, loss: Any, states: PyTree = None) -> Policy:
+def policy_of(batch_stats: Policy | None, loss: Any) -> Policy:
     """The policy of normalization statistics along a curve: by default they are re-estimated where there are some."""
     if batch_stats is not None:
         return batch_stats
@@ -87,7 +87,7 @@ def curve_job(curve: Curve, coords: np.ndarray, task: Task, name: str = "curve")
         "curve": curve.kind,
         "names": ["t"],
         "marks": [["a", [0.0]], ["b", [1.0]]],
-        "points": [recipes.fingerprint(jax.tree.map(lambda x, k=k: x[k], curve.points)) for k in range(curve.num)],
+        "points": [recipes.fingerprint(point) for point in unstack(curve.points)],
         **({} if curve.knots is None else {"knots": curve.knots.tolist()}),
     }
     job = jobs.set_axes(job, Directions(curve.points, recipe))

@@ -23,6 +23,7 @@ from lla_jax.landscape.jobs import Job
 from lla_jax.landscape.means import Means
 from lla_jax.landscape.rules import Rule
 from lla_jax.landscape.tasks import Policy, Task
+from lla_jax.paths.host_trees import align_exactly, bytes_of, has_floats, stack
 from lla_jax.paths.trajectories import Trajectory
 
 GROUP_BYTES = 2**28  # of trees that are on the devices at a time
@@ -97,7 +98,7 @@ def losses_at(
     state_of = _states_of(trees, states, loss, batch_stats)
     first = trees[0]
     _tree.check_real(first, "trees[0]")
-    size = min(num, GROUP_TREES, max(1, GROUP_BYTES // sum(_bytes_of(x) for x in jax.tree.leaves(first))))
+    size = min(num, GROUP_TREES, max(1, GROUP_BYTES // bytes_of(first)))
     index = np.arange(size, dtype=np.float64)
     rule = Rule("pick", static(pick), directions=size, weights=one_hot(size))
     task = Task(
@@ -131,11 +132,6 @@ def losses_at(
             on_partial(table)
         raise
     return table
-
-
-def has_floats(state: PyTree) -> bool:
-    """Whether a state has floating leaves, as the running averages of BatchNorm are: it belongs to one network then."""
-    return any(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in jax.tree.leaves(state))
 
 
 def _check_number(trees: Any) -> int:
@@ -178,31 +174,11 @@ def _groups(
     size = job.num_directions
     for lo in range(0, num, size):
         places = [min(i, num - 1) for i in range(lo, lo + size)]
-        group = [_checked(trees[i], first, f"trees[{i}]") for i in range(lo, min(lo + size, num))]
+        group = [align_exactly(trees[i], first, f"trees[{i}]", "trees[0]") for i in range(lo, min(lo + size, num))]
         group += group[-1:] * (size - len(group))
-        one = job._replace(directions=devices.replicate(_stack(group), job.mesh))
+        one = job._replace(directions=devices.replicate(stack(group), job.mesh))
         if state_of is not None:
             states = [_tree.align(state_of(i), job.loss.state, f"states[{i}]", "loss.state") for i in places]
-            one = jobs.set_states(one, _stack(states), one_hot(size))
+            one = jobs.set_states(one, stack(states), one_hot(size))
         del group
         yield lo, one
-
-
-def _stack(trees: Sequence[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *trees)
-
-
-def _checked(tree: PyTree, first: PyTree, name: str) -> PyTree:
-    """A tree in the structure of the first, after a check that it is real, finite, and of the same types."""
-    _tree.check_real(tree, name)
-    tree = _tree.align(tree, first, name, "trees[0]")
-    for path, leaf, own in zip(_tree.paths(first), jax.tree.leaves(tree), jax.tree.leaves(first), strict=True):
-        (_, given), (_, expected) = _tree.shape_dtype(leaf), _tree.shape_dtype(own)
-        if given != expected:
-            raise Misuse(name, f"[{path!r}] has dtype {given}, and in trees[0] it is {expected}; convert one of them")
-    return tree
-
-
-def _bytes_of(leaf: Any) -> int:
-    shape, dtype = _tree.shape_dtype(leaf)
-    return int(np.prod(shape)) * dtype.itemsize

@@ -30,8 +30,8 @@ from lla_jax.landscape.jobs import Job
 from lla_jax.landscape.means import Means
 from lla_jax.landscape.tasks import Policy, Task
 from lla_jax.paths.curves import Curve, line, stack_states
+from lla_jax.paths.host_trees import are_equal, has_floats
 from lla_jax.paths.losses import along_curves, peaks
-from lla_jax.paths.losses.at_trees import has_floats
 from lla_jax.paths.losses.paired_errors import Contrast, contrast_errors
 
 APART = 10.0  # standard errors by which an end's loss under its own statistics may be off
@@ -226,10 +226,10 @@ def _check_curve(loss: Loss, a: PyTree, b: PyTree, state_b: PyTree, curve: Any) 
     straight = line(a, b)
     if curve is not None and not isinstance(curve, Curve):
         raise misuse("curve", curve, "None for the straight line, or a curve, such as lla.paths.connect returns")
-    if curve is None and _equal(*straight.ends):
+    if curve is None and are_equal(*straight.ends):
         raise Misuse("b", "equals a in every parameter, so that there is nothing between them; pass another solution")
     for name, end, own in zip("ab", straight.ends, straight.ends if curve is None else curve.ends, strict=True):
-        if not _equal(end, _tree.align(own, end, "curve", name)):
+        if not are_equal(end, _tree.align(own, end, "curve", name)):
             raise Misuse("curve", f"its end {name} has other parameters than {name}; pass the ends of the curve")
     states = None if curve is None else curve.states
     if state_b is not None:
@@ -244,10 +244,6 @@ def _check_curve(loss: Loss, a: PyTree, b: PyTree, state_b: PyTree, curve: Any) 
             "{'batch_stats': variables_b['batch_stats']}",
         )
     return replace(straight if curve is None else curve, states=states)
-
-
-def _equal(one: PyTree, two: PyTree) -> bool:
-    return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(two)))
 
 
 def _compute_refined(

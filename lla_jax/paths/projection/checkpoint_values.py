@@ -13,7 +13,8 @@ from lla_jax.core.arguments import Misuse, misuse, warn_caller
 from lla_jax.core.types import Directions, Loss, PyTree
 from lla_jax.execution.progress import Progress, report_part
 from lla_jax.landscape.means import Means
-from lla_jax.paths.losses.at_trees import has_floats, losses_at
+from lla_jax.paths.host_trees import has_floats
+from lla_jax.paths.losses.at_trees import losses_at
 from lla_jax.paths.losses.in_plane import losses_in_plane
 from lla_jax.paths.projection.curvatures import Asked, curvatures_along
 from lla_jax.paths.projection.projections import PROJECTED, Projection

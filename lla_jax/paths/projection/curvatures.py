@@ -14,7 +14,7 @@ from lla_jax.core.interrupts import check_interrupt
 from lla_jax.core.types import Execution, Loss
 from lla_jax.curvature import eigen, estimates, operators
 from lla_jax.execution.progress import Progress
-from lla_jax.paths.losses.at_trees import has_floats
+from lla_jax.paths.host_trees import has_floats
 from lla_jax.paths.trajectories import Trajectory
 
 ENDS: dict[str, Literal["largest", "smallest"]] = {"lambda_max": "largest", "lambda_min": "smallest"}

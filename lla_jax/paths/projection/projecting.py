@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict, Unpack, overload
 
-import jax
-import numpy as np
-
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse, check_functions, misuse
 from lla_jax.core.data import Stream, as_arrays, check_extra
@@ -19,7 +16,7 @@ from lla_jax.directions import centres
 from lla_jax.directions.checks import check_axes
 from lla_jax.execution.progress import AskedProgress, check_on_partial, takes_progress
 from lla_jax.landscape.tasks import Policy
-from lla_jax.paths.losses.at_trees import has_floats
+from lla_jax.paths.host_trees import has_floats, size_of, unstack
 from lla_jax.paths.projection import checkpoint_values
 from lla_jax.paths.projection.blocks import Blocks, is_curve, leaves_of, runs_of
 from lla_jax.paths.projection.curvatures import Asked, check_curvature
@@ -206,12 +203,11 @@ def _check_states(loss: Any, path: Any, runs: Sequence[Trajectory], batch_stats:
 
 
 def _recipe(axes: Directions, params: PyTree, loss: Any, data: Any, options: Mapping[str, Any], asked: Asked) -> Recipe:
-    size = sum(map(np.size, jax.tree.leaves(params)))
     recipe = Recipe(
         kind="projection",
         rule="add",
         directions=dict(axes.recipe) | {"contents": recipes.fingerprint(axes.tree)},
-        params={"fingerprint": recipes.fingerprint(params), "size": size},
+        params={"fingerprint": recipes.fingerprint(params), "size": size_of(params)},
         versions=recipes.versions(),
         complete=False,
     )
@@ -243,8 +239,7 @@ def _locate(run: Trajectory, frame: Frame, recipe: Recipe) -> Projection:
 
 def _marks(curve: Any, run: Trajectory, frame: Frame) -> list[Any]:
     """[name, coordinates] of each control point of a curve."""
-    num = len(jax.tree.leaves(curve.points)[0])
-    trees = [jax.tree.map(lambda x, k=k: np.asarray(x)[k], curve.points) for k in range(num)]
-    names = ["A", *[f"P{k}" for k in range(1, num - 1)], "B"]
+    trees = unstack(curve.points)
+    names = ["A", *[f"P{k}" for k in range(1, len(trees) - 1)], "B"]
     coords, _ = coordinates(frame, Blocks([replace(from_trees(trees, "path"), like=run.like)]))
     return [[name, at.tolist()] for name, at in zip(names, coords, strict=True)]

@@ -18,6 +18,7 @@ from lla_jax.core import losses
 from lla_jax.core.losses import Block
 from lla_jax.core.types import Loss, PyTree
 from lla_jax.execution import plans
+from lla_jax.paths.host_trees import has_floats
 
 
 def has_statistics(loss: Loss) -> bool:
@@ -26,7 +27,7 @@ def has_statistics(loss: Loss) -> bool:
     Such a loss is trained in train mode, ``apply(..., train=True)``; without a state both modes are the same, since
     noise follows from the loss's key.
     """
-    return any(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in jax.tree.leaves(loss.state))
+    return has_floats(loss.state)
 
 
 def with_fresh_noise(loss: Loss, step: Any) -> Loss:

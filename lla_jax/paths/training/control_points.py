@@ -26,6 +26,7 @@ from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_integer, check_number, warn_caller
 from lla_jax.core.recipes import Differs
 from lla_jax.core.types import Loss, PyTree, Select
+from lla_jax.paths.host_trees import distance
 from lla_jax.paths.training import bases
 from lla_jax.paths.training.assembly import Training
 from lla_jax.paths.training.batch_slopes import slope, with_fresh_noise
@@ -246,7 +247,7 @@ class Fit:
             return
         seen, self.pending = jax.device_get(self.pending), None
         if not self.losses:  # of one step, since the first call takes no more
-            self.moved = _distance(self.start, self.free)
+            self.moved = distance(self.start, self.free)
         self.ts += [self._t(self.step + i) for i in range(int(seen.done))]
         self.losses += np.asarray(seen.losses[: seen.done], np.float64).tolist()
         self.failed = not bool(seen.good)
@@ -295,7 +296,7 @@ class Fit:
             text = f"{training.keeper.path} holds {step} steps, and {training.steps} are asked for; ask for as many"
             raise Differs("store", change, f"{text}, or pass another folder", training.keeper.path)
         self._advance(training.batches.from_step(0), 1)
-        now = [self.losses[0], self.ts[0], _distance(self.start, self.free)]
+        now = [self.losses[0], self.ts[0], distance(self.start, self.free)]
         for name, x, y, rtol in zip(("loss", "t", "distance"), then, now, (SAME_LOSS, SAME_LOSS, SAME_MOVE)):
             if not recipes.is_close(float(x), float(y), rtol, 0.0):
                 what = {"loss": "its loss", "t": "its t", "distance": "the distance that it moves"}[name]
@@ -343,14 +344,6 @@ def start_of(
         for (x, y), d, leaf in zip(ends, aside, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, stacked)
-
-
-def _distance(one: PyTree, two: PyTree) -> float:
-    """|two - one| in float64."""
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
-    return float(
-        np.sqrt(sum(np.sum(np.square(np.asarray(y, np.float64) - np.asarray(x, np.float64))) for x, y in pairs))
-    )
 
 
 def check_displacement(value: Any) -> float:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
 from lla_jax.core import precision
 from lla_jax.core import tree as _tree
@@ -15,6 +14,7 @@ from lla_jax.core.arguments import Misuse, misuse
 from lla_jax.core.losses import as_loss
 from lla_jax.core.types import Loss, PyTree
 from lla_jax.paths.curves import stack_points, stack_states
+from lla_jax.paths.host_trees import distance, size_of, unstack
 from lla_jax.paths.training.batch_slopes import has_statistics
 
 
@@ -39,7 +39,7 @@ class Ends:
     @property
     def size(self) -> int:
         """Number of parameters."""
-        return sum(int(np.size(x)) for x in jax.tree.leaves(self.a))
+        return size_of(self.a)
 
 
 def join(loss: Loss | Callable[..., Any], a: PyTree, b: PyTree, state_b: PyTree = None) -> Ends:
@@ -57,16 +57,15 @@ def join(loss: Loss | Callable[..., Any], a: PyTree, b: PyTree, state_b: PyTree 
     loss = as_loss(loss)
     stacked = stack_points([a, b], ["a", "b"])
     states = join_states(loss, state_b)
-    a, b = (jax.tree.map(lambda x, i=i: x[i], stacked) for i in (0, 1))
-    squares = [np.sum(np.square(np.asarray(y, np.float64) - np.asarray(x, np.float64))) for x, y in _pairs(a, b)]
-    distance = float(np.sqrt(sum(squares)))
-    if distance == 0:
+    a, b = unstack(stacked)
+    apart = distance(a, b)
+    if apart == 0:
         raise Misuse("b", "equals a, so that there is no way between them; pass another solution")
     wide_loss, _ = precision.at_least_single(loss, a)
     a, b = precision.widen(a), precision.widen(b)
     if wide_loss is not loss:
         states = precision.widen(states)
-    return Ends(wide_loss, a, b, states, distance)
+    return Ends(wide_loss, a, b, states, apart)
 
 
 def join_states(loss: Loss, state_b: PyTree) -> PyTree:
@@ -87,7 +86,3 @@ def join_states(loss: Loss, state_b: PyTree) -> PyTree:
             "b has its own: pass that of b's own loss, loss_b.state, or of flax state_b=variables_b['batch_stats']",
         )
     return stack_states(loss.state, loss.state if state_b is None else state_b, ("loss.state", "state_b"))
-
-
-def _pairs(a: PyTree, b: PyTree) -> list[tuple[Any, Any]]:
-    return list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
