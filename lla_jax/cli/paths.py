@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,22 +10,23 @@ import jax
 
 from lla_jax import paths
 from lla_jax.cli import stores
+from lla_jax.cli.checkpoints import read_path
 from lla_jax.cli.drawing import choose_scale, film_of, print_numbers
 from lla_jax.cli.environment import make_execution
 from lla_jax.cli.errors import REMEDY
 from lla_jax.cli.options import Mistake, PathOptions
-from lla_jax.cli.settings import path_settings, plane_points
-from lla_jax.cli.terminal import bar, print_message, print_note, print_results
+from lla_jax.cli.planes import compute_plane
+from lla_jax.cli.settings import path_settings, plane_points, scale
+from lla_jax.cli.terminal import bar, print_message, print_results
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.recipes import Differs
-from lla_jax.core.types import Directions, Loss, Problem, is_path
-from lla_jax.landscape.evaluation import evaluate
+from lla_jax.core.types import Directions, Loss, Problem
 from lla_jax.output import kept, path_words, plotting, storage
 from lla_jax.output.plotting import film_files
-from lla_jax.paths.host_trees import are_equal, has_floats
+from lla_jax.paths.host_trees import has_floats
 from lla_jax.paths.projection.projections import Projection
-from lla_jax.paths.trajectories import Trajectory, given
+from lla_jax.paths.trajectories import Trajectory
 
 SEEN, PARTIAL, PLANE = "seen.npz", "seen.partial.npz", "plane.npz"
 RESULTS = (
@@ -50,28 +49,11 @@ def show(problem: Problem, options: PathOptions) -> None:
             (out / name).unlink(missing_ok=True)
     seen = _project(problem, loss, path, axes, options)
     files = [storage.save(axes, out / "axes.npz"), storage.save(seen, out / SEEN)]
-    files += _write(axes, seen, out)
+    words = path_words.describe_path(axes, seen), path_words.plain_path(axes, seen)
+    files += path_words.write(out / "path", *words)
     print((out / "path.txt").read_text(encoding="utf-8"))
-    try:
-        with bar("plane") as progress:
-            plane = evaluate(
-                loss,
-                path[-1],
-                problem.data,
-                axes,
-                paths.grid_around(seen, options.margin, plane_points(options)),
-                batch_size=options.batch_size,
-                batch_stats=options.batch_stats,
-                metrics=dict(problem.metrics),
-                extra_data=dict(problem.extra_data),
-                execution=make_execution(options),
-                progress=progress,
-                store=out,
-            )
-    except KeyboardInterrupt:
-        stores.report_interruption(out, chosen, options.problem)
-        raise
-    stores.write_settings(out, chosen, options.problem)
+    grid = paths.grid_around(seen, options.margin, plane_points(options))
+    plane = compute_plane(replace(problem, loss=loss), path[-1], axes, grid, options.batch_stats, options, chosen)
     files.append(storage.save(plane, out / PLANE))
     print_numbers(plane)
     print_results(files)
@@ -84,79 +66,6 @@ def _check_film(options: PathOptions) -> None:
         film_files.check_target(film_of(options.out, options.film))
     except Misuse as error:
         raise Mistake(f"--film: {options.film} given; {error.text.partition(', but ')[2] or error.text}") from error
-
-
-# --- the checkpoints
-
-
-def read_path(problem: Problem, options: PathOptions) -> Trajectory:
-    """The path: the files of --checkpoints, or the checkpoints of the problem with its parameters as the last one."""
-    _tree.check_real(problem.params, "Problem.params")
-    if options.checkpoints:
-        remedy = "use --batch-stats reestimate or batch"
-        return _read_files(problem, options.checkpoints, options.batch_stats == "frozen", remedy)
-    if is_path(problem.checkpoints):
-        return paths.as_trajectory(problem.checkpoints)
-    if not problem.checkpoints:
-        raise Mistake(
-            "--checkpoints: not given, and Problem.checkpoints is empty; name the files of the training, such as "
-            "--checkpoints 'ckpt/*.npz', or set checkpoints in the factory"
-        )
-    check_checkpoints(problem)
-    trees = [*problem.checkpoints, problem.params]
-    states = [*problem.states, getattr(problem.loss, "state", None)] if problem.states else None
-    if are_equal(*trees[-2:]):
-        print_note("the last of Problem.checkpoints and Problem.params are the same network, which is shown once")
-        del trees[-2], (states or [None, None])[-2]
-    return given(trees, states)
-
-
-def check_checkpoints(problem: Problem) -> None:
-    """Refuse checkpoints of another network than the parameters, and states that the loss does not have."""
-    state = getattr(problem.loss, "state", None)
-    for i, tree in enumerate(problem.checkpoints):
-        name = f"Problem.checkpoints[{i}]"
-        _tree.check_real(tree, name)
-        _tree.align(tree, problem.params, name, "Problem.params")
-    for i, each in enumerate(problem.states):
-        _tree.align(each, state, f"Problem.states[{i}]", "the state of the loss")
-
-
-def _read_files(problem: Problem, files: Sequence[str], with_state: bool, remedy: str) -> Trajectory:
-    """The checkpoints in files, by the problem's own reader if it has one.
-
-    Args:
-      problem: the user's.
-      files: paths and patterns.
-      with_state: whether they must hold the state of the loss, if that has floats.
-      remedy: what to do where they do not.
-    """
-    if problem.read is not None:
-        try:
-            return paths.as_trajectory(problem.read(list(files)), "files")
-        except ValueError as error:
-            folder = next((file for file in files if Path(file).is_dir()), None)
-            hint = f"; to name all files in a folder, pass a pattern such as '{folder}/*.pth'" if folder else ""
-            raise Misuse("files", f"{str(error).removeprefix('files: ')}{hint}") from error
-    state = getattr(problem.loss, "state", None)
-    if not (with_state and has_floats(state)):
-        return paths.from_checkpoints(list(files), problem.params)
-    try:
-        return paths.from_checkpoints(list(files), problem.params, state_like=state)
-    except Misuse as error:
-        try:
-            paths.from_checkpoints(list(files), problem.params)
-        except Misuse:
-            raise error from None  # it is not the state that is wrong
-        raise Misuse("files", f"the state of the loss (BatchNorm) is not in them: {error.text}; {remedy}") from error
-
-
-def read_one(problem: Problem, file: Path) -> tuple[Any, Any]:
-    """(parameters, state or None) of the only checkpoint in a file or folder."""
-    path = _read_files(problem, [str(file)], True, "name a file that has it, as the loss needs that of both ends")
-    if len(path) != 1:
-        raise Mistake(f"--checkpoint: {file} given, which holds {len(path)} checkpoints; name the file of one of them")
-    return path[0], path.state(0)
 
 
 def _loss_of_last(problem: Problem, path: Trajectory, options: PathOptions) -> Any:
@@ -242,18 +151,10 @@ def _project(problem: Problem, loss: Any, path: Trajectory, axes: Directions, op
     return seen
 
 
-def _write(axes: Directions, seen: Projection, out: Path) -> list[Path]:
-    """Write path.txt and path.json, and return their paths."""
-    text, data = out / "path.txt", out / "path.json"
-    text.write_text(path_words.describe_path(axes, seen) + "\n", encoding="utf-8")
-    data.write_text(json.dumps(path_words.plain_path(axes, seen), indent=1) + "\n", encoding="utf-8")
-    return [text, data]
-
-
 def _draw(axes: Directions, seen: Projection, plane: Any, options: PathOptions) -> list[Path]:
     """Draw the path, its shares and its film."""
     out = options.out
-    look: dict[str, Any] = {"log": choose_scale(plane, options), "cap": options.cap}
+    look: dict[str, Any] = {"log": choose_scale(plane, cap=options.cap, log=scale(options)), "cap": options.cap}
     files = [out / "trajectory.png", out / "explained-variance.png"]
     plotting.trajectory(plane, seen, **look).savefig(files[0])
     plotting.explained_variance(axes).savefig(files[1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -241,3 +243,17 @@ def _has_state(recipe: Mapping[str, Any]) -> bool:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def write(stem: Path, text: str, plain: Mapping[str, Any]) -> list[Path]:
+    """Write a description and its numbers, and return the paths.
+
+    Args:
+      stem: the path without an ending: ``folder / "path"`` gives path.txt and path.json.
+      text: the description.
+      plain: the numbers as plain data.
+    """
+    files = [stem.with_suffix(".txt"), stem.with_suffix(".json")]
+    files[0].write_text(text + "\n", encoding="utf-8")
+    files[1].write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    return files

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lla_jax as lla
-from lla_jax.cli import drawing, paths
+from lla_jax.cli import drawing, paths, planes
 from lla_jax.output.plotting import film_files
 from tests.cli.cases import run
 from tests.cli.path_cases import MODULE, W, history, losses, stopping
@@ -69,7 +69,7 @@ def test_an_interrupted_path_goes_on_with_the_same_command(module, capsys, monke
         assert history(*command, factory="normed") == 130
     assert "the losses so far are kept in r/seen.partial.npz" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr(paths, "bar", stopping("plane", 1))
+        patch.setattr(planes, "bar", stopping("plane", 1))
         assert history(*command, factory="normed") == 130
     assert "points are kept in r; the same command continues it" in capsys.readouterr().err
     assert not (module / "r/seen.partial.npz").exists()

@@ -22,7 +22,7 @@ from lla_jax.output.plotting.figures import new_figure
 from lla_jax.output.plotting.planes import picture
 from lla_jax.output.plotting.reading import Plane
 from lla_jax.output.plotting.scales import Levels
-from lla_jax.output.plotting.trajectories import curve as draw_curve
+from lla_jax.output.plotting.trajectories import draw_curve
 from lla_jax.paths.curves import Curve
 from lla_jax.paths.losses.barriers import Barrier
 

@@ -169,8 +169,8 @@ def draw_losses(ax: Axes, runs: Sequence[Run], log: bool) -> None:
             continue
         if np.isfinite(run.recorded).any():
             ax.plot(run.steps, run.recorded, color="0.55", linewidth=0.7, label="recorded in training", zorder=1)
-        curve(ax, run.steps, run.loss, run.error, pair[0], "-")
-        curve(ax, run.steps, run.projected, run.projected_error, pair[1], "--")
+        draw_curve(ax, run.steps, run.loss, run.error, pair[0], "-")
+        draw_curve(ax, run.steps, run.projected, run.projected_error, pair[1], "--")
     if known:
         pair = style.COLOURS[:2] if len(runs) == 1 else ["0.4"] * 2
         for label, colour, dash in zip(("loss of the checkpoint", "loss of its projection"), pair, ["-", "--"]):
@@ -188,7 +188,9 @@ def draw_losses(ax: Axes, runs: Sequence[Run], log: bool) -> None:
     ax.yaxis.get_offset_text().set_fontsize(style.SMALL)
 
 
-def curve(ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, colour: str, dash: str, label: str = "") -> None:
+def draw_curve(
+    ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, colour: str, dash: str, label: str = ""
+) -> None:
     """Draw a curve with the band of +- 1 standard error, where it has errors; nothing where no value is known."""
     if not np.isfinite(y).any():
         return

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from lla_jax.core import recipes
-from lla_jax.core.recipes import Differs
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.paths.bands.climbing import Climb, start_climb
 from lla_jax.paths.bands.steps import Band
@@ -154,11 +153,4 @@ def check_first_loss(training: Training, kept: State, now: float) -> None:
     then = kept.losses[0]
     if not recipes.is_close(then, now, SAME_LOSS, 0.0):
         text = f"its loss: {then:.6g} -> {now:.6g}"
-        raise Differs(
-            "store",
-            {"first step": text},
-            f"the training in {training.keeper.path} is another one, since its first step differs ({text}); the loss "
-            "and the order of the data (of a loader: without shuffling of its own) must be the same: repeat those it "
-            "was made with, or pass another folder",
-            training.keeper.path,
-        )
+        raise training.keeper.other_training(text, "the loss")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import uuid
 from collections.abc import Mapping
 from functools import partial
@@ -129,7 +128,7 @@ class Recorder:
         if (before := _described(self._folder)) is not None:
             other = f"those in {_files.show_path(self._folder)}, of another network; record this one in another folder"
             _check_same(before, about, other)
-        _remove_torn(self._folder)
+        _files.remove_torn(self._folder, "step")
         later = [file for number, file in step_files.list_steps(self._folder).items() if number >= step]
         if later:
             aside = _move_aside(self._folder, later)
@@ -354,14 +353,6 @@ def _move_aside(folder: Path, files: list[Path]) -> Path:
     for file in files:
         os.replace(file, aside / file.name)
     return aside
-
-
-def _remove_torn(folder: Path) -> None:
-    """Remove what kills left of files that were being written."""
-    for file in folder.glob(".step-*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - file.stat().st_mtime > _files.OLD_S:
-                file.unlink()
 
 
 # --- checks

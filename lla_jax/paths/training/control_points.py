@@ -301,14 +301,7 @@ class Fit:
             if not recipes.is_close(float(x), float(y), rtol, 0.0):
                 what = {"loss": "its loss", "t": "its t", "distance": "the distance that it moves"}[name]
                 text = f"{what}: {x:.6g} -> {y:.6g}"
-                raise Differs(
-                    "store",
-                    {"first step": text},
-                    f"the training in {training.keeper.path} is another one, since its first step differs ({text}); "
-                    "the loss, the optimizer and the order of the data (of a loader: without shuffling of its own) "
-                    "must be the same: repeat those it was made with, or pass another folder",
-                    training.keeper.path,
-                )
+                raise keeper.other_training(text, "the loss, the optimizer")
         self.free, self.memory, self.failed = free, memory, failed
         self.losses, self.ts, self.moved = losses.tolist(), ts.tolist(), then[2]
 

@@ -5,9 +5,7 @@ training.npz   the recipe of the training, how far it is, and all its arrays; wr
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +16,12 @@ import numpy as np
 
 from lla_jax.core import files, recipes
 from lla_jax.core.arguments import Misuse
+from lla_jax.core.recipes import Differs
 from lla_jax.core.types import PyTree, Recipe
+from lla_jax.paths.files.containers import to_array
+from lla_jax.paths.host_trees import is_key
 
 FILE = "training.npz"
-OLD_S = 60.0  # a temporary file of this age was left by a process that was killed
 ANEW = "pass another folder"
 
 
@@ -58,10 +58,7 @@ class Keeper:
                 files.try_to_write(folder)
             except OSError as error:
                 raise files.explain("store", folder, "cannot be written to", error, "pass a folder that can") from error
-        for left in folder.glob(f".{self.path.stem}-*.tmp"):
-            with contextlib.suppress(OSError):
-                if time.time() - left.stat().st_mtime > OLD_S:
-                    left.unlink()
+        files.remove_torn(folder, self.path.stem)
 
     def load(self, recipe: Recipe, names: tuple[str, ...]) -> Kept | None:
         """What is in the folder; None if nothing is.
@@ -96,6 +93,22 @@ class Keeper:
         text = f"{self.path} is damaged, or not what lla_jax wrote ({reason[:300]})"
         return Misuse("store", f"{text}; remove it and repeat the call, which trains anew, or {ANEW}", self.path)
 
+    def other_training(self, text: str, what: str) -> Differs:
+        """Make (not raise) the error for a store whose first step, repeated, is another: functions have no names.
+
+        Args:
+          text: what differs, then and now.
+          what: what may be the cause, in words.
+        """
+        return Differs(
+            "store",
+            {"first step": text},
+            f"the training in {self.path} is another one, since its first step differs ({text}); {what} and the order "
+            "of the data (of a loader: without shuffling of its own) must be the same: repeat those it was made with, "
+            f"or {ANEW}",
+            self.path,
+        )
+
     def save(self, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Replace the file in one step; an OSError says that the file of before is still there."""
         if self.path is None:
@@ -109,12 +122,7 @@ class Keeper:
 
 def to_arrays(name: str, tree: PyTree) -> dict[str, np.ndarray]:
     """The leaves of a tree as arrays by name and number, "name 0", ...; keys as their data."""
-    return {f"{name} {i}": _to_array(x) for i, x in enumerate(jax.tree.leaves(tree))}
-
-
-def _to_array(leaf: Any) -> np.ndarray:
-    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    return {f"{name} {i}": to_array(x) for i, x in enumerate(jax.tree.leaves(tree))}
 
 
 def from_arrays(name: str, arrays: Mapping[str, np.ndarray], like: PyTree) -> PyTree:
@@ -128,7 +136,7 @@ def from_arrays(name: str, arrays: Mapping[str, np.ndarray], like: PyTree) -> Py
 
 
 def _from_array(name: str, arrays: Mapping[str, np.ndarray], like: Any) -> Any:
-    reference = _to_array(like)
+    reference = to_array(like)
     array = arrays.get(name)
     if array is None or array.shape != reference.shape or array.dtype.itemsize != reference.dtype.itemsize:
         found = "missing" if array is None else f"of {array.dtype} {array.shape}"
@@ -136,6 +144,6 @@ def _from_array(name: str, arrays: Mapping[str, np.ndarray], like: Any) -> Any:
     array = array.view(reference.dtype) if array.dtype.kind == "V" else array  # numpy does not know bfloat16
     if array.dtype != reference.dtype:
         raise ValueError(f"its entry {name!r} is of {array.dtype}, and must be of {reference.dtype}")
-    if isinstance(like, jax.Array) and jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+    if is_key(like):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
     return jnp.asarray(array)
