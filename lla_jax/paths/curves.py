@@ -20,6 +20,7 @@ from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
 from lla_jax.core.refusals import no_array
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import SAVED, PyTree, Recipe
+from lla_jax.paths.end_states import stack_states
 from lla_jax.paths.host_trees import align_exactly, check_finite, stack, to_host, unstack
 from lla_jax.paths.trajectories import Trajectory, given
 
@@ -271,36 +272,6 @@ def stack_points(points: Any, names: Sequence[str]) -> PyTree:
       Misuse: a tree has another structure, other shapes or other types than the first, or is not finite; by its name.
     """
     return stack([align_exactly(point, points[0], name, names[0]) for point, name in zip(points, names, strict=True)])
-
-
-def stack_states(state_a: PyTree, state_b: PyTree, names: tuple[str, str] = ("state_a", "state_b")) -> PyTree:
-    """The states of both ends, stacked on the host; None where neither has leaves. ``names`` are those for errors.
-
-    Raises:
-      Misuse: one is missing, has another structure, or is not finite, by its name.
-    """
-    one, two = (jax.tree.leaves(state) for state in (state_a, state_b))
-    if not one and not two:
-        return None
-    if not one or not two:
-        name, other = names if not one else names[::-1]
-        raise Misuse(name, f"none given, and {other} is; give both, each the state that its end was trained with")
-    state_b = _unwrap(state_b, state_a)
-    for name, state in zip(names, (state_a, state_b), strict=True):
-        check_finite(state, name, "pass another state")
-    state_b = _tree.align(state_b, state_a, *names[::-1])
-    return stack([state_a, state_b])
-
-
-def _unwrap(state: PyTree, like: PyTree) -> PyTree:
-    """The state in a dict of all variables, or that of a single collection, as flax has them; any other as it is."""
-    if not isinstance(like, Mapping) or not isinstance(state, Mapping):
-        return state
-    if set(like) < set(state):
-        return {name: state[name] for name in like}
-    if len(like) == 1 and not set(like) & set(state):
-        return dict.fromkeys(like, state)
-    return state
 
 
 @explained

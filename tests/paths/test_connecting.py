@@ -141,7 +141,7 @@ def test_batch_statistics_are_those_of_each_end_and_the_second_is_asked_for():
     given = {"key": KEY, "steps": 2, "batch_size": 8}
     curve = lla.paths.connect(loss, a, b, DATA, state_b={"mean": np.ones(3, np.float32)}, **given)
     np.testing.assert_array_equal(curve.states["mean"], [[0] * 3, [1] * 3])
-    with pytest.raises(ValueError, match=r"state_b: not given, and the loss has a state \(mean, ...\)"):
+    with pytest.raises(ValueError, match=r"state_b: none given, and the loss has a state of floats \(mean, ..."):
         lla.paths.connect(loss, a, b, DATA, **given)
     with pytest.raises(ValueError, match=r"state_b: .* the loss has no state"):
         connect(state_b={"mean": np.ones(3)})

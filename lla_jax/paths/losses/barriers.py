@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import numpy as np
 
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import MissingEntry, Misuse, check_integer, is_integer, misuse, warn_caller
 from lla_jax.core.data import Stream
-from lla_jax.core.interrupts import check_interrupt, deferred_interrupts
+from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.losses import as_loss
 from lla_jax.core.refusals import no_array
 from lla_jax.core.signatures import explained
@@ -24,14 +23,16 @@ from lla_jax.core.text import pm
 from lla_jax.core.types import SAVED, Batch, Execution, Loss, PyTree, Recipe
 from lla_jax.execution.plans import Plan
 from lla_jax.execution.progress import AskedProgress, Progress, takes_progress
-from lla_jax.landscape import jobs, planning
+from lla_jax.landscape import planning
 from lla_jax.landscape import points as _points
 from lla_jax.landscape.jobs import Job
 from lla_jax.landscape.means import Means
 from lla_jax.landscape.tasks import Policy, Task
-from lla_jax.paths.curves import Curve, line, stack_states
+from lla_jax.paths.curves import Curve, line
+from lla_jax.paths.end_states import states_of_ends
 from lla_jax.paths.host_trees import are_equal, has_floats
 from lla_jax.paths.losses import along_curves, peaks
+from lla_jax.paths.losses.groups import means_in_groups
 from lla_jax.paths.losses.paired_errors import Contrast, contrast_errors
 
 APART = 10.0  # standard errors by which an end's loss under its own statistics may be off
@@ -232,17 +233,8 @@ def _check_curve(loss: Loss, a: PyTree, b: PyTree, state_b: PyTree, curve: Any) 
         if not are_equal(end, _tree.align(own, end, "curve", name)):
             raise Misuse("curve", f"its end {name} has other parameters than {name}; pass the ends of the curve")
     states = None if curve is None else curve.states
-    if state_b is not None:
-        if not jax.tree.leaves(loss.state):
-            raise Misuse("state_b", "given, and the loss has no state; leave it out, or give the loss that of a")
-        states = stack_states(loss.state, state_b, ("loss.state", "state_b"))
-    elif states is None and has_floats(loss.state):
-        raise Misuse(
-            "state_b",
-            "none given, and the loss has a state of floats (running averages, such as BatchNorm's), which is that of "
-            "a; pass the one that b was trained with: the state of b's own loss, loss_b.state, or of flax state_b="
-            "{'batch_stats': variables_b['batch_stats']}",
-        )
+    if state_b is not None or (states is None and has_floats(loss.state)):
+        states = states_of_ends(loss, state_b)
     return replace(straight if curve is None else curve, states=states)
 
 
@@ -253,7 +245,7 @@ def _compute_refined(
     known, table, smooth = np.zeros(0), Means({}, {}), {prefix + "loss" for prefix in job.task.sets}
     new, count = coords, 0
     while len(new):
-        means, plan = _compute(job, plan, new, len(known), progress)
+        means, plan = means_in_groups(job, plan, new[:, None], _after(progress, len(known), len(new)))
         order = np.argsort(np.concatenate([known, new]), kind="stable")
         known = np.concatenate([known, new])[order]
         table = Means(
@@ -264,22 +256,13 @@ def _compute_refined(
     return known, table, plan
 
 
+def _after(progress: Progress | None, done: int, num: int) -> Progress | None:
+    """The progress of ``num`` points after those that are done; the total grows with the rounds."""
+    return None if progress is None else lambda now, _: progress(done + now, done + num)
+
+
 def _join(old: Mapping[str, np.ndarray], new: np.ndarray, name: str) -> np.ndarray:
     return np.concatenate([old[name], new]) if name in old else new
-
-
-def _compute(job: Job, plan: Plan, coords: np.ndarray, done: int, progress: Progress | None) -> tuple[Means, Plan]:
-    """The means at points t (n,), group by group as for a landscape."""
-    table, lo, num = Means({}, {}), 0, len(coords)
-    while lo < num:
-        check_interrupt()
-        hi = min(lo + jobs.group_size(job, plan), num)
-        means, plan = _points.compute_means(job, plan, coords[lo:hi, None])
-        table.put(means, slice(lo, hi), num)
-        lo = hi
-        if progress is not None:
-            progress(done + hi, done + num)
-    return table, plan
 
 
 def _heights(job: Job, plan: Plan, coords: np.ndarray, means: Means) -> dict[str, Height]:

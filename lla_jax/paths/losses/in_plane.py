@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from lla_jax.core.interrupts import check_interrupt
 from lla_jax.core.static import static
 from lla_jax.core.types import Directions, PyTree
-from lla_jax.execution.progress import Progress, report_part
-from lla_jax.landscape import jobs, planning, points
+from lla_jax.execution.progress import Progress
+from lla_jax.landscape import jobs, planning
 from lla_jax.landscape.means import Means
 from lla_jax.landscape.rules import Rule, add
 from lla_jax.landscape.tasks import Task
+from lla_jax.paths.losses.groups import means_in_groups
 
 
 def losses_in_plane(
@@ -25,7 +25,7 @@ def losses_in_plane(
     coords: np.ndarray,
     *,
     progress: Progress | None = None,
-    on_partial: Callable[[Means], None] = lambda means: None,
+    on_partial: Callable[[Means], None] | None = None,
     **options: Any,
 ) -> Means:
     """The loss and the metrics at params + sum_i c_i d_i, as ``lla.evaluate`` computes them at these coordinates.
@@ -53,17 +53,4 @@ def losses_in_plane(
     task = Task(loss, data, rule, point_metrics=None, key=None, **options)
     job = jobs.set_axes(jobs.prepare(task, params, (index,)), axes)
     plan, *_ = planning.choose_plan(job, None)
-    size, table = jobs.group_size(job, plan), Means({}, {})
-    try:
-        for lo in range(0, num, size):
-            check_interrupt()
-            hi = min(lo + size, num)
-            means, plan = points.compute_means(job, plan, index[lo:hi, None], report_part(progress, lo, hi - lo, num))
-            table.put(means, slice(lo, hi), num)
-            if progress is not None:
-                progress(hi, num)
-    except BaseException:
-        if table.values:
-            on_partial(table)
-        raise
-    return table
+    return means_in_groups(job, plan, index[:, None], progress, on_partial)[0]

@@ -6,16 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
 from lla_jax.core import precision
-from lla_jax.core import tree as _tree
-from lla_jax.core.arguments import Misuse, misuse
+from lla_jax.core.arguments import Misuse
 from lla_jax.core.losses import as_loss
 from lla_jax.core.types import Loss, PyTree
-from lla_jax.paths.curves import stack_points, stack_states
+from lla_jax.paths.curves import stack_points
+from lla_jax.paths.end_states import states_of_ends
 from lla_jax.paths.host_trees import distance, size_of, unstack
-from lla_jax.paths.training.batch_slopes import has_statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +53,7 @@ def join(loss: Loss | Callable[..., Any], a: PyTree, b: PyTree, state_b: PyTree 
     """
     loss = as_loss(loss)
     stacked = stack_points([a, b], ["a", "b"])
-    states = join_states(loss, state_b)
+    states = states_of_ends(loss, state_b)
     a, b = unstack(stacked)
     apart = distance(a, b)
     if apart == 0:
@@ -66,23 +63,3 @@ def join(loss: Loss | Callable[..., Any], a: PyTree, b: PyTree, state_b: PyTree 
     if wide_loss is not loss:
         states = precision.widen(states)
     return Ends(wide_loss, a, b, states, apart)
-
-
-def join_states(loss: Loss, state_b: PyTree) -> PyTree:
-    """The states of both ends, a stacked tree with that of the loss first; None for a loss without state.
-
-    Raises:
-      ValueError: see ``join``.
-    """
-    if not jax.tree.leaves(loss.state):
-        if state_b is not None and jax.tree.leaves(state_b):
-            raise misuse("state_b", state_b, "left out, since the loss has no state; or give the loss a's state")
-        return None
-    if state_b is None and has_statistics(loss):
-        names = ", ".join(_tree.paths(loss.state)[:3])
-        raise Misuse(
-            "state_b",
-            f"not given, and the loss has a state ({names}, ...), which is that of a, such as BatchNorm statistics; "
-            "b has its own: pass that of b's own loss, loss_b.state, or of flax state_b=variables_b['batch_stats']",
-        )
-    return stack_states(loss.state, loss.state if state_b is None else state_b, ("loss.state", "state_b"))
